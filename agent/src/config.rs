@@ -1,0 +1,50 @@
+//! `agent.json`: everything one agent is told before it dials out.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use secrecy::SecretString;
+use serde::{Deserialize, Serialize};
+use url::Url;
+
+use crate::protocol::WireId;
+
+/// Where an agent looks for its configuration unless `--config` names another file.
+pub const DEFAULT_PATH: &str = "/etc/stagely/agent.json";
+
+/// The configuration of one agent, good for one machine. The file is written with mode 0600.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentConfig {
+    /// Core's base address, `http://…` or `https://…`; the WebSocket path is added to it.
+    pub core_url: Url,
+    /// The machine's id (`vm_…`), sent in HELLO.
+    pub agent_id: WireId,
+    /// Opens the session. Core keeps its hash only.
+    #[serde(serialize_with = "crate::protocol::expose_secret")]
+    pub token: SecretString,
+    /// Holds the spool and one folder a job. Default: `/var/lib/stagely`.
+    #[serde(default = "default_work_dir")]
+    pub work_dir: PathBuf,
+    /// The Docker engine's address (`unix:///…`). Default: what `DOCKER_HOST` or Docker's own default says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub docker_host: Option<String>,
+    /// Without contact with core for this long the agent stops its work and exits. Default: 15m.
+    #[serde(default = "default_give_up_after", with = "humantime_serde")]
+    pub give_up_after: Duration,
+    /// Time between SIGTERM and SIGKILL for the agent's child processes. Default: 10s.
+    #[serde(default = "default_kill_grace", with = "humantime_serde")]
+    pub kill_grace: Duration,
+}
+
+fn default_work_dir() -> PathBuf {
+    PathBuf::from("/var/lib/stagely")
+}
+
+const fn default_give_up_after() -> Duration {
+    Duration::from_secs(15 * 60)
+}
+
+const fn default_kill_grace() -> Duration {
+    Duration::from_secs(10)
+}

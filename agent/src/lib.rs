@@ -1,0 +1,9 @@
+//! The Stagely agent: it dials out to core, clones, builds, and reports what happened.
+//!
+//! Core uses three modules of this crate and no more: [`protocol`] (the wire), [`config`] (it
+//! writes the `agent.json` of every machine) and [`git`] (it reads `stagely.yaml` at a commit).
+
+pub mod config;
+pub mod protocol;
+
+pub mod git;
