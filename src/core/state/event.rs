@@ -1,0 +1,214 @@
+//! What comes in to the state, and what goes out of it.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use stagely_agent::protocol::{Arch, CommitSha, SystemInfo};
+
+use super::{Environment, JobKind, JobReport, MachineSize, Project, Run};
+use crate::ids::{JobId, MachineId, RunId};
+
+/// Why something was stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CancelReason {
+    /// A person or a script asked for it.
+    Requested,
+}
+
+/// Names an effect of the outbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct EffectId(pub u64);
+
+/// A job as the plan has it, before it is queued.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PlannedJob {
+    /// Its id.
+    pub id: JobId,
+    /// Unique within the run.
+    pub name: String,
+    /// The build of `stagely.yaml`.
+    pub build: String,
+    /// What it does.
+    pub kind: JobKind,
+    /// How big a machine it wants.
+    pub size: MachineSize,
+    /// Jobs of the same plan that must complete first.
+    pub needs: Vec<JobId>,
+    /// Its own limit.
+    pub timeout: Duration,
+}
+
+/// What became of reading a run's `stagely.yaml`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PlannedRun {
+    /// The commit.
+    pub commit: CommitSha,
+    /// A branch that holds it, where one is known.
+    pub branch: Option<String>,
+    /// The jobs, at least one.
+    pub jobs: Vec<PlannedJob>,
+}
+
+/// Why no machine was started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LaunchRefusal {
+    /// Nothing free at the moment: another attempt may succeed.
+    NoCapacity(String),
+    /// The provider will refuse again until its owner changes something.
+    Permanent(String),
+}
+
+/// Something that happened.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// Core started on a stored state: no agent is connected yet.
+    CoreStarted,
+    /// Time has passed; see [`State::next_deadline`](super::State::next_deadline).
+    Tick,
+    /// Somebody wants a run. Project and environment are new or known already.
+    RunRequested {
+        /// The run, `Pending`.
+        run: Box<Run>,
+        /// Its project.
+        project: Project,
+        /// Its environment.
+        environment: Environment,
+    },
+    /// The outcome of [`Effect::Plan`].
+    RunPlanned {
+        /// The run.
+        run: RunId,
+        /// The plan, or why there is none (for people, all errors at once).
+        plan: Result<PlannedRun, String>,
+    },
+    /// Somebody wants a run stopped.
+    CancelRequested {
+        /// The run.
+        run: RunId,
+        /// Why.
+        reason: CancelReason,
+    },
+    /// The provider has the machine.
+    MachineLaunched {
+        /// The machine.
+        machine: MachineId,
+    },
+    /// The provider started no machine.
+    LaunchRefused {
+        /// The machine that was asked for.
+        machine: MachineId,
+        /// Why.
+        refusal: LaunchRefusal,
+    },
+    /// The machine is gone: the outcome of [`Effect::Terminate`], or the provider says so.
+    MachineGone {
+        /// The machine.
+        machine: MachineId,
+    },
+    /// An agent said HELLO with a good token.
+    AgentConnected {
+        /// The machine.
+        machine: MachineId,
+        /// What it says about itself.
+        system_info: SystemInfo,
+        /// The jobs that it still runs, or whose end it has not been thanked for.
+        holds: Vec<JobId>,
+    },
+    /// An agent's session ended.
+    AgentDisconnected {
+        /// The machine.
+        machine: MachineId,
+    },
+    /// An agent began a job.
+    JobStarted {
+        /// The machine that says so.
+        machine: MachineId,
+        /// The job.
+        job: JobId,
+    },
+    /// An agent ended a job.
+    JobReported {
+        /// The machine that says so.
+        machine: MachineId,
+        /// The job.
+        job: JobId,
+        /// How.
+        report: JobReport,
+    },
+    /// An owner registered a machine.
+    StaticMachineAdded {
+        /// The machine.
+        machine: MachineId,
+        /// For people.
+        name: String,
+        /// Its processor.
+        arch: Arch,
+    },
+    /// An owner took a machine back. Its job goes elsewhere.
+    StaticMachineRemoved {
+        /// The machine.
+        machine: MachineId,
+    },
+    /// Retention has deleted these records.
+    Forgotten {
+        /// Runs in a final state; their jobs go with them.
+        runs: Vec<RunId>,
+        /// Machines that are terminated.
+        machines: Vec<MachineId>,
+    },
+}
+
+/// Something to be done outside. Every one may be done again after a crash.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "effect", rename_all = "snake_case")]
+pub enum Effect {
+    /// Read the run's `stagely.yaml` and answer with [`Event::RunPlanned`]. Kept in the outbox.
+    Plan {
+        /// The run.
+        run: RunId,
+    },
+    /// Ask the provider for a machine and answer with [`Event::MachineLaunched`] or
+    /// [`Event::LaunchRefused`]. Kept in the outbox.
+    Launch {
+        /// The machine.
+        machine: MachineId,
+    },
+    /// Tell the agent to end, then the provider, and answer with [`Event::MachineGone`]. Kept in the
+    /// outbox.
+    Terminate {
+        /// The machine.
+        machine: MachineId,
+    },
+    /// Give the job to the agent. Not kept: if the connection breaks before it arrives, the next
+    /// HELLO does not name the job, and it is sent again.
+    Assign {
+        /// The machine.
+        machine: MachineId,
+        /// The job.
+        job: JobId,
+    },
+    /// Tell the agent to stop the job. Not kept, for the same reason.
+    Cancel {
+        /// The machine.
+        machine: MachineId,
+        /// The job.
+        job: JobId,
+    },
+    /// End the agent's session: its machine is not ours any more. Not kept.
+    Disconnect {
+        /// The machine.
+        machine: MachineId,
+    },
+}
+
+impl Effect {
+    /// Whether the effect waits in the outbox until its outcome comes back.
+    pub const fn is_kept(&self) -> bool {
+        match self {
+            Self::Plan { .. } | Self::Launch { .. } | Self::Terminate { .. } => true,
+            Self::Assign { .. } | Self::Cancel { .. } | Self::Disconnect { .. } => false,
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! One job of a run: a build of one platform, or the merge of several.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use stagely_agent::protocol::{BuildArgs, Digest, FailureReason, ImageRef, Platform, Step};
+
+use super::{MachineSize, Timestamp};
+use crate::ids::{JobId, MachineId, RunId};
+
+/// What a job does. References are complete: nothing is computed from them later.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum JobKind {
+    /// Builds and pushes one image.
+    Build {
+        /// The platform.
+        platform: Platform,
+        /// The context, relative to the repository's root.
+        context: String,
+        /// The Dockerfile, as `stagely.yaml` names it.
+        dockerfile: String,
+        /// `--target`.
+        target: Option<String>,
+        /// Values with their variables filled in. Those that the caller of the run set himself are
+        /// not here, since they may be secret.
+        build_args: BuildArgs,
+        /// The reference that is pushed.
+        image: ImageRef,
+        /// Where layers are looked for.
+        cache_from: Vec<ImageRef>,
+        /// Where layers go.
+        cache_to: Option<ImageRef>,
+    },
+    /// Joins the images of `needs` into one index.
+    Merge {
+        /// Exactly the platforms that the index must hold.
+        platforms: Vec<Platform>,
+        /// The reference of the index.
+        image: ImageRef,
+    },
+}
+
+/// How far a job is. Attempts count from 1.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "status", rename_all = "snake_case")]
+pub enum JobState {
+    /// Waits for the jobs it needs, and for a machine.
+    Queued {
+        /// The attempt that comes next.
+        attempt: u32,
+    },
+    /// Has a machine, whose agent has not said that it began.
+    Provisioning {
+        /// The attempt.
+        attempt: u32,
+        /// The machine.
+        machine: MachineId,
+    },
+    /// The agent works on it.
+    Running {
+        /// The attempt.
+        attempt: u32,
+        /// The machine.
+        machine: MachineId,
+        /// Core ends the job itself after this moment.
+        deadline: Timestamp,
+    },
+    /// The image is pushed.
+    Completed {
+        /// Names the image; absent when a simple agent reported none.
+        digest: Option<Digest>,
+    },
+    /// It failed.
+    Failed {
+        /// Whose fault it was.
+        reason: FailureReason,
+        /// What happened, for people.
+        message: String,
+        /// The exit code of the build.
+        exit_code: Option<i32>,
+    },
+    /// It was stopped.
+    Cancelled,
+}
+
+impl JobState {
+    /// Whether nothing more happens to the job.
+    pub const fn is_final(&self) -> bool {
+        match self {
+            Self::Queued { .. } | Self::Provisioning { .. } | Self::Running { .. } => false,
+            Self::Completed { .. } | Self::Failed { .. } | Self::Cancelled => true,
+        }
+    }
+
+    /// The machine that has the job, if one has.
+    pub const fn machine(&self) -> Option<MachineId> {
+        match self {
+            Self::Provisioning { machine, .. } | Self::Running { machine, .. } => Some(*machine),
+            Self::Queued { .. }
+            | Self::Completed { .. }
+            | Self::Failed { .. }
+            | Self::Cancelled => None,
+        }
+    }
+}
+
+/// One job of a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Job {
+    /// Its id.
+    pub id: JobId,
+    /// The run.
+    pub run: RunId,
+    /// Unique within the run: `backend`, `app_arm64`, `app_merge`.
+    pub name: String,
+    /// The build of `stagely.yaml` that it comes from.
+    pub build: String,
+    /// What it does.
+    pub kind: JobKind,
+    /// How big a machine it wants.
+    pub size: MachineSize,
+    /// The jobs that must complete before it starts.
+    pub needs: Vec<JobId>,
+    /// Its own limit, enforced by the agent.
+    pub timeout: Duration,
+    /// How far it is.
+    pub state: JobState,
+    /// The attempt whose log is the job's log: the newest that was given to a machine; 0 before.
+    pub attempt: u32,
+    /// Why earlier attempts ended, oldest first.
+    pub lost_attempts: Vec<(u32, FailureReason)>,
+    /// When it was queued.
+    pub queued_at: Timestamp,
+    /// When the newest attempt began on its machine.
+    pub started_at: Option<Timestamp>,
+    /// When it reached its final state.
+    pub ended_at: Option<Timestamp>,
+    /// The steps of the build.
+    pub steps: Vec<Step>,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+}
+
+/// How an attempt ended, as its agent reports it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum JobOutcome {
+    /// The image is pushed.
+    Completed {
+        /// Its digest.
+        digest: Option<Digest>,
+    },
+    /// It failed.
+    Failed {
+        /// Whose fault it was.
+        reason: FailureReason,
+        /// What happened, for people.
+        message: String,
+        /// The exit code of the build.
+        exit_code: Option<i32>,
+    },
+    /// The agent stopped it because it was told to.
+    Cancelled,
+}
+
+/// The end of an attempt.
+#[derive(Clone, Debug, PartialEq)]
+pub struct JobReport {
+    /// How it ended.
+    pub outcome: JobOutcome,
+    /// The steps of the build.
+    pub steps: Vec<Step>,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+}

@@ -1,0 +1,99 @@
+//! One machine: launched for one job and ended after it, or registered and kept.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use stagely_agent::protocol::{Arch, SystemInfo};
+
+use super::Timestamp;
+use crate::ids::{JobId, MachineId};
+
+/// How big a machine a job wants. What that is in processors is the provider's to say.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum MachineSize {
+    /// 2 processors.
+    Small,
+    /// 4 processors.
+    #[default]
+    Medium,
+    /// 8 processors.
+    Large,
+    /// 16 processors.
+    Xlarge,
+}
+
+impl fmt::Display for MachineSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Small => "small",
+            Self::Medium => "medium",
+            Self::Large => "large",
+            Self::Xlarge => "xlarge",
+        })
+    }
+}
+
+/// Where a machine comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MachineKind {
+    /// A provider starts it for one job; it ends with the job.
+    Launched,
+    /// Its owner registered it; jobs come and go, and it is never terminated.
+    Static,
+}
+
+/// How far a machine is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "status", rename_all = "snake_case")]
+pub enum MachineState {
+    /// Recorded; the provider has not confirmed it.
+    Requested,
+    /// The provider has it; its agent has not connected.
+    Booting,
+    /// Its agent has connected and has no job.
+    Ready,
+    /// Has a job. The job may be cancelled already while its agent has yet to say that it stopped.
+    Busy {
+        /// The job.
+        job: JobId,
+    },
+    /// The provider was asked to end it.
+    Terminating,
+    /// It is gone.
+    Terminated,
+}
+
+/// One machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Machine {
+    /// Its id.
+    pub id: MachineId,
+    /// Where it comes from.
+    pub kind: MachineKind,
+    /// For people: the name its owner gave a static machine; empty for a launched one.
+    pub name: String,
+    /// Its processor.
+    pub arch: Arch,
+    /// How big it is.
+    pub size: MachineSize,
+    /// How far it is.
+    pub state: MachineState,
+    /// The job that a launched machine was requested for.
+    pub requested_for: Option<JobId>,
+    /// When its record was made.
+    pub requested_at: Timestamp,
+    /// It is terminated after this moment whatever it does; `None` for a static machine.
+    pub lease_until: Option<Timestamp>,
+    /// Whether its agent is connected.
+    pub connected: bool,
+    /// When the connection last came or went; while disconnected, the grace counts from here.
+    pub contact_at: Timestamp,
+    /// What its agent said about it.
+    pub system_info: Option<SystemInfo>,
+    /// When it was gone.
+    pub terminated_at: Option<Timestamp>,
+}

@@ -1,0 +1,82 @@
+//! Runs, jobs and machines as one value, and the one function that changes it.
+//!
+//! Pure: no I/O, no async, no clock, no randomness. Time and new ids come in with the [`Event`];
+//! what is to happen outside goes out as [`Effect`]s.
+
+mod event;
+mod job;
+mod machine;
+mod run;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use stagely_agent::protocol::Arch;
+
+use crate::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId};
+
+pub use event::{CancelReason, Effect, EffectId, Event, LaunchRefusal, PlannedJob, PlannedRun};
+pub use job::{Job, JobKind, JobOutcome, JobReport, JobState};
+pub use machine::{Machine, MachineKind, MachineSize, MachineState};
+pub use run::{Environment, Project, Run, RunState, Trigger};
+
+/// A moment, in milliseconds since the Unix epoch.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(transparent)]
+pub struct Timestamp(pub u64);
+
+impl Timestamp {
+    /// The moment `duration` after this one.
+    #[must_use]
+    pub fn after(self, duration: Duration) -> Self {
+        Self(self.0.saturating_add(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)))
+    }
+
+    /// The time from `earlier` to this moment; zero if `earlier` is later.
+    pub const fn since(self, earlier: Self) -> Duration {
+        Duration::from_millis(self.0.saturating_sub(earlier.0))
+    }
+}
+
+/// The limits that the configuration sets. Not stored: a changed configuration holds at once.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Most launched builder machines alive at once, over all projects.
+    pub max_concurrent: u32,
+    /// Attempts a job has in all.
+    pub max_attempts: u32,
+    /// From the launch to the agent's HELLO.
+    pub boot: Duration,
+    /// How long a machine may be out of contact before its job goes elsewhere.
+    pub reconnect_grace: Duration,
+    /// What core adds to a job's own limit before it ends the job itself, should the agent hang.
+    pub job_grace: Duration,
+    /// The longest life of a launched machine.
+    pub lease: Duration,
+    /// How long the planning of a run may take, over all its tries.
+    pub planning: Duration,
+    /// The arches that the provider has natively; empty when no provider launches machines.
+    pub launchable: BTreeSet<Arch>,
+}
+
+/// Everything core decides on.
+#[derive(Debug)]
+pub struct State {
+    /// From the configuration.
+    pub limits: Limits,
+    /// All projects.
+    pub projects: BTreeMap<ProjectId, Project>,
+    /// All environments.
+    pub environments: BTreeMap<EnvironmentId, Environment>,
+    /// All runs that retention has left.
+    pub runs: BTreeMap<RunId, Run>,
+    /// All jobs of these runs.
+    pub jobs: BTreeMap<JobId, Job>,
+    /// All machines that retention has left.
+    pub machines: BTreeMap<MachineId, Machine>,
+    /// Effects whose outcome has not come back.
+    pub outbox: BTreeMap<EffectId, Effect>,
+}
