@@ -5,4 +5,7 @@
 
 pub mod ids;
 
+pub mod api;
+pub mod config;
+
 pub mod core;

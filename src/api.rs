@@ -1,0 +1,506 @@
+//! The JSON of core's HTTP API, used by the server and by the client commands alike.
+//!
+//! Times are milliseconds since the Unix epoch. Unknown fields of requests are refused, so that a
+//! misspelt one does not pass in silence; clients ignore unknown fields of answers.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize};
+use stagely_agent::protocol::{
+    Arch, CommitSha, Digest, FailureReason, ImageRef, Platform, Step, Stream, SystemInfo,
+};
+use utoipa::{IntoParams, ToSchema};
+
+use crate::core::state::{CancelReason, MachineKind, MachineSize, Timestamp, Trigger};
+use crate::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId};
+
+/// The path that all of the API lies below.
+pub const BASE_PATH: &str = "/api/v1";
+
+/// What a bearer token may do. Each role may do what the ones before it may.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    ToSchema,
+    clap::ValueEnum,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Sees everything but secrets.
+    Read,
+    /// Starts and cancels runs.
+    Write,
+    /// Makes tokens and registers machines.
+    Admin,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Admin => "admin",
+        })
+    }
+}
+
+/// The body of every answer that is not a success.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ErrorBody {
+    /// A word for programs: `not_found`, `invalid_request`, `unauthorized`, `forbidden`…
+    pub code: String,
+    /// A sentence for people: what is wrong and what to do.
+    pub message: String,
+}
+
+/// `POST /runs`: what to build.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateRun {
+    /// Where to clone from: `http://…`, `https://…` or `git://…`, without credentials.
+    #[schema(example = "https://github.com/owner/repository.git")]
+    pub repository: String,
+    /// A branch, a tag or a full commit id. Default: the default branch.
+    #[serde(default, rename = "ref", skip_serializing_if = "Option::is_none")]
+    pub reference: Option<String>,
+    /// Opens the repository. Kept encrypted, and only until the run has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "expose")]
+    #[schema(value_type = Option<String>)]
+    pub clone_token: Option<SecretString>,
+    /// The project's name. Default: made of the repository's address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub project: Option<String>,
+    /// The environment's name. Default: made of the branch or tag.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub environment: Option<String>,
+    /// The builds of `stagely.yaml` to run. Default: all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub builds: Vec<String>,
+    /// Build arguments for every build, over those of `stagely.yaml`. Kept encrypted, and only until
+    /// the run has ended.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", serialize_with = "expose_all")]
+    #[schema(value_type = BTreeMap<String, String>)]
+    pub set: BTreeMap<String, SecretString>,
+}
+
+#[expect(clippy::ref_option, reason = "serde's serialize_with hands out a reference to the field")]
+fn expose<S: serde::Serializer>(secret: &Option<SecretString>, to: S) -> Result<S::Ok, S::Error> {
+    secret.as_ref().map(ExposeSecret::expose_secret).serialize(to)
+}
+
+fn expose_all<S: serde::Serializer>(
+    secrets: &BTreeMap<String, SecretString>,
+    to: S,
+) -> Result<S::Ok, S::Error> {
+    to.collect_map(secrets.iter().map(|(name, secret)| (name, secret.expose_secret())))
+}
+
+/// How far a run is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RunStatus {
+    /// Its `stagely.yaml` is being read.
+    Pending,
+    /// Its jobs wait or run.
+    Building,
+    /// Every job completed.
+    Completed,
+    /// A job failed, or the run could not be planned.
+    Failed,
+    /// It was stopped.
+    Cancelled,
+}
+
+impl RunStatus {
+    /// Whether nothing more happens to the run.
+    pub const fn is_final(self) -> bool {
+        match self {
+            Self::Pending | Self::Building => false,
+            Self::Completed | Self::Failed | Self::Cancelled => true,
+        }
+    }
+
+    /// The status as the API writes it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Building => "building",
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// A run.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct RunView {
+    /// Its id.
+    #[schema(value_type = String, example = "run_01k9x3v5c8q2m4n6p8r0s2t4v6")]
+    pub id: RunId,
+    /// How far it is.
+    pub status: RunStatus,
+    /// Why it has no jobs: every error of `stagely.yaml`, a line each.
+    pub error: Option<String>,
+    /// Why it is being, or was, stopped.
+    #[schema(value_type = Option<String>)]
+    pub cancel_reason: Option<CancelReason>,
+    /// The project's id.
+    #[schema(value_type = String)]
+    pub project_id: ProjectId,
+    /// The project's name.
+    pub project: String,
+    /// The environment's id.
+    #[schema(value_type = String)]
+    pub environment_id: EnvironmentId,
+    /// The environment's name.
+    pub environment: String,
+    /// Where it is cloned from.
+    pub repository: String,
+    /// What was asked for.
+    #[serde(rename = "ref")]
+    pub reference: Option<String>,
+    /// The commit, once it is known.
+    #[schema(value_type = Option<String>)]
+    pub commit: Option<CommitSha>,
+    /// What caused it.
+    #[schema(value_type = String)]
+    pub trigger: Trigger,
+    /// When it was asked for.
+    #[schema(value_type = u64)]
+    pub created_at: Timestamp,
+    /// When it ended.
+    #[schema(value_type = Option<u64>)]
+    pub ended_at: Option<Timestamp>,
+    /// Machines launched for it that are not gone yet.
+    pub live_machines: usize,
+    /// Its jobs, in the order of the plan. Empty in lists of runs.
+    pub jobs: Vec<JobView>,
+}
+
+/// How far a job is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum JobStatus {
+    /// Waits for other jobs or for a machine.
+    Queued,
+    /// Its machine is starting.
+    Provisioning,
+    /// Its agent works on it.
+    Running,
+    /// The image is pushed.
+    Completed,
+    /// It failed.
+    Failed,
+    /// It was stopped.
+    Cancelled,
+}
+
+impl JobStatus {
+    /// Whether nothing more happens to the job.
+    pub const fn is_final(self) -> bool {
+        match self {
+            Self::Queued | Self::Provisioning | Self::Running => false,
+            Self::Completed | Self::Failed | Self::Cancelled => true,
+        }
+    }
+
+    /// The status as the API writes it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Provisioning => "provisioning",
+            Self::Running => "running",
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// What a job does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum JobKindView {
+    /// Builds one image.
+    Build,
+    /// Joins several into an index.
+    Merge,
+}
+
+/// An attempt that came to nothing through no fault of the user's.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct LostAttempt {
+    /// Its number, from 1.
+    pub attempt: u32,
+    /// Whose fault it was.
+    #[schema(value_type = Object)]
+    pub reason: FailureReason,
+}
+
+/// A job.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct JobView {
+    /// Its id.
+    #[schema(value_type = String, example = "job_01k9x3v5c8q2m4n6p8r0s2t4v6")]
+    pub id: JobId,
+    /// Its run.
+    #[schema(value_type = String)]
+    pub run_id: RunId,
+    /// Unique within the run.
+    pub name: String,
+    /// The build of `stagely.yaml`.
+    pub build: String,
+    /// What it does.
+    pub kind: JobKindView,
+    /// The platforms of its image: one for a build, several for a merge.
+    #[schema(value_type = Vec<String>)]
+    pub platforms: Vec<Platform>,
+    /// How far it is.
+    pub status: JobStatus,
+    /// The newest attempt, from 1; 0 before the first.
+    pub attempt: u32,
+    /// Attempts that came to nothing.
+    pub lost_attempts: Vec<LostAttempt>,
+    /// The machine that has it.
+    #[schema(value_type = Option<String>)]
+    pub machine_id: Option<MachineId>,
+    /// The reference that is pushed.
+    #[schema(value_type = String)]
+    pub image: ImageRef,
+    /// The digest, once it is pushed.
+    #[schema(value_type = Option<String>)]
+    pub digest: Option<Digest>,
+    /// Whose fault a failure was.
+    #[schema(value_type = Option<Object>)]
+    pub reason: Option<FailureReason>,
+    /// What a failure was, for people.
+    pub error: Option<String>,
+    /// The exit code of the build.
+    pub exit_code: Option<i32>,
+    /// What the user should know although the job went on.
+    pub warnings: Vec<String>,
+    /// The steps of the build.
+    #[schema(value_type = Vec<Object>)]
+    pub steps: Vec<Step>,
+    /// When it was queued.
+    #[schema(value_type = u64)]
+    pub queued_at: Timestamp,
+    /// When the newest attempt began on its machine.
+    #[schema(value_type = Option<u64>)]
+    pub started_at: Option<Timestamp>,
+    /// When it ended.
+    #[schema(value_type = Option<u64>)]
+    pub ended_at: Option<Timestamp>,
+}
+
+/// How far a machine is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum MachineStatus {
+    /// Recorded; the provider has not confirmed it.
+    Requested,
+    /// Its agent has not connected.
+    Booting,
+    /// Has no job.
+    Ready,
+    /// Has a job.
+    Busy,
+    /// Is being ended.
+    Terminating,
+    /// Is gone.
+    Terminated,
+}
+
+impl MachineStatus {
+    /// The status as the API writes it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Requested => "requested",
+            Self::Booting => "booting",
+            Self::Ready => "ready",
+            Self::Busy => "busy",
+            Self::Terminating => "terminating",
+            Self::Terminated => "terminated",
+        }
+    }
+}
+
+/// A machine.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct MachineView {
+    /// Its id.
+    #[schema(value_type = String, example = "vm_01k9x3v5c8q2m4n6p8r0s2t4v6")]
+    pub id: MachineId,
+    /// Whether a provider launched it or its owner registered it.
+    #[schema(value_type = String)]
+    pub kind: MachineKind,
+    /// The name its owner gave it; empty for a launched one.
+    pub name: String,
+    /// Its processor.
+    #[schema(value_type = String)]
+    pub arch: Arch,
+    /// How big it is.
+    #[schema(value_type = String)]
+    pub size: MachineSize,
+    /// How far it is.
+    pub status: MachineStatus,
+    /// Whether its agent is connected.
+    pub connected: bool,
+    /// The job that it has, or was launched for.
+    #[schema(value_type = Option<String>)]
+    pub job_id: Option<JobId>,
+    /// When its record was made.
+    #[schema(value_type = u64)]
+    pub requested_at: Timestamp,
+    /// It is ended after this moment whatever it does; none for a registered one.
+    #[schema(value_type = Option<u64>)]
+    pub lease_until: Option<Timestamp>,
+    /// When it was gone.
+    #[schema(value_type = Option<u64>)]
+    pub terminated_at: Option<Timestamp>,
+    /// What its agent said about it.
+    #[schema(value_type = Option<Object>)]
+    pub system_info: Option<SystemInfo>,
+}
+
+/// `POST /machines`: registers a machine that is there already.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AddMachine {
+    /// Its processor.
+    #[schema(value_type = String, example = "arm64")]
+    pub arch: Arch,
+    /// A name for people. Default: its id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+/// The answer to `POST /machines`.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct AddedMachine {
+    /// The machine's id.
+    #[schema(value_type = String)]
+    pub id: MachineId,
+    /// The content of its `agent.json`. Holds its token, which is shown only here.
+    #[schema(value_type = Object)]
+    pub agent_json: serde_json::Value,
+}
+
+/// A job that waits.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct QueuedJobView {
+    /// Its place, from 1.
+    pub position: usize,
+    /// The job.
+    #[schema(value_type = String)]
+    pub job_id: JobId,
+    /// Its name.
+    pub name: String,
+    /// Its run.
+    #[schema(value_type = String)]
+    pub run_id: RunId,
+    /// Its project's name.
+    pub project: String,
+    /// What it waits for, for people: `waiting for 1 of 50 builders`.
+    pub reason: String,
+}
+
+/// `GET /queue`.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct QueueView {
+    /// Most launched machines at once.
+    pub max_concurrent: u32,
+    /// Launched machines alive now.
+    pub live_machines: usize,
+    /// The jobs that wait, in the order in which they will be served.
+    pub jobs: Vec<QueuedJobView>,
+}
+
+/// `POST /tokens`: makes a bearer token.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateToken {
+    /// What it is for.
+    pub name: String,
+    /// What it may do.
+    pub role: Role,
+}
+
+/// The answer to `POST /tokens`. The token is shown only here; core keeps its hash.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct CreatedToken {
+    /// What it is for.
+    pub name: String,
+    /// What it may do.
+    pub role: Role,
+    /// The token.
+    #[serde(serialize_with = "stagely_agent::protocol::expose_secret")]
+    #[schema(value_type = String)]
+    pub token: SecretString,
+}
+
+/// Which of the lists' entries.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+pub struct ListRuns {
+    /// Most runs in the answer, newest first. Default 50, at most 1,000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<usize>,
+    /// Only runs older than this one: the last id of the page before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[param(value_type = Option<String>)]
+    pub before: Option<RunId>,
+}
+
+/// Which part of a log.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+pub struct LogRange {
+    /// The first line, from 0. Default 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<u64>,
+    /// The attempt. Default: the newest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempt: Option<u32>,
+}
+
+/// One message of `GET /jobs/{id}/logs/follow` (WebSocket).
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub enum FollowMessage {
+    /// Lines of the log, in order, each once.
+    Lines {
+        /// The attempt that they belong to.
+        attempt: u32,
+        /// The number of the first.
+        first: u64,
+        /// The lines.
+        lines: Vec<FollowedLine>,
+    },
+    /// The job has ended and every line was sent. The last message.
+    End {
+        /// How it ended.
+        status: JobStatus,
+    },
+}
+
+/// One line of a followed log.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct FollowedLine {
+    /// When the agent read it, in milliseconds since the Unix epoch.
+    pub t: u64,
+    /// Where it came from.
+    pub stream: Stream,
+    /// The text, ANSI sequences kept.
+    pub data: String,
+}

@@ -1,0 +1,340 @@
+//! `stagely.toml`: every setting of core, with its unit and default.
+//!
+//! `stagely.sample.toml` at the repository's top shows each with its default; a test compares them.
+
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use secrecy::SecretString;
+use serde::Deserialize;
+use stagely_agent::protocol::Arch;
+use thiserror::Error;
+use url::Url;
+
+use crate::core::state::Limits;
+
+/// A configuration that cannot be used.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file is not what this version understands. The message holds line and column.
+    #[error("{path}: {source}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and where.
+        #[source]
+        source: Box<toml::de::Error>,
+    },
+    /// A file that a setting names cannot be read.
+    #[error("{key} names {path}, which cannot be read")]
+    SecretFile {
+        /// The setting.
+        key: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A setting has a value that cannot be.
+    #[error("{key}: {problem}")]
+    Value {
+        /// The setting.
+        key: &'static str,
+        /// What is wrong and what to do.
+        problem: String,
+    },
+}
+
+/// All of `stagely.toml`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Config {
+    /// Where core listens and keeps its data.
+    pub core: CoreConfig,
+    /// Where images go.
+    pub registry: RegistryConfig,
+    /// The machines that build.
+    pub builders: BuilderConfig,
+    /// The sessions of agents.
+    pub agents: AgentsConfig,
+    /// The local provider.
+    pub local: LocalConfig,
+    /// The log store.
+    pub logs: LogsConfig,
+    /// How long records are kept.
+    pub retention: RetentionConfig,
+}
+
+/// The `[core]` table.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct CoreConfig {
+    /// Where core listens. Put a TLS proxy before it where it is not loopback. Default: `127.0.0.1:7780`.
+    pub listen: SocketAddr,
+    /// The address that agents and people reach core at. Default: `http://` and `listen`.
+    pub public_url: Option<Url>,
+    /// Holds the databases, the key of stored secrets and the first admin token. Default:
+    /// `/var/lib/stagely-core`.
+    pub data_dir: PathBuf,
+    /// New runs are refused while less than this is free where `data_dir` is, in mebibytes. Default: 512.
+    pub disk_free_min_mib: u64,
+    /// How long a shutdown may take. Default: 10s.
+    #[serde(with = "humantime_serde")]
+    pub shutdown_limit: Duration,
+}
+
+impl Default for CoreConfig {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 7780)),
+            public_url: None,
+            data_dir: PathBuf::from("/var/lib/stagely-core"),
+            disk_free_min_mib: 512,
+            shutdown_limit: Duration::from_secs(10),
+        }
+    }
+}
+
+impl CoreConfig {
+    /// The address that agents reach core at.
+    pub fn url(&self) -> Url {
+        self.public_url.clone().unwrap_or_else(|| {
+            format!("http://{}", self.listen).parse().expect("a socket address makes a URL")
+        })
+    }
+}
+
+/// The `[registry]` table.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct RegistryConfig {
+    /// Host and port, and a path if images are to lie below one. Default: `127.0.0.1:5000`.
+    pub url: String,
+    /// The user. Default: none, so no login.
+    pub username: Option<String>,
+    /// A file that holds the user's password, read again for each job. Default: none.
+    pub password_file: Option<PathBuf>,
+}
+
+impl Default for RegistryConfig {
+    fn default() -> Self {
+        Self { url: "127.0.0.1:5000".to_owned(), username: None, password_file: None }
+    }
+}
+
+impl RegistryConfig {
+    /// Reads the password; `None` where no user is configured.
+    ///
+    /// # Errors
+    /// [`ConfigError::SecretFile`], or [`ConfigError::Value`] for a user without a password.
+    pub fn password(&self) -> Result<Option<SecretString>, ConfigError> {
+        if self.username.is_none() {
+            return Ok(None);
+        }
+        let Some(path) = &self.password_file else {
+            return Err(ConfigError::Value {
+                key: "registry.password-file",
+                problem: "is missing although registry.username is set".to_owned(),
+            });
+        };
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::SecretFile {
+            key: "registry.password-file",
+            path: path.clone(),
+            source,
+        })?;
+        Ok(Some(SecretString::from(text.trim_end_matches(['\r', '\n']))))
+    }
+}
+
+/// Who launches builder machines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ProviderName {
+    /// A machine is a child process on core's own host.
+    #[default]
+    Local,
+    /// Nobody: only registered machines build.
+    None,
+}
+
+/// The `[builders]` table.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct BuilderConfig {
+    /// Who launches machines: `local` or `none`. Default: `local`.
+    pub provider: ProviderName,
+    /// Most launched builders alive at once, over all projects; further jobs wait. Default: 50.
+    pub max_concurrent: NonZeroU32,
+    /// Attempts a job has in all, when the machine and not the user is at fault. Default: 3.
+    pub max_attempts: NonZeroU32,
+    /// From the launch of a machine to the HELLO of its agent. Default: 5m.
+    #[serde(with = "humantime_serde")]
+    pub boot_limit: Duration,
+    /// What core adds to a build's own limit before it ends the machine itself. Default: 1m.
+    #[serde(with = "humantime_serde")]
+    pub job_grace: Duration,
+    /// The longest life of a launched machine that has no running job. Default: 1h.
+    #[serde(with = "humantime_serde")]
+    pub lease: Duration,
+    /// How long reading a run's `stagely.yaml` may take, over all tries. Default: 5m.
+    #[serde(with = "humantime_serde")]
+    pub planning_limit: Duration,
+}
+
+impl Default for BuilderConfig {
+    fn default() -> Self {
+        Self {
+            provider: ProviderName::Local,
+            max_concurrent: NonZeroU32::new(50).expect("50 is not zero"),
+            max_attempts: NonZeroU32::new(3).expect("3 is not zero"),
+            boot_limit: Duration::from_secs(5 * 60),
+            job_grace: Duration::from_secs(60),
+            lease: Duration::from_secs(60 * 60),
+            planning_limit: Duration::from_secs(5 * 60),
+        }
+    }
+}
+
+/// The `[agents]` table.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct AgentsConfig {
+    /// Time between heartbeats, in whole seconds; a session silent for three of them is closed. Default: 15s.
+    #[serde(with = "humantime_serde")]
+    pub heartbeat_interval: Duration,
+    /// How long a machine may be out of contact before its job goes elsewhere. Default: 2m.
+    #[serde(with = "humantime_serde")]
+    pub reconnect_grace: Duration,
+    /// After this long without contact an agent stops its work and exits. Default: 15m.
+    #[serde(with = "humantime_serde")]
+    pub give_up_after: Duration,
+}
+
+impl Default for AgentsConfig {
+    fn default() -> Self {
+        Self {
+            heartbeat_interval: Duration::from_secs(15),
+            reconnect_grace: Duration::from_secs(2 * 60),
+            give_up_after: Duration::from_secs(15 * 60),
+        }
+    }
+}
+
+/// The `[local]` table.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct LocalConfig {
+    /// The program to run as `PROGRAM agent`. Default: this one.
+    pub agent_program: Option<PathBuf>,
+    /// The Docker engine that the agents use, `unix:///…`. Default: `DOCKER_HOST` or Docker's own default.
+    pub docker_host: Option<String>,
+}
+
+/// The `[logs]` table.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct LogsConfig {
+    /// The most text kept of one attempt of a job, in mebibytes; what follows is counted and dropped. Default: 256.
+    pub job_max_mib: u64,
+    /// Memory for cached pages of the log database, in mebibytes. Default: 32.
+    pub cache_mib: u64,
+}
+
+impl Default for LogsConfig {
+    fn default() -> Self {
+        Self { job_max_mib: 256, cache_mib: 32 }
+    }
+}
+
+/// The `[retention]` table.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct RetentionConfig {
+    /// How long ended runs, their jobs and their logs are kept. Default: 90days.
+    #[serde(with = "humantime_serde")]
+    pub runs: Duration,
+    /// How long the records of machines that are gone are kept. Default: 90days.
+    #[serde(with = "humantime_serde")]
+    pub machines: Duration,
+}
+
+impl Default for RetentionConfig {
+    fn default() -> Self {
+        let ninety_days = Duration::from_secs(90 * 24 * 60 * 60);
+        Self { runs: ninety_days, machines: ninety_days }
+    }
+}
+
+impl Config {
+    /// Reads and checks `path`.
+    ///
+    /// # Errors
+    /// [`ConfigError`], naming the file and the line or setting.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let config: Self = toml::from_str(&text).map_err(|source| ConfigError::Parse {
+            path: path.to_owned(),
+            source: Box::new(source),
+        })?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Checks what the types alone cannot.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`], naming the setting.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let heartbeat = self.agents.heartbeat_interval;
+        if heartbeat.as_secs() == 0 || heartbeat.subsec_nanos() != 0 {
+            return Err(ConfigError::Value {
+                key: "agents.heartbeat-interval",
+                problem: "must be whole seconds, at least 1s".to_owned(),
+            });
+        }
+        // The image's name is checked here and not at the first build, an hour later.
+        let sample = format!("{}/project/environment:build", self.registry.url);
+        if sample.parse::<stagely_agent::protocol::ImageRef>().is_err() {
+            return Err(ConfigError::Value {
+                key: "registry.url",
+                problem: format!(
+                    "{:?} is not a registry; write host:port or host:port/path, without https://",
+                    self.registry.url
+                ),
+            });
+        }
+        Ok(())
+    }
+
+    /// The limits of [`state`](crate::core::state).
+    pub fn limits(&self) -> Limits {
+        let launchable = match self.builders.provider {
+            ProviderName::Local => BTreeSet::from([Arch::of_this_program()]),
+            ProviderName::None => BTreeSet::new(),
+        };
+        Limits {
+            max_concurrent: self.builders.max_concurrent.get(),
+            max_attempts: self.builders.max_attempts.get(),
+            boot: self.builders.boot_limit,
+            reconnect_grace: self.agents.reconnect_grace,
+            job_grace: self.builders.job_grace,
+            lease: self.builders.lease,
+            planning: self.builders.planning_limit,
+            launchable,
+        }
+    }
+}
