@@ -1,3 +1,6 @@
 //! The coordinator.
 
 pub mod state;
+
+pub mod secrets;
+pub mod store;

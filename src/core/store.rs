@@ -1,0 +1,344 @@
+//! The records and the outbox in redb: what survives a crash.
+//!
+//! Everything is read once, at the start; after that the store only writes. Every batch is one
+//! durable transaction.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use redb::{Database, Durability, ReadableDatabase as _, ReadableTable as _, TableDefinition};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::secrets::TokenHash;
+use super::state::{Effect, EffectId, Environment, Job, Machine, Project, Run, Timestamp};
+use crate::api::Role;
+use crate::ids::{MachineId, RunId};
+
+/// Rows are keyed by the bits of their id, so they lie in the order in which they were made.
+type Records = TableDefinition<'static, u128, &'static [u8]>;
+
+const PROJECTS: Records = TableDefinition::new("projects");
+const ENVIRONMENTS: Records = TableDefinition::new("environments");
+const RUNS: Records = TableDefinition::new("runs");
+const JOBS: Records = TableDefinition::new("jobs");
+const MACHINES: Records = TableDefinition::new("machines");
+const OUTBOX: TableDefinition<'static, u64, &[u8]> = TableDefinition::new("outbox");
+/// Sealed by the keyring; a row lives as long as its run is not final.
+const RUN_SECRETS: Records = TableDefinition::new("run_secrets");
+/// Hashes, 32 bytes each, of the tokens that a machine may say HELLO with.
+const MACHINE_TOKENS: Records = TableDefinition::new("machine_tokens");
+const API_TOKENS: TableDefinition<'static, [u8; 32], &[u8]> = TableDefinition::new("api_tokens");
+const META: TableDefinition<'static, &str, &str> = TableDefinition::new("meta");
+
+/// The layout of the tables. A store of another layout is refused, not guessed at.
+const LAYOUT: &str = "1";
+
+/// A store that cannot be used.
+#[derive(Debug, Error)]
+pub enum StoreError {
+    /// Another process has it open.
+    #[error("the database is in use by another stagely process")]
+    InUse,
+    /// It was written by another version.
+    #[error("the database has layout {found}, and this version of stagely knows {LAYOUT} only")]
+    Layout {
+        /// The layout it has.
+        found: String,
+    },
+    /// A record cannot be read.
+    #[error("a record of table {table} cannot be read")]
+    Record {
+        /// The table.
+        table: String,
+        /// What is wrong.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// redb failed.
+    #[error("the database failed")]
+    Database(#[source] Box<redb::Error>),
+}
+
+impl<E: Into<redb::Error>> From<E> for StoreError {
+    fn from(error: E) -> Self {
+        match error.into() {
+            redb::Error::DatabaseAlreadyOpen => Self::InUse,
+            error => Self::Database(Box::new(error)),
+        }
+    }
+}
+
+/// What is known of an API token.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApiToken {
+    /// What it is for.
+    pub name: String,
+    /// What it may do.
+    pub role: Role,
+    /// When it was made.
+    pub created_at: Timestamp,
+}
+
+/// All that the store holds.
+#[derive(Debug, Default)]
+pub struct Stored {
+    /// Names this core to its provider: every machine it launches is tagged with it.
+    pub core_id: String,
+    /// All projects.
+    pub projects: Vec<Project>,
+    /// All environments.
+    pub environments: Vec<Environment>,
+    /// All runs.
+    pub runs: Vec<Run>,
+    /// All jobs.
+    pub jobs: Vec<Job>,
+    /// All machines.
+    pub machines: Vec<Machine>,
+    /// Effects whose outcome has not come back.
+    pub outbox: Vec<(EffectId, Effect)>,
+    /// Sealed secrets of runs.
+    pub run_secrets: Vec<(RunId, Vec<u8>)>,
+    /// Hashes of the tokens of machines.
+    pub machine_tokens: Vec<(MachineId, Vec<TokenHash>)>,
+    /// The API's tokens.
+    pub api_tokens: Vec<(TokenHash, ApiToken)>,
+}
+
+/// A table of records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Table {
+    /// [`Project`]s.
+    Projects,
+    /// [`Environment`]s.
+    Environments,
+    /// [`Run`]s.
+    Runs,
+    /// [`Job`]s.
+    Jobs,
+    /// [`Machine`]s.
+    Machines,
+}
+
+impl Table {
+    const fn definition(self) -> Records {
+        match self {
+            Self::Projects => PROJECTS,
+            Self::Environments => ENVIRONMENTS,
+            Self::Runs => RUNS,
+            Self::Jobs => JOBS,
+            Self::Machines => MACHINES,
+        }
+    }
+}
+
+/// Rows to be written or deleted together. `None` deletes.
+#[derive(Default)]
+pub struct Batch {
+    rows: Vec<(Records, u128, Option<Vec<u8>>)>,
+    outbox: Vec<(EffectId, Option<Vec<u8>>)>,
+}
+
+impl Batch {
+    /// Whether there is nothing to write.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty() && self.outbox.is_empty()
+    }
+
+    /// Writes `record`, or deletes the row where there is none.
+    pub fn record(&mut self, table: Table, key: u128, record: Option<&impl Serialize>) {
+        self.rows.push((table.definition(), key, record.map(encode)));
+    }
+
+    /// Writes the effect, or deletes it.
+    pub fn effect(&mut self, id: EffectId, effect: Option<&Effect>) {
+        self.outbox.push((id, effect.map(encode)));
+    }
+
+    /// Writes the sealed secrets of a run, or deletes them.
+    pub fn run_secrets(&mut self, run: RunId, sealed: Option<Vec<u8>>) {
+        self.rows.push((RUN_SECRETS, run.bits(), sealed));
+    }
+
+    /// Writes all token hashes of a machine, or deletes them.
+    pub fn machine_tokens(&mut self, machine: MachineId, hashes: Option<&[TokenHash]>) {
+        let bytes = hashes.map(|hashes| hashes.iter().flat_map(|hash| hash.0).collect());
+        self.rows.push((MACHINE_TOKENS, machine.bits(), bytes));
+    }
+}
+
+fn encode(record: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(record).expect("a record has string keys and no failing serializer")
+}
+
+/// The database. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Store {
+    database: Arc<Database>,
+}
+
+impl Store {
+    /// Opens the database at `path`, or makes it, and reads all of it.
+    ///
+    /// Blocks for as long as the disk takes.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn open(path: &Path) -> Result<(Self, Stored), StoreError> {
+        // All records are in memory anyway: the cache only serves the writing of changed pages.
+        let database = Database::builder().set_cache_size(8 * 1024 * 1024).create(path)?;
+        let store = Self { database: Arc::new(database) };
+        let core_id = store.prepare()?;
+        let stored = store.load(core_id)?;
+        Ok((store, stored))
+    }
+
+    /// Makes the tables, checks the layout, and returns the id of this core.
+    fn prepare(&self) -> Result<String, StoreError> {
+        let mut write = self.database.begin_write()?;
+        write.set_quick_repair(true);
+        let core_id;
+        {
+            for table in [PROJECTS, ENVIRONMENTS, RUNS, JOBS, MACHINES, RUN_SECRETS, MACHINE_TOKENS]
+            {
+                write.open_table(table)?;
+            }
+            write.open_table(OUTBOX)?;
+            write.open_table(API_TOKENS)?;
+            let mut meta = write.open_table(META)?;
+            let layout = meta.get("layout")?.map(|layout| layout.value().to_owned());
+            match layout {
+                Some(found) if found != LAYOUT => return Err(StoreError::Layout { found }),
+                Some(_) => {}
+                None => {
+                    meta.insert("layout", LAYOUT)?;
+                }
+            }
+            let known = meta.get("core_id")?.map(|id| id.value().to_owned());
+            core_id = if let Some(id) = known {
+                id
+            } else {
+                let id = ulid::Ulid::generate().to_string().to_ascii_lowercase();
+                meta.insert("core_id", id.as_str())?;
+                id
+            };
+        }
+        write.commit()?;
+        Ok(core_id)
+    }
+
+    fn load(&self, core_id: String) -> Result<Stored, StoreError> {
+        let hashes = self.rows(MACHINE_TOKENS, |bytes| {
+            let (hashes, _) = bytes.as_chunks::<32>();
+            Ok(hashes.iter().copied().map(TokenHash).collect())
+        })?;
+        Ok(Stored {
+            core_id,
+            projects: self.records(PROJECTS)?,
+            environments: self.records(ENVIRONMENTS)?,
+            runs: self.records(RUNS)?,
+            jobs: self.records(JOBS)?,
+            machines: self.records(MACHINES)?,
+            outbox: self.outbox()?,
+            run_secrets: keyed(
+                self.rows(RUN_SECRETS, |bytes| Ok(bytes.to_vec()))?,
+                RunId::from_bits,
+            ),
+            machine_tokens: keyed(hashes, MachineId::from_bits),
+            api_tokens: self.api_tokens()?,
+        })
+    }
+
+    fn records<T: DeserializeOwned>(&self, table: Records) -> Result<Vec<T>, StoreError> {
+        let rows = self.rows(table, |bytes| serde_json::from_slice(bytes))?;
+        Ok(rows.into_iter().map(|(_, record)| record).collect())
+    }
+
+    fn rows<T>(
+        &self,
+        table: Records,
+        decode: impl Fn(&[u8]) -> Result<T, serde_json::Error>,
+    ) -> Result<Vec<(u128, T)>, StoreError> {
+        let read = self.database.begin_read()?;
+        let mut rows = Vec::new();
+        for row in read.open_table(table)?.iter()? {
+            let (key, value) = row?;
+            let record = decode(value.value()).map_err(|source| unreadable(&table, source))?;
+            rows.push((key.value(), record));
+        }
+        Ok(rows)
+    }
+
+    fn outbox(&self) -> Result<Vec<(EffectId, Effect)>, StoreError> {
+        let read = self.database.begin_read()?;
+        let mut outbox = Vec::new();
+        for row in read.open_table(OUTBOX)?.iter()? {
+            let (id, effect) = row?;
+            let effect = serde_json::from_slice(effect.value())
+                .map_err(|source| unreadable(&OUTBOX, source))?;
+            outbox.push((EffectId(id.value()), effect));
+        }
+        Ok(outbox)
+    }
+
+    fn api_tokens(&self) -> Result<Vec<(TokenHash, ApiToken)>, StoreError> {
+        let read = self.database.begin_read()?;
+        let mut tokens = Vec::new();
+        for row in read.open_table(API_TOKENS)?.iter()? {
+            let (hash, token) = row?;
+            let token = serde_json::from_slice(token.value())
+                .map_err(|source| unreadable(&API_TOKENS, source))?;
+            tokens.push((TokenHash(hash.value()), token));
+        }
+        Ok(tokens)
+    }
+
+    /// Writes `batch` in one durable transaction. Blocks until it is on the disk.
+    ///
+    /// # Errors
+    /// [`StoreError`]; then nothing of the batch is stored.
+    pub fn commit(&self, batch: &Batch) -> Result<(), StoreError> {
+        let mut write = self.database.begin_write()?;
+        write.set_durability(Durability::Immediate)?;
+        // After a kill redb would walk the whole file to find its free pages.
+        write.set_quick_repair(true);
+        for (table, key, value) in &batch.rows {
+            let mut table = write.open_table(*table)?;
+            match value {
+                Some(value) => table.insert(key, value.as_slice())?,
+                None => table.remove(key)?,
+            };
+        }
+        {
+            let mut outbox = write.open_table(OUTBOX)?;
+            for (id, effect) in &batch.outbox {
+                match effect {
+                    Some(effect) => outbox.insert(id.0, effect.as_slice())?,
+                    None => outbox.remove(id.0)?,
+                };
+            }
+        }
+        write.commit()?;
+        Ok(())
+    }
+
+    /// Stores an API token's hash. Blocks until it is on the disk.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn add_api_token(&self, hash: TokenHash, token: &ApiToken) -> Result<(), StoreError> {
+        let write = self.database.begin_write()?;
+        write.open_table(API_TOKENS)?.insert(&hash.0, encode(token).as_slice())?;
+        write.commit()?;
+        Ok(())
+    }
+}
+
+fn keyed<Id, T>(rows: Vec<(u128, T)>, id: impl Fn(u128) -> Id) -> Vec<(Id, T)> {
+    rows.into_iter().map(|(key, value)| (id(key), value)).collect()
+}
+
+fn unreadable(table: &impl redb::TableHandle, source: serde_json::Error) -> StoreError {
+    StoreError::Record { table: table.name().to_owned(), source }
+}
