@@ -6,3 +6,4 @@
 pub mod ids;
 
 pub mod core;
+pub mod manifest;
