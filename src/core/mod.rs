@@ -1,3 +1,4 @@
 //! The coordinator.
 
+pub mod plan;
 pub mod state;
