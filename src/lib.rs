@@ -5,5 +5,6 @@
 
 pub mod ids;
 
+pub mod cli;
 pub mod core;
 pub mod manifest;
