@@ -1,5 +1,6 @@
 //! The coordinator.
 
+pub mod plan;
 pub mod state;
 
 pub mod secrets;

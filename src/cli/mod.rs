@@ -1,0 +1,4 @@
+//! The client commands.
+
+pub mod schema;
+pub mod validate;

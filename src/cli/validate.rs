@@ -1,0 +1,121 @@
+//! `stagely validate`: checks a `stagely.yaml` as it lies in a working tree.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use serde::Serialize;
+
+use crate::manifest::{self, FILE_BYTES_MAX, FILE_NAME, Manifest, Problem, Problems};
+
+/// Checks the file `path` (or `stagely.yaml` in the folder `path`) and prints every problem to
+/// standard output. Contexts and Dockerfiles are looked for from the repository's root.
+///
+/// The exit code is 0 for a valid file and 1 for one with problems.
+///
+/// # Errors
+/// The file cannot be read, or standard output cannot be written.
+pub fn validate(path: Option<PathBuf>, json: bool) -> anyhow::Result<ExitCode> {
+    let path = path.unwrap_or_else(|| PathBuf::from(FILE_NAME));
+    let path = if path.is_dir() { path.join(FILE_NAME) } else { path };
+    let result = check(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text = if json { json_report(&path, &result)? } else { report(&path, &result) };
+    writeln!(io::stdout().lock(), "{text}")?;
+    Ok(if result.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn check(path: &Path) -> io::Result<Result<Manifest, Problems>> {
+    let mut bytes = Vec::new();
+    // No further than it takes to see that a file is too large.
+    File::open(path)?.take(FILE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes)?;
+    let root = repository_root(path)?;
+    Ok(manifest::validate(&path.display().to_string(), &bytes, &root))
+}
+
+/// The nearest folder above the file that holds `.git` (a file, in a linked worktree); the file's
+/// own folder where there is none.
+fn repository_root(path: &Path) -> io::Result<PathBuf> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let folder = parent.unwrap_or(Path::new(".")).canonicalize()?;
+    let root = folder.ancestors().find(|ancestor| ancestor.join(".git").exists());
+    Ok(root.unwrap_or(&folder).to_owned())
+}
+
+fn report(path: &Path, result: &Result<Manifest, Problems>) -> String {
+    match result {
+        Ok(manifest) => match manifest.builds.len() {
+            1 => format!("{} is valid: 1 build", path.display()),
+            builds => format!("{} is valid: {builds} builds", path.display()),
+        },
+        Err(problems) => problems.to_string(),
+    }
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Report<'a> {
+    file: String,
+    valid: bool,
+    problems: &'a [Problem],
+    /// How many problems there are beyond those.
+    more: usize,
+}
+
+fn json_report(path: &Path, result: &Result<Manifest, Problems>) -> serde_json::Result<String> {
+    let (problems, more) = match result {
+        Ok(_) => (&[][..], 0),
+        Err(problems) => (&problems.problems[..], problems.more),
+    };
+    let file = path.display().to_string();
+    serde_json::to_string_pretty(&Report { file, valid: result.is_ok(), problems, more })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// `repo/.git`, `repo/api/Dockerfile`, and `stagely.yaml` in `repo/ci` with the context `api`.
+    fn repository() -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for file in [".git", "api/Dockerfile", "ci/stagely.yaml"] {
+            let path = folder.path().join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "builds: {api: {context: api}}\n").unwrap();
+        }
+        folder
+    }
+
+    #[test]
+    fn paths_are_looked_for_from_the_root_of_the_repository() {
+        let folder = repository();
+        let path = folder.path().join("ci/stagely.yaml");
+        let result = check(&path).unwrap();
+        assert!(report(&path, &result).ends_with("ci/stagely.yaml is valid: 1 build"));
+
+        fs::remove_file(folder.path().join(".git")).unwrap();
+        let text = report(&path, &check(&path).unwrap());
+        assert!(text.ends_with("the context `api` is not in the repository"), "{text}");
+    }
+
+    #[test]
+    fn the_json_report_holds_the_same_problems() {
+        let folder = repository();
+        let path = folder.path().join("ci/stagely.yaml");
+        fs::write(&path, "builds: {api: {context: nowhere}}").unwrap();
+        let json = json_report(&path, &check(&path).unwrap()).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(json["valid"], false);
+        assert_eq!(json["problems"][0]["path"], "builds.api.context");
+        assert_eq!(json["problems"][0]["column"], 25);
+    }
+
+    #[test]
+    fn a_file_without_end_is_too_large() {
+        let text = report(Path::new("zero"), &check(Path::new("/dev/zero")).unwrap());
+        assert!(text.ends_with("the file is larger than 256 KiB"), "{text}");
+    }
+}

@@ -1,0 +1,128 @@
+//! Every mistake that `stagely.yaml` can hold, in the words that its author reads.
+
+use stagely_agent::paths::PathError;
+use thiserror::Error;
+
+use super::suggest::{listed, shown};
+use super::template::TemplateError;
+use super::tree::Kind;
+use super::values::{MACHINE_SIZES, PLATFORMS};
+
+/// What is wrong with one value. Foreign text goes through [`shown`].
+#[derive(Debug, Error)]
+pub(super) enum Fault {
+    // The file.
+    #[error("the file is larger than {max_kib} KiB")]
+    FileTooLarge { max_kib: usize },
+    #[error("the file is not UTF-8 text")]
+    NotUtf8,
+    #[error("not valid YAML: {0}")]
+    Syntax(String),
+    #[error("the file nests more than {max} deep")]
+    TooDeep { max: usize },
+    #[error("aliases make the file larger than {max_kib} KiB")]
+    ExpandsTooFar { max_kib: usize },
+    #[error("not valid YAML: a tab cannot indent; use spaces")]
+    Tab,
+    #[error("not valid YAML: this alias names no anchor above it")]
+    UnknownAnchor,
+    #[error("this alias stands inside the very value it names")]
+    EndlessAlias,
+    #[error("a second document begins here; `stagely.yaml` is a single one")]
+    SecondDocument,
+    #[error("the file is empty; it needs at least `builds:` with one build")]
+    EmptyFile,
+
+    // Maps.
+    #[error("expected {wanted}, found {found}{}", hint.map(|hint| format!("; {hint}")).unwrap_or_default())]
+    Wanted { wanted: &'static str, found: Kind, hint: Option<&'static str> },
+    #[error("a key must be text, but this is {0}")]
+    KeyNotText(Kind),
+    #[error("`<<` wants a map or a list of maps, not {0}")]
+    MergeNotMap(Kind),
+    #[error("is given twice, first on line {first_line}")]
+    DuplicateKey { first_line: usize },
+    #[error("unknown key; did you mean `{0}`?")]
+    MisspelledKey(&'static str),
+    #[error("unknown key; known here are {}", listed(known.iter().copied()))]
+    UnknownKey { known: Vec<&'static str> },
+    #[error("is missing; {hint}")]
+    MissingKey { hint: &'static str },
+    #[error("at most {max} are allowed, found {found}")]
+    TooMany { found: usize, max: usize },
+
+    // Text.
+    #[error("is empty{}", hint.map(|hint| format!("; {hint}")).unwrap_or_default())]
+    EmptyText { hint: Option<&'static str> },
+    #[error("is longer than {max} {unit}")]
+    TooLong { max: usize, unit: &'static str },
+    #[error("holds a control character")]
+    ControlCharacter,
+
+    // Values.
+    #[error("`{}` is not a known version; the only one is 2, without quotes", shown(.0))]
+    Version(String),
+    #[error("needs at least one build")]
+    NoBuilds,
+    #[error("a build's name is made of letters (a-z, A-Z), digits, `_` and `-`")]
+    BuildName,
+    #[error("a build's name cannot start with `-`, because image tags cannot")]
+    BuildNameDash,
+    #[error("its {what} `{name}` is longer than {max} characters")]
+    NameTooLong { what: &'static str, name: String, max: usize },
+    #[error(
+        "its {what} `{name}` belongs to build `{other}` (line {other_line}) already{}",
+        if *but_for_case { ", but for upper and lower case" } else { "" }
+    )]
+    NameTaken {
+        what: &'static str,
+        name: String,
+        other: String,
+        other_line: usize,
+        but_for_case: bool,
+    },
+    #[error("`{}` is not supported; did you mean `{suggestion}`?", shown(text))]
+    MisspelledPlatform { text: String, suggestion: String },
+    #[error("`{}` is not supported; supported are {}", shown(.0), listed(PLATFORMS))]
+    UnknownPlatform(String),
+    #[error("`{0}` is named twice")]
+    Twice(String),
+    #[error("`platform` and `platforms` are both given; keep one")]
+    BothPlatformKeys,
+    #[error("names no platform; leave it out for `linux/amd64`")]
+    NoPlatforms,
+    #[error("`{}` is not a machine size; did you mean `{suggestion}`?", shown(text))]
+    MisspelledMachine { text: String, suggestion: &'static str },
+    #[error("`{}` is not a machine size; there are {}", shown(.0), listed(MACHINE_SIZES.map(|(name, _)| name)))]
+    UnknownMachine(String),
+    #[error("`{0}` has no unit; write `{0}m` for minutes or `{0}s` for seconds")]
+    TimeoutUnit(String),
+    #[error("`{}` is not a time; write it like `45m`, `1h30m` or `90s`", shown(.0))]
+    Timeout(String),
+    #[error("must be more than nothing; write it like `45m`, `1h30m` or `90s`")]
+    TimeoutZero,
+    #[error("`{0}` is longer than 24h, the most that a build may take")]
+    TimeoutTooLong(String),
+    #[error(
+        "a build argument's name is made of letters (a-z, A-Z), digits and `_`, and starts with no digit"
+    )]
+    BuildArgName,
+    #[error("has no value; write `\"\"` for an empty one")]
+    BuildArgNull,
+    #[error("{0}")]
+    Template(TemplateError),
+    #[error("`{}` is not the name of a build stage", shown(.0))]
+    Target(String),
+    #[error("`{}` is not an image reference such as `registry.example.com/team/app:cache`", shown(.0))]
+    ImageRef(String),
+    #[error("{}", spelled_out(.0))]
+    Path(PathError),
+}
+
+/// A file system's own words are worth reading: the user can mend what they say.
+fn spelled_out(error: &PathError) -> String {
+    match error {
+        PathError::Io { source, .. } => format!("{error}: {source}"),
+        _ => error.to_string(),
+    }
+}

@@ -1,0 +1,156 @@
+//! `stagely.yaml`: what a repository wants built, read and checked as a whole.
+
+mod fault;
+mod fields;
+mod names;
+mod problem;
+mod read;
+mod schema;
+pub(crate) mod suggest;
+mod template;
+mod tree;
+mod values;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use stagely_agent::paths::{find_context, find_dockerfile};
+use stagely_agent::protocol::{ImageRef, Platform};
+
+use crate::core::state::MachineSize;
+use fault::Fault;
+use problem::Collector;
+
+pub use problem::{Position, Problem, Problems};
+pub use schema::json_schema;
+pub use template::{Template, TemplateError, Variable};
+
+/// The name of the file, at the repository's root.
+pub const FILE_NAME: &str = "stagely.yaml";
+
+/// The largest file, in bytes.
+pub const FILE_BYTES_MAX: usize = tree::FILE_BYTES_MAX;
+
+/// The most builds of one file.
+pub const BUILDS_MAX: usize = 64;
+
+/// The most build arguments of one build.
+pub const BUILD_ARGS_MAX: usize = 128;
+
+/// The most entries of one `cache_from`.
+pub const CACHE_FROM_MAX: usize = 16;
+
+/// How long a build may take that sets no `timeout`.
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_mins(30);
+
+/// What Stagely builds from a repository. The file `stagely.yaml` lies at the repository's root.
+#[derive(Clone, Debug, PartialEq, JsonSchema)]
+#[schemars(title = "stagely.yaml", deny_unknown_fields, transform = schema::manifest_as_written)]
+pub struct Manifest {
+    /// What people call the project; at most 100 characters.
+    #[schemars(schema_with = "schema::name")]
+    pub name: Option<String>,
+    /// The images to build: a map of names to builds, at most 64. A name is made of letters, digits,
+    /// `_` and `-`, does not start with `-`, and becomes part of job names and image tags.
+    #[schemars(schema_with = "schema::builds")]
+    pub builds: Vec<Build>,
+}
+
+/// One image.
+#[derive(Clone, Debug, PartialEq, JsonSchema)]
+#[schemars(deny_unknown_fields, transform = schema::build_as_written)]
+pub struct Build {
+    /// Its key in the file.
+    #[schemars(skip)]
+    pub name: String,
+    /// The folder that the image is built from, relative to the repository's root and inside it.
+    #[schemars(schema_with = "schema::path")]
+    pub context: String,
+    /// The Dockerfile: looked up in the context, then from the repository's root.
+    #[schemars(schema_with = "schema::dockerfile")]
+    pub dockerfile: String,
+    /// Several platforms, each built on a machine of its kind; their images are joined into one.
+    /// Instead of `platform`.
+    #[schemars(schema_with = "schema::platforms")]
+    pub platforms: Vec<Platform>,
+    /// How big a machine builds it: small has 2 processors, medium 4, large 8, xlarge 16.
+    #[schemars(schema_with = "schema::machine")]
+    pub machine: MachineSize,
+    /// Values for the Dockerfile's `ARG`s, taken as they are written. `${COMMIT_HASH}`, `${BRANCH}`,
+    /// `${PR_NUMBER}` (empty without a pull request), `${PROJECT_ID}` and `${STAGELY_HASH}` (12
+    /// hexadecimal digits made of project, environment and commit) are filled in; `$${` stands for a
+    /// literal `${`.
+    #[schemars(schema_with = "schema::build_args")]
+    pub build_args: BTreeMap<String, Template>,
+    /// The stage of the Dockerfile to build, instead of the last.
+    #[schemars(schema_with = "schema::target")]
+    pub target: Option<String>,
+    /// How long the build may take, such as `45m`, `1h30m` or `90s`; at most 24h.
+    #[schemars(schema_with = "schema::timeout")]
+    pub timeout: Duration,
+    /// Image references in which layers are looked for, besides the build's own cache.
+    #[schemars(schema_with = "schema::cache_from")]
+    pub cache_from: Vec<ImageRef>,
+    /// Where its key stands.
+    #[schemars(skip)]
+    pub at: Position,
+    /// Where the context stands.
+    #[schemars(skip)]
+    pub context_at: Position,
+    /// Where the Dockerfile stands; the context where the file names none.
+    #[schemars(skip)]
+    pub dockerfile_at: Position,
+}
+
+/// Reads a manifest. `file_name` is for the problems alone.
+///
+/// # Errors
+/// [`Problems`]: everything that is wrong, at once.
+pub fn parse(file_name: &str, bytes: &[u8]) -> Result<Manifest, Problems> {
+    let mut problems = Collector::default();
+    let manifest = read::file(bytes, &mut problems);
+    problems.into_result(file_name, manifest)
+}
+
+/// Looks for the contexts and Dockerfiles of a manifest below `root`.
+///
+/// # Errors
+/// [`Problems`]: every one that is missing or leads out of `root`, also through symlinks.
+pub fn check_paths(manifest: &Manifest, root: &Path, file_name: &str) -> Result<(), Problems> {
+    let mut problems = Collector::default();
+    find_paths(manifest, root, &mut problems);
+    problems.into_result(file_name, ())
+}
+
+/// Reads a manifest and looks for its contexts and Dockerfiles below `root`, even where something
+/// else is wrong.
+///
+/// # Errors
+/// [`Problems`]: those of [`parse`] and of [`check_paths`].
+pub fn validate(file_name: &str, bytes: &[u8], root: &Path) -> Result<Manifest, Problems> {
+    let mut problems = Collector::default();
+    let manifest = read::file(bytes, &mut problems);
+    find_paths(&manifest, root, &mut problems);
+    problems.into_result(file_name, manifest)
+}
+
+fn find_paths(manifest: &Manifest, root: &Path, problems: &mut Collector) {
+    for build in &manifest.builds {
+        let path = |key| format!("builds.{}.{key}", suggest::shown(&build.name));
+        let (context, dockerfile) = (path("context"), path("dockerfile"));
+        if !problems.has(&context)
+            && let Err(error) = find_context(root, &build.context)
+        {
+            problems.add(build.context_at, &*context, Fault::Path(error));
+        }
+        // Without a context there is no place to look in.
+        if !problems.has(&context)
+            && !problems.has(&dockerfile)
+            && let Err(error) = find_dockerfile(root, &build.context, &build.dockerfile)
+        {
+            problems.add(build.dockerfile_at, dockerfile, Fault::Path(error));
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! The JSON Schema of `stagely.yaml`, made from [`Manifest`] and [`Build`].
+//!
+//! Where the file's form differs from the type's, the functions here say what is written.
+
+use schemars::generate::SchemaSettings;
+use schemars::transform::RecursiveTransform;
+use schemars::{Schema, SchemaGenerator, json_schema};
+use serde_json::{Value, json};
+
+use super::values::{MACHINE_SIZES, NAME_CHARACTERS_MAX, PATH_BYTES_MAX, PLATFORMS};
+use super::{BUILD_ARGS_MAX, BUILDS_MAX, Build, CACHE_FROM_MAX, Manifest};
+
+/// The JSON Schema (draft 2020-12) for editors and other tools.
+///
+/// It cannot say everything that [`parse`](super::parse) checks: `..`, names that collide, unknown
+/// variables. What `parse` accepts, it accepts.
+pub fn json_schema() -> Schema {
+    SchemaSettings::draft2020_12()
+        .with_transform(RecursiveTransform(join_lines))
+        .into_generator()
+        .into_root_schema_for::<Manifest>()
+}
+
+/// Doc comments break their lines where the source code ends, editors where their window does.
+fn join_lines(schema: &mut Schema) {
+    if let Some(Value::String(description)) = schema.get_mut("description") {
+        *description = description.replace('\n', " ");
+    }
+}
+
+/// `version` has one value, so [`Manifest`] does not keep it.
+pub(super) fn manifest_as_written(schema: &mut Schema) {
+    add_property(
+        schema,
+        "version",
+        json!({"description": "The version of this file's format.", "type": "integer", "const": 2}),
+    );
+    schema.insert("required".to_owned(), json!(["builds"]));
+}
+
+/// `platform` is the short form of `platforms`, and only the context is required.
+pub(super) fn build_as_written(schema: &mut Schema) {
+    add_property(
+        schema,
+        "platform",
+        json!({
+            "description": "The platform that the image is built for.",
+            "type": "string", "enum": PLATFORMS, "default": PLATFORMS[0],
+        }),
+    );
+    schema.insert("required".to_owned(), json!(["context"]));
+    schema.insert("not".to_owned(), json!({"required": ["platform", "platforms"]}));
+}
+
+fn add_property(schema: &mut Schema, key: &str, property: Value) {
+    if let Some(Value::Object(properties)) = schema.get_mut("properties") {
+        properties.insert(key.to_owned(), property);
+    }
+}
+
+pub(super) fn name(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "string", "minLength": 1, "maxLength": NAME_CHARACTERS_MAX,
+        "pattern": r"^[^\x00-\x1f\x7f]+$",
+    })
+}
+
+pub(super) fn builds(generator: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "object",
+        "minProperties": 1, "maxProperties": BUILDS_MAX,
+        "propertyNames": {"pattern": "^[a-zA-Z0-9_][a-zA-Z0-9_-]*$", "maxLength": 100},
+        "additionalProperties": generator.subschema_for::<Build>(),
+    })
+}
+
+pub(super) fn path(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "string", "minLength": 1, "maxLength": PATH_BYTES_MAX,
+        "pattern": r"^[^/\x00-\x1f\x7f][^\x00-\x1f\x7f]*$",
+    })
+}
+
+pub(super) fn dockerfile(generator: &mut SchemaGenerator) -> Schema {
+    let mut schema = path(generator);
+    schema.insert("default".to_owned(), json!("Dockerfile"));
+    schema
+}
+
+pub(super) fn platforms(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "array", "items": {"type": "string", "enum": PLATFORMS},
+        "minItems": 1, "uniqueItems": true,
+    })
+}
+
+pub(super) fn machine(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "string", "enum": MACHINE_SIZES.map(|(name, _)| name), "default": "medium",
+    })
+}
+
+pub(super) fn build_args(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "object", "maxProperties": BUILD_ARGS_MAX,
+        "propertyNames": {"pattern": "^[A-Za-z_][A-Za-z0-9_]*$", "maxLength": NAME_CHARACTERS_MAX},
+        "additionalProperties": {"type": ["string", "number", "boolean"]},
+    })
+}
+
+pub(super) fn target(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "string", "maxLength": NAME_CHARACTERS_MAX,
+        "pattern": "^[A-Za-z0-9][A-Za-z0-9_.-]*$",
+    })
+}
+
+pub(super) fn timeout(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "string", "default": "30m",
+        "pattern": "^([0-9]{1,6}h([0-9]{1,6}m)?([0-9]{1,6}s)?|[0-9]{1,6}m([0-9]{1,6}s)?|[0-9]{1,6}s)$",
+    })
+}
+
+pub(super) fn cache_from(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "array", "maxItems": CACHE_FROM_MAX, "uniqueItems": true,
+        "items": {"type": "string", "pattern": r"^[A-Za-z0-9\[][A-Za-z0-9._/:@\[\]+-]*$", "maxLength": 512},
+    })
+}
