@@ -7,3 +7,7 @@ pub mod config;
 pub mod protocol;
 
 pub mod git;
+pub mod mask;
+pub mod paths;
+pub mod process;
+pub mod spool;
