@@ -6,7 +6,9 @@
 pub mod config;
 pub mod protocol;
 
+pub mod docker;
 pub mod git;
+pub mod job;
 pub mod mask;
 pub mod paths;
 pub mod process;

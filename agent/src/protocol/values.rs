@@ -143,7 +143,7 @@ pub enum Arch {
     /// x86-64.
     #[serde(alias = "x86_64")]
     Amd64,
-    /// AArch64.
+    /// `AArch64`.
     #[serde(alias = "aarch64")]
     Arm64,
 }
