@@ -78,17 +78,14 @@ fn escaped_forms(secret: &str) -> Vec<String> {
         forms.push(json[1..json.len() - 1].to_owned());
     }
     let percent = |upper: bool| {
-        let mut text = String::new();
-        for byte in secret.bytes() {
-            match byte {
-                b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
-                    text.push(byte.into());
-                }
-                _ if upper => text.push_str(&format!("%{byte:02X}")),
-                _ => text.push_str(&format!("%{byte:02x}")),
+        let escape = |byte: u8| match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                char::from(byte).to_string()
             }
-        }
-        text
+            _ if upper => format!("%{byte:02X}"),
+            _ => format!("%{byte:02x}"),
+        };
+        secret.bytes().map(escape).collect::<String>()
     };
     forms.extend([percent(true), percent(false), percent(true).replace("%20", "+")]);
     forms
@@ -286,8 +283,8 @@ mod tests {
         for before in ["", "x", "xy", "x-access-token:"] {
             for engine in [STANDARD, URL_SAFE] {
                 let text = engine.encode(format!("{before}{secret}!"));
-                let masked = masker.mask(&text);
-                assert!(masked.contains(MASK) && masked.len() < before.len() * 2 + 14, "{masked}");
+                let output = masker.mask(&text);
+                assert!(output.contains(MASK) && output.len() < before.len() * 2 + 14, "{output}");
             }
         }
     }
@@ -319,8 +316,7 @@ mod tests {
         secrets.build_arg("NODE_ENV", "production");
         secrets.build_arg("npm_token", "abcdef");
         let masker = Masker::new(secrets).unwrap();
-        let masked = masker.mask("1 false production abcdef");
-        assert_eq!(masked, "1 false production ***");
+        assert_eq!(masker.mask("1 false production abcdef"), "1 false production ***");
     }
 
     #[test]

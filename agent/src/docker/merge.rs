@@ -111,8 +111,9 @@ fn check_platforms(index: &Index, merge: &Merge) -> Result<(), MergeError> {
         .map(|platform| format!("{}/{}", platform.os, platform.architecture))
         .collect();
     let wanted: BTreeSet<String> = merge.platforms.iter().map(ToString::to_string).collect();
-    let exact = found.len() == wanted.len() && found.iter().all(|it| wanted.contains(it));
-    if wanted.is_empty() || exact {
+    // By number too: one platform may not be there twice.
+    let distinct: BTreeSet<String> = found.iter().cloned().collect();
+    if wanted.is_empty() || (found.len() == wanted.len() && distinct == wanted) {
         return Ok(());
     }
     let (target, wanted) = (merge.target_image.clone(), wanted.into_iter().collect());

@@ -343,6 +343,7 @@ impl Progress {
 
     /// Lets go of a vertex's unfinished lines and says how it ended.
     fn end(&mut self, digest: &str, lines: &mut Vec<(Stream, String)>) {
+        let mut clipped = false;
         let known = self.vertex(digest);
         for stream in [Stream::Stdout, Stream::Stderr] {
             let output = &mut known.outputs[usize::from(stream == Stream::Stderr)];
@@ -351,7 +352,7 @@ impl Progress {
             if !rest.is_empty() || !output.line.is_empty() {
                 rest.push(b'\n');
             }
-            take_lines(known, stream, &rest, lines);
+            clipped |= take_lines(known, stream, &rest, lines);
         }
         let number = known.number;
         if known.error.is_empty() {
@@ -364,6 +365,7 @@ impl Progress {
         } else {
             lines.push((Stream::Stderr, format!("#{number} ERROR: {}", known.error)));
         }
+        self.clipped |= clipped;
     }
 
     fn vertex(&mut self, digest: &str) -> &mut Known {

@@ -112,6 +112,7 @@ impl Access {
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]
 fn internal(error: git2::Error) -> CloneError {
     if error.message().to_ascii_lowercase().contains("no space left") {
         return CloneError::DiskFull;

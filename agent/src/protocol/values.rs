@@ -131,6 +131,7 @@ impl ImageRef {
     }
 
     /// The same repository, named by `digest`.
+    #[must_use]
     pub fn at_digest(&self, digest: &Digest) -> Self {
         Self(format!("{}@{digest}", self.repository()).into())
     }
