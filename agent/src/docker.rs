@@ -29,6 +29,8 @@ pub struct DockerCommand {
     pub config: PathBuf,
     /// Time between SIGTERM and SIGKILL when it is stopped.
     pub grace: Duration,
+    /// How long a registry that does not answer is asked again.
+    pub registry_patience: Duration,
 }
 
 impl DockerCommand {

@@ -82,6 +82,7 @@ pub async fn exec(
         work_dir: folder.path().to_owned(),
         docker_host,
         grace: GRACE,
+        registry_patience: job::REGISTRY_PATIENCE,
     };
     let status = job::run(work, &place, Arc::new(Terminal), &stop).await;
     print(serde_json::to_string(&status).as_deref().unwrap_or_default());

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use secrecy::ExposeSecret;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 pub use self::log::{JobLog, LineSink};
@@ -28,16 +28,15 @@ pub const JOBS_FOLDER: &str = "jobs";
 /// Joining images takes a second; a registry that needs minutes is down.
 const MERGE_LIMIT: Duration = Duration::from_mins(5);
 
-/// Waits between attempts at a registry that does not answer: 90 seconds in all, about what a
-/// restarting registry takes. What is built by then comes from the engine's own cache.
-const RETRY_DELAYS: [Duration; 6] = [
-    Duration::from_secs(2),
-    Duration::from_secs(5),
-    Duration::from_secs(10),
-    Duration::from_secs(18),
-    Duration::from_secs(25),
-    Duration::from_secs(30),
-];
+/// How long a registry that does not answer is asked again, within one job: about what a restarting
+/// one takes. What is built by then comes from the engine's own cache.
+pub const REGISTRY_PATIENCE: Duration = Duration::from_secs(90);
+
+/// The first wait between two attempts at a registry; each further one is twice as long.
+const RETRY_DELAY_MIN: Duration = Duration::from_secs(1);
+
+/// The longest wait between two attempts at a registry.
+const RETRY_DELAY_MAX: Duration = Duration::from_secs(20);
 
 /// The longest error message, in bytes. Its end is what counts.
 const MESSAGE_BYTES_MAX: usize = 4 * 1024;
@@ -62,6 +61,8 @@ pub struct Workplace {
     pub docker_host: Option<String>,
     /// Time between SIGTERM and SIGKILL for child processes.
     pub grace: Duration,
+    /// How long a registry that does not answer is asked again: [`REGISTRY_PATIENCE`].
+    pub registry_patience: Duration,
 }
 
 /// A job that has made what it was asked for.
@@ -258,6 +259,7 @@ async fn perform(
         host: place.docker_host.clone(),
         config: folder.0.join("docker"),
         grace: place.grace,
+        registry_patience: place.registry_patience,
     };
     let result = match docker::create_config(&docker.config) {
         Ok(()) => match work {
@@ -279,7 +281,7 @@ async fn perform_merge(
     let registry = merge.target_image.registry();
     log_in(docker, registry, merge.registry_auth.as_ref(), log, stop).await?;
     log.say(&format!("Joining {} images into {}", merge.source_images.len(), merge.target_image));
-    let mut retry = Retry::default();
+    let mut retry = Retry::new(docker.registry_patience);
     loop {
         match docker::merge(docker, merge, stop).await {
             Ok(digest) => {
@@ -301,7 +303,7 @@ async fn log_in(
 ) -> Result<(), JobError> {
     let Some(auth) = auth else { return Ok(()) };
     log.say(&format!("Logging in to {registry}"));
-    let mut retry = Retry::default();
+    let mut retry = Retry::new(docker.registry_patience);
     loop {
         match docker::login(docker, registry, auth, stop).await {
             Ok(()) => return Ok(()),
@@ -311,12 +313,16 @@ async fn log_in(
 }
 
 /// Attempts at a registry that does not answer.
-#[derive(Default)]
 struct Retry {
-    attempts: usize,
+    give_up: Instant,
+    delay: Duration,
 }
 
 impl Retry {
+    fn new(patience: Duration) -> Self {
+        Self { give_up: Instant::now() + patience, delay: RETRY_DELAY_MIN }
+    }
+
     /// Waits if another attempt may help, or gives `error` back.
     async fn wait_after(
         &mut self,
@@ -325,13 +331,14 @@ impl Retry {
         stop: &CancellationToken,
     ) -> Result<(), JobError> {
         let unavailable = FailureReason::Registry { problem: RegistryProblem::Unavailable };
-        let delay = RETRY_DELAYS.get(self.attempts).filter(|_| error.reason == unavailable);
-        let Some(delay) = delay.filter(|_| !stop.is_cancelled()) else { return Err(error) };
-        self.attempts += 1;
+        let delay = self.delay;
+        if error.reason != unavailable || Instant::now() + delay > self.give_up {
+            return Err(error);
+        }
+        self.delay = (delay * 2).min(RETRY_DELAY_MAX);
         let last = error.message.lines().last().unwrap_or_default();
-        let message = format!("The registry does not answer, trying again in {delay:?}: {last}");
-        log.say(&message);
-        match stop.run_until_cancelled(sleep(*delay)).await {
+        log.say(&format!("The registry does not answer, trying again in {delay:?}: {last}"));
+        match stop.run_until_cancelled(sleep(delay)).await {
             Some(()) => Ok(()),
             None => Err(error),
         }

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use self::link::Link;
 use crate::config::AgentConfig;
 use crate::docker;
-use crate::job::{Work, Workplace};
+use crate::job::{REGISTRY_PATIENCE, Work, Workplace};
 use crate::jobs::Jobs;
 use crate::protocol::{
     AgentMessage, Arch, CoreMessage, ErrorMessage, Heartbeat, Hello, HelloAck, ParseError, Status,
@@ -92,6 +92,7 @@ pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<AgentEx
         docker_host: config.docker_host.clone(),
         // The rest of the grace is for what comes after: removing folders, closing the connection.
         grace: config.kill_grace.mul_f64(0.75),
+        registry_patience: REGISTRY_PATIENCE,
     };
     let jobs = Jobs::recover(place, Arc::clone(&wake)).map_err(|source| {
         let path = config.work_dir.display().to_string();

@@ -100,9 +100,9 @@ impl Peer {
 
     async fn text(&mut self) -> String {
         loop {
-            match timeout(PATIENCE, self.0.next()).await.unwrap().unwrap().unwrap() {
-                Message::Text(text) => return text.to_string(),
-                _ => continue,
+            let message = timeout(PATIENCE, self.0.next()).await.unwrap().unwrap().unwrap();
+            if let Message::Text(text) = message {
+                return text.to_string();
             }
         }
     }
@@ -316,7 +316,7 @@ async fn a_job_that_core_does_not_name_is_stopped_and_forgotten() {
 
     let mut peer = setup.session(&[]).await;
     peer.stays_silent().await;
-    tokio::time::sleep(Duration::from_millis(1_000)).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(!setup.is_spooled("job_1"));
     drop(peer);
     assert!(setup.hello().await.1.jobs.is_empty());

@@ -124,7 +124,7 @@ async fn build_until_pushed(
     request: &BuildRequest<'_>,
     stop: &CancellationToken,
 ) -> Result<BuildOutcome, JobError> {
-    let mut retry = Retry::default();
+    let mut retry = Retry::new(request.docker.registry_patience);
     loop {
         match docker::build(request, stop).await {
             Ok(outcome) => return Ok(outcome),
