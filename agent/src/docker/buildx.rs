@@ -182,10 +182,12 @@ impl<'a> Reader<'a> {
     }
 
     fn finish(&mut self) {
-        let mut events = Vec::new();
+        let (mut events, mut lines) = (Vec::new(), Vec::new());
         self.stdout.finish(&mut events);
         self.decoder.finish(&mut events);
         self.take(events);
+        self.progress.finish(&mut lines);
+        self.log.masked_lines(&lines);
     }
 
     fn take(&mut self, events: Vec<Event>) {
@@ -194,6 +196,7 @@ impl<'a> Reader<'a> {
             match event {
                 Event::Status(status) => self.progress.apply(status, &mut lines),
                 Event::Text(text) => {
+                    self.progress.finish(&mut lines);
                     let text = self.log.masker().mask(&text);
                     self.text.push(text.clone());
                     lines.push((Stream::Stderr, text));

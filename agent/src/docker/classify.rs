@@ -59,14 +59,17 @@ pub(super) fn classify(step: &str, error: &str) -> FailureReason {
     if has(&ENGINE) {
         return FailureReason::Engine;
     }
-    // A base image that may not be pulled is the Dockerfile's fault, but a registry out of reach is
-    // nobody's: both are named by the FROM step or by `load metadata`.
-    let registry = step.is_empty() || step.starts_with("exporting") || step.contains("pushing");
+    if has(&AUTHENTICATION) {
+        // A base image that may not be pulled is the Dockerfile's fault.
+        let is_pull = step.starts_with('[');
+        return if is_pull {
+            FailureReason::User { step: step.to_owned(), exit_code: 1 }
+        } else {
+            FailureReason::Registry { problem: RegistryProblem::Authentication }
+        };
+    }
     if has(&CONNECTION) || has(&SERVER_ERROR) {
         return FailureReason::Registry { problem: RegistryProblem::Unavailable };
-    }
-    if registry && has(&AUTHENTICATION) {
-        return FailureReason::Registry { problem: RegistryProblem::Authentication };
     }
     if text.contains("failed to push") {
         return FailureReason::Registry { problem: RegistryProblem::Unavailable };

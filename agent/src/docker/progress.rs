@@ -180,10 +180,12 @@ fn push_piece(piece: &[u8], events: &mut Vec<Event>) {
 
 /// What is known of one vertex.
 struct Known {
+    /// Its place in `Progress::order`, from 1; 0 before it was shown.
     number: usize,
     name: String,
-    announced: bool,
     ended: bool,
+    /// How it ended was shown, and nothing of it since.
+    end_shown: bool,
     started: Option<SystemTime>,
     seconds: f64,
     cached: bool,
@@ -205,7 +207,10 @@ struct Output {
 pub(super) struct Progress {
     masker: Masker,
     known: HashMap<String, Known>,
+    /// In the order in which they were begun.
     order: Vec<String>,
+    /// Ended vertexes whose end is not shown yet.
+    ended: Vec<String>,
     clipped: bool,
 }
 
@@ -223,14 +228,21 @@ pub(super) struct FailedStep {
 impl Progress {
     /// Begins with nothing known.
     pub(super) fn new(masker: Masker) -> Self {
-        Self { masker, known: HashMap::new(), order: Vec::new(), clipped: false }
+        Self { masker, known: HashMap::new(), order: Vec::new(), ended: Vec::new(), clipped: false }
     }
 
     /// Takes one report and appends its lines, masked.
     pub(super) fn apply(&mut self, status: SolveStatus, lines: &mut Vec<(Stream, String)>) {
-        let mut ended = Vec::new();
+        // BuildKit ends a vertex and begins it again in the next report, for one when its cache was
+        // looked up first; and a vertex's last words come in the report that ends it. So an end is
+        // shown one report late.
+        let begun = |digest: &String| {
+            status.vertexes.iter().any(|it| it.digest == *digest && it.completed.is_none())
+        };
+        self.ended.retain(|digest| !begun(digest));
+        self.finish(lines);
         for vertex in status.vertexes {
-            ended.extend(self.apply_vertex(vertex, lines));
+            self.apply_vertex(vertex, lines);
         }
         for status in status.statuses {
             self.apply_status(&status, lines);
@@ -243,9 +255,12 @@ impl Progress {
             let text = self.masker.mask(&String::from_utf8_lossy(&text));
             lines.push((Stream::Stderr, format!("WARNING: {text}")));
         }
-        // After the logs: a vertex's last words come in the report that ends it.
-        for digest in ended {
-            self.end(&digest, lines);
+    }
+
+    /// Shows the ends that are still to be shown. The stream of reports is over after the last.
+    pub(super) fn finish(&mut self, lines: &mut Vec<(Stream, String)>) {
+        for digest in std::mem::take(&mut self.ended) {
+            self.show_end(&digest, lines);
         }
     }
 
@@ -280,30 +295,40 @@ impl Progress {
         self.clipped
     }
 
-    fn apply_vertex(
-        &mut self,
-        vertex: Vertex,
-        lines: &mut Vec<(Stream, String)>,
-    ) -> Option<String> {
+    fn apply_vertex(&mut self, vertex: Vertex, lines: &mut Vec<(Stream, String)>) {
         let (name, error) = (self.masker.mask(&vertex.name), self.masker.mask(&vertex.error));
         let known = self.vertex(&vertex.digest);
-        let number = known.number;
         if known.name.is_empty() {
             known.name = name;
         }
         known.cached |= vertex.cached;
         known.started = vertex.started.or(known.started);
-        if !known.announced && vertex.started.is_some() {
-            known.announced = true;
-            lines.push((Stream::Stdout, format!("#{number} {}", known.name)));
-        }
-        if let (Some(completed), false) = (vertex.completed, known.ended) {
+        known.ended &= vertex.started.is_none() || vertex.completed.is_some();
+        let is_end = vertex.completed.is_some() && !known.ended;
+        if let (Some(completed), true) = (vertex.completed, is_end) {
             known.ended = true;
-            known.seconds = seconds_between(known.started, completed);
+            known.seconds += seconds_between(known.started, completed);
             known.error = error;
-            return Some(vertex.digest);
         }
-        None
+        if known.started.is_some() {
+            self.number(&vertex.digest, lines);
+        }
+        if is_end {
+            self.ended.push(vertex.digest);
+        }
+    }
+
+    /// The vertex's number. The first time it is asked for, the vertex is shown.
+    fn number(&mut self, digest: &str, lines: &mut Vec<(Stream, String)>) -> usize {
+        let next = self.order.len() + 1;
+        let known = self.vertex(digest);
+        if known.number > 0 {
+            return known.number;
+        }
+        known.number = next;
+        lines.push((Stream::Stdout, format!("#{next} {}", known.name)));
+        self.order.push(digest.to_owned());
+        next
     }
 
     fn apply_status(&mut self, status: &VertexStatus, lines: &mut Vec<(Stream, String)>) {
@@ -316,7 +341,8 @@ impl Progress {
         if !is_news {
             return;
         }
-        let mut line = format!("#{} {id}", known.number);
+        known.end_shown = false;
+        let mut line = format!("#{} {id}", self.number(&status.vertex, lines));
         if is_transfer {
             let size = status.current.max(status.total);
             // Writing to a String cannot fail.
@@ -330,6 +356,7 @@ impl Progress {
 
     fn apply_log(&mut self, log: &VertexLog, lines: &mut Vec<(Stream, String)>) {
         let Ok(data) = STANDARD.decode(&log.data) else { return };
+        self.number(&log.vertex, lines);
         let known = self.vertex(&log.vertex);
         let stream = if log.stream == 2 { Stream::Stderr } else { Stream::Stdout };
         let output = &mut known.outputs[usize::from(stream == Stream::Stderr)];
@@ -338,13 +365,15 @@ impl Progress {
         }
         let mut masked = Vec::with_capacity(data.len());
         output.masked.push(&data, &mut masked);
+        known.end_shown = false;
         self.clipped |= take_lines(known, stream, &masked, lines);
     }
 
     /// Lets go of a vertex's unfinished lines and says how it ended.
-    fn end(&mut self, digest: &str, lines: &mut Vec<(Stream, String)>) {
-        let mut clipped = false;
+    fn show_end(&mut self, digest: &str, lines: &mut Vec<(Stream, String)>) {
+        let number = self.number(digest, lines);
         let known = self.vertex(digest);
+        let mut clipped = false;
         for stream in [Stream::Stdout, Stream::Stderr] {
             let output = &mut known.outputs[usize::from(stream == Stream::Stderr)];
             let mut rest = Vec::new();
@@ -354,12 +383,14 @@ impl Progress {
             }
             clipped |= take_lines(known, stream, &rest, lines);
         }
-        let number = known.number;
+        let was_shown = std::mem::replace(&mut known.end_shown, true);
         if known.error.is_empty() {
             known.tail = Vec::new();
             let end =
                 if known.cached { "CACHED".into() } else { format!("DONE {:.1}s", known.seconds) };
-            lines.push((Stream::Stdout, format!("#{number} {end}")));
+            if !was_shown {
+                lines.push((Stream::Stdout, format!("#{number} {end}")));
+            }
         } else if known.error.contains("context canceled") {
             lines.push((Stream::Stderr, format!("#{number} CANCELED")));
         } else {
@@ -369,22 +400,18 @@ impl Progress {
     }
 
     fn vertex(&mut self, digest: &str) -> &mut Known {
-        let (masker, order) = (&self.masker, &mut self.order);
-        self.known.entry(digest.to_owned()).or_insert_with(|| {
-            order.push(digest.to_owned());
-            Known::new(order.len(), masker)
-        })
+        self.known.entry(digest.to_owned()).or_insert_with(|| Known::new(&self.masker))
     }
 }
 
 impl Known {
-    fn new(number: usize, masker: &Masker) -> Self {
+    fn new(masker: &Masker) -> Self {
         let output = || Output { masked: masker.stream(), line: Vec::new(), seconds: 0.0 };
         Self {
-            number,
+            number: 0,
             name: String::new(),
-            announced: false,
             ended: false,
+            end_shown: false,
             started: None,
             seconds: 0.0,
             cached: false,
@@ -464,7 +491,10 @@ mod tests {
         for event in events {
             match event {
                 Event::Status(status) => progress.apply(status, &mut lines),
-                Event::Text(text) => lines.push((Stream::Stderr, text)),
+                Event::Text(text) => {
+                    progress.finish(&mut lines);
+                    lines.push((Stream::Stderr, text));
+                }
             }
         }
         (lines.into_iter().map(|(_, line)| line).collect(), progress)

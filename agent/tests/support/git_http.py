@@ -1,6 +1,6 @@
 """Serves the repositories below a folder with git's own http-backend, on loopback.
 
-    git_http.py FOLDER TOKEN
+    TOKEN=… git_http.py FOLDER
 
 The port is the only line on standard output; every request is one line on standard error:
 `METHOD host path auth`. First path segments with a meaning:
@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 
-FOLDER, TOKEN = sys.argv[1], sys.argv[2]
+FOLDER, TOKEN = sys.argv[1], os.environ["TOKEN"]
 
 
 class Handler(http.server.BaseHTTPRequestHandler):

@@ -35,7 +35,7 @@ impl GitServer {
         let mut process = Command::new("python3")
             .arg(script)
             .arg(folder.path())
-            .arg(TOKEN)
+            .env("TOKEN", TOKEN)
             .stdout(Stdio::piped())
             .stderr(log)
             .spawn()
@@ -90,7 +90,7 @@ impl Repository {
             fs::write(path, text).unwrap();
         }
         self.git(&["add", "--all"]);
-        self.git(&["commit", "--quiet", "--message", "a commit"]);
+        self.git(&["commit", "--quiet", "--allow-empty", "--message", "a commit"]);
         self.head()
     }
 
