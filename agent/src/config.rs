@@ -42,7 +42,7 @@ fn default_work_dir() -> PathBuf {
 }
 
 const fn default_give_up_after() -> Duration {
-    Duration::from_secs(15 * 60)
+    Duration::from_mins(15)
 }
 
 const fn default_kill_grace() -> Duration {

@@ -1,11 +1,24 @@
 //! The Stagely agent: it dials out to core, clones, builds, and reports what happened.
 //!
-//! Core uses four modules of this crate and no more: [`protocol`] (the wire), [`config`] (it
-//! writes the `agent.json` of every machine), [`git`] (it reads `stagely.yaml` at a commit) and
-//! [`paths`] (`stagely validate` looks for contexts and Dockerfiles as an agent does).
+//! Core uses four modules of this crate and no more: [`protocol`] (the wire), [`config`] (it writes
+//! the `agent.json` of every machine), [`git`] (it reads `stagely.yaml` at a commit) and [`paths`]
+//! (it checks a build's paths before a machine is paid for).
 
 pub mod config;
 pub mod protocol;
 
+mod session;
+
+pub use session::{AgentError, AgentExit, run};
+pub mod exec;
+
+mod jobs;
+
+pub mod job;
+pub mod spool;
+
+pub mod docker;
 pub mod git;
+pub mod mask;
 pub mod paths;
+pub mod process;

@@ -10,10 +10,10 @@ use serde::{Deserialize, Serialize};
 pub enum FailureReason {
     /// A step of the Dockerfile failed, or the Dockerfile itself is wrong.
     User {
-        /// The failing step, as BuildKit names it (`[2/5] RUN npm install`); empty if there is none.
+        /// The failing step, as `BuildKit` names it (`[2/5] RUN npm install`); empty if there is none.
         #[serde(default)]
         step: String,
-        /// The exit code of the step's command; `1` where BuildKit gives none.
+        /// The exit code of the step's command; `1` where `BuildKit` gives none.
         exit_code: i32,
     },
     /// The job ran longer than its limit.

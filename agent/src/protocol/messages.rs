@@ -221,7 +221,7 @@ impl From<RunningJobForm> for RunningJob {
     }
 }
 
-/// HELLO_ACK: the session is open.
+/// `HELLO_ACK`: the session is open.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct HelloAck {
     /// Seconds between heartbeats. Core gives a session up after three silent intervals.
@@ -355,7 +355,7 @@ pub struct Status {
     /// For people: what happened, in a sentence. Masked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error_message: Option<String>,
-    /// The steps of the build, in BuildKit's order.
+    /// The steps of the build, in `BuildKit`'s order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub steps: Vec<Step>,
     /// What the user should know although the job went on. Masked.
@@ -383,7 +383,7 @@ impl Status {
 /// One step of a build.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Step {
-    /// As BuildKit names it: `[2/5] RUN npm install`.
+    /// As `BuildKit` names it: `[2/5] RUN npm install`.
     pub name: String,
     /// Wall-clock time.
     pub seconds: f64,

@@ -131,6 +131,7 @@ impl ImageRef {
     }
 
     /// The same repository, named by `digest`.
+    #[must_use]
     pub fn at_digest(&self, digest: &Digest) -> Self {
         Self(format!("{}@{digest}", self.repository()).into())
     }
@@ -143,7 +144,7 @@ pub enum Arch {
     /// x86-64.
     #[serde(alias = "x86_64")]
     Amd64,
-    /// AArch64.
+    /// `AArch64`.
     #[serde(alias = "aarch64")]
     Arm64,
 }

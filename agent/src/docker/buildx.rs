@@ -1,0 +1,223 @@
+//! Builds and pushes one image with `docker buildx build`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use thiserror::Error;
+use tokio_util::sync::CancellationToken;
+
+use super::DockerCommand;
+use super::classify::classify;
+use super::progress::{Event, FailedStep, Progress, RawJson};
+use crate::job::JobLog;
+use crate::mask::is_secret_name;
+use crate::paths::BuildPaths;
+use crate::process::{Invocation, ProcessError};
+use crate::protocol::{BuildConfig, Digest, FailureReason, ImageRef, Step, Stream};
+
+/// The last lines after `BuildKit`'s report that are kept to find out what went wrong.
+const TEXT_LINES: usize = 60;
+
+/// One build.
+pub struct BuildRequest<'a> {
+    /// How `docker` is called.
+    pub docker: &'a DockerCommand,
+    /// What to build.
+    pub config: &'a BuildConfig,
+    /// Where it is.
+    pub paths: &'a BuildPaths,
+    /// Whether the engine exports caches.
+    pub export_cache: bool,
+    /// The job's private folder.
+    pub folder: &'a Path,
+    /// Where the output goes.
+    pub log: &'a JobLog,
+}
+
+/// An image that is pushed.
+#[derive(Debug)]
+pub struct BuildOutcome {
+    /// Its digest.
+    pub digest: Digest,
+    /// The steps.
+    pub steps: Vec<Step>,
+    /// Whether the engine dropped a part of the log.
+    pub clipped: bool,
+}
+
+/// A build without an image.
+#[derive(Debug, Error)]
+pub enum BuildError {
+    /// The command could not be run.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    /// The build failed.
+    #[error("{message}")]
+    Failed {
+        /// Whose fault it is.
+        reason: FailureReason,
+        /// What happened, with the last lines of the failing step. Masked.
+        message: String,
+        /// The steps that have ended.
+        steps: Vec<Step>,
+    },
+    /// It said that it succeeded, but not what it pushed.
+    #[error("buildx did not say which image it pushed")]
+    NoDigest,
+}
+
+impl BuildError {
+    /// Whose fault it is.
+    pub fn reason(&self) -> FailureReason {
+        match self {
+            Self::Process(ProcessError::Spawn { .. }) => FailureReason::Engine,
+            Self::Process(_) | Self::NoDigest => FailureReason::Internal,
+            Self::Failed { reason, .. } => reason.clone(),
+        }
+    }
+}
+
+/// Builds and pushes.
+///
+/// # Errors
+/// [`BuildError`]
+pub async fn build(
+    request: &BuildRequest<'_>,
+    stop: &CancellationToken,
+) -> Result<BuildOutcome, BuildError> {
+    let metadata = request.folder.join("metadata.json");
+    let mut reader = Reader::new(request.log);
+    let status = invocation(request, &metadata)
+        .run(request.docker.grace, stop, |stream, bytes| reader.read(stream, bytes))
+        .await?;
+    reader.finish();
+    if !status.success() {
+        return Err(reader.into_error(status.code()));
+    }
+    let digest = read_digest(&metadata).ok_or(BuildError::NoDigest)?;
+    let progress = reader.progress;
+    Ok(BuildOutcome { digest, steps: progress.steps(), clipped: progress.is_clipped() })
+}
+
+fn invocation(request: &BuildRequest<'_>, metadata: &PathBuf) -> Invocation {
+    let config = request.config;
+    let mut command = request
+        .docker
+        .invocation()
+        .args(["buildx", "build", "--progress=rawjson", "--push"])
+        // Attestations turn each single-platform image into an index, which costs 60 ms a push and
+        // puts entries of platform `unknown` into every merged index.
+        .args(["--provenance=false", "--sbom=false"])
+        .arg(format!("--platform={}", config.platform))
+        .arg(format!("--tag={}", config.target_image));
+    for image in &config.cache_from {
+        command = command.arg(format!("--cache-from=type=registry,ref={image}"));
+    }
+    if let Some(image) = config.cache_to.as_ref().filter(|_| request.export_cache) {
+        command = command.arg(cache_to(image));
+    }
+    for (name, value) in &config.build_args.0 {
+        command = if is_secret_name(name) {
+            // Everyone on the machine reads arguments; the environment only its owner.
+            command.arg(format!("--build-arg={name}")).env(name, value)
+        } else {
+            command.arg(format!("--build-arg={name}={value}"))
+        };
+    }
+    if let Some(target) = &config.target {
+        command = command.arg(format!("--target={target}"));
+    }
+    command
+        .arg("--metadata-file")
+        .arg(metadata)
+        .arg("--file")
+        .arg(&request.paths.dockerfile)
+        .arg("--")
+        .arg(&request.paths.context)
+}
+
+fn cache_to(image: &ImageRef) -> String {
+    format!("--cache-to=type=registry,ref={image},mode=max,ignore-error=true")
+}
+
+#[derive(Deserialize)]
+struct Metadata {
+    #[serde(rename = "containerimage.digest")]
+    digest: Digest,
+}
+
+fn read_digest(path: &Path) -> Option<Digest> {
+    let text = fs::read(path).ok()?;
+    serde_json::from_slice::<Metadata>(&text).ok().map(|metadata| metadata.digest)
+}
+
+/// Turns the command's output into log lines and keeps what an error message needs.
+struct Reader<'a> {
+    log: &'a JobLog,
+    decoder: RawJson,
+    progress: Progress,
+    stdout: RawJson,
+    text: Vec<String>,
+}
+
+impl<'a> Reader<'a> {
+    fn new(log: &'a JobLog) -> Self {
+        Self {
+            log,
+            decoder: RawJson::default(),
+            progress: Progress::new(log.masker().clone()),
+            stdout: RawJson::default(),
+            text: Vec::new(),
+        }
+    }
+
+    fn read(&mut self, stream: Stream, bytes: &[u8]) {
+        let mut events = Vec::new();
+        match stream {
+            Stream::Stdout => self.stdout.push(bytes, &mut events),
+            Stream::Stderr => self.decoder.push(bytes, &mut events),
+        }
+        self.take(events);
+    }
+
+    fn finish(&mut self) {
+        let (mut events, mut lines) = (Vec::new(), Vec::new());
+        self.stdout.finish(&mut events);
+        self.decoder.finish(&mut events);
+        self.take(events);
+        self.progress.finish(&mut lines);
+        self.log.masked_lines(&lines);
+    }
+
+    fn take(&mut self, events: Vec<Event>) {
+        let mut lines = Vec::new();
+        for event in events {
+            match event {
+                Event::Status(status) => self.progress.apply(status, &mut lines),
+                Event::Text(text) => {
+                    self.progress.finish(&mut lines);
+                    let text = self.log.masker().mask(&text);
+                    self.text.push(text.clone());
+                    lines.push((Stream::Stderr, text));
+                }
+            }
+        }
+        let excess = self.text.len().saturating_sub(TEXT_LINES);
+        self.text.drain(..excess);
+        self.log.masked_lines(&lines);
+    }
+
+    fn into_error(self, exit_code: Option<i32>) -> BuildError {
+        let text = self.text.join("\n");
+        let failed = self.progress.failed_step().unwrap_or_default();
+        let FailedStep { name, error, mut tail } = failed;
+        let reason = classify(&name, if error.is_empty() { &text } else { &error });
+        let last_text = self.text.last().cloned().unwrap_or_else(|| match exit_code {
+            Some(code) => format!("buildx ended with exit code {code}"),
+            None => "buildx was killed".to_owned(),
+        });
+        tail.push(if error.is_empty() { last_text } else { format!("{name}: {error}") });
+        BuildError::Failed { reason, message: tail.join("\n"), steps: self.progress.steps() }
+    }
+}

@@ -1,0 +1,90 @@
+//! Logs in to a registry, for one job alone.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, symlink};
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+use tokio_util::sync::CancellationToken;
+
+use super::classify::classify;
+use super::{DockerCommand, last_line};
+use crate::process::ProcessError;
+use crate::protocol::{FailureReason, RegistryAuth, RegistryProblem};
+
+/// Makes a private `DOCKER_CONFIG` at `path`, readable by its owner alone: no job sees another's
+/// login, and nothing stays on the machine.
+///
+/// # Errors
+/// When the folder cannot be made.
+pub fn create_config(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    // Docker looks for a user's plugins in its configuration folder and nowhere else.
+    if let Some(plugins) = user_plugins().filter(|plugins| plugins.is_dir()) {
+        symlink(fs::canonicalize(plugins)?, path.join("cli-plugins"))?;
+    }
+    Ok(())
+}
+
+fn user_plugins() -> Option<PathBuf> {
+    let config = std::env::var_os("DOCKER_CONFIG").map(PathBuf::from);
+    let default = || std::env::home_dir().map(|home| home.join(".docker"));
+    Some(config.or_else(default)?.join("cli-plugins"))
+}
+
+/// A login that did not succeed.
+#[derive(Debug, Error)]
+pub enum LoginError {
+    /// The command could not be run.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    /// The registry refused, or did not answer.
+    #[error("cannot log in to {registry}: {detail}")]
+    Refused {
+        /// The registry's host and port.
+        registry: String,
+        /// Docker's last words.
+        detail: String,
+        /// Which of both it was.
+        problem: RegistryProblem,
+    },
+}
+
+impl LoginError {
+    /// Whose fault it is.
+    pub const fn reason(&self) -> FailureReason {
+        match self {
+            Self::Process(_) => FailureReason::Engine,
+            Self::Refused { problem, .. } => FailureReason::Registry { problem: *problem },
+        }
+    }
+}
+
+/// Logs in to `registry`. The password goes through standard input.
+///
+/// # Errors
+/// [`LoginError`]
+pub async fn login(
+    docker: &DockerCommand,
+    registry: &str,
+    auth: &RegistryAuth,
+    stop: &CancellationToken,
+) -> Result<(), LoginError> {
+    let mut output = Vec::new();
+    let status = docker
+        .invocation()
+        .args(["login", "--username", &auth.username, "--password-stdin", "--", registry])
+        .stdin(auth.password.clone())
+        .run(docker.grace, stop, |_, bytes| output.extend_from_slice(bytes))
+        .await?;
+    if status.success() {
+        return Ok(());
+    }
+    let problem = match classify("", &String::from_utf8_lossy(&output)) {
+        FailureReason::Registry { problem } => problem,
+        _ => RegistryProblem::Unavailable,
+    };
+    let (registry, detail) = (registry.to_owned(), last_line(&output));
+    Err(LoginError::Refused { registry, detail, problem })
+}

@@ -1,0 +1,152 @@
+//! Runs one BUILD or MERGE message against the local engine, without core: `stagely agent exec`.
+
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio_util::sync::CancellationToken;
+
+use crate::job::{self, LineSink, Work, Workplace};
+use crate::protocol::{
+    CoreMessage, FailureReason, InvalidValue, ParseError, Status, StatusState, Stream,
+};
+use crate::spool::SpoolError;
+
+/// Time between SIGTERM and SIGKILL for child processes: somebody waits at a terminal.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// The exit code of a job that ran into its limit, as `timeout(1)` has it.
+pub const EXIT_TIMEOUT: u8 = 124;
+
+/// The exit code of a build whose own exit code lies outside 1 to 123.
+pub const EXIT_OTHER_USER_FAILURE: u8 = 125;
+
+/// The exit code of a cancelled job: 128 + SIGINT.
+pub const EXIT_CANCELLED: u8 = 130;
+
+/// The exit code of every failure that is not the build's own: `EX_SOFTWARE`.
+pub const EXIT_FAILURE: u8 = 70;
+
+/// A message that cannot be run.
+#[derive(Debug, Error)]
+pub enum ExecError {
+    /// The file cannot be read, or the work folder not be made.
+    #[error("cannot use {path}")]
+    Io {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It holds no message.
+    #[error("{path} holds no message")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: ParseError,
+    },
+    /// It holds a message that is no work.
+    #[error("{path} holds neither BUILD nor MERGE")]
+    NoWork {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The agent's own id is wrong: a bug.
+    #[error(transparent)]
+    Id(#[from] InvalidValue),
+}
+
+/// Runs the message in `message_file` and returns the exit code.
+///
+/// The log goes to standard output line by line, and the STATUS is its last line, as JSON. When
+/// `stop` fires the job is cancelled. The exit code is 0 for a completed job, the build's own (1 to
+/// 123) when a step failed, and otherwise one of this module's constants.
+///
+/// # Errors
+/// [`ExecError`], before anything is done.
+pub async fn exec(
+    message_file: &Path,
+    docker_host: Option<String>,
+    stop: CancellationToken,
+) -> Result<u8, ExecError> {
+    let work = read(message_file)?;
+    let folder = tempfile::Builder::new().prefix("stagely-exec-").tempdir();
+    let folder = folder.map_err(|source| ExecError::Io { path: std::env::temp_dir(), source })?;
+    let place = Workplace {
+        machine: format!("exec_{}", std::process::id()).parse()?,
+        work_dir: folder.path().to_owned(),
+        docker_host,
+        grace: GRACE,
+        registry_patience: job::REGISTRY_PATIENCE,
+    };
+    let status = job::run(work, &place, Arc::new(Terminal), &stop).await;
+    print(serde_json::to_string(&status).as_deref().unwrap_or_default());
+    Ok(exit_code(&status))
+}
+
+fn read(path: &Path) -> Result<Work, ExecError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| ExecError::Io { path: path.to_owned(), source })?;
+    match CoreMessage::parse(&text) {
+        Ok(CoreMessage::Build(build)) => Ok(Work::Build(build)),
+        Ok(CoreMessage::Merge(merge)) => Ok(Work::Merge(merge)),
+        Ok(_) => Err(ExecError::NoWork { path: path.to_owned() }),
+        Err(source) => Err(ExecError::Parse { path: path.to_owned(), source }),
+    }
+}
+
+fn exit_code(status: &Status) -> u8 {
+    match (status.state, &status.error) {
+        (StatusState::Completed, _) => 0,
+        (_, Some(FailureReason::User { exit_code, .. })) => match u8::try_from(*exit_code) {
+            Ok(code @ 1..=123) => code,
+            _ => EXIT_OTHER_USER_FAILURE,
+        },
+        (_, Some(FailureReason::Timeout { .. })) => EXIT_TIMEOUT,
+        (StatusState::Cancelled, _) => EXIT_CANCELLED,
+        _ => EXIT_FAILURE,
+    }
+}
+
+/// Prints lines instead of keeping them.
+struct Terminal;
+
+impl LineSink for Terminal {
+    fn append(&self, lines: &[(Stream, String)]) -> Result<(), SpoolError> {
+        for (_, line) in lines {
+            print(line);
+        }
+        Ok(())
+    }
+}
+
+fn print(line: &str) {
+    // A reader that has gone does not stop the build.
+    let _ = writeln!(io::stdout(), "{line}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_codes_tell_failures_apart() {
+        let code = |state, error| {
+            exit_code(&Status { error, ..Status::new("job_1".parse().unwrap(), state) })
+        };
+        let user = |exit_code| Some(FailureReason::User { step: String::new(), exit_code });
+        assert_eq!(code(StatusState::Completed, None), 0);
+        assert_eq!(code(StatusState::Failed, user(42)), 42);
+        assert_eq!(code(StatusState::Failed, user(255)), 125);
+        assert_eq!(code(StatusState::Failed, user(0)), 125);
+        let timeout = FailureReason::Timeout { limit_seconds: 1 };
+        assert_eq!(code(StatusState::Failed, Some(timeout)), 124);
+        assert_eq!(code(StatusState::Cancelled, Some(FailureReason::Cancelled)), 130);
+        assert_eq!(code(StatusState::Failed, Some(FailureReason::Engine)), 70);
+    }
+}

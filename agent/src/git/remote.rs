@@ -1,0 +1,227 @@
+//! Talks to one repository with libgit2. Everything here blocks.
+
+use std::cell::Cell;
+use std::path::Path;
+use std::sync::Arc;
+
+use git2::build::CheckoutBuilder;
+use git2::{
+    AutotagOption, Cred, CredentialType, Direction, ErrorClass, ErrorCode, FetchOptions, Oid,
+    RemoteCallbacks, RemoteRedirect, Repository,
+};
+use secrecy::{ExposeSecret, SecretString};
+use url::Url;
+
+use super::{CloneError, ResolvedRef, Watch, shown};
+use crate::protocol::CommitSha;
+
+/// GitHub takes this name with every kind of token, GitLab and Gitea take any.
+const TOKEN_USER: &str = "x-access-token";
+
+/// How far a branch is fetched in search of a commit; after the last, all of it.
+const DEPTHS: [i32; 3] = [1, 50, 1_000];
+
+/// One repository and what opens it.
+pub(super) struct Access {
+    pub(super) url: Url,
+    pub(super) token: Option<SecretString>,
+    pub(super) watch: Arc<Watch>,
+}
+
+impl Access {
+    pub(super) fn new(
+        url: &str,
+        token: Option<SecretString>,
+        watch: Arc<Watch>,
+    ) -> Result<Self, CloneError> {
+        let refused = |detail| CloneError::Address { url: shown(url), detail };
+        let parsed = Url::parse(url).map_err(|_| refused("it is not a URL"))?;
+        if !matches!(parsed.scheme(), "https" | "http" | "git") {
+            return Err(refused("only https, http and git are allowed"));
+        }
+        if parsed.password().is_some() {
+            return Err(refused("it holds a password; tokens are given apart"));
+        }
+        Ok(Self { url: parsed, token, watch })
+    }
+
+    fn callbacks(&self) -> RemoteCallbacks<'_> {
+        let asked = Cell::new(false);
+        let mut callbacks = RemoteCallbacks::new();
+        callbacks.credentials(move |_, user, allowed| {
+            // libgit2 asks again and again while the server refuses.
+            let refused = || git2::Error::new(ErrorCode::Auth, ErrorClass::Http, "refused");
+            if asked.replace(true) || !allowed.contains(CredentialType::USER_PASS_PLAINTEXT) {
+                return Err(refused());
+            }
+            let token = self.token.as_ref().ok_or_else(refused)?;
+            Cred::userpass_plaintext(user.unwrap_or(TOKEN_USER), token.expose_secret())
+        });
+        callbacks.transfer_progress(|progress| {
+            self.watch.received(progress.received_bytes() as u64);
+            self.watch.go_on()
+        });
+        callbacks.sideband_progress(|_| self.watch.go_on());
+        callbacks
+    }
+
+    fn options(&self, depth: i32) -> FetchOptions<'_> {
+        let mut options = FetchOptions::new();
+        options
+            .remote_callbacks(self.callbacks())
+            .download_tags(AutotagOption::None)
+            .update_fetchhead(false)
+            // libgit2 would send the credentials on to wherever it is redirected.
+            .follow_redirects(RemoteRedirect::None)
+            .depth(depth);
+        options
+    }
+
+    fn fetch_spec(
+        &self,
+        repository: &Repository,
+        spec: &str,
+        depth: i32,
+    ) -> Result<(), CloneError> {
+        let mut remote = repository.remote_anonymous(self.url.as_str()).map_err(internal)?;
+        let result = remote.fetch(&[spec], Some(&mut self.options(depth)), None);
+        self.watch.transfer_ended();
+        result.map_err(|error| self.error(&error))
+    }
+
+    fn error(&self, error: &git2::Error) -> CloneError {
+        let url = shown(self.url.as_str());
+        let text = error.message().to_ascii_lowercase();
+        let has = |words: &[&str]| words.iter().any(|word| text.contains(word));
+        if !self.watch.go_on() {
+            CloneError::Cancelled
+        } else if error.code() == ErrorCode::Auth || has(&["code: 401", "code: 403", "replays"]) {
+            CloneError::Authentication { url }
+        } else if has(&["code: 404", "code: 410", "repository not found", "not exported"]) {
+            CloneError::NotFound { url }
+        } else if has(&["no space left", "disk quota"]) {
+            CloneError::DiskFull
+        } else {
+            match error.class() {
+                ErrorClass::Net | ErrorClass::Http | ErrorClass::Ssl | ErrorClass::Os => {
+                    CloneError::Network { url, detail: error.message().to_owned() }
+                }
+                _ => CloneError::Internal(error.message().to_owned()),
+            }
+        }
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]
+fn internal(error: git2::Error) -> CloneError {
+    if error.message().to_ascii_lowercase().contains("no space left") {
+        return CloneError::DiskFull;
+    }
+    CloneError::Internal(error.message().to_owned())
+}
+
+/// Fetches `commit` into a new repository at `dest` and checks it out.
+pub(super) fn fetch(
+    access: &Access,
+    commit: &CommitSha,
+    branch: Option<&str>,
+    dest: &Path,
+) -> Result<(), CloneError> {
+    // Each object's parents and trees would be looked up before it is written; the pack is checked
+    // as a whole anyhow.
+    git2::opts::strict_object_creation(false);
+    let id = Oid::from_str(commit.as_str()).map_err(internal)?;
+    let repository = Repository::init(dest).map_err(internal)?;
+    let bare = access.fetch_spec(&repository, commit.as_str(), 1);
+    match bare {
+        Ok(()) => {}
+        // Another way to ask would meet the same refusal.
+        Err(
+            error @ (CloneError::Authentication { .. }
+            | CloneError::NotFound { .. }
+            | CloneError::DiskFull
+            | CloneError::Cancelled),
+        ) => return Err(error),
+        Err(error) => {
+            tracing::debug!(%error, "no bare commit from this server, fetching a branch");
+            fetch_by_branch(access, &repository, id, branch)?;
+        }
+    }
+    if repository.find_commit(id).is_err() {
+        return Err(gone(access, commit.as_str()));
+    }
+    check_out(access, &repository, id)
+}
+
+/// Fetches `branch`, or all branches if it is unknown or gone, deeper and deeper until `id` is there.
+fn fetch_by_branch(
+    access: &Access,
+    repository: &Repository,
+    id: Oid,
+    branch: Option<&str>,
+) -> Result<(), CloneError> {
+    let one = branch.map(|branch| format!("+refs/heads/{branch}:refs/remotes/origin/{branch}"));
+    let all = "+refs/heads/*:refs/remotes/origin/*".to_owned();
+    for spec in one.into_iter().chain([all]) {
+        // 0 is everything there is, 2^31-1 everything that an earlier depth left out.
+        for depth in DEPTHS.into_iter().chain([i32::MAX]) {
+            match access.fetch_spec(repository, &spec, depth) {
+                Ok(()) => {}
+                Err(error @ CloneError::Internal(_)) => {
+                    tracing::debug!(%error, spec, "no such branch");
+                    break;
+                }
+                Err(error) => return Err(error),
+            }
+            if repository.find_commit(id).is_ok() {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
+fn gone(access: &Access, wanted: &str) -> CloneError {
+    CloneError::CommitGone { url: shown(access.url.as_str()), wanted: wanted.to_owned() }
+}
+
+fn check_out(access: &Access, repository: &Repository, id: Oid) -> Result<(), CloneError> {
+    repository.set_head_detached(id).map_err(internal)?;
+    let mut options = CheckoutBuilder::new();
+    options.force().progress(|_, _, _| {
+        access.watch.go_on();
+    });
+    repository.checkout_head(Some(&mut options)).map_err(internal)
+}
+
+/// Finds out what `name` stands for.
+pub(super) fn resolve(access: &Access, name: &str) -> Result<ResolvedRef, CloneError> {
+    // Only a repository's configuration can forbid redirects here, see `Access::options`.
+    let folder = tempfile::tempdir().map_err(|error| CloneError::Internal(error.to_string()))?;
+    let repository = Repository::init_bare(folder.path()).map_err(internal)?;
+    let mut config = repository.config().map_err(internal)?;
+    config.set_str("http.followRedirects", "false").map_err(internal)?;
+    let mut remote = repository.remote_anonymous(access.url.as_str()).map_err(internal)?;
+    let connection = remote
+        .connect_auth(Direction::Fetch, Some(access.callbacks()), None)
+        .map_err(|error| access.error(&error))?;
+    let heads = connection.list().map_err(|error| access.error(&error))?;
+    let find = |wanted: &str| heads.iter().find(|head| head.name() == wanted);
+
+    let candidates = match name {
+        "" | "HEAD" => {
+            let head = find("HEAD").and_then(|head| head.symref_target());
+            vec![head.unwrap_or("HEAD").to_owned()]
+        }
+        full if full.starts_with("refs/") => vec![full.to_owned()],
+        short => vec![format!("refs/heads/{short}"), format!("refs/tags/{short}")],
+    };
+    let (full, head) = candidates
+        .into_iter()
+        // `^{}` is the commit behind an annotated tag.
+        .find_map(|full| find(&format!("{full}^{{}}")).or_else(|| find(&full)).map(|it| (full, it)))
+        .ok_or_else(|| gone(access, name))?;
+    let commit = head.oid().to_string().parse();
+    let commit = commit.map_err(|error| CloneError::Internal(format!("{error}")))?;
+    Ok(ResolvedRef { commit, name: Some(full) })
+}

@@ -1,0 +1,115 @@
+//! Fetches the submodules of a checkout, and theirs.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use git2::Repository;
+use url::Url;
+
+use super::remote::{self, Access};
+use super::{CloneError, shown};
+
+/// Deeper nesting is taken for a circle.
+const DEPTH_MAX: u32 = 8;
+
+/// Fetches all submodules of the checkout at `root` and returns how many there are.
+pub(super) fn fetch_all(access: &Access, root: &Path) -> Result<u32, CloneError> {
+    fetch_level(access, root, 0)
+}
+
+fn fetch_level(parent: &Access, root: &Path, depth: u32) -> Result<u32, CloneError> {
+    let internal = |error: git2::Error| CloneError::Internal(error.message().to_owned());
+    let repository = Repository::open(root).map_err(internal)?;
+    let mut fetched = 0;
+    for module in repository.submodules().map_err(internal)? {
+        // Without an entry in the tree it is only a line in .gitmodules; with one, its path is a
+        // folder of the tree and cannot lead out of it.
+        let Some(commit) = module.head_id() else { continue };
+        if depth == DEPTH_MAX {
+            let detail = "its submodules are nested too deeply";
+            return Err(CloneError::Address { url: shown(parent.url.as_str()), detail });
+        }
+        let url = module.url().ok().flatten().unwrap_or_default();
+        let access = access_to(parent, url)?;
+        let commit = commit.to_string().parse();
+        let commit = commit.map_err(|error| CloneError::Internal(format!("{error}")))?;
+        let dest = root.join(module.path());
+        remote::fetch(&access, &commit, module.branch().ok().flatten(), &dest)?;
+        fetched += 1 + fetch_level(&access, &dest, depth + 1)?;
+    }
+    Ok(fetched)
+}
+
+/// The submodule's address, which may be relative, and the token if it is on the same server.
+fn access_to(parent: &Access, url: &str) -> Result<Access, CloneError> {
+    let url = if url.starts_with("./") || url.starts_with("../") {
+        join(&parent.url, url).ok_or_else(|| {
+            let detail = "the relative address of a submodule leads nowhere";
+            CloneError::Address { url: shown(parent.url.as_str()), detail }
+        })?
+    } else {
+        over_https(url)
+    };
+    let mut access = Access::new(&url, None, Arc::clone(&parent.watch))?;
+    if access.url.origin() == parent.url.origin() {
+        access.token.clone_from(&parent.token);
+    }
+    Ok(access)
+}
+
+/// Resolves `relative` as git does: against the repository's address taken as a folder.
+fn join(base: &Url, relative: &str) -> Option<String> {
+    let mut base = base.clone();
+    let path = format!("{}/", base.path().trim_end_matches('/'));
+    base.set_path(&path);
+    base.join(relative).ok().map(String::from)
+}
+
+/// `git@host:path` and `ssh://git@host/path` as https: there is no key on this machine, but the
+/// token may open them.
+fn over_https(url: &str) -> String {
+    if let Some(rest) = url.strip_prefix("ssh://") {
+        let rest = rest.split_once('@').map_or(rest, |(_, rest)| rest);
+        return format!("https://{rest}");
+    }
+    match url.strip_prefix("git@").and_then(|rest| rest.split_once(':')) {
+        Some((host, path)) => format!("https://{host}/{path}"),
+        None => url.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parent(url: &str) -> Access {
+        Access::new(url, Some("token".into()), Arc::default()).unwrap()
+    }
+
+    #[test]
+    fn the_token_stays_on_its_server() {
+        let parent = parent("https://git.example/team/app.git");
+        let has_token = |url| access_to(&parent, url).unwrap().token.is_some();
+        assert!(has_token("https://git.example/team/lib.git"));
+        assert!(has_token("../lib.git"));
+        assert!(has_token("git@git.example:team/lib.git"));
+        assert!(!has_token("https://evil.example/team/lib.git"));
+        assert!(!has_token("http://git.example/team/lib.git"));
+        assert!(!has_token("https://git.example:8443/team/lib.git"));
+    }
+
+    #[test]
+    fn relative_addresses_are_taken_from_the_repository() {
+        let parent = parent("https://git.example/team/app.git");
+        let address = |url| access_to(&parent, url).unwrap().url.to_string();
+        assert_eq!(address("../lib.git"), "https://git.example/team/lib.git");
+        assert_eq!(address("ssh://git@git.example/a/b"), "https://git.example/a/b");
+    }
+
+    #[test]
+    fn files_are_refused() {
+        let parent = parent("https://git.example/team/app.git");
+        assert!(matches!(access_to(&parent, "/srv/git/x"), Err(CloneError::Address { .. })));
+        assert!(matches!(access_to(&parent, "file:///srv/x"), Err(CloneError::Address { .. })));
+    }
+}

@@ -1,0 +1,135 @@
+//! A BUILD job: clone, log in, build, push.
+
+use std::path::Path;
+use std::time::Instant;
+
+use tokio_util::sync::CancellationToken;
+
+use super::{JobError, JobLog, Outcome, Retry, log_in};
+use crate::docker::{self, BuildError, BuildOutcome, BuildRequest, DockerCommand, Engine};
+use crate::git::{self, CloneError};
+use crate::paths::{self, PathError};
+use crate::protocol::{Arch, Build, FailureReason};
+
+impl From<CloneError> for JobError {
+    fn from(error: CloneError) -> Self {
+        Self::new(error.reason(), &error)
+    }
+}
+
+impl From<PathError> for JobError {
+    fn from(error: PathError) -> Self {
+        let reason = match error {
+            PathError::Io { .. } => FailureReason::Internal,
+            PathError::Absolute(_)
+            | PathError::Outside(_)
+            | PathError::NoContext(_)
+            | PathError::NotAFolder(_)
+            | PathError::NoDockerfile { .. } => {
+                FailureReason::User { step: String::new(), exit_code: 1 }
+            }
+        };
+        Self::new(reason, &error)
+    }
+}
+
+impl From<BuildError> for JobError {
+    fn from(error: BuildError) -> Self {
+        let reason = error.reason();
+        match error {
+            BuildError::Failed { message, steps, .. } => Self { reason, message, steps },
+            BuildError::Process(_) | BuildError::NoDigest => Self::new(reason, &error),
+        }
+    }
+}
+
+pub(super) async fn perform(
+    build: &Build,
+    docker: &DockerCommand,
+    folder: &Path,
+    log: &JobLog,
+    stop: &CancellationToken,
+) -> Result<Outcome, JobError> {
+    let config = &build.build_config;
+    let checkout = folder.join("src");
+    clone(build, &checkout, log, stop).await?;
+    let paths = paths::locate(&checkout, &config.context_path, &config.dockerfile)?;
+    let engine = probe(docker, stop).await?;
+    log_in(docker, config.target_image.registry(), build.registry_auth.as_ref(), log, stop).await?;
+
+    warn_of_emulation(config.platform.arch(), log);
+    if config.cache_to.is_some() && !engine.containerd_store {
+        log.warn(
+            "this machine's Docker engine cannot export caches: its containerd image store is off \
+             (`\"features\": {\"containerd-snapshotter\": true}` in daemon.json)",
+        );
+    }
+    log.say(&format!(
+        "Building {} for {} with Docker {}",
+        config.target_image, config.platform, engine.version
+    ));
+    let export_cache = engine.containerd_store;
+    let request = BuildRequest { docker, config, paths: &paths, export_cache, folder, log };
+    let BuildOutcome { digest, steps, clipped } = build_until_pushed(&request, stop).await?;
+    if clipped {
+        log.warn(
+            "the Docker engine dropped a part of this log; set BUILDKIT_STEP_LOG_MAX_SIZE=-1 and \
+             BUILDKIT_STEP_LOG_MAX_SPEED=-1 in the environment of dockerd to keep all of it",
+        );
+    }
+    Ok(Outcome { image: config.target_image.clone(), digest, steps })
+}
+
+async fn clone(
+    build: &Build,
+    checkout: &Path,
+    log: &JobLog,
+    stop: &CancellationToken,
+) -> Result<(), JobError> {
+    let context = &build.context;
+    log.say(&format!("Cloning {} at {}", context.repo_url, context.commit_hash));
+    let started = Instant::now();
+    let done = git::fetch_commit(context.clone().into(), checkout, stop).await?;
+    let submodules = match done.submodules {
+        0 => String::new(),
+        1 => " with 1 submodule".to_owned(),
+        count => format!(" with {count} submodules"),
+    };
+    let (kib, seconds) = (done.bytes.div_ceil(1024), started.elapsed().as_secs_f64());
+    log.say(&format!("Cloned{submodules}: {kib} KiB in {seconds:.1}s"));
+    Ok(())
+}
+
+async fn probe(docker: &DockerCommand, stop: &CancellationToken) -> Result<Engine, JobError> {
+    let engine = stop.run_until_cancelled(Engine::probe(docker.host.as_deref())).await;
+    match engine {
+        Some(Ok(engine)) => Ok(engine),
+        Some(Err(error)) => Err(JobError::new(FailureReason::Engine, &error)),
+        None => Err(CloneError::Cancelled.into()),
+    }
+}
+
+fn warn_of_emulation(wanted: Arch, log: &JobLog) {
+    let own = Arch::of_this_program();
+    if wanted == own {
+        return;
+    }
+    if docker::emulated_platforms().contains(&format!("linux/{wanted}")) {
+        log.warn(&format!("{wanted} is emulated on this {own} machine: RUN steps are slow"));
+    } else {
+        log.warn(&format!("this {own} machine does not emulate {wanted}: RUN steps will fail"));
+    }
+}
+
+async fn build_until_pushed(
+    request: &BuildRequest<'_>,
+    stop: &CancellationToken,
+) -> Result<BuildOutcome, JobError> {
+    let mut retry = Retry::new(request.docker.registry_patience);
+    loop {
+        match docker::build(request, stop).await {
+            Ok(outcome) => return Ok(outcome),
+            Err(error) => retry.wait_after(error.into(), request.log, stop).await?,
+        }
+    }
+}

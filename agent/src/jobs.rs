@@ -1,0 +1,316 @@
+//! All jobs of one agent: those that run, and those whose end core has not acknowledged.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::job::{self, JOBS_FOLDER, Work, Workplace};
+use crate::protocol::{
+    AgentMessage, FailureReason, LogAck, ResumedJob, RunningJob, Status, StatusState, WireId,
+};
+use crate::spool::{Batch, Spool, SpoolError};
+
+/// The folder of all spools, in the work folder.
+const SPOOLS_FOLDER: &str = "spool";
+
+/// A waiting line is sent after this long, though its batch is not full.
+const BATCH_DELAY: Duration = Duration::from_millis(50);
+
+/// Batches of one job that may be on their way unacknowledged. Core acknowledges after a commit of
+/// some milliseconds; sixteen full batches keep it busy meanwhile.
+const WINDOW: usize = 16;
+
+/// The jobs of one agent.
+pub(crate) struct Jobs {
+    place: Workplace,
+    /// Notified when a job has something to send.
+    wake: Arc<Notify>,
+    known: BTreeMap<WireId, Job>,
+}
+
+struct Job {
+    spool: Arc<Spool>,
+    cancel: CancellationToken,
+    task: Option<JoinHandle<()>>,
+    /// Core does not want it any more: nothing is sent, and it is removed when it has ended.
+    unwanted: bool,
+    waiting_since: Option<Instant>,
+    /// The line after each batch on its way.
+    in_flight: VecDeque<u64>,
+    /// STATUS was sent on this connection.
+    status_sent: bool,
+}
+
+impl Job {
+    fn new(spool: Arc<Spool>, cancel: CancellationToken, task: Option<JoinHandle<()>>) -> Self {
+        Self {
+            spool,
+            cancel,
+            task,
+            unwanted: false,
+            waiting_since: None,
+            in_flight: VecDeque::new(),
+            status_sent: false,
+        }
+    }
+}
+
+impl Jobs {
+    /// Takes over what a former agent left in the work folder: the ends of jobs that it could not
+    /// report are kept, everything else is removed.
+    ///
+    /// # Errors
+    /// When the work folder cannot be used.
+    pub(crate) fn recover(place: Workplace, wake: Arc<Notify>) -> io::Result<Self> {
+        fs::create_dir_all(place.work_dir.join(SPOOLS_FOLDER))?;
+        let leftovers = set_leftovers_aside(&place.work_dir)?;
+        // Checkouts are large, and core waits for HELLO.
+        tokio::task::spawn_blocking(move || leftovers.iter().for_each(|path| remove(path)));
+        let mut jobs = Self { place, wake, known: BTreeMap::new() };
+        jobs.recover_spools()?;
+        Ok(jobs)
+    }
+
+    fn recover_spools(&mut self) -> io::Result<()> {
+        for entry in fs::read_dir(self.place.work_dir.join(SPOOLS_FOLDER))? {
+            let path = entry?.path();
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let Ok(job_id) = name.parse::<WireId>() else {
+                remove(&path);
+                continue;
+            };
+            match Spool::recover(path.clone(), job_id.clone(), Arc::clone(&self.wake)) {
+                Ok(Some(spool)) => {
+                    tracing::info!(job = %job_id, "the end of this job is still to be reported");
+                    let job = Job::new(Arc::new(spool), CancellationToken::new(), None);
+                    self.known.insert(job_id, job);
+                }
+                Ok(None) => remove(&path),
+                Err(error) => {
+                    tracing::warn!(job = %job_id, %error, "this job's spool cannot be read");
+                    remove(&path);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The jobs that HELLO names.
+    pub(crate) fn running(&self) -> Vec<RunningJob> {
+        let wanted = self.known.iter().filter(|(_, job)| !job.unwanted);
+        wanted.map(|(job_id, _)| RunningJob { job_id: job_id.clone() }).collect()
+    }
+
+    /// Starts a job. `false`: it is known already, and nothing happens.
+    ///
+    /// # Errors
+    /// When its spool cannot be made.
+    pub(crate) fn start(&mut self, work: Work) -> Result<bool, SpoolError> {
+        let job_id = work.job_id().clone();
+        if self.known.contains_key(&job_id) {
+            return Ok(false);
+        }
+        let folder = self.spool_folder(&job_id);
+        let spool = Arc::new(Spool::create(folder, job_id.clone(), Arc::clone(&self.wake))?);
+        let cancel = CancellationToken::new();
+        let task = spawn(work, self.place.clone(), Arc::clone(&spool), cancel.clone());
+        self.known.insert(job_id, Job::new(spool, cancel, Some(task)));
+        Ok(true)
+    }
+
+    fn spool_folder(&self, job_id: &WireId) -> PathBuf {
+        self.place.work_dir.join(SPOOLS_FOLDER).join(job_id.as_str())
+    }
+
+    /// Stops a job, which then reports itself cancelled. `false`: there is no such job.
+    pub(crate) fn cancel(&self, job_id: &WireId) -> bool {
+        let job = self.known.get(job_id);
+        if let Some(job) = job {
+            job.cancel.cancel();
+        }
+        job.is_some()
+    }
+
+    /// A session has opened: logs go on where core says, and jobs that core does not name stop.
+    pub(crate) fn resume(&mut self, resumed: &[ResumedJob]) {
+        for (job_id, job) in &mut self.known {
+            job.in_flight.clear();
+            job.waiting_since = None;
+            job.status_sent = false;
+            let next = resumed.iter().find(|resumed| resumed.job_id == *job_id);
+            match next.map(|resumed| job.spool.resume(resumed.next_line)) {
+                Some(Ok(())) => {}
+                Some(Err(error)) => {
+                    tracing::error!(job = %job_id, %error, "this job's log cannot go on");
+                    job.discard();
+                }
+                None => {
+                    tracing::info!(job = %job_id, "core does not want this job any more");
+                    job.discard();
+                }
+            }
+        }
+    }
+
+    /// Core has stored lines.
+    pub(crate) fn acknowledge(&mut self, ack: &LogAck) {
+        let Some(job) = self.known.get_mut(&ack.job_id) else { return };
+        while job.in_flight.front().is_some_and(|&end| end <= ack.lines) {
+            job.in_flight.pop_front();
+        }
+        job.spool.acknowledge(ack.lines);
+    }
+
+    /// Core has stored a job's end.
+    pub(crate) fn end_acknowledged(&mut self, job_id: &WireId) {
+        // Nothing but the end is acknowledged, and no end that was not sent.
+        if self.known.get(job_id).is_some_and(|job| job.status_sent)
+            && let Some(job) = self.known.remove(job_id)
+        {
+            job.spool.remove();
+        }
+    }
+
+    /// The messages that are due, at most `room`, and when to ask again though nobody wakes us.
+    pub(crate) fn due(&mut self, room: usize) -> (Vec<String>, Option<Instant>) {
+        let (mut messages, mut next, now) = (Vec::new(), None, Instant::now());
+        self.known.retain(|_, job| !job.is_spent());
+        for (job_id, job) in self.known.iter_mut().filter(|(_, job)| !job.unwanted) {
+            while messages.len() < room
+                && let Some(batch) = job.batch_due(job_id, now)
+            {
+                messages.push(AgentMessage::Log(batch.log(job_id)).to_json());
+            }
+            if messages.len() < room
+                && !job.status_sent
+                && let Some(status) = job.spool.status_due()
+            {
+                messages.push(AgentMessage::Status(status).to_json());
+                job.status_sent = true;
+            }
+            let again = job.waiting_since.filter(|_| job.in_flight.len() < WINDOW);
+            next = [next, again.map(|since| since + BATCH_DELAY)].into_iter().flatten().min();
+        }
+        // Without room the writer wakes us; what is overdue must not keep us spinning until then.
+        let next = next.filter(|_| messages.len() < room);
+        (messages, next)
+    }
+
+    /// Stops all jobs and waits for them. None of these reports its end: the machine was at fault.
+    pub(crate) async fn stop_all(&mut self) {
+        let running = self.known.values_mut().filter(|job| !job.spool.is_finished());
+        running.for_each(Job::discard);
+        for job in self.known.values_mut() {
+            if let Some(task) = job.task.take()
+                && job.unwanted
+                && let Err(error) = task.await
+            {
+                tracing::error!(%error, "a job's task died");
+            }
+        }
+        self.known.retain(|_, job| !job.is_spent());
+    }
+
+    /// Removes everything from disk. All jobs must have stopped.
+    pub(crate) fn remove_all(&mut self) {
+        self.known.clear();
+        remove(&self.place.work_dir.join(SPOOLS_FOLDER));
+        remove(&self.place.work_dir.join(JOBS_FOLDER));
+    }
+}
+
+impl Job {
+    fn discard(&mut self) {
+        self.unwanted = true;
+        self.cancel.cancel();
+    }
+
+    /// Removes the spool of a job that nobody wants, once it has ended.
+    fn is_spent(&self) -> bool {
+        let spent = self.unwanted && self.spool.is_finished();
+        if spent {
+            self.spool.remove();
+        }
+        spent
+    }
+
+    fn batch_due(&mut self, job_id: &WireId, now: Instant) -> Option<Batch> {
+        if self.spool.waiting() == 0 {
+            self.waiting_since = None;
+            return None;
+        }
+        let since = *self.waiting_since.get_or_insert(now);
+        let due = now >= since + BATCH_DELAY || self.spool.is_batch_due();
+        if !due || self.in_flight.len() >= WINDOW {
+            return None;
+        }
+        self.waiting_since = None;
+        match self.spool.next_batch() {
+            Ok(batch) => {
+                self.in_flight.extend(batch.as_ref().map(|batch| batch.first + batch.count));
+                batch
+            }
+            Err(error) => {
+                tracing::error!(job = %job_id, %error, "this job's log cannot be read back");
+                self.discard();
+                None
+            }
+        }
+    }
+}
+
+fn spawn(
+    work: Work,
+    place: Workplace,
+    spool: Arc<Spool>,
+    cancel: CancellationToken,
+) -> JoinHandle<()> {
+    let (job_id, sink) = (work.job_id().clone(), Arc::clone(&spool));
+    let job = tokio::spawn(async move { job::run(work, &place, sink, &cancel).await });
+    tokio::spawn(async move {
+        // Also a bug in the job's code must not leave core waiting for its end.
+        let status = job.await.unwrap_or_else(|error| Status {
+            error: Some(FailureReason::Internal),
+            error_message: Some(format!("the agent's job died: {error}")),
+            ..Status::new(job_id.clone(), StatusState::Failed)
+        });
+        tracing::info!(job = %job_id, state = ?status.state, "job ended");
+        if let Err(error) = spool.finish(status) {
+            tracing::error!(job = %job_id, %error, "the job's end is not on disk");
+        }
+    })
+}
+
+/// Moves the job folders of a former agent out of the way of new ones, and says where to.
+fn set_leftovers_aside(work_dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut leftovers = Vec::new();
+    for entry in fs::read_dir(work_dir)? {
+        let path = entry?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if name == JOBS_FOLDER {
+            let aside = work_dir.join(format!("{JOBS_FOLDER}.old.{}", std::process::id()));
+            fs::rename(&path, &aside)?;
+            leftovers.push(aside);
+        } else if name.starts_with("jobs.old.") {
+            leftovers.push(path);
+        }
+    }
+    Ok(leftovers)
+}
+
+fn remove(path: &Path) {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(path = %path.display(), %error, "cannot remove a leftover");
+        }
+        _ => {}
+    }
+}

@@ -1,0 +1,360 @@
+//! Takes secrets out of everything that leaves the machine, before it is written anywhere.
+//!
+//! A secret is found raw, JSON-escaped, percent-encoded and base64-encoded (both alphabets, all
+//! three alignments), and so is each longer line of a secret that has several.
+//!
+//! [`MaskedStream`] works on bytes as they are read, so a secret may be cut between two reads. It
+//! holds back only the end of its input that is the beginning of a secret, never longer than one
+//! secret, and needs no timer: a complete line is held back only if it begins a secret of several
+//! lines. The end of the stream lets go of what is held.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use aho_corasick::{AhoCorasick, MatchKind};
+use base64::Engine;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE};
+
+/// What stands in a secret's place.
+pub const MASK: &str = "***";
+
+/// Shorter credentials are not masked: too much else would be.
+const CREDENTIAL_BYTES_MIN: usize = 4;
+
+/// Build arguments are secret by a guess from their name; `DEBUG_KEYS=false` must not mask `false`.
+const BUILD_ARG_BYTES_MIN: usize = 6;
+
+/// A line of a secret, or an encoded form, is a pattern of its own from this length on.
+const FRAGMENT_BYTES_MIN: usize = 8;
+
+/// A build argument whose name holds one of these words is secret.
+const SECRET_WORDS: [&str; 9] =
+    ["TOKEN", "SECRET", "PASSWORD", "PASSWD", "PASSPHRASE", "KEY", "CREDENTIAL", "AUTH", "PRIVATE"];
+
+/// Whether a build argument's name says that its value is secret.
+pub fn is_secret_name(name: &str) -> bool {
+    let name = name.to_ascii_uppercase();
+    SECRET_WORDS.iter().any(|word| name.contains(word))
+}
+
+/// Collects secrets for a [`Masker`].
+#[derive(Default)]
+pub struct Secrets(BTreeSet<Vec<u8>>);
+
+impl Secrets {
+    /// Adds a password or token.
+    pub fn credential(&mut self, secret: &str) {
+        if secret.trim().len() >= CREDENTIAL_BYTES_MIN {
+            self.add(secret.trim());
+        }
+    }
+
+    /// Adds a build argument's value if the argument's name says that it is secret.
+    pub fn build_arg(&mut self, name: &str, value: &str) {
+        if is_secret_name(name) && value.trim().len() >= BUILD_ARG_BYTES_MIN {
+            self.add(value.trim());
+        }
+    }
+
+    fn add(&mut self, secret: &str) {
+        self.0.insert(secret.into());
+        self.0.insert(secret.replace("\r\n", "\n").into());
+        self.0.insert(secret.replace("\r\n", "\n").replace('\n', "\r\n").into());
+        self.0.extend(escaped_forms(secret).into_iter().map(Vec::from));
+        // The header and footer of a PEM file are no secret.
+        let lines = secret.lines().map(str::trim).filter(|line| !line.starts_with("-----"));
+        let long = lines.filter(|line| line.len() >= FRAGMENT_BYTES_MIN);
+        self.0.extend(long.map(|line| line.as_bytes().to_vec()));
+        for shift in 0..3 {
+            self.0.extend(base64_forms(secret.as_bytes(), shift));
+        }
+    }
+}
+
+/// `secret` as JSON strings and URLs show it.
+fn escaped_forms(secret: &str) -> Vec<String> {
+    let mut forms = Vec::new();
+    if let Ok(json) = serde_json::to_string(secret) {
+        forms.push(json[1..json.len() - 1].to_owned());
+    }
+    let percent = |upper: bool| {
+        let escape = |byte: u8| match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                char::from(byte).to_string()
+            }
+            _ if upper => format!("%{byte:02X}"),
+            _ => format!("%{byte:02x}"),
+        };
+        secret.bytes().map(escape).collect::<String>()
+    };
+    forms.extend([percent(true), percent(false), percent(true).replace("%20", "+")]);
+    forms
+}
+
+/// The characters that `secret` makes certain in a base64 text where it begins `shift` bytes after
+/// a multiple of three. The characters that it shares with its neighbours hold at most four of its
+/// bits at each end.
+fn base64_forms(secret: &[u8], shift: usize) -> Vec<Vec<u8>> {
+    let mut bytes = vec![0; shift];
+    bytes.extend_from_slice(secret);
+    let first = (shift * 8).div_ceil(6);
+    let last = bytes.len() * 8 / 6;
+    [STANDARD, URL_SAFE]
+        .iter()
+        .map(|engine| engine.encode(&bytes).as_bytes()[first..last].to_vec())
+        .filter(|form| form.len() >= FRAGMENT_BYTES_MIN.min(secret.len()))
+        .collect()
+}
+
+/// Knows a job's secrets. Cheap to clone.
+#[derive(Clone)]
+pub struct Masker(Option<Arc<Patterns>>);
+
+struct Patterns {
+    automaton: AhoCorasick,
+    /// Sorted, so that one search tells whether a text begins one of them.
+    sorted: Vec<Vec<u8>>,
+    longest: usize,
+    begins: [bool; 256],
+}
+
+impl Masker {
+    /// Makes a masker. With nothing to hide it copies its input.
+    ///
+    /// # Errors
+    /// When the secrets are too large for an automaton: many megabytes.
+    pub fn new(secrets: Secrets) -> Result<Self, aho_corasick::BuildError> {
+        let sorted: Vec<Vec<u8>> = secrets.0.into_iter().collect();
+        if sorted.is_empty() {
+            return Ok(Self(None));
+        }
+        // Standard: overlapping matches are wanted, or the end of one secret that begins inside
+        // another would stay.
+        let automaton = AhoCorasick::builder().match_kind(MatchKind::Standard).build(&sorted)?;
+        let longest = sorted.iter().map(Vec::len).max().unwrap_or(0);
+        let mut begins = [false; 256];
+        for pattern in &sorted {
+            begins[usize::from(pattern[0])] = true;
+        }
+        Ok(Self(Some(Arc::new(Patterns { automaton, sorted, longest, begins }))))
+    }
+
+    /// `text` without secrets.
+    pub fn mask(&self, text: &str) -> String {
+        let mut masked = Vec::with_capacity(text.len());
+        let mut stream = self.stream();
+        stream.push(text.as_bytes(), &mut masked);
+        stream.finish(&mut masked);
+        String::from_utf8_lossy(&masked).into_owned()
+    }
+
+    /// Masks one stream of bytes.
+    pub fn stream(&self) -> MaskedStream {
+        MaskedStream { patterns: self.0.clone(), held: Vec::new(), covered: 0 }
+    }
+}
+
+/// One stream on its way through a [`Masker`].
+pub struct MaskedStream {
+    patterns: Option<Arc<Patterns>>,
+    /// The end of the input that may begin a secret; shorter than the longest secret.
+    held: Vec<u8>,
+    /// How many bytes of `held` belong to a secret whose mask is written already.
+    covered: usize,
+}
+
+impl MaskedStream {
+    /// Takes `input` and appends to `output` whatever is certain by now.
+    pub fn push(&mut self, input: &[u8], output: &mut Vec<u8>) {
+        let Some(patterns) = self.patterns.clone() else {
+            output.extend_from_slice(input);
+            return;
+        };
+        if self.held.is_empty() {
+            let hold = patterns.hold_position(input);
+            self.covered = patterns.write(input, hold, 0, output);
+            self.held.extend_from_slice(&input[hold..]);
+        } else {
+            self.held.extend_from_slice(input);
+            let hold = patterns.hold_position(&self.held);
+            self.covered = patterns.write(&self.held, hold, self.covered, output);
+            self.held.drain(..hold);
+        }
+    }
+
+    /// Appends what is held to `output`: the stream has ended.
+    pub fn finish(&mut self, output: &mut Vec<u8>) {
+        output.extend_from_slice(&self.held[self.covered..]);
+        self.held.clear();
+        self.covered = 0;
+    }
+}
+
+impl Patterns {
+    /// Where the longest end of `text` begins that is a beginning of a secret, but not a whole one.
+    fn hold_position(&self, text: &[u8]) -> usize {
+        let earliest = text.len().saturating_sub(self.longest.saturating_sub(1));
+        (earliest..text.len())
+            .find(|&start| self.begins[usize::from(text[start])] && self.is_begun(&text[start..]))
+            .unwrap_or(text.len())
+    }
+
+    fn is_begun(&self, end: &[u8]) -> bool {
+        let next = self.sorted.partition_point(|pattern| pattern.as_slice() <= end);
+        self.sorted.get(next).is_some_and(|pattern| pattern.starts_with(end))
+    }
+
+    /// Writes `text[..hold]` masked; its first `covered` bytes have their mask already. Returns how
+    /// many bytes from `hold` on belong to a secret whose mask is written.
+    fn write(&self, text: &[u8], hold: usize, covered: usize, output: &mut Vec<u8>) -> usize {
+        let mut written = covered;
+        for (start, end) in self.secrets(text, covered) {
+            if start >= hold {
+                break;
+            }
+            if start >= written && !(start == 0 && covered > 0) {
+                output.extend_from_slice(&text[written..start]);
+                output.extend_from_slice(MASK.as_bytes());
+            }
+            written = written.max(end);
+        }
+        if written < hold {
+            output.extend_from_slice(&text[written..hold]);
+        }
+        written.saturating_sub(hold)
+    }
+
+    /// The parts of `text` that are secret, overlapping ones joined, in order.
+    fn secrets(&self, text: &[u8], covered: usize) -> Vec<(usize, usize)> {
+        let mut found: Vec<(usize, usize)> = Vec::new();
+        let matches = self.automaton.find_overlapping_iter(text);
+        let mut all: Vec<_> = matches.map(|found| (found.start(), found.end())).collect();
+        if covered > 0 {
+            all.push((0, covered));
+        }
+        all.sort_unstable();
+        for (start, end) in all {
+            match found.last_mut() {
+                Some((_, last_end)) if start < *last_end => *last_end = end.max(*last_end),
+                _ => found.push((start, end)),
+            }
+        }
+        found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn masker(secrets: &[&str]) -> Masker {
+        let mut collected = Secrets::default();
+        for secret in secrets {
+            collected.credential(secret);
+        }
+        Masker::new(collected).unwrap()
+    }
+
+    fn in_pieces(masker: &Masker, text: &[u8], cuts: &[usize]) -> Vec<u8> {
+        let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut % (text.len() + 1)).collect();
+        cuts.sort_unstable();
+        cuts.push(text.len());
+        let (mut stream, mut output, mut from) = (masker.stream(), Vec::new(), 0);
+        for cut in cuts {
+            stream.push(&text[from..cut], &mut output);
+            from = cut;
+        }
+        stream.finish(&mut output);
+        output
+    }
+
+    #[test]
+    fn forms_of_a_secret_are_masked() {
+        let secret = "p@ss w\"rd/ü+1234";
+        let masker = masker(&[secret]);
+        let json = serde_json::to_string(secret).unwrap();
+        for text in
+            [secret, &json, "p%40ss%20w%22rd%2F%C3%BC%2B1234", "p%40ss+w%22rd%2F%C3%BC%2B1234"]
+        {
+            assert_eq!(masker.mask(&format!("a {text} b")).replace('"', ""), "a *** b");
+        }
+        for before in ["", "x", "xy", "x-access-token:"] {
+            for engine in [STANDARD, URL_SAFE] {
+                let text = engine.encode(format!("{before}{secret}!"));
+                let output = masker.mask(&text);
+                assert!(output.contains(MASK) && output.len() < before.len() * 2 + 14, "{output}");
+            }
+        }
+    }
+
+    #[test]
+    fn lines_of_a_secret_are_masked_one_by_one() {
+        let masker = masker(&["-----BEGIN KEY-----\nMIIabcdefgh\nshort\n-----END KEY-----"]);
+        assert_eq!(masker.mask("#5 0.1 MIIabcdefgh"), "#5 0.1 ***");
+        assert_eq!(masker.mask("a short text"), "a short text");
+        let whole = "x\n-----BEGIN KEY-----\r\nMIIabcdefgh\r\nshort\r\n-----END KEY-----\r\ny";
+        assert_eq!(masker.mask(whole), "x\n***\r\ny");
+    }
+
+    #[test]
+    fn only_the_end_that_may_begin_a_secret_is_held() {
+        let (masker, mut output) = (masker(&["hunter22"]), Vec::new());
+        let mut stream = masker.stream();
+        stream.push(b"a whole line\nthe hunt", &mut output);
+        assert_eq!(output, b"a whole line\nthe ");
+        stream.push(b" is on\n", &mut output);
+        assert_eq!(output, b"a whole line\nthe hunt is on\n");
+    }
+
+    #[test]
+    fn short_values_and_harmless_names_stay() {
+        let mut secrets = Secrets::default();
+        secrets.credential("1");
+        secrets.build_arg("USE_KEYS", "false");
+        secrets.build_arg("NODE_ENV", "production");
+        secrets.build_arg("npm_token", "abcdef");
+        let masker = Masker::new(secrets).unwrap();
+        assert_eq!(masker.mask("1 false production abcdef"), "1 false production ***");
+    }
+
+    #[test]
+    fn overlapping_secrets_leave_no_rest() {
+        let masker = masker(&["abcdef", "defghi", "aaaa"]);
+        assert_eq!(masker.mask("-abcdefghi-"), "-***-");
+        let output = in_pieces(&masker, b"xaaaaaaaaaaaaaaaay", &[5, 9, 12]);
+        assert_eq!(output, b"x***y");
+    }
+
+    proptest! {
+        #[test]
+        fn a_secret_cut_anywhere_never_leaks(
+            secret in "[a-c]{4,12}",
+            other in "[a-c\n]{5,9}",
+            text in "[a-d\n]{0,40}",
+            at in any::<prop::sample::Index>(),
+            cuts in prop::collection::vec(0..200_usize, 0..12),
+        ) {
+            prop_assume!(other.trim().len() >= 4);
+            let masker = masker(&[&secret, &other]);
+            let text = {
+                let at = at.index(text.len() + 1);
+                format!("{}{secret}{}", &text[..at], &text[at..])
+            };
+            let output = String::from_utf8(in_pieces(&masker, text.as_bytes(), &cuts)).unwrap();
+            prop_assert!(!output.contains(&secret), "{output:?}");
+            prop_assert!(!output.contains(other.trim()), "{output:?}");
+            prop_assert_eq!(output, masker.mask(&text));
+        }
+
+        #[test]
+        fn text_without_a_secret_is_unchanged(
+            text in prop::collection::vec(any::<u8>(), 0..200),
+            cuts in prop::collection::vec(0..200_usize, 0..12),
+        ) {
+            let masker = masker(&["\u{1}correct horse battery staple"]);
+            prop_assert_eq!(in_pieces(&masker, &text, &cuts), text);
+        }
+    }
+}

@@ -1,0 +1,366 @@
+//! The one place where child processes start, and where they are sure to end.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::path::PathBuf;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use secrecy::{ExposeSecret, SecretString};
+use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::process::{Child, ChildStdin, Command};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::protocol::{Stream, WireId};
+
+/// The environment variable that every process of an agent carries, with the agent's id: whoever
+/// shares the machine with an agent that was killed finds what it left behind.
+pub const MACHINE_VARIABLE: &str = "STAGELY_MACHINE";
+
+/// Bytes read at once from each output: the size of a Linux pipe.
+const READ_BYTES: usize = 64 * 1024;
+
+/// How long the outputs may stay open once the whole group is dead. Only a process that left the
+/// group can hold them, and nobody waits for that one.
+const DRAIN_LIMIT: Duration = Duration::from_secs(2);
+
+/// A child process that could not be run to its end.
+#[derive(Debug, Error)]
+pub enum ProcessError {
+    /// The program is missing or may not be executed.
+    #[error("cannot start `{program}`")]
+    Spawn {
+        /// Its name.
+        program: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// An output could not be read, or the end not be awaited.
+    #[error("lost `{program}`")]
+    Io {
+        /// Its name.
+        program: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The caller asked for the end. The whole process group is gone.
+    #[error("`{program}` was stopped")]
+    Stopped {
+        /// Its name.
+        program: String,
+    },
+}
+
+/// A program to run, with everything it is given.
+#[derive(Debug)]
+pub struct Invocation {
+    program: OsString,
+    arguments: Vec<OsString>,
+    variables: Vec<(OsString, Option<OsString>)>,
+    folder: Option<PathBuf>,
+    stdin: Option<SecretString>,
+}
+
+impl Invocation {
+    /// Runs `program` for the machine `machine`.
+    pub fn new(program: impl Into<OsString>, machine: &WireId) -> Self {
+        let variables = vec![(MACHINE_VARIABLE.into(), Some(machine.as_str().into()))];
+        Self {
+            program: program.into(),
+            arguments: Vec::new(),
+            variables,
+            folder: None,
+            stdin: None,
+        }
+    }
+
+    /// Adds one argument.
+    #[must_use]
+    pub fn arg(mut self, argument: impl Into<OsString>) -> Self {
+        self.arguments.push(argument.into());
+        self
+    }
+
+    /// Adds arguments.
+    #[must_use]
+    pub fn args<A: Into<OsString>>(mut self, arguments: impl IntoIterator<Item = A>) -> Self {
+        self.arguments.extend(arguments.into_iter().map(Into::into));
+        self
+    }
+
+    /// Sets one variable of the environment, which is this process's own otherwise.
+    #[must_use]
+    pub fn env(mut self, name: impl Into<OsString>, value: impl AsRef<OsStr>) -> Self {
+        self.variables.push((name.into(), Some(value.as_ref().to_owned())));
+        self
+    }
+
+    /// Removes one variable from the environment.
+    #[must_use]
+    pub fn without_env(mut self, name: impl Into<OsString>) -> Self {
+        self.variables.push((name.into(), None));
+        self
+    }
+
+    /// Runs it in `folder`.
+    #[must_use]
+    pub fn current_dir(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.folder = Some(folder.into());
+        self
+    }
+
+    /// Writes `text` to its standard input: the way of every password.
+    #[must_use]
+    pub fn stdin(mut self, text: SecretString) -> Self {
+        self.stdin = Some(text);
+        self
+    }
+
+    /// The arguments, for tests and logs. They hold nothing secret.
+    pub fn arguments(&self) -> impl Iterator<Item = &OsStr> {
+        self.arguments.iter().map(OsString::as_os_str)
+    }
+
+    /// Runs it to its end and hands every piece of output to `on_output` as it is read.
+    ///
+    /// When `stop` fires the process group gets SIGTERM, and SIGKILL after `grace`. However this
+    /// ends, also by dropping the future, no process of the group is left.
+    ///
+    /// # Errors
+    /// [`ProcessError`]; a bad exit status is not an error.
+    pub async fn run(
+        self,
+        grace: Duration,
+        stop: &CancellationToken,
+        mut on_output: impl FnMut(Stream, &[u8]),
+    ) -> Result<ExitStatus, ProcessError> {
+        let program = self.program.to_string_lossy().into_owned();
+        if stop.is_cancelled() {
+            return Err(ProcessError::Stopped { program });
+        }
+        let io_error = |source| ProcessError::Io { program: program.clone(), source };
+        let mut child = self
+            .command()
+            .spawn()
+            .map_err(|source| ProcessError::Spawn { program: program.clone(), source })?;
+        let group = Group::of(&child).map_err(io_error)?;
+        let (stdin, stdout, stderr) =
+            (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let (Some(stdout), Some(stderr)) = (stdout, stderr) else {
+            return Err(io_error(io::Error::other("an output is not piped")));
+        };
+
+        let outputs = drain(stdout, stderr, &mut on_output);
+        tokio::pin!(outputs);
+        let end = wait_for_end(&mut child, &group, grace, stop);
+        let end = async { tokio::join!(feed(stdin, self.stdin.as_ref()), end).1 };
+        tokio::pin!(end);
+        let mut drained = None;
+        let end = loop {
+            tokio::select! {
+                end = &mut end => break end.map_err(io_error)?,
+                result = &mut outputs, if drained.is_none() => drained = Some(result),
+            }
+        };
+        // The leader is gone; what it started and did not wait for goes with it.
+        group.signal(Signal::SIGKILL);
+        let drained = match drained {
+            Some(result) => result,
+            None => timeout(DRAIN_LIMIT, outputs).await.unwrap_or(Ok(())),
+        };
+        match end {
+            End::Exited(status) => drained.map(|()| status).map_err(io_error),
+            End::Stopped => Err(ProcessError::Stopped { program }),
+        }
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        command
+            .args(&self.arguments)
+            .stdin(if self.stdin.is_some() { Stdio::piped() } else { Stdio::null() })
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .kill_on_drop(true);
+        for (name, value) in &self.variables {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        if let Some(folder) = &self.folder {
+            command.current_dir(folder);
+        }
+        command
+    }
+}
+
+/// A child's process group. Dropping it kills whatever is left in it.
+struct Group(Pid);
+
+impl Group {
+    fn of(child: &Child) -> io::Result<Self> {
+        let id = child.id().and_then(|id| i32::try_from(id).ok());
+        id.map(|id| Self(Pid::from_raw(id))).ok_or_else(|| io::Error::other("it has no process id"))
+    }
+
+    fn signal(&self, signal: Signal) {
+        match killpg(self.0, signal) {
+            // ESRCH: everyone has gone already.
+            Ok(()) | Err(Errno::ESRCH) => {}
+            Err(error) => tracing::warn!(group = %self.0, %signal, %error, "cannot signal a group"),
+        }
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // The leader may be reaped by now. Its id is not given away again while the group has
+        // members, and with none left this is ESRCH.
+        self.signal(Signal::SIGKILL);
+    }
+}
+
+enum End {
+    Exited(ExitStatus),
+    Stopped,
+}
+
+async fn wait_for_end(
+    child: &mut Child,
+    group: &Group,
+    grace: Duration,
+    stop: &CancellationToken,
+) -> io::Result<End> {
+    tokio::select! {
+        status = child.wait() => return Ok(End::Exited(status?)),
+        () = stop.cancelled() => {}
+    }
+    group.signal(Signal::SIGTERM);
+    if timeout(grace, child.wait()).await.is_err() {
+        group.signal(Signal::SIGKILL);
+        child.wait().await?;
+    }
+    Ok(End::Stopped)
+}
+
+async fn feed(stdin: Option<ChildStdin>, text: Option<&SecretString>) {
+    if let (Some(mut stdin), Some(text)) = (stdin, text)
+        && let Err(error) = stdin.write_all(text.expose_secret().as_bytes()).await
+    {
+        // A program that ended without reading says why in its own output.
+        tracing::debug!(%error, "a child did not read its input");
+    }
+}
+
+/// Reads both outputs to their ends, so that neither pipe can fill and stop the child.
+async fn drain(
+    mut stdout: impl AsyncRead + Unpin,
+    mut stderr: impl AsyncRead + Unpin,
+    on_output: &mut impl FnMut(Stream, &[u8]),
+) -> io::Result<()> {
+    let (mut stdout_buffer, mut stderr_buffer) = (vec![0; READ_BYTES], vec![0; READ_BYTES]);
+    let (mut stdout_open, mut stderr_open) = (true, true);
+    while stdout_open || stderr_open {
+        let (stream, read) = tokio::select! {
+            read = stdout.read(&mut stdout_buffer), if stdout_open => (Stream::Stdout, read?),
+            read = stderr.read(&mut stderr_buffer), if stderr_open => (Stream::Stderr, read?),
+        };
+        let (buffer, open) = match stream {
+            Stream::Stdout => (&stdout_buffer, &mut stdout_open),
+            Stream::Stderr => (&stderr_buffer, &mut stderr_open),
+        };
+        *open = read > 0;
+        if read > 0 {
+            on_output(stream, &buffer[..read]);
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    fn shell(script: &str) -> Invocation {
+        Invocation::new("sh", &"vm_test".parse().unwrap()).arg("-c").arg(script)
+    }
+
+    fn is_running(marker: &str) -> bool {
+        let output = std::process::Command::new("pgrep").args(["-f", marker]).output().unwrap();
+        output.status.success()
+    }
+
+    #[tokio::test]
+    async fn both_outputs_arrive_whole_and_the_status_is_the_childs() {
+        let script = "head -c 300000 /dev/zero; head -c 300000 /dev/zero >&2; cat; exit 3";
+        let (mut stdout, mut stderr) = (0, 0);
+        let status = shell(script)
+            .stdin("input".into())
+            .run(Duration::from_secs(1), &CancellationToken::new(), |stream, bytes| match stream {
+                Stream::Stdout => stdout += bytes.len(),
+                Stream::Stderr => stderr += bytes.len(),
+            })
+            .await
+            .unwrap();
+        assert_eq!((status.code(), stdout, stderr), (Some(3), 300_005, 300_000));
+    }
+
+    #[tokio::test]
+    async fn the_machine_is_named_in_the_environment() {
+        let mut text = Vec::new();
+        let stop = CancellationToken::new();
+        let run = shell("printf %s $STAGELY_MACHINE");
+        run.run(Duration::ZERO, &stop, |_, bytes| text.extend_from_slice(bytes)).await.unwrap();
+        assert_eq!(text, b"vm_test");
+    }
+
+    #[tokio::test]
+    async fn stopping_kills_also_what_ignores_sigterm() {
+        let stop = CancellationToken::new();
+        let started = Instant::now();
+        let run = shell("trap '' TERM; (trap '' TERM; sleep 7913) & wait; sleep 7913");
+        let (result, ()) =
+            tokio::join!(run.run(Duration::from_millis(200), &stop, |_, _| {}), async {
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                stop.cancel();
+            });
+        assert!(matches!(result, Err(ProcessError::Stopped { .. })));
+        assert!(started.elapsed() < Duration::from_secs(5));
+        assert!(!is_running("sleep 7913"));
+    }
+
+    #[tokio::test]
+    async fn a_background_process_does_not_outlive_its_leader() {
+        let stop = CancellationToken::new();
+        let status = shell("sleep 7914 & exit 0").run(Duration::ZERO, &stop, |_, _| {}).await;
+        assert!(status.unwrap().success());
+        assert!(!is_running("sleep 7914"));
+    }
+
+    #[tokio::test]
+    async fn dropping_the_future_leaves_nothing() {
+        let stop = CancellationToken::new();
+        let run = shell("sleep 7915 & sleep 7915").run(Duration::ZERO, &stop, |_, _| {});
+        timeout(Duration::from_millis(300), run).await.unwrap_err();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert!(!is_running("sleep 7915"));
+    }
+
+    #[tokio::test]
+    async fn a_missing_program_is_named() {
+        let run = Invocation::new("no-such-program", &"vm_test".parse().unwrap());
+        let error = run.run(Duration::ZERO, &CancellationToken::new(), |_, _| {}).await;
+        assert_eq!(error.unwrap_err().to_string(), "cannot start `no-such-program`");
+    }
+}

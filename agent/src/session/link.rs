@@ -1,0 +1,184 @@
+//! One WebSocket connection to core.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::stream::SplitStream;
+use futures_util::{SinkExt as _, StreamExt as _};
+use thiserror::Error;
+use tokio::net::TcpStream;
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout};
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::tungstenite::{self, Message, Utf8Bytes};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async_with_config};
+use url::Url;
+
+use crate::protocol::{AgentMessage, CONNECT_PATH, MESSAGE_BYTES_MAX};
+
+/// How long dialling may take, TLS and the upgrade included.
+const DIAL_LIMIT: Duration = Duration::from_secs(15);
+
+/// How long one write may take. A peer that reads nothing for this long is gone.
+const WRITE_LIMIT: Duration = Duration::from_secs(30);
+
+/// How long a clean close may take.
+const CLOSE_LIMIT: Duration = Duration::from_secs(1);
+
+/// Messages that wait for the socket. A full LOG batch has up to 2 MiB, so memory stays below 64 MB.
+const QUEUE: usize = 32;
+
+/// Log batches leave this much of the queue to answers and heartbeats.
+const RESERVE: usize = 8;
+
+type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
+
+/// The connection is of no use any more.
+#[derive(Debug, Error)]
+#[error("the connection to core is lost")]
+pub(super) struct Lost;
+
+/// Why core could not be reached.
+#[derive(Debug, Error)]
+pub(super) enum DialError {
+    /// The address is not http or https.
+    #[error("{0} is not an http address")]
+    Address(Url),
+    /// Nobody answered in time.
+    #[error("no answer within {DIAL_LIMIT:?}")]
+    TimedOut,
+    /// The connection or the upgrade failed.
+    #[error(transparent)]
+    WebSocket(#[from] tungstenite::Error),
+}
+
+/// An open connection. Sending never waits: a task of its own writes.
+pub(super) struct Link {
+    incoming: SplitStream<Socket>,
+    outgoing: mpsc::Sender<Message>,
+    writer: JoinHandle<()>,
+    last_received: Instant,
+}
+
+impl Link {
+    /// Dials core. `wake` is notified when the queue has room again.
+    pub(super) async fn dial(core: &Url, wake: Arc<Notify>) -> Result<Self, DialError> {
+        let url = connect_url(core).ok_or_else(|| DialError::Address(core.clone()))?;
+        let config = WebSocketConfig::default()
+            .max_message_size(Some(MESSAGE_BYTES_MAX))
+            .max_frame_size(Some(MESSAGE_BYTES_MAX));
+        let dial = connect_async_with_config(url.as_str(), Some(config), true);
+        let (socket, _) = timeout(DIAL_LIMIT, dial).await.map_err(|_| DialError::TimedOut)??;
+        let (sink, incoming) = socket.split();
+        let (outgoing, queue) = mpsc::channel(QUEUE);
+        let writer = tokio::spawn(write(sink, queue, wake));
+        Ok(Self { incoming, outgoing, writer, last_received: Instant::now() })
+    }
+
+    /// The next text message. `None`: the connection is gone. May be dropped and called again.
+    pub(super) async fn next(&mut self) -> Option<Utf8Bytes> {
+        while let Some(message) = self.incoming.next().await {
+            self.last_received = Instant::now();
+            match message {
+                Ok(Message::Text(text)) => return Some(text),
+                Ok(Message::Close(_)) => return None,
+                // The library answers pings.
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "the connection to core broke");
+                    return None;
+                }
+            }
+        }
+        None
+    }
+
+    /// When something last arrived, pongs included.
+    pub(super) const fn last_received(&self) -> Instant {
+        self.last_received
+    }
+
+    /// How many log batches may be sent now.
+    pub(super) fn room(&self) -> usize {
+        self.outgoing.capacity().saturating_sub(RESERVE)
+    }
+
+    pub(super) fn send(&mut self, message: &AgentMessage<'_>) -> Result<(), Lost> {
+        self.send_text(message.to_json())
+    }
+
+    pub(super) fn send_text(&mut self, text: String) -> Result<(), Lost> {
+        self.queue(Message::text(text))
+    }
+
+    pub(super) fn ping(&mut self) -> Result<(), Lost> {
+        self.queue(Message::Ping(bytes::Bytes::new()))
+    }
+
+    /// A full queue means that core stopped reading long ago.
+    fn queue(&mut self, message: Message) -> Result<(), Lost> {
+        self.outgoing.try_send(message).map_err(|_| Lost)
+    }
+
+    /// Sends what is queued, and says goodbye.
+    pub(super) async fn close(mut self) {
+        let (closed, _) = mpsc::channel(1);
+        self.outgoing = closed;
+        let _ = timeout(CLOSE_LIMIT, &mut self.writer).await;
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.writer.abort();
+    }
+}
+
+async fn write(
+    mut sink: impl futures_util::Sink<Message, Error = tungstenite::Error> + Unpin,
+    mut queue: mpsc::Receiver<Message>,
+    wake: Arc<Notify>,
+) {
+    while let Some(message) = queue.recv().await {
+        let send = async {
+            sink.feed(message).await?;
+            while let Ok(message) = queue.try_recv() {
+                sink.feed(message).await?;
+            }
+            sink.flush().await
+        };
+        match timeout(WRITE_LIMIT, send).await {
+            Ok(Ok(())) => wake.notify_one(),
+            // The reader sees the broken connection too, or the queue fills.
+            Ok(Err(_)) | Err(_) => return,
+        }
+    }
+    let _ = sink.close().await;
+}
+
+/// `https://core.example/base` → `wss://core.example/base/v1/agent/connect`.
+fn connect_url(core: &Url) -> Option<Url> {
+    let mut url = core.clone();
+    let scheme = match core.scheme() {
+        "https" | "wss" => "wss",
+        "http" | "ws" => "ws",
+        _ => return None,
+    };
+    url.set_scheme(scheme).ok()?;
+    url.set_path(&format!("{}{CONNECT_PATH}", core.path().trim_end_matches('/')));
+    Some(url)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_path_is_added_to_cores_address() {
+        let url = |core: &str| connect_url(&core.parse().unwrap()).map(String::from);
+        assert_eq!(url("http://c:8080").unwrap(), "ws://c:8080/v1/agent/connect");
+        assert_eq!(url("https://c/base/").unwrap(), "wss://c/base/v1/agent/connect");
+        assert_eq!(url("ftp://c"), None);
+    }
+}

@@ -1,0 +1,361 @@
+//! Whole jobs against a real Docker engine, a real registry with a password, and git over HTTP.
+//!
+//! The registry is named by `STAGELY_REGISTRY`, `STAGELY_REGISTRY_USERNAME` and
+//! `STAGELY_REGISTRY_PASSWORD_FILE`; the engine must be able to pull `debian:13-slim`.
+
+#![expect(clippy::unwrap_used, reason = "a helper's failure fails the test")]
+
+mod support;
+
+use std::fs;
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use stagely_agent::job::{self, LineSink, Work, Workplace};
+use stagely_agent::protocol::{
+    CoreMessage, FailureReason, RegistryProblem, Status, StatusState, Stream,
+};
+use stagely_agent::spool::SpoolError;
+use support::{GitServer, TOKEN};
+use tempfile::TempDir;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+
+fn setting(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: these tests need a registry"))
+}
+
+/// Keeps lines in memory.
+#[derive(Default)]
+struct Lines(Mutex<Vec<String>>);
+
+impl LineSink for Lines {
+    fn append(&self, lines: &[(Stream, String)]) -> Result<(), SpoolError> {
+        self.0.lock().unwrap().extend(lines.iter().map(|(_, line)| line.clone()));
+        Ok(())
+    }
+}
+
+/// A repository, a registry and a place to work.
+struct Setup {
+    git: GitServer,
+    repository: support::Repository,
+    work_dir: TempDir,
+    registry: String,
+    password: String,
+    /// Names what this test pushes.
+    name: String,
+    lines: Arc<Lines>,
+    cancel: CancellationToken,
+}
+
+impl Setup {
+    fn new(name: &str) -> Self {
+        let git = GitServer::start();
+        let repository = git.repository("app", true);
+        let password = fs::read_to_string(setting("STAGELY_REGISTRY_PASSWORD_FILE")).unwrap();
+        Self {
+            git,
+            repository,
+            work_dir: tempfile::tempdir().unwrap(),
+            registry: setting("STAGELY_REGISTRY"),
+            password: password.trim().to_owned(),
+            name: format!("agent-tests/{name}-{}", std::process::id()),
+            lines: Arc::default(),
+            cancel: CancellationToken::new(),
+        }
+    }
+
+    fn image(&self, tag: &str) -> String {
+        format!("{}/{}:{tag}", self.registry, self.name)
+    }
+
+    fn auth(&self) -> Value {
+        json!({ "username": setting("STAGELY_REGISTRY_USERNAME"), "password": self.password })
+    }
+
+    /// Commits `files` and describes their build; `config` adds to its configuration.
+    fn build(&self, files: &[(&str, &str)], config: Value) -> Value {
+        let commit = self.repository.commit(files);
+        let mut build_config = json!({
+            "context_path": ".", "target_image": self.image("app"), "platform": "linux/amd64",
+        });
+        let Value::Object(config) = config else { panic!("{config}") };
+        build_config.as_object_mut().unwrap().extend(config);
+        json!({
+            "type": "BUILD",
+            "job_id": "job_build_xk82",
+            "context": {
+                "repo_url": self.git.url("private", "app/.git"),
+                "commit_hash": commit,
+                "clone_token": TOKEN,
+            },
+            "build_config": build_config,
+            "registry_auth": self.auth(),
+        })
+    }
+
+    async fn run(&self, message: Value) -> Status {
+        self.run_with(message, Duration::from_secs(90)).await
+    }
+
+    async fn run_with(&self, message: Value, registry_patience: Duration) -> Status {
+        let work = match CoreMessage::parse(&message.to_string()).unwrap() {
+            CoreMessage::Build(build) => Work::Build(build),
+            CoreMessage::Merge(merge) => Work::Merge(merge),
+            other => panic!("{other:?}"),
+        };
+        let place = Workplace {
+            machine: "vm_docker_test".parse().unwrap(),
+            work_dir: self.work_dir.path().to_owned(),
+            docker_host: None,
+            grace: Duration::from_secs(5),
+            registry_patience,
+        };
+        let sink: Arc<dyn LineSink> = self.lines.clone();
+        let status = job::run(work, &place, sink, &self.cancel).await;
+        let jobs = fs::read_dir(self.work_dir.path().join("jobs")).unwrap();
+        assert_eq!(jobs.count(), 0, "the job's folder is left behind");
+        status
+    }
+
+    fn log(&self) -> String {
+        self.lines.0.lock().unwrap().join("\n")
+    }
+
+    async fn log_has(&self, text: &str) {
+        let started = Instant::now();
+        while !self.log().contains(text) {
+            assert!(started.elapsed().as_secs() < 60, "no {text:?} in:\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+fn runs_on_host(command: &str) -> bool {
+    Command::new("pgrep").args(["-f", command]).output().unwrap().status.success()
+}
+
+/// Passes connections on to `to` from the time it is started.
+async fn proxy(listener: TcpListener, to: String) {
+    loop {
+        let (mut client, _) = listener.accept().await.unwrap();
+        let mut server = TcpStream::connect(&to).await.unwrap();
+        tokio::spawn(async move { tokio::io::copy_bidirectional(&mut client, &mut server).await });
+    }
+}
+
+#[tokio::test]
+async fn a_build_is_pushed_and_its_repeat_is_cached() {
+    let setup = Setup::new("push");
+    let marker = setup.name.clone();
+    let dockerfile =
+        format!("FROM debian:13-slim\nCOPY file /\nRUN echo {marker}; cat /file >&2\n");
+    let files = [("api/docker/Dockerfile", &*dockerfile), ("api/file", "the file\n")];
+    let cache = setup.image("cache");
+    let config = json!({
+        "context_path": "./api", "dockerfile": "docker/Dockerfile",
+        "cache_from": [cache], "cache_to": cache,
+    });
+    let status = setup.run(setup.build(&files, config.clone())).await;
+    assert_eq!(status.state, StatusState::Completed, "{status:?}\n{}", setup.log());
+    assert_eq!(status.artifact_url.unwrap().as_str(), setup.image("app"));
+    assert!(status.digest.is_some() && status.warnings.is_empty());
+    let names: Vec<_> = status.steps.iter().map(|step| step.name.as_str()).collect();
+    assert!(names.iter().any(|name| name.starts_with("[3/3] RUN")), "{names:?}");
+    assert!(status.steps.iter().any(|step| !step.cached));
+    let log = setup.log();
+    for text in
+        [&*format!(" {marker}"), " the file", "exporting cache", "DONE", "steps cached, pushed"]
+    {
+        assert!(log.contains(text), "{text}\n{log}");
+    }
+    assert!(!log.contains(&setup.password) && !log.contains(TOKEN), "{log}");
+
+    let status = setup.run(setup.build(&[("unused", "")], config)).await;
+    // Of FROM, BuildKit says only sometimes that it is cached.
+    assert!(status.steps[1..].iter().all(|step| step.cached), "{status:?}");
+}
+
+#[tokio::test]
+async fn the_users_failures_name_the_step() {
+    let setup = Setup::new("fails");
+    let dockerfile = "FROM debian:13-slim\nRUN echo the reason; exit 42\n";
+    let status = setup.run(setup.build(&[("Dockerfile", dockerfile)], json!({}))).await;
+    assert_eq!(
+        (status.state, status.exit_code),
+        (StatusState::Failed, Some(42)),
+        "{}",
+        setup.log()
+    );
+    let Some(FailureReason::User { step, exit_code: 42 }) = status.error else {
+        panic!("{:?}", status.error)
+    };
+    assert_eq!(step, "[2/2] RUN echo the reason; exit 42");
+    assert!(status.error_message.unwrap().contains("the reason"));
+
+    for dockerfile in ["FROM debian:13-slim\nRUNN x\n", "FROM debian:13-slim\nCOPY nothing /\n"] {
+        let status = setup.run(setup.build(&[("Dockerfile", dockerfile)], json!({}))).await;
+        let user = matches!(status.error, Some(FailureReason::User { exit_code: 1, .. }));
+        assert!(user, "{status:?}\n{}", setup.log());
+    }
+    let missing = setup.build(&[], json!({ "dockerfile": "x.Dockerfile" }));
+    let status = setup.run(missing).await;
+    assert!(status.error_message.unwrap().contains("neither `x.Dockerfile`"));
+}
+
+#[tokio::test]
+async fn secrets_are_neither_logged_nor_arguments() {
+    let setup = Setup::new("secrets");
+    let secret = "s3cr3t-value-0815";
+    let dockerfile = "FROM debian:13-slim\nARG NPM_TOKEN\nARG MODE\n\
+        RUN echo plain $NPM_TOKEN; echo $NPM_TOKEN | base64; echo mode=$MODE; sleep 2\n";
+    let args = json!({ "build_args": { "NPM_TOKEN": secret, "MODE": "fast" } });
+    let message = setup.build(&[("Dockerfile", dockerfile)], args);
+    let (status, ()) = tokio::join!(setup.run(message), async {
+        setup.log_has("mode=fast").await;
+        for secret in [secret, &setup.password, TOKEN] {
+            // pgrep does not find itself.
+            assert!(!runs_on_host(secret), "{secret} is an argument of a process");
+        }
+    });
+    assert_eq!(status.state, StatusState::Completed, "{status:?}\n{}", setup.log());
+    let log = setup.log();
+    assert!(log.contains("plain ***") && !log.contains(secret), "{log}");
+    assert!(!log.contains("czNjcjN0LXZhbHVl"), "{log}");
+    assert!(!format!("{status:?}").contains(secret));
+}
+
+#[tokio::test]
+async fn a_timeout_and_a_cancel_leave_nothing_running() {
+    let setup = Setup::new("sleeps");
+    let dockerfile = "FROM debian:13-slim\nRUN echo begun; sleep 6174\n";
+    let message = setup.build(&[("Dockerfile", dockerfile)], json!({ "timeout_seconds": 4 }));
+    let started = Instant::now();
+    let status = setup.run(message.clone()).await;
+    let error = status.error.unwrap();
+    assert_eq!(error, FailureReason::Timeout { limit_seconds: 4 }, "{}", setup.log());
+    assert!(started.elapsed() < Duration::from_secs(12), "{:?}", started.elapsed());
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(!runs_on_host("sleep 6174"));
+
+    let setup = Setup { lines: Arc::default(), ..setup };
+    let dockerfile = "FROM debian:13-slim\nRUN echo begun; sleep 6175\n";
+    let message = setup.build(&[("Dockerfile", dockerfile)], json!({}));
+    let (status, started) = tokio::join!(setup.run(message), async {
+        setup.log_has(" begun").await;
+        setup.cancel.cancel();
+        Instant::now()
+    });
+    assert_eq!(status.state, StatusState::Cancelled);
+    println!("cancelled after {:?}", started.elapsed());
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(!runs_on_host("sleep 6175"));
+}
+
+#[tokio::test]
+async fn a_registry_that_refuses_is_told_apart_from_one_that_is_away() {
+    let setup = Setup::new("registry");
+    let files = [("Dockerfile", "FROM debian:13-slim\n")];
+    let mut message = setup.build(&files, json!({}));
+    message["registry_auth"]["password"] = "wrong-password".into();
+    let status = setup.run(message).await;
+    let problem = RegistryProblem::Authentication;
+    assert_eq!(status.error, Some(FailureReason::Registry { problem }), "{}", setup.log());
+
+    let mut message = setup.build(&files, json!({}));
+    message.as_object_mut().unwrap().remove("registry_auth");
+    let status = setup.run(message).await;
+    assert_eq!(status.error, Some(FailureReason::Registry { problem }), "{}", setup.log());
+
+    let away = json!({ "target_image": "127.0.0.1:1/a:b" });
+    let patience = Duration::from_secs(2);
+    let status = setup.run_with(setup.build(&files, away.clone()), patience).await;
+    let problem = RegistryProblem::Unavailable;
+    assert_eq!(status.error, Some(FailureReason::Registry { problem }), "{}", setup.log());
+    let mut message = setup.build(&files, away);
+    message.as_object_mut().unwrap().remove("registry_auth");
+    let status = setup.run_with(message, patience).await;
+    assert_eq!(status.error, Some(FailureReason::Registry { problem }), "{}", setup.log());
+}
+
+#[tokio::test]
+async fn a_registry_that_restarts_is_waited_for() {
+    let setup = Setup::new("restart");
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let away = Setup { registry: address.to_string(), ..setup };
+    let message = away.build(&[("Dockerfile", "FROM debian:13-slim\n")], json!({}));
+    let registry = setting("STAGELY_REGISTRY");
+    let back = async {
+        away.log_has("trying again").await;
+        proxy(TcpListener::bind(address).await.unwrap(), registry).await;
+    };
+    let status = tokio::select! {
+        status = away.run(message) => status,
+        () = back => panic!("the proxy ended"),
+    };
+    assert_eq!(status.state, StatusState::Completed, "{}", away.log());
+}
+
+#[tokio::test]
+async fn platforms_are_joined_and_counted() {
+    let setup = Setup::new("merge");
+    let mut sources = Vec::new();
+    for arch in ["amd64", "arm64"] {
+        let config = json!({
+            "platform": format!("linux/{arch}"), "target_image": setup.image(&format!("app-{arch}")),
+        });
+        let message = setup.build(&[("Dockerfile", "FROM scratch\nCOPY Dockerfile /\n")], config);
+        let status = setup.run(message).await;
+        assert_eq!(status.state, StatusState::Completed, "{}", setup.log());
+        assert_eq!(status.warnings.is_empty(), arch == "amd64", "{:?}", status.warnings);
+        sources.push(status.artifact_url.unwrap().at_digest(&status.digest.unwrap()));
+    }
+    let merge = |platforms: &[&str]| {
+        json!({
+            "type": "MERGE", "job_id": "job_merge_xk82", "source_images": sources,
+            "target_image": setup.image("app"), "platforms": platforms,
+            "registry_auth": setup.auth(),
+        })
+    };
+    let status = setup.run(merge(&["linux/amd64", "linux/arm64"])).await;
+    assert_eq!(status.state, StatusState::Completed, "{status:?}");
+    assert!(status.digest.is_some());
+    let status = setup.run(merge(&["linux/amd64"])).await;
+    assert_eq!(status.error, Some(FailureReason::Internal));
+    assert!(status.error_message.unwrap().contains("linux/arm64"));
+}
+
+#[tokio::test]
+async fn every_line_arrives_or_the_user_is_told() {
+    let setup = Setup::new("lines");
+    let dockerfile =
+        format!("FROM debian:13-slim\nRUN : {}; seq -f 'line %.0f' 200000\n", setup.name);
+    let started = Instant::now();
+    let status = setup.run(setup.build(&[("Dockerfile", &dockerfile)], json!({}))).await;
+    assert_eq!(status.state, StatusState::Completed, "{status:?}");
+    let log = setup.log();
+    let mut next = 1;
+    for line in log.lines() {
+        let number = line.rsplit_once(" line ").and_then(|(_, number)| number.parse().ok());
+        if number == Some(next) {
+            next += 1;
+        }
+    }
+    println!("{} lines in {:?}, {:?}", next - 1, started.elapsed(), status.warnings);
+    assert_eq!(next == 200_001, status.warnings.is_empty(), "{next} {:?}", status.warnings);
+}
+
+#[tokio::test]
+async fn one_message_runs_without_core() {
+    let setup = Setup::new("exec");
+    let message = setup.build(&[("Dockerfile", "FROM debian:13-slim\nRUN exit 7\n")], json!({}));
+    let file = setup.work_dir.path().join("message.json");
+    fs::write(&file, message.to_string()).unwrap();
+    let code = stagely_agent::exec::exec(&file, None, CancellationToken::new()).await.unwrap();
+    assert_eq!(code, 7);
+}

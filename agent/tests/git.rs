@@ -1,0 +1,199 @@
+//! Clones over real HTTP, from git's own server.
+
+#![expect(clippy::unwrap_used, reason = "a helper's failure fails the test")]
+
+mod support;
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use secrecy::SecretString;
+use stagely_agent::git::{CloneError, FetchRequest, fetch_commit, resolve_ref};
+use stagely_agent::protocol::CommitSha;
+use support::{GitServer, TOKEN};
+use tokio_util::sync::CancellationToken;
+
+fn request(url: String, commit: &CommitSha) -> FetchRequest {
+    FetchRequest { url, commit: commit.clone(), branch: None, token: None, submodules: true }
+}
+
+fn with_token(request: FetchRequest, token: &str) -> FetchRequest {
+    FetchRequest { token: Some(token.to_owned().into()), ..request }
+}
+
+/// Fetches and returns the text of `file`.
+async fn fetch(request: FetchRequest, file: &str) -> Result<String, CloneError> {
+    let folder = tempfile::tempdir().unwrap();
+    let dest = folder.path().join("src");
+    let checkout = fetch_commit(request, &dest, &CancellationToken::new()).await?;
+    assert!(checkout.bytes > 0);
+    let config = fs::read_to_string(dest.join(".git/config")).unwrap();
+    assert!(!config.contains(TOKEN));
+    Ok(fs::read_to_string(dest.join(file)).unwrap())
+}
+
+fn long_history(server: &GitServer, name: &str, bare_commits: bool) -> [CommitSha; 3] {
+    let repository = server.repository(name, bare_commits);
+    let first = repository.commit(&[("file", "first")]);
+    for number in 0..80 {
+        repository.git(&["commit", "--quiet", "--allow-empty", "-m", &number.to_string()]);
+    }
+    let second = repository.commit(&[("file", "second")]);
+    repository.git(&["switch", "--quiet", "--create", "feature/new-api"]);
+    let third = repository.commit(&[("file", "third")]);
+    repository.git(&["switch", "--quiet", "main"]);
+    [first, second, third]
+}
+
+#[tokio::test]
+async fn any_commit_is_fetched_alone_where_the_server_allows_it() {
+    let server = GitServer::start();
+    let commits = long_history(&server, "app", true);
+    for (commit, text) in commits.iter().zip(["first", "second", "third"]) {
+        let request = request(server.url("open", "app/.git"), commit);
+        assert_eq!(fetch(request, "file").await.unwrap(), text);
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let request = request(server.url("open", "app/.git"), &commits[1]);
+    fetch_commit(request, folder.path(), &CancellationToken::new()).await.unwrap();
+    let shallow = fs::read_to_string(folder.path().join(".git/shallow")).unwrap();
+    assert_eq!(shallow.trim(), commits[1].as_str());
+}
+
+#[tokio::test]
+async fn elsewhere_the_branch_is_fetched_as_deep_as_needed() {
+    let server = GitServer::start();
+    let commits = long_history(&server, "app", false);
+    for branch in [None, Some("main"), Some("feature/new-api"), Some("deleted")] {
+        for (commit, text) in commits.iter().zip(["first", "second", "third"]) {
+            let branch = branch.map(str::to_owned);
+            let request =
+                FetchRequest { branch, ..request(server.url("open", "app/.git"), commit) };
+            assert_eq!(fetch(request, "file").await.unwrap(), text);
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_told_apart() {
+    let server = GitServer::start();
+    let commit = server.repository("app", true).commit(&[("file", "text")]);
+    server.repository("strict", false).commit(&[("file", "text")]);
+    let fetch_from = |url, commit: &CommitSha| fetch(request(url, commit), "file");
+
+    let gone: CommitSha = "0123456789abcdef0123456789abcdef01234567".parse().unwrap();
+    for repository in ["app/.git", "strict/.git"] {
+        let error = fetch_from(server.url("open", repository), &gone).await.unwrap_err();
+        assert!(matches!(error, CloneError::CommitGone { .. }), "{error:?}");
+    }
+    let error = fetch_from(server.url("open", "nothing/.git"), &commit).await.unwrap_err();
+    assert!(matches!(error, CloneError::NotFound { .. }), "{error:?}");
+    let error = fetch_from(server.url("status", "503/app"), &commit).await.unwrap_err();
+    assert!(matches!(error, CloneError::Network { .. }), "{error:?}");
+    let error = fetch_from("http://127.0.0.1:1/app".to_owned(), &commit).await.unwrap_err();
+    assert!(matches!(error, CloneError::Network { .. }), "{error:?}");
+    for url in ["file:///etc", "/etc", "ssh://git@127.0.0.1/app", "http://u:secret@127.0.0.1/app"] {
+        let error = fetch_from(url.to_owned(), &commit).await.unwrap_err();
+        assert!(matches!(error, CloneError::Address { .. }), "{error:?}");
+        assert!(!error.to_string().contains("secret"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn the_token_opens_what_is_private_and_a_wrong_one_does_not() {
+    let server = GitServer::start();
+    let commit = server.repository("app", true).commit(&[("file", "text")]);
+    let private = || request(server.url("private", "app/.git"), &commit);
+
+    assert_eq!(fetch(with_token(private(), TOKEN), "file").await.unwrap(), "text");
+    for refused in [private(), with_token(private(), "wrong")] {
+        let error = fetch(refused, "file").await.unwrap_err();
+        assert!(matches!(error, CloneError::Authentication { .. }), "{error:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_redirect_to_another_host_gets_no_token() {
+    let server = GitServer::start();
+    let commit = server.repository("app", true).commit(&[("file", "text")]);
+    let url = server.url("away", "app/.git");
+
+    fetch(with_token(request(url.clone(), &commit), TOKEN), "file").await.unwrap_err();
+    let token = Some(SecretString::from(TOKEN));
+    resolve_ref(&url, token, "main", &CancellationToken::new()).await.unwrap_err();
+
+    let requests = server.requests();
+    assert!(requests.contains("/away/") && !requests.contains("localhost"), "{requests}");
+}
+
+#[tokio::test]
+async fn submodules_come_along_also_nested_and_relative() {
+    let server = GitServer::start();
+    let inner = server.repository("inner", true);
+    inner.commit(&[("file", "inner")]);
+    let add = |to: &support::Repository, url: &str, path: &str| {
+        let local = server.url("private", "inner/.git");
+        let auth = local.replace("http://", &format!("http://x:{TOKEN}@"));
+        let origin =
+            if url == "../../middle/.git" { auth.replace("inner", "middle") } else { auth };
+        to.git(&["submodule", "--quiet", "add", &origin, path]);
+        to.git(&["config", "--file", ".gitmodules", &format!("submodule.{path}.url"), url]);
+        to.commit(&[])
+    };
+    let middle = server.repository("middle", false);
+    add(&middle, &server.url("private", "inner/.git"), "deep");
+    let outer = server.repository("outer", true);
+    let commit = add(&outer, "../../middle/.git", "libs/middle");
+
+    let request = with_token(request(server.url("private", "outer/.git"), &commit), TOKEN);
+    let text = fetch(request.clone(), "libs/middle/deep/file").await.unwrap();
+    assert_eq!(text, "inner");
+
+    let folder = tempfile::tempdir().unwrap();
+    let request = FetchRequest { submodules: false, ..request };
+    fetch_commit(request, folder.path(), &CancellationToken::new()).await.unwrap();
+    assert!(!folder.path().join("libs/middle/deep").exists());
+}
+
+#[tokio::test]
+async fn a_clone_that_hangs_is_cancelled_within_two_seconds() {
+    let server = GitServer::start();
+    let commit = server.repository("app", true).commit(&[("file", "text")]);
+    let (cancel, folder) = (CancellationToken::new(), tempfile::tempdir().unwrap());
+    let request = request(server.url("hang", "app/.git"), &commit);
+    let started = Instant::now();
+    let (result, ()) = tokio::join!(fetch_commit(request, folder.path(), &cancel), async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        cancel.cancel();
+    });
+    assert!(matches!(result, Err(CloneError::Cancelled)));
+    assert!(started.elapsed() < Duration::from_secs(2));
+}
+
+#[tokio::test]
+async fn names_stand_for_commits() {
+    let server = GitServer::start();
+    let repository = server.repository("app", true);
+    let commit = repository.commit(&[("file", "text")]);
+    repository.git(&["tag", "light"]);
+    repository.git(&["tag", "--annotate", "--message", "x", "v1"]);
+    repository.git(&["branch", "feature/x"]);
+    let (url, cancel) = (server.url("private", "app/.git"), CancellationToken::new());
+    let token = || Some(SecretString::from(TOKEN));
+    let cases = [
+        ("HEAD", Some("refs/heads/main")),
+        ("main", Some("refs/heads/main")),
+        ("feature/x", Some("refs/heads/feature/x")),
+        ("v1", Some("refs/tags/v1")),
+        ("refs/tags/light", Some("refs/tags/light")),
+        (commit.as_str(), None),
+    ];
+    for (name, full) in cases {
+        let resolved = resolve_ref(&url, token(), name, &cancel).await.unwrap();
+        assert_eq!((&resolved.commit, resolved.name.as_deref()), (&commit, full), "{name}");
+    }
+    let error = resolve_ref(&url, token(), "nothing", &cancel).await.unwrap_err();
+    assert!(matches!(error, CloneError::CommitGone { .. }));
+    let error = resolve_ref(&url, None, "main", &cancel).await.unwrap_err();
+    assert!(matches!(error, CloneError::Authentication { .. }), "{error:?}");
+}

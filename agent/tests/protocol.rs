@@ -1,0 +1,125 @@
+//! Every message has one golden file, which parses and comes back the same.
+
+#![expect(clippy::unwrap_used, reason = "a helper's failure fails the test")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::PathBuf;
+
+use serde_json::Value;
+use stagely_agent::protocol::{AgentMessage, CoreMessage, ParseError, StatusState};
+
+const FROM_AGENT: [&str; 8] = [
+    "error",
+    "heartbeat",
+    "hello",
+    "interrupted",
+    "log",
+    "status_completed",
+    "status_failed",
+    "status_running",
+];
+
+const FROM_CORE: [&str; 8] =
+    ["build", "cancel", "error", "hello_ack", "log_ack", "merge", "status_ack", "terminate"];
+
+fn folder() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/protocol_examples")
+}
+
+fn example(name: &str) -> String {
+    fs::read_to_string(folder().join(format!("{name}.json"))).unwrap()
+}
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap()
+}
+
+#[test]
+fn messages_of_the_agent_come_back_the_same() {
+    for name in FROM_AGENT {
+        let text = example(name);
+        let message = AgentMessage::parse(&text).unwrap();
+        assert_eq!(json(&message.to_json()), json(&text), "{name}");
+    }
+}
+
+#[test]
+fn messages_of_core_come_back_the_same() {
+    for name in FROM_CORE {
+        let text = example(name);
+        let message = CoreMessage::parse(&text).unwrap();
+        assert_eq!(json(&message.to_json()), json(&text), "{name}");
+    }
+}
+
+#[test]
+fn every_example_is_tested() {
+    let files = fs::read_dir(folder()).unwrap();
+    let files: BTreeSet<String> = files
+        .map(|file| file.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned())
+        .collect();
+    let tested = FROM_AGENT.iter().chain(&FROM_CORE).map(|name| (*name).to_owned());
+    assert_eq!(files, tested.collect());
+}
+
+#[test]
+fn unknown_fields_are_ignored() {
+    for name in FROM_AGENT.iter().chain(&FROM_CORE) {
+        let mut message = json(&example(name));
+        message["from_a_later_version"] = json(r#"{"deep": [1]}"#);
+        let text = message.to_string();
+        if FROM_AGENT.contains(name) {
+            AgentMessage::parse(&text).unwrap();
+        } else {
+            CoreMessage::parse(&text).unwrap();
+        }
+    }
+}
+
+#[test]
+fn an_unknown_type_is_told_apart_from_a_malformed_message() {
+    let unknown = r#"{"type":"DANCE","job_id":1}"#;
+    assert!(
+        matches!(CoreMessage::parse(unknown), Err(ParseError::UnknownType(name)) if name == "DANCE")
+    );
+    assert!(matches!(AgentMessage::parse(unknown), Err(ParseError::UnknownType(_))));
+    let malformed =
+        ["", "[]", "{}", r#"{"type":"CANCEL"}"#, r#"{"type":"CANCEL","job_id":"../x"}"#];
+    for text in malformed {
+        assert!(matches!(CoreMessage::parse(text), Err(ParseError::Malformed(_))), "{text}");
+    }
+}
+
+#[test]
+fn the_simplest_shapes_are_understood() {
+    let line = r##"{"type":"LOG","job_id":"job_build_xk82","stream":"stdout","data":"#5 [2/5] RUN npm install\n"}"##;
+    let AgentMessage::Log(log) = AgentMessage::parse(line).unwrap() else { panic!("no LOG") };
+    assert_eq!((log.first, &*log.lines[0].data), (None, "#5 [2/5] RUN npm install"));
+
+    let status = r#"{"type":"STATUS","job_id":"job_build_xk82","state":"completed","exit_code":0,
+        "artifact_url":"registry.internal/proj-123/env-456:backend-amd64"}"#;
+    let AgentMessage::Status(status) = AgentMessage::parse(status).unwrap() else {
+        panic!("no STATUS")
+    };
+    assert_eq!((status.state, status.exit_code), (StatusState::Completed, Some(0)));
+
+    let merge = r#"{"type":"MERGE","job_id":"job_merge_xk82","source_images":[
+        "registry.internal/proj/env:app-amd64","registry.internal/proj/env:app-arm64"],
+        "target_image":"registry.internal/proj/env:app",
+        "registry_auth":{"username":"stagely","password":"x"}}"#;
+    let CoreMessage::Merge(merge) = CoreMessage::parse(merge).unwrap() else { panic!("no MERGE") };
+    assert!(merge.platforms.is_empty());
+}
+
+#[test]
+fn secrets_stay_out_of_debug_output() {
+    for name in ["build", "merge"] {
+        let shown = format!("{:?}", CoreMessage::parse(&example(name)).unwrap());
+        for secret in ["github_pat_x", "reg_token_x", "staging"] {
+            assert!(!shown.contains(secret), "{shown}");
+        }
+    }
+    let hello = example("hello");
+    assert!(!format!("{:?}", AgentMessage::parse(&hello).unwrap()).contains("agent-token"));
+}

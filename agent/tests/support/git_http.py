@@ -1,0 +1,99 @@
+"""Serves the repositories below a folder with git's own http-backend, on loopback.
+
+    TOKEN=… git_http.py FOLDER
+
+The port is the only line on standard output; every request is one line on standard error:
+`METHOD host path auth`. First path segments with a meaning:
+
+    /open/…     serves FOLDER/…
+    /private/…  the same, for whoever knows TOKEN
+    /away/…     redirects to /private/… under another host name
+    /hang/…     never answers
+    /status/N/… answers with the status N
+"""
+
+import base64
+import http.server
+import os
+import subprocess
+import sys
+import time
+
+FOLDER, TOKEN = sys.argv[1], os.environ["TOKEN"]
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        self.serve()
+
+    def do_POST(self):
+        self.serve()
+
+    def serve(self):
+        auth = self.headers.get("Authorization", "")
+        print(self.command, self.headers["Host"], self.path, auth or "-", file=sys.stderr, flush=True)
+        body = self.body()
+        _, area, rest = self.path.split("/", 2)
+        if area == "hang":
+            time.sleep(3600)
+        elif area == "status":
+            self.answer(int(rest.split("/")[0]), {})
+        elif area == "away":
+            port = self.server.server_address[1]
+            self.answer(302, {"Location": f"http://localhost:{port}/private/{rest}"})
+        elif area == "private" and not self.knows_token(auth):
+            self.answer(401, {"WWW-Authenticate": 'Basic realm="git"'})
+        else:
+            self.run_git("/" + rest, body)
+
+    def knows_token(self, auth):
+        kind, _, value = auth.partition(" ")
+        return kind == "Basic" and base64.b64decode(value).decode().split(":", 1)[1] == TOKEN
+
+    def body(self):
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
+
+    def run_git(self, target, body):
+        path, _, query = target.partition("?")
+        environment = {
+            **os.environ,
+            "GIT_PROJECT_ROOT": FOLDER,
+            "GIT_HTTP_EXPORT_ALL": "1",
+            "PATH_INFO": path,
+            "QUERY_STRING": query,
+            "REQUEST_METHOD": self.command,
+            "CONTENT_TYPE": self.headers.get("Content-Type", ""),
+            "CONTENT_LENGTH": str(len(body)),
+            "HTTP_CONTENT_ENCODING": self.headers.get("Content-Encoding", ""),
+        }
+        git = subprocess.run(["git", "http-backend"], input=body, env=environment, stdout=subprocess.PIPE)
+        head, _, content = git.stdout.partition(b"\r\n\r\n")
+        headers = dict(line.split(": ", 1) for line in head.decode().splitlines())
+        status = int(headers.pop("Status", "200").split()[0])
+        self.answer(status, headers, content)
+
+    def answer(self, status, headers, content=b""):
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+server.daemon_threads = True
+print(server.server_address[1], flush=True)
+server.serve_forever()
