@@ -369,6 +369,11 @@ ci/stagely.yaml:8:1: nme: unknown key; did you mean `name`?"
             let rest = format!("dockerfile: {dockerfile}");
             assert_eq!(problem_of_build(&rest), format!("dockerfile: {problem}"));
         }
+        // Where the context is wrong, nobody knows where `..` leads.
+        assert_eq!(
+            problems("builds: {a: {context: 5, dockerfile: ../Dockerfile}}"),
+            ["1:23: builds.a.context: expected text, found a number; put it in quotes"]
+        );
         let long = "x".repeat(1025);
         assert_eq!(
             problem_of_build(&format!("dockerfile: {long}")),
@@ -526,16 +531,19 @@ ci/stagely.yaml:8:1: nme: unknown key; did you mean `name`?"
         let name = |length| "n".repeat(length);
         accepted(&format!("builds: {{{}: {{context: .}}}}", name(100)));
         let lines = problems(format!("builds: {{{}: {{context: .}}}}", name(101)));
-        assert!(lines[0].ends_with("` is longer than 100 characters"), "{lines:?}");
+        let most = "is too long: a job's name has at most 100 characters, and this has 101";
+        assert!(lines[0].ends_with(most), "{lines:?}");
         let lines = problems(format!(
             "builds: {{{}: {{context: ., platforms: [linux/amd64, linux/arm64]}}}}",
             name(95)
         ));
-        assert!(lines[0].contains("its job `nnn") && lines[0].contains("_amd64`"), "{lines:?}");
+        assert!(lines[0].ends_with(&format!("{most} with `_amd64`")), "{lines:?}");
         for name in ["a.b", "\"a b\"", "\"\"", "é", "a/b", "\"a\\nb\""] {
             let lines = problems(format!("builds: {{{name}: {{context: .}}}}"));
             assert!(lines[0].contains("a build's name is made of letters"), "{lines:?}");
         }
+        let lines = problems(r#"builds: {"a\nb": {context: .}, "A\nB": {context: .}}"#);
+        assert!(lines.len() == 3 && lines[2].contains(r"its name `A\nB` belongs to build `a\nb`"));
         let lines = problems("builds: {-a: {context: .}}");
         assert!(
             lines[0].ends_with("cannot start with `-`, because image tags cannot"),
@@ -776,7 +784,7 @@ mod schema {
     }
 
     proptest! {
-        /// The two readers share no code: the schema sees what another YAML reader makes of the file.
+        /// The schema sees what serde makes of the file, with numbers as numbers.
         #[test]
         fn whatever_the_parser_accepts_the_schema_allows(text in manifest_text()) {
             if parse("", text.as_bytes()).is_ok() {

@@ -1,4 +1,5 @@
-//! Turns one `stagely.yaml` into build jobs, one per platform, and the merge job that waits for them.
+//! Turns one `stagely.yaml` into build jobs, one per platform, and the merge jobs that wait for
+//! them.
 
 use std::time::Duration;
 
@@ -210,8 +211,8 @@ fn build_args(build: &Build, context: &PlanContext<'_>) -> BuildArgs {
     BuildArgs(build.build_args.iter().map(filled).collect())
 }
 
-/// The first 12 hexadecimal digits of the SHA-256 over project id, environment name and commit, each
-/// followed by a line feed. `stagely.yaml` is not in it, since the commit says which one that is.
+/// The first 12 hexadecimal digits of the SHA-256 over project id, environment name and commit,
+/// each followed by a line feed. `stagely.yaml` is not in it: the commit says which one that is.
 fn stagely_hash(context: &PlanContext<'_>) -> String {
     let PlanContext { project, environment, commit, .. } = context;
     let text = format!("{}\n{}\n{commit}\n", project.id, environment.name);

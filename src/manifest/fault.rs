@@ -34,7 +34,7 @@ pub(super) enum Fault {
     EmptyFile,
 
     // Maps.
-    #[error("expected {wanted}, found {found}{}", hint.map(|hint| format!("; {hint}")).unwrap_or_default())]
+    #[error("expected {wanted}, found {found}{}", then(*hint))]
     Wanted { wanted: &'static str, found: Kind, hint: Option<&'static str> },
     #[error("a key must be text, but this is {0}")]
     KeyNotText(Kind),
@@ -52,7 +52,7 @@ pub(super) enum Fault {
     TooMany { found: usize, max: usize },
 
     // Text.
-    #[error("is empty{}", hint.map(|hint| format!("; {hint}")).unwrap_or_default())]
+    #[error("is empty{}", then(*hint))]
     EmptyText { hint: Option<&'static str> },
     #[error("is longer than {max} {unit}")]
     TooLong { max: usize, unit: &'static str },
@@ -68,10 +68,15 @@ pub(super) enum Fault {
     BuildName,
     #[error("a build's name cannot start with `-`, because image tags cannot")]
     BuildNameDash,
-    #[error("its {what} `{name}` is longer than {max} characters")]
-    NameTooLong { what: &'static str, name: String, max: usize },
     #[error(
-        "its {what} `{name}` belongs to build `{other}` (line {other_line}) already{}",
+        "is too long: a job's name has at most {max} characters, and this has {length}{}",
+        counted(suffix)
+    )]
+    NameTooLong { length: usize, suffix: String, max: usize },
+    #[error(
+        "its {what} `{}` belongs to build `{}` (line {other_line}) already{}",
+        shown(name),
+        shown(other),
         if *but_for_case { ", but for upper and lower case" } else { "" }
     )]
     NameTaken {
@@ -93,7 +98,11 @@ pub(super) enum Fault {
     NoPlatforms,
     #[error("`{}` is not a machine size; did you mean `{suggestion}`?", shown(text))]
     MisspelledMachine { text: String, suggestion: &'static str },
-    #[error("`{}` is not a machine size; there are {}", shown(.0), listed(MACHINE_SIZES.map(|(name, _)| name)))]
+    #[error(
+        "`{}` is not a machine size; there are {}",
+        shown(.0),
+        listed(MACHINE_SIZES.map(|(name, _)| name))
+    )]
     UnknownMachine(String),
     #[error("`{0}` has no unit; write `{0}m` for minutes or `{0}s` for seconds")]
     TimeoutUnit(String),
@@ -104,7 +113,8 @@ pub(super) enum Fault {
     #[error("`{0}` is longer than 24h, the most that a build may take")]
     TimeoutTooLong(String),
     #[error(
-        "a build argument's name is made of letters (a-z, A-Z), digits and `_`, and starts with no digit"
+        "a build argument's name is made of letters (a-z, A-Z), digits and `_`, and starts with no \
+         digit"
     )]
     BuildArgName,
     #[error("has no value; write `\"\"` for an empty one")]
@@ -113,10 +123,21 @@ pub(super) enum Fault {
     Template(TemplateError),
     #[error("`{}` is not the name of a build stage", shown(.0))]
     Target(String),
-    #[error("`{}` is not an image reference such as `registry.example.com/team/app:cache`", shown(.0))]
+    #[error(
+        "`{}` is not an image reference such as `registry.example.com/team/app:cache`",
+        shown(.0)
+    )]
     ImageRef(String),
     #[error("{}", spelled_out(.0))]
     Path(PathError),
+}
+
+fn counted(suffix: &str) -> String {
+    if suffix.is_empty() { String::new() } else { format!(" with `{suffix}`") }
+}
+
+fn then(hint: Option<&str>) -> String {
+    hint.map(|hint| format!("; {hint}")).unwrap_or_default()
 }
 
 /// A file system's own words are worth reading: the user can mend what they say.

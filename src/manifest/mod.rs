@@ -52,8 +52,8 @@ pub struct Manifest {
     /// What people call the project; at most 100 characters.
     #[schemars(schema_with = "schema::name")]
     pub name: Option<String>,
-    /// The images to build: a map of names to builds, at most 64. A name is made of letters, digits,
-    /// `_` and `-`, does not start with `-`, and becomes part of job names and image tags.
+    /// The images to build: a map of names to builds, at most 64. A name is made of letters,
+    /// digits, `_` and `-`, does not start with `-`, and becomes part of job names and image tags.
     #[schemars(schema_with = "schema::builds")]
     pub builds: Vec<Build>,
 }
@@ -78,10 +78,10 @@ pub struct Build {
     /// How big a machine builds it: small has 2 processors, medium 4, large 8, xlarge 16.
     #[schemars(schema_with = "schema::machine")]
     pub machine: MachineSize,
-    /// Values for the Dockerfile's `ARG`s, taken as they are written. `${COMMIT_HASH}`, `${BRANCH}`,
-    /// `${PR_NUMBER}` (empty without a pull request), `${PROJECT_ID}` and `${STAGELY_HASH}` (12
-    /// hexadecimal digits made of project, environment and commit) are filled in; `$${` stands for a
-    /// literal `${`.
+    /// Values for the Dockerfile's `ARG`s, taken as they are written. `${COMMIT_HASH}`,
+    /// `${BRANCH}`, `${PR_NUMBER}` (empty without a pull request), `${PROJECT_ID}` and
+    /// `${STAGELY_HASH}` (12 hexadecimal digits made of project, environment and commit) are
+    /// filled in; `$${` stands for a literal `${`.
     #[schemars(schema_with = "schema::build_args")]
     pub build_args: BTreeMap<String, Template>,
     /// The stage of the Dockerfile to build, instead of the last.

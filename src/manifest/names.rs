@@ -66,14 +66,14 @@ impl Build {
     }
 }
 
-/// Notes names that are too long, or that an earlier build has taken. Names that differ in upper and
-/// lower case alone are taken too: people mix them up, and so do some file systems.
+/// Notes names that are too long, or that an earlier build has taken. Names that differ in upper
+/// and lower case alone are taken too: people mix them up, and so do some file systems.
 pub(super) fn check(builds: &[Build], problems: &mut Collector) {
     let mut taken = HashMap::new();
     for build in builds {
         let names = build.taken_names();
         // One fault a build is enough: the others follow from it.
-        if let Some(fault) = names.iter().find_map(|name| name.fault(&taken)) {
+        if let Some(fault) = names.iter().find_map(|name| name.fault(build, &taken)) {
             problems.add(build.at, format!("builds.{}", shown(&build.name)), fault);
         }
         for name in names {
@@ -96,10 +96,11 @@ impl TakenName {
         (self.what, self.text.to_lowercase())
     }
 
-    fn fault(&self, taken: &Taken<'_>) -> Option<Fault> {
+    fn fault(&self, build: &Build, taken: &Taken<'_>) -> Option<Fault> {
         let Self { what, text } = self;
-        if text.len() > JOB_NAME_MAX && *what == JOB {
-            return Some(Fault::NameTooLong { what, name: text.clone(), max: JOB_NAME_MAX });
+        if *what == JOB && text.len() > JOB_NAME_MAX {
+            let suffix = text.strip_prefix(&build.name).unwrap_or_default().to_owned();
+            return Some(Fault::NameTooLong { length: text.len(), suffix, max: JOB_NAME_MAX });
         }
         let (other, other_text) = taken.get(&self.key())?;
         Some(Fault::NameTaken {

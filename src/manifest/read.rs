@@ -95,24 +95,11 @@ fn build(field: &Field<'_>, problems: &mut Collector) -> Option<Build> {
         problems.add(field.key_at, &*field.path, fault);
     }
     let mut fields = Fields::open(field, "a map with at least `context`", problems)?;
-    let context_field =
-        fields.require("context", "it is the folder that the image is built from", problems);
-    let context_at = context_field.as_ref().map_or(field.key_at, Field::at);
-    let context = context_field
-        .and_then(|field| read_value(&field, values::context, problems))
-        .unwrap_or_else(|| ".".to_owned());
-    let dockerfile_field = fields.take("dockerfile");
-    let dockerfile_at = dockerfile_field.as_ref().map_or(context_at, Field::at);
-    let dockerfile = dockerfile_field
-        .and_then(|field| read_value(&field, values::dockerfile, problems))
-        .unwrap_or_else(|| "Dockerfile".to_owned());
-    if let Err(error) = dockerfile_places(&context, &dockerfile) {
-        problems.add(dockerfile_at, format!("{}.dockerfile", field.path), Fault::Path(error));
-    }
+    let paths = paths(field, &mut fields, problems);
     let build = Build {
         name: field.key.to_owned(),
-        context,
-        dockerfile,
+        context: paths.context,
+        dockerfile: paths.dockerfile,
         platforms: platforms(&mut fields, problems),
         machine: fields.value("machine", values::machine, problems).unwrap_or_default(),
         build_args: fields
@@ -126,11 +113,37 @@ fn build(field: &Field<'_>, problems: &mut Collector) -> Option<Build> {
             .map(|field| cache_from(&field, problems))
             .unwrap_or_default(),
         at: field.key_at,
-        context_at,
-        dockerfile_at,
+        context_at: paths.context_at,
+        dockerfile_at: paths.dockerfile_at,
     };
     fields.finish(problems);
     Some(build)
+}
+
+struct Paths {
+    context: String,
+    context_at: Position,
+    dockerfile: String,
+    dockerfile_at: Position,
+}
+
+fn paths(build: &Field<'_>, fields: &mut Fields<'_>, problems: &mut Collector) -> Paths {
+    let hint = "it is the folder that the image is built from";
+    let context = fields.require("context", hint, problems);
+    let context_at = context.as_ref().map_or(build.key_at, Field::at);
+    let context = context.and_then(|field| read_value(&field, values::context, problems));
+    let dockerfile = fields.take("dockerfile");
+    let dockerfile_at = dockerfile.as_ref().map_or(context_at, Field::at);
+    let dockerfile = dockerfile
+        .and_then(|field| read_value(&field, values::dockerfile, problems))
+        .unwrap_or_else(|| "Dockerfile".to_owned());
+    if let Some(context) = &context
+        && let Err(error) = dockerfile_places(context, &dockerfile)
+    {
+        problems.add(dockerfile_at, format!("{}.dockerfile", build.path), Fault::Path(error));
+    }
+    let context = context.unwrap_or_else(|| ".".to_owned());
+    Paths { context, context_at, dockerfile, dockerfile_at }
 }
 
 fn platforms(fields: &mut Fields<'_>, problems: &mut Collector) -> Vec<Platform> {

@@ -1,7 +1,7 @@
 //! YAML text → a tree of values, each of which knows where it stands.
 //!
-//! Serde would stop at the first mistake and turn `1.10` into the number 1.1, so this listens to the
-//! parser's events. `granit-parser` is maintained, forbids `unsafe`, and is the parser inside
+//! Serde would stop at the first mistake and turn `1.10` into the number 1.1, so this listens to
+//! the parser's events. `granit-parser` is maintained, forbids `unsafe`, and is the parser inside
 //! `serde-saphyr`. It limits nesting and look-ahead; what aliases may grow to is limited here.
 
 use std::collections::HashMap;
