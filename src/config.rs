@@ -10,11 +10,13 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 use serde::Deserialize;
+use stagely_agent::config::AgentConfig;
 use stagely_agent::protocol::Arch;
 use thiserror::Error;
 use url::Url;
 
 use crate::core::state::Limits;
+use crate::ids::MachineId;
 
 /// A configuration that cannot be used.
 #[derive(Debug, Error)]
@@ -221,6 +223,9 @@ pub struct AgentsConfig {
     /// After this long without contact an agent stops its work and exits. Default: 15m.
     #[serde(with = "humantime_serde")]
     pub give_up_after: Duration,
+    /// Time between SIGTERM and SIGKILL for what an agent runs. Default: 5s.
+    #[serde(with = "humantime_serde")]
+    pub kill_grace: Duration,
 }
 
 impl Default for AgentsConfig {
@@ -229,6 +234,7 @@ impl Default for AgentsConfig {
             heartbeat_interval: Duration::from_secs(15),
             reconnect_grace: Duration::from_secs(2 * 60),
             give_up_after: Duration::from_secs(15 * 60),
+            kill_grace: Duration::from_secs(5),
         }
     }
 }
@@ -318,6 +324,19 @@ impl Config {
             });
         }
         Ok(())
+    }
+
+    /// What the agent of `machine` is told.
+    pub fn agent_config(&self, machine: MachineId, token: SecretString) -> AgentConfig {
+        AgentConfig {
+            core_url: self.core.url(),
+            agent_id: machine.wire(),
+            token,
+            work_dir: PathBuf::from(stagely_agent::config::DEFAULT_WORK_DIR),
+            docker_host: None,
+            give_up_after: self.agents.give_up_after,
+            kill_grace: self.agents.kill_grace,
+        }
     }
 
     /// The limits of [`state`](crate::core::state).

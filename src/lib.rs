@@ -12,4 +12,6 @@ pub mod manifest;
 
 pub mod core;
 
+pub mod provider;
+
 pub mod cli;

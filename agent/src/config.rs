@@ -37,8 +37,11 @@ pub struct AgentConfig {
     pub kill_grace: Duration,
 }
 
+/// Where an agent works unless its configuration says otherwise.
+pub const DEFAULT_WORK_DIR: &str = "/var/lib/stagely";
+
 fn default_work_dir() -> PathBuf {
-    PathBuf::from("/var/lib/stagely")
+    PathBuf::from(DEFAULT_WORK_DIR)
 }
 
 const fn default_give_up_after() -> Duration {

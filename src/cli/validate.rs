@@ -1,14 +1,13 @@
 //! `stagely validate`: checks a `stagely.yaml` as it lies in a working tree.
 
-use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
 use serde::Serialize;
 
-use crate::manifest::{self, FILE_BYTES_MAX, FILE_NAME, Manifest, Problem, Problems};
+use crate::manifest::{self, FILE_NAME, Manifest, Problem, Problems};
 
 /// Checks the file `path` (or `stagely.yaml` in the folder `path`) and prints every problem to
 /// standard output. Contexts and Dockerfiles are looked for from the repository's root.
@@ -27,9 +26,7 @@ pub fn validate(path: Option<PathBuf>, json: bool) -> anyhow::Result<ExitCode> {
 }
 
 fn check(path: &Path) -> io::Result<Result<Manifest, Problems>> {
-    let mut bytes = Vec::new();
-    // No further than it takes to see that a file is too large.
-    File::open(path)?.take(FILE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes)?;
+    let bytes = manifest::read_file(path)?;
     let root = repository_root(path)?;
     Ok(manifest::validate(&path.display().to_string(), &bytes, &root))
 }

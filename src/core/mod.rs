@@ -1,7 +1,286 @@
-//! The coordinator.
+//! The coordinator: builds its parts, and joins them at shutdown.
+//!
+//! An event comes in (from the API, an agent, an effect or the clock), the orchestrator steps the
+//! state, the store commits, readers see the records, and effects go out.
 
-pub mod plan;
 pub mod state;
 
-pub mod secrets;
+pub mod plan;
+pub mod request;
+
+pub mod orchestrator;
+pub mod records;
 pub mod store;
+
+pub mod effects;
+pub mod sessions;
+
+pub mod logs;
+
+pub mod secrets;
+
+mod disk;
+mod http;
+mod retention;
+mod sweep;
+
+use std::future::IntoFuture as _;
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use secrecy::{ExposeSecret as _, SecretString};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+use url::Url;
+
+use self::disk::DiskGuard;
+use self::effects::{Effects, Secrets};
+use self::http::{Api, ApiTokens};
+use self::logs::{LogSettings, LogStore};
+use self::orchestrator::{Orchestrator, now};
+use self::records::{Records, SharedRecords};
+use self::retention::Retention;
+use self::secrets::{Keyring, random_token};
+use self::sessions::Sessions;
+use self::state::State;
+use self::store::{ApiToken, Store, Stored};
+use self::sweep::Sweep;
+use crate::api::Role;
+use crate::config::{Config, ProviderName};
+use crate::provider::{LocalProvider, Provider};
+
+/// Holds the first admin token, in the data folder.
+pub const ADMIN_TOKEN_FILE: &str = "admin.token";
+
+/// A core that runs in this process.
+#[derive(Debug)]
+pub struct Running {
+    /// Where it listens.
+    pub url: Url,
+    /// A token of role admin.
+    pub admin_token: SecretString,
+    stop: CancellationToken,
+    tasks: JoinSet<anyhow::Result<()>>,
+    shutdown_limit: std::time::Duration,
+}
+
+impl Running {
+    /// Waits until core fails, or `stop` fires; then stops it.
+    ///
+    /// # Errors
+    /// What made core fail.
+    pub async fn until(mut self, stop: CancellationToken) -> anyhow::Result<()> {
+        let ended = tokio::select! {
+            () = stop.cancelled() => Ok(()),
+            Some(ended) = self.tasks.join_next() => ended.context("a task of core panicked")?,
+        };
+        let stopped = self.stop().await;
+        ended.and(stopped)
+    }
+
+    /// Stops core. Machines go on: what they do is picked up by the next core on the same data folder.
+    ///
+    /// # Errors
+    /// A task that failed, or did not end within `core.shutdown-limit`.
+    pub async fn stop(mut self) -> anyhow::Result<()> {
+        self.stop.cancel();
+        let joined = timeout(self.shutdown_limit, async {
+            let mut result = Ok(());
+            while let Some(ended) = self.tasks.join_next().await {
+                result = result.and(ended.context("a task of core panicked")?);
+            }
+            result
+        });
+        joined.await.unwrap_or_else(|_| {
+            Err(anyhow::anyhow!("core did not stop within {:?}", self.shutdown_limit))
+        })
+    }
+}
+
+/// Starts core: when this returns, it listens.
+///
+/// # Errors
+/// A data folder that is in use or cannot be written, an address that is taken, a registry password
+/// that cannot be read.
+pub async fn start(config: Config) -> anyhow::Result<Running> {
+    config.check()?;
+    config.registry.password()?;
+    let listener = TcpListener::bind(config.core.listen)
+        .await
+        .with_context(|| format!("cannot listen on {}", config.core.listen))?;
+    let mut config = config;
+    // Port 0 asks for any free port; agents must be told which one it became.
+    config.core.listen = listener.local_addr()?;
+    let config = Arc::new(config);
+    let data_dir = config.core.data_dir.clone();
+    let (store, stored, logs, keyring) = {
+        let (data_dir, settings) = (data_dir.clone(), LogSettings::from(&config.logs));
+        tokio::task::spawn_blocking(move || open_data(&data_dir, settings)).await??
+    };
+    let tokens = ApiTokens::new(store.clone(), stored.api_tokens.clone());
+    let admin_token = admin_token(&data_dir.join(ADMIN_TOKEN_FILE), &tokens).await?;
+    let parts = Parts { config, store, logs, keyring, tokens };
+    let (stop, tasks) = parts.spawn(stored, listener)?;
+    let url = parts.config.core.url();
+    info!(%url, data_dir = %data_dir.display(), "core is up");
+    let shutdown_limit = parts.config.core.shutdown_limit;
+    Ok(Running { url, admin_token, stop, tasks, shutdown_limit })
+}
+
+/// Opens what lies in the data folder. Blocks.
+fn open_data(
+    data_dir: &Path,
+    settings: LogSettings,
+) -> anyhow::Result<(Store, Stored, LogStore, Keyring)> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(data_dir.join("scratch"))
+        .with_context(|| format!("cannot use the data folder {}", data_dir.display()))?;
+    let (store, stored) = Store::open(&data_dir.join("core.redb"))
+        .with_context(|| format!("cannot open the database in {}", data_dir.display()))?;
+    let logs = LogStore::open(&data_dir.join("logs.redb"), settings)
+        .with_context(|| format!("cannot open the logs in {}", data_dir.display()))?;
+    let keyring = Keyring::open(&data_dir.join("secrets.key"))
+        .with_context(|| format!("cannot open the key in {}", data_dir.display()))?;
+    Ok((store, stored, logs, keyring))
+}
+
+/// What core is made of.
+struct Parts {
+    config: Arc<Config>,
+    store: Store,
+    logs: LogStore,
+    keyring: Keyring,
+    tokens: ApiTokens,
+}
+
+impl Parts {
+    /// Starts the tasks.
+    fn spawn(
+        &self,
+        stored: Stored,
+        listener: TcpListener,
+    ) -> anyhow::Result<(CancellationToken, JoinSet<anyhow::Result<()>>)> {
+        let provider = self.provider(&stored.core_id)?;
+        let secrets = Secrets::new(
+            self.keyring.clone(),
+            self.store.clone(),
+            stored.run_secrets,
+            stored.machine_tokens,
+        );
+        let state = State::new(self.config.limits(), stored.state);
+        let records = SharedRecords::new(Records::of(&state));
+        let (events, inbox) = orchestrator::inbox();
+        let sessions = Sessions::default();
+        let stop = CancellationToken::new();
+        let data_dir = self.config.core.data_dir.clone();
+        let effects = Arc::new(Effects {
+            config: Arc::clone(&self.config),
+            records: records.clone(),
+            sessions: sessions.clone(),
+            secrets: secrets.clone(),
+            provider: provider.clone(),
+            scratch: data_dir.join("scratch"),
+        });
+        let orchestrator =
+            Orchestrator::new(state, self.store.clone(), records.clone(), effects, inbox);
+        let disk = DiskGuard::new(data_dir, self.config.core.disk_free_min_mib);
+        let retention = Retention {
+            config: self.config.retention.clone(),
+            records: records.clone(),
+            events: events.clone(),
+            logs: self.logs.clone(),
+        };
+        let mut tasks = JoinSet::new();
+        tasks.spawn(orchestrator.run(stop.clone()));
+        tasks.spawn(no_error(retention.run(stop.clone())));
+        if let Some(provider) = provider {
+            let sweep = Sweep { provider, records: records.clone(), events: events.clone() };
+            tasks.spawn(no_error(sweep.run(stop.clone())));
+        }
+        let api = Api {
+            config: Arc::clone(&self.config),
+            records,
+            events,
+            logs: self.logs.clone(),
+            sessions,
+            secrets,
+            tokens: self.tokens.clone(),
+            disk,
+            stop: stop.clone(),
+        };
+        tasks.spawn(serve(listener, api));
+        Ok((stop, tasks))
+    }
+
+    fn provider(&self, core_id: &str) -> anyhow::Result<Option<Arc<dyn Provider>>> {
+        let local = &self.config.local;
+        match self.config.builders.provider {
+            ProviderName::None => Ok(None),
+            ProviderName::Local => {
+                let program = match &local.agent_program {
+                    Some(program) => program.clone(),
+                    None => std::env::current_exe().context("cannot find this program's file")?,
+                };
+                let folder = std::path::absolute(self.config.core.data_dir.join("machines"))?;
+                let docker_host = local.docker_host.clone();
+                let provider = LocalProvider::new(core_id.to_owned(), program, folder, docker_host);
+                Ok(Some(Arc::new(provider)))
+            }
+        }
+    }
+}
+
+async fn no_error(task: impl Future<Output = ()>) -> anyhow::Result<()> {
+    task.await;
+    Ok(())
+}
+
+async fn serve(listener: TcpListener, api: Api) -> anyhow::Result<()> {
+    let stop = api.stop.clone();
+    let stopped = stop.clone();
+    let server = axum::serve(listener, http::router(api))
+        .with_graceful_shutdown(async move { stopped.cancelled().await })
+        .into_future();
+    server.await.context("the HTTP server failed")
+}
+
+/// Reads the admin token that an earlier start wrote, or makes one.
+async fn admin_token(path: &Path, tokens: &ApiTokens) -> anyhow::Result<SecretString> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => {
+            let token = SecretString::from(text.trim_end());
+            if tokens.role_of(&token) == Some(Role::Admin) {
+                return Ok(token);
+            }
+            warn!(path = %path.display(), "the admin token is not of this database; making another");
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => {
+            return Err(error).with_context(|| format!("cannot read {}", path.display()));
+        }
+    }
+    let token = random_token("stagely_");
+    let record =
+        ApiToken { name: "first admin token".to_owned(), role: Role::Admin, created_at: now() };
+    tokens.add(&token, record).await?;
+    write_token(path, &token).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(token)
+}
+
+fn write_token(path: &Path, token: &SecretString) -> io::Result<()> {
+    let mut file = std::fs::OpenOptions::new()
+        .create(true)
+        .write(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)?;
+    writeln!(file, "{}", token.expose_secret())
+}

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::secrets::TokenHash;
-use super::state::{Effect, EffectId, Environment, Job, Machine, Project, Run, Timestamp};
+use super::state::{Effect, EffectId, StoredState, Timestamp};
 use crate::api::Role;
 use crate::ids::{MachineId, RunId};
 
@@ -86,18 +86,8 @@ pub struct ApiToken {
 pub struct Stored {
     /// Names this core to its provider: every machine it launches is tagged with it.
     pub core_id: String,
-    /// All projects.
-    pub projects: Vec<Project>,
-    /// All environments.
-    pub environments: Vec<Environment>,
-    /// All runs.
-    pub runs: Vec<Run>,
-    /// All jobs.
-    pub jobs: Vec<Job>,
-    /// All machines.
-    pub machines: Vec<Machine>,
-    /// Effects whose outcome has not come back.
-    pub outbox: Vec<(EffectId, Effect)>,
+    /// The records and the outbox.
+    pub state: StoredState,
     /// Sealed secrets of runs.
     pub run_secrets: Vec<(RunId, Vec<u8>)>,
     /// Hashes of the tokens of machines.
@@ -109,15 +99,15 @@ pub struct Stored {
 /// A table of records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Table {
-    /// [`Project`]s.
+    /// [`Project`](super::state::Project)s.
     Projects,
-    /// [`Environment`]s.
+    /// [`Environment`](super::state::Environment)s.
     Environments,
-    /// [`Run`]s.
+    /// [`Run`](super::state::Run)s.
     Runs,
-    /// [`Job`]s.
+    /// [`Job`](super::state::Job)s.
     Jobs,
-    /// [`Machine`]s.
+    /// [`Machine`](super::state::Machine)s.
     Machines,
 }
 
@@ -235,12 +225,14 @@ impl Store {
         })?;
         Ok(Stored {
             core_id,
-            projects: self.records(PROJECTS)?,
-            environments: self.records(ENVIRONMENTS)?,
-            runs: self.records(RUNS)?,
-            jobs: self.records(JOBS)?,
-            machines: self.records(MACHINES)?,
-            outbox: self.outbox()?,
+            state: StoredState {
+                projects: self.records(PROJECTS)?,
+                environments: self.records(ENVIRONMENTS)?,
+                runs: self.records(RUNS)?,
+                jobs: self.records(JOBS)?,
+                machines: self.records(MACHINES)?,
+                outbox: self.outbox()?,
+            },
             run_secrets: keyed(
                 self.rows(RUN_SECRETS, |bytes| Ok(bytes.to_vec()))?,
                 RunId::from_bits,

@@ -12,6 +12,8 @@ mod tree;
 mod values;
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::path::Path;
 use std::time::Duration;
 
@@ -102,6 +104,16 @@ pub struct Build {
     /// Where the Dockerfile stands; the context where the file names none.
     #[schemars(skip)]
     pub dockerfile_at: Position,
+}
+
+/// Reads the bytes of a manifest's file, and no further than it takes to see that it is too large.
+///
+/// # Errors
+/// Those of the file.
+pub fn read_file(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(FILE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Reads a manifest. `file_name` is for the problems alone.

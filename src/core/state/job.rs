@@ -93,6 +93,21 @@ impl JobState {
         }
     }
 
+    /// Whether the job waits.
+    pub const fn is_queued(&self) -> bool {
+        matches!(self, Self::Queued { .. })
+    }
+
+    /// The attempt that comes next or is under way.
+    pub const fn attempt(&self) -> Option<u32> {
+        match self {
+            Self::Queued { attempt }
+            | Self::Provisioning { attempt, .. }
+            | Self::Running { attempt, .. } => Some(*attempt),
+            Self::Completed { .. } | Self::Failed { .. } | Self::Cancelled => None,
+        }
+    }
+
     /// The machine that has the job, if one has.
     pub const fn machine(&self) -> Option<MachineId> {
         match self {

@@ -67,6 +67,20 @@ pub enum MachineState {
     Terminated,
 }
 
+impl MachineState {
+    /// Whether it is gone.
+    pub const fn is_terminated(self) -> bool {
+        matches!(self, Self::Terminated)
+    }
+}
+
+impl Machine {
+    /// Whether it is one of its owner's, there, and without a job.
+    pub fn is_free(&self) -> bool {
+        self.kind == MachineKind::Static && self.connected && self.state == MachineState::Ready
+    }
+}
+
 /// One machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Machine {

@@ -1,0 +1,132 @@
+//! Gives a job to the agent of its machine.
+
+use std::collections::BTreeMap;
+
+use anyhow::Context as _;
+use secrecy::{ExposeSecret as _, SecretString};
+use stagely_agent::protocol::{
+    Build, BuildArgs, BuildConfig, CloneContext, CoreMessage, FailureReason, ImageRef, Merge,
+    RegistryAuth,
+};
+use tracing::warn;
+
+use super::Effects;
+use crate::core::records::Records;
+use crate::core::state::{Event, Job, JobKind, JobOutcome, JobReport, JobState};
+use crate::ids::{JobId, MachineId};
+
+impl Effects {
+    /// Sends the job to the agent. An agent that has gone gets it after its next HELLO.
+    pub(super) fn assign(&self, machine: MachineId, job: JobId) -> Option<Event> {
+        match self.message(job) {
+            Ok(message) => {
+                self.sessions.send(machine, message);
+                None
+            }
+            Err(error) => {
+                let message = format!("{error:#}");
+                warn!(%job, message, "cannot be given to its agent");
+                let outcome = JobOutcome::Failed {
+                    reason: FailureReason::Internal,
+                    message,
+                    exit_code: None,
+                };
+                let report = JobReport { outcome, steps: Vec::new(), warnings: Vec::new() };
+                Some(Event::JobReported { machine, job, report })
+            }
+        }
+    }
+
+    fn message(&self, id: JobId) -> anyhow::Result<CoreMessage> {
+        let records = self.records.read();
+        let job = records.jobs.get(&id).context("the job has no record")?;
+        match &job.kind {
+            JobKind::Build { .. } => {
+                Ok(CoreMessage::Build(Box::new(self.build_message(&records, job)?)))
+            }
+            JobKind::Merge { platforms, image } => Ok(CoreMessage::Merge(Merge {
+                job_id: id.wire(),
+                source_images: sources(&records, job)?,
+                target_image: image.clone(),
+                platforms: platforms.clone(),
+                registry_auth: self.registry_auth()?,
+            })),
+        }
+    }
+
+    fn build_message(&self, records: &Records, job: &Job) -> anyhow::Result<Build> {
+        let JobKind::Build {
+            platform,
+            context,
+            dockerfile,
+            target,
+            build_args,
+            image,
+            cache_from,
+            cache_to,
+        } = &job.kind
+        else {
+            anyhow::bail!("{} is not a build job", job.name);
+        };
+        let run = records.runs.get(&job.run).context("the job's run has no record")?;
+        let project =
+            records.projects.get(&run.project).context("the run's project has no record")?;
+        let secrets = self.secrets.open_run(run.id)?;
+        Ok(Build {
+            job_id: job.id.wire(),
+            context: CloneContext {
+                repo_url: project.repository.clone(),
+                commit_hash: run.commit.clone().context("the run has no commit")?,
+                branch: run.branch.clone(),
+                clone_token: secrets.clone_token,
+            },
+            build_config: BuildConfig {
+                context_path: context.clone(),
+                dockerfile: dockerfile.clone(),
+                target_image: image.clone(),
+                platform: *platform,
+                build_args: with_set(build_args, &secrets.set),
+                target: target.clone(),
+                cache_from: cache_from.clone(),
+                cache_to: cache_to.clone(),
+                timeout_seconds: job.timeout.as_secs(),
+            },
+            registry_auth: self.registry_auth()?,
+        })
+    }
+
+    fn registry_auth(&self) -> anyhow::Result<Option<RegistryAuth>> {
+        let registry = &self.config.registry;
+        let password = registry.password()?;
+        Ok(registry
+            .username
+            .clone()
+            .zip(password)
+            .map(|(username, password)| RegistryAuth { username, password }))
+    }
+}
+
+/// The arguments of `stagely.yaml`, with those that the run's caller set over them.
+fn with_set(build_args: &BuildArgs, set: &BTreeMap<String, SecretString>) -> BuildArgs {
+    let mut all = build_args.clone();
+    all.0.extend(set.iter().map(|(name, value)| (name.clone(), value.expose_secret().to_owned())));
+    all
+}
+
+/// What a merge joins: by digest, since a tag may have moved.
+fn sources(records: &Records, merge: &Job) -> anyhow::Result<Vec<ImageRef>> {
+    merge
+        .needs
+        .iter()
+        .map(|id| {
+            let needed = records.jobs.get(id).context("a job that is merged has no record")?;
+            let JobKind::Build { image, .. } = &needed.kind else {
+                anyhow::bail!("{} is not a build job", needed.name);
+            };
+            let JobState::Completed { digest: Some(digest) } = &needed.state else {
+                anyhow::bail!("{} reported no digest", needed.name);
+            };
+            Ok(image.at_digest(digest))
+        })
+        .collect()
+}

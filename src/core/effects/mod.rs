@@ -1,0 +1,64 @@
+//! What happens outside: one function an effect, each safe to be done again.
+
+mod assign;
+mod launch;
+mod plan;
+mod secrets;
+mod terminate;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use stagely_agent::protocol::{Cancel, CoreMessage};
+
+use super::records::SharedRecords;
+use super::sessions::Sessions;
+use super::state::{Effect, Event};
+use crate::config::Config;
+use crate::provider::Provider;
+
+pub use secrets::{RunSecrets, Secrets};
+
+/// Performs effects.
+pub struct Effects {
+    /// The settings.
+    pub config: Arc<Config>,
+    /// The committed records.
+    pub records: SharedRecords,
+    /// The connected agents.
+    pub sessions: Sessions,
+    /// The secrets of runs and the tokens of machines.
+    pub secrets: Secrets,
+    /// Where machines come from; `None` where only registered machines build.
+    pub provider: Option<Arc<dyn Provider>>,
+    /// Holds short-lived checkouts.
+    pub scratch: PathBuf,
+}
+
+impl fmt::Debug for Effects {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Effects").finish_non_exhaustive()
+    }
+}
+
+impl Effects {
+    /// Performs `effect`; what it brings about comes back as an event.
+    pub async fn perform(&self, effect: Effect) -> Option<Event> {
+        match effect {
+            Effect::Plan { run } => Some(self.plan(run).await),
+            Effect::Launch { machine } => Some(self.launch(machine).await),
+            Effect::Terminate { machine } => Some(self.terminate(machine).await),
+            Effect::Assign { machine, job } => self.assign(machine, job),
+            Effect::Cancel { machine, job } => {
+                let cancel = Cancel { job_id: job.wire(), reason: "the run was cancelled".into() };
+                self.sessions.send(machine, CoreMessage::Cancel(cancel));
+                None
+            }
+            Effect::Disconnect { machine } => {
+                self.sessions.end(machine);
+                None
+            }
+        }
+    }
+}

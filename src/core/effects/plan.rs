@@ -1,0 +1,146 @@
+//! Reads a run's `stagely.yaml` at its commit and makes the plan.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use secrecy::SecretString;
+use stagely_agent::git::{self, CloneError, FetchRequest, ResolvedRef};
+use tempfile::TempDir;
+use tokio::task::spawn_blocking;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::Effects;
+use crate::core::plan::{PlanContext, plan};
+use crate::core::state::{Environment, Event, PlannedRun, Project, Run};
+use crate::ids::{JobId, RunId};
+use crate::manifest;
+
+/// A repository's server that does not answer is asked again after these waits.
+const WAITS: [Duration; 4] = [
+    Duration::from_secs(1),
+    Duration::from_secs(4),
+    Duration::from_secs(15),
+    Duration::from_secs(45),
+];
+
+/// What a plan is made for.
+struct Subject {
+    run: Run,
+    project: Project,
+    environment: Environment,
+}
+
+impl Effects {
+    /// Plans `run` and says what came of it.
+    pub(super) async fn plan(&self, run: RunId) -> Event {
+        let plan = self.try_plan(run).await.map_err(|error| format!("{error:#}"));
+        match &plan {
+            Ok(plan) => info!(%run, commit = %plan.commit, jobs = plan.jobs.len(), "planned"),
+            Err(error) => info!(%run, error, "not planned"),
+        }
+        Event::RunPlanned { run, plan }
+    }
+
+    async fn try_plan(&self, run: RunId) -> anyhow::Result<PlannedRun> {
+        let subject = self.subject(run)?;
+        let token = self.secrets.open_run(run)?.clone_token;
+        let wanted = subject.run.requested_ref.clone().unwrap_or_else(|| "HEAD".to_owned());
+        let url = subject.project.repository.clone();
+        let asked = (url.clone(), token.clone(), wanted);
+        let resolved = patiently(move || {
+            let (url, token, wanted) = asked.clone();
+            async move { git::resolve_ref(&url, token, &wanted, &CancellationToken::new()).await }
+        })
+        .await?;
+        let checkout = self.check_out(url, &resolved, token).await?;
+        let registry = self.config.registry.url.clone();
+        spawn_blocking(move || read_plan(&checkout, &registry, &subject, &resolved)).await?
+    }
+
+    fn subject(&self, id: RunId) -> anyhow::Result<Subject> {
+        let records = self.records.read();
+        let run = records.runs.get(&id).context("the run has no record")?.clone();
+        let project = records.projects.get(&run.project).context("its project has no record")?;
+        let environment =
+            records.environments.get(&run.environment).context("its environment has no record")?;
+        Ok(Subject { project: project.clone(), environment: environment.clone(), run })
+    }
+
+    async fn check_out(
+        &self,
+        url: String,
+        resolved: &ResolvedRef,
+        token: Option<SecretString>,
+    ) -> anyhow::Result<TempDir> {
+        let request = FetchRequest {
+            url,
+            commit: resolved.commit.clone(),
+            branch: resolved.branch().map(str::to_owned),
+            token,
+            // Nothing is built here, so what only a build needs is left out.
+            submodules: false,
+        };
+        let scratch = self.scratch.clone();
+        let checkout = patiently(move || {
+            let (request, scratch) = (request.clone(), scratch.clone());
+            async move {
+                let folder = TempDir::with_prefix_in("plan-", &scratch)
+                    .map_err(|error| CloneError::Internal(error.to_string()))?;
+                git::fetch_commit(request, folder.path(), &CancellationToken::new()).await?;
+                Ok(folder)
+            }
+        });
+        Ok(checkout.await?)
+    }
+}
+
+fn read_plan(
+    checkout: &TempDir,
+    registry: &str,
+    subject: &Subject,
+    resolved: &ResolvedRef,
+) -> anyhow::Result<PlannedRun> {
+    let root = checkout.path();
+    let bytes = manifest::read_file(&root.join(manifest::FILE_NAME)).with_context(|| {
+        format!("{} cannot be read at {}", manifest::FILE_NAME, resolved.commit)
+    })?;
+    let manifest = manifest::validate(manifest::FILE_NAME, &bytes, root)?;
+    let context = PlanContext {
+        registry,
+        project: &subject.project,
+        environment: &subject.environment,
+        commit: &resolved.commit,
+        branch: resolved.branch(),
+        pull_request: None,
+        from_fork: false,
+        only_builds: &subject.run.only_builds,
+    };
+    let jobs = plan(&manifest, &context, &mut job_ids())?;
+    let branch = resolved.branch().map(str::to_owned);
+    Ok(PlannedRun { commit: resolved.commit.clone(), branch, jobs })
+}
+
+/// New ids that sort in the order in which they are handed out, also within one millisecond.
+fn job_ids() -> impl FnMut() -> JobId {
+    let mut next = JobId::random().bits();
+    move || {
+        let id = JobId::from_bits(next);
+        next += 1;
+        id
+    }
+}
+
+/// Asks again where the network is at fault.
+async fn patiently<T>(ask: impl AsyncFn() -> Result<T, CloneError>) -> Result<T, CloneError> {
+    for wait in WAITS {
+        match ask().await {
+            Err(error @ (CloneError::Network { .. } | CloneError::Internal(_))) => {
+                warn!(%error, "asking the repository again in {wait:?}");
+                tokio::time::sleep(wait).await;
+            }
+            answer => return answer,
+        }
+    }
+    ask().await
+}

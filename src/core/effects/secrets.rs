@@ -1,0 +1,140 @@
+//! The secrets that effects need, in memory and, sealed or hashed, in the store.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize};
+
+use crate::core::secrets::{Keyring, SealBroken, TokenHash, random_token};
+use crate::core::store::{Batch, Store, StoreError};
+use crate::ids::{MachineId, RunId};
+
+/// The secrets that the caller of a run gave with it.
+#[derive(Debug, Default)]
+pub struct RunSecrets {
+    /// Opens the repository.
+    pub clone_token: Option<SecretString>,
+    /// Build arguments for every build.
+    pub set: BTreeMap<String, SecretString>,
+}
+
+/// [`RunSecrets`] as they are sealed.
+#[derive(Serialize, Deserialize)]
+struct SealedForm {
+    clone_token: Option<String>,
+    set: BTreeMap<String, String>,
+}
+
+/// Keeps secrets. Clones share them.
+#[derive(Clone, Debug)]
+pub struct Secrets {
+    keyring: Keyring,
+    store: Store,
+    inner: Arc<Mutex<Inner>>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// Sealed, as in the store: opened only while they are used.
+    runs: HashMap<RunId, Vec<u8>>,
+    machines: HashMap<MachineId, Vec<TokenHash>>,
+}
+
+impl Secrets {
+    /// Begins with what the store holds.
+    pub fn new(
+        keyring: Keyring,
+        store: Store,
+        runs: Vec<(RunId, Vec<u8>)>,
+        machines: Vec<(MachineId, Vec<TokenHash>)>,
+    ) -> Self {
+        let inner =
+            Inner { runs: runs.into_iter().collect(), machines: machines.into_iter().collect() };
+        Self { keyring, store, inner: Arc::new(Mutex::new(inner)) }
+    }
+
+    /// Seals the secrets of a run that is about to be requested. The orchestrator stores the bytes
+    /// together with the run.
+    pub fn seal_run(&self, run: RunId, secrets: &RunSecrets) -> Vec<u8> {
+        let form = SealedForm {
+            clone_token: secrets.clone_token.as_ref().map(|token| token.expose_secret().to_owned()),
+            set: (secrets.set.iter())
+                .map(|(name, value)| (name.clone(), value.expose_secret().to_owned()))
+                .collect(),
+        };
+        let json = serde_json::to_vec(&form).expect("strings always serialize");
+        let sealed = self.keyring.seal(&run.to_string(), &json);
+        self.lock().runs.insert(run, sealed.clone());
+        sealed
+    }
+
+    /// Opens the secrets of a run; empty where it has none.
+    ///
+    /// # Errors
+    /// [`SealBroken`].
+    pub fn open_run(&self, run: RunId) -> Result<RunSecrets, SealBroken> {
+        let Some(sealed) = self.lock().runs.get(&run).cloned() else {
+            return Ok(RunSecrets::default());
+        };
+        let json = self.keyring.open_sealed(&run.to_string(), &sealed)?;
+        let form: SealedForm = serde_json::from_slice(&json).map_err(|_| SealBroken)?;
+        Ok(RunSecrets {
+            clone_token: form.clone_token.map(SecretString::from),
+            set: form.set.into_iter().map(|(name, value)| (name, value.into())).collect(),
+        })
+    }
+
+    /// Forgets the secrets of a run that has ended; the orchestrator has deleted them from the store.
+    pub(super) fn forget_run(&self, run: RunId) {
+        self.lock().runs.remove(&run);
+    }
+
+    /// Makes a token for `machine` and stores its hash. Earlier tokens stay good: an earlier launch,
+    /// whose answer was lost in a crash, may have started the machine with one of them. Blocks until
+    /// it is on the disk.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn add_machine_token(&self, machine: MachineId) -> Result<SecretString, StoreError> {
+        let token = random_token("stagely_vm_");
+        let mut hashes = self.lock().machines.get(&machine).cloned().unwrap_or_default();
+        hashes.push(TokenHash::of(&token));
+        let mut batch = Batch::default();
+        batch.machine_tokens(machine, Some(&hashes));
+        self.store.commit(&batch)?;
+        self.lock().machines.insert(machine, hashes);
+        Ok(token)
+    }
+
+    /// Whether `token` is one of the machine's.
+    pub fn is_machine_token(&self, machine: MachineId, token: &SecretString) -> bool {
+        let offered = TokenHash::of(token);
+        let inner = self.lock();
+        inner.machines.get(&machine).is_some_and(|hashes| {
+            // Every hash is compared, so that the time tells nothing of which one matched.
+            hashes.iter().fold(false, |found, hash| hash.matches(&offered) | found)
+        })
+    }
+
+    /// Forgets the tokens of a machine that is gone.
+    pub(super) fn forget_machine(&self, machine: MachineId) {
+        self.lock().machines.remove(&machine);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl super::Effects {
+    /// Forgets the secrets of a run that has ended.
+    pub fn forget_run_secrets(&self, run: RunId) {
+        self.secrets.forget_run(run);
+    }
+
+    /// Forgets the tokens of a machine that is gone.
+    pub fn forget_machine_tokens(&self, machine: MachineId) {
+        self.secrets.forget_machine(machine);
+    }
+}

@@ -1,0 +1,37 @@
+//! Ends a machine, and does not rest before it is gone.
+
+use std::time::Duration;
+
+use stagely_agent::protocol::{CoreMessage, Terminate};
+use tracing::{info, warn};
+
+use super::Effects;
+use crate::core::state::Event;
+use crate::ids::MachineId;
+
+/// The wait after a failed termination doubles up to this.
+const WAIT_MAX: Duration = Duration::from_secs(60);
+
+/// What an agent may use to end its work before the provider is asked, in seconds. It exits on its
+/// own as soon as it is done.
+const GRACE_SECONDS: u64 = 10;
+
+impl Effects {
+    /// Ends `machine`. Asks the provider again until it has agreed.
+    pub(super) async fn terminate(&self, machine: MachineId) -> Event {
+        let reason = "its work is done or not wanted any more".to_owned();
+        let message = CoreMessage::Terminate(Terminate { reason, grace: GRACE_SECONDS });
+        self.sessions.send(machine, message);
+        let mut wait = Duration::from_secs(1);
+        if let Some(provider) = &self.provider {
+            while let Err(error) = provider.terminate(machine).await {
+                warn!(%machine, %error, "not terminated; trying again in {wait:?}");
+                tokio::time::sleep(wait).await;
+                wait = (wait * 2).min(WAIT_MAX);
+            }
+        }
+        self.sessions.end(machine);
+        info!(%machine, "terminated");
+        Event::MachineGone { machine }
+    }
+}

@@ -1,0 +1,315 @@
+//! `/v1/agent/connect`: the WebSocket that agents dial.
+//!
+//! Each session is its own task with bounded queues: an agent that sends faster than the store
+//! writes is not read from, one that does not read is closed, and neither is felt by the others.
+
+use std::collections::VecDeque;
+use std::future::pending;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::extract::ws::{Message, Utf8Bytes, WebSocket, WebSocketUpgrade};
+use axum::response::Response;
+use stagely_agent::protocol::{
+    AgentMessage, CoreMessage, ErrorMessage, FailureReason, Hello, HelloAck, Log, LogAck,
+    MESSAGE_BYTES_MAX, ParseError, ResumedJob, Status, StatusAck, StatusState, WireId,
+};
+use thiserror::Error;
+use tokio::time::{Instant, timeout};
+use tracing::{debug, info, warn};
+
+use super::Api;
+use crate::core::logs::{AppendError, Receipt};
+use crate::core::orchestrator::ShuttingDown;
+use crate::core::sessions::SessionEntry;
+use crate::core::state::{Event, JobOutcome, JobReport, JobState};
+use crate::ids::{JobId, MachineId};
+
+/// From the connection to HELLO.
+const HELLO_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long an agent may take to read one message.
+const SEND_LIMIT: Duration = Duration::from_secs(30);
+
+/// LOG batches of one session that may wait for the store. With more on the way the session is not
+/// read from, so that the agent's own spool holds the rest.
+const APPENDS_MAX: usize = 16;
+
+/// The socket's buffer for reading. With the default of 128 KiB a thousand idle agents would hold
+/// 134 MB; this costs a tenth of the throughput of one connection.
+const READ_BUFFER_BYTES: usize = 4 * 1024;
+
+/// Error messages of an agent are cut here, in characters.
+const ERROR_CHARS_MAX: usize = 8_000;
+
+/// Takes an agent's connection.
+pub(super) async fn connect(State(api): State<Api>, upgrade: WebSocketUpgrade) -> Response {
+    upgrade
+        .read_buffer_size(READ_BUFFER_BYTES)
+        .write_buffer_size(0)
+        .max_message_size(MESSAGE_BYTES_MAX)
+        .max_frame_size(MESSAGE_BYTES_MAX)
+        .on_upgrade(move |socket| serve(api, socket))
+}
+
+/// Why a session ended.
+#[derive(Debug, Error)]
+enum SessionEnd {
+    #[error("no HELLO came in {HELLO_LIMIT:?}")]
+    NoHello,
+    #[error("HELLO was not good: {0}")]
+    BadHello(String),
+    #[error("the agent closed the connection")]
+    Closed,
+    #[error("the connection failed: {0}")]
+    Broken(#[from] axum::Error),
+    #[error("the agent does not read")]
+    NotReading,
+    #[error("the agent was silent for three heartbeats")]
+    Silent,
+    #[error("the session is not wanted any more")]
+    Ended,
+    #[error(transparent)]
+    ShuttingDown(#[from] ShuttingDown),
+    #[error("its log cannot be stored: {0}")]
+    Log(#[from] AppendError),
+}
+
+async fn serve(api: Api, mut socket: WebSocket) {
+    let hello = match timeout(HELLO_LIMIT, receive_hello(&api, &mut socket)).await {
+        Ok(Ok(hello)) => hello,
+        Ok(Err(end)) => return refuse(&mut socket, &end).await,
+        Err(_) => return refuse(&mut socket, &SessionEnd::NoHello).await,
+    };
+    let (machine, hello) = hello;
+    let entry = api.sessions.open(machine);
+    info!(%machine, version = hello.version, "an agent has connected");
+    let mut session = Session { api: &api, machine, socket, appends: VecDeque::new() };
+    let mut entry = entry;
+    let end = session.run(hello, &mut entry).await.err();
+    info!(%machine, end = end.map(|end| end.to_string()), "an agent's session has ended");
+    // The newer session of the same machine speaks for it now.
+    if api.sessions.close(&entry) {
+        let _ = api.events.store(Event::AgentDisconnected { machine }).await;
+    }
+}
+
+/// Says why, so that the log of the agent shows it, and closes.
+async fn refuse(socket: &mut WebSocket, end: &SessionEnd) {
+    debug!(%end, "a connection was refused");
+    let error = ErrorMessage { code: "refused".to_owned(), message: end.to_string() };
+    let json = CoreMessage::Error(error).to_json();
+    let _ = timeout(SEND_LIMIT, socket.send(Message::Text(json.into()))).await;
+    let _ = timeout(SEND_LIMIT, socket.send(Message::Close(None))).await;
+}
+
+async fn receive_hello(
+    api: &Api,
+    socket: &mut WebSocket,
+) -> Result<(MachineId, Hello), SessionEnd> {
+    let text = loop {
+        match socket.recv().await.ok_or(SessionEnd::Closed)?? {
+            Message::Text(text) => break text,
+            Message::Ping(_) | Message::Pong(_) => {}
+            Message::Binary(_) | Message::Close(_) => return Err(SessionEnd::Closed),
+        }
+    };
+    let hello = match AgentMessage::parse(&text) {
+        Ok(AgentMessage::Hello(hello)) => hello,
+        Ok(_) => return Err(SessionEnd::BadHello("it must be the first message".to_owned())),
+        Err(error) => return Err(SessionEnd::BadHello(error.to_string())),
+    };
+    // One answer for a machine that is not there and a token that is wrong: guessing learns nothing.
+    let refused = || SessionEnd::BadHello("the agent id or the token is wrong".to_owned());
+    let machine: MachineId = hello.agent_id.as_str().parse().map_err(|_| refused())?;
+    if !api.secrets.is_machine_token(machine, &hello.token) {
+        return Err(refused());
+    }
+    Ok((machine, hello))
+}
+
+/// A LOG on its way to the store.
+struct Append {
+    job_id: WireId,
+    receipt: Receipt,
+}
+
+/// One agent's session.
+struct Session<'a> {
+    api: &'a Api,
+    machine: MachineId,
+    socket: WebSocket,
+    appends: VecDeque<Append>,
+}
+
+impl Session<'_> {
+    async fn run(&mut self, hello: Hello, entry: &mut SessionEntry) -> Result<(), SessionEnd> {
+        self.greet(hello).await?;
+        let interval = self.api.config.agents.heartbeat_interval;
+        let mut beat = tokio::time::interval_at(Instant::now() + interval, interval);
+        let mut heard_at = Instant::now();
+        loop {
+            tokio::select! {
+                () = entry.end.cancelled() => return Err(SessionEnd::Ended),
+                () = self.api.stop.cancelled() => return Err(ShuttingDown.into()),
+                Some(message) = entry.messages.recv() => self.send(&message).await?,
+                stored = next_stored(&mut self.appends) => self.acknowledge(stored?).await?,
+                received = self.socket.recv(), if self.appends.len() < APPENDS_MAX => {
+                    heard_at = Instant::now();
+                    match received.ok_or(SessionEnd::Closed)?? {
+                        Message::Text(text) => self.take(&text).await?,
+                        Message::Ping(_) | Message::Pong(_) => {}
+                        Message::Binary(_) => self.answer_error("malformed_message", "messages are JSON text").await?,
+                        Message::Close(_) => return Err(SessionEnd::Closed),
+                    }
+                }
+                _ = beat.tick() => {
+                    if self.appends.len() < APPENDS_MAX && heard_at.elapsed() > interval * 3 {
+                        return Err(SessionEnd::Silent);
+                    }
+                    // Every WebSocket library answers it, so also an agent without HEARTBEAT is heard.
+                    self.send_raw(Message::Ping(axum::body::Bytes::new())).await?;
+                }
+            }
+        }
+    }
+
+    /// Tells the orchestrator of the agent, and the agent where its logs go on.
+    async fn greet(&mut self, hello: Hello) -> Result<(), SessionEnd> {
+        let holds: Vec<JobId> =
+            hello.jobs.iter().filter_map(|job| job.job_id.as_str().parse().ok()).collect();
+        let event = Event::AgentConnected {
+            machine: self.machine,
+            system_info: hello.system_info,
+            holds: holds.clone(),
+        };
+        self.api.events.store(event).await?;
+        let mut jobs = Vec::new();
+        for job in holds {
+            if let Some(attempt) = self.attempt_of(job) {
+                let next_line = self.api.logs.next_line(job, attempt).await?;
+                jobs.push(ResumedJob { job_id: job.wire(), next_line });
+            }
+        }
+        let heartbeat_interval = self.api.config.agents.heartbeat_interval.as_secs();
+        self.send(&CoreMessage::HelloAck(HelloAck { heartbeat_interval, jobs })).await
+    }
+
+    async fn take(&mut self, text: &Utf8Bytes) -> Result<(), SessionEnd> {
+        match AgentMessage::parse(text) {
+            Ok(AgentMessage::Log(log)) => self.take_log(&log).await,
+            Ok(AgentMessage::Status(status)) => self.take_status(status).await,
+            Ok(AgentMessage::Heartbeat(beat)) => {
+                debug!(machine = %self.machine, ?beat, "heartbeat");
+                Ok(())
+            }
+            Ok(AgentMessage::Interrupted(interrupted)) => {
+                warn!(machine = %self.machine, at = interrupted.at, "the cloud takes the machine back");
+                Ok(())
+            }
+            Ok(AgentMessage::Error(error)) => {
+                warn!(machine = %self.machine, ?error, "the agent could not use a message");
+                Ok(())
+            }
+            Ok(AgentMessage::Hello(_)) => {
+                self.answer_error("unexpected_hello", "HELLO was said already").await
+            }
+            Err(error @ ParseError::UnknownType(_)) => {
+                self.answer_error(error.code(), &error.to_string()).await
+            }
+            Err(error) => self.answer_error(error.code(), &error.to_string()).await,
+        }
+    }
+
+    async fn take_log(&mut self, log: &Log<'_>) -> Result<(), SessionEnd> {
+        let job = log.job_id.as_str().parse().ok();
+        let attempt = job.and_then(|job| Some((job, self.attempt_of(job)?)));
+        let Some((job, attempt)) = attempt else {
+            // Nobody wants these lines any more. Acknowledged, they leave the agent's spool.
+            let lines = log.first.unwrap_or(0) + log.lines.len() as u64;
+            let ack = LogAck { job_id: log.job_id.clone(), lines };
+            return self.send(&CoreMessage::LogAck(ack)).await;
+        };
+        let receipt = self.api.logs.append(job, attempt, log.first, &log.lines).await?;
+        self.appends.push_back(Append { job_id: log.job_id.clone(), receipt });
+        Ok(())
+    }
+
+    /// The attempt of `job` that this machine has.
+    fn attempt_of(&self, job: JobId) -> Option<u32> {
+        let records = self.api.records.read();
+        match &records.jobs.get(&job)?.state {
+            JobState::Provisioning { attempt, machine }
+            | JobState::Running { attempt, machine, .. }
+                if *machine == self.machine =>
+            {
+                Some(*attempt)
+            }
+            _ => None,
+        }
+    }
+
+    async fn take_status(&mut self, status: Status) -> Result<(), SessionEnd> {
+        // What the agent said before its STATUS is in the store before the STATUS is.
+        while !self.appends.is_empty() {
+            let stored = next_stored(&mut self.appends).await?;
+            self.acknowledge(stored).await?;
+        }
+        let job_id = status.job_id.clone();
+        if let Ok(job) = job_id.as_str().parse() {
+            self.api.events.store(event_of(self.machine, job, status)).await?;
+        }
+        self.send(&CoreMessage::StatusAck(StatusAck { job_id })).await
+    }
+
+    async fn acknowledge(&mut self, stored: (WireId, u64)) -> Result<(), SessionEnd> {
+        let (job_id, lines) = stored;
+        self.send(&CoreMessage::LogAck(LogAck { job_id, lines })).await
+    }
+
+    async fn answer_error(&mut self, code: &str, message: &str) -> Result<(), SessionEnd> {
+        debug!(machine = %self.machine, code, message, "a message cannot be used");
+        let error = ErrorMessage { code: code.to_owned(), message: message.to_owned() };
+        self.send(&CoreMessage::Error(error)).await
+    }
+
+    async fn send(&mut self, message: &CoreMessage) -> Result<(), SessionEnd> {
+        self.send_raw(Message::Text(message.to_json().into())).await
+    }
+
+    async fn send_raw(&mut self, message: Message) -> Result<(), SessionEnd> {
+        let sent = timeout(SEND_LIMIT, self.socket.send(message)).await;
+        Ok(sent.map_err(|_| SessionEnd::NotReading)??)
+    }
+}
+
+/// Waits for the oldest append; for ever where there is none.
+async fn next_stored(appends: &mut VecDeque<Append>) -> Result<(WireId, u64), AppendError> {
+    let Some(oldest) = appends.front_mut() else { return pending().await };
+    let lines = oldest.receipt.stored().await;
+    let job_id = oldest.job_id.clone();
+    appends.pop_front();
+    lines.map(|lines| (job_id, lines))
+}
+
+/// STATUS as the state understands it.
+fn event_of(machine: MachineId, job: JobId, status: Status) -> Event {
+    let outcome = match status.state {
+        StatusState::Running => return Event::JobStarted { machine, job },
+        StatusState::Completed => JobOutcome::Completed { digest: status.digest },
+        StatusState::Cancelled => JobOutcome::Cancelled,
+        StatusState::Failed => {
+            let exit_code = status.exit_code;
+            // A simple agent gives an exit code alone: it is the build's, so the user's.
+            let reason = status.error.unwrap_or_else(|| match exit_code {
+                Some(exit_code) => FailureReason::User { step: String::new(), exit_code },
+                None => FailureReason::Internal,
+            });
+            let message = status.error_message.unwrap_or_else(|| reason.to_string());
+            let message = message.chars().take(ERROR_CHARS_MAX).collect();
+            JobOutcome::Failed { reason, message, exit_code }
+        }
+    };
+    let report = JobReport { outcome, steps: status.steps, warnings: status.warnings };
+    Event::JobReported { machine, job, report }
+}

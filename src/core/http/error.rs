@@ -1,0 +1,87 @@
+//! What goes back to a caller whose request cannot be served.
+
+use axum::Json;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use tracing::error;
+
+use crate::api::ErrorBody;
+use crate::core::disk::DiskNearlyFull;
+use crate::core::orchestrator::ShuttingDown;
+
+/// A refusal: status, a word for programs, and a sentence that says what to do.
+#[derive(Debug)]
+pub(super) struct ApiError {
+    status: StatusCode,
+    code: &'static str,
+    message: String,
+}
+
+impl ApiError {
+    fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Self { status, code, message: message.into() }
+    }
+
+    /// 400: the request says something that cannot be.
+    pub(super) fn invalid(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid_request", message)
+    }
+
+    /// 404: there is no such thing.
+    pub(super) fn not_found(what: &str, id: &str) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not_found", format!("there is no {what} {id}"))
+    }
+
+    /// 409: it is there, but not in a state for this.
+    pub(super) fn conflict(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, "conflict", message)
+    }
+
+    /// 401: no token, or none that is known.
+    pub(super) fn unauthorized() -> Self {
+        let message = "send a token that `stagely token create` made, as `Authorization: Bearer …`";
+        Self::new(StatusCode::UNAUTHORIZED, "unauthorized", message)
+    }
+
+    /// 403: the token may not do this.
+    pub(super) fn forbidden(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "forbidden", message)
+    }
+
+    /// 503: not now.
+    pub(super) fn unavailable(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", message)
+    }
+
+    /// 500: the log has the reason, the caller does not.
+    pub(super) fn internal(error: &(dyn std::error::Error + 'static)) -> Self {
+        error!(error, "a request failed");
+        let message = "core failed to serve this request; its log says why";
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", message)
+    }
+}
+
+impl From<ShuttingDown> for ApiError {
+    fn from(error: ShuttingDown) -> Self {
+        Self::unavailable(format!("{error}; try again when it is back"))
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let body = ErrorBody { code: self.code.to_owned(), message: self.message };
+        let mut response = (self.status, Json(body)).into_response();
+        if self.status == StatusCode::UNAUTHORIZED {
+            let challenge = axum::http::HeaderValue::from_static("Bearer");
+            response.headers_mut().insert(axum::http::header::WWW_AUTHENTICATE, challenge);
+        }
+        response
+    }
+}
+
+impl From<DiskNearlyFull> for ApiError {
+    fn from(error: DiskNearlyFull) -> Self {
+        let status = StatusCode::INSUFFICIENT_STORAGE;
+        Self::new(status, "disk_nearly_full", error.to_string())
+    }
+}

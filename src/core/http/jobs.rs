@@ -1,0 +1,197 @@
+//! `/jobs`: look, and read or follow a log.
+
+use std::convert::Infallible;
+
+use axum::Json;
+use axum::body::{Body, Bytes};
+use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
+use axum::extract::{Path, Query, State};
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse as _, Response};
+use futures_util::stream;
+use tracing::warn;
+
+use super::auth::Reader;
+use super::{Api, ApiError, views};
+use crate::api::{ErrorBody, FollowMessage, FollowedLine, JobStatus, JobView, LogRange};
+use crate::core::logs::StoredLine;
+use crate::core::state::Job;
+use crate::ids::JobId;
+
+/// Lines that are read from the store at a time, for one reader.
+const PAGE_LINES: usize = 2_000;
+
+/// Shows a job.
+#[utoipa::path(get, path = "/jobs/{id}", params(("id" = String, Path)), responses(
+    (status = 200, body = JobView), (status = 404, body = ErrorBody),
+))]
+pub(super) async fn get(
+    State(api): State<Api>,
+    _: Reader,
+    Path(id): Path<JobId>,
+) -> Result<Json<JobView>, ApiError> {
+    Ok(Json(views::job(&find(&api, id)?)))
+}
+
+/// Reads a job's log as plain text, ANSI sequences kept.
+#[utoipa::path(get, path = "/jobs/{id}/logs", params(("id" = String, Path), LogRange), responses(
+    (status = 200, content_type = "text/plain", body = String), (status = 404, body = ErrorBody),
+))]
+pub(super) async fn logs(
+    State(api): State<Api>,
+    _: Reader,
+    Path(id): Path<JobId>,
+    Query(range): Query<LogRange>,
+) -> Result<Response, ApiError> {
+    let job = find(&api, id)?;
+    let attempt = range.attempt.unwrap_or(job.attempt);
+    let from = range.from.unwrap_or(0);
+    // Pages are read as the reader takes them, so a long log never lies in memory as a whole.
+    let pages = stream::unfold(from, move |from| {
+        let logs = api.logs.clone();
+        async move {
+            let lines = logs
+                .read(id, attempt, from, PAGE_LINES)
+                .await
+                .inspect_err(|error| warn!(job = %id, %error, "a log cannot be read"))
+                .ok()?;
+            let next = from + lines.len() as u64;
+            (!lines.is_empty()).then(|| (Ok::<_, Infallible>(text_of(&lines)), next))
+        }
+    });
+    let headers = [(CONTENT_TYPE, "text/plain; charset=utf-8")];
+    Ok((headers, Body::from_stream(pages)).into_response())
+}
+
+fn text_of(lines: &[StoredLine]) -> Bytes {
+    let mut text = String::new();
+    for line in lines {
+        text.push_str(&line.data);
+        text.push('\n');
+    }
+    text.into()
+}
+
+/// Follows a job's log over a WebSocket: what is there, then what comes, then how the job ended. A
+/// job that is tried again goes on with its next attempt.
+#[utoipa::path(get, path = "/jobs/{id}/logs/follow", params(("id" = String, Path), LogRange), responses(
+    (status = 101, description = "Text messages: `lines` with attempt, first and lines; at last `end`."),
+    (status = 404, body = ErrorBody),
+))]
+pub(super) async fn follow(
+    State(api): State<Api>,
+    _: Reader,
+    Path(id): Path<JobId>,
+    Query(range): Query<LogRange>,
+    upgrade: WebSocketUpgrade,
+) -> Result<Response, ApiError> {
+    find(&api, id)?;
+    Ok(upgrade.on_upgrade(move |socket| Follower { api, id, socket }.run(range)))
+}
+
+/// One viewer of one job.
+struct Follower {
+    api: Api,
+    id: JobId,
+    socket: WebSocket,
+}
+
+/// The viewer has gone, or core is going.
+struct Gone;
+
+impl Follower {
+    async fn run(mut self, range: LogRange) {
+        if self.send_all(range).await.is_ok() {
+            let _ = self.socket.send(Message::Close(None)).await;
+        }
+    }
+
+    async fn send_all(&mut self, range: LogRange) -> Result<(), Gone> {
+        let mut from = range.from.unwrap_or(0);
+        let mut attempt = range.attempt.unwrap_or_else(|| self.attempt().max(1));
+        loop {
+            self.send_attempt(attempt, from).await?;
+            match find(&self.api, self.id) {
+                Ok(job) if range.attempt.is_none() && job.attempt > attempt => {
+                    attempt = job.attempt;
+                    from = 0;
+                }
+                Ok(job) => {
+                    return self
+                        .send(&FollowMessage::End { status: views::job_status(&job.state) })
+                        .await;
+                }
+                Err(_) => {
+                    return self.send(&FollowMessage::End { status: JobStatus::Failed }).await;
+                }
+            }
+        }
+    }
+
+    fn attempt(&self) -> u32 {
+        find(&self.api, self.id).map_or(0, |job| job.attempt)
+    }
+
+    /// Sends the lines of one attempt until it is over.
+    async fn send_attempt(&mut self, attempt: u32, mut next: u64) -> Result<(), Gone> {
+        let mut changes = self.api.records.changes();
+        let mut stored = self.api.logs.watch(self.id, attempt);
+        loop {
+            changes.mark_unchanged();
+            // Asked before the lines are read: what was said before the end is in the store then.
+            let over = self.is_over(attempt);
+            next = self.send_stored(attempt, next).await?;
+            if over {
+                return Ok(());
+            }
+            tokio::select! {
+                () = stored.more_than(next) => {}
+                changed = changes.changed() => if changed.is_err() { return Err(Gone) },
+                // Nothing is expected from the viewer: whatever comes is its going away.
+                received = self.socket.recv() => {
+                    if !matches!(received, Some(Ok(Message::Pong(_) | Message::Ping(_)))) {
+                        return Err(Gone);
+                    }
+                }
+                () = self.api.stop.cancelled() => return Err(Gone),
+            }
+        }
+    }
+
+    fn is_over(&self, attempt: u32) -> bool {
+        find(&self.api, self.id).map_or(true, |job| job.state.is_final() || job.attempt > attempt)
+    }
+
+    /// Sends what is stored from `next` on; returns the number of the line after.
+    async fn send_stored(&mut self, attempt: u32, mut next: u64) -> Result<u64, Gone> {
+        loop {
+            let lines = self
+                .api
+                .logs
+                .read(self.id, attempt, next, PAGE_LINES)
+                .await
+                .map_err(|error| warn!(job = %self.id, %error, "a log cannot be read"))
+                .map_err(|()| Gone)?;
+            if lines.is_empty() {
+                return Ok(next);
+            }
+            let first = next;
+            next += lines.len() as u64;
+            let lines = lines
+                .into_iter()
+                .map(|line| FollowedLine { t: line.t, stream: line.stream, data: line.data })
+                .collect();
+            self.send(&FollowMessage::Lines { attempt, first, lines }).await?;
+        }
+    }
+
+    async fn send(&mut self, message: &FollowMessage) -> Result<(), Gone> {
+        let json = serde_json::to_string(message).expect("a message has string keys");
+        self.socket.send(Message::Text(json.into())).await.map_err(|_| Gone)
+    }
+}
+
+fn find(api: &Api, id: JobId) -> Result<Job, ApiError> {
+    let records = api.records.read();
+    records.jobs.get(&id).cloned().ok_or_else(|| ApiError::not_found("job", &id.to_string()))
+}

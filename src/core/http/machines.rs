@@ -1,0 +1,82 @@
+//! `/machines` and `/queue`: what is there, what waits, and registering machines of one's own.
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use tokio::task::spawn_blocking;
+
+use super::auth::{Admin, Reader};
+use super::{Api, ApiError, ApiJson, views};
+use crate::api::{AddMachine, AddedMachine, ErrorBody, MachineView, QueueView};
+use crate::core::state::{Event, MachineKind};
+use crate::ids::MachineId;
+
+/// The longest name of a registered machine, in characters.
+const NAME_CHARS_MAX: usize = 100;
+
+/// Lists the machines that are there.
+#[utoipa::path(get, path = "/machines", responses((status = 200, body = Vec<MachineView>)))]
+pub(super) async fn list(State(api): State<Api>, _: Reader) -> Json<Vec<MachineView>> {
+    let records = api.records.read();
+    Json(records.live_machines().map(views::machine).collect())
+}
+
+/// Shows the jobs that wait, in the order in which they will be served.
+#[utoipa::path(get, path = "/queue", responses((status = 200, body = QueueView)))]
+pub(super) async fn queue(State(api): State<Api>, _: Reader) -> Json<QueueView> {
+    let records = api.records.read();
+    Json(views::queue(&records, api.config.builders.max_concurrent.get()))
+}
+
+/// Registers a machine that is there already, and makes the `agent.json` for it.
+#[utoipa::path(post, path = "/machines", request_body = AddMachine, responses(
+    (status = 201, body = AddedMachine), (status = 400, body = ErrorBody),
+))]
+pub(super) async fn add(
+    State(api): State<Api>,
+    _: Admin,
+    ApiJson(add): ApiJson<AddMachine>,
+) -> Result<(StatusCode, Json<AddedMachine>), ApiError> {
+    let machine = MachineId::random();
+    let name = add.name.unwrap_or_else(|| machine.to_string());
+    if name.is_empty()
+        || name.chars().count() > NAME_CHARS_MAX
+        || name.chars().any(char::is_control)
+    {
+        return Err(ApiError::invalid("name: must be 1 to 100 printable characters"));
+    }
+    let secrets = api.secrets.clone();
+    let token = spawn_blocking(move || secrets.add_machine_token(machine))
+        .await
+        .expect("storing a token does not panic")
+        .map_err(|error| ApiError::internal(&error))?;
+    api.events.store(Event::StaticMachineAdded { machine, name, arch: add.arch }).await?;
+    let agent_json = serde_json::to_value(api.config.agent_config(machine, token))
+        .map_err(|error| ApiError::internal(&error))?;
+    Ok((StatusCode::CREATED, Json(AddedMachine { id: machine, agent_json })))
+}
+
+/// Takes a registered machine back. Its job, if it has one, goes elsewhere.
+#[utoipa::path(delete, path = "/machines/{id}", params(("id" = String, Path)), responses(
+    (status = 204),
+    (status = 404, body = ErrorBody),
+    (status = 409, body = ErrorBody, description = "It was launched, not registered."),
+))]
+pub(super) async fn remove(
+    State(api): State<Api>,
+    _: Admin,
+    Path(id): Path<MachineId>,
+) -> Result<StatusCode, ApiError> {
+    let kind =
+        api.records.read().live_machines().find(|found| found.id == id).map(|found| found.kind);
+    match kind {
+        None => Err(ApiError::not_found("machine", &id.to_string())),
+        Some(MachineKind::Launched) => Err(ApiError::conflict(format!(
+            "{id} was launched for a job and ends with it; cancel its run instead"
+        ))),
+        Some(MachineKind::Static) => {
+            api.events.store(Event::StaticMachineRemoved { machine: id }).await?;
+            Ok(StatusCode::NO_CONTENT)
+        }
+    }
+}

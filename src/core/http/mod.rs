@@ -1,0 +1,121 @@
+//! The edge: the API, its description, the agents' WebSocket, and health.
+
+mod agents;
+mod auth;
+mod error;
+mod jobs;
+mod json;
+mod machines;
+mod runs;
+mod tokens;
+mod views;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::get;
+use tokio_util::sync::CancellationToken;
+use tower_http::limit::RequestBodyLimitLayer;
+use utoipa::OpenApi;
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::disk::DiskGuard;
+use super::effects::Secrets;
+use super::logs::LogStore;
+use super::orchestrator::Events;
+use super::records::SharedRecords;
+use super::sessions::Sessions;
+use crate::api::BASE_PATH;
+use crate::config::Config;
+
+use error::ApiError;
+use json::ApiJson;
+
+pub(crate) use auth::ApiTokens;
+
+/// The largest request body, in bytes.
+const BODY_BYTES_MAX: usize = 1024 * 1024;
+
+/// What the handlers share.
+#[derive(Clone, Debug)]
+pub(crate) struct Api {
+    /// The settings.
+    pub(crate) config: Arc<Config>,
+    /// The committed records.
+    pub(crate) records: SharedRecords,
+    /// The way to the orchestrator.
+    pub(crate) events: Events,
+    /// The logs.
+    pub(crate) logs: LogStore,
+    /// The connected agents.
+    pub(crate) sessions: Sessions,
+    /// The secrets of runs and the tokens of machines.
+    pub(crate) secrets: Secrets,
+    /// The API's tokens.
+    pub(crate) tokens: ApiTokens,
+    /// Refuses new work when the disk is nearly full.
+    pub(crate) disk: DiskGuard,
+    /// Fires at shutdown.
+    pub(crate) stop: CancellationToken,
+}
+
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "Stagely", description = "The HTTP API of `stagely core`."),
+    modifiers(&BearerTokens),
+    security(("token" = []))
+)]
+struct Description;
+
+/// Says how requests are authorized.
+struct BearerTokens;
+
+impl utoipa::Modify for BearerTokens {
+    fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
+        let scheme =
+            SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
+        openapi.components.get_or_insert_default().add_security_scheme("token", scheme);
+    }
+}
+
+/// All routes.
+pub(crate) fn router(api: Api) -> Router {
+    let (documented, description) = OpenApiRouter::with_openapi(Description::openapi())
+        .nest(
+            BASE_PATH,
+            OpenApiRouter::new()
+                .routes(routes!(runs::create, runs::list))
+                .routes(routes!(runs::get))
+                .routes(routes!(runs::jobs))
+                .routes(routes!(runs::cancel))
+                .routes(routes!(runs::follow))
+                .routes(routes!(jobs::get))
+                .routes(routes!(jobs::logs))
+                .routes(routes!(jobs::follow))
+                .routes(routes!(machines::list, machines::add))
+                .routes(routes!(machines::remove))
+                .routes(routes!(machines::queue))
+                .routes(routes!(tokens::create)),
+        )
+        .split_for_parts();
+    documented
+        .route(&format!("{BASE_PATH}/openapi.json"), get(async move || axum::Json(description)))
+        .route(stagely_agent::protocol::CONNECT_PATH, get(agents::connect))
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(ready))
+        .fallback(async || ApiError::not_found("page", "at this address"))
+        .layer(RequestBodyLimitLayer::new(BODY_BYTES_MAX))
+        .with_state(api)
+}
+
+/// Ready while new work can be stored.
+async fn ready(State(api): State<Api>) -> Result<&'static str, StatusCode> {
+    match api.disk.check().await {
+        Ok(()) if !api.stop.is_cancelled() => Ok("ready\n"),
+        _ => Err(StatusCode::SERVICE_UNAVAILABLE),
+    }
+}

@@ -1,0 +1,148 @@
+//! `/runs`: create, list, look, cancel, follow.
+
+use axum::Json;
+use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use axum::response::Response;
+
+use super::auth::{Reader, Writer};
+use super::{Api, ApiError, ApiJson, views};
+use crate::api::{CreateRun, ErrorBody, JobView, ListRuns, RunView};
+use crate::core::request;
+use crate::core::state::{CancelReason, Event};
+use crate::ids::RunId;
+
+const LIST_DEFAULT: usize = 50;
+const LIST_MAX: usize = 1_000;
+
+/// Starts a run.
+///
+/// The answer comes when the run is stored; its plan is made after that, so errors of `stagely.yaml`
+/// are in the run and not in this answer.
+#[utoipa::path(post, path = "/runs", request_body = CreateRun, responses(
+    (status = 201, body = RunView),
+    (status = 400, body = ErrorBody, description = "A field cannot be what it is."),
+    (status = 507, body = ErrorBody, description = "Core's disk is nearly full."),
+))]
+pub(super) async fn create(
+    State(api): State<Api>,
+    _: Writer,
+    ApiJson(create): ApiJson<CreateRun>,
+) -> Result<(StatusCode, Json<RunView>), ApiError> {
+    api.disk.check().await?;
+    let requested = {
+        let records = api.records.read();
+        request::run(&records, create).map_err(|error| ApiError::invalid(error.to_string()))?
+    };
+    let id = requested.run.id;
+    let sealed = api.secrets.seal_run(id, &requested.secrets);
+    let event = Event::RunRequested {
+        run: Box::new(requested.run),
+        project: requested.project,
+        environment: requested.environment,
+    };
+    api.events.store_with_secrets(event, Some((id, sealed))).await?;
+    Ok((StatusCode::CREATED, Json(find(&api, id)?)))
+}
+
+/// Lists runs, newest first.
+#[utoipa::path(get, path = "/runs", params(ListRuns), responses((status = 200, body = Vec<RunView>)))]
+pub(super) async fn list(
+    State(api): State<Api>,
+    _: Reader,
+    Query(query): Query<ListRuns>,
+) -> Json<Vec<RunView>> {
+    let limit = query.limit.unwrap_or(LIST_DEFAULT).min(LIST_MAX);
+    let records = api.records.read();
+    let older = match query.before {
+        Some(before) => records.runs.range(..before),
+        None => records.runs.range(..),
+    };
+    Json(older.rev().take(limit).map(|(_, run)| views::run_summary(&records, run)).collect())
+}
+
+/// Shows a run and its jobs.
+#[utoipa::path(get, path = "/runs/{id}", params(("id" = String, Path)), responses(
+    (status = 200, body = RunView), (status = 404, body = ErrorBody),
+))]
+pub(super) async fn get(
+    State(api): State<Api>,
+    _: Reader,
+    Path(id): Path<RunId>,
+) -> Result<Json<RunView>, ApiError> {
+    find(&api, id).map(Json)
+}
+
+/// Lists the jobs of a run, in the order of the plan.
+#[utoipa::path(get, path = "/runs/{id}/jobs", params(("id" = String, Path)), responses(
+    (status = 200, body = Vec<JobView>), (status = 404, body = ErrorBody),
+))]
+pub(super) async fn jobs(
+    State(api): State<Api>,
+    _: Reader,
+    Path(id): Path<RunId>,
+) -> Result<Json<Vec<JobView>>, ApiError> {
+    find(&api, id).map(|run| Json(run.jobs))
+}
+
+/// Stops a run. A run that has ended stays as it is.
+#[utoipa::path(post, path = "/runs/{id}/cancel", params(("id" = String, Path)), responses(
+    (status = 200, body = RunView), (status = 404, body = ErrorBody),
+))]
+pub(super) async fn cancel(
+    State(api): State<Api>,
+    _: Writer,
+    Path(id): Path<RunId>,
+) -> Result<Json<RunView>, ApiError> {
+    find(&api, id)?;
+    api.events.store(Event::CancelRequested { run: id, reason: CancelReason::Requested }).await?;
+    find(&api, id).map(Json)
+}
+
+/// Follows a run over a WebSocket: its JSON at once and after each change, until it has ended and its
+/// machines are gone.
+#[utoipa::path(get, path = "/runs/{id}/follow", params(("id" = String, Path)), responses(
+    (status = 101, description = "Text messages, each a RunView."), (status = 404, body = ErrorBody),
+))]
+pub(super) async fn follow(
+    State(api): State<Api>,
+    _: Reader,
+    Path(id): Path<RunId>,
+    upgrade: WebSocketUpgrade,
+) -> Result<Response, ApiError> {
+    find(&api, id)?;
+    Ok(upgrade.on_upgrade(move |socket| send_changes(api, id, socket)))
+}
+
+async fn send_changes(api: Api, id: RunId, mut socket: WebSocket) {
+    let mut changes = api.records.changes();
+    let mut sent = String::new();
+    loop {
+        changes.mark_unchanged();
+        let Ok(view) = find(&api, id) else { break };
+        let json = serde_json::to_string(&view).expect("a view has string keys");
+        if json != sent {
+            if socket.send(Message::Text(json.as_str().into())).await.is_err() {
+                return;
+            }
+            sent = json;
+        }
+        if view.status.is_final() && view.live_machines == 0 {
+            break;
+        }
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() { break },
+            // Nothing is expected from the viewer: whatever comes is its going away.
+            received = socket.recv() => if !matches!(received, Some(Ok(Message::Pong(_) | Message::Ping(_)))) { return },
+            () = api.stop.cancelled() => break,
+        }
+    }
+    let _ = socket.send(Message::Close(None)).await;
+}
+
+fn find(api: &Api, id: RunId) -> Result<RunView, ApiError> {
+    let records = api.records.read();
+    let run = records.runs.get(&id).ok_or_else(|| ApiError::not_found("run", &id.to_string()))?;
+    Ok(views::run(&records, run))
+}

@@ -1,0 +1,200 @@
+//! Records as the API shows them.
+
+use stagely_agent::protocol::{FailureReason, Platform};
+
+use crate::api::{
+    JobKindView, JobStatus, JobView, LostAttempt, MachineStatus, MachineView, QueueView,
+    QueuedJobView, RunStatus, RunView,
+};
+use crate::core::records::Records;
+use crate::core::state::{
+    Job, JobKind, JobState, Machine, MachineKind, MachineState, QueueReason, Run, RunState,
+};
+
+/// A run without its jobs, as lists show it.
+pub(super) fn run_summary(records: &Records, run: &Run) -> RunView {
+    let project = records.projects.get(&run.project);
+    let environment = records.environments.get(&run.environment);
+    let (status, error, cancel_reason) = match &run.state {
+        RunState::Pending => (RunStatus::Pending, None, run.cancelling),
+        RunState::Building => (RunStatus::Building, None, run.cancelling),
+        RunState::Completed => (RunStatus::Completed, None, None),
+        RunState::Failed { plan_error } => (RunStatus::Failed, plan_error.clone(), None),
+        RunState::Cancelled { reason } => (RunStatus::Cancelled, None, Some(*reason)),
+    };
+    RunView {
+        id: run.id,
+        status,
+        error,
+        cancel_reason,
+        project_id: run.project,
+        project: project.map(|project| project.name.clone()).unwrap_or_default(),
+        environment_id: run.environment,
+        environment: environment.map(|found| found.name.clone()).unwrap_or_default(),
+        repository: project.map(|project| project.repository.clone()).unwrap_or_default(),
+        reference: run.requested_ref.clone(),
+        commit: run.commit.clone(),
+        trigger: run.trigger,
+        created_at: run.created_at,
+        ended_at: run.ended_at,
+        live_machines: live_machines_of(records, run),
+        jobs: Vec::new(),
+    }
+}
+
+/// A run with its jobs.
+pub(super) fn run(records: &Records, run: &Run) -> RunView {
+    let jobs = records.jobs_of(run.id).map(job).collect();
+    RunView { jobs, ..run_summary(records, run) }
+}
+
+fn live_machines_of(records: &Records, run: &Run) -> usize {
+    let of_run = |machine: &&Machine| {
+        let job = machine.requested_for.and_then(|job| records.jobs.get(&job));
+        job.is_some_and(|job| job.run == run.id)
+    };
+    records
+        .live_machines()
+        .filter(|machine| machine.kind == MachineKind::Launched)
+        .filter(of_run)
+        .count()
+}
+
+/// A job.
+pub(super) fn job(job: &Job) -> JobView {
+    let (kind, platforms, image): (_, Vec<Platform>, _) = match &job.kind {
+        JobKind::Build { platform, image, .. } => (JobKindView::Build, vec![*platform], image),
+        JobKind::Merge { platforms, image } => (JobKindView::Merge, platforms.clone(), image),
+    };
+    let end = End::of(&job.state);
+    JobView {
+        id: job.id,
+        run_id: job.run,
+        name: job.name.clone(),
+        build: job.build.clone(),
+        kind,
+        platforms,
+        status: job_status(&job.state),
+        attempt: job.attempt,
+        lost_attempts: job
+            .lost_attempts
+            .iter()
+            .map(|(attempt, reason)| LostAttempt { attempt: *attempt, reason: reason.clone() })
+            .collect(),
+        machine_id: job.state.machine(),
+        image: image.clone(),
+        digest: end.digest,
+        reason: end.reason,
+        error: end.error,
+        exit_code: end.exit_code,
+        warnings: job.warnings.clone(),
+        steps: job.steps.clone(),
+        queued_at: job.queued_at,
+        started_at: job.started_at,
+        ended_at: job.ended_at,
+    }
+}
+
+/// How far a job is.
+pub(super) const fn job_status(state: &JobState) -> JobStatus {
+    match state {
+        JobState::Queued { .. } => JobStatus::Queued,
+        JobState::Provisioning { .. } => JobStatus::Provisioning,
+        JobState::Running { .. } => JobStatus::Running,
+        JobState::Completed { .. } => JobStatus::Completed,
+        JobState::Failed { .. } => JobStatus::Failed,
+        JobState::Cancelled => JobStatus::Cancelled,
+    }
+}
+
+/// What only an ended job has.
+#[derive(Default)]
+struct End {
+    digest: Option<stagely_agent::protocol::Digest>,
+    reason: Option<FailureReason>,
+    error: Option<String>,
+    exit_code: Option<i32>,
+}
+
+impl End {
+    fn of(state: &JobState) -> Self {
+        match state {
+            JobState::Completed { digest } => Self { digest: digest.clone(), ..Self::default() },
+            JobState::Failed { reason, message, exit_code } => Self {
+                reason: Some(reason.clone()),
+                error: Some(message.clone()),
+                exit_code: *exit_code,
+                digest: None,
+            },
+            JobState::Queued { .. }
+            | JobState::Provisioning { .. }
+            | JobState::Running { .. }
+            | JobState::Cancelled => Self::default(),
+        }
+    }
+}
+
+/// A machine.
+pub(super) fn machine(machine: &Machine) -> MachineView {
+    let job = match machine.state {
+        MachineState::Busy { job } => Some(job),
+        _ => machine.requested_for,
+    };
+    MachineView {
+        id: machine.id,
+        kind: machine.kind,
+        name: machine.name.clone(),
+        arch: machine.arch,
+        size: machine.size,
+        status: match machine.state {
+            MachineState::Requested => MachineStatus::Requested,
+            MachineState::Booting => MachineStatus::Booting,
+            MachineState::Ready => MachineStatus::Ready,
+            MachineState::Busy { .. } => MachineStatus::Busy,
+            MachineState::Terminating => MachineStatus::Terminating,
+            MachineState::Terminated => MachineStatus::Terminated,
+        },
+        connected: machine.connected,
+        job_id: job,
+        requested_at: machine.requested_at,
+        lease_until: machine.lease_until,
+        terminated_at: machine.terminated_at,
+        system_info: machine.system_info.clone(),
+    }
+}
+
+/// The queue.
+pub(super) fn queue(records: &Records, max_concurrent: u32) -> QueueView {
+    let jobs = records.queue.iter().enumerate().filter_map(|(index, queued)| {
+        let job = records.jobs.get(&queued.job)?;
+        let project = records.runs.get(&job.run).and_then(|run| records.projects.get(&run.project));
+        Some(QueuedJobView {
+            position: index + 1,
+            job_id: job.id,
+            name: job.name.clone(),
+            run_id: job.run,
+            project: project.map(|project| project.name.clone()).unwrap_or_default(),
+            reason: reason(records, &queued.reason),
+        })
+    });
+    let launched = records.live_machines().filter(|machine| machine.kind == MachineKind::Launched);
+    QueueView { max_concurrent, live_machines: launched.count(), jobs: jobs.collect() }
+}
+
+/// What a job waits for, in words.
+fn reason(records: &Records, reason: &QueueReason) -> String {
+    match reason {
+        QueueReason::Jobs(jobs) => {
+            let names: Vec<&str> =
+                jobs.iter().filter_map(|job| Some(records.jobs.get(job)?.name.as_str())).collect();
+            format!("waiting for {}", names.join(", "))
+        }
+        QueueReason::Builders { live, max } => {
+            format!("waiting for 1 of {max} builders ({live} live)")
+        }
+        QueueReason::StaticMachine(arch) => format!("waiting for a registered {arch} machine"),
+        QueueReason::NoMachine(arch) => format!(
+            "waiting for a registered {arch} machine: none is connected, and no provider launches any"
+        ),
+    }
+}

@@ -1,0 +1,115 @@
+//! The tables, and reading from them.
+
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use redb::{Database, ReadableDatabase as _, TableDefinition};
+use serde::{Deserialize, Serialize};
+
+use super::chunk::Chunk;
+use super::{LogError, LogKey, StoredLine};
+use crate::ids::JobId;
+
+/// Job, attempt, number of the chunk's first line.
+pub(super) type ChunkKey = (u128, u32, u64);
+
+pub(super) const CHUNKS: TableDefinition<'static, ChunkKey, &[u8]> = TableDefinition::new("chunks");
+pub(super) const EXTENTS: TableDefinition<'static, (u128, u32), &[u8]> =
+    TableDefinition::new("extents");
+
+/// How far a log goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Extent {
+    /// The number of the next line that is wanted: lines taken so far.
+    pub(super) next_line: u64,
+    /// Text stored so far, in bytes.
+    pub(super) text_bytes: u64,
+    /// Whether the limit was reached, and lines are dropped.
+    pub(super) is_cut: bool,
+    /// The last chunk's first line, if it is small enough to grow.
+    pub(super) growing_from: Option<u64>,
+}
+
+/// The database. Clones share it.
+#[derive(Clone, Debug)]
+pub(super) struct Tables {
+    path: PathBuf,
+    cache_bytes: usize,
+    /// `None` for the moment in which it is opened anew.
+    database: Arc<RwLock<Option<Arc<Database>>>>,
+}
+
+impl Tables {
+    pub(super) fn open(path: PathBuf, cache_bytes: usize) -> Result<Self, LogError> {
+        let tables = Self { path, cache_bytes, database: Arc::default() };
+        tables.reopen()?;
+        Ok(tables)
+    }
+
+    /// Opens the database anew. After a failed write (a full disk) redb takes no more of them.
+    pub(super) fn reopen(&self) -> Result<(), LogError> {
+        let mut slot = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        *slot = None;
+        let database = Database::builder().set_cache_size(self.cache_bytes).create(&self.path)?;
+        let mut write = database.begin_write()?;
+        write.set_quick_repair(true);
+        write.open_table(CHUNKS)?;
+        write.open_table(EXTENTS)?;
+        write.commit()?;
+        *slot = Some(Arc::new(database));
+        Ok(())
+    }
+
+    pub(super) fn database(&self) -> Result<Arc<Database>, LogError> {
+        let slot = self.database.read().unwrap_or_else(PoisonError::into_inner);
+        slot.clone().ok_or(LogError::Closed)
+    }
+
+    pub(super) fn extent(&self, key: LogKey) -> Result<Extent, LogError> {
+        let read = self.database()?.begin_read()?;
+        let row = read.open_table(EXTENTS)?.get((key.0.bits(), key.1))?;
+        match row {
+            None => Ok(Extent::default()),
+            Some(bytes) => {
+                postcard::from_bytes(bytes.value()).map_err(|_| LogError::Damaged { job: key.0 })
+            }
+        }
+    }
+
+    pub(super) fn read(
+        &self,
+        key: LogKey,
+        from: u64,
+        lines_max: usize,
+    ) -> Result<Vec<StoredLine>, LogError> {
+        let (job, attempt) = (key.0.bits(), key.1);
+        let read = self.database()?.begin_read()?;
+        let chunks = read.open_table(CHUNKS)?;
+        // The chunk that holds `from` begins at or before it.
+        let begin = match chunks.range((job, attempt, 0)..=(job, attempt, from))?.next_back() {
+            Some(chunk) => chunk?.0.value().2,
+            None => from,
+        };
+        let mut lines = Vec::new();
+        for chunk in chunks.range((job, attempt, begin)..=(job, attempt, u64::MAX))? {
+            let (chunk_key, bytes) = chunk?;
+            let first = chunk_key.value().2;
+            let skip = usize::try_from(from.saturating_sub(first)).unwrap_or(usize::MAX);
+            let stored =
+                Chunk::read(bytes.value()).map_err(|_| LogError::Damaged { job: key.0 })?;
+            lines.extend(stored.into_iter().skip(skip));
+            if lines.len() >= lines_max {
+                break;
+            }
+        }
+        Ok(lines)
+    }
+
+    /// The attempts of a job that have a log.
+    pub(super) fn attempts(&self, job: JobId) -> Result<Vec<u32>, LogError> {
+        let read = self.database()?.begin_read()?;
+        let extents = read.open_table(EXTENTS)?;
+        let rows = extents.range((job.bits(), 0)..=(job.bits(), u32::MAX))?;
+        rows.map(|row| Ok(row?.0.value().1)).collect()
+    }
+}

@@ -1,0 +1,286 @@
+//! The one thread that writes: it commits whatever waits as one group, then acknowledges.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use redb::{Durability, ReadableTable as _, Table};
+use stagely_agent::protocol::Stream;
+use tokio::sync::{mpsc, oneshot};
+use tracing::{error, warn};
+
+use super::chunk::{Chunk, TEXT_BYTES_MAX};
+use super::tables::{CHUNKS, ChunkKey, EXTENTS, Extent, Tables};
+use super::{AppendError, Followed, LogError, LogKey, StoredLine, lock};
+use crate::ids::JobId;
+
+/// Commands taken into one group. A group of full batches is then some 10 MB of text.
+const GROUP_MAX: usize = 256;
+
+/// A chunk with less text than this is joined with the lines that follow, so that an agent that sends
+/// line by line does not leave a row a line.
+const GROW_BELOW_BYTES: u64 = 8 * 1024;
+
+/// Chunks deleted in one transaction.
+const FORGET_CHUNKS: usize = 1_000;
+
+/// The waits before the database is opened anew after a failed write.
+const REOPEN_WAIT: Duration = Duration::from_millis(250);
+
+/// What the writer is asked.
+#[derive(Debug)]
+pub(super) enum Command {
+    /// Store a chunk.
+    Append {
+        key: LogKey,
+        first: Option<u64>,
+        chunk: Chunk,
+        stored: oneshot::Sender<Result<u64, AppendError>>,
+    },
+    /// Delete all logs of a job.
+    Forget { job: JobId, done: oneshot::Sender<Result<(), LogError>> },
+}
+
+/// The thread's own things.
+#[derive(Debug)]
+pub(super) struct Writer {
+    tables: Tables,
+    job_bytes_max: u64,
+    followed: Followed,
+    /// Of logs that were written to lately, as in the store.
+    extents: HashMap<LogKey, Extent>,
+}
+
+/// Extents that are kept in memory.
+const EXTENTS_MAX: usize = 10_000;
+
+type Answer = (oneshot::Sender<Result<u64, AppendError>>, Result<u64, AppendError>);
+
+impl Writer {
+    pub(super) fn new(tables: Tables, job_bytes_max: u64, followed: Followed) -> Self {
+        Self { tables, job_bytes_max, followed, extents: HashMap::new() }
+    }
+
+    /// Writes until every sender is gone.
+    pub(super) fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+        let mut group = Vec::new();
+        while commands.blocking_recv_many(&mut group, GROUP_MAX) > 0 {
+            let mut appends = Vec::new();
+            for command in group.drain(..) {
+                match command {
+                    Command::Append { key, first, chunk, stored } => {
+                        appends.push((key, first, chunk, stored));
+                    }
+                    Command::Forget { job, done } => {
+                        // The asker may have left; the logs are gone all the same.
+                        let _ = done.send(self.forget(job));
+                    }
+                }
+            }
+            if !appends.is_empty() {
+                self.append(appends);
+            }
+        }
+    }
+
+    fn append(
+        &mut self,
+        appends: Vec<(LogKey, Option<u64>, Chunk, oneshot::Sender<Result<u64, AppendError>>)>,
+    ) {
+        let mut group = Group { extents: HashMap::new(), answers: Vec::new() };
+        match self.commit(appends, &mut group) {
+            Ok(()) => {
+                self.extents.extend(group.extents.iter());
+                if self.extents.len() > EXTENTS_MAX {
+                    self.extents.clear();
+                }
+                self.tell_followers(&group);
+                for (stored, answer) in group.answers {
+                    // The session may have ended; its agent will ask again.
+                    let _ = stored.send(answer);
+                }
+            }
+            Err(failure) => {
+                error!(error = %failure, "log lines were not stored");
+                for (stored, _) in group.answers {
+                    let _ = stored.send(Err(AppendError::NotStored(failure.to_string())));
+                }
+                self.recover();
+            }
+        }
+    }
+
+    fn commit(
+        &self,
+        appends: Vec<(LogKey, Option<u64>, Chunk, oneshot::Sender<Result<u64, AppendError>>)>,
+        group: &mut Group,
+    ) -> Result<(), LogError> {
+        let database = self.tables.database()?;
+        let mut write = database.begin_write()?;
+        write.set_durability(Durability::Immediate)?;
+        // A killed core opens a database of 1 GB in milliseconds instead of seconds.
+        write.set_quick_repair(true);
+        {
+            let mut chunks = write.open_table(CHUNKS)?;
+            for (key, first, chunk, stored) in appends {
+                // The answer is there before anything can fail, so that nobody waits for ever.
+                group.answers.push((stored, Err(AppendError::NotStored(String::new()))));
+                let answer = self.append_one(group, &mut chunks, key, first, chunk)?;
+                if let Some(last) = group.answers.last_mut() {
+                    last.1 = answer;
+                }
+            }
+            let mut extents = write.open_table(EXTENTS)?;
+            for (key, extent) in &group.extents {
+                let bytes = postcard::to_stdvec(extent).expect("a vector takes every extent");
+                extents.insert((key.0.bits(), key.1), bytes.as_slice())?;
+            }
+        }
+        write.commit()?;
+        Ok(())
+    }
+
+    fn append_one(
+        &self,
+        group: &mut Group,
+        chunks: &mut Table<'_, ChunkKey, &'static [u8]>,
+        key: LogKey,
+        first: Option<u64>,
+        mut chunk: Chunk,
+    ) -> Result<Result<u64, AppendError>, LogError> {
+        let mut extent = match group.extents.get(&key).or_else(|| self.extents.get(&key)) {
+            Some(extent) => *extent,
+            None => self.tables.extent(key)?,
+        };
+        let next = extent.next_line;
+        let first = first.unwrap_or(next);
+        if first > next {
+            return Ok(Err(AppendError::Gap { expected: next }));
+        }
+        let repeated = next - first;
+        if repeated >= chunk.lines {
+            return Ok(Ok(next));
+        }
+        if repeated > 0 {
+            chunk = without_first(&chunk, repeated, key.0)?;
+        }
+        if extent.is_cut {
+            extent.next_line += chunk.lines;
+        } else {
+            self.put(chunks, key, &mut extent, chunk)?;
+        }
+        group.extents.insert(key, extent);
+        Ok(Ok(extent.next_line))
+    }
+
+    /// Stores a chunk at the end of its log.
+    fn put(
+        &self,
+        chunks: &mut Table<'_, ChunkKey, &'static [u8]>,
+        key: LogKey,
+        extent: &mut Extent,
+        mut chunk: Chunk,
+    ) -> Result<(), LogError> {
+        let (lines, text_bytes) = (chunk.lines, chunk.text_bytes);
+        if extent.text_bytes + text_bytes > self.job_bytes_max {
+            extent.is_cut = true;
+            chunk = Chunk::of_stored(&[self.cut_line()]);
+        }
+        let (job, attempt) = (key.0.bits(), key.1);
+        let mut first = extent.next_line;
+        if let Some(growing) = extent.growing_from
+            && chunk.text_bytes < GROW_BELOW_BYTES
+        {
+            let before = chunks.get((job, attempt, growing))?;
+            let before = before.map(|bytes| bytes.value().to_vec()).unwrap_or_default();
+            chunk = joined(&before, &chunk, key.0)?;
+            first = growing;
+        }
+        chunks.insert((job, attempt, first), chunk.bytes.as_slice())?;
+        extent.growing_from = (chunk.text_bytes < GROW_BELOW_BYTES).then_some(first);
+        extent.next_line += lines;
+        extent.text_bytes += text_bytes;
+        Ok(())
+    }
+
+    fn cut_line(&self) -> StoredLine {
+        let mib = self.job_bytes_max >> 20;
+        let data = format!("[log cut: more than {mib} MiB; the rest is not kept]");
+        StoredLine { t: 0, stream: Stream::Stderr, data }
+    }
+
+    fn tell_followers(&self, group: &Group) {
+        let followed = lock(&self.followed);
+        for (key, extent) in &group.extents {
+            if let Some(sender) = followed.get(key) {
+                sender.send_replace(extent.next_line);
+            }
+        }
+    }
+
+    /// Opens the database anew; until that succeeds every append fails and its agent keeps its lines.
+    fn recover(&mut self) {
+        self.extents.clear();
+        // Somebody may still read; the wait lets him finish.
+        #[expect(clippy::disallowed_methods, reason = "this thread is not a runtime worker")]
+        std::thread::sleep(REOPEN_WAIT);
+        if let Err(failure) = self.tables.reopen() {
+            warn!(error = %failure, "the log database cannot be opened; trying again with the next lines");
+        }
+    }
+
+    fn forget(&mut self, job: JobId) -> Result<(), LogError> {
+        for attempt in self.tables.attempts(job)? {
+            while self.forget_some((job, attempt))? {}
+            self.extents.remove(&(job, attempt));
+        }
+        Ok(())
+    }
+
+    /// Deletes some chunks of a log, and its extent with the last; returns whether there are more.
+    fn forget_some(&self, key: LogKey) -> Result<bool, LogError> {
+        let (job, attempt) = (key.0.bits(), key.1);
+        let mut write = self.tables.database()?.begin_write()?;
+        write.set_quick_repair(true);
+        let is_more;
+        {
+            let mut chunks = write.open_table(CHUNKS)?;
+            let keys: Vec<ChunkKey> = chunks
+                .range((job, attempt, 0)..=(job, attempt, u64::MAX))?
+                .take(FORGET_CHUNKS)
+                .map(|chunk| Ok::<_, LogError>(chunk?.0.value()))
+                .collect::<Result<_, _>>()?;
+            is_more = keys.len() == FORGET_CHUNKS;
+            for key in keys {
+                chunks.remove(key)?;
+            }
+            if !is_more {
+                write.open_table(EXTENTS)?.remove((job, attempt))?;
+            }
+        }
+        write.commit()?;
+        Ok(is_more)
+    }
+}
+
+/// What one transaction brings.
+#[derive(Debug)]
+struct Group {
+    extents: HashMap<LogKey, Extent>,
+    answers: Vec<Answer>,
+}
+
+fn without_first(chunk: &Chunk, count: u64, job: JobId) -> Result<Chunk, LogError> {
+    let lines = Chunk::read(&chunk.bytes).map_err(|_| LogError::Damaged { job })?;
+    let count = usize::try_from(count).unwrap_or(usize::MAX).min(lines.len());
+    Ok(Chunk::of_stored(&lines[count..]))
+}
+
+/// The lines of a stored chunk and those of `chunk`.
+fn joined(before: &[u8], chunk: &Chunk, job: JobId) -> Result<Chunk, LogError> {
+    let damaged = |_| LogError::Damaged { job };
+    let mut lines = Chunk::read(before).map_err(damaged)?;
+    lines.extend(Chunk::read(&chunk.bytes).map_err(damaged)?);
+    let joined = Chunk::of_stored(&lines);
+    debug_assert!(usize::try_from(joined.text_bytes).unwrap_or(usize::MAX) < TEXT_BYTES_MAX);
+    Ok(joined)
+}

@@ -1,0 +1,321 @@
+//! The one task that changes the state.
+//!
+//! It takes every event that waits, steps each, writes the changed records and the resulting effects
+//! in one transaction, shows the committed records to readers, and only then lets the effects run.
+//! What an effect brings about comes back as an event.
+
+use std::future::pending;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context as _;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{JoinError, JoinSet, spawn_blocking};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error};
+
+use super::effects::Effects;
+use super::records::{Records, SharedRecords};
+use super::state::{Changes, Effect, Event, State, Timestamp};
+use super::store::{Batch, Store, Table};
+use crate::ids::{MachineId, RunId};
+
+/// Events that may wait. A burst of 1,000 webhooks fits; beyond it their senders wait.
+const INBOX_EVENTS: usize = 1_024;
+
+/// Sent and not awaited is lost; awaited, it says that the event is in the store.
+type Stored = oneshot::Sender<()>;
+
+/// An event and what comes with it.
+#[derive(Debug)]
+struct Input {
+    event: Event,
+    /// Sealed secrets of the run that the event requests; stored in the same transaction.
+    run_secrets: Option<(RunId, Vec<u8>)>,
+    stored: Option<Stored>,
+}
+
+/// Core is shutting down and takes no more events. They are not lost: agents say them again.
+#[derive(Debug, thiserror::Error)]
+#[error("core is shutting down")]
+pub struct ShuttingDown;
+
+/// Sends events to the orchestrator. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Events {
+    inbox: mpsc::Sender<Input>,
+}
+
+impl Events {
+    /// Hands over `event` and waits until its consequences are in the store.
+    ///
+    /// # Errors
+    /// [`ShuttingDown`]; the event may or may not be stored.
+    pub async fn store(&self, event: Event) -> Result<(), ShuttingDown> {
+        self.store_with_secrets(event, None).await
+    }
+
+    /// As [`store`](Self::store), with the sealed secrets of the run that `event` requests.
+    ///
+    /// # Errors
+    /// [`ShuttingDown`]; the event may or may not be stored.
+    pub async fn store_with_secrets(
+        &self,
+        event: Event,
+        run_secrets: Option<(RunId, Vec<u8>)>,
+    ) -> Result<(), ShuttingDown> {
+        let (sender, stored) = oneshot::channel();
+        let input = Input { event, run_secrets, stored: Some(sender) };
+        self.inbox.send(input).await.map_err(|_| ShuttingDown)?;
+        stored.await.map_err(|_| ShuttingDown)
+    }
+}
+
+/// The task.
+#[derive(Debug)]
+pub struct Orchestrator {
+    state: State,
+    store: Store,
+    records: SharedRecords,
+    effects: Arc<Effects>,
+    inbox: mpsc::Receiver<Input>,
+    running: JoinSet<Option<Event>>,
+}
+
+/// Makes the inbox: its sending end for everybody, its receiving end for the [`Orchestrator`].
+#[derive(Debug)]
+pub struct Inbox(mpsc::Receiver<Input>);
+
+/// Makes the two ends of the orchestrator's inbox.
+pub fn inbox() -> (Events, Inbox) {
+    let (sender, receiver) = mpsc::channel(INBOX_EVENTS);
+    (Events { inbox: sender }, Inbox(receiver))
+}
+
+/// The system's clock, in milliseconds.
+pub fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+impl Orchestrator {
+    /// Makes the task of `state`, which `store` holds and `records` shows.
+    pub fn new(
+        state: State,
+        store: Store,
+        records: SharedRecords,
+        effects: Arc<Effects>,
+        inbox: Inbox,
+    ) -> Self {
+        Self { state, store, records, effects, inbox: inbox.0, running: JoinSet::new() }
+    }
+
+    /// Serves events until `stop` fires. Effects that still run are dropped: the outbox has them.
+    ///
+    /// # Errors
+    /// A transaction that failed. The state in memory is ahead of the store then, so core must end
+    /// rather than act on decisions that it could not save.
+    pub async fn run(mut self, stop: CancellationToken) -> anyhow::Result<()> {
+        self.start().await?;
+        let mut waiting = Vec::new();
+        loop {
+            let wake = self.wake_at();
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(()),
+                Some(outcome) = self.running.join_next() => self.take_outcome(outcome).await?,
+                count = self.inbox.recv_many(&mut waiting, INBOX_EVENTS) => {
+                    if count == 0 {
+                        return Ok(());
+                    }
+                    self.take(std::mem::take(&mut waiting)).await?;
+                }
+                () = sleep_until(wake) => self.take_event(Event::Tick).await?,
+            }
+        }
+    }
+
+    /// Begins where the process before this one stopped.
+    async fn start(&mut self) -> anyhow::Result<()> {
+        let outbox: Vec<Effect> = self.state.outbox().values().cloned().collect();
+        self.take_event(Event::CoreStarted).await?;
+        self.spawn(outbox);
+        Ok(())
+    }
+
+    async fn take_outcome(
+        &mut self,
+        outcome: Result<Option<Event>, JoinError>,
+    ) -> anyhow::Result<()> {
+        match outcome.context("an effect panicked")? {
+            Some(event) => self.take_event(event).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn take_event(&mut self, event: Event) -> anyhow::Result<()> {
+        self.take(vec![Input { event, run_secrets: None, stored: None }]).await
+    }
+
+    /// Steps all of `inputs`, stores what follows in one transaction, and lets the effects run.
+    async fn take(&mut self, inputs: Vec<Input>) -> anyhow::Result<()> {
+        let now = now();
+        let mut effects = Vec::new();
+        let mut batch = Batch::default();
+        let mut to_tell = Vec::new();
+        for input in inputs {
+            debug!(event = ?input.event, "step");
+            effects.extend(self.state.step(input.event, now, &mut MachineId::random));
+            if let Some((run, sealed)) = input.run_secrets {
+                batch.run_secrets(run, Some(sealed));
+            }
+            to_tell.extend(input.stored);
+        }
+        let changes = self.state.take_changes();
+        self.fill(&mut batch, &changes);
+        if !batch.is_empty() {
+            let store = self.store.clone();
+            spawn_blocking(move || store.commit(&batch))
+                .await?
+                .inspect_err(|error| error!(%error, "a transaction failed"))
+                .context(
+                    "cannot store what was decided; core stops, so that it can be started again",
+                )?;
+            self.show(&changes);
+        }
+        for stored in to_tell {
+            // The asker may have left; its event is stored all the same.
+            let _ = stored.send(());
+        }
+        self.spawn(effects);
+        Ok(())
+    }
+
+    fn fill(&self, batch: &mut Batch, changes: &Changes) {
+        let state = &self.state;
+        for id in &changes.projects {
+            batch.record(Table::Projects, id.bits(), state.projects().get(id));
+        }
+        for id in &changes.environments {
+            batch.record(Table::Environments, id.bits(), state.environments().get(id));
+        }
+        for id in &changes.runs {
+            let run = state.runs().get(id);
+            batch.record(Table::Runs, id.bits(), run);
+            if run.is_none_or(|run| run.state.is_final()) {
+                batch.run_secrets(*id, None);
+            }
+        }
+        for id in &changes.jobs {
+            batch.record(Table::Jobs, id.bits(), state.jobs().get(id));
+        }
+        for id in &changes.machines {
+            let machine = state.machines().get(id);
+            batch.record(Table::Machines, id.bits(), machine);
+            if machine.is_none_or(|machine| machine.state.is_terminated()) {
+                batch.machine_tokens(*id, None);
+            }
+        }
+        for id in &changes.outbox {
+            batch.effect(*id, state.outbox().get(id));
+        }
+    }
+
+    /// Shows the committed records to readers.
+    fn show(&self, changes: &Changes) {
+        let state = &self.state;
+        self.records.write(|records| {
+            records.take_changes(state, changes);
+            records.queue = state.queue();
+        });
+        for id in &changes.runs {
+            if state.runs().get(id).is_none_or(|run| run.state.is_final()) {
+                self.effects.forget_run_secrets(*id);
+            }
+        }
+        for id in &changes.machines {
+            if state.machines().get(id).is_none_or(|machine| machine.state.is_terminated()) {
+                self.effects.forget_machine_tokens(*id);
+            }
+        }
+    }
+
+    fn spawn(&mut self, effects: Vec<Effect>) {
+        for effect in effects {
+            let performer = Arc::clone(&self.effects);
+            self.running.spawn(async move { performer.perform(effect).await });
+        }
+    }
+
+    fn wake_at(&self) -> Option<Duration> {
+        self.state.next_deadline().map(|deadline| deadline.since(now()))
+    }
+}
+
+/// Waits for `wait`, or for ever where there is nothing to wait for.
+async fn sleep_until(wait: Option<Duration>) {
+    match wait {
+        // A deadline that has come and moves nothing would spin; a clock has milliseconds, so does this.
+        Some(wait) => tokio::time::sleep(wait.max(Duration::from_millis(1))).await,
+        None => pending().await,
+    }
+}
+
+impl Records {
+    /// The records of `state`, all of which are in the store.
+    pub fn of(state: &State) -> Self {
+        let changes = Changes {
+            projects: state.projects().keys().copied().collect(),
+            environments: state.environments().keys().copied().collect(),
+            runs: state.runs().keys().copied().collect(),
+            jobs: state.jobs().keys().copied().collect(),
+            machines: state.machines().keys().copied().collect(),
+            ..Changes::default()
+        };
+        let mut records = Self::default();
+        records.take_changes(state, &changes);
+        records.queue = state.queue();
+        records
+    }
+
+    fn take_changes(&mut self, state: &State, changes: &Changes) {
+        copy(&mut self.projects, state.projects(), &changes.projects);
+        copy(&mut self.environments, state.environments(), &changes.environments);
+        copy(&mut self.runs, state.runs(), &changes.runs);
+        copy(&mut self.machines, state.machines(), &changes.machines);
+        copy(&mut self.jobs, state.jobs(), &changes.jobs);
+        for id in &changes.machines {
+            match state.machines().get(id) {
+                Some(machine) if !machine.state.is_terminated() => self.live.insert(*id),
+                _ => self.live.remove(id),
+            };
+        }
+        for run in &changes.runs {
+            if !self.runs.contains_key(run) {
+                self.run_jobs.remove(run);
+            }
+        }
+        for job in changes.jobs.iter().filter_map(|job| state.jobs().get(job)) {
+            let jobs = self.run_jobs.entry(job.run).or_default();
+            if !jobs.contains(&job.id) {
+                // Ids are made in the order of the plan.
+                jobs.push(job.id);
+                jobs.sort_unstable();
+            }
+        }
+    }
+}
+
+/// Copies what `changed` names from one map to the other; what is gone there goes here.
+fn copy<Id: Ord + Copy, T: Clone>(
+    to: &mut std::collections::BTreeMap<Id, T>,
+    from: &std::collections::BTreeMap<Id, T>,
+    changed: &std::collections::BTreeSet<Id>,
+) {
+    for id in changed {
+        match from.get(id) {
+            Some(record) => to.insert(*id, record.clone()),
+            None => to.remove(id),
+        };
+    }
+}

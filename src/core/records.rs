@@ -1,0 +1,77 @@
+//! The committed records, for readers: the HTTP API, the sessions of agents, and effects.
+//!
+//! Only what the store holds is here, so nobody is told of a decision that a crash could undo. The
+//! orchestrator is the only writer.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+
+use tokio::sync::watch;
+
+use super::state::{Environment, Job, Machine, Project, QueuedJob, Run};
+use crate::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId};
+
+/// The records of one moment.
+#[derive(Debug, Default)]
+pub struct Records {
+    /// All projects.
+    pub projects: BTreeMap<ProjectId, Project>,
+    /// All environments.
+    pub environments: BTreeMap<EnvironmentId, Environment>,
+    /// All runs.
+    pub runs: BTreeMap<RunId, Run>,
+    /// All jobs.
+    pub jobs: BTreeMap<JobId, Job>,
+    /// The jobs of each run, in the order of the plan.
+    pub run_jobs: BTreeMap<RunId, Vec<JobId>>,
+    /// All machines.
+    pub machines: BTreeMap<MachineId, Machine>,
+    /// The machines that are not gone.
+    pub live: BTreeSet<MachineId>,
+    /// The jobs that wait, in the order in which they will be served.
+    pub queue: Vec<QueuedJob>,
+}
+
+impl Records {
+    /// The jobs of `run`, in the order of the plan.
+    pub fn jobs_of(&self, run: RunId) -> impl Iterator<Item = &Job> {
+        self.run_jobs.get(&run).into_iter().flatten().filter_map(|job| self.jobs.get(job))
+    }
+
+    /// The machines that are not gone.
+    pub fn live_machines(&self) -> impl Iterator<Item = &Machine> {
+        self.live.iter().filter_map(|machine| self.machines.get(machine))
+    }
+}
+
+/// Shares [`Records`] and tells of changes. Clones share them.
+#[derive(Clone, Debug)]
+pub struct SharedRecords {
+    records: Arc<RwLock<Records>>,
+    /// Counts the changes.
+    version: watch::Sender<u64>,
+}
+
+impl SharedRecords {
+    /// Shares `records`.
+    pub fn new(records: Records) -> Self {
+        Self { records: Arc::new(RwLock::new(records)), version: watch::Sender::new(0) }
+    }
+
+    /// Reads. Never hold the guard across an `await`.
+    pub fn read(&self) -> RwLockReadGuard<'_, Records> {
+        // A writer that panicked took the process's orchestrator with it; what it left is whole rows.
+        self.records.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the records and wakes those who wait.
+    pub(super) fn write(&self, change: impl FnOnce(&mut Records)) {
+        change(&mut self.records.write().unwrap_or_else(PoisonError::into_inner));
+        self.version.send_modify(|version| *version += 1);
+    }
+
+    /// Resolves after each change; a burst of changes counts once.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.version.subscribe()
+    }
+}
