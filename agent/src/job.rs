@@ -413,3 +413,54 @@ impl Drop for JobFolder {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::Stream;
+    use crate::spool::SpoolError;
+
+    /// Has no space for a line.
+    struct FullDisk;
+
+    impl LineSink for FullDisk {
+        fn append(&self, _: &[(Stream, String)]) -> Result<(), SpoolError> {
+            Err(SpoolError::DiskFull)
+        }
+    }
+
+    fn place(work_dir: &Path) -> Workplace {
+        Workplace {
+            machine: "vm_test".parse().unwrap(),
+            work_dir: work_dir.to_owned(),
+            docker_host: Some("unix:///nowhere/docker.sock".to_owned()),
+            grace: Duration::from_secs(1),
+            registry_patience: Duration::ZERO,
+        }
+    }
+
+    fn merge() -> Work {
+        let text = r#"{"job_id":"job_1","source_images":["r/a:1"],"target_image":"r/a:2"}"#;
+        Work::Merge(serde_json::from_str(text).unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_log_without_space_stops_the_job_and_names_the_disk() {
+        let folder = tempfile::tempdir().unwrap();
+        let cancel = CancellationToken::new();
+        let status = run(merge(), &place(folder.path()), Arc::new(FullDisk), &cancel).await;
+        assert_eq!(
+            (status.state, status.error),
+            (StatusState::Failed, Some(FailureReason::DiskFull))
+        );
+        assert_eq!(fs::read_dir(folder.path().join(JOBS_FOLDER)).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_long_message_keeps_its_end() {
+        let message = format!("{}the end", "ü".repeat(MESSAGE_BYTES_MAX));
+        let error = JobError { reason: FailureReason::Internal, message, steps: Vec::new() };
+        let message = failed(merge().job_id(), error, Vec::new()).error_message.unwrap();
+        assert!(message.ends_with("the end") && message.len() <= MESSAGE_BYTES_MAX);
+    }
+}
