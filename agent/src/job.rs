@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 pub use self::log::{JobLog, LineSink};
-use crate::docker::{self, DockerCommand, LoginError, MergeError};
+use crate::docker::{self, DockerCommand, Engine, LoginError, MergeError};
 use crate::mask::{Masker, Secrets};
 use crate::protocol::{
     Build, Digest, FailureReason, ImageRef, Merge, RegistryAuth, RegistryProblem, Status,
@@ -31,6 +31,12 @@ const MERGE_LIMIT: Duration = Duration::from_mins(5);
 /// How long a registry that does not answer is asked again, within one job: about what a restarting
 /// one takes. What is built by then comes from the engine's own cache.
 pub const REGISTRY_PATIENCE: Duration = Duration::from_secs(90);
+
+/// How long an engine may take to start. On a fresh machine it follows the agent by 20 s.
+const ENGINE_PATIENCE: Duration = Duration::from_mins(1);
+
+/// Time between two looks at an engine that does not answer.
+const ENGINE_POLL: Duration = Duration::from_millis(250);
 
 /// The first wait between two attempts at a registry; each further one is twice as long.
 const RETRY_DELAY_MIN: Duration = Duration::from_secs(1);
@@ -209,8 +215,7 @@ fn report(job_id: &WireId, result: Result<Outcome, JobError>, log: &JobLog) -> S
                 }
                 _ => log.masker().mask(&error.message),
             };
-            let last = error.message.lines().last().unwrap_or_default();
-            log.say(&format!("Failed: {} ({last})", error.reason));
+            log.say(&format!("Failed: {}", sentence(&error)));
             failed(job_id, error, log.warnings())
         }
     }
@@ -234,6 +239,15 @@ fn failed(job_id: &WireId, error: JobError, warnings: Vec<String>) -> Status {
         steps: error.steps,
         warnings,
         ..Status::new(job_id.clone(), state)
+    }
+}
+
+/// The failure in one line.
+fn sentence(error: &JobError) -> String {
+    match &error.reason {
+        reason @ FailureReason::User { step, .. } if !step.is_empty() => reason.to_string(),
+        reason @ (FailureReason::Cancelled | FailureReason::Timeout { .. }) => reason.to_string(),
+        reason => format!("{reason}: {}", error.message.lines().last().unwrap_or_default()),
     }
 }
 
@@ -278,6 +292,7 @@ async fn perform_merge(
     log: &JobLog,
     stop: &CancellationToken,
 ) -> Result<Outcome, JobError> {
+    await_engine(docker, log, stop).await?;
     let registry = merge.target_image.registry();
     log_in(docker, registry, merge.registry_auth.as_ref(), log, stop).await?;
     log.say(&format!("Joining {} images into {}", merge.source_images.len(), merge.target_image));
@@ -290,6 +305,32 @@ async fn perform_merge(
             }
             Err(error) => retry.wait_after(error.into(), log, stop).await?,
         }
+    }
+}
+
+/// Asks the engine what it can do, and waits for one that is still starting: the agent is up first.
+async fn await_engine(
+    docker: &DockerCommand,
+    log: &JobLog,
+    stop: &CancellationToken,
+) -> Result<Engine, JobError> {
+    let give_up = Instant::now() + ENGINE_PATIENCE;
+    let mut is_told = false;
+    loop {
+        let probe = stop.run_until_cancelled(Engine::probe(docker.host.as_deref())).await;
+        let message = match probe {
+            Some(Ok(engine)) => return Ok(engine),
+            Some(Err(error)) => format!("the Docker engine does not answer: {error}"),
+            None => "stopped before the Docker engine answered".to_owned(),
+        };
+        if stop.is_cancelled() || Instant::now() > give_up {
+            return Err(JobError { reason: FailureReason::Engine, message, steps: Vec::new() });
+        }
+        if !is_told {
+            log.say("Waiting for the Docker engine");
+            is_told = true;
+        }
+        sleep(ENGINE_POLL).await;
     }
 }
 
@@ -370,5 +411,56 @@ impl Drop for JobFolder {
         if let Err(error) = fs::remove_dir_all(&self.0) {
             tracing::warn!(folder = %self.0.display(), %error, "cannot remove a job's folder");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::Stream;
+    use crate::spool::SpoolError;
+
+    /// Has no space for a line.
+    struct FullDisk;
+
+    impl LineSink for FullDisk {
+        fn append(&self, _: &[(Stream, String)]) -> Result<(), SpoolError> {
+            Err(SpoolError::DiskFull)
+        }
+    }
+
+    fn place(work_dir: &Path) -> Workplace {
+        Workplace {
+            machine: "vm_test".parse().unwrap(),
+            work_dir: work_dir.to_owned(),
+            docker_host: Some("unix:///nowhere/docker.sock".to_owned()),
+            grace: Duration::from_secs(1),
+            registry_patience: Duration::ZERO,
+        }
+    }
+
+    fn merge() -> Work {
+        let text = r#"{"job_id":"job_1","source_images":["r/a:1"],"target_image":"r/a:2"}"#;
+        Work::Merge(serde_json::from_str(text).unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_log_without_space_stops_the_job_and_names_the_disk() {
+        let folder = tempfile::tempdir().unwrap();
+        let cancel = CancellationToken::new();
+        let status = run(merge(), &place(folder.path()), Arc::new(FullDisk), &cancel).await;
+        assert_eq!(
+            (status.state, status.error),
+            (StatusState::Failed, Some(FailureReason::DiskFull))
+        );
+        assert_eq!(fs::read_dir(folder.path().join(JOBS_FOLDER)).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_long_message_keeps_its_end() {
+        let message = format!("{}the end", "ü".repeat(MESSAGE_BYTES_MAX));
+        let error = JobError { reason: FailureReason::Internal, message, steps: Vec::new() };
+        let message = failed(merge().job_id(), error, Vec::new()).error_message.unwrap();
+        assert!(message.ends_with("the end") && message.len() <= MESSAGE_BYTES_MAX);
     }
 }

@@ -34,6 +34,8 @@ pub(crate) struct Jobs {
     /// Notified when a job has something to send.
     wake: Arc<Notify>,
     known: BTreeMap<WireId, Job>,
+    /// Removes what a former agent left.
+    cleaning: JoinHandle<()>,
 }
 
 struct Job {
@@ -73,8 +75,9 @@ impl Jobs {
         fs::create_dir_all(place.work_dir.join(SPOOLS_FOLDER))?;
         let leftovers = set_leftovers_aside(&place.work_dir)?;
         // Checkouts are large, and core waits for HELLO.
-        tokio::task::spawn_blocking(move || leftovers.iter().for_each(|path| remove(path)));
-        let mut jobs = Self { place, wake, known: BTreeMap::new() };
+        let clean = move || leftovers.iter().for_each(|path| remove(path));
+        let cleaning = tokio::task::spawn_blocking(clean);
+        let mut jobs = Self { place, wake, known: BTreeMap::new(), cleaning };
         jobs.recover_spools()?;
         Ok(jobs)
     }
@@ -220,8 +223,11 @@ impl Jobs {
     }
 
     /// Removes everything from disk. All jobs must have stopped.
-    pub(crate) fn remove_all(&mut self) {
+    pub(crate) async fn remove_all(&mut self) {
         self.known.clear();
+        if let Err(error) = (&mut self.cleaning).await {
+            tracing::error!(%error, "the leftovers of a former agent are still there");
+        }
         remove(&self.place.work_dir.join(SPOOLS_FOLDER));
         remove(&self.place.work_dir.join(JOBS_FOLDER));
     }

@@ -104,7 +104,7 @@ pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<AgentEx
     tracing::info!(?exit, "stopping all work");
     agent.jobs.stop_all().await;
     if exit == AgentExit::Terminated {
-        agent.jobs.remove_all();
+        agent.jobs.remove_all().await;
     }
     Ok(exit)
 }

@@ -49,6 +49,7 @@ struct Setup {
     name: String,
     lines: Arc<Lines>,
     cancel: CancellationToken,
+    docker_host: Option<String>,
 }
 
 impl Setup {
@@ -65,6 +66,7 @@ impl Setup {
             name: format!("agent-tests/{name}-{}", std::process::id()),
             lines: Arc::default(),
             cancel: CancellationToken::new(),
+            docker_host: None,
         }
     }
 
@@ -110,7 +112,7 @@ impl Setup {
         let place = Workplace {
             machine: "vm_docker_test".parse().unwrap(),
             work_dir: self.work_dir.path().to_owned(),
-            docker_host: None,
+            docker_host: self.docker_host.clone(),
             grace: Duration::from_secs(5),
             registry_patience,
         };
@@ -299,6 +301,19 @@ async fn a_registry_that_restarts_is_waited_for() {
         () = back => panic!("the proxy ended"),
     };
     assert_eq!(status.state, StatusState::Completed, "{}", away.log());
+}
+
+#[tokio::test]
+async fn an_engine_that_is_still_starting_is_waited_for() {
+    let setup = Setup::new("starting");
+    let socket = setup.work_dir.path().join("docker.sock");
+    let setup = Setup { docker_host: Some(format!("unix://{}", socket.display())), ..setup };
+    let message = setup.build(&[("Dockerfile", "FROM debian:13-slim\n")], json!({}));
+    let (status, ()) = tokio::join!(setup.run(message), async {
+        setup.log_has("Waiting for the Docker engine").await;
+        std::os::unix::fs::symlink("/var/run/docker.sock", &socket).unwrap();
+    });
+    assert_eq!(status.state, StatusState::Completed, "{}", setup.log());
 }
 
 #[tokio::test]

@@ -82,9 +82,13 @@ async fn what_is_not_there_is_told_apart() {
     let fetch_from = |url, commit: &CommitSha| fetch(request(url, commit), "file");
 
     let gone: CommitSha = "0123456789abcdef0123456789abcdef01234567".parse().unwrap();
-    for repository in ["app/.git", "strict/.git"] {
+    // Where bare commits are served, the branches are not searched.
+    for (repository, searched) in [("app/.git", false), ("strict/.git", true)] {
+        let before = server.requests().lines().count();
         let error = fetch_from(server.url("open", repository), &gone).await.unwrap_err();
         assert!(matches!(error, CloneError::CommitGone { .. }), "{error:?}");
+        let requests = server.requests().lines().count() - before;
+        assert_eq!(requests > 3, searched, "{}", server.requests());
     }
     let error = fetch_from(server.url("open", "nothing/.git"), &commit).await.unwrap_err();
     assert!(matches!(error, CloneError::NotFound { .. }), "{error:?}");

@@ -44,6 +44,9 @@ const ENGINE: [&str; 4] = [
     "error reading from server: eof",
 ];
 
+/// Follows the command of a step that failed, and precedes `exit code: 42`.
+const NOT_COMPLETED: &str = "did not complete successfully: ";
+
 /// Finds the reason for a failed `docker buildx`. `step` is the failing one, empty if none failed;
 /// `error` is its error, or everything that was written after the build.
 pub(super) fn classify(step: &str, error: &str) -> FailureReason {
@@ -56,7 +59,8 @@ pub(super) fn classify(step: &str, error: &str) -> FailureReason {
     if let Some(exit_code) = exit_code(&text) {
         return FailureReason::User { step: step.to_owned(), exit_code };
     }
-    if has(&ENGINE) {
+    // A command without an exit code was never started: the engine could not give it a container.
+    if has(&ENGINE) || text.contains(NOT_COMPLETED) {
         return FailureReason::Engine;
     }
     if has(&AUTHENTICATION) {
@@ -82,7 +86,8 @@ pub(super) fn classify(step: &str, error: &str) -> FailureReason {
 
 /// The number in `… did not complete successfully: exit code: 42`.
 fn exit_code(text: &str) -> Option<i32> {
-    let (_, rest) = text.rsplit_once("did not complete successfully: exit code: ")?;
+    let (_, rest) = text.rsplit_once(NOT_COMPLETED)?;
+    let rest = rest.strip_prefix("exit code: ")?;
     let end = rest.find(|digit: char| !digit.is_ascii_digit()).unwrap_or(rest.len());
     rest[..end].parse().ok()
 }
@@ -135,6 +140,12 @@ mod tests {
             (
                 "",
                 "ERROR: Cannot connect to the Docker daemon at unix:///x. Is the docker daemon running?",
+                FailureReason::Engine,
+            ),
+            (
+                "[2/2] RUN true",
+                "process \"true\" did not complete successfully: failed to create endpoint x on network \
+                 bridge: adding interface veth1 to bridge docker0 failed: Device does not exist",
                 FailureReason::Engine,
             ),
             ("", "signal: killed", FailureReason::Internal),

@@ -135,22 +135,28 @@ pub(super) fn fetch(
     let bare = access.fetch_spec(&repository, commit.as_str(), 1);
     match bare {
         Ok(()) => {}
-        // Another way to ask would meet the same refusal.
-        Err(
-            error @ (CloneError::Authentication { .. }
-            | CloneError::NotFound { .. }
-            | CloneError::DiskFull
-            | CloneError::Cancelled),
-        ) => return Err(error),
-        Err(error) => {
-            tracing::debug!(%error, "no bare commit from this server, fetching a branch");
+        // libgit2's own answer, before it asks: this server serves no bare commits.
+        Err(CloneError::Internal(detail)) => {
+            tracing::debug!(detail, "fetching a branch instead");
             fetch_by_branch(access, &repository, id, branch)?;
         }
+        // A server that serves them has none such. Searching its branches would mean to fetch the
+        // whole repository, for a commit that was force-pushed away.
+        Err(CloneError::Network { detail, .. }) if is_not_our_ref(&detail) => {
+            return Err(gone(access, commit.as_str()));
+        }
+        Err(error) => return Err(error),
     }
     if repository.find_commit(id).is_err() {
         return Err(gone(access, commit.as_str()));
     }
     check_out(access, &repository, id)
+}
+
+/// Whether a server says `not our ref`. Over HTTP libgit2 takes the refusal of a shallow fetch for a
+/// packet of the wrong type.
+fn is_not_our_ref(detail: &str) -> bool {
+    detail.contains("not our ref") || detail == "unexpected packet type"
 }
 
 /// Fetches `branch`, or all branches if it is unknown or gone, deeper and deeper until `id` is there.
@@ -163,7 +169,7 @@ fn fetch_by_branch(
     let one = branch.map(|branch| format!("+refs/heads/{branch}:refs/remotes/origin/{branch}"));
     let all = "+refs/heads/*:refs/remotes/origin/*".to_owned();
     for spec in one.into_iter().chain([all]) {
-        // 0 is everything there is, 2^31-1 everything that an earlier depth left out.
+        // The largest number is git's word for all that is left.
         for depth in DEPTHS.into_iter().chain([i32::MAX]) {
             match access.fetch_spec(repository, &spec, depth) {
                 Ok(()) => {}

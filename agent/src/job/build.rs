@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use tokio_util::sync::CancellationToken;
 
-use super::{JobError, JobLog, Outcome, Retry, log_in};
-use crate::docker::{self, BuildError, BuildOutcome, BuildRequest, DockerCommand, Engine};
+use super::{JobError, JobLog, Outcome, Retry, await_engine, log_in};
+use crate::docker::{self, BuildError, BuildOutcome, BuildRequest, DockerCommand};
 use crate::git::{self, CloneError};
 use crate::paths::{self, PathError};
 use crate::protocol::{Arch, Build, FailureReason};
@@ -54,7 +54,7 @@ pub(super) async fn perform(
     let checkout = folder.join("src");
     clone(build, &checkout, log, stop).await?;
     let paths = paths::locate(&checkout, &config.context_path, &config.dockerfile)?;
-    let engine = probe(docker, stop).await?;
+    let engine = await_engine(docker, log, stop).await?;
     log_in(docker, config.target_image.registry(), build.registry_auth.as_ref(), log, stop).await?;
 
     warn_of_emulation(config.platform.arch(), log);
@@ -98,15 +98,6 @@ async fn clone(
     let (kib, seconds) = (done.bytes.div_ceil(1024), started.elapsed().as_secs_f64());
     log.say(&format!("Cloned{submodules}: {kib} KiB in {seconds:.1}s"));
     Ok(())
-}
-
-async fn probe(docker: &DockerCommand, stop: &CancellationToken) -> Result<Engine, JobError> {
-    let engine = stop.run_until_cancelled(Engine::probe(docker.host.as_deref())).await;
-    match engine {
-        Some(Ok(engine)) => Ok(engine),
-        Some(Err(error)) => Err(JobError::new(FailureReason::Engine, &error)),
-        None => Err(CloneError::Cancelled.into()),
-    }
 }
 
 fn warn_of_emulation(wanted: Arch, log: &JobLog) {
