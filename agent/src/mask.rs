@@ -1,7 +1,7 @@
 //! Takes secrets out of everything that leaves the machine, before it is written anywhere.
 //!
 //! A secret is found raw, JSON-escaped, percent-encoded and base64-encoded (both alphabets, all
-//! three alignments), and so is each longer line of a secret that has several.
+//! three alignments, also in lines), and so is each longer line of a secret that has several.
 //!
 //! [`MaskedStream`] works on bytes as they are read, so a secret may be cut between two reads. It
 //! holds back only the end of its input that is the beginning of a secret, never longer than one
@@ -26,6 +26,13 @@ const BUILD_ARG_BYTES_MIN: usize = 6;
 
 /// A line of a secret, or an encoded form, is a pattern of its own from this length on.
 const FRAGMENT_BYTES_MIN: usize = 8;
+
+/// Where `base64` breaks its lines.
+const BASE64_LINE_BYTES: usize = 76;
+
+/// Any so many characters of a long secret's base64 form are masked: too many to occur by chance,
+/// and fewer say little.
+const BASE64_WINDOW_BYTES: usize = 16;
 
 /// A build argument whose name holds one of these words is secret.
 const SECRET_WORDS: [&str; 9] =
@@ -65,8 +72,12 @@ impl Secrets {
         let lines = secret.lines().map(str::trim).filter(|line| !line.starts_with("-----"));
         let long = lines.filter(|line| line.len() >= FRAGMENT_BYTES_MIN);
         self.0.extend(long.map(|line| line.as_bytes().to_vec()));
-        for shift in 0..3 {
-            self.0.extend(base64_forms(secret.as_bytes(), shift));
+        for form in (0..3).flat_map(|shift| base64_forms(secret.as_bytes(), shift)) {
+            // `base64` breaks its lines, at a place that depends on what precedes the secret.
+            if form.len() > BASE64_LINE_BYTES {
+                self.0.extend(form.windows(BASE64_WINDOW_BYTES).map(<[u8]>::to_vec));
+            }
+            self.0.insert(form);
         }
     }
 }
@@ -184,7 +195,10 @@ impl MaskedStream {
 
     /// Appends what is held to `output`: the stream has ended.
     pub fn finish(&mut self, output: &mut Vec<u8>) {
-        output.extend_from_slice(&self.held[self.covered..]);
+        if let Some(patterns) = &self.patterns {
+            // What began a long secret may hold a short one.
+            patterns.write(&self.held, self.held.len(), self.covered, output);
+        }
         self.held.clear();
         self.covered = 0;
     }
@@ -290,6 +304,19 @@ mod tests {
     }
 
     #[test]
+    fn base64_in_lines_is_masked() {
+        let secret: String = (0..90_u8).map(|byte| char::from(33 + byte)).collect();
+        let masker = masker(&[&secret]);
+        for before in ["", "x", "xy"] {
+            let encoded = STANDARD.encode(format!("{before}{secret}"));
+            for line in encoded.as_bytes().chunks(76) {
+                let output = masker.mask(std::str::from_utf8(line).unwrap());
+                assert!(output.len() < 12, "{output}");
+            }
+        }
+    }
+
+    #[test]
     fn lines_of_a_secret_are_masked_one_by_one() {
         let masker = masker(&["-----BEGIN KEY-----\nMIIabcdefgh\nshort\n-----END KEY-----"]);
         assert_eq!(masker.mask("#5 0.1 MIIabcdefgh"), "#5 0.1 ***");
@@ -320,6 +347,12 @@ mod tests {
     }
 
     #[test]
+    fn a_secret_that_begins_a_longer_one_is_masked_at_the_end() {
+        assert_eq!(masker(&["abcdef", "abcdefghij"]).mask("x abcdef"), "x ***");
+        assert_eq!(masker(&["abcdef", "xyabcdefgh"]).mask("xyabcdef"), "xy***");
+    }
+
+    #[test]
     fn overlapping_secrets_leave_no_rest() {
         let masker = masker(&["abcdef", "defghi", "aaaa"]);
         assert_eq!(masker.mask("-abcdefghi-"), "-***-");
@@ -332,12 +365,13 @@ mod tests {
         fn a_secret_cut_anywhere_never_leaks(
             secret in "[a-c]{4,12}",
             other in "[a-c\n]{5,9}",
+            more in "[a-c]{1,5}",
             text in "[a-d\n]{0,40}",
             at in any::<prop::sample::Index>(),
             cuts in prop::collection::vec(0..200_usize, 0..12),
         ) {
             prop_assume!(other.trim().len() >= 4);
-            let masker = masker(&[&secret, &other]);
+            let masker = masker(&[&secret, &other, &format!("{secret}{more}")]);
             let text = {
                 let at = at.index(text.len() + 1);
                 format!("{}{secret}{}", &text[..at], &text[at..])
