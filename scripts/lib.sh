@@ -1,0 +1,49 @@
+# shellcheck shell=bash
+# shellcheck disable=SC2034  # the scripts that source this use the names
+# What every script shares: folders, messages, and the few checks they have in common.
+
+REPO_DIR="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+
+# Holds the local registry, its password, the base images and the logs of what setup started.
+SETUP_DIR="${STAGELY_SETUP_DIR:-/var/lib/stagely-dev}"
+SETUP_ENV="$SETUP_DIR/env"
+REGISTRY_PORT="${STAGELY_REGISTRY_PORT:-5000}"
+MIRROR_PORT="${STAGELY_MIRROR_PORT:-5002}"
+
+# Compiled files stay outside the clone, and all scripts share them.
+export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/stagely/target}"
+
+# A freshly installed toolchain is not on the PATH of this shell yet.
+case ":$PATH:" in
+*":$HOME/.cargo/bin:"*) ;;
+*) PATH="$PATH:$HOME/.cargo/bin:/usr/sbin:/sbin" ;;
+esac
+
+# say LINE...
+say() { printf '%s\n' "$@"; }
+ok() { printf 'ok    %s\n' "$*"; }
+doing() { printf '...   %s\n' "$*"; }
+warn() { printf 'note  %s\n' "$*" >&2; }
+
+# die MESSAGE [COMMAND THAT MENDS IT]
+die() {
+    printf 'error: %s\n' "$1" >&2
+    [ -z "${2:-}" ] || printf '  try: %s\n' "$2" >&2
+    exit 1
+}
+
+has() { command -v "$1" >/dev/null 2>&1; }
+
+# version_at_least FOUND WANTED
+version_at_least() {
+    [ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1)" = "$2" ]
+}
+
+# Puts the registry's address and credentials, as setup left them, in the environment.
+load_setup_env() {
+    [ -r "$SETUP_ENV" ] || die "$SETUP_ENV is missing" "scripts/setup"
+    set -a
+    # shellcheck source=/dev/null
+    . "$SETUP_ENV"
+    set +a
+}
