@@ -112,6 +112,9 @@ impl Default for CoreConfig {
 
 impl CoreConfig {
     /// The address that agents reach core at.
+    ///
+    /// # Panics
+    /// Never: every socket address makes a URL.
     pub fn url(&self) -> Url {
         self.public_url.clone().unwrap_or_else(|| {
             format!("http://{}", self.listen).parse().expect("a socket address makes a URL")
@@ -202,10 +205,10 @@ impl Default for BuilderConfig {
             provider: ProviderName::Local,
             max_concurrent: NonZeroU32::new(50).expect("50 is not zero"),
             max_attempts: NonZeroU32::new(3).expect("3 is not zero"),
-            boot_limit: Duration::from_secs(5 * 60),
-            job_grace: Duration::from_secs(60),
-            lease: Duration::from_secs(60 * 60),
-            planning_limit: Duration::from_secs(5 * 60),
+            boot_limit: Duration::from_mins(5),
+            job_grace: Duration::from_mins(1),
+            lease: Duration::from_hours(1),
+            planning_limit: Duration::from_mins(5),
         }
     }
 }
@@ -232,8 +235,8 @@ impl Default for AgentsConfig {
     fn default() -> Self {
         Self {
             heartbeat_interval: Duration::from_secs(15),
-            reconnect_grace: Duration::from_secs(2 * 60),
-            give_up_after: Duration::from_secs(15 * 60),
+            reconnect_grace: Duration::from_mins(2),
+            give_up_after: Duration::from_mins(15),
             kill_grace: Duration::from_secs(5),
         }
     }
@@ -279,7 +282,7 @@ pub struct RetentionConfig {
 
 impl Default for RetentionConfig {
     fn default() -> Self {
-        let ninety_days = Duration::from_secs(90 * 24 * 60 * 60);
+        let ninety_days = Duration::from_hours(90 * 24);
         Self { runs: ninety_days, machines: ninety_days }
     }
 }

@@ -56,7 +56,8 @@ async fn main() -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Agent { config } => {
-            let text = std::fs::read(&config).with_context(|| format!("cannot read {}", config.display()))?;
+            let text = std::fs::read(&config)
+                .with_context(|| format!("cannot read {}", config.display()))?;
             let exit = stagely_agent::run(serde_json::from_slice(&text)?, stop).await?;
             Ok(ExitCode::from(exit.code()))
         }

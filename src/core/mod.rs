@@ -175,7 +175,7 @@ impl Parts {
             stored.run_secrets,
             stored.machine_tokens,
         );
-        let state = State::new(self.config.limits(), stored.state);
+        let state = State::load(self.config.limits(), stored.state);
         let records = SharedRecords::new(Records::of(&state));
         let (events, inbox) = orchestrator::inbox();
         let sessions = Sessions::default();

@@ -137,7 +137,7 @@ impl Orchestrator {
 
     /// Begins where the process before this one stopped.
     async fn start(&mut self) -> anyhow::Result<()> {
-        let outbox: Vec<Effect> = self.state.outbox().values().cloned().collect();
+        let outbox: Vec<Effect> = self.state.outbox.values().cloned().collect();
         self.take_event(Event::CoreStarted).await?;
         self.spawn(outbox);
         Ok(())
@@ -194,30 +194,30 @@ impl Orchestrator {
     fn fill(&self, batch: &mut Batch, changes: &Changes) {
         let state = &self.state;
         for id in &changes.projects {
-            batch.record(Table::Projects, id.bits(), state.projects().get(id));
+            batch.record(Table::Projects, id.bits(), state.projects.get(id));
         }
         for id in &changes.environments {
-            batch.record(Table::Environments, id.bits(), state.environments().get(id));
+            batch.record(Table::Environments, id.bits(), state.environments.get(id));
         }
         for id in &changes.runs {
-            let run = state.runs().get(id);
+            let run = state.runs.get(id);
             batch.record(Table::Runs, id.bits(), run);
             if run.is_none_or(|run| run.state.is_final()) {
                 batch.run_secrets(*id, None);
             }
         }
         for id in &changes.jobs {
-            batch.record(Table::Jobs, id.bits(), state.jobs().get(id));
+            batch.record(Table::Jobs, id.bits(), state.jobs.get(id));
         }
         for id in &changes.machines {
-            let machine = state.machines().get(id);
+            let machine = state.machines.get(id);
             batch.record(Table::Machines, id.bits(), machine);
             if machine.is_none_or(|machine| machine.state.is_terminated()) {
                 batch.machine_tokens(*id, None);
             }
         }
         for id in &changes.outbox {
-            batch.effect(*id, state.outbox().get(id));
+            batch.effect(*id, state.outbox.get(id));
         }
     }
 
@@ -229,12 +229,12 @@ impl Orchestrator {
             records.queue = state.queue();
         });
         for id in &changes.runs {
-            if state.runs().get(id).is_none_or(|run| run.state.is_final()) {
+            if state.runs.get(id).is_none_or(|run| run.state.is_final()) {
                 self.effects.forget_run_secrets(*id);
             }
         }
         for id in &changes.machines {
-            if state.machines().get(id).is_none_or(|machine| machine.state.is_terminated()) {
+            if state.machines.get(id).is_none_or(|machine| machine.state.is_terminated()) {
                 self.effects.forget_machine_tokens(*id);
             }
         }
@@ -265,11 +265,11 @@ impl Records {
     /// The records of `state`, all of which are in the store.
     pub fn of(state: &State) -> Self {
         let changes = Changes {
-            projects: state.projects().keys().copied().collect(),
-            environments: state.environments().keys().copied().collect(),
-            runs: state.runs().keys().copied().collect(),
-            jobs: state.jobs().keys().copied().collect(),
-            machines: state.machines().keys().copied().collect(),
+            projects: state.projects.keys().copied().collect(),
+            environments: state.environments.keys().copied().collect(),
+            runs: state.runs.keys().copied().collect(),
+            jobs: state.jobs.keys().copied().collect(),
+            machines: state.machines.keys().copied().collect(),
             ..Changes::default()
         };
         let mut records = Self::default();
@@ -279,13 +279,13 @@ impl Records {
     }
 
     fn take_changes(&mut self, state: &State, changes: &Changes) {
-        copy(&mut self.projects, state.projects(), &changes.projects);
-        copy(&mut self.environments, state.environments(), &changes.environments);
-        copy(&mut self.runs, state.runs(), &changes.runs);
-        copy(&mut self.machines, state.machines(), &changes.machines);
-        copy(&mut self.jobs, state.jobs(), &changes.jobs);
+        copy(&mut self.projects, &state.projects, &changes.projects);
+        copy(&mut self.environments, &state.environments, &changes.environments);
+        copy(&mut self.runs, &state.runs, &changes.runs);
+        copy(&mut self.machines, &state.machines, &changes.machines);
+        copy(&mut self.jobs, &state.jobs, &changes.jobs);
         for id in &changes.machines {
-            match state.machines().get(id) {
+            match state.machines.get(id) {
                 Some(machine) if !machine.state.is_terminated() => self.live.insert(*id),
                 _ => self.live.remove(id),
             };
@@ -295,7 +295,7 @@ impl Records {
                 self.run_jobs.remove(run);
             }
         }
-        for job in changes.jobs.iter().filter_map(|job| state.jobs().get(job)) {
+        for job in changes.jobs.iter().filter_map(|job| state.jobs.get(job)) {
             let jobs = self.run_jobs.entry(job.run).or_default();
             if !jobs.contains(&job.id) {
                 // Ids are made in the order of the plan.

@@ -67,6 +67,7 @@ pub fn run(records: &Records, create: CreateRun) -> Result<RequestedRun, Invalid
         project: project.id,
         environment: environment.id,
         trigger: Trigger::Manual,
+        repository: repository.to_string(),
         requested_ref: create.reference,
         only_builds: create.builds,
         commit: None,
@@ -152,8 +153,8 @@ fn project(
     };
     check_name("project", wanted)?;
     match records.projects.values().find(|project| project.name == wanted) {
-        // The same project at another address: a repository that moved, or a folder served anew.
-        Some(known) => Ok(Project { repository: repository.to_string(), ..known.clone() }),
+        // Also at another address: a repository that moved, or a folder that is served anew.
+        Some(known) => Ok(known.clone()),
         None => Ok(Project {
             id: ProjectId::random(),
             name: wanted.to_owned(),

@@ -3,6 +3,7 @@
 //! Everything is read once, at the start; after that the store only writes. Every batch is one
 //! durable transaction.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -12,9 +13,9 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::secrets::TokenHash;
-use super::state::{Effect, EffectId, StoredState, Timestamp};
+use super::state::{Effect, EffectId, Snapshot, Timestamp};
 use crate::api::Role;
-use crate::ids::{MachineId, RunId};
+use crate::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId};
 
 /// Rows are keyed by the bits of their id, so they lie in the order in which they were made.
 type Records = TableDefinition<'static, u128, &'static [u8]>;
@@ -87,7 +88,7 @@ pub struct Stored {
     /// Names this core to its provider: every machine it launches is tagged with it.
     pub core_id: String,
     /// The records and the outbox.
-    pub state: StoredState,
+    pub state: Snapshot,
     /// Sealed secrets of runs.
     pub run_secrets: Vec<(RunId, Vec<u8>)>,
     /// Hashes of the tokens of machines.
@@ -225,12 +226,12 @@ impl Store {
         })?;
         Ok(Stored {
             core_id,
-            state: StoredState {
-                projects: self.records(PROJECTS)?,
-                environments: self.records(ENVIRONMENTS)?,
-                runs: self.records(RUNS)?,
-                jobs: self.records(JOBS)?,
-                machines: self.records(MACHINES)?,
+            state: Snapshot {
+                projects: self.records(PROJECTS, ProjectId::from_bits)?,
+                environments: self.records(ENVIRONMENTS, EnvironmentId::from_bits)?,
+                runs: self.records(RUNS, RunId::from_bits)?,
+                jobs: self.records(JOBS, JobId::from_bits)?,
+                machines: self.records(MACHINES, MachineId::from_bits)?,
                 outbox: self.outbox()?,
             },
             run_secrets: keyed(
@@ -242,9 +243,13 @@ impl Store {
         })
     }
 
-    fn records<T: DeserializeOwned>(&self, table: Records) -> Result<Vec<T>, StoreError> {
+    fn records<Id: Ord, T: DeserializeOwned>(
+        &self,
+        table: Records,
+        id: impl Fn(u128) -> Id,
+    ) -> Result<BTreeMap<Id, T>, StoreError> {
         let rows = self.rows(table, |bytes| serde_json::from_slice(bytes))?;
-        Ok(rows.into_iter().map(|(_, record)| record).collect())
+        Ok(rows.into_iter().map(|(key, record)| (id(key), record)).collect())
     }
 
     fn rows<T>(
@@ -262,14 +267,14 @@ impl Store {
         Ok(rows)
     }
 
-    fn outbox(&self) -> Result<Vec<(EffectId, Effect)>, StoreError> {
+    fn outbox(&self) -> Result<BTreeMap<EffectId, Effect>, StoreError> {
         let read = self.database.begin_read()?;
-        let mut outbox = Vec::new();
+        let mut outbox = BTreeMap::new();
         for row in read.open_table(OUTBOX)?.iter()? {
             let (id, effect) = row?;
             let effect = serde_json::from_slice(effect.value())
                 .map_err(|source| unreadable(&OUTBOX, source))?;
-            outbox.push((EffectId(id.value()), effect));
+            outbox.insert(EffectId(id.value()), effect);
         }
         Ok(outbox)
     }

@@ -48,10 +48,7 @@ impl Sweep {
     async fn look(&self, missing: &mut HashMap<MachineId, u32>) -> Result<(), ProviderError> {
         let listed = self.provider.list().await?;
         for machine in &listed {
-            if self.is_unwanted(*machine) {
-                info!(%machine, "a machine that nobody knows is ended");
-                self.provider.terminate(*machine).await?;
-            }
+            self.check_listed(*machine).await?;
         }
         let expected = self.expected();
         missing.retain(|machine, _| expected.contains(machine) && !listed.contains(machine));
@@ -71,11 +68,27 @@ impl Sweep {
         Ok(())
     }
 
-    /// Only positive evidence: a record that says it is gone, or no record at all. A record is
-    /// written before the provider is asked, so a machine without one is not one that is starting.
-    fn is_unwanted(&self, machine: MachineId) -> bool {
-        let records = self.records.read();
-        records.machines.get(&machine).is_none_or(|record| record.state == MachineState::Terminated)
+    /// Ends a machine only on positive evidence: a record that says it is gone, or no record at all.
+    /// A record is written before the provider is asked, so a machine without one is not one that is
+    /// starting.
+    async fn check_listed(&self, machine: MachineId) -> Result<(), ProviderError> {
+        let is_gone = {
+            let records = self.records.read();
+            records.machines.get(&machine).map(|record| record.state.is_terminated())
+        };
+        match is_gone {
+            Some(false) => {}
+            Some(true) => {
+                info!(%machine, "a machine that was taken for gone is there");
+                // The state ends it; at shutdown the next core does.
+                let _ = self.events.store(Event::MachineLaunched { machine }).await;
+            }
+            None => {
+                info!(%machine, "a machine that nobody knows is ended");
+                self.provider.terminate(machine).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Machines that the provider has confirmed and nobody has asked it to end.

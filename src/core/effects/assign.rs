@@ -12,40 +12,41 @@ use tracing::warn;
 
 use super::Effects;
 use crate::core::records::Records;
-use crate::core::state::{Event, Job, JobKind, JobOutcome, JobReport, JobState};
-use crate::ids::{JobId, MachineId};
+use crate::core::state::{Attempt, Event, Job, JobKind, JobOutcome, JobReport, JobState};
+use crate::ids::MachineId;
 
 impl Effects {
     /// Sends the job to the agent. An agent that has gone gets it after its next HELLO.
-    pub(super) fn assign(&self, machine: MachineId, job: JobId) -> Option<Event> {
-        match self.message(job) {
+    pub(super) fn assign(&self, machine: MachineId, attempt: Attempt) -> Option<Event> {
+        match self.message(attempt) {
             Ok(message) => {
                 self.sessions.send(machine, message);
                 None
             }
             Err(error) => {
                 let message = format!("{error:#}");
-                warn!(%job, message, "cannot be given to its agent");
+                warn!(%attempt, message, "cannot be given to its agent");
                 let outcome = JobOutcome::Failed {
                     reason: FailureReason::Internal,
                     message,
                     exit_code: None,
                 };
                 let report = JobReport { outcome, steps: Vec::new(), warnings: Vec::new() };
-                Some(Event::JobReported { machine, job, report })
+                let Attempt { job, number } = attempt;
+                Some(Event::JobReported { machine, job, attempt: number, report })
             }
         }
     }
 
-    fn message(&self, id: JobId) -> anyhow::Result<CoreMessage> {
+    fn message(&self, attempt: Attempt) -> anyhow::Result<CoreMessage> {
         let records = self.records.read();
-        let job = records.jobs.get(&id).context("the job has no record")?;
+        let job = records.jobs.get(&attempt.job).context("the job has no record")?;
         match &job.kind {
             JobKind::Build { .. } => {
-                Ok(CoreMessage::Build(Box::new(self.build_message(&records, job)?)))
+                Ok(CoreMessage::Build(Box::new(self.build_message(&records, job, attempt)?)))
             }
             JobKind::Merge { platforms, image } => Ok(CoreMessage::Merge(Merge {
-                job_id: id.wire(),
+                job_id: attempt.wire(),
                 source_images: sources(&records, job)?,
                 target_image: image.clone(),
                 platforms: platforms.clone(),
@@ -54,7 +55,12 @@ impl Effects {
         }
     }
 
-    fn build_message(&self, records: &Records, job: &Job) -> anyhow::Result<Build> {
+    fn build_message(
+        &self,
+        records: &Records,
+        job: &Job,
+        attempt: Attempt,
+    ) -> anyhow::Result<Build> {
         let JobKind::Build {
             platform,
             context,
@@ -69,13 +75,11 @@ impl Effects {
             anyhow::bail!("{} is not a build job", job.name);
         };
         let run = records.runs.get(&job.run).context("the job's run has no record")?;
-        let project =
-            records.projects.get(&run.project).context("the run's project has no record")?;
         let secrets = self.secrets.open_run(run.id)?;
         Ok(Build {
-            job_id: job.id.wire(),
+            job_id: attempt.wire(),
             context: CloneContext {
-                repo_url: project.repository.clone(),
+                repo_url: run.repository.clone(),
                 commit_hash: run.commit.clone().context("the run has no commit")?,
                 branch: run.branch.clone(),
                 clone_token: secrets.clone_token,

@@ -52,8 +52,7 @@ impl Effects {
             }
             tokio::time::sleep(UNCLEAR_WAIT * attempt).await;
         }
-        // It may have been started after all: the sweep ends a machine that nobody waits for.
-        Err(LaunchRefusal::NoCapacity(last))
+        Err(LaunchRefusal::Unclear(last))
     }
 
     async fn launch_request(&self, machine: MachineId) -> anyhow::Result<LaunchRequest> {

@@ -14,7 +14,7 @@ use stagely_agent::protocol::{Cancel, CoreMessage};
 
 use super::records::SharedRecords;
 use super::sessions::Sessions;
-use super::state::{Effect, Event};
+use super::state::{Attempt, Effect, Event};
 use crate::config::Config;
 use crate::provider::Provider;
 
@@ -49,9 +49,13 @@ impl Effects {
             Effect::Plan { run } => Some(self.plan(run).await),
             Effect::Launch { machine } => Some(self.launch(machine).await),
             Effect::Terminate { machine } => Some(self.terminate(machine).await),
-            Effect::Assign { machine, job } => self.assign(machine, job),
-            Effect::Cancel { machine, job } => {
-                let cancel = Cancel { job_id: job.wire(), reason: "the run was cancelled".into() };
+            Effect::Assign { machine, job, attempt } => {
+                self.assign(machine, Attempt { job, number: attempt })
+            }
+            Effect::Cancel { machine, job, attempt } => {
+                let attempt = Attempt { job, number: attempt };
+                let cancel =
+                    Cancel { job_id: attempt.wire(), reason: "the run was cancelled".into() };
                 self.sessions.send(machine, CoreMessage::Cancel(cancel));
                 None
             }

@@ -46,7 +46,7 @@ impl Effects {
         let subject = self.subject(run)?;
         let token = self.secrets.open_run(run)?.clone_token;
         let wanted = subject.run.requested_ref.clone().unwrap_or_else(|| "HEAD".to_owned());
-        let url = subject.project.repository.clone();
+        let url = subject.run.repository.clone();
         let asked = (url.clone(), token.clone(), wanted);
         let resolved = patiently(move || {
             let (url, token, wanted) = asked.clone();

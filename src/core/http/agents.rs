@@ -22,8 +22,8 @@ use super::Api;
 use crate::core::logs::{AppendError, Receipt};
 use crate::core::orchestrator::ShuttingDown;
 use crate::core::sessions::SessionEntry;
-use crate::core::state::{Event, JobOutcome, JobReport, JobState};
-use crate::ids::{JobId, MachineId};
+use crate::core::state::{Attempt, Event, JobOutcome, JobReport};
+use crate::ids::MachineId;
 
 /// From the connection to HELLO.
 const HELLO_LIMIT: Duration = Duration::from_secs(10);
@@ -176,7 +176,7 @@ impl Session<'_> {
 
     /// Tells the orchestrator of the agent, and the agent where its logs go on.
     async fn greet(&mut self, hello: Hello) -> Result<(), SessionEnd> {
-        let holds: Vec<JobId> =
+        let holds: Vec<Attempt> =
             hello.jobs.iter().filter_map(|job| job.job_id.as_str().parse().ok()).collect();
         let event = Event::AgentConnected {
             machine: self.machine,
@@ -185,11 +185,10 @@ impl Session<'_> {
         };
         self.api.events.store(event).await?;
         let mut jobs = Vec::new();
-        for job in holds {
-            if let Some(attempt) = self.attempt_of(job) {
-                let next_line = self.api.logs.next_line(job, attempt).await?;
-                jobs.push(ResumedJob { job_id: job.wire(), next_line });
-            }
+        let wanted: Vec<Attempt> = holds.into_iter().filter(|attempt| self.has(*attempt)).collect();
+        for attempt in wanted {
+            let next_line = self.api.logs.next_line(attempt.job, attempt.number).await?;
+            jobs.push(ResumedJob { job_id: attempt.wire(), next_line });
         }
         let heartbeat_interval = self.api.config.agents.heartbeat_interval.as_secs();
         self.send(&CoreMessage::HelloAck(HelloAck { heartbeat_interval, jobs })).await
@@ -222,31 +221,24 @@ impl Session<'_> {
     }
 
     async fn take_log(&mut self, log: &Log<'_>) -> Result<(), SessionEnd> {
-        let job = log.job_id.as_str().parse().ok();
-        let attempt = job.and_then(|job| Some((job, self.attempt_of(job)?)));
-        let Some((job, attempt)) = attempt else {
+        let attempt: Option<Attempt> = log.job_id.as_str().parse().ok();
+        let Some(attempt) = attempt.filter(|attempt| self.has(*attempt)) else {
             // Nobody wants these lines any more. Acknowledged, they leave the agent's spool.
             let lines = log.first.unwrap_or(0) + log.lines.len() as u64;
             let ack = LogAck { job_id: log.job_id.clone(), lines };
             return self.send(&CoreMessage::LogAck(ack)).await;
         };
-        let receipt = self.api.logs.append(job, attempt, log.first, &log.lines).await?;
+        let receipt =
+            self.api.logs.append(attempt.job, attempt.number, log.first, &log.lines).await?;
         self.appends.push_back(Append { job_id: log.job_id.clone(), receipt });
         Ok(())
     }
 
-    /// The attempt of `job` that this machine has.
-    fn attempt_of(&self, job: JobId) -> Option<u32> {
+    /// Whether `attempt` is this machine's.
+    fn has(&self, attempt: Attempt) -> bool {
         let records = self.api.records.read();
-        match &records.jobs.get(&job)?.state {
-            JobState::Provisioning { attempt, machine }
-            | JobState::Running { attempt, machine, .. }
-                if *machine == self.machine =>
-            {
-                Some(*attempt)
-            }
-            _ => None,
-        }
+        let job = records.jobs.get(&attempt.job);
+        job.is_some_and(|job| job.state.attempt_on(self.machine) == Some(attempt.number))
     }
 
     async fn take_status(&mut self, status: Status) -> Result<(), SessionEnd> {
@@ -256,8 +248,8 @@ impl Session<'_> {
             self.acknowledge(stored).await?;
         }
         let job_id = status.job_id.clone();
-        if let Ok(job) = job_id.as_str().parse() {
-            self.api.events.store(event_of(self.machine, job, status)).await?;
+        if let Ok(attempt) = job_id.as_str().parse() {
+            self.api.events.store(event_of(self.machine, attempt, status)).await?;
         }
         self.send(&CoreMessage::StatusAck(StatusAck { job_id })).await
     }
@@ -293,9 +285,10 @@ async fn next_stored(appends: &mut VecDeque<Append>) -> Result<(WireId, u64), Ap
 }
 
 /// STATUS as the state understands it.
-fn event_of(machine: MachineId, job: JobId, status: Status) -> Event {
+fn event_of(machine: MachineId, attempt: Attempt, status: Status) -> Event {
+    let Attempt { job, number: attempt } = attempt;
     let outcome = match status.state {
-        StatusState::Running => return Event::JobStarted { machine, job },
+        StatusState::Running => return Event::JobStarted { machine, job, attempt },
         StatusState::Completed => JobOutcome::Completed { digest: status.digest },
         StatusState::Cancelled => JobOutcome::Cancelled,
         StatusState::Failed => {
@@ -311,5 +304,5 @@ fn event_of(machine: MachineId, job: JobId, status: Status) -> Event {
         }
     };
     let report = JobReport { outcome, steps: status.steps, warnings: status.warnings };
-    Event::JobReported { machine, job, report }
+    Event::JobReported { machine, job, attempt, report }
 }

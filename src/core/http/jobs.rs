@@ -146,7 +146,7 @@ impl Follower {
             }
             tokio::select! {
                 () = stored.more_than(next) => {}
-                changed = changes.changed() => if changed.is_err() { return Err(Gone) },
+                told = changes.changed() => if told.is_err() { return Err(Gone) },
                 // Nothing is expected from the viewer: whatever comes is its going away.
                 received = self.socket.recv() => {
                     if !matches!(received, Some(Ok(Message::Pong(_) | Message::Ping(_)))) {

@@ -132,7 +132,7 @@ async fn send_changes(api: Api, id: RunId, mut socket: WebSocket) {
             break;
         }
         tokio::select! {
-            changed = changes.changed() => if changed.is_err() { break },
+            told = changes.changed() => if told.is_err() { break },
             // Nothing is expected from the viewer: whatever comes is its going away.
             received = socket.recv() => if !matches!(received, Some(Ok(Message::Pong(_) | Message::Ping(_)))) { return },
             () = api.stop.cancelled() => break,

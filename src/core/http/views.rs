@@ -31,7 +31,7 @@ pub(super) fn run_summary(records: &Records, run: &Run) -> RunView {
         project: project.map(|project| project.name.clone()).unwrap_or_default(),
         environment_id: run.environment,
         environment: environment.map(|found| found.name.clone()).unwrap_or_default(),
-        repository: project.map(|project| project.repository.clone()).unwrap_or_default(),
+        repository: run.repository.clone(),
         reference: run.requested_ref.clone(),
         commit: run.commit.clone(),
         trigger: run.trigger,
@@ -189,12 +189,13 @@ fn reason(records: &Records, reason: &QueueReason) -> String {
                 jobs.iter().filter_map(|job| Some(records.jobs.get(job)?.name.as_str())).collect();
             format!("waiting for {}", names.join(", "))
         }
-        QueueReason::Builders { live, max } => {
-            format!("waiting for 1 of {max} builders ({live} live)")
+        QueueReason::Builder { max_concurrent } => {
+            format!("waiting for 1 of {max_concurrent} builders")
         }
-        QueueReason::StaticMachine(arch) => format!("waiting for a registered {arch} machine"),
-        QueueReason::NoMachine(arch) => format!(
-            "waiting for a registered {arch} machine: none is connected, and no provider launches any"
-        ),
+        QueueReason::StaticMachine { arch: Some(arch) } => {
+            format!("waiting for a registered {arch} machine")
+        }
+        QueueReason::StaticMachine { arch: None } => "waiting for a registered machine".to_owned(),
+        QueueReason::Nothing => "next".to_owned(),
     }
 }

@@ -1,94 +1,174 @@
-//! What happens to a job while a machine has it: begun, reported, lost.
+//! The life of a job on its machine: assigned, started, reported, lost, cancelled, and what its end
+//! means for others.
 
 use stagely_agent::protocol::FailureReason;
 
-use super::{JobOutcome, JobReport, JobState, MachineState, State, Timestamp};
+use super::step::Turn;
+use super::{Effect, JobOutcome, JobReport, JobState, MachineKind, MachineState, Timestamp};
 use crate::ids::{JobId, MachineId};
 
-impl State {
-    pub(super) fn job_started(&mut self, machine: MachineId, id: JobId, now: Timestamp) {
-        let Some(job) = self.jobs.get(&id) else { return };
-        let JobState::Provisioning { attempt, machine: current } = job.state else { return };
-        // A late word of an earlier attempt's machine.
-        if current != machine {
+/// Why an attempt came to nothing.
+pub(super) struct Failure {
+    reason: FailureReason,
+    message: String,
+    exit_code: Option<i32>,
+}
+
+impl Failure {
+    pub(super) fn new(reason: FailureReason, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into(), exit_code: None }
+    }
+
+    pub(super) fn machine_lost(message: &str) -> Self {
+        Self::new(FailureReason::MachineLost, message)
+    }
+}
+
+impl Turn<'_> {
+    /// Gives the job to the agent of `machine`, again if need be.
+    pub(super) fn assign(&mut self, machine: MachineId, job: JobId) {
+        let Some(attempt) = self.job_state(job).and_then(|state| state.attempt_on(machine)) else {
+            return;
+        };
+        let now = self.now;
+        self.state.change_machine(machine, |machine| machine.state = MachineState::Busy { job });
+        self.state.change_job(job, |job| job.assigned_at = job.assigned_at.or(Some(now)));
+        self.emit(Effect::Assign { machine, job, attempt });
+    }
+
+    pub(super) fn start_job(&mut self, machine: MachineId, id: JobId, attempt: u32) {
+        let Some(job) = self.state.jobs.get(&id) else { return };
+        let provisioning = JobState::Provisioning { attempt, machine };
+        if job.state != provisioning {
             return;
         }
-        let deadline = now.after(job.timeout).after(self.limits.job_grace);
-        // The lease covers the job and the time to end it: a machine doing live work is never swept.
-        let lease = deadline.after(self.limits.job_grace);
-        self.change_job(id, |job| {
+        let grace = self.state.limits.job_grace;
+        let now = self.now;
+        let deadline = now.after(job.timeout).after(grace);
+        self.state.change_job(id, |job| {
             job.state = JobState::Running { attempt, machine, deadline };
             job.started_at = Some(now);
         });
-        self.change_machine(machine, |machine| {
-            machine.lease_until = machine.lease_until.map(|until| until.max(lease));
+        // A machine doing live work is never swept, however late it began.
+        self.state.change_machine(machine, |machine| {
+            machine.lease_until = machine.lease_until.map(|lease| lease.max(deadline.after(grace)));
         });
     }
 
-    pub(super) fn job_reported(
+    pub(super) fn report_job(
         &mut self,
         machine: MachineId,
         id: JobId,
+        attempt: u32,
         report: JobReport,
-        now: Timestamp,
     ) {
-        if self.machine_of(id) == Some(machine) {
-            self.release(machine);
-            self.conclude(id, report, now);
-        } else if self.machines.get(&machine).map(|machine| machine.state)
-            == Some(MachineState::Busy { job: id })
-        {
-            // The job had ended without its agent, which has stopped now.
-            self.release(machine);
+        match self.job_state(id).and_then(|state| state.attempt_on(machine)) {
+            Some(current) if current == attempt => {
+                self.take_report(id, report);
+                self.release(machine);
+            }
+            // A late report of an older attempt; the machine has a newer one.
+            Some(_) => {}
+            None => self.stopped(machine, id),
         }
     }
 
-    /// The machine that has the job.
-    pub(super) fn machine_of(&self, job: JobId) -> Option<MachineId> {
-        self.jobs.get(&job).and_then(|job| job.state.machine())
-    }
-
-    fn conclude(&mut self, id: JobId, report: JobReport, now: Timestamp) {
-        self.change_job(id, |job| {
+    fn take_report(&mut self, id: JobId, report: JobReport) {
+        self.state.change_job(id, |job| {
             job.steps = report.steps;
-            job.warnings = report.warnings;
+            job.warnings.extend(report.warnings);
         });
         match report.outcome {
-            JobOutcome::Completed { digest } => {
-                self.finish_job(id, JobState::Completed { digest }, now);
-            }
+            JobOutcome::Completed { digest } => self.end_job(id, JobState::Completed { digest }),
             JobOutcome::Failed { reason, message, exit_code } => {
-                self.end_attempt(id, JobState::Failed { reason, message, exit_code }, now);
+                self.fail_attempt(id, Failure { reason, message, exit_code });
             }
-            // Nobody asked for it here: the agent was stopped on its machine.
-            JobOutcome::Cancelled => self.lose_attempt(id, FailureReason::MachineLost, None, now),
+            // Nobody asked for it, or the job would be cancelled: the agent itself is being shut down.
+            JobOutcome::Cancelled => {
+                self.fail_attempt(id, Failure::machine_lost("the agent was shut down"));
+            }
         }
     }
 
-    /// Ends an attempt that came to nothing; `message` defaults to the reason's own words.
-    pub(super) fn lose_attempt(
-        &mut self,
-        id: JobId,
-        reason: FailureReason,
-        message: Option<String>,
-        now: Timestamp,
-    ) {
-        let message = message.unwrap_or_else(|| reason.to_string());
-        self.end_attempt(id, JobState::Failed { reason, message, exit_code: None }, now);
+    /// The agent has ended a job that was not wanted any more.
+    fn stopped(&mut self, machine: MachineId, job: JobId) {
+        let state = self.state.machines.get(&machine).map(|machine| machine.state);
+        if state == Some(MachineState::Busy { job }) {
+            self.release(machine);
+        }
     }
 
-    /// Lets the job go round again, or fails it.
-    fn end_attempt(&mut self, id: JobId, failed: JobState, now: Timestamp) {
-        let Some(attempt) = self.jobs.get(&id).and_then(|job| job.state.attempt()) else { return };
-        let JobState::Failed { reason, .. } = &failed else { return };
-        let reason = reason.clone();
-        if !reason.is_transient() || attempt >= self.limits.max_attempts {
-            self.finish_job(id, failed, now);
+    /// Ends the job's attempt; the job goes round again if another machine may do better.
+    pub(super) fn fail_attempt(&mut self, id: JobId, failure: Failure) {
+        let Failure { reason, message, exit_code } = failure;
+        let (JobState::Provisioning { attempt, .. } | JobState::Running { attempt, .. }) =
+            self.job_state(id).unwrap_or(&JobState::Cancelled)
+        else {
             return;
+        };
+        let attempt = *attempt;
+        if !reason.is_transient() || attempt >= self.state.limits.max_attempts {
+            return self.end_job(id, JobState::Failed { reason, message, exit_code });
         }
-        self.change_job(id, |job| {
+        self.state.change_job(id, |job| {
             job.lost_attempts.push((attempt, reason));
             job.state = JobState::Queued { attempt: attempt + 1 };
+            job.assigned_at = None;
+            job.started_at = None;
         });
+    }
+
+    pub(super) fn cancel_job(&mut self, id: JobId) {
+        let machine = self.job_state(id).and_then(JobState::machine);
+        if let Some(machine) = machine {
+            self.stop_work(machine, id);
+        }
+        self.end_job(id, JobState::Cancelled);
+    }
+
+    /// Makes `machine` stop the job that it has: at once where the machine ends with it, else by
+    /// asking its agent. Until the agent answers, the machine stays busy.
+    pub(super) fn stop_work(&mut self, machine: MachineId, job: JobId) {
+        let Some(record) = self.state.machines.get(&machine) else { return };
+        match record.kind {
+            MachineKind::Launched => self.terminate(machine),
+            MachineKind::Static => {
+                let attempt = self.job_state(job).and_then(|state| state.attempt_on(machine));
+                if let Some(attempt) = attempt {
+                    self.emit(Effect::Cancel { machine, job, attempt });
+                }
+            }
+        }
+    }
+
+    pub(super) fn end_job(&mut self, id: JobId, end: JobState) {
+        let now: Timestamp = self.now;
+        let is_completed = matches!(end, JobState::Completed { .. });
+        self.state.change_job(id, |job| {
+            job.state = end;
+            job.ended_at = Some(now);
+        });
+        let Some(run) = self.state.jobs.get(&id).map(|job| job.run) else { return };
+        let is_cancelling = self.state.runs.get(&run).is_some_and(|run| run.cancelling.is_some());
+        // The jobs of a cancelled run are cancelled one by one.
+        if !is_completed && !is_cancelling {
+            self.fail_dependents(id);
+        }
+        self.settle_run(run);
+    }
+
+    fn fail_dependents(&mut self, id: JobId) {
+        let Some(failed) = self.state.jobs.get(&id) else { return };
+        let reason = FailureReason::DependencyFailed { job: failed.name.clone() };
+        let waiting = self
+            .state
+            .jobs_of(failed.run)
+            .filter(|job| matches!(job.state, JobState::Queued { .. }) && job.needs.contains(&id));
+        let waiting: Vec<JobId> = waiting.map(|job| job.id).collect();
+        for job in waiting {
+            let message = reason.to_string();
+            let reason = reason.clone();
+            self.end_job(job, JobState::Failed { reason, message, exit_code: None });
+        }
     }
 }

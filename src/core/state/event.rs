@@ -1,9 +1,11 @@
 //! What comes in to the state, and what goes out of it.
 
+use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use stagely_agent::protocol::{Arch, CommitSha, SystemInfo};
+use stagely_agent::protocol::{Arch, CommitSha, InvalidValue, SystemInfo, WireId};
 
 use super::{Environment, JobKind, JobReport, MachineSize, Project, Run};
 use crate::ids::{JobId, MachineId, RunId};
@@ -58,6 +60,47 @@ pub enum LaunchRefusal {
     NoCapacity(String),
     /// The provider will refuse again until its owner changes something.
     Permanent(String),
+    /// The provider gave no clear answer: a machine may have been started.
+    Unclear(String),
+}
+
+/// One attempt of a job. A registered machine may get the same job twice, so the job alone would not
+/// tell a late report of the first attempt from one of the second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Attempt {
+    /// The job.
+    pub job: JobId,
+    /// Counts from 1.
+    pub number: u32,
+}
+
+impl Attempt {
+    /// The `job_id` that stands for this attempt on the wire: the job's id for the first, with `-2`
+    /// for the second. Agents treat it as opaque, so whatever they send back names the attempt.
+    pub fn wire(self) -> WireId {
+        self.to_string().parse().expect("an id and a number are letters, digits, `_` and `-`")
+    }
+}
+
+impl fmt::Display for Attempt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.number {
+            1 => write!(f, "{}", self.job),
+            number => write!(f, "{}-{number}", self.job),
+        }
+    }
+}
+
+impl FromStr for Attempt {
+    type Err = InvalidValue;
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        let invalid = || InvalidValue::new(text, "the id of a job or of one of its attempts");
+        let (job, number) = match text.split_once('-') {
+            Some((job, number)) => (job, number.parse().map_err(|_| invalid())?),
+            None => (text, 1),
+        };
+        Ok(Self { job: job.parse()?, number })
+    }
 }
 
 /// Something that happened.
@@ -90,7 +133,8 @@ pub enum Event {
         /// Why.
         reason: CancelReason,
     },
-    /// The provider has the machine.
+    /// The provider has the machine: the outcome of [`Effect::Launch`], or it is found in the
+    /// provider's list although its record says that it is gone.
     MachineLaunched {
         /// The machine.
         machine: MachineId,
@@ -113,8 +157,8 @@ pub enum Event {
         machine: MachineId,
         /// What it says about itself.
         system_info: SystemInfo,
-        /// The jobs that it still runs, or whose end it has not been thanked for.
-        holds: Vec<JobId>,
+        /// The attempts that it still runs, or whose end it has not been thanked for.
+        holds: Vec<Attempt>,
     },
     /// An agent's session ended.
     AgentDisconnected {
@@ -127,6 +171,8 @@ pub enum Event {
         machine: MachineId,
         /// The job.
         job: JobId,
+        /// Which of its attempts.
+        attempt: u32,
     },
     /// An agent ended a job.
     JobReported {
@@ -134,6 +180,8 @@ pub enum Event {
         machine: MachineId,
         /// The job.
         job: JobId,
+        /// Which of its attempts.
+        attempt: u32,
         /// How.
         report: JobReport,
     },
@@ -176,7 +224,7 @@ pub enum Effect {
         machine: MachineId,
     },
     /// Tell the agent to end, then the provider, and answer with [`Event::MachineGone`]. Kept in the
-    /// outbox.
+    /// outbox. Never asked for while the machine's launch is unanswered: the two would race.
     Terminate {
         /// The machine.
         machine: MachineId,
@@ -188,6 +236,8 @@ pub enum Effect {
         machine: MachineId,
         /// The job.
         job: JobId,
+        /// Which of its attempts.
+        attempt: u32,
     },
     /// Tell the agent to stop the job. Not kept, for the same reason.
     Cancel {
@@ -195,6 +245,8 @@ pub enum Effect {
         machine: MachineId,
         /// The job.
         job: JobId,
+        /// Which of its attempts.
+        attempt: u32,
     },
     /// End the agent's session: its machine is not ours any more. Not kept.
     Disconnect {

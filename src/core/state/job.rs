@@ -93,21 +93,6 @@ impl JobState {
         }
     }
 
-    /// Whether the job waits.
-    pub const fn is_queued(&self) -> bool {
-        matches!(self, Self::Queued { .. })
-    }
-
-    /// The attempt that comes next or is under way.
-    pub const fn attempt(&self) -> Option<u32> {
-        match self {
-            Self::Queued { attempt }
-            | Self::Provisioning { attempt, .. }
-            | Self::Running { attempt, .. } => Some(*attempt),
-            Self::Completed { .. } | Self::Failed { .. } | Self::Cancelled => None,
-        }
-    }
-
     /// The machine that has the job, if one has.
     pub const fn machine(&self) -> Option<MachineId> {
         match self {
@@ -116,6 +101,19 @@ impl JobState {
             | Self::Completed { .. }
             | Self::Failed { .. }
             | Self::Cancelled => None,
+        }
+    }
+
+    /// The attempt that `machine` has, if it has one.
+    pub fn attempt_on(&self, machine: MachineId) -> Option<u32> {
+        match self {
+            Self::Provisioning { attempt, machine: at }
+            | Self::Running { attempt, machine: at, .. }
+                if *at == machine =>
+            {
+                Some(*attempt)
+            }
+            _ => None,
         }
     }
 }
@@ -147,6 +145,8 @@ pub struct Job {
     pub lost_attempts: Vec<(u32, FailureReason)>,
     /// When it was queued.
     pub queued_at: Timestamp,
+    /// When the newest attempt was first given to an agent.
+    pub assigned_at: Option<Timestamp>,
     /// When the newest attempt began on its machine.
     pub started_at: Option<Timestamp>,
     /// When it reached its final state.

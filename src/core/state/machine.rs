@@ -68,16 +68,9 @@ pub enum MachineState {
 }
 
 impl MachineState {
-    /// Whether it is gone.
-    pub const fn is_terminated(self) -> bool {
+    /// Whether the machine is gone.
+    pub const fn is_terminated(&self) -> bool {
         matches!(self, Self::Terminated)
-    }
-}
-
-impl Machine {
-    /// Whether it is one of its owner's, there, and without a job.
-    pub fn is_free(&self) -> bool {
-        self.kind == MachineKind::Static && self.connected && self.state == MachineState::Ready
     }
 }
 
@@ -104,7 +97,8 @@ pub struct Machine {
     pub lease_until: Option<Timestamp>,
     /// Whether its agent is connected.
     pub connected: bool,
-    /// When the connection last came or went; while disconnected, the grace counts from here.
+    /// When the machine was requested, or its connection last came or went; while disconnected, the
+    /// grace counts from here.
     pub contact_at: Timestamp,
     /// What its agent said about it.
     pub system_info: Option<SystemInfo>,

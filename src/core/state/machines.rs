@@ -1,75 +1,76 @@
-//! What happens to machines: launched, connected, out of contact, gone.
+//! The life of a machine: launched or registered, connected or not, busy, gone.
 
 use stagely_agent::protocol::{Arch, FailureReason, SystemInfo};
 
+use super::attempts::Failure;
+use super::step::Turn;
 use super::{
-    Effect, JobState, LaunchRefusal, Machine, MachineKind, MachineSize, MachineState, State,
-    Timestamp,
+    Attempt, Effect, JobState, LaunchRefusal, Machine, MachineKind, MachineSize, MachineState,
 };
 use crate::ids::{JobId, MachineId};
 
-impl State {
-    /// Nobody is connected to a core that has just started, and nobody is late either.
-    pub(super) fn core_started(&mut self, now: Timestamp) {
-        for id in self.live_machines.clone() {
-            self.change_machine(id, |machine| {
-                machine.connected = false;
-                machine.contact_at = now;
-            });
+impl Turn<'_> {
+    /// No agent is connected to a core that has just started, and none could report before.
+    pub(super) fn start_core(&mut self) {
+        let (now, limits) = (self.now, &self.state.limits);
+        self.state.patient_until = now.after(limits.reconnect_grace).after(limits.job_grace);
+        let connected = self.state.live_machines().filter(|machine| machine.connected);
+        let connected: Vec<MachineId> = connected.map(|machine| machine.id).collect();
+        for machine in connected {
+            self.disconnect(machine);
         }
     }
 
     pub(super) fn machine_launched(&mut self, id: MachineId) {
-        self.settle(&Effect::Launch { machine: id });
-        match self.machines.get(&id).map(|machine| machine.state) {
-            Some(MachineState::Requested) => {
-                self.change_machine(id, |machine| machine.state = MachineState::Booting);
+        self.state.settle(&Effect::Launch { machine: id });
+        let Some(machine) = self.state.machines.get(&id) else { return };
+        match machine.state {
+            MachineState::Requested => {
+                let now = self.now;
+                self.state.change_machine(id, |machine| {
+                    machine.state = MachineState::Booting;
+                    machine.contact_at = now;
+                });
             }
-            // It was not wanted any more while it was being launched.
-            Some(MachineState::Terminating) => self.emit_terminate(id),
-            _ => {}
+            // Its job was gone before the provider answered, or its record was wrong.
+            MachineState::Terminating | MachineState::Terminated => self.terminate(id),
+            // Its agent was faster than the provider's answer.
+            MachineState::Booting | MachineState::Ready | MachineState::Busy { .. } => {}
         }
     }
 
-    pub(super) fn launch_refused(&mut self, id: MachineId, refusal: LaunchRefusal, now: Timestamp) {
-        self.settle(&Effect::Launch { machine: id });
-        let Some(machine) = self.machines.get(&id) else { return };
-        let never_was = match machine.state {
-            MachineState::Requested => true,
-            // Only what was launched before is being ended by an effect.
-            MachineState::Terminating => !self.is_outstanding(&Effect::Terminate { machine: id }),
-            _ => false,
-        };
-        if !never_was {
+    pub(super) fn launch_refused(&mut self, id: MachineId, refusal: LaunchRefusal) {
+        if !self.state.settle(&Effect::Launch { machine: id }) {
             return;
         }
-        let job = self.live_job_of(machine);
-        self.change_machine(id, |machine| {
-            machine.state = MachineState::Terminated;
-            machine.terminated_at = Some(now);
-        });
-        let Some(job) = job else { return };
-        let (reason, message) = match refusal {
-            LaunchRefusal::NoCapacity(message) => (FailureReason::NoCapacity, message),
-            LaunchRefusal::Permanent(message) => (FailureReason::Provider, message),
-        };
-        self.lose_attempt(job, reason, Some(message), now);
+        let Some(machine) = self.state.machines.get(&id) else { return };
+        // An agent that has said HELLO proves that an earlier try had succeeded.
+        let may_exist = machine.system_info.is_some() || refusal.may_have_started();
+        match machine.state {
+            MachineState::Requested | MachineState::Terminating => {
+                self.lose_job(id, refusal.into());
+                if may_exist {
+                    self.terminate(id);
+                } else {
+                    self.end_machine(id);
+                }
+            }
+            MachineState::Booting
+            | MachineState::Ready
+            | MachineState::Busy { .. }
+            | MachineState::Terminated => {}
+        }
     }
 
-    pub(super) fn machine_gone(&mut self, id: MachineId, now: Timestamp) {
-        self.settle(&Effect::Terminate { machine: id });
-        let Some(machine) = self.machines.get(&id) else { return };
-        if machine.kind == MachineKind::Static || machine.state.is_terminated() {
-            return;
-        }
-        let job = self.live_job_of(machine);
-        self.change_machine(id, |machine| {
-            machine.state = MachineState::Terminated;
-            machine.connected = false;
-            machine.terminated_at = Some(now);
-        });
-        if let Some(job) = job {
-            self.lose_attempt(job, FailureReason::MachineLost, None, now);
+    pub(super) fn machine_gone(&mut self, id: MachineId) {
+        // While the launch is unanswered, a list without the machine says nothing: the launch may be
+        // under way. Its answer decides.
+        let is_launching = self.state.awaits(&Effect::Launch { machine: id });
+        let is_launched = self.kind(id) == Some(MachineKind::Launched);
+        if is_launched && !is_launching {
+            self.state.settle(&Effect::Terminate { machine: id });
+            self.lose_job(id, Failure::machine_lost("the provider ended the machine"));
+            self.end_machine(id);
         }
     }
 
@@ -77,181 +78,185 @@ impl State {
         &mut self,
         id: MachineId,
         system_info: SystemInfo,
-        holds: &[JobId],
-        now: Timestamp,
+        holds: &[Attempt],
     ) {
-        let Some(machine) = self.machines.get(&id) else {
-            self.emit(Effect::Disconnect { machine: id });
-            return;
+        let Some(machine) = self.state.machines.get(&id).filter(|it| !it.state.is_terminated())
+        else {
+            return self.emit(Effect::Disconnect { machine: id });
         };
-        let state = machine.state;
-        if state.is_terminated() {
-            self.emit(Effect::Disconnect { machine: id });
-            return;
-        }
-        self.change_machine(id, |machine| {
+        let is_terminating = machine.state == MachineState::Terminating;
+        let now = self.now;
+        self.state.change_machine(id, |machine| {
             machine.connected = true;
             machine.contact_at = now;
             machine.system_info = Some(system_info);
         });
-        match state {
-            MachineState::Requested | MachineState::Booting => self.first_contact(id, now),
-            MachineState::Ready => self.stop_strays(id, holds),
-            MachineState::Busy { job } => {
-                self.resume(id, job, holds, now);
-                self.stop_strays(id, holds);
-            }
-            MachineState::Terminating | MachineState::Terminated => {}
+        if !is_terminating {
+            self.resume(id, holds);
         }
     }
 
-    /// A launched machine is there: it gets the job that it was launched for.
-    fn first_contact(&mut self, id: MachineId, now: Timestamp) {
-        match self.machines.get(&id).and_then(|machine| self.live_job_of(machine)) {
-            Some(job) => self.give(id, job, now),
-            None => self.end_machine(id),
+    /// Brings an agent's work and the records together, after its HELLO.
+    fn resume(&mut self, id: MachineId, holds: &[Attempt]) {
+        let current = self.resume_current(id, holds);
+        let strays = || holds.iter().filter(|held| current != Some(**held));
+        for &Attempt { job, number } in strays() {
+            self.emit(Effect::Cancel { machine: id, job, attempt: number });
+        }
+        match (current, strays().next()) {
+            (Some(Attempt { job, .. }), _) => self.set_busy(id, job),
+            // It gets nothing new before it has stopped the old.
+            (None, Some(stray)) if self.is_static(id) => self.set_busy(id, stray.job),
+            (None, _) => self.release(id),
         }
     }
 
-    /// A machine with a job is back.
-    fn resume(&mut self, id: MachineId, job: JobId, holds: &[JobId], now: Timestamp) {
-        let is_held = holds.contains(&job);
-        let state = self.jobs.get(&job).map(|job| &job.state);
-        match state {
-            Some(JobState::Provisioning { machine, .. }) if *machine == id => {
-                // BUILD did not arrive, or not before the connection broke.
-                if !is_held {
-                    self.emit(Effect::Assign { machine: id, job });
-                }
-            }
-            Some(JobState::Running { machine, .. }) if *machine == id => {
-                if !is_held {
-                    self.release(id);
-                    self.lose_attempt(job, FailureReason::MachineLost, None, now);
-                }
-            }
-            // It had ended without the agent.
-            _ if !is_held => self.release(id),
-            _ => {}
+    /// What the machine works on, now that its agent has said which attempts it holds.
+    fn resume_current(&mut self, id: MachineId, holds: &[Attempt]) -> Option<Attempt> {
+        let current = self.attempt_on(id)?;
+        if holds.contains(&current) {
+            return Some(current);
+        }
+        if matches!(self.job_state(current.job), Some(JobState::Running { .. })) {
+            self.fail_attempt(current.job, Failure::machine_lost("the agent lost the job"));
+            return None;
+        }
+        self.assign(id, current.job);
+        Some(current)
+    }
+
+    fn set_busy(&mut self, id: MachineId, job: JobId) {
+        self.state.change_machine(id, |machine| machine.state = MachineState::Busy { job });
+    }
+
+    pub(super) fn agent_disconnected(&mut self, id: MachineId) {
+        if self.state.machines.get(&id).is_some_and(|machine| machine.connected) {
+            self.disconnect(id);
         }
     }
 
-    /// Stops jobs that the machine holds and that are not its own any more. It gets no other until
-    /// it says that it has stopped.
-    fn stop_strays(&mut self, id: MachineId, holds: &[JobId]) {
-        let Some(machine) = self.machines.get(&id) else { return };
-        let own = self.live_job_of(machine);
-        for job in holds.iter().copied().filter(|job| Some(*job) != own) {
-            self.emit(Effect::Cancel { machine: id, job });
-            self.change_machine(id, |machine| {
-                if machine.state == MachineState::Ready {
-                    machine.state = MachineState::Busy { job };
-                }
-            });
-        }
+    /// The agent is out of contact from now on.
+    pub(super) fn disconnect(&mut self, id: MachineId) {
+        let now = self.now;
+        self.state.change_machine(id, |machine| {
+            machine.connected = false;
+            machine.contact_at = now;
+        });
     }
 
-    pub(super) fn agent_disconnected(&mut self, id: MachineId, now: Timestamp) {
-        if self.machines.get(&id).is_some_and(|machine| machine.connected) {
-            self.change_machine(id, |machine| {
-                machine.connected = false;
-                machine.contact_at = now;
-            });
-        }
-    }
-
-    pub(super) fn static_machine_added(
-        &mut self,
-        id: MachineId,
-        name: String,
-        arch: Arch,
-        now: Timestamp,
-    ) {
-        if self.machines.contains_key(&id) {
+    pub(super) fn add_static_machine(&mut self, id: MachineId, name: String, arch: Arch) {
+        if self.state.machines.contains_key(&id) {
             return;
         }
-        self.put_machine(Machine {
+        self.state.insert_machine(Machine {
             id,
             kind: MachineKind::Static,
             name,
             arch,
-            size: MachineSize::Medium,
+            size: MachineSize::default(),
             state: MachineState::Ready,
             requested_for: None,
-            requested_at: now,
+            requested_at: self.now,
             lease_until: None,
             connected: false,
-            contact_at: now,
+            contact_at: self.now,
             system_info: None,
             terminated_at: None,
         });
     }
 
-    pub(super) fn static_machine_removed(&mut self, id: MachineId, now: Timestamp) {
-        let Some(machine) = self.machines.get(&id) else { return };
-        if machine.kind != MachineKind::Static || machine.state.is_terminated() {
-            return;
-        }
-        let job = self.live_job_of(machine);
-        self.change_machine(id, |machine| {
-            machine.state = MachineState::Terminated;
-            machine.connected = false;
-            machine.terminated_at = Some(now);
-        });
-        self.emit(Effect::Disconnect { machine: id });
-        if let Some(job) = job {
-            self.lose_attempt(job, FailureReason::MachineLost, None, now);
+    pub(super) fn remove_static_machine(&mut self, id: MachineId) {
+        if self.is_static(id) {
+            self.lose_job(id, Failure::machine_lost("the machine's owner took it back"));
+            self.end_machine(id);
+            self.emit(Effect::Disconnect { machine: id });
         }
     }
 
-    /// The job that a machine has, or was launched for, and that has not ended or gone elsewhere.
-    pub(super) fn live_job_of(&self, machine: &Machine) -> Option<JobId> {
-        let job = match machine.state {
-            MachineState::Busy { job } => Some(job),
-            _ => machine.requested_for,
-        };
-        job.filter(|job| self.machine_of(*job) == Some(machine.id))
-    }
-
-    /// Makes the machine busy with `job` and tells its agent.
-    pub(super) fn give(&mut self, machine: MachineId, job: JobId, now: Timestamp) {
-        self.change_machine(machine, |machine| {
-            machine.state = MachineState::Busy { job };
-            // The time to begin counts from here.
-            machine.contact_at = now;
-        });
-        self.emit(Effect::Assign { machine, job });
-    }
-
-    /// The machine's work is over: one that was launched ends, one of its owner's is free again.
+    /// The machine has no work any more. A launched one has no other purpose.
     pub(super) fn release(&mut self, id: MachineId) {
-        match self.machines.get(&id).map(|machine| machine.kind) {
-            Some(MachineKind::Launched) => self.end_machine(id),
+        match self.kind(id) {
+            Some(MachineKind::Launched) => self.terminate(id),
             Some(MachineKind::Static) => {
-                self.change_machine(id, |machine| machine.state = MachineState::Ready);
+                self.state.change_machine(id, |machine| machine.state = MachineState::Ready);
             }
             None => {}
         }
     }
 
-    /// Ends a launched machine. One that is being launched ends as soon as the provider has answered:
-    /// asked to end it now, it might say that there is no such machine, and then start it.
-    pub(super) fn end_machine(&mut self, id: MachineId) {
-        let Some(state) = self.machines.get(&id).map(|machine| machine.state) else { return };
-        match state {
-            MachineState::Terminating | MachineState::Terminated => return,
-            MachineState::Requested => {}
-            MachineState::Booting | MachineState::Ready | MachineState::Busy { .. } => {
-                self.emit_terminate(id);
-            }
+    /// Ends a launched machine, once and for all: also one whose record says that it is gone.
+    pub(super) fn terminate(&mut self, id: MachineId) {
+        self.state.change_machine(id, |machine| {
+            machine.state = MachineState::Terminating;
+            machine.terminated_at = None;
+        });
+        let terminate = Effect::Terminate { machine: id };
+        // A launch under way could start the machine after it was ended. Its answer comes first.
+        let is_launching = self.state.awaits(&Effect::Launch { machine: id });
+        if !is_launching && !self.state.awaits(&terminate) {
+            self.emit(terminate);
         }
-        self.change_machine(id, |machine| machine.state = MachineState::Terminating);
     }
 
-    fn emit_terminate(&mut self, machine: MachineId) {
-        let terminate = Effect::Terminate { machine };
-        if !self.is_outstanding(&terminate) {
-            self.emit(terminate);
+    /// Takes the machine's attempt from it, if it has one.
+    pub(super) fn lose_job(&mut self, id: MachineId, failure: Failure) {
+        if let Some(Attempt { job, .. }) = self.attempt_on(id) {
+            self.fail_attempt(job, failure);
+        }
+    }
+
+    fn end_machine(&mut self, id: MachineId) {
+        let now = self.now;
+        self.state.change_machine(id, |machine| {
+            machine.state = MachineState::Terminated;
+            machine.connected = false;
+            machine.terminated_at = machine.terminated_at.or(Some(now));
+        });
+    }
+
+    /// The attempt that the machine is for or works on.
+    fn attempt_on(&self, id: MachineId) -> Option<Attempt> {
+        let job = self.state.machines.get(&id)?.job()?;
+        let number = self.job_state(job)?.attempt_on(id)?;
+        Some(Attempt { job, number })
+    }
+
+    fn kind(&self, id: MachineId) -> Option<MachineKind> {
+        self.state.machines.get(&id).map(|machine| machine.kind)
+    }
+
+    pub(super) fn is_static(&self, id: MachineId) -> bool {
+        self.kind(id) == Some(MachineKind::Static)
+    }
+}
+
+impl Machine {
+    /// The job that the machine is for, or busy with. Whether the job is still its own is for the
+    /// job's record to say.
+    pub(super) const fn job(&self) -> Option<JobId> {
+        match self.state {
+            MachineState::Busy { job } => Some(job),
+            _ => self.requested_for,
+        }
+    }
+}
+
+impl LaunchRefusal {
+    const fn may_have_started(&self) -> bool {
+        match self {
+            Self::NoCapacity(_) | Self::Permanent(_) => false,
+            Self::Unclear(_) => true,
+        }
+    }
+}
+
+impl From<LaunchRefusal> for Failure {
+    fn from(refusal: LaunchRefusal) -> Self {
+        match refusal {
+            LaunchRefusal::NoCapacity(why) | LaunchRefusal::Unclear(why) => {
+                Self::new(FailureReason::NoCapacity, why)
+            }
+            LaunchRefusal::Permanent(why) => Self::new(FailureReason::Provider, why),
         }
     }
 }

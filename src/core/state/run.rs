@@ -80,6 +80,9 @@ pub struct Run {
     pub environment: EnvironmentId,
     /// What caused it.
     pub trigger: Trigger,
+    /// Where this run is cloned from, without credentials: the project's repository, or a folder that
+    /// is served for this run alone.
+    pub repository: String,
     /// What was asked for: a branch, a tag or a commit. `None`: the default branch.
     pub requested_ref: Option<String>,
     /// The builds asked for; empty: all.

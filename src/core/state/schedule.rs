@@ -1,10 +1,11 @@
-//! Which queued job gets a machine next: first in first out within a project, round robin across
-//! projects.
+//! Who is served next: in turns over the projects, first come first served within one.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::ops::Bound;
 
 use stagely_agent::protocol::Arch;
 
+use super::step::Turn;
 use super::{Effect, Job, JobKind, JobState, Machine, MachineKind, MachineState, State, Timestamp};
 use crate::ids::{JobId, MachineId, ProjectId};
 
@@ -20,190 +21,209 @@ pub struct QueuedJob {
 /// What a queued job waits for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum QueueReason {
-    /// Other jobs of its run.
+    /// Other jobs of its run, which are not completed.
     Jobs(Vec<JobId>),
-    /// One of the launched machines to end.
-    Builders {
-        /// Alive now.
-        live: usize,
-        /// The most that may be.
-        max: u32,
+    /// One of the machines that may be launched; all are in use.
+    Builder {
+        /// How many may be launched.
+        max_concurrent: u32,
     },
-    /// A registered machine of this arch, which has a job.
-    StaticMachine(Arch),
-    /// A machine of this arch to be registered: nobody launches any.
-    NoMachine(Arch),
+    /// A registered machine.
+    StaticMachine {
+        /// Its processor; `None` where any will do.
+        arch: Option<Arch>,
+    },
+    /// Nothing: the next step gives it a machine.
+    Nothing,
 }
 
-/// Where a job can go now.
+/// Where a job goes.
+#[derive(Clone, Copy)]
 enum Place {
-    /// To a registered machine that is free.
     Static(MachineId),
-    /// To a machine that is launched for it.
-    Launch(Arch),
+    Launched(Arch),
+}
+
+/// What there is to give.
+struct Supply {
+    /// Registered machines that wait for work.
+    idle: Vec<(Arch, MachineId)>,
+    /// The arches of all registered machines that are connected.
+    connected: BTreeSet<Arch>,
+    /// Whether another machine may be launched.
+    has_slot: bool,
 }
 
 impl State {
-    /// Gives machines to queued jobs until none can be placed.
-    pub(super) fn schedule(&mut self, now: Timestamp, new_machine: &mut dyn FnMut() -> MachineId) {
-        while let Some((project, job, place)) = self.next_placement() {
-            self.last_served = Some(project);
+    /// The queued jobs in the order in which they will be served, as far as can be known; those that
+    /// wait for other jobs come last.
+    pub fn queue(&self) -> Vec<QueuedJob> {
+        let supply = self.supply();
+        let reason = |job: &Job| self.place(job, &supply).err().unwrap_or(QueueReason::Nothing);
+        let (mut served, mut blocked) = (Vec::new(), Vec::new());
+        for (turn, project) in self.turns().enumerate() {
+            let mut round = 0;
+            for job in self.queue_of(project) {
+                let queued = QueuedJob { job: job.id, reason: reason(job) };
+                if matches!(queued.reason, QueueReason::Jobs(_)) {
+                    blocked.push((job.queued_at, queued));
+                } else {
+                    served.push(((round, turn), queued));
+                    round += 1;
+                }
+            }
+        }
+        served.sort_by_key(|(place, _)| *place);
+        blocked.sort_by_key(|(queued_at, queued)| (*queued_at, queued.job));
+        let served = served.into_iter().map(|(_, queued)| queued);
+        served.chain(blocked.into_iter().map(|(_, queued)| queued)).collect()
+    }
+
+    /// The projects with queued jobs, beginning after the one that was served last.
+    fn turns(&self) -> impl Iterator<Item = ProjectId> {
+        let after = self.last_served.map_or(Bound::Unbounded, Bound::Excluded);
+        let upto = self.last_served.map_or(Bound::Unbounded, Bound::Included);
+        let queued = &self.index.queued;
+        let rest = queued.range((after, Bound::Unbounded));
+        // Nobody was served yet: the first range holds all.
+        let wrapped = self.last_served.map(|_| queued.range((Bound::Unbounded, upto)));
+        rest.chain(wrapped.into_iter().flatten()).map(|(project, _)| *project)
+    }
+
+    fn queue_of(&self, project: ProjectId) -> impl Iterator<Item = &Job> {
+        let queue = self.index.queued.get(&project).into_iter().flatten();
+        queue.filter_map(|(_, job)| self.jobs.get(job))
+    }
+
+    fn supply(&self) -> Supply {
+        let limits = &self.limits;
+        let launched = self.live_machines().filter(|machine| machine.kind == MachineKind::Launched);
+        let has_slot =
+            !limits.launchable.is_empty() && launched.count() < limits.max_concurrent as usize;
+        let registered = || {
+            let machines = self.live_machines();
+            machines.filter(|it| it.kind == MachineKind::Static && it.connected)
+        };
+        let idle = registered().filter(|machine| machine.state == MachineState::Ready);
+        Supply {
+            idle: idle.map(|machine| (machine.arch, machine.id)).collect(),
+            connected: registered().map(|machine| machine.arch).collect(),
+            has_slot,
+        }
+    }
+
+    /// Finds a place for `job`, or says what it waits for.
+    fn place(&self, job: &Job, supply: &Supply) -> Result<Place, QueueReason> {
+        let is_completed = |id: &JobId| {
+            self.jobs.get(id).is_some_and(|job| matches!(job.state, JobState::Completed { .. }))
+        };
+        let missing: Vec<JobId> =
+            job.needs.iter().copied().filter(|needed| !is_completed(needed)).collect();
+        if !missing.is_empty() {
+            return Err(QueueReason::Jobs(missing));
+        }
+        let arch = job.arch();
+        let fits = |machine: Arch| arch.is_none_or(|arch| arch == machine);
+        if let Some((_, machine)) = supply.idle.iter().find(|(machine, _)| fits(*machine)) {
+            return Ok(Place::Static(*machine));
+        }
+        let launchable = &self.limits.launchable;
+        let native = launchable.iter().copied().find(|launchable| fits(*launchable));
+        let has_static = supply.connected.iter().any(|connected| fits(*connected));
+        match native.or_else(|| launchable.first().copied().filter(|_| !has_static)) {
+            Some(arch) if supply.has_slot => Ok(Place::Launched(arch)),
+            Some(_) => Err(QueueReason::Builder { max_concurrent: self.limits.max_concurrent }),
+            None => Err(QueueReason::StaticMachine { arch }),
+        }
+    }
+}
+
+impl Turn<'_> {
+    /// Gives machines to queued jobs for as long as there are any.
+    pub(super) fn schedule(&mut self, new_machine: &mut dyn FnMut() -> MachineId) {
+        while let Some((project, job, place)) = self.next_to_serve() {
+            self.state.last_served = Some(project);
             match place {
                 Place::Static(machine) => {
-                    self.provision(job, machine);
-                    self.give(machine, job, now);
+                    self.begin_attempt(job, machine);
+                    self.assign(machine, job);
                 }
-                Place::Launch(arch) => {
-                    let machine = new_machine();
-                    self.request_machine(machine, job, arch, now);
-                    self.provision(job, machine);
-                }
+                Place::Launched(arch) => self.launch(new_machine(), job, arch),
             }
         }
     }
 
-    /// The first job that can be placed, looking at the projects in turn.
-    fn next_placement(&self) -> Option<(ProjectId, JobId, Place)> {
-        if self.queued.is_empty() || !(self.may_launch() || self.has_free_static_machine()) {
+    fn next_to_serve(&self) -> Option<(ProjectId, JobId, Place)> {
+        let supply = self.state.supply();
+        if supply.idle.is_empty() && !supply.has_slot {
             return None;
         }
-        let by_project = self.ready_jobs();
-        self.in_turn(&by_project).find_map(|project| {
-            let jobs = by_project.get(&project)?;
-            jobs.iter().find_map(|job| Some((project, job.id, self.place(job).ok()?)))
+        self.state.turns().find_map(|project| {
+            self.state.queue_of(project).find_map(|job| {
+                let place = self.state.place(job, &supply).ok()?;
+                Some((project, job.id, place))
+            })
         })
     }
 
-    /// The projects, beginning after the one that was served last.
-    fn in_turn<T>(&self, projects: &BTreeMap<ProjectId, T>) -> impl Iterator<Item = ProjectId> {
-        let keys: Vec<ProjectId> = projects.keys().copied().collect();
-        let begin = self.last_served.map_or(0, |last| keys.partition_point(|key| *key <= last));
-        let (first, second) = keys.split_at(begin);
-        [second, first].concat().into_iter()
-    }
-
-    /// Queued jobs whose needs are met, in the order in which they came.
-    fn ready_jobs(&self) -> BTreeMap<ProjectId, Vec<&Job>> {
-        let mut by_project: BTreeMap<ProjectId, Vec<&Job>> = BTreeMap::new();
-        for job in self.queued.iter().filter_map(|id| self.jobs.get(id)) {
-            if let Some(run) = self.runs.get(&job.run)
-                && self.unmet_needs(job).is_empty()
-            {
-                by_project.entry(run.project).or_default().push(job);
+    fn begin_attempt(&mut self, id: JobId, machine: MachineId) {
+        self.state.change_job(id, |job| {
+            if let JobState::Queued { attempt } = job.state {
+                job.state = JobState::Provisioning { attempt, machine };
+                job.attempt = attempt;
+                job.steps.clear();
+                job.warnings.clear();
             }
-        }
-        by_project
+        });
     }
 
-    fn unmet_needs(&self, job: &Job) -> Vec<JobId> {
-        let is_completed = |id: &JobId| {
-            let needed = self.jobs.get(id);
-            needed.is_some_and(|job| matches!(job.state, JobState::Completed { .. }))
-        };
-        job.needs.iter().copied().filter(|id| !is_completed(id)).collect()
-    }
-
-    /// Where `job` can go now, or what it waits for.
-    fn place(&self, job: &Job) -> Result<Place, QueueReason> {
-        // A merge moves no layer and runs nothing: any machine does.
-        let wanted = match &job.kind {
-            JobKind::Build { platform, .. } => Some(platform.arch()),
-            JobKind::Merge { .. } => None,
-        };
-        let fits = |machine: &&Machine| wanted.is_none_or(|arch| arch == machine.arch);
-        if let Some(machine) = self.static_machines().filter(fits).find(|found| found.is_free()) {
-            return Ok(Place::Static(machine.id));
-        }
-        let arch = wanted.unwrap_or(Arch::Amd64);
-        let native = wanted.is_none_or(|arch| self.limits.launchable.contains(&arch));
-        if !native && self.static_machines().filter(fits).any(|machine| machine.connected) {
-            return Err(QueueReason::StaticMachine(arch));
-        }
-        let launchable = &self.limits.launchable;
-        let Some(launched) = launchable.get(&arch).or(launchable.first()) else {
-            return Err(QueueReason::NoMachine(arch));
-        };
-        if !self.may_launch() {
-            let (live, max) = (self.launched_machines(), self.limits.max_concurrent);
-            return Err(QueueReason::Builders { live, max });
-        }
-        Ok(Place::Launch(*launched))
-    }
-
-    fn static_machines(&self) -> impl Iterator<Item = &Machine> {
-        self.live_machines
-            .iter()
-            .filter_map(|id| self.machines.get(id))
-            .filter(|machine| machine.kind == MachineKind::Static)
-    }
-
-    fn has_free_static_machine(&self) -> bool {
-        self.static_machines().any(Machine::is_free)
-    }
-
-    /// Launched machines that may exist: also those that are being launched or ended.
-    fn launched_machines(&self) -> usize {
-        self.live_machines.len() - self.static_machines().count()
-    }
-
-    fn may_launch(&self) -> bool {
-        !self.limits.launchable.is_empty()
-            && self.launched_machines() < self.limits.max_concurrent as usize
-    }
-
-    fn request_machine(&mut self, id: MachineId, job: JobId, arch: Arch, now: Timestamp) {
-        let Some(size) = self.jobs.get(&job).map(|job| job.size) else { return };
-        self.put_machine(Machine {
+    fn launch(&mut self, id: MachineId, job: JobId, arch: Arch) {
+        self.begin_attempt(job, id);
+        self.state.change_job(job, |job| job.warn_of_emulation(arch));
+        let Some(job) = self.state.jobs.get(&job) else { return };
+        let machine = Machine {
             id,
             kind: MachineKind::Launched,
             name: String::new(),
             arch,
-            size,
+            size: job.size,
             state: MachineState::Requested,
-            requested_for: Some(job),
-            requested_at: now,
-            lease_until: Some(now.after(self.limits.lease)),
+            requested_for: Some(job.id),
+            requested_at: self.now,
+            lease_until: Some(self.lease_for(job)),
             connected: false,
-            contact_at: now,
+            contact_at: self.now,
             system_info: None,
             terminated_at: None,
-        });
+        };
+        self.state.insert_machine(machine);
         self.emit(Effect::Launch { machine: id });
     }
 
-    /// Moves a queued job to `machine`.
-    fn provision(&mut self, id: JobId, machine: MachineId) {
-        self.change_job(id, |job| {
-            if let JobState::Queued { attempt } = job.state {
-                job.attempt = attempt;
-                job.state = JobState::Provisioning { attempt, machine };
-                job.started_at = None;
-            }
-        });
+    /// The lease covers the job's whole time: one that ends sooner would kill live work.
+    fn lease_for(&self, job: &Job) -> Timestamp {
+        let limits = &self.state.limits;
+        let work = self.now.after(limits.boot).after(job.timeout);
+        let grace = limits.job_grace;
+        self.now.after(limits.lease).max(work.after(grace).after(grace))
+    }
+}
+
+impl Job {
+    /// The processor that it runs on natively; `None` where any will do.
+    const fn arch(&self) -> Option<Arch> {
+        match &self.kind {
+            JobKind::Build { platform, .. } => Some(platform.arch()),
+            JobKind::Merge { .. } => None,
+        }
     }
 
-    /// The queue, in the order in which it will be served.
-    pub fn queue(&self) -> Vec<QueuedJob> {
-        let mut ready = self.ready_jobs();
-        let order: Vec<ProjectId> = self.in_turn(&ready).collect();
-        let mut queue = Vec::new();
-        while !ready.is_empty() {
-            for project in &order {
-                let Some(jobs) = ready.get_mut(project) else { continue };
-                let job = jobs.remove(0);
-                if jobs.is_empty() {
-                    ready.remove(project);
-                }
-                if let Err(reason) = self.place(job) {
-                    queue.push(QueuedJob { job: job.id, reason });
-                }
-            }
+    fn warn_of_emulation(&mut self, machine: Arch) {
+        if let Some(arch) = self.arch().filter(|arch| *arch != machine) {
+            self.warnings.push(format!(
+                "built for {arch} by emulation on an {machine} machine, which is slow: no {arch} \
+                 machine can be had"
+            ));
         }
-        let blocked = self.queued.iter().filter_map(|id| self.jobs.get(id)).filter_map(|job| {
-            let needs = self.unmet_needs(job);
-            (!needs.is_empty()).then(|| QueuedJob { job: job.id, reason: QueueReason::Jobs(needs) })
-        });
-        queue.extend(blocked);
-        queue
     }
 }

@@ -1,0 +1,307 @@
+//! The records of the state, and the only code that can change one.
+//!
+//! Each change marks its record for [`State::take_changes`] and keeps the index up to date, so
+//! neither can be forgotten elsewhere: the rows are private to this file.
+
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
+use std::mem;
+use std::ops::Deref;
+
+use super::{
+    Effect, EffectId, Environment, Job, JobState, Limits, Machine, Project, Run, RunState,
+    Timestamp,
+};
+use crate::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId};
+
+/// Records by their id. Readers see a map; only [`State::step`] changes it.
+#[derive(Debug)]
+pub struct Table<K, V> {
+    rows: BTreeMap<K, V>,
+    changed: BTreeSet<K>,
+}
+
+impl<K: Copy + Ord, V> Table<K, V> {
+    const fn new(rows: BTreeMap<K, V>) -> Self {
+        Self { rows, changed: BTreeSet::new() }
+    }
+
+    fn insert(&mut self, key: K, row: V) {
+        self.rows.insert(key, row);
+        self.changed.insert(key);
+    }
+
+    fn insert_new(&mut self, key: K, row: V) {
+        if let Entry::Vacant(entry) = self.rows.entry(key) {
+            entry.insert(row);
+            self.changed.insert(key);
+        }
+    }
+
+    fn change(&mut self, key: K, change: impl FnOnce(&mut V)) {
+        if let Some(row) = self.rows.get_mut(&key) {
+            change(row);
+            self.changed.insert(key);
+        }
+    }
+
+    fn remove(&mut self, key: K) {
+        if self.rows.remove(&key).is_some() {
+            self.changed.insert(key);
+        }
+    }
+}
+
+impl<K, V> Deref for Table<K, V> {
+    type Target = BTreeMap<K, V>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.rows
+    }
+}
+
+/// All records of one moment: what the store gives back when core starts.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Snapshot {
+    /// All projects.
+    pub projects: BTreeMap<ProjectId, Project>,
+    /// All environments.
+    pub environments: BTreeMap<EnvironmentId, Environment>,
+    /// All runs.
+    pub runs: BTreeMap<RunId, Run>,
+    /// All jobs.
+    pub jobs: BTreeMap<JobId, Job>,
+    /// All machines.
+    pub machines: BTreeMap<MachineId, Machine>,
+    /// Effects whose outcome has not come back.
+    pub outbox: BTreeMap<EffectId, Effect>,
+}
+
+/// The records that were changed, added or removed. One that the state does not have any more is to
+/// be deleted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Of the projects.
+    pub projects: BTreeSet<ProjectId>,
+    /// Of the environments.
+    pub environments: BTreeSet<EnvironmentId>,
+    /// Of the runs.
+    pub runs: BTreeSet<RunId>,
+    /// Of the jobs.
+    pub jobs: BTreeSet<JobId>,
+    /// Of the machines.
+    pub machines: BTreeSet<MachineId>,
+    /// Of the outbox.
+    pub outbox: BTreeSet<EffectId>,
+}
+
+/// What a step must find without reading the history. Made from the records, never stored.
+#[derive(Debug, Default)]
+pub(super) struct Index {
+    /// Runs whose `stagely.yaml` is being read.
+    pub(super) pending_runs: BTreeSet<RunId>,
+    /// The jobs of each run, in the order of their ids: the plan's.
+    pub(super) run_jobs: BTreeMap<RunId, BTreeSet<JobId>>,
+    /// Queued jobs by project, the oldest first. No project without one.
+    pub(super) queued: BTreeMap<ProjectId, BTreeSet<(Timestamp, JobId)>>,
+    /// Machines that are not terminated.
+    pub(super) live_machines: BTreeSet<MachineId>,
+}
+
+/// Everything core decides on.
+#[derive(Debug)]
+pub struct State {
+    /// From the configuration.
+    pub limits: Limits,
+    /// All projects.
+    pub projects: Table<ProjectId, Project>,
+    /// All environments.
+    pub environments: Table<EnvironmentId, Environment>,
+    /// All runs that retention has left.
+    pub runs: Table<RunId, Run>,
+    /// All jobs of these runs.
+    pub jobs: Table<JobId, Job>,
+    /// All machines that retention has left.
+    pub machines: Table<MachineId, Machine>,
+    /// Effects whose outcome has not come back.
+    pub outbox: Table<EffectId, Effect>,
+    pub(super) index: Index,
+    /// The project that was served last; the next one's turn comes first.
+    pub(super) last_served: Option<ProjectId>,
+    /// Nothing times out before this moment: while core was not there, nobody could report to it.
+    pub(super) patient_until: Timestamp,
+    next_effect: EffectId,
+}
+
+impl State {
+    /// Makes the state of a new installation.
+    pub fn new(limits: Limits) -> Self {
+        Self::load(limits, Snapshot::default())
+    }
+
+    /// Makes the state from stored records. [`Event::CoreStarted`](super::Event::CoreStarted) must
+    /// be its first event.
+    pub fn load(limits: Limits, stored: Snapshot) -> Self {
+        let last_effect = stored.outbox.last_key_value().map_or(0, |(id, _)| id.0);
+        let mut state = Self {
+            limits,
+            projects: Table::new(stored.projects),
+            environments: Table::new(stored.environments),
+            runs: Table::new(stored.runs),
+            jobs: Table::new(stored.jobs),
+            machines: Table::new(stored.machines),
+            outbox: Table::new(stored.outbox),
+            index: Index::default(),
+            last_served: None,
+            patient_until: Timestamp::default(),
+            next_effect: EffectId(last_effect + 1),
+        };
+        for run in state.runs.rows.values() {
+            state.index.note_run(run);
+        }
+        for job in state.jobs.rows.values() {
+            state.index.note_job(job, &state.runs);
+        }
+        for machine in state.machines.rows.values() {
+            state.index.note_machine(machine);
+        }
+        state
+    }
+
+    /// Names the records that changed since it was last asked.
+    pub fn take_changes(&mut self) -> Changes {
+        Changes {
+            projects: mem::take(&mut self.projects.changed),
+            environments: mem::take(&mut self.environments.changed),
+            runs: mem::take(&mut self.runs.changed),
+            jobs: mem::take(&mut self.jobs.changed),
+            machines: mem::take(&mut self.machines.changed),
+            outbox: mem::take(&mut self.outbox.changed),
+        }
+    }
+
+    /// The jobs of `run`, in the order of the plan.
+    pub fn jobs_of(&self, run: RunId) -> impl Iterator<Item = &Job> {
+        let ids = self.index.run_jobs.get(&run).into_iter().flatten();
+        ids.filter_map(|id| self.jobs.get(id))
+    }
+
+    /// The machines that are not terminated.
+    pub fn live_machines(&self) -> impl Iterator<Item = &Machine> {
+        self.index.live_machines.iter().filter_map(|id| self.machines.get(id))
+    }
+
+    /// Whether `effect` waits for its outcome. The outbox has a few effects a live machine.
+    pub(super) fn awaits(&self, effect: &Effect) -> bool {
+        self.outbox.values().any(|kept| kept == effect)
+    }
+
+    pub(super) fn insert_new_project(&mut self, project: Project) {
+        self.projects.insert_new(project.id, project);
+    }
+
+    pub(super) fn insert_new_environment(&mut self, environment: Environment) {
+        self.environments.insert_new(environment.id, environment);
+    }
+
+    pub(super) fn insert_run(&mut self, run: Run) {
+        self.index.note_run(&run);
+        self.runs.insert(run.id, run);
+    }
+
+    pub(super) fn change_run(&mut self, id: RunId, change: impl FnOnce(&mut Run)) {
+        let index = &mut self.index;
+        self.runs.change(id, |run| {
+            change(run);
+            index.note_run(run);
+        });
+    }
+
+    pub(super) fn insert_job(&mut self, job: Job) {
+        self.index.note_job(&job, &self.runs);
+        self.jobs.insert(job.id, job);
+    }
+
+    pub(super) fn change_job(&mut self, id: JobId, change: impl FnOnce(&mut Job)) {
+        let (index, runs) = (&mut self.index, &self.runs);
+        self.jobs.change(id, |job| {
+            change(job);
+            index.note_job(job, runs);
+        });
+    }
+
+    pub(super) fn insert_machine(&mut self, machine: Machine) {
+        self.index.note_machine(&machine);
+        self.machines.insert(machine.id, machine);
+    }
+
+    pub(super) fn change_machine(&mut self, id: MachineId, change: impl FnOnce(&mut Machine)) {
+        let index = &mut self.index;
+        self.machines.change(id, |machine| {
+            change(machine);
+            index.note_machine(machine);
+        });
+    }
+
+    /// Keeps `effect` until its outcome comes back.
+    pub(super) fn keep(&mut self, effect: Effect) {
+        self.outbox.insert(self.next_effect, effect);
+        self.next_effect.0 += 1;
+    }
+
+    /// Takes `effect` out of the outbox; false if nobody waits for it.
+    pub(super) fn settle(&mut self, effect: &Effect) -> bool {
+        let found = self.outbox.iter().find(|(_, kept)| *kept == effect).map(|(id, _)| *id);
+        if let Some(id) = found {
+            self.outbox.remove(id);
+        }
+        found.is_some()
+    }
+
+    /// Removes a run in a final state, and its jobs.
+    pub(super) fn forget_run(&mut self, id: RunId) {
+        if self.runs.get(&id).is_some_and(|run| run.state.is_final()) {
+            for job in self.index.run_jobs.remove(&id).unwrap_or_default() {
+                self.jobs.remove(job);
+            }
+            self.runs.remove(id);
+        }
+    }
+
+    /// Removes a machine that is terminated.
+    pub(super) fn forget_machine(&mut self, id: MachineId) {
+        if self.machines.get(&id).is_some_and(|machine| machine.state.is_terminated()) {
+            self.machines.remove(id);
+        }
+    }
+}
+
+impl Index {
+    fn note_run(&mut self, run: &Run) {
+        set(&mut self.pending_runs, run.id, run.state == RunState::Pending);
+    }
+
+    fn note_job(&mut self, job: &Job, runs: &Table<RunId, Run>) {
+        self.run_jobs.entry(job.run).or_default().insert(job.id);
+        let Some(run) = runs.get(&job.run) else { return };
+        let queue = self.queued.entry(run.project).or_default();
+        // A job that is tried again keeps its place, so it goes before those that came after it.
+        let is_queued = matches!(job.state, JobState::Queued { .. });
+        set(queue, (job.queued_at, job.id), is_queued);
+        if queue.is_empty() {
+            self.queued.remove(&run.project);
+        }
+    }
+
+    fn note_machine(&mut self, machine: &Machine) {
+        set(&mut self.live_machines, machine.id, !machine.state.is_terminated());
+    }
+}
+
+fn set<T: Ord>(members: &mut BTreeSet<T>, member: T, is_member: bool) {
+    if is_member {
+        members.insert(member);
+    } else {
+        members.remove(&member);
+    }
+}

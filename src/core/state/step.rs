@@ -1,0 +1,81 @@
+//! One step: an event goes in, records change, effects come out.
+
+use super::{Effect, Event, JobState, State, Timestamp};
+use crate::ids::{JobId, MachineId, RunId};
+
+/// A step under way.
+pub(super) struct Turn<'a> {
+    pub(super) state: &'a mut State,
+    pub(super) now: Timestamp,
+    effects: Vec<Effect>,
+}
+
+impl State {
+    /// Takes one event. Nothing else changes the state.
+    ///
+    /// The effects may run once the changed records and the outbox are stored. Those that are
+    /// [kept](Effect::is_kept) are in [`outbox`](Self::outbox) until the event that is their outcome;
+    /// repeated or late events change nothing.
+    pub fn step(
+        &mut self,
+        event: Event,
+        now: Timestamp,
+        new_machine: &mut dyn FnMut() -> MachineId,
+    ) -> Vec<Effect> {
+        let mut turn = Turn { state: self, now, effects: Vec::new() };
+        turn.take(event);
+        turn.schedule(new_machine);
+        turn.effects
+    }
+}
+
+impl Turn<'_> {
+    fn take(&mut self, event: Event) {
+        match event {
+            Event::CoreStarted => self.start_core(),
+            Event::Tick => self.ring_alarms(),
+            Event::RunRequested { run, project, environment } => {
+                self.request_run(*run, project, environment);
+            }
+            Event::RunPlanned { run, plan } => self.plan_run(run, plan),
+            Event::CancelRequested { run, reason } => self.cancel_run(run, reason),
+            Event::MachineLaunched { machine } => self.machine_launched(machine),
+            Event::LaunchRefused { machine, refusal } => self.launch_refused(machine, refusal),
+            Event::MachineGone { machine } => self.machine_gone(machine),
+            Event::AgentConnected { machine, system_info, holds } => {
+                self.agent_connected(machine, system_info, &holds);
+            }
+            Event::AgentDisconnected { machine } => self.agent_disconnected(machine),
+            Event::JobStarted { machine, job, attempt } => self.start_job(machine, job, attempt),
+            Event::JobReported { machine, job, attempt, report } => {
+                self.report_job(machine, job, attempt, report);
+            }
+            Event::StaticMachineAdded { machine, name, arch } => {
+                self.add_static_machine(machine, name, arch);
+            }
+            Event::StaticMachineRemoved { machine } => self.remove_static_machine(machine),
+            Event::Forgotten { runs, machines } => self.forget(runs, machines),
+        }
+    }
+
+    fn forget(&mut self, runs: Vec<RunId>, machines: Vec<MachineId>) {
+        for run in runs {
+            self.state.forget_run(run);
+        }
+        for machine in machines {
+            self.state.forget_machine(machine);
+        }
+    }
+
+    pub(super) fn emit(&mut self, effect: Effect) {
+        if effect.is_kept() {
+            self.state.keep(effect.clone());
+        }
+        self.effects.push(effect);
+    }
+
+    /// How far a job is, if there is such a job.
+    pub(super) fn job_state(&self, job: JobId) -> Option<&JobState> {
+        self.state.jobs.get(&job).map(|job| &job.state)
+    }
+}
