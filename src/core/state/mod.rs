@@ -17,6 +17,9 @@ mod machines;
 mod runs;
 mod schedule;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 

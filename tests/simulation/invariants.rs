@@ -1,0 +1,197 @@
+//! What must hold after every step, whatever happened. Numbers are those of the design.
+
+use stagely::core::state::{
+    Changes, Effect, Event, Job, JobKind, JobState, Machine, MachineKind, MachineState,
+    QueueReason, Run, RunState, Snapshot, State,
+};
+use stagely::ids::{JobId, MachineId};
+
+use crate::agents::digest;
+use crate::world::World;
+
+/// Checks the state after `event`.
+pub(crate) fn check(world: &World, event: &Event) {
+    let core = &world.core;
+    check_machines(world);
+    core.jobs.values().for_each(|job| check_job(core, job));
+    core.runs.values().for_each(|run| check_run(core, run));
+    check_outbox(core);
+    for queued in core.queue() {
+        assert_ne!(queued.reason, QueueReason::Nothing, "{} could be served", queued.job);
+    }
+    if matches!(event, Event::Tick) {
+        let next = core.next_deadline();
+        assert!(next.is_none_or(|next| next > world.now), "a tick leaves {next:?} undone");
+    }
+}
+
+/// 1. Every machine has a record. 3. At most `max_concurrent` exist.
+fn check_machines(world: &World) {
+    let core = &world.core;
+    let recorded = core.machines.values().filter(|machine| !machine.state.is_terminated());
+    assert!(recorded.map(|machine| machine.id).eq(core.live_machines().map(|machine| machine.id)));
+    let max = core.limits.max_concurrent as usize;
+    let launched = core.live_machines().filter(|machine| machine.kind == MachineKind::Launched);
+    let counted = launched.filter(|machine| !world.swept.contains(&machine.id)).count();
+    assert!(counted <= max, "{counted} machines are recorded, and {max} allowed");
+    let expected = world.cloud.alive.difference(&world.cloud.late).collect::<Vec<_>>();
+    assert!(expected.len() <= max, "{expected:?} exist, and {max} are allowed");
+    for id in expected {
+        let record = core.machines.get(id);
+        assert!(record.is_some_and(|it| !it.state.is_terminated()), "{id} is alive unknown");
+    }
+    core.live_machines().for_each(|machine| check_machine(core, machine));
+}
+
+fn check_machine(core: &State, machine: &Machine) {
+    let id = machine.id;
+    let job = job_of(machine).and_then(|job| core.jobs.get(&job));
+    let has_work = job.is_some_and(|job| job.state.machine() == Some(id));
+    let is_launched = machine.kind == MachineKind::Launched;
+    match machine.state {
+        MachineState::Requested | MachineState::Booting => assert!(is_launched && has_work),
+        MachineState::Ready => assert!(!is_launched && !has_work),
+        MachineState::Busy { .. } => assert!(has_work || !is_launched, "{id} idles"),
+        MachineState::Terminating => assert!(is_launched && !has_work),
+        MachineState::Terminated => assert!(!has_work),
+    }
+    assert_eq!(is_launched, machine.lease_until.is_some());
+    assert_eq!(is_launched, machine.requested_for.is_some());
+    assert_eq!(machine.terminated_at, None);
+    if let Some(JobState::Running { deadline, .. }) = job.filter(|_| has_work).map(|job| &job.state)
+    {
+        assert!(machine.lease_until.is_none_or(|lease| lease >= *deadline), "{id} is swept alive");
+    }
+}
+
+/// 5. A job runs on at most one machine at a time, and only what its newest attempt reports counts.
+fn check_job(core: &State, job: &Job) {
+    let run = core.runs.get(&job.run).expect("a job has a run");
+    assert_eq!(job.state.is_final(), job.ended_at.is_some());
+    assert!(job.attempt <= core.limits.max_attempts);
+    let lost = job.lost_attempts.iter().map(|(number, _)| *number);
+    assert!(lost.eq((1..).take(job.lost_attempts.len())), "{:?}", job.lost_attempts);
+    assert!(job.lost_attempts.iter().all(|(_, reason)| reason.is_transient()));
+    let lost = u32::try_from(job.lost_attempts.len()).expect("few");
+    let mut needed = job.needs.iter().map(|id| &core.jobs.get(id).expect("needs exist").state);
+    match &job.state {
+        JobState::Queued { attempt } => {
+            assert_eq!((*attempt, job.attempt), (lost + 1, lost));
+            assert!(run.cancelling.is_none());
+            let is_hopeless =
+                |state: &JobState| state.is_final() && !matches!(state, JobState::Completed { .. });
+            assert!(!needed.any(is_hopeless), "{} waits in vain", job.id);
+        }
+        JobState::Provisioning { attempt, machine }
+        | JobState::Running { attempt, machine, .. } => {
+            assert_eq!((*attempt, job.attempt), (lost + 1, lost + 1));
+            assert!(needed.all(|state| matches!(state, JobState::Completed { .. })));
+            let machine = core.machines.get(machine).expect("a job's machine has a record");
+            assert_eq!(job_of(machine), Some(job.id), "{} has another job", machine.id);
+            assert!(fits(core, job, machine), "{} is on a machine of a wrong arch", job.id);
+            if let JobState::Running { deadline, .. } = job.state {
+                let started_at = job.started_at.expect("a running job has started");
+                assert!(deadline >= started_at.after(job.timeout), "{} gets less time", job.id);
+            }
+        }
+        JobState::Completed { digest: pushed } => {
+            assert_eq!(*pushed, Some(digest(job.id, job.attempt)), "an older attempt counted");
+        }
+        JobState::Cancelled => assert!(run.cancelling.is_some(), "{} is stopped unasked", job.id),
+        JobState::Failed { .. } => {}
+    }
+}
+
+/// A registered machine works natively; a launched one only emulates what the provider lacks.
+fn fits(core: &State, job: &Job, machine: &Machine) -> bool {
+    let JobKind::Build { platform, .. } = &job.kind else { return true };
+    let is_lacking = !core.limits.launchable.contains(&platform.arch());
+    platform.arch() == machine.arch || machine.kind == MachineKind::Launched && is_lacking
+}
+
+/// 4. Every run reaches an end, and the right one.
+fn check_run(core: &State, run: &Run) {
+    assert_eq!(run.state.is_final(), run.ended_at.is_some());
+    let all_ended = core.jobs_of(run.id).all(|job| job.state.is_final());
+    let has_jobs = core.jobs_of(run.id).next().is_some();
+    let all_completed =
+        || core.jobs_of(run.id).all(|job| matches!(job.state, JobState::Completed { .. }));
+    match &run.state {
+        RunState::Building => assert!(has_jobs && !all_ended && run.cancelling.is_none()),
+        RunState::Completed => assert!(has_jobs && all_completed()),
+        RunState::Pending | RunState::Failed { plan_error: Some(_) } => assert!(!has_jobs),
+        RunState::Failed { plan_error: None } => assert!(all_ended && !all_completed()),
+        RunState::Cancelled { reason } => assert!(all_ended && run.cancelling == Some(*reason)),
+    }
+}
+
+/// The outbox holds exactly what the records wait for.
+fn check_outbox(core: &State) {
+    let count = |wanted: &Effect| core.outbox.values().filter(|effect| *effect == wanted).count();
+    for run in core.runs.values() {
+        let is_pending = run.state == RunState::Pending;
+        assert_eq!(count(&Effect::Plan { run: run.id }), usize::from(is_pending), "{}", run.id);
+    }
+    for machine in core.live_machines() {
+        let launches = count(&Effect::Launch { machine: machine.id });
+        let ends = count(&Effect::Terminate { machine: machine.id });
+        match machine.state {
+            MachineState::Requested => assert_eq!((launches, ends), (1, 0)),
+            MachineState::Terminating => assert_eq!(launches + ends, 1),
+            MachineState::Busy { .. } => assert!(launches <= 1 && ends == 0),
+            MachineState::Booting | MachineState::Ready | MachineState::Terminated => {
+                assert_eq!((launches, ends), (0, 0));
+            }
+        }
+    }
+    for effect in core.outbox.values() {
+        let is_wanted = match effect {
+            Effect::Plan { run } => core.runs.contains_key(run),
+            Effect::Launch { machine } | Effect::Terminate { machine } => {
+                core.machines.get(machine).is_some_and(|machine| !machine.state.is_terminated())
+            }
+            Effect::Assign { .. } | Effect::Cancel { .. } | Effect::Disconnect { .. } => false,
+        };
+        assert!(is_wanted, "nobody waits for {effect:?}");
+    }
+}
+
+/// What has ended stays as it is.
+pub(crate) fn check_history(disk: &Snapshot, core: &State, changes: &Changes) {
+    for id in &changes.jobs {
+        if let (Some(old), Some(new)) = (disk.jobs.get(id), core.jobs.get(id)) {
+            assert!(!old.state.is_final() || old == new, "{id} changed after its end");
+        }
+    }
+    for id in &changes.runs {
+        if let (Some(old), Some(new)) = (disk.runs.get(id), core.runs.get(id)) {
+            assert!(!old.state.is_final() || old == new, "{id} changed after its end");
+        }
+    }
+}
+
+/// The changes that core names are all there were.
+pub(crate) fn check_disk(disk: &Snapshot, core: &State) {
+    assert_eq!(disk.projects, *core.projects);
+    assert_eq!(disk.environments, *core.environments);
+    assert_eq!(disk.runs, *core.runs);
+    assert_eq!(disk.jobs, *core.jobs);
+    assert_eq!(disk.machines, *core.machines);
+    assert_eq!(disk.outbox, *core.outbox);
+}
+
+/// Whether every run has ended and nothing costs money any more.
+pub(crate) fn is_over(world: &World) -> bool {
+    let core = &world.core;
+    core.runs.values().all(|run| run.state.is_final())
+        && core.outbox.is_empty()
+        && core.live_machines().all(|machine| machine.kind == MachineKind::Static)
+        && world.cloud.alive.is_empty()
+}
+
+fn job_of(machine: &Machine) -> Option<JobId> {
+    match machine.state {
+        MachineState::Busy { job } => Some(job),
+        _ => machine.requested_for,
+    }
+}

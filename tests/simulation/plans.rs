@@ -1,0 +1,92 @@
+//! Random requests and plans.
+
+use std::time::Duration;
+
+use stagely::core::state::{
+    Environment, Event, JobKind, MachineSize, PlannedJob, PlannedRun, Project, Run, RunState,
+    Timestamp, Trigger,
+};
+use stagely::ids::{EnvironmentId, JobId, ProjectId, RunId};
+use stagely_agent::protocol::{Arch, BuildArgs, Platform};
+
+use crate::rng::Rng;
+
+const PROJECTS: u64 = 3;
+
+/// A run of one of a few projects.
+pub(crate) fn request(rng: &mut Rng, now: Timestamp) -> Event {
+    let number = u128::from(1 + rng.below(PROJECTS));
+    let project = ProjectId::from_bits(number);
+    let environment = EnvironmentId::from_bits(number);
+    let run = Run {
+        id: RunId::from_bits(rng.id()),
+        project,
+        environment,
+        trigger: Trigger::Manual,
+        repository: String::new(),
+        requested_ref: None,
+        only_builds: Vec::new(),
+        commit: None,
+        branch: None,
+        state: RunState::Pending,
+        cancelling: None,
+        created_at: now,
+        ended_at: None,
+    };
+    Event::RunRequested {
+        run: Box::new(run),
+        project: Project { id: project, name: String::new(), repository: String::new() },
+        environment: Environment { id: environment, project, name: String::new() },
+    }
+}
+
+/// One to three builds, each of one or two platforms, with the merges; sometimes one waits for
+/// another.
+pub(crate) fn plan(rng: &mut Rng) -> PlannedRun {
+    let mut jobs: Vec<PlannedJob> = Vec::new();
+    for _ in 0..=rng.below(3) {
+        let first = rng.pick(&Arch::ALL).expect("there are arches");
+        let mut needs = Vec::new();
+        if rng.chance(20) {
+            needs.extend(jobs.last().map(|job| job.id));
+        }
+        let build = job(rng, build_of(first), needs);
+        let mut parts = vec![build.id];
+        jobs.push(build);
+        if rng.chance(40) {
+            let other = Arch::ALL.into_iter().find(|arch| *arch != first).expect("there are two");
+            let build = job(rng, build_of(other), Vec::new());
+            parts.push(build.id);
+            jobs.push(build);
+            let platforms = Arch::ALL.map(Platform).to_vec();
+            let image = "registry/app:1".parse().expect("a reference");
+            jobs.push(job(rng, JobKind::Merge { platforms, image }, parts));
+        }
+    }
+    PlannedRun { commit: "c".repeat(40).parse().expect("40 digits"), branch: None, jobs }
+}
+
+fn build_of(arch: Arch) -> JobKind {
+    JobKind::Build {
+        platform: Platform(arch),
+        context: String::new(),
+        dockerfile: String::new(),
+        target: None,
+        build_args: BuildArgs::default(),
+        image: "registry/app:1".parse().expect("a reference"),
+        cache_from: Vec::new(),
+        cache_to: None,
+    }
+}
+
+fn job(rng: &mut Rng, kind: JobKind, needs: Vec<JobId>) -> PlannedJob {
+    PlannedJob {
+        id: JobId::from_bits(rng.id()),
+        name: String::new(),
+        build: String::new(),
+        kind,
+        size: MachineSize::default(),
+        needs,
+        timeout: Duration::from_secs(60 + rng.below(4_000)),
+    }
+}

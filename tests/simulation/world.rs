@@ -1,0 +1,591 @@
+//! One schedule: a core with its disk, a cloud, agents, and everything that can go wrong between
+//! them, in an order that the seed decides.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::mem;
+use std::time::Duration;
+
+use stagely::core::state::{
+    Attempt, CancelReason, Changes, Effect, Event, LaunchRefusal, Limits, MachineKind,
+    MachineState, Snapshot, State, Table, Timestamp,
+};
+use stagely::ids::{MachineId, RunId};
+use stagely_agent::protocol::Arch;
+
+use crate::agents::{self, Agent, Order};
+use crate::cloud::Cloud;
+use crate::invariants;
+use crate::plans;
+use crate::rng::Rng;
+use crate::transitions::Before;
+
+/// Actions before the faults stop.
+const ACTIONS: u64 = 160;
+const RUNS_MAX: u64 = 5;
+const STATIC_MACHINES_MAX: u64 = 3;
+/// Rounds in which everything must end once the faults have stopped. Far more than any needs.
+const ROUNDS_MAX: u32 = 2_000;
+
+pub(crate) struct World {
+    pub(crate) core: State,
+    /// What a crash leaves: it gets nothing but the changed records.
+    pub(crate) disk: Snapshot,
+    pub(crate) now: Timestamp,
+    /// When the core that runs now was started.
+    pub(crate) started_at: Timestamp,
+    pub(crate) cloud: Cloud,
+    /// Machines that core had written off when it heard of them again.
+    pub(crate) swept: BTreeSet<MachineId>,
+    rng: Rng,
+    agents: BTreeMap<MachineId, Agent>,
+    /// Machines whose session has broken without core having noticed.
+    broken: BTreeSet<MachineId>,
+    /// Effects of steps that are not stored yet, and what agents are to be thanked for.
+    uncommitted: Vec<Effect>,
+    thanks: Vec<(MachineId, Attempt)>,
+    /// Effects that run. A crash forgets them.
+    in_flight: Vec<Effect>,
+    /// Outcomes and reports that may arrive a second time.
+    repeatable: Vec<Event>,
+    has_faults: bool,
+    runs: u64,
+    static_machines: u64,
+    is_traced: bool,
+}
+
+/// Plays one schedule from its beginning until everything has ended.
+///
+/// # Panics
+/// When an invariant is broken.
+pub(crate) fn play(seed: u64, is_traced: bool) -> Snapshot {
+    let mut world = World::new(seed, is_traced);
+    for _ in 0..ACTIONS {
+        world.act();
+    }
+    world.drain();
+    world.disk
+}
+
+fn limits(rng: &mut Rng) -> Limits {
+    let launchable = match rng.below(4) {
+        0 => BTreeSet::new(),
+        1 => BTreeSet::from([Arch::Amd64]),
+        _ => BTreeSet::from(Arch::ALL),
+    };
+    Limits {
+        max_concurrent: u32::try_from(1 + rng.below(4)).expect("small"),
+        max_attempts: u32::try_from(1 + rng.below(3)).expect("small"),
+        boot: Duration::from_mins(5),
+        reconnect_grace: Duration::from_mins(2),
+        job_grace: Duration::from_mins(1),
+        lease: Duration::from_mins(rng.below(90)),
+        planning: Duration::from_mins(10),
+        launchable,
+    }
+}
+
+impl World {
+    fn new(seed: u64, is_traced: bool) -> Self {
+        let mut rng = Rng::new(seed);
+        let core = State::new(limits(&mut rng));
+        let mut world = Self {
+            core,
+            disk: Snapshot::default(),
+            now: Timestamp(1_700_000_000_000),
+            started_at: Timestamp::default(),
+            cloud: Cloud::default(),
+            swept: BTreeSet::new(),
+            rng,
+            agents: BTreeMap::new(),
+            broken: BTreeSet::new(),
+            uncommitted: Vec::new(),
+            thanks: Vec::new(),
+            in_flight: Vec::new(),
+            repeatable: Vec::new(),
+            has_faults: true,
+            runs: 0,
+            static_machines: 0,
+            is_traced,
+        };
+        world.trace(|world| format!("{:?}", world.core.limits));
+        world.restart();
+        world
+    }
+
+    fn act(&mut self) {
+        match self.rng.below(100) {
+            0..22 => self.perform_any(),
+            22..60 => self.let_an_agent_act(),
+            60..68 => self.let_time_pass(),
+            68..76 => self.request_run(),
+            76..79 => self.cancel_any_run(),
+            79..82 => self.add_static_machine(None),
+            82..83 => self.remove_static_machine(),
+            83..85 => self.repeat_an_event(),
+            85 => self.lie(),
+            86..89 => self.lose_a_vm(),
+            89..92 => self.notice_gone(),
+            92..94 => self.notice_broken(),
+            94..96 => self.sweep(),
+            96..97 => self.forget(),
+            97..98 => self.arrive(),
+            _ => self.crash(),
+        }
+    }
+
+    // Core.
+
+    /// Steps `event`, checks the invariants, and stores what changed, at once or with a later step.
+    fn deliver(&mut self, event: Event) {
+        if let Event::MachineLaunched { machine } = event
+            && self.core.machines.get(&machine).is_some_and(|it| it.state.is_terminated())
+        {
+            self.swept.insert(machine);
+        }
+        let before = Before::of(&self.core);
+        let rng = &mut self.rng;
+        let mut new_machine = || MachineId::from_bits(rng.id());
+        let effects = self.core.step(event.clone(), self.now, &mut new_machine);
+        self.trace(|world| format!("{} {event:?} -> {effects:?}", world.now.0));
+        invariants::check(self, &event);
+        before.check(self, &event, &effects);
+        self.uncommitted.extend(effects);
+        match event {
+            Event::JobReported { machine, job, attempt, .. } => {
+                self.thanks.push((machine, Attempt { job, number: attempt }));
+                self.repeatable.push(event);
+            }
+            Event::JobStarted { .. }
+            | Event::MachineLaunched { .. }
+            | Event::LaunchRefused { .. }
+            | Event::MachineGone { .. }
+            | Event::RunPlanned { .. } => self.repeatable.push(event),
+            _ => {}
+        }
+        if !self.has_faults || self.rng.chance(80) {
+            self.commit();
+        }
+        if self.has_faults && self.rng.chance(1) {
+            self.crash();
+        }
+    }
+
+    /// One transaction; only then do effects run and are agents thanked.
+    fn commit(&mut self) {
+        let changes = self.core.take_changes();
+        invariants::check_history(&self.disk, &self.core, &changes);
+        store(&mut self.disk, &self.core, &changes);
+        invariants::check_disk(&self.disk, &self.core);
+        self.in_flight.append(&mut self.uncommitted);
+        for (machine, attempt) in mem::take(&mut self.thanks) {
+            self.tell(machine, Order::Thanks(attempt));
+        }
+    }
+
+    fn crash(&mut self) {
+        self.trace(|_| "core crashes".to_owned());
+        self.uncommitted.clear();
+        self.thanks.clear();
+        self.broken.clear();
+        for effect in mem::take(&mut self.in_flight) {
+            // The request had left before the crash.
+            if let Effect::Launch { machine } = effect
+                && self.rng.chance(20)
+            {
+                self.cloud.travelling.push(machine);
+            }
+        }
+        for agent in self.agents.values_mut() {
+            agent.session = None;
+        }
+        let downtime = if self.rng.chance(30) { self.rng.below(8_000_000) } else { 1_000 };
+        self.now.0 += downtime;
+        self.core = State::load(self.core.limits.clone(), self.disk.clone());
+        self.restart();
+    }
+
+    fn restart(&mut self) {
+        self.started_at = self.now;
+        let outbox: Vec<Effect> = self.core.outbox.values().cloned().collect();
+        let mut new_machine = || MachineId::from_bits(self.rng.id());
+        let before = Before::of(&self.core);
+        let effects = self.core.step(Event::CoreStarted, self.now, &mut new_machine);
+        self.trace(|world| format!("{} core starts -> {effects:?}", world.now.0));
+        invariants::check(self, &Event::CoreStarted);
+        before.check(self, &Event::CoreStarted, &effects);
+        self.uncommitted = effects;
+        self.commit();
+        self.in_flight.extend(outbox);
+    }
+
+    // Effects.
+
+    fn perform_any(&mut self) {
+        if !self.in_flight.is_empty() {
+            let index = self.rng.below(self.in_flight.len() as u64);
+            let effect = self.in_flight.swap_remove(usize::try_from(index).expect("small"));
+            self.perform(&effect);
+        }
+    }
+
+    fn perform(&mut self, effect: &Effect) {
+        self.trace(|_| format!("performs {effect:?}"));
+        match *effect {
+            Effect::Plan { run } => self.plan(run),
+            Effect::Launch { machine } => self.launch(machine),
+            Effect::Terminate { machine } => self.terminate(machine),
+            Effect::Assign { machine, job, attempt } => {
+                self.tell(machine, Order::Begin(Attempt { job, number: attempt }));
+            }
+            Effect::Cancel { machine, job, attempt } => {
+                self.tell(machine, Order::Stop(Attempt { job, number: attempt }));
+            }
+            Effect::Disconnect { machine } => self.break_session(machine),
+        }
+    }
+
+    fn fault(&mut self, percent: u64) -> bool {
+        self.has_faults && self.rng.chance(percent)
+    }
+
+    fn plan(&mut self, run: RunId) {
+        let plan =
+            if self.fault(10) { Err("wrong".to_owned()) } else { Ok(plans::plan(&mut self.rng)) };
+        self.deliver(Event::RunPlanned { run, plan });
+    }
+
+    fn launch(&mut self, machine: MachineId) {
+        assert!(self.disk.machines.contains_key(&machine), "{machine} is launched unrecorded");
+        let has_agent = self.core.machines.get(&machine).is_some_and(|it| it.system_info.is_some());
+        // The contract lets a provider refuse to repeat a launch once its machine has shown itself.
+        let may_refuse = !self.cloud.has_launched(machine) || has_agent;
+        if !may_refuse || !self.fault(30) {
+            self.start_vm(machine);
+            if self.fault(15) {
+                // The answer is lost: core asks again.
+                return self.in_flight.push(Effect::Launch { machine });
+            }
+            return self.deliver(Event::MachineLaunched { machine });
+        }
+        let why = String::new();
+        let refusal = match self.rng.below(4) {
+            0 => LaunchRefusal::Permanent(why),
+            1 => {
+                if self.rng.chance(50) {
+                    self.start_vm(machine);
+                }
+                LaunchRefusal::Unclear(why)
+            }
+            _ => LaunchRefusal::NoCapacity(why),
+        };
+        self.deliver(Event::LaunchRefused { machine, refusal });
+    }
+
+    fn terminate(&mut self, machine: MachineId) {
+        if self.fault(10) {
+            return self.in_flight.push(Effect::Terminate { machine });
+        }
+        self.end_vm(machine);
+        if self.fault(10) {
+            return self.in_flight.push(Effect::Terminate { machine });
+        }
+        self.deliver(Event::MachineGone { machine });
+    }
+
+    fn tell(&mut self, machine: MachineId, order: Order) {
+        let session = self.agents.get_mut(&machine).and_then(|agent| agent.session.as_mut());
+        if let Some(session) = session {
+            session.to_agent.push_back(order);
+        }
+    }
+
+    fn break_session(&mut self, machine: MachineId) {
+        let session = self.agents.get_mut(&machine).and_then(|agent| agent.session.take());
+        if session.is_some() {
+            self.broken.insert(machine);
+        }
+    }
+
+    fn start_vm(&mut self, machine: MachineId) {
+        if !self.cloud.has_launched(machine) {
+            self.cloud.launch(machine);
+            self.agents.insert(machine, Agent::new(machine));
+        }
+    }
+
+    fn end_vm(&mut self, machine: MachineId) {
+        self.break_session(machine);
+        self.agents.remove(&machine);
+        self.cloud.terminate(machine);
+    }
+
+    // Agents.
+
+    fn let_an_agent_act(&mut self) {
+        let machines: Vec<MachineId> = self.agents.keys().copied().collect();
+        let Some(machine) = self.rng.pick(&machines) else { return };
+        match self.rng.below(100) {
+            0..80 => {
+                self.go_on(machine);
+            }
+            80..90 => self.break_session(machine),
+            90..94 => self.change_agent(machine, Agent::crash),
+            94..96 => self.change_agent(machine, |agent| agent.is_hung = true),
+            _ => {}
+        }
+    }
+
+    fn change_agent(&mut self, machine: MachineId, change: impl FnOnce(&mut Agent)) {
+        if let Some(agent) = self.agents.get_mut(&machine) {
+            let was_connected = agent.session.is_some();
+            change(agent);
+            if was_connected && agent.session.is_none() {
+                self.broken.insert(machine);
+            }
+        }
+    }
+
+    /// The agent does one thing that it has to do; false if there is none.
+    fn go_on(&mut self, machine: MachineId) -> bool {
+        let Some(agent) = self.agents.get_mut(&machine) else { return false };
+        if agent.session.is_none() {
+            self.broken.remove(&machine);
+            agent.connect(&mut self.rng);
+            return true;
+        }
+        self.hear(machine)
+            || self
+                .agents
+                .get_mut(&machine)
+                .is_some_and(|agent| agent.obey() || agent.work(&mut self.rng, self.has_faults))
+    }
+
+    /// Core takes the oldest message of the agent.
+    fn hear(&mut self, machine: MachineId) -> bool {
+        let session = self.agents.get_mut(&machine).and_then(|agent| agent.session.as_mut());
+        let message = session.and_then(|session| session.to_core.pop_front());
+        let is_some = message.is_some();
+        if let Some(event) = message {
+            self.deliver(event);
+        }
+        is_some
+    }
+
+    // Time and the owner.
+
+    fn let_time_pass(&mut self) {
+        let next = self.core.next_deadline();
+        self.now = match self.rng.below(10) {
+            0 => self.now.after(Duration::from_secs(self.rng.below(3_000))),
+            1 | 2 => next.map_or(self.now, |next| next.max(self.now)),
+            _ => self.now.after(Duration::from_millis(self.rng.below(60_000))),
+        };
+        if next.is_some_and(|next| next <= self.now) || self.rng.chance(10) {
+            self.deliver(Event::Tick);
+        }
+    }
+
+    fn request_run(&mut self) {
+        if self.runs < RUNS_MAX {
+            self.runs += 1;
+            let request = plans::request(&mut self.rng, self.now);
+            self.deliver(request);
+        }
+    }
+
+    fn cancel_any_run(&mut self) {
+        let runs: Vec<RunId> = self.core.runs.keys().copied().collect();
+        if let Some(run) = self.rng.pick(&runs) {
+            self.deliver(Event::CancelRequested { run, reason: CancelReason::Requested });
+        }
+    }
+
+    fn add_static_machine(&mut self, arch: Option<Arch>) {
+        if arch.is_some() || self.static_machines < STATIC_MACHINES_MAX {
+            self.static_machines += 1;
+            let machine = MachineId::from_bits(self.rng.id());
+            let arch = arch.or_else(|| self.rng.pick(&Arch::ALL)).expect("there are arches");
+            self.agents.insert(machine, Agent::new(machine));
+            self.deliver(Event::StaticMachineAdded { machine, name: String::new(), arch });
+            // Its token was given to its owner, so the record is in the store.
+            self.commit();
+        }
+    }
+
+    fn remove_static_machine(&mut self) {
+        let registered = self.core.live_machines().filter(|it| it.kind == MachineKind::Static);
+        let registered: Vec<MachineId> = registered.map(|machine| machine.id).collect();
+        if let Some(machine) = self.rng.pick(&registered) {
+            self.deliver(Event::StaticMachineRemoved { machine });
+        }
+    }
+
+    // What goes wrong.
+
+    fn repeat_an_event(&mut self) {
+        if !self.repeatable.is_empty() {
+            let index = self.rng.below(self.repeatable.len() as u64);
+            let event = self.repeatable[usize::try_from(index).expect("small")].clone();
+            self.deliver(event);
+        }
+    }
+
+    /// A machine reports the end of a job that another one has.
+    fn lie(&mut self) {
+        let machines: Vec<MachineId> = self.agents.keys().copied().collect();
+        let attempts = self.core.jobs.values().filter_map(|job| {
+            Some(Attempt { job: job.id, number: job.state.attempt_on(job.state.machine()?)? })
+        });
+        let attempts: Vec<Attempt> = attempts.collect();
+        let (liar, attempt) = (self.rng.pick(&machines), self.rng.pick(&attempts));
+        if let (Some(liar), Some(attempt)) = (liar, attempt)
+            && self.core.jobs[&attempt.job].state.machine() != Some(liar)
+        {
+            self.deliver(agents::reported(liar, attempt, agents::pushed(attempt)));
+        }
+    }
+
+    fn lose_a_vm(&mut self) {
+        let alive: Vec<MachineId> = self.cloud.alive.iter().copied().collect();
+        if let Some(machine) = self.rng.pick(&alive) {
+            self.trace(|_| format!("{machine} dies"));
+            self.end_vm(machine);
+        }
+    }
+
+    fn arrive(&mut self) {
+        if let Some(machine) = self.cloud.travelling.pop() {
+            self.trace(|_| format!("a late request launches {machine}"));
+            if !self.cloud.has_launched(machine) {
+                self.cloud.late.insert(machine);
+                self.start_vm(machine);
+            }
+        }
+    }
+
+    /// The provider's list lacks machines that core counts on.
+    fn notice_gone(&mut self) {
+        let gone = self.core.live_machines().filter(|machine| {
+            machine.kind == MachineKind::Launched && !self.cloud.alive.contains(&machine.id)
+        });
+        let gone: Vec<MachineId> = gone.map(|machine| machine.id).collect();
+        if let Some(machine) = self.rng.pick(&gone) {
+            self.deliver(Event::MachineGone { machine });
+        }
+    }
+
+    fn notice_broken(&mut self) {
+        if let Some(machine) = self.broken.pop_first() {
+            self.deliver(Event::AgentDisconnected { machine });
+        }
+    }
+
+    /// The provider's list has machines that core does not count on.
+    fn sweep(&mut self) {
+        let stored = |machine: &MachineId| self.disk.machines.get(machine).map(|it| it.state);
+        let alive = self.cloud.alive.iter().map(|machine| (*machine, stored(machine)));
+        let alive: Vec<_> = alive.collect();
+        for (machine, state) in alive {
+            match state {
+                None => self.end_vm(machine),
+                Some(MachineState::Terminated) => self.deliver(Event::MachineLaunched { machine }),
+                Some(_) => {}
+            }
+        }
+    }
+
+    fn forget(&mut self) {
+        let runs = self.core.runs.values().filter(|run| run.ended_at.is_some());
+        let runs: Vec<RunId> = runs.map(|run| run.id).collect();
+        let machines: Vec<MachineId> = self.core.machines.keys().copied().collect();
+        let runs = self.rng.pick(&runs).into_iter().collect();
+        let machines = self.rng.pick(&machines).into_iter().collect();
+        self.deliver(Event::Forgotten { runs, machines });
+    }
+
+    // The end.
+
+    /// Nothing goes wrong any more, so everything must come to its end.
+    fn drain(&mut self) {
+        self.trace(|_| "the faults stop".to_owned());
+        self.has_faults = false;
+        self.commit();
+        if self.core.limits.launchable.is_empty() {
+            for arch in Arch::ALL {
+                self.add_static_machine(Some(arch));
+            }
+        }
+        for _ in 0..ROUNDS_MAX {
+            let is_quiet = self.round();
+            if is_quiet && invariants::is_over(self) {
+                return;
+            }
+            self.pass_time_after(is_quiet);
+        }
+        panic!("not everything ends: {:?} {:?}", self.core.queue(), self.core.outbox);
+    }
+
+    /// Everybody does what there is to do; true if nobody had anything.
+    fn round(&mut self) -> bool {
+        while !self.cloud.travelling.is_empty() {
+            self.arrive();
+        }
+        self.sweep();
+        let effects = mem::take(&mut self.in_flight);
+        let mut is_quiet = effects.is_empty();
+        for effect in effects {
+            self.perform(&effect);
+        }
+        while !self.broken.is_empty() {
+            self.notice_broken();
+        }
+        // A token dies with its machine's record.
+        let is_live = |id: &MachineId| self.core.live_machines().any(|machine| machine.id == *id);
+        self.agents.retain(|machine, _| is_live(machine));
+        let machines: Vec<MachineId> = self.agents.keys().copied().collect();
+        for machine in machines {
+            while self.go_on(machine) {
+                is_quiet = false;
+            }
+        }
+        is_quiet
+    }
+
+    fn pass_time_after(&mut self, is_quiet: bool) {
+        self.now = self.now.after(Duration::from_secs(1));
+        if is_quiet && let Some(next) = self.core.next_deadline() {
+            self.now = self.now.max(next);
+        }
+        if self.core.next_deadline().is_some_and(|next| next <= self.now) {
+            self.deliver(Event::Tick);
+        }
+    }
+
+    fn trace(&self, line: impl FnOnce(&Self) -> String) {
+        if self.is_traced {
+            println!("{}", line(self));
+        }
+    }
+}
+
+fn store(disk: &mut Snapshot, core: &State, changes: &Changes) {
+    copy(&mut disk.projects, &core.projects, &changes.projects);
+    copy(&mut disk.environments, &core.environments, &changes.environments);
+    copy(&mut disk.runs, &core.runs, &changes.runs);
+    copy(&mut disk.jobs, &core.jobs, &changes.jobs);
+    copy(&mut disk.machines, &core.machines, &changes.machines);
+    copy(&mut disk.outbox, &core.outbox, &changes.outbox);
+}
+
+fn copy<K: Copy + Ord, V: Clone>(
+    to: &mut BTreeMap<K, V>,
+    from: &Table<K, V>,
+    changed: &BTreeSet<K>,
+) {
+    for key in changed {
+        match from.get(key) {
+            Some(row) => to.insert(*key, row.clone()),
+            None => to.remove(key),
+        };
+    }
+}
