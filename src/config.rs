@@ -112,9 +112,6 @@ impl Default for CoreConfig {
 
 impl CoreConfig {
     /// The address that agents reach core at.
-    ///
-    /// # Panics
-    /// Never: every socket address makes a URL.
     pub fn url(&self) -> Url {
         self.public_url.clone().unwrap_or_else(|| {
             format!("http://{}", self.listen).parse().expect("a socket address makes a URL")

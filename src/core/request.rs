@@ -175,7 +175,7 @@ fn free_name(records: &Records, name: &str) -> String {
     if !taken(name) {
         return name.to_owned();
     }
-    (2u32..)
+    (2..=u32::MAX)
         .map(|number| format!("{name}-{number}"))
         .find(|name| !taken(name))
         .expect("fewer projects than numbers")

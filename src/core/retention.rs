@@ -15,7 +15,7 @@ use crate::config::RetentionConfig;
 use crate::ids::{JobId, MachineId, RunId};
 
 /// Between two looks.
-const INTERVAL: Duration = Duration::from_secs(10 * 60);
+const INTERVAL: Duration = Duration::from_mins(10);
 
 /// Records that go in one step: a transaction of milliseconds, between which core does its work.
 const STEP: usize = 100;

@@ -4,7 +4,7 @@ use stagely::core::state::{
     Changes, Effect, Event, Job, JobKind, JobState, Machine, MachineKind, MachineState,
     QueueReason, Run, RunState, Snapshot, State,
 };
-use stagely::ids::{JobId, MachineId};
+use stagely::ids::JobId;
 
 use crate::agents::digest;
 use crate::world::World;

@@ -10,7 +10,7 @@ use crate::core::state::Event;
 use crate::ids::MachineId;
 
 /// The wait after a failed termination doubles up to this.
-const WAIT_MAX: Duration = Duration::from_secs(60);
+const WAIT_MAX: Duration = Duration::from_mins(1);
 
 /// What an agent may use to end its work before the provider is asked, in seconds. It exits on its
 /// own as soon as it is done.

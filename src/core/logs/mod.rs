@@ -19,7 +19,7 @@ use tokio::task::spawn_blocking;
 
 use self::chunk::Chunk;
 use self::tables::Tables;
-use self::writer::{Command, Writer};
+use self::writer::{Append, Command, Writer};
 use crate::config::LogsConfig;
 use crate::ids::JobId;
 
@@ -153,7 +153,7 @@ impl LogStore {
     ) -> Result<Receipt, AppendError> {
         let (stored, receipt) = oneshot::channel();
         let chunk = Chunk::of(lines);
-        let command = Command::Append { key: (job, attempt), first, chunk, stored };
+        let command = Command::Append(Append { key: (job, attempt), first, chunk, stored });
         let closed = |_| AppendError::NotStored("it is closed".into());
         self.writer.send(command).await.map_err(closed)?;
         Ok(Receipt(receipt))
@@ -221,7 +221,7 @@ impl StoredLines {
     /// Resolves when more than `lines` lines are stored; also once for what was stored before.
     pub async fn more_than(&mut self, lines: u64) {
         if self.0.wait_for(|stored| *stored > lines).await.is_err() {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 }

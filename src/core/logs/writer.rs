@@ -30,14 +30,20 @@ const REOPEN_WAIT: Duration = Duration::from_millis(250);
 #[derive(Debug)]
 pub(super) enum Command {
     /// Store a chunk.
-    Append {
-        key: LogKey,
-        first: Option<u64>,
-        chunk: Chunk,
-        stored: oneshot::Sender<Result<u64, AppendError>>,
-    },
+    Append(Append),
     /// Delete all logs of a job.
     Forget { job: JobId, done: oneshot::Sender<Result<(), LogError>> },
+}
+
+/// A chunk to be stored.
+#[derive(Debug)]
+pub(super) struct Append {
+    pub(super) key: LogKey,
+    /// The number of its first line; `None`: it follows whatever is stored.
+    pub(super) first: Option<u64>,
+    pub(super) chunk: Chunk,
+    /// Is told the number of the next line that the store wants.
+    pub(super) stored: oneshot::Sender<Result<u64, AppendError>>,
 }
 
 /// The thread's own things.
@@ -67,9 +73,7 @@ impl Writer {
             let mut appends = Vec::new();
             for command in group.drain(..) {
                 match command {
-                    Command::Append { key, first, chunk, stored } => {
-                        appends.push((key, first, chunk, stored));
-                    }
+                    Command::Append(append) => appends.push(append),
                     Command::Forget { job, done } => {
                         // The asker may have left; the logs are gone all the same.
                         let _ = done.send(self.forget(job));
@@ -82,10 +86,7 @@ impl Writer {
         }
     }
 
-    fn append(
-        &mut self,
-        appends: Vec<(LogKey, Option<u64>, Chunk, oneshot::Sender<Result<u64, AppendError>>)>,
-    ) {
+    fn append(&mut self, appends: Vec<Append>) {
         let mut group = Group { extents: HashMap::new(), answers: Vec::new() };
         match self.commit(appends, &mut group) {
             Ok(()) => {
@@ -109,11 +110,7 @@ impl Writer {
         }
     }
 
-    fn commit(
-        &self,
-        appends: Vec<(LogKey, Option<u64>, Chunk, oneshot::Sender<Result<u64, AppendError>>)>,
-        group: &mut Group,
-    ) -> Result<(), LogError> {
+    fn commit(&self, appends: Vec<Append>, group: &mut Group) -> Result<(), LogError> {
         let database = self.tables.database()?;
         let mut write = database.begin_write()?;
         write.set_durability(Durability::Immediate)?;
@@ -121,7 +118,7 @@ impl Writer {
         write.set_quick_repair(true);
         {
             let mut chunks = write.open_table(CHUNKS)?;
-            for (key, first, chunk, stored) in appends {
+            for Append { key, first, chunk, stored } in appends {
                 // The answer is there before anything can fail, so that nobody waits for ever.
                 group.answers.push((stored, Err(AppendError::NotStored(String::new()))));
                 let answer = self.append_one(group, &mut chunks, key, first, chunk)?;
