@@ -14,4 +14,6 @@ pub mod core;
 
 pub mod provider;
 
+pub mod client;
+
 pub mod cli;

@@ -1,17 +1,23 @@
 //! Arguments → core, agent or a client command.
 
+use std::io::{self, IsTerminal as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use clap::{Parser, Subcommand};
-use stagely::config::Config;
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use clap_complete::Shell;
+use stagely::cli::run::outcome::EXIT_UNUSABLE;
+use stagely::cli::settings::{Place, Settings};
+use stagely::cli::signals::stop_token;
+use stagely::cli::{doctor, machines, records, run, schema, token, validate};
 use stagely::core;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
+use stagely_agent::exec::exec;
+use tracing_subscriber::EnvFilter;
 
+/// Builds a pull request's container images on machines that live only as long as the build
 #[derive(Parser)]
-#[command(version, about)]
+#[command(name = "stagely", version, propagate_version = true, arg_required_else_help = true)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -19,47 +25,143 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Runs the coordinator.
-    Core {
-        /// The configuration.
-        #[arg(long, value_name = "FILE", env = "STAGELY_CONFIG")]
-        config: Option<PathBuf>,
+    Run(Box<run::RunArgs>),
+    /// Checks a stagely.yaml and prints every mistake with its line and column
+    Validate {
+        /// The file, or the folder that holds it
+        #[arg(value_name = "FILE")]
+        file: Option<PathBuf>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
     },
-    /// Runs an agent.
-    Agent {
-        /// Its configuration.
-        #[arg(long, value_name = "FILE", default_value = stagely_agent::config::DEFAULT_PATH)]
-        config: PathBuf,
+    /// Prints the JSON Schema of stagely.yaml
+    Schema,
+    Runs(records::RunsArgs),
+    Jobs(records::JobsArgs),
+    Logs(records::LogsArgs),
+    Cancel(records::CancelArgs),
+    Machines(machines::MachinesArgs),
+    Queue(machines::QueueArgs),
+    Token(token::TokenArgs),
+    Doctor(doctor::DoctorArgs),
+    Core(CoreArgs),
+    Agent(AgentArgs),
+    /// Prints the completion script of a shell
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+}
+
+/// Runs the coordinator
+#[derive(Args)]
+struct CoreArgs {
+    #[command(flatten)]
+    place: Place,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+/// Runs an agent: it dials out to core and does the work
+#[derive(Args)]
+#[command(args_conflicts_with_subcommands = true)]
+struct AgentArgs {
+    #[command(subcommand)]
+    command: Option<AgentCommand>,
+    /// Its configuration
+    #[arg(long, value_name = "FILE", default_value = stagely_agent::config::DEFAULT_PATH)]
+    config: PathBuf,
+}
+
+#[derive(Subcommand)]
+enum AgentCommand {
+    /// Does the work of one message, BUILD or MERGE, on this machine's Docker and without core;
+    /// prints the log and, as the last line, the STATUS
+    Exec {
+        /// Holds the message, as JSON
+        #[arg(value_name = "MESSAGE.JSON")]
+        message: PathBuf,
+        /// The Docker engine, unix:///…
+        #[arg(long, value_name = "URL", env = "STAGELY_DOCKER_HOST")]
+        docker_host: Option<String>,
     },
 }
 
 #[tokio::main]
-async fn main() -> anyhow::Result<ExitCode> {
-    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
-    let stop = CancellationToken::new();
-    let stopping = stop.clone();
-    tokio::spawn(async move {
-        let Ok(mut term) = signal(SignalKind::terminate()) else { return };
-        tokio::select! {
-            _ = term.recv() => {}
-            _ = tokio::signal::ctrl_c() => {}
-        }
-        stopping.cancel();
-    });
-    match Arguments::parse().command {
-        Command::Core { config } => {
-            let config = match config {
-                Some(path) => Config::read(&path)?,
-                None => Config::default(),
-            };
-            core::start(config).await?.until(stop).await?;
-            Ok(ExitCode::SUCCESS)
-        }
-        Command::Agent { config } => {
-            let text = std::fs::read(&config)
-                .with_context(|| format!("cannot read {}", config.display()))?;
-            let exit = stagely_agent::run(serde_json::from_slice(&text)?, stop).await?;
-            Ok(ExitCode::from(exit.code()))
+async fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match perform(arguments.command).await {
+        Ok(code) => code,
+        // Whoever read our output has enough of it.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(EXIT_UNUSABLE)
         }
     }
+}
+
+async fn perform(command: Command) -> anyhow::Result<ExitCode> {
+    start_log(&command)?;
+    match command {
+        Command::Run(arguments) => run::run(*arguments).await,
+        Command::Validate { file, json } => validate::validate(file, json),
+        Command::Schema => schema::schema(),
+        Command::Runs(arguments) => records::runs(arguments).await,
+        Command::Jobs(arguments) => records::jobs(arguments).await,
+        Command::Logs(arguments) => records::logs(arguments).await,
+        Command::Cancel(arguments) => records::cancel(arguments).await,
+        Command::Machines(arguments) => machines::machines(arguments).await,
+        Command::Queue(arguments) => machines::queue(arguments).await,
+        Command::Token(arguments) => token::token(arguments).await,
+        Command::Doctor(arguments) => doctor::doctor(arguments).await,
+        Command::Core(arguments) => run_core(&arguments).await,
+        Command::Agent(arguments) => run_agent(arguments).await,
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Arguments::command(), "stagely", &mut io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// Logs to standard error. What `STAGELY_LOG` lets through: all of `info` for services, and nothing
+/// for commands, which say themselves what went wrong.
+fn start_log(command: &Command) -> anyhow::Result<()> {
+    let default = match command {
+        Command::Core(_) | Command::Agent(AgentArgs { command: None, .. }) => "info",
+        _ => "off",
+    };
+    let filter = std::env::var("STAGELY_LOG").unwrap_or_else(|_| default.to_owned());
+    let filter: EnvFilter = filter.parse().context("STAGELY_LOG is not a filter")?;
+    let log = tracing_subscriber::fmt().with_writer(io::stderr).with_env_filter(filter);
+    log.with_ansi(io::stderr().is_terminal()).init();
+    Ok(())
+}
+
+async fn run_core(arguments: &CoreArgs) -> anyhow::Result<ExitCode> {
+    let mut config = arguments.settings.read()?;
+    arguments.place.apply(&mut config);
+    let stop = stop_token()?;
+    core::start(config).await?.until(stop).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn run_agent(arguments: AgentArgs) -> anyhow::Result<ExitCode> {
+    let stop = stop_token()?;
+    if let Some(AgentCommand::Exec { message, docker_host }) = arguments.command {
+        return Ok(ExitCode::from(exec(&message, docker_host, stop).await?));
+    }
+    let path = arguments.config;
+    let text = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let config = serde_json::from_slice(&text).with_context(|| format!("{}", path.display()))?;
+    let exit = stagely_agent::run(config, stop).await?;
+    Ok(ExitCode::from(exit.code()))
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let kind = |cause: &(dyn std::error::Error + 'static)| {
+        cause.downcast_ref::<io::Error>().map(io::Error::kind)
+    };
+    error.chain().any(|cause| kind(cause) == Some(io::ErrorKind::BrokenPipe))
 }

@@ -1,4 +1,17 @@
-//! The client commands.
+//! What people type: each command in a file of its own.
 
+pub mod run;
+
+pub mod machines;
+pub mod records;
+pub mod token;
+
+pub mod doctor;
 pub mod schema;
 pub mod validate;
+
+pub mod connect;
+pub mod embedded;
+pub mod settings;
+pub mod signals;
+mod table;

@@ -13,7 +13,7 @@ use tokio::task::spawn_blocking;
      free some space or shorten [retention]",
     folder.display()
 )]
-pub(super) struct DiskNearlyFull {
+pub(crate) struct DiskNearlyFull {
     folder: PathBuf,
     free_mib: u64,
     min_mib: u64,
@@ -21,14 +21,14 @@ pub(super) struct DiskNearlyFull {
 
 /// Watches the disk that holds the data folder.
 #[derive(Clone, Debug)]
-pub(super) struct DiskGuard {
+pub(crate) struct DiskGuard {
     folder: PathBuf,
     min_mib: u64,
 }
 
 impl DiskGuard {
     /// Asks for `min_mib` mebibytes to be free where `folder` lies.
-    pub(super) const fn new(folder: PathBuf, min_mib: u64) -> Self {
+    pub(crate) const fn new(folder: PathBuf, min_mib: u64) -> Self {
         Self { folder, min_mib }
     }
 
@@ -36,7 +36,7 @@ impl DiskGuard {
     ///
     /// # Errors
     /// [`DiskNearlyFull`].
-    pub(super) async fn check(&self) -> Result<(), DiskNearlyFull> {
+    pub(crate) async fn check(&self) -> Result<(), DiskNearlyFull> {
         let folder = self.folder.clone();
         let asked = spawn_blocking(move || statvfs(&folder)).await;
         // A disk that cannot be asked is not known to be full; a commit will say what is wrong.

@@ -19,7 +19,7 @@ pub mod logs;
 
 pub mod secrets;
 
-mod disk;
+pub(crate) mod disk;
 mod http;
 mod retention;
 mod sweep;
@@ -27,7 +27,7 @@ mod sweep;
 use std::future::IntoFuture as _;
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -58,6 +58,9 @@ use crate::provider::{LocalProvider, Provider};
 /// Holds the first admin token, in the data folder.
 pub const ADMIN_TOKEN_FILE: &str = "admin.token";
 
+/// Holds the address of the core that runs on a data folder, while it runs.
+pub const ADDRESS_FILE: &str = "core.url";
+
 /// A core that runs in this process.
 #[derive(Debug)]
 pub struct Running {
@@ -68,6 +71,7 @@ pub struct Running {
     stop: CancellationToken,
     tasks: JoinSet<anyhow::Result<()>>,
     shutdown_limit: std::time::Duration,
+    address_file: PathBuf,
 }
 
 impl Running {
@@ -97,7 +101,10 @@ impl Running {
             }
             result
         });
-        joined.await.unwrap_or_else(|_| {
+        let joined = joined.await;
+        // One that stays is of a core that was killed: whoever dials it is told that nobody answers.
+        let _ = std::fs::remove_file(&self.address_file);
+        joined.unwrap_or_else(|_| {
             Err(anyhow::anyhow!("core did not stop within {:?}", self.shutdown_limit))
         })
     }
@@ -128,9 +135,12 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     let parts = Parts { config, store, logs, keyring, tokens };
     let (stop, tasks) = parts.spawn(stored, listener)?;
     let url = parts.config.core.url();
+    let address_file = data_dir.join(ADDRESS_FILE);
+    std::fs::write(&address_file, format!("http://{}\n", parts.config.core.listen))
+        .with_context(|| format!("cannot write {}", address_file.display()))?;
     info!(%url, data_dir = %data_dir.display(), "core is up");
     let shutdown_limit = parts.config.core.shutdown_limit;
-    Ok(Running { url, admin_token, stop, tasks, shutdown_limit })
+    Ok(Running { url, admin_token, stop, tasks, shutdown_limit, address_file })
 }
 
 /// Opens what lies in the data folder. Blocks.

@@ -1,0 +1,258 @@
+//! Shows a run while it goes on, on standard error: a line a job that changes in place on a terminal,
+//! every line of every log elsewhere.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io::{IsTerminal as _, Write as _, stderr};
+use std::time::Duration;
+
+use console::{strip_ansi_codes, style};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+
+use crate::api::{FollowedLine, JobStatus, JobView, RunStatus, RunView};
+use crate::ids::JobId;
+
+/// The last lines of a failed job that are shown on a terminal; the others are in its log.
+const TAIL_LINES: usize = 30;
+
+/// How often the times on the screen move on.
+const REDRAW: Duration = Duration::from_millis(100);
+
+/// What the agent begins a line with that the user should see.
+const WARNING: &str = "WARNING: ";
+
+/// A run on the screen.
+#[derive(Debug)]
+pub(super) struct Display {
+    screen: Screen,
+    jobs: BTreeMap<JobId, JobProgress>,
+    run_status: Option<RunStatus>,
+}
+
+#[derive(Debug)]
+enum Screen {
+    Live(MultiProgress),
+    Plain,
+}
+
+/// What is known of a job from what it said.
+#[derive(Debug)]
+struct JobProgress {
+    name: String,
+    status: JobStatus,
+    attempt: u32,
+    /// What it is at.
+    step: String,
+    /// The steps of `BuildKit` that were seen, by their numbers.
+    seen: BTreeSet<u32>,
+    tail: VecDeque<String>,
+    bar: ProgressBar,
+}
+
+impl Display {
+    /// On a terminal live, elsewhere plain.
+    pub(super) fn new() -> Self {
+        let screen =
+            if stderr().is_terminal() { Screen::Live(MultiProgress::new()) } else { Screen::Plain };
+        Self { screen, jobs: BTreeMap::new(), run_status: None }
+    }
+
+    /// Says something of the command's own.
+    pub(super) fn say(&self, text: &str) {
+        match &self.screen {
+            // A terminal that is gone does not stop the run.
+            Screen::Live(bars) => drop(bars.println(text)),
+            Screen::Plain => drop(writeln!(stderr(), "{text}")),
+        }
+    }
+
+    /// The run as it is now.
+    pub(super) fn show_run(&mut self, run: &RunView) {
+        if self.run_status.replace(run.status) != Some(run.status) {
+            match run.status {
+                RunStatus::Pending => self.say(&format!("Reading stagely.yaml at {}", target(run))),
+                RunStatus::Building => {
+                    let count = run.jobs.len();
+                    let jobs =
+                        if count == 1 { "1 job".to_owned() } else { format!("{count} jobs") };
+                    let commit = run.commit.as_ref().map(ToString::to_string).unwrap_or_default();
+                    self.say(&format!("Building {commit}: {jobs}"));
+                }
+                RunStatus::Completed | RunStatus::Failed | RunStatus::Cancelled => {}
+            }
+        }
+        for job in &run.jobs {
+            self.show_job(job);
+        }
+    }
+
+    fn show_job(&mut self, job: &JobView) {
+        let screen = &self.screen;
+        let progress = self.jobs.entry(job.id).or_insert_with(|| JobProgress::new(job, screen));
+        let (old, old_attempt) = (progress.status, progress.attempt);
+        (progress.status, progress.attempt) = (job.status, job.attempt);
+        if job.status == JobStatus::Running && old != JobStatus::Running {
+            progress.bar.reset_elapsed();
+        }
+        progress.draw(job);
+        if old == job.status && old_attempt == job.attempt {
+            return;
+        }
+        let told = progress.change(job, matches!(screen, Screen::Live(_)));
+        for line in told {
+            self.say(&line);
+        }
+    }
+
+    /// What a job said.
+    pub(super) fn show_lines(&mut self, job: JobId, attempt: u32, lines: &[FollowedLine]) {
+        let width = self.jobs.values().map(|job| job.name.chars().count()).max().unwrap_or(0);
+        let Some(progress) = self.jobs.get_mut(&job) else { return };
+        if attempt != progress.attempt {
+            progress.seen.clear();
+        }
+        let mut told = Vec::new();
+        for line in lines {
+            progress.take_line(&line.data);
+            match &self.screen {
+                Screen::Plain => told.push(format!("{:width$} | {}", progress.name, line.data)),
+                Screen::Live(_) if line.data.starts_with(WARNING) => {
+                    let text = strip_ansi_codes(&line.data);
+                    told.push(format!("{} {}", style(&progress.name).bold(), style(text).yellow()));
+                }
+                Screen::Live(_) => {}
+            }
+        }
+        for line in told {
+            self.say(&line);
+        }
+    }
+
+    /// Leaves the screen as it is.
+    pub(super) fn end(self) {
+        for job in self.jobs.values().filter(|job| !job.status.is_final()) {
+            job.bar.abandon();
+        }
+    }
+}
+
+fn target(run: &RunView) -> &str {
+    run.reference.as_deref().unwrap_or("the default branch")
+}
+
+impl JobProgress {
+    fn new(job: &JobView, screen: &Screen) -> Self {
+        let bar = match screen {
+            Screen::Live(bars) => bars.add(ProgressBar::new_spinner()),
+            Screen::Plain => ProgressBar::hidden(),
+        };
+        bar.set_style(moving());
+        bar.set_prefix(job.name.clone());
+        bar.enable_steady_tick(REDRAW);
+        Self {
+            name: job.name.clone(),
+            status: JobStatus::Queued,
+            attempt: 0,
+            step: String::new(),
+            seen: BTreeSet::new(),
+            tail: VecDeque::new(),
+            bar,
+        }
+    }
+
+    fn take_line(&mut self, line: &str) {
+        if let Some(step) = step_of(line, &mut self.seen) {
+            self.step = strip_ansi_codes(step).into_owned();
+            self.bar.set_message(self.step.clone());
+        }
+        if self.tail.len() == TAIL_LINES {
+            self.tail.pop_front();
+        }
+        self.tail.push_back(line.to_owned());
+    }
+
+    fn draw(&self, job: &JobView) {
+        let mark = match job.status {
+            JobStatus::Queued | JobStatus::Provisioning => {
+                return self.bar.set_message(job.status.as_str());
+            }
+            JobStatus::Running if self.step.is_empty() => return self.bar.set_message("starting"),
+            JobStatus::Running => return,
+            JobStatus::Completed => style("✓").green(),
+            JobStatus::Failed => style("✗").red(),
+            JobStatus::Cancelled => style("-").dim(),
+        };
+        if !self.bar.is_finished() {
+            self.bar.set_style(still());
+            self.bar.set_prefix(format!("{mark} {}", self.name));
+            let time = duration_of(job).map(super::outcome::seconds).unwrap_or_default();
+            self.bar.finish_with_message(format!("{} {time}", job.status.as_str()));
+        }
+    }
+
+    /// What is said of a change beside the job's line.
+    fn change(&self, job: &JobView, is_live: bool) -> Vec<String> {
+        let name = &self.name;
+        let mut lines = Vec::new();
+        if let Some(lost) = job.lost_attempts.last().filter(|_| job.status == JobStatus::Queued) {
+            let again = job.attempt + 1;
+            lines.push(format!("{name}: {}; attempt {again} comes", lost.reason));
+        }
+        match job.status {
+            JobStatus::Failed => {
+                if is_live {
+                    lines.extend(self.tail.iter().map(|line| format!("{name} | {line}")));
+                }
+                let error = job.error.as_deref().unwrap_or("no reason was given");
+                lines.push(format!("{} {error}", style(format!("{name} failed:")).red().bold()));
+            }
+            status if !is_live => lines.push(format!("{name}: {}", status.as_str())),
+            _ => {}
+        }
+        lines
+    }
+}
+
+/// What a line says of the step that a build is at: a step's first line begins with its number, and
+/// the agent's own lines with none.
+fn step_of<'a>(line: &'a str, seen: &mut BTreeSet<u32>) -> Option<&'a str> {
+    let Some(rest) = line.strip_prefix('#') else {
+        return (!line.trim().is_empty() && !line.starts_with(WARNING)).then_some(line);
+    };
+    let (number, text) = rest.split_once(' ')?;
+    let number: u32 = number.parse().ok()?;
+    seen.insert(number).then_some(text)
+}
+
+/// How long the newest attempt took.
+pub(super) fn duration_of(job: &JobView) -> Option<Duration> {
+    Some(job.ended_at?.since(job.started_at?))
+}
+
+fn moving() -> ProgressStyle {
+    template("{spinner:.cyan} {prefix:.bold} {elapsed:.dim} {wide_msg}")
+}
+
+fn still() -> ProgressStyle {
+    template("{prefix} {wide_msg:.dim}")
+}
+
+fn template(text: &str) -> ProgressStyle {
+    ProgressStyle::with_template(text).expect("the template is right as it stands here")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_is_what_its_first_line_says() {
+        let seen = &mut BTreeSet::new();
+        assert_eq!(step_of("Cloning http://h/r at 1234", seen), Some("Cloning http://h/r at 1234"));
+        assert_eq!(step_of("#5 [2/5] RUN make", seen), Some("[2/5] RUN make"));
+        assert_eq!(step_of("#5 0.123 cc -c main.c", seen), None);
+        assert_eq!(step_of("#5 DONE 1.2s", seen), None);
+        assert_eq!(step_of("#6 exporting to image", seen), Some("exporting to image"));
+        assert_eq!(step_of("# no number", seen), None);
+        assert_eq!(step_of("WARNING: slow", seen), None);
+    }
+}

@@ -1,0 +1,161 @@
+//! Serves one bare repository over loopback, by Git's smart HTTP protocol, to whoever has its token.
+//!
+//! Git's own `upload-pack` does the work; here is only the HTTP around it.
+//!
+//! Source: Git documentation, `gitprotocol-http`.
+
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{Query, Request, State};
+use axum::http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, WWW_AUTHENTICATE};
+use axum::http::{HeaderMap, StatusCode};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{get, post};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use secrecy::SecretString;
+use serde::Deserialize;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpListener;
+use tokio::process::Command;
+use tokio_util::io::ReaderStream;
+use tokio_util::task::AbortOnDropHandle;
+use tower_http::decompression::RequestDecompressionLayer;
+use tower_http::limit::RequestBodyLimitLayer;
+use tracing::warn;
+use url::Url;
+
+use crate::core::secrets::{TokenHash, random_token};
+
+/// What a client wants and has, in full, for a repository with a hundred thousand refs.
+const REQUEST_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// A repository that is served. It is no more once the value is dropped.
+#[derive(Debug)]
+pub(super) struct GitServer {
+    /// The repository's address.
+    pub(super) url: Url,
+    /// Opens it, as the password of any user.
+    pub(super) token: SecretString,
+    _task: AbortOnDropHandle<()>,
+}
+
+#[derive(Clone, Debug)]
+struct Served {
+    repository: Arc<Path>,
+    token: TokenHash,
+}
+
+impl GitServer {
+    /// Serves the bare repository `repository` as `/{name}.git`.
+    ///
+    /// # Errors
+    /// When Git is not installed, or no port is free.
+    pub(super) async fn start(repository: PathBuf, name: &str) -> anyhow::Result<Self> {
+        check_git().await?;
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
+        let listener = listener.context("cannot serve the repository on loopback")?;
+        let url = format!("http://{}/{name}.git", listener.local_addr()?).parse()?;
+        let token = random_token("");
+        let served = Served { repository: repository.into(), token: TokenHash::of(&token) };
+        let routes = Router::new()
+            .route(&format!("/{name}.git/info/refs"), get(refs))
+            .route(&format!("/{name}.git/git-upload-pack"), post(upload_pack))
+            .layer(RequestBodyLimitLayer::new(REQUEST_BYTES_MAX))
+            .layer(RequestDecompressionLayer::new())
+            .layer(middleware::from_fn_with_state(served.clone(), authorize))
+            .with_state(served);
+        let task = tokio::spawn(async move {
+            if let Err(error) = axum::serve(listener, routes).await {
+                warn!(%error, "the repository is not served any more");
+            }
+        });
+        Ok(Self { url, token, _task: AbortOnDropHandle::new(task) })
+    }
+}
+
+async fn check_git() -> anyhow::Result<()> {
+    let git = Command::new("git").arg("--version").stdout(Stdio::null()).status().await;
+    let status =
+        git.context("cannot start git, which serves the folder to the builders; install it")?;
+    anyhow::ensure!(status.success(), "`git --version` failed");
+    Ok(())
+}
+
+/// Other users of this machine reach the port too.
+async fn authorize(State(served): State<Served>, request: Request, next: Next) -> Response {
+    let offered = password(request.headers());
+    if offered.is_some_and(|offered| TokenHash::of(&offered).matches(&served.token)) {
+        return next.run(request).await;
+    }
+    (StatusCode::UNAUTHORIZED, [(WWW_AUTHENTICATE, "Basic realm=\"stagely\"")]).into_response()
+}
+
+fn password(headers: &HeaderMap) -> Option<SecretString> {
+    let basic = headers.get(AUTHORIZATION)?.to_str().ok()?.strip_prefix("Basic ")?;
+    let pair = String::from_utf8(BASE64_STANDARD.decode(basic).ok()?).ok()?;
+    pair.split_once(':').map(|(_, password)| password.into())
+}
+
+#[derive(Deserialize)]
+struct Service {
+    service: Option<String>,
+}
+
+async fn refs(State(served): State<Served>, Query(service): Query<Service>) -> Response {
+    if service.service.as_deref() != Some("git-upload-pack") {
+        return (StatusCode::FORBIDDEN, "this repository can only be fetched from").into_response();
+    }
+    let output = upload_pack_of(&served, &["--advertise-refs"]).output().await;
+    match output {
+        Ok(output) if output.status.success() => {
+            let mut body = b"001e# service=git-upload-pack\n0000".to_vec();
+            body.extend(output.stdout);
+            answer("application/x-git-upload-pack-advertisement", body)
+        }
+        Ok(output) => failed(&String::from_utf8_lossy(&output.stderr)),
+        Err(error) => failed(&error.to_string()),
+    }
+}
+
+async fn upload_pack(State(served): State<Served>, request: Bytes) -> Response {
+    let mut command = upload_pack_of(&served, &[]);
+    let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+    let mut child = match child {
+        Ok(child) => child,
+        Err(error) => return failed(&error.to_string()),
+    };
+    let (Some(mut input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
+        return failed("git has no pipes");
+    };
+    tokio::spawn(async move {
+        // A client that leaves closes the output, and git ends.
+        let _ = input.write_all(&request).await;
+        drop(input);
+        let _ = child.wait().await;
+    });
+    answer("application/x-git-upload-pack-result", Body::from_stream(ReaderStream::new(output)))
+}
+
+fn upload_pack_of(served: &Served, options: &[&str]) -> Command {
+    let mut command = Command::new("git");
+    command.args(["upload-pack", "--stateless-rpc"]).args(options).arg(&*served.repository);
+    command.kill_on_drop(true);
+    command
+}
+
+fn answer(content_type: &'static str, body: impl Into<Body>) -> Response {
+    ([(CONTENT_TYPE, content_type), (CACHE_CONTROL, "no-cache")], body.into()).into_response()
+}
+
+fn failed(detail: &str) -> Response {
+    warn!(detail, "git cannot serve the repository");
+    StatusCode::INTERNAL_SERVER_ERROR.into_response()
+}
