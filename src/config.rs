@@ -30,8 +30,8 @@ pub enum ConfigError {
         #[source]
         source: std::io::Error,
     },
-    /// The file is not what this version understands. The message holds line and column.
-    #[error("{path}: {source}")]
+    /// The file is not what this version understands. The source names line and column.
+    #[error("{path} is not a configuration that this version understands")]
     Parse {
         /// The file.
         path: PathBuf,

@@ -84,7 +84,11 @@ pub async fn doctor(arguments: DoctorArgs) -> anyhow::Result<ExitCode> {
     let mut findings = engine(&config).await;
     findings.push(buildx().await);
     findings.push(emulation());
-    findings.push(registry(&config).await);
+    findings.push(if arguments.settings.names_registry() {
+        registry(&config).await
+    } else {
+        Finding::ok("registry", "none is configured: `stagely run` starts one in a container")
+    });
     findings.push(git().await);
     findings.push(disk(&config, &data_dir).await);
     findings.extend(server(&arguments.server).await);

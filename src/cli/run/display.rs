@@ -37,6 +37,7 @@ enum Screen {
 /// What is known of a job from what it said.
 #[derive(Debug)]
 struct JobProgress {
+    /// Padded, so that names stand in a column.
     name: String,
     status: JobStatus,
     attempt: u32,
@@ -80,14 +81,17 @@ impl Display {
                 RunStatus::Completed | RunStatus::Failed | RunStatus::Cancelled => {}
             }
         }
+        let width = run.jobs.iter().map(|job| job.name.chars().count()).max().unwrap_or(0);
         for job in &run.jobs {
-            self.show_job(job);
+            self.show_job(job, width);
         }
     }
 
-    fn show_job(&mut self, job: &JobView) {
+    /// `width`: that of the longest name.
+    fn show_job(&mut self, job: &JobView, width: usize) {
         let screen = &self.screen;
-        let progress = self.jobs.entry(job.id).or_insert_with(|| JobProgress::new(job, screen));
+        let progress =
+            self.jobs.entry(job.id).or_insert_with(|| JobProgress::new(job, width, screen));
         let (old, old_attempt) = (progress.status, progress.attempt);
         (progress.status, progress.attempt) = (job.status, job.attempt);
         if job.status == JobStatus::Running && old != JobStatus::Running {
@@ -105,7 +109,6 @@ impl Display {
 
     /// What a job said.
     pub(super) fn show_lines(&mut self, job: JobId, attempt: u32, lines: &[FollowedLine]) {
-        let width = self.jobs.values().map(|job| job.name.chars().count()).max().unwrap_or(0);
         let Some(progress) = self.jobs.get_mut(&job) else { return };
         if attempt != progress.attempt {
             progress.seen.clear();
@@ -114,7 +117,7 @@ impl Display {
         for line in lines {
             progress.take_line(&line.data);
             match &self.screen {
-                Screen::Plain => told.push(format!("{:width$} | {}", progress.name, line.data)),
+                Screen::Plain => told.push(format!("{} | {}", progress.name, line.data)),
                 Screen::Live(_) if line.data.starts_with(WARNING) => {
                     let text = strip_ansi_codes(&line.data);
                     told.push(format!("{} {}", style(&progress.name).bold(), style(text).yellow()));
@@ -140,16 +143,17 @@ fn target(run: &RunView) -> &str {
 }
 
 impl JobProgress {
-    fn new(job: &JobView, screen: &Screen) -> Self {
+    fn new(job: &JobView, width: usize, screen: &Screen) -> Self {
         let bar = match screen {
             Screen::Live(bars) => bars.add(ProgressBar::new_spinner()),
             Screen::Plain => ProgressBar::hidden(),
         };
         bar.set_style(moving());
-        bar.set_prefix(job.name.clone());
+        let name = format!("{:width$}", job.name);
+        bar.set_prefix(name.clone());
         bar.enable_steady_tick(REDRAW);
         Self {
-            name: job.name.clone(),
+            name,
             status: JobStatus::Queued,
             attempt: 0,
             step: String::new(),
@@ -191,7 +195,7 @@ impl JobProgress {
 
     /// What is said of a change beside the job's line.
     fn change(&self, job: &JobView, is_live: bool) -> Vec<String> {
-        let name = &self.name;
+        let name = &job.name;
         let mut lines = Vec::new();
         if let Some(lost) = job.lost_attempts.last().filter(|_| job.status == JobStatus::Queued) {
             let again = job.attempt + 1;
@@ -200,10 +204,11 @@ impl JobProgress {
         match job.status {
             JobStatus::Failed => {
                 if is_live {
-                    lines.extend(self.tail.iter().map(|line| format!("{name} | {line}")));
+                    lines.extend(self.tail.iter().map(|line| format!("{} | {line}", self.name)));
                 }
-                let error = job.error.as_deref().unwrap_or("no reason was given");
-                lines.push(format!("{} {error}", style(format!("{name} failed:")).red().bold()));
+                // The whole of it stands in the report, once.
+                let reason = job.reason.as_ref().map(ToString::to_string).unwrap_or_default();
+                lines.push(format!("{} {reason}", style(format!("{name} failed:")).red().bold()));
             }
             status if !is_live => lines.push(format!("{name}: {}", status.as_str())),
             _ => {}

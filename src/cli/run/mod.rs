@@ -3,6 +3,7 @@
 mod display;
 mod git_server;
 pub mod outcome;
+mod registry;
 mod snapshot;
 mod source;
 mod watch;
@@ -182,6 +183,10 @@ impl RunArgs {
         let mut config = self.settings.read()?;
         if self.settings.config.is_none() && self.settings.max_concurrent.is_none() {
             config.builders.max_concurrent = builders_of_this_machine();
+        }
+        if !self.settings.names_registry() {
+            let host = config.local.docker_host.as_deref();
+            config.registry.url = registry::ensure(host).await?;
         }
         Embedded::start_when_free(config, &self.server.data_dir()?).await
     }

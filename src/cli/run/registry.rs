@@ -1,0 +1,102 @@
+//! A registry for people who have none: a container on this machine's engine that stays there, so
+//! that images can be pulled after the run and the next one finds its caches.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use backon::{ConstantBuilder, Retryable as _};
+use bollard::Docker;
+use bollard::errors::Error;
+use bollard::models::{
+    ContainerCreateBody, HostConfig, PortBinding, RestartPolicy, RestartPolicyNameEnum,
+};
+use bollard::query_parameters::{
+    CreateContainerOptionsBuilder, CreateImageOptionsBuilder, InspectContainerOptions,
+    StartContainerOptions,
+};
+use futures_util::TryStreamExt as _;
+
+/// The container, and the volume that holds its images.
+const NAME: &str = "stagely-registry";
+
+/// The CNCF's registry.
+const IMAGE: &str = "registry";
+const TAG: &str = "2";
+
+/// Where it listens: on loopback, where Docker asks for no TLS. A port of its own, since the usual
+/// 5000 is taken on many machines.
+const ADDRESS: &str = "127.0.0.1:7781";
+const HOST: &str = "127.0.0.1";
+const PORT: &str = "7781";
+
+/// Where it listens inside its container.
+const CONTAINER_PORT: &str = "5000/tcp";
+
+/// The waits for its first answer: 15 s in all.
+const START: ConstantBuilder =
+    ConstantBuilder::new().with_delay(Duration::from_millis(100)).with_max_times(150);
+
+/// Sees to it that the registry runs, and returns its address.
+///
+/// # Errors
+/// An engine that does not answer; an image that cannot be pulled; a port that is taken.
+pub(super) async fn ensure(docker_host: Option<&str>) -> anyhow::Result<String> {
+    start(docker_host).await.context(
+        "no registry is configured, and none can be started on this machine's Docker; name one \
+         with --registry",
+    )?;
+    Ok(ADDRESS.to_owned())
+}
+
+async fn start(docker_host: Option<&str>) -> anyhow::Result<()> {
+    let docker = match docker_host {
+        Some(host) => Docker::connect_with_host(host),
+        None => Docker::connect_with_defaults(),
+    }?;
+    let is_running = match docker.inspect_container(NAME, None::<InspectContainerOptions>).await {
+        Ok(found) => found.state.and_then(|state| state.running).unwrap_or(false),
+        Err(Error::DockerResponseServerError { status_code: 404, .. }) => {
+            eprintln!("No registry is configured: starting one in the container {NAME}");
+            pull(&docker).await?;
+            create(&docker).await?;
+            false
+        }
+        Err(error) => return Err(error).context("Docker does not answer"),
+    };
+    if !is_running {
+        docker.start_container(NAME, None::<StartContainerOptions>).await?;
+    }
+    let answer = || reqwest::get(format!("http://{ADDRESS}/v2/"));
+    answer.retry(START).await.with_context(|| format!("{NAME} does not answer"))?;
+    Ok(())
+}
+
+async fn pull(docker: &Docker) -> anyhow::Result<()> {
+    let image = CreateImageOptionsBuilder::new().from_image(IMAGE).tag(TAG).build();
+    let pulled = docker.create_image(Some(image), None, None);
+    pulled.try_for_each(|_| async { Ok(()) }).await.context("cannot pull its image")
+}
+
+async fn create(docker: &Docker) -> anyhow::Result<()> {
+    let binding = PortBinding { host_ip: Some(HOST.into()), host_port: Some(PORT.into()) };
+    let host_config = HostConfig {
+        port_bindings: Some(HashMap::from([(CONTAINER_PORT.to_owned(), Some(vec![binding]))])),
+        binds: Some(vec![format!("{NAME}:/var/lib/registry")]),
+        restart_policy: Some(RestartPolicy {
+            name: Some(RestartPolicyNameEnum::UNLESS_STOPPED),
+            maximum_retry_count: None,
+        }),
+        ..HostConfig::default()
+    };
+    let body = ContainerCreateBody {
+        image: Some(format!("{IMAGE}:{TAG}")),
+        env: Some(vec!["REGISTRY_STORAGE_DELETE_ENABLED=true".to_owned()]),
+        exposed_ports: Some(vec![CONTAINER_PORT.to_owned()]),
+        host_config: Some(host_config),
+        ..ContainerCreateBody::default()
+    };
+    let name = CreateContainerOptionsBuilder::new().name(NAME).build();
+    docker.create_container(Some(name), body).await.context("cannot create the container")?;
+    Ok(())
+}

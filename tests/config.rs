@@ -1,0 +1,89 @@
+//! `stagely.toml`: the sample says the truth, and mistakes are named.
+
+use std::fs;
+use std::path::Path;
+
+use stagely::config::{Config, ConfigError};
+
+fn sample() -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("stagely.sample.toml");
+    fs::read_to_string(path).unwrap()
+}
+
+fn read(text: &str) -> Result<Config, ConfigError> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("stagely.toml");
+    fs::write(&path, text).unwrap();
+    Config::read(&path)
+}
+
+/// The sample with its examples, too: `# key = value` without the `#`.
+fn with_examples(sample: &str) -> String {
+    let is_example =
+        |line: &&str| line.split_once(" = ").is_some_and(|(key, _)| !key.contains(' '));
+    let uncomment = |line| {
+        let example = Option::<&str>::from(line).and_then(|line| line.strip_prefix("# "));
+        example.filter(is_example).unwrap_or(line)
+    };
+    sample.lines().map(uncomment).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn the_sample_shows_the_defaults() {
+    assert_eq!(read(&sample()).unwrap(), Config::default());
+}
+
+#[test]
+fn the_samples_examples_are_settings_too() {
+    let text = with_examples(&sample());
+    let config = read(&text).unwrap();
+    let unset = [
+        config.core.public_url.is_none(),
+        config.registry.username.is_none(),
+        config.registry.password_file.is_none(),
+        config.local.agent_program.is_none(),
+        config.local.docker_host.is_none(),
+    ];
+    assert!(!unset.contains(&true), "{unset:?} in\n{text}");
+}
+
+/// Serde lists every key it knows when it meets one that it does not.
+#[test]
+fn the_sample_shows_every_setting() {
+    let text = with_examples(&sample());
+    for table in ["core", "registry", "builders", "agents", "local", "logs", "retention"] {
+        let error = read(&format!("[{table}]\nno-such-key = 1\n")).unwrap_err().to_string();
+        let known = error.split_once("expected ").expect("serde lists the keys").1;
+        let keys: Vec<&str> = known.split('`').skip(1).step_by(2).collect();
+        assert!(!keys.is_empty(), "{error}");
+        let section = text.split(&format!("[{table}]\n")).nth(1).expect(table);
+        let section = section.split("\n[").next().unwrap_or_default();
+        for key in keys {
+            let is_shown = section.lines().any(|line| line.starts_with(&format!("{key} = ")));
+            assert!(is_shown, "[{table}] of the sample does not show {key}");
+        }
+    }
+}
+
+#[test]
+fn mistakes_name_the_file_the_line_or_the_setting() {
+    let error = |text| {
+        let error = read(text).unwrap_err();
+        let source = std::error::Error::source(&error).map(ToString::to_string);
+        format!("{error} {}", source.unwrap_or_default())
+    };
+    let unknown = error("[core]\nlistn = \"127.0.0.1:1\"\n");
+    assert!(unknown.contains("stagely.toml") && unknown.contains("line 2"), "{unknown}");
+    assert!(unknown.contains("listn"), "{unknown}");
+    let time = error("[agents]\nheartbeat-interval = \"soon\"\n");
+    assert!(time.contains("line 2"), "{time}");
+    let time = error("[agents]\nheartbeat-interval = \"1500ms\"\n");
+    assert!(time.contains("agents.heartbeat-interval"), "{time}");
+    let registry = error("[registry]\nurl = \"https://registry\"\n");
+    assert!(
+        registry.contains("registry.url") && registry.contains("without https://"),
+        "{registry}"
+    );
+    assert!(error("[builders]\nmax-concurrent = 0\n").contains("line 2"));
+    assert!(error("[nowhere]\n").contains("nowhere"));
+}
