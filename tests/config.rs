@@ -17,6 +17,13 @@ fn read(text: &str) -> Result<Config, ConfigError> {
     Config::read(&path)
 }
 
+/// What is wrong with `text`.
+fn error(text: &str) -> String {
+    let error = read(text).unwrap_err();
+    let source = std::error::Error::source(&error).map(ToString::to_string);
+    format!("{error}: {}", source.unwrap_or_default())
+}
+
 /// The sample with its examples, too: `# key = value` without the `#`.
 fn with_examples(sample: &str) -> String {
     let is_example =
@@ -52,7 +59,7 @@ fn the_samples_examples_are_settings_too() {
 fn the_sample_shows_every_setting() {
     let text = with_examples(&sample());
     for table in ["core", "registry", "builders", "agents", "local", "logs", "retention"] {
-        let error = read(&format!("[{table}]\nno-such-key = 1\n")).unwrap_err().to_string();
+        let error = error(&format!("[{table}]\nno-such-key = 1\n"));
         let known = error.split_once("expected ").expect("serde lists the keys").1;
         let keys: Vec<&str> = known.split('`').skip(1).step_by(2).collect();
         assert!(!keys.is_empty(), "{error}");
@@ -67,11 +74,6 @@ fn the_sample_shows_every_setting() {
 
 #[test]
 fn mistakes_name_the_file_the_line_or_the_setting() {
-    let error = |text| {
-        let error = read(text).unwrap_err();
-        let source = std::error::Error::source(&error).map(ToString::to_string);
-        format!("{error} {}", source.unwrap_or_default())
-    };
     let unknown = error("[core]\nlistn = \"127.0.0.1:1\"\n");
     assert!(unknown.contains("stagely.toml") && unknown.contains("line 2"), "{unknown}");
     assert!(unknown.contains("listn"), "{unknown}");

@@ -111,6 +111,8 @@ checked_text! {
         (1..=512).contains(&text.len())
             && text.starts_with(|first: char| first.is_ascii_alphanumeric() || first == '[')
             && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-/:@[]+".contains(&byte))
+            // `https://registry/app` is an address, and no reference.
+            && !text.contains("//")
     }
 }
 
