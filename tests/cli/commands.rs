@@ -1,0 +1,126 @@
+//! What needs no run: help, completions, mistakes on the command line, `doctor`.
+
+use serde_json::Value;
+
+use crate::person::Person;
+
+#[test]
+fn help_and_version_are_there_for_every_command() {
+    let person = Person::new("help");
+    let help = person.does(&["--help"]).with(0).stdout;
+    assert!(person.does(&["--version"]).with(0).stdout.starts_with("stagely "));
+    let commands: Vec<&str> = help
+        .lines()
+        .skip_while(|line| *line != "Commands:")
+        .skip(1)
+        .take_while(|line| !line.is_empty())
+        .filter_map(|line| line.split_whitespace().next())
+        .collect();
+    for wanted in ["run", "validate", "runs", "jobs", "logs", "cancel", "machines", "doctor"] {
+        assert!(commands.contains(&wanted), "{wanted} is not in {commands:?}");
+    }
+    for command in commands.into_iter().filter(|command| *command != "help") {
+        let help = person.does(&[command, "--help"]).with(0).stdout;
+        assert!(help.contains("Usage: stagely"), "{command}: {help}");
+    }
+    let run = person.does(&["run", "--help"]).with(0).stdout;
+    assert!(run.contains("130  the run was cancelled"), "{run}");
+}
+
+#[test]
+fn shells_get_their_completions() {
+    let person = Person::new("shells");
+    for shell in ["bash", "zsh", "fish"] {
+        let script = person.does(&["completions", shell]).with(0).stdout;
+        assert!(script.contains("stagely") && script.contains("clone-token-file"), "{shell}");
+    }
+}
+
+#[test]
+fn mistakes_on_the_command_line_end_with_2() {
+    let person = Person::new("mistakes");
+    for arguments in [
+        &["rum"][..],
+        &["run", "--dirty", "--ref", "main"],
+        &["run", "--set", "NOT_IN_THE_ENVIRONMENT"],
+        &["logs", "not-a-job"],
+        &["cancel"],
+        &["machines", "add", "--arch", "mips"],
+        &["token", "create", "ci", "--role", "owner"],
+    ] {
+        let error = person.does(arguments).with(2).stderr;
+        assert!(error.starts_with("error: "), "{arguments:?}: {error}");
+    }
+}
+
+#[test]
+fn what_cannot_be_reached_is_said_with_what_to_do() {
+    let person = Person::new("nobody");
+    let error = person.does(&["machines"]).with(4).stderr;
+    assert!(error.contains("no core runs on") && error.contains("--server"), "{error}");
+    let error = person.does(&["runs", "--server", "http://127.0.0.1:1"]).with(4).stderr;
+    assert!(error.contains("STAGELY_TOKEN"), "{error}");
+    let mut command = person.stagely(&["runs", "--server", "http://127.0.0.1:1"]);
+    let output = command.env("STAGELY_TOKEN", "token-of-nobody").output().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.contains("is `stagely core` running there?"), "{error}");
+    assert!(!error.contains("token-of-nobody"), "{error}");
+}
+
+#[test]
+fn a_folder_that_cannot_be_built_from_is_named() {
+    let person = Person::new("folders");
+    let registry = ["--registry", "127.0.0.1:1"];
+    let run =
+        |folder: &str| person.does(&[&["run", folder][..], &registry].concat()).with(4).stderr;
+    assert!(run(".").contains("has no commit yet"), "{}", run("."));
+    let error = run(person.path("tmp").to_str().unwrap());
+    assert!(error.contains("is not in a Git repository"), "{error}");
+    person.commit(&[("stagely.yaml", "builds: {}\n")]);
+    person.write(&[("more", "")]);
+    let error = run(".");
+    assert!(error.contains("1 file is changed and not committed: more"), "{error}");
+    assert!(error.contains("--dirty"), "{error}");
+}
+
+#[test]
+fn validate_prints_every_mistake_and_ends_with_1() {
+    let person = Person::new("validate");
+    let yaml = "builds:\n  a: {context: ., platfrom: linux/amd64}\n  b: {context: ../up}\n";
+    person.write(&[("stagely.yaml", yaml), ("Dockerfile", "FROM scratch\n")]);
+    let mistakes = person.does(&["validate"]).with(1).stdout;
+    assert!(mistakes.contains("stagely.yaml:2:"), "{mistakes}");
+    assert!(mistakes.contains("did you mean `platform`"), "{mistakes}");
+    assert!(mistakes.contains("stagely.yaml:3:"), "{mistakes}");
+    let report = person.does(&["validate", "--json"]).with(1).stdout;
+    let report: Value = serde_json::from_str(&report).unwrap();
+    assert_eq!(report["valid"], false);
+    let schema: Value = serde_json::from_str(&person.does(&["schema"]).with(0).stdout).unwrap();
+    assert_eq!(schema["title"], "stagely.yaml");
+}
+
+#[test]
+fn doctor_finds_what_is_right_and_what_is_wrong() {
+    let person = Person::new("doctor");
+    let findings = |arguments: &[&str], code| -> Vec<Value> {
+        let report =
+            person.does(&[&["doctor", "--json"][..], arguments].concat()).with(code).stdout;
+        serde_json::from_str(&report).unwrap()
+    };
+    let verdict = |findings: &[Value], check: &str| {
+        let finding = findings.iter().find(|finding| finding["check"] == check).unwrap();
+        finding["verdict"].as_str().unwrap().to_owned()
+    };
+    let found = findings(&[], 0);
+    for check in ["docker", "buildx", "cache export", "emulation", "registry", "git", "disk"] {
+        assert_eq!(verdict(&found, check), "ok", "{found:#?}");
+    }
+    let wrong = ["--docker-host", "unix:///nowhere.sock", "--registry", "127.0.0.1:1"];
+    let found = findings(&wrong, 1);
+    for check in ["docker", "registry"] {
+        assert_eq!(verdict(&found, check), "error", "{found:#?}");
+    }
+    assert!(found.iter().all(|it| it["verdict"] == "ok" || it["fix"].is_string()), "{found:#?}");
+    let text = person.does(&["doctor"]).with(0).stdout;
+    assert!(text.contains("ok       docker"), "{text}");
+}

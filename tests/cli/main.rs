@@ -1,0 +1,12 @@
+//! The commands as people type them: what they print, where, and how they end.
+//!
+//! `stagely run` works on the real engine and the real registry that `scripts/setup` leaves in
+//! `STAGELY_REGISTRY`, `STAGELY_REGISTRY_USERNAME` and `STAGELY_REGISTRY_PASSWORD_FILE`.
+
+#![expect(clippy::unwrap_used, reason = "a helper's failure fails the test")]
+
+mod person;
+
+mod commands;
+mod runs;
+mod servers;

@@ -1,0 +1,208 @@
+//! Somebody with a home of their own, a repository in it, and a shell.
+
+use std::fs;
+use std::io::Read as _;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+/// No test waits longer for anything. Far above what a loaded machine needs.
+const LIMIT: Duration = Duration::from_mins(2);
+const POLL: Duration = Duration::from_millis(50);
+
+pub(crate) struct Person {
+    /// Unique over all runs of the tests: the project's name, and in the commands of builds.
+    pub(crate) name: String,
+    home: TempDir,
+}
+
+/// How a command ended.
+pub(crate) struct Ended {
+    pub(crate) code: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl From<Output> for Ended {
+    fn from(output: Output) -> Self {
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        Self {
+            code: output.status.code().expect("it ended by itself"),
+            stdout: text(output.stdout),
+            stderr: text(output.stderr),
+        }
+    }
+}
+
+impl Ended {
+    /// Fails unless the exit code is `code`.
+    pub(crate) fn with(self, code: i32) -> Self {
+        let Self { code: ended, stdout, stderr } = &self;
+        assert_eq!(*ended, code, "--- stdout\n{stdout}\n--- stderr\n{stderr}");
+        self
+    }
+}
+
+impl Person {
+    pub(crate) fn new(name: &str) -> Self {
+        let unique: u32 = rand::random_range(0x1000_0000..u32::MAX);
+        let name = format!("cli-{name}-{unique:x}");
+        let home = tempfile::Builder::new().prefix(&format!("{name}.")).tempdir().unwrap();
+        for folder in ["tmp", "state"] {
+            fs::create_dir(home.path().join(folder)).unwrap();
+        }
+        let person = Self { name, home };
+        fs::create_dir(person.repository()).unwrap();
+        person.git(&["init", "--quiet", "--initial-branch=main"]);
+        person.git(&["config", "user.name", "Tester"]);
+        person.git(&["config", "user.email", "tester@example.org"]);
+        person
+    }
+
+    /// A folder of the project's name.
+    pub(crate) fn repository(&self) -> PathBuf {
+        self.home.path().join(&self.name)
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.home.path().join(name)
+    }
+
+    pub(crate) fn git(&self, arguments: &[&str]) -> String {
+        let mut git = Command::new("git");
+        let output = git.arg("-C").arg(self.repository()).args(arguments).output().unwrap();
+        assert!(output.status.success(), "git {arguments:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    pub(crate) fn write(&self, files: &[(&str, &str)]) {
+        for (name, text) in files {
+            let path = self.repository().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+    }
+
+    pub(crate) fn commit(&self, files: &[(&str, &str)]) {
+        self.write(files);
+        self.git(&["add", "--all"]);
+        self.git(&["commit", "--quiet", "--message", "a commit"]);
+    }
+
+    /// `stagely` in the repository, with this home.
+    pub(crate) fn stagely(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_stagely"));
+        command
+            .args(arguments)
+            .current_dir(self.repository())
+            .env("HOME", self.home.path())
+            .env("XDG_STATE_HOME", self.path("state"))
+            .env("TMPDIR", self.path("tmp"))
+            .env("NO_COLOR", "1")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+
+    /// Runs `stagely` to its end.
+    pub(crate) fn does(&self, arguments: &[&str]) -> Ended {
+        self.stagely(arguments).output().unwrap().into()
+    }
+
+    pub(crate) fn starts(&self, arguments: &[&str]) -> Running {
+        Running::of(self.stagely(arguments).spawn().unwrap())
+    }
+
+    /// Nothing of this person's builds runs any more, and no temporary file is left.
+    pub(crate) fn leaves_nothing(&self) {
+        eventually("no process is left", || processes_with(&self.name).is_empty().then_some(()));
+        let left: Vec<_> = fs::read_dir(self.path("tmp")).unwrap().collect();
+        assert!(left.is_empty(), "{left:?}");
+        let machines = self.path("state/stagely/machines");
+        let left = fs::read_dir(machines).map_or(0, Iterator::count);
+        assert_eq!(left, 0, "folders of machines are left");
+    }
+}
+
+/// A command that goes on. Its standard error is read while it does.
+pub(crate) struct Running {
+    child: Child,
+    stderr: std::sync::Arc<std::sync::Mutex<String>>,
+    reader: Option<thread::JoinHandle<()>>,
+}
+
+impl Running {
+    fn of(mut child: Child) -> Self {
+        let mut pipe = child.stderr.take().unwrap();
+        let stderr = std::sync::Arc::new(std::sync::Mutex::new(String::new()));
+        let text = std::sync::Arc::clone(&stderr);
+        let reader = thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(count @ 1..) = pipe.read(&mut buffer) {
+                text.lock().unwrap().push_str(&String::from_utf8_lossy(&buffer[..count]));
+            }
+        });
+        Self { child, stderr, reader: Some(reader) }
+    }
+
+    /// Waits until standard error holds `text`.
+    pub(crate) fn says(&self, text: &str) {
+        let says = || self.stderr.lock().unwrap().contains(text).then_some(());
+        if wait_for(says).is_none() {
+            panic!("in vain: {text:?} in\n{}", self.stderr.lock().unwrap());
+        }
+    }
+
+    pub(crate) fn send(&self, signal: Signal) {
+        kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).unwrap();
+    }
+
+    pub(crate) fn ends(mut self) -> Ended {
+        let child = &mut self.child;
+        let status = eventually("the command ends", || child.try_wait().unwrap());
+        let mut stdout = String::new();
+        child.stdout.take().unwrap().read_to_string(&mut stdout).unwrap();
+        self.reader.take().unwrap().join().unwrap();
+        let stderr = self.stderr.lock().unwrap().clone();
+        Ended { code: status.code().unwrap_or(-1), stdout, stderr }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // A test that fails leaves nothing running either.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn wait_for<T>(mut look: impl FnMut() -> Option<T>) -> Option<T> {
+    let started = Instant::now();
+    while started.elapsed() < LIMIT {
+        if let Some(found) = look() {
+            return Some(found);
+        }
+        #[expect(clippy::disallowed_methods, reason = "these tests have no runtime")]
+        thread::sleep(POLL);
+    }
+    None
+}
+
+pub(crate) fn eventually<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
+    wait_for(look).unwrap_or_else(|| panic!("in vain: {what}"))
+}
+
+/// The command lines of processes in which `text` occurs.
+pub(crate) fn processes_with(text: &str) -> Vec<String> {
+    let commands = fs::read_dir("/proc").unwrap().filter_map(|entry| {
+        let command = fs::read(entry.ok()?.path().join("cmdline")).ok()?;
+        Some(String::from_utf8_lossy(&command).replace('\0', " "))
+    });
+    commands.filter(|command| command.contains(text)).collect()
+}

@@ -1,0 +1,201 @@
+//! `stagely run` without a server: core, builders and the folder's Git server in one process.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::person::{Person, eventually, processes_with};
+
+const YAML: &str = "builds:\n  app: {context: .}\n";
+
+#[test]
+fn a_folder_is_built_pushed_and_told_of() {
+    let person = Person::new("folder");
+    person.commit(&[("stagely.yaml", YAML), ("Dockerfile", "FROM busybox\nRUN echo built here\n")]);
+
+    let ended = person.does(&["run"]).with(0);
+
+    assert!(ended.stderr.contains("app | "), "{}", ended.stderr);
+    assert!(ended.stderr.contains(" built here"), "{}", ended.stderr);
+    assert!(!ended.stdout.contains(" built here"), "{}", ended.stdout);
+    assert!(ended.stdout.contains("linux/amd64  completed  sha256:"), "{}", ended.stdout);
+    let project = format!("{}/main:app-amd64@sha256:", person.name);
+    let image = ended.stdout.lines().find(|line| line.contains(&project)).expect("an image");
+    inspect(image);
+
+    // What the process remembered is there for the next ones.
+    let runs: Value =
+        serde_json::from_str(&person.does(&["runs", "--json"]).with(0).stdout).unwrap();
+    let run = runs[0]["id"].as_str().unwrap();
+    assert_eq!(runs[0]["project"], person.name.as_str());
+    assert!(person.does(&["runs"]).with(0).stdout.contains("completed"));
+    let jobs = person.does(&["jobs", run, "--json"]).with(0).stdout;
+    let jobs: Value = serde_json::from_str(&jobs).unwrap();
+    let job = jobs[0]["id"].as_str().unwrap();
+    assert!(person.does(&["jobs", run]).with(0).stdout.contains(job));
+    let log = person.does(&["logs", job]).with(0).stdout;
+    assert!(log.contains(" built here\n"), "{log}");
+    assert_eq!(person.does(&["logs", "--follow", job]).with(0).stdout, log);
+    let later = person.does(&["logs", "--from", "3", job]).with(0).stdout;
+    assert_eq!(later.lines().next(), log.lines().nth(3));
+    person.leaves_nothing();
+}
+
+/// The registry has the image.
+fn inspect(image: &str) {
+    let config = tempfile::tempdir().unwrap();
+    let setting = |name| std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set"));
+    let password = std::fs::File::open(setting("STAGELY_REGISTRY_PASSWORD_FILE")).unwrap();
+    let username = setting("STAGELY_REGISTRY_USERNAME");
+    let mut login = Command::new("docker");
+    login.args(["login", "--username", &username, "--password-stdin"]);
+    login.arg(setting("STAGELY_REGISTRY")).stdin(password).env("DOCKER_CONFIG", config.path());
+    assert!(login.output().unwrap().status.success());
+    let mut inspect = Command::new("docker");
+    inspect.args(["buildx", "imagetools", "inspect", image]).env("DOCKER_CONFIG", config.path());
+    let output = inspect.output().unwrap();
+    assert!(output.status.success(), "{image}: {output:?}");
+}
+
+#[test]
+fn uncommitted_changes_come_along_with_dirty_and_json_is_all_of_the_output() {
+    let person = Person::new("dirty");
+    person.commit(&[("stagely.yaml", YAML), ("Dockerfile", "FROM busybox\nCOPY said /\n")]);
+    person.write(&[("said", "not committed")]);
+    let run: Value =
+        serde_json::from_str(&person.does(&["run", "--dirty", "--json"]).with(0).stdout).unwrap();
+    assert_eq!(run["status"], "completed");
+    assert_eq!(run["jobs"][0]["status"], "completed");
+    assert_eq!(person.git(&["status", "--short"]), "?? said");
+    // What is committed lacks the file.
+    let ended = person.does(&["run", "--ref", "main"]).with(1);
+    assert!(ended.stdout.contains("app failed: "), "{}", ended.stdout);
+}
+
+#[test]
+fn secrets_of_the_command_line_reach_the_build_and_nothing_else() {
+    let person = Person::new("secrets");
+    let dockerfile = "FROM busybox\nARG API_TOKEN\nARG PLAIN\nRUN echo \"$API_TOKEN $PLAIN\" | \
+                      tee /said && test $(wc -c < /said) = 27\n";
+    person.commit(&[("stagely.yaml", YAML), ("Dockerfile", dockerfile)]);
+    let mut command = person.stagely(&["run", "--set", "API_TOKEN", "--set", "PLAIN=value"]);
+    let output = command.env("API_TOKEN", "s3cr3t-of-20-letters").output().unwrap();
+    let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+    assert!(output.status.success(), "{text}");
+    assert!(text.contains("*** value") && !text.contains("s3cr3t-of"), "{text}");
+}
+
+#[test]
+fn failures_end_with_the_code_of_whose_fault_they_are() {
+    let person = Person::new("failures");
+    let yaml = "builds:\n  good: {context: good}\n  bad: {context: bad}\n";
+    person.commit(&[
+        ("stagely.yaml", yaml),
+        ("good/Dockerfile", "FROM busybox\nRUN sleep 1\n"),
+        ("bad/Dockerfile", "FROM busybox\nRUN echo the reason; exit 9\n"),
+    ]);
+    let ended = person.does(&["run"]).with(1);
+    assert!(ended.stdout.contains("bad failed: "), "{}", ended.stdout);
+    assert!(ended.stdout.contains("the reason"), "{}", ended.stdout);
+    assert!(ended.stdout.contains("exit code: 9"), "{}", ended.stdout);
+    assert!(ended.stdout.contains("stagely logs job_"), "{}", ended.stdout);
+    assert!(ended.stdout.contains("good  linux/amd64  completed"), "{}", ended.stdout);
+
+    let ended = person.does(&["run", "--build", "god"]).with(1);
+    assert!(ended.stdout.contains("did you mean `good`"), "{}", ended.stdout);
+    person.commit(&[("stagely.yaml", "builds:\n  good: {contxt: good}\n")]);
+    let ended = person.does(&["run"]).with(1);
+    assert!(ended.stdout.contains("stagely.yaml:2:"), "{}", ended.stdout);
+
+    // A password that is wrong is not the build's fault.
+    person.commit(&[("stagely.yaml", yaml)]);
+    let wrong = person.path("password");
+    std::fs::write(&wrong, "wrong").unwrap();
+    let wrong = wrong.to_str().unwrap();
+    let ended = person.does(&["run", "--build", "good", "--registry-password-file", wrong]).with(3);
+    assert!(ended.stdout.contains("cannot log in to"), "{}", ended.stdout);
+    person.leaves_nothing();
+}
+
+/// A build that goes on until it is stopped, and can be found on the host.
+fn sleeping(person: &Person) {
+    let dockerfile = format!("FROM busybox\nRUN echo asleep; sleep 3600 # {}\n", person.name);
+    person.commit(&[("stagely.yaml", YAML), ("Dockerfile", &dockerfile)]);
+}
+
+#[test]
+fn the_first_ctrl_c_cancels_and_cleans_up() {
+    let person = Person::new("interrupt");
+    sleeping(&person);
+    let run = person.starts(&["run"]);
+    run.says(" asleep");
+    run.send(Signal::SIGINT);
+    let ended = run.ends().with(130);
+    assert!(ended.stderr.contains("Ctrl-C again leaves at once"), "{}", ended.stderr);
+    assert!(ended.stdout.contains("cancelled"), "{}", ended.stdout);
+    person.leaves_nothing();
+}
+
+#[test]
+fn the_second_ctrl_c_leaves_at_once_and_the_next_command_ends_what_is_left() {
+    let person = Person::new("leave");
+    sleeping(&person);
+    let run = person.starts(&["run"]);
+    run.says(" asleep");
+    let begun = Instant::now();
+    run.send(Signal::SIGINT);
+    run.says("Cancelling");
+    run.send(Signal::SIGINT);
+    run.ends().with(130);
+    assert!(begun.elapsed() < Duration::from_secs(30));
+    eventually("the builder is ended", || {
+        person.does(&["runs"]).with(0);
+        processes_with(&person.name).is_empty().then_some(())
+    });
+    assert!(person.does(&["runs"]).with(0).stdout.contains("cancelled"));
+    person.leaves_nothing();
+}
+
+#[test]
+fn a_killed_run_is_cancelled_by_the_next_one() {
+    let person = Person::new("killed");
+    sleeping(&person);
+    let run = person.starts(&["run"]);
+    run.says(" asleep");
+    run.send(Signal::SIGKILL);
+    run.ends();
+    person.commit(&[("Dockerfile", "FROM busybox\n")]);
+    person.does(&["run"]).with(0);
+    let runs: Value =
+        serde_json::from_str(&person.does(&["runs", "--json"]).with(0).stdout).unwrap();
+    assert_eq!(
+        (&runs[0]["status"], &runs[1]["status"]),
+        (&"completed".into(), &"cancelled".into())
+    );
+    eventually("the builder is ended", || processes_with(&person.name).is_empty().then_some(()));
+}
+
+#[test]
+fn a_second_run_waits_for_the_first_which_can_be_asked_and_cancelled() {
+    let person = Person::new("two");
+    sleeping(&person);
+    let first = person.starts(&["run"]);
+    first.says(" asleep");
+    let second = person.starts(&["run"]);
+    second.says("Waiting for another stagely command");
+    let runs: Value =
+        serde_json::from_str(&person.does(&["runs", "--json"]).with(0).stdout).unwrap();
+    assert_eq!(runs[0]["status"], "building");
+    let machines = person.does(&["machines"]).with(0).stdout;
+    assert!(machines.contains("busy") && machines.contains("connected"), "{machines}");
+    assert!(person.does(&["queue"]).with(0).stdout.contains("1 of "));
+    let cancelled = person.does(&["cancel", runs[0]["id"].as_str().unwrap()]).with(0).stdout;
+    assert!(cancelled.contains("is cancelled"), "{cancelled}");
+    first.ends().with(130);
+    second.says(" asleep");
+    second.send(Signal::SIGTERM);
+    second.ends().with(130);
+    person.leaves_nothing();
+}

@@ -1,0 +1,113 @@
+//! The commands against a core that runs on its own.
+
+use std::fs;
+use std::net::TcpListener;
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::person::{Ended, Person, Running, eventually};
+
+/// A core on a data folder of this person.
+struct Server<'a> {
+    person: &'a Person,
+    url: String,
+    process: Running,
+}
+
+impl<'a> Server<'a> {
+    fn start(person: &'a Person) -> Self {
+        let data = person.path("data");
+        let (data, port) = (data.to_str().unwrap(), free_port());
+        let listen = format!("127.0.0.1:{port}");
+        let process = person.starts(&["core", "--listen", &listen, "--data-dir", data]);
+        eventually("core listens", || fs::read_to_string(person.path("data/core.url")).ok());
+        Self { person, url: format!("http://{listen}"), process }
+    }
+
+    /// Makes a token with the admin's, which lies in the data folder.
+    fn token(&self, role: &str) -> String {
+        let data = self.person.path("data");
+        let arguments =
+            ["token", "create", "a test", "--role", role, "--data-dir", data.to_str().unwrap()];
+        self.person.does(&arguments).with(0).stdout.trim().to_owned()
+    }
+
+    fn does(&self, token: &str, arguments: &[&str]) -> Ended {
+        let mut command = self.person.stagely(arguments);
+        command.env("STAGELY_SERVER", &self.url).env("STAGELY_TOKEN", token);
+        command.output().unwrap().into()
+    }
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+#[test]
+fn a_folder_is_built_by_a_core_on_the_same_machine() {
+    let person = Person::new("server");
+    let dockerfile = "FROM busybox\nRUN echo built there\n";
+    person.commit(&[("stagely.yaml", "builds: {app: {context: .}}\n"), ("Dockerfile", dockerfile)]);
+    let server = Server::start(&person);
+    let writer = server.token("write");
+
+    let ended = server.does(&writer, &["run"]).with(0);
+    assert!(ended.stderr.contains(" built there"), "{}", ended.stderr);
+    let runs = server.does(&server.token("read"), &["runs", "--json"]).with(0).stdout;
+    let runs: Value = serde_json::from_str(&runs).unwrap();
+    assert_eq!(runs[0]["status"], "completed");
+
+    let refused = server.does(&server.token("read"), &["run"]).with(4).stderr;
+    assert!(refused.contains("a token of role `read` may not do this"), "{refused}");
+    let refused = server.does(&writer, &["token", "create", "x", "--role", "admin"]).with(4).stderr;
+    assert!(refused.contains("role `write`"), "{refused}");
+    let refused = server.does("wrong", &["runs"]).with(4).stderr;
+    assert!(refused.contains("stagely token create"), "{refused}");
+    let unknown = ["logs", "-f", "job_01k9x3v5c8q2m4n6p8r0s2t4v6"];
+    assert!(server.does(&writer, &unknown).with(4).stderr.contains("there is no job"));
+
+    server.process.send(Signal::SIGTERM);
+    server.process.ends().with(0);
+    assert!(!person.path("data/core.url").exists());
+    person.leaves_nothing();
+}
+
+#[test]
+fn a_run_can_be_started_followed_and_cancelled_by_separate_commands() {
+    let person = Person::new("detached");
+    let server = Server::start(&person);
+    let admin = server.token("admin");
+    // Nobody serves this address; the run waits for it until it is cancelled.
+    let address = format!("http://127.0.0.1:{}/r.git", free_port());
+    let started = server.does(&admin, &["run", &address, "--detach"]).with(0);
+    let run = started.stdout.trim();
+    assert!(run.starts_with("run_"), "{run}");
+    let cancelled = server.does(&admin, &["cancel", run]).with(0).stdout;
+    assert_eq!(cancelled, format!("{run} is cancelled\n"));
+    let again = server.does(&admin, &["cancel", run]).with(0).stdout;
+    assert_eq!(again, cancelled);
+    server.process.send(Signal::SIGTERM);
+    server.process.ends().with(0);
+}
+
+#[test]
+fn machines_are_registered_and_taken_back() {
+    let person = Person::new("machines");
+    let server = Server::start(&person);
+    let admin = server.token("admin");
+    let added = server.does(&admin, &["machines", "add", "--arch", "arm64", "--name", "desk"]);
+    let added = added.with(0);
+    assert!(added.stderr.contains("/etc/stagely/agent.json"), "{}", added.stderr);
+    let agent: Value = serde_json::from_str(&added.stdout).unwrap();
+    let id = agent["agent_id"].as_str().unwrap();
+    assert_eq!(agent["core_url"].as_str().unwrap().trim_end_matches('/'), server.url);
+    let listed = server.does(&admin, &["machines"]).with(0).stdout;
+    assert!(listed.contains(id) && listed.contains("desk") && listed.contains("arm64"), "{listed}");
+    server.does(&admin, &["machines", "remove", id]).with(0);
+    assert_eq!(server.does(&admin, &["machines"]).with(0).stdout, "no machines\n");
+    let error = server.does(&admin, &["machines", "remove", id]).with(4).stderr;
+    assert!(error.contains("there is no machine"), "{error}");
+    server.process.send(Signal::SIGTERM);
+    server.process.ends().with(0);
+}
