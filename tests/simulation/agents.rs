@@ -83,6 +83,10 @@ impl Agent {
         let order = self.session.as_mut().and_then(|session| session.to_agent.pop_front());
         match order {
             Some(Order::Begin(attempt)) => {
+                let open = |(other, work): (&Attempt, &Work)| {
+                    *other != attempt && !matches!(work, Work::Ended(_))
+                };
+                assert!(!self.work.iter().any(open), "{} gets a second job", self.machine);
                 self.work.entry(attempt).or_insert(Work::Given);
             }
             Some(Order::Stop(attempt)) => {

@@ -56,10 +56,13 @@ pub enum MachineState {
     Booting,
     /// Its agent has connected and has no job.
     Ready,
-    /// Has a job. The job may be cancelled already while its agent has yet to say that it stopped.
+    /// Has an attempt of a job. It may be lost or cancelled already while the agent has yet to say that
+    /// it stopped.
     Busy {
         /// The job.
         job: JobId,
+        /// Which of its attempts.
+        attempt: u32,
     },
     /// The provider was asked to end it.
     Terminating,

@@ -104,9 +104,9 @@ impl Turn<'_> {
             self.emit(Effect::Cancel { machine: id, job, attempt: number });
         }
         match (current, strays().next()) {
-            (Some(Attempt { job, .. }), _) => self.set_busy(id, job),
+            (Some(current), _) => self.set_busy(id, current),
             // It gets nothing new before it has stopped the old.
-            (None, Some(stray)) if self.is_static(id) => self.set_busy(id, stray.job),
+            (None, Some(stray)) if self.is_static(id) => self.set_busy(id, *stray),
             (None, _) => self.release(id),
         }
     }
@@ -125,8 +125,9 @@ impl Turn<'_> {
         Some(current)
     }
 
-    fn set_busy(&mut self, id: MachineId, job: JobId) {
-        self.state.change_machine(id, |machine| machine.state = MachineState::Busy { job });
+    pub(super) fn set_busy(&mut self, id: MachineId, Attempt { job, number }: Attempt) {
+        let busy = MachineState::Busy { job, attempt: number };
+        self.state.change_machine(id, |machine| machine.state = busy);
     }
 
     pub(super) fn agent_disconnected(&mut self, id: MachineId) {
@@ -235,7 +236,7 @@ impl Machine {
     /// job's record to say.
     pub(super) const fn job(&self) -> Option<JobId> {
         match self.state {
-            MachineState::Busy { job } => Some(job),
+            MachineState::Busy { job, .. } => Some(job),
             _ => self.requested_for,
         }
     }

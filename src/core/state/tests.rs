@@ -81,7 +81,6 @@ impl Core {
             commit: None,
             branch: None,
             state: RunState::Pending,
-            cancelling: None,
             created_at: self.now,
             ended_at: None,
         };
@@ -508,7 +507,7 @@ fn an_agent_may_connect_before_the_provider_has_answered() {
 
     assert_eq!(core.step(Event::MachineLaunched { machine }), []);
 
-    assert_eq!(core.machine_state(machine), MachineState::Busy { job: jobs[0] });
+    assert_eq!(core.machine_state(machine), MachineState::Busy { job: jobs[0], attempt: 1 });
     assert!(core.state.outbox.is_empty());
 }
 
@@ -721,7 +720,7 @@ fn a_registered_machine_stays_busy_until_its_agent_has_stopped_a_cancelled_job()
     let (run, job, machine) = core.running_on_static();
     let (_, next) = core.run(1, 1);
     assert_eq!(core.cancel(run), [Effect::Cancel { machine, job, attempt: 1 }]);
-    assert_eq!(core.machine_state(machine), MachineState::Busy { job });
+    assert_eq!(core.machine_state(machine), MachineState::Busy { job, attempt: 1 });
 
     core.report(machine, job, 1, JobOutcome::Cancelled);
 
