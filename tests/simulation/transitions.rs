@@ -136,7 +136,7 @@ impl Before {
             let is_running = matches!(core.jobs[&job].state, JobState::Running { .. });
             assert!(!is_running, "{id} has lost {attempt:?}");
         }
-        if !matches!(machine.state, MachineState::Ready | MachineState::Busy { .. }) {
+        if machine.state.is_terminated() {
             return;
         }
         for stray in holds.iter().filter(|held| current != Some(**held)) {

@@ -80,20 +80,16 @@ impl Turn<'_> {
         system_info: SystemInfo,
         holds: &[Attempt],
     ) {
-        let Some(machine) = self.state.machines.get(&id).filter(|it| !it.state.is_terminated())
-        else {
+        if self.state.machines.get(&id).is_none_or(|machine| machine.state.is_terminated()) {
             return self.emit(Effect::Disconnect { machine: id });
-        };
-        let is_terminating = machine.state == MachineState::Terminating;
+        }
         let now = self.now;
         self.state.change_machine(id, |machine| {
             machine.connected = true;
             machine.contact_at = now;
             machine.system_info = Some(system_info);
         });
-        if !is_terminating {
-            self.resume(id, holds);
-        }
+        self.resume(id, holds);
     }
 
     /// Brings an agent's work and the records together, after its HELLO.
