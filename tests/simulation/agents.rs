@@ -27,6 +27,8 @@ enum Work {
 /// An open connection. Both directions keep their order; what is in them when it breaks is lost.
 #[derive(Default)]
 pub(crate) struct Session {
+    /// Whether core has taken the HELLO: it has nothing to say to an agent that it does not know.
+    pub(crate) is_open: bool,
     pub(crate) to_core: VecDeque<Event>,
     pub(crate) to_agent: VecDeque<Order>,
 }

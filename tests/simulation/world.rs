@@ -175,7 +175,7 @@ impl World {
         self.uncommitted.extend(effects);
     }
 
-    /// Outcomes come twice when core crashes in between, and reports when their thanks are lost.
+    /// Reports come twice when their thanks are lost; that outcomes do so, too, must do no harm.
     fn may_come_again(&self, event: &Event) -> bool {
         match event {
             Event::JobStarted { .. }
@@ -208,6 +208,9 @@ impl World {
         self.uncommitted.clear();
         self.thanks.clear();
         self.broken.clear();
+        // Outcomes die with the process that waited for them; agents live on.
+        self.repeatable
+            .retain(|event| matches!(event, Event::JobStarted { .. } | Event::JobReported { .. }));
         for effect in mem::take(&mut self.in_flight) {
             // The request had left before the crash.
             if let Effect::Launch { machine } = effect
@@ -321,7 +324,7 @@ impl World {
 
     fn tell(&mut self, machine: MachineId, order: Order) {
         let session = self.agents.get_mut(&machine).and_then(|agent| agent.session.as_mut());
-        if let Some(session) = session {
+        if let Some(session) = session.filter(|session| session.is_open) {
             session.to_agent.push_back(order);
         }
     }
@@ -390,7 +393,10 @@ impl World {
     /// Core takes the oldest message of the agent.
     fn hear(&mut self, machine: MachineId) -> bool {
         let session = self.agents.get_mut(&machine).and_then(|agent| agent.session.as_mut());
-        let message = session.and_then(|session| session.to_core.pop_front());
+        let message = session.and_then(|session| {
+            session.is_open = true;
+            session.to_core.pop_front()
+        });
         let is_some = message.is_some();
         if let Some(event) = message {
             self.deliver(event);

@@ -111,6 +111,8 @@ impl Turn<'_> {
             Alarm::Silence => {
                 let message = "the machine's agent was out of contact for too long";
                 self.lose_job(machine, Failure::machine_lost(message));
+                // What it still runs it says at its next HELLO.
+                self.state.change_machine(machine, |machine| machine.stopping.clear());
                 self.release(machine);
             }
             Alarm::NoStart(job) => {

@@ -62,14 +62,12 @@ impl Turn<'_> {
         attempt: u32,
         report: JobReport,
     ) {
-        match self.job_state(id).and_then(|state| state.attempt_on(machine)) {
-            Some(current) if current == attempt => {
-                self.take_report(id, report);
-                self.release(machine);
-            }
-            // A late report of an older attempt; the machine has a newer one.
-            Some(_) => {}
-            None => self.stopped(machine, id, attempt),
+        let current = self.job_state(id).and_then(|state| state.attempt_on(machine));
+        if current == Some(attempt) {
+            self.take_report(id, report);
+            self.release(machine);
+        } else {
+            self.stopped(machine, Attempt { job: id, number: attempt });
         }
     }
 
@@ -90,11 +88,18 @@ impl Turn<'_> {
         }
     }
 
-    /// The agent has ended a job that was not wanted any more.
-    fn stopped(&mut self, machine: MachineId, job: JobId, attempt: u32) {
-        let state = self.state.machines.get(&machine).map(|machine| machine.state);
-        if state == Some(MachineState::Busy { job, attempt }) {
-            self.release(machine);
+    /// The agent has ended an attempt that was not wanted any more, or repeats itself.
+    fn stopped(&mut self, id: MachineId, stopped: Attempt) {
+        let Some(machine) = self.state.machines.get(&id) else { return };
+        let Attempt { job, number } = stopped;
+        let is_free = machine.state == MachineState::Busy { job, attempt: number };
+        if machine.stopping.contains(&stopped) {
+            self.state.change_machine(id, |machine| {
+                machine.stopping.remove(&stopped);
+            });
+        }
+        if is_free {
+            self.release(id);
         }
     }
 

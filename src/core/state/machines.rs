@@ -1,5 +1,7 @@
 //! The life of a machine: launched or registered, connected or not, busy, gone.
 
+use std::collections::BTreeSet;
+
 use stagely_agent::protocol::{Arch, FailureReason, SystemInfo};
 
 use super::attempts::Failure;
@@ -95,15 +97,15 @@ impl Turn<'_> {
     /// Brings an agent's work and the records together, after its HELLO.
     fn resume(&mut self, id: MachineId, holds: &[Attempt]) {
         let current = self.resume_current(id, holds);
-        let strays = || holds.iter().filter(|held| current != Some(**held));
-        for &Attempt { job, number } in strays() {
+        let strays: BTreeSet<Attempt> =
+            holds.iter().copied().filter(|held| current != Some(*held)).collect();
+        for &Attempt { job, number } in &strays {
             self.emit(Effect::Cancel { machine: id, job, attempt: number });
         }
-        match (current, strays().next()) {
-            (Some(current), _) => self.set_busy(id, current),
-            // It gets nothing new before it has stopped the old.
-            (None, Some(stray)) if self.is_static(id) => self.set_busy(id, *stray),
-            (None, _) => self.release(id),
+        self.state.change_machine(id, |machine| machine.stopping = strays);
+        match current {
+            Some(current) => self.set_busy(id, current),
+            None => self.release(id),
         }
     }
 
@@ -152,6 +154,7 @@ impl Turn<'_> {
             arch,
             size: MachineSize::default(),
             state: MachineState::Ready,
+            stopping: BTreeSet::new(),
             requested_for: None,
             requested_at: self.now,
             lease_until: None,
@@ -175,7 +178,7 @@ impl Turn<'_> {
         match self.kind(id) {
             Some(MachineKind::Launched) => self.terminate(id),
             Some(MachineKind::Static) => {
-                self.state.change_machine(id, |machine| machine.state = MachineState::Ready);
+                self.state.change_machine(id, |machine| machine.state = machine.idle_state());
             }
             None => {}
         }
@@ -228,6 +231,14 @@ impl Turn<'_> {
 }
 
 impl Machine {
+    /// The state of a machine without work.
+    fn idle_state(&self) -> MachineState {
+        match self.stopping.first() {
+            Some(&Attempt { job, number }) => MachineState::Busy { job, attempt: number },
+            None => MachineState::Ready,
+        }
+    }
+
     /// The job that the machine is for, or busy with. Whether the job is still its own is for the
     /// job's record to say.
     pub(super) const fn job(&self) -> Option<JobId> {

@@ -191,6 +191,7 @@ impl Turn<'_> {
             arch,
             size: job.size,
             state: MachineState::Requested,
+            stopping: BTreeSet::new(),
             requested_for: Some(job.id),
             requested_at: self.now,
             lease_until: Some(self.lease_for(job)),

@@ -796,6 +796,23 @@ fn a_repeated_report_of_an_older_attempt_does_not_free_a_machine_that_is_still_s
 }
 
 #[test]
+fn a_registered_machine_is_free_when_its_agent_has_stopped_all_that_it_held() {
+    let mut core = without_provider();
+    let (run, job, machine) = core.running_on_static();
+    core.report(machine, job, 1, failed(FailureReason::DiskFull));
+    core.start(machine, job, 2);
+    core.disconnect(machine);
+    core.cancel(run);
+    core.connect(machine, &[(job, 1), (job, 2)]);
+
+    core.report(machine, job, 1, failed(FailureReason::DiskFull));
+    assert_eq!(core.machine_state(machine), MachineState::Busy { job, attempt: 2 });
+
+    core.report(machine, job, 2, JobOutcome::Cancelled);
+    assert_eq!(core.machine_state(machine), MachineState::Ready);
+}
+
+#[test]
 fn an_agent_that_returns_to_a_machine_that_is_ending_is_told_to_stop() {
     let mut core = amd64(1);
     let (run, job, machine) = core.running();
