@@ -301,6 +301,8 @@ impl World {
     }
 
     fn terminate(&mut self, machine: MachineId) {
+        let is_launching = self.in_flight.contains(&Effect::Launch { machine });
+        assert!(!is_launching, "{machine} is launched and terminated at once");
         if self.fault(10) {
             return self.in_flight.push(Effect::Terminate { machine });
         }
