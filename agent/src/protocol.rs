@@ -8,6 +8,8 @@ mod failure;
 mod messages;
 mod values;
 
+use std::borrow::Cow;
+
 pub use failure::{CloneProblem, FailureReason, RegistryProblem};
 pub use messages::{
     AgentMessage, Build, BuildArgs, BuildConfig, Cancel, CloneContext, CoreMessage, ErrorMessage,
@@ -25,6 +27,15 @@ pub const LINE_BYTES_MAX: usize = 64 * 1024;
 
 /// Ends a line that was cut at [`LINE_BYTES_MAX`].
 pub const CUT_MARK: &str = " [line cut]";
+
+/// `line`, cut between two characters and marked if it is longer than [`LINE_BYTES_MAX`].
+pub fn cut_line(line: &str) -> Cow<'_, str> {
+    if line.len() <= LINE_BYTES_MAX {
+        return line.into();
+    }
+    let end = line.floor_char_boundary(LINE_BYTES_MAX - CUT_MARK.len());
+    format!("{}{CUT_MARK}", &line[..end]).into()
+}
 
 /// The most lines in one LOG batch.
 pub const BATCH_LINES_MAX: usize = 1_000;

@@ -5,7 +5,6 @@
 //! core still lacks. The spool outlives a kill of the agent, not a crash of the machine: a machine
 //! that crashes is not asked for its log again, so nothing here waits for the disk.
 
-use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -19,8 +18,8 @@ use thiserror::Error;
 use tokio::sync::Notify;
 
 use crate::protocol::{
-    BATCH_BYTES_MAX, BATCH_LINES_MAX, CUT_MARK, LINE_BYTES_MAX, Log, LogLine, Status, Stream,
-    WireId,
+    BATCH_BYTES_MAX, BATCH_LINES_MAX, LINE_BYTES_MAX, Log, LogLine, Status, Stream, WireId,
+    cut_line,
 };
 
 /// A segment this large is closed and the next one begun.
@@ -158,7 +157,7 @@ impl Spool {
     ) -> Result<(), SpoolError> {
         let (mut bytes, mut count, time) = (Vec::new(), 0, unix_millis());
         for (stream, line) in lines {
-            encode(&mut bytes, time, stream, &cut(line));
+            encode(&mut bytes, time, stream, &cut_line(line));
             count += 1;
         }
         let mut state = self.state();
@@ -395,15 +394,6 @@ fn open_segments(folder: &Path) -> Result<VecDeque<Segment>, SpoolError> {
     Ok(segments.into())
 }
 
-/// `line`, cut and marked if it is too long.
-fn cut(line: &str) -> Cow<'_, str> {
-    if line.len() <= LINE_BYTES_MAX {
-        return line.into();
-    }
-    let end = line.floor_char_boundary(LINE_BYTES_MAX - CUT_MARK.len());
-    format!("{}{CUT_MARK}", &line[..end]).into()
-}
-
 fn encode(bytes: &mut Vec<u8>, time: u64, stream: Stream, line: &str) {
     let length = u32::try_from(line.len()).unwrap_or(u32::MAX);
     bytes.extend_from_slice(&length.to_le_bytes());
@@ -435,7 +425,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::protocol::StatusState;
+    use crate::protocol::{CUT_MARK, StatusState};
 
     fn job() -> WireId {
         "job_1".parse().unwrap()

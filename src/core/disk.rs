@@ -48,3 +48,25 @@ impl DiskGuard {
         Err(DiskNearlyFull { folder: self.folder.clone(), free_mib, min_mib: self.min_mib })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn too_little_space_is_refused_with_what_to_do() {
+        let folder = tempfile::tempdir().unwrap();
+        let guard = |min_mib| DiskGuard::new(folder.path().to_owned(), min_mib);
+
+        guard(0).check().await.unwrap();
+        let error = guard(u64::MAX).check().await.unwrap_err().to_string();
+
+        assert!(error.contains(folder.path().to_str().unwrap()), "{error}");
+        assert!(error.contains("free some space or shorten [retention]"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_cannot_be_asked_is_not_taken_for_full() {
+        DiskGuard::new("/nowhere/at/all".into(), u64::MAX).check().await.unwrap();
+    }
+}

@@ -73,7 +73,6 @@ pub fn run(records: &Records, create: CreateRun) -> Result<RequestedRun, Invalid
         commit: None,
         branch: None,
         state: RunState::Pending,
-        cancelling: None,
         created_at: now(),
         ended_at: None,
     };

@@ -10,7 +10,7 @@ use tracing::{info, warn};
 use super::logs::LogStore;
 use super::orchestrator::{Events, now};
 use super::records::SharedRecords;
-use super::state::{Event, MachineState};
+use super::state::{Event, MachineState, Timestamp};
 use crate::config::RetentionConfig;
 use crate::ids::{JobId, MachineId, RunId};
 
@@ -53,7 +53,8 @@ impl Retention {
         }
     }
 
-    /// Forgets some; returns how many.
+    /// Forgets some; returns how many. A machine may outlast its job's record, and the other way round:
+    /// neither needs the other once it has ended.
     async fn step(&self) -> anyhow::Result<usize> {
         let (runs, jobs, machines) = self.old();
         let count = runs.len() + machines.len();
@@ -68,10 +69,9 @@ impl Retention {
     fn old(&self) -> (Vec<RunId>, Vec<JobId>, Vec<MachineId>) {
         let now = now();
         let records = self.records.read();
-        let is_old = |ended: Option<super::state::Timestamp>, keep: Duration| {
+        let is_old = |ended: Option<Timestamp>, keep: Duration| {
             ended.is_some_and(|ended| now.since(ended) > keep)
         };
-        // A run goes with its jobs when its machines are gone too, so that no record is left hanging.
         let runs: Vec<RunId> = records
             .runs
             .values()
@@ -89,5 +89,205 @@ impl Retention {
             .take(STEP)
             .collect();
         (runs, jobs, machines)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use stagely_agent::protocol::{Arch, LogLine, Stream};
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::config::{Config, ProviderName};
+    use crate::core::effects::{Effects, Secrets};
+    use crate::core::logs::LogSettings;
+    use crate::core::orchestrator::{Orchestrator, inbox};
+    use crate::core::records::Records;
+    use crate::core::secrets::Keyring;
+    use crate::core::sessions::Sessions;
+    use crate::core::state::{
+        Job, JobKind, JobState, Machine, MachineKind, MachineSize, Run, RunState, Snapshot, State,
+        Trigger,
+    };
+    use crate::core::store::{Batch, Store, Table};
+    use crate::ids::{EnvironmentId, ProjectId};
+
+    const DAY: Duration = Duration::from_hours(24);
+
+    fn ago(days: u32) -> Timestamp {
+        Timestamp(now().0 - u64::try_from((DAY * days).as_millis()).unwrap())
+    }
+
+    fn run(number: u128, state: RunState, ended_at: Option<Timestamp>) -> Run {
+        Run {
+            id: RunId::from_bits(number),
+            project: ProjectId::from_bits(1),
+            environment: EnvironmentId::from_bits(1),
+            trigger: Trigger::Manual,
+            repository: String::new(),
+            requested_ref: None,
+            only_builds: Vec::new(),
+            commit: None,
+            branch: None,
+            state,
+            created_at: ago(100),
+            ended_at,
+        }
+    }
+
+    fn job(run: &Run) -> Job {
+        Job {
+            id: JobId::from_bits(run.id.bits()),
+            run: run.id,
+            name: "app".to_owned(),
+            build: "app".to_owned(),
+            kind: JobKind::Merge {
+                platforms: Vec::new(),
+                image: "registry/app:1".parse().unwrap(),
+            },
+            size: MachineSize::Medium,
+            needs: Vec::new(),
+            timeout: DAY,
+            state: match run.state {
+                RunState::Building => JobState::Queued { attempt: 1 },
+                _ => JobState::Cancelled,
+            },
+            attempt: 0,
+            lost_attempts: Vec::new(),
+            queued_at: ago(100),
+            assigned_at: None,
+            started_at: None,
+            ended_at: run.ended_at,
+            steps: Vec::new(),
+            warnings: Vec::new(),
+        }
+    }
+
+    fn machine(number: u128, terminated_at: Option<Timestamp>) -> Machine {
+        Machine {
+            id: MachineId::from_bits(number),
+            kind: MachineKind::Static,
+            name: String::new(),
+            arch: Arch::Amd64,
+            size: MachineSize::Medium,
+            state: terminated_at.map_or(MachineState::Ready, |_| MachineState::Terminated),
+            stopping: BTreeSet::new(),
+            requested_for: None,
+            requested_at: ago(100),
+            lease_until: None,
+            connected: false,
+            contact_at: ago(100),
+            system_info: None,
+            terminated_at,
+        }
+    }
+
+    /// A core of nothing but its orchestrator.
+    struct Core {
+        folder: TempDir,
+        retention: Retention,
+        stop: CancellationToken,
+        orchestrator: tokio::task::JoinHandle<anyhow::Result<()>>,
+    }
+
+    impl Core {
+        fn start(runs: Vec<Run>, machines: Vec<Machine>) -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let (store, _) = Store::open(&folder.path().join("core.redb")).unwrap();
+            let jobs: Vec<Job> = runs.iter().map(job).collect();
+            let mut batch = Batch::default();
+            for it in &runs {
+                batch.record(Table::Runs, it.id.bits(), Some(it));
+            }
+            for it in &jobs {
+                batch.record(Table::Jobs, it.id.bits(), Some(it));
+            }
+            for it in &machines {
+                batch.record(Table::Machines, it.id.bits(), Some(it));
+            }
+            store.commit(&batch).unwrap();
+            let mut config = Config::default();
+            config.builders.provider = ProviderName::None;
+            let state = State::load(
+                config.limits(),
+                Snapshot {
+                    runs: runs.into_iter().map(|it| (it.id, it)).collect(),
+                    jobs: jobs.into_iter().map(|it| (it.id, it)).collect(),
+                    machines: machines.into_iter().map(|it| (it.id, it)).collect(),
+                    ..Snapshot::default()
+                },
+            );
+            Self::with(folder, config, store, state)
+        }
+
+        fn with(folder: TempDir, config: Config, store: Store, state: State) -> Self {
+            let keyring = Keyring::open(&folder.path().join("key")).unwrap();
+            let settings = LogSettings { job_bytes_max: 1 << 20, cache_bytes: 1 << 20 };
+            let logs = LogStore::open(&folder.path().join("logs.redb"), settings).unwrap();
+            let (records, stop) =
+                (SharedRecords::new(Records::of(&state)), CancellationToken::new());
+            let (events, inbox) = inbox();
+            let effects = Effects {
+                config: Arc::new(config.clone()),
+                records: records.clone(),
+                sessions: Sessions::default(),
+                secrets: Secrets::new(keyring, store.clone(), Vec::new(), Vec::new()),
+                provider: None,
+                scratch: folder.path().to_owned(),
+            };
+            let orchestrator =
+                Orchestrator::new(state, store, records.clone(), Arc::new(effects), inbox);
+            let orchestrator = tokio::spawn(orchestrator.run(stop.clone()));
+            let retention = Retention { config: config.retention, records, events, logs };
+            Self { folder, retention, stop, orchestrator }
+        }
+
+        async fn log(&self, job: JobId) {
+            let lines = [LogLine { t: 0, stream: Stream::Stdout, data: "a line".into() }];
+            let mut receipt = self.retention.logs.append(job, 1, None, &lines).await.unwrap();
+            receipt.stored().await.unwrap();
+        }
+
+        /// Stops core and returns what is on its disk.
+        async fn stop(self) -> Snapshot {
+            self.stop.cancel();
+            self.orchestrator.await.unwrap().unwrap();
+            drop(self.retention);
+            Store::open(&self.folder.path().join("core.redb")).unwrap().1.state
+        }
+    }
+
+    #[tokio::test]
+    async fn what_ended_long_ago_is_forgotten_in_steps_with_its_logs_and_nothing_else_is() {
+        let old: Vec<Run> =
+            (1..=250).map(|it| run(it, RunState::Completed, Some(ago(91)))).collect();
+        let recent = run(1_000, RunState::Completed, Some(ago(89)));
+        let open = run(1_001, RunState::Building, None);
+        let (old_job, recent_job) = (job(&old[7]).id, job(&recent).id);
+        let kept = [recent.id, open.id];
+        let runs = old.into_iter().chain([recent, open]).collect();
+        let machines = vec![machine(1, Some(ago(91))), machine(2, Some(ago(1))), machine(3, None)];
+        let core = Core::start(runs, machines);
+        core.log(old_job).await;
+        core.log(recent_job).await;
+
+        let mut steps = Vec::new();
+        while let count @ 1.. = core.retention.step().await.unwrap() {
+            steps.push(count);
+        }
+
+        assert_eq!(steps, [101, 100, 50], "100 runs a step, and the machine with the first");
+        assert_eq!(core.retention.logs.next_line(old_job, 1).await.unwrap(), 0);
+        assert_eq!(core.retention.logs.next_line(recent_job, 1).await.unwrap(), 1);
+        let disk = core.stop().await;
+        let ids = |map: &BTreeMap<RunId, Run>| map.keys().copied().collect::<Vec<_>>();
+        assert_eq!(ids(&disk.runs), kept);
+        assert_eq!(disk.jobs.values().map(|job| job.run).collect::<Vec<_>>(), kept);
+        let machines: Vec<MachineId> = disk.machines.into_keys().collect();
+        assert_eq!(machines, [MachineId::from_bits(2), MachineId::from_bits(3)]);
     }
 }

@@ -16,12 +16,19 @@ const WAITING_MAX: usize = 64;
 /// The open sessions. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct Sessions {
-    open: Arc<Mutex<HashMap<MachineId, Session>>>,
+    inner: Arc<Mutex<Inner>>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    open: HashMap<MachineId, Session>,
+    /// Sessions opened so far, of all machines.
+    count: u64,
 }
 
 #[derive(Debug)]
 struct Session {
-    /// Tells a session from the one that the same machine opened after it.
+    /// Tells a session from all others, also from those that were closed long ago.
     number: u64,
     messages: mpsc::Sender<CoreMessage>,
     end: CancellationToken,
@@ -43,10 +50,11 @@ impl Sessions {
     pub fn open(&self, machine: MachineId) -> SessionEntry {
         let (sender, messages) = mpsc::channel(WAITING_MAX);
         let end = CancellationToken::new();
-        let mut open = self.lock();
-        let number = open.get(&machine).map_or(0, |session| session.number) + 1;
+        let mut inner = self.lock();
+        inner.count += 1;
+        let number = inner.count;
         let session = Session { number, messages: sender, end: end.clone() };
-        if let Some(old) = open.insert(machine, session) {
+        if let Some(old) = inner.open.insert(machine, session) {
             old.end.cancel();
         }
         SessionEntry { machine, number, messages, end }
@@ -54,9 +62,9 @@ impl Sessions {
 
     /// Removes a session's entry. Returns false if the machine has opened another since.
     pub fn close(&self, entry: &SessionEntry) -> bool {
-        let mut open = self.lock();
-        let is_newest =
-            open.get(&entry.machine).is_some_and(|session| session.number == entry.number);
+        let open = &mut self.lock().open;
+        let newest = open.get(&entry.machine).map(|session| session.number);
+        let is_newest = newest == Some(entry.number);
         if is_newest {
             open.remove(&entry.machine);
         }
@@ -66,7 +74,7 @@ impl Sessions {
     /// Sends `message` if the agent is connected and reads. What is lost here is sent again after the
     /// agent's next HELLO.
     pub fn send(&self, machine: MachineId, message: CoreMessage) -> bool {
-        let open = self.lock();
+        let open = &self.lock().open;
         let Some(session) = open.get(&machine) else { return false };
         let sent = session.messages.try_send(message).is_ok();
         if !sent {
@@ -77,12 +85,31 @@ impl Sessions {
 
     /// Ends the machine's session, if one is open.
     pub fn end(&self, machine: MachineId) {
-        if let Some(session) = self.lock().get(&machine) {
+        if let Some(session) = self.lock().open.get(&machine) {
             session.end.cancel();
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<MachineId, Session>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_that_ends_late_leaves_the_newest_alone() {
+        let (sessions, machine) = (Sessions::default(), MachineId::from_bits(1));
+        let first = sessions.open(machine);
+        let second = sessions.open(machine);
+        assert!(first.end.is_cancelled() && sessions.close(&second));
+        let third = sessions.open(machine);
+
+        assert!(!sessions.close(&first), "it is not the newest");
+
+        assert!(!third.end.is_cancelled());
+        assert!(sessions.close(&third));
     }
 }

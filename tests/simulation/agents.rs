@@ -27,6 +27,8 @@ enum Work {
 /// An open connection. Both directions keep their order; what is in them when it breaks is lost.
 #[derive(Default)]
 pub(crate) struct Session {
+    /// Whether core has taken the HELLO: it has nothing to say to an agent that it does not know.
+    pub(crate) is_open: bool,
     pub(crate) to_core: VecDeque<Event>,
     pub(crate) to_agent: VecDeque<Order>,
 }
@@ -83,6 +85,10 @@ impl Agent {
         let order = self.session.as_mut().and_then(|session| session.to_agent.pop_front());
         match order {
             Some(Order::Begin(attempt)) => {
+                let open = |(other, work): (&Attempt, &Work)| {
+                    *other != attempt && !matches!(work, Work::Ended(_))
+                };
+                assert!(!self.work.iter().any(open), "{} gets a second job", self.machine);
                 self.work.entry(attempt).or_insert(Work::Given);
             }
             Some(Order::Stop(attempt)) => {

@@ -2,12 +2,12 @@
 
 use stagely::core::state::{
     Changes, Effect, Event, Job, JobKind, JobState, Machine, MachineKind, MachineState,
-    QueueReason, Run, RunState, Snapshot, State,
+    QueueReason, Run, RunState, Snapshot, State, Timestamp,
 };
-use stagely::ids::JobId;
 
 use crate::agents::digest;
 use crate::world::World;
+use crate::{fairness, transitions};
 
 /// Checks the state after `event`.
 pub(crate) fn check(world: &World, event: &Event) {
@@ -16,9 +16,7 @@ pub(crate) fn check(world: &World, event: &Event) {
     core.jobs.values().for_each(|job| check_job(core, job));
     core.runs.values().for_each(|run| check_run(core, run));
     check_outbox(core);
-    for queued in core.queue() {
-        assert_ne!(queued.reason, QueueReason::Nothing, "{} could be served", queued.job);
-    }
+    check_queue(core);
     if matches!(event, Event::Tick) {
         let next = core.next_deadline();
         assert!(next.is_none_or(|next| next > world.now), "a tick leaves {next:?} undone");
@@ -45,8 +43,8 @@ fn check_machines(world: &World) {
 
 fn check_machine(core: &State, machine: &Machine) {
     let id = machine.id;
-    let job = job_of(machine).and_then(|job| core.jobs.get(&job));
-    let has_work = job.is_some_and(|job| job.state.machine() == Some(id));
+    let job = transitions::current(core, machine).and_then(|attempt| core.jobs.get(&attempt.job));
+    let has_work = job.is_some();
     let is_launched = machine.kind == MachineKind::Launched;
     match machine.state {
         MachineState::Requested | MachineState::Booting => assert!(is_launched && has_work),
@@ -58,9 +56,39 @@ fn check_machine(core: &State, machine: &Machine) {
     assert_eq!(is_launched, machine.lease_until.is_some());
     assert_eq!(is_launched, machine.requested_for.is_some());
     assert_eq!(machine.terminated_at, None);
-    if let Some(JobState::Running { deadline, .. }) = job.filter(|_| has_work).map(|job| &job.state)
-    {
-        assert!(machine.lease_until.is_none_or(|lease| lease >= *deadline), "{id} is swept alive");
+    if let (Some(lease), Some(job)) = (machine.lease_until, job) {
+        check_lease(core, machine, job, lease);
+    }
+}
+
+/// 1. A lease ends, and 2. not before the work must.
+fn check_lease(core: &State, machine: &Machine, job: &Job, lease: Timestamp) {
+    let limits = &core.limits;
+    let (work, grace) = (job.timeout.saturating_add(limits.job_grace), limits.job_grace);
+    let latest_end = machine.requested_at.after(limits.boot).after(work);
+    assert!(lease >= latest_end, "{} is swept alive", machine.id);
+    let mut longest = machine.requested_at.after(limits.lease).max(latest_end.after(grace));
+    if let JobState::Running { deadline, .. } = job.state {
+        assert!(lease >= deadline, "{} is swept alive", machine.id);
+        longest = longest.max(deadline.after(grace));
+    }
+    assert!(lease <= longest, "{} is paid for too long", machine.id);
+}
+
+/// Nobody waits for what is there.
+fn check_queue(core: &State) {
+    for queued in core.queue() {
+        assert_ne!(queued.reason, QueueReason::Nothing, "{} could be served", queued.job);
+    }
+    let launched = core.live_machines().filter(|machine| machine.kind == MachineKind::Launched);
+    let has_slot = launched.count() < core.limits.max_concurrent as usize;
+    let idle = |job: &Job| {
+        let mut ready = core.live_machines().filter(|it| it.state == MachineState::Ready);
+        ready.any(|machine| machine.connected && fairness::could_use(core, job, machine))
+    };
+    for job in core.jobs.values().filter(|job| fairness::is_ready(core, job)) {
+        assert!(!idle(job), "{} waits beside an idle machine", job.id);
+        assert!(!has_slot || !fairness::may_launch(core, job), "{} may have a machine", job.id);
     }
 }
 
@@ -77,7 +105,7 @@ fn check_job(core: &State, job: &Job) {
     match &job.state {
         JobState::Queued { attempt } => {
             assert_eq!((*attempt, job.attempt), (lost + 1, lost));
-            assert!(run.cancelling.is_none());
+            assert_eq!(run.state, RunState::Building);
             let is_hopeless =
                 |state: &JobState| state.is_final() && !matches!(state, JobState::Completed { .. });
             assert!(!needed.any(is_hopeless), "{} waits in vain", job.id);
@@ -87,17 +115,25 @@ fn check_job(core: &State, job: &Job) {
             assert_eq!((*attempt, job.attempt), (lost + 1, lost + 1));
             assert!(needed.all(|state| matches!(state, JobState::Completed { .. })));
             let machine = core.machines.get(machine).expect("a job's machine has a record");
-            assert_eq!(job_of(machine), Some(job.id), "{} has another job", machine.id);
+            let held = transitions::current(core, machine).map(|attempt| attempt.job);
+            assert_eq!(held, Some(job.id), "{} has another job", machine.id);
+            if let MachineState::Busy { attempt: busy_with, .. } = machine.state {
+                assert_eq!(busy_with, *attempt, "{} is busy with another attempt", machine.id);
+            }
             assert!(fits(core, job, machine), "{} is on a machine of a wrong arch", job.id);
             if let JobState::Running { deadline, .. } = job.state {
                 let started_at = job.started_at.expect("a running job has started");
-                assert!(deadline >= started_at.after(job.timeout), "{} gets less time", job.id);
+                let time = started_at.after(job.timeout).after(core.limits.job_grace);
+                assert_eq!(deadline, time, "{} gets more time, or less", job.id);
             }
         }
         JobState::Completed { digest: pushed } => {
             assert_eq!(*pushed, Some(digest(job.id, job.attempt)), "an older attempt counted");
         }
-        JobState::Cancelled => assert!(run.cancelling.is_some(), "{} is stopped unasked", job.id),
+        JobState::Cancelled => {
+            let is_cancelled = matches!(run.state, RunState::Cancelled { .. });
+            assert!(is_cancelled, "{} is stopped unasked", job.id);
+        }
         JobState::Failed { .. } => {}
     }
 }
@@ -117,11 +153,11 @@ fn check_run(core: &State, run: &Run) {
     let all_completed =
         || core.jobs_of(run.id).all(|job| matches!(job.state, JobState::Completed { .. }));
     match &run.state {
-        RunState::Building => assert!(has_jobs && !all_ended && run.cancelling.is_none()),
+        RunState::Building => assert!(has_jobs && !all_ended),
         RunState::Completed => assert!(has_jobs && all_completed()),
         RunState::Pending | RunState::Failed { plan_error: Some(_) } => assert!(!has_jobs),
         RunState::Failed { plan_error: None } => assert!(all_ended && !all_completed()),
-        RunState::Cancelled { reason } => assert!(all_ended && run.cancelling == Some(*reason)),
+        RunState::Cancelled { .. } => assert!(all_ended),
     }
 }
 
@@ -187,11 +223,4 @@ pub(crate) fn is_over(world: &World) -> bool {
         && core.outbox.is_empty()
         && core.live_machines().all(|machine| machine.kind == MachineKind::Static)
         && world.cloud.alive.is_empty()
-}
-
-fn job_of(machine: &Machine) -> Option<JobId> {
-    match machine.state {
-        MachineState::Busy { job } => Some(job),
-        _ => machine.requested_for,
-    }
 }

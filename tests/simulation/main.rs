@@ -6,6 +6,7 @@
 
 mod agents;
 mod cloud;
+mod fairness;
 mod invariants;
 mod plans;
 mod rng;

@@ -29,7 +29,6 @@ pub(crate) fn request(rng: &mut Rng, now: Timestamp) -> Event {
         commit: None,
         branch: None,
         state: RunState::Pending,
-        cancelling: None,
         created_at: now,
         ended_at: None,
     };

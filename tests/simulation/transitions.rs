@@ -1,19 +1,24 @@
-//! What one step may do to work that was going on before it.
+//! What one step may do to work that was going on before it, and what it must do.
 
 use std::time::Duration;
 
 use stagely::core::state::{
-    Attempt, Effect, Event, JobState, Machine, MachineKind, MachineState, State, Timestamp,
+    Attempt, Effect, Event, Job, JobOutcome, JobReport, JobState, Machine, MachineKind,
+    MachineState, RunState, State, Timestamp,
 };
-use stagely::ids::{JobId, MachineId, RunId};
+use stagely::ids::{MachineId, RunId};
 
 use crate::world::World;
 
-/// What the machines did before the step.
+/// What there was before the step.
 pub(crate) struct Before {
     work: Vec<LiveWork>,
-    /// Connected registered machines, with the job that they are busy with.
-    registered: Vec<(MachineId, JobId)>,
+    /// Live machines, and since when they should have stopped what they have.
+    machines: Vec<(Machine, Option<Timestamp>)>,
+    /// The job that the event speaks of.
+    spoken_of: Option<Job>,
+    /// Runs that were being planned.
+    pending: Vec<(RunId, Timestamp)>,
 }
 
 /// An attempt that a machine had.
@@ -27,34 +32,180 @@ struct LiveWork {
 }
 
 impl Before {
-    pub(crate) fn of(core: &State) -> Self {
-        let registered = core.live_machines().filter_map(|machine| match machine.state {
-            MachineState::Busy { job }
-                if machine.kind == MachineKind::Static && machine.connected =>
-            {
-                Some((machine.id, job))
-            }
-            _ => None,
-        });
+    pub(crate) fn of(core: &State, event: &Event) -> Self {
         let work = core.live_machines().filter_map(|machine| LiveWork::of(core, machine));
-        Self { work: work.collect(), registered: registered.collect() }
+        let machines =
+            core.live_machines().map(|machine| (machine.clone(), told_to_stop_at(core, machine)));
+        let pending = core.runs.values().filter(|run| run.state == RunState::Pending);
+        Self {
+            work: work.collect(),
+            machines: machines.collect(),
+            spoken_of: match event {
+                Event::JobStarted { job, .. } | Event::JobReported { job, .. } => {
+                    core.jobs.get(job).cloned()
+                }
+                _ => None,
+            },
+            pending: pending.map(|run| (run.id, run.created_at)).collect(),
+        }
+    }
+
+    /// Whether `machine` had `attempt` already.
+    pub(crate) fn had(&self, machine: MachineId, attempt: Attempt) -> bool {
+        self.work.iter().any(|work| work.machine.id == machine && work.attempt == attempt)
     }
 
     /// Checks what `event` made of it.
     pub(crate) fn check(&self, world: &World, event: &Event, effects: &[Effect]) {
         for work in &self.work {
-            work.check(world, event);
+            work.check(world, event, effects);
         }
-        for (machine, job) in &self.registered {
-            check_registered(&world.core, *machine, *job, event);
+        for (machine, told_at) in &self.machines {
+            check_lease(world, machine, event);
+            self.check_contact(world, machine, *told_at, event);
+            check_registered(&world.core, machine, event);
         }
+        self.check_planning(world, event);
         match event {
             Event::CoreStarted => assert!(world.core.live_machines().all(|it| !it.connected)),
             Event::AgentConnected { machine, holds, .. } => {
-                check_resumed(&world.core, *machine, holds, effects);
+                self.check_resumed(&world.core, *machine, holds, effects);
+            }
+            Event::JobStarted { machine, job, attempt } => {
+                self.check_started(world, *machine, Attempt { job: *job, number: *attempt });
+            }
+            Event::JobReported { machine, job, attempt, report } => {
+                let attempt = Attempt { job: *job, number: *attempt };
+                self.check_report(world, *machine, attempt, report);
             }
             _ => {}
         }
+    }
+
+    /// An agent that is there counts as there until it goes, or does not do what it is told.
+    fn check_contact(
+        &self,
+        world: &World,
+        before: &Machine,
+        told_at: Option<Timestamp>,
+        event: &Event,
+    ) {
+        let id = before.id;
+        let Some(after) = world.core.machines.get(&id).filter(|it| !it.state.is_terminated())
+        else {
+            return;
+        };
+        let is_lost = before.connected && !after.connected;
+        match event {
+            Event::CoreStarted => {}
+            Event::AgentConnected { machine, .. } if *machine == id => assert!(after.connected),
+            Event::AgentDisconnected { machine } if *machine == id => assert!(!after.connected),
+            Event::Tick if before.connected => {
+                let due = told_at.map(|at| at.after(world.core.limits.job_grace));
+                let must_go = due.is_some_and(|due| is_over(due, world));
+                assert!(!must_go || is_lost, "{id} need not stop");
+                let work = self.work.iter().find(|work| work.machine.id == id);
+                let limit = due.or_else(|| work.map(|work| work.limit(world)));
+                let may_go = limit.is_some_and(|limit| !is_coming(limit, world));
+                assert!(may_go || !is_lost, "{id} is cut off");
+            }
+            _ => assert!(!is_lost, "{event:?} cut off {id}"),
+        }
+    }
+
+    fn check_planning(&self, world: &World, event: &Event) {
+        for (run, created_at) in &self.pending {
+            let is_pending = world.core.runs[run].state == RunState::Pending;
+            let due = created_at.after(world.core.limits.planning);
+            match event {
+                Event::Tick if is_over(due, world) => assert!(!is_pending, "{run} plans for ever"),
+                Event::Tick if is_coming(due, world) => assert!(is_pending, "{run} is hurried"),
+                _ => {}
+            }
+        }
+    }
+
+    /// 5. After its HELLO, an agent has the attempt that it should have, and stops all others.
+    fn check_resumed(&self, core: &State, id: MachineId, holds: &[Attempt], effects: &[Effect]) {
+        let Some(machine) = core.machines.get(&id) else { return };
+        let current = current(core, machine);
+        if let Some(attempt) = current.filter(|current| !holds.contains(current)) {
+            let Attempt { job, number } = attempt;
+            let assign = Effect::Assign { machine: id, job, attempt: number };
+            assert!(effects.contains(&assign), "{id} does not get {attempt:?}");
+            let is_running = matches!(core.jobs[&job].state, JobState::Running { .. });
+            assert!(!is_running, "{id} has lost {attempt:?}");
+        }
+        if machine.state.is_terminated() {
+            return;
+        }
+        for stray in holds.iter().filter(|held| current != Some(**held)) {
+            let cancel = Effect::Cancel { machine: id, job: stray.job, attempt: stray.number };
+            assert!(effects.contains(&cancel), "{id} goes on with {stray:?}");
+            let is_new = current.is_some_and(|current| !self.had(id, current));
+            let is_free = machine.state == MachineState::Ready;
+            assert!(!is_new && !is_free, "{id} has yet to stop {stray:?}");
+        }
+    }
+
+    fn check_started(&self, world: &World, machine: MachineId, attempt: Attempt) {
+        let (Some(before), Some(after)) = (&self.spoken_of, world.core.jobs.get(&attempt.job))
+        else {
+            return;
+        };
+        let provisioning = JobState::Provisioning { attempt: attempt.number, machine };
+        if before.state == provisioning {
+            assert!(matches!(after.state, JobState::Running { .. }), "{attempt:?} does not start");
+        } else {
+            assert_unmoved(before, after);
+        }
+    }
+
+    /// 4. The end is what the newest attempt reported. 5. What others say changes nothing.
+    fn check_report(
+        &self,
+        world: &World,
+        machine: MachineId,
+        attempt: Attempt,
+        report: &JobReport,
+    ) {
+        let Some(before) = &self.spoken_of else { return };
+        let after = &world.core.jobs[&attempt.job];
+        if before.state.attempt_on(machine) != Some(attempt.number) {
+            return assert_unmoved(before, after);
+        }
+        let reported = match &report.outcome {
+            JobOutcome::Completed { digest } => {
+                assert_eq!(after.state, JobState::Completed { digest: digest.clone() });
+                return;
+            }
+            JobOutcome::Failed { reason, .. } => Some(reason),
+            JobOutcome::Cancelled => None,
+        };
+        let is_last = attempt.number >= world.core.limits.max_attempts;
+        if is_last || reported.is_some_and(|reason| !reason.is_transient()) {
+            let JobState::Failed { reason, .. } = &after.state else { panic!("{after:?} goes on") };
+            assert!(reported.is_none_or(|reported| reported == reason), "{reason:?}");
+        } else {
+            let next = attempt.number + 1;
+            let is_next = match after.state {
+                JobState::Queued { attempt } | JobState::Provisioning { attempt, .. } => {
+                    attempt == next
+                }
+                _ => false,
+            };
+            assert!(is_next, "{after:?} is not tried again");
+        }
+    }
+}
+
+/// Nothing has become of the job but that it may have got a machine, which was freed by the step.
+fn assert_unmoved(before: &Job, after: &Job) {
+    match (&before.state, &after.state) {
+        (JobState::Queued { attempt: old }, JobState::Provisioning { attempt: new, .. }) => {
+            assert_eq!(old, new);
+        }
+        _ => assert_eq!(before, after, "somebody else's report counted"),
     }
 }
 
@@ -74,20 +225,30 @@ impl LiveWork {
 
     /// 2. A machine doing live work is never swept. Nothing but the machine itself, its limits and
     ///    the end of the run takes an attempt from it.
-    fn check(&self, world: &World, event: &Event) {
+    fn check(&self, world: &World, event: &Event, effects: &[Effect]) {
         let Attempt { job, number } = self.attempt;
         let id = self.machine.id;
         let job_after = world.core.jobs.get(&job);
-        if job_after.and_then(|job| job.state.attempt_on(id)) != Some(number) {
-            assert!(self.may_end(event, world), "{event:?} took {job} from {id}");
+        if job_after.and_then(|job| job.state.attempt_on(id)) == Some(number) {
+            assert!(!self.must_end(event, world), "{event:?} left {:?} to {id}", self.attempt);
+            return;
+        }
+        assert!(self.may_end(event, world), "{event:?} took {job} from {id}");
+        let machine = world.core.machines.get(&id);
+        let goes_on = machine.is_some_and(|machine| {
+            machine.connected && machine.state == MachineState::Busy { job, attempt: number }
+        });
+        if goes_on {
+            let cancel = Effect::Cancel { machine: id, job, attempt: number };
+            assert!(effects.contains(&cancel), "{id} is not told to stop {:?}", self.attempt);
         }
     }
 
     fn may_end(&self, event: &Event, world: &World) -> bool {
         let id = self.machine.id;
         match event {
-            Event::Tick => self.is_overdue(world),
-            Event::CancelRequested { run, .. } => *run == self.run,
+            Event::Tick => !is_coming(self.limit(world), world),
+            Event::CancelRequested { .. } => self.must_end(event, world),
             Event::JobReported { machine, job, attempt, .. } => {
                 *machine == id && self.attempt == Attempt { job: *job, number: *attempt }
             }
@@ -104,11 +265,20 @@ impl LiveWork {
         }
     }
 
+    fn must_end(&self, event: &Event, world: &World) -> bool {
+        match event {
+            Event::Tick => is_over(self.limit(world), world),
+            Event::CancelRequested { run, .. } => *run == self.run,
+            _ => false,
+        }
+    }
+
     const fn is_running(&self) -> bool {
         matches!(self.state, JobState::Running { .. })
     }
 
-    fn is_overdue(&self, world: &World) -> bool {
+    /// Until when the machine may keep the attempt.
+    fn limit(&self, world: &World) -> Timestamp {
         let limits = &world.core.limits;
         let machine = &self.machine;
         let lease = machine.lease_until.unwrap_or(Timestamp(u64::MAX));
@@ -116,62 +286,75 @@ impl LiveWork {
             (MachineState::Requested | MachineState::Booting, _) => {
                 machine.requested_at.after(limits.boot)
             }
-            _ if !machine.connected => machine.contact_at.after(limits.reconnect_grace).min(lease),
+            _ if !machine.connected => machine.contact_at.after(limits.reconnect_grace),
             (_, JobState::Running { deadline, .. }) => *deadline,
             _ => {
                 let assigned_at = self.assigned_at.expect("a busy machine's job is assigned");
-                assigned_at.after(self.timeout).after(limits.job_grace).min(lease)
+                assigned_at.after(self.timeout).after(limits.job_grace)
             }
         };
-        // Agents could not report to a core that was not there.
-        let could_report = world.started_at.after(limits.reconnect_grace);
-        limit.max(could_report) <= world.now
+        limit.min(lease)
     }
 }
 
+/// 1. No machine outlives its lease.
+fn check_lease(world: &World, before: &Machine, event: &Event) {
+    let lease = before.lease_until.unwrap_or(Timestamp(u64::MAX));
+    if matches!(event, Event::Tick) && is_over(lease, world) {
+        let state = world.core.machines.get(&before.id).map(|machine| machine.state);
+        let is_ending = matches!(state, Some(MachineState::Terminating | MachineState::Terminated));
+        assert!(is_ending, "{} outlives its lease", before.id);
+    }
+}
+
+/// Since when the agent of a registered machine should have stopped what it has; `None`: it works, or
+/// has nothing.
+fn told_to_stop_at(core: &State, machine: &Machine) -> Option<Timestamp> {
+    let MachineState::Busy { job, .. } = machine.state else { return None };
+    if machine.kind == MachineKind::Launched || current(core, machine).is_some() {
+        return None;
+    }
+    let ended_at = core.jobs.get(&job).and_then(|job| job.ended_at).unwrap_or_default();
+    Some(ended_at.max(machine.contact_at))
+}
+
 /// A registered machine is free only when its agent says so, or says nothing any more.
-fn check_registered(core: &State, id: MachineId, job: JobId, event: &Event) {
-    let Some(machine) = core.machines.get(&id) else { return };
-    if machine.state == (MachineState::Busy { job }) {
+fn check_registered(core: &State, before: &Machine, event: &Event) {
+    let MachineState::Busy { job, attempt } = before.state else { return };
+    let Some(after) = core.machines.get(&before.id) else { return };
+    if before.kind != MachineKind::Static || after.state == before.state {
         return;
     }
+    let id = before.id;
     let is_its_own = match event {
-        Event::JobReported { machine, job: reported, .. } => (*machine, *reported) == (id, job),
+        Event::JobReported { machine, job: reported, attempt: number, .. } => {
+            (*machine, *reported, *number) == (id, job, attempt)
+        }
         Event::AgentConnected { machine, .. } | Event::StaticMachineRemoved { machine } => {
             *machine == id
         }
+        Event::Tick => !before.connected,
         _ => false,
     };
     assert!(is_its_own, "{event:?} freed {id}, which is busy with {job}");
 }
 
-/// 5. After its HELLO, an agent has the attempt that it should have, and stops all others.
-fn check_resumed(core: &State, id: MachineId, holds: &[Attempt], effects: &[Effect]) {
-    let Some(machine) = core.machines.get(&id) else { return };
-    let current = current(core, machine);
-    if let Some(attempt) = current.filter(|current| !holds.contains(current)) {
-        let Attempt { job, number } = attempt;
-        let assign = Effect::Assign { machine: id, job, attempt: number };
-        assert!(effects.contains(&assign), "{id} does not get {attempt:?}");
-        let is_running = matches!(core.jobs[&job].state, JobState::Running { .. });
-        assert!(!is_running, "{id} has lost {attempt:?}");
-    }
-    if !matches!(machine.state, MachineState::Ready | MachineState::Busy { .. }) {
-        return;
-    }
-    for stray in holds.iter().filter(|held| current != Some(**held)) {
-        let cancel = Effect::Cancel { machine: id, job: stray.job, attempt: stray.number };
-        assert!(effects.contains(&cancel), "{id} goes on with {stray:?}");
-        assert_ne!(machine.state, MachineState::Ready, "{id} has yet to stop {stray:?}");
-        let is_new = current.is_some_and(|current| !holds.contains(&current));
-        let was_assigned = current.and_then(|current| core.jobs[&current.job].assigned_at);
-        assert!(!is_new || was_assigned < Some(machine.contact_at), "{id} has yet to stop");
-    }
+/// Whether a limit has passed, also for those who could not report to a core that was not there.
+fn is_over(limit: Timestamp, world: &World) -> bool {
+    let limits = &world.core.limits;
+    let patience = limits.reconnect_grace.saturating_add(limits.job_grace);
+    limit.max(world.started_at.after(patience)) <= world.now
 }
 
-fn current(core: &State, machine: &Machine) -> Option<Attempt> {
+/// Whether a limit has not passed, or somebody could not report in time.
+fn is_coming(limit: Timestamp, world: &World) -> bool {
+    limit.max(world.started_at.after(world.core.limits.reconnect_grace)) > world.now
+}
+
+/// The attempt that the machine is for or works on.
+pub(crate) fn current(core: &State, machine: &Machine) -> Option<Attempt> {
     let job = match machine.state {
-        MachineState::Busy { job } => job,
+        MachineState::Busy { job, .. } => job,
         _ => machine.requested_for?,
     };
     let number = core.jobs.get(&job)?.state.attempt_on(machine.id)?;

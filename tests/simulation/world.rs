@@ -14,6 +14,7 @@ use stagely_agent::protocol::Arch;
 
 use crate::agents::{self, Agent, Order};
 use crate::cloud::Cloud;
+use crate::fairness::Turns;
 use crate::invariants;
 use crate::plans;
 use crate::rng::Rng;
@@ -36,6 +37,9 @@ pub(crate) struct World {
     pub(crate) cloud: Cloud,
     /// Machines that core had written off when it heard of them again.
     pub(crate) swept: BTreeSet<MachineId>,
+    turns: Turns,
+    /// Which machine was given an attempt.
+    given: BTreeMap<Attempt, MachineId>,
     rng: Rng,
     agents: BTreeMap<MachineId, Agent>,
     /// Machines whose session has broken without core having noticed.
@@ -95,6 +99,8 @@ impl World {
             started_at: Timestamp::default(),
             cloud: Cloud::default(),
             swept: BTreeSet::new(),
+            turns: Turns::default(),
+            given: BTreeMap::new(),
             rng,
             agents: BTreeMap::new(),
             broken: BTreeSet::new(),
@@ -142,31 +148,46 @@ impl World {
         {
             self.swept.insert(machine);
         }
-        let before = Before::of(&self.core);
-        let rng = &mut self.rng;
-        let mut new_machine = || MachineId::from_bits(rng.id());
-        let effects = self.core.step(event.clone(), self.now, &mut new_machine);
-        self.trace(|world| format!("{} {event:?} -> {effects:?}", world.now.0));
-        invariants::check(self, &event);
-        before.check(self, &event, &effects);
-        self.uncommitted.extend(effects);
-        match event {
-            Event::JobReported { machine, job, attempt, .. } => {
-                self.thanks.push((machine, Attempt { job, number: attempt }));
-                self.repeatable.push(event);
-            }
-            Event::JobStarted { .. }
-            | Event::MachineLaunched { .. }
-            | Event::LaunchRefused { .. }
-            | Event::MachineGone { .. }
-            | Event::RunPlanned { .. } => self.repeatable.push(event),
-            _ => {}
+        self.step(&event);
+        if let Event::JobReported { machine, job, attempt, .. } = event {
+            self.thanks.push((machine, Attempt { job, number: attempt }));
+        }
+        if self.may_come_again(&event) {
+            self.repeatable.push(event);
         }
         if !self.has_faults || self.rng.chance(80) {
             self.commit();
         }
         if self.has_faults && self.rng.chance(1) {
             self.crash();
+        }
+    }
+
+    fn step(&mut self, event: &Event) {
+        let before = Before::of(&self.core, event);
+        let rng = &mut self.rng;
+        let mut new_machine = || MachineId::from_bits(rng.id());
+        let effects = self.core.step(event.clone(), self.now, &mut new_machine);
+        self.trace(|world| format!("{} {event:?} -> {effects:?}", world.now.0));
+        invariants::check(self, event);
+        before.check(self, event, &effects);
+        self.turns.check(&self.core, &before, &effects);
+        self.uncommitted.extend(effects);
+    }
+
+    /// Reports come twice when their thanks are lost; that outcomes do so, too, must do no harm.
+    fn may_come_again(&self, event: &Event) -> bool {
+        match event {
+            Event::JobStarted { .. }
+            | Event::JobReported { .. }
+            | Event::MachineLaunched { .. }
+            | Event::LaunchRefused { .. }
+            | Event::RunPlanned { .. } => true,
+            // Said of a machine that is yet to be launched, it would not be true later.
+            Event::MachineGone { machine } => {
+                self.cloud.has_launched(*machine) && !self.cloud.alive.contains(machine)
+            }
+            _ => false,
         }
     }
 
@@ -187,6 +208,9 @@ impl World {
         self.uncommitted.clear();
         self.thanks.clear();
         self.broken.clear();
+        // Outcomes die with the process that waited for them; agents live on.
+        self.repeatable
+            .retain(|event| matches!(event, Event::JobStarted { .. } | Event::JobReported { .. }));
         for effect in mem::take(&mut self.in_flight) {
             // The request had left before the crash.
             if let Effect::Launch { machine } = effect
@@ -207,13 +231,8 @@ impl World {
     fn restart(&mut self) {
         self.started_at = self.now;
         let outbox: Vec<Effect> = self.core.outbox.values().cloned().collect();
-        let mut new_machine = || MachineId::from_bits(self.rng.id());
-        let before = Before::of(&self.core);
-        let effects = self.core.step(Event::CoreStarted, self.now, &mut new_machine);
-        self.trace(|world| format!("{} core starts -> {effects:?}", world.now.0));
-        invariants::check(self, &Event::CoreStarted);
-        before.check(self, &Event::CoreStarted, &effects);
-        self.uncommitted = effects;
+        self.turns.restart();
+        self.step(&Event::CoreStarted);
         self.commit();
         self.in_flight.extend(outbox);
     }
@@ -235,7 +254,7 @@ impl World {
             Effect::Launch { machine } => self.launch(machine),
             Effect::Terminate { machine } => self.terminate(machine),
             Effect::Assign { machine, job, attempt } => {
-                self.tell(machine, Order::Begin(Attempt { job, number: attempt }));
+                self.assign(machine, Attempt { job, number: attempt });
             }
             Effect::Cancel { machine, job, attempt } => {
                 self.tell(machine, Order::Stop(Attempt { job, number: attempt }));
@@ -282,6 +301,8 @@ impl World {
     }
 
     fn terminate(&mut self, machine: MachineId) {
+        let is_launching = self.in_flight.contains(&Effect::Launch { machine });
+        assert!(!is_launching, "{machine} is launched and terminated at once");
         if self.fault(10) {
             return self.in_flight.push(Effect::Terminate { machine });
         }
@@ -292,9 +313,20 @@ impl World {
         self.deliver(Event::MachineGone { machine });
     }
 
+    /// An effect may run late: what is not wanted any more is not sent.
+    fn assign(&mut self, machine: MachineId, attempt: Attempt) {
+        let holder = *self.given.entry(attempt).or_insert(machine);
+        assert_eq!(holder, machine, "{attempt:?} is given to a second machine");
+        let stored = self.disk.jobs.get(&attempt.job);
+        let on_disk = stored.and_then(|job| job.state.attempt_on(machine));
+        if on_disk == Some(attempt.number) {
+            self.tell(machine, Order::Begin(attempt));
+        }
+    }
+
     fn tell(&mut self, machine: MachineId, order: Order) {
         let session = self.agents.get_mut(&machine).and_then(|agent| agent.session.as_mut());
-        if let Some(session) = session {
+        if let Some(session) = session.filter(|session| session.is_open) {
             session.to_agent.push_back(order);
         }
     }
@@ -363,7 +395,10 @@ impl World {
     /// Core takes the oldest message of the agent.
     fn hear(&mut self, machine: MachineId) -> bool {
         let session = self.agents.get_mut(&machine).and_then(|agent| agent.session.as_mut());
-        let message = session.and_then(|session| session.to_core.pop_front());
+        let message = session.and_then(|session| {
+            session.is_open = true;
+            session.to_core.pop_front()
+        });
         let is_some = message.is_some();
         if let Some(event) = message {
             self.deliver(event);
@@ -375,9 +410,12 @@ impl World {
 
     fn let_time_pass(&mut self) {
         let next = self.core.next_deadline();
-        self.now = match self.rng.below(10) {
+        self.now = match self.rng.below(20) {
             0 => self.now.after(Duration::from_secs(self.rng.below(3_000))),
-            1 | 2 => next.map_or(self.now, |next| next.max(self.now)),
+            1 => self.now.after(Duration::from_hours(self.rng.below(50))),
+            // Clocks are set, also back.
+            2 => Timestamp(self.now.0 - self.rng.below(600_000)),
+            3..6 => next.map_or(self.now, |next| next.max(self.now)),
             _ => self.now.after(Duration::from_millis(self.rng.below(60_000))),
         };
         if next.is_some_and(|next| next <= self.now) || self.rng.chance(10) {

@@ -18,6 +18,9 @@ use crate::ids::MachineId;
 impl Effects {
     /// Sends the job to the agent. An agent that has gone gets it after its next HELLO.
     pub(super) fn assign(&self, machine: MachineId, attempt: Attempt) -> Option<Event> {
+        if !self.is_wanted(machine, attempt) {
+            return None;
+        }
         match self.message(attempt) {
             Ok(message) => {
                 self.sessions.send(machine, message);
@@ -36,6 +39,14 @@ impl Effects {
                 Some(Event::JobReported { machine, job, attempt: number, report })
             }
         }
+    }
+
+    /// Whether the machine still has the attempt: effects run beside the events that come after them,
+    /// and what an agent has ended or been told to stop it must not begin again.
+    fn is_wanted(&self, machine: MachineId, attempt: Attempt) -> bool {
+        let records = self.records.read();
+        let job = records.jobs.get(&attempt.job);
+        job.is_some_and(|job| job.state.attempt_on(machine) == Some(attempt.number))
     }
 
     fn message(&self, attempt: Attempt) -> anyhow::Result<CoreMessage> {

@@ -184,9 +184,10 @@ impl Session<'_> {
             holds: holds.clone(),
         };
         self.api.events.store(event).await?;
+        // Also those that are not wanted any more: the agent reports their end then, and until it
+        // does a registered machine is not free. What they say is dropped.
         let mut jobs = Vec::new();
-        let wanted: Vec<Attempt> = holds.into_iter().filter(|attempt| self.has(*attempt)).collect();
-        for attempt in wanted {
+        for attempt in holds {
             let next_line = self.api.logs.next_line(attempt.job, attempt.number).await?;
             jobs.push(ResumedJob { job_id: attempt.wire(), next_line });
         }

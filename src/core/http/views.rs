@@ -16,8 +16,8 @@ pub(super) fn run_summary(records: &Records, run: &Run) -> RunView {
     let project = records.projects.get(&run.project);
     let environment = records.environments.get(&run.environment);
     let (status, error, cancel_reason) = match &run.state {
-        RunState::Pending => (RunStatus::Pending, None, run.cancelling),
-        RunState::Building => (RunStatus::Building, None, run.cancelling),
+        RunState::Pending => (RunStatus::Pending, None, None),
+        RunState::Building => (RunStatus::Building, None, None),
         RunState::Completed => (RunStatus::Completed, None, None),
         RunState::Failed { plan_error } => (RunStatus::Failed, plan_error.clone(), None),
         RunState::Cancelled { reason } => (RunStatus::Cancelled, None, Some(*reason)),
@@ -137,7 +137,7 @@ impl End {
 /// A machine.
 pub(super) fn machine(machine: &Machine) -> MachineView {
     let job = match machine.state {
-        MachineState::Busy { job } => Some(job),
+        MachineState::Busy { job, .. } => Some(job),
         _ => machine.requested_for,
     };
     MachineView {

@@ -1,6 +1,6 @@
 //! The form in which lines are stored: postcard, then zstd.
 
-use stagely_agent::protocol::{LogLine, Stream};
+use stagely_agent::protocol::{LogLine, Stream, cut_line};
 
 use serde::{Deserialize, Serialize};
 
@@ -9,11 +9,7 @@ use super::StoredLine;
 /// Level 1 costs almost nothing next to the commit, and real logs shrink 3 to 8 times.
 const LEVEL: i32 = 1;
 
-/// The most text in one chunk, in bytes. redb rounds values up to powers of two, so they stay far
-/// below 128 KiB once they are compressed.
-pub(super) const TEXT_BYTES_MAX: usize = 512 * 1024;
-
-/// Lines, compressed.
+/// Lines, compressed: those of one message, so 2 MiB of text at most.
 #[derive(Debug)]
 pub(super) struct Chunk {
     /// How many lines.
@@ -39,9 +35,11 @@ struct ChunkLine<'a> {
 pub(super) struct Damaged;
 
 impl Chunk {
-    /// Compresses `lines`.
+    /// Compresses `lines`, each cut at the longest that is kept: not every agent cuts its own.
     pub(super) fn of(lines: &[LogLine<'_>]) -> Self {
-        Self::from_parts(lines.iter().map(|line| (line.t, line.stream, &*line.data)))
+        let cut: Vec<_> = lines.iter().map(|line| cut_line(&line.data)).collect();
+        let parts = lines.iter().zip(&cut).map(|(line, data)| (line.t, line.stream, &**data));
+        Self::from_parts(parts)
     }
 
     /// Compresses lines that were read back.

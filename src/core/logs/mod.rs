@@ -111,8 +111,8 @@ pub struct LogStore {
 pub struct Receipt(oneshot::Receiver<Result<u64, AppendError>>);
 
 impl Receipt {
-    /// Waits for the commit; returns the number of the next line that the store wants. May be polled
-    /// again after it was dropped, until it has answered.
+    /// Waits for the commit; returns the number of the next line that the store wants. A call that was
+    /// dropped before it answered may be made again.
     ///
     /// # Errors
     /// [`AppendError`].
@@ -190,7 +190,8 @@ impl LogStore {
             .unwrap_or(Err(LogError::Closed))
     }
 
-    /// Tells when more lines of a log are stored.
+    /// Tells when more lines of a log are stored. What was stored before the call is not told of, so
+    /// read after it.
     pub fn watch(&self, job: JobId, attempt: u32) -> StoredLines {
         let mut followed = lock(&self.followed);
         followed.retain(|_, sender| !sender.is_closed());
@@ -218,7 +219,7 @@ impl LogStore {
 pub struct StoredLines(watch::Receiver<u64>);
 
 impl StoredLines {
-    /// Resolves when more than `lines` lines are stored; also once for what was stored before.
+    /// Resolves when more than `lines` lines can be read.
     pub async fn more_than(&mut self, lines: u64) {
         if self.0.wait_for(|stored| *stored > lines).await.is_err() {
             std::future::pending::<()>().await;

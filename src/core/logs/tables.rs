@@ -24,10 +24,17 @@ pub(super) struct Extent {
     pub(super) next_line: u64,
     /// Text stored so far, in bytes.
     pub(super) text_bytes: u64,
-    /// Whether the limit was reached, and lines are dropped.
-    pub(super) is_cut: bool,
+    /// How many lines are stored, if the limit was reached and those that follow are dropped.
+    pub(super) cut_after: Option<u64>,
     /// The last chunk's first line, if it is small enough to grow.
     pub(super) growing_from: Option<u64>,
+}
+
+impl Extent {
+    /// How many lines can be read.
+    pub(super) fn lines(&self) -> u64 {
+        self.cut_after.unwrap_or(self.next_line)
+    }
 }
 
 /// The database. Clones share it.

@@ -1,6 +1,7 @@
 //! The one thread that writes: it commits whatever waits as one group, then acknowledges.
 
 use std::collections::HashMap;
+use std::mem;
 use std::time::Duration;
 
 use redb::{Durability, ReadableTable as _, Table};
@@ -8,7 +9,7 @@ use stagely_agent::protocol::Stream;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, warn};
 
-use super::chunk::{Chunk, TEXT_BYTES_MAX};
+use super::chunk::Chunk;
 use super::tables::{CHUNKS, ChunkKey, EXTENTS, Extent, Tables};
 use super::{AppendError, Followed, LogError, LogKey, StoredLine, lock};
 use crate::ids::JobId;
@@ -23,7 +24,7 @@ const GROW_BELOW_BYTES: u64 = 8 * 1024;
 /// Chunks deleted in one transaction.
 const FORGET_CHUNKS: usize = 1_000;
 
-/// The waits before the database is opened anew after a failed write.
+/// The wait before the database is opened anew after a failed write.
 const REOPEN_WAIT: Duration = Duration::from_millis(250);
 
 /// What the writer is asked.
@@ -75,18 +76,21 @@ impl Writer {
                 match command {
                     Command::Append(append) => appends.push(append),
                     Command::Forget { job, done } => {
+                        // Lines that were handed over before must not come after.
+                        self.append(mem::take(&mut appends));
                         // The asker may have left; the logs are gone all the same.
                         let _ = done.send(self.forget(job));
                     }
                 }
             }
-            if !appends.is_empty() {
-                self.append(appends);
-            }
+            self.append(appends);
         }
     }
 
     fn append(&mut self, appends: Vec<Append>) {
+        if appends.is_empty() {
+            return;
+        }
         let mut group = Group { extents: HashMap::new(), answers: Vec::new() };
         match self.commit(appends, &mut group) {
             Ok(()) => {
@@ -160,7 +164,7 @@ impl Writer {
         if repeated > 0 {
             chunk = without_first(&chunk, repeated, key.0)?;
         }
-        if extent.is_cut {
+        if extent.cut_after.is_some() {
             extent.next_line += chunk.lines;
         } else {
             self.put(chunks, key, &mut extent, chunk)?;
@@ -179,7 +183,7 @@ impl Writer {
     ) -> Result<(), LogError> {
         let (lines, text_bytes) = (chunk.lines, chunk.text_bytes);
         if extent.text_bytes + text_bytes > self.job_bytes_max {
-            extent.is_cut = true;
+            extent.cut_after = Some(extent.next_line + 1);
             chunk = Chunk::of_stored(&[self.cut_line()]);
         }
         let (job, attempt) = (key.0.bits(), key.1);
@@ -209,7 +213,7 @@ impl Writer {
         let followed = lock(&self.followed);
         for (key, extent) in &group.extents {
             if let Some(sender) = followed.get(key) {
-                sender.send_replace(extent.next_line);
+                sender.send_replace(extent.lines());
             }
         }
     }
@@ -277,7 +281,5 @@ fn joined(before: &[u8], chunk: &Chunk, job: JobId) -> Result<Chunk, LogError> {
     let damaged = |_| LogError::Damaged { job };
     let mut lines = Chunk::read(before).map_err(damaged)?;
     lines.extend(Chunk::read(&chunk.bytes).map_err(damaged)?);
-    let joined = Chunk::of_stored(&lines);
-    debug_assert!(usize::try_from(joined.text_bytes).unwrap_or(usize::MAX) < TEXT_BYTES_MAX);
-    Ok(joined)
+    Ok(Chunk::of_stored(&lines))
 }

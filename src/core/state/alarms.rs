@@ -49,7 +49,7 @@ impl State {
             MachineState::Busy { .. } if !machine.connected => {
                 Some((machine.contact_at.after(limits.reconnect_grace), Alarm::Silence))
             }
-            MachineState::Busy { job } => Some(self.work_alarm(machine, job)),
+            MachineState::Busy { job, attempt } => Some(self.work_alarm(machine, job, attempt)),
             MachineState::Ready | MachineState::Terminating | MachineState::Terminated => None,
         };
         let (due, alarm) = first?;
@@ -59,10 +59,10 @@ impl State {
     }
 
     /// The limit of what a connected agent does.
-    fn work_alarm(&self, machine: &Machine, id: JobId) -> (Timestamp, Alarm) {
+    fn work_alarm(&self, machine: &Machine, id: JobId, attempt: u32) -> (Timestamp, Alarm) {
         let grace = self.limits.job_grace;
         let job = self.jobs.get(&id);
-        let own = job.filter(|job| job.state.machine() == Some(machine.id));
+        let own = job.filter(|job| job.state.attempt_on(machine.id) == Some(attempt));
         match own.map(|job| (job, &job.state)) {
             Some((_, JobState::Running { deadline, .. })) => (*deadline, Alarm::Overrun(id)),
             // The simplest agents never say `running`: they have the job's whole time.
@@ -111,6 +111,8 @@ impl Turn<'_> {
             Alarm::Silence => {
                 let message = "the machine's agent was out of contact for too long";
                 self.lose_job(machine, Failure::machine_lost(message));
+                // What it still runs it says at its next HELLO.
+                self.state.change_machine(machine, |machine| machine.stopping.clear());
                 self.release(machine);
             }
             Alarm::NoStart(job) => {

@@ -4,7 +4,7 @@
 use stagely_agent::protocol::FailureReason;
 
 use super::step::Turn;
-use super::{Effect, JobOutcome, JobReport, JobState, MachineKind, MachineState, Timestamp};
+use super::{Attempt, Effect, JobOutcome, JobReport, JobState, MachineKind, MachineState};
 use crate::ids::{JobId, MachineId};
 
 /// Why an attempt came to nothing.
@@ -31,7 +31,7 @@ impl Turn<'_> {
             return;
         };
         let now = self.now;
-        self.state.change_machine(machine, |machine| machine.state = MachineState::Busy { job });
+        self.set_busy(machine, Attempt { job, number: attempt });
         self.state.change_job(job, |job| job.assigned_at = job.assigned_at.or(Some(now)));
         self.emit(Effect::Assign { machine, job, attempt });
     }
@@ -62,14 +62,12 @@ impl Turn<'_> {
         attempt: u32,
         report: JobReport,
     ) {
-        match self.job_state(id).and_then(|state| state.attempt_on(machine)) {
-            Some(current) if current == attempt => {
-                self.take_report(id, report);
-                self.release(machine);
-            }
-            // A late report of an older attempt; the machine has a newer one.
-            Some(_) => {}
-            None => self.stopped(machine, id),
+        let current = self.job_state(id).and_then(|state| state.attempt_on(machine));
+        if current == Some(attempt) {
+            self.take_report(id, report);
+            self.release(machine);
+        } else {
+            self.stopped(machine, Attempt { job: id, number: attempt });
         }
     }
 
@@ -90,11 +88,18 @@ impl Turn<'_> {
         }
     }
 
-    /// The agent has ended a job that was not wanted any more.
-    fn stopped(&mut self, machine: MachineId, job: JobId) {
-        let state = self.state.machines.get(&machine).map(|machine| machine.state);
-        if state == Some(MachineState::Busy { job }) {
-            self.release(machine);
+    /// The agent has ended an attempt that was not wanted any more, or repeats itself.
+    fn stopped(&mut self, id: MachineId, stopped: Attempt) {
+        let Some(machine) = self.state.machines.get(&id) else { return };
+        let Attempt { job, number } = stopped;
+        let is_free = machine.state == MachineState::Busy { job, attempt: number };
+        if machine.stopping.contains(&stopped) {
+            self.state.change_machine(id, |machine| {
+                machine.stopping.remove(&stopped);
+            });
+        }
+        if is_free {
+            self.release(id);
         }
     }
 
@@ -118,12 +123,13 @@ impl Turn<'_> {
         });
     }
 
+    /// Ends a job whose run is being cancelled: what that means for others is for the run to say.
     pub(super) fn cancel_job(&mut self, id: JobId) {
         let machine = self.job_state(id).and_then(JobState::machine);
         if let Some(machine) = machine {
             self.stop_work(machine, id);
         }
-        self.end_job(id, JobState::Cancelled);
+        self.close_job(id, JobState::Cancelled);
     }
 
     /// Makes `machine` stop the job that it has: at once where the machine ends with it, else by
@@ -141,20 +147,23 @@ impl Turn<'_> {
         }
     }
 
-    pub(super) fn end_job(&mut self, id: JobId, end: JobState) {
-        let now: Timestamp = self.now;
+    fn end_job(&mut self, id: JobId, end: JobState) {
         let is_completed = matches!(end, JobState::Completed { .. });
+        self.close_job(id, end);
+        if !is_completed {
+            self.fail_dependents(id);
+        }
+        if let Some(run) = self.state.jobs.get(&id).map(|job| job.run) {
+            self.settle_run(run);
+        }
+    }
+
+    fn close_job(&mut self, id: JobId, end: JobState) {
+        let now = self.now;
         self.state.change_job(id, |job| {
             job.state = end;
             job.ended_at = Some(now);
         });
-        let Some(run) = self.state.jobs.get(&id).map(|job| job.run) else { return };
-        let is_cancelling = self.state.runs.get(&run).is_some_and(|run| run.cancelling.is_some());
-        // The jobs of a cancelled run are cancelled one by one.
-        if !is_completed && !is_cancelling {
-            self.fail_dependents(id);
-        }
-        self.settle_run(run);
     }
 
     fn fail_dependents(&mut self, id: JobId) {

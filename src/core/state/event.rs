@@ -66,7 +66,7 @@ pub enum LaunchRefusal {
 
 /// One attempt of a job. A registered machine may get the same job twice, so the job alone would not
 /// tell a late report of the first attempt from one of the second.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Attempt {
     /// The job.
     pub job: JobId,

@@ -1,11 +1,12 @@
 //! One machine: launched for one job and ended after it, or registered and kept.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use stagely_agent::protocol::{Arch, SystemInfo};
 
-use super::Timestamp;
+use super::{Attempt, Timestamp};
 use crate::ids::{JobId, MachineId};
 
 /// How big a machine a job wants. What that is in processors is the provider's to say.
@@ -56,10 +57,13 @@ pub enum MachineState {
     Booting,
     /// Its agent has connected and has no job.
     Ready,
-    /// Has a job. The job may be cancelled already while its agent has yet to say that it stopped.
+    /// Has an attempt of a job. It may be lost or cancelled already while the agent has yet to say that
+    /// it stopped.
     Busy {
         /// The job.
         job: JobId,
+        /// Which of its attempts.
+        attempt: u32,
     },
     /// The provider was asked to end it.
     Terminating,
@@ -89,6 +93,9 @@ pub struct Machine {
     pub size: MachineSize,
     /// How far it is.
     pub state: MachineState,
+    /// What a static machine's agent held at its last HELLO beside its work, and has yet to stop. It
+    /// gets nothing new before.
+    pub stopping: BTreeSet<Attempt>,
     /// The job that a launched machine was requested for.
     pub requested_for: Option<JobId>,
     /// When its record was made.

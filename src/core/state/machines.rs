@@ -1,5 +1,7 @@
 //! The life of a machine: launched or registered, connected or not, busy, gone.
 
+use std::collections::BTreeSet;
+
 use stagely_agent::protocol::{Arch, FailureReason, SystemInfo};
 
 use super::attempts::Failure;
@@ -80,34 +82,30 @@ impl Turn<'_> {
         system_info: SystemInfo,
         holds: &[Attempt],
     ) {
-        let Some(machine) = self.state.machines.get(&id).filter(|it| !it.state.is_terminated())
-        else {
+        if self.state.machines.get(&id).is_none_or(|machine| machine.state.is_terminated()) {
             return self.emit(Effect::Disconnect { machine: id });
-        };
-        let is_terminating = machine.state == MachineState::Terminating;
+        }
         let now = self.now;
         self.state.change_machine(id, |machine| {
             machine.connected = true;
             machine.contact_at = now;
             machine.system_info = Some(system_info);
         });
-        if !is_terminating {
-            self.resume(id, holds);
-        }
+        self.resume(id, holds);
     }
 
     /// Brings an agent's work and the records together, after its HELLO.
     fn resume(&mut self, id: MachineId, holds: &[Attempt]) {
         let current = self.resume_current(id, holds);
-        let strays = || holds.iter().filter(|held| current != Some(**held));
-        for &Attempt { job, number } in strays() {
+        let strays: BTreeSet<Attempt> =
+            holds.iter().copied().filter(|held| current != Some(*held)).collect();
+        for &Attempt { job, number } in &strays {
             self.emit(Effect::Cancel { machine: id, job, attempt: number });
         }
-        match (current, strays().next()) {
-            (Some(Attempt { job, .. }), _) => self.set_busy(id, job),
-            // It gets nothing new before it has stopped the old.
-            (None, Some(stray)) if self.is_static(id) => self.set_busy(id, stray.job),
-            (None, _) => self.release(id),
+        self.state.change_machine(id, |machine| machine.stopping = strays);
+        match current {
+            Some(current) => self.set_busy(id, current),
+            None => self.release(id),
         }
     }
 
@@ -125,8 +123,9 @@ impl Turn<'_> {
         Some(current)
     }
 
-    fn set_busy(&mut self, id: MachineId, job: JobId) {
-        self.state.change_machine(id, |machine| machine.state = MachineState::Busy { job });
+    pub(super) fn set_busy(&mut self, id: MachineId, Attempt { job, number }: Attempt) {
+        let busy = MachineState::Busy { job, attempt: number };
+        self.state.change_machine(id, |machine| machine.state = busy);
     }
 
     pub(super) fn agent_disconnected(&mut self, id: MachineId) {
@@ -155,6 +154,7 @@ impl Turn<'_> {
             arch,
             size: MachineSize::default(),
             state: MachineState::Ready,
+            stopping: BTreeSet::new(),
             requested_for: None,
             requested_at: self.now,
             lease_until: None,
@@ -178,7 +178,7 @@ impl Turn<'_> {
         match self.kind(id) {
             Some(MachineKind::Launched) => self.terminate(id),
             Some(MachineKind::Static) => {
-                self.state.change_machine(id, |machine| machine.state = MachineState::Ready);
+                self.state.change_machine(id, |machine| machine.state = machine.idle_state());
             }
             None => {}
         }
@@ -231,11 +231,19 @@ impl Turn<'_> {
 }
 
 impl Machine {
+    /// The state of a machine without work.
+    fn idle_state(&self) -> MachineState {
+        match self.stopping.first() {
+            Some(&Attempt { job, number }) => MachineState::Busy { job, attempt: number },
+            None => MachineState::Ready,
+        }
+    }
+
     /// The job that the machine is for, or busy with. Whether the job is still its own is for the
     /// job's record to say.
     pub(super) const fn job(&self) -> Option<JobId> {
         match self.state {
-            MachineState::Busy { job } => Some(job),
+            MachineState::Busy { job, .. } => Some(job),
             _ => self.requested_for,
         }
     }

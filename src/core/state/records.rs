@@ -126,8 +126,9 @@ pub struct State {
     /// Effects whose outcome has not come back.
     pub outbox: Table<EffectId, Effect>,
     pub(super) index: Index,
-    /// The project that was served last; the next one's turn comes first.
-    pub(super) last_served: Option<ProjectId>,
+    /// When each project was last given a machine, as a count of all that were given. A new core begins
+    /// anew: the order in which projects take turns is not worth a row.
+    pub(super) served: BTreeMap<ProjectId, u64>,
     /// Nothing times out before this moment: while core was not there, nobody could report to it.
     pub(super) patient_until: Timestamp,
     next_effect: EffectId,
@@ -152,7 +153,7 @@ impl State {
             machines: Table::new(stored.machines),
             outbox: Table::new(stored.outbox),
             index: Index::default(),
-            last_served: None,
+            served: BTreeMap::new(),
             patient_until: Timestamp::default(),
             next_effect: EffectId(last_effect + 1),
         };

@@ -93,8 +93,6 @@ pub struct Run {
     pub branch: Option<String>,
     /// How far it is.
     pub state: RunState,
-    /// Set while jobs that were told to stop have not yet ended.
-    pub cancelling: Option<CancelReason>,
     /// When it was asked for.
     pub created_at: Timestamp,
     /// When it reached its final state.

@@ -45,20 +45,17 @@ impl Turn<'_> {
         self.settle_run(id);
     }
 
+    /// Ends the run at once, with all jobs that have not ended. Its machines may take a while longer.
     pub(super) fn cancel_run(&mut self, id: RunId, reason: CancelReason) {
-        let Some(run) = self.state.runs.get(&id).filter(|run| !run.state.is_final()) else {
+        if self.state.runs.get(&id).is_none_or(|run| run.state.is_final()) {
             return;
-        };
-        let is_pending = run.state == RunState::Pending;
-        self.state.change_run(id, |run| run.cancelling = Some(reason));
-        if is_pending {
-            return self.end_run(id, RunState::Cancelled { reason });
         }
         let open = self.state.jobs_of(id).filter(|job| !job.state.is_final());
         let open: Vec<JobId> = open.map(|job| job.id).collect();
         for job in open {
             self.cancel_job(job);
         }
+        self.end_run(id, RunState::Cancelled { reason });
     }
 
     /// Ends the run if its last job has ended.
@@ -74,12 +71,11 @@ impl Turn<'_> {
         if !jobs().all(JobState::is_final) {
             return None;
         }
-        Some(match run.cancelling {
-            Some(reason) => RunState::Cancelled { reason },
-            None if jobs().all(|job| matches!(job, JobState::Completed { .. })) => {
-                RunState::Completed
-            }
-            None => RunState::Failed { plan_error: None },
+        let all_completed = jobs().all(|job| matches!(job, JobState::Completed { .. }));
+        Some(if all_completed {
+            RunState::Completed
+        } else {
+            RunState::Failed { plan_error: None }
         })
     }
 

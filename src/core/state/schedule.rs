@@ -1,7 +1,6 @@
 //! Who is served next: in turns over the projects, first come first served within one.
 
 use std::collections::BTreeSet;
-use std::ops::Bound;
 
 use stagely_agent::protocol::Arch;
 
@@ -61,7 +60,7 @@ impl State {
         let supply = self.supply();
         let reason = |job: &Job| self.place(job, &supply).err().unwrap_or(QueueReason::Nothing);
         let (mut served, mut blocked) = (Vec::new(), Vec::new());
-        for (turn, project) in self.turns().enumerate() {
+        for (turn, project) in self.turns().into_iter().enumerate() {
             let mut round = 0;
             for job in self.queue_of(project) {
                 let queued = QueuedJob { job: job.id, reason: reason(job) };
@@ -79,15 +78,19 @@ impl State {
         served.chain(blocked.into_iter().map(|(_, queued)| queued)).collect()
     }
 
-    /// The projects with queued jobs, beginning after the one that was served last.
-    fn turns(&self) -> impl Iterator<Item = ProjectId> {
-        let after = self.last_served.map_or(Bound::Unbounded, Bound::Excluded);
-        let upto = self.last_served.map_or(Bound::Unbounded, Bound::Included);
-        let queued = &self.index.queued;
-        let rest = queued.range((after, Bound::Unbounded));
-        // Nobody was served yet: the first range holds all.
-        let wrapped = self.last_served.map(|_| queued.range((Bound::Unbounded, upto)));
-        rest.chain(wrapped.into_iter().flatten()).map(|(project, _)| *project)
+    /// The projects with queued jobs, the one that has gone without for longest first.
+    ///
+    /// A pointer that goes round would not do: where machines differ, it can pass by a project again
+    /// and again, each time at a moment when what is free does not fit.
+    fn turns(&self) -> Vec<ProjectId> {
+        let mut turns: Vec<ProjectId> = self.index.queued.keys().copied().collect();
+        turns.sort_by_key(|project| self.served.get(project).copied().unwrap_or(0));
+        turns
+    }
+
+    fn note_served(&mut self, project: ProjectId) {
+        let turn = self.served.values().max().map_or(1, |last| last + 1);
+        self.served.insert(project, turn);
     }
 
     fn queue_of(&self, project: ProjectId) -> impl Iterator<Item = &Job> {
@@ -142,7 +145,7 @@ impl Turn<'_> {
     /// Gives machines to queued jobs for as long as there are any.
     pub(super) fn schedule(&mut self, new_machine: &mut dyn FnMut() -> MachineId) {
         while let Some((project, job, place)) = self.next_to_serve() {
-            self.state.last_served = Some(project);
+            self.state.note_served(project);
             match place {
                 Place::Static(machine) => {
                     self.begin_attempt(job, machine);
@@ -158,7 +161,7 @@ impl Turn<'_> {
         if supply.idle.is_empty() && !supply.has_slot {
             return None;
         }
-        self.state.turns().find_map(|project| {
+        self.state.turns().into_iter().find_map(|project| {
             self.state.queue_of(project).find_map(|job| {
                 let place = self.state.place(job, &supply).ok()?;
                 Some((project, job.id, place))
@@ -188,6 +191,7 @@ impl Turn<'_> {
             arch,
             size: job.size,
             state: MachineState::Requested,
+            stopping: BTreeSet::new(),
             requested_for: Some(job.id),
             requested_at: self.now,
             lease_until: Some(self.lease_for(job)),

@@ -81,7 +81,6 @@ impl Core {
             commit: None,
             branch: None,
             state: RunState::Pending,
-            cancelling: None,
             created_at: self.now,
             ended_at: None,
         };
@@ -289,6 +288,27 @@ fn a_project_that_was_just_served_lets_the_others_go_first() {
 }
 
 #[test]
+fn a_project_is_not_passed_by_because_machines_differ() {
+    let mut core = amd64(1);
+    let arm64 = core.static_machine(Arch::Arm64);
+    core.connect(arm64, &[]);
+    let (_, first) = core.run(1, 2);
+    let run = core.request(3);
+    let build = core.build(Arch::Arm64);
+    let (_, second) = core.run(2, 1);
+    core.plan(run, std::slice::from_ref(&build));
+    assert_eq!(core.machine_of(build.id), arm64, "project 3 was served last, after project 1");
+    let machine = core.launched(first[0]);
+    core.connect(machine, &[]);
+    core.report(machine, first[0], 1, PUSHED);
+
+    core.step(Event::MachineGone { machine });
+
+    assert!(matches!(core.job_state(second[0]), JobState::Provisioning { .. }));
+    assert_eq!(core.job_state(first[1]), &JobState::Queued { attempt: 1 });
+}
+
+#[test]
 fn a_job_that_is_tried_again_keeps_its_place() {
     let mut core = amd64(1);
     let (_, jobs) = core.run(1, 2);
@@ -434,7 +454,7 @@ fn a_run_whose_planning_takes_too_long_fails_and_says_why() {
     let RunState::Failed { plan_error: Some(why) } = core.run_state(run) else {
         panic!("it goes on");
     };
-    assert!(why.contains("600 seconds"), "{why}");
+    assert!(why.contains("600s"), "{why}");
     assert!(core.state.outbox.is_empty());
 }
 
@@ -508,7 +528,7 @@ fn an_agent_may_connect_before_the_provider_has_answered() {
 
     assert_eq!(core.step(Event::MachineLaunched { machine }), []);
 
-    assert_eq!(core.machine_state(machine), MachineState::Busy { job: jobs[0] });
+    assert_eq!(core.machine_state(machine), MachineState::Busy { job: jobs[0], attempt: 1 });
     assert!(core.state.outbox.is_empty());
 }
 
@@ -721,7 +741,7 @@ fn a_registered_machine_stays_busy_until_its_agent_has_stopped_a_cancelled_job()
     let (run, job, machine) = core.running_on_static();
     let (_, next) = core.run(1, 1);
     assert_eq!(core.cancel(run), [Effect::Cancel { machine, job, attempt: 1 }]);
-    assert_eq!(core.machine_state(machine), MachineState::Busy { job });
+    assert_eq!(core.machine_state(machine), MachineState::Busy { job, attempt: 1 });
 
     core.report(machine, job, 1, JobOutcome::Cancelled);
 
@@ -758,6 +778,51 @@ fn a_registered_machine_gets_nothing_new_before_it_has_stopped_what_it_lost() {
 
     let effects = core.report(machine, job, 1, JobOutcome::Cancelled);
     assert_eq!(effects, [Effect::Assign { machine, job, attempt: 2 }]);
+}
+
+#[test]
+fn a_repeated_report_of_an_older_attempt_does_not_free_a_machine_that_is_still_stopping() {
+    let mut core = without_provider();
+    let (run, job, machine) = core.running_on_static();
+    core.report(machine, job, 1, failed(FailureReason::DiskFull));
+    core.start(machine, job, 2);
+    core.cancel(run);
+
+    core.report(machine, job, 1, failed(FailureReason::DiskFull));
+    assert_eq!(core.machine_state(machine), MachineState::Busy { job, attempt: 2 });
+
+    core.report(machine, job, 2, JobOutcome::Cancelled);
+    assert_eq!(core.machine_state(machine), MachineState::Ready);
+}
+
+#[test]
+fn a_registered_machine_is_free_when_its_agent_has_stopped_all_that_it_held() {
+    let mut core = without_provider();
+    let (run, job, machine) = core.running_on_static();
+    core.report(machine, job, 1, failed(FailureReason::DiskFull));
+    core.start(machine, job, 2);
+    core.disconnect(machine);
+    core.cancel(run);
+    core.connect(machine, &[(job, 1), (job, 2)]);
+
+    core.report(machine, job, 1, failed(FailureReason::DiskFull));
+    assert_eq!(core.machine_state(machine), MachineState::Busy { job, attempt: 2 });
+
+    core.report(machine, job, 2, JobOutcome::Cancelled);
+    assert_eq!(core.machine_state(machine), MachineState::Ready);
+}
+
+#[test]
+fn an_agent_that_returns_to_a_machine_that_is_ending_is_told_to_stop() {
+    let mut core = amd64(1);
+    let (run, job, machine) = core.running();
+    core.disconnect(machine);
+    assert_eq!(core.cancel(run), [Effect::Terminate { machine }]);
+
+    let effects = core.connect(machine, &[(job, 1)]);
+
+    assert_eq!(effects, [Effect::Cancel { machine, job, attempt: 1 }]);
+    assert_eq!(core.machine_state(machine), MachineState::Terminating);
 }
 
 #[test]

@@ -1,0 +1,203 @@
+//! Core's two databases after a kill -9 in the middle of their work.
+//!
+//! The writer is this test program itself, started again as a child with a folder in
+//! `STAGELY_TEST_WRITER`. It says on standard output what is in the store, and is killed while it
+//! goes on.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::env;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use stagely::core::logs::{LogSettings, LogStore};
+use stagely::core::state::{Effect, EffectId, Environment, Project};
+use stagely::core::store::{Batch, Store, StoreError, Table};
+use stagely::ids::{EnvironmentId, JobId, ProjectId, RunId};
+use stagely_agent::protocol::{LogLine, Stream};
+
+const FOLDER_VARIABLE: &str = "STAGELY_TEST_WRITER";
+const SETTINGS: LogSettings = LogSettings { job_bytes_max: 1 << 30, cache_bytes: 1 << 20 };
+const JOB: JobId = JobId::from_bits(7);
+/// Lines in one batch.
+const LINES: u64 = 10;
+
+/// A child that writes for as long as it lives.
+struct Writer(Child);
+
+impl Writer {
+    /// Starts `test` of this program in `folder`.
+    fn start(test: &str, folder: &Path) -> Self {
+        let child = Command::new(env::current_exe().unwrap())
+            .args(["--exact", test, "--nocapture"])
+            .env(FOLDER_VARIABLE, folder)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        Self(child)
+    }
+
+    /// Waits until `count` is stored, kills the child, and returns what it said last.
+    fn kill_after(mut self, count: u64) -> u64 {
+        let mut output = BufReader::new(self.0.stdout.take().unwrap()).lines();
+        let stored = |line: &str| line.strip_prefix("stored ").and_then(|it| it.parse().ok());
+        let mut said: u64 = 0;
+        while said < count {
+            let line = output.next().expect("the writer goes on until it is killed").unwrap();
+            said = stored(&line).unwrap_or(said);
+        }
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+        // What it said before it was killed is stored, too; a line that was cut says nothing.
+        output.map_while(Result::ok).filter_map(|line| stored(&line)).last().unwrap_or(said)
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        // It is gone already unless the test failed.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The folder to write in, if this is the child.
+fn writers_folder() -> Option<PathBuf> {
+    env::var_os(FOLDER_VARIABLE).map(PathBuf::from)
+}
+
+fn say_stored(count: u64) {
+    let mut output = std::io::stdout().lock();
+    writeln!(output, "stored {count}").unwrap();
+    output.flush().unwrap();
+}
+
+fn log_line(number: u64) -> String {
+    format!("line {number} {}", "x".repeat(usize::try_from(number % 100).unwrap()))
+}
+
+#[tokio::test]
+async fn killed_logs_hold_every_acknowledged_line_once_and_go_on() {
+    if let Some(folder) = writers_folder() {
+        return write_logs(&folder).await;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut acknowledged = 0;
+    for round in 1..=4 {
+        let test = "killed_logs_hold_every_acknowledged_line_once_and_go_on";
+        let said = Writer::start(test, folder.path()).kill_after(round * 300);
+        acknowledged = acknowledged.max(said);
+
+        let store = LogStore::open(&folder.path().join("logs.redb"), SETTINGS).unwrap();
+        let next = store.next_line(JOB, 1).await.unwrap();
+        let stored = store.read(JOB, 1, 0, usize::MAX).await.unwrap();
+
+        assert!(next >= acknowledged, "{acknowledged} were acknowledged, {next} are there");
+        let expected: Vec<String> = (0..next).map(log_line).collect();
+        let stored: Vec<String> = stored.into_iter().map(|line| line.data).collect();
+        assert!(stored == expected, "round {round}: the lines are not those that were written");
+        // The next child opens the file; the thread that writes lets go of it in its own time.
+        close(store, &folder.path().join("logs.redb"));
+    }
+}
+
+/// Drops the store and waits until its file is free.
+fn close(store: LogStore, path: &Path) {
+    drop(store);
+    while redb::Database::open(path).is_err() {
+        std::thread::yield_now();
+    }
+}
+
+/// Appends batches after what is there, two at a time.
+async fn write_logs(folder: &Path) {
+    let store = LogStore::open(&folder.join("logs.redb"), SETTINGS).unwrap();
+    let mut next = store.next_line(JOB, 1).await.unwrap();
+    loop {
+        let mut receipts = Vec::new();
+        for _ in 0..2 {
+            let texts: Vec<String> = (next..next + LINES).map(log_line).collect();
+            let lines: Vec<LogLine<'_>> = texts
+                .iter()
+                .map(|text| LogLine { t: 1, stream: Stream::Stdout, data: text.into() })
+                .collect();
+            receipts.push(store.append(JOB, 1, Some(next), &lines).await.unwrap());
+            next += LINES;
+        }
+        for receipt in &mut receipts {
+            say_stored(receipt.stored().await.unwrap());
+        }
+    }
+}
+
+#[test]
+fn a_killed_store_holds_whole_batches_and_all_that_were_committed() {
+    if let Some(folder) = writers_folder() {
+        return write_records(&folder);
+    }
+    let folder = tempfile::tempdir().unwrap();
+    for round in 1..=4 {
+        let test = "a_killed_store_holds_whole_batches_and_all_that_were_committed";
+        let committed = Writer::start(test, folder.path()).kill_after(round * 20);
+
+        let (_, stored) = Store::open(&folder.path().join("core.redb")).unwrap();
+
+        let project = &stored.state.projects[&ProjectId::from_bits(1)];
+        let count: u64 = project.name.parse().unwrap();
+        assert!(count >= committed, "{committed} were committed, {count} are there");
+        let environments = &stored.state.environments;
+        let expected: Vec<String> = (1..=count).map(|number| number.to_string()).collect();
+        let names: Vec<&String> = environments.values().map(|it| &it.name).collect();
+        assert!(names.into_iter().eq(&expected), "a batch is there in part");
+        let outbox: Vec<(EffectId, Effect)> = stored.state.outbox.into_iter().collect();
+        assert_eq!(outbox, [(EffectId(count), effect(count))]);
+    }
+}
+
+fn effect(count: u64) -> Effect {
+    Effect::Plan { run: RunId::from_bits(count.into()) }
+}
+
+/// Commits batches for ever: the project counts them, each adds an environment, and the outbox holds
+/// the effect of the last alone.
+fn write_records(folder: &Path) {
+    let (store, stored) = Store::open(&folder.join("core.redb")).unwrap();
+    let mut count = stored.state.environments.len() as u64;
+    let id = ProjectId::from_bits(1);
+    loop {
+        count += 1;
+        let project = Project { id, name: count.to_string(), repository: "x".repeat(5_000) };
+        let environment = Environment {
+            id: EnvironmentId::from_bits(count.into()),
+            project: id,
+            name: count.to_string(),
+        };
+        let mut batch = Batch::default();
+        batch.record(Table::Projects, id.bits(), Some(&project));
+        batch.record(Table::Environments, environment.id.bits(), Some(&environment));
+        batch.effect(EffectId(count), Some(&effect(count)));
+        batch.effect(EffectId(count - 1), None);
+        store.commit(&batch).unwrap();
+        say_stored(count);
+    }
+}
+
+#[test]
+fn a_database_that_another_process_has_is_in_use_until_that_is_killed() {
+    if let Some(folder) = writers_folder() {
+        return write_records(&folder);
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("core.redb");
+    let test = "a_database_that_another_process_has_is_in_use_until_that_is_killed";
+    let mut writer = Writer::start(test, folder.path());
+    let output = writer.0.stdout.take().unwrap();
+    let mut lines = BufReader::new(output).lines();
+    assert!(lines.any(|line| line.unwrap().starts_with("stored ")));
+
+    assert!(matches!(Store::open(&path), Err(StoreError::InUse)));
+
+    drop(writer);
+    let (_, stored) = Store::open(&path).unwrap();
+    assert!(!stored.state.environments.is_empty());
+}
