@@ -196,10 +196,9 @@ impl<'a> Reader<'a> {
             match event {
                 Event::Status(status) => self.progress.apply(status, &mut lines),
                 Event::Text(text) => {
-                    self.progress.finish(&mut lines);
                     let text = self.log.masker().mask(&text);
                     self.text.push(text.clone());
-                    lines.push((Stream::Stderr, text));
+                    self.progress.text(text, &mut lines);
                 }
             }
         }
