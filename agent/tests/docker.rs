@@ -205,7 +205,8 @@ async fn the_users_failures_name_the_step() {
     }
     let missing = setup.build(&[], json!({ "dockerfile": "x.Dockerfile" }));
     let status = setup.run(missing).await;
-    assert!(status.error_message.unwrap().contains("neither `x.Dockerfile`"));
+    let message = status.error_message.unwrap();
+    assert_eq!(message, "no Dockerfile: `x.Dockerfile` is not a file of the repository");
 }
 
 #[tokio::test]
