@@ -2,19 +2,23 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Deserialize;
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
-use super::DockerCommand;
 use super::classify::classify;
 use super::progress::{Event, FailedStep, Progress, RawJson};
+use super::{DockerCommand, abandoned};
 use crate::job::JobLog;
 use crate::mask::is_secret_name;
 use crate::paths::BuildPaths;
 use crate::process::{Invocation, ProcessError};
 use crate::protocol::{BuildConfig, Digest, FailureReason, ImageRef, Step, Stream};
+
+/// `buildx` that is told to stop ends when the engine has ended the build, or 3 s later.
+const ENGINE_ANSWER: Duration = Duration::from_millis(2_500);
 
 /// The last lines after `BuildKit`'s report that are kept to find out what went wrong.
 const TEXT_LINES: usize = 60;
@@ -88,10 +92,17 @@ pub async fn build(
 ) -> Result<BuildOutcome, BuildError> {
     let metadata = request.folder.join("metadata.json");
     let mut reader = Reader::new(request.log);
-    let status = invocation(request, &metadata)
-        .run(request.docker.grace, stop, |stream, bytes| reader.read(stream, bytes))
-        .await?;
+    let grace = request.docker.grace;
+    let result = invocation(request, &metadata)
+        .run(grace, stop, |stream, bytes| reader.read(stream, bytes))
+        .await;
     reader.finish();
+    if let Err(ProcessError::Stopped { told, .. }) = result
+        && told.elapsed() >= ENGINE_ANSWER.min(grace)
+    {
+        abandoned::end_steps(reader.progress.unended(), told, request.log).await;
+    }
+    let status = result?;
     if !status.success() {
         return Err(reader.into_error(status.code()));
     }

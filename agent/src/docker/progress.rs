@@ -316,6 +316,13 @@ impl Progress {
             .collect()
     }
 
+    /// The names of the vertexes that have begun and not ended.
+    pub(super) fn unended(&self) -> Vec<String> {
+        let known = self.order.iter().filter_map(|digest| self.known.get(digest));
+        let begun = known.filter(|vertex| vertex.started.is_some() && !vertex.ended);
+        begun.map(|vertex| vertex.name.clone()).collect()
+    }
+
     /// The step that failed of itself, not because another one did.
     pub(super) fn failed_step(&self) -> Option<FailedStep> {
         let known = self.order.iter().filter_map(|digest| self.known.get(digest));
