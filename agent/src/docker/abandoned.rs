@@ -158,7 +158,10 @@ mod tests {
         assert!(is_command("/bin/sh\0-c\0npm ci && sleep 5\0", "[2/2] RUN npm ci && sleep 5"));
         assert!(is_command("/bin/sh\0-c\0get $URL/a -o x\0", "[b 2/9] RUN get http://c/a -o x"));
         assert!(is_command("/bin/sh\0-c\0make\0", "[2/2] RUN --mount=type=cache,target=/c make"));
-        assert!(is("/bin/busybox --install -s", r#"[2/2] RUN ["/bin/busybox", "--install", "-s"]"#));
+        assert!(is(
+            "/bin/busybox --install -s",
+            r#"[2/2] RUN ["/bin/busybox", "--install", "-s"]"#
+        ));
         assert!(is_command("/bin/sh\0-c\0set -e\nmake\n\0", "[2/2] RUN <<EOF (set -e...)"));
         assert!(!is_command("/bin/sh\0-c\0sleep 6\0", "[2/2] RUN sleep 5"));
         assert!(!is_command("/bin/sh\0-c\0set -x\nmake\n\0", "[2/2] RUN <<EOF (set -e...)"));

@@ -20,6 +20,10 @@ use crate::protocol::{BuildConfig, Digest, FailureReason, ImageRef, Step, Stream
 /// `buildx` that is told to stop ends when the engine has ended the build, or 3 s later.
 const ENGINE_ANSWER: Duration = Duration::from_millis(2_500);
 
+/// The last words of a `buildx` whose build has succeeded and whose report was still on its way 3 s
+/// later: on a machine that is too busy.
+const REPORT_LOST: &str = "failed to receive status: rpc error: code = Canceled";
+
 /// The last lines after `BuildKit`'s report that are kept to find out what went wrong.
 const TEXT_LINES: usize = 60;
 
@@ -66,6 +70,13 @@ pub enum BuildError {
         /// The steps that have ended.
         steps: Vec<Step>,
     },
+    /// The engine has made the image, but its report did not arrive in time, so that its digest and
+    /// the end of its log are missing. Built again, it comes from the engine's own cache.
+    #[error("the engine's report did not arrive in time")]
+    ReportLost {
+        /// The steps that were reported.
+        steps: Vec<Step>,
+    },
     /// It said that it succeeded, but not what it pushed.
     #[error("buildx did not say which image it pushed")]
     NoDigest,
@@ -76,7 +87,7 @@ impl BuildError {
     pub fn reason(&self) -> FailureReason {
         match self {
             Self::Process(ProcessError::Spawn { .. }) => FailureReason::Engine,
-            Self::Process(_) | Self::NoDigest => FailureReason::Internal,
+            Self::Process(_) | Self::ReportLost { .. } | Self::NoDigest => FailureReason::Internal,
             Self::Failed { reason, .. } => reason.clone(),
         }
     }
@@ -220,6 +231,9 @@ impl<'a> Reader<'a> {
 
     fn into_error(self, exit_code: Option<i32>) -> BuildError {
         let text = self.text.join("\n");
+        if text.contains(REPORT_LOST) {
+            return BuildError::ReportLost { steps: self.progress.steps() };
+        }
         let failed = self.progress.failed_step().unwrap_or_default();
         let FailedStep { name, error, mut tail } = failed;
         let reason = classify(&name, if error.is_empty() { &text } else { &error });
