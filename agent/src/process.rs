@@ -337,7 +337,7 @@ mod tests {
                 stop.cancel();
             });
         assert!(matches!(result, Err(ProcessError::Stopped { .. })));
-        assert!(started.elapsed() < Duration::from_secs(5));
+        assert!(started.elapsed() < Duration::from_mins(1));
         assert!(!is_running("sleep 7913"));
     }
 
@@ -354,8 +354,12 @@ mod tests {
         let stop = CancellationToken::new();
         let run = shell("sleep 7915 & sleep 7915").run(Duration::ZERO, &stop, |_, _| {});
         timeout(Duration::from_millis(300), run).await.unwrap_err();
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        assert!(!is_running("sleep 7915"));
+        // A killed process may take a moment to be gone.
+        let started = Instant::now();
+        while is_running("sleep 7915") {
+            assert!(started.elapsed() < Duration::from_secs(30));
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     #[tokio::test]
