@@ -191,6 +191,18 @@ async fn a_build_is_pushed_and_its_repeat_is_cached() {
 }
 
 #[tokio::test]
+async fn a_cache_that_cannot_be_read_or_written_never_fails_a_build() {
+    let setup = Setup::new("nocache");
+    let files = [("Dockerfile", "FROM debian:13-slim\nCOPY Dockerfile /\n")];
+    let (missing, down) = (setup.image("nothing"), "127.0.0.1:1/cache:app".to_owned());
+    for (cache_from, cache_to) in [(&missing, &down), (&down, &missing), (&down, &down)] {
+        let config = json!({ "cache_from": [cache_from], "cache_to": cache_to });
+        let status = setup.run(setup.build(&files, config)).await;
+        assert_eq!(status.state, StatusState::Completed, "{status:?}\n{}", setup.log());
+    }
+}
+
+#[tokio::test]
 async fn the_users_failures_name_the_step() {
     let setup = Setup::new("fails");
     let dockerfile = "FROM debian:13-slim\nRUN echo the reason; exit 42\n";
