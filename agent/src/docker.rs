@@ -1,5 +1,6 @@
 //! Everything that speaks with Docker: its engine, its `buildx` command, and a registry's login.
 
+mod abandoned;
 mod buildx;
 mod classify;
 mod engine;

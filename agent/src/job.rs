@@ -183,14 +183,16 @@ pub async fn run(
             }
         }
     };
-    let result = result.map_err(|error| JobError {
-        reason: match log.failure() {
-            Some(reason) => reason,
-            None if cancel.is_cancelled() => FailureReason::Cancelled,
-            None if timed_out => FailureReason::Timeout { limit_seconds: limit.as_secs() },
-            None => error.reason,
-        },
-        ..error
+    let result = result.map_err(|error| match log.failure() {
+        Some(reason) => {
+            JobError { reason, message: "its log could not be kept".to_owned(), ..error }
+        }
+        None if cancel.is_cancelled() => JobError { reason: FailureReason::Cancelled, ..error },
+        None if timed_out => {
+            let reason = FailureReason::Timeout { limit_seconds: limit.as_secs() };
+            JobError { reason, ..error }
+        }
+        None => error,
     });
     report(work.job_id(), result, &log)
 }

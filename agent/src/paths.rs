@@ -33,12 +33,11 @@ pub enum PathError {
     #[error("the context `{0}` is not a folder")]
     NotAFolder(String),
     /// The Dockerfile is in neither place.
-    #[error("no Dockerfile: neither `{in_context}` nor `{in_root}` is a file of the repository")]
+    #[error("no Dockerfile: {} a file of the repository", are_not(places))]
     NoDockerfile {
-        /// The first place that was looked at.
-        in_context: String,
-        /// The second.
-        in_root: String,
+        /// The places that were looked at, from the repository's root: two, or one where both are
+        /// the same.
+        places: Vec<PathBuf>,
     },
     /// The file system failed.
     #[error("cannot look at `{path}`")]
@@ -86,17 +85,23 @@ pub fn find_dockerfile(
     dockerfile: &str,
 ) -> Result<PathBuf, PathError> {
     let root = canonical(checkout_root)?;
-    for place in dockerfile_places(context_path, dockerfile)? {
-        if let Some(found) = resolve(&root, &place, dockerfile)?
+    let places = dockerfile_places(context_path, dockerfile)?;
+    for place in &places {
+        if let Some(found) = resolve(&root, place, dockerfile)?
             && found.is_file()
         {
             return Ok(found);
         }
     }
-    Err(PathError::NoDockerfile {
-        in_context: Path::new(context_path).join(dockerfile).display().to_string(),
-        in_root: dockerfile.to_owned(),
-    })
+    Err(PathError::NoDockerfile { places })
+}
+
+fn are_not(places: &[PathBuf]) -> String {
+    let places: Vec<_> = places.iter().map(|place| format!("`{}`", place.display())).collect();
+    match &places[..] {
+        [place] => format!("{place} is not"),
+        places => format!("neither {} is", places.join(" nor ")),
+    }
 }
 
 /// Takes `.` and `..` out of `path` by its text alone.
@@ -120,8 +125,9 @@ pub fn dockerfile_places(context_path: &str, dockerfile: &str) -> Result<Vec<Pat
         return Err(PathError::Absolute(dockerfile.to_owned()));
     }
     let in_context = normalize(context_path)?.join(dockerfile);
-    let places: Vec<_> =
+    let mut places: Vec<_> =
         [&*in_context, Path::new(dockerfile)].into_iter().filter_map(fold).collect();
+    places.dedup();
     if places.is_empty() { Err(PathError::Outside(dockerfile.to_owned())) } else { Ok(places) }
 }
 
@@ -197,11 +203,13 @@ mod tests {
             error.to_string(),
             "no Dockerfile: neither `api/Dockerfile` nor `Dockerfile` is a file of the repository"
         );
-        let error = locate(folder.path(), "api", "../Dockerfile").unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "no Dockerfile: neither `api/../Dockerfile` nor `../Dockerfile` is a file of the repository"
-        );
+        for (context, dockerfile) in [("api", "../Dockerfile"), (".", "Dockerfile")] {
+            let error = locate(folder.path(), context, dockerfile).unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                "no Dockerfile: `Dockerfile` is not a file of the repository"
+            );
+        }
     }
 
     #[test]

@@ -25,10 +25,10 @@ use crate::protocol::{
     StatusState, SystemInfo, WireId,
 };
 
-/// The first wait after a lost connection; each further one is twice as long.
+/// The shortest wait between two attempts.
 const BACKOFF_MIN: Duration = Duration::from_secs(1);
 
-/// The longest wait between two attempts.
+/// The longest.
 const BACKOFF_MAX: Duration = Duration::from_mins(1);
 
 /// How long core may take to answer HELLO.
@@ -303,7 +303,15 @@ impl Agent {
                 tracing::info!(job = %job_id, "this job is known already");
                 Ok(())
             }
-            Err(error) => answer(link, "cannot_start", format!("cannot start {job_id}: {error}")),
+            // Core must not wait for its end until the deadline.
+            Err(error) => {
+                tracing::error!(job = %job_id, %error, "this job cannot be started");
+                link.send(&AgentMessage::Status(Status {
+                    error: Some(error.reason()),
+                    error_message: Some(error.to_string()),
+                    ..Status::new(job_id, StatusState::Failed)
+                }))
+            }
         }
     }
 
@@ -332,11 +340,11 @@ fn answer(link: &mut Link, code: &str, message: String) -> Result<(), link::Lost
     link.send(&AgentMessage::Error(ErrorMessage { code: code.to_owned(), message }))
 }
 
-/// The wait after so many failures in a row. Half of it is random: when core comes back, not all
-/// agents dial at once.
+/// The wait after so many failures in a row: 1 to 2 s, 2 to 4 s, and so on to 30 to 60 s. Half of it
+/// is random: when core comes back, not all agents dial at once.
 fn backoff(failures: u32) -> Duration {
-    let doubled = BACKOFF_MIN.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1)));
-    doubled.min(BACKOFF_MAX).mul_f64(rand::rng().random_range(0.5..=1.0))
+    let most = BACKOFF_MIN.saturating_mul(2_u32.saturating_pow(failures.max(1)));
+    most.min(BACKOFF_MAX).mul_f64(rand::rng().random_range(0.5..=1.0))
 }
 
 #[cfg(test)]
@@ -345,9 +353,10 @@ mod tests {
 
     #[test]
     fn the_wait_grows_to_a_minute() {
-        for (failures, seconds) in [(1, 1), (2, 2), (5, 16), (7, 60), (40, 60)] {
+        for (failures, seconds) in [(0, 2), (1, 2), (2, 4), (5, 32), (6, 60), (40, 60)] {
             let (most, wait) = (Duration::from_secs(seconds), backoff(failures));
             assert!(wait <= most && wait >= most / 2, "{failures}: {wait:?}");
+            assert!(wait >= BACKOFF_MIN && wait <= BACKOFF_MAX, "{failures}: {wait:?}");
         }
     }
 }

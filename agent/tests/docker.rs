@@ -9,11 +9,12 @@ mod support;
 
 use std::fs;
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use stagely_agent::job::{self, LineSink, Work, Workplace};
+use stagely_agent::job::{self, LineSink, REGISTRY_PATIENCE, Work, Workplace};
 use stagely_agent::protocol::{
     CoreMessage, FailureReason, RegistryProblem, Status, StatusState, Stream,
 };
@@ -100,10 +101,19 @@ impl Setup {
     }
 
     async fn run(&self, message: Value) -> Status {
-        self.run_with(message, Duration::from_secs(90)).await
+        self.run_with(message, REGISTRY_PATIENCE).await
     }
 
     async fn run_with(&self, message: Value, registry_patience: Duration) -> Status {
+        self.run_to(message, registry_patience, self.lines.clone()).await
+    }
+
+    async fn run_to(
+        &self,
+        message: Value,
+        registry_patience: Duration,
+        sink: Arc<dyn LineSink>,
+    ) -> Status {
         let work = match CoreMessage::parse(&message.to_string()).unwrap() {
             CoreMessage::Build(build) => Work::Build(build),
             CoreMessage::Merge(merge) => Work::Merge(merge),
@@ -116,7 +126,6 @@ impl Setup {
             grace: Duration::from_secs(5),
             registry_patience,
         };
-        let sink: Arc<dyn LineSink> = self.lines.clone();
         let status = job::run(work, &place, sink, &self.cancel).await;
         let jobs = fs::read_dir(self.work_dir.path().join("jobs")).unwrap();
         assert_eq!(jobs.count(), 0, "the job's folder is left behind");
@@ -131,7 +140,7 @@ impl Setup {
         let started = Instant::now();
         while !self.log().contains(text) {
             assert!(started.elapsed().as_secs() < 60, "no {text:?} in:\n{}", self.log());
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 }
@@ -182,6 +191,18 @@ async fn a_build_is_pushed_and_its_repeat_is_cached() {
 }
 
 #[tokio::test]
+async fn a_cache_that_cannot_be_read_or_written_never_fails_a_build() {
+    let setup = Setup::new("nocache");
+    let files = [("Dockerfile", "FROM debian:13-slim\nCOPY Dockerfile /\n")];
+    let (missing, down) = (setup.image("nothing"), "127.0.0.1:1/cache:app".to_owned());
+    for (cache_from, cache_to) in [(&missing, &down), (&down, &missing), (&down, &down)] {
+        let config = json!({ "cache_from": [cache_from], "cache_to": cache_to });
+        let status = setup.run(setup.build(&files, config)).await;
+        assert_eq!(status.state, StatusState::Completed, "{status:?}\n{}", setup.log());
+    }
+}
+
+#[tokio::test]
 async fn the_users_failures_name_the_step() {
     let setup = Setup::new("fails");
     let dockerfile = "FROM debian:13-slim\nRUN echo the reason; exit 42\n";
@@ -205,7 +226,8 @@ async fn the_users_failures_name_the_step() {
     }
     let missing = setup.build(&[], json!({ "dockerfile": "x.Dockerfile" }));
     let status = setup.run(missing).await;
-    assert!(status.error_message.unwrap().contains("neither `x.Dockerfile`"));
+    let message = status.error_message.unwrap();
+    assert_eq!(message, "no Dockerfile: `x.Dockerfile` is not a file of the repository");
 }
 
 #[tokio::test]
@@ -230,31 +252,50 @@ async fn secrets_are_neither_logged_nor_arguments() {
     assert!(!format!("{status:?}").contains(secret));
 }
 
-#[tokio::test]
-async fn a_timeout_and_a_cancel_leave_nothing_running() {
-    let setup = Setup::new("sleeps");
-    let dockerfile = "FROM debian:13-slim\nRUN echo begun; sleep 6174\n";
-    let message = setup.build(&[("Dockerfile", dockerfile)], json!({ "timeout_seconds": 4 }));
-    let started = Instant::now();
-    let status = setup.run(message.clone()).await;
-    let error = status.error.unwrap();
-    assert_eq!(error, FailureReason::Timeout { limit_seconds: 4 }, "{}", setup.log());
-    assert!(started.elapsed() < Duration::from_secs(12), "{:?}", started.elapsed());
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    assert!(!runs_on_host("sleep 6174"));
+/// A step that sleeps for a time that no other one sleeps, and how it looks on the host.
+fn sleeper(number: u32) -> (String, String) {
+    let sleep = format!("sleep {}{number}", std::process::id());
+    (format!("FROM debian:13-slim\nRUN echo begun | tr a-z A-Z; {sleep}\n"), sleep)
+}
 
-    let setup = Setup { lines: Arc::default(), ..setup };
-    let dockerfile = "FROM debian:13-slim\nRUN echo begun; sleep 6175\n";
-    let message = setup.build(&[("Dockerfile", dockerfile)], json!({}));
-    let (status, started) = tokio::join!(setup.run(message), async {
-        setup.log_has(" begun").await;
-        setup.cancel.cancel();
-        Instant::now()
-    });
-    assert_eq!(status.state, StatusState::Cancelled);
-    println!("cancelled after {:?}", started.elapsed());
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    assert!(!runs_on_host("sleep 6175"));
+#[tokio::test]
+async fn a_timeout_leaves_nothing_running() {
+    let setup = Setup::new("timeout");
+    let (dockerfile, sleep) = sleeper(1);
+    // The limit holds for the clone as well; a loaded machine takes its time until the step begins.
+    for limit in [8, 16, 32, 64] {
+        let config = json!({ "timeout_seconds": limit });
+        let started = Instant::now();
+        let status = setup.run(setup.build(&[("Dockerfile", &dockerfile)], config)).await;
+        let took = started.elapsed();
+        assert!(!runs_on_host(&sleep));
+        let error = status.error.unwrap();
+        assert_eq!(error, FailureReason::Timeout { limit_seconds: limit }, "{}", setup.log());
+        assert!(took >= Duration::from_secs(limit), "{took:?}");
+        if setup.log().contains(" BEGUN") {
+            return;
+        }
+    }
+    panic!("the step never began: {}", setup.log());
+}
+
+#[tokio::test]
+async fn a_cancel_leaves_nothing_running_whenever_it_comes() {
+    // Docker loses a cancellation that comes while a container is being started: some 20 to 50 ms
+    // after the step's name is shown, on a quiet machine.
+    let moments = [("] RUN", 0), ("] RUN", 20), ("] RUN", 30), ("] RUN", 45), (" BEGUN", 0)];
+    for (number, (mark, millis)) in (2..).zip(moments) {
+        let setup = Setup::new("cancel");
+        let (dockerfile, sleep) = sleeper(number);
+        let message = setup.build(&[("Dockerfile", &dockerfile)], json!({}));
+        let (status, ()) = tokio::join!(setup.run(message), async {
+            setup.log_has(mark).await;
+            tokio::time::sleep(Duration::from_millis(millis)).await;
+            setup.cancel.cancel();
+        });
+        assert!(!runs_on_host(&sleep), "{mark} {millis}\n{}", setup.log());
+        assert_eq!(status.state, StatusState::Cancelled, "{mark} {millis}\n{}", setup.log());
+    }
 }
 
 #[tokio::test]
@@ -354,15 +395,49 @@ async fn every_line_arrives_or_the_user_is_told() {
     let status = setup.run(setup.build(&[("Dockerfile", &dockerfile)], json!({}))).await;
     assert_eq!(status.state, StatusState::Completed, "{status:?}");
     let log = setup.log();
-    let mut next = 1;
+    let (mut next, mut torn) = (1, Vec::new());
     for line in log.lines() {
-        let number = line.rsplit_once(" line ").and_then(|(_, number)| number.parse().ok());
-        if number == Some(next) {
-            next += 1;
+        let number = line.rsplit_once(" line ").and_then(|(_, it)| it.parse::<u32>().ok());
+        match number {
+            Some(number) if number == next => next += 1,
+            _ if next > 1 => torn.push(line),
+            _ => {}
         }
     }
+    torn.truncate(10);
     println!("{} lines in {:?}, {:?}", next - 1, started.elapsed(), status.warnings);
-    assert_eq!(next == 200_001, status.warnings.is_empty(), "{next} {:?}", status.warnings);
+    let is_whole = next == 200_001;
+    assert!(is_whole || !status.warnings.is_empty(), "{next} {:?} {torn:#?}", status.warnings);
+}
+
+/// Takes so long to keep a step's first lines that `buildx` gives up its report: a pipe's worth of
+/// them each 3 s, for longer than any build here takes.
+#[derive(Default)]
+struct SlowLines(Lines, AtomicU32);
+
+impl LineSink for SlowLines {
+    fn append(&self, lines: &[(Stream, String)]) -> Result<(), SpoolError> {
+        let is_output = lines.iter().any(|(_, line)| line.contains(" line "));
+        if is_output && self.1.fetch_add(1, Ordering::Relaxed) < 8 {
+            let (_sender, nothing) = std::sync::mpsc::channel::<()>();
+            nothing.recv_timeout(Duration::from_secs(3)).unwrap_err();
+        }
+        self.0.append(lines)
+    }
+}
+
+#[tokio::test]
+async fn a_machine_that_is_too_busy_for_the_report_has_built_all_the_same() {
+    let setup = Setup::new("busy");
+    let dockerfile =
+        format!("FROM debian:13-slim\nRUN : {}; seq -f 'line %.0f' 400000\n", setup.name);
+    let message = setup.build(&[("Dockerfile", &dockerfile)], json!({}));
+    let sink = Arc::new(SlowLines::default());
+    let status = setup.run_to(message, REGISTRY_PATIENCE, sink.clone()).await;
+    let log = sink.0.0.lock().unwrap().join("\n");
+    assert_eq!(status.state, StatusState::Completed, "{status:?}\n{log}");
+    assert!(status.digest.is_some());
+    assert!(status.warnings[0].contains("too busy"), "{:?}", status.warnings);
 }
 
 #[tokio::test]

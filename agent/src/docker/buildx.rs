@@ -2,19 +2,27 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Deserialize;
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
-use super::DockerCommand;
 use super::classify::classify;
 use super::progress::{Event, FailedStep, Progress, RawJson};
+use super::{DockerCommand, abandoned};
 use crate::job::JobLog;
 use crate::mask::is_secret_name;
 use crate::paths::BuildPaths;
 use crate::process::{Invocation, ProcessError};
 use crate::protocol::{BuildConfig, Digest, FailureReason, ImageRef, Step, Stream};
+
+/// `buildx` that is told to stop ends when the engine has ended the build, or 3 s later.
+const ENGINE_ANSWER: Duration = Duration::from_millis(2_500);
+
+/// The last words of a `buildx` whose build has succeeded and whose report was still on its way 3 s
+/// later: on a machine that is too busy.
+const REPORT_LOST: &str = "failed to receive status: rpc error: code = Canceled";
 
 /// The last lines after `BuildKit`'s report that are kept to find out what went wrong.
 const TEXT_LINES: usize = 60;
@@ -62,6 +70,13 @@ pub enum BuildError {
         /// The steps that have ended.
         steps: Vec<Step>,
     },
+    /// The engine has made the image, but its report did not arrive in time, so that its digest and
+    /// the end of its log are missing. Built again, it comes from the engine's own cache.
+    #[error("the engine's report did not arrive in time")]
+    ReportLost {
+        /// The steps that were reported.
+        steps: Vec<Step>,
+    },
     /// It said that it succeeded, but not what it pushed.
     #[error("buildx did not say which image it pushed")]
     NoDigest,
@@ -72,7 +87,7 @@ impl BuildError {
     pub fn reason(&self) -> FailureReason {
         match self {
             Self::Process(ProcessError::Spawn { .. }) => FailureReason::Engine,
-            Self::Process(_) | Self::NoDigest => FailureReason::Internal,
+            Self::Process(_) | Self::ReportLost { .. } | Self::NoDigest => FailureReason::Internal,
             Self::Failed { reason, .. } => reason.clone(),
         }
     }
@@ -88,10 +103,17 @@ pub async fn build(
 ) -> Result<BuildOutcome, BuildError> {
     let metadata = request.folder.join("metadata.json");
     let mut reader = Reader::new(request.log);
-    let status = invocation(request, &metadata)
-        .run(request.docker.grace, stop, |stream, bytes| reader.read(stream, bytes))
-        .await?;
+    let grace = request.docker.grace;
+    let result = invocation(request, &metadata)
+        .run(grace, stop, |stream, bytes| reader.read(stream, bytes))
+        .await;
     reader.finish();
+    if let Err(ProcessError::Stopped { told, .. }) = result
+        && told.elapsed() >= ENGINE_ANSWER.min(grace)
+    {
+        abandoned::end_steps(reader.progress.unended(), told, request.log).await;
+    }
+    let status = result?;
     if !status.success() {
         return Err(reader.into_error(status.code()));
     }
@@ -196,10 +218,9 @@ impl<'a> Reader<'a> {
             match event {
                 Event::Status(status) => self.progress.apply(status, &mut lines),
                 Event::Text(text) => {
-                    self.progress.finish(&mut lines);
                     let text = self.log.masker().mask(&text);
                     self.text.push(text.clone());
-                    lines.push((Stream::Stderr, text));
+                    self.progress.text(text, &mut lines);
                 }
             }
         }
@@ -210,6 +231,9 @@ impl<'a> Reader<'a> {
 
     fn into_error(self, exit_code: Option<i32>) -> BuildError {
         let text = self.text.join("\n");
+        if text.contains(REPORT_LOST) {
+            return BuildError::ReportLost { steps: self.progress.steps() };
+        }
         let failed = self.progress.failed_step().unwrap_or_default();
         let FailedStep { name, error, mut tail } = failed;
         let reason = classify(&name, if error.is_empty() { &text } else { &error });

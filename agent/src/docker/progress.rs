@@ -22,6 +22,9 @@ const CLIP_MARK: &str = "[output clipped, log limit ";
 /// The failing step's last lines that are kept for the error message.
 const TAIL_LINES: usize = 20;
 
+/// The client's own lines that wait for what follows them. Its last words are fewer.
+const TEXTS_MAX: usize = 1_000;
+
 /// One piece of the stream.
 #[derive(Debug)]
 pub(super) enum Event {
@@ -211,6 +214,8 @@ pub(super) struct Progress {
     order: Vec<String>,
     /// Ended vertexes whose end is not shown yet.
     ended: Vec<String>,
+    /// Lines that are no reports, until another report or the end shows where they belong.
+    texts: Vec<String>,
     clipped: bool,
 }
 
@@ -228,19 +233,30 @@ pub(super) struct FailedStep {
 impl Progress {
     /// Begins with nothing known.
     pub(super) fn new(masker: Masker) -> Self {
-        Self { masker, known: HashMap::new(), order: Vec::new(), ended: Vec::new(), clipped: false }
+        Self {
+            masker,
+            known: HashMap::new(),
+            order: Vec::new(),
+            ended: Vec::new(),
+            texts: Vec::new(),
+            clipped: false,
+        }
     }
 
     /// Takes one report and appends its lines, masked.
     pub(super) fn apply(&mut self, status: SolveStatus, lines: &mut Vec<(Stream, String)>) {
+        self.show_texts(lines);
         // BuildKit ends a vertex and begins it again in the next report, for one when its cache was
-        // looked up first; and a vertex's last words come in the report that ends it. So an end is
-        // shown one report late.
+        // looked up first; and on a busy machine a vertex's last words come several reports after
+        // its end. So an end is shown once a report says nothing more of its vertex.
         let begun = |digest: &String| {
             status.vertexes.iter().any(|it| it.digest == *digest && it.completed.is_none())
         };
+        let speaks = |digest: &String| status.logs.iter().any(|log| log.vertex == *digest);
         self.ended.retain(|digest| !begun(digest));
-        self.finish(lines);
+        let (waiting, over) = std::mem::take(&mut self.ended).into_iter().partition(speaks);
+        self.ended = waiting;
+        self.show_ends(over, lines);
         for vertex in status.vertexes {
             self.apply_vertex(vertex, lines);
         }
@@ -257,11 +273,34 @@ impl Progress {
         }
     }
 
-    /// Shows the ends that are still to be shown. The stream of reports is over after the last.
+    /// Takes a masked line that is no report: a warning of the client's, or its last words.
+    pub(super) fn text(&mut self, text: String, lines: &mut Vec<(Stream, String)>) {
+        self.texts.push(text);
+        if self.texts.len() > TEXTS_MAX {
+            self.show_texts(lines);
+        }
+    }
+
+    /// Shows all that is still to be shown. The stream of reports is over.
     pub(super) fn finish(&mut self, lines: &mut Vec<(Stream, String)>) {
-        for digest in std::mem::take(&mut self.ended) {
+        // Not earlier, not even with a vertex's end: half a line may hold half a secret, and the
+        // other half may be on its way.
+        for digest in self.order.clone() {
+            self.show_rest(&digest, lines);
+        }
+        let ended = std::mem::take(&mut self.ended);
+        self.show_ends(ended, lines);
+        self.show_texts(lines);
+    }
+
+    fn show_ends(&mut self, ended: Vec<String>, lines: &mut Vec<(Stream, String)>) {
+        for digest in ended {
             self.show_end(&digest, lines);
         }
+    }
+
+    fn show_texts(&mut self, lines: &mut Vec<(Stream, String)>) {
+        lines.extend(self.texts.drain(..).map(|text| (Stream::Stderr, text)));
     }
 
     /// The steps of the Dockerfile that have ended, in `BuildKit`'s order.
@@ -275,6 +314,13 @@ impl Progress {
                 cached: vertex.cached,
             })
             .collect()
+    }
+
+    /// The names of the vertexes that have begun and not ended.
+    pub(super) fn unended(&self) -> Vec<String> {
+        let known = self.order.iter().filter_map(|digest| self.known.get(digest));
+        let begun = known.filter(|vertex| vertex.started.is_some() && !vertex.ended);
+        begun.map(|vertex| vertex.name.clone()).collect()
     }
 
     /// The step that failed of itself, not because another one did.
@@ -369,9 +415,8 @@ impl Progress {
         self.clipped |= take_lines(known, stream, &masked, lines);
     }
 
-    /// Lets go of a vertex's unfinished lines and says how it ended.
-    fn show_end(&mut self, digest: &str, lines: &mut Vec<(Stream, String)>) {
-        let number = self.number(digest, lines);
+    /// Lets go of a vertex's unfinished lines.
+    fn show_rest(&mut self, digest: &str, lines: &mut Vec<(Stream, String)>) {
         let known = self.vertex(digest);
         let mut clipped = false;
         for stream in [Stream::Stdout, Stream::Stderr] {
@@ -383,6 +428,13 @@ impl Progress {
             }
             clipped |= take_lines(known, stream, &rest, lines);
         }
+        self.clipped |= clipped;
+    }
+
+    /// Says how a vertex ended.
+    fn show_end(&mut self, digest: &str, lines: &mut Vec<(Stream, String)>) {
+        let number = self.number(digest, lines);
+        let known = self.vertex(digest);
         let was_shown = std::mem::replace(&mut known.end_shown, true);
         if known.error.is_empty() {
             known.tail = Vec::new();
@@ -396,7 +448,6 @@ impl Progress {
         } else {
             lines.push((Stream::Stderr, format!("#{number} ERROR: {}", known.error)));
         }
-        self.clipped |= clipped;
     }
 
     fn vertex(&mut self, digest: &str) -> &mut Known {
@@ -491,12 +542,10 @@ mod tests {
         for event in events {
             match event {
                 Event::Status(status) => progress.apply(status, &mut lines),
-                Event::Text(text) => {
-                    progress.finish(&mut lines);
-                    lines.push((Stream::Stderr, text));
-                }
+                Event::Text(text) => progress.text(text, &mut lines),
             }
         }
+        progress.finish(&mut lines);
         (lines.into_iter().map(|(_, line)| line).collect(), progress)
     }
 
@@ -554,10 +603,51 @@ mod tests {
     }
 
     #[test]
+    fn words_that_come_long_after_a_steps_end_are_whole_and_masked() {
+        let log = |vertex: &str, text: &str| {
+            let data = STANDARD.encode(text);
+            format!(r#"{{"logs":[{{"vertex":"{vertex}","stream":1,"data":"{data}"}}]}}"#)
+        };
+        let vertex = |name: &str, times: &str| {
+            format!(r#"{{"vertexes":[{{"digest":"{name}","name":"[1/2] RUN {name}",{times}}}]}}"#)
+        };
+        let begun = r#""started":"2026-01-01T00:00:00Z""#;
+        let ended = format!(r#"{begun},"completed":"2026-01-01T00:00:01Z""#);
+        let json = [
+            vertex("a", begun),
+            vertex("b", begun),
+            log("a", "one\ntwo hun"),
+            vertex("a", &ended),
+            log("a", ""),
+            log("b", "of b\n"),
+            "a warning of the client\n".to_owned(),
+            log("a", "ter22 three\nno end hunt"),
+            vertex("b", &ended),
+            "ERROR: last words".to_owned(),
+        ];
+        let (lines, _) = render(&json.join("\n"), "hunter22", 7);
+        assert_eq!(
+            lines,
+            [
+                "#1 [1/2] RUN a",
+                "#2 [1/2] RUN b",
+                "#1 0.000 one",
+                "#1 DONE 1.0s",
+                "#2 0.000 of b",
+                "a warning of the client",
+                "#1 0.000 two *** three",
+                "#1 0.000 no end hunt",
+                "#2 DONE 1.0s",
+                "ERROR: last words",
+            ]
+        );
+    }
+
+    #[test]
     fn a_line_without_an_end_does_not_fill_the_memory() {
         let data = STANDARD.encode("x".repeat(30_000));
         let log = format!(r#"{{"logs":[{{"vertex":"b","stream":1,"data":"{data}"}}]}}"#);
-        let (_, progress) = render(&log.repeat(20), "hunter22", 10_000);
-        assert_eq!(progress.known["b"].outputs[0].line.len(), LINE_BYTES_MAX + 1);
+        let (lines, _) = render(&log.repeat(20), "hunter22", 10_000);
+        assert_eq!(lines[1].len(), "#1 0.000 ".len() + LINE_BYTES_MAX + 1);
     }
 }

@@ -9,7 +9,7 @@ use super::{JobError, JobLog, Outcome, Retry, await_engine, log_in};
 use crate::docker::{self, BuildError, BuildOutcome, BuildRequest, DockerCommand};
 use crate::git::{self, CloneError};
 use crate::paths::{self, PathError};
-use crate::protocol::{Arch, Build, FailureReason};
+use crate::protocol::{Arch, Build, FailureReason, Step};
 
 impl From<CloneError> for JobError {
     fn from(error: CloneError) -> Self {
@@ -38,7 +38,9 @@ impl From<BuildError> for JobError {
         let reason = error.reason();
         match error {
             BuildError::Failed { message, steps, .. } => Self { reason, message, steps },
-            BuildError::Process(_) | BuildError::NoDigest => Self::new(reason, &error),
+            BuildError::Process(_) | BuildError::ReportLost { .. } | BuildError::NoDigest => {
+                Self::new(reason, &error)
+            }
         }
     }
 }
@@ -117,10 +119,30 @@ async fn build_until_pushed(
     stop: &CancellationToken,
 ) -> Result<BuildOutcome, JobError> {
     let mut retry = Retry::new(request.docker.registry_patience);
+    let mut reported = Vec::new();
     loop {
         match docker::build(request, stop).await {
-            Ok(outcome) => return Ok(outcome),
+            Ok(mut outcome) => {
+                restore_steps(&mut outcome.steps, reported);
+                return Ok(outcome);
+            }
+            Err(BuildError::ReportLost { steps }) if reported.is_empty() && !steps.is_empty() => {
+                request.log.warn(
+                    "this machine was too busy to pass on all output of this build: a part of its \
+                     log is missing",
+                );
+                reported = steps;
+            }
             Err(error) => retry.wait_after(error.into(), request.log, stop).await?,
+        }
+    }
+}
+
+/// Puts what was `reported` of the build proper in the place of what its repetition found cached.
+fn restore_steps(steps: &mut [Step], reported: Vec<Step>) {
+    for step in reported {
+        if let Some(repeated) = steps.iter_mut().find(|repeated| repeated.name == step.name) {
+            *repeated = step;
         }
     }
 }

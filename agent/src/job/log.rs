@@ -64,12 +64,8 @@ impl JobLog {
         }
         let Err(error) = self.sink.append(lines) else { return };
         tracing::error!(%error, "the job's log cannot be kept");
-        let reason = match error {
-            SpoolError::DiskFull => FailureReason::DiskFull,
-            SpoolError::Io { .. } => FailureReason::Internal,
-        };
         // A second failure is the first one's consequence.
-        let _ = self.failure.set(reason);
+        let _ = self.failure.set(error.reason());
         self.stop.cancel();
     }
 

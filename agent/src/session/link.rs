@@ -26,6 +26,9 @@ const WRITE_LIMIT: Duration = Duration::from_secs(30);
 /// How long a clean close may take.
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 
+/// Core sends little; the library's own 128 KiB would be held for ever.
+const READ_BUFFER_BYTES: usize = 4 * 1024;
+
 /// Messages that wait for the socket. A full LOG batch has up to 2 MiB, so memory stays below 64 MB.
 const QUEUE: usize = 32;
 
@@ -67,7 +70,8 @@ impl Link {
         let url = connect_url(core).ok_or_else(|| DialError::Address(core.clone()))?;
         let config = WebSocketConfig::default()
             .max_message_size(Some(MESSAGE_BYTES_MAX))
-            .max_frame_size(Some(MESSAGE_BYTES_MAX));
+            .max_frame_size(Some(MESSAGE_BYTES_MAX))
+            .read_buffer_size(READ_BUFFER_BYTES);
         let dial = connect_async_with_config(url.as_str(), Some(config), true);
         let (socket, _) = timeout(DIAL_LIMIT, dial).await.map_err(|_| DialError::TimedOut)??;
         let (sink, incoming) = socket.split();
