@@ -1,0 +1,152 @@
+//! Processes that die at the worst moment.
+
+use stagely::api::{JobStatus, JobView, RunStatus};
+use stagely_agent::protocol::FailureReason;
+
+use crate::core::{Core, job};
+use crate::host::{Gate, eventually, processes_with};
+
+/// The numbers of the lines `N: a line` in a job's log.
+async fn numbers(core: &Core, job: &JobView) -> Vec<u32> {
+    let log = core.log(job).await;
+    let number = |line: &str| line.strip_suffix(": a line")?.rsplit(' ').next()?.parse().ok();
+    log.lines().filter_map(number).collect()
+}
+
+/// A shell command that prints numbered lines, in the time that `pause` takes every 50 of them.
+fn lines(first: u32, last: u32, pause: &str) -> String {
+    format!(
+        "i={first}; while [ $i -le {last} ]; do echo \"$i: a line\"; \
+         [ $((i % 50)) -ne 0 ] || {pause}; i=$((i + 1)); done"
+    )
+}
+
+#[tokio::test]
+async fn a_core_that_is_killed_while_it_builds_goes_on_where_it_was() {
+    let mut core = Core::start("core-killed", "").await;
+    let (first, second) = (Gate::new(), Gate::new());
+    let steps = [
+        lines(1, 2_000, "/bin/sleep 0.05"),
+        first.command(),
+        lines(2_001, 3_000, ":"),
+        second.command(),
+        lines(3_001, 3_100, ":"),
+    ];
+    let slow = format!("FROM busybox\nRUN : {}; {}\n", core.name, steps.join("; "));
+    let quick = format!("FROM busybox\nRUN : {} quick\n", core.name);
+    let manifest = "builds: { slow: { context: slow }, quick: { context: quick } }\n";
+    let files = [
+        ("slow/Dockerfile", &*slow),
+        ("quick/Dockerfile", &*quick),
+        ("stagely.yaml", manifest),
+    ];
+    let id = core.run_of(&files).await;
+    let is_quick_done = |run: &_| job(run, "quick").status == JobStatus::Completed;
+    let run = core.until(id, "the quick build completes", |run| {
+        !run.jobs.is_empty() && is_quick_done(run)
+    });
+    let run = run.await;
+    let (quick, slow) = (job(&run, "quick").clone(), job(&run, "slow").clone());
+    core.log_has(&slow, " 100: a line").await;
+
+    // In the midst of the lines, and then while there are some that no core is there to hear.
+    core.crash().await;
+    core.launch().await;
+    first.reached().await;
+    core.crash().await;
+    first.open();
+    second.reached().await;
+    core.launch().await;
+    core.log_has(&slow, " 3000: a line").await;
+    second.open();
+    let run = core.ended(id).await;
+
+    assert_eq!(run.status, RunStatus::Completed, "{run:#?}");
+    assert_eq!(numbers(&core, &slow).await, (1..=3_100).collect::<Vec<_>>());
+    for (before, after) in [(&quick, job(&run, "quick")), (&slow, job(&run, "slow"))] {
+        assert_eq!((before.attempt, after.attempt), (1, 1), "{after:#?}");
+        assert!(after.lost_attempts.is_empty(), "{after:#?}");
+        assert_eq!(before.started_at, after.started_at);
+    }
+    assert_eq!(quick.digest, job(&run, "quick").digest);
+    let stored = core.finish().await;
+    assert_eq!(stored.state.machines.len(), 2, "a machine was launched twice");
+}
+
+#[tokio::test]
+async fn a_run_that_was_promised_just_before_a_crash_is_served_after_it() {
+    let mut core = Core::start("promised", "").await;
+    let dockerfile = format!("FROM busybox\nRUN : {}\n", core.name);
+    let manifest = "builds: { app: { context: ., platforms: [linux/amd64, linux/arm64] } }\n";
+    let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]).await;
+    core.crash().await;
+    core.launch().await;
+    // And again as soon as there are machines.
+    core.until(run, "it has machines", |run| run.live_machines > 0).await;
+    core.crash().await;
+    core.launch().await;
+    let run = core.ended(run).await;
+    assert_eq!(run.status, RunStatus::Completed, "{run:#?}");
+    assert!(run.jobs.iter().all(|job| job.lost_attempts.is_empty()), "{run:#?}");
+    core.finish().await;
+}
+
+#[tokio::test]
+async fn the_work_of_an_agent_that_is_killed_goes_to_a_new_machine() {
+    let core = Core::start("agent-killed", "").await;
+    let gate = Gate::new();
+    let dockerfile = format!("FROM busybox\nRUN : {}; {}\n", core.name, gate.command());
+    let manifest = "builds: { app: { context: . } }\n";
+    let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]).await;
+    gate.reached().await;
+    let first = core.machines().await.remove(0).id;
+    let mut agents = processes_with(&first.to_string());
+    agents.retain(|process| process.arguments.get(1).is_some_and(|word| word == "agent"));
+    assert_eq!(agents.len(), 1);
+
+    agents[0].kill();
+    eventually("the first machine is gone", async || {
+        processes_with(&first.to_string()).is_empty().then_some(())
+    })
+    .await;
+    let is_retried = |run: &_| {
+        let app = job(run, "app");
+        app.attempt == 2 && app.status == JobStatus::Running
+    };
+    core.until(run, "it is tried again", is_retried).await;
+    gate.reached().await;
+    gate.open();
+    let run = core.ended(run).await;
+
+    let app = job(&run, "app");
+    assert_eq!(run.status, RunStatus::Completed, "{run:#?}");
+    assert_eq!((app.attempt, app.lost_attempts.len()), (2, 1), "{app:#?}");
+    assert_eq!(app.lost_attempts[0].reason, FailureReason::MachineLost);
+    core.finish().await;
+}
+
+#[tokio::test]
+async fn a_core_that_is_asked_to_stop_leaves_its_work_for_the_next_one() {
+    let mut core = Core::start("asked-to-stop", "").await;
+    let gate = Gate::new();
+    let dockerfile = format!("FROM busybox\nRUN : {}; {}\n", core.name, gate.command());
+    let manifest = "builds: { app: { context: . } }\n";
+    let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]).await;
+    gate.reached().await;
+    let app = core.view(run).await.jobs.remove(0);
+    // Viewers must not hold it up.
+    let mut viewer = core.follow(app.id, "").await;
+    viewer.next().await.unwrap();
+
+    let status = core.shut_down().await;
+    assert!(status.success(), "{status}");
+    while viewer.next().await.is_some() {}
+    gate.reached().await;
+    core.launch().await;
+    gate.open();
+    let run = core.ended(run).await;
+
+    let app = job(&run, "app");
+    assert_eq!((run.status, app.attempt), (RunStatus::Completed, 1), "{run:#?}");
+    core.finish().await;
+}
