@@ -22,6 +22,7 @@ use stagely::core::ADMIN_TOKEN_FILE;
 use stagely::core::state::RunState;
 use stagely::core::store::{Store, Stored};
 use stagely::ids::{JobId, RunId};
+use stagely_agent::protocol::Arch;
 use tempfile::TempDir;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
@@ -275,9 +276,12 @@ impl Core {
         self.get("/machines").await
     }
 
-    /// Registers a machine and writes its `agent.json`, to work below `work-NAME`.
+    /// Registers a machine like this one and writes its `agent.json`, to work below `work-NAME`.
     pub(crate) async fn add_machine(&self, name: &str) -> (AddedMachine, PathBuf) {
-        let arch = stagely_agent::protocol::Arch::of_this_program();
+        self.add_machine_of(Arch::of_this_program(), name).await
+    }
+
+    pub(crate) async fn add_machine_of(&self, arch: Arch, name: &str) -> (AddedMachine, PathBuf) {
         let mut added: AddedMachine =
             self.post("/machines", json!({ "arch": arch, "name": name })).await;
         added.agent_json["work_dir"] = json!(self.path(&format!("work-{name}")));
