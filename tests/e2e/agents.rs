@@ -192,9 +192,15 @@ async fn an_agent_gone_bad_changes_nothing_that_is_not_its_own() {
     let own = app.id.to_string();
     for (message, answer) in [
         (json!({ "type": "LOG", "job_id": own, "data": "not yours\n" }), "LOG_ACK"),
-        (json!({ "type": "LOG", "job_id": own, "first": 0, "lines": [{ "data": "x" }] }), "LOG_ACK"),
+        (
+            json!({ "type": "LOG", "job_id": own, "first": 0, "lines": [{ "data": "x" }] }),
+            "LOG_ACK",
+        ),
         (json!({ "type": "STATUS", "job_id": own, "state": "completed" }), "STATUS_ACK"),
-        (json!({ "type": "STATUS", "job_id": own, "state": "failed", "exit_code": 1 }), "STATUS_ACK"),
+        (
+            json!({ "type": "STATUS", "job_id": own, "state": "failed", "exit_code": 1 }),
+            "STATUS_ACK",
+        ),
         (json!({ "type": "STATUS", "job_id": "job_x", "state": "completed" }), "STATUS_ACK"),
         (json!({ "type": "STATUS", "job_id": own, "state": "ruined" }), "ERROR"),
         (json!({ "type": "LOG", "job_id": own }), "ERROR"),
@@ -208,9 +214,7 @@ async fn an_agent_gone_bad_changes_nothing_that_is_not_its_own() {
     }
     // Lines without end, none of which it reads an answer to.
     let flood = json!({ "type": "LOG", "job_id": own, "data": "x".repeat(60_000) });
-    let flooding = tokio::spawn(async move {
-        while socket.send(text(&flood)).await.is_ok() {}
-    });
+    let flooding = tokio::spawn(async move { while socket.send(text(&flood)).await.is_ok() {} });
 
     let view = core.view(run).await;
     assert_eq!(view.jobs[0].status, JobStatus::Running, "{view:#?}");

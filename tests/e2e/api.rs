@@ -6,19 +6,19 @@ use stagely::api::{CreatedToken, ErrorBody, RunView};
 
 use crate::core::Core;
 
-/// Asks and checks that the refusal is `status` and `code`; its message.
+/// Asks and checks that the refusal is `status` and `word`; its message.
 async fn refused(
     core: &Core,
     token: Option<&str>,
     (method, path): (&Method, &str),
     body: Option<Value>,
-    (status, code): (u16, &str),
+    (status, word): (u16, &str),
 ) -> String {
     let asked = format!("{method} {path} {body:?}");
     let (found, text) = core.call(token, method.clone(), path, body).await;
     let error: ErrorBody = serde_json::from_str(&text)
         .unwrap_or_else(|_| panic!("{asked}: {found}, and no error body: {text:?}"));
-    assert_eq!((found.as_u16(), error.code.as_str()), (status, code), "{asked}: {text}");
+    assert_eq!((found.as_u16(), error.code.as_str()), (status, word), "{asked}: {text}");
     assert!(!error.message.is_empty(), "{asked}");
     error.message
 }

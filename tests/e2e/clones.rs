@@ -73,7 +73,8 @@ async fn a_commit_that_is_gone_before_its_build_begins_fails_the_job_once() {
     core.repository.git(&["reflog", "expire", "--expire=now", "--all"]);
     core.repository.git(&["gc", "--quiet", "--prune=now"]);
 
-    let agent = core.start_agent("late", STAGELY, &["agent".as_ref(), "--config".as_ref(), &config]);
+    let agent =
+        core.start_agent("late", STAGELY, &["agent".as_ref(), "--config".as_ref(), &config]);
     let run = core.ended(run).await;
 
     let app = job(&run, "app");

@@ -84,8 +84,7 @@ impl Core {
         }
         let url = format!("http://127.0.0.1:{port}");
         let http = reqwest::Client::new();
-        let mut core =
-            Self { name, git, repository, registry, url, folder, process: None, http };
+        let mut core = Self { name, git, repository, registry, url, folder, process: None, http };
         core.launch().await;
         core
     }
@@ -167,12 +166,7 @@ impl Core {
         (answer.status(), answer.text().await.unwrap())
     }
 
-    async fn ask<T: DeserializeOwned>(
-        &self,
-        method: Method,
-        path: &str,
-        body: Option<Value>,
-    ) -> T {
+    async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str, body: Option<Value>) -> T {
         let path = format!("/api/v1{path}");
         let (status, text) = self.call(Some(&self.admin_token()), method, &path, body).await;
         assert!(status.is_success(), "{path}: {status} {text}");
@@ -350,7 +344,9 @@ impl Core {
         left.retain(|path| {
             let path = path.strip_prefix(self.folder.path()).unwrap();
             let is_private = path.starts_with("home") || path.starts_with("tmp");
-            is_private || path.ends_with("config.json") || path.components().any(|it| it.as_os_str() == "jobs")
+            is_private
+                || path.ends_with("config.json")
+                || path.components().any(|it| it.as_os_str() == "jobs")
         });
         assert!(left.is_empty(), "{left:?}");
     }

@@ -35,16 +35,12 @@ async fn a_core_that_is_killed_while_it_builds_goes_on_where_it_was() {
     let slow = format!("FROM busybox\nRUN : {}; {}\n", core.name, steps.join("; "));
     let quick = format!("FROM busybox\nRUN : {} quick\n", core.name);
     let manifest = "builds: { slow: { context: slow }, quick: { context: quick } }\n";
-    let files = [
-        ("slow/Dockerfile", &*slow),
-        ("quick/Dockerfile", &*quick),
-        ("stagely.yaml", manifest),
-    ];
+    let files =
+        [("slow/Dockerfile", &*slow), ("quick/Dockerfile", &*quick), ("stagely.yaml", manifest)];
     let id = core.run_of(&files).await;
     let is_quick_done = |run: &_| job(run, "quick").status == JobStatus::Completed;
-    let run = core.until(id, "the quick build completes", |run| {
-        !run.jobs.is_empty() && is_quick_done(run)
-    });
+    let run = core
+        .until(id, "the quick build completes", |run| !run.jobs.is_empty() && is_quick_done(run));
     let run = run.await;
     let (quick, slow) = (job(&run, "quick").clone(), job(&run, "slow").clone());
     core.log_has(&slow, " 100: a line").await;

@@ -14,11 +14,8 @@ async fn a_failing_build_is_reported_with_its_last_lines_and_the_others_finish_f
     let good = format!("FROM busybox\nRUN : {}; {}\n", core.name, gate.command());
     let manifest = "builds: { bad: { context: bad }, good: { context: good },\n\
         both: { context: bad, platforms: [linux/amd64, linux/arm64] } }\n";
-    let files = [
-        ("bad/Dockerfile", &*bad),
-        ("good/Dockerfile", &*good),
-        ("stagely.yaml", manifest),
-    ];
+    let files =
+        [("bad/Dockerfile", &*bad), ("good/Dockerfile", &*good), ("stagely.yaml", manifest)];
 
     let run = core.run_of(&files).await;
     gate.reached().await;
@@ -34,9 +31,7 @@ async fn a_failing_build_is_reported_with_its_last_lines_and_the_others_finish_f
     assert_eq!(job(&run, "good").status, JobStatus::Completed, "{run:#?}");
     let bad = job(&run, "bad");
     assert_eq!((bad.exit_code, bad.attempt), (Some(42), 1), "{bad:#?}");
-    let Some(FailureReason::User { step, exit_code: 42 }) = &bad.reason else {
-        panic!("{bad:#?}")
-    };
+    let Some(FailureReason::User { step, exit_code: 42 }) = &bad.reason else { panic!("{bad:#?}") };
     assert!(step.contains("exit 42"), "{step}");
     assert!(bad.error.as_ref().unwrap().contains("the reason"), "{bad:#?}");
     assert!(core.log(bad).await.contains(" the reason"));
@@ -92,7 +87,8 @@ async fn a_cancelled_run_stops_its_builds_and_starts_none_of_those_that_wait() {
 #[tokio::test]
 async fn every_error_of_the_manifest_is_told_at_once() {
     let core = Core::start("manifest", "").await;
-    let manifest = "builds:\n  app: { context: ., platfrom: linux/amd64 }\n  web: { context: ../.. }\n";
+    let manifest =
+        "builds:\n  app: { context: ., platfrom: linux/amd64 }\n  web: { context: ../.. }\n";
     let run = core.run_of(&[("Dockerfile", "FROM busybox\n"), ("stagely.yaml", manifest)]).await;
     let run = core.ended(run).await;
     assert_eq!((run.status, run.jobs.len()), (RunStatus::Failed, 0));

@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 use tokio::time::{Instant, sleep};
 
 /// No event that a test waits for takes this long, however busy the machine is.
-pub(crate) const LIMIT: Duration = Duration::from_secs(180);
+pub(crate) const LIMIT: Duration = Duration::from_mins(3);
 
 /// How often a test looks.
 pub(crate) const POLL: Duration = Duration::from_millis(50);
@@ -107,6 +107,12 @@ impl Gate {
         let waiting = self.waiting();
         assert!(!waiting.is_empty(), "nobody stands at {}", self.command());
         waiting.iter().for_each(Process::kill);
+    }
+
+    /// Ends what stands at the gate and will never go on: its engine is gone.
+    pub(crate) async fn clear(&self) {
+        self.waiting().iter().for_each(Process::kill);
+        self.deserted().await;
     }
 
     /// Waits until nothing is left of the builds that stood at the gate.

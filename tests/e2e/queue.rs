@@ -12,11 +12,8 @@ async fn with_one_machine_at_a_time_two_projects_take_turns() {
     let gate = Gate::new();
     let held = format!("FROM busybox\nRUN : {}; {}\n", core.name, gate.command());
     let manifest = "builds: { a1: { context: held }, a2: { context: . }, a3: { context: . } }\n";
-    let files = [
-        ("held/Dockerfile", &*held),
-        ("Dockerfile", "FROM busybox\n"),
-        ("stagely.yaml", manifest),
-    ];
+    let files =
+        [("held/Dockerfile", &*held), ("Dockerfile", "FROM busybox\n"), ("stagely.yaml", manifest)];
     let first = core.run_of(&files).await;
     gate.reached().await;
     let manifest = "builds: { b1: { context: . }, b2: { context: . } }\n";

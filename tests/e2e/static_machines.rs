@@ -6,7 +6,7 @@ use stagely::core::state::MachineKind;
 use stagely_agent::protocol::FailureReason;
 
 use crate::core::{Core, STAGELY, job};
-use crate::host::{Gate, eventually};
+use crate::host::{Gate, Process, eventually, processes_with};
 
 const NO_PROVIDER: &str = "[builders]\nprovider = \"none\"\n";
 
@@ -75,7 +75,7 @@ async fn a_registered_machine_whose_agent_dies_loses_its_job_and_gets_it_again_o
     let graces = "job-grace = \"3s\"\n[agents]\nreconnect-grace = \"3s\"\n";
     let settings = format!("{NO_PROVIDER}{graces}");
     let core = Core::start("rack-dies", &settings).await;
-    let (_, config) = core.add_machine("rack").await;
+    let (machine, config) = core.add_machine("rack").await;
     let arguments = ["agent".as_ref(), "--config".as_ref(), config.as_path()];
     let agent = core.start_agent("rack", STAGELY, &arguments);
     let gate = Gate::new();
@@ -86,9 +86,18 @@ async fn a_registered_machine_whose_agent_dies_loses_its_job_and_gets_it_again_o
 
     // Killed: no word of goodbye.
     drop(agent);
+    let orphans = processes_with(&machine.id.to_string());
+    assert!(orphans.iter().any(|process| process.arguments.contains(&"buildx".to_owned())));
     core.until(run, "the job waits again", |run| job(run, "app").status == JobStatus::Queued).await;
     let agent = core.start_agent("rack", STAGELY, &arguments);
     core.until(run, "it is tried again", |run| job(run, "app").attempt == 2).await;
+    // What the dead agent had started would push an older image over the new one.
+    eventually("the old build is gone", async || {
+        let all = processes_with(&machine.id.to_string());
+        let is_left = |orphan: &Process| all.iter().any(|process| process.pid == orphan.pid);
+        (!orphans.iter().any(is_left)).then_some(())
+    })
+    .await;
     gate.reached().await;
     gate.open();
     let run = core.ended(run).await;
