@@ -61,6 +61,9 @@ pub const ADMIN_TOKEN_FILE: &str = "admin.token";
 /// Holds the address of the core that runs on a data folder, while it runs.
 pub const ADDRESS_FILE: &str = "core.url";
 
+/// Holds short-lived checkouts, in the data folder. Emptied at every start.
+const SCRATCH: &str = "scratch";
+
 /// A core that runs in this process.
 #[derive(Debug)]
 pub struct Running {
@@ -148,13 +151,19 @@ fn open_data(
     data_dir: &Path,
     settings: LogSettings,
 ) -> anyhow::Result<(Store, Stored, LogStore, Keyring)> {
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(data_dir.join("scratch"))
-        .with_context(|| format!("cannot use the data folder {}", data_dir.display()))?;
+    let unusable = || format!("cannot use the data folder {}", data_dir.display());
+    let mut private = std::fs::DirBuilder::new();
+    private.recursive(true).mode(0o700).create(data_dir).with_context(unusable)?;
     let (store, stored) = Store::open(&data_dir.join("core.redb"))
         .with_context(|| format!("cannot open the database in {}", data_dir.display()))?;
+    // Only now is it sure that no other core works here. One that was killed has left checkouts.
+    let scratch = data_dir.join(SCRATCH);
+    match std::fs::remove_dir_all(&scratch) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(error).with_context(unusable);
+        }
+        _ => private.create(&scratch).with_context(unusable)?,
+    }
     let logs = LogStore::open(&data_dir.join("logs.redb"), settings)
         .with_context(|| format!("cannot open the logs in {}", data_dir.display()))?;
     let keyring = Keyring::open(&data_dir.join("secrets.key"))
@@ -197,7 +206,7 @@ impl Parts {
             sessions: sessions.clone(),
             secrets: secrets.clone(),
             provider: provider.clone(),
-            scratch: data_dir.join("scratch"),
+            scratch: data_dir.join(SCRATCH),
         });
         let orchestrator =
             Orchestrator::new(state, self.store.clone(), records.clone(), effects, inbox);
