@@ -29,6 +29,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use secrecy::{ExposeSecret as _, SecretString};
@@ -64,6 +65,10 @@ pub const ADDRESS_FILE: &str = "core.url";
 /// Holds short-lived checkouts, in the data folder. Emptied at every start.
 const SCRATCH: &str = "scratch";
 
+/// How long requests that are being served may take after the order to stop. What they change is
+/// stored within milliseconds.
+const DRAIN_LIMIT: Duration = Duration::from_secs(2);
+
 /// A core that runs in this process.
 #[derive(Debug)]
 pub struct Running {
@@ -73,7 +78,7 @@ pub struct Running {
     pub admin_token: SecretString,
     stop: CancellationToken,
     tasks: JoinSet<anyhow::Result<()>>,
-    shutdown_limit: std::time::Duration,
+    shutdown_limit: Duration,
     address_file: PathBuf,
 }
 
@@ -268,7 +273,15 @@ async fn serve(listener: TcpListener, api: Api) -> anyhow::Result<()> {
     let server = axum::serve(listener, http::router(api))
         .with_graceful_shutdown(async move { stopped.cancelled().await })
         .into_future();
-    server.await.context("the HTTP server failed")
+    let drained = async {
+        stop.cancelled().await;
+        tokio::time::sleep(DRAIN_LIMIT).await;
+    };
+    tokio::select! {
+        ended = server => ended.context("the HTTP server failed"),
+        // Whoever does not read his answer, or sent half a request, does not decide when core ends.
+        () = drained => Ok(()),
+    }
 }
 
 /// Reads the admin token that an earlier start wrote, or makes one.
