@@ -5,7 +5,8 @@ use std::path::Path;
 use futures_util::{SinkExt as _, StreamExt as _};
 use serde_json::{Value, json};
 use stagely::api::{AddedMachine, JobStatus, RunStatus};
-use stagely_agent::protocol::{Arch, CONNECT_PATH, MESSAGE_BYTES_MAX};
+use stagely::ids::RunId;
+use stagely_agent::protocol::{Arch, CONNECT_PATH, FailureReason, MESSAGE_BYTES_MAX};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
@@ -227,4 +228,68 @@ async fn an_agent_gone_bad_changes_nothing_that_is_not_its_own() {
     assert!(!core.log(&app).await.contains("not yours"));
     assert!(agent.stop().await.success());
     core.finish().await;
+}
+
+/// Says HELLO for a registered machine of this arch and takes the first job it is given.
+async fn given_a_job(core: &Core, manifest: &str) -> (Socket, RunId, String) {
+    let (machine, _) = core.add_machine("fake").await;
+    let mut socket = admitted(core, &machine).await;
+    let run = core.run_of(&[("Dockerfile", "FROM busybox\n"), ("stagely.yaml", manifest)]).await;
+    let build = next(&mut socket).await;
+    assert_eq!(build["type"], "BUILD");
+    let job = build["job_id"].as_str().unwrap().to_owned();
+    (socket, run, job)
+}
+
+#[tokio::test]
+async fn an_agent_that_never_ends_a_job_is_overruled() {
+    let graces = "job-grace = \"2s\"\n[agents]\nreconnect-grace = \"2s\"\n";
+    let core = Core::start("never-ends", &format!("{NO_PROVIDER}{graces}")).await;
+    let manifest = "builds: { app: { context: ., timeout: 2s } }\n";
+    let (mut socket, run, job_id) = given_a_job(&core, manifest).await;
+    let running = json!({ "type": "STATUS", "job_id": job_id, "state": "running" });
+    socket.send(text(&running)).await.unwrap();
+
+    // It is told to stop, and put out when it does not.
+    let (run, told) = tokio::join!(core.ended(run), answers(&mut socket));
+    let app = job(&run, "app");
+    assert_eq!(app.reason, Some(FailureReason::Timeout { limit_seconds: 2 }), "{app:#?}");
+    assert!(told.iter().any(|message| message["type"] == "CANCEL"), "{told:?}");
+    core.finish().await;
+}
+
+#[tokio::test]
+async fn readers_that_do_not_read_and_half_requests_do_not_hold_a_shutdown_up() {
+    let core = Core::start("slow-readers", NO_PROVIDER).await;
+    let (mut socket, run, job_id) = given_a_job(&core, "builds: { app: { context: . } }\n").await;
+    let line = json!({ "data": "x".repeat(60_000) });
+    for batch in 0..40_u32 {
+        let lines = vec![&line; 20];
+        let log = json!({ "type": "LOG", "job_id": job_id, "first": batch * 20, "lines": lines });
+        socket.send(text(&log)).await.unwrap();
+    }
+    let completed = json!({ "type": "STATUS", "job_id": job_id, "state": "completed" });
+    socket.send(text(&completed)).await.unwrap();
+    let run = core.ended(run).await;
+    assert_eq!(run.status, RunStatus::Completed);
+
+    let app = &run.jobs[0];
+    let address = core.url.strip_prefix("http://").unwrap();
+    let token = core.admin_token();
+    let ask = async |text: String| {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(text.as_bytes()).await.unwrap();
+        stream
+    };
+    let path = format!("/api/v1/jobs/{}/logs", app.id);
+    let head = format!("GET {path} HTTP/1.1\r\nHost: core\r\nAuthorization: Bearer {token}\r\n");
+    let mut reader = ask(format!("{head}\r\n")).await;
+    reader.read_u8().await.unwrap();
+    let half = ask(head).await;
+    let mut viewer = core.follow(app.id, "").await;
+    viewer.next().await.unwrap();
+
+    // Its end is checked: it succeeds, and so was not cut short.
+    core.finish().await;
+    drop((reader, half, viewer));
 }

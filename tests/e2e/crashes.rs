@@ -1,9 +1,15 @@
 //! Processes that die at the worst moment.
 
-use stagely::api::{JobStatus, JobView, RunStatus};
+use std::fs;
+use std::process::Command;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use reqwest::Method;
+use stagely::api::{JobKindView, JobStatus, JobView, RunStatus};
 use stagely_agent::protocol::FailureReason;
 
-use crate::core::{Core, job};
+use crate::core::{Core, STAGELY, job};
 use crate::host::{Gate, eventually, processes_with};
 
 /// The numbers of the lines `N: a line` in a job's log.
@@ -95,6 +101,8 @@ async fn the_work_of_an_agent_that_is_killed_goes_to_a_new_machine() {
     let manifest = "builds: { app: { context: . } }\n";
     let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]).await;
     gate.reached().await;
+    let id = core.view(run).await.jobs[0].id;
+    let mut viewer = core.follow(id, "").await;
     let first = core.machines().await.remove(0).id;
     let mut agents = processes_with(&first.to_string());
     agents.retain(|process| process.arguments.get(1).is_some_and(|word| word == "agent"));
@@ -118,6 +126,83 @@ async fn the_work_of_an_agent_that_is_killed_goes_to_a_new_machine() {
     assert_eq!(run.status, RunStatus::Completed, "{run:#?}");
     assert_eq!((app.attempt, app.lost_attempts.len()), (2, 1), "{app:#?}");
     assert_eq!(app.lost_attempts[0].reason, FailureReason::MachineLost);
+    // Who follows the job sees both attempts; the store keeps them apart.
+    let (seen, end) = viewer.rest().await;
+    assert_eq!(end, JobStatus::Completed);
+    let last = core.log(app).await;
+    let path = format!("/api/v1/jobs/{id}/logs?attempt=1");
+    let (_, first) = core.call(Some(&core.admin_token()), Method::GET, &path, None).await;
+    assert!(!first.is_empty() && first != last);
+    assert_eq!(seen, first.lines().chain(last.lines()).collect::<Vec<_>>());
+    core.finish().await;
+}
+
+#[tokio::test]
+async fn a_core_that_is_killed_again_and_again_loses_nothing_and_repeats_nothing() {
+    let mut core = Core::start("again-and-again", "").await;
+    let dockerfile = format!(
+        "FROM busybox\nARG N\nRUN : {} $N; {}\n",
+        core.name,
+        lines(1, 2_000, "/bin/sleep 0.2")
+    );
+    let manifest = "builds:\n  one: { context: ., build_args: { N: \"1\" } }\n  \
+        two: { context: ., build_args: { N: \"2\" }, platforms: [linux/amd64, linux/arm64] }\n";
+    let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]).await;
+    for _ in 0..12 {
+        core.crash().await;
+        core.launch().await;
+        tokio::time::sleep(Duration::from_millis(rand::random_range(0..1_000))).await;
+    }
+    let run = core.ended(run).await;
+
+    assert_eq!(run.status, RunStatus::Completed, "{run:#?}");
+    for job in &run.jobs {
+        assert!(job.attempt == 1 && job.lost_attempts.is_empty(), "{job:#?}");
+        if job.kind == JobKindView::Build {
+            assert_eq!(numbers(&core, job).await, (1..=2_000).collect::<Vec<_>>());
+        }
+    }
+    let stored = core.finish().await;
+    assert_eq!(stored.state.machines.len(), run.jobs.len(), "a machine was launched twice");
+}
+
+#[tokio::test]
+async fn an_agent_that_hangs_is_killed_and_its_work_done_elsewhere() {
+    let settings = "[builders]\njob-grace = \"5s\"\n\
+        [agents]\nheartbeat-interval = \"2s\"\nreconnect-grace = \"10s\"\n";
+    let core = Core::start("hangs", settings).await;
+    let gate = Gate::new();
+    let dockerfile = format!("FROM busybox\nRUN : {}; {}\n", core.name, gate.command());
+    let manifest = "builds: { app: { context: . } }\n";
+    let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]).await;
+    gate.reached().await;
+    let machine = core.machines().await.remove(0).id.to_string();
+    for process in processes_with(&machine) {
+        kill(process.pid, Signal::SIGSTOP).unwrap();
+    }
+    core.until(run, "it is tried again", |run| job(run, "app").attempt == 2).await;
+    eventually("the first machine is gone", async || {
+        processes_with(&machine).is_empty().then_some(())
+    })
+    .await;
+    gate.reached().await;
+    gate.open();
+    let run = core.ended(run).await;
+    assert_eq!(run.status, RunStatus::Completed, "{run:#?}");
+    assert_eq!(run.jobs[0].lost_attempts[0].reason, FailureReason::MachineLost);
+    core.finish().await;
+}
+
+#[tokio::test]
+async fn a_data_folder_belongs_to_one_core_alone() {
+    let core = Core::start("alone", "").await;
+    let text = fs::read_to_string(core.path("stagely.toml")).unwrap();
+    let port = core.url.rsplit(':').next().unwrap();
+    fs::write(core.path("second.toml"), text.replace(port, "0")).unwrap();
+    let mut second = Command::new(STAGELY);
+    let output = second.args(["core", "--config"]).arg(core.path("second.toml")).output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && error.contains("in use by another"), "{error}");
     core.finish().await;
 }
 

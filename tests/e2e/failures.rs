@@ -98,3 +98,24 @@ async fn every_error_of_the_manifest_is_told_at_once() {
     }
     core.finish().await;
 }
+
+#[tokio::test]
+async fn machines_that_cannot_be_started_or_die_at_once_fail_the_job_and_say_why() {
+    let cases = [
+        ("/nowhere/stagely", FailureReason::Provider, 1, "/nowhere/stagely"),
+        ("/bin/true", FailureReason::MachineLost, 3, "the provider ended the machine"),
+    ];
+    for (program, reason, attempts, text) in cases {
+        let core =
+            Core::start("no-agent", &format!("[local]\nagent-program = \"{program}\"")).await;
+        let manifest = "builds: { app: { context: . } }\n";
+        let run =
+            core.run_of(&[("Dockerfile", "FROM busybox\n"), ("stagely.yaml", manifest)]).await;
+        let run = core.ended(run).await;
+        let app = job(&run, "app");
+        assert_eq!((run.status, app.attempt), (RunStatus::Failed, attempts), "{app:#?}");
+        assert_eq!(app.reason, Some(reason));
+        assert!(app.error.as_ref().unwrap().contains(text), "{app:#?}");
+        core.finish().await;
+    }
+}
