@@ -34,6 +34,19 @@ use crate::registry::Registry;
 /// The program under test.
 pub(crate) const STAGELY: &str = env!("CARGO_BIN_EXE_stagely");
 
+/// The program under test, as one runs it who has set nothing in the environment.
+pub(crate) fn stagely() -> Command {
+    without_settings(Command::new(STAGELY))
+}
+
+fn without_settings(mut command: Command) -> Command {
+    let settings = std::env::vars().map(|(name, _)| name).filter(|it| it.starts_with("STAGELY_"));
+    settings.for_each(|name| {
+        command.env_remove(name);
+    });
+    command
+}
+
 /// Below the ports that the system gives to outgoing connections, so that none is taken between the
 /// stop and the start of a core, which agents find again at the same address.
 static NEXT_PORT: AtomicU16 = AtomicU16::new(0);
@@ -92,7 +105,7 @@ impl Core {
     /// Starts the process and waits until it serves.
     pub(crate) async fn launch(&mut self) {
         let log = self.open_log("core.log");
-        let process = Command::new(STAGELY)
+        let process = stagely()
             .args(["core", "--config"])
             .arg(self.path("stagely.toml"))
             .env("HOME", self.path("home"))
@@ -288,7 +301,7 @@ impl Core {
     /// Starts a program of a registered machine, its output in `NAME.log`.
     pub(crate) fn start_agent(&self, name: &str, program: &str, arguments: &[&Path]) -> Agent {
         let log = self.open_log(&format!("{name}.log"));
-        let process = Command::new(program)
+        let process = without_settings(Command::new(program))
             .args(arguments)
             .env("HOME", self.path("home"))
             .env("TMPDIR", self.path("tmp"))

@@ -1,7 +1,6 @@
 //! Processes that die at the worst moment.
 
 use std::fs;
-use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -9,7 +8,7 @@ use reqwest::Method;
 use stagely::api::{JobKindView, JobStatus, JobView, RunStatus};
 use stagely_agent::protocol::FailureReason;
 
-use crate::core::{Core, STAGELY, job};
+use crate::core::{Core, job, stagely};
 use crate::host::{Gate, eventually, processes_with};
 
 /// The numbers of the lines `N: a line` in a job's log.
@@ -199,7 +198,7 @@ async fn a_data_folder_belongs_to_one_core_alone() {
     let text = fs::read_to_string(core.path("stagely.toml")).unwrap();
     let port = core.url.rsplit(':').next().unwrap();
     fs::write(core.path("second.toml"), text.replace(port, "0")).unwrap();
-    let mut second = Command::new(STAGELY);
+    let mut second = stagely();
     let output = second.args(["core", "--config"]).arg(core.path("second.toml")).output().unwrap();
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success() && error.contains("in use by another"), "{error}");
