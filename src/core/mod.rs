@@ -233,6 +233,7 @@ impl Parts {
             config: Arc::clone(&self.config),
             records,
             events,
+            naming: Arc::default(),
             logs: self.logs.clone(),
             sessions,
             secrets,

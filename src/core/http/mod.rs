@@ -48,6 +48,8 @@ pub(crate) struct Api {
     pub(crate) records: SharedRecords,
     /// The way to the orchestrator.
     pub(crate) events: Events,
+    /// Held while a new run's project and environment are looked up or named.
+    pub(crate) naming: Arc<tokio::sync::Mutex<()>>,
     /// The logs.
     pub(crate) logs: LogStore,
     /// The connected agents.

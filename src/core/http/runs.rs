@@ -31,6 +31,16 @@ pub(super) async fn create(
     ApiJson(create): ApiJson<CreateRun>,
 ) -> Result<(StatusCode, Json<RunView>), ApiError> {
     api.disk.check().await?;
+    // A task of its own: a caller who hangs up must not leave it half done.
+    let request = tokio::spawn(request_run(api.clone(), create));
+    let id = request.await.expect("making records does not panic")?;
+    Ok((StatusCode::CREATED, Json(find(&api, id)?)))
+}
+
+async fn request_run(api: Api, create: CreateRun) -> Result<RunId, ApiError> {
+    // Until the records are stored nobody else chooses a name: two repositories of one name would
+    // push over each other's images.
+    let _naming = api.naming.lock().await;
     let requested = {
         let records = api.records.read();
         request::run(&records, create).map_err(|error| ApiError::invalid(error.to_string()))?
@@ -43,7 +53,7 @@ pub(super) async fn create(
         environment: requested.environment,
     };
     api.events.store_with_secrets(event, Some((id, sealed))).await?;
-    Ok((StatusCode::CREATED, Json(find(&api, id)?)))
+    Ok(id)
 }
 
 /// Lists runs, newest first.
