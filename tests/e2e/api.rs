@@ -198,3 +198,29 @@ async fn a_core_whose_disk_is_nearly_full_takes_no_runs_and_goes_on_showing_the_
     assert!(core.get::<Vec<RunView>>("/runs").await.is_empty());
     core.finish().await;
 }
+
+#[tokio::test]
+async fn requests_at_the_same_moment_make_one_project_and_never_two_of_a_name() {
+    let core = Core::start("same-moment", "[builders]\nprovider = \"none\"").await;
+    let request = async |host: &str| -> RunView {
+        // Nobody listens at port 1.
+        let repository = format!("http://{host}:1/owner/repository.git");
+        core.post("/runs", json!({ "repository": repository })).await
+    };
+    let all: Vec<RunView> = futures_util::future::join_all(
+        (0..20).map(|n| request(if n % 2 == 0 { "127.0.0.1" } else { "127.0.0.2" })),
+    )
+    .await;
+    for run in &all {
+        core.post::<RunView>(&format!("/runs/{}/cancel", run.id), json!({})).await;
+    }
+    for (index, run) in all.iter().enumerate() {
+        let first = &all[index % 2];
+        assert_eq!((run.project_id, &run.project), (first.project_id, &first.project));
+        assert_eq!(run.environment_id, first.environment_id);
+    }
+    let mut names = [all[0].project.as_str(), all[1].project.as_str()];
+    names.sort_unstable();
+    assert_eq!(names, ["owner-repository", "owner-repository-2"]);
+    core.finish().await;
+}

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use stagely::api::{JobKindView, JobStatus, RunStatus};
 
-use crate::core::{Core, job};
+use crate::core::{Core, job, numbers};
 use crate::host::{Gate, files_below};
 
 /// `examples/monorepo`, whose services go on when `gate` opens.
@@ -92,6 +92,9 @@ async fn a_viewer_sees_what_was_said_then_what_is_said_and_at_last_the_end() {
     let path = format!("/api/v1/jobs/{}/logs?from=3", app.id);
     let (_, part) = core.call(Some(&core.admin_token()), reqwest::Method::GET, &path, None).await;
     assert_eq!(part.lines().collect::<Vec<_>>(), seen[3..]);
+    let path = format!("/api/v1/jobs/{}/logs?from=1000000", app.id);
+    let after = core.call(Some(&core.admin_token()), reqwest::Method::GET, &path, None).await;
+    assert_eq!(after, (reqwest::StatusCode::OK, String::new()));
     assert_eq!(core.follow(app.id, "").await.rest().await, (seen.clone(), end));
     assert_eq!(core.follow(app.id, "?from=5").await.rest().await, (seen.split_off(5), end));
     core.ended(run).await;
@@ -122,5 +125,26 @@ async fn arguments_of_the_caller_go_over_those_of_the_file_and_secret_ones_stay_
     assert_eq!(run.jobs.len(), 1);
     let log = core.log(&run.jobs[0]).await;
     assert!(log.contains(&format!("mode=fast hash={commit} token=***")), "{log}");
+    core.finish().await;
+}
+
+#[tokio::test]
+async fn of_a_step_that_says_much_every_line_is_stored_or_the_user_is_told() {
+    let core = Core::start("talkative", "").await;
+    let all = 200_000;
+    let dockerfile =
+        format!("FROM busybox\nRUN : {}; seq {all} | sed 's/$/: a line/'\n", core.name);
+    let manifest = "builds: { app: { context: . } }\n";
+    let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]).await;
+    let run = core.ended(run).await;
+    assert_eq!(run.status, RunStatus::Completed, "{run:#?}");
+    let app = &run.jobs[0];
+    let numbers = numbers(&core, app).await;
+    if app.warnings.is_empty() {
+        assert_eq!(numbers, (1..=all).collect::<Vec<_>>());
+    } else {
+        // An engine that the set-up did not start clips.
+        assert!(app.warnings.iter().any(|warning| warning.contains("clip")), "{app:#?}");
+    }
     core.finish().await;
 }

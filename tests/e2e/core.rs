@@ -522,3 +522,18 @@ pub(crate) fn job<'a>(run: &'a RunView, name: &str) -> &'a JobView {
     let found = run.jobs.iter().find(|job| job.name == name);
     found.unwrap_or_else(|| panic!("no job {name} in {run:#?}"))
 }
+
+/// The numbers of the lines `N: a line` in a job's log.
+pub(crate) async fn numbers(core: &Core, job: &JobView) -> Vec<u32> {
+    let log = core.log(job).await;
+    let number = |line: &str| line.strip_suffix(": a line")?.rsplit(' ').next()?.parse().ok();
+    log.lines().filter_map(number).collect()
+}
+
+/// A shell command that prints numbered lines, in the time that `pause` takes every 50 of them.
+pub(crate) fn lines(first: u32, last: u32, pause: &str) -> String {
+    format!(
+        "i={first}; while [ $i -le {last} ]; do echo \"$i: a line\"; \
+         [ $((i % 50)) -ne 0 ] || {pause}; i=$((i + 1)); done"
+    )
+}

@@ -5,26 +5,11 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use reqwest::Method;
-use stagely::api::{JobKindView, JobStatus, JobView, RunStatus};
+use stagely::api::{JobKindView, JobStatus, RunStatus};
 use stagely_agent::protocol::FailureReason;
 
-use crate::core::{Core, job, stagely};
+use crate::core::{Core, job, lines, numbers, stagely};
 use crate::host::{Gate, eventually, processes_with};
-
-/// The numbers of the lines `N: a line` in a job's log.
-async fn numbers(core: &Core, job: &JobView) -> Vec<u32> {
-    let log = core.log(job).await;
-    let number = |line: &str| line.strip_suffix(": a line")?.rsplit(' ').next()?.parse().ok();
-    log.lines().filter_map(number).collect()
-}
-
-/// A shell command that prints numbered lines, in the time that `pause` takes every 50 of them.
-fn lines(first: u32, last: u32, pause: &str) -> String {
-    format!(
-        "i={first}; while [ $i -le {last} ]; do echo \"$i: a line\"; \
-         [ $((i % 50)) -ne 0 ] || {pause}; i=$((i + 1)); done"
-    )
-}
 
 #[tokio::test]
 async fn a_core_that_is_killed_while_it_builds_goes_on_where_it_was() {

@@ -16,6 +16,7 @@ mod failures;
 mod clones;
 mod registries;
 
+mod connections;
 mod crashes;
 mod engines;
 
@@ -24,10 +25,12 @@ mod static_machines;
 
 mod agents;
 mod api;
+mod retention;
 
 mod core;
 mod engine;
 mod host;
+mod proxy;
 mod registry;
 
 #[path = "../../agent/tests/support/mod.rs"]

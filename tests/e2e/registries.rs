@@ -7,7 +7,8 @@ use stagely::api::RunStatus;
 use stagely_agent::protocol::{FailureReason, RegistryProblem};
 
 use crate::core::{Core, job};
-use crate::registry::{Proxy, Registry};
+use crate::proxy::Proxy;
+use crate::registry::Registry;
 
 const MANIFEST: &str = "builds: { app: { context: . } }\n";
 
