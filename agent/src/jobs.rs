@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::job::{self, JOBS_FOLDER, Work, Workplace};
+use crate::process;
 use crate::protocol::{
     AgentMessage, FailureReason, LogAck, ResumedJob, RunningJob, Status, StatusState, WireId,
 };
@@ -74,6 +75,11 @@ impl Jobs {
     pub(crate) fn recover(place: Workplace, wake: Arc<Notify>) -> io::Result<Self> {
         fs::create_dir_all(place.work_dir.join(SPOOLS_FOLDER))?;
         let leftovers = set_leftovers_aside(&place.work_dir)?;
+        // A build that goes on would push its image over that of the next attempt. Where no agent
+        // has worked there is nothing to look for, and the first HELLO is not held up.
+        if !leftovers.is_empty() {
+            process::kill_leftovers(&place.machine);
+        }
         // Checkouts are large, and core waits for HELLO.
         let clean = move || leftovers.iter().for_each(|path| remove(path));
         let cleaning = tokio::task::spawn_blocking(clean);

@@ -7,9 +7,10 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::signal::{Signal, killpg};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use secrecy::{ExposeSecret, SecretString};
+use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System, UpdateKind};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStdin, Command};
@@ -205,6 +206,26 @@ impl Invocation {
     }
 }
 
+/// Kills what a former agent of `machine` started and, killed itself, could not end. Only processes
+/// that carry the machine's name, and neither this one nor the one that started it.
+pub fn kill_leftovers(machine: &WireId) {
+    let entry = OsString::from(format!("{MACHINE_VARIABLE}={machine}"));
+    let mut system = match System::new() {
+        Ok(system) => system,
+        Err(error) => return tracing::warn!(%error, "cannot look for a former agent's processes"),
+    };
+    let what = ProcessRefreshKind::nothing().with_environ(UpdateKind::Always).without_tasks();
+    system.refresh_processes_specifics(ProcessesToUpdate::All, true, what);
+    for (pid, process) in system.processes() {
+        let pid = i32::try_from(pid.as_u32()).map_or(Pid::this(), Pid::from_raw);
+        if process.environ().contains(&entry) && pid != Pid::this() && pid != Pid::parent() {
+            tracing::info!(%pid, "a former agent's process is killed");
+            // One that has just ended cannot be killed again.
+            let _ = kill(pid, Signal::SIGKILL);
+        }
+    }
+}
+
 /// A child's process group. Dropping it kills whatever is left in it.
 struct Group(Pid);
 
@@ -360,6 +381,19 @@ mod tests {
             assert!(started.elapsed() < Duration::from_secs(30));
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    }
+
+    #[tokio::test]
+    async fn what_a_killed_agent_left_is_killed_and_nothing_else() {
+        let sleep = |machine: &str, seconds| {
+            let mut command = Command::new("sleep");
+            command.arg(seconds).env(MACHINE_VARIABLE, machine).kill_on_drop(true).spawn().unwrap()
+        };
+        let mut left = sleep("vm_left", "7916");
+        let mut other = sleep("vm_left_2", "7917");
+        kill_leftovers(&"vm_left".parse().unwrap());
+        assert!(!left.wait().await.unwrap().success());
+        assert!(other.try_wait().unwrap().is_none());
     }
 
     #[tokio::test]

@@ -29,6 +29,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use secrecy::{ExposeSecret as _, SecretString};
@@ -61,6 +62,13 @@ pub const ADMIN_TOKEN_FILE: &str = "admin.token";
 /// Holds the address of the core that runs on a data folder, while it runs.
 pub const ADDRESS_FILE: &str = "core.url";
 
+/// Holds short-lived checkouts, in the data folder. Emptied at every start.
+const SCRATCH: &str = "scratch";
+
+/// How long requests that are being served may take after the order to stop. What they change is
+/// stored within milliseconds.
+const DRAIN_LIMIT: Duration = Duration::from_secs(2);
+
 /// A core that runs in this process.
 #[derive(Debug)]
 pub struct Running {
@@ -70,7 +78,7 @@ pub struct Running {
     pub admin_token: SecretString,
     stop: CancellationToken,
     tasks: JoinSet<anyhow::Result<()>>,
-    shutdown_limit: std::time::Duration,
+    shutdown_limit: Duration,
     address_file: PathBuf,
 }
 
@@ -148,13 +156,19 @@ fn open_data(
     data_dir: &Path,
     settings: LogSettings,
 ) -> anyhow::Result<(Store, Stored, LogStore, Keyring)> {
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(data_dir.join("scratch"))
-        .with_context(|| format!("cannot use the data folder {}", data_dir.display()))?;
+    let unusable = || format!("cannot use the data folder {}", data_dir.display());
+    let mut private = std::fs::DirBuilder::new();
+    private.recursive(true).mode(0o700).create(data_dir).with_context(unusable)?;
     let (store, stored) = Store::open(&data_dir.join("core.redb"))
         .with_context(|| format!("cannot open the database in {}", data_dir.display()))?;
+    // Only now is it sure that no other core works here. One that was killed has left checkouts.
+    let scratch = data_dir.join(SCRATCH);
+    match std::fs::remove_dir_all(&scratch) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(error).with_context(unusable);
+        }
+        _ => private.create(&scratch).with_context(unusable)?,
+    }
     let logs = LogStore::open(&data_dir.join("logs.redb"), settings)
         .with_context(|| format!("cannot open the logs in {}", data_dir.display()))?;
     let keyring = Keyring::open(&data_dir.join("secrets.key"))
@@ -197,7 +211,7 @@ impl Parts {
             sessions: sessions.clone(),
             secrets: secrets.clone(),
             provider: provider.clone(),
-            scratch: data_dir.join("scratch"),
+            scratch: data_dir.join(SCRATCH),
         });
         let orchestrator =
             Orchestrator::new(state, self.store.clone(), records.clone(), effects, inbox);
@@ -219,6 +233,7 @@ impl Parts {
             config: Arc::clone(&self.config),
             records,
             events,
+            naming: Arc::default(),
             logs: self.logs.clone(),
             sessions,
             secrets,
@@ -259,7 +274,15 @@ async fn serve(listener: TcpListener, api: Api) -> anyhow::Result<()> {
     let server = axum::serve(listener, http::router(api))
         .with_graceful_shutdown(async move { stopped.cancelled().await })
         .into_future();
-    server.await.context("the HTTP server failed")
+    let drained = async {
+        stop.cancelled().await;
+        tokio::time::sleep(DRAIN_LIMIT).await;
+    };
+    tokio::select! {
+        ended = server => ended.context("the HTTP server failed"),
+        // Whoever does not read his answer, or sent half a request, does not decide when core ends.
+        () = drained => Ok(()),
+    }
 }
 
 /// Reads the admin token that an earlier start wrote, or makes one.

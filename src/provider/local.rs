@@ -101,6 +101,24 @@ impl LocalProvider {
             .spawn()
     }
 
+    fn launch_error(&self, error: &io::Error) -> LaunchError {
+        match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => {
+                LaunchError::Permanent(format!("cannot start {}: {error}", self.program.display()))
+            }
+            _ => LaunchError::NoCapacity(format!("cannot start an agent: {error}")),
+        }
+    }
+
+    fn remove_folder(&self, machine: MachineId) -> Result<(), ProviderError> {
+        match fs::remove_dir_all(self.machine_folder(machine)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(ProviderError(format!("cannot remove the folder of {machine}: {error}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn children(&self) -> std::sync::MutexGuard<'_, HashMap<MachineId, Child>> {
         self.children.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
@@ -200,14 +218,19 @@ impl Provider for LocalProvider {
         if processes.get(&request.machine).is_some_and(|found| found.has_agent) {
             return Ok(());
         }
-        let child = self.spawn(request).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => {
-                LaunchError::Permanent(format!("cannot start {}: {error}", self.program.display()))
+        match self.spawn(request) {
+            Ok(child) => {
+                self.children().insert(request.machine, child);
+                Ok(())
             }
-            _ => LaunchError::NoCapacity(format!("cannot start an agent: {error}")),
-        })?;
-        self.children().insert(request.machine, child);
-        Ok(())
+            Err(error) => {
+                // Nobody ends a machine that never was, so nobody else would remove its folder.
+                if let Err(error) = self.remove_folder(request.machine) {
+                    warn!(machine = %request.machine, %error, "it was not started");
+                }
+                Err(self.launch_error(&error))
+            }
+        }
     }
 
     async fn terminate(&self, machine: MachineId) -> Result<(), ProviderError> {
@@ -219,12 +242,7 @@ impl Provider for LocalProvider {
                 return Err(ProviderError(format!("processes of {machine} outlive SIGKILL")));
             }
         }
-        match fs::remove_dir_all(self.machine_folder(machine)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(ProviderError(format!("cannot remove the folder of {machine}: {error}")))
-            }
-            _ => Ok(()),
-        }
+        self.remove_folder(machine)
     }
 
     async fn list(&self) -> Result<Vec<MachineId>, ProviderError> {

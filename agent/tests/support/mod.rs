@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use stagely_agent::protocol::CommitSha;
@@ -30,10 +30,9 @@ impl Drop for GitServer {
 impl GitServer {
     pub(crate) fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/git_http.py");
         let log = fs::File::create(folder.path().join("requests")).unwrap();
         let mut process = Command::new("python3")
-            .arg(script)
+            .args(["-c", include_str!("git_http.py")])
             .arg(folder.path())
             .env("TOKEN", TOKEN)
             .stdout(Stdio::piped())

@@ -128,7 +128,8 @@ fn with_set(build_args: &BuildArgs, set: &BTreeMap<String, SecretString>) -> Bui
     all
 }
 
-/// What a merge joins: by digest, since a tag may have moved.
+/// What a merge joins: by digest, since a tag may have moved. An agent that reports no digest leaves
+/// only the tag.
 fn sources(records: &Records, merge: &Job) -> anyhow::Result<Vec<ImageRef>> {
     merge
         .needs
@@ -138,10 +139,10 @@ fn sources(records: &Records, merge: &Job) -> anyhow::Result<Vec<ImageRef>> {
             let JobKind::Build { image, .. } = &needed.kind else {
                 anyhow::bail!("{} is not a build job", needed.name);
             };
-            let JobState::Completed { digest: Some(digest) } = &needed.state else {
-                anyhow::bail!("{} reported no digest", needed.name);
+            let JobState::Completed { digest } = &needed.state else {
+                anyhow::bail!("{} is not completed", needed.name);
             };
-            Ok(image.at_digest(digest))
+            Ok(digest.as_ref().map_or_else(|| image.clone(), |digest| image.at_digest(digest)))
         })
         .collect()
 }

@@ -32,6 +32,18 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, "not_found", format!("there is no {what} {id}"))
     }
 
+    /// 405: the address is right, the method is not.
+    pub(super) fn method_not_allowed() -> Self {
+        let message = "this address does not take this method; see /api/v1/openapi.json";
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
+    }
+
+    /// 413: the body is longer than anything that makes sense.
+    pub(super) fn too_large(bytes_max: usize) -> Self {
+        let message = format!("the body is longer than {bytes_max} bytes");
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message)
+    }
+
     /// 409: it is there, but not in a state for this.
     pub(super) fn conflict(message: impl Into<String>) -> Self {
         Self::new(StatusCode::CONFLICT, "conflict", message)

@@ -4,15 +4,15 @@ use std::convert::Infallible;
 
 use axum::Json;
 use axum::body::{Body, Bytes};
+use axum::extract::State;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
-use axum::extract::{Path, Query, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse as _, Response};
 use futures_util::stream;
 use tracing::warn;
 
 use super::auth::Reader;
-use super::{Api, ApiError, views};
+use super::{Api, ApiError, ApiPath, ApiQuery, views};
 use crate::api::{ErrorBody, FollowMessage, FollowedLine, JobStatus, JobView, LogRange};
 use crate::core::logs::StoredLine;
 use crate::core::state::Job;
@@ -28,7 +28,7 @@ const PAGE_LINES: usize = 2_000;
 pub(super) async fn get(
     State(api): State<Api>,
     _: Reader,
-    Path(id): Path<JobId>,
+    ApiPath(id): ApiPath<JobId>,
 ) -> Result<Json<JobView>, ApiError> {
     Ok(Json(views::job(&find(&api, id)?)))
 }
@@ -40,8 +40,8 @@ pub(super) async fn get(
 pub(super) async fn logs(
     State(api): State<Api>,
     _: Reader,
-    Path(id): Path<JobId>,
-    Query(range): Query<LogRange>,
+    ApiPath(id): ApiPath<JobId>,
+    ApiQuery(range): ApiQuery<LogRange>,
 ) -> Result<Response, ApiError> {
     let job = find(&api, id)?;
     let attempt = range.attempt.unwrap_or(job.attempt);
@@ -81,8 +81,8 @@ fn text_of(lines: &[StoredLine]) -> Bytes {
 pub(super) async fn follow(
     State(api): State<Api>,
     _: Reader,
-    Path(id): Path<JobId>,
-    Query(range): Query<LogRange>,
+    ApiPath(id): ApiPath<JobId>,
+    ApiQuery(range): ApiQuery<LogRange>,
     upgrade: WebSocketUpgrade,
 ) -> Result<Response, ApiError> {
     find(&api, id)?;

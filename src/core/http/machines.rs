@@ -1,12 +1,12 @@
 //! `/machines` and `/queue`: what is there, what waits, and registering machines of one's own.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use tokio::task::spawn_blocking;
 
 use super::auth::{Admin, Reader};
-use super::{Api, ApiError, ApiJson, views};
+use super::{Api, ApiError, ApiJson, ApiPath, views};
 use crate::api::{AddMachine, AddedMachine, ErrorBody, MachineView, QueueView};
 use crate::core::state::{Event, MachineKind};
 use crate::ids::MachineId;
@@ -65,7 +65,7 @@ pub(super) async fn add(
 pub(super) async fn remove(
     State(api): State<Api>,
     _: Admin,
-    Path(id): Path<MachineId>,
+    ApiPath(id): ApiPath<MachineId>,
 ) -> Result<StatusCode, ApiError> {
     let kind =
         api.records.read().live_machines().find(|found| found.id == id).map(|found| found.kind);

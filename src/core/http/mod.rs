@@ -3,8 +3,8 @@
 mod agents;
 mod auth;
 mod error;
+mod extract;
 mod jobs;
-mod json;
 mod machines;
 mod runs;
 mod tokens;
@@ -13,11 +13,10 @@ mod views;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::routing::get;
 use tokio_util::sync::CancellationToken;
-use tower_http::limit::RequestBodyLimitLayer;
 use utoipa::OpenApi;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa_axum::router::OpenApiRouter;
@@ -33,7 +32,7 @@ use crate::api::BASE_PATH;
 use crate::config::Config;
 
 use error::ApiError;
-use json::ApiJson;
+use extract::{ApiJson, ApiPath, ApiQuery};
 
 pub(crate) use auth::ApiTokens;
 
@@ -49,6 +48,8 @@ pub(crate) struct Api {
     pub(crate) records: SharedRecords,
     /// The way to the orchestrator.
     pub(crate) events: Events,
+    /// Held while a new run's project and environment are looked up or named.
+    pub(crate) naming: Arc<tokio::sync::Mutex<()>>,
     /// The logs.
     pub(crate) logs: LogStore,
     /// The connected agents.
@@ -108,7 +109,8 @@ pub(crate) fn router(api: Api) -> Router {
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
         .fallback(async || ApiError::not_found("page", "at this address"))
-        .layer(RequestBodyLimitLayer::new(BODY_BYTES_MAX))
+        .method_not_allowed_fallback(async || ApiError::method_not_allowed())
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(api)
 }
 

@@ -1,13 +1,13 @@
 //! `/runs`: create, list, look, cancel, follow.
 
 use axum::Json;
+use axum::extract::State;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
-use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 
 use super::auth::{Reader, Writer};
-use super::{Api, ApiError, ApiJson, views};
+use super::{Api, ApiError, ApiJson, ApiPath, ApiQuery, views};
 use crate::api::{CreateRun, ErrorBody, JobView, ListRuns, RunView};
 use crate::core::request;
 use crate::core::state::{CancelReason, Event};
@@ -31,6 +31,16 @@ pub(super) async fn create(
     ApiJson(create): ApiJson<CreateRun>,
 ) -> Result<(StatusCode, Json<RunView>), ApiError> {
     api.disk.check().await?;
+    // A task of its own: a caller who hangs up must not leave it half done.
+    let request = tokio::spawn(request_run(api.clone(), create));
+    let id = request.await.expect("making records does not panic")?;
+    Ok((StatusCode::CREATED, Json(find(&api, id)?)))
+}
+
+async fn request_run(api: Api, create: CreateRun) -> Result<RunId, ApiError> {
+    // Until the records are stored nobody else chooses a name: two repositories of one name would
+    // push over each other's images.
+    let _naming = api.naming.lock().await;
     let requested = {
         let records = api.records.read();
         request::run(&records, create).map_err(|error| ApiError::invalid(error.to_string()))?
@@ -43,7 +53,7 @@ pub(super) async fn create(
         environment: requested.environment,
     };
     api.events.store_with_secrets(event, Some((id, sealed))).await?;
-    Ok((StatusCode::CREATED, Json(find(&api, id)?)))
+    Ok(id)
 }
 
 /// Lists runs, newest first.
@@ -51,7 +61,7 @@ pub(super) async fn create(
 pub(super) async fn list(
     State(api): State<Api>,
     _: Reader,
-    Query(query): Query<ListRuns>,
+    ApiQuery(query): ApiQuery<ListRuns>,
 ) -> Json<Vec<RunView>> {
     let limit = query.limit.unwrap_or(LIST_DEFAULT).min(LIST_MAX);
     let records = api.records.read();
@@ -69,7 +79,7 @@ pub(super) async fn list(
 pub(super) async fn get(
     State(api): State<Api>,
     _: Reader,
-    Path(id): Path<RunId>,
+    ApiPath(id): ApiPath<RunId>,
 ) -> Result<Json<RunView>, ApiError> {
     find(&api, id).map(Json)
 }
@@ -81,7 +91,7 @@ pub(super) async fn get(
 pub(super) async fn jobs(
     State(api): State<Api>,
     _: Reader,
-    Path(id): Path<RunId>,
+    ApiPath(id): ApiPath<RunId>,
 ) -> Result<Json<Vec<JobView>>, ApiError> {
     find(&api, id).map(|run| Json(run.jobs))
 }
@@ -93,7 +103,7 @@ pub(super) async fn jobs(
 pub(super) async fn cancel(
     State(api): State<Api>,
     _: Writer,
-    Path(id): Path<RunId>,
+    ApiPath(id): ApiPath<RunId>,
 ) -> Result<Json<RunView>, ApiError> {
     find(&api, id)?;
     api.events.store(Event::CancelRequested { run: id, reason: CancelReason::Requested }).await?;
@@ -108,7 +118,7 @@ pub(super) async fn cancel(
 pub(super) async fn follow(
     State(api): State<Api>,
     _: Reader,
-    Path(id): Path<RunId>,
+    ApiPath(id): ApiPath<RunId>,
     upgrade: WebSocketUpgrade,
 ) -> Result<Response, ApiError> {
     find(&api, id)?;

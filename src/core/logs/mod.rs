@@ -173,7 +173,8 @@ impl LogStore {
         }
     }
 
-    /// Reads at most about `lines_max` lines from line `from` on; empty when there are no more.
+    /// Reads at most about `lines_max` lines or half a megabyte of text from line `from` on; empty when
+    /// there are no more.
     ///
     /// # Errors
     /// [`LogError`].

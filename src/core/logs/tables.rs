@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use redb::{Database, ReadableDatabase as _, TableDefinition};
 use serde::{Deserialize, Serialize};
 
-use super::chunk::Chunk;
+use super::chunk::{Chunk, TEXT_BYTES_MAX};
 use super::{LogError, LogKey, StoredLine};
 use crate::ids::JobId;
 
@@ -97,15 +97,17 @@ impl Tables {
             Some(chunk) => chunk?.0.value().2,
             None => from,
         };
-        let mut lines = Vec::new();
+        let (mut lines, mut text_bytes) = (Vec::new(), 0);
         for chunk in chunks.range((job, attempt, begin)..=(job, attempt, u64::MAX))? {
             let (chunk_key, bytes) = chunk?;
             let first = chunk_key.value().2;
             let skip = usize::try_from(from.saturating_sub(first)).unwrap_or(usize::MAX);
             let stored =
                 Chunk::read(bytes.value()).map_err(|_| LogError::Damaged { job: key.0 })?;
-            lines.extend(stored.into_iter().skip(skip));
-            if lines.len() >= lines_max {
+            lines.extend(
+                stored.into_iter().skip(skip).inspect(|line| text_bytes += line.data.len()),
+            );
+            if lines.len() >= lines_max || text_bytes >= TEXT_BYTES_MAX {
                 break;
             }
         }

@@ -1,0 +1,295 @@
+//! Agents of other makes: one that knows only the messages of the design, and some that mean ill.
+
+use std::path::Path;
+
+use futures_util::{SinkExt as _, StreamExt as _};
+use serde_json::{Value, json};
+use stagely::api::{AddedMachine, JobStatus, RunStatus};
+use stagely::ids::RunId;
+use stagely_agent::protocol::{Arch, CONNECT_PATH, FailureReason, MESSAGE_BYTES_MAX};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::Message;
+
+use crate::core::{Agent, Core, STAGELY, Socket, job};
+use crate::host::{self, Gate, eventually};
+
+const NO_PROVIDER: &str = "[builders]\nprovider = \"none\"\n";
+
+fn start_simple_agent(core: &Core, arguments: &[&Path]) -> Agent {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/simple_agent.py");
+    let arguments: Vec<&Path> = [&*script].into_iter().chain(arguments.iter().copied()).collect();
+    core.start_agent("simple", "python3", &arguments)
+}
+
+#[tokio::test]
+async fn an_agent_that_knows_only_the_documented_messages_builds_and_joins_images() {
+    let core = Core::start("simple", NO_PROVIDER).await;
+    let mut agents = Vec::new();
+    for arch in Arch::ALL {
+        let (_, config) = core.add_machine_of(arch, &format!("simple-{arch}")).await;
+        agents.push(start_simple_agent(&core, &[&config]));
+    }
+    let dockerfile = format!("FROM busybox\nARG WORD\nRUN : {}; echo the $WORD\n", core.name);
+    let manifest = "builds: { app: { context: ., platforms: [linux/amd64, linux/arm64], \
+        build_args: { WORD: value } } }\n";
+
+    let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]).await;
+    let run = core.ended(run).await;
+
+    for job in &run.jobs {
+        assert_eq!(job.status, JobStatus::Completed, "{job:#?}\n{}", core.log(job).await);
+        assert_eq!(job.attempt, 1);
+    }
+    assert_eq!(run.status, RunStatus::Completed);
+    assert!(core.log(job(&run, "app_arm64")).await.contains(" the value\n"));
+    let merged = job(&run, "app_merge");
+    let index = core.registry.manifest(&merged.image.to_string(), &core.path("docker"));
+    assert_eq!(index["manifests"].as_array().unwrap().len(), 2, "{index:#}");
+    std::fs::remove_dir_all(core.path("docker")).unwrap();
+    drop(agents);
+    core.finish().await;
+}
+
+#[tokio::test]
+async fn a_bare_completed_completes_a_job() {
+    let core = Core::start("pretend", NO_PROVIDER).await;
+    let (_, config) = core.add_machine("simple").await;
+    let agent = start_simple_agent(&core, &["--pretend".as_ref(), &config]);
+    let manifest = "builds: { app: { context: . }, web: { context: . } }\n";
+    let files = [("Dockerfile", "FROM busybox\n"), ("stagely.yaml", manifest)];
+    let run = core.run_of(&files).await;
+    let run = core.ended(run).await;
+    assert_eq!(run.status, RunStatus::Completed, "{run:#?}");
+    let app = job(&run, "app");
+    assert_eq!(core.log(app).await, format!("pretending to make {}\n", app.image));
+    drop(agent);
+    core.finish().await;
+}
+
+/// What the peer gets before the connection ends.
+async fn answers(socket: &mut Socket) -> Vec<Value> {
+    let mut answers = Vec::new();
+    loop {
+        match tokio::time::timeout(host::LIMIT, socket.next()).await.expect("core goes on") {
+            Some(Ok(Message::Text(text))) => answers.push(serde_json::from_str(&text).unwrap()),
+            Some(Ok(Message::Close(_)) | Err(_)) | None => return answers,
+            Some(Ok(_)) => {}
+        }
+    }
+}
+
+fn hello(agent_id: &str, token: &str) -> Message {
+    let hello = json!({
+        "type": "HELLO", "version": "evil", "agent_id": agent_id, "token": token,
+        "system_info": { "hostname": "h", "architecture": Arch::of_this_program() },
+    });
+    Message::text(hello.to_string())
+}
+
+fn text(message: &Value) -> Message {
+    Message::text(message.to_string())
+}
+
+#[tokio::test]
+async fn connections_that_do_not_say_a_good_hello_are_closed_and_stall_nobody() {
+    let core = Core::start("intruders", "").await;
+    let (machine, _) = core.add_machine("rack").await;
+    let id = machine.id.to_string();
+    let connect = async || core.socket(CONNECT_PATH, None).await.unwrap();
+    // Some that only stay, and one that does not even ask for a WebSocket.
+    let mut silent = Vec::new();
+    for _ in 0..50 {
+        silent.push(connect().await);
+    }
+    let address = core.url.strip_prefix("http://").unwrap();
+    let mut raw = TcpStream::connect(address).await.unwrap();
+    raw.write_all(b"\x00\xff not HTTP at all \r\n\r\n").await.unwrap();
+    let mut answer = Vec::new();
+    raw.read_to_end(&mut answer).await.unwrap();
+
+    let good_token = machine.agent_json["token"].as_str().unwrap();
+    let nobody = "vm_01jd7q3f5m8z9x2c4v6b8n0a1s";
+    let first_messages = [
+        (Message::text("{"), "HELLO was not good"),
+        (Message::text("[1, 2"), "HELLO was not good"),
+        (text(&json!({ "type": "HELLO" })), "HELLO was not good"),
+        (text(&json!({ "type": "LOG", "job_id": "j", "data": "x" })), "must be the first"),
+        (text(&json!({ "type": "STEAL" })), "HELLO was not good"),
+        (Message::text(format!("{}1", "[".repeat(100_000))), "HELLO was not good"),
+        (hello(&id, "wrong"), "the agent id or the token is wrong"),
+        (hello(nobody, good_token), "the agent id or the token is wrong"),
+        (hello("../../etc/passwd", good_token), ""),
+        (Message::binary(vec![0_u8; 1_000]), "closed"),
+        (Message::text("x".repeat(MESSAGE_BYTES_MAX + 1)), "the connection failed"),
+    ];
+    for (message, expected) in first_messages {
+        let mut socket = connect().await;
+        let shown: String = message.to_string().chars().take(80).collect();
+        // Core may have hung up before all of it was sent.
+        let _ = socket.send(message).await;
+        let answers = answers(&mut socket).await;
+        for answer in &answers {
+            assert_eq!(answer["type"], "ERROR", "{shown}: {answer}");
+            assert!(answer["message"].as_str().unwrap().contains(expected), "{shown}: {answer}");
+        }
+    }
+    assert!(!core.machines().await.iter().any(|machine| machine.connected));
+
+    let dockerfile = format!("FROM busybox\nRUN : {}\n", core.name);
+    let manifest = "builds: { app: { context: . } }\n";
+    let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]).await;
+    // The registered machine never came, so one is launched… and meanwhile 50 strangers look on.
+    let run = core.ended(run).await;
+    assert_eq!(run.status, RunStatus::Completed, "{run:#?}");
+    for mut socket in silent {
+        let answers = answers(&mut socket).await;
+        assert_eq!(answers.len(), 1);
+        assert!(answers[0]["message"].as_str().unwrap().contains("no HELLO"), "{answers:?}");
+    }
+    core.finish().await;
+}
+
+/// A connection of a registered machine with its good token, after `HELLO_ACK`.
+async fn admitted(core: &Core, machine: &AddedMachine) -> Socket {
+    let mut socket = core.socket(CONNECT_PATH, None).await.unwrap();
+    let token = machine.agent_json["token"].as_str().unwrap();
+    socket.send(hello(&machine.id.to_string(), token)).await.unwrap();
+    let ack: Value = next(&mut socket).await;
+    assert_eq!(ack["type"], "HELLO_ACK");
+    socket
+}
+
+async fn next(socket: &mut Socket) -> Value {
+    loop {
+        let message = tokio::time::timeout(host::LIMIT, socket.next()).await.unwrap();
+        if let Message::Text(text) = message.unwrap().unwrap() {
+            return serde_json::from_str(&text).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_agent_gone_bad_changes_nothing_that_is_not_its_own() {
+    let core = Core::start("gone-bad", NO_PROVIDER).await;
+    let (honest, config) = core.add_machine("honest").await;
+    let arguments = ["agent".as_ref(), "--config".as_ref(), config.as_path()];
+    let agent = core.start_agent("honest", STAGELY, &arguments);
+    eventually("the honest one is there", async || {
+        core.machines().await.iter().any(|machine| machine.connected).then_some(())
+    })
+    .await;
+    let gate = Gate::new();
+    let dockerfile = format!("FROM busybox\nRUN : {}; {}\n", core.name, gate.command());
+    let manifest = "builds: { app: { context: . } }\n";
+    let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]).await;
+    gate.reached().await;
+    let app = core.view(run).await.jobs.remove(0);
+    assert_eq!(app.machine_id, Some(honest.id));
+    let log = core.log(&app).await;
+
+    let (bad, _) = core.add_machine("bad").await;
+    let mut socket = admitted(&core, &bad).await;
+    let own = app.id.to_string();
+    for (message, answer) in [
+        (json!({ "type": "LOG", "job_id": own, "data": "not yours\n" }), "LOG_ACK"),
+        (
+            json!({ "type": "LOG", "job_id": own, "first": 0, "lines": [{ "data": "x" }] }),
+            "LOG_ACK",
+        ),
+        (json!({ "type": "STATUS", "job_id": own, "state": "completed" }), "STATUS_ACK"),
+        (
+            json!({ "type": "STATUS", "job_id": own, "state": "failed", "exit_code": 1 }),
+            "STATUS_ACK",
+        ),
+        (json!({ "type": "STATUS", "job_id": "job_x", "state": "completed" }), "STATUS_ACK"),
+        (json!({ "type": "STATUS", "job_id": own, "state": "ruined" }), "ERROR"),
+        (json!({ "type": "LOG", "job_id": own }), "ERROR"),
+        (json!({ "type": "DANCE" }), "ERROR"),
+        (json!({ "type": "HELLO" }), "ERROR"),
+        (json!(7), "ERROR"),
+    ] {
+        socket.send(text(&message)).await.unwrap();
+        let found = next(&mut socket).await;
+        assert_eq!(found["type"], answer, "{message}: {found}");
+    }
+    // Lines without end, none of which it reads an answer to.
+    let flood = json!({ "type": "LOG", "job_id": own, "data": "x".repeat(60_000) });
+    let flooding = tokio::spawn(async move { while socket.send(text(&flood)).await.is_ok() {} });
+
+    let view = core.view(run).await;
+    assert_eq!(view.jobs[0].status, JobStatus::Running, "{view:#?}");
+    assert_eq!(core.log(&app).await, log);
+    gate.open();
+    let run = core.ended(run).await;
+    flooding.abort();
+
+    assert_eq!(run.status, RunStatus::Completed, "{run:#?}");
+    assert!(!core.log(&app).await.contains("not yours"));
+    assert!(agent.stop().await.success());
+    core.finish().await;
+}
+
+/// Says HELLO for a registered machine of this arch and takes the first job it is given.
+async fn given_a_job(core: &Core, manifest: &str) -> (Socket, RunId, String) {
+    let (machine, _) = core.add_machine("fake").await;
+    let mut socket = admitted(core, &machine).await;
+    let run = core.run_of(&[("Dockerfile", "FROM busybox\n"), ("stagely.yaml", manifest)]).await;
+    let build = next(&mut socket).await;
+    assert_eq!(build["type"], "BUILD");
+    let job = build["job_id"].as_str().unwrap().to_owned();
+    (socket, run, job)
+}
+
+#[tokio::test]
+async fn an_agent_that_never_ends_a_job_is_overruled() {
+    let graces = "job-grace = \"2s\"\n[agents]\nreconnect-grace = \"2s\"\n";
+    let core = Core::start("never-ends", &format!("{NO_PROVIDER}{graces}")).await;
+    let manifest = "builds: { app: { context: ., timeout: 2s } }\n";
+    let (mut socket, run, job_id) = given_a_job(&core, manifest).await;
+    let running = json!({ "type": "STATUS", "job_id": job_id, "state": "running" });
+    socket.send(text(&running)).await.unwrap();
+
+    // It is told to stop, and put out when it does not.
+    let (run, told) = tokio::join!(core.ended(run), answers(&mut socket));
+    let app = job(&run, "app");
+    assert_eq!(app.reason, Some(FailureReason::Timeout { limit_seconds: 2 }), "{app:#?}");
+    assert!(told.iter().any(|message| message["type"] == "CANCEL"), "{told:?}");
+    core.finish().await;
+}
+
+#[tokio::test]
+async fn readers_that_do_not_read_and_half_requests_do_not_hold_a_shutdown_up() {
+    let core = Core::start("slow-readers", NO_PROVIDER).await;
+    let (mut socket, run, job_id) = given_a_job(&core, "builds: { app: { context: . } }\n").await;
+    let line = json!({ "data": "x".repeat(60_000) });
+    for batch in 0..40_u32 {
+        let lines = vec![&line; 20];
+        let log = json!({ "type": "LOG", "job_id": job_id, "first": batch * 20, "lines": lines });
+        socket.send(text(&log)).await.unwrap();
+    }
+    let completed = json!({ "type": "STATUS", "job_id": job_id, "state": "completed" });
+    socket.send(text(&completed)).await.unwrap();
+    let run = core.ended(run).await;
+    assert_eq!(run.status, RunStatus::Completed);
+
+    let app = &run.jobs[0];
+    let address = core.url.strip_prefix("http://").unwrap();
+    let token = core.admin_token();
+    let ask = async |text: String| {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(text.as_bytes()).await.unwrap();
+        stream
+    };
+    let path = format!("/api/v1/jobs/{}/logs", app.id);
+    let head = format!("GET {path} HTTP/1.1\r\nHost: core\r\nAuthorization: Bearer {token}\r\n");
+    let mut reader = ask(format!("{head}\r\n")).await;
+    reader.read_u8().await.unwrap();
+    let half = ask(head).await;
+    let mut viewer = core.follow(app.id, "").await;
+    viewer.next().await.unwrap();
+
+    // Its end is checked: it succeeds, and so was not cut short.
+    core.finish().await;
+    drop((reader, half, viewer));
+}

@@ -1,0 +1,226 @@
+//! The HTTP API's manners: who may do what, and how it refuses.
+
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use stagely::api::{CreatedToken, ErrorBody, RunView};
+
+use crate::core::Core;
+
+/// Asks and checks that the refusal is `status` and `word`; its message.
+async fn refused(
+    core: &Core,
+    token: Option<&str>,
+    (method, path): (&Method, &str),
+    body: Option<Value>,
+    (status, word): (u16, &str),
+) -> String {
+    let asked = format!("{method} {path} {body:?}");
+    let (found, text) = core.call(token, method.clone(), path, body).await;
+    let error: ErrorBody = serde_json::from_str(&text)
+        .unwrap_or_else(|_| panic!("{asked}: {found}, and no error body: {text:?}"));
+    assert_eq!((found.as_u16(), error.code.as_str()), (status, word), "{asked}: {text}");
+    assert!(!error.message.is_empty(), "{asked}");
+    error.message
+}
+
+async fn token_of(core: &Core, role: &str) -> String {
+    let created: CreatedToken =
+        core.post("/tokens", json!({ "name": format!("a {role}"), "role": role })).await;
+    secrecy::ExposeSecret::expose_secret(&created.token).to_owned()
+}
+
+#[tokio::test]
+async fn each_role_may_do_what_it_may_and_nobody_else_anything() {
+    let core = Core::start("roles", "").await;
+    let (get, post, delete) = (Method::GET, Method::POST, Method::DELETE);
+    let run = json!({ "repository": "http://127.0.0.1:1/open/app" });
+    let token = json!({ "name": "mine", "role": "admin" });
+    let machine = json!({ "arch": "amd64" });
+    let nothing = "01jd7q3f5m8z9x2c4v6b8n0a1s";
+    let paths = |path: &str| format!("/api/v1/{}", path.replace("ID", nothing));
+    // The least role that may, and what it is told.
+    let requests = [
+        ("read", &get, paths("runs"), None, 200),
+        ("read", &get, paths("runs/run_ID"), None, 404),
+        ("read", &get, paths("runs/run_ID/jobs"), None, 404),
+        ("read", &get, paths("jobs/job_ID"), None, 404),
+        ("read", &get, paths("jobs/job_ID/logs"), None, 404),
+        ("read", &get, paths("machines"), None, 200),
+        ("read", &get, paths("queue"), None, 200),
+        ("write", &post, paths("runs"), Some(run), 201),
+        ("write", &post, paths("runs/run_ID/cancel"), None, 404),
+        ("admin", &post, paths("machines"), Some(machine), 201),
+        ("admin", &delete, paths("machines/vm_ID"), None, 404),
+        ("admin", &post, paths("tokens"), Some(token), 201),
+    ];
+    let roles = ["read", "write", "admin"];
+    let rank = |role: &str| roles.iter().position(|it| *it == role).unwrap();
+    let mut tokens = Vec::new();
+    for role in roles {
+        tokens.push(token_of(&core, role).await);
+    }
+    for (least, method, path, body, status) in requests {
+        let request = (method, path.as_str());
+        for token in [None, Some("stagely_wrong"), Some("")] {
+            refused(&core, token, request, body.clone(), (401, "unauthorized")).await;
+        }
+        for (role, token) in roles.iter().zip(&tokens) {
+            if rank(role) < rank(least) {
+                refused(&core, Some(token), request, body.clone(), (403, "forbidden")).await;
+                continue;
+            }
+            let (found, text) = core.call(Some(token), method.clone(), &path, body.clone()).await;
+            assert_eq!(found.as_u16(), status, "{role} {method} {path}: {text}");
+            if status == 404 {
+                let error: ErrorBody = serde_json::from_str(&text).unwrap();
+                assert!(error.message.contains(nothing), "{text}");
+            }
+        }
+    }
+    for run in core.get::<Vec<RunView>>("/runs").await {
+        core.post::<RunView>(&format!("/runs/{}/cancel", run.id), json!({})).await;
+    }
+    core.finish().await;
+}
+
+#[tokio::test]
+async fn a_request_that_cannot_be_is_refused_in_the_same_words_everywhere() {
+    let core = Core::start("refused", "").await;
+    let admin = core.admin_token();
+    let invalid = (400, "invalid_request");
+    let repository = "https://example.org/a.git";
+    let bodies = [
+        ("runs", json!({}), "repository"),
+        ("runs", json!([]), ""),
+        ("runs", json!({ "repository": repository, "brunch": "main" }), "brunch"),
+        ("runs", json!({ "repository": "/etc" }), "repository"),
+        ("runs", json!({ "repository": "ssh://host/a" }), "https://"),
+        ("runs", json!({ "repository": "https://me:secret@host/a" }), "clone_token"),
+        ("runs", json!({ "repository": repository, "ref": "a..b" }), "ref"),
+        ("runs", json!({ "repository": repository, "project": "A B" }), "a-b"),
+        ("runs", json!({ "repository": repository, "environment": "cache" }), "environment"),
+        ("runs", json!({ "repository": repository, "set": { "1x": "" } }), "1x"),
+        ("machines", json!({ "arch": "sparc" }), "sparc"),
+        ("machines", json!({ "arch": "arm64", "name": "" }), "name"),
+        ("tokens", json!({ "name": "x", "role": "king" }), "king"),
+        ("tokens", json!({ "name": "x", "role": "read", "for": "me" }), "for"),
+    ];
+    for (path, body, text) in bodies {
+        let path = format!("/api/v1/{path}");
+        let request = (&Method::POST, path.as_str());
+        let message = refused(&core, Some(&admin), request, Some(body.clone()), invalid).await;
+        assert!(message.contains(text) && !message.contains("secret"), "{body}: {message}");
+    }
+    for path in [
+        "runs/nonsense",
+        "runs/job_01jd7q3f5m8z9x2c4v6b8n0a1s",
+        "jobs/nonsense",
+        "jobs/nonsense/logs",
+        "runs?limit=many",
+        "runs?befor=run_1",
+        "jobs/job_01jd7q3f5m8z9x2c4v6b8n0a1s/logs?from=-1",
+    ] {
+        let path = format!("/api/v1/{path}");
+        refused(&core, Some(&admin), (&Method::GET, &path), None, invalid).await;
+    }
+    let not_found = (404, "not_found");
+    refused(&core, Some(&admin), (&Method::GET, "/api/v1/nothing"), None, not_found).await;
+    refused(&core, Some(&admin), (&Method::GET, "/"), None, not_found).await;
+    let not_allowed = (405, "method_not_allowed");
+    refused(&core, Some(&admin), (&Method::DELETE, "/api/v1/runs"), None, not_allowed).await;
+    let large = json!({ "repository": "x".repeat(2 << 20) });
+    let too_large = (413, "too_large");
+    refused(&core, Some(&admin), (&Method::POST, "/api/v1/runs"), Some(large), too_large).await;
+    let follow = "/api/v1/jobs/job_01jd7q3f5m8z9x2c4v6b8n0a1s/logs/follow";
+    for (token, status) in [(None, 401), (Some(admin.as_str()), 404)] {
+        let Err(tokio_tungstenite::tungstenite::Error::Http(answer)) =
+            core.socket(follow, token).await
+        else {
+            panic!("somebody may follow");
+        };
+        assert_eq!(answer.status().as_u16(), status);
+    }
+    core.finish().await;
+}
+
+#[tokio::test]
+async fn the_api_describes_itself_and_says_how_it_is() {
+    let core = Core::start("openapi", "").await;
+    for path in ["/healthz", "/readyz"] {
+        let (status, text) = core.call(None, Method::GET, path, None).await;
+        assert_eq!(status, StatusCode::OK, "{path}: {text}");
+    }
+    let (status, text) = core.call(None, Method::GET, "/api/v1/openapi.json", None).await;
+    assert_eq!(status, StatusCode::OK);
+    let description: Value = serde_json::from_str(&text).unwrap();
+    assert!(description["openapi"].as_str().unwrap().starts_with("3."));
+    let paths = description["paths"].as_object().unwrap();
+    for path in [
+        "runs",
+        "runs/{id}",
+        "runs/{id}/jobs",
+        "runs/{id}/cancel",
+        "runs/{id}/follow",
+        "jobs/{id}",
+        "jobs/{id}/logs",
+        "jobs/{id}/logs/follow",
+        "machines",
+        "machines/{id}",
+        "queue",
+        "tokens",
+    ] {
+        let operations = paths[&format!("/api/v1/{path}")].as_object().unwrap();
+        for operation in operations.values() {
+            assert!(!operation["summary"].as_str().unwrap().is_empty(), "{path}");
+        }
+    }
+    // Everything that is referred to is there.
+    for reference in text.split("\"$ref\":\"").skip(1) {
+        let pointer = reference.split('"').next().unwrap().strip_prefix('#').unwrap();
+        assert!(description.pointer(pointer).is_some(), "{pointer}");
+    }
+    core.finish().await;
+}
+
+#[tokio::test]
+async fn a_core_whose_disk_is_nearly_full_takes_no_runs_and_goes_on_showing_the_old_ones() {
+    let core = Core::start("disk", "[core]\ndisk-free-min-mib = 1_000_000_000_000").await;
+    let admin = core.admin_token();
+    let body = serde_json::to_value(core.request()).unwrap();
+    let request = (&Method::POST, "/api/v1/runs");
+    let full = (507, "disk_nearly_full");
+    let message = refused(&core, Some(&admin), request, Some(body), full).await;
+    assert!(message.contains("disk-free-min-mib"), "{message}");
+    let (status, _) = core.call(None, Method::GET, "/readyz", None).await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    let (status, _) = core.call(None, Method::GET, "/healthz", None).await;
+    assert_eq!(status, StatusCode::OK);
+    assert!(core.get::<Vec<RunView>>("/runs").await.is_empty());
+    core.finish().await;
+}
+
+#[tokio::test]
+async fn requests_at_the_same_moment_make_one_project_and_never_two_of_a_name() {
+    let core = Core::start("same-moment", "[builders]\nprovider = \"none\"").await;
+    let request = async |host: &str| -> RunView {
+        // Nobody listens at port 1.
+        let repository = format!("http://{host}:1/owner/repository.git");
+        core.post("/runs", json!({ "repository": repository })).await
+    };
+    let all: Vec<RunView> = futures_util::future::join_all(
+        (0..20).map(|n| request(if n % 2 == 0 { "127.0.0.1" } else { "127.0.0.2" })),
+    )
+    .await;
+    for run in &all {
+        core.post::<RunView>(&format!("/runs/{}/cancel", run.id), json!({})).await;
+    }
+    for (index, run) in all.iter().enumerate() {
+        let first = &all[index % 2];
+        assert_eq!((run.project_id, &run.project), (first.project_id, &first.project));
+        assert_eq!(run.environment_id, first.environment_id);
+    }
+    let mut names = [all[0].project.as_str(), all[1].project.as_str()];
+    names.sort_unstable();
+    assert_eq!(names, ["owner-repository", "owner-repository-2"]);
+    core.finish().await;
+}

@@ -1,0 +1,150 @@
+//! Runs that succeed.
+
+use std::fs;
+use std::path::Path;
+
+use stagely::api::{JobKindView, JobStatus, RunStatus};
+
+use crate::core::{Core, job, numbers};
+use crate::host::{Gate, files_below};
+
+/// `examples/monorepo`, whose services go on when `gate` opens.
+fn monorepo(core: &Core, gate: &Gate) {
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/monorepo");
+    for file in files_below(&example) {
+        let target = core.repository.path.join(file.strip_prefix(&example).unwrap());
+        fs::create_dir_all(target.parent().unwrap()).unwrap();
+        fs::copy(&file, &target).unwrap();
+        if file.ends_with("Dockerfile") {
+            let step = format!("RUN : {}; {}\n", core.name, gate.command());
+            let text = fs::read_to_string(&file).unwrap() + &step;
+            fs::write(target, text).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn three_services_are_built_at_the_same_time_and_two_platforms_joined() {
+    let core = Core::start("monorepo", "").await;
+    let gate = Gate::new();
+    monorepo(&core, &gate);
+
+    let run = core.run_of(&[]).await;
+    // Only builds that run at the same time all come to the gate: api, web, and worker twice.
+    gate.reached_by(4).await;
+    assert_eq!(core.view(run).await.live_machines, 4);
+    gate.open();
+    let run = core.ended(run).await;
+
+    assert_eq!(run.status, RunStatus::Completed, "{run:#?}");
+    let names: Vec<&str> = run.jobs.iter().map(|job| job.name.as_str()).collect();
+    assert_eq!(names, ["api", "worker_amd64", "worker_arm64", "worker_merge", "web"]);
+    assert!(run.jobs.iter().all(|job| job.attempt == 1 && job.digest.is_some()), "{run:#?}");
+    let image = &job(&run, "worker_merge").image.to_string();
+    let index = core.registry.manifest(image, &core.path("docker"));
+    let platforms = index["manifests"].as_array().unwrap().iter().map(|it| &it["platform"]);
+    let arches: Vec<_> = platforms.map(|it| it["architecture"].as_str().unwrap()).collect();
+    assert_eq!(arches, ["amd64", "arm64"], "{index:#}");
+    fs::remove_dir_all(core.path("docker")).unwrap();
+
+    // The same commit again: nothing comes to a gate, for every layer is there.
+    let again = core.run(core.request()).await;
+    let again = core.ended(again).await;
+    assert_eq!(again.status, RunStatus::Completed, "{again:#?}");
+    for job in again.jobs.iter().filter(|job| job.kind == JobKindView::Build) {
+        let cached = job.steps.iter().filter(|step| step.cached).count();
+        assert!(cached > 0, "{job:#?}");
+    }
+    core.finish().await;
+}
+
+#[tokio::test]
+async fn a_viewer_sees_what_was_said_then_what_is_said_and_at_last_the_end() {
+    let core = Core::start("viewer", "").await;
+    let (first, second) = (Gate::new(), Gate::new());
+    let dockerfile = format!(
+        "FROM busybox\nRUN : {}; echo one; {}; echo two; {}; echo three\n",
+        core.name,
+        first.command(),
+        second.command()
+    );
+    let manifest = "builds: { app: { context: . } }\n";
+    let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]).await;
+    first.reached().await;
+    let app = core.view(run).await.jobs.remove(0);
+    core.log_has(&app, " one").await;
+
+    // The one who comes while it runs reads what was, and then what comes.
+    let mut viewer = core.follow(app.id, "").await;
+    let mut seen = viewer.lines_until(" one").await;
+    first.open();
+    seen.extend(viewer.lines_until(" two").await);
+    second.reached().await;
+    second.open();
+    let (rest, end) = viewer.rest().await;
+    seen.extend(rest);
+    assert_eq!(end, JobStatus::Completed);
+    assert!(seen.iter().any(|line| line.ends_with(" three")), "{seen:#?}");
+
+    // The stored log is what was seen, as a whole and in parts.
+    let log = core.log(&app).await;
+    assert_eq!(log.lines().collect::<Vec<_>>(), seen);
+    let path = format!("/api/v1/jobs/{}/logs?from=3", app.id);
+    let (_, part) = core.call(Some(&core.admin_token()), reqwest::Method::GET, &path, None).await;
+    assert_eq!(part.lines().collect::<Vec<_>>(), seen[3..]);
+    let path = format!("/api/v1/jobs/{}/logs?from=1000000", app.id);
+    let after = core.call(Some(&core.admin_token()), reqwest::Method::GET, &path, None).await;
+    assert_eq!(after, (reqwest::StatusCode::OK, String::new()));
+    assert_eq!(core.follow(app.id, "").await.rest().await, (seen.clone(), end));
+    assert_eq!(core.follow(app.id, "?from=5").await.rest().await, (seen.split_off(5), end));
+    core.ended(run).await;
+    core.finish().await;
+}
+
+#[tokio::test]
+async fn arguments_of_the_caller_go_over_those_of_the_file_and_secret_ones_stay_hidden() {
+    let core = Core::start("arguments", "").await;
+    let dockerfile = format!(
+        "FROM busybox\nARG MODE\nARG HASH\nARG API_TOKEN\n\
+         RUN : {}; echo mode=$MODE hash=$HASH token=$API_TOKEN\n",
+        core.name
+    );
+    let manifest = "builds:\n  app:\n    context: .\n    build_args: \
+        { MODE: slow, HASH: \"${COMMIT_HASH}\" }\n  unwanted:\n    context: .\n";
+    let files = [("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)];
+    let commit = core.repository.commit(&files);
+    let mut request = core.request();
+    request.builds = vec!["app".to_owned()];
+    request.set.insert("MODE".to_owned(), "fast".into());
+    request.set.insert("API_TOKEN".to_owned(), "t0ken-of-the-caller".into());
+
+    let run = core.run(request).await;
+    let run = core.ended(run).await;
+
+    assert_eq!(run.status, RunStatus::Completed, "{run:#?}");
+    assert_eq!(run.jobs.len(), 1);
+    let log = core.log(&run.jobs[0]).await;
+    assert!(log.contains(&format!("mode=fast hash={commit} token=***")), "{log}");
+    core.finish().await;
+}
+
+#[tokio::test]
+async fn of_a_step_that_says_much_every_line_is_stored_or_the_user_is_told() {
+    let core = Core::start("talkative", "").await;
+    let all = 200_000;
+    let dockerfile =
+        format!("FROM busybox\nRUN : {}; seq {all} | sed 's/$/: a line/'\n", core.name);
+    let manifest = "builds: { app: { context: . } }\n";
+    let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]).await;
+    let run = core.ended(run).await;
+    assert_eq!(run.status, RunStatus::Completed, "{run:#?}");
+    let app = &run.jobs[0];
+    let numbers = numbers(&core, app).await;
+    if app.warnings.is_empty() {
+        assert_eq!(numbers, (1..=all).collect::<Vec<_>>());
+    } else {
+        // An engine that the set-up did not start clips.
+        assert!(app.warnings.iter().any(|warning| warning.contains("clip")), "{app:#?}");
+    }
+    core.finish().await;
+}

@@ -1,0 +1,74 @@
+//! Networks that break between an agent and core.
+
+use std::fs;
+use std::time::Duration;
+
+use stagely::api::RunStatus;
+
+use crate::core::{Core, lines, numbers};
+use crate::host::Gate;
+use crate::proxy::Proxy;
+
+/// A core whose agents reach it through a proxy that is away for a second when it goes.
+async fn behind_a_proxy(name: &str, settings: &str) -> (Core, Proxy) {
+    let mut core = Core::start(name, settings).await;
+    let to = core.url.strip_prefix("http://").unwrap().to_owned();
+    let proxy = Proxy::start(to, Duration::from_secs(1)).await;
+    assert!(core.shut_down().await.success());
+    let path = core.path("stagely.toml");
+    let mut config: toml::Table = fs::read_to_string(&path).unwrap().parse().unwrap();
+    let url = format!("http://{}", proxy.address);
+    config["core"].as_table_mut().unwrap().insert("public-url".to_owned(), url.into());
+    fs::write(path, config.to_string()).unwrap();
+    core.launch().await;
+    (core, proxy)
+}
+
+/// Runs a build that prints `first`, stands at the gate, and prints some more.
+async fn all_lines_arrive(core: &Core, first: &str, interrupt: impl AsyncFnOnce(&Gate)) {
+    let gate = Gate::new();
+    let steps = [first.to_owned(), gate.command(), lines(2_001, 2_500, ":")];
+    let dockerfile = format!("FROM busybox\nRUN : {}; {}\n", core.name, steps.join("; "));
+    let manifest = "builds: { app: { context: . } }\n";
+    let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]).await;
+    core.until(run, "it runs", |run| !run.jobs.is_empty()).await;
+    let app = core.view(run).await.jobs.remove(0);
+    core.log_has(&app, " 100: a line").await;
+    interrupt(&gate).await;
+    let run = core.ended(run).await;
+    assert_eq!(run.status, RunStatus::Completed, "{run:#?}");
+    let app = &run.jobs[0];
+    assert!(app.attempt == 1 && app.lost_attempts.is_empty(), "{app:#?}");
+    assert_eq!(numbers(core, app).await, (1..=2_500).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn an_agent_that_is_cut_off_again_and_again_loses_no_line() {
+    let (core, proxy) = behind_a_proxy("cut-off", "").await;
+    let first = lines(1, 2_000, "/bin/sleep 0.1");
+    all_lines_arrive(&core, &first, async |gate| {
+        for _ in 0..3 {
+            proxy.go_away();
+            tokio::time::sleep(Duration::from_millis(1_500)).await;
+        }
+        gate.reached().await;
+        proxy.go_away();
+        gate.open();
+    })
+    .await;
+    core.finish().await;
+}
+
+#[tokio::test]
+async fn a_connection_on_which_nothing_arrives_any_more_is_given_up_and_another_opened() {
+    let settings = "[agents]\nheartbeat-interval = \"1s\"\n";
+    let (core, proxy) = behind_a_proxy("frozen", settings).await;
+    let first = lines(1, 2_000, ":");
+    all_lines_arrive(&core, &first, async |gate| {
+        gate.reached().await;
+        proxy.freeze();
+        gate.open();
+    })
+    .await;
+    core.finish().await;
+}

@@ -1,0 +1,217 @@
+//! Processes that die at the worst moment.
+
+use std::fs;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use reqwest::Method;
+use stagely::api::{JobKindView, JobStatus, RunStatus};
+use stagely_agent::protocol::FailureReason;
+
+use crate::core::{Core, job, lines, numbers, stagely};
+use crate::host::{Gate, eventually, processes_with};
+
+#[tokio::test]
+async fn a_core_that_is_killed_while_it_builds_goes_on_where_it_was() {
+    let mut core = Core::start("core-killed", "").await;
+    let (first, second) = (Gate::new(), Gate::new());
+    let steps = [
+        lines(1, 2_000, "/bin/sleep 0.05"),
+        first.command(),
+        lines(2_001, 3_000, ":"),
+        second.command(),
+        lines(3_001, 3_100, ":"),
+    ];
+    let slow = format!("FROM busybox\nRUN : {}; {}\n", core.name, steps.join("; "));
+    let quick = format!("FROM busybox\nRUN : {} quick\n", core.name);
+    let manifest = "builds: { slow: { context: slow }, quick: { context: quick } }\n";
+    let files =
+        [("slow/Dockerfile", &*slow), ("quick/Dockerfile", &*quick), ("stagely.yaml", manifest)];
+    let id = core.run_of(&files).await;
+    let is_quick_done = |run: &_| job(run, "quick").status == JobStatus::Completed;
+    let run = core
+        .until(id, "the quick build completes", |run| !run.jobs.is_empty() && is_quick_done(run));
+    let run = run.await;
+    let (quick, slow) = (job(&run, "quick").clone(), job(&run, "slow").clone());
+    core.log_has(&slow, " 100: a line").await;
+
+    // In the midst of the lines, and then while there are some that no core is there to hear.
+    core.crash().await;
+    core.launch().await;
+    first.reached().await;
+    core.crash().await;
+    first.open();
+    second.reached().await;
+    core.launch().await;
+    core.log_has(&slow, " 3000: a line").await;
+    second.open();
+    let run = core.ended(id).await;
+
+    assert_eq!(run.status, RunStatus::Completed, "{run:#?}");
+    assert_eq!(numbers(&core, &slow).await, (1..=3_100).collect::<Vec<_>>());
+    for (before, after) in [(&quick, job(&run, "quick")), (&slow, job(&run, "slow"))] {
+        assert_eq!((before.attempt, after.attempt), (1, 1), "{after:#?}");
+        assert!(after.lost_attempts.is_empty(), "{after:#?}");
+        assert_eq!(before.started_at, after.started_at);
+    }
+    assert_eq!(quick.digest, job(&run, "quick").digest);
+    let stored = core.finish().await;
+    assert_eq!(stored.state.machines.len(), 2, "a machine was launched twice");
+}
+
+#[tokio::test]
+async fn a_run_that_was_promised_just_before_a_crash_is_served_after_it() {
+    let mut core = Core::start("promised", "").await;
+    let dockerfile = format!("FROM busybox\nRUN : {}\n", core.name);
+    let manifest = "builds: { app: { context: ., platforms: [linux/amd64, linux/arm64] } }\n";
+    let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]).await;
+    core.crash().await;
+    core.launch().await;
+    // And again as soon as there are machines.
+    core.until(run, "it has machines", |run| run.live_machines > 0).await;
+    core.crash().await;
+    core.launch().await;
+    let run = core.ended(run).await;
+    assert_eq!(run.status, RunStatus::Completed, "{run:#?}");
+    assert!(run.jobs.iter().all(|job| job.lost_attempts.is_empty()), "{run:#?}");
+    core.finish().await;
+}
+
+#[tokio::test]
+async fn the_work_of_an_agent_that_is_killed_goes_to_a_new_machine() {
+    let core = Core::start("agent-killed", "").await;
+    let gate = Gate::new();
+    let dockerfile = format!("FROM busybox\nRUN : {}; {}\n", core.name, gate.command());
+    let manifest = "builds: { app: { context: . } }\n";
+    let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]).await;
+    gate.reached().await;
+    let id = core.view(run).await.jobs[0].id;
+    let mut viewer = core.follow(id, "").await;
+    let first = core.machines().await.remove(0).id;
+    let mut agents = processes_with(&first.to_string());
+    agents.retain(|process| process.arguments.get(1).is_some_and(|word| word == "agent"));
+    assert_eq!(agents.len(), 1);
+
+    agents[0].kill();
+    eventually("the first machine is gone", async || {
+        processes_with(&first.to_string()).is_empty().then_some(())
+    })
+    .await;
+    let is_retried = |run: &_| {
+        let app = job(run, "app");
+        app.attempt == 2 && app.status == JobStatus::Running
+    };
+    core.until(run, "it is tried again", is_retried).await;
+    gate.reached().await;
+    gate.open();
+    let run = core.ended(run).await;
+
+    let app = job(&run, "app");
+    assert_eq!(run.status, RunStatus::Completed, "{run:#?}");
+    assert_eq!((app.attempt, app.lost_attempts.len()), (2, 1), "{app:#?}");
+    assert_eq!(app.lost_attempts[0].reason, FailureReason::MachineLost);
+    // Who follows the job sees both attempts; the store keeps them apart.
+    let (seen, end) = viewer.rest().await;
+    assert_eq!(end, JobStatus::Completed);
+    let last = core.log(app).await;
+    let path = format!("/api/v1/jobs/{id}/logs?attempt=1");
+    let (_, first) = core.call(Some(&core.admin_token()), Method::GET, &path, None).await;
+    assert!(!first.is_empty() && first != last);
+    assert_eq!(seen, first.lines().chain(last.lines()).collect::<Vec<_>>());
+    core.finish().await;
+}
+
+#[tokio::test]
+async fn a_core_that_is_killed_again_and_again_loses_nothing_and_repeats_nothing() {
+    let mut core = Core::start("again-and-again", "").await;
+    let dockerfile = format!(
+        "FROM busybox\nARG N\nRUN : {} $N; {}\n",
+        core.name,
+        lines(1, 2_000, "/bin/sleep 0.2")
+    );
+    let manifest = "builds:\n  one: { context: ., build_args: { N: \"1\" } }\n  \
+        two: { context: ., build_args: { N: \"2\" }, platforms: [linux/amd64, linux/arm64] }\n";
+    let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]).await;
+    for _ in 0..12 {
+        core.crash().await;
+        core.launch().await;
+        tokio::time::sleep(Duration::from_millis(rand::random_range(0..1_000))).await;
+    }
+    let run = core.ended(run).await;
+
+    assert_eq!(run.status, RunStatus::Completed, "{run:#?}");
+    for job in &run.jobs {
+        assert!(job.attempt == 1 && job.lost_attempts.is_empty(), "{job:#?}");
+        if job.kind == JobKindView::Build {
+            assert_eq!(numbers(&core, job).await, (1..=2_000).collect::<Vec<_>>());
+        }
+    }
+    let stored = core.finish().await;
+    assert_eq!(stored.state.machines.len(), run.jobs.len(), "a machine was launched twice");
+}
+
+#[tokio::test]
+async fn an_agent_that_hangs_is_killed_and_its_work_done_elsewhere() {
+    let settings = "[builders]\njob-grace = \"5s\"\n\
+        [agents]\nheartbeat-interval = \"2s\"\nreconnect-grace = \"10s\"\n";
+    let core = Core::start("hangs", settings).await;
+    let gate = Gate::new();
+    let dockerfile = format!("FROM busybox\nRUN : {}; {}\n", core.name, gate.command());
+    let manifest = "builds: { app: { context: . } }\n";
+    let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]).await;
+    gate.reached().await;
+    let machine = core.machines().await.remove(0).id.to_string();
+    for process in processes_with(&machine) {
+        kill(process.pid, Signal::SIGSTOP).unwrap();
+    }
+    core.until(run, "it is tried again", |run| job(run, "app").attempt == 2).await;
+    eventually("the first machine is gone", async || {
+        processes_with(&machine).is_empty().then_some(())
+    })
+    .await;
+    gate.reached().await;
+    gate.open();
+    let run = core.ended(run).await;
+    assert_eq!(run.status, RunStatus::Completed, "{run:#?}");
+    assert_eq!(run.jobs[0].lost_attempts[0].reason, FailureReason::MachineLost);
+    core.finish().await;
+}
+
+#[tokio::test]
+async fn a_data_folder_belongs_to_one_core_alone() {
+    let core = Core::start("alone", "").await;
+    let text = fs::read_to_string(core.path("stagely.toml")).unwrap();
+    let port = core.url.rsplit(':').next().unwrap();
+    fs::write(core.path("second.toml"), text.replace(port, "0")).unwrap();
+    let mut second = stagely();
+    let output = second.args(["core", "--config"]).arg(core.path("second.toml")).output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && error.contains("in use by another"), "{error}");
+    core.finish().await;
+}
+
+#[tokio::test]
+async fn a_core_that_is_asked_to_stop_leaves_its_work_for_the_next_one() {
+    let mut core = Core::start("asked-to-stop", "").await;
+    let gate = Gate::new();
+    let dockerfile = format!("FROM busybox\nRUN : {}; {}\n", core.name, gate.command());
+    let manifest = "builds: { app: { context: . } }\n";
+    let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]).await;
+    gate.reached().await;
+    let app = core.view(run).await.jobs.remove(0);
+    // Viewers must not hold it up.
+    let mut viewer = core.follow(app.id, "").await;
+    viewer.next().await.unwrap();
+
+    let status = core.shut_down().await;
+    assert!(status.success(), "{status}");
+    while viewer.next().await.is_some() {}
+    gate.reached().await;
+    core.launch().await;
+    gate.open();
+    let run = core.ended(run).await;
+
+    let app = job(&run, "app");
+    assert_eq!((run.status, app.attempt), (RunStatus::Completed, 1), "{run:#?}");
+    core.finish().await;
+}

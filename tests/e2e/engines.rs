@@ -1,0 +1,42 @@
+//! A Docker engine that stops while it builds.
+
+use stagely::api::RunStatus;
+use stagely_agent::protocol::FailureReason;
+
+use crate::core::{Core, job};
+use crate::engine::Engine;
+use crate::host::Gate;
+
+#[tokio::test]
+async fn a_build_whose_engine_dies_is_tried_again_when_the_engine_is_back() {
+    let mut engine = Engine::start().await;
+    let core =
+        Core::start("engine", &format!("[local]\ndocker-host = \"{}\"", engine.host())).await;
+    let gate = Gate::new();
+    let dockerfile = format!("FROM busybox\nRUN : {}; {}\n", core.name, gate.command());
+    let manifest = "builds: { app: { context: . } }\n";
+
+    let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]).await;
+    gate.reached().await;
+    engine.crash();
+    gate.clear().await;
+    core.until(run, "the attempt is lost", |run| job(run, "app").attempt == 2).await;
+    let app = core.view(run).await.jobs.remove(0);
+    core.log_has(&app, "Waiting for the Docker engine").await;
+    engine.launch().await;
+    gate.reached().await;
+    // And once more, in an orderly way.
+    engine.stop().await;
+    gate.clear().await;
+    core.until(run, "another attempt is lost", |run| job(run, "app").attempt == 3).await;
+    engine.launch().await;
+    gate.reached().await;
+    gate.open();
+    let run = core.ended(run).await;
+
+    let app = job(&run, "app");
+    assert_eq!(run.status, RunStatus::Completed, "{run:#?}");
+    let reasons: Vec<_> = app.lost_attempts.iter().map(|lost| &lost.reason).collect();
+    assert_eq!(reasons, [&FailureReason::Engine, &FailureReason::Engine]);
+    core.finish().await;
+}

@@ -1,0 +1,121 @@
+//! Builds that fail, take too long, or are not wanted any more.
+
+use stagely::api::{JobStatus, RunStatus};
+use stagely_agent::protocol::FailureReason;
+
+use crate::core::{Core, job};
+use crate::host::Gate;
+
+#[tokio::test]
+async fn a_failing_build_is_reported_with_its_last_lines_and_the_others_finish_first() {
+    let core = Core::start("failing", "").await;
+    let gate = Gate::new();
+    let bad = format!("FROM busybox\nRUN : {}; echo the reason; exit 42\n", core.name);
+    let good = format!("FROM busybox\nRUN : {}; {}\n", core.name, gate.command());
+    let manifest = "builds: { bad: { context: bad }, good: { context: good },\n\
+        both: { context: bad, platforms: [linux/amd64, linux/arm64] } }\n";
+    let files =
+        [("bad/Dockerfile", &*bad), ("good/Dockerfile", &*good), ("stagely.yaml", manifest)];
+
+    let run = core.run_of(&files).await;
+    gate.reached().await;
+    let others = ["bad", "both_amd64", "both_arm64", "both_merge"];
+    let failed = |name: &str, run: &_| job(run, name).status == JobStatus::Failed;
+    let what = "all but one have failed";
+    let view = core.until(run, what, |run| others.iter().all(|it| failed(it, run))).await;
+    assert_eq!(view.status, RunStatus::Building, "{view:#?}");
+    gate.open();
+    let run = core.ended(run).await;
+
+    assert_eq!(run.status, RunStatus::Failed);
+    assert_eq!(job(&run, "good").status, JobStatus::Completed, "{run:#?}");
+    let bad = job(&run, "bad");
+    assert_eq!((bad.exit_code, bad.attempt), (Some(42), 1), "{bad:#?}");
+    let Some(FailureReason::User { step, exit_code: 42 }) = &bad.reason else { panic!("{bad:#?}") };
+    assert!(step.contains("exit 42"), "{step}");
+    assert!(bad.error.as_ref().unwrap().contains("the reason"), "{bad:#?}");
+    assert!(core.log(bad).await.contains(" the reason"));
+    let merge = job(&run, "both_merge");
+    let unstarted = matches!(merge.reason, Some(FailureReason::DependencyFailed { .. }));
+    assert!(unstarted && merge.attempt == 0, "{merge:#?}");
+    core.finish().await;
+}
+
+#[tokio::test]
+async fn a_build_past_its_limit_is_killed_with_all_it_started() {
+    let core = Core::start("timeout", "").await;
+    let gate = Gate::new();
+    let dockerfile = format!("FROM busybox\nRUN : {}; echo begun; {}\n", core.name, gate.command());
+    // Enough to come to the gate on a busy machine; what is tested takes no time.
+    let manifest = "builds: { app: { context: ., timeout: 20s } }\n";
+
+    let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]).await;
+    gate.reached().await;
+    let run = core.ended(run).await;
+    gate.deserted().await;
+
+    let app = job(&run, "app");
+    assert_eq!((run.status, app.attempt), (RunStatus::Failed, 1), "{run:#?}");
+    assert_eq!(app.reason, Some(FailureReason::Timeout { limit_seconds: 20 }));
+    let log = core.log(app).await;
+    assert!(log.contains(" begun") && log.contains("timed out after 20s"), "{log}");
+    core.finish().await;
+}
+
+#[tokio::test]
+async fn a_cancelled_run_stops_its_builds_and_starts_none_of_those_that_wait() {
+    let core = Core::start("cancel", "[builders]\nmax-concurrent = 1").await;
+    let gate = Gate::new();
+    let dockerfile = format!("FROM busybox\nRUN : {}; {}\n", core.name, gate.command());
+    let manifest = "builds: { one: { context: . }, other: { context: . } }\n";
+
+    let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]).await;
+    gate.reached().await;
+    core.post::<serde_json::Value>(&format!("/runs/{run}/cancel"), serde_json::json!({})).await;
+    let view = core.ended(run).await;
+    gate.deserted().await;
+
+    assert_eq!(view.status, RunStatus::Cancelled);
+    assert!(view.jobs.iter().all(|job| job.status == JobStatus::Cancelled), "{view:#?}");
+    assert_eq!(job(&view, "other").attempt, 0);
+    // Again: it stays as it is.
+    core.post::<serde_json::Value>(&format!("/runs/{run}/cancel"), serde_json::json!({})).await;
+    assert_eq!(core.view(run).await.status, RunStatus::Cancelled);
+    core.finish().await;
+}
+
+#[tokio::test]
+async fn every_error_of_the_manifest_is_told_at_once() {
+    let core = Core::start("manifest", "").await;
+    let manifest =
+        "builds:\n  app: { context: ., platfrom: linux/amd64 }\n  web: { context: ../.. }\n";
+    let run = core.run_of(&[("Dockerfile", "FROM busybox\n"), ("stagely.yaml", manifest)]).await;
+    let run = core.ended(run).await;
+    assert_eq!((run.status, run.jobs.len()), (RunStatus::Failed, 0));
+    let error = run.error.unwrap();
+    for text in ["stagely.yaml:2:", "did you mean `platform`", "stagely.yaml:3:", "builds.web"] {
+        assert!(error.contains(text), "{text}: {error}");
+    }
+    core.finish().await;
+}
+
+#[tokio::test]
+async fn machines_that_cannot_be_started_or_die_at_once_fail_the_job_and_say_why() {
+    let cases = [
+        ("/nowhere/stagely", FailureReason::Provider, 1, "/nowhere/stagely"),
+        ("/bin/true", FailureReason::MachineLost, 3, "the provider ended the machine"),
+    ];
+    for (program, reason, attempts, text) in cases {
+        let core =
+            Core::start("no-agent", &format!("[local]\nagent-program = \"{program}\"")).await;
+        let manifest = "builds: { app: { context: . } }\n";
+        let run =
+            core.run_of(&[("Dockerfile", "FROM busybox\n"), ("stagely.yaml", manifest)]).await;
+        let run = core.ended(run).await;
+        let app = job(&run, "app");
+        assert_eq!((run.status, app.attempt), (RunStatus::Failed, attempts), "{app:#?}");
+        assert_eq!(app.reason, Some(reason));
+        assert!(app.error.as_ref().unwrap().contains(text), "{app:#?}");
+        core.finish().await;
+    }
+}

@@ -1,0 +1,37 @@
+//! Whole runs through the real program: `stagely core` and its agents as processes, a real Docker
+//! engine, a real registry with a password, git over HTTP.
+//!
+//! Needs root, and what `scripts/setup` sets up: a Docker engine that can pull `busybox`,
+//! `debian:13-slim` and `gcc:14`, and a registry that `STAGELY_REGISTRY`,
+//! `STAGELY_REGISTRY_USERNAME` and `STAGELY_REGISTRY_PASSWORD_FILE` name.
+//!
+//! Builds stop at gates (see [`host::Gate`]) instead of taking some time, so no test depends on how
+//! fast the machine is.
+
+#![expect(clippy::unwrap_used, reason = "a helper's failure fails the test")]
+
+mod builds;
+mod failures;
+
+mod clones;
+mod registries;
+
+mod connections;
+mod crashes;
+mod engines;
+
+mod queue;
+mod static_machines;
+
+mod agents;
+mod api;
+mod retention;
+
+mod core;
+mod engine;
+mod host;
+mod proxy;
+mod registry;
+
+#[path = "../../agent/tests/support/mod.rs"]
+mod git;

@@ -1,0 +1,136 @@
+//! Machines that are there already.
+
+use reqwest::{Method, StatusCode};
+use stagely::api::{JobStatus, MachineStatus, RunStatus};
+use stagely::core::state::MachineKind;
+use stagely_agent::protocol::FailureReason;
+
+use crate::core::{Core, STAGELY, job};
+use crate::host::{Gate, Process, eventually, processes_with};
+
+const NO_PROVIDER: &str = "[builders]\nprovider = \"none\"\n";
+
+async fn is(core: &Core, status: MachineStatus, connected: bool) {
+    let what = format!("the machine is {} and connected: {connected}", status.as_str());
+    eventually(&what, async || {
+        let machine = core.machines().await.pop()?;
+        (machine.status == status && machine.connected == connected).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_registered_machine_gets_jobs_one_at_a_time_and_is_never_ended() {
+    let core = Core::start("rack", NO_PROVIDER).await;
+    let (machine, config) = core.add_machine("rack").await;
+    let arguments = ["agent".as_ref(), "--config".as_ref(), config.as_path()];
+    let mut agent = core.start_agent("rack", STAGELY, &arguments);
+    is(&core, MachineStatus::Ready, true).await;
+    let gate = Gate::new();
+    let dockerfile = format!("FROM busybox\nRUN : {}; {}\n", core.name, gate.command());
+    let manifest = "builds: { one: { context: ., build_args: { N: \"1\" } }, \
+        two: { context: ., build_args: { N: \"2\" } } }\n";
+    let dockerfile = dockerfile.replace("RUN", "ARG N\nRUN echo $N;");
+
+    let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]).await;
+    gate.reached().await;
+    let view = core.view(run).await;
+    assert_eq!(job(&view, "one").machine_id, Some(machine.id));
+    assert_eq!(job(&view, "two").status, JobStatus::Queued);
+    gate.open();
+    core.until(run, "it is the other's turn", |run| job(run, "two").status == JobStatus::Running)
+        .await;
+    gate.reached().await;
+    gate.open();
+    let run = core.ended(run).await;
+
+    assert_eq!(run.status, RunStatus::Completed, "{run:#?}");
+    assert!(job(&run, "one").ended_at <= job(&run, "two").started_at, "{run:#?}");
+    is(&core, MachineStatus::Ready, true).await;
+    assert!(agent.is_running() && core.machines().await[0].kind == MachineKind::Static);
+    assert!(agent.stop().await.success());
+    is(&core, MachineStatus::Ready, false).await;
+
+    // Removed, it is gone, and its token opens nothing.
+    let path = format!("/api/v1/machines/{}", machine.id);
+    let token = core.admin_token();
+    let (status, text) = core.call(Some(&token), Method::DELETE, &path, None).await;
+    assert_eq!(status, StatusCode::NO_CONTENT, "{text}");
+    let (status, _) = core.call(Some(&token), Method::DELETE, &path, None).await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+    let agent = core.start_agent("rack", STAGELY, &arguments);
+    eventually("the agent is refused", async || {
+        let log = std::fs::read_to_string(core.path("rack.log")).unwrap();
+        log.contains("the agent id or the token is wrong").then_some(())
+    })
+    .await;
+    assert!(core.machines().await.is_empty());
+    assert!(agent.stop().await.success());
+    core.finish().await;
+}
+
+#[tokio::test]
+async fn a_registered_machine_whose_agent_dies_loses_its_job_and_gets_it_again_on_its_return() {
+    // A core that has just started waits for both graces before it gives a machine up.
+    let graces = "job-grace = \"3s\"\n[agents]\nreconnect-grace = \"3s\"\n";
+    let settings = format!("{NO_PROVIDER}{graces}");
+    let core = Core::start("rack-dies", &settings).await;
+    let (machine, config) = core.add_machine("rack").await;
+    let arguments = ["agent".as_ref(), "--config".as_ref(), config.as_path()];
+    let agent = core.start_agent("rack", STAGELY, &arguments);
+    let gate = Gate::new();
+    let dockerfile = format!("FROM busybox\nRUN : {}; {}\n", core.name, gate.command());
+    let manifest = "builds: { app: { context: . } }\n";
+    let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]).await;
+    gate.reached().await;
+
+    // Killed: no word of goodbye.
+    drop(agent);
+    let orphans = processes_with(&machine.id.to_string());
+    assert!(orphans.iter().any(|process| process.arguments.contains(&"buildx".to_owned())));
+    core.until(run, "the job waits again", |run| job(run, "app").status == JobStatus::Queued).await;
+    let agent = core.start_agent("rack", STAGELY, &arguments);
+    core.until(run, "it is tried again", |run| job(run, "app").attempt == 2).await;
+    // What the dead agent had started would push an older image over the new one.
+    eventually("the old build is gone", async || {
+        let all = processes_with(&machine.id.to_string());
+        let is_left = |orphan: &Process| all.iter().any(|process| process.pid == orphan.pid);
+        (!orphans.iter().any(is_left)).then_some(())
+    })
+    .await;
+    gate.reached().await;
+    gate.open();
+    let run = core.ended(run).await;
+
+    let app = job(&run, "app");
+    assert_eq!((run.status, app.attempt), (RunStatus::Completed, 2), "{run:#?}");
+    assert_eq!(app.lost_attempts[0].reason, FailureReason::MachineLost);
+    assert!(agent.stop().await.success());
+    core.finish().await;
+}
+
+#[tokio::test]
+async fn a_job_on_a_registered_machine_is_cancelled_and_the_machine_goes_on() {
+    let core = Core::start("rack-cancel", NO_PROVIDER).await;
+    let (_, config) = core.add_machine("rack").await;
+    let arguments = ["agent".as_ref(), "--config".as_ref(), config.as_path()];
+    let mut agent = core.start_agent("rack", STAGELY, &arguments);
+    let gate = Gate::new();
+    let dockerfile = format!("FROM busybox\nRUN : {}; {}\n", core.name, gate.command());
+    let manifest = "builds: { app: { context: . } }\n";
+    let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]).await;
+    gate.reached().await;
+
+    core.post::<serde_json::Value>(&format!("/runs/{run}/cancel"), serde_json::json!({})).await;
+    let run = core.ended(run).await;
+    gate.deserted().await;
+    assert_eq!(run.status, RunStatus::Cancelled);
+    is(&core, MachineStatus::Ready, true).await;
+
+    let files = [("Dockerfile", "FROM busybox\n")];
+    let next = core.run_of(&files).await;
+    assert_eq!(core.ended(next).await.status, RunStatus::Completed);
+    assert!(agent.is_running());
+    assert!(agent.stop().await.success());
+    core.finish().await;
+}
