@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use redb::{Database, ReadableDatabase as _, TableDefinition};
 use serde::{Deserialize, Serialize};
 
-use super::chunk::{Chunk, TEXT_BYTES_MAX};
+use super::chunk::Chunk;
 use super::{LogError, LogKey, StoredLine};
 use crate::ids::JobId;
 
@@ -16,6 +16,10 @@ pub(super) type ChunkKey = (u128, u32, u64);
 pub(super) const CHUNKS: TableDefinition<'static, ChunkKey, &[u8]> = TableDefinition::new("chunks");
 pub(super) const EXTENTS: TableDefinition<'static, (u128, u32), &[u8]> =
     TableDefinition::new("extents");
+
+/// Text read at once, in bytes, and what the last chunk has beyond it: a page of a log whose lines are
+/// long fits into one message, too.
+const READ_BYTES: usize = 512 * 1024;
 
 /// How far a log goes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,7 +111,7 @@ impl Tables {
             lines.extend(
                 stored.into_iter().skip(skip).inspect(|line| text_bytes += line.data.len()),
             );
-            if lines.len() >= lines_max || text_bytes >= TEXT_BYTES_MAX {
+            if lines.len() >= lines_max || text_bytes >= READ_BYTES {
                 break;
             }
         }
