@@ -154,9 +154,8 @@ impl Running {
     /// Waits until standard error holds `text`.
     pub(crate) fn says(&self, text: &str) {
         let says = || self.stderr.lock().unwrap().contains(text).then_some(());
-        if wait_for(says).is_none() {
-            panic!("in vain: {text:?} in\n{}", self.stderr.lock().unwrap());
-        }
+        let said = wait_for(says);
+        assert!(said.is_some(), "in vain: {text:?} in\n{}", self.stderr.lock().unwrap());
     }
 
     pub(crate) fn send(&self, signal: Signal) {
