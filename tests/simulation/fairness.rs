@@ -27,6 +27,7 @@ impl Turns {
             effects.iter().filter_map(|effect| served(core, before, effect)).collect();
         check_told(core, before, &served);
         for (turn, (machine, job)) in served.iter().enumerate() {
+            assert!(could_use(core, job, machine), "{} is on a machine of another kind", job.id);
             let later = served[turn + 1..].iter().map(|(_, job)| *job);
             let queued = core.jobs.values().filter(|job| is_ready(core, job));
             for waiting in queued.chain(later).filter(|it| could_use(core, it, machine)) {

@@ -1,5 +1,6 @@
 //! What one step may do to work that was going on before it, and what it must do.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use stagely::core::state::{
@@ -17,7 +18,9 @@ pub(crate) struct Before {
     machines: Vec<(Machine, Option<Timestamp>)>,
     /// The job that the event speaks of.
     spoken_of: Option<Job>,
-    /// Runs that were being planned.
+    /// Runs that had not ended.
+    open_runs: Vec<RunId>,
+    /// Those of them that were being planned, and since when.
     pending: Vec<(RunId, Timestamp)>,
 }
 
@@ -36,6 +39,7 @@ impl Before {
         let work = core.live_machines().filter_map(|machine| LiveWork::of(core, machine));
         let machines =
             core.live_machines().map(|machine| (machine.clone(), told_to_stop_at(core, machine)));
+        let open_runs = core.runs.values().filter(|run| !run.state.is_final());
         let pending = core.runs.values().filter(|run| run.state == RunState::Pending);
         Self {
             work: work.collect(),
@@ -46,6 +50,7 @@ impl Before {
                 }
                 _ => None,
             },
+            open_runs: open_runs.map(|run| run.id).collect(),
             pending: pending.map(|run| (run.id, run.created_at)).collect(),
         }
     }
@@ -66,6 +71,12 @@ impl Before {
             check_registered(&world.core, machine, event);
         }
         self.check_planning(world, event);
+        for run in &self.open_runs {
+            assert!(world.core.runs.contains_key(run), "{run} is forgotten alive");
+        }
+        for (machine, _) in &self.machines {
+            assert!(world.core.machines.contains_key(&machine.id), "{} is forgotten", machine.id);
+        }
         match event {
             Event::CoreStarted => assert!(world.core.live_machines().all(|it| !it.connected)),
             Event::AgentConnected { machine, holds, .. } => {
@@ -196,6 +207,32 @@ impl Before {
             };
             assert!(is_next, "{after:?} is not tried again");
         }
+    }
+}
+
+/// What agents held that they should not, and have not said that they stopped.
+#[derive(Default)]
+pub(crate) struct Strays(BTreeMap<MachineId, BTreeSet<Attempt>>);
+
+impl Strays {
+    /// Checks that no registered machine is free before its agent has stopped everything.
+    pub(crate) fn check(&mut self, core: &State, event: &Event) {
+        match event {
+            Event::AgentConnected { machine, holds, .. } => {
+                let current = core.machines.get(machine).and_then(|it| current(core, it));
+                let strays = holds.iter().copied().filter(|held| Some(*held) != current);
+                self.0.insert(*machine, strays.collect());
+            }
+            Event::JobReported { machine, job, attempt, .. } => {
+                if let Some(strays) = self.0.get_mut(machine) {
+                    strays.remove(&Attempt { job: *job, number: *attempt });
+                }
+            }
+            _ => {}
+        }
+        let mut free = core.live_machines().filter(|it| it.state == MachineState::Ready);
+        let is_stopping = |id| self.0.get(id).is_some_and(|strays| !strays.is_empty());
+        assert!(!free.any(|it| it.connected && is_stopping(&it.id)), "a machine is free too soon");
     }
 }
 

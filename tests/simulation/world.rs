@@ -18,7 +18,7 @@ use crate::fairness::Turns;
 use crate::invariants;
 use crate::plans;
 use crate::rng::Rng;
-use crate::transitions::Before;
+use crate::transitions::{Before, Strays};
 
 /// Actions before the faults stop.
 const ACTIONS: u64 = 160;
@@ -38,6 +38,7 @@ pub(crate) struct World {
     /// Machines that core had written off when it heard of them again.
     pub(crate) swept: BTreeSet<MachineId>,
     turns: Turns,
+    strays: Strays,
     /// Which machine was given an attempt.
     given: BTreeMap<Attempt, MachineId>,
     rng: Rng,
@@ -100,6 +101,7 @@ impl World {
             cloud: Cloud::default(),
             swept: BTreeSet::new(),
             turns: Turns::default(),
+            strays: Strays::default(),
             given: BTreeMap::new(),
             rng,
             agents: BTreeMap::new(),
@@ -172,6 +174,7 @@ impl World {
         invariants::check(self, event);
         before.check(self, event, &effects);
         self.turns.check(&self.core, &before, &effects);
+        self.strays.check(&self.core, event);
         self.uncommitted.extend(effects);
     }
 
@@ -193,6 +196,7 @@ impl World {
 
     /// One transaction; only then do effects run and are agents thanked.
     fn commit(&mut self) {
+        self.send_off();
         let changes = self.core.take_changes();
         invariants::check_history(&self.disk, &self.core, &changes);
         store(&mut self.disk, &self.core, &changes);
@@ -200,6 +204,17 @@ impl World {
         self.in_flight.append(&mut self.uncommitted);
         for (machine, attempt) in mem::take(&mut self.thanks) {
             self.tell(machine, Order::Thanks(attempt));
+        }
+    }
+
+    /// Messages to agents wait for nobody: they may be overtaken by events, and by one another, but not
+    /// by the next transaction.
+    fn send_off(&mut self) {
+        let (kept, messages): (Vec<_>, Vec<_>) =
+            mem::take(&mut self.in_flight).into_iter().partition(Effect::is_kept);
+        self.in_flight = kept;
+        for message in messages {
+            self.perform(&message);
         }
     }
 
@@ -533,8 +548,8 @@ impl World {
     }
 
     fn forget(&mut self) {
-        let runs = self.core.runs.values().filter(|run| run.ended_at.is_some());
-        let runs: Vec<RunId> = runs.map(|run| run.id).collect();
+        // Those that live must be refused.
+        let runs: Vec<RunId> = self.core.runs.keys().copied().collect();
         let machines: Vec<MachineId> = self.core.machines.keys().copied().collect();
         let runs = self.rng.pick(&runs).into_iter().collect();
         let machines = self.rng.pick(&machines).into_iter().collect();
