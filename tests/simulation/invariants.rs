@@ -197,6 +197,7 @@ pub(crate) fn check_history(disk: &Snapshot, core: &State, changes: &Changes) {
     for id in &changes.jobs {
         if let (Some(old), Some(new)) = (disk.jobs.get(id), core.jobs.get(id)) {
             assert!(!old.state.is_final() || old == new, "{id} changed after its end");
+            assert_eq!(old.queued_at, new.queued_at, "{id} loses its place in the queue");
         }
     }
     for id in &changes.runs {

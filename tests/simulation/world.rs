@@ -208,7 +208,7 @@ impl World {
     }
 
     /// Messages to agents wait for nobody: they may be overtaken by events, and by one another, but not
-    /// by the next transaction.
+    /// by the next transaction, nor by an agent that dials anew.
     fn send_off(&mut self) {
         let (kept, messages): (Vec<_>, Vec<_>) =
             mem::take(&mut self.in_flight).into_iter().partition(Effect::is_kept);
@@ -409,6 +409,10 @@ impl World {
 
     /// Core takes the oldest message of the agent.
     fn hear(&mut self, machine: MachineId) -> bool {
+        let agent = self.agents.get(&machine);
+        if agent.and_then(|it| it.session.as_ref()).is_some_and(|session| !session.is_open) {
+            self.send_off();
+        }
         let session = self.agents.get_mut(&machine).and_then(|agent| agent.session.as_mut());
         let message = session.and_then(|session| {
             session.is_open = true;
