@@ -44,9 +44,8 @@ async fn an_agent_that_knows_only_the_documented_messages_builds_and_joins_image
     assert_eq!(run.status, RunStatus::Completed);
     assert!(core.log(job(&run, "app_arm64")).await.contains(" the value\n"));
     let merged = job(&run, "app_merge");
-    let index = core.registry.manifest(&merged.image.to_string(), &core.path("docker"));
+    let index = core.registry.manifest(&merged.image.to_string());
     assert_eq!(index["manifests"].as_array().unwrap().len(), 2, "{index:#}");
-    std::fs::remove_dir_all(core.path("docker")).unwrap();
     drop(agents);
     core.finish().await;
 }
@@ -243,9 +242,9 @@ async fn given_a_job(core: &Core, manifest: &str) -> (Socket, RunId, String) {
 
 #[tokio::test]
 async fn an_agent_that_never_ends_a_job_is_overruled() {
-    let graces = "job-grace = \"2s\"\n[agents]\nreconnect-grace = \"2s\"\n";
+    let graces = "job-grace = \"5s\"\n[agents]\nreconnect-grace = \"2s\"\n";
     let core = Core::start("never-ends", &format!("{NO_PROVIDER}{graces}")).await;
-    let manifest = "builds: { app: { context: ., timeout: 2s } }\n";
+    let manifest = "builds: { app: { context: ., timeout: 5s } }\n";
     let (mut socket, run, job_id) = given_a_job(&core, manifest).await;
     let running = json!({ "type": "STATUS", "job_id": job_id, "state": "running" });
     socket.send(text(&running)).await.unwrap();
@@ -253,7 +252,7 @@ async fn an_agent_that_never_ends_a_job_is_overruled() {
     // It is told to stop, and put out when it does not.
     let (run, told) = tokio::join!(core.ended(run), answers(&mut socket));
     let app = job(&run, "app");
-    assert_eq!(app.reason, Some(FailureReason::Timeout { limit_seconds: 2 }), "{app:#?}");
+    assert_eq!(app.reason, Some(FailureReason::Timeout { limit_seconds: 5 }), "{app:#?}");
     assert!(told.iter().any(|message| message["type"] == "CANCEL"), "{told:?}");
     core.finish().await;
 }

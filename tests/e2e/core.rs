@@ -83,6 +83,9 @@ impl Core {
 
     pub(crate) async fn start_with(name: &str, registry: Registry, settings: &str) -> Self {
         assert!(geteuid().is_root(), "these tests look into processes of others: run them as root");
+        let docker = Command::new("docker").arg("version").output();
+        let answers = docker.is_ok_and(|output| output.status.success());
+        assert!(answers, "no Docker engine answers: scripts/setup starts one");
         let unique: u32 = rand::random_range(0x1000_0000..u32::MAX);
         let name = format!("e2e-{name}-{unique:x}");
         let folder = tempfile::Builder::new().prefix(&format!("{name}.")).tempdir().unwrap();

@@ -1,7 +1,7 @@
 //! The registry that images go to.
 
 use std::fs;
-use std::path::Path;
+use std::io::Write as _;
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
@@ -32,21 +32,23 @@ impl Registry {
         fs::read_to_string(&self.password_file).unwrap().trim().to_owned()
     }
 
-    /// What `docker buildx imagetools inspect --raw` says about `image`; logs in below `folder`.
-    pub(crate) fn manifest(&self, image: &str, folder: &Path) -> Value {
-        let docker = |arguments: &[&str]| {
+    /// What `docker buildx imagetools inspect --raw` says about `image`.
+    pub(crate) fn manifest(&self, image: &str) -> Value {
+        // The login must not lie where the tests look for logins left behind.
+        let config = tempfile::tempdir().unwrap();
+        let docker = |arguments: &[&str], input: &str| {
             let mut command = Command::new("docker");
-            command.args(arguments).env("DOCKER_CONFIG", folder).stdin(Stdio::piped());
-            command.stdout(Stdio::piped()).spawn().unwrap()
+            command.args(arguments).env("DOCKER_CONFIG", config.path());
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            let mut process = command.spawn().unwrap();
+            process.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+            let output = process.wait_with_output().unwrap();
+            assert!(output.status.success(), "docker {arguments:?}: {output:?}");
+            output.stdout
         };
         let user = ["login", "--username", &self.username, "--password-stdin", &self.url];
-        let mut login = docker(&user);
-        std::io::Write::write_all(&mut login.stdin.take().unwrap(), self.password().as_bytes())
-            .unwrap();
-        assert!(login.wait().unwrap().success());
-        let inspect = docker(&["buildx", "imagetools", "inspect", "--raw", image]);
-        let output = inspect.wait_with_output().unwrap();
-        assert!(output.status.success(), "{image} is not there");
-        serde_json::from_slice(&output.stdout).unwrap()
+        docker(&user, &self.password());
+        let raw = docker(&["buildx", "imagetools", "inspect", "--raw", image], "");
+        serde_json::from_slice(&raw).unwrap()
     }
 }
