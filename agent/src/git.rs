@@ -169,7 +169,8 @@ pub async fn fetch_commit(
 }
 
 /// Asks the repository at `url` what `name` stands for: a branch, a tag, a full `refs/…`, or `HEAD`
-/// (the default branch). A full commit id is returned as it is, without asking.
+/// (the default branch). A full commit id is returned as it is, without asking. `scratch` holds a
+/// repository of its own meanwhile.
 ///
 /// # Errors
 /// [`CloneError`]; [`CloneError::CommitGone`] when there is no such name.
@@ -177,14 +178,15 @@ pub async fn resolve_ref(
     url: &str,
     token: Option<SecretString>,
     name: &str,
+    scratch: &Path,
     cancel: &CancellationToken,
 ) -> Result<ResolvedRef, CloneError> {
     if let Ok(commit) = name.parse() {
         return Ok(ResolvedRef { commit, name: None });
     }
-    let (address, name) = (url.to_owned(), name.to_owned());
+    let (address, name, scratch) = (url.to_owned(), name.to_owned(), scratch.to_owned());
     on_thread(url.to_owned(), cancel, move |watch| {
-        remote::resolve(&Access::new(&address, token, watch)?, &name)
+        remote::resolve(&Access::new(&address, token, watch)?, &name, &scratch)
     })
     .await
 }

@@ -124,7 +124,9 @@ async fn a_redirect_to_another_host_gets_no_token() {
 
     fetch(with_token(request(url.clone(), &commit), TOKEN), "file").await.unwrap_err();
     let token = Some(SecretString::from(TOKEN));
-    resolve_ref(&url, token, "main", &CancellationToken::new()).await.unwrap_err();
+    resolve_ref(&url, token, "main", &std::env::temp_dir(), &CancellationToken::new())
+        .await
+        .unwrap_err();
 
     let requests = server.requests();
     assert!(requests.contains("/away/") && !requests.contains("localhost"), "{requests}");
@@ -193,12 +195,13 @@ async fn names_stand_for_commits() {
         ("refs/tags/light", Some("refs/tags/light")),
         (commit.as_str(), None),
     ];
+    let scratch = std::env::temp_dir();
     for (name, full) in cases {
-        let resolved = resolve_ref(&url, token(), name, &cancel).await.unwrap();
+        let resolved = resolve_ref(&url, token(), name, &scratch, &cancel).await.unwrap();
         assert_eq!((&resolved.commit, resolved.name.as_deref()), (&commit, full), "{name}");
     }
-    let error = resolve_ref(&url, token(), "nothing", &cancel).await.unwrap_err();
+    let error = resolve_ref(&url, token(), "nothing", &scratch, &cancel).await.unwrap_err();
     assert!(matches!(error, CloneError::CommitGone { .. }));
-    let error = resolve_ref(&url, None, "main", &cancel).await.unwrap_err();
+    let error = resolve_ref(&url, None, "main", &scratch, &cancel).await.unwrap_err();
     assert!(matches!(error, CloneError::Authentication { .. }), "{error:?}");
 }

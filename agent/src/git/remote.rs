@@ -10,6 +10,7 @@ use git2::{
     RemoteCallbacks, RemoteRedirect, Repository,
 };
 use secrecy::{ExposeSecret, SecretString};
+use tempfile::TempDir;
 use url::Url;
 
 use super::{CloneError, ResolvedRef, Watch, shown};
@@ -201,9 +202,14 @@ fn check_out(access: &Access, repository: &Repository, id: Oid) -> Result<(), Cl
 }
 
 /// Finds out what `name` stands for.
-pub(super) fn resolve(access: &Access, name: &str) -> Result<ResolvedRef, CloneError> {
+pub(super) fn resolve(
+    access: &Access,
+    name: &str,
+    scratch: &Path,
+) -> Result<ResolvedRef, CloneError> {
     // Only a repository's configuration can forbid redirects here, see `Access::options`.
-    let folder = tempfile::tempdir().map_err(|error| CloneError::Internal(error.to_string()))?;
+    let folder = TempDir::with_prefix_in("refs-", scratch);
+    let folder = folder.map_err(|error| CloneError::Internal(error.to_string()))?;
     let repository = Repository::init_bare(folder.path()).map_err(internal)?;
     let mut config = repository.config().map_err(internal)?;
     config.set_str("http.followRedirects", "false").map_err(internal)?;

@@ -47,10 +47,11 @@ impl Effects {
         let token = self.secrets.open_run(run)?.clone_token;
         let wanted = subject.run.requested_ref.clone().unwrap_or_else(|| "HEAD".to_owned());
         let url = subject.run.repository.clone();
-        let asked = (url.clone(), token.clone(), wanted);
+        let asked = (url.clone(), token.clone(), wanted, self.scratch.clone());
         let resolved = patiently(move || {
-            let (url, token, wanted) = asked.clone();
-            async move { git::resolve_ref(&url, token, &wanted, &CancellationToken::new()).await }
+            let (url, token, wanted, scratch) = asked.clone();
+            let never = CancellationToken::new();
+            async move { git::resolve_ref(&url, token, &wanted, &scratch, &never).await }
         })
         .await?;
         let checkout = self.check_out(url, &resolved, token).await?;
