@@ -1,5 +1,7 @@
 //! Reads a run's `stagely.yaml` at its commit and makes the plan.
 
+use std::future::pending;
+use std::pin::pin;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -32,9 +34,18 @@ struct Subject {
 }
 
 impl Effects {
-    /// Plans `run` and says what came of it.
+    /// Plans `run` and says what came of it. Stops when nobody waits for the plan any more.
     pub(super) async fn plan(&self, run: RunId) -> Event {
-        let plan = self.try_plan(run).await.map_err(|error| format!("{error:#}"));
+        let cancel = CancellationToken::new();
+        let mut planning = pin!(self.try_plan(run, &cancel));
+        let plan = tokio::select! {
+            plan = &mut planning => plan,
+            () = self.run_has_ended(run) => {
+                cancel.cancel();
+                planning.await
+            }
+        };
+        let plan = plan.map_err(|error| format!("{error:#}"));
         match &plan {
             Ok(plan) => info!(%run, commit = %plan.commit, jobs = plan.jobs.len(), "planned"),
             Err(error) => info!(%run, error, "not planned"),
@@ -42,19 +53,33 @@ impl Effects {
         Event::RunPlanned { run, plan }
     }
 
-    async fn try_plan(&self, run: RunId) -> anyhow::Result<PlannedRun> {
+    /// Waits until the run is cancelled, or its planning has taken too long.
+    async fn run_has_ended(&self, run: RunId) {
+        let mut changes = self.records.changes();
+        loop {
+            changes.mark_unchanged();
+            let is_final = |run: &Run| run.state.is_final();
+            if self.records.read().runs.get(&run).is_none_or(is_final) {
+                return;
+            }
+            if changes.changed().await.is_err() {
+                return pending().await;
+            }
+        }
+    }
+
+    async fn try_plan(&self, run: RunId, cancel: &CancellationToken) -> anyhow::Result<PlannedRun> {
         let subject = self.subject(run)?;
         let token = self.secrets.open_run(run)?.clone_token;
         let wanted = subject.run.requested_ref.clone().unwrap_or_else(|| "HEAD".to_owned());
         let url = subject.run.repository.clone();
-        let asked = (url.clone(), token.clone(), wanted, self.scratch.clone());
-        let resolved = patiently(move || {
-            let (url, token, wanted, scratch) = asked.clone();
-            let never = CancellationToken::new();
-            async move { git::resolve_ref(&url, token, &wanted, &scratch, &never).await }
+        let asked = (url.clone(), token.clone(), wanted, self.scratch.clone(), cancel.clone());
+        let resolved = patiently(cancel, move || {
+            let (url, token, wanted, scratch, cancel) = asked.clone();
+            async move { git::resolve_ref(&url, token, &wanted, &scratch, &cancel).await }
         })
         .await?;
-        let checkout = self.check_out(url, &resolved, token).await?;
+        let checkout = self.check_out(url, &resolved, token, cancel).await?;
         let registry = self.config.registry.url.clone();
         spawn_blocking(move || read_plan(&checkout, &registry, &subject, &resolved)).await?
     }
@@ -73,6 +98,7 @@ impl Effects {
         url: String,
         resolved: &ResolvedRef,
         token: Option<SecretString>,
+        cancel: &CancellationToken,
     ) -> anyhow::Result<TempDir> {
         let request = FetchRequest {
             url,
@@ -82,13 +108,13 @@ impl Effects {
             // Nothing is built here, so what only a build needs is left out.
             submodules: false,
         };
-        let scratch = self.scratch.clone();
-        let checkout = patiently(move || {
-            let (request, scratch) = (request.clone(), scratch.clone());
+        let (scratch, stop) = (self.scratch.clone(), cancel.clone());
+        let checkout = patiently(cancel, move || {
+            let (request, scratch, stop) = (request.clone(), scratch.clone(), stop.clone());
             async move {
                 let folder = TempDir::with_prefix_in("plan-", &scratch)
                     .map_err(|error| CloneError::Internal(error.to_string()))?;
-                git::fetch_commit(request, folder.path(), &CancellationToken::new()).await?;
+                git::fetch_commit(request, folder.path(), &stop).await?;
                 Ok(folder)
             }
         });
@@ -133,12 +159,16 @@ fn job_ids() -> impl FnMut() -> JobId {
 }
 
 /// Asks again where the network is at fault.
-async fn patiently<T>(ask: impl AsyncFn() -> Result<T, CloneError>) -> Result<T, CloneError> {
+async fn patiently<T>(
+    cancel: &CancellationToken,
+    ask: impl AsyncFn() -> Result<T, CloneError>,
+) -> Result<T, CloneError> {
     for wait in WAITS {
         match ask().await {
             Err(error @ (CloneError::Network { .. } | CloneError::Internal(_))) => {
                 warn!(%error, "asking the repository again in {wait:?}");
-                tokio::time::sleep(wait).await;
+                let sleep = tokio::time::sleep(wait);
+                cancel.run_until_cancelled(sleep).await.ok_or(CloneError::Cancelled)?;
             }
             answer => return answer,
         }
