@@ -322,6 +322,10 @@ impl Core {
             (queue.live_machines == 0).then_some(())
         })
         .await;
+        eventually("all planning has ended", async || {
+            files_below(&self.path("data/scratch")).is_empty().then_some(())
+        })
+        .await;
         let status = self.shut_down().await;
         assert!(status.success(), "core: {status}");
         let (_, stored) = Store::open(&self.path("data/core.redb")).unwrap();
