@@ -1,10 +1,12 @@
 //! Builds that fail, take too long, or are not wanted any more.
 
+use std::fs;
+
 use stagely::api::{JobStatus, RunStatus};
 use stagely_agent::protocol::FailureReason;
 
 use crate::core::{Core, job};
-use crate::host::Gate;
+use crate::host::{Gate, eventually};
 
 #[tokio::test]
 async fn a_failing_build_is_reported_with_its_last_lines_and_the_others_finish_first() {
@@ -86,6 +88,27 @@ async fn a_cancelled_run_stops_its_builds_and_starts_none_of_those_that_wait() {
     // Again: it stays as it is.
     core.post::<serde_json::Value>(&format!("/runs/{run}/cancel"), serde_json::json!({})).await;
     assert_eq!(core.view(run).await.status, RunStatus::Cancelled);
+    core.finish().await;
+}
+
+#[tokio::test]
+async fn a_run_that_is_cancelled_while_its_repository_does_not_answer_asks_no_more() {
+    let core = Core::start("cancel-planning", "").await;
+    let mut request = core.request();
+    request.repository = core.git.url("status", "503/app/.git");
+    let run = core.run(request).await;
+    let asked = || core.git.requests().matches("/status/503/").count();
+    eventually("the repository is asked", async || (asked() > 0).then_some(())).await;
+
+    core.post::<serde_json::Value>(&format!("/runs/{run}/cancel"), serde_json::json!({})).await;
+    assert_eq!(core.view(run).await.status, RunStatus::Cancelled);
+    // Uncancelled it would give up for another reason.
+    let reason = eventually("planning ends", async || {
+        let log = fs::read_to_string(core.path("core.log")).unwrap();
+        Some(log.lines().find(|line| line.contains("not planned"))?.to_owned())
+    })
+    .await;
+    assert!(reason.contains("cancelled"), "{reason}");
     core.finish().await;
 }
 
