@@ -3,14 +3,15 @@
 use std::time::Duration;
 
 use backon::{ExponentialBuilder, Retryable as _};
-use futures_util::StreamExt as _;
+use bytes::Bytes;
+use futures_util::{SinkExt as _, StreamExt as _};
 use reqwest::{Method, RequestBuilder, Response};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 use tokio::net::TcpStream;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::http::header::AUTHORIZATION;
 use tokio_tungstenite::tungstenite::http::{HeaderValue, StatusCode};
@@ -38,6 +39,12 @@ const RECONNECT: ExponentialBuilder = ExponentialBuilder::new()
     .with_max_delay(Duration::from_secs(10))
     .with_max_times(14)
     .with_jitter();
+
+/// A quiet connection is asked this often whether it is one; a link that was cut says nothing.
+const PING_INTERVAL: Duration = Duration::from_secs(15);
+
+/// Pings in a row that may go unanswered.
+const SILENT_PINGS: u32 = 2;
 
 /// The wait before a connection that ended is dialled anew, should every one end at once.
 const REDIAL_WAIT: Duration = Duration::from_millis(100);
@@ -71,6 +78,8 @@ pub enum ClientError {
         server: Url,
         /// What is wrong.
         detail: String,
+        /// The HTTP status, where that is all it said.
+        status: Option<u16>,
     },
 }
 
@@ -78,8 +87,11 @@ impl ClientError {
     const fn is_unreachable(&self) -> bool {
         match self {
             Self::Unreachable { .. } => true,
-            Self::Refused { status, .. } => *status >= 500,
-            Self::Answer { .. } => false,
+            // A proxy answers so for a core that is away.
+            Self::Refused { status, .. } | Self::Answer { status: Some(status), .. } => {
+                *status >= 500
+            }
+            Self::Answer { status: None, .. } => false,
         }
     }
 }
@@ -121,6 +133,7 @@ impl Client {
             .map_err(|error| ClientError::Answer {
                 server: server.clone(),
                 detail: error.to_string(),
+                status: None,
             })?;
         Ok(Self { http, server, token })
     }
@@ -271,7 +284,11 @@ impl Client {
     fn refusal(&self, status: u16, body: &[u8]) -> ClientError {
         match serde_json::from_slice(body) {
             Ok(ErrorBody { code, message }) => ClientError::Refused { status, code, message },
-            Err(_) => self.answer(format!("status {status}")),
+            Err(_) => ClientError::Answer {
+                server: self.server.clone(),
+                detail: format!("status {status}"),
+                status: Some(status),
+            },
         }
     }
 
@@ -280,7 +297,7 @@ impl Client {
     }
 
     fn answer(&self, detail: String) -> ClientError {
-        ClientError::Answer { server: self.server.clone(), detail }
+        ClientError::Answer { server: self.server.clone(), detail, status: None }
     }
 
     /// Opens a WebSocket, and waits for a core that is away.
@@ -297,7 +314,8 @@ impl Client {
             bearer.map_err(|_| self.answer("the token is not one of core's".to_owned()))?;
         bearer.set_sensitive(true);
         request.headers_mut().insert(AUTHORIZATION, bearer);
-        match connect_async(request).await {
+        let dialled = timeout(CONNECT_LIMIT, connect_async(request)).await;
+        match dialled.map_err(|too_late| self.unreachable(too_late))? {
             Ok((socket, _)) => Ok(socket),
             Err(tungstenite::Error::Http(response)) => {
                 let status: StatusCode = response.status();
@@ -313,15 +331,22 @@ impl Client {
         &self,
         socket: &mut Socket,
     ) -> Result<Option<T>, ClientError> {
-        while let Some(Ok(message)) = socket.next().await {
-            match message {
-                Message::Text(text) => {
+        let mut silent = 0;
+        while silent <= SILENT_PINGS {
+            match timeout(PING_INTERVAL, socket.next()).await {
+                Ok(Some(Ok(Message::Text(text)))) => {
                     let message = serde_json::from_str(&text);
                     return message.map(Some).map_err(|error| self.answer(error.to_string()));
                 }
-                Message::Close(_) => return Ok(None),
+                Ok(Some(Ok(Message::Close(_)) | Err(_)) | None) => return Ok(None),
                 // The library answers pings.
-                _ => {}
+                Ok(Some(Ok(_))) => silent = 0,
+                Err(_) => {
+                    silent += 1;
+                    if socket.send(Message::Ping(Bytes::new())).await.is_err() {
+                        return Ok(None);
+                    }
+                }
             }
         }
         Ok(None)

@@ -30,11 +30,6 @@ macro_rules! id {
             pub fn random() -> Self {
                 Self(Ulid::generate())
             }
-
-            /// The id as the wire carries it.
-            pub fn wire(self) -> WireId {
-                self.to_string().parse().expect("a prefixed ULID is 29 or 31 letters and digits")
-            }
         }
 
         impl fmt::Display for $name {
@@ -96,4 +91,11 @@ id! {
     /// Names one machine. We choose it before the provider is asked and tag the machine with it, so
     /// that a machine that outlives a crash of core can be found again.
     MachineId, "vm"
+}
+
+impl MachineId {
+    /// The id as the wire carries it.
+    pub fn wire(self) -> WireId {
+        self.to_string().parse().expect("a prefixed ULID is letters, digits and `_`")
+    }
 }

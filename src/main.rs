@@ -1,8 +1,9 @@
 //! Arguments → core, agent or a client command.
 
-use std::io::{self, IsTerminal as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
@@ -14,6 +15,14 @@ use stagely::cli::{doctor, machines, records, run, schema, token, validate};
 use stagely::core;
 use stagely_agent::exec::exec;
 use tracing_subscriber::EnvFilter;
+
+/// How long the threads of a command that has ended may take to end.
+const RUNTIME_END_LIMIT: Duration = Duration::from_secs(2);
+
+/// Libraries that log what they send and receive, tokens and passwords with it. They are heard of
+/// when something is wrong, whatever `STAGELY_LOG` says.
+const WIRE_LOGS: [&str; 6] =
+    ["tungstenite", "tokio_tungstenite", "hyper", "h2", "reqwest", "bollard"];
 
 /// Builds a pull request's container images on machines that live only as long as the build
 #[derive(Parser)]
@@ -88,18 +97,26 @@ enum AgentCommand {
     },
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    match perform(arguments.command).await {
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => return report(&error.into()),
+    };
+    let result = runtime.block_on(perform(arguments.command));
+    // A thread that waits for the system, for a disk that hangs say, does not keep the process.
+    runtime.shutdown_timeout(RUNTIME_END_LIMIT);
+    match result {
         Ok(code) => code,
         // Whoever read our output has enough of it.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::from(EXIT_UNUSABLE)
-        }
+        Err(error) => report(&error),
     }
+}
+
+fn report(error: &anyhow::Error) -> ExitCode {
+    eprintln!("error: {error:#}");
+    ExitCode::from(EXIT_UNUSABLE)
 }
 
 async fn perform(command: Command) -> anyhow::Result<ExitCode> {
@@ -119,7 +136,9 @@ async fn perform(command: Command) -> anyhow::Result<ExitCode> {
         Command::Core(arguments) => run_core(&arguments).await,
         Command::Agent(arguments) => run_agent(arguments).await,
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Arguments::command(), "stagely", &mut io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "stagely", &mut script);
+            io::stdout().write_all(&script)?;
             Ok(ExitCode::SUCCESS)
         }
     }
@@ -132,11 +151,20 @@ fn start_log(command: &Command) -> anyhow::Result<()> {
         Command::Core(_) | Command::Agent(AgentArgs { command: None, .. }) => "info",
         _ => "off",
     };
-    let filter = std::env::var("STAGELY_LOG").unwrap_or_else(|_| default.to_owned());
-    let filter: EnvFilter = filter.parse().context("STAGELY_LOG is not a filter")?;
+    let filter = match std::env::var("STAGELY_LOG") {
+        Ok(wanted) => quiet_wire(wanted.parse().context("STAGELY_LOG is not a filter")?)?,
+        Err(_) => EnvFilter::new(default),
+    };
     let log = tracing_subscriber::fmt().with_writer(io::stderr).with_env_filter(filter);
     log.with_ansi(io::stderr().is_terminal()).init();
     Ok(())
+}
+
+fn quiet_wire(mut filter: EnvFilter) -> anyhow::Result<EnvFilter> {
+    for library in WIRE_LOGS {
+        filter = filter.add_directive(format!("{library}=warn").parse()?);
+    }
+    Ok(filter)
 }
 
 async fn run_core(arguments: &CoreArgs) -> anyhow::Result<ExitCode> {

@@ -19,24 +19,22 @@ pub struct ServerArgs {
     /// A file that holds the API token, for --server
     #[arg(long, value_name = "FILE", env = "STAGELY_TOKEN_FILE", help_heading = "Server")]
     pub token_file: Option<PathBuf>,
-    /// The data folder of a core that runs on this machine; its address and admin token lie there.
-    /// Default: the user's own state folder
-    #[arg(
-        long,
-        value_name = "FOLDER",
-        env = "STAGELY_DATA_DIR",
-        conflicts_with = "server",
-        help_heading = "Server"
-    )]
+    /// The data folder of a core that runs on this machine, instead of --server: its address and
+    /// admin token lie there
+    #[arg(long, value_name = "FOLDER", help_heading = "Server")]
     pub data_dir: Option<PathBuf>,
 }
 
 impl ServerArgs {
-    /// The core that was named; `None` where none was.
+    /// The core that was named; `None` where none was. A folder, which is only ever named on the
+    /// command line, goes before an address, which may come from the environment.
     ///
     /// # Errors
-    /// A token that is missing or cannot be read; an address that is none.
-    pub fn remote(&self) -> anyhow::Result<Option<Client>> {
+    /// A token that is missing or cannot be read; an address that is none; a folder without a core.
+    pub fn named(&self) -> anyhow::Result<Option<Client>> {
+        if let Some(folder) = &self.data_dir {
+            return running_on(folder)?.map(Some).with_context(|| no_core(folder));
+        }
         let Some(server) = &self.server else { return Ok(None) };
         if !matches!(server.scheme(), "http" | "https") {
             bail!("--server {server}: must start with https:// or http://");
@@ -58,35 +56,24 @@ impl ServerArgs {
         }
     }
 
-    /// The data folder to look in.
-    ///
-    /// # Errors
-    /// When the user has no home.
-    pub fn data_dir(&self) -> anyhow::Result<PathBuf> {
-        match &self.data_dir {
-            Some(folder) => Ok(folder.clone()),
-            None => state_folder(),
-        }
-    }
-
-    /// The core that was named, or the one that runs on the data folder.
+    /// The core that was named, or the one in a `stagely run` of this user.
     ///
     /// # Errors
     /// When there is none.
     pub fn running(&self) -> anyhow::Result<Client> {
-        if let Some(client) = self.remote()? {
+        if let Some(client) = self.named()? {
             return Ok(client);
         }
-        let folder = self.data_dir()?;
-        let client = running_on(&folder)?;
-        client.with_context(|| {
-            format!(
-                "no core runs on {}; name one with --server, or with --data-dir if it runs on this \
-                 machine",
-                folder.display()
-            )
-        })
+        let folder = state_folder()?;
+        running_on(&folder)?.with_context(|| no_core(&folder))
     }
+}
+
+fn no_core(folder: &Path) -> String {
+    format!(
+        "no core runs on {}; name one with --server, or with --data-dir if it runs on this machine",
+        folder.display()
+    )
 }
 
 /// The core that runs on `data_dir`; `None` if none does.
@@ -113,7 +100,10 @@ fn read_token(path: &Path) -> anyhow::Result<SecretString> {
 }
 
 /// Where `stagely run` keeps its core's data: `$XDG_STATE_HOME/stagely`, or the system's equivalent.
-fn state_folder() -> anyhow::Result<PathBuf> {
+///
+/// # Errors
+/// When the user has no home.
+pub fn state_folder() -> anyhow::Result<PathBuf> {
     let folder = dirs::state_dir().or_else(dirs::data_local_dir);
-    Ok(folder.context("this user has no home; name a folder with --data-dir")?.join("stagely"))
+    Ok(folder.context("this user has no home: set XDG_STATE_HOME")?.join("stagely"))
 }

@@ -12,7 +12,7 @@ use stagely_agent::protocol::{Arch, RegistryAuth};
 use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 
-use super::connect::ServerArgs;
+use super::connect::{ServerArgs, state_folder};
 use super::records::print;
 use super::settings::Settings;
 use crate::api::ListRuns;
@@ -80,14 +80,14 @@ impl Finding {
 /// A configuration that cannot be read; standard output that cannot be written.
 pub async fn doctor(arguments: DoctorArgs) -> anyhow::Result<ExitCode> {
     let config = arguments.settings.read()?;
-    let data_dir = arguments.server.data_dir()?;
+    let data_dir = state_folder()?;
     let mut findings = engine(&config).await;
     findings.push(buildx().await);
     findings.push(emulation());
-    findings.push(if arguments.settings.names_registry() {
-        registry(&config).await
-    } else {
+    findings.push(if config.registry == RegistryConfig::default() {
         Finding::ok("registry", "none is configured: `stagely run` starts one in a container")
+    } else {
+        registry(&config).await
     });
     findings.push(git().await);
     findings.push(disk(&config, &data_dir).await);
@@ -257,7 +257,7 @@ async fn disk(config: &Config, data_dir: &Path) -> Finding {
 
 async fn server(arguments: &ServerArgs) -> Option<Finding> {
     let which = ListRuns { limit: Some(1), before: None };
-    let asked = match arguments.remote() {
+    let asked = match arguments.named() {
         Ok(None) => return None,
         Ok(Some(client)) => match client.runs(&which).await {
             Ok(_) => Ok(client.server().to_string()),

@@ -1,5 +1,6 @@
 //! A core in this process, for people who have no server: its data lies in the user's state folder.
 
+use std::net::Ipv4Addr;
 use std::num::NonZeroU32;
 use std::path::Path;
 use std::time::Duration;
@@ -8,10 +9,10 @@ use anyhow::Context as _;
 use tokio::time::sleep;
 use tracing::info;
 
-use super::connect::{ServerArgs, running_on};
+use super::connect::{ServerArgs, running_on, state_folder};
 use crate::api::ListRuns;
 use crate::client::Client;
-use crate::config::Config;
+use crate::config::{Config, ProviderName};
 use crate::core::store::StoreError;
 use crate::core::{self, Running};
 
@@ -40,8 +41,10 @@ impl Embedded {
     /// What keeps core from starting.
     pub async fn start(mut config: Config, data_dir: &Path) -> anyhow::Result<Option<Self>> {
         data_dir.clone_into(&mut config.core.data_dir);
-        config.core.listen.set_port(0);
+        // A file that was written for a server does not make this a server.
+        config.core.listen = (Ipv4Addr::LOCALHOST, 0).into();
         config.core.public_url = None;
+        config.builders.provider = ProviderName::Local;
         config.agents.give_up_after = config.agents.give_up_after.min(GIVE_UP_AFTER);
         let core = match core::start(config).await {
             Ok(core) => core,
@@ -109,10 +112,10 @@ impl Records {
     /// # Errors
     /// When the core that was named cannot be asked, or none can be started.
     pub async fn open(server: &ServerArgs) -> anyhow::Result<Self> {
-        if server.server.is_some() || server.data_dir.is_some() {
-            return Ok(Self::Running(server.running()?));
+        if let Some(client) = server.named()? {
+            return Ok(Self::Running(client));
         }
-        let folder = server.data_dir()?;
+        let folder = state_folder()?;
         match Embedded::start(Config::default(), &folder).await? {
             Some(embedded) => Ok(Self::Embedded(embedded)),
             None => running_on(&folder)?

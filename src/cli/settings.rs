@@ -80,13 +80,6 @@ impl Settings {
     }
 }
 
-impl Settings {
-    /// Whether the user said where images go.
-    pub const fn names_registry(&self) -> bool {
-        self.config.is_some() || self.registry.is_some()
-    }
-}
-
 impl Place {
     /// Puts the options over `config`.
     pub fn apply(&self, config: &mut Config) {

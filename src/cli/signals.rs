@@ -5,6 +5,9 @@ use std::io;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+/// The exit code of a service that is told to end twice: 128 + SIGINT.
+const EXIT_INTERRUPTED: i32 = 130;
+
 /// Counts the wishes of somebody at the terminal, or of a supervisor, that the command ends.
 #[derive(Debug)]
 pub struct Interrupts {
@@ -37,7 +40,7 @@ impl Interrupts {
     }
 }
 
-/// A token that fires at the first signal.
+/// A token that fires at the first signal. The second ends the process at once.
 ///
 /// # Errors
 /// When the system refuses.
@@ -48,6 +51,8 @@ pub fn stop_token() -> io::Result<CancellationToken> {
     tokio::spawn(async move {
         interrupts.next().await;
         stopping.cancel();
+        interrupts.next().await;
+        std::process::exit(EXIT_INTERRUPTED);
     });
     Ok(stop)
 }

@@ -50,6 +50,10 @@ impl Ended {
 
 impl Person {
     pub(crate) fn new(name: &str) -> Self {
+        for setting in ["", "_USERNAME", "_PASSWORD_FILE"] {
+            let setting = format!("STAGELY_REGISTRY{setting}");
+            assert!(std::env::var_os(&setting).is_some(), "{setting} is not set: run scripts/test");
+        }
         let unique: u32 = rand::random_range(0x1000_0000..u32::MAX);
         let name = format!("cli-{name}-{unique:x}");
         let home = tempfile::Builder::new().prefix(&format!("{name}.")).tempdir().unwrap();
@@ -110,13 +114,31 @@ impl Person {
         command
     }
 
+    /// Starts `stagely` on a terminal of its own. All that it shows there is standard error here.
+    pub(crate) fn starts_at_terminal(&self, arguments: &str) -> Running {
+        let stagely = env!("CARGO_BIN_EXE_stagely");
+        let line = format!("stty cols 100 rows 30; exec {stagely} {arguments}");
+        let mut script = Command::new("sh");
+        script.args([
+            "-c",
+            "exec script --quiet --return --flush --command \"$0\" /dev/null >&2",
+            &line,
+        ]);
+        for (name, value) in self.stagely(&[]).get_envs() {
+            script.env(name, value.unwrap_or_default());
+        }
+        script.env("TERM", "xterm").current_dir(self.repository()).stdin(Stdio::null());
+        script.stdout(Stdio::piped()).stderr(Stdio::piped());
+        Running::of(script)
+    }
+
     /// Runs `stagely` to its end.
     pub(crate) fn does(&self, arguments: &[&str]) -> Ended {
         self.stagely(arguments).output().unwrap().into()
     }
 
     pub(crate) fn starts(&self, arguments: &[&str]) -> Running {
-        Running::of(self.stagely(arguments).spawn().unwrap())
+        Running::of(self.stagely(arguments))
     }
 
     /// Nothing of this person's builds runs any more, and no temporary file is left.
@@ -138,7 +160,8 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    fn of(mut child: Child) -> Self {
+    fn of(mut command: Command) -> Self {
+        let mut child = command.spawn().unwrap();
         let mut pipe = child.stderr.take().unwrap();
         let stderr = std::sync::Arc::new(std::sync::Mutex::new(String::new()));
         let text = std::sync::Arc::clone(&stderr);
@@ -158,8 +181,20 @@ impl Running {
         assert!(said.is_some(), "in vain: {text:?} in\n{}", self.stderr.lock().unwrap());
     }
 
+    /// What standard error holds so far.
+    pub(crate) fn shown(&self) -> String {
+        self.stderr.lock().unwrap().clone()
+    }
+
     pub(crate) fn send(&self, signal: Signal) {
         kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).unwrap();
+    }
+
+    /// What Ctrl-C on its terminal does to a command that [`Person::starts_at_terminal`] started.
+    pub(crate) fn interrupts_at_terminal(&self) {
+        let parent = self.child.id().to_string();
+        let sent = Command::new("pkill").args(["-INT", "-P", &parent]).status();
+        assert!(sent.unwrap().success());
     }
 
     pub(crate) fn ends(mut self) -> Ended {
@@ -201,7 +236,7 @@ pub(crate) fn eventually<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
 pub(crate) fn processes_with(text: &str) -> Vec<String> {
     let commands = fs::read_dir("/proc").unwrap().filter_map(|entry| {
         let command = fs::read(entry.ok()?.path().join("cmdline")).ok()?;
-        Some(String::from_utf8_lossy(&command).replace('\0', " "))
+        Some(String::from_utf8_lossy(&command).replace('\0', " ").trim_end().to_owned())
     });
     commands.filter(|command| command.contains(text)).collect()
 }

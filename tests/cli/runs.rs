@@ -199,3 +199,49 @@ fn a_second_run_waits_for_the_first_which_can_be_asked_and_cancelled() {
     second.ends().with(130);
     person.leaves_nothing();
 }
+
+#[test]
+fn on_a_terminal_each_job_has_a_line_also_when_it_is_tried_again() {
+    let person = Person::new("terminal");
+    sleeping(&person);
+    let run = person.starts_at_terminal("run");
+    run.says("RUN echo asleep");
+    let machines = person.path("state/stagely/machines");
+    let agents = processes_with(&format!("agent --config {}", machines.display()));
+    assert_eq!(agents.len(), 1, "{agents:?}");
+    kill_all(&agents);
+    run.says("attempt 1 came to nothing");
+    run.says("starting");
+    eventually("the second attempt sleeps", || {
+        let shown = run.shown();
+        let (_, second) = shown.split_once("starting")?;
+        second.contains("RUN echo asleep").then_some(())
+    });
+    run.interrupts_at_terminal();
+    let ended = run.ends().with(130);
+    assert!(ended.stderr.contains("- app cancelled"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("JOB  PLATFORM"), "{}", ended.stderr);
+    person.leaves_nothing();
+}
+
+fn kill_all(commands: &[String]) {
+    for command in commands {
+        let killed = Command::new("pkill").args(["-KILL", "-f", "-x", "--", command]).status();
+        assert!(killed.unwrap().success(), "{command}");
+    }
+}
+
+#[test]
+fn a_log_of_everything_holds_no_secret() {
+    let person = Person::new("trace");
+    person.commit(&[("stagely.yaml", YAML), ("Dockerfile", "FROM busybox\n")]);
+    let output = person.stagely(&["run"]).env("STAGELY_LOG", "trace").output().unwrap();
+    let log = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && log.contains(" DEBUG "), "{log}");
+    let password = std::env::var("STAGELY_REGISTRY_PASSWORD_FILE").unwrap();
+    let password = std::fs::read_to_string(password).unwrap();
+    let token = std::fs::read_to_string(person.path("state/stagely/admin.token")).unwrap();
+    for secret in ["stagely_vm_", password.trim(), token.trim()] {
+        assert!(!log.contains(secret), "{secret}");
+    }
+}

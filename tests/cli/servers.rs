@@ -78,6 +78,10 @@ fn a_run_can_be_started_followed_and_cancelled_by_separate_commands() {
     let person = Person::new("detached");
     let server = Server::start(&person);
     let admin = server.token("admin");
+    // A command that leaves cannot serve its folder.
+    person.commit(&[("stagely.yaml", "builds: {app: {context: .}}\n")]);
+    let refused = server.does(&admin, &["run", "--detach"]).with(4).stderr;
+    assert!(refused.contains("no remote `origin`"), "{refused}");
     // Nobody serves this address; the run waits for it until it is cancelled.
     let address = format!("http://127.0.0.1:{}/r.git", free_port());
     let started = server.does(&admin, &["run", &address, "--detach"]).with(0);
@@ -98,6 +102,11 @@ fn machines_are_registered_and_taken_back() {
     let admin = server.token("admin");
     let added = server.does(&admin, &["machines", "add", "--arch", "arm64", "--name", "desk"]);
     let added = added.with(0);
+    // A folder on the command line goes before an address in the environment.
+    let data = person.path("data");
+    let mut elsewhere = person.stagely(&["machines", "--data-dir", data.to_str().unwrap()]);
+    let elsewhere = elsewhere.env("STAGELY_SERVER", "http://127.0.0.1:1").output().unwrap();
+    assert!(Ended::from(elsewhere).with(0).stdout.contains("desk"));
     assert!(added.stderr.contains("/etc/stagely/agent.json"), "{}", added.stderr);
     let agent: Value = serde_json::from_str(&added.stdout).unwrap();
     let id = agent["agent_id"].as_str().unwrap();

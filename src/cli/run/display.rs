@@ -8,7 +8,7 @@ use std::time::Duration;
 use console::{strip_ansi_codes, style};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-use crate::api::{FollowedLine, JobStatus, JobView, RunStatus, RunView};
+use crate::api::{FollowedLine, JobStatus, JobView, LostAttempt, RunStatus, RunView};
 use crate::ids::JobId;
 
 /// The last lines of a failed job that are shown on a terminal; the others are in its log.
@@ -40,7 +40,10 @@ struct JobProgress {
     /// Padded, so that names stand in a column.
     name: String,
     status: JobStatus,
-    attempt: u32,
+    /// How many lost attempts were told of.
+    told_losses: usize,
+    /// The attempt that what follows is of.
+    told_attempt: u32,
     /// What it is at.
     step: String,
     /// The steps of `BuildKit` that were seen, by their numbers.
@@ -92,16 +95,15 @@ impl Display {
         let screen = &self.screen;
         let progress =
             self.jobs.entry(job.id).or_insert_with(|| JobProgress::new(job, width, screen));
-        let (old, old_attempt) = (progress.status, progress.attempt);
-        (progress.status, progress.attempt) = (job.status, job.attempt);
+        let old = std::mem::replace(&mut progress.status, job.status);
         if job.status == JobStatus::Running && old != JobStatus::Running {
             progress.bar.reset_elapsed();
         }
         progress.draw(job);
-        if old == job.status && old_attempt == job.attempt {
-            return;
+        let mut told = progress.losses(job);
+        if old != job.status {
+            told.extend(progress.change(job, matches!(screen, Screen::Live(_))));
         }
-        let told = progress.change(job, matches!(screen, Screen::Live(_)));
         for line in told {
             self.say(&line);
         }
@@ -110,9 +112,7 @@ impl Display {
     /// What a job said.
     pub(super) fn show_lines(&mut self, job: JobId, attempt: u32, lines: &[FollowedLine]) {
         let Some(progress) = self.jobs.get_mut(&job) else { return };
-        if attempt != progress.attempt {
-            progress.seen.clear();
-        }
+        progress.go_on_with(attempt);
         let mut told = Vec::new();
         for line in lines {
             progress.take_line(&line.data);
@@ -155,11 +155,22 @@ impl JobProgress {
         Self {
             name,
             status: JobStatus::Queued,
-            attempt: 0,
+            told_losses: 0,
+            told_attempt: 0,
             step: String::new(),
             seen: BTreeSet::new(),
             tail: VecDeque::new(),
             bar,
+        }
+    }
+
+    /// What was said in an earlier attempt is not what the job is at.
+    fn go_on_with(&mut self, attempt: u32) {
+        if attempt != self.told_attempt {
+            self.told_attempt = attempt;
+            self.step.clear();
+            self.seen.clear();
+            self.tail.clear();
         }
     }
 
@@ -179,7 +190,9 @@ impl JobProgress {
             JobStatus::Queued | JobStatus::Provisioning => {
                 return self.bar.set_message(job.status.as_str());
             }
-            JobStatus::Running if self.step.is_empty() => return self.bar.set_message("starting"),
+            JobStatus::Running if self.step.is_empty() || self.told_attempt != job.attempt => {
+                return self.bar.set_message("starting");
+            }
             JobStatus::Running => return,
             JobStatus::Completed => style("✓").green(),
             JobStatus::Failed => style("✗").red(),
@@ -193,14 +206,21 @@ impl JobProgress {
         }
     }
 
+    /// What is said of attempts that came to nothing since the last look.
+    fn losses(&mut self, job: &JobView) -> Vec<String> {
+        let new = job.lost_attempts.iter().skip(self.told_losses);
+        let tell = |lost: &LostAttempt| {
+            format!("{}: attempt {} came to nothing: {}", job.name, lost.attempt, lost.reason)
+        };
+        let told = new.map(tell).collect();
+        self.told_losses = job.lost_attempts.len();
+        told
+    }
+
     /// What is said of a change beside the job's line.
     fn change(&self, job: &JobView, is_live: bool) -> Vec<String> {
         let name = &job.name;
         let mut lines = Vec::new();
-        if let Some(lost) = job.lost_attempts.last().filter(|_| job.status == JobStatus::Queued) {
-            let again = job.attempt + 1;
-            lines.push(format!("{name}: {}; attempt {again} comes", lost.reason));
-        }
         match job.status {
             JobStatus::Failed => {
                 if is_live {

@@ -22,12 +22,13 @@ use self::outcome::{EXIT_CANCELLED, EXIT_CODES, exit_code, report};
 use self::snapshot::Wanted;
 use self::source::{Named, Source, is_on_this_machine};
 use self::watch::{Update, Watch};
-use super::connect::ServerArgs;
+use super::connect::{ServerArgs, state_folder};
 use super::embedded::{Embedded, builders_of_this_machine};
 use super::settings::Settings;
 use super::signals::Interrupts;
 use crate::api::{CreateRun, RunView};
 use crate::client::Client;
+use crate::config::RegistryConfig;
 use crate::ids::RunId;
 
 /// Builds a repository's images and shows it
@@ -62,7 +63,7 @@ pub struct RunArgs {
     /// A file that holds a token for the repository; the variable `STAGELY_CLONE_TOKEN` may hold one too
     #[arg(long, value_name = "FILE")]
     clone_token_file: Option<PathBuf>,
-    /// Start the run and leave; print its id. Needs --server
+    /// Start the run and leave; print its id. Needs --server or --data-dir
     #[arg(long)]
     detach: bool,
     /// Print the result as JSON
@@ -111,9 +112,9 @@ impl Place {
 /// # Errors
 /// What kept the run from starting, or from being followed to its end.
 pub async fn run(arguments: RunArgs) -> anyhow::Result<ExitCode> {
-    let server = arguments.server.remote()?;
+    let server = arguments.server.named()?;
     if arguments.detach && server.is_none() {
-        bail!("--detach needs a core that goes on: name one with --server");
+        bail!("--detach needs a core that goes on: name one with --server or --data-dir");
     }
     // Mistakes in what is asked for show before anything is started.
     let source = arguments.source(server.as_ref()).await?;
@@ -153,7 +154,8 @@ impl RunArgs {
             Named::Address(_) if self.dirty => bail!("--dirty is for folders of this machine"),
             Named::Address(url) => Source::at(&url, self.reference.clone(), token),
             Named::Folder(folder) => {
-                if server.is_none_or(|server| is_on_this_machine(server.server())) {
+                let stays_here = server.is_none_or(|it| is_on_this_machine(it.server()));
+                if stays_here && !self.detach {
                     Source::serve(&folder, wanted).await?
                 } else {
                     Source::remote_of(&folder, wanted, token)?
@@ -184,11 +186,11 @@ impl RunArgs {
         if self.settings.config.is_none() && self.settings.max_concurrent.is_none() {
             config.builders.max_concurrent = builders_of_this_machine();
         }
-        if !self.settings.names_registry() {
+        if config.registry == RegistryConfig::default() {
             let host = config.local.docker_host.as_deref();
             config.registry.url = registry::ensure(host).await?;
         }
-        Embedded::start_when_free(config, &self.server.data_dir()?).await
+        Embedded::start_when_free(config, &state_folder()?).await
     }
 
     async fn run_at(&self, client: &Client, source: Source) -> anyhow::Result<End> {

@@ -25,6 +25,11 @@ pub(super) enum SnapshotError {
     /// It lies in no repository.
     #[error("{0} is not in a Git repository; `git init` and commit, or give the address of one")]
     NoRepository(PathBuf),
+    /// Git does not trust a repository of another user.
+    #[error(
+        "{0} belongs to another user; if you trust it: git config --global --add safe.directory {0}"
+    )]
+    OfSomebodyElse(PathBuf),
     /// Its repository has no commit.
     #[error("{0} has no commit yet: commit first, or build what lies there with --dirty")]
     NoCommit(PathBuf),
@@ -97,8 +102,11 @@ impl Snapshot {
     /// # Errors
     /// [`SnapshotError`]
     pub(super) fn take(folder: &Path, wanted: Wanted<'_>) -> Result<Self, SnapshotError> {
-        let user = Repository::discover(folder)
-            .map_err(|_| SnapshotError::NoRepository(folder.to_owned()))?;
+        let user = Repository::discover(folder).map_err(|error| match error.code() {
+            ErrorCode::NotFound => SnapshotError::NoRepository(folder.to_owned()),
+            ErrorCode::Owner => SnapshotError::OfSomebodyElse(folder.to_owned()),
+            _ => SnapshotError::Git(error),
+        })?;
         let origin = user.workdir().unwrap_or(user.path()).to_owned();
         let bare = borrow(&user)?;
         let (commit, name) = match wanted {

@@ -91,7 +91,8 @@ impl Source {
         })
     }
 
-    /// A folder's commit as its remote has it, for agents that do not reach this machine.
+    /// A folder's commit as its remote has it, for agents that do not reach this machine, or not
+    /// any more.
     ///
     /// # Errors
     /// A folder without a remote, or a commit that was not pushed.
@@ -102,18 +103,19 @@ impl Source {
     ) -> anyhow::Result<Self> {
         if wanted == Wanted::Dirty {
             bail!(
-                "--dirty needs agents on this machine: what is not pushed cannot be cloned elsewhere"
+                "--dirty needs builders on this machine and a command that stays: what is not pushed \
+                 cannot be cloned elsewhere"
             );
         }
         let snapshot = Snapshot::take(folder, wanted)?;
         let user = Repository::open(&snapshot.origin)?;
         let origin = user.find_remote("origin").context(
-            "the builders of --server clone from elsewhere, and this repository has no remote \
-             `origin`; give the address of the repository instead of a folder",
+            "the builders cannot clone from this folder, and it has no remote `origin`; give the \
+             address of the repository instead of a folder",
         )?;
         let address = origin.url().context("the address of the remote `origin` is not text")?;
         let Named::Address(url) = Named::parse(address)? else {
-            bail!("the remote `origin` is {address}, which the builders of --server do not reach");
+            bail!("the remote `origin` is {address}, which the builders do not reach");
         };
         if !is_pushed(&user, &snapshot.commit)? {
             bail!("commit {} is on no branch of `origin`: push it first", snapshot.commit);
