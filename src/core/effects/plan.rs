@@ -136,7 +136,7 @@ fn read_plan(
     resolved: &ResolvedRef,
 ) -> Result<PlannedRun, PlanFailure> {
     let root = checkout.path();
-    let bytes = manifest::read_file(&root.join(manifest::FILE_NAME)).map_err(|error| {
+    let bytes = manifest::read_checkout(root).map_err(|error| {
         let (file, commit) = (manifest::FILE_NAME, &resolved.commit);
         failed(FailureReason::Manifest, format!("{file} cannot be read at {commit}: {error}"))
     })?;
