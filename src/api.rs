@@ -149,6 +149,9 @@ pub struct RunView {
     pub id: RunId,
     /// How far it is.
     pub status: RunStatus,
+    /// Whose fault it was that it has no jobs. Those of failed jobs are with the jobs.
+    #[schema(value_type = Option<Object>)]
+    pub reason: Option<FailureReason>,
     /// Why it has no jobs: every error of `stagely.yaml`, a line each.
     pub error: Option<String>,
     /// Why it is being, or was, stopped.

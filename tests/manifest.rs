@@ -8,11 +8,13 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::time::Duration;
 
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 use proptest::prelude::*;
 use serde_json::Value;
 use stagely::core::state::MachineSize;
 use stagely::manifest::{
-    Build, FILE_BYTES_MAX, Manifest, check_paths, json_schema, parse, validate,
+    Build, FILE_BYTES_MAX, Manifest, check_paths, json_schema, parse, read_checkout, validate,
 };
 use stagely_agent::protocol::{Arch, Platform};
 
@@ -689,6 +691,31 @@ builds:
                 "stagely.yaml:3:33: builds.b.dockerfile: `away` leads out of the repository",
             ]
         );
+    }
+
+    #[test]
+    fn the_file_itself_is_one_of_the_repository() {
+        let outside = repository(&[]);
+        fs::write(outside.path().join("secret"), "a secret of the host").unwrap();
+        mkfifo(&outside.path().join("fifo"), Mode::S_IRWXU).unwrap();
+        let root = repository(&["ci/stagely.yaml"]);
+        let file = root.path().join("stagely.yaml");
+        let mut read = |target: &Path| {
+            symlink(target, &file).unwrap();
+            let bytes = read_checkout(root.path());
+            fs::remove_file(&file).unwrap();
+            bytes.map_err(|error| error.to_string())
+        };
+        let refused = Err("it is a symlink to nothing in the repository".to_owned());
+        for name in ["secret", "fifo", "nothing"] {
+            assert_eq!(read(&outside.path().join(name)), refused, "{name}");
+        }
+        assert_eq!(read(Path::new("/dev/zero")), refused);
+        assert_eq!(read(Path::new("ci/stagely.yaml")), Ok(b"FROM scratch\n".to_vec()));
+        let not_a_file = Err("it is not a file".to_owned());
+        assert_eq!(read(Path::new("ci")), not_a_file);
+        mkfifo(&file, Mode::S_IRWXU).unwrap();
+        assert_eq!(read_checkout(root.path()).map_err(|it| it.to_string()), not_a_file);
     }
 }
 

@@ -4,7 +4,9 @@
 use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
-use stagely_agent::protocol::{BuildArgs, CommitSha, ImageRef, InvalidValue, Platform};
+use stagely_agent::protocol::{
+    BuildArgs, CommitSha, FailureReason, ImageRef, InvalidValue, Platform,
+};
 use thiserror::Error;
 
 use super::state::{Environment, JobKind, MachineSize, PlannedJob, Project};
@@ -68,6 +70,18 @@ pub enum PlanError {
     /// The configured registry makes no image reference.
     #[error("the registry's name is wrong: {0}")]
     BadRegistry(#[from] InvalidValue),
+}
+
+impl PlanError {
+    /// Whose fault it is.
+    pub const fn reason(&self) -> FailureReason {
+        match self {
+            Self::UnknownBuilds { .. } | Self::BadName { .. } | Self::ReservedName => {
+                FailureReason::Manifest
+            }
+            Self::BadRegistry(_) => FailureReason::Internal,
+        }
+    }
 }
 
 fn words(names: &[String]) -> impl Iterator<Item = &str> {

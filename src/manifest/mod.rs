@@ -14,9 +14,11 @@ mod values;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
+use nix::fcntl::OFlag;
 use schemars::JsonSchema;
 use stagely_agent::paths::{find_context, find_dockerfile};
 use stagely_agent::protocol::{ImageRef, Platform};
@@ -106,13 +108,40 @@ pub struct Build {
     pub dockerfile_at: Position,
 }
 
+/// Reads the manifest of the repository that is checked out at `root`. Whoever wrote the repository is
+/// not trusted: only a regular file of it is opened, which neither is one of this machine's nor lets a
+/// reader wait for ever.
+///
+/// # Errors
+/// There is no such file below `root`. What lies outside makes no difference to it.
+pub fn read_checkout(root: &Path) -> io::Result<Vec<u8>> {
+    let root = root.canonicalize()?;
+    let path = root.join(FILE_NAME);
+    let path = if path.symlink_metadata()?.is_symlink() {
+        let target = path.canonicalize().ok().filter(|target| target.starts_with(&root));
+        target.ok_or_else(|| io::Error::other("it is a symlink to nothing in the repository"))?
+    } else {
+        path
+    };
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+    let file = File::options().read(true).custom_flags(flags.bits()).open(&path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is not a file"));
+    }
+    read(file)
+}
+
 /// Reads the bytes of a manifest's file, and no further than it takes to see that it is too large.
 ///
 /// # Errors
 /// Those of the file.
 pub fn read_file(path: &Path) -> io::Result<Vec<u8>> {
+    read(File::open(path)?)
+}
+
+fn read(file: File) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    File::open(path)?.take(FILE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes)?;
+    file.take(FILE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 

@@ -43,19 +43,20 @@ async fn a_repository_that_cannot_be_read_fails_the_run_and_says_why() {
     let mut gone = core.request();
     gone.reference = Some("0123456789".repeat(4));
     let cases = [
-        (wrong_token, "token"),
-        (no_token, "token"),
-        (not_there, "not found"),
-        (no_such_branch, "no-such-branch"),
-        (gone, "has no 0123456789"),
+        (wrong_token, CloneProblem::Authentication, "token"),
+        (no_token, CloneProblem::Authentication, "token"),
+        (not_there, CloneProblem::NotFound, "not found"),
+        (no_such_branch, CloneProblem::CommitGone, "no-such-branch"),
+        (gone, CloneProblem::CommitGone, "has no 0123456789"),
     ];
-    for (request, reason) in cases {
+    for (request, problem, text) in cases {
         let shown = format!("{request:?}");
         let run = core.run(request).await;
         let run = core.ended(run).await;
         assert_eq!((run.status, run.jobs.len()), (RunStatus::Failed, 0), "{shown}");
+        assert_eq!(run.reason, Some(FailureReason::Clone { problem }), "{shown}");
         let error = run.error.unwrap();
-        assert!(error.contains(reason), "{shown}: {error}");
+        assert!(error.contains(text), "{shown}: {error}");
         assert!(!error.contains("wrong"), "{error}");
     }
     core.finish().await;

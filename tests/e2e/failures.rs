@@ -120,6 +120,7 @@ async fn every_error_of_the_manifest_is_told_at_once() {
     let run = core.run_of(&[("Dockerfile", "FROM busybox\n"), ("stagely.yaml", manifest)]).await;
     let run = core.ended(run).await;
     assert_eq!((run.status, run.jobs.len()), (RunStatus::Failed, 0));
+    assert_eq!(run.reason, Some(FailureReason::Manifest));
     let error = run.error.unwrap();
     for text in ["stagely.yaml:2:", "did you mean `platform`", "stagely.yaml:3:", "builds.web"] {
         assert!(error.contains(text), "{text}: {error}");

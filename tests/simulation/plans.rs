@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use stagely::core::state::{
-    Environment, Event, JobKind, MachineSize, PlannedJob, PlannedRun, Project, Run, RunState,
-    Timestamp, Trigger,
+    Environment, Event, JobKind, MachineSize, PlanFailure, PlannedJob, PlannedRun, Project, Run,
+    RunState, Timestamp, Trigger,
 };
 use stagely::ids::{EnvironmentId, JobId, ProjectId, RunId};
-use stagely_agent::protocol::{Arch, BuildArgs, Platform};
+use stagely_agent::protocol::{Arch, BuildArgs, FailureReason, Platform};
 
 use crate::rng::Rng;
 
@@ -63,6 +63,10 @@ pub(crate) fn plan(rng: &mut Rng) -> PlannedRun {
         }
     }
     PlannedRun { commit: "c".repeat(40).parse().expect("40 digits"), branch: None, jobs }
+}
+
+pub(crate) fn failure() -> PlanFailure {
+    PlanFailure { reason: FailureReason::Manifest, message: "wrong".to_owned() }
 }
 
 fn build_of(arch: Arch) -> JobKind {

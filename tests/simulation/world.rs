@@ -284,7 +284,7 @@ impl World {
 
     fn plan(&mut self, run: RunId) {
         let plan =
-            if self.fault(10) { Err("wrong".to_owned()) } else { Ok(plans::plan(&mut self.rng)) };
+            if self.fault(10) { Err(plans::failure()) } else { Ok(plans::plan(&mut self.rng)) };
         self.deliver(Event::RunPlanned { run, plan });
     }
 

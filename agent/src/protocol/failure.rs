@@ -16,7 +16,9 @@ pub enum FailureReason {
         /// The exit code of the step's command; `1` where `BuildKit` gives none.
         exit_code: i32,
     },
-    /// The job ran longer than its limit.
+    /// There is no `stagely.yaml`, it is not valid, or it lacks the builds that were asked for.
+    Manifest,
+    /// The job, or the planning of its run, took longer than its limit.
     Timeout {
         /// The limit.
         limit_seconds: u64,
@@ -96,6 +98,7 @@ impl FailureReason {
             | Self::Registry { problem: RegistryProblem::Unavailable }
             | Self::Clone { problem: CloneProblem::Network } => true,
             Self::User { .. }
+            | Self::Manifest
             | Self::Timeout { .. }
             | Self::Cancelled
             | Self::Superseded
@@ -119,6 +122,7 @@ impl fmt::Display for FailureReason {
             Self::User { step, exit_code } => {
                 write!(f, "step `{step}` failed with exit code {exit_code}")
             }
+            Self::Manifest => f.write_str("stagely.yaml is missing or not valid"),
             Self::Timeout { limit_seconds } => write!(
                 f,
                 "timed out after {}",

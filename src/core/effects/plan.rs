@@ -1,5 +1,6 @@
 //! Reads a run's `stagely.yaml` at its commit and makes the plan.
 
+use std::fmt::Display;
 use std::future::pending;
 use std::pin::pin;
 use std::time::Duration;
@@ -7,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use secrecy::SecretString;
 use stagely_agent::git::{self, CloneError, FetchRequest, ResolvedRef};
+use stagely_agent::protocol::FailureReason;
 use tempfile::TempDir;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
@@ -14,7 +16,7 @@ use tracing::{info, warn};
 
 use super::Effects;
 use crate::core::plan::{PlanContext, plan};
-use crate::core::state::{Environment, Event, PlannedRun, Project, Run};
+use crate::core::state::{Environment, Event, PlanFailure, PlannedRun, Project, Run};
 use crate::ids::{JobId, RunId};
 use crate::manifest;
 
@@ -45,10 +47,9 @@ impl Effects {
                 planning.await
             }
         };
-        let plan = plan.map_err(|error| format!("{error:#}"));
         match &plan {
             Ok(plan) => info!(%run, commit = %plan.commit, jobs = plan.jobs.len(), "planned"),
-            Err(error) => info!(%run, error, "not planned"),
+            Err(PlanFailure { reason, message }) => info!(%run, %reason, message, "not planned"),
         }
         Event::RunPlanned { run, plan }
     }
@@ -68,9 +69,13 @@ impl Effects {
         }
     }
 
-    async fn try_plan(&self, run: RunId, cancel: &CancellationToken) -> anyhow::Result<PlannedRun> {
+    async fn try_plan(
+        &self,
+        run: RunId,
+        cancel: &CancellationToken,
+    ) -> Result<PlannedRun, PlanFailure> {
         let subject = self.subject(run)?;
-        let token = self.secrets.open_run(run)?.clone_token;
+        let token = self.secrets.open_run(run).map_err(anyhow::Error::from)?.clone_token;
         let wanted = subject.run.requested_ref.clone().unwrap_or_else(|| "HEAD".to_owned());
         let url = subject.run.repository.clone();
         let asked = (url.clone(), token.clone(), wanted, self.scratch.clone(), cancel.clone());
@@ -81,7 +86,9 @@ impl Effects {
         .await?;
         let checkout = self.check_out(url, &resolved, token, cancel).await?;
         let registry = self.config.registry.url.clone();
-        spawn_blocking(move || read_plan(&checkout, &registry, &subject, &resolved)).await?
+        spawn_blocking(move || read_plan(&checkout, &registry, &subject, &resolved))
+            .await
+            .map_err(anyhow::Error::from)?
     }
 
     fn subject(&self, id: RunId) -> anyhow::Result<Subject> {
@@ -99,7 +106,7 @@ impl Effects {
         resolved: &ResolvedRef,
         token: Option<SecretString>,
         cancel: &CancellationToken,
-    ) -> anyhow::Result<TempDir> {
+    ) -> Result<TempDir, CloneError> {
         let request = FetchRequest {
             url,
             commit: resolved.commit.clone(),
@@ -109,7 +116,7 @@ impl Effects {
             submodules: false,
         };
         let (scratch, stop) = (self.scratch.clone(), cancel.clone());
-        let checkout = patiently(cancel, move || {
+        patiently(cancel, move || {
             let (request, scratch, stop) = (request.clone(), scratch.clone(), stop.clone());
             async move {
                 let folder = TempDir::with_prefix_in("plan-", &scratch)
@@ -117,8 +124,8 @@ impl Effects {
                 git::fetch_commit(request, folder.path(), &stop).await?;
                 Ok(folder)
             }
-        });
-        Ok(checkout.await?)
+        })
+        .await
     }
 }
 
@@ -127,12 +134,14 @@ fn read_plan(
     registry: &str,
     subject: &Subject,
     resolved: &ResolvedRef,
-) -> anyhow::Result<PlannedRun> {
+) -> Result<PlannedRun, PlanFailure> {
     let root = checkout.path();
-    let bytes = manifest::read_file(&root.join(manifest::FILE_NAME)).with_context(|| {
-        format!("{} cannot be read at {}", manifest::FILE_NAME, resolved.commit)
+    let bytes = manifest::read_checkout(root).map_err(|error| {
+        let (file, commit) = (manifest::FILE_NAME, &resolved.commit);
+        failed(FailureReason::Manifest, format!("{file} cannot be read at {commit}: {error}"))
     })?;
-    let manifest = manifest::validate(manifest::FILE_NAME, &bytes, root)?;
+    let manifest = manifest::validate(manifest::FILE_NAME, &bytes, root)
+        .map_err(|problems| failed(FailureReason::Manifest, problems))?;
     let context = PlanContext {
         registry,
         project: &subject.project,
@@ -143,9 +152,27 @@ fn read_plan(
         from_fork: false,
         only_builds: &subject.run.only_builds,
     };
-    let jobs = plan(&manifest, &context, &mut job_ids())?;
+    let jobs = plan(&manifest, &context, &mut job_ids())
+        .map_err(|error| failed(error.reason(), format!("{error:#}")))?;
     let branch = resolved.branch().map(str::to_owned);
     Ok(PlannedRun { commit: resolved.commit.clone(), branch, jobs })
+}
+
+fn failed(reason: FailureReason, message: impl Display) -> PlanFailure {
+    PlanFailure { reason, message: message.to_string() }
+}
+
+impl From<CloneError> for PlanFailure {
+    fn from(error: CloneError) -> Self {
+        failed(error.reason(), error)
+    }
+}
+
+/// A fault of core's own.
+impl From<anyhow::Error> for PlanFailure {
+    fn from(error: anyhow::Error) -> Self {
+        failed(FailureReason::Internal, format!("{error:#}"))
+    }
 }
 
 /// New ids that sort in the order in which they are handed out, also within one millisecond.

@@ -15,16 +15,18 @@ use crate::core::state::{
 pub(super) fn run_summary(records: &Records, run: &Run) -> RunView {
     let project = records.projects.get(&run.project);
     let environment = records.environments.get(&run.environment);
-    let (status, error, cancel_reason) = match &run.state {
+    let (status, plan_error, cancel_reason) = match &run.state {
         RunState::Pending => (RunStatus::Pending, None, None),
         RunState::Building => (RunStatus::Building, None, None),
         RunState::Completed => (RunStatus::Completed, None, None),
         RunState::Failed { plan_error } => (RunStatus::Failed, plan_error.clone(), None),
         RunState::Cancelled { reason } => (RunStatus::Cancelled, None, Some(*reason)),
     };
+    let (reason, error) = plan_error.map(|it| (it.reason, it.message)).unzip();
     RunView {
         id: run.id,
         status,
+        reason,
         error,
         cancel_reason,
         project_id: run.project,

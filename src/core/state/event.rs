@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use stagely_agent::protocol::{Arch, CommitSha, InvalidValue, SystemInfo, WireId};
 
-use super::{Environment, JobKind, JobReport, MachineSize, Project, Run};
+use super::{Environment, JobKind, JobReport, MachineSize, PlanFailure, Project, Run};
 use crate::ids::{JobId, MachineId, RunId};
 
 /// Why something was stopped.
@@ -123,8 +123,8 @@ pub enum Event {
     RunPlanned {
         /// The run.
         run: RunId,
-        /// The plan, or why there is none (for people, all errors at once).
-        plan: Result<PlannedRun, String>,
+        /// The plan, or why there is none.
+        plan: Result<PlannedRun, PlanFailure>,
     },
     /// Somebody wants a run stopped.
     CancelRequested {

@@ -32,7 +32,7 @@ pub use event::{
 pub use job::{Job, JobKind, JobOutcome, JobReport, JobState};
 pub use machine::{Machine, MachineKind, MachineSize, MachineState};
 pub use records::{Changes, Snapshot, State, Table};
-pub use run::{Environment, Project, Run, RunState, Trigger};
+pub use run::{Environment, PlanFailure, Project, Run, RunState, Trigger};
 pub use schedule::{QueueReason, QueuedJob};
 
 /// A moment, in milliseconds since the Unix epoch.

@@ -1,7 +1,7 @@
 //! A project, an environment, and a workflow run: one commit's way through an environment.
 
 use serde::{Deserialize, Serialize};
-use stagely_agent::protocol::CommitSha;
+use stagely_agent::protocol::{CommitSha, FailureReason};
 
 use super::{CancelReason, Timestamp};
 use crate::ids::{EnvironmentId, ProjectId, RunId};
@@ -36,6 +36,15 @@ pub enum Trigger {
     Manual,
 }
 
+/// Why a run has no jobs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlanFailure {
+    /// Whose fault it was.
+    pub reason: FailureReason,
+    /// What happened, for people; all errors of `stagely.yaml` at once.
+    pub message: String,
+}
+
 /// How far a run is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "status", rename_all = "snake_case")]
@@ -50,7 +59,7 @@ pub enum RunState {
     Failed {
         /// Why there are no jobs; absent when a job failed.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        plan_error: Option<String>,
+        plan_error: Option<PlanFailure>,
     },
     /// It was stopped.
     Cancelled {

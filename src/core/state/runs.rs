@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use stagely_agent::protocol::FailureReason;
+
 use super::step::Turn;
 use super::{
-    CancelReason, Effect, Environment, Job, JobState, PlannedJob, PlannedRun, Project, Run,
-    RunState, Timestamp,
+    CancelReason, Effect, Environment, Job, JobState, PlanFailure, PlannedJob, PlannedRun, Project,
+    Run, RunState, Timestamp,
 };
 use crate::ids::{JobId, RunId};
 
@@ -21,7 +23,7 @@ impl Turn<'_> {
         self.emit(Effect::Plan { run: id });
     }
 
-    pub(super) fn plan_run(&mut self, id: RunId, plan: Result<PlannedRun, String>) {
+    pub(super) fn plan_run(&mut self, id: RunId, plan: Result<PlannedRun, PlanFailure>) {
         // It may have been cancelled meanwhile, or planned twice.
         if !self.state.index.pending_runs.contains(&id) {
             return;
@@ -89,11 +91,14 @@ impl Turn<'_> {
     }
 
     pub(super) fn give_up_planning(&mut self, id: RunId) {
-        let limit = Duration::from_secs(self.state.limits.planning.as_secs());
-        let plan_error = Some(format!(
+        let limit_seconds = self.state.limits.planning.as_secs();
+        let limit = Duration::from_secs(limit_seconds);
+        let message = format!(
             "stagely.yaml could not be read within {limit:?}: the repository did not answer, or is \
              too large to fetch in that time"
-        ));
+        );
+        let reason = FailureReason::Timeout { limit_seconds };
+        let plan_error = Some(PlanFailure { reason, message });
         self.end_run(id, RunState::Failed { plan_error });
     }
 }

@@ -454,7 +454,8 @@ fn a_run_whose_planning_takes_too_long_fails_and_says_why() {
     let RunState::Failed { plan_error: Some(why) } = core.run_state(run) else {
         panic!("it goes on");
     };
-    assert!(why.contains("600s"), "{why}");
+    assert_eq!(why.reason, FailureReason::Timeout { limit_seconds: 600 });
+    assert!(why.message.contains("600s"), "{}", why.message);
     assert!(core.state.outbox.is_empty());
 }
 
