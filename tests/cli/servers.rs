@@ -96,6 +96,18 @@ fn a_run_can_be_started_followed_and_cancelled_by_separate_commands() {
 }
 
 #[test]
+fn a_repository_that_is_not_there_is_not_the_builds_fault() {
+    let person = Person::new("nowhere");
+    let server = Server::start(&person);
+    let admin = server.token("admin");
+    // Core itself is no Git server: it answers 404.
+    let ended = server.does(&admin, &["run", &format!("{}/r.git", server.url)]).with(3);
+    assert!(ended.stdout.contains("was not found"), "{}", ended.stdout);
+    server.process.send(Signal::SIGTERM);
+    server.process.ends().with(0);
+}
+
+#[test]
 fn machines_are_registered_and_taken_back() {
     let person = Person::new("machines");
     let server = Server::start(&person);

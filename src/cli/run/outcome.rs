@@ -33,18 +33,19 @@ pub fn exit_code(run: &RunView) -> ExitCode {
         RunStatus::Cancelled => EXIT_CANCELLED,
         RunStatus::Pending | RunStatus::Building => EXIT_UNUSABLE,
         RunStatus::Failed => {
-            let reasons: Vec<_> = run.jobs.iter().filter_map(|job| job.reason.as_ref()).collect();
-            if run.error.is_some() || reasons.iter().any(|reason| is_the_users(reason)) {
-                1
-            } else {
-                3
-            }
+            let mut reasons =
+                run.jobs.iter().filter_map(|job| job.reason.as_ref()).chain(&run.reason);
+            if reasons.any(is_the_builds) { 1 } else { 3 }
         }
     })
 }
 
-const fn is_the_users(reason: &FailureReason) -> bool {
-    matches!(reason, FailureReason::User { .. } | FailureReason::Timeout { .. })
+/// Whether a change to what is built would have helped.
+const fn is_the_builds(reason: &FailureReason) -> bool {
+    matches!(
+        reason,
+        FailureReason::User { .. } | FailureReason::Timeout { .. } | FailureReason::Manifest
+    )
 }
 
 /// The end of a run, for people.
