@@ -1,6 +1,7 @@
 //! The form in which lines are stored: a chunk is a row of parts, each some lines as postcard, then
 //! zstd, behind a header that lets a reader skip it.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 
 use serde::{Deserialize, Serialize};
@@ -47,14 +48,19 @@ pub(super) struct Chunk {
     pub(super) bytes: Vec<u8>,
 }
 
-#[derive(Serialize, Deserialize)]
-struct ChunkLine<'a> {
-    /// Milliseconds after the line before; the part's first line's are those since the epoch. Wraps,
-    /// since clocks go backwards.
-    after: u64,
-    stream: Stream,
+/// The lines of a part, in columns: 100-byte lines shrink to 17 bytes so, and to 20 with the small
+/// numbers between the texts.
+#[derive(Default, Serialize, Deserialize)]
+struct Columns<'a> {
+    /// Milliseconds after the line before; the first line's are those since the epoch. Wraps, since
+    /// clocks go backwards.
+    after: Vec<u64>,
+    streams: Vec<Stream>,
+    /// The lengths of the texts, in bytes, where one of them holds a line feed.
+    lengths: Vec<u32>,
+    /// The texts, a line feed behind each.
     #[serde(borrow)]
-    data: &'a str,
+    text: Cow<'a, str>,
 }
 
 /// A chunk that was not written by this program, or has been damaged.
@@ -75,23 +81,31 @@ impl Chunk {
     }
 
     fn from_parts<'a>(parts: impl Iterator<Item = (u64, Stream, &'a str)>) -> Self {
-        let (mut before, mut text_bytes) = (0, 0);
-        let lines: Vec<ChunkLine<'_>> = parts
-            .map(|(t, stream, data)| {
-                let after = t.wrapping_sub(before);
-                before = t;
-                text_bytes += data.len();
-                ChunkLine { after, stream, data }
-            })
-            .collect();
-        let plain = postcard::to_stdvec(&lines).expect("a vector takes every line");
+        let mut columns = Columns::default();
+        let (mut before, mut text_bytes, mut has_line_feed) = (0_u64, 0, false);
+        for (t, stream, data) in parts {
+            columns.after.push(t.wrapping_sub(before));
+            columns.streams.push(stream);
+            columns.lengths.push(small(data.len()));
+            let text = columns.text.to_mut();
+            text.push_str(data);
+            text.push('\n');
+            before = t;
+            text_bytes += data.len();
+            has_line_feed |= data.contains('\n');
+        }
+        if !has_line_feed {
+            columns.lengths.clear();
+        }
+        let count = columns.after.len();
+        let plain = postcard::to_stdvec(&columns).expect("a vector takes every line");
         let frame = COMPRESSOR
             .with_borrow_mut(|compressor| compressor.compress(&plain))
             .expect("a buffer of the bound's size");
-        let part = Part { lines: small(lines.len()), text_bytes: small(text_bytes), frame: &frame };
+        let part = Part { lines: small(count), text_bytes: small(text_bytes), frame: &frame };
         let mut bytes = Vec::with_capacity(Part::HEADER_BYTES + frame.len());
         part.write(&mut bytes);
-        Self { lines: lines.len() as u64, text_bytes: text_bytes as u64, bytes }
+        Self { lines: count as u64, text_bytes: text_bytes as u64, bytes }
     }
 
     /// Reads a chunk back, without its first `skip` lines.
@@ -173,12 +187,20 @@ impl<'a> Part<'a> {
     /// Adds its lines to `stored`, without the first `skip`.
     fn read(&self, skip: usize, stored: &mut Vec<StoredLine>) -> Result<(), Damaged> {
         let plain = decompress(self.frame)?;
-        let lines: Vec<ChunkLine<'_>> = postcard::from_bytes(&plain).map_err(|_| Damaged)?;
+        let columns: Columns<'_> = postcard::from_bytes(&plain).map_err(|_| Damaged)?;
+        let Columns { after, streams, lengths, text } = columns;
+        let mut text = &*text;
         let mut t = 0_u64;
-        for (number, line) in lines.into_iter().enumerate() {
-            t = t.wrapping_add(line.after);
+        for (number, (after, stream)) in after.into_iter().zip(streams).enumerate() {
+            let length = match lengths.get(number) {
+                Some(length) => *length as usize,
+                None => text.find('\n').ok_or(Damaged)?,
+            };
+            let (data, rest) = text.split_at_checked(length).ok_or(Damaged)?;
+            text = rest.strip_prefix('\n').ok_or(Damaged)?;
+            t = t.wrapping_add(after);
             if number >= skip {
-                stored.push(StoredLine { t, stream: line.stream, data: line.data.to_owned() });
+                stored.push(StoredLine { t, stream, data: data.to_owned() });
             }
         }
         Ok(())
@@ -211,4 +233,78 @@ fn decompress(frame: &[u8]) -> Result<Vec<u8>, Damaged> {
     DECOMPRESSOR
         .with_borrow_mut(|decompressor| decompressor.decompress(frame, length))
         .map_err(|_| Damaged)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn line() -> impl Strategy<Value = StoredLine> {
+        let stream = prop_oneof![Just(Stream::Stdout), Just(Stream::Stderr)];
+        (any::<u64>(), stream, "[a-z\n\u{e4} ]{0,40}").prop_map(|(t, stream, data)| StoredLine {
+            t,
+            stream,
+            data,
+        })
+    }
+
+    /// Adds batches to a chunk while there is room.
+    fn grown(batches: &[Vec<StoredLine>]) -> (Vec<u8>, Vec<StoredLine>) {
+        let mut bytes = Vec::new();
+        let mut lines = Vec::new();
+        for batch in batches {
+            match Chunk::of_stored(batch).added_to(&bytes).unwrap() {
+                Some(grown) => bytes = grown,
+                None => break,
+            }
+            lines.extend_from_slice(batch);
+        }
+        (bytes, lines)
+    }
+
+    proptest! {
+        #[test]
+        fn lines_come_back_as_they_were_however_they_were_added(
+            batches in vec(vec(line(), 1..60), 1..12),
+            skip in 0..400_usize,
+        ) {
+            let (bytes, lines) = grown(&batches);
+            let rest = &lines[skip.min(lines.len())..];
+            prop_assert_eq!(Chunk::read(&bytes, skip as u64).unwrap(), rest);
+        }
+
+        #[test]
+        fn a_chunk_that_is_cut_off_is_damaged(
+            batches in vec(vec(line(), 1..60), 1..12),
+            cut in 1..12_usize,
+        ) {
+            let (bytes, _) = grown(&batches);
+            prop_assert!(Chunk::read(&bytes[..bytes.len() - cut], 0).is_err());
+        }
+    }
+
+    #[test]
+    fn a_chunk_grows_to_its_page_and_to_so_much_text_and_no_further() {
+        let line = |data: String| StoredLine { t: 0, stream: Stream::Stdout, data };
+        let same: Vec<_> = (0..100).map(|_| line("x".repeat(100))).collect();
+        let unlike: Vec<_> = (0..100_u64)
+            .map(|n| {
+                line(
+                    (0..8)
+                        .map(|k| format!("{:x}", (n * 8 + k).wrapping_mul(0x9E37_79B9_7F4A_7C15)))
+                        .collect(),
+                )
+            })
+            .collect();
+        for (batch, text_bytes_max) in [(same, GROW_TEXT_BYTES_MAX), (unlike, 64 * 1024)] {
+            let (bytes, lines) = grown(&vec![batch; 1_000]);
+            assert!(bytes.len() <= GROW_BYTES_MAX);
+            let text_bytes: usize = lines.iter().map(|line| line.data.len()).sum();
+            assert!(text_bytes as u64 <= text_bytes_max);
+            assert!(text_bytes > 0);
+        }
+    }
 }
