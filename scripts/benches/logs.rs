@@ -149,7 +149,7 @@ fn compress(
                 .map(|(t, data)| (*t, Stream::Stdout, data.as_str()))
                 .collect();
             let plain = postcard::to_stdvec(&lines).expect("a vector takes every line");
-            let bytes = zstd::bulk::compress(&plain, 1).expect("a buffer of the bound's size");
+            let bytes = zstd::bulk::compress(&plain, 3).expect("a buffer of the bound's size");
             let key = (agent as u128, 1, (batch * load.lines_of_batch) as u64);
             // The other end is there until all senders are gone.
             let _ = chunks.send((key, bytes));
