@@ -75,6 +75,18 @@ async fn elsewhere_the_branch_is_fetched_as_deep_as_needed() {
 }
 
 #[tokio::test]
+async fn line_ends_are_what_gitattributes_say_in_any_folder() {
+    let server = GitServer::start();
+    let repository = server.repository("app", true);
+    let plain = repository.commit(&[("windows/file.bat", "one\ntwo\n")]);
+    let with_attributes = repository.commit(&[("windows/.gitattributes", "*.bat text eol=crlf\n")]);
+    for (commit, text) in [(plain, "one\ntwo\n"), (with_attributes, "one\r\ntwo\r\n")] {
+        let request = request(server.url("open", "app/.git"), &commit);
+        assert_eq!(fetch(request, "windows/file.bat").await.unwrap(), text);
+    }
+}
+
+#[tokio::test]
 async fn what_is_not_there_is_told_apart() {
     let server = GitServer::start();
     let commit = server.repository("app", true).commit(&[("file", "text")]);

@@ -32,6 +32,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use axum::serve::ListenerExt as _;
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -271,6 +272,11 @@ async fn no_error(task: impl Future<Output = ()>) -> anyhow::Result<()> {
 async fn serve(listener: TcpListener, api: Api) -> anyhow::Result<()> {
     let stop = api.stop.clone();
     let stopped = stop.clone();
+    // Small messages follow each other closely: the second would wait until the first is acknowledged.
+    let listener = listener.tap_io(|connection| {
+        // It works without, only later.
+        let _ = connection.set_nodelay(true);
+    });
     let server = axum::serve(listener, http::router(api))
         .with_graceful_shutdown(async move { stopped.cancelled().await })
         .into_future();

@@ -71,6 +71,10 @@ impl<'a> AgentMessage<'a> {
     /// # Errors
     /// [`ParseError`], whose [`code`](ParseError::code) goes back in ERROR.
     pub fn parse(text: &'a str) -> Result<Self, ParseError> {
+        // What our own agent sends a million times a second needs no look for its type.
+        if text.starts_with(r#"{"type":"LOG","#) {
+            return Ok(Self::Log(Log::parse(text)?));
+        }
         // An internally tagged enum would buffer the whole message first: 2.6 times slower.
         let tag: Tag<'a> = serde_json::from_str(text)?;
         Ok(match &*tag.r#type {

@@ -30,7 +30,7 @@ pub(super) struct Extent {
     pub(super) text_bytes: u64,
     /// How many lines are stored, if the limit was reached and those that follow are dropped.
     pub(super) cut_after: Option<u64>,
-    /// The last chunk's first line, if it is small enough to grow.
+    /// The last chunk's first line, if it may grow.
     pub(super) growing_from: Option<u64>,
 }
 
@@ -105,12 +105,9 @@ impl Tables {
         for chunk in chunks.range((job, attempt, begin)..=(job, attempt, u64::MAX))? {
             let (chunk_key, bytes) = chunk?;
             let first = chunk_key.value().2;
-            let skip = usize::try_from(from.saturating_sub(first)).unwrap_or(usize::MAX);
-            let stored =
-                Chunk::read(bytes.value()).map_err(|_| LogError::Damaged { job: key.0 })?;
-            lines.extend(
-                stored.into_iter().skip(skip).inspect(|line| text_bytes += line.data.len()),
-            );
+            let stored = Chunk::read(bytes.value(), from.saturating_sub(first))
+                .map_err(|_| LogError::Damaged { job: key.0 })?;
+            lines.extend(stored.into_iter().inspect(|line| text_bytes += line.data.len()));
             if lines.len() >= lines_max || text_bytes >= READ_BYTES {
                 break;
             }

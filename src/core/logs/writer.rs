@@ -9,17 +9,13 @@ use stagely_agent::protocol::Stream;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, warn};
 
-use super::chunk::Chunk;
+use super::chunk::{Chunk, GROW_BYTES_MAX};
 use super::tables::{CHUNKS, ChunkKey, EXTENTS, Extent, Tables};
 use super::{AppendError, Followed, LogError, LogKey, StoredLine, lock};
 use crate::ids::JobId;
 
 /// Commands taken into one group. A group of full batches is then some 10 MB of text.
 const GROUP_MAX: usize = 256;
-
-/// A chunk with less text than this is joined with the lines that follow, so that an agent that sends
-/// line by line does not leave a row a line.
-const GROW_BELOW_BYTES: u64 = 8 * 1024;
 
 /// Chunks deleted in one transaction.
 const FORGET_CHUNKS: usize = 1_000;
@@ -188,16 +184,18 @@ impl Writer {
         }
         let (job, attempt) = (key.0.bits(), key.1);
         let mut first = extent.next_line;
+        let mut grown = None;
         if let Some(growing) = extent.growing_from
-            && chunk.text_bytes < GROW_BELOW_BYTES
+            && let Some(before) = chunks.get((job, attempt, growing))?
         {
-            let before = chunks.get((job, attempt, growing))?;
-            let before = before.map(|bytes| bytes.value().to_vec()).unwrap_or_default();
-            chunk = joined(&before, &chunk, key.0)?;
-            first = growing;
+            grown = chunk
+                .added_to(before.value())
+                .map_err(|_| LogError::Damaged { job: key.0 })?
+                .inspect(|_| first = growing);
         }
-        chunks.insert((job, attempt, first), chunk.bytes.as_slice())?;
-        extent.growing_from = (chunk.text_bytes < GROW_BELOW_BYTES).then_some(first);
+        let bytes = grown.as_ref().unwrap_or(&chunk.bytes);
+        chunks.insert((job, attempt, first), bytes.as_slice())?;
+        extent.growing_from = (bytes.len() < GROW_BYTES_MAX).then_some(first);
         extent.next_line += lines;
         extent.text_bytes += text_bytes;
         Ok(())
@@ -271,15 +269,6 @@ struct Group {
 }
 
 fn without_first(chunk: &Chunk, count: u64, job: JobId) -> Result<Chunk, LogError> {
-    let lines = Chunk::read(&chunk.bytes).map_err(|_| LogError::Damaged { job })?;
-    let count = usize::try_from(count).unwrap_or(usize::MAX).min(lines.len());
-    Ok(Chunk::of_stored(&lines[count..]))
-}
-
-/// The lines of a stored chunk and those of `chunk`.
-fn joined(before: &[u8], chunk: &Chunk, job: JobId) -> Result<Chunk, LogError> {
-    let damaged = |_| LogError::Damaged { job };
-    let mut lines = Chunk::read(before).map_err(damaged)?;
-    lines.extend(Chunk::read(&chunk.bytes).map_err(damaged)?);
+    let lines = Chunk::read(&chunk.bytes, count).map_err(|_| LogError::Damaged { job })?;
     Ok(Chunk::of_stored(&lines))
 }

@@ -1,0 +1,196 @@
+//! A whole build through Stagely, against the same commands in a shell script.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, ensure};
+use secrecy::ExposeSecret as _;
+use stagely::api::RunView;
+
+use crate::STAGELY;
+use crate::core::Core;
+use crate::git;
+use crate::report::{Pairs, Row, print};
+
+const PAIRS_COLD: usize = 5;
+const PAIRS_CACHED: usize = 9;
+
+const MANIFEST: &str = "builds:\n  app: { context: . }\n";
+const DOCKERFILE: &str = include_str!("service/Dockerfile");
+const GENERATOR: &str = include_str!("service/generate.awk");
+
+/// What a build took, in seconds.
+struct Build {
+    /// All of it.
+    seconds: f64,
+    /// Its RUN steps alone, which are nobody's but the compiler's.
+    run_steps: f64,
+}
+
+impl Build {
+    fn around_steps(&self) -> f64 {
+        self.seconds - self.run_steps
+    }
+}
+
+/// Where `scripts/setup` has put the registry.
+struct Registry {
+    address: String,
+    username: String,
+    password_file: String,
+}
+
+impl Registry {
+    fn from_environment() -> anyhow::Result<Self> {
+        let variable = |name: &str| {
+            std::env::var(name).with_context(|| format!("{name} is not set; use scripts/bench"))
+        };
+        Ok(Self {
+            address: variable("STAGELY_REGISTRY")?,
+            username: variable("STAGELY_REGISTRY_USERNAME")?,
+            password_file: variable("STAGELY_REGISTRY_PASSWORD_FILE")?,
+        })
+    }
+
+    fn settings(&self) -> String {
+        let Self { address, username, password_file } = self;
+        format!(
+            "[registry]\nurl = {address:?}\nusername = {username:?}\npassword-file = {password_file:?}\n"
+        )
+    }
+}
+
+pub(crate) async fn measure() -> anyhow::Result<()> {
+    let registry = Registry::from_environment()?;
+    let files =
+        [("stagely.yaml", MANIFEST), ("Dockerfile", DOCKERFILE), ("generate.awk", GENERATOR)];
+    let (_folder, repository) = git::local_repository(&files)?;
+    let mut core = Core::start(&registry.settings()).await?;
+    let begin = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+
+    let (mut cold, mut around) = (Pairs::default(), Pairs::default());
+    for pair in 0..PAIRS_COLD {
+        let salt = |of: &str| format!("{begin}-{pair}-{of}");
+        let (stagely, raw) = measure_pair(&core, &registry, &repository, pair, salt)?;
+        cold.0.push((stagely.seconds, raw.seconds));
+        around.0.push((stagely.around_steps(), raw.around_steps()));
+        tell("cold", &cold);
+        tell("cold, around the RUN steps", &around);
+    }
+    let mut cached = Pairs::default();
+    for pair in 0..=PAIRS_CACHED {
+        let salt = |_: &str| format!("{begin}-cached");
+        let (stagely, raw) = measure_pair(&core, &registry, &repository, pair, salt)?;
+        // The first fills the caches.
+        if pair > 0 {
+            cached.0.push((stagely.seconds, raw.seconds));
+            tell("cached", &cached);
+        }
+    }
+    core.stop()?;
+    print(rows(&cold, &around, &cached));
+    Ok(())
+}
+
+fn tell(what: &str, pairs: &Pairs) {
+    if let Some((stagely, raw)) = pairs.0.last() {
+        eprintln!("build, {what}, pair {}: {stagely:.2} s, raw {raw:.2} s", pairs.0.len());
+    }
+}
+
+/// Builds both ways, one after the other; every second pair the other way round.
+fn measure_pair(
+    core: &Core,
+    registry: &Registry,
+    repository: &Path,
+    pair: usize,
+    salt: impl Fn(&str) -> String,
+) -> anyhow::Result<(Build, Build)> {
+    if pair.is_multiple_of(2) {
+        let stagely = by_stagely(core, repository, &salt("stagely"))?;
+        Ok((stagely, by_script(registry, repository, &salt("raw"))?))
+    } else {
+        let raw = by_script(registry, repository, &salt("raw"))?;
+        Ok((by_stagely(core, repository, &salt("stagely"))?, raw))
+    }
+}
+
+fn rows(cold: &Pairs, around: &Pairs, cached: &Pairs) -> Vec<Row> {
+    let row = |what: &str, pairs: &Pairs, aim: &str, is_met: bool| {
+        let (stagely, raw) = pairs.medians();
+        Row {
+            what: what.to_owned(),
+            stagely: format!("{stagely:.2} s ({:+.2} s)", pairs.difference()),
+            raw: format!("{raw:.2} s"),
+            ratio: format!("{:.3}", pairs.ratio()),
+            aim: aim.to_owned(),
+            is_met: Some(is_met),
+        }
+    };
+    let cold_is_met = cold.ratio() <= 1.05 && cold.difference() <= 0.5;
+    vec![
+        row("whole build, cold (raw: shell script)", cold, "≤ 1.05, ≤ +0.5 s", cold_is_met),
+        row(
+            "the same without the time of its RUN steps",
+            around,
+            "≤ +0.5 s",
+            around.difference() <= 0.5,
+        ),
+        row("whole build, all steps cached", cached, "≤ +0.5 s", cached.difference() <= 0.5),
+    ]
+}
+
+fn by_stagely(core: &Core, repository: &Path, salt: &str) -> anyhow::Result<Build> {
+    let mut command = Command::new(STAGELY);
+    command
+        .arg("run")
+        .arg(repository)
+        .arg("--json")
+        .args(["--set", &format!("SALT={salt}")])
+        .env("STAGELY_SERVER", core.url.as_str())
+        .env("STAGELY_TOKEN", core.token.expose_secret());
+    let (seconds, output) = timed(command)?;
+    let run: RunView = serde_json::from_slice(&output.stdout)?;
+    let steps = run.jobs.iter().flat_map(|job| &job.steps);
+    let run_steps = steps.filter(|step| is_run(&step.name)).map(|step| step.seconds).sum();
+    Ok(Build { seconds, run_steps })
+}
+
+fn by_script(registry: &Registry, repository: &Path, salt: &str) -> anyhow::Result<Build> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/benches/bare-build.sh");
+    let mut command = Command::new("bash");
+    command
+        .arg(script)
+        .arg(repository)
+        .arg(salt)
+        .arg(format!("{}/service-bare/main:app-amd64", registry.address))
+        .arg(format!("{}/service-bare/cache:app", registry.address));
+    let (seconds, output) = timed(command)?;
+    Ok(Build { seconds, run_steps: run_steps(&String::from_utf8_lossy(&output.stderr)) })
+}
+
+fn is_run(step: &str) -> bool {
+    step.contains("] RUN ")
+}
+
+/// The seconds of all RUN steps, from buildx's plain progress: `#9 [build 4/5] RUN …`, `#9 DONE 7.1s`.
+fn run_steps(progress: &str) -> f64 {
+    let numbers = progress.lines().filter(|line| is_run(line));
+    let numbers: BTreeSet<&str> = numbers.filter_map(|line| line.split(' ').next()).collect();
+    let seconds = |line: &str| {
+        let (number, seconds) = line.split_once(" DONE ")?;
+        let seconds = seconds.strip_suffix('s')?.parse::<f64>().ok()?;
+        numbers.contains(number).then_some(seconds)
+    };
+    progress.lines().filter_map(seconds).sum()
+}
+
+fn timed(mut command: Command) -> anyhow::Result<(f64, Output)> {
+    let begin = Instant::now();
+    let output = command.stdin(Stdio::null()).output()?;
+    let seconds = begin.elapsed().as_secs_f64();
+    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok((seconds, output))
+}

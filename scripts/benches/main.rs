@@ -1,0 +1,46 @@
+//! Measures Stagely against what the same work costs without it. `scripts/bench` starts it.
+//!
+//! Everything is real: the release binary, sockets, redb files, Git, Docker and a registry.
+
+mod agent;
+mod build;
+mod clone;
+mod core;
+mod git;
+mod idle;
+mod load;
+mod logs;
+mod repair;
+mod report;
+mod sim;
+mod text;
+
+use anyhow::bail;
+
+/// The release binary that is measured.
+const STAGELY: &str = env!("CARGO_BIN_EXE_stagely");
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    // Cargo adds a flag of its own.
+    let arguments: Vec<String> =
+        std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match arguments[..] {
+        ["agent"] => agent::measure().await,
+        ["build"] => build::measure().await,
+        ["clone"] => clone::measure().await,
+        ["core"] => idle::measure().await,
+        ["logs"] => logs::measure().await,
+        // The other side of a measurement, in a process of its own.
+        [repair::FILL_ROLE, path] => repair::fill(path.as_ref()).await,
+        [repair::FILL_PLAIN_ROLE, path] => repair::fill_plain(path.as_ref()),
+        [idle::BARE_SERVER_ROLE] => idle::bare_server().await,
+        // `cargo bench` without a name, or cargo's own test of this target.
+        [] => {
+            println!("scripts/bench runs this");
+            Ok(())
+        }
+        _ => bail!("unknown benchmark {arguments:?}"),
+    }
+}
