@@ -99,6 +99,14 @@ fn repository(text: &str) -> Result<Url, InvalidRequest> {
     if url.password().is_some() || !url.username().is_empty() {
         return Err(invalid(FIELD, "holds a user or password; give it as clone_token"));
     }
+    // An address is stored and shown, so no token may be in it.
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(invalid(
+            FIELD,
+            "ends in `?…` or `#…`, which no repository needs; give a token as clone_token, and a \
+             branch, tag or commit as ref",
+        ));
+    }
     Ok(url)
 }
 
@@ -300,6 +308,15 @@ mod tests {
         for name in names {
             check_name("environment", &name).unwrap();
             assert!(![CACHE, DEFAULT, COMMITS].contains(&&*name), "{name}");
+        }
+    }
+
+    #[test]
+    fn an_address_that_may_hold_a_token_is_refused_with_where_it_belongs() {
+        for end in ["?private_token=abc", "?", "#main"] {
+            let error = repository(&format!("https://host/owner/app.git{end}")).unwrap_err();
+            assert!(error.problem.contains("clone_token"), "{error}");
+            assert!(!error.to_string().contains("abc"), "{error}");
         }
     }
 }
