@@ -69,6 +69,8 @@ impl Effects {
     }
 
     async fn try_plan(&self, run: RunId, cancel: &CancellationToken) -> anyhow::Result<PlannedRun> {
+        // A checkout could take what the records need.
+        self.disk.check_reserve().await?;
         let subject = self.subject(run)?;
         let token = self.secrets.open_run(run)?.clone_token;
         let wanted = subject.run.requested_ref.clone().unwrap_or_else(|| "HEAD".to_owned());
