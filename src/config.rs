@@ -91,7 +91,8 @@ pub struct CoreConfig {
     /// Holds the databases, the key of stored secrets and the first admin token. Default:
     /// `/var/lib/stagely-core`.
     pub data_dir: PathBuf,
-    /// New runs are refused while less than this is free where `data_dir` is, in mebibytes. Default: 512.
+    /// New runs are refused while less than this is free where `data_dir` is, in mebibytes. Below half of
+    /// it logs are cut and nothing is planned either. Default: 512.
     pub disk_free_min_mib: u64,
     /// How long a shutdown may take. Default: 10s.
     #[serde(with = "humantime_serde")]

@@ -17,7 +17,8 @@ use stagely::ids::{EnvironmentId, JobId, ProjectId, RunId};
 use stagely_agent::protocol::{LogLine, Stream};
 
 const FOLDER_VARIABLE: &str = "STAGELY_TEST_WRITER";
-const SETTINGS: LogSettings = LogSettings { job_bytes_max: 1 << 30, cache_bytes: 1 << 20 };
+const SETTINGS: LogSettings =
+    LogSettings { job_bytes_max: 1 << 30, cache_bytes: 1 << 20, disk_free_min_bytes: 0 };
 const JOB: JobId = JobId::from_bits(7);
 /// Lines in one batch.
 const LINES: u64 = 10;

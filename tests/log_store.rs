@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use proptest::sample::Index;
+use rand::SeedableRng as _;
+use rand::rngs::StdRng;
 use stagely::core::logs::{AppendError, LogError, LogSettings, LogStore, StoredLine};
 use stagely::ids::JobId;
 use stagely_agent::protocol::{
@@ -26,7 +28,10 @@ fn runtime() -> Runtime {
 
 /// Opens the store. The writer of one that was dropped may take a moment to let go of the file.
 fn open(path: &Path, job_bytes_max: u64) -> LogStore {
-    let settings = LogSettings { job_bytes_max, cache_bytes: 1 << 20 };
+    open_with(path, LogSettings { job_bytes_max, cache_bytes: 1 << 20, disk_free_min_bytes: 0 })
+}
+
+fn open_with(path: &Path, settings: LogSettings) -> LogStore {
     let started = Instant::now();
     loop {
         match LogStore::open(path, settings) {
@@ -159,6 +164,76 @@ async fn a_log_over_its_limit_is_cut_once_and_its_agent_goes_on() {
     assert!(kept.iter().all(|line| *line == text));
     assert_eq!(last, "[log cut: more than 1 MiB; the rest is not kept]");
     assert_eq!(texts(&store, JobId::from_bits(8)).await, ["another log"]);
+}
+
+/// A small disk of a test's own.
+struct Disk {
+    folder: tempfile::TempDir,
+}
+
+impl Disk {
+    fn of(size: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let (kind, options) = (Some("tmpfs"), format!("size={size}"));
+        let flags = nix::mount::MsFlags::empty();
+        nix::mount::mount(kind, folder.path(), kind, flags, Some(&*options))
+            .expect("a disk can be mounted (as root)");
+        Self { folder }
+    }
+
+    fn free_bytes(&self) -> u64 {
+        let disk = nix::sys::statvfs::statvfs(self.folder.path()).unwrap();
+        disk.blocks_available() * disk.fragment_size()
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(self.folder.path(), nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+#[tokio::test]
+async fn a_disk_that_fills_up_cuts_logs_before_it_is_full_and_agents_go_on() {
+    const RESERVE: u64 = 2 * MIB;
+    let disk = Disk::of("8m");
+    let path = disk.folder.path().join("logs.redb");
+    let settings =
+        LogSettings { job_bytes_max: u64::MAX, cache_bytes: 1 << 20, disk_free_min_bytes: RESERVE };
+    let mut store = open_with(&path, settings);
+    // Text that does not shrink, more than the disk holds.
+    let texts_of = |number: u64| -> Vec<String> {
+        let mut random = StdRng::seed_from_u64(number);
+        let mut letters = || random.random_range(' '..='~');
+        (0..4).map(|_| (0..60_000).map(|_| letters()).collect()).collect()
+    };
+    for number in 0..60 {
+        if number == 50 {
+            drop(store);
+            store = open_with(&path, settings);
+        }
+        let sent = texts_of(number);
+        let sent: Vec<&str> = sent.iter().map(String::as_str).collect();
+        let next = append(&store, JOB, 1, Some(number * 4), &lines(&sent)).await.unwrap();
+        assert_eq!(next, (number + 1) * 4, "lines that are not kept are taken all the same");
+    }
+
+    let stored = texts(&store, JOB).await;
+
+    let (last, kept) = stored.split_last().unwrap();
+    assert_eq!(last, "[log cut: core's disk is nearly full; the rest is not kept]");
+    let sent: Vec<String> = (0..).flat_map(texts_of).take(kept.len()).collect();
+    assert!(!kept.is_empty() && kept == sent, "what is kept is what was sent");
+    assert!(disk.free_bytes() > RESERVE / 2, "{} bytes are free", disk.free_bytes());
+
+    // With room again, other logs are kept; the one that was cut has no hole.
+    store.forget(&[JOB]).await.unwrap();
+    let other = JobId::from_bits(8);
+    let generous = LogSettings { disk_free_min_bytes: 0, ..settings };
+    drop(store);
+    let store = open_with(&path, generous);
+    append(&store, other, 1, None, &lines(&["another log"])).await.unwrap();
+    assert_eq!(texts(&store, other).await, ["another log"]);
 }
 
 #[tokio::test]

@@ -1,6 +1,9 @@
-//! Refuses new work early when core's disk is nearly full, rather than failing in the middle of it.
+//! Refuses work early when core's disk is nearly full, rather than failing in the middle of it.
+//!
+//! New runs are refused first. Below half of what they ask for, those under way are held back too: no
+//! plan is made and logs are cut, so that what remains is for the records, which core cannot do without.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nix::sys::statvfs::statvfs;
 use thiserror::Error;
@@ -32,21 +35,44 @@ impl DiskGuard {
         Self { folder, min_mib }
     }
 
-    /// Looks.
+    /// Looks whether new work can begin.
     ///
     /// # Errors
     /// [`DiskNearlyFull`].
     pub(crate) async fn check(&self) -> Result<(), DiskNearlyFull> {
+        self.require(self.min_mib).await
+    }
+
+    /// Looks whether work that was taken can go on.
+    ///
+    /// # Errors
+    /// [`DiskNearlyFull`].
+    pub(crate) async fn check_reserve(&self) -> Result<(), DiskNearlyFull> {
+        self.require(reserve_mib(self.min_mib)).await
+    }
+
+    async fn require(&self, required_mib: u64) -> Result<(), DiskNearlyFull> {
         let folder = self.folder.clone();
-        let asked = spawn_blocking(move || statvfs(&folder)).await;
-        // A disk that cannot be asked is not known to be full; a commit will say what is wrong.
-        let Ok(Ok(disk)) = asked else { return Ok(()) };
-        let free_mib = (disk.blocks_available() * disk.fragment_size()) >> 20;
-        if free_mib >= self.min_mib {
+        let asked = spawn_blocking(move || free_bytes(&folder)).await;
+        let Ok(Some(free)) = asked else { return Ok(()) };
+        let free_mib = free >> 20;
+        if free_mib >= required_mib {
             return Ok(());
         }
         Err(DiskNearlyFull { folder: self.folder.clone(), free_mib, min_mib: self.min_mib })
     }
+}
+
+/// Of the `min_mib` mebibytes that new runs ask for, those that are left to the records.
+pub(crate) const fn reserve_mib(min_mib: u64) -> u64 {
+    min_mib / 2
+}
+
+/// What is free where `folder` lies, in bytes. `None` if the disk cannot be asked: such a one is not
+/// known to be full, and a commit will say what is wrong.
+pub(crate) fn free_bytes(folder: &Path) -> Option<u64> {
+    let disk = statvfs(folder).ok()?;
+    Some(disk.blocks_available() * disk.fragment_size())
 }
 
 #[cfg(test)]
@@ -68,5 +94,20 @@ mod tests {
     #[tokio::test]
     async fn a_disk_that_cannot_be_asked_is_not_taken_for_full() {
         DiskGuard::new("/nowhere/at/all".into(), u64::MAX).check().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn work_under_way_goes_on_for_longer_than_new_work_is_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let free_mib = free_bytes(folder.path()).unwrap() >> 20;
+        // Whatever others write in the meantime.
+        let guard = |min_mib| DiskGuard::new(folder.path().to_owned(), min_mib);
+
+        let between = guard(free_mib + free_mib / 2);
+        assert!(between.check().await.is_err());
+        between.check_reserve().await.unwrap();
+
+        let error = guard(free_mib * 4).check_reserve().await.unwrap_err().to_string();
+        assert!(error.contains(&format!("asks for {}", free_mib * 4)), "{error}");
     }
 }

@@ -136,7 +136,7 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     let config = Arc::new(config);
     let data_dir = config.core.data_dir.clone();
     let (store, stored, logs, keyring) = {
-        let (data_dir, settings) = (data_dir.clone(), LogSettings::from(&config.logs));
+        let (data_dir, settings) = (data_dir.clone(), LogSettings::from(&*config));
         tokio::task::spawn_blocking(move || open_data(&data_dir, settings)).await??
     };
     let tokens = ApiTokens::new(store.clone(), stored.api_tokens.clone());
@@ -206,6 +206,7 @@ impl Parts {
         let sessions = Sessions::default();
         let stop = CancellationToken::new();
         let data_dir = self.config.core.data_dir.clone();
+        let disk = DiskGuard::new(data_dir.clone(), self.config.core.disk_free_min_mib);
         let effects = Arc::new(Effects {
             config: Arc::clone(&self.config),
             records: records.clone(),
@@ -213,10 +214,10 @@ impl Parts {
             secrets: secrets.clone(),
             provider: provider.clone(),
             scratch: data_dir.join(SCRATCH),
+            disk: disk.clone(),
         });
         let orchestrator =
             Orchestrator::new(state, self.store.clone(), records.clone(), effects, inbox);
-        let disk = DiskGuard::new(data_dir, self.config.core.disk_free_min_mib);
         let retention = Retention {
             config: self.config.retention.clone(),
             records: records.clone(),

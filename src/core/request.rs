@@ -1,5 +1,6 @@
 //! Turns a request for a run into its records: which project it belongs to, and which environment.
 
+use sha2::{Digest as _, Sha256};
 use stagely_agent::protocol::CommitSha;
 use thiserror::Error;
 use url::Url;
@@ -21,6 +22,10 @@ const TEXT_BYTES_MAX: usize = 4 * 1024;
 /// Images of an environment lie at `{registry}/{project}/{environment}`, layer caches at
 /// `{registry}/{project}/cache`.
 const CACHE: &str = "cache";
+/// The environment of runs that name no branch, tag or commit.
+const DEFAULT: &str = "default";
+/// The environment of runs that name a commit.
+const COMMITS: &str = "commits";
 
 /// A request that cannot be served.
 #[derive(Debug, Error)]
@@ -93,6 +98,14 @@ fn repository(text: &str) -> Result<Url, InvalidRequest> {
     }
     if url.password().is_some() || !url.username().is_empty() {
         return Err(invalid(FIELD, "holds a user or password; give it as clone_token"));
+    }
+    // An address is stored and shown, so no token may be in it.
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(invalid(
+            FIELD,
+            "ends in `?…` or `#…`, which no repository needs; give a token as clone_token, and a \
+             branch, tag or commit as ref",
+        ));
     }
     Ok(url)
 }
@@ -191,13 +204,26 @@ fn environment_name(
         }
         return Ok(wanted.to_owned());
     }
-    let Some(reference) = reference else { return Ok("default".to_owned()) };
+    let Some(reference) = reference else { return Ok(DEFAULT.to_owned()) };
     if reference.parse::<CommitSha>().is_ok() {
-        return Ok("commits".to_owned());
+        return Ok(COMMITS.to_owned());
     }
-    let short = reference.strip_prefix("refs/heads/").or(reference.strip_prefix("refs/tags/"));
-    let name = slug(short.unwrap_or(reference));
-    Ok(if name == CACHE { "branch-cache".to_owned() } else { name })
+    Ok(environment_of(reference.strip_prefix("refs/heads/").unwrap_or(reference)))
+}
+
+/// The environment of a branch, or of a tag in full: its name where that can be one. Any other is made
+/// one and marked with the hash of the name, so that no two push over each other's images.
+pub fn environment_of(reference: &str) -> String {
+    let slug = slug(reference.strip_prefix("refs/tags/").unwrap_or(reference));
+    if slug == reference && ![CACHE, DEFAULT, COMMITS].contains(&&*slug) {
+        return slug;
+    }
+    let hash = Sha256::digest(reference.as_bytes());
+    let mark = format!("-{:02x}{:02x}{:02x}{:02x}", hash[0], hash[1], hash[2], hash[3]);
+    let mut name = slug;
+    name.truncate(NAME_CHARS_MAX - mark.len());
+    name.truncate(name.trim_end_matches('-').len());
+    name + &mark
 }
 
 fn check_name(field: &'static str, name: &str) -> Result<(), InvalidRequest> {
@@ -237,4 +263,60 @@ pub fn slug(text: &str) -> String {
     slug.truncate(NAME_CHARS_MAX);
     let slug = slug.trim_end_matches('-');
     if slug.is_empty() { "unnamed".to_owned() } else { slug.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn named(reference: &str) -> String {
+        environment_name(None, Some(reference)).unwrap()
+    }
+
+    #[test]
+    fn an_environment_has_the_name_of_its_branch_where_that_can_be_one() {
+        for branch in ["main", "release-2", "pr-17"] {
+            assert_eq!(named(branch), branch);
+            assert_eq!(named(&format!("refs/heads/{branch}")), branch);
+        }
+    }
+
+    #[test]
+    fn no_two_branches_or_tags_share_an_environment() {
+        let long = "x".repeat(255);
+        let references = [
+            "feature-x",
+            "feature/x",
+            "Feature_X",
+            "feature--x",
+            "refs/tags/feature-x",
+            "refs/tags/feature/x",
+            "cache",
+            "default",
+            "commits",
+            "é",
+            "ü",
+            &long[..200],
+            &long,
+        ];
+
+        let names: BTreeSet<String> = references.iter().map(|it| named(it)).collect();
+
+        assert_eq!(names.len(), references.len(), "{names:?}");
+        for name in names {
+            check_name("environment", &name).unwrap();
+            assert!(![CACHE, DEFAULT, COMMITS].contains(&&*name), "{name}");
+        }
+    }
+
+    #[test]
+    fn an_address_that_may_hold_a_token_is_refused_with_where_it_belongs() {
+        for end in ["?private_token=abc", "?", "#main"] {
+            let error = repository(&format!("https://host/owner/app.git{end}")).unwrap_err();
+            assert!(error.problem.contains("clone_token"), "{error}");
+            assert!(!error.to_string().contains("abc"), "{error}");
+        }
+    }
 }

@@ -103,6 +103,7 @@ mod tests {
 
     use super::*;
     use crate::config::{Config, ProviderName};
+    use crate::core::disk::DiskGuard;
     use crate::core::effects::{Effects, Secrets};
     use crate::core::logs::LogSettings;
     use crate::core::orchestrator::{Orchestrator, inbox};
@@ -226,7 +227,11 @@ mod tests {
 
         fn with(folder: TempDir, config: Config, store: Store, state: State) -> Self {
             let keyring = Keyring::open(&folder.path().join("key")).unwrap();
-            let settings = LogSettings { job_bytes_max: 1 << 20, cache_bytes: 1 << 20 };
+            let settings = LogSettings {
+                job_bytes_max: 1 << 20,
+                cache_bytes: 1 << 20,
+                disk_free_min_bytes: 0,
+            };
             let logs = LogStore::open(&folder.path().join("logs.redb"), settings).unwrap();
             let (records, stop) =
                 (SharedRecords::new(Records::of(&state)), CancellationToken::new());
@@ -238,6 +243,7 @@ mod tests {
                 secrets: Secrets::new(keyring, store.clone(), Vec::new(), Vec::new()),
                 provider: None,
                 scratch: folder.path().to_owned(),
+                disk: DiskGuard::new(folder.path().to_owned(), 0),
             };
             let orchestrator =
                 Orchestrator::new(state, store, records.clone(), Arc::new(effects), inbox);

@@ -1,7 +1,8 @@
 //! The key that seals secrets at rest, and the random tokens that core hands out.
 
+use std::ffi::OsString;
 use std::fmt;
-use std::fs::OpenOptions;
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
@@ -34,27 +35,17 @@ impl fmt::Debug for Keyring {
 }
 
 impl Keyring {
-    /// Reads the key from `path`, or makes one there with mode 0600.
+    /// Reads the key from `path`, or makes one there with mode 0600. Nobody else may do so at the same
+    /// time.
     ///
     /// # Errors
     /// Those of the file; [`io::ErrorKind::InvalidData`] if it does not hold 32 bytes.
     pub fn open(path: &Path) -> io::Result<Self> {
-        let key: [u8; 32];
-        match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
-            Ok(mut file) => {
-                key = rand::random();
-                file.write_all(&key)?;
-                file.sync_all()?;
-            }
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                let mut bytes = Vec::new();
-                std::fs::File::open(path)?.take(33).read_to_end(&mut bytes)?;
-                key = bytes.try_into().map_err(|_| {
-                    io::Error::new(io::ErrorKind::InvalidData, "it does not hold 32 bytes")
-                })?;
-            }
+        let key = match File::open(path) {
+            Ok(file) => read_key(file)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => make_key(path)?,
             Err(error) => return Err(error),
-        }
+        };
         Ok(Self { cipher: XChaCha20Poly1305::new(&key.into()) })
     }
 
@@ -78,6 +69,29 @@ impl Keyring {
             .decrypt(&XNonce::from(*nonce), Payload { msg: sealed, aad: owner.as_bytes() })
             .map_err(|_| SealBroken)
     }
+}
+
+fn read_key(file: File) -> io::Result<[u8; 32]> {
+    let mut bytes = Vec::new();
+    file.take(33).read_to_end(&mut bytes)?;
+    bytes
+        .try_into()
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it does not hold 32 bytes"))
+}
+
+/// Makes a key at `path`, whole or not at all: half a key would keep every later core from starting.
+fn make_key(path: &Path) -> io::Result<[u8; 32]> {
+    let key: [u8; 32] = rand::random();
+    let mut unfinished = OsString::from(path);
+    unfinished.push(".new");
+    let mut options = OpenOptions::new();
+    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
+    file.write_all(&key)?;
+    file.sync_all()?;
+    fs::rename(&unfinished, path)?;
+    // What is sealed from now on must not outlive the name of its key.
+    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()?;
+    Ok(key)
 }
 
 /// The SHA-256 of a token: what is stored of it. A token has 256 random bits, so a slow hash would
@@ -123,5 +137,31 @@ mod tests {
         assert_eq!(reopened.open_sealed("run_1", &sealed).unwrap(), b"token");
         assert!(reopened.open_sealed("run_2", &sealed).is_err());
         assert!(reopened.open_sealed("run_1", &sealed[..20]).is_err());
+    }
+
+    #[test]
+    fn a_core_that_was_killed_while_it_made_its_key_leaves_nothing_that_stops_the_next() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("secrets.key");
+        fs::write(folder.path().join("secrets.key.new"), "half a key").unwrap();
+
+        let sealed = Keyring::open(&path).unwrap().seal("run_1", b"token");
+
+        assert_eq!(Keyring::open(&path).unwrap().open_sealed("run_1", &sealed).unwrap(), b"token");
+        let names: Vec<_> =
+            fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names, ["secrets.key"]);
+    }
+
+    #[test]
+    fn a_key_that_is_no_key_is_refused_and_left_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("secrets.key");
+        fs::write(&path, "not a key").unwrap();
+
+        let error = Keyring::open(&path).unwrap_err();
+
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        assert_eq!(fs::read(&path).unwrap(), b"not a key");
     }
 }

@@ -96,6 +96,7 @@ async fn a_request_that_cannot_be_is_refused_in_the_same_words_everywhere() {
         ("runs", json!({ "repository": "/etc" }), "repository"),
         ("runs", json!({ "repository": "ssh://host/a" }), "https://"),
         ("runs", json!({ "repository": "https://me:secret@host/a" }), "clone_token"),
+        ("runs", json!({ "repository": "https://host/a?token=secret" }), "clone_token"),
         ("runs", json!({ "repository": repository, "ref": "a..b" }), "ref"),
         ("runs", json!({ "repository": repository, "project": "A B" }), "a-b"),
         ("runs", json!({ "repository": repository, "environment": "cache" }), "environment"),

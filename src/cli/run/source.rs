@@ -10,7 +10,7 @@ use url::{Host, Url};
 
 use super::git_server::GitServer;
 use super::snapshot::{Snapshot, Wanted};
-use crate::core::request::slug;
+use crate::core::request::{environment_of, slug};
 
 /// What the user named.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,7 +122,7 @@ impl Source {
         }
         let branch = snapshot.name.as_deref().and_then(|name| name.strip_prefix("refs/heads/"));
         Ok(Self {
-            environment: branch.map(slug),
+            environment: branch.map(environment_of),
             ..Self::at(&url, Some(snapshot.commit.to_string()), clone_token)
         })
     }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use stagely_agent::protocol::{Cancel, CoreMessage};
 
+use super::disk::DiskGuard;
 use super::records::SharedRecords;
 use super::sessions::Sessions;
 use super::state::{Attempt, Effect, Event};
@@ -34,6 +35,8 @@ pub struct Effects {
     pub provider: Option<Arc<dyn Provider>>,
     /// Holds short-lived checkouts.
     pub scratch: PathBuf,
+    /// Refuses to plan when the disk is nearly full.
+    pub(crate) disk: DiskGuard,
 }
 
 impl fmt::Debug for Effects {

@@ -74,6 +74,8 @@ impl Effects {
         run: RunId,
         cancel: &CancellationToken,
     ) -> Result<PlannedRun, PlanFailure> {
+        // A checkout could take what the records need.
+        self.disk.check_reserve().await.map_err(|full| failed(FailureReason::DiskFull, full))?;
         let subject = self.subject(run)?;
         let token = self.secrets.open_run(run).map_err(anyhow::Error::from)?.clone_token;
         let wanted = subject.run.requested_ref.clone().unwrap_or_else(|| "HEAD".to_owned());

@@ -20,7 +20,8 @@ use tokio::task::spawn_blocking;
 use self::chunk::Chunk;
 use self::tables::Tables;
 use self::writer::{Append, Command, Writer};
-use crate::config::LogsConfig;
+use super::disk::reserve_mib;
+use crate::config::Config;
 use crate::ids::JobId;
 
 /// Commands that may wait for the writer; beyond it appenders wait, and with them their agents.
@@ -33,13 +34,17 @@ pub struct LogSettings {
     pub job_bytes_max: u64,
     /// Memory for cached pages, in bytes.
     pub cache_bytes: usize,
+    /// Logs are cut where a commit would leave less than this free on the disk, in bytes.
+    pub disk_free_min_bytes: u64,
 }
 
-impl From<&LogsConfig> for LogSettings {
-    fn from(config: &LogsConfig) -> Self {
+impl From<&Config> for LogSettings {
+    fn from(config: &Config) -> Self {
+        let reserve_mib = reserve_mib(config.core.disk_free_min_mib);
         Self {
-            job_bytes_max: config.job_max_mib << 20,
-            cache_bytes: usize::try_from(config.cache_mib << 20).unwrap_or(usize::MAX),
+            job_bytes_max: config.logs.job_max_mib << 20,
+            cache_bytes: usize::try_from(config.logs.cache_mib << 20).unwrap_or(usize::MAX),
+            disk_free_min_bytes: reserve_mib.saturating_mul(1 << 20),
         }
     }
 }
@@ -130,7 +135,7 @@ impl LogStore {
         let tables = Tables::open(PathBuf::from(path), settings.cache_bytes)?;
         let followed = Followed::default();
         let (writer, commands) = mpsc::channel(WAITING_MAX);
-        let thread = Writer::new(tables.clone(), settings.job_bytes_max, Arc::clone(&followed));
+        let thread = Writer::new(tables.clone(), settings, Arc::clone(&followed));
         std::thread::Builder::new()
             .name("log-writer".to_owned())
             .spawn(move || thread.run(commands))

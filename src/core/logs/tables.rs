@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::chunk::Chunk;
 use super::{LogError, LogKey, StoredLine};
+use crate::core::disk;
 use crate::ids::JobId;
 
 /// Job, attempt, number of the chunk's first line.
@@ -69,6 +70,12 @@ impl Tables {
         write.commit()?;
         *slot = Some(Arc::new(database));
         Ok(())
+    }
+
+    /// What is free on the database's disk, in bytes, if it can be asked.
+    pub(super) fn disk_free_bytes(&self) -> Option<u64> {
+        // Asked of the file, since its path may be a bare name.
+        disk::free_bytes(&self.path)
     }
 
     pub(super) fn database(&self) -> Result<Arc<Database>, LogError> {

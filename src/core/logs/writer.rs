@@ -11,7 +11,7 @@ use tracing::{error, warn};
 
 use super::chunk::{Chunk, GROW_BYTES_MAX};
 use super::tables::{CHUNKS, ChunkKey, EXTENTS, Extent, Tables};
-use super::{AppendError, Followed, LogError, LogKey, StoredLine, lock};
+use super::{AppendError, Followed, LogError, LogKey, LogSettings, StoredLine, lock};
 use crate::ids::JobId;
 
 /// Commands taken into one group. A group of full batches is then some 10 MB of text.
@@ -47,8 +47,10 @@ pub(super) struct Append {
 #[derive(Debug)]
 pub(super) struct Writer {
     tables: Tables,
-    job_bytes_max: u64,
+    settings: LogSettings,
     followed: Followed,
+    /// Whether the last group found the disk nearly full.
+    is_disk_low: bool,
     /// Of logs that were written to lately, as in the store.
     extents: HashMap<LogKey, Extent>,
 }
@@ -59,8 +61,8 @@ const EXTENTS_MAX: usize = 10_000;
 type Answer = (oneshot::Sender<Result<u64, AppendError>>, Result<u64, AppendError>);
 
 impl Writer {
-    pub(super) fn new(tables: Tables, job_bytes_max: u64, followed: Followed) -> Self {
-        Self { tables, job_bytes_max, followed, extents: HashMap::new() }
+    pub(super) fn new(tables: Tables, settings: LogSettings, followed: Followed) -> Self {
+        Self { tables, settings, followed, is_disk_low: false, extents: HashMap::new() }
     }
 
     /// Writes until every sender is gone.
@@ -87,6 +89,7 @@ impl Writer {
         if appends.is_empty() {
             return;
         }
+        self.look_at_disk(&appends);
         let mut group = Group { extents: HashMap::new(), answers: Vec::new() };
         match self.commit(appends, &mut group) {
             Ok(()) => {
@@ -108,6 +111,19 @@ impl Writer {
                 self.recover();
             }
         }
+    }
+
+    /// Looks whether `appends` fit: a disk that fills up in the middle of a commit would take the records
+    /// of runs and machines with it.
+    fn look_at_disk(&mut self, appends: &[Append]) {
+        let new: u64 = appends.iter().map(|append| append.chunk.bytes.len() as u64).sum();
+        let min = self.settings.disk_free_min_bytes;
+        let free = self.tables.disk_free_bytes();
+        let is_low = free.is_some_and(|free| free.saturating_sub(new) < min);
+        if is_low && !self.is_disk_low {
+            warn!(free_mib = free.map(|free| free >> 20), "the disk is nearly full: logs are cut");
+        }
+        self.is_disk_low = is_low;
     }
 
     fn commit(&self, appends: Vec<Append>, group: &mut Group) -> Result<(), LogError> {
@@ -178,9 +194,10 @@ impl Writer {
         mut chunk: Chunk,
     ) -> Result<(), LogError> {
         let (lines, text_bytes) = (chunk.lines, chunk.text_bytes);
-        if extent.text_bytes + text_bytes > self.job_bytes_max {
+        if let Some(reason) = self.cut_reason(extent.text_bytes + text_bytes) {
             extent.cut_after = Some(extent.next_line + 1);
-            chunk = Chunk::of_stored(&[self.cut_line()]);
+            let data = format!("[log cut: {reason}; the rest is not kept]");
+            chunk = Chunk::of_stored(&[StoredLine { t: 0, stream: Stream::Stderr, data }]);
         }
         let (job, attempt) = (key.0.bits(), key.1);
         let mut first = extent.next_line;
@@ -201,10 +218,13 @@ impl Writer {
         Ok(())
     }
 
-    fn cut_line(&self) -> StoredLine {
-        let mib = self.job_bytes_max >> 20;
-        let data = format!("[log cut: more than {mib} MiB; the rest is not kept]");
-        StoredLine { t: 0, stream: Stream::Stderr, data }
+    /// Why a log may not grow to `text_bytes`, if it may not.
+    fn cut_reason(&self, text_bytes: u64) -> Option<String> {
+        if self.is_disk_low {
+            return Some("core's disk is nearly full".to_owned());
+        }
+        let max = self.settings.job_bytes_max;
+        (text_bytes > max).then(|| format!("more than {} MiB", max >> 20))
     }
 
     fn tell_followers(&self, group: &Group) {
