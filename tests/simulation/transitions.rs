@@ -51,7 +51,7 @@ impl Before {
                 _ => None,
             },
             open_runs: open_runs.map(|run| run.id).collect(),
-            pending: pending.map(|run| (run.id, run.created_at)).collect(),
+            pending: pending.filter_map(|run| Some((run.id, run.planning_since?))).collect(),
         }
     }
 
@@ -125,9 +125,9 @@ impl Before {
     }
 
     fn check_planning(&self, world: &World, event: &Event) {
-        for (run, created_at) in &self.pending {
+        for (run, since) in &self.pending {
             let is_pending = world.core.runs[run].state == RunState::Pending;
-            let due = created_at.after(world.core.limits.planning);
+            let due = since.after(world.core.limits.planning);
             match event {
                 Event::Tick if is_over(due, world) => assert!(!is_pending, "{run} plans for ever"),
                 Event::Tick if is_coming(due, world) => assert!(is_pending, "{run} is hurried"),

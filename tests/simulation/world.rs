@@ -84,6 +84,7 @@ fn limits(rng: &mut Rng) -> Limits {
         reconnect_grace: Duration::from_mins(2),
         job_grace: Duration::from_mins(1),
         lease: Duration::from_mins(rng.below(90)),
+        planned_at_once: usize::try_from(1 + rng.below(3)).expect("small"),
         planning: Duration::from_mins(10),
         launchable,
     }

@@ -36,8 +36,10 @@ impl State {
     }
 
     fn planning_limits(&self) -> impl Iterator<Item = (Timestamp, RunId)> {
-        let pending = self.index.pending_runs.iter().filter_map(|id| self.runs.get(id));
-        pending.map(|run| (self.due(run.created_at.after(self.limits.planning)), run.id))
+        let planned = self.index.planning.iter().filter_map(|id| self.runs.get(id));
+        planned.filter_map(|run| {
+            Some((self.due(run.planning_since?.after(self.limits.planning)), run.id))
+        })
     }
 
     fn next_alarm(&self, machine: &Machine) -> Option<(Timestamp, Alarm)> {

@@ -70,6 +70,8 @@ pub struct Limits {
     pub job_grace: Duration,
     /// The longest life of a launched machine.
     pub lease: Duration,
+    /// Runs that are planned at once, over all projects: each has a thread and a checkout.
+    pub planned_at_once: usize,
     /// How long the planning of a run may take, over all its tries.
     pub planning: Duration,
     /// The arches that the provider has natively; empty when no provider launches machines.

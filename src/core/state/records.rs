@@ -98,8 +98,10 @@ pub struct Changes {
 /// What a step must find without reading the history. Made from the records, never stored.
 #[derive(Debug, Default)]
 pub(super) struct Index {
+    /// Runs that wait to be planned.
+    pub(super) unplanned: BTreeSet<RunId>,
     /// Runs whose `stagely.yaml` is being read.
-    pub(super) pending_runs: BTreeSet<RunId>,
+    pub(super) planning: BTreeSet<RunId>,
     /// The jobs of each run, in the order of their ids: the plan's.
     pub(super) run_jobs: BTreeMap<RunId, BTreeSet<JobId>>,
     /// Queued jobs by project, the oldest first. No project without one.
@@ -279,7 +281,10 @@ impl State {
 
 impl Index {
     fn note_run(&mut self, run: &Run) {
-        set(&mut self.pending_runs, run.id, run.state == RunState::Pending);
+        let (is_pending, has_begun) =
+            (run.state == RunState::Pending, run.planning_since.is_some());
+        set(&mut self.unplanned, run.id, is_pending && !has_begun);
+        set(&mut self.planning, run.id, is_pending && has_begun);
     }
 
     fn note_job(&mut self, job: &Job, runs: &Table<RunId, Run>) {

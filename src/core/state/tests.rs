@@ -26,6 +26,7 @@ impl Core {
             reconnect_grace: Duration::from_mins(2),
             job_grace: Duration::from_mins(1),
             lease: Duration::from_hours(1),
+            planned_at_once: 2,
             planning: Duration::from_mins(10),
             launchable: launchable.iter().copied().collect(),
         };
@@ -82,6 +83,7 @@ impl Core {
             branch: None,
             state: RunState::Pending,
             created_at: self.now,
+            planning_since: None,
             ended_at: None,
         };
         let project = Project { id: project, name: String::new(), repository: String::new() };
@@ -457,6 +459,23 @@ fn a_run_whose_planning_takes_too_long_fails_and_says_why() {
     assert_eq!(why.reason, FailureReason::Timeout { limit_seconds: 600 });
     assert!(why.message.contains("600s"), "{}", why.message);
     assert!(core.state.outbox.is_empty());
+}
+
+#[test]
+fn a_run_that_waits_for_its_planning_is_not_late_and_other_projects_go_first() {
+    let mut core = amd64(1);
+    let (first, second, third) = (core.request(1), core.request(1), core.request(1));
+    let other = core.request(2);
+    let planned = |core: &Core| -> Vec<Effect> { core.state.outbox.values().cloned().collect() };
+    assert_eq!(planned(&core), [Effect::Plan { run: first }, Effect::Plan { run: second }]);
+
+    assert_eq!(core.wait(Duration::from_mins(10)).len(), 2);
+    assert_eq!(planned(&core), [Effect::Plan { run: third }, Effect::Plan { run: other }]);
+    assert_eq!(core.run_state(third), &RunState::Pending);
+
+    let more = [core.request(1), core.request(1), core.request(2)];
+    assert_eq!(core.cancel(third), [Effect::Plan { run: more[0] }], "project 2 is planned already");
+    assert_eq!(core.cancel(other), [Effect::Plan { run: more[2] }], "it goes before project 1");
 }
 
 #[test]
