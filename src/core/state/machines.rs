@@ -15,6 +15,7 @@ impl Turn<'_> {
     /// No agent is connected to a core that has just started, and none could report before.
     pub(super) fn start_core(&mut self) {
         let (now, limits) = (self.now, &self.state.limits);
+        self.state.started_at = now;
         self.state.patient_until = now.after(limits.reconnect_grace).after(limits.job_grace);
         let connected = self.state.live_machines().filter(|machine| machine.connected);
         let connected: Vec<MachineId> = connected.map(|machine| machine.id).collect();

@@ -131,7 +131,9 @@ pub struct State {
     /// When each project was last given a machine, as a count of all that were given. A new core begins
     /// anew: the order in which projects take turns is not worth a row.
     pub(super) served: BTreeMap<ProjectId, u64>,
-    /// Nothing times out before this moment: while core was not there, nobody could report to it.
+    /// When this core started. While none was there, nobody could report to it: what began before does
+    /// not time out until [`patient_until`](Self::patient_until).
+    pub(super) started_at: Timestamp,
     pub(super) patient_until: Timestamp,
     next_effect: EffectId,
 }
@@ -156,6 +158,7 @@ impl State {
             outbox: Table::new(stored.outbox),
             index: Index::default(),
             served: BTreeMap::new(),
+            started_at: Timestamp::default(),
             patient_until: Timestamp::default(),
             next_effect: EffectId(last_effect + 1),
         };

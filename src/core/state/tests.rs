@@ -735,6 +735,19 @@ fn nobody_times_out_because_core_was_away() {
 }
 
 #[test]
+fn what_begins_after_a_restart_has_no_more_time_than_usual() {
+    let mut core = amd64(1);
+    core.restart();
+    core.now = core.now.after(Duration::from_secs(1));
+    let (_, job, machine) = core.running();
+    core.disconnect(machine);
+
+    assert_eq!(core.wait(Duration::from_mins(2)), [Effect::Terminate { machine }]);
+
+    assert_eq!(core.job_state(job), &JobState::Queued { attempt: 2 });
+}
+
+#[test]
 fn a_restart_does_not_ask_for_anything_twice() {
     let mut core = amd64(1);
     core.run(1, 2);
