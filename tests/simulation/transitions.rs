@@ -176,8 +176,7 @@ impl Before {
             return;
         }
         for stray in holds.iter().filter(|held| current != Some(**held)) {
-            let cancel = Effect::Cancel { machine: id, job: stray.job, attempt: stray.number };
-            assert!(effects.contains(&cancel), "{id} goes on with {stray:?}");
+            assert!(is_stopped(id, *stray, effects), "{id} goes on with {stray:?}");
             let is_new = current.is_some_and(|current| !self.had(id, current));
             let is_free = machine.state == MachineState::Ready;
             assert!(!is_new && !is_free, "{id} has yet to stop {stray:?}");
@@ -261,6 +260,17 @@ impl Strays {
     }
 }
 
+/// Whether the agent is told to stop the attempt.
+fn is_stopped(id: MachineId, stopped: Attempt, effects: &[Effect]) -> bool {
+    let is_it = |effect: &Effect| match *effect {
+        Effect::Cancel { machine, job, attempt, .. } => {
+            (machine, Attempt { job, number: attempt }) == (id, stopped)
+        }
+        _ => false,
+    };
+    effects.iter().any(is_it)
+}
+
 /// Nothing has become of the job but that it may have got a machine, which was freed by the step.
 fn assert_unmoved(before: &Job, after: &Job) {
     match (&before.state, &after.state) {
@@ -302,8 +312,11 @@ impl LiveWork {
             machine.connected && machine.state == MachineState::Busy { job, attempt: number }
         });
         if goes_on {
-            let cancel = Effect::Cancel { machine: id, job, attempt: number };
-            assert!(effects.contains(&cancel), "{id} is not told to stop {:?}", self.attempt);
+            assert!(
+                is_stopped(id, self.attempt, effects),
+                "{id} is not told to stop {:?}",
+                self.attempt
+            );
         }
     }
 

@@ -272,7 +272,7 @@ impl World {
             Effect::Assign { machine, job, attempt } => {
                 self.assign(machine, Attempt { job, number: attempt });
             }
-            Effect::Cancel { machine, job, attempt } => {
+            Effect::Cancel { machine, job, attempt, .. } => {
                 self.tell(machine, Order::Stop(Attempt { job, number: attempt }));
             }
             Effect::Disconnect { machine } => self.break_session(machine),

@@ -7,7 +7,7 @@ use stagely_agent::protocol::FailureReason;
 
 use super::attempts::Failure;
 use super::step::Turn;
-use super::{Effect, JobState, Machine, MachineState, State, Timestamp};
+use super::{Effect, JobState, Machine, MachineState, State, StopReason, Timestamp};
 use crate::ids::{JobId, MachineId, RunId};
 
 /// A limit of a machine's life.
@@ -143,7 +143,7 @@ impl Turn<'_> {
         let Some(job) = self.state.jobs.get(&id) else { return };
         let reason = FailureReason::Timeout { limit_seconds: job.timeout.as_secs() };
         let message = format!("{reason}, and its agent did not end it");
-        self.stop_work(machine, id);
+        self.stop_work(machine, id, StopReason::Overrun);
         self.fail_attempt(id, Failure::new(reason, message));
     }
 

@@ -8,6 +8,7 @@ use super::attempts::Failure;
 use super::step::Turn;
 use super::{
     Attempt, Effect, JobState, LaunchRefusal, Machine, MachineKind, MachineSize, MachineState,
+    StopReason,
 };
 use crate::ids::{JobId, MachineId};
 
@@ -101,7 +102,10 @@ impl Turn<'_> {
         let strays: BTreeSet<Attempt> =
             holds.iter().copied().filter(|held| current != Some(*held)).collect();
         for &Attempt { job, number } in &strays {
-            self.emit(Effect::Cancel { machine: id, job, attempt: number });
+            let is_cancelled = self.job_state(job) == Some(&JobState::Cancelled);
+            let reason =
+                if is_cancelled { StopReason::RunCancelled } else { StopReason::NotWanted };
+            self.emit(Effect::Cancel { machine: id, job, attempt: number, reason });
         }
         self.state.change_machine(id, |machine| machine.stopping = strays);
         match current {

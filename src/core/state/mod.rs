@@ -28,6 +28,7 @@ use stagely_agent::protocol::Arch;
 
 pub use event::{
     Attempt, CancelReason, Effect, EffectId, Event, LaunchRefusal, PlannedJob, PlannedRun,
+    StopReason,
 };
 pub use job::{Job, JobKind, JobOutcome, JobReport, JobState};
 pub use machine::{Machine, MachineKind, MachineSize, MachineState};

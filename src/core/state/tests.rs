@@ -772,7 +772,10 @@ fn a_registered_machine_stays_busy_until_its_agent_has_stopped_a_cancelled_job()
     let mut core = without_provider();
     let (run, job, machine) = core.running_on_static();
     let (_, next) = core.run(1, 1);
-    assert_eq!(core.cancel(run), [Effect::Cancel { machine, job, attempt: 1 }]);
+    assert_eq!(
+        core.cancel(run),
+        [Effect::Cancel { machine, job, attempt: 1, reason: StopReason::RunCancelled }]
+    );
     assert_eq!(core.machine_state(machine), MachineState::Busy { job, attempt: 1 });
 
     core.report(machine, job, 1, JobOutcome::Cancelled);
@@ -788,12 +791,23 @@ fn a_registered_machine_that_does_not_stop_is_disconnected() {
     core.cancel(run);
     assert_eq!(core.wait(Duration::from_mins(1)), [Effect::Disconnect { machine }]);
 
-    let cancel = Effect::Cancel { machine, job, attempt: 1 };
+    let cancel = Effect::Cancel { machine, job, attempt: 1, reason: StopReason::RunCancelled };
     assert_eq!(core.connect(machine, &[(job, 1)]), [cancel], "it still has the job");
     core.disconnect(machine);
     core.connect(machine, &[]);
 
     assert_eq!(core.machine_state(machine), MachineState::Ready);
+}
+
+#[test]
+fn a_registered_machine_whose_job_takes_too_long_is_told_why_it_must_stop() {
+    let mut core = without_provider();
+    let (_, job, machine) = core.running_on_static();
+
+    let effects = core.wait(Duration::from_mins(31));
+
+    let reason = StopReason::Overrun;
+    assert_eq!(effects, [Effect::Cancel { machine, job, attempt: 1, reason }]);
 }
 
 #[test]
@@ -805,7 +819,10 @@ fn a_registered_machine_gets_nothing_new_before_it_has_stopped_what_it_lost() {
     assert_eq!(core.job_state(job), &JobState::Queued { attempt: 2 });
 
     let effects = core.connect(machine, &[(job, 1)]);
-    assert_eq!(effects, [Effect::Cancel { machine, job, attempt: 1 }]);
+    assert_eq!(
+        effects,
+        [Effect::Cancel { machine, job, attempt: 1, reason: StopReason::NotWanted }]
+    );
     assert_eq!(core.job_state(job), &JobState::Queued { attempt: 2 });
 
     let effects = core.report(machine, job, 1, JobOutcome::Cancelled);
@@ -853,7 +870,10 @@ fn an_agent_that_returns_to_a_machine_that_is_ending_is_told_to_stop() {
 
     let effects = core.connect(machine, &[(job, 1)]);
 
-    assert_eq!(effects, [Effect::Cancel { machine, job, attempt: 1 }]);
+    assert_eq!(
+        effects,
+        [Effect::Cancel { machine, job, attempt: 1, reason: StopReason::RunCancelled }]
+    );
     assert_eq!(core.machine_state(machine), MachineState::Terminating);
 }
 
