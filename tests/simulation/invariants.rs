@@ -97,9 +97,9 @@ fn check_job(core: &State, job: &Job) {
     let run = core.runs.get(&job.run).expect("a job has a run");
     assert_eq!(job.state.is_final(), job.ended_at.is_some());
     assert!(job.attempt <= core.limits.max_attempts);
-    let lost = job.lost_attempts.iter().map(|(number, _)| *number);
+    let lost = job.lost_attempts.iter().map(|lost| lost.attempt);
     assert!(lost.eq((1..).take(job.lost_attempts.len())), "{:?}", job.lost_attempts);
-    assert!(job.lost_attempts.iter().all(|(_, reason)| reason.is_transient()));
+    assert!(job.lost_attempts.iter().all(|lost| lost.reason.is_transient()));
     let lost = u32::try_from(job.lost_attempts.len()).expect("few");
     let mut needed = job.needs.iter().map(|id| &core.jobs.get(id).expect("needs exist").state);
     match &job.state {

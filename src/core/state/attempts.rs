@@ -5,9 +5,13 @@ use stagely_agent::protocol::FailureReason;
 
 use super::step::Turn;
 use super::{
-    Attempt, Effect, JobOutcome, JobReport, JobState, MachineKind, MachineState, StopReason,
+    Attempt, Effect, JobOutcome, JobReport, JobState, LostAttempt, MachineKind, MachineState,
+    StopReason,
 };
 use crate::ids::{JobId, MachineId};
+
+/// Messages of lost attempts are cut here, in characters: the job's own end is what counts.
+const LOST_MESSAGE_CHARS_MAX: usize = 2_000;
 
 /// Why an attempt came to nothing.
 pub(super) struct Failure {
@@ -118,7 +122,8 @@ impl Turn<'_> {
             return self.end_job(id, JobState::Failed { reason, message, exit_code });
         }
         self.state.change_job(id, |job| {
-            job.lost_attempts.push((attempt, reason));
+            let message = message.chars().take(LOST_MESSAGE_CHARS_MAX).collect();
+            job.lost_attempts.push(LostAttempt { attempt, reason, message });
             job.state = JobState::Queued { attempt: attempt + 1 };
             job.assigned_at = None;
             job.started_at = None;

@@ -30,7 +30,7 @@ pub use event::{
     Attempt, CancelReason, Effect, EffectId, Event, LaunchRefusal, PlannedJob, PlannedRun,
     StopReason,
 };
-pub use job::{Job, JobKind, JobOutcome, JobReport, JobState};
+pub use job::{Job, JobKind, JobOutcome, JobReport, JobState, LostAttempt};
 pub use machine::{Machine, MachineKind, MachineSize, MachineState};
 pub use records::{Changes, Snapshot, State, Table};
 pub use run::{Environment, PlanFailure, Project, Run, RunState, Trigger};

@@ -319,7 +319,9 @@ fn a_job_that_is_tried_again_keeps_its_place() {
     core.step(Event::MachineGone { machine });
 
     assert!(matches!(core.job_state(jobs[0]), JobState::Provisioning { attempt: 2, .. }));
-    assert_eq!(core.state.jobs[&jobs[0]].lost_attempts, [(1, FailureReason::MachineLost)]);
+    let [lost] = &core.state.jobs[&jobs[0]].lost_attempts[..] else { panic!("one was lost") };
+    assert_eq!((lost.attempt, &lost.reason), (1, &FailureReason::MachineLost));
+    assert_eq!(lost.message, "the provider ended the machine");
     assert_eq!(core.job_state(jobs[1]), &JobState::Queued { attempt: 1 });
 }
 
@@ -587,7 +589,10 @@ fn a_transient_failure_is_tried_again_until_the_attempts_are_used_up() {
     }
 
     assert_eq!(core.failure(job), &FailureReason::DiskFull);
-    let lost = [(1, FailureReason::DiskFull), (2, FailureReason::DiskFull)];
+    let lost = [1, 2].map(|attempt| {
+        let reason = FailureReason::DiskFull;
+        LostAttempt { attempt, message: reason.to_string(), reason }
+    });
     assert_eq!(core.state.jobs[&job].lost_attempts, lost);
 }
 
@@ -680,7 +685,7 @@ fn a_machine_that_does_not_boot_is_terminated_and_its_job_tried_again() {
 
     assert_eq!(core.wait(Duration::from_mins(5)), [Effect::Terminate { machine }]);
 
-    assert_eq!(core.state.jobs[&jobs[0]].lost_attempts, [(1, FailureReason::BootTimeout)]);
+    assert_eq!(core.state.jobs[&jobs[0]].lost_attempts[0].reason, FailureReason::BootTimeout);
 }
 
 #[test]
