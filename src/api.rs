@@ -248,6 +248,8 @@ pub struct LostAttempt {
     /// Whose fault it was.
     #[schema(value_type = Object)]
     pub reason: FailureReason,
+    /// What happened, for people.
+    pub message: String,
 }
 
 /// A job.

@@ -18,6 +18,10 @@ use url::Url;
 use crate::core::state::Limits;
 use crate::ids::MachineId;
 
+/// Runs that are planned at once. Each takes a thread and a checkout, and most of it is waiting for a
+/// server.
+const PLANNED_AT_ONCE: usize = 8;
+
 /// A configuration that cannot be used.
 #[derive(Debug, Error)]
 pub enum ConfigError {
@@ -353,6 +357,7 @@ impl Config {
             reconnect_grace: self.agents.reconnect_grace,
             job_grace: self.builders.job_grace,
             lease: self.builders.lease,
+            planned_at_once: PLANNED_AT_ONCE,
             planning: self.builders.planning_limit,
             launchable,
         }

@@ -700,7 +700,7 @@ builds:
         mkfifo(&outside.path().join("fifo"), Mode::S_IRWXU).unwrap();
         let root = repository(&["ci/stagely.yaml"]);
         let file = root.path().join("stagely.yaml");
-        let mut read = |target: &Path| {
+        let read = |target: &Path| {
             symlink(target, &file).unwrap();
             let bytes = read_checkout(root.path());
             fs::remove_file(&file).unwrap();

@@ -119,6 +119,10 @@ impl Orchestrator {
         self.start().await?;
         let mut waiting = Vec::new();
         loop {
+            // Below, events that come one upon the other would put it off for ever.
+            if self.state.next_deadline().is_some_and(|deadline| deadline <= now()) {
+                self.take_event(Event::Tick).await?;
+            }
             let wake = self.wake_at();
             tokio::select! {
                 biased;

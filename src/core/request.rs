@@ -79,6 +79,7 @@ pub fn run(records: &Records, create: CreateRun) -> Result<RequestedRun, Invalid
         branch: None,
         state: RunState::Pending,
         created_at: now(),
+        planning_since: None,
         ended_at: None,
     };
     let secrets = RunSecrets { clone_token: create.clone_token, set: create.set };

@@ -136,6 +136,7 @@ mod tests {
             branch: None,
             state,
             created_at: ago(100),
+            planning_since: None,
             ended_at,
         }
     }

@@ -97,9 +97,9 @@ fn check_job(core: &State, job: &Job) {
     let run = core.runs.get(&job.run).expect("a job has a run");
     assert_eq!(job.state.is_final(), job.ended_at.is_some());
     assert!(job.attempt <= core.limits.max_attempts);
-    let lost = job.lost_attempts.iter().map(|(number, _)| *number);
+    let lost = job.lost_attempts.iter().map(|lost| lost.attempt);
     assert!(lost.eq((1..).take(job.lost_attempts.len())), "{:?}", job.lost_attempts);
-    assert!(job.lost_attempts.iter().all(|(_, reason)| reason.is_transient()));
+    assert!(job.lost_attempts.iter().all(|lost| lost.reason.is_transient()));
     let lost = u32::try_from(job.lost_attempts.len()).expect("few");
     let mut needed = job.needs.iter().map(|id| &core.jobs.get(id).expect("needs exist").state);
     match &job.state {
@@ -165,9 +165,10 @@ fn check_run(core: &State, run: &Run) {
 fn check_outbox(core: &State) {
     let count = |wanted: &Effect| core.outbox.values().filter(|effect| *effect == wanted).count();
     for run in core.runs.values() {
-        let is_pending = run.state == RunState::Pending;
-        assert_eq!(count(&Effect::Plan { run: run.id }), usize::from(is_pending), "{}", run.id);
+        let is_planned = run.state == RunState::Pending && run.planning_since.is_some();
+        assert_eq!(count(&Effect::Plan { run: run.id }), usize::from(is_planned), "{}", run.id);
     }
+    check_planning(core);
     for machine in core.live_machines() {
         let launches = count(&Effect::Launch { machine: machine.id });
         let ends = count(&Effect::Terminate { machine: machine.id });
@@ -190,6 +191,16 @@ fn check_outbox(core: &State) {
         };
         assert!(is_wanted, "nobody waits for {effect:?}");
     }
+}
+
+/// So many are planned at once and no more, and nobody waits for room that is there.
+fn check_planning(core: &State) {
+    let pending = core.runs.values().filter(|run| run.state == RunState::Pending);
+    let (planned, waiting): (Vec<_>, Vec<_>) =
+        pending.partition(|run| run.planning_since.is_some());
+    let max = core.limits.planned_at_once;
+    assert!(planned.len() <= max, "{planned:?} are planned, and {max} allowed");
+    assert!(waiting.is_empty() || planned.len() == max, "{waiting:?} wait for nothing");
 }
 
 /// What has ended stays as it is.

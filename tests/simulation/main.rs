@@ -109,7 +109,7 @@ fn ends(disk: &Snapshot) -> Vec<String> {
         end => format!("job {}", name(end)),
     });
     let lost = disk.jobs.values().flat_map(|job| &job.lost_attempts);
-    runs.chain(jobs).chain(lost.map(|(_, reason)| format!("lost to {}", name(reason)))).collect()
+    runs.chain(jobs).chain(lost.map(|lost| format!("lost to {}", name(&lost.reason)))).collect()
 }
 
 /// The name of the variant.

@@ -30,6 +30,7 @@ pub(crate) fn request(rng: &mut Rng, now: Timestamp) -> Event {
         branch: None,
         state: RunState::Pending,
         created_at: now,
+        planning_since: None,
         ended_at: None,
     };
     Event::RunRequested {

@@ -31,7 +31,32 @@ struct LiveWork {
     run: RunId,
     state: JobState,
     assigned_at: Option<Timestamp>,
+    started_at: Option<Timestamp>,
     timeout: Duration,
+}
+
+/// When something that goes on since a moment must end.
+#[derive(Clone, Copy)]
+struct Limit {
+    since: Timestamp,
+    at: Timestamp,
+}
+
+impl Limit {
+    fn of(since: Timestamp, time: Duration) -> Self {
+        Self { since, at: since.after(time) }
+    }
+
+    /// What began before core did has some time after that.
+    fn with_patience(self, world: &World, patience: Duration) -> Timestamp {
+        let was_there = self.since <= world.started_at;
+        if was_there { self.at.max(world.started_at.after(patience)) } else { self.at }
+    }
+
+    fn lease_of(machine: &Machine) -> Self {
+        let at = machine.lease_until.unwrap_or(Timestamp(u64::MAX));
+        Self { since: machine.requested_at, at }
+    }
 }
 
 impl Before {
@@ -51,7 +76,7 @@ impl Before {
                 _ => None,
             },
             open_runs: open_runs.map(|run| run.id).collect(),
-            pending: pending.map(|run| (run.id, run.created_at)).collect(),
+            pending: pending.filter_map(|run| Some((run.id, run.planning_since?))).collect(),
         }
     }
 
@@ -112,12 +137,12 @@ impl Before {
             Event::AgentConnected { machine, .. } if *machine == id => assert!(after.connected),
             Event::AgentDisconnected { machine } if *machine == id => assert!(!after.connected),
             Event::Tick if before.connected => {
-                let due = told_at.map(|at| at.after(world.core.limits.job_grace));
+                let due = told_at.map(|at| Limit::of(at, world.core.limits.job_grace));
                 let must_go = due.is_some_and(|due| is_over(due, world));
                 assert!(!must_go || is_lost, "{id} need not stop");
                 let work = self.work.iter().find(|work| work.machine.id == id);
-                let limit = due.or_else(|| work.map(|work| work.limit(world)));
-                let may_go = limit.is_some_and(|limit| !is_coming(limit, world));
+                let limits = || work.into_iter().flat_map(|work| work.limits(world));
+                let may_go = due.into_iter().chain(limits()).any(|limit| !is_coming(limit, world));
                 assert!(may_go || !is_lost, "{id} is cut off");
             }
             _ => assert!(!is_lost, "{event:?} cut off {id}"),
@@ -125,9 +150,9 @@ impl Before {
     }
 
     fn check_planning(&self, world: &World, event: &Event) {
-        for (run, created_at) in &self.pending {
+        for (run, since) in &self.pending {
             let is_pending = world.core.runs[run].state == RunState::Pending;
-            let due = created_at.after(world.core.limits.planning);
+            let due = Limit::of(*since, world.core.limits.planning);
             match event {
                 Event::Tick if is_over(due, world) => assert!(!is_pending, "{run} plans for ever"),
                 Event::Tick if is_coming(due, world) => assert!(is_pending, "{run} is hurried"),
@@ -151,8 +176,7 @@ impl Before {
             return;
         }
         for stray in holds.iter().filter(|held| current != Some(**held)) {
-            let cancel = Effect::Cancel { machine: id, job: stray.job, attempt: stray.number };
-            assert!(effects.contains(&cancel), "{id} goes on with {stray:?}");
+            assert!(is_stopped(id, *stray, effects), "{id} goes on with {stray:?}");
             let is_new = current.is_some_and(|current| !self.had(id, current));
             let is_free = machine.state == MachineState::Ready;
             assert!(!is_new && !is_free, "{id} has yet to stop {stray:?}");
@@ -236,6 +260,17 @@ impl Strays {
     }
 }
 
+/// Whether the agent is told to stop the attempt.
+fn is_stopped(id: MachineId, stopped: Attempt, effects: &[Effect]) -> bool {
+    let is_it = |effect: &Effect| match *effect {
+        Effect::Cancel { machine, job, attempt, .. } => {
+            (machine, Attempt { job, number: attempt }) == (id, stopped)
+        }
+        _ => false,
+    };
+    effects.iter().any(is_it)
+}
+
 /// Nothing has become of the job but that it may have got a machine, which was freed by the step.
 fn assert_unmoved(before: &Job, after: &Job) {
     match (&before.state, &after.state) {
@@ -256,6 +291,7 @@ impl LiveWork {
             run: job.run,
             state: job.state.clone(),
             assigned_at: job.assigned_at,
+            started_at: job.started_at,
             timeout: job.timeout,
         })
     }
@@ -276,15 +312,18 @@ impl LiveWork {
             machine.connected && machine.state == MachineState::Busy { job, attempt: number }
         });
         if goes_on {
-            let cancel = Effect::Cancel { machine: id, job, attempt: number };
-            assert!(effects.contains(&cancel), "{id} is not told to stop {:?}", self.attempt);
+            assert!(
+                is_stopped(id, self.attempt, effects),
+                "{id} is not told to stop {:?}",
+                self.attempt
+            );
         }
     }
 
     fn may_end(&self, event: &Event, world: &World) -> bool {
         let id = self.machine.id;
         match event {
-            Event::Tick => !is_coming(self.limit(world), world),
+            Event::Tick => self.limits(world).into_iter().any(|limit| !is_coming(limit, world)),
             Event::CancelRequested { .. } => self.must_end(event, world),
             Event::JobReported { machine, job, attempt, .. } => {
                 *machine == id && self.attempt == Attempt { job: *job, number: *attempt }
@@ -304,7 +343,7 @@ impl LiveWork {
 
     fn must_end(&self, event: &Event, world: &World) -> bool {
         match event {
-            Event::Tick => is_over(self.limit(world), world),
+            Event::Tick => self.limits(world).into_iter().any(|limit| is_over(limit, world)),
             Event::CancelRequested { run, .. } => *run == self.run,
             _ => false,
         }
@@ -315,29 +354,27 @@ impl LiveWork {
     }
 
     /// Until when the machine may keep the attempt.
-    fn limit(&self, world: &World) -> Timestamp {
+    fn limits(&self, world: &World) -> [Limit; 2] {
         let limits = &world.core.limits;
         let machine = &self.machine;
-        let lease = machine.lease_until.unwrap_or(Timestamp(u64::MAX));
+        let work = self.timeout.saturating_add(limits.job_grace);
         let limit = match (machine.state, &self.state) {
             (MachineState::Requested | MachineState::Booting, _) => {
-                machine.requested_at.after(limits.boot)
+                Limit::of(machine.requested_at, limits.boot)
             }
-            _ if !machine.connected => machine.contact_at.after(limits.reconnect_grace),
-            (_, JobState::Running { deadline, .. }) => *deadline,
-            _ => {
-                let assigned_at = self.assigned_at.expect("a busy machine's job is assigned");
-                assigned_at.after(self.timeout).after(limits.job_grace)
+            _ if !machine.connected => Limit::of(machine.contact_at, limits.reconnect_grace),
+            (_, JobState::Running { .. }) => {
+                Limit::of(self.started_at.expect("a running job has started"), work)
             }
+            _ => Limit::of(self.assigned_at.expect("a busy machine's job is assigned"), work),
         };
-        limit.min(lease)
+        [limit, Limit::lease_of(machine)]
     }
 }
 
 /// 1. No machine outlives its lease.
 fn check_lease(world: &World, before: &Machine, event: &Event) {
-    let lease = before.lease_until.unwrap_or(Timestamp(u64::MAX));
-    if matches!(event, Event::Tick) && is_over(lease, world) {
+    if matches!(event, Event::Tick) && is_over(Limit::lease_of(before), world) {
         let state = world.core.machines.get(&before.id).map(|machine| machine.state);
         let is_ending = matches!(state, Some(MachineState::Terminating | MachineState::Terminated));
         assert!(is_ending, "{} outlives its lease", before.id);
@@ -377,15 +414,15 @@ fn check_registered(core: &State, before: &Machine, event: &Event) {
 }
 
 /// Whether a limit has passed, also for those who could not report to a core that was not there.
-fn is_over(limit: Timestamp, world: &World) -> bool {
+fn is_over(limit: Limit, world: &World) -> bool {
     let limits = &world.core.limits;
     let patience = limits.reconnect_grace.saturating_add(limits.job_grace);
-    limit.max(world.started_at.after(patience)) <= world.now
+    limit.with_patience(world, patience) <= world.now
 }
 
 /// Whether a limit has not passed, or somebody could not report in time.
-fn is_coming(limit: Timestamp, world: &World) -> bool {
-    limit.max(world.started_at.after(world.core.limits.reconnect_grace)) > world.now
+fn is_coming(limit: Limit, world: &World) -> bool {
+    limit.with_patience(world, world.core.limits.reconnect_grace) > world.now
 }
 
 /// The attempt that the machine is for or works on.

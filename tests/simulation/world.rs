@@ -84,6 +84,7 @@ fn limits(rng: &mut Rng) -> Limits {
         reconnect_grace: Duration::from_mins(2),
         job_grace: Duration::from_mins(1),
         lease: Duration::from_mins(rng.below(90)),
+        planned_at_once: usize::try_from(1 + rng.below(3)).expect("small"),
         planning: Duration::from_mins(10),
         launchable,
     }
@@ -271,7 +272,7 @@ impl World {
             Effect::Assign { machine, job, attempt } => {
                 self.assign(machine, Attempt { job, number: attempt });
             }
-            Effect::Cancel { machine, job, attempt } => {
+            Effect::Cancel { machine, job, attempt, .. } => {
                 self.tell(machine, Order::Stop(Attempt { job, number: attempt }));
             }
             Effect::Disconnect { machine } => self.break_session(machine),

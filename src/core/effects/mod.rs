@@ -55,10 +55,9 @@ impl Effects {
             Effect::Assign { machine, job, attempt } => {
                 self.assign(machine, Attempt { job, number: attempt })
             }
-            Effect::Cancel { machine, job, attempt } => {
+            Effect::Cancel { machine, job, attempt, reason } => {
                 let attempt = Attempt { job, number: attempt };
-                let cancel =
-                    Cancel { job_id: attempt.wire(), reason: "the run was cancelled".into() };
+                let cancel = Cancel { job_id: attempt.wire(), reason: reason.to_string() };
                 self.sessions.send(machine, CoreMessage::Cancel(cancel));
                 None
             }

@@ -81,7 +81,11 @@ pub(super) fn job(job: &Job) -> JobView {
         lost_attempts: job
             .lost_attempts
             .iter()
-            .map(|(attempt, reason)| LostAttempt { attempt: *attempt, reason: reason.clone() })
+            .map(|lost| LostAttempt {
+                attempt: lost.attempt,
+                reason: lost.reason.clone(),
+                message: lost.message.clone(),
+            })
             .collect(),
         machine_id: job.state.machine(),
         image: image.clone(),

@@ -7,7 +7,7 @@ use stagely_agent::protocol::FailureReason;
 
 use super::attempts::Failure;
 use super::step::Turn;
-use super::{Effect, JobState, Machine, MachineState, State, Timestamp};
+use super::{Effect, JobState, Machine, MachineState, State, StopReason, Timestamp};
 use crate::ids::{JobId, MachineId, RunId};
 
 /// A limit of a machine's life.
@@ -36,26 +36,30 @@ impl State {
     }
 
     fn planning_limits(&self) -> impl Iterator<Item = (Timestamp, RunId)> {
-        let pending = self.index.pending_runs.iter().filter_map(|id| self.runs.get(id));
-        pending.map(|run| (self.due(run.created_at.after(self.limits.planning)), run.id))
+        let planned = self.index.planning.iter().filter_map(|id| self.runs.get(id));
+        planned.filter_map(|run| {
+            let since = run.planning_since?;
+            Some((self.due(since, since.after(self.limits.planning)), run.id))
+        })
     }
 
     fn next_alarm(&self, machine: &Machine) -> Option<(Timestamp, Alarm)> {
         let limits = &self.limits;
+        let (requested_at, contact_at) = (machine.requested_at, machine.contact_at);
         let first = match machine.state {
             MachineState::Requested | MachineState::Booting => {
-                Some((machine.requested_at.after(limits.boot), Alarm::Boot))
+                (self.due(requested_at, requested_at.after(limits.boot)), Alarm::Boot)
             }
             MachineState::Busy { .. } if !machine.connected => {
-                Some((machine.contact_at.after(limits.reconnect_grace), Alarm::Silence))
+                (self.due(contact_at, contact_at.after(limits.reconnect_grace)), Alarm::Silence)
             }
-            MachineState::Busy { job, attempt } => Some(self.work_alarm(machine, job, attempt)),
-            MachineState::Ready | MachineState::Terminating | MachineState::Terminated => None,
+            MachineState::Busy { job, attempt } => self.work_alarm(machine, job, attempt),
+            MachineState::Ready | MachineState::Terminating | MachineState::Terminated => {
+                return None;
+            }
         };
-        let (due, alarm) = first?;
-        let lease = machine.lease_until.filter(|lease| *lease < due).map(|due| (due, Alarm::Lease));
-        let (due, alarm) = lease.unwrap_or((due, alarm));
-        Some((self.due(due), alarm))
+        let lease = machine.lease_until.map(|lease| self.due(requested_at, lease));
+        Some(lease.filter(|due| *due < first.0).map_or(first, |due| (due, Alarm::Lease)))
     }
 
     /// The limit of what a connected agent does.
@@ -64,22 +68,28 @@ impl State {
         let job = self.jobs.get(&id);
         let own = job.filter(|job| job.state.attempt_on(machine.id) == Some(attempt));
         match own.map(|job| (job, &job.state)) {
-            Some((_, JobState::Running { deadline, .. })) => (*deadline, Alarm::Overrun(id)),
+            Some((job, JobState::Running { deadline, .. })) => {
+                let started_at = job.started_at.unwrap_or_default();
+                (self.due(started_at, *deadline), Alarm::Overrun(id))
+            }
             // The simplest agents never say `running`: they have the job's whole time.
             Some((job, _)) => {
                 let assigned_at = job.assigned_at.unwrap_or(machine.contact_at);
-                (assigned_at.after(job.timeout).after(grace), Alarm::NoStart(id))
+                let due = self.due(assigned_at, assigned_at.after(job.timeout).after(grace));
+                (due, Alarm::NoStart(id))
             }
             None => {
                 let ended_at = job.and_then(|job| job.ended_at).unwrap_or_default();
-                (machine.contact_at.max(ended_at).after(grace), Alarm::NoStop)
+                let since = machine.contact_at.max(ended_at);
+                (self.due(since, since.after(grace)), Alarm::NoStop)
             }
         }
     }
 
-    /// Time in which core was not there counts against nobody.
-    fn due(&self, at: Timestamp) -> Timestamp {
-        at.max(self.patient_until)
+    /// When the limit `at` of what goes on `since` then is reached. Time in which core was not there
+    /// counts against nobody.
+    fn due(&self, since: Timestamp, at: Timestamp) -> Timestamp {
+        if since <= self.started_at { at.max(self.patient_until) } else { at }
     }
 }
 
@@ -133,7 +143,7 @@ impl Turn<'_> {
         let Some(job) = self.state.jobs.get(&id) else { return };
         let reason = FailureReason::Timeout { limit_seconds: job.timeout.as_secs() };
         let message = format!("{reason}, and its agent did not end it");
-        self.stop_work(machine, id);
+        self.stop_work(machine, id, StopReason::Overrun);
         self.fail_attempt(id, Failure::new(reason, message));
     }
 

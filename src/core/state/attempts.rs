@@ -4,8 +4,14 @@
 use stagely_agent::protocol::FailureReason;
 
 use super::step::Turn;
-use super::{Attempt, Effect, JobOutcome, JobReport, JobState, MachineKind, MachineState};
+use super::{
+    Attempt, Effect, JobOutcome, JobReport, JobState, LostAttempt, MachineKind, MachineState,
+    StopReason,
+};
 use crate::ids::{JobId, MachineId};
+
+/// Messages of lost attempts are cut here, in characters: the job's own end is what counts.
+const LOST_MESSAGE_CHARS_MAX: usize = 2_000;
 
 /// Why an attempt came to nothing.
 pub(super) struct Failure {
@@ -116,7 +122,8 @@ impl Turn<'_> {
             return self.end_job(id, JobState::Failed { reason, message, exit_code });
         }
         self.state.change_job(id, |job| {
-            job.lost_attempts.push((attempt, reason));
+            let message = message.chars().take(LOST_MESSAGE_CHARS_MAX).collect();
+            job.lost_attempts.push(LostAttempt { attempt, reason, message });
             job.state = JobState::Queued { attempt: attempt + 1 };
             job.assigned_at = None;
             job.started_at = None;
@@ -127,21 +134,21 @@ impl Turn<'_> {
     pub(super) fn cancel_job(&mut self, id: JobId) {
         let machine = self.job_state(id).and_then(JobState::machine);
         if let Some(machine) = machine {
-            self.stop_work(machine, id);
+            self.stop_work(machine, id, StopReason::RunCancelled);
         }
         self.close_job(id, JobState::Cancelled);
     }
 
     /// Makes `machine` stop the job that it has: at once where the machine ends with it, else by
     /// asking its agent. Until the agent answers, the machine stays busy.
-    pub(super) fn stop_work(&mut self, machine: MachineId, job: JobId) {
+    pub(super) fn stop_work(&mut self, machine: MachineId, job: JobId, reason: StopReason) {
         let Some(record) = self.state.machines.get(&machine) else { return };
         match record.kind {
             MachineKind::Launched => self.terminate(machine),
             MachineKind::Static => {
                 let attempt = self.job_state(job).and_then(|state| state.attempt_on(machine));
                 if let Some(attempt) = attempt {
-                    self.emit(Effect::Cancel { machine, job, attempt });
+                    self.emit(Effect::Cancel { machine, job, attempt, reason });
                 }
             }
         }

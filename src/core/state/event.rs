@@ -18,6 +18,28 @@ pub enum CancelReason {
     Requested,
 }
 
+/// Why an agent is to stop an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StopReason {
+    /// Its run was cancelled.
+    RunCancelled,
+    /// It goes on although its time is over.
+    Overrun,
+    /// It counts as lost or has ended: the job goes on elsewhere, or not at all.
+    NotWanted,
+}
+
+impl fmt::Display for StopReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::RunCancelled => "the run was cancelled",
+            Self::Overrun => "it ran past its limit",
+            Self::NotWanted => "this attempt is not wanted any more",
+        })
+    }
+}
+
 /// Names an effect of the outbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -247,6 +269,8 @@ pub enum Effect {
         job: JobId,
         /// Which of its attempts.
         attempt: u32,
+        /// Why.
+        reason: StopReason,
     },
     /// End the agent's session: its machine is not ours any more. Not kept.
     Disconnect {

@@ -118,6 +118,17 @@ impl JobState {
     }
 }
 
+/// An attempt that came to nothing, after which the job was tried again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LostAttempt {
+    /// Its number.
+    pub attempt: u32,
+    /// Whose fault it was.
+    pub reason: FailureReason,
+    /// What happened, for people.
+    pub message: String,
+}
+
 /// One job of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Job {
@@ -142,7 +153,7 @@ pub struct Job {
     /// The attempt whose log is the job's log: the newest that was given to a machine; 0 before.
     pub attempt: u32,
     /// Why earlier attempts ended, oldest first.
-    pub lost_attempts: Vec<(u32, FailureReason)>,
+    pub lost_attempts: Vec<LostAttempt>,
     /// When it was queued.
     pub queued_at: Timestamp,
     /// When the newest attempt was first given to an agent.

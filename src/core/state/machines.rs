@@ -8,6 +8,7 @@ use super::attempts::Failure;
 use super::step::Turn;
 use super::{
     Attempt, Effect, JobState, LaunchRefusal, Machine, MachineKind, MachineSize, MachineState,
+    StopReason,
 };
 use crate::ids::{JobId, MachineId};
 
@@ -15,6 +16,7 @@ impl Turn<'_> {
     /// No agent is connected to a core that has just started, and none could report before.
     pub(super) fn start_core(&mut self) {
         let (now, limits) = (self.now, &self.state.limits);
+        self.state.started_at = now;
         self.state.patient_until = now.after(limits.reconnect_grace).after(limits.job_grace);
         let connected = self.state.live_machines().filter(|machine| machine.connected);
         let connected: Vec<MachineId> = connected.map(|machine| machine.id).collect();
@@ -100,7 +102,10 @@ impl Turn<'_> {
         let strays: BTreeSet<Attempt> =
             holds.iter().copied().filter(|held| current != Some(*held)).collect();
         for &Attempt { job, number } in &strays {
-            self.emit(Effect::Cancel { machine: id, job, attempt: number });
+            let is_cancelled = self.job_state(job) == Some(&JobState::Cancelled);
+            let reason =
+                if is_cancelled { StopReason::RunCancelled } else { StopReason::NotWanted };
+            self.emit(Effect::Cancel { machine: id, job, attempt: number, reason });
         }
         self.state.change_machine(id, |machine| machine.stopping = strays);
         match current {

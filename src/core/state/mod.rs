@@ -28,8 +28,9 @@ use stagely_agent::protocol::Arch;
 
 pub use event::{
     Attempt, CancelReason, Effect, EffectId, Event, LaunchRefusal, PlannedJob, PlannedRun,
+    StopReason,
 };
-pub use job::{Job, JobKind, JobOutcome, JobReport, JobState};
+pub use job::{Job, JobKind, JobOutcome, JobReport, JobState, LostAttempt};
 pub use machine::{Machine, MachineKind, MachineSize, MachineState};
 pub use records::{Changes, Snapshot, State, Table};
 pub use run::{Environment, PlanFailure, Project, Run, RunState, Trigger};
@@ -70,6 +71,8 @@ pub struct Limits {
     pub job_grace: Duration,
     /// The longest life of a launched machine.
     pub lease: Duration,
+    /// Runs that are planned at once, over all projects: each has a thread and a checkout.
+    pub planned_at_once: usize,
     /// How long the planning of a run may take, over all its tries.
     pub planning: Duration,
     /// The arches that the provider has natively; empty when no provider launches machines.

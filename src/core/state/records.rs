@@ -98,8 +98,10 @@ pub struct Changes {
 /// What a step must find without reading the history. Made from the records, never stored.
 #[derive(Debug, Default)]
 pub(super) struct Index {
+    /// Runs that wait to be planned.
+    pub(super) unplanned: BTreeSet<RunId>,
     /// Runs whose `stagely.yaml` is being read.
-    pub(super) pending_runs: BTreeSet<RunId>,
+    pub(super) planning: BTreeSet<RunId>,
     /// The jobs of each run, in the order of their ids: the plan's.
     pub(super) run_jobs: BTreeMap<RunId, BTreeSet<JobId>>,
     /// Queued jobs by project, the oldest first. No project without one.
@@ -129,7 +131,9 @@ pub struct State {
     /// When each project was last given a machine, as a count of all that were given. A new core begins
     /// anew: the order in which projects take turns is not worth a row.
     pub(super) served: BTreeMap<ProjectId, u64>,
-    /// Nothing times out before this moment: while core was not there, nobody could report to it.
+    /// When this core started. While none was there, nobody could report to it: what began before does
+    /// not time out until [`patient_until`](Self::patient_until).
+    pub(super) started_at: Timestamp,
     pub(super) patient_until: Timestamp,
     next_effect: EffectId,
 }
@@ -154,6 +158,7 @@ impl State {
             outbox: Table::new(stored.outbox),
             index: Index::default(),
             served: BTreeMap::new(),
+            started_at: Timestamp::default(),
             patient_until: Timestamp::default(),
             next_effect: EffectId(last_effect + 1),
         };
@@ -279,7 +284,10 @@ impl State {
 
 impl Index {
     fn note_run(&mut self, run: &Run) {
-        set(&mut self.pending_runs, run.id, run.state == RunState::Pending);
+        let (is_pending, has_begun) =
+            (run.state == RunState::Pending, run.planning_since.is_some());
+        set(&mut self.unplanned, run.id, is_pending && !has_begun);
+        set(&mut self.planning, run.id, is_pending && has_begun);
     }
 
     fn note_job(&mut self, job: &Job, runs: &Table<RunId, Run>) {

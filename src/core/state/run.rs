@@ -104,6 +104,8 @@ pub struct Run {
     pub state: RunState,
     /// When it was asked for.
     pub created_at: Timestamp,
+    /// When its planning began; `None` while others are planned before it.
+    pub planning_since: Option<Timestamp>,
     /// When it reached its final state.
     pub ended_at: Option<Timestamp>,
 }

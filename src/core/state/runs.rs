@@ -7,7 +7,7 @@ use stagely_agent::protocol::FailureReason;
 use super::step::Turn;
 use super::{
     CancelReason, Effect, Environment, Job, JobState, PlanFailure, PlannedJob, PlannedRun, Project,
-    Run, RunState, Timestamp,
+    Run, RunState, State, Timestamp,
 };
 use crate::ids::{JobId, RunId};
 
@@ -16,16 +16,25 @@ impl Turn<'_> {
         if self.state.runs.contains_key(&run.id) {
             return;
         }
-        let id = run.id;
         self.state.insert_new_project(project);
         self.state.insert_new_environment(environment);
         self.state.insert_run(run);
-        self.emit(Effect::Plan { run: id });
+    }
+
+    /// Lets the planning of runs begin for as long as there is room.
+    pub(super) fn begin_plannings(&mut self) {
+        let now = self.now;
+        while self.state.index.planning.len() < self.state.limits.planned_at_once
+            && let Some(run) = self.state.next_to_plan()
+        {
+            self.state.change_run(run, |run| run.planning_since = Some(now));
+            self.emit(Effect::Plan { run });
+        }
     }
 
     pub(super) fn plan_run(&mut self, id: RunId, plan: Result<PlannedRun, PlanFailure>) {
         // It may have been cancelled meanwhile, or planned twice.
-        if !self.state.index.pending_runs.contains(&id) {
+        if !self.state.index.planning.contains(&id) {
             return;
         }
         match plan {
@@ -100,6 +109,21 @@ impl Turn<'_> {
         let reason = FailureReason::Timeout { limit_seconds };
         let plan_error = Some(PlanFailure { reason, message });
         self.end_run(id, RunState::Failed { plan_error });
+    }
+}
+
+impl State {
+    /// The oldest run of the project with the fewest runs that are being planned: one whose server
+    /// does not answer holds up nobody else for long.
+    fn next_to_plan(&self) -> Option<RunId> {
+        let project_of = |id: &RunId| self.runs.get(id).map(|run| run.project);
+        let planned: Vec<_> = self.index.planning.iter().map(project_of).collect();
+        let unplanned = self.index.unplanned.iter();
+        let next = unplanned.min_by_key(|id| {
+            let project = project_of(id);
+            planned.iter().filter(|planned| **planned == project).count()
+        });
+        next.copied()
     }
 }
 

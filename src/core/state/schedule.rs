@@ -182,7 +182,6 @@ impl Turn<'_> {
 
     fn launch(&mut self, id: MachineId, job: JobId, arch: Arch) {
         self.begin_attempt(job, id);
-        self.state.change_job(job, |job| job.warn_of_emulation(arch));
         let Some(job) = self.state.jobs.get(&job) else { return };
         let machine = Machine {
             id,
@@ -219,15 +218,6 @@ impl Job {
         match &self.kind {
             JobKind::Build { platform, .. } => Some(platform.arch()),
             JobKind::Merge { .. } => None,
-        }
-    }
-
-    fn warn_of_emulation(&mut self, machine: Arch) {
-        if let Some(arch) = self.arch().filter(|arch| *arch != machine) {
-            self.warnings.push(format!(
-                "built for {arch} by emulation on an {machine} machine, which is slow: no {arch} \
-                 machine can be had"
-            ));
         }
     }
 }

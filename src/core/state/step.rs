@@ -24,6 +24,7 @@ impl State {
     ) -> Vec<Effect> {
         let mut turn = Turn { state: self, now, effects: Vec::new() };
         turn.take(event);
+        turn.begin_plannings();
         turn.schedule(new_machine);
         turn.effects
     }

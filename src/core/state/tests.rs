@@ -26,6 +26,7 @@ impl Core {
             reconnect_grace: Duration::from_mins(2),
             job_grace: Duration::from_mins(1),
             lease: Duration::from_hours(1),
+            planned_at_once: 2,
             planning: Duration::from_mins(10),
             launchable: launchable.iter().copied().collect(),
         };
@@ -82,6 +83,7 @@ impl Core {
             branch: None,
             state: RunState::Pending,
             created_at: self.now,
+            planning_since: None,
             ended_at: None,
         };
         let project = Project { id: project, name: String::new(), repository: String::new() };
@@ -317,7 +319,9 @@ fn a_job_that_is_tried_again_keeps_its_place() {
     core.step(Event::MachineGone { machine });
 
     assert!(matches!(core.job_state(jobs[0]), JobState::Provisioning { attempt: 2, .. }));
-    assert_eq!(core.state.jobs[&jobs[0]].lost_attempts, [(1, FailureReason::MachineLost)]);
+    let [lost] = &core.state.jobs[&jobs[0]].lost_attempts[..] else { panic!("one was lost") };
+    assert_eq!((lost.attempt, &lost.reason), (1, &FailureReason::MachineLost));
+    assert_eq!(lost.message, "the provider ended the machine");
     assert_eq!(core.job_state(jobs[1]), &JobState::Queued { attempt: 1 });
 }
 
@@ -355,14 +359,13 @@ fn a_registered_machine_is_used_before_another_is_launched() {
 }
 
 #[test]
-fn an_arch_that_nobody_has_is_emulated_and_the_user_is_told() {
+fn an_arch_that_nobody_has_is_emulated() {
     let mut core = amd64(5);
     let run = core.request(1);
     let build = core.build(Arch::Arm64);
     core.plan(run, std::slice::from_ref(&build));
 
     assert_eq!(core.state.machines[&core.machine_of(build.id)].arch, Arch::Amd64);
-    assert!(core.state.jobs[&build.id].warnings[0].contains("emulation"));
 }
 
 #[test]
@@ -457,6 +460,23 @@ fn a_run_whose_planning_takes_too_long_fails_and_says_why() {
     assert_eq!(why.reason, FailureReason::Timeout { limit_seconds: 600 });
     assert!(why.message.contains("600s"), "{}", why.message);
     assert!(core.state.outbox.is_empty());
+}
+
+#[test]
+fn a_run_that_waits_for_its_planning_is_not_late_and_other_projects_go_first() {
+    let mut core = amd64(1);
+    let (first, second, third) = (core.request(1), core.request(1), core.request(1));
+    let other = core.request(2);
+    let planned = |core: &Core| -> Vec<Effect> { core.state.outbox.values().cloned().collect() };
+    assert_eq!(planned(&core), [Effect::Plan { run: first }, Effect::Plan { run: second }]);
+
+    assert_eq!(core.wait(Duration::from_mins(10)).len(), 2);
+    assert_eq!(planned(&core), [Effect::Plan { run: third }, Effect::Plan { run: other }]);
+    assert_eq!(core.run_state(third), &RunState::Pending);
+
+    let more = [core.request(1), core.request(1), core.request(2)];
+    assert_eq!(core.cancel(third), [Effect::Plan { run: more[0] }], "project 2 is planned already");
+    assert_eq!(core.cancel(other), [Effect::Plan { run: more[2] }], "it goes before project 1");
 }
 
 #[test]
@@ -569,7 +589,10 @@ fn a_transient_failure_is_tried_again_until_the_attempts_are_used_up() {
     }
 
     assert_eq!(core.failure(job), &FailureReason::DiskFull);
-    let lost = [(1, FailureReason::DiskFull), (2, FailureReason::DiskFull)];
+    let lost = [1, 2].map(|attempt| {
+        let reason = FailureReason::DiskFull;
+        LostAttempt { attempt, message: reason.to_string(), reason }
+    });
     assert_eq!(core.state.jobs[&job].lost_attempts, lost);
 }
 
@@ -662,7 +685,7 @@ fn a_machine_that_does_not_boot_is_terminated_and_its_job_tried_again() {
 
     assert_eq!(core.wait(Duration::from_mins(5)), [Effect::Terminate { machine }]);
 
-    assert_eq!(core.state.jobs[&jobs[0]].lost_attempts, [(1, FailureReason::BootTimeout)]);
+    assert_eq!(core.state.jobs[&jobs[0]].lost_attempts[0].reason, FailureReason::BootTimeout);
 }
 
 #[test]
@@ -716,6 +739,19 @@ fn nobody_times_out_because_core_was_away() {
 }
 
 #[test]
+fn what_begins_after_a_restart_has_no_more_time_than_usual() {
+    let mut core = amd64(1);
+    core.restart();
+    core.now = core.now.after(Duration::from_secs(1));
+    let (_, job, machine) = core.running();
+    core.disconnect(machine);
+
+    assert_eq!(core.wait(Duration::from_mins(2)), [Effect::Terminate { machine }]);
+
+    assert_eq!(core.job_state(job), &JobState::Queued { attempt: 2 });
+}
+
+#[test]
 fn a_restart_does_not_ask_for_anything_twice() {
     let mut core = amd64(1);
     core.run(1, 2);
@@ -741,7 +777,10 @@ fn a_registered_machine_stays_busy_until_its_agent_has_stopped_a_cancelled_job()
     let mut core = without_provider();
     let (run, job, machine) = core.running_on_static();
     let (_, next) = core.run(1, 1);
-    assert_eq!(core.cancel(run), [Effect::Cancel { machine, job, attempt: 1 }]);
+    assert_eq!(
+        core.cancel(run),
+        [Effect::Cancel { machine, job, attempt: 1, reason: StopReason::RunCancelled }]
+    );
     assert_eq!(core.machine_state(machine), MachineState::Busy { job, attempt: 1 });
 
     core.report(machine, job, 1, JobOutcome::Cancelled);
@@ -757,12 +796,23 @@ fn a_registered_machine_that_does_not_stop_is_disconnected() {
     core.cancel(run);
     assert_eq!(core.wait(Duration::from_mins(1)), [Effect::Disconnect { machine }]);
 
-    let cancel = Effect::Cancel { machine, job, attempt: 1 };
+    let cancel = Effect::Cancel { machine, job, attempt: 1, reason: StopReason::RunCancelled };
     assert_eq!(core.connect(machine, &[(job, 1)]), [cancel], "it still has the job");
     core.disconnect(machine);
     core.connect(machine, &[]);
 
     assert_eq!(core.machine_state(machine), MachineState::Ready);
+}
+
+#[test]
+fn a_registered_machine_whose_job_takes_too_long_is_told_why_it_must_stop() {
+    let mut core = without_provider();
+    let (_, job, machine) = core.running_on_static();
+
+    let effects = core.wait(Duration::from_mins(31));
+
+    let reason = StopReason::Overrun;
+    assert_eq!(effects, [Effect::Cancel { machine, job, attempt: 1, reason }]);
 }
 
 #[test]
@@ -774,7 +824,10 @@ fn a_registered_machine_gets_nothing_new_before_it_has_stopped_what_it_lost() {
     assert_eq!(core.job_state(job), &JobState::Queued { attempt: 2 });
 
     let effects = core.connect(machine, &[(job, 1)]);
-    assert_eq!(effects, [Effect::Cancel { machine, job, attempt: 1 }]);
+    assert_eq!(
+        effects,
+        [Effect::Cancel { machine, job, attempt: 1, reason: StopReason::NotWanted }]
+    );
     assert_eq!(core.job_state(job), &JobState::Queued { attempt: 2 });
 
     let effects = core.report(machine, job, 1, JobOutcome::Cancelled);
@@ -822,7 +875,10 @@ fn an_agent_that_returns_to_a_machine_that_is_ending_is_told_to_stop() {
 
     let effects = core.connect(machine, &[(job, 1)]);
 
-    assert_eq!(effects, [Effect::Cancel { machine, job, attempt: 1 }]);
+    assert_eq!(
+        effects,
+        [Effect::Cancel { machine, job, attempt: 1, reason: StopReason::RunCancelled }]
+    );
     assert_eq!(core.machine_state(machine), MachineState::Terminating);
 }
 
