@@ -1,6 +1,7 @@
 //! The one place where child processes start, and where they are sure to end.
 
 use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
@@ -62,13 +63,20 @@ pub enum ProcessError {
 }
 
 /// A program to run, with everything it is given.
-#[derive(Debug)]
 pub struct Invocation {
     program: OsString,
     arguments: Vec<OsString>,
     variables: Vec<(OsString, Option<OsString>)>,
     folder: Option<PathBuf>,
     stdin: Option<SecretString>,
+}
+
+/// Variables may be secret, and so may arguments that somebody adds by mistake.
+impl fmt::Debug for Invocation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let arguments = self.arguments.len();
+        write!(f, "{} with {arguments} arguments", self.program.display())
+    }
 }
 
 impl Invocation {
@@ -394,6 +402,12 @@ mod tests {
         kill_leftovers(&"vm_left".parse().unwrap());
         assert!(!left.wait().await.unwrap().success());
         assert!(other.try_wait().unwrap().is_none());
+    }
+
+    #[test]
+    fn secrets_stay_out_of_debug_output() {
+        let run = shell("env").env("NPM_TOKEN", "hunter2").stdin("hunter2".into());
+        assert_eq!(format!("{run:?}"), "sh with 2 arguments");
     }
 
     #[tokio::test]
