@@ -96,7 +96,14 @@ async fn what_is_not_there_is_told_apart() {
     assert!(matches!(error, CloneError::Network { .. }), "{error:?}");
     let error = fetch_from("http://127.0.0.1:1/app".to_owned(), &commit).await.unwrap_err();
     assert!(matches!(error, CloneError::Network { .. }), "{error:?}");
-    for url in ["file:///etc", "/etc", "ssh://git@127.0.0.1/app", "http://u:secret@127.0.0.1/app"] {
+    let refused = [
+        "file:///etc",
+        "/etc",
+        "ssh://git@127.0.0.1/app",
+        "http://u:secret@127.0.0.1/app",
+        "http://secret@127.0.0.1/app",
+    ];
+    for url in refused {
         let error = fetch_from(url.to_owned(), &commit).await.unwrap_err();
         assert!(matches!(error, CloneError::Address { .. }), "{error:?}");
         assert!(!error.to_string().contains("secret"), "{error}");

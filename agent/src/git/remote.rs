@@ -40,8 +40,9 @@ impl Access {
         if !matches!(parsed.scheme(), "https" | "http" | "git") {
             return Err(refused("only https, http and git are allowed"));
         }
-        if parsed.password().is_some() {
-            return Err(refused("it holds a password; tokens are given apart"));
+        // Some give a token in the place of the user.
+        if parsed.password().is_some() || !parsed.username().is_empty() {
+            return Err(refused("it holds a user name or password; tokens are given apart"));
         }
         Ok(Self { url: parsed, token, watch })
     }
@@ -49,14 +50,14 @@ impl Access {
     fn callbacks(&self) -> RemoteCallbacks<'_> {
         let asked = Cell::new(false);
         let mut callbacks = RemoteCallbacks::new();
-        callbacks.credentials(move |_, user, allowed| {
+        callbacks.credentials(move |_, _, allowed| {
             // libgit2 asks again and again while the server refuses.
             let refused = || git2::Error::new(ErrorCode::Auth, ErrorClass::Http, "refused");
             if asked.replace(true) || !allowed.contains(CredentialType::USER_PASS_PLAINTEXT) {
                 return Err(refused());
             }
             let token = self.token.as_ref().ok_or_else(refused)?;
-            Cred::userpass_plaintext(user.unwrap_or(TOKEN_USER), token.expose_secret())
+            Cred::userpass_plaintext(TOKEN_USER, token.expose_secret())
         });
         callbacks.transfer_progress(|progress| {
             self.watch.received(progress.received_bytes() as u64);
