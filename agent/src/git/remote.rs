@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use git2::build::CheckoutBuilder;
 use git2::{
-    AutotagOption, Cred, CredentialType, Direction, ErrorClass, ErrorCode, FetchOptions, Oid,
-    RemoteCallbacks, RemoteRedirect, Repository,
+    AutotagOption, ConfigLevel, Cred, CredentialType, Direction, ErrorClass, ErrorCode,
+    FetchOptions, Oid, RemoteCallbacks, RemoteRedirect, Repository,
 };
 use secrecy::{ExposeSecret, SecretString};
 use tempfile::TempDir;
@@ -65,6 +65,16 @@ impl Access {
         });
         callbacks.sideband_progress(|_| self.watch.go_on());
         callbacks
+    }
+
+    /// The repository in the folder `path`, with no configuration but its own: the user's may rewrite
+    /// the address (`insteadOf`), and the token would go elsewhere.
+    fn create(path: &Path, bare: bool) -> Result<Repository, CloneError> {
+        let create = if bare { Repository::init_bare } else { Repository::init };
+        let repository = create(path).map_err(internal)?;
+        let config = repository.config().and_then(|config| config.open_level(ConfigLevel::Local));
+        repository.set_config(&config.map_err(internal)?).map_err(internal)?;
+        Ok(repository)
     }
 
     fn options(&self, depth: i32) -> FetchOptions<'_> {
@@ -133,7 +143,7 @@ pub(super) fn fetch(
     // as a whole anyhow.
     git2::opts::strict_object_creation(false);
     let id = Oid::from_str(commit.as_str()).map_err(internal)?;
-    let repository = Repository::init(dest).map_err(internal)?;
+    let repository = Access::create(dest, false)?;
     let bare = access.fetch_spec(&repository, commit.as_str(), 1);
     match bare {
         Ok(()) => {}
@@ -211,7 +221,7 @@ pub(super) fn resolve(
     // Only a repository's configuration can forbid redirects here, see `Access::options`.
     let folder = TempDir::with_prefix_in("refs-", scratch);
     let folder = folder.map_err(|error| CloneError::Internal(error.to_string()))?;
-    let repository = Repository::init_bare(folder.path()).map_err(internal)?;
+    let repository = Access::create(folder.path(), true)?;
     let mut config = repository.config().map_err(internal)?;
     config.set_str("http.followRedirects", "false").map_err(internal)?;
     let mut remote = repository.remote_anonymous(access.url.as_str()).map_err(internal)?;
