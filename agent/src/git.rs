@@ -31,7 +31,7 @@ const CANCEL_GRACE: Duration = Duration::from_secs(1);
 /// Which commit to fetch.
 #[derive(Clone, Debug)]
 pub struct FetchRequest {
-    /// The repository, `https://…`, `http://…` or `git://…`, without a password.
+    /// The repository, `https://…`, `http://…` or `git://…`, without user name and password.
     pub url: String,
     /// The commit.
     pub commit: CommitSha,
@@ -278,7 +278,7 @@ async fn silence(watch: &Watch) {
 }
 
 /// `url` without what may be secret in it.
-fn shown(url: &str) -> String {
+pub(crate) fn shown(url: &str) -> String {
     let Ok(mut parsed) = Url::parse(url) else { return "the repository".to_owned() };
     // Only an address without a host refuses these, and that has no credentials.
     let _ = parsed.set_password(None);

@@ -1,7 +1,8 @@
 //! Takes secrets out of everything that leaves the machine, before it is written anywhere.
 //!
 //! A secret is found raw, JSON-escaped, percent-encoded and base64-encoded (both alphabets, all
-//! three alignments, also in lines), and so is each longer line of a secret that has several.
+//! three alignments, also in lines of 16 characters or more), and so is each longer line of a secret
+//! that has several.
 //!
 //! [`MaskedStream`] works on bytes as they are read, so a secret may be cut between two reads. It
 //! holds back only the end of its input that is the beginning of a secret, never longer than one
@@ -27,12 +28,12 @@ const BUILD_ARG_BYTES_MIN: usize = 6;
 /// A line of a secret, or an encoded form, is a pattern of its own from this length on.
 const FRAGMENT_BYTES_MIN: usize = 8;
 
-/// Where `base64` breaks its lines.
-const BASE64_LINE_BYTES: usize = 76;
-
-/// Any so many characters of a long secret's base64 form are masked: too many to occur by chance,
-/// and fewer say little.
+/// Any so many characters in a row of a secret's base64 form are masked: too many to occur by chance.
 const BASE64_WINDOW_BYTES: usize = 16;
+
+/// A line that ends in fewer characters of a base64 form is let through: so many occur by chance at
+/// the ends of many lines, and each would be held back until the next one.
+const BASE64_LINE_END_BYTES_MIN: usize = 4;
 
 /// A build argument whose name holds one of these words is secret.
 const SECRET_WORDS: [&str; 9] =
@@ -74,9 +75,8 @@ impl Secrets {
         self.0.extend(long.map(|line| line.as_bytes().to_vec()));
         for form in (0..3).flat_map(|shift| base64_forms(secret.as_bytes(), shift)) {
             // `base64` breaks its lines, at a place that depends on what precedes the secret.
-            if form.len() > BASE64_LINE_BYTES {
-                self.0.extend(form.windows(BASE64_WINDOW_BYTES).map(<[u8]>::to_vec));
-            }
+            self.0.extend(form.windows(BASE64_WINDOW_BYTES).map(<[u8]>::to_vec));
+            self.0.extend(broken_forms(&form));
             self.0.insert(form);
         }
     }
@@ -115,6 +115,23 @@ fn base64_forms(secret: &[u8], shift: usize) -> Vec<Vec<u8>> {
         .map(|engine| engine.encode(&bytes).as_bytes()[first..last].to_vec())
         .filter(|form| form.len() >= FRAGMENT_BYTES_MIN.min(secret.len()))
         .collect()
+}
+
+/// What a line's end in the first or last characters of a base64 form makes of them. Of a break
+/// elsewhere both sides are long enough for a window.
+fn broken_forms(form: &[u8]) -> impl Iterator<Item = Vec<u8>> {
+    let window = BASE64_WINDOW_BYTES;
+    let breaks = (1..form.len()).filter(move |&at| at < window || form.len() - at < window);
+    breaks.filter_map(move |at| {
+        let before = &form[at.saturating_sub(window)..at];
+        let after = &form[at..form.len().min(at + window)];
+        if before.len() >= BASE64_LINE_END_BYTES_MIN {
+            Some([before, b"\n", after].concat())
+        } else {
+            // Alone it must be long enough.
+            (after.len() >= FRAGMENT_BYTES_MIN).then(|| after.to_vec())
+        }
+    })
 }
 
 /// Knows a job's secrets. Cheap to clone.
@@ -304,16 +321,32 @@ mod tests {
     }
 
     #[test]
-    fn base64_in_lines_is_masked() {
-        let secret: String = (0..90_u8).map(|byte| char::from(33 + byte)).collect();
-        let masker = masker(&[&secret]);
-        for before in ["", "x", "xy"] {
-            let encoded = STANDARD.encode(format!("{before}{secret}"));
-            for line in encoded.as_bytes().chunks(76) {
-                let output = masker.mask(std::str::from_utf8(line).unwrap());
-                assert!(output.len() < 12, "{output}");
+    fn base64_in_lines_is_masked_wherever_a_line_ends() {
+        for length in [8, 12, 20, 30, 40, 60, 90] {
+            let secret: String = (0..length).map(|byte| char::from(33 + byte)).collect();
+            let masker = masker(&[&secret]);
+            for (width, before) in [64, 76].into_iter().flat_map(|w| (0..w).map(move |b| (w, b))) {
+                let text = format!("{}{secret}...", "~".repeat(before));
+                let encoded = STANDARD.encode(text);
+                let lines: Vec<_> = encoded.as_bytes().chunks(width).collect();
+                let output = masker.mask(std::str::from_utf8(&lines.join(&b'\n')).unwrap());
+                let forms = base64_forms(secret.as_bytes(), before % 3);
+                for piece in forms[0].windows(FRAGMENT_BYTES_MIN) {
+                    let piece = std::str::from_utf8(piece).unwrap();
+                    assert!(!output.contains(piece), "{length} {width} {before}: {output}");
+                }
             }
         }
+    }
+
+    #[test]
+    fn a_line_is_not_held_back_for_the_few_characters_at_its_end() {
+        let secret: String = (0..40_u8).map(|byte| char::from(33 + byte)).collect();
+        let (masker, mut output) = (masker(&[&secret]), Vec::new());
+        let form = STANDARD.encode(&secret);
+        let line = format!("#5 0.1 {}\n", &form[..3]);
+        masker.stream().push(line.as_bytes(), &mut output);
+        assert_eq!(output, line.as_bytes());
     }
 
     #[test]

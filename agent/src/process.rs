@@ -1,8 +1,8 @@
 //! The one place where child processes start, and where they are sure to end.
 
 use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::io;
-use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use secrecy::{ExposeSecret, SecretString};
 use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System, UpdateKind};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
-use tokio::process::{Child, ChildStdin, Command};
+use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -26,9 +26,13 @@ pub const MACHINE_VARIABLE: &str = "STAGELY_MACHINE";
 /// Bytes read at once from each output: the size of a Linux pipe.
 const READ_BYTES: usize = 64 * 1024;
 
-/// How long the outputs may stay open once the whole group is dead. Only a process that left the
-/// group can hold them, and nobody waits for that one.
+/// How long an output that is empty may stay open once the whole group is dead. Only a process that
+/// left the group can hold it, and nobody waits for that one.
 const DRAIN_LIMIT: Duration = Duration::from_secs(2);
+
+/// The most that a dead group can have left in its two pipes, each of the largest size that Linux
+/// allows. What comes after it is from a process that left the group.
+const DRAIN_BYTES_MAX: usize = 2 * 1024 * 1024;
 
 /// A child process that could not be run to its end.
 #[derive(Debug, Error)]
@@ -62,26 +66,26 @@ pub enum ProcessError {
 }
 
 /// A program to run, with everything it is given.
-#[derive(Debug)]
 pub struct Invocation {
     program: OsString,
     arguments: Vec<OsString>,
     variables: Vec<(OsString, Option<OsString>)>,
-    folder: Option<PathBuf>,
     stdin: Option<SecretString>,
+}
+
+/// Variables may be secret, and so may arguments that somebody adds by mistake.
+impl fmt::Debug for Invocation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let arguments = self.arguments.len();
+        write!(f, "{} with {arguments} arguments", self.program.display())
+    }
 }
 
 impl Invocation {
     /// Runs `program` for the machine `machine`.
     pub fn new(program: impl Into<OsString>, machine: &WireId) -> Self {
         let variables = vec![(MACHINE_VARIABLE.into(), Some(machine.as_str().into()))];
-        Self {
-            program: program.into(),
-            arguments: Vec::new(),
-            variables,
-            folder: None,
-            stdin: None,
-        }
+        Self { program: program.into(), arguments: Vec::new(), variables, stdin: None }
     }
 
     /// Adds one argument.
@@ -112,23 +116,11 @@ impl Invocation {
         self
     }
 
-    /// Runs it in `folder`.
-    #[must_use]
-    pub fn current_dir(mut self, folder: impl Into<PathBuf>) -> Self {
-        self.folder = Some(folder.into());
-        self
-    }
-
     /// Writes `text` to its standard input: the way of every password.
     #[must_use]
     pub fn stdin(mut self, text: SecretString) -> Self {
         self.stdin = Some(text);
         self
-    }
-
-    /// The arguments, for tests and logs. They hold nothing secret.
-    pub fn arguments(&self) -> impl Iterator<Item = &OsStr> {
-        self.arguments.iter().map(OsString::as_os_str)
     }
 
     /// Runs it to its end and hands every piece of output to `on_output` as it is read.
@@ -160,26 +152,25 @@ impl Invocation {
             return Err(io_error(io::Error::other("an output is not piped")));
         };
 
-        let outputs = drain(stdout, stderr, &mut on_output);
-        tokio::pin!(outputs);
+        let mut outputs = Outputs::new(stdout, stderr);
         let end = wait_for_end(&mut child, &group, grace, stop);
         let end = async { tokio::join!(feed(stdin, self.stdin.as_ref()), end).1 };
         tokio::pin!(end);
-        let mut drained = None;
         let end = loop {
             tokio::select! {
                 end = &mut end => break end.map_err(io_error)?,
-                result = &mut outputs, if drained.is_none() => drained = Some(result),
+                piece = outputs.next(), if outputs.is_open() => {
+                    if let Some((stream, bytes)) = piece.map_err(io_error)? {
+                        on_output(stream, bytes);
+                    }
+                }
             }
         };
         // The leader is gone; what it started and did not wait for goes with it.
         group.signal(Signal::SIGKILL);
-        let drained = match drained {
-            Some(result) => result,
-            None => timeout(DRAIN_LIMIT, outputs).await.unwrap_or(Ok(())),
-        };
+        outputs.read_rest(&mut on_output).await.map_err(io_error)?;
         match end {
-            End::Exited(status) => drained.map(|()| status).map_err(io_error),
+            End::Exited(status) => Ok(status),
             End::Stopped { told } => Err(ProcessError::Stopped { program, told }),
         }
     }
@@ -198,9 +189,6 @@ impl Invocation {
                 Some(value) => command.env(name, value),
                 None => command.env_remove(name),
             };
-        }
-        if let Some(folder) = &self.folder {
-            command.current_dir(folder);
         }
         command
     }
@@ -285,29 +273,70 @@ async fn feed(stdin: Option<ChildStdin>, text: Option<&SecretString>) {
     }
 }
 
-/// Reads both outputs to their ends, so that neither pipe can fill and stop the child.
-async fn drain(
-    mut stdout: impl AsyncRead + Unpin,
-    mut stderr: impl AsyncRead + Unpin,
-    on_output: &mut impl FnMut(Stream, &[u8]),
-) -> io::Result<()> {
-    let (mut stdout_buffer, mut stderr_buffer) = (vec![0; READ_BYTES], vec![0; READ_BYTES]);
-    let (mut stdout_open, mut stderr_open) = (true, true);
-    while stdout_open || stderr_open {
-        let (stream, read) = tokio::select! {
-            read = stdout.read(&mut stdout_buffer), if stdout_open => (Stream::Stdout, read?),
-            read = stderr.read(&mut stderr_buffer), if stderr_open => (Stream::Stderr, read?),
-        };
-        let (buffer, open) = match stream {
-            Stream::Stdout => (&stdout_buffer, &mut stdout_open),
-            Stream::Stderr => (&stderr_buffer, &mut stderr_open),
-        };
-        *open = read > 0;
-        if read > 0 {
-            on_output(stream, &buffer[..read]);
-        }
+/// Both outputs, read in turn so that neither pipe can fill and stop the child.
+struct Outputs {
+    stdout: Output<ChildStdout>,
+    stderr: Output<ChildStderr>,
+}
+
+struct Output<R> {
+    pipe: R,
+    buffer: Vec<u8>,
+    is_open: bool,
+}
+
+impl<R: AsyncRead + Unpin> Output<R> {
+    fn new(pipe: R) -> Self {
+        Self { pipe, buffer: vec![0; READ_BYTES], is_open: true }
     }
-    Ok(())
+
+    /// Reads a piece, and returns its length. 0: it has ended.
+    async fn read(&mut self) -> io::Result<usize> {
+        let length = self.pipe.read(&mut self.buffer).await?;
+        self.is_open = length > 0;
+        Ok(length)
+    }
+}
+
+impl Outputs {
+    fn new(stdout: ChildStdout, stderr: ChildStderr) -> Self {
+        Self { stdout: Output::new(stdout), stderr: Output::new(stderr) }
+    }
+
+    const fn is_open(&self) -> bool {
+        self.stdout.is_open || self.stderr.is_open
+    }
+
+    /// The next piece. `None`: one of them has ended. May be dropped and called again.
+    async fn next(&mut self) -> io::Result<Option<(Stream, &[u8])>> {
+        let (stream, length) = tokio::select! {
+            length = self.stdout.read(), if self.stdout.is_open => (Stream::Stdout, length?),
+            length = self.stderr.read(), if self.stderr.is_open => (Stream::Stderr, length?),
+            else => return Ok(None),
+        };
+        let buffer = match stream {
+            Stream::Stdout => &self.stdout.buffer,
+            Stream::Stderr => &self.stderr.buffer,
+        };
+        Ok((length > 0).then(|| (stream, &buffer[..length])))
+    }
+
+    /// Reads what a dead process group has left, however long `on_output` takes over it.
+    async fn read_rest(&mut self, on_output: &mut impl FnMut(Stream, &[u8])) -> io::Result<()> {
+        let mut left = DRAIN_BYTES_MAX;
+        while self.is_open() && left > 0 {
+            match timeout(DRAIN_LIMIT, self.next()).await {
+                Ok(Ok(Some((stream, bytes)))) => {
+                    on_output(stream, bytes);
+                    left = left.saturating_sub(bytes.len());
+                }
+                Ok(Ok(None)) => {}
+                Ok(Err(error)) => return Err(error),
+                Err(_) => break,
+            }
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -336,6 +365,30 @@ mod tests {
             .await
             .unwrap();
         assert_eq!((status.code(), stdout, stderr), (Some(3), 300_005, 300_000));
+    }
+
+    #[tokio::test]
+    async fn a_slow_reader_loses_nothing() {
+        let (stop, mut length) = (CancellationToken::new(), 0);
+        let run = shell("head -c 60000 /dev/zero >&2; head -c 60000 /dev/zero");
+        // As on a disk that does not keep up. Longer than the dead may hold their pipes.
+        let slow = |_, bytes: &[u8]| {
+            length += bytes.len();
+            let (_sender, never) = std::sync::mpsc::channel::<()>();
+            let _ = never.recv_timeout(DRAIN_LIMIT + Duration::from_millis(100));
+        };
+        run.run(Duration::ZERO, &stop, slow).await.unwrap();
+        assert_eq!(length, 120_000);
+    }
+
+    #[tokio::test]
+    async fn who_left_the_group_and_goes_on_writing_is_not_waited_for() {
+        let stop = CancellationToken::new();
+        let run = shell("setsid sh -c 'exec 2>/dev/null; while echo 7918; do :; done' & exit 0");
+        timeout(Duration::from_mins(1), run.run(Duration::ZERO, &stop, |_, _| {}))
+            .await
+            .unwrap()
+            .unwrap();
     }
 
     #[tokio::test]
@@ -394,6 +447,12 @@ mod tests {
         kill_leftovers(&"vm_left".parse().unwrap());
         assert!(!left.wait().await.unwrap().success());
         assert!(other.try_wait().unwrap().is_none());
+    }
+
+    #[test]
+    fn secrets_stay_out_of_debug_output() {
+        let run = shell("env").env("NPM_TOKEN", "hunter2").stdin("hunter2".into());
+        assert_eq!(format!("{run:?}"), "sh with 2 arguments");
     }
 
     #[tokio::test]

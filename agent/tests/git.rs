@@ -5,6 +5,7 @@
 mod support;
 
 use std::fs;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use secrecy::SecretString;
@@ -108,7 +109,14 @@ async fn what_is_not_there_is_told_apart() {
     assert!(matches!(error, CloneError::Network { .. }), "{error:?}");
     let error = fetch_from("http://127.0.0.1:1/app".to_owned(), &commit).await.unwrap_err();
     assert!(matches!(error, CloneError::Network { .. }), "{error:?}");
-    for url in ["file:///etc", "/etc", "ssh://git@127.0.0.1/app", "http://u:secret@127.0.0.1/app"] {
+    let refused = [
+        "file:///etc",
+        "/etc",
+        "ssh://git@127.0.0.1/app",
+        "http://u:secret@127.0.0.1/app",
+        "http://secret@127.0.0.1/app",
+    ];
+    for url in refused {
         let error = fetch_from(url.to_owned(), &commit).await.unwrap_err();
         assert!(matches!(error, CloneError::Address { .. }), "{error:?}");
         assert!(!error.to_string().contains("secret"), "{error}");
@@ -142,6 +150,35 @@ async fn a_redirect_to_another_host_gets_no_token() {
 
     let requests = server.requests();
     assert!(requests.contains("/away/") && !requests.contains("localhost"), "{requests}");
+}
+
+/// Run alone, in a process whose user has a git configuration of their own.
+const REWRITTEN: &str = "the_users_git_configuration_does_not_apply";
+
+#[tokio::test]
+async fn the_users_git_configuration_does_not_apply() {
+    let server = GitServer::start();
+    let commit = server.repository("app", true).commit(&[("file", "line\n")]);
+    if std::env::var_os("GIT_TEST_URL").is_none() {
+        let home = tempfile::tempdir().unwrap();
+        let config =
+            "[url \"http://127.0.0.1:1/\"]\n insteadOf = http://\n[core]\n autocrlf = true\n";
+        fs::write(home.path().join(".gitconfig"), config).unwrap();
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", REWRITTEN])
+            .envs([("HOME", home.path()), ("XDG_CONFIG_HOME", home.path())])
+            .env("GIT_TEST_URL", "set")
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        return;
+    }
+    let request = with_token(request(server.url("private", "app/.git"), &commit), TOKEN);
+    assert_eq!(fetch(request, "file").await.unwrap(), "line\n");
+    let (url, token) = (server.url("private", "app/.git"), Some(SecretString::from(TOKEN)));
+    let (scratch, cancel) = (std::env::temp_dir(), CancellationToken::new());
+    let resolved = resolve_ref(&url, token, "main", &scratch, &cancel).await.unwrap();
+    assert_eq!(resolved.commit, commit);
 }
 
 #[tokio::test]

@@ -87,7 +87,25 @@ fn an_unknown_type_is_told_apart_from_a_malformed_message() {
     let malformed =
         ["", "[]", "{}", r#"{"type":"CANCEL"}"#, r#"{"type":"CANCEL","job_id":"../x"}"#];
     for text in malformed {
-        assert!(matches!(CoreMessage::parse(text), Err(ParseError::Malformed(_))), "{text}");
+        assert!(matches!(CoreMessage::parse(text), Err(ParseError::Malformed { .. })), "{text}");
+    }
+}
+
+#[test]
+fn what_is_wrong_is_said_without_quoting_a_value() {
+    let wrong = [
+        (r#"{"type":"BUILD","registry_auth":"hunter2"}"#, "a value of the wrong kind"),
+        (r#"{"type":"BUILD","context":{"commit_hash":"hunter2"}}"#, "a value of the wrong kind"),
+        (r#"{"type":"CANCEL","job_id":"missing field `hunter2`"}"#, "a value of the wrong kind"),
+        (r#"{"type":"BUILD","hunter2":1,"context":{}}"#, "no field `repo_url`"),
+        (r#"{"type":"BUILD",hunter2"#, "no JSON"),
+        (r#"{"type":"BUILD","x":"hunter2"#, "JSON without its end"),
+    ];
+    for (text, problem) in wrong {
+        let error = CoreMessage::parse(text).unwrap_err();
+        let shown = format!("{error}, {error:?}");
+        assert!(shown.contains(problem) && !shown.contains("hunter2"), "{shown}");
+        assert!(std::error::Error::source(&error).is_none());
     }
 }
 

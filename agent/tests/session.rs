@@ -374,6 +374,18 @@ async fn what_cannot_be_used_is_answered_and_the_session_goes_on() {
 }
 
 #[tokio::test]
+async fn a_token_given_as_a_user_is_not_in_the_log() {
+    let setup = Setup::start().await;
+    let mut peer = setup.session(&[]).await;
+    peer.send(&build("job_1", "http://ghp_0123456789@127.0.0.1:1/app")).await;
+    peer.status().await;
+    let lines = peer.lines_until(0, "Failed:").await;
+    assert!(!lines.concat().contains("ghp_") && lines.concat().contains("user name"), "{lines:?}");
+    setup.stop.cancel();
+    setup.exit().await;
+}
+
+#[tokio::test]
 async fn a_core_that_breaks_the_protocol_is_dialled_again() {
     let setup = Setup::start().await;
     let mut peer = setup.session(&[]).await;

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use git2::build::CheckoutBuilder;
 use git2::{
-    AutotagOption, Cred, CredentialType, Direction, ErrorClass, ErrorCode, FetchOptions, Oid,
-    RemoteCallbacks, RemoteRedirect, Repository, TreeWalkMode, TreeWalkResult,
+    AutotagOption, ConfigLevel, Cred, CredentialType, Direction, ErrorClass, ErrorCode,
+    FetchOptions, Oid, RemoteCallbacks, RemoteRedirect, Repository, TreeWalkMode, TreeWalkResult,
 };
 use secrecy::{ExposeSecret, SecretString};
 use tempfile::TempDir;
@@ -40,8 +40,9 @@ impl Access {
         if !matches!(parsed.scheme(), "https" | "http" | "git") {
             return Err(refused("only https, http and git are allowed"));
         }
-        if parsed.password().is_some() {
-            return Err(refused("it holds a password; tokens are given apart"));
+        // Some give a token in the place of the user.
+        if parsed.password().is_some() || !parsed.username().is_empty() {
+            return Err(refused("it holds a user name or password; tokens are given apart"));
         }
         Ok(Self { url: parsed, token, watch })
     }
@@ -49,14 +50,14 @@ impl Access {
     fn callbacks(&self) -> RemoteCallbacks<'_> {
         let asked = Cell::new(false);
         let mut callbacks = RemoteCallbacks::new();
-        callbacks.credentials(move |_, user, allowed| {
+        callbacks.credentials(move |_, _, allowed| {
             // libgit2 asks again and again while the server refuses.
             let refused = || git2::Error::new(ErrorCode::Auth, ErrorClass::Http, "refused");
             if asked.replace(true) || !allowed.contains(CredentialType::USER_PASS_PLAINTEXT) {
                 return Err(refused());
             }
             let token = self.token.as_ref().ok_or_else(refused)?;
-            Cred::userpass_plaintext(user.unwrap_or(TOKEN_USER), token.expose_secret())
+            Cred::userpass_plaintext(TOKEN_USER, token.expose_secret())
         });
         callbacks.transfer_progress(|progress| {
             self.watch.received(progress.received_bytes() as u64);
@@ -64,6 +65,16 @@ impl Access {
         });
         callbacks.sideband_progress(|_| self.watch.go_on());
         callbacks
+    }
+
+    /// The repository in the folder `path`, with no configuration but its own: the user's may rewrite
+    /// the address (`insteadOf`), and the token would go elsewhere.
+    fn create(path: &Path, bare: bool) -> Result<Repository, CloneError> {
+        let create = if bare { Repository::init_bare } else { Repository::init };
+        let repository = create(path).map_err(internal)?;
+        let config = repository.config().and_then(|config| config.open_level(ConfigLevel::Local));
+        repository.set_config(&config.map_err(internal)?).map_err(internal)?;
+        Ok(repository)
     }
 
     fn options(&self, depth: i32) -> FetchOptions<'_> {
@@ -134,7 +145,7 @@ pub(super) fn fetch(
     // Every object was hashed when the pack came, and Git does not hash it again to read it either.
     git2::opts::strict_hash_verification(false);
     let id = Oid::from_str(commit.as_str()).map_err(internal)?;
-    let repository = Repository::init(dest).map_err(internal)?;
+    let repository = Access::create(dest, false)?;
     let bare = access.fetch_spec(&repository, commit.as_str(), 1);
     match bare {
         Ok(()) => {}
@@ -233,7 +244,7 @@ pub(super) fn resolve(
     // Only a repository's configuration can forbid redirects here, see `Access::options`.
     let folder = TempDir::with_prefix_in("refs-", scratch);
     let folder = folder.map_err(|error| CloneError::Internal(error.to_string()))?;
-    let repository = Repository::init_bare(folder.path()).map_err(internal)?;
+    let repository = Access::create(folder.path(), true)?;
     let mut config = repository.config().map_err(internal)?;
     config.set_str("http.followRedirects", "false").map_err(internal)?;
     let mut remote = repository.remote_anonymous(access.url.as_str()).map_err(internal)?;

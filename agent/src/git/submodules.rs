@@ -48,7 +48,7 @@ fn access_to(parent: &Access, url: &str) -> Result<Access, CloneError> {
             CloneError::Address { url: shown(parent.url.as_str()), detail }
         })?
     } else {
-        over_https(url)
+        without_user(over_https(url))
     };
     let mut access = Access::new(&url, None, Arc::clone(&parent.watch))?;
     if access.url.origin() == parent.url.origin() {
@@ -78,6 +78,14 @@ fn over_https(url: &str) -> String {
     }
 }
 
+/// Bitbucket puts the name of whoever adds a submodule into its address.
+fn without_user(url: String) -> String {
+    let Ok(mut parsed) = Url::parse(&url) else { return url };
+    // Only an address without a host refuses it, and that has no user. A password is refused later.
+    let _ = parsed.set_username("");
+    parsed.into()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,6 +101,7 @@ mod tests {
         assert!(has_token("https://git.example/team/lib.git"));
         assert!(has_token("../lib.git"));
         assert!(has_token("git@git.example:team/lib.git"));
+        assert!(has_token("https://alice@git.example/team/lib.git"));
         assert!(!has_token("https://evil.example/team/lib.git"));
         assert!(!has_token("http://git.example/team/lib.git"));
         assert!(!has_token("https://git.example:8443/team/lib.git"));

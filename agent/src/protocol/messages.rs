@@ -7,16 +7,25 @@ use std::fmt;
 use secrecy::{ExposeSecret, SecretString};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize, Serializer};
+use serde_json::error::Category;
 use thiserror::Error;
 
-use super::{Arch, CommitSha, Digest, FailureReason, ImageRef, InvalidValue, Platform, WireId};
+use super::{Arch, CommitSha, Digest, FailureReason, ImageRef, Platform, WireId};
 
-/// A message that could not be read.
+/// A message that could not be read. It quotes no value of the message, which may be a secret in
+/// the wrong place.
 #[derive(Debug, Error)]
 pub enum ParseError {
     /// The text is not JSON, or a field is missing or wrong.
-    #[error("malformed message: {0}")]
-    Malformed(#[from] serde_json::Error),
+    #[error("malformed message: {problem} at line {line}, column {column}")]
+    Malformed {
+        /// What is wrong.
+        problem: String,
+        /// The line, from 1.
+        line: usize,
+        /// The byte in it that the reader had come to, from 1.
+        column: usize,
+    },
     /// The `type` is none that this side knows.
     #[error("unknown message type {0:?}")]
     UnknownType(String),
@@ -29,15 +38,24 @@ impl ParseError {
     /// The `code` of the ERROR that answers it.
     pub const fn code(&self) -> &'static str {
         match self {
-            Self::Malformed(_) | Self::EmptyLog => "malformed_message",
+            Self::Malformed { .. } | Self::EmptyLog => "malformed_message",
             Self::UnknownType(_) => "unknown_type",
         }
     }
 }
 
-impl From<InvalidValue> for ParseError {
-    fn from(error: InvalidValue) -> Self {
-        Self::Malformed(serde::de::Error::custom(error))
+impl From<serde_json::Error> for ParseError {
+    fn from(error: serde_json::Error) -> Self {
+        let text = error.to_string();
+        // The one message about values that quotes none: it names a field of ours.
+        let missing = text.strip_prefix("missing field `").and_then(|text| text.split_once('`'));
+        let problem = match (error.classify(), missing) {
+            (Category::Data, Some((field, _))) => format!("no field `{field}`"),
+            (Category::Data, None) => "a value of the wrong kind".to_owned(),
+            (Category::Syntax, _) => "no JSON".to_owned(),
+            (Category::Eof | Category::Io, _) => "JSON without its end".to_owned(),
+        };
+        Self::Malformed { problem, line: error.line(), column: error.column() }
     }
 }
 
