@@ -50,8 +50,6 @@ pub struct BuildOutcome {
     pub digest: Digest,
     /// The steps.
     pub steps: Vec<Step>,
-    /// Whether the engine dropped a part of the log.
-    pub clipped: bool,
 }
 
 /// A build without an image.
@@ -108,6 +106,13 @@ pub async fn build(
         .run(grace, stop, |stream, bytes| reader.read(stream, bytes))
         .await;
     reader.finish();
+    if reader.progress.is_clipped() {
+        // Also of a build that fails: its log is the one that people read.
+        request.log.warn(
+            "the Docker engine dropped a part of this log; set BUILDKIT_STEP_LOG_MAX_SIZE=-1 and \
+             BUILDKIT_STEP_LOG_MAX_SPEED=-1 in the environment of dockerd to keep all of it",
+        );
+    }
     if let Err(ProcessError::Stopped { told, .. }) = result
         && told.elapsed() >= ENGINE_ANSWER.min(grace)
     {
@@ -118,8 +123,7 @@ pub async fn build(
         return Err(reader.into_error(status.code()));
     }
     let digest = read_digest(&metadata).ok_or(BuildError::NoDigest)?;
-    let progress = reader.progress;
-    Ok(BuildOutcome { digest, steps: progress.steps(), clipped: progress.is_clipped() })
+    Ok(BuildOutcome { digest, steps: reader.progress.steps() })
 }
 
 fn invocation(request: &BuildRequest<'_>, metadata: &PathBuf) -> Invocation {

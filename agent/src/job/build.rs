@@ -72,13 +72,7 @@ pub(super) async fn perform(
     ));
     let export_cache = engine.containerd_store;
     let request = BuildRequest { docker, config, paths: &paths, export_cache, folder, log };
-    let BuildOutcome { digest, steps, clipped } = build_until_pushed(&request, stop).await?;
-    if clipped {
-        log.warn(
-            "the Docker engine dropped a part of this log; set BUILDKIT_STEP_LOG_MAX_SIZE=-1 and \
-             BUILDKIT_STEP_LOG_MAX_SPEED=-1 in the environment of dockerd to keep all of it",
-        );
-    }
+    let BuildOutcome { digest, steps } = build_until_pushed(&request, stop).await?;
     Ok(Outcome { image: config.target_image.clone(), digest, steps })
 }
 
