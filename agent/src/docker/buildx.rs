@@ -8,7 +8,7 @@ use serde::Deserialize;
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
-use super::classify::classify;
+use super::classify::build_failure;
 use super::progress::{Event, FailedStep, Progress, RawJson};
 use super::{DockerCommand, abandoned};
 use crate::job::JobLog;
@@ -178,6 +178,11 @@ fn read_digest(path: &Path) -> Option<Digest> {
     serde_json::from_slice::<Metadata>(&text).ok().map(|metadata| metadata.digest)
 }
 
+/// The client's own error, without the piece of the Dockerfile that it shows before.
+fn last_words(text: &str) -> &str {
+    text.rfind("\nERROR: ").map_or(text, |at| &text[at..])
+}
+
 /// Turns the command's output into log lines and keeps what an error message needs.
 struct Reader<'a> {
     log: &'a JobLog,
@@ -240,7 +245,8 @@ impl<'a> Reader<'a> {
         }
         let failed = self.progress.failed_step().unwrap_or_default();
         let FailedStep { name, error, mut tail } = failed;
-        let reason = classify(&name, if error.is_empty() { &text } else { &error });
+        let reason =
+            build_failure(&name, if error.is_empty() { last_words(&text) } else { &error });
         let last_text = self.text.last().cloned().unwrap_or_else(|| match exit_code {
             Some(code) => format!("buildx ended with exit code {code}"),
             None => "buildx was killed".to_owned(),

@@ -6,10 +6,10 @@ use serde::Deserialize;
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
-use super::classify::classify;
+use super::classify::registry_failure;
 use super::{DockerCommand, last_line};
 use crate::process::ProcessError;
-use crate::protocol::{Digest, FailureReason, ImageRef, Merge, RegistryProblem, Stream};
+use crate::protocol::{Digest, FailureReason, ImageRef, Merge, Stream};
 
 /// An index that could not be made, or is not what was asked for.
 #[derive(Debug, Error)]
@@ -137,13 +137,7 @@ async fn imagetools<'a>(
     if status.success() {
         return Ok(stdout);
     }
-    let reason = match classify("", &String::from_utf8_lossy(&stderr)) {
-        // Nobody's Dockerfile is at work here. What is left is the registry.
-        FailureReason::User { .. } => {
-            FailureReason::Registry { problem: RegistryProblem::Unavailable }
-        }
-        reason => reason,
-    };
+    let reason = registry_failure(&String::from_utf8_lossy(&stderr));
     Err(MergeError::Failed { target: target.clone(), detail: last_line(&stderr), reason })
 }
 
