@@ -9,14 +9,13 @@ mod support;
 
 use std::fs;
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use stagely_agent::job::{self, LineSink, REGISTRY_PATIENCE, Work, Workplace};
 use stagely_agent::protocol::{
-    CoreMessage, FailureReason, RegistryProblem, Status, StatusState, Stream,
+    Arch, CoreMessage, FailureReason, RegistryProblem, Status, StatusState, Stream,
 };
 use stagely_agent::spool::SpoolError;
 use support::{GitServer, TOKEN};
@@ -83,7 +82,8 @@ impl Setup {
     fn build(&self, files: &[(&str, &str)], config: Value) -> Value {
         let commit = self.repository.commit(files);
         let mut build_config = json!({
-            "context_path": ".", "target_image": self.image("app"), "platform": "linux/amd64",
+            "context_path": ".", "target_image": self.image("app"),
+            "platform": format!("linux/{}", Arch::of_this_program()),
         });
         let Value::Object(config) = config else { panic!("{config}") };
         build_config.as_object_mut().unwrap().extend(config);
@@ -344,6 +344,13 @@ async fn a_registry_that_restarts_is_waited_for() {
     assert_eq!(status.state, StatusState::Completed, "{}", away.log());
 }
 
+/// The socket of the engine that the other tests use.
+fn engine_socket() -> String {
+    let host = std::env::var("DOCKER_HOST");
+    let host = host.as_deref().unwrap_or("unix:///var/run/docker.sock");
+    host.strip_prefix("unix://").unwrap_or_else(|| panic!("{host} is no socket")).to_owned()
+}
+
 #[tokio::test]
 async fn an_engine_that_is_still_starting_is_waited_for() {
     let setup = Setup::new("starting");
@@ -352,75 +359,115 @@ async fn an_engine_that_is_still_starting_is_waited_for() {
     let message = setup.build(&[("Dockerfile", "FROM debian:13-slim\n")], json!({}));
     let (status, ()) = tokio::join!(setup.run(message), async {
         setup.log_has("Waiting for the Docker engine").await;
-        std::os::unix::fs::symlink("/var/run/docker.sock", &socket).unwrap();
+        std::os::unix::fs::symlink(engine_socket(), &socket).unwrap();
     });
     assert_eq!(status.state, StatusState::Completed, "{}", setup.log());
 }
 
+impl Setup {
+    /// Builds `FROM scratch` with `text` in it for both platforms; returns the images by digest.
+    async fn both_platforms(&self, text: &str) -> Vec<String> {
+        let mut images = Vec::new();
+        for arch in Arch::ALL {
+            let target = self.image(&format!("app-{text}-{arch}"));
+            let config = json!({ "platform": format!("linux/{arch}"), "target_image": target });
+            let dockerfile = format!("FROM scratch\nCOPY Dockerfile /{text}\n");
+            let status = self.run(self.build(&[("Dockerfile", &dockerfile)], config)).await;
+            assert_eq!(status.state, StatusState::Completed, "{}", self.log());
+            let is_native = arch == Arch::of_this_program();
+            assert_eq!(status.warnings.is_empty(), is_native, "{:?}", status.warnings);
+            let image = status.artifact_url.unwrap().at_digest(&status.digest.unwrap());
+            images.push(image.to_string());
+        }
+        images
+    }
+
+    /// Joins `images` as `app` and gives the index's digest.
+    async fn merge(&self, images: &[String], platforms: &[&str]) -> Status {
+        let message = json!({
+            "type": "MERGE", "job_id": "job_merge_xk82", "source_images": images,
+            "target_image": self.image("app"), "platforms": platforms, "registry_auth": self.auth(),
+        });
+        self.run(message).await
+    }
+}
+
+const BOTH: [&str; 2] = ["linux/amd64", "linux/arm64"];
+
 #[tokio::test]
 async fn platforms_are_joined_and_counted() {
     let setup = Setup::new("merge");
-    let mut sources = Vec::new();
-    for arch in ["amd64", "arm64"] {
-        let config = json!({
-            "platform": format!("linux/{arch}"), "target_image": setup.image(&format!("app-{arch}")),
-        });
-        let message = setup.build(&[("Dockerfile", "FROM scratch\nCOPY Dockerfile /\n")], config);
-        let status = setup.run(message).await;
-        assert_eq!(status.state, StatusState::Completed, "{}", setup.log());
-        assert_eq!(status.warnings.is_empty(), arch == "amd64", "{:?}", status.warnings);
-        sources.push(status.artifact_url.unwrap().at_digest(&status.digest.unwrap()));
-    }
-    let merge = |platforms: &[&str]| {
-        json!({
-            "type": "MERGE", "job_id": "job_merge_xk82", "source_images": sources,
-            "target_image": setup.image("app"), "platforms": platforms,
-            "registry_auth": setup.auth(),
-        })
-    };
-    let status = setup.run(merge(&["linux/amd64", "linux/arm64"])).await;
+    let images = setup.both_platforms("file").await;
+    let status = setup.merge(&images, &BOTH).await;
     assert_eq!(status.state, StatusState::Completed, "{status:?}");
-    assert!(status.digest.is_some());
-    let status = setup.run(merge(&["linux/amd64"])).await;
+    let index = status.artifact_url.unwrap().at_digest(status.digest.as_ref().unwrap());
+    let again = setup.merge(&[index.to_string()], &BOTH).await;
+    assert_eq!(again.digest, status.digest, "{again:?}");
+    let status = setup.merge(&images, &["linux/amd64"]).await;
     assert_eq!(status.error, Some(FailureReason::Internal));
     assert!(status.error_message.unwrap().contains("linux/arm64"));
 }
 
 #[tokio::test]
-async fn every_line_arrives_or_the_user_is_told() {
-    let setup = Setup::new("lines");
-    let dockerfile =
-        format!("FROM debian:13-slim\nRUN : {}; seq -f 'line %.0f' 200000\n", setup.name);
-    let started = Instant::now();
-    let status = setup.run(setup.build(&[("Dockerfile", &dockerfile)], json!({}))).await;
-    assert_eq!(status.state, StatusState::Completed, "{status:?}");
-    let log = setup.log();
-    let (mut next, mut torn) = (1, Vec::new());
-    for line in log.lines() {
-        let number = line.rsplit_once(" line ").and_then(|(_, it)| it.parse::<u32>().ok());
-        match number {
-            Some(number) if number == next => next += 1,
-            _ if next > 1 => torn.push(line),
-            _ => {}
-        }
+async fn two_merges_into_one_tag_report_their_own_digests() {
+    let one = Setup::new("merges");
+    let other = Setup { name: one.name.clone(), ..Setup::new("merges") };
+    let (ones, others) = (one.both_platforms("one").await, other.both_platforms("other").await);
+    // The same images always make the same index.
+    let alone = (one.merge(&ones, &BOTH).await.digest, other.merge(&others, &BOTH).await.digest);
+    assert!(alone.0.is_some() && alone.1.is_some() && alone.0 != alone.1);
+    for _ in 0..5 {
+        let (one, other) = tokio::join!(one.merge(&ones, &BOTH), other.merge(&others, &BOTH));
+        assert_eq!((one.digest, other.digest), alone);
     }
-    torn.truncate(10);
-    println!("{} lines in {:?}, {:?}", next - 1, started.elapsed(), status.warnings);
-    let is_whole = next == 200_001;
-    assert!(is_whole || !status.warnings.is_empty(), "{next} {:?} {torn:#?}", status.warnings);
 }
 
-/// Takes so long to keep a step's first lines that `buildx` gives up its report: a pipe's worth of
-/// them each 3 s, for longer than any build here takes.
+/// What `BuildKit` writes where it drops output.
+const CLIP_MARK: &str = "[output clipped, log limit ";
+
+#[tokio::test]
+async fn every_line_arrives_or_the_user_is_told() {
+    let setup = Setup::new("lines");
+    // Of a build that fails, too: its log is the one that people read.
+    for (end, state) in [(0, StatusState::Completed), (5, StatusState::Failed)] {
+        setup.lines.0.lock().unwrap().clear();
+        let dockerfile = format!(
+            "FROM debian:13-slim\nRUN : {}; seq -f 'line %.0f' 200000; exit {end}\n",
+            setup.name
+        );
+        let status = setup.run(setup.build(&[("Dockerfile", &dockerfile)], json!({}))).await;
+        assert_eq!(status.state, state, "{status:?}");
+        let log = setup.log();
+        let (mut next, mut torn) = (1, Vec::new());
+        for line in log.lines() {
+            let number = line.rsplit_once(" line ").and_then(|(_, it)| it.parse::<u32>().ok());
+            match number {
+                Some(number) if number == next => next += 1,
+                _ if next > 1 => torn.push(line),
+                _ => {}
+            }
+        }
+        torn.truncate(10);
+        if log.contains(CLIP_MARK) {
+            // The engine was not set up by Stagely.
+            let is_told =
+                status.warnings.iter().any(|it| it.contains("BUILDKIT_STEP_LOG_MAX_SIZE"));
+            assert!(is_told, "{:?}", status.warnings);
+        } else {
+            assert_eq!((next, &status.warnings[..]), (200_001, &[][..]), "{torn:#?}");
+        }
+    }
+}
+
+/// Keeps a step's output so slowly, a pipe's worth each 3 s, that `buildx` gives up its report
+/// before the end of it, however long the build takes.
 #[derive(Default)]
-struct SlowLines(Lines, AtomicU32);
+struct SlowLines(Lines);
 
 impl LineSink for SlowLines {
     fn append(&self, lines: &[(Stream, String)]) -> Result<(), SpoolError> {
-        let is_output = lines.iter().any(|(_, line)| line.contains(" line "));
-        if is_output && self.1.fetch_add(1, Ordering::Relaxed) < 8 {
-            let (_sender, nothing) = std::sync::mpsc::channel::<()>();
-            nothing.recv_timeout(Duration::from_secs(3)).unwrap_err();
+        if lines.iter().any(|(_, line)| line.contains(" line ")) {
+            std::thread::sleep(Duration::from_secs(3));
         }
         self.0.append(lines)
     }

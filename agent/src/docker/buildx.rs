@@ -8,7 +8,7 @@ use serde::Deserialize;
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
-use super::classify::classify;
+use super::classify::build_failure;
 use super::progress::{Event, FailedStep, Progress, RawJson};
 use super::{DockerCommand, abandoned};
 use crate::job::JobLog;
@@ -50,8 +50,6 @@ pub struct BuildOutcome {
     pub digest: Digest,
     /// The steps.
     pub steps: Vec<Step>,
-    /// Whether the engine dropped a part of the log.
-    pub clipped: bool,
 }
 
 /// A build without an image.
@@ -108,6 +106,13 @@ pub async fn build(
         .run(grace, stop, |stream, bytes| reader.read(stream, bytes))
         .await;
     reader.finish();
+    if reader.progress.is_clipped() {
+        // Also of a build that fails: its log is the one that people read.
+        request.log.warn(
+            "the Docker engine dropped a part of this log; set BUILDKIT_STEP_LOG_MAX_SIZE=-1 and \
+             BUILDKIT_STEP_LOG_MAX_SPEED=-1 in the environment of dockerd to keep all of it",
+        );
+    }
     if let Err(ProcessError::Stopped { told, .. }) = result
         && told.elapsed() >= ENGINE_ANSWER.min(grace)
     {
@@ -118,8 +123,7 @@ pub async fn build(
         return Err(reader.into_error(status.code()));
     }
     let digest = read_digest(&metadata).ok_or(BuildError::NoDigest)?;
-    let progress = reader.progress;
-    Ok(BuildOutcome { digest, steps: progress.steps(), clipped: progress.is_clipped() })
+    Ok(BuildOutcome { digest, steps: reader.progress.steps() })
 }
 
 fn invocation(request: &BuildRequest<'_>, metadata: &PathBuf) -> Invocation {
@@ -172,6 +176,11 @@ struct Metadata {
 fn read_digest(path: &Path) -> Option<Digest> {
     let text = fs::read(path).ok()?;
     serde_json::from_slice::<Metadata>(&text).ok().map(|metadata| metadata.digest)
+}
+
+/// The client's own error, without the piece of the Dockerfile that it shows before.
+fn last_words(text: &str) -> &str {
+    text.rfind("\nERROR: ").map_or(text, |at| &text[at..])
 }
 
 /// Turns the command's output into log lines and keeps what an error message needs.
@@ -236,7 +245,8 @@ impl<'a> Reader<'a> {
         }
         let failed = self.progress.failed_step().unwrap_or_default();
         let FailedStep { name, error, mut tail } = failed;
-        let reason = classify(&name, if error.is_empty() { &text } else { &error });
+        let reason =
+            build_failure(&name, if error.is_empty() { last_words(&text) } else { &error });
         let last_text = self.text.last().cloned().unwrap_or_else(|| match exit_code {
             Some(code) => format!("buildx ended with exit code {code}"),
             None => "buildx was killed".to_owned(),

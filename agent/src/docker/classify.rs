@@ -16,7 +16,7 @@ const AUTHENTICATION: [&str; 8] = [
 const CONNECTION: [&str; 13] = [
     "connection refused",
     "connection reset",
-    "no such host",
+    NO_SUCH_HOST,
     "i/o timeout",
     "tls handshake",
     "network is unreachable",
@@ -37,7 +37,13 @@ const SERVER_ERROR: [&str; 5] = [
     "unexpected status",
 ];
 
-const ENGINE: [&str; 4] = [
+/// A name without an address is a typing error. A name server that is away has other words.
+const NO_SUCH_HOST: &str = "no such host";
+
+const DISK_FULL: [&str; 2] = ["no space left on device", "disk quota exceeded"];
+
+const ENGINE: [&str; 5] = [
+    "dial unix",
     "cannot connect to the docker daemon",
     "is the docker daemon running",
     "failed to connect to the docker api",
@@ -47,41 +53,89 @@ const ENGINE: [&str; 4] = [
 /// Follows the command of a step that failed, and precedes `exit code: 42`.
 const NOT_COMPLETED: &str = "did not complete successfully: ";
 
-/// Finds the reason for a failed `docker buildx`. `step` is the failing one, empty if none failed;
-/// `error` is its error, or everything that was written after the build.
-pub(super) fn classify(step: &str, error: &str) -> FailureReason {
+const UNAVAILABLE: FailureReason =
+    FailureReason::Registry { problem: RegistryProblem::Unavailable };
+
+/// Finds the reason for a failed `docker buildx build`. `step` is the failing vertex, empty if none
+/// failed; `error` is its error, or the client's last words.
+///
+/// Whatever is neither the push nor the machine is the user's: the Dockerfile chose it.
+pub(super) fn build_failure(step: &str, error: &str) -> FailureReason {
     let text = error.to_ascii_lowercase();
-    let has = |words: &[&str]| words.iter().any(|word| text.contains(word));
-    if has(&["no space left on device", "disk quota exceeded"]) {
-        return FailureReason::DiskFull;
-    }
-    // What the user's own command printed is not looked at: only its exit code is certain.
+    // First: the user's own command is in the text too, and says what it likes.
     if let Some(exit_code) = exit_code(&text) {
         return FailureReason::User { step: step.to_owned(), exit_code };
     }
+    if let Some(reason) = machine_failure(&text) {
+        return reason;
+    }
     // A command without an exit code was never started: the engine could not give it a container.
-    if has(&ENGINE) || text.contains(NOT_COMPLETED) {
+    if text.contains(NOT_COMPLETED) {
         return FailureReason::Engine;
     }
-    if has(&AUTHENTICATION) {
-        // A base image that may not be pulled is the Dockerfile's fault.
-        let is_pull = step.starts_with('[');
-        return if is_pull {
-            FailureReason::User { step: step.to_owned(), exit_code: 1 }
-        } else {
-            FailureReason::Registry { problem: RegistryProblem::Authentication }
-        };
+    if is_push(step, &text) {
+        return push_failure(&text);
     }
-    if has(&CONNECTION) || has(&SERVER_ERROR) {
-        return FailureReason::Registry { problem: RegistryProblem::Unavailable };
+    if is_pull(step) && is_unavailable(&text) && !text.contains(NO_SUCH_HOST) {
+        return UNAVAILABLE;
     }
-    if text.contains("failed to push") {
-        return FailureReason::Registry { problem: RegistryProblem::Unavailable };
+    if step.is_empty() && !has(&text, &["failed to solve", "dockerfile"]) {
+        return FailureReason::Internal;
     }
-    if step.starts_with('[') || text.contains("failed to solve") || text.contains("dockerfile") {
-        return FailureReason::User { step: step.to_owned(), exit_code: 1 };
+    FailureReason::User { step: step.to_owned(), exit_code: 1 }
+}
+
+/// Finds the reason for a failed command that speaks with a registry alone.
+pub(super) fn registry_failure(error: &str) -> FailureReason {
+    let text = error.to_ascii_lowercase();
+    machine_failure(&text).unwrap_or_else(|| push_failure(&text))
+}
+
+fn has(text: &str, words: &[&str]) -> bool {
+    words.iter().any(|word| text.contains(word))
+}
+
+fn is_unavailable(text: &str) -> bool {
+    has(text, &CONNECTION) || has(text, &SERVER_ERROR)
+}
+
+fn machine_failure(text: &str) -> Option<FailureReason> {
+    if has(text, &DISK_FULL) {
+        return Some(FailureReason::DiskFull);
+    }
+    has(text, &ENGINE).then_some(FailureReason::Engine)
+}
+
+fn push_failure(text: &str) -> FailureReason {
+    if has(text, &AUTHENTICATION) {
+        return FailureReason::Registry { problem: RegistryProblem::Authentication };
+    }
+    if is_unavailable(text) || text.contains("failed to push") {
+        return UNAVAILABLE;
     }
     FailureReason::Internal
+}
+
+fn is_push(step: &str, text: &str) -> bool {
+    match step.strip_prefix("[auth] ") {
+        // `[auth] app:pull,push token for registry.internal`
+        Some(scope) => scope.contains("push"),
+        None => {
+            step.starts_with("exporting ") || step.is_empty() && text.contains("failed to push")
+        }
+    }
+}
+
+/// Whether a registry is asked for an image that the Dockerfile names.
+fn is_pull(step: &str) -> bool {
+    const VERTEXES: [&str; 4] = [
+        "[internal] load metadata for ",
+        "[auth] ",
+        "resolve image config for ",
+        "docker-image://",
+    ];
+    let is_base = step.split_once("] ").is_some_and(|(_, command)| command.starts_with("FROM "));
+    is_base || VERTEXES.iter().any(|vertex| step.starts_with(vertex))
 }
 
 /// The number in `… did not complete successfully: exit code: 42`.
@@ -96,8 +150,6 @@ fn exit_code(text: &str) -> Option<i32> {
 mod tests {
     use super::*;
 
-    const UNAVAILABLE: FailureReason =
-        FailureReason::Registry { problem: RegistryProblem::Unavailable };
     const AUTHENTICATION: FailureReason =
         FailureReason::Registry { problem: RegistryProblem::Authentication };
 
@@ -136,7 +188,20 @@ mod tests {
                 "failed to push a: push access denied, insufficient_scope: authorization failed",
                 AUTHENTICATION,
             ),
-            ("[2/2] RUN dd", "write /x: no space left on device", FailureReason::DiskFull),
+            ("[2/2] COPY . /", "write /x: no space left on device", FailureReason::DiskFull),
+            (
+                "[2/2] RUN grep \"no space left on device\" log",
+                "process \"/bin/sh -c grep \\\"no space left on device\\\" log\" did not complete \
+                 successfully: exit code: 1",
+                user("[2/2] RUN grep \"no space left on device\" log", 1),
+            ),
+            (
+                "",
+                "ERROR: failed to receive status: rpc error: code = Unavailable desc = connection \
+                 error: desc = \"transport: Error while dialing: dial unix /run/docker.sock: connect: \
+                 connection refused\"",
+                FailureReason::Engine,
+            ),
             (
                 "",
                 "ERROR: Cannot connect to the Docker daemon at unix:///x. Is the docker daemon running?",
@@ -151,7 +216,70 @@ mod tests {
             ("", "signal: killed", FailureReason::Internal),
         ];
         for (step, error, reason) in cases {
-            assert_eq!(classify(step, error), reason, "{error}");
+            assert_eq!(build_failure(step, error), reason, "{error}");
+        }
+    }
+
+    #[test]
+    fn what_the_dockerfile_names_is_the_users() {
+        let dial = "dial tcp: lookup typo.example on 10.0.0.2:53: no such host";
+        let cases = [
+            (
+                "resolve image config for docker-image://docker.io/docker/dockerfile:1.99",
+                "docker.io/docker/dockerfile:1.99: not found".to_owned(),
+            ),
+            (
+                "resolve image config for docker-image://docker.io/nobody/frontend:1",
+                "pull access denied, repository does not exist or may require authorization: server \
+                 message: insufficient_scope: authorization failed"
+                    .to_owned(),
+            ),
+            ("docker-image://docker.io/docker/dockerfile:1.99", "not found".to_owned()),
+            ("https://example.com/x", "invalid response status 404".to_owned()),
+            ("[1/1] ADD https://typo.example/x /", format!("Get \"https://typo.example/x\": {dial}")),
+            (
+                "[1/1] ADD https://example.com/x /",
+                "Get \"https://example.com/x\": dial tcp 192.0.2.1:443: i/o timeout".to_owned(),
+            ),
+            (
+                "[internal] load metadata for typo.example/x:1",
+                format!("failed to do request: Head \"https://typo.example/v2/x/manifests/1\": {dial}"),
+            ),
+            (
+                "[auth] library/nothing:pull token for registry-1.docker.io",
+                "401 Unauthorized".to_owned(),
+            ),
+        ];
+        for (step, error) in cases {
+            let user = FailureReason::User { step: step.to_owned(), exit_code: 1 };
+            assert_eq!(build_failure(step, &error), user, "{step}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_base_images_registry_may_be_away_too() {
+        for step in [
+            "[internal] load metadata for docker.io/library/busybox:latest",
+            "resolve image config for docker-image://docker.io/docker/dockerfile:1",
+            "[build 1/4] FROM docker.io/library/busybox:latest",
+        ] {
+            for error in ["dial tcp 192.0.2.1:443: i/o timeout", "429 Too Many Requests"] {
+                assert_eq!(build_failure(step, error), UNAVAILABLE, "{step}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_login_tells_the_machine_from_the_registry() {
+        let cases = [
+            ("unauthorized: authentication required", AUTHENTICATION),
+            ("dial tcp 127.0.0.1:1: connect: connection refused", UNAVAILABLE),
+            ("r/a@sha256:00: not found", FailureReason::Internal),
+            ("Error saving credentials: no space left on device", FailureReason::DiskFull),
+            ("Cannot connect to the Docker daemon at unix:///x", FailureReason::Engine),
+        ];
+        for (error, reason) in cases {
+            assert_eq!(registry_failure(error), reason, "{error}");
         }
     }
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
-use super::classify::classify;
+use super::classify::registry_failure;
 use super::{DockerCommand, last_line};
 use crate::process::ProcessError;
 use crate::protocol::{FailureReason, RegistryAuth, RegistryProblem};
@@ -39,24 +39,24 @@ pub enum LoginError {
     /// The command could not be run.
     #[error(transparent)]
     Process(#[from] ProcessError),
-    /// The registry refused, or did not answer.
+    /// `docker login` failed.
     #[error("cannot log in to {registry}: {detail}")]
-    Refused {
+    Failed {
         /// The registry's host and port.
         registry: String,
         /// Docker's last words.
         detail: String,
-        /// Which of both it was.
-        problem: RegistryProblem,
+        /// Whose fault it is.
+        reason: FailureReason,
     },
 }
 
 impl LoginError {
     /// Whose fault it is.
-    pub const fn reason(&self) -> FailureReason {
+    pub fn reason(&self) -> FailureReason {
         match self {
             Self::Process(_) => FailureReason::Engine,
-            Self::Refused { problem, .. } => FailureReason::Registry { problem: *problem },
+            Self::Failed { reason, .. } => reason.clone(),
         }
     }
 }
@@ -81,10 +81,13 @@ pub async fn login(
     if status.success() {
         return Ok(());
     }
-    let problem = match classify("", &String::from_utf8_lossy(&output)) {
-        FailureReason::Registry { problem } => problem,
-        _ => RegistryProblem::Unavailable,
+    let reason = match registry_failure(&String::from_utf8_lossy(&output)) {
+        // What is left is the registry.
+        FailureReason::Internal => {
+            FailureReason::Registry { problem: RegistryProblem::Unavailable }
+        }
+        reason => reason,
     };
     let (registry, detail) = (registry.to_owned(), last_line(&output));
-    Err(LoginError::Refused { registry, detail, problem })
+    Err(LoginError::Failed { registry, detail, reason })
 }

@@ -1,15 +1,17 @@
 //! Joins pushed single-platform images into one index, and checks what came of it.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 
 use serde::Deserialize;
+use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
-use super::classify::classify;
+use super::classify::registry_failure;
 use super::{DockerCommand, last_line};
 use crate::process::ProcessError;
-use crate::protocol::{Digest, FailureReason, ImageRef, Merge, RegistryProblem, Stream};
+use crate::protocol::{Digest, FailureReason, ImageRef, Merge, Stream};
 
 /// An index that could not be made, or is not what was asked for.
 #[derive(Debug, Error)]
@@ -27,11 +29,11 @@ pub enum MergeError {
         /// Whose fault it is.
         reason: FailureReason,
     },
-    /// The answer of `imagetools inspect` has another shape.
-    #[error("cannot read {target} back")]
+    /// What `imagetools` answered has another shape.
+    #[error("cannot read {image}")]
     Unreadable {
-        /// The index.
-        target: ImageRef,
+        /// The index, or a source.
+        image: ImageRef,
         /// What is wrong.
         #[source]
         source: serde_json::Error,
@@ -46,6 +48,14 @@ pub enum MergeError {
         /// What was asked for.
         wanted: Vec<String>,
     },
+    /// The index lacks an image that it was to be made of.
+    #[error("{target} does not hold {missing}")]
+    MissingSource {
+        /// The index.
+        target: ImageRef,
+        /// The source, or one of its images.
+        missing: String,
+    },
 }
 
 impl MergeError {
@@ -53,9 +63,10 @@ impl MergeError {
     pub fn reason(&self) -> FailureReason {
         match self {
             Self::Process(ProcessError::Spawn { .. }) => FailureReason::Engine,
-            Self::Process(_) | Self::Unreadable { .. } | Self::WrongPlatforms { .. } => {
-                FailureReason::Internal
-            }
+            Self::Process(_)
+            | Self::Unreadable { .. }
+            | Self::WrongPlatforms { .. }
+            | Self::MissingSource { .. } => FailureReason::Internal,
             Self::Failed { reason, .. } => reason.clone(),
         }
     }
@@ -63,13 +74,13 @@ impl MergeError {
 
 #[derive(Deserialize)]
 struct Index {
-    digest: Digest,
     #[serde(default)]
     manifests: Vec<Entry>,
 }
 
 #[derive(Deserialize)]
 struct Entry {
+    digest: Digest,
     platform: Option<EntryPlatform>,
 }
 
@@ -82,7 +93,7 @@ struct EntryPlatform {
 /// Joins `merge.source_images` under `merge.target_image` and returns the index's digest.
 ///
 /// # Errors
-/// [`MergeError`]; the tag may exist all the same.
+/// [`MergeError`]. The tag is moved only when the index is what was asked for.
 ///
 /// Source: Docker reference, `docker buildx imagetools create`.
 pub async fn merge(
@@ -91,16 +102,37 @@ pub async fn merge(
     stop: &CancellationToken,
 ) -> Result<Digest, MergeError> {
     let target = &merge.target_image;
-    let sources = merge.source_images.iter().map(ImageRef::as_str);
-    let arguments = ["create", "--tag", target.as_str()].into_iter().chain(sources);
-    imagetools(docker, arguments, target, stop).await?;
-
-    let arguments = ["inspect", "--format", "{{json .Manifest}}", target.as_str()];
-    let answer = imagetools(docker, arguments, target, stop).await?;
-    let index: Index = serde_json::from_slice(&answer)
-        .map_err(|source| MergeError::Unreadable { target: target.clone(), source })?;
+    let sources = || merge.source_images.iter().map(ImageRef::as_str);
+    // What will be pushed, to the byte, and an end of line. The tag says nothing of it: another
+    // merge may move it at any time.
+    let arguments = ["create", "--dry-run", "--tag", target.as_str()].into_iter().chain(sources());
+    let content = imagetools(docker, arguments, target, stop).await?;
+    let content = content.strip_suffix(b"\n").unwrap_or(&content);
+    let (digest, index) = (digest_of(content), read_index(content, target)?);
     check_platforms(&index, merge)?;
-    Ok(index.digest)
+    check_sources(&digest, &index, docker, merge, stop).await?;
+
+    let arguments = ["create", "--tag", target.as_str()].into_iter().chain(sources());
+    imagetools(docker, arguments, target, stop).await?;
+    let pushed = target.at_digest(&digest);
+    imagetools(docker, ["inspect", "--raw", pushed.as_str()], target, stop).await?;
+    Ok(digest)
+}
+
+/// The digest by which a registry names `content`.
+#[expect(clippy::expect_used, reason = "32 bytes in hexadecimal are a digest")]
+fn digest_of(content: &[u8]) -> Digest {
+    let mut text = "sha256:".to_owned();
+    for byte in Sha256::digest(content) {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+    }
+    text.parse().expect("a digest")
+}
+
+fn read_index(content: &[u8], image: &ImageRef) -> Result<Index, MergeError> {
+    serde_json::from_slice(content)
+        .map_err(|source| MergeError::Unreadable { image: image.clone(), source })
 }
 
 fn check_platforms(index: &Index, merge: &Merge) -> Result<(), MergeError> {
@@ -120,6 +152,37 @@ fn check_platforms(index: &Index, merge: &Merge) -> Result<(), MergeError> {
     Err(MergeError::WrongPlatforms { target, found, wanted })
 }
 
+/// Checks that each source that is named by digest is in the index, or all that it holds.
+async fn check_sources(
+    digest: &Digest,
+    index: &Index,
+    docker: &DockerCommand,
+    merge: &Merge,
+    stop: &CancellationToken,
+) -> Result<(), MergeError> {
+    let target = &merge.target_image;
+    // A single source may be taken as it is.
+    let is_there =
+        |wanted: &Digest| wanted == digest || index.manifests.iter().any(|it| it.digest == *wanted);
+    for source in &merge.source_images {
+        let named = source.as_str().split_once('@').and_then(|(_, digest)| digest.parse().ok());
+        if named.is_none_or(|digest| is_there(&digest)) {
+            continue;
+        }
+        let arguments = ["inspect", "--raw", source.as_str()];
+        let content = imagetools(docker, arguments, target, stop).await?;
+        let held = read_index(&content, source)?.manifests;
+        let lacking = held.iter().map(|entry| &entry.digest).find(|digest| !is_there(digest));
+        let missing = match lacking {
+            Some(digest) => digest.to_string(),
+            None if held.is_empty() => source.to_string(),
+            None => continue,
+        };
+        return Err(MergeError::MissingSource { target: target.clone(), missing });
+    }
+    Ok(())
+}
+
 async fn imagetools<'a>(
     docker: &DockerCommand,
     arguments: impl IntoIterator<Item = &'a str>,
@@ -137,13 +200,7 @@ async fn imagetools<'a>(
     if status.success() {
         return Ok(stdout);
     }
-    let reason = match classify("", &String::from_utf8_lossy(&stderr)) {
-        // Nobody's Dockerfile is at work here. What is left is the registry.
-        FailureReason::User { .. } => {
-            FailureReason::Registry { problem: RegistryProblem::Unavailable }
-        }
-        reason => reason,
-    };
+    let reason = registry_failure(&String::from_utf8_lossy(&stderr));
     Err(MergeError::Failed { target: target.clone(), detail: last_line(&stderr), reason })
 }
 
@@ -153,11 +210,10 @@ mod tests {
 
     fn check(platforms: &[(&str, &str)], wanted: &[&str]) -> Result<(), MergeError> {
         let manifests = platforms.iter().map(|(os, architecture)| {
-            serde_json::json!({ "platform": { "os": os, "architecture": architecture } })
+            let platform = serde_json::json!({ "os": os, "architecture": architecture });
+            serde_json::json!({ "digest": digest_of(b""), "platform": platform })
         });
-        let digest = format!("sha256:{}", "0".repeat(64));
-        let index =
-            serde_json::json!({ "digest": digest, "manifests": manifests.collect::<Vec<_>>() });
+        let index = serde_json::json!({ "manifests": manifests.collect::<Vec<_>>() });
         let merge = serde_json::json!({
             "job_id": "job_1", "source_images": [], "target_image": "r/a:b", "platforms": wanted,
         });

@@ -72,13 +72,7 @@ pub(super) async fn perform(
     ));
     let export_cache = engine.containerd_store;
     let request = BuildRequest { docker, config, paths: &paths, export_cache, folder, log };
-    let BuildOutcome { digest, steps, clipped } = build_until_pushed(&request, stop).await?;
-    if clipped {
-        log.warn(
-            "the Docker engine dropped a part of this log; set BUILDKIT_STEP_LOG_MAX_SIZE=-1 and \
-             BUILDKIT_STEP_LOG_MAX_SPEED=-1 in the environment of dockerd to keep all of it",
-        );
-    }
+    let BuildOutcome { digest, steps } = build_until_pushed(&request, stop).await?;
     Ok(Outcome { image: config.target_image.clone(), digest, steps })
 }
 
@@ -119,30 +113,63 @@ async fn build_until_pushed(
     stop: &CancellationToken,
 ) -> Result<BuildOutcome, JobError> {
     let mut retry = Retry::new(request.docker.registry_patience);
-    let mut reported = Vec::new();
+    let (mut reported, mut is_lost) = (Vec::new(), false);
     loop {
-        match docker::build(request, stop).await {
+        let mut error = match docker::build(request, stop).await {
             Ok(mut outcome) => {
-                restore_steps(&mut outcome.steps, reported);
+                restore_steps(&mut outcome.steps, &mut reported);
                 return Ok(outcome);
             }
-            Err(BuildError::ReportLost { steps }) if reported.is_empty() && !steps.is_empty() => {
+            Err(BuildError::ReportLost { mut steps }) if !is_lost && !steps.is_empty() => {
                 request.log.warn(
                     "this machine was too busy to pass on all output of this build: a part of its \
                      log is missing",
                 );
-                reported = steps;
+                is_lost = true;
+                restore_steps(&mut steps, &mut reported);
+                continue;
             }
-            Err(error) => retry.wait_after(error.into(), request.log, stop).await?,
+            Err(error) => JobError::from(error),
+        };
+        restore_steps(&mut error.steps, &mut reported);
+        retry.wait_after(error, request.log, stop).await?;
+    }
+}
+
+/// Puts what was `reported` of the attempts before in the place of what this one found cached, and
+/// adds this one's steps to it.
+fn restore_steps(steps: &mut [Step], reported: &mut Vec<Step>) {
+    for step in steps {
+        match reported.iter_mut().find(|reported| reported.name == step.name) {
+            Some(reported) if step.cached => *step = reported.clone(),
+            Some(reported) => *reported = step.clone(),
+            None => reported.push(step.clone()),
         }
     }
 }
 
-/// Puts what was `reported` of the build proper in the place of what its repetition found cached.
-fn restore_steps(steps: &mut [Step], reported: Vec<Step>) {
-    for step in reported {
-        if let Some(repeated) = steps.iter_mut().find(|repeated| repeated.name == step.name) {
-            *repeated = step;
-        }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn step(name: &str, seconds: f64, cached: bool) -> Step {
+        Step { name: name.to_owned(), seconds, cached }
+    }
+
+    #[test]
+    fn a_repetition_shows_what_the_first_attempt_built() {
+        let mut reported = Vec::new();
+        let mut first = [step("[1/3] FROM a", 1.0, true), step("[2/3] RUN make", 60.0, false)];
+        restore_steps(&mut first, &mut reported);
+        // One that failed before its steps has nothing to say of them.
+        restore_steps(&mut [], &mut reported);
+        let last = step("[3/3] RUN test", 5.0, false);
+        let mut third = [first[0].clone(), step("[2/3] RUN make", 0.0, true), last.clone()];
+        restore_steps(&mut third, &mut reported);
+        assert_eq!(third, [first[0].clone(), first[1].clone(), last]);
+        // What was built again was built again.
+        let mut fourth = [step("[2/3] RUN make", 50.0, false)];
+        restore_steps(&mut fourth, &mut reported);
+        assert_eq!(fourth, [step("[2/3] RUN make", 50.0, false)]);
     }
 }
