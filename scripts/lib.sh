@@ -13,10 +13,17 @@ MIRROR_PORT="${STAGELY_MIRROR_PORT:-5002}"
 # Compiled files stay outside the clone, and all scripts share them.
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/stagely/target}"
 
-# A freshly installed toolchain is not on the PATH of this shell yet.
+# A freshly installed toolchain is not on the PATH of this shell yet. It comes before the
+# distribution's, which may be older.
 case ":$PATH:" in
 *":$HOME/.cargo/bin:"*) ;;
-*) PATH="$PATH:$HOME/.cargo/bin:/usr/sbin:/sbin" ;;
+*) PATH="$HOME/.cargo/bin:$PATH" ;;
+esac
+
+# Ordinary users' PATH lacks the folders of root's programs.
+case ":$PATH:" in
+*:/usr/sbin:*) ;;
+*) PATH="$PATH:/usr/sbin:/sbin" ;;
 esac
 
 # say LINE...
