@@ -46,6 +46,16 @@ version_at_least() {
     [ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1)" = "$2" ]
 }
 
+# in_docker_group [USER] : without USER, whether this process has the group
+in_docker_group() { [[ " $(id -nG "$@") " == *" docker "* ]]; }
+
+# Who becomes a member of the group docker has it only from the next login on. Starts the script
+# anew with the group where that is so.
+take_docker_group() {
+    { ! in_docker_group && in_docker_group "$(id -un)"; } || return 0
+    exec sg docker -c "$(printf '%q' "$0")" 9>&-
+}
+
 # Puts the registry's address and credentials, as setup left them, in the environment.
 load_setup_env() {
     [ -r "$SETUP_ENV" ] || die "$SETUP_ENV is missing" "scripts/setup"
