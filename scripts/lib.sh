@@ -13,10 +13,17 @@ MIRROR_PORT="${STAGELY_MIRROR_PORT:-5002}"
 # Compiled files stay outside the clone, and all scripts share them.
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/stagely/target}"
 
-# A freshly installed toolchain is not on the PATH of this shell yet.
+# A freshly installed toolchain is not on the PATH of this shell yet. It comes before the
+# distribution's, which may be older.
 case ":$PATH:" in
 *":$HOME/.cargo/bin:"*) ;;
-*) PATH="$PATH:$HOME/.cargo/bin:/usr/sbin:/sbin" ;;
+*) PATH="$HOME/.cargo/bin:$PATH" ;;
+esac
+
+# Ordinary users' PATH lacks the folders of root's programs.
+case ":$PATH:" in
+*:/usr/sbin:*) ;;
+*) PATH="$PATH:/usr/sbin:/sbin" ;;
 esac
 
 # say LINE...
@@ -37,6 +44,16 @@ has() { command -v "$1" >/dev/null 2>&1; }
 # version_at_least FOUND WANTED
 version_at_least() {
     [ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1)" = "$2" ]
+}
+
+# in_docker_group [USER] : without USER, whether this process has the group
+in_docker_group() { [[ " $(id -nG "$@") " == *" docker "* ]]; }
+
+# Who becomes a member of the group docker has it only from the next login on. Starts the script
+# anew with the group where that is so.
+take_docker_group() {
+    { ! in_docker_group && in_docker_group "$(id -un)"; } || return 0
+    exec sg docker -c "$(printf '%q' "$0")" 9>&-
 }
 
 # Puts the registry's address and credentials, as setup left them, in the environment.
