@@ -28,7 +28,8 @@ const BYTES: u64 = 1 << 30;
 const KILLS: usize = 5;
 const WRITERS: usize = 50;
 
-const SETTINGS: LogSettings = LogSettings { job_bytes_max: u64::MAX / 2, cache_bytes: 32 << 20 };
+const SETTINGS: LogSettings =
+    LogSettings { job_bytes_max: u64::MAX / 2, cache_bytes: 32 << 20, disk_free_min_bytes: 0 };
 
 /// Chunks in one commit of the plain database, and their size, in bytes.
 const PLAIN_GROUP: u64 = 50;

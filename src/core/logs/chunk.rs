@@ -290,14 +290,9 @@ mod tests {
     fn a_chunk_grows_to_its_page_and_to_so_much_text_and_no_further() {
         let line = |data: String| StoredLine { t: 0, stream: Stream::Stdout, data };
         let same: Vec<_> = (0..100).map(|_| line("x".repeat(100))).collect();
-        let unlike: Vec<_> = (0..100_u64)
-            .map(|n| {
-                line(
-                    (0..8)
-                        .map(|k| format!("{:x}", (n * 8 + k).wrapping_mul(0x9E37_79B9_7F4A_7C15)))
-                        .collect(),
-                )
-            })
+        let unlikely = |n: u64| format!("{:x}", n.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        let unlike: Vec<_> = (0..100)
+            .map(|n| line((n * 8..n * 8 + 8).map(unlikely).collect::<Vec<_>>().concat()))
             .collect();
         for (batch, text_bytes_max) in [(same, GROW_TEXT_BYTES_MAX), (unlike, 64 * 1024)] {
             let (bytes, lines) = grown(&vec![batch; 1_000]);
