@@ -101,10 +101,12 @@ fn containers_of(steps: &[String]) -> Vec<Container> {
     containers.into_values().filter(is_ours).collect()
 }
 
-/// The id in `9:cpu:/docker/buildkit/xl9wv8huxl1xxty8z9noliqci`.
+/// The id in `9:cpu:/docker/buildkit/xl9wv8huxl1xxty8z9noliqci`, or, where systemd runs, in
+/// `0::/system.slice/system.slice:docker:xl9wv8huxl1xxty8z9noliqci`.
 fn container_id(groups: &str) -> Option<&str> {
-    let (_, id) = groups.lines().find_map(|group| group.split_once("/buildkit/"))?;
-    id.split('/').next().filter(|id| !id.is_empty())
+    let after = |mark| groups.split_once(mark).map(|(_, rest)| rest);
+    let id = after("/buildkit/").or_else(|| after(".slice:docker:"))?;
+    id.split(['/', '\n']).next().filter(|id| !id.is_empty())
 }
 
 /// The 22nd field of `stat`. The second is the process's name in brackets, which may hold anything.
@@ -174,7 +176,10 @@ mod tests {
         let id = |text| container_id(text);
         assert_eq!(id("9:x:/other\n8:pids:/docker/buildkit/abc\n"), Some("abc"));
         assert_eq!(id("0::/system.slice/docker.service/buildkit/abc/init\n"), Some("abc"));
+        assert_eq!(id("0::/system.slice/system.slice:docker:abc\n"), Some("abc"));
+        assert_eq!(id("8:pids:/my.slice:docker:abc/init\n0::/\n"), Some("abc"));
         assert_eq!(id("0::/docker/abc\n"), None);
+        assert_eq!(id("0::/system.slice/docker-abc.scope\n"), None);
         let own = fs::read_to_string("/proc/self/stat").unwrap();
         let began = start_ticks(&own).unwrap();
         assert!(began > 0 && began <= ticks_at(Duration::ZERO));
