@@ -3,12 +3,14 @@
 //! `BuildKit` before July 2024 (Debian 13's Docker has it) loses a cancellation that reaches a step
 //! while its container is being started: nobody kills the container, and `buildx` leaves after
 //! waiting 3 s for an end that does not come. Such a container began after `buildx` was told to
-//! stop; by that, and by its command, it is told from those of other builds on the same machine.
+//! stop; by that, and by its command, it is told from those of other builds on the same machine. One
+//! that another build may have started as well is left alone.
 //!
 //! Source: <https://github.com/moby/buildkit/pull/5106>.
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -31,14 +33,14 @@ const CLOCK_SLACK: Duration = Duration::from_millis(300);
 /// Waits until none of `steps` runs on this machine any more, and kills what the engine forgot to.
 ///
 /// `steps` are the names of those that had begun and not ended; `stopped` is when `buildx` was told
-/// to stop. Without the right to kill, or with an engine elsewhere, the log says what may go on.
+/// to stop, and it is gone. What may not be killed may go on, and the log says so.
 pub(super) async fn end_steps(steps: Vec<String>, stopped: Instant, log: &JobLog) {
     if steps.is_empty() {
         return;
     }
     let since = ticks_at(stopped.elapsed() + CLOCK_SLACK);
     let give_up = Instant::now() + LIMIT;
-    let (mut was_seen, mut is_refused) = (false, false);
+    let (mut was_seen, mut why) = (false, "");
     while Instant::now() < give_up {
         let names = steps.clone();
         let running = spawn_blocking(move || containers_of(&names)).await.unwrap_or_default();
@@ -47,12 +49,15 @@ pub(super) async fn end_steps(steps: Vec<String>, stopped: Instant, log: &JobLog
         }
         was_seen |= !running.is_empty();
         for container in running.iter().filter(|container| container.began >= since) {
-            is_refused |= !container.kill();
+            if container.is_shared {
+                why = ", or be that of another build here with the same command";
+            } else if !container.kill() {
+                why = "; this agent may not kill it";
+            }
         }
         sleep(POLL).await;
     }
     if was_seen {
-        let why = if is_refused { "; this agent may not kill it" } else { "" };
         log.warn(&format!("the Docker engine did not stop {:?}: it may still run{why}", steps[0]));
     }
 }
@@ -65,6 +70,8 @@ struct Container {
     began: u64,
     /// The command of its first process.
     command: String,
+    /// Whether another build on this machine may have started it.
+    is_shared: bool,
 }
 
 impl Container {
@@ -98,7 +105,48 @@ fn containers_of(steps: &[String]) -> Vec<Container> {
         }
     }
     let is_ours = |container: &Container| steps.iter().any(|it| is_command(&container.command, it));
-    containers.into_values().filter(is_ours).collect()
+    let mut containers: Vec<_> = containers.into_values().filter(is_ours).collect();
+    if !containers.is_empty() {
+        // Later than the containers: whoever started one of them is there, or has ended it.
+        let builds = running_builds();
+        for container in &mut containers {
+            container.is_shared =
+                builds.iter().any(|build| may_run(build.as_deref(), &container.command));
+        }
+    }
+    containers
+}
+
+/// The Dockerfiles of all builds whose client runs on this machine; `None`: it cannot be read.
+fn running_builds() -> Vec<Option<String>> {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let builds = processes.filter_map(|process| {
+        let command = fs::read(process.path().join("cmdline")).ok()?;
+        let command = String::from_utf8_lossy(&command).into_owned();
+        let file = dockerfile(&command.split_terminator('\0').collect::<Vec<_>>())?;
+        // One that is given by its full path replaces the folder.
+        Some(fs::read_to_string(process.path().join("cwd").join(file)).ok())
+    });
+    builds.collect()
+}
+
+/// The Dockerfile that the command `arguments` builds, if it is one that builds.
+fn dockerfile(arguments: &[&str]) -> Option<String> {
+    let (program, arguments) = arguments.split_first()?;
+    let name = Path::new(program).file_name()?.to_str()?;
+    let is_client = ["docker", "docker-buildx", "docker-compose", "buildctl"].contains(&name);
+    if !is_client || !arguments.iter().take(3).any(|it| ["build", "bake"].contains(it)) {
+        return None;
+    }
+    let option = arguments.iter().position(|it| ["-f", "--file"].contains(it));
+    let file = option.and_then(|at| arguments.get(at + 1).copied());
+    let file = file.or_else(|| arguments.iter().find_map(|it| it.strip_prefix("--file=")));
+    Some(file.map_or_else(|| format!("{}/Dockerfile", arguments[arguments.len() - 1]), Into::into))
+}
+
+/// Whether a build with this Dockerfile may run `command`.
+fn may_run(dockerfile: Option<&str>, command: &str) -> bool {
+    dockerfile.is_none_or(|text| is_within(&words(script(command)), &words(text)))
 }
 
 /// The id in `9:cpu:/docker/buildkit/xl9wv8huxl1xxty8z9noliqci`, or, where systemd runs, in
@@ -129,12 +177,16 @@ fn ticks_at(ago: Duration) -> u64 {
 /// its value, and the name of a script (`RUN <<EOF (set -e...)`) holds its first line alone.
 fn is_command(command: &str, name: &str) -> bool {
     let Some((_, run)) = name.split_once("] RUN ") else { return false };
-    let command = command.split_once("\0-c\0").map_or(command, |(_, script)| script);
-    let (command, run) = (words(command), words(run));
+    let (command, run) = (words(script(command)), words(run));
     match run.iter().position(|word| word.starts_with("<<")) {
         Some(script) => is_within(&run[script + 1..], &command),
         None => is_within(&command, &run),
     }
+}
+
+/// What a shell is given to run; all of a command without a shell.
+fn script(command: &str) -> &str {
+    command.split_once("\0-c\0").map_or(command, |(_, script)| script)
 }
 
 /// The words of a command, without quotes, brackets, and what a variable stands for.
@@ -152,6 +204,9 @@ fn is_within(few: &[&str], many: &[&str]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::CommandExt as _;
+    use std::process::{Command, Stdio};
+
     use super::*;
 
     #[test]
@@ -169,6 +224,39 @@ mod tests {
         assert!(!is_command("/bin/sh\0-c\0set -x\nmake\n\0", "[2/2] RUN <<EOF (set -e...)"));
         assert!(!is_command("/bin/sh\0-c\0$X\0", "[2/2] RUN make"));
         assert!(!is_command("/bin/sh\0-c\0make\0", "[2/2] COPY make /"));
+    }
+
+    #[test]
+    fn another_builds_command_is_known() {
+        let may_run = |file: &str, command| may_run(Some(file), command);
+        let file =
+            "FROM a\nRUN npm ci && \\\n  # why\n  get $URL/a\nRUN <<EOF\nset -e\nmake\nEOF\n";
+        assert!(may_run(file, "/bin/sh\0-c\0npm ci &&   get $URL/a\0"));
+        assert!(may_run(file, "/bin/sh\0-c\0set -e\nmake\n\0"));
+        assert!(!may_run(file, "/bin/sh\0-c\0npm test\0"));
+        assert!(super::may_run(None, "/bin/sh\0-c\0npm test\0"));
+
+        let dockerfile = |text: &str| dockerfile(&text.split(' ').collect::<Vec<_>>());
+        let buildx = "/usr/libexec/docker/cli-plugins/docker-buildx buildx build";
+        for options in ["--push --file /x/File -- /x", "-f /x/File .", "--file=/x/File ."] {
+            assert_eq!(dockerfile(&format!("{buildx} {options}")).unwrap(), "/x/File");
+        }
+        assert_eq!(dockerfile("docker build api").unwrap(), "api/Dockerfile");
+        assert_eq!(dockerfile("docker-compose compose up"), None);
+        assert_eq!(dockerfile("make build"), None);
+    }
+
+    #[test]
+    fn a_running_build_is_found_with_its_dockerfile() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("File"), "RUN echo found\n").unwrap();
+        let mut client = Command::new("sh");
+        client.arg0("docker-buildx").args(["-c", "read line", "build", "--file", "File", "."]);
+        let mut client = client.current_dir(&folder).stdin(Stdio::piped()).spawn().unwrap();
+        let builds = running_builds();
+        drop(client.stdin.take());
+        client.wait().unwrap();
+        assert!(builds.contains(&Some("RUN echo found\n".to_owned())), "{builds:?}");
     }
 
     #[test]
