@@ -8,19 +8,20 @@
 use std::collections::HashMap;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use stagely_agent::config::AgentConfig;
-use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System, UpdateKind};
 use tokio::process::{Child, Command};
-use tokio::time::{Instant, sleep};
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{info, warn};
 
 use super::{LaunchError, LaunchRequest, Provider, ProviderError};
@@ -36,8 +37,11 @@ const AGENT_CONFIG: &str = "agent.json";
 
 /// After SIGTERM to the agent and its own grace for its children, everything is killed.
 const AGENT_STOP_LIMIT: Duration = Duration::from_secs(15);
-/// How often a dying machine is looked at.
+/// How often an agent that this process launched is looked at when it is to end. Asking for a child is
+/// cheap.
 const POLL: Duration = Duration::from_millis(20);
+/// Between two looks at all processes of this host while machines end: each reads the whole of `/proc`.
+const SCAN_GAP: Duration = Duration::from_millis(150);
 
 /// Launches machines as processes of this host.
 #[derive(Debug)]
@@ -49,10 +53,22 @@ pub struct LocalProvider {
     docker_host: Option<String>,
     /// Children of this process, kept so that they are reaped when they end.
     children: Mutex<HashMap<MachineId, Child>>,
+    /// The last look at this host's processes. Held while one is taken, so there is one at a time.
+    scan: tokio::sync::Mutex<Option<Scan>>,
+}
+
+/// All processes of this core's machines, by machine.
+type Found = HashMap<MachineId, Processes>;
+
+/// One look at this host's processes.
+#[derive(Debug)]
+struct Scan {
+    begun: Instant,
+    found: Arc<Found>,
 }
 
 /// The processes of one machine.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Processes {
     all: Vec<Pid>,
     /// Whether its agent is among them, and not only what it started.
@@ -67,11 +83,29 @@ impl LocalProvider {
         folder: PathBuf,
         docker_host: Option<String>,
     ) -> Self {
-        Self { core_id, program, folder, docker_host, children: Mutex::default() }
+        Self {
+            core_id,
+            program,
+            folder,
+            docker_host,
+            children: Mutex::default(),
+            scan: tokio::sync::Mutex::default(),
+        }
     }
 
     fn machine_folder(&self, machine: MachineId) -> PathBuf {
         self.folder.join(machine.to_string())
+    }
+
+    /// Whether the agent of `machine` runs, also as a child of an earlier process of this core.
+    async fn was_launched(&self, machine: MachineId) -> Result<bool, LaunchError> {
+        // A machine has its folder from before its start until after its end.
+        if !self.machine_folder(machine).exists() {
+            return Ok(false);
+        }
+        let found = self.processes(Duration::ZERO).await;
+        let found = found.map_err(|error| LaunchError::Unclear(error.to_string()))?;
+        Ok(found.get(&machine).is_some_and(|processes| processes.has_agent))
     }
 
     fn spawn(&self, request: &LaunchRequest) -> io::Result<Child> {
@@ -110,8 +144,8 @@ impl LocalProvider {
         }
     }
 
-    fn remove_folder(&self, machine: MachineId) -> Result<(), ProviderError> {
-        match fs::remove_dir_all(self.machine_folder(machine)) {
+    async fn remove_folder(&self, machine: MachineId) -> Result<(), ProviderError> {
+        match tokio::fs::remove_dir_all(self.machine_folder(machine)).await {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(ProviderError(format!("cannot remove the folder of {machine}: {error}")))
             }
@@ -138,49 +172,45 @@ impl LocalProvider {
         });
     }
 
-    /// All processes of this core's machines, by machine.
-    fn processes(&self) -> Result<HashMap<MachineId, Processes>, ProviderError> {
+    /// Whether the agent of `machine` is a child of this process and runs.
+    fn has_running_child(&self, machine: MachineId) -> bool {
         self.reap();
-        let mut system = System::new()
-            .map_err(|error| ProviderError(format!("cannot list processes: {error}")))?;
-        let what = ProcessRefreshKind::nothing()
-            .with_environ(UpdateKind::Always)
-            .with_cmd(UpdateKind::Always)
-            .without_tasks();
-        system.refresh_processes_specifics(ProcessesToUpdate::All, true, what);
-        let mut found: HashMap<MachineId, Processes> = HashMap::new();
-        for (pid, process) in system.processes() {
-            let variable = |name: &str| {
-                process.environ().iter().find_map(|entry| {
-                    entry.to_str()?.strip_prefix(name)?.strip_prefix('=').map(str::to_owned)
-                })
-            };
-            if variable(CORE_VARIABLE).as_deref() != Some(&self.core_id) {
-                continue;
+        self.children().contains_key(&machine)
+    }
+
+    /// Looks at this host's processes, no sooner than `gap` after the last look. Who asks while another
+    /// look is awaited shares it: none is older than the question.
+    async fn processes(&self, gap: Duration) -> Result<Arc<Found>, ProviderError> {
+        let asked = Instant::now();
+        let mut last = self.scan.lock().await;
+        if let Some(scan) = &*last {
+            if scan.begun >= asked {
+                return Ok(Arc::clone(&scan.found));
             }
-            let machine = variable(MACHINE_VARIABLE).and_then(|id| id.parse().ok());
-            let pid = i32::try_from(pid.as_u32()).ok();
-            if let (Some(machine), Some(pid)) = (machine, pid) {
-                let processes = found.entry(machine).or_default();
-                processes.all.push(Pid::from_raw(pid));
-                let config = self.machine_folder(machine).join(AGENT_CONFIG);
-                processes.has_agent |= process.cmd().iter().any(|word| *word == *config);
-            }
+            sleep_until(scan.begun + gap).await;
         }
+        self.reap();
+        let begun = Instant::now();
+        let (core_id, folder) = (self.core_id.clone(), self.folder.clone());
+        let found = spawn_blocking(move || scan(&core_id, &folder)).await;
+        let found = found.map_err(|error| cannot_list(&error))?;
+        let found = Arc::new(found.map_err(|error| cannot_list(&error))?);
+        *last = Some(Scan { begun, found: Arc::clone(&found) });
         Ok(found)
     }
 
     /// Sends `signal` to every process of `machine`.
-    fn signal(&self, machine: MachineId, signal: Signal) -> Result<(), ProviderError> {
-        for pid in self.processes()?.remove(&machine).unwrap_or_default().all {
+    async fn signal(&self, machine: MachineId, signal: Signal) -> Result<(), ProviderError> {
+        let found = self.processes(Duration::ZERO).await?;
+        for pid in found.get(&machine).into_iter().flat_map(|processes| &processes.all) {
             // One that has just ended cannot be killed again, and that is what we want of it.
-            let _ = kill(pid, signal);
+            let _ = kill(*pid, signal);
         }
         Ok(())
     }
 
     /// Asks the agent to stop: it ends its own children, cleans up and exits.
-    fn ask_agent_to_stop(&self, machine: MachineId) -> Result<(), ProviderError> {
+    async fn ask_agent_to_stop(&self, machine: MachineId) -> Result<(), ProviderError> {
         let pid = self.children().get(&machine).and_then(Child::id);
         match pid.and_then(|pid| i32::try_from(pid).ok()) {
             Some(pid) => {
@@ -188,7 +218,7 @@ impl LocalProvider {
                 Ok(())
             }
             // An agent that an earlier process of core launched: its children hear it too.
-            None => self.signal(machine, Signal::SIGTERM),
+            None => self.signal(machine, Signal::SIGTERM).await,
         }
     }
 
@@ -199,13 +229,15 @@ impl LocalProvider {
     ) -> Result<bool, ProviderError> {
         let until = Instant::now() + limit;
         loop {
-            if !self.processes()?.contains_key(&machine) {
+            // Only when the agent has ended is it worth a look whether anything is left of it.
+            if self.has_running_child(machine) {
+                sleep(POLL).await;
+            } else if !self.processes(SCAN_GAP).await?.contains_key(&machine) {
                 return Ok(true);
             }
             if Instant::now() >= until {
                 return Ok(false);
             }
-            sleep(POLL).await;
         }
     }
 }
@@ -213,9 +245,7 @@ impl LocalProvider {
 #[async_trait]
 impl Provider for LocalProvider {
     async fn launch(&self, request: &LaunchRequest) -> Result<(), LaunchError> {
-        let processes =
-            self.processes().map_err(|error| LaunchError::Unclear(error.to_string()))?;
-        if processes.get(&request.machine).is_some_and(|found| found.has_agent) {
+        if self.was_launched(request.machine).await? {
             return Ok(());
         }
         match self.spawn(request) {
@@ -225,7 +255,7 @@ impl Provider for LocalProvider {
             }
             Err(error) => {
                 // Nobody ends a machine that never was, so nobody else would remove its folder.
-                if let Err(error) = self.remove_folder(request.machine) {
+                if let Err(error) = self.remove_folder(request.machine).await {
                     warn!(machine = %request.machine, %error, "it was not started");
                 }
                 Err(self.launch_error(&error))
@@ -234,22 +264,59 @@ impl Provider for LocalProvider {
     }
 
     async fn terminate(&self, machine: MachineId) -> Result<(), ProviderError> {
-        self.ask_agent_to_stop(machine)?;
+        self.ask_agent_to_stop(machine).await?;
         if !self.gone_within(machine, AGENT_STOP_LIMIT).await? {
             warn!(%machine, "the agent did not stop in time and is killed");
-            self.signal(machine, Signal::SIGKILL)?;
+            self.signal(machine, Signal::SIGKILL).await?;
             if !self.gone_within(machine, Duration::from_secs(5)).await? {
                 return Err(ProviderError(format!("processes of {machine} outlive SIGKILL")));
             }
         }
-        self.remove_folder(machine)
+        self.remove_folder(machine).await
     }
 
     async fn list(&self) -> Result<Vec<MachineId>, ProviderError> {
         // A machine is its agent: what a killed agent left behind is for `terminate` to end.
-        let machines = self.processes()?.into_iter().filter(|(_, processes)| processes.has_agent);
-        Ok(machines.map(|(machine, _)| machine).collect())
+        let found = self.processes(Duration::ZERO).await?;
+        let machines = found.iter().filter(|(_, processes)| processes.has_agent);
+        Ok(machines.map(|(machine, _)| *machine).collect())
     }
+}
+
+/// Finds the processes of the machines of core `core_id`, whose folders are below `folder`. Blocks.
+fn scan(core_id: &str, folder: &Path) -> io::Result<Found> {
+    let mut found = Found::new();
+    for entry in fs::read_dir("/proc")? {
+        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        // A process that ends in the meantime, or is not for this user to look into, is none of ours.
+        let Ok(environment) = fs::read(format!("/proc/{pid}/environ")) else { continue };
+        if variable(&environment, CORE_VARIABLE) != Some(core_id) {
+            continue;
+        }
+        let machine = variable(&environment, MACHINE_VARIABLE);
+        let Some(machine) = machine.and_then(|id| id.parse::<MachineId>().ok()) else { continue };
+        let processes = found.entry(machine).or_default();
+        processes.all.push(Pid::from_raw(pid));
+        let config = folder.join(machine.to_string()).join(AGENT_CONFIG);
+        let command_line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let mut words = command_line.split(|byte| *byte == 0);
+        processes.has_agent |= words.any(|word| word == config.as_os_str().as_bytes());
+    }
+    Ok(found)
+}
+
+/// The value of a variable in a process's environment as the kernel shows it.
+fn variable<'a>(environment: &'a [u8], name: &str) -> Option<&'a str> {
+    environment.split(|byte| *byte == 0).find_map(|entry| {
+        let value = entry.strip_prefix(name.as_bytes())?.strip_prefix(b"=")?;
+        std::str::from_utf8(value).ok()
+    })
+}
+
+fn cannot_list(error: &dyn std::error::Error) -> ProviderError {
+    ProviderError(format!("cannot list processes: {error}"))
 }
 
 fn write_agent_config(path: &Path, agent: &AgentConfig) -> io::Result<()> {
@@ -257,4 +324,105 @@ fn write_agent_config(path: &Path, agent: &AgentConfig) -> io::Result<()> {
     let mut file =
         OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(path)?;
     file.write_all(&json)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use stagely_agent::protocol::Arch;
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::core::state::MachineSize;
+
+    /// A program that stands in for the agent, and a provider that launches it.
+    struct Host {
+        folder: TempDir,
+    }
+
+    impl Host {
+        fn with(agent: &str) -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let program = folder.path().join("agent");
+            let script = format!("#!/bin/sh\n{agent}\n");
+            fs::write(&program, script).unwrap();
+            fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).unwrap();
+            Self { folder }
+        }
+
+        /// As core makes it at each start.
+        fn provider(&self) -> LocalProvider {
+            let path = |name| self.folder.path().join(name);
+            let core_id = self.folder.path().display().to_string();
+            LocalProvider::new(core_id, path("agent"), path("machines"), None)
+        }
+
+        async fn launch(&self, provider: &LocalProvider) -> MachineId {
+            let machine = MachineId::random();
+            provider.launch(&request(machine)).await.unwrap();
+            machine
+        }
+    }
+
+    /// Whether nothing of any machine is left: neither a process nor a folder.
+    fn is_deserted(provider: &LocalProvider) -> bool {
+        scan(&provider.core_id, &provider.folder).unwrap().is_empty()
+            && fs::read_dir(&provider.folder).unwrap().next().is_none()
+    }
+
+    fn request(machine: MachineId) -> LaunchRequest {
+        let agent = Config::default().agent_config(machine, "secret".into());
+        LaunchRequest { machine, arch: Arch::Amd64, size: MachineSize::Small, agent }
+    }
+
+    #[tokio::test]
+    async fn a_machine_is_started_once_and_found_by_the_next_core() {
+        let host = Host::with("sleep 1000 & wait");
+        let first = host.provider();
+        let machine = host.launch(&first).await;
+        first.launch(&request(machine)).await.unwrap();
+        let next = host.provider();
+        next.launch(&request(machine)).await.unwrap();
+
+        assert_eq!((first.children().len(), next.children().len()), (1, 0));
+        assert_eq!(next.list().await.unwrap(), [machine]);
+        next.terminate(machine).await.unwrap();
+
+        assert!(is_deserted(&next));
+        assert_eq!(next.list().await.unwrap(), []);
+        next.terminate(machine).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn machines_that_end_together_leave_nothing() {
+        let host = Host::with("trap 'kill $child; exit' TERM; sleep 1000 & child=$!; wait");
+        let provider = Arc::new(host.provider());
+        let mut machines = Vec::new();
+        for _ in 0..8 {
+            machines.push(host.launch(&provider).await);
+        }
+
+        let ends = machines.into_iter().map(|machine| {
+            let provider = Arc::clone(&provider);
+            tokio::spawn(async move { provider.terminate(machine).await })
+        });
+        for end in ends.collect::<Vec<_>>() {
+            end.await.unwrap().unwrap();
+        }
+
+        assert!(is_deserted(&provider));
+    }
+
+    #[tokio::test]
+    async fn what_an_agent_leaves_behind_in_a_session_of_its_own_is_ended_with_its_machine() {
+        let host = Host::with("setsid sleep 1000 & trap exit TERM; wait");
+        let provider = host.provider();
+        let machine = host.launch(&provider).await;
+        // The agent ends at once; until the limit what it started may end by itself.
+        provider.terminate(machine).await.unwrap();
+
+        assert!(is_deserted(&provider));
+    }
 }
