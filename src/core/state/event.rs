@@ -223,7 +223,7 @@ pub enum Event {
     },
     /// Retention has deleted these records.
     Forgotten {
-        /// Runs in a final state; their jobs go with them.
+        /// Runs in a final state; their jobs go with them, and environments with their last run.
         runs: Vec<RunId>,
         /// Machines that are terminated.
         machines: Vec<MachineId>,

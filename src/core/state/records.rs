@@ -274,6 +274,20 @@ impl State {
         }
     }
 
+    /// Removes environments that have no run any more. A project stays: its name is that of its images
+    /// and caches in the registry, which another repository must not take over.
+    pub(super) fn forget_empty_environments(&mut self, mut ids: BTreeSet<EnvironmentId>) {
+        for run in self.runs.values() {
+            if ids.is_empty() {
+                return;
+            }
+            ids.remove(&run.environment);
+        }
+        for id in ids {
+            self.environments.remove(id);
+        }
+    }
+
     /// Removes a machine that is terminated.
     pub(super) fn forget_machine(&mut self, id: MachineId) {
         if self.machines.get(&id).is_some_and(|machine| machine.state.is_terminated()) {

@@ -60,9 +60,12 @@ impl Turn<'_> {
     }
 
     fn forget(&mut self, runs: Vec<RunId>, machines: Vec<MachineId>) {
+        let environment = |run: &RunId| self.state.runs.get(run).map(|run| run.environment);
+        let environments = runs.iter().filter_map(environment).collect();
         for run in runs {
             self.state.forget_run(run);
         }
+        self.state.forget_empty_environments(environments);
         for machine in machines {
             self.state.forget_machine(machine);
         }
