@@ -111,11 +111,15 @@ mod tests {
     use crate::core::secrets::Keyring;
     use crate::core::sessions::Sessions;
     use crate::core::state::{
-        Job, JobKind, JobState, Machine, MachineKind, MachineSize, Run, RunState, Snapshot, State,
-        Trigger,
+        Environment, Job, JobKind, JobState, Machine, MachineKind, MachineSize, Run, RunState,
+        Snapshot, State, Trigger,
     };
     use crate::core::store::{Batch, Store, Table};
     use crate::ids::{EnvironmentId, ProjectId};
+
+    /// An environment of old runs alone, and one of others too.
+    const BRANCH_OF_OLD: EnvironmentId = EnvironmentId::from_bits(1);
+    const BRANCH_OF_ALL: EnvironmentId = EnvironmentId::from_bits(2);
 
     const DAY: Duration = Duration::from_hours(24);
 
@@ -127,7 +131,7 @@ mod tests {
         Run {
             id: RunId::from_bits(number),
             project: ProjectId::from_bits(1),
-            environment: EnvironmentId::from_bits(1),
+            environment: if number <= 100 { BRANCH_OF_OLD } else { BRANCH_OF_ALL },
             trigger: Trigger::Manual,
             repository: String::new(),
             requested_ref: None,
@@ -201,7 +205,13 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             let (store, _) = Store::open(&folder.path().join("core.redb")).unwrap();
             let jobs: Vec<Job> = runs.iter().map(job).collect();
+            let project = ProjectId::from_bits(1);
+            let environments = [BRANCH_OF_OLD, BRANCH_OF_ALL]
+                .map(|id| (id, Environment { id, project, name: id.to_string() }));
             let mut batch = Batch::default();
+            for (id, it) in &environments {
+                batch.record(Table::Environments, id.bits(), Some(it));
+            }
             for it in &runs {
                 batch.record(Table::Runs, it.id.bits(), Some(it));
             }
@@ -217,6 +227,7 @@ mod tests {
             let state = State::load(
                 config.limits(),
                 Snapshot {
+                    environments: environments.into(),
                     runs: runs.into_iter().map(|it| (it.id, it)).collect(),
                     jobs: jobs.into_iter().map(|it| (it.id, it)).collect(),
                     machines: machines.into_iter().map(|it| (it.id, it)).collect(),
@@ -294,6 +305,8 @@ mod tests {
         let ids = |map: &BTreeMap<RunId, Run>| map.keys().copied().collect::<Vec<_>>();
         assert_eq!(ids(&disk.runs), kept);
         assert_eq!(disk.jobs.values().map(|job| job.run).collect::<Vec<_>>(), kept);
+        let environments: Vec<EnvironmentId> = disk.environments.into_keys().collect();
+        assert_eq!(environments, [BRANCH_OF_ALL], "one goes with its last run");
         let machines: Vec<MachineId> = disk.machines.into_keys().collect();
         assert_eq!(machines, [MachineId::from_bits(2), MachineId::from_bits(3)]);
     }

@@ -41,5 +41,6 @@ async fn runs_that_ended_long_ago_are_forgotten_with_their_jobs_logs_and_machine
     let stored = core.finish().await;
     let state = &stored.state;
     assert!(state.jobs.is_empty() && state.runs.is_empty() && state.machines.is_empty());
+    assert!(state.environments.is_empty(), "a branch is forgotten with its last run");
     assert_eq!(state.projects.len(), 1, "a project keeps its name");
 }
