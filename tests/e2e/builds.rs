@@ -127,6 +127,14 @@ async fn arguments_of_the_caller_go_over_those_of_the_file_and_secret_ones_stay_
     core.finish().await;
 }
 
+/// Whether this host's engine is started as the set-up does it, so that it keeps all that a step says.
+fn engine_clips_nothing() -> bool {
+    let Ok(pid) = fs::read_to_string("/var/run/docker.pid") else { return false };
+    let environment = fs::read(format!("/proc/{}/environ", pid.trim())).unwrap_or_default();
+    let mut entries = environment.split(|byte| *byte == 0);
+    entries.any(|entry| entry == b"BUILDKIT_STEP_LOG_MAX_SIZE=-1")
+}
+
 #[tokio::test]
 async fn of_a_step_that_says_much_every_line_is_stored_or_the_user_is_told() {
     let core = Core::start("talkative", "").await;
@@ -139,11 +147,12 @@ async fn of_a_step_that_says_much_every_line_is_stored_or_the_user_is_told() {
     assert_eq!(run.status, RunStatus::Completed, "{run:#?}");
     let app = &run.jobs[0];
     let numbers = numbers(&core, app).await;
-    if app.warnings.is_empty() {
-        assert_eq!(numbers, (1..=all).collect::<Vec<_>>());
+    let told = app.warnings.iter().any(|warning| warning.contains("STEP_LOG_MAX_SIZE"));
+    if told && !engine_clips_nothing() {
+        assert!(numbers.iter().copied().ne(1..=all), "{app:#?}");
     } else {
-        // An engine that the set-up did not start clips.
-        assert!(app.warnings.iter().any(|warning| warning.contains("clip")), "{app:#?}");
+        assert!(!told, "{app:#?}");
+        assert!(numbers.iter().copied().eq(1..=all), "{} lines are stored", numbers.len());
     }
     core.finish().await;
 }
