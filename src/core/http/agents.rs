@@ -5,18 +5,20 @@
 
 use std::collections::VecDeque;
 use std::future::pending;
+use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use axum::extract::State;
 use axum::extract::ws::{Message, Utf8Bytes, WebSocket, WebSocketUpgrade};
 use axum::response::Response;
+use futures_util::FutureExt as _;
 use stagely_agent::protocol::{
     AgentMessage, CoreMessage, ErrorMessage, FailureReason, Hello, HelloAck, Log, LogAck,
     MESSAGE_BYTES_MAX, ParseError, ResumedJob, Status, StatusAck, StatusState, WireId,
 };
 use thiserror::Error;
 use tokio::time::{Instant, timeout};
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::Api;
 use crate::core::logs::{AppendError, Receipt};
@@ -86,8 +88,14 @@ async fn serve(api: Api, mut socket: WebSocket) {
     info!(%machine, version = hello.version, "an agent has connected");
     let mut session = Session { api: &api, machine, socket, appends: VecDeque::new() };
     let mut entry = entry;
-    let end = session.run(hello, &mut entry).await.err();
-    info!(%machine, end = end.map(|end| end.to_string()), "an agent's session has ended");
+    // The machine would count as connected for ever.
+    match AssertUnwindSafe(session.run(hello, &mut entry)).catch_unwind().await {
+        Ok(end) => {
+            let end = end.err().map(|end| end.to_string());
+            info!(%machine, end, "an agent's session has ended");
+        }
+        Err(_) => error!(%machine, "an agent's session has panicked"),
+    }
     // The newer session of the same machine speaks for it now.
     if api.sessions.close(&entry) {
         let _ = api.events.store(Event::AgentDisconnected { machine }).await;
@@ -225,7 +233,7 @@ impl Session<'_> {
         let attempt: Option<Attempt> = log.job_id.as_str().parse().ok();
         let Some(attempt) = attempt.filter(|attempt| self.has(*attempt)) else {
             // Nobody wants these lines any more. Acknowledged, they leave the agent's spool.
-            let lines = log.first.unwrap_or(0) + log.lines.len() as u64;
+            let lines = log.first.unwrap_or(0).saturating_add(log.lines.len() as u64);
             let ack = LogAck { job_id: log.job_id.clone(), lines };
             return self.send(&CoreMessage::LogAck(ack)).await;
         };
