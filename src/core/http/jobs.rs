@@ -115,12 +115,12 @@ impl Follower {
                     from = 0;
                 }
                 Ok(job) => {
-                    return self
-                        .send(&FollowMessage::End { status: views::job_status(&job.state) })
-                        .await;
+                    let status = views::job_status(&job.state);
+                    return self.send(&FollowMessage::End { status, attempt: job.attempt }).await;
                 }
                 Err(_) => {
-                    return self.send(&FollowMessage::End { status: JobStatus::Failed }).await;
+                    let status = JobStatus::Failed;
+                    return self.send(&FollowMessage::End { status, attempt }).await;
                 }
             }
         }
