@@ -8,6 +8,7 @@ use std::future::pending;
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
+use axum::body::Bytes;
 use axum::extract::State;
 use axum::extract::ws::{Message, Utf8Bytes, WebSocket, WebSocketUpgrade};
 use axum::response::Response;
@@ -167,7 +168,7 @@ impl Session<'_> {
     async fn run(&mut self, hello: Hello, entry: &mut SessionEntry) -> Result<(), SessionEnd> {
         self.greet(hello).await?;
         let interval = self.api.config.agents.heartbeat_interval;
-        let mut beat = tokio::time::interval_at(Instant::now() + interval, interval);
+        let mut beat = self.api.beats();
         let mut heard_at = Instant::now();
         loop {
             tokio::select! {
@@ -188,8 +189,8 @@ impl Session<'_> {
                     if self.appends.len() < APPENDS_MAX && heard_at.elapsed() > interval * 3 {
                         return Err(SessionEnd::Silent);
                     }
-                    // Every WebSocket library answers it, so also an agent without HEARTBEAT is heard.
-                    self.send_raw(Message::Ping(axum::body::Bytes::new())).await?;
+                    // It is answered, so also an agent without HEARTBEAT is heard.
+                    self.send_raw(Message::Ping(Bytes::new())).await?;
                 }
             }
         }

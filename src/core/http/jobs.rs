@@ -134,6 +134,7 @@ impl Follower {
     async fn send_attempt(&mut self, attempt: u32, mut next: u64) -> Result<(), Gone> {
         let mut changes = self.api.records.changes();
         let mut stored = self.api.logs.watch(self.id, attempt);
+        let mut beats = self.api.beats();
         loop {
             changes.mark_unchanged();
             // Asked before the lines are read: what was said before the end is in the store then.
@@ -145,6 +146,9 @@ impl Follower {
             tokio::select! {
                 () = stored.more_than(next) => {}
                 told = changes.changed() => if told.is_err() { return Err(Gone) },
+                _ = beats.tick() => {
+                    self.socket.send(Message::Ping(Bytes::new())).await.map_err(|_| Gone)?;
+                }
                 // Nothing is expected from the viewer: whatever comes is its going away.
                 received = self.socket.recv() => {
                     if !matches!(received, Some(Ok(Message::Pong(_) | Message::Ping(_)))) {
