@@ -492,10 +492,13 @@ pub enum FollowMessage {
         /// The lines.
         lines: Vec<FollowedLine>,
     },
-    /// The job has ended and every line was sent. The last message.
+    /// The job has ended, or the attempt that was asked for is over, and every line was sent. The last
+    /// message.
     End {
-        /// How it ended.
+        /// How the job ended, or how far it is.
         status: JobStatus,
+        /// The job's newest attempt. The log goes on there if an older one was asked for.
+        attempt: u32,
     },
 }
 

@@ -416,15 +416,22 @@ impl LogFollower {
                     self.range = LogRange { attempt: Some(attempt), from: Some(from) };
                     return Ok(Some(LogEvent::Lines { attempt, lines }));
                 }
-                Some(FollowMessage::End { status }) if status.is_final() => {
-                    self.is_over = true;
-                    return Ok(Some(LogEvent::End(status)));
-                }
-                // The attempt is over and the job is not: it goes on with the next.
-                Some(FollowMessage::End { .. }) => {
-                    let attempt = self.range.attempt.map(|attempt| attempt + 1);
-                    self.range = LogRange { attempt, from: None };
-                    self.socket = None;
+                Some(FollowMessage::End { status, attempt: newest }) => {
+                    match self.range.attempt.filter(|attempt| *attempt < newest) {
+                        // Also when the job has ended meanwhile: the later attempts were not sent.
+                        Some(attempt) => {
+                            self.range = LogRange { attempt: Some(attempt + 1), from: None };
+                            self.socket = None;
+                        }
+                        None if status.is_final() => {
+                            self.is_over = true;
+                            return Ok(Some(LogEvent::End(status)));
+                        }
+                        None => {
+                            self.socket = None;
+                            sleep(REDIAL_WAIT).await;
+                        }
+                    }
                 }
                 None => {
                     self.socket = None;

@@ -50,7 +50,7 @@ use self::records::{Records, SharedRecords};
 use self::retention::Retention;
 use self::secrets::{Keyring, random_token};
 use self::sessions::Sessions;
-use self::state::State;
+use self::state::{Machine, MachineKind, Snapshot, State};
 use self::store::{ApiToken, Store, Stored};
 use self::sweep::Sweep;
 use crate::api::Role;
@@ -194,6 +194,9 @@ impl Parts {
         listener: TcpListener,
     ) -> anyhow::Result<(CancellationToken, JoinSet<anyhow::Result<()>>)> {
         let provider = self.provider(&stored.core_id)?;
+        if provider.is_none() {
+            refuse_to_abandon(&stored.state)?;
+        }
         let secrets = Secrets::new(
             self.keyring.clone(),
             self.store.clone(),
@@ -263,6 +266,20 @@ impl Parts {
             }
         }
     }
+}
+
+/// Without their provider, machines that live could neither be ended nor seen to end.
+fn refuse_to_abandon(stored: &Snapshot) -> anyhow::Result<()> {
+    let is_left = |machine: &&Machine| {
+        machine.kind == MachineKind::Launched && !machine.state.is_terminated()
+    };
+    let left = stored.machines.values().filter(is_left).count();
+    anyhow::ensure!(
+        left == 0,
+        "builders.provider is \"none\", and machines that a provider launched are still there ({left}): \
+         start core with that provider, and change it when `stagely machines` shows none of them"
+    );
+    Ok(())
 }
 
 async fn no_error(task: impl Future<Output = ()>) -> anyhow::Result<()> {

@@ -4,6 +4,7 @@
 //! in one transaction, shows the committed records to readers, and only then lets the effects run.
 //! What an effect brings about comes back as an event.
 
+use std::collections::btree_map::Entry;
 use std::future::pending;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -289,10 +290,7 @@ impl Records {
         copy(&mut self.machines, &state.machines, &changes.machines);
         copy(&mut self.jobs, &state.jobs, &changes.jobs);
         for id in &changes.machines {
-            match state.machines.get(id) {
-                Some(machine) if !machine.state.is_terminated() => self.live.insert(*id),
-                _ => self.live.remove(id),
-            };
+            self.note_live(*id);
         }
         for run in &changes.runs {
             if !self.runs.contains_key(run) {
@@ -305,6 +303,29 @@ impl Records {
                 // Ids are made in the order of the plan.
                 jobs.push(job.id);
                 jobs.sort_unstable();
+            }
+        }
+    }
+
+    /// Brings what is said of live machines up to date.
+    fn note_live(&mut self, id: MachineId) {
+        let is_live = self.machines.get(&id).is_some_and(|machine| !machine.state.is_terminated());
+        if is_live == self.live.contains_key(&id) {
+            return;
+        }
+        if is_live {
+            let job = self.machines.get(&id).and_then(|machine| machine.requested_for);
+            let run = job.and_then(|job| self.jobs.get(&job)).map(|job| job.run);
+            self.live.insert(id, run);
+            if let Some(run) = run {
+                *self.live_of_run.entry(run).or_default() += 1;
+            }
+        } else if let Some(Some(run)) = self.live.remove(&id)
+            && let Entry::Occupied(mut count) = self.live_of_run.entry(run)
+        {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
             }
         }
     }

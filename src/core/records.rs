@@ -3,7 +3,7 @@
 //! Only what the store holds is here, so nobody is told of a decision that a crash could undo. The
 //! orchestrator is the only writer.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use tokio::sync::watch;
@@ -26,8 +26,10 @@ pub struct Records {
     pub run_jobs: BTreeMap<RunId, Vec<JobId>>,
     /// All machines.
     pub machines: BTreeMap<MachineId, Machine>,
-    /// The machines that are not gone.
-    pub live: BTreeSet<MachineId>,
+    /// The machines that are not gone, each with the run that it was launched for.
+    pub live: BTreeMap<MachineId, Option<RunId>>,
+    /// How many of them each run has; no run without one.
+    pub live_of_run: BTreeMap<RunId, usize>,
     /// The jobs that wait, in the order in which they will be served.
     pub queue: Vec<QueuedJob>,
 }
@@ -40,7 +42,7 @@ impl Records {
 
     /// The machines that are not gone.
     pub fn live_machines(&self) -> impl Iterator<Item = &Machine> {
-        self.live.iter().filter_map(|machine| self.machines.get(machine))
+        self.live.keys().filter_map(|machine| self.machines.get(machine))
     }
 }
 

@@ -79,8 +79,12 @@ async fn answers(socket: &mut Socket) -> Vec<Value> {
 }
 
 fn hello(agent_id: &str, token: &str) -> Message {
+    hello_with(agent_id, token, &[])
+}
+
+fn hello_with(agent_id: &str, token: &str, jobs: &[&str]) -> Message {
     let hello = json!({
-        "type": "HELLO", "version": "evil", "agent_id": agent_id, "token": token,
+        "type": "HELLO", "version": "evil", "agent_id": agent_id, "token": token, "jobs": jobs,
         "system_info": { "hostname": "h", "architecture": Arch::of_this_program() },
     });
     Message::text(hello.to_string())
@@ -119,6 +123,7 @@ async fn connections_that_do_not_say_a_good_hello_are_closed_and_stall_nobody() 
         (hello(&id, "wrong"), "the agent id or the token is wrong"),
         (hello(nobody, good_token), "the agent id or the token is wrong"),
         (hello("../../etc/passwd", good_token), ""),
+        (hello_with(&id, good_token, &vec!["job"; 65]), "more than 64 jobs"),
         (Message::binary(vec![0_u8; 1_000]), "closed"),
         (Message::text("x".repeat(MESSAGE_BYTES_MAX + 1)), "the connection failed"),
     ];

@@ -489,7 +489,7 @@ impl Follower {
         loop {
             match self.next().await {
                 Some(FollowMessage::Lines { lines, .. }) => all.extend(texts(lines)),
-                Some(FollowMessage::End { status }) => {
+                Some(FollowMessage::End { status, .. }) => {
                     assert!(self.next().await.is_none(), "a message after the end");
                     return (all, status);
                 }

@@ -78,6 +78,33 @@ async fn a_run_that_was_promised_just_before_a_crash_is_served_after_it() {
 }
 
 #[tokio::test]
+async fn a_core_that_has_lost_its_provider_does_not_abandon_the_machines() {
+    let mut core = Core::start("no-provider", "").await;
+    let gate = Gate::new();
+    let dockerfile = format!("FROM busybox\nRUN : {}; {}\n", core.name, gate.command());
+    let manifest = "builds: { app: { context: . } }\n";
+    let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]).await;
+    gate.reached().await;
+    core.crash().await;
+    let path = core.path("stagely.toml");
+    let usual = fs::read_to_string(&path).unwrap();
+    let mut config: toml::Table = usual.parse().unwrap();
+    let builders = config.entry("builders").or_insert_with(|| toml::Table::new().into());
+    builders.as_table_mut().unwrap().insert("provider".to_owned(), "none".into());
+    fs::write(&path, config.to_string()).unwrap();
+
+    let refused = stagely().args(["core", "--config"]).arg(&path).output().unwrap();
+
+    let text = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && text.contains("still there (1)"), "{text}");
+    fs::write(&path, usual).unwrap();
+    core.launch().await;
+    gate.open();
+    assert_eq!(core.ended(run).await.status, RunStatus::Completed);
+    core.finish().await;
+}
+
+#[tokio::test]
 async fn the_work_of_an_agent_that_is_killed_goes_to_a_new_machine() {
     let core = Core::start("agent-killed", "").await;
     let gate = Gate::new();

@@ -1,7 +1,10 @@
 //! Machines that are there already.
 
+use std::collections::BTreeSet;
+
 use reqwest::{Method, StatusCode};
-use stagely::api::{JobStatus, MachineStatus, RunStatus};
+use stagely::api::{JobStatus, LogRange, MachineStatus, RunStatus};
+use stagely::client::{Client, LogEvent};
 use stagely::core::state::MachineKind;
 use stagely_agent::protocol::FailureReason;
 
@@ -105,6 +108,19 @@ async fn a_registered_machine_whose_agent_dies_loses_its_job_and_gets_it_again_o
     let app = job(&run, "app");
     assert_eq!((run.status, app.attempt), (RunStatus::Completed, 2), "{run:#?}");
     assert_eq!(app.lost_attempts[0].reason, FailureReason::MachineLost);
+    // Somebody whose connection broke in the first attempt and held again only now misses nothing.
+    let client = Client::new(core.url.parse().unwrap(), core.admin_token().into()).unwrap();
+    let range = LogRange { attempt: Some(1), from: None };
+    let (mut log, mut attempts) = (client.follow_log(app.id, range), BTreeSet::new());
+    while let Some(event) = log.next().await.unwrap() {
+        match event {
+            LogEvent::Lines { attempt, .. } => {
+                attempts.insert(attempt);
+            }
+            LogEvent::End(status) => assert_eq!(status, JobStatus::Completed),
+        }
+    }
+    assert_eq!(attempts, BTreeSet::from([1, 2]));
     assert!(agent.stop().await.success());
     core.finish().await;
 }

@@ -1,6 +1,7 @@
 //! Gives a job to the agent of its machine.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use secrecy::{ExposeSecret as _, SecretString};
@@ -8,6 +9,7 @@ use stagely_agent::protocol::{
     Build, BuildArgs, BuildConfig, CloneContext, CoreMessage, FailureReason, ImageRef, Merge,
     RegistryAuth,
 };
+use tokio::task::spawn_blocking;
 use tracing::warn;
 
 use super::Effects;
@@ -17,15 +19,11 @@ use crate::ids::MachineId;
 
 impl Effects {
     /// Sends the job to the agent. An agent that has gone gets it after its next HELLO.
-    pub(super) fn assign(&self, machine: MachineId, attempt: Attempt) -> Option<Event> {
-        if !self.is_wanted(machine, attempt) {
-            return None;
-        }
-        match self.message(attempt) {
-            Ok(message) => {
-                self.sessions.send(machine, message);
-                None
-            }
+    pub(super) async fn assign(&self, machine: MachineId, attempt: Attempt) -> Option<Event> {
+        // Before the records are read: it comes from a file.
+        let auth = self.registry_auth().await;
+        match auth.and_then(|auth| self.send_job(machine, attempt, auth)) {
+            Ok(()) => None,
             Err(error) => {
                 let message = format!("{error:#}");
                 warn!(%attempt, message, "cannot be given to its agent");
@@ -41,27 +39,42 @@ impl Effects {
         }
     }
 
-    /// Whether the machine still has the attempt: effects run beside the events that come after them,
-    /// and what an agent has ended or been told to stop it must not begin again.
-    fn is_wanted(&self, machine: MachineId, attempt: Attempt) -> bool {
+    /// Sends the job if the machine still has the attempt: effects run beside the events that come after
+    /// them, and what an agent has ended or been told to stop it must not begin again. The records stay
+    /// as they are until it is sent.
+    fn send_job(
+        &self,
+        machine: MachineId,
+        attempt: Attempt,
+        auth: Option<RegistryAuth>,
+    ) -> anyhow::Result<()> {
         let records = self.records.read();
         let job = records.jobs.get(&attempt.job);
-        job.is_some_and(|job| job.state.attempt_on(machine) == Some(attempt.number))
+        let has_it = |job: &&Job| job.state.attempt_on(machine) == Some(attempt.number);
+        if let Some(job) = job.filter(has_it) {
+            self.sessions.send(machine, self.message(&records, job, attempt, auth)?);
+        }
+        Ok(())
     }
 
-    fn message(&self, attempt: Attempt) -> anyhow::Result<CoreMessage> {
-        let records = self.records.read();
-        let job = records.jobs.get(&attempt.job).context("the job has no record")?;
+    fn message(
+        &self,
+        records: &Records,
+        job: &Job,
+        attempt: Attempt,
+        registry_auth: Option<RegistryAuth>,
+    ) -> anyhow::Result<CoreMessage> {
         match &job.kind {
             JobKind::Build { .. } => {
-                Ok(CoreMessage::Build(Box::new(self.build_message(&records, job, attempt)?)))
+                let build = self.build_message(records, job, attempt, registry_auth)?;
+                Ok(CoreMessage::Build(Box::new(build)))
             }
             JobKind::Merge { platforms, image } => Ok(CoreMessage::Merge(Merge {
                 job_id: attempt.wire(),
-                source_images: sources(&records, job)?,
+                source_images: sources(records, job)?,
                 target_image: image.clone(),
                 platforms: platforms.clone(),
-                registry_auth: self.registry_auth()?,
+                registry_auth,
             })),
         }
     }
@@ -71,6 +84,7 @@ impl Effects {
         records: &Records,
         job: &Job,
         attempt: Attempt,
+        registry_auth: Option<RegistryAuth>,
     ) -> anyhow::Result<Build> {
         let JobKind::Build {
             platform,
@@ -106,18 +120,15 @@ impl Effects {
                 cache_to: cache_to.clone(),
                 timeout_seconds: job.timeout.as_secs(),
             },
-            registry_auth: self.registry_auth()?,
+            registry_auth,
         })
     }
 
-    fn registry_auth(&self) -> anyhow::Result<Option<RegistryAuth>> {
-        let registry = &self.config.registry;
-        let password = registry.password()?;
-        Ok(registry
-            .username
-            .clone()
-            .zip(password)
-            .map(|(username, password)| RegistryAuth { username, password }))
+    async fn registry_auth(&self) -> anyhow::Result<Option<RegistryAuth>> {
+        let config = Arc::clone(&self.config);
+        let password = spawn_blocking(move || config.registry.password()).await??;
+        let username = self.config.registry.username.clone();
+        Ok(username.zip(password).map(|(username, password)| RegistryAuth { username, password }))
     }
 }
 

@@ -53,7 +53,7 @@ impl Effects {
             Effect::Launch { machine } => Some(self.launch(machine).await),
             Effect::Terminate { machine } => Some(self.terminate(machine).await),
             Effect::Assign { machine, job, attempt } => {
-                self.assign(machine, Attempt { job, number: attempt })
+                self.assign(machine, Attempt { job, number: attempt }).await
             }
             Effect::Cancel { machine, job, attempt, reason } => {
                 let attempt = Attempt { job, number: attempt };

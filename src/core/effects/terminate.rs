@@ -12,8 +12,8 @@ use crate::ids::MachineId;
 /// The wait after a failed termination doubles up to this.
 const WAIT_MAX: Duration = Duration::from_mins(1);
 
-/// What an agent may use to end its work before the provider is asked, in seconds. It exits on its
-/// own as soon as it is done.
+/// What an agent may use to end its work, in seconds. It may be cut short: the provider is asked at
+/// once, and how long that takes is its own affair.
 const GRACE_SECONDS: u64 = 10;
 
 impl Effects {

@@ -5,18 +5,22 @@
 
 use std::collections::VecDeque;
 use std::future::pending;
+use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
+use axum::body::Bytes;
 use axum::extract::State;
 use axum::extract::ws::{Message, Utf8Bytes, WebSocket, WebSocketUpgrade};
 use axum::response::Response;
+use futures_util::FutureExt as _;
 use stagely_agent::protocol::{
     AgentMessage, CoreMessage, ErrorMessage, FailureReason, Hello, HelloAck, Log, LogAck,
-    MESSAGE_BYTES_MAX, ParseError, ResumedJob, Status, StatusAck, StatusState, WireId,
+    MESSAGE_BYTES_MAX, ParseError, ResumedJob, Status, StatusAck, StatusState, Step, SystemInfo,
+    WireId,
 };
 use thiserror::Error;
 use tokio::time::{Instant, timeout};
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::Api;
 use crate::core::logs::{AppendError, Receipt};
@@ -39,8 +43,17 @@ const APPENDS_MAX: usize = 16;
 /// 134 MB; this costs a tenth of the throughput of one connection.
 const READ_BUFFER_BYTES: usize = 4 * 1024;
 
-/// Error messages of an agent are cut here, in characters.
+/// Most jobs that one agent may hold. It gets one at a time; what is beyond that it has yet to stop.
+const HELD_MAX: usize = 64;
+
+// What an agent says is kept in the records, so it is cut: lists by their entries, texts in characters.
 const ERROR_CHARS_MAX: usize = 8_000;
+const STEPS_MAX: usize = 1_000;
+const STEP_CHARS_MAX: usize = 1_000;
+const WARNINGS_MAX: usize = 100;
+const WARNING_CHARS_MAX: usize = 2_000;
+const SYSTEM_CHARS_MAX: usize = 255;
+const EMULATED_MAX: usize = 32;
 
 /// Takes an agent's connection.
 pub(super) async fn connect(State(api): State<Api>, upgrade: WebSocketUpgrade) -> Response {
@@ -86,8 +99,14 @@ async fn serve(api: Api, mut socket: WebSocket) {
     info!(%machine, version = hello.version, "an agent has connected");
     let mut session = Session { api: &api, machine, socket, appends: VecDeque::new() };
     let mut entry = entry;
-    let end = session.run(hello, &mut entry).await.err();
-    info!(%machine, end = end.map(|end| end.to_string()), "an agent's session has ended");
+    // The machine would count as connected for ever.
+    match AssertUnwindSafe(session.run(hello, &mut entry)).catch_unwind().await {
+        Ok(end) => {
+            let end = end.err().map(|end| end.to_string());
+            info!(%machine, end, "an agent's session has ended");
+        }
+        Err(_) => error!(%machine, "an agent's session has panicked"),
+    }
     // The newer session of the same machine speaks for it now.
     if api.sessions.close(&entry) {
         let _ = api.events.store(Event::AgentDisconnected { machine }).await;
@@ -119,6 +138,9 @@ async fn receive_hello(
         Ok(_) => return Err(SessionEnd::BadHello("it must be the first message".to_owned())),
         Err(error) => return Err(SessionEnd::BadHello(error.to_string())),
     };
+    if hello.jobs.len() > HELD_MAX {
+        return Err(SessionEnd::BadHello(format!("it names more than {HELD_MAX} jobs")));
+    }
     // One answer for a machine that is not there and a token that is wrong: guessing learns nothing.
     let refused = || SessionEnd::BadHello("the agent id or the token is wrong".to_owned());
     let machine: MachineId = hello.agent_id.as_str().parse().map_err(|_| refused())?;
@@ -146,7 +168,7 @@ impl Session<'_> {
     async fn run(&mut self, hello: Hello, entry: &mut SessionEntry) -> Result<(), SessionEnd> {
         self.greet(hello).await?;
         let interval = self.api.config.agents.heartbeat_interval;
-        let mut beat = tokio::time::interval_at(Instant::now() + interval, interval);
+        let mut beat = self.api.beats();
         let mut heard_at = Instant::now();
         loop {
             tokio::select! {
@@ -167,8 +189,8 @@ impl Session<'_> {
                     if self.appends.len() < APPENDS_MAX && heard_at.elapsed() > interval * 3 {
                         return Err(SessionEnd::Silent);
                     }
-                    // Every WebSocket library answers it, so also an agent without HEARTBEAT is heard.
-                    self.send_raw(Message::Ping(axum::body::Bytes::new())).await?;
+                    // It is answered, so also an agent without HEARTBEAT is heard.
+                    self.send_raw(Message::Ping(Bytes::new())).await?;
                 }
             }
         }
@@ -180,7 +202,7 @@ impl Session<'_> {
             hello.jobs.iter().filter_map(|job| job.job_id.as_str().parse().ok()).collect();
         let event = Event::AgentConnected {
             machine: self.machine,
-            system_info: hello.system_info,
+            system_info: cut_system_info(hello.system_info),
             holds: holds.clone(),
         };
         self.api.events.store(event).await?;
@@ -225,7 +247,7 @@ impl Session<'_> {
         let attempt: Option<Attempt> = log.job_id.as_str().parse().ok();
         let Some(attempt) = attempt.filter(|attempt| self.has(*attempt)) else {
             // Nobody wants these lines any more. Acknowledged, they leave the agent's spool.
-            let lines = log.first.unwrap_or(0) + log.lines.len() as u64;
+            let lines = log.first.unwrap_or(0).saturating_add(log.lines.len() as u64);
             let ack = LogAck { job_id: log.job_id.clone(), lines };
             return self.send(&CoreMessage::LogAck(ack)).await;
         };
@@ -300,10 +322,85 @@ fn event_of(machine: MachineId, attempt: Attempt, status: Status) -> Event {
                 None => FailureReason::Internal,
             });
             let message = status.error_message.unwrap_or_else(|| reason.to_string());
-            let message = message.chars().take(ERROR_CHARS_MAX).collect();
-            JobOutcome::Failed { reason, message, exit_code }
+            let message = cut(message, ERROR_CHARS_MAX);
+            JobOutcome::Failed { reason: cut_reason(reason), message, exit_code }
         }
     };
-    let report = JobReport { outcome, steps: status.steps, warnings: status.warnings };
+    let steps = status.steps.into_iter().take(STEPS_MAX);
+    let warnings = status.warnings.into_iter().take(WARNINGS_MAX);
+    let report = JobReport {
+        outcome,
+        steps: steps.map(|step| Step { name: cut(step.name, STEP_CHARS_MAX), ..step }).collect(),
+        warnings: warnings.map(|warning| cut(warning, WARNING_CHARS_MAX)).collect(),
+    };
     Event::JobReported { machine, job, attempt, report }
+}
+
+fn cut(mut text: String, chars_max: usize) -> String {
+    if let Some((end, _)) = text.char_indices().nth(chars_max) {
+        text.truncate(end);
+    }
+    text
+}
+
+fn cut_reason(reason: FailureReason) -> FailureReason {
+    match reason {
+        FailureReason::User { step, exit_code } => {
+            FailureReason::User { step: cut(step, STEP_CHARS_MAX), exit_code }
+        }
+        FailureReason::DependencyFailed { job } => {
+            FailureReason::DependencyFailed { job: cut(job, STEP_CHARS_MAX) }
+        }
+        reason => reason,
+    }
+}
+
+fn cut_system_info(info: SystemInfo) -> SystemInfo {
+    let emulated = info.emulated.into_iter().take(EMULATED_MAX);
+    SystemInfo {
+        hostname: cut(info.hostname, SYSTEM_CHARS_MAX),
+        architecture: info.architecture,
+        docker_version: cut(info.docker_version, SYSTEM_CHARS_MAX),
+        emulated: emulated.map(|platform| cut(platform, SYSTEM_CHARS_MAX)).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_agent_says_is_cut_before_it_is_kept() {
+        let long = "ä".repeat(10_000);
+        let step = Step { name: long.clone(), seconds: 1.0, cached: true };
+        let attempt: Attempt = "job_00000000000000000000000001".parse().unwrap();
+        let status = Status {
+            job_id: attempt.wire(),
+            state: StatusState::Failed,
+            exit_code: Some(1),
+            artifact_url: None,
+            digest: None,
+            error: Some(FailureReason::User { step: long.clone(), exit_code: 1 }),
+            error_message: Some(long.clone()),
+            steps: vec![step; 2_000],
+            warnings: vec![long.clone(); 200],
+        };
+        let event = event_of(MachineId::from_bits(1), attempt, status);
+        let Event::JobReported { report, .. } = event else { panic!("{event:?}") };
+        assert_eq!((report.steps.len(), report.warnings.len()), (STEPS_MAX, WARNINGS_MAX));
+        assert_eq!(report.steps[0].name.chars().count(), STEP_CHARS_MAX);
+        assert_eq!(report.warnings[0].chars().count(), WARNING_CHARS_MAX);
+        let JobOutcome::Failed { reason, message, .. } = report.outcome else { panic!("failed") };
+        assert_eq!(message.chars().count(), ERROR_CHARS_MAX);
+        let FailureReason::User { step, .. } = reason else { panic!("{reason:?}") };
+        assert_eq!(step.chars().count(), STEP_CHARS_MAX);
+        let info = cut_system_info(SystemInfo {
+            hostname: long.clone(),
+            architecture: stagely_agent::protocol::Arch::Amd64,
+            docker_version: "26.1.5".to_owned(),
+            emulated: vec![long; 100],
+        });
+        assert_eq!(info.hostname.chars().count(), SYSTEM_CHARS_MAX);
+        assert_eq!((&*info.docker_version, info.emulated.len()), ("26.1.5", EMULATED_MAX));
+    }
 }

@@ -1,7 +1,5 @@
 //! `/jobs`: look, and read or follow a log.
 
-use std::convert::Infallible;
-
 use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
@@ -14,7 +12,7 @@ use tracing::warn;
 use super::auth::Reader;
 use super::{Api, ApiError, ApiPath, ApiQuery, views};
 use crate::api::{ErrorBody, FollowMessage, FollowedLine, JobStatus, JobView, LogRange};
-use crate::core::logs::StoredLine;
+use crate::core::logs::{LogError, StoredLine};
 use crate::core::state::Job;
 use crate::ids::JobId;
 
@@ -47,16 +45,16 @@ pub(super) async fn logs(
     let attempt = range.attempt.unwrap_or(job.attempt);
     let from = range.from.unwrap_or(0);
     // Pages are read as the reader takes them, so a long log never lies in memory as a whole.
-    let pages = stream::unfold(from, move |from| {
+    // An error breaks the transfer off: a log of which a part is missing must not look complete.
+    let pages = stream::try_unfold(from, move |from| {
         let logs = api.logs.clone();
         async move {
             let lines = logs
                 .read(id, attempt, from, PAGE_LINES)
                 .await
-                .inspect_err(|error| warn!(job = %id, %error, "a log cannot be read"))
-                .ok()?;
+                .inspect_err(|error| warn!(job = %id, %error, "a log cannot be read"))?;
             let next = from + lines.len() as u64;
-            (!lines.is_empty()).then(|| (Ok::<_, Infallible>(text_of(&lines)), next))
+            Ok::<_, LogError>((!lines.is_empty()).then(|| (text_of(&lines), next)))
         }
     });
     let headers = [(CONTENT_TYPE, "text/plain; charset=utf-8")];
@@ -117,12 +115,12 @@ impl Follower {
                     from = 0;
                 }
                 Ok(job) => {
-                    return self
-                        .send(&FollowMessage::End { status: views::job_status(&job.state) })
-                        .await;
+                    let status = views::job_status(&job.state);
+                    return self.send(&FollowMessage::End { status, attempt: job.attempt }).await;
                 }
                 Err(_) => {
-                    return self.send(&FollowMessage::End { status: JobStatus::Failed }).await;
+                    let status = JobStatus::Failed;
+                    return self.send(&FollowMessage::End { status, attempt }).await;
                 }
             }
         }
@@ -136,6 +134,7 @@ impl Follower {
     async fn send_attempt(&mut self, attempt: u32, mut next: u64) -> Result<(), Gone> {
         let mut changes = self.api.records.changes();
         let mut stored = self.api.logs.watch(self.id, attempt);
+        let mut beats = self.api.beats();
         loop {
             changes.mark_unchanged();
             // Asked before the lines are read: what was said before the end is in the store then.
@@ -147,6 +146,9 @@ impl Follower {
             tokio::select! {
                 () = stored.more_than(next) => {}
                 told = changes.changed() => if told.is_err() { return Err(Gone) },
+                _ = beats.tick() => {
+                    self.socket.send(Message::Ping(Bytes::new())).await.map_err(|_| Gone)?;
+                }
                 // Nothing is expected from the viewer: whatever comes is its going away.
                 received = self.socket.recv() => {
                     if !matches!(received, Some(Ok(Message::Pong(_) | Message::Ping(_)))) {

@@ -16,6 +16,7 @@ use axum::Router;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::routing::get;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 use utoipa::OpenApi;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
@@ -62,6 +63,17 @@ pub(crate) struct Api {
     pub(crate) disk: DiskGuard,
     /// Fires at shutdown.
     pub(crate) stop: CancellationToken,
+}
+
+impl Api {
+    /// When to send a ping to whoever holds a WebSocket open: every library answers it, and of a peer
+    /// that has vanished the system notices only while something is sent to it.
+    fn beats(&self) -> Interval {
+        let interval = self.config.agents.heartbeat_interval;
+        let mut beats = interval_at(Instant::now() + interval, interval);
+        beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        beats
+    }
 }
 
 #[derive(OpenApi)]

@@ -1,6 +1,7 @@
 //! `/runs`: create, list, look, cancel, follow.
 
 use axum::Json;
+use axum::body::Bytes;
 use axum::extract::State;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::http::StatusCode;
@@ -127,6 +128,7 @@ pub(super) async fn follow(
 
 async fn send_changes(api: Api, id: RunId, mut socket: WebSocket) {
     let mut changes = api.records.changes();
+    let mut beats = api.beats();
     let mut sent = String::new();
     loop {
         changes.mark_unchanged();
@@ -143,6 +145,7 @@ async fn send_changes(api: Api, id: RunId, mut socket: WebSocket) {
         }
         tokio::select! {
             told = changes.changed() => if told.is_err() { break },
+            _ = beats.tick() => if socket.send(Message::Ping(Bytes::new())).await.is_err() { return },
             // Nothing is expected from the viewer: whatever comes is its going away.
             received = socket.recv() => if !matches!(received, Some(Ok(Message::Pong(_) | Message::Ping(_)))) { return },
             () = api.stop.cancelled() => break,

@@ -39,7 +39,7 @@ pub(super) fn run_summary(records: &Records, run: &Run) -> RunView {
         trigger: run.trigger,
         created_at: run.created_at,
         ended_at: run.ended_at,
-        live_machines: live_machines_of(records, run),
+        live_machines: records.live_of_run.get(&run.id).copied().unwrap_or_default(),
         jobs: Vec::new(),
     }
 }
@@ -48,18 +48,6 @@ pub(super) fn run_summary(records: &Records, run: &Run) -> RunView {
 pub(super) fn run(records: &Records, run: &Run) -> RunView {
     let jobs = records.jobs_of(run.id).map(job).collect();
     RunView { jobs, ..run_summary(records, run) }
-}
-
-fn live_machines_of(records: &Records, run: &Run) -> usize {
-    let of_run = |machine: &&Machine| {
-        let job = machine.requested_for.and_then(|job| records.jobs.get(&job));
-        job.is_some_and(|job| job.run == run.id)
-    };
-    records
-        .live_machines()
-        .filter(|machine| machine.kind == MachineKind::Launched)
-        .filter(of_run)
-        .count()
 }
 
 /// A job.

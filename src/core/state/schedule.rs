@@ -57,6 +57,10 @@ impl State {
     /// The queued jobs in the order in which they will be served, as far as can be known; those that
     /// wait for other jobs come last.
     pub fn queue(&self) -> Vec<QueuedJob> {
+        // After each event somebody asks, mostly about nothing.
+        if self.index.queued.is_empty() {
+            return Vec::new();
+        }
         let supply = self.supply();
         let reason = |job: &Job| self.place(job, &supply).err().unwrap_or(QueueReason::Nothing);
         let (mut served, mut blocked) = (Vec::new(), Vec::new());
@@ -157,6 +161,9 @@ impl Turn<'_> {
     }
 
     fn next_to_serve(&self) -> Option<(ProjectId, JobId, Place)> {
+        if self.state.index.queued.is_empty() {
+            return None;
+        }
         let supply = self.state.supply();
         if supply.idle.is_empty() && !supply.has_slot {
             return None;
