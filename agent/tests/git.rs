@@ -142,11 +142,14 @@ async fn a_redirect_to_another_host_gets_no_token() {
     let commit = server.repository("app", true).commit(&[("file", "text")]);
     let url = server.url("away", "app/.git");
 
-    fetch(with_token(request(url.clone(), &commit), TOKEN), "file").await.unwrap_err();
-    let token = Some(SecretString::from(TOKEN));
-    resolve_ref(&url, token, "main", &std::env::temp_dir(), &CancellationToken::new())
-        .await
-        .unwrap_err();
+    let fetched = fetch(with_token(request(url.clone(), &commit), TOKEN), "file").await;
+    let (token, cancel) = (Some(SecretString::from(TOKEN)), CancellationToken::new());
+    let resolved = resolve_ref(&url, token, "main", &std::env::temp_dir(), &cancel).await;
+    // Asking again does not help.
+    for error in [fetched.unwrap_err(), resolved.unwrap_err()] {
+        assert!(error.to_string().contains("it has moved"), "{error}");
+        assert!(!error.reason().is_transient());
+    }
 
     let requests = server.requests();
     assert!(requests.contains("/away/") && !requests.contains("localhost"), "{requests}");

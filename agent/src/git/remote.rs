@@ -111,6 +111,8 @@ impl Access {
             CloneError::Authentication { url }
         } else if has(&["code: 404", "code: 410", "repository not found", "not exported"]) {
             CloneError::NotFound { url }
+        } else if has(&["redirect"]) {
+            CloneError::Address { url, detail: "it has moved; use its new address" }
         } else if has(&["no space left", "disk quota"]) {
             CloneError::DiskFull
         } else {
