@@ -2,7 +2,7 @@
 //!
 //! libgit2 can neither be interrupted while it waits for a server nor, without `unsafe`, be given
 //! time limits. So its work runs on a thread of its own; its callbacks end it when the caller
-//! cancels, and a thread that hears nothing any more is left behind rather than waited for.
+//! cancels, and a thread that waits for a silent server is left behind rather than waited for.
 
 mod remote;
 mod submodules;
@@ -25,7 +25,7 @@ use crate::protocol::{CloneContext, CloneProblem, CommitSha, FailureReason};
 /// A server that sends nothing for this long is taken for dead.
 const SILENCE_MAX: Duration = Duration::from_mins(1);
 
-/// How long a cancelled fetch may take to notice before its thread is left behind.
+/// How long a cancelled fetch may show no sign of life before its thread is left behind.
 const CANCEL_GRACE: Duration = Duration::from_secs(1);
 
 /// Which commit to fetch.
@@ -151,7 +151,7 @@ impl CloneError {
 /// Fetches one commit into `dest`, which must be empty or not exist.
 ///
 /// # Errors
-/// [`CloneError`]; `dest` may hold a part of the commit then.
+/// [`CloneError`]; `dest` may hold a part of the commit then, or be gone.
 pub async fn fetch_commit(
     request: FetchRequest,
     dest: &Path,
@@ -200,6 +200,8 @@ struct Watch {
     /// Received by transfers that have ended, and by the one that goes on.
     bytes_before: AtomicU64,
     bytes_now: AtomicU64,
+    /// The thread writes to the disk and waits for nobody.
+    on_disk: AtomicBool,
 }
 
 impl Watch {
@@ -207,6 +209,14 @@ impl Watch {
     fn go_on(&self) -> bool {
         self.signs.fetch_add(1, Ordering::Relaxed);
         !self.cancelled.load(Ordering::Relaxed)
+    }
+
+    /// Does `work`, which neither waits for a server nor must be left behind: it writes files.
+    fn on_disk<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.on_disk.store(true, Ordering::Relaxed);
+        let result = work();
+        self.on_disk.store(false, Ordering::Relaxed);
+        result
     }
 
     fn received(&self, bytes: u64) {
@@ -245,7 +255,14 @@ async fn on_thread<T: Send + 'static>(
         () = cancel.cancelled() => {
             watch.cancelled.store(true, Ordering::Relaxed);
             // Its files are no longer touched once it has answered.
-            let _ = timeout(CANCEL_GRACE, result).await;
+            let mut signs = watch.signs.load(Ordering::Relaxed);
+            while timeout(CANCEL_GRACE, &mut result).await.is_err() {
+                let now = watch.signs.load(Ordering::Relaxed);
+                if now == signs && !watch.on_disk.load(Ordering::Relaxed) {
+                    break;
+                }
+                signs = now;
+            }
             Err(CloneError::Cancelled)
         }
         () = silence(&watch) => {
@@ -271,7 +288,7 @@ async fn silence(watch: &Watch) {
     while since.elapsed() < SILENCE_MAX {
         ticks.tick().await;
         let now = watch.signs.load(Ordering::Relaxed);
-        if now != signs {
+        if now != signs || watch.on_disk.load(Ordering::Relaxed) {
             (signs, since) = (now, Instant::now());
         }
     }

@@ -1,6 +1,7 @@
 //! Talks to one repository with libgit2. Everything here blocks.
 
 use std::cell::Cell;
+use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -211,9 +212,15 @@ fn check_out(access: &Access, repository: &Repository, id: Oid) -> Result<(), Cl
     repository.set_head_detached(id).map_err(internal)?;
     let mut options = CheckoutBuilder::new();
     options.force().disable_filters(!may_filter(repository, id)?).progress(|_, _, _| {
-        access.watch.go_on();
+        // libgit2 gives no other way to stop it: it stops at a file that it cannot write.
+        if !access.watch.go_on()
+            && let Some(root) = repository.workdir()
+        {
+            let _ = fs::remove_dir_all(root);
+        }
     });
-    repository.checkout_head(Some(&mut options)).map_err(internal)
+    let result = access.watch.on_disk(|| repository.checkout_head(Some(&mut options)));
+    if access.watch.go_on() { result.map_err(internal) } else { Err(CloneError::Cancelled) }
 }
 
 /// Whether any file may have to be changed on its way to the working tree, as line ends are. libgit2
@@ -272,4 +279,40 @@ pub(super) fn resolve(
     let commit = head.oid().to_string().parse();
     let commit = commit.map_err(|error| CloneError::Internal(format!("{error}")))?;
     Ok(ResolvedRef { commit, name: Some(full) })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use super::*;
+
+    #[test]
+    fn a_cancelled_checkout_stops_and_leaves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let dest = folder.path().join("src");
+        let repository = Access::create(&dest, false).unwrap();
+        for number in 0..200 {
+            let path = dest.join(format!("folder-{}/{number}", number % 20));
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, number.to_string()).unwrap();
+        }
+        let mut index = repository.index().unwrap();
+        index.add_all(["*"], git2::IndexAddOption::DEFAULT, None).unwrap();
+        let tree = repository.find_tree(index.write_tree().unwrap()).unwrap();
+        let author = git2::Signature::now("Tester", "tester@example.org").unwrap();
+        let id = repository.commit(None, &author, &author, "a commit", &tree, &[]).unwrap();
+        for number in 0..20 {
+            fs::remove_dir_all(dest.join(format!("folder-{number}"))).unwrap();
+        }
+
+        let access = Access::new("https://git.example/app", None, Arc::default()).unwrap();
+        access.watch.cancelled.store(true, Ordering::Relaxed);
+        let result = check_out(&access, &repository, id);
+        assert!(matches!(result, Err(CloneError::Cancelled)), "{result:?}");
+        assert!(!dest.exists());
+        // One sign of life for each file.
+        let signs = access.watch.signs.load(Ordering::Relaxed);
+        assert!(signs < 10, "{signs}");
+    }
 }
