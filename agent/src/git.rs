@@ -58,7 +58,7 @@ impl From<CloneContext> for FetchRequest {
 /// A commit in a folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Checkout {
-    /// The working tree; `.git` is in it.
+    /// The working tree, without `.git`.
     pub root: PathBuf,
     /// What was received over the network, submodules included.
     pub bytes: u64,
@@ -150,6 +150,10 @@ impl CloneError {
 
 /// Fetches one commit into `dest`, which must be empty or not exist.
 ///
+/// No `.git` is left, neither there nor in submodules: it differs with every fetch of the same
+/// commit, so that no `COPY . .` would ever come from the cache. Docker leaves it out of git contexts
+/// as well.
+///
 /// # Errors
 /// [`CloneError`]; `dest` may hold a part of the commit then, or be gone.
 pub async fn fetch_commit(
@@ -163,6 +167,7 @@ pub async fn fetch_commit(
         remote::fetch(&access, &request.commit, request.branch.as_deref(), &dest)?;
         let submodules =
             if request.submodules { submodules::fetch_all(&access, &dest)? } else { 0 };
+        remote::remove_repository(&access, &dest)?;
         Ok(Checkout { root: dest, bytes: access.watch.bytes(), submodules })
     })
     .await

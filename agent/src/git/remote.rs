@@ -244,6 +244,12 @@ fn may_filter(repository: &Repository, id: Oid) -> Result<bool, CloneError> {
     }
 }
 
+/// Removes the `.git` of the checkout at `root`.
+pub(super) fn remove_repository(access: &Access, root: &Path) -> Result<(), CloneError> {
+    let removed = access.watch.on_disk(|| fs::remove_dir_all(root.join(".git")));
+    removed.map_err(|error| CloneError::Internal(format!("cannot remove .git: {error}")))
+}
+
 /// Finds out what `name` stands for.
 pub(super) fn resolve(
     access: &Access,

@@ -36,6 +36,7 @@ fn fetch_level(parent: &Access, root: &Path, depth: u32) -> Result<u32, CloneErr
         let dest = root.join(module.path());
         remote::fetch(&access, &commit, module.branch().ok().flatten(), &dest)?;
         fetched += 1 + fetch_level(&access, &dest, depth + 1)?;
+        remote::remove_repository(&access, &dest)?;
     }
     Ok(fetched)
 }
