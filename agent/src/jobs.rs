@@ -22,6 +22,9 @@ use crate::spool::{Batch, Spool, SpoolError};
 /// The folder of all spools, in the work folder.
 const SPOOLS_FOLDER: &str = "spool";
 
+/// Begins the name of what is still to be removed of a former agent, in the work folder.
+const ASIDE_PREFIX: &str = "jobs.old.";
+
 /// A waiting line is sent after this long, though its batch is not full.
 const BATCH_DELAY: Duration = Duration::from_millis(50);
 
@@ -308,10 +311,12 @@ fn set_leftovers_aside(work_dir: &Path) -> io::Result<Vec<PathBuf>> {
         let path = entry?.path();
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         if name == JOBS_FOLDER {
-            let aside = work_dir.join(format!("{JOBS_FOLDER}.old.{}", std::process::id()));
+            // Not named after this process: in a container each agent has the same id, and an
+            // earlier one may have been killed while it cleared up.
+            let aside = tempfile::Builder::new().prefix(ASIDE_PREFIX).tempdir_in(work_dir)?.keep();
             fs::rename(&path, &aside)?;
             leftovers.push(aside);
-        } else if name.starts_with("jobs.old.") {
+        } else if name.starts_with(ASIDE_PREFIX) {
             leftovers.push(path);
         }
     }
@@ -324,5 +329,23 @@ fn remove(path: &Path) {
             tracing::warn!(path = %path.display(), %error, "cannot remove a leftover");
         }
         _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_killed_while_it_cleared_up_hinders_no_later_one() {
+        let folder = tempfile::tempdir().unwrap();
+        for _ in 0..3 {
+            fs::create_dir_all(folder.path().join("jobs/job_1/src")).unwrap();
+            set_leftovers_aside(folder.path()).unwrap();
+        }
+        fs::create_dir_all(folder.path().join("jobs.old.1/job_0")).unwrap();
+        let leftovers = set_leftovers_aside(folder.path()).unwrap();
+        assert_eq!(leftovers.len(), 4);
+        assert!(leftovers.iter().all(|path| fs::read_dir(path).unwrap().count() == 1));
     }
 }
