@@ -4,7 +4,9 @@
 
 mod link;
 
+use std::fs::{self, File, TryLockError};
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -75,6 +77,12 @@ pub enum AgentError {
         #[source]
         source: io::Error,
     },
+    /// Another agent that lives would lose its work.
+    #[error("another agent works in {path}; give this one a `work_dir` of its own")]
+    Busy {
+        /// The folder.
+        path: String,
+    },
 }
 
 /// Serves core until it says TERMINATE, `stop` fires, or there was no contact for too long.
@@ -94,6 +102,7 @@ pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<AgentEx
         grace: config.kill_grace.mul_f64(0.75),
         registry_patience: REGISTRY_PATIENCE,
     };
+    let _lock = lock(&config.work_dir)?;
     let jobs = Jobs::recover(place, Arc::clone(&wake)).map_err(|source| {
         let path = config.work_dir.display().to_string();
         AgentError::WorkDir { path, source }
@@ -107,6 +116,22 @@ pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<AgentEx
         agent.jobs.remove_all().await;
     }
     Ok(exit)
+}
+
+/// Makes the work folder, and keeps other agents out of it until the value is dropped or the process
+/// dies.
+fn lock(work_dir: &Path) -> Result<File, AgentError> {
+    let path = work_dir.display().to_string();
+    // The folder itself, so that no file is left in it.
+    let folder = match fs::create_dir_all(work_dir).and_then(|()| File::open(work_dir)) {
+        Ok(folder) => folder,
+        Err(source) => return Err(AgentError::WorkDir { path, source }),
+    };
+    match folder.try_lock() {
+        Ok(()) => Ok(folder),
+        Err(TryLockError::WouldBlock) => Err(AgentError::Busy { path }),
+        Err(TryLockError::Error(source)) => Err(AgentError::WorkDir { path, source }),
+    }
 }
 
 struct Agent {

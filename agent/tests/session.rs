@@ -278,17 +278,19 @@ async fn a_killed_agents_leftovers_are_reported_or_removed() {
     let lines = peer.lines_until(0, "Failed:").await;
     // Stopped without any cleaning up, once the end is on disk.
     setup.disk_shows(|work_dir| work_dir.join("spool/job_1/end.json").exists()).await;
-    setup.agent.abort();
+    let Setup { agent, work_dir, listener, stop } = setup;
+    agent.abort();
+    assert!(agent.await.unwrap_err().is_cancelled());
     drop(peer);
-    let work_dir = setup.work_dir.path();
     for leftover in ["jobs/job_0/docker", "jobs.old.1/job_9", "spool/job_0"] {
-        fs::create_dir_all(work_dir.join(leftover)).unwrap();
+        fs::create_dir_all(work_dir.path().join(leftover)).unwrap();
     }
-    fs::write(work_dir.join("spool/job_0/00000000000000000000.log"), "half a line").unwrap();
+    let half = work_dir.path().join("spool/job_0/00000000000000000000.log");
+    fs::write(half, "half a line").unwrap();
 
-    let port = setup.listener.local_addr().unwrap().port();
-    let agent = spawn(config(port, work_dir), &setup.stop);
-    let setup = Setup { agent, ..setup };
+    let port = listener.local_addr().unwrap().port();
+    let agent = spawn(config(port, work_dir.path()), &stop);
+    let setup = Setup { listener, work_dir, stop, agent };
     let mut peer = setup.session(&[("job_1", 0)]).await;
     assert_eq!(peer.lines_until(0, "Failed:").await, lines);
     peer.acknowledge("job_1", lines.len()).await;
@@ -297,6 +299,27 @@ async fn a_killed_agents_leftovers_are_reported_or_removed() {
     let (exit, work_dir) = setup.exit().await;
     assert_eq!(exit, AgentExit::Terminated);
     assert_eq!(fs::read_dir(work_dir.path()).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn a_second_agent_leaves_the_work_folder_alone() {
+    let setup = Setup::start().await;
+    let mut peer = setup.session(&[]).await;
+    peer.send(&failing_build("job_1")).await;
+    peer.status().await;
+    let port = setup.listener.local_addr().unwrap().port();
+    let second = run(config(port, setup.work_dir.path()), setup.stop.clone()).await;
+    let error = second.unwrap_err().to_string();
+    assert!(error.starts_with("another agent works in /"), "{error}");
+    peer.lines_until(0, "Failed:").await;
+    assert!(setup.is_spooled("job_1"));
+    setup.stop.cancel();
+    let (_, work_dir) = setup.exit().await;
+
+    // Whoever comes after it may.
+    let stop = CancellationToken::new();
+    stop.cancel();
+    assert_eq!(run(config(port, work_dir.path()), stop).await.unwrap(), AgentExit::Stopped);
 }
 
 #[tokio::test]
