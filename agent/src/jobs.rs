@@ -162,7 +162,7 @@ impl Jobs {
                 Some(Ok(())) => {}
                 Some(Err(error)) => {
                     tracing::error!(job = %job_id, %error, "this job's log cannot go on");
-                    job.discard();
+                    job.give_up(&error);
                 }
                 None => {
                     tracing::info!(job = %job_id, "core does not want this job any more");
@@ -248,6 +248,12 @@ impl Job {
         self.cancel.cancel();
     }
 
+    /// Stops a job whose log cannot be sent; its end says so.
+    fn give_up(&mut self, error: &SpoolError) {
+        self.cancel.cancel();
+        self.spool.give_up(error);
+    }
+
     /// Removes the spool of a job that nobody wants, once it has ended.
     fn is_spent(&self) -> bool {
         let spent = self.unwanted && self.spool.is_finished();
@@ -275,7 +281,7 @@ impl Job {
             }
             Err(error) => {
                 tracing::error!(job = %job_id, %error, "this job's log cannot be read back");
-                self.discard();
+                self.give_up(&error);
                 None
             }
         }

@@ -18,8 +18,8 @@ use thiserror::Error;
 use tokio::sync::Notify;
 
 use crate::protocol::{
-    BATCH_BYTES_MAX, BATCH_LINES_MAX, FailureReason, LINE_BYTES_MAX, Log, LogLine, Status, Stream,
-    WireId, cut_line,
+    BATCH_BYTES_MAX, BATCH_LINES_MAX, FailureReason, LINE_BYTES_MAX, Log, LogLine, Status,
+    StatusState, Stream, WireId, cut_line,
 };
 
 /// A segment this large is closed and the next one begun.
@@ -46,6 +46,19 @@ pub enum SpoolError {
         #[source]
         source: io::Error,
     },
+    /// Core asks for a line that it has acknowledged, or that is not written.
+    #[error("core asks for line {wanted} of the log, which has lines {first} to {end}")]
+    NoLine {
+        /// The line.
+        wanted: u64,
+        /// The first that is here.
+        first: u64,
+        /// The one after the last.
+        end: u64,
+    },
+    /// The log was given up.
+    #[error("the log was given up")]
+    GivenUp,
 }
 
 impl SpoolError {
@@ -60,7 +73,7 @@ impl SpoolError {
     pub const fn reason(&self) -> FailureReason {
         match self {
             Self::DiskFull => FailureReason::DiskFull,
-            Self::Io { .. } => FailureReason::Internal,
+            Self::Io { .. } | Self::NoLine { .. } | Self::GivenUp => FailureReason::Internal,
         }
     }
 }
@@ -94,6 +107,8 @@ struct State {
     /// Bytes handed out or skipped so far, in the measure of `bytes`.
     bytes_read: u64,
     end: Option<Status>,
+    /// What the end is, whatever the job reports: its log cannot be sent.
+    given_up: Option<Status>,
 }
 
 /// The log of one job. One side appends, the other reads batches; both share it.
@@ -169,6 +184,9 @@ impl Spool {
             count += 1;
         }
         let mut state = self.state();
+        if state.given_up.is_some() {
+            return Err(SpoolError::GivenUp);
+        }
         let was_waiting = state.next < state.lines;
         self.write(&mut state, &bytes)?;
         state.lines += count;
@@ -206,12 +224,31 @@ impl Spool {
     /// [`SpoolError`]
     pub fn finish(&self, status: Status) -> Result<(), SpoolError> {
         let mut state = self.state();
+        let status = state.given_up.clone().unwrap_or(status);
         let end = End { lines: state.lines, status };
         let written = self.write_end(&end);
         state.end = Some(end.status);
         drop(state);
         self.wake.notify_one();
         written
+    }
+
+    /// Sends no further line, and makes `error` the job's end: core would wait for the lines until the
+    /// job's deadline, and take it for a timeout. A job that goes on must be stopped by the caller.
+    pub fn give_up(&self, error: &SpoolError) {
+        let status = Status {
+            error: Some(error.reason()),
+            error_message: Some(format!("its log cannot be sent: {error}")),
+            ..Status::new(self.job_id.clone(), StatusState::Failed)
+        };
+        let mut state = self.state();
+        if state.end.is_some() {
+            state.end = Some(status.clone());
+        }
+        state.given_up = Some(status);
+        state.next = state.lines;
+        drop(state);
+        self.wake.notify_one();
     }
 
     fn write_end(&self, end: &End) -> Result<(), SpoolError> {
@@ -242,21 +279,24 @@ impl Spool {
         }
     }
 
-    /// Goes on reading at line `next`, and takes all before it as acknowledged. A line that is no
-    /// longer here, or not yet, cannot be gone back to; the nearest one is taken.
+    /// Goes on reading at line `next`, and takes all before it as acknowledged. A log that was given
+    /// up stays so.
     ///
     /// # Errors
-    /// [`SpoolError`]
+    /// [`SpoolError`]; [`SpoolError::NoLine`] for a line that is no longer here, or not yet.
     pub fn resume(&self, next: u64) -> Result<(), SpoolError> {
         let mut state = self.state();
-        let first = state.segments.front().map_or(state.lines, |segment| segment.first);
-        let wanted = next.clamp(first, state.lines);
-        if wanted != next {
-            tracing::warn!(job = %self.job_id, next, wanted, "core asks for a line that is not here");
+        if state.given_up.is_some() {
+            return Ok(());
         }
-        state.seek(wanted)?;
+        let end = state.lines;
+        let first = state.segments.front().map_or(end, |segment| segment.first);
+        if !(first..=end).contains(&next) {
+            return Err(SpoolError::NoLine { wanted: next, first, end });
+        }
+        state.seek(next)?;
         drop(state);
-        self.acknowledge(wanted);
+        self.acknowledge(next);
         self.wake.notify_one();
         Ok(())
     }
@@ -281,21 +321,16 @@ impl Spool {
         state.next < state.lines && (state.end.is_some() || state.is_batch_full())
     }
 
-    /// Lines that were read and are not acknowledged.
-    pub fn in_flight(&self) -> u64 {
-        let state = self.state();
-        state.next.saturating_sub(state.acknowledged)
-    }
-
     /// Whether the job has ended.
     pub fn is_finished(&self) -> bool {
         self.state().end.is_some()
     }
 
-    /// The STATUS, once the job has ended and its last line is acknowledged.
+    /// The STATUS, once the job has ended and its last line is acknowledged, or its log given up.
     pub fn status_due(&self) -> Option<Status> {
         let state = self.state();
-        state.end.clone().filter(|_| state.acknowledged == state.lines)
+        let is_sent = state.acknowledged == state.lines || state.given_up.is_some();
+        state.end.clone().filter(|_| is_sent)
     }
 
     /// Removes the spool from disk.
@@ -433,7 +468,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::protocol::{CUT_MARK, StatusState};
+    use crate::protocol::CUT_MARK;
 
     fn job() -> WireId {
         "job_1".parse().unwrap()
@@ -496,6 +531,45 @@ mod tests {
         assert_eq!(spool.status_due(), Some(end()));
         spool.remove();
         assert!(!folder.path().join("job_1").exists());
+    }
+
+    #[test]
+    fn a_line_that_is_not_here_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let spool = spool(folder.path());
+        spool.append([(Stream::Stdout, "a")]).unwrap();
+        spool.resume(1).unwrap();
+        // Acknowledged, and still in its segment.
+        spool.resume(0).unwrap();
+        let error = spool.resume(2).unwrap_err();
+        assert!(matches!(error, SpoolError::NoLine { wanted: 2, first: 0, end: 1 }), "{error}");
+    }
+
+    #[test]
+    fn a_log_that_is_given_up_fails_its_job_whatever_that_reports() {
+        let folder = tempfile::tempdir().unwrap();
+        for is_ended in [false, true] {
+            let spool =
+                Spool::create(folder.path().join(is_ended.to_string()), job(), Arc::default());
+            let spool = spool.unwrap();
+            spool.append([(Stream::Stdout, "a")]).unwrap();
+            if is_ended {
+                spool.finish(end()).unwrap();
+            }
+            spool.give_up(&SpoolError::DiskFull);
+            assert_eq!((spool.waiting(), spool.is_finished()), (0, is_ended));
+            spool.append([(Stream::Stdout, "b")]).unwrap_err();
+            if !is_ended {
+                assert_eq!(spool.status_due(), None);
+                spool.finish(end()).unwrap();
+            }
+            spool.resume(7).unwrap();
+            let status = spool.status_due().unwrap();
+            assert_eq!(
+                (status.state, status.error),
+                (StatusState::Failed, Some(FailureReason::DiskFull))
+            );
+        }
     }
 
     #[test]

@@ -323,6 +323,34 @@ async fn a_second_agent_leaves_the_work_folder_alone() {
 }
 
 #[tokio::test]
+async fn a_log_that_cannot_be_sent_fails_its_job_at_once() {
+    let (setup, git) = (Setup::start().await, GitServer::start());
+    let mut peer = setup.session(&[]).await;
+    peer.send(&failing_build("job_1")).await;
+    peer.status().await;
+    let lines = peer.lines_until(0, "Failed:").await;
+    peer.send(&build("job_2", &git.url("hang", "app"))).await;
+    peer.status().await;
+    drop(peer);
+
+    // A line that never was, of a job that has ended; a file that was cut, of one that goes on.
+    let cut = setup.work_dir.path().join("spool/job_2/00000000000000000000.log");
+    setup.disk_shows(|_| fs::metadata(&cut).is_ok_and(|file| file.len() > 0)).await;
+    fs::File::options().write(true).open(&cut).unwrap().set_len(1).unwrap();
+    let mut peer = setup.session(&[("job_1", lines.len() as u64 + 1), ("job_2", 0)]).await;
+    for _ in 0..2 {
+        let status = peer.status().await;
+        let failed = (StatusState::Failed, Some(FailureReason::Internal));
+        assert_eq!((status.state, status.error), failed);
+        assert!(status.error_message.unwrap().starts_with("its log cannot be sent: "));
+        peer.send(&format!(r#"{{"type":"STATUS_ACK","job_id":"{}"}}"#, status.job_id)).await;
+    }
+    setup.disk_shows(|_| !setup.is_spooled("job_1") && !setup.is_spooled("job_2")).await;
+    setup.stop.cancel();
+    setup.exit().await;
+}
+
+#[tokio::test]
 async fn cancel_stops_a_job_which_then_says_so() {
     let (setup, git) = (Setup::start().await, GitServer::start());
     let mut peer = setup.session(&[]).await;
