@@ -13,8 +13,9 @@ use crate::protocol::WireId;
 pub const DEFAULT_PATH: &str = "/etc/stagely/agent.json";
 
 /// The configuration of one agent, good for one machine. The file is written with mode 0600.
+///
+/// Unknown fields are ignored, as on the wire: a golden image may hold an older agent than core is.
 #[derive(Clone, Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
 pub struct AgentConfig {
     /// Core's base address, `http://…` or `https://…`; the WebSocket path is added to it.
     pub core_url: Url,
@@ -50,4 +51,16 @@ const fn default_give_up_after() -> Duration {
 
 const fn default_kill_grace() -> Duration {
     Duration::from_secs(10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_older_agent_reads_the_file_of_a_later_core() {
+        let text = r#"{"core_url":"http://c","agent_id":"vm_1","token":"t","later":{"a":1}}"#;
+        let config: AgentConfig = serde_json::from_str(text).unwrap();
+        assert_eq!(config.give_up_after, default_give_up_after());
+    }
 }

@@ -5,6 +5,7 @@
 mod link;
 
 use std::fs::{self, File, TryLockError};
+use std::future::pending;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -108,12 +109,27 @@ pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<AgentEx
         AgentError::WorkDir { path, source }
     })?;
     let docker_version = String::new();
-    let mut agent = Agent { config, jobs, wake, docker_version, last_contact: Instant::now() };
+    let last_contact = Instant::now();
+    let mut agent = Agent { config, jobs, wake, docker_version, last_contact, grace: None };
     let exit = agent.serve(&stop).await;
     tracing::info!(?exit, "stopping all work");
-    agent.jobs.stop_all().await;
-    if exit == AgentExit::Terminated {
-        agent.jobs.remove_all().await;
+    let grace = agent.grace;
+    let clean_up = async {
+        agent.jobs.stop_all().await;
+        if exit == AgentExit::Terminated {
+            agent.jobs.remove_all().await;
+        }
+    };
+    let over = async {
+        match grace {
+            Some(grace) => sleep(grace).await,
+            None => pending().await,
+        }
+    };
+    tokio::select! {
+        () = clean_up => {}
+        // Child processes are killed as their owners are dropped.
+        () = over => tracing::warn!("core's grace is over, and work has not stopped"),
     }
     Ok(exit)
 }
@@ -141,6 +157,8 @@ struct Agent {
     /// What the engine said last.
     docker_version: String,
     last_contact: Instant,
+    /// What core allows for the end, if it says so.
+    grace: Option<Duration>,
 }
 
 /// How a session ended.
@@ -307,6 +325,7 @@ impl Agent {
             }
             CoreMessage::Terminate(terminate) => {
                 tracing::info!(reason = terminate.reason, "terminate");
+                self.grace = (terminate.grace > 0).then(|| Duration::from_secs(terminate.grace));
                 return Ok(Some(AgentExit::Terminated));
             }
             CoreMessage::HelloAck(_) => tracing::warn!("a second HELLO_ACK is ignored"),

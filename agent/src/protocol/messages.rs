@@ -586,7 +586,7 @@ pub struct Terminate {
     /// Why, for the log.
     #[serde(default)]
     pub reason: String,
-    /// Seconds until core asks the provider.
+    /// Seconds that the agent may use; then it exits whatever is left. 0: as many as it needs.
     #[serde(default)]
     pub grace: u64,
 }
