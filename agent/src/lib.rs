@@ -19,6 +19,9 @@ pub mod spool;
 
 pub mod docker;
 pub mod git;
-pub mod mask;
 pub mod paths;
-pub mod process;
+
+mod mask;
+mod process;
+
+pub use process::MACHINE_VARIABLE;

@@ -66,7 +66,7 @@ pub enum ProcessError {
 }
 
 /// A program to run, with everything it is given.
-pub struct Invocation {
+pub(crate) struct Invocation {
     program: OsString,
     arguments: Vec<OsString>,
     variables: Vec<(OsString, Option<OsString>)>,
@@ -83,42 +83,45 @@ impl fmt::Debug for Invocation {
 
 impl Invocation {
     /// Runs `program` for the machine `machine`.
-    pub fn new(program: impl Into<OsString>, machine: &WireId) -> Self {
+    pub(crate) fn new(program: impl Into<OsString>, machine: &WireId) -> Self {
         let variables = vec![(MACHINE_VARIABLE.into(), Some(machine.as_str().into()))];
         Self { program: program.into(), arguments: Vec::new(), variables, stdin: None }
     }
 
     /// Adds one argument.
     #[must_use]
-    pub fn arg(mut self, argument: impl Into<OsString>) -> Self {
+    pub(crate) fn arg(mut self, argument: impl Into<OsString>) -> Self {
         self.arguments.push(argument.into());
         self
     }
 
     /// Adds arguments.
     #[must_use]
-    pub fn args<A: Into<OsString>>(mut self, arguments: impl IntoIterator<Item = A>) -> Self {
+    pub(crate) fn args<A: Into<OsString>>(
+        mut self,
+        arguments: impl IntoIterator<Item = A>,
+    ) -> Self {
         self.arguments.extend(arguments.into_iter().map(Into::into));
         self
     }
 
     /// Sets one variable of the environment, which is this process's own otherwise.
     #[must_use]
-    pub fn env(mut self, name: impl Into<OsString>, value: impl AsRef<OsStr>) -> Self {
+    pub(crate) fn env(mut self, name: impl Into<OsString>, value: impl AsRef<OsStr>) -> Self {
         self.variables.push((name.into(), Some(value.as_ref().to_owned())));
         self
     }
 
     /// Removes one variable from the environment.
     #[must_use]
-    pub fn without_env(mut self, name: impl Into<OsString>) -> Self {
+    pub(crate) fn without_env(mut self, name: impl Into<OsString>) -> Self {
         self.variables.push((name.into(), None));
         self
     }
 
     /// Writes `text` to its standard input: the way of every password.
     #[must_use]
-    pub fn stdin(mut self, text: SecretString) -> Self {
+    pub(crate) fn stdin(mut self, text: SecretString) -> Self {
         self.stdin = Some(text);
         self
     }
@@ -130,7 +133,7 @@ impl Invocation {
     ///
     /// # Errors
     /// [`ProcessError`]; a bad exit status is not an error.
-    pub async fn run(
+    pub(crate) async fn run(
         self,
         grace: Duration,
         stop: &CancellationToken,
@@ -196,7 +199,7 @@ impl Invocation {
 
 /// Kills what a former agent of `machine` started and, killed itself, could not end. Only processes
 /// that carry the machine's name, and neither this one nor the one that started it.
-pub fn kill_leftovers(machine: &WireId) {
+pub(crate) fn kill_leftovers(machine: &WireId) {
     let entry = OsString::from(format!("{MACHINE_VARIABLE}={machine}"));
     let mut system = match System::new() {
         Ok(system) => system,

@@ -18,6 +18,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use stagely_agent::MACHINE_VARIABLE;
 use stagely_agent::config::AgentConfig;
 use tokio::process::{Child, Command};
 use tokio::task::spawn_blocking;
@@ -29,8 +30,6 @@ use crate::ids::MachineId;
 
 /// Names the core that a machine belongs to.
 const CORE_VARIABLE: &str = "STAGELY_CORE";
-/// Names the machine that a process belongs to.
-const MACHINE_VARIABLE: &str = "STAGELY_MACHINE";
 
 /// The agent's configuration, in its machine's folder.
 const AGENT_CONFIG: &str = "agent.json";
