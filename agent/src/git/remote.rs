@@ -226,10 +226,6 @@ fn check_out(access: &Access, repository: &Repository, id: Oid) -> Result<(), Cl
 /// Whether any file may have to be changed on its way to the working tree, as line ends are. libgit2
 /// resolves the real path of every file to find that out, which is a third of a checkout's work.
 fn may_filter(repository: &Repository, id: Oid) -> Result<bool, CloneError> {
-    let config = repository.config().and_then(|mut config| config.snapshot()).map_err(internal)?;
-    if config.get_string("core.autocrlf").is_ok() {
-        return Ok(true);
-    }
     let commit = repository.find_commit(id).map_err(internal)?;
     let tree = commit.tree().map_err(internal)?;
     let mut has_attributes = false;
