@@ -2,7 +2,8 @@
 //!
 //! Core uses four modules of this crate and no more: [`protocol`] (the wire), [`config`] (it writes
 //! the `agent.json` of every machine), [`git`] (it reads `stagely.yaml` at a commit) and [`paths`]
-//! (it checks a build's paths before a machine is paid for).
+//! (it checks a build's paths before a machine is paid for). `stagely doctor` asks [`docker`] what this
+//! machine can do.
 
 pub mod config;
 pub mod protocol;
