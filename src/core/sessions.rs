@@ -38,7 +38,8 @@ struct Session {
 #[derive(Debug)]
 pub struct SessionEntry {
     machine: MachineId,
-    number: u64,
+    /// Ascends over all sessions of all machines.
+    pub number: u64,
     /// What to send to the agent.
     pub messages: mpsc::Receiver<CoreMessage>,
     /// Fires when the session must end.
@@ -60,15 +61,13 @@ impl Sessions {
         SessionEntry { machine, number, messages, end }
     }
 
-    /// Removes a session's entry. Returns false if the machine has opened another since.
-    pub fn close(&self, entry: &SessionEntry) -> bool {
+    /// Removes a session's entry, unless the machine has opened another since.
+    pub fn close(&self, entry: &SessionEntry) {
         let open = &mut self.lock().open;
         let newest = open.get(&entry.machine).map(|session| session.number);
-        let is_newest = newest == Some(entry.number);
-        if is_newest {
+        if newest == Some(entry.number) {
             open.remove(&entry.machine);
         }
-        is_newest
     }
 
     /// Sends `message` if the agent is connected and reads. What is lost here is sent again after the
@@ -104,12 +103,14 @@ mod tests {
         let (sessions, machine) = (Sessions::default(), MachineId::from_bits(1));
         let first = sessions.open(machine);
         let second = sessions.open(machine);
-        assert!(first.end.is_cancelled() && sessions.close(&second));
+        assert!(first.end.is_cancelled());
+        sessions.close(&second);
         let third = sessions.open(machine);
 
-        assert!(!sessions.close(&first), "it is not the newest");
+        sessions.close(&first);
 
         assert!(!third.end.is_cancelled());
-        assert!(sessions.close(&third));
+        sessions.end(machine);
+        assert!(third.end.is_cancelled(), "it is still the one that is known");
     }
 }

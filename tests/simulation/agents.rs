@@ -27,6 +27,7 @@ enum Work {
 /// An open connection. Both directions keep their order; what is in them when it breaks is lost.
 #[derive(Default)]
 pub(crate) struct Session {
+    pub(crate) number: u64,
     /// Whether core has taken the HELLO: it has nothing to say to an agent that it does not know.
     pub(crate) is_open: bool,
     pub(crate) to_core: VecDeque<Event>,
@@ -46,15 +47,16 @@ impl Agent {
         Self { machine, work: BTreeMap::new(), session: None, is_hung: false }
     }
 
-    pub(crate) fn connect(&mut self, rng: &mut Rng) {
+    pub(crate) fn connect(&mut self, number: u64, rng: &mut Rng) {
         if self.is_hung {
             // Only a restart helps it, and it has forgotten everything then.
             self.is_hung = false;
             self.work.clear();
         }
-        let mut session = Session::default();
+        let mut session = Session { number, ..Session::default() };
         session.to_core.push_back(Event::AgentConnected {
             machine: self.machine,
+            session: number,
             system_info: system_info(),
             holds: self.work.keys().copied().collect(),
         });

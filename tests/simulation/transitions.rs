@@ -135,7 +135,11 @@ impl Before {
         match event {
             Event::CoreStarted => {}
             Event::AgentConnected { machine, .. } if *machine == id => assert!(after.connected),
-            Event::AgentDisconnected { machine } if *machine == id => assert!(!after.connected),
+            Event::AgentDisconnected { machine, session }
+                if *machine == id && world.newest.get(machine) == Some(session) =>
+            {
+                assert!(!after.connected);
+            }
             Event::Tick if before.connected => {
                 let due = told_at.map(|at| Limit::of(at, world.core.limits.job_grace));
                 let must_go = due.is_some_and(|due| is_over(due, world));

@@ -43,8 +43,12 @@ pub(crate) struct World {
     given: BTreeMap<Attempt, MachineId>,
     rng: Rng,
     agents: BTreeMap<MachineId, Agent>,
-    /// Machines whose session has broken without core having noticed.
-    broken: BTreeSet<MachineId>,
+    /// Sessions that have broken without core having noticed. It may notice after the agent has dialled
+    /// anew.
+    broken: BTreeSet<(MachineId, u64)>,
+    /// Sessions that core has opened so far, and the newest that it has heard of for each machine.
+    sessions: u64,
+    pub(crate) newest: BTreeMap<MachineId, u64>,
     /// Effects of steps that are not stored yet, and what agents are to be thanked for.
     uncommitted: Vec<Effect>,
     thanks: Vec<(MachineId, Attempt)>,
@@ -107,6 +111,8 @@ impl World {
             rng,
             agents: BTreeMap::new(),
             broken: BTreeSet::new(),
+            sessions: 0,
+            newest: BTreeMap::new(),
             uncommitted: Vec::new(),
             thanks: Vec::new(),
             in_flight: Vec::new(),
@@ -150,6 +156,9 @@ impl World {
             && self.core.machines.get(&machine).is_some_and(|it| it.state.is_terminated())
         {
             self.swept.insert(machine);
+        }
+        if let Event::AgentConnected { machine, session, .. } = event {
+            self.newest.insert(machine, session);
         }
         self.step(&event);
         if let Event::JobReported { machine, job, attempt, .. } = event {
@@ -224,6 +233,8 @@ impl World {
         self.uncommitted.clear();
         self.thanks.clear();
         self.broken.clear();
+        self.newest.clear();
+        self.sessions = 0;
         // Outcomes die with the process that waited for them; agents live on.
         self.repeatable
             .retain(|event| matches!(event, Event::JobStarted { .. } | Event::JobReported { .. }));
@@ -349,8 +360,8 @@ impl World {
 
     fn break_session(&mut self, machine: MachineId) {
         let session = self.agents.get_mut(&machine).and_then(|agent| agent.session.take());
-        if session.is_some() {
-            self.broken.insert(machine);
+        if let Some(session) = session {
+            self.broken.insert((machine, session.number));
         }
     }
 
@@ -385,10 +396,10 @@ impl World {
 
     fn change_agent(&mut self, machine: MachineId, change: impl FnOnce(&mut Agent)) {
         if let Some(agent) = self.agents.get_mut(&machine) {
-            let was_connected = agent.session.is_some();
+            let session = agent.session.as_ref().map(|session| session.number);
             change(agent);
-            if was_connected && agent.session.is_none() {
-                self.broken.insert(machine);
+            if let Some(session) = session.filter(|_| agent.session.is_none()) {
+                self.broken.insert((machine, session));
             }
         }
     }
@@ -397,8 +408,8 @@ impl World {
     fn go_on(&mut self, machine: MachineId) -> bool {
         let Some(agent) = self.agents.get_mut(&machine) else { return false };
         if agent.session.is_none() {
-            self.broken.remove(&machine);
-            agent.connect(&mut self.rng);
+            self.sessions += 1;
+            agent.connect(self.sessions, &mut self.rng);
             return true;
         }
         self.hear(machine)
@@ -533,8 +544,8 @@ impl World {
     }
 
     fn notice_broken(&mut self) {
-        if let Some(machine) = self.broken.pop_first() {
-            self.deliver(Event::AgentDisconnected { machine });
+        if let Some((machine, session)) = self.broken.pop_first() {
+            self.deliver(Event::AgentDisconnected { machine, session });
         }
     }
 

@@ -107,10 +107,10 @@ async fn serve(api: Api, mut socket: WebSocket) {
         }
         Err(_) => error!(%machine, "an agent's session has panicked"),
     }
-    // The newer session of the same machine speaks for it now.
-    if api.sessions.close(&entry) {
-        let _ = api.events.store(Event::AgentDisconnected { machine }).await;
-    }
+    api.sessions.close(&entry);
+    // A newer session may speak for the machine by now. The state can tell.
+    let gone = Event::AgentDisconnected { machine, session: entry.number };
+    let _ = api.events.store(gone).await;
 }
 
 /// Says why, so that the log of the agent shows it, and closes.
@@ -166,7 +166,7 @@ struct Session<'a> {
 
 impl Session<'_> {
     async fn run(&mut self, hello: Hello, entry: &mut SessionEntry) -> Result<(), SessionEnd> {
-        self.greet(hello).await?;
+        self.greet(hello, entry.number).await?;
         let interval = self.api.config.agents.heartbeat_interval;
         let mut beat = self.api.beats();
         let mut heard_at = Instant::now();
@@ -197,11 +197,12 @@ impl Session<'_> {
     }
 
     /// Tells the orchestrator of the agent, and the agent where its logs go on.
-    async fn greet(&mut self, hello: Hello) -> Result<(), SessionEnd> {
+    async fn greet(&mut self, hello: Hello, session: u64) -> Result<(), SessionEnd> {
         let holds: Vec<Attempt> =
             hello.jobs.iter().filter_map(|job| job.job_id.as_str().parse().ok()).collect();
         let event = Event::AgentConnected {
             machine: self.machine,
+            session,
             system_info: cut_system_info(hello.system_info),
             holds: holds.clone(),
         };

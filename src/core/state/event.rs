@@ -177,6 +177,9 @@ pub enum Event {
     AgentConnected {
         /// The machine.
         machine: MachineId,
+        /// Numbers the sessions of one core, ascending. Two of one machine may overlap, and what is said
+        /// of an older one after a newer has connected changes nothing.
+        session: u64,
         /// What it says about itself.
         system_info: SystemInfo,
         /// The attempts that it still runs, or whose end it has not been thanked for.
@@ -186,6 +189,8 @@ pub enum Event {
     AgentDisconnected {
         /// The machine.
         machine: MachineId,
+        /// The session.
+        session: u64,
     },
     /// An agent began a job.
     JobStarted {

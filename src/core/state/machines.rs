@@ -81,12 +81,17 @@ impl Turn<'_> {
     pub(super) fn agent_connected(
         &mut self,
         id: MachineId,
+        session: u64,
         system_info: SystemInfo,
         holds: &[Attempt],
     ) {
+        if self.state.sessions.get(&id).is_some_and(|newest| *newest > session) {
+            return;
+        }
         if self.state.machines.get(&id).is_none_or(|machine| machine.state.is_terminated()) {
             return self.emit(Effect::Disconnect { machine: id });
         }
+        self.state.sessions.insert(id, session);
         let now = self.now;
         self.state.change_machine(id, |machine| {
             machine.connected = true;
@@ -133,8 +138,9 @@ impl Turn<'_> {
         self.state.change_machine(id, |machine| machine.state = busy);
     }
 
-    pub(super) fn agent_disconnected(&mut self, id: MachineId) {
-        if self.state.machines.get(&id).is_some_and(|machine| machine.connected) {
+    pub(super) fn agent_disconnected(&mut self, id: MachineId, session: u64) {
+        let is_newest = self.state.sessions.get(&id) == Some(&session);
+        if is_newest && self.state.machines.get(&id).is_some_and(|machine| machine.connected) {
             self.disconnect(id);
         }
     }

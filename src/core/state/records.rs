@@ -131,6 +131,8 @@ pub struct State {
     /// When each project was last given a machine, as a count of all that were given. A new core begins
     /// anew: the order in which projects take turns is not worth a row.
     pub(super) served: BTreeMap<ProjectId, u64>,
+    /// The newest session that each machine's agent has opened with this core. Sessions end with it.
+    pub(super) sessions: BTreeMap<MachineId, u64>,
     /// When this core started. While none was there, nobody could report to it: what began before does
     /// not time out until [`patient_until`](Self::patient_until).
     pub(super) started_at: Timestamp,
@@ -158,6 +160,7 @@ impl State {
             outbox: Table::new(stored.outbox),
             index: Index::default(),
             served: BTreeMap::new(),
+            sessions: BTreeMap::new(),
             started_at: Timestamp::default(),
             patient_until: Timestamp::default(),
             next_effect: EffectId(last_effect + 1),
@@ -292,6 +295,7 @@ impl State {
     pub(super) fn forget_machine(&mut self, id: MachineId) {
         if self.machines.get(&id).is_some_and(|machine| machine.state.is_terminated()) {
             self.machines.remove(id);
+            self.sessions.remove(&id);
         }
     }
 }

@@ -43,10 +43,12 @@ impl Turn<'_> {
             Event::MachineLaunched { machine } => self.machine_launched(machine),
             Event::LaunchRefused { machine, refusal } => self.launch_refused(machine, refusal),
             Event::MachineGone { machine } => self.machine_gone(machine),
-            Event::AgentConnected { machine, system_info, holds } => {
-                self.agent_connected(machine, system_info, &holds);
+            Event::AgentConnected { machine, session, system_info, holds } => {
+                self.agent_connected(machine, session, system_info, &holds);
             }
-            Event::AgentDisconnected { machine } => self.agent_disconnected(machine),
+            Event::AgentDisconnected { machine, session } => {
+                self.agent_disconnected(machine, session);
+            }
             Event::JobStarted { machine, job, attempt } => self.start_job(machine, job, attempt),
             Event::JobReported { machine, job, attempt, report } => {
                 self.report_job(machine, job, attempt, report);

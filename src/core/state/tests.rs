@@ -15,6 +15,8 @@ struct Core {
     state: State,
     now: Timestamp,
     last_id: u128,
+    /// The newest of all agents.
+    session: u64,
 }
 
 impl Core {
@@ -30,7 +32,7 @@ impl Core {
             planning: Duration::from_mins(10),
             launchable: launchable.iter().copied().collect(),
         };
-        Self { state: State::new(limits), now: Timestamp(1_000_000), last_id: 0 }
+        Self { state: State::new(limits), now: Timestamp(1_000_000), last_id: 0, session: 0 }
     }
 
     fn id(&mut self) -> u128 {
@@ -160,11 +162,14 @@ impl Core {
             emulated: Vec::new(),
         };
         let holds = holds.iter().map(|(job, number)| Attempt { job: *job, number: *number });
-        self.step(Event::AgentConnected { machine, system_info, holds: holds.collect() })
+        let holds = holds.collect();
+        self.session += 1;
+        let session = self.session;
+        self.step(Event::AgentConnected { machine, session, system_info, holds })
     }
 
     fn disconnect(&mut self, machine: MachineId) -> Vec<Effect> {
-        self.step(Event::AgentDisconnected { machine })
+        self.step(Event::AgentDisconnected { machine, session: self.session })
     }
 
     fn start(&mut self, machine: MachineId, job: JobId, attempt: u32) -> Vec<Effect> {
@@ -503,6 +508,20 @@ fn an_agent_that_returns_with_its_job_goes_on_with_it() {
     assert_eq!(core.connect(machine, &[(job, 1)]), []);
 
     assert!(matches!(core.job_state(job), JobState::Running { attempt: 1, .. }));
+}
+
+#[test]
+fn an_agent_that_dials_anew_is_not_cut_off_by_the_end_of_its_older_session() {
+    let mut core = amd64(1);
+    let (_, job, machine) = core.running();
+    let older = core.session;
+    core.connect(machine, &[(job, 1)]);
+
+    core.step(Event::AgentDisconnected { machine, session: older });
+
+    assert!(core.state.machines[&machine].connected);
+    core.disconnect(machine);
+    assert!(!core.state.machines[&machine].connected);
 }
 
 #[test]
