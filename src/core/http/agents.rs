@@ -100,12 +100,11 @@ async fn serve(api: Api, mut socket: WebSocket) {
     let mut session = Session { api: &api, machine, socket, appends: VecDeque::new() };
     let mut entry = entry;
     // The machine would count as connected for ever.
-    match AssertUnwindSafe(session.run(hello, &mut entry)).catch_unwind().await {
-        Ok(end) => {
-            let end = end.err().map(|end| end.to_string());
-            info!(%machine, end, "an agent's session has ended");
-        }
-        Err(_) => error!(%machine, "an agent's session has panicked"),
+    if let Ok(end) = AssertUnwindSafe(session.run(hello, &mut entry)).catch_unwind().await {
+        let end = end.err().map(|end| end.to_string());
+        info!(%machine, end, "an agent's session has ended");
+    } else {
+        error!(%machine, "an agent's session has panicked");
     }
     api.sessions.close(&entry);
     // A newer session may speak for the machine by now. The state can tell.
