@@ -295,7 +295,8 @@ async fn serve(listener: TcpListener, api: Api) -> anyhow::Result<()> {
         // It works without, only later.
         let _ = connection.set_nodelay(true);
     });
-    let server = axum::serve(listener, http::router(api))
+    // The router itself as the service would be copied for every connection, route by route.
+    let server = axum::serve(listener, http::router(api).into_make_service())
         .with_graceful_shutdown(async move { stopped.cancelled().await })
         .into_future();
     let drained = async {

@@ -30,7 +30,8 @@ struct Inner {
 struct Session {
     /// Tells a session from all others, also from those that were closed long ago.
     number: u64,
-    messages: mpsc::Sender<CoreMessage>,
+    /// In boxes: a channel sets 32 places aside as soon as it is made, and most sessions are idle.
+    messages: mpsc::Sender<Box<CoreMessage>>,
     end: CancellationToken,
 }
 
@@ -41,7 +42,7 @@ pub struct SessionEntry {
     /// Ascends over all sessions of all machines.
     pub number: u64,
     /// What to send to the agent.
-    pub messages: mpsc::Receiver<CoreMessage>,
+    pub messages: mpsc::Receiver<Box<CoreMessage>>,
     /// Fires when the session must end.
     pub end: CancellationToken,
 }
@@ -75,7 +76,7 @@ impl Sessions {
     pub fn send(&self, machine: MachineId, message: CoreMessage) -> bool {
         let open = &self.lock().open;
         let Some(session) = open.get(&machine) else { return false };
-        let sent = session.messages.try_send(message).is_ok();
+        let sent = session.messages.try_send(Box::new(message)).is_ok();
         if !sent {
             session.end.cancel();
         }
