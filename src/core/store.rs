@@ -34,7 +34,7 @@ const API_TOKENS: TableDefinition<'static, [u8; 32], &[u8]> = TableDefinition::n
 const META: TableDefinition<'static, &str, &str> = TableDefinition::new("meta");
 
 /// The layout of the tables. A store of another layout is refused, not guessed at.
-const LAYOUT: &str = "1";
+const LAYOUT: &str = "2";
 
 /// A store that cannot be used.
 #[derive(Debug, Error)]
@@ -43,7 +43,10 @@ pub enum StoreError {
     #[error("the database is in use by another stagely process")]
     InUse,
     /// It was written by another version.
-    #[error("the database has layout {found}, and this version of stagely knows {LAYOUT} only")]
+    #[error(
+        "the database has layout {found}, and this version of stagely knows {LAYOUT} only; use the \
+         version that made it, or move the folder away to begin anew"
+    )]
     Layout {
         /// The layout it has.
         found: String,
