@@ -453,7 +453,7 @@ mod tests {
         let folder = Folder::new();
         drop(folder.open().unwrap());
         folder.tamper(|write| {
-            write.open_table(META).unwrap().insert("layout", "2").unwrap();
+            write.open_table(META).unwrap().insert("layout", "0").unwrap();
         });
 
         for _ in 0..2 {
