@@ -458,7 +458,7 @@ mod tests {
 
         for _ in 0..2 {
             let Err(StoreError::Layout { found }) = folder.open() else { panic!("it is taken") };
-            assert_eq!(found, "2");
+            assert_eq!(found, "0");
         }
     }
 
