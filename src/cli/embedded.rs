@@ -34,8 +34,8 @@ pub struct Embedded {
 impl Embedded {
     /// Starts a core on `data_dir`. `None`: another process has one there.
     ///
-    /// Runs that an earlier process left behind are cancelled: what they were to build was served by
-    /// that process.
+    /// Runs that an earlier process left behind are cancelled, and their builders ended: what they
+    /// were to build was served by that process.
     ///
     /// # Errors
     /// What keeps core from starting.
@@ -77,9 +77,13 @@ impl Embedded {
 
     async fn cancel_leftovers(&self) -> anyhow::Result<()> {
         let newest = ListRuns { limit: Some(100), before: None };
-        for run in self.client.runs(&newest).await?.into_iter().filter(|it| !it.status.is_final()) {
-            info!(run = %run.id, "left behind by an earlier process: cancelled");
+        let runs = self.client.runs(&newest).await?;
+        for run in runs.into_iter().filter(|it| !it.status.is_final() || it.live_machines > 0) {
+            info!(run = %run.id, "left behind by an earlier process: ended");
             self.client.cancel(run.id).await?;
+            // A short command would be over before its builders are.
+            let mut follower = self.client.follow_run(run.id);
+            while follower.next().await?.is_some() {}
         }
         Ok(())
     }

@@ -322,6 +322,13 @@ impl Core {
             (queue.live_machines == 0).then_some(())
         })
         .await;
+        eventually("all runs have ended", async || {
+            let runs: Vec<RunView> = self.get("/runs?limit=1000").await;
+            runs.iter().all(|run| run.status.is_final()).then_some(())
+        })
+        .await;
+        // Between two steps of a planning that is being stopped nothing lies there either.
+        tokio::time::sleep(host::POLL).await;
         eventually("all planning has ended", async || {
             files_below(&self.path("data/scratch")).is_empty().then_some(())
         })
