@@ -9,7 +9,7 @@ use std::fmt;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use stagely_agent::protocol::{
-    Arch, CommitSha, Digest, FailureReason, ImageRef, Platform, Step, Stream, SystemInfo,
+    Arch, CacheMiss, CommitSha, Digest, FailureReason, ImageRef, Platform, Step, Stream, SystemInfo,
 };
 use utoipa::{IntoParams, ToSchema};
 
@@ -82,7 +82,17 @@ pub struct CreateRun {
     /// The environment's name. Default: made of the branch or tag.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub environment: Option<String>,
-    /// The builds of `stagely.yaml` to run. Default: all.
+    /// The pull request that the commit belongs to. Its environment is then `pr-N`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pull_request: Option<u64>,
+    /// Whether the commit comes from a fork: then caches are read and never written. Default: false.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub from_fork: bool,
+    /// The branch or full commit id that the builds' `paths` are compared with. Default: the default
+    /// branch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<String>,
+    /// The builds of `stagely.yaml` to run, with those that they depend on. Default: all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub builds: Vec<String>,
     /// Build arguments for every build, over those of `stagely.yaml`. Kept encrypted, and only until
@@ -90,6 +100,24 @@ pub struct CreateRun {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty", serialize_with = "expose_all")]
     #[schema(value_type = BTreeMap<String, String>)]
     pub set: BTreeMap<String, SecretString>,
+}
+
+impl CreateRun {
+    /// A run of all builds of the repository's default branch.
+    pub const fn new(repository: String) -> Self {
+        Self {
+            repository,
+            reference: None,
+            clone_token: None,
+            project: None,
+            environment: None,
+            pull_request: None,
+            from_fork: false,
+            base: None,
+            builds: Vec::new(),
+            set: BTreeMap::new(),
+        }
+    }
 }
 
 #[expect(clippy::ref_option, reason = "serde's serialize_with hands out a reference to the field")]
@@ -184,10 +212,31 @@ pub struct RunView {
     /// When it ended.
     #[schema(value_type = Option<u64>)]
     pub ended_at: Option<Timestamp>,
+    /// The pull request that its environment is for.
+    pub pull_request: Option<u64>,
+    /// The run whose completed jobs it keeps.
+    #[schema(value_type = Option<String>)]
+    pub keeps: Option<RunId>,
+    /// The builds that it does without.
+    pub skipped: Vec<SkippedBuildView>,
+    /// Merges that were done on a machine that was there already, so that none was launched for them.
+    pub saved_machines: usize,
     /// Machines launched for it that are not gone yet.
     pub live_machines: usize,
     /// Its jobs, in the order of the plan. Empty in lists of runs.
     pub jobs: Vec<JobView>,
+}
+
+/// A build that a run does without.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct SkippedBuildView {
+    /// The build, with its combination of the matrix.
+    pub build: String,
+    /// Why, for people.
+    pub reason: String,
+    /// The image that stands in, by digest.
+    #[schema(value_type = Option<String>)]
+    pub image: Option<ImageRef>,
 }
 
 /// How far a job is.
@@ -265,6 +314,8 @@ pub struct JobView {
     pub name: String,
     /// The build of `stagely.yaml`.
     pub build: String,
+    /// The build's name with its combination of the matrix; `build` where there is none.
+    pub variant: String,
     /// What it does.
     pub kind: JobKindView,
     /// The platforms of its image: one for a build, several for a merge.
@@ -294,9 +345,27 @@ pub struct JobView {
     pub exit_code: Option<i32>,
     /// What the user should know although the job went on.
     pub warnings: Vec<String>,
-    /// The steps of the build.
+    /// The steps of the build, without `FROM`: pulling a base image is no step that a cache holds.
     #[schema(value_type = Vec<Object>)]
     pub steps: Vec<Step>,
+    /// How many of the steps came from the cache.
+    pub cached_steps: usize,
+    /// The first step that did not come from the cache, and why.
+    #[schema(value_type = Option<Object>)]
+    pub cache_miss: Option<CacheMiss>,
+    /// The reference that names the same image in each run, moved by the environment's newest.
+    #[schema(value_type = Option<String>)]
+    pub tag: Option<ImageRef>,
+    /// Whether it is, or was, built under emulation.
+    pub emulated: bool,
+    /// How many times longer its steps took than natively, where the native time is known.
+    pub slow_down: Option<f64>,
+    /// The job whose machine it took over, so that none was launched for it.
+    #[schema(value_type = Option<String>)]
+    pub took_over: Option<JobId>,
+    /// The job of an earlier run whose image this one is.
+    #[schema(value_type = Option<String>)]
+    pub kept_from: Option<JobId>,
     /// When it was queued.
     #[schema(value_type = u64)]
     pub queued_at: Timestamp,
@@ -364,6 +433,9 @@ pub struct MachineView {
     /// The job that it has, or was launched for.
     #[schema(value_type = Option<String>)]
     pub job_id: Option<JobId>,
+    /// The job whose cache it still exports, after the image was reported.
+    #[schema(value_type = Option<String>)]
+    pub exporting_cache_of: Option<JobId>,
     /// When its record was made.
     #[schema(value_type = u64)]
     pub requested_at: Timestamp,
@@ -399,6 +471,90 @@ pub struct AddedMachine {
     /// The content of its `agent.json`. Holds its token, which is shown only here.
     #[schema(value_type = Object)]
     pub agent_json: serde_json::Value,
+}
+
+/// `POST /runs/{id}/rebuild`: builds a run's commit once more, as a new run.
+#[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RebuildRun {
+    /// Only what did not complete; the images of completed jobs are kept. Default: false.
+    #[serde(default)]
+    pub failed: bool,
+    /// Opens the repository. That of the earlier run is gone.
+    #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "expose")]
+    #[schema(value_type = Option<String>)]
+    pub clone_token: Option<SecretString>,
+    /// Build arguments. Those of the earlier run are gone: the same names must be given again.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", serialize_with = "expose_all")]
+    #[schema(value_type = BTreeMap<String, String>)]
+    pub set: BTreeMap<String, SecretString>,
+}
+
+/// `POST /projects/{name}/warm-ups`: fills a project's caches; nothing is pushed but these.
+#[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateWarmUp {
+    /// The branch. Default: the default branch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub branch: Option<String>,
+    /// Opens the repository. Kept encrypted, and only until the run has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "expose")]
+    #[schema(value_type = Option<String>)]
+    pub clone_token: Option<SecretString>,
+}
+
+/// `GET /warm-up`: what `[warm-up]` of core's configuration comes to.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct WarmUpView {
+    /// The cron expression, in UTC; none where nothing is scheduled.
+    pub schedule: Option<String>,
+    /// When it is due next.
+    #[schema(value_type = Option<u64>)]
+    pub next_due_at: Option<Timestamp>,
+    /// The projects, by name.
+    pub projects: Vec<String>,
+    /// The branches; empty: the default branch.
+    pub branches: Vec<String>,
+}
+
+/// An environment.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct EnvironmentView {
+    /// Its id.
+    #[schema(value_type = String)]
+    pub id: EnvironmentId,
+    /// Its project's name.
+    pub project: String,
+    /// Its name.
+    pub name: String,
+    /// The pull request that it is for.
+    pub pull_request: Option<u64>,
+    /// Whether it is closed: its cache refs are, or will soon be, deleted.
+    pub closed: bool,
+    /// The newest run.
+    #[schema(value_type = Option<String>)]
+    pub newest_run: Option<RunId>,
+    /// The newest good image of each build.
+    pub images: Vec<EnvironmentImage>,
+    /// The cache refs that only it writes.
+    #[schema(value_type = Vec<String>)]
+    pub cache_refs: Vec<ImageRef>,
+}
+
+/// The newest good image of a build.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct EnvironmentImage {
+    /// The build, with its combination of the matrix.
+    pub build: String,
+    /// The reference that is the same in each run.
+    #[schema(value_type = String)]
+    pub tag: ImageRef,
+    /// The digest.
+    #[schema(value_type = String)]
+    pub digest: Digest,
+    /// The commit that it was built of.
+    #[schema(value_type = String)]
+    pub commit: CommitSha,
 }
 
 /// A job that waits.

@@ -196,6 +196,9 @@ pub struct BuilderConfig {
     /// The longest life of a launched machine that has no running job. Default: 1h.
     #[serde(with = "humantime_serde")]
     pub lease: Duration,
+    /// How long a machine is kept for the export of a layer cache after its image was reported. Default: 10m.
+    #[serde(with = "humantime_serde")]
+    pub cache_export_limit: Duration,
     /// How long reading a run's `stagely.yaml` may take, over all tries. Default: 5m.
     #[serde(with = "humantime_serde")]
     pub planning_limit: Duration,
@@ -210,6 +213,7 @@ impl Default for BuilderConfig {
             boot_limit: Duration::from_mins(5),
             job_grace: Duration::from_mins(1),
             lease: Duration::from_hours(1),
+            cache_export_limit: Duration::from_mins(10),
             planning_limit: Duration::from_mins(5),
         }
     }
@@ -357,6 +361,7 @@ impl Config {
             reconnect_grace: self.agents.reconnect_grace,
             job_grace: self.builders.job_grace,
             lease: self.builders.lease,
+            cache_export: self.builders.cache_export_limit,
             planned_at_once: PLANNED_AT_ONCE,
             planning: self.builders.planning_limit,
             launchable,

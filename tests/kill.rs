@@ -168,11 +168,8 @@ fn write_records(folder: &Path) {
     loop {
         count += 1;
         let project = Project { id, name: count.to_string(), repository: "x".repeat(5_000) };
-        let environment = Environment {
-            id: EnvironmentId::from_bits(count.into()),
-            project: id,
-            name: count.to_string(),
-        };
+        let environment =
+            Environment::new(EnvironmentId::from_bits(count.into()), id, count.to_string());
         let mut batch = Batch::default();
         batch.record(Table::Projects, id.bits(), Some(&project));
         batch.record(Table::Environments, environment.id.bits(), Some(&environment));

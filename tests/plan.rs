@@ -50,11 +50,7 @@ impl Given {
         Self {
             registry: "registry.internal",
             project: Project { id: project, name: "shop".into(), repository: String::new() },
-            environment: Environment {
-                id: EnvironmentId::from_bits(2),
-                project,
-                name: "pr-7".into(),
-            },
+            environment: Environment::new(EnvironmentId::from_bits(2), project, "pr-7".into()),
             commit: "a".repeat(40).parse().unwrap(),
             branch: Some("feature/new-api"),
             pull_request: Some(7),

@@ -4,12 +4,17 @@
 //! `type` is a [`ParseError::UnknownType`], which the receiver answers with ERROR. LOG is parsed
 //! without copying its lines, because core reads a million of them a second.
 
+mod cache;
 mod failure;
 mod messages;
 mod values;
 
 use std::borrow::Cow;
 
+pub use cache::{
+    CHANGED_FILES_MAX, CacheMiss, ChangedFile, FINGERPRINT_BYTES_MAX, FileChange, Fingerprint,
+    MissCause,
+};
 pub use failure::{CloneProblem, FailureReason, RegistryProblem};
 pub use messages::{
     AgentMessage, Build, BuildArgs, BuildConfig, Cancel, CloneContext, CoreMessage, ErrorMessage,
@@ -17,7 +22,7 @@ pub use messages::{
     ResumedJob, RunningJob, Status, StatusAck, StatusState, Step, Stream, SystemInfo, Terminate,
     expose_secret,
 };
-pub use values::{Arch, CommitSha, Digest, ImageRef, InvalidValue, Platform, WireId};
+pub use values::{Arch, CommitSha, Digest, Emulation, ImageRef, InvalidValue, Platform, WireId};
 
 /// The path of the agent WebSocket below core's base address.
 pub const CONNECT_PATH: &str = "/v1/agent/connect";

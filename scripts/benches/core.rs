@@ -1,6 +1,5 @@
 //! A `stagely core` of the release binary, in a process and a folder of its own.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -71,15 +70,7 @@ impl Core {
 
     /// Starts a run of the repository at `url` and returns its jobs once they are planned.
     pub(crate) async fn plan(&self, url: &str) -> anyhow::Result<Vec<JobView>> {
-        let request = CreateRun {
-            repository: url.to_owned(),
-            reference: None,
-            clone_token: None,
-            project: None,
-            environment: None,
-            builds: Vec::new(),
-            set: BTreeMap::new(),
-        };
+        let request = CreateRun::new(url.to_owned());
         let run = self.client.create_run(&request).await?.id;
         let give_up = Instant::now() + LIMIT;
         while Instant::now() < give_up {

@@ -1,11 +1,12 @@
 //! Turns one `stagely.yaml` into build jobs, one per platform, and the merge jobs that wait for
 //! them.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 use stagely_agent::protocol::{
-    BuildArgs, CommitSha, FailureReason, ImageRef, InvalidValue, Platform,
+    BuildArgs, CommitSha, Emulation, FailureReason, ImageRef, InvalidValue, Platform,
 };
 use thiserror::Error;
 
@@ -161,7 +162,9 @@ fn plan_build(
             id,
             name: build.job_name(*platform),
             build: build.name.clone(),
+            variant: build.name.clone(),
             kind: build_kind(build, *platform, context)?,
+            tag: None,
             size: build.machine,
             needs: Vec::new(),
             timeout: build.timeout,
@@ -172,6 +175,8 @@ fn plan_build(
             id: new_job_id(),
             name: build.merge_job_name(),
             build: build.name.clone(),
+            variant: build.name.clone(),
+            tag: None,
             kind: JobKind::Merge {
                 platforms: build.platforms.clone(),
                 image: image_ref(context, &context.environment.name, build.merged_image_tag())?,
@@ -199,6 +204,9 @@ fn build_kind(
         target: build.target.clone(),
         build_args: build_args(build, context),
         image: image_ref(context, &context.environment.name, &build.image_tag(platform))?,
+        push: true,
+        uses: BTreeMap::new(),
+        emulation: Emulation::Allow,
         cache_from,
         cache_to: (!context.from_fork).then_some(own_cache),
     })

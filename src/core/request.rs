@@ -8,7 +8,7 @@ use url::Url;
 use super::effects::RunSecrets;
 use super::orchestrator::now;
 use super::records::Records;
-use super::state::{Environment, Project, Run, RunState, Trigger};
+use super::state::{Environment, Project, Run};
 use crate::api::CreateRun;
 use crate::ids::{EnvironmentId, ProjectId, RunId};
 
@@ -68,19 +68,12 @@ pub fn run(records: &Records, create: CreateRun) -> Result<RequestedRun, Invalid
     let name = environment_name(create.environment.as_deref(), create.reference.as_deref())?;
     let environment = environment(records, &project, name);
     let run = Run {
-        id: RunId::random(),
-        project: project.id,
-        environment: environment.id,
-        trigger: Trigger::Manual,
-        repository: repository.to_string(),
         requested_ref: create.reference,
         only_builds: create.builds,
-        commit: None,
-        branch: None,
-        state: RunState::Pending,
-        created_at: now(),
-        planning_since: None,
-        ended_at: None,
+        base: create.base,
+        from_fork: create.from_fork,
+        set_names: create.set.keys().cloned().collect(),
+        ..Run::new(RunId::random(), &environment, repository.to_string(), now())
     };
     let secrets = RunSecrets { clone_token: create.clone_token, set: create.set };
     Ok(RequestedRun { run, project, environment, secrets })
@@ -244,11 +237,7 @@ fn environment(records: &Records, project: &Project, name: String) -> Environmen
         .environments
         .values()
         .find(|found| found.project == project.id && found.name == name);
-    known.cloned().unwrap_or_else(|| Environment {
-        id: EnvironmentId::random(),
-        project: project.id,
-        name,
-    })
+    known.cloned().unwrap_or_else(|| Environment::new(EnvironmentId::random(), project.id, name))
 }
 
 /// A name as a part of image references: lower-case letters, digits and single dashes.

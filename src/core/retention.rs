@@ -112,7 +112,7 @@ mod tests {
     use crate::core::sessions::Sessions;
     use crate::core::state::{
         Environment, Job, JobKind, JobState, Machine, MachineKind, MachineSize, Run, RunState,
-        Snapshot, State, Trigger,
+        Snapshot, State,
     };
     use crate::core::store::{Batch, Store, Table};
     use crate::ids::{EnvironmentId, ProjectId};
@@ -128,21 +128,10 @@ mod tests {
     }
 
     fn run(number: u128, state: RunState, ended_at: Option<Timestamp>) -> Run {
-        Run {
-            id: RunId::from_bits(number),
-            project: ProjectId::from_bits(1),
-            environment: if number <= 100 { BRANCH_OF_OLD } else { BRANCH_OF_ALL },
-            trigger: Trigger::Manual,
-            repository: String::new(),
-            requested_ref: None,
-            only_builds: Vec::new(),
-            commit: None,
-            branch: None,
-            state,
-            created_at: ago(100),
-            planning_since: None,
-            ended_at,
-        }
+        let environment = if number <= 100 { BRANCH_OF_OLD } else { BRANCH_OF_ALL };
+        let environment = Environment::new(environment, ProjectId::from_bits(1), String::new());
+        let id = RunId::from_bits(number);
+        Run { state, ended_at, ..Run::new(id, &environment, String::new(), ago(100)) }
     }
 
     fn job(run: &Run) -> Job {
@@ -151,6 +140,8 @@ mod tests {
             run: run.id,
             name: "app".to_owned(),
             build: "app".to_owned(),
+            variant: "app".to_owned(),
+            tag: None,
             kind: JobKind::Merge {
                 platforms: Vec::new(),
                 image: "registry/app:1".parse().unwrap(),
@@ -170,6 +161,10 @@ mod tests {
             ended_at: run.ended_at,
             steps: Vec::new(),
             warnings: Vec::new(),
+            cache_miss: None,
+            emulated: false,
+            took_over: None,
+            kept_from: None,
         }
     }
 
@@ -182,6 +177,7 @@ mod tests {
             size: MachineSize::Medium,
             state: terminated_at.map_or(MachineState::Ready, |_| MachineState::Terminated),
             stopping: BTreeSet::new(),
+            exporting: None,
             requested_for: None,
             requested_at: ago(100),
             lease_until: None,
@@ -207,7 +203,7 @@ mod tests {
             let jobs: Vec<Job> = runs.iter().map(job).collect();
             let project = ProjectId::from_bits(1);
             let environments = [BRANCH_OF_OLD, BRANCH_OF_ALL]
-                .map(|id| (id, Environment { id, project, name: id.to_string() }));
+                .map(|id| (id, Environment::new(id, project, id.to_string())));
             let mut batch = Batch::default();
             for (id, it) in &environments {
                 batch.record(Table::Environments, id.bits(), Some(it));

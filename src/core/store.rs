@@ -34,7 +34,7 @@ const API_TOKENS: TableDefinition<'static, [u8; 32], &[u8]> = TableDefinition::n
 const META: TableDefinition<'static, &str, &str> = TableDefinition::new("meta");
 
 /// The layout of the tables. A store of another layout is refused, not guessed at.
-const LAYOUT: &str = "2";
+const LAYOUT: &str = "3";
 
 /// A store that cannot be used.
 #[derive(Debug, Error)]
@@ -378,7 +378,7 @@ mod tests {
 
     fn environment() -> Environment {
         let id = EnvironmentId::from_bits(u128::MAX);
-        Environment { id, project: ProjectId::from_bits(1), name: "main".to_owned() }
+        Environment::new(id, ProjectId::from_bits(1), "main".to_owned())
     }
 
     /// Writes something into every table that a batch can write to.

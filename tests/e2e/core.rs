@@ -1,6 +1,5 @@
 //! `stagely core` as a process of its own, with a folder and an address of its own.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
@@ -200,13 +199,9 @@ impl Core {
     /// A request for a run of the private repository, with the token that opens it.
     pub(crate) fn request(&self) -> CreateRun {
         CreateRun {
-            repository: self.git.url("private", "app/.git"),
-            reference: None,
             clone_token: Some(TOKEN.into()),
             project: Some(self.name.clone()),
-            environment: None,
-            builds: Vec::new(),
-            set: BTreeMap::new(),
+            ..CreateRun::new(self.git.url("private", "app/.git"))
         }
     }
 

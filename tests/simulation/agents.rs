@@ -150,7 +150,7 @@ impl Agent {
 
 pub(crate) fn reported(machine: MachineId, attempt: Attempt, outcome: JobOutcome) -> Event {
     let Attempt { job, number } = attempt;
-    let report = JobReport { outcome, steps: Vec::new(), warnings: Vec::new() };
+    let report = JobReport::new(outcome);
     Event::JobReported { machine, job, attempt: number, report }
 }
 

@@ -187,7 +187,11 @@ fn check_outbox(core: &State) {
             Effect::Launch { machine } | Effect::Terminate { machine } => {
                 core.machines.get(machine).is_some_and(|machine| !machine.state.is_terminated())
             }
-            Effect::Assign { .. } | Effect::Cancel { .. } | Effect::Disconnect { .. } => false,
+            Effect::Assign { .. }
+            | Effect::Cancel { .. }
+            | Effect::Disconnect { .. }
+            | Effect::Tag { .. }
+            | Effect::DeleteCaches { .. } => false,
         };
         assert!(is_wanted, "nobody waits for {effect:?}");
     }

@@ -1,13 +1,14 @@
 //! Random requests and plans.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use stagely::core::state::{
     Environment, Event, JobKind, MachineSize, PlanFailure, PlannedJob, PlannedRun, Project, Run,
-    RunState, Timestamp, Trigger,
+    Timestamp,
 };
 use stagely::ids::{EnvironmentId, JobId, ProjectId, RunId};
-use stagely_agent::protocol::{Arch, BuildArgs, FailureReason, Platform};
+use stagely_agent::protocol::{Arch, BuildArgs, Emulation, FailureReason, Platform};
 
 use crate::rng::Rng;
 
@@ -18,25 +19,12 @@ pub(crate) fn request(rng: &mut Rng, now: Timestamp) -> Event {
     let number = u128::from(1 + rng.below(PROJECTS));
     let project = ProjectId::from_bits(number);
     let environment = EnvironmentId::from_bits(number);
-    let run = Run {
-        id: RunId::from_bits(rng.id()),
-        project,
-        environment,
-        trigger: Trigger::Manual,
-        repository: String::new(),
-        requested_ref: None,
-        only_builds: Vec::new(),
-        commit: None,
-        branch: None,
-        state: RunState::Pending,
-        created_at: now,
-        planning_since: None,
-        ended_at: None,
-    };
+    let environment = Environment::new(environment, project, String::new());
+    let run = Run::new(RunId::from_bits(rng.id()), &environment, String::new(), now);
     Event::RunRequested {
         run: Box::new(run),
         project: Project { id: project, name: String::new(), repository: String::new() },
-        environment: Environment { id: environment, project, name: String::new() },
+        environment,
     }
 }
 
@@ -63,7 +51,7 @@ pub(crate) fn plan(rng: &mut Rng) -> PlannedRun {
             jobs.push(job(rng, JobKind::Merge { platforms, image }, parts));
         }
     }
-    PlannedRun { commit: "c".repeat(40).parse().expect("40 digits"), branch: None, jobs }
+    PlannedRun::new("c".repeat(40).parse().expect("40 digits"), jobs)
 }
 
 pub(crate) fn failure() -> PlanFailure {
@@ -80,6 +68,9 @@ fn build_of(arch: Arch) -> JobKind {
         image: "registry/app:1".parse().expect("a reference"),
         cache_from: Vec::new(),
         cache_to: None,
+        push: true,
+        uses: BTreeMap::new(),
+        emulation: Emulation::Allow,
     }
 }
 
@@ -88,6 +79,8 @@ fn job(rng: &mut Rng, kind: JobKind, needs: Vec<JobId>) -> PlannedJob {
         id: JobId::from_bits(rng.id()),
         name: String::new(),
         build: String::new(),
+        variant: String::new(),
+        tag: None,
         kind,
         size: MachineSize::default(),
         needs,

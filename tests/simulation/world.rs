@@ -88,6 +88,7 @@ fn limits(rng: &mut Rng) -> Limits {
         reconnect_grace: Duration::from_mins(2),
         job_grace: Duration::from_mins(1),
         lease: Duration::from_mins(rng.below(90)),
+        cache_export: Duration::from_secs(60 + rng.below(900)),
         planned_at_once: usize::try_from(1 + rng.below(3)).expect("small"),
         planning: Duration::from_mins(10),
         launchable,
@@ -287,6 +288,8 @@ impl World {
                 self.tell(machine, Order::Stop(Attempt { job, number: attempt }));
             }
             Effect::Disconnect { machine } => self.break_session(machine),
+            // Nothing asks for these yet.
+            Effect::Tag { .. } | Effect::DeleteCaches { .. } => {}
         }
     }
 

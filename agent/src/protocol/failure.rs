@@ -56,6 +56,8 @@ pub enum FailureReason {
     DiskFull,
     /// The Docker engine of the machine does not answer, or cannot do what the build needs.
     Engine,
+    /// No machine builds the platform natively, and emulation is forbidden or impossible.
+    Emulation,
     /// A fault of Stagely's own, or one that fits nowhere else.
     Internal,
 }
@@ -104,6 +106,7 @@ impl FailureReason {
             | Self::Superseded
             | Self::DependencyFailed { .. }
             | Self::Provider
+            | Self::Emulation
             | Self::Registry { problem: RegistryProblem::Authentication }
             | Self::Clone {
                 problem:
@@ -156,6 +159,7 @@ impl fmt::Display for FailureReason {
             }
             Self::DiskFull => f.write_str("the machine's disk is full"),
             Self::Engine => f.write_str("the Docker engine of the machine cannot do this build"),
+            Self::Emulation => f.write_str("no machine can build this platform"),
             Self::Internal => f.write_str("an internal error"),
         }
     }

@@ -10,7 +10,10 @@ use serde::{Deserialize, Serialize, Serializer};
 use serde_json::error::Category;
 use thiserror::Error;
 
-use super::{Arch, CommitSha, Digest, FailureReason, ImageRef, Platform, WireId};
+use super::{
+    Arch, CacheMiss, CommitSha, Digest, Emulation, FailureReason, Fingerprint, ImageRef, Platform,
+    WireId,
+};
 
 /// A message that could not be read. It quotes no value of the message, which may be a secret in
 /// the wrong place.
@@ -383,6 +386,16 @@ pub struct Status {
     /// What the user should know although the job went on. Masked.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
+    /// The image is pushed and the agent goes on to export the layer cache. Another STATUS follows
+    /// when that is over; until then the attempt is in HELLO.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub exporting_cache: bool,
+    /// The first step that did not come from the cache, and why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_miss: Option<CacheMiss>,
+    /// What this build was made of, for the next one to compare with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fingerprint: Option<Fingerprint>,
 }
 
 impl Status {
@@ -398,8 +411,21 @@ impl Status {
             error_message: None,
             steps: Vec::new(),
             warnings: Vec::new(),
+            exporting_cache: false,
+            cache_miss: None,
+            fingerprint: None,
         }
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands out a reference to the field")]
+const fn is_false(flag: &bool) -> bool {
+    !*flag
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands out a reference to the field")]
+const fn is_true(flag: &bool) -> bool {
+    *flag
 }
 
 /// One step of a build.
@@ -513,6 +539,26 @@ pub struct BuildConfig {
     /// The agent stops the build after this many seconds. Default: 1800.
     #[serde(default = "default_timeout_seconds")]
     pub timeout_seconds: u64,
+    /// Whether the image is pushed. A warm-up only fills caches. Default: true.
+    #[serde(default = "default_push", skip_serializing_if = "is_true")]
+    pub push: bool,
+    /// `--build-context`: names that the Dockerfile may use in `FROM` and `COPY --from`, each an image
+    /// by digest.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub build_contexts: BTreeMap<String, ImageRef>,
+    /// Whether the build may run under emulation. Default: allow.
+    #[serde(default, skip_serializing_if = "Emulation::is_allowed")]
+    pub emulation: Emulation,
+    /// The steps of the last native run of the same build, to say how much slower emulation was.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub native_steps: Vec<Step>,
+    /// What the build was made of whose cache is imported.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous_fingerprint: Option<Fingerprint>,
+}
+
+const fn default_push() -> bool {
+    true
 }
 
 fn default_dockerfile() -> String {

@@ -227,3 +227,20 @@ impl From<Platform> for String {
         platform.to_string()
     }
 }
+/// Whether a build may run on a machine of another arch, under QEMU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Emulation {
+    /// It may, where no machine of its own arch can be had.
+    #[default]
+    Allow,
+    /// It fails instead.
+    Forbid,
+}
+
+impl Emulation {
+    /// Whether emulation is allowed.
+    pub const fn is_allowed(&self) -> bool {
+        matches!(self, Self::Allow)
+    }
+}

@@ -196,13 +196,13 @@ impl RunArgs {
     async fn run_at(&self, client: &Client, source: Source) -> anyhow::Result<End> {
         let set: BTreeMap<_, _> = self.set.iter().cloned().collect();
         let request = CreateRun {
-            repository: source.repository.clone(),
             reference: source.reference.clone(),
             clone_token: source.clone_token.clone(),
             project: source.project.clone(),
             environment: source.environment.clone(),
             builds: self.builds.clone(),
             set,
+            ..CreateRun::new(source.repository.clone())
         };
         let run = client.create_run(&request).await?;
         if self.detach {

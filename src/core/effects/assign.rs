@@ -32,7 +32,7 @@ impl Effects {
                     message,
                     exit_code: None,
                 };
-                let report = JobReport { outcome, steps: Vec::new(), warnings: Vec::new() };
+                let report = JobReport::new(outcome);
                 let Attempt { job, number } = attempt;
                 Some(Event::JobReported { machine, job, attempt: number, report })
             }
@@ -95,6 +95,9 @@ impl Effects {
             image,
             cache_from,
             cache_to,
+            push,
+            uses: _,
+            emulation,
         } = &job.kind
         else {
             anyhow::bail!("{} is not a build job", job.name);
@@ -119,6 +122,11 @@ impl Effects {
                 cache_from: cache_from.clone(),
                 cache_to: cache_to.clone(),
                 timeout_seconds: job.timeout.as_secs(),
+                push: *push,
+                build_contexts: BTreeMap::new(),
+                emulation: *emulation,
+                native_steps: Vec::new(),
+                previous_fingerprint: None,
             },
             registry_auth,
         })

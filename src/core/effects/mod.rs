@@ -61,6 +61,8 @@ impl Effects {
                 self.sessions.send(machine, CoreMessage::Cancel(cancel));
                 None
             }
+            // Nothing asks for these yet.
+            Effect::Tag { .. } | Effect::DeleteCaches { .. } => None,
             Effect::Disconnect { machine } => {
                 self.sessions.end(machine);
                 None

@@ -1,5 +1,6 @@
 //! Reads a run's `stagely.yaml` at its commit and makes the plan.
 
+use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::future::pending;
 use std::pin::pin;
@@ -157,7 +158,9 @@ fn read_plan(
     let jobs = plan(&manifest, &context, &mut job_ids())
         .map_err(|error| failed(error.reason(), format!("{error:#}")))?;
     let branch = resolved.branch().map(str::to_owned);
-    Ok(PlannedRun { commit: resolved.commit.clone(), branch, jobs })
+    let own_cache_refs = BTreeSet::new();
+    let commit = resolved.commit.clone();
+    Ok(PlannedRun { commit, branch, jobs, skipped: Vec::new(), own_cache_refs })
 }
 
 fn failed(reason: FailureReason, message: impl Display) -> PlanFailure {

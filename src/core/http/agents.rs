@@ -332,6 +332,8 @@ fn event_of(machine: MachineId, attempt: Attempt, status: Status) -> Event {
         outcome,
         steps: steps.map(|step| Step { name: cut(step.name, STEP_CHARS_MAX), ..step }).collect(),
         warnings: warnings.map(|warning| cut(warning, WARNING_CHARS_MAX)).collect(),
+        cache_miss: status.cache_miss,
+        exporting_cache: status.exporting_cache,
     };
     Event::JobReported { machine, job, attempt, report }
 }
@@ -384,6 +386,7 @@ mod tests {
             error_message: Some(long.clone()),
             steps: vec![step; 2_000],
             warnings: vec![long.clone(); 200],
+            ..Status::new(attempt.wire(), StatusState::Failed)
         };
         let event = event_of(MachineId::from_bits(1), attempt, status);
         let Event::JobReported { report, .. } = event else { panic!("{event:?}") };

@@ -1,14 +1,19 @@
 //! What comes in to the state, and what goes out of it.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use stagely_agent::protocol::{Arch, CommitSha, InvalidValue, SystemInfo, WireId};
+use stagely_agent::protocol::{
+    Arch, CommitSha, Digest, ImageRef, InvalidValue, SystemInfo, WireId,
+};
 
-use super::{Environment, JobKind, JobReport, MachineSize, PlanFailure, Project, Run};
-use crate::ids::{JobId, MachineId, RunId};
+use super::{
+    Environment, JobKind, JobReport, MachineSize, PlanFailure, Project, Run, SkippedBuild,
+};
+use crate::ids::{EnvironmentId, JobId, MachineId, RunId};
 
 /// Why something was stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,8 +59,12 @@ pub struct PlannedJob {
     pub name: String,
     /// The build of `stagely.yaml`.
     pub build: String,
+    /// The build's name with its combination of the matrix.
+    pub variant: String,
     /// What it does.
     pub kind: JobKind,
+    /// The reference that its image also gets if its run is the environment's newest.
+    pub tag: Option<ImageRef>,
     /// How big a machine it wants.
     pub size: MachineSize,
     /// Jobs of the same plan that must complete first.
@@ -71,8 +80,19 @@ pub struct PlannedRun {
     pub commit: CommitSha,
     /// A branch that holds it, where one is known.
     pub branch: Option<String>,
-    /// The jobs, at least one.
+    /// The jobs; none where every build was skipped.
     pub jobs: Vec<PlannedJob>,
+    /// The builds that have no jobs.
+    pub skipped: Vec<SkippedBuild>,
+    /// The cache refs that this environment alone writes.
+    pub own_cache_refs: BTreeSet<ImageRef>,
+}
+
+impl PlannedRun {
+    /// A plan of `jobs` alone.
+    pub const fn new(commit: CommitSha, jobs: Vec<PlannedJob>) -> Self {
+        Self { commit, branch: None, jobs, skipped: Vec::new(), own_cache_refs: BTreeSet::new() }
+    }
 }
 
 /// Why no machine was started.
@@ -212,6 +232,30 @@ pub enum Event {
         /// How.
         report: JobReport,
     },
+    /// The outcome of [`Effect::Tag`].
+    ImageTagged {
+        /// The environment.
+        environment: EnvironmentId,
+        /// The build, with its combination of the matrix.
+        variant: String,
+        /// What the reference was to name.
+        digest: Digest,
+        /// Why it does not, for people.
+        result: Result<(), String>,
+    },
+    /// A pull request was closed, or an environment is not wanted any more. Its runs are cancelled and
+    /// its cache refs deleted; a new run opens it again.
+    EnvironmentClosed {
+        /// The environment.
+        environment: EnvironmentId,
+    },
+    /// The outcome of [`Effect::DeleteCaches`].
+    CachesDeleted {
+        /// The environment.
+        environment: EnvironmentId,
+        /// What is gone, or cannot be deleted.
+        refs: BTreeSet<ImageRef>,
+    },
     /// An owner registered a machine.
     StaticMachineAdded {
         /// The machine.
@@ -256,6 +300,21 @@ pub enum Effect {
         /// The machine.
         machine: MachineId,
     },
+    /// Let the run-independent reference of a build name the image that the environment's record says,
+    /// and answer with [`Event::ImageTagged`]. Kept in the outbox; at most one of a build at a time, so
+    /// that the last word in the registry is that of the newest run.
+    Tag {
+        /// The environment.
+        environment: EnvironmentId,
+        /// The build, with its combination of the matrix.
+        variant: String,
+    },
+    /// Delete the cache refs that a closed environment has written, and answer with
+    /// [`Event::CachesDeleted`]. Kept in the outbox.
+    DeleteCaches {
+        /// The environment.
+        environment: EnvironmentId,
+    },
     /// Give the job to the agent. Not kept: if the connection breaks before it arrives, the next
     /// HELLO does not name the job, and it is sent again.
     Assign {
@@ -288,7 +347,11 @@ impl Effect {
     /// Whether the effect waits in the outbox until its outcome comes back.
     pub const fn is_kept(&self) -> bool {
         match self {
-            Self::Plan { .. } | Self::Launch { .. } | Self::Terminate { .. } => true,
+            Self::Plan { .. }
+            | Self::Launch { .. }
+            | Self::Terminate { .. }
+            | Self::Tag { .. }
+            | Self::DeleteCaches { .. } => true,
             Self::Assign { .. } | Self::Cancel { .. } | Self::Disconnect { .. } => false,
         }
     }

@@ -1,9 +1,12 @@
 //! One job of a run: a build of one platform, or the merge of several.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use stagely_agent::protocol::{BuildArgs, Digest, FailureReason, ImageRef, Platform, Step};
+use stagely_agent::protocol::{
+    BuildArgs, CacheMiss, Digest, Emulation, FailureReason, ImageRef, Platform, Step,
+};
 
 use super::{MachineSize, Timestamp};
 use crate::ids::{JobId, MachineId, RunId};
@@ -25,18 +28,49 @@ pub enum JobKind {
         /// Values with their variables filled in. Those that the caller of the run set himself are
         /// not here, since they may be secret.
         build_args: BuildArgs,
-        /// The reference that is pushed.
+        /// The reference that is pushed: of this run alone.
         image: ImageRef,
+        /// Whether it is pushed. A warm-up only fills caches.
+        push: bool,
         /// Where layers are looked for.
         cache_from: Vec<ImageRef>,
         /// Where layers go.
         cache_to: Option<ImageRef>,
+        /// The images of the builds that this one depends on, by the names of those builds.
+        uses: BTreeMap<String, UsedImage>,
+        /// Whether it may run under emulation.
+        emulation: Emulation,
     },
     /// Joins the images of `needs` into one index.
     Merge {
         /// Exactly the platforms that the index must hold.
         platforms: Vec<Platform>,
-        /// The reference of the index.
+        /// The reference of the index: of this run alone.
+        image: ImageRef,
+    },
+}
+
+impl JobKind {
+    /// The reference that is pushed, of this run alone.
+    pub const fn image(&self) -> &ImageRef {
+        match self {
+            Self::Build { image, .. } | Self::Merge { image, .. } => image,
+        }
+    }
+}
+
+/// An image that a build depends on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "from", rename_all = "snake_case")]
+pub enum UsedImage {
+    /// What a job of the same run makes.
+    Job {
+        /// The job.
+        job: JobId,
+    },
+    /// One that is there already, by digest: its build was skipped.
+    Image {
+        /// The image.
         image: ImageRef,
     },
 }
@@ -140,8 +174,14 @@ pub struct Job {
     pub name: String,
     /// The build of `stagely.yaml` that it comes from.
     pub build: String,
+    /// The build's name with its combination of the matrix: `app-node_version-18`. Without a matrix:
+    /// `build`.
+    pub variant: String,
     /// What it does.
     pub kind: JobKind,
+    /// The reference, the same in each run, that its image also gets if this run is the environment's
+    /// newest. Only the last job of a variant has one.
+    pub tag: Option<ImageRef>,
     /// How big a machine it wants.
     pub size: MachineSize,
     /// The jobs that must complete before it starts.
@@ -166,6 +206,14 @@ pub struct Job {
     pub steps: Vec<Step>,
     /// What the user should know.
     pub warnings: Vec<String>,
+    /// The first step that did not come from the cache.
+    pub cache_miss: Option<CacheMiss>,
+    /// Whether its newest attempt has a machine of another arch than its platform's.
+    pub emulated: bool,
+    /// The job whose machine it took over, so that none was launched for it.
+    pub took_over: Option<JobId>,
+    /// The job of an earlier run whose image this one is: it was not built again.
+    pub kept_from: Option<JobId>,
 }
 
 /// How an attempt ended, as its agent reports it.
@@ -198,4 +246,21 @@ pub struct JobReport {
     pub steps: Vec<Step>,
     /// What the user should know.
     pub warnings: Vec<String>,
+    /// The first step that did not come from the cache.
+    pub cache_miss: Option<CacheMiss>,
+    /// The image is pushed, and the agent goes on to export the layer cache. Another report follows.
+    pub exporting_cache: bool,
+}
+
+impl JobReport {
+    /// A report of nothing but the end.
+    pub const fn new(outcome: JobOutcome) -> Self {
+        Self {
+            outcome,
+            steps: Vec::new(),
+            warnings: Vec::new(),
+            cache_miss: None,
+            exporting_cache: false,
+        }
+    }
 }

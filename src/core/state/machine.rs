@@ -78,6 +78,15 @@ impl MachineState {
     }
 }
 
+/// An export of a layer cache that goes on after its job has completed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheExport {
+    /// Whose cache it is.
+    pub attempt: Attempt,
+    /// It is given up after this moment.
+    pub until: Timestamp,
+}
+
 /// One machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Machine {
@@ -96,6 +105,9 @@ pub struct Machine {
     /// What a static machine's agent held at its last HELLO beside its work, and has yet to stop. It
     /// gets nothing new before.
     pub stopping: BTreeSet<Attempt>,
+    /// The layer cache that its agent exports, beside other work, after a job's image was reported. A
+    /// launched machine is kept for it.
+    pub exporting: Option<CacheExport>,
     /// The job that a launched machine was requested for.
     pub requested_for: Option<JobId>,
     /// When its record was made.

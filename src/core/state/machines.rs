@@ -166,6 +166,7 @@ impl Turn<'_> {
             size: MachineSize::default(),
             state: MachineState::Ready,
             stopping: BTreeSet::new(),
+            exporting: None,
             requested_for: None,
             requested_at: self.now,
             lease_until: None,

@@ -30,10 +30,12 @@ pub use event::{
     Attempt, CancelReason, Effect, EffectId, Event, LaunchRefusal, PlannedJob, PlannedRun,
     StopReason,
 };
-pub use job::{Job, JobKind, JobOutcome, JobReport, JobState, LostAttempt};
-pub use machine::{Machine, MachineKind, MachineSize, MachineState};
+pub use job::{Job, JobKind, JobOutcome, JobReport, JobState, LostAttempt, UsedImage};
+pub use machine::{CacheExport, Machine, MachineKind, MachineSize, MachineState};
 pub use records::{Changes, Snapshot, State, Table};
-pub use run::{Environment, PlanFailure, Project, Run, RunState, Trigger};
+pub use run::{
+    Environment, GoodImage, PlanFailure, Project, Run, RunState, SkipReason, SkippedBuild, Trigger,
+};
 pub use schedule::{QueueReason, QueuedJob};
 
 /// A moment, in milliseconds since the Unix epoch.
@@ -71,6 +73,8 @@ pub struct Limits {
     pub job_grace: Duration,
     /// The longest life of a launched machine.
     pub lease: Duration,
+    /// How long a machine is kept for the export of a cache after its image was reported.
+    pub cache_export: Duration,
     /// Runs that are planned at once, over all projects: each has a thread and a checkout.
     pub planned_at_once: usize,
     /// How long the planning of a run may take, over all its tries.

@@ -1,7 +1,9 @@
 //! A project, an environment, and a workflow run: one commit's way through an environment.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use serde::{Deserialize, Serialize};
-use stagely_agent::protocol::{CommitSha, FailureReason};
+use stagely_agent::protocol::{CommitSha, Digest, FailureReason, ImageRef};
 
 use super::{CancelReason, Timestamp};
 use crate::ids::{EnvironmentId, ProjectId, RunId};
@@ -26,6 +28,76 @@ pub struct Environment {
     pub project: ProjectId,
     /// Unique within the project, and a path component of its images: `main`, `pr-7`.
     pub name: String,
+    /// The pull request that it is for.
+    pub pull_request: Option<u64>,
+    /// Whether it is not wanted any more; the next run opens it again.
+    pub closed: bool,
+    /// The newest run that pushes images. Only it moves run-independent tags.
+    pub newest_run: Option<RunId>,
+    /// The newest good image of each build, by the name of the build with its combination.
+    pub images: BTreeMap<String, GoodImage>,
+    /// The cache refs that only this environment writes, and that go when it is closed.
+    pub cache_refs: BTreeSet<ImageRef>,
+}
+
+impl Environment {
+    /// An environment that nothing was built in.
+    pub const fn new(id: EnvironmentId, project: ProjectId, name: String) -> Self {
+        Self {
+            id,
+            project,
+            name,
+            pull_request: None,
+            closed: false,
+            newest_run: None,
+            images: BTreeMap::new(),
+            cache_refs: BTreeSet::new(),
+        }
+    }
+}
+
+/// The newest image of a build in an environment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GoodImage {
+    /// The run that made it.
+    pub run: RunId,
+    /// Of this commit.
+    pub commit: CommitSha,
+    /// The reference that this run pushed.
+    pub image: ImageRef,
+    /// Its digest.
+    pub digest: Digest,
+    /// The reference that is the same in each run.
+    pub tag: ImageRef,
+}
+
+/// A build of `stagely.yaml` that a run does without.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SkippedBuild {
+    /// The build, with its combination of the matrix.
+    pub variant: String,
+    /// Why.
+    pub reason: SkipReason,
+}
+
+/// Why a run does without a build.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum SkipReason {
+    /// Nothing in its `paths` changed since the base commit; the image of the base branch stands in.
+    PathsUnchanged {
+        /// The base branch.
+        base: String,
+        /// The commit that `image` was built of.
+        commit: CommitSha,
+        /// The image, by digest.
+        image: ImageRef,
+    },
+    /// Its `only_branches` does not name the branch.
+    Branch {
+        /// The branch; `None` where none is known.
+        branch: Option<String>,
+    },
 }
 
 /// What caused a run.
@@ -34,6 +106,10 @@ pub struct Environment {
 pub enum Trigger {
     /// A person or a script, through the API.
     Manual,
+    /// A person or a script: an earlier run once more.
+    Rebuild,
+    /// The schedule of `[warm-up]`, or `stagely warm`: only caches are filled.
+    WarmUp,
 }
 
 /// Why a run has no jobs.
@@ -96,6 +172,16 @@ pub struct Run {
     pub requested_ref: Option<String>,
     /// The builds asked for; empty: all.
     pub only_builds: Vec<String>,
+    /// The branch or commit that `paths` are compared with. `None`: the default branch.
+    pub base: Option<String>,
+    /// Whether the commit comes from a fork: then caches are read and never written.
+    pub from_fork: bool,
+    /// The names of the build arguments that the caller set.
+    pub set_names: BTreeSet<String>,
+    /// The run whose completed jobs are kept.
+    pub keeps: Option<RunId>,
+    /// The builds that have no jobs, once they are known.
+    pub skipped: Vec<SkippedBuild>,
     /// The commit, once it is known.
     pub commit: Option<CommitSha>,
     /// A branch that holds the commit, once it is known.
@@ -108,4 +194,35 @@ pub struct Run {
     pub planning_since: Option<Timestamp>,
     /// When it reached its final state.
     pub ended_at: Option<Timestamp>,
+}
+
+impl Run {
+    /// A run of the default branch that was just asked for.
+    pub const fn new(
+        id: RunId,
+        environment: &Environment,
+        repository: String,
+        created_at: Timestamp,
+    ) -> Self {
+        Self {
+            id,
+            project: environment.project,
+            environment: environment.id,
+            trigger: Trigger::Manual,
+            repository,
+            requested_ref: None,
+            only_builds: Vec::new(),
+            base: None,
+            from_fork: false,
+            set_names: BTreeSet::new(),
+            keeps: None,
+            skipped: Vec::new(),
+            commit: None,
+            branch: None,
+            state: RunState::Pending,
+            created_at,
+            planning_since: None,
+            ended_at: None,
+        }
+    }
 }

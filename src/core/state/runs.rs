@@ -49,6 +49,7 @@ impl Turn<'_> {
             run.state = RunState::Building;
             run.commit = Some(plan.commit);
             run.branch = plan.branch;
+            run.skipped = plan.skipped;
         });
         for planned in plan.jobs {
             self.state.insert_job(Job::queued(planned, id, self.now));
@@ -134,7 +135,9 @@ impl Job {
             run,
             name: planned.name,
             build: planned.build,
+            variant: planned.variant,
             kind: planned.kind,
+            tag: planned.tag,
             size: planned.size,
             needs: planned.needs,
             timeout: planned.timeout,
@@ -147,6 +150,10 @@ impl Job {
             ended_at: None,
             steps: Vec::new(),
             warnings: Vec::new(),
+            cache_miss: None,
+            emulated: false,
+            took_over: None,
+            kept_from: None,
         }
     }
 }

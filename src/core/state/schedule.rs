@@ -198,6 +198,7 @@ impl Turn<'_> {
             size: job.size,
             state: MachineState::Requested,
             stopping: BTreeSet::new(),
+            exporting: None,
             requested_for: Some(job.id),
             requested_at: self.now,
             lease_until: Some(self.lease_for(job)),

@@ -57,6 +57,9 @@ impl Turn<'_> {
                 self.add_static_machine(machine, name, arch);
             }
             Event::StaticMachineRemoved { machine } => self.remove_static_machine(machine),
+            Event::ImageTagged { .. }
+            | Event::EnvironmentClosed { .. }
+            | Event::CachesDeleted { .. } => {}
             Event::Forgotten { runs, machines } => self.forget(runs, machines),
         }
     }

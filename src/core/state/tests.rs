@@ -1,9 +1,9 @@
 //! The subtle transitions, one at a time. `tests/simulation` mixes them all.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use stagely_agent::protocol::{Arch, BuildArgs, FailureReason, Platform, SystemInfo};
+use stagely_agent::protocol::{Arch, BuildArgs, Emulation, FailureReason, Platform, SystemInfo};
 
 use super::*;
 use crate::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId};
@@ -28,6 +28,7 @@ impl Core {
             reconnect_grace: Duration::from_mins(2),
             job_grace: Duration::from_mins(1),
             lease: Duration::from_hours(1),
+            cache_export: Duration::from_secs(600),
             planned_at_once: 2,
             planning: Duration::from_mins(10),
             launchable: launchable.iter().copied().collect(),
@@ -73,23 +74,9 @@ impl Core {
         let id = RunId::from_bits(self.id());
         let (project, environment) =
             (ProjectId::from_bits(project), EnvironmentId::from_bits(project));
-        let run = Run {
-            id,
-            project,
-            environment,
-            trigger: Trigger::Manual,
-            repository: String::new(),
-            requested_ref: None,
-            only_builds: Vec::new(),
-            commit: None,
-            branch: None,
-            state: RunState::Pending,
-            created_at: self.now,
-            planning_since: None,
-            ended_at: None,
-        };
+        let environment = Environment::new(environment, project, String::new());
+        let run = Run::new(id, &environment, String::new(), self.now);
         let project = Project { id: project, name: String::new(), repository: String::new() };
-        let environment = Environment { id: environment, project: project.id, name: String::new() };
         self.step(Event::RunRequested { run: Box::new(run), project, environment });
         id
     }
@@ -105,6 +92,9 @@ impl Core {
             image,
             cache_from: Vec::new(),
             cache_to: None,
+            push: true,
+            uses: BTreeMap::new(),
+            emulation: Emulation::Allow,
         };
         self.job(kind, Vec::new())
     }
@@ -121,6 +111,8 @@ impl Core {
             id,
             name: id.to_string(),
             build: "app".to_owned(),
+            variant: "app".to_owned(),
+            tag: None,
             kind,
             size: MachineSize::Medium,
             needs,
@@ -130,7 +122,7 @@ impl Core {
 
     fn plan(&mut self, run: RunId, jobs: &[PlannedJob]) -> Vec<Effect> {
         let commit = "c".repeat(40).parse().unwrap();
-        let plan = PlannedRun { commit, branch: None, jobs: jobs.to_vec() };
+        let plan = PlannedRun::new(commit, jobs.to_vec());
         self.step(Event::RunPlanned { run, plan: Ok(plan) })
     }
 
@@ -183,7 +175,7 @@ impl Core {
         attempt: u32,
         outcome: JobOutcome,
     ) -> Vec<Effect> {
-        let report = JobReport { outcome, steps: Vec::new(), warnings: Vec::new() };
+        let report = JobReport::new(outcome);
         self.step(Event::JobReported { machine, job, attempt, report })
     }
 

@@ -1,0 +1,145 @@
+//! Why a build's layers did not come from the cache, and what the next build compares itself with.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::InvalidValue;
+
+/// The longest [`Fingerprint`], in bytes.
+pub const FINGERPRINT_BYTES_MAX: usize = 768 * 1024;
+
+/// The most changed files that a [`MissCause::Files`] names.
+pub const CHANGED_FILES_MAX: usize = 20;
+
+/// The first step of a build that did not come from the cache. All that follow it in its stage were
+/// built again because of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheMiss {
+    /// As `BuildKit` names it: `[3/5] COPY src ./src`.
+    pub step: String,
+    /// Why, as far as it can be known.
+    pub cause: MissCause,
+}
+
+/// Why a step did not come from the cache.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum MissCause {
+    /// There was no cache to import.
+    NoCache,
+    /// The instruction is new, or not what it was.
+    Instruction,
+    /// These build arguments are not what they were.
+    BuildArgs {
+        /// Their names.
+        names: Vec<String>,
+    },
+    /// The base image is another.
+    BaseImage {
+        /// The reference and digest it had.
+        was: String,
+        /// Those it has.
+        is: String,
+    },
+    /// Files that the step copies are not what they were.
+    Files {
+        /// How many.
+        count: usize,
+        /// The first of them by path, at most [`CHANGED_FILES_MAX`].
+        files: Vec<ChangedFile>,
+    },
+    /// Nothing that Stagely sees is different: the cache does not hold the step any more, or never did.
+    Unknown,
+}
+
+/// A file of the context that is not what it was.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangedFile {
+    /// Relative to the context.
+    pub path: String,
+    /// What became of it.
+    pub change: FileChange,
+}
+
+/// What became of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FileChange {
+    /// It is new.
+    Added,
+    /// Its content or mode is another.
+    Changed,
+    /// It is gone.
+    Removed,
+}
+
+impl fmt::Display for FileChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Added => "added",
+            Self::Changed => "changed",
+            Self::Removed => "removed",
+        })
+    }
+}
+
+impl fmt::Display for MissCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoCache => f.write_str("there is no cache of this build yet"),
+            Self::Instruction => f.write_str("the instruction is new or was changed"),
+            Self::BuildArgs { names } => write!(f, "build arguments changed: {}", names.join(", ")),
+            Self::BaseImage { was, is } => write!(f, "the base image changed from {was} to {is}"),
+            Self::Files { count, files } => {
+                let shown: Vec<String> =
+                    files.iter().map(|file| format!("{} ({})", file.path, file.change)).collect();
+                let more = match count.saturating_sub(files.len()) {
+                    0 => String::new(),
+                    more => format!(" and {more} more"),
+                };
+                write!(f, "copied files are not what they were: {}{more}", shown.join(", "))
+            }
+            Self::Unknown => f.write_str(
+                "instruction, arguments, base image and copied files are what they were, so the \
+                 cache does not hold the step any more",
+            ),
+        }
+    }
+}
+
+/// What a build was made of: digests of its context's files, its instructions, arguments and base
+/// images. Only agents look inside; core keeps it with the cache and gives it back.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct Fingerprint(String);
+
+impl Fingerprint {
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Fingerprint({} bytes)", self.0.len())
+    }
+}
+
+impl TryFrom<String> for Fingerprint {
+    type Error = InvalidValue;
+    fn try_from(text: String) -> Result<Self, InvalidValue> {
+        if text.len() <= FINGERPRINT_BYTES_MAX && text.is_ascii() {
+            Ok(Self(text))
+        } else {
+            Err(InvalidValue::new(&text, "a fingerprint of at most 768 KiB"))
+        }
+    }
+}
+
+impl From<Fingerprint> for String {
+    fn from(fingerprint: Fingerprint) -> Self {
+        fingerprint.0
+    }
+}
