@@ -98,6 +98,13 @@ fn guesses(names: &[String], known: &[String]) -> String {
     names.iter().map(guess).collect::<Vec<_>>().join(", ")
 }
 
+/// The build argument that gives a build the image of `variant`, which it depends on:
+/// `STAGELY_IMAGE_BASE`.
+pub fn image_argument(variant: &str) -> String {
+    let letter = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' };
+    format!("STAGELY_IMAGE_{}", variant.chars().map(letter).collect::<String>())
+}
+
 /// Plans the jobs of a run, in the order of the file; a merge job follows the jobs it needs.
 ///
 /// # Errors
