@@ -48,6 +48,14 @@ impl State {
         })
     }
 
+    fn due_alarms(&self, now: Timestamp) -> Vec<(MachineId, Alarm)> {
+        let alarms = self.live_machines().filter_map(|machine| {
+            let (due, alarm) = self.next_alarm(machine)?;
+            (due <= now).then_some((machine.id, alarm))
+        });
+        alarms.collect()
+    }
+
     fn next_alarm(&self, machine: &Machine) -> Option<(Timestamp, Alarm)> {
         let (requested_at, boot) = (machine.requested_at, self.limits.boot);
         let first = match machine.state {
@@ -126,19 +134,12 @@ impl Turn<'_> {
         for run in planning {
             self.give_up_planning(run);
         }
-        let live: Vec<MachineId> = self.state.live_machines().map(|machine| machine.id).collect();
-        for machine in live {
-            // An export and the work beside it each have a limit of their own.
-            while let Some(alarm) = self.due_alarm(machine) {
-                self.ring(machine, alarm);
+        // An export and the work beside it each have a limit of their own, so once is not always enough.
+        while let due @ [_, ..] = &self.state.due_alarms(now)[..] {
+            for (machine, alarm) in due {
+                self.ring(*machine, *alarm);
             }
         }
-    }
-
-    fn due_alarm(&self, id: MachineId) -> Option<Alarm> {
-        let machine = self.state.machines.get(&id)?;
-        let (due, alarm) = self.state.next_alarm(machine)?;
-        (due <= self.now).then_some(alarm)
     }
 
     fn ring(&mut self, machine: MachineId, alarm: Alarm) {

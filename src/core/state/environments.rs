@@ -68,11 +68,12 @@ impl Turn<'_> {
 impl State {
     /// Whether a machine may still write to the caches of the environment.
     fn is_at_work(&self, environment: EnvironmentId) -> bool {
-        let is_its_own = |job: JobId| {
+        // Of a job that is forgotten already nobody knows whose it was.
+        let may_be_its_own = |job: JobId| {
             let run = self.jobs.get(&job).and_then(|job| self.runs.get(&job.run));
-            run.is_some_and(|run| run.environment == environment)
+            run.is_none_or(|run| run.environment == environment)
         };
-        self.live_machines().flat_map(Machine::jobs).any(is_its_own)
+        self.live_machines().flat_map(Machine::jobs).any(may_be_its_own)
     }
 }
 
