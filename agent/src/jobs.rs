@@ -358,6 +358,108 @@ fn remove(path: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::Stream;
+
+    const JOB: &str = "job_1";
+
+    /// The jobs of an agent whose one job has pushed its image and goes on, after one line.
+    async fn exporting(work_dir: &Path) -> (Jobs, Arc<Spool>) {
+        let place = Workplace {
+            machine: "vm_test".parse().unwrap(),
+            work_dir: work_dir.to_owned(),
+            docker_host: None,
+            grace: Duration::from_secs(1),
+            registry_patience: Duration::ZERO,
+        };
+        let mut jobs = Jobs::recover(place, Arc::default()).unwrap();
+        (&mut jobs.cleaning).await.unwrap();
+        jobs.cleaning = tokio::spawn(async {});
+        let job_id: WireId = JOB.parse().unwrap();
+        let folder = jobs.spool_folder(&job_id);
+        let spool = Arc::new(Spool::create(folder, job_id.clone(), Arc::default()).unwrap());
+        spool.append([(Stream::Stdout, "pushed")]).unwrap();
+        spool.pushed(Status { exporting_cache: true, ..completed() }).unwrap();
+        jobs.known.insert(job_id, Job::new(Arc::clone(&spool), CancellationToken::new(), None));
+        (jobs, spool)
+    }
+
+    fn completed() -> Status {
+        Status::new(JOB.parse().unwrap(), StatusState::Completed)
+    }
+
+    /// The STATUS that is due: whether it is the last.
+    fn status_due(jobs: &mut Jobs) -> Option<bool> {
+        let messages = jobs.due(16).0;
+        let statuses =
+            messages.iter().filter_map(|text| match AgentMessage::parse(text).unwrap() {
+                AgentMessage::Status(status) => Some(!status.exporting_cache),
+                _ => None,
+            });
+        let statuses: Vec<_> = statuses.collect();
+        assert!(statuses.len() <= 1, "{messages:?}");
+        statuses.first().copied()
+    }
+
+    fn acknowledge(jobs: &mut Jobs, lines: u64) {
+        jobs.acknowledge(&LogAck { job_id: JOB.parse().unwrap(), lines });
+    }
+
+    #[tokio::test]
+    async fn two_statuses_come_one_after_the_other_over_lost_connections() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut jobs, spool) = exporting(folder.path()).await;
+        let job_id: WireId = JOB.parse().unwrap();
+        let resumed = [ResumedJob { job_id: job_id.clone(), next_line: 1 }];
+        assert_eq!(status_due(&mut jobs), None);
+        acknowledge(&mut jobs, 1);
+        assert_eq!(status_due(&mut jobs), Some(false));
+        assert_eq!(status_due(&mut jobs), None);
+        // It was not acknowledged: it comes again.
+        jobs.resume(&resumed);
+        assert_eq!(status_due(&mut jobs), Some(false));
+        jobs.status_acknowledged(&job_id);
+        jobs.status_acknowledged(&job_id);
+        assert_eq!((status_due(&mut jobs), jobs.running().len()), (None, 1));
+        jobs.resume(&resumed);
+        assert_eq!(status_due(&mut jobs), None);
+
+        spool.finish(completed()).unwrap();
+        assert_eq!(status_due(&mut jobs), Some(true));
+        jobs.resume(&resumed);
+        assert_eq!((status_due(&mut jobs), jobs.running().len()), (Some(true), 1));
+        jobs.status_acknowledged(&job_id);
+        assert!(jobs.running().is_empty() && !jobs.spool_folder(&job_id).exists());
+    }
+
+    #[tokio::test]
+    async fn an_acknowledgement_of_the_first_status_does_not_end_a_job_that_has_ended_meanwhile() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut jobs, spool) = exporting(folder.path()).await;
+        acknowledge(&mut jobs, 1);
+        assert_eq!(status_due(&mut jobs), Some(false));
+        spool.finish(completed()).unwrap();
+        assert_eq!(status_due(&mut jobs), None);
+        jobs.status_acknowledged(&JOB.parse().unwrap());
+        assert_eq!((status_due(&mut jobs), jobs.running().len()), (Some(true), 1));
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_is_stopped_while_it_exports_leaves_the_end_to_the_next() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut jobs, spool) = exporting(folder.path()).await;
+        let cancel = jobs.known.values().next().unwrap().cancel.clone();
+        let stopped = Arc::clone(&spool);
+        jobs.known.values_mut().next().unwrap().task = Some(tokio::spawn(async move {
+            cancel.cancelled().await;
+            stopped.finish(completed()).unwrap();
+        }));
+        jobs.stop_all().await;
+        assert!(spool.is_finished());
+        let mut jobs = Jobs::recover(jobs.place.clone(), Arc::default()).unwrap();
+        assert_eq!(jobs.running().len(), 1);
+        jobs.resume(&[ResumedJob { job_id: JOB.parse().unwrap(), next_line: 1 }]);
+        assert_eq!(status_due(&mut jobs), Some(true));
+    }
 
     #[test]
     fn an_agent_killed_while_it_cleared_up_hinders_no_later_one() {

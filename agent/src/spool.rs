@@ -621,6 +621,75 @@ mod tests {
         assert!(matches!(error, SpoolError::NoLine { wanted: 2, first: 0, end: 1 }), "{error}");
     }
 
+    /// What is reported while the cache is exported.
+    fn pushed() -> Status {
+        let status = Status::new(job(), StatusState::Completed);
+        Status { exporting_cache: true, exit_code: Some(0), ..status }
+    }
+
+    #[test]
+    fn a_pushed_image_is_reported_before_the_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let spool = spool(folder.path());
+        spool.append([(Stream::Stdout, "pushed")]).unwrap();
+        spool.pushed(pushed()).unwrap();
+        spool.append([(Stream::Stdout, "exporting")]).unwrap();
+        assert!(spool.is_batch_due() && spool.is_pushed() && spool.status_due().is_none());
+        spool.acknowledge(1);
+        assert_eq!(spool.status_due(), Some(pushed()));
+        spool.acknowledge_pushed();
+        assert!(spool.status_due().is_none() && !spool.is_finished());
+        spool.finish(end()).unwrap();
+        assert!(spool.status_due().is_none() && !spool.is_pushed());
+        spool.acknowledge(2);
+        assert_eq!(spool.status_due(), Some(end()));
+    }
+
+    #[test]
+    fn an_end_that_comes_early_makes_the_first_report_needless() {
+        let folder = tempfile::tempdir().unwrap();
+        let spool = spool(folder.path());
+        spool.pushed(pushed()).unwrap();
+        spool.finish(end()).unwrap();
+        assert_eq!(spool.status_due(), Some(end()));
+    }
+
+    #[test]
+    fn a_crash_while_the_cache_is_exported_leaves_a_completed_job() {
+        for acknowledged in 0..=3 {
+            let folder = tempfile::tempdir().unwrap();
+            let first = spool(folder.path());
+            first.append([(Stream::Stdout, "pushed")]).unwrap();
+            first.pushed(pushed()).unwrap();
+            first.append([(Stream::Stdout, "exporting"), (Stream::Stdout, "more")]).unwrap();
+            first.acknowledge(acknowledged);
+            drop(first);
+
+            let spool = Spool::recover(folder.path().join("job_1"), job(), Arc::default());
+            let spool = spool.unwrap().unwrap();
+            spool.resume(acknowledged).unwrap();
+            let left = spool.next_batch().unwrap().map(|batch| texts(&batch)).unwrap_or_default();
+            assert_eq!(
+                left,
+                ["pushed", "exporting", "more"][usize::try_from(acknowledged).unwrap()..]
+            );
+            spool.acknowledge(3);
+            let end = Status { exporting_cache: false, ..pushed() };
+            assert_eq!(spool.status_due(), Some(end));
+        }
+    }
+
+    #[test]
+    fn a_log_that_is_given_up_fails_no_job_whose_image_is_pushed() {
+        let folder = tempfile::tempdir().unwrap();
+        let spool = spool(folder.path());
+        spool.append([(Stream::Stdout, "a")]).unwrap();
+        spool.pushed(pushed()).unwrap();
+        spool.give_up(&SpoolError::DiskFull);
+        spool.finish(pushed()).unwrap();
+        assert_eq!(spool.status_due(), Some(Status { exporting_cache: false, ..pushed() }));
+    }
+
     #[test]
     fn a_log_that_is_given_up_fails_its_job_whatever_that_reports() {
         let folder = tempfile::tempdir().unwrap();

@@ -27,13 +27,23 @@ fn setting(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: these tests need a registry"))
 }
 
-/// Keeps lines in memory.
+/// Keeps what a job says in memory.
 #[derive(Default)]
-struct Lines(Mutex<Vec<String>>);
+struct Lines {
+    text: Mutex<Vec<String>>,
+    /// What was reported before the end.
+    pushed: Mutex<Option<Status>>,
+}
 
 impl LineSink for Lines {
     fn append(&self, lines: &[(Stream, String)]) -> Result<(), SpoolError> {
-        self.0.lock().unwrap().extend(lines.iter().map(|(_, line)| line.clone()));
+        self.text.lock().unwrap().extend(lines.iter().map(|(_, line)| line.clone()));
+        Ok(())
+    }
+
+    fn pushed(&self, status: Status) -> Result<(), SpoolError> {
+        let former = self.pushed.lock().unwrap().replace(status);
+        assert_eq!(former, None, "a job pushes once");
         Ok(())
     }
 }
@@ -133,7 +143,7 @@ impl Setup {
     }
 
     fn log(&self) -> String {
-        self.lines.0.lock().unwrap().join("\n")
+        self.lines.text.lock().unwrap().join("\n")
     }
 
     async fn log_has(&self, text: &str) {
@@ -430,7 +440,7 @@ async fn every_line_arrives_or_the_user_is_told() {
     let setup = Setup::new("lines");
     // Of a build that fails, too: its log is the one that people read.
     for (end, state) in [(0, StatusState::Completed), (5, StatusState::Failed)] {
-        setup.lines.0.lock().unwrap().clear();
+        setup.lines.text.lock().unwrap().clear();
         let dockerfile = format!(
             "FROM debian:13-slim\nRUN : {}; seq -f 'line %.0f' 200000; exit {end}\n",
             setup.name
@@ -482,7 +492,7 @@ async fn a_machine_that_is_too_busy_for_the_report_has_built_all_the_same() {
     let message = setup.build(&[("Dockerfile", &dockerfile)], json!({}));
     let sink = Arc::new(SlowLines::default());
     let status = setup.run_to(message, REGISTRY_PATIENCE, sink.clone()).await;
-    let log = sink.0.0.lock().unwrap().join("\n");
+    let log = sink.0.text.lock().unwrap().join("\n");
     assert_eq!(status.state, StatusState::Completed, "{status:?}\n{log}");
     assert!(status.digest.is_some());
     assert!(status.warnings[0].contains("too busy"), "{:?}", status.warnings);
