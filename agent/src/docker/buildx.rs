@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::classify::build_failure;
 use super::progress::{Event, FailedStep, Progress, RawJson};
-use super::{DockerCommand, abandoned};
+use super::{BaseImage, DockerCommand, abandoned};
 use crate::job::JobLog;
 use crate::mask::is_secret_name;
 use crate::paths::BuildPaths;
@@ -50,6 +50,10 @@ pub struct BuildOutcome {
     pub digest: Digest,
     /// The steps.
     pub steps: Vec<Step>,
+    /// The images that it used.
+    pub base_images: Vec<BaseImage>,
+    /// Whether any cache could be imported.
+    pub cache_found: bool,
 }
 
 /// A build without an image.
@@ -123,7 +127,12 @@ pub async fn build(
         return Err(reader.into_error(status.code()));
     }
     let digest = read_digest(&metadata).ok_or(BuildError::NoDigest)?;
-    Ok(BuildOutcome { digest, steps: reader.progress.steps() })
+    Ok(BuildOutcome {
+        digest,
+        steps: reader.progress.steps(),
+        base_images: reader.progress.base_images(),
+        cache_found: reader.progress.cache_found(),
+    })
 }
 
 fn invocation(request: &BuildRequest<'_>, metadata: &PathBuf) -> Invocation {

@@ -72,7 +72,7 @@ pub(super) async fn perform(
     ));
     let export_cache = engine.containerd_store;
     let request = BuildRequest { docker, config, paths: &paths, export_cache, folder, log };
-    let BuildOutcome { digest, steps } = build_until_pushed(&request, stop).await?;
+    let BuildOutcome { digest, steps, .. } = build_until_pushed(&request, stop).await?;
     Ok(Outcome { image: config.target_image.clone(), digest, steps })
 }
 
