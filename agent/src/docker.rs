@@ -8,6 +8,10 @@ mod engine;
 mod login;
 mod merge;
 mod progress;
+mod vertex;
+
+#[cfg(test)]
+mod recorded;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -17,6 +21,8 @@ pub use self::emulation::{EmulationError, await_emulation};
 pub use self::engine::{Engine, emulated_platforms, version_within};
 pub use self::login::{LoginError, create_config, login};
 pub use self::merge::{MergeError, merge};
+pub(crate) use self::vertex::StepName;
+pub use self::vertex::{BaseImage, BaseUser};
 
 use crate::process::Invocation;
 use crate::protocol::WireId;

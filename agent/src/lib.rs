@@ -19,10 +19,11 @@ pub mod job;
 pub mod spool;
 
 pub mod docker;
+pub mod fingerprint;
 pub mod git;
 pub mod paths;
 
-mod mask;
+pub mod mask;
 mod process;
 
 pub use process::MACHINE_VARIABLE;

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::classify::build_failure;
 use super::progress::{Event, FailedStep, Progress, RawJson};
-use super::{DockerCommand, abandoned};
+use super::{BaseImage, DockerCommand, abandoned};
 use crate::job::JobLog;
 use crate::mask::is_secret_name;
 use crate::paths::BuildPaths;
@@ -62,6 +62,10 @@ pub struct BuildOutcome {
     pub digest: Option<Digest>,
     /// The steps.
     pub steps: Vec<Step>,
+    /// The images that it used.
+    pub base_images: Vec<BaseImage>,
+    /// Whether any cache could be imported.
+    pub cache_found: bool,
 }
 
 /// A build without an image.
@@ -130,7 +134,12 @@ pub async fn build(
         Product::Image => Some(read_digest(&metadata).ok_or(BuildError::NoDigest)?),
         Product::Cache => None,
     };
-    Ok(BuildOutcome { digest, steps: reader.progress.steps() })
+    Ok(BuildOutcome {
+        digest,
+        steps: reader.progress.steps(),
+        base_images: reader.progress.base_images(),
+        cache_found: reader.progress.cache_found(),
+    })
 }
 
 /// Exports the layer cache of what [`build`] has pushed. The log has no word of it but the client's

@@ -10,6 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 
+use super::vertex::{BaseImage, StepName};
 use crate::mask::{MaskedStream, Masker};
 use crate::protocol::{LINE_BYTES_MAX, Step, Stream};
 
@@ -18,6 +19,9 @@ const OBJECT_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// What `BuildKit` writes where it drops output.
 const CLIP_MARK: &str = "[output clipped, log limit ";
+
+/// How `BuildKit` names the import of a cache.
+const CACHE_IMPORT: &str = "importing cache manifest from ";
 
 /// The failing step's last lines that are kept for the error message.
 const TAIL_LINES: usize = 20;
@@ -303,7 +307,8 @@ impl Progress {
         lines.extend(self.texts.drain(..).map(|text| (Stream::Stderr, text)));
     }
 
-    /// The steps of the Dockerfile that have ended, in `BuildKit`'s order.
+    /// The steps of the Dockerfile that have ended, in `BuildKit`'s order. FROM is none: no cache holds
+    /// it, and a build whose steps all come from the cache counts as such.
     pub(super) fn steps(&self) -> Vec<Step> {
         let known = self.order.iter().filter_map(|digest| self.known.get(digest));
         known
@@ -314,6 +319,17 @@ impl Progress {
                 cached: vertex.cached,
             })
             .collect()
+    }
+
+    /// The images that the build used.
+    pub(super) fn base_images(&self) -> Vec<BaseImage> {
+        self.known.values().filter_map(|vertex| BaseImage::parse(&vertex.name)).collect()
+    }
+
+    /// Whether any cache could be imported.
+    pub(super) fn cache_found(&self) -> bool {
+        let mut imports = self.known.values().filter(|it| it.name.starts_with(CACHE_IMPORT));
+        imports.any(|vertex| vertex.ended && vertex.error.is_empty())
     }
 
     /// The names of the vertexes that have begun and not ended.
@@ -515,7 +531,7 @@ fn take_lines(
 
 /// `[2/5] RUN …` is a step of the Dockerfile; `[internal] …`, `[auth] …` and `exporting …` are not.
 fn is_step(name: &str) -> bool {
-    name.starts_with('[') && !name.starts_with("[internal]") && !name.starts_with("[auth]")
+    StepName::parse(name).is_some_and(|step| step.is_cacheable())
 }
 
 fn seconds_between(from: Option<SystemTime>, to: SystemTime) -> f64 {
@@ -605,7 +621,7 @@ mod tests {
             assert_eq!(failed.tail.len(), 4);
             assert!(progress.is_clipped());
             let cached: Vec<_> = progress.steps().iter().map(|step| step.cached).collect();
-            assert_eq!(cached, [true, false]);
+            assert_eq!(cached, [false]);
         }
     }
 

@@ -1,9 +1,11 @@
 //! A BUILD job: clone, log in, build, push; and export the layer cache.
 
+use std::io;
 use std::path::Path;
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
+use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
@@ -12,10 +14,13 @@ use super::{JobError, JobLog, Outcome};
 use crate::docker::{
     self, BuildError, BuildOutcome, BuildRequest, DockerCommand, EmulationError, Engine,
 };
+use crate::fingerprint::{Inputs, cache_miss};
 use crate::git::{self, CloneError};
 use crate::paths::{self, BuildPaths, PathError};
 use crate::process::ProcessError;
-use crate::protocol::{Build, BuildConfig, FailureReason, Step, slow_down};
+use crate::protocol::{
+    Build, BuildArgs, BuildConfig, CacheMiss, FailureReason, Fingerprint, Step, slow_down,
+};
 
 /// Exporting a cache may take this long. What it pushes, the next build need not make.
 const EXPORT_LIMIT: Duration = Duration::from_mins(10);
@@ -92,7 +97,10 @@ pub(super) async fn perform(
     let started = Instant::now();
     let containerd_store = engine.containerd_store;
     let request = BuildRequest { docker, config, paths: &paths, containerd_store, folder, log };
-    let BuildOutcome { digest, steps } = build_until_pushed(&request, stop).await?;
+    let inputs = read_inputs(&paths, &config.build_args);
+    let outcome = build_until_pushed(&request, stop).await?;
+    let (cache_miss, fingerprint) = explain(inputs, config, &outcome).await;
+    let BuildOutcome { digest, steps, .. } = outcome;
     if let Some(warning) = emulated {
         say_how_slow(config, &warning, &steps, log);
     }
@@ -101,8 +109,8 @@ pub(super) async fn perform(
         pushed: digest.map(|digest| (config.target_image.clone(), digest)),
         duration: started.elapsed(),
         steps,
-        cache_miss: None,
-        fingerprint: None,
+        cache_miss,
+        fingerprint,
         to_export: to_export.then(|| CacheExport { config: config.clone(), paths }),
     })
 }
@@ -200,6 +208,31 @@ fn say_how_slow(config: &BuildConfig, warning: &str, steps: &[Step], log: &JobLo
         let measured = format!("{warning} ({factor:.1} times as long as without emulation)");
         log.warn_better(warning, &measured);
     }
+}
+
+/// Reads what the build is made of, beside the build.
+fn read_inputs(paths: &BuildPaths, args: &BuildArgs) -> JoinHandle<io::Result<Inputs>> {
+    let (paths, args) = (paths.clone(), args.clone());
+    spawn_blocking(move || Inputs::read(&paths.context, &paths.dockerfile, &args))
+}
+
+/// Why not all steps came from the cache, and what the next build compares itself with. Neither is
+/// worth failing for.
+async fn explain(
+    inputs: JoinHandle<io::Result<Inputs>>,
+    config: &BuildConfig,
+    outcome: &BuildOutcome,
+) -> (Option<CacheMiss>, Option<Fingerprint>) {
+    let Ok(Ok(mut inputs)) = inputs.await else { return (None, None) };
+    let previous = config.previous_fingerprint.clone();
+    let (images, steps) = (outcome.base_images.clone(), outcome.steps.clone());
+    let cache_found = outcome.cache_found;
+    let explained = spawn_blocking(move || {
+        inputs.add_images(&images);
+        let previous = previous.as_ref().and_then(Inputs::open);
+        (cache_miss(previous.as_ref(), &inputs, &steps, cache_found), inputs.seal())
+    });
+    explained.await.unwrap_or_default()
 }
 
 async fn build_until_pushed(

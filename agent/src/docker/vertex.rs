@@ -1,0 +1,129 @@
+//! What the names of `BuildKit`'s vertexes say.
+//!
+//! Source: `BuildKit`, `frontend/dockerfile/dockerfile2llb` (`prefixCommand`).
+
+/// `[linux/amd64 builder 2/6] RUN make`: an instruction of the Dockerfile, or its FROM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct StepName<'a> {
+    /// The stage's own name or `stage-N`; empty where the Dockerfile has one stage.
+    pub(crate) stage: &'a str,
+    /// Its place in the stage, from 1. FROM counts if it names an image of a registry.
+    pub(crate) number: u32,
+    /// `RUN`.
+    pub(crate) keyword: &'a str,
+    /// What follows, with the values of variables in their places.
+    pub(crate) text: &'a str,
+}
+
+impl<'a> StepName<'a> {
+    /// `[internal] …`, `[auth] …`, `[context …] …` and `exporting …` are none.
+    pub(crate) fn parse(name: &'a str) -> Option<Self> {
+        let (place, instruction) = name.strip_prefix('[')?.split_once("] ")?;
+        let (before, count) = place.rsplit_once(' ').unwrap_or(("", place));
+        let (number, total) = count.split_once('/')?;
+        let (number, _) = (number.parse().ok()?, total.parse::<u32>().ok()?);
+        // Before the stage there may be its platform; a stage's name has no slash.
+        let stage = before.rsplit(' ').next().filter(|word| !word.contains('/')).unwrap_or("");
+        let (keyword, text) = instruction.split_once(' ').unwrap_or((instruction, ""));
+        Some(Self { stage, number, keyword, text })
+    }
+
+    /// Whether it is a step that a cache may hold. An image that a stage begins with is none.
+    pub(crate) fn is_cacheable(&self) -> bool {
+        self.keyword != "FROM"
+    }
+}
+
+/// An image that a build used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BaseImage {
+    /// Who uses it.
+    pub user: BaseUser,
+    /// Without digest, `docker.io/library/busybox:latest`.
+    pub reference: String,
+    /// `sha256:…`
+    pub digest: String,
+}
+
+/// Who uses a [`BaseImage`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BaseUser {
+    /// The stage of this name in steps begins with it.
+    Stage(String),
+    /// The named context is this image.
+    Context(String),
+    /// `BuildKit` did not say. Several stages, or COPY.
+    Some,
+}
+
+impl BaseImage {
+    /// Reads a vertex's name.
+    pub(super) fn parse(name: &str) -> Option<Self> {
+        let (user, image) = if let Some(image) = name.strip_prefix("FROM ") {
+            (BaseUser::Some, image)
+        } else if let Some(context) = name.strip_prefix("[context ") {
+            let (context, image) = context.split_once("] ")?;
+            (BaseUser::Context(context.to_owned()), image)
+        } else {
+            let step = StepName::parse(name).filter(|step| !step.is_cacheable())?;
+            (BaseUser::Stage(step.stage.to_owned()), step.text)
+        };
+        let (reference, digest) = image.split_once('@')?;
+        if reference.contains(' ') || digest.contains(' ') {
+            return None;
+        }
+        Some(Self { user, reference: reference.to_owned(), digest: digest.to_owned() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_steps_are_taken_apart() {
+        let parts =
+            |name| StepName::parse(name).map(|it| (it.stage, it.number, it.keyword, it.text));
+        assert_eq!(parts("[2/5] RUN make a b"), Some(("", 2, "RUN", "make a b")));
+        assert_eq!(parts("[stage-1 3/4] COPY . ."), Some(("stage-1", 3, "COPY", ". .")));
+        let cross = parts("[linux/amd64->arm64 tools 12/13] WORKDIR /w");
+        assert_eq!(cross, Some(("tools", 12, "WORKDIR", "/w")));
+        assert_eq!(parts("[linux/arm64 2/3] RUN true"), Some(("", 2, "RUN", "true")));
+        for other in [
+            "[internal] load build context",
+            "[auth] sharing credentials for 127.0.0.1:5000",
+            "[context other] docker.io/library/busybox@sha256:00",
+            "FROM docker.io/library/busybox:latest@sha256:00",
+            "exporting to image",
+        ] {
+            assert_eq!(parts(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn base_images_are_read_in_all_their_forms() {
+        let base = |user, reference: &str| {
+            Some(BaseImage {
+                user,
+                reference: reference.to_owned(),
+                digest: "sha256:00".to_owned(),
+            })
+        };
+        let busybox = "docker.io/library/busybox:latest";
+        assert_eq!(
+            BaseImage::parse(&format!("[tools 1/2] FROM {busybox}@sha256:00")),
+            base(BaseUser::Stage("tools".to_owned()), busybox)
+        );
+        assert_eq!(
+            BaseImage::parse(&format!("FROM {busybox}@sha256:00")),
+            base(BaseUser::Some, busybox)
+        );
+        assert_eq!(
+            BaseImage::parse("[context other] docker.io/library/busybox@sha256:00"),
+            base(BaseUser::Context("other".to_owned()), "docker.io/library/busybox")
+        );
+        let metadata = "[context other] load metadata for docker.io/library/busybox@sha256:00";
+        assert_eq!(BaseImage::parse(metadata), None);
+        assert_eq!(BaseImage::parse("[2/5] RUN echo a@b"), None);
+    }
+}

@@ -1,0 +1,301 @@
+//! Digests of the files that a build can copy from its context.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use super::patterns::Ignore;
+use crate::protocol::{ChangedFile, FileChange};
+
+/// The most files that are known one by one; of more, folders are.
+const FILES_MAX: usize = 50_000;
+
+/// The most files that are looked at at all.
+const FILES_READ_MAX: usize = 400_000;
+
+/// The most bytes that are read: some seconds of work. Of a larger context nothing is known.
+const BYTES_READ_MAX: u64 = 4 * 1024 * 1024 * 1024;
+
+/// The first bytes of a SHA-256. They tell a change, not an attack.
+pub(super) type Short = [u8; 8];
+
+/// Digests `parts`, so that no two lists of parts are the same text.
+pub(super) fn short<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Short {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    cut(hash)
+}
+
+fn cut(hash: Sha256) -> Short {
+    let mut short = Short::default();
+    short.copy_from_slice(&hash.finalize()[..8]);
+    short
+}
+
+/// How closely a context is known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+enum Detail {
+    /// Each file. Git's own folder is one entry.
+    Files,
+    /// Each folder with the files right in it.
+    Folders,
+    /// Each folder of the context with all that is below it.
+    TopFolders,
+    /// Not at all.
+    #[default]
+    Nothing,
+}
+
+/// A context. Names of folders end in `/`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Files {
+    detail: Detail,
+    digests: BTreeMap<String, Short>,
+}
+
+impl Files {
+    /// Reads `context` without what `ignore` keeps out.
+    pub(super) fn read(context: &Path, ignore: &Ignore) -> io::Result<Self> {
+        let mut found = Vec::new();
+        if !walk(context, ignore, &mut found)? {
+            return Ok(Self::default());
+        }
+        let mut files = Self { detail: Detail::Files, digests: digest_all(context, &found)? };
+        files.fold(|path| path.starts_with(".git/").then(|| ".git/".to_owned()));
+        if files.digests.len() > FILES_MAX {
+            files.coarsen();
+        }
+        Ok(files)
+    }
+
+    /// Forgets the finest of what is known. `false`: nothing was left to forget.
+    pub(super) fn coarsen(&mut self) -> bool {
+        match self.detail {
+            Detail::Files => {
+                self.detail = Detail::Folders;
+                self.fold(|path| match path.rsplit_once('/') {
+                    Some((_, "")) => None,
+                    Some((folder, _)) => Some(format!("{folder}/")),
+                    None => Some("./".to_owned()),
+                });
+            }
+            Detail::Folders => {
+                self.detail = Detail::TopFolders;
+                self.fold(|path| path.split_once('/').map(|(top, _)| format!("{top}/")));
+            }
+            Detail::TopFolders => *self = Self::default(),
+            Detail::Nothing => return false,
+        }
+        true
+    }
+
+    /// Joins the entries for which `folder` gives the same name.
+    fn fold(&mut self, folder: impl Fn(&str) -> Option<String>) {
+        let mut folders: BTreeMap<String, Vec<(String, Short)>> = BTreeMap::new();
+        let mut kept = BTreeMap::new();
+        for (path, digest) in std::mem::take(&mut self.digests) {
+            match folder(&path) {
+                Some(folder) => folders.entry(folder).or_default().push((path, digest)),
+                None => _ = kept.insert(path, digest),
+            }
+        }
+        for (folder, entries) in folders {
+            let parts = entries.iter().flat_map(|(path, digest)| [path.as_bytes(), digest]);
+            kept.insert(folder, short(parts));
+        }
+        self.digests = kept;
+    }
+
+    /// The files that `is_meant` and that differ, by path.
+    pub(super) fn changes(
+        previous: &Self,
+        current: &Self,
+        is_meant: impl Fn(&str) -> bool,
+    ) -> Vec<ChangedFile> {
+        let (mut was, mut is) = (previous.clone(), current.clone());
+        while was.detail != is.detail {
+            if was.detail < is.detail {
+                was.coarsen()
+            } else {
+                is.coarsen()
+            };
+        }
+        let change = |path: &String| match (was.digests.get(path), is.digests.get(path)) {
+            (None, _) => Some(FileChange::Added),
+            (_, None) => Some(FileChange::Removed),
+            (was, is) => (was != is).then_some(FileChange::Changed),
+        };
+        let mut changes: Vec<ChangedFile> = Vec::new();
+        let removed = was.digests.keys().filter(|path| !is.digests.contains_key(*path));
+        for path in is.digests.keys().chain(removed) {
+            if let Some(change) = change(path)
+                && is_meant(path)
+            {
+                changes.push(ChangedFile { path: path.clone(), change });
+            }
+        }
+        changes.sort_unstable_by(|one, other| one.path.cmp(&other.path));
+        changes
+    }
+}
+
+/// A file or symlink, by its path in the context.
+struct Found {
+    path: PathBuf,
+    is_link: bool,
+    is_executable: bool,
+}
+
+/// Appends what is in `context` to `found`. `false`: it is too much.
+fn walk(context: &Path, ignore: &Ignore, found: &mut Vec<Found>) -> io::Result<bool> {
+    let mut folders = vec![PathBuf::new()];
+    let mut bytes = 0_u64;
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(context.join(&folder))? {
+            let entry = entry?;
+            let path = folder.join(entry.file_name());
+            let kind = entry.file_type()?;
+            let is_ignored = ignore.ignores(&path.to_string_lossy());
+            if kind.is_dir() && (!is_ignored || ignore.has_exceptions()) {
+                folders.push(path);
+            } else if !is_ignored && (kind.is_file() || kind.is_symlink()) {
+                let metadata = entry.metadata()?;
+                bytes = bytes.saturating_add(metadata.len());
+                let is_executable = metadata.permissions().mode() & 0o111 != 0;
+                found.push(Found { path, is_link: kind.is_symlink(), is_executable });
+            }
+            if found.len() > FILES_READ_MAX || bytes > BYTES_READ_MAX {
+                return Ok(false);
+            }
+        }
+    }
+    Ok(true)
+}
+
+/// Reads all files, several at a time.
+fn digest_all(context: &Path, found: &[Found]) -> io::Result<BTreeMap<String, Short>> {
+    let threads = thread::available_parallelism().map_or(1, |count| count.get().min(8));
+    let next = AtomicUsize::new(0);
+    let all = Mutex::new(Ok(BTreeMap::new()));
+    let work = || {
+        let mut own = Vec::new();
+        let result = loop {
+            let Some(file) = found.get(next.fetch_add(1, Ordering::Relaxed)) else { break Ok(()) };
+            match digest(context, file) {
+                Ok(digest) => own.push((file.path.to_string_lossy().into_owned(), digest)),
+                Err(error) => break Err(error),
+            }
+        };
+        let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
+        match (result, &mut *all) {
+            (Err(error), _) => *all = Err(error),
+            (Ok(()), Ok(all)) => all.extend(own),
+            (Ok(()), Err(_)) => {}
+        }
+    };
+    thread::scope(|scope| (0..threads).for_each(|_| _ = scope.spawn(work)));
+    all.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn digest(context: &Path, file: &Found) -> io::Result<Short> {
+    let path = context.join(&file.path);
+    let mut hash = Sha256::new();
+    if file.is_link {
+        hash.update(b"l");
+        hash.update(fs::read_link(path)?.as_os_str().as_bytes());
+        return Ok(cut(hash));
+    }
+    hash.update(if file.is_executable { b"x" } else { b"f" });
+    let (mut open, mut buffer) = (File::open(path)?, vec![0; 64 * 1024]);
+    loop {
+        match open.read(&mut buffer)? {
+            0 => return Ok(cut(hash)),
+            count => hash.update(&buffer[..count]),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+    use std::time::Instant;
+
+    use super::*;
+    use FileChange::{Added, Changed, Removed};
+
+    fn changes(was: &Files, is: &Files) -> Vec<(String, FileChange)> {
+        let changes = Files::changes(was, is, |_| true);
+        changes.into_iter().map(|file| (file.path, file.change)).collect()
+    }
+
+    #[test]
+    fn content_mode_and_targets_count_and_ignored_files_do_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |path: &str| folder.path().join(path);
+        fs::create_dir_all(at("src/deep")).unwrap();
+        fs::create_dir_all(at(".git/objects")).unwrap();
+        for path in ["src/a.c", "src/deep/b.c", "run", "gone", "debug.log", ".git/objects/1"] {
+            fs::write(at(path), "one").unwrap();
+        }
+        symlink("src/a.c", at("link")).unwrap();
+        let ignore = Ignore::parse("*.log\n");
+        let read = || Files::read(folder.path(), &ignore).unwrap();
+        let was = read();
+        fs::write(at("src/deep/b.c"), "two").unwrap();
+        fs::set_permissions(at("run"), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::remove_file(at("gone")).unwrap();
+        fs::write(at("debug.log"), "two").unwrap();
+        fs::write(at("src/new"), "").unwrap();
+        fs::remove_file(at("link")).unwrap();
+        symlink("src/b.c", at("link")).unwrap();
+        fs::write(at(".git/objects/2"), "").unwrap();
+        let mut is = read();
+        let expected = [
+            (".git/", Changed),
+            ("gone", Removed),
+            ("link", Changed),
+            ("run", Changed),
+            ("src/deep/b.c", Changed),
+            ("src/new", Added),
+        ];
+        assert_eq!(changes(&was, &is), expected.map(|(path, change)| (path.to_owned(), change)));
+
+        // One of them known less closely, whichever.
+        is.coarsen();
+        let folders = ["./", ".git/", "src/", "src/deep/"];
+        assert_eq!(changes(&was, &is), folders.map(|path| (path.to_owned(), Changed)));
+        let mut coarse = was.clone();
+        coarse.coarsen();
+        coarse.coarsen();
+        let tops = ["./", ".git/", "src/"];
+        assert_eq!(changes(&coarse, &is), tops.map(|path| (path.to_owned(), Changed)));
+        assert_eq!(changes(&coarse, &was), []);
+        assert_eq!(changes(&Files::default(), &is), []);
+    }
+
+    #[test]
+    fn a_large_context_is_read_quickly() {
+        let folder = tempfile::tempdir().unwrap();
+        for number in 0..6_000 {
+            let path = folder.path().join(format!("d{}", number % 100));
+            fs::create_dir_all(&path).unwrap();
+            fs::write(path.join(format!("f{number}")), vec![7; 16 * 1024]).unwrap();
+        }
+        let started = Instant::now();
+        let files = Files::read(folder.path(), &Ignore::default()).unwrap();
+        println!("6,000 files of 16 KiB: {:?}", started.elapsed());
+        assert_eq!(files.digests.len(), 6_000);
+    }
+}

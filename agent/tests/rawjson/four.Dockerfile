@@ -1,0 +1,5 @@
+FROM other AS only
+ENV A=b
+COPY . .
+RUN true
+SHELL ["/bin/ash", "-c"]
