@@ -51,6 +51,7 @@ use self::intake::Intake;
 use self::logs::{LogSettings, LogStore};
 use self::orchestrator::{Orchestrator, now};
 use self::records::{Records, SharedRecords};
+use self::registry::Registry;
 use self::retention::Retention;
 use self::secrets::{Keyring, random_token};
 use self::sessions::Sessions;
@@ -220,6 +221,9 @@ impl Parts {
             records: records.clone(),
             sessions: sessions.clone(),
             secrets: secrets.clone(),
+            store: self.store.clone(),
+            registry: Registry::new(self.config.registry.clone())
+                .context("cannot set up TLS for the registry")?,
             provider: provider.clone(),
             scratch: data_dir.join(SCRATCH),
             disk: disk.clone(),
