@@ -39,7 +39,7 @@ impl Effects {
                         continue;
                     }
                     Err(error) => {
-                        warn!(%cache, %error, "a cache is not deleted; delete it by hand")
+                        warn!(%cache, %error, "a cache is not deleted; delete it by hand");
                     }
                 }
                 gone.insert(cache);
