@@ -42,7 +42,7 @@ impl Core {
             reconnect_grace: Duration::from_mins(2),
             job_grace: Duration::from_mins(1),
             lease: Duration::from_hours(1),
-            cache_export: Duration::from_secs(600),
+            cache_export: Duration::from_mins(10),
             planned_at_once: 2,
             planning: Duration::from_mins(10),
             launchable: launchable.iter().copied().collect(),
