@@ -15,7 +15,10 @@ use stagely_agent::protocol::Arch;
 use thiserror::Error;
 use url::Url;
 
+use crate::core::orchestrator::now;
+use crate::core::request::check_branch;
 use crate::core::state::Limits;
+use crate::core::warm_up::Schedule;
 use crate::ids::MachineId;
 
 /// Runs that are planned at once. Each takes a thread and a checkout, and most of it is waiting for a
@@ -82,6 +85,8 @@ pub struct Config {
     pub logs: LogsConfig,
     /// How long records are kept.
     pub retention: RetentionConfig,
+    /// Caches that are filled by schedule.
+    pub warm_up: WarmUpConfig,
 }
 
 /// The `[core]` table.
@@ -293,6 +298,53 @@ impl Default for RetentionConfig {
     }
 }
 
+/// The `[warm-up]` table.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct WarmUpConfig {
+    /// When the caches are filled: a cron expression, in UTC. Default: never.
+    pub schedule: Option<String>,
+    /// The projects, by name. One that is not there is skipped. Default: none.
+    pub projects: Vec<String>,
+    /// Their branches. Default: the default branch of each.
+    pub branches: Vec<String>,
+}
+
+impl WarmUpConfig {
+    /// When warm-ups are due; `None` where nothing is scheduled.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`], naming the setting.
+    pub fn schedule(&self) -> Result<Option<Schedule>, ConfigError> {
+        let key = "warm-up.schedule";
+        let Some(expression) = &self.schedule else { return Ok(None) };
+        let schedule =
+            Schedule::parse(expression).map_err(|problem| ConfigError::Value { key, problem })?;
+        if schedule.next_after(now()).is_none() {
+            let problem = format!("{expression:?} is never due");
+            return Err(ConfigError::Value { key, problem });
+        }
+        Ok(Some(schedule))
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        if self.schedule()?.is_some() && self.projects.is_empty() {
+            return Err(ConfigError::Value {
+                key: "warm-up.projects",
+                problem: "is empty although warm-up.schedule is set; name at least one project"
+                    .to_owned(),
+            });
+        }
+        for branch in &self.branches {
+            check_branch("warm-up.branches", branch).map_err(|error| ConfigError::Value {
+                key: "warm-up.branches",
+                problem: error.problem,
+            })?;
+        }
+        Ok(())
+    }
+}
+
 impl Config {
     /// Reads and checks `path`.
     ///
@@ -332,7 +384,7 @@ impl Config {
                 ),
             });
         }
-        Ok(())
+        self.warm_up.check()
     }
 
     /// What the agent of `machine` is told.

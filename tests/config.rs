@@ -52,6 +52,8 @@ fn the_samples_examples_are_settings_too() {
         config.registry.password_file.is_none(),
         config.local.agent_program.is_none(),
         config.local.docker_host.is_none(),
+        config.warm_up.schedule.is_none(),
+        config.warm_up.projects.is_empty(),
     ];
     assert!(!unset.contains(&true), "{unset:?} in\n{text}");
 }
@@ -60,7 +62,8 @@ fn the_samples_examples_are_settings_too() {
 #[test]
 fn the_sample_shows_every_setting() {
     let text = with_examples(&sample());
-    for table in ["core", "registry", "builders", "agents", "local", "logs", "retention"] {
+    for table in ["core", "registry", "builders", "agents", "local", "logs", "warm-up", "retention"]
+    {
         let error = error(&format!("[{table}]\nno-such-key = 1\n"));
         let known = error.split_once("expected ").expect("serde lists the keys").1;
         let keys: Vec<&str> = known.split('`').skip(1).step_by(2).collect();
@@ -88,6 +91,14 @@ fn mistakes_name_the_file_the_line_or_the_setting() {
         registry.contains("registry.url") && registry.contains("without https://"),
         "{registry}"
     );
+    let never = error("[warm-up]\nschedule = \"0 0 30 2 *\"\nprojects = [\"app\"]\n");
+    assert!(never.contains("warm-up.schedule") && never.contains("never due"), "{never}");
+    let cron = error("[warm-up]\nschedule = \"daily at four\"\nprojects = [\"app\"]\n");
+    assert!(cron.contains("warm-up.schedule") && cron.contains("30 4 * * *"), "{cron}");
+    let projects = error("[warm-up]\nschedule = \"30 4 * * *\"\n");
+    assert!(projects.contains("warm-up.projects"), "{projects}");
+    let branch = error("[warm-up]\nbranches = [\"a b\"]\n");
+    assert!(branch.contains("warm-up.branches"), "{branch}");
     assert!(error("[builders]\nmax-concurrent = 0\n").contains("line 2"));
     assert!(error("[nowhere]\n").contains("nowhere"));
 }

@@ -7,6 +7,7 @@ pub mod state;
 
 pub mod plan;
 pub mod request;
+pub mod warm_up;
 
 pub mod orchestrator;
 pub mod records;
@@ -22,6 +23,7 @@ pub mod secrets;
 
 pub(crate) mod disk;
 mod http;
+mod intake;
 mod retention;
 mod sweep;
 
@@ -45,15 +47,18 @@ use url::Url;
 use self::disk::DiskGuard;
 use self::effects::{Effects, Secrets};
 use self::http::{Api, ApiTokens};
+use self::intake::Intake;
 use self::logs::{LogSettings, LogStore};
 use self::orchestrator::{Orchestrator, now};
 use self::records::{Records, SharedRecords};
+use self::registry::Registry;
 use self::retention::Retention;
 use self::secrets::{Keyring, random_token};
 use self::sessions::Sessions;
 use self::state::{Machine, MachineKind, Snapshot, State};
 use self::store::{ApiToken, Store, Stored};
 use self::sweep::Sweep;
+use self::warm_up::WarmUp;
 use crate::api::Role;
 use crate::config::{Config, ProviderName};
 use crate::provider::{LocalProvider, Provider};
@@ -216,6 +221,9 @@ impl Parts {
             records: records.clone(),
             sessions: sessions.clone(),
             secrets: secrets.clone(),
+            store: self.store.clone(),
+            registry: Registry::new(self.config.registry.clone())
+                .context("cannot set up TLS for the registry")?,
             provider: provider.clone(),
             scratch: data_dir.join(SCRATCH),
             disk: disk.clone(),
@@ -235,11 +243,17 @@ impl Parts {
             let sweep = Sweep { provider, records: records.clone(), events: events.clone() };
             tasks.spawn(no_error(sweep.run(stop.clone())));
         }
+        let intake = Intake::new(records.clone(), events.clone(), secrets.clone(), disk.clone());
+        if let Some(schedule) = self.config.warm_up.schedule()? {
+            let (config, records) = (self.config.warm_up.clone(), records.clone());
+            let warm_up = WarmUp { config, records, intake: intake.clone() };
+            tasks.spawn(no_error(warm_up.run(schedule, stop.clone())));
+        }
         let api = Api {
             config: Arc::clone(&self.config),
             records,
             events,
-            naming: Arc::default(),
+            intake,
             logs: self.logs.clone(),
             sessions,
             secrets,

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
+use stagely_agent::protocol::{Fingerprint, ImageRef};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinError, JoinSet, spawn_blocking};
 use tokio_util::sync::CancellationToken;
@@ -17,7 +18,7 @@ use tracing::{debug, error};
 
 use super::effects::Effects;
 use super::records::{Records, SharedRecords};
-use super::state::{Changes, Effect, Event, State, Timestamp};
+use super::state::{Attempt, Changes, Effect, Event, JobKind, JobOutcome, State, Timestamp};
 use super::store::{Batch, Store, Table};
 use crate::ids::{MachineId, RunId};
 
@@ -31,9 +32,17 @@ type Stored = oneshot::Sender<()>;
 #[derive(Debug)]
 struct Input {
     event: Event,
-    /// Sealed secrets of the run that the event requests; stored in the same transaction.
-    run_secrets: Option<(RunId, Vec<u8>)>,
+    attached: Option<Attached>,
     stored: Option<Stored>,
+}
+
+/// What the state has no use for, stored in the transaction of its event.
+#[derive(Debug)]
+enum Attached {
+    /// Sealed secrets of the run that the event requests.
+    RunSecrets(RunId, Vec<u8>),
+    /// What the build was made of whose end the event reports.
+    Fingerprint(Fingerprint),
 }
 
 /// Core is shutting down and takes no more events. They are not lost: agents say them again.
@@ -53,7 +62,7 @@ impl Events {
     /// # Errors
     /// [`ShuttingDown`]; the event may or may not be stored.
     pub async fn store(&self, event: Event) -> Result<(), ShuttingDown> {
-        self.store_with_secrets(event, None).await
+        self.send(event, None).await
     }
 
     /// As [`store`](Self::store), with the sealed secrets of the run that `event` requests.
@@ -63,10 +72,26 @@ impl Events {
     pub async fn store_with_secrets(
         &self,
         event: Event,
-        run_secrets: Option<(RunId, Vec<u8>)>,
+        run_secrets: (RunId, Vec<u8>),
     ) -> Result<(), ShuttingDown> {
+        self.send(event, Some(Attached::RunSecrets(run_secrets.0, run_secrets.1))).await
+    }
+
+    /// As [`store`](Self::store), with what the build was made of whose end `event` reports.
+    ///
+    /// # Errors
+    /// [`ShuttingDown`]; the event may or may not be stored.
+    pub async fn store_with_fingerprint(
+        &self,
+        event: Event,
+        fingerprint: Fingerprint,
+    ) -> Result<(), ShuttingDown> {
+        self.send(event, Some(Attached::Fingerprint(fingerprint))).await
+    }
+
+    async fn send(&self, event: Event, attached: Option<Attached>) -> Result<(), ShuttingDown> {
         let (sender, stored) = oneshot::channel();
-        let input = Input { event, run_secrets, stored: Some(sender) };
+        let input = Input { event, attached, stored: Some(sender) };
         self.inbox.send(input).await.map_err(|_| ShuttingDown)?;
         stored.await.map_err(|_| ShuttingDown)
     }
@@ -159,7 +184,7 @@ impl Orchestrator {
     }
 
     async fn take_event(&mut self, event: Event) -> anyhow::Result<()> {
-        self.take(vec![Input { event, run_secrets: None, stored: None }]).await
+        self.take(vec![Input { event, attached: None, stored: None }]).await
     }
 
     /// Steps all of `inputs`, stores what follows in one transaction, and lets the effects run.
@@ -170,10 +195,9 @@ impl Orchestrator {
         let mut to_tell = Vec::new();
         for input in inputs {
             debug!(event = ?input.event, "step");
+            // Before the step: after it an attempt that has ended is nobody's.
+            self.attach(&mut batch, &input.event, input.attached);
             effects.extend(self.state.step(input.event, now, &mut MachineId::random));
-            if let Some((run, sealed)) = input.run_secrets {
-                batch.run_secrets(run, Some(sealed));
-            }
             to_tell.extend(input.stored);
         }
         let changes = self.state.take_changes();
@@ -194,6 +218,40 @@ impl Orchestrator {
         }
         self.spawn(effects);
         Ok(())
+    }
+
+    /// Writes what goes to the store with `event` and not through the state.
+    fn attach(&self, batch: &mut Batch, event: &Event, attached: Option<Attached>) {
+        match (event, attached) {
+            (_, Some(Attached::RunSecrets(run, sealed))) => batch.run_secrets(run, Some(sealed)),
+            (event, Some(Attached::Fingerprint(fingerprint))) => {
+                if let Some(cache) = self.written_cache(event) {
+                    batch.fingerprint(cache, Some(&fingerprint));
+                }
+            }
+            (Event::CachesDeleted { refs, .. }, None) => {
+                for cache in refs {
+                    batch.fingerprint(cache, None);
+                }
+            }
+            (_, None) => {}
+        }
+    }
+
+    /// The cache that a job has written whose completion `event` reports. What is said of an attempt that
+    /// is not the machine's any more counts for nothing.
+    fn written_cache(&self, event: &Event) -> Option<&ImageRef> {
+        let Event::JobReported { machine, job, attempt, report } = event else { return None };
+        let JobOutcome::Completed { .. } = report.outcome else { return None };
+        let record = self.state.jobs.get(job)?;
+        let exporting = self.state.machines.get(machine).and_then(|machine| machine.exporting);
+        let is_exporting =
+            exporting.is_some_and(|it| it.attempt == Attempt { job: *job, number: *attempt });
+        let has_it = record.state.attempt_on(*machine) == Some(*attempt) || is_exporting;
+        match &record.kind {
+            JobKind::Build { cache_to, .. } if has_it => cache_to.as_ref(),
+            _ => None,
+        }
     }
 
     fn fill(&self, batch: &mut Batch, changes: &Changes) {

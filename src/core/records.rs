@@ -8,8 +8,12 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use tokio::sync::watch;
 
-use super::state::{Environment, Job, Machine, Project, QueuedJob, Run};
+use super::state::{Environment, Job, JobKind, JobState, Machine, Project, QueuedJob, Run};
 use crate::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId};
+
+/// How many runs, of all projects, are searched for a native build. What is older says little of how
+/// long a step takes now.
+const TWIN_RUNS_MAX: usize = 500;
 
 /// The records of one moment.
 #[derive(Debug, Default)]
@@ -38,6 +42,23 @@ impl Records {
     /// The jobs of `run`, in the order of the plan.
     pub fn jobs_of(&self, run: RunId) -> impl Iterator<Item = &Job> {
         self.run_jobs.get(&run).into_iter().flatten().filter_map(|job| self.jobs.get(job))
+    }
+
+    /// The newest completed job that built natively what `job` builds under emulation, and of which at
+    /// least one step ran: the same run's of another platform, else an earlier run's.
+    pub fn native_twin(&self, job: &Job) -> Option<&Job> {
+        let project = self.runs.get(&job.run)?.project;
+        let is_twin = |other: &&Job| {
+            let is_build = matches!(other.kind, JobKind::Build { .. });
+            let ran = other.steps.iter().any(|step| !step.cached);
+            let is_native = !other.emulated && is_build && ran;
+            let is_completed = matches!(other.state, JobState::Completed { .. });
+            let is_same = other.build == job.build && other.variant == job.variant;
+            is_same && is_native && is_completed
+        };
+        let earlier = self.runs.range(..job.run).rev().take(TWIN_RUNS_MAX);
+        let earlier = earlier.filter(|(_, run)| run.project == project).map(|(id, _)| *id);
+        [job.run].into_iter().chain(earlier).find_map(|run| self.jobs_of(run).find(is_twin))
     }
 
     /// The machines that are not gone.

@@ -108,6 +108,7 @@ mod tests {
     use crate::core::logs::LogSettings;
     use crate::core::orchestrator::{Orchestrator, inbox};
     use crate::core::records::Records;
+    use crate::core::registry::Registry;
     use crate::core::secrets::Keyring;
     use crate::core::sessions::Sessions;
     use crate::core::state::{
@@ -249,6 +250,8 @@ mod tests {
                 records: records.clone(),
                 sessions: Sessions::default(),
                 secrets: Secrets::new(keyring, store.clone(), Vec::new(), Vec::new()),
+                store: store.clone(),
+                registry: Registry::new(config.registry.clone()).unwrap(),
                 provider: None,
                 scratch: folder.path().to_owned(),
                 disk: DiskGuard::new(folder.path().to_owned(), 0),

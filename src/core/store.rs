@@ -1,6 +1,6 @@
 //! The records and the outbox in redb: what survives a crash.
 //!
-//! Everything is read once, at the start; after that the store only writes. Every batch is one
+//! Everything but fingerprints is read once, at the start; after that the store only writes. Every batch is one
 //! durable transaction.
 
 use std::collections::BTreeMap;
@@ -10,6 +10,7 @@ use std::sync::Arc;
 use redb::{Database, Durability, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use stagely_agent::protocol::{Fingerprint, ImageRef};
 use thiserror::Error;
 
 use super::secrets::TokenHash;
@@ -30,6 +31,9 @@ const OUTBOX: TableDefinition<'static, u64, &[u8]> = TableDefinition::new("outbo
 const RUN_SECRETS: Records = TableDefinition::new("run_secrets");
 /// Hashes, 32 bytes each, of the tokens that a machine may say HELLO with.
 const MACHINE_TOKENS: Records = TableDefinition::new("machine_tokens");
+/// What builds were made of, by the cache ref that holds their layers. Up to 768 KiB each, so they are
+/// read when they are asked for and not at the start.
+const FINGERPRINTS: TableDefinition<'static, &str, &str> = TableDefinition::new("fingerprints");
 const API_TOKENS: TableDefinition<'static, [u8; 32], &[u8]> = TableDefinition::new("api_tokens");
 const META: TableDefinition<'static, &str, &str> = TableDefinition::new("meta");
 
@@ -132,12 +136,13 @@ impl Table {
 pub struct Batch {
     rows: Vec<(Records, u128, Option<Vec<u8>>)>,
     outbox: Vec<(EffectId, Option<Vec<u8>>)>,
+    fingerprints: Vec<(ImageRef, Option<String>)>,
 }
 
 impl Batch {
     /// Whether there is nothing to write.
     pub fn is_empty(&self) -> bool {
-        self.rows.is_empty() && self.outbox.is_empty()
+        self.rows.is_empty() && self.outbox.is_empty() && self.fingerprints.is_empty()
     }
 
     /// Writes `record`, or deletes the row where there is none.
@@ -153,6 +158,12 @@ impl Batch {
     /// Writes the sealed secrets of a run, or deletes them.
     pub fn run_secrets(&mut self, run: RunId, sealed: Option<Vec<u8>>) {
         self.rows.push((RUN_SECRETS, run.bits(), sealed));
+    }
+
+    /// Writes what the build was made of whose layers `cache` holds, or deletes it.
+    pub fn fingerprint(&mut self, cache: &ImageRef, fingerprint: Option<&Fingerprint>) {
+        let text = fingerprint.map(|fingerprint| fingerprint.as_str().to_owned());
+        self.fingerprints.push((cache.clone(), text));
     }
 
     /// Writes all token hashes of a machine, or deletes them.
@@ -200,6 +211,7 @@ impl Store {
             }
             write.open_table(OUTBOX)?;
             write.open_table(API_TOKENS)?;
+            write.open_table(FINGERPRINTS)?;
             let mut meta = write.open_table(META)?;
             let layout = meta.get("layout")?.map(|layout| layout.value().to_owned());
             match layout {
@@ -319,8 +331,33 @@ impl Store {
                 };
             }
         }
+        {
+            let mut fingerprints = write.open_table(FINGERPRINTS)?;
+            for (cache, text) in &batch.fingerprints {
+                match text {
+                    Some(text) => fingerprints.insert(cache.as_str(), text.as_str())?,
+                    None => fingerprints.remove(cache.as_str())?,
+                };
+            }
+        }
         write.commit()?;
         Ok(())
+    }
+
+    /// What the build was made of whose layers the first of `caches` holds that is known. Blocks.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn fingerprint(&self, caches: &[ImageRef]) -> Result<Option<Fingerprint>, StoreError> {
+        let read = self.database.begin_read()?;
+        let table = read.open_table(FINGERPRINTS)?;
+        for cache in caches {
+            if let Some(text) = table.get(cache.as_str())? {
+                // One of another version's making would only make an explanation poorer.
+                return Ok(Fingerprint::try_from(text.value().to_owned()).ok());
+            }
+        }
+        Ok(None)
     }
 
     /// Stores an API token's hash. Blocks until it is on the disk.

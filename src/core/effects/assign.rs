@@ -1,28 +1,28 @@
 //! Gives a job to the agent of its machine.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use secrecy::{ExposeSecret as _, SecretString};
 use stagely_agent::protocol::{
-    Build, BuildArgs, BuildConfig, CloneContext, CoreMessage, FailureReason, ImageRef, Merge,
-    RegistryAuth,
+    Build, CoreMessage, FailureReason, Fingerprint, ImageRef, Merge, RegistryAuth,
 };
 use tokio::task::spawn_blocking;
 use tracing::warn;
 
-use super::Effects;
+use super::{Effects, build};
 use crate::core::records::Records;
 use crate::core::state::{Attempt, Event, Job, JobKind, JobOutcome, JobReport, JobState};
-use crate::ids::MachineId;
+use crate::ids::{JobId, MachineId};
 
 impl Effects {
     /// Sends the job to the agent. An agent that has gone gets it after its next HELLO.
     pub(super) async fn assign(&self, machine: MachineId, attempt: Attempt) -> Option<Event> {
-        // Before the records are read: it comes from a file.
-        let auth = self.registry_auth().await;
-        match auth.and_then(|auth| self.send_job(machine, attempt, auth)) {
+        // Before the records are read: these come from files.
+        let given = match self.registry_auth().await {
+            Ok(auth) => Ok((auth, self.previous_fingerprint(attempt.job).await)),
+            Err(error) => Err(error),
+        };
+        match given.and_then(|given| self.send_job(machine, attempt, given)) {
             Ok(()) => None,
             Err(error) => {
                 let message = format!("{error:#}");
@@ -46,13 +46,13 @@ impl Effects {
         &self,
         machine: MachineId,
         attempt: Attempt,
-        auth: Option<RegistryAuth>,
+        (auth, fingerprint): (Option<RegistryAuth>, Option<Fingerprint>),
     ) -> anyhow::Result<()> {
         let records = self.records.read();
         let job = records.jobs.get(&attempt.job);
         let has_it = |job: &&Job| job.state.attempt_on(machine) == Some(attempt.number);
         if let Some(job) = job.filter(has_it) {
-            self.sessions.send(machine, self.message(&records, job, attempt, auth)?);
+            self.sessions.send(machine, self.message(&records, job, attempt, auth, fingerprint)?);
         }
         Ok(())
     }
@@ -63,11 +63,14 @@ impl Effects {
         job: &Job,
         attempt: Attempt,
         registry_auth: Option<RegistryAuth>,
+        fingerprint: Option<Fingerprint>,
     ) -> anyhow::Result<CoreMessage> {
         match &job.kind {
             JobKind::Build { .. } => {
-                let build = self.build_message(records, job, attempt, registry_auth)?;
-                Ok(CoreMessage::Build(Box::new(build)))
+                let secrets = self.secrets.open_run(job.run)?;
+                let build = build::message(records, job, attempt, secrets)?;
+                let build = Build { registry_auth, ..build };
+                Ok(build::with_history(build, records, job, fingerprint))
             }
             JobKind::Merge { platforms, image } => Ok(CoreMessage::Merge(Merge {
                 job_id: attempt.wire(),
@@ -79,57 +82,19 @@ impl Effects {
         }
     }
 
-    fn build_message(
-        &self,
-        records: &Records,
-        job: &Job,
-        attempt: Attempt,
-        registry_auth: Option<RegistryAuth>,
-    ) -> anyhow::Result<Build> {
-        let JobKind::Build {
-            platform,
-            context,
-            dockerfile,
-            target,
-            build_args,
-            image,
-            cache_from,
-            cache_to,
-            push,
-            uses: _,
-            emulation,
-        } = &job.kind
-        else {
-            anyhow::bail!("{} is not a build job", job.name);
+    /// What the build was made of whose cache `job` imports. Without it the job is built all the same, and
+    /// only its log says less.
+    async fn previous_fingerprint(&self, job: JobId) -> Option<Fingerprint> {
+        let caches = match &self.records.read().jobs.get(&job)?.kind {
+            JobKind::Build { cache_from, .. } => cache_from.clone(),
+            JobKind::Merge { .. } => return None,
         };
-        let run = records.runs.get(&job.run).context("the job's run has no record")?;
-        let secrets = self.secrets.open_run(run.id)?;
-        Ok(Build {
-            job_id: attempt.wire(),
-            context: CloneContext {
-                repo_url: run.repository.clone(),
-                commit_hash: run.commit.clone().context("the run has no commit")?,
-                branch: run.branch.clone(),
-                clone_token: secrets.clone_token,
-            },
-            build_config: BuildConfig {
-                context_path: context.clone(),
-                dockerfile: dockerfile.clone(),
-                target_image: image.clone(),
-                platform: *platform,
-                build_args: with_set(build_args, &secrets.set),
-                target: target.clone(),
-                cache_from: cache_from.clone(),
-                cache_to: cache_to.clone(),
-                timeout_seconds: job.timeout.as_secs(),
-                push: *push,
-                build_contexts: BTreeMap::new(),
-                emulation: *emulation,
-                native_steps: Vec::new(),
-                previous_fingerprint: None,
-            },
-            registry_auth,
-        })
+        let store = self.store.clone();
+        let read = spawn_blocking(move || store.fingerprint(&caches)).await;
+        read.expect("reading does not panic")
+            .inspect_err(|error| warn!(%job, %error, "a fingerprint cannot be read"))
+            .ok()
+            .flatten()
     }
 
     async fn registry_auth(&self) -> anyhow::Result<Option<RegistryAuth>> {
@@ -140,13 +105,6 @@ impl Effects {
     }
 }
 
-/// The arguments of `stagely.yaml`, with those that the run's caller set over them.
-fn with_set(build_args: &BuildArgs, set: &BTreeMap<String, SecretString>) -> BuildArgs {
-    let mut all = build_args.clone();
-    all.0.extend(set.iter().map(|(name, value)| (name.clone(), value.expose_secret().to_owned())));
-    all
-}
-
 /// What a merge joins: by digest, since a tag may have moved. An agent that reports no digest leaves
 /// only the tag.
 fn sources(records: &Records, merge: &Job) -> anyhow::Result<Vec<ImageRef>> {
@@ -155,13 +113,16 @@ fn sources(records: &Records, merge: &Job) -> anyhow::Result<Vec<ImageRef>> {
         .iter()
         .map(|id| {
             let needed = records.jobs.get(id).context("a job that is merged has no record")?;
-            let JobKind::Build { image, .. } = &needed.kind else {
-                anyhow::bail!("{} is not a build job", needed.name);
-            };
-            let JobState::Completed { digest } = &needed.state else {
-                anyhow::bail!("{} is not completed", needed.name);
-            };
-            Ok(digest.as_ref().map_or_else(|| image.clone(), |digest| image.at_digest(digest)))
+            image_of(needed)
         })
         .collect()
+}
+
+/// The image of a completed job, by digest where it is known.
+pub(super) fn image_of(job: &Job) -> anyhow::Result<ImageRef> {
+    let JobState::Completed { digest } = &job.state else {
+        anyhow::bail!("{} is not completed", job.name);
+    };
+    let image = job.kind.image();
+    Ok(digest.as_ref().map_or_else(|| image.clone(), |digest| image.at_digest(digest)))
 }

@@ -1,9 +1,12 @@
 //! What happens outside: one function an effect, each safe to be done again.
 
 mod assign;
+mod build;
+mod caches;
 mod launch;
 mod plan;
 mod secrets;
+mod tag;
 mod terminate;
 
 use std::fmt;
@@ -14,8 +17,10 @@ use stagely_agent::protocol::{Cancel, CoreMessage};
 
 use super::disk::DiskGuard;
 use super::records::SharedRecords;
+use super::registry::Registry;
 use super::sessions::Sessions;
 use super::state::{Attempt, Effect, Event};
+use super::store::Store;
 use crate::config::Config;
 use crate::provider::Provider;
 
@@ -31,6 +36,10 @@ pub struct Effects {
     pub sessions: Sessions,
     /// The secrets of runs and the tokens of machines.
     pub secrets: Secrets,
+    /// What builds were made of.
+    pub store: Store,
+    /// Where images go.
+    pub registry: Registry,
     /// Where machines come from; `None` where only registered machines build.
     pub provider: Option<Arc<dyn Provider>>,
     /// Holds short-lived checkouts.
@@ -61,8 +70,8 @@ impl Effects {
                 self.sessions.send(machine, CoreMessage::Cancel(cancel));
                 None
             }
-            // Nothing asks for these yet.
-            Effect::Tag { .. } | Effect::DeleteCaches { .. } => None,
+            Effect::Tag { environment, variant } => self.tag(environment, variant).await,
+            Effect::DeleteCaches { environment } => Some(self.delete_caches(environment).await),
             Effect::Disconnect { machine } => {
                 self.sessions.end(machine);
                 None

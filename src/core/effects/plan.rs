@@ -150,14 +150,15 @@ fn read_plan(
         project: &subject.project,
         environment: &subject.environment,
         commit: &resolved.commit,
-        branch: resolved.branch(),
+        // A rebuild asks for a commit, and knows its branch from before.
+        branch: subject.run.branch.as_deref().or_else(|| resolved.branch()),
         pull_request: None,
         from_fork: false,
         only_builds: &subject.run.only_builds,
     };
     let jobs = plan(&manifest, &context, &mut job_ids())
         .map_err(|error| failed(error.reason(), format!("{error:#}")))?;
-    let branch = resolved.branch().map(str::to_owned);
+    let branch = context.branch.map(str::to_owned);
     let own_cache_refs = BTreeSet::new();
     let commit = resolved.commit.clone();
     Ok(PlannedRun { commit, branch, jobs, skipped: Vec::new(), own_cache_refs })

@@ -14,9 +14,9 @@ use axum::extract::ws::{Message, Utf8Bytes, WebSocket, WebSocketUpgrade};
 use axum::response::Response;
 use futures_util::FutureExt as _;
 use stagely_agent::protocol::{
-    AgentMessage, CoreMessage, ErrorMessage, FailureReason, Hello, HelloAck, Log, LogAck,
-    MESSAGE_BYTES_MAX, ParseError, ResumedJob, Status, StatusAck, StatusState, Step, SystemInfo,
-    WireId,
+    AgentMessage, CHANGED_FILES_MAX, CacheMiss, ChangedFile, CoreMessage, ErrorMessage,
+    FailureReason, Hello, HelloAck, Log, LogAck, MESSAGE_BYTES_MAX, MissCause, ParseError,
+    ResumedJob, Status, StatusAck, StatusState, Step, SystemInfo, WireId,
 };
 use thiserror::Error;
 use tokio::time::{Instant, timeout};
@@ -52,6 +52,8 @@ const STEPS_MAX: usize = 1_000;
 const STEP_CHARS_MAX: usize = 1_000;
 const WARNINGS_MAX: usize = 100;
 const WARNING_CHARS_MAX: usize = 2_000;
+const MISS_NAMES_MAX: usize = 100;
+const MISS_CHARS_MAX: usize = 1_000;
 const SYSTEM_CHARS_MAX: usize = 255;
 const EMULATED_MAX: usize = 32;
 
@@ -257,14 +259,16 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Whether `attempt` is this machine's.
+    /// Whether `attempt` is this machine's: its work, or the cache that it still exports.
     fn has(&self, attempt: Attempt) -> bool {
         let records = self.api.records.read();
         let job = records.jobs.get(&attempt.job);
+        let exporting = records.machines.get(&self.machine).and_then(|machine| machine.exporting);
         job.is_some_and(|job| job.state.attempt_on(self.machine) == Some(attempt.number))
+            || exporting.is_some_and(|export| export.attempt == attempt)
     }
 
-    async fn take_status(&mut self, status: Status) -> Result<(), SessionEnd> {
+    async fn take_status(&mut self, mut status: Status) -> Result<(), SessionEnd> {
         // What the agent said before its STATUS is in the store before the STATUS is.
         while !self.appends.is_empty() {
             let stored = next_stored(&mut self.appends).await?;
@@ -272,7 +276,12 @@ impl Session<'_> {
         }
         let job_id = status.job_id.clone();
         if let Ok(attempt) = job_id.as_str().parse() {
-            self.api.events.store(event_of(self.machine, attempt, status)).await?;
+            let fingerprint = status.fingerprint.take();
+            let (events, event) = (&self.api.events, event_of(self.machine, attempt, status));
+            match fingerprint {
+                Some(fingerprint) => events.store_with_fingerprint(event, fingerprint).await?,
+                None => events.store(event).await?,
+            }
         }
         self.send(&CoreMessage::StatusAck(StatusAck { job_id })).await
     }
@@ -332,7 +341,7 @@ fn event_of(machine: MachineId, attempt: Attempt, status: Status) -> Event {
         outcome,
         steps: steps.map(|step| Step { name: cut(step.name, STEP_CHARS_MAX), ..step }).collect(),
         warnings: warnings.map(|warning| cut(warning, WARNING_CHARS_MAX)).collect(),
-        cache_miss: status.cache_miss,
+        cache_miss: status.cache_miss.map(cut_cache_miss),
         exporting_cache: status.exporting_cache,
     };
     Event::JobReported { machine, job, attempt, report }
@@ -357,6 +366,28 @@ fn cut_reason(reason: FailureReason) -> FailureReason {
     }
 }
 
+fn cut_cache_miss(miss: CacheMiss) -> CacheMiss {
+    let cause = match miss.cause {
+        MissCause::BuildArgs { names } => {
+            let names = names.into_iter().take(MISS_NAMES_MAX);
+            MissCause::BuildArgs { names: names.map(|name| cut(name, MISS_CHARS_MAX)).collect() }
+        }
+        MissCause::BaseImage { was, is } => {
+            MissCause::BaseImage { was: cut(was, MISS_CHARS_MAX), is: cut(is, MISS_CHARS_MAX) }
+        }
+        MissCause::Files { count, files } => {
+            let files = files.into_iter().take(CHANGED_FILES_MAX);
+            let files = files.map(|file| {
+                let path = cut(file.path, MISS_CHARS_MAX);
+                ChangedFile { path, change: file.change }
+            });
+            MissCause::Files { count, files: files.collect() }
+        }
+        cause @ (MissCause::NoCache | MissCause::Instruction | MissCause::Unknown) => cause,
+    };
+    CacheMiss { step: cut(miss.step, STEP_CHARS_MAX), cause }
+}
+
 fn cut_system_info(info: SystemInfo) -> SystemInfo {
     let emulated = info.emulated.into_iter().take(EMULATED_MAX);
     SystemInfo {
@@ -369,7 +400,52 @@ fn cut_system_info(info: SystemInfo) -> SystemInfo {
 
 #[cfg(test)]
 mod tests {
+    use stagely_agent::protocol::{FINGERPRINT_BYTES_MAX, FileChange, Fingerprint};
+
     use super::*;
+
+    #[test]
+    fn a_status_with_the_longest_fingerprint_and_all_else_that_is_kept_fits_a_message() {
+        let attempt: Attempt = "job_00000000000000000000000001".parse().unwrap();
+        let name = "[stage-1 12/34] RUN ".to_owned() + &"x".repeat(380);
+        let step = Step { name, seconds: 1.0, cached: false };
+        let file = ChangedFile { path: "p".repeat(MISS_CHARS_MAX), change: FileChange::Changed };
+        let files = vec![file; CHANGED_FILES_MAX];
+        let status = Status {
+            error_message: Some("e".repeat(ERROR_CHARS_MAX)),
+            steps: vec![step; STEPS_MAX],
+            warnings: vec!["w".repeat(WARNING_CHARS_MAX); WARNINGS_MAX],
+            cache_miss: Some(CacheMiss {
+                step: "s".repeat(STEP_CHARS_MAX),
+                cause: MissCause::Files { count: 1_000_000, files },
+            }),
+            fingerprint: Some(Fingerprint::try_from("/".repeat(FINGERPRINT_BYTES_MAX)).unwrap()),
+            ..Status::new(attempt.wire(), StatusState::Completed)
+        };
+        let json = AgentMessage::Status(status).to_json();
+        assert!(json.len() < MESSAGE_BYTES_MAX, "{}", json.len());
+    }
+
+    #[test]
+    fn what_an_agent_says_of_the_cache_is_cut_before_it_is_kept() {
+        let long = "ä".repeat(10_000);
+        let cut = |cause| cut_cache_miss(CacheMiss { step: long.clone(), cause });
+
+        let file = ChangedFile { path: long.clone(), change: FileChange::Added };
+        let files = cut(MissCause::Files { count: 500, files: vec![file; 500] });
+        assert_eq!(files.step.chars().count(), STEP_CHARS_MAX);
+        let MissCause::Files { count, files } = files.cause else { panic!("{files:?}") };
+        assert_eq!((count, files.len()), (500, CHANGED_FILES_MAX));
+        assert_eq!(files[0].path.chars().count(), MISS_CHARS_MAX);
+
+        let names = cut(MissCause::BuildArgs { names: vec![long.clone(); 500] });
+        let MissCause::BuildArgs { names } = names.cause else { panic!("{names:?}") };
+        assert_eq!((names.len(), names[0].chars().count()), (MISS_NAMES_MAX, MISS_CHARS_MAX));
+
+        let base = cut(MissCause::BaseImage { was: long.clone(), is: long.clone() });
+        let MissCause::BaseImage { was, is } = base.cause else { panic!("{base:?}") };
+        assert_eq!((was.chars().count(), is.chars().count()), (MISS_CHARS_MAX, MISS_CHARS_MAX));
+    }
 
     #[test]
     fn what_an_agent_says_is_cut_before_it_is_kept() {

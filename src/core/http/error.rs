@@ -7,7 +7,9 @@ use tracing::error;
 
 use crate::api::ErrorBody;
 use crate::core::disk::DiskNearlyFull;
+use crate::core::intake::IntakeError;
 use crate::core::orchestrator::ShuttingDown;
+use crate::core::request::{InvalidRequest, RebuildError};
 
 /// A refusal: status, a word for programs, and a sentence that says what to do.
 #[derive(Debug)]
@@ -76,6 +78,32 @@ impl ApiError {
 impl From<ShuttingDown> for ApiError {
     fn from(error: ShuttingDown) -> Self {
         Self::unavailable(format!("{error}; try again when it is back"))
+    }
+}
+
+impl From<InvalidRequest> for ApiError {
+    fn from(error: InvalidRequest) -> Self {
+        Self::invalid(error.to_string())
+    }
+}
+
+impl From<RebuildError> for ApiError {
+    fn from(error: RebuildError) -> Self {
+        match error {
+            RebuildError::NotFound(run) => Self::not_found("run", &run.to_string()),
+            RebuildError::Conflict(message) => Self::conflict(message),
+            RebuildError::Invalid(error) => error.into(),
+        }
+    }
+}
+
+impl<E: Into<Self>> From<IntakeError<E>> for ApiError {
+    fn from(error: IntakeError<E>) -> Self {
+        match error {
+            IntakeError::Refused(error) => error.into(),
+            IntakeError::Disk(error) => error.into(),
+            IntakeError::ShuttingDown(error) => error.into(),
+        }
     }
 }
 

@@ -28,7 +28,8 @@ pub(super) async fn get(
     _: Reader,
     ApiPath(id): ApiPath<JobId>,
 ) -> Result<Json<JobView>, ApiError> {
-    Ok(Json(views::job(&find(&api, id)?)))
+    let job = find(&api, id)?;
+    Ok(Json(views::job(&api.records.read(), &job)))
 }
 
 /// Reads a job's log as plain text, ANSI sequences kept.

@@ -2,6 +2,7 @@
 
 mod agents;
 mod auth;
+mod environments;
 mod error;
 mod extract;
 mod jobs;
@@ -9,6 +10,7 @@ mod machines;
 mod runs;
 mod tokens;
 mod views;
+mod warm_ups;
 
 use std::sync::Arc;
 
@@ -25,6 +27,7 @@ use utoipa_axum::routes;
 
 use super::disk::DiskGuard;
 use super::effects::Secrets;
+use super::intake::Intake;
 use super::logs::LogStore;
 use super::orchestrator::Events;
 use super::records::SharedRecords;
@@ -49,8 +52,8 @@ pub(crate) struct Api {
     pub(crate) records: SharedRecords,
     /// The way to the orchestrator.
     pub(crate) events: Events,
-    /// Held while a new run's project and environment are looked up or named.
-    pub(crate) naming: Arc<tokio::sync::Mutex<()>>,
+    /// Stores new runs.
+    pub(crate) intake: Intake,
     /// The logs.
     pub(crate) logs: LogStore,
     /// The connected agents.
@@ -105,6 +108,7 @@ pub(crate) fn router(api: Api) -> Router {
                 .routes(routes!(runs::get))
                 .routes(routes!(runs::jobs))
                 .routes(routes!(runs::cancel))
+                .routes(routes!(runs::rebuild))
                 .routes(routes!(runs::follow))
                 .routes(routes!(jobs::get))
                 .routes(routes!(jobs::logs))
@@ -112,6 +116,10 @@ pub(crate) fn router(api: Api) -> Router {
                 .routes(routes!(machines::list, machines::add))
                 .routes(routes!(machines::remove))
                 .routes(routes!(machines::queue))
+                .routes(routes!(environments::list))
+                .routes(routes!(environments::close))
+                .routes(routes!(warm_ups::create))
+                .routes(routes!(warm_ups::schedule))
                 .routes(routes!(tokens::create)),
         )
         .split_for_parts();

@@ -1,4 +1,4 @@
-//! `/runs`: create, list, look, cancel, follow.
+//! `/runs`: create, list, look, cancel, rebuild, follow.
 
 use axum::Json;
 use axum::body::Bytes;
@@ -9,7 +9,7 @@ use axum::response::Response;
 
 use super::auth::{Reader, Writer};
 use super::{Api, ApiError, ApiJson, ApiPath, ApiQuery, views};
-use crate::api::{CreateRun, ErrorBody, JobView, ListRuns, RunView};
+use crate::api::{CreateRun, ErrorBody, JobView, ListRuns, RebuildRun, RunView};
 use crate::core::request;
 use crate::core::state::{CancelReason, Event};
 use crate::ids::RunId;
@@ -31,30 +31,8 @@ pub(super) async fn create(
     _: Writer,
     ApiJson(create): ApiJson<CreateRun>,
 ) -> Result<(StatusCode, Json<RunView>), ApiError> {
-    api.disk.check().await?;
-    // A task of its own: a caller who hangs up must not leave it half done.
-    let request = tokio::spawn(request_run(api.clone(), create));
-    let id = request.await.expect("making records does not panic")?;
+    let id = api.intake.take(move |records| request::run(records, create)).await?;
     Ok((StatusCode::CREATED, Json(find(&api, id)?)))
-}
-
-async fn request_run(api: Api, create: CreateRun) -> Result<RunId, ApiError> {
-    // Until the records are stored nobody else chooses a name: two repositories of one name would
-    // push over each other's images.
-    let _naming = api.naming.lock().await;
-    let requested = {
-        let records = api.records.read();
-        request::run(&records, create).map_err(|error| ApiError::invalid(error.to_string()))?
-    };
-    let id = requested.run.id;
-    let sealed = api.secrets.seal_run(id, &requested.secrets);
-    let event = Event::RunRequested {
-        run: Box::new(requested.run),
-        project: requested.project,
-        environment: requested.environment,
-    };
-    api.events.store_with_secrets(event, Some((id, sealed))).await?;
-    Ok(id)
 }
 
 /// Lists runs, newest first.
@@ -111,6 +89,25 @@ pub(super) async fn cancel(
     find(&api, id).map(Json)
 }
 
+/// Builds a run's commit once more, as a new run in the same environment.
+#[utoipa::path(post, path = "/runs/{id}/rebuild", params(("id" = String, Path)),
+    request_body = RebuildRun, responses(
+        (status = 201, body = RunView, description = "The new run."),
+        (status = 400, body = ErrorBody, description = "Build arguments are missing."),
+        (status = 404, body = ErrorBody),
+        (status = 409, body = ErrorBody, description = "It is under way, or nothing failed in it."),
+        (status = 507, body = ErrorBody, description = "Core's disk is nearly full."),
+    ))]
+pub(super) async fn rebuild(
+    State(api): State<Api>,
+    _: Writer,
+    ApiPath(id): ApiPath<RunId>,
+    ApiJson(rebuild): ApiJson<RebuildRun>,
+) -> Result<(StatusCode, Json<RunView>), ApiError> {
+    let id = api.intake.take(move |records| request::rebuild(records, id, rebuild)).await?;
+    Ok((StatusCode::CREATED, Json(find(&api, id)?)))
+}
+
 /// Follows a run over a WebSocket: its JSON at once and after each change, until it has ended and its
 /// machines are gone.
 #[utoipa::path(get, path = "/runs/{id}/follow", params(("id" = String, Path)), responses(
@@ -154,7 +151,7 @@ async fn send_changes(api: Api, id: RunId, mut socket: WebSocket) {
     let _ = socket.send(Message::Close(None)).await;
 }
 
-fn find(api: &Api, id: RunId) -> Result<RunView, ApiError> {
+pub(super) fn find(api: &Api, id: RunId) -> Result<RunView, ApiError> {
     let records = api.records.read();
     let run = records.runs.get(&id).ok_or_else(|| ApiError::not_found("run", &id.to_string()))?;
     Ok(views::run(&records, run))

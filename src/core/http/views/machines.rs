@@ -1,0 +1,72 @@
+//! Machines, and the queue of jobs for them.
+
+use crate::api::{MachineStatus, MachineView, QueueView, QueuedJobView};
+use crate::core::records::Records;
+use crate::core::state::{Machine, MachineKind, MachineState, QueueReason};
+
+/// A machine.
+pub(in crate::core::http) fn machine(machine: &Machine) -> MachineView {
+    let job = match machine.state {
+        MachineState::Busy { job, .. } => Some(job),
+        _ => machine.requested_for,
+    };
+    MachineView {
+        id: machine.id,
+        kind: machine.kind,
+        name: machine.name.clone(),
+        arch: machine.arch,
+        size: machine.size,
+        status: match machine.state {
+            MachineState::Requested => MachineStatus::Requested,
+            MachineState::Booting => MachineStatus::Booting,
+            MachineState::Ready => MachineStatus::Ready,
+            MachineState::Busy { .. } => MachineStatus::Busy,
+            MachineState::Terminating => MachineStatus::Terminating,
+            MachineState::Terminated => MachineStatus::Terminated,
+        },
+        connected: machine.connected,
+        job_id: job,
+        exporting_cache_of: machine.exporting.map(|export| export.attempt.job),
+        requested_at: machine.requested_at,
+        lease_until: machine.lease_until,
+        terminated_at: machine.terminated_at,
+        system_info: machine.system_info.clone(),
+    }
+}
+
+/// The queue.
+pub(in crate::core::http) fn queue(records: &Records, max_concurrent: u32) -> QueueView {
+    let jobs = records.queue.iter().enumerate().filter_map(|(index, queued)| {
+        let job = records.jobs.get(&queued.job)?;
+        let project = records.runs.get(&job.run).and_then(|run| records.projects.get(&run.project));
+        Some(QueuedJobView {
+            position: index + 1,
+            job_id: job.id,
+            name: job.name.clone(),
+            run_id: job.run,
+            project: project.map(|project| project.name.clone()).unwrap_or_default(),
+            reason: reason(records, &queued.reason),
+        })
+    });
+    let launched = records.live_machines().filter(|machine| machine.kind == MachineKind::Launched);
+    QueueView { max_concurrent, live_machines: launched.count(), jobs: jobs.collect() }
+}
+
+/// What a job waits for, in words.
+fn reason(records: &Records, reason: &QueueReason) -> String {
+    match reason {
+        QueueReason::Jobs(jobs) => {
+            let names: Vec<&str> =
+                jobs.iter().filter_map(|job| Some(records.jobs.get(job)?.name.as_str())).collect();
+            format!("waiting for {}", names.join(", "))
+        }
+        QueueReason::Builder { max_concurrent } => {
+            format!("waiting for 1 of {max_concurrent} builders")
+        }
+        QueueReason::StaticMachine { arch: Some(arch) } => {
+            format!("waiting for a registered {arch} machine")
+        }
+        QueueReason::StaticMachine { arch: None } => "waiting for a registered machine".to_owned(),
+        QueueReason::Nothing => "next".to_owned(),
+    }
+}

@@ -1,0 +1,11 @@
+//! Records as the API shows them.
+
+mod environments;
+mod jobs;
+mod machines;
+mod runs;
+
+pub(super) use environments::environment;
+pub(super) use jobs::{job, job_status};
+pub(super) use machines::{machine, queue};
+pub(super) use runs::{run, run_summary};

@@ -1,0 +1,72 @@
+//! Runs.
+
+use super::job;
+use crate::api::{RunStatus, RunView, SkippedBuildView};
+use crate::core::records::Records;
+use crate::core::state::{Run, RunState, SkipReason, SkippedBuild};
+
+/// The digits of a commit that people read.
+const SHORT_COMMIT: usize = 12;
+
+/// A run without its jobs, as lists show it.
+pub(in crate::core::http) fn run_summary(records: &Records, run: &Run) -> RunView {
+    let project = records.projects.get(&run.project);
+    let environment = records.environments.get(&run.environment);
+    let (status, plan_error, cancel_reason) = match &run.state {
+        RunState::Pending => (RunStatus::Pending, None, None),
+        RunState::Building => (RunStatus::Building, None, None),
+        RunState::Completed => (RunStatus::Completed, None, None),
+        RunState::Failed { plan_error } => (RunStatus::Failed, plan_error.clone(), None),
+        RunState::Cancelled { reason } => (RunStatus::Cancelled, None, Some(*reason)),
+    };
+    let (reason, error) = plan_error.map(|it| (it.reason, it.message)).unzip();
+    RunView {
+        id: run.id,
+        status,
+        reason,
+        error,
+        cancel_reason,
+        project_id: run.project,
+        project: project.map(|project| project.name.clone()).unwrap_or_default(),
+        environment_id: run.environment,
+        environment: environment.map(|found| found.name.clone()).unwrap_or_default(),
+        repository: run.repository.clone(),
+        reference: run.requested_ref.clone(),
+        commit: run.commit.clone(),
+        trigger: run.trigger,
+        created_at: run.created_at,
+        ended_at: run.ended_at,
+        pull_request: environment.and_then(|found| found.pull_request),
+        keeps: run.keeps,
+        skipped: run.skipped.iter().map(skipped).collect(),
+        saved_machines: records.jobs_of(run.id).filter(|job| job.took_over.is_some()).count(),
+        live_machines: records.live_of_run.get(&run.id).copied().unwrap_or_default(),
+        jobs: Vec::new(),
+    }
+}
+
+/// A run with its jobs.
+pub(in crate::core::http) fn run(records: &Records, run: &Run) -> RunView {
+    let jobs = records.jobs_of(run.id).map(|it| job(records, it)).collect();
+    RunView { jobs, ..run_summary(records, run) }
+}
+
+/// A build that a run does without, with the reason in words.
+fn skipped(skipped: &SkippedBuild) -> SkippedBuildView {
+    let (reason, image) = match &skipped.reason {
+        SkipReason::PathsUnchanged { base, commit, image } => {
+            let commit = &commit.as_str()[..SHORT_COMMIT];
+            let reason = format!(
+                "nothing in its paths changed since {base}, so the image of {commit} stands in"
+            );
+            (reason, Some(image.clone()))
+        }
+        SkipReason::Branch { branch: Some(branch) } => {
+            (format!("its only_branches does not name {branch}"), None)
+        }
+        SkipReason::Branch { branch: None } => {
+            ("it has only_branches, and no branch of the commit is known".to_owned(), None)
+        }
+    };
+    SkippedBuildView { build: skipped.variant.clone(), reason, image }
+}

@@ -1,0 +1,190 @@
+//! Starts warm-ups when the schedule of `[warm-up]` says so.
+
+use std::fmt::Display;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use croner::Cron;
+use croner::parser::{CronParser, Seconds};
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::intake::{Intake, IntakeError};
+use super::orchestrator::now;
+use super::records::SharedRecords;
+use super::request;
+use super::state::{Run, Timestamp, Trigger};
+use crate::api::CreateWarmUp;
+use crate::config::WarmUpConfig;
+
+/// The clock of the wall may jump, and a sleep does not see it: it is looked at this often.
+const LOOK_INTERVAL: Duration = Duration::from_mins(1);
+
+/// When warm-ups are due, in UTC.
+#[derive(Clone, Debug)]
+pub struct Schedule(Cron);
+
+impl Schedule {
+    /// Reads a cron expression of five fields: minute, hour, day of the month, month, day of the week.
+    ///
+    /// # Errors
+    /// What is wrong with it, for people.
+    pub fn parse(expression: &str) -> Result<Self, String> {
+        let parser = CronParser::builder().seconds(Seconds::Disallowed).build();
+        let cron = parser.parse(expression).map_err(|error| {
+            format!(
+                "{expression:?} is no cron expression ({error}); write minute, hour, day of the month, \
+                 month and day of the week: \"30 4 * * *\" is every day at 4:30 UTC"
+            )
+        })?;
+        Ok(Self(cron))
+    }
+
+    /// The first moment after `time`; `None` if there is none: the 30th of February.
+    pub fn next_after(&self, time: Timestamp) -> Option<Timestamp> {
+        let time: DateTime<Utc> = DateTime::from_timestamp_millis(i64::try_from(time.0).ok()?)?;
+        let next = self.0.find_next_occurrence(&time, false).ok()?;
+        u64::try_from(next.timestamp_millis()).ok().map(Timestamp)
+    }
+}
+
+/// Says when to act next, by a clock that may jump.
+struct Alarm {
+    schedule: Schedule,
+    due: Option<Timestamp>,
+}
+
+impl Alarm {
+    fn new(schedule: Schedule, now: Timestamp) -> Self {
+        let due = schedule.next_after(now);
+        Self { schedule, due }
+    }
+
+    /// Whether something is due at `now`. However many moments have passed since, it is due once.
+    fn is_due(&mut self, now: Timestamp) -> bool {
+        let is_due = self.due.is_some_and(|due| due <= now);
+        // Also when it is not: a clock that was set back makes it come earlier than expected.
+        self.due = self.schedule.next_after(now);
+        is_due
+    }
+
+    /// How long to sleep before the clock is looked at again.
+    fn wait(&self, now: Timestamp) -> Duration {
+        self.due.map_or(LOOK_INTERVAL, |due| due.since(now).min(LOOK_INTERVAL))
+    }
+}
+
+/// The task.
+pub(super) struct WarmUp {
+    pub(super) config: WarmUpConfig,
+    pub(super) records: SharedRecords,
+    pub(super) intake: Intake,
+}
+
+impl WarmUp {
+    /// Starts what is due until `stop` fires.
+    pub(super) async fn run(self, schedule: Schedule, stop: CancellationToken) {
+        let mut alarm = Alarm::new(schedule, now());
+        while stop.run_until_cancelled(sleep(alarm.wait(now()))).await.is_some() {
+            if alarm.is_due(now()) {
+                self.start_all().await;
+            }
+        }
+    }
+
+    /// Starts one of each project and branch that has none under way.
+    async fn start_all(&self) {
+        let branches: Vec<Option<&str>> = if self.config.branches.is_empty() {
+            vec![None]
+        } else {
+            self.config.branches.iter().map(|branch| Some(branch.as_str())).collect()
+        };
+        for project in &self.config.projects {
+            for branch in &branches {
+                self.start(project, *branch).await;
+            }
+        }
+    }
+
+    async fn start(&self, project: &str, branch: Option<&str>) {
+        if self.is_under_way(project, branch) {
+            info!(project, branch, "the last warm-up is still under way; none is started");
+            return;
+        }
+        let name = project.to_owned();
+        let create = CreateWarmUp { branch: branch.map(str::to_owned), clone_token: None };
+        let make = move |records: &super::records::Records| {
+            let made = request::warm_up(records, &name, create).map_err(|error| error.to_string());
+            made?.ok_or_else(|| "there is no such project yet".to_owned())
+        };
+        let skipped = |why: &dyn Display| warn!(project, branch, %why, "a warm-up is skipped");
+        match self.intake.take(make).await {
+            Ok(run) => info!(project, branch, %run, "a warm-up is started"),
+            Err(IntakeError::ShuttingDown(_)) => {}
+            Err(why) => skipped(&why),
+        }
+    }
+
+    fn is_under_way(&self, project: &str, branch: Option<&str>) -> bool {
+        let records = self.records.read();
+        let Some(project) = records.projects.values().find(|found| found.name == project) else {
+            return false;
+        };
+        let is_it = |run: &Run| {
+            run.trigger == Trigger::WarmUp
+                && run.project == project.id
+                && run.requested_ref.as_deref() == branch
+                && !run.state.is_final()
+        };
+        records.runs.values().any(is_it)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(text: &str) -> Timestamp {
+        let time: DateTime<Utc> = text.parse().unwrap();
+        Timestamp(u64::try_from(time.timestamp_millis()).unwrap())
+    }
+
+    fn alarm(expression: &str, now: &str) -> Alarm {
+        Alarm::new(Schedule::parse(expression).unwrap(), at(now))
+    }
+
+    #[test]
+    fn a_schedule_is_in_utc_and_has_five_fields() {
+        let next = |expression: &str, now| Schedule::parse(expression).unwrap().next_after(at(now));
+        let daily = next("30 4 * * *", "2026-11-24T04:30:00Z");
+        assert_eq!(daily, Some(at("2026-11-25T04:30:00Z")), "after, not at");
+        let monday = next("0 6 * * MON", "2026-11-24T00:00:00Z");
+        assert_eq!(monday, Some(at("2026-11-30T06:00:00Z")));
+        assert_eq!(next("0 0 30 2 *", "2026-11-24T00:00:00Z"), None);
+        for wrong in ["", "* * *", "61 * * * *", "0 30 4 * * *", "@never"] {
+            let error = Schedule::parse(wrong).unwrap_err();
+            assert!(error.contains("30 4 * * *"), "{wrong}: {error}");
+        }
+    }
+
+    #[test]
+    fn it_is_due_once_however_late_it_is_looked_at() {
+        let mut alarm = alarm("30 4 * * *", "2026-11-24T04:00:00Z");
+        assert_eq!(alarm.wait(at("2026-11-24T04:00:00Z")), LOOK_INTERVAL);
+        assert!(!alarm.is_due(at("2026-11-24T04:29:59Z")));
+        assert_eq!(alarm.wait(at("2026-11-24T04:29:59Z")), Duration::from_secs(1));
+        assert!(alarm.is_due(at("2026-11-24T04:30:00Z")));
+        assert!(!alarm.is_due(at("2026-11-24T04:30:00Z")));
+        assert!(alarm.is_due(at("2026-11-29T12:00:00Z")), "the machine slept for days");
+        assert!(!alarm.is_due(at("2026-11-30T04:29:00Z")));
+        assert!(alarm.is_due(at("2026-11-30T04:30:00Z")));
+    }
+
+    #[test]
+    fn a_clock_that_was_years_ahead_and_is_set_right_puts_nothing_off() {
+        let mut alarm = alarm("30 4 * * *", "2031-01-01T00:00:00Z");
+        assert!(!alarm.is_due(at("2026-11-24T04:00:00Z")));
+        assert!(alarm.is_due(at("2026-11-24T04:30:00Z")));
+    }
+}
