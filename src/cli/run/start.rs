@@ -82,7 +82,7 @@ pub struct StartArgs {
     pub(in crate::cli) detach: bool,
     /// Print the result as JSON
     #[arg(long)]
-    json: bool,
+    pub(in crate::cli) json: bool,
     #[command(flatten)]
     pub(in crate::cli) server: ServerArgs,
     #[command(flatten)]
