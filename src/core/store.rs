@@ -475,6 +475,33 @@ mod tests {
     }
 
     #[test]
+    fn a_fingerprint_is_found_by_the_first_cache_that_has_one() {
+        let folder = Folder::new();
+        let (store, _) = folder.open().unwrap();
+        let cache = |name: &str| format!("r/app/cache:{name}").parse::<ImageRef>().unwrap();
+        let print = |text: &str| Fingerprint::try_from(text.to_owned()).unwrap();
+        let mut batch = Batch::default();
+        batch.fingerprint(&cache("app"), Some(&print("shared")));
+        batch.fingerprint(&cache("app.pr-7"), Some(&print("own")));
+        store.commit(&batch).unwrap();
+        drop(store);
+
+        let (store, _) = folder.open().unwrap();
+
+        let first_of = |names: &[&str]| {
+            let caches: Vec<ImageRef> = names.iter().map(|name| cache(name)).collect();
+            store.fingerprint(&caches).unwrap()
+        };
+        assert_eq!(first_of(&["app.pr-7", "app"]), Some(print("own")));
+        assert_eq!(first_of(&["app.pr-8", "app"]), Some(print("shared")));
+        assert_eq!(first_of(&["app.pr-8"]), None);
+        let mut batch = Batch::default();
+        batch.fingerprint(&cache("app.pr-7"), None);
+        store.commit(&batch).unwrap();
+        assert_eq!(first_of(&["app.pr-7", "app"]), Some(print("shared")));
+    }
+
+    #[test]
     fn a_database_that_is_open_is_in_use() {
         let folder = Folder::new();
         let (store, _) = folder.open().unwrap();

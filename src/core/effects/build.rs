@@ -115,3 +115,179 @@ fn all_arguments(
     all.0.extend(set.iter().map(|(name, value)| (name.clone(), value.expose_secret().to_owned())));
     all
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use stagely_agent::protocol::{Digest, Emulation, Platform, Step};
+
+    use super::*;
+    use crate::core::state::{
+        Environment, JobState, MachineSize, Project, Run, RunState, Timestamp,
+    };
+    use crate::ids::{EnvironmentId, JobId, ProjectId, RunId};
+
+    const EARLIER: u128 = 1;
+    const RUN: u128 = 2;
+
+    fn digest() -> Digest {
+        format!("sha256:{}", "d".repeat(64)).parse().unwrap()
+    }
+
+    fn job(id: u128, run: u128, variant: &str, platform: &str) -> Job {
+        let platform: Platform = platform.parse().unwrap();
+        Job {
+            id: JobId::from_bits(id),
+            run: RunId::from_bits(run),
+            name: variant.to_owned(),
+            build: variant.to_owned(),
+            variant: variant.to_owned(),
+            kind: JobKind::Build {
+                platform,
+                context: ".".to_owned(),
+                dockerfile: "Dockerfile".to_owned(),
+                target: None,
+                build_args: BuildArgs::default(),
+                image: format!("r/app/main:{variant}.{run}").parse().unwrap(),
+                push: true,
+                cache_from: Vec::new(),
+                cache_to: None,
+                uses: BTreeMap::new(),
+                emulation: Emulation::Allow,
+            },
+            tag: None,
+            size: MachineSize::Medium,
+            needs: Vec::new(),
+            timeout: Duration::from_mins(30),
+            state: JobState::Queued { attempt: 1 },
+            attempt: 1,
+            lost_attempts: Vec::new(),
+            queued_at: Timestamp(0),
+            assigned_at: None,
+            started_at: None,
+            ended_at: None,
+            steps: Vec::new(),
+            warnings: Vec::new(),
+            cache_miss: None,
+            emulated: false,
+            took_over: None,
+            kept_from: None,
+        }
+    }
+
+    fn completed(job: Job, steps: &[(&str, bool)]) -> Job {
+        let step = |(name, cached): &(&str, bool)| Step {
+            name: (*name).to_owned(),
+            seconds: 1.0,
+            cached: *cached,
+        };
+        let state = JobState::Completed { digest: Some(digest()) };
+        Job { state, steps: steps.iter().map(step).collect(), ..job }
+    }
+
+    /// Two runs of one project, with `jobs`.
+    fn records(jobs: Vec<Job>) -> Records {
+        let project = ProjectId::from_bits(1);
+        let environment = Environment::new(EnvironmentId::from_bits(1), project, "main".to_owned());
+        let mut records = Records::default();
+        let (name, repository) = ("app".to_owned(), "https://host/app".to_owned());
+        records
+            .projects
+            .insert(project, Project { id: project, name, repository: repository.clone() });
+        for id in [EARLIER, RUN] {
+            let run =
+                Run::new(RunId::from_bits(id), &environment, repository.clone(), Timestamp(0));
+            let commit = Some("c".repeat(40).parse().unwrap());
+            records.runs.insert(run.id, Run { commit, state: RunState::Building, ..run });
+        }
+        for job in jobs {
+            records.run_jobs.entry(job.run).or_default().push(job.id);
+            records.jobs.insert(job.id, job);
+        }
+        records
+    }
+
+    fn build(records: &Records, job: &Job, set: &[(&str, &str)]) -> anyhow::Result<Build> {
+        let set = set.iter().map(|(name, value)| ((*name).to_owned(), (*value).into())).collect();
+        let attempt = Attempt { job: job.id, number: 1 };
+        message(records, job, attempt, RunSecrets { clone_token: None, set })
+    }
+
+    fn using(mut job: Job, used: &[(&str, UsedImage)]) -> Job {
+        let JobKind::Build { uses, .. } = &mut job.kind else { panic!("{job:?}") };
+        uses.extend(used.iter().map(|(name, used)| ((*name).to_owned(), used.clone())));
+        job
+    }
+
+    #[test]
+    fn what_a_build_depends_on_is_named_by_digest_as_context_and_as_argument() {
+        let base = completed(job(1, RUN, "base", "linux/amd64"), &[]);
+        let skipped: ImageRef = format!("r/app/main@{}", digest()).parse().unwrap();
+        let used = [
+            ("base", UsedImage::Job { job: base.id }),
+            ("tools-go", UsedImage::Image { image: skipped.clone() }),
+        ];
+        let app = using(job(2, RUN, "app", "linux/amd64"), &used);
+        let records = records(vec![base.clone(), app.clone()]);
+
+        let config = build(&records, &app, &[]).unwrap().build_config;
+
+        let image = base.kind.image().at_digest(&digest());
+        assert_eq!(config.build_contexts["base"], image);
+        assert_eq!(config.build_contexts["tools-go"], skipped);
+        assert_eq!(config.build_args.0["STAGELY_IMAGE_BASE"], image.as_str());
+        assert_eq!(config.build_args.0["STAGELY_IMAGE_TOOLS_GO"], skipped.as_str());
+        let set = build(&records, &app, &[("STAGELY_IMAGE_BASE", "mine")]).unwrap();
+        assert_eq!(set.build_config.build_args.0["STAGELY_IMAGE_BASE"], "mine");
+    }
+
+    #[test]
+    fn what_is_not_built_yet_is_not_used() {
+        let base = job(1, RUN, "base", "linux/amd64");
+        let app =
+            using(job(2, RUN, "app", "linux/amd64"), &[("base", UsedImage::Job { job: base.id })]);
+        let error = build(&records(vec![base, app.clone()]), &app, &[]).unwrap_err();
+        assert!(error.to_string().contains("base is not completed"), "{error}");
+    }
+
+    fn native_steps(records: &Records, job: &Job) -> Vec<String> {
+        let message = with_history(build(records, job, &[]).unwrap(), records, job, None);
+        let CoreMessage::Build(build) = message else { panic!("{message:?}") };
+        build.build_config.native_steps.into_iter().map(|step| step.name).collect()
+    }
+
+    #[test]
+    fn emulation_is_compared_with_the_same_run_first_and_with_the_newest_earlier_one_then() {
+        let earlier = completed(job(1, EARLIER, "app", "linux/amd64"), &[("earlier", false)]);
+        let other = completed(job(2, EARLIER, "web", "linux/amd64"), &[("other", false)]);
+        let same = completed(job(3, RUN, "app", "linux/amd64"), &[("same", false)]);
+        let cached = completed(same.clone(), &[("same", true)]);
+        let emulated = Job { emulated: true, ..job(4, RUN, "app", "linux/arm64") };
+        let of = |jobs: Vec<Job>| native_steps(&records(jobs), &emulated);
+
+        assert_eq!(of(vec![earlier.clone(), same.clone(), emulated.clone()]), ["same"]);
+        assert_eq!(of(vec![earlier.clone(), cached, emulated.clone()]), ["earlier"]);
+        assert!(of(vec![other, emulated.clone()]).is_empty());
+        let slow = Job { emulated: true, ..earlier.clone() };
+        assert!(of(vec![slow, emulated.clone()]).is_empty());
+        let native = Job { emulated: false, ..emulated.clone() };
+        assert!(native_steps(&records(vec![earlier, native.clone()]), &native).is_empty());
+    }
+
+    #[test]
+    fn a_message_that_would_be_too_long_goes_without_its_history() {
+        let app = job(1, RUN, "app", "linux/amd64");
+        let records = records(vec![app.clone()]);
+        let sent = |letters: &str| {
+            let fingerprint = Fingerprint::try_from(letters.to_owned()).unwrap();
+            let build = build(&records, &app, &[]).unwrap();
+            match with_history(build, &records, &app, Some(fingerprint)) {
+                CoreMessage::Build(build) => build.build_config.previous_fingerprint.is_some(),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert!(sent("abc"));
+        assert!(!sent(&"\u{1}".repeat(700 * 1024)), "each is six characters in JSON");
+    }
+}
