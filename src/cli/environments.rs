@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::io::{Write as _, stdout};
 use std::process::ExitCode;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use clap::{Args, Subcommand};
 
 use super::connect::ServerArgs;
@@ -110,22 +110,19 @@ fn find(
     project: &str,
     name: Option<&str>,
 ) -> anyhow::Result<EnvironmentView> {
-    let is_meant: Box<dyn Fn(&EnvironmentView) -> bool> = match name {
-        Some(name) => Box::new(move |it| it.project == project && it.name == name),
-        None => {
-            let id: EnvironmentId = project.parse().with_context(|| {
-                format!(
-                    "give the environment's name after the project {project:?}, or its id alone"
-                )
-            })?;
-            Box::new(move |it| it.id == id)
-        }
+    let mut environments = environments.into_iter();
+    let found = if let Some(name) = name {
+        environments.find(|it| it.project == project && it.name == name)
+    } else {
+        let id: EnvironmentId = project.parse().with_context(|| {
+            format!("give the environment's name after the project {project:?}, or its id alone")
+        })?;
+        environments.find(|it| it.id == id)
     };
-    let Some(found) = environments.into_iter().find(|it| is_meant(it)) else {
+    found.with_context(|| {
         let what = name.map_or_else(|| project.to_owned(), |name| format!("{name} of {project}"));
-        bail!("there is no environment {what}; `stagely environments` lists them");
-    };
-    Ok(found)
+        format!("there is no environment {what}; `stagely environments` lists them")
+    })
 }
 
 /// What goes with an environment.

@@ -23,7 +23,7 @@ const BAR_COLUMNS: usize = 12;
 /// A step that takes less is not worth a change of the Dockerfile.
 const EXPENSIVE_SECONDS: f64 = 1.0;
 
-/// Says where a job's time went, which step missed the cache and why, and what to do about it
+/// Says where a job's time went, why it missed the cache, and what to do about it
 #[derive(Args, Debug)]
 pub struct ExplainArgs {
     /// The job, job_…, or its run, run_…

@@ -48,7 +48,7 @@ pub async fn rebuild(arguments: RebuildArgs) -> anyhow::Result<ExitCode> {
     arguments.start.carry_out(place, again).await
 }
 
-/// Fills a project's caches without pushing images; without a project, shows what is scheduled
+/// Fills a project's caches without pushing images; without one, shows the schedule
 #[derive(Args, Debug)]
 #[command(after_help = EXIT_CODES)]
 pub struct WarmArgs {
