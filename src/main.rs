@@ -11,7 +11,9 @@ use clap_complete::Shell;
 use stagely::cli::run::outcome::EXIT_UNUSABLE;
 use stagely::cli::settings::{Place, Settings};
 use stagely::cli::signals::stop_token;
-use stagely::cli::{doctor, machines, records, run, schema, token, validate};
+use stagely::cli::{
+    doctor, environments, explain, machines, rebuild, records, run, schema, token, validate,
+};
 use stagely::core;
 use stagely_agent::exec::exec;
 use tracing_subscriber::EnvFilter;
@@ -35,6 +37,8 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     Run(Box<run::RunArgs>),
+    Rebuild(Box<rebuild::RebuildArgs>),
+    Warm(Box<rebuild::WarmArgs>),
     /// Checks a stagely.yaml and prints every mistake with its line and column
     Validate {
         /// The file, or the folder that holds it
@@ -49,7 +53,9 @@ enum Command {
     Runs(records::RunsArgs),
     Jobs(records::JobsArgs),
     Logs(records::LogsArgs),
+    Explain(explain::ExplainArgs),
     Cancel(records::CancelArgs),
+    Environments(environments::EnvironmentsArgs),
     Machines(machines::MachinesArgs),
     Queue(machines::QueueArgs),
     Token(token::TokenArgs),
@@ -123,11 +129,15 @@ async fn perform(command: Command) -> anyhow::Result<ExitCode> {
     start_log(&command)?;
     match command {
         Command::Run(arguments) => run::run(*arguments).await,
+        Command::Rebuild(arguments) => rebuild::rebuild(*arguments).await,
+        Command::Warm(arguments) => rebuild::warm(*arguments).await,
         Command::Validate { file, json } => validate::validate(file, json),
         Command::Schema => schema::schema(),
         Command::Runs(arguments) => records::runs(arguments).await,
         Command::Jobs(arguments) => records::jobs(arguments).await,
         Command::Logs(arguments) => records::logs(arguments).await,
+        Command::Explain(arguments) => explain::explain(arguments).await,
+        Command::Environments(arguments) => environments::environments(arguments).await,
         Command::Cancel(arguments) => records::cancel(arguments).await,
         Command::Machines(arguments) => machines::machines(arguments).await,
         Command::Queue(arguments) => machines::queue(arguments).await,

@@ -36,14 +36,14 @@ impl Build {
 }
 
 /// Where `scripts/setup` has put the registry.
-struct Registry {
-    address: String,
+pub(crate) struct Registry {
+    pub(crate) address: String,
     username: String,
     password_file: String,
 }
 
 impl Registry {
-    fn from_environment() -> anyhow::Result<Self> {
+    pub(crate) fn from_environment() -> anyhow::Result<Self> {
         let variable = |name: &str| {
             std::env::var(name).with_context(|| format!("{name} is not set; use scripts/bench"))
         };
@@ -54,7 +54,7 @@ impl Registry {
         })
     }
 
-    fn settings(&self) -> String {
+    pub(crate) fn settings(&self) -> String {
         let Self { address, username, password_file } = self;
         format!(
             "[registry]\nurl = {address:?}\nusername = {username:?}\npassword-file = {password_file:?}\n"
@@ -159,19 +159,24 @@ fn by_stagely(core: &Core, repository: &Path, salt: &str) -> anyhow::Result<Buil
 }
 
 fn by_script(registry: &Registry, repository: &Path, salt: &str) -> anyhow::Result<Build> {
+    let (seconds, output) = timed(script(registry, "service-bare", repository, salt))?;
+    Ok(Build { seconds, run_steps: run_steps(&String::from_utf8_lossy(&output.stderr)) })
+}
+
+/// What a project of this name would be built by without Stagely.
+pub(crate) fn script(registry: &Registry, project: &str, repository: &Path, salt: &str) -> Command {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/benches/bare-build.sh");
     let mut command = Command::new("bash");
     command
         .arg(script)
         .arg(repository)
         .arg(salt)
-        .arg(format!("{}/service-bare/main:app-amd64", registry.address))
-        .arg(format!("{}/service-bare/cache:app", registry.address));
-    let (seconds, output) = timed(command)?;
-    Ok(Build { seconds, run_steps: run_steps(&String::from_utf8_lossy(&output.stderr)) })
+        .arg(format!("{}/{project}/main:app-amd64", registry.address))
+        .arg(format!("{}/{project}/cache:app", registry.address));
+    command
 }
 
-fn is_run(step: &str) -> bool {
+pub(crate) fn is_run(step: &str) -> bool {
     step.contains("] RUN ")
 }
 
@@ -187,7 +192,8 @@ fn run_steps(progress: &str) -> f64 {
     progress.lines().filter_map(seconds).sum()
 }
 
-fn timed(mut command: Command) -> anyhow::Result<(f64, Output)> {
+/// What a command that succeeds took, in seconds, and printed.
+pub(crate) fn timed(mut command: Command) -> anyhow::Result<(f64, Output)> {
     let begin = Instant::now();
     let output = command.stdin(Stdio::null()).output()?;
     let seconds = begin.elapsed().as_secs_f64();

@@ -4,8 +4,11 @@
 
 mod agent;
 mod build;
+mod cache;
 mod clone;
 mod core;
+mod engine;
+mod export;
 mod git;
 mod idle;
 mod load;
@@ -29,8 +32,10 @@ async fn main() -> anyhow::Result<()> {
     match arguments[..] {
         ["agent"] => agent::measure().await,
         ["build"] => build::measure().await,
+        ["cache"] => cache::measure().await,
         ["clone"] => clone::measure().await,
         ["core"] => idle::measure().await,
+        ["export"] => export::measure().await,
         ["logs"] => logs::measure().await,
         // The other side of a measurement, in a process of its own.
         [repair::FILL_ROLE, path] => repair::fill(path.as_ref()).await,

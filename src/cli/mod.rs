@@ -1,7 +1,10 @@
 //! What people type: each command in a file of its own.
 
+pub mod rebuild;
 pub mod run;
 
+pub mod environments;
+pub mod explain;
 pub mod machines;
 pub mod records;
 pub mod token;

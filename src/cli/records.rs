@@ -12,7 +12,7 @@ use stagely_agent::protocol::CommitSha;
 
 use super::connect::ServerArgs;
 use super::embedded::Records;
-use super::run::outcome::{cached, platforms, seconds};
+use super::run::outcome::{cached, duration_of, notes, platforms, seconds, status};
 use super::table::table;
 use crate::api::{ListRuns, LogRange, RunView};
 use crate::client::{Client, LogEvent};
@@ -139,14 +139,13 @@ pub async fn jobs(arguments: JobsArgs) -> anyhow::Result<ExitCode> {
 
 fn jobs_table(run: &RunView) -> String {
     let rows = run.jobs.iter().map(|job| {
-        let started = job.started_at.zip(job.ended_at);
         [
             job.id.to_string(),
             job.name.clone(),
             platforms(job),
-            job.status.as_str().to_owned(),
+            status(job),
             job.attempt.to_string(),
-            started.map(|(started, ended)| seconds(ended.since(started))).unwrap_or_default(),
+            duration_of(job).map(seconds).unwrap_or_default(),
             cached(job),
         ]
     });
@@ -155,7 +154,8 @@ fn jobs_table(run: &RunView) -> String {
         job.error.as_ref().map(|error| format!("\n{} failed: {error}", job.name))
     });
     let plan_error = run.error.as_ref().map(|error| format!("\n{error}"));
-    jobs + &errors.chain(plan_error).collect::<String>()
+    let notes = notes(run).into_iter().map(|note| format!("\n{note}"));
+    jobs + &notes.chain(errors).chain(plan_error).collect::<String>()
 }
 
 /// Runs `stagely logs`.

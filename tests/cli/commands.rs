@@ -16,15 +16,31 @@ fn help_and_version_are_there_for_every_command() {
         .take_while(|line| !line.is_empty())
         .filter_map(|line| line.split_whitespace().next())
         .collect();
-    for wanted in ["run", "validate", "runs", "jobs", "logs", "cancel", "machines", "doctor"] {
+    for wanted in [
+        "run",
+        "rebuild",
+        "warm",
+        "validate",
+        "runs",
+        "jobs",
+        "logs",
+        "explain",
+        "cancel",
+        "environments",
+        "machines",
+        "doctor",
+    ] {
         assert!(commands.contains(&wanted), "{wanted} is not in {commands:?}");
     }
     for command in commands.into_iter().filter(|command| *command != "help") {
         let help = person.does(&[command, "--help"]).with(0).stdout;
         assert!(help.contains("Usage: stagely"), "{command}: {help}");
     }
-    let run = person.does(&["run", "--help"]).with(0).stdout;
-    assert!(run.contains("130  the run was cancelled"), "{run}");
+    for starts_a_run in ["run", "rebuild", "warm"] {
+        let help = person.does(&[starts_a_run, "--help"]).with(0).stdout;
+        assert!(help.contains("130  the run was cancelled"), "{help}");
+        assert!(help.contains("--clone-token-file") && help.contains("--detach"), "{help}");
+    }
 }
 
 #[test]
@@ -43,7 +59,12 @@ fn mistakes_on_the_command_line_end_with_2() {
         &["rum"][..],
         &["run", "--dirty", "--ref", "main"],
         &["run", "--set", "NOT_IN_THE_ENVIRONMENT"],
+        &["run", "--pull-request", "7", "--environment", "mine"],
         &["logs", "not-a-job"],
+        &["explain", "not-a-job"],
+        &["rebuild", "not-a-run"],
+        &["warm", "--branch", "main"],
+        &["environments", "close"],
         &["cancel"],
         &["machines", "add", "--arch", "mips"],
         &["token", "create", "ci", "--role", "owner"],

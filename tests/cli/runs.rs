@@ -38,9 +38,25 @@ fn a_folder_is_built_pushed_and_told_of() {
     let log = person.does(&["logs", job]).with(0).stdout;
     assert!(log.contains(" built here\n"), "{log}");
     assert_eq!(person.does(&["logs", "--follow", job]).with(0).stdout, log);
+    let explained = person.does(&["explain", run]).with(0).stdout;
+    assert!(explained.contains("] RUN echo built here"), "{explained}");
+    assert_eq!(person.does(&["explain", job]).with(0).stdout, explained);
+    assert_eq!(person.does(&["explain", run, "app"]).with(0).stdout, explained);
+    let json = person.does(&["explain", job, "--json"]).with(0).stdout;
+    assert_eq!(serde_json::from_str::<Value>(&json).unwrap()["id"], job);
+    let error = person.does(&["explain", run, "web"]).with(4).stderr;
+    assert!(error.contains("has no job \"web\""), "{error}");
     let later = person.does(&["logs", "--from", "3", job]).with(0).stdout;
     assert_eq!(later.lines().next(), log.lines().nth(3));
     person.leaves_nothing();
+}
+
+#[test]
+fn a_base_that_is_not_there_is_told_before_anything_starts() {
+    let person = Person::new("base");
+    person.commit(&[("stagely.yaml", YAML), ("Dockerfile", "FROM busybox\n")]);
+    let error = person.does(&["run", "--base", "nowhere"]).with(4).stderr;
+    assert!(error.contains("no branch, tag or commit \"nowhere\""), "{error}");
 }
 
 /// The registry has the image.

@@ -1,9 +1,11 @@
 //! The commands against a core that runs on its own.
 
 use std::fs;
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::person::{Ended, Person, Running, eventually};
@@ -91,6 +93,96 @@ fn a_run_can_be_started_followed_and_cancelled_by_separate_commands() {
     assert_eq!(cancelled, format!("{run} is cancelled\n"));
     let again = server.does(&admin, &["cancel", run]).with(0).stdout;
     assert_eq!(again, cancelled);
+    server.process.send(Signal::SIGTERM);
+    server.process.ends().with(0);
+}
+
+/// Serves the repositories in a person's home, by Git's own server. Ends with the value.
+struct GitDaemon(Child, u16);
+
+impl GitDaemon {
+    fn of(person: &Person) -> Self {
+        let port = free_port();
+        person.git(&["config", "uploadpack.allowAnySHA1InWant", "true"]);
+        let mut daemon = Command::new("git");
+        daemon.args(["daemon", "--export-all", "--reuseaddr", "--listen=127.0.0.1"]);
+        daemon.arg(format!("--port={port}"));
+        daemon.arg(format!("--base-path={}", person.path("").display()));
+        daemon.env("HOME", person.path("")).stdout(Stdio::null()).stderr(Stdio::null());
+        let daemon = Self(daemon.spawn().unwrap(), port);
+        eventually("git daemon listens", || TcpStream::connect(("127.0.0.1", port)).ok());
+        daemon
+    }
+
+    fn url(&self, person: &Person) -> String {
+        format!("git://127.0.0.1:{}/{}", self.1, person.name)
+    }
+}
+
+impl Drop for GitDaemon {
+    fn drop(&mut self) {
+        // `git` hands signals on to the daemon that it started.
+        let _ = kill(Pid::from_raw(i32::try_from(self.0.id()).unwrap()), Signal::SIGTERM);
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn what_failed_is_built_again_alone_with_the_arguments_that_are_given_again() {
+    let person = Person::new("rebuild");
+    person.commit(&[
+        ("stagely.yaml", "builds:\n  good: {context: good}\n  bad: {context: bad}\n"),
+        ("good/Dockerfile", "FROM busybox\nRUN echo good\n"),
+        ("bad/Dockerfile", "FROM busybox\nARG WORD=no\nRUN test \"$WORD\" = yes\n"),
+    ]);
+    let git = GitDaemon::of(&person);
+    let server = Server::start(&person);
+    let admin = server.token("admin");
+    let first = server.does(&admin, &["run", &git.url(&person), "--json"]).with(1).stdout;
+    let first: Value = serde_json::from_str(&first).unwrap();
+    let id = first["id"].as_str().unwrap();
+
+    let again = server.does(&admin, &["rebuild", id, "--failed", "--set", "WORD=yes"]).with(0);
+    let kept = format!("good kept from {id}");
+    assert!(again.stdout.contains(&kept), "{}", again.stdout);
+    assert!(again.stdout.contains("bad   linux/amd64  completed"), "{}", again.stdout);
+    let all = server.does(&admin, &["rebuild", id]).with(1);
+    assert!(!all.stdout.contains("kept"), "{}", all.stdout);
+
+    server.process.send(Signal::SIGTERM);
+    server.process.ends().with(0);
+}
+
+#[test]
+fn caches_are_filled_and_environments_listed_and_closed() {
+    let person = Person::new("warm");
+    let dockerfile = "FROM busybox\nRUN echo warm\n";
+    person.commit(&[("stagely.yaml", "builds: {app: {context: .}}\n"), ("Dockerfile", dockerfile)]);
+    let git = GitDaemon::of(&person);
+    let server = Server::start(&person);
+    let admin = server.token("admin");
+    let schedule = server.does(&admin, &["warm"]).with(0).stdout;
+    assert!(schedule.starts_with("no warm-up is scheduled"), "{schedule}");
+    let unknown = server.does(&admin, &["warm", "nobody"]).with(4).stderr;
+    assert!(unknown.contains("nobody"), "{unknown}");
+
+    let project = person.name.as_str();
+    let run = ["run", &git.url(&person), "--project", project, "--pull-request", "7"];
+    server.does(&admin, &run).with(0);
+    let filled = server.does(&admin, &["warm", project]).with(0).stdout;
+    assert!(filled.contains("caches filled: app\n") && !filled.contains("@sha256"), "{filled}");
+
+    let listed = server.does(&admin, &["environments", "--project", project]).with(0).stdout;
+    assert!(
+        listed.contains("pr-7") && listed.contains("#7") && listed.contains("open"),
+        "{listed}"
+    );
+    let closed = server.does(&admin, &["environments", "close", project, "pr-7"]).with(0).stdout;
+    assert!(closed.contains("these cache refs are deleted:\n"), "{closed}");
+    assert!(closed.contains(".pr-7\n") && closed.contains("is closed\n"), "{closed}");
+    let error = server.does(&admin, &["environments", "close", project, "pr-8"]).with(4).stderr;
+    assert!(error.contains("there is no environment pr-8"), "{error}");
+
     server.process.send(Signal::SIGTERM);
     server.process.ends().with(0);
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use console::{strip_ansi_codes, style};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
+use super::outcome::{cached, duration_of, emulation, seconds, skipped};
 use crate::api::{FollowedLine, JobStatus, JobView, LostAttempt, RunStatus, RunView};
 use crate::ids::JobId;
 
@@ -44,6 +45,8 @@ struct JobProgress {
     told_losses: usize,
     /// The attempt that what follows is of.
     told_attempt: u32,
+    /// Whether it is built under emulation, so that nobody wonders about its time.
+    emulated: bool,
     /// What it is at.
     step: String,
     /// The steps of `BuildKit` that were seen, by their numbers.
@@ -80,6 +83,9 @@ impl Display {
                         if count == 1 { "1 job".to_owned() } else { format!("{count} jobs") };
                     let commit = run.commit.as_ref().map(ToString::to_string).unwrap_or_default();
                     self.say(&format!("Building {commit}: {jobs}"));
+                    for build in &run.skipped {
+                        self.say(&skipped(build));
+                    }
                 }
                 RunStatus::Completed | RunStatus::Failed | RunStatus::Cancelled => {}
             }
@@ -99,6 +105,7 @@ impl Display {
         if job.status == JobStatus::Running && old != JobStatus::Running {
             progress.bar.reset_elapsed();
         }
+        progress.emulated = job.emulated;
         progress.draw(job);
         let mut told = progress.losses(job);
         if old != job.status {
@@ -157,6 +164,7 @@ impl JobProgress {
             status: JobStatus::Queued,
             told_losses: 0,
             told_attempt: 0,
+            emulated: false,
             step: String::new(),
             seen: BTreeSet::new(),
             tail: VecDeque::new(),
@@ -177,12 +185,16 @@ impl JobProgress {
     fn take_line(&mut self, line: &str) {
         if let Some(step) = step_of(line, &mut self.seen) {
             self.step = strip_ansi_codes(step).into_owned();
-            self.bar.set_message(self.step.clone());
+            self.bar.set_message(self.at_step());
         }
         if self.tail.len() == TAIL_LINES {
             self.tail.pop_front();
         }
         self.tail.push_back(line.to_owned());
+    }
+
+    fn at_step(&self) -> String {
+        if self.emulated { format!("emulated: {}", self.step) } else { self.step.clone() }
     }
 
     fn draw(&self, job: &JobView) {
@@ -201,8 +213,7 @@ impl JobProgress {
         if !self.bar.is_finished() {
             self.bar.set_style(still());
             self.bar.set_prefix(format!("{mark} {}", self.name));
-            let time = duration_of(job).map(super::outcome::seconds).unwrap_or_default();
-            self.bar.finish_with_message(format!("{} {time}", job.status.as_str()));
+            self.bar.finish_with_message(ending(job));
         }
     }
 
@@ -230,11 +241,28 @@ impl JobProgress {
                 let reason = job.reason.as_ref().map(ToString::to_string).unwrap_or_default();
                 lines.push(format!("{} {reason}", style(format!("{name} failed:")).red().bold()));
             }
+            JobStatus::Completed if !is_live => lines.push(format!("{name}: {}", ending(job))),
+            JobStatus::Running if !is_live && job.emulated => {
+                lines.push(format!("{name}: running under emulation"));
+            }
             status if !is_live => lines.push(format!("{name}: {}", status.as_str())),
             _ => {}
         }
         lines
     }
+}
+
+/// How a job ended: `completed 12.0s, 5/7 cached, QEMU emulation`.
+fn ending(job: &JobView) -> String {
+    if let Some(earlier) = job.kept_from {
+        return format!("kept from {earlier}");
+    }
+    let status = job.status.as_str();
+    let time = duration_of(job).map(|time| format!("{status} {}", seconds(time)));
+    let steps = Some(cached(job)).filter(|steps| !steps.is_empty());
+    let steps = steps.filter(|_| job.status == JobStatus::Completed);
+    let facts = [time.or(Some(status.to_owned())), steps.map(|it| it + " cached"), emulation(job)];
+    facts.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
 /// What a line says of the step that a build is at: a step's first line begins with its number, and
@@ -246,11 +274,6 @@ fn step_of<'a>(line: &'a str, seen: &mut BTreeSet<u32>) -> Option<&'a str> {
     let (number, text) = rest.split_once(' ')?;
     let number: u32 = number.parse().ok()?;
     seen.insert(number).then_some(text)
-}
-
-/// How long the newest attempt took.
-pub(super) fn duration_of(job: &JobView) -> Option<Duration> {
-    Some(job.ended_at?.since(job.started_at?))
 }
 
 fn moving() -> ProgressStyle {
@@ -268,6 +291,20 @@ fn template(text: &str) -> ProgressStyle {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_job_ends_with_its_time_its_cached_steps_and_its_emulation() {
+        let mut job = crate::cli::run::outcome::tests::job(1, "app_arm64", "linux/arm64");
+        job.cached_steps = 2;
+        assert_eq!(ending(&job), "completed 12.0s, 2/2 cached");
+        job.emulated = true;
+        assert_eq!(ending(&job), "completed 12.0s, 2/2 cached, QEMU emulation");
+        job.status = JobStatus::Failed;
+        assert_eq!(ending(&job), "failed 12.0s, QEMU emulation");
+        let earlier = JobId::from_bits(9);
+        job.kept_from = Some(earlier);
+        assert_eq!(ending(&job), format!("kept from {earlier}"));
+    }
 
     #[test]
     fn a_step_is_what_its_first_line_says() {

@@ -4,11 +4,15 @@ use std::fmt::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use stagely_agent::protocol::{Digest, FailureReason};
+use console::truncate_str;
+use stagely_agent::protocol::{Digest, FailureReason, MissCause};
 
-use super::display::duration_of;
-use crate::api::{JobKindView, JobStatus, JobView, RunStatus, RunView};
+use crate::api::{JobKindView, JobStatus, JobView, RunStatus, RunView, SkippedBuildView};
 use crate::cli::table::table;
+use crate::core::state::Trigger;
+
+/// The columns of the line that says where the cache was missed; `stagely explain` says all of it.
+const MISS_COLUMNS: usize = 160;
 
 /// What the exit codes of `stagely run` mean, for its help.
 pub const EXIT_CODES: &str = "\
@@ -59,8 +63,8 @@ pub fn report(run: &RunView) -> String {
             let _ = writeln!(text, "warning: {}: {warning}", job.name);
         }
     }
-    for image in images(run) {
-        let _ = writeln!(text, "{image}");
+    for note in notes(run).into_iter().chain(images(run)) {
+        let _ = writeln!(text, "{note}");
     }
     for job in run.jobs.iter().filter(|job| job.status == JobStatus::Failed) {
         if let Some(error) = &job.error {
@@ -78,14 +82,86 @@ pub fn report(run: &RunView) -> String {
     text
 }
 
-/// The images that the run is about: an index stands for the images that it joins.
+/// What is out of the ordinary in a run, a fact a line: emulation, kept and skipped builds, saved
+/// machines, and where caches were missed.
+pub fn notes(run: &RunView) -> Vec<String> {
+    let emulated = run
+        .jobs
+        .iter()
+        .filter_map(|job| Some(format!("{} was built under {}", job.name, emulation(job)?)));
+    let missed = run.jobs.iter().filter_map(missed_step);
+    let all = emulated.chain(kept(run)).chain(run.skipped.iter().map(skipped));
+    all.chain(saved_machines(run)).chain(missed).collect()
+}
+
+/// `QEMU emulation, 6.2x slower than native`; `None` for a job that is not emulated.
+pub fn emulation(job: &JobView) -> Option<String> {
+    let slower = job.slow_down.map(|times| format!(", {times:.1}x slower than native"));
+    job.emulated.then(|| format!("QEMU emulation{}", slower.unwrap_or_default()))
+}
+
+/// `app_amd64, app_arm64 kept from run_…`.
+fn kept(run: &RunView) -> Option<String> {
+    let kept: Vec<&str> =
+        run.jobs.iter().filter(|job| job.kept_from.is_some()).map(|job| &*job.name).collect();
+    let from = run.keeps.map_or_else(|| "an earlier run".to_owned(), |run| run.to_string());
+    (!kept.is_empty()).then(|| format!("{} kept from {from}", kept.join(", ")))
+}
+
+/// `web skipped: …; registry/shop/main@sha256:… stands in`.
+pub(super) fn skipped(build: &SkippedBuildView) -> String {
+    let image = build.image.as_ref().map(|image| format!("; {image} stands in"));
+    format!("{} skipped: {}{}", build.build, build.reason, image.unwrap_or_default())
+}
+
+/// `1 machine saved: app_merge ran on the machine of app_arm64`.
+fn saved_machines(run: &RunView) -> Option<String> {
+    let name_of = |id| run.jobs.iter().find(|job| job.id == id).map(|job| &*job.name);
+    let took_over = run.jobs.iter().filter_map(|job| {
+        Some(format!("{} ran on the machine of {}", job.name, name_of(job.took_over?)?))
+    });
+    let took_over: Vec<String> = took_over.collect();
+    let count = match run.saved_machines {
+        0 => return None,
+        1 => "1 machine saved".to_owned(),
+        count => format!("{count} machines saved"),
+    };
+    let how =
+        if took_over.is_empty() { String::new() } else { format!(": {}", took_over.join("; ")) };
+    Some(count + &how)
+}
+
+/// Where a job missed the cache and why, in one line. The first build of all misses it everywhere, which
+/// is no news.
+fn missed_step(job: &JobView) -> Option<String> {
+    let miss = job.cache_miss.as_ref().filter(|miss| miss.cause != MissCause::NoCache)?;
+    let line = format!("{} missed the cache at `{}`: {}", job.name, miss.step, miss.cause);
+    let line = line.split_whitespace().collect::<Vec<_>>().join(" ");
+    let line = truncate_str(&line, MISS_COLUMNS, "…").into_owned();
+    Some(format!("{line}\n  more: stagely explain {}", job.id))
+}
+
+/// The images that the run is about, by the reference that stays the same and the digest: an index
+/// stands for the images that it joins. A warm-up has none.
 fn images(run: &RunView) -> Vec<String> {
+    if run.trigger == Trigger::WarmUp {
+        return caches_filled(run).into_iter().collect();
+    }
     let is_joined = |job: &&JobView| {
         let mut merges = run.jobs.iter().filter(|job| job.kind == JobKindView::Merge);
-        job.kind == JobKindView::Merge || !merges.any(|merge| merge.build == job.build)
+        job.kind == JobKindView::Merge || !merges.any(|merge| merge.variant == job.variant)
     };
-    let named = |job: &JobView| Some(format!("{}@{}", job.image, job.digest.as_ref()?));
+    let named = |job: &JobView| {
+        let reference = job.tag.as_ref().unwrap_or(&job.image);
+        Some(format!("{reference}@{}", job.digest.as_ref()?))
+    };
     run.jobs.iter().filter(is_joined).filter_map(named).collect()
+}
+
+fn caches_filled(run: &RunView) -> Option<String> {
+    let filled = run.jobs.iter().filter(|job| job.status == JobStatus::Completed);
+    let filled: Vec<&str> = filled.map(|job| &*job.name).collect();
+    (!filled.is_empty()).then(|| format!("caches filled: {}", filled.join(", ")))
 }
 
 /// The jobs of a run as a table.
@@ -94,7 +170,7 @@ fn jobs_table(jobs: &[JobView]) -> String {
         [
             job.name.clone(),
             platforms(job),
-            job.status.as_str().to_owned(),
+            status(job),
             job.digest.as_ref().map(short).unwrap_or_default(),
             duration_of(job).map(seconds).unwrap_or_default(),
             cached(job),
@@ -103,18 +179,28 @@ fn jobs_table(jobs: &[JobView]) -> String {
     table(["JOB", "PLATFORM", "STATUS", "DIGEST", "TIME", "CACHED"], rows)
 }
 
-/// The platforms of a job's image.
+/// The platforms of a job's image, and whether it is built under emulation.
 pub fn platforms(job: &JobView) -> String {
-    job.platforms.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    let names = job.platforms.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    if job.emulated { names + " (emulated)" } else { names }
 }
 
-/// How many of a build's steps came from a cache: `3 of 5`.
+/// How far a job is; a kept one did nothing.
+pub fn status(job: &JobView) -> String {
+    if job.kept_from.is_some() { "kept".to_owned() } else { job.status.as_str().to_owned() }
+}
+
+/// How long the newest attempt took.
+pub fn duration_of(job: &JobView) -> Option<Duration> {
+    Some(job.ended_at?.since(job.started_at?))
+}
+
+/// How many of a build's steps came from a cache: `3/5`.
 pub fn cached(job: &JobView) -> String {
     if job.steps.is_empty() {
         return String::new();
     }
-    let cached = job.steps.iter().filter(|step| step.cached).count();
-    format!("{cached} of {} steps", job.steps.len())
+    format!("{}/{}", job.cached_steps, job.steps.len())
 }
 
 /// A digest that people can compare: `sha256:` and 12 digits.
@@ -128,4 +214,150 @@ pub fn seconds(time: Duration) -> String {
         return format!("{:.1}s", time.as_secs_f64());
     }
     humantime::format_duration(Duration::from_secs(time.as_secs())).to_string()
+}
+
+#[cfg(test)]
+pub(in crate::cli) mod tests {
+    use super::*;
+    use crate::ids::{JobId, RunId};
+    use stagely_agent::protocol::{CacheMiss, ChangedFile, FileChange, Step};
+
+    /// A completed build of `name`, as core tells of it.
+    pub(in crate::cli) fn job(number: u8, name: &str, platform: &str) -> JobView {
+        let id = |number: u8| JobId::from_bits(u128::from(number));
+        let step = |name: &str, seconds, cached| Step { name: name.to_owned(), seconds, cached };
+        JobView {
+            id: id(number),
+            run_id: RunId::from_bits(1),
+            name: name.to_owned(),
+            build: "app".to_owned(),
+            variant: "app".to_owned(),
+            kind: JobKindView::Build,
+            platforms: vec![platform.parse().unwrap()],
+            status: JobStatus::Completed,
+            attempt: 1,
+            lost_attempts: Vec::new(),
+            machine_id: None,
+            image: format!("registry:5000/shop/main:{name}.run").parse().unwrap(),
+            digest: Some(format!("sha256:{}", format!("{number:02x}").repeat(32)).parse().unwrap()),
+            reason: None,
+            error: None,
+            exit_code: Some(0),
+            warnings: Vec::new(),
+            steps: vec![step("[2/3] COPY . .", 0.2, false), step("[3/3] RUN make", 9.8, false)],
+            cached_steps: 0,
+            cache_miss: None,
+            tag: None,
+            emulated: false,
+            slow_down: None,
+            took_over: None,
+            kept_from: None,
+            queued_at: crate::core::state::Timestamp(0),
+            started_at: Some(crate::core::state::Timestamp(1_000)),
+            ended_at: Some(crate::core::state::Timestamp(13_000)),
+        }
+    }
+
+    /// A completed run of `jobs`.
+    pub(in crate::cli) fn run(jobs: Vec<JobView>) -> RunView {
+        RunView {
+            id: RunId::from_bits(1),
+            status: RunStatus::Completed,
+            reason: None,
+            error: None,
+            cancel_reason: None,
+            project_id: crate::ids::ProjectId::from_bits(1),
+            project: "shop".to_owned(),
+            environment_id: crate::ids::EnvironmentId::from_bits(1),
+            environment: "main".to_owned(),
+            repository: "https://host/o/shop".to_owned(),
+            reference: None,
+            commit: None,
+            trigger: Trigger::Manual,
+            created_at: crate::core::state::Timestamp(0),
+            ended_at: Some(crate::core::state::Timestamp(14_000)),
+            pull_request: None,
+            keeps: None,
+            skipped: Vec::new(),
+            saved_machines: 0,
+            live_machines: 0,
+            jobs,
+        }
+    }
+
+    /// One image for two platforms: an emulated one, and a merge that took over its machine.
+    fn of_two_platforms() -> RunView {
+        let mut arm64 = job(2, "app_arm64", "linux/arm64");
+        arm64.emulated = true;
+        arm64.slow_down = Some(6.24);
+        let mut merge = job(3, "app_merge", "linux/amd64");
+        merge.kind = JobKindView::Merge;
+        merge.platforms.push("linux/arm64".parse().unwrap());
+        merge.steps.clear();
+        merge.took_over = Some(arm64.id);
+        merge.tag = Some("registry:5000/shop/main:app".parse().unwrap());
+        let mut run = run(vec![job(1, "app_amd64", "linux/amd64"), arm64, merge]);
+        run.saved_machines = 1;
+        run
+    }
+
+    #[test]
+    fn the_report_names_the_tag_with_its_digest_and_what_was_emulated_and_saved() {
+        let text = report(&of_two_platforms());
+        let digest = "03".repeat(32);
+        assert!(
+            text.contains(&format!("\nregistry:5000/shop/main:app@sha256:{digest}\n")),
+            "{text}"
+        );
+        assert_eq!(text.matches("@sha256:").count(), 1, "{text}");
+        assert!(text.contains("linux/arm64 (emulated)    completed"), "{text}");
+        let slower = "app_arm64 was built under QEMU emulation, 6.2x slower than native\n";
+        assert!(text.contains(slower), "{text}");
+        let saved = "1 machine saved: app_merge ran on the machine of app_arm64\n";
+        assert!(text.contains(saved), "{text}");
+        assert!(text.contains("  0/2\n"), "{text}");
+    }
+
+    #[test]
+    fn the_report_says_what_was_skipped_kept_and_only_warmed_up() {
+        let mut run = of_two_platforms();
+        run.keeps = Some(RunId::from_bits(7));
+        run.jobs[0].kept_from = Some(JobId::from_bits(9));
+        let image = format!("registry:5000/shop/main@sha256:{}", "ab".repeat(32));
+        run.skipped.push(SkippedBuildView {
+            build: "web".to_owned(),
+            reason: "nothing in its paths changed since main".to_owned(),
+            image: Some(image.parse().unwrap()),
+        });
+        let text = report(&run);
+        let kept = format!("app_amd64 kept from {}\n", RunId::from_bits(7));
+        assert!(text.contains(&kept) && text.contains("linux/amd64  ") && text.contains("  kept"));
+        let skipped =
+            format!("web skipped: nothing in its paths changed since main; {image} stands in");
+        assert!(text.contains(&skipped), "{text}");
+
+        run.trigger = Trigger::WarmUp;
+        let text = report(&run);
+        assert!(text.contains("caches filled: app_amd64, app_arm64, app_merge\n"), "{text}");
+        assert!(!text.contains("main:app@sha256"), "{text}");
+    }
+
+    #[test]
+    fn the_first_missed_step_is_told_in_one_line_and_a_first_build_says_nothing_of_it() {
+        let mut run = run(vec![job(1, "app_amd64", "linux/amd64")]);
+        let file = |path: &str| ChangedFile { path: path.to_owned(), change: FileChange::Changed };
+        let files =
+            (0..20).map(|number| file(&format!("src/a/long/way/down/{number}.rs"))).collect();
+        let step = "[2/3] COPY . .".to_owned();
+        run.jobs[0].cache_miss =
+            Some(CacheMiss { step: step.clone(), cause: MissCause::Files { count: 20, files } });
+        let notes = notes(&run);
+        let (line, more) = notes[0].split_once('\n').unwrap();
+        assert!(line.starts_with("app_amd64 missed the cache at `[2/3] COPY . .`: copied files"));
+        assert!(line.chars().count() <= MISS_COLUMNS && line.ends_with('…'), "{line}");
+        assert!(more.contains("stagely explain job_"), "{more}");
+
+        run.jobs[0].cache_miss = Some(CacheMiss { step, cause: MissCause::NoCache });
+        assert!(super::notes(&run).is_empty());
+    }
 }

@@ -132,6 +132,30 @@ impl Snapshot {
         Ok(Self { origin, commit, name, folder: bare })
     }
 
+    /// Serves what `wanted` stands for in the user's repository too, and returns what it is called: its
+    /// branch, `main` also of `origin/main`; a commit's id where no branch, or another commit, has
+    /// that name.
+    ///
+    /// # Errors
+    /// [`SnapshotError`]
+    pub(super) fn add_base(&mut self, wanted: &str) -> Result<String, SnapshotError> {
+        let user = Repository::open(&self.origin)?;
+        let base = find(&user, &self.origin, wanted)?;
+        let commit = base.commit.id();
+        let served = Repository::open_bare(self.folder.path())?;
+        let branch = base.name.or_else(|| branch_of_remote(&user, wanted));
+        let branch = branch.as_deref().filter(|name| name.starts_with("refs/heads/"));
+        if let Some(name) = branch {
+            let there = served.find_reference(name).ok().and_then(|it| it.target());
+            if there.is_none_or(|there| there == commit) {
+                served.reference(name, commit, true, "what is compared with")?;
+                return Ok(name.trim_start_matches("refs/heads/").to_owned());
+            }
+        }
+        served.reference("refs/heads/stagely-base", commit, true, "what is compared with")?;
+        Ok(commit.to_string())
+    }
+
     /// The bare repository.
     pub(super) fn path(&self) -> &Path {
         self.folder.path()
@@ -209,6 +233,13 @@ fn find<'a>(user: &'a Repository, origin: &Path, wanted: &str) -> Result<Named<'
     let object = user.revparse_single(wanted).map_err(unknown)?;
     let commit = object.peel(ObjectType::Commit).map_err(unknown)?;
     Ok(Named { commit: commit.into_commit().expect("it was peeled to a commit"), name: None })
+}
+
+/// The branch that `origin/main` follows.
+fn branch_of_remote(user: &Repository, wanted: &str) -> Option<String> {
+    let reference = user.resolve_reference_from_short_name(wanted).ok()?;
+    let branch = reference.name().ok()?.strip_prefix("refs/remotes/")?.split_once('/')?.1;
+    Some(format!("refs/heads/{branch}"))
 }
 
 /// Commits all that lies in the working tree into the repository `bare`, as a child of HEAD.
@@ -314,6 +345,34 @@ mod tests {
         assert_eq!((&parent.commit, &parent.name), (&tagged.commit, &None));
         assert_eq!(take("main").unwrap().name.as_deref(), Some("refs/heads/main"));
         assert!(take("nowhere").unwrap_err().to_string().ends_with("tag or commit \"nowhere\""));
+    }
+
+    #[test]
+    fn what_is_compared_with_is_served_under_its_branch_where_that_is_free() {
+        let folder = repository();
+        let path = folder.path();
+        let first = git(path, &["rev-parse", "HEAD"]);
+        git(path, &["update-ref", "refs/remotes/origin/main", &first]);
+        git(path, &["checkout", "--quiet", "-b", "feature"]);
+        git(path, &["commit", "--quiet", "--allow-empty", "--message", "two"]);
+        let base_of = |name| {
+            let mut snapshot = Snapshot::take(path, Wanted::Head).unwrap();
+            let base = snapshot.add_base(name).unwrap();
+            assert_eq!(git(snapshot.path(), &["rev-parse", &base]), first, "{name}");
+            assert_eq!(git(snapshot.path(), &["symbolic-ref", "HEAD"]), "refs/heads/feature");
+            base
+        };
+        assert_eq!(base_of("main"), "main");
+        assert_eq!(base_of("origin/main"), "main");
+        assert_eq!(base_of("HEAD~1"), first);
+        assert_eq!(base_of(&first), first);
+        // A branch that is ahead of its remote is built under the name that both have.
+        git(path, &["checkout", "--quiet", "-B", "main"]);
+        let mut ahead = Snapshot::take(path, Wanted::Head).unwrap();
+        assert_eq!(ahead.add_base("origin/main").unwrap(), first);
+        assert_ne!(git(ahead.path(), &["rev-parse", "main"]), first);
+        let error = ahead.add_base("nowhere").unwrap_err().to_string();
+        assert!(error.ends_with("tag or commit \"nowhere\""), "{error}");
     }
 
     #[test]

@@ -57,6 +57,8 @@ pub(super) struct Source {
     pub(super) project: Option<String>,
     /// The environment's name, where the reference does not give a good one.
     pub(super) environment: Option<String>,
+    /// The branch or commit to compare with.
+    pub(super) base: Option<String>,
     /// What is served while the run goes on.
     _served: Option<(GitServer, Snapshot)>,
 }
@@ -69,15 +71,33 @@ impl Source {
         clone_token: Option<SecretString>,
     ) -> Self {
         let repository = repository.to_string();
-        Self { repository, reference, clone_token, project: None, environment: None, _served: None }
+        Self {
+            repository,
+            reference,
+            clone_token,
+            project: None,
+            environment: None,
+            base: None,
+            _served: None,
+        }
+    }
+
+    /// The same, compared with `base`.
+    pub(super) fn compared_with(self, base: Option<String>) -> Self {
+        Self { base, ..self }
     }
 
     /// A folder of this machine, served to agents of this machine.
     ///
     /// # Errors
     /// A folder that cannot be built from, or not be served.
-    pub(super) async fn serve(folder: &Path, wanted: Wanted<'_>) -> anyhow::Result<Self> {
-        let snapshot = Snapshot::take(folder, wanted)?;
+    pub(super) async fn serve(
+        folder: &Path,
+        wanted: Wanted<'_>,
+        base: Option<&str>,
+    ) -> anyhow::Result<Self> {
+        let mut snapshot = Snapshot::take(folder, wanted)?;
+        let base = base.map(|base| snapshot.add_base(base)).transpose()?;
         let name = slug(&folder_name(&snapshot.origin));
         let server = GitServer::start(snapshot.path().to_owned(), &name).await?;
         let reference = snapshot.name.clone().unwrap_or_else(|| snapshot.commit.to_string());
@@ -87,6 +107,7 @@ impl Source {
             clone_token: Some(server.token.clone()),
             project: Some(name),
             environment: None,
+            base,
             _served: Some((server, snapshot)),
         })
     }
@@ -99,6 +120,7 @@ impl Source {
     pub(super) fn remote_of(
         folder: &Path,
         wanted: Wanted<'_>,
+        base: Option<&str>,
         clone_token: Option<SecretString>,
     ) -> anyhow::Result<Self> {
         if wanted == Wanted::Dirty {
@@ -107,7 +129,8 @@ impl Source {
                  cannot be cloned elsewhere"
             );
         }
-        let snapshot = Snapshot::take(folder, wanted)?;
+        let mut snapshot = Snapshot::take(folder, wanted)?;
+        let base = base.map(|base| snapshot.add_base(base)).transpose()?;
         let user = Repository::open(&snapshot.origin)?;
         let origin = user.find_remote("origin").context(
             "the builders cannot clone from this folder, and it has no remote `origin`; give the \
@@ -123,7 +146,7 @@ impl Source {
         let branch = snapshot.name.as_deref().and_then(|name| name.strip_prefix("refs/heads/"));
         Ok(Self {
             environment: branch.map(environment_of),
-            ..Self::at(&url, Some(snapshot.commit.to_string()), clone_token)
+            ..Self::at(&url, Some(snapshot.commit.to_string()), clone_token).compared_with(base)
         })
     }
 }

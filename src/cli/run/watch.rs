@@ -1,6 +1,7 @@
 //! Follows a run and the logs of all its jobs, as one sequence of updates.
 
 use std::collections::BTreeSet;
+use std::future::ready;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -26,6 +27,8 @@ pub(super) enum Update {
         /// What it said.
         lines: Vec<FollowedLine>,
     },
+    /// The run has ended and every line of its logs was returned. Its machines may still be there.
+    Over,
 }
 
 /// Follows one run. Ends with the value.
@@ -35,8 +38,12 @@ pub(super) struct Watch {
     updates: mpsc::Receiver<Result<Update, ClientError>>,
     sender: mpsc::Sender<Result<Update, ClientError>>,
     followed: BTreeSet<JobId>,
-    /// Ends when the run is over, and each log's when that is.
-    tasks: JoinSet<()>,
+    /// Ends when the run has ended and its machines are gone.
+    run: JoinSet<()>,
+    /// Each ends with its job.
+    logs: JoinSet<()>,
+    has_ended: bool,
+    told_over: bool,
 }
 
 impl Watch {
@@ -45,7 +52,16 @@ impl Watch {
         let (sender, updates) = mpsc::channel(WAITING_MAX);
         let mut tasks = JoinSet::new();
         tasks.spawn(send_run(client.clone(), run, sender.clone()));
-        Self { client, updates, sender, followed: BTreeSet::new(), tasks }
+        Self {
+            client,
+            updates,
+            sender,
+            followed: BTreeSet::new(),
+            run: tasks,
+            logs: JoinSet::new(),
+            has_ended: false,
+            told_over: false,
+        }
     }
 
     /// The next update; `None` when the run has ended, its machines are gone, and every line of its
@@ -62,10 +78,16 @@ impl Watch {
                     let update = update?;
                     if let Update::Run(run) = &update {
                         self.follow_new_jobs(run);
+                        self.has_ended = run.status.is_final();
                     }
                     return Ok(Some(update));
                 }
-                ended = self.tasks.join_next() => {
+                Some(_) = self.logs.join_next() => {}
+                () = ready(()), if self.has_ended && !self.told_over && self.logs.is_empty() => {
+                    self.told_over = true;
+                    return Ok(Some(Update::Over));
+                }
+                ended = self.run.join_next(), if self.logs.is_empty() => {
                     if ended.is_none() {
                         return Ok(None);
                     }
@@ -77,7 +99,7 @@ impl Watch {
     fn follow_new_jobs(&mut self, run: &RunView) {
         for job in run.jobs.iter().map(|job| job.id) {
             if self.followed.insert(job) {
-                self.tasks.spawn(send_log(self.client.clone(), job, self.sender.clone()));
+                self.logs.spawn(send_log(self.client.clone(), job, self.sender.clone()));
             }
         }
     }

@@ -1,0 +1,74 @@
+//! When an image is there whose layer cache is far bigger than itself: the cache is exported after the
+//! image was reported, against one command that does both.
+
+use std::process::Command;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use secrecy::ExposeSecret as _;
+
+use crate::STAGELY;
+use crate::build::{Registry, script, timed};
+use crate::cache::until_image_and_end;
+use crate::core::Core;
+use crate::git::local_repository;
+use crate::report::{Pairs, Row, print};
+
+const PAIRS: usize = 5;
+
+const MANIFEST: &str = "builds:\n  app: { context: . }\n";
+/// 200 MB that do not compress, in a stage that the image does not hold, and other ones each time.
+const DOCKERFILE: &str = "\
+FROM busybox AS big
+ARG SALT
+RUN echo $SALT && head -c 200000000 /dev/urandom >/big
+FROM busybox
+COPY --from=big /etc/passwd /small
+";
+
+pub(crate) async fn measure() -> anyhow::Result<()> {
+    let registry = Registry::from_environment()?;
+    let files = [("stagely.yaml", MANIFEST), ("Dockerfile", DOCKERFILE)];
+    let (_folder, repository) = local_repository(&files)?;
+    let mut core = Core::start(&registry.settings()).await?;
+    let begin = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+    let (mut image, mut gone) = (Pairs::default(), Pairs::default());
+    for pair in 0..PAIRS {
+        let salt = |way: &str| format!("{begin}-{pair}-{way}");
+        let mut stagely = Command::new(STAGELY);
+        stagely
+            .arg("run")
+            .arg(&repository)
+            .args(["--json", "--project", "bench-export"])
+            .args(["--set", &format!("SALT={}", salt("stagely"))])
+            .env("STAGELY_SERVER", core.url.as_str())
+            .env("STAGELY_TOKEN", core.token.expose_secret());
+        let raw = script(&registry, "bench-export-bare", &repository, &salt("raw"));
+        // Whoever is second finds a disk that is still busy, so they take turns.
+        let ((until_image, until_gone, _), (raw, _)) = if pair.is_multiple_of(2) {
+            (until_image_and_end(stagely)?, timed(raw)?)
+        } else {
+            let raw = timed(raw)?;
+            (until_image_and_end(stagely)?, raw)
+        };
+        eprintln!(
+            "export, pair {}: image {until_image:.2} s, gone {until_gone:.2} s, raw {raw:.2} s",
+            pair + 1
+        );
+        image.0.push((until_image, raw));
+        gone.0.push((until_gone, raw));
+    }
+    core.stop()?;
+    print(vec![row("the image is there", &image), row("the builder is gone", &gone)]);
+    Ok(())
+}
+
+fn row(until: &str, pairs: &Pairs) -> Row {
+    let (stagely, raw) = pairs.medians();
+    Row {
+        what: format!("200 MB of cache, until {until} (raw: image and cache in one command)"),
+        stagely: format!("{stagely:.2} s ({:+.2} s)", pairs.difference()),
+        raw: format!("{raw:.2} s"),
+        ratio: format!("{:.3}", pairs.ratio()),
+        ..Row::default()
+    }
+}

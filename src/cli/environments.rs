@@ -1,0 +1,183 @@
+//! `stagely environments`: the pull requests and branches that core builds, and their end.
+
+use std::fmt::Write as _;
+use std::io::{Write as _, stdout};
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{Args, Subcommand};
+
+use super::connect::ServerArgs;
+use super::embedded::Records;
+use super::records::print;
+use super::table::table;
+use crate::api::{EnvironmentView, ListEnvironments};
+use crate::ids::EnvironmentId;
+
+/// Lists environments, and closes those that are not wanted any more
+#[derive(Args, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct EnvironmentsArgs {
+    #[command(subcommand)]
+    command: Option<EnvironmentsCommand>,
+    #[command(flatten)]
+    list: ListArgs,
+}
+
+#[derive(Args, Debug)]
+struct ListArgs {
+    /// Only those of this project
+    #[arg(long, value_name = "NAME")]
+    project: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
+#[derive(Subcommand, Debug)]
+enum EnvironmentsCommand {
+    /// Closes an environment, as the end of its pull request does: its runs are cancelled and the cache
+    /// refs that it alone writes are deleted. Images stay, and a new run opens it again
+    Close(CloseArgs),
+}
+
+#[derive(Args, Debug)]
+struct CloseArgs {
+    /// The environment's project, or its id, env_…
+    #[arg(value_name = "PROJECT|ID")]
+    project: String,
+    /// The environment's name; not with an id
+    #[arg(value_name = "ENVIRONMENT")]
+    environment: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
+/// Runs `stagely environments`.
+///
+/// # Errors
+/// A core that cannot be asked, or refuses; an environment that is not there; standard output that
+/// cannot be written.
+pub async fn environments(arguments: EnvironmentsArgs) -> anyhow::Result<ExitCode> {
+    if let Some(EnvironmentsCommand::Close(which)) = arguments.command {
+        return close(which).await;
+    }
+    let ListArgs { project, json, server } = arguments.list;
+    let records = Records::open(&server).await?;
+    let environments = records.client().environments(&ListEnvironments { project }).await;
+    records.close().await?;
+    print(json, &environments?, |environments| environments_table(environments))
+}
+
+fn environments_table(environments: &[EnvironmentView]) -> String {
+    if environments.is_empty() {
+        return "no environments".to_owned();
+    }
+    let rows = environments.iter().map(|environment| {
+        let images: Vec<&str> = environment.images.iter().map(|image| &*image.build).collect();
+        [
+            environment.project.clone(),
+            environment.name.clone(),
+            environment.pull_request.map(|number| format!("#{number}")).unwrap_or_default(),
+            if environment.closed { "closed" } else { "open" }.to_owned(),
+            environment.newest_run.map(|run| run.to_string()).unwrap_or_default(),
+            images.join(", "),
+        ]
+    });
+    table(["PROJECT", "ENVIRONMENT", "PR", "STATUS", "NEWEST RUN", "IMAGES"], rows)
+}
+
+async fn close(which: CloseArgs) -> anyhow::Result<ExitCode> {
+    let client = which.server.running()?;
+    let environments = client.environments(&ListEnvironments::default()).await?;
+    let found = find(environments, &which.project, which.environment.as_deref())?;
+    // Before it is done, so that it can be read even if the answer is lost.
+    if !which.json {
+        writeln!(stdout(), "{}", closing_text(&found))?;
+    }
+    let closed = client.close_environment(found.id).await?;
+    print(which.json, &closed, |closed| format!("{} of {} is closed", closed.name, closed.project))
+}
+
+/// The environment of an id, or of a project and a name.
+fn find(
+    environments: Vec<EnvironmentView>,
+    project: &str,
+    name: Option<&str>,
+) -> anyhow::Result<EnvironmentView> {
+    let mut environments = environments.into_iter();
+    let found = if let Some(name) = name {
+        environments.find(|it| it.project == project && it.name == name)
+    } else {
+        let id: EnvironmentId = project.parse().with_context(|| {
+            format!("give the environment's name after the project {project:?}, or its id alone")
+        })?;
+        environments.find(|it| it.id == id)
+    };
+    found.with_context(|| {
+        let what = name.map_or_else(|| project.to_owned(), |name| format!("{name} of {project}"));
+        format!("there is no environment {what}; `stagely environments` lists them")
+    })
+}
+
+/// What goes with an environment.
+fn closing_text(environment: &EnvironmentView) -> String {
+    let EnvironmentView { name, project, .. } = environment;
+    let mut text = format!("Closing {name} of {project}: runs that go on are cancelled");
+    match &environment.cache_refs[..] {
+        [] => text.push_str(". It has no cache refs of its own."),
+        refs => {
+            text.push_str(", and these cache refs are deleted:");
+            for reference in refs {
+                let _ = write!(text, "\n  {reference}");
+            }
+        }
+    }
+    text.push_str("\nIts images stay in the registry.");
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn environment(name: &str) -> EnvironmentView {
+        EnvironmentView {
+            id: EnvironmentId::from_bits(u128::from(name.as_bytes()[0])),
+            project: "shop".to_owned(),
+            name: name.to_owned(),
+            pull_request: name.strip_prefix("pr-").and_then(|number| number.parse().ok()),
+            closed: false,
+            newest_run: None,
+            images: Vec::new(),
+            cache_refs: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn an_environment_is_found_by_its_id_or_its_project_and_name() {
+        let all = || vec![environment("main"), environment("pr-7")];
+        assert_eq!(find(all(), "shop", Some("pr-7")).unwrap().pull_request, Some(7));
+        let id = environment("main").id.to_string();
+        assert_eq!(find(all(), &id, None).unwrap().name, "main");
+        let error = find(all(), "shop", Some("pr-8")).unwrap_err().to_string();
+        assert!(error.starts_with("there is no environment pr-8 of shop"), "{error}");
+        let error = find(all(), "shop", None).unwrap_err().to_string();
+        assert!(error.contains("name after the project \"shop\""), "{error}");
+    }
+
+    #[test]
+    fn closing_names_what_is_deleted() {
+        let mut closing = environment("pr-7");
+        assert!(closing_text(&closing).contains("no cache refs of its own"));
+        closing.cache_refs.push("registry:5000/shop/cache:app.pr-7".parse().unwrap());
+        let text = closing_text(&closing);
+        assert!(text.contains("deleted:\n  registry:5000/shop/cache:app.pr-7\n"), "{text}");
+        assert!(text.ends_with("Its images stay in the registry."), "{text}");
+    }
+}
