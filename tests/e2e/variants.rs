@@ -46,11 +46,8 @@ async fn a_build_stands_on_the_image_of_another_of_the_same_run() {
     let manifest = "builds:\n  \
         app: { context: app, depends_on: [base], platforms: [linux/amd64, linux/arm64] }\n  \
         base: { context: base, platforms: [linux/amd64, linux/arm64] }\n";
-    let files = [
-        ("app/Dockerfile", &*app),
-        ("base/Dockerfile", &*base),
-        ("stagely.yaml", manifest),
-    ];
+    let files =
+        [("app/Dockerfile", &*app), ("base/Dockerfile", &*base), ("stagely.yaml", manifest)];
     core.repository.commit(&files);
     // Asked for alone, it brings what it stands on.
     let mut request = core.request();
@@ -80,8 +77,7 @@ async fn a_build_whose_paths_did_not_change_is_skipped_and_its_last_image_stands
     let manifest = "builds:\n  api: { context: api, paths: [\"api/**\"] }\n  \
         web: { context: web, paths: [\"web/**\"], depends_on: [api] }\n  \
         release: { context: web, only_branches: [\"release/*\"] }\n";
-    let files =
-        [("api/Dockerfile", &*api), ("web/Dockerfile", &*web), ("stagely.yaml", manifest)];
+    let files = [("api/Dockerfile", &*api), ("web/Dockerfile", &*web), ("stagely.yaml", manifest)];
     let main = core.run_of(&files).await;
     let main = core.ended(main).await;
     assert_eq!(main.status, RunStatus::Completed, "{main:#?}");
