@@ -51,8 +51,17 @@ struct Job {
     waiting_since: Option<Instant>,
     /// The line after each batch on its way.
     in_flight: VecDeque<u64>,
-    /// STATUS was sent on this connection.
-    status_sent: bool,
+    /// The STATUS that was sent on this connection and is not acknowledged.
+    sent: Option<Sent>,
+}
+
+/// Which STATUS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sent {
+    /// The image is pushed, and another STATUS follows.
+    First,
+    /// The job has ended.
+    End,
 }
 
 impl Job {
@@ -64,7 +73,7 @@ impl Job {
             unwanted: false,
             waiting_since: None,
             in_flight: VecDeque::new(),
-            status_sent: false,
+            sent: None,
         }
     }
 }
@@ -156,7 +165,7 @@ impl Jobs {
         for (job_id, job) in &mut self.known {
             job.in_flight.clear();
             job.waiting_since = None;
-            job.status_sent = false;
+            job.sent = None;
             let next = resumed.iter().find(|resumed| resumed.job_id == *job_id);
             match next.map(|resumed| job.spool.resume(resumed.next_line)) {
                 Some(Ok(())) => {}
@@ -181,13 +190,17 @@ impl Jobs {
         job.spool.acknowledge(ack.lines);
     }
 
-    /// Core has stored a job's end.
-    pub(crate) fn end_acknowledged(&mut self, job_id: &WireId) {
-        // Nothing but the end is acknowledged, and no end that was not sent.
-        if self.known.get(job_id).is_some_and(|job| job.status_sent)
-            && let Some(job) = self.known.remove(job_id)
-        {
-            job.spool.remove();
+    /// Core has stored the STATUS of a job that was sent last.
+    pub(crate) fn status_acknowledged(&mut self, job_id: &WireId) {
+        // Core acknowledges that a job runs, too, and nothing that was not sent.
+        match self.known.get_mut(job_id).and_then(|job| job.sent.take()) {
+            None => {}
+            Some(Sent::First) => self.known[job_id].spool.acknowledge_pushed(),
+            Some(Sent::End) => {
+                if let Some(job) = self.known.remove(job_id) {
+                    job.spool.remove();
+                }
+            }
         }
     }
 
@@ -201,12 +214,13 @@ impl Jobs {
             {
                 messages.push(AgentMessage::Log(batch.log(job_id)).to_json());
             }
+            // One after the other: an acknowledgement does not say which of them it is for.
             if messages.len() < room
-                && !job.status_sent
+                && job.sent.is_none()
                 && let Some(status) = job.spool.status_due()
             {
+                job.sent = Some(if status.exporting_cache { Sent::First } else { Sent::End });
                 messages.push(AgentMessage::Status(status).to_json());
-                job.status_sent = true;
             }
             let again = job.waiting_since.filter(|_| job.in_flight.len() < WINDOW);
             next = [next, again.map(|since| since + BATCH_DELAY)].into_iter().flatten().min();
@@ -217,12 +231,15 @@ impl Jobs {
     }
 
     /// Stops all jobs and waits for them. None of these reports its end: the machine was at fault.
+    /// Those whose image is pushed have completed.
     pub(crate) async fn stop_all(&mut self) {
-        let running = self.known.values_mut().filter(|job| !job.spool.is_finished());
-        running.for_each(Job::discard);
+        for job in self.known.values_mut().filter(|job| !job.spool.is_finished()) {
+            job.cancel.cancel();
+            // It may be pushed by the time it has stopped; then its attempt is only made again.
+            job.unwanted |= !job.spool.is_pushed();
+        }
         for job in self.known.values_mut() {
             if let Some(task) = job.task.take()
-                && job.unwanted
                 && let Err(error) = task.await
             {
                 tracing::error!(%error, "a job's task died");

@@ -179,7 +179,7 @@ async fn a_build_is_pushed_and_its_repeat_is_cached() {
     assert!(status.steps.iter().any(|step| !step.cached));
     let log = setup.log();
     for text in
-        [&*format!(" {marker}"), " the file", "exporting cache", "DONE", "steps cached, pushed"]
+        [&*format!(" {marker}"), " the file", "DONE", "steps cached, pushed", "Cache exported to "]
     {
         assert!(log.contains(text), "{text}\n{log}");
     }
