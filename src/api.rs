@@ -630,6 +630,15 @@ pub struct ListRuns {
     pub before: Option<RunId>,
 }
 
+/// Which environments.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+pub struct ListEnvironments {
+    /// The project's name. Default: all projects.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub project: Option<String>,
+}
+
 /// Which part of a log.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]

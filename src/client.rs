@@ -17,14 +17,14 @@ use tokio_tungstenite::tungstenite::http::header::AUTHORIZATION;
 use tokio_tungstenite::tungstenite::http::{HeaderValue, StatusCode};
 use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
-use url::Url;
+use url::{Url, form_urlencoded};
 
 use crate::api::{
-    AddMachine, AddedMachine, BASE_PATH, CreateRun, CreateToken, CreatedToken, ErrorBody,
-    FollowMessage, FollowedLine, JobStatus, JobView, ListRuns, LogRange, MachineView, QueueView,
-    RunView,
+    AddMachine, AddedMachine, BASE_PATH, CreateRun, CreateToken, CreateWarmUp, CreatedToken,
+    EnvironmentView, ErrorBody, FollowMessage, FollowedLine, JobStatus, JobView, ListEnvironments,
+    ListRuns, LogRange, MachineView, QueueView, RebuildRun, RunView, WarmUpView,
 };
-use crate::ids::{JobId, MachineId, RunId};
+use crate::ids::{EnvironmentId, JobId, MachineId, RunId};
 
 /// How long a connection may take.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
@@ -174,6 +174,60 @@ impl Client {
     /// [`ClientError`]
     pub async fn cancel(&self, id: RunId) -> Result<RunView, ClientError> {
         self.post(&format!("runs/{id}/cancel"), &()).await
+    }
+
+    /// Builds a run's commit once more, as a new run.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn rebuild(&self, id: RunId, rebuild: &RebuildRun) -> Result<RunView, ClientError> {
+        self.post(&format!("runs/{id}/rebuild"), rebuild).await
+    }
+
+    /// Starts a run that fills the caches of the project of this name.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn create_warm_up(
+        &self,
+        project: &str,
+        warm_up: &CreateWarmUp,
+    ) -> Result<RunView, ClientError> {
+        // Paths write a space as `%20`, forms as `+`.
+        let project: String = form_urlencoded::byte_serialize(project.as_bytes()).collect();
+        let project = project.replace('+', "%20");
+        self.post(&format!("projects/{project}/warm-ups"), warm_up).await
+    }
+
+    /// Gets the schedule of warm-ups.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn warm_up(&self) -> Result<WarmUpView, ClientError> {
+        self.get("warm-up").await
+    }
+
+    /// Lists environments.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn environments(
+        &self,
+        which: &ListEnvironments,
+    ) -> Result<Vec<EnvironmentView>, ClientError> {
+        let request = self.request(Method::GET, "environments").query(which);
+        self.json(request.timeout(ANSWER_LIMIT)).await
+    }
+
+    /// Closes an environment: its runs are cancelled and its cache refs deleted.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn close_environment(
+        &self,
+        id: EnvironmentId,
+    ) -> Result<EnvironmentView, ClientError> {
+        self.post(&format!("environments/{id}/close"), &()).await
     }
 
     /// Gets a job.

@@ -13,6 +13,7 @@ pub mod records;
 pub mod store;
 
 pub mod effects;
+pub mod registry;
 pub mod sessions;
 
 pub mod logs;

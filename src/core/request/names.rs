@@ -1,0 +1,213 @@
+//! Names that become parts of image references: of projects and of environments.
+
+use sha2::{Digest as _, Sha256};
+use stagely_agent::protocol::CommitSha;
+use url::Url;
+
+use super::{InvalidRequest, invalid};
+use crate::core::records::Records;
+use crate::core::state::Project;
+use crate::ids::ProjectId;
+
+/// The longest name of a project or environment. Both become parts of image references.
+const NAME_CHARS_MAX: usize = 100;
+
+/// Images of an environment lie at `{registry}/{project}/{environment}`, layer caches at
+/// `{registry}/{project}/cache`.
+const CACHE: &str = "cache";
+/// The environment of runs that name no branch, tag or commit.
+const DEFAULT: &str = "default";
+/// The environment of runs that name a commit.
+const COMMITS: &str = "commits";
+/// Before the number of a pull request, the name of its environment. Its caches and images are not
+/// those of a branch that is called so.
+const PULL_REQUEST: &str = "pr-";
+
+/// The project of `repository`: the one it has already, or a new one.
+pub(super) fn project(
+    records: &Records,
+    repository: &Url,
+    wanted: Option<&str>,
+) -> Result<Project, InvalidRequest> {
+    let by_repository =
+        records.projects.values().find(|project| project.repository == repository.as_str());
+    let Some(wanted) = wanted else {
+        return Ok(by_repository.cloned().unwrap_or_else(|| Project {
+            id: ProjectId::random(),
+            name: free_name(records, &slug(&repository_name(repository))),
+            repository: repository.to_string(),
+        }));
+    };
+    check_name("project", wanted)?;
+    match records.projects.values().find(|project| project.name == wanted) {
+        // Also at another address: a repository that moved, or a folder that is served anew.
+        Some(known) => Ok(known.clone()),
+        None => Ok(Project {
+            id: ProjectId::random(),
+            name: wanted.to_owned(),
+            repository: repository.to_string(),
+        }),
+    }
+}
+
+/// `owner/repository` of `https://host/owner/repository.git`.
+fn repository_name(repository: &Url) -> String {
+    let path = repository.path().trim_matches('/');
+    path.strip_suffix(".git").unwrap_or(path).to_owned()
+}
+
+/// Two repositories never share a name: their images and caches would mix.
+fn free_name(records: &Records, name: &str) -> String {
+    let taken = |name: &str| records.projects.values().any(|project| project.name == name);
+    if !taken(name) {
+        return name.to_owned();
+    }
+    (2..=u32::MAX)
+        .map(|number| format!("{name}-{number}"))
+        .find(|name| !taken(name))
+        .expect("fewer projects than numbers")
+}
+
+/// The name of a run's environment.
+pub(super) fn environment_name(
+    wanted: Option<&str>,
+    pull_request: Option<u64>,
+    reference: Option<&str>,
+) -> Result<String, InvalidRequest> {
+    if let Some(wanted) = wanted {
+        check_name("environment", wanted)?;
+        if wanted == CACHE {
+            return Err(invalid("environment", "`cache` is where the project's layer caches lie"));
+        }
+        if let Some(number) = pull_request_of(wanted)
+            && pull_request.map(|it| it.to_string()).as_deref() != Some(number)
+        {
+            let problem =
+                format!("{wanted} is that of pull request {number}; give pull_request, too");
+            return Err(invalid("environment", problem));
+        }
+        return Ok(wanted.to_owned());
+    }
+    if let Some(number) = pull_request {
+        return Ok(format!("{PULL_REQUEST}{number}"));
+    }
+    let Some(reference) = reference else { return Ok(DEFAULT.to_owned()) };
+    if reference.parse::<CommitSha>().is_ok() {
+        return Ok(COMMITS.to_owned());
+    }
+    Ok(environment_of(reference.strip_prefix("refs/heads/").unwrap_or(reference)))
+}
+
+/// The environment of a branch, or of a tag in full: its name where that can be one. Any other is made
+/// one and marked with the hash of the name, so that no two push over each other's images.
+pub fn environment_of(reference: &str) -> String {
+    let slug = slug(reference.strip_prefix("refs/tags/").unwrap_or(reference));
+    if slug == reference && !is_taken(&slug) {
+        return slug;
+    }
+    let hash = Sha256::digest(reference.as_bytes());
+    let mark = format!("-{:02x}{:02x}{:02x}{:02x}", hash[0], hash[1], hash[2], hash[3]);
+    let mut name = slug;
+    name.truncate(NAME_CHARS_MAX - mark.len());
+    name.truncate(name.trim_end_matches('-').len());
+    name + &mark
+}
+
+/// Whether no branch may have the environment of this name.
+fn is_taken(name: &str) -> bool {
+    [CACHE, DEFAULT, COMMITS].contains(&name) || pull_request_of(name).is_some()
+}
+
+/// The number of the pull request whose environment has this name.
+fn pull_request_of(name: &str) -> Option<&str> {
+    let number = name.strip_prefix(PULL_REQUEST)?;
+    let is_number = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+    is_number.then_some(number)
+}
+
+fn check_name(field: &'static str, name: &str) -> Result<(), InvalidRequest> {
+    let slug = slug(name);
+    if slug == name {
+        return Ok(());
+    }
+    let problem = format!(
+        "{name:?} must be lower-case letters, digits and single dashes, at most \
+         {NAME_CHARS_MAX}; {slug:?} would do"
+    );
+    Err(invalid(field, problem))
+}
+
+/// A name as a part of image references: lower-case letters, digits and single dashes.
+pub fn slug(text: &str) -> String {
+    let mut slug = String::new();
+    for c in text.chars().flat_map(char::to_lowercase) {
+        if c.is_ascii_alphanumeric() {
+            slug.push(c);
+        } else if !slug.is_empty() && !slug.ends_with('-') {
+            slug.push('-');
+        }
+    }
+    slug.truncate(NAME_CHARS_MAX);
+    let slug = slug.trim_end_matches('-');
+    if slug.is_empty() { "unnamed".to_owned() } else { slug.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn named(reference: &str) -> String {
+        environment_name(None, None, Some(reference)).unwrap()
+    }
+
+    #[test]
+    fn an_environment_has_the_name_of_its_branch_where_that_can_be_one() {
+        for branch in ["main", "release-2", "pr-7a"] {
+            assert_eq!(named(branch), branch);
+            assert_eq!(named(&format!("refs/heads/{branch}")), branch);
+        }
+    }
+
+    #[test]
+    fn no_two_branches_or_tags_share_an_environment() {
+        let long = "x".repeat(255);
+        let references = [
+            "feature-x",
+            "feature/x",
+            "Feature_X",
+            "feature--x",
+            "refs/tags/feature-x",
+            "refs/tags/feature/x",
+            "cache",
+            "default",
+            "commits",
+            "pr-7",
+            "é",
+            "ü",
+            &long[..200],
+            &long,
+        ];
+
+        let names: BTreeSet<String> = references.iter().map(|it| named(it)).collect();
+
+        assert_eq!(names.len(), references.len(), "{names:?}");
+        for name in names {
+            check_name("environment", &name).unwrap();
+            assert!(!is_taken(&name), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_pull_requests_environment_has_its_number_unless_another_is_asked_for() {
+        let of = |wanted| environment_name(wanted, Some(7), Some("feature")).unwrap();
+        assert_eq!(of(None), "pr-7");
+        assert_eq!(of(Some("mine")), "mine");
+        assert_eq!(of(Some("pr-7")), "pr-7");
+        for pull_request in [None, Some(8)] {
+            let error = environment_name(Some("pr-7"), pull_request, None).unwrap_err();
+            assert_eq!(error.field, "environment", "{error}");
+        }
+    }
+}

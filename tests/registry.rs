@@ -1,0 +1,321 @@
+//! What core says to a registry, against a real one with a password, and against what only other
+//! registries do.
+
+#![expect(clippy::unwrap_used, reason = "a helper's failure fails the test")]
+
+use std::fs;
+use std::io::Write as _;
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse as _, Response};
+use sha2::{Digest as _, Sha256};
+use stagely::config::RegistryConfig;
+use stagely::core::registry::{Registry, RegistryError};
+use stagely_agent::protocol::{Digest, ImageRef};
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::time::sleep;
+
+const USER: &str = "stagely";
+const PASSWORD: &str = "correct horse: battery";
+const IMAGE: &str = "application/vnd.oci.image.manifest.v1+json";
+
+fn digest_of(bytes: &[u8]) -> Digest {
+    let hex: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("sha256:{hex}").parse().unwrap()
+}
+
+/// A `docker-registry` of this test's own, with a password.
+struct RealRegistry {
+    process: Child,
+    folder: TempDir,
+    address: SocketAddr,
+    http: reqwest::Client,
+}
+
+impl RealRegistry {
+    async fn start(deletes: bool) -> Self {
+        let address = StdListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        Self::start_at(address, deletes).await
+    }
+
+    async fn start_at(address: SocketAddr, deletes: bool) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+        fs::write(path("htpasswd"), htpasswd()).unwrap();
+        fs::write(path("password"), format!("{PASSWORD}\n")).unwrap();
+        let config = format!(
+            "version: 0.1\nlog: {{ level: error }}\nstorage:\n  filesystem: {{ rootdirectory: {} }}\n  \
+             delete: {{ enabled: {deletes} }}\nhttp: {{ addr: '{address}' }}\nauth:\n  htpasswd: {{ realm: \
+             test, path: {} }}\n",
+            path("data"),
+            path("htpasswd"),
+        );
+        fs::write(path("config.yml"), config).unwrap();
+        let process = Command::new("docker-registry")
+            .args(["serve", &path("config.yml")])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("docker-registry is installed by scripts/setup");
+        let real = Self { process, folder, address, http: reqwest::Client::new() };
+        for _ in 0..200 {
+            if real.http.get(format!("http://{address}/v2/")).send().await.is_ok() {
+                return real;
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+        panic!("the registry did not start");
+    }
+
+    fn client(&self, password_file: &str) -> Registry {
+        Registry::new(RegistryConfig {
+            url: self.address.to_string(),
+            username: Some(USER.to_owned()),
+            password_file: Some(self.folder.path().join(password_file)),
+        })
+        .unwrap()
+    }
+
+    fn image(&self, tag: &str) -> ImageRef {
+        format!("{}/app/cache:{tag}", self.address).parse().unwrap()
+    }
+
+    async fn ask(
+        &self,
+        method: &str,
+        path: &str,
+        body: Vec<u8>,
+        media_type: &str,
+    ) -> reqwest::Response {
+        let url = if path.starts_with("http") {
+            path.to_owned()
+        } else {
+            format!("http://{}/v2/app/cache/{path}", self.address)
+        };
+        self.http
+            .request(method.parse().unwrap(), url)
+            .basic_auth(USER, Some(PASSWORD))
+            .header("Content-Type", media_type)
+            .header("Accept", IMAGE)
+            .body(body)
+            .send()
+            .await
+            .unwrap()
+    }
+
+    /// Pushes an image of no layers under each of `tags`.
+    async fn push(&self, tags: &[&str], name: &str) -> (Digest, Vec<u8>) {
+        let config = format!("{{\"name\":\"{name}\"}}").into_bytes();
+        let upload = self.ask("POST", "blobs/uploads/", Vec::new(), "text/plain").await;
+        let place = upload.headers()["Location"].to_str().unwrap().to_owned();
+        let place = format!("{place}&digest={}", digest_of(&config));
+        let media_type = "application/octet-stream";
+        assert_eq!(self.ask("PUT", &place, config.clone(), media_type).await.status(), 201);
+        // Spaced as no serializer would: whoever writes it anew changes the digest.
+        let manifest = format!(
+            "{{ \"schemaVersion\" : 2,\n\t\"mediaType\" : \"{IMAGE}\", \"config\": {{\"size\": {}, \"digest\":\"{}\",\
+             \"mediaType\":\"application/vnd.oci.image.config.v1+json\"}}, \"layers\": [ ] }}\n",
+            config.len(),
+            digest_of(&config),
+        )
+        .into_bytes();
+        for tag in tags {
+            let path = format!("manifests/{tag}");
+            assert_eq!(self.ask("PUT", &path, manifest.clone(), IMAGE).await.status(), 201);
+        }
+        (digest_of(&manifest), manifest)
+    }
+
+    /// What `tag` names.
+    async fn manifest(&self, tag: &str) -> Option<Vec<u8>> {
+        let response = self.ask("GET", &format!("manifests/{tag}"), Vec::new(), IMAGE).await;
+        match response.status().as_u16() {
+            200 => Some(response.bytes().await.unwrap().to_vec()),
+            404 => None,
+            status => panic!("{status}"),
+        }
+    }
+}
+
+impl Drop for RealRegistry {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn htpasswd() -> Vec<u8> {
+    let mut process = Command::new("htpasswd")
+        .args(["-niBC", "4", USER])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    process.stdin.take().unwrap().write_all(PASSWORD.as_bytes()).unwrap();
+    process.wait_with_output().unwrap().stdout
+}
+
+#[tokio::test]
+async fn a_tag_moves_to_a_digest_byte_for_byte_and_back() {
+    let real = RealRegistry::start(true).await;
+    let (first, first_bytes) = real.push(&["run-1", "app"], "first").await;
+    let (second, second_bytes) = real.push(&["run-2"], "second").await;
+    let (registry, app) = (real.client("password"), real.image("app"));
+
+    registry.tag(&app, &second).await.unwrap();
+    assert_eq!(real.manifest("app").await.unwrap(), second_bytes);
+
+    registry.tag(&app, &first).await.unwrap();
+    registry.tag(&app, &first).await.unwrap();
+    assert_eq!(real.manifest("app").await.unwrap(), first_bytes);
+    assert_eq!(real.manifest("run-2").await.unwrap(), second_bytes);
+}
+
+#[tokio::test]
+async fn of_two_tags_of_one_manifest_only_the_one_that_is_deleted_goes() {
+    let real = RealRegistry::start(true).await;
+    let (digest, bytes) = real.push(&["app", "app.pr-7"], "shared").await;
+    let registry = real.client("password");
+
+    registry.delete(&real.image("app.pr-7")).await.unwrap();
+
+    assert_eq!(real.manifest("app.pr-7").await, None);
+    assert_eq!(real.manifest("app").await.unwrap(), bytes);
+    assert_eq!(real.manifest(digest.as_str()).await.unwrap(), bytes);
+    registry.delete(&real.image("app.pr-7")).await.unwrap();
+    registry.delete(&real.image("never-was")).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_registry_that_deletes_nothing_is_no_failure() {
+    let real = RealRegistry::start(false).await;
+    let (_, bytes) = real.push(&["app", "app.pr-7"], "shared").await;
+
+    real.client("password").delete(&real.image("app.pr-7")).await.unwrap();
+
+    assert_eq!(real.manifest("app").await.unwrap(), bytes);
+}
+
+#[tokio::test]
+async fn what_cannot_be_is_said_at_once_and_without_the_password() {
+    let real = RealRegistry::start(true).await;
+    let (digest, _) = real.push(&["app"], "app").await;
+    fs::write(real.folder.path().join("wrong"), "not-the-password").unwrap();
+    let absent = digest_of(b"nowhere");
+
+    let refused = real.client("wrong").tag(&real.image("app"), &digest).await.unwrap_err();
+    let missing = real.client("password").tag(&real.image("app"), &absent).await.unwrap_err();
+    let unread = real.client("no-file").tag(&real.image("app"), &digest).await.unwrap_err();
+
+    assert!(matches!(refused, RegistryError::Access { status: 401, .. }), "{refused}");
+    assert!(!format!("{refused:?}").contains("not-the-password"));
+    assert!(matches!(missing, RegistryError::Missing(_)), "{missing}");
+    assert!(matches!(unread, RegistryError::Password(_)), "{unread}");
+}
+
+#[tokio::test]
+async fn a_registry_that_is_away_for_a_while_is_waited_for() {
+    let real = RealRegistry::start(true).await;
+    let (digest, bytes) = real.push(&["run-1"], "app").await;
+    let (registry, app) = (real.client("password"), real.image("app"));
+    // The same data behind the same address, some time later.
+    let mut real = real;
+    real.process.kill().unwrap();
+    real.process.wait().unwrap();
+    let tagging = tokio::spawn(async move { registry.tag(&app, &digest).await });
+    sleep(Duration::from_secs(2)).await;
+    assert!(!tagging.is_finished());
+
+    let config = real.folder.path().join("config.yml");
+    real.process = Command::new("docker-registry")
+        .arg("serve")
+        .arg(config)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+
+    tagging.await.unwrap().unwrap();
+    assert_eq!(real.manifest("app").await.unwrap(), bytes);
+}
+
+/// A registry with a token server, that deletes tags.
+#[derive(Clone, Default)]
+struct TokenRegistry {
+    address: Arc<Mutex<Option<SocketAddr>>>,
+    calls: Arc<Mutex<Vec<String>>>,
+}
+
+impl TokenRegistry {
+    async fn start() -> Self {
+        let registry = Self::default();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        *registry.address.lock().unwrap() = Some(listener.local_addr().unwrap());
+        let app = Router::new().fallback(answer).with_state(registry.clone());
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        registry
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.address.lock().unwrap().unwrap()
+    }
+}
+
+async fn answer(State(registry): State<TokenRegistry>, request: Request) -> Response {
+    use base64::Engine as _;
+    let authorization = request.headers().get("Authorization");
+    let authorization = authorization.map(|value| value.to_str().unwrap().to_owned());
+    let call = format!("{} {}", request.method(), request.uri());
+    if request.uri().path() == "/token" {
+        let pair = base64::engine::general_purpose::STANDARD.encode(format!("{USER}:{PASSWORD}"));
+        if authorization != Some(format!("Basic {pair}")) {
+            return StatusCode::UNAUTHORIZED.into_response();
+        }
+        registry.calls.lock().unwrap().push(call);
+        return "{\"token\":\"good-for-an-hour\"}".into_response();
+    }
+    if authorization.as_deref() != Some("Bearer good-for-an-hour") {
+        let action = if request.method() == "DELETE" { "delete" } else { "pull" };
+        let challenge = format!(
+            "Bearer realm=\"http://{}/token\",service=\"test\",scope=\"repository:app/cache:{action}\"",
+            registry.address(),
+        );
+        return (StatusCode::UNAUTHORIZED, [("WWW-Authenticate", challenge)]).into_response();
+    }
+    registry.calls.lock().unwrap().push(call);
+    let is_delete = request.method() == "DELETE";
+    if is_delete { StatusCode::ACCEPTED.into_response() } else { StatusCode::OK.into_response() }
+}
+
+#[tokio::test]
+async fn a_registry_that_deletes_tags_is_asked_to_with_a_token_for_that() {
+    let fake = TokenRegistry::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("password"), PASSWORD).unwrap();
+    let registry = Registry::new(RegistryConfig {
+        url: fake.address().to_string(),
+        username: Some(USER.to_owned()),
+        password_file: Some(folder.path().join("password")),
+    })
+    .unwrap();
+
+    let tag: ImageRef = format!("{}/app/cache:app.pr-7", fake.address()).parse().unwrap();
+    registry.delete(&tag).await.unwrap();
+
+    assert_eq!(
+        *fake.calls.lock().unwrap(),
+        [
+            "GET /token?service=test&scope=repository%3Aapp%2Fcache%3Apull",
+            "HEAD /v2/app/cache/manifests/app.pr-7",
+            "GET /token?service=test&scope=repository%3Aapp%2Fcache%3Adelete",
+            "DELETE /v2/app/cache/manifests/app.pr-7",
+        ]
+    );
+}
