@@ -377,6 +377,13 @@ pub struct JobView {
     pub ended_at: Option<Timestamp>,
 }
 
+impl JobView {
+    /// The digest as text; empty before there is one.
+    pub fn digest_text(&self) -> &str {
+        self.digest.as_ref().map(Digest::as_str).unwrap_or_default()
+    }
+}
+
 /// How far a machine is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]

@@ -21,7 +21,7 @@ use stagely::core::ADMIN_TOKEN_FILE;
 use stagely::core::state::RunState;
 use stagely::core::store::{Store, Stored};
 use stagely::ids::{JobId, RunId};
-use stagely_agent::protocol::Arch;
+use stagely_agent::protocol::{Arch, CommitSha};
 use tempfile::TempDir;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
@@ -208,6 +208,26 @@ impl Core {
     pub(crate) async fn run(&self, request: CreateRun) -> RunId {
         let run: RunView = self.post("/runs", serde_json::to_value(request).unwrap()).await;
         run.id
+    }
+
+    /// Commits `files` to `branch`, which begins at the main branch if it is new, and goes back.
+    pub(crate) fn commit_to(&self, branch: &str, files: &[(&str, &str)]) -> CommitSha {
+        let known = self.repository.git(&["branch", "--list", branch]);
+        let make: &[&str] = if known.is_empty() { &["-b"] } else { &[] };
+        self.repository.git(&[&["checkout", "--quiet"], make, &[branch]].concat());
+        let commit = self.repository.commit(files);
+        self.repository.git(&["checkout", "--quiet", "main"]);
+        commit
+    }
+
+    /// The reference that is the same in each run of `environment`.
+    pub(crate) fn image(&self, environment: &str, tag: &str) -> String {
+        format!("{}/{}/{environment}:{tag}", self.registry.url, self.name)
+    }
+
+    /// The layer cache called `tag`.
+    pub(crate) fn cache(&self, tag: &str) -> String {
+        self.image("cache", tag)
     }
 
     /// Commits `files` and starts a run of them.

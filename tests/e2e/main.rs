@@ -13,6 +13,10 @@
 mod builds;
 mod failures;
 
+mod caches;
+mod multi_platform;
+mod variants;
+
 mod clones;
 mod registries;
 
