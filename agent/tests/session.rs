@@ -1,5 +1,5 @@
 //! An agent and a core that speak over a real WebSocket. The jobs fail or hang in their clone, so
-//! no Docker engine is needed.
+//! no Docker engine is needed; but for one that pushes (see `docker.rs` for what that needs).
 
 #![expect(clippy::unwrap_used, reason = "a helper's failure fails the test")]
 
@@ -15,7 +15,7 @@ use stagely_agent::protocol::{
     AgentMessage, FailureReason, Hello, MESSAGE_BYTES_MAX, Status, StatusState, Stream,
 };
 use stagely_agent::{AgentExit, run};
-use support::GitServer;
+use support::{GitServer, TOKEN};
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
@@ -511,4 +511,44 @@ async fn without_core_the_agent_gives_up() {
     let config = AgentConfig { give_up_after, ..config(1, work_dir.path()) };
     let exit = timeout(PATIENCE, spawn(config, &stop)).await.unwrap().unwrap();
     assert_eq!((exit, exit.code()), (AgentExit::GaveUp, 3));
+}
+
+#[tokio::test]
+async fn a_pushed_image_is_reported_over_lost_connections_until_its_cache_is_exported() {
+    let setup = Setup::start_with(|config| AgentConfig { docker_host: None, ..config }).await;
+    let setting = |name: &str| std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set"));
+    let password = fs::read_to_string(setting("STAGELY_REGISTRY_PASSWORD_FILE")).unwrap();
+    let git = GitServer::start();
+    let repository = git.repository("app", true);
+    let commit = repository.commit(&[("Dockerfile", "FROM busybox\nCOPY Dockerfile /\n")]);
+    let image =
+        format!("{}/agent-tests/session-{}", setting("STAGELY_REGISTRY"), std::process::id());
+    let mut message: serde_json::Value =
+        serde_json::from_str(&build("job_1", &git.url("private", "app/.git"))).unwrap();
+    message["context"]["commit_hash"] = commit.as_str().into();
+    message["context"]["clone_token"] = TOKEN.into();
+    message["build_config"]["target_image"] = format!("{image}:app").into();
+    message["build_config"]["cache_to"] = format!("{image}:cache").into();
+    let username = setting("STAGELY_REGISTRY_USERNAME");
+    message["registry_auth"] =
+        serde_json::json!({ "username": username, "password": password.trim() });
+
+    let mut peer = setup.session(&[]).await;
+    peer.send(&message.to_string()).await;
+    assert_eq!(peer.status().await.state, StatusState::Running);
+    let lines = peer.lines_until(0, "Cache exported to").await;
+    let pushed = lines.iter().position(|line| line.contains("steps cached, pushed")).unwrap() + 1;
+    drop(peer);
+    // The cache is exported by now, and its lines are not acknowledged: the end alone is reported.
+    let mut peer = setup.session(&[("job_1", pushed as u64)]).await;
+    let rest = peer.lines_until(pushed as u64, "Cache exported to").await;
+    peer.acknowledge("job_1", pushed + rest.len()).await;
+    let status = peer.status().await;
+    assert!(status.state == StatusState::Completed && !status.exporting_cache, "{status:?}");
+    assert!(status.digest.is_some());
+    peer.send(r#"{"type":"STATUS_ACK","job_id":"job_1"}"#).await;
+    drop(peer);
+    assert!(setup.hello().await.1.jobs.is_empty());
+    setup.stop.cancel();
+    setup.exit().await;
 }
