@@ -8,7 +8,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use tokio::sync::watch;
 
-use super::state::{Environment, Job, JobKind, JobState, Machine, Project, QueuedJob, Run};
+use super::state::{Attempt, Environment, Job, JobKind, JobState, Machine, Project, QueuedJob, Run};
 use crate::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId};
 
 /// How many runs, of all projects, are searched for a native build. What is older says little of how
@@ -59,6 +59,12 @@ impl Records {
         let earlier = self.runs.range(..job.run).rev().take(TWIN_RUNS_MAX);
         let earlier = earlier.filter(|(_, run)| run.project == project).map(|(id, _)| *id);
         [job.run].into_iter().chain(earlier).find_map(|run| self.jobs_of(run).find(is_twin))
+    }
+
+    /// Whether an agent still exports the cache of `attempt`, of which it then has more to say.
+    pub fn is_exporting(&self, attempt: Attempt) -> bool {
+        let exports = |machine: &Machine| machine.exporting.map(|export| export.attempt);
+        self.live_machines().any(|machine| exports(machine) == Some(attempt))
     }
 
     /// The machines that are not gone.

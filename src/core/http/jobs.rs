@@ -13,7 +13,7 @@ use super::auth::Reader;
 use super::{Api, ApiError, ApiPath, ApiQuery, views};
 use crate::api::{ErrorBody, FollowMessage, FollowedLine, JobStatus, JobView, LogRange};
 use crate::core::logs::{LogError, StoredLine};
-use crate::core::state::Job;
+use crate::core::state::{Attempt, Job};
 use crate::ids::JobId;
 
 /// Lines that are read from the store at a time, for one reader.
@@ -161,8 +161,13 @@ impl Follower {
         }
     }
 
-    fn is_over(&self, attempt: u32) -> bool {
-        find(&self.api, self.id).map_or(true, |job| job.state.is_final() || job.attempt > attempt)
+    /// Whether nothing more is said in the attempt. Of a job that has completed its agent may still
+    /// export the cache.
+    fn is_over(&self, number: u32) -> bool {
+        let records = self.api.records.read();
+        let Some(job) = records.jobs.get(&self.id) else { return true };
+        job.attempt > number
+            || (job.state.is_final() && !records.is_exporting(Attempt { job: self.id, number }))
     }
 
     /// Sends what is stored from `next` on; returns the number of the line after.
