@@ -23,7 +23,7 @@ const TEXT_BYTES_MAX: usize = 4 * 1024;
 /// `{registry}/{project}/cache`.
 const CACHE: &str = "cache";
 /// The environment of runs that name no branch, tag or commit.
-const DEFAULT: &str = "default";
+pub const DEFAULT_ENVIRONMENT: &str = "default";
 /// The environment of runs that name a commit.
 const COMMITS: &str = "commits";
 
@@ -198,7 +198,7 @@ fn environment_name(
         }
         return Ok(wanted.to_owned());
     }
-    let Some(reference) = reference else { return Ok(DEFAULT.to_owned()) };
+    let Some(reference) = reference else { return Ok(DEFAULT_ENVIRONMENT.to_owned()) };
     if reference.parse::<CommitSha>().is_ok() {
         return Ok(COMMITS.to_owned());
     }
@@ -209,7 +209,7 @@ fn environment_name(
 /// one and marked with the hash of the name, so that no two push over each other's images.
 pub fn environment_of(reference: &str) -> String {
     let slug = slug(reference.strip_prefix("refs/tags/").unwrap_or(reference));
-    if slug == reference && ![CACHE, DEFAULT, COMMITS].contains(&&*slug) {
+    if slug == reference && ![CACHE, DEFAULT_ENVIRONMENT, COMMITS].contains(&&*slug) {
         return slug;
     }
     let hash = Sha256::digest(reference.as_bytes());
@@ -297,7 +297,7 @@ mod tests {
         assert_eq!(names.len(), references.len(), "{names:?}");
         for name in names {
             check_name("environment", &name).unwrap();
-            assert!(![CACHE, DEFAULT, COMMITS].contains(&&*name), "{name}");
+            assert!(![CACHE, DEFAULT_ENVIRONMENT, COMMITS].contains(&&*name), "{name}");
         }
     }
 

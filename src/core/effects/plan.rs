@@ -1,25 +1,28 @@
 //! Reads a run's `stagely.yaml` at its commit and makes the plan.
 
-use std::collections::BTreeSet;
+mod base;
+
 use std::fmt::Display;
 use std::future::pending;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use secrecy::SecretString;
 use stagely_agent::git::{self, CloneError, FetchRequest, ResolvedRef};
-use stagely_agent::protocol::FailureReason;
+use stagely_agent::protocol::{CommitSha, FailureReason};
 use tempfile::TempDir;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use self::base::{Comparison, Source};
 use super::Effects;
-use crate::core::plan::{PlanContext, plan};
-use crate::core::state::{Environment, Event, PlanFailure, PlannedRun, Project, Run};
+use crate::core::plan::{Plan, PlanContext, plan};
+use crate::core::state::{Environment, Event, PlanFailure, PlannedRun, Project, Run, Trigger};
 use crate::ids::{JobId, RunId};
-use crate::manifest;
+use crate::manifest::{self, Manifest};
 
 /// A repository's server that does not answer is asked again after these waits.
 const WAITS: [Duration; 4] = [
@@ -34,6 +37,35 @@ struct Subject {
     run: Run,
     project: Project,
     environment: Environment,
+}
+
+impl Subject {
+    /// Whether the default branch is built, whose caches all environments read. A pull request is its
+    /// own environment, whatever its branch is called.
+    fn is_default_branch(&self, resolved: &ResolvedRef) -> bool {
+        let branch = resolved.branch();
+        let is_named = branch.is_some() && branch == resolved.default_branch.as_deref();
+        let is_asked_for = matches!(self.run.requested_ref.as_deref(), None | Some("HEAD"));
+        let is_foreign = self.run.from_fork || self.environment.pull_request.is_some();
+        (is_named || is_asked_for) && !is_foreign
+    }
+}
+
+/// A commit on the disk.
+struct Checkout {
+    /// Ends with the value.
+    folder: TempDir,
+}
+
+impl Checkout {
+    fn root(&self) -> PathBuf {
+        self.folder.path().join("src")
+    }
+
+    /// What was received of the repository, for comparing.
+    fn objects(&self) -> PathBuf {
+        self.folder.path().join("objects")
+    }
 }
 
 impl Effects {
@@ -87,9 +119,16 @@ impl Effects {
             async move { git::resolve_ref(&url, token, &wanted, &scratch, &cancel).await }
         })
         .await?;
-        let checkout = self.check_out(url, &resolved, token, cancel).await?;
+        let checkout = self.check_out(url, &resolved, token.clone(), cancel).await?;
+        let (root, commit) = (checkout.root(), resolved.commit.clone());
+        let manifest = spawn_blocking(move || read_manifest(&root, &commit))
+            .await
+            .map_err(anyhow::Error::from)??;
+        let source = Source { subject: &subject, resolved: &resolved, token, cancel };
+        let comparison = self.compare(&source, &manifest, &checkout.objects()).await?;
         let registry = self.config.registry.url.clone();
-        spawn_blocking(move || read_plan(&checkout, &registry, &subject, &resolved))
+        // Many patterns and many changed files take a while.
+        spawn_blocking(move || make_plan(&manifest, &registry, &subject, &resolved, &comparison))
             .await
             .map_err(anyhow::Error::from)?
     }
@@ -109,7 +148,7 @@ impl Effects {
         resolved: &ResolvedRef,
         token: Option<SecretString>,
         cancel: &CancellationToken,
-    ) -> Result<TempDir, CloneError> {
+    ) -> Result<Checkout, CloneError> {
         let request = FetchRequest {
             url,
             commit: resolved.commit.clone(),
@@ -124,43 +163,52 @@ impl Effects {
             async move {
                 let folder = TempDir::with_prefix_in("plan-", &scratch)
                     .map_err(|error| CloneError::Internal(error.to_string()))?;
-                git::fetch_commit(request, folder.path(), &stop).await?;
-                Ok(folder)
+                let checkout = Checkout { folder };
+                let (root, objects) = (checkout.root(), checkout.objects());
+                git::fetch_commit_and_objects(request, &root, &objects, &stop).await?;
+                Ok(checkout)
             }
         })
         .await
     }
 }
 
-fn read_plan(
-    checkout: &TempDir,
+fn read_manifest(root: &Path, commit: &CommitSha) -> Result<Manifest, PlanFailure> {
+    let bytes = manifest::read_checkout(root).map_err(|error| {
+        let file = manifest::FILE_NAME;
+        failed(FailureReason::Manifest, format!("{file} cannot be read at {commit}: {error}"))
+    })?;
+    manifest::validate(manifest::FILE_NAME, &bytes, root)
+        .map_err(|problems| failed(FailureReason::Manifest, problems))
+}
+
+fn make_plan(
+    manifest: &Manifest,
     registry: &str,
     subject: &Subject,
     resolved: &ResolvedRef,
+    comparison: &Comparison,
 ) -> Result<PlannedRun, PlanFailure> {
-    let root = checkout.path();
-    let bytes = manifest::read_checkout(root).map_err(|error| {
-        let (file, commit) = (manifest::FILE_NAME, &resolved.commit);
-        failed(FailureReason::Manifest, format!("{file} cannot be read at {commit}: {error}"))
-    })?;
-    let manifest = manifest::validate(manifest::FILE_NAME, &bytes, root)
-        .map_err(|problems| failed(FailureReason::Manifest, problems))?;
+    let Subject { run, project, environment } = subject;
     let context = PlanContext {
         registry,
-        project: &subject.project,
-        environment: &subject.environment,
+        project,
+        environment,
+        run: run.id,
         commit: &resolved.commit,
         branch: resolved.branch(),
-        pull_request: None,
-        from_fork: false,
-        only_builds: &subject.run.only_builds,
+        is_default_branch: subject.is_default_branch(resolved),
+        push: run.trigger != Trigger::WarmUp,
+        pull_request: environment.pull_request,
+        from_fork: run.from_fork,
+        only_builds: &run.only_builds,
+        good_images: &comparison.good_images,
+        base: comparison.base.as_ref(),
     };
-    let jobs = plan(&manifest, &context, &mut job_ids())
+    let Plan { jobs, skipped, own_cache_refs } = plan(manifest, &context, &mut job_ids())
         .map_err(|error| failed(error.reason(), format!("{error:#}")))?;
     let branch = resolved.branch().map(str::to_owned);
-    let own_cache_refs = BTreeSet::new();
-    let commit = resolved.commit.clone();
-    Ok(PlannedRun { commit, branch, jobs, skipped: Vec::new(), own_cache_refs })
+    Ok(PlannedRun { commit: resolved.commit.clone(), branch, jobs, skipped, own_cache_refs })
 }
 
 fn failed(reason: FailureReason, message: impl Display) -> PlanFailure {
