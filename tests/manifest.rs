@@ -776,7 +776,7 @@ mod orders_and_globs {
                    {context: .}\n";
         assert_eq!(
             problems(two),
-            ["2:34: builds.app.depends_on: the images of `a-b` and `a_b` would both be the build \
+            ["2:33: builds.app.depends_on: the images of `a-b` and `a_b` would both be the build \
               argument `STAGELY_IMAGE_A_B`; rename one"]
         );
         for own in ["build_args: {STAGELY_IMAGE_A: x}", "matrix: {STAGELY_IMAGE_A: [x]}"] {

@@ -20,18 +20,18 @@ pub struct Globs {
 
 impl Globs {
     /// Patterns over the names of branches.
-    pub(super) fn of_branches(texts: Vec<String>) -> Result<Self, Fault> {
+    pub(super) fn of_branches(texts: &[String]) -> Result<Self, Fault> {
         let globs = texts.iter().map(|text| glob(text)).collect::<Result<Vec<_>, _>>();
-        Self::new(texts.clone(), globs)
+        Self::new(texts, globs)
     }
 
     /// Patterns over paths from the repository's root. One that is a folder means all that is in it.
-    pub(super) fn of_paths(texts: Vec<String>) -> Result<Self, Fault> {
+    pub(super) fn of_paths(texts: &[String]) -> Result<Self, Fault> {
         let globs = texts.iter().flat_map(|text| path_globs(text)).collect::<Result<Vec<_>, _>>();
-        Self::new(texts.clone(), globs)
+        Self::new(texts, globs)
     }
 
-    fn new(texts: Vec<String>, globs: Result<Vec<Glob>, Error>) -> Result<Self, Fault> {
+    fn new(texts: &[String], globs: Result<Vec<Glob>, Error>) -> Result<Self, Fault> {
         let set = globs.and_then(|globs| {
             let mut set = GlobSet::builder();
             for glob in globs {
@@ -40,7 +40,7 @@ impl Globs {
             set.build()
         });
         match set {
-            Ok(set) => Ok(Self { texts, set }),
+            Ok(set) => Ok(Self { texts: texts.to_vec(), set }),
             Err(error) => Err(bad_glob(&texts.join(", "), &error)),
         }
     }
@@ -102,10 +102,10 @@ fn glob(text: &str) -> Result<Glob, Error> {
 
 /// The pattern itself, and everything below a folder that it matches. `text` leads nowhere outside.
 fn path_globs(text: &str) -> Vec<Result<Glob, Error>> {
-    let folded = normalize(text).unwrap_or_default();
-    match folded.to_string_lossy() {
+    let path = normalize(text).unwrap_or_default();
+    match path.to_string_lossy() {
         root if root.is_empty() || root == "." => vec![glob("**")],
-        folder if text.ends_with('/') => vec![glob(&format!("{folder}/**"))],
+        path if text.ends_with('/') => vec![glob(&format!("{path}/**"))],
         path => vec![glob(&path), glob(&format!("{path}/**"))],
     }
 }
@@ -116,7 +116,7 @@ mod tests {
 
     fn path(pattern: &str, path: &str) -> bool {
         check_path(pattern).unwrap();
-        Globs::of_paths(vec![pattern.to_owned()]).unwrap().is_match(path)
+        Globs::of_paths(&[pattern.to_owned()]).unwrap().is_match(path)
     }
 
     #[test]
@@ -135,7 +135,7 @@ mod tests {
         assert!(path("*.c", "main.c") && !path("*.c", "src/main.c"));
         assert!(path("**/*.c", "main.c") && path("**/*.c", "a/b/main.c"));
         assert!(path("src/*/x", "src/a/x") && !path("src/*/x", "src/a/b/x"));
-        let branches = Globs::of_branches(vec!["main".into(), "release/*".into()]).unwrap();
+        let branches = Globs::of_branches(&["main".into(), "release/*".into()]).unwrap();
         assert!(branches.is_match("main") && branches.is_match("release/1"));
         assert!(!branches.is_match("main/x") && !branches.is_match("release/1/x"));
     }

@@ -164,11 +164,11 @@ fn which_and_when(
     }
     if let Some(field) = fields.take("only_branches") {
         let texts = patterns(&field, values::branch_glob, problems);
-        build.only_branches = globs(&field, texts, Globs::of_branches, problems);
+        build.only_branches = globs(&field, &texts, Globs::of_branches, problems);
     }
     if let Some(field) = fields.take("paths") {
         let texts = patterns(&field, values::path_glob, problems);
-        build.paths = globs(&field, texts, Globs::of_paths, problems);
+        build.paths = globs(&field, &texts, Globs::of_paths, problems);
     }
     build.emulation = fields.value("emulation", values::emulation, problems).unwrap_or_default();
 }
@@ -192,8 +192,8 @@ fn patterns(
 
 fn globs(
     field: &Field<'_>,
-    texts: Vec<String>,
-    make: fn(Vec<String>) -> Result<Globs, Fault>,
+    texts: &[String],
+    make: fn(&[String]) -> Result<Globs, Fault>,
     problems: &mut Collector,
 ) -> Option<Globs> {
     make(texts).map_err(|fault| problems.add(field.at(), &*field.path, fault)).ok()

@@ -16,8 +16,8 @@ use crate::core::plan::Base;
 use crate::core::records::Records;
 use crate::core::request::{DEFAULT_ENVIRONMENT, environment_of};
 use crate::core::state::{Environment, GoodImage, PlanFailure, Trigger};
-use crate::manifest::Manifest;
 use crate::manifest::suggest::shown;
+use crate::manifest::{Build, Manifest};
 
 /// The most commits of good images that are fetched and compared. More differ only where builds
 /// failed again and again.
@@ -80,8 +80,7 @@ impl Effects {
     ) -> Result<Option<FoundBase>, PlanFailure> {
         let Source { subject, resolved, token, cancel } = source;
         let named = subject.run.base.as_deref();
-        let matters =
-            |build: &crate::manifest::Build| build.paths.is_some() || !build.depends_on.is_empty();
+        let matters = |build: &Build| build.paths.is_some() || !build.depends_on.is_empty();
         let is_wanted = !subject.is_default_branch(resolved) && manifest.builds.iter().any(matters);
         if named.is_none() && !is_wanted {
             return Ok(None);
@@ -222,5 +221,49 @@ fn given_up(
             warn!(run = %source.subject.run.id, %error, "what cannot be compared is built");
             Ok(())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::state::{Run, Timestamp};
+    use crate::ids::{EnvironmentId, ProjectId, RunId};
+
+    fn image(run: u128) -> GoodImage {
+        let reference = format!("registry.internal/shop/main:app.{run}");
+        GoodImage {
+            run: RunId::from_bits(run),
+            commit: "a".repeat(40).parse().unwrap(),
+            image: reference.parse().unwrap(),
+            digest: format!("sha256:{}", "d".repeat(64)).parse().unwrap(),
+            tag: reference.parse().unwrap(),
+        }
+    }
+
+    fn environment(number: u128, images: &[(&str, u128)]) -> Environment {
+        let (id, project) = (EnvironmentId::from_bits(number), ProjectId::from_bits(1));
+        let images = images.iter().map(|(variant, run)| ((*variant).to_owned(), image(*run)));
+        Environment { images: images.collect(), ..Environment::new(id, project, "main".into()) }
+    }
+
+    #[test]
+    fn of_two_environments_each_build_takes_the_newer_image() {
+        let (main, default) =
+            (environment(1, &[("app", 5), ("web", 2)]), environment(2, &[("app", 4), ("web", 3)]));
+        let images = newest(&Records::default(), [&main, &default]);
+        assert_eq!((&images["app"], &images["web"]), (&image(5), &image(3)));
+    }
+
+    #[test]
+    fn an_image_of_a_run_with_arguments_of_its_caller_stands_in_for_nothing() {
+        let main = environment(1, &[("app", 5)]);
+        let run = Run {
+            set_names: BTreeSet::from(["VERSION".to_owned()]),
+            ..Run::new(RunId::from_bits(5), &main, String::new(), Timestamp(0))
+        };
+        let mut records = Records::default();
+        records.runs.insert(run.id, run);
+        assert!(newest(&records, [&main]).is_empty());
     }
 }
