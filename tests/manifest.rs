@@ -290,7 +290,8 @@ ci/stagely.yaml:8:1: nme: unknown key; did you mean `name`?"
         assert_eq!(
             problem_of_build("image: x"),
             "image: unknown key; known here are `context`, `dockerfile`, `platform`, `platforms`, \
-             `machine`, `build_args`, `target`, `timeout` and `cache_from`"
+             `machine`, `build_args`, `target`, `timeout`, `cache_from`, `matrix`, `depends_on`, \
+             `only_branches`, `paths` and `emulation`"
         );
         assert_eq!(
             problems("builds: {a: {context: .}}\nservices: {}"),
@@ -531,10 +532,12 @@ ci/stagely.yaml:8:1: nme: unknown key; did you mean `name`?"
     #[test]
     fn names_that_are_too_long_or_strange() {
         let name = |length| "n".repeat(length);
-        accepted(&format!("builds: {{{}: {{context: .}}}}", name(100)));
-        let lines = problems(format!("builds: {{{}: {{context: .}}}}", name(101)));
+        accepted(&format!("builds: {{{}: {{context: .}}}}", name(95)));
+        let lines = problems(format!("builds: {{{}: {{context: .}}}}", name(96)));
+        let tag = "is too long: an image's tag without the run's id has at most 101 characters, and \
+                   this has 102 with `-amd64`";
+        assert!(lines[0].ends_with(tag), "{lines:?}");
         let most = "is too long: a job's name has at most 100 characters, and this has 101";
-        assert!(lines[0].ends_with(most), "{lines:?}");
         let lines = problems(format!(
             "builds: {{{}: {{context: ., platforms: [linux/amd64, linux/arm64]}}}}",
             name(95)
@@ -576,6 +579,248 @@ ci/stagely.yaml:8:1: nme: unknown key; did you mean `name`?"
         let problems = parse("stagely.yaml", keys.concat().as_bytes()).unwrap_err();
         assert_eq!((problems.problems.len(), problems.more), (100, 51));
         assert!(problems.to_string().ends_with("\nstagely.yaml: and 51 more problems"));
+    }
+}
+
+mod matrices {
+    use super::*;
+
+    /// The names of the variants, without the build's.
+    fn variants(matrix: &str) -> Vec<String> {
+        let build = build(&format!("matrix: {matrix}"));
+        build.variants.iter().map(|it| it.name.strip_prefix("a-").unwrap().to_owned()).collect()
+    }
+
+    fn problem(matrix: &str) -> String {
+        problem_of_build(&format!("matrix: {matrix}")).strip_prefix("matrix").unwrap().to_owned()
+    }
+
+    #[test]
+    fn every_value_meets_every_value_as_it_is_written() {
+        assert_eq!(
+            variants("{NODE_VERSION: [18, 3.10], Debug: [true, 'A/b c']}"),
+            [
+                "node_version-18-debug-true",
+                "node_version-18-debug-a-b-c",
+                "node_version-3.10-debug-true",
+                "node_version-3.10-debug-a-b-c",
+            ]
+        );
+        let build = build("matrix: {V: [3.1, 3.10, '${BRANCH}']}");
+        let values: Vec<_> = build.variants.iter().map(|it| &*it.values["V"]).collect();
+        assert_eq!(values, ["3.1", "3.10", "${BRANCH}"]);
+    }
+
+    #[test]
+    fn exclude_takes_away_and_then_include_adds_as_github_does() {
+        assert_eq!(
+            variants("{A: [1, 2], B: [x, y], exclude: [{A: 1, B: x}, {A: 2}]}"),
+            ["a-1-b-y"]
+        );
+        // The example of GitHub's manual.
+        assert_eq!(
+            variants(
+                "{fruit: [apple, pear], animal: [cat, dog], include: [{color: green}, {color: pink, \
+                 animal: cat}, {fruit: apple, shape: circle}, {fruit: banana}, {fruit: banana, \
+                 animal: cat}]}"
+            ),
+            [
+                "fruit-apple-animal-cat-color-pink-shape-circle",
+                "fruit-apple-animal-dog-color-green-shape-circle",
+                "fruit-pear-animal-cat-color-pink",
+                "fruit-pear-animal-dog-color-green",
+                "fruit-banana",
+                "fruit-banana-animal-cat",
+            ]
+        );
+        assert_eq!(variants("{include: [{A: 1}, {A: 2, B: 3}]}"), ["a-1", "a-2-b-3"]);
+    }
+
+    #[test]
+    fn mistakes_are_named_with_their_place() {
+        for (matrix, expected) in [
+            ("5", ": expected a map of build arguments to lists of values, found a number"),
+            (
+                "{}",
+                ": names no build argument; map one to a list of values, such as `NODE_VERSION: \
+                 [18, 20]`",
+            ),
+            ("{A: 18}", ".A: expected a list of values, found a number; write `[…]` around it"),
+            ("{A: []}", ".A: names no value; leave it out instead"),
+            ("{A: [18, '18']}", ".A[1]: `18` is named twice"),
+            ("{A: [~]}", ".A[0]: has no value; write `\"\"` for an empty one"),
+            ("{A: [[x]]}", ".A[0]: expected text, a number or a boolean, found a list"),
+            (
+                "{A-B: [x]}",
+                ".A-B: a build argument's name is made of letters (a-z, A-Z), digits and `_`, and \
+                 starts with no digit",
+            ),
+            ("{A: [x], include: []}", ".include: names no combination; leave it out instead"),
+            ("{A: [x], include: [{}]}", ".include[0]: names no value; leave it out instead"),
+            (
+                "{A: [x], exclude: [x]}",
+                ".exclude[0]: expected a map of names to values, found text",
+            ),
+            (
+                "{Node: [x], exclude: [{node: x}]}",
+                ".exclude[0].node: is not in the lists of this matrix; did you mean `Node`?",
+            ),
+            (
+                "{A: [x], exclude: [{A: y}]}",
+                ".exclude[0]: excludes nothing: no combination of the lists has these values",
+            ),
+            ("{A: [x], exclude: [{A: x}]}", ": `exclude` leaves no combination"),
+            (
+                "{A: [x, X]}",
+                ": the combinations `A: x` and `A: X` are both called `a-a-x`: in tags and job names \
+                 upper case is lower case, and other characters than letters, digits, `_`, `.` and \
+                 `-` are `-`",
+            ),
+        ] {
+            assert_eq!(problem(matrix), expected, "{matrix}");
+        }
+        for matrix in ["{A: [x]}", "{B: [x], include: [{A: 1}]}"] {
+            let problem = problem_of_build(&format!("build_args: {{A: 1}}, matrix: {matrix}"));
+            assert!(problem.ends_with("A: is in `build_args` too; keep one"), "{problem}");
+        }
+    }
+
+    #[test]
+    fn more_than_64_jobs_are_refused_with_their_number() {
+        let list = |count: usize| (0..count).map(|it| it.to_string()).collect::<Vec<_>>().join(",");
+        assert_eq!(variants(&format!("{{A: [{}]}}", list(64))).len(), 64);
+        assert_eq!(
+            problem(&format!("{{A: [{}]}}", list(65))),
+            ": makes 65 jobs (65 combinations, 1 job each), but a build has at most 64"
+        );
+        let both = "platforms: [linux/amd64, linux/arm64], matrix";
+        assert_eq!(build(&format!("{both}: {{A: [{}]}}", list(21))).job_count(), 63);
+        assert_eq!(
+            problem_of_build(&format!("{both}: {{A: [{}]}}", list(22))),
+            "matrix: makes 66 jobs (22 combinations, 3 jobs each), but a build has at most 64"
+        );
+        let hostile: Vec<_> = (0..16).map(|it| format!("K{it}: [{}]", list(256))).collect();
+        assert_eq!(
+            problem(&format!("{{{}}}", hostile.join(", "))),
+            format!(
+                ": its lists make {} combinations before `exclude`, but a build has at most 64 jobs",
+                u128::MAX
+            )
+        );
+        let name = format!("{{A: [{}]}}", "x".repeat(100));
+        let lines = problems(format!("builds: {{a: {{context: ., matrix: {name}}}}}"));
+        assert!(lines[0].contains("is too long: a job's name has at most 100"), "{lines:?}");
+    }
+
+    #[test]
+    fn combinations_take_names_from_other_builds() {
+        let lines =
+            problems("builds:\n  app: {context: ., matrix: {A: [1]}}\n  app-a-1: {context: .}");
+        assert!(lines[0].ends_with("its name `app-a-1` belongs to build `app` (line 2) already"));
+    }
+}
+
+mod orders_and_globs {
+    use super::*;
+
+    #[test]
+    fn what_a_build_waits_for_and_where_it_runs() {
+        let manifest = accepted(
+            "builds:\n  a: {context: ., depends_on: [b], only_branches: [main, 'release/**']}\n  b: \
+             {context: ., paths: [api, '*.md'], emulation: forbid}\n",
+        );
+        let [a, b] = &manifest.builds[..] else { panic!("two builds") };
+        assert_eq!(a.depends_on, ["b"]);
+        assert!(a.only_branches.as_ref().unwrap().is_match("release/1/x"));
+        assert!(b.paths.as_ref().unwrap().is_match("api/src/x"));
+        assert!(!b.paths.as_ref().unwrap().is_match("docs/x.md"));
+        assert!(a.emulation.is_allowed() && !b.emulation.is_allowed());
+    }
+
+    #[test]
+    fn dependencies_that_lead_nowhere() {
+        let text = |list: &str| {
+            format!("builds:\n  app: {{context: ., depends_on: {list}}}\n  base: {{context: .}}\n")
+        };
+        for (list, problem) in [
+            ("[bas]", "[0]: there is no build `bas`; did you mean `base`?"),
+            ("[zzz]", "[0]: there is no build `zzz`; there are `base`"),
+            ("[app]", "[0]: a build cannot depend on itself"),
+            ("[base, base]", "[1]: `base` is named twice"),
+            ("base", ": expected a list of builds, found text; write `[…]` around it"),
+            ("[1]", "[0]: expected text, found a number; put it in quotes"),
+        ] {
+            let lines = problems(text(list));
+            assert_eq!(lines.len(), 1, "{lines:?}");
+            let (_, found) = lines[0].split_once("builds.app.depends_on").unwrap();
+            assert_eq!(found, problem);
+        }
+    }
+
+    #[test]
+    fn circles_are_shown_once_each() {
+        let circle = "builds:\n  c: {context: ., depends_on: [a]}\n  a: {context: ., depends_on: [b]}\n  \
+                      b: {context: ., depends_on: [a, c]}\n  d: {context: ., depends_on: [b]}\n";
+        assert_eq!(
+            problems(circle),
+            [
+                "2:31: builds.c.depends_on: these builds wait for each other: c -> a -> b -> c",
+                "3:31: builds.a.depends_on: these builds wait for each other: a -> b -> a",
+            ]
+        );
+    }
+
+    #[test]
+    fn images_that_would_share_an_argument() {
+        let two = "builds:\n  app: {context: ., depends_on: [a-b, a_b]}\n  a-b: {context: .}\n  a_b: \
+                   {context: .}\n";
+        assert_eq!(
+            problems(two),
+            ["2:33: builds.app.depends_on: the images of `a-b` and `a_b` would both be the build \
+              argument `STAGELY_IMAGE_A_B`; rename one"]
+        );
+        for own in ["build_args: {STAGELY_IMAGE_A: x}", "matrix: {STAGELY_IMAGE_A: [x]}"] {
+            let lines = problems(format!(
+                "builds:\n  app: {{context: ., depends_on: [a], {own}}}\n  a: {{context: .}}\n"
+            ));
+            assert!(
+                lines[0].ends_with("names the image of `a`; call yours otherwise"),
+                "{lines:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn patterns_that_are_none() {
+        for (rest, problem) in [
+            ("paths: api", "paths: expected a list of patterns, found text; write `[…]` around it"),
+            ("paths: []", "paths: names no pattern; leave it out instead"),
+            ("paths: ['']", "paths[0]: is empty"),
+            ("paths: [api, api]", "paths[1]: `api` is named twice"),
+            (
+                "paths: ['[a']",
+                "paths[0]: `[a` is not a pattern: unclosed character class; missing ']'",
+            ),
+            (
+                "paths: [/api]",
+                "paths[0]: `/api` is absolute: paths are relative to the repository's root",
+            ),
+            ("paths: [../x]", "paths[0]: `../x` leads out of the repository"),
+            (
+                "only_branches: ['!main']",
+                "only_branches[0]: a pattern that begins with `!` is not supported; list the branch \
+                 patterns that count (`\\!` is the character itself)",
+            ),
+            ("emulation: true", "emulation: expected text, found a boolean; put it in quotes"),
+            ("emulation: never", "emulation: `never` is neither `allow` nor `forbid`"),
+        ] {
+            assert_eq!(problem_of_build(rest), problem);
+        }
+        let many: Vec<_> = (0..33).map(|it| format!("p{it}")).collect();
+        assert_eq!(
+            problem_of_build(&format!("paths: [{}]", many.join(", "))),
+            "paths: at most 32 are allowed, found 33"
+        );
     }
 }
 
@@ -803,6 +1048,17 @@ mod schema {
             "cache_from: [a, a]",
             "cache_from: a",
             "platfrom: linux/amd64",
+            "matrix: {}",
+            "matrix: {A: []}",
+            "matrix: {A: 1}",
+            "matrix: {A-B: [1]}",
+            "matrix: {A: [1], include: [{}]}",
+            "depends_on: b",
+            "only_branches: []",
+            "only_branches: ['!x']",
+            "paths: [/x]",
+            "paths: [a, a]",
+            "emulation: never",
         ] {
             let text = format!("builds: {{a: {{context: ., {rest}}}}}");
             assert!(!allows(&text), "{text}");
@@ -842,6 +1098,13 @@ fn manifest_text() -> impl Strategy<Value = String> {
         "build_args: {A: 1e3, B: .5}",
         "build_args: {A: 0x1F, _b: yes}",
         "build_args: {}",
+        "matrix: {A: [1, 1.0], B: [x]}",
+        "matrix: {include: [{_x: 5}]}",
+        "depends_on: []",
+        "depends_on: [b]",
+        "only_branches: ['release/*', '**']",
+        "paths: ['a b', '{x,y}/', .]",
+        "emulation: forbid",
         "x: y",
         "<<: {machine: small}",
     ]);

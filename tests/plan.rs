@@ -2,15 +2,17 @@
 
 #![expect(clippy::unwrap_used, reason = "the allowance for tests does not reach their helpers")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use proptest::prelude::*;
-use stagely::core::plan::{PlanContext, PlanError, plan};
-use stagely::core::state::{Environment, JobKind, MachineSize, PlannedJob, Project};
-use stagely::ids::{EnvironmentId, JobId, ProjectId};
+use stagely::core::plan::{Base, Plan, PlanContext, PlanError, plan};
+use stagely::core::state::{
+    Environment, GoodImage, JobKind, MachineSize, PlannedJob, Project, SkipReason, UsedImage,
+};
+use stagely::ids::{EnvironmentId, JobId, ProjectId, RunId};
 use stagely::manifest::{Manifest, parse};
-use stagely_agent::protocol::{Arch, CommitSha, Platform};
+use stagely_agent::protocol::{Arch, CommitSha, Emulation, Platform};
 
 const SHOP: &str = "\
 builds:
@@ -41,7 +43,11 @@ struct Given {
     branch: Option<&'static str>,
     pull_request: Option<u64>,
     from_fork: bool,
+    is_default_branch: bool,
+    push: bool,
     only_builds: Vec<String>,
+    good_images: BTreeMap<String, GoodImage>,
+    base: Option<Base>,
 }
 
 impl Given {
@@ -55,20 +61,57 @@ impl Given {
             branch: Some("feature/new-api"),
             pull_request: Some(7),
             from_fork: false,
+            is_default_branch: false,
+            push: true,
             only_builds: Vec::new(),
+            good_images: BTreeMap::new(),
+            base: None,
         }
     }
 
-    fn plan(&self, manifest: &Manifest) -> Result<Vec<PlannedJob>, PlanError> {
+    /// A commit of `main`, and what differs from it and from every image's commit.
+    fn compared(mut self, changed: &[(&CommitSha, &[&str])]) -> Self {
+        let paths = |paths: &[&str]| paths.iter().map(|path| (*path).to_owned()).collect();
+        let changed = changed.iter().map(|(commit, it)| ((*commit).clone(), paths(it))).collect();
+        self.base = Some(Base { name: "main".into(), commit: commit('b'), changed });
+        self
+    }
+
+    /// A good image of `main`, of `commit`.
+    fn with_image(mut self, variant: &str, commit: &CommitSha) -> Self {
+        let digest = format!("sha256:{}", "d".repeat(64));
+        let tag = format!("registry.internal/shop/main:{variant}");
+        let image = GoodImage {
+            run: RunId::from_bits(5),
+            commit: commit.clone(),
+            image: format!("{tag}.5").parse().unwrap(),
+            digest: digest.parse().unwrap(),
+            tag: tag.parse().unwrap(),
+        };
+        self.good_images.insert(variant.into(), image);
+        self
+    }
+
+    fn of(&self, text: &str) -> Plan {
+        let manifest = parse("stagely.yaml", text.as_bytes()).unwrap_or_else(|it| panic!("{it}"));
+        self.plan(&manifest).unwrap()
+    }
+
+    fn plan(&self, manifest: &Manifest) -> Result<Plan, PlanError> {
         let context = PlanContext {
             registry: self.registry,
             project: &self.project,
             environment: &self.environment,
+            run: RunId::from_bits(3),
             commit: &self.commit,
             branch: self.branch,
+            is_default_branch: self.is_default_branch,
+            push: self.push,
             pull_request: self.pull_request,
             from_fork: self.from_fork,
             only_builds: &self.only_builds,
+            good_images: &self.good_images,
+            base: self.base.as_ref(),
         };
         let mut ids = 0;
         plan(manifest, &context, &mut || {
@@ -78,7 +121,7 @@ impl Given {
     }
 
     fn jobs(&self) -> Vec<PlannedJob> {
-        self.plan(&shop()).unwrap()
+        self.plan(&shop()).unwrap().jobs
     }
 }
 
@@ -134,35 +177,67 @@ fn a_build_of_several_platforms_ends_in_a_merge_that_waits_for_them() {
     assert_eq!(platforms, &[Platform(Arch::Amd64), Platform(Arch::Arm64)]);
 }
 
+/// The id of the run that is planned, as a part of tags.
+const RUN: &str = "00000000000000000000000003";
+
+fn cache(tag: &str) -> String {
+    format!("registry.internal/shop/cache:{tag}")
+}
+
+fn tag(job: &PlannedJob) -> Option<&str> {
+    job.tag.as_ref().map(|tag| tag.as_str().strip_prefix("registry.internal/shop/").unwrap())
+}
+
 #[test]
-fn references_name_project_environment_build_and_arch() {
+fn each_run_pushes_references_of_its_own_and_its_last_jobs_have_one_for_all_runs() {
     let jobs = Given::pull_request().jobs();
-    let cache = |tag: &str| format!("registry.internal/shop/cache:{tag}");
+    let pushed: Vec<_> = jobs.iter().map(|job| references(job).0).collect();
+    let image = |tag: &str| format!("registry.internal/shop/pr-7:{tag}.{RUN}");
     assert_eq!(
-        references(&jobs[0]),
-        (
-            "registry.internal/shop/pr-7:backend-amd64".into(),
-            vec![cache("backend"), "registry.internal/base:cache".into()],
-            Some(cache("backend")),
-        )
+        pushed,
+        [image("backend-amd64"), image("app-amd64"), image("app-arm64"), image("app")]
     );
-    assert_eq!(
-        references(&jobs[2]),
-        (
-            "registry.internal/shop/pr-7:app-arm64".into(),
-            vec![cache("app-arm64")],
-            Some(cache("app-arm64")),
-        )
-    );
-    assert_eq!(references(&jobs[3]).0, "registry.internal/shop/pr-7:app");
+    let tags: Vec<_> = jobs.iter().map(tag).collect();
+    assert_eq!(tags, [Some("pr-7:backend-amd64"), None, None, Some("pr-7:app")]);
+}
+
+#[test]
+fn an_environment_fills_a_cache_of_its_own_and_reads_the_shared_one() {
+    let plan = Given::pull_request().plan(&shop()).unwrap();
+    let (_, from, to) = references(&plan.jobs[0]);
+    let own = cache("backend.pr-7");
+    assert_eq!(from, [&*own, &*cache("backend"), "registry.internal/base:cache"]);
+    assert_eq!(to, Some(own.clone()));
+    let (_, from, to) = references(&plan.jobs[2]);
+    assert_eq!(from, [cache("app-arm64.pr-7"), cache("app-arm64")]);
+    assert_eq!(to, Some(cache("app-arm64.pr-7")));
+    let own_refs: Vec<_> = plan.own_cache_refs.iter().map(ToString::to_string).collect();
+    assert_eq!(own_refs, [cache("app-amd64.pr-7"), cache("app-arm64.pr-7"), own]);
+}
+
+#[test]
+fn the_default_branch_and_warm_ups_fill_the_shared_cache() {
+    for (is_default_branch, push) in [(true, true), (false, false)] {
+        let plan = Given { is_default_branch, push, ..Given::pull_request() }.plan(&shop());
+        let plan = plan.unwrap();
+        let (_, from, to) = references(&plan.jobs[0]);
+        assert_eq!(from, [&*cache("backend"), "registry.internal/base:cache"]);
+        assert_eq!(to, Some(cache("backend")));
+        assert!(plan.own_cache_refs.is_empty());
+    }
 }
 
 #[test]
 fn a_fork_reads_caches_and_never_writes_them() {
-    let jobs = Given { from_fork: true, ..Given::pull_request() }.jobs();
-    let (_, from, to) = references(&jobs[0]);
-    assert_eq!(from[0], "registry.internal/shop/cache:backend");
-    assert_eq!(to, None);
+    // Also where somebody takes its branch for the default one.
+    for is_default_branch in [false, true] {
+        let given = Given { from_fork: true, is_default_branch, ..Given::pull_request() };
+        let plan = given.plan(&shop()).unwrap();
+        let (_, from, to) = references(&plan.jobs[0]);
+        assert_eq!(from[0], cache("backend"));
+        assert_eq!(to, None);
+        assert!(plan.own_cache_refs.is_empty());
+    }
 }
 
 #[test]
@@ -221,9 +296,203 @@ fn names_that_make_no_reference_are_refused() {
     }
     let mut given = Given::pull_request();
     given.environment.name = "cache".into();
-    assert_eq!(given.plan(&shop()), Err(PlanError::ReservedName));
+    assert!(matches!(given.plan(&shop()), Err(PlanError::ReservedName)));
     let given = Given { registry: "--evil", ..Given::pull_request() };
     assert!(matches!(given.plan(&shop()), Err(PlanError::BadRegistry(_))));
+}
+
+fn commit(digit: char) -> CommitSha {
+    digit.to_string().repeat(40).parse().unwrap()
+}
+
+/// Each skipped variant, with its reason in a word.
+fn skipped(plan: &Plan) -> Vec<(String, String)> {
+    let reason = |reason: &SkipReason| match reason {
+        SkipReason::PathsUnchanged { base, image, .. } => format!("{base} {image}"),
+        SkipReason::Branch { branch } => format!("branch {}", branch.as_deref().unwrap_or("?")),
+        SkipReason::NoImage { build } => format!("no image of {build}"),
+    };
+    plan.skipped.iter().map(|it| (it.variant.clone(), reason(&it.reason))).collect()
+}
+
+/// A good image of `main`, by digest.
+fn good() -> String {
+    format!("registry.internal/shop/main@sha256:{}", "d".repeat(64))
+}
+
+fn uses(job: &PlannedJob) -> &BTreeMap<String, UsedImage> {
+    let JobKind::Build { uses, .. } = &job.kind else { panic!("not a build: {job:?}") };
+    uses
+}
+
+const MATRIX: &str = "\
+builds:
+  app:
+    context: .
+    platforms: [linux/amd64, linux/arm64]
+    emulation: forbid
+    build_args: {A: b}
+    matrix: {NODE_VERSION: [18, 3.10]}
+  tool: {context: ., matrix: {OS: [Alpine]}, depends_on: [app]}
+";
+
+#[test]
+fn each_combination_has_jobs_images_and_caches_of_its_own() {
+    let plan = Given { is_default_branch: true, ..Given::pull_request() }.of(MATRIX);
+    assert_eq!(
+        names(&plan.jobs),
+        [
+            "app-node_version-18_amd64",
+            "app-node_version-18_arm64",
+            "app-node_version-18_merge",
+            "app-node_version-3.10_amd64",
+            "app-node_version-3.10_arm64",
+            "app-node_version-3.10_merge",
+            "tool-os-alpine_amd64",
+        ]
+    );
+    let ten = &plan.jobs[4];
+    assert_eq!((&*ten.build, &*ten.variant), ("app", "app-node_version-3.10"));
+    let JobKind::Build { build_args, emulation, .. } = &ten.kind else { panic!("{ten:?}") };
+    assert_eq!((&*build_args.0["NODE_VERSION"], &*build_args.0["A"]), ("3.10", "b"));
+    assert_eq!(*emulation, Emulation::Forbid);
+    assert_eq!(references(ten).2, Some(cache("app-node_version-3.10-arm64")));
+    assert_eq!(tag(&plan.jobs[5]), Some("pr-7:app-node_version-3.10"));
+    assert_eq!(tag(&plan.jobs[6]), Some("pr-7:tool-os-alpine-amd64"));
+    assert_eq!(references(&plan.jobs[6]).2, Some(cache("tool-os-alpine")));
+}
+
+#[test]
+fn a_build_waits_for_the_last_job_of_each_variant_that_it_depends_on() {
+    let plan = Given::pull_request().of(MATRIX);
+    let merges = [plan.jobs[2].id, plan.jobs[5].id];
+    let tool = &plan.jobs[6];
+    assert_eq!(tool.needs, merges);
+    let expected = ["app-node_version-18", "app-node_version-3.10"]
+        .into_iter()
+        .zip(merges)
+        .map(|(name, job)| (name.to_owned(), UsedImage::Job { job }));
+    assert_eq!(uses(tool), &expected.collect());
+}
+
+const CHAIN: &str = "\
+builds:
+  app: {context: app, paths: [app], depends_on: [Base], platforms: [linux/amd64, linux/arm64]}
+  Base: {context: base, paths: [base]}
+  docs: {context: docs}
+";
+
+#[test]
+fn a_build_that_is_asked_for_brings_along_what_it_depends_on_and_comes_after_it() {
+    let given = Given { only_builds: vec!["app".into()], ..Given::pull_request() };
+    let plan = given.of(CHAIN);
+    assert_eq!(names(&plan.jobs), ["Base", "app_amd64", "app_arm64", "app_merge"]);
+    let base = plan.jobs[0].id;
+    for job in &plan.jobs[1..3] {
+        assert_eq!(job.needs, [base]);
+        assert_eq!(uses(job)["base"], UsedImage::Job { job: base });
+    }
+    assert_eq!(plan.jobs[3].needs, [plan.jobs[1].id, plan.jobs[2].id]);
+}
+
+#[test]
+fn a_build_is_skipped_if_nothing_that_it_is_made_of_changed() {
+    let (base, old) = (commit('b'), commit('c'));
+    let given = |since_base: &[&str], since_old: &[&str]| {
+        Given::pull_request()
+            .with_image("app", &old)
+            .with_image("Base", &base)
+            .compared(&[(&base, since_base), (&old, since_old)])
+    };
+
+    let plan = given(&["docs/x"], &["docs/y"]).of(CHAIN);
+    assert_eq!(names(&plan.jobs), ["docs"]);
+    let reason = format!("main {}", good());
+    assert_eq!(skipped(&plan), [("Base".into(), reason.clone()), ("app".into(), reason)]);
+
+    // What it depends on is skipped: its image is used.
+    let plan = given(&["app/x"], &["app/x"]).of(CHAIN);
+    assert_eq!(names(&plan.jobs), ["app_amd64", "app_arm64", "app_merge", "docs"]);
+    assert_eq!(uses(&plan.jobs[0])["base"], UsedImage::Image { image: good().parse().unwrap() });
+    assert!(plan.jobs[0].needs.is_empty());
+
+    let all = ["Base", "app_amd64", "app_arm64", "app_merge", "docs"];
+    // What it depends on changed; so did stagely.yaml.
+    for change in ["base/x", "stagely.yaml"] {
+        assert_eq!(names(&given(&[change], &[]).of(CHAIN).jobs), all, "{change}");
+    }
+    // Its image is older than the base, or than what it depends on.
+    for change in ["app/x", "base/x"] {
+        let plan = given(&[], &[change]).of(CHAIN);
+        assert_eq!(names(&plan.jobs), ["app_amd64", "app_arm64", "app_merge", "docs"], "{change}");
+    }
+}
+
+#[test]
+fn what_cannot_be_compared_or_has_no_image_is_built() {
+    let base = commit('b');
+    let text = "builds: {a: {context: ., paths: [a], matrix: {X: [1, 2]}}}";
+    let one = || Given::pull_request().with_image("a-x-1", &base);
+    let both = || one().with_image("a-x-2", &base);
+    let count = |given: Given| given.of(text).jobs.len();
+    assert_eq!(count(both().compared(&[(&base, &["b"])])), 0);
+    assert_eq!(count(one().compared(&[(&base, &["b"])])), 2);
+    assert_eq!(count(both().compared(&[])), 2);
+    assert_eq!(count(both()), 2);
+    let asked = Given { only_builds: vec!["a".into()], ..both() };
+    assert_eq!(count(asked.compared(&[(&base, &[])])), 2);
+}
+
+#[test]
+fn other_branches_skip_a_build_and_what_has_no_image_of_it() {
+    let text = "builds:\n  lib: {context: ., only_branches: [main, release/*]}\n  \
+                app: {context: ., depends_on: [lib]}\n  end: {context: ., depends_on: [app]}\n";
+    let on = |branch| Given { branch, ..Given::pull_request() };
+    for branch in ["main", "release/1"] {
+        assert_eq!(names(&on(Some(branch)).of(text).jobs), ["lib", "app", "end"]);
+    }
+    for (branch, reason) in [(None, "branch ?"), (Some("x/main"), "branch x/main")] {
+        let plan = on(branch).of(text);
+        assert!(plan.jobs.is_empty());
+        let expected = [("lib", reason), ("app", "no image of lib"), ("end", "no image of app")];
+        assert_eq!(skipped(&plan), expected.map(|(name, it)| (name.into(), it.into())));
+    }
+    let plan = on(Some("x")).with_image("lib", &commit('b')).of(text);
+    assert_eq!(names(&plan.jobs), ["app", "end"]);
+    assert_eq!(uses(&plan.jobs[0])["lib"], UsedImage::Image { image: good().parse().unwrap() });
+}
+
+#[test]
+fn a_warm_up_pushes_nothing_and_uses_what_is_there() {
+    let given = Given { push: false, ..Given::pull_request() };
+    let plan = given.of(CHAIN);
+    assert_eq!(names(&plan.jobs), ["Base", "docs"]);
+    assert_eq!(skipped(&plan), [("app".into(), "no image of Base".into())]);
+
+    let given = Given { push: false, ..Given::pull_request() }.with_image("Base", &commit('b'));
+    let plan = given.compared(&[(&commit('b'), &[])]).of(CHAIN);
+    assert_eq!(names(&plan.jobs), ["Base", "app_amd64", "app_arm64", "docs"]);
+    for job in &plan.jobs {
+        let JobKind::Build { push, cache_to, .. } = &job.kind else { panic!("{job:?}") };
+        assert!(!push && job.tag.is_none() && job.needs.is_empty() && cache_to.is_some());
+    }
+    assert!(matches!(uses(&plan.jobs[1])["base"], UsedImage::Image { .. }));
+}
+
+#[test]
+fn the_longest_names_fit_a_tag() {
+    let name = "n".repeat(94);
+    let mut given = Given::pull_request();
+    given.environment.name = "e".repeat(100);
+    let plan = given
+        .of(&format!("builds: {{{name}: {{context: ., platforms: [linux/amd64, linux/arm64]}}}}"));
+    for job in &plan.jobs {
+        let (image, _, cache) = references(job);
+        for reference in [Some(image), cache].into_iter().flatten() {
+            let (_, tag) = reference.rsplit_once(':').unwrap();
+            assert!(tag.len() <= 128, "{tag}");
+        }
+    }
 }
 
 proptest! {
@@ -239,7 +508,7 @@ proptest! {
             .collect();
         let text = lines.concat();
         if let Ok(manifest) = parse("", format!("builds:\n{text}").as_bytes()) {
-            let jobs = Given::pull_request().plan(&manifest).unwrap();
+            let jobs = Given::pull_request().plan(&manifest).unwrap().jobs;
             let (mut names, mut images, mut caches) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
             for job in &jobs {
                 let (image, _, cache) = references(job);

@@ -73,6 +73,9 @@ pub struct ResolvedRef {
     pub commit: CommitSha,
     /// The full name, `refs/heads/main`; `None` for a commit that was given as such.
     pub name: Option<String>,
+    /// The repository's default branch, `main`; `None` for a commit that was given as such, and where
+    /// the server does not say.
+    pub default_branch: Option<String>,
 }
 
 impl ResolvedRef {
@@ -161,14 +164,63 @@ pub async fn fetch_commit(
     dest: &Path,
     cancel: &CancellationToken,
 ) -> Result<Checkout, CloneError> {
+    fetch(request, dest, None, cancel).await
+}
+
+/// Like [`fetch_commit`], but keeps what was received in the folder `objects`, for [`changed_paths`].
+/// It must not exist, and must be on the same file system as `dest`.
+///
+/// # Errors
+/// [`CloneError`].
+pub async fn fetch_commit_and_objects(
+    request: FetchRequest,
+    dest: &Path,
+    objects: &Path,
+    cancel: &CancellationToken,
+) -> Result<Checkout, CloneError> {
+    fetch(request, dest, Some(objects.to_owned()), cancel).await
+}
+
+async fn fetch(
+    request: FetchRequest,
+    dest: &Path,
+    objects: Option<PathBuf>,
+    cancel: &CancellationToken,
+) -> Result<Checkout, CloneError> {
     let dest = dest.to_owned();
     on_thread(request.url.clone(), cancel, move |watch| {
         let access = Access::new(&request.url, request.token, watch)?;
         remote::fetch(&access, &request.commit, request.branch.as_deref(), &dest)?;
         let submodules =
             if request.submodules { submodules::fetch_all(&access, &dest)? } else { 0 };
-        remote::remove_repository(&access, &dest)?;
+        match objects {
+            Some(objects) => remote::move_repository(&access, &dest, &objects)?,
+            None => remote::remove_repository(&access, &dest)?,
+        }
         Ok(Checkout { root: dest, bytes: access.watch.bytes(), submodules })
+    })
+    .await
+}
+
+/// The paths in which the commit of `request` differs from `head`, in no order: those that are only in
+/// one of them, and those whose content or mode is another. `objects` is what
+/// [`fetch_commit_and_objects`] kept of `head`; the other commit is fetched into it.
+///
+/// A commit that the server does not serve by itself is looked for in the last 1000 of `branch` alone.
+///
+/// # Errors
+/// [`CloneError`]; [`CloneError::CommitGone`] when there is no such commit.
+pub async fn changed_paths(
+    request: FetchRequest,
+    head: &CommitSha,
+    objects: &Path,
+    cancel: &CancellationToken,
+) -> Result<Vec<String>, CloneError> {
+    let (head, objects) = (head.clone(), objects.to_owned());
+    on_thread(request.url.clone(), cancel, move |watch| {
+        let access = Access::new(&request.url, request.token, watch)?;
+        let branch = request.branch.as_deref();
+        remote::changed_paths(&access, &objects, &request.commit, branch, &head)
     })
     .await
 }
@@ -187,7 +239,7 @@ pub async fn resolve_ref(
     cancel: &CancellationToken,
 ) -> Result<ResolvedRef, CloneError> {
     if let Ok(commit) = name.parse() {
-        return Ok(ResolvedRef { commit, name: None });
+        return Ok(ResolvedRef { commit, name: None, default_branch: None });
     }
     let (address, name, scratch) = (url.to_owned(), name.to_owned(), scratch.to_owned());
     on_thread(url.to_owned(), cancel, move |watch| {

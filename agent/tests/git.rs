@@ -5,11 +5,14 @@
 mod support;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use secrecy::SecretString;
-use stagely_agent::git::{CloneError, FetchRequest, fetch_commit, resolve_ref};
+use stagely_agent::git::{
+    CloneError, FetchRequest, changed_paths, fetch_commit, fetch_commit_and_objects, resolve_ref,
+};
 use stagely_agent::protocol::CommitSha;
 use support::{GitServer, TOKEN};
 use tokio_util::sync::CancellationToken;
@@ -254,9 +257,71 @@ async fn names_stand_for_commits() {
     for (name, full) in cases {
         let resolved = resolve_ref(&url, token(), name, &scratch, &cancel).await.unwrap();
         assert_eq!((&resolved.commit, resolved.name.as_deref()), (&commit, full), "{name}");
+        assert_eq!(resolved.default_branch.as_deref(), full.map(|_| "main"), "{name}");
     }
     let error = resolve_ref(&url, token(), "nothing", &scratch, &cancel).await.unwrap_err();
     assert!(matches!(error, CloneError::CommitGone { .. }));
     let error = resolve_ref(&url, None, "main", &scratch, &cancel).await.unwrap_err();
     assert!(matches!(error, CloneError::Authentication { .. }), "{error:?}");
+}
+
+/// What changed from each of `olds` to `head`, sorted; the checkout of `head` has no `.git`.
+async fn changes(url: &str, head: &CommitSha, olds: &[&CommitSha]) -> Vec<Vec<String>> {
+    let (folder, cancel) = (tempfile::tempdir().unwrap(), CancellationToken::new());
+    let (dest, objects) = (folder.path().join("src"), folder.path().join("objects"));
+    let head_request = FetchRequest { branch: Some("main".into()), ..request(url.into(), head) };
+    fetch_commit_and_objects(head_request.clone(), &dest, &objects, &cancel).await.unwrap();
+    assert!(!dest.join(".git").exists());
+    let mut all = Vec::new();
+    for old in olds {
+        let request = FetchRequest { commit: (*old).clone(), ..head_request.clone() };
+        let mut paths = changed_paths(request, head, &objects, &cancel).await.unwrap();
+        paths.sort();
+        all.push(paths);
+    }
+    all
+}
+
+#[tokio::test]
+async fn what_changed_between_commits_is_found_without_what_lies_between() {
+    let server = GitServer::start();
+    for bare_commits in [true, false] {
+        let name = if bare_commits { "app" } else { "strict" };
+        let repository = server.repository(name, bare_commits);
+        let first = repository.commit(&[("api/main.c", "1"), ("web/a", "1"), ("gone", "x")]);
+        let second = repository.commit(&[("api/main.c", "2")]);
+        repository.git(&["rm", "--quiet", "gone"]);
+        let mode = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(repository.path.join("web/a"), mode).unwrap();
+        let head = repository.commit(&[("web/\u{e9}", "new"), ("README", "x")]);
+        let newer = repository.commit(&[("later", "x")]);
+
+        let url = server.url("open", &format!("{name}/.git"));
+        let changes = changes(&url, &head, &[&second, &first, &head, &newer]).await;
+
+        let since_second = ["README", "gone", "web/a", "web/\u{e9}"];
+        assert_eq!(changes[0], since_second, "{name}");
+        assert_eq!(changes[1], ["README", "api/main.c", "gone", "web/a", "web/\u{e9}"], "{name}");
+        assert!(changes[2].is_empty(), "{changes:?}");
+        assert_eq!(changes[3], ["later"], "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_commit_that_is_gone_is_told_apart_also_when_it_is_only_compared() {
+    let server = GitServer::start();
+    let gone: CommitSha = "0123456789abcdef0123456789abcdef01234567".parse().unwrap();
+    for bare_commits in [true, false] {
+        let name = if bare_commits { "app" } else { "strict" };
+        let head = server.repository(name, bare_commits).commit(&[("file", "text")]);
+        let (folder, cancel) = (tempfile::tempdir().unwrap(), CancellationToken::new());
+        let (dest, objects) = (folder.path().join("src"), folder.path().join("objects"));
+        let request = request(server.url("open", &format!("{name}/.git")), &head);
+        fetch_commit_and_objects(request.clone(), &dest, &objects, &cancel).await.unwrap();
+
+        let request = FetchRequest { commit: gone.clone(), ..request };
+        let error = changed_paths(request, &head, &objects, &cancel).await.unwrap_err();
+
+        assert!(matches!(error, CloneError::CommitGone { .. }), "{error:?}");
+    }
 }

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use serde::Serialize;
 
-use crate::manifest::{self, FILE_NAME, Manifest, Problem, Problems};
+use crate::manifest::{self, Build, FILE_NAME, Manifest, Problem, Problems};
 
 /// Checks the file `path` (or `stagely.yaml` in the folder `path`) and prints every problem to
 /// standard output. Contexts and Dockerfiles are looked for from the repository's root.
@@ -42,12 +42,23 @@ fn repository_root(path: &Path) -> io::Result<PathBuf> {
 
 fn report(path: &Path, result: &Result<Manifest, Problems>) -> String {
     match result {
-        Ok(manifest) => match manifest.builds.len() {
-            1 => format!("{} is valid: 1 build", path.display()),
-            builds => format!("{} is valid: {builds} builds", path.display()),
-        },
+        Ok(manifest) => {
+            let builds = counted(manifest.builds.len(), "build");
+            let jobs = manifest.builds.iter().map(Build::job_count).sum();
+            // Platforms, merges and combinations make more jobs than there are builds.
+            let jobs = if jobs == manifest.builds.len() {
+                String::new()
+            } else {
+                format!(", {}", counted(jobs, "job"))
+            };
+            format!("{} is valid: {builds}{jobs}", path.display())
+        }
         Err(problems) => problems.to_string(),
     }
+}
+
+fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 /// What `--json` prints.
@@ -96,6 +107,17 @@ mod tests {
         fs::remove_file(folder.path().join(".git")).unwrap();
         let text = report(&path, &check(&path).unwrap());
         assert!(text.ends_with("the context `api` is not in the repository"), "{text}");
+    }
+
+    #[test]
+    fn jobs_are_counted_where_a_build_makes_several() {
+        let folder = repository();
+        let path = folder.path().join("ci/stagely.yaml");
+        let text = "builds: {api: {context: api, platforms: [linux/amd64, linux/arm64], matrix: {A: \
+                    [1, 2]}}}";
+        fs::write(&path, text).unwrap();
+        let text = report(&path, &check(&path).unwrap());
+        assert!(text.ends_with("is valid: 1 build, 6 jobs"), "{text}");
     }
 
     #[test]

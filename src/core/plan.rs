@@ -1,25 +1,29 @@
-//! Turns one `stagely.yaml` into build jobs, one per platform, and the merge jobs that wait for
-//! them.
+//! Turns one `stagely.yaml` into build jobs, one per platform and combination, and the merge jobs
+//! that wait for them.
 
-use std::collections::BTreeMap;
+mod references;
+mod skip;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 use stagely_agent::protocol::{
-    BuildArgs, CommitSha, Emulation, FailureReason, ImageRef, InvalidValue, Platform,
+    BuildArgs, CommitSha, FailureReason, ImageRef, InvalidValue, Platform,
 };
 use thiserror::Error;
 
-use super::state::{Environment, JobKind, MachineSize, PlannedJob, Project};
-use crate::ids::JobId;
+use self::references::{CACHE_REPOSITORY, References};
+use self::skip::{Selection, dependencies, select, stand_ins};
+use super::state::{
+    Environment, GoodImage, JobKind, MachineSize, PlannedJob, Project, SkippedBuild, UsedImage,
+};
+use crate::ids::{JobId, RunId};
 use crate::manifest::suggest::{closest, listed, shown};
-use crate::manifest::{Build, Manifest, Template, Variable};
+use crate::manifest::{Build, Manifest, Template, Variable, Variant};
 
 /// How long a merge may take. It moves a few kilobytes between registry and machine.
 const MERGE_TIMEOUT: Duration = Duration::from_mins(10);
-
-/// The repository of a project that holds its layer caches; no environment may be called so.
-const CACHE_REPOSITORY: &str = "cache";
 
 /// What a plan depends on besides the manifest.
 #[derive(Clone, Copy, Debug)]
@@ -30,16 +34,50 @@ pub struct PlanContext<'a> {
     pub project: &'a Project,
     /// The environment.
     pub environment: &'a Environment,
+    /// The run, whose id becomes part of the references that it pushes.
+    pub run: RunId,
     /// The commit to build.
     pub commit: &'a CommitSha,
     /// A branch that holds the commit, where one is known.
     pub branch: Option<&'a str>,
+    /// Whether that is the default branch: then the caches that all environments read are written.
+    pub is_default_branch: bool,
+    /// Whether images are pushed. A warm-up only fills caches.
+    pub push: bool,
     /// The pull request, if the environment is one.
     pub pull_request: Option<u64>,
     /// Whether the commit comes from a fork: then caches are read and never written.
     pub from_fork: bool,
     /// The builds asked for; empty: all.
     pub only_builds: &'a [String],
+    /// The images that may stand in for builds that are not made, by variant: the newest good ones of
+    /// the base branch.
+    pub good_images: &'a BTreeMap<String, GoodImage>,
+    /// What the builds' `paths` are compared with. `None`: no build is skipped for its paths.
+    pub base: Option<&'a Base>,
+}
+
+/// What a run's commit is compared with.
+#[derive(Clone, Debug)]
+pub struct Base {
+    /// The branch or commit, as people name it.
+    pub name: String,
+    /// The commit.
+    pub commit: CommitSha,
+    /// The paths, from the repository's root, in which the run's commit differs from the base's and
+    /// from those of the good images. A commit that is not here may differ in all.
+    pub changed: BTreeMap<CommitSha, Vec<String>>,
+}
+
+/// What is to be done.
+#[derive(Debug)]
+pub struct Plan {
+    /// The jobs. Each comes after those it needs; else their order is the file's.
+    pub jobs: Vec<PlannedJob>,
+    /// The builds that have no jobs.
+    pub skipped: Vec<SkippedBuild>,
+    /// The cache refs among those that the jobs write that belong to the environment alone.
+    pub own_cache_refs: BTreeSet<ImageRef>,
 }
 
 /// Why there is no plan.
@@ -105,7 +143,7 @@ pub fn image_argument(variant: &str) -> String {
     format!("STAGELY_IMAGE_{}", variant.chars().map(letter).collect::<String>())
 }
 
-/// Plans the jobs of a run, in the order of the file; a merge job follows the jobs it needs.
+/// Plans the jobs of a run: those of the builds asked for, and of all that these depend on.
 ///
 /// # Errors
 /// [`PlanError`].
@@ -113,13 +151,24 @@ pub fn plan(
     manifest: &Manifest,
     context: &PlanContext<'_>,
     new_job_id: &mut dyn FnMut() -> JobId,
-) -> Result<Vec<PlannedJob>, PlanError> {
+) -> Result<Plan, PlanError> {
     check_names(context)?;
-    let mut jobs = Vec::new();
-    for build in wanted_builds(manifest, context.only_builds)? {
-        plan_build(build, context, new_job_id, &mut jobs)?;
+    let wanted = wanted_builds(manifest, context.only_builds)?;
+    let Selection { made, skipped } = select(manifest, wanted, context);
+    let mut planner = Planner {
+        manifest,
+        context,
+        references: References::new(manifest, context),
+        new_job_id,
+        last_jobs: BTreeMap::new(),
+        plan: Plan { jobs: Vec::new(), skipped, own_cache_refs: BTreeSet::new() },
+    };
+    for build in made {
+        for variant in &build.variants {
+            planner.add_variant(build, variant)?;
+        }
     }
-    Ok(jobs)
+    Ok(planner.plan)
 }
 
 fn check_names(context: &PlanContext<'_>) -> Result<(), PlanError> {
@@ -143,92 +192,143 @@ fn is_path_component(name: &str) -> bool {
 }
 
 fn wanted_builds<'a>(
-    manifest: &'a Manifest,
-    wanted: &[String],
-) -> Result<Vec<&'a Build>, PlanError> {
+    manifest: &Manifest,
+    wanted: &'a [String],
+) -> Result<impl Fn(&Build) -> bool + 'a, PlanError> {
     let known: Vec<_> = manifest.builds.iter().map(|build| build.name.clone()).collect();
     let unknown: Vec<_> = wanted.iter().filter(|name| !known.contains(name)).cloned().collect();
     if !unknown.is_empty() {
         return Err(PlanError::UnknownBuilds { names: unknown, known });
     }
-    let is_wanted = |build: &&Build| wanted.is_empty() || wanted.contains(&build.name);
-    Ok(manifest.builds.iter().filter(is_wanted).collect())
+    Ok(|build: &Build| wanted.is_empty() || wanted.contains(&build.name))
 }
 
-fn plan_build(
-    build: &Build,
-    context: &PlanContext<'_>,
-    new_job_id: &mut dyn FnMut() -> JobId,
-    jobs: &mut Vec<PlannedJob>,
-) -> Result<(), PlanError> {
-    let mut needs = Vec::new();
-    for platform in &build.platforms {
-        let id = new_job_id();
-        needs.push(id);
-        jobs.push(PlannedJob {
-            id,
-            name: build.job_name(*platform),
-            build: build.name.clone(),
-            variant: build.name.clone(),
-            kind: build_kind(build, *platform, context)?,
-            tag: None,
-            size: build.machine,
-            needs: Vec::new(),
-            timeout: build.timeout,
-        });
+/// Makes the jobs of one build after the other.
+struct Planner<'a> {
+    manifest: &'a Manifest,
+    context: &'a PlanContext<'a>,
+    references: References<'a>,
+    new_job_id: &'a mut dyn FnMut() -> JobId,
+    /// The job that makes the image of a variant, by the variant's name.
+    last_jobs: BTreeMap<&'a str, JobId>,
+    plan: Plan,
+}
+
+impl<'a> Planner<'a> {
+    /// Adds a job for each platform and, where there are several, the one that joins their images.
+    fn add_variant(&mut self, build: &'a Build, variant: &'a Variant) -> Result<(), PlanError> {
+        // A warm-up pushes no image, so there is none to join.
+        let merges = build.is_multi_platform() && self.context.push;
+        let uses = self.uses(build);
+        let job_of = |image: &UsedImage| match image {
+            UsedImage::Job { job } => Some(*job),
+            UsedImage::Image { .. } => None,
+        };
+        let needs: Vec<JobId> = uses.values().filter_map(job_of).collect();
+        let mut platform_jobs = Vec::new();
+        for platform in &build.platforms {
+            let tag = variant.image_tag(*platform);
+            let job = PlannedJob {
+                id: (self.new_job_id)(),
+                name: build.job_name(variant, *platform),
+                build: build.name.clone(),
+                variant: variant.name.clone(),
+                kind: self.build_kind(build, variant, *platform, uses.clone())?,
+                tag: if merges { None } else { self.moved_tag(build, &tag)? },
+                size: build.machine,
+                needs: needs.clone(),
+                timeout: build.timeout,
+            };
+            platform_jobs.push(job.id);
+            self.last_jobs.insert(&variant.name, job.id);
+            self.plan.jobs.push(job);
+        }
+        if merges {
+            let job = self.merge_job(build, variant, platform_jobs)?;
+            self.last_jobs.insert(&variant.name, job.id);
+            self.plan.jobs.push(job);
+        }
+        Ok(())
     }
-    if build.is_multi_platform() {
-        jobs.push(PlannedJob {
-            id: new_job_id(),
-            name: build.merge_job_name(),
+
+    fn merge_job(
+        &mut self,
+        build: &Build,
+        variant: &Variant,
+        needs: Vec<JobId>,
+    ) -> Result<PlannedJob, PlanError> {
+        Ok(PlannedJob {
+            id: (self.new_job_id)(),
+            name: variant.merge_job_name(),
             build: build.name.clone(),
-            variant: build.name.clone(),
-            tag: None,
+            variant: variant.name.clone(),
             kind: JobKind::Merge {
                 platforms: build.platforms.clone(),
-                image: image_ref(context, &context.environment.name, build.merged_image_tag())?,
+                image: self.references.of_run(&variant.name)?,
             },
+            tag: Some(self.references.tag(&variant.name)?),
             size: MachineSize::Small,
             needs,
             timeout: MERGE_TIMEOUT,
-        });
+        })
     }
-    Ok(())
+
+    /// The tag that the image of a single platform gets, where images are pushed at all.
+    fn moved_tag(&self, build: &Build, tag: &str) -> Result<Option<ImageRef>, PlanError> {
+        let is_last = self.context.push && !build.is_multi_platform();
+        Ok(if is_last { Some(self.references.tag(tag)?) } else { None })
+    }
+
+    fn build_kind(
+        &mut self,
+        build: &Build,
+        variant: &Variant,
+        platform: Platform,
+        uses: BTreeMap<String, UsedImage>,
+    ) -> Result<JobKind, PlanError> {
+        let caches = self.references.caches(build, variant, platform)?;
+        if caches.is_own {
+            self.plan.own_cache_refs.extend(caches.to.clone());
+        }
+        Ok(JobKind::Build {
+            platform,
+            context: build.context.clone(),
+            dockerfile: build.dockerfile.clone(),
+            target: build.target.clone(),
+            build_args: build_args(build, variant, self.context),
+            image: self.references.of_run(&variant.image_tag(platform))?,
+            push: self.context.push,
+            uses,
+            emulation: build.emulation,
+            cache_from: caches.from,
+            cache_to: caches.to,
+        })
+    }
+
+    /// The images that `build` depends on, by variant. Docker's names of contexts are lower case.
+    fn uses(&self, build: &'a Build) -> BTreeMap<String, UsedImage> {
+        let needed = dependencies(self.manifest, build);
+        needed.flat_map(|needed| self.images_of(needed)).collect()
+    }
+
+    fn images_of(&self, needed: &'a Build) -> Vec<(String, UsedImage)> {
+        let made = |variant: &Variant| self.last_jobs.get(&*variant.name).copied();
+        let of_run: Option<Vec<_>> = (needed.variants.iter())
+            .map(|it| Some((it.name.to_lowercase(), UsedImage::Job { job: made(it)? })))
+            .collect();
+        if let Some(of_run) = of_run.filter(|_| self.context.push) {
+            return of_run;
+        }
+        let stand_in = |(name, image): (&str, &GoodImage)| {
+            let image = image.image.at_digest(&image.digest);
+            (name.to_lowercase(), UsedImage::Image { image })
+        };
+        // A build of which there is nothing to use lets those that depend on it be skipped.
+        stand_ins(needed, self.context).into_iter().flatten().map(stand_in).collect()
+    }
 }
 
-fn build_kind(
-    build: &Build,
-    platform: Platform,
-    context: &PlanContext<'_>,
-) -> Result<JobKind, PlanError> {
-    let own_cache = image_ref(context, CACHE_REPOSITORY, &build.cache_tag(platform))?;
-    let mut cache_from = vec![own_cache.clone()];
-    cache_from.extend(build.cache_from.iter().filter(|cache| **cache != own_cache).cloned());
-    Ok(JobKind::Build {
-        platform,
-        context: build.context.clone(),
-        dockerfile: build.dockerfile.clone(),
-        target: build.target.clone(),
-        build_args: build_args(build, context),
-        image: image_ref(context, &context.environment.name, &build.image_tag(platform))?,
-        push: true,
-        uses: BTreeMap::new(),
-        emulation: Emulation::Allow,
-        cache_from,
-        cache_to: (!context.from_fork).then_some(own_cache),
-    })
-}
-
-fn image_ref(
-    context: &PlanContext<'_>,
-    repository: &str,
-    tag: &str,
-) -> Result<ImageRef, PlanError> {
-    let PlanContext { registry, project, .. } = context;
-    Ok(format!("{registry}/{}/{repository}:{tag}", project.name).parse()?)
-}
-
-fn build_args(build: &Build, context: &PlanContext<'_>) -> BuildArgs {
+fn build_args(build: &Build, variant: &Variant, context: &PlanContext<'_>) -> BuildArgs {
     let value = |variable| match variable {
         Variable::CommitHash => context.commit.to_string(),
         Variable::Branch => context.branch.unwrap_or_default().to_owned(),
@@ -237,7 +337,8 @@ fn build_args(build: &Build, context: &PlanContext<'_>) -> BuildArgs {
         Variable::StagelyHash => stagely_hash(context),
     };
     let filled = |(name, template): (&String, &Template)| (name.clone(), template.fill(value));
-    BuildArgs(build.build_args.iter().map(filled).collect())
+    let of_matrix = variant.values.clone();
+    BuildArgs(build.build_args.iter().map(filled).chain(of_matrix).collect())
 }
 
 /// The first 12 hexadecimal digits of the SHA-256 over project id, environment name and commit,

@@ -8,7 +8,9 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use tokio::sync::watch;
 
-use super::state::{Attempt, Environment, Job, JobKind, JobState, Machine, Project, QueuedJob, Run};
+use super::state::{
+    Attempt, Environment, Job, JobKind, JobState, Machine, Project, QueuedJob, Run,
+};
 use crate::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId};
 
 /// How many runs, of all projects, are searched for a native build. What is older says little of how

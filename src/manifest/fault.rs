@@ -3,10 +3,10 @@
 use stagely_agent::paths::PathError;
 use thiserror::Error;
 
-use super::suggest::{listed, shown};
+use super::suggest::{closest, listed, shown};
 use super::template::TemplateError;
 use super::tree::Kind;
-use super::values::{MACHINE_SIZES, PLATFORMS};
+use super::values::{EMULATIONS, MACHINE_SIZES, PLATFORMS};
 
 /// What is wrong with one value. Foreign text goes through [`shown`].
 #[derive(Debug, Error)]
@@ -69,10 +69,10 @@ pub(super) enum Fault {
     #[error("a build's name cannot start with `-`, because image tags cannot")]
     BuildNameDash,
     #[error(
-        "is too long: a job's name has at most {max} characters, and this has {length}{}",
+        "is too long: {what} has at most {max} characters, and this has {length}{}",
         counted(suffix)
     )]
-    NameTooLong { length: usize, suffix: String, max: usize },
+    NameTooLong { what: &'static str, length: usize, suffix: String, max: usize },
     #[error(
         "its {what} `{}` belongs to build `{}` (line {other_line}) already{}",
         shown(name),
@@ -130,6 +130,80 @@ pub(super) enum Fault {
     ImageRef(String),
     #[error("{}", spelled_out(.0))]
     Path(PathError),
+    #[error("`{}` is neither {}", shown(.0), EMULATIONS.map(|(name, _)| format!("`{name}`")).join(" nor "))]
+    Emulation(String),
+    #[error("names no {what}; leave it out instead")]
+    EmptyList { what: &'static str },
+    #[error("`{}` is not a pattern: {problem}", shown(text))]
+    Glob { text: String, problem: String },
+    #[error(
+        "a pattern that begins with `!` is not supported; list the {what} patterns that count \
+         (`\\!` is the character itself)"
+    )]
+    GlobNegated { what: &'static str },
+
+    // The matrix.
+    #[error(
+        "names no build argument; map one to a list of values, such as `NODE_VERSION: [18, 20]`"
+    )]
+    EmptyMatrix,
+    #[error("is in `build_args` too; keep one")]
+    SetTwice,
+    #[error("is not in the lists of this matrix; {}", meant(suggestion.as_deref(), known))]
+    UnknownMatrixKey { suggestion: Option<String>, known: Vec<String> },
+    #[error("excludes nothing: no combination of the lists has these values")]
+    ExcludesNothing,
+    #[error("`exclude` leaves no combination")]
+    NoCombinations,
+    #[error(
+        "makes {jobs} jobs ({combinations} combinations, {each} {} each), but a build has at most {max}",
+        if *each == 1 { "job" } else { "jobs" }
+    )]
+    TooManyJobs { jobs: usize, combinations: usize, each: usize, max: usize },
+    #[error(
+        "its lists make {combinations} combinations before `exclude`, but a build has at most {max} \
+         jobs"
+    )]
+    TooManyCombinations { combinations: u128, max: usize },
+    #[error(
+        "the combinations `{}` and `{}` are both called `{}`: in tags and job names upper case is \
+         lower case, and other characters than letters, digits, `_`, `.` and `-` are `-`",
+        shown(first),
+        shown(second),
+        shown(name)
+    )]
+    SameVariant { name: String, first: String, second: String },
+
+    // Dependencies.
+    #[error("a build cannot depend on itself")]
+    DependsOnItself,
+    #[error("there is no build `{}`; {}", shown(name), meant(suggestion.as_deref(), known))]
+    UnknownBuild { name: String, suggestion: Option<String>, known: Vec<String> },
+    #[error("these builds wait for each other: {0}")]
+    Cycle(String),
+    #[error("`{argument}` is the argument that names the image of `{image}`; call yours otherwise")]
+    ImageArgumentSet { argument: String, image: String },
+    #[error(
+        "the images of `{first}` and `{second}` would both be the build argument `{argument}`; rename \
+         one"
+    )]
+    SameImageArgument { argument: String, first: String, second: String },
+}
+
+impl Fault {
+    pub(super) fn unknown_matrix_key<'a>(key: &str, known: impl Iterator<Item = &'a str>) -> Self {
+        let known: Vec<_> = known.map(shown).collect();
+        let suggestion = closest(key, known.iter().map(String::as_str)).map(str::to_owned);
+        Self::UnknownMatrixKey { suggestion, known }
+    }
+}
+
+fn meant(suggestion: Option<&str>, known: &[String]) -> String {
+    match (suggestion, known) {
+        (Some(word), _) => format!("did you mean `{word}`?"),
+        (None, []) => "there is no other".to_owned(),
+        (None, known) => format!("there are {}", listed(known.iter().map(String::as_str))),
+    }
 }
 
 fn counted(suffix: &str) -> String {

@@ -2,7 +2,10 @@
 
 mod fault;
 mod fields;
+mod globs;
+mod matrix;
 mod names;
+mod order;
 mod problem;
 mod read;
 mod schema;
@@ -21,12 +24,14 @@ use std::time::Duration;
 use nix::fcntl::OFlag;
 use schemars::JsonSchema;
 use stagely_agent::paths::{find_context, find_dockerfile};
-use stagely_agent::protocol::{ImageRef, Platform};
+use stagely_agent::protocol::{Emulation, ImageRef, Platform};
 
 use crate::core::state::MachineSize;
 use fault::Fault;
 use problem::Collector;
 
+pub use globs::Globs;
+pub use matrix::{JOBS_MAX, Variant};
 pub use problem::{Position, Problem, Problems};
 pub use schema::json_schema;
 pub use template::{Template, TemplateError, Variable};
@@ -45,6 +50,9 @@ pub const BUILD_ARGS_MAX: usize = 128;
 
 /// The most entries of one `cache_from`.
 pub const CACHE_FROM_MAX: usize = 16;
+
+/// The most patterns of one `only_branches` or `paths`.
+pub const GLOBS_MAX: usize = 32;
 
 /// How long a build may take that sets no `timeout`.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_mins(30);
@@ -97,6 +105,37 @@ pub struct Build {
     /// Image references in which layers are looked for, besides the build's own cache.
     #[schemars(schema_with = "schema::cache_from")]
     pub cache_from: Vec<ImageRef>,
+    /// Builds the image once for each combination of values: a map of build arguments to lists of
+    /// values (text, numbers and booleans, each taken as it is written and without variables).
+    /// `exclude` lists combinations, or parts of some, that are left out; an entry of `include` adds
+    /// its values to every combination that it does not contradict, or is a combination of its own if
+    /// there is none. Names and values of a combination become part of its job names and image tags
+    /// (`app-node_version-18`). At most 64 jobs a build.
+    #[schemars(rename = "matrix", schema_with = "schema::matrix")]
+    pub variants: Vec<Variant>,
+    /// Other builds of this file that are built first. The image of each (of each combination of its
+    /// matrix) is a named context, so that `FROM other` and `COPY --from=other` use it, and its
+    /// reference is the build argument `STAGELY_IMAGE_OTHER`.
+    #[schemars(schema_with = "schema::depends_on")]
+    pub depends_on: Vec<String>,
+    /// Patterns over branch names: on other branches the build is skipped, also where it is asked for
+    /// by name. `*` stays between slashes, `**` does not, and `!` is not supported. A build that
+    /// depends on a skipped one takes the newest good image that the base branch has of it, and is
+    /// skipped too where there is none.
+    #[schemars(schema_with = "schema::branches")]
+    pub only_branches: Option<Globs>,
+    /// Patterns over paths from the repository's root; a folder means all that is in it. The build is
+    /// skipped, and the newest good image of the base branch stands in, if nothing that they match
+    /// has changed since the base commit and since that image's commit, nor anything that the `paths`
+    /// of the builds that it depends on match. A change of `stagely.yaml` counts for every build. `*`
+    /// stays between slashes, `**` does not, and `!` is not supported. A build that is asked for by
+    /// name is not skipped.
+    #[schemars(schema_with = "schema::paths")]
+    pub paths: Option<Globs>,
+    /// Whether the build may run under emulation where no machine of its platform can be had; `forbid`
+    /// lets it fail instead.
+    #[schemars(schema_with = "schema::emulation")]
+    pub emulation: Emulation,
     /// Where its key stands.
     #[schemars(skip)]
     pub at: Position,
@@ -106,6 +145,9 @@ pub struct Build {
     /// Where the Dockerfile stands; the context where the file names none.
     #[schemars(skip)]
     pub dockerfile_at: Position,
+    /// Where the builds that it depends on stand; its key where the file names none.
+    #[schemars(skip)]
+    pub depends_on_at: Position,
 }
 
 /// Reads the manifest of the repository that is checked out at `root`. Whoever wrote the repository is

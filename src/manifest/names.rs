@@ -4,15 +4,20 @@ use std::collections::HashMap;
 
 use stagely_agent::protocol::Platform;
 
-use super::Build;
 use super::fault::Fault;
 use super::problem::Collector;
 use super::suggest::shown;
+use super::{Build, Variant};
 
 /// The longest name of a job, in characters, all of them ASCII.
 const JOB_NAME_MAX: usize = 100;
 
+/// The longest tag of an image that is the same in each run. A registry takes 128 characters, and a
+/// run puts a dot and its id behind it.
+const IMAGE_TAG_MAX: usize = 128 - 27;
+
 const JOB: &str = "job";
+const IMAGE_TAG: &str = "image tag";
 
 impl Build {
     /// Whether images of several platforms are joined.
@@ -20,49 +25,68 @@ impl Build {
         self.platforms.len() > 1
     }
 
+    /// Whether it is made in several combinations, or may be.
+    pub fn has_matrix(&self) -> bool {
+        self.variants.iter().any(|variant| !variant.values.is_empty())
+    }
+
+    /// The jobs of each variant: one a platform, and a merge of several.
+    pub const fn jobs_of_each_variant(&self) -> usize {
+        self.platforms.len() + self.is_multi_platform() as usize
+    }
+
+    /// All jobs that it makes.
+    pub const fn job_count(&self) -> usize {
+        self.variants.len() * self.jobs_of_each_variant()
+    }
+
     /// The name of the job that builds `platform`: `backend`, or `app_arm64` where the build has
-    /// several.
-    pub fn job_name(&self, platform: Platform) -> String {
-        if self.is_multi_platform() {
-            format!("{}_{}", self.name, platform.arch())
+    /// several platforms or a matrix.
+    pub fn job_name(&self, variant: &Variant, platform: Platform) -> String {
+        if self.is_multi_platform() || self.has_matrix() {
+            format!("{}_{}", variant.name, platform.arch())
         } else {
-            self.name.clone()
+            variant.name.clone()
         }
     }
 
-    /// The name of the job that joins the images: `app_merge`.
-    pub fn merge_job_name(&self) -> String {
-        format!("{}_merge", self.name)
-    }
-
-    /// The tag of the image of `platform`: `app-arm64`.
-    pub fn image_tag(&self, platform: Platform) -> String {
-        format!("{}-{}", self.name, platform.arch())
-    }
-
-    /// The tag of the joined image: `app`.
-    pub fn merged_image_tag(&self) -> &str {
-        &self.name
-    }
-
     /// The tag of the layer cache of `platform`. One tag for two arches would lose one of them.
-    pub fn cache_tag(&self, platform: Platform) -> String {
-        if self.is_multi_platform() { self.image_tag(platform) } else { self.name.clone() }
+    pub fn cache_tag(&self, variant: &Variant, platform: Platform) -> String {
+        if self.is_multi_platform() { variant.image_tag(platform) } else { variant.name.clone() }
     }
 
     /// Every name that the build takes.
     fn taken_names(&self) -> Vec<TakenName> {
         let mut names = vec![TakenName { what: "name", text: self.name.clone() }];
-        for platform in &self.platforms {
-            names.push(TakenName { what: JOB, text: self.job_name(*platform) });
-            names.push(TakenName { what: "image tag", text: self.image_tag(*platform) });
-            names.push(TakenName { what: "cache tag", text: self.cache_tag(*platform) });
-        }
-        if self.is_multi_platform() {
-            names.push(TakenName { what: JOB, text: self.merge_job_name() });
-            names.push(TakenName { what: "image tag", text: self.merged_image_tag().to_owned() });
+        for variant in &self.variants {
+            if self.has_matrix() {
+                names.push(TakenName { what: "name", text: variant.name.clone() });
+            }
+            for platform in &self.platforms {
+                let job = self.job_name(variant, *platform);
+                let cache = self.cache_tag(variant, *platform);
+                names.push(TakenName { what: JOB, text: job });
+                names.push(TakenName { what: IMAGE_TAG, text: variant.image_tag(*platform) });
+                names.push(TakenName { what: "cache tag", text: cache });
+            }
+            if self.is_multi_platform() {
+                names.push(TakenName { what: JOB, text: variant.merge_job_name() });
+                names.push(TakenName { what: IMAGE_TAG, text: variant.name.clone() });
+            }
         }
         names
+    }
+}
+
+impl Variant {
+    /// The name of the job that joins the images: `app_merge`.
+    pub fn merge_job_name(&self) -> String {
+        format!("{}_merge", self.name)
+    }
+
+    /// The tag of the image of `platform`: `app-arm64`. That of the joined image is the variant's name.
+    pub fn image_tag(&self, platform: Platform) -> String {
+        format!("{}-{}", self.name, platform.arch())
     }
 }
 
@@ -98,9 +122,15 @@ impl TakenName {
 
     fn fault(&self, build: &Build, taken: &Taken<'_>) -> Option<Fault> {
         let Self { what, text } = self;
-        if *what == JOB && text.len() > JOB_NAME_MAX {
+        let (what_has, max) = match *what {
+            JOB => ("a job's name", JOB_NAME_MAX),
+            IMAGE_TAG => ("an image's tag without the run's id", IMAGE_TAG_MAX),
+            _ => ("a name", usize::MAX),
+        };
+        let length = text.len();
+        if length > max {
             let suffix = text.strip_prefix(&build.name).unwrap_or_default().to_owned();
-            return Some(Fault::NameTooLong { length: text.len(), suffix, max: JOB_NAME_MAX });
+            return Some(Fault::NameTooLong { what: what_has, length, suffix, max });
         }
         let (other, other_text) = taken.get(&self.key())?;
         Some(Fault::NameTaken {

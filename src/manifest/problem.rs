@@ -86,6 +86,11 @@ impl Collector {
         self.problems.push(Problem { line, column, path, message });
     }
 
+    /// How many problems there are so far.
+    pub(super) const fn count(&self) -> usize {
+        self.problems.len() + self.more
+    }
+
     /// Whether the value at `path` is known to be wrong.
     pub(super) fn has(&self, path: &str) -> bool {
         self.problems.iter().any(|problem| problem.path == path)

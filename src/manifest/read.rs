@@ -7,16 +7,21 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use stagely_agent::paths::dockerfile_places;
-use stagely_agent::protocol::{Arch, ImageRef, Platform};
+use stagely_agent::protocol::{Arch, Emulation, ImageRef, Platform};
 
 use super::fault::Fault;
 use super::fields::{Field, Fields, read_value};
+use super::globs::Globs;
+use super::matrix::{self, Owner, Variant};
 use super::names;
+use super::order;
 use super::problem::{Collector, Position};
 use super::template::Template;
 use super::tree::{self, FILE_BYTES_MAX, Kind, Node};
 use super::values;
-use super::{BUILD_ARGS_MAX, BUILDS_MAX, Build, CACHE_FROM_MAX, DEFAULT_TIMEOUT, Manifest};
+use super::{
+    BUILD_ARGS_MAX, BUILDS_MAX, Build, CACHE_FROM_MAX, DEFAULT_TIMEOUT, GLOBS_MAX, Manifest,
+};
 
 /// Reads the file.
 pub(super) fn file(bytes: &[u8], problems: &mut Collector) -> Manifest {
@@ -62,6 +67,7 @@ fn manifest(root: &Field<'_>, problems: &mut Collector) -> Manifest {
     fields.finish(problems);
     let builds = builds.map(|field| builds_of(&field, problems)).unwrap_or_default();
     names::check(&builds, problems);
+    order::check(&builds, problems);
     Manifest { name, builds }
 }
 
@@ -78,11 +84,17 @@ fn builds_of(field: &Field<'_>, problems: &mut Collector) -> Vec<Build> {
         problems.add(field.at(), &*field.path, Fault::NoBuilds);
     }
     limit(field, &mut entries, BUILDS_MAX, problems);
-    entries.iter().filter_map(|entry| build(entry, problems)).collect()
+    let names: Vec<&str> = entries.iter().map(|entry| entry.key).collect();
+    entries.iter().filter_map(|entry| build(entry, &names, problems)).collect()
 }
 
 /// Only as many as are allowed are looked at, so a hostile file costs no more than a long one.
-fn limit(field: &Field<'_>, entries: &mut Vec<Field<'_>>, max: usize, problems: &mut Collector) {
+pub(super) fn limit(
+    field: &Field<'_>,
+    entries: &mut Vec<Field<'_>>,
+    max: usize,
+    problems: &mut Collector,
+) {
     let found = entries.len();
     if found > max {
         problems.add(field.at(), &*field.path, Fault::TooMany { found, max });
@@ -90,34 +102,101 @@ fn limit(field: &Field<'_>, entries: &mut Vec<Field<'_>>, max: usize, problems: 
     }
 }
 
-fn build(field: &Field<'_>, problems: &mut Collector) -> Option<Build> {
+/// `names` are those of all builds of the file.
+fn build(field: &Field<'_>, names: &[&str], problems: &mut Collector) -> Option<Build> {
     if let Err(fault) = values::check_build_name(field.key) {
         problems.add(field.key_at, &*field.path, fault);
     }
     let mut fields = Fields::open(field, "a map with at least `context`", problems)?;
     let paths = paths(field, &mut fields, problems);
-    let build = Build {
+    let platforms = platforms(&mut fields, problems);
+    let machine = fields.value("machine", values::machine, problems).unwrap_or_default();
+    let build_args = fields.take("build_args");
+    let build_args = build_args.map(|field| build_args_of(&field, problems)).unwrap_or_default();
+    let mut build = Build {
         name: field.key.to_owned(),
         context: paths.context,
         dockerfile: paths.dockerfile,
-        platforms: platforms(&mut fields, problems),
-        machine: fields.value("machine", values::machine, problems).unwrap_or_default(),
-        build_args: fields
-            .take("build_args")
-            .map(|field| build_args(&field, problems))
-            .unwrap_or_default(),
+        platforms,
+        machine,
+        build_args,
         target: fields.value("target", values::target, problems),
         timeout: fields.value("timeout", values::timeout, problems).unwrap_or(DEFAULT_TIMEOUT),
         cache_from: fields
             .take("cache_from")
             .map(|field| cache_from(&field, problems))
             .unwrap_or_default(),
+        variants: vec![Variant { name: field.key.to_owned(), values: BTreeMap::new() }],
+        depends_on: Vec::new(),
+        only_branches: None,
+        paths: None,
+        emulation: Emulation::default(),
         at: field.key_at,
         context_at: paths.context_at,
         dockerfile_at: paths.dockerfile_at,
+        depends_on_at: field.key_at,
     };
+    which_and_when(&mut build, &mut fields, names, problems);
     fields.finish(problems);
     Some(build)
+}
+
+/// Reads in which combinations a build is made, after which others, and in which runs.
+fn which_and_when(
+    build: &mut Build,
+    fields: &mut Fields<'_>,
+    names: &[&str],
+    problems: &mut Collector,
+) {
+    if let Some(field) = fields.take("matrix") {
+        let owner = Owner {
+            name: &build.name,
+            build_args: &build.build_args,
+            jobs_each: build.jobs_of_each_variant(),
+        };
+        if let Some(variants) = matrix::read(&field, &owner, problems) {
+            build.variants = variants;
+        }
+    }
+    if let Some(field) = fields.take("depends_on") {
+        build.depends_on_at = field.at();
+        build.depends_on = order::depends_on(&field, &build.name, names, problems);
+    }
+    if let Some(field) = fields.take("only_branches") {
+        let texts = patterns(&field, values::branch_glob, problems);
+        build.only_branches = globs(&field, &texts, Globs::of_branches, problems);
+    }
+    if let Some(field) = fields.take("paths") {
+        let texts = patterns(&field, values::path_glob, problems);
+        build.paths = globs(&field, &texts, Globs::of_paths, problems);
+    }
+    build.emulation = fields.value("emulation", values::emulation, problems).unwrap_or_default();
+}
+
+fn patterns(
+    field: &Field<'_>,
+    read: fn(&Field<'_>) -> Result<String, Fault>,
+    problems: &mut Collector,
+) -> Vec<String> {
+    let Some(mut items) = field.list() else {
+        let hint = field.scalar().map(|_| "write `[…]` around it");
+        problems.add(field.at(), &*field.path, field.wanted("a list of patterns", hint));
+        return Vec::new();
+    };
+    if items.is_empty() {
+        problems.add(field.at(), &*field.path, Fault::EmptyList { what: "pattern" });
+    }
+    limit(field, &mut items, GLOBS_MAX, problems);
+    distinct(&items, read, problems)
+}
+
+fn globs(
+    field: &Field<'_>,
+    texts: &[String],
+    make: fn(&[String]) -> Result<Globs, Fault>,
+    problems: &mut Collector,
+) -> Option<Globs> {
+    make(texts).map_err(|fault| problems.add(field.at(), &*field.path, fault)).ok()
 }
 
 struct Paths {
@@ -184,7 +263,7 @@ fn platform_list(field: &Field<'_>, problems: &mut Collector) -> Vec<Platform> {
 }
 
 /// Reads the items of a list; none may come twice.
-fn distinct<T: PartialEq + ToString>(
+pub(super) fn distinct<T: PartialEq + ToString>(
     items: &[Field<'_>],
     read: fn(&Field<'_>) -> Result<T, Fault>,
     problems: &mut Collector,
@@ -202,7 +281,7 @@ fn distinct<T: PartialEq + ToString>(
     values
 }
 
-fn build_args(field: &Field<'_>, problems: &mut Collector) -> BTreeMap<String, Template> {
+fn build_args_of(field: &Field<'_>, problems: &mut Collector) -> BTreeMap<String, Template> {
     let Some(mut entries) = field.map(problems) else {
         let hint =
             (field.kind() == Kind::List).then_some("write `NAME: value` instead of `- NAME=value`");

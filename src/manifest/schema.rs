@@ -7,8 +7,14 @@ use schemars::transform::RecursiveTransform;
 use schemars::{Schema, SchemaGenerator, json_schema};
 use serde_json::{Value, json};
 
-use super::values::{MACHINE_SIZES, NAME_CHARACTERS_MAX, PATH_BYTES_MAX, PLATFORMS};
-use super::{BUILD_ARGS_MAX, BUILDS_MAX, Build, CACHE_FROM_MAX, Manifest};
+use super::globs::GLOB_BYTES_MAX;
+use super::matrix::{ENTRIES_MAX, KEYS_MAX, VALUES_MAX};
+use super::order::DEPENDS_ON_MAX;
+use super::values::{EMULATIONS, MACHINE_SIZES, NAME_CHARACTERS_MAX, PATH_BYTES_MAX, PLATFORMS};
+use super::{BUILD_ARGS_MAX, BUILDS_MAX, Build, CACHE_FROM_MAX, GLOBS_MAX, Manifest};
+
+/// The pattern of a build's name.
+const BUILD_NAME: &str = "^[a-zA-Z0-9_][a-zA-Z0-9_-]*$";
 
 /// The JSON Schema (draft 2020-12) for editors and other tools.
 ///
@@ -69,7 +75,7 @@ pub(super) fn builds(generator: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "object",
         "minProperties": 1, "maxProperties": BUILDS_MAX,
-        "propertyNames": {"pattern": "^[a-zA-Z0-9_][a-zA-Z0-9_-]*$", "maxLength": 100},
+        "propertyNames": {"pattern": BUILD_NAME, "maxLength": 95},
         "additionalProperties": generator.subschema_for::<Build>(),
     })
 }
@@ -103,8 +109,63 @@ pub(super) fn machine(_: &mut SchemaGenerator) -> Schema {
 pub(super) fn build_args(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "object", "maxProperties": BUILD_ARGS_MAX,
-        "propertyNames": {"pattern": "^[A-Za-z_][A-Za-z0-9_]*$", "maxLength": NAME_CHARACTERS_MAX},
-        "additionalProperties": {"type": ["string", "number", "boolean"]},
+        "propertyNames": build_arg_name(),
+        "additionalProperties": scalar(),
+    })
+}
+
+fn build_arg_name() -> Value {
+    json!({"pattern": "^[A-Za-z_][A-Za-z0-9_]*$", "maxLength": NAME_CHARACTERS_MAX})
+}
+
+fn scalar() -> Value {
+    json!({"type": ["string", "number", "boolean"]})
+}
+
+/// Not `uniqueItems`: for a schema `3.1` and `3.10` are the same number.
+pub(super) fn matrix(_: &mut SchemaGenerator) -> Schema {
+    let combinations = json!({
+        "type": "array", "minItems": 1, "maxItems": ENTRIES_MAX,
+        "items": {
+            "type": "object", "minProperties": 1, "maxProperties": KEYS_MAX,
+            "propertyNames": build_arg_name(), "additionalProperties": scalar(),
+        },
+    });
+    json_schema!({
+        "type": "object", "minProperties": 1, "maxProperties": KEYS_MAX + 2,
+        "properties": {"include": combinations, "exclude": combinations},
+        "propertyNames": build_arg_name(),
+        "additionalProperties": {
+            "type": "array", "minItems": 1, "maxItems": VALUES_MAX, "items": scalar(),
+        },
+    })
+}
+
+pub(super) fn depends_on(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "array", "maxItems": DEPENDS_ON_MAX, "uniqueItems": true,
+        "items": {"type": "string", "pattern": BUILD_NAME},
+    })
+}
+
+pub(super) fn branches(_: &mut SchemaGenerator) -> Schema {
+    globs(r"^[^!\x00-\x1f\x7f][^\x00-\x1f\x7f]*$")
+}
+
+pub(super) fn paths(_: &mut SchemaGenerator) -> Schema {
+    globs(r"^[^!/\x00-\x1f\x7f][^\x00-\x1f\x7f]*$")
+}
+
+fn globs(pattern: &str) -> Schema {
+    json_schema!({
+        "type": "array", "minItems": 1, "maxItems": GLOBS_MAX, "uniqueItems": true,
+        "items": {"type": "string", "maxLength": GLOB_BYTES_MAX, "pattern": pattern},
+    })
+}
+
+pub(super) fn emulation(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "string", "enum": EMULATIONS.map(|(name, _)| name), "default": "allow",
     })
 }
 

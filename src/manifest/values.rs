@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use stagely_agent::paths::normalize;
-use stagely_agent::protocol::{Arch, ImageRef, Platform};
+use stagely_agent::protocol::{Arch, Emulation, ImageRef, Platform};
 use strsim::damerau_levenshtein;
 
 use super::fault::Fault;
 use super::fields::Field;
+use super::globs;
 use super::suggest::{closest, shown};
 use super::tree::Kind;
 use crate::core::state::MachineSize;
@@ -34,6 +35,10 @@ pub(super) const MACHINE_SIZES: [(&str, MachineSize); 4] = [
     ("large", MachineSize::Large),
     ("xlarge", MachineSize::Xlarge),
 ];
+
+/// The words for what is allowed of emulation.
+pub(super) const EMULATIONS: [(&str, Emulation); 2] =
+    [("allow", Emulation::Allow), ("forbid", Emulation::Forbid)];
 
 /// `version: 2`.
 pub(super) fn version(field: &Field<'_>) -> Result<(), Fault> {
@@ -217,4 +222,37 @@ pub(super) fn target(field: &Field<'_>) -> Result<String, Fault> {
 pub(super) fn image_ref(field: &Field<'_>) -> Result<ImageRef, Fault> {
     let text = field.text()?;
     text.parse().map_err(|_| Fault::ImageRef(text.to_owned()))
+}
+
+/// `allow` or `forbid`.
+pub(super) fn emulation(field: &Field<'_>) -> Result<Emulation, Fault> {
+    let text = field.text()?;
+    let known = EMULATIONS.into_iter().find(|(name, _)| *name == text);
+    known.map(|(_, emulation)| emulation).ok_or_else(|| Fault::Emulation(text.to_owned()))
+}
+
+/// A value of a matrix as it was written. It is a part of names, so it is short and in one line.
+pub(super) fn matrix_value(field: &Field<'_>) -> Result<String, Fault> {
+    let text = build_arg(field)?;
+    if text.chars().nth(NAME_CHARACTERS_MAX).is_some() {
+        return Err(Fault::TooLong { max: NAME_CHARACTERS_MAX, unit: "characters" });
+    }
+    if text.chars().any(char::is_control) {
+        return Err(Fault::ControlCharacter);
+    }
+    Ok(text.to_owned())
+}
+
+/// A pattern over branch names.
+pub(super) fn branch_glob(field: &Field<'_>) -> Result<String, Fault> {
+    let text = field.text()?;
+    globs::check_branch(text)?;
+    Ok(text.to_owned())
+}
+
+/// A pattern over paths.
+pub(super) fn path_glob(field: &Field<'_>) -> Result<String, Fault> {
+    let text = field.text()?;
+    globs::check_path(text)?;
+    Ok(text.to_owned())
 }

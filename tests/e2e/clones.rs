@@ -31,7 +31,7 @@ async fn a_private_repository_is_built_with_its_token_which_is_nowhere_to_be_see
 #[tokio::test]
 async fn a_repository_that_cannot_be_read_fails_the_run_and_says_why() {
     let core = Core::start("unreadable", "").await;
-    core.repository.commit(&[("stagely.yaml", MANIFEST)]);
+    core.repository.commit(&[("Dockerfile", &dockerfile(&core)), ("stagely.yaml", MANIFEST)]);
     let mut wrong_token = core.request();
     wrong_token.clone_token = Some("wrong".into());
     let mut no_token = core.request();
@@ -42,12 +42,19 @@ async fn a_repository_that_cannot_be_read_fails_the_run_and_says_why() {
     no_such_branch.reference = Some("no-such-branch".to_owned());
     let mut gone = core.request();
     gone.reference = Some("0123456789".repeat(4));
+    let mut no_such_base = core.request();
+    no_such_base.base = Some("no-such-base".to_owned());
     let cases = [
         (wrong_token, CloneProblem::Authentication, "token"),
         (no_token, CloneProblem::Authentication, "token"),
         (not_there, CloneProblem::NotFound, "not found"),
         (no_such_branch, CloneProblem::CommitGone, "no-such-branch"),
         (gone, CloneProblem::CommitGone, "has no 0123456789"),
+        (
+            no_such_base,
+            CloneProblem::CommitGone,
+            "the base `no-such-base` is not in the repository",
+        ),
     ];
     for (request, problem, text) in cases {
         let shown = format!("{request:?}");

@@ -20,8 +20,11 @@ use crate::protocol::CommitSha;
 /// GitHub takes this name with every kind of token, GitLab and Gitea take any.
 const TOKEN_USER: &str = "x-access-token";
 
-/// How far a branch is fetched in search of a commit; after the last, all of it.
-const DEPTHS: [i32; 3] = [1, 50, 1_000];
+/// How far a branch is fetched in search of a commit. The largest number is git's word for all of it.
+const DEPTHS: [i32; 4] = [1, 50, 1_000, i32::MAX];
+
+/// Where the objects of a kept repository come from: a fetch offers what its references lead to.
+const KEPT_REFERENCE: &str = "refs/stagely/kept";
 
 /// One repository and what opens it.
 pub(super) struct Access {
@@ -72,7 +75,10 @@ impl Access {
     /// the address (`insteadOf`), and the token would go elsewhere.
     fn create(path: &Path, bare: bool) -> Result<Repository, CloneError> {
         let create = if bare { Repository::init_bare } else { Repository::init };
-        let repository = create(path).map_err(internal)?;
+        Self::isolated(create(path).map_err(internal)?)
+    }
+
+    fn isolated(repository: Repository) -> Result<Repository, CloneError> {
         let config = repository.config().and_then(|config| config.open_level(ConfigLevel::Local));
         repository.set_config(&config.map_err(internal)?).map_err(internal)?;
         Ok(repository)
@@ -147,15 +153,28 @@ pub(super) fn fetch(
     git2::opts::strict_object_creation(false);
     // Every object was hashed when the pack came, and Git does not hash it again to read it either.
     git2::opts::strict_hash_verification(false);
-    let id = Oid::from_str(commit.as_str()).map_err(internal)?;
     let repository = Access::create(dest, false)?;
-    let bare = access.fetch_spec(&repository, commit.as_str(), 1);
+    let id = fetch_objects(access, &repository, commit, &branch_specs(branch, true), &DEPTHS)?;
+    check_out(access, &repository, id)
+}
+
+/// Fetches `commit` by itself where the server serves it so, else by the first of `specs` that holds
+/// it, as deep as the last of `depths`.
+fn fetch_objects(
+    access: &Access,
+    repository: &Repository,
+    commit: &CommitSha,
+    specs: &[String],
+    depths: &[i32],
+) -> Result<Oid, CloneError> {
+    let id = Oid::from_str(commit.as_str()).map_err(internal)?;
+    let bare = access.fetch_spec(repository, commit.as_str(), 1);
     match bare {
         Ok(()) => {}
         // libgit2's own answer, before it asks: this server serves no bare commits.
         Err(CloneError::Internal(detail)) => {
             tracing::debug!(detail, "fetching a branch instead");
-            fetch_by_branch(access, &repository, id, branch)?;
+            fetch_by_branch(access, repository, id, specs, depths)?;
         }
         // A server that serves them has none such. Searching its branches would mean to fetch the
         // whole repository, for a commit that was force-pushed away.
@@ -167,7 +186,7 @@ pub(super) fn fetch(
     if repository.find_commit(id).is_err() {
         return Err(gone(access, commit.as_str()));
     }
-    check_out(access, &repository, id)
+    Ok(id)
 }
 
 /// Whether a server says `not our ref`. Over HTTP libgit2 takes the refusal of a shallow fetch for a
@@ -176,19 +195,24 @@ fn is_not_our_ref(detail: &str) -> bool {
     detail.contains("not our ref") || detail == "unexpected packet type"
 }
 
-/// Fetches `branch`, or all branches if it is unknown or gone, deeper and deeper until `id` is there.
+/// `branch`, if it is known, and then all of them if these are `wanted`.
+fn branch_specs(branch: Option<&str>, wanted: bool) -> Vec<String> {
+    let one = branch.map(|branch| format!("+refs/heads/{branch}:refs/remotes/origin/{branch}"));
+    let all = wanted.then(|| "+refs/heads/*:refs/remotes/origin/*".to_owned());
+    one.into_iter().chain(all).collect()
+}
+
+/// Fetches the branches of one of `specs` after the other, deeper and deeper until `id` is there.
 fn fetch_by_branch(
     access: &Access,
     repository: &Repository,
     id: Oid,
-    branch: Option<&str>,
+    specs: &[String],
+    depths: &[i32],
 ) -> Result<(), CloneError> {
-    let one = branch.map(|branch| format!("+refs/heads/{branch}:refs/remotes/origin/{branch}"));
-    let all = "+refs/heads/*:refs/remotes/origin/*".to_owned();
-    for spec in one.into_iter().chain([all]) {
-        // The largest number is git's word for all that is left.
-        for depth in DEPTHS.into_iter().chain([i32::MAX]) {
-            match access.fetch_spec(repository, &spec, depth) {
+    for spec in specs {
+        for depth in depths {
+            match access.fetch_spec(repository, spec, *depth) {
                 Ok(()) => {}
                 Err(error @ CloneError::Internal(_)) => {
                     tracing::debug!(%error, spec, "no such branch");
@@ -246,6 +270,52 @@ pub(super) fn remove_repository(access: &Access, root: &Path) -> Result<(), Clon
     removed.map_err(|error| CloneError::Internal(format!("cannot remove .git: {error}")))
 }
 
+/// Moves the `.git` of the checkout at `root` to `objects`.
+pub(super) fn move_repository(
+    access: &Access,
+    root: &Path,
+    objects: &Path,
+) -> Result<(), CloneError> {
+    let moved = access.watch.on_disk(|| fs::rename(root.join(".git"), objects));
+    moved.map_err(|error| CloneError::Internal(format!("cannot move .git: {error}")))?;
+    let repository = open_objects(objects)?;
+    let head = repository.head().and_then(|head| head.peel_to_commit()).map_err(internal)?;
+    repository.reference(KEPT_REFERENCE, head.id(), true, "kept").map_err(internal)?;
+    Ok(())
+}
+
+fn open_objects(objects: &Path) -> Result<Repository, CloneError> {
+    Access::isolated(Repository::open_bare(objects).map_err(internal)?)
+}
+
+/// The paths in which `head`, which is in `objects`, differs from `commit`, which is fetched.
+pub(super) fn changed_paths(
+    access: &Access,
+    objects: &Path,
+    commit: &CommitSha,
+    branch: Option<&str>,
+    head: &CommitSha,
+) -> Result<Vec<String>, CloneError> {
+    let repository = open_objects(objects)?;
+    let head = Oid::from_str(head.as_str()).map_err(internal)?;
+    let depths = DEPTHS.split_last().map_or(&[][..], |(_, limited)| limited);
+    let known = Oid::from_str(commit.as_str()).map_err(internal)?;
+    let old = match repository.find_commit(known) {
+        Ok(_) => known,
+        Err(_) => fetch_objects(access, &repository, commit, &branch_specs(branch, false), depths)?,
+    };
+    access.watch.on_disk(|| differing(&repository, old, head)).map_err(internal)
+}
+
+fn differing(repository: &Repository, old: Oid, new: Oid) -> Result<Vec<String>, git2::Error> {
+    let tree = |id| repository.find_commit(id)?.tree();
+    let diff = repository.diff_tree_to_tree(Some(&tree(old)?), Some(&tree(new)?), None)?;
+    // Renames are not looked for, so each difference has one path.
+    let path = |delta: git2::DiffDelta<'_>| delta.new_file().path_bytes().map(<[u8]>::to_vec);
+    let paths = diff.deltas().filter_map(path);
+    Ok(paths.map(|path| String::from_utf8_lossy(&path).into_owned()).collect())
+}
+
 /// Finds out what `name` stands for.
 pub(super) fn resolve(
     access: &Access,
@@ -265,11 +335,11 @@ pub(super) fn resolve(
     let heads = connection.list().map_err(|error| access.error(&error))?;
     let find = |wanted: &str| heads.iter().find(|head| head.name() == wanted);
 
+    let default = find("HEAD").and_then(|head| head.symref_target());
+    let default_branch = default.and_then(|full| full.strip_prefix("refs/heads/"));
+    let default_branch = default_branch.map(str::to_owned);
     let candidates = match name {
-        "" | "HEAD" => {
-            let head = find("HEAD").and_then(|head| head.symref_target());
-            vec![head.unwrap_or("HEAD").to_owned()]
-        }
+        "" | "HEAD" => vec![default.unwrap_or("HEAD").to_owned()],
         full if full.starts_with("refs/") => vec![full.to_owned()],
         short => vec![format!("refs/heads/{short}"), format!("refs/tags/{short}")],
     };
@@ -280,7 +350,7 @@ pub(super) fn resolve(
         .ok_or_else(|| gone(access, name))?;
     let commit = head.oid().to_string().parse();
     let commit = commit.map_err(|error| CloneError::Internal(format!("{error}")))?;
-    Ok(ResolvedRef { commit, name: Some(full) })
+    Ok(ResolvedRef { commit, name: Some(full), default_branch })
 }
 
 #[cfg(test)]

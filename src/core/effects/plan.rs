@@ -1,25 +1,28 @@
 //! Reads a run's `stagely.yaml` at its commit and makes the plan.
 
-use std::collections::BTreeSet;
+mod base;
+
 use std::fmt::Display;
 use std::future::pending;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use secrecy::SecretString;
 use stagely_agent::git::{self, CloneError, FetchRequest, ResolvedRef};
-use stagely_agent::protocol::FailureReason;
+use stagely_agent::protocol::{CommitSha, FailureReason};
 use tempfile::TempDir;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use self::base::{Comparison, Source};
 use super::Effects;
-use crate::core::plan::{PlanContext, plan};
-use crate::core::state::{Environment, Event, PlanFailure, PlannedRun, Project, Run};
+use crate::core::plan::{Plan, PlanContext, plan};
+use crate::core::state::{Environment, Event, PlanFailure, PlannedRun, Project, Run, Trigger};
 use crate::ids::{JobId, RunId};
-use crate::manifest;
+use crate::manifest::{self, Manifest};
 
 /// A repository's server that does not answer is asked again after these waits.
 const WAITS: [Duration; 4] = [
@@ -34,6 +37,40 @@ struct Subject {
     run: Run,
     project: Project,
     environment: Environment,
+}
+
+impl Subject {
+    /// The branch that is built. A rebuild asks for a commit, and knows its branch from before.
+    fn branch<'a>(&'a self, resolved: &'a ResolvedRef) -> Option<&'a str> {
+        self.run.branch.as_deref().or_else(|| resolved.branch())
+    }
+
+    /// Whether the default branch is built, whose caches all environments read. A pull request is its
+    /// own environment, whatever its branch is called.
+    fn is_default_branch(&self, resolved: &ResolvedRef) -> bool {
+        let branch = self.branch(resolved);
+        let is_named = branch.is_some() && branch == resolved.default_branch.as_deref();
+        let is_asked_for = matches!(self.run.requested_ref.as_deref(), None | Some("HEAD"));
+        let is_foreign = self.run.from_fork || self.environment.pull_request.is_some();
+        (is_named || is_asked_for) && !is_foreign
+    }
+}
+
+/// A commit on the disk.
+struct Checkout {
+    /// Ends with the value.
+    folder: TempDir,
+}
+
+impl Checkout {
+    fn root(&self) -> PathBuf {
+        self.folder.path().join("src")
+    }
+
+    /// What was received of the repository, for comparing.
+    fn objects(&self) -> PathBuf {
+        self.folder.path().join("objects")
+    }
 }
 
 impl Effects {
@@ -81,15 +118,30 @@ impl Effects {
         let token = self.secrets.open_run(run).map_err(anyhow::Error::from)?.clone_token;
         let wanted = subject.run.requested_ref.clone().unwrap_or_else(|| "HEAD".to_owned());
         let url = subject.run.repository.clone();
-        let asked = (url.clone(), token.clone(), wanted, self.scratch.clone(), cancel.clone());
-        let resolved = patiently(cancel, move || {
-            let (url, token, wanted, scratch, cancel) = asked.clone();
-            async move { git::resolve_ref(&url, token, &wanted, &scratch, &cancel).await }
-        })
-        .await?;
-        let checkout = self.check_out(url, &resolved, token, cancel).await?;
+        let mut resolved = self.resolve(&url, &wanted, token.clone(), cancel).await?;
+        // A commit is not looked up, so nothing is known of branches yet.
+        if resolved.default_branch.is_none() && subject.run.branch.is_some() {
+            let head = self.resolve(&url, "HEAD", token.clone(), cancel).await?;
+            resolved.default_branch = head.default_branch;
+        }
+        let request = FetchRequest {
+            url,
+            commit: resolved.commit.clone(),
+            branch: subject.branch(&resolved).map(str::to_owned),
+            token: token.clone(),
+            // Nothing is built here, so what only a build needs is left out.
+            submodules: false,
+        };
+        let checkout = self.check_out(request, cancel).await?;
+        let (root, commit) = (checkout.root(), resolved.commit.clone());
+        let manifest = spawn_blocking(move || read_manifest(&root, &commit))
+            .await
+            .map_err(anyhow::Error::from)??;
+        let source = Source { subject: &subject, resolved: &resolved, token, cancel };
+        let comparison = self.compare(&source, &manifest, &checkout.objects()).await?;
         let registry = self.config.registry.url.clone();
-        spawn_blocking(move || read_plan(&checkout, &registry, &subject, &resolved))
+        // Many patterns and many changed files take a while.
+        spawn_blocking(move || make_plan(&manifest, &registry, &subject, &resolved, &comparison))
             .await
             .map_err(anyhow::Error::from)?
     }
@@ -103,65 +155,79 @@ impl Effects {
         Ok(Subject { project: project.clone(), environment: environment.clone(), run })
     }
 
-    async fn check_out(
+    async fn resolve(
         &self,
-        url: String,
-        resolved: &ResolvedRef,
+        url: &str,
+        wanted: &str,
         token: Option<SecretString>,
         cancel: &CancellationToken,
-    ) -> Result<TempDir, CloneError> {
-        let request = FetchRequest {
-            url,
-            commit: resolved.commit.clone(),
-            branch: resolved.branch().map(str::to_owned),
-            token,
-            // Nothing is built here, so what only a build needs is left out.
-            submodules: false,
-        };
+    ) -> Result<ResolvedRef, CloneError> {
+        let asked =
+            (url.to_owned(), token, wanted.to_owned(), self.scratch.clone(), cancel.clone());
+        patiently(cancel, move || {
+            let (url, token, wanted, scratch, cancel) = asked.clone();
+            async move { git::resolve_ref(&url, token, &wanted, &scratch, &cancel).await }
+        })
+        .await
+    }
+
+    async fn check_out(
+        &self,
+        request: FetchRequest,
+        cancel: &CancellationToken,
+    ) -> Result<Checkout, CloneError> {
         let (scratch, stop) = (self.scratch.clone(), cancel.clone());
         patiently(cancel, move || {
             let (request, scratch, stop) = (request.clone(), scratch.clone(), stop.clone());
             async move {
                 let folder = TempDir::with_prefix_in("plan-", &scratch)
                     .map_err(|error| CloneError::Internal(error.to_string()))?;
-                git::fetch_commit(request, folder.path(), &stop).await?;
-                Ok(folder)
+                let checkout = Checkout { folder };
+                let (root, objects) = (checkout.root(), checkout.objects());
+                git::fetch_commit_and_objects(request, &root, &objects, &stop).await?;
+                Ok(checkout)
             }
         })
         .await
     }
 }
 
-fn read_plan(
-    checkout: &TempDir,
+fn read_manifest(root: &Path, commit: &CommitSha) -> Result<Manifest, PlanFailure> {
+    let bytes = manifest::read_checkout(root).map_err(|error| {
+        let file = manifest::FILE_NAME;
+        failed(FailureReason::Manifest, format!("{file} cannot be read at {commit}: {error}"))
+    })?;
+    manifest::validate(manifest::FILE_NAME, &bytes, root)
+        .map_err(|problems| failed(FailureReason::Manifest, problems))
+}
+
+fn make_plan(
+    manifest: &Manifest,
     registry: &str,
     subject: &Subject,
     resolved: &ResolvedRef,
+    comparison: &Comparison,
 ) -> Result<PlannedRun, PlanFailure> {
-    let root = checkout.path();
-    let bytes = manifest::read_checkout(root).map_err(|error| {
-        let (file, commit) = (manifest::FILE_NAME, &resolved.commit);
-        failed(FailureReason::Manifest, format!("{file} cannot be read at {commit}: {error}"))
-    })?;
-    let manifest = manifest::validate(manifest::FILE_NAME, &bytes, root)
-        .map_err(|problems| failed(FailureReason::Manifest, problems))?;
+    let Subject { run, project, environment } = subject;
     let context = PlanContext {
         registry,
-        project: &subject.project,
-        environment: &subject.environment,
+        project,
+        environment,
+        run: run.id,
         commit: &resolved.commit,
-        // A rebuild asks for a commit, and knows its branch from before.
-        branch: subject.run.branch.as_deref().or_else(|| resolved.branch()),
-        pull_request: None,
-        from_fork: false,
-        only_builds: &subject.run.only_builds,
+        branch: subject.branch(resolved),
+        is_default_branch: subject.is_default_branch(resolved),
+        push: run.trigger != Trigger::WarmUp,
+        pull_request: environment.pull_request,
+        from_fork: run.from_fork,
+        only_builds: &run.only_builds,
+        good_images: &comparison.good_images,
+        base: comparison.base.as_ref(),
     };
-    let jobs = plan(&manifest, &context, &mut job_ids())
+    let Plan { jobs, skipped, own_cache_refs } = plan(manifest, &context, &mut job_ids())
         .map_err(|error| failed(error.reason(), format!("{error:#}")))?;
     let branch = context.branch.map(str::to_owned);
-    let own_cache_refs = BTreeSet::new();
-    let commit = resolved.commit.clone();
-    Ok(PlannedRun { commit, branch, jobs, skipped: Vec::new(), own_cache_refs })
+    Ok(PlannedRun { commit: resolved.commit.clone(), branch, jobs, skipped, own_cache_refs })
 }
 
 fn failed(reason: FailureReason, message: impl Display) -> PlanFailure {

@@ -98,6 +98,11 @@ pub enum SkipReason {
         /// The branch; `None` where none is known.
         branch: Option<String>,
     },
+    /// It depends on a build that this run does not make, and no image stands in for that one.
+    NoImage {
+        /// The build that it depends on.
+        build: String,
+    },
 }
 
 /// What caused a run.

@@ -64,6 +64,9 @@ fn skipped(skipped: &SkippedBuild) -> SkippedBuildView {
         SkipReason::Branch { branch: Some(branch) } => {
             (format!("its only_branches does not name {branch}"), None)
         }
+        SkipReason::NoImage { build } => {
+            (format!("it depends on {build}, which is not built here and has no image yet"), None)
+        }
         SkipReason::Branch { branch: None } => {
             ("it has only_branches, and no branch of the commit is known".to_owned(), None)
         }

@@ -1,0 +1,269 @@
+//! What a run is compared with: its base, the good images of the base's branch, and what changed
+//! since either.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use secrecy::SecretString;
+use stagely_agent::git::{self, CloneError, FetchRequest, ResolvedRef};
+use stagely_agent::protocol::CommitSha;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use super::{Effects, Subject, failed};
+use crate::core::plan::Base;
+use crate::core::records::Records;
+use crate::core::request::{DEFAULT_ENVIRONMENT, environment_of};
+use crate::core::state::{Environment, GoodImage, PlanFailure, Trigger};
+use crate::manifest::suggest::shown;
+use crate::manifest::{Build, Manifest};
+
+/// The most commits of good images that are fetched and compared. More differ only where builds
+/// failed again and again.
+const COMMITS_MAX: usize = 16;
+
+/// What a run need not build again.
+#[derive(Default)]
+pub(super) struct Comparison {
+    pub(super) good_images: BTreeMap<String, GoodImage>,
+    pub(super) base: Option<Base>,
+}
+
+/// What it takes to ask a run's repository.
+pub(super) struct Source<'a> {
+    pub(super) subject: &'a Subject,
+    pub(super) resolved: &'a ResolvedRef,
+    pub(super) token: Option<SecretString>,
+    pub(super) cancel: &'a CancellationToken,
+}
+
+/// A base, and the branch whose images stand in.
+struct FoundBase {
+    name: String,
+    commit: CommitSha,
+    branch: Option<String>,
+    default_branch: Option<String>,
+}
+
+impl Effects {
+    /// Finds the base and compares with it. `objects` are those of the run's commit. Whatever fails but
+    /// the search for a base that the caller named leads to no more than that everything is built.
+    pub(super) async fn compare(
+        &self,
+        source: &Source<'_>,
+        manifest: &Manifest,
+        objects: &Path,
+    ) -> Result<Comparison, PlanFailure> {
+        let base = self.find_base(source, manifest).await?;
+        let good_images = self.good_images(source, base.as_ref());
+        let Some(base) = base else { return Ok(Comparison { good_images, base: None }) };
+        let commits = commits_to_compare(source.subject, manifest, &good_images);
+        if commits.is_empty() {
+            return Ok(Comparison { good_images, base: None });
+        }
+        // The rest of the time is for building everything instead.
+        let limit = self.config.builders.planning_limit / 2;
+        let comparing = timeout(limit, changes(source, &base, commits, objects));
+        let changed = comparing.await.unwrap_or_else(|_| {
+            warn!(run = %source.subject.run.id, "comparing with the base took longer than {limit:?}");
+            Ok(None)
+        })?;
+        let base = changed.map(|changed| Base { name: base.name, commit: base.commit, changed });
+        Ok(Comparison { good_images, base })
+    }
+
+    async fn find_base(
+        &self,
+        source: &Source<'_>,
+        manifest: &Manifest,
+    ) -> Result<Option<FoundBase>, PlanFailure> {
+        let Source { subject, resolved, token, cancel } = source;
+        let named = subject.run.base.as_deref();
+        let matters = |build: &Build| build.paths.is_some() || !build.depends_on.is_empty();
+        let is_wanted = !subject.is_default_branch(resolved) && manifest.builds.iter().any(matters);
+        if named.is_none() && !is_wanted {
+            return Ok(None);
+        }
+        let (url, token) = (&subject.run.repository, token.clone());
+        let wanted = named.unwrap_or("HEAD");
+        match git::resolve_ref(url, token, wanted, &self.scratch, cancel).await {
+            Ok(found) => {
+                let default_branch = found.default_branch.clone();
+                let default_branch = default_branch.or_else(|| resolved.default_branch.clone());
+                let branch = found.branch().map(str::to_owned).or_else(|| default_branch.clone());
+                let of_default =
+                    || branch.clone().unwrap_or_else(|| "the default branch".to_owned());
+                let name = named.map_or_else(of_default, str::to_owned);
+                Ok(Some(FoundBase { name, commit: found.commit, branch, default_branch }))
+            }
+            Err(error) => given_up(source, named, error).map(|()| None),
+        }
+    }
+
+    /// The newest good images that may stand in: those of the base's branch, and of the environment of
+    /// runs that name no branch if that is the default one. A warm-up takes those of its own
+    /// environment before others.
+    fn good_images(
+        &self,
+        source: &Source<'_>,
+        base: Option<&FoundBase>,
+    ) -> BTreeMap<String, GoodImage> {
+        let Source { subject, resolved, .. } = source;
+        let branch = match base {
+            Some(base) => base.branch.as_deref(),
+            None => resolved.default_branch.as_deref(),
+        };
+        let default = base.and_then(|base| base.default_branch.as_deref());
+        let default = default.or(resolved.default_branch.as_deref());
+        let mut names: Vec<String> = branch.map(environment_of).into_iter().collect();
+        if branch == default {
+            names.push(DEFAULT_ENVIRONMENT.to_owned());
+        }
+        let records = self.records.read();
+        let of_project = |environment: &&Environment| environment.project == subject.project.id;
+        let environments = records.environments.values().filter(of_project);
+        let mut images = newest(&records, environments.filter(|it| names.contains(&it.name)));
+        if subject.run.trigger == Trigger::WarmUp {
+            images.extend(newest(&records, [&subject.environment]));
+        }
+        images
+    }
+}
+
+/// The newest images of `environments`, by variant. An image that was made with build arguments that
+/// its caller set is not what the files of its commit give.
+fn newest<'a>(
+    records: &Records,
+    environments: impl IntoIterator<Item = &'a Environment>,
+) -> BTreeMap<String, GoodImage> {
+    let mut newest: BTreeMap<String, GoodImage> = BTreeMap::new();
+    let images = environments.into_iter().flat_map(|environment| &environment.images);
+    let is_plain =
+        |image: &GoodImage| records.runs.get(&image.run).is_none_or(|run| run.set_names.is_empty());
+    for (variant, image) in images.filter(|(_, image)| is_plain(image)) {
+        // Ids sort by time.
+        if newest.get(variant).is_none_or(|known| known.run < image.run) {
+            newest.insert(variant.clone(), image.clone());
+        }
+    }
+    newest
+}
+
+/// The commits of the images that may stand in for builds that have `paths`.
+fn commits_to_compare(
+    subject: &Subject,
+    manifest: &Manifest,
+    good_images: &BTreeMap<String, GoodImage>,
+) -> BTreeSet<CommitSha> {
+    let run = &subject.run;
+    // What the caller sets makes another image than the base's.
+    if run.trigger == Trigger::WarmUp || !run.set_names.is_empty() {
+        return BTreeSet::new();
+    }
+    let with_paths = manifest.builds.iter().filter(|build| build.paths.is_some());
+    let variants = with_paths.flat_map(|build| &build.variants);
+    let images = variants.filter_map(|variant| good_images.get(&variant.name));
+    images.map(|image| image.commit.clone()).collect()
+}
+
+/// The paths that changed since each commit; `None` where the base could not be compared with.
+async fn changes(
+    source: &Source<'_>,
+    base: &FoundBase,
+    commits: BTreeSet<CommitSha>,
+    objects: &Path,
+) -> Result<Option<BTreeMap<CommitSha, Vec<String>>>, PlanFailure> {
+    let Source { subject, resolved, token, cancel } = source;
+    let changed = async |commit: &CommitSha| {
+        let request = FetchRequest {
+            url: subject.run.repository.clone(),
+            commit: commit.clone(),
+            branch: base.branch.clone(),
+            token: token.clone(),
+            submodules: false,
+        };
+        git::changed_paths(request, &resolved.commit, objects, cancel).await
+    };
+    let mut all = BTreeMap::new();
+    match changed(&base.commit).await {
+        Ok(paths) => all.insert(base.commit.clone(), paths),
+        Err(error) => {
+            return given_up(source, subject.run.base.as_deref(), error).map(|()| None);
+        }
+    };
+    for commit in commits.into_iter().filter(|it| *it != base.commit).take(COMMITS_MAX) {
+        match changed(&commit).await {
+            Ok(paths) => {
+                all.insert(commit, paths);
+            }
+            Err(error) => given_up(source, None, error)?,
+        }
+    }
+    Ok(Some(all))
+}
+
+/// Goes on without what could not be had, unless the caller named it and it does not exist, or nobody
+/// waits for the plan any more.
+fn given_up(
+    source: &Source<'_>,
+    named: Option<&str>,
+    error: CloneError,
+) -> Result<(), PlanFailure> {
+    match (error, named) {
+        (error @ CloneError::Cancelled, _) => Err(error.into()),
+        (error @ CloneError::CommitGone { .. }, Some(base)) => {
+            let base = shown(base);
+            let problem = "is not in the repository; name one of its branches or a full commit id";
+            Err(failed(error.reason(), format!("the base `{base}` {problem}")))
+        }
+        (error, _) => {
+            warn!(run = %source.subject.run.id, %error, "what cannot be compared is built");
+            Ok(())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::state::{Run, Timestamp};
+    use crate::ids::{EnvironmentId, ProjectId, RunId};
+
+    fn image(run: u128) -> GoodImage {
+        let reference = format!("registry.internal/shop/main:app.{run}");
+        GoodImage {
+            run: RunId::from_bits(run),
+            commit: "a".repeat(40).parse().unwrap(),
+            image: reference.parse().unwrap(),
+            digest: format!("sha256:{}", "d".repeat(64)).parse().unwrap(),
+            tag: reference.parse().unwrap(),
+        }
+    }
+
+    fn environment(number: u128, images: &[(&str, u128)]) -> Environment {
+        let (id, project) = (EnvironmentId::from_bits(number), ProjectId::from_bits(1));
+        let images = images.iter().map(|(variant, run)| ((*variant).to_owned(), image(*run)));
+        Environment { images: images.collect(), ..Environment::new(id, project, "main".into()) }
+    }
+
+    #[test]
+    fn of_two_environments_each_build_takes_the_newer_image() {
+        let (main, default) =
+            (environment(1, &[("app", 5), ("web", 2)]), environment(2, &[("app", 4), ("web", 3)]));
+        let images = newest(&Records::default(), [&main, &default]);
+        assert_eq!((&images["app"], &images["web"]), (&image(5), &image(3)));
+    }
+
+    #[test]
+    fn an_image_of_a_run_with_arguments_of_its_caller_stands_in_for_nothing() {
+        let main = environment(1, &[("app", 5)]);
+        let run = Run {
+            set_names: BTreeSet::from(["VERSION".to_owned()]),
+            ..Run::new(RunId::from_bits(5), &main, String::new(), Timestamp(0))
+        };
+        let mut records = Records::default();
+        records.runs.insert(run.id, run);
+        assert!(newest(&records, [&main]).is_empty());
+    }
+}

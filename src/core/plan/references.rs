@@ -1,0 +1,118 @@
+//! What the images and layer caches of a run are called in the registry.
+
+use std::collections::BTreeSet;
+
+use sha2::{Digest as _, Sha256};
+use stagely_agent::protocol::{ImageRef, InvalidValue, Platform};
+
+use super::PlanContext;
+use crate::manifest::{Build, Manifest, Variant};
+
+/// The repository of a project that holds its layer caches; no environment may be called so.
+pub(super) const CACHE_REPOSITORY: &str = "cache";
+
+/// The longest tag that a registry takes.
+///
+/// Source: distribution specification, `<reference>`.
+const TAG_CHARACTERS_MAX: usize = 128;
+
+/// Names what one run pushes and reads.
+pub(super) struct References<'a> {
+    context: &'a PlanContext<'a>,
+    /// The tags of all caches that the environments share.
+    shared_tags: BTreeSet<String>,
+}
+
+/// The caches of one job.
+pub(super) struct Caches {
+    pub(super) from: Vec<ImageRef>,
+    pub(super) to: Option<ImageRef>,
+    /// Whether `to` is the environment's own.
+    pub(super) is_own: bool,
+}
+
+impl<'a> References<'a> {
+    pub(super) fn new(manifest: &Manifest, context: &'a PlanContext<'a>) -> Self {
+        let tags = |build: &Build| -> Vec<String> {
+            let of = |variant: &'_ Variant| -> Vec<String> {
+                build.platforms.iter().map(|it| build.cache_tag(variant, *it)).collect()
+            };
+            build.variants.iter().flat_map(of).collect()
+        };
+        Self { context, shared_tags: manifest.builds.iter().flat_map(tags).collect() }
+    }
+
+    /// The reference that this run pushes an image to that is called `tag` in each run.
+    pub(super) fn of_run(&self, tag: &str) -> Result<ImageRef, InvalidValue> {
+        let run = self.context.run.to_string();
+        let ulid = run.split_once('_').map_or(&*run, |(_, ulid)| ulid);
+        self.tag(&format!("{tag}.{ulid}"))
+    }
+
+    /// The reference that is the same in each run of the environment.
+    pub(super) fn tag(&self, tag: &str) -> Result<ImageRef, InvalidValue> {
+        self.reference(&self.context.environment.name, tag)
+    }
+
+    fn reference(&self, repository: &str, tag: &str) -> Result<ImageRef, InvalidValue> {
+        let PlanContext { registry, project, .. } = self.context;
+        format!("{registry}/{}/{repository}:{tag}", project.name).parse()
+    }
+
+    /// Where layers are looked for, and where they go. What all environments read is written by runs
+    /// of the default branch and by warm-ups alone; another environment fills a cache of its own.
+    pub(super) fn caches(
+        &self,
+        build: &Build,
+        variant: &Variant,
+        platform: Platform,
+    ) -> Result<Caches, InvalidValue> {
+        let PlanContext { from_fork, push, is_default_branch, environment, .. } = self.context;
+        let tag = build.cache_tag(variant, platform);
+        let shared = self.reference(CACHE_REPOSITORY, &tag)?;
+        let own_tag = own_cache_tag(&tag, &environment.name, &self.shared_tags);
+        let own = self.reference(CACHE_REPOSITORY, &own_tag)?;
+        let may_share = *is_default_branch || !push;
+        let (first, to, is_own) = match (*from_fork, may_share) {
+            (true, _) => (None, None, false),
+            (false, true) => (None, Some(shared.clone()), false),
+            (false, false) => (Some(own.clone()), Some(own), true),
+        };
+        let mut from: Vec<ImageRef> = first.into_iter().chain([shared]).collect();
+        let of_file = build.cache_from.iter().filter(|cache| !from.contains(cache)).cloned();
+        let of_file: Vec<_> = of_file.collect();
+        from.extend(of_file);
+        Ok(Caches { from, to, is_own })
+    }
+}
+
+/// The cache `shared` of one environment: `app-arm64.pr-7`. A name that does not fit is cut, and one
+/// that would be the cache of a version of a matrix (`app-python-3` of the branch `10`) is marked.
+fn own_cache_tag(shared: &str, environment: &str, shared_tags: &BTreeSet<String>) -> String {
+    let room = TAG_CHARACTERS_MAX.saturating_sub(shared.len() + 1);
+    let plain = format!("{shared}.{environment}");
+    if environment.len() <= room && !shared_tags.contains(&plain) {
+        return plain;
+    }
+    let hash: [u8; 32] = Sha256::digest(environment.as_bytes()).into();
+    let mark = format!("-{:02x}{:02x}{:02x}{:02x}", hash[0], hash[1], hash[2], hash[3]);
+    // Names of environments are ASCII.
+    let name: String = environment.chars().take(room.saturating_sub(mark.len())).collect();
+    format!("{shared}.{name}{mark}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cache_of_an_environment_fits_and_is_nobody_elses() {
+        let tags: BTreeSet<String> = ["py-3", "py-3.10"].map(str::to_owned).into();
+        assert_eq!(own_cache_tag("py-3", "pr-7", &tags), "py-3.pr-7");
+        let marked = own_cache_tag("py-3", "10", &tags);
+        assert!(marked.starts_with("py-3.10-"), "{marked}");
+        let longest = "x".repeat(101);
+        let names = ["y".repeat(99), "y".repeat(100)].map(|it| own_cache_tag(&longest, &it, &tags));
+        assert!(names.iter().all(|name| name.len() == 128) && names[0] != names[1], "{names:?}");
+    }
+}

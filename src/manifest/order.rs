@@ -1,0 +1,135 @@
+//! `depends_on`: which builds wait for which, and what the images they wait for are called.
+
+use std::collections::HashMap;
+
+use super::Build;
+use super::fault::Fault;
+use super::fields::{Field, read_value};
+use super::problem::Collector;
+use super::read::limit;
+use super::suggest::{closest, shown};
+use crate::core::plan::image_argument;
+
+/// The most builds that one may depend on.
+pub(super) const DEPENDS_ON_MAX: usize = 32;
+
+/// Reads the list of the build `own`. `known` are the names of all builds of the file.
+pub(super) fn depends_on(
+    field: &Field<'_>,
+    own: &str,
+    known: &[&str],
+    problems: &mut Collector,
+) -> Vec<String> {
+    let Some(mut items) = field.list() else {
+        let hint = field.scalar().map(|_| "write `[…]` around it");
+        problems.add(field.at(), &*field.path, field.wanted("a list of builds", hint));
+        return Vec::new();
+    };
+    limit(field, &mut items, DEPENDS_ON_MAX, problems);
+    let mut names: Vec<String> = Vec::new();
+    for item in &items {
+        let Some(name) = read_value(item, |field| field.text().map(str::to_owned), problems) else {
+            continue;
+        };
+        match fault_of(&name, own, known, &names) {
+            Some(fault) => problems.add(item.at(), &*item.path, fault),
+            None => names.push(name),
+        }
+    }
+    names
+}
+
+fn fault_of(name: &str, own: &str, known: &[&str], before: &[String]) -> Option<Fault> {
+    if name == own {
+        return Some(Fault::DependsOnItself);
+    }
+    if before.iter().any(|other| other == name) {
+        return Some(Fault::Twice(shown(name)));
+    }
+    if known.contains(&name) {
+        return None;
+    }
+    let others = || known.iter().copied().filter(|other| *other != own);
+    let suggestion = closest(name, others()).map(shown);
+    Some(Fault::UnknownBuild {
+        name: name.to_owned(),
+        suggestion,
+        known: others().map(shown).collect(),
+    })
+}
+
+/// Notes circles, and images that would share a build argument.
+pub(super) fn check(builds: &[Build], problems: &mut Collector) {
+    for cycle in cycles(builds) {
+        let first = &builds[cycle[0]];
+        let names: Vec<_> =
+            cycle.iter().chain(&cycle[..1]).map(|it| shown(&builds[*it].name)).collect();
+        add(first, Fault::Cycle(names.join(" -> ")), problems);
+    }
+    for build in builds {
+        for fault in argument_faults(build, builds) {
+            add(build, fault, problems);
+        }
+    }
+}
+
+fn add(build: &Build, fault: Fault, problems: &mut Collector) {
+    let path = format!("builds.{}.depends_on", shown(&build.name));
+    problems.add(build.depends_on_at, path, fault);
+}
+
+/// Circles of builds, each from the one that comes first in the file. Every build that is in one is
+/// in one of these, though where circles cross there may be more.
+fn cycles(builds: &[Build]) -> Vec<Vec<usize>> {
+    let mut search =
+        Search { builds, done: vec![false; builds.len()], path: Vec::new(), found: Vec::new() };
+    (0..builds.len()).for_each(|build| search.visit(build));
+    search.found
+}
+
+/// A search in depth. Each dependency is followed once, so each circle is found once.
+struct Search<'a> {
+    builds: &'a [Build],
+    done: Vec<bool>,
+    path: Vec<usize>,
+    found: Vec<Vec<usize>>,
+}
+
+impl Search<'_> {
+    /// No deeper than there are builds.
+    fn visit(&mut self, build: usize) {
+        if let Some(start) = self.path.iter().position(|other| *other == build) {
+            let mut cycle = self.path[start..].to_vec();
+            let first = (0..cycle.len()).min_by_key(|index| cycle[*index]).unwrap_or_default();
+            cycle.rotate_left(first);
+            self.found.push(cycle);
+        } else if !self.done[build] {
+            self.path.push(build);
+            for name in &self.builds[build].depends_on {
+                if let Some(next) = self.builds.iter().position(|other| other.name == *name) {
+                    self.visit(next);
+                }
+            }
+            self.path.pop();
+            self.done[build] = true;
+        }
+    }
+}
+
+fn argument_faults(build: &Build, builds: &[Build]) -> Vec<Fault> {
+    let needed = builds.iter().filter(|other| build.depends_on.contains(&other.name));
+    let mut faults = Vec::new();
+    let mut seen: HashMap<String, &str> = HashMap::new();
+    for variant in needed.flat_map(|other| &other.variants) {
+        let argument = image_argument(&variant.name);
+        let image = shown(&variant.name);
+        let is_set = build.build_args.contains_key(&argument)
+            || build.variants.iter().any(|own| own.values.contains_key(&argument));
+        if is_set {
+            faults.push(Fault::ImageArgumentSet { argument, image });
+        } else if let Some(first) = seen.insert(argument.clone(), &variant.name) {
+            faults.push(Fault::SameImageArgument { argument, first: shown(first), second: image });
+        }
+    }
+    faults
+}
