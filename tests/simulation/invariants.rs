@@ -181,10 +181,10 @@ fn check_completed(core: &State, job: &Job, pushed: Option<&Digest>) {
         assert!(needs.clone().all(|needed| needed.kept_from.is_some()), "{} is outdated", job.id);
         return;
     }
-    let pushes = !matches!(job.kind, JobKind::Build { push: false, .. });
+    let has_image = !matches!(job.kind, JobKind::Build { push: false, .. });
     assert_eq!(
         pushed,
-        pushes.then(|| digest(job.id, job.attempt)).as_ref(),
+        has_image.then(|| digest(job.id, job.attempt)).as_ref(),
         "an older one counted"
     );
 }

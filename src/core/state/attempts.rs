@@ -114,7 +114,9 @@ impl Turn<'_> {
                 machine.exporting = machine.exporting.filter(|export| export.attempt != stopped);
             });
         }
-        if is_free || has_exported && self.attempt_on(id).is_none() {
+        // A registered machine may be busy with a merge that it has yet to stop.
+        let is_useless = has_exported && !self.is_static(id) && self.attempt_on(id).is_none();
+        if is_free || is_useless {
             self.release(id);
         }
     }

@@ -70,9 +70,6 @@ impl Turn<'_> {
             machine.stopping.insert(attempt);
             machine.exporting = Some(CacheExport { attempt, until: now });
         });
-        if self.attempt_on(id).is_none() {
-            self.release(id);
-        }
     }
 }
 

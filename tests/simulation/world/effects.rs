@@ -1,0 +1,182 @@
+//! What core's effects do to the cloud, the registry and the agents, and what comes back.
+
+use std::collections::BTreeSet;
+
+use stagely::core::state::{Attempt, Effect, Event, JobKind, LaunchRefusal};
+use stagely::ids::{EnvironmentId, MachineId, RunId};
+
+use super::World;
+use crate::agents::{Agent, Order, Task};
+use crate::plans;
+
+impl World {
+    pub(super) fn perform_any(&mut self) {
+        if !self.in_flight.is_empty() {
+            let index = self.rng.below(self.in_flight.len() as u64);
+            let effect = self.in_flight.swap_remove(usize::try_from(index).expect("small"));
+            self.perform(&effect);
+        }
+    }
+
+    pub(super) fn perform(&mut self, effect: &Effect) {
+        self.trace(|_| format!("performs {effect:?}"));
+        match *effect {
+            Effect::Tag { environment, ref variant } => self.tag(environment, variant),
+            Effect::DeleteCaches { environment } => self.delete_caches(environment),
+            Effect::Plan { run } => self.plan(run),
+            Effect::Launch { machine } => self.launch(machine),
+            Effect::Terminate { machine } => self.terminate(machine),
+            Effect::Assign { machine, job, attempt } => {
+                self.assign(machine, Attempt { job, number: attempt });
+            }
+            Effect::Cancel { machine, job, attempt, .. } => {
+                self.tell(machine, Order::Stop(Attempt { job, number: attempt }));
+            }
+            Effect::Disconnect { machine } => self.break_session(machine),
+        }
+    }
+
+    pub(super) fn fault(&mut self, percent: u64) -> bool {
+        self.has_faults && self.rng.chance(percent)
+    }
+
+    fn plan(&mut self, run: RunId) {
+        let Some(record) = self.disk.runs.get(&run) else { return };
+        let plan = if self.has_faults && self.rng.chance(10) {
+            Err(plans::failure())
+        } else {
+            Ok(plans::plan(&mut self.rng, record))
+        };
+        self.deliver(Event::RunPlanned { run, plan });
+    }
+
+    /// Reads the committed record when it begins, as every effect does.
+    fn tag(&mut self, environment: EnvironmentId, variant: &str) {
+        let again = Effect::Tag { environment, variant: variant.to_owned() };
+        let Some(image) = self.disk.environments[&environment].images.get(variant).cloned() else {
+            panic!("{variant} is tagged without an image");
+        };
+        if self.fault(10) {
+            return self.in_flight.push(again);
+        }
+        let result = if self.fault(10) {
+            self.registry.refuse(&image);
+            Err("refused".to_owned())
+        } else {
+            self.registry.tag(&image, &self.requested);
+            Ok(())
+        };
+        if self.fault(15) {
+            // The answer is lost: core asks again.
+            return self.in_flight.push(again);
+        }
+        let (variant, digest) = (variant.to_owned(), image.digest);
+        self.answers.push(Event::ImageTagged { environment, variant, digest, result });
+    }
+
+    /// Keeps the caches of an environment that is open again.
+    fn delete_caches(&mut self, environment: EnvironmentId) {
+        let record = &self.disk.environments[&environment];
+        let refs = if record.closed { record.cache_refs.clone() } else { BTreeSet::new() };
+        for cache in &refs {
+            self.registry.caches.remove(cache);
+        }
+        if self.fault(20) {
+            return self.in_flight.push(Effect::DeleteCaches { environment });
+        }
+        self.answers.push(Event::CachesDeleted { environment, refs });
+    }
+
+    /// Core hears from the registry.
+    pub(super) fn answer(&mut self) {
+        if !self.answers.is_empty() {
+            let index = self.rng.below(self.answers.len() as u64);
+            let answer = self.answers.swap_remove(usize::try_from(index).expect("small"));
+            self.deliver(answer);
+        }
+    }
+
+    fn launch(&mut self, machine: MachineId) {
+        assert!(self.disk.machines.contains_key(&machine), "{machine} is launched unrecorded");
+        let has_agent = self.core.machines.get(&machine).is_some_and(|it| it.system_info.is_some());
+        // The contract lets a provider refuse to repeat a launch once its machine has shown itself.
+        let may_refuse = !self.cloud.has_launched(machine) || has_agent;
+        if !may_refuse || !self.fault(30) {
+            self.start_vm(machine);
+            if self.fault(15) {
+                // The answer is lost: core asks again.
+                return self.in_flight.push(Effect::Launch { machine });
+            }
+            return self.deliver(Event::MachineLaunched { machine });
+        }
+        let why = String::new();
+        let refusal = match self.rng.below(4) {
+            0 => LaunchRefusal::Permanent(why),
+            1 => {
+                if self.rng.chance(50) {
+                    self.start_vm(machine);
+                }
+                LaunchRefusal::Unclear(why)
+            }
+            _ => LaunchRefusal::NoCapacity(why),
+        };
+        self.deliver(Event::LaunchRefused { machine, refusal });
+    }
+
+    fn terminate(&mut self, machine: MachineId) {
+        let is_launching = self.in_flight.contains(&Effect::Launch { machine });
+        assert!(!is_launching, "{machine} is launched and terminated at once");
+        if self.fault(10) {
+            return self.in_flight.push(Effect::Terminate { machine });
+        }
+        self.end_vm(machine);
+        if self.fault(10) {
+            return self.in_flight.push(Effect::Terminate { machine });
+        }
+        self.deliver(Event::MachineGone { machine });
+    }
+
+    /// An effect may run late: what is not wanted any more is not sent.
+    fn assign(&mut self, machine: MachineId, attempt: Attempt) {
+        let holder = *self.given.entry(attempt).or_insert(machine);
+        assert_eq!(holder, machine, "{attempt:?} is given to a second machine");
+        let stored = self.disk.jobs.get(&attempt.job);
+        let on_disk = stored.and_then(|job| job.state.attempt_on(machine));
+        if let Some(job) = stored.filter(|_| on_disk == Some(attempt.number)) {
+            let task = match &job.kind {
+                JobKind::Build { push, cache_to, .. } => {
+                    Task { pushes: *push, cache: cache_to.clone() }
+                }
+                JobKind::Merge { .. } => Task { pushes: true, cache: None },
+            };
+            self.tell(machine, Order::Begin(attempt, task));
+        }
+    }
+
+    pub(super) fn tell(&mut self, machine: MachineId, order: Order) {
+        let session = self.agents.get_mut(&machine).and_then(|agent| agent.session.as_mut());
+        if let Some(session) = session.filter(|session| session.is_open) {
+            session.to_agent.push_back(order);
+        }
+    }
+
+    pub(super) fn break_session(&mut self, machine: MachineId) {
+        let session = self.agents.get_mut(&machine).and_then(|agent| agent.session.take());
+        if let Some(session) = session {
+            self.broken.insert((machine, session.number));
+        }
+    }
+
+    pub(super) fn start_vm(&mut self, machine: MachineId) {
+        if !self.cloud.has_launched(machine) {
+            self.cloud.launch(machine);
+            self.agents.insert(machine, Agent::new(machine));
+        }
+    }
+
+    pub(super) fn end_vm(&mut self, machine: MachineId) {
+        self.break_session(machine);
+        self.agents.remove(&machine);
+        self.cloud.terminate(machine);
+    }
+}
