@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper's failure fails the test")]
 
+use std::fmt::Write as _;
 use std::fs;
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener as StdListener};
@@ -27,8 +28,11 @@ const PASSWORD: &str = "correct horse: battery";
 const IMAGE: &str = "application/vnd.oci.image.manifest.v1+json";
 
 fn digest_of(bytes: &[u8]) -> Digest {
-    let hex: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("sha256:{hex}").parse().unwrap()
+    let mut text = "sha256:".to_owned();
+    for byte in Sha256::digest(bytes) {
+        write!(text, "{byte:02x}").unwrap();
+    }
+    text.parse().unwrap()
 }
 
 /// A `docker-registry` of this test's own, with a password.

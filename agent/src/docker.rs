@@ -3,6 +3,7 @@
 mod abandoned;
 mod buildx;
 mod classify;
+mod emulation;
 mod engine;
 mod login;
 mod merge;
@@ -11,7 +12,8 @@ mod progress;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use self::buildx::{BuildError, BuildOutcome, BuildRequest, build};
+pub use self::buildx::{BuildError, BuildOutcome, BuildRequest, build, export_cache};
+pub use self::emulation::{EmulationError, await_emulation};
 pub use self::engine::{Engine, emulated_platforms, version_within};
 pub use self::login::{LoginError, create_config, login};
 pub use self::merge::{MergeError, merge};

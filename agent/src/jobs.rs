@@ -51,8 +51,17 @@ struct Job {
     waiting_since: Option<Instant>,
     /// The line after each batch on its way.
     in_flight: VecDeque<u64>,
-    /// STATUS was sent on this connection.
-    status_sent: bool,
+    /// The STATUS that was sent on this connection and is not acknowledged.
+    sent: Option<Sent>,
+}
+
+/// Which STATUS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sent {
+    /// The image is pushed, and another STATUS follows.
+    First,
+    /// The job has ended.
+    End,
 }
 
 impl Job {
@@ -64,7 +73,7 @@ impl Job {
             unwanted: false,
             waiting_since: None,
             in_flight: VecDeque::new(),
-            status_sent: false,
+            sent: None,
         }
     }
 }
@@ -156,7 +165,7 @@ impl Jobs {
         for (job_id, job) in &mut self.known {
             job.in_flight.clear();
             job.waiting_since = None;
-            job.status_sent = false;
+            job.sent = None;
             let next = resumed.iter().find(|resumed| resumed.job_id == *job_id);
             match next.map(|resumed| job.spool.resume(resumed.next_line)) {
                 Some(Ok(())) => {}
@@ -181,13 +190,17 @@ impl Jobs {
         job.spool.acknowledge(ack.lines);
     }
 
-    /// Core has stored a job's end.
-    pub(crate) fn end_acknowledged(&mut self, job_id: &WireId) {
-        // Nothing but the end is acknowledged, and no end that was not sent.
-        if self.known.get(job_id).is_some_and(|job| job.status_sent)
-            && let Some(job) = self.known.remove(job_id)
-        {
-            job.spool.remove();
+    /// Core has stored the STATUS of a job that was sent last.
+    pub(crate) fn status_acknowledged(&mut self, job_id: &WireId) {
+        // Core acknowledges that a job runs, too, and nothing that was not sent.
+        match self.known.get_mut(job_id).and_then(|job| job.sent.take()) {
+            None => {}
+            Some(Sent::First) => self.known[job_id].spool.acknowledge_pushed(),
+            Some(Sent::End) => {
+                if let Some(job) = self.known.remove(job_id) {
+                    job.spool.remove();
+                }
+            }
         }
     }
 
@@ -201,12 +214,13 @@ impl Jobs {
             {
                 messages.push(AgentMessage::Log(batch.log(job_id)).to_json());
             }
+            // One after the other: an acknowledgement does not say which of them it is for.
             if messages.len() < room
-                && !job.status_sent
+                && job.sent.is_none()
                 && let Some(status) = job.spool.status_due()
             {
+                job.sent = Some(if status.exporting_cache { Sent::First } else { Sent::End });
                 messages.push(AgentMessage::Status(status).to_json());
-                job.status_sent = true;
             }
             let again = job.waiting_since.filter(|_| job.in_flight.len() < WINDOW);
             next = [next, again.map(|since| since + BATCH_DELAY)].into_iter().flatten().min();
@@ -217,12 +231,15 @@ impl Jobs {
     }
 
     /// Stops all jobs and waits for them. None of these reports its end: the machine was at fault.
+    /// Those whose image is pushed have completed.
     pub(crate) async fn stop_all(&mut self) {
-        let running = self.known.values_mut().filter(|job| !job.spool.is_finished());
-        running.for_each(Job::discard);
+        for job in self.known.values_mut().filter(|job| !job.spool.is_finished()) {
+            job.cancel.cancel();
+            // It may be pushed by the time it has stopped; then its attempt is only made again.
+            job.unwanted |= !job.spool.is_pushed();
+        }
         for job in self.known.values_mut() {
             if let Some(task) = job.task.take()
-                && job.unwanted
                 && let Err(error) = task.await
             {
                 tracing::error!(%error, "a job's task died");
@@ -341,6 +358,108 @@ fn remove(path: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::Stream;
+
+    const JOB: &str = "job_1";
+
+    /// The jobs of an agent whose one job has pushed its image and goes on, after one line.
+    async fn exporting(work_dir: &Path) -> (Jobs, Arc<Spool>) {
+        let place = Workplace {
+            machine: "vm_test".parse().unwrap(),
+            work_dir: work_dir.to_owned(),
+            docker_host: None,
+            grace: Duration::from_secs(1),
+            registry_patience: Duration::ZERO,
+        };
+        let mut jobs = Jobs::recover(place, Arc::default()).unwrap();
+        (&mut jobs.cleaning).await.unwrap();
+        jobs.cleaning = tokio::spawn(async {});
+        let job_id: WireId = JOB.parse().unwrap();
+        let folder = jobs.spool_folder(&job_id);
+        let spool = Arc::new(Spool::create(folder, job_id.clone(), Arc::default()).unwrap());
+        spool.append([(Stream::Stdout, "pushed")]).unwrap();
+        spool.pushed(Status { exporting_cache: true, ..completed() }).unwrap();
+        jobs.known.insert(job_id, Job::new(Arc::clone(&spool), CancellationToken::new(), None));
+        (jobs, spool)
+    }
+
+    fn completed() -> Status {
+        Status::new(JOB.parse().unwrap(), StatusState::Completed)
+    }
+
+    /// The STATUS that is due: whether it is the last.
+    fn status_due(jobs: &mut Jobs) -> Option<bool> {
+        let messages = jobs.due(16).0;
+        let statuses =
+            messages.iter().filter_map(|text| match AgentMessage::parse(text).unwrap() {
+                AgentMessage::Status(status) => Some(!status.exporting_cache),
+                _ => None,
+            });
+        let statuses: Vec<_> = statuses.collect();
+        assert!(statuses.len() <= 1, "{messages:?}");
+        statuses.first().copied()
+    }
+
+    fn acknowledge(jobs: &mut Jobs, lines: u64) {
+        jobs.acknowledge(&LogAck { job_id: JOB.parse().unwrap(), lines });
+    }
+
+    #[tokio::test]
+    async fn two_statuses_come_one_after_the_other_over_lost_connections() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut jobs, spool) = exporting(folder.path()).await;
+        let job_id: WireId = JOB.parse().unwrap();
+        let resumed = [ResumedJob { job_id: job_id.clone(), next_line: 1 }];
+        assert_eq!(status_due(&mut jobs), None);
+        acknowledge(&mut jobs, 1);
+        assert_eq!(status_due(&mut jobs), Some(false));
+        assert_eq!(status_due(&mut jobs), None);
+        // It was not acknowledged: it comes again.
+        jobs.resume(&resumed);
+        assert_eq!(status_due(&mut jobs), Some(false));
+        jobs.status_acknowledged(&job_id);
+        jobs.status_acknowledged(&job_id);
+        assert_eq!((status_due(&mut jobs), jobs.running().len()), (None, 1));
+        jobs.resume(&resumed);
+        assert_eq!(status_due(&mut jobs), None);
+
+        spool.finish(completed()).unwrap();
+        assert_eq!(status_due(&mut jobs), Some(true));
+        jobs.resume(&resumed);
+        assert_eq!((status_due(&mut jobs), jobs.running().len()), (Some(true), 1));
+        jobs.status_acknowledged(&job_id);
+        assert!(jobs.running().is_empty() && !jobs.spool_folder(&job_id).exists());
+    }
+
+    #[tokio::test]
+    async fn an_acknowledgement_of_the_first_status_does_not_end_a_job_that_has_ended_meanwhile() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut jobs, spool) = exporting(folder.path()).await;
+        acknowledge(&mut jobs, 1);
+        assert_eq!(status_due(&mut jobs), Some(false));
+        spool.finish(completed()).unwrap();
+        assert_eq!(status_due(&mut jobs), None);
+        jobs.status_acknowledged(&JOB.parse().unwrap());
+        assert_eq!((status_due(&mut jobs), jobs.running().len()), (Some(true), 1));
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_is_stopped_while_it_exports_leaves_the_end_to_the_next() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut jobs, spool) = exporting(folder.path()).await;
+        let cancel = jobs.known.values().next().unwrap().cancel.clone();
+        let stopped = Arc::clone(&spool);
+        jobs.known.values_mut().next().unwrap().task = Some(tokio::spawn(async move {
+            cancel.cancelled().await;
+            stopped.finish(completed()).unwrap();
+        }));
+        jobs.stop_all().await;
+        assert!(spool.is_finished());
+        let mut jobs = Jobs::recover(jobs.place.clone(), Arc::default()).unwrap();
+        assert_eq!(jobs.running().len(), 1);
+        jobs.resume(&[ResumedJob { job_id: JOB.parse().unwrap(), next_line: 1 }]);
+        assert_eq!(status_due(&mut jobs), Some(true));
+    }
 
     #[test]
     fn an_agent_killed_while_it_cleared_up_hinders_no_later_one() {

@@ -7,6 +7,7 @@
 mod cache;
 mod failure;
 mod messages;
+mod steps;
 mod values;
 
 use std::borrow::Cow;
@@ -22,6 +23,7 @@ pub use messages::{
     ResumedJob, RunningJob, Status, StatusAck, StatusState, Step, Stream, SystemInfo, Terminate,
     expose_secret,
 };
+pub use steps::slow_down;
 pub use values::{Arch, CommitSha, Digest, Emulation, ImageRef, InvalidValue, Platform, WireId};
 
 /// The path of the agent WebSocket below core's base address.

@@ -316,7 +316,7 @@ impl Agent {
             CoreMessage::Build(build) => self.start(Work::Build(build), link)?,
             CoreMessage::Merge(merge) => self.start(Work::Merge(merge), link)?,
             CoreMessage::LogAck(ack) => self.jobs.acknowledge(&ack),
-            CoreMessage::StatusAck(ack) => self.jobs.end_acknowledged(&ack.job_id),
+            CoreMessage::StatusAck(ack) => self.jobs.status_acknowledged(&ack.job_id),
             CoreMessage::Cancel(cancel) => {
                 tracing::info!(job = %cancel.job_id, reason = cancel.reason, "cancel");
                 if !self.jobs.cancel(&cancel.job_id) {

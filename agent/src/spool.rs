@@ -78,12 +78,27 @@ impl SpoolError {
     }
 }
 
-/// How a job ended, as it lies on disk.
+/// How a job ended, as it lies on disk; or that its image is pushed, and its cache exported.
 #[derive(Debug, Serialize, Deserialize)]
 struct End {
-    /// Lines in all.
+    /// Lines in all, or so far.
     lines: u64,
     status: Status,
+}
+
+/// A STATUS that another one follows.
+struct First {
+    status: Status,
+    /// The lines before it.
+    lines: u64,
+    is_acknowledged: bool,
+}
+
+impl First {
+    /// What the job's end is if no other is known.
+    fn as_end(&self) -> Status {
+        Status { exporting_cache: false, ..self.status.clone() }
+    }
 }
 
 struct Segment {
@@ -106,6 +121,8 @@ struct State {
     next_offset: u64,
     /// Bytes handed out or skipped so far, in the measure of `bytes`.
     bytes_read: u64,
+    /// The image is pushed, and the job goes on.
+    first: Option<First>,
     end: Option<Status>,
     /// What the end is, whatever the job reports: its log cannot be sent.
     given_up: Option<Status>,
@@ -139,7 +156,8 @@ impl Spool {
         Ok(Self { job_id, folder, wake, state: Mutex::default() })
     }
 
-    /// Opens what a former process left in `folder`. `None`: its job had not ended.
+    /// Opens what a former process left in `folder`. `None`: its job had not ended. A job that was
+    /// exporting its cache has ended, since its image is pushed.
     ///
     /// # Errors
     /// [`SpoolError`], also when a file there is not ours.
@@ -154,9 +172,13 @@ impl Spool {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(SpoolError::new(&path, error)),
         };
-        let end: End = serde_json::from_slice(&text)
+        let mut end: End = serde_json::from_slice(&text)
             .map_err(|error| SpoolError::new(&path, io::Error::from(error)))?;
         let segments = open_segments(&folder)?;
+        if std::mem::take(&mut end.status.exporting_cache) {
+            // Core may have acknowledged lines that came after it.
+            end.lines = end.lines.max(lines_in(&segments)?);
+        }
         let first = segments.front().map_or(end.lines, |segment| segment.first);
         let state = State {
             bytes: segments.iter().map(|segment| segment.bytes).sum(),
@@ -216,6 +238,28 @@ impl Spool {
         Ok(())
     }
 
+    /// Records that the job's image is pushed, and that it goes on to export the cache. That is
+    /// reported after the last line so far is acknowledged.
+    ///
+    /// # Errors
+    /// [`SpoolError`]; it is reported all the same.
+    pub fn pushed(&self, status: Status) -> Result<(), SpoolError> {
+        let mut state = self.state();
+        let first = First { status, lines: state.lines, is_acknowledged: false };
+        let written = self.write_end(&End { lines: first.lines, status: first.status.clone() });
+        state.first = Some(first);
+        drop(state);
+        self.wake.notify_one();
+        written
+    }
+
+    /// Core has stored what [`Self::pushed`] recorded.
+    pub fn acknowledge_pushed(&self) {
+        if let Some(first) = &mut self.state().first {
+            first.is_acknowledged = true;
+        }
+    }
+
     /// Records the job's end. It is reported after the last line is acknowledged.
     ///
     /// The end counts even when it cannot be written: it is lost only if the agent is killed too.
@@ -234,14 +278,11 @@ impl Spool {
     }
 
     /// Sends no further line, and makes `error` the job's end: core would wait for the lines until the
-    /// job's deadline, and take it for a timeout. A job that goes on must be stopped by the caller.
+    /// job's deadline, and take it for a timeout. A job that goes on must be stopped by the caller. One
+    /// whose image is pushed is completed nevertheless.
     pub fn give_up(&self, error: &SpoolError) {
-        let status = Status {
-            error: Some(error.reason()),
-            error_message: Some(format!("its log cannot be sent: {error}")),
-            ..Status::new(self.job_id.clone(), StatusState::Failed)
-        };
         let mut state = self.state();
+        let status = state.first.as_ref().map_or_else(|| self.failed(error), First::as_end);
         if state.end.is_some() {
             state.end = Some(status.clone());
         }
@@ -249,6 +290,14 @@ impl Spool {
         state.next = state.lines;
         drop(state);
         self.wake.notify_one();
+    }
+
+    fn failed(&self, error: &SpoolError) -> Status {
+        Status {
+            error: Some(error.reason()),
+            error_message: Some(format!("its log cannot be sent: {error}")),
+            ..Status::new(self.job_id.clone(), StatusState::Failed)
+        }
     }
 
     fn write_end(&self, end: &End) -> Result<(), SpoolError> {
@@ -318,7 +367,17 @@ impl Spool {
     /// Whether a whole batch waits, or the last lines of a job that has ended.
     pub fn is_batch_due(&self) -> bool {
         let state = self.state();
-        state.next < state.lines && (state.end.is_some() || state.is_batch_full())
+        let is_reporting = match (&state.end, &state.first) {
+            (None, Some(first)) => !first.is_acknowledged && state.next < first.lines,
+            (end, _) => end.is_some(),
+        };
+        state.next < state.lines && (is_reporting || state.is_batch_full())
+    }
+
+    /// Whether the job's image is pushed, if it has not ended.
+    pub fn is_pushed(&self) -> bool {
+        let state = self.state();
+        state.end.is_none() && state.first.is_some()
     }
 
     /// Whether the job has ended.
@@ -327,10 +386,16 @@ impl Spool {
     }
 
     /// The STATUS, once the job has ended and its last line is acknowledged, or its log given up.
+    /// Before that the one that says that its image is pushed, until that is acknowledged.
     pub fn status_due(&self) -> Option<Status> {
         let state = self.state();
-        let is_sent = state.acknowledged == state.lines || state.given_up.is_some();
-        state.end.clone().filter(|_| is_sent)
+        let (status, lines) = match (&state.end, &state.first) {
+            (Some(end), _) => (end, state.lines),
+            (None, Some(first)) if !first.is_acknowledged => (&first.status, first.lines),
+            (None, _) => return None,
+        };
+        let is_sent = state.acknowledged >= lines || state.given_up.is_some();
+        is_sent.then(|| status.clone())
     }
 
     /// Removes the spool from disk.
@@ -435,6 +500,17 @@ fn open_segments(folder: &Path) -> Result<VecDeque<Segment>, SpoolError> {
     }
     segments.sort_by_key(|segment| segment.first);
     Ok(segments.into())
+}
+
+/// How many lines there are, counted from what lies in the last segment.
+fn lines_in(segments: &VecDeque<Segment>) -> Result<u64, SpoolError> {
+    let Some(segment) = segments.back() else { return Ok(0) };
+    let bytes = fs::read(&segment.path).map_err(|error| SpoolError::new(&segment.path, error))?;
+    let (mut lines, mut at) = (segment.first, 0);
+    while let Some((_, end)) = decode(&bytes, at) {
+        (lines, at) = (lines + 1, end);
+    }
+    Ok(lines)
 }
 
 fn encode(bytes: &mut Vec<u8>, time: u64, stream: Stream, line: &str) {
@@ -543,6 +619,75 @@ mod tests {
         spool.resume(0).unwrap();
         let error = spool.resume(2).unwrap_err();
         assert!(matches!(error, SpoolError::NoLine { wanted: 2, first: 0, end: 1 }), "{error}");
+    }
+
+    /// What is reported while the cache is exported.
+    fn pushed() -> Status {
+        let status = Status::new(job(), StatusState::Completed);
+        Status { exporting_cache: true, exit_code: Some(0), ..status }
+    }
+
+    #[test]
+    fn a_pushed_image_is_reported_before_the_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let spool = spool(folder.path());
+        spool.append([(Stream::Stdout, "pushed")]).unwrap();
+        spool.pushed(pushed()).unwrap();
+        spool.append([(Stream::Stdout, "exporting")]).unwrap();
+        assert!(spool.is_batch_due() && spool.is_pushed() && spool.status_due().is_none());
+        spool.acknowledge(1);
+        assert_eq!(spool.status_due(), Some(pushed()));
+        spool.acknowledge_pushed();
+        assert!(spool.status_due().is_none() && !spool.is_finished());
+        spool.finish(end()).unwrap();
+        assert!(spool.status_due().is_none() && !spool.is_pushed());
+        spool.acknowledge(2);
+        assert_eq!(spool.status_due(), Some(end()));
+    }
+
+    #[test]
+    fn an_end_that_comes_early_makes_the_first_report_needless() {
+        let folder = tempfile::tempdir().unwrap();
+        let spool = spool(folder.path());
+        spool.pushed(pushed()).unwrap();
+        spool.finish(end()).unwrap();
+        assert_eq!(spool.status_due(), Some(end()));
+    }
+
+    #[test]
+    fn a_crash_while_the_cache_is_exported_leaves_a_completed_job() {
+        for acknowledged in 0..=3 {
+            let folder = tempfile::tempdir().unwrap();
+            let first = spool(folder.path());
+            first.append([(Stream::Stdout, "pushed")]).unwrap();
+            first.pushed(pushed()).unwrap();
+            first.append([(Stream::Stdout, "exporting"), (Stream::Stdout, "more")]).unwrap();
+            first.acknowledge(acknowledged);
+            drop(first);
+
+            let spool = Spool::recover(folder.path().join("job_1"), job(), Arc::default());
+            let spool = spool.unwrap().unwrap();
+            spool.resume(acknowledged).unwrap();
+            let left = spool.next_batch().unwrap().map(|batch| texts(&batch)).unwrap_or_default();
+            assert_eq!(
+                left,
+                ["pushed", "exporting", "more"][usize::try_from(acknowledged).unwrap()..]
+            );
+            spool.acknowledge(3);
+            let end = Status { exporting_cache: false, ..pushed() };
+            assert_eq!(spool.status_due(), Some(end));
+        }
+    }
+
+    #[test]
+    fn a_log_that_is_given_up_fails_no_job_whose_image_is_pushed() {
+        let folder = tempfile::tempdir().unwrap();
+        let spool = spool(folder.path());
+        spool.append([(Stream::Stdout, "a")]).unwrap();
+        spool.pushed(pushed()).unwrap();
+        spool.give_up(&SpoolError::DiskFull);
+        spool.finish(pushed()).unwrap();
+        assert_eq!(spool.status_due(), Some(Status { exporting_cache: false, ..pushed() }));
     }
 
     #[test]

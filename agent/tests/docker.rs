@@ -8,7 +8,8 @@
 mod support;
 
 use std::fs;
-use std::process::Command;
+use std::io::Write as _;
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,7 @@ use stagely_agent::protocol::{
 use stagely_agent::spool::SpoolError;
 use support::{GitServer, TOKEN};
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
@@ -27,13 +29,23 @@ fn setting(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: these tests need a registry"))
 }
 
-/// Keeps lines in memory.
+/// Keeps what a job says in memory.
 #[derive(Default)]
-struct Lines(Mutex<Vec<String>>);
+struct Lines {
+    text: Mutex<Vec<String>>,
+    /// What was reported before the end.
+    pushed: Mutex<Option<Status>>,
+}
 
 impl LineSink for Lines {
     fn append(&self, lines: &[(Stream, String)]) -> Result<(), SpoolError> {
-        self.0.lock().unwrap().extend(lines.iter().map(|(_, line)| line.clone()));
+        self.text.lock().unwrap().extend(lines.iter().map(|(_, line)| line.clone()));
+        Ok(())
+    }
+
+    fn pushed(&self, status: Status) -> Result<(), SpoolError> {
+        let former = self.pushed.lock().unwrap().replace(status);
+        assert_eq!(former, None, "a job pushes once");
         Ok(())
     }
 }
@@ -133,7 +145,7 @@ impl Setup {
     }
 
     fn log(&self) -> String {
-        self.lines.0.lock().unwrap().join("\n")
+        self.lines.text.lock().unwrap().join("\n")
     }
 
     async fn log_has(&self, text: &str) {
@@ -179,7 +191,7 @@ async fn a_build_is_pushed_and_its_repeat_is_cached() {
     assert!(status.steps.iter().any(|step| !step.cached));
     let log = setup.log();
     for text in
-        [&*format!(" {marker}"), " the file", "exporting cache", "DONE", "steps cached, pushed"]
+        [&*format!(" {marker}"), " the file", "DONE", "steps cached, pushed", "Cache exported to "]
     {
         assert!(log.contains(text), "{text}\n{log}");
     }
@@ -430,7 +442,7 @@ async fn every_line_arrives_or_the_user_is_told() {
     let setup = Setup::new("lines");
     // Of a build that fails, too: its log is the one that people read.
     for (end, state) in [(0, StatusState::Completed), (5, StatusState::Failed)] {
-        setup.lines.0.lock().unwrap().clear();
+        setup.lines.text.lock().unwrap().clear();
         let dockerfile = format!(
             "FROM debian:13-slim\nRUN : {}; seq -f 'line %.0f' 200000; exit {end}\n",
             setup.name
@@ -482,7 +494,7 @@ async fn a_machine_that_is_too_busy_for_the_report_has_built_all_the_same() {
     let message = setup.build(&[("Dockerfile", &dockerfile)], json!({}));
     let sink = Arc::new(SlowLines::default());
     let status = setup.run_to(message, REGISTRY_PATIENCE, sink.clone()).await;
-    let log = sink.0.0.lock().unwrap().join("\n");
+    let log = sink.0.text.lock().unwrap().join("\n");
     assert_eq!(status.state, StatusState::Completed, "{status:?}\n{log}");
     assert!(status.digest.is_some());
     assert!(status.warnings[0].contains("too busy"), "{:?}", status.warnings);
@@ -496,4 +508,210 @@ async fn one_message_runs_without_core() {
     fs::write(&file, message.to_string()).unwrap();
     let code = stagely_agent::exec::exec(&file, None, CancellationToken::new()).await.unwrap();
     assert_eq!(code, 7);
+}
+
+/// What a [`gate`] does with the upload of a cache's manifest.
+#[derive(Clone)]
+enum CacheUpload {
+    /// Lets it wait until the token fires.
+    Held(CancellationToken),
+    Refused,
+}
+
+/// Passes connections on to the registry, but for the upload of `cache`'s manifest.
+async fn gate(listener: TcpListener, upload: CacheUpload) {
+    loop {
+        let (client, _) = listener.accept().await.unwrap();
+        let server = TcpStream::connect(setting("STAGELY_REGISTRY")).await.unwrap();
+        tokio::spawn(pass(client, server, upload.clone()));
+    }
+}
+
+async fn pass(client: TcpStream, server: TcpStream, upload: CacheUpload) {
+    let ((mut from_client, mut to_client), (mut from_server, mut to_server)) =
+        (client.into_split(), server.into_split());
+    let answers = async {
+        let _ = tokio::io::copy(&mut from_server, &mut to_client).await;
+    };
+    let requests = async {
+        let mut buffer = vec![0; 64 * 1024];
+        while let Ok(length @ 1..) = from_client.read(&mut buffer).await {
+            let text = String::from_utf8_lossy(&buffer[..length]);
+            if text.starts_with("PUT ") && text.contains("/manifests/cache HTTP/") {
+                match &upload {
+                    CacheUpload::Held(opened) => opened.cancelled().await,
+                    CacheUpload::Refused => return,
+                }
+            }
+            if to_server.write_all(&buffer[..length]).await.is_err() {
+                return;
+            }
+        }
+    };
+    // The end of either is the end of both.
+    tokio::select! {
+        () = answers => {}
+        () = requests => {}
+    }
+}
+
+impl Setup {
+    /// A registry that does `upload` with the manifest of [`Self::cached_build`]'s cache.
+    async fn gated(name: &str, upload: CacheUpload) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let registry = listener.local_addr().unwrap().to_string();
+        tokio::spawn(gate(listener, upload));
+        Self { registry, ..Self::new(name) }
+    }
+
+    /// A build with a cache, and with a step that no other build has.
+    fn cached_build(&self, config: Value) -> Value {
+        let dockerfile = format!("FROM busybox\nRUN echo {}\n", self.name);
+        let mut message = self.build(&[("Dockerfile", &dockerfile)], config);
+        message["build_config"]["cache_to"] = self.image("cache").into();
+        message
+    }
+
+    /// What was reported before the end.
+    async fn pushed(&self) -> Status {
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.lines.pushed.lock().unwrap().clone() {
+                return status;
+            }
+            assert!(started.elapsed().as_secs() < 20, "nothing is reported:\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Whether the registry has `tag`.
+    fn is_in_registry(&self, tag: &str) -> bool {
+        let user = format!("user = \"{}:{}\"", setting("STAGELY_REGISTRY_USERNAME"), self.password);
+        // Not through a gate, which does not turn while this thread waits.
+        let registry = setting("STAGELY_REGISTRY");
+        let url = format!("http://{registry}/v2/{}/manifests/{tag}", self.name);
+        let accept = "Accept: application/vnd.oci.image.manifest.v1+json";
+        let mut curl = Command::new("curl")
+            .args(["--silent", "--fail", "--output", "/dev/null", "--header", accept])
+            .args(["--config", "-", &url])
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        curl.stdin.take().unwrap().write_all(user.as_bytes()).unwrap();
+        curl.wait().unwrap().success()
+    }
+}
+
+#[tokio::test]
+async fn an_image_is_reported_and_joined_while_its_cache_is_exported() {
+    let opened = CancellationToken::new();
+    let setup = Setup::gated("first", CacheUpload::Held(opened.clone())).await;
+    let message = setup.cached_build(json!({ "timeout_seconds": 60 }));
+    let meanwhile = async {
+        let status = setup.pushed().await;
+        assert_eq!((status.state, status.exporting_cache), (StatusState::Completed, true));
+        assert!(setup.is_in_registry("app") && !setup.is_in_registry("cache"));
+        let image = status.artifact_url.as_ref().unwrap();
+        let image = image.at_digest(status.digest.as_ref().unwrap()).to_string();
+        // Another job on the same machine.
+        let merge = Setup { registry: setup.registry.clone(), ..Setup::new("joined") };
+        let joined = merge.merge(&[image], &["linux/amd64"]).await;
+        assert_eq!(joined.state, StatusState::Completed, "{}", merge.log());
+        assert!(!setup.is_in_registry("cache"));
+        opened.cancel();
+        status
+    };
+    let (last, first) = tokio::join!(setup.run(message), meanwhile);
+    assert_eq!(last, Status { exporting_cache: false, ..first });
+    assert!(setup.is_in_registry("cache"));
+    let log = setup.log();
+    let after = log.split("steps cached, pushed").nth(1).unwrap();
+    let lines: Vec<_> = after.lines().skip(1).collect();
+    let cache = setup.image("cache");
+    assert_eq!((lines.len(), lines[0]), (2, &*format!("Exporting the cache to {cache}")), "{log}");
+    assert!(lines[1].starts_with(&format!("Cache exported to {cache} in ")), "{log}");
+}
+
+#[tokio::test]
+async fn a_job_that_is_cancelled_while_it_exports_its_cache_has_completed() {
+    let setup = Setup::gated("stop", CacheUpload::Held(CancellationToken::new())).await;
+    let message = setup.cached_build(json!({}));
+    let (status, first) = tokio::join!(setup.run(message), async {
+        let status = setup.pushed().await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        setup.cancel.cancel();
+        status
+    });
+    assert_eq!(status, Status { exporting_cache: false, ..first });
+    assert!(setup.log().ends_with("The export of the cache was stopped"), "{}", setup.log());
+    assert!(!runs_on_host(&setup.image("cache")));
+    assert!(!setup.is_in_registry("cache"));
+}
+
+#[tokio::test]
+async fn a_cache_that_is_refused_costs_a_line_in_the_log() {
+    let setup = Setup::gated("refused", CacheUpload::Refused).await;
+    let status = setup.run(setup.cached_build(json!({}))).await;
+    assert_eq!(status.state, StatusState::Completed);
+    assert!(status.warnings.is_empty() && setup.is_in_registry("app"));
+    let log = setup.log();
+    let last = log.lines().last().unwrap();
+    assert!(last.starts_with("The cache was not exported: error writing manifest"), "{log}");
+}
+
+#[tokio::test]
+async fn a_warm_up_exports_the_cache_and_pushes_nothing() {
+    let setup = Setup::new("warm");
+    let status = setup.run(setup.cached_build(json!({ "push": false }))).await;
+    assert_eq!(status.state, StatusState::Completed, "{}", setup.log());
+    assert_eq!((status.artifact_url, status.digest), (None, None));
+    assert!(setup.lines.pushed.lock().unwrap().is_none(), "one STATUS is enough");
+    assert!(setup.is_in_registry("cache") && !setup.is_in_registry("app"));
+    assert!(setup.log().ends_with("steps cached, nothing to push"), "{}", setup.log());
+    assert!(status.steps.iter().any(|step| step.name.contains("RUN") && !step.cached));
+}
+
+#[tokio::test]
+async fn a_build_is_made_from_another_builds_image() {
+    let base = Setup::new("base");
+    let dockerfile = format!("FROM busybox\nRUN echo {} > /file\n", base.name);
+    let status = base.run(base.build(&[("Dockerfile", &dockerfile)], json!({}))).await;
+    let image = status.artifact_url.unwrap().at_digest(&status.digest.unwrap());
+    let setup = Setup::new("on-base");
+    let dockerfile = "FROM base\nCOPY --from=other-base /file /copy\n\
+        RUN echo found $(cat /file) and $(cat /copy)\n";
+    let contexts = json!({ "base": image, "other-base": image });
+    let config = json!({ "build_contexts": contexts });
+    let status = setup.run(setup.build(&[("Dockerfile", dockerfile)], config)).await;
+    assert_eq!(status.state, StatusState::Completed, "{}", setup.log());
+    let found = format!("found {0} and {0}", base.name);
+    assert!(setup.log().contains(&found), "{}", setup.log());
+}
+
+#[tokio::test]
+async fn emulation_is_measured_or_refused() {
+    let setup = Setup::new("emulated");
+    let foreign = Arch::ALL.into_iter().find(|arch| *arch != Arch::of_this_program()).unwrap();
+    let platform = format!("linux/{foreign}");
+    let count = "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done";
+    let dockerfile = format!("FROM busybox\nRUN echo {}; uname -m; {count}\n", setup.name);
+    let files = [("Dockerfile", &*dockerfile)];
+    let forbidden = json!({ "platform": platform, "emulation": "forbid" });
+    let status = setup.run(setup.build(&files, forbidden)).await;
+    assert_eq!(status.error, Some(FailureReason::Emulation), "{}", setup.log());
+    assert!(status.error_message.unwrap().contains("`emulation: forbid`"));
+
+    let native = json!([{
+        "name": dockerfile.lines().nth(1).map(|run| format!("[2/2] {run}")),
+        "seconds": 0.2, "cached": false,
+    }]);
+    let config = json!({ "platform": platform, "native_steps": native });
+    let status = setup.run(setup.build(&files, config)).await;
+    assert_eq!(status.state, StatusState::Completed, "{}", setup.log());
+    let machine = if foreign == Arch::Arm64 { "aarch64" } else { "x86_64" };
+    assert!(setup.log().contains(&format!(" {machine}")), "{}", setup.log());
+    let run = status.steps.iter().find(|step| step.name.contains("] RUN ")).unwrap();
+    let times = format!("({:.1} times as long as without emulation)", run.seconds / 0.2);
+    let [warning] = &status.warnings[..] else { panic!("{:?}", status.warnings) };
+    assert!(warning.contains("is emulated") && warning.contains(&times), "{warning}, {run:?}");
 }

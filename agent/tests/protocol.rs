@@ -7,9 +7,9 @@ use std::fs;
 use std::path::PathBuf;
 
 use serde_json::Value;
-use stagely_agent::protocol::{AgentMessage, CoreMessage, ParseError, StatusState};
+use stagely_agent::protocol::{AgentMessage, CoreMessage, Emulation, ParseError, StatusState};
 
-const FROM_AGENT: [&str; 9] = [
+const FROM_AGENT: [&str; 10] = [
     "error",
     "heartbeat",
     "hello",
@@ -17,12 +17,22 @@ const FROM_AGENT: [&str; 9] = [
     "log",
     "status_cancelled",
     "status_completed",
+    "status_exporting",
     "status_failed",
     "status_running",
 ];
 
-const FROM_CORE: [&str; 8] =
-    ["build", "cancel", "error", "hello_ack", "log_ack", "merge", "status_ack", "terminate"];
+const FROM_CORE: [&str; 9] = [
+    "build",
+    "build_full",
+    "cancel",
+    "error",
+    "hello_ack",
+    "log_ack",
+    "merge",
+    "status_ack",
+    "terminate",
+];
 
 /// What other agents send, and ours does not.
 const FROM_SIMPLE_AGENTS: [&str; 1] = ["log_line"];
@@ -145,4 +155,38 @@ fn secrets_stay_out_of_debug_output() {
     }
     let hello = example("hello");
     assert!(!format!("{:?}", AgentMessage::parse(&hello).unwrap()).contains("agent-token"));
+}
+
+#[test]
+fn a_build_without_the_later_fields_is_pushed_and_may_be_emulated() {
+    let CoreMessage::Build(build) = CoreMessage::parse(&example("build")).unwrap() else {
+        panic!("no BUILD")
+    };
+    let config = build.build_config;
+    assert!(config.push && config.emulation == Emulation::Allow);
+    assert!(config.build_contexts.is_empty() && config.native_steps.is_empty());
+    assert!(config.previous_fingerprint.is_none());
+}
+
+#[test]
+fn a_status_without_the_later_fields_is_the_last_one() {
+    let text = example("status_completed");
+    let AgentMessage::Status(status) = AgentMessage::parse(&text).unwrap() else {
+        panic!("no STATUS")
+    };
+    assert!(!status.exporting_cache && status.cache_miss.is_none() && status.fingerprint.is_none());
+    // Nor does it name them, so that it looks as it always has.
+    let text = AgentMessage::Status(status).to_json();
+    assert!(!["exporting", "miss", "fingerprint"].iter().any(|word| text.contains(word)), "{text}");
+}
+
+#[test]
+fn who_knows_nothing_of_the_later_fields_sees_a_completed_job() {
+    #[derive(serde::Deserialize)]
+    struct OldStatus {
+        state: String,
+        digest: String,
+    }
+    let status: OldStatus = serde_json::from_str(&example("status_exporting")).unwrap();
+    assert!(status.state == "completed" && status.digest.starts_with("sha256:"));
 }

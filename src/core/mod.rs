@@ -22,6 +22,8 @@ pub mod logs;
 pub mod secrets;
 
 pub(crate) mod disk;
+#[cfg(test)]
+mod fixtures;
 mod http;
 mod intake;
 mod retention;

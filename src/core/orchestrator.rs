@@ -402,3 +402,6 @@ fn copy<Id: Ord + Copy, T: Clone>(
         };
     }
 }
+
+#[cfg(test)]
+mod tests;

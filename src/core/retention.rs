@@ -94,27 +94,20 @@ impl Retention {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
+    use std::collections::BTreeMap;
     use std::sync::Arc;
     use std::time::Duration;
 
-    use stagely_agent::protocol::{Arch, LogLine, Stream};
+    use stagely_agent::protocol::{LogLine, Stream};
     use tempfile::TempDir;
 
     use super::*;
     use crate::config::{Config, ProviderName};
-    use crate::core::disk::DiskGuard;
-    use crate::core::effects::{Effects, Secrets};
+    use crate::core::fixtures;
     use crate::core::logs::LogSettings;
     use crate::core::orchestrator::{Orchestrator, inbox};
     use crate::core::records::Records;
-    use crate::core::registry::Registry;
-    use crate::core::secrets::Keyring;
-    use crate::core::sessions::Sessions;
-    use crate::core::state::{
-        Environment, Job, JobKind, JobState, Machine, MachineKind, MachineSize, Run, RunState,
-        Snapshot, State,
-    };
+    use crate::core::state::{Environment, Job, JobState, Machine, Run, RunState, Snapshot, State};
     use crate::core::store::{Batch, Store, Table};
     use crate::ids::{EnvironmentId, ProjectId};
 
@@ -136,57 +129,17 @@ mod tests {
     }
 
     fn job(run: &Run) -> Job {
-        Job {
-            id: JobId::from_bits(run.id.bits()),
-            run: run.id,
-            name: "app".to_owned(),
-            build: "app".to_owned(),
-            variant: "app".to_owned(),
-            tag: None,
-            kind: JobKind::Merge {
-                platforms: Vec::new(),
-                image: "registry/app:1".parse().unwrap(),
-            },
-            size: MachineSize::Medium,
-            needs: Vec::new(),
-            timeout: DAY,
-            state: match run.state {
-                RunState::Building => JobState::Queued { attempt: 1 },
-                _ => JobState::Cancelled,
-            },
-            attempt: 0,
-            lost_attempts: Vec::new(),
-            queued_at: ago(100),
-            assigned_at: None,
-            started_at: None,
-            ended_at: run.ended_at,
-            steps: Vec::new(),
-            warnings: Vec::new(),
-            cache_miss: None,
-            emulated: false,
-            took_over: None,
-            kept_from: None,
-        }
+        let state = match run.state {
+            RunState::Building => JobState::Queued { attempt: 1 },
+            _ => JobState::Cancelled,
+        };
+        let job = fixtures::job(run.id.bits(), run.id.bits(), "app", "linux/amd64");
+        Job { state, ended_at: run.ended_at, ..job }
     }
 
     fn machine(number: u128, terminated_at: Option<Timestamp>) -> Machine {
-        Machine {
-            id: MachineId::from_bits(number),
-            kind: MachineKind::Static,
-            name: String::new(),
-            arch: Arch::Amd64,
-            size: MachineSize::Medium,
-            state: terminated_at.map_or(MachineState::Ready, |_| MachineState::Terminated),
-            stopping: BTreeSet::new(),
-            exporting: None,
-            requested_for: None,
-            requested_at: ago(100),
-            lease_until: None,
-            connected: false,
-            contact_at: ago(100),
-            system_info: None,
-            terminated_at,
-        }
+        let state = terminated_at.map_or(MachineState::Ready, |_| MachineState::Terminated);
+        Machine { state, terminated_at, ..fixtures::machine(number) }
     }
 
     /// A core of nothing but its orchestrator.
@@ -235,7 +188,6 @@ mod tests {
         }
 
         fn with(folder: TempDir, config: Config, store: Store, state: State) -> Self {
-            let keyring = Keyring::open(&folder.path().join("key")).unwrap();
             let settings = LogSettings {
                 job_bytes_max: 1 << 20,
                 cache_bytes: 1 << 20,
@@ -245,17 +197,8 @@ mod tests {
             let (records, stop) =
                 (SharedRecords::new(Records::of(&state)), CancellationToken::new());
             let (events, inbox) = inbox();
-            let effects = Effects {
-                config: Arc::new(config.clone()),
-                records: records.clone(),
-                sessions: Sessions::default(),
-                secrets: Secrets::new(keyring, store.clone(), Vec::new(), Vec::new()),
-                store: store.clone(),
-                registry: Registry::new(config.registry.clone()).unwrap(),
-                provider: None,
-                scratch: folder.path().to_owned(),
-                disk: DiskGuard::new(folder.path().to_owned(), 0),
-            };
+            let effects =
+                fixtures::effects(folder.path(), config.clone(), store.clone(), records.clone());
             let orchestrator =
                 Orchestrator::new(state, store, records.clone(), Arc::new(effects), inbox);
             let orchestrator = tokio::spawn(orchestrator.run(stop.clone()));

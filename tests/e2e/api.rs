@@ -1,10 +1,14 @@
 //! The HTTP API's manners: who may do what, and how it refuses.
 
+use std::fs;
+
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
-use stagely::api::{CreatedToken, ErrorBody, RunView};
+use stagely::api::{CreatedToken, EnvironmentView, ErrorBody, RunView, WarmUpView};
+use stagely::core::state::Trigger;
 
 use crate::core::Core;
+use crate::host::eventually;
 
 /// Asks and checks that the refusal is `status` and `word`; its message.
 async fn refused(
@@ -49,6 +53,11 @@ async fn each_role_may_do_what_it_may_and_nobody_else_anything() {
         ("read", &get, paths("queue"), None, 200),
         ("write", &post, paths("runs"), Some(run), 201),
         ("write", &post, paths("runs/run_ID/cancel"), None, 404),
+        ("write", &post, paths("runs/run_ID/rebuild"), Some(json!({ "failed": true })), 404),
+        ("read", &get, paths("environments?project=nobody"), None, 200),
+        ("write", &post, paths("environments/env_ID/close"), None, 404),
+        ("read", &get, paths("warm-up"), None, 200),
+        ("write", &post, paths("projects/ID/warm-ups"), Some(json!({})), 404),
         ("admin", &post, paths("machines"), Some(machine), 201),
         ("admin", &delete, paths("machines/vm_ID"), None, 404),
         ("admin", &post, paths("tokens"), Some(token), 201),
@@ -101,6 +110,10 @@ async fn a_request_that_cannot_be_is_refused_in_the_same_words_everywhere() {
         ("runs", json!({ "repository": repository, "project": "A B" }), "a-b"),
         ("runs", json!({ "repository": repository, "environment": "cache" }), "environment"),
         ("runs", json!({ "repository": repository, "set": { "1x": "" } }), "1x"),
+        ("runs", json!({ "repository": repository, "base": "a..b" }), "base"),
+        ("runs", json!({ "repository": repository, "pull_request": 0 }), "pull_request"),
+        ("runs", json!({ "repository": repository, "environment": "pr-7" }), "pull_request"),
+        ("projects/a/warm-ups", json!({ "branch": "a".repeat(40) }), "branch"),
         ("machines", json!({ "arch": "sparc" }), "sparc"),
         ("machines", json!({ "arch": "arm64", "name": "" }), "name"),
         ("tokens", json!({ "name": "x", "role": "king" }), "king"),
@@ -162,6 +175,11 @@ async fn the_api_describes_itself_and_says_how_it_is() {
         "runs/{id}/jobs",
         "runs/{id}/cancel",
         "runs/{id}/follow",
+        "runs/{id}/rebuild",
+        "environments",
+        "environments/{id}/close",
+        "warm-up",
+        "projects/{name}/warm-ups",
         "jobs/{id}",
         "jobs/{id}/logs",
         "jobs/{id}/logs/follow",
@@ -197,6 +215,53 @@ async fn a_core_whose_disk_is_nearly_full_takes_no_runs_and_goes_on_showing_the_
     let (status, _) = core.call(None, Method::GET, "/healthz", None).await;
     assert_eq!(status, StatusCode::OK);
     assert!(core.get::<Vec<RunView>>("/runs").await.is_empty());
+    core.finish().await;
+}
+
+#[tokio::test]
+async fn a_run_is_built_again_and_a_project_warmed_up_in_their_environments() {
+    let settings = "[builders]\nprovider = \"none\"\n\n[warm-up]\nschedule = \"30 4 * * *\"\n\
+                    projects = [\"later\"]";
+    let core = Core::start("again", settings).await;
+    let admin = core.admin_token();
+    // Nobody listens at port 1.
+    let repository = "http://127.0.0.1:1/owner/again.git";
+    let create = json!({ "repository": repository, "pull_request": 7, "set": { "MODE": "x" } });
+    let run: RunView = core.post("/runs", create).await;
+    assert_eq!((&*run.environment, run.pull_request), ("pr-7", Some(7)));
+    let path = format!("/api/v1/runs/{}/rebuild", run.id);
+    let rebuild = (&Method::POST, path.as_str());
+    let open = (409, "conflict");
+    let message = refused(&core, Some(&admin), rebuild, Some(json!({})), open).await;
+    assert!(message.contains("has not ended"), "{message}");
+    core.post::<RunView>(&format!("/runs/{}/cancel", run.id), json!({})).await;
+    let invalid = (400, "invalid_request");
+    let message = refused(&core, Some(&admin), rebuild, Some(json!({})), invalid).await;
+    assert!(message.contains("MODE"), "{message}");
+
+    let body = json!({ "failed": true, "set": { "MODE": "y" } });
+    let again: RunView = core.post(&format!("/runs/{}/rebuild", run.id), body).await;
+    assert_eq!((again.trigger, again.keeps), (Trigger::Rebuild, Some(run.id)));
+    assert_eq!(again.environment_id, run.environment_id);
+    let warm: RunView = core
+        .post(&format!("/projects/{}/warm-ups", run.project), json!({ "branch": "main" }))
+        .await;
+    assert_eq!((warm.trigger, &*warm.environment), (Trigger::WarmUp, "main"));
+    let schedule: WarmUpView = core.get("/warm-up").await;
+    assert_eq!(schedule.projects, ["later"]);
+    assert_eq!(schedule.next_due_at.unwrap().0 % 86_400_000, (4 * 60 + 30) * 60_000);
+    let path = format!("/environments?project={}", run.project);
+    let environments: Vec<EnvironmentView> = core.get(&path).await;
+    let names: Vec<&str> = environments.iter().map(|found| found.name.as_str()).collect();
+    assert_eq!(names, ["pr-7", "main"]);
+    for run in [again, warm] {
+        core.post::<RunView>(&format!("/runs/{}/cancel", run.id), json!({})).await;
+    }
+    // A core that stops leaves what a cancelled planning has not put away yet to the next one.
+    eventually("the plans are given up", async || {
+        fs::read_dir(core.path("data/scratch")).unwrap().next().is_none().then_some(())
+    })
+    .await;
     core.finish().await;
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use stagely::core::state::{Effect, Job, JobKind, JobState, Machine, MachineKind, State};
 use stagely::ids::{JobId, ProjectId};
-use stagely_agent::protocol::Arch;
+use stagely_agent::protocol::{Arch, Emulation};
 
 use crate::transitions::{self, Before};
 
@@ -26,6 +26,9 @@ impl Turns {
         let served: Vec<(&Machine, &Job)> =
             effects.iter().filter_map(|effect| served(core, before, effect)).collect();
         check_told(core, before, &served);
+        // A merge on a builder of its own takes nothing from anybody.
+        let served: Vec<(&Machine, &Job)> =
+            served.into_iter().filter(|(_, job)| job.took_over.is_none()).collect();
         for (turn, (machine, job)) in served.iter().enumerate() {
             assert!(could_use(core, job, machine), "{} is on a machine of another kind", job.id);
             let later = served[turn + 1..].iter().map(|(_, job)| *job);
@@ -99,7 +102,13 @@ pub(crate) fn may_launch(core: &State, job: &Job) -> bool {
     let launchable = &core.limits.launchable;
     let mut registered = core.live_machines().filter(|it| it.kind == MachineKind::Static);
     let has_native = registered.any(|it| it.connected && is_native(job, it.arch));
-    launchable.iter().any(|arch| is_native(job, *arch)) || !launchable.is_empty() && !has_native
+    launchable.iter().any(|arch| is_native(job, *arch))
+        || !launchable.is_empty() && !has_native && !must_be_native(job)
+}
+
+/// Whether the job may not be emulated.
+pub(crate) const fn must_be_native(job: &Job) -> bool {
+    matches!(job.kind, JobKind::Build { emulation: Emulation::Forbid, .. })
 }
 
 /// Whether the job runs on `arch` without emulation.

@@ -1,9 +1,12 @@
 //! What must hold after every step, whatever happened. Numbers are those of the design.
 
 use stagely::core::state::{
-    Changes, Effect, Event, Job, JobKind, JobState, Machine, MachineKind, MachineState,
+    Attempt, Changes, Effect, Event, Job, JobKind, JobState, Machine, MachineKind, MachineState,
     QueueReason, Run, RunState, Snapshot, State, Timestamp,
 };
+
+use stagely::ids::JobId;
+use stagely_agent::protocol::Digest;
 
 use crate::agents::digest;
 use crate::world::World;
@@ -14,6 +17,7 @@ pub(crate) fn check(world: &World, event: &Event) {
     let core = &world.core;
     check_machines(world);
     core.jobs.values().for_each(|job| check_job(core, job));
+    core.jobs.values().for_each(|job| check_taken_over(world, job));
     core.runs.values().for_each(|run| check_run(core, run));
     check_outbox(core);
     check_queue(core);
@@ -49,7 +53,9 @@ fn check_machine(core: &State, machine: &Machine) {
     match machine.state {
         MachineState::Requested | MachineState::Booting => assert!(is_launched && has_work),
         MachineState::Ready => assert!(!is_launched && !has_work),
-        MachineState::Busy { .. } => assert!(has_work || !is_launched, "{id} idles"),
+        MachineState::Busy { .. } => {
+            assert!(has_work || !is_launched || machine.exporting.is_some(), "{id} idles");
+        }
         MachineState::Terminating => assert!(is_launched && !has_work),
         MachineState::Terminated => assert!(!has_work),
     }
@@ -59,15 +65,34 @@ fn check_machine(core: &State, machine: &Machine) {
     if let (Some(lease), Some(job)) = (machine.lease_until, job) {
         check_lease(core, machine, job, lease);
     }
+    if let Some(export) = machine.exporting {
+        assert!(matches!(machine.state, MachineState::Busy { .. }), "{id} exports and is not busy");
+        assert!(machine.lease_until.is_none_or(|lease| lease > export.until), "{id} is swept");
+        let job = core.jobs.get(&export.attempt.job);
+        let is_completed = |job: &Job| {
+            matches!(job.state, JobState::Completed { .. }) && job.attempt == export.attempt.number
+        };
+        assert!(job.is_none_or(is_completed), "{id} exports for {job:?}");
+    }
 }
 
 /// 1. A lease ends, and 2. not before the work must.
 fn check_lease(core: &State, machine: &Machine, job: &Job, lease: Timestamp) {
     let limits = &core.limits;
     let (work, grace) = (job.timeout.saturating_add(limits.job_grace), limits.job_grace);
-    let latest_end = machine.requested_at.after(limits.boot).after(work);
+    let latest_end = match job.took_over {
+        Some(_) => job.assigned_at.expect("its agent was there").after(work),
+        None => machine.requested_at.after(limits.boot).after(work),
+    };
     assert!(lease >= latest_end, "{} is swept alive", machine.id);
     let mut longest = machine.requested_at.after(limits.lease).max(latest_end.after(grace));
+    if let Some(finished) = job.took_over.and_then(|finished| core.jobs.get(&finished)) {
+        let build = finished.timeout.saturating_add(limits.job_grace);
+        let first = machine.requested_at.after(limits.boot).after(build).after(grace);
+        let begun = finished.started_at.unwrap_or_default().after(build).after(grace);
+        let export = finished.ended_at.unwrap_or_default().after(limits.cache_export).after(grace);
+        longest = longest.max(first).max(begun).max(export);
+    }
     if let JobState::Running { deadline, .. } = job.state {
         assert!(lease >= deadline, "{} is swept alive", machine.id);
         longest = longest.max(deadline.after(grace));
@@ -86,6 +111,15 @@ fn check_queue(core: &State) {
         let mut ready = core.live_machines().filter(|it| it.state == MachineState::Ready);
         ready.any(|machine| machine.connected && fairness::could_use(core, job, machine))
     };
+    for job in core.jobs.values().filter(|job| fairness::must_be_native(job)) {
+        let is_queued = matches!(job.state, JobState::Queued { .. });
+        let mut registered = core.live_machines().filter(|it| it.kind == MachineKind::Static);
+        let launchable = &core.limits.launchable;
+        let may_be_served = launchable.is_empty()
+            || launchable.iter().any(|arch| fairness::is_native(job, *arch))
+            || registered.any(|machine| fairness::is_native(job, machine.arch));
+        assert!(!is_queued || may_be_served, "{} waits for an arch that nobody has", job.id);
+    }
     for job in core.jobs.values().filter(|job| fairness::is_ready(core, job)) {
         assert!(!idle(job), "{} waits beside an idle machine", job.id);
         assert!(!has_slot || !fairness::may_launch(core, job), "{} may have a machine", job.id);
@@ -121,15 +155,14 @@ fn check_job(core: &State, job: &Job) {
                 assert_eq!(busy_with, *attempt, "{} is busy with another attempt", machine.id);
             }
             assert!(fits(core, job, machine), "{} is on a machine of a wrong arch", job.id);
+            assert_eq!(job.emulated, !fairness::is_native(job, machine.arch), "{}", job.id);
             if let JobState::Running { deadline, .. } = job.state {
                 let started_at = job.started_at.expect("a running job has started");
                 let time = started_at.after(job.timeout).after(core.limits.job_grace);
                 assert_eq!(deadline, time, "{} gets more time, or less", job.id);
             }
         }
-        JobState::Completed { digest: pushed } => {
-            assert_eq!(*pushed, Some(digest(job.id, job.attempt)), "an older attempt counted");
-        }
+        JobState::Completed { digest: pushed } => check_completed(core, job, pushed.as_ref()),
         JobState::Cancelled => {
             let is_cancelled = matches!(run.state, RunState::Cancelled { .. });
             assert!(is_cancelled, "{} is stopped unasked", job.id);
@@ -138,11 +171,44 @@ fn check_job(core: &State, job: &Job) {
     }
 }
 
+/// The digest is that of the job's newest attempt, or of the job whose image was kept.
+fn check_completed(core: &State, job: &Job, pushed: Option<&Digest>) {
+    if let Some(origin) = job.kept_from {
+        let image = digest(origin, 0).to_string();
+        let made = pushed.map(ToString::to_string).expect("nothing without a digest is kept");
+        assert_eq!(made[..39], image[..39], "{} keeps another image", job.id);
+        let needs = job.needs.iter().map(|needed| &core.jobs[needed]);
+        assert!(needs.clone().all(|needed| needed.kept_from.is_some()), "{} is outdated", job.id);
+        return;
+    }
+    let pushes = !matches!(job.kind, JobKind::Build { push: false, .. });
+    assert_eq!(
+        pushed,
+        pushes.then(|| digest(job.id, job.attempt)).as_ref(),
+        "an older one counted"
+    );
+}
+
+/// A merge that took a machine over has that of a job it needs.
+fn check_taken_over(world: &World, job: &Job) {
+    let Some(finished) = job.took_over else { return };
+    assert!(matches!(job.kind, JobKind::Merge { .. }) && job.needs.contains(&finished));
+    assert!(!matches!(job.state, JobState::Queued { .. }), "{} has no machine", job.id);
+    let machine = |job: JobId| {
+        let number = world.core.jobs.get(&job)?.attempt;
+        world.given.get(&Attempt { job, number })
+    };
+    if let (Some(has), Some(had)) = (machine(job.id), machine(finished)) {
+        assert_eq!(has, had, "{} took over another machine", job.id);
+    }
+}
+
 /// A registered machine works natively; a launched one only emulates what the provider lacks.
 fn fits(core: &State, job: &Job, machine: &Machine) -> bool {
     let JobKind::Build { platform, .. } = &job.kind else { return true };
     let is_lacking = !core.limits.launchable.contains(&platform.arch());
-    platform.arch() == machine.arch || machine.kind == MachineKind::Launched && is_lacking
+    let may_emulate = machine.kind == MachineKind::Launched && !fairness::must_be_native(job);
+    platform.arch() == machine.arch || may_emulate && is_lacking
 }
 
 /// 4. Every run reaches an end, and the right one.
@@ -153,12 +219,24 @@ fn check_run(core: &State, run: &Run) {
     let all_completed =
         || core.jobs_of(run.id).all(|job| matches!(job.state, JobState::Completed { .. }));
     match &run.state {
-        RunState::Building => assert!(has_jobs && !all_ended),
-        RunState::Completed => assert!(has_jobs && all_completed()),
+        RunState::Building => assert!(has_jobs && (!all_ended || waits_for_tag(core, run))),
+        RunState::Completed => assert!(all_completed() && !waits_for_tag(core, run)),
         RunState::Pending | RunState::Failed { plan_error: Some(_) } => assert!(!has_jobs),
-        RunState::Failed { plan_error: None } => assert!(all_ended && !all_completed()),
+        RunState::Failed { plan_error: None } => {
+            assert!(all_ended && !all_completed() && !waits_for_tag(core, run));
+        }
         RunState::Cancelled { .. } => assert!(all_ended),
     }
+}
+
+/// Whether a reference is being moved to an image of the run.
+fn waits_for_tag(core: &State, run: &Run) -> bool {
+    core.outbox.values().any(|effect| match effect {
+        Effect::Tag { environment, variant } => {
+            core.environments[environment].images[variant].run == run.id
+        }
+        _ => false,
+    })
 }
 
 /// The outbox holds exactly what the records wait for.
@@ -187,12 +265,14 @@ fn check_outbox(core: &State) {
             Effect::Launch { machine } | Effect::Terminate { machine } => {
                 core.machines.get(machine).is_some_and(|machine| !machine.state.is_terminated())
             }
-            Effect::Assign { .. }
-            | Effect::Cancel { .. }
-            | Effect::Disconnect { .. }
-            | Effect::Tag { .. }
-            | Effect::DeleteCaches { .. } => false,
+            Effect::Tag { environment, variant } => core
+                .environments
+                .get(environment)
+                .is_some_and(|environment| environment.images.contains_key(variant)),
+            Effect::DeleteCaches { environment } => core.environments.contains_key(environment),
+            Effect::Assign { .. } | Effect::Cancel { .. } | Effect::Disconnect { .. } => false,
         };
+        assert_eq!(count(effect), 1, "{effect:?} is asked for twice");
         assert!(is_wanted, "nobody waits for {effect:?}");
     }
 }
@@ -211,7 +291,11 @@ fn check_planning(core: &State) {
 pub(crate) fn check_history(disk: &Snapshot, core: &State, changes: &Changes) {
     for id in &changes.jobs {
         if let (Some(old), Some(new)) = (disk.jobs.get(id), core.jobs.get(id)) {
-            assert!(!old.state.is_final() || old == new, "{id} changed after its end");
+            // That a reference could not be moved is said as long as the run has not ended.
+            let is_run_open = disk.runs.get(&old.run).is_some_and(|run| !run.state.is_final());
+            let warnings = if is_run_open { new.warnings.clone() } else { old.warnings.clone() };
+            let old = Job { warnings, ..old.clone() };
+            assert!(!old.state.is_final() || old == *new, "{id} changed after its end");
             assert_eq!(old.queued_at, new.queued_at, "{id} loses its place in the queue");
         }
     }
@@ -237,6 +321,8 @@ pub(crate) fn is_over(world: &World) -> bool {
     let core = &world.core;
     core.runs.values().all(|run| run.state.is_final())
         && core.outbox.is_empty()
+        && core.environments.values().all(|it| !it.closed || it.cache_refs.is_empty())
         && core.live_machines().all(|machine| machine.kind == MachineKind::Static)
+        && core.live_machines().all(|machine| machine.exporting.is_none())
         && world.cloud.alive.is_empty()
 }

@@ -9,6 +9,7 @@ mod cloud;
 mod fairness;
 mod invariants;
 mod plans;
+mod registry;
 mod rng;
 mod transitions;
 mod world;
@@ -87,7 +88,10 @@ fn the_schedules_reach_every_kind_of_end() {
         "lost to DiskFull",
         "lost to MachineLost",
         "lost to NoCapacity",
+        "job kept",
+        "job taken over",
         "job Failed: DependencyFailed",
+        "job Failed: Emulation",
         "job Failed: MachineLost",
         "job Failed: NoCapacity",
         "job Failed: Provider",
@@ -108,7 +112,12 @@ fn ends(disk: &Snapshot) -> Vec<String> {
         JobState::Failed { reason, .. } => format!("job Failed: {}", name(reason)),
         end => format!("job {}", name(end)),
     });
+    let kept = disk.jobs.values().filter(|job| job.kept_from.is_some());
+    let kept = kept.map(|_| "job kept".to_owned());
+    let taken_over = disk.jobs.values().filter(|job| job.took_over.is_some());
+    let taken_over = taken_over.map(|_| "job taken over".to_owned());
     let lost = disk.jobs.values().flat_map(|job| &job.lost_attempts);
+    let jobs = jobs.chain(kept).chain(taken_over);
     runs.chain(jobs).chain(lost.map(|lost| format!("lost to {}", name(&lost.reason)))).collect()
 }
 

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use stagely::core::state::{
-    Attempt, Effect, Event, Job, JobOutcome, JobReport, JobState, Machine, MachineKind,
+    Attempt, Effect, Event, Job, JobKind, JobOutcome, JobReport, JobState, Machine, MachineKind,
     MachineState, RunState, State, Timestamp,
 };
-use stagely::ids::{MachineId, RunId};
+use stagely::ids::{EnvironmentId, JobId, MachineId, RunId};
 
 use crate::world::World;
 
@@ -22,6 +22,18 @@ pub(crate) struct Before {
     open_runs: Vec<RunId>,
     /// Those of them that were being planned, and since when.
     pending: Vec<(RunId, Timestamp)>,
+    /// Caches that were being exported, each with the run of its job.
+    exports: Vec<Export>,
+    /// Runs of each environment that had not ended.
+    environments: BTreeMap<EnvironmentId, Vec<RunId>>,
+}
+
+/// A cache that a machine exported, not told to stop.
+struct Export {
+    machine: Machine,
+    attempt: Attempt,
+    run: RunId,
+    limit: Limit,
 }
 
 /// An attempt that a machine had.
@@ -33,6 +45,8 @@ struct LiveWork {
     assigned_at: Option<Timestamp>,
     started_at: Option<Timestamp>,
     timeout: Duration,
+    /// Whether the agent may be left soon if it goes before it begins.
+    is_hasty: bool,
 }
 
 /// When something that goes on since a moment must end.
@@ -64,6 +78,11 @@ impl Before {
         let work = core.live_machines().filter_map(|machine| LiveWork::of(core, machine));
         let machines =
             core.live_machines().map(|machine| (machine.clone(), told_to_stop_at(core, machine)));
+        let exports = core.live_machines().filter_map(|machine| Export::of(core, machine));
+        let mut environments: BTreeMap<EnvironmentId, Vec<RunId>> = BTreeMap::new();
+        for run in core.runs.values().filter(|run| !run.state.is_final()) {
+            environments.entry(run.environment).or_default().push(run.id);
+        }
         let open_runs = core.runs.values().filter(|run| !run.state.is_final());
         let pending = core.runs.values().filter(|run| run.state == RunState::Pending);
         Self {
@@ -77,6 +96,8 @@ impl Before {
             },
             open_runs: open_runs.map(|run| run.id).collect(),
             pending: pending.filter_map(|run| Some((run.id, run.planning_since?))).collect(),
+            exports: exports.collect(),
+            environments,
         }
     }
 
@@ -87,9 +108,14 @@ impl Before {
 
     /// Checks what `event` made of it.
     pub(crate) fn check(&self, world: &World, event: &Event, effects: &[Effect]) {
+        let cancelled = self.cancelled(event);
         for work in &self.work {
-            work.check(world, event, effects);
+            work.check(world, event, effects, &cancelled);
         }
+        for export in &self.exports {
+            self.check_export(world, export, event, effects, &cancelled);
+        }
+        self.check_merges(world, event, effects);
         for (machine, told_at) in &self.machines {
             check_lease(world, machine, event);
             self.check_contact(world, machine, *told_at, event);
@@ -115,6 +141,107 @@ impl Before {
                 self.check_report(world, *machine, attempt, report);
             }
             _ => {}
+        }
+    }
+
+    /// The open runs that `event` cancels.
+    fn cancelled(&self, event: &Event) -> Vec<RunId> {
+        match event {
+            Event::CancelRequested { run, .. } if self.open_runs.contains(run) => vec![*run],
+            Event::EnvironmentClosed { environment } => {
+                self.environments.get(environment).cloned().unwrap_or_default()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Nothing but the agent itself, the limits and the end of the run ends an export; and these do.
+    fn check_export(
+        &self,
+        world: &World,
+        export: &Export,
+        event: &Event,
+        effects: &[Effect],
+        cancelled: &[RunId],
+    ) {
+        let (id, attempt) = (export.machine.id, export.attempt);
+        let work = self.work.iter().find(|work| work.machine.id == id);
+        let limits = || {
+            export.limits(world).into_iter().chain(work.into_iter().flat_map(|it| it.limits(world)))
+        };
+        let is_cancelled = cancelled.contains(&export.run);
+        let must_end = is_cancelled
+            || matches!(event, Event::Tick)
+                && export.limits(world).into_iter().any(|it| is_over(it, world));
+        let after = world.core.machines.get(&id).filter(|machine| {
+            let goes_on = machine.exporting.is_some_and(|export| export.attempt == attempt);
+            goes_on && !machine.stopping.contains(&attempt)
+        });
+        if after.is_some() {
+            assert!(!must_end, "{event:?} lets {id} export {attempt:?}");
+            return;
+        }
+        let may_end = match event {
+            Event::Tick => limits().any(|limit| !is_coming(limit, world)),
+            Event::JobReported { machine, job, attempt: number, report } => {
+                let is_it = (*machine, *job, *number) == (id, attempt.job, attempt.number);
+                is_it && !report.exporting_cache
+            }
+            Event::AgentConnected { machine, holds, .. } => {
+                *machine == id && !holds.contains(&attempt)
+            }
+            Event::MachineGone { machine } | Event::StaticMachineRemoved { machine } => {
+                *machine == id
+            }
+            _ => is_cancelled,
+        };
+        assert!(may_end, "{event:?} ends the export of {attempt:?} on {id}");
+        let is_kept = world.core.machines.get(&id).is_some_and(|machine| {
+            machine.kind == MachineKind::Static
+                && machine.connected
+                && machine.stopping.contains(&attempt)
+        });
+        assert!(!is_kept || is_stopped(id, attempt, effects), "{id} is not told to stop exporting");
+    }
+
+    /// No machine is got for a merge while a builder of its build is there and has nothing else to do.
+    fn check_merges(&self, world: &World, event: &Event, effects: &[Effect]) {
+        let core = &world.core;
+        for effect in effects {
+            let machine = match effect {
+                Effect::Launch { machine } | Effect::Assign { machine, .. } => {
+                    &core.machines[machine]
+                }
+                _ => continue,
+            };
+            let Some(attempt) = current(core, machine).filter(|it| !self.had(machine.id, *it))
+            else {
+                continue;
+            };
+            let job = &core.jobs[&attempt.job];
+            if !matches!(job.kind, JobKind::Merge { .. }) || job.took_over.is_some() {
+                continue;
+            }
+            let idle = core.live_machines().find(|builder| {
+                let exporting = builder.exporting.map(|export| export.attempt.job);
+                builder.connected
+                    && builder.stopping.is_empty()
+                    && current(core, builder).is_none()
+                    && exporting.is_some_and(|exporting| job.needs.contains(&exporting))
+            });
+            assert!(idle.is_none(), "{} could merge for {}", idle.expect("some").id, job.id);
+            if let Event::JobReported { machine: last, job: finished, .. } = event
+                && job.needs.contains(finished)
+                && let Some((before, _)) = self.machines.iter().find(|(it, _)| it.id == *last)
+                && self
+                    .work
+                    .iter()
+                    .any(|work| work.attempt.job == *finished && work.machine.id == *last)
+            {
+                let is_busy = matches!(before.state, MachineState::Busy { .. });
+                let will_do = before.connected && before.stopping.is_empty() && is_busy;
+                assert!(!will_do, "{last} has just finished and could merge for {}", job.id);
+            }
         }
     }
 
@@ -179,7 +306,12 @@ impl Before {
         if machine.state.is_terminated() {
             return;
         }
-        for stray in holds.iter().filter(|held| current != Some(**held)) {
+        let exports = machine.exporting.map(|export| export.attempt);
+        if let Some(exports) = exports {
+            assert!(holds.contains(&exports), "{id} does not export {exports:?} any more");
+        }
+        for stray in holds.iter().filter(|held| current != Some(**held) && exports != Some(**held))
+        {
             assert!(is_stopped(id, *stray, effects), "{id} goes on with {stray:?}");
             let is_new = current.is_some_and(|current| !self.had(id, current));
             let is_free = machine.state == MachineState::Ready;
@@ -247,11 +379,14 @@ impl Strays {
     pub(crate) fn check(&mut self, core: &State, event: &Event) {
         match event {
             Event::AgentConnected { machine, holds, .. } => {
-                let current = core.machines.get(machine).and_then(|it| current(core, it));
-                let strays = holds.iter().copied().filter(|held| Some(*held) != current);
+                let record = core.machines.get(machine);
+                let current = record.and_then(|it| current(core, it));
+                let exports = record.and_then(|it| it.exporting).map(|export| export.attempt);
+                let is_stray = |held: &Attempt| Some(*held) != current && Some(*held) != exports;
+                let strays = holds.iter().copied().filter(is_stray);
                 self.0.insert(*machine, strays.collect());
             }
-            Event::JobReported { machine, job, attempt, .. } => {
+            Event::JobReported { machine, job, attempt, report } if !report.exporting_cache => {
                 if let Some(strays) = self.0.get_mut(machine) {
                     strays.remove(&Attempt { job: *job, number: *attempt });
                 }
@@ -297,23 +432,33 @@ impl LiveWork {
             assigned_at: job.assigned_at,
             started_at: job.started_at,
             timeout: job.timeout,
+            is_hasty: job.took_over.is_some()
+                && matches!(job.state, JobState::Provisioning { .. })
+                && attempt.number < core.limits.max_attempts,
         })
     }
 
     /// 2. A machine doing live work is never swept. Nothing but the machine itself, its limits and
     ///    the end of the run takes an attempt from it.
-    fn check(&self, world: &World, event: &Event, effects: &[Effect]) {
+    fn check(&self, world: &World, event: &Event, effects: &[Effect], cancelled: &[RunId]) {
         let Attempt { job, number } = self.attempt;
         let id = self.machine.id;
         let job_after = world.core.jobs.get(&job);
         if job_after.and_then(|job| job.state.attempt_on(id)) == Some(number) {
-            assert!(!self.must_end(event, world), "{event:?} left {:?} to {id}", self.attempt);
+            assert!(
+                !self.must_end(event, world, cancelled),
+                "{event:?} left {:?} to {id}",
+                self.attempt
+            );
             return;
         }
-        assert!(self.may_end(event, world), "{event:?} took {job} from {id}");
+        assert!(self.may_end(event, world, cancelled), "{event:?} took {job} from {id}");
         let machine = world.core.machines.get(&id);
         let goes_on = machine.is_some_and(|machine| {
-            machine.connected && machine.state == MachineState::Busy { job, attempt: number }
+            let exports = machine.exporting.is_some_and(|export| export.attempt == self.attempt);
+            !exports
+                && machine.connected
+                && machine.state == MachineState::Busy { job, attempt: number }
         });
         if goes_on {
             assert!(
@@ -324,11 +469,10 @@ impl LiveWork {
         }
     }
 
-    fn may_end(&self, event: &Event, world: &World) -> bool {
+    fn may_end(&self, event: &Event, world: &World, cancelled: &[RunId]) -> bool {
         let id = self.machine.id;
         match event {
             Event::Tick => self.limits(world).into_iter().any(|limit| !is_coming(limit, world)),
-            Event::CancelRequested { .. } => self.must_end(event, world),
             Event::JobReported { machine, job, attempt, .. } => {
                 *machine == id && self.attempt == Attempt { job: *job, number: *attempt }
             }
@@ -341,15 +485,14 @@ impl LiveWork {
             Event::MachineGone { machine } | Event::StaticMachineRemoved { machine } => {
                 *machine == id
             }
-            _ => false,
+            _ => cancelled.contains(&self.run),
         }
     }
 
-    fn must_end(&self, event: &Event, world: &World) -> bool {
+    fn must_end(&self, event: &Event, world: &World, cancelled: &[RunId]) -> bool {
         match event {
             Event::Tick => self.limits(world).into_iter().any(|limit| is_over(limit, world)),
-            Event::CancelRequested { run, .. } => *run == self.run,
-            _ => false,
+            _ => cancelled.contains(&self.run),
         }
     }
 
@@ -366,6 +509,9 @@ impl LiveWork {
             (MachineState::Requested | MachineState::Booting, _) => {
                 Limit::of(machine.requested_at, limits.boot)
             }
+            _ if !machine.connected && self.is_hasty => {
+                Limit::of(machine.contact_at, Duration::from_secs(10))
+            }
             _ if !machine.connected => Limit::of(machine.contact_at, limits.reconnect_grace),
             (_, JobState::Running { .. }) => {
                 Limit::of(self.started_at.expect("a running job has started"), work)
@@ -373,6 +519,28 @@ impl LiveWork {
             _ => Limit::of(self.assigned_at.expect("a busy machine's job is assigned"), work),
         };
         [limit, Limit::lease_of(machine)]
+    }
+}
+
+impl Export {
+    fn of(core: &State, machine: &Machine) -> Option<Self> {
+        let export = machine.exporting?;
+        if machine.stopping.contains(&export.attempt) {
+            return None;
+        }
+        let job = core.jobs.get(&export.attempt.job)?;
+        let limit = Limit { since: job.ended_at.expect("it completed"), at: export.until };
+        let machine = machine.clone();
+        Some(Self { machine, attempt: export.attempt, run: job.run, limit })
+    }
+
+    /// Until when the machine may go on.
+    fn limits(&self, world: &World) -> Vec<Limit> {
+        let machine = &self.machine;
+        let grace = world.core.limits.reconnect_grace;
+        // Work beside it has a shorter limit at times.
+        let silence = (!machine.connected).then(|| Limit::of(machine.contact_at, grace));
+        [self.limit, Limit::lease_of(machine)].into_iter().chain(silence).collect()
     }
 }
 
@@ -392,8 +560,14 @@ fn told_to_stop_at(core: &State, machine: &Machine) -> Option<Timestamp> {
     if machine.kind == MachineKind::Launched || current(core, machine).is_some() {
         return None;
     }
+    let exporting = machine.exporting.map(|export| (export.attempt, export.until));
+    if exporting.is_some() && machine.stopping.is_empty() {
+        return None;
+    }
+    let told = exporting.filter(|(attempt, _)| machine.stopping.contains(attempt));
+    let told_at = told.map(|(_, told_at)| told_at).unwrap_or_default();
     let ended_at = core.jobs.get(&job).and_then(|job| job.ended_at).unwrap_or_default();
-    Some(ended_at.max(machine.contact_at))
+    Some(ended_at.max(machine.contact_at).max(told_at))
 }
 
 /// A registered machine is free only when its agent says so, or says nothing any more.
@@ -404,6 +578,13 @@ fn check_registered(core: &State, before: &Machine, event: &Event) {
         return;
     }
     let id = before.id;
+    let has_merge = |job: &JobId| core.jobs.get(job).is_some_and(|job| job.took_over.is_some());
+    if matches!(&after.state, MachineState::Busy { job, .. } if has_merge(job)) {
+        let exporting = before.exporting.map(|export| export.attempt.job);
+        let is_its_own = exporting == Some(job) || has_ended(core, job);
+        assert!(is_its_own, "{id} is given a merge beside its work");
+        return;
+    }
     let is_its_own = match event {
         Event::JobReported { machine, job: reported, attempt: number, .. } => {
             (*machine, *reported, *number) == (id, job, attempt)
@@ -415,6 +596,10 @@ fn check_registered(core: &State, before: &Machine, event: &Event) {
         _ => false,
     };
     assert!(is_its_own, "{event:?} freed {id}, which is busy with {job}");
+}
+
+fn has_ended(core: &State, job: JobId) -> bool {
+    core.jobs.get(&job).is_some_and(|job| job.state.is_final())
 }
 
 /// Whether a limit has passed, also for those who could not report to a core that was not there.

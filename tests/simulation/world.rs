@@ -6,23 +6,24 @@ use std::mem;
 use std::time::Duration;
 
 use stagely::core::state::{
-    Attempt, CancelReason, Changes, Effect, Event, LaunchRefusal, Limits, MachineKind,
-    MachineState, Snapshot, State, Table, Timestamp,
+    Attempt, CancelReason, Changes, Effect, Event, JobKind, LaunchRefusal, Limits, Machine,
+    MachineKind, MachineState, Snapshot, State, Table, Timestamp,
 };
-use stagely::ids::{MachineId, RunId};
+use stagely::ids::{EnvironmentId, JobId, MachineId, RunId};
 use stagely_agent::protocol::Arch;
 
-use crate::agents::{self, Agent, Order};
+use crate::agents::{self, Agent, Order, Task};
 use crate::cloud::Cloud;
 use crate::fairness::Turns;
 use crate::invariants;
 use crate::plans;
+use crate::registry::{self, Expected, Registry};
 use crate::rng::Rng;
 use crate::transitions::{Before, Strays};
 
 /// Actions before the faults stop.
-const ACTIONS: u64 = 160;
-const RUNS_MAX: u64 = 5;
+const ACTIONS: u64 = 200;
+const RUNS_MAX: u64 = 7;
 const STATIC_MACHINES_MAX: u64 = 3;
 /// Rounds in which everything must end once the faults have stopped. Far more than any needs.
 const ROUNDS_MAX: u32 = 2_000;
@@ -35,12 +36,21 @@ pub(crate) struct World {
     /// When the core that runs now was started.
     pub(crate) started_at: Timestamp,
     pub(crate) cloud: Cloud,
+    pub(crate) registry: Registry,
+    /// What the newest images should be, and what of it a crash leaves.
+    expected: Expected,
+    expected_on_disk: Expected,
+    /// Attempts of agents that core had written off before it heard of them again: what they did in the
+    /// meantime, and do until they have stopped, nobody can answer for.
+    written_off: BTreeSet<(MachineId, Attempt)>,
+    /// The runs in the order in which they were requested.
+    requested: Vec<RunId>,
     /// Machines that core had written off when it heard of them again.
     pub(crate) swept: BTreeSet<MachineId>,
     turns: Turns,
     strays: Strays,
     /// Which machine was given an attempt.
-    given: BTreeMap<Attempt, MachineId>,
+    pub(crate) given: BTreeMap<Attempt, MachineId>,
     rng: Rng,
     agents: BTreeMap<MachineId, Agent>,
     /// Sessions that have broken without core having noticed. It may notice after the agent has dialled
@@ -51,9 +61,11 @@ pub(crate) struct World {
     pub(crate) newest: BTreeMap<MachineId, u64>,
     /// Effects of steps that are not stored yet, and what agents are to be thanked for.
     uncommitted: Vec<Effect>,
-    thanks: Vec<(MachineId, Attempt)>,
+    thanks: Vec<(MachineId, Order)>,
     /// Effects that run. A crash forgets them.
     in_flight: Vec<Effect>,
+    /// What the registry has done and not yet said. A crash forgets it, too.
+    answers: Vec<Event>,
     /// Outcomes and reports that may arrive a second time.
     repeatable: Vec<Event>,
     has_faults: bool,
@@ -105,6 +117,11 @@ impl World {
             now: Timestamp(1_700_000_000_000),
             started_at: Timestamp::default(),
             cloud: Cloud::default(),
+            registry: Registry::default(),
+            expected: Expected::default(),
+            expected_on_disk: Expected::default(),
+            written_off: BTreeSet::new(),
+            requested: Vec::new(),
             swept: BTreeSet::new(),
             turns: Turns::default(),
             strays: Strays::default(),
@@ -117,6 +134,7 @@ impl World {
             uncommitted: Vec::new(),
             thanks: Vec::new(),
             in_flight: Vec::new(),
+            answers: Vec::new(),
             repeatable: Vec::new(),
             has_faults: true,
             runs: 0,
@@ -130,12 +148,14 @@ impl World {
 
     fn act(&mut self) {
         match self.rng.below(100) {
-            0..22 => self.perform_any(),
-            22..60 => self.let_an_agent_act(),
+            0..20 => self.perform_any(),
+            20..23 => self.answer(),
+            23..60 => self.let_an_agent_act(),
             60..68 => self.let_time_pass(),
             68..76 => self.request_run(),
-            76..79 => self.cancel_any_run(),
-            79..82 => self.add_static_machine(None),
+            76..78 => self.cancel_any_run(),
+            78..80 => self.close_an_environment(),
+            80..82 => self.add_static_machine(None),
             82..83 => self.remove_static_machine(),
             83..85 => self.repeat_an_event(),
             85 => self.lie(),
@@ -162,8 +182,10 @@ impl World {
             self.newest.insert(machine, session);
         }
         self.step(&event);
-        if let Event::JobReported { machine, job, attempt, .. } = event {
-            self.thanks.push((machine, Attempt { job, number: attempt }));
+        if let Event::JobReported { machine, job, attempt, report } = &event {
+            let attempt = Attempt { job: *job, number: *attempt };
+            let thanks = Order::Thanks { attempt, is_early: report.exporting_cache };
+            self.thanks.push((*machine, thanks));
         }
         if self.may_come_again(&event) {
             self.repeatable.push(event);
@@ -178,6 +200,16 @@ impl World {
 
     fn step(&mut self, event: &Event) {
         let before = Before::of(&self.core, event);
+        let were_completed = registry::completed(&self.core);
+        if let Event::AgentConnected { machine, holds, .. } = event {
+            let strays = holds.iter().filter(|held| !self.knows(*machine, held.job));
+            let strays: Vec<_> = strays.map(|held| (*machine, *held)).collect();
+            self.written_off.extend(strays);
+        }
+        if let Event::RunRequested { run, .. } = event {
+            self.requested.push(run.id);
+            self.expected.note_request(run);
+        }
         let rng = &mut self.rng;
         let mut new_machine = || MachineId::from_bits(rng.id());
         let effects = self.core.step(event.clone(), self.now, &mut new_machine);
@@ -186,6 +218,7 @@ impl World {
         before.check(self, event, &effects);
         self.turns.check(&self.core, &before, &effects);
         self.strays.check(&self.core, event);
+        self.expected.check(&self.core, &were_completed);
         self.uncommitted.extend(effects);
     }
 
@@ -212,10 +245,32 @@ impl World {
         invariants::check_history(&self.disk, &self.core, &changes);
         store(&mut self.disk, &self.core, &changes);
         invariants::check_disk(&self.disk, &self.core);
+        self.expected_on_disk = self.expected.clone();
         self.in_flight.append(&mut self.uncommitted);
-        for (machine, attempt) in mem::take(&mut self.thanks) {
-            self.tell(machine, Order::Thanks(attempt));
+        self.check_tags_in_flight();
+        for (machine, thanks) in mem::take(&mut self.thanks) {
+            self.tell(machine, thanks);
         }
+    }
+
+    /// At most one effect moves a reference, or deletes the caches of an environment.
+    fn check_tags_in_flight(&self) {
+        let answered = self.answers.iter().filter_map(|answer| match answer {
+            Event::ImageTagged { environment, variant, .. } => {
+                Some(Effect::Tag { environment: *environment, variant: variant.clone() })
+            }
+            Event::CachesDeleted { environment, .. } => {
+                Some(Effect::DeleteCaches { environment: *environment })
+            }
+            _ => None,
+        });
+        let running = self.in_flight.iter().filter(|it| it.environment().is_some()).cloned();
+        let mut effects: Vec<String> =
+            running.chain(answered).map(|effect| format!("{effect:?}")).collect();
+        effects.sort();
+        let count = effects.len();
+        effects.dedup();
+        assert_eq!(effects.len(), count, "two at once: {effects:?}");
     }
 
     /// Messages to agents wait for nobody: they may be overtaken by events, and by one another, but not
@@ -233,6 +288,8 @@ impl World {
         self.trace(|_| "core crashes".to_owned());
         self.uncommitted.clear();
         self.thanks.clear();
+        self.answers.clear();
+        self.expected = self.expected_on_disk.clone();
         self.broken.clear();
         self.newest.clear();
         self.sessions = 0;
@@ -278,6 +335,8 @@ impl World {
     fn perform(&mut self, effect: &Effect) {
         self.trace(|_| format!("performs {effect:?}"));
         match *effect {
+            Effect::Tag { environment, ref variant } => self.tag(environment, variant),
+            Effect::DeleteCaches { environment } => self.delete_caches(environment),
             Effect::Plan { run } => self.plan(run),
             Effect::Launch { machine } => self.launch(machine),
             Effect::Terminate { machine } => self.terminate(machine),
@@ -288,8 +347,6 @@ impl World {
                 self.tell(machine, Order::Stop(Attempt { job, number: attempt }));
             }
             Effect::Disconnect { machine } => self.break_session(machine),
-            // Nothing asks for these yet.
-            Effect::Tag { .. } | Effect::DeleteCaches { .. } => {}
         }
     }
 
@@ -298,9 +355,59 @@ impl World {
     }
 
     fn plan(&mut self, run: RunId) {
-        let plan =
-            if self.fault(10) { Err(plans::failure()) } else { Ok(plans::plan(&mut self.rng)) };
+        let Some(record) = self.disk.runs.get(&run) else { return };
+        let plan = if self.has_faults && self.rng.chance(10) {
+            Err(plans::failure())
+        } else {
+            Ok(plans::plan(&mut self.rng, record))
+        };
         self.deliver(Event::RunPlanned { run, plan });
+    }
+
+    /// Reads the committed record when it begins, as every effect does.
+    fn tag(&mut self, environment: EnvironmentId, variant: &str) {
+        let again = Effect::Tag { environment, variant: variant.to_owned() };
+        let Some(image) = self.disk.environments[&environment].images.get(variant).cloned() else {
+            panic!("{variant} is tagged without an image");
+        };
+        if self.fault(10) {
+            return self.in_flight.push(again);
+        }
+        let result = if self.fault(10) {
+            self.registry.refuse(&image);
+            Err("refused".to_owned())
+        } else {
+            self.registry.tag(&image, &self.requested);
+            Ok(())
+        };
+        if self.fault(15) {
+            // The answer is lost: core asks again.
+            return self.in_flight.push(again);
+        }
+        let (variant, digest) = (variant.to_owned(), image.digest);
+        self.answers.push(Event::ImageTagged { environment, variant, digest, result });
+    }
+
+    /// Keeps the caches of an environment that is open again.
+    fn delete_caches(&mut self, environment: EnvironmentId) {
+        let record = &self.disk.environments[&environment];
+        let refs = if record.closed { record.cache_refs.clone() } else { BTreeSet::new() };
+        for cache in &refs {
+            self.registry.caches.remove(cache);
+        }
+        if self.fault(20) {
+            return self.in_flight.push(Effect::DeleteCaches { environment });
+        }
+        self.answers.push(Event::CachesDeleted { environment, refs });
+    }
+
+    /// Core hears from the registry.
+    fn answer(&mut self) {
+        if !self.answers.is_empty() {
+            let index = self.rng.below(self.answers.len() as u64);
+            let answer = self.answers.swap_remove(usize::try_from(index).expect("small"));
+            self.deliver(answer);
+        }
     }
 
     fn launch(&mut self, machine: MachineId) {
@@ -349,8 +456,14 @@ impl World {
         assert_eq!(holder, machine, "{attempt:?} is given to a second machine");
         let stored = self.disk.jobs.get(&attempt.job);
         let on_disk = stored.and_then(|job| job.state.attempt_on(machine));
-        if on_disk == Some(attempt.number) {
-            self.tell(machine, Order::Begin(attempt));
+        if let Some(job) = stored.filter(|_| on_disk == Some(attempt.number)) {
+            let task = match &job.kind {
+                JobKind::Build { push, cache_to, .. } => {
+                    Task { pushes: *push, cache: cache_to.clone() }
+                }
+                JobKind::Merge { .. } => Task { pushes: true, cache: None },
+            };
+            self.tell(machine, Order::Begin(attempt, task));
         }
     }
 
@@ -415,11 +528,25 @@ impl World {
             agent.connect(self.sessions, &mut self.rng);
             return true;
         }
-        self.hear(machine)
-            || self
-                .agents
-                .get_mut(&machine)
-                .is_some_and(|agent| agent.obey() || agent.work(&mut self.rng, self.has_faults))
+        if self.hear(machine) {
+            return true;
+        }
+        let Some(agent) = self.agents.get_mut(&machine) else { return false };
+        let has_acted = agent.obey() || agent.work(&mut self.rng, self.has_faults);
+        let written = mem::take(&mut agent.written);
+        for (attempt, cache) in written {
+            let is_known = self.knows(machine, attempt.job);
+            if is_known && !self.written_off.contains(&(machine, attempt)) {
+                self.registry.caches.insert(cache);
+            }
+        }
+        has_acted
+    }
+
+    /// Whether core thinks that the machine may be doing something for the job.
+    fn knows(&self, machine: MachineId, job: JobId) -> bool {
+        let machine = self.core.machines.get(&machine).filter(|it| !it.state.is_terminated());
+        machine.is_some_and(|machine| jobs_of(machine).any(|known| known == job))
     }
 
     /// Core takes the oldest message of the agent.
@@ -460,7 +587,7 @@ impl World {
     fn request_run(&mut self) {
         if self.runs < RUNS_MAX {
             self.runs += 1;
-            let request = plans::request(&mut self.rng, self.now);
+            let request = plans::request(&mut self.rng, &self.core, self.now);
             self.deliver(request);
         }
     }
@@ -469,6 +596,13 @@ impl World {
         let runs: Vec<RunId> = self.core.runs.keys().copied().collect();
         if let Some(run) = self.rng.pick(&runs) {
             self.deliver(Event::CancelRequested { run, reason: CancelReason::Requested });
+        }
+    }
+
+    fn close_an_environment(&mut self) {
+        let environments: Vec<EnvironmentId> = self.core.environments.keys().copied().collect();
+        if let Some(environment) = self.rng.pick(&environments) {
+            self.deliver(Event::EnvironmentClosed { environment });
         }
     }
 
@@ -513,7 +647,9 @@ impl World {
         if let (Some(liar), Some(attempt)) = (liar, attempt)
             && self.core.jobs[&attempt.job].state.machine() != Some(liar)
         {
-            self.deliver(agents::reported(liar, attempt, agents::pushed(attempt)));
+            let is_early = self.rng.chance(30);
+            let pushed = agents::pushed(attempt, true);
+            self.deliver(agents::reported(liar, attempt, pushed, is_early));
         }
     }
 
@@ -590,7 +726,7 @@ impl World {
         for _ in 0..ROUNDS_MAX {
             let is_quiet = self.round();
             if is_quiet && invariants::is_over(self) {
-                return;
+                return registry::check_at_rest(self);
             }
             self.pass_time_after(is_quiet);
         }
@@ -604,9 +740,12 @@ impl World {
         }
         self.sweep();
         let effects = mem::take(&mut self.in_flight);
-        let mut is_quiet = effects.is_empty();
+        let mut is_quiet = effects.is_empty() && self.answers.is_empty();
         for effect in effects {
             self.perform(&effect);
+        }
+        while !self.answers.is_empty() {
+            self.answer();
         }
         while !self.broken.is_empty() {
             self.notice_broken();
@@ -638,6 +777,17 @@ impl World {
             println!("{}", line(self));
         }
     }
+}
+
+/// The jobs that the machine may be doing something for, as far as its record says.
+fn jobs_of(machine: &Machine) -> impl Iterator<Item = JobId> {
+    let work = match machine.state {
+        MachineState::Busy { job, .. } => Some(job),
+        _ => machine.requested_for,
+    };
+    let exporting = machine.exporting.map(|export| export.attempt.job);
+    let stopping = machine.stopping.iter().map(|attempt| attempt.job);
+    work.into_iter().chain(exporting).chain(stopping)
 }
 
 fn store(disk: &mut Snapshot, core: &State, changes: &Changes) {

@@ -1,7 +1,12 @@
-//! Builds and pushes one image with `docker buildx build`.
+//! Builds and pushes one image with `docker buildx build`, and exports its layer cache afterwards.
+//!
+//! `BuildKit` does both in one command, but says only at its end what it pushed. So there are two: the
+//! second builds the same again, all of it from the engine's own cache, and exports nothing but the
+//! cache.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -35,19 +40,26 @@ pub struct BuildRequest<'a> {
     pub config: &'a BuildConfig,
     /// Where it is.
     pub paths: &'a BuildPaths,
-    /// Whether the engine exports caches.
-    pub export_cache: bool,
+    /// Whether the engine has the containerd image store, without which it exports no cache.
+    pub containerd_store: bool,
     /// The job's private folder.
     pub folder: &'a Path,
     /// Where the output goes.
     pub log: &'a JobLog,
 }
 
-/// An image that is pushed.
+impl BuildRequest<'_> {
+    /// Where the layer cache goes, if it can.
+    pub fn cache_to(&self) -> Option<&ImageRef> {
+        self.config.cache_to.as_ref().filter(|_| self.containerd_store)
+    }
+}
+
+/// A build that has succeeded.
 #[derive(Debug)]
 pub struct BuildOutcome {
-    /// Its digest.
-    pub digest: Digest,
+    /// The image's digest, if it was to be pushed.
+    pub digest: Option<Digest>,
     /// The steps.
     pub steps: Vec<Step>,
 }
@@ -91,7 +103,7 @@ impl BuildError {
     }
 }
 
-/// Builds and pushes.
+/// Builds and pushes. What is not pushed is built for its layer cache, and that is exported.
 ///
 /// # Errors
 /// [`BuildError`]
@@ -100,12 +112,9 @@ pub async fn build(
     stop: &CancellationToken,
 ) -> Result<BuildOutcome, BuildError> {
     let metadata = request.folder.join("metadata.json");
-    let mut reader = Reader::new(request.log);
-    let grace = request.docker.grace;
-    let result = invocation(request, &metadata)
-        .run(grace, stop, |stream, bytes| reader.read(stream, bytes))
-        .await;
-    reader.finish();
+    let mut reader = Reader::new(request.log, Verbosity::Everything);
+    let product = if request.config.push { Product::Image } else { Product::Cache };
+    let result = reader.run(request, product, &metadata, stop).await;
     if reader.progress.is_clipped() {
         // Also of a build that fails: its log is the one that people read.
         request.log.warn(
@@ -113,35 +122,67 @@ pub async fn build(
              BUILDKIT_STEP_LOG_MAX_SPEED=-1 in the environment of dockerd to keep all of it",
         );
     }
-    if let Err(ProcessError::Stopped { told, .. }) = result
-        && told.elapsed() >= ENGINE_ANSWER.min(grace)
-    {
-        abandoned::end_steps(reader.progress.unended(), told, request.log).await;
-    }
     let status = result?;
     if !status.success() {
         return Err(reader.into_error(status.code()));
     }
-    let digest = read_digest(&metadata).ok_or(BuildError::NoDigest)?;
+    let digest = match product {
+        Product::Image => Some(read_digest(&metadata).ok_or(BuildError::NoDigest)?),
+        Product::Cache => None,
+    };
     Ok(BuildOutcome { digest, steps: reader.progress.steps() })
 }
 
-fn invocation(request: &BuildRequest<'_>, metadata: &PathBuf) -> Invocation {
+/// Exports the layer cache of what [`build`] has pushed. The log has no word of it but the client's
+/// own.
+///
+/// # Errors
+/// [`BuildError`]
+pub async fn export_cache(
+    request: &BuildRequest<'_>,
+    stop: &CancellationToken,
+) -> Result<(), BuildError> {
+    let metadata = request.folder.join("metadata.cache.json");
+    let mut reader = Reader::new(request.log, Verbosity::Nothing);
+    let status = reader.run(request, Product::Cache, &metadata, stop).await?;
+    match reader.progress.cache_export_error().map(str::to_owned) {
+        None if status.success() => Ok(()),
+        None => Err(reader.into_error(status.code())),
+        Some(message) => {
+            let reason = build_failure("exporting cache", &message);
+            Err(BuildError::Failed { reason, message, steps: Vec::new() })
+        }
+    }
+}
+
+/// What comes of a build.
+#[derive(Clone, Copy, Debug)]
+enum Product {
+    /// An image that is pushed.
+    Image,
+    /// The layer cache alone.
+    Cache,
+}
+
+fn invocation(request: &BuildRequest<'_>, product: Product, metadata: &Path) -> Invocation {
     let config = request.config;
     let mut command = request
         .docker
         .invocation()
-        .args(["buildx", "build", "--progress=rawjson", "--push"])
+        .args(["buildx", "build", "--progress=rawjson"])
         // Attestations turn each single-platform image into an index, which costs 60 ms a push and
         // puts entries of platform `unknown` into every merged index.
         .args(["--provenance=false", "--sbom=false"])
         .arg(format!("--platform={}", config.platform))
-        .arg(format!("--tag={}", config.target_image));
+        .args(match product {
+            Product::Image => image_output(&config.target_image, request.containerd_store),
+            Product::Cache => cache_output(request.cache_to()),
+        });
     for image in &config.cache_from {
         command = command.arg(format!("--cache-from=type=registry,ref={image}"));
     }
-    if let Some(image) = config.cache_to.as_ref().filter(|_| request.export_cache) {
-        command = command.arg(cache_to(image));
+    for (name, image) in &config.build_contexts {
+        command = command.arg(format!("--build-context={name}=docker-image://{image}"));
     }
     for (name, value) in &config.build_args.0 {
         command = if is_secret_name(name) {
@@ -163,8 +204,20 @@ fn invocation(request: &BuildRequest<'_>, metadata: &PathBuf) -> Invocation {
         .arg(&request.paths.context)
 }
 
-fn cache_to(image: &ImageRef) -> String {
-    format!("--cache-to=type=registry,ref={image},mode=max,ignore-error=true")
+/// Layers are compressed once, for the image and the cache. zstd takes a third of gzip's time; layers
+/// of the base image stay as they are, since `force-compression` would unpack and pack them all.
+fn image_output(image: &ImageRef, containerd_store: bool) -> Vec<String> {
+    if !containerd_store {
+        return vec!["--push".to_owned(), format!("--tag={image}")];
+    }
+    let output = "--output=type=image,push=true,compression=zstd,oci-mediatypes=true";
+    vec![format!("{output},name={image}")]
+}
+
+fn cache_output(cache: Option<&ImageRef>) -> Vec<String> {
+    let how = "mode=max,oci-mediatypes=true,image-manifest=true,compression=zstd,ignore-error=true";
+    let cache = cache.map(|image| format!("--cache-to=type=registry,{how},ref={image}"));
+    [Some("--output=type=cacheonly".to_owned()), cache].into_iter().flatten().collect()
 }
 
 #[derive(Deserialize)]
@@ -183,9 +236,17 @@ fn last_words(text: &str) -> &str {
     text.rfind("\nERROR: ").map_or(text, |at| &text[at..])
 }
 
+/// How much of the command's output is logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verbosity {
+    Everything,
+    Nothing,
+}
+
 /// Turns the command's output into log lines and keeps what an error message needs.
 struct Reader<'a> {
     log: &'a JobLog,
+    verbosity: Verbosity,
     decoder: RawJson,
     progress: Progress,
     stdout: RawJson,
@@ -193,14 +254,36 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    fn new(log: &'a JobLog) -> Self {
+    fn new(log: &'a JobLog, verbosity: Verbosity) -> Self {
         Self {
             log,
+            verbosity,
             decoder: RawJson::default(),
             progress: Progress::new(log.masker().clone()),
             stdout: RawJson::default(),
             text: Vec::new(),
         }
+    }
+
+    /// Runs the command to its end. When it is stopped, nothing of it runs on.
+    async fn run(
+        &mut self,
+        request: &BuildRequest<'_>,
+        product: Product,
+        metadata: &Path,
+        stop: &CancellationToken,
+    ) -> Result<ExitStatus, ProcessError> {
+        let (grace, log) = (request.docker.grace, request.log);
+        let result = invocation(request, product, metadata)
+            .run(grace, stop, |stream, bytes| self.read(stream, bytes))
+            .await;
+        self.finish();
+        if let Err(ProcessError::Stopped { told, .. }) = result
+            && told.elapsed() >= ENGINE_ANSWER.min(grace)
+        {
+            abandoned::end_steps(self.progress.unended(), told, log).await;
+        }
+        result
     }
 
     fn read(&mut self, stream: Stream, bytes: &[u8]) {
@@ -218,7 +301,13 @@ impl<'a> Reader<'a> {
         self.decoder.finish(&mut events);
         self.take(events);
         self.progress.finish(&mut lines);
-        self.log.masked_lines(&lines);
+        self.log_lines(&lines);
+    }
+
+    fn log_lines(&self, lines: &[(Stream, String)]) {
+        if self.verbosity == Verbosity::Everything {
+            self.log.masked_lines(lines);
+        }
     }
 
     fn take(&mut self, events: Vec<Event>) {
@@ -235,7 +324,7 @@ impl<'a> Reader<'a> {
         }
         let excess = self.text.len().saturating_sub(TEXT_LINES);
         self.text.drain(..excess);
-        self.log.masked_lines(&lines);
+        self.log_lines(&lines);
     }
 
     fn into_error(self, exit_code: Option<i32>) -> BuildError {

@@ -1,11 +1,13 @@
 //! Asks the Docker engine what it is and what it can do.
 
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use bollard::Docker;
 use tokio::time::timeout;
 
+use super::emulation::{BINFMT, handler_name, own_handler_name};
 use crate::protocol::Arch;
 
 /// An engine that answers later than this is of no use to a build.
@@ -18,6 +20,8 @@ pub struct Engine {
     pub version: String,
     /// Whether it exports caches and keeps images of other platforms.
     pub containerd_store: bool,
+    /// The arch of its machine.
+    pub arch: Arch,
 }
 
 impl Engine {
@@ -33,7 +37,12 @@ impl Engine {
             matches!(&pair[..], [name, value]
                 if name == "driver-type" && value.starts_with("io.containerd.snapshotter"))
         });
-        Ok(Self { version: info.server_version.unwrap_or_default(), containerd_store })
+        let arch = info.architecture.and_then(|arch| arch.parse().ok());
+        Ok(Self {
+            version: info.server_version.unwrap_or_default(),
+            containerd_store,
+            arch: arch.unwrap_or(Arch::of_this_program()),
+        })
     }
 }
 
@@ -43,7 +52,7 @@ pub async fn version_within(host: Option<&str>, limit: Duration) -> String {
     timeout(limit, ask).await.ok().flatten().unwrap_or_default()
 }
 
-fn connect(host: Option<&str>) -> Result<Docker, bollard::errors::Error> {
+pub(super) fn connect(host: Option<&str>) -> Result<Docker, bollard::errors::Error> {
     match host {
         Some(host) => Docker::connect_with_host(host),
         None => Docker::connect_with_defaults(),
@@ -54,12 +63,10 @@ fn connect(host: Option<&str>) -> Result<Docker, bollard::errors::Error> {
 pub fn emulated_platforms() -> Vec<String> {
     let own = Arch::of_this_program();
     let registered = |arch: Arch| {
-        let qemu = match arch {
-            Arch::Amd64 => "qemu-x86_64",
-            Arch::Arm64 => "qemu-aarch64",
-        };
-        let entry = fs::read_to_string(format!("/proc/sys/fs/binfmt_misc/{qemu}"));
-        entry.is_ok_and(|entry| is_usable(&entry))
+        [handler_name(arch), own_handler_name(arch)].iter().any(|name| {
+            let entry = fs::read_to_string(Path::new(BINFMT).join(name));
+            entry.is_ok_and(|entry| is_usable(&entry))
+        })
     };
     let foreign = Arch::ALL.into_iter().filter(|arch| *arch != own && registered(*arch));
     foreign.map(|arch| format!("linux/{arch}")).collect()

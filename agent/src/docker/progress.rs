@@ -336,6 +336,13 @@ impl Progress {
         })
     }
 
+    /// Why the layer cache was not exported, masked. It does not make the build fail.
+    pub(super) fn cache_export_error(&self) -> Option<&str> {
+        let known = self.order.iter().filter_map(|digest| self.known.get(digest));
+        let mut failed = known.filter(|it| it.name.starts_with("exporting cache "));
+        failed.find(|vertex| !vertex.error.is_empty()).map(|vertex| vertex.error.as_str())
+    }
+
     /// Whether the engine dropped a part of the output.
     pub(super) const fn is_clipped(&self) -> bool {
         self.clipped

@@ -1,15 +1,24 @@
-//! A BUILD job: clone, log in, build, push.
+//! A BUILD job: clone, log in, build, push; and export the layer cache.
 
 use std::path::Path;
-use std::time::Instant;
+use std::pin::pin;
+use std::time::{Duration, Instant};
 
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::{JobError, JobLog, Outcome, Retry, await_engine, log_in};
-use crate::docker::{self, BuildError, BuildOutcome, BuildRequest, DockerCommand};
+use super::wait::{Retry, await_engine, log_in};
+use super::{JobError, JobLog, Outcome};
+use crate::docker::{
+    self, BuildError, BuildOutcome, BuildRequest, DockerCommand, EmulationError, Engine,
+};
 use crate::git::{self, CloneError};
-use crate::paths::{self, PathError};
-use crate::protocol::{Arch, Build, FailureReason, Step};
+use crate::paths::{self, BuildPaths, PathError};
+use crate::process::ProcessError;
+use crate::protocol::{Build, BuildConfig, FailureReason, Step, slow_down};
+
+/// Exporting a cache may take this long. What it pushes, the next build need not make.
+const EXPORT_LIMIT: Duration = Duration::from_mins(10);
 
 impl From<CloneError> for JobError {
     fn from(error: CloneError) -> Self {
@@ -45,6 +54,17 @@ impl From<BuildError> for JobError {
     }
 }
 
+impl From<EmulationError> for JobError {
+    fn from(error: EmulationError) -> Self {
+        let reason = match &error {
+            EmulationError::Process(ProcessError::Spawn { .. }) => FailureReason::Engine,
+            EmulationError::Process(_) => FailureReason::Internal,
+            EmulationError::Impossible { .. } => FailureReason::Emulation,
+        };
+        Self::new(reason, &error)
+    }
+}
+
 pub(super) async fn perform(
     build: &Build,
     docker: &DockerCommand,
@@ -57,9 +77,8 @@ pub(super) async fn perform(
     clone(build, &checkout, log, stop).await?;
     let paths = paths::locate(&checkout, &config.context_path, &config.dockerfile)?;
     let engine = await_engine(docker, log, stop).await?;
+    let emulated = check_platform(config, &engine, docker, log, stop).await?;
     log_in(docker, config.target_image.registry(), build.registry_auth.as_ref(), log, stop).await?;
-
-    warn_of_emulation(config.platform.arch(), log);
     if config.cache_to.is_some() && !engine.containerd_store {
         log.warn(
             "this machine's Docker engine cannot export caches: its containerd image store is off \
@@ -70,10 +89,64 @@ pub(super) async fn perform(
         "Building {} for {} with Docker {}",
         config.target_image, config.platform, engine.version
     ));
-    let export_cache = engine.containerd_store;
-    let request = BuildRequest { docker, config, paths: &paths, export_cache, folder, log };
+    let started = Instant::now();
+    let containerd_store = engine.containerd_store;
+    let request = BuildRequest { docker, config, paths: &paths, containerd_store, folder, log };
     let BuildOutcome { digest, steps } = build_until_pushed(&request, stop).await?;
-    Ok(Outcome { image: config.target_image.clone(), digest, steps })
+    if let Some(warning) = emulated {
+        say_how_slow(config, &warning, &steps, log);
+    }
+    let to_export = config.push && request.cache_to().is_some();
+    Ok(Outcome {
+        pushed: digest.map(|digest| (config.target_image.clone(), digest)),
+        duration: started.elapsed(),
+        steps,
+        cache_miss: None,
+        fingerprint: None,
+        to_export: to_export.then(|| CacheExport { config: config.clone(), paths }),
+    })
+}
+
+/// A layer cache that is exported after its image was pushed.
+#[derive(Debug)]
+pub(super) struct CacheExport {
+    config: BuildConfig,
+    paths: BuildPaths,
+}
+
+impl CacheExport {
+    /// Exports it, and says in the log what became of it.
+    pub(super) async fn perform(
+        &self,
+        docker: &DockerCommand,
+        folder: &Path,
+        log: &JobLog,
+        stop: &CancellationToken,
+    ) {
+        let (config, paths) = (&self.config, &self.paths);
+        let request = BuildRequest { docker, config, paths, containerd_store: true, folder, log };
+        let Some(cache) = request.cache_to() else { return };
+        log.say(&format!("Exporting the cache to {cache}"));
+        let (started, export_stop) = (Instant::now(), stop.child_token());
+        let limit = async {
+            sleep(EXPORT_LIMIT).await;
+            export_stop.cancel();
+        };
+        let mut exporting = pin!(docker::export_cache(&request, &export_stop));
+        let result = tokio::select! {
+            result = &mut exporting => result,
+            () = limit => exporting.await,
+        };
+        let seconds = started.elapsed().as_secs_f64();
+        match result {
+            Ok(()) => log.say(&format!("Cache exported to {cache} in {seconds:.1}s")),
+            Err(_) if stop.is_cancelled() => log.say("The export of the cache was stopped"),
+            Err(_) if export_stop.is_cancelled() => {
+                log.say(&format!("The cache was not exported: not done after {EXPORT_LIMIT:?}"));
+            }
+            Err(error) => log.say(&format!("The cache was not exported: {error}")),
+        }
+    }
 }
 
 async fn clone(
@@ -96,15 +169,36 @@ async fn clone(
     Ok(())
 }
 
-fn warn_of_emulation(wanted: Arch, log: &JobLog) {
-    let own = Arch::of_this_program();
+/// Sees to it that the engine can build the platform. Gives the warning, if it has to emulate it.
+async fn check_platform(
+    config: &BuildConfig,
+    engine: &Engine,
+    docker: &DockerCommand,
+    log: &JobLog,
+    stop: &CancellationToken,
+) -> Result<Option<String>, JobError> {
+    let (own, wanted) = (engine.arch, config.platform.arch());
     if wanted == own {
-        return;
+        return Ok(None);
     }
-    if docker::emulated_platforms().contains(&format!("linux/{wanted}")) {
-        log.warn(&format!("{wanted} is emulated on this {own} machine: RUN steps are slow"));
-    } else {
-        log.warn(&format!("this {own} machine does not emulate {wanted}: RUN steps will fail"));
+    if !config.emulation.is_allowed() {
+        let message = format!(
+            "this {own} machine would have to emulate {wanted}, and the build says `emulation: \
+             forbid`"
+        );
+        return Err(JobError { reason: FailureReason::Emulation, message, steps: Vec::new() });
+    }
+    docker::await_emulation(docker, own, wanted, |line| log.say(line), stop).await?;
+    let warning = format!("{wanted} is emulated on this {own} machine: RUN steps are slow");
+    log.warn(&warning);
+    Ok(Some(warning))
+}
+
+/// Puts a number into `warning`, if it is known how long the steps take without emulation.
+fn say_how_slow(config: &BuildConfig, warning: &str, steps: &[Step], log: &JobLog) {
+    if let Some(factor) = slow_down(&config.native_steps, steps) {
+        let measured = format!("{warning} ({factor:.1} times as long as without emulation)");
+        log.warn_better(warning, &measured);
     }
 }
 

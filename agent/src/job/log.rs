@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use tokio_util::sync::CancellationToken;
 
 use crate::mask::Masker;
-use crate::protocol::{FailureReason, Stream};
+use crate::protocol::{FailureReason, Status, Stream};
 use crate::spool::{Spool, SpoolError};
 
 /// Where lines go.
@@ -15,11 +15,24 @@ pub trait LineSink: Send + Sync {
     /// # Errors
     /// When they cannot be kept.
     fn append(&self, lines: &[(Stream, String)]) -> Result<(), SpoolError>;
+
+    /// The image is pushed, and the job goes on to export the cache. Nothing is to be done where the
+    /// end alone counts.
+    ///
+    /// # Errors
+    /// When that cannot be kept.
+    fn pushed(&self, _status: Status) -> Result<(), SpoolError> {
+        Ok(())
+    }
 }
 
 impl LineSink for Spool {
     fn append(&self, lines: &[(Stream, String)]) -> Result<(), SpoolError> {
         Self::append(self, lines.iter().map(|(stream, line)| (*stream, line.as_str())))
+    }
+
+    fn pushed(&self, status: Status) -> Result<(), SpoolError> {
+        Self::pushed(self, status)
     }
 }
 
@@ -55,6 +68,20 @@ impl JobLog {
         self.say(&format!("WARNING: {text}"));
         let mut warnings = self.warnings.lock().unwrap_or_else(PoisonError::into_inner);
         warnings.push(self.masker.mask(text));
+    }
+
+    /// Says `new` in the place of the warning `old`: more is known by now.
+    pub fn warn_better(&self, old: &str, new: &str) {
+        let old = self.masker.mask(old);
+        self.warnings.lock().unwrap_or_else(PoisonError::into_inner).retain(|it| *it != old);
+        self.warn(new);
+    }
+
+    /// Reports that the image is pushed, and that the job goes on.
+    pub fn pushed(&self, status: Status) {
+        if let Err(error) = self.sink.pushed(status) {
+            tracing::error!(%error, "it is not on disk that the image is pushed");
+        }
     }
 
     /// Adds lines that are masked already.

@@ -118,63 +118,15 @@ fn all_arguments(
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
-    use stagely_agent::protocol::{Digest, Emulation, Platform, Step};
+    use stagely_agent::protocol::Step;
 
     use super::*;
-    use crate::core::state::{
-        Environment, JobState, MachineSize, Project, Run, RunState, Timestamp,
-    };
-    use crate::ids::{EnvironmentId, JobId, ProjectId, RunId};
+    use crate::core::fixtures::{digest, job};
+    use crate::core::state::{Environment, JobState, Project, Run, RunState, Timestamp};
+    use crate::ids::{EnvironmentId, ProjectId, RunId};
 
     const EARLIER: u128 = 1;
     const RUN: u128 = 2;
-
-    fn digest() -> Digest {
-        format!("sha256:{}", "d".repeat(64)).parse().unwrap()
-    }
-
-    fn job(id: u128, run: u128, variant: &str, platform: &str) -> Job {
-        let platform: Platform = platform.parse().unwrap();
-        Job {
-            id: JobId::from_bits(id),
-            run: RunId::from_bits(run),
-            name: variant.to_owned(),
-            build: variant.to_owned(),
-            variant: variant.to_owned(),
-            kind: JobKind::Build {
-                platform,
-                context: ".".to_owned(),
-                dockerfile: "Dockerfile".to_owned(),
-                target: None,
-                build_args: BuildArgs::default(),
-                image: format!("r/app/main:{variant}.{run}").parse().unwrap(),
-                push: true,
-                cache_from: Vec::new(),
-                cache_to: None,
-                uses: BTreeMap::new(),
-                emulation: Emulation::Allow,
-            },
-            tag: None,
-            size: MachineSize::Medium,
-            needs: Vec::new(),
-            timeout: Duration::from_mins(30),
-            state: JobState::Queued { attempt: 1 },
-            attempt: 1,
-            lost_attempts: Vec::new(),
-            queued_at: Timestamp(0),
-            assigned_at: None,
-            started_at: None,
-            ended_at: None,
-            steps: Vec::new(),
-            warnings: Vec::new(),
-            cache_miss: None,
-            emulated: false,
-            took_over: None,
-            kept_from: None,
-        }
-    }
 
     fn completed(job: Job, steps: &[(&str, bool)]) -> Job {
         let step = |(name, cached): &(&str, bool)| Step {

@@ -26,25 +26,23 @@ impl Effects {
     pub(super) async fn delete_caches(&self, environment: EnvironmentId) -> Event {
         let mut gone = BTreeSet::new();
         for round in 1..=ROUNDS {
-            let mut are_left = false;
-            for cache in self.unwanted_caches(environment) {
-                if gone.contains(&cache) {
-                    continue;
-                }
-                match self.registry.delete(&cache).await {
+            // Also those of the round before: a run may have written them anew meanwhile.
+            let unwanted = self.unwanted_caches(environment);
+            gone.clear();
+            for cache in &unwanted {
+                match self.registry.delete(cache).await {
                     Ok(()) => info!(%cache, "a cache is deleted"),
                     Err(error) if round < ROUNDS && may_succeed_later(&error) => {
                         warn!(%cache, %error, "a cache is not deleted yet");
-                        are_left = true;
                         continue;
                     }
                     Err(error) => {
-                        warn!(%cache, %error, "a cache is not deleted; delete it by hand")
+                        warn!(%cache, %error, "a cache is not deleted; delete it by hand");
                     }
                 }
-                gone.insert(cache);
+                gone.insert(cache.clone());
             }
-            if !are_left {
+            if gone == unwanted {
                 break;
             }
             sleep(WAIT).await;

@@ -26,6 +26,9 @@ use crate::provider::Provider;
 
 pub use secrets::{RunSecrets, Secrets};
 
+#[cfg(test)]
+mod tests;
+
 /// Performs effects.
 pub struct Effects {
     /// The settings.

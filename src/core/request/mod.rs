@@ -16,7 +16,7 @@ use super::state::{Environment, Project, Run, RunState, Trigger};
 use crate::api::{CreateRun, CreateWarmUp, RebuildRun};
 use crate::ids::{EnvironmentId, RunId};
 
-pub use names::{environment_of, slug};
+pub use names::{DEFAULT_ENVIRONMENT, environment_of, slug};
 
 /// The most build arguments that a request may set.
 const SET_MAX: usize = 128;

@@ -16,7 +16,7 @@ const NAME_CHARS_MAX: usize = 100;
 /// `{registry}/{project}/cache`.
 const CACHE: &str = "cache";
 /// The environment of runs that name no branch, tag or commit.
-const DEFAULT: &str = "default";
+pub const DEFAULT_ENVIRONMENT: &str = "default";
 /// The environment of runs that name a commit.
 const COMMITS: &str = "commits";
 /// Before the number of a pull request, the name of its environment. Its caches and images are not
@@ -91,7 +91,7 @@ pub(super) fn environment_name(
     if let Some(number) = pull_request {
         return Ok(format!("{PULL_REQUEST}{number}"));
     }
-    let Some(reference) = reference else { return Ok(DEFAULT.to_owned()) };
+    let Some(reference) = reference else { return Ok(DEFAULT_ENVIRONMENT.to_owned()) };
     if reference.parse::<CommitSha>().is_ok() {
         return Ok(COMMITS.to_owned());
     }
@@ -115,7 +115,7 @@ pub fn environment_of(reference: &str) -> String {
 
 /// Whether no branch may have the environment of this name.
 fn is_taken(name: &str) -> bool {
-    [CACHE, DEFAULT, COMMITS].contains(&name) || pull_request_of(name).is_some()
+    [CACHE, DEFAULT_ENVIRONMENT, COMMITS].contains(&name) || pull_request_of(name).is_some()
 }
 
 /// The number of the pull request whose environment has this name.

@@ -6,6 +6,7 @@
 use stagely_agent::protocol::FailureReason;
 
 use super::attempts::Failure;
+use super::merges::ABSENT_BUILDER_GRACE;
 use super::step::Turn;
 use super::{Effect, JobState, Machine, MachineState, State, StopReason, Timestamp};
 use crate::ids::{JobId, MachineId, RunId};
@@ -21,8 +22,12 @@ enum Alarm {
     NoStart(JobId),
     /// Its agent works on a job for longer than it may.
     Overrun(JobId),
+    /// Its agent left before it began the merge that it was given.
+    Absence(JobId),
     /// Its agent was told to stop a job and has not answered.
     NoStop,
+    /// Its agent exports a cache for longer than it may.
+    Export,
     /// Its time is over, whatever it does.
     Lease,
 }
@@ -43,47 +48,75 @@ impl State {
         })
     }
 
+    fn due_alarms(&self, now: Timestamp) -> Vec<(MachineId, Alarm)> {
+        let alarms = self.live_machines().filter_map(|machine| {
+            let (due, alarm) = self.next_alarm(machine)?;
+            (due <= now).then_some((machine.id, alarm))
+        });
+        alarms.collect()
+    }
+
     fn next_alarm(&self, machine: &Machine) -> Option<(Timestamp, Alarm)> {
-        let limits = &self.limits;
-        let (requested_at, contact_at) = (machine.requested_at, machine.contact_at);
+        let (requested_at, boot) = (machine.requested_at, self.limits.boot);
         let first = match machine.state {
             MachineState::Requested | MachineState::Booting => {
-                (self.due(requested_at, requested_at.after(limits.boot)), Alarm::Boot)
+                Some((self.due(requested_at, requested_at.after(boot)), Alarm::Boot))
             }
-            MachineState::Busy { .. } if !machine.connected => {
-                (self.due(contact_at, contact_at.after(limits.reconnect_grace)), Alarm::Silence)
+            MachineState::Busy { job, .. } if !machine.connected => {
+                Some(self.absence_alarm(machine, job))
             }
             MachineState::Busy { job, attempt } => self.work_alarm(machine, job, attempt),
             MachineState::Ready | MachineState::Terminating | MachineState::Terminated => {
                 return None;
             }
         };
-        let lease = machine.lease_until.map(|lease| self.due(requested_at, lease));
-        Some(lease.filter(|due| *due < first.0).map_or(first, |due| (due, Alarm::Lease)))
+        let lease = machine.lease_until.map(|at| (self.due(requested_at, at), Alarm::Lease));
+        let alarms = [first, self.export_alarm(machine), lease];
+        alarms.into_iter().flatten().min_by_key(|(due, _)| *due)
+    }
+
+    /// The limit of an agent that is out of contact.
+    fn absence_alarm(&self, machine: &Machine, id: JobId) -> (Timestamp, Alarm) {
+        let left_at = machine.contact_at;
+        let job = self.jobs.get(&id).filter(|job| job.state.attempt_on(machine.id).is_some());
+        if job.is_some_and(|job| job.may_leave_builder(self.limits.max_attempts)) {
+            let due = self.due(left_at, left_at.after(ABSENT_BUILDER_GRACE));
+            return (due, Alarm::Absence(id));
+        }
+        (self.due(left_at, left_at.after(self.limits.reconnect_grace)), Alarm::Silence)
     }
 
     /// The limit of what a connected agent does.
-    fn work_alarm(&self, machine: &Machine, id: JobId, attempt: u32) -> (Timestamp, Alarm) {
+    fn work_alarm(&self, machine: &Machine, id: JobId, attempt: u32) -> Option<(Timestamp, Alarm)> {
         let grace = self.limits.job_grace;
         let job = self.jobs.get(&id);
         let own = job.filter(|job| job.state.attempt_on(machine.id) == Some(attempt));
         match own.map(|job| (job, &job.state)) {
             Some((job, JobState::Running { deadline, .. })) => {
                 let started_at = job.started_at.unwrap_or_default();
-                (self.due(started_at, *deadline), Alarm::Overrun(id))
+                Some((self.due(started_at, *deadline), Alarm::Overrun(id)))
             }
             // The simplest agents never say `running`: they have the job's whole time.
             Some((job, _)) => {
                 let assigned_at = job.assigned_at.unwrap_or(machine.contact_at);
                 let due = self.due(assigned_at, assigned_at.after(job.timeout).after(grace));
-                (due, Alarm::NoStart(id))
+                Some((due, Alarm::NoStart(id)))
             }
+            None if machine.exporting.is_some() && machine.stopping.is_empty() => None,
             None => {
                 let ended_at = job.and_then(|job| job.ended_at).unwrap_or_default();
-                let since = machine.contact_at.max(ended_at);
-                (self.due(since, since.after(grace)), Alarm::NoStop)
+                let told_at = machine.exporting.map(|export| export.until);
+                let told_at = told_at.filter(|_| machine.is_told_to_end_export());
+                let since = machine.contact_at.max(ended_at).max(told_at.unwrap_or_default());
+                Some((self.due(since, since.after(grace)), Alarm::NoStop))
             }
         }
+    }
+
+    fn export_alarm(&self, machine: &Machine) -> Option<(Timestamp, Alarm)> {
+        let export = machine.exporting.filter(|_| !machine.is_told_to_end_export())?;
+        let began_at = self.jobs.get(&export.attempt.job).and_then(|job| job.ended_at);
+        Some((self.due(began_at.unwrap_or_default(), export.until), Alarm::Export))
     }
 
     /// When the limit `at` of what goes on `since` then is reached. Time in which core was not there
@@ -101,13 +134,11 @@ impl Turn<'_> {
         for run in planning {
             self.give_up_planning(run);
         }
-        let alarms = self.state.live_machines().filter_map(|machine| {
-            let (due, alarm) = self.state.next_alarm(machine)?;
-            (due <= now).then_some((machine.id, alarm))
-        });
-        let alarms: Vec<(MachineId, Alarm)> = alarms.collect();
-        for (machine, alarm) in alarms {
-            self.ring(machine, alarm);
+        // An export and the work beside it each have a limit of their own, so once is not always enough.
+        while let due @ [_, ..] = &self.state.due_alarms(now)[..] {
+            for (machine, alarm) in due {
+                self.ring(*machine, *alarm);
+            }
         }
     }
 
@@ -116,13 +147,16 @@ impl Turn<'_> {
             Alarm::Boot => {
                 let message = "the machine's agent did not connect in time";
                 self.lose_job(machine, Failure::new(FailureReason::BootTimeout, message));
-                self.release(machine);
+                self.terminate(machine);
             }
             Alarm::Silence => {
                 let message = "the machine's agent was out of contact for too long";
                 self.lose_job(machine, Failure::machine_lost(message));
-                // What it still runs it says at its next HELLO.
-                self.state.change_machine(machine, |machine| machine.stopping.clear());
+                self.write_off(machine);
+            }
+            Alarm::Absence(job) => {
+                let message = "the machine's agent left before it began the job";
+                self.fail_attempt(job, Failure::machine_lost(message));
                 self.release(machine);
             }
             Alarm::NoStart(job) => {
@@ -132,9 +166,10 @@ impl Turn<'_> {
             }
             Alarm::Overrun(job) => self.end_overrun(machine, job),
             Alarm::NoStop => self.give_up_agent(machine),
+            Alarm::Export => self.give_up_export(machine),
             Alarm::Lease => {
                 self.lose_job(machine, Failure::machine_lost("the machine's lease is over"));
-                self.release(machine);
+                self.terminate(machine);
             }
         }
     }
@@ -151,7 +186,7 @@ impl Turn<'_> {
     /// until it says HELLO again, or is out of contact for too long.
     fn give_up_agent(&mut self, machine: MachineId) {
         if !self.is_static(machine) {
-            return self.release(machine);
+            return self.terminate(machine);
         }
         self.disconnect(machine);
         self.emit(Effect::Disconnect { machine });

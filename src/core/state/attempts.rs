@@ -48,17 +48,14 @@ impl Turn<'_> {
         if job.state != provisioning {
             return;
         }
-        let grace = self.state.limits.job_grace;
         let now = self.now;
-        let deadline = now.after(job.timeout).after(grace);
+        let deadline = now.after(job.timeout).after(self.state.limits.job_grace);
         self.state.change_job(id, |job| {
             job.state = JobState::Running { attempt, machine, deadline };
             job.started_at = Some(now);
         });
         // A machine doing live work is never swept, however late it began.
-        self.state.change_machine(machine, |machine| {
-            machine.lease_until = machine.lease_until.map(|lease| lease.max(deadline.after(grace)));
-        });
+        self.extend_lease(machine, deadline);
     }
 
     pub(super) fn report_job(
@@ -68,12 +65,21 @@ impl Turn<'_> {
         attempt: u32,
         report: JobReport,
     ) {
+        let reported = Attempt { job: id, number: attempt };
         let current = self.job_state(id).and_then(|state| state.attempt_on(machine));
+        let exports = report.exporting_cache;
         if current == Some(attempt) {
+            let is_completed = matches!(report.outcome, JobOutcome::Completed { .. });
             self.take_report(id, report);
-            self.release(machine);
-        } else {
-            self.stopped(machine, Attempt { job: id, number: attempt });
+            if exports && is_completed {
+                self.begin_export(machine, reported);
+            }
+            if !self.hand_over(machine, id) {
+                self.release(machine);
+            }
+        } else if !exports {
+            // Else the agent repeats itself, or has yet to stop: another report follows.
+            self.stopped(machine, reported);
         }
     }
 
@@ -81,6 +87,7 @@ impl Turn<'_> {
         self.state.change_job(id, |job| {
             job.steps = report.steps;
             job.warnings.extend(report.warnings);
+            job.cache_miss = report.cache_miss;
         });
         match report.outcome {
             JobOutcome::Completed { digest } => self.end_job(id, JobState::Completed { digest }),
@@ -94,17 +101,20 @@ impl Turn<'_> {
         }
     }
 
-    /// The agent has ended an attempt that was not wanted any more, or repeats itself.
+    /// The agent has ended an attempt that was not wanted any more, or the export of a cache, or repeats
+    /// itself.
     fn stopped(&mut self, id: MachineId, stopped: Attempt) {
         let Some(machine) = self.state.machines.get(&id) else { return };
         let Attempt { job, number } = stopped;
         let is_free = machine.state == MachineState::Busy { job, attempt: number };
-        if machine.stopping.contains(&stopped) {
+        let has_exported = machine.exports(stopped);
+        if has_exported || machine.stopping.contains(&stopped) {
             self.state.change_machine(id, |machine| {
                 machine.stopping.remove(&stopped);
+                machine.exporting = machine.exporting.filter(|export| export.attempt != stopped);
             });
         }
-        if is_free {
+        if is_free || has_exported && self.attempt_on(id).is_none() {
             self.release(id);
         }
     }
@@ -127,6 +137,7 @@ impl Turn<'_> {
             job.state = JobState::Queued { attempt: attempt + 1 };
             job.assigned_at = None;
             job.started_at = None;
+            job.took_over = None;
         });
     }
 
@@ -154,10 +165,12 @@ impl Turn<'_> {
         }
     }
 
-    fn end_job(&mut self, id: JobId, end: JobState) {
+    pub(super) fn end_job(&mut self, id: JobId, end: JobState) {
         let is_completed = matches!(end, JobState::Completed { .. });
         self.close_job(id, end);
-        if !is_completed {
+        if is_completed {
+            self.note_image(id);
+        } else {
             self.fail_dependents(id);
         }
         if let Some(run) = self.state.jobs.get(&id).map(|job| job.run) {

@@ -21,6 +21,8 @@ use crate::ids::{EnvironmentId, JobId, MachineId, RunId};
 pub enum CancelReason {
     /// A person or a script asked for it.
     Requested,
+    /// Its pull request was closed, or its environment is not wanted any more.
+    EnvironmentClosed,
 }
 
 /// Why an agent is to stop an attempt.
@@ -31,6 +33,8 @@ pub enum StopReason {
     RunCancelled,
     /// It goes on although its time is over.
     Overrun,
+    /// The export of its layer cache takes too long.
+    ExportOverrun,
     /// It counts as lost or has ended: the job goes on elsewhere, or not at all.
     NotWanted,
 }
@@ -40,6 +44,7 @@ impl fmt::Display for StopReason {
         f.write_str(match self {
             Self::RunCancelled => "the run was cancelled",
             Self::Overrun => "it ran past its limit",
+            Self::ExportOverrun => "the export of its layer cache takes too long",
             Self::NotWanted => "this attempt is not wanted any more",
         })
     }
@@ -301,8 +306,9 @@ pub enum Effect {
         machine: MachineId,
     },
     /// Let the run-independent reference of a build name the image that the environment's record says,
-    /// and answer with [`Event::ImageTagged`]. Kept in the outbox; at most one of a build at a time, so
-    /// that the last word in the registry is that of the newest run.
+    /// and answer with [`Event::ImageTagged`], also where it cannot: the images are pushed and their
+    /// digests known, so a tag is worth a warning and no failure. Kept in the outbox; at most one of a
+    /// build at a time, so that the last word in the registry is that of the newest run.
     Tag {
         /// The environment.
         environment: EnvironmentId,
@@ -310,7 +316,8 @@ pub enum Effect {
         variant: String,
     },
     /// Delete the cache refs that a closed environment has written, and answer with
-    /// [`Event::CachesDeleted`]. Kept in the outbox.
+    /// [`Event::CachesDeleted`]. Kept in the outbox. An environment that is open again when the deletion
+    /// begins keeps its refs: the answer names none. A closed one names all that its record has.
     DeleteCaches {
         /// The environment.
         environment: EnvironmentId,
@@ -344,6 +351,21 @@ pub enum Effect {
 }
 
 impl Effect {
+    /// The environment whose registry entries it changes.
+    pub const fn environment(&self) -> Option<EnvironmentId> {
+        match self {
+            Self::Tag { environment, .. } | Self::DeleteCaches { environment } => {
+                Some(*environment)
+            }
+            Self::Plan { .. }
+            | Self::Launch { .. }
+            | Self::Terminate { .. }
+            | Self::Assign { .. }
+            | Self::Cancel { .. }
+            | Self::Disconnect { .. } => None,
+        }
+    }
+
     /// Whether the effect waits in the outbox until its outcome comes back.
     pub const fn is_kept(&self) -> bool {
         match self {

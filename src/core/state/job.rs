@@ -57,6 +57,12 @@ impl JobKind {
             Self::Build { image, .. } | Self::Merge { image, .. } => image,
         }
     }
+
+    pub(super) const fn image_mut(&mut self) -> &mut ImageRef {
+        match self {
+            Self::Build { image, .. } | Self::Merge { image, .. } => image,
+        }
+    }
 }
 
 /// An image that a build depends on.

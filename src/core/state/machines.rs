@@ -8,7 +8,7 @@ use super::attempts::Failure;
 use super::step::Turn;
 use super::{
     Attempt, Effect, JobState, LaunchRefusal, Machine, MachineKind, MachineSize, MachineState,
-    StopReason,
+    StopReason, Timestamp,
 };
 use crate::ids::{JobId, MachineId};
 
@@ -104,8 +104,10 @@ impl Turn<'_> {
     /// Brings an agent's work and the records together, after its HELLO.
     fn resume(&mut self, id: MachineId, holds: &[Attempt]) {
         let current = self.resume_current(id, holds);
-        let strays: BTreeSet<Attempt> =
-            holds.iter().copied().filter(|held| current != Some(*held)).collect();
+        self.resume_export(id, holds);
+        let Some(machine) = self.state.machines.get(&id) else { return };
+        let is_stray = |held: &Attempt| current != Some(*held) && !machine.exports(*held);
+        let strays: BTreeSet<Attempt> = holds.iter().copied().filter(is_stray).collect();
         for &Attempt { job, number } in &strays {
             let is_cancelled = self.job_state(job) == Some(&JobState::Cancelled);
             let reason =
@@ -185,21 +187,40 @@ impl Turn<'_> {
         }
     }
 
-    /// The machine has no work any more. A launched one has no other purpose.
+    /// The machine has no work any more. A launched one has no other purpose, but to export the cache
+    /// of the job that it did.
     pub(super) fn release(&mut self, id: MachineId) {
-        match self.kind(id) {
-            Some(MachineKind::Launched) => self.terminate(id),
-            Some(MachineKind::Static) => {
-                self.state.change_machine(id, |machine| machine.state = machine.idle_state());
-            }
-            None => {}
+        let Some(machine) = self.state.machines.get(&id) else { return };
+        if machine.kind == MachineKind::Launched && machine.exporting.is_none() {
+            return self.terminate(id);
         }
+        self.state.change_machine(id, |machine| machine.state = machine.idle_state());
+    }
+
+    /// Expects nothing any more of a machine's agent, which is out of contact. What it still does it
+    /// says at its next HELLO.
+    pub(super) fn write_off(&mut self, id: MachineId) {
+        self.state.change_machine(id, |machine| {
+            machine.stopping.clear();
+            machine.exporting = None;
+        });
+        self.release(id);
+    }
+
+    /// Lets the lease cover work that core ends at `end`: a machine doing live work is never swept,
+    /// however late it began.
+    pub(super) fn extend_lease(&mut self, id: MachineId, end: Timestamp) {
+        let needed = end.after(self.state.limits.job_grace);
+        self.state.change_machine(id, |machine| {
+            machine.lease_until = machine.lease_until.map(|lease| lease.max(needed));
+        });
     }
 
     /// Ends a launched machine, once and for all: also one whose record says that it is gone.
     pub(super) fn terminate(&mut self, id: MachineId) {
         self.state.change_machine(id, |machine| {
             machine.state = MachineState::Terminating;
+            machine.exporting = None;
             machine.terminated_at = None;
         });
         let terminate = Effect::Terminate { machine: id };
@@ -221,13 +242,14 @@ impl Turn<'_> {
         let now = self.now;
         self.state.change_machine(id, |machine| {
             machine.state = MachineState::Terminated;
+            machine.exporting = None;
             machine.connected = false;
             machine.terminated_at = machine.terminated_at.or(Some(now));
         });
     }
 
     /// The attempt that the machine is for or works on.
-    fn attempt_on(&self, id: MachineId) -> Option<Attempt> {
+    pub(super) fn attempt_on(&self, id: MachineId) -> Option<Attempt> {
         let job = self.state.machines.get(&id)?.job()?;
         let number = self.job_state(job)?.attempt_on(id)?;
         Some(Attempt { job, number })
@@ -245,8 +267,9 @@ impl Turn<'_> {
 impl Machine {
     /// The state of a machine without work.
     fn idle_state(&self) -> MachineState {
-        match self.stopping.first() {
-            Some(&Attempt { job, number }) => MachineState::Busy { job, attempt: number },
+        let exporting = || self.exporting.map(|export| export.attempt);
+        match self.stopping.first().copied().or_else(exporting) {
+            Some(Attempt { job, number }) => MachineState::Busy { job, attempt: number },
             None => MachineState::Ready,
         }
     }

@@ -13,9 +13,14 @@ mod step;
 
 mod alarms;
 mod attempts;
+mod environments;
+mod exports;
+mod kept;
 mod machines;
+mod merges;
 mod runs;
 mod schedule;
+mod tags;
 
 #[cfg(test)]
 mod tests;

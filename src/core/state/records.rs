@@ -108,6 +108,8 @@ pub(super) struct Index {
     pub(super) queued: BTreeMap<ProjectId, BTreeSet<(Timestamp, JobId)>>,
     /// Machines that are not terminated.
     pub(super) live_machines: BTreeSet<MachineId>,
+    /// Closed environments with cache refs that are to be deleted.
+    pub(super) closing: BTreeSet<EnvironmentId>,
 }
 
 /// Everything core decides on.
@@ -165,6 +167,9 @@ impl State {
             patient_until: Timestamp::default(),
             next_effect: EffectId(last_effect + 1),
         };
+        for environment in state.environments.rows.values() {
+            state.index.note_environment(environment);
+        }
         for run in state.runs.rows.values() {
             state.index.note_run(run);
         }
@@ -205,12 +210,32 @@ impl State {
         self.outbox.values().any(|kept| kept == effect)
     }
 
+    /// The queued jobs, in no particular order.
+    pub(super) fn queued_jobs(&self) -> impl Iterator<Item = &Job> {
+        let queued = self.index.queued.values().flatten();
+        queued.filter_map(|(_, id)| self.jobs.get(id))
+    }
+
     pub(super) fn insert_new_project(&mut self, project: Project) {
         self.projects.insert_new(project.id, project);
     }
 
     pub(super) fn insert_new_environment(&mut self, environment: Environment) {
-        self.environments.insert_new(environment.id, environment);
+        let id = environment.id;
+        self.environments.insert_new(id, environment);
+        self.change_environment(id, |_| {});
+    }
+
+    pub(super) fn change_environment(
+        &mut self,
+        id: EnvironmentId,
+        change: impl FnOnce(&mut Environment),
+    ) {
+        let index = &mut self.index;
+        self.environments.change(id, |environment| {
+            change(environment);
+            index.note_environment(environment);
+        });
     }
 
     pub(super) fn insert_run(&mut self, run: Run) {
@@ -277,9 +302,14 @@ impl State {
         }
     }
 
-    /// Removes environments that have no run any more. A project stays: its name is that of its images
-    /// and caches in the registry, which another repository must not take over.
+    /// Removes environments that have no run any more, nothing in the registry that is still to be
+    /// deleted, and no effect under way. A project stays: its name is that of its images and caches in
+    /// the registry, which another repository must not take over.
     pub(super) fn forget_empty_environments(&mut self, mut ids: BTreeSet<EnvironmentId>) {
+        ids.retain(|id| {
+            let has_refs = self.environments.get(id).is_some_and(|it| !it.cache_refs.is_empty());
+            !has_refs && !self.outbox.values().any(|effect| effect.environment() == Some(*id))
+        });
         for run in self.runs.values() {
             if ids.is_empty() {
                 return;
@@ -301,6 +331,11 @@ impl State {
 }
 
 impl Index {
+    fn note_environment(&mut self, environment: &Environment) {
+        let is_closing = environment.closed && !environment.cache_refs.is_empty();
+        set(&mut self.closing, environment.id, is_closing);
+    }
+
     fn note_run(&mut self, run: &Run) {
         let (is_pending, has_begun) =
             (run.state == RunState::Pending, run.planning_since.is_some());

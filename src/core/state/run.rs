@@ -127,9 +127,9 @@ pub struct PlanFailure {
 pub enum RunState {
     /// Its `stagely.yaml` is being read.
     Pending,
-    /// Its jobs wait or run.
+    /// Its jobs wait or run, or the run-independent reference of an image of its own is yet to be moved.
     Building,
-    /// Every job completed.
+    /// Every job completed; also a run that has none, since it does without all builds.
     Completed,
     /// A job failed, or the run could not be planned.
     Failed {

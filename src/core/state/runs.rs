@@ -17,7 +17,7 @@ impl Turn<'_> {
             return;
         }
         self.state.insert_new_project(project);
-        self.state.insert_new_environment(environment);
+        self.open_environment(&run, environment);
         self.state.insert_run(run);
     }
 
@@ -45,14 +45,20 @@ impl Turn<'_> {
 
     fn queue_jobs(&mut self, id: RunId, plan: PlannedRun) {
         self.state.settle(&Effect::Plan { run: id });
+        let Some(run) = self.state.runs.get(&id) else { return };
+        let (environment, keeps) = (run.environment, run.keeps);
         self.state.change_run(id, |run| {
             run.state = RunState::Building;
             run.commit = Some(plan.commit);
             run.branch = plan.branch;
             run.skipped = plan.skipped;
         });
+        self.state.change_environment(environment, |it| it.cache_refs.extend(plan.own_cache_refs));
         for planned in plan.jobs {
             self.state.insert_job(Job::queued(planned, id, self.now));
+        }
+        if let Some(earlier) = keeps {
+            self.keep_completed(id, earlier);
         }
         self.settle_run(id);
     }
@@ -67,10 +73,11 @@ impl Turn<'_> {
         for job in open {
             self.cancel_job(job);
         }
+        self.end_exports_of(id);
         self.end_run(id, RunState::Cancelled { reason });
     }
 
-    /// Ends the run if its last job has ended.
+    /// Ends the run if its last job has ended, and no reference waits to name an image of its own.
     pub(super) fn settle_run(&mut self, id: RunId) {
         let run = self.state.runs.get(&id).filter(|run| !run.state.is_final());
         if let Some(end) = run.and_then(|run| self.end_of(run)) {
@@ -80,7 +87,7 @@ impl Turn<'_> {
 
     fn end_of(&self, run: &Run) -> Option<RunState> {
         let jobs = || self.state.jobs_of(run.id).map(|job| &job.state);
-        if !jobs().all(JobState::is_final) {
+        if !jobs().all(JobState::is_final) || self.waits_for_tag(run) {
             return None;
         }
         let all_completed = jobs().all(|job| matches!(job, JobState::Completed { .. }));

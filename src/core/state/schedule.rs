@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use stagely_agent::protocol::Arch;
+use stagely_agent::protocol::{Arch, Emulation, FailureReason};
 
 use super::step::Turn;
 use super::{Effect, Job, JobKind, JobState, Machine, MachineKind, MachineState, State, Timestamp};
@@ -119,13 +119,32 @@ impl State {
         }
     }
 
-    /// Finds a place for `job`, or says what it waits for.
-    fn place(&self, job: &Job, supply: &Supply) -> Result<Place, QueueReason> {
+    /// The jobs that `job` needs and that have not completed.
+    pub(super) fn missing_needs(&self, job: &Job) -> impl Iterator<Item = JobId> {
         let is_completed = |id: &JobId| {
             self.jobs.get(id).is_some_and(|job| matches!(job.state, JobState::Completed { .. }))
         };
-        let missing: Vec<JobId> =
-            job.needs.iter().copied().filter(|needed| !is_completed(needed)).collect();
+        job.needs.iter().copied().filter(move |needed| !is_completed(needed))
+    }
+
+    /// A queued job that must run natively where nobody can do that: neither the provider nor a
+    /// registered machine, connected or not. Without a provider it waits for one to be registered.
+    fn next_without_arch(&self) -> Option<(JobId, Arch)> {
+        let launchable = &self.limits.launchable;
+        if launchable.is_empty() || Arch::ALL.iter().all(|arch| launchable.contains(arch)) {
+            return None;
+        }
+        let is_lacking = |arch: &Arch| {
+            let mut registered = self.live_machines().filter(|it| it.kind == MachineKind::Static);
+            !launchable.contains(arch) && !registered.any(|machine| machine.arch == *arch)
+        };
+        let mut native = self.queued_jobs().filter(|job| job.must_be_native());
+        native.find_map(|job| Some((job.id, job.arch().filter(is_lacking)?)))
+    }
+
+    /// Finds a place for `job`, or says what it waits for.
+    fn place(&self, job: &Job, supply: &Supply) -> Result<Place, QueueReason> {
+        let missing: Vec<JobId> = self.missing_needs(job).collect();
         if !missing.is_empty() {
             return Err(QueueReason::Jobs(missing));
         }
@@ -137,7 +156,8 @@ impl State {
         let launchable = &self.limits.launchable;
         let native = launchable.iter().copied().find(|launchable| fits(*launchable));
         let has_static = supply.connected.iter().any(|connected| fits(*connected));
-        match native.or_else(|| launchable.first().copied().filter(|_| !has_static)) {
+        let may_emulate = !has_static && !job.must_be_native();
+        match native.or_else(|| launchable.first().copied().filter(|_| may_emulate)) {
             Some(arch) if supply.has_slot => Ok(Place::Launched(arch)),
             Some(_) => Err(QueueReason::Builder { max_concurrent: self.limits.max_concurrent }),
             None => Err(QueueReason::StaticMachine { arch }),
@@ -148,6 +168,10 @@ impl State {
 impl Turn<'_> {
     /// Gives machines to queued jobs for as long as there are any.
     pub(super) fn schedule(&mut self, new_machine: &mut dyn FnMut() -> MachineId) {
+        while let Some((job, arch)) = self.state.next_without_arch() {
+            self.refuse_emulation(job, arch);
+        }
+        self.give_merges_to_builders();
         while let Some((project, job, place)) = self.next_to_serve() {
             self.state.note_served(project);
             match place {
@@ -176,19 +200,32 @@ impl Turn<'_> {
         })
     }
 
-    fn begin_attempt(&mut self, id: JobId, machine: MachineId) {
+    /// Ends a job that no machine can do as it is wanted.
+    fn refuse_emulation(&mut self, job: JobId, arch: Arch) {
+        let message = format!(
+            "no machine builds for {arch} natively, and `emulation: forbid` is set: register a machine \
+             of that arch with `stagely machines add`, or allow emulation in stagely.yaml"
+        );
+        let reason = FailureReason::Emulation;
+        self.end_job(job, JobState::Failed { reason, message, exit_code: None });
+    }
+
+    /// Gives the job's next attempt to `machine`, whose record is there.
+    pub(super) fn begin_attempt(&mut self, id: JobId, machine: MachineId) {
+        let arch = self.state.machines.get(&machine).map(|machine| machine.arch);
         self.state.change_job(id, |job| {
             if let JobState::Queued { attempt } = job.state {
                 job.state = JobState::Provisioning { attempt, machine };
                 job.attempt = attempt;
                 job.steps.clear();
                 job.warnings.clear();
+                job.cache_miss = None;
+                job.emulated = job.arch().is_some_and(|native| arch != Some(native));
             }
         });
     }
 
     fn launch(&mut self, id: MachineId, job: JobId, arch: Arch) {
-        self.begin_attempt(job, id);
         let Some(job) = self.state.jobs.get(&job) else { return };
         let machine = Machine {
             id,
@@ -207,7 +244,9 @@ impl Turn<'_> {
             system_info: None,
             terminated_at: None,
         };
+        let job = job.id;
         self.state.insert_machine(machine);
+        self.begin_attempt(job, id);
         self.emit(Effect::Launch { machine: id });
     }
 
@@ -226,6 +265,13 @@ impl Job {
         match &self.kind {
             JobKind::Build { platform, .. } => Some(platform.arch()),
             JobKind::Merge { .. } => None,
+        }
+    }
+
+    const fn must_be_native(&self) -> bool {
+        match &self.kind {
+            JobKind::Build { emulation, .. } => matches!(emulation, Emulation::Forbid),
+            JobKind::Merge { .. } => false,
         }
     }
 }

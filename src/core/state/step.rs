@@ -26,6 +26,7 @@ impl State {
         turn.take(event);
         turn.begin_plannings();
         turn.schedule(new_machine);
+        turn.delete_caches();
         turn.effects
     }
 }
@@ -57,9 +58,11 @@ impl Turn<'_> {
                 self.add_static_machine(machine, name, arch);
             }
             Event::StaticMachineRemoved { machine } => self.remove_static_machine(machine),
-            Event::ImageTagged { .. }
-            | Event::EnvironmentClosed { .. }
-            | Event::CachesDeleted { .. } => {}
+            Event::ImageTagged { environment, variant, digest, result } => {
+                self.image_tagged(environment, variant, &digest, result);
+            }
+            Event::EnvironmentClosed { environment } => self.close_environment(environment),
+            Event::CachesDeleted { environment, refs } => self.caches_deleted(environment, &refs),
             Event::Forgotten { runs, machines } => self.forget(runs, machines),
         }
     }

@@ -1,6 +1,6 @@
 //! Jobs.
 
-use stagely_agent::protocol::{FailureReason, Platform, Step};
+use stagely_agent::protocol::{FailureReason, Platform, slow_down};
 
 use crate::api::{JobKindView, JobStatus, JobView, LostAttempt};
 use crate::core::records::Records;
@@ -99,41 +99,4 @@ fn slow_down_of(records: &Records, job: &Job) -> Option<f64> {
         return None;
     }
     slow_down(&records.native_twin(job)?.steps, &job.steps)
-}
-
-/// Less native time than this is too little to divide by.
-const NATIVE_SECONDS_MIN: f64 = 0.05;
-
-/// How many times longer the steps took under emulation that really ran both times.
-fn slow_down(native: &[Step], emulated: &[Step]) -> Option<f64> {
-    let mut seconds = (0.0, 0.0);
-    for step in emulated.iter().filter(|step| !step.cached) {
-        let twin = native.iter().find(|other| other.name == step.name && !other.cached);
-        if let Some(twin) = twin {
-            seconds = (seconds.0 + twin.seconds, seconds.1 + step.seconds);
-        }
-    }
-    (seconds.0 > NATIVE_SECONDS_MIN).then(|| seconds.1 / seconds.0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_steps_that_ran_both_times_say_how_slow_emulation_is() {
-        let step = |name: &str, seconds, cached| Step { name: name.to_owned(), seconds, cached };
-        let native =
-            [step("RUN a", 1.0, false), step("RUN b", 2.0, false), step("RUN c", 9.0, true)];
-        let emulated = [
-            step("RUN a", 10.0, false),
-            step("RUN b", 0.0, true),
-            step("RUN c", 99.0, false),
-            step("RUN d", 99.0, false),
-        ];
-
-        assert_eq!(slow_down(&native, &emulated), Some(10.0));
-        assert_eq!(slow_down(&native[1..], &emulated), None, "nothing ran both times");
-        assert_eq!(slow_down(&[step("RUN a", 0.01, false)], &emulated), None, "too little");
-    }
 }

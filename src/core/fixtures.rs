@@ -1,0 +1,110 @@
+//! Records and parts for the tests of other modules.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use stagely_agent::protocol::{Arch, BuildArgs, Digest, Emulation, Platform};
+
+use super::disk::DiskGuard;
+use super::effects::{Effects, Secrets};
+use super::records::SharedRecords;
+use super::registry::Registry;
+use super::secrets::Keyring;
+use super::sessions::Sessions;
+use super::state::{
+    Job, JobKind, JobState, Machine, MachineKind, MachineSize, MachineState, Timestamp,
+};
+use super::store::Store;
+use crate::config::Config;
+use crate::ids::{JobId, MachineId, RunId};
+
+/// The digest of every image here.
+pub(super) fn digest() -> Digest {
+    format!("sha256:{}", "d".repeat(64)).parse().unwrap()
+}
+
+/// A job that waits to build `variant`.
+pub(super) fn job(id: u128, run: u128, variant: &str, platform: &str) -> Job {
+    let platform: Platform = platform.parse().unwrap();
+    Job {
+        id: JobId::from_bits(id),
+        run: RunId::from_bits(run),
+        name: variant.to_owned(),
+        build: variant.to_owned(),
+        variant: variant.to_owned(),
+        kind: JobKind::Build {
+            platform,
+            context: ".".to_owned(),
+            dockerfile: "Dockerfile".to_owned(),
+            target: None,
+            build_args: BuildArgs::default(),
+            image: format!("r/app/main:{variant}.{run}").parse().unwrap(),
+            push: true,
+            cache_from: Vec::new(),
+            cache_to: None,
+            uses: BTreeMap::new(),
+            emulation: Emulation::Allow,
+        },
+        tag: None,
+        size: MachineSize::Medium,
+        needs: Vec::new(),
+        timeout: Duration::from_mins(30),
+        state: JobState::Queued { attempt: 1 },
+        attempt: 1,
+        lost_attempts: Vec::new(),
+        queued_at: Timestamp(0),
+        assigned_at: None,
+        started_at: None,
+        ended_at: None,
+        steps: Vec::new(),
+        warnings: Vec::new(),
+        cache_miss: None,
+        emulated: false,
+        took_over: None,
+        kept_from: None,
+    }
+}
+
+/// A registered machine that has nothing to do.
+pub(super) fn machine(number: u128) -> Machine {
+    Machine {
+        id: MachineId::from_bits(number),
+        kind: MachineKind::Static,
+        name: String::new(),
+        arch: Arch::Amd64,
+        size: MachineSize::Medium,
+        state: MachineState::Ready,
+        stopping: BTreeSet::new(),
+        exporting: None,
+        requested_for: None,
+        requested_at: Timestamp(0),
+        lease_until: None,
+        connected: false,
+        contact_at: Timestamp(0),
+        system_info: None,
+        terminated_at: None,
+    }
+}
+
+/// Effects that launch nothing and keep their things in `folder`.
+pub(super) fn effects(
+    folder: &Path,
+    config: Config,
+    store: Store,
+    records: SharedRecords,
+) -> Effects {
+    let keyring = Keyring::open(&folder.join("key")).unwrap();
+    Effects {
+        registry: Registry::new(config.registry.clone()).unwrap(),
+        config: Arc::new(config),
+        records,
+        sessions: Sessions::default(),
+        secrets: Secrets::new(keyring, store.clone(), Vec::new(), Vec::new()),
+        store,
+        provider: None,
+        scratch: folder.to_owned(),
+        disk: DiskGuard::new(folder.to_owned(), 0),
+    }
+}

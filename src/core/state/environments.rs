@@ -1,0 +1,87 @@
+//! An environment as its runs come and go: which is the newest, whether it is open, and what is to be
+//! deleted of a closed one.
+
+use std::collections::BTreeSet;
+
+use stagely_agent::protocol::ImageRef;
+
+use super::step::Turn;
+use super::{CancelReason, Effect, Environment, Machine, Run, State, Trigger};
+use crate::ids::{EnvironmentId, JobId, RunId};
+
+impl Turn<'_> {
+    /// Makes the environment ready for `run`. A warm-up pushes no images, so it is the newest of none.
+    pub(super) fn open_environment(&mut self, run: &Run, environment: Environment) {
+        let (id, pull_request) = (environment.id, environment.pull_request);
+        self.state.insert_new_environment(environment);
+        let pushes = match run.trigger {
+            Trigger::Manual | Trigger::Rebuild => true,
+            Trigger::WarmUp => false,
+        };
+        self.state.change_environment(id, |environment| {
+            environment.closed = false;
+            environment.pull_request = pull_request;
+            if pushes {
+                environment.newest_run = Some(run.id);
+            }
+        });
+    }
+
+    pub(super) fn close_environment(&mut self, id: EnvironmentId) {
+        self.state.change_environment(id, |environment| environment.closed = true);
+        let runs = self.state.runs.values();
+        let open = runs.filter(|run| run.environment == id && !run.state.is_final());
+        let open: Vec<RunId> = open.map(|run| run.id).collect();
+        for run in open {
+            self.cancel_run(run, CancelReason::EnvironmentClosed);
+        }
+    }
+
+    /// Lets the cache refs of closed environments be deleted, once nobody can write them any more.
+    pub(super) fn delete_caches(&mut self) {
+        let closing = self.state.index.closing.iter().copied();
+        let quiet: Vec<EnvironmentId> = closing.filter(|id| !self.state.is_at_work(*id)).collect();
+        for environment in quiet {
+            let delete = Effect::DeleteCaches { environment };
+            if !self.state.awaits(&delete) {
+                self.emit(delete);
+            }
+        }
+    }
+
+    pub(super) fn caches_deleted(&mut self, id: EnvironmentId, refs: &BTreeSet<ImageRef>) {
+        if !self.state.settle(&Effect::DeleteCaches { environment: id }) {
+            return;
+        }
+        let Some(environment) = self.state.environments.get(&id) else { return };
+        // A run that opened it again may have written one anew. A ref that is not there is deleted as
+        // well as one that is, so its name is kept until the environment is closed once more.
+        if environment.closed {
+            self.state.change_environment(id, |environment| {
+                environment.cache_refs.retain(|cache| !refs.contains(cache));
+            });
+            self.state.forget_empty_environments(BTreeSet::from([id]));
+        }
+    }
+}
+
+impl State {
+    /// Whether a machine may still write to the caches of the environment.
+    fn is_at_work(&self, environment: EnvironmentId) -> bool {
+        // Of a job that is forgotten already nobody knows whose it was.
+        let may_be_its_own = |job: JobId| {
+            let run = self.jobs.get(&job).and_then(|job| self.runs.get(&job.run));
+            run.is_none_or(|run| run.environment == environment)
+        };
+        self.live_machines().flat_map(Machine::jobs).any(may_be_its_own)
+    }
+}
+
+impl Machine {
+    /// All jobs that its agent may be doing something for.
+    fn jobs(&self) -> impl Iterator<Item = JobId> {
+        let exporting = self.exporting.map(|export| export.attempt.job);
+        let stopping = self.stopping.iter().map(|attempt| attempt.job);
+        self.job().into_iter().chain(exporting).chain(stopping)
+    }
+}

@@ -1,0 +1,83 @@
+//! A merge needs no machine of its own: a builder of its build does it, if one is still there.
+
+use std::time::Duration;
+
+use super::step::Turn;
+use super::{Job, JobKind, JobState, Machine, MachineState, State};
+use crate::ids::{JobId, MachineId};
+
+/// How long a merge waits for the agent of a builder that left before it began. A merge takes a second
+/// and any machine will do, so there is no reason to give it the patience that a half-done build has.
+pub(super) const ABSENT_BUILDER_GRACE: Duration = Duration::from_secs(10);
+
+impl Turn<'_> {
+    /// Gives the merge that waited for `finished` alone to the machine that has just finished it; false
+    /// if there is none, or the machine will not do.
+    pub(super) fn hand_over(&mut self, id: MachineId, finished: JobId) -> bool {
+        let machine = self.state.machines.get(&id);
+        let will_do = machine.is_some_and(|machine| self.state.can_merge(machine));
+        let merge = self.state.ready_merge_of(finished).filter(|_| will_do);
+        if let Some(merge) = merge {
+            self.take_over(id, merge, finished);
+        }
+        merge.is_some()
+    }
+
+    /// Gives merges that wait to builders of theirs that are still there to export a cache.
+    pub(super) fn give_merges_to_builders(&mut self) {
+        while let Some((merge, machine, finished)) = self.state.next_to_take_over() {
+            self.take_over(machine, merge, finished);
+        }
+    }
+
+    fn take_over(&mut self, machine: MachineId, merge: JobId, finished: JobId) {
+        self.begin_attempt(merge, machine);
+        self.state.change_job(merge, |job| job.took_over = Some(finished));
+        let Some(job) = self.state.jobs.get(&merge) else { return };
+        let end = self.now.after(job.timeout).after(self.state.limits.job_grace);
+        self.extend_lease(machine, end);
+        self.assign(machine, merge);
+    }
+}
+
+impl State {
+    fn next_to_take_over(&self) -> Option<(JobId, MachineId, JobId)> {
+        let mut merges = self.queued_jobs().filter(|job| self.is_ready_merge(job));
+        merges.find_map(|merge| {
+            self.live_machines().filter(|machine| self.can_merge(machine)).find_map(|machine| {
+                let finished = machine.exporting?.attempt.job;
+                merge.needs.contains(&finished).then_some((merge.id, machine.id, finished))
+            })
+        })
+    }
+
+    fn ready_merge_of(&self, finished: JobId) -> Option<JobId> {
+        let run = self.jobs.get(&finished)?.run;
+        let mut merges = self.jobs_of(run).filter(|job| self.is_ready_merge(job));
+        merges.find(|merge| merge.needs.contains(&finished)).map(|merge| merge.id)
+    }
+
+    /// Whether the job is a merge that waits for nothing but a machine.
+    fn is_ready_merge(&self, job: &Job) -> bool {
+        matches!(job.kind, JobKind::Merge { .. })
+            && matches!(job.state, JobState::Queued { .. })
+            && self.missing_needs(job).next().is_none()
+    }
+
+    /// Whether the machine's agent is there and has nothing to do, or only a cache to export.
+    fn can_merge(&self, machine: &Machine) -> bool {
+        let MachineState::Busy { job, .. } = machine.state else { return false };
+        let has_work =
+            self.jobs.get(&job).is_some_and(|job| job.state.attempt_on(machine.id).is_some());
+        machine.connected && machine.stopping.is_empty() && !has_work
+    }
+}
+
+impl Job {
+    /// Whether the job waits for an agent that left a machine before it began: it may go elsewhere soon,
+    /// while it has attempts left.
+    pub(super) fn may_leave_builder(&self, max_attempts: u32) -> bool {
+        let is_assigned = matches!(self.state, JobState::Provisioning { .. });
+        self.took_over.is_some() && is_assigned && self.attempt < max_attempts
+    }
+}

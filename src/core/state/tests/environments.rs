@@ -1,0 +1,132 @@
+//! Environments: opened by runs, closed, and what is deleted then.
+
+use super::*;
+
+const ENVIRONMENT: EnvironmentId = EnvironmentId::from_bits(1);
+const DELETE: Effect = Effect::DeleteCaches { environment: ENVIRONMENT };
+
+/// A run of one build that is at work on a machine, in an environment with cache refs of its own.
+fn running(core: &mut Core, refs: &[&str]) -> (RunId, JobId, MachineId) {
+    let run = core.request(1);
+    let build = core.build(Arch::Amd64);
+    let mut plan = PlannedRun::new("c".repeat(40).parse().unwrap(), vec![build.clone()]);
+    plan.own_cache_refs = refs.iter().map(|cache| cache.parse().unwrap()).collect();
+    core.step(Event::RunPlanned { run, plan: Ok(plan) });
+    let machine = core.launched(build.id);
+    core.connect(machine, &[]);
+    (run, build.id, machine)
+}
+
+fn close(core: &mut Core) -> Vec<Effect> {
+    core.step(Event::EnvironmentClosed { environment: ENVIRONMENT })
+}
+
+fn deleted(core: &mut Core, refs: &[&str]) -> Vec<Effect> {
+    let refs = refs.iter().map(|cache| cache.parse().unwrap()).collect();
+    core.step(Event::CachesDeleted { environment: ENVIRONMENT, refs })
+}
+
+fn refs(core: &Core) -> Vec<String> {
+    core.state.environments[&ENVIRONMENT].cache_refs.iter().map(ToString::to_string).collect()
+}
+
+const ONE: &str = "registry/cache:app.pr-1";
+const OTHER: &str = "registry/cache:web.pr-1";
+
+#[test]
+fn closing_an_environment_cancels_its_runs_and_deletes_its_caches_once_nobody_writes_them() {
+    let mut core = amd64(1);
+    let (run, _, machine) = running(&mut core, &[ONE]);
+
+    assert_eq!(close(&mut core), [Effect::Terminate { machine }]);
+    let reason = CancelReason::EnvironmentClosed;
+    assert_eq!(core.run_state(run), &RunState::Cancelled { reason });
+
+    assert_eq!(core.step(Event::MachineGone { machine }), [DELETE]);
+    assert_eq!(deleted(&mut core, &[ONE]), []);
+    assert_eq!(refs(&core), [""; 0]);
+    assert!(core.state.outbox.is_empty());
+}
+
+#[test]
+fn an_export_is_waited_for_before_the_caches_are_deleted() {
+    let mut core = amd64(1);
+    let (_, job, machine) = running(&mut core, &[ONE]);
+    core.report_early(machine, job, 1);
+    assert_eq!(close(&mut core), []);
+    core.report(machine, job, 1, PUSHED);
+
+    assert_eq!(core.step(Event::MachineGone { machine }), [DELETE]);
+}
+
+#[test]
+fn an_environment_without_caches_of_its_own_has_nothing_to_delete() {
+    let mut core = amd64(1);
+    core.request(1);
+
+    assert_eq!(close(&mut core), []);
+
+    assert!(core.state.environments[&ENVIRONMENT].closed);
+    assert!(core.state.outbox.is_empty());
+}
+
+#[test]
+fn a_new_run_opens_the_environment_and_keeps_its_caches() {
+    let mut core = amd64(1);
+    let (_, job, machine) = running(&mut core, &[ONE]);
+    core.report(machine, job, 1, PUSHED);
+    core.step(Event::MachineGone { machine });
+    assert_eq!(close(&mut core), [DELETE]);
+
+    core.request(1);
+    assert_eq!(deleted(&mut core, &[]), [], "it was open again when the deletion began");
+
+    assert!(!core.state.environments[&ENVIRONMENT].closed);
+    assert_eq!(refs(&core), [ONE]);
+}
+
+#[test]
+fn what_is_written_after_a_deletion_began_is_deleted_with_the_next() {
+    let mut core = amd64(1);
+    let (_, job, machine) = running(&mut core, &[ONE]);
+    core.report(machine, job, 1, PUSHED);
+    core.step(Event::MachineGone { machine });
+    close(&mut core);
+    let (_, _, machine) = running(&mut core, &[ONE, OTHER]);
+    deleted(&mut core, &[ONE]);
+    assert_eq!(refs(&core), [ONE, OTHER], "the new run may have written both");
+    close(&mut core);
+
+    assert_eq!(core.step(Event::MachineGone { machine }), [DELETE]);
+    assert_eq!(deleted(&mut core, &[ONE]), [DELETE], "the other was not named");
+    assert_eq!(deleted(&mut core, &[OTHER]), []);
+}
+
+#[test]
+fn an_environment_is_not_forgotten_before_its_caches_are_gone() {
+    let mut core = amd64(1);
+    let (run, job, machine) = running(&mut core, &[ONE]);
+    core.report(machine, job, 1, PUSHED);
+    core.step(Event::MachineGone { machine });
+    core.step(Event::Forgotten { runs: vec![run], machines: vec![machine] });
+    assert_eq!(refs(&core), [ONE]);
+    assert_eq!(close(&mut core), [DELETE]);
+
+    deleted(&mut core, &[ONE]);
+
+    assert!(core.state.environments.is_empty(), "nothing speaks of it any more");
+}
+
+#[test]
+fn the_pull_request_is_that_of_the_newest_request() {
+    let mut core = amd64(1);
+    core.request(1);
+    let project =
+        Project { id: ProjectId::from_bits(1), name: String::new(), repository: String::new() };
+    let mut environment = Environment::new(ENVIRONMENT, project.id, String::new());
+    environment.pull_request = Some(7);
+    let run = Run::new(RunId::from_bits(core.id()), &environment, String::new(), core.now);
+    core.step(Event::RunRequested { run: Box::new(run), project, environment });
+
+    assert_eq!(core.state.environments[&ENVIRONMENT].pull_request, Some(7));
+}

@@ -1,0 +1,167 @@
+//! Runs that keep what an earlier one has done.
+
+use super::*;
+
+struct Pair {
+    builds: [PlannedJob; 2],
+    merge: PlannedJob,
+}
+
+impl Pair {
+    /// Names as in every plan of the same file; the images are each run's own.
+    fn planned(core: &mut Core, run: RunId) -> Self {
+        let image = |name: &str| format!("registry/{name}:{run}").parse().unwrap();
+        let mut builds = [core.build(Arch::Amd64), core.build(Arch::Arm64)];
+        for (build, name) in builds.iter_mut().zip(["app_amd64", "app_arm64"]) {
+            build.name = name.to_owned();
+            *build.kind.image_mut() = image(name);
+        }
+        let mut merge = core.merge(&[&builds[0], &builds[1]]);
+        merge.name = "app_merge".to_owned();
+        merge.tag = Some("registry/app:latest".parse().unwrap());
+        *merge.kind.image_mut() = image("app");
+        let pair = Self { builds, merge };
+        let [one, other] = pair.builds.clone();
+        core.plan(run, &[one, other, pair.merge.clone()]);
+        pair
+    }
+}
+
+/// Reports `outcome` of a job that has a machine.
+fn end(core: &mut Core, job: &PlannedJob, outcome: JobOutcome) {
+    let machine = core.machine_of(job.id);
+    core.step(Event::MachineLaunched { machine });
+    if core.state.machines[&machine].system_info.is_none() {
+        core.connect(machine, &[]);
+    }
+    core.report(machine, job.id, 1, outcome);
+}
+
+/// A run of two platforms of which the second failed.
+fn half_done(core: &mut Core) -> (RunId, Pair) {
+    let run = core.request(1);
+    let pair = Pair::planned(core, run);
+    end(core, &pair.builds[0], pushed("a"));
+    end(core, &pair.builds[1], users_fault());
+    assert_eq!(core.run_state(run), &RunState::Failed { plan_error: None });
+    (run, pair)
+}
+
+fn rebuild(core: &mut Core, keeps: RunId) -> (RunId, Pair) {
+    let run = core.request_as(1, |run| {
+        run.trigger = Trigger::Rebuild;
+        run.keeps = Some(keeps);
+    });
+    let pair = Pair::planned(core, run);
+    (run, pair)
+}
+
+#[test]
+fn what_completed_is_kept_and_what_failed_is_done_again() {
+    let mut core = both(5);
+    let (first, old) = half_done(&mut core);
+
+    let (_, new) = rebuild(&mut core, first);
+
+    let kept = &core.state.jobs[&new.builds[0].id];
+    assert_eq!(kept.state, JobState::Completed { digest: Some(digest("a")) });
+    assert_eq!(kept.kept_from, Some(old.builds[0].id));
+    assert_eq!(kept.kind.image(), old.builds[0].kind.image(), "it is where it was pushed");
+    assert!(matches!(core.job_state(new.builds[1].id), JobState::Provisioning { .. }));
+    assert_eq!(core.job_state(new.merge.id), &JobState::Queued { attempt: 1 });
+}
+
+#[test]
+fn a_job_that_was_kept_twice_names_the_one_that_was_built() {
+    let mut core = both(5);
+    let (first, old) = half_done(&mut core);
+    let (second, new) = rebuild(&mut core, first);
+    end(&mut core, &new.builds[1], users_fault());
+
+    let (_, newest) = rebuild(&mut core, second);
+
+    assert_eq!(core.state.jobs[&newest.builds[0].id].kept_from, Some(old.builds[0].id));
+}
+
+#[test]
+fn a_run_of_which_everything_is_kept_completes_when_its_tag_is_moved() {
+    let mut core = both(5);
+    let (first, _) = half_done(&mut core);
+    let (second, new) = rebuild(&mut core, first);
+    end(&mut core, &new.builds[1], pushed("b"));
+    end(&mut core, &new.merge, pushed("c"));
+    let answer = Event::ImageTagged {
+        environment: EnvironmentId::from_bits(1),
+        variant: "app".to_owned(),
+        digest: digest("c"),
+        result: Ok(()),
+    };
+    core.step(answer.clone());
+    assert_eq!(core.run_state(second), &RunState::Completed);
+
+    let (third, newest) = rebuild(&mut core, second);
+    assert!(matches!(core.job_state(newest.merge.id), JobState::Completed { .. }));
+    assert_eq!(core.run_state(third), &RunState::Building, "its tag is yet to be moved");
+    core.step(answer);
+
+    assert_eq!(core.run_state(third), &RunState::Completed);
+}
+
+#[test]
+fn a_merge_is_done_again_if_one_of_its_builds_is() {
+    let mut core = both(5);
+    let (first, _) = half_done(&mut core);
+    let (second, new) = rebuild(&mut core, first);
+    end(&mut core, &new.builds[1], pushed("b"));
+    end(&mut core, &new.merge, pushed("c"));
+    // What a build that changed its name looks like.
+    let old = new.builds[0].id;
+    core.state.change_job(old, |job| "other".clone_into(&mut job.name));
+
+    let (_, newest) = rebuild(&mut core, second);
+
+    assert!(matches!(core.job_state(newest.builds[0].id), JobState::Provisioning { .. }));
+    assert!(matches!(core.job_state(newest.builds[1].id), JobState::Completed { .. }));
+    assert_eq!(core.job_state(newest.merge.id), &JobState::Queued { attempt: 1 });
+}
+
+#[test]
+fn nothing_is_kept_of_another_commit_or_without_a_digest() {
+    let mut core = both(5);
+    let (first, old) = half_done(&mut core);
+    core.state.change_run(first, |run| run.commit = Some("d".repeat(40).parse().unwrap()));
+    let (second, new) = rebuild(&mut core, first);
+    assert!(matches!(core.job_state(new.builds[0].id), JobState::Provisioning { .. }));
+    core.cancel(second);
+    core.state.change_run(first, |run| run.commit = Some("c".repeat(40).parse().unwrap()));
+    core.state.change_job(old.builds[0].id, |job| job.state = JobState::Completed { digest: None });
+
+    let (_, new) = rebuild(&mut core, first);
+
+    assert!(core.state.jobs[&new.builds[0].id].kept_from.is_none());
+}
+
+#[test]
+fn what_pushes_nothing_is_never_kept() {
+    let mut core = both(5);
+    let (first, _) = half_done(&mut core);
+    let run = core.request_as(1, |run| run.keeps = Some(first));
+    let mut build = core.build(Arch::Amd64);
+    "app_amd64".clone_into(&mut build.name);
+    let JobKind::Build { push, .. } = &mut build.kind else { unreachable!() };
+    *push = false;
+
+    core.plan(run, std::slice::from_ref(&build));
+
+    assert!(matches!(core.job_state(build.id), JobState::Provisioning { .. }));
+}
+
+#[test]
+fn a_plan_without_jobs_completes_the_run_at_once() {
+    let mut core = amd64(1);
+    let run = core.request(1);
+
+    core.plan(run, &[]);
+
+    assert_eq!(core.run_state(run), &RunState::Completed);
+}

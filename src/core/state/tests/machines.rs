@@ -1,0 +1,155 @@
+//! Machines.
+
+use super::*;
+
+#[test]
+fn a_machine_whose_job_went_while_it_was_launched_ends_as_soon_as_the_provider_answers() {
+    let mut core = amd64(1);
+    let (run, jobs) = core.run(1, 1);
+    let machine = core.machine_of(jobs[0]);
+    assert_eq!(core.cancel(run), [], "terminating it now would race with the launch");
+
+    let effects = core.step(Event::MachineLaunched { machine });
+
+    assert_eq!(effects, [Effect::Terminate { machine }]);
+}
+
+#[test]
+fn a_launch_without_capacity_is_tried_again_with_another_machine() {
+    let mut core = amd64(1);
+    let (_, jobs) = core.run(1, 1);
+    let machine = core.machine_of(jobs[0]);
+    let refusal = LaunchRefusal::NoCapacity("none in eu-central-1".to_owned());
+    core.step(Event::LaunchRefused { machine, refusal });
+
+    assert_eq!(core.machine_state(machine), MachineState::Terminated);
+    assert!(matches!(core.job_state(jobs[0]), JobState::Provisioning { attempt: 2, .. }));
+}
+
+#[test]
+fn a_launch_that_will_always_be_refused_fails_the_job_at_once() {
+    let mut core = amd64(1);
+    let (_, jobs) = core.run(1, 1);
+    let machine = core.machine_of(jobs[0]);
+    let refusal = LaunchRefusal::Permanent("the key may not start machines".to_owned());
+    core.step(Event::LaunchRefused { machine, refusal });
+
+    assert_eq!(core.failure(jobs[0]), &FailureReason::Provider);
+}
+
+#[test]
+fn a_machine_that_may_have_been_started_is_terminated() {
+    let mut core = amd64(2);
+    let (_, jobs) = core.run(1, 1);
+    let machine = core.machine_of(jobs[0]);
+    let refusal = LaunchRefusal::Unclear("no answer".to_owned());
+
+    let effects = core.step(Event::LaunchRefused { machine, refusal });
+
+    assert!(effects.contains(&Effect::Terminate { machine }));
+}
+
+#[test]
+fn a_machine_that_is_found_after_it_was_written_off_is_terminated() {
+    let mut core = amd64(1);
+    let (_, job, machine) = core.running();
+    core.report(machine, job, 1, PUSHED);
+    core.step(Event::MachineGone { machine });
+
+    let effects = core.step(Event::MachineLaunched { machine });
+
+    assert_eq!(effects, [Effect::Terminate { machine }]);
+}
+
+#[test]
+fn a_machine_that_does_not_boot_is_terminated_and_its_job_tried_again() {
+    let mut core = amd64(1);
+    let (_, jobs) = core.run(1, 1);
+    let machine = core.launched(jobs[0]);
+
+    assert_eq!(core.wait(Duration::from_mins(5)), [Effect::Terminate { machine }]);
+
+    assert_eq!(core.state.jobs[&jobs[0]].lost_attempts[0].reason, FailureReason::BootTimeout);
+}
+
+#[test]
+fn a_machine_that_is_still_terminating_takes_up_its_slot() {
+    let mut core = amd64(1);
+    let (_, jobs) = core.run(1, 2);
+    let machine = core.launched(jobs[0]);
+    core.connect(machine, &[]);
+    core.report(machine, jobs[0], 1, PUSHED);
+    assert_eq!(core.job_state(jobs[1]), &JobState::Queued { attempt: 1 });
+
+    core.step(Event::MachineGone { machine });
+
+    assert!(matches!(core.job_state(jobs[1]), JobState::Provisioning { .. }));
+}
+
+#[test]
+fn a_lease_never_ends_before_the_job_must() {
+    let mut core = amd64(1);
+    core.state.limits.lease = Duration::ZERO;
+    let (_, job, machine) = core.running();
+
+    let JobState::Running { deadline, .. } = *core.job_state(job) else { panic!("it runs") };
+    assert!(core.state.machines[&machine].lease_until.unwrap() > deadline);
+    assert_eq!(core.wait(Duration::from_mins(29)), []);
+}
+
+#[test]
+fn a_job_that_its_agent_does_not_end_is_ended_by_core() {
+    let mut core = amd64(1);
+    let (run, job, machine) = core.running();
+
+    assert_eq!(core.wait(Duration::from_mins(31)), [Effect::Terminate { machine }]);
+
+    assert_eq!(core.failure(job), &FailureReason::Timeout { limit_seconds: 30 * 60 });
+    assert_eq!(core.run_state(run), &RunState::Failed { plan_error: None });
+}
+
+#[test]
+fn nobody_times_out_because_core_was_away() {
+    let mut core = amd64(1);
+    let (_, job, machine) = core.running();
+    core.now = core.now.after(Duration::from_hours(5));
+    core.restart();
+    assert_eq!(core.wait(Duration::from_secs(170)), []);
+    core.connect(machine, &[(job, 1)]);
+
+    core.report(machine, job, 1, PUSHED);
+
+    assert_eq!(core.job_state(job), &JobState::Completed { digest: None });
+}
+
+#[test]
+fn what_begins_after_a_restart_has_no_more_time_than_usual() {
+    let mut core = amd64(1);
+    core.restart();
+    core.now = core.now.after(Duration::from_secs(1));
+    let (_, job, machine) = core.running();
+    core.disconnect(machine);
+
+    assert_eq!(core.wait(Duration::from_mins(2)), [Effect::Terminate { machine }]);
+
+    assert_eq!(core.job_state(job), &JobState::Queued { attempt: 2 });
+}
+
+#[test]
+fn a_restart_does_not_ask_for_anything_twice() {
+    let mut core = amd64(1);
+    core.run(1, 2);
+    let outbox = core.state.outbox.clone();
+
+    assert_eq!(core.restart(), []);
+
+    assert_eq!(*core.state.outbox, outbox);
+}
+
+#[test]
+fn an_agent_of_a_machine_that_is_not_ours_is_sent_away() {
+    let mut core = amd64(1);
+    let machine = MachineId::from_bits(core.id());
+
+    assert_eq!(core.connect(machine, &[]), [Effect::Disconnect { machine }]);
+}

@@ -1,0 +1,27 @@
+//! Records.
+
+use super::*;
+
+#[test]
+fn only_what_has_ended_is_forgotten_and_the_changes_name_it() {
+    let mut core = without_provider();
+    let (run, job, machine) = core.running_on_static();
+    let forgotten = || Event::Forgotten { runs: vec![run], machines: vec![machine] };
+    core.step(forgotten());
+    assert!(core.state.jobs.contains_key(&job) && core.state.machines.contains_key(&machine));
+    core.report(machine, job, 1, PUSHED);
+    core.step(Event::StaticMachineRemoved { machine });
+    core.state.take_changes();
+
+    core.step(forgotten());
+
+    let changes = core.state.take_changes();
+    assert_eq!(changes.runs, BTreeSet::from([run]));
+    assert_eq!(changes.jobs, BTreeSet::from([job]));
+    assert_eq!(changes.machines, BTreeSet::from([machine]));
+    assert_eq!(changes.environments.len(), 1, "that of its last run goes with it");
+    assert!(core.state.runs.is_empty() && core.state.jobs.is_empty());
+    assert!(core.state.environments.is_empty());
+    assert_eq!(core.state.projects.len(), 1, "a project keeps its name");
+    assert_eq!(core.state.take_changes(), Changes::default());
+}

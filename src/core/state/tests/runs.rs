@@ -1,0 +1,109 @@
+//! Runs.
+
+use super::*;
+
+#[test]
+fn a_merge_waits_for_all_its_builds_and_completes_the_run() {
+    let mut core = Core::new(5, &Arch::ALL);
+    let run = core.request(1);
+    let (one, other) = (core.build(Arch::Amd64), core.build(Arch::Arm64));
+    let merge = core.merge(&[&one, &other]);
+    core.plan(run, &[one.clone(), other.clone(), merge.clone()]);
+    for id in [one.id, other.id] {
+        assert_eq!(core.job_state(merge.id), &JobState::Queued { attempt: 1 });
+        let machine = core.launched(id);
+        core.connect(machine, &[]);
+        core.report(machine, id, 1, PUSHED);
+    }
+
+    let machine = core.launched(merge.id);
+    core.connect(machine, &[]);
+    core.report(machine, merge.id, 1, PUSHED);
+
+    assert_eq!(core.run_state(run), &RunState::Completed);
+}
+
+#[test]
+fn a_failed_build_fails_what_needs_it_unstarted_and_leaves_the_others_alone() {
+    let mut core = Core::new(5, &Arch::ALL);
+    let run = core.request(1);
+    let (one, other) = (core.build(Arch::Amd64), core.build(Arch::Arm64));
+    let merge = core.merge(&[&one, &other]);
+    core.plan(run, &[one.clone(), other.clone(), merge.clone()]);
+    let (first, second) = (core.launched(one.id), core.launched(other.id));
+    core.connect(first, &[]);
+    core.connect(second, &[]);
+
+    core.report(first, one.id, 1, users_fault());
+    assert_eq!(core.failure(merge.id), &FailureReason::DependencyFailed { job: one.name });
+    assert_eq!(core.run_state(run), &RunState::Building);
+
+    core.report(second, other.id, 1, PUSHED);
+    assert_eq!(core.run_state(run), &RunState::Failed { plan_error: None });
+}
+
+#[test]
+fn a_run_that_is_planned_twice_keeps_its_first_jobs() {
+    let mut core = amd64(1);
+    let (run, jobs) = core.run(1, 1);
+    let again = core.build(Arch::Amd64);
+
+    assert_eq!(core.plan(run, &[again]), []);
+
+    assert_eq!(core.state.jobs.keys().copied().collect::<Vec<_>>(), jobs);
+}
+
+#[test]
+fn a_run_that_is_cancelled_while_it_is_planned_ends_at_once_and_gets_no_jobs() {
+    let mut core = amd64(1);
+    let run = core.request(1);
+    core.cancel(run);
+    let build = core.build(Arch::Amd64);
+    core.plan(run, &[build]);
+
+    assert_eq!(core.run_state(run), &RunState::Cancelled { reason: CancelReason::Requested });
+    assert!(core.state.jobs.is_empty() && core.state.outbox.is_empty());
+}
+
+#[test]
+fn a_run_whose_planning_takes_too_long_fails_and_says_why() {
+    let mut core = amd64(1);
+    let run = core.request(1);
+    core.wait(Duration::from_mins(10));
+
+    let RunState::Failed { plan_error: Some(why) } = core.run_state(run) else {
+        panic!("it goes on");
+    };
+    assert_eq!(why.reason, FailureReason::Timeout { limit_seconds: 600 });
+    assert!(why.message.contains("600s"), "{}", why.message);
+    assert!(core.state.outbox.is_empty());
+}
+
+#[test]
+fn a_run_that_waits_for_its_planning_is_not_late_and_other_projects_go_first() {
+    let mut core = amd64(1);
+    let (first, second, third) = (core.request(1), core.request(1), core.request(1));
+    let other = core.request(2);
+    let planned = |core: &Core| -> Vec<Effect> { core.state.outbox.values().cloned().collect() };
+    assert_eq!(planned(&core), [Effect::Plan { run: first }, Effect::Plan { run: second }]);
+
+    assert_eq!(core.wait(Duration::from_mins(10)).len(), 2);
+    assert_eq!(planned(&core), [Effect::Plan { run: third }, Effect::Plan { run: other }]);
+    assert_eq!(core.run_state(third), &RunState::Pending);
+
+    let more = [core.request(1), core.request(1), core.request(2)];
+    assert_eq!(core.cancel(third), [Effect::Plan { run: more[0] }], "project 2 is planned already");
+    assert_eq!(core.cancel(other), [Effect::Plan { run: more[2] }], "it goes before project 1");
+}
+
+#[test]
+fn a_cancelled_run_ends_at_once_and_its_machines_with_it() {
+    let mut core = amd64(1);
+    let (run, jobs) = core.run(1, 2);
+    let machine = core.launched(jobs[0]);
+
+    assert_eq!(core.cancel(run), [Effect::Terminate { machine }]);
+
+    assert!(jobs.iter().all(|job| core.job_state(*job) == &JobState::Cancelled));
+    assert_eq!(core.run_state(run), &RunState::Cancelled { reason: CancelReason::Requested });
+}
