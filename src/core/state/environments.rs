@@ -18,8 +18,10 @@ impl Turn<'_> {
             Trigger::Manual | Trigger::Rebuild => true,
             Trigger::WarmUp => false,
         };
+        let is_deleting = self.state.awaits(&Effect::DeleteCaches { environment: id });
         self.state.change_environment(id, |environment| {
             environment.closed = false;
+            environment.deletion_outdated |= is_deleting;
             environment.pull_request = pull_request;
             if pushes {
                 environment.newest_run = Some(run.id);
@@ -54,14 +56,15 @@ impl Turn<'_> {
             return;
         }
         let Some(environment) = self.state.environments.get(&id) else { return };
-        // A run that opened it again may have written one anew. A ref that is not there is deleted as
-        // well as one that is, so its name is kept until the environment is closed once more.
-        if environment.closed {
-            self.state.change_environment(id, |environment| {
-                environment.cache_refs.retain(|cache| !refs.contains(cache));
-            });
-            self.state.forget_empty_environments(BTreeSet::from([id]));
+        if environment.deletion_outdated {
+            // A run that opened it since may have written a ref anew. A ref that is not there is deleted
+            // as well as one that is, so all names are kept until it is closed once more.
+            return self.state.change_environment(id, |it| it.deletion_outdated = false);
         }
+        self.state.change_environment(id, |environment| {
+            environment.cache_refs.retain(|cache| !refs.contains(cache));
+        });
+        self.state.forget_empty_environments(BTreeSet::from([id]));
     }
 }
 

@@ -38,6 +38,9 @@ pub struct Environment {
     pub images: BTreeMap<String, GoodImage>,
     /// The cache refs that only this environment writes, and that go when it is closed.
     pub cache_refs: BTreeSet<ImageRef>,
+    /// Whether it was opened while a deletion of its cache refs was under way: the answer to come says
+    /// nothing of what was written since.
+    pub deletion_outdated: bool,
 }
 
 impl Environment {
@@ -52,6 +55,7 @@ impl Environment {
             newest_run: None,
             images: BTreeMap::new(),
             cache_refs: BTreeSet::new(),
+            deletion_outdated: false,
         }
     }
 }

@@ -130,3 +130,21 @@ fn the_pull_request_is_that_of_the_newest_request() {
 
     assert_eq!(core.state.environments[&ENVIRONMENT].pull_request, Some(7));
 }
+
+#[test]
+fn an_answer_that_comes_after_the_environment_was_opened_and_closed_again_deletes_nothing() {
+    let mut core = amd64(1);
+    let (_, job, machine) = running(&mut core, &[ONE]);
+    core.report(machine, job, 1, PUSHED);
+    core.step(Event::MachineGone { machine });
+    close(&mut core);
+    let (_, job, machine) = running(&mut core, &[ONE]);
+    core.report(machine, job, 1, PUSHED);
+    core.step(Event::MachineGone { machine });
+    close(&mut core);
+
+    assert_eq!(deleted(&mut core, &[ONE]), [DELETE], "the second run has written it anew");
+
+    assert_eq!(deleted(&mut core, &[ONE]), []);
+    assert_eq!(refs(&core), [""; 0]);
+}
