@@ -39,7 +39,7 @@ async fn a_build_stands_on_the_image_of_another_of_the_same_run() {
     let core = Core::start("depends", "").await;
     let base = format!("FROM busybox\nRUN : {}; uname -m > /made-of\n", core.name);
     let app = format!(
-        "FROM base\nARG STAGELY_IMAGE_BASE\nRUN : {}; echo on=$(cat /made-of) \
+        "FROM base\nARG STAGELY_IMAGE_BASE\nRUN : {}; read made < /made-of; echo on=$made \
          image=$STAGELY_IMAGE_BASE\n",
         core.name
     );

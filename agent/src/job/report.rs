@@ -1,7 +1,7 @@
 //! What is said of a job in the end: its STATUS, and its log's last lines.
 
 use super::{JobError, JobLog, Outcome};
-use crate::protocol::{FailureReason, Status, StatusState, WireId};
+use crate::protocol::{FailureReason, Status, StatusState, Step, WireId};
 
 /// The longest error message, in bytes. Its end is what counts.
 const MESSAGE_BYTES_MAX: usize = 4 * 1024;
@@ -81,11 +81,17 @@ fn summary(outcome: &Outcome) -> Vec<String> {
         steps => format!("{cached} of {steps} steps cached, "),
     };
     let seconds = outcome.duration.as_secs_f64();
-    let mut lines = vec![format!("Completed in {seconds:.1}s: {steps}{pushed}")];
+    let mut lines: Vec<String> = outcome.steps.iter().map(step_line).collect();
+    lines.push(format!("Completed in {seconds:.1}s: {steps}{pushed}"));
     if let Some(miss) = &outcome.cache_miss {
         lines.push(format!("First step that was not cached: {}: {}", miss.step, miss.cause));
     }
     lines
+}
+
+fn step_line(step: &Step) -> String {
+    let took = if step.cached { "cached".to_owned() } else { format!("{:.1}s", step.seconds) };
+    format!("{took:>8}  {}", step.name)
 }
 
 #[cfg(test)]
@@ -93,20 +99,20 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::protocol::{CacheMiss, ChangedFile, FileChange, MissCause, Step};
+    use crate::protocol::{CacheMiss, ChangedFile, FileChange, MissCause};
 
     #[test]
     fn the_last_lines_say_what_the_cache_was_good_for() {
-        let step = |cached| Step { name: String::new(), seconds: 1.0, cached };
+        let step = |name: &str, cached| Step { name: name.to_owned(), seconds: 1.04, cached };
         let digest = format!("sha256:{}", "0".repeat(64));
         let mut outcome = Outcome {
             pushed: Some(("r/a:b".parse().unwrap(), digest.parse().unwrap())),
             duration: Duration::from_millis(12_345),
-            steps: vec![step(true), step(true), step(false)],
+            steps: vec![step("[2/3] RUN a", true), step("[3/3] RUN b", false)],
             ..Outcome::default()
         };
-        let line = format!("Completed in 12.3s: 2 of 3 steps cached, pushed r/a:b ({digest})");
-        assert_eq!(summary(&outcome), [line]);
+        let line = format!("Completed in 12.3s: 1 of 2 steps cached, pushed r/a:b ({digest})");
+        assert_eq!(summary(&outcome), ["  cached  [2/3] RUN a", "    1.0s  [3/3] RUN b", &*line]);
 
         let change = FileChange::Changed;
         let files = vec![ChangedFile { path: "src/main.c".to_owned(), change }];
@@ -115,7 +121,7 @@ mod tests {
             cause: MissCause::Files { count: 1, files },
         });
         assert_eq!(
-            summary(&outcome)[1],
+            summary(&outcome)[3],
             "First step that was not cached: [3/5] COPY src ./src: copied files are not what they \
              were: src/main.c (changed)"
         );
