@@ -126,6 +126,7 @@ impl Setup {
         registry_patience: Duration,
         sink: Arc<dyn LineSink>,
     ) -> Status {
+        *self.lines.pushed.lock().unwrap() = None;
         let work = match CoreMessage::parse(&message.to_string()).unwrap() {
             CoreMessage::Build(build) => Work::Build(build),
             CoreMessage::Merge(merge) => Work::Merge(merge),
@@ -626,7 +627,7 @@ async fn an_image_is_reported_and_joined_while_its_cache_is_exported() {
     assert!(setup.is_in_registry("cache"));
     let log = setup.log();
     let after = log.split("steps cached, pushed").nth(1).unwrap();
-    let lines: Vec<_> = after.lines().skip(1).collect();
+    let lines: Vec<_> = after.lines().skip(2).collect();
     let cache = setup.image("cache");
     assert_eq!((lines.len(), lines[0]), (2, &*format!("Exporting the cache to {cache}")), "{log}");
     assert!(lines[1].starts_with(&format!("Cache exported to {cache} in ")), "{log}");
@@ -667,7 +668,7 @@ async fn a_warm_up_exports_the_cache_and_pushes_nothing() {
     assert_eq!((status.artifact_url, status.digest), (None, None));
     assert!(setup.lines.pushed.lock().unwrap().is_none(), "one STATUS is enough");
     assert!(setup.is_in_registry("cache") && !setup.is_in_registry("app"));
-    assert!(setup.log().ends_with("steps cached, nothing to push"), "{}", setup.log());
+    assert!(setup.log().contains("steps cached, nothing to push"), "{}", setup.log());
     assert!(status.steps.iter().any(|step| step.name.contains("RUN") && !step.cached));
 }
 

@@ -174,7 +174,8 @@ async fn a_core_that_is_killed_again_and_again_loses_nothing_and_repeats_nothing
         }
     }
     let stored = core.finish().await;
-    assert_eq!(stored.state.machines.len(), run.jobs.len(), "a machine was launched twice");
+    let builds = run.jobs.iter().filter(|job| job.kind == JobKindView::Build);
+    assert_eq!(stored.state.machines.len(), builds.count(), "a machine was launched twice");
 }
 
 #[tokio::test]

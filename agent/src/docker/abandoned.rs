@@ -204,6 +204,7 @@ fn is_within(few: &[&str], many: &[&str]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read as _;
     use std::os::unix::process::CommandExt as _;
     use std::process::{Command, Stdio};
 
@@ -251,8 +252,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("File"), "RUN echo found\n").unwrap();
         let mut client = Command::new("sh");
-        client.arg0("docker-buildx").args(["-c", "read line", "build", "--file", "File", "."]);
-        let mut client = client.current_dir(&folder).stdin(Stdio::piped()).spawn().unwrap();
+        let script = "echo begun; read line";
+        client.arg0("docker-buildx").args(["-c", script, "build", "--file", "File", "."]);
+        let client = client.current_dir(&folder).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut client = client.spawn().unwrap();
+        // The kernel does not show its arguments before it runs.
+        let begun = client.stdout.take().unwrap().read_exact(&mut [0; 6]);
+        begun.unwrap();
         let builds = running_builds();
         drop(client.stdin.take());
         client.wait().unwrap();

@@ -247,7 +247,7 @@ async fn build_until_pushed(
                 restore_steps(&mut outcome.steps, &mut reported);
                 return Ok(outcome);
             }
-            Err(BuildError::ReportLost { mut steps }) if !is_lost && !steps.is_empty() => {
+            Err(BuildError::ReportLost { mut steps }) if !is_lost => {
                 request.log.warn(
                     "this machine was too busy to pass on all output of this build: a part of its \
                      log is missing",
