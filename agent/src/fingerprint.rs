@@ -6,16 +6,16 @@ mod miss;
 mod patterns;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::io::{self, Read as _};
 use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
 
 use self::dockerfile::Dockerfile;
-use self::files::{Files, Short};
+use self::files::{Files, Short, open_regular};
 pub use self::miss::cache_miss;
 use self::patterns::Ignore;
 use crate::docker::{BaseImage, BaseUser};
@@ -63,11 +63,17 @@ impl PartialEq for Parsed {
 
 impl Inputs {
     /// Reads a build's context and Dockerfile. This blocks: 6,000 files take a fraction of a second.
+    /// After `stop` it ends soon.
     ///
     /// # Errors
-    /// What the file system answers. A context that is too large is no error: less is known of it.
-    pub fn read(context: &Path, dockerfile: &Path, args: &BuildArgs) -> io::Result<Self> {
-        let files = Files::read(context, &read_ignore(context, dockerfile)?)?;
+    /// What the file system answers; and `stop`. A context that is too large is no error: less is known of it.
+    pub fn read(
+        context: &Path,
+        dockerfile: &Path,
+        args: &BuildArgs,
+        stop: &CancellationToken,
+    ) -> io::Result<Self> {
+        let files = Files::read(context, &read_ignore(context, dockerfile)?, stop)?;
         let dockerfile = Dockerfile::parse(&read_text(dockerfile)?, args);
         let layers = dockerfile.stages.iter().flat_map(|stage| &stage.layers);
         Ok(Self {
@@ -88,9 +94,9 @@ impl Inputs {
             };
             self.images.insert(name, image.digest.clone());
         }
-        for stage in &self.dockerfile.0.stages {
+        for (index, stage) in self.dockerfile.0.stages.iter().enumerate() {
             let is_own = |image: &&BaseImage| match &image.user {
-                BaseUser::Stage(label) => *label == stage.label,
+                BaseUser::Stage(label) => self.dockerfile.0.stage(label) == Some(index),
                 BaseUser::Context(name) => *name == stage.image,
                 BaseUser::Some => image.reference == normalized(&stage.image),
             };
@@ -146,7 +152,7 @@ fn read_ignore(context: &Path, dockerfile: &Path) -> io::Result<Ignore> {
 
 fn read_text(path: &Path) -> io::Result<String> {
     let mut bytes = Vec::new();
-    fs::File::open(path)?.take(TEXT_BYTES_MAX).read_to_end(&mut bytes)?;
+    open_regular(path)?.take(TEXT_BYTES_MAX).read_to_end(&mut bytes)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
@@ -167,6 +173,12 @@ fn normalized(image: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
+
     use super::*;
 
     #[test]
@@ -210,7 +222,8 @@ mod tests {
         }
         let read = || {
             let dockerfile = folder.path().join("Dockerfile");
-            Inputs::read(folder.path(), &dockerfile, &BuildArgs::default()).unwrap()
+            let stop = CancellationToken::new();
+            Inputs::read(folder.path(), &dockerfile, &BuildArgs::default(), &stop).unwrap()
         };
         let inputs = read();
         let sealed = inputs.seal().unwrap();
@@ -232,6 +245,19 @@ mod tests {
         fs::write(at("api.Dockerfile.dockerignore"), "*.o\n").unwrap();
         assert!(ignores("Dockerfile"));
         assert!(!ignores("api.Dockerfile"));
+    }
+
+    #[test]
+    fn pipes_and_links_are_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        mkfifo(&at("pipe"), Mode::S_IRWXU).unwrap();
+        symlink("pipe", at("link")).unwrap();
+        for name in ["pipe", "link"] {
+            assert!(read_text(&at(name)).is_err(), "{name}");
+        }
+        symlink("pipe", at(".dockerignore")).unwrap();
+        assert!(read_ignore(folder.path(), &at("Dockerfile")).is_err());
     }
 
     #[test]

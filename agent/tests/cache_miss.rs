@@ -116,7 +116,9 @@ impl Setup {
     async fn miss(&mut self) -> Option<CacheMiss> {
         let (paths, outcome) = self.image_is_built("Dockerfile", "app").await;
         let args = serde_json::from_value(self.args.clone().into()).unwrap();
-        let mut inputs = Inputs::read(&paths.context, &paths.dockerfile, &args).unwrap();
+        let mut inputs =
+            Inputs::read(&paths.context, &paths.dockerfile, &args, &CancellationToken::new())
+                .unwrap();
         inputs.add_images(&outcome.base_images);
         let previous = self.previous.as_ref().map(|previous| Inputs::open(previous).unwrap());
         self.previous = inputs.seal();

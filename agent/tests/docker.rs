@@ -673,6 +673,18 @@ async fn a_warm_up_exports_the_cache_and_pushes_nothing() {
 }
 
 #[tokio::test]
+async fn a_warm_up_whose_cache_is_refused_fails() {
+    let setup = Setup::gated("warm-refused", CacheUpload::Refused).await;
+    let message = setup.cached_build(json!({ "push": false }));
+    let status = setup.run_with(message, Duration::ZERO).await;
+    let unavailable = FailureReason::Registry { problem: RegistryProblem::Unavailable };
+    assert_eq!((status.state, status.error), (StatusState::Failed, Some(unavailable)));
+    let message = status.error_message.unwrap();
+    assert!(message.contains("error writing manifest"), "{message}");
+    assert!(!status.steps.is_empty() && !setup.is_in_registry("cache"));
+}
+
+#[tokio::test]
 async fn a_build_is_made_from_another_builds_image() {
     let base = Setup::new("base");
     let dockerfile = format!("FROM busybox\nRUN echo {} > /file\n", base.name);
@@ -712,7 +724,7 @@ async fn emulation_is_measured_or_refused() {
     let machine = if foreign == Arch::Arm64 { "aarch64" } else { "x86_64" };
     assert!(setup.log().contains(&format!(" {machine}")), "{}", setup.log());
     let run = status.steps.iter().find(|step| step.name.contains("] RUN ")).unwrap();
-    let times = format!("({:.1} times as long as without emulation)", run.seconds / 0.2);
+    let times = format!("({:.1} times as long as natively)", run.seconds / 0.2);
     let [warning] = &status.warnings[..] else { panic!("{:?}", status.warnings) };
     assert!(warning.contains("is emulated") && warning.contains(&times), "{warning}, {run:?}");
 }

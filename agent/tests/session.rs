@@ -143,6 +143,12 @@ impl Peer {
 
     /// Reads LOG messages until a line holds `mark`, and returns the lines from `first` on.
     async fn lines_until(&mut self, first: u64, mark: &str) -> Vec<String> {
+        // Heartbeats alone would keep it waiting for ever.
+        let lines = timeout(2 * PATIENCE, self.read_lines_until(first, mark)).await;
+        lines.unwrap_or_else(|_| panic!("no line holds `{mark}`"))
+    }
+
+    async fn read_lines_until(&mut self, first: u64, mark: &str) -> Vec<String> {
         let mut lines = Vec::new();
         loop {
             let text = self.message().await;
@@ -155,6 +161,7 @@ impl Peer {
             if lines.iter().any(|line| line.contains(mark)) {
                 return lines;
             }
+            assert!(!lines.iter().any(|line| line.contains("was not exported")), "{lines:?}");
         }
     }
 
@@ -538,6 +545,8 @@ async fn a_pushed_image_is_reported_over_lost_connections_until_its_cache_is_exp
     assert_eq!(peer.status().await.state, StatusState::Running);
     let lines = peer.lines_until(0, "Cache exported to").await;
     let pushed = lines.iter().position(|line| line.contains("steps cached, pushed")).unwrap() + 1;
+    // Until the end is on disk, the push alone could be reported.
+    setup.disk_shows(|work_dir| work_dir.join("spool/job_1/end.json").exists()).await;
     drop(peer);
     // The cache is exported by now, and its lines are not acknowledged: the end alone is reported.
     let mut peer = setup.session(&[("job_1", pushed as u64)]).await;
@@ -547,6 +556,8 @@ async fn a_pushed_image_is_reported_over_lost_connections_until_its_cache_is_exp
     assert!(status.state == StatusState::Completed && !status.exporting_cache, "{status:?}");
     assert!(status.digest.is_some());
     peer.send(r#"{"type":"STATUS_ACK","job_id":"job_1"}"#).await;
+    // A connection that is dropped takes with it what was not read.
+    setup.disk_shows(|work_dir| !work_dir.join("spool/job_1").exists()).await;
     drop(peer);
     assert!(setup.hello().await.1.jobs.is_empty());
     setup.stop.cancel();

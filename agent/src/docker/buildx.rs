@@ -20,7 +20,9 @@ use crate::job::JobLog;
 use crate::mask::is_secret_name;
 use crate::paths::BuildPaths;
 use crate::process::{Invocation, ProcessError};
-use crate::protocol::{BuildConfig, Digest, FailureReason, ImageRef, Step, Stream};
+use crate::protocol::{
+    BuildConfig, Digest, FailureReason, ImageRef, RegistryProblem, Step, Stream,
+};
 
 /// `buildx` that is told to stop ends when the engine has ended the build, or 3 s later.
 const ENGINE_ANSWER: Duration = Duration::from_millis(2_500);
@@ -130,6 +132,10 @@ pub async fn build(
     if !status.success() {
         return Err(reader.into_error(status.code()));
     }
+    // Even so the command succeeds. Of a warm-up the cache is all that counts.
+    if let (Product::Cache, Some(error)) = (product, reader.export_error()) {
+        return Err(error);
+    }
     let digest = match product {
         Product::Image => Some(read_digest(&metadata).ok_or(BuildError::NoDigest)?),
         Product::Cache => None,
@@ -154,13 +160,10 @@ pub async fn export_cache(
     let metadata = request.folder.join("metadata.cache.json");
     let mut reader = Reader::new(request.log, Verbosity::Nothing);
     let status = reader.run(request, Product::Cache, &metadata, stop).await?;
-    match reader.progress.cache_export_error().map(str::to_owned) {
+    match reader.export_error() {
         None if status.success() => Ok(()),
         None => Err(reader.into_error(status.code())),
-        Some(message) => {
-            let reason = build_failure("exporting cache", &message);
-            Err(BuildError::Failed { reason, message, steps: Vec::new() })
-        }
+        Some(error) => Err(error),
     }
 }
 
@@ -334,6 +337,19 @@ impl<'a> Reader<'a> {
         let excess = self.text.len().saturating_sub(TEXT_LINES);
         self.text.drain(..excess);
         self.log_lines(&lines);
+    }
+
+    /// Why the cache was not exported.
+    fn export_error(&self) -> Option<BuildError> {
+        let message = self.progress.cache_export_error()?.to_owned();
+        let reason = match build_failure("exporting cache", &message) {
+            // In words that are not known; but it is the registry that takes a cache.
+            FailureReason::Internal => {
+                FailureReason::Registry { problem: RegistryProblem::Unavailable }
+            }
+            reason => reason,
+        };
+        Some(BuildError::Failed { reason, message, steps: self.progress.steps() })
     }
 
     fn into_error(self, exit_code: Option<i32>) -> BuildError {

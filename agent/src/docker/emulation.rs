@@ -15,8 +15,8 @@ use std::time::Duration;
 use bollard::errors::Error as EngineError;
 use bollard::models::{ContainerCreateBody, HostConfig};
 use bollard::query_parameters::{
-    CreateContainerOptions, CreateImageOptionsBuilder, RemoveContainerOptionsBuilder,
-    StartContainerOptions, WaitContainerOptions,
+    CreateContainerOptionsBuilder, CreateImageOptionsBuilder, RemoveContainerOptionsBuilder,
+    StartContainerOptions, WaitContainerOptionsBuilder,
 };
 use futures_util::TryStreamExt as _;
 use nix::mount::{MsFlags, mount};
@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::DockerCommand;
 use super::engine::connect;
-use crate::process::ProcessError;
+use crate::process::{MACHINE_VARIABLE, ProcessError};
 use crate::protocol::{Arch, Stream};
 
 /// Where the kernel shows its handlers and takes new ones.
@@ -52,6 +52,23 @@ pub enum EmulationError {
     /// The command could not be run.
     #[error(transparent)]
     Process(#[from] ProcessError),
+    /// What the engine runs could not be asked.
+    #[error("cannot ask the Docker engine which platforms it runs: {0}")]
+    Inspect(String),
+    /// Somebody switched its handler off, and had a reason.
+    #[error(
+        "this {own} machine does not emulate {wanted}: its handler is switched off; as root, `echo 1 \
+         > {}` switches it on",
+        .handler.display()
+    )]
+    SwitchedOff {
+        /// The machine's own arch.
+        own: Arch,
+        /// What was to run.
+        wanted: Arch,
+        /// The kernel's file for it.
+        handler: PathBuf,
+    },
     /// Nothing helped.
     #[error(
         "this {own} machine does not emulate {wanted}: `apt-get install qemu-user-static` on it, or \
@@ -82,6 +99,9 @@ pub async fn await_emulation(
     if emulates(docker, wanted, stop).await? {
         return Ok(());
     }
+    if let Some(handler) = switched_off(&System::default(), wanted).filter(|_| is_here(docker)) {
+        return Err(EmulationError::SwitchedOff { own, wanted, handler });
+    }
     say(&format!("This {own} machine does not emulate {wanted} yet: registering QEMU"));
     let mut tried = Vec::new();
     if is_here(docker) {
@@ -92,9 +112,8 @@ pub async fn await_emulation(
             Err(error) => tried.push(error.to_string()),
         }
     }
-    let host = docker.host.as_deref();
     let install = ["--install", wanted.as_str()];
-    match run_privileged(host, BINFMT_IMAGE, &install, IMAGE_LIMIT, stop).await {
+    match run_privileged(docker, BINFMT_IMAGE, &install, IMAGE_LIMIT, stop).await {
         Ok(()) if emulates(docker, wanted, stop).await? => return Ok(()),
         Ok(()) => tried.push(format!("{BINFMT_IMAGE} had no effect")),
         Err(error) => tried.push(format!("{BINFMT_IMAGE}: {error}")),
@@ -113,25 +132,35 @@ async fn emulates(
     docker: &DockerCommand,
     arch: Arch,
     stop: &CancellationToken,
-) -> Result<bool, ProcessError> {
-    let mut output = Vec::new();
+) -> Result<bool, EmulationError> {
+    let (mut output, mut errors) = (Vec::new(), Vec::new());
     let inspect = docker.invocation().args(["buildx", "inspect", "default"]);
-    inspect
-        .run(docker.grace, stop, |stream, bytes| {
-            if stream == Stream::Stdout {
-                output.extend_from_slice(bytes);
-            }
+    let status = inspect
+        .run(docker.grace, stop, |stream, bytes| match stream {
+            Stream::Stdout => output.extend_from_slice(bytes),
+            Stream::Stderr => errors.extend_from_slice(bytes),
         })
         .await?;
-    Ok(lists(&String::from_utf8_lossy(&output), arch))
+    let (output, errors) = (String::from_utf8_lossy(&output), String::from_utf8_lossy(&errors));
+    match lists(&output, arch) {
+        Some(lists) if status.success() => Ok(lists),
+        _ => {
+            // It shows an engine that does not answer among its output, as `Error: …`.
+            let shown = output.lines().rfind(|line| line.trim_start().starts_with("Error:"));
+            let last = errors.trim().lines().last().or(shown);
+            let message = last.map_or("`docker buildx inspect` lists no platforms", str::trim);
+            Err(EmulationError::Inspect(message.to_owned()))
+        }
+    }
 }
 
 /// Whether `buildx inspect` lists `arch`: `Platforms: linux/amd64*, linux/amd64/v2, linux/arm64`.
-fn lists(inspected: &str, arch: Arch) -> bool {
-    let platforms = inspected.lines().find_map(|line| line.trim().strip_prefix("Platforms:"));
+/// `None`: it lists nothing.
+fn lists(inspected: &str, arch: Arch) -> Option<bool> {
+    let platforms = inspected.lines().find_map(|line| line.trim().strip_prefix("Platforms:"))?;
     let wanted = format!("linux/{arch}");
-    let mut platforms = platforms.unwrap_or_default().split(',').map(str::trim);
-    platforms.any(|platform| platform.trim_end_matches('*') == wanted)
+    let mut platforms = platforms.split(',').map(str::trim);
+    Some(platforms.any(|platform| platform.trim_end_matches('*') == wanted))
 }
 
 /// The name under which Debian's and Docker's packages register QEMU.
@@ -182,6 +211,15 @@ impl Default for System {
     }
 }
 
+/// The handler of `arch` that somebody switched off (`echo 0`), if any.
+fn switched_off(system: &System, arch: Arch) -> Option<PathBuf> {
+    let handlers =
+        [handler_name(arch), own_handler_name(arch)].map(|name| system.binfmt.join(name));
+    handlers.into_iter().find(|handler| {
+        fs::read_to_string(handler).is_ok_and(|entry| entry.lines().next() == Some("disabled"))
+    })
+}
+
 /// Registers QEMU for `arch` with this machine's kernel, which only root may do.
 fn register(system: &System, arch: Arch) -> io::Result<()> {
     let Some(mut handler) = handler(system, arch) else {
@@ -198,8 +236,7 @@ fn register(system: &System, arch: Arch) -> io::Result<()> {
         )
         .map_err(|error| io::Error::other(format!("cannot mount binfmt_misc: {error}")))?;
     }
-    // One that is switched off, or that containers cannot use, belongs to somebody else. The kernel
-    // asks the newest first.
+    // One that containers cannot use belongs to somebody else. The kernel asks the newest first.
     if system.binfmt.join(handler_name(arch)).exists() {
         handler = handler.replacen(handler_name(arch), own_handler_name(arch), 1);
     }
@@ -242,28 +279,41 @@ enum RunError {
 
 /// Pulls `image` and runs it with the rights of the engine's machine. Each may take `limit`.
 async fn run_privileged(
-    host: Option<&str>,
+    command: &DockerCommand,
     image: &str,
     arguments: &[&str],
     limit: Duration,
     stop: &CancellationToken,
 ) -> Result<(), RunError> {
-    let docker = connect(host)?;
+    let docker = connect(command.host.as_deref())?;
     let pull = CreateImageOptionsBuilder::new().from_image(image).tag("latest").build();
     let pull = docker.create_image(Some(pull), None, None).try_for_each(|_| async { Ok(()) });
     within(limit, stop, pull).await?;
     let body = ContainerCreateBody {
         image: Some(image.to_owned()),
         cmd: Some(arguments.iter().map(|argument| (*argument).to_owned()).collect()),
-        host_config: Some(HostConfig { privileged: Some(true), ..HostConfig::default() }),
+        labels: Some([(MACHINE_VARIABLE.to_owned(), command.machine.to_string())].into()),
+        host_config: Some(HostConfig {
+            privileged: Some(true),
+            auto_remove: Some(true),
+            ..HostConfig::default()
+        }),
         ..ContainerCreateBody::default()
     };
-    let container = docker.create_container(None::<CreateContainerOptions>, body).await?.id;
-    let run = async {
+    // With a name it is removed even where the answer to its creation was not waited for.
+    let container = format!("stagely-emulation-{:016x}", rand::random::<u64>());
+    let options = CreateContainerOptionsBuilder::new().name(&container).build();
+    let wait = WaitContainerOptionsBuilder::new().condition("removed").build();
+    let run = Box::pin(async {
+        docker.create_container(Some(options), body).await?;
         docker.start_container(&container, None::<StartContainerOptions>).await?;
-        let ended = docker.wait_container(&container, None::<WaitContainerOptions>);
-        ended.try_for_each(|_| async { Ok(()) }).await
-    };
+        let ended = docker.wait_container(&container, Some(wait));
+        match ended.try_for_each(|_| async { Ok(()) }).await {
+            // It is gone already. What it did, the engine is asked next.
+            Err(EngineError::DockerResponseServerError { status_code: 404, .. }) => Ok(()),
+            result => result,
+        }
+    });
     let ended = within(limit, stop, run).await;
     let remove = RemoveContainerOptionsBuilder::new().force(true).build();
     let _ = timeout(REMOVE_LIMIT, docker.remove_container(&container, Some(remove))).await;
@@ -376,19 +426,41 @@ mod tests {
     #[tokio::test]
     async fn an_image_that_cannot_be_pulled_is_said_so() {
         let stop = CancellationToken::new();
-        let host = Some("unix:///nowhere/docker.sock");
+        let docker = DockerCommand {
+            machine: "vm_test".parse().unwrap(),
+            host: Some("unix:///nowhere/docker.sock".to_owned()),
+            config: "/nowhere".into(),
+            grace: Duration::from_secs(1),
+            registry_patience: Duration::ZERO,
+        };
         let limit = Duration::from_secs(5);
-        let error = run_privileged(host, BINFMT_IMAGE, &[], limit, &stop).await.unwrap_err();
+        let error = run_privileged(&docker, BINFMT_IMAGE, &[], limit, &stop).await.unwrap_err();
         assert!(matches!(error, RunError::Engine(_)), "{error}");
+        // An engine that does not answer does not say that it emulates nothing.
+        let error = emulates(&docker, Arch::Arm64, &stop).await.unwrap_err();
+        assert!(matches!(error, EmulationError::Inspect(_)), "{error}");
+    }
+
+    #[test]
+    fn a_handler_that_is_switched_off_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let system = system(folder.path());
+        assert_eq!(switched_off(&system, Arch::Arm64), None);
+        let handler = system.binfmt.join("qemu-aarch64");
+        fs::write(&handler, "enabled\nflags: OCF\n").unwrap();
+        assert_eq!(switched_off(&system, Arch::Arm64), None);
+        fs::write(&handler, "disabled\nflags: OCF\n").unwrap();
+        assert_eq!(switched_off(&system, Arch::Arm64), Some(handler));
+        assert_eq!(switched_off(&system, Arch::Amd64), None);
     }
 
     #[test]
     fn the_engines_platforms_are_read() {
         let text = "Name: default\nDriver: docker\n\nNodes:\nStatus: running\n\
             Platforms:        linux/amd64*, linux/amd64/v2, linux/arm64/v8, linux/arm\n";
-        assert!(lists(text, Arch::Amd64));
-        assert!(!lists(text, Arch::Arm64));
-        assert!(lists(&text.replace("/v8", ""), Arch::Arm64));
-        assert!(!lists("", Arch::Amd64));
+        assert_eq!(lists(text, Arch::Amd64), Some(true));
+        assert_eq!(lists(text, Arch::Arm64), Some(false));
+        assert_eq!(lists(&text.replace("/v8", ""), Arch::Arm64), Some(true));
+        assert_eq!(lists("", Arch::Amd64), None);
     }
 }

@@ -4,6 +4,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use tokio_util::sync::CancellationToken;
+
 use super::progress::{Event, Progress, RawJson};
 use crate::fingerprint::{Inputs, cache_miss};
 use crate::mask::{Masker, Secrets};
@@ -42,7 +44,7 @@ fn inputs(context: &Path, dockerfile: &str, args: &[(&str, &str)], report: &Prog
     let pair = |(name, value): &(&str, &str)| (String::from(*name), String::from(*value));
     let args = BuildArgs(args.iter().map(pair).collect());
     let dockerfile = recorded(&format!("{dockerfile}.Dockerfile"));
-    let mut inputs = Inputs::read(context, &dockerfile, &args).unwrap();
+    let mut inputs = Inputs::read(context, &dockerfile, &args, &CancellationToken::new()).unwrap();
     inputs.add_images(&report.base_images());
     Inputs::open(&inputs.seal().unwrap()).unwrap();
     inputs
@@ -51,7 +53,8 @@ fn inputs(context: &Path, dockerfile: &str, args: &[(&str, &str)], report: &Prog
 /// Of the build `name`, whose inputs are `current`, after the build `first`.
 fn miss(previous: &Inputs, current: &Inputs, report: &Progress) -> Option<CacheMiss> {
     let previous = Inputs::open(&previous.seal().unwrap()).unwrap();
-    cache_miss(Some(&previous), current, &report.steps(), report.cache_found())
+    // As if a cache without the missed steps had been imported.
+    cache_miss(Some(&previous), current, &report.steps(), true)
 }
 
 fn of(step: &str, cause: MissCause) -> CacheMiss {
@@ -136,6 +139,7 @@ fn another_base_image_is_told_whether_a_stage_or_copy_uses_it() {
             context.path(),
             &recorded(&format!("{name}.Dockerfile")),
             &BuildArgs::default(),
+            &CancellationToken::new(),
         )
         .unwrap();
         let mut images = report.base_images();

@@ -22,8 +22,10 @@ impl<'a> StepName<'a> {
         let (before, count) = place.rsplit_once(' ').unwrap_or(("", place));
         let (number, total) = count.split_once('/')?;
         let (number, _) = (number.parse().ok()?, total.parse::<u32>().ok()?);
-        // Before the stage there may be its platform; a stage's name has no slash.
-        let stage = before.rsplit(' ').next().filter(|word| !word.contains('/')).unwrap_or("");
+        // Numbers are padded to the width of the total. Before the stage there may be its platform; a
+        // stage's name has no slash.
+        let stage =
+            before.trim_end().rsplit(' ').next().filter(|word| !word.contains('/')).unwrap_or("");
         let (keyword, text) = instruction.split_once(' ').unwrap_or((instruction, ""));
         Some(Self { stage, number, keyword, text })
     }
@@ -89,6 +91,12 @@ mod tests {
         let cross = parts("[linux/amd64->arm64 tools 12/13] WORKDIR /w");
         assert_eq!(cross, Some(("tools", 12, "WORKDIR", "/w")));
         assert_eq!(parts("[linux/arm64 2/3] RUN true"), Some(("", 2, "RUN", "true")));
+        let padded = parts("[linux/arm64 base  1/12] WORKDIR /w1");
+        assert_eq!(padded, Some(("base", 1, "WORKDIR", "/w1")));
+        assert_eq!(parts("[base  9/10] RUN a"), Some(("base", 9, "RUN", "a")));
+        assert_eq!(parts("[base 10/10] RUN a"), Some(("base", 10, "RUN", "a")));
+        assert_eq!(parts("[ 2/10] RUN a"), Some(("", 2, "RUN", "a")));
+        assert_eq!(parts("[linux/arm64   2/100] RUN a"), Some(("", 2, "RUN", "a")));
         for other in [
             "[internal] load build context",
             "[auth] sharing credentials for 127.0.0.1:5000",
@@ -112,6 +120,10 @@ mod tests {
         let busybox = "docker.io/library/busybox:latest";
         assert_eq!(
             BaseImage::parse(&format!("[tools 1/2] FROM {busybox}@sha256:00")),
+            base(BaseUser::Stage("tools".to_owned()), busybox)
+        );
+        assert_eq!(
+            BaseImage::parse(&format!("[tools  1/12] FROM {busybox}@sha256:00")),
             base(BaseUser::Stage("tools".to_owned()), busybox)
         );
         assert_eq!(

@@ -16,9 +16,11 @@ static VARIABLE: LazyLock<Regex> = LazyLock::new(|| {
     Regex::new(r"\$(?:\{(\w+)(?::?([-+])([^}]*))?\}|(\w+))").expect("a fixed pattern")
 });
 
-/// `<<EOF`, `<<-"EOF"`, but not `<<<`.
+/// `<<EOF`, `<<-"EOF"`, but not `<<<`. A match without groups is quoted text, where there is none.
 static HEREDOC: LazyLock<Regex> = LazyLock::new(|| {
-    Regex::new(r#"(?:^|\s)\d*<<(-?)["']?([A-Za-z_.]\w*)["']?"#).expect("a fixed pattern")
+    let quoted = r#"\\.|"(?:[^"\\]|\\.)*"|'[^']*'"#;
+    let heredoc = r#"(?:^|\s)\d*<<(-?)["']?([A-Za-z_.]\w*)["']?"#;
+    Regex::new(&format!("{quoted}|{heredoc}")).expect("a fixed pattern")
 });
 
 /// `NAME=value` in ARG and ENV.
@@ -92,8 +94,18 @@ impl Dockerfile {
         reader.finish()
     }
 
+    /// The stage that a step of this label belongs to. `BuildKit` leaves the label of a single stage
+    /// out, but not where an image to copy from or a named context counts as another one.
     pub(super) fn stage(&self, label: &str) -> Option<usize> {
-        self.stages.iter().position(|stage| stage.label == label)
+        match &self.stages[..] {
+            [_] => Some(0),
+            stages => stages.iter().position(|stage| stage.label == label),
+        }
+    }
+
+    /// Whether `name`, in `--from`, is a stage and not an image or a named context.
+    pub(super) fn has_stage(&self, name: &str) -> bool {
+        self.stages.iter().any(|stage| stage.label == name)
     }
 }
 
@@ -292,8 +304,10 @@ fn instructions(text: &str) -> Vec<Instruction> {
 }
 
 fn take_heredocs<'a>(text: &mut String, lines: &mut impl Iterator<Item = &'a str>) {
-    let ends: Vec<(bool, String)> =
-        HEREDOC.captures_iter(text).map(|it| (&it[1] == "-", it[2].to_owned())).collect();
+    let found = HEREDOC.captures_iter(text);
+    let ends: Vec<(bool, String)> = found
+        .filter_map(|it| Some((it.get(1)?.as_str() == "-", it.get(2)?.as_str().to_owned())))
+        .collect();
     for (strips_tabs, end) in ends {
         for line in lines.by_ref() {
             text.push('\n');

@@ -1,17 +1,19 @@
 //! Digests of the files that a build can copy from its context.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _};
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
+use nix::libc::{O_NOFOLLOW, O_NONBLOCK};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
+use tokio_util::sync::CancellationToken;
 
 use super::patterns::Ignore;
 use crate::protocol::{ChangedFile, FileChange};
@@ -66,13 +68,18 @@ pub(super) struct Files {
 }
 
 impl Files {
-    /// Reads `context` without what `ignore` keeps out.
-    pub(super) fn read(context: &Path, ignore: &Ignore) -> io::Result<Self> {
+    /// Reads `context` without what `ignore` keeps out, until `stop`.
+    pub(super) fn read(
+        context: &Path,
+        ignore: &Ignore,
+        stop: &CancellationToken,
+    ) -> io::Result<Self> {
         let mut found = Vec::new();
-        if !walk(context, ignore, &mut found)? {
+        if !walk(context, ignore, &mut found, stop)? {
             return Ok(Self::default());
         }
-        let mut files = Self { detail: Detail::Files, digests: digest_all(context, &found)? };
+        let digests = digest_all(context, &found, stop)?;
+        let mut files = Self { detail: Detail::Files, digests };
         files.fold(|path| path.starts_with(".git/").then(|| ".git/".to_owned()));
         if files.digests.len() > FILES_MAX {
             files.coarsen();
@@ -159,11 +166,17 @@ struct Found {
 }
 
 /// Appends what is in `context` to `found`. `false`: it is too much.
-fn walk(context: &Path, ignore: &Ignore, found: &mut Vec<Found>) -> io::Result<bool> {
+fn walk(
+    context: &Path,
+    ignore: &Ignore,
+    found: &mut Vec<Found>,
+    stop: &CancellationToken,
+) -> io::Result<bool> {
     let mut folders = vec![PathBuf::new()];
     let mut bytes = 0_u64;
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(context.join(&folder))? {
+            check(stop)?;
             let entry = entry?;
             let path = folder.join(entry.file_name());
             let kind = entry.file_type()?;
@@ -185,7 +198,11 @@ fn walk(context: &Path, ignore: &Ignore, found: &mut Vec<Found>) -> io::Result<b
 }
 
 /// Reads all files, several at a time.
-fn digest_all(context: &Path, found: &[Found]) -> io::Result<BTreeMap<String, Short>> {
+fn digest_all(
+    context: &Path,
+    found: &[Found],
+    stop: &CancellationToken,
+) -> io::Result<BTreeMap<String, Short>> {
     let threads = thread::available_parallelism().map_or(1, |count| count.get().min(8));
     let next = AtomicUsize::new(0);
     let all = Mutex::new(Ok(BTreeMap::new()));
@@ -193,7 +210,7 @@ fn digest_all(context: &Path, found: &[Found]) -> io::Result<BTreeMap<String, Sh
         let mut own = Vec::new();
         let result = loop {
             let Some(file) = found.get(next.fetch_add(1, Ordering::Relaxed)) else { break Ok(()) };
-            match digest(context, file) {
+            match digest(context, file, stop) {
                 Ok(digest) => own.push((file.path.to_string_lossy().into_owned(), digest)),
                 Err(error) => break Err(error),
             }
@@ -209,7 +226,19 @@ fn digest_all(context: &Path, found: &[Found]) -> io::Result<BTreeMap<String, Sh
     all.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn digest(context: &Path, file: &Found) -> io::Result<Short> {
+/// Opens a regular file. A symlink could lead to a pipe or a device, whose opening or reading takes
+/// for ever.
+pub(super) fn open_regular(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().read(true).custom_flags(O_NOFOLLOW | O_NONBLOCK).open(path)?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("not a regular file")) }
+}
+
+/// An error, if nobody waits for the answer any more.
+fn check(stop: &CancellationToken) -> io::Result<()> {
+    if stop.is_cancelled() { Err(io::Error::other("stopped")) } else { Ok(()) }
+}
+
+fn digest(context: &Path, file: &Found, stop: &CancellationToken) -> io::Result<Short> {
     let path = context.join(&file.path);
     let mut hash = Sha256::new();
     if file.is_link {
@@ -218,8 +247,9 @@ fn digest(context: &Path, file: &Found) -> io::Result<Short> {
         return Ok(cut(hash));
     }
     hash.update(if file.is_executable { b"x" } else { b"f" });
-    let (mut open, mut buffer) = (File::open(path)?, vec![0; 64 * 1024]);
+    let (mut open, mut buffer) = (open_regular(&path)?, vec![0; 64 * 1024]);
     loop {
+        check(stop)?;
         match open.read(&mut buffer)? {
             0 => return Ok(cut(hash)),
             count => hash.update(&buffer[..count]),
@@ -251,7 +281,7 @@ mod tests {
         }
         symlink("src/a.c", at("link")).unwrap();
         let ignore = Ignore::parse("*.log\n");
-        let read = || Files::read(folder.path(), &ignore).unwrap();
+        let read = || Files::read(folder.path(), &ignore, &CancellationToken::new()).unwrap();
         let was = read();
         fs::write(at("src/deep/b.c"), "two").unwrap();
         fs::set_permissions(at("run"), fs::Permissions::from_mode(0o755)).unwrap();
@@ -294,8 +324,11 @@ mod tests {
             fs::write(path.join(format!("f{number}")), vec![7; 16 * 1024]).unwrap();
         }
         let started = Instant::now();
-        let files = Files::read(folder.path(), &Ignore::default()).unwrap();
+        let (ignore, stop) = (Ignore::default(), CancellationToken::new());
+        let files = Files::read(folder.path(), &ignore, &stop).unwrap();
         println!("6,000 files of 16 KiB: {:?}", started.elapsed());
         assert_eq!(files.digests.len(), 6_000);
+        stop.cancel();
+        assert!(Files::read(folder.path(), &ignore, &stop).is_err());
     }
 }

@@ -28,6 +28,8 @@ pub fn cache_miss(
     let missed = missed.filter(|(_, name)| name.is_cacheable());
     let (step, name) = missed.min_by_key(|(_, name)| place(name))?;
     let cause = match previous {
+        // With nothing to take steps from, no change is why a step was built.
+        Some(_) if !cache_found && !steps.iter().any(|step| step.cached) => MissCause::NoCache,
         Some(previous) => Comparison { previous, current, steps, name }.cause(),
         None if cache_found => MissCause::Unknown,
         None => MissCause::NoCache,
@@ -79,7 +81,7 @@ impl Comparison<'_> {
             changed_image(was.get(&stage.label)?.clone(), is.get(&stage.label)?.clone())
         });
         own.flatten().or_else(|| {
-            let mut images = sources.images.iter().filter(|name| dockerfile.stage(name).is_none());
+            let mut images = sources.images.iter().filter(|name| !dockerfile.has_stage(name));
             images.find_map(|image| {
                 let with_digest = |inputs: &Inputs| {
                     let name = [image.clone(), normalized(image)];
@@ -228,7 +230,10 @@ fn is_remote(source: &str) -> bool {
 mod tests {
     use std::fs;
 
+    use tokio_util::sync::CancellationToken;
+
     use super::*;
+    use crate::docker::{BaseImage, BaseUser};
     use crate::protocol::BuildArgs;
 
     /// One stage on an image; each step's number begins at 2, as `BuildKit` counts.
@@ -240,7 +245,8 @@ mod tests {
             fs::write(folder.path().join(name), "one").unwrap();
         }
         let args = args.iter().map(|(name, value)| (String::from(*name), String::from(*value)));
-        Inputs::read(folder.path(), &path, &BuildArgs(args.collect())).unwrap()
+        let (args, stop) = (BuildArgs(args.collect()), CancellationToken::new());
+        Inputs::read(folder.path(), &path, &args, &stop).unwrap()
     }
 
     fn cause(was: &Inputs, is: &Inputs, cached: &[&str], missed: &str) -> MissCause {
@@ -290,6 +296,61 @@ mod tests {
         let is = build(&text.replace("\tone", "\ttwo"), &[]);
         assert_eq!(cause(&was, &is, &[copy], "[3/4] RUN <<-X (one)"), MissCause::Instruction);
         assert_eq!(cause(&was, &was, &[copy], "[4/4] RUN b"), MissCause::Unknown);
+    }
+
+    #[test]
+    fn quoted_text_is_no_here_document() {
+        let text = "FROM a\nRUN echo \"a <<b c\" ' <<d' \\\" <<\"e\"\none\ne\nRUN b\n";
+        let was = build(text, &[]);
+        let is = build(&text.replace("RUN b", "RUN c"), &[]);
+        let first = "[2/3] RUN echo \"a <<b c\" ' <<d' \\\" <<\"e\" (one)";
+        assert_eq!(cause(&was, &is, &[first], "[3/3] RUN c"), MissCause::Instruction);
+        assert_eq!(was.instructions.len(), 2);
+    }
+
+    #[test]
+    fn a_single_stage_may_have_a_label_in_its_steps() {
+        let text = "FROM a AS app\nARG MODE=x\nRUN make $MODE\nCOPY --from=b /b /b\n";
+        let (was, is) = (build(text, &[]), build(text, &[("MODE", "y")]));
+        let run = "[app 2/3] RUN make y";
+        assert_eq!(cause(&was, &is, &[], run), args(&["MODE"]));
+        let image = |digest: &str| BaseImage {
+            user: BaseUser::Stage("app".to_owned()),
+            reference: "docker.io/library/a:latest".to_owned(),
+            digest: digest.to_owned(),
+        };
+        let copied = |digest| BaseImage {
+            user: BaseUser::Some,
+            reference: "docker.io/library/b:latest".to_owned(),
+            ..image(digest)
+        };
+        let with = |images: &[BaseImage]| {
+            let mut inputs = build(text, &[]);
+            inputs.add_images(images);
+            inputs
+        };
+        let was = with(&[image("sha256:00"), copied("sha256:00")]);
+        let is = with(&[image("sha256:01"), copied("sha256:00")]);
+        let changed = |name: &str| MissCause::BaseImage {
+            was: format!("docker.io/library/{name}:latest@sha256:00"),
+            is: format!("docker.io/library/{name}:latest@sha256:01"),
+        };
+        assert_eq!(cause(&was, &is, &[], run), changed("a"));
+        let is = with(&[image("sha256:00"), copied("sha256:01")]);
+        assert_eq!(cause(&was, &is, &[run], "[app 3/3] COPY --from=b /b /b"), changed("b"));
+    }
+
+    #[test]
+    fn where_nothing_could_be_imported_no_change_is_blamed() {
+        let was = build("FROM a\nRUN b\nRUN c\n", &[]);
+        let is = build("FROM a\nRUN d\nRUN c\n", &[]);
+        let step = |name: &str, cached| Step { name: name.to_owned(), seconds: 0.0, cached };
+        let mut steps = [step("[2/3] RUN d", false), step("[3/3] RUN c", false)];
+        let miss = |steps: &[Step]| cache_miss(Some(&was), &is, steps, false).unwrap().cause;
+        assert_eq!(miss(&steps), MissCause::NoCache);
+        // The engine's own cache had something.
+        steps[1].cached = true;
+        assert_eq!(miss(&steps), MissCause::Instruction);
     }
 
     #[test]

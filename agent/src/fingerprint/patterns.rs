@@ -10,12 +10,15 @@ pub(super) struct Pattern {
     regex: Regex,
     /// What stands before the first character with a meaning of its own.
     literal: String,
+    /// Whether it is the context itself, and so all that is in it.
+    is_all: bool,
 }
 
 impl Pattern {
-    /// A line of `.dockerignore`, where `**` stands for any number of folders. `None`: no pattern.
+    /// A line of `.dockerignore`, where `**` stands for any number of folders. `None`: no pattern,
+    /// or one of the context itself, which matches no file for Docker.
     pub(super) fn ignore(text: &str) -> Option<Self> {
-        Self::new(text, true)
+        Self::new(text, true).filter(|pattern| !pattern.is_all)
     }
 
     /// A source of COPY or ADD, where `**` is no more than `*`.
@@ -27,13 +30,13 @@ impl Pattern {
         let text = clean(text);
         let regex = Regex::new(&translate(&text, is_deep)).ok()?;
         let literal = text.split(['*', '?', '[', '\\']).next().unwrap_or_default().to_owned();
-        Some(Self { regex, literal })
+        Some(Self { regex, literal, is_all: text == "." })
     }
 
     /// Whether `path`, or a folder above it, is meant. A path that ends in `/` stands for all files
     /// of that folder; it is meant also if only some of them are.
     pub(super) fn matches(&self, path: &str) -> bool {
-        if self.literal == "." {
+        if self.is_all {
             return true;
         }
         let folder = path.strip_suffix('/');
@@ -166,6 +169,13 @@ mod tests {
         }
         let all = Ignore::parse("*\n!src\nsrc/secret\n");
         assert!(all.ignores("README") && !all.ignores("src/a.c") && all.ignores("src/secret/key"));
+        for text in [".\n", "/\n", "./\n"] {
+            assert!(!Ignore::parse(text).ignores("README"), "{text}");
+        }
+        for text in [".*\n", ".?*\n", ".[a-z]*\n"] {
+            let hidden = Ignore::parse(text);
+            assert!(hidden.ignores(".env/a") && !hidden.ignores("README"), "{text}");
+        }
         assert!(all.has_exceptions() && !Ignore::parse("*.o").has_exceptions());
     }
 
@@ -176,6 +186,7 @@ mod tests {
         assert!(source("./").matches("anything") && source("/").matches("a/"));
         assert!(source("src/*.c").matches("src/a.c") && !source("src/*.c").matches("src/x/a.c"));
         assert!(source("../README").matches("README"));
+        assert!(source(".*").matches(".env") && !source(".*").matches("README"));
         // Where only folders are known.
         assert!(source("src/main.c").matches("src/") && source("*.c").matches("./"));
         assert!(source("README").matches("./") && !source("src/main.c").matches("lib/"));

@@ -6,8 +6,8 @@ use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use tokio::task::{JoinHandle, spawn_blocking};
-use tokio::time::sleep;
-use tokio_util::sync::CancellationToken;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::wait::{Retry, await_engine, log_in};
 use super::{JobError, JobLog, Outcome};
@@ -24,6 +24,13 @@ use crate::protocol::{
 
 /// Exporting a cache may take this long. What it pushes, the next build need not make.
 const EXPORT_LIMIT: Duration = Duration::from_mins(10);
+
+/// After a build, its report waits this long for what the build was made of, which is read beside it.
+const EXPLAIN_LIMIT: Duration = Duration::from_secs(5);
+
+/// What is wrong with an engine without the containerd image store.
+const NO_CACHE_EXPORT: &str = "this machine's Docker engine cannot export caches: its containerd image \
+    store is off (`\"features\": {\"containerd-snapshotter\": true}` in daemon.json)";
 
 impl From<CloneError> for JobError {
     fn from(error: CloneError) -> Self {
@@ -62,9 +69,13 @@ impl From<BuildError> for JobError {
 impl From<EmulationError> for JobError {
     fn from(error: EmulationError) -> Self {
         let reason = match &error {
-            EmulationError::Process(ProcessError::Spawn { .. }) => FailureReason::Engine,
+            EmulationError::Process(ProcessError::Spawn { .. }) | EmulationError::Inspect(_) => {
+                FailureReason::Engine
+            }
             EmulationError::Process(_) => FailureReason::Internal,
-            EmulationError::Impossible { .. } => FailureReason::Emulation,
+            EmulationError::Impossible { .. } | EmulationError::SwitchedOff { .. } => {
+                FailureReason::Emulation
+            }
         };
         Self::new(reason, &error)
     }
@@ -85,10 +96,12 @@ pub(super) async fn perform(
     let emulated = check_platform(config, &engine, docker, log, stop).await?;
     log_in(docker, config.target_image.registry(), build.registry_auth.as_ref(), log, stop).await?;
     if config.cache_to.is_some() && !engine.containerd_store {
-        log.warn(
-            "this machine's Docker engine cannot export caches: its containerd image store is off \
-             (`\"features\": {\"containerd-snapshotter\": true}` in daemon.json)",
-        );
+        if !config.push {
+            // The cache is all that it is for.
+            let message = format!("{NO_CACHE_EXPORT}; switch it on and restart dockerd");
+            return Err(JobError { reason: FailureReason::Engine, message, steps: Vec::new() });
+        }
+        log.warn(NO_CACHE_EXPORT);
     }
     log.say(&format!(
         "Building {} for {} with Docker {}",
@@ -97,9 +110,11 @@ pub(super) async fn perform(
     let started = Instant::now();
     let containerd_store = engine.containerd_store;
     let request = BuildRequest { docker, config, paths: &paths, containerd_store, folder, log };
-    let inputs = read_inputs(&paths, &config.build_args);
+    let inputs = Reading::begin(&paths, &config.build_args, stop);
     let outcome = build_until_pushed(&request, stop).await?;
-    let (cache_miss, fingerprint) = explain(inputs, config, &outcome).await;
+    let explained = timeout(EXPLAIN_LIMIT, explain(inputs, config, &outcome));
+    let explained = stop.run_until_cancelled(explained).await;
+    let (cache_miss, fingerprint) = explained.and_then(Result::ok).unwrap_or_default();
     let BuildOutcome { digest, steps, .. } = outcome;
     if let Some(warning) = emulated {
         say_how_slow(config, &warning, &steps, log);
@@ -202,28 +217,37 @@ async fn check_platform(
     Ok(Some(warning))
 }
 
-/// Puts a number into `warning`, if it is known how long the steps take without emulation.
+/// Puts a number into `warning`, if it is known how long the steps take natively.
 fn say_how_slow(config: &BuildConfig, warning: &str, steps: &[Step], log: &JobLog) {
     if let Some(factor) = slow_down(&config.native_steps, steps) {
-        let measured = format!("{warning} ({factor:.1} times as long as without emulation)");
+        let measured = format!("{warning} ({factor:.1} times as long as natively)");
         log.warn_better(warning, &measured);
     }
 }
 
-/// Reads what the build is made of, beside the build.
-fn read_inputs(paths: &BuildPaths, args: &BuildArgs) -> JoinHandle<io::Result<Inputs>> {
-    let (paths, args) = (paths.clone(), args.clone());
-    spawn_blocking(move || Inputs::read(&paths.context, &paths.dockerfile, &args))
+/// Reads what a build is made of, beside the build, until it is dropped.
+struct Reading {
+    inputs: JoinHandle<io::Result<Inputs>>,
+    _until_dropped: DropGuard,
+}
+
+impl Reading {
+    fn begin(paths: &BuildPaths, args: &BuildArgs, stop: &CancellationToken) -> Self {
+        let (paths, args, stop) = (paths.clone(), args.clone(), stop.child_token());
+        let guard = stop.clone().drop_guard();
+        let read = move || Inputs::read(&paths.context, &paths.dockerfile, &args, &stop);
+        Self { inputs: spawn_blocking(read), _until_dropped: guard }
+    }
 }
 
 /// Why not all steps came from the cache, and what the next build compares itself with. Neither is
 /// worth failing for.
 async fn explain(
-    inputs: JoinHandle<io::Result<Inputs>>,
+    mut reading: Reading,
     config: &BuildConfig,
     outcome: &BuildOutcome,
 ) -> (Option<CacheMiss>, Option<Fingerprint>) {
-    let Ok(Ok(mut inputs)) = inputs.await else { return (None, None) };
+    let Ok(Ok(mut inputs)) = (&mut reading.inputs).await else { return (None, None) };
     let previous = config.previous_fingerprint.clone();
     let (images, steps) = (outcome.base_images.clone(), outcome.steps.clone());
     let cache_found = outcome.cache_found;

@@ -26,7 +26,7 @@ pub struct CacheMiss {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum MissCause {
-    /// There was no cache to import.
+    /// No cache could be imported: there is none yet, or it could not be read.
     NoCache,
     /// The instruction is new, or not what it was.
     Instruction,
@@ -49,7 +49,9 @@ pub enum MissCause {
         /// The first of them by path, at most [`CHANGED_FILES_MAX`].
         files: Vec<ChangedFile>,
     },
-    /// Nothing that Stagely sees is different: the cache does not hold the step any more, or never did.
+    /// Nothing that Stagely compares is different. The cache may not hold the step any more; or what
+    /// is different is a secret argument, what ADD fetches, a folder's mode, or in a context too large
+    /// to read.
     Unknown,
 }
 
@@ -87,7 +89,7 @@ impl fmt::Display for FileChange {
 impl fmt::Display for MissCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoCache => f.write_str("there is no cache of this build yet"),
+            Self::NoCache => f.write_str("no cache of this build could be imported"),
             Self::Instruction => f.write_str("the instruction is new or was changed"),
             Self::BuildArgs { names } => write!(f, "build arguments changed: {}", names.join(", ")),
             Self::BaseImage { was, is } => write!(f, "the base image changed from {was} to {is}"),
@@ -101,8 +103,9 @@ impl fmt::Display for MissCause {
                 write!(f, "copied files are not what they were: {}{more}", shown.join(", "))
             }
             Self::Unknown => f.write_str(
-                "instruction, arguments, base image and copied files are what they were, so the \
-                 cache does not hold the step any more",
+                "nothing that Stagely compares is different, so the cache may not hold the step any \
+                 more (secret arguments, what ADD fetches, modes of folders and very large contexts \
+                 are not compared)",
             ),
         }
     }

@@ -227,6 +227,7 @@ impl From<Platform> for String {
         platform.to_string()
     }
 }
+
 /// Whether a build may run on a machine of another arch, under QEMU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
