@@ -286,7 +286,7 @@ mod tests {
         let said = text(&run, &merge);
         assert!(said.contains("took over the machine of app_arm64"), "{said}");
         let said = one_line(&text(&run, &other));
-        assert!(said.contains("QEMU emulation, 6.2x slower than native."), "{said}");
+        assert!(said.contains("QEMU emulation, 6.2x as long as natively."), "{said}");
         assert!(said.contains("stagely machines add --arch arm64"), "{said}");
     }
 }
