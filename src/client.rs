@@ -295,7 +295,7 @@ impl Client {
     /// Follows a job's log: the lines that are there and those that come, over all attempts from
     /// `range.attempt` on (default: the newest), to the job's end.
     pub fn follow_log(&self, id: JobId, range: LogRange) -> LogFollower {
-        LogFollower { client: self.clone(), id, range, socket: None, is_over: false }
+        LogFollower { client: self.clone(), id, range, socket: None, is_over: false, until: None }
     }
 
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
@@ -446,18 +446,24 @@ impl RunFollower {
 pub struct LogFollower {
     client: Client,
     id: JobId,
+    /// From where on nothing was returned yet.
     range: LogRange,
     socket: Option<Socket>,
     is_over: bool,
+    /// Where it ends, if not with the job.
+    until: Option<Position>,
 }
 
+/// An attempt, and a line of it.
+type Position = (Option<u32>, u64);
+
 impl LogFollower {
-    /// The next lines; `None` after the job's end.
+    /// The next lines; `None` after the job's end. May be dropped and called again.
     ///
     /// # Errors
     /// [`ClientError`]
     pub async fn next(&mut self) -> Result<Option<LogEvent>, ClientError> {
-        while !self.is_over {
+        while !self.is_over && self.until.is_none_or(|until| self.position() < until) {
             let socket = if let Some(socket) = &mut self.socket {
                 socket
             } else {
@@ -494,6 +500,36 @@ impl LogFollower {
             }
         }
         Ok(None)
+    }
+
+    /// Lets [`next`](Self::next) end with the lines that core has now: the agent of a job that has
+    /// completed goes on to speak for as long as it exports the cache.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn end_with_stored(&mut self) -> Result<(), ClientError> {
+        let stored = || timeout(ANSWER_LIMIT, self.stored());
+        let stored = || async { stored().await.map_err(|late| self.client.unreachable(late))? };
+        let until = stored.retry(RECONNECT).when(ClientError::is_unreachable).await?;
+        self.until = Some(until);
+        Ok(())
+    }
+
+    /// Behind the last line that core has of the newest attempt.
+    async fn stored(&self) -> Result<Position, ClientError> {
+        let attempt = Some(self.client.job(self.id).await?.attempt);
+        let (at, from) = self.position();
+        let mut next = if at == attempt { from } else { 0 };
+        let range = LogRange { attempt, from: Some(next) };
+        let mut text = self.client.log(self.id, &range).await?;
+        while let Some(part) = text.chunk().await.map_err(|error| self.client.unreachable(error))? {
+            next += part.split(|byte| *byte == b'\n').skip(1).count() as u64;
+        }
+        Ok((attempt, next))
+    }
+
+    fn position(&self) -> Position {
+        (self.range.attempt, self.range.from.unwrap_or(0))
     }
 }
 

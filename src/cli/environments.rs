@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
+use console::truncate_str;
 
 use super::connect::ServerArgs;
 use super::embedded::Records;
@@ -13,6 +14,9 @@ use super::records::print;
 use super::table::table;
 use crate::api::{EnvironmentView, ListEnvironments};
 use crate::ids::EnvironmentId;
+
+/// The columns of an environment's images in the list; with --json all are told.
+const IMAGES_COLUMNS: usize = 20;
 
 /// Lists environments, and closes those that are not wanted any more
 #[derive(Args, Debug)]
@@ -86,7 +90,7 @@ fn environments_table(environments: &[EnvironmentView]) -> String {
             environment.pull_request.map(|number| format!("#{number}")).unwrap_or_default(),
             if environment.closed { "closed" } else { "open" }.to_owned(),
             environment.newest_run.map(|run| run.to_string()).unwrap_or_default(),
-            images.join(", "),
+            truncate_str(&images.join(", "), IMAGES_COLUMNS, "…").into_owned(),
         ]
     });
     table(["PROJECT", "ENVIRONMENT", "PR", "STATUS", "NEWEST RUN", "IMAGES"], rows)
@@ -169,6 +173,21 @@ mod tests {
         assert!(error.starts_with("there is no environment pr-8 of shop"), "{error}");
         let error = find(all(), "shop", None).unwrap_err().to_string();
         assert!(error.contains("name after the project \"shop\""), "{error}");
+    }
+
+    #[test]
+    fn many_images_are_cut_in_the_list() {
+        let mut main = environment("main");
+        main.newest_run = Some(crate::ids::RunId::from_bits(1));
+        let image = |number| crate::api::EnvironmentImage {
+            build: format!("service-{number}"),
+            tag: "registry:5000/shop/main:app".parse().unwrap(),
+            digest: format!("sha256:{}", "ab".repeat(32)).parse().unwrap(),
+            commit: "0123abcd".repeat(5).parse().unwrap(),
+        };
+        main.images = (0..20).map(image).collect();
+        let table = environments_table(&[main]);
+        assert!(table.ends_with("service-0, service-…"), "{table}");
     }
 
     #[test]

@@ -19,7 +19,9 @@ use crate::api::{JobView, RunView};
 use crate::client::Client;
 use crate::ids::{JobId, RunId};
 
-/// The columns of a step's name: with its time, its mark and its bar a line has 80.
+/// The columns of a line.
+const COLUMNS: usize = 80;
+/// The columns of a step's name: with its time, its mark and its bar a line has [`COLUMNS`].
 const NAME_COLUMNS: usize = 50;
 /// The columns of the longest bar.
 const BAR_COLUMNS: usize = 12;
@@ -176,14 +178,16 @@ fn bar(share: f64) -> String {
 
 fn miss_text(miss: &CacheMiss) -> String {
     let title = style("The first step that the cache did not have").bold();
-    let mut text = format!("{title}\n  {}", miss.step);
+    let mut text = format!("{title}\n{}", wrapped(&miss.step));
     let MissCause::Files { count, files } = &miss.cause else {
         let _ = write!(text, "\n{}", wrapped(&miss.cause.to_string()));
         return text;
     };
     text.push_str("\n  copied files are not what they were:");
     for file in files {
-        let _ = write!(text, "\n    {} ({})", file.path, file.change);
+        let change = format!(" ({})", file.change);
+        let path = end_of(&file.path, COLUMNS - 4 - change.len());
+        let _ = write!(text, "\n    {path}{change}");
     }
     if let more @ 1.. = count.saturating_sub(files.len()) {
         let _ = write!(text, "\n    and {more} more");
@@ -196,20 +200,48 @@ fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Lines of at most 80 columns, indented by two.
+/// The end of a path, which tells more than its beginning, in at most so many columns and one line.
+fn end_of(path: &str, columns: usize) -> String {
+    let path: String =
+        path.chars().map(|letter| if letter.is_control() { '?' } else { letter }).collect();
+    if measure_text_width(&path) <= columns {
+        return path;
+    }
+    let ends = path.char_indices().map(|(at, _)| &path[at..]);
+    let mut fitting = ends.filter(|end| measure_text_width(end) < columns);
+    format!("…{}", fitting.next().unwrap_or_default())
+}
+
+/// Lines of at most [`COLUMNS`], indented by two. A word that is longer than a line is split.
 fn wrapped(text: &str) -> String {
-    const COLUMNS: usize = 80;
     let mut lines = vec![String::from(" ")];
-    for word in text.split_whitespace() {
+    for word in text.split_whitespace().flat_map(|word| pieces(word, COLUMNS - 2)) {
         let line = lines.last_mut().expect("there is always a line");
-        if measure_text_width(line) + 1 + measure_text_width(word) > COLUMNS && line.len() > 1 {
+        if measure_text_width(line) + 1 + measure_text_width(&word) > COLUMNS && line.len() > 1 {
             lines.push(format!("  {word}"));
         } else {
             line.push(' ');
-            line.push_str(word);
+            line.push_str(&word);
         }
     }
     lines.join("\n")
+}
+
+/// A word in pieces of at most so many columns.
+fn pieces(word: &str, columns: usize) -> Vec<String> {
+    let mut pieces = vec![String::new()];
+    let mut width = 0;
+    for letter in word.chars() {
+        let letter = letter.to_string();
+        let more = measure_text_width(&letter);
+        if width + more > columns {
+            pieces.push(String::new());
+            width = 0;
+        }
+        width += more;
+        pieces.last_mut().expect("there is always a piece").push_str(&letter);
+    }
+    pieces
 }
 
 #[cfg(test)]
@@ -259,6 +291,34 @@ mod tests {
     }
 
     #[test]
+    fn long_steps_and_paths_are_wrapped_and_cut() {
+        let deep = format!("{}main.c", "deeper/".repeat(30));
+        let mut job = missed(files(2, &[&deep, "two\nlines"]));
+        let step =
+            format!("[2/3] RUN apt-get update \\\n    && apt-get install {}", "x".repeat(200));
+        job.steps[0].name.clone_from(&step);
+        job.cache_miss.as_mut().unwrap().step = step;
+        let text = explained(&job);
+        assert!(
+            text.contains("\n  [2/3] RUN apt-get update \\ && apt-get install\n  xxx"),
+            "{text}"
+        );
+        let cut = "deeper/main.c (changed)\n    two?lines (changed)\n";
+        assert!(text.contains("\n    …") && text.contains(cut), "{text}");
+        assert_eq!(end_of("seite/größe.c", 9), "…/größe.c");
+        assert_eq!(end_of("größe.c", 7), "größe.c");
+    }
+
+    #[test]
+    fn nothing_is_to_be_done_only_if_every_step_was_cached() {
+        let mut job = job(1, "app_amd64", "linux/amd64");
+        assert!(!explained(&job).contains("What to do"));
+        job.steps.iter_mut().for_each(|step| step.cached = true);
+        job.cached_steps = job.steps.len();
+        assert!(explained(&job).contains("Nothing: every step came from the cache."));
+    }
+
+    #[test]
     fn each_cause_is_told_with_what_to_do() {
         let names = vec!["VERSION".to_owned()];
         let base = MissCause::BaseImage { was: "a@sha256:1".into(), is: "a@sha256:2".into() };
@@ -286,7 +346,7 @@ mod tests {
         let said = text(&run, &merge);
         assert!(said.contains("took over the machine of app_arm64"), "{said}");
         let said = one_line(&text(&run, &other));
-        assert!(said.contains("QEMU emulation, 6.2x slower than native."), "{said}");
+        assert!(said.contains("QEMU emulation, 6.2x as long as natively."), "{said}");
         assert!(said.contains("stagely machines add --arch arm64"), "{said}");
     }
 }

@@ -7,6 +7,7 @@
 
 mod person;
 
+mod caches;
 mod commands;
 mod runs;
 mod servers;

@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::person::{Ended, Person, Running, eventually};
 
 /// A core on a data folder of this person.
-struct Server<'a> {
+pub(crate) struct Server<'a> {
     person: &'a Person,
     url: String,
     process: Running,
@@ -19,26 +19,36 @@ struct Server<'a> {
 
 impl<'a> Server<'a> {
     fn start(person: &'a Person) -> Self {
+        Self::start_with(person, &[])
+    }
+
+    pub(crate) fn start_with(person: &'a Person, arguments: &[&str]) -> Self {
         let data = person.path("data");
         let (data, port) = (data.to_str().unwrap(), free_port());
         let listen = format!("127.0.0.1:{port}");
-        let process = person.starts(&["core", "--listen", &listen, "--data-dir", data]);
+        let core = ["core", "--listen", &listen, "--data-dir", data];
+        let process = person.starts(&[&core, arguments].concat());
         eventually("core listens", || fs::read_to_string(person.path("data/core.url")).ok());
         Self { person, url: format!("http://{listen}"), process }
     }
 
     /// Makes a token with the admin's, which lies in the data folder.
-    fn token(&self, role: &str) -> String {
+    pub(crate) fn token(&self, role: &str) -> String {
         let data = self.person.path("data");
         let arguments =
             ["token", "create", "a test", "--role", role, "--data-dir", data.to_str().unwrap()];
         self.person.does(&arguments).with(0).stdout.trim().to_owned()
     }
 
-    fn does(&self, token: &str, arguments: &[&str]) -> Ended {
+    pub(crate) fn does(&self, token: &str, arguments: &[&str]) -> Ended {
         let mut command = self.person.stagely(arguments);
         command.env("STAGELY_SERVER", &self.url).env("STAGELY_TOKEN", token);
         command.output().unwrap().into()
+    }
+
+    pub(crate) fn ends(self) {
+        self.process.send(Signal::SIGTERM);
+        self.process.ends().with(0);
     }
 }
 
@@ -69,8 +79,7 @@ fn a_folder_is_built_by_a_core_on_the_same_machine() {
     let unknown = ["logs", "-f", "job_01k9x3v5c8q2m4n6p8r0s2t4v6"];
     assert!(server.does(&writer, &unknown).with(4).stderr.contains("there is no job"));
 
-    server.process.send(Signal::SIGTERM);
-    server.process.ends().with(0);
+    server.ends();
     assert!(!person.path("data/core.url").exists());
     person.leaves_nothing();
 }
@@ -93,8 +102,7 @@ fn a_run_can_be_started_followed_and_cancelled_by_separate_commands() {
     assert_eq!(cancelled, format!("{run} is cancelled\n"));
     let again = server.does(&admin, &["cancel", run]).with(0).stdout;
     assert_eq!(again, cancelled);
-    server.process.send(Signal::SIGTERM);
-    server.process.ends().with(0);
+    server.ends();
 }
 
 /// Serves the repositories in a person's home, by Git's own server. Ends with the value.
@@ -149,8 +157,7 @@ fn what_failed_is_built_again_alone_with_the_arguments_that_are_given_again() {
     let all = server.does(&admin, &["rebuild", id]).with(1);
     assert!(!all.stdout.contains("kept"), "{}", all.stdout);
 
-    server.process.send(Signal::SIGTERM);
-    server.process.ends().with(0);
+    server.ends();
 }
 
 #[test]
@@ -183,8 +190,7 @@ fn caches_are_filled_and_environments_listed_and_closed() {
     let error = server.does(&admin, &["environments", "close", project, "pr-8"]).with(4).stderr;
     assert!(error.contains("there is no environment pr-8"), "{error}");
 
-    server.process.send(Signal::SIGTERM);
-    server.process.ends().with(0);
+    server.ends();
 }
 
 #[test]
@@ -195,8 +201,7 @@ fn a_repository_that_is_not_there_is_not_the_builds_fault() {
     // Core itself is no Git server: it answers 404.
     let ended = server.does(&admin, &["run", &format!("{}/r.git", server.url)]).with(3);
     assert!(ended.stdout.contains("was not found"), "{}", ended.stdout);
-    server.process.send(Signal::SIGTERM);
-    server.process.ends().with(0);
+    server.ends();
 }
 
 #[test]
@@ -221,6 +226,5 @@ fn machines_are_registered_and_taken_back() {
     assert_eq!(server.does(&admin, &["machines"]).with(0).stdout, "no machines\n");
     let error = server.does(&admin, &["machines", "remove", id]).with(4).stderr;
     assert!(error.contains("there is no machine"), "{error}");
-    server.process.send(Signal::SIGTERM);
-    server.process.ends().with(0);
+    server.ends();
 }

@@ -4,7 +4,7 @@ use console::truncate_str;
 use stagely_agent::protocol::{CacheMiss, MissCause, Step};
 
 use super::{NAME_COLUMNS, one_line};
-use crate::api::{JobKindView, JobStatus, JobView, RunView};
+use crate::api::{JobStatus, JobView, RunView};
 
 /// A step that takes less is not worth a change of the Dockerfile.
 const EXPENSIVE_SECONDS: f64 = 1.0;
@@ -23,8 +23,8 @@ pub(super) fn advice(run: &RunView, job: &JobView) -> Vec<String> {
              registers one of your own. `emulation: forbid` in stagely.yaml refuses to go without."
         ));
     }
-    let is_slow_build = job.kind == JobKindView::Build && job.status == JobStatus::Completed;
-    if advice.is_empty() && is_slow_build && !job.steps.is_empty() {
+    let is_all_cached = !job.steps.is_empty() && job.cached_steps == job.steps.len();
+    if advice.is_empty() && is_all_cached && job.status == JobStatus::Completed {
         advice.push("Nothing: every step came from the cache.".to_owned());
     }
     advice
@@ -39,7 +39,8 @@ fn advice_on_miss(run: &RunView, job: &JobView, miss: &CacheMiss) -> String {
     let because = format!("{cost:.1}s went into what was built again because of it.");
     match (&miss.cause, dearest) {
         (MissCause::NoCache, _) => format!(
-            "Nothing: this build fills the cache. `stagely warm {}` fills it beforehand.",
+            "Nothing: there was no cache yet. Builds fill it, except those of forks; `stagely warm {}` \
+             fills it beforehand.",
             run.project
         ),
         (MissCause::Instruction, _) => format!(
@@ -89,10 +90,11 @@ fn built_again<'a>(steps: &'a [Step], missed: &str) -> Vec<&'a Step> {
 }
 
 /// `build linux/arm64` of `[build linux/arm64 3/5] RUN make`; empty where the stage has no name.
+/// `BuildKit` pads the numbers: `[build  3/12] RUN make`.
 fn stage(step: &str) -> &str {
     let brackets = step.strip_prefix('[').and_then(|rest| rest.split_once(']'));
     let words = brackets.map_or("", |(inside, _)| inside);
-    words.rsplit_once(' ').map_or("", |(stage, _)| stage)
+    words.rsplit_once(' ').map_or("", |(stage, _)| stage.trim())
 }
 
 /// `RUN make` of `[build 3/5] RUN make`, in one line and not too long.
@@ -116,7 +118,10 @@ mod tests {
     #[test]
     fn stages_are_told_apart_by_their_names() {
         assert_eq!(stage("[build linux/arm64 3/5] RUN make"), "build linux/arm64");
+        assert_eq!(stage("[base  1/12] WORKDIR /src"), "base");
+        assert_eq!(stage("[base 10/12] RUN make"), "base");
         assert_eq!(stage("[3/5] RUN make"), "");
+        assert_eq!(stage("[ 3/12] RUN make"), "");
         assert_eq!(stage("exporting to image"), "");
         assert!(copies_everything("[2/3] COPY --link . /src"));
         assert!(!copies_everything("[2/3] COPY src ."));

@@ -22,7 +22,7 @@ pub(super) enum End {
 /// Shows `run` until it is over, lets `print` tell the result, and waits until its machines are gone.
 ///
 /// The first Ctrl-C cancels the run and waits for the clean-up; the second leaves at once. One after the
-/// run was over leaves with its exit code. A core that `goes_on_alone` is not waited for while nothing
+/// run has ended leaves with its exit code. A core that `goes_on_alone` is not waited for while nothing
 /// is left but the export of caches.
 ///
 /// # Errors
@@ -35,45 +35,72 @@ pub(super) async fn follow(
 ) -> anyhow::Result<End> {
     let mut watch = Watch::start(client.clone(), run.id);
     let mut interrupts = Interrupts::new()?;
-    let Some(run) = until_over(client, &mut watch, &mut interrupts, run).await? else {
+    let (run, was_left) = until_over(client, &mut watch, &mut interrupts, run).await?;
+    if !run.status.is_final() {
         return Ok(End::Left(ExitCode::from(EXIT_CANCELLED)));
-    };
+    }
     // People have their images now, whatever is to be tidied up.
     print(&run)?;
     let code = exit_code(&run);
-    let mut told = Vec::new();
+    if was_left {
+        return Ok(End::Left(code));
+    }
+    until_tidy(client, &mut watch, &mut interrupts, run, goes_on_alone, code).await
+}
+
+/// Waits for what a run that is over leaves behind it.
+async fn until_tidy(
+    client: &Client,
+    watch: &mut Watch,
+    interrupts: &mut Interrupts,
+    run: RunView,
+    goes_on_alone: bool,
+    code: ExitCode,
+) -> anyhow::Result<End> {
     let mut newest = run;
+    let mut told = Vec::new();
+    // Core is asked anew after each change of the run: its machines are then others, or fewer.
+    let mut was_asked = false;
     loop {
-        let caches = exported_caches(client, &newest).await;
-        if goes_on_alone && !caches.is_empty() && newest.live_machines <= caches.len() {
-            eprintln!("Core goes on to export the cache of {}", caches.join(", "));
-            return Ok(End::Over(code));
-        }
-        if !caches.is_empty() && told != caches {
-            eprintln!("Waiting for the cache of {}; Ctrl-C leaves it", caches.join(", "));
-            told = caches;
-        }
         tokio::select! {
             update = watch.next() => match update? {
-                Some(Update::Run(run)) => newest = *run,
+                Some(Update::Run(run)) => {
+                    newest = *run;
+                    was_asked = false;
+                }
                 Some(Update::Lines { .. } | Update::Over) => {}
                 None => return Ok(End::Over(code)),
             },
             _ = interrupts.next() => return Ok(End::Left(code)),
+            caches = exported_caches(client, &newest), if !was_asked => {
+                was_asked = true;
+                if caches.is_empty() {
+                    continue;
+                }
+                if goes_on_alone && newest.live_machines <= caches.len() {
+                    eprintln!("Core goes on to export the cache of {}", caches.join(", "));
+                    return Ok(End::Over(code));
+                }
+                if told != caches {
+                    eprintln!("Waiting for the cache of {}; Ctrl-C leaves it", caches.join(", "));
+                    told = caches;
+                }
+            }
         }
     }
 }
 
-/// Shows `run` until it has ended and all of its logs were shown. `None`: the second Ctrl-C.
+/// Shows `run` until it has ended, and what its logs said until then. Returns the run as it is now, and
+/// whether Ctrl-C left it: the second, or any once it has ended.
 async fn until_over(
     client: &Client,
     watch: &mut Watch,
     interrupts: &mut Interrupts,
     run: RunView,
-) -> anyhow::Result<Option<RunView>> {
+) -> anyhow::Result<(RunView, bool)> {
     let mut display = Display::new();
     let mut newest = run;
-    loop {
+    let was_left = loop {
         tokio::select! {
             update = watch.next() => match update? {
                 Some(Update::Run(run)) => {
@@ -83,20 +110,19 @@ async fn until_over(
                 Some(Update::Lines { job, attempt, lines }) => {
                     display.show_lines(job, attempt, &lines);
                 }
-                Some(Update::Over) | None => break,
+                Some(Update::Over) | None => break false,
             },
             count = interrupts.next() => {
-                if count > 1 {
-                    display.end();
-                    return Ok(None);
+                if count > 1 || newest.status.is_final() {
+                    break true;
                 }
                 display.say("Cancelling, and waiting for the clean-up; Ctrl-C again leaves at once");
                 cancel(client.clone(), newest.id);
             }
         }
-    }
+    };
     display.end();
-    Ok(Some(newest))
+    Ok((newest, was_left))
 }
 
 /// The names of the jobs whose caches are still being exported. Empty where core does not say: nothing

@@ -14,11 +14,12 @@ use crate::core::state::Trigger;
 /// The columns of the line that says where the cache was missed; `stagely explain` says all of it.
 const MISS_COLUMNS: usize = 160;
 
-/// What the exit codes of `stagely run` mean, for its help.
+/// What the exit codes of a command that starts a run mean, for its help.
 pub const EXIT_CODES: &str = "\
 Exit codes:
-  0    every build completed
-  1    a build failed or ran into its limit, or stagely.yaml is not valid
+  0    every build completed; with --detach: the run was started
+  1    a build failed or ran into its limit, stagely.yaml is not valid, or a build needs
+       emulation that it forbids or that is not to be had
   2    the command line is wrong
   3    the run failed and the builds are not at fault: registry, repository, machine
   4    nothing could be started, or core was lost
@@ -48,7 +49,11 @@ pub fn exit_code(run: &RunView) -> ExitCode {
 const fn is_the_builds(reason: &FailureReason) -> bool {
     matches!(
         reason,
-        FailureReason::User { .. } | FailureReason::Timeout { .. } | FailureReason::Manifest
+        FailureReason::User { .. }
+            | FailureReason::Timeout { .. }
+            | FailureReason::Manifest
+            // `emulation: forbid` of stagely.yaml, or a platform of it that nothing here emulates.
+            | FailureReason::Emulation
     )
 }
 
@@ -94,9 +99,9 @@ pub fn notes(run: &RunView) -> Vec<String> {
     all.chain(saved_machines(run)).chain(missed).collect()
 }
 
-/// `QEMU emulation, 6.2x slower than native`; `None` for a job that is not emulated.
+/// `QEMU emulation, 6.2x as long as natively`; `None` for a job that is not emulated.
 pub fn emulation(job: &JobView) -> Option<String> {
-    let slower = job.slow_down.map(|times| format!(", {times:.1}x slower than native"));
+    let slower = job.slow_down.map(|times| format!(", {times:.1}x as long as natively"));
     job.emulated.then(|| format!("QEMU emulation{}", slower.unwrap_or_default()))
 }
 
@@ -108,9 +113,9 @@ fn kept(run: &RunView) -> Option<String> {
     (!kept.is_empty()).then(|| format!("{} kept from {from}", kept.join(", ")))
 }
 
-/// `web skipped: …; registry/shop/main@sha256:… stands in`.
+/// `web skipped: …, so the image of 0123abcd stands in: registry/shop/main@sha256:…`.
 pub(super) fn skipped(build: &SkippedBuildView) -> String {
-    let image = build.image.as_ref().map(|image| format!("; {image} stands in"));
+    let image = build.image.as_ref().map(|image| format!(": {image}"));
     format!("{} skipped: {}{}", build.build, build.reason, image.unwrap_or_default())
 }
 
@@ -203,9 +208,10 @@ pub fn cached(job: &JobView) -> String {
     format!("{}/{}", job.cached_steps, job.steps.len())
 }
 
-/// A digest that people can compare: `sha256:` and 12 digits.
+/// A digest that people can compare: `sha256:` and 8 digits, so that the table of an image for two
+/// platforms fits into 80 columns.
 fn short(digest: &Digest) -> String {
-    digest.as_str().chars().take("sha256:".len() + 12).collect()
+    digest.as_str().chars().take("sha256:".len() + 8).collect()
 }
 
 /// `4.2s`, `3m 7s`.
@@ -311,11 +317,13 @@ pub(in crate::cli) mod tests {
         );
         assert_eq!(text.matches("@sha256:").count(), 1, "{text}");
         assert!(text.contains("linux/arm64 (emulated)    completed"), "{text}");
-        let slower = "app_arm64 was built under QEMU emulation, 6.2x slower than native\n";
+        let slower = "app_arm64 was built under QEMU emulation, 6.2x as long as natively\n";
         assert!(text.contains(slower), "{text}");
         let saved = "1 machine saved: app_merge ran on the machine of app_arm64\n";
         assert!(text.contains(saved), "{text}");
         assert!(text.contains("  0/2\n"), "{text}");
+        let widths = text.lines().take(4).map(|line| line.chars().count());
+        assert!(widths.max() <= Some(80), "{text}");
     }
 
     #[test]
@@ -326,20 +334,35 @@ pub(in crate::cli) mod tests {
         let image = format!("registry:5000/shop/main@sha256:{}", "ab".repeat(32));
         run.skipped.push(SkippedBuildView {
             build: "web".to_owned(),
-            reason: "nothing in its paths changed since main".to_owned(),
+            reason: "nothing in its paths changed, so the image of 0123abcd stands in".to_owned(),
             image: Some(image.parse().unwrap()),
         });
         let text = report(&run);
         let kept = format!("app_amd64 kept from {}\n", RunId::from_bits(7));
         assert!(text.contains(&kept) && text.contains("linux/amd64  ") && text.contains("  kept"));
-        let skipped =
-            format!("web skipped: nothing in its paths changed since main; {image} stands in");
+        let skipped = format!("so the image of 0123abcd stands in: {image}\n");
         assert!(text.contains(&skipped), "{text}");
 
         run.trigger = Trigger::WarmUp;
         let text = report(&run);
         assert!(text.contains("caches filled: app_amd64, app_arm64, app_merge\n"), "{text}");
         assert!(!text.contains("main:app@sha256"), "{text}");
+    }
+
+    #[test]
+    fn the_exit_code_tells_whose_fault_a_failure_was() {
+        let failed_with = |reason| {
+            let mut run = run(vec![job(1, "app", "linux/arm64")]);
+            run.status = RunStatus::Failed;
+            run.jobs[0].reason = Some(reason);
+            exit_code(&run)
+        };
+        assert_eq!(failed_with(FailureReason::Emulation), ExitCode::from(1));
+        assert_eq!(failed_with(FailureReason::NoCapacity), ExitCode::from(3));
+        let mut completed = run(Vec::new());
+        assert_eq!(exit_code(&completed), ExitCode::from(0));
+        completed.status = RunStatus::Cancelled;
+        assert_eq!(exit_code(&completed), ExitCode::from(EXIT_CANCELLED));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::future::ready;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use crate::api::{FollowedLine, LogRange, RunView};
 use crate::client::{Client, ClientError, LogEvent};
@@ -27,7 +28,8 @@ pub(super) enum Update {
         /// What it said.
         lines: Vec<FollowedLine>,
     },
-    /// The run has ended and every line of its logs was returned. Its machines may still be there.
+    /// The run has ended, and what its logs said until then was returned. Its machines may still be
+    /// there, and export caches.
     Over,
 }
 
@@ -40,9 +42,10 @@ pub(super) struct Watch {
     followed: BTreeSet<JobId>,
     /// Ends when the run has ended and its machines are gone.
     run: JoinSet<()>,
-    /// Each ends with its job.
+    /// Each ends with its job, or with what was said when the run had ended.
     logs: JoinSet<()>,
-    has_ended: bool,
+    /// Fires when the run has ended.
+    ended: CancellationToken,
     told_over: bool,
 }
 
@@ -59,13 +62,13 @@ impl Watch {
             followed: BTreeSet::new(),
             run: tasks,
             logs: JoinSet::new(),
-            has_ended: false,
+            ended: CancellationToken::new(),
             told_over: false,
         }
     }
 
-    /// The next update; `None` when the run has ended, its machines are gone, and every line of its
-    /// logs was returned. May be dropped and called again.
+    /// The next update; `None` when the run has ended, its machines are gone, and what its logs said
+    /// until its end was returned. May be dropped and called again.
     ///
     /// # Errors
     /// [`ClientError`], when core cannot be followed any more.
@@ -78,12 +81,14 @@ impl Watch {
                     let update = update?;
                     if let Update::Run(run) = &update {
                         self.follow_new_jobs(run);
-                        self.has_ended = run.status.is_final();
+                        if run.status.is_final() {
+                            self.ended.cancel();
+                        }
                     }
                     return Ok(Some(update));
                 }
                 Some(_) = self.logs.join_next() => {}
-                () = ready(()), if self.has_ended && !self.told_over && self.logs.is_empty() => {
+                () = ready(()), if self.is_over() && !self.told_over => {
                     self.told_over = true;
                     return Ok(Some(Update::Over));
                 }
@@ -96,10 +101,16 @@ impl Watch {
         }
     }
 
+    fn is_over(&self) -> bool {
+        self.ended.is_cancelled() && self.logs.is_empty()
+    }
+
     fn follow_new_jobs(&mut self, run: &RunView) {
         for job in run.jobs.iter().map(|job| job.id) {
             if self.followed.insert(job) {
-                self.logs.spawn(send_log(self.client.clone(), job, self.sender.clone()));
+                let log =
+                    send_log(self.client.clone(), job, self.sender.clone(), self.ended.clone());
+                self.logs.spawn(log);
             }
         }
     }
@@ -117,12 +128,26 @@ async fn send_run(client: Client, run: RunId, updates: Updates) {
     }
 }
 
-async fn send_log(client: Client, job: JobId, updates: Updates) {
+async fn send_log(client: Client, job: JobId, updates: Updates, ended: CancellationToken) {
     let mut follower = client.follow_log(job, LogRange { attempt: Some(1), from: None });
-    while let Some(next) = follower.next().await.transpose() {
+    let mut has_ended = false;
+    loop {
+        let next = tokio::select! {
+            biased;
+            next = follower.next() => next,
+            () = ended.cancelled(), if !has_ended => {
+                has_ended = true;
+                match follower.end_with_stored().await {
+                    Ok(()) => continue,
+                    Err(error) => Err(error),
+                }
+            }
+        };
         let update = match next {
-            Ok(LogEvent::Lines { attempt, lines }) => Ok(Update::Lines { job, attempt, lines }),
-            Ok(LogEvent::End(_)) => return,
+            Ok(Some(LogEvent::Lines { attempt, lines })) => {
+                Ok(Update::Lines { job, attempt, lines })
+            }
+            Ok(Some(LogEvent::End(_)) | None) => return,
             Err(error) => Err(error),
         };
         let is_over = update.is_err();

@@ -1,0 +1,118 @@
+//! What `stagely run` says and does while core still exports the cache of a run that has ended.
+
+use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::person::{Person, eventually, processes_with};
+use crate::servers::Server;
+
+/// Stands in front of the registry and holds the uploads of caches until it is opened or dropped.
+struct Gate {
+    address: String,
+    is_open: Arc<(Mutex<bool>, Condvar)>,
+}
+
+impl Gate {
+    fn closed() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let is_open = Arc::new((Mutex::new(false), Condvar::new()));
+        let gate = Arc::clone(&is_open);
+        thread::spawn(move || {
+            for client in listener.incoming() {
+                let server = TcpStream::connect(std::env::var("STAGELY_REGISTRY").unwrap());
+                pass(client.unwrap(), server.unwrap(), &gate);
+            }
+        });
+        Self { address, is_open }
+    }
+
+    fn open(&self) {
+        *self.is_open.0.lock().unwrap() = true;
+        self.is_open.1.notify_all();
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        self.open();
+    }
+}
+
+/// Passes a connection on, by two threads that end with it.
+fn pass(mut client: TcpStream, mut server: TcpStream, gate: &Arc<(Mutex<bool>, Condvar)>) {
+    let (mut to_client, mut from_server) =
+        (client.try_clone().unwrap(), server.try_clone().unwrap());
+    thread::spawn(move || {
+        let _ = std::io::copy(&mut from_server, &mut to_client);
+        let _ = to_client.shutdown(Shutdown::Both);
+    });
+    let gate = Arc::clone(gate);
+    thread::spawn(move || {
+        let mut buffer = vec![0; 64 * 1024];
+        while let Ok(count @ 1..) = client.read(&mut buffer) {
+            let text = String::from_utf8_lossy(&buffer[..count]);
+            if text.starts_with("PUT ") && text.contains("/cache/manifests/") {
+                let open = gate.0.lock().unwrap();
+                drop(gate.1.wait_while(open, |open| !*open).unwrap());
+            }
+            if server.write_all(&buffer[..count]).is_err() {
+                break;
+            }
+        }
+        let _ = server.shutdown(Shutdown::Both);
+    });
+}
+
+fn built(person: &Person) {
+    let dockerfile = format!("FROM busybox\nRUN echo built for {}\n", person.name);
+    let yaml = "builds: {app: {context: .}}\n";
+    person.commit(&[("stagely.yaml", yaml), ("Dockerfile", &dockerfile)]);
+}
+
+#[test]
+fn a_core_in_the_process_is_waited_for_and_ctrl_c_then_leaves_with_the_runs_own_code() {
+    let person = Person::new("cache");
+    built(&person);
+    let gate = Gate::closed();
+    let run = person.starts(&["run", "--registry", &gate.address]);
+    // It is said after the result.
+    run.says("Waiting for the cache of app; Ctrl-C leaves it");
+    run.send(Signal::SIGINT);
+    let ended = run.ends().with(0);
+    assert!(ended.stdout.contains("linux/amd64  completed  sha256:"), "{}", ended.stdout);
+    assert!(ended.stdout.contains(":app-amd64@sha256:"), "{}", ended.stdout);
+    assert!(ended.stderr.contains(" built for "), "{}", ended.stderr);
+    assert!(!ended.stderr.contains("Cancelling"), "{}", ended.stderr);
+    gate.open();
+    eventually("the builder is ended", || {
+        person.does(&["runs"]).with(0);
+        processes_with(&person.name).is_empty().then_some(())
+    });
+}
+
+#[test]
+fn a_core_that_stays_exports_the_cache_alone() {
+    let person = Person::new("cache-stays");
+    built(&person);
+    let gate = Gate::closed();
+    let server = Server::start_with(&person, &["--registry", &gate.address]);
+    let admin = server.token("admin");
+    let ended = server.does(&admin, &["run"]).with(0);
+    assert!(ended.stdout.contains(":app-amd64@sha256:"), "{}", ended.stdout);
+    assert!(ended.stderr.contains(" built for "), "{}", ended.stderr);
+    let goes_on = "Core goes on to export the cache of app\n";
+    assert!(ended.stderr.ends_with(goes_on), "{}", ended.stderr);
+    gate.open();
+    eventually("the cache is exported", || {
+        let machines = server.does(&admin, &["machines", "--json"]).with(0).stdout;
+        let machines: Vec<Value> = serde_json::from_str(&machines).unwrap();
+        machines.iter().all(|it| it["exporting_cache_of"].is_null()).then_some(())
+    });
+    server.ends();
+}
