@@ -25,12 +25,14 @@ pub(crate) fn request(rng: &mut Rng, core: &State, now: Timestamp) -> Event {
     let environment = Environment::new(environment, project, String::new());
     let mut run = Run::new(RunId::from_bits(rng.id()), &environment, String::new(), now);
     let earlier = core.runs.values().filter(|earlier| earlier.environment == environment.id);
-    let earlier: Vec<RunId> = earlier.map(|run| run.id).collect();
+    let earlier: Vec<&Run> = earlier.collect();
     match rng.below(10) {
         0 => run.trigger = Trigger::WarmUp,
         1..6 => {
             run.trigger = Trigger::Rebuild;
-            run.keeps = rng.pick(&earlier);
+            let earlier = rng.pick(&earlier);
+            run.rebuilds = earlier.map(Run::original);
+            run.keeps = earlier.map(|earlier| earlier.id);
         }
         _ => {}
     }

@@ -22,9 +22,14 @@ impl Registry {
         self.refused.insert((image.tag.clone(), image.digest.clone()));
     }
 
-    /// Moves the reference, and never back to an image of a run that was requested before.
-    pub(crate) fn tag(&mut self, image: &GoodImage, order: &[RunId]) {
-        let place = |run: RunId| order.iter().position(|other| *other == run);
+    /// Moves the reference, and never back to an image of a run that was requested before, nor to one
+    /// that repeats such a run. `order` has of each run which one it repeats.
+    pub(crate) fn tag(&mut self, image: &GoodImage, order: &[(RunId, RunId)]) {
+        let place = |run: RunId| {
+            let at = order.iter().position(|(other, _)| *other == run)?;
+            let original = order.iter().position(|(other, _)| *other == order[at].1)?;
+            Some((original, at))
+        };
         if let Some((older, _)) = self.tags.get(&image.tag) {
             assert!(place(*older) <= place(image.run), "{} is moved back", image.tag);
         }
@@ -47,8 +52,14 @@ pub(crate) struct Expected {
 }
 
 impl Expected {
-    pub(crate) fn note_request(&mut self, run: &Run) {
-        if run.trigger != Trigger::WarmUp {
+    pub(crate) fn note_request(&mut self, core: &State, run: &Run) {
+        let newest = self.newest.get(&run.environment);
+        let is_older = run.rebuilds.is_some()
+            && newest.is_some_and(|id| {
+                run.rebuilds != Some(*id)
+                    && core.runs.get(id).is_none_or(|newest| newest.rebuilds != run.rebuilds)
+            });
+        if run.trigger != Trigger::WarmUp && !is_older {
             self.newest.insert(run.environment, run.id);
         }
     }

@@ -127,6 +127,7 @@ pub fn rebuild(
         base: earlier.base.clone(),
         from_fork: earlier.from_fork,
         set_names: rebuild.set.keys().cloned().collect(),
+        rebuilds: Some(earlier.original()),
         keeps: rebuild.failed.then_some(id),
         ..Run::new(RunId::random(), environment, earlier.repository.clone(), now())
     };
@@ -345,7 +346,7 @@ mod tests {
 
         let (earlier, run) = (&records.runs[&id], made.run);
         assert_ne!(run.id, id);
-        assert_eq!((run.trigger, run.keeps), (Trigger::Rebuild, Some(id)));
+        assert_eq!((run.trigger, run.keeps, run.rebuilds), (Trigger::Rebuild, Some(id), Some(id)));
         assert_eq!(run.requested_ref.as_deref(), Some(commit.as_str()));
         assert_eq!(run.branch.as_deref(), Some("main"));
         assert_eq!(
@@ -359,6 +360,20 @@ mod tests {
             )
         );
         assert!(run.commit.is_none() && !run.state.is_final());
+    }
+
+    #[test]
+    fn a_rebuild_of_a_rebuild_repeats_the_first_run() {
+        let first = RunId::random();
+        let (records, id) = records_of(app(), |run| {
+            run.state = failed();
+            run.rebuilds = Some(first);
+        });
+
+        let made = rebuild(&records, id, RebuildRun { failed: true, ..Default::default() });
+
+        let run = made.unwrap().run;
+        assert_eq!((run.rebuilds, run.keeps), (Some(first), Some(id)));
     }
 
     #[test]

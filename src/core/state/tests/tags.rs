@@ -85,6 +85,45 @@ fn a_warm_up_is_no_newer_run() {
     assert_eq!(core.state.environments[&ENVIRONMENT].newest_run, Some(run));
 }
 
+/// A rebuild of `repeated`, as a request makes it.
+fn rebuilt_run(core: &mut Core, repeated: RunId) -> (RunId, JobId, MachineId) {
+    let original = core.state.runs[&repeated].original();
+    tagged_run(core, |run| {
+        run.trigger = Trigger::Rebuild;
+        run.rebuilds = Some(original);
+    })
+}
+
+#[test]
+fn the_rebuild_of_an_older_run_moves_nothing_back() {
+    let mut core = amd64(3);
+    let (older, ..) = tagged_run(&mut core, |_| {});
+    let (newer, newer_job, newer_machine) = tagged_run(&mut core, |_| {});
+
+    let (again, job, machine) = rebuilt_run(&mut core, older);
+
+    assert_eq!(tags(&core.report(machine, job, 1, pushed("a"))), 0);
+    assert_eq!(core.run_state(again), &RunState::Completed, "its image has its own reference");
+    assert_eq!(tags(&core.report(newer_machine, newer_job, 1, pushed("b"))), 1);
+    assert_eq!(image(&core).unwrap().run, newer);
+}
+
+#[test]
+fn the_rebuild_of_the_newest_run_is_the_newest_and_so_is_one_of_that() {
+    let mut core = amd64(4);
+    let (first, ..) = tagged_run(&mut core, |_| {});
+    let newest = |core: &Core| core.state.environments[&ENVIRONMENT].newest_run;
+
+    let (second, ..) = rebuilt_run(&mut core, first);
+    assert_eq!(newest(&core), Some(second));
+    let (third, ..) = rebuilt_run(&mut core, second);
+    assert_eq!(newest(&core), Some(third));
+    let (fourth, job, machine) = rebuilt_run(&mut core, first);
+
+    assert_eq!(newest(&core), Some(fourth), "all are of the same commit");
+    assert_eq!(tags(&core.report(machine, job, 1, pushed("a"))), 1);
+}
+
 #[test]
 fn one_tag_is_moved_at_a_time_and_the_last_word_is_that_of_the_newest_run() {
     let mut core = amd64(2);
