@@ -61,6 +61,9 @@ fn an_older_run_that_completes_later_moves_nothing() {
     assert_eq!(tags(&effects), 0);
     assert_eq!(core.run_state(older), &RunState::Completed);
     assert_eq!(image(&core).unwrap().run, newer);
+    let [warning] = &core.state.jobs[&job].warnings[..] else { panic!("one warning") };
+    assert!(warning.contains("registry/app:latest was not moved"), "{warning}");
+    assert!(core.state.jobs[&newer_job].warnings.is_empty());
 }
 
 #[test]
@@ -72,6 +75,17 @@ fn an_older_run_moves_nothing_from_the_moment_a_newer_one_is_requested() {
     assert_eq!(tags(&core.report(machine, job, 1, pushed("a"))), 0);
 
     assert_eq!(image(&core), None);
+}
+
+#[test]
+fn a_warm_up_moves_no_reference_and_need_not_say_so() {
+    let mut core = amd64(2);
+    tagged_run(&mut core, |_| {});
+    let (_, job, machine) = tagged_run(&mut core, |run| run.trigger = Trigger::WarmUp);
+
+    assert_eq!(tags(&core.report(machine, job, 1, pushed("a"))), 0);
+
+    assert!(core.state.jobs[&job].warnings.is_empty());
 }
 
 #[test]
