@@ -74,6 +74,8 @@ pub struct GoodImage {
     pub digest: Digest,
     /// The reference that is the same in each run.
     pub tag: ImageRef,
+    /// Whether the run's caller set build arguments: then it is not what the files of the commit give.
+    pub with_set: bool,
 }
 
 /// A build of `stagely.yaml` that a run does without.

@@ -36,6 +36,7 @@ impl Turn<'_> {
             image: job.kind.image().clone(),
             digest: digest.clone(),
             tag: tag.clone(),
+            with_set: !run.set_names.is_empty(),
         };
         let (run, variant) = (run.id, job.variant.clone());
         self.state.change_environment(environment, |environment| {

@@ -49,6 +49,21 @@ fn a_run_ends_when_the_reference_names_its_image() {
 }
 
 #[test]
+fn an_image_says_that_its_caller_set_arguments_when_its_run_is_forgotten() {
+    let mut core = amd64(1);
+    let set_names = BTreeSet::from(["VERSION".to_owned()]);
+    let (run, job, machine) = tagged_run(&mut core, |run| run.set_names = set_names);
+    core.report(machine, job, 1, pushed("a"));
+    tagged(&mut core, "a", Ok(()));
+    core.request(1);
+
+    core.step(Event::Forgotten { runs: vec![run], machines: Vec::new() });
+
+    assert!(!core.state.runs.contains_key(&run));
+    assert!(image(&core).unwrap().with_set);
+}
+
+#[test]
 fn an_older_run_that_completes_later_moves_nothing() {
     let mut core = amd64(2);
     let (older, job, machine) = tagged_run(&mut core, |_| {});
