@@ -117,6 +117,16 @@ pub fn rebuild(
             format!("{id} was given {names}, whose values went with its end: set them again");
         return Err(invalid("set", problem).into());
     }
+    let added = |name: &&String| !earlier.set_names.contains(*name);
+    let added: Vec<&str> = rebuild.set.keys().filter(added).map(String::as_str).collect();
+    if rebuild.failed && !added.is_empty() {
+        let names = added.join(", ");
+        let problem = format!(
+            "{id} was not given {names}, so what completed there was built without: leave it out, or \
+             build all of it again without `failed`"
+        );
+        return Err(invalid("set", problem).into());
+    }
     let commit = earlier.commit.as_ref().map(ToString::to_string);
     let run = Run {
         trigger: Trigger::Rebuild,
@@ -413,6 +423,19 @@ mod tests {
         let given = RebuildRun { set: set.into(), ..Default::default() };
         let made = rebuild(&records, id, given).unwrap();
         assert_eq!(made.run.set_names, records.runs[&id].set_names);
+    }
+
+    #[test]
+    fn a_rebuild_that_keeps_jobs_takes_no_arguments_that_they_were_built_without() {
+        let (records, id) = records_of(app(), |run| run.state = failed());
+        let set = || [("MODE".to_owned(), SecretString::from("x"))].into();
+        let with =
+            |failed| rebuild(&records, id, RebuildRun { failed, set: set(), ..Default::default() });
+
+        let error = with(true).unwrap_err();
+        assert!(matches!(&error, RebuildError::Invalid(it) if it.field == "set"), "{error}");
+        assert!(error.to_string().contains("not given MODE,"), "{error}");
+        assert!(with(false).unwrap().run.set_names.contains("MODE"));
     }
 
     #[test]
