@@ -107,9 +107,13 @@ pub(crate) fn caches_of(environment: EnvironmentId) -> String {
     format!("registry/{environment}/cache")
 }
 
-/// When all is quiet, each reference names the newest image, and nothing is left of what was closed.
+/// When all is quiet, each reference names the newest image, nothing is left of what was closed, and
+/// no environment without a run.
 pub(crate) fn check_at_rest(world: &World) {
     for environment in world.core.environments.values() {
+        let mut runs = world.core.runs.values();
+        let has_run = runs.any(|run| run.environment == environment.id);
+        assert!(has_run, "{} outlives its runs", environment.id);
         environment.images.values().for_each(|image| world.registry.check(image));
     }
     for cache in &world.registry.caches {
