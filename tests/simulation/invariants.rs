@@ -178,6 +178,11 @@ fn check_completed(core: &State, job: &Job, pushed: Option<&Digest>) {
         assert_eq!(made[..39], image[..39], "{} keeps another image", job.id);
         let needs = job.needs.iter().map(|needed| &core.jobs[needed]);
         assert!(needs.clone().all(|needed| needed.kept_from.is_some()), "{} is outdated", job.id);
+        if let (JobKind::Build { uses, .. }, Some(JobKind::Build { uses: before, .. })) =
+            (&job.kind, core.jobs.get(&origin).map(|origin| &origin.kind))
+        {
+            assert_eq!(uses, before, "{} stands on other images", job.id);
+        }
         return;
     }
     let has_image = !matches!(job.kind, JobKind::Build { push: false, .. });
