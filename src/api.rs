@@ -491,7 +491,8 @@ pub struct RebuildRun {
     #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "expose")]
     #[schema(value_type = Option<String>)]
     pub clone_token: Option<SecretString>,
-    /// Build arguments. Those of the earlier run are gone: the same names must be given again.
+    /// Build arguments. Those of the earlier run are gone: the same names must be given again, and with
+    /// `failed` no others.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty", serialize_with = "expose_all")]
     #[schema(value_type = BTreeMap<String, String>)]
     pub set: BTreeMap<String, SecretString>,

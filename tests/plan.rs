@@ -87,6 +87,7 @@ impl Given {
             image: format!("{tag}.5").parse().unwrap(),
             digest: digest.parse().unwrap(),
             tag: tag.parse().unwrap(),
+            with_set: false,
         };
         self.good_images.insert(variant.into(), image);
         self

@@ -92,9 +92,21 @@ pub(crate) fn is_ready(core: &State, job: &Job) -> bool {
 /// Whether `machine` would do for the job.
 pub(crate) fn could_use(core: &State, job: &Job, machine: &Machine) -> bool {
     match machine.kind {
-        MachineKind::Static => is_native(job, machine.arch),
+        MachineKind::Static => is_native(job, machine.arch) || may_emulate(core, job),
         MachineKind::Launched => may_launch(core, job),
     }
+}
+
+/// Whether a registered machine may emulate the job's arch: nobody has it, connected or not.
+pub(crate) fn may_emulate(core: &State, job: &Job) -> bool {
+    !must_be_native(job) && !has_native(core, job)
+}
+
+/// Whether a registered machine, or one that may be launched, has the job's arch.
+pub(crate) fn has_native(core: &State, job: &Job) -> bool {
+    let mut registered = core.live_machines().filter(|it| it.kind == MachineKind::Static);
+    core.limits.launchable.iter().any(|arch| is_native(job, *arch))
+        || registered.any(|machine| is_native(job, machine.arch))
 }
 
 /// Whether a machine may be launched for the job: one of its arch, or another if nobody has that.

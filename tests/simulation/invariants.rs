@@ -113,11 +113,10 @@ fn check_queue(core: &State) {
     };
     for job in core.jobs.values().filter(|job| fairness::must_be_native(job)) {
         let is_queued = matches!(job.state, JobState::Queued { .. });
-        let mut registered = core.live_machines().filter(|it| it.kind == MachineKind::Static);
-        let launchable = &core.limits.launchable;
-        let may_be_served = launchable.is_empty()
-            || launchable.iter().any(|arch| fairness::is_native(job, *arch))
-            || registered.any(|machine| fairness::is_native(job, machine.arch));
+        let mut live = core.live_machines();
+        let has_any = !core.limits.launchable.is_empty()
+            || live.any(|machine| machine.kind == MachineKind::Static);
+        let may_be_served = !has_any || fairness::has_native(core, job);
         assert!(!is_queued || may_be_served, "{} waits for an arch that nobody has", job.id);
     }
     for job in core.jobs.values().filter(|job| fairness::is_ready(core, job)) {
@@ -179,6 +178,11 @@ fn check_completed(core: &State, job: &Job, pushed: Option<&Digest>) {
         assert_eq!(made[..39], image[..39], "{} keeps another image", job.id);
         let needs = job.needs.iter().map(|needed| &core.jobs[needed]);
         assert!(needs.clone().all(|needed| needed.kept_from.is_some()), "{} is outdated", job.id);
+        if let (JobKind::Build { uses, .. }, Some(JobKind::Build { uses: before, .. })) =
+            (&job.kind, core.jobs.get(&origin).map(|origin| &origin.kind))
+        {
+            assert_eq!(uses, before, "{} stands on other images", job.id);
+        }
         return;
     }
     let has_image = !matches!(job.kind, JobKind::Build { push: false, .. });
@@ -203,12 +207,12 @@ fn check_taken_over(world: &World, job: &Job) {
     }
 }
 
-/// A registered machine works natively; a launched one only emulates what the provider lacks.
+/// A machine only emulates what the provider lacks. Whether a registered one might is seen when it gets
+/// the job, since a machine of the arch may be registered later.
 fn fits(core: &State, job: &Job, machine: &Machine) -> bool {
     let JobKind::Build { platform, .. } = &job.kind else { return true };
     let is_lacking = !core.limits.launchable.contains(&platform.arch());
-    let may_emulate = machine.kind == MachineKind::Launched && !fairness::must_be_native(job);
-    platform.arch() == machine.arch || may_emulate && is_lacking
+    platform.arch() == machine.arch || is_lacking && !fairness::must_be_native(job)
 }
 
 /// 4. Every run reaches an end, and the right one.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use stagely::core::state::{
     Environment, Event, JobKind, MachineSize, PlanFailure, PlannedJob, PlannedRun, Project, Run,
-    State, Timestamp, Trigger,
+    State, Timestamp, Trigger, UsedImage,
 };
 use stagely::ids::{EnvironmentId, JobId, ProjectId, RunId};
 use stagely_agent::protocol::{
@@ -25,12 +25,14 @@ pub(crate) fn request(rng: &mut Rng, core: &State, now: Timestamp) -> Event {
     let environment = Environment::new(environment, project, String::new());
     let mut run = Run::new(RunId::from_bits(rng.id()), &environment, String::new(), now);
     let earlier = core.runs.values().filter(|earlier| earlier.environment == environment.id);
-    let earlier: Vec<RunId> = earlier.map(|run| run.id).collect();
+    let earlier: Vec<&Run> = earlier.collect();
     match rng.below(10) {
         0 => run.trigger = Trigger::WarmUp,
         1..6 => {
             run.trigger = Trigger::Rebuild;
-            run.keeps = rng.pick(&earlier);
+            let earlier = rng.pick(&earlier);
+            run.rebuilds = earlier.map(Run::original);
+            run.keeps = earlier.map(|earlier| earlier.id);
         }
         _ => {}
     }
@@ -115,9 +117,20 @@ impl Planner<'_> {
             cache_from: Vec::new(),
             cache_to: Some(cache.clone()),
             push: self.pushes(),
-            uses: BTreeMap::new(),
+            uses: Self::uses(rng),
             emulation: if rng.chance(15) { Emulation::Forbid } else { Emulation::Allow },
         }
+    }
+
+    /// Sometimes an image that was there before, mostly the same.
+    fn uses(rng: &mut Rng) -> BTreeMap<String, UsedImage> {
+        let mut uses = BTreeMap::new();
+        if rng.chance(20) {
+            let image = if rng.chance(80) { "registry/base:1" } else { "registry/base:2" };
+            let image = image.parse().expect("a reference");
+            uses.insert("base".to_owned(), UsedImage::Image { image });
+        }
+        uses
     }
 
     fn merge(&self, rng: &mut Rng, variant: &str, needs: Vec<JobId>) -> PlannedJob {

@@ -22,9 +22,14 @@ impl Registry {
         self.refused.insert((image.tag.clone(), image.digest.clone()));
     }
 
-    /// Moves the reference, and never back to an image of a run that was requested before.
-    pub(crate) fn tag(&mut self, image: &GoodImage, order: &[RunId]) {
-        let place = |run: RunId| order.iter().position(|other| *other == run);
+    /// Moves the reference, and never back to an image of a run that was requested before, nor to one
+    /// that repeats such a run. `order` has of each run which one it repeats.
+    pub(crate) fn tag(&mut self, image: &GoodImage, order: &[(RunId, RunId)]) {
+        let place = |run: RunId| {
+            let at = order.iter().position(|(other, _)| *other == run)?;
+            let original = order.iter().position(|(other, _)| *other == order[at].1)?;
+            Some((original, at))
+        };
         if let Some((older, _)) = self.tags.get(&image.tag) {
             assert!(place(*older) <= place(image.run), "{} is moved back", image.tag);
         }
@@ -47,8 +52,14 @@ pub(crate) struct Expected {
 }
 
 impl Expected {
-    pub(crate) fn note_request(&mut self, run: &Run) {
-        if run.trigger != Trigger::WarmUp {
+    pub(crate) fn note_request(&mut self, core: &State, run: &Run) {
+        let newest = self.newest.get(&run.environment);
+        let is_older = run.rebuilds.is_some()
+            && newest.is_some_and(|id| {
+                run.rebuilds != Some(*id)
+                    && core.runs.get(id).is_none_or(|newest| newest.rebuilds != run.rebuilds)
+            });
+        if run.trigger != Trigger::WarmUp && !is_older {
             self.newest.insert(run.environment, run.id);
         }
     }
@@ -73,10 +84,13 @@ impl Expected {
         let is_newest = self.newest.get(&environment) == Some(&job.run);
         if let JobState::Completed { digest: Some(digest) } = &job.state
             && job.tag.is_some()
-            && is_newest
         {
-            let image = (job.run, digest.clone());
-            self.images.insert((environment, job.variant.clone()), image);
+            let is_told = job.warnings.iter().any(|warning| warning.contains("was not moved"));
+            assert_eq!(is_told, !is_newest, "{} says something else of its reference", job.id);
+            if is_newest {
+                let image = (job.run, digest.clone());
+                self.images.insert((environment, job.variant.clone()), image);
+            }
         }
     }
 }
@@ -93,9 +107,13 @@ pub(crate) fn caches_of(environment: EnvironmentId) -> String {
     format!("registry/{environment}/cache")
 }
 
-/// When all is quiet, each reference names the newest image, and nothing is left of what was closed.
+/// When all is quiet, each reference names the newest image, nothing is left of what was closed, and
+/// no environment without a run.
 pub(crate) fn check_at_rest(world: &World) {
     for environment in world.core.environments.values() {
+        let mut runs = world.core.runs.values();
+        let has_run = runs.any(|run| run.environment == environment.id);
+        assert!(has_run, "{} outlives its runs", environment.id);
         environment.images.values().for_each(|image| world.registry.check(image));
     }
     for cache in &world.registry.caches {

@@ -45,8 +45,8 @@ pub(crate) struct World {
     /// Attempts of agents that core had written off before it heard of them again: what they did in the
     /// meantime, and do until they have stopped, nobody can answer for.
     written_off: BTreeSet<(MachineId, Attempt)>,
-    /// The runs in the order in which they were requested.
-    requested: Vec<RunId>,
+    /// The runs in the order in which they were requested, each with the one that it repeats or is.
+    requested: Vec<(RunId, RunId)>,
     /// Machines that core had written off when it heard of them again.
     pub(crate) swept: BTreeSet<MachineId>,
     turns: Turns,
@@ -209,8 +209,8 @@ impl World {
             self.written_off.extend(strays);
         }
         if let Event::RunRequested { run, .. } = event {
-            self.requested.push(run.id);
-            self.expected.note_request(run);
+            self.requested.push((run.id, run.original()));
+            self.expected.note_request(&self.core, run);
         }
         let rng = &mut self.rng;
         let mut new_machine = || MachineId::from_bits(rng.id());

@@ -63,6 +63,7 @@ async fn a_tag_that_cannot_be_moved_is_an_outcome_too() {
         image: image(&registry, "pr-7:app.run"),
         digest: digest(),
         tag: image(&registry, "pr-7:app"),
+        with_set: false,
     };
     let images = BTreeMap::from([("app".to_owned(), good)]);
     let (effects, _folder) = effects(&registry, |environment| environment.images = images);

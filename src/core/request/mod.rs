@@ -117,6 +117,16 @@ pub fn rebuild(
             format!("{id} was given {names}, whose values went with its end: set them again");
         return Err(invalid("set", problem).into());
     }
+    let added = |name: &&String| !earlier.set_names.contains(*name);
+    let added: Vec<&str> = rebuild.set.keys().filter(added).map(String::as_str).collect();
+    if rebuild.failed && !added.is_empty() {
+        let names = added.join(", ");
+        let problem = format!(
+            "{id} was not given {names}, so what completed there was built without: leave it out, or \
+             build all of it again without `failed`"
+        );
+        return Err(invalid("set", problem).into());
+    }
     let commit = earlier.commit.as_ref().map(ToString::to_string);
     let run = Run {
         trigger: Trigger::Rebuild,
@@ -127,6 +137,7 @@ pub fn rebuild(
         base: earlier.base.clone(),
         from_fork: earlier.from_fork,
         set_names: rebuild.set.keys().cloned().collect(),
+        rebuilds: Some(earlier.original()),
         keeps: rebuild.failed.then_some(id),
         ..Run::new(RunId::random(), environment, earlier.repository.clone(), now())
     };
@@ -345,7 +356,7 @@ mod tests {
 
         let (earlier, run) = (&records.runs[&id], made.run);
         assert_ne!(run.id, id);
-        assert_eq!((run.trigger, run.keeps), (Trigger::Rebuild, Some(id)));
+        assert_eq!((run.trigger, run.keeps, run.rebuilds), (Trigger::Rebuild, Some(id), Some(id)));
         assert_eq!(run.requested_ref.as_deref(), Some(commit.as_str()));
         assert_eq!(run.branch.as_deref(), Some("main"));
         assert_eq!(
@@ -359,6 +370,20 @@ mod tests {
             )
         );
         assert!(run.commit.is_none() && !run.state.is_final());
+    }
+
+    #[test]
+    fn a_rebuild_of_a_rebuild_repeats_the_first_run() {
+        let first = RunId::random();
+        let (records, id) = records_of(app(), |run| {
+            run.state = failed();
+            run.rebuilds = Some(first);
+        });
+
+        let made = rebuild(&records, id, RebuildRun { failed: true, ..Default::default() });
+
+        let run = made.unwrap().run;
+        assert_eq!((run.rebuilds, run.keeps), (Some(first), Some(id)));
     }
 
     #[test]
@@ -398,6 +423,19 @@ mod tests {
         let given = RebuildRun { set: set.into(), ..Default::default() };
         let made = rebuild(&records, id, given).unwrap();
         assert_eq!(made.run.set_names, records.runs[&id].set_names);
+    }
+
+    #[test]
+    fn a_rebuild_that_keeps_jobs_takes_no_arguments_that_they_were_built_without() {
+        let (records, id) = records_of(app(), |run| run.state = failed());
+        let set = || [("MODE".to_owned(), SecretString::from("x"))].into();
+        let with =
+            |failed| rebuild(&records, id, RebuildRun { failed, set: set(), ..Default::default() });
+
+        let error = with(true).unwrap_err();
+        assert!(matches!(&error, RebuildError::Invalid(it) if it.field == "set"), "{error}");
+        assert!(error.to_string().contains("not given MODE,"), "{error}");
+        assert!(with(false).unwrap().run.set_names.contains("MODE"));
     }
 
     #[test]

@@ -10,20 +10,17 @@ use super::{CancelReason, Effect, Environment, Machine, Run, State, Trigger};
 use crate::ids::{EnvironmentId, JobId, RunId};
 
 impl Turn<'_> {
-    /// Makes the environment ready for `run`. A warm-up pushes no images, so it is the newest of none.
+    /// Makes the environment ready for `run`.
     pub(super) fn open_environment(&mut self, run: &Run, environment: Environment) {
         let (id, pull_request) = (environment.id, environment.pull_request);
         self.state.insert_new_environment(environment);
-        let pushes = match run.trigger {
-            Trigger::Manual | Trigger::Rebuild => true,
-            Trigger::WarmUp => false,
-        };
+        let is_newest = self.state.is_newest(run);
         let is_deleting = self.state.awaits(&Effect::DeleteCaches { environment: id });
         self.state.change_environment(id, |environment| {
             environment.closed = false;
             environment.deletion_outdated |= is_deleting;
             environment.pull_request = pull_request;
-            if pushes {
+            if is_newest {
                 environment.newest_run = Some(run.id);
             }
         });
@@ -69,6 +66,17 @@ impl Turn<'_> {
 }
 
 impl State {
+    /// Whether `run`, just requested, becomes the newest of its environment. A warm-up pushes no images,
+    /// and the rebuild of an older run must not move tags back.
+    fn is_newest(&self, run: &Run) -> bool {
+        if run.trigger == Trigger::WarmUp {
+            return false;
+        }
+        let newest = self.environments.get(&run.environment).and_then(|it| it.newest_run);
+        let original = |id: RunId| self.runs.get(&id).map_or(id, Run::original);
+        run.rebuilds.is_none_or(|repeated| newest.is_none_or(|it| original(it) == repeated))
+    }
+
     /// Whether a machine may still write to the caches of the environment.
     fn is_at_work(&self, environment: EnvironmentId) -> bool {
         // Of a job that is forgotten already nobody knows whose it was.

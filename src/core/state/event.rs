@@ -277,7 +277,8 @@ pub enum Event {
     },
     /// Retention has deleted these records.
     Forgotten {
-        /// Runs in a final state; their jobs go with them, and environments with their last run.
+        /// Runs in a final state; their jobs go with them. An environment is closed with its last run,
+        /// and goes as soon as its cache refs are deleted.
         runs: Vec<RunId>,
         /// Machines that are terminated.
         machines: Vec<MachineId>,

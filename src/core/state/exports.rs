@@ -1,5 +1,5 @@
 //! The export of a layer cache: it goes on after the image was reported, so that nobody waits for it
-//! but the machine.
+//! but the machine, and those who wait for that machine or for its slot among `max_concurrent`.
 //!
 //! An agent that was told to stop an export has the attempt in [`Machine::stopping`] as well, and
 //! `until` is the moment at which it was told.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::step::Turn;
-use super::{Job, JobKind, JobState, State};
+use super::{Job, JobKind, JobState, State, UsedImage};
 use crate::ids::{JobId, RunId};
 
 impl Turn<'_> {
@@ -41,7 +41,8 @@ impl Turn<'_> {
 
 impl State {
     /// The jobs of `run` that are kept, each with the job of `earlier` that it is. A job stands on what
-    /// it needs: it is kept only if all of that is, so that a merge joins the same digests.
+    /// it needs and uses: it is kept only if all of that is the same, so that a merge joins the same
+    /// digests, and a build stands on the same images.
     fn kept(&self, run: RunId, earlier: RunId) -> BTreeMap<JobId, JobId> {
         let earlier: BTreeMap<&str, &Job> =
             self.jobs_of(earlier).map(|job| (job.name.as_str(), job)).collect();
@@ -51,7 +52,9 @@ impl State {
             let count = kept.len();
             for job in self.jobs_of(run) {
                 let old = earlier.get(job.name.as_str()).filter(|old| is_same(old, job));
-                if let Some(old) = old.filter(|old| has_same_needs(old, job, &kept)) {
+                let stands =
+                    |old: &&&Job| has_same_needs(old, job, &kept) && uses_same(old, job, &kept);
+                if let Some(old) = old.filter(stands) {
                     kept.insert(job.id, old.id);
                 }
             }
@@ -65,6 +68,20 @@ impl State {
 fn has_same_needs(old: &Job, planned: &Job, kept: &BTreeMap<JobId, JobId>) -> bool {
     let needs = planned.needs.iter().map(|needed| kept.get(needed).copied());
     needs.collect::<Option<BTreeSet<JobId>>>() == Some(old.needs.iter().copied().collect())
+}
+
+/// Whether both use the same images. Those that were there already may have been built anew since.
+fn uses_same(old: &Job, planned: &Job, kept: &BTreeMap<JobId, JobId>) -> bool {
+    let (JobKind::Build { uses: before, .. }, JobKind::Build { uses, .. }) =
+        (&old.kind, &planned.kind)
+    else {
+        return true;
+    };
+    let is_same = |(name, image): (&String, &UsedImage)| match (image, before.get(name)) {
+        (UsedImage::Job { job }, Some(UsedImage::Job { job: old })) => kept.get(job) == Some(old),
+        (image, old) => old == Some(image),
+    };
+    uses.len() == before.len() && uses.iter().all(is_same)
 }
 
 /// Whether `old` made the very image that `planned` is to make.

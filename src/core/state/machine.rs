@@ -102,8 +102,8 @@ pub struct Machine {
     pub size: MachineSize,
     /// How far it is.
     pub state: MachineState,
-    /// What a static machine's agent held at its last HELLO beside its work, and has yet to stop. It
-    /// gets nothing new before.
+    /// What the agent held at its last HELLO beside its work, and an export that a static machine's was
+    /// told to end: it has yet to stop all of that. The machine gets nothing new before.
     pub stopping: BTreeSet<Attempt>,
     /// The layer cache that its agent exports, beside other work, after a job's image was reported. A
     /// launched machine is kept for it.

@@ -302,14 +302,11 @@ impl State {
         }
     }
 
-    /// Removes environments that have no run any more, nothing in the registry that is still to be
-    /// deleted, and no effect under way. A project stays: its name is that of its images and caches in
-    /// the registry, which another repository must not take over.
+    /// Closes environments that have no run any more, so that their cache refs are deleted, and removes
+    /// them once nothing in the registry is to be deleted and no effect is under way. A project stays:
+    /// its name is that of its images and caches in the registry, which another repository must not
+    /// take over.
     pub(super) fn forget_empty_environments(&mut self, mut ids: BTreeSet<EnvironmentId>) {
-        ids.retain(|id| {
-            let has_refs = self.environments.get(id).is_some_and(|it| !it.cache_refs.is_empty());
-            !has_refs && !self.outbox.values().any(|effect| effect.environment() == Some(*id))
-        });
         for run in self.runs.values() {
             if ids.is_empty() {
                 return;
@@ -317,7 +314,12 @@ impl State {
             ids.remove(&run.environment);
         }
         for id in ids {
-            self.environments.remove(id);
+            let has_refs = self.environments.get(&id).is_some_and(|it| !it.cache_refs.is_empty());
+            if has_refs || self.outbox.values().any(|effect| effect.environment() == Some(id)) {
+                self.change_environment(id, |environment| environment.closed = true);
+            } else {
+                self.environments.remove(id);
+            }
         }
     }
 

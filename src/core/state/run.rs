@@ -32,7 +32,8 @@ pub struct Environment {
     pub pull_request: Option<u64>,
     /// Whether it is not wanted any more; the next run opens it again.
     pub closed: bool,
-    /// The newest run that pushes images. Only it moves run-independent tags.
+    /// The newest run that pushes images. Only it moves run-independent tags. The rebuild of a run takes
+    /// that one's place, so one of an older run is not the newest.
     pub newest_run: Option<RunId>,
     /// The newest good image of each build, by the name of the build with its combination.
     pub images: BTreeMap<String, GoodImage>,
@@ -73,6 +74,8 @@ pub struct GoodImage {
     pub digest: Digest,
     /// The reference that is the same in each run.
     pub tag: ImageRef,
+    /// Whether the run's caller set build arguments: then it is not what the files of the commit give.
+    pub with_set: bool,
 }
 
 /// A build of `stagely.yaml` that a run does without.
@@ -187,6 +190,9 @@ pub struct Run {
     pub from_fork: bool,
     /// The names of the build arguments that the caller set.
     pub set_names: BTreeSet<String>,
+    /// The run whose commit it builds once more; of a rebuild that is built again, the run that this
+    /// one repeated.
+    pub rebuilds: Option<RunId>,
     /// The run whose completed jobs are kept.
     pub keeps: Option<RunId>,
     /// The builds that have no jobs, once they are known.
@@ -206,6 +212,11 @@ pub struct Run {
 }
 
 impl Run {
+    /// The first run of which it is one: itself, or the run that it repeats.
+    pub fn original(&self) -> RunId {
+        self.rebuilds.unwrap_or(self.id)
+    }
+
     /// A run of the default branch that was just asked for.
     pub const fn new(
         id: RunId,
@@ -224,6 +235,7 @@ impl Run {
             base: None,
             from_fork: false,
             set_names: BTreeSet::new(),
+            rebuilds: None,
             keeps: None,
             skipped: Vec::new(),
             commit: None,

@@ -29,7 +29,7 @@ pub enum QueueReason {
     },
     /// A registered machine.
     StaticMachine {
-        /// Its processor; `None` where any will do.
+        /// Its processor; `None` where any will do, be it under emulation.
         arch: Option<Arch>,
     },
     /// Nothing: the next step gives it a machine.
@@ -49,6 +49,8 @@ struct Supply {
     idle: Vec<(Arch, MachineId)>,
     /// The arches of all registered machines that are connected.
     connected: BTreeSet<Arch>,
+    /// The arches of all registered machines and of those that may be launched.
+    available: BTreeSet<Arch>,
     /// Whether another machine may be launched.
     has_slot: bool,
 }
@@ -115,6 +117,7 @@ impl State {
         Supply {
             idle: idle.map(|machine| (machine.arch, machine.id)).collect(),
             connected: registered().map(|machine| machine.arch).collect(),
+            available: self.available(),
             has_slot,
         }
     }
@@ -128,18 +131,23 @@ impl State {
     }
 
     /// A queued job that must run natively where nobody can do that: neither the provider nor a
-    /// registered machine, connected or not. Without a provider it waits for one to be registered.
+    /// registered machine, connected or not. Where there is no machine at all, it waits for one.
     fn next_without_arch(&self) -> Option<(JobId, Arch)> {
-        let launchable = &self.limits.launchable;
-        if launchable.is_empty() || Arch::ALL.iter().all(|arch| launchable.contains(arch)) {
+        let mut native = self.queued_jobs().filter(|job| job.must_be_native()).peekable();
+        native.peek()?;
+        let available = self.available();
+        if available.is_empty() {
             return None;
         }
-        let is_lacking = |arch: &Arch| {
-            let mut registered = self.live_machines().filter(|it| it.kind == MachineKind::Static);
-            !launchable.contains(arch) && !registered.any(|machine| machine.arch == *arch)
-        };
-        let mut native = self.queued_jobs().filter(|job| job.must_be_native());
+        let is_lacking = |arch: &Arch| !available.contains(arch);
         native.find_map(|job| Some((job.id, job.arch().filter(is_lacking)?)))
+    }
+
+    /// The arches that can be launched or that a registered machine has, connected or not.
+    fn available(&self) -> BTreeSet<Arch> {
+        let registered = self.live_machines().filter(|it| it.kind == MachineKind::Static);
+        let launchable = self.limits.launchable.iter().copied();
+        registered.map(|machine| machine.arch).chain(launchable).collect()
     }
 
     /// Finds a place for `job`, or says what it waits for.
@@ -150,7 +158,11 @@ impl State {
         }
         let arch = job.arch();
         let fits = |machine: Arch| arch.is_none_or(|arch| arch == machine);
-        if let Some((_, machine)) = supply.idle.iter().find(|(machine, _)| fits(*machine)) {
+        // A registered machine emulates only what nobody has, be it away for the moment.
+        let is_lacking = arch.is_some_and(|arch| !supply.available.contains(&arch));
+        let takes_any = is_lacking && !job.must_be_native();
+        let will_do = |machine: Arch| fits(machine) || takes_any;
+        if let Some((_, machine)) = supply.idle.iter().find(|(machine, _)| will_do(*machine)) {
             return Ok(Place::Static(*machine));
         }
         let launchable = &self.limits.launchable;
@@ -160,7 +172,7 @@ impl State {
         match native.or_else(|| launchable.first().copied().filter(|_| may_emulate)) {
             Some(arch) if supply.has_slot => Ok(Place::Launched(arch)),
             Some(_) => Err(QueueReason::Builder { max_concurrent: self.limits.max_concurrent }),
-            None => Err(QueueReason::StaticMachine { arch }),
+            None => Err(QueueReason::StaticMachine { arch: arch.filter(|_| !takes_any) }),
         }
     }
 }

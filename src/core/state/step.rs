@@ -1,5 +1,7 @@
 //! One step: an event goes in, records change, effects come out.
 
+use std::collections::BTreeSet;
+
 use super::{Effect, Event, JobState, State, Timestamp};
 use crate::ids::{JobId, MachineId, RunId};
 
@@ -60,6 +62,7 @@ impl Turn<'_> {
             Event::StaticMachineRemoved { machine } => self.remove_static_machine(machine),
             Event::ImageTagged { environment, variant, digest, result } => {
                 self.image_tagged(environment, variant, &digest, result);
+                self.state.forget_empty_environments(BTreeSet::from([environment]));
             }
             Event::EnvironmentClosed { environment } => self.close_environment(environment),
             Event::CachesDeleted { environment, refs } => self.caches_deleted(environment, &refs),

@@ -4,12 +4,13 @@
 use stagely_agent::protocol::Digest;
 
 use super::step::Turn;
-use super::{Effect, GoodImage, Job, JobState, Run};
+use super::{Effect, GoodImage, Job, JobState, Run, Trigger};
 use crate::ids::{EnvironmentId, JobId, RunId};
 
 impl Turn<'_> {
     /// Takes note of the image of a job that has completed, if its run is still the newest of the
-    /// environment. The step that completes the job decides it, so a stale result cannot win later.
+    /// environment; else the job says that its reference stays. The step that completes the job decides
+    /// it, so a stale result cannot win later, and what has ended does not change.
     pub(super) fn note_image(&mut self, id: JobId) {
         let Some(job) = self.state.jobs.get(&id) else { return };
         let Some(run) = self.state.runs.get(&job.run) else { return };
@@ -21,6 +22,11 @@ impl Turn<'_> {
         let environment = run.environment;
         let Some(record) = self.state.environments.get(&environment) else { return };
         if record.newest_run != Some(run.id) {
+            if run.trigger != Trigger::WarmUp {
+                let warning =
+                    format!("a newer run of this environment is there, so {tag} was not moved");
+                self.state.change_job(id, |job| job.warnings.push(warning));
+            }
             return;
         }
         let replaced = record.images.get(&job.variant).map(|image| image.run);
@@ -30,6 +36,7 @@ impl Turn<'_> {
             image: job.kind.image().clone(),
             digest: digest.clone(),
             tag: tag.clone(),
+            with_set: !run.set_names.is_empty(),
         };
         let (run, variant) = (run.id, job.variant.clone());
         self.state.change_environment(environment, |environment| {

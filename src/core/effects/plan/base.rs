@@ -13,7 +13,6 @@ use tracing::warn;
 
 use super::{Effects, Subject, failed};
 use crate::core::plan::Base;
-use crate::core::records::Records;
 use crate::core::request::{DEFAULT_ENVIRONMENT, environment_of};
 use crate::core::state::{Environment, GoodImage, PlanFailure, Trigger};
 use crate::manifest::suggest::shown;
@@ -123,9 +122,9 @@ impl Effects {
         let records = self.records.read();
         let of_project = |environment: &&Environment| environment.project == subject.project.id;
         let environments = records.environments.values().filter(of_project);
-        let mut images = newest(&records, environments.filter(|it| names.contains(&it.name)));
+        let mut images = newest(environments.filter(|it| names.contains(&it.name)));
         if subject.run.trigger == Trigger::WarmUp {
-            images.extend(newest(&records, [&subject.environment]));
+            images.extend(newest([&subject.environment]));
         }
         images
     }
@@ -134,14 +133,11 @@ impl Effects {
 /// The newest images of `environments`, by variant. An image that was made with build arguments that
 /// its caller set is not what the files of its commit give.
 fn newest<'a>(
-    records: &Records,
     environments: impl IntoIterator<Item = &'a Environment>,
 ) -> BTreeMap<String, GoodImage> {
     let mut newest: BTreeMap<String, GoodImage> = BTreeMap::new();
     let images = environments.into_iter().flat_map(|environment| &environment.images);
-    let is_plain =
-        |image: &GoodImage| records.runs.get(&image.run).is_none_or(|run| run.set_names.is_empty());
-    for (variant, image) in images.filter(|(_, image)| is_plain(image)) {
+    for (variant, image) in images.filter(|(_, image)| !image.with_set) {
         // Ids sort by time.
         if newest.get(variant).is_none_or(|known| known.run < image.run) {
             newest.insert(variant.clone(), image.clone());
@@ -227,7 +223,6 @@ fn given_up(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::state::{Run, Timestamp};
     use crate::ids::{EnvironmentId, ProjectId, RunId};
 
     fn image(run: u128) -> GoodImage {
@@ -238,6 +233,7 @@ mod tests {
             image: reference.parse().unwrap(),
             digest: format!("sha256:{}", "d".repeat(64)).parse().unwrap(),
             tag: reference.parse().unwrap(),
+            with_set: false,
         }
     }
 
@@ -251,19 +247,14 @@ mod tests {
     fn of_two_environments_each_build_takes_the_newer_image() {
         let (main, default) =
             (environment(1, &[("app", 5), ("web", 2)]), environment(2, &[("app", 4), ("web", 3)]));
-        let images = newest(&Records::default(), [&main, &default]);
+        let images = newest([&main, &default]);
         assert_eq!((&images["app"], &images["web"]), (&image(5), &image(3)));
     }
 
     #[test]
     fn an_image_of_a_run_with_arguments_of_its_caller_stands_in_for_nothing() {
-        let main = environment(1, &[("app", 5)]);
-        let run = Run {
-            set_names: BTreeSet::from(["VERSION".to_owned()]),
-            ..Run::new(RunId::from_bits(5), &main, String::new(), Timestamp(0))
-        };
-        let mut records = Records::default();
-        records.runs.insert(run.id, run);
-        assert!(newest(&records, [&main]).is_empty());
+        let mut main = environment(1, &[("app", 5), ("web", 5)]);
+        main.images.get_mut("app").unwrap().with_set = true;
+        assert_eq!(newest([&main]).into_keys().collect::<Vec<_>>(), ["web"]);
     }
 }

@@ -108,13 +108,50 @@ fn an_environment_is_not_forgotten_before_its_caches_are_gone() {
     let (run, job, machine) = running(&mut core, &[ONE]);
     core.report(machine, job, 1, PUSHED);
     core.step(Event::MachineGone { machine });
-    core.step(Event::Forgotten { runs: vec![run], machines: vec![machine] });
-    assert_eq!(refs(&core), [ONE]);
-    assert_eq!(close(&mut core), [DELETE]);
 
+    let effects = core.step(Event::Forgotten { runs: vec![run], machines: vec![machine] });
+
+    assert_eq!(effects, [DELETE], "nobody need close it");
+    assert!(core.state.environments[&ENVIRONMENT].closed);
+    assert_eq!(refs(&core), [ONE]);
     deleted(&mut core, &[ONE]);
 
     assert!(core.state.environments.is_empty(), "nothing speaks of it any more");
+}
+
+#[test]
+fn an_environment_stays_open_until_its_last_run_is_forgotten() {
+    let mut core = amd64(1);
+    let (run, job, machine) = running(&mut core, &[ONE]);
+    core.report(machine, job, 1, PUSHED);
+    core.step(Event::MachineGone { machine });
+    let last = core.request(1);
+
+    assert_eq!(core.step(Event::Forgotten { runs: vec![run], machines: Vec::new() }), []);
+
+    assert!(!core.state.environments[&ENVIRONMENT].closed);
+    core.cancel(last);
+    assert_eq!(core.step(Event::Forgotten { runs: vec![last], machines: Vec::new() }), [DELETE]);
+}
+
+#[test]
+fn an_environment_that_lost_its_runs_goes_when_the_last_tag_is_moved() {
+    let mut core = amd64(1);
+    let run = core.request(1);
+    let build =
+        PlannedJob { tag: Some("registry/app:latest".parse().unwrap()), ..core.build(Arch::Amd64) };
+    core.plan(run, std::slice::from_ref(&build));
+    let machine = core.launched(build.id);
+    core.connect(machine, &[]);
+    core.report(machine, build.id, 1, pushed("a"));
+    core.cancel(run);
+    core.step(Event::Forgotten { runs: vec![run], machines: Vec::new() });
+    assert!(core.state.environments.contains_key(&ENVIRONMENT), "its tag is being moved");
+
+    let (environment, variant) = (ENVIRONMENT, "app".to_owned());
+    core.step(Event::ImageTagged { environment, variant, digest: digest("a"), result: Ok(()) });
+
+    assert!(core.state.environments.is_empty());
 }
 
 #[test]

@@ -48,8 +48,10 @@ fn half_done(core: &mut Core) -> (RunId, Pair) {
 }
 
 fn rebuild(core: &mut Core, keeps: RunId) -> (RunId, Pair) {
+    let original = core.state.runs[&keeps].original();
     let run = core.request_as(1, |run| {
         run.trigger = Trigger::Rebuild;
+        run.rebuilds = Some(original);
         run.keeps = Some(keeps);
     });
     let pair = Pair::planned(core, run);
@@ -139,6 +141,38 @@ fn nothing_is_kept_of_another_commit_or_without_a_digest() {
     let (_, new) = rebuild(&mut core, first);
 
     assert!(core.state.jobs[&new.builds[0].id].kept_from.is_none());
+}
+
+/// A run of `base` and of `app`, which uses the images given and that of `base`.
+fn planned_on(core: &mut Core, run: RunId, image: &str) -> [PlannedJob; 2] {
+    let (mut base, mut app) = (core.build(Arch::Amd64), core.build(Arch::Amd64));
+    "base".clone_into(&mut base.name);
+    "app".clone_into(&mut app.name);
+    app.needs = vec![base.id];
+    let JobKind::Build { uses, .. } = &mut app.kind else { unreachable!() };
+    uses.insert("base".to_owned(), UsedImage::Job { job: base.id });
+    uses.insert("tools".to_owned(), UsedImage::Image { image: image.parse().unwrap() });
+    core.plan(run, &[app.clone(), base.clone()]);
+    [base, app]
+}
+
+#[test]
+fn a_build_is_kept_only_if_it_uses_the_same_images() {
+    let mut core = amd64(5);
+    let first = core.request(1);
+    let [base, app] = planned_on(&mut core, first, "registry/tools:1");
+    end(&mut core, &base, pushed("a"));
+    end(&mut core, &app, pushed("b"));
+    let again = |core: &mut Core, image: &str| {
+        let run = core.request_as(1, |run| run.keeps = Some(first));
+        planned_on(core, run, image).map(|job| core.state.jobs[&job.id].kept_from)
+    };
+
+    let same = again(&mut core, "registry/tools:1");
+    let other = again(&mut core, "registry/tools:2");
+
+    assert_eq!(same, [Some(base.id), Some(app.id)]);
+    assert_eq!(other, [Some(base.id), None]);
 }
 
 #[test]

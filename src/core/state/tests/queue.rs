@@ -202,6 +202,50 @@ fn a_job_that_must_not_be_emulated_fails_when_the_last_machine_of_its_arch_is_ta
 }
 
 #[test]
+fn registered_machines_emulate_what_none_of_them_has() {
+    let mut core = without_provider();
+    let machine = core.static_machine(Arch::Amd64);
+    core.connect(machine, &[]);
+    let run = core.request(1);
+    let (first, second) = (core.build(Arch::Arm64), core.build(Arch::Arm64));
+    core.plan(run, &[first.clone(), second.clone()]);
+
+    assert_eq!(core.machine_of(first.id), machine);
+    assert!(core.state.jobs[&first.id].emulated);
+    let reason = QueueReason::StaticMachine { arch: None };
+    assert_eq!(core.state.queue(), [QueuedJob { job: second.id, reason }]);
+
+    core.report(machine, first.id, 1, PUSHED);
+    assert_eq!(core.machine_of(second.id), machine);
+}
+
+#[test]
+fn registered_machines_emulate_nothing_that_one_of_them_has_though_it_is_away() {
+    let mut core = without_provider();
+    let (machine, away) = (core.static_machine(Arch::Amd64), core.static_machine(Arch::Arm64));
+    core.connect(machine, &[]);
+    let run = core.request(1);
+    let build = core.build(Arch::Arm64);
+    core.plan(run, std::slice::from_ref(&build));
+    assert_eq!(core.job_state(build.id), &JobState::Queued { attempt: 1 });
+
+    core.step(Event::StaticMachineRemoved { machine: away });
+
+    assert_eq!(core.machine_of(build.id), machine, "it does not come back");
+}
+
+#[test]
+fn a_job_that_must_not_be_emulated_fails_at_once_where_no_registered_machine_has_its_arch() {
+    let mut core = without_provider();
+    core.static_machine(Arch::Amd64);
+    let run = core.request(1);
+    let build = native_only(&mut core, Arch::Arm64);
+    core.plan(run, std::slice::from_ref(&build));
+
+    assert_eq!(core.failure(build.id), &FailureReason::Emulation);
+}
+
+#[test]
 fn without_a_provider_a_job_waits_for_a_machine_to_be_registered() {
     let mut core = without_provider();
     let run = core.request(1);

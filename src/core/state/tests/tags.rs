@@ -49,6 +49,21 @@ fn a_run_ends_when_the_reference_names_its_image() {
 }
 
 #[test]
+fn an_image_says_that_its_caller_set_arguments_when_its_run_is_forgotten() {
+    let mut core = amd64(1);
+    let set_names = BTreeSet::from(["VERSION".to_owned()]);
+    let (run, job, machine) = tagged_run(&mut core, |run| run.set_names = set_names);
+    core.report(machine, job, 1, pushed("a"));
+    tagged(&mut core, "a", Ok(()));
+    core.request(1);
+
+    core.step(Event::Forgotten { runs: vec![run], machines: Vec::new() });
+
+    assert!(!core.state.runs.contains_key(&run));
+    assert!(image(&core).unwrap().with_set);
+}
+
+#[test]
 fn an_older_run_that_completes_later_moves_nothing() {
     let mut core = amd64(2);
     let (older, job, machine) = tagged_run(&mut core, |_| {});
@@ -61,6 +76,9 @@ fn an_older_run_that_completes_later_moves_nothing() {
     assert_eq!(tags(&effects), 0);
     assert_eq!(core.run_state(older), &RunState::Completed);
     assert_eq!(image(&core).unwrap().run, newer);
+    let [warning] = &core.state.jobs[&job].warnings[..] else { panic!("one warning") };
+    assert!(warning.contains("registry/app:latest was not moved"), "{warning}");
+    assert!(core.state.jobs[&newer_job].warnings.is_empty());
 }
 
 #[test]
@@ -75,6 +93,17 @@ fn an_older_run_moves_nothing_from_the_moment_a_newer_one_is_requested() {
 }
 
 #[test]
+fn a_warm_up_moves_no_reference_and_need_not_say_so() {
+    let mut core = amd64(2);
+    tagged_run(&mut core, |_| {});
+    let (_, job, machine) = tagged_run(&mut core, |run| run.trigger = Trigger::WarmUp);
+
+    assert_eq!(tags(&core.report(machine, job, 1, pushed("a"))), 0);
+
+    assert!(core.state.jobs[&job].warnings.is_empty());
+}
+
+#[test]
 fn a_warm_up_is_no_newer_run() {
     let mut core = amd64(2);
     let (run, job, machine) = tagged_run(&mut core, |_| {});
@@ -83,6 +112,45 @@ fn a_warm_up_is_no_newer_run() {
     assert_eq!(tags(&core.report(machine, job, 1, pushed("a"))), 1);
 
     assert_eq!(core.state.environments[&ENVIRONMENT].newest_run, Some(run));
+}
+
+/// A rebuild of `repeated`, as a request makes it.
+fn rebuilt_run(core: &mut Core, repeated: RunId) -> (RunId, JobId, MachineId) {
+    let original = core.state.runs[&repeated].original();
+    tagged_run(core, |run| {
+        run.trigger = Trigger::Rebuild;
+        run.rebuilds = Some(original);
+    })
+}
+
+#[test]
+fn the_rebuild_of_an_older_run_moves_nothing_back() {
+    let mut core = amd64(3);
+    let (older, ..) = tagged_run(&mut core, |_| {});
+    let (newer, newer_job, newer_machine) = tagged_run(&mut core, |_| {});
+
+    let (again, job, machine) = rebuilt_run(&mut core, older);
+
+    assert_eq!(tags(&core.report(machine, job, 1, pushed("a"))), 0);
+    assert_eq!(core.run_state(again), &RunState::Completed, "its image has its own reference");
+    assert_eq!(tags(&core.report(newer_machine, newer_job, 1, pushed("b"))), 1);
+    assert_eq!(image(&core).unwrap().run, newer);
+}
+
+#[test]
+fn the_rebuild_of_the_newest_run_is_the_newest_and_so_is_one_of_that() {
+    let mut core = amd64(4);
+    let (first, ..) = tagged_run(&mut core, |_| {});
+    let newest = |core: &Core| core.state.environments[&ENVIRONMENT].newest_run;
+
+    let (second, ..) = rebuilt_run(&mut core, first);
+    assert_eq!(newest(&core), Some(second));
+    let (third, ..) = rebuilt_run(&mut core, second);
+    assert_eq!(newest(&core), Some(third));
+    let (fourth, job, machine) = rebuilt_run(&mut core, first);
+
+    assert_eq!(newest(&core), Some(fourth), "all are of the same commit");
+    assert_eq!(tags(&core.report(machine, job, 1, pushed("a"))), 1);
 }
 
 #[test]
