@@ -771,6 +771,64 @@ mod orders_and_globs {
     }
 
     #[test]
+    fn images_that_lack_a_platform() {
+        let text = |platforms| {
+            format!(
+                "builds:\n  app: {{context: ., depends_on: [base], platform: linux/arm64}}\n  \
+                 base: {{context: ., platforms: {platforms}}}\n"
+            )
+        };
+        accepted(&text("[linux/amd64, linux/arm64]"));
+        assert_eq!(
+            problems(text("[linux/amd64]")),
+            [
+                "2:34: builds.app.depends_on: this build is made for linux/arm64, and `base` is not; \
+              add linux/arm64 to the `platforms` of `base`"
+            ]
+        );
+    }
+
+    #[test]
+    fn more_jobs_and_images_than_a_file_may_make() {
+        let values = |count| (0..count).map(|it| it.to_string()).collect::<Vec<_>>().join(", ");
+        let build = |name: &str, count, more: &str| {
+            format!("  {name}: {{context: ., matrix: {{X: [{}]}}{more}}}\n", values(count))
+        };
+        let builds: Vec<_> = (0..11).map(|it| build(&format!("b{it}"), 47, "")).collect();
+        accepted(&format!("builds:\n{}", builds[..10].concat()));
+        assert_eq!(
+            problems(format!("builds:\n{}", builds.concat())),
+            [
+                "2:3: builds: the builds make 517 jobs together, but a file has at most 512; give them \
+              fewer combinations or platforms"
+            ]
+        );
+        let app = "  app: {context: ., depends_on: [a, b]}\n";
+        let text = |count| format!("builds:\n{app}{}{}", build("a", 32, ""), build("b", count, ""));
+        accepted(&text(32));
+        assert_eq!(
+            problems(text(33)),
+            [
+                "2:34: builds.app.depends_on: these builds make 65 images, but a build uses at most 64; \
+              give them fewer combinations, or depend on fewer"
+            ]
+        );
+    }
+
+    #[test]
+    fn combinations_and_platforms_that_would_share_a_tag() {
+        let lines = problems(
+            "builds: {a: {context: ., platforms: [linux/amd64, linux/arm64], \
+             matrix: {X: ['1', 1-amd64]}}}",
+        );
+        assert_eq!(
+            lines,
+            ["1:10: builds.a: two of its combinations and platforms would have the image tag \
+              `a-x-1-amd64`; change a value of the matrix"]
+        );
+    }
+
+    #[test]
     fn images_that_would_share_an_argument() {
         let two = "builds:\n  app: {context: ., depends_on: [a-b, a_b]}\n  a-b: {context: .}\n  a_b: \
                    {context: .}\n";

@@ -357,7 +357,7 @@ fn each_combination_has_jobs_images_and_caches_of_its_own() {
     let JobKind::Build { build_args, emulation, .. } = &ten.kind else { panic!("{ten:?}") };
     assert_eq!((&*build_args.0["NODE_VERSION"], &*build_args.0["A"]), ("3.10", "b"));
     assert_eq!(*emulation, Emulation::Forbid);
-    assert_eq!(references(ten).2, Some(cache("app-node_version-3.10-arm64")));
+    assert_eq!(references(ten).2, Some(cache("app-node_version-3..10-arm64")));
     assert_eq!(tag(&plan.jobs[5]), Some("pr-7:app-node_version-3.10"));
     assert_eq!(tag(&plan.jobs[6]), Some("pr-7:tool-os-alpine-amd64"));
     assert_eq!(references(&plan.jobs[6]).2, Some(cache("tool-os-alpine")));
@@ -379,7 +379,7 @@ fn a_build_waits_for_the_last_job_of_each_variant_that_it_depends_on() {
 const CHAIN: &str = "\
 builds:
   app: {context: app, paths: [app], depends_on: [Base], platforms: [linux/amd64, linux/arm64]}
-  Base: {context: base, paths: [base]}
+  Base: {context: base, paths: [base], platforms: [linux/amd64, linux/arm64]}
   docs: {context: docs}
 ";
 
@@ -387,13 +387,15 @@ builds:
 fn a_build_that_is_asked_for_brings_along_what_it_depends_on_and_comes_after_it() {
     let given = Given { only_builds: vec!["app".into()], ..Given::pull_request() };
     let plan = given.of(CHAIN);
-    assert_eq!(names(&plan.jobs), ["Base", "app_amd64", "app_arm64", "app_merge"]);
-    let base = plan.jobs[0].id;
-    for job in &plan.jobs[1..3] {
+    let [base, app] =
+        ["Base", "app"].map(|it| ["amd64", "arm64", "merge"].map(|job| format!("{it}_{job}")));
+    assert_eq!(names(&plan.jobs), [base, app].concat());
+    let base = plan.jobs[2].id;
+    for job in &plan.jobs[3..5] {
         assert_eq!(job.needs, [base]);
         assert_eq!(uses(job)["base"], UsedImage::Job { job: base });
     }
-    assert_eq!(plan.jobs[3].needs, [plan.jobs[1].id, plan.jobs[2].id]);
+    assert_eq!(plan.jobs[5].needs, [plan.jobs[3].id, plan.jobs[4].id]);
 }
 
 #[test]
@@ -417,7 +419,8 @@ fn a_build_is_skipped_if_nothing_that_it_is_made_of_changed() {
     assert_eq!(uses(&plan.jobs[0])["base"], UsedImage::Image { image: good().parse().unwrap() });
     assert!(plan.jobs[0].needs.is_empty());
 
-    let all = ["Base", "app_amd64", "app_arm64", "app_merge", "docs"];
+    let base_of = ["Base_amd64", "Base_arm64", "Base_merge"];
+    let all = [&base_of[..], &["app_amd64", "app_arm64", "app_merge", "docs"]].concat();
     // What it depends on changed; so did stagely.yaml.
     for change in ["base/x", "stagely.yaml"] {
         assert_eq!(names(&given(&[change], &[]).of(CHAIN).jobs), all, "{change}");
@@ -445,10 +448,21 @@ fn what_cannot_be_compared_or_has_no_image_is_built() {
 }
 
 #[test]
+fn no_environments_own_cache_is_what_all_share_at_another_commit() {
+    let text = |values| format!("builds: {{py: {{context: ., matrix: {{V: [{values}]}}}}}}");
+    let mut given = Given::pull_request();
+    given.environment.name = "10".into();
+    let own = references(&given.of(&text("3")).jobs[0]).2;
+    assert_eq!(own, Some(cache("py-v-3.10")));
+    let shared = Given { is_default_branch: true, ..given }.of(&text("3.10"));
+    assert_eq!(references(&shared.jobs[0]).2, Some(cache("py-v-3..10")));
+}
+
+#[test]
 fn other_branches_skip_a_build_and_what_has_no_image_of_it() {
     let text = "builds:\n  lib: {context: ., only_branches: [main, release/*]}\n  \
                 app: {context: ., depends_on: [lib]}\n  end: {context: ., depends_on: [app]}\n";
-    let on = |branch| Given { branch, ..Given::pull_request() };
+    let on = |branch| Given { branch, pull_request: None, ..Given::pull_request() };
     for branch in ["main", "release/1"] {
         assert_eq!(names(&on(Some(branch)).of(text).jobs), ["lib", "app", "end"]);
     }
@@ -457,6 +471,11 @@ fn other_branches_skip_a_build_and_what_has_no_image_of_it() {
         assert!(plan.jobs.is_empty());
         let expected = [("lib", reason), ("app", "no image of lib"), ("end", "no image of app")];
         assert_eq!(skipped(&plan), expected.map(|(name, it)| (name.into(), it.into())));
+    }
+    let fork = Given { from_fork: true, ..on(Some("main")) };
+    let pull_request = Given { pull_request: Some(7), ..on(Some("main")) };
+    for foreign in [fork, pull_request] {
+        assert!(foreign.of(text).jobs.is_empty(), "whoever makes it names its branch");
     }
     let plan = on(Some("x")).with_image("lib", &commit('b')).of(text);
     assert_eq!(names(&plan.jobs), ["app", "end"]);
@@ -467,17 +486,17 @@ fn other_branches_skip_a_build_and_what_has_no_image_of_it() {
 fn a_warm_up_pushes_nothing_and_uses_what_is_there() {
     let given = Given { push: false, ..Given::pull_request() };
     let plan = given.of(CHAIN);
-    assert_eq!(names(&plan.jobs), ["Base", "docs"]);
+    assert_eq!(names(&plan.jobs), ["Base_amd64", "Base_arm64", "docs"]);
     assert_eq!(skipped(&plan), [("app".into(), "no image of Base".into())]);
 
     let given = Given { push: false, ..Given::pull_request() }.with_image("Base", &commit('b'));
     let plan = given.compared(&[(&commit('b'), &[])]).of(CHAIN);
-    assert_eq!(names(&plan.jobs), ["Base", "app_amd64", "app_arm64", "docs"]);
+    assert_eq!(names(&plan.jobs), ["Base_amd64", "Base_arm64", "app_amd64", "app_arm64", "docs"]);
     for job in &plan.jobs {
         let JobKind::Build { push, cache_to, .. } = &job.kind else { panic!("{job:?}") };
         assert!(!push && job.tag.is_none() && job.needs.is_empty() && cache_to.is_some());
     }
-    assert!(matches!(uses(&plan.jobs[1])["base"], UsedImage::Image { .. }));
+    assert!(matches!(uses(&plan.jobs[2])["base"], UsedImage::Image { .. }));
 }
 
 #[test]

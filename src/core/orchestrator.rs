@@ -243,6 +243,10 @@ impl Orchestrator {
     fn written_cache(&self, event: &Event) -> Option<&ImageRef> {
         let Event::JobReported { machine, job, attempt, report } = event else { return None };
         let JobOutcome::Completed { .. } = report.outcome else { return None };
+        // The cache is not there yet, and another report will say so once it is.
+        if report.exporting_cache {
+            return None;
+        }
         let record = self.state.jobs.get(job)?;
         let exporting = self.state.machines.get(machine).and_then(|machine| machine.exporting);
         let is_exporting =

@@ -158,7 +158,7 @@ pub fn plan(
     let mut planner = Planner {
         manifest,
         context,
-        references: References::new(manifest, context),
+        references: References::new(context),
         new_job_id,
         last_jobs: BTreeMap::new(),
         plan: Plan { jobs: Vec::new(), skipped, own_cache_refs: BTreeSet::new() },

@@ -1,6 +1,7 @@
 //! Every mistake that `stagely.yaml` can hold, in the words that its author reads.
 
 use stagely_agent::paths::PathError;
+use stagely_agent::protocol::Platform;
 use thiserror::Error;
 
 use super::suggest::{closest, listed, shown};
@@ -86,6 +87,12 @@ pub(super) enum Fault {
         other_line: usize,
         but_for_case: bool,
     },
+    #[error(
+        "two of its combinations and platforms would have the {what} `{}`; change a value of the \
+         matrix",
+        shown(name)
+    )]
+    OwnNameTwice { what: &'static str, name: String },
     #[error("`{}` is not supported; did you mean `{suggestion}`?", shown(text))]
     MisspelledPlatform { text: String, suggestion: String },
     #[error("`{}` is not supported; supported are {}", shown(.0), listed(PLATFORMS))]
@@ -179,6 +186,22 @@ pub(super) enum Fault {
     DependsOnItself,
     #[error("there is no build `{}`; {}", shown(name), meant(suggestion.as_deref(), known))]
     UnknownBuild { name: String, suggestion: Option<String>, known: Vec<String> },
+    #[error(
+        "the builds make {jobs} jobs together, but a file has at most {max}; give them fewer \
+         combinations or platforms"
+    )]
+    TooManyJobsInAll { jobs: usize, max: usize },
+    #[error(
+        "these builds make {images} images, but a build uses at most {max}; give them fewer \
+         combinations, or depend on fewer"
+    )]
+    TooManyImages { images: usize, max: usize },
+    #[error(
+        "this build is made for {missing}, and `{}` is not; add {missing} to the `platforms` of `{}`",
+        shown(needed),
+        shown(needed)
+    )]
+    PlatformNotBuilt { needed: String, missing: Platform },
     #[error("these builds wait for each other: {0}")]
     Cycle(String),
     #[error("`{argument}` is the argument that names the image of `{image}`; call yours otherwise")]

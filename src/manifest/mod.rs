@@ -45,6 +45,9 @@ pub const FILE_BYTES_MAX: usize = tree::FILE_BYTES_MAX;
 /// The most builds of one file.
 pub const BUILDS_MAX: usize = 64;
 
+/// The most jobs of one file.
+pub const FILE_JOBS_MAX: usize = 512;
+
 /// The most build arguments of one build.
 pub const BUILD_ARGS_MAX: usize = 128;
 
@@ -110,12 +113,13 @@ pub struct Build {
     /// `exclude` lists combinations, or parts of some, that are left out; an entry of `include` adds
     /// its values to every combination that it does not contradict, or is a combination of its own if
     /// there is none. Names and values of a combination become part of its job names and image tags
-    /// (`app-node_version-18`). At most 64 jobs a build.
+    /// (`app-node_version-18`). At most 64 jobs a build, and 512 a file.
     #[schemars(rename = "matrix", schema_with = "schema::matrix")]
     pub variants: Vec<Variant>,
     /// Other builds of this file that are built first. The image of each (of each combination of its
     /// matrix) is a named context, so that `FROM other` and `COPY --from=other` use it, and its
-    /// reference is the build argument `STAGELY_IMAGE_OTHER`.
+    /// reference is the build argument `STAGELY_IMAGE_OTHER`. They must have all platforms of this
+    /// build, and make at most 64 images.
     #[schemars(schema_with = "schema::depends_on")]
     pub depends_on: Vec<String>,
     /// Patterns over branch names: on other branches the build is skipped, also where it is asked for

@@ -1,6 +1,6 @@
-//! What a build's jobs, images and caches are called, and that no two builds want the same name.
+//! What a build's jobs, images and caches are called, and that no two want the same name.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use stagely_agent::protocol::Platform;
 
@@ -16,8 +16,10 @@ const JOB_NAME_MAX: usize = 100;
 /// run puts a dot and its id behind it.
 const IMAGE_TAG_MAX: usize = 128 - 27;
 
+const NAME: &str = "name";
 const JOB: &str = "job";
 const IMAGE_TAG: &str = "image tag";
+const CACHE_TAG: &str = "cache tag";
 
 impl Build {
     /// Whether images of several platforms are joined.
@@ -50,24 +52,31 @@ impl Build {
         }
     }
 
-    /// The tag of the layer cache of `platform`. One tag for two arches would lose one of them.
+    /// The tag of the layer cache of `platform`. One tag for two arches would lose one of them. Each dot
+    /// of a matrix's value is doubled: a single one stands before the name of an environment in the tags
+    /// of its own caches, and `py-3` of the branch `10` is not `py-3.10`.
     pub fn cache_tag(&self, variant: &Variant, platform: Platform) -> String {
-        if self.is_multi_platform() { variant.image_tag(platform) } else { variant.name.clone() }
+        let tag = if self.is_multi_platform() {
+            variant.image_tag(platform)
+        } else {
+            variant.name.clone()
+        };
+        tag.replace('.', "..")
     }
 
     /// Every name that the build takes.
     fn taken_names(&self) -> Vec<TakenName> {
-        let mut names = vec![TakenName { what: "name", text: self.name.clone() }];
+        let mut names = vec![TakenName { what: NAME, text: self.name.clone() }];
         for variant in &self.variants {
             if self.has_matrix() {
-                names.push(TakenName { what: "name", text: variant.name.clone() });
+                names.push(TakenName { what: NAME, text: variant.name.clone() });
             }
             for platform in &self.platforms {
                 let job = self.job_name(variant, *platform);
                 let cache = self.cache_tag(variant, *platform);
                 names.push(TakenName { what: JOB, text: job });
                 names.push(TakenName { what: IMAGE_TAG, text: variant.image_tag(*platform) });
-                names.push(TakenName { what: "cache tag", text: cache });
+                names.push(TakenName { what: CACHE_TAG, text: cache });
             }
             if self.is_multi_platform() {
                 names.push(TakenName { what: JOB, text: variant.merge_job_name() });
@@ -97,13 +106,22 @@ pub(super) fn check(builds: &[Build], problems: &mut Collector) {
     for build in builds {
         let names = build.taken_names();
         // One fault a build is enough: the others follow from it.
-        if let Some(fault) = names.iter().find_map(|name| name.fault(build, &taken)) {
+        let fault = names.iter().find_map(|name| name.fault(build, &taken));
+        if let Some(fault) = fault.or_else(|| own_fault(&names)) {
             problems.add(build.at, format!("builds.{}", shown(&build.name)), fault);
         }
         for name in names {
             taken.entry(name.key()).or_insert((build, name.text));
         }
     }
+}
+
+/// A name that two of a build's own jobs want: with two platforms, the image of the combination `1` for
+/// `amd64` has the name of the combination `1-amd64`.
+fn own_fault(names: &[TakenName]) -> Option<Fault> {
+    let mut seen = HashSet::new();
+    let twice = names.iter().find(|name| name.what != NAME && !seen.insert(name.key()))?;
+    Some(Fault::OwnNameTwice { what: twice.what, name: twice.text.clone() })
 }
 
 /// By what it is and its lower-case form: the build that has it, and the name itself.
@@ -125,6 +143,8 @@ impl TakenName {
         let (what_has, max) = match *what {
             JOB => ("a job's name", JOB_NAME_MAX),
             IMAGE_TAG => ("an image's tag without the run's id", IMAGE_TAG_MAX),
+            // An environment's own has a dot and the environment's name behind it, which may be cut.
+            CACHE_TAG => ("a layer cache's tag, with each dot twice,", IMAGE_TAG_MAX),
             _ => ("a name", usize::MAX),
         };
         let length = text.len();

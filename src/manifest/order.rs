@@ -13,6 +13,9 @@ use crate::core::plan::image_argument;
 /// The most builds that one may depend on.
 pub(super) const DEPENDS_ON_MAX: usize = 32;
 
+/// The most images that one build may use. Each of its jobs names them all.
+const IMAGES_MAX: usize = 64;
+
 /// Reads the list of the build `own`. `known` are the names of all builds of the file.
 pub(super) fn depends_on(
     field: &Field<'_>,
@@ -58,7 +61,7 @@ fn fault_of(name: &str, own: &str, known: &[&str], before: &[String]) -> Option<
     })
 }
 
-/// Notes circles, and images that would share a build argument.
+/// Notes circles, and images that are too many, lack a platform, or would share a build argument.
 pub(super) fn check(builds: &[Build], problems: &mut Collector) {
     for cycle in cycles(builds) {
         let first = &builds[cycle[0]];
@@ -67,7 +70,15 @@ pub(super) fn check(builds: &[Build], problems: &mut Collector) {
         add(first, Fault::Cycle(names.join(" -> ")), problems);
     }
     for build in builds {
-        for fault in argument_faults(build, builds) {
+        let needed: Vec<&Build> =
+            builds.iter().filter(|other| build.depends_on.contains(&other.name)).collect();
+        let images = needed.iter().map(|other| other.variants.len()).sum();
+        if images > IMAGES_MAX {
+            add(build, Fault::TooManyImages { images, max: IMAGES_MAX }, problems);
+            continue;
+        }
+        let faults = needed.iter().filter_map(|other| platform_fault(build, other));
+        for fault in faults.chain(argument_faults(build, &needed)) {
             add(build, fault, problems);
         }
     }
@@ -116,11 +127,16 @@ impl Search<'_> {
     }
 }
 
-fn argument_faults(build: &Build, builds: &[Build]) -> Vec<Fault> {
-    let needed = builds.iter().filter(|other| build.depends_on.contains(&other.name));
+/// An image of another platform is no base: BuildKit would find that out in the middle of the build.
+fn platform_fault(build: &Build, needed: &Build) -> Option<Fault> {
+    let missing = *build.platforms.iter().find(|it| !needed.platforms.contains(it))?;
+    Some(Fault::PlatformNotBuilt { needed: needed.name.clone(), missing })
+}
+
+fn argument_faults(build: &Build, needed: &[&Build]) -> Vec<Fault> {
     let mut faults = Vec::new();
     let mut seen: HashMap<String, &str> = HashMap::new();
-    for variant in needed.flat_map(|other| &other.variants) {
+    for variant in needed.iter().flat_map(|other| &other.variants) {
         let argument = image_argument(&variant.name);
         let image = shown(&variant.name);
         let is_set = build.build_args.contains_key(&argument)

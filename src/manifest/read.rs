@@ -20,7 +20,8 @@ use super::template::Template;
 use super::tree::{self, FILE_BYTES_MAX, Kind, Node};
 use super::values;
 use super::{
-    BUILD_ARGS_MAX, BUILDS_MAX, Build, CACHE_FROM_MAX, DEFAULT_TIMEOUT, GLOBS_MAX, Manifest,
+    BUILD_ARGS_MAX, BUILDS_MAX, Build, CACHE_FROM_MAX, DEFAULT_TIMEOUT, FILE_JOBS_MAX, GLOBS_MAX,
+    Manifest,
 };
 
 /// Reads the file.
@@ -65,10 +66,21 @@ fn manifest(root: &Field<'_>, problems: &mut Collector) -> Manifest {
     let name = fields.value("name", values::name, problems);
     let builds = fields.require("builds", "it maps names to builds", problems);
     fields.finish(problems);
-    let builds = builds.map(|field| builds_of(&field, problems)).unwrap_or_default();
+    let builds = builds.map(|field| builds_and_jobs_of(&field, problems)).unwrap_or_default();
     names::check(&builds, problems);
     order::check(&builds, problems);
     Manifest { name, builds }
+}
+
+/// The builds, no more than make the jobs that a file may have.
+fn builds_and_jobs_of(field: &Field<'_>, problems: &mut Collector) -> Vec<Build> {
+    let builds = builds_of(field, problems);
+    let jobs = builds.iter().map(Build::job_count).sum();
+    if jobs > FILE_JOBS_MAX {
+        let fault = Fault::TooManyJobsInAll { jobs, max: FILE_JOBS_MAX };
+        problems.add(field.at(), &*field.path, fault);
+    }
+    builds
 }
 
 fn builds_of(field: &Field<'_>, problems: &mut Collector) -> Vec<Build> {

@@ -1,8 +1,8 @@
 //! One commit of a local repository in a bare repository of its own, to be served to agents.
 //!
 //! Objects stay where they are and are borrowed (Git's alternates), so nothing is copied, nothing but
-//! this commit's branch or tag is shown, and the user's repository is not written to: also not with
-//! `--dirty`, whose commit exists only here.
+//! this commit's branch or tag and the default branch is shown, and the user's repository is not
+//! written to: also not with `--dirty`, whose commit exists only here.
 
 use std::fs;
 use std::io;
@@ -18,6 +18,9 @@ use thiserror::Error;
 
 /// Changed files that an error names.
 const SHOWN_MAX: usize = 5;
+
+/// What a commit without a name is served as: servers serve what their refs lead to.
+const UNNAMED: &str = "refs/heads/stagely";
 
 /// A folder that cannot be built from.
 #[derive(Debug, Error)]
@@ -122,12 +125,9 @@ impl Snapshot {
             Wanted::Dirty => (commit_all(&user, bare.path(), &origin)?, branch_of(&user)),
         };
         let served = Repository::open_bare(bare.path())?;
-        // A commit without a name needs one too: servers serve what their refs lead to.
-        let reference = name.as_deref().unwrap_or("refs/heads/stagely");
+        let reference = name.as_deref().unwrap_or(UNNAMED);
         served.reference(reference, commit, true, "what is to be built")?;
-        if reference.starts_with("refs/heads/") {
-            served.set_head(reference)?;
-        }
+        point_head(&user, &served, reference)?;
         let commit = commit.to_string().parse().expect("git2 prints object ids");
         Ok(Self { origin, commit, name, folder: bare })
     }
@@ -146,8 +146,8 @@ impl Snapshot {
         let branch = base.name.or_else(|| branch_of_remote(&user, wanted));
         let branch = branch.as_deref().filter(|name| name.starts_with("refs/heads/"));
         if let Some(name) = branch {
-            let there = served.find_reference(name).ok().and_then(|it| it.target());
-            if there.is_none_or(|there| there == commit) {
+            let built = self.name.as_deref().unwrap_or(UNNAMED);
+            if name != built || commit.to_string() == self.commit.as_str() {
                 served.reference(name, commit, true, "what is compared with")?;
                 return Ok(name.trim_start_matches("refs/heads/").to_owned());
             }
@@ -160,6 +160,45 @@ impl Snapshot {
     pub(super) fn path(&self) -> &Path {
         self.folder.path()
     }
+}
+
+/// Lets HEAD of `served` name the default branch of `user`'s repository, as on a remote, whatever is
+/// checked out: a run of another branch does not write what all environments read. The branch is served
+/// too, since servers do not tell of a HEAD that leads nowhere. `reference` is what is built.
+fn point_head(user: &Repository, served: &Repository, reference: &str) -> Result<(), git2::Error> {
+    let checked_out = branch_of(user);
+    let guesses = ["refs/heads/main", "refs/heads/master"].map(str::to_owned);
+    let candidates = if user.is_bare() {
+        // Nothing is checked out there, so HEAD is the default branch.
+        checked_out.into_iter().chain(guesses).collect::<Vec<_>>()
+    } else {
+        default_branch_of_origin(user).into_iter().chain(guesses).chain(checked_out).collect()
+    };
+    for branch in candidates {
+        if branch == reference {
+            return served.set_head(&branch);
+        }
+        if let Some(commit) = tip_of(user, &branch) {
+            served.reference(&branch, commit, true, "the default branch")?;
+            return served.set_head(&branch);
+        }
+    }
+    if reference.starts_with("refs/heads/") { served.set_head(reference) } else { Ok(()) }
+}
+
+/// What the remote said when it was cloned, as a local branch.
+fn default_branch_of_origin(user: &Repository) -> Option<String> {
+    let head = user.find_reference("refs/remotes/origin/HEAD").ok()?;
+    let target = head.symbolic_target().ok().flatten()?;
+    let branch = target.strip_prefix("refs/remotes/origin/")?;
+    Some(format!("refs/heads/{branch}"))
+}
+
+/// The commit of `branch`, `refs/heads/main`: the user's own, or else that of the remote.
+fn tip_of(user: &Repository, branch: &str) -> Option<git2::Oid> {
+    let of_remote = branch.replacen("refs/heads/", "refs/remotes/origin/", 1);
+    let tip = |name: &str| Some(user.find_reference(name).ok()?.peel_to_commit().ok()?.id());
+    tip(branch).or_else(|| tip(&of_remote))
 }
 
 /// An empty bare repository that finds the objects of `user`'s.
@@ -359,7 +398,6 @@ mod tests {
             let mut snapshot = Snapshot::take(path, Wanted::Head).unwrap();
             let base = snapshot.add_base(name).unwrap();
             assert_eq!(git(snapshot.path(), &["rev-parse", &base]), first, "{name}");
-            assert_eq!(git(snapshot.path(), &["symbolic-ref", "HEAD"]), "refs/heads/feature");
             base
         };
         assert_eq!(base_of("main"), "main");
@@ -373,6 +411,29 @@ mod tests {
         assert_ne!(git(ahead.path(), &["rev-parse", "main"]), first);
         let error = ahead.add_base("nowhere").unwrap_err().to_string();
         assert!(error.ends_with("tag or commit \"nowhere\""), "{error}");
+    }
+
+    #[test]
+    fn head_is_the_default_branch_whatever_is_checked_out() {
+        let folder = repository();
+        let path = folder.path();
+        let first = git(path, &["rev-parse", "HEAD"]);
+        let default = || {
+            let snapshot = Snapshot::take(path, Wanted::Head).unwrap();
+            let shown = git(snapshot.path(), &["ls-remote", "--symref", ".", "HEAD"]);
+            let first_line = shown.lines().next().unwrap_or_default();
+            first_line.trim_start_matches("ref: ").trim_end_matches("\tHEAD").to_owned()
+        };
+        assert_eq!(default(), "refs/heads/main");
+        git(path, &["checkout", "--quiet", "-b", "feature"]);
+        assert_eq!(default(), "refs/heads/main");
+        git(path, &["branch", "--quiet", "--move", "main", "trunk"]);
+        assert_eq!(default(), "refs/heads/feature", "no other is known to be the default");
+        git(path, &["update-ref", "refs/remotes/origin/devel", &first]);
+        git(path, &["symbolic-ref", "refs/remotes/origin/HEAD", "refs/remotes/origin/devel"]);
+        assert_eq!(default(), "refs/heads/devel");
+        git(path, &["checkout", "--quiet", "--detach"]);
+        assert_eq!(default(), "refs/heads/devel");
     }
 
     #[test]

@@ -27,11 +27,12 @@ impl Effects {
             Err(error) => {
                 let message = format!("{error:#}");
                 warn!(%attempt, message, "cannot be given to its agent");
-                let outcome = JobOutcome::Failed {
-                    reason: FailureReason::Internal,
-                    message,
-                    exit_code: None,
+                let reason = if error.is::<build::TooLong>() {
+                    FailureReason::Manifest
+                } else {
+                    FailureReason::Internal
                 };
+                let outcome = JobOutcome::Failed { reason, message, exit_code: None };
                 let report = JobReport::new(outcome);
                 let Attempt { job, number } = attempt;
                 Some(Event::JobReported { machine, job, attempt: number, report })
@@ -70,7 +71,7 @@ impl Effects {
                 let secrets = self.secrets.open_run(job.run)?;
                 let build = build::message(records, job, attempt, secrets)?;
                 let build = Build { registry_auth, ..build };
-                Ok(build::with_history(build, records, job, fingerprint))
+                Ok(build::with_history(build, records, job, fingerprint)?)
             }
             JobKind::Merge { platforms, image } => Ok(CoreMessage::Merge(Merge {
                 job_id: attempt.wire(),

@@ -8,6 +8,7 @@ use stagely_agent::protocol::{
     Build, BuildArgs, BuildConfig, CloneContext, CoreMessage, Fingerprint, ImageRef,
     MESSAGE_BYTES_MAX,
 };
+use thiserror::Error;
 
 use super::RunSecrets;
 use super::assign::image_of;
@@ -68,25 +69,39 @@ pub(super) fn message(
     })
 }
 
+/// A build that no agent can be told of. Sent all the same, it would end the connection, again and again.
+#[derive(Debug, Error)]
+#[error(
+    "the build's description takes {bytes} bytes, but an agent takes at most {MESSAGE_BYTES_MAX}; give it \
+     fewer or shorter build arguments"
+)]
+pub(super) struct TooLong {
+    bytes: usize,
+}
+
 /// With what only serves explanations: it is left out where the message would be too long for the agent.
+///
+/// # Errors
+/// [`TooLong`], also without them.
 pub(super) fn with_history(
     build: Build,
     records: &Records,
     job: &Job,
     previous_fingerprint: Option<Fingerprint>,
-) -> CoreMessage {
+) -> Result<CoreMessage, TooLong> {
     let twin = if job.emulated { records.native_twin(job) } else { None };
     let native_steps = twin.map(|twin| twin.steps.clone()).unwrap_or_default();
-    if native_steps.is_empty() && previous_fingerprint.is_none() {
-        return CoreMessage::Build(Box::new(build));
+    if !native_steps.is_empty() || previous_fingerprint.is_some() {
+        let config =
+            BuildConfig { native_steps, previous_fingerprint, ..build.build_config.clone() };
+        let full = CoreMessage::Build(Box::new(Build { build_config: config, ..build.clone() }));
+        if full.to_json().len() <= MESSAGE_BYTES_MAX {
+            return Ok(full);
+        }
     }
-    let config = BuildConfig { native_steps, previous_fingerprint, ..build.build_config.clone() };
-    let full = CoreMessage::Build(Box::new(Build { build_config: config, ..build.clone() }));
-    if full.to_json().len() <= MESSAGE_BYTES_MAX {
-        full
-    } else {
-        CoreMessage::Build(Box::new(build))
-    }
+    let message = CoreMessage::Build(Box::new(build));
+    let bytes = message.to_json().len();
+    if bytes <= MESSAGE_BYTES_MAX { Ok(message) } else { Err(TooLong { bytes }) }
 }
 
 /// The images that the Dockerfile may name, by digest.
@@ -204,7 +219,7 @@ mod tests {
     }
 
     fn native_steps(records: &Records, job: &Job) -> Vec<String> {
-        let message = with_history(build(records, job, &[]).unwrap(), records, job, None);
+        let message = with_history(build(records, job, &[]).unwrap(), records, job, None).unwrap();
         let CoreMessage::Build(build) = message else { panic!("{message:?}") };
         build.build_config.native_steps.into_iter().map(|step| step.name).collect()
     }
@@ -234,12 +249,17 @@ mod tests {
         let sent = |letters: &str| {
             let fingerprint = Fingerprint::try_from(letters.to_owned()).unwrap();
             let build = build(&records, &app, &[]).unwrap();
-            match with_history(build, &records, &app, Some(fingerprint)) {
+            match with_history(build, &records, &app, Some(fingerprint)).unwrap() {
                 CoreMessage::Build(build) => build.build_config.previous_fingerprint.is_some(),
                 other => panic!("{other:?}"),
             }
         };
         assert!(sent("abc"));
         assert!(!sent(&"\u{1}".repeat(700 * 1024)), "each is six characters in JSON");
+
+        let long = "x".repeat(MESSAGE_BYTES_MAX);
+        let build = build(&records, &app, &[("LONG", &long)]).unwrap();
+        let error = with_history(build, &records, &app, None).unwrap_err();
+        assert!(error.bytes > MESSAGE_BYTES_MAX, "{error}");
     }
 }

@@ -30,6 +30,10 @@ impl Effects {
             let unwanted = self.unwanted_caches(environment);
             gone.clear();
             for cache in &unwanted {
+                // Deleting takes a while, and the environment may be opened meanwhile.
+                if !self.unwanted_caches(environment).contains(cache) {
+                    continue;
+                }
                 match self.registry.delete(cache).await {
                     Ok(()) => info!(%cache, "a cache is deleted"),
                     Err(error) if round < ROUNDS && may_succeed_later(&error) => {
@@ -42,7 +46,7 @@ impl Effects {
                 }
                 gone.insert(cache.clone());
             }
-            if gone == unwanted {
+            if self.unwanted_caches(environment).is_subset(&gone) {
                 break;
             }
             sleep(WAIT).await;

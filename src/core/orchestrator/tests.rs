@@ -72,7 +72,10 @@ impl Core {
     }
 
     async fn report(&self, attempt: u32, outcome: JobOutcome, text: &str) {
-        let report = JobReport::new(outcome);
+        self.say(attempt, JobReport::new(outcome), text).await;
+    }
+
+    async fn say(&self, attempt: u32, report: JobReport, text: &str) {
         let event = Event::JobReported { machine: MACHINE, job: JOB, attempt, report };
         self.events.store_with_fingerprint(event, print(text)).await.unwrap();
     }
@@ -125,6 +128,17 @@ async fn the_report_of_an_export_beside_the_ended_job_counts() {
         machine.state = MachineState::Ready;
         machine.exporting = Some(CacheExport { attempt, until });
     });
+    core.report(2, completed(), "exported").await;
+    assert_eq!(core.fingerprint(), Some(print("exported")));
+    core.stop().await;
+}
+
+#[tokio::test]
+async fn a_cache_that_is_still_exported_has_no_fingerprint_until_the_last_report() {
+    let core = Core::start(|_, _| {});
+    let first = JobReport { exporting_cache: true, ..JobReport::new(completed()) };
+    core.say(2, first, "too early").await;
+    assert_eq!(core.fingerprint(), None);
     core.report(2, completed(), "exported").await;
     assert_eq!(core.fingerprint(), Some(print("exported")));
     core.stop().await;

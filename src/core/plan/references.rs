@@ -1,12 +1,10 @@
 //! What the images and layer caches of a run are called in the registry.
 
-use std::collections::BTreeSet;
-
 use sha2::{Digest as _, Sha256};
 use stagely_agent::protocol::{ImageRef, InvalidValue, Platform};
 
 use super::PlanContext;
-use crate::manifest::{Build, Manifest, Variant};
+use crate::manifest::{Build, Variant};
 
 /// The repository of a project that holds its layer caches; no environment may be called so.
 pub(super) const CACHE_REPOSITORY: &str = "cache";
@@ -19,8 +17,6 @@ const TAG_CHARACTERS_MAX: usize = 128;
 /// Names what one run pushes and reads.
 pub(super) struct References<'a> {
     context: &'a PlanContext<'a>,
-    /// The tags of all caches that the environments share.
-    shared_tags: BTreeSet<String>,
 }
 
 /// The caches of one job.
@@ -32,14 +28,8 @@ pub(super) struct Caches {
 }
 
 impl<'a> References<'a> {
-    pub(super) fn new(manifest: &Manifest, context: &'a PlanContext<'a>) -> Self {
-        let tags = |build: &Build| -> Vec<String> {
-            let of = |variant: &'_ Variant| -> Vec<String> {
-                build.platforms.iter().map(|it| build.cache_tag(variant, *it)).collect()
-            };
-            build.variants.iter().flat_map(of).collect()
-        };
-        Self { context, shared_tags: manifest.builds.iter().flat_map(tags).collect() }
+    pub(super) const fn new(context: &'a PlanContext<'a>) -> Self {
+        Self { context }
     }
 
     /// The reference that this run pushes an image to that is called `tag` in each run.
@@ -70,7 +60,7 @@ impl<'a> References<'a> {
         let PlanContext { from_fork, push, is_default_branch, environment, .. } = self.context;
         let tag = build.cache_tag(variant, platform);
         let shared = self.reference(CACHE_REPOSITORY, &tag)?;
-        let own_tag = own_cache_tag(&tag, &environment.name, &self.shared_tags);
+        let own_tag = own_cache_tag(&tag, &environment.name);
         let own = self.reference(CACHE_REPOSITORY, &own_tag)?;
         let may_share = *is_default_branch || !push;
         let (first, to, is_own) = match (*from_fork, may_share) {
@@ -86,13 +76,12 @@ impl<'a> References<'a> {
     }
 }
 
-/// The cache `shared` of one environment: `app-arm64.pr-7`. A name that does not fit is cut, and one
-/// that would be the cache of a version of a matrix (`app-python-3` of the branch `10`) is marked.
-fn own_cache_tag(shared: &str, environment: &str, shared_tags: &BTreeSet<String>) -> String {
+/// The cache `shared` of one environment: `app-arm64.pr-7`. A name that does not fit is cut and marked.
+/// It is never a shared one, also not of another commit: dots come in pairs in those.
+fn own_cache_tag(shared: &str, environment: &str) -> String {
     let room = TAG_CHARACTERS_MAX.saturating_sub(shared.len() + 1);
-    let plain = format!("{shared}.{environment}");
-    if environment.len() <= room && !shared_tags.contains(&plain) {
-        return plain;
+    if environment.len() <= room {
+        return format!("{shared}.{environment}");
     }
     let hash: [u8; 32] = Sha256::digest(environment.as_bytes()).into();
     let mark = format!("-{:02x}{:02x}{:02x}{:02x}", hash[0], hash[1], hash[2], hash[3]);
@@ -107,12 +96,9 @@ mod tests {
 
     #[test]
     fn the_cache_of_an_environment_fits_and_is_nobody_elses() {
-        let tags: BTreeSet<String> = ["py-3", "py-3.10"].map(str::to_owned).into();
-        assert_eq!(own_cache_tag("py-3", "pr-7", &tags), "py-3.pr-7");
-        let marked = own_cache_tag("py-3", "10", &tags);
-        assert!(marked.starts_with("py-3.10-"), "{marked}");
+        assert_eq!(own_cache_tag("py-3", "pr-7"), "py-3.pr-7");
         let longest = "x".repeat(101);
-        let names = ["y".repeat(99), "y".repeat(100)].map(|it| own_cache_tag(&longest, &it, &tags));
+        let names = ["y".repeat(99), "y".repeat(100)].map(|it| own_cache_tag(&longest, &it));
         assert!(names.iter().all(|name| name.len() == 128) && names[0] != names[1], "{names:?}");
     }
 }

@@ -82,9 +82,11 @@ struct Question<'a> {
 impl<'a> Question<'a> {
     /// Why each variant is skipped; `None`: the build is made.
     fn reasons(&self) -> Option<Vec<SkippedBuild>> {
-        let PlanContext { branch, .. } = self.context;
+        let PlanContext { branch, pull_request, from_fork, .. } = self.context;
+        // Whoever asks for a merge chooses the name of its branch: a fork may have a `main` too.
+        let is_trusted = pull_request.is_none() && !from_fork;
         if let Some(globs) = &self.build.only_branches
-            && !branch.is_some_and(|branch| globs.is_match(branch))
+            && !branch.is_some_and(|branch| is_trusted && globs.is_match(branch))
         {
             return Some(self.all(&SkipReason::Branch { branch: branch.map(str::to_owned) }));
         }

@@ -62,6 +62,9 @@ pub fn run(records: &Records, create: CreateRun) -> Result<RequestedRun, Invalid
     if create.pull_request == Some(0) {
         return Err(invalid("pull_request", "is the number of a pull request, from 1"));
     }
+    if create.from_fork && create.pull_request.is_none() {
+        return Err(invalid("from_fork", "is for pull requests; give pull_request, too"));
+    }
     check_builds(&create.builds)?;
     check_set(&create.set)?;
     let project = names::project(records, &repository, create.project.as_deref())?;
@@ -260,6 +263,9 @@ pub fn check_branch(field: &'static str, branch: &str) -> Result<(), InvalidRequ
     if branch.parse::<CommitSha>().is_ok() {
         return Err(invalid(field, format!("{branch} is a commit; name a branch")));
     }
+    if branch.starts_with("refs/") && !branch.starts_with("refs/heads/") {
+        return Err(invalid(field, format!("{branch} is no branch; those are below refs/heads/")));
+    }
     Ok(())
 }
 
@@ -327,6 +333,8 @@ mod tests {
             CreateRun { pull_request: Some(8), environment: Some("pr-7".to_owned()), ..app() };
         let error = super::run(&records, other).unwrap_err().to_string();
         assert!(error.contains("environment") && error.contains("pull request 7"), "{error}");
+        let fork = CreateRun { from_fork: true, ..app() };
+        assert_eq!(super::run(&records, fork).unwrap_err().field, "from_fork");
     }
 
     #[test]
@@ -342,6 +350,7 @@ mod tests {
             reference: Some("main".to_owned()),
             base: Some("release".to_owned()),
             builds: vec!["web".to_owned()],
+            pull_request: Some(7),
             from_fork: true,
             ..app()
         };
@@ -453,7 +462,10 @@ mod tests {
         assert_eq!((&*default.environment.name, default.run.requested_ref), ("default", None));
         assert!(warm_up(&records, "nobody", CreateWarmUp::default()).unwrap().is_none());
         let commit = "a".repeat(40);
-        assert_eq!(warm_up(&records, &project, on(&commit)).unwrap_err().field, "branch");
+        for branch in [&*commit, "refs/pull/7/head", "refs/tags/v1"] {
+            assert_eq!(warm_up(&records, &project, on(branch)).unwrap_err().field, "branch");
+        }
+        assert!(check_branch("branch", "refs/heads/main").is_ok());
     }
 
     #[test]

@@ -86,6 +86,15 @@ pub(super) fn environment_name(
                 format!("{wanted} is that of pull request {number}; give pull_request, too");
             return Err(invalid("environment", problem));
         }
+        // The caches of an environment have its name, and those of a pull request are `pr-7`.
+        if let Some(number) = pull_request
+            && wanted != format!("{PULL_REQUEST}{number}")
+        {
+            let problem = format!(
+                "pull request {number} has the environment {PULL_REQUEST}{number}; leave this out"
+            );
+            return Err(invalid("environment", problem));
+        }
         return Ok(wanted.to_owned());
     }
     if let Some(number) = pull_request {
@@ -200,11 +209,12 @@ mod tests {
     }
 
     #[test]
-    fn a_pull_requests_environment_has_its_number_unless_another_is_asked_for() {
-        let of = |wanted| environment_name(wanted, Some(7), Some("feature")).unwrap();
-        assert_eq!(of(None), "pr-7");
-        assert_eq!(of(Some("mine")), "mine");
-        assert_eq!(of(Some("pr-7")), "pr-7");
+    fn a_pull_requests_environment_has_its_number_and_no_other_name() {
+        let of = |wanted| environment_name(wanted, Some(7), Some("feature"));
+        for wanted in [None, Some("pr-7")] {
+            assert_eq!(of(wanted).unwrap(), "pr-7");
+        }
+        assert_eq!(of(Some("mine")).unwrap_err().field, "environment");
         for pull_request in [None, Some(8)] {
             let error = environment_name(Some("pr-7"), pull_request, None).unwrap_err();
             assert_eq!(error.field, "environment", "{error}");
