@@ -782,7 +782,7 @@ mod orders_and_globs {
         assert_eq!(
             problems(text("[linux/amd64]")),
             [
-                "2:34: builds.app.depends_on: this build is made for linux/arm64, and `base` is not; \
+                "2:33: builds.app.depends_on: this build is made for linux/arm64, and `base` is not; \
               add linux/arm64 to the `platforms` of `base`"
             ]
         );
@@ -809,7 +809,7 @@ mod orders_and_globs {
         assert_eq!(
             problems(text(33)),
             [
-                "2:34: builds.app.depends_on: these builds make 65 images, but a build uses at most 64; \
+                "2:33: builds.app.depends_on: these builds make 65 images, but a build uses at most 64; \
               give them fewer combinations, or depend on fewer"
             ]
         );

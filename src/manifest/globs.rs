@@ -45,9 +45,13 @@ impl Globs {
         }
     }
 
-    /// Whether one of the patterns matches `text`, a branch's name or a path.
+    /// Whether one of the patterns matches `text`, a branch's name or a path. A path that ends in `/` is a
+    /// folder of which nobody knows what is in it, as a submodule: there, one that may match is enough.
     pub fn is_match(&self, text: &str) -> bool {
-        self.set.is_match(text)
+        match text.strip_suffix('/') {
+            Some(folder) => self.texts.iter().any(|pattern| may_match_in(pattern, folder)),
+            None => self.set.is_match(text),
+        }
     }
 }
 
@@ -110,6 +114,22 @@ fn path_globs(text: &str) -> Vec<Result<Glob, Error>> {
     }
 }
 
+/// Whether the pattern over paths `text` may match something in `folder`, or matches it itself.
+fn may_match_in(text: &str, folder: &str) -> bool {
+    let pattern = normalize(text).unwrap_or_default();
+    let pattern = pattern.to_string_lossy();
+    for (part, name) in pattern.split('/').zip(folder.split('/')) {
+        // The one goes over any number of parts, the other may hold slashes.
+        if part.is_empty() || part == "." || part.contains("**") || part.contains('{') {
+            return true;
+        }
+        if !glob(part).is_ok_and(|glob| glob.compile_matcher().is_match(name)) {
+            return false;
+        }
+    }
+    true
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -128,6 +148,18 @@ mod tests {
             assert!(!path(pattern, "apis/main.c"), "{pattern}");
         }
         assert!(path("api", "api") && !path("api/", "api"));
+    }
+
+    #[test]
+    fn a_submodule_is_matched_by_whatever_may_match_something_in_it() {
+        for pattern in
+            ["libs/x", "libs/x/", "libs/x/src/*.c", "libs", "l*/?", "**/*.c", ".", "{a,b}/c"]
+        {
+            assert!(path(pattern, "libs/x/"), "{pattern}");
+        }
+        for pattern in ["libs/y", "libs/xy", "*.c", "libs/*.c", "api/**"] {
+            assert!(!path(pattern, "libs/x/"), "{pattern}");
+        }
     }
 
     #[test]

@@ -131,8 +131,9 @@ pub struct Build {
     /// Patterns over paths from the repository's root; a folder means all that is in it. The build is
     /// skipped, and the newest good image of the base branch stands in, if nothing that they match
     /// has changed since the base commit and since that image's commit, nor anything that the `paths`
-    /// of the builds that it depends on match. A change of `stagely.yaml` counts for every build. `*`
-    /// stays between slashes, `**` does not, and `!` is not supported. A build that is asked for by
+    /// of the builds that it depends on match. A change of `stagely.yaml` or `.gitmodules` counts for
+    /// every build, and another commit of a submodule for all patterns that may match something in it.
+    /// `*` stays between slashes, `**` does not, and `!` is not supported. A build that is asked for by
     /// name is not skipped.
     #[schemars(schema_with = "schema::paths")]
     pub paths: Option<Globs>,

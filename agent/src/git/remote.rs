@@ -288,7 +288,8 @@ fn open_objects(objects: &Path) -> Result<Repository, CloneError> {
     Access::isolated(Repository::open_bare(objects).map_err(internal)?)
 }
 
-/// The paths in which `head`, which is in `objects`, differs from `commit`, which is fetched.
+/// The paths in which `head`, which is in `objects`, differs from `commit`, which is fetched. That of a
+/// submodule ends in `/`: anything in it may differ.
 pub(super) fn changed_paths(
     access: &Access,
     objects: &Path,
@@ -311,9 +312,12 @@ fn differing(repository: &Repository, old: Oid, new: Oid) -> Result<Vec<String>,
     let tree = |id| repository.find_commit(id)?.tree();
     let diff = repository.diff_tree_to_tree(Some(&tree(old)?), Some(&tree(new)?), None)?;
     // Renames are not looked for, so each difference has one path.
-    let path = |delta: git2::DiffDelta<'_>| delta.new_file().path_bytes().map(<[u8]>::to_vec);
-    let paths = diff.deltas().filter_map(path);
-    Ok(paths.map(|path| String::from_utf8_lossy(&path).into_owned()).collect())
+    let path = |delta: git2::DiffDelta<'_>| {
+        let path = String::from_utf8_lossy(delta.new_file().path_bytes()?).into_owned();
+        let modes = [delta.old_file().mode(), delta.new_file().mode()];
+        Some(if modes.contains(&git2::FileMode::Commit) { path + "/" } else { path })
+    };
+    Ok(diff.deltas().filter_map(path).collect())
 }
 
 /// Finds out what `name` stands for.

@@ -6,6 +6,9 @@ use super::PlanContext;
 use crate::core::state::{GoodImage, SkipReason, SkippedBuild};
 use crate::manifest::{Build, FILE_NAME, Globs, Manifest};
 
+/// A change of one of these counts for every build. The second says where submodules come from.
+const FOR_ALL: [&str; 2] = [FILE_NAME, ".gitmodules"];
+
 /// The builds of a run.
 pub(super) struct Selection<'a> {
     /// Those that are made, each after those that it depends on, else as in the file.
@@ -143,8 +146,9 @@ impl<'a> Question<'a> {
         let images = stand_ins(self.build, self.context)?;
         let mut commits: BTreeSet<_> = images.iter().map(|(_, image)| &image.commit).collect();
         commits.insert(&base.commit);
-        let counts =
-            |path: &String| path == FILE_NAME || inputs.iter().any(|globs| globs.is_match(path));
+        let counts = |path: &String| {
+            FOR_ALL.contains(&path.as_str()) || inputs.iter().any(|globs| globs.is_match(path))
+        };
         let unchanged = |paths: &Vec<String>| !paths.iter().any(counts);
         let all = commits.iter().all(|commit| base.changed.get(*commit).is_some_and(unchanged));
         all.then_some(images)
