@@ -166,10 +166,14 @@ pub async fn run(
     };
     let mut result = perform(&work, place, &folder, &log, cancel, &stop).await;
     let to_export = result.as_mut().ok().and_then(|outcome| outcome.to_export.take());
-    let status = report::report(job_id, result, &log);
+    let mut status = report::report(job_id, result, &log);
     if let Some(export) = to_export.filter(|_| !stop.is_cancelled()) {
         log.pushed(Status { exporting_cache: true, ..status.clone() });
-        export.perform(&folder.docker(place), &folder.0, &log, &stop).await;
+        let is_exported = export.perform(&folder.docker(place), &folder.0, &log, &stop).await;
+        if !is_exported {
+            // It would speak of layers that the cache does not hold.
+            status.fingerprint = None;
+        }
     }
     folder.remove().await;
     status

@@ -37,8 +37,9 @@ const FINGERPRINTS: TableDefinition<'static, &str, &str> = TableDefinition::new(
 const API_TOKENS: TableDefinition<'static, [u8; 32], &[u8]> = TableDefinition::new("api_tokens");
 const META: TableDefinition<'static, &str, &str> = TableDefinition::new("meta");
 
-/// The layout of the tables. A store of another layout is refused, not guessed at.
-const LAYOUT: &str = "3";
+/// The layout of the tables. A store of another layout is refused, not guessed at. Fields that are added
+/// to records with a default need no other.
+const LAYOUT: &str = "2";
 
 /// A store that cannot be used.
 #[derive(Debug, Error)]

@@ -311,14 +311,18 @@ impl Progress {
     /// it, and a build whose steps all come from the cache counts as such.
     pub(super) fn steps(&self) -> Vec<Step> {
         let known = self.order.iter().filter_map(|digest| self.known.get(digest));
-        known
-            .filter(|vertex| vertex.ended && is_step(&vertex.name))
-            .map(|vertex| Step {
-                name: vertex.name.clone(),
-                seconds: vertex.seconds,
-                cached: vertex.cached,
-            })
-            .collect()
+        let mut steps: Vec<Step> = Vec::new();
+        for vertex in known.filter(|vertex| vertex.ended && is_step(&vertex.name)) {
+            // On a named context BuildKit solves a step in parts, all of one name.
+            if let Some(step) = steps.iter_mut().find(|step| step.name == vertex.name) {
+                step.seconds = step.seconds.max(vertex.seconds);
+                step.cached &= vertex.cached;
+            } else {
+                let (name, seconds) = (vertex.name.clone(), vertex.seconds);
+                steps.push(Step { name, seconds, cached: vertex.cached });
+            }
+        }
+        steps
     }
 
     /// The images that the build used.

@@ -138,17 +138,17 @@ pub(super) struct CacheExport {
 }
 
 impl CacheExport {
-    /// Exports it, and says in the log what became of it.
+    /// Exports it, says in the log what became of it, and whether it is there.
     pub(super) async fn perform(
         &self,
         docker: &DockerCommand,
         folder: &Path,
         log: &JobLog,
         stop: &CancellationToken,
-    ) {
+    ) -> bool {
         let (config, paths) = (&self.config, &self.paths);
         let request = BuildRequest { docker, config, paths, containerd_store: true, folder, log };
-        let Some(cache) = request.cache_to() else { return };
+        let Some(cache) = request.cache_to() else { return false };
         log.say(&format!("Exporting the cache to {cache}"));
         let (started, export_stop) = (Instant::now(), stop.child_token());
         let limit = async {
@@ -161,6 +161,7 @@ impl CacheExport {
             () = limit => exporting.await,
         };
         let seconds = started.elapsed().as_secs_f64();
+        let is_exported = result.is_ok();
         match result {
             Ok(()) => log.say(&format!("Cache exported to {cache} in {seconds:.1}s")),
             Err(_) if stop.is_cancelled() => log.say("The export of the cache was stopped"),
@@ -169,6 +170,7 @@ impl CacheExport {
             }
             Err(error) => log.say(&format!("The cache was not exported: {error}")),
         }
+        is_exported
     }
 }
 

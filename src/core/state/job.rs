@@ -31,14 +31,17 @@ pub enum JobKind {
         /// The reference that is pushed: of this run alone.
         image: ImageRef,
         /// Whether it is pushed. A warm-up only fills caches.
+        #[serde(default = "pushes")]
         push: bool,
         /// Where layers are looked for.
         cache_from: Vec<ImageRef>,
         /// Where layers go.
         cache_to: Option<ImageRef>,
         /// The images of the builds that this one depends on, by the names of those builds.
+        #[serde(default)]
         uses: BTreeMap<String, UsedImage>,
         /// Whether it may run under emulation.
+        #[serde(default)]
         emulation: Emulation,
     },
     /// Joins the images of `needs` into one index.
@@ -48,6 +51,11 @@ pub enum JobKind {
         /// The reference of the index: of this run alone.
         image: ImageRef,
     },
+}
+
+/// Jobs of versions that knew no warm-up push their images.
+const fn pushes() -> bool {
+    true
 }
 
 impl JobKind {
@@ -182,6 +190,7 @@ pub struct Job {
     pub build: String,
     /// The build's name with its combination of the matrix: `app-node_version-18`. Without a matrix:
     /// `build`.
+    #[serde(default)]
     pub variant: String,
     /// What it does.
     pub kind: JobKind,
@@ -215,6 +224,7 @@ pub struct Job {
     /// The first step that did not come from the cache.
     pub cache_miss: Option<CacheMiss>,
     /// Whether its newest attempt has a machine of another arch than its platform's.
+    #[serde(default)]
     pub emulated: bool,
     /// The job whose machine it took over, so that none was launched for it.
     pub took_over: Option<JobId>,

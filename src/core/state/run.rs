@@ -31,16 +31,20 @@ pub struct Environment {
     /// The pull request that it is for.
     pub pull_request: Option<u64>,
     /// Whether it is not wanted any more; the next run opens it again.
+    #[serde(default)]
     pub closed: bool,
     /// The newest run that pushes images. Only it moves run-independent tags. The rebuild of a run takes
     /// that one's place, so one of an older run is not the newest.
     pub newest_run: Option<RunId>,
     /// The newest good image of each build, by the name of the build with its combination.
+    #[serde(default)]
     pub images: BTreeMap<String, GoodImage>,
     /// The cache refs that only this environment writes, and that go when it is closed.
+    #[serde(default)]
     pub cache_refs: BTreeSet<ImageRef>,
     /// Whether it was opened while a deletion of its cache refs was under way: the answer to come says
     /// nothing of what was written since.
+    #[serde(default)]
     pub deletion_outdated: bool,
 }
 
@@ -187,8 +191,10 @@ pub struct Run {
     /// The branch or commit that `paths` are compared with. `None`: the default branch.
     pub base: Option<String>,
     /// Whether the commit comes from a fork: then caches are read and never written.
+    #[serde(default)]
     pub from_fork: bool,
     /// The names of the build arguments that the caller set.
+    #[serde(default)]
     pub set_names: BTreeSet<String>,
     /// The run whose commit it builds once more; of a rebuild that is built again, the run that this
     /// one repeated.
@@ -196,6 +202,7 @@ pub struct Run {
     /// The run whose completed jobs are kept.
     pub keeps: Option<RunId>,
     /// The builds that have no jobs, once they are known.
+    #[serde(default)]
     pub skipped: Vec<SkippedBuild>,
     /// The commit, once it is known.
     pub commit: Option<CommitSha>,
