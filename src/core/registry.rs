@@ -177,6 +177,17 @@ impl Registry {
             .await
     }
 
+    /// The digest of what `tag` names now.
+    ///
+    /// # Errors
+    /// [`RegistryError`].
+    pub async fn digest(&self, tag: &ImageRef) -> Result<Digest, RegistryError> {
+        let get = self.manifest(Method::GET, tag)?.header(ACCEPT, MANIFESTS);
+        let response = accepted(tag, self.send(get).await?).await?;
+        let manifest = read(response, MANIFEST_BYTES_MAX).await?;
+        Ok(digest_of(&manifest).parse().expect("a SHA-256 is a digest"))
+    }
+
     async fn tag_once(&self, tag: &ImageRef, digest: &Digest) -> Result<(), RegistryError> {
         let image = tag.at_digest(digest);
         let get = self.manifest(Method::GET, &image)?.header(ACCEPT, MANIFESTS);

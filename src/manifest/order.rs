@@ -127,7 +127,7 @@ impl Search<'_> {
     }
 }
 
-/// An image of another platform is no base: BuildKit would find that out in the middle of the build.
+/// An image of another platform is no base: `BuildKit` would find that out in the middle of the build.
 fn platform_fault(build: &Build, needed: &Build) -> Option<Fault> {
     let missing = *build.platforms.iter().find(|it| !needed.platforms.contains(it))?;
     Some(Fault::PlatformNotBuilt { needed: needed.name.clone(), missing })

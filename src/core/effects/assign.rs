@@ -1,10 +1,11 @@
 //! Gives a job to the agent of its machine.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::Context as _;
 use stagely_agent::protocol::{
-    Build, CoreMessage, FailureReason, Fingerprint, ImageRef, Merge, RegistryAuth,
+    Build, CoreMessage, Digest, FailureReason, Fingerprint, ImageRef, Merge, RegistryAuth,
 };
 use tokio::task::spawn_blocking;
 use tracing::warn;
@@ -17,12 +18,7 @@ use crate::ids::{JobId, MachineId};
 impl Effects {
     /// Sends the job to the agent. An agent that has gone gets it after its next HELLO.
     pub(super) async fn assign(&self, machine: MachineId, attempt: Attempt) -> Option<Event> {
-        // Before the records are read: these come from files.
-        let given = match self.registry_auth().await {
-            Ok(auth) => Ok((auth, self.previous_fingerprint(attempt.job).await)),
-            Err(error) => Err(error),
-        };
-        match given.and_then(|given| self.send_job(machine, attempt, given)) {
+        match self.given(attempt.job).await.and_then(|it| self.send_job(machine, attempt, it)) {
             Ok(()) => None,
             Err(error) => {
                 let message = format!("{error:#}");
@@ -43,17 +39,12 @@ impl Effects {
     /// Sends the job if the machine still has the attempt: effects run beside the events that come after
     /// them, and what an agent has ended or been told to stop it must not begin again. The records stay
     /// as they are until it is sent.
-    fn send_job(
-        &self,
-        machine: MachineId,
-        attempt: Attempt,
-        (auth, fingerprint): (Option<RegistryAuth>, Option<Fingerprint>),
-    ) -> anyhow::Result<()> {
+    fn send_job(&self, machine: MachineId, attempt: Attempt, given: Given) -> anyhow::Result<()> {
         let records = self.records.read();
         let job = records.jobs.get(&attempt.job);
         let has_it = |job: &&Job| job.state.attempt_on(machine) == Some(attempt.number);
         if let Some(job) = job.filter(has_it) {
-            self.sessions.send(machine, self.message(&records, job, attempt, auth, fingerprint)?);
+            self.sessions.send(machine, self.message(&records, job, attempt, given)?);
         }
         Ok(())
     }
@@ -63,9 +54,9 @@ impl Effects {
         records: &Records,
         job: &Job,
         attempt: Attempt,
-        registry_auth: Option<RegistryAuth>,
-        fingerprint: Option<Fingerprint>,
+        given: Given,
     ) -> anyhow::Result<CoreMessage> {
+        let Given { registry_auth, fingerprint, digests } = given;
         match &job.kind {
             JobKind::Build { .. } => {
                 let secrets = self.secrets.open_run(job.run)?;
@@ -75,12 +66,41 @@ impl Effects {
             }
             JobKind::Merge { platforms, image } => Ok(CoreMessage::Merge(Merge {
                 job_id: attempt.wire(),
-                source_images: sources(records, job)?,
+                source_images: sources(records, job, &digests)?,
                 target_image: image.clone(),
                 platforms: platforms.clone(),
                 registry_auth,
             })),
         }
+    }
+
+    /// What is asked for before the records are read, since it comes from files and the registry.
+    async fn given(&self, job: JobId) -> anyhow::Result<Given> {
+        Ok(Given {
+            registry_auth: self.registry_auth().await?,
+            fingerprint: self.previous_fingerprint(job).await,
+            digests: self.digests_to_merge(job).await?,
+        })
+    }
+
+    /// The digests of the images that the merge `id` joins, as far as their agents reported none: what
+    /// their references name, which are this run's alone.
+    async fn digests_to_merge(&self, id: JobId) -> anyhow::Result<BTreeMap<JobId, Digest>> {
+        let unknown: Vec<(JobId, ImageRef)> = {
+            let records = self.records.read();
+            let merge = records.jobs.get(&id).filter(|it| matches!(it.kind, JobKind::Merge { .. }));
+            let needed = merge.into_iter().flat_map(|merge| &merge.needs);
+            let needed = needed.filter_map(|id| records.jobs.get(id));
+            let unknown = needed.filter(|job| job.state == JobState::Completed { digest: None });
+            unknown.map(|job| (job.id, job.kind.image().clone())).collect()
+        };
+        let mut digests = BTreeMap::new();
+        for (job, image) in unknown {
+            let digest = self.registry.digest(&image).await;
+            digests
+                .insert(job, digest.with_context(|| format!("cannot find out what {image} is"))?);
+        }
+        Ok(digests)
     }
 
     /// What the build was made of whose cache `job` imports. Without it the job is built all the same, and
@@ -106,17 +126,28 @@ impl Effects {
     }
 }
 
-/// What a merge joins: by digest, since a tag may have moved. An agent that reports no digest leaves
-/// only the tag.
-fn sources(records: &Records, merge: &Job) -> anyhow::Result<Vec<ImageRef>> {
-    merge
-        .needs
-        .iter()
-        .map(|id| {
-            let needed = records.jobs.get(id).context("a job that is merged has no record")?;
-            image_of(needed)
-        })
-        .collect()
+/// What goes into a message besides the records.
+struct Given {
+    registry_auth: Option<RegistryAuth>,
+    fingerprint: Option<Fingerprint>,
+    /// Of the images that a merge joins and whose agents reported none.
+    digests: BTreeMap<JobId, Digest>,
+}
+
+/// What a merge joins: by digest, since a tag may have moved.
+fn sources(
+    records: &Records,
+    merge: &Job,
+    digests: &BTreeMap<JobId, Digest>,
+) -> anyhow::Result<Vec<ImageRef>> {
+    let source = |id: &JobId| {
+        let needed = records.jobs.get(id).context("a job that is merged has no record")?;
+        match digests.get(id) {
+            Some(digest) => Ok(needed.kind.image().at_digest(digest)),
+            None => image_of(needed),
+        }
+    };
+    merge.needs.iter().map(source).collect()
 }
 
 /// The image of a completed job, by digest where it is known.
