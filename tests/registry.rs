@@ -323,3 +323,23 @@ async fn a_registry_that_deletes_tags_is_asked_to_with_a_token_for_that() {
         ]
     );
 }
+
+#[tokio::test]
+async fn a_write_that_is_sent_elsewhere_is_no_success() {
+    let redirect = |request: Request| async move {
+        match request.method().as_str() {
+            "DELETE" => (StatusCode::FOUND, [("Location", "/elsewhere")]).into_response(),
+            _ => StatusCode::OK.into_response(),
+        }
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let app = Router::new().fallback(redirect);
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    let config = RegistryConfig { url: address.to_string(), ..RegistryConfig::default() };
+
+    let tag: ImageRef = format!("{address}/app/cache:app.pr-7").parse().unwrap();
+    let error = Registry::new(config).unwrap().delete(&tag).await.unwrap_err();
+
+    assert!(matches!(error, RegistryError::Answer(_)), "{error}");
+}

@@ -13,9 +13,12 @@ use super::state::{
 };
 use crate::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId};
 
-/// How many runs, of all projects, are searched for a native build. What is older says little of how
-/// long a step takes now.
-const TWIN_RUNS_MAX: usize = 500;
+/// How many runs, of all projects, are looked through for those of a job's own. What is older says little
+/// of how long a step takes now.
+const RUNS_MAX: usize = 500;
+
+/// How many runs of a project are searched for a native build: each view of an emulated job does so.
+const TWIN_RUNS_MAX: usize = 20;
 
 /// The records of one moment.
 #[derive(Debug, Default)]
@@ -58,8 +61,9 @@ impl Records {
             let is_same = other.build == job.build && other.variant == job.variant;
             is_same && is_native && is_completed
         };
-        let earlier = self.runs.range(..job.run).rev().take(TWIN_RUNS_MAX);
+        let earlier = self.runs.range(..job.run).rev().take(RUNS_MAX);
         let earlier = earlier.filter(|(_, run)| run.project == project).map(|(id, _)| *id);
+        let earlier = earlier.take(TWIN_RUNS_MAX);
         [job.run].into_iter().chain(earlier).find_map(|run| self.jobs_of(run).find(is_twin))
     }
 

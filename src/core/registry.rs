@@ -11,6 +11,7 @@ use std::time::Duration;
 use backon::{ExponentialBuilder, Retryable as _};
 use bytes::Bytes;
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
+use reqwest::redirect::Policy;
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
@@ -18,6 +19,7 @@ use sha2::{Digest as _, Sha256};
 use stagely_agent::protocol::{Digest, ImageRef};
 use thiserror::Error;
 use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 use tracing::{debug, warn};
 use url::Url;
 
@@ -29,11 +31,16 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// How long one answer may take.
 const ANSWER_LIMIT: Duration = Duration::from_mins(1);
 
-/// The waits before a registry that does not answer is asked again: about 5 minutes in all.
+/// How long tagging or deleting may take with all that is asked again.
+const LIMIT: Duration = Duration::from_mins(5);
+
+/// The waits before a registry that does not answer is asked again. They end before [`LIMIT`] does, so
+/// that one that refuses at once is told of in its own words.
 const PATIENCE: ExponentialBuilder = ExponentialBuilder::new()
     .with_min_delay(Duration::from_millis(500))
     .with_max_delay(Duration::from_secs(20))
     .with_max_times(18)
+    .with_total_delay(Some(Duration::from_mins(4)))
     .with_jitter();
 
 /// The largest manifest that registries take.
@@ -59,6 +66,9 @@ pub enum RegistryError {
     /// Nobody answered, or the connection broke.
     #[error("the registry does not answer")]
     Unreachable(#[source] reqwest::Error),
+    /// It answered too slowly, or not in time.
+    #[error("the registry took longer than 5 minutes")]
+    TooSlow,
     /// It cannot answer at the moment.
     #[error("the registry cannot answer (status {status}): {detail}")]
     Unavailable {
@@ -104,7 +114,7 @@ impl RegistryError {
     /// Whether the same may succeed in a moment.
     pub const fn is_transient(&self) -> bool {
         match self {
-            Self::Unreachable(_) | Self::Unavailable { .. } => true,
+            Self::Unreachable(_) | Self::TooSlow | Self::Unavailable { .. } => true,
             Self::Access { .. }
             | Self::Login(_)
             | Self::Password(_)
@@ -124,7 +134,11 @@ impl From<reqwest::Error> for RegistryError {
 /// The configured registry.
 pub struct Registry {
     config: RegistryConfig,
+    /// For reading.
     http: reqwest::Client,
+    /// For writing. It follows no redirect: a PUT or DELETE may become a GET by one, whose success says
+    /// nothing.
+    writing: reqwest::Client,
     /// Whether the log says already that it deletes nothing.
     refusal_is_told: AtomicBool,
 }
@@ -141,13 +155,16 @@ impl Registry {
     /// # Errors
     /// When this machine's TLS cannot be set up.
     pub fn new(config: RegistryConfig) -> Result<Self, reqwest::Error> {
-        let http = reqwest::Client::builder()
-            .connect_timeout(CONNECT_LIMIT)
-            .timeout(ANSWER_LIMIT)
-            .user_agent(concat!("stagely/", env!("CARGO_PKG_VERSION")));
-        // As Docker does: what listens here is not behind a proxy.
-        let http = if is_loopback(host_of(&config.url)) { http.no_proxy() } else { http };
-        Ok(Self { config, http: http.build()?, refusal_is_told: AtomicBool::new(false) })
+        let client = || {
+            let http = reqwest::Client::builder()
+                .connect_timeout(CONNECT_LIMIT)
+                .timeout(ANSWER_LIMIT)
+                .user_agent(concat!("stagely/", env!("CARGO_PKG_VERSION")));
+            // As Docker does: what listens here is not behind a proxy.
+            if is_loopback(host_of(&config.url)) { http.no_proxy() } else { http }
+        };
+        let (http, writing) = (client().build()?, client().redirect(Policy::none()).build()?);
+        Ok(Self { config, http, writing, refusal_is_told: AtomicBool::new(false) })
     }
 
     /// Lets `tag` name the manifest that `digest` names in the same repository, byte for byte. A
@@ -156,11 +173,7 @@ impl Registry {
     /// # Errors
     /// [`RegistryError`].
     pub async fn tag(&self, tag: &ImageRef, digest: &Digest) -> Result<(), RegistryError> {
-        (|| self.tag_once(tag, digest))
-            .retry(PATIENCE)
-            .when(RegistryError::is_transient)
-            .notify(log_retry)
-            .await
+        patiently(|| self.tag_once(tag, digest)).await
     }
 
     /// Deletes `tag` and no other tag, also if they name the same manifest. One that is not there, and
@@ -170,11 +183,7 @@ impl Registry {
     /// # Errors
     /// [`RegistryError`].
     pub async fn delete(&self, tag: &ImageRef) -> Result<(), RegistryError> {
-        (|| self.delete_once(tag))
-            .retry(PATIENCE)
-            .when(RegistryError::is_transient)
-            .notify(log_retry)
-            .await
+        patiently(|| self.delete_once(tag)).await
     }
 
     /// The digest of what `tag` names now.
@@ -281,7 +290,8 @@ impl Registry {
         let api = if host == "docker.io" { "registry-1.docker.io" } else { host };
         let scheme = if is_loopback(host) { "http" } else { "https" };
         let url = format!("{scheme}://{api}/v2/{path}/manifests/{reference}");
-        Ok(self.http.request(method, url))
+        let client = if method.is_safe() { &self.http } else { &self.writing };
+        Ok(client.request(method, url))
     }
 
     /// Sends `request`; once more, with credentials, if the registry asks for them.
@@ -415,6 +425,15 @@ impl Challenge {
         let query = query.filter_map(|name| Some((name, parameter(name)?))).collect();
         Some(Self::Bearer { realm: parameter("realm")?, query })
     }
+}
+
+/// Asks again while the registry is away.
+async fn patiently<F>(ask: impl FnMut() -> F) -> Result<(), RegistryError>
+where
+    F: Future<Output = Result<(), RegistryError>>,
+{
+    let asking = ask.retry(PATIENCE).when(RegistryError::is_transient).notify(log_retry);
+    timeout(LIMIT, asking).await.unwrap_or(Err(RegistryError::TooSlow))
 }
 
 fn log_retry(error: &RegistryError, wait: Duration) {

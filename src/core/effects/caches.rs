@@ -64,6 +64,7 @@ impl Effects {
 const fn may_succeed_later(error: &RegistryError) -> bool {
     match error {
         RegistryError::Unreachable(_)
+        | RegistryError::TooSlow
         | RegistryError::Unavailable { .. }
         | RegistryError::Access { .. }
         | RegistryError::Password(_)
