@@ -53,7 +53,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "N", conflicts_with = "environment")]
     pull_request: Option<u64>,
     /// The commit comes from a fork: caches are read and never written
-    #[arg(long)]
+    #[arg(long, requires = "pull_request")]
     from_fork: bool,
     /// The branch or commit that the `paths` of builds are compared with. Default: the default branch
     #[arg(long, value_name = "REF")]
