@@ -146,7 +146,8 @@ fn what_failed_is_built_again_alone_with_the_arguments_that_are_given_again() {
     let git = GitDaemon::of(&person);
     let server = Server::start(&person);
     let admin = server.token("admin");
-    let first = server.does(&admin, &["run", &git.url(&person), "--json"]).with(1).stdout;
+    let url = git.url(&person);
+    let first = server.does(&admin, &["run", &url, "--set", "WORD=no", "--json"]).with(1).stdout;
     let first: Value = serde_json::from_str(&first).unwrap();
     let id = first["id"].as_str().unwrap();
 
@@ -154,7 +155,7 @@ fn what_failed_is_built_again_alone_with_the_arguments_that_are_given_again() {
     let kept = format!("good kept from {id}");
     assert!(again.stdout.contains(&kept), "{}", again.stdout);
     assert!(again.stdout.contains("bad   linux/amd64  completed"), "{}", again.stdout);
-    let all = server.does(&admin, &["rebuild", id]).with(1);
+    let all = server.does(&admin, &["rebuild", id, "--set", "WORD=no"]).with(1);
     assert!(!all.stdout.contains("kept"), "{}", all.stdout);
 
     server.ends();
