@@ -66,13 +66,13 @@ async fn build(git: &GitServer, commit: &str) -> Status {
 #[tokio::test]
 async fn the_whole_repository_is_copied_from_the_cache_the_second_time() {
     let git = GitServer::start();
-    let library = git.repository("library", true);
-    library.commit(&[("file", "text")]);
+    let parts = git.repository("parts", true);
+    parts.commit(&[("file", "text")]);
     let repository = git.repository("app", true);
-    let origin = git.url("private", "library/.git");
+    let origin = git.url("private", "parts/.git");
     let with_token = origin.replace("http://", &format!("http://x:{TOKEN}@"));
-    repository.git(&["submodule", "--quiet", "add", &with_token, "library"]);
-    repository.git(&["config", "--file", ".gitmodules", "submodule.library.url", &origin]);
+    repository.git(&["submodule", "--quiet", "add", &with_token, "parts"]);
+    repository.git(&["config", "--file", ".gitmodules", "submodule.parts.url", &origin]);
     // Never built before.
     let nonce = format!("{}", repository.path.display());
     let commit = repository.commit(&[("Dockerfile", "FROM scratch\nCOPY . .\n"), ("n", &nonce)]);

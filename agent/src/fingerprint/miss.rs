@@ -112,8 +112,10 @@ impl Comparison<'_> {
     }
 }
 
+/// The same digest is the same image, in whatever repository: that of another environment, for one.
 fn changed_image(was: String, is: String) -> Option<MissCause> {
-    (was != is).then_some(MissCause::BaseImage { was, is })
+    let digest = |image: &str| image.rsplit('@').next().map(str::to_owned);
+    (digest(&was) != digest(&is)).then_some(MissCause::BaseImage { was, is })
 }
 
 /// The instruction that a step comes from. FROM counts in a step's number or not, and ONBUILD of a
@@ -338,6 +340,10 @@ mod tests {
         assert_eq!(cause(&was, &is, &[], run), changed("a"));
         let is = with(&[image("sha256:00"), copied("sha256:01")]);
         assert_eq!(cause(&was, &is, &[run], "[app 3/3] COPY --from=b /b /b"), changed("b"));
+        let elsewhere =
+            BaseImage { reference: "registry/other/a".to_owned(), ..image("sha256:00") };
+        let is = with(&[elsewhere, copied("sha256:00")]);
+        assert_eq!(cause(&was, &is, &[], run), MissCause::Unknown);
     }
 
     #[test]
