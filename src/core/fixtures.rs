@@ -14,7 +14,7 @@ use super::registry::Registry;
 use super::secrets::Keyring;
 use super::sessions::Sessions;
 use super::state::{
-    Job, JobKind, JobState, Machine, MachineKind, MachineSize, MachineState, Timestamp,
+    Job, JobKind, Machine, MachineKind, MachineSize, MachineState, PlannedJob, Timestamp,
 };
 use super::store::Store;
 use crate::config::Config;
@@ -28,43 +28,31 @@ pub(super) fn digest() -> Digest {
 /// A job that waits to build `variant`.
 pub(super) fn job(id: u128, run: u128, variant: &str, platform: &str) -> Job {
     let platform: Platform = platform.parse().unwrap();
-    Job {
+    let kind = JobKind::Build {
+        platform,
+        context: ".".to_owned(),
+        dockerfile: "Dockerfile".to_owned(),
+        target: None,
+        build_args: BuildArgs::default(),
+        image: format!("r/app/main:{variant}.{run}").parse().unwrap(),
+        push: true,
+        cache_from: Vec::new(),
+        cache_to: None,
+        uses: BTreeMap::new(),
+        emulation: Emulation::Allow,
+    };
+    let planned = PlannedJob {
         id: JobId::from_bits(id),
-        run: RunId::from_bits(run),
         name: variant.to_owned(),
         build: variant.to_owned(),
         variant: variant.to_owned(),
-        kind: JobKind::Build {
-            platform,
-            context: ".".to_owned(),
-            dockerfile: "Dockerfile".to_owned(),
-            target: None,
-            build_args: BuildArgs::default(),
-            image: format!("r/app/main:{variant}.{run}").parse().unwrap(),
-            push: true,
-            cache_from: Vec::new(),
-            cache_to: None,
-            uses: BTreeMap::new(),
-            emulation: Emulation::Allow,
-        },
+        kind,
         tag: None,
         size: MachineSize::Medium,
         needs: Vec::new(),
         timeout: Duration::from_mins(30),
-        state: JobState::Queued { attempt: 1 },
-        attempt: 1,
-        lost_attempts: Vec::new(),
-        queued_at: Timestamp(0),
-        assigned_at: None,
-        started_at: None,
-        ended_at: None,
-        steps: Vec::new(),
-        warnings: Vec::new(),
-        cache_miss: None,
-        emulated: false,
-        took_over: None,
-        kept_from: None,
-    }
+    };
+    Job { attempt: 1, ..Job::queued(planned, RunId::from_bits(run), Timestamp(0)) }
 }
 
 /// A registered machine that has nothing to do.

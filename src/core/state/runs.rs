@@ -136,7 +136,8 @@ impl State {
 }
 
 impl Job {
-    fn queued(planned: PlannedJob, run: RunId, now: Timestamp) -> Self {
+    /// The job as it waits for its first attempt.
+    pub(crate) fn queued(planned: PlannedJob, run: RunId, now: Timestamp) -> Self {
         Self {
             id: planned.id,
             run,

@@ -172,22 +172,15 @@ fn a_cancelled_run_asks_a_registered_machine_to_stop_its_export() {
 #[test]
 fn a_registered_machine_is_not_free_before_both_its_merge_and_its_export_have_stopped() {
     let mut core = without_provider();
-    let machines = Arch::ALL.map(|arch| core.static_machine(arch));
-    for machine in machines {
-        core.connect(machine, &[]);
-    }
-    let run = core.request(1);
-    let (one, other) = (core.build(Arch::Amd64), core.build(Arch::Arm64));
-    let merge = core.merge(&[&one, &other]);
-    core.plan(run, &[one.clone(), other.clone(), merge.clone()]);
-    core.report(core.machine_of(one.id), one.id, 1, PUSHED);
-    let machine = core.machine_of(other.id);
-    core.report_early(machine, other.id, 1);
+    let TwoPlatforms { run, builds: [one, other], machines: [first, machine], merge } =
+        TwoPlatforms::begun_on_registered(&mut core);
+    core.report(first, one, 1, PUSHED);
+    core.report_early(machine, other, 1);
 
     assert_eq!(core.cancel(run).len(), 2, "the merge and the export");
-    core.report(machine, other.id, 1, JobOutcome::Cancelled);
+    core.report(machine, other, 1, JobOutcome::Cancelled);
     assert_ne!(core.machine_state(machine), MachineState::Ready);
 
-    core.report(machine, merge.id, 1, JobOutcome::Cancelled);
+    core.report(machine, merge, 1, JobOutcome::Cancelled);
     assert_eq!(core.machine_state(machine), MachineState::Ready);
 }

@@ -120,24 +120,17 @@ fn a_merge_without_attempts_left_is_patient_and_so_is_one_that_has_begun() {
 #[test]
 fn a_registered_builder_merges_before_it_is_free_for_others() {
     let mut core = without_provider();
-    let machines = Arch::ALL.map(|arch| core.static_machine(arch));
-    for machine in machines {
-        core.connect(machine, &[]);
-    }
-    let run = core.request(1);
-    let (one, other) = (core.build(Arch::Amd64), core.build(Arch::Arm64));
-    let merge = core.merge(&[&one, &other]);
-    core.plan(run, &[one.clone(), other.clone(), merge.clone()]);
+    let TwoPlatforms { builds: [one, other], machines: [first, last], merge, .. } =
+        TwoPlatforms::begun_on_registered(&mut core);
     let (_, others) = core.run(2, 1);
-    let [first, last] = [&one, &other].map(|build| core.machine_of(build.id));
-    core.report_early(last, other.id, 1);
+    core.report_early(last, other, 1);
 
-    core.report_early(first, one.id, 1);
+    core.report_early(first, one, 1);
 
-    assert_eq!(core.machine_of(merge.id), first);
+    assert_eq!(core.machine_of(merge), first);
     assert_eq!(core.job_state(others[0]), &JobState::Queued { attempt: 1 });
-    core.report(first, one.id, 1, PUSHED);
-    core.report(first, merge.id, 1, PUSHED);
+    core.report(first, one, 1, PUSHED);
+    core.report(first, merge, 1, PUSHED);
     assert_eq!(core.machine_of(others[0]), first);
 }
 

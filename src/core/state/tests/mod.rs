@@ -279,17 +279,31 @@ struct TwoPlatforms {
 
 impl TwoPlatforms {
     fn begun(core: &mut Core) -> Self {
-        let run = core.request(1);
-        let (one, other) = (core.build(Arch::Amd64), core.build(Arch::Arm64));
-        let merge = core.merge(&[&one, &other]);
-        core.plan(run, &[one.clone(), other.clone(), merge.clone()]);
-        let builds = [one.id, other.id];
+        let (run, builds, merge) = Self::planned(core);
         let machines = builds.map(|build| core.launched(build));
         for (machine, build) in machines.into_iter().zip(builds) {
             core.connect(machine, &[]);
             core.start(machine, build, 1);
         }
-        Self { run, builds, machines, merge: merge.id }
+        Self { run, builds, machines, merge }
+    }
+
+    /// On machines that their owner registered.
+    fn begun_on_registered(core: &mut Core) -> Self {
+        for machine in Arch::ALL.map(|arch| core.static_machine(arch)) {
+            core.connect(machine, &[]);
+        }
+        let (run, builds, merge) = Self::planned(core);
+        let machines = builds.map(|build| core.machine_of(build));
+        Self { run, builds, machines, merge }
+    }
+
+    fn planned(core: &mut Core) -> (RunId, [JobId; 2], JobId) {
+        let run = core.request(1);
+        let (one, other) = (core.build(Arch::Amd64), core.build(Arch::Arm64));
+        let merge = core.merge(&[&one, &other]);
+        core.plan(run, &[one.clone(), other.clone(), merge.clone()]);
+        (run, [one.id, other.id], merge.id)
     }
 }
 
