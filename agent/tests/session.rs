@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use futures_util::{SinkExt as _, StreamExt as _};
 use stagely_agent::config::AgentConfig;
 use stagely_agent::protocol::{
-    AgentMessage, FailureReason, Hello, MESSAGE_BYTES_MAX, Status, StatusState, Stream,
+    AgentMessage, FailureReason, Hello, MESSAGE_BYTES_MAX, Status, StatusState, Stream, WireId,
 };
 use stagely_agent::{AgentExit, run};
 use support::{GitServer, TOKEN};
@@ -524,7 +524,11 @@ async fn without_core_the_agent_gives_up() {
 
 #[tokio::test]
 async fn a_pushed_image_is_reported_over_lost_connections_until_its_cache_is_exported() {
-    let setup = Setup::start_with(|config| AgentConfig { docker_host: None, ..config }).await;
+    // A machine of its own: an agent that takes over after another kills what that one's machine runs,
+    // and all other agents here are one machine's.
+    let agent_id: WireId = "vm_session_test".parse().unwrap();
+    let own = |config| AgentConfig { docker_host: None, agent_id: agent_id.clone(), ..config };
+    let setup = Setup::start_with(own).await;
     let setting = |name: &str| std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set"));
     let password = fs::read_to_string(setting("STAGELY_REGISTRY_PASSWORD_FILE")).unwrap();
     let git = GitServer::start();
