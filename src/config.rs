@@ -17,7 +17,7 @@ use url::Url;
 
 use crate::core::orchestrator::now;
 use crate::core::request::check_branch;
-use crate::core::state::Limits;
+use crate::core::state::{ForkPolicy, GithubRepository, Limits, Priorities};
 use crate::core::warm_up::Schedule;
 use crate::ids::MachineId;
 
@@ -87,6 +87,12 @@ pub struct Config {
     pub retention: RetentionConfig,
     /// Caches that are filled by schedule.
     pub warm_up: WarmUpConfig,
+    /// How core gets on with GitHub.
+    pub github: GithubConfig,
+    /// Who goes before whom.
+    pub priorities: Priorities,
+    /// Repositories at GitHub whose pull requests are built.
+    pub projects: Vec<ProjectConfig>,
 }
 
 /// The `[core]` table.
@@ -345,6 +351,77 @@ impl WarmUpConfig {
     }
 }
 
+/// The `[github]` table. Credentials are those of an app or a token; both also come from the environment.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct GithubConfig {
+    /// The API: of GitHub Enterprise `https://HOST/api/v3`. Default: `https://api.github.com`.
+    pub api_url: Url,
+    /// The id of a GitHub App. Default: none.
+    pub app_id: Option<u64>,
+    /// A file that holds the app's private key, PEM. Default: `STAGELY_GITHUB_PRIVATE_KEY` of the environment.
+    pub private_key_file: Option<PathBuf>,
+    /// A file that holds a fine-grained token, where there is no app, read again after a while. Default:
+    /// `STAGELY_GITHUB_TOKEN` of the environment.
+    pub token_file: Option<PathBuf>,
+    /// A file that holds the secret of the webhooks. Default: `STAGELY_GITHUB_WEBHOOK_SECRET` of the
+    /// environment; without one no webhook is taken.
+    pub webhook_secret_file: Option<PathBuf>,
+    /// Whether drafts are built, too. Default: false.
+    pub drafts: bool,
+    /// The label that approves the commit of a fork. Default: `stagely-approve`.
+    pub approval_label: String,
+    /// How often open pull requests are compared with what core knows. Default: 5m.
+    #[serde(with = "humantime_serde")]
+    pub reconcile_interval: Duration,
+    /// The shortest time between two edits of one comment. Default: 5s.
+    #[serde(with = "humantime_serde")]
+    pub report_interval: Duration,
+    /// Most comments and statuses written in a minute, over all projects. Default: 80, GitHub's own limit.
+    pub writes_per_minute: NonZeroU32,
+    /// Most comments written in an hour, over all projects. Default: 500, GitHub's own limit.
+    pub comments_per_hour: NonZeroU32,
+}
+
+impl Default for GithubConfig {
+    fn default() -> Self {
+        Self {
+            api_url: Url::parse("https://api.github.com").expect("it is a URL"),
+            app_id: None,
+            private_key_file: None,
+            token_file: None,
+            webhook_secret_file: None,
+            drafts: false,
+            approval_label: "stagely-approve".to_owned(),
+            reconcile_interval: Duration::from_mins(5),
+            report_interval: Duration::from_secs(5),
+            writes_per_minute: NonZeroU32::new(80).expect("80 is not zero"),
+            comments_per_hour: NonZeroU32::new(500).expect("500 is not zero"),
+        }
+    }
+}
+
+/// One of `[[projects]]`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct ProjectConfig {
+    /// `owner/name` of the repository at GitHub.
+    pub github: GithubRepository,
+    /// The project's name. Default: made of the repository's.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// A file that holds a token for this repository alone. Default: what `[github]` says.
+    #[serde(default)]
+    pub token_file: Option<PathBuf>,
+    /// What becomes of pull requests from forks: `approval`, `never` or `known-contributors`. Default:
+    /// `approval`.
+    #[serde(default)]
+    pub forks: ForkPolicy,
+    /// Most machines that work for it at once. Default: as many as there are.
+    #[serde(default)]
+    pub max_concurrent: Option<NonZeroU32>,
+}
+
 impl Config {
     /// Reads and checks `path`.
     ///
@@ -416,6 +493,7 @@ impl Config {
             cache_export: self.builders.cache_export_limit,
             planned_at_once: PLANNED_AT_ONCE,
             planning: self.builders.planning_limit,
+            priorities: self.priorities,
             launchable,
         }
     }

@@ -167,7 +167,7 @@ fn write_records(folder: &Path) {
     let id = ProjectId::from_bits(1);
     loop {
         count += 1;
-        let project = Project { id, name: count.to_string(), repository: "x".repeat(5_000) };
+        let project = Project::new(id, count.to_string(), "x".repeat(5_000));
         let environment =
             Environment::new(EnvironmentId::from_bits(count.into()), id, count.to_string());
         let mut batch = Batch::default();

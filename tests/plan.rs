@@ -55,7 +55,7 @@ impl Given {
         let project = ProjectId::from_bits(1);
         Self {
             registry: "registry.internal",
-            project: Project { id: project, name: "shop".into(), repository: String::new() },
+            project: Project::new(project, "shop".into(), String::new()),
             environment: Environment::new(EnvironmentId::from_bits(2), project, "pr-7".into()),
             commit: "a".repeat(40).parse().unwrap(),
             branch: Some("feature/new-api"),

@@ -9,6 +9,8 @@ use stagely_agent::protocol::{Arch, BuildArgs, Digest, Emulation, Platform};
 
 use super::disk::DiskGuard;
 use super::effects::{Effects, Secrets};
+use super::github::Github;
+use super::logs::{LogSettings, LogStore};
 use super::records::SharedRecords;
 use super::registry::Registry;
 use super::secrets::Keyring;
@@ -84,12 +86,17 @@ pub(super) fn effects(
     records: SharedRecords,
 ) -> Effects {
     let keyring = Keyring::open(&folder.join("key")).unwrap();
+    let secrets = Secrets::new(keyring, store.clone(), Vec::new(), Vec::new(), Vec::new());
+    let log_settings =
+        LogSettings { job_bytes_max: 1024, cache_bytes: 1024, disk_free_min_bytes: 0 };
     Effects {
+        github: Github::new(&config.github, secrets.clone()).unwrap(),
+        logs: LogStore::open(&folder.join("effects-logs.redb"), log_settings).unwrap(),
         registry: Registry::new(config.registry.clone()).unwrap(),
         config: Arc::new(config),
         records,
         sessions: Sessions::default(),
-        secrets: Secrets::new(keyring, store.clone(), Vec::new(), Vec::new()),
+        secrets,
         store,
         provider: None,
         scratch: folder.to_owned(),

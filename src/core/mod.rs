@@ -14,6 +14,7 @@ pub mod records;
 pub mod store;
 
 pub mod effects;
+pub mod github;
 pub mod registry;
 pub mod sessions;
 
@@ -48,6 +49,7 @@ use url::Url;
 
 use self::disk::DiskGuard;
 use self::effects::{Effects, Secrets};
+use self::github::Github;
 use self::http::{Api, ApiTokens};
 use self::intake::Intake;
 use self::logs::{LogSettings, LogStore};
@@ -209,6 +211,7 @@ impl Parts {
             self.keyring.clone(),
             self.store.clone(),
             stored.run_secrets,
+            stored.project_secrets,
             stored.machine_tokens,
         );
         let state = State::load(self.config.limits(), stored.state);
@@ -224,6 +227,8 @@ impl Parts {
             sessions: sessions.clone(),
             secrets: secrets.clone(),
             store: self.store.clone(),
+            github: Github::new(&self.config.github, secrets.clone())?,
+            logs: self.logs.clone(),
             registry: Registry::new(self.config.registry.clone())
                 .context("cannot set up TLS for the registry")?,
             provider: provider.clone(),

@@ -229,7 +229,7 @@ impl Orchestrator {
                     batch.fingerprint(cache, Some(&fingerprint));
                 }
             }
-            (Event::CachesDeleted { refs, .. }, None) => {
+            (Event::CleanedUp { refs, .. }, None) => {
                 for cache in refs {
                     batch.fingerprint(cache, None);
                 }
@@ -282,6 +282,9 @@ impl Orchestrator {
             if machine.is_none_or(|machine| machine.state.is_terminated()) {
                 batch.machine_tokens(*id, None);
             }
+        }
+        for id in &changes.deliveries {
+            batch.delivery(*id, state.deliveries.get(id));
         }
         for id in &changes.outbox {
             batch.effect(*id, state.outbox.get(id));
@@ -337,6 +340,7 @@ impl Records {
             runs: state.runs.keys().copied().collect(),
             jobs: state.jobs.keys().copied().collect(),
             machines: state.machines.keys().copied().collect(),
+            deliveries: state.deliveries.keys().copied().collect(),
             ..Changes::default()
         };
         let mut records = Self::default();
@@ -351,6 +355,7 @@ impl Records {
         copy(&mut self.runs, &state.runs, &changes.runs);
         copy(&mut self.machines, &state.machines, &changes.machines);
         copy(&mut self.jobs, &state.jobs, &changes.jobs);
+        copy(&mut self.deliveries, &state.deliveries, &changes.deliveries);
         for id in &changes.machines {
             self.note_live(*id);
         }

@@ -9,7 +9,8 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use tokio::sync::watch;
 
 use super::state::{
-    Attempt, Environment, Job, JobKind, JobState, Machine, Project, QueuedJob, Run,
+    Attempt, DeliveryId, Environment, Job, JobKind, JobState, Machine, Project, QueuedJob, Run,
+    Timestamp,
 };
 use crate::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId};
 
@@ -39,6 +40,8 @@ pub struct Records {
     pub live: BTreeMap<MachineId, Option<RunId>>,
     /// How many of them each run has; no run without one.
     pub live_of_run: BTreeMap<RunId, usize>,
+    /// When each delivery of GitHub's came, as far as it may come again.
+    pub deliveries: BTreeMap<DeliveryId, Timestamp>,
     /// The jobs that wait, in the order in which they will be served.
     pub queue: Vec<QueuedJob>,
 }

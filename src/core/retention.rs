@@ -10,7 +10,7 @@ use tracing::{info, warn};
 use super::logs::LogStore;
 use super::orchestrator::{Events, now};
 use super::records::SharedRecords;
-use super::state::{Event, MachineState, Timestamp};
+use super::state::{DeliveryId, Event, MachineState, Timestamp};
 use crate::config::RetentionConfig;
 use crate::ids::{JobId, MachineId, RunId};
 
@@ -19,6 +19,17 @@ const INTERVAL: Duration = Duration::from_mins(10);
 
 /// Records that go in one step: a transaction of milliseconds, between which core does its work.
 const STEP: usize = 100;
+
+/// How long it is remembered that a delivery came: GitHub repeats those of three days.
+const DELIVERIES: Duration = Duration::from_hours(7 * 24);
+
+/// What goes in one step.
+struct Old {
+    runs: Vec<RunId>,
+    jobs: Vec<JobId>,
+    machines: Vec<MachineId>,
+    deliveries: Vec<DeliveryId>,
+}
 
 /// The forgetting task.
 pub(super) struct Retention {
@@ -56,17 +67,17 @@ impl Retention {
     /// Forgets some; returns how many. A machine may outlast its job's record, and the other way round:
     /// neither needs the other once it has ended.
     async fn step(&self) -> anyhow::Result<usize> {
-        let (runs, jobs, machines) = self.old();
-        let count = runs.len() + machines.len();
+        let Old { runs, jobs, machines, deliveries } = self.old();
+        let count = runs.len() + machines.len() + deliveries.len();
         if count > 0 {
             // Logs first: a crash in between leaves runs without logs, never logs without a run.
             self.logs.forget(&jobs).await.context("delete logs")?;
-            self.events.store(Event::Forgotten { runs, machines }).await?;
+            self.events.store(Event::Forgotten { runs, machines, deliveries }).await?;
         }
         Ok(count)
     }
 
-    fn old(&self) -> (Vec<RunId>, Vec<JobId>, Vec<MachineId>) {
+    fn old(&self) -> Old {
         let now = now();
         let records = self.records.read();
         let is_old = |ended: Option<Timestamp>, keep: Duration| {
@@ -88,7 +99,14 @@ impl Retention {
             .map(|machine| machine.id)
             .take(STEP)
             .collect();
-        (runs, jobs, machines)
+        let deliveries = records
+            .deliveries
+            .iter()
+            .filter(|(_, came_at)| now.since(**came_at) > DELIVERIES)
+            .map(|(delivery, _)| *delivery)
+            .take(STEP)
+            .collect();
+        Old { runs, jobs, machines, deliveries }
     }
 }
 

@@ -14,7 +14,7 @@ use stagely_agent::protocol::{Fingerprint, ImageRef};
 use thiserror::Error;
 
 use super::secrets::TokenHash;
-use super::state::{Effect, EffectId, Snapshot, Timestamp};
+use super::state::{DeliveryId, Effect, EffectId, Snapshot, Timestamp};
 use crate::api::Role;
 use crate::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId};
 
@@ -29,12 +29,16 @@ const MACHINES: Records = TableDefinition::new("machines");
 const OUTBOX: TableDefinition<'static, u64, &[u8]> = TableDefinition::new("outbox");
 /// Sealed by the keyring; a row lives as long as its run is not final.
 const RUN_SECRETS: Records = TableDefinition::new("run_secrets");
+/// Sealed by the keyring: what opens a project's repository.
+const PROJECT_SECRETS: Records = TableDefinition::new("project_secrets");
 /// Hashes, 32 bytes each, of the tokens that a machine may say HELLO with.
 const MACHINE_TOKENS: Records = TableDefinition::new("machine_tokens");
 /// What builds were made of, by the cache ref that holds their layers. Up to 768 KiB each, so they are
 /// read when they are asked for and not at the start.
 const FINGERPRINTS: TableDefinition<'static, &str, &str> = TableDefinition::new("fingerprints");
 const API_TOKENS: TableDefinition<'static, [u8; 32], &[u8]> = TableDefinition::new("api_tokens");
+/// When each delivery of GitHub's came.
+const DELIVERIES: Records = TableDefinition::new("deliveries");
 const META: TableDefinition<'static, &str, &str> = TableDefinition::new("meta");
 
 /// The layout of the tables. A store of another layout is refused, not guessed at. Fields that are added
@@ -99,6 +103,8 @@ pub struct Stored {
     pub state: Snapshot,
     /// Sealed secrets of runs.
     pub run_secrets: Vec<(RunId, Vec<u8>)>,
+    /// Sealed tokens of projects.
+    pub project_secrets: Vec<(ProjectId, Vec<u8>)>,
     /// Hashes of the tokens of machines.
     pub machine_tokens: Vec<(MachineId, Vec<TokenHash>)>,
     /// The API's tokens.
@@ -161,6 +167,16 @@ impl Batch {
         self.rows.push((RUN_SECRETS, run.bits(), sealed));
     }
 
+    /// Writes when a delivery came, or forgets it.
+    pub fn delivery(&mut self, delivery: DeliveryId, at: Option<&Timestamp>) {
+        self.rows.push((DELIVERIES, delivery.0, at.map(encode)));
+    }
+
+    /// Writes the sealed token of a project, or deletes it.
+    pub fn project_secret(&mut self, project: ProjectId, sealed: Option<Vec<u8>>) {
+        self.rows.push((PROJECT_SECRETS, project.bits(), sealed));
+    }
+
     /// Writes what the build was made of whose layers `cache` holds, or deletes it.
     pub fn fingerprint(&mut self, cache: &ImageRef, fingerprint: Option<&Fingerprint>) {
         let text = fingerprint.map(|fingerprint| fingerprint.as_str().to_owned());
@@ -206,8 +222,17 @@ impl Store {
         write.set_quick_repair(true);
         let core_id;
         {
-            for table in [PROJECTS, ENVIRONMENTS, RUNS, JOBS, MACHINES, RUN_SECRETS, MACHINE_TOKENS]
-            {
+            for table in [
+                PROJECTS,
+                ENVIRONMENTS,
+                RUNS,
+                JOBS,
+                MACHINES,
+                RUN_SECRETS,
+                PROJECT_SECRETS,
+                MACHINE_TOKENS,
+                DELIVERIES,
+            ] {
                 write.open_table(table)?;
             }
             write.open_table(OUTBOX)?;
@@ -248,11 +273,16 @@ impl Store {
                 runs: self.records(RUNS, RunId::from_bits)?,
                 jobs: self.records(JOBS, JobId::from_bits)?,
                 machines: self.records(MACHINES, MachineId::from_bits)?,
+                deliveries: self.records(DELIVERIES, DeliveryId)?,
                 outbox: self.outbox()?,
             },
             run_secrets: keyed(
                 self.rows(RUN_SECRETS, |bytes| Ok(bytes.to_vec()))?,
                 RunId::from_bits,
+            ),
+            project_secrets: keyed(
+                self.rows(PROJECT_SECRETS, |bytes| Ok(bytes.to_vec()))?,
+                ProjectId::from_bits,
             ),
             machine_tokens: keyed(hashes, MachineId::from_bits),
             api_tokens: self.api_tokens()?,
@@ -411,7 +441,7 @@ mod tests {
 
     fn project(name: &str) -> Project {
         let id = ProjectId::from_bits(1);
-        Project { id, name: name.to_owned(), repository: "https://git.example/app".to_owned() }
+        Project::new(id, name.to_owned(), "https://git.example/app".to_owned())
     }
 
     fn environment() -> Environment {

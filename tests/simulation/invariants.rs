@@ -273,7 +273,11 @@ fn check_outbox(core: &State) {
                 .environments
                 .get(environment)
                 .is_some_and(|environment| environment.images.contains_key(variant)),
-            Effect::DeleteCaches { environment } => core.environments.contains_key(environment),
+            Effect::CleanUp { environment }
+            | Effect::Report { environment }
+            | Effect::CheckCommand { environment, .. } => {
+                core.environments.contains_key(environment)
+            }
             Effect::Assign { .. } | Effect::Cancel { .. } | Effect::Disconnect { .. } => false,
         };
         assert_eq!(count(effect), 1, "{effect:?} is asked for twice");

@@ -29,7 +29,7 @@ pub(crate) fn request(rng: &mut Rng, core: &State, now: Timestamp) -> Event {
     match rng.below(10) {
         0 => run.trigger = Trigger::WarmUp,
         1..6 => {
-            run.trigger = Trigger::Rebuild;
+            run.trigger = Trigger::Retry;
             let earlier = rng.pick(&earlier);
             run.rebuilds = earlier.map(Run::original);
             run.keeps = earlier.map(|earlier| earlier.id);
@@ -38,7 +38,7 @@ pub(crate) fn request(rng: &mut Rng, core: &State, now: Timestamp) -> Event {
     }
     Event::RunRequested {
         run: Box::new(run),
-        project: Project { id: project, name: String::new(), repository: String::new() },
+        project: Project::new(project, String::new(), String::new()),
         environment,
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use stagely::core::state::{
     Attempt, CancelReason, Changes, Effect, Event, Limits, Machine, MachineKind, MachineState,
-    Snapshot, State, Table, Timestamp,
+    Priorities, Snapshot, State, Table, Timestamp,
 };
 use stagely::ids::{EnvironmentId, JobId, MachineId, RunId};
 use stagely_agent::protocol::Arch;
@@ -105,6 +105,7 @@ fn limits(rng: &mut Rng) -> Limits {
         cache_export: Duration::from_secs(60 + rng.below(900)),
         planned_at_once: usize::try_from(1 + rng.below(3)).expect("small"),
         planning: Duration::from_mins(10),
+        priorities: Priorities::default(),
         launchable,
     }
 }
@@ -261,8 +262,8 @@ impl World {
             Event::ImageTagged { environment, variant, .. } => {
                 Some(Effect::Tag { environment: *environment, variant: variant.clone() })
             }
-            Event::CachesDeleted { environment, .. } => {
-                Some(Effect::DeleteCaches { environment: *environment })
+            Event::CleanedUp { environment, .. } => {
+                Some(Effect::CleanUp { environment: *environment })
             }
             _ => None,
         });
@@ -538,7 +539,7 @@ impl World {
         let machines: Vec<MachineId> = self.core.machines.keys().copied().collect();
         let runs = self.rng.pick(&runs).into_iter().collect();
         let machines = self.rng.pick(&machines).into_iter().collect();
-        self.deliver(Event::Forgotten { runs, machines });
+        self.deliver(Event::Forgotten { runs, machines, deliveries: Vec::new() });
     }
 
     // The end.

@@ -159,9 +159,7 @@ mod tests {
         let environment = Environment::new(EnvironmentId::from_bits(1), project, "main".to_owned());
         let mut records = Records::default();
         let (name, repository) = ("app".to_owned(), "https://host/app".to_owned());
-        records
-            .projects
-            .insert(project, Project { id: project, name, repository: repository.clone() });
+        records.projects.insert(project, Project::new(project, name, repository.clone()));
         for id in [EARLIER, RUN] {
             let run =
                 Run::new(RunId::from_bits(id), &environment, repository.clone(), Timestamp(0));

@@ -2,9 +2,11 @@
 
 mod assign;
 mod build;
-mod caches;
+mod clean_up;
+mod command;
 mod launch;
 mod plan;
+mod report;
 mod secrets;
 mod tag;
 mod terminate;
@@ -16,6 +18,8 @@ use std::sync::Arc;
 use stagely_agent::protocol::{Cancel, CoreMessage};
 
 use super::disk::DiskGuard;
+use super::github::Github;
+use super::logs::LogStore;
 use super::records::SharedRecords;
 use super::registry::Registry;
 use super::sessions::Sessions;
@@ -41,6 +45,10 @@ pub struct Effects {
     pub secrets: Secrets,
     /// What builds were made of.
     pub store: Store,
+    /// Where pull requests are.
+    pub github: Github,
+    /// Finds the lines of a failed step.
+    pub logs: LogStore,
     /// Where images go.
     pub registry: Registry,
     /// Where machines come from; `None` where only registered machines build.
@@ -74,7 +82,11 @@ impl Effects {
                 None
             }
             Effect::Tag { environment, variant } => self.tag(environment, variant).await,
-            Effect::DeleteCaches { environment } => Some(self.delete_caches(environment).await),
+            Effect::CleanUp { environment } => Some(self.clean_up(environment).await),
+            Effect::CheckCommand { environment, command } => {
+                Some(self.check_command(environment, command).await)
+            }
+            Effect::Report { environment } => Some(self.report(environment).await),
             Effect::Disconnect { machine } => {
                 self.sessions.end(machine);
                 None

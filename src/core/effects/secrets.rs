@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::core::secrets::{Keyring, SealBroken, TokenHash, random_token};
 use crate::core::store::{Batch, Store, StoreError};
-use crate::ids::{MachineId, RunId};
+use crate::ids::{MachineId, ProjectId, RunId};
 
 /// The secrets that the caller of a run gave with it.
 #[derive(Debug, Default)]
@@ -38,6 +38,8 @@ pub struct Secrets {
 struct Inner {
     /// Sealed, as in the store: opened only while they are used.
     runs: HashMap<RunId, Vec<u8>>,
+    /// Sealed, as in the store.
+    projects: HashMap<ProjectId, Vec<u8>>,
     machines: HashMap<MachineId, Vec<TokenHash>>,
 }
 
@@ -47,10 +49,14 @@ impl Secrets {
         keyring: Keyring,
         store: Store,
         runs: Vec<(RunId, Vec<u8>)>,
+        projects: Vec<(ProjectId, Vec<u8>)>,
         machines: Vec<(MachineId, Vec<TokenHash>)>,
     ) -> Self {
-        let inner =
-            Inner { runs: runs.into_iter().collect(), machines: machines.into_iter().collect() };
+        let inner = Inner {
+            runs: runs.into_iter().collect(),
+            projects: projects.into_iter().collect(),
+            machines: machines.into_iter().collect(),
+        };
         Self { keyring, store, inner: Arc::new(Mutex::new(inner)) }
     }
 
@@ -88,6 +94,40 @@ impl Secrets {
     /// Forgets the secrets of a run that has ended; the orchestrator has deleted them from the store.
     pub(super) fn forget_run(&self, run: RunId) {
         self.lock().runs.remove(&run);
+    }
+
+    /// Stores the token that opens a project's repository, sealed, or forgets it. Blocks until it is on
+    /// the disk.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn set_project_token(
+        &self,
+        project: ProjectId,
+        token: Option<&SecretString>,
+    ) -> Result<(), StoreError> {
+        let sealed = token
+            .map(|token| self.keyring.seal(&project.to_string(), token.expose_secret().as_bytes()));
+        let mut batch = Batch::default();
+        batch.project_secret(project, sealed.clone());
+        self.store.commit(&batch)?;
+        let projects = &mut self.lock().projects;
+        match sealed {
+            Some(sealed) => projects.insert(project, sealed),
+            None => projects.remove(&project),
+        };
+        Ok(())
+    }
+
+    /// Opens the token of a project; `None` where it has none of its own.
+    ///
+    /// # Errors
+    /// [`SealBroken`].
+    pub fn project_token(&self, project: ProjectId) -> Result<Option<SecretString>, SealBroken> {
+        let Some(sealed) = self.lock().projects.get(&project).cloned() else { return Ok(None) };
+        let token = self.keyring.open_sealed(&project.to_string(), &sealed)?;
+        let token = String::from_utf8(token).map_err(|_| SealBroken)?;
+        Ok(Some(SecretString::from(token)))
     }
 
     /// Makes a token for `machine` and stores its hash. Earlier tokens stay good: an earlier launch,

@@ -95,9 +95,9 @@ async fn the_caches_of_a_closed_environment_are_deleted_and_those_of_an_open_one
             environment.cache_refs = refs.clone();
         });
 
-        let told = effects.perform(Effect::DeleteCaches { environment: ENVIRONMENT }).await;
+        let told = effects.perform(Effect::CleanUp { environment: ENVIRONMENT }).await;
 
-        let Some(Event::CachesDeleted { refs: gone, .. }) = told else { panic!("{told:?}") };
+        let Some(Event::CleanedUp { refs: gone, .. }) = told else { panic!("{told:?}") };
         assert_eq!(gone, if closed { refs.clone() } else { [].into() });
     }
     let path = "/v2/app/cache/manifests/app.pr-7";

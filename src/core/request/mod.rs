@@ -132,7 +132,7 @@ pub fn rebuild(
     }
     let commit = earlier.commit.as_ref().map(ToString::to_string);
     let run = Run {
-        trigger: Trigger::Rebuild,
+        trigger: Trigger::Retry,
         requested_ref: commit.or_else(|| earlier.requested_ref.clone()),
         // A commit says nothing of branches, and what is built may depend on it.
         branch: earlier.branch.clone(),
@@ -365,7 +365,7 @@ mod tests {
 
         let (earlier, run) = (&records.runs[&id], made.run);
         assert_ne!(run.id, id);
-        assert_eq!((run.trigger, run.keeps, run.rebuilds), (Trigger::Rebuild, Some(id), Some(id)));
+        assert_eq!((run.trigger, run.keeps, run.rebuilds), (Trigger::Retry, Some(id), Some(id)));
         assert_eq!(run.requested_ref.as_deref(), Some(commit.as_str()));
         assert_eq!(run.branch.as_deref(), Some("main"));
         assert_eq!(

@@ -32,21 +32,16 @@ pub(super) fn project(
     let by_repository =
         records.projects.values().find(|project| project.repository == repository.as_str());
     let Some(wanted) = wanted else {
-        return Ok(by_repository.cloned().unwrap_or_else(|| Project {
-            id: ProjectId::random(),
-            name: free_name(records, &slug(&repository_name(repository))),
-            repository: repository.to_string(),
+        return Ok(by_repository.cloned().unwrap_or_else(|| {
+            let name = free_name(records, &slug(&repository_name(repository)));
+            Project::new(ProjectId::random(), name, repository.to_string())
         }));
     };
     check_name("project", wanted)?;
     match records.projects.values().find(|project| project.name == wanted) {
         // Also at another address: a repository that moved, or a folder that is served anew.
         Some(known) => Ok(known.clone()),
-        None => Ok(Project {
-            id: ProjectId::random(),
-            name: wanted.to_owned(),
-            repository: repository.to_string(),
-        }),
+        None => Ok(Project::new(ProjectId::random(), wanted.to_owned(), repository.to_string())),
     }
 }
 

@@ -15,7 +15,7 @@ impl Turn<'_> {
         let (id, pull_request) = (environment.id, environment.pull_request);
         self.state.insert_new_environment(environment);
         let is_newest = self.state.is_newest(run);
-        let is_deleting = self.state.awaits(&Effect::DeleteCaches { environment: id });
+        let is_deleting = self.state.awaits(&Effect::CleanUp { environment: id });
         self.state.change_environment(id, |environment| {
             environment.closed = false;
             environment.deletion_outdated |= is_deleting;
@@ -28,28 +28,30 @@ impl Turn<'_> {
 
     pub(super) fn close_environment(&mut self, id: EnvironmentId) {
         self.state.change_environment(id, |environment| environment.closed = true);
-        let runs = self.state.runs.values();
-        let open = runs.filter(|run| run.environment == id && !run.state.is_final());
-        let open: Vec<RunId> = open.map(|run| run.id).collect();
-        for run in open {
+        for run in self.state.open_runs_of(id) {
             self.cancel_run(run, CancelReason::EnvironmentClosed);
         }
     }
 
     /// Lets the cache refs of closed environments be deleted, once nobody can write them any more.
-    pub(super) fn delete_caches(&mut self) {
+    pub(super) fn clean_up(&mut self) {
         let closing = self.state.index.closing.iter().copied();
         let quiet: Vec<EnvironmentId> = closing.filter(|id| !self.state.is_at_work(*id)).collect();
         for environment in quiet {
-            let delete = Effect::DeleteCaches { environment };
+            let delete = Effect::CleanUp { environment };
             if !self.state.awaits(&delete) {
                 self.emit(delete);
             }
         }
     }
 
-    pub(super) fn caches_deleted(&mut self, id: EnvironmentId, refs: &BTreeSet<ImageRef>) {
-        if !self.state.settle(&Effect::DeleteCaches { environment: id }) {
+    pub(super) fn cleaned_up(
+        &mut self,
+        id: EnvironmentId,
+        refs: &BTreeSet<ImageRef>,
+        images: bool,
+    ) {
+        if !self.state.settle(&Effect::CleanUp { environment: id }) {
             return;
         }
         let Some(environment) = self.state.environments.get(&id) else { return };
@@ -60,6 +62,10 @@ impl Turn<'_> {
         }
         self.state.change_environment(id, |environment| {
             environment.cache_refs.retain(|cache| !refs.contains(cache));
+            if images {
+                environment.has_images = false;
+                environment.images.clear();
+            }
         });
         self.state.forget_empty_environments(BTreeSet::from([id]));
     }
@@ -85,6 +91,13 @@ impl State {
             run.is_none_or(|run| run.environment == environment)
         };
         self.live_machines().flat_map(Machine::jobs).any(may_be_its_own)
+    }
+}
+
+impl Environment {
+    /// Whether something of it is in the registry that goes when it is closed.
+    pub(super) fn has_leftovers(&self) -> bool {
+        self.has_images || !self.cache_refs.is_empty()
     }
 }
 

@@ -11,9 +11,10 @@ use stagely_agent::protocol::{
 };
 
 use super::{
-    Environment, JobKind, JobReport, MachineSize, PlanFailure, Project, Run, SkippedBuild,
+    Command, DeliveryId, Environment, Head, HeadSource, JobKind, JobReport, MachineSize,
+    PlanFailure, Project, Run, SkippedBuild, Timestamp, Told,
 };
-use crate::ids::{EnvironmentId, JobId, MachineId, RunId};
+use crate::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId};
 
 /// Why something was stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +24,8 @@ pub enum CancelReason {
     Requested,
     /// Its pull request was closed, or its environment is not wanted any more.
     EnvironmentClosed,
+    /// A newer run of its environment is there.
+    Superseded,
 }
 
 /// Why an agent is to stop an attempt.
@@ -166,6 +169,74 @@ pub enum Event {
         /// Its environment.
         environment: Environment,
     },
+    /// GitHub delivered something. It may do so several times; the first counts.
+    Delivered {
+        /// Which delivery.
+        delivery: DeliveryId,
+        /// What it comes to; `None` where core has no use for it.
+        event: Option<Box<Event>>,
+    },
+    /// A pull request or the default branch is at another commit, or open again. What is known already or
+    /// outdated changes nothing: then `run` is not stored.
+    HeadMoved {
+        /// The run of that commit, `Pending`.
+        run: Box<Run>,
+        /// Its environment, new or known. The project is known.
+        environment: Environment,
+        /// The commit.
+        head: Head,
+        /// Who says so.
+        source: HeadSource,
+    },
+    /// A pull request was closed or merged.
+    PullRequestClosed {
+        /// Its environment.
+        environment: EnvironmentId,
+        /// When, by GitHub's clock.
+        at: Timestamp,
+    },
+    /// Somebody asks for something in a comment or with a label.
+    CommandGiven {
+        /// The environment of the pull request.
+        environment: EnvironmentId,
+        /// What is asked for.
+        command: Command,
+    },
+    /// The outcome of [`Effect::CheckCommand`].
+    CommandChecked {
+        /// The environment of the pull request.
+        environment: EnvironmentId,
+        /// What is asked for.
+        command: Command,
+        /// The run that it makes, if it makes one; or why it is not followed, for people.
+        verdict: Result<Option<Box<Run>>, String>,
+    },
+    /// Somebody who may write to the repository agreed to a run of a fork's commit.
+    RunApproved {
+        /// The run.
+        run: RunId,
+        /// Their name, for people.
+        by: String,
+    },
+    /// The outcome of [`Effect::Report`].
+    Reported {
+        /// The environment.
+        environment: EnvironmentId,
+        /// The [`wanted`](super::Report::wanted) that it tells of.
+        wanted: u64,
+        /// What GitHub was told, or why it was not, for people.
+        result: Result<Told, String>,
+    },
+    /// A project is to be as this says. Its name and repository stay what they were.
+    ProjectSet {
+        /// The project, new or known.
+        project: Project,
+    },
+    /// A project is not listened to any more, and the environments of its pull requests are closed.
+    ProjectRemoved {
+        /// The project.
+        project: ProjectId,
+    },
     /// The outcome of [`Effect::Plan`].
     RunPlanned {
         /// The run.
@@ -254,12 +325,14 @@ pub enum Event {
         /// The environment.
         environment: EnvironmentId,
     },
-    /// The outcome of [`Effect::DeleteCaches`].
-    CachesDeleted {
+    /// The outcome of [`Effect::CleanUp`].
+    CleanedUp {
         /// The environment.
         environment: EnvironmentId,
-        /// What is gone, or cannot be deleted.
+        /// The cache refs that are gone, or cannot be deleted.
         refs: BTreeSet<ImageRef>,
+        /// Whether its images are gone, or cannot be deleted, or it has none.
+        images: bool,
     },
     /// An owner registered a machine.
     StaticMachineAdded {
@@ -282,6 +355,8 @@ pub enum Event {
         runs: Vec<RunId>,
         /// Machines that are terminated.
         machines: Vec<MachineId>,
+        /// Deliveries so old that GitHub does not repeat them.
+        deliveries: Vec<DeliveryId>,
     },
 }
 
@@ -316,10 +391,26 @@ pub enum Effect {
         /// The build, with its combination of the matrix.
         variant: String,
     },
-    /// Delete the cache refs that a closed environment has written, and answer with
-    /// [`Event::CachesDeleted`]. Kept in the outbox. An environment that is open again when the deletion
-    /// begins keeps its refs: the answer names none. A closed one names all that its record has.
-    DeleteCaches {
+    /// Delete the cache refs that a closed environment has written, and the images of a pull request, and
+    /// answer with [`Event::CleanedUp`]. Kept in the outbox. An environment that is open again when the
+    /// deletion begins keeps all: the answer names none. A closed one names all that its record has.
+    #[serde(alias = "delete_caches")]
+    CleanUp {
+        /// The environment.
+        environment: EnvironmentId,
+    },
+    /// Find out whether the author of a command may write to the repository, and answer with
+    /// [`Event::CommandChecked`]. Kept in the outbox.
+    CheckCommand {
+        /// The environment of the pull request.
+        environment: EnvironmentId,
+        /// What is asked for.
+        command: Command,
+    },
+    /// Tell GitHub how the environment's newest run is at the moment of telling, and answer with
+    /// [`Event::Reported`]. Kept in the outbox, at most one of an environment at a time: what changes
+    /// meanwhile is told by the next.
+    Report {
         /// The environment.
         environment: EnvironmentId,
     },
@@ -352,12 +443,13 @@ pub enum Effect {
 }
 
 impl Effect {
-    /// The environment whose registry entries it changes.
+    /// The environment that it is for, if it is for one.
     pub const fn environment(&self) -> Option<EnvironmentId> {
         match self {
-            Self::Tag { environment, .. } | Self::DeleteCaches { environment } => {
-                Some(*environment)
-            }
+            Self::Tag { environment, .. }
+            | Self::CleanUp { environment }
+            | Self::CheckCommand { environment, .. }
+            | Self::Report { environment } => Some(*environment),
             Self::Plan { .. }
             | Self::Launch { .. }
             | Self::Terminate { .. }
@@ -374,7 +466,9 @@ impl Effect {
             | Self::Launch { .. }
             | Self::Terminate { .. }
             | Self::Tag { .. }
-            | Self::DeleteCaches { .. } => true,
+            | Self::CleanUp { .. }
+            | Self::CheckCommand { .. }
+            | Self::Report { .. } => true,
             Self::Assign { .. } | Self::Cancel { .. } | Self::Disconnect { .. } => false,
         }
     }

@@ -23,6 +23,7 @@ impl Turn<'_> {
         for machine in connected {
             self.disconnect(machine);
         }
+        self.report_again();
     }
 
     pub(super) fn machine_launched(&mut self, id: MachineId) {

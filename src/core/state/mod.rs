@@ -4,6 +4,7 @@
 //! what is to happen outside goes out as [`Effect`]s.
 
 mod event;
+mod github;
 mod job;
 mod machine;
 mod run;
@@ -13,11 +14,15 @@ mod step;
 
 mod alarms;
 mod attempts;
+mod commands;
 mod environments;
 mod exports;
+mod heads;
 mod kept;
 mod machines;
 mod merges;
+mod projects;
+mod reports;
 mod runs;
 mod schedule;
 mod tags;
@@ -34,6 +39,10 @@ use stagely_agent::protocol::Arch;
 pub use event::{
     Attempt, CancelReason, Effect, EffectId, Event, LaunchRefusal, PlannedJob, PlannedRun,
     StopReason,
+};
+pub use github::{
+    Approval, ApprovedCommit, Command, CommandKind, CommitStatus, DeliveryId, ForkPolicy,
+    GithubLink, GithubRepository, GithubRun, Head, HeadSource, Report, StatusState, Told,
 };
 pub use job::{Job, JobKind, JobOutcome, JobReport, JobState, LostAttempt, UsedImage};
 pub use machine::{CacheExport, Machine, MachineKind, MachineSize, MachineState};
@@ -84,6 +93,26 @@ pub struct Limits {
     pub planned_at_once: usize,
     /// How long the planning of a run may take, over all its tries.
     pub planning: Duration,
+    /// Which runs' jobs go before which.
+    pub priorities: Priorities,
     /// The arches that the provider has natively; empty when no provider launches machines.
     pub launchable: BTreeSet<Arch>,
+}
+
+/// The `[priorities]` table of the configuration: jobs of a higher one go first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Priorities {
+    /// Of pushes to the default branch, and of warm-ups. Default: 10.
+    pub default_branch: u8,
+    /// Of pull requests. Default: 20.
+    pub pull_request: u8,
+    /// Of what people and scripts ask for. Default: 30.
+    pub manual: u8,
+}
+
+impl Default for Priorities {
+    fn default() -> Self {
+        Self { default_branch: 10, pull_request: 20, manual: 30 }
+    }
 }

@@ -9,8 +9,8 @@ use std::mem;
 use std::ops::Deref;
 
 use super::{
-    Effect, EffectId, Environment, Job, JobState, Limits, Machine, Project, Run, RunState,
-    Timestamp,
+    Approval, DeliveryId, Effect, EffectId, Environment, Job, JobState, Limits, Machine, Project,
+    Run, RunState, Timestamp,
 };
 use crate::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId};
 
@@ -73,6 +73,8 @@ pub struct Snapshot {
     pub jobs: BTreeMap<JobId, Job>,
     /// All machines.
     pub machines: BTreeMap<MachineId, Machine>,
+    /// When each delivery of GitHub's came.
+    pub deliveries: BTreeMap<DeliveryId, Timestamp>,
     /// Effects whose outcome has not come back.
     pub outbox: BTreeMap<EffectId, Effect>,
 }
@@ -91,6 +93,8 @@ pub struct Changes {
     pub jobs: BTreeSet<JobId>,
     /// Of the machines.
     pub machines: BTreeSet<MachineId>,
+    /// Of the deliveries.
+    pub deliveries: BTreeSet<DeliveryId>,
     /// Of the outbox.
     pub outbox: BTreeSet<EffectId>,
 }
@@ -108,8 +112,12 @@ pub(super) struct Index {
     pub(super) queued: BTreeMap<ProjectId, BTreeSet<(Timestamp, JobId)>>,
     /// Machines that are not terminated.
     pub(super) live_machines: BTreeSet<MachineId>,
-    /// Closed environments with cache refs that are to be deleted.
+    /// Closed environments with cache refs or images that are to be deleted.
     pub(super) closing: BTreeSet<EnvironmentId>,
+    /// Runs that this step has changed, or whose jobs it has.
+    pub(super) touched_runs: BTreeSet<RunId>,
+    /// Environments of which there is something to tell besides their runs.
+    pub(super) touched_environments: BTreeSet<EnvironmentId>,
 }
 
 /// Everything core decides on.
@@ -127,6 +135,8 @@ pub struct State {
     pub jobs: Table<JobId, Job>,
     /// All machines that retention has left.
     pub machines: Table<MachineId, Machine>,
+    /// When each delivery of GitHub's came, as far as it may come again.
+    pub deliveries: Table<DeliveryId, Timestamp>,
     /// Effects whose outcome has not come back.
     pub outbox: Table<EffectId, Effect>,
     pub(super) index: Index,
@@ -159,6 +169,7 @@ impl State {
             runs: Table::new(stored.runs),
             jobs: Table::new(stored.jobs),
             machines: Table::new(stored.machines),
+            deliveries: Table::new(stored.deliveries),
             outbox: Table::new(stored.outbox),
             index: Index::default(),
             served: BTreeMap::new(),
@@ -190,6 +201,7 @@ impl State {
             runs: mem::take(&mut self.runs.changed),
             jobs: mem::take(&mut self.jobs.changed),
             machines: mem::take(&mut self.machines.changed),
+            deliveries: mem::take(&mut self.deliveries.changed),
             outbox: mem::take(&mut self.outbox.changed),
         }
     }
@@ -220,6 +232,23 @@ impl State {
         self.projects.insert_new(project.id, project);
     }
 
+    pub(super) fn change_project(&mut self, id: ProjectId, change: impl FnOnce(&mut Project)) {
+        self.projects.change(id, change);
+    }
+
+    /// Notes that a delivery came; false if it did before.
+    pub(super) fn note_delivery(&mut self, delivery: DeliveryId, now: Timestamp) -> bool {
+        let is_new = !self.deliveries.contains_key(&delivery);
+        self.deliveries.insert_new(delivery, now);
+        is_new
+    }
+
+    pub(super) fn forget_deliveries(&mut self, deliveries: &[DeliveryId]) {
+        for delivery in deliveries {
+            self.deliveries.remove(*delivery);
+        }
+    }
+
     pub(super) fn insert_new_environment(&mut self, environment: Environment) {
         let id = environment.id;
         self.environments.insert_new(id, environment);
@@ -240,6 +269,7 @@ impl State {
 
     pub(super) fn insert_run(&mut self, run: Run) {
         self.index.note_run(&run);
+        self.index.touched_runs.insert(run.id);
         self.runs.insert(run.id, run);
     }
 
@@ -248,11 +278,13 @@ impl State {
         self.runs.change(id, |run| {
             change(run);
             index.note_run(run);
+            index.touched_runs.insert(run.id);
         });
     }
 
     pub(super) fn insert_job(&mut self, job: Job) {
         self.index.note_job(&job, &self.runs);
+        self.index.touched_runs.insert(job.run);
         self.jobs.insert(job.id, job);
     }
 
@@ -261,6 +293,7 @@ impl State {
         self.jobs.change(id, |job| {
             change(job);
             index.note_job(job, runs);
+            index.touched_runs.insert(job.run);
         });
     }
 
@@ -314,8 +347,8 @@ impl State {
             ids.remove(&run.environment);
         }
         for id in ids {
-            let has_refs = self.environments.get(&id).is_some_and(|it| !it.cache_refs.is_empty());
-            if has_refs || self.outbox.values().any(|effect| effect.environment() == Some(id)) {
+            let has_more = self.environments.get(&id).is_some_and(Environment::has_leftovers);
+            if has_more || self.outbox.values().any(|effect| effect.environment() == Some(id)) {
                 self.change_environment(id, |environment| environment.closed = true);
             } else {
                 self.environments.remove(id);
@@ -334,14 +367,15 @@ impl State {
 
 impl Index {
     fn note_environment(&mut self, environment: &Environment) {
-        let is_closing = environment.closed && !environment.cache_refs.is_empty();
+        let is_closing = environment.closed && environment.has_leftovers();
         set(&mut self.closing, environment.id, is_closing);
     }
 
     fn note_run(&mut self, run: &Run) {
         let (is_pending, has_begun) =
             (run.state == RunState::Pending, run.planning_since.is_some());
-        set(&mut self.unplanned, run.id, is_pending && !has_begun);
+        let may_begin = run.approval != Approval::Awaited;
+        set(&mut self.unplanned, run.id, is_pending && !has_begun && may_begin);
         set(&mut self.planning, run.id, is_pending && has_begun);
     }
 

@@ -1,11 +1,14 @@
 //! A project, an environment, and a workflow run: one commit's way through an environment.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU32;
 
 use serde::{Deserialize, Serialize};
 use stagely_agent::protocol::{CommitSha, Digest, FailureReason, ImageRef};
 
-use super::{CancelReason, Timestamp};
+use super::{
+    Approval, ApprovedCommit, CancelReason, GithubLink, GithubRun, Head, Report, Timestamp,
+};
 use crate::ids::{EnvironmentId, ProjectId, RunId};
 
 /// A repository.
@@ -17,6 +20,19 @@ pub struct Project {
     pub name: String,
     /// Where it is cloned from, without credentials.
     pub repository: String,
+    /// Its repository at GitHub; `None` where nobody listens to that.
+    #[serde(default)]
+    pub github: Option<GithubLink>,
+    /// Most machines that work for it at once; `None`: as many as there are.
+    #[serde(default)]
+    pub max_concurrent: Option<NonZeroU32>,
+}
+
+impl Project {
+    /// A project that GitHub is not asked about.
+    pub const fn new(id: ProjectId, name: String, repository: String) -> Self {
+        Self { id, name, repository, github: None, max_concurrent: None }
+    }
 }
 
 /// A pull request or branch of a project.
@@ -46,11 +62,26 @@ pub struct Environment {
     /// nothing of what was written since.
     #[serde(default)]
     pub deletion_outdated: bool,
+    /// Whether images were pushed that go when it is closed. Only those of a pull request do.
+    #[serde(default)]
+    pub has_images: bool,
+    /// The commit that it is at by GitHub's account. When it was closed, `at` is that moment.
+    #[serde(default)]
+    pub head: Option<Head>,
+    /// The fork's commit that somebody agreed to last.
+    #[serde(default)]
+    pub approved: Option<ApprovedCommit>,
+    /// The newest comment whose command was taken. What an older one says was taken, too, or is outdated.
+    #[serde(default)]
+    pub last_command: u64,
+    /// What GitHub is told.
+    #[serde(default)]
+    pub report: Report,
 }
 
 impl Environment {
     /// An environment that nothing was built in.
-    pub const fn new(id: EnvironmentId, project: ProjectId, name: String) -> Self {
+    pub fn new(id: EnvironmentId, project: ProjectId, name: String) -> Self {
         Self {
             id,
             project,
@@ -61,6 +92,11 @@ impl Environment {
             images: BTreeMap::new(),
             cache_refs: BTreeSet::new(),
             deletion_outdated: false,
+            has_images: false,
+            head: None,
+            approved: None,
+            last_command: 0,
+            report: Report::default(),
         }
     }
 }
@@ -120,10 +156,17 @@ pub enum SkipReason {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Trigger {
+    /// A pull request was opened, opened again, or is ready for review.
+    PrOpened,
+    /// Commits were pushed to a pull request.
+    PrSynchronized,
+    /// Commits were pushed to the default branch.
+    Push,
     /// A person or a script, through the API.
     Manual,
     /// A person or a script: an earlier run once more.
-    Rebuild,
+    #[serde(alias = "rebuild")]
+    Retry,
     /// The schedule of `[warm-up]`, or `stagely warm`: only caches are filled.
     WarmUp,
 }
@@ -196,6 +239,12 @@ pub struct Run {
     /// The names of the build arguments that the caller set.
     #[serde(default)]
     pub set_names: BTreeSet<String>,
+    /// What GitHub says of its repository; `None` for a run that it has nothing to do with.
+    #[serde(default)]
+    pub github: Option<GithubRun>,
+    /// Whether somebody must agree before anything is done for it.
+    #[serde(default)]
+    pub approval: Approval,
     /// The run whose commit it builds once more; of a rebuild that is built again, the run that this
     /// one repeated.
     pub rebuilds: Option<RunId>,
@@ -219,6 +268,11 @@ pub struct Run {
 }
 
 impl Run {
+    /// The commit that was asked for, where one was.
+    pub fn requested_commit(&self) -> Option<CommitSha> {
+        self.requested_ref.as_deref().and_then(|it| it.parse().ok())
+    }
+
     /// The first run of which it is one: itself, or the run that it repeats.
     pub fn original(&self) -> RunId {
         self.rebuilds.unwrap_or(self.id)
@@ -242,6 +296,8 @@ impl Run {
             base: None,
             from_fork: false,
             set_names: BTreeSet::new(),
+            github: None,
+            approval: Approval::NotNeeded,
             rebuilds: None,
             keeps: None,
             skipped: Vec::new(),

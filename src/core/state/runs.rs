@@ -7,7 +7,7 @@ use stagely_agent::protocol::FailureReason;
 use super::step::Turn;
 use super::{
     CancelReason, Effect, Environment, Job, JobState, PlanFailure, PlannedJob, PlannedRun, Project,
-    Run, RunState, State, Timestamp,
+    Run, RunState, State, Timestamp, Trigger,
 };
 use crate::ids::{JobId, RunId};
 
@@ -17,8 +17,15 @@ impl Turn<'_> {
             return;
         }
         self.state.insert_new_project(project);
+        self.start_run(run, environment);
+    }
+
+    /// Stores a new run of a known project; what it takes the place of ends.
+    pub(super) fn start_run(&mut self, run: Run, environment: Environment) {
+        let id = run.id;
         self.open_environment(&run, environment);
         self.state.insert_run(run);
+        self.supersede(id);
     }
 
     /// Lets the planning of runs begin for as long as there is room.
@@ -47,13 +54,18 @@ impl Turn<'_> {
         self.state.settle(&Effect::Plan { run: id });
         let Some(run) = self.state.runs.get(&id) else { return };
         let (environment, keeps) = (run.environment, run.keeps);
+        let trigger = run.trigger;
         self.state.change_run(id, |run| {
             run.state = RunState::Building;
             run.commit = Some(plan.commit);
             run.branch = plan.branch;
             run.skipped = plan.skipped;
         });
-        self.state.change_environment(environment, |it| it.cache_refs.extend(plan.own_cache_refs));
+        let pushes = !plan.jobs.is_empty() && trigger != Trigger::WarmUp;
+        self.state.change_environment(environment, |it| {
+            it.cache_refs.extend(plan.own_cache_refs);
+            it.has_images |= pushes && it.pull_request.is_some();
+        });
         for planned in plan.jobs {
             self.state.insert_job(Job::queued(planned, id, self.now));
         }

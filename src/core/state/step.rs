@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Effect, Event, JobState, State, Timestamp};
+use super::{DeliveryId, Effect, Event, JobState, State, Timestamp};
 use crate::ids::{JobId, MachineId, RunId};
 
 /// A step under way.
@@ -28,7 +28,8 @@ impl State {
         turn.take(event);
         turn.begin_plannings();
         turn.schedule(new_machine);
-        turn.delete_caches();
+        turn.clean_up();
+        turn.report_changes();
         turn.effects
     }
 }
@@ -41,6 +42,24 @@ impl Turn<'_> {
             Event::RunRequested { run, project, environment } => {
                 self.request_run(*run, project, environment);
             }
+            Event::Delivered { delivery, event } => self.take_delivery(delivery, event),
+            Event::HeadMoved { run, environment, head, source } => {
+                self.move_head(*run, environment, head, &source);
+            }
+            Event::PullRequestClosed { environment, at } => {
+                self.close_pull_request(environment, at);
+            }
+            Event::CommandGiven { environment, command } => self.give_command(environment, command),
+            Event::CommandChecked { environment, command, verdict } => {
+                self.command_checked(environment, command, verdict);
+                self.state.forget_empty_environments(BTreeSet::from([environment]));
+            }
+            Event::RunApproved { run, by } => self.approve_run(run, &by),
+            Event::Reported { environment, wanted, result } => {
+                self.reported(environment, wanted, result);
+            }
+            Event::ProjectSet { project } => self.set_project(project),
+            Event::ProjectRemoved { project } => self.remove_project(project),
             Event::RunPlanned { run, plan } => self.plan_run(run, plan),
             Event::CancelRequested { run, reason } => self.cancel_run(run, reason),
             Event::MachineLaunched { machine } => self.machine_launched(machine),
@@ -65,8 +84,22 @@ impl Turn<'_> {
                 self.state.forget_empty_environments(BTreeSet::from([environment]));
             }
             Event::EnvironmentClosed { environment } => self.close_environment(environment),
-            Event::CachesDeleted { environment, refs } => self.caches_deleted(environment, &refs),
-            Event::Forgotten { runs, machines } => self.forget(runs, machines),
+            Event::CleanedUp { environment, refs, images } => {
+                self.cleaned_up(environment, &refs, images);
+            }
+            Event::Forgotten { runs, machines, deliveries } => {
+                self.forget(runs, machines);
+                self.state.forget_deliveries(&deliveries);
+            }
+        }
+    }
+
+    /// Takes what a delivery brings, once.
+    fn take_delivery(&mut self, delivery: DeliveryId, event: Option<Box<Event>>) {
+        if self.state.note_delivery(delivery, self.now)
+            && let Some(event) = event
+        {
+            self.take(*event);
         }
     }
 

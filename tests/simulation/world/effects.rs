@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use stagely::core::state::{Attempt, Effect, Event, JobKind, LaunchRefusal};
+use stagely::core::state::{Attempt, Effect, Event, JobKind, LaunchRefusal, Told};
 use stagely::ids::{EnvironmentId, MachineId, RunId};
 
 use super::World;
@@ -21,8 +21,13 @@ impl World {
     pub(super) fn perform(&mut self, effect: &Effect) {
         self.trace(|_| format!("performs {effect:?}"));
         match *effect {
+            Effect::CheckCommand { environment, ref command } => {
+                let (command, verdict) = (command.clone(), Ok(None));
+                self.answers.push(Event::CommandChecked { environment, command, verdict });
+            }
+            Effect::Report { environment } => self.report(environment),
             Effect::Tag { environment, ref variant } => self.tag(environment, variant),
-            Effect::DeleteCaches { environment } => self.delete_caches(environment),
+            Effect::CleanUp { environment } => self.delete_caches(environment),
             Effect::Plan { run } => self.plan(run),
             Effect::Launch { machine } => self.launch(machine),
             Effect::Terminate { machine } => self.terminate(machine),
@@ -74,6 +79,13 @@ impl World {
         self.answers.push(Event::ImageTagged { environment, variant, digest, result });
     }
 
+    /// Tells what the committed records say when it begins, as every effect does.
+    fn report(&mut self, environment: EnvironmentId) {
+        let wanted = self.disk.environments[&environment].report.wanted;
+        let result = Ok(Told::default());
+        self.answers.push(Event::Reported { environment, wanted, result });
+    }
+
     /// Keeps the caches of an environment that is open again.
     fn delete_caches(&mut self, environment: EnvironmentId) {
         let record = &self.disk.environments[&environment];
@@ -82,9 +94,9 @@ impl World {
             self.registry.caches.remove(cache);
         }
         if self.fault(20) {
-            return self.in_flight.push(Effect::DeleteCaches { environment });
+            return self.in_flight.push(Effect::CleanUp { environment });
         }
-        self.answers.push(Event::CachesDeleted { environment, refs });
+        self.answers.push(Event::CleanedUp { environment, refs, images: true });
     }
 
     /// Core hears from the registry.

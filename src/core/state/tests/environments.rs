@@ -3,7 +3,7 @@
 use super::*;
 
 const ENVIRONMENT: EnvironmentId = EnvironmentId::from_bits(1);
-const DELETE: Effect = Effect::DeleteCaches { environment: ENVIRONMENT };
+const DELETE: Effect = Effect::CleanUp { environment: ENVIRONMENT };
 
 /// A run of one build that is at work on a machine, in an environment with cache refs of its own.
 fn running(core: &mut Core, refs: &[&str]) -> (RunId, JobId, MachineId) {
@@ -23,7 +23,7 @@ fn close(core: &mut Core) -> Vec<Effect> {
 
 fn deleted(core: &mut Core, refs: &[&str]) -> Vec<Effect> {
     let refs = refs.iter().map(|cache| cache.parse().unwrap()).collect();
-    core.step(Event::CachesDeleted { environment: ENVIRONMENT, refs })
+    core.step(Event::CleanedUp { environment: ENVIRONMENT, refs, images: true })
 }
 
 fn refs(core: &Core) -> Vec<String> {
@@ -109,7 +109,11 @@ fn an_environment_is_not_forgotten_before_its_caches_are_gone() {
     core.report(machine, job, 1, PUSHED);
     core.step(Event::MachineGone { machine });
 
-    let effects = core.step(Event::Forgotten { runs: vec![run], machines: vec![machine] });
+    let effects = core.step(Event::Forgotten {
+        runs: vec![run],
+        machines: vec![machine],
+        deliveries: Vec::new(),
+    });
 
     assert_eq!(effects, [DELETE], "nobody need close it");
     assert!(core.state.environments[&ENVIRONMENT].closed);
@@ -127,11 +131,25 @@ fn an_environment_stays_open_until_its_last_run_is_forgotten() {
     core.step(Event::MachineGone { machine });
     let last = core.request(1);
 
-    assert_eq!(core.step(Event::Forgotten { runs: vec![run], machines: Vec::new() }), []);
+    assert_eq!(
+        core.step(Event::Forgotten {
+            runs: vec![run],
+            machines: Vec::new(),
+            deliveries: Vec::new()
+        }),
+        []
+    );
 
     assert!(!core.state.environments[&ENVIRONMENT].closed);
     core.cancel(last);
-    assert_eq!(core.step(Event::Forgotten { runs: vec![last], machines: Vec::new() }), [DELETE]);
+    assert_eq!(
+        core.step(Event::Forgotten {
+            runs: vec![last],
+            machines: Vec::new(),
+            deliveries: Vec::new()
+        }),
+        [DELETE]
+    );
 }
 
 #[test]
@@ -145,7 +163,7 @@ fn an_environment_that_lost_its_runs_goes_when_the_last_tag_is_moved() {
     core.connect(machine, &[]);
     core.report(machine, build.id, 1, pushed("a"));
     core.cancel(run);
-    core.step(Event::Forgotten { runs: vec![run], machines: Vec::new() });
+    core.step(Event::Forgotten { runs: vec![run], machines: Vec::new(), deliveries: Vec::new() });
     assert!(core.state.environments.contains_key(&ENVIRONMENT), "its tag is being moved");
 
     let (environment, variant) = (ENVIRONMENT, "app".to_owned());
@@ -158,8 +176,7 @@ fn an_environment_that_lost_its_runs_goes_when_the_last_tag_is_moved() {
 fn the_pull_request_is_that_of_the_newest_request() {
     let mut core = amd64(1);
     core.request(1);
-    let project =
-        Project { id: ProjectId::from_bits(1), name: String::new(), repository: String::new() };
+    let project = Project::new(ProjectId::from_bits(1), String::new(), String::new());
     let mut environment = Environment::new(ENVIRONMENT, project.id, String::new());
     environment.pull_request = Some(7);
     let run = Run::new(RunId::from_bits(core.id()), &environment, String::new(), core.now);

@@ -50,7 +50,7 @@ fn half_done(core: &mut Core) -> (RunId, Pair) {
 fn rebuild(core: &mut Core, keeps: RunId) -> (RunId, Pair) {
     let original = core.state.runs[&keeps].original();
     let run = core.request_as(1, |run| {
-        run.trigger = Trigger::Rebuild;
+        run.trigger = Trigger::Retry;
         run.rebuilds = Some(original);
         run.keeps = Some(keeps);
     });

@@ -45,6 +45,7 @@ impl Core {
             cache_export: Duration::from_mins(10),
             planned_at_once: 2,
             planning: Duration::from_mins(10),
+            priorities: Priorities::default(),
             launchable: launchable.iter().copied().collect(),
         };
         Self { state: State::new(limits), now: Timestamp(1_000_000), last_id: 0, session: 0 }
@@ -72,6 +73,7 @@ impl Core {
             runs: state.runs.clone(),
             jobs: state.jobs.clone(),
             machines: state.machines.clone(),
+            deliveries: state.deliveries.clone(),
             outbox: state.outbox.clone(),
         };
         self.state = State::load(state.limits.clone(), stored);
@@ -96,7 +98,7 @@ impl Core {
         let environment = Environment::new(environment, project, String::new());
         let mut run = Run::new(id, &environment, String::new(), self.now);
         change(&mut run);
-        let project = Project { id: project, name: String::new(), repository: String::new() };
+        let project = Project::new(project, String::new(), String::new());
         self.step(Event::RunRequested { run: Box::new(run), project, environment });
         id
     }

@@ -57,7 +57,7 @@ fn an_image_says_that_its_caller_set_arguments_when_its_run_is_forgotten() {
     tagged(&mut core, "a", Ok(()));
     core.request(1);
 
-    core.step(Event::Forgotten { runs: vec![run], machines: Vec::new() });
+    core.step(Event::Forgotten { runs: vec![run], machines: Vec::new(), deliveries: Vec::new() });
 
     assert!(!core.state.runs.contains_key(&run));
     assert!(image(&core).unwrap().with_set);
@@ -118,7 +118,7 @@ fn a_warm_up_is_no_newer_run() {
 fn rebuilt_run(core: &mut Core, repeated: RunId) -> (RunId, JobId, MachineId) {
     let original = core.state.runs[&repeated].original();
     tagged_run(core, |run| {
-        run.trigger = Trigger::Rebuild;
+        run.trigger = Trigger::Retry;
         run.rebuilds = Some(original);
     })
 }

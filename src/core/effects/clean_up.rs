@@ -23,7 +23,7 @@ const ROUNDS: u32 = 48;
 impl Effects {
     /// Deletes what only `environment` wrote, and says what is gone or cannot be deleted. Stops when the
     /// environment is open again: then its caches are wanted.
-    pub(super) async fn delete_caches(&self, environment: EnvironmentId) -> Event {
+    pub(super) async fn clean_up(&self, environment: EnvironmentId) -> Event {
         let mut gone = BTreeSet::new();
         for round in 1..=ROUNDS {
             // Also those of the round before: a run may have written them anew meanwhile.
@@ -51,7 +51,7 @@ impl Effects {
             }
             sleep(WAIT).await;
         }
-        Event::CachesDeleted { environment, refs: gone }
+        Event::CleanedUp { environment, refs: gone, images: true }
     }
 
     fn unwanted_caches(&self, environment: EnvironmentId) -> BTreeSet<ImageRef> {

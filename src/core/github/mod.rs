@@ -1,0 +1,6 @@
+//! GitHub: what it delivers, what core asks it, and what it is told.
+
+mod client;
+pub mod hook;
+
+pub use client::{FailedDelivery, Github, GithubError, GithubHealth, Permission};

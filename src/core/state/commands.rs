@@ -1,0 +1,108 @@
+//! What people ask for in comments: followed once, and only after GitHub was asked whether they may.
+
+use super::step::Turn;
+use super::{Approval, CancelReason, Command, CommandKind, Effect, Run, State};
+use crate::ids::{EnvironmentId, RunId};
+
+impl Turn<'_> {
+    pub(super) fn give_command(&mut self, id: EnvironmentId, command: Command) {
+        let Some(environment) = self.state.environments.get(&id) else { return };
+        // An older comment was followed already, or missed what has happened since.
+        if environment.closed || command.comment.is_some_and(|it| it <= environment.last_command) {
+            return;
+        }
+        if let Some(comment) = command.comment {
+            self.state.change_environment(id, |environment| environment.last_command = comment);
+        }
+        let check = Effect::CheckCommand { environment: id, command };
+        if !self.state.awaits(&check) {
+            self.emit(check);
+        }
+    }
+
+    pub(super) fn command_checked(
+        &mut self,
+        id: EnvironmentId,
+        command: Command,
+        verdict: Result<Option<Box<Run>>, String>,
+    ) {
+        let check = Effect::CheckCommand { environment: id, command };
+        if !self.state.settle(&check) {
+            return;
+        }
+        let Effect::CheckCommand { command, .. } = check else { return };
+        let outcome = verdict.and_then(|run| self.follow(id, &command, run));
+        let (kind, author) = (&command.kind, &command.author);
+        let note = match outcome {
+            Ok(what) => format!("`{kind}` by @{author}: {what}"),
+            Err(why) => format!("`{kind}` by @{author} was not followed: {why}"),
+        };
+        self.state.change_environment(id, |environment| environment.report.note = Some(note));
+        self.state.touch(id);
+    }
+
+    /// Does what is asked for. Says what that was, or why nothing was done.
+    fn follow(
+        &mut self,
+        id: EnvironmentId,
+        command: &Command,
+        run: Option<Box<Run>>,
+    ) -> Result<String, String> {
+        let Some(environment) = self.state.environments.get(&id).filter(|it| !it.closed) else {
+            return Err("the pull request is closed".to_owned());
+        };
+        match &command.kind {
+            CommandKind::Rebuild { .. } => {
+                let run = run.ok_or("there is no run to be built again")?;
+                let started = format!("{} was started", run.id);
+                let environment = environment.clone();
+                self.start_run(*run, environment);
+                Ok(started)
+            }
+            CommandKind::Cancel => {
+                let open = self.state.open_runs_of(id);
+                for run in &open {
+                    self.cancel_run(*run, CancelReason::Requested);
+                }
+                if open.is_empty() {
+                    Err("nothing is under way".to_owned())
+                } else {
+                    Ok("cancelled".to_owned())
+                }
+            }
+            CommandKind::Approve { commit } => {
+                let run = self.state.to_approve(id, command, commit.as_deref())?;
+                self.approve_run(run, &command.author);
+                Ok("approved".to_owned())
+            }
+        }
+    }
+}
+
+impl State {
+    /// The run that an approval is for. The commit that somebody has seen, not one that came after.
+    fn to_approve(
+        &self,
+        id: EnvironmentId,
+        command: &Command,
+        commit: Option<&str>,
+    ) -> Result<RunId, String> {
+        let environment = self.environments.get(&id);
+        let run = environment.and_then(|it| it.newest_run).and_then(|run| self.runs.get(&run));
+        let awaiting = run.filter(|run| run.approval == Approval::Awaited && !run.state.is_final());
+        let (Some(run), Some(head)) = (awaiting, environment.and_then(|it| it.head.as_ref()))
+        else {
+            return Err("nothing waits for approval".to_owned());
+        };
+        let is_meant = match commit {
+            Some(commit) => head.commit.as_str().starts_with(commit),
+            // Nobody can comment on a pull request before its first commit is there.
+            None => head.before.is_none() || command.at >= head.at,
+        };
+        if is_meant {
+            return Ok(run.id);
+        }
+        let short = &head.commit.as_str()[..12];
+        Err(format!("a newer commit is there; look at it and write `/stagely approve {short}`"))
+    }
+}

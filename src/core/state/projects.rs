@@ -1,0 +1,34 @@
+//! Projects whose repositories are listened to.
+
+use super::Project;
+use super::step::Turn;
+use crate::ids::{EnvironmentId, ProjectId};
+
+impl Turn<'_> {
+    /// Takes over what may change of a project.
+    pub(super) fn set_project(&mut self, project: Project) {
+        let (id, github, max_concurrent) =
+            (project.id, project.github.clone(), project.max_concurrent);
+        self.state.insert_new_project(project);
+        self.state.change_project(id, |known| {
+            known.github = github;
+            known.max_concurrent = max_concurrent;
+        });
+    }
+
+    /// The record stays: its name is that of its images and caches in the registry, which another
+    /// repository must not take over.
+    pub(super) fn remove_project(&mut self, id: ProjectId) {
+        if self.state.projects.get(&id).is_none_or(|project| project.github.is_none()) {
+            return;
+        }
+        self.state.change_project(id, |project| project.github = None);
+        let is_pull_request =
+            |it: &&super::Environment| it.project == id && it.pull_request.is_some();
+        let open = self.state.environments.values().filter(is_pull_request);
+        let open: Vec<EnvironmentId> = open.map(|environment| environment.id).collect();
+        for environment in open {
+            self.close_environment(environment);
+        }
+    }
+}
