@@ -104,6 +104,7 @@ impl State {
         }
         let supply = self.supply();
         let mut served = self.served.clone();
+        let mut turn = served.values().copied().max().unwrap_or(0);
         let mut queue = Vec::new();
         for lanes in self.lanes().values() {
             let waiting = |project| (project, self.lane(project, &lanes[&project], &supply));
@@ -112,7 +113,8 @@ impl State {
             while let Some((project, mut jobs)) = waiting.pop_front() {
                 if let Some(job) = jobs.next() {
                     queue.push(job);
-                    note_served(&mut served, project);
+                    turn += 1;
+                    served.insert(project, turn);
                     waiting.push_back((project, jobs));
                 }
             }
@@ -170,6 +172,11 @@ impl State {
             return QueueReason::ProjectLimit { project, max_concurrent: *max_concurrent };
         }
         self.place(class, supply).err().unwrap_or(QueueReason::Nothing)
+    }
+
+    fn note_served(&mut self, project: ProjectId) {
+        let turn = self.served.values().max().map_or(1, |last| last + 1);
+        self.served.insert(project, turn);
     }
 
     fn lanes(&self) -> Lanes {
@@ -272,11 +279,6 @@ fn in_turns<T>(projects: &BTreeMap<ProjectId, T>, served: &Served) -> Vec<Projec
     turns
 }
 
-fn note_served(served: &mut Served, project: ProjectId) {
-    let turn = served.values().max().map_or(1, |last| last + 1);
-    served.insert(project, turn);
-}
-
 impl Turn<'_> {
     /// Gives machines to queued jobs for as long as there are any.
     pub(super) fn schedule(&mut self, new_machine: &mut dyn FnMut() -> MachineId) {
@@ -285,7 +287,7 @@ impl Turn<'_> {
         }
         self.give_merges_to_builders();
         while let Some((project, job, place)) = self.next_to_serve() {
-            note_served(&mut self.state.served, project);
+            self.state.note_served(project);
             match place {
                 Place::Static(machine) => {
                     self.begin_attempt(job, machine);
