@@ -1,5 +1,4 @@
-//! What core itself says to the registry: to let a tag name a digest, and to list and delete
-//! tags.
+//! What core itself says to the registry: to let a tag name a digest, and to list and delete tags.
 //!
 //! `oci-client` cannot delete, and brings what pulling and pushing of layers needs and this does not. So
 //! this is plain HTTP, with `http-auth` to read challenges.
@@ -57,11 +56,10 @@ const DETAIL_CHARS_MAX: usize = 300;
 /// Most tags of one page. Registries may give fewer.
 const PAGE_TAGS: usize = 100;
 
-/// The largest page of tags: 100 tags of 128 characters are far less, but some registries ignore what is
-/// asked for and give all at once.
+/// The largest page of tags. 100 of 128 characters are far less, but some registries give all at once.
 const TAGS_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// Most pages of tags that are read. What is left is found when they are listed again.
+/// Most pages of tags that are read, should a registry's never end. What is left stays.
 const PAGES_MAX: usize = 1_000;
 
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -232,8 +230,9 @@ impl Registry {
             }
             let response = checked(response).await?;
             let next = next_page(&page, &response)?;
-            let tags: TagsAnswer = serde_json::from_slice(&read(response, TAGS_BYTES_MAX).await?)
-                .map_err(|error| RegistryError::Answer(format!("no list of tags: {error}")))?;
+            let tags: TagsAnswer =
+                serde_json::from_slice(&read(response, TAGS_BYTES_MAX).await?)
+                    .map_err(|error| RegistryError::Answer(format!("no list of tags: {error}")))?;
             for tag in tags.tags.unwrap_or_default() {
                 let image = format!("{repository}:{tag}").parse().map_err(|_| invalid(&tag))?;
                 found.insert(image);

@@ -46,11 +46,7 @@ impl Effects {
 
     /// The caches that are gone, or cannot be deleted. Also those of the round before: a run may have
     /// written them anew meanwhile.
-    async fn delete_caches(
-        &self,
-        environment: EnvironmentId,
-        round: Round,
-    ) -> BTreeSet<ImageRef> {
+    async fn delete_caches(&self, environment: EnvironmentId, round: Round) -> BTreeSet<ImageRef> {
         let mut gone = BTreeSet::new();
         for cache in self.unwanted_caches(environment) {
             // Deleting takes a while, and the environment may be opened meanwhile.

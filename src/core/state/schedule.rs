@@ -378,7 +378,10 @@ impl Turn<'_> {
 
 impl Job {
     /// The jobs that it needs and that have not completed.
-    pub(super) fn missing_needs(&self, jobs: &BTreeMap<JobId, Self>) -> impl Iterator<Item = JobId> {
+    pub(super) fn missing_needs(
+        &self,
+        jobs: &BTreeMap<JobId, Self>,
+    ) -> impl Iterator<Item = JobId> {
         let is_completed = |id: &JobId| {
             jobs.get(id).is_some_and(|job| matches!(job.state, JobState::Completed { .. }))
         };
