@@ -366,6 +366,9 @@ pub struct JobView {
     /// The job of an earlier run whose image this one is.
     #[schema(value_type = Option<String>)]
     pub kept_from: Option<JobId>,
+    /// Its place in the queue, while it waits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue: Option<QueuePlace>,
     /// When it was queued.
     #[schema(value_type = u64)]
     pub queued_at: Timestamp,
@@ -563,6 +566,15 @@ pub struct EnvironmentImage {
     /// The commit that it was built of.
     #[schema(value_type = String)]
     pub commit: CommitSha,
+}
+
+/// Where a job is in the queue.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct QueuePlace {
+    /// Its place, from 1.
+    pub position: usize,
+    /// What it waits for, for people: `waiting for 1 of 50 builders`.
+    pub reason: String,
 }
 
 /// A job that waits.

@@ -208,6 +208,38 @@ async fn a_registry_that_deletes_nothing_is_no_failure() {
 }
 
 #[tokio::test]
+async fn the_tags_of_a_repository_are_listed_over_all_pages_and_can_all_be_deleted() {
+    let real = RealRegistry::start(true).await;
+    let names: Vec<String> = (0..250).map(|number| format!("app.{number:03}")).collect();
+    real.push(&names.iter().map(String::as_str).collect::<Vec<_>>(), "app").await;
+    let registry = real.client("password");
+    let repository = format!("{}/app/cache", real.address);
+
+    let tags = registry.tags(&repository).await.unwrap();
+
+    assert_eq!(tags, names.iter().map(|name| real.image(name)).collect());
+    for tag in &tags {
+        registry.delete(tag).await.unwrap();
+    }
+    assert!(registry.tags(&repository).await.unwrap().is_empty());
+    assert!(registry.tags(&format!("{}/never/was", real.address)).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_next_page_of_tags_that_lies_elsewhere_is_not_asked_for() {
+    let page =
+        || async { ([("Link", "<http://127.0.0.2:9/v2/x>; rel=\"next\"")], "{\"tags\":[]}") };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, Router::new().fallback(page)).await });
+    let config = RegistryConfig { url: address.to_string(), ..RegistryConfig::default() };
+
+    let error = Registry::new(config).unwrap().tags(&format!("{address}/app/pr-7")).await;
+
+    assert!(matches!(error, Err(RegistryError::Answer(_))), "{error:?}");
+}
+
+#[tokio::test]
 async fn what_cannot_be_is_said_at_once_and_without_the_password() {
     let real = RealRegistry::start(true).await;
     let (digest, _) = real.push(&["app"], "app").await;

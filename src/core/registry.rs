@@ -1,8 +1,9 @@
-//! What core itself says to the registry: to let a tag name a digest, and to delete a tag.
+//! What core itself says to the registry: to let a tag name a digest, and to list and delete tags.
 //!
 //! `oci-client` cannot delete, and brings what pulling and pushing of layers needs and this does not. So
 //! this is plain HTTP, with `http-auth` to read challenges.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 use backon::{ExponentialBuilder, Retryable as _};
 use bytes::Bytes;
-use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue, LINK, WWW_AUTHENTICATE};
 use reqwest::redirect::Policy;
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use secrecy::{ExposeSecret as _, SecretString};
@@ -51,6 +52,15 @@ const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
 /// The most characters of a refusal that are shown.
 const DETAIL_CHARS_MAX: usize = 300;
+
+/// Most tags of one page. Registries may give fewer.
+const PAGE_TAGS: usize = 100;
+
+/// The largest page of tags. 100 of 128 characters are far less, but some registries give all at once.
+const TAGS_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// Most pages of tags that are read, should a registry's never end. What is left stays.
+const PAGES_MAX: usize = 1_000;
 
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
@@ -197,6 +207,44 @@ impl Registry {
         Ok(digest_of(&manifest).parse().expect("a SHA-256 is a digest"))
     }
 
+    /// The tags of `repository`, which is `host/path` as an image's reference has it; none where there is
+    /// no such repository. A registry that does not answer is asked again for about 5 minutes.
+    ///
+    /// # Errors
+    /// [`RegistryError`].
+    pub async fn tags(&self, repository: &str) -> Result<BTreeSet<ImageRef>, RegistryError> {
+        patiently(|| self.tags_once(repository)).await
+    }
+
+    async fn tags_once(&self, repository: &str) -> Result<BTreeSet<ImageRef>, RegistryError> {
+        let invalid = |tag: &str| RegistryError::Answer(format!("a tag of {repository}: {tag:?}"));
+        // Only to find the host and the path.
+        let any: ImageRef = repository.parse().map_err(|_| invalid("latest"))?;
+        let first = self.url(&any, &format!("tags/list?n={PAGE_TAGS}"))?;
+        let mut page: Url = first.parse().map_err(|_| invalid("latest"))?;
+        let mut found = BTreeSet::new();
+        for _ in 0..PAGES_MAX {
+            let response = self.send(self.http.get(page.clone())).await?;
+            if response.status() == StatusCode::NOT_FOUND {
+                break;
+            }
+            let response = checked(response).await?;
+            let next = next_page(&page, &response)?;
+            let tags: TagsAnswer =
+                serde_json::from_slice(&read(response, TAGS_BYTES_MAX).await?)
+                    .map_err(|error| RegistryError::Answer(format!("no list of tags: {error}")))?;
+            for tag in tags.tags.unwrap_or_default() {
+                let image = format!("{repository}:{tag}").parse().map_err(|_| invalid(&tag))?;
+                found.insert(image);
+            }
+            match next {
+                Some(next) if next != page => page = next,
+                _ => break,
+            }
+        }
+        Ok(found)
+    }
+
     async fn tag_once(&self, tag: &ImageRef, digest: &Digest) -> Result<(), RegistryError> {
         let image = tag.at_digest(digest);
         let get = self.manifest(Method::GET, &image)?.header(ACCEPT, MANIFESTS);
@@ -263,7 +311,7 @@ impl Registry {
             StatusCode::FORBIDDEN | StatusCode::METHOD_NOT_ALLOWED | StatusCode::UNAUTHORIZED => {
                 if !self.refusal_is_told.swap(true, Ordering::Relaxed) {
                     let registry = self.host();
-                    warn!(registry, %status, "the registry deletes nothing; caches stay in it");
+                    warn!(registry, %status, "the registry deletes nothing; caches and images stay in it");
                 }
                 Ok(())
             }
@@ -277,6 +325,15 @@ impl Registry {
 
     /// A request for the manifest that `image` names.
     fn manifest(&self, method: Method, image: &ImageRef) -> Result<RequestBuilder, RegistryError> {
+        let reference = image.as_str()[image.repository().len()..].trim_start_matches([':', '@']);
+        let reference = if reference.is_empty() { "latest" } else { reference };
+        let url = self.url(image, &format!("manifests/{reference}"))?;
+        let client = if method.is_safe() { &self.http } else { &self.writing };
+        Ok(client.request(method, url))
+    }
+
+    /// Where `what` of the repository of `image` is.
+    fn url(&self, image: &ImageRef, what: &str) -> Result<String, RegistryError> {
         let host = self.host();
         // The credentials are this registry's, so nobody else is asked.
         let Some(path) = image.repository().strip_prefix(host).and_then(|it| it.strip_prefix('/'))
@@ -284,14 +341,10 @@ impl Registry {
             let (image, registry) = (image.clone(), host.to_owned());
             return Err(RegistryError::Elsewhere { image, registry });
         };
-        let reference = image.as_str()[image.repository().len()..].trim_start_matches([':', '@']);
-        let reference = if reference.is_empty() { "latest" } else { reference };
         // Docker Hub's API has another name than its images.
         let api = if host == "docker.io" { "registry-1.docker.io" } else { host };
         let scheme = if is_loopback(host) { "http" } else { "https" };
-        let url = format!("{scheme}://{api}/v2/{path}/manifests/{reference}");
-        let client = if method.is_safe() { &self.http } else { &self.writing };
-        Ok(client.request(method, url))
+        Ok(format!("{scheme}://{api}/v2/{path}/{what}"))
     }
 
     /// Sends `request`; once more, with credentials, if the registry asks for them.
@@ -368,6 +421,12 @@ impl Registry {
     }
 }
 
+/// A page of a repository's tags. Some registries write `null` for none.
+#[derive(Deserialize)]
+struct TagsAnswer {
+    tags: Option<Vec<String>>,
+}
+
 #[derive(Deserialize)]
 struct TokenAnswer {
     token: Option<SecretString>,
@@ -427,10 +486,26 @@ impl Challenge {
     }
 }
 
+/// The page after `page`, which the answer names in `Link: </v2/…?last=…>; rel="next"`. One that lies
+/// elsewhere is not asked for: it would get the password.
+///
+/// Source: OCI distribution specification, "Listing Tags".
+fn next_page(page: &Url, response: &Response) -> Result<Option<Url>, RegistryError> {
+    let Some(link) = response.headers().get(LINK) else { return Ok(None) };
+    let address = link.to_str().ok().and_then(|link| {
+        let (address, _) = link.trim_start().strip_prefix('<')?.split_once('>')?;
+        page.join(address).ok()
+    });
+    match address {
+        Some(next) if next.origin() == page.origin() => Ok(Some(next)),
+        _ => Err(RegistryError::Answer("its next page of tags lies elsewhere".to_owned())),
+    }
+}
+
 /// Asks again while the registry is away.
-async fn patiently<F>(ask: impl FnMut() -> F) -> Result<(), RegistryError>
+async fn patiently<T, F>(ask: impl FnMut() -> F) -> Result<T, RegistryError>
 where
-    F: Future<Output = Result<(), RegistryError>>,
+    F: Future<Output = Result<T, RegistryError>>,
 {
     let asking = ask.retry(PATIENCE).when(RegistryError::is_transient).notify(log_retry);
     timeout(LIMIT, asking).await.unwrap_or(Err(RegistryError::TooSlow))

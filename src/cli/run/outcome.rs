@@ -258,6 +258,7 @@ pub(in crate::cli) mod tests {
             slow_down: None,
             took_over: None,
             kept_from: None,
+            queue: None,
             queued_at: crate::core::state::Timestamp(0),
             started_at: Some(crate::core::state::Timestamp(1_000)),
             ended_at: Some(crate::core::state::Timestamp(13_000)),

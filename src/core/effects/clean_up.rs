@@ -1,4 +1,5 @@
-//! Deletes the layer caches of a closed environment.
+//! Deletes what a closed environment leaves in the registry: its layer caches, and the images of a pull
+//! request.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -9,49 +10,82 @@ use tracing::{info, warn};
 
 use super::Effects;
 use crate::core::registry::RegistryError;
-use crate::core::state::Event;
+use crate::core::state::{Environment, Event};
 use crate::ids::EnvironmentId;
 
 /// A registry that is away, or does not take the password, is asked again after this; each time the
-/// client has waited for some minutes itself. Nobody waits for the outcome, and a cache that stays costs
-/// money.
+/// client has waited for some minutes itself. Nobody waits for the outcome, and what stays costs money.
 const WAIT: Duration = Duration::from_mins(5);
 
 /// How often it is asked.
 const ROUNDS: u32 = 48;
 
+/// Whether the registry may be asked for the same once more.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Round {
+    Early,
+    Last,
+}
+
 impl Effects {
     /// Deletes what only `environment` wrote, and says what is gone or cannot be deleted. Stops when the
-    /// environment is open again: then its caches are wanted.
+    /// environment is open again: then all that is wanted.
     pub(super) async fn clean_up(&self, environment: EnvironmentId) -> Event {
-        let mut gone = BTreeSet::new();
-        for round in 1..=ROUNDS {
-            // Also those of the round before: a run may have written them anew meanwhile.
-            let unwanted = self.unwanted_caches(environment);
-            gone.clear();
-            for cache in &unwanted {
-                // Deleting takes a while, and the environment may be opened meanwhile.
-                if !self.unwanted_caches(environment).contains(cache) {
-                    continue;
-                }
-                match self.registry.delete(cache).await {
-                    Ok(()) => info!(%cache, "a cache is deleted"),
-                    Err(error) if round < ROUNDS && may_succeed_later(&error) => {
-                        warn!(%cache, %error, "a cache is not deleted yet");
-                        continue;
-                    }
-                    Err(error) => {
-                        warn!(%cache, %error, "a cache is not deleted; delete it by hand");
-                    }
-                }
-                gone.insert(cache.clone());
-            }
-            if self.unwanted_caches(environment).is_subset(&gone) {
+        let (mut refs, mut images) = (BTreeSet::new(), false);
+        for number in 1..=ROUNDS {
+            let round = if number < ROUNDS { Round::Early } else { Round::Last };
+            refs = self.delete_caches(environment, round).await;
+            images = self.delete_images(environment, round).await;
+            if self.unwanted_caches(environment).is_subset(&refs) && images {
                 break;
             }
             sleep(WAIT).await;
         }
-        Event::CleanedUp { environment, refs: gone, images: true }
+        Event::CleanedUp { environment, refs, images }
+    }
+
+    /// The caches that are gone, or cannot be deleted. Also those of the round before: a run may have
+    /// written them anew meanwhile.
+    async fn delete_caches(&self, environment: EnvironmentId, round: Round) -> BTreeSet<ImageRef> {
+        let mut gone = BTreeSet::new();
+        for cache in self.unwanted_caches(environment) {
+            // Deleting takes a while, and the environment may be opened meanwhile.
+            let is_unwanted = || self.unwanted_caches(environment).contains(&cache);
+            if is_unwanted() && self.delete(&cache, round).await {
+                gone.insert(cache);
+            }
+        }
+        gone
+    }
+
+    /// Whether the images are gone, or cannot be deleted, or there are none. The environment has a
+    /// repository of its own, so all tags there are its.
+    async fn delete_images(&self, environment: EnvironmentId, round: Round) -> bool {
+        let Some(repository) = self.unwanted_images(environment) else { return true };
+        let images = match self.registry.tags(&repository).await {
+            Ok(images) => images,
+            Err(error) => return gives_up(&repository, &error, round),
+        };
+        let mut all_gone = true;
+        for image in &images {
+            // As with caches. What is left then is wanted; the state takes no notice of this answer.
+            if self.unwanted_images(environment).is_none() {
+                return true;
+            }
+            all_gone &= self.delete(image, round).await;
+        }
+        all_gone
+    }
+
+    /// Whether the tag is gone, or cannot be deleted.
+    async fn delete(&self, tag: &ImageRef, round: Round) -> bool {
+        match self.registry.delete(tag).await {
+            Ok(()) => {
+                info!(%tag, "a tag is deleted");
+                true
+            }
+            Err(error) => gives_up(tag.as_str(), &error, round),
+        }
     }
 
     fn unwanted_caches(&self, environment: EnvironmentId) -> BTreeSet<ImageRef> {
@@ -59,6 +93,25 @@ impl Effects {
         let found = records.environments.get(&environment).filter(|found| found.closed);
         found.map(|found| found.cache_refs.clone()).unwrap_or_default()
     }
+
+    /// The repository of images that go. Those of a branch may be in use wherever somebody runs them.
+    fn unwanted_images(&self, environment: EnvironmentId) -> Option<String> {
+        let records = self.records.read();
+        let goes = |it: &&Environment| it.closed && it.has_images && it.pull_request.is_some();
+        let environment = records.environments.get(&environment).filter(goes)?;
+        let project = &records.projects.get(&environment.project)?.name;
+        Some(format!("{}/{project}/{}", self.config.registry.url, environment.name))
+    }
+}
+
+/// Whether it is of no use to ask again for what ended with `error`.
+fn gives_up(what: &str, error: &RegistryError, round: Round) -> bool {
+    if round == Round::Early && may_succeed_later(error) {
+        warn!(what, %error, "not deleted yet");
+        return false;
+    }
+    warn!(what, %error, "not deleted; delete it by hand");
+    true
 }
 
 const fn may_succeed_later(error: &RegistryError) -> bool {

@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 use super::*;
 use crate::core::fixtures::{self, digest};
 use crate::core::records::Records;
-use crate::core::state::{Environment, GoodImage};
+use crate::core::state::{Environment, GoodImage, Project};
 use crate::core::store::Store;
 use crate::ids::{EnvironmentId, ProjectId, RunId};
 
@@ -21,13 +21,15 @@ const ENVIRONMENT: EnvironmentId = EnvironmentId::from_bits(1);
 
 type Calls = Arc<Mutex<Vec<String>>>;
 
-/// A registry that has every tag, deletes what it is asked to, and no digest.
+/// A registry that has every tag, lists two of each repository, deletes what it is asked to, and has no
+/// digest.
 async fn registry() -> (String, Calls) {
     let calls = Calls::default();
     let answer = async |Shared(calls): Shared<Calls>, request: Request| {
         let path = request.uri().path();
         calls.lock().unwrap().push(format!("{} {path}", request.method()));
-        if path.contains("sha256:") { StatusCode::NOT_FOUND } else { StatusCode::OK }
+        let status = if path.contains("sha256:") { StatusCode::NOT_FOUND } else { StatusCode::OK };
+        (status, r#"{"tags":["app","app.run"]}"#)
     };
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -44,6 +46,8 @@ fn effects(registry: &str, change: impl FnOnce(&mut Environment)) -> (Effects, T
     change(&mut environment);
     let mut records = Records::default();
     records.environments.insert(ENVIRONMENT, environment);
+    let project = Project::new(ProjectId::from_bits(1), "app".to_owned(), String::new());
+    records.projects.insert(project.id, project);
     let mut config = Config::default();
     config.registry.url = registry.to_owned();
     let records = SharedRecords::new(records);
@@ -102,4 +106,67 @@ async fn the_caches_of_a_closed_environment_are_deleted_and_those_of_an_open_one
     }
     let path = "/v2/app/cache/manifests/app.pr-7";
     assert_eq!(*calls.lock().unwrap(), [format!("HEAD {path}"), format!("DELETE {path}")]);
+}
+
+#[tokio::test]
+async fn the_images_of_a_closed_pull_request_are_deleted_and_no_others() {
+    let (registry, calls) = registry().await;
+    let clean_up = async |closed, pull_request, has_images| {
+        let (effects, _folder) = effects(&registry, |environment| {
+            environment.closed = closed;
+            environment.pull_request = pull_request;
+            environment.has_images = has_images;
+        });
+        let told = effects.perform(Effect::CleanUp { environment: ENVIRONMENT }).await;
+        let Some(Event::CleanedUp { images, .. }) = told else { panic!("{told:?}") };
+        assert!(images);
+    };
+
+    clean_up(false, Some(7), true).await;
+    clean_up(true, None, true).await;
+    clean_up(true, Some(7), false).await;
+    assert_eq!(calls.lock().unwrap().len(), 0);
+
+    clean_up(true, Some(7), true).await;
+
+    let path = |tag: &str| format!("/v2/app/pr-7/manifests/{tag}");
+    let deleted = ["app", "app.run"]
+        .map(|tag| [format!("HEAD {}", path(tag)), format!("DELETE {}", path(tag))]);
+    let listed = vec!["GET /v2/app/pr-7/tags/list".to_owned()];
+    assert_eq!(*calls.lock().unwrap(), [listed, deleted.concat()].concat());
+}
+
+#[tokio::test]
+async fn an_environment_that_is_opened_while_its_images_are_deleted_keeps_the_rest() {
+    let records: Arc<Mutex<Option<SharedRecords>>> = Arc::default();
+    let calls = Calls::default();
+    let answer = {
+        let (records, calls) = (Arc::clone(&records), Arc::clone(&calls));
+        move |request: Request| {
+            let call = format!("{} {}", request.method(), request.uri().path());
+            if call.starts_with("DELETE") {
+                let records = records.lock().unwrap();
+                records.as_ref().unwrap().write(|records| {
+                    records.environments.get_mut(&ENVIRONMENT).unwrap().closed = false;
+                });
+            }
+            calls.lock().unwrap().push(call);
+            std::future::ready(r#"{"tags":["app","app.run"]}"#)
+        }
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let app = Router::new().fallback(answer);
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    let (effects, _folder) = effects(&address, |environment| {
+        environment.closed = true;
+        environment.pull_request = Some(7);
+        environment.has_images = true;
+    });
+    *records.lock().unwrap() = Some(effects.records.clone());
+
+    effects.perform(Effect::CleanUp { environment: ENVIRONMENT }).await.unwrap();
+
+    let deleted = calls.lock().unwrap().iter().filter(|it| it.starts_with("DELETE")).count();
+    assert_eq!(deleted, 1);
 }

@@ -42,12 +42,11 @@ impl Turn<'_> {
 
 impl State {
     fn next_to_take_over(&self) -> Option<(JobId, MachineId, JobId)> {
-        let mut merges = self.queued_jobs().filter(|job| self.is_ready_merge(job));
-        merges.find_map(|merge| {
-            self.live_machines().filter(|machine| self.can_merge(machine)).find_map(|machine| {
-                let finished = machine.exporting?.attempt.job;
-                merge.needs.contains(&finished).then_some((merge.id, machine.id, finished))
-            })
+        // Machines are few, however long the queue.
+        let mut builders = self.live_machines().filter(|machine| self.can_merge(machine));
+        builders.find_map(|machine| {
+            let finished = machine.exporting?.attempt.job;
+            Some((self.ready_merge_of(finished)?, machine.id, finished))
         })
     }
 
@@ -61,7 +60,7 @@ impl State {
     fn is_ready_merge(&self, job: &Job) -> bool {
         matches!(job.kind, JobKind::Merge { .. })
             && matches!(job.state, JobState::Queued { .. })
-            && self.missing_needs(job).next().is_none()
+            && job.missing_needs(&self.jobs).next().is_none()
     }
 
     /// Whether the machine's agent is there and has nothing to do, or only a cache to export.

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
 use std::ops::Deref;
 
+use super::schedule::JobClass;
 use super::{
     Approval, DeliveryId, Effect, EffectId, Environment, Job, JobState, Limits, Machine, Project,
     Run, RunState, Timestamp,
@@ -108,8 +109,10 @@ pub(super) struct Index {
     pub(super) planning: BTreeSet<RunId>,
     /// The jobs of each run, in the order of their ids: the plan's.
     pub(super) run_jobs: BTreeMap<RunId, BTreeSet<JobId>>,
-    /// Queued jobs by project, the oldest first. No project without one.
-    pub(super) queued: BTreeMap<ProjectId, BTreeSet<(Timestamp, JobId)>>,
+    /// Queued jobs that wait for nothing but a machine, the oldest first. No class without one.
+    pub(super) ready: BTreeMap<(ProjectId, JobClass), BTreeSet<(Timestamp, JobId)>>,
+    /// Queued jobs that wait for other jobs, the oldest first. No class without one.
+    pub(super) blocked: BTreeMap<JobClass, BTreeSet<(Timestamp, JobId)>>,
     /// Machines that are not terminated.
     pub(super) live_machines: BTreeSet<MachineId>,
     /// Closed environments with cache refs or images that are to be deleted.
@@ -185,7 +188,7 @@ impl State {
             state.index.note_run(run);
         }
         for job in state.jobs.rows.values() {
-            state.index.note_job(job, &state.runs);
+            state.index.note_job(job, &state.jobs, &state.runs);
         }
         for machine in state.machines.rows.values() {
             state.index.note_machine(machine);
@@ -220,12 +223,6 @@ impl State {
     /// Whether `effect` waits for its outcome. The outbox has a few effects a live machine.
     pub(super) fn awaits(&self, effect: &Effect) -> bool {
         self.outbox.values().any(|kept| kept == effect)
-    }
-
-    /// The queued jobs, in no particular order.
-    pub(super) fn queued_jobs(&self) -> impl Iterator<Item = &Job> {
-        let queued = self.index.queued.values().flatten();
-        queued.filter_map(|(_, id)| self.jobs.get(id))
     }
 
     pub(super) fn insert_new_project(&mut self, project: Project) {
@@ -283,18 +280,33 @@ impl State {
     }
 
     pub(super) fn insert_job(&mut self, job: Job) {
-        self.index.note_job(&job, &self.runs);
-        self.index.touched_runs.insert(job.run);
-        self.jobs.insert(job.id, job);
+        let (id, run) = (job.id, job.run);
+        self.jobs.insert(id, job);
+        self.index.touched_runs.insert(run);
+        self.note_job(id);
     }
 
     pub(super) fn change_job(&mut self, id: JobId, change: impl FnOnce(&mut Job)) {
-        let (index, runs) = (&mut self.index, &self.runs);
+        let index = &mut self.index;
         self.jobs.change(id, |job| {
             change(job);
-            index.note_job(job, runs);
             index.touched_runs.insert(job.run);
         });
+        self.note_job(id);
+    }
+
+    /// Keeps the index up to date about a job, and about those that need it.
+    fn note_job(&mut self, id: JobId) {
+        let Some(job) = self.jobs.get(&id) else { return };
+        self.index.note_job(job, &self.jobs, &self.runs);
+        if matches!(job.state, JobState::Completed { .. }) {
+            let of_run = self.index.run_jobs.get(&job.run).into_iter().flatten();
+            let jobs = of_run.filter_map(|other| self.jobs.get(other));
+            let dependents: Vec<&Job> = jobs.filter(|other| other.needs.contains(&id)).collect();
+            for dependent in dependents {
+                self.index.note_job(dependent, &self.jobs, &self.runs);
+            }
+        }
     }
 
     pub(super) fn insert_machine(&mut self, machine: Machine) {
@@ -379,16 +391,16 @@ impl Index {
         set(&mut self.planning, run.id, is_pending && has_begun);
     }
 
-    fn note_job(&mut self, job: &Job, runs: &Table<RunId, Run>) {
+    fn note_job(&mut self, job: &Job, jobs: &Table<JobId, Job>, runs: &Table<RunId, Run>) {
         self.run_jobs.entry(job.run).or_default().insert(job.id);
         let Some(run) = runs.get(&job.run) else { return };
-        let queue = self.queued.entry(run.project).or_default();
-        // A job that is tried again keeps its place, so it goes before those that came after it.
         let is_queued = matches!(job.state, JobState::Queued { .. });
-        set(queue, (job.queued_at, job.id), is_queued);
-        if queue.is_empty() {
-            self.queued.remove(&run.project);
-        }
+        let is_ready = job.missing_needs(jobs).next().is_none();
+        let class = JobClass::of(job, run);
+        // A job that is tried again keeps its place, so it goes before those that came after it.
+        let place = (job.queued_at, job.id);
+        set_below(&mut self.ready, (run.project, class), place, is_queued && is_ready);
+        set_below(&mut self.blocked, class, place, is_queued && !is_ready);
     }
 
     fn note_machine(&mut self, machine: &Machine) {
@@ -401,5 +413,18 @@ fn set<T: Ord>(members: &mut BTreeSet<T>, member: T, is_member: bool) {
         members.insert(member);
     } else {
         members.remove(&member);
+    }
+}
+
+/// As [`set`], among the members of one group. No group stays without a member.
+fn set_below<K, T>(groups: &mut BTreeMap<K, BTreeSet<T>>, group: K, member: T, is_member: bool)
+where
+    K: Copy + Ord,
+    T: Ord,
+{
+    let members = groups.entry(group).or_default();
+    set(members, member, is_member);
+    if members.is_empty() {
+        groups.remove(&group);
     }
 }

@@ -1,11 +1,16 @@
-//! Who is served next: in turns over the projects, first come first served within one.
+//! Who is served next: the highest priority first, within one the projects in turns, and within a project
+//! first come, first served.
 
-use std::collections::BTreeSet;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use stagely_agent::protocol::{Arch, Emulation, FailureReason};
 
 use super::step::Turn;
-use super::{Effect, Job, JobKind, JobState, Machine, MachineKind, MachineState, State, Timestamp};
+use super::{
+    Effect, Job, JobKind, JobState, Machine, MachineKind, MachineState, Priorities, Run, State,
+    Timestamp, Trigger,
+};
 use crate::ids::{JobId, MachineId, ProjectId};
 
 /// A job that waits.
@@ -22,6 +27,13 @@ pub struct QueuedJob {
 pub enum QueueReason {
     /// Other jobs of its run, which are not completed.
     Jobs(Vec<JobId>),
+    /// One of the machines that may work for its project; all do.
+    ProjectLimit {
+        /// The project.
+        project: ProjectId,
+        /// How many may.
+        max_concurrent: u32,
+    },
     /// One of the machines that may be launched; all are in use.
     Builder {
         /// How many may be launched.
@@ -35,6 +47,30 @@ pub enum QueueReason {
     /// Nothing: the next step gives it a machine.
     Nothing,
 }
+
+/// Jobs that are equally urgent, and that the same machines will do for. There are few classes, so the
+/// next job is found without a look at all that wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct JobClass {
+    origin: Origin,
+    /// The processor that they run on natively; `None` where any will do.
+    arch: Option<Arch>,
+    must_be_native: bool,
+}
+
+/// Where a run comes from. The priority is the configuration's, which may have changed since.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Origin {
+    DefaultBranch,
+    PullRequest,
+    Manual,
+}
+
+/// The classes of the jobs that each project has ready, by priority, the highest first.
+type Lanes = BTreeMap<Reverse<u8>, BTreeMap<ProjectId, Vec<JobClass>>>;
+
+/// When each project was last served, as a count of all that were.
+type Served = BTreeMap<ProjectId, u64>;
 
 /// Where a job goes.
 #[derive(Clone, Copy)]
@@ -53,45 +89,89 @@ struct Supply {
     available: BTreeSet<Arch>,
     /// Whether another machine may be launched.
     has_slot: bool,
+    /// The projects that have as many machines as they may, and how many that is.
+    at_limit: BTreeMap<ProjectId, u32>,
 }
 
 impl State {
-    /// The queued jobs in the order in which they will be served, as far as can be known; those that
-    /// wait for other jobs come last.
+    /// The queued jobs in the order in which they will be served, as far as can be known: others pass by
+    /// those that wait for a certain machine, or for one of their project's. Those that wait for other
+    /// jobs come last.
     pub fn queue(&self) -> Vec<QueuedJob> {
         // After each event somebody asks, mostly about nothing.
-        if self.index.queued.is_empty() {
+        if self.index.ready.is_empty() && self.index.blocked.is_empty() {
             return Vec::new();
         }
         let supply = self.supply();
-        let reason = |job: &Job| self.place(job, &supply).err().unwrap_or(QueueReason::Nothing);
-        let (mut served, mut blocked) = (Vec::new(), Vec::new());
-        for (turn, project) in self.turns().into_iter().enumerate() {
-            let mut round = 0;
-            for job in self.queue_of(project) {
-                let queued = QueuedJob { job: job.id, reason: reason(job) };
-                if matches!(queued.reason, QueueReason::Jobs(_)) {
-                    blocked.push((job.queued_at, queued));
-                } else {
-                    served.push(((round, turn), queued));
-                    round += 1;
+        let mut served = self.served.clone();
+        let mut turn = served.values().copied().max().unwrap_or(0);
+        let mut queue = Vec::new();
+        for lanes in self.lanes().values() {
+            let waiting = |project| (project, self.lane(project, &lanes[&project], &supply));
+            let mut waiting: VecDeque<_> =
+                in_turns(lanes, &served).into_iter().map(waiting).collect();
+            while let Some((project, mut jobs)) = waiting.pop_front() {
+                if let Some(job) = jobs.next() {
+                    queue.push(job);
+                    turn += 1;
+                    served.insert(project, turn);
+                    waiting.push_back((project, jobs));
                 }
             }
         }
-        served.sort_by_key(|(place, _)| *place);
-        blocked.sort_by_key(|(queued_at, queued)| (*queued_at, queued.job));
-        let served = served.into_iter().map(|(_, queued)| queued);
-        served.chain(blocked.into_iter().map(|(_, queued)| queued)).collect()
+        queue.extend(self.blocked_queue());
+        queue
     }
 
-    /// The projects with queued jobs, the one that has gone without for longest first.
-    ///
-    /// A pointer that goes round would not do: where machines differ, it can pass by a project again
-    /// and again, each time at a moment when what is free does not fit.
-    fn turns(&self) -> Vec<ProjectId> {
-        let mut turns: Vec<ProjectId> = self.index.queued.keys().copied().collect();
-        turns.sort_by_key(|project| self.served.get(project).copied().unwrap_or(0));
-        turns
+    /// What `project` has ready of these classes, in order.
+    fn lane(
+        &self,
+        project: ProjectId,
+        classes: &[JobClass],
+        supply: &Supply,
+    ) -> impl Iterator<Item = QueuedJob> + use<> {
+        let mut lane: Vec<(Timestamp, QueuedJob)> = Vec::new();
+        for class in classes {
+            let reason = self.reason(project, *class, supply);
+            let jobs = self.index.ready.get(&(project, *class)).into_iter().flatten();
+            let queued = |job: &JobId| QueuedJob { job: *job, reason: reason.clone() };
+            lane.extend(jobs.map(|(queued_at, job)| (*queued_at, queued(job))));
+        }
+        lane.sort_by_key(|(queued_at, queued)| (*queued_at, queued.job));
+        lane.into_iter().map(|(_, queued)| queued)
+    }
+
+    /// The oldest job that `project` has ready of these classes and that there is a place for.
+    fn first_to_place(
+        &self,
+        project: ProjectId,
+        classes: &[JobClass],
+        supply: &Supply,
+    ) -> Option<(JobId, Place)> {
+        let oldest = classes.iter().filter_map(|class| {
+            let place = self.place(*class, supply).ok()?;
+            Some((self.index.ready.get(&(project, *class))?.first()?, place))
+        });
+        oldest.min_by_key(|(oldest, _)| *oldest).map(|((_, job), place)| (*job, place))
+    }
+
+    /// The jobs that wait for others, the oldest first.
+    fn blocked_queue(&self) -> impl Iterator<Item = QueuedJob> {
+        let mut blocked: Vec<(Timestamp, JobId)> =
+            self.index.blocked.values().flatten().copied().collect();
+        blocked.sort_unstable();
+        blocked.into_iter().filter_map(|(_, id)| {
+            let missing = self.jobs.get(&id)?.missing_needs(&self.jobs).collect();
+            Some(QueuedJob { job: id, reason: QueueReason::Jobs(missing) })
+        })
+    }
+
+    /// What a job of `project` that is ready waits for.
+    fn reason(&self, project: ProjectId, class: JobClass, supply: &Supply) -> QueueReason {
+        if let Some(max_concurrent) = supply.at_limit.get(&project) {
+            return QueueReason::ProjectLimit { project, max_concurrent: *max_concurrent };
+        }
+        self.place(class, supply).err().unwrap_or(QueueReason::Nothing)
     }
 
     fn note_served(&mut self, project: ProjectId) {
@@ -99,9 +179,13 @@ impl State {
         self.served.insert(project, turn);
     }
 
-    fn queue_of(&self, project: ProjectId) -> impl Iterator<Item = &Job> {
-        let queue = self.index.queued.get(&project).into_iter().flatten();
-        queue.filter_map(|(_, job)| self.jobs.get(job))
+    fn lanes(&self) -> Lanes {
+        let mut lanes = Lanes::new();
+        for (project, class) in self.index.ready.keys() {
+            let priority = Reverse(class.origin.priority(self.limits.priorities));
+            lanes.entry(priority).or_default().entry(*project).or_default().push(*class);
+        }
+        lanes
     }
 
     fn supply(&self) -> Supply {
@@ -119,28 +203,40 @@ impl State {
             connected: registered().map(|machine| machine.arch).collect(),
             available: self.available(),
             has_slot,
+            at_limit: self.at_limit(),
         }
     }
 
-    /// The jobs that `job` needs and that have not completed.
-    pub(super) fn missing_needs(&self, job: &Job) -> impl Iterator<Item = JobId> {
-        let is_completed = |id: &JobId| {
-            self.jobs.get(id).is_some_and(|job| matches!(job.state, JobState::Completed { .. }))
+    /// The projects for which as many machines work as may. One counts from its launch until it is gone,
+    /// since it costs money so long; a registered one while it is busy.
+    fn at_limit(&self) -> BTreeMap<ProjectId, u32> {
+        let mut in_use: BTreeMap<ProjectId, u32> = BTreeMap::new();
+        for machine in self.live_machines() {
+            let job = machine.job().and_then(|job| self.jobs.get(&job));
+            if let Some(run) = job.and_then(|job| self.runs.get(&job.run)) {
+                *in_use.entry(run.project).or_default() += 1;
+            }
+        }
+        let is_reached = |(project, in_use): (ProjectId, u32)| {
+            let limit = self.projects.get(&project)?.max_concurrent?.get();
+            (in_use >= limit).then_some((project, limit))
         };
-        job.needs.iter().copied().filter(move |needed| !is_completed(needed))
+        in_use.into_iter().filter_map(is_reached).collect()
     }
 
     /// A queued job that must run natively where nobody can do that: neither the provider nor a
     /// registered machine, connected or not. Where there is no machine at all, it waits for one.
     fn next_without_arch(&self) -> Option<(JobId, Arch)> {
-        let mut native = self.queued_jobs().filter(|job| job.must_be_native()).peekable();
+        let ready = self.index.ready.iter().map(|((_, class), jobs)| (class, jobs));
+        let queued = ready.chain(&self.index.blocked);
+        let mut native = queued.filter(|(class, _)| class.must_be_native).peekable();
         native.peek()?;
         let available = self.available();
         if available.is_empty() {
             return None;
         }
         let is_lacking = |arch: &Arch| !available.contains(arch);
-        native.find_map(|job| Some((job.id, job.arch().filter(is_lacking)?)))
+        native.find_map(|(class, jobs)| Some((jobs.first()?.1, class.arch.filter(is_lacking)?)))
     }
 
     /// The arches that can be launched or that a registered machine has, connected or not.
@@ -150,17 +246,13 @@ impl State {
         registered.map(|machine| machine.arch).chain(launchable).collect()
     }
 
-    /// Finds a place for `job`, or says what it waits for.
-    fn place(&self, job: &Job, supply: &Supply) -> Result<Place, QueueReason> {
-        let missing: Vec<JobId> = self.missing_needs(job).collect();
-        if !missing.is_empty() {
-            return Err(QueueReason::Jobs(missing));
-        }
-        let arch = job.arch();
+    /// Finds a place for a job that is ready, or says what it waits for.
+    fn place(&self, class: JobClass, supply: &Supply) -> Result<Place, QueueReason> {
+        let JobClass { arch, must_be_native, .. } = class;
         let fits = |machine: Arch| arch.is_none_or(|arch| arch == machine);
         // A registered machine emulates only what nobody has, be it away for the moment.
         let is_lacking = arch.is_some_and(|arch| !supply.available.contains(&arch));
-        let takes_any = is_lacking && !job.must_be_native();
+        let takes_any = is_lacking && !must_be_native;
         let will_do = |machine: Arch| fits(machine) || takes_any;
         if let Some((_, machine)) = supply.idle.iter().find(|(machine, _)| will_do(*machine)) {
             return Ok(Place::Static(*machine));
@@ -168,13 +260,23 @@ impl State {
         let launchable = &self.limits.launchable;
         let native = launchable.iter().copied().find(|launchable| fits(*launchable));
         let has_static = supply.connected.iter().any(|connected| fits(*connected));
-        let may_emulate = !has_static && !job.must_be_native();
+        let may_emulate = !has_static && !must_be_native;
         match native.or_else(|| launchable.first().copied().filter(|_| may_emulate)) {
             Some(arch) if supply.has_slot => Ok(Place::Launched(arch)),
             Some(_) => Err(QueueReason::Builder { max_concurrent: self.limits.max_concurrent }),
             None => Err(QueueReason::StaticMachine { arch: arch.filter(|_| !takes_any) }),
         }
     }
+}
+
+/// These projects, the one that has gone without for longest first.
+///
+/// A pointer that goes round would not do: where machines differ, it can pass by a project again and
+/// again, each time at a moment when what is free does not fit.
+fn in_turns<T>(projects: &BTreeMap<ProjectId, T>, served: &Served) -> Vec<ProjectId> {
+    let mut turns: Vec<ProjectId> = projects.keys().copied().collect();
+    turns.sort_by_key(|project| served.get(project).copied().unwrap_or(0));
+    turns
 }
 
 impl Turn<'_> {
@@ -197,17 +299,20 @@ impl Turn<'_> {
     }
 
     fn next_to_serve(&self) -> Option<(ProjectId, JobId, Place)> {
-        if self.state.index.queued.is_empty() {
+        if self.state.index.ready.is_empty() {
             return None;
         }
         let supply = self.state.supply();
         if supply.idle.is_empty() && !supply.has_slot {
             return None;
         }
-        self.state.turns().into_iter().find_map(|project| {
-            self.state.queue_of(project).find_map(|job| {
-                let place = self.state.place(job, &supply).ok()?;
-                Some((project, job.id, place))
+        let lanes = self.state.lanes();
+        lanes.values().find_map(|lanes| {
+            let turns = in_turns(lanes, &self.state.served).into_iter();
+            let mut turns = turns.filter(|project| !supply.at_limit.contains_key(project));
+            turns.find_map(|project| {
+                let (job, place) = self.state.first_to_place(project, &lanes[&project], &supply)?;
+                Some((project, job, place))
             })
         })
     }
@@ -272,6 +377,17 @@ impl Turn<'_> {
 }
 
 impl Job {
+    /// The jobs that it needs and that have not completed.
+    pub(super) fn missing_needs(
+        &self,
+        jobs: &BTreeMap<JobId, Self>,
+    ) -> impl Iterator<Item = JobId> {
+        let is_completed = |id: &JobId| {
+            jobs.get(id).is_some_and(|job| matches!(job.state, JobState::Completed { .. }))
+        };
+        self.needs.iter().copied().filter(move |needed| !is_completed(needed))
+    }
+
     /// The processor that it runs on natively; `None` where any will do.
     const fn arch(&self) -> Option<Arch> {
         match &self.kind {
@@ -284,6 +400,32 @@ impl Job {
         match &self.kind {
             JobKind::Build { emulation, .. } => matches!(emulation, Emulation::Forbid),
             JobKind::Merge { .. } => false,
+        }
+    }
+}
+
+impl JobClass {
+    /// The class of a job of `run`.
+    pub(super) const fn of(job: &Job, run: &Run) -> Self {
+        let origin = Origin::of(run.trigger);
+        Self { origin, arch: job.arch(), must_be_native: job.must_be_native() }
+    }
+}
+
+impl Origin {
+    const fn of(trigger: Trigger) -> Self {
+        match trigger {
+            Trigger::Push | Trigger::WarmUp => Self::DefaultBranch,
+            Trigger::PrOpened | Trigger::PrSynchronized => Self::PullRequest,
+            Trigger::Manual | Trigger::Retry => Self::Manual,
+        }
+    }
+
+    const fn priority(self, priorities: Priorities) -> u8 {
+        match self {
+            Self::DefaultBranch => priorities.default_branch,
+            Self::PullRequest => priorities.pull_request,
+            Self::Manual => priorities.manual,
         }
     }
 }

@@ -2,7 +2,8 @@
 
 use stagely_agent::protocol::{FailureReason, Platform, slow_down};
 
-use crate::api::{JobKindView, JobStatus, JobView, LostAttempt};
+use super::machines::queue_reason;
+use crate::api::{JobKindView, JobStatus, JobView, LostAttempt, QueuePlace};
 use crate::core::records::Records;
 use crate::core::state::{Job, JobKind, JobState};
 
@@ -47,10 +48,22 @@ pub(in crate::core::http) fn job(records: &Records, job: &Job) -> JobView {
         slow_down: slow_down_of(records, job),
         took_over: job.took_over,
         kept_from: job.kept_from,
+        queue: queue_place(records, job),
         queued_at: job.queued_at,
         started_at: job.started_at,
         ended_at: job.ended_at,
     }
+}
+
+/// Where a job is in the queue, if it waits there. The whole queue is looked through only for a job that
+/// does.
+fn queue_place(records: &Records, job: &Job) -> Option<QueuePlace> {
+    if !matches!(job.state, JobState::Queued { .. }) {
+        return None;
+    }
+    let index = records.queue.iter().position(|queued| queued.job == job.id)?;
+    let reason = queue_reason(records, &records.queue[index].reason);
+    Some(QueuePlace { position: index + 1, reason })
 }
 
 /// How far a job is.

@@ -45,7 +45,7 @@ pub(in crate::core::http) fn queue(records: &Records, max_concurrent: u32) -> Qu
             name: job.name.clone(),
             run_id: job.run,
             project: project.map(|project| project.name.clone()).unwrap_or_default(),
-            reason: reason(records, &queued.reason),
+            reason: queue_reason(records, &queued.reason),
         })
     });
     let launched = records.live_machines().filter(|machine| machine.kind == MachineKind::Launched);
@@ -53,12 +53,16 @@ pub(in crate::core::http) fn queue(records: &Records, max_concurrent: u32) -> Qu
 }
 
 /// What a job waits for, in words.
-fn reason(records: &Records, reason: &QueueReason) -> String {
+pub(super) fn queue_reason(records: &Records, reason: &QueueReason) -> String {
     match reason {
         QueueReason::Jobs(jobs) => {
             let names: Vec<&str> =
                 jobs.iter().filter_map(|job| Some(records.jobs.get(job)?.name.as_str())).collect();
             format!("waiting for {}", names.join(", "))
+        }
+        QueueReason::ProjectLimit { project, max_concurrent } => {
+            let name = records.projects.get(project).map_or("", |project| &project.name);
+            format!("waiting for 1 of {max_concurrent} builders, limit of project {name}")
         }
         QueueReason::Builder { max_concurrent } => {
             format!("waiting for 1 of {max_concurrent} builders")

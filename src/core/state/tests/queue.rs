@@ -254,3 +254,230 @@ fn without_a_provider_a_job_waits_for_a_machine_to_be_registered() {
 
     assert_eq!(core.job_state(build.id), &JobState::Queued { attempt: 1 });
 }
+
+// Priorities and limits by project.
+
+/// A planned run of `count` builds in an environment of its own, so that no other supersedes it.
+fn run_by(core: &mut Core, project: u128, trigger: Trigger, count: usize) -> Vec<JobId> {
+    let run = RunId::from_bits(core.id());
+    let environment = EnvironmentId::from_bits(core.id());
+    let environment = Environment::new(environment, ProjectId::from_bits(project), String::new());
+    let mut requested = Run::new(run, &environment, String::new(), core.now);
+    requested.trigger = trigger;
+    let project = Project::new(ProjectId::from_bits(project), String::new(), String::new());
+    core.step(Event::RunRequested { run: Box::new(requested), project, environment });
+    let jobs: Vec<PlannedJob> = (0..count).map(|_| core.build(Arch::Amd64)).collect();
+    core.plan(run, &jobs);
+    jobs.iter().map(|job| job.id).collect()
+}
+
+fn limit(core: &mut Core, project: u128, max_concurrent: u32) {
+    let mut project = Project::new(ProjectId::from_bits(project), String::new(), String::new());
+    project.max_concurrent = std::num::NonZeroU32::new(max_concurrent);
+    core.step(Event::ProjectSet { project });
+}
+
+fn at_limit(project: u128, max_concurrent: u32) -> QueueReason {
+    QueueReason::ProjectLimit { project: ProjectId::from_bits(project), max_concurrent }
+}
+
+fn reason_of(core: &Core, job: JobId) -> QueueReason {
+    let queue = core.state.queue();
+    queue.into_iter().find(|queued| queued.job == job).unwrap().reason
+}
+
+fn is_queued(core: &Core, job: JobId) -> bool {
+    matches!(core.job_state(job), JobState::Queued { .. })
+}
+
+#[test]
+fn what_people_ask_for_goes_before_pull_requests_and_these_before_the_default_branch() {
+    let mut core = without_provider();
+    let warm = run_by(&mut core, 1, Trigger::WarmUp, 1);
+    let push = run_by(&mut core, 1, Trigger::Push, 1);
+    let opened = run_by(&mut core, 1, Trigger::PrOpened, 1);
+    let pushed = run_by(&mut core, 1, Trigger::PrSynchronized, 1);
+    let manual = run_by(&mut core, 1, Trigger::Manual, 1);
+    let retry = run_by(&mut core, 1, Trigger::Retry, 1);
+
+    let promised: Vec<JobId> = core.state.queue().iter().map(|queued| queued.job).collect();
+    let served = serve_all(&mut core);
+
+    assert_eq!(served, [manual, retry, opened, pushed, warm, push].concat());
+    assert_eq!(promised, served);
+}
+
+#[test]
+fn priorities_hold_over_all_projects_and_within_one_the_projects_take_turns() {
+    let mut core = without_provider();
+    let a_branch = run_by(&mut core, 1, Trigger::Push, 2);
+    let a_pull = run_by(&mut core, 1, Trigger::PrOpened, 3);
+    let b_pull = run_by(&mut core, 2, Trigger::PrOpened, 2);
+    let b_branch = run_by(&mut core, 2, Trigger::Push, 1);
+
+    let promised: Vec<JobId> = core.state.queue().iter().map(|queued| queued.job).collect();
+    let served = serve_all(&mut core);
+
+    let pulls = [a_pull[0], b_pull[0], a_pull[1], b_pull[1], a_pull[2]];
+    let branches = [b_branch[0], a_branch[0], a_branch[1]];
+    assert_eq!(served, [&pulls[..], &branches[..]].concat());
+    assert_eq!(promised, served, "project 1 was served last, so project 2 goes on");
+}
+
+#[test]
+fn changed_priorities_hold_for_what_waits_already() {
+    let mut core = without_provider();
+    let pull = run_by(&mut core, 1, Trigger::PrOpened, 1);
+    let manual = run_by(&mut core, 1, Trigger::Manual, 1);
+    let push = run_by(&mut core, 1, Trigger::Push, 1);
+
+    core.state.limits.priorities = Priorities { default_branch: 9, pull_request: 5, manual: 5 };
+
+    assert_eq!(serve_all(&mut core), [push, pull, manual].concat());
+    assert!(core.state.queue().is_empty());
+}
+
+#[test]
+fn a_job_of_high_priority_that_fits_nowhere_holds_up_nobody() {
+    let mut core = without_provider();
+    core.static_machine(Arch::Arm64);
+    let run = core.request(1);
+    let arm64 = core.build(Arch::Arm64);
+    core.plan(run, std::slice::from_ref(&arm64));
+    let push = run_by(&mut core, 1, Trigger::Push, 1);
+
+    assert_eq!(serve_all(&mut core), push);
+    assert!(is_queued(&core, arm64.id));
+}
+
+#[test]
+fn a_job_that_is_tried_again_keeps_its_place_within_its_priority() {
+    let mut core = amd64(1);
+    let pull = run_by(&mut core, 1, Trigger::PrOpened, 2);
+    let machine = core.launched(pull[0]);
+    let manual = run_by(&mut core, 1, Trigger::Manual, 1);
+
+    core.step(Event::MachineGone { machine });
+
+    assert!(!is_queued(&core, manual[0]), "it is more urgent");
+    let queue: Vec<JobId> = core.state.queue().iter().map(|queued| queued.job).collect();
+    assert_eq!(queue, pull);
+}
+
+#[test]
+fn a_project_has_no_more_machines_than_it_may_and_the_others_have_the_rest() {
+    let mut core = amd64(4);
+    limit(&mut core, 1, 2);
+    let limited = run_by(&mut core, 1, Trigger::Manual, 3);
+    let free = run_by(&mut core, 2, Trigger::Push, 3);
+
+    let waiting = |core: &Core, jobs: &[JobId]| -> Vec<bool> {
+        jobs.iter().map(|job| is_queued(core, *job)).collect()
+    };
+    assert_eq!(waiting(&core, &limited), [false, false, true]);
+    assert_eq!(waiting(&core, &free), [false, false, true]);
+    assert_eq!(reason_of(&core, limited[2]), at_limit(1, 2));
+    assert_eq!(reason_of(&core, free[2]), QueueReason::Builder { max_concurrent: 4 });
+}
+
+#[test]
+fn a_machine_counts_for_its_project_until_it_is_gone() {
+    let mut core = amd64(4);
+    limit(&mut core, 1, 1);
+    let jobs = run_by(&mut core, 1, Trigger::Manual, 2);
+    let machine = core.launched(jobs[0]);
+    core.connect(machine, &[]);
+    core.report(machine, jobs[0], 1, PUSHED);
+    assert_eq!(core.machine_state(machine), MachineState::Terminating);
+    assert_eq!(reason_of(&core, jobs[1]), at_limit(1, 1));
+
+    core.step(Event::MachineGone { machine });
+
+    assert!(!is_queued(&core, jobs[1]));
+}
+
+#[test]
+fn a_registered_machine_counts_for_the_project_whose_job_it_has() {
+    let mut core = without_provider();
+    limit(&mut core, 1, 1);
+    let machines = [core.static_machine(Arch::Amd64), core.static_machine(Arch::Amd64)];
+    for machine in machines {
+        core.connect(machine, &[]);
+    }
+    let limited = run_by(&mut core, 1, Trigger::Manual, 2);
+    assert_eq!(reason_of(&core, limited[1]), at_limit(1, 1));
+    let free = run_by(&mut core, 2, Trigger::Push, 1);
+    assert_eq!(core.machine_of(free[0]), machines[1]);
+
+    core.report(machines[0], limited[0], 1, PUSHED);
+
+    assert_eq!(core.machine_of(limited[1]), machines[0]);
+}
+
+#[test]
+fn a_limit_that_is_raised_or_taken_away_holds_at_once() {
+    let mut core = amd64(9);
+    limit(&mut core, 1, 1);
+    let jobs = run_by(&mut core, 1, Trigger::Manual, 4);
+    limit(&mut core, 1, 2);
+    assert!(!is_queued(&core, jobs[1]) && is_queued(&core, jobs[2]));
+
+    limit(&mut core, 1, 0);
+
+    assert!(core.state.queue().is_empty());
+}
+
+#[test]
+fn a_limit_does_not_keep_a_merge_from_a_builder_that_is_still_there() {
+    let mut core = both(4);
+    let TwoPlatforms { builds, machines, merge, .. } = TwoPlatforms::begun(&mut core);
+    limit(&mut core, 1, 1);
+    core.report(machines[0], builds[0], 1, PUSHED);
+
+    core.report(machines[1], builds[1], 1, PUSHED);
+
+    assert_eq!(core.machine_of(merge), machines[1]);
+}
+
+#[test]
+fn a_job_whose_needs_have_completed_is_ready_and_after_a_restart_it_still_is() {
+    let mut core = without_provider();
+    let amd64 = core.static_machine(Arch::Amd64);
+    let run = core.request(1);
+    let (one, other) = (core.build(Arch::Amd64), core.build(Arch::Amd64));
+    let merge = core.merge(&[&one, &other]);
+    core.plan(run, &[merge.clone(), one.clone(), other.clone()]);
+    let before = core.state.queue();
+    assert_eq!(reason_of(&core, merge.id), QueueReason::Jobs(vec![one.id, other.id]));
+
+    core.restart();
+
+    assert_eq!(core.state.queue(), before);
+    core.connect(amd64, &[]);
+    core.report(amd64, one.id, 1, PUSHED);
+    core.report(amd64, other.id, 1, PUSHED);
+    assert_eq!(core.machine_of(merge.id), amd64);
+}
+
+/// A quick machine takes tens of microseconds; the limits are for one that is slow and busy.
+#[test]
+fn ten_thousand_jobs_that_wait_do_not_slow_down_a_step() {
+    let mut core = amd64(50);
+    for project in 0..20 {
+        for _ in 0..10 {
+            run_by(&mut core, project, Trigger::PrOpened, 50);
+        }
+    }
+    let begun = std::time::Instant::now();
+    for _ in 0..100 {
+        core.step(Event::Tick);
+    }
+    let step = begun.elapsed() / 100;
+    let begun = std::time::Instant::now();
+    let queue = core.state.queue();
+    let listing = begun.elapsed();
+    assert_eq!(queue.len(), 10_000 - 50);
+    println!("a step takes {step:?}, the list {listing:?}");
+    assert!(step < Duration::from_millis(20), "{step:?}");
+    assert!(listing < Duration::from_millis(500), "{listing:?}");
+}
