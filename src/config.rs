@@ -109,6 +109,9 @@ pub struct CoreConfig {
     /// New runs are refused while less than this is free where `data_dir` is, in mebibytes. Below half of
     /// it logs are cut and nothing is planned either. Default: 512.
     pub disk_free_min_mib: u64,
+    /// Whether whoever has the address of a run's or job's page may read it and the log without a token.
+    /// These addresses cannot be guessed, and stand in comments. Default: true.
+    pub open_logs: bool,
     /// How long a shutdown may take. Default: 10s.
     #[serde(with = "humantime_serde")]
     pub shutdown_limit: Duration,
@@ -121,6 +124,7 @@ impl Default for CoreConfig {
             public_url: None,
             data_dir: PathBuf::from("/var/lib/stagely-core"),
             disk_free_min_mib: 512,
+            open_logs: true,
             shutdown_limit: Duration::from_secs(10),
         }
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use stagely_agent::protocol::{Arch, BuildArgs, Digest, Emulation, Platform};
 
 use super::disk::DiskGuard;
-use super::effects::{Effects, Secrets};
+use super::effects::{Effects, Reporting, Secrets};
 use super::github::Github;
 use super::logs::{LogSettings, LogStore};
 use super::records::SharedRecords;
@@ -94,6 +94,7 @@ pub(super) fn effects(
         logs: LogStore::open(&folder.join("effects-logs.redb"), log_settings).unwrap(),
         registry: Registry::new(config.registry.clone()).unwrap(),
         config: Arc::new(config),
+        reporting: Reporting::new(&records),
         records,
         sessions: Sessions::default(),
         secrets,

@@ -48,7 +48,7 @@ use tracing::{info, warn};
 use url::Url;
 
 use self::disk::DiskGuard;
-use self::effects::{Effects, Secrets};
+use self::effects::{Effects, Reporting, Secrets};
 use self::github::Github;
 use self::http::{Api, ApiTokens};
 use self::intake::Intake;
@@ -229,6 +229,7 @@ impl Parts {
             store: self.store.clone(),
             github: Github::new(&self.config.github, secrets.clone())?,
             logs: self.logs.clone(),
+            reporting: Reporting::new(&records),
             registry: Registry::new(self.config.registry.clone())
                 .context("cannot set up TLS for the registry")?,
             provider: provider.clone(),

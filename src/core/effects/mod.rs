@@ -28,6 +28,7 @@ use super::store::Store;
 use crate::config::Config;
 use crate::provider::Provider;
 
+pub(crate) use report::Reporting;
 pub use secrets::{RunSecrets, Secrets};
 
 #[cfg(test)]
@@ -49,6 +50,8 @@ pub struct Effects {
     pub github: Github,
     /// Finds the lines of a failed step.
     pub logs: LogStore,
+    /// Who tells GitHub next.
+    pub(crate) reporting: Reporting,
     /// Where images go.
     pub registry: Registry,
     /// Where machines come from; `None` where only registered machines build.

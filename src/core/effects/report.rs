@@ -1,12 +1,337 @@
 //! Tells GitHub of an environment: the comment of its pull request, and the statuses of its commit.
+//!
+//! The records are read right before each write, and the digest of what was written is kept: so whatever
+//! happens meanwhile, and however long GitHub does not answer, the last state arrives, and nothing is
+//! written twice.
 
+mod place;
+mod turns;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
+use rand::RngExt as _;
+use sha2::{Digest as _, Sha256};
+use stagely_agent::protocol::{CommitSha, FailureReason};
+use tracing::{info, warn};
+use url::Url;
+
+use self::place::{AtGithub, Place};
 use super::Effects;
-use crate::core::state::Event;
-use crate::ids::EnvironmentId;
+use crate::core::github::comment::{self, Excerpts};
+use crate::core::github::{GithubError, Shown, excerpt, statuses};
+use crate::core::logs::LogStore;
+use crate::core::orchestrator::now;
+use crate::core::records::SharedRecords;
+use crate::core::state::{CommitStatus, Event, Job, JobState, Project, Report, Told};
+use crate::ids::{EnvironmentId, JobId};
+
+pub(crate) use self::turns::Reporting;
+
+/// The first wait after GitHub did not answer, and the longest: each is made up to twice as long at random.
+const WAIT_MIN: Duration = Duration::from_secs(1);
+const WAIT_MAX: Duration = Duration::from_secs(30);
 
 impl Effects {
     /// Tells until it is told, or GitHub refuses.
     pub(super) async fn report(&self, environment: EnvironmentId) -> Event {
-        unimplemented!("{environment}")
+        let Some((project, number)) = self.place_of(environment) else {
+            let records = self.records.read();
+            let report = records.environments.get(&environment).map(|it| it.report.clone());
+            let report = report.unwrap_or_default();
+            return Event::Reported {
+                environment,
+                wanted: report.wanted,
+                result: Ok(told(report)),
+            };
+        };
+        let teller = Teller {
+            place: AtGithub { github: self.github.clone(), project, number },
+            has_comment: number.is_some(),
+            environment,
+            records: self.records.clone(),
+            logs: self.logs.clone(),
+            public_url: self.config.core.url(),
+            reporting: self.reporting.clone(),
+            interval: self.config.github.report_interval,
+        };
+        let (wanted, result) = teller.tell().await;
+        Event::Reported { environment, wanted, result }
     }
+
+    /// The repository and the pull request; `None` where nobody listens.
+    fn place_of(&self, environment: EnvironmentId) -> Option<(Project, Option<u64>)> {
+        let records = self.records.read();
+        let environment = records.environments.get(&environment)?;
+        let project = records.projects.get(&environment.project)?;
+        project.github.as_ref()?;
+        Some((project.clone(), environment.pull_request))
+    }
+}
+
+/// Tells of one environment.
+struct Teller<P> {
+    place: P,
+    /// Whether there is a pull request to comment on.
+    has_comment: bool,
+    environment: EnvironmentId,
+    records: SharedRecords,
+    logs: LogStore,
+    public_url: Url,
+    reporting: Reporting,
+    interval: Duration,
+}
+
+/// The comment as GitHub has it.
+#[derive(Clone, Default)]
+struct Comment {
+    id: Option<u64>,
+    digest: Option<String>,
+}
+
+/// The statuses of a commit as GitHub has them.
+#[derive(Clone, Default)]
+struct Statuses {
+    commit: Option<CommitSha>,
+    by_context: BTreeMap<String, CommitStatus>,
+}
+
+impl<P: Place> Teller<P> {
+    /// Returns what was told, and of which [`Report::wanted`].
+    async fn tell(&self) -> (u64, Result<Told, String>) {
+        self.reporting.pause(self.environment, self.interval).await;
+        let before = self.told_before();
+        let mut comment = Comment { id: before.comment, digest: before.comment_digest };
+        let mut statuses = Statuses { commit: before.commit, by_context: before.statuses };
+        let (commented, stated) =
+            tokio::join!(self.tell_comment(&mut comment), self.tell_statuses(&mut statuses));
+        let told = Told {
+            comment: comment.id,
+            comment_digest: comment.digest,
+            commit: statuses.commit,
+            statuses: statuses.by_context,
+        };
+        match (commented, stated) {
+            (Ok(of_comment), Ok(of_statuses)) => {
+                self.reporting.remember(self.environment, None);
+                (of_comment.min(of_statuses), Ok(told))
+            }
+            (Err((wanted, problem)), _) | (_, Err((wanted, problem))) => {
+                // The event has no place for the half that went well.
+                self.reporting.remember(self.environment, Some(told));
+                (wanted, Err(problem))
+            }
+        }
+    }
+
+    fn told_before(&self) -> Told {
+        let remembered = self.reporting.remembered(self.environment);
+        remembered.unwrap_or_else(|| {
+            let records = self.records.read();
+            let report = records.environments.get(&self.environment).map(|it| it.report.clone());
+            told(report.unwrap_or_default())
+        })
+    }
+
+    fn wanted(&self) -> u64 {
+        let records = self.records.read();
+        records.environments.get(&self.environment).map_or(0, |it| it.report.wanted)
+    }
+
+    async fn tell_comment(&self, comment: &mut Comment) -> Result<u64, (u64, String)> {
+        let mut patience = patience();
+        let mut excerpts = Excerpts::new();
+        loop {
+            let Some((wanted, digest, _)) = self.comment(&mut excerpts).await else {
+                return Ok(self.wanted());
+            };
+            if !self.has_comment || (comment.id.is_some() && comment.digest == Some(digest)) {
+                return Ok(wanted);
+            }
+            let turn = self.reporting.comment_turn(self.environment).await;
+            // It may have gone on while others were served.
+            let Some((wanted, digest, body)) = self.comment(&mut excerpts).await else {
+                return Ok(self.wanted());
+            };
+            let written = self.write_comment(comment, &body).await;
+            drop(turn);
+            match written {
+                Ok(()) => {
+                    comment.digest = Some(digest);
+                    self.reporting.wrote(self.environment, self.interval);
+                    return Ok(wanted);
+                }
+                Err(error) => {
+                    comment.digest = None;
+                    let what = "the comment on a pull request";
+                    self.be_patient(error, &mut patience, what, "Pull requests: write")
+                        .await
+                        .map_err(|problem| (wanted, problem))?;
+                }
+            }
+        }
+    }
+
+    async fn write_comment(&self, comment: &mut Comment, body: &str) -> Result<(), GithubError> {
+        if let Some(id) = comment.id {
+            match self.place.edit_comment(id, body).await {
+                // Somebody deleted it.
+                Err(GithubError::NotFound(_)) => comment.id = None,
+                answer => return answer,
+            }
+        }
+        // It may be there: an answer may be lost, and core may end before it has noted the id.
+        let marker = comment::marker(self.environment);
+        if let Some(id) = self.place.find_comment(&marker).await? {
+            self.place.edit_comment(id, body).await?;
+            comment.id = Some(id);
+        } else {
+            let id = self.place.create_comment(body).await?;
+            comment.id = Some(id);
+            info!(environment = %self.environment, comment = id, "commented");
+        }
+        Ok(())
+    }
+
+    /// What the comment is to say: of which [`Report::wanted`], its digest, and the text.
+    async fn comment(&self, excerpts: &mut Excerpts) -> Option<(u64, String, String)> {
+        loop {
+            let unread = {
+                let records = self.records.read();
+                let shown = Shown::find(&records, self.environment, &self.public_url)?;
+                let failed = shown.failed_jobs().take(comment::FAILURES_MAX);
+                let unread =
+                    failed.filter(|job| job.attempt > 0 && !excerpts.contains_key(&job.id));
+                let unread: Vec<_> = unread.map(failed_step).collect();
+                if unread.is_empty() {
+                    let body = comment::render(&shown, excerpts);
+                    return Some((shown.environment.report.wanted, digest_of(&body), body));
+                }
+                unread
+            };
+            for (job, attempt, step) in unread {
+                excerpts.insert(job, self.last_words(job, attempt, &step).await);
+            }
+        }
+    }
+
+    async fn last_words(&self, job: JobId, attempt: u32, step: &str) -> Vec<String> {
+        match self.logs.tail(job, attempt, excerpt::SEARCHED_LINES).await {
+            Ok((_, tail)) => excerpt::of(&tail, step),
+            Err(error) => {
+                warn!(%job, %error, "the comment lacks what the step said: its log cannot be read");
+                Vec::new()
+            }
+        }
+    }
+
+    async fn tell_statuses(&self, told: &mut Statuses) -> Result<u64, (u64, String)> {
+        let mut patience = patience();
+        loop {
+            if let (wanted, None) = self.next_status(told) {
+                return Ok(wanted);
+            }
+            let turn = self.reporting.status_turn(self.environment).await;
+            let (wanted, next) = self.next_status(told);
+            let Some((commit, context, status)) = next else { return Ok(wanted) };
+            let written = self.place.set_status(&commit, &context, &status).await;
+            drop(turn);
+            match written {
+                Ok(()) => {
+                    if told.commit.as_ref() != Some(&commit) {
+                        *told = Statuses { commit: Some(commit), ..Statuses::default() };
+                    }
+                    told.by_context.insert(context, status);
+                    self.reporting.wrote(self.environment, self.interval);
+                    patience = self::patience();
+                }
+                Err(error) => self
+                    .be_patient(error, &mut patience, "a commit's status", "Commit statuses: write")
+                    .await
+                    .map_err(|problem| (wanted, problem))?,
+            }
+        }
+    }
+
+    /// The first status that GitHub does not have as it is now.
+    fn next_status(&self, told: &Statuses) -> (u64, Option<(CommitSha, String, CommitStatus)>) {
+        let records = self.records.read();
+        let Some(shown) = Shown::find(&records, self.environment, &self.public_url) else {
+            return (0, None);
+        };
+        let wanted = shown.environment.report.wanted;
+        let Some((commit, statuses)) = statuses::of(&shown) else { return (wanted, None) };
+        let has = |context: &String| {
+            told.by_context.get(context).filter(|_| told.commit.as_ref() == Some(&commit))
+        };
+        let next = statuses.into_iter().find(|(context, status)| has(context) != Some(status));
+        (wanted, next.map(|(context, status)| (commit, context, status)))
+    }
+
+    /// Waits before the next try; gives up where it would be refused again.
+    async fn be_patient(
+        &self,
+        error: GithubError,
+        patience: &mut ExponentialBackoff,
+        what: &str,
+        permission: &str,
+    ) -> Result<(), String> {
+        let environment = self.environment;
+        if !error.is_transient() {
+            let problem = advice(&error, what, permission);
+            warn!(%environment, problem, "GitHub was not told");
+            return Err(problem);
+        }
+        let wait = match error {
+            GithubError::RateLimited { until } => {
+                // Not all at the same moment.
+                let spread = rand::rng().random_range(0.0..=1.0);
+                until.since(now()) + Duration::from_millis(100) + Duration::from_secs_f64(spread)
+            }
+            _ => patience.next().unwrap_or(WAIT_MAX),
+        };
+        warn!(%environment, %error, "{what} was not written; trying again in {wait:?}");
+        tokio::time::sleep(wait).await;
+        Ok(())
+    }
+}
+
+/// What whoever runs core can do about a refusal.
+fn advice(error: &GithubError, what: &str, permission: &str) -> String {
+    match error {
+        GithubError::Refused { status: 401 | 403, .. } | GithubError::NotFound(_) => format!(
+            "{what} was not written: {error}; give the app or token this repository and the \
+             permission `{permission}`"
+        ),
+        _ => format!("{what} was not written: {error}"),
+    }
+}
+
+/// The job, the attempt whose log it has, and the step that failed.
+fn failed_step(job: &Job) -> (JobId, u32, String) {
+    let step = match &job.state {
+        JobState::Failed { reason: FailureReason::User { step, .. }, .. } => step.clone(),
+        _ => String::new(),
+    };
+    (job.id, job.attempt, step)
+}
+
+/// What the record says that GitHub was told.
+fn told(report: Report) -> Told {
+    Told {
+        comment: report.comment,
+        comment_digest: report.comment_digest,
+        commit: report.commit,
+        statuses: report.statuses,
+    }
+}
+
+fn digest_of(body: &str) -> String {
+    Sha256::digest(body).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn patience() -> ExponentialBackoff {
+    let waits = ExponentialBuilder::new().with_min_delay(WAIT_MIN).with_max_delay(WAIT_MAX);
+    waits.without_max_times().with_jitter().build()
 }

@@ -3,4 +3,12 @@
 mod client;
 pub mod hook;
 
+pub(crate) mod comment;
+pub(crate) mod excerpt;
+mod markdown;
+mod shown;
+pub(crate) mod statuses;
+
 pub use client::{FailedDelivery, Github, GithubError, GithubHealth, Permission};
+
+pub(crate) use shown::{Shown, seconds};

@@ -7,6 +7,7 @@ mod error;
 mod extract;
 mod jobs;
 mod machines;
+mod pages;
 mod runs;
 mod tokens;
 mod views;
@@ -126,6 +127,7 @@ pub(crate) fn router(api: Api) -> Router {
     documented
         .route(&format!("{BASE_PATH}/openapi.json"), get(async move || axum::Json(description)))
         .route(stagely_agent::protocol::CONNECT_PATH, get(agents::connect))
+        .merge(pages::router())
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
         .fallback(async || ApiError::not_found("page", "at this address"))

@@ -6,6 +6,7 @@
 
 mod chunk;
 mod tables;
+mod text;
 mod writer;
 
 use std::collections::HashMap;
@@ -23,6 +24,8 @@ use self::writer::{Append, Command, Writer};
 use super::disk::reserve_mib;
 use crate::config::Config;
 use crate::ids::JobId;
+
+pub(crate) use text::{is_hidden, readable};
 
 /// Commands that may wait for the writer; beyond it appenders wait, and with them their agents.
 const WAITING_MAX: usize = 256;
@@ -192,6 +195,23 @@ impl LogStore {
     ) -> Result<Vec<StoredLine>, LogError> {
         let tables = self.tables.clone();
         spawn_blocking(move || tables.read((job, attempt), from, lines_max))
+            .await
+            .unwrap_or(Err(LogError::Closed))
+    }
+
+    /// Reads the last `lines_max` lines, or fewer where they are long: half a megabyte of text, and what
+    /// one chunk has beyond it. Also the number of the first of them.
+    ///
+    /// # Errors
+    /// [`LogError`].
+    pub async fn tail(
+        &self,
+        job: JobId,
+        attempt: u32,
+        lines_max: usize,
+    ) -> Result<(u64, Vec<StoredLine>), LogError> {
+        let tables = self.tables.clone();
+        spawn_blocking(move || tables.tail((job, attempt), lines_max))
             .await
             .unwrap_or(Err(LogError::Closed))
     }

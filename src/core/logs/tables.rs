@@ -1,5 +1,6 @@
 //! The tables, and reading from them.
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -120,6 +121,34 @@ impl Tables {
             }
         }
         Ok(lines)
+    }
+
+    /// The last lines, and the number of the first of them. Only the end of a log is read.
+    pub(super) fn tail(
+        &self,
+        key: LogKey,
+        lines_max: usize,
+    ) -> Result<(u64, Vec<StoredLine>), LogError> {
+        let (job, attempt) = (key.0.bits(), key.1);
+        let read = self.database()?.begin_read()?;
+        let chunks = read.open_table(CHUNKS)?;
+        let (mut lines, mut text_bytes, mut first) = (VecDeque::new(), 0, 0);
+        for chunk in chunks.range((job, attempt, 0)..=(job, attempt, u64::MAX))?.rev() {
+            let (chunk_key, bytes) = chunk?;
+            first = chunk_key.value().2;
+            let stored =
+                Chunk::read(bytes.value(), 0).map_err(|_| LogError::Damaged { job: key.0 })?;
+            for line in stored.into_iter().rev() {
+                text_bytes += line.data.len();
+                lines.push_front(line);
+            }
+            if lines.len() >= lines_max || text_bytes >= READ_BYTES {
+                break;
+            }
+        }
+        let excess = lines.len().saturating_sub(lines_max);
+        lines.drain(..excess);
+        Ok((first + excess as u64, lines.into()))
     }
 
     /// The attempts of a job that have a log.

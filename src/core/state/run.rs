@@ -1,6 +1,7 @@
 //! A project, an environment, and a workflow run: one commit's way through an environment.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::num::NonZeroU32;
 
 use serde::{Deserialize, Serialize};
@@ -150,6 +151,27 @@ pub enum SkipReason {
         /// The build that it depends on.
         build: String,
     },
+}
+
+impl fmt::Display for SkipReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PathsUnchanged { base, commit, .. } => {
+                let commit = &commit.as_str()[..12];
+                let why = format_args!("nothing in its paths changed since {base}");
+                write!(f, "{why}, so the image of {commit} stands in")
+            }
+            Self::Branch { branch: Some(branch) } => {
+                write!(f, "its only_branches does not name {branch}")
+            }
+            Self::Branch { branch: None } => {
+                f.write_str("it has only_branches, and no branch of the commit is known")
+            }
+            Self::NoImage { build } => {
+                write!(f, "it depends on {build}, which is not built here and has no image yet")
+            }
+        }
+    }
 }
 
 /// What caused a run.

@@ -5,9 +5,6 @@ use crate::api::{RunStatus, RunView, SkippedBuildView};
 use crate::core::records::Records;
 use crate::core::state::{Run, RunState, SkipReason, SkippedBuild};
 
-/// The digits of a commit that people read.
-const SHORT_COMMIT: usize = 12;
-
 /// A run without its jobs, as lists show it.
 pub(in crate::core::http) fn run_summary(records: &Records, run: &Run) -> RunView {
     let project = records.projects.get(&run.project);
@@ -53,23 +50,10 @@ pub(in crate::core::http) fn run(records: &Records, run: &Run) -> RunView {
 
 /// A build that a run does without, with the reason in words.
 fn skipped(skipped: &SkippedBuild) -> SkippedBuildView {
-    let (reason, image) = match &skipped.reason {
-        SkipReason::PathsUnchanged { base, commit, image } => {
-            let commit = &commit.as_str()[..SHORT_COMMIT];
-            let reason = format!(
-                "nothing in its paths changed since {base}, so the image of {commit} stands in"
-            );
-            (reason, Some(image.clone()))
-        }
-        SkipReason::Branch { branch: Some(branch) } => {
-            (format!("its only_branches does not name {branch}"), None)
-        }
-        SkipReason::NoImage { build } => {
-            (format!("it depends on {build}, which is not built here and has no image yet"), None)
-        }
-        SkipReason::Branch { branch: None } => {
-            ("it has only_branches, and no branch of the commit is known".to_owned(), None)
-        }
+    let image = match &skipped.reason {
+        SkipReason::PathsUnchanged { image, .. } => Some(image.clone()),
+        SkipReason::Branch { .. } | SkipReason::NoImage { .. } => None,
     };
+    let reason = skipped.reason.to_string();
     SkippedBuildView { build: skipped.variant.clone(), reason, image }
 }

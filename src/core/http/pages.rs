@@ -1,0 +1,337 @@
+//! Pages for people who follow the links of comments and commit statuses: a run, a job, and a job's log.
+
+use askama::Template;
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{FromRequestParts, Path, Query, State};
+use axum::http::header::{
+    AUTHORIZATION, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY,
+    WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
+};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{Html, IntoResponse, Response};
+use axum::routing::get;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use futures_util::stream;
+use secrecy::SecretString;
+use serde::Deserialize;
+use stagely_agent::protocol::{FailureReason, Step};
+use tracing::{error, warn};
+
+use super::{Api, views};
+use crate::api::{JobKindView, JobStatus, JobView, RunStatus, RunView};
+use crate::core::github::seconds;
+use crate::core::logs::{LogError, StoredLine, readable};
+use crate::ids::{JobId, RunId};
+
+/// Lines of a log that its page shows.
+const PAGE_LINES: usize = 2_000;
+
+/// Lines that are read from the store at a time, for one reader.
+const CHUNK_LINES: usize = 2_000;
+
+/// The longest line of a page, in characters. The plain text has all of it.
+const LINE_CHARS_MAX: usize = 2_000;
+
+/// Nothing of a page is loaded or run, wherever its text came from.
+const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; \
+                      form-action 'none'; frame-ancestors 'none'";
+
+pub(super) fn router() -> Router<Api> {
+    Router::new()
+        .route("/runs/{id}", get(run))
+        .route("/jobs/{id}", get(job))
+        .route("/jobs/{id}/log", get(log))
+}
+
+/// Proof that whoever asks may read pages.
+struct Visitor;
+
+impl FromRequestParts<Api> for Visitor {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, Response> {
+        let token = || parts.headers.get(AUTHORIZATION)?.to_str().ok().and_then(token_of);
+        // Every role may read.
+        if api.config.core.open_logs || token().is_some_and(|it| api.tokens.role_of(&it).is_some())
+        {
+            return Ok(Self);
+        }
+        let advice =
+            "Give a token that `stagely token create` made as password, and any user name.";
+        let mut response = refused(StatusCode::UNAUTHORIZED, "A token is needed", advice);
+        let challenge = axum::http::HeaderValue::from_static("Basic realm=\"stagely\"");
+        response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
+        Err(response)
+    }
+}
+
+/// The token, as browsers send it and as programs do.
+fn token_of(authorization: &str) -> Option<SecretString> {
+    let (scheme, value) = authorization.split_once(' ')?;
+    if scheme.eq_ignore_ascii_case("bearer") {
+        return Some(SecretString::from(value));
+    }
+    if !scheme.eq_ignore_ascii_case("basic") {
+        return None;
+    }
+    let pair = String::from_utf8(STANDARD.decode(value).ok()?).ok()?;
+    Some(SecretString::from(pair.split_once(':')?.1))
+}
+
+/// Which attempt's log is wanted: the newest where it is not said.
+#[derive(Debug, Default, Deserialize)]
+struct Wanted {
+    attempt: Option<u32>,
+}
+
+#[derive(Template)]
+#[template(path = "refused.html")]
+struct Refused<'a> {
+    title: &'a str,
+    advice: &'a str,
+    goes_on: bool,
+}
+
+#[derive(Template)]
+#[template(path = "run.html")]
+struct RunPage {
+    goes_on: bool,
+    status: &'static str,
+    took: Option<String>,
+    jobs: Vec<JobRow>,
+    images: Vec<String>,
+    warnings: Vec<String>,
+    run: RunView,
+}
+
+struct JobRow {
+    id: JobId,
+    name: String,
+    platforms: String,
+    class: &'static str,
+    state: String,
+    took: String,
+    cached: String,
+}
+
+#[derive(Template)]
+#[template(path = "job.html")]
+struct JobPage {
+    goes_on: bool,
+    status: String,
+    class: &'static str,
+    platforms: String,
+    took: String,
+    error: Option<String>,
+    warnings: Vec<String>,
+    steps: Vec<StepRow>,
+    attempt: u32,
+    first_line: u64,
+    log: Vec<String>,
+    job: JobView,
+}
+
+struct StepRow {
+    name: String,
+    took: String,
+}
+
+async fn run(State(api): State<Api>, _: Visitor, Path(id): Path<String>) -> Response {
+    let run = {
+        let records = api.records.read();
+        let found = id.parse::<RunId>().ok().and_then(|id| records.runs.get(&id));
+        found.map(|run| (views::run(&records, run), run.approval.clone()))
+    };
+    let Some((run, approval)) = run else { return not_found("run") };
+    let awaits = approval == crate::core::state::Approval::Awaited && !run.status.is_final();
+    let status = match run.status {
+        _ if awaits => "waits for approval",
+        RunStatus::Pending => "reading stagely.yaml",
+        status => status.as_str(),
+    };
+    page(&RunPage {
+        goes_on: !run.status.is_final(),
+        status,
+        took: run.ended_at.map(|ended| seconds(ended.since(run.created_at))),
+        jobs: run.jobs.iter().map(row).collect(),
+        images: images(&run),
+        warnings: run.jobs.iter().flat_map(named_warnings).collect(),
+        run,
+    })
+}
+
+fn row(job: &JobView) -> JobRow {
+    let cached = format!("{}/{}", job.cached_steps, job.steps.len());
+    JobRow {
+        id: job.id,
+        name: job.name.clone(),
+        platforms: platforms(job),
+        class: job.status.as_str(),
+        state: match &job.reason {
+            Some(reason @ FailureReason::DependencyFailed { .. }) => reason.to_string(),
+            _ => job_status(job).to_owned(),
+        },
+        took: took(job),
+        cached: if job.steps.is_empty() { String::new() } else { cached },
+    }
+}
+
+fn job_status(job: &JobView) -> &'static str {
+    match job.status {
+        _ if job.kept_from.is_some() => "kept from an earlier run",
+        JobStatus::Provisioning => "starting",
+        status => status.as_str(),
+    }
+}
+
+fn platforms(job: &JobView) -> String {
+    let names: Vec<String> = job.platforms.iter().map(ToString::to_string).collect();
+    names.join(", ") + if job.emulated { " (emulated)" } else { "" }
+}
+
+fn took(job: &JobView) -> String {
+    let took = job.started_at.zip(job.ended_at).map(|(from, to)| seconds(to.since(from)));
+    took.unwrap_or_default()
+}
+
+fn named_warnings(job: &JobView) -> impl Iterator<Item = String> {
+    job.warnings.iter().map(|warning| format!("{}: {}", job.name, readable(warning)))
+}
+
+/// An index stands for the images that it joins.
+fn images(run: &RunView) -> Vec<String> {
+    let is_merge = |job: &JobView| job.kind == JobKindView::Merge;
+    let is_joined = |job: &JobView| {
+        !is_merge(job) && run.jobs.iter().any(|it| is_merge(it) && it.variant == job.variant)
+    };
+    let named = |job: &JobView| {
+        let reference = job.tag.as_ref().unwrap_or(&job.image);
+        Some(format!("{reference}@{}", job.digest.as_ref()?))
+    };
+    run.jobs.iter().filter(|job| !is_joined(job)).filter_map(named).collect()
+}
+
+async fn job(
+    State(api): State<Api>,
+    _: Visitor,
+    Path(id): Path<String>,
+    Query(wanted): Query<Wanted>,
+) -> Response {
+    let Some(job) = find_job(&api, &id) else { return not_found("job") };
+    let attempt = wanted.attempt.unwrap_or(job.attempt);
+    let (first_line, lines) = match api.logs.tail(job.id, attempt, PAGE_LINES).await {
+        Ok(tail) => tail,
+        Err(error) => return broken(job.id, &error),
+    };
+    page(&JobPage {
+        goes_on: !job.status.is_final(),
+        status: job_status(&job).to_owned(),
+        class: job.status.as_str(),
+        platforms: platforms(&job),
+        took: took(&job),
+        error: job.error.as_deref().map(readable_lines),
+        warnings: job.warnings.iter().map(|warning| readable(warning)).collect(),
+        steps: job.steps.iter().map(step_row).collect(),
+        attempt,
+        first_line,
+        log: lines.iter().map(|line| shown_line(&line.data)).collect(),
+        job,
+    })
+}
+
+fn step_row(step: &Step) -> StepRow {
+    let took = if step.cached { "cached".to_owned() } else { format!("{:.1}s", step.seconds) };
+    StepRow { name: readable(&step.name), took }
+}
+
+fn shown_line(line: &str) -> String {
+    let line = readable(line);
+    match line.char_indices().nth(LINE_CHARS_MAX) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line,
+    }
+}
+
+fn readable_lines(text: &str) -> String {
+    text.lines().map(readable).collect::<Vec<_>>().join("\n")
+}
+
+/// All of a log as plain text, in the pieces in which the reader takes it.
+async fn log(
+    State(api): State<Api>,
+    _: Visitor,
+    Path(id): Path<String>,
+    Query(wanted): Query<Wanted>,
+) -> Response {
+    let Some(job) = find_job(&api, &id) else { return not_found("job") };
+    let attempt = wanted.attempt.unwrap_or(job.attempt);
+    let id = job.id;
+    // An error breaks the transfer off: a log of which a part is missing must not look complete.
+    let pieces = stream::try_unfold(0, move |from| {
+        let logs = api.logs.clone();
+        async move {
+            let lines = logs
+                .read(id, attempt, from, CHUNK_LINES)
+                .await
+                .inspect_err(|error| warn!(job = %id, %error, "a log cannot be read"))?;
+            let next = from + lines.len() as u64;
+            Ok::<_, LogError>((!lines.is_empty()).then(|| (text_of(&lines), next)))
+        }
+    });
+    let kind = [(CONTENT_TYPE, "text/plain; charset=utf-8")];
+    (guards(), kind, Body::from_stream(pieces)).into_response()
+}
+
+fn text_of(lines: &[StoredLine]) -> Bytes {
+    lines.iter().map(|line| readable(&line.data) + "\n").collect::<String>().into()
+}
+
+fn find_job(api: &Api, id: &str) -> Option<JobView> {
+    let records = api.records.read();
+    let job = records.jobs.get(&id.parse::<JobId>().ok()?)?;
+    Some(views::job(&records, job))
+}
+
+fn page(template: &impl Template) -> Response {
+    match template.render() {
+        Ok(html) => (guards(), Html(html)).into_response(),
+        Err(error) => {
+            error!(%error, "a page cannot be written");
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+        }
+    }
+}
+
+fn not_found(what: &str) -> Response {
+    let title = format!("There is no such {what}");
+    let advice = "It may have been deleted: core keeps what has ended for a while only. Look at the \
+                  newest commit of the pull request.";
+    refused(StatusCode::NOT_FOUND, &title, advice)
+}
+
+fn broken(job: JobId, error: &LogError) -> Response {
+    error!(%job, %error, "a log cannot be read");
+    let advice = "Core's own log says why.";
+    refused(StatusCode::INTERNAL_SERVER_ERROR, "The log cannot be read", advice)
+}
+
+fn refused(status: StatusCode, title: &str, advice: &str) -> Response {
+    let mut response = page(&Refused { title, advice, goes_on: false });
+    *response.status_mut() = status;
+    response
+}
+
+/// What each answer carries: its text is partly that of strangers.
+fn guards() -> HeaderMap {
+    let guards = [
+        (CONTENT_SECURITY_POLICY, POLICY),
+        (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (REFERRER_POLICY, "no-referrer"),
+        (CACHE_CONTROL, "no-store"),
+    ];
+    let value = axum::http::HeaderValue::from_static;
+    guards.into_iter().map(|(name, text)| (name, value(text))).collect()
+}

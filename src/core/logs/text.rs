@@ -1,0 +1,34 @@
+//! Lines as they are shown outside of a terminal.
+
+use console::strip_ansi_codes;
+
+/// `line` without colours and without characters that nobody sees or that change the order of others: what
+/// a build prints is anybody's.
+pub(crate) fn readable(line: &str) -> String {
+    let stripped = strip_ansi_codes(line);
+    stripped.chars().filter(|&c| c == '\t' || !is_hidden(c)).collect()
+}
+
+/// Control characters, line and paragraph separators, and the marks that reorder a text for the eye alone.
+pub(crate) fn is_hidden(c: char) -> bool {
+    c.is_control()
+        || matches!(
+            c,
+            '\u{200b}'..='\u{200f}'
+                | '\u{2028}'..='\u{202e}'
+                | '\u{2060}'..='\u{206f}'
+                | '\u{feff}'
+                | '\u{61c}'
+        )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn colours_and_what_nobody_sees_are_left_out() {
+        let line = "\u{1b}[31mred\u{1b}[0m\ta\r\u{7}b \u{1b}]8;;http://x\u{7}c\u{202e}d\u{0}";
+        assert_eq!(readable(line), "red\tab cd");
+    }
+}
