@@ -89,11 +89,12 @@ pub(super) fn effects(
     let secrets = Secrets::new(keyring, store.clone(), Vec::new(), Vec::new(), Vec::new());
     let log_settings =
         LogSettings { job_bytes_max: 1024, cache_bytes: 1024, disk_free_min_bytes: 0 };
+    let config = Arc::new(config);
     Effects {
-        github: Github::new(&config.github, secrets.clone()).unwrap(),
+        github: Github::new(Arc::clone(&config), secrets.clone()).unwrap(),
         logs: LogStore::open(&folder.join("effects-logs.redb"), log_settings).unwrap(),
         registry: Registry::new(config.registry.clone()).unwrap(),
-        config: Arc::new(config),
+        config,
         reporting: Reporting::new(&records),
         records,
         sessions: Sessions::default(),

@@ -227,7 +227,7 @@ impl Parts {
             sessions: sessions.clone(),
             secrets: secrets.clone(),
             store: self.store.clone(),
-            github: Github::new(&self.config.github, secrets.clone())?,
+            github: Github::new(Arc::clone(&self.config), secrets.clone())?,
             logs: self.logs.clone(),
             reporting: Reporting::new(&records),
             registry: Registry::new(self.config.registry.clone())

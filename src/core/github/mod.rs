@@ -1,7 +1,14 @@
 //! GitHub: what it delivers, what core asks it, and what it is told.
 
+mod api;
+mod app;
 mod client;
+mod credentials;
+mod delivery_id;
+mod error;
 pub mod hook;
+mod limits;
+mod payload;
 
 pub(crate) mod comment;
 pub(crate) mod excerpt;
@@ -9,6 +16,7 @@ mod markdown;
 mod shown;
 pub(crate) mod statuses;
 
-pub use client::{FailedDelivery, Github, GithubError, GithubHealth, Permission};
+pub use client::{FailedDelivery, Github, GithubHealth, Permission};
+pub use error::GithubError;
 
 pub(crate) use shown::{Shown, seconds};

@@ -1,0 +1,49 @@
+//! What GitHub did not do, as callers tell it apart.
+
+use thiserror::Error;
+
+use crate::core::state::Timestamp;
+
+/// What GitHub did not do.
+#[derive(Debug, Error)]
+pub enum GithubError {
+    /// It did not answer, or with a 5xx: it may later.
+    #[error("GitHub does not answer: {0}")]
+    Unavailable(String),
+    /// It answers again after a moment.
+    #[error("GitHub allows no more requests until {}", shown(*until))]
+    RateLimited {
+        /// The moment.
+        until: Timestamp,
+    },
+    /// It is not there, or not for these credentials.
+    #[error("GitHub has no {0}, or does not show it to these credentials")]
+    NotFound(String),
+    /// It refuses.
+    #[error("GitHub refuses ({status}): {message}")]
+    Refused {
+        /// The HTTP status.
+        status: u16,
+        /// What it says.
+        message: String,
+    },
+    /// Core lacks what it takes, or it cannot be read.
+    #[error("{0}")]
+    Credentials(String),
+}
+
+impl GithubError {
+    /// Whether the same request may succeed later without anybody doing something.
+    pub const fn is_transient(&self) -> bool {
+        match self {
+            Self::Unavailable(_) | Self::RateLimited { .. } => true,
+            Self::NotFound(_) | Self::Refused { .. } | Self::Credentials(_) => false,
+        }
+    }
+}
+
+fn shown(at: Timestamp) -> String {
+    let millis = i64::try_from(at.0).unwrap_or(i64::MAX);
+    jiff::Timestamp::from_millisecond(millis)
+        .map_or_else(|_| "a far day".to_owned(), |at| at.to_string())
+}
