@@ -4,21 +4,28 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use secrecy::SecretString;
 use stagely_agent::protocol::{
     Build, CoreMessage, Digest, FailureReason, Fingerprint, ImageRef, Merge, RegistryAuth,
 };
 use tokio::task::spawn_blocking;
+use tokio::time::sleep;
 use tracing::warn;
 
+use super::clone_token::Patience;
 use super::{Effects, build};
 use crate::core::records::Records;
-use crate::core::state::{Attempt, Event, Job, JobKind, JobOutcome, JobReport, JobState};
+use crate::core::state::{
+    Attempt, Event, Job, JobKind, JobOutcome, JobReport, JobState, Project, Run,
+};
 use crate::ids::{JobId, MachineId};
 
 impl Effects {
     /// Sends the job to the agent. An agent that has gone gets it after its next HELLO.
     pub(super) async fn assign(&self, machine: MachineId, attempt: Attempt) -> Option<Event> {
-        match self.given(attempt.job).await.and_then(|it| self.send_job(machine, attempt, it)) {
+        let given = self.given(machine, attempt).await;
+        let sent = given.and_then(|it| it.map_or(Ok(()), |it| self.send_job(machine, attempt, it)));
+        match sent {
             Ok(()) => None,
             Err(error) => {
                 let message = format!("{error:#}");
@@ -41,9 +48,7 @@ impl Effects {
     /// as they are until it is sent.
     fn send_job(&self, machine: MachineId, attempt: Attempt, given: Given) -> anyhow::Result<()> {
         let records = self.records.read();
-        let job = records.jobs.get(&attempt.job);
-        let has_it = |job: &&Job| job.state.attempt_on(machine) == Some(attempt.number);
-        if let Some(job) = job.filter(has_it) {
+        if let Some(job) = attempted(&records, machine, attempt) {
             self.sessions.send(machine, self.message(&records, job, attempt, given)?);
         }
         Ok(())
@@ -56,10 +61,11 @@ impl Effects {
         attempt: Attempt,
         given: Given,
     ) -> anyhow::Result<CoreMessage> {
-        let Given { registry_auth, fingerprint, digests } = given;
+        let Given { registry_auth, fingerprint, digests, clone_token } = given;
         match &job.kind {
             JobKind::Build { .. } => {
-                let secrets = self.secrets.open_run(job.run)?;
+                let mut secrets = self.secrets.open_run(job.run)?;
+                secrets.clone_token = secrets.clone_token.or(clone_token);
                 let build = build::message(records, job, attempt, secrets)?;
                 let build = Build { registry_auth, ..build };
                 Ok(build::with_history(build, records, job, fingerprint)?)
@@ -74,13 +80,52 @@ impl Effects {
         }
     }
 
-    /// What is asked for before the records are read, since it comes from files and the registry.
-    async fn given(&self, job: JobId) -> anyhow::Result<Given> {
-        Ok(Given {
+    /// What is asked for before the records are read, since it comes from files, the registry and GitHub.
+    /// `None` if the machine has lost the attempt meanwhile.
+    async fn given(&self, machine: MachineId, attempt: Attempt) -> anyhow::Result<Option<Given>> {
+        let job = attempt.job;
+        let Some(clone_token) = self.clone_token(machine, attempt).await? else { return Ok(None) };
+        Ok(Some(Given {
             registry_auth: self.registry_auth().await?,
             fingerprint: self.previous_fingerprint(job).await,
             digests: self.digests_to_merge(job).await?,
-        })
+            clone_token,
+        }))
+    }
+
+    /// A token for this job alone, if its run has none of its own. A GitHub that does not answer is asked
+    /// again as long as the machine has the attempt.
+    async fn clone_token(
+        &self,
+        machine: MachineId,
+        attempt: Attempt,
+    ) -> anyhow::Result<Option<Option<SecretString>>> {
+        let Some((run, project)) = self.cloned(attempt.job) else { return Ok(Some(None)) };
+        if self.secrets.open_run(run.id)?.clone_token.is_some() {
+            return Ok(Some(None));
+        }
+        let mut patience = Patience::default();
+        loop {
+            let error = match self.minted_token(&run, &project).await {
+                Ok(token) => return Ok(Some(token)),
+                Err(error) => error,
+            };
+            let Some(wait) = patience.after(&error) else {
+                return Err(error).context("no token can be had for the clone");
+            };
+            sleep(wait).await;
+            if attempted(&self.records.read(), machine, attempt).is_none() {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// The run and the project of a job that clones.
+    fn cloned(&self, job: JobId) -> Option<(Run, Project)> {
+        let records = self.records.read();
+        let job = records.jobs.get(&job).filter(|it| matches!(it.kind, JobKind::Build { .. }))?;
+        let run = records.runs.get(&job.run)?;
+        Some((run.clone(), records.projects.get(&run.project)?.clone()))
     }
 
     /// The digests of the images that the merge `id` joins, as far as their agents reported none: what
@@ -126,12 +171,20 @@ impl Effects {
     }
 }
 
+/// The job, if the machine still has the attempt.
+fn attempted(records: &Records, machine: MachineId, attempt: Attempt) -> Option<&Job> {
+    let has_it = |job: &&Job| job.state.attempt_on(machine) == Some(attempt.number);
+    records.jobs.get(&attempt.job).filter(has_it)
+}
+
 /// What goes into a message besides the records.
 struct Given {
     registry_auth: Option<RegistryAuth>,
     fingerprint: Option<Fingerprint>,
     /// Of the images that a merge joins and whose agents reported none.
     digests: BTreeMap<JobId, Digest>,
+    /// For this job alone.
+    clone_token: Option<SecretString>,
 }
 
 /// What a merge joins: by digest, since a tag may have moved.

@@ -3,6 +3,7 @@
 mod assign;
 mod build;
 mod clean_up;
+mod clone_token;
 mod command;
 mod launch;
 mod plan;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use secrecy::SecretString;
 use stagely_agent::git::{self, CloneError, FetchRequest, ResolvedRef};
-use stagely_agent::protocol::{CommitSha, FailureReason};
+use stagely_agent::protocol::{CloneProblem, CommitSha, FailureReason};
 use tempfile::TempDir;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
@@ -19,6 +19,8 @@ use tracing::{info, warn};
 
 use self::base::{Comparison, Source};
 use super::Effects;
+use super::clone_token::Patience;
+use crate::core::github::GithubError;
 use crate::core::plan::{Plan, PlanContext, plan};
 use crate::core::state::{Environment, Event, PlanFailure, PlannedRun, Project, Run, Trigger};
 use crate::ids::{JobId, RunId};
@@ -32,7 +34,15 @@ const WAITS: [Duration; 4] = [
     Duration::from_secs(45),
 ];
 
+const AUTHENTICATION: FailureReason =
+    FailureReason::Clone { problem: CloneProblem::Authentication };
+
+const FORK_OF_PRIVATE: &str = "the build of a fork of a private repository takes a token that opens this \
+                               repository alone, and only a GitHub App makes such: set github.app-id and \
+                               github.private-key-file, and install the app for the repository";
+
 /// What a plan is made for.
+#[derive(Clone)]
 struct Subject {
     run: Run,
     project: Project,
@@ -115,11 +125,86 @@ impl Effects {
         // A checkout could take what the records need.
         self.disk.check_reserve().await.map_err(|full| failed(FailureReason::DiskFull, full))?;
         let subject = self.subject(run)?;
-        let token = self.secrets.open_run(run).map_err(anyhow::Error::from)?.clone_token;
+        let own_token = self.secrets.open_run(run).map_err(anyhow::Error::from)?.clone_token;
+        if own_token.is_none() && self.lacks_foreign_token(&subject.run) {
+            return Err(failed(AUTHENTICATION, FORK_OF_PRIVATE));
+        }
+        if let Some(resolved) = known_to_github(&subject)
+            && let Some(planned) = self.plan_by_api(&subject, &resolved, cancel).await?
+        {
+            return Ok(planned);
+        }
+        let token = match own_token {
+            Some(token) => Some(token),
+            None => self.token_of_plan(&subject, cancel).await?,
+        };
+        self.plan_by_git(subject, token, cancel).await
+    }
+
+    /// Plans without git: GitHub has the file and all else is known. `None` where what changed since
+    /// other commits matters, which takes git.
+    async fn plan_by_api(
+        &self,
+        subject: &Subject,
+        resolved: &ResolvedRef,
+        cancel: &CancellationToken,
+    ) -> Result<Option<PlannedRun>, PlanFailure> {
+        let (file, commit) = (manifest::FILE_NAME, &resolved.commit);
+        let mut patience = Patience::default();
+        let bytes = loop {
+            let read = self.github.file(&subject.project, file, commit).await;
+            match read {
+                Ok(bytes) => break bytes,
+                Err(error) => patiently_asked(&mut patience, error, cancel).await?,
+            }
+        };
+        let bytes = bytes.ok_or_else(|| {
+            let advice = "add one to the top of the repository";
+            failed(FailureReason::Manifest, format!("{file} is missing at {commit}: {advice}"))
+        })?;
+        // Contexts and Dockerfiles are looked for by the agents, which have the files.
+        let manifest = manifest::parse(file, &bytes)
+            .map_err(|problems| failed(FailureReason::Manifest, problems))?;
+        if manifest.builds.iter().any(|build| build.paths.is_some()) {
+            return Ok(None);
+        }
+        let source = Source { subject, resolved, token: None, cancel };
+        let comparison = self.without_comparing(&source);
+        let registry = self.config.registry.url.clone();
+        let (subject, resolved) = (subject.clone(), resolved.clone());
+        spawn_blocking(move || make_plan(&manifest, &registry, &subject, &resolved, &comparison))
+            .await
+            .map_err(anyhow::Error::from)?
+            .map(Some)
+    }
+
+    async fn token_of_plan(
+        &self,
+        subject: &Subject,
+        cancel: &CancellationToken,
+    ) -> Result<Option<SecretString>, PlanFailure> {
+        let mut patience = Patience::default();
+        loop {
+            match self.minted_token(&subject.run, &subject.project).await {
+                Ok(token) => return Ok(token),
+                Err(error) => patiently_asked(&mut patience, error, cancel).await?,
+            }
+        }
+    }
+
+    async fn plan_by_git(
+        &self,
+        subject: Subject,
+        token: Option<SecretString>,
+        cancel: &CancellationToken,
+    ) -> Result<PlannedRun, PlanFailure> {
         let wanted = subject.run.requested_ref.clone().unwrap_or_else(|| "HEAD".to_owned());
         let url = subject.run.repository.clone();
         let mut resolved = self.resolve(&url, &wanted, token.clone(), cancel).await?;
         // A commit is not looked up, so nothing is known of branches yet.
+        if let Some(github) = &subject.run.github {
+            resolved.default_branch.get_or_insert_with(|| github.default_branch.clone());
+        }
         if resolved.default_branch.is_none() && subject.run.branch.is_some() {
             let head = self.resolve(&url, "HEAD", token.clone(), cancel).await?;
             resolved.default_branch = head.default_branch;
@@ -190,6 +275,37 @@ impl Effects {
         })
         .await
     }
+}
+
+/// The commit of a run that GitHub told of, with what it said. `None` for a run that takes git: of a
+/// branch, or compared with another commit, or cloned from elsewhere.
+fn known_to_github(subject: &Subject) -> Option<ResolvedRef> {
+    let Subject { run, project, .. } = subject;
+    let is_there = project.github.is_some() && run.repository == project.repository;
+    let github = run.github.as_ref().filter(|_| is_there && run.base.is_none())?;
+    Some(ResolvedRef {
+        commit: run.requested_commit()?,
+        name: run.branch.as_ref().map(|branch| format!("refs/heads/{branch}")),
+        default_branch: Some(github.default_branch.clone()),
+    })
+}
+
+/// Waits where GitHub may answer later. The limit of planning ends it.
+async fn patiently_asked(
+    patience: &mut Patience,
+    error: GithubError,
+    cancel: &CancellationToken,
+) -> Result<(), PlanFailure> {
+    if let Some(wait) = patience.after(&error) {
+        let sleep = tokio::time::sleep(wait);
+        return Ok(cancel.run_until_cancelled(sleep).await.ok_or(CloneError::Cancelled)?);
+    }
+    let problem = match &error {
+        GithubError::Unavailable(_) | GithubError::RateLimited { .. } => CloneProblem::Network,
+        GithubError::NotFound(_) => CloneProblem::NotFound,
+        GithubError::Refused { .. } | GithubError::Credentials(_) => CloneProblem::Authentication,
+    };
+    Err(failed(FailureReason::Clone { problem }, error))
 }
 
 fn read_manifest(root: &Path, commit: &CommitSha) -> Result<Manifest, PlanFailure> {

@@ -590,6 +590,3 @@ fn in_repository<'a>(
 ) -> String {
     path(["repos", repository.owner(), repository.name()].into_iter().chain(below))
 }
-
-#[cfg(test)]
-mod tests;

@@ -72,6 +72,11 @@ impl Effects {
         Ok(Comparison { good_images, base })
     }
 
+    /// What stands in where nothing is compared: the images of the default branch.
+    pub(super) fn without_comparing(&self, source: &Source<'_>) -> Comparison {
+        Comparison { good_images: self.good_images(source, None), base: None }
+    }
+
     async fn find_base(
         &self,
         source: &Source<'_>,
