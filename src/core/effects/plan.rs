@@ -278,11 +278,11 @@ impl Effects {
 }
 
 /// The commit of a run that GitHub told of, with what it said. `None` for a run that takes git: of a
-/// branch, or compared with another commit, or cloned from elsewhere.
+/// branch, or cloned from elsewhere.
 fn known_to_github(subject: &Subject) -> Option<ResolvedRef> {
     let Subject { run, project, .. } = subject;
     let is_there = project.github.is_some() && run.repository == project.repository;
-    let github = run.github.as_ref().filter(|_| is_there && run.base.is_none())?;
+    let github = run.github.as_ref().filter(|_| is_there)?;
     Some(ResolvedRef {
         commit: run.requested_commit()?,
         name: run.branch.as_ref().map(|branch| format!("refs/heads/{branch}")),
