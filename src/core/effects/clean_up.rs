@@ -31,17 +31,17 @@ impl Effects {
     /// Deletes what only `environment` wrote, and says what is gone or cannot be deleted. Stops when the
     /// environment is open again: then all that is wanted.
     pub(super) async fn clean_up(&self, environment: EnvironmentId) -> Event {
-        let (mut refs, mut images) = (BTreeSet::new(), false);
+        let mut refs = BTreeSet::new();
         for number in 1..=ROUNDS {
             let round = if number < ROUNDS { Round::Early } else { Round::Last };
             refs = self.delete_caches(environment, round).await;
-            images = self.delete_images(environment, round).await;
+            let images = self.delete_images(environment, round).await;
             if self.unwanted_caches(environment).is_subset(&refs) && images {
                 break;
             }
             sleep(WAIT).await;
         }
-        Event::CleanedUp { environment, refs, images }
+        Event::CleanedUp { environment, refs }
     }
 
     /// The caches that are gone, or cannot be deleted. Also those of the round before: a run may have

@@ -118,7 +118,7 @@ async fn the_images_of_a_closed_pull_request_are_deleted_and_no_others() {
             environment.has_images = has_images;
         });
         let told = effects.perform(Effect::CleanUp { environment: ENVIRONMENT }).await;
-        let Some(Event::CleanedUp { images, .. }) = told else { panic!("{told:?}") };
+        let Some(Event::CleanedUp { .. }) = told else { panic!("{told:?}") };
         assert!(images);
     };
 

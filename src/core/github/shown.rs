@@ -27,7 +27,7 @@ impl<'a> Shown<'a> {
         public_url: &'a Url,
     ) -> Option<Self> {
         let environment = records.environments.get(&environment)?;
-        let run = records.runs.get(&environment.newest_run?)?;
+        let run = records.runs.get(&environment.report.run?)?;
         Some(Self { records, environment, run, public_url })
     }
 

@@ -104,7 +104,7 @@ async fn what_a_completed_build_was_made_of_is_kept_with_its_cache_until_that_is
     assert_eq!(core.fingerprint(), Some(print("second")), "the job has ended");
 
     let (environment, refs) = (EnvironmentId::from_bits(1), BTreeSet::from([cache()]));
-    core.events.store(Event::CleanedUp { environment, refs, images: true }).await.unwrap();
+    core.events.store(Event::CleanedUp { environment, refs }).await.unwrap();
     assert_eq!(core.fingerprint(), None);
     core.stop().await;
 }

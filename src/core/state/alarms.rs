@@ -37,7 +37,8 @@ impl State {
     pub fn next_deadline(&self) -> Option<Timestamp> {
         let planning = self.planning_limits().map(|(due, _)| due);
         let alarms = self.live_machines().filter_map(|machine| self.next_alarm(machine));
-        planning.chain(alarms.map(|(due, _)| due)).min()
+        let deferred = self.index.deferred.first().map(|(after, _)| *after);
+        planning.chain(alarms.map(|(due, _)| due)).chain(deferred).min()
     }
 
     fn planning_limits(&self) -> impl Iterator<Item = (Timestamp, RunId)> {
@@ -129,6 +130,7 @@ impl State {
 impl Turn<'_> {
     pub(super) fn ring_alarms(&mut self) {
         let now = self.now;
+        self.resume_plannings();
         let planning = self.state.planning_limits().filter(|(due, _)| *due <= now);
         let planning: Vec<RunId> = planning.map(|(_, run)| run).collect();
         for run in planning {

@@ -54,6 +54,10 @@ impl Turn<'_> {
         match &command.kind {
             CommandKind::Rebuild { .. } => {
                 let run = run.ok_or("there is no run to be built again")?;
+                // It repeats what was the newest when GitHub was asked.
+                if !self.state.is_newest(&run) || self.state.runs.contains_key(&run.id) {
+                    return Err("a newer commit was pushed meanwhile".to_owned());
+                }
                 let started = format!("{} was started", run.id);
                 let environment = environment.clone();
                 self.start_run(*run, environment);
@@ -94,15 +98,18 @@ impl State {
         else {
             return Err("nothing waits for approval".to_owned());
         };
+        let Some(awaited) = run.requested_commit() else {
+            return Err("the run that waits is of no certain commit".to_owned());
+        };
         let is_meant = match commit {
-            Some(commit) => head.commit.as_str().starts_with(commit),
+            Some(commit) => awaited.as_str().starts_with(commit),
             // Nobody can comment on a pull request before its first commit is there.
-            None => head.before.is_none() || command.at >= head.at,
+            None => awaited == head.commit && (head.is_first || command.at > head.at),
         };
         if is_meant {
             return Ok(run.id);
         }
-        let short = &head.commit.as_str()[..12];
+        let short = &awaited.as_str()[..12];
         Err(format!("a newer commit is there; look at it and write `/stagely approve {short}`"))
     }
 }

@@ -15,13 +15,18 @@ impl Turn<'_> {
         let (id, pull_request) = (environment.id, environment.pull_request);
         self.state.insert_new_environment(environment);
         let is_newest = self.state.is_newest(run);
+        let is_told = is_newest && run.is_of_github(pull_request);
         let is_deleting = self.state.awaits(&Effect::CleanUp { environment: id });
         self.state.change_environment(id, |environment| {
             environment.closed = false;
+            environment.closed_by_github = false;
             environment.deletion_outdated |= is_deleting;
             environment.pull_request = pull_request;
             if is_newest {
                 environment.newest_run = Some(run.id);
+            }
+            if is_told {
+                environment.report.run = Some(run.id);
             }
         });
     }
@@ -33,7 +38,8 @@ impl Turn<'_> {
         }
     }
 
-    /// Lets the cache refs of closed environments be deleted, once nobody can write them any more.
+    /// Lets the cache refs of closed environments, and the images of closed pull requests, be deleted, once
+    /// nobody can write them any more.
     pub(super) fn clean_up(&mut self) {
         let closing = self.state.index.closing.iter().copied();
         let quiet: Vec<EnvironmentId> = closing.filter(|id| !self.state.is_at_work(*id)).collect();
@@ -45,12 +51,7 @@ impl Turn<'_> {
         }
     }
 
-    pub(super) fn cleaned_up(
-        &mut self,
-        id: EnvironmentId,
-        refs: &BTreeSet<ImageRef>,
-        images: bool,
-    ) {
+    pub(super) fn cleaned_up(&mut self, id: EnvironmentId, refs: &BTreeSet<ImageRef>) {
         if !self.state.settle(&Effect::CleanUp { environment: id }) {
             return;
         }
@@ -62,7 +63,8 @@ impl Turn<'_> {
         }
         self.state.change_environment(id, |environment| {
             environment.cache_refs.retain(|cache| !refs.contains(cache));
-            if images {
+            // Those of a branch stay where they are.
+            if environment.has_images {
                 environment.has_images = false;
                 environment.images.clear();
             }
@@ -74,7 +76,7 @@ impl Turn<'_> {
 impl State {
     /// Whether `run`, just requested, becomes the newest of its environment. A warm-up pushes no images,
     /// and the rebuild of an older run must not move tags back.
-    fn is_newest(&self, run: &Run) -> bool {
+    pub(super) fn is_newest(&self, run: &Run) -> bool {
         if run.trigger == Trigger::WarmUp {
             return false;
         }
@@ -83,8 +85,11 @@ impl State {
         run.rebuilds.is_none_or(|repeated| newest.is_none_or(|it| original(it) == repeated))
     }
 
-    /// Whether a machine may still write to the caches of the environment.
+    /// Whether a machine may still write to the caches of the environment, or a tag of it may be moved.
     fn is_at_work(&self, environment: EnvironmentId) -> bool {
+        if self.effects_of(environment).any(|effect| matches!(effect, Effect::Tag { .. })) {
+            return true;
+        }
         // Of a job that is forgotten already nobody knows whose it was.
         let may_be_its_own = |job: JobId| {
             let run = self.jobs.get(&job).and_then(|job| self.runs.get(&job.run));

@@ -244,6 +244,14 @@ pub enum Event {
         /// The plan, or why there is none.
         plan: Result<PlannedRun, PlanFailure>,
     },
+    /// The other outcome of [`Effect::Plan`]: GitHub does not answer, so it is tried again later. Others are
+    /// planned meanwhile.
+    PlanDeferred {
+        /// The run.
+        run: RunId,
+        /// When.
+        until: Timestamp,
+    },
     /// Somebody wants a run stopped.
     CancelRequested {
         /// The run.
@@ -329,10 +337,8 @@ pub enum Event {
     CleanedUp {
         /// The environment.
         environment: EnvironmentId,
-        /// The cache refs that are gone, or cannot be deleted.
+        /// The cache refs that are gone, or cannot be deleted. Its images are, too.
         refs: BTreeSet<ImageRef>,
-        /// Whether its images are gone, or cannot be deleted, or it has none.
-        images: bool,
     },
     /// An owner registered a machine.
     StaticMachineAdded {

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use stagely_agent::protocol::{CommitSha, InvalidValue};
 
 use super::Timestamp;
+use crate::ids::RunId;
 
 /// `owner/name` of a repository, as its owner writes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,6 +114,9 @@ pub struct Head {
     pub before: Option<CommitSha>,
     /// When, by GitHub's clock. It has whole seconds.
     pub at: Timestamp,
+    /// Whether the pull request was at no other commit before.
+    #[serde(default)]
+    pub is_first: bool,
 }
 
 /// How core came to know of a head.
@@ -204,7 +208,7 @@ impl fmt::Display for CommandKind {
     }
 }
 
-/// What GitHub is to be told of an environment, and what it was told. Of its newest run alone.
+/// What GitHub is to be told of an environment, and what it was told.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Report {
@@ -212,6 +216,8 @@ pub struct Report {
     pub wanted: u64,
     /// The count that it was told of last.
     pub told: u64,
+    /// The run that is told of: the newest that is not somebody's own on a branch.
+    pub run: Option<RunId>,
     /// The comment on the pull request.
     pub comment: Option<u64>,
     /// What the comment says: SHA-256, in hexadecimal digits.

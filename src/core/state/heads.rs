@@ -3,34 +3,32 @@
 
 use super::step::Turn;
 use super::{
-    Approval, CancelReason, Environment, Head, HeadSource, Run, RunState, State, Timestamp, Trigger,
+    Approval, ApprovedCommit, CancelReason, Environment, Head, HeadSource, Run, RunState, State,
+    Timestamp, Trigger,
 };
 use crate::ids::{EnvironmentId, RunId};
 
 impl Turn<'_> {
     pub(super) fn move_head(
         &mut self,
-        mut run: Run,
+        run: Run,
         environment: Environment,
         head: Head,
         source: &HeadSource,
     ) {
         let id = environment.id;
-        let known = self.state.environments.get(&id);
-        let is_news = known.is_none_or(|known| known.is_news(&head, source, run.trigger));
         // Nobody listens to a project that was removed meanwhile.
         let is_linked = self.state.projects.get(&run.project).is_some_and(|it| it.github.is_some());
-        if !is_news || !is_linked || self.state.runs.contains_key(&run.id) {
+        if !is_linked || self.state.runs.contains_key(&run.id) {
             return;
         }
-        let approved = known.and_then(|known| known.approved.clone());
-        if run.approval == Approval::Awaited
-            && let Some(approved) = approved.filter(|approved| approved.commit == head.commit)
-        {
-            run.approval = Approval::Given { by: approved.by };
+        let known = self.state.environments.get(&id);
+        if known.is_none_or(|known| known.is_news(&head, source, run.trigger)) {
+            self.start_run(run, environment);
+            self.state.change_environment(id, |environment| environment.head = Some(head));
+        } else if *source == HeadSource::Delivery {
+            self.state.confirm_head(id, head);
         }
-        self.start_run(run, environment);
-        self.state.change_environment(id, |environment| environment.head = Some(head));
     }
 
     pub(super) fn close_pull_request(&mut self, id: EnvironmentId, at: Timestamp) {
@@ -44,6 +42,7 @@ impl Turn<'_> {
                 head.at = at;
             }
         });
+        self.state.change_environment(id, |environment| environment.closed_by_github = true);
         self.close_environment(id);
     }
 
@@ -51,14 +50,13 @@ impl Turn<'_> {
     pub(super) fn supersede(&mut self, newer: RunId) {
         let Some(run) = self.state.runs.get(&newer) else { return };
         let Some(environment) = self.state.environments.get(&run.environment) else { return };
-        // What people start on a branch goes side by side: it may be other commits, or other builds.
-        let is_alone = environment.pull_request.is_some() || run.trigger != Trigger::Manual;
-        if environment.newest_run != Some(newer) || !is_alone {
+        let pull_request = environment.pull_request;
+        if environment.report.run != Some(newer) {
             return;
         }
         for older in self.state.open_runs_of(environment.id) {
-            let is_warm_up = |run: &Run| run.trigger == Trigger::WarmUp;
-            if older != newer && !self.state.runs.get(&older).is_none_or(is_warm_up) {
+            let is_replaced = |run: &Run| run.is_of_github(pull_request);
+            if older != newer && self.state.runs.get(&older).is_some_and(is_replaced) {
                 self.cancel_run(older, CancelReason::Superseded);
             }
         }
@@ -73,7 +71,7 @@ impl Turn<'_> {
         let approval = Approval::Given { by: by.to_owned() };
         self.state.change_run(id, |run| run.approval = approval);
         if let Some(commit) = commit {
-            let approved = super::ApprovedCommit { commit, by: by.to_owned() };
+            let approved = ApprovedCommit { commit, by: by.to_owned() };
             self.state.change_environment(environment, |it| it.approved = Some(approved));
         }
     }
@@ -85,7 +83,9 @@ impl Environment {
         let Some(known) = &self.head else { return true };
         if let HeadSource::Listing { believed } = source {
             let now = (!self.closed).then_some(&known.commit);
-            return now == believed.as_ref() && now != Some(&head.commit);
+            // What people closed stays closed until there is something new.
+            let is_new = known.commit != head.commit || self.closed_by_github && head.at > known.at;
+            return now == believed.as_ref() && is_new;
         }
         if self.closed {
             // A push that was overtaken by the closing does not open it again.
@@ -95,17 +95,36 @@ impl Environment {
         if known.commit == head.commit {
             return false;
         }
-        // Seconds are too coarse for two pushes in a row: who comes after whom is better known.
+        // Two pushes may lie within a second: then it is known who comes after whom.
         let is_next = head.before.as_ref() == Some(&known.commit);
-        let is_outdated = known.before.as_ref() == Some(&head.commit) || head.at < known.at;
-        is_next || !is_outdated
+        let is_former = known.before.as_ref() == Some(&head.commit);
+        head.at > known.at || head.at == known.at && (is_next || !is_former)
     }
 }
 
 impl State {
+    /// Who has agreed to the commit of a new run that waits for it.
+    pub(super) fn approver(&self, run: &Run) -> Option<String> {
+        let approved = self.environments.get(&run.environment)?.approved.as_ref()?;
+        let is_it = run.requested_commit().as_ref() == Some(&approved.commit);
+        (run.approval == Approval::Awaited && is_it).then(|| approved.by.clone())
+    }
+
+    /// Takes note that an open environment is still where it was: it was pushed away and back, or opened
+    /// again before its closing arrived.
+    fn confirm_head(&mut self, id: EnvironmentId, head: Head) {
+        self.change_environment(id, |environment| {
+            let known = environment.head.as_ref().filter(|_| !environment.closed);
+            if known.is_some_and(|known| known.commit == head.commit && known.at < head.at) {
+                environment.head = Some(head);
+            }
+        });
+    }
+
     /// The runs of the environment that have not ended.
     pub(super) fn open_runs_of(&self, environment: EnvironmentId) -> Vec<RunId> {
-        let is_open = |run: &&Run| run.environment == environment && !run.state.is_final();
-        self.runs.values().filter(is_open).map(|run| run.id).collect()
+        let is_open = |id: &&RunId| self.runs.get(id).is_some_and(|run| !run.state.is_final());
+        let runs = self.index.environment_runs.get(&environment).into_iter().flatten();
+        runs.filter(is_open).copied().collect()
     }
 }

@@ -107,6 +107,13 @@ pub(super) struct Index {
     pub(super) unplanned: BTreeSet<RunId>,
     /// Runs whose `stagely.yaml` is being read.
     pub(super) planning: BTreeSet<RunId>,
+    /// The runs of each environment. No environment without one.
+    pub(super) environment_runs: BTreeMap<EnvironmentId, BTreeSet<RunId>>,
+    /// The effects of the outbox that are for an environment: while GitHub is away they are many. No
+    /// environment without one.
+    pub(super) environment_effects: BTreeMap<EnvironmentId, BTreeSet<EffectId>>,
+    /// Runs that wait to be planned later, by when.
+    pub(super) deferred: BTreeSet<(Timestamp, RunId)>,
     /// The jobs of each run, in the order of their ids: the plan's.
     pub(super) run_jobs: BTreeMap<RunId, BTreeSet<JobId>>,
     /// Queued jobs that wait for nothing but a machine, the oldest first. No class without one.
@@ -187,6 +194,9 @@ impl State {
         for run in state.runs.rows.values() {
             state.index.note_run(run);
         }
+        for (id, effect) in &state.outbox.rows {
+            state.index.note_effect(*id, effect);
+        }
         for job in state.jobs.rows.values() {
             state.index.note_job(job, &state.jobs, &state.runs);
         }
@@ -220,9 +230,9 @@ impl State {
         self.index.live_machines.iter().filter_map(|id| self.machines.get(id))
     }
 
-    /// Whether `effect` waits for its outcome. The outbox has a few effects a live machine.
+    /// Whether `effect` waits for its outcome.
     pub(super) fn awaits(&self, effect: &Effect) -> bool {
-        self.outbox.values().any(|kept| kept == effect)
+        self.find_effect(effect).is_some()
     }
 
     pub(super) fn insert_new_project(&mut self, project: Project) {
@@ -324,17 +334,35 @@ impl State {
 
     /// Keeps `effect` until its outcome comes back.
     pub(super) fn keep(&mut self, effect: Effect) {
+        self.index.note_effect(self.next_effect, &effect);
         self.outbox.insert(self.next_effect, effect);
         self.next_effect.0 += 1;
     }
 
     /// Takes `effect` out of the outbox; false if nobody waits for it.
     pub(super) fn settle(&mut self, effect: &Effect) -> bool {
-        let found = self.outbox.iter().find(|(_, kept)| *kept == effect).map(|(id, _)| *id);
-        if let Some(id) = found {
-            self.outbox.remove(id);
+        let Some(id) = self.find_effect(effect) else { return false };
+        self.outbox.remove(id);
+        if let Some(environment) = effect.environment() {
+            self.index.forget_effect(environment, id);
         }
-        found.is_some()
+        true
+    }
+
+    fn find_effect(&self, effect: &Effect) -> Option<EffectId> {
+        let is_it = |id: &&EffectId| self.outbox.get(id) == Some(effect);
+        match effect.environment() {
+            Some(environment) => {
+                self.index.environment_effects.get(&environment)?.iter().find(is_it).copied()
+            }
+            None => self.outbox.keys().find(is_it).copied(),
+        }
+    }
+
+    /// The effects for the environment whose outcomes have not come back.
+    pub(super) fn effects_of(&self, environment: EnvironmentId) -> impl Iterator<Item = &Effect> {
+        let ids = self.index.environment_effects.get(&environment).into_iter().flatten();
+        ids.filter_map(|id| self.outbox.get(id))
     }
 
     /// Removes a run in a final state, and its jobs.
@@ -342,6 +370,9 @@ impl State {
         if self.runs.get(&id).is_some_and(|run| run.state.is_final()) {
             for job in self.index.run_jobs.remove(&id).unwrap_or_default() {
                 self.jobs.remove(job);
+            }
+            if let Some(run) = self.runs.get(&id) {
+                self.index.forget_run(run);
             }
             self.runs.remove(id);
         }
@@ -351,16 +382,13 @@ impl State {
     /// them once nothing in the registry is to be deleted and no effect is under way. A project stays:
     /// its name is that of its images and caches in the registry, which another repository must not
     /// take over.
-    pub(super) fn forget_empty_environments(&mut self, mut ids: BTreeSet<EnvironmentId>) {
-        for run in self.runs.values() {
-            if ids.is_empty() {
-                return;
-            }
-            ids.remove(&run.environment);
-        }
+    pub(super) fn forget_empty_environments(&mut self, ids: BTreeSet<EnvironmentId>) {
         for id in ids {
+            if self.index.environment_runs.contains_key(&id) {
+                continue;
+            }
             let has_more = self.environments.get(&id).is_some_and(Environment::has_leftovers);
-            if has_more || self.outbox.values().any(|effect| effect.environment() == Some(id)) {
+            if has_more || self.index.environment_effects.contains_key(&id) {
                 self.change_environment(id, |environment| environment.closed = true);
             } else {
                 self.environments.remove(id);
@@ -386,9 +414,37 @@ impl Index {
     fn note_run(&mut self, run: &Run) {
         let (is_pending, has_begun) =
             (run.state == RunState::Pending, run.planning_since.is_some());
-        let may_begin = run.approval != Approval::Awaited;
-        set(&mut self.unplanned, run.id, is_pending && !has_begun && may_begin);
+        let may_begin = is_pending && !has_begun && run.approval != Approval::Awaited;
+        set(&mut self.unplanned, run.id, may_begin && run.plan_after.is_none());
+        if let Some(after) = run.plan_after {
+            set(&mut self.deferred, (after, run.id), may_begin);
+        }
+        self.environment_runs.entry(run.environment).or_default().insert(run.id);
         set(&mut self.planning, run.id, is_pending && has_begun);
+    }
+
+    fn forget_run(&mut self, run: &Run) {
+        if let Entry::Occupied(mut runs) = self.environment_runs.entry(run.environment) {
+            runs.get_mut().remove(&run.id);
+            if runs.get().is_empty() {
+                runs.remove();
+            }
+        }
+    }
+
+    fn note_effect(&mut self, id: EffectId, effect: &Effect) {
+        if let Some(environment) = effect.environment() {
+            self.environment_effects.entry(environment).or_default().insert(id);
+        }
+    }
+
+    fn forget_effect(&mut self, environment: EnvironmentId, id: EffectId) {
+        if let Entry::Occupied(mut effects) = self.environment_effects.entry(environment) {
+            effects.get_mut().remove(&id);
+            if effects.get().is_empty() {
+                effects.remove();
+            }
+        }
     }
 
     fn note_job(&mut self, job: &Job, jobs: &Table<JobId, Job>, runs: &Table<RunId, Run>) {

@@ -1,4 +1,4 @@
-//! What GitHub is told: of each environment the newest run, as it is at the moment of telling.
+//! What GitHub is told: of each environment one run, as it is at the moment of telling.
 
 use std::collections::BTreeSet;
 use std::mem;
@@ -75,22 +75,18 @@ impl State {
         self.index.touched_environments.insert(id);
     }
 
-    /// The environment that shows `run`. No other run of it is told of: it is superseded, or only fills
-    /// caches.
+    /// The environment that tells of `run`. It tells of no other: those are superseded, or somebody's own.
     fn shown_in(&self, run: RunId) -> Option<EnvironmentId> {
         let environment = self.runs.get(&run)?.environment;
-        let newest = self.environments.get(&environment)?.newest_run;
-        (newest == Some(run)).then_some(environment)
+        let told = self.environments.get(&environment)?.report.run;
+        (told == Some(run)).then_some(environment)
     }
 
     /// Whether GitHub has a place for what is told of the environment.
     fn is_reported(&self, id: EnvironmentId) -> bool {
         let Some(environment) = self.environments.get(&id) else { return false };
-        let is_linked =
-            self.projects.get(&environment.project).is_some_and(|it| it.github.is_some());
-        let newest = environment.newest_run.and_then(|run| self.runs.get(&run));
-        let has_place =
-            environment.pull_request.is_some() || newest.is_some_and(|run| run.github.is_some());
-        is_linked && has_place && newest.is_some()
+        let project = self.projects.get(&environment.project);
+        let is_told = environment.report.run.is_some_and(|run| self.runs.contains_key(&run));
+        is_told && project.is_some_and(|project| project.github.is_some())
     }
 }

@@ -63,6 +63,9 @@ pub struct Environment {
     /// nothing of what was written since.
     #[serde(default)]
     pub deletion_outdated: bool,
+    /// Whether it is closed because GitHub said so. Then it is open again as soon as GitHub says that.
+    #[serde(default)]
+    pub closed_by_github: bool,
     /// Whether images were pushed that go when it is closed. Only those of a pull request do.
     #[serde(default)]
     pub has_images: bool,
@@ -93,6 +96,7 @@ impl Environment {
             images: BTreeMap::new(),
             cache_refs: BTreeSet::new(),
             deletion_outdated: false,
+            closed_by_github: false,
             has_images: false,
             head: None,
             approved: None,
@@ -285,6 +289,9 @@ pub struct Run {
     pub created_at: Timestamp,
     /// When its planning began; `None` while others are planned before it.
     pub planning_since: Option<Timestamp>,
+    /// It is not planned before this moment: GitHub did not answer.
+    #[serde(default)]
+    pub plan_after: Option<Timestamp>,
     /// When it reached its final state.
     pub ended_at: Option<Timestamp>,
 }
@@ -293,6 +300,13 @@ impl Run {
     /// The commit that was asked for, where one was.
     pub fn requested_commit(&self) -> Option<CommitSha> {
         self.requested_ref.as_deref().and_then(|it| it.parse().ok())
+    }
+
+    /// Whether it is of those of which one takes the place of the other, and GitHub is told: all of a pull
+    /// request, and of a branch those that GitHub caused. What people start on a branch goes side by side:
+    /// it may be other commits, or other builds.
+    pub(super) fn is_of_github(&self, pull_request: Option<u64>) -> bool {
+        self.trigger != Trigger::WarmUp && (pull_request.is_some() || self.github.is_some())
     }
 
     /// The first run of which it is one: itself, or the run that it repeats.
@@ -328,6 +342,7 @@ impl Run {
             state: RunState::Pending,
             created_at,
             planning_since: None,
+            plan_after: None,
             ended_at: None,
         }
     }

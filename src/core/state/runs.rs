@@ -6,7 +6,7 @@ use stagely_agent::protocol::FailureReason;
 
 use super::step::Turn;
 use super::{
-    CancelReason, Effect, Environment, Job, JobState, PlanFailure, PlannedJob, PlannedRun, Project,
+    Approval, CancelReason, Effect, Environment, Job, JobState, PlanFailure, PlannedJob, PlannedRun, Project,
     Run, RunState, State, Timestamp, Trigger,
 };
 use crate::ids::{JobId, RunId};
@@ -21,8 +21,11 @@ impl Turn<'_> {
     }
 
     /// Stores a new run of a known project; what it takes the place of ends.
-    pub(super) fn start_run(&mut self, run: Run, environment: Environment) {
+    pub(super) fn start_run(&mut self, mut run: Run, environment: Environment) {
         let id = run.id;
+        if let Some(by) = self.state.approver(&run) {
+            run.approval = Approval::Given { by };
+        }
         self.open_environment(&run, environment);
         self.state.insert_run(run);
         self.supersede(id);
@@ -36,6 +39,27 @@ impl Turn<'_> {
         {
             self.state.change_run(run, |run| run.planning_since = Some(now));
             self.emit(Effect::Plan { run });
+        }
+    }
+
+    /// Lets others be planned until GitHub may answer again.
+    pub(super) fn defer_planning(&mut self, id: RunId, until: Timestamp) {
+        if self.state.index.planning.contains(&id) {
+            self.state.settle(&Effect::Plan { run: id });
+            self.state.change_run(id, |run| {
+                run.planning_since = None;
+                run.plan_after = Some(until);
+            });
+        }
+    }
+
+    /// Lets the plannings go on whose time has come.
+    pub(super) fn resume_plannings(&mut self) {
+        let due = self.state.index.deferred.iter().take_while(|(after, _)| *after <= self.now);
+        let due: Vec<_> = due.copied().collect();
+        for (after, run) in due {
+            self.state.index.deferred.remove(&(after, run));
+            self.state.change_run(run, |run| run.plan_after = None);
         }
     }
 

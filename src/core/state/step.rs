@@ -61,6 +61,7 @@ impl Turn<'_> {
             Event::ProjectSet { project } => self.set_project(project),
             Event::ProjectRemoved { project } => self.remove_project(project),
             Event::RunPlanned { run, plan } => self.plan_run(run, plan),
+            Event::PlanDeferred { run, until } => self.defer_planning(run, until),
             Event::CancelRequested { run, reason } => self.cancel_run(run, reason),
             Event::MachineLaunched { machine } => self.machine_launched(machine),
             Event::LaunchRefused { machine, refusal } => self.launch_refused(machine, refusal),
@@ -84,9 +85,7 @@ impl Turn<'_> {
                 self.state.forget_empty_environments(BTreeSet::from([environment]));
             }
             Event::EnvironmentClosed { environment } => self.close_environment(environment),
-            Event::CleanedUp { environment, refs, images } => {
-                self.cleaned_up(environment, &refs, images);
-            }
+            Event::CleanedUp { environment, refs } => self.cleaned_up(environment, &refs),
             Event::Forgotten { runs, machines, deliveries } => {
                 self.forget(runs, machines);
                 self.state.forget_deliveries(&deliveries);

@@ -96,7 +96,7 @@ impl World {
         if self.fault(20) {
             return self.in_flight.push(Effect::CleanUp { environment });
         }
-        self.answers.push(Event::CleanedUp { environment, refs, images: true });
+        self.answers.push(Event::CleanedUp { environment, refs });
     }
 
     /// Core hears from the registry.

@@ -140,7 +140,7 @@ impl Gate {
     /// Whether the readers of what is told of the environment wait for nothing more of core.
     fn is_urgent(&self, environment: EnvironmentId) -> bool {
         let records = self.records.read();
-        let run = records.environments.get(&environment).and_then(|it| it.newest_run);
+        let run = records.environments.get(&environment).and_then(|it| it.report.run);
         let run = run.and_then(|run| records.runs.get(&run));
         run.is_some_and(|run| run.state.is_final() || run.approval == Approval::Awaited)
     }

@@ -23,7 +23,7 @@ fn close(core: &mut Core) -> Vec<Effect> {
 
 fn deleted(core: &mut Core, refs: &[&str]) -> Vec<Effect> {
     let refs = refs.iter().map(|cache| cache.parse().unwrap()).collect();
-    core.step(Event::CleanedUp { environment: ENVIRONMENT, refs, images: true })
+    core.step(Event::CleanedUp { environment: ENVIRONMENT, refs })
 }
 
 fn refs(core: &Core) -> Vec<String> {
