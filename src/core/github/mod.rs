@@ -2,5 +2,6 @@
 
 mod client;
 pub mod hook;
+mod payload;
 
 pub use client::{FailedDelivery, Github, GithubError, GithubHealth, Permission};
