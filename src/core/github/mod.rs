@@ -3,5 +3,6 @@
 mod client;
 pub mod hook;
 mod payload;
+pub(crate) mod reconcile;
 
 pub use client::{FailedDelivery, Github, GithubError, GithubHealth, Permission};

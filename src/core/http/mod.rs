@@ -5,12 +5,15 @@ mod auth;
 mod environments;
 mod error;
 mod extract;
+mod github;
 mod jobs;
 mod machines;
+mod projects;
 mod runs;
 mod tokens;
 mod views;
 mod warm_ups;
+mod webhooks;
 
 use std::sync::Arc;
 
@@ -18,6 +21,7 @@ use axum::Router;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::routing::get;
+use secrecy::SecretString;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 use utoipa::OpenApi;
@@ -27,6 +31,8 @@ use utoipa_axum::routes;
 
 use super::disk::DiskGuard;
 use super::effects::Secrets;
+use super::github::Github;
+use super::github::reconcile::Reconciled;
 use super::intake::Intake;
 use super::logs::LogStore;
 use super::orchestrator::Events;
@@ -39,6 +45,7 @@ use error::ApiError;
 use extract::{ApiJson, ApiPath, ApiQuery};
 
 pub(crate) use auth::ApiTokens;
+pub(crate) use webhooks::WebhookMemory;
 
 /// The largest request body, in bytes.
 const BODY_BYTES_MAX: usize = 1024 * 1024;
@@ -64,6 +71,14 @@ pub(crate) struct Api {
     pub(crate) tokens: ApiTokens,
     /// Refuses new work when the disk is nearly full.
     pub(crate) disk: DiskGuard,
+    /// Asks GitHub.
+    pub(crate) github: Github,
+    /// Compares projects with their repositories.
+    pub(crate) reconcile: Reconciled,
+    /// Signs what GitHub delivers.
+    pub(crate) webhook_secret: Option<SecretString>,
+    /// Limits what of it is held at once.
+    pub(crate) webhook_memory: WebhookMemory,
     /// Fires at shutdown.
     pub(crate) stop: CancellationToken,
 }
@@ -109,6 +124,7 @@ pub(crate) fn router(api: Api) -> Router {
                 .routes(routes!(runs::jobs))
                 .routes(routes!(runs::cancel))
                 .routes(routes!(runs::rebuild))
+                .routes(routes!(runs::approve))
                 .routes(routes!(runs::follow))
                 .routes(routes!(jobs::get))
                 .routes(routes!(jobs::logs))
@@ -118,6 +134,11 @@ pub(crate) fn router(api: Api) -> Router {
                 .routes(routes!(machines::queue))
                 .routes(routes!(environments::list))
                 .routes(routes!(environments::close))
+                .routes(routes!(environments::rebuild))
+                .routes(routes!(projects::list, projects::add))
+                .routes(routes!(projects::remove))
+                .routes(routes!(github::get))
+                .routes(routes!(webhooks::take))
                 .routes(routes!(warm_ups::create))
                 .routes(routes!(warm_ups::schedule))
                 .routes(routes!(tokens::create)),
