@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::num::NonZeroU32;
 
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
@@ -13,7 +14,10 @@ use stagely_agent::protocol::{
 };
 use utoipa::{IntoParams, ToSchema};
 
-use crate::core::state::{CancelReason, MachineKind, MachineSize, Timestamp, Trigger};
+use crate::core::state::{
+    Approval, CancelReason, ForkPolicy, GithubRepository, MachineKind, MachineSize, Timestamp,
+    Trigger,
+};
 use crate::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId};
 
 /// The path that all of the API lies below.
@@ -214,6 +218,12 @@ pub struct RunView {
     pub ended_at: Option<Timestamp>,
     /// The pull request that its environment is for.
     pub pull_request: Option<u64>,
+    /// Whether the commit comes from a fork.
+    pub from_fork: bool,
+    /// Whether somebody must agree before anything is done for it: `status` is `not_needed`, `awaited` or
+    /// `given`, the last with `by`.
+    #[schema(value_type = Object)]
+    pub approval: Approval,
     /// The run whose completed jobs it keeps.
     #[schema(value_type = Option<String>)]
     pub keeps: Option<RunId>,
@@ -550,6 +560,130 @@ pub struct EnvironmentView {
     /// The cache refs that only it writes.
     #[schema(value_type = Vec<String>)]
     pub cache_refs: Vec<ImageRef>,
+    /// The commit that it is at by GitHub's account.
+    #[schema(value_type = Option<String>)]
+    pub head: Option<CommitSha>,
+    /// The comment on the pull request.
+    pub comment: Option<u64>,
+    /// Where people read it.
+    pub comment_url: Option<String>,
+    /// Why GitHub was not told of the newest run.
+    pub report_problem: Option<String>,
+}
+
+/// `POST /environments/{id}/rebuild`: builds the newest run once more.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RebuildEnvironment {
+    /// Only what did not complete; the images of completed jobs are kept. Default: false.
+    #[serde(default)]
+    pub failed_only: bool,
+}
+
+/// A project.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ProjectView {
+    /// Its id.
+    #[schema(value_type = String)]
+    pub id: ProjectId,
+    /// Its name, and that of its images.
+    pub name: String,
+    /// Where it is cloned from.
+    pub repository: String,
+    /// `owner/name` at GitHub; none where only people and scripts start runs.
+    pub github: Option<String>,
+    /// What becomes of pull requests from forks.
+    #[schema(value_type = Option<String>)]
+    pub forks: Option<ForkPolicy>,
+    /// Most machines at once.
+    #[schema(value_type = Option<u32>)]
+    pub max_concurrent: Option<NonZeroU32>,
+    /// Whether `stagely.toml` has it.
+    pub configured: bool,
+    /// Whether it has a token of its own.
+    pub has_token: bool,
+}
+
+/// `POST /projects`: a repository at GitHub whose pull requests are built from now on. One that is there
+/// already is changed.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AddProject {
+    /// `owner/name` of the repository.
+    #[schema(value_type = String, example = "owner/name")]
+    pub github: GithubRepository,
+    /// The project's name. Default: the one it has, or made of the repository's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// A token for this repository alone. Kept encrypted. Default: the one it has, or that of `[github]`.
+    #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "expose")]
+    #[schema(value_type = Option<String>)]
+    pub token: Option<SecretString>,
+    /// What becomes of pull requests from forks: `approval`, `never` or `known-contributors`. Default:
+    /// `approval`.
+    #[serde(default)]
+    #[schema(value_type = String)]
+    pub forks: ForkPolicy,
+    /// Most machines that work for it at once. Default: as many as there are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<u32>)]
+    pub max_concurrent: Option<NonZeroU32>,
+}
+
+/// What became of a delivery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum DeliveryOutcome {
+    /// It is stored with what it comes to.
+    Accepted,
+    /// Nothing comes of it.
+    Ignored,
+    /// It came before.
+    Repeated,
+}
+
+/// The answer to `POST /webhooks/github`.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct DeliveryView {
+    /// Which delivery: the digits of `X-GitHub-Delivery`.
+    pub delivery: String,
+    /// What became of it.
+    pub outcome: DeliveryOutcome,
+    /// What or why, for people.
+    pub detail: String,
+}
+
+/// `GET /github`.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct GithubView {
+    /// What core has: `app`, `token` or `none`.
+    pub credentials: String,
+    /// Whether webhooks can be taken.
+    pub webhook_secret: bool,
+    /// Requests left in this hour, of the credentials that have the fewest.
+    pub remaining: Option<u64>,
+    /// When these are as many as at the start again.
+    #[schema(value_type = Option<u64>)]
+    pub resets_at: Option<Timestamp>,
+    /// Nothing is asked before this moment: GitHub's limit is reached.
+    #[schema(value_type = Option<u64>)]
+    pub blocked_until: Option<Timestamp>,
+    /// The last failure.
+    pub problem: Option<String>,
+    /// The projects whose repositories are listened to.
+    pub projects: Vec<ReconciledView>,
+}
+
+/// When a project was last compared with its repository.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ReconciledView {
+    /// The project's name.
+    pub project: String,
+    /// When; none: not since core started.
+    #[schema(value_type = Option<u64>)]
+    pub reconciled_at: Option<Timestamp>,
+    /// Why it could not be.
+    pub problem: Option<String>,
 }
 
 /// The newest good image of a build.

@@ -20,9 +20,10 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 use url::{Url, form_urlencoded};
 
 use crate::api::{
-    AddMachine, AddedMachine, BASE_PATH, CreateRun, CreateToken, CreateWarmUp, CreatedToken,
-    EnvironmentView, ErrorBody, FollowMessage, FollowedLine, JobStatus, JobView, ListEnvironments,
-    ListRuns, LogRange, MachineView, QueueView, RebuildRun, RunView, WarmUpView,
+    AddMachine, AddProject, AddedMachine, BASE_PATH, CreateRun, CreateToken, CreateWarmUp,
+    CreatedToken, EnvironmentView, ErrorBody, FollowMessage, FollowedLine, GithubView, JobStatus,
+    JobView, ListEnvironments, ListRuns, LogRange, MachineView, ProjectView, QueueView,
+    RebuildEnvironment, RebuildRun, RunView, WarmUpView,
 };
 use crate::ids::{EnvironmentId, JobId, MachineId, RunId};
 
@@ -120,6 +121,12 @@ pub enum LogEvent {
     End(JobStatus),
 }
 
+/// Text as a part of a path. Paths write a space as `%20`, forms as `+`.
+fn path_part(text: &str) -> String {
+    let part: String = form_urlencoded::byte_serialize(text.as_bytes()).collect();
+    part.replace('+', "%20")
+}
+
 impl Client {
     /// A client of the core at `server`.
     ///
@@ -193,10 +200,7 @@ impl Client {
         project: &str,
         warm_up: &CreateWarmUp,
     ) -> Result<RunView, ClientError> {
-        // Paths write a space as `%20`, forms as `+`.
-        let project: String = form_urlencoded::byte_serialize(project.as_bytes()).collect();
-        let project = project.replace('+', "%20");
-        self.post(&format!("projects/{project}/warm-ups"), warm_up).await
+        self.post(&format!("projects/{}/warm-ups", path_part(project)), warm_up).await
     }
 
     /// Gets the schedule of warm-ups.
@@ -228,6 +232,59 @@ impl Client {
         id: EnvironmentId,
     ) -> Result<EnvironmentView, ClientError> {
         self.post(&format!("environments/{id}/close"), &()).await
+    }
+
+    /// Builds the newest run of an environment once more, as a new run.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn rebuild_environment(
+        &self,
+        id: EnvironmentId,
+        rebuild: &RebuildEnvironment,
+    ) -> Result<RunView, ClientError> {
+        self.post(&format!("environments/{id}/rebuild"), rebuild).await
+    }
+
+    /// Approves a run of a fork's commit.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn approve(&self, id: RunId) -> Result<RunView, ClientError> {
+        self.post(&format!("runs/{id}/approve"), &()).await
+    }
+
+    /// Lists projects.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn projects(&self) -> Result<Vec<ProjectView>, ClientError> {
+        self.get("projects").await
+    }
+
+    /// Lets the pull requests of a repository be built.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn add_project(&self, project: &AddProject) -> Result<ProjectView, ClientError> {
+        self.post("projects", project).await
+    }
+
+    /// Lets the pull requests of a project's repository be built no more.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn remove_project(&self, name: &str) -> Result<(), ClientError> {
+        let request = self.request(Method::DELETE, &format!("projects/{}", path_part(name)));
+        self.send(request.timeout(ANSWER_LIMIT)).await.map(drop)
+    }
+
+    /// Gets how core gets on with GitHub.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn github(&self) -> Result<GithubView, ClientError> {
+        self.get("github").await
     }
 
     /// Gets a job.

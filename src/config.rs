@@ -16,7 +16,7 @@ use thiserror::Error;
 use url::Url;
 
 use crate::core::orchestrator::now;
-use crate::core::request::check_branch;
+use crate::core::request::{check_branch, check_name};
 use crate::core::state::{ForkPolicy, GithubRepository, Limits, Priorities};
 use crate::core::warm_up::Schedule;
 use crate::ids::MachineId;
@@ -361,6 +361,8 @@ impl WarmUpConfig {
 pub struct GithubConfig {
     /// The API: of GitHub Enterprise `https://HOST/api/v3`. Default: `https://api.github.com`.
     pub api_url: Url,
+    /// Where repositories are cloned from, before `owner/name.git`. Default: made of `api-url`.
+    pub clone_url: Option<Url>,
     /// The id of a GitHub App. Default: none.
     pub app_id: Option<u64>,
     /// A file that holds the app's private key, PEM. Default: `STAGELY_GITHUB_PRIVATE_KEY` of the environment.
@@ -391,6 +393,7 @@ impl Default for GithubConfig {
     fn default() -> Self {
         Self {
             api_url: Url::parse("https://api.github.com").expect("it is a URL"),
+            clone_url: None,
             app_id: None,
             private_key_file: None,
             token_file: None,
@@ -403,6 +406,121 @@ impl Default for GithubConfig {
             comments_per_hour: NonZeroU32::new(500).expect("500 is not zero"),
         }
     }
+}
+
+/// What core proves to GitHub with who it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GithubCredentials {
+    /// The key of a GitHub App.
+    App,
+    /// A token.
+    Token,
+    /// Nothing: only what is public can be read.
+    None,
+}
+
+impl GithubConfig {
+    /// Where `repository` is cloned from.
+    pub fn clone_address(&self, repository: &GithubRepository) -> Url {
+        let mut url = self.clone_url.clone().unwrap_or_else(|| self.web_url());
+        let base = url.path().trim_end_matches('/').to_owned();
+        url.set_path(&format!("{base}/{repository}.git"));
+        url
+    }
+
+    /// What people see the repositories at.
+    fn web_url(&self) -> Url {
+        let mut url = self.api_url.clone();
+        let path = url.path().trim_end_matches('/');
+        let path = path.strip_suffix("/api/v3").unwrap_or(path).to_owned();
+        url.set_path(&path);
+        let host = url.host_str().unwrap_or_default().to_owned();
+        // `api.github.com`, and `api.NAME.ghe.com` of GitHub Enterprise Cloud.
+        if let Some(host) = host.strip_prefix("api.")
+            && (host == "github.com" || host.ends_with(".ghe.com"))
+        {
+            // The host of one URL is that of another.
+            let _ = url.set_host(Some(host));
+        }
+        url
+    }
+
+    /// What core proves to GitHub with who it is.
+    pub fn credentials(&self) -> GithubCredentials {
+        if self.app_id.is_some() {
+            GithubCredentials::App
+        } else if self.token_file.is_some() || has_variable("STAGELY_GITHUB_TOKEN") {
+            GithubCredentials::Token
+        } else {
+            GithubCredentials::None
+        }
+    }
+
+    /// Reads the secret of the webhooks; `None` where there is none.
+    ///
+    /// # Errors
+    /// [`ConfigError`], naming the setting.
+    pub fn webhook_secret(&self) -> Result<Option<SecretString>, ConfigError> {
+        let key = "github.webhook-secret-file";
+        let Some(path) = &self.webhook_secret_file else {
+            let secret = std::env::var("STAGELY_GITHUB_WEBHOOK_SECRET").ok();
+            return Ok(secret.filter(|secret| !secret.is_empty()).map(SecretString::from));
+        };
+        read_secret(key, path).map(Some)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let wrong =
+            |key, problem: &str| Err(ConfigError::Value { key, problem: problem.to_owned() });
+        let has_key = self.private_key_file.is_some() || has_variable("STAGELY_GITHUB_PRIVATE_KEY");
+        if self.app_id.is_some() && !has_key {
+            let problem = "is missing although github.app-id is set; STAGELY_GITHUB_PRIVATE_KEY may \
+                           hold the key, too";
+            return wrong("github.private-key-file", problem);
+        }
+        if self.private_key_file.is_some() && self.app_id.is_none() {
+            return wrong("github.app-id", "is missing although github.private-key-file is set");
+        }
+        for (key, url) in
+            [("github.api-url", Some(&self.api_url)), ("github.clone-url", self.clone_url.as_ref())]
+        {
+            let Some(url) = url else { continue };
+            let has_more = url.query().is_some() || url.fragment().is_some();
+            let is_secret = url.password().is_some() || !url.username().is_empty();
+            if !matches!(url.scheme(), "http" | "https") || has_more || is_secret {
+                return wrong(key, "must be https://HOST/… or http://HOST/…, and nothing more");
+            }
+        }
+        if self.approval_label.is_empty() {
+            return wrong("github.approval-label", "is empty; name a label");
+        }
+        if self.reconcile_interval.is_zero() {
+            return wrong("github.reconcile-interval", "must be more than 0s");
+        }
+        if self.report_interval.is_zero() {
+            return wrong("github.report-interval", "must be more than 0s");
+        }
+        Ok(())
+    }
+}
+
+fn has_variable(name: &str) -> bool {
+    std::env::var_os(name).is_some_and(|value| !value.is_empty())
+}
+
+/// Reads a secret that a setting names the file of.
+fn read_secret(key: &'static str, path: &Path) -> Result<SecretString, ConfigError> {
+    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::SecretFile {
+        key,
+        path: path.to_owned(),
+        source,
+    })?;
+    let text = text.trim_end_matches(['\r', '\n']);
+    if text.is_empty() {
+        let problem = format!("{} is empty", path.display());
+        return Err(ConfigError::Value { key, problem });
+    }
+    Ok(SecretString::from(text))
 }
 
 /// One of `[[projects]]`.
@@ -424,6 +542,17 @@ pub struct ProjectConfig {
     /// Most machines that work for it at once. Default: as many as there are.
     #[serde(default)]
     pub max_concurrent: Option<NonZeroU32>,
+}
+
+impl ProjectConfig {
+    /// Reads the repository's own token; `None` where it has none.
+    ///
+    /// # Errors
+    /// [`ConfigError`], naming the setting.
+    pub fn token(&self) -> Result<Option<SecretString>, ConfigError> {
+        let path = self.token_file.as_deref();
+        path.map(|path| read_secret("projects.token-file", path)).transpose()
+    }
 }
 
 impl Config {
@@ -465,7 +594,27 @@ impl Config {
                 ),
             });
         }
+        self.github.check()?;
+        self.check_projects()?;
         self.warm_up.check()
+    }
+
+    fn check_projects(&self) -> Result<(), ConfigError> {
+        let wrong = |key, problem| Err(ConfigError::Value { key, problem });
+        let (mut names, mut repositories) = (BTreeSet::new(), BTreeSet::new());
+        for project in &self.projects {
+            if !repositories.insert(project.github.as_str().to_ascii_lowercase()) {
+                return wrong("projects.github", format!("{} is there twice", project.github));
+            }
+            let Some(name) = &project.name else { continue };
+            if let Err(error) = check_name("name", name) {
+                return wrong("projects.name", error.problem);
+            }
+            if !names.insert(name) {
+                return wrong("projects.name", format!("{name} is there twice"));
+            }
+        }
+        Ok(())
     }
 
     /// What the agent of `machine` is told.

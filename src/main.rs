@@ -12,7 +12,8 @@ use stagely::cli::run::outcome::EXIT_UNUSABLE;
 use stagely::cli::settings::{Place, Settings};
 use stagely::cli::signals::stop_token;
 use stagely::cli::{
-    doctor, environments, explain, machines, rebuild, records, run, schema, token, validate,
+    approve, doctor, environments, explain, github, machines, project, rebuild, records, run,
+    schema, token, validate,
 };
 use stagely::core;
 use stagely_agent::exec::exec;
@@ -55,6 +56,9 @@ enum Command {
     Logs(records::LogsArgs),
     Explain(explain::ExplainArgs),
     Cancel(records::CancelArgs),
+    Approve(approve::ApproveArgs),
+    Project(project::ProjectArgs),
+    Github(github::GithubArgs),
     Environments(environments::EnvironmentsArgs),
     Machines(machines::MachinesArgs),
     Queue(machines::QueueArgs),
@@ -139,6 +143,9 @@ async fn perform(command: Command) -> anyhow::Result<ExitCode> {
         Command::Explain(arguments) => explain::explain(arguments).await,
         Command::Environments(arguments) => environments::environments(arguments).await,
         Command::Cancel(arguments) => records::cancel(arguments).await,
+        Command::Approve(arguments) => approve::approve(arguments).await,
+        Command::Project(arguments) => project::project(arguments).await,
+        Command::Github(arguments) => github::github(arguments).await,
         Command::Machines(arguments) => machines::machines(arguments).await,
         Command::Queue(arguments) => machines::queue(arguments).await,
         Command::Token(arguments) => token::token(arguments).await,

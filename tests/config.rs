@@ -28,8 +28,9 @@ fn error(text: &str) -> String {
 
 /// The sample with its examples, too: `# key = value` without the `#`.
 fn with_examples(sample: &str) -> String {
-    let is_example =
-        |line: &&str| line.split_once(" = ").is_some_and(|(key, _)| !key.contains(' '));
+    let is_example = |line: &&str| {
+        line.starts_with("[[") || line.split_once(" = ").is_some_and(|(key, _)| !key.contains(' '))
+    };
     let uncomment = |line| {
         let example = Option::<&str>::from(line).and_then(|line| line.strip_prefix("# "));
         example.filter(is_example).unwrap_or(line)
@@ -54,6 +55,12 @@ fn the_samples_examples_are_settings_too() {
         config.local.docker_host.is_none(),
         config.warm_up.schedule.is_none(),
         config.warm_up.projects.is_empty(),
+        config.github.clone_url.is_none(),
+        config.github.app_id.is_none(),
+        config.github.private_key_file.is_none(),
+        config.github.token_file.is_none(),
+        config.github.webhook_secret_file.is_none(),
+        config.projects.is_empty(),
     ];
     assert!(!unset.contains(&true), "{unset:?} in\n{text}");
 }
@@ -62,8 +69,19 @@ fn the_samples_examples_are_settings_too() {
 #[test]
 fn the_sample_shows_every_setting() {
     let text = with_examples(&sample());
-    for table in ["core", "registry", "builders", "agents", "local", "logs", "warm-up", "retention"]
-    {
+    for table in [
+        "core",
+        "registry",
+        "builders",
+        "agents",
+        "local",
+        "logs",
+        "warm-up",
+        "retention",
+        "github",
+        "priorities",
+        "[projects]",
+    ] {
         let error = error(&format!("[{table}]\nno-such-key = 1\n"));
         let known = error.split_once("expected ").expect("serde lists the keys").1;
         let keys: Vec<&str> = known.split('`').skip(1).step_by(2).collect();
@@ -99,6 +117,37 @@ fn mistakes_name_the_file_the_line_or_the_setting() {
     assert!(projects.contains("warm-up.projects"), "{projects}");
     let branch = error("[warm-up]\nbranches = [\"a b\"]\n");
     assert!(branch.contains("warm-up.branches"), "{branch}");
+    let key = error("[github]\napp-id = 7\n");
+    assert!(key.contains("github.private-key-file") && key.contains("missing"), "{key}");
+    let id = error("[github]\nprivate-key-file = \"/key\"\n");
+    assert!(id.contains("github.app-id"), "{id}");
+    let url = error("[github]\napi-url = \"https://me:secret@host/\"\n");
+    assert!(url.contains("github.api-url") && !url.contains("secret"), "{url}");
+    for key in ["reconcile-interval", "report-interval"] {
+        let interval = error(&format!("[github]\n{key} = \"0s\"\n"));
+        assert!(interval.contains(&format!("github.{key}")), "{interval}");
+    }
+    let twice = error("[[projects]]\ngithub = \"a/b\"\n[[projects]]\ngithub = \"A/b\"\n");
+    assert!(twice.contains("projects.github") && twice.contains("A/b is there twice"), "{twice}");
+    let name = error("[[projects]]\ngithub = \"a/b\"\nname = \"A B\"\n");
+    assert!(name.contains("projects.name") && name.contains("a-b"), "{name}");
+    assert!(error("[[projects]]\ngithub = \"https://github.com/a/b\"\n").contains("line 2"));
     assert!(error("[builders]\nmax-concurrent = 0\n").contains("line 2"));
     assert!(error("[nowhere]\n").contains("nowhere"));
+}
+
+#[test]
+fn repositories_are_cloned_from_the_host_of_the_api() {
+    for (settings, address) in [
+        ("", "https://github.com/acme/shop.git"),
+        ("api-url = \"https://git.example/api/v3\"", "https://git.example/acme/shop.git"),
+        ("api-url = \"https://api.acme.ghe.com\"", "https://acme.ghe.com/acme/shop.git"),
+        ("api-url = \"http://127.0.0.1:1234\"", "http://127.0.0.1:1234/acme/shop.git"),
+        ("api-url = \"http://127.0.0.1:1234/api/v3/\"", "http://127.0.0.1:1234/acme/shop.git"),
+        ("clone-url = \"https://mirror/git\"", "https://mirror/git/acme/shop.git"),
+    ] {
+        let config = read(&format!("[github]\n{settings}\n")).unwrap();
+        let repository = "acme/shop".parse().unwrap();
+        assert_eq!(config.github.clone_address(&repository).as_str(), address);
+    }
 }

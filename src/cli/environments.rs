@@ -43,7 +43,7 @@ struct ListArgs {
 #[derive(Subcommand, Debug)]
 enum EnvironmentsCommand {
     /// Closes an environment, as the end of its pull request does: its runs are cancelled and the cache
-    /// refs that it alone writes are deleted. Images stay, and a new run opens it again
+    /// refs that it alone writes are deleted, with the images of a pull request. A new run opens it again
     Close(CloseArgs),
 }
 
@@ -142,7 +142,12 @@ fn closing_text(environment: &EnvironmentView) -> String {
             }
         }
     }
-    text.push_str("\nIts images stay in the registry.");
+    // Those of a pull request go with it.
+    if environment.pull_request.is_some() {
+        text.push_str("\nThe images that its pull request pushed are deleted.");
+    } else {
+        text.push_str("\nIts images stay in the registry.");
+    }
     text
 }
 
@@ -160,6 +165,10 @@ mod tests {
             newest_run: None,
             images: Vec::new(),
             cache_refs: Vec::new(),
+            head: None,
+            comment: None,
+            comment_url: None,
+            report_problem: None,
         }
     }
 
@@ -197,6 +206,8 @@ mod tests {
         closing.cache_refs.push("registry:5000/shop/cache:app.pr-7".parse().unwrap());
         let text = closing_text(&closing);
         assert!(text.contains("deleted:\n  registry:5000/shop/cache:app.pr-7\n"), "{text}");
+        assert!(text.ends_with("pull request pushed are deleted."), "{text}");
+        let text = closing_text(&environment("main"));
         assert!(text.ends_with("Its images stay in the registry."), "{text}");
     }
 }

@@ -3,9 +3,12 @@
 pub mod rebuild;
 pub mod run;
 
+pub mod approve;
 pub mod environments;
 pub mod explain;
+pub mod github;
 pub mod machines;
+pub mod project;
 pub mod records;
 pub mod token;
 

@@ -1,16 +1,36 @@
 //! `stagely rebuild` and `stagely warm`: runs that repeat what core knows already.
 
 use std::process::ExitCode;
+use std::str::FromStr;
 
 use anyhow::bail;
 use clap::Args;
+use stagely_agent::protocol::InvalidValue;
 
 use super::records::{local_time, print};
 use super::run::outcome::EXIT_CODES;
 use super::run::start::{CloneTokenArgs, SetArgs, StartArgs};
-use crate::api::{CreateWarmUp, RebuildRun, WarmUpView};
+use crate::api::{CreateWarmUp, RebuildEnvironment, RebuildRun, WarmUpView};
 use crate::client::Client;
-use crate::ids::RunId;
+use crate::ids::{EnvironmentId, RunId};
+
+/// What is built once more.
+#[derive(Clone, Copy, Debug)]
+enum Rebuilt {
+    Run(RunId),
+    Environment(EnvironmentId),
+}
+
+impl FromStr for Rebuilt {
+    type Err = InvalidValue;
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        if text.starts_with("env_") {
+            text.parse().map(Self::Environment)
+        } else {
+            text.parse().map(Self::Run)
+        }
+    }
+}
 
 /// Builds a run's commit once more, as a new run
 ///
@@ -19,9 +39,9 @@ use crate::ids::RunId;
 #[derive(Args, Debug)]
 #[command(after_help = EXIT_CODES)]
 pub struct RebuildArgs {
-    /// The run, run_…
-    #[arg(value_name = "RUN")]
-    run: RunId,
+    /// The run, run_…; or an environment, env_…, for its newest run, also while that goes on
+    #[arg(value_name = "RUN|ENVIRONMENT")]
+    run: Rebuilt,
     /// Only what did not complete; the images of completed jobs are kept
     #[arg(long)]
     failed: bool,
@@ -43,8 +63,18 @@ pub async fn rebuild(arguments: RebuildArgs) -> anyhow::Result<ExitCode> {
         clone_token: arguments.clone_token.read()?,
         set: arguments.set.map(),
     };
+    let has_arguments = !request.set.is_empty() || request.clone_token.is_some();
+    if matches!(arguments.run, Rebuilt::Environment(_)) && has_arguments {
+        bail!("tokens and build arguments are for a run: name its newest run, run_…");
+    }
     let place = arguments.start.place(arguments.start.named()?).await?;
-    let again = async |client: &Client| client.rebuild(arguments.run, &request).await;
+    let again = async |client: &Client| match arguments.run {
+        Rebuilt::Run(run) => client.rebuild(run, &request).await,
+        Rebuilt::Environment(environment) => {
+            let rebuild = RebuildEnvironment { failed_only: request.failed };
+            client.rebuild_environment(environment, &rebuild).await
+        }
+    };
     arguments.start.carry_out(place, again).await
 }
 

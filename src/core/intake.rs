@@ -1,6 +1,8 @@
-//! Takes requests for runs, from the API and from the schedule of warm-ups.
+//! Takes requests for runs: from the API, from the schedule of warm-ups, and from GitHub.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use thiserror::Error;
 
@@ -9,8 +11,10 @@ use super::effects::Secrets;
 use super::orchestrator::{Events, ShuttingDown};
 use super::records::{Records, SharedRecords};
 use super::request::RequestedRun;
-use super::state::Event;
-use crate::ids::RunId;
+use super::request::hooks::Unused;
+use super::request::projects::{LinkError, LinkProject, link};
+use super::state::{DeliveryId, Environment, Event, Project, Run};
+use crate::ids::{EnvironmentId, ProjectId, RunId};
 
 /// Why no run was stored.
 #[derive(Debug, Error)]
@@ -35,6 +39,72 @@ pub(crate) struct Intake {
     disk: DiskGuard,
     /// Held while a new run's project and environment are looked up or named.
     naming: Arc<tokio::sync::Mutex<()>>,
+    /// Environments that are on their way to the store.
+    newborn: Newborn,
+}
+
+/// What became of something that GitHub said.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Heard {
+    /// It is stored with what it comes to.
+    Accepted(&'static str),
+    /// Nothing comes of it, with the reason for people.
+    Ignored(String),
+    /// It came before.
+    Repeated,
+}
+
+/// The ids of environments that are not in the records yet, each with the number of events that bring it:
+/// a burst of deliveries goes to the store side by side, and two of one pull request mean the same.
+#[derive(Clone, Debug, Default)]
+struct Newborn(Arc<Mutex<HashMap<Place, (EnvironmentId, usize)>>>);
+
+/// A project, and the name of an environment in it.
+type Place = (ProjectId, String);
+
+/// Keeps an id in [`Newborn`] until its event is in the store.
+#[derive(Debug)]
+struct Birth {
+    newborn: Newborn,
+    place: Place,
+}
+
+impl Newborn {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Place, (EnvironmentId, usize)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives `run` and `environment` the id that is on its way already, if one is. `known` must hold
+    /// the records of a moment after the lock was taken.
+    fn adopt(
+        &self,
+        places: &mut HashMap<Place, (EnvironmentId, usize)>,
+        known: &Records,
+        run: &mut Run,
+        environment: &mut Environment,
+    ) -> Option<Birth> {
+        if known.environments.contains_key(&environment.id) {
+            return None;
+        }
+        let place = (environment.project, environment.name.clone());
+        let (id, count) = places.entry(place.clone()).or_insert((environment.id, 0));
+        *count += 1;
+        environment.id = *id;
+        run.environment = *id;
+        Some(Birth { newborn: self.clone(), place })
+    }
+}
+
+impl Drop for Birth {
+    fn drop(&mut self) {
+        let mut places = self.newborn.lock();
+        if let Entry::Occupied(mut entry) = places.entry(self.place.clone()) {
+            entry.get_mut().1 -= 1;
+            if entry.get().1 == 0 {
+                entry.remove();
+            }
+        }
+    }
 }
 
 impl Intake {
@@ -44,7 +114,7 @@ impl Intake {
         secrets: Secrets,
         disk: DiskGuard,
     ) -> Self {
-        Self { records, events, secrets, disk, naming: Arc::default() }
+        Self { records, events, secrets, disk, naming: Arc::default(), newborn: Newborn::default() }
     }
 
     /// Stores the run that `make` makes of the records. Whoever asks may hang up: it is not left half
@@ -68,9 +138,13 @@ impl Intake {
         // Until the records are stored nobody else chooses a name: two repositories of one name would
         // push over each other's images.
         let _naming = self.naming.lock().await;
-        let requested = {
+        let (requested, _birth) = {
+            let mut newborn = self.newborn.lock();
             let records = self.records.read();
-            make(&records).map_err(IntakeError::Refused)?
+            let mut requested = make(&records).map_err(IntakeError::Refused)?;
+            let (run, environment) = (&mut requested.run, &mut requested.environment);
+            let birth = self.newborn.adopt(&mut newborn, &records, run, environment);
+            (requested, birth)
         };
         let id = requested.run.id;
         let sealed = self.secrets.seal_run(id, &requested.secrets);
@@ -81,5 +155,87 @@ impl Intake {
         };
         self.events.store_with_secrets(event, (id, sealed)).await?;
         Ok(id)
+    }
+
+    /// Stores what GitHub said and what it comes to, which `make` finds in the records. Whoever says it may
+    /// hang up: it is not left half done.
+    ///
+    /// # Errors
+    /// [`IntakeError`]; then it is not stored.
+    pub(crate) async fn hear(
+        &self,
+        delivery: Option<DeliveryId>,
+        make: impl FnOnce(&Records) -> Result<Event, Unused> + Send + 'static,
+    ) -> Result<Heard, IntakeError<Unused>> {
+        self.disk.check().await?;
+        let storing = tokio::spawn(self.clone().store_heard(delivery, make));
+        storing.await.expect("making events does not panic")
+    }
+
+    async fn store_heard(
+        self,
+        delivery: Option<DeliveryId>,
+        make: impl FnOnce(&Records) -> Result<Event, Unused> + Send,
+    ) -> Result<Heard, IntakeError<Unused>> {
+        let (made, _birth) = {
+            let mut newborn = self.newborn.lock();
+            let records = self.records.read();
+            if delivery.is_some_and(|delivery| records.deliveries.contains_key(&delivery)) {
+                return Ok(Heard::Repeated);
+            }
+            let mut made = make(&records);
+            let birth = match &mut made {
+                Ok(Event::HeadMoved { run, environment, .. }) => {
+                    self.newborn.adopt(&mut newborn, &records, run, environment)
+                }
+                _ => None,
+            };
+            (made, birth)
+        };
+        let (event, heard) = match made {
+            Ok(event) => {
+                let heard = Heard::Accepted(meaning(&event));
+                (Some(Box::new(event)), heard)
+            }
+            Err(Unused(why)) => (None, Heard::Ignored(why)),
+        };
+        match (delivery, event) {
+            (Some(delivery), event) => {
+                self.events.store(Event::Delivered { delivery, event }).await?;
+            }
+            (None, Some(event)) => self.events.store(*event).await?,
+            (None, None) => {}
+        }
+        Ok(heard)
+    }
+
+    /// Stores the project of a repository, new or changed; says which it is, and whether it is new.
+    ///
+    /// # Errors
+    /// [`IntakeError`]; then nothing is stored.
+    pub(crate) async fn link(
+        &self,
+        wanted: LinkProject,
+    ) -> Result<(Project, bool), IntakeError<LinkError>> {
+        let _naming = self.naming.lock().await;
+        let (project, is_new) = {
+            let records = self.records.read();
+            let project = link(&records, wanted).map_err(IntakeError::Refused)?;
+            let known = records.projects.get(&project.id);
+            let is_new = known.is_none_or(|known| known.github.is_none());
+            (project, is_new)
+        };
+        self.events.store(Event::ProjectSet { project: project.clone() }).await?;
+        Ok((project, is_new))
+    }
+}
+
+/// What an event of GitHub's means, for people.
+const fn meaning(event: &Event) -> &'static str {
+    match event {
+        Event::HeadMoved { .. } => "a run of this commit, if it is news",
+        Event::PullRequestClosed { .. } => "the end of its environment",
+        Event::CommandGiven { .. } => "a command, if its author may give it",
+        _ => "stored",
     }
 }

@@ -50,21 +50,24 @@ use url::Url;
 use self::disk::DiskGuard;
 use self::effects::{Effects, Reporting, Secrets};
 use self::github::Github;
-use self::http::{Api, ApiTokens};
+use self::github::reconcile::{Reconcile, Reconciled};
+use self::http::{Api, ApiTokens, WebhookMemory};
 use self::intake::Intake;
 use self::logs::{LogSettings, LogStore};
-use self::orchestrator::{Orchestrator, now};
+use self::orchestrator::{Events, Orchestrator, now};
 use self::records::{Records, SharedRecords};
 use self::registry::Registry;
+use self::request::projects::LinkProject;
 use self::retention::Retention;
 use self::secrets::{Keyring, random_token};
 use self::sessions::Sessions;
-use self::state::{Machine, MachineKind, Snapshot, State};
+use self::state::{Event, Machine, MachineKind, Project, Snapshot, State};
 use self::store::{ApiToken, Store, Stored};
 use self::sweep::Sweep;
 use self::warm_up::WarmUp;
 use crate::api::Role;
 use crate::config::{Config, ProviderName};
+use crate::ids::ProjectId;
 use crate::provider::{LocalProvider, Provider};
 
 /// Holds the first admin token, in the data folder.
@@ -152,7 +155,7 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     let tokens = ApiTokens::new(store.clone(), stored.api_tokens.clone());
     let admin_token = admin_token(&data_dir.join(ADMIN_TOKEN_FILE), &tokens).await?;
     let parts = Parts { config, store, logs, keyring, tokens };
-    let (stop, tasks) = parts.spawn(stored, listener)?;
+    let (stop, tasks) = parts.spawn(stored, listener).await?;
     let url = parts.config.core.url();
     let address_file = data_dir.join(ADDRESS_FILE);
     std::fs::write(&address_file, format!("http://{}\n", parts.config.core.listen))
@@ -198,11 +201,12 @@ struct Parts {
 
 impl Parts {
     /// Starts the tasks.
-    fn spawn(
+    async fn spawn(
         &self,
         stored: Stored,
         listener: TcpListener,
     ) -> anyhow::Result<(CancellationToken, JoinSet<anyhow::Result<()>>)> {
+        let webhook_secret = self.config.github.webhook_secret()?;
         let provider = self.provider(&stored.core_id)?;
         if provider.is_none() {
             refuse_to_abandon(&stored.state)?;
@@ -221,13 +225,14 @@ impl Parts {
         let stop = CancellationToken::new();
         let data_dir = self.config.core.data_dir.clone();
         let disk = DiskGuard::new(data_dir.clone(), self.config.core.disk_free_min_mib);
+        let github = Github::new(Arc::clone(&self.config), secrets.clone())?;
         let effects = Arc::new(Effects {
             config: Arc::clone(&self.config),
             records: records.clone(),
             sessions: sessions.clone(),
             secrets: secrets.clone(),
             store: self.store.clone(),
-            github: Github::new(Arc::clone(&self.config), secrets.clone())?,
+            github: github.clone(),
             logs: self.logs.clone(),
             reporting: Reporting::new(&records),
             registry: Registry::new(self.config.registry.clone())
@@ -257,7 +262,22 @@ impl Parts {
             let warm_up = WarmUp { config, records, intake: intake.clone() };
             tasks.spawn(no_error(warm_up.run(schedule, stop.clone())));
         }
+        // Before anything is delivered, which would be for nobody.
+        self.set_projects(&records, &events, &intake, &secrets).await?;
+        let reconciled = Reconciled::default();
+        let reconcile = Reconcile {
+            source: github.clone(),
+            config: Arc::clone(&self.config),
+            records: records.clone(),
+            intake: intake.clone(),
+            reconciled: reconciled.clone(),
+        };
+        tasks.spawn(no_error(reconcile.run(stop.clone())));
         let api = Api {
+            github,
+            reconcile: reconciled,
+            webhook_secret,
+            webhook_memory: WebhookMemory::default(),
             config: Arc::clone(&self.config),
             records,
             events,
@@ -271,6 +291,46 @@ impl Parts {
         };
         tasks.spawn(serve(listener, api));
         Ok((stop, tasks))
+    }
+
+    /// Links the projects that the configuration names, and unlinks those that it names no more.
+    async fn set_projects(
+        &self,
+        records: &SharedRecords,
+        events: &Events,
+        intake: &Intake,
+        secrets: &Secrets,
+    ) -> anyhow::Result<()> {
+        let named = &self.config.projects;
+        let left: Vec<ProjectId> = {
+            let records = records.read();
+            let is_left = |project: &&Project| {
+                let link = project.github.as_ref().filter(|link| link.is_configured);
+                link.is_some_and(|link| {
+                    !named.iter().any(|it| it.github.is(link.repository.as_str()))
+                })
+            };
+            records.projects.values().filter(is_left).map(|project| project.id).collect()
+        };
+        for project in left {
+            events.store(Event::ProjectRemoved { project }).await?;
+            set_token(secrets, project, None).await?;
+        }
+        for project in named {
+            let token = project.token()?;
+            let wanted = LinkProject {
+                repository: project.github.clone(),
+                clone_url: self.config.github.clone_address(&project.github),
+                name: project.name.clone(),
+                forks: project.forks,
+                max_concurrent: project.max_concurrent,
+                is_configured: true,
+            };
+            let linked = intake.link(wanted).await;
+            let (linked, _) = linked.with_context(|| format!("[[projects]] {}", project.github))?;
+            set_token(secrets, linked.id, token).await?;
+        }
+        Ok(())
     }
 
     fn provider(&self, core_id: &str) -> anyhow::Result<Option<Arc<dyn Provider>>> {
@@ -289,6 +349,26 @@ impl Parts {
             }
         }
     }
+}
+
+/// Keeps a project's own token, or none.
+async fn set_token(
+    secrets: &Secrets,
+    project: ProjectId,
+    token: Option<SecretString>,
+) -> anyhow::Result<()> {
+    let secrets = secrets.clone();
+    let store = move || -> anyhow::Result<()> {
+        let known = secrets.project_token(project).ok().flatten();
+        let text = |token: &Option<SecretString>| {
+            token.as_ref().map(|token| token.expose_secret().to_owned())
+        };
+        if text(&known) != text(&token) || token.is_none() {
+            secrets.set_project_token(project, token.as_ref())?;
+        }
+        Ok(())
+    };
+    tokio::task::spawn_blocking(store).await?
 }
 
 /// Without their provider, machines that live could neither be ended nor seen to end.

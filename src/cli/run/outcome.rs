@@ -284,6 +284,8 @@ pub(in crate::cli) mod tests {
             created_at: crate::core::state::Timestamp(0),
             ended_at: Some(crate::core::state::Timestamp(14_000)),
             pull_request: None,
+            from_fork: false,
+            approval: crate::core::state::Approval::NotNeeded,
             keeps: None,
             skipped: Vec::new(),
             saved_machines: 0,

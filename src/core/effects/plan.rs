@@ -19,10 +19,12 @@ use tracing::{info, warn};
 
 use self::base::{Comparison, Source};
 use super::Effects;
-use super::clone_token::Patience;
 use crate::core::github::GithubError;
+use crate::core::orchestrator::now;
 use crate::core::plan::{Plan, PlanContext, plan};
-use crate::core::state::{Environment, Event, PlanFailure, PlannedRun, Project, Run, Trigger};
+use crate::core::state::{
+    Environment, Event, PlanFailure, PlannedRun, Project, Run, Timestamp, Trigger,
+};
 use crate::ids::{JobId, RunId};
 use crate::manifest::{self, Manifest};
 
@@ -40,6 +42,23 @@ const AUTHENTICATION: FailureReason =
 const FORK_OF_PRIVATE: &str = "the build of a fork of a private repository takes a token that opens this \
                                repository alone, and only a GitHub App makes such: set github.app-id and \
                                github.private-key-file, and install the app for the repository";
+
+/// How long a GitHub that does not answer is let be. Its client has asked a few times itself.
+const GITHUB_WAIT: Duration = Duration::from_secs(15);
+
+/// Why there is no plan.
+enum NotPlanned {
+    /// There will be none.
+    Failed(PlanFailure),
+    /// GitHub does not answer: it is asked again after this moment, and others are planned meanwhile.
+    Later(Timestamp),
+}
+
+impl<E: Into<PlanFailure>> From<E> for NotPlanned {
+    fn from(failure: E) -> Self {
+        Self::Failed(failure.into())
+    }
+}
 
 /// What a plan is made for.
 #[derive(Clone)]
@@ -95,6 +114,11 @@ impl Effects {
                 planning.await
             }
         };
+        let plan = match plan {
+            Err(NotPlanned::Later(until)) => return Event::PlanDeferred { run, until },
+            Err(NotPlanned::Failed(failure)) => Err(failure),
+            Ok(plan) => Ok(plan),
+        };
         match &plan {
             Ok(plan) => info!(%run, commit = %plan.commit, jobs = plan.jobs.len(), "planned"),
             Err(PlanFailure { reason, message }) => info!(%run, %reason, message, "not planned"),
@@ -121,13 +145,13 @@ impl Effects {
         &self,
         run: RunId,
         cancel: &CancellationToken,
-    ) -> Result<PlannedRun, PlanFailure> {
+    ) -> Result<PlannedRun, NotPlanned> {
         // A checkout could take what the records need.
         self.disk.check_reserve().await.map_err(|full| failed(FailureReason::DiskFull, full))?;
         let subject = self.subject(run)?;
         let own_token = self.secrets.open_run(run).map_err(anyhow::Error::from)?.clone_token;
         if own_token.is_none() && self.lacks_foreign_token(&subject.run) {
-            return Err(failed(AUTHENTICATION, FORK_OF_PRIVATE));
+            return Err(failed(AUTHENTICATION, FORK_OF_PRIVATE).into());
         }
         if let Some(resolved) = known_to_github(&subject)
             && let Some(planned) = self.plan_by_api(&subject, &resolved, cancel).await?
@@ -136,9 +160,9 @@ impl Effects {
         }
         let token = match own_token {
             Some(token) => Some(token),
-            None => self.token_of_plan(&subject, cancel).await?,
+            None => self.minted_token(&subject.run, &subject.project).await?,
         };
-        self.plan_by_git(subject, token, cancel).await
+        Ok(self.plan_by_git(subject, token, cancel).await?)
     }
 
     /// Plans without git: GitHub has the file and all else is known. `None` where what changed since
@@ -148,16 +172,9 @@ impl Effects {
         subject: &Subject,
         resolved: &ResolvedRef,
         cancel: &CancellationToken,
-    ) -> Result<Option<PlannedRun>, PlanFailure> {
+    ) -> Result<Option<PlannedRun>, NotPlanned> {
         let (file, commit) = (manifest::FILE_NAME, &resolved.commit);
-        let mut patience = Patience::default();
-        let bytes = loop {
-            let read = self.github.file(&subject.project, file, commit).await;
-            match read {
-                Ok(bytes) => break bytes,
-                Err(error) => patiently_asked(&mut patience, error, cancel).await?,
-            }
-        };
+        let bytes = self.github.file(&subject.project, file, commit).await?;
         let bytes = bytes.ok_or_else(|| {
             let advice = "add one to the top of the repository";
             failed(FailureReason::Manifest, format!("{file} is missing at {commit}: {advice}"))
@@ -172,24 +189,10 @@ impl Effects {
         let comparison = self.without_comparing(&source);
         let registry = self.config.registry.url.clone();
         let (subject, resolved) = (subject.clone(), resolved.clone());
-        spawn_blocking(move || make_plan(&manifest, &registry, &subject, &resolved, &comparison))
-            .await
-            .map_err(anyhow::Error::from)?
-            .map(Some)
-    }
-
-    async fn token_of_plan(
-        &self,
-        subject: &Subject,
-        cancel: &CancellationToken,
-    ) -> Result<Option<SecretString>, PlanFailure> {
-        let mut patience = Patience::default();
-        loop {
-            match self.minted_token(&subject.run, &subject.project).await {
-                Ok(token) => return Ok(token),
-                Err(error) => patiently_asked(&mut patience, error, cancel).await?,
-            }
-        }
+        let plan = spawn_blocking(move || {
+            make_plan(&manifest, &registry, &subject, &resolved, &comparison)
+        });
+        Ok(Some(plan.await.map_err(anyhow::Error::from)??))
     }
 
     async fn plan_by_git(
@@ -290,22 +293,20 @@ fn known_to_github(subject: &Subject) -> Option<ResolvedRef> {
     })
 }
 
-/// Waits where GitHub may answer later. The limit of planning ends it.
-async fn patiently_asked(
-    patience: &mut Patience,
-    error: GithubError,
-    cancel: &CancellationToken,
-) -> Result<(), PlanFailure> {
-    if let Some(wait) = patience.after(&error) {
-        let sleep = tokio::time::sleep(wait);
-        return Ok(cancel.run_until_cancelled(sleep).await.ok_or(CloneError::Cancelled)?);
+/// What comes of asking GitHub in vain.
+impl From<GithubError> for NotPlanned {
+    fn from(error: GithubError) -> Self {
+        let soon = now().after(GITHUB_WAIT);
+        let problem = match &error {
+            GithubError::Unavailable(_) => return Self::Later(soon),
+            GithubError::RateLimited { until } => return Self::Later(soon.max(*until)),
+            GithubError::NotFound(_) => CloneProblem::NotFound,
+            GithubError::Refused { .. } | GithubError::Credentials(_) => {
+                CloneProblem::Authentication
+            }
+        };
+        Self::Failed(failed(FailureReason::Clone { problem }, error))
     }
-    let problem = match &error {
-        GithubError::Unavailable(_) | GithubError::RateLimited { .. } => CloneProblem::Network,
-        GithubError::NotFound(_) => CloneProblem::NotFound,
-        GithubError::Refused { .. } | GithubError::Credentials(_) => CloneProblem::Authentication,
-    };
-    Err(failed(FailureReason::Clone { problem }, error))
 }
 
 fn read_manifest(root: &Path, commit: &CommitSha) -> Result<Manifest, PlanFailure> {

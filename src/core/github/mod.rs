@@ -9,6 +9,7 @@ mod error;
 pub mod hook;
 mod limits;
 mod payload;
+pub(crate) mod reconcile;
 
 pub(crate) mod comment;
 pub(crate) mod excerpt;

@@ -36,6 +36,7 @@ pub(super) struct PullRequestPayload {
     user: Option<AccountPayload>,
     #[serde(default)]
     author_association: String,
+    created_at: jiff::Timestamp,
     updated_at: jiff::Timestamp,
     #[serde(default)]
     closed_at: Option<jiff::Timestamp>,
@@ -93,6 +94,7 @@ impl From<PullRequestPayload> for PullRequest {
             base_branch: base.branch,
             author: payload.user.map_or_else(|| GHOST.to_owned(), |user| user.login),
             is_known_contributor: is_known(&payload.author_association),
+            created_at: moment(payload.created_at),
             updated_at: moment(payload.updated_at),
             closed_at: payload.closed_at.map(moment),
         }
@@ -125,6 +127,7 @@ mod tests {
             "base": { "ref": "main", "repo": { "id": 1 } },
             "user": { "login": "alice" },
             "author_association": "FIRST_TIME_CONTRIBUTOR",
+            "created_at": "1970-01-01T00:00:01Z",
             "updated_at": "1970-01-01T00:00:02Z",
             "closed_at": null,
         });
@@ -145,6 +148,7 @@ mod tests {
             base_branch: "main".to_owned(),
             author: "alice".to_owned(),
             is_known_contributor: false,
+            created_at: Timestamp(1_000),
             updated_at: Timestamp(2_000),
             closed_at: None,
         };

@@ -53,14 +53,21 @@ impl ApiTokens {
 
     /// What `token` may do; `None` if it is not one of ours.
     pub(crate) fn role_of(&self, token: &SecretString) -> Option<Role> {
+        self.find(token).map(|token| token.role)
+    }
+
+    fn find(&self, token: &SecretString) -> Option<ApiToken> {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-        known.get(&TokenHash::of(token)).map(|token| token.role)
+        known.get(&TokenHash::of(token)).cloned()
     }
 }
 
 /// Proof that the request's token may do what `MINIMUM` (a [`Role`] as number) may.
 #[derive(Debug)]
-pub(super) struct Authorized<const MINIMUM: u8>;
+pub(super) struct Authorized<const MINIMUM: u8> {
+    /// The token's name, for people.
+    pub(super) name: String,
+}
 
 /// May read.
 pub(super) type Reader = Authorized<{ Role::Read as u8 }>;
@@ -80,9 +87,10 @@ impl<const MINIMUM: u8> FromRequestParts<Api> for Authorized<MINIMUM> {
             .and_then(|value| value.strip_prefix("Bearer "))
             .map(SecretString::from)
             .ok_or_else(ApiError::unauthorized)?;
-        let role = api.tokens.role_of(&token).ok_or_else(ApiError::unauthorized)?;
+        let ApiToken { name, role, .. } =
+            api.tokens.find(&token).ok_or_else(ApiError::unauthorized)?;
         if role as u8 >= MINIMUM {
-            Ok(Self)
+            Ok(Self { name })
         } else {
             Err(ApiError::forbidden(format!("a token of role `{role}` may not do this")))
         }

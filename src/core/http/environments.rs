@@ -1,11 +1,13 @@
-//! `/environments`: list and close.
+//! `/environments`: list, close and rebuild.
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::StatusCode;
 
 use super::auth::{Reader, Writer};
-use super::{Api, ApiError, ApiPath, ApiQuery, views};
-use crate::api::{EnvironmentView, ErrorBody, ListEnvironments};
+use super::{Api, ApiError, ApiJson, ApiPath, ApiQuery, runs, views};
+use crate::api::{EnvironmentView, ErrorBody, ListEnvironments, RebuildEnvironment, RunView};
+use crate::core::request;
 use crate::core::state::Event;
 use crate::ids::EnvironmentId;
 
@@ -39,6 +41,27 @@ pub(super) async fn close(
     find(&api, id)?;
     api.events.store(Event::EnvironmentClosed { environment: id }).await?;
     find(&api, id).map(Json)
+}
+
+/// Builds the newest run of an environment once more, as a new run that takes its place.
+#[utoipa::path(post, path = "/environments/{id}/rebuild", params(("id" = String, Path)),
+    request_body = RebuildEnvironment, responses(
+        (status = 201, body = RunView, description = "The new run."),
+        (status = 400, body = ErrorBody, description = "The run had build arguments: rebuild the run."),
+        (status = 404, body = ErrorBody),
+        (status = 409, body = ErrorBody, description = "Nothing can be built again."),
+        (status = 507, body = ErrorBody, description = "Core's disk is nearly full."),
+    ))]
+pub(super) async fn rebuild(
+    State(api): State<Api>,
+    _: Writer,
+    ApiPath(id): ApiPath<EnvironmentId>,
+    ApiJson(rebuild): ApiJson<RebuildEnvironment>,
+) -> Result<(StatusCode, Json<RunView>), ApiError> {
+    let failed_only = rebuild.failed_only;
+    let make = move |records: &_| request::rebuild_environment(records, id, failed_only);
+    let run = api.intake.take(make).await?;
+    Ok((StatusCode::CREATED, Json(runs::find(&api, run)?)))
 }
 
 fn find(api: &Api, id: EnvironmentId) -> Result<EnvironmentView, ApiError> {

@@ -9,6 +9,8 @@ use crate::api::ErrorBody;
 use crate::core::disk::DiskNearlyFull;
 use crate::core::intake::IntakeError;
 use crate::core::orchestrator::ShuttingDown;
+use crate::core::request::hooks::Unused;
+use crate::core::request::projects::LinkError;
 use crate::core::request::{InvalidRequest, RebuildError};
 
 /// A refusal: status, a word for programs, and a sentence that says what to do.
@@ -57,6 +59,25 @@ impl ApiError {
         Self::new(StatusCode::UNAUTHORIZED, "unauthorized", message)
     }
 
+    /// 401: the body is not signed with the webhook's secret.
+    pub(super) fn bad_signature(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "bad_signature", message)
+    }
+
+    /// 408: the body did not come.
+    pub(super) fn too_slow() -> Self {
+        Self::new(StatusCode::REQUEST_TIMEOUT, "too_slow", "the body did not come in time")
+    }
+
+    /// 503: too much at once.
+    pub(super) fn busy() -> Self {
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "busy",
+            "too many webhooks at once; send it again",
+        )
+    }
+
     /// 403: the token may not do this.
     pub(super) fn forbidden(message: impl Into<String>) -> Self {
         Self::new(StatusCode::FORBIDDEN, "forbidden", message)
@@ -91,9 +112,25 @@ impl From<RebuildError> for ApiError {
     fn from(error: RebuildError) -> Self {
         match error {
             RebuildError::NotFound(run) => Self::not_found("run", &run.to_string()),
+            RebuildError::NoEnvironment(id) => Self::not_found("environment", &id.to_string()),
             RebuildError::Conflict(message) => Self::conflict(message),
             RebuildError::Invalid(error) => error.into(),
         }
+    }
+}
+
+impl From<LinkError> for ApiError {
+    fn from(error: LinkError) -> Self {
+        match error {
+            LinkError::Conflict(message) => Self::conflict(message),
+            LinkError::Invalid(error) => error.into(),
+        }
+    }
+}
+
+impl From<Unused> for ApiError {
+    fn from(error: Unused) -> Self {
+        Self::conflict(error.to_string())
     }
 }
 
@@ -114,6 +151,10 @@ impl IntoResponse for ApiError {
         if self.status == StatusCode::UNAUTHORIZED {
             let challenge = axum::http::HeaderValue::from_static("Bearer");
             response.headers_mut().insert(axum::http::header::WWW_AUTHENTICATE, challenge);
+        }
+        if self.code == "busy" {
+            let wait = axum::http::HeaderValue::from_static("10");
+            response.headers_mut().insert(axum::http::header::RETRY_AFTER, wait);
         }
         response
     }

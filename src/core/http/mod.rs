@@ -5,13 +5,16 @@ mod auth;
 mod environments;
 mod error;
 mod extract;
+mod github;
 mod jobs;
 mod machines;
 mod pages;
+mod projects;
 mod runs;
 mod tokens;
 mod views;
 mod warm_ups;
+mod webhooks;
 
 use std::sync::Arc;
 
@@ -19,6 +22,7 @@ use axum::Router;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::routing::get;
+use secrecy::SecretString;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 use utoipa::OpenApi;
@@ -28,6 +32,8 @@ use utoipa_axum::routes;
 
 use super::disk::DiskGuard;
 use super::effects::Secrets;
+use super::github::Github;
+use super::github::reconcile::Reconciled;
 use super::intake::Intake;
 use super::logs::LogStore;
 use super::orchestrator::Events;
@@ -40,6 +46,7 @@ use error::ApiError;
 use extract::{ApiJson, ApiPath, ApiQuery};
 
 pub(crate) use auth::ApiTokens;
+pub(crate) use webhooks::WebhookMemory;
 
 /// The largest request body, in bytes.
 const BODY_BYTES_MAX: usize = 1024 * 1024;
@@ -65,6 +72,14 @@ pub(crate) struct Api {
     pub(crate) tokens: ApiTokens,
     /// Refuses new work when the disk is nearly full.
     pub(crate) disk: DiskGuard,
+    /// Asks GitHub.
+    pub(crate) github: Github,
+    /// Compares projects with their repositories.
+    pub(crate) reconcile: Reconciled,
+    /// Signs what GitHub delivers.
+    pub(crate) webhook_secret: Option<SecretString>,
+    /// Limits what of it is held at once.
+    pub(crate) webhook_memory: WebhookMemory,
     /// Fires at shutdown.
     pub(crate) stop: CancellationToken,
 }
@@ -110,6 +125,7 @@ pub(crate) fn router(api: Api) -> Router {
                 .routes(routes!(runs::jobs))
                 .routes(routes!(runs::cancel))
                 .routes(routes!(runs::rebuild))
+                .routes(routes!(runs::approve))
                 .routes(routes!(runs::follow))
                 .routes(routes!(jobs::get))
                 .routes(routes!(jobs::logs))
@@ -119,6 +135,11 @@ pub(crate) fn router(api: Api) -> Router {
                 .routes(routes!(machines::queue))
                 .routes(routes!(environments::list))
                 .routes(routes!(environments::close))
+                .routes(routes!(environments::rebuild))
+                .routes(routes!(projects::list, projects::add))
+                .routes(routes!(projects::remove))
+                .routes(routes!(github::get))
+                .routes(routes!(webhooks::take))
                 .routes(routes!(warm_ups::create))
                 .routes(routes!(warm_ups::schedule))
                 .routes(routes!(tokens::create)),

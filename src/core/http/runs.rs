@@ -1,4 +1,4 @@
-//! `/runs`: create, list, look, cancel, rebuild, follow.
+//! `/runs`: create, list, look, cancel, approve, rebuild, follow.
 
 use axum::Json;
 use axum::body::Bytes;
@@ -11,7 +11,7 @@ use super::auth::{Reader, Writer};
 use super::{Api, ApiError, ApiJson, ApiPath, ApiQuery, views};
 use crate::api::{CreateRun, ErrorBody, JobView, ListRuns, RebuildRun, RunView};
 use crate::core::request;
-use crate::core::state::{CancelReason, Event};
+use crate::core::state::{Approval, CancelReason, Event};
 use crate::ids::RunId;
 
 const LIST_DEFAULT: usize = 50;
@@ -86,6 +86,24 @@ pub(super) async fn cancel(
 ) -> Result<Json<RunView>, ApiError> {
     find(&api, id)?;
     api.events.store(Event::CancelRequested { run: id, reason: CancelReason::Requested }).await?;
+    find(&api, id).map(Json)
+}
+
+/// Approves a run of a fork's commit, which waits for that.
+#[utoipa::path(post, path = "/runs/{id}/approve", params(("id" = String, Path)), responses(
+    (status = 200, body = RunView), (status = 404, body = ErrorBody),
+    (status = 409, body = ErrorBody, description = "It does not wait for approval."),
+))]
+pub(super) async fn approve(
+    State(api): State<Api>,
+    writer: Writer,
+    ApiPath(id): ApiPath<RunId>,
+) -> Result<Json<RunView>, ApiError> {
+    let run = find(&api, id)?;
+    if run.approval != Approval::Awaited || run.status.is_final() {
+        return Err(ApiError::conflict(format!("{id} does not wait for approval")));
+    }
+    api.events.store(Event::RunApproved { run: id, by: writer.name }).await?;
     find(&api, id).map(Json)
 }
 

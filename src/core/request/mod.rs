@@ -1,6 +1,8 @@
 //! Turns a request for a run into its records: which project it belongs to, and which environment.
 
+pub mod hooks;
 mod names;
+pub mod projects;
 
 use std::collections::BTreeMap;
 
@@ -16,6 +18,7 @@ use super::state::{Environment, Project, Run, RunState, Trigger};
 use crate::api::{CreateRun, CreateWarmUp, RebuildRun};
 use crate::ids::{EnvironmentId, RunId};
 
+pub(crate) use names::check_name;
 pub use names::{DEFAULT_ENVIRONMENT, environment_of, slug};
 
 /// The most build arguments that a request may set.
@@ -89,6 +92,9 @@ pub enum RebuildError {
     /// There is no such run.
     #[error("there is no run {0}")]
     NotFound(RunId),
+    /// There is no such environment.
+    #[error("there is no environment {0}")]
+    NoEnvironment(EnvironmentId),
     /// The run is not one that can be.
     #[error("{0}")]
     Conflict(String),
@@ -107,29 +113,47 @@ pub fn rebuild(
     rebuild: RebuildRun,
 ) -> Result<RequestedRun, RebuildError> {
     let earlier = records.runs.get(&id).ok_or(RebuildError::NotFound(id))?;
+    check_rebuild(earlier, rebuild.failed).map_err(RebuildError::Conflict)?;
+    again(records, earlier, rebuild)
+}
+
+/// Makes the records of a run that builds the newest run of an environment once more, also while that one
+/// goes on: it takes its place.
+///
+/// # Errors
+/// [`RebuildError`].
+pub fn rebuild_environment(
+    records: &Records,
+    id: EnvironmentId,
+    failed_only: bool,
+) -> Result<RequestedRun, RebuildError> {
+    let environment = records.environments.get(&id).ok_or(RebuildError::NoEnvironment(id))?;
+    let project = records.projects.get(&environment.project);
+    let is_linked = project.is_some_and(|project| project.github.is_some());
+    if environment.closed && environment.pull_request.is_some() && is_linked {
+        return Err(RebuildError::Conflict(format!("{} is closed", environment.name)));
+    }
+    let newest = environment.newest_run.and_then(|run| records.runs.get(&run));
+    let Some(newest) = newest else {
+        return Err(RebuildError::Conflict("there is no run to be built again".to_owned()));
+    };
+    if newest.state.is_final() || failed_only {
+        check_rebuild(newest, failed_only).map_err(RebuildError::Conflict)?;
+    }
+    again(records, newest, RebuildRun { failed: failed_only, ..RebuildRun::default() })
+}
+
+/// `earlier` once more, which may be.
+fn again(
+    records: &Records,
+    earlier: &Run,
+    rebuild: RebuildRun,
+) -> Result<RequestedRun, RebuildError> {
+    let id = earlier.id;
     let project = records.projects.get(&earlier.project).ok_or(RebuildError::NotFound(id))?;
     let environment = records.environments.get(&earlier.environment);
     let environment = environment.ok_or(RebuildError::NotFound(id))?;
-    check_rebuild(earlier, rebuild.failed).map_err(RebuildError::Conflict)?;
-    check_set(&rebuild.set)?;
-    let missing = |name: &&String| !rebuild.set.contains_key(*name);
-    let missing: Vec<&str> = earlier.set_names.iter().filter(missing).map(String::as_str).collect();
-    if !missing.is_empty() {
-        let names = missing.join(", ");
-        let problem =
-            format!("{id} was given {names}, whose values went with its end: set them again");
-        return Err(invalid("set", problem).into());
-    }
-    let added = |name: &&String| !earlier.set_names.contains(*name);
-    let added: Vec<&str> = rebuild.set.keys().filter(added).map(String::as_str).collect();
-    if rebuild.failed && !added.is_empty() {
-        let names = added.join(", ");
-        let problem = format!(
-            "{id} was not given {names}, so what completed there was built without: leave it out, or \
-             build all of it again without `failed`"
-        );
-        return Err(invalid("set", problem).into());
-    }
+    check_arguments(earlier, &rebuild)?;
     let commit = earlier.commit.as_ref().map(ToString::to_string);
     let run = Run {
         trigger: Trigger::Retry,
@@ -139,6 +163,8 @@ pub fn rebuild(
         only_builds: earlier.only_builds.clone(),
         base: earlier.base.clone(),
         from_fork: earlier.from_fork,
+        github: earlier.github.clone(),
+        approval: earlier.approval.clone(),
         set_names: rebuild.set.keys().cloned().collect(),
         rebuilds: Some(earlier.original()),
         keeps: rebuild.failed.then_some(id),
@@ -146,6 +172,31 @@ pub fn rebuild(
     };
     let secrets = RunSecrets { clone_token: rebuild.clone_token, set: rebuild.set };
     Ok(RequestedRun { run, project: project.clone(), environment: environment.clone(), secrets })
+}
+
+/// The build arguments of `earlier` must be given again, and where jobs are kept no others.
+fn check_arguments(earlier: &Run, rebuild: &RebuildRun) -> Result<(), InvalidRequest> {
+    let id = earlier.id;
+    check_set(&rebuild.set)?;
+    let missing = |name: &&String| !rebuild.set.contains_key(*name);
+    let missing: Vec<&str> = earlier.set_names.iter().filter(missing).map(String::as_str).collect();
+    if !missing.is_empty() {
+        let names = missing.join(", ");
+        let problem =
+            format!("{id} was given {names}, whose values went with its end: set them again");
+        return Err(invalid("set", problem));
+    }
+    let added = |name: &&String| !earlier.set_names.contains(*name);
+    let added: Vec<&str> = rebuild.set.keys().filter(added).map(String::as_str).collect();
+    if rebuild.failed && !added.is_empty() {
+        let names = added.join(", ");
+        let problem = format!(
+            "{id} was not given {names}, so what completed there was built without: leave it out, or \
+             build all of it again without `failed`"
+        );
+        return Err(invalid("set", problem));
+    }
+    Ok(())
 }
 
 fn check_rebuild(earlier: &Run, only_failed: bool) -> Result<(), String> {
@@ -298,6 +349,7 @@ fn check_set(set: &BTreeMap<String, SecretString>) -> Result<(), InvalidRequest>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::state::Approval;
 
     /// Records of one project with one run, made by `create` and then changed.
     fn records_of(create: CreateRun, change: impl FnOnce(&mut Run)) -> (Records, RunId) {
@@ -379,6 +431,25 @@ mod tests {
             )
         );
         assert!(run.commit.is_none() && !run.state.is_final());
+    }
+
+    #[test]
+    fn an_environment_is_rebuilt_by_its_newest_run_also_while_that_goes_on() {
+        let create = CreateRun { pull_request: Some(7), from_fork: true, ..app() };
+        let (mut records, id) = records_of(create, |run| run.approval = Approval::Awaited);
+        let environment = records.runs[&id].environment;
+        let none = rebuild_environment(&records, environment, false).unwrap_err();
+        assert!(none.to_string().contains("no run"), "{none}");
+        records.environments.get_mut(&environment).unwrap().newest_run = Some(id);
+
+        let run = rebuild_environment(&records, environment, false).unwrap().run;
+
+        assert_eq!((run.rebuilds, run.keeps, run.trigger), (Some(id), None, Trigger::Retry));
+        assert_eq!(run.approval, Approval::Awaited, "nobody has agreed to it by building it again");
+        let open = rebuild_environment(&records, environment, true).unwrap_err();
+        assert!(open.to_string().contains("has not ended"), "{open}");
+        let nowhere = rebuild_environment(&records, EnvironmentId::random(), false);
+        assert!(matches!(nowhere, Err(RebuildError::NoEnvironment(_))));
     }
 
     #[test]

@@ -45,6 +45,20 @@ pub(super) fn project(
     }
 }
 
+/// A new project of `repository`; `None` where the name that it is to have is taken.
+pub(super) fn new_project(
+    records: &Records,
+    repository: &Url,
+    name: Option<String>,
+) -> Option<Project> {
+    let name = match name {
+        Some(name) if records.projects.values().any(|it| it.name == name) => return None,
+        Some(name) => name,
+        None => free_name(records, &slug(&repository_name(repository))),
+    };
+    Some(Project::new(ProjectId::random(), name, repository.to_string()))
+}
+
 /// `owner/repository` of `https://host/owner/repository.git`.
 fn repository_name(repository: &Url) -> String {
     let path = repository.path().trim_matches('/');
@@ -129,7 +143,7 @@ fn pull_request_of(name: &str) -> Option<&str> {
     is_number.then_some(number)
 }
 
-fn check_name(field: &'static str, name: &str) -> Result<(), InvalidRequest> {
+pub(crate) fn check_name(field: &'static str, name: &str) -> Result<(), InvalidRequest> {
     let slug = slug(name);
     if slug == name {
         return Ok(());

@@ -6,8 +6,8 @@ use stagely_agent::protocol::FailureReason;
 
 use super::step::Turn;
 use super::{
-    Approval, CancelReason, Effect, Environment, Job, JobState, PlanFailure, PlannedJob, PlannedRun, Project,
-    Run, RunState, State, Timestamp, Trigger,
+    Approval, CancelReason, Effect, Environment, Job, JobState, PlanFailure, PlannedJob,
+    PlannedRun, Project, Run, RunState, State, Timestamp, Trigger,
 };
 use crate::ids::{JobId, RunId};
 

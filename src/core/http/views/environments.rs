@@ -2,7 +2,7 @@
 
 use crate::api::{EnvironmentImage, EnvironmentView};
 use crate::core::records::Records;
-use crate::core::state::Environment;
+use crate::core::state::{Environment, Project};
 
 /// An environment.
 pub(in crate::core::http) fn environment(
@@ -25,5 +25,18 @@ pub(in crate::core::http) fn environment(
         newest_run: environment.newest_run,
         images: images.collect(),
         cache_refs: environment.cache_refs.iter().cloned().collect(),
+        head: environment.head.as_ref().map(|head| head.commit.clone()),
+        comment: environment.report.comment,
+        comment_url: project.and_then(|project| comment_url(project, environment)),
+        report_problem: environment.report.problem.clone(),
     }
+}
+
+/// Where people read the comment.
+fn comment_url(project: &Project, environment: &Environment) -> Option<String> {
+    let (number, comment) = (environment.pull_request?, environment.report.comment?);
+    project.github.as_ref()?;
+    let address = project.repository.trim_end_matches('/');
+    let address = address.strip_suffix(".git").unwrap_or(address);
+    Some(format!("{address}/pull/{number}#issuecomment-{comment}"))
 }

@@ -3,9 +3,11 @@
 mod environments;
 mod jobs;
 mod machines;
+mod projects;
 mod runs;
 
 pub(super) use environments::environment;
 pub(super) use jobs::{job, job_status};
 pub(super) use machines::{machine, queue};
+pub(super) use projects::project;
 pub(super) use runs::{run, run_summary};

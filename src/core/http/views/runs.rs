@@ -34,6 +34,8 @@ pub(in crate::core::http) fn run_summary(records: &Records, run: &Run) -> RunVie
         created_at: run.created_at,
         ended_at: run.ended_at,
         pull_request: environment.and_then(|found| found.pull_request),
+        from_fork: run.from_fork,
+        approval: run.approval.clone(),
         keeps: run.keeps,
         skipped: run.skipped.iter().map(skipped).collect(),
         saved_machines: records.jobs_of(run.id).filter(|job| job.took_over.is_some()).count(),

@@ -1,0 +1,389 @@
+//! Finds what no delivery told of: open pull requests are compared with what core believes, and what an app
+//! failed to deliver is read again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::{StreamExt as _, stream};
+use stagely_agent::protocol::CommitSha;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::hook::{self, Hook, PullRequest, Repository};
+use super::{FailedDelivery, Github, GithubError};
+use crate::config::Config;
+use crate::core::intake::{Heard, Intake};
+use crate::core::orchestrator::now;
+use crate::core::records::SharedRecords;
+use crate::core::request::hooks;
+use crate::core::state::{Event, Project, Timestamp};
+use crate::ids::{EnvironmentId, ProjectId};
+
+/// Projects that are compared at once. More would use up GitHub's limits for what is urgent.
+const AT_ONCE: usize = 4;
+
+/// How long GitHub remembers what it failed to deliver.
+const DELIVERIES: Duration = Duration::from_hours(3 * 24);
+
+/// How a project was compared with its repository.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct LastReconcile {
+    /// When.
+    pub(crate) at: Timestamp,
+    /// Why it could not be, for people.
+    pub(crate) problem: Option<String>,
+}
+
+/// How all projects were. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Reconciled {
+    inner: Arc<Mutex<Inner>>,
+    wish: Arc<Notify>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    projects: BTreeMap<ProjectId, LastReconcile>,
+    problem: Option<String>,
+}
+
+impl Reconciled {
+    /// Lets projects be compared now.
+    pub(crate) fn wake(&self) {
+        self.wish.notify_one();
+    }
+
+    /// How `project` was last.
+    pub(crate) fn last(&self, project: ProjectId) -> Option<LastReconcile> {
+        self.lock().projects.get(&project).cloned()
+    }
+
+    /// Why failed deliveries cannot be read, for people.
+    pub(crate) fn problem(&self) -> Option<String> {
+        self.lock().problem.clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What is asked of GitHub here.
+pub(crate) trait Source: Sync {
+    fn repository(
+        &self,
+        project: &Project,
+    ) -> impl Future<Output = Result<Repository, GithubError>> + Send;
+    fn open_pull_requests(
+        &self,
+        project: &Project,
+    ) -> impl Future<Output = Result<Vec<PullRequest>, GithubError>> + Send;
+    fn pull_request(
+        &self,
+        project: &Project,
+        number: u64,
+    ) -> impl Future<Output = Result<PullRequest, GithubError>> + Send;
+    fn failed_deliveries(
+        &self,
+        since: Timestamp,
+    ) -> impl Future<Output = Result<Vec<FailedDelivery>, GithubError>> + Send;
+    fn delivery(
+        &self,
+        id: u64,
+    ) -> impl Future<Output = Result<(String, Vec<u8>), GithubError>> + Send;
+}
+
+impl Source for Github {
+    async fn repository(&self, project: &Project) -> Result<Repository, GithubError> {
+        self.repository(project).await
+    }
+    async fn open_pull_requests(&self, project: &Project) -> Result<Vec<PullRequest>, GithubError> {
+        self.open_pull_requests(project).await
+    }
+    async fn pull_request(
+        &self,
+        project: &Project,
+        number: u64,
+    ) -> Result<PullRequest, GithubError> {
+        self.pull_request(project, number).await
+    }
+    async fn failed_deliveries(
+        &self,
+        since: Timestamp,
+    ) -> Result<Vec<FailedDelivery>, GithubError> {
+        self.failed_deliveries(since).await
+    }
+    async fn delivery(&self, id: u64) -> Result<(String, Vec<u8>), GithubError> {
+        self.delivery(id).await
+    }
+}
+
+/// What core believes of a pull request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Believed {
+    environment: EnvironmentId,
+    /// The commit that it is at; `None`: nobody said.
+    head: Option<CommitSha>,
+    is_closed: bool,
+}
+
+impl Believed {
+    /// The head of an open one.
+    fn open_head(&self) -> Option<CommitSha> {
+        self.head.clone().filter(|_| !self.is_closed)
+    }
+}
+
+/// What is to be done.
+#[derive(Debug, PartialEq, Eq)]
+struct Differences<'a> {
+    /// Open pull requests that core does not know, or knows at another commit, or as closed.
+    moved: Vec<&'a PullRequest>,
+    /// Numbers of pull requests that core believes to be open and that are not in the list.
+    missing: Vec<u64>,
+}
+
+/// Compares what core believed before it asked with what GitHub then said.
+fn compare<'a>(believed: &BTreeMap<u64, Believed>, listed: &'a [PullRequest]) -> Differences<'a> {
+    let is_moved = |listed: &&PullRequest| {
+        let known = believed.get(&listed.number).and_then(Believed::open_head);
+        known.as_ref() != Some(&listed.head)
+    };
+    let numbers: BTreeSet<u64> = listed.iter().map(|listed| listed.number).collect();
+    let open = believed.iter().filter(|(_, it)| !it.is_closed).map(|(number, _)| *number);
+    Differences {
+        moved: listed.iter().filter(is_moved).collect(),
+        missing: open.filter(|number| !numbers.contains(number)).collect(),
+    }
+}
+
+/// The comparing task.
+pub(crate) struct Reconcile<S> {
+    pub(crate) source: S,
+    pub(crate) config: Arc<Config>,
+    pub(crate) records: SharedRecords,
+    pub(crate) intake: Intake,
+    pub(crate) reconciled: Reconciled,
+}
+
+/// Why something was not compared, and until when GitHub answers nothing.
+struct Failed {
+    problem: String,
+    until: Option<Timestamp>,
+}
+
+impl From<GithubError> for Failed {
+    fn from(error: GithubError) -> Self {
+        let until = match &error {
+            GithubError::RateLimited { until } => Some(*until),
+            _ => None,
+        };
+        Self { problem: error.to_string(), until }
+    }
+}
+
+impl<S: Source> Reconcile<S> {
+    /// Compares at once, after each interval, and when GitHub answers again, until `stop` fires.
+    pub(crate) async fn run(self, stop: CancellationToken) {
+        loop {
+            let Some(until) = stop.run_until_cancelled(self.round()).await else { return };
+            let interval = self.config.github.reconcile_interval;
+            // A moment that has just come must not make this a loop without pause.
+            let wait = until.map_or(interval, |it| it.since(now()).max(Duration::from_secs(1)));
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.reconciled.wish.notified() => {}
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    /// Compares all projects once. Returns the moment before which GitHub answers nothing, if it said so.
+    async fn round(&self) -> Option<Timestamp> {
+        let projects: Vec<Project> = {
+            let records = self.records.read();
+            records.projects.values().filter(|it| it.github.is_some()).cloned().collect()
+        };
+        if projects.is_empty() {
+            return None;
+        }
+        let compared = stream::iter(projects).map(|project| self.compared(project));
+        let compared: Vec<_> = compared.buffer_unordered(AT_ONCE).collect().await;
+        let mut until = None;
+        let mut listed = Vec::new();
+        for (project, failed) in compared {
+            match &failed {
+                Some(failed) => {
+                    let (project, problem) = (&project.name, &failed.problem);
+                    warn!(project, problem, "not compared with its repository");
+                    until = until.max(failed.until);
+                }
+                None => listed.push(project.clone()),
+            }
+            let last = LastReconcile { at: now(), problem: failed.map(|it| it.problem) };
+            self.reconciled.lock().projects.insert(project.id, last);
+        }
+        // After the lists: what these say of pull requests is newer.
+        let failed = self.deliveries(&listed).await.err();
+        until = until.max(failed.as_ref().and_then(|failed| failed.until));
+        self.reconciled.lock().problem = failed.map(|it| it.problem);
+        until
+    }
+
+    async fn compared(&self, project: Project) -> (Project, Option<Failed>) {
+        let failed = self.project(&project).await.err();
+        (project, failed)
+    }
+
+    async fn project(&self, project: &Project) -> Result<(), Failed> {
+        // Before it is asked, so that news that comes meanwhile is told from what is missing.
+        let believed = self.believed(project.id);
+        let listed = self.source.open_pull_requests(project).await?;
+        let Differences { moved, missing } = compare(&believed, &listed);
+        if !moved.is_empty() {
+            let repository = self.source.repository(project).await?;
+            for pull_request in moved {
+                let head = believed.get(&pull_request.number).and_then(Believed::open_head);
+                self.head_moved(repository.clone(), pull_request.clone(), head).await?;
+            }
+        }
+        for number in missing {
+            let pull_request = match self.source.pull_request(project, number).await {
+                // A number that somebody gave a run of their own.
+                Err(GithubError::NotFound(_)) => continue,
+                answer => answer?,
+            };
+            if !pull_request.is_open {
+                let environment = believed[&number].environment;
+                let at = pull_request.closed_at.unwrap_or(pull_request.updated_at);
+                self.hear(move |_| Ok(Event::PullRequestClosed { environment, at })).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn believed(&self, project: ProjectId) -> BTreeMap<u64, Believed> {
+        let records = self.records.read();
+        let of_project = records.environments.values().filter(|it| it.project == project);
+        let believed = of_project.filter_map(|it| {
+            let head = it.head.as_ref().map(|head| head.commit.clone());
+            let believed = Believed { environment: it.id, head, is_closed: it.closed };
+            Some((it.pull_request?, believed))
+        });
+        believed.collect()
+    }
+
+    async fn head_moved(
+        &self,
+        repository: Repository,
+        pull_request: PullRequest,
+        believed: Option<CommitSha>,
+    ) -> Result<(), Failed> {
+        let config = Arc::clone(&self.config);
+        let number = pull_request.number;
+        let make = move |records: &_| {
+            hooks::listed(records, &config.github, &repository, &pull_request, believed)
+        };
+        if let Heard::Accepted(_) = self.hear(make).await? {
+            info!(number, "found a pull request that no delivery told of");
+        }
+        Ok(())
+    }
+
+    async fn hear(
+        &self,
+        make: impl FnOnce(&crate::core::records::Records) -> Result<Event, hooks::Unused>
+        + Send
+        + 'static,
+    ) -> Result<Heard, Failed> {
+        let heard = self.intake.hear(None, make).await;
+        heard.map_err(|error| Failed { problem: error.to_string(), until: None })
+    }
+
+    /// Takes what an app failed to deliver. What it says of pull requests in `listed` is outdated.
+    async fn deliveries(&self, listed: &[Project]) -> Result<(), Failed> {
+        let since = now().0.saturating_sub(u64::try_from(DELIVERIES.as_millis()).unwrap_or(0));
+        let mut asked = BTreeSet::new();
+        for failed in self.source.failed_deliveries(Timestamp(since)).await? {
+            let is_known = self.records.read().deliveries.contains_key(&failed.delivery);
+            if is_known || !asked.insert(failed.delivery) {
+                continue;
+            }
+            let (event, payload) = self.source.delivery(failed.id).await?;
+            let hook = hook::parse(&event, &payload).unwrap_or_else(|error| {
+                warn!(%error, "a failed delivery");
+                Hook::Ignored(error.to_string())
+            });
+            let hook = if is_listed(&hook, listed) {
+                Hook::Ignored("the list of pull requests says more".to_owned())
+            } else {
+                hook
+            };
+            let config = Arc::clone(&self.config);
+            let make = move |records: &_| hooks::event(records, &config.github, &hook);
+            let heard = self.intake.hear(Some(failed.delivery), make).await;
+            heard.map_err(|error| Failed { problem: error.to_string(), until: None })?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether the list of pull requests has told all that `hook` does.
+fn is_listed(hook: &Hook, listed: &[Project]) -> bool {
+    let (Hook::Head { repository, .. } | Hook::Closed { repository, .. }) = hook else {
+        return false;
+    };
+    let mut links = listed.iter().filter_map(|project| project.github.as_ref());
+    links.any(|link| link.repository.is(repository.full_name.as_str()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn commit(digit: &str) -> CommitSha {
+        digit.repeat(40).parse().unwrap()
+    }
+
+    fn listed(number: u64, head: &str) -> PullRequest {
+        PullRequest {
+            number,
+            is_open: true,
+            is_draft: false,
+            head: commit(head),
+            head_branch: "fix".to_owned(),
+            is_from_fork: false,
+            base_branch: "main".to_owned(),
+            author: "alice".to_owned(),
+            is_known_contributor: false,
+            created_at: Timestamp(1),
+            updated_at: Timestamp(1),
+            closed_at: None,
+        }
+    }
+
+    fn believed(number: u64, head: Option<&str>, is_closed: bool) -> (u64, Believed) {
+        let environment = EnvironmentId::from_bits(u128::from(number));
+        (number, Believed { environment, head: head.map(commit), is_closed })
+    }
+
+    #[test]
+    fn what_differs_is_found_and_what_does_not_is_left_alone() {
+        let known = BTreeMap::from([
+            believed(1, Some("a"), false),
+            believed(2, Some("a"), false),
+            believed(3, Some("a"), true),
+            believed(4, None, false),
+            believed(5, Some("a"), false),
+            believed(6, Some("a"), true),
+        ]);
+        let list = [listed(1, "a"), listed(2, "b"), listed(3, "a"), listed(4, "a"), listed(7, "a")];
+
+        let Differences { moved, missing } = compare(&known, &list);
+
+        let moved: Vec<u64> = moved.iter().map(|it| it.number).collect();
+        assert_eq!((moved, missing), (vec![2, 3, 4, 7], vec![5]));
+    }
+}

@@ -1,0 +1,90 @@
+//! `/projects`: the repositories whose pull requests are built.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use secrecy::SecretString;
+use tokio::task::spawn_blocking;
+
+use super::auth::{Admin, Reader};
+use super::{Api, ApiError, ApiJson, ApiPath, views};
+use crate::api::{AddProject, ErrorBody, ProjectView};
+use crate::core::request::projects::LinkProject;
+use crate::core::state::Event;
+use crate::ids::ProjectId;
+
+/// Lists projects, the oldest first; also those that only runs of people and scripts made.
+#[utoipa::path(get, path = "/projects", responses((status = 200, body = Vec<ProjectView>)))]
+pub(super) async fn list(State(api): State<Api>, _: Reader) -> Json<Vec<ProjectView>> {
+    let records = api.records.read();
+    Json(records.projects.values().map(|it| views::project(&api.secrets, it)).collect())
+}
+
+/// Builds the pull requests of a repository from now on. One that is there already is changed.
+#[utoipa::path(post, path = "/projects", request_body = AddProject, responses(
+    (status = 201, body = ProjectView),
+    (status = 200, body = ProjectView, description = "It was there, and is now as this says."),
+    (status = 400, body = ErrorBody),
+    (status = 409, body = ErrorBody, description = "The name is another's, or `stagely.toml` has it."),
+))]
+pub(super) async fn add(
+    State(api): State<Api>,
+    _: Admin,
+    ApiJson(add): ApiJson<AddProject>,
+) -> Result<(StatusCode, Json<ProjectView>), ApiError> {
+    let wanted = LinkProject {
+        clone_url: api.config.github.clone_address(&add.github),
+        repository: add.github,
+        name: add.name,
+        forks: add.forks,
+        max_concurrent: add.max_concurrent,
+        is_configured: false,
+    };
+    let (project, is_new) = api.intake.link(wanted).await?;
+    if let Some(token) = add.token {
+        set_token(&api, project.id, Some(token)).await?;
+    }
+    api.reconcile.wake();
+    let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
+    Ok((status, Json(views::project(&api.secrets, &project))))
+}
+
+/// Listens to a project's repository no longer: the environments of its pull requests are closed. What was
+/// built stays, and so does the name.
+#[utoipa::path(delete, path = "/projects/{name}", params(("name" = String, Path)), responses(
+    (status = 204),
+    (status = 404, body = ErrorBody),
+    (status = 409, body = ErrorBody, description = "`stagely.toml` has it."),
+))]
+pub(super) async fn remove(
+    State(api): State<Api>,
+    _: Admin,
+    ApiPath(name): ApiPath<String>,
+) -> Result<StatusCode, ApiError> {
+    let (project, is_configured) = {
+        let records = api.records.read();
+        let found = records.projects.values().find(|project| project.name == name);
+        let link = found.and_then(|project| Some((project.id, project.github.as_ref()?)));
+        let (id, link) = link.ok_or_else(|| ApiError::not_found("project", &name))?;
+        (id, link.is_configured)
+    };
+    if is_configured {
+        let message = format!("stagely.toml has the project {name}; remove it there");
+        return Err(ApiError::conflict(message));
+    }
+    api.events.store(Event::ProjectRemoved { project }).await?;
+    set_token(&api, project, None).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn set_token(
+    api: &Api,
+    project: ProjectId,
+    token: Option<SecretString>,
+) -> Result<(), ApiError> {
+    let secrets = api.secrets.clone();
+    spawn_blocking(move || secrets.set_project_token(project, token.as_ref()))
+        .await
+        .map_err(|error| ApiError::internal(&error))?
+        .map_err(|error| ApiError::internal(&error))
+}

@@ -1,0 +1,21 @@
+//! Projects.
+
+use crate::api::ProjectView;
+use crate::core::effects::Secrets;
+use crate::core::state::Project;
+
+/// A project.
+pub(in crate::core::http) fn project(secrets: &Secrets, project: &Project) -> ProjectView {
+    let link = project.github.as_ref();
+    ProjectView {
+        id: project.id,
+        name: project.name.clone(),
+        repository: project.repository.clone(),
+        github: link.map(|link| link.repository.to_string()),
+        forks: link.map(|link| link.forks),
+        max_concurrent: project.max_concurrent,
+        configured: link.is_some_and(|link| link.is_configured),
+        // One that cannot be opened is there all the same.
+        has_token: !matches!(secrets.project_token(project.id), Ok(None)),
+    }
+}

@@ -1,0 +1,383 @@
+//! Turns what GitHub says into an event: which project and environment it is of, and which run it makes.
+
+use thiserror::Error;
+
+use super::{InvalidRequest, check_reference, environment, environment_of};
+use crate::config::GithubConfig;
+use crate::core::github::hook::{Hook, PullRequest, Repository};
+use crate::core::orchestrator::now;
+use crate::core::records::Records;
+use crate::core::state::{
+    Approval, Command, CommandKind, Environment, Event, ForkPolicy, GithubRun, Head, HeadSource,
+    Project, Run, Trigger,
+};
+use crate::ids::RunId;
+
+/// Why nothing comes of what GitHub says, for people.
+#[derive(Debug, PartialEq, Eq, Error)]
+#[error("{0}")]
+pub struct Unused(pub String);
+
+fn unused(why: impl Into<String>) -> Unused {
+    Unused(why.into())
+}
+
+impl From<InvalidRequest> for Unused {
+    fn from(error: InvalidRequest) -> Self {
+        Self(error.to_string())
+    }
+}
+
+/// What `hook` comes to.
+///
+/// # Errors
+/// [`Unused`], with the reason why nothing comes of it.
+pub fn event(records: &Records, config: &GithubConfig, hook: &Hook) -> Result<Event, Unused> {
+    match hook {
+        Hook::Ping => Err(unused("GitHub reaches this core")),
+        Hook::Ignored(why) => Err(unused(why)),
+        Hook::Head { repository, pull_request, is_push, before } => {
+            let project = linked(records, repository)?;
+            let head = Head {
+                commit: pull_request.head.clone(),
+                before: before.clone(),
+                at: pull_request.updated_at,
+                is_first: !is_push && pull_request.updated_at == pull_request.created_at,
+            };
+            let trigger = if *is_push { Trigger::PrSynchronized } else { Trigger::PrOpened };
+            let moved = Moved { head, trigger, source: HeadSource::Delivery };
+            pull_request_moved(records, config, project, repository, pull_request, moved)
+        }
+        Hook::Closed { repository, pull_request } => {
+            let project = linked(records, repository)?;
+            let environment = built(records, project, pull_request.number)?.id;
+            let at = pull_request.closed_at.unwrap_or(pull_request.updated_at);
+            Ok(Event::PullRequestClosed { environment, at })
+        }
+        Hook::Labeled { repository, pull_request, label, sender } => {
+            let project = linked(records, repository)?;
+            if !label.eq_ignore_ascii_case(&config.approval_label) {
+                return Err(unused("the label is not github.approval-label"));
+            }
+            if !pull_request.is_from_fork {
+                return Err(unused("only a commit of a fork is approved with a label"));
+            }
+            let environment = built(records, project, pull_request.number)?.id;
+            let command = Command {
+                comment: None,
+                author: sender.clone(),
+                kind: CommandKind::Approve { commit: Some(pull_request.head.to_string()) },
+                at: pull_request.updated_at,
+            };
+            Ok(Event::CommandGiven { environment, command })
+        }
+        Hook::Push { repository, head, before, at } => {
+            let project = linked(records, repository)?;
+            let head =
+                Head { commit: head.clone(), before: before.clone(), at: *at, is_first: false };
+            branch_moved(records, project, repository, head)
+        }
+        Hook::Command { repository, number, comment, author, command, at } => {
+            let project = linked(records, repository)?;
+            let kind = command.clone().map_err(Unused)?;
+            let environment = built(records, project, *number)?.id;
+            let (comment, author) = (Some(*comment), author.clone());
+            let command = Command { comment, author, kind, at: *at };
+            Ok(Event::CommandGiven { environment, command })
+        }
+    }
+}
+
+/// What an open pull request comes to that core found in GitHub's list.
+///
+/// # Errors
+/// [`Unused`], with the reason why nothing comes of it.
+pub fn listed(
+    records: &Records,
+    config: &GithubConfig,
+    repository: &Repository,
+    pull_request: &PullRequest,
+    believed: Option<stagely_agent::protocol::CommitSha>,
+) -> Result<Event, Unused> {
+    let project = linked(records, repository)?;
+    let trigger = if believed.is_some() { Trigger::PrSynchronized } else { Trigger::PrOpened };
+    let (commit, at) = (pull_request.head.clone(), pull_request.updated_at);
+    let is_first = pull_request.updated_at == pull_request.created_at;
+    let head = Head { commit, before: None, at, is_first };
+    let moved = Moved { head, trigger, source: HeadSource::Listing { believed } };
+    pull_request_moved(records, config, project, repository, pull_request, moved)
+}
+
+/// News of a head.
+struct Moved {
+    head: Head,
+    trigger: Trigger,
+    source: HeadSource,
+}
+
+fn pull_request_moved(
+    records: &Records,
+    config: &GithubConfig,
+    project: &Project,
+    repository: &Repository,
+    pull_request: &PullRequest,
+    moved: Moved,
+) -> Result<Event, Unused> {
+    if !pull_request.is_open {
+        return Err(unused("the pull request is closed"));
+    }
+    if pull_request.is_draft && !config.drafts {
+        return Err(unused("drafts are not built; github.drafts changes that"));
+    }
+    check_reference("base", &pull_request.base_branch)?;
+    check_reference("branch", &pull_request.head_branch)?;
+    let approval = approval(project, pull_request)?;
+    let number = pull_request.number;
+    let environment = environment(records, project, format!("pr-{number}"), Some(number))?;
+    let run = Run {
+        trigger: moved.trigger,
+        requested_ref: Some(pull_request.head.to_string()),
+        branch: Some(pull_request.head_branch.clone()),
+        base: Some(pull_request.base_branch.clone()),
+        from_fork: pull_request.is_from_fork,
+        github: Some(github_run(repository)),
+        approval,
+        ..new_run(project, &environment)
+    };
+    let Moved { head, source, .. } = moved;
+    Ok(Event::HeadMoved { run: Box::new(run), environment, head, source })
+}
+
+fn branch_moved(
+    records: &Records,
+    project: &Project,
+    repository: &Repository,
+    head: Head,
+) -> Result<Event, Unused> {
+    let branch = &repository.default_branch;
+    check_reference("branch", branch)?;
+    let environment = environment(records, project, environment_of(branch), None)?;
+    let run = Run {
+        trigger: Trigger::Push,
+        requested_ref: Some(head.commit.to_string()),
+        branch: Some(branch.clone()),
+        github: Some(github_run(repository)),
+        ..new_run(project, &environment)
+    };
+    let source = HeadSource::Delivery;
+    Ok(Event::HeadMoved { run: Box::new(run), environment, head, source })
+}
+
+fn new_run(project: &Project, environment: &Environment) -> Run {
+    Run::new(RunId::random(), environment, project.repository.clone(), now())
+}
+
+fn github_run(repository: &Repository) -> GithubRun {
+    let default_branch = repository.default_branch.clone();
+    GithubRun { default_branch, is_private: repository.is_private }
+}
+
+fn approval(project: &Project, pull_request: &PullRequest) -> Result<Approval, Unused> {
+    let policy = project.github.as_ref().map_or(ForkPolicy::Never, |link| link.forks);
+    match policy {
+        _ if !pull_request.is_from_fork => Ok(Approval::NotNeeded),
+        ForkPolicy::Never => Err(unused("pull requests from forks are not built in this project")),
+        ForkPolicy::KnownContributors if pull_request.is_known_contributor => {
+            Ok(Approval::NotNeeded)
+        }
+        ForkPolicy::KnownContributors | ForkPolicy::Approval => Ok(Approval::Awaited),
+    }
+}
+
+/// The project that listens to `repository`.
+fn linked<'a>(records: &'a Records, repository: &Repository) -> Result<&'a Project, Unused> {
+    let name = repository.full_name.as_str();
+    let is_of =
+        |project: &&Project| project.github.as_ref().is_some_and(|link| link.repository.is(name));
+    let project = records.projects.values().find(is_of);
+    project.ok_or_else(|| unused(format!("no project is of {name}; see `stagely project add`")))
+}
+
+/// The environment of a pull request that was built before.
+fn built<'a>(
+    records: &'a Records,
+    project: &Project,
+    number: u64,
+) -> Result<&'a Environment, Unused> {
+    let is_of = |it: &&Environment| it.project == project.id && it.pull_request == Some(number);
+    let environment = records.environments.values().find(is_of);
+    environment.ok_or_else(|| unused(format!("nothing was built for pull request {number}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::state::{GithubLink, Timestamp};
+    use crate::ids::{EnvironmentId, ProjectId};
+
+    const PROJECT: ProjectId = ProjectId::from_bits(1);
+
+    fn records(forks: ForkPolicy) -> Records {
+        let repository = "https://github.com/acme/shop.git".to_owned();
+        let github = "acme/shop".parse().unwrap();
+        let link = GithubLink { repository: github, forks, is_configured: false };
+        let project =
+            Project { github: Some(link), ..Project::new(PROJECT, "shop".to_owned(), repository) };
+        let mut records = Records::default();
+        records.projects.insert(PROJECT, project);
+        records
+    }
+
+    fn repository() -> Repository {
+        let full_name = "Acme/Shop".parse().unwrap();
+        Repository { full_name, default_branch: "main".to_owned(), is_private: true }
+    }
+
+    fn pull_request() -> PullRequest {
+        PullRequest {
+            number: 7,
+            is_open: true,
+            is_draft: false,
+            head: "b".repeat(40).parse().unwrap(),
+            head_branch: "fix".to_owned(),
+            is_from_fork: false,
+            base_branch: "release".to_owned(),
+            author: "alice".to_owned(),
+            is_known_contributor: false,
+            created_at: Timestamp(1_000),
+            updated_at: Timestamp(2_000),
+            closed_at: None,
+        }
+    }
+
+    fn opened(pull_request: PullRequest) -> Hook {
+        Hook::Head { repository: repository(), pull_request, is_push: false, before: None }
+    }
+
+    fn run_of(event: Event) -> (Run, Environment) {
+        let Event::HeadMoved { run, environment, .. } = event else { panic!("{event:?}") };
+        (*run, environment)
+    }
+
+    fn outcome(records: &Records, hook: &Hook) -> Result<Event, String> {
+        event(records, &GithubConfig::default(), hook).map_err(|unused| unused.0)
+    }
+
+    /// `records` with an environment of pull request 7.
+    fn with_environment(mut records: Records) -> Records {
+        let id = EnvironmentId::from_bits(9);
+        let mut environment = Environment::new(id, PROJECT, "pr-7".to_owned());
+        environment.pull_request = Some(7);
+        records.environments.insert(id, environment);
+        records
+    }
+
+    #[test]
+    fn a_pull_request_makes_a_run_of_its_head_in_its_own_environment() {
+        let records = records(ForkPolicy::Approval);
+        let (run, environment) = run_of(outcome(&records, &opened(pull_request())).unwrap());
+        assert_eq!((&*environment.name, environment.pull_request), ("pr-7", Some(7)));
+        assert_eq!(run.requested_ref.as_deref(), Some(&*"b".repeat(40)));
+        assert_eq!(run.branch.as_deref(), Some("fix"));
+        assert_eq!(run.base.as_deref(), Some("release"));
+        assert_eq!((run.trigger, run.approval), (Trigger::PrOpened, Approval::NotNeeded));
+        assert_eq!(run.repository, records.projects[&PROJECT].repository);
+        assert!(run.github.unwrap().is_private);
+
+        let known = with_environment(records);
+        let (_, again) = run_of(outcome(&known, &opened(pull_request())).unwrap());
+        assert_eq!(again.id, EnvironmentId::from_bits(9));
+    }
+
+    #[test]
+    fn a_fork_is_built_as_its_project_says() {
+        let fork = |is_known_contributor| PullRequest {
+            is_from_fork: true,
+            is_known_contributor,
+            ..pull_request()
+        };
+        let of = |policy, is_known| {
+            let event = outcome(&records(policy), &opened(fork(is_known)))?;
+            let (run, _) = run_of(event);
+            assert!(run.from_fork);
+            Ok::<_, String>(run.approval)
+        };
+        assert_eq!(of(ForkPolicy::Approval, true), Ok(Approval::Awaited));
+        assert_eq!(of(ForkPolicy::KnownContributors, false), Ok(Approval::Awaited));
+        assert_eq!(of(ForkPolicy::KnownContributors, true), Ok(Approval::NotNeeded));
+        assert!(of(ForkPolicy::Never, true).unwrap_err().contains("forks"));
+        let own = outcome(&records(ForkPolicy::Never), &opened(pull_request()));
+        assert_eq!(run_of(own.unwrap()).0.approval, Approval::NotNeeded);
+    }
+
+    #[test]
+    fn drafts_closed_ones_and_other_repositories_come_to_nothing() {
+        let records = records(ForkPolicy::Approval);
+        let draft = PullRequest { is_draft: true, ..pull_request() };
+        let error = outcome(&records, &opened(draft.clone())).unwrap_err();
+        assert!(error.contains("github.drafts"), "{error}");
+        let config = GithubConfig { drafts: true, ..GithubConfig::default() };
+        assert!(event(&records, &config, &opened(draft)).is_ok());
+        let closed = PullRequest { is_open: false, ..pull_request() };
+        assert!(outcome(&records, &opened(closed)).is_err());
+        let odd = PullRequest { base_branch: "--upload-pack=x".to_owned(), ..pull_request() };
+        assert!(outcome(&records, &opened(odd)).is_err());
+        let error = outcome(&Records::default(), &opened(pull_request())).unwrap_err();
+        assert!(error.contains("stagely project add"), "{error}");
+    }
+
+    #[test]
+    fn a_push_is_of_the_default_branch() {
+        let commit: stagely_agent::protocol::CommitSha = "b".repeat(40).parse().unwrap();
+        let hook =
+            Hook::Push { repository: repository(), head: commit, before: None, at: Timestamp(1) };
+        let (run, environment) = run_of(outcome(&records(ForkPolicy::Never), &hook).unwrap());
+        assert_eq!((&*environment.name, environment.pull_request), ("main", None));
+        assert_eq!((run.trigger, run.branch.as_deref()), (Trigger::Push, Some("main")));
+    }
+
+    #[test]
+    fn closings_and_commands_are_for_what_was_built() {
+        let without = records(ForkPolicy::Approval);
+        let with = with_environment(records(ForkPolicy::Approval));
+        let closed = Hook::Closed {
+            repository: repository(),
+            pull_request: PullRequest { closed_at: Some(Timestamp(9)), ..pull_request() },
+        };
+        assert!(outcome(&without, &closed).unwrap_err().contains("nothing was built"));
+        let event = outcome(&with, &closed).unwrap();
+        assert!(matches!(event, Event::PullRequestClosed { at: Timestamp(9), .. }), "{event:?}");
+
+        let command = |command| Hook::Command {
+            repository: repository(),
+            number: 7,
+            comment: 3,
+            author: "carol".to_owned(),
+            command,
+            at: Timestamp(4),
+        };
+        let event = outcome(&with, &command(Ok(CommandKind::Cancel))).unwrap();
+        let Event::CommandGiven { command: given, .. } = event else { panic!("{event:?}") };
+        assert_eq!((given.comment, &*given.author), (Some(3), "carol"));
+        let error = outcome(&with, &command(Err("what?".to_owned()))).unwrap_err();
+        assert_eq!(error, "what?");
+        assert!(outcome(&without, &command(Ok(CommandKind::Cancel))).is_err());
+    }
+
+    #[test]
+    fn a_label_approves_the_commit_that_it_was_attached_to() {
+        let with = with_environment(records(ForkPolicy::Approval));
+        let labeled = |label: &str, is_from_fork| Hook::Labeled {
+            repository: repository(),
+            pull_request: PullRequest { is_from_fork, ..pull_request() },
+            label: label.to_owned(),
+            sender: "carol".to_owned(),
+        };
+        let event = outcome(&with, &labeled("stagely-approve", true)).unwrap();
+        let Event::CommandGiven { command, .. } = event else { panic!("{event:?}") };
+        let commit = Some("b".repeat(40));
+        assert_eq!((command.comment, command.kind), (None, CommandKind::Approve { commit }));
+        assert!(outcome(&with, &labeled("bug", true)).is_err());
+        assert!(outcome(&with, &labeled("stagely-approve", false)).is_err());
+    }
+}
