@@ -10,7 +10,6 @@ use stagely::core::store::Stored;
 use tempfile::TempDir;
 
 use crate::core::Core;
-use crate::fake::people::Files;
 use crate::fake::world::Comment;
 use crate::fake::{ENTERPRISE, GitHub, PullRequest, SECRET};
 use crate::host::eventually;
@@ -222,8 +221,3 @@ fn lay_under(over: &mut toml::Table, under: toml::Table) {
 
 /// How long a machine may stand there after a webhook that ends its work.
 pub(crate) const END_LIMIT: Duration = Duration::from_secs(5);
-
-/// Files, for who has them at hand.
-pub(crate) const fn files<'a>(files: Files<'a>) -> Files<'a> {
-    files
-}

@@ -14,6 +14,14 @@ mod machines;
 
 mod pulls;
 
+mod forks;
+
+mod deliveries;
+mod misfortunes;
+
+mod credentials;
+mod many;
+
 #[allow(dead_code, reason = "other test programs use the rest")]
 #[path = "../e2e/core.rs"]
 mod core;

@@ -8,6 +8,7 @@ mod app;
 pub(crate) mod description;
 mod git;
 mod hooks;
+mod itself;
 pub(crate) mod people;
 mod shapes;
 pub(crate) mod world;
@@ -30,7 +31,7 @@ use self::description::{Asked, Description};
 use self::world::{Fault, FaultKind, Limit, REQUESTS_PER_HOUR, Seen, World, now};
 
 pub(crate) use self::hooks::{Forged, SECRET};
-pub(crate) use self::people::{PullRequest, WrittenComment};
+pub(crate) use self::people::{PullRequest};
 
 /// The largest request, in bytes.
 const BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
