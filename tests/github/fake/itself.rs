@@ -113,7 +113,7 @@ async fn git_serves_its_repositories_to_whoever_may_read_them() {
         git.env("GIT_TERMINAL_PROMPT", "0").output().await.unwrap().status.success()
     };
     assert!(fetch(with("x-access-token:pat@")).await);
+    assert_eq!(here.git(&["rev-parse", "FETCH_HEAD"]), github.head(&pull));
     assert!(!fetch(with("")).await);
     assert!(!fetch(with("x-access-token:guessed@")).await);
-    assert_eq!(here.git(&["rev-parse", "FETCH_HEAD"]), github.head(&pull));
 }

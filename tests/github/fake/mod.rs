@@ -31,7 +31,7 @@ use self::description::{Asked, Description};
 use self::world::{Fault, FaultKind, Limit, REQUESTS_PER_HOUR, Seen, World, now};
 
 pub(crate) use self::hooks::{Forged, SECRET};
-pub(crate) use self::people::{PullRequest};
+pub(crate) use self::people::PullRequest;
 
 /// The largest request, in bytes.
 const BODY_BYTES_MAX: usize = 16 * 1024 * 1024;

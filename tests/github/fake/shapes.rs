@@ -48,7 +48,13 @@ fn repository_fields(world: &World, repo: &Repo) -> Value {
 
 pub(crate) fn repository(world: &World, repo: &Repo) -> Value {
     let example = example(world, "full-repository-default-response", repo);
-    laid(example, repository_fields(world, repo))
+    let mut value = laid(example, repository_fields(world, repo));
+    // What the example of a fork has too much, and what the description wants besides.
+    for field in ["source", "parent", "template_repository"] {
+        value.as_object_mut().unwrap().remove(field);
+    }
+    value["language"] = Value::Null;
+    value
 }
 
 /// The fields of a pull request, in answers and in deliveries.
@@ -66,7 +72,7 @@ fn pull_fields(world: &World, repo: &Repo, pull: &Pull, head_repository: &Value)
         "number": pull.number, "id": repo.id * 1_000 + pull.number, "draft": pull.is_draft,
         "state": if pull.is_open { "open" } else { "closed" }, "labels": labels,
         "title": format!("Change {}", pull.branch), "user": { "login": pull.author },
-        "author_association": pull.association,
+        "requested_teams": [], "author_association": pull.association,
         "created_at": written(pull.created_at), "updated_at": written(pull.updated_at),
         "closed_at": pull.closed_at.map(written),
         "merged_at": pull.closed_at.filter(|_| pull.is_merged).map(written),
@@ -147,7 +153,7 @@ pub(crate) fn token(world: &World, text: &str, token: &Token) -> Value {
 
 pub(crate) fn permission(account: &str, level: &str) -> Value {
     let name = "repository-collaborator-permission-response-if-user-has-admin-permissions";
-    let fields = json!({ "permission": level, "role_name": level, "user": { "login": account } });
+    let fields = json!({ "permission": level, "role_name": level, "user": { "login": account, "role_name": level } });
     laid(Description::get().example(name), fields)
 }
 
