@@ -9,6 +9,8 @@ SETUP_DIR="${STAGELY_SETUP_DIR:-/var/lib/stagely-dev}"
 SETUP_ENV="$SETUP_DIR/env"
 REGISTRY_PORT="${STAGELY_REGISTRY_PORT:-5000}"
 MIRROR_PORT="${STAGELY_MIRROR_PORT:-5002}"
+GITHUB_DESCRIPTION="$SETUP_DIR/github/api.json"
+GITHUB_EXAMPLES="$SETUP_DIR/github/deliveries.json"
 
 # Compiled files stay outside the clone, and all scripts share them.
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/stagely/target}"

@@ -1,0 +1,223 @@
+//! A GitHub, a core that listens to it, and its machines.
+
+use std::fs;
+use std::time::Duration;
+
+use reqwest::Method;
+use serde_json::Value;
+use stagely::api::{RunStatus, RunView};
+use stagely::core::store::Stored;
+use tempfile::TempDir;
+
+use crate::core::Core;
+use crate::fake::world::Comment;
+use crate::fake::{ENTERPRISE, GitHub, PullRequest, SECRET};
+use crate::host::eventually;
+use crate::machines::Machines;
+
+/// The repository of most conversations.
+pub(crate) const WEB: &str = "acme/web";
+
+/// One build.
+pub(crate) const MANIFEST: &str = "builds: { app: { context: . } }\n";
+
+/// One build for two platforms, which are merged.
+pub(crate) const TWO_PLATFORMS: &str =
+    "builds: { app: { context: ., platforms: [linux/amd64, linux/arm64] } }\n";
+
+pub(crate) struct Conversation {
+    pub(crate) github: GitHub,
+    pub(crate) core: Core,
+    pub(crate) machines: Machines,
+    /// The project of [`WEB`].
+    pub(crate) project: String,
+    /// Holds the files with secrets.
+    secrets: TempDir,
+}
+
+/// How core is known to GitHub.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Credentials {
+    App,
+    /// A fine-grained token.
+    Token,
+}
+
+/// The fine-grained token.
+pub(crate) const TOKEN: &str = "github_pat_of-a-person-0815";
+
+impl Conversation {
+    /// Starts with one repository that has one build, and a core that is a GitHub App.
+    pub(crate) async fn start(name: &str) -> Self {
+        Self::start_with(name, MANIFEST, "").await
+    }
+
+    /// Starts with another `stagely.yaml`, and with `settings` laid over the usual.
+    pub(crate) async fn start_with(name: &str, manifest: &str, settings: &str) -> Self {
+        let github = GitHub::start_at(ENTERPRISE).await;
+        Self::start_at(github, name, manifest, settings, Credentials::App).await
+    }
+
+    pub(crate) async fn start_at(
+        github: GitHub,
+        name: &str,
+        manifest: &str,
+        settings: &str,
+        credentials: Credentials,
+    ) -> Self {
+        let dockerfile = "FROM busybox\nRUN : a step\n";
+        github.has_repository(WEB, &[("stagely.yaml", manifest), ("Dockerfile", dockerfile)]);
+        github.has_token(TOKEN, &[WEB]);
+        let (machines, secrets) = (Machines::new(), tempfile::tempdir().unwrap());
+        let project = format!("gh-{name}-{:x}", rand::random_range(0x1000_0000..u32::MAX));
+        let mut config: toml::Table = toml::from_str(settings).unwrap();
+        let usual = settings_for(&github, &machines, secrets.path(), &project, credentials);
+        lay_under(&mut config, usual);
+        let core = Core::start(name, &config.to_string()).await;
+        github.delivers_to(&core.url);
+        Self { github, core, machines, project, secrets }
+    }
+
+    /// Somebody opens a pull request that changes these files.
+    pub(crate) async fn opened(&self, branch: &str) -> PullRequest {
+        self.github.opens(WEB, branch, self.change(branch).as_ref()).await
+    }
+
+    /// Files that make a commit of their own.
+    pub(crate) fn change<'a>(&self, text: &'a str) -> [(&'a str, &'a str); 1] {
+        [("change", text)]
+    }
+
+    /// The newest run of a pull request, as soon as it is as `is_so` says.
+    pub(crate) async fn run_when(
+        &self,
+        pull: &PullRequest,
+        what: &str,
+        is_so: impl Fn(&RunView) -> bool,
+    ) -> RunView {
+        eventually(&format!("a run of {pull:?}: {what}"), async || {
+            let newest = self.runs(pull).await.into_iter().next()?;
+            let run = self.core.view(newest.id).await;
+            is_so(&run).then_some(run)
+        })
+        .await
+    }
+
+    /// The runs of a pull request, the newest first.
+    pub(crate) async fn runs(&self, pull: &PullRequest) -> Vec<RunView> {
+        let mut runs: Vec<RunView> = self.core.get("/runs?limit=1000").await;
+        runs.retain(|run| run.pull_request == Some(pull.number));
+        runs.sort_by_key(|run| std::cmp::Reverse(run.id));
+        runs
+    }
+
+    /// Waits until the one comment on the pull request says `text`.
+    pub(crate) async fn comment_says(&self, pull: &PullRequest, text: &str) -> Comment {
+        let what = format!("the comment on {pull:?} says {text:?}");
+        eventually(&what, async || {
+            let comments = self.github.reports(pull);
+            assert!(comments.len() < 2, "two comments: {comments:#?}");
+            comments.into_iter().find(|comment| comment.body.contains(text))
+        })
+        .await
+    }
+
+    /// Waits until a status of a commit is so.
+    pub(crate) async fn status_is(&self, commit: &str, context: &str, state: &str) -> String {
+        let what = format!("{context} of {commit} is {state}");
+        eventually(&what, async || {
+            let statuses = self.github.statuses(commit);
+            let status = statuses.get(context).filter(|status| status.state == state);
+            status.map(|status| status.description.clone())
+        })
+        .await
+    }
+
+    /// Builds the commit that a pull request is at.
+    pub(crate) async fn is_built(&self, pull: &PullRequest) -> RunView {
+        self.machines.build_of(&self.github.head(pull)).await.succeeds().await;
+        self.run_when(pull, "it completes", |run| run.status == RunStatus::Completed).await
+    }
+
+    /// `GET /api/v1/github`.
+    pub(crate) async fn health(&self) -> Value {
+        self.core.get("/github").await
+    }
+
+    /// Kills core and keeps what GitHub delivers meanwhile from it.
+    pub(crate) async fn core_restarts(&mut self) {
+        self.core.crash().await;
+        self.core.launch().await;
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: Value) -> (reqwest::StatusCode, String) {
+        let path = format!("/api/v1{path}");
+        self.core.call(Some(&self.core.admin_token()), Method::POST, &path, Some(body)).await
+    }
+
+    /// Ends all, and checks that nothing is left and that no request was one that GitHub does not know.
+    pub(crate) async fn ends(self) -> Stored {
+        let log = fs::read_to_string(self.core.path("core.log")).unwrap();
+        self.github.has_no_complaints();
+        let key = fs::read_to_string(self.secrets.path().join("key.pem")).unwrap();
+        let line = key.lines().nth(1).unwrap();
+        let tokens: Vec<String> = self.github.world().tokens.keys().cloned().collect();
+        for secret in [line, SECRET].into_iter().chain(tokens.iter().map(String::as_str)) {
+            assert!(!log.contains(secret), "a secret is in the log");
+        }
+        self.core.finish().await
+    }
+}
+
+fn settings_for(
+    github: &GitHub,
+    machines: &Machines,
+    secrets: &std::path::Path,
+    project: &str,
+    credentials: Credentials,
+) -> toml::Table {
+    let write = |name: &str, text: &str| {
+        let path = secrets.join(name);
+        fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let key = write("key.pem", &github.world().app.private_key());
+    let token = write("token", TOKEN);
+    let secret = write("webhook", SECRET);
+    let (api, program) = (github.api(), machines.program());
+    let mut settings = toml::toml! {
+        [local]
+        agent-program = (program.to_str().unwrap())
+        [github]
+        api-url = (api.as_str())
+        webhook-secret-file = (secret.as_str())
+        report-interval = "300ms"
+        [[projects]]
+        github = "acme/web"
+        name = (project)
+    };
+    let table = settings["github"].as_table_mut().unwrap();
+    match credentials {
+        Credentials::App => {
+            let id = i64::try_from(github.world().app.id).unwrap();
+            table.insert("app-id".to_owned(), id.into());
+            table.insert("private-key-file".to_owned(), key.into());
+        }
+        Credentials::Token => drop(table.insert("token-file".to_owned(), token.into())),
+    }
+    settings
+}
+
+/// Adds to `over` what it does not say.
+fn lay_under(over: &mut toml::Table, under: toml::Table) {
+    for (key, value) in under {
+        match (over.get_mut(&key), value) {
+            (Some(toml::Value::Table(over)), toml::Value::Table(under)) => lay_under(over, under),
+            (Some(_), _) => {}
+            (None, value) => drop(over.insert(key, value)),
+        }
+    }
+}
+
+/// How long a machine may stand there after a webhook that ends its work.
+pub(crate) const END_LIMIT: Duration = Duration::from_secs(5);

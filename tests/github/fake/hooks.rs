@@ -1,0 +1,130 @@
+//! What GitHub delivers, and the record that it keeps of that.
+
+use hmac::{Hmac, KeyInit as _, Mac as _};
+use serde_json::Value;
+use sha2::Sha256;
+
+use super::GitHub;
+use super::world::{Delivery, now};
+
+/// The secret of the webhook.
+pub(crate) const SECRET: &str = "webhook-secret-0815";
+
+/// `X-Hub-Signature-256` of `body`.
+fn signature(secret: &str, body: &[u8]) -> String {
+    let mut mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).unwrap();
+    mac.update(body);
+    let digest: String = mac.finalize().into_bytes().iter().map(|it| format!("{it:02x}")).collect();
+    format!("sha256={digest}")
+}
+
+/// An id as GitHub gives to deliveries.
+fn guid() -> String {
+    let digits = format!("{:032x}", rand::random::<u128>());
+    let (a, b, c, d, e) =
+        (&digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..]);
+    format!("{a}-{b}-{c}-{d}-{e}")
+}
+
+impl GitHub {
+    /// Delivers to the core at `url` from now on.
+    pub(crate) fn delivers_to(&self, url: &str) {
+        *self.hook.lock().unwrap() = Some(format!("{url}/api/v1/webhooks/github"));
+    }
+
+    /// Delivers nothing any more, as if nobody had set a webhook up.
+    pub(crate) fn delivers_nothing(&self) {
+        *self.hook.lock().unwrap() = None;
+    }
+
+    /// Delivers and remembers what came of it: the status, 502 where nobody is there.
+    pub(crate) async fn delivers(&self, event: &str, payload: Value) -> Option<Delivery> {
+        self.hook.lock().unwrap().as_ref()?;
+        let delivery = Delivery {
+            id: self.world().next_id(),
+            guid: guid(),
+            event: event.to_owned(),
+            payload,
+            at: now(),
+            is_redelivery: false,
+            status: 0,
+        };
+        Some(self.tries(delivery).await)
+    }
+
+    /// Delivers something once more, as people can ask for.
+    pub(crate) async fn redelivers(&self, delivery: &Delivery) -> Delivery {
+        let id = self.world().next_id();
+        self.tries(Delivery { id, at: now(), is_redelivery: true, ..delivery.clone() }).await
+    }
+
+    async fn tries(&self, mut delivery: Delivery) -> Delivery {
+        let body = delivery.payload.to_string();
+        let signature = signature(SECRET, body.as_bytes());
+        delivery.status =
+            self.post(&delivery.event, &delivery.guid, body, Some(&signature)).await.0;
+        self.world().deliveries.push(delivery.clone());
+        delivery
+    }
+
+    /// Posts what somebody else could, who does not know the secret; the answer's status and text.
+    pub(crate) async fn posts_forged(
+        &self,
+        event: &str,
+        payload: &Value,
+        forged: Forged,
+    ) -> (u16, String) {
+        let body = payload.to_string();
+        let signature = match forged {
+            Forged::None => None,
+            Forged::OtherSecret => Some(signature("guessed", body.as_bytes())),
+            Forged::OtherBody => Some(signature(SECRET, b"{}")),
+            Forged::NoHex => Some("sha256=zz".to_owned()),
+            Forged::OldAlgorithm => {
+                Some("sha1=a84d88e7554fc1fa21bcbc4efae3c782a70d2b9d".to_owned())
+            }
+        };
+        self.post(event, &guid(), body, signature.as_deref()).await
+    }
+
+    async fn post(
+        &self,
+        event: &str,
+        guid: &str,
+        body: String,
+        signature: Option<&str>,
+    ) -> (u16, String) {
+        let url = self.hook.lock().unwrap().clone().expect("a webhook is set up");
+        let mut request = self
+            .http
+            .post(url)
+            .header("user-agent", "GitHub-Hookshot/b8c71d8")
+            .header("content-type", "application/json")
+            .header("x-github-event", event)
+            .header("x-github-delivery", guid)
+            .header("x-github-hook-id", "42")
+            .body(body);
+        if let Some(signature) = signature {
+            request = request.header("x-hub-signature-256", signature);
+        }
+        match request.send().await {
+            Ok(answer) => (answer.status().as_u16(), answer.text().await.unwrap_or_default()),
+            Err(_) => (502, String::new()),
+        }
+    }
+}
+
+/// What a signature can be that is not the body's.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Forged {
+    /// There is none.
+    None,
+    /// Of another secret.
+    OtherSecret,
+    /// Of something else.
+    OtherBody,
+    /// No digits.
+    NoHex,
+    /// Of the kind that GitHub has given up.
+    OldAlgorithm,
+}

@@ -1,0 +1,332 @@
+//! Machines that the test plays: core launches a process for each, which only stands there, and the test
+//! speaks as its agent. So a test says when a build ends and how, and core's provider, its sockets and its
+//! leases are the real ones.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::{SinkExt as _, StreamExt as _};
+use serde_json::{Value, json};
+use stagely_agent::protocol::{Arch, CONNECT_PATH};
+use tempfile::TempDir;
+use tokio::sync::Notify;
+use tokio::time::sleep;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::host::{POLL, eventually, processes_with};
+use crate::registry::Registry;
+
+/// All machines of a core.
+pub(crate) struct Machines {
+    folder: TempDir,
+    jobs: Jobs,
+    _task: AbortOnDropHandle<()>,
+}
+
+type Jobs = Arc<Mutex<Vec<Job>>>;
+
+/// A job that a machine was given.
+#[derive(Clone)]
+pub(crate) struct Job {
+    /// BUILD or MERGE, as core sent it.
+    pub(crate) message: Value,
+    /// The machine's id.
+    pub(crate) machine: String,
+    agent: Arc<Agent>,
+    registry: Registry,
+}
+
+/// What an agent has to say.
+#[derive(Default)]
+struct Agent {
+    /// Statuses that core has not thanked for, by job.
+    said: Mutex<BTreeMap<String, Value>>,
+    to_say: Mutex<VecDeque<Value>>,
+    something: Notify,
+}
+
+impl Agent {
+    fn say(&self, message: Value) {
+        if message["type"] == "STATUS" {
+            let job = message["job_id"].as_str().unwrap().to_owned();
+            self.said.lock().unwrap().insert(job, message.clone());
+        }
+        self.to_say.lock().unwrap().push_back(message);
+        self.something.notify_one();
+    }
+
+    fn next(&self) -> Option<Value> {
+        self.to_say.lock().unwrap().pop_front()
+    }
+}
+
+impl Machines {
+    pub(crate) fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let arrivals = folder.path().join("arrivals");
+        fs::create_dir(&arrivals).unwrap();
+        let program = folder.path().join("machine");
+        // Core knows its machine by the name of this file among the arguments. `tail` ends with SIGTERM.
+        let script = format!(
+            "#!/bin/sh\nln -s \"$3\" \"{}/$(basename \"$(dirname \"$3\")\")\"\nexec tail -f \"$3\"\n",
+            arrivals.display()
+        );
+        fs::write(&program, script).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let jobs = Jobs::default();
+        let task = tokio::spawn(welcome(arrivals, Arc::clone(&jobs)));
+        Self { folder, jobs, _task: AbortOnDropHandle::new(task) }
+    }
+
+    /// What core launches.
+    pub(crate) fn program(&self) -> PathBuf {
+        self.folder.path().join("machine")
+    }
+
+    /// Every job that was given so far.
+    pub(crate) fn all(&self) -> Vec<Job> {
+        self.jobs.lock().unwrap().clone()
+    }
+
+    /// Waits for the jobs of a commit that fit: there are to be so many.
+    pub(crate) async fn jobs_of(&self, commit: &str, kind: &str, count: usize) -> Vec<Job> {
+        let what = format!("{count} machines get a {kind} of {commit}");
+        eventually(&what, async || {
+            let mut jobs = self.all();
+            jobs.retain(|job| job.message["type"] == kind && job.is_of(commit));
+            (jobs.len() == count).then_some(jobs)
+        })
+        .await
+    }
+
+    /// Waits for the one build of a commit.
+    pub(crate) async fn build_of(&self, commit: &str) -> Job {
+        self.jobs_of(commit, "BUILD", 1).await.remove(0)
+    }
+
+    /// Waits for a merge.
+    pub(crate) async fn merge(&self) -> Job {
+        eventually("a machine gets a MERGE", async || {
+            self.all().into_iter().find(|job| job.message["type"] == "MERGE")
+        })
+        .await
+    }
+}
+
+impl Job {
+    fn is_of(&self, commit: &str) -> bool {
+        self.message["type"] == "MERGE" || self.message["context"]["commit_hash"] == commit
+    }
+
+    fn id(&self) -> &str {
+        self.message["job_id"].as_str().unwrap()
+    }
+
+    /// The reference that it is to push.
+    pub(crate) fn image(&self) -> String {
+        let image = &self.message["build_config"]["target_image"];
+        image.as_str().or(self.message["target_image"].as_str()).unwrap().to_owned()
+    }
+
+    /// The token that it clones with.
+    pub(crate) fn clone_token(&self) -> Option<String> {
+        self.message["context"]["clone_token"].as_str().map(str::to_owned)
+    }
+
+    /// The build has these lines in its log.
+    pub(crate) fn prints(&self, lines: &[&str]) {
+        let lines: Vec<Value> =
+            lines.iter().map(|line| json!({ "data": format!("{line}\n") })).collect();
+        let log = json!({ "type": "LOG", "job_id": self.id(), "first": 0, "lines": lines });
+        self.agent.say(log);
+    }
+
+    /// The image is pushed, and its cache if it is to write one.
+    pub(crate) async fn succeeds(&self) {
+        let digest = push(&self.registry, &self.image()).await;
+        if let Some(cache) = self.message["build_config"]["cache_to"].as_str() {
+            push(&self.registry, cache).await;
+        }
+        self.agent.say(json!({
+            "type": "STATUS", "job_id": self.id(), "state": "completed", "exit_code": 0,
+            "artifact_url": self.image(), "digest": digest,
+        }));
+    }
+
+    /// The user's own failure.
+    pub(crate) fn fails(&self, step: &str, exit_code: i32) {
+        self.agent.say(json!({
+            "type": "STATUS", "job_id": self.id(), "state": "failed", "exit_code": exit_code,
+            "error": { "reason": "user", "step": step, "exit_code": exit_code },
+        }));
+    }
+
+    /// Whether its machine stands there.
+    pub(crate) fn has_machine(&self) -> bool {
+        !processes_with(&self.machine).is_empty()
+    }
+
+    /// Waits until the machine is gone, and says how long that took.
+    pub(crate) async fn machine_is_gone(&self) -> Duration {
+        let started = tokio::time::Instant::now();
+        eventually("the machine is gone", async || (!self.has_machine()).then_some(())).await;
+        started.elapsed()
+    }
+}
+
+/// Connects for every machine that arrives.
+async fn welcome(arrivals: PathBuf, jobs: Jobs) {
+    let mut tasks = tokio::task::JoinSet::new();
+    let mut known = std::collections::BTreeSet::new();
+    loop {
+        for entry in fs::read_dir(&arrivals).unwrap() {
+            let path = entry.unwrap().path();
+            if known.insert(path.clone()) {
+                tasks.spawn(stand_in(path, Arc::clone(&jobs)));
+            }
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Is the agent of a machine until that is gone.
+async fn stand_in(path: PathBuf, jobs: Jobs) {
+    let machine = path.file_name().unwrap().to_str().unwrap().to_owned();
+    let agent = Arc::new(Agent::default());
+    // The folder goes with the machine.
+    while let Ok(text) = fs::read_to_string(&path) {
+        let config: Value = serde_json::from_str(&text).unwrap();
+        // Core may be away for a while.
+        let _ = session(&config, &machine, &agent, &jobs).await;
+        sleep(POLL).await;
+    }
+}
+
+async fn session(
+    config: &Value,
+    machine: &str,
+    agent: &Arc<Agent>,
+    jobs: &Jobs,
+) -> Result<(), tokio_tungstenite::tungstenite::Error> {
+    let url = config["core_url"].as_str().unwrap().replacen("http", "ws", 1);
+    let url = format!("{}{CONNECT_PATH}", url.trim_end_matches('/'));
+    let (mut socket, _) = tokio_tungstenite::connect_async(url).await?;
+    let given: Vec<String> = {
+        let jobs = jobs.lock().unwrap();
+        let mine = jobs.iter().filter(|job| job.machine == machine && !job.is_thanked_for());
+        mine.map(|job| job.id().to_owned()).collect()
+    };
+    let emulated = Arch::ALL.iter().filter(|it| **it != Arch::of_this_program());
+    let emulated: Vec<String> = emulated.map(|arch| format!("linux/{arch}")).collect();
+    let hello = json!({
+        "type": "HELLO", "version": "1", "agent_id": config["agent_id"], "token": config["token"],
+        "system_info": {
+            "hostname": "stand-in", "architecture": Arch::of_this_program(), "emulated": emulated,
+        },
+        "jobs": given,
+    });
+    socket.send(Message::text(hello.to_string())).await?;
+    let again: Vec<Value> = agent.said.lock().unwrap().values().cloned().collect();
+    agent.to_say.lock().unwrap().extend(again);
+    loop {
+        while let Some(message) = agent.next() {
+            socket.send(Message::text(message.to_string())).await?;
+        }
+        tokio::select! {
+            () = agent.something.notified() => {}
+            message = socket.next() => {
+                let Some(message) = message else { return Ok(()) };
+                if let Message::Text(text) = message? {
+                    hear(&serde_json::from_str(&text).unwrap(), machine, agent, jobs);
+                }
+            }
+        }
+    }
+}
+
+impl Job {
+    fn is_thanked_for(&self) -> bool {
+        self.message["thanked"] == true
+    }
+}
+
+fn hear(message: &Value, machine: &str, agent: &Arc<Agent>, jobs: &Jobs) {
+    let id = &message["job_id"];
+    match message["type"].as_str().unwrap() {
+        "BUILD" | "MERGE" => {
+            let mut jobs = jobs.lock().unwrap();
+            if jobs.iter().any(|job| job.message["job_id"] == *id) {
+                return;
+            }
+            let (agent_of_job, registry) = (Arc::clone(agent), Registry::real());
+            jobs.push(Job {
+                message: message.clone(),
+                machine: machine.to_owned(),
+                agent: agent_of_job,
+                registry,
+            });
+            drop(jobs);
+            agent.say(json!({ "type": "STATUS", "job_id": id, "state": "running" }));
+        }
+        "STATUS_ACK" => {
+            let mut said = agent.said.lock().unwrap();
+            let is_end = said.get(id.as_str().unwrap()).is_some_and(|it| it["state"] != "running");
+            if is_end {
+                said.remove(id.as_str().unwrap());
+                let mut jobs = jobs.lock().unwrap();
+                let job = jobs.iter_mut().find(|job| job.message["job_id"] == *id);
+                job.into_iter().for_each(|job| job.message["thanked"] = json!(true));
+            }
+        }
+        "CANCEL" => agent.say(json!({ "type": "STATUS", "job_id": id, "state": "cancelled" })),
+        "ERROR" => panic!("core does not understand the stand-in: {message}"),
+        _ => {}
+    }
+}
+
+/// Pushes an image of nothing, which no other is the same as; its digest.
+pub(crate) async fn push(registry: &Registry, image: &str) -> String {
+    let path = image.strip_prefix(&registry.url).unwrap().trim_start_matches('/');
+    let (repository, tag) = path.rsplit_once(':').unwrap();
+    let base = format!("http://{}/v2/{repository}", registry.url);
+    let http = reqwest::Client::new();
+    let password = registry.password();
+    let ask = |request: reqwest::RequestBuilder| {
+        request.basic_auth(&registry.username, Some(&password)).send()
+    };
+    let config = json!({ "architecture": "amd64", "os": "linux", "unique": rand::random::<u64>() });
+    let config = config.to_string();
+    let digest = digest_of(config.as_bytes());
+    let upload = ask(http.post(format!("{base}/blobs/uploads/"))).await.unwrap();
+    let place = upload.headers()["location"].to_str().unwrap().to_owned();
+    let place =
+        if place.starts_with('/') { format!("http://{}{place}", registry.url) } else { place };
+    let and = if place.contains('?') { '&' } else { '?' };
+    let put = http.put(format!("{place}{and}digest={digest}")).body(config.clone());
+    assert!(ask(put).await.unwrap().status().is_success());
+    let kind = "application/vnd.oci.image.manifest.v1+json";
+    let manifest = json!({
+        "schemaVersion": 2, "mediaType": kind, "layers": [],
+        "config": {
+            "mediaType": "application/vnd.oci.image.config.v1+json", "digest": digest,
+            "size": config.len(),
+        },
+    });
+    let manifest = manifest.to_string();
+    let digest = digest_of(manifest.as_bytes());
+    let put = http.put(format!("{base}/manifests/{tag}")).header("content-type", kind);
+    let answer = ask(put.body(manifest)).await.unwrap();
+    assert!(answer.status().is_success(), "{image}: {answer:?}");
+    digest
+}
+
+fn digest_of(bytes: &[u8]) -> String {
+    use sha2::Digest as _;
+    let digest = sha2::Sha256::digest(bytes);
+    format!("sha256:{}", digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
+}
