@@ -75,7 +75,20 @@ impl Conversation {
         lay_under(&mut config, usual);
         let core = Core::start(name, &config.to_string()).await;
         github.delivers_to(&core.url);
-        Self { github, core, machines, project, secrets }
+        let it = Self { github, core, machines, project, secrets };
+        it.is_reconciled().await;
+        it
+    }
+
+    /// Waits until core has looked for what it was not told of. What happens from then on, for minutes, it
+    /// knows by deliveries alone.
+    async fn is_reconciled(&self) {
+        eventually("core has looked at its projects", async || {
+            let health = self.health().await;
+            let projects = health["projects"].as_array().cloned().unwrap_or_default();
+            projects.iter().all(|it| it["reconciled_at"].is_number()).then_some(())
+        })
+        .await;
     }
 
     /// Somebody opens a pull request that changes these files.

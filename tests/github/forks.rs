@@ -25,7 +25,7 @@ async fn a_fork_waits_and_gets_neither_machine_nor_token_before_it_is_approved()
     it.comment_says(&pull, "was not followed").await;
     assert!(it.machines.all().is_empty(), "a stranger approved it");
     it.github.comments(&pull, "octo-reader", "/stagely approve").await;
-    it.comment_says(&pull, "@octo-reader was not followed").await;
+    it.comment_says(&pull, "reader was not followed").await;
     assert!(it.machines.all().is_empty(), "a reader approved it");
 
     it.github.comments(&pull, WRITER, "/stagely approve").await;

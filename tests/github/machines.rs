@@ -162,7 +162,7 @@ impl Job {
     pub(crate) fn fails(&self, step: &str, exit_code: i32) {
         self.agent.say(json!({
             "type": "STATUS", "job_id": self.id(), "state": "failed", "exit_code": exit_code,
-            "error": { "reason": "user", "step": step, "exit_code": exit_code },
+            "error": { "kind": "user", "step": step, "exit_code": exit_code },
         }));
     }
 

@@ -127,7 +127,9 @@ async fn limits_are_respected_and_shown() {
     let refused = it.github.requests("").iter().find(|it| it.status == 403).unwrap().at;
     let allowed = refused + Duration::from_secs(4);
     let requests = it.github.requests("");
-    let early: Vec<_> = requests.iter().filter(|it| it.at > refused && it.at < allowed).collect();
+    // One may have been on its way.
+    let known = refused + Duration::from_millis(300);
+    let early: Vec<_> = requests.iter().filter(|it| it.at > known && it.at < allowed).collect();
     assert!(early.is_empty(), "asked before it was allowed: {early:#?}");
     it.ends().await;
 }

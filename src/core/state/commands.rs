@@ -34,8 +34,8 @@ impl Turn<'_> {
         let outcome = verdict.and_then(|run| self.follow(id, &command, run));
         let (kind, author) = (&command.kind, &command.author);
         let note = match outcome {
-            Ok(what) => format!("`{kind}` by @{author}: {what}"),
-            Err(why) => format!("`{kind}` by @{author} was not followed: {why}"),
+            Ok(what) => format!("`{kind}` by {author}: {what}"),
+            Err(why) => format!("`{kind}` by {author} was not followed: {why}"),
         };
         self.state.change_environment(id, |environment| environment.report.note = Some(note));
         self.state.touch(id);
