@@ -112,12 +112,12 @@ impl Comparison {
 struct Build {
     project: usize,
     launch: Duration,
-    build: Duration,
+    runs: Duration,
 }
 
 impl Build {
     fn slot_time(&self) -> Duration {
-        self.launch + self.build + END
+        self.launch + self.runs + END
     }
 }
 
@@ -140,7 +140,7 @@ impl Work {
                     let build = |_| Build {
                         project,
                         launch: Duration::from_millis(rng.random_range(20_000..=40_000)),
-                        build: Duration::from_millis(rng.random_range(60_000..=600_000)),
+                        runs: Duration::from_millis(rng.random_range(60_000..=600_000)),
                     };
                     builds.extend((0..BUILDS_OF_A_PULL_REQUEST).map(build));
                 }
@@ -162,7 +162,8 @@ impl Work {
         limited.chain(longest).fold(total(None) / SLOTS, Duration::max)
     }
 
-    /// What nobody who learns a build's duration at its end can be expected to beat.
+    /// Where builds are all alike until they end and no project has a limit, nobody who must not look into
+    /// the future can be expected to beat it. With limits another order may.
     fn in_order(&self) -> Duration {
         list_schedule(self.builds.clone(), &self.limits)
     }
@@ -294,10 +295,10 @@ impl<'a> Simulation<'a> {
                 self.after(launch, connected);
             }
             Effect::Assign { machine, job, attempt } => {
-                let build = self.build(job)?.build;
+                let runs = self.build(job)?.runs;
                 let report = JobReport::new(JobOutcome::Completed { digest: None });
                 self.after(Duration::ZERO, Event::JobStarted { machine, job, attempt });
-                self.after(build, Event::JobReported { machine, job, attempt, report });
+                self.after(runs, Event::JobReported { machine, job, attempt, report });
             }
             Effect::Terminate { machine } => self.after(END, Event::MachineGone { machine }),
             other => anyhow::bail!("nothing here should cause {other:?}"),
