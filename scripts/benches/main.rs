@@ -1,6 +1,7 @@
 //! Measures Stagely against what the same work costs without it. `scripts/bench` starts it.
 //!
-//! Everything is real: the release binary, sockets, redb files, Git, Docker and a registry.
+//! Everything is real: the release binary, sockets, redb files, Git, Docker and a registry. Only `queue`
+//! simulates its machines.
 
 mod agent;
 mod build;
@@ -13,6 +14,7 @@ mod git;
 mod idle;
 mod load;
 mod logs;
+mod queue;
 mod repair;
 mod report;
 mod sim;
@@ -37,6 +39,7 @@ async fn main() -> anyhow::Result<()> {
         ["core"] => idle::measure().await,
         ["export"] => export::measure().await,
         ["logs"] => logs::measure().await,
+        ["queue"] => queue::measure(),
         // The other side of a measurement, in a process of its own.
         [repair::FILL_ROLE, path] => repair::fill(path.as_ref()).await,
         [repair::FILL_PLAIN_ROLE, path] => repair::fill_plain(path.as_ref()),

@@ -241,3 +241,24 @@ pub(super) fn print<T: Serialize>(
     writeln!(stdout(), "{text}")?;
     Ok(ExitCode::SUCCESS)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::{JobStatus, QueuePlace};
+    use crate::cli::run::outcome::tests::{job, run};
+
+    #[test]
+    fn a_job_that_waits_is_told_with_its_place_and_its_reason_below_the_table() {
+        let mut waiting = job(2, "web", "linux/amd64");
+        waiting.status = JobStatus::Queued;
+        let reason = "waiting for 1 of 50 builders".to_owned();
+        waiting.queue = Some(QueuePlace { position: 12, reason });
+
+        let text = jobs_table(&run(vec![job(1, "api", "linux/amd64"), waiting]));
+
+        let line = "\nweb is number 12 in the queue: waiting for 1 of 50 builders";
+        assert!(text.contains(line), "{text}");
+        assert_eq!(text.matches("in the queue").count(), 1, "{text}");
+    }
+}

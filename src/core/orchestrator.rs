@@ -296,7 +296,7 @@ impl Orchestrator {
         let state = &self.state;
         self.records.write(|records| {
             records.take_changes(state, changes);
-            records.queue = state.queue();
+            records.set_queue(state.queue());
         });
         for id in &changes.runs {
             if state.runs.get(id).is_none_or(|run| run.state.is_final()) {
@@ -345,7 +345,7 @@ impl Records {
         };
         let mut records = Self::default();
         records.take_changes(state, &changes);
-        records.queue = state.queue();
+        records.set_queue(state.queue());
         records
     }
 

@@ -3,7 +3,7 @@
 //! Only what the store holds is here, so nobody is told of a decision that a crash could undo. The
 //! orchestrator is the only writer.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use tokio::sync::watch;
@@ -42,11 +42,31 @@ pub struct Records {
     pub live_of_run: BTreeMap<RunId, usize>,
     /// When each delivery of GitHub's came, as far as it may come again.
     pub deliveries: BTreeMap<DeliveryId, Timestamp>,
-    /// The jobs that wait, in the order in which they will be served.
-    pub queue: Vec<QueuedJob>,
+    queue: Vec<QueuedJob>,
+    /// Where each job is in `queue`: a run may have hundreds of jobs that wait among thousands, and each
+    /// view of it asks for all of theirs.
+    queue_places: HashMap<JobId, usize>,
 }
 
 impl Records {
+    /// The jobs that wait, in the order in which they will be served.
+    pub fn queue(&self) -> &[QueuedJob] {
+        &self.queue
+    }
+
+    /// A job that waits, with its index in [`queue`](Self::queue).
+    pub fn queued(&self, job: JobId) -> Option<(usize, &QueuedJob)> {
+        let index = *self.queue_places.get(&job)?;
+        Some((index, self.queue.get(index)?))
+    }
+
+    /// Takes what waits now.
+    pub(super) fn set_queue(&mut self, queue: Vec<QueuedJob>) {
+        self.queue_places.clear();
+        self.queue_places.extend(queue.iter().enumerate().map(|(index, it)| (it.job, index)));
+        self.queue = queue;
+    }
+
     /// The jobs of `run`, in the order of the plan.
     pub fn jobs_of(&self, run: RunId) -> impl Iterator<Item = &Job> {
         self.run_jobs.get(&run).into_iter().flatten().filter_map(|job| self.jobs.get(job))

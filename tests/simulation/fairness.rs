@@ -234,7 +234,9 @@ impl Crowd {
         };
         for effect in self.core.step(event, self.now, &mut new_machine) {
             if let Effect::Launch { machine } = effect {
-                let job = &self.core.jobs[&self.core.machines[&machine].requested_for.unwrap()];
+                let job = &self.core.jobs[&self.core.machines[&machine]
+                    .requested_for
+                    .expect("it is launched for a job")];
                 self.served.push((job.id, project_of(&self.core, job)));
             }
         }
@@ -268,7 +270,8 @@ impl Crowd {
         self.step(Event::RunRequested { run: Box::new(run), project, environment });
         let job = build(JobId::from_bits(self.id()));
         let job_id = job.id;
-        let plan = PlannedRun::new("c".repeat(40).parse().unwrap(), vec![job]);
+        let plan =
+            PlannedRun::new("c".repeat(40).parse().expect("40 hexadecimal digits"), vec![job]);
         self.step(Event::RunPlanned { run: id, plan: Ok(plan) });
         job_id
     }
@@ -341,7 +344,7 @@ fn build(id: JobId) -> PlannedJob {
         dockerfile: "Dockerfile".to_owned(),
         target: None,
         build_args: BuildArgs::default(),
-        image: "registry/app:1".parse().unwrap(),
+        image: "registry/app:1".parse().expect("an image reference"),
         push: true,
         cache_from: Vec::new(),
         cache_to: None,

@@ -55,15 +55,10 @@ pub(in crate::core::http) fn job(records: &Records, job: &Job) -> JobView {
     }
 }
 
-/// Where a job is in the queue, if it waits there. The whole queue is looked through only for a job that
-/// does.
+/// Where a job is in the queue, if it waits there.
 fn queue_place(records: &Records, job: &Job) -> Option<QueuePlace> {
-    if !matches!(job.state, JobState::Queued { .. }) {
-        return None;
-    }
-    let index = records.queue.iter().position(|queued| queued.job == job.id)?;
-    let reason = queue_reason(records, &records.queue[index].reason);
-    Some(QueuePlace { position: index + 1, reason })
+    let (index, queued) = records.queued(job.id)?;
+    Some(QueuePlace { position: index + 1, reason: queue_reason(records, &queued.reason) })
 }
 
 /// How far a job is.
@@ -112,4 +107,72 @@ fn slow_down_of(records: &Records, job: &Job) -> Option<f64> {
         return None;
     }
     slow_down(&records.native_twin(job)?.steps, &job.steps)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::fixtures;
+    use crate::core::state::{QueueReason, QueuedJob, Timestamp};
+    use crate::ids::JobId;
+
+    /// Jobs 1, 2 and 3 of one run, of which 3 and then 2 wait.
+    fn records() -> Records {
+        let mut records = Records::default();
+        for id in 1..=3 {
+            let job = fixtures::job(id, 1, &format!("app{id}"), "linux/amd64");
+            records.jobs.insert(job.id, job);
+        }
+        let first = QueuedJob { job: JobId::from_bits(3), reason: QueueReason::Nothing };
+        let reason = QueueReason::Builder { max_concurrent: 50 };
+        let second = QueuedJob { job: JobId::from_bits(2), reason };
+        records.set_queue(vec![first, second]);
+        records
+    }
+
+    fn place(records: &Records, id: u128) -> Option<(usize, String)> {
+        let place = job(records, &records.jobs[&JobId::from_bits(id)]).queue?;
+        Some((place.position, place.reason))
+    }
+
+    #[test]
+    fn a_job_that_waits_shows_its_place_from_one_and_its_reason() {
+        let records = records();
+
+        assert_eq!(place(&records, 3), Some((1, "next".to_owned())));
+        assert_eq!(place(&records, 2), Some((2, "waiting for 1 of 50 builders".to_owned())));
+    }
+
+    #[test]
+    fn a_job_that_does_not_wait_has_no_place() {
+        let mut records = records();
+        let machine = crate::ids::MachineId::from_bits(1);
+        let running = JobState::Running { attempt: 1, machine, deadline: Timestamp(1) };
+        records.jobs.get_mut(&JobId::from_bits(1)).unwrap().state = running;
+
+        assert_eq!(place(&records, 1), None);
+    }
+
+    #[test]
+    fn places_move_up_and_those_that_are_served_lose_theirs() {
+        let mut records = records();
+        let rest = records.queue()[1..].to_vec();
+
+        records.set_queue(rest);
+
+        assert_eq!(place(&records, 2).map(|(position, _)| position), Some(1));
+        assert_eq!(place(&records, 3), None);
+    }
+
+    #[test]
+    fn the_queue_and_the_job_say_the_same() {
+        let records = records();
+
+        let queue = super::super::queue(&records, 50);
+
+        for listed in queue.jobs {
+            let job = job(&records, &records.jobs[&listed.job_id]).queue.unwrap();
+            assert_eq!((job.position, job.reason), (listed.position, listed.reason));
+        }
+    }
 }

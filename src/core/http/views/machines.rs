@@ -36,7 +36,7 @@ pub(in crate::core::http) fn machine(machine: &Machine) -> MachineView {
 
 /// The queue.
 pub(in crate::core::http) fn queue(records: &Records, max_concurrent: u32) -> QueueView {
-    let jobs = records.queue.iter().enumerate().filter_map(|(index, queued)| {
+    let jobs = records.queue().iter().enumerate().filter_map(|(index, queued)| {
         let job = records.jobs.get(&queued.job)?;
         let project = records.runs.get(&job.run).and_then(|run| records.projects.get(&run.project));
         Some(QueuedJobView {
@@ -72,5 +72,55 @@ pub(super) fn queue_reason(records: &Records, reason: &QueueReason) -> String {
         }
         QueueReason::StaticMachine { arch: None } => "waiting for a registered machine".to_owned(),
         QueueReason::Nothing => "next".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use stagely_agent::protocol::Arch;
+
+    use super::*;
+    use crate::core::fixtures;
+    use crate::core::state::Project;
+    use crate::ids::{JobId, ProjectId};
+
+    fn reason(reason: &QueueReason) -> String {
+        let mut records = Records::default();
+        for (id, name) in [(1, "api"), (2, "web")] {
+            let job = fixtures::job(id, 1, name, "linux/amd64");
+            records.jobs.insert(job.id, job);
+        }
+        let project = Project::new(ProjectId::from_bits(1), "web".to_owned(), String::new());
+        records.projects.insert(project.id, project);
+        queue_reason(&records, reason)
+    }
+
+    #[test]
+    fn a_job_that_needs_others_names_them() {
+        let both = QueueReason::Jobs(vec![JobId::from_bits(1), JobId::from_bits(2)]);
+        assert_eq!(reason(&both), "waiting for api, web");
+        assert_eq!(reason(&QueueReason::Jobs(vec![JobId::from_bits(2)])), "waiting for web");
+    }
+
+    #[test]
+    fn a_limit_is_told_with_its_number_and_where_it_is_a_project_s_with_its_name() {
+        let builder = QueueReason::Builder { max_concurrent: 50 };
+        assert_eq!(reason(&builder), "waiting for 1 of 50 builders");
+        let project = ProjectId::from_bits(1);
+        let limit = QueueReason::ProjectLimit { project, max_concurrent: 5 };
+        assert_eq!(reason(&limit), "waiting for 1 of 5 builders, limit of project web");
+    }
+
+    #[test]
+    fn a_registered_machine_is_told_with_its_arch_where_no_other_will_do() {
+        let arm64 = QueueReason::StaticMachine { arch: Some(Arch::Arm64) };
+        assert_eq!(reason(&arm64), "waiting for a registered arm64 machine");
+        let any = QueueReason::StaticMachine { arch: None };
+        assert_eq!(reason(&any), "waiting for a registered machine");
+    }
+
+    #[test]
+    fn a_job_that_the_next_step_serves_is_next() {
+        assert_eq!(reason(&QueueReason::Nothing), "next");
     }
 }
