@@ -104,11 +104,13 @@ const fn why(reason: CancelReason) -> &'static str {
 fn approval(shown: &Shown<'_>) -> Option<String> {
     let commit = shown.commit().filter(|_| shown.awaits_approval())?;
     let number = short(&commit);
+    let label = code(shown.approval_label, WORDS_CHARS_MAX);
     Some(format!(
         "Commit `{commit}` comes from a fork, and nothing of it is built until somebody who may write to \
          this repository has looked at it and comments:\n\n\
          ```text\n/stagely approve {number}\n```\n\n\
-         This holds for that commit alone. It gets no secrets and writes no shared cache."
+         The label {label} does the same. Either holds for that commit alone, which gets no secrets and \
+         writes no shared cache."
     ))
 }
 

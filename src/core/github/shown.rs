@@ -17,6 +17,8 @@ pub(crate) struct Shown<'a> {
     pub(crate) run: &'a Run,
     /// Where people reach core.
     pub(crate) public_url: &'a Url,
+    /// The label that approves what waits, as the configuration has it.
+    pub(crate) approval_label: &'a str,
 }
 
 impl<'a> Shown<'a> {
@@ -25,10 +27,11 @@ impl<'a> Shown<'a> {
         records: &'a Records,
         environment: EnvironmentId,
         public_url: &'a Url,
+        approval_label: &'a str,
     ) -> Option<Self> {
         let environment = records.environments.get(&environment)?;
         let run = records.runs.get(&environment.newest_run?)?;
-        Some(Self { records, environment, run, public_url })
+        Some(Self { records, environment, run, public_url, approval_label })
     }
 
     /// The jobs, in the order of the plan.
