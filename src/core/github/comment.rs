@@ -324,9 +324,15 @@ fn footer(shown: &Shown<'_>) -> Option<String> {
     Some(format!("<sub>Run [`{id}`]({url}){commit}{}</sub>", took.unwrap_or_default()))
 }
 
-/// The text with its first letter in upper case.
+/// The text with its first letter in upper case, if it does not begin with the name of a file.
 fn capital(text: &str) -> String {
+    if text.split(' ').next().is_some_and(|word| word.contains('.')) {
+        return text.to_owned();
+    }
     let mut rest = text.chars();
     let first = rest.next().map(|first| first.to_uppercase().collect::<String>());
     first.unwrap_or_default() + rest.as_str()
 }
+
+#[cfg(test)]
+mod tests;
