@@ -81,10 +81,45 @@ fn token_of(authorization: &str) -> Option<SecretString> {
     Some(SecretString::from(pair.split_once(':')?.1))
 }
 
+/// The id in an address, as it stands there.
+struct Id(String);
+
+impl FromRequestParts<Api> for Id {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, Response> {
+        let id = Path::<String>::from_request_parts(parts, api).await;
+        id.map(|Path(id)| Self(id)).map_err(|_| not_found("page"))
+    }
+}
+
 /// Which attempt's log is wanted: the newest where it is not said.
 #[derive(Debug, Default, Deserialize)]
 struct Wanted {
     attempt: Option<u32>,
+}
+
+impl Wanted {
+    /// `Err`: the job has no such attempt.
+    fn attempt_of(&self, job: &JobView) -> Result<u32, Response> {
+        match self.attempt {
+            None => Ok(job.attempt),
+            Some(attempt) if (1..=job.attempt).contains(&attempt) => Ok(attempt),
+            Some(_) => Err(not_found("attempt")),
+        }
+    }
+}
+
+impl FromRequestParts<Api> for Wanted {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Api) -> Result<Self, Response> {
+        let wanted = Query::try_from_uri(&parts.uri).map(|Query(wanted)| wanted);
+        wanted.map_err(|_| {
+            let advice = "`attempt` is a number, like `?attempt=1`.";
+            refused(StatusCode::BAD_REQUEST, "This address is not right", advice)
+        })
+    }
 }
 
 #[derive(Template)]
@@ -139,7 +174,7 @@ struct StepRow {
     took: String,
 }
 
-async fn run(State(api): State<Api>, _: Visitor, Path(id): Path<String>) -> Response {
+async fn run(State(api): State<Api>, _: Visitor, Id(id): Id) -> Response {
     let run = {
         let records = api.records.read();
         let found = id.parse::<RunId>().ok().and_then(|id| records.runs.get(&id));
@@ -214,14 +249,12 @@ fn images(run: &RunView) -> Vec<String> {
     run.jobs.iter().filter(|job| !is_joined(job)).filter_map(named).collect()
 }
 
-async fn job(
-    State(api): State<Api>,
-    _: Visitor,
-    Path(id): Path<String>,
-    Query(wanted): Query<Wanted>,
-) -> Response {
+async fn job(State(api): State<Api>, _: Visitor, Id(id): Id, wanted: Wanted) -> Response {
     let Some(job) = find_job(&api, &id) else { return not_found("job") };
-    let attempt = wanted.attempt.unwrap_or(job.attempt);
+    let attempt = match wanted.attempt_of(&job) {
+        Ok(attempt) => attempt,
+        Err(refusal) => return refusal,
+    };
     let (first_line, lines) = match api.logs.tail(job.id, attempt, PAGE_LINES).await {
         Ok(tail) => tail,
         Err(error) => return broken(job.id, &error),
@@ -260,14 +293,12 @@ fn readable_lines(text: &str) -> String {
 }
 
 /// All of a log as plain text, in the pieces in which the reader takes it.
-async fn log(
-    State(api): State<Api>,
-    _: Visitor,
-    Path(id): Path<String>,
-    Query(wanted): Query<Wanted>,
-) -> Response {
+async fn log(State(api): State<Api>, _: Visitor, Id(id): Id, wanted: Wanted) -> Response {
     let Some(job) = find_job(&api, &id) else { return not_found("job") };
-    let attempt = wanted.attempt.unwrap_or(job.attempt);
+    let attempt = match wanted.attempt_of(&job) {
+        Ok(attempt) => attempt,
+        Err(refusal) => return refusal,
+    };
     let id = job.id;
     // An error breaks the transfer off: a log of which a part is missing must not look complete.
     let pieces = stream::try_unfold(0, move |from| {
