@@ -176,8 +176,10 @@ mod tests {
     }
 
     async fn append(store: &LogStore, job: JobId, attempt: u32, texts: &[String]) {
-        let line = |data: &String| LogLine { t: 0, stream: Stream::Stdout, data: data.into() };
-        let lines: Vec<_> = texts.iter().map(line).collect();
+        let lines: Vec<LogLine<'_>> = texts
+            .iter()
+            .map(|data| LogLine { t: 0, stream: Stream::Stdout, data: data.into() })
+            .collect();
         store.append(job, attempt, None, &lines).await.unwrap().stored().await.unwrap();
     }
 
