@@ -36,7 +36,7 @@ async fn a_run_and_its_jobs_have_pages_on_which_the_words_of_strangers_stay_word
     let core = Core::start("pages", "").await;
     // More lines than a page shows.
     let dockerfile = format!(
-        "FROM busybox\nRUN : {}; echo '{PRINTED}'; printf '\\033[31mred\\033[0m\\342\\200\\256\\n'; \
+        "FROM busybox\nRUN : {}; echo '{PRINTED}'; : \u{202e}; printf '\\033[31mred\\033[0m\\342\\200\\256\\n'; \
          seq 1 5000; echo '{PRINTED}'; exit 3\n",
         core.name
     );

@@ -21,9 +21,10 @@ use stagely_agent::protocol::{FailureReason, Step};
 use tracing::{error, warn};
 
 use super::{Api, views};
-use crate::api::{JobKindView, JobStatus, JobView, RunStatus, RunView};
+use crate::api::{JobKindView, JobStatus, JobView, LostAttempt, RunStatus, RunView};
 use crate::core::github::seconds;
 use crate::core::logs::{LogError, StoredLine, readable};
+use crate::core::state::Approval;
 use crate::ids::{JobId, RunId};
 
 /// Lines of a log that its page shows.
@@ -136,7 +137,11 @@ struct RunPage {
     goes_on: bool,
     status: &'static str,
     took: Option<String>,
+    reason: Option<String>,
+    error: Option<String>,
     jobs: Vec<JobRow>,
+    /// Each build with the reason.
+    skipped: Vec<(String, String)>,
     images: Vec<String>,
     warnings: Vec<String>,
     run: RunView,
@@ -160,9 +165,12 @@ struct JobPage {
     class: &'static str,
     platforms: String,
     took: String,
+    reason: Option<String>,
     error: Option<String>,
     warnings: Vec<String>,
     steps: Vec<StepRow>,
+    /// Each earlier attempt with what became of it.
+    lost: Vec<(u32, String)>,
     attempt: u32,
     first_line: u64,
     log: Vec<String>,
@@ -181,7 +189,7 @@ async fn run(State(api): State<Api>, _: Visitor, Id(id): Id) -> Response {
         found.map(|run| (views::run(&records, run), run.approval.clone()))
     };
     let Some((run, approval)) = run else { return not_found("run") };
-    let awaits = approval == crate::core::state::Approval::Awaited && !run.status.is_final();
+    let awaits = approval == Approval::Awaited && !run.status.is_final();
     let status = match run.status {
         _ if awaits => "waits for approval",
         RunStatus::Pending => "reading stagely.yaml",
@@ -191,7 +199,14 @@ async fn run(State(api): State<Api>, _: Visitor, Id(id): Id) -> Response {
         goes_on: !run.status.is_final(),
         status,
         took: run.ended_at.map(|ended| seconds(ended.since(run.created_at))),
+        reason: run.reason.as_ref().map(|reason| readable(&reason.to_string())),
+        error: run.error.as_deref().map(readable_lines),
         jobs: run.jobs.iter().map(row).collect(),
+        skipped: run
+            .skipped
+            .iter()
+            .map(|it| (readable(&it.build), readable(&it.reason.to_string())))
+            .collect(),
         images: images(&run),
         warnings: run.jobs.iter().flat_map(named_warnings).collect(),
         run,
@@ -265,14 +280,22 @@ async fn job(State(api): State<Api>, _: Visitor, Id(id): Id, wanted: Wanted) -> 
         class: job.status.as_str(),
         platforms: platforms(&job),
         took: took(&job),
+        reason: job.reason.as_ref().map(|reason| readable(&reason.to_string())),
         error: job.error.as_deref().map(readable_lines),
         warnings: job.warnings.iter().map(|warning| readable(warning)).collect(),
         steps: job.steps.iter().map(step_row).collect(),
+        lost: job.lost_attempts.iter().map(lost_attempt).collect(),
         attempt,
         first_line,
         log: lines.iter().map(|line| shown_line(&line.data)).collect(),
         job,
     })
+}
+
+fn lost_attempt(lost: &LostAttempt) -> (u32, String) {
+    let message =
+        if lost.message.is_empty() { String::new() } else { format!(": {}", lost.message) };
+    (lost.attempt, readable_lines(&format!("{}{message}", lost.reason)))
 }
 
 fn step_row(step: &Step) -> StepRow {
