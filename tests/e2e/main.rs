@@ -29,6 +29,7 @@ mod static_machines;
 
 mod agents;
 mod api;
+mod pages;
 mod retention;
 
 mod core;

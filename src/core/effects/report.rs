@@ -23,7 +23,7 @@ use crate::core::github::comment::{self, Excerpts};
 use crate::core::github::{GithubError, Shown, excerpt, statuses};
 use crate::core::logs::LogStore;
 use crate::core::orchestrator::now;
-use crate::core::records::SharedRecords;
+use crate::core::records::{Records, SharedRecords};
 use crate::core::state::{CommitStatus, Event, Job, JobState, Project, Report, Told};
 use crate::ids::{EnvironmentId, JobId};
 
@@ -37,6 +37,7 @@ impl Effects {
     /// Tells until it is told, or GitHub refuses.
     pub(super) async fn report(&self, environment: EnvironmentId) -> Event {
         let Some((project, number)) = self.place_of(environment) else {
+            self.reporting.remember(environment, None);
             let records = self.records.read();
             let report = records.environments.get(&environment).map(|it| it.report.clone());
             let report = report.unwrap_or_default();
@@ -53,6 +54,7 @@ impl Effects {
             records: self.records.clone(),
             logs: self.logs.clone(),
             public_url: self.config.core.url(),
+            approval_label: self.config.github.approval_label.clone(),
             reporting: self.reporting.clone(),
             interval: self.config.github.report_interval,
         };
@@ -79,6 +81,7 @@ struct Teller<P> {
     records: SharedRecords,
     logs: LogStore,
     public_url: Url,
+    approval_label: String,
     reporting: Reporting,
     interval: Duration,
 }
@@ -134,6 +137,10 @@ impl<P: Place> Teller<P> {
         })
     }
 
+    fn shown<'a>(&'a self, records: &'a Records) -> Option<Shown<'a>> {
+        Shown::find(records, self.environment, &self.public_url, &self.approval_label)
+    }
+
     fn wanted(&self) -> u64 {
         let records = self.records.read();
         records.environments.get(&self.environment).map_or(0, |it| it.report.wanted)
@@ -156,10 +163,10 @@ impl<P: Place> Teller<P> {
             };
             let written = self.write_comment(comment, &body).await;
             drop(turn);
+            self.reporting.wrote(self.environment, self.interval);
             match written {
                 Ok(()) => {
                     comment.digest = Some(digest);
-                    self.reporting.wrote(self.environment, self.interval);
                     return Ok(wanted);
                 }
                 Err(error) => {
@@ -199,7 +206,7 @@ impl<P: Place> Teller<P> {
         loop {
             let unread = {
                 let records = self.records.read();
-                let shown = Shown::find(&records, self.environment, &self.public_url)?;
+                let shown = self.shown(&records)?;
                 let failed = shown.failed_jobs().take(comment::FAILURES_MAX);
                 let unread =
                     failed.filter(|job| job.attempt > 0 && !excerpts.contains_key(&job.id));
@@ -237,13 +244,13 @@ impl<P: Place> Teller<P> {
             let Some((commit, context, status)) = next else { return Ok(wanted) };
             let written = self.place.set_status(&commit, &context, &status).await;
             drop(turn);
+            self.reporting.wrote(self.environment, self.interval);
             match written {
                 Ok(()) => {
                     if told.commit.as_ref() != Some(&commit) {
                         *told = Statuses { commit: Some(commit), ..Statuses::default() };
                     }
                     told.by_context.insert(context, status);
-                    self.reporting.wrote(self.environment, self.interval);
                     patience = self::patience();
                 }
                 Err(error) => self
@@ -257,7 +264,7 @@ impl<P: Place> Teller<P> {
     /// The first status that GitHub does not have as it is now.
     fn next_status(&self, told: &Statuses) -> (u64, Option<(CommitSha, String, CommitStatus)>) {
         let records = self.records.read();
-        let Some(shown) = Shown::find(&records, self.environment, &self.public_url) else {
+        let Some(shown) = self.shown(&records) else {
             return (0, None);
         };
         let wanted = shown.environment.report.wanted;
@@ -291,6 +298,7 @@ impl<P: Place> Teller<P> {
             }
             _ => patience.next().unwrap_or(WAIT_MAX),
         };
+        let wait = wait.max(self.interval);
         warn!(%environment, %error, "{what} was not written; trying again in {wait:?}");
         tokio::time::sleep(wait).await;
         Ok(())
@@ -335,3 +343,6 @@ fn patience() -> ExponentialBackoff {
     let waits = ExponentialBuilder::new().with_min_delay(WAIT_MIN).with_max_delay(WAIT_MAX);
     waits.without_max_times().with_jitter().build()
 }
+
+#[cfg(test)]
+mod tests;

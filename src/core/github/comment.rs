@@ -104,11 +104,13 @@ const fn why(reason: CancelReason) -> &'static str {
 fn approval(shown: &Shown<'_>) -> Option<String> {
     let commit = shown.commit().filter(|_| shown.awaits_approval())?;
     let number = short(&commit);
+    let label = code(shown.approval_label, WORDS_CHARS_MAX);
     Some(format!(
         "Commit `{commit}` comes from a fork, and nothing of it is built until somebody who may write to \
          this repository has looked at it and comments:\n\n\
          ```text\n/stagely approve {number}\n```\n\n\
-         This holds for that commit alone. It gets no secrets and writes no shared cache."
+         The label {label} does the same. Either holds for that commit alone, which gets no secrets and \
+         writes no shared cache."
     ))
 }
 
@@ -322,9 +324,15 @@ fn footer(shown: &Shown<'_>) -> Option<String> {
     Some(format!("<sub>Run [`{id}`]({url}){commit}{}</sub>", took.unwrap_or_default()))
 }
 
-/// The text with its first letter in upper case.
+/// The text with its first letter in upper case, if it does not begin with the name of a file.
 fn capital(text: &str) -> String {
+    if text.split(' ').next().is_some_and(|word| word.contains('.')) {
+        return text.to_owned();
+    }
     let mut rest = text.chars();
     let first = rest.next().map(|first| first.to_uppercase().collect::<String>());
     first.unwrap_or_default() + rest.as_str()
 }
+
+#[cfg(test)]
+mod tests;

@@ -17,6 +17,8 @@ pub(crate) struct Shown<'a> {
     pub(crate) run: &'a Run,
     /// Where people reach core.
     pub(crate) public_url: &'a Url,
+    /// The label that approves what waits, as the configuration has it.
+    pub(crate) approval_label: &'a str,
 }
 
 impl<'a> Shown<'a> {
@@ -25,10 +27,11 @@ impl<'a> Shown<'a> {
         records: &'a Records,
         environment: EnvironmentId,
         public_url: &'a Url,
+        approval_label: &'a str,
     ) -> Option<Self> {
         let environment = records.environments.get(&environment)?;
         let run = records.runs.get(&environment.report.run?)?;
-        Some(Self { records, environment, run, public_url })
+        Some(Self { records, environment, run, public_url, approval_label })
     }
 
     /// The jobs, in the order of the plan.
@@ -61,8 +64,20 @@ impl<'a> Shown<'a> {
         if let RunState::Failed { plan_error: Some(error) } = &self.run.state {
             return is_users(&error.reason);
         }
-        self.jobs()
-            .any(|job| matches!(&job.state, JobState::Failed { reason, .. } if is_users(reason)))
+        self.jobs().any(|job| self.is_users_job(job))
+    }
+
+    /// Whether a change to what is built would have helped the job, or the one that it was not started
+    /// for.
+    pub(crate) fn is_users_job(&self, job: &Job) -> bool {
+        let mut cause = Some(job);
+        // Dependencies have no circles, but records are read from a file.
+        for _ in 0..=self.jobs().count() {
+            let Some(Job { state: JobState::Failed { reason, .. }, .. }) = cause else { break };
+            let FailureReason::DependencyFailed { job } = reason else { return is_users(reason) };
+            cause = self.jobs().find(|it| it.name == *job);
+        }
+        false
     }
 
     /// The page of the run.

@@ -112,7 +112,7 @@ fn of_job(shown: &Shown<'_>, job: &Job) -> CommitStatus {
             let took = took.map(|took| format!(" in {took}")).unwrap_or_default();
             (StatusState::Success, format!("Completed{took}"))
         }
-        JobState::Failed { reason, .. } => (fault(is_users(reason)), reason.to_string()),
+        JobState::Failed { reason, .. } => (fault(shown.is_users_job(job)), reason.to_string()),
         JobState::Cancelled => (StatusState::Error, "Cancelled".to_owned()),
     };
     status(state, &description, shown.job_url(job.id))
@@ -125,4 +125,154 @@ const fn fault(is_users: bool) -> StatusState {
 fn status(state: StatusState, description: &str, target_url: String) -> CommitStatus {
     let description = cut(&one_line(description), DESCRIPTION_CHARS_MAX);
     CommitStatus { state, description, target_url }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::github::fixtures::{self, World, user_failure};
+    use crate::core::state::{Approval, PlanFailure};
+    use stagely_agent::protocol::FailureReason;
+
+    fn told(world: &World) -> BTreeMap<String, (StatusState, String)> {
+        let (commit, statuses) = of(&world.shown()).unwrap();
+        assert_eq!(commit, fixtures::commit());
+        let parts = |(context, it): (String, CommitStatus)| {
+            assert!(it.description.chars().count() <= DESCRIPTION_CHARS_MAX);
+            assert!(context.chars().count() <= CONTEXT_CHARS_MAX);
+            assert!(it.target_url.starts_with("https://core.example/"), "{}", it.target_url);
+            (context, (it.state, it.description))
+        };
+        statuses.into_iter().map(parts).collect()
+    }
+
+    fn whole_of(world: &World) -> (StatusState, String) {
+        told(world)[WHOLE].clone()
+    }
+
+    fn expected(state: StatusState, description: &str) -> (StatusState, String) {
+        (state, description.to_owned())
+    }
+
+    #[test]
+    fn each_state_of_a_run_has_its_light() {
+        let mut world = World::new();
+        let plan_error = |reason, message: &str| RunState::Failed {
+            plan_error: Some(PlanFailure { reason, message: message.to_owned() }),
+        };
+        let cancelled = |reason| RunState::Cancelled { reason };
+        let states = [
+            (RunState::Pending, StatusState::Pending, "Building"),
+            (RunState::Building, StatusState::Pending, "Building"),
+            (RunState::Completed, StatusState::Success, "All builds are skipped"),
+            (
+                plan_error(
+                    FailureReason::Manifest,
+                    "\nstagely.yaml:3:5: unknown field `biulds`\nmore",
+                ),
+                StatusState::Failure,
+                "stagely.yaml:3:5: unknown field `biulds`",
+            ),
+            (
+                plan_error(FailureReason::Internal, ""),
+                StatusState::Error,
+                "stagely.yaml cannot be read",
+            ),
+            (cancelled(CancelReason::Requested), StatusState::Error, "Cancelled"),
+            (
+                cancelled(CancelReason::EnvironmentClosed),
+                StatusState::Error,
+                "Cancelled: the pull request was closed",
+            ),
+            (
+                cancelled(CancelReason::Superseded),
+                StatusState::Error,
+                "Cancelled: a newer run takes its place",
+            ),
+        ];
+        for (state, light, words) in states {
+            world.end_run(state);
+            assert_eq!(whole_of(&world), expected(light, words));
+        }
+        world.run().state = RunState::Pending;
+        world.run().approval = Approval::Awaited;
+        let waits = "waits for approval of aaaaaaa";
+        assert_eq!(whole_of(&world), expected(StatusState::Pending, waits));
+    }
+
+    #[test]
+    fn each_state_of_a_job_has_its_light() {
+        let mut world = World::multi_platform();
+        world.completed(1, 63);
+        world.failed(2, user_failure("[2/3] RUN make", 2), "");
+        world.failed(3, FailureReason::DependencyFailed { job: "app_arm64".to_owned() }, "");
+        world.end_run(RunState::Failed { plan_error: None });
+        let statuses = told(&world);
+        let of = |context: &str| statuses[context].clone();
+        assert_eq!(of(WHOLE), expected(StatusState::Failure, "2 of 3 jobs failed, after 1m 30s"));
+        assert_eq!(
+            of("stagely/app (linux/amd64)"),
+            expected(StatusState::Success, "Completed in 1m 3s")
+        );
+        assert_eq!(
+            of("stagely/app (linux/arm64)"),
+            expected(StatusState::Failure, "step `[2/3] RUN make` failed with exit code 2")
+        );
+        assert_eq!(
+            of("stagely/app (merge)"),
+            expected(StatusState::Failure, "not started: app_arm64 did not complete")
+        );
+        assert_eq!(statuses.len(), 4);
+
+        world.job(1).kept_from = Some(fixtures::job_id(9));
+        world.job(2).state = JobState::Cancelled;
+        let statuses = told(&world);
+        let of = |context: &str| statuses[context].clone();
+        let kept = expected(StatusState::Success, "Kept from an earlier run");
+        assert_eq!(of("stagely/app (linux/amd64)"), kept);
+        assert_eq!(of("stagely/app (linux/arm64)"), expected(StatusState::Error, "Cancelled"));
+        assert_eq!(of("stagely/app (merge)").0, StatusState::Error);
+        world.failed(2, FailureReason::MachineLost, "");
+        let statuses = told(&world);
+        assert_eq!(statuses["stagely/app (linux/arm64)"].0, StatusState::Error);
+        assert_eq!(statuses["stagely/app (merge)"].0, StatusState::Error);
+        assert_eq!(statuses[WHOLE].0, StatusState::Error);
+    }
+
+    #[test]
+    fn long_words_and_names_fit_and_are_one_line() {
+        let mut world = World::multi_platform();
+        world.job(1).variant = "x".repeat(300);
+        world.failed(1, user_failure(&"RUN a\n\u{202e}b ".repeat(100), 1), "");
+        let statuses = told(&world);
+        let (_, words) = &statuses.values().find(|(_, words)| words.contains("RUN")).unwrap();
+        assert!(words.starts_with("step `RUN a b RUN a b") && words.ends_with('…'), "{words}");
+    }
+
+    #[test]
+    fn of_many_jobs_those_that_failed_and_those_told_before_have_a_status() {
+        let mut world = World::many(100);
+        assert_eq!(told(&world).len(), 1);
+        world.failed(50, user_failure("", 1), "");
+        let statuses = told(&world);
+        let contexts: Vec<&str> = statuses.keys().map(String::as_str).collect();
+        assert_eq!(contexts, ["stagely", "stagely/job50 (linux/amd64)"]);
+        let (commit, statuses) = of(&world.shown()).unwrap();
+        world.environment().report.commit = Some(commit);
+        world.environment().report.statuses = statuses;
+        world.completed(50, 1);
+        assert_eq!(told(&world)["stagely/job50 (linux/amd64)"].0, StatusState::Success);
+        for job in 1..=100 {
+            world.failed(job, user_failure("", 1), "");
+        }
+        // The 40 first, the one that was told before, and the whole.
+        assert_eq!(told(&world).len(), 42);
+    }
+
+    #[test]
+    fn a_run_that_github_does_not_know_has_no_statuses() {
+        let mut world = World::multi_platform();
+        world.run().github = None;
+        assert!(of(&world.shown()).is_none());
+    }
 }

@@ -21,9 +21,10 @@ use stagely_agent::protocol::{FailureReason, Step};
 use tracing::{error, warn};
 
 use super::{Api, views};
-use crate::api::{JobKindView, JobStatus, JobView, RunStatus, RunView};
+use crate::api::{JobKindView, JobStatus, JobView, LostAttempt, RunStatus, RunView};
 use crate::core::github::seconds;
 use crate::core::logs::{LogError, StoredLine, readable};
+use crate::core::state::Approval;
 use crate::ids::{JobId, RunId};
 
 /// Lines of a log that its page shows.
@@ -81,10 +82,45 @@ fn token_of(authorization: &str) -> Option<SecretString> {
     Some(SecretString::from(pair.split_once(':')?.1))
 }
 
+/// The id in an address, as it stands there.
+struct Id(String);
+
+impl FromRequestParts<Api> for Id {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, Response> {
+        let id = Path::<String>::from_request_parts(parts, api).await;
+        id.map(|Path(id)| Self(id)).map_err(|_| not_found("page"))
+    }
+}
+
 /// Which attempt's log is wanted: the newest where it is not said.
 #[derive(Debug, Default, Deserialize)]
 struct Wanted {
     attempt: Option<u32>,
+}
+
+impl Wanted {
+    /// `Err`: the job has no such attempt.
+    fn attempt_of(&self, job: &JobView) -> Result<u32, Response> {
+        match self.attempt {
+            None => Ok(job.attempt),
+            Some(attempt) if (1..=job.attempt).contains(&attempt) => Ok(attempt),
+            Some(_) => Err(not_found("attempt")),
+        }
+    }
+}
+
+impl FromRequestParts<Api> for Wanted {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Api) -> Result<Self, Response> {
+        let wanted = Query::try_from_uri(&parts.uri).map(|Query(wanted)| wanted);
+        wanted.map_err(|_| {
+            let advice = "`attempt` is a number, like `?attempt=1`.";
+            refused(StatusCode::BAD_REQUEST, "This address is not right", advice)
+        })
+    }
 }
 
 #[derive(Template)]
@@ -101,7 +137,11 @@ struct RunPage {
     goes_on: bool,
     status: &'static str,
     took: Option<String>,
+    reason: Option<String>,
+    error: Option<String>,
     jobs: Vec<JobRow>,
+    /// Each build with the reason.
+    skipped: Vec<(String, String)>,
     images: Vec<String>,
     warnings: Vec<String>,
     run: RunView,
@@ -125,9 +165,12 @@ struct JobPage {
     class: &'static str,
     platforms: String,
     took: String,
+    reason: Option<String>,
     error: Option<String>,
     warnings: Vec<String>,
     steps: Vec<StepRow>,
+    /// Each earlier attempt with what became of it.
+    lost: Vec<(u32, String)>,
     attempt: u32,
     first_line: u64,
     log: Vec<String>,
@@ -139,14 +182,14 @@ struct StepRow {
     took: String,
 }
 
-async fn run(State(api): State<Api>, _: Visitor, Path(id): Path<String>) -> Response {
+async fn run(State(api): State<Api>, _: Visitor, Id(id): Id) -> Response {
     let run = {
         let records = api.records.read();
         let found = id.parse::<RunId>().ok().and_then(|id| records.runs.get(&id));
         found.map(|run| (views::run(&records, run), run.approval.clone()))
     };
     let Some((run, approval)) = run else { return not_found("run") };
-    let awaits = approval == crate::core::state::Approval::Awaited && !run.status.is_final();
+    let awaits = approval == Approval::Awaited && !run.status.is_final();
     let status = match run.status {
         _ if awaits => "waits for approval",
         RunStatus::Pending => "reading stagely.yaml",
@@ -156,7 +199,14 @@ async fn run(State(api): State<Api>, _: Visitor, Path(id): Path<String>) -> Resp
         goes_on: !run.status.is_final(),
         status,
         took: run.ended_at.map(|ended| seconds(ended.since(run.created_at))),
+        reason: run.reason.as_ref().map(|reason| readable(&reason.to_string())),
+        error: run.error.as_deref().map(readable_lines),
         jobs: run.jobs.iter().map(row).collect(),
+        skipped: run
+            .skipped
+            .iter()
+            .map(|it| (readable(&it.build), readable(&it.reason.to_string())))
+            .collect(),
         images: images(&run),
         warnings: run.jobs.iter().flat_map(named_warnings).collect(),
         run,
@@ -214,14 +264,12 @@ fn images(run: &RunView) -> Vec<String> {
     run.jobs.iter().filter(|job| !is_joined(job)).filter_map(named).collect()
 }
 
-async fn job(
-    State(api): State<Api>,
-    _: Visitor,
-    Path(id): Path<String>,
-    Query(wanted): Query<Wanted>,
-) -> Response {
+async fn job(State(api): State<Api>, _: Visitor, Id(id): Id, wanted: Wanted) -> Response {
     let Some(job) = find_job(&api, &id) else { return not_found("job") };
-    let attempt = wanted.attempt.unwrap_or(job.attempt);
+    let attempt = match wanted.attempt_of(&job) {
+        Ok(attempt) => attempt,
+        Err(refusal) => return refusal,
+    };
     let (first_line, lines) = match api.logs.tail(job.id, attempt, PAGE_LINES).await {
         Ok(tail) => tail,
         Err(error) => return broken(job.id, &error),
@@ -232,14 +280,22 @@ async fn job(
         class: job.status.as_str(),
         platforms: platforms(&job),
         took: took(&job),
+        reason: job.reason.as_ref().map(|reason| readable(&reason.to_string())),
         error: job.error.as_deref().map(readable_lines),
         warnings: job.warnings.iter().map(|warning| readable(warning)).collect(),
         steps: job.steps.iter().map(step_row).collect(),
+        lost: job.lost_attempts.iter().map(lost_attempt).collect(),
         attempt,
         first_line,
         log: lines.iter().map(|line| shown_line(&line.data)).collect(),
         job,
     })
+}
+
+fn lost_attempt(lost: &LostAttempt) -> (u32, String) {
+    let message =
+        if lost.message.is_empty() { String::new() } else { format!(": {}", lost.message) };
+    (lost.attempt, readable_lines(&format!("{}{message}", lost.reason)))
 }
 
 fn step_row(step: &Step) -> StepRow {
@@ -260,14 +316,12 @@ fn readable_lines(text: &str) -> String {
 }
 
 /// All of a log as plain text, in the pieces in which the reader takes it.
-async fn log(
-    State(api): State<Api>,
-    _: Visitor,
-    Path(id): Path<String>,
-    Query(wanted): Query<Wanted>,
-) -> Response {
+async fn log(State(api): State<Api>, _: Visitor, Id(id): Id, wanted: Wanted) -> Response {
     let Some(job) = find_job(&api, &id) else { return not_found("job") };
-    let attempt = wanted.attempt.unwrap_or(job.attempt);
+    let attempt = match wanted.attempt_of(&job) {
+        Ok(attempt) => attempt,
+        Err(refusal) => return refusal,
+    };
     let id = job.id;
     // An error breaks the transfer off: a log of which a part is missing must not look complete.
     let pieces = stream::try_unfold(0, move |from| {

@@ -159,3 +159,79 @@ impl Tables {
         rows.map(|row| Ok(row?.0.value().1)).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use stagely_agent::protocol::{LogLine, Stream};
+
+    use crate::core::logs::{LogSettings, LogStore};
+    use crate::ids::JobId;
+
+    const JOB: JobId = JobId::from_bits(7);
+
+    fn open(folder: &std::path::Path) -> LogStore {
+        let settings =
+            LogSettings { job_bytes_max: 64 << 20, cache_bytes: 1 << 20, disk_free_min_bytes: 0 };
+        LogStore::open(&folder.join("logs.redb"), settings).unwrap()
+    }
+
+    async fn append(store: &LogStore, job: JobId, attempt: u32, texts: &[String]) {
+        let lines: Vec<LogLine<'_>> = texts
+            .iter()
+            .map(|data| LogLine { t: 0, stream: Stream::Stdout, data: data.into() })
+            .collect();
+        store.append(job, attempt, None, &lines).await.unwrap().stored().await.unwrap();
+    }
+
+    async fn tail(store: &LogStore, attempt: u32, lines_max: usize) -> (u64, Vec<String>) {
+        let (first, lines) = store.tail(JOB, attempt, lines_max).await.unwrap();
+        (first, lines.into_iter().map(|line| line.data).collect())
+    }
+
+    #[tokio::test]
+    async fn the_tail_is_the_end_of_the_log_whatever_the_batches_were() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(folder.path());
+        // Texts that do not shrink, so that they take several chunks.
+        let text = |n: u64| format!("{n} {:x}", n.wrapping_mul(0x9E37_79B9_7F4A_7C15)).repeat(8);
+        let all: Vec<String> = (0..3_000).map(text).collect();
+        for batch in all.chunks(170) {
+            append(&store, JOB, 2, batch).await;
+        }
+        for lines_max in [1, 2, 170, 171, 1_000, 2_999, 3_000, 3_001] {
+            let first = 3_000_usize.saturating_sub(lines_max);
+            assert_eq!(tail(&store, 2, lines_max).await, (first as u64, all[first..].to_vec()));
+        }
+        assert_eq!(tail(&store, 2, 0).await, (3_000, Vec::new()));
+    }
+
+    #[tokio::test]
+    async fn the_tail_is_of_one_attempt_of_one_job() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(folder.path());
+        let lines = |text: &str| vec![text.to_owned()];
+        append(&store, JobId::from_bits(6), 2, &lines("another's")).await;
+        append(&store, JOB, 1, &lines("first")).await;
+        append(&store, JOB, 3, &lines("third")).await;
+        append(&store, JobId::from_bits(8), 2, &lines("another's")).await;
+        assert_eq!(tail(&store, 1, 9).await, (0, lines("first")));
+        assert_eq!(tail(&store, 2, 9).await, (0, Vec::new()));
+        assert_eq!(tail(&store, 3, 9).await, (0, lines("third")));
+    }
+
+    #[tokio::test]
+    async fn of_long_lines_the_tail_has_fewer() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(folder.path());
+        for number in 0..64 {
+            append(&store, JOB, 1, &[format!("{number} {}", "x".repeat(60_000))]).await;
+        }
+        let (first, lines) = tail(&store, 1, 64).await;
+        let bytes: usize = lines.iter().map(String::len).sum();
+        assert!((super::READ_BYTES..2 * super::READ_BYTES).contains(&bytes), "{bytes} bytes");
+        assert_eq!(first + lines.len() as u64, 64);
+        assert!(
+            lines[0].starts_with(&format!("{first} ")) && lines.last().unwrap().starts_with("63 ")
+        );
+    }
+}

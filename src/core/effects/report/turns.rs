@@ -51,7 +51,8 @@ impl Reporting {
         }
     }
 
-    /// Notes that the environment was written just now.
+    /// Notes that the environment was written just now, or may have been: what fails has cost GitHub a
+    /// request, too, and may be there all the same.
     pub(super) fn wrote(&self, environment: EnvironmentId, interval: Duration) {
         let now = Instant::now();
         let written = &mut lock(&self.inner).written;

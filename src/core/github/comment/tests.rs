@@ -1,0 +1,331 @@
+//! What the comment says, word by word.
+
+use super::*;
+use crate::core::github::fixtures::{World, commit, job_id, user_failure};
+use crate::core::state::{Approval, PlanFailure, SkipReason, SkippedBuild};
+
+/// The comment without its marker and footer, which are the same in each.
+fn middle(world: &World, excerpts: &Excerpts) -> String {
+    let body = render(&world.shown(), excerpts);
+    assert_eq!(body, render(&world.shown(), excerpts), "it is not the same twice");
+    let rest = body.strip_prefix("<!-- stagely env_00000000000000000000000002 -->\n\n").unwrap();
+    let (middle, footer) = rest.rsplit_once("\n\n").unwrap();
+    let run = "run_00000000000000000000000003";
+    let begin =
+        format!("<sub>Run [`{run}`](https://core.example/runs/{run}) · commit `aaaaaaaaaaaa`");
+    assert!(footer.starts_with(&begin) && footer.ends_with("</sub>\n"), "{footer}");
+    middle.to_owned()
+}
+
+fn says(world: &World, words: &str) {
+    assert_eq!(middle(world, &Excerpts::new()), words);
+}
+
+/// The address of a job's page.
+fn log(number: u128) -> String {
+    format!("https://core.example/jobs/{}", job_id(number))
+}
+
+#[test]
+fn while_it_builds_each_job_says_how_far_it_is() {
+    let mut world = World::multi_platform();
+    world.running(1);
+    world.job(2).attempt = 0;
+    world.job(2).emulated = true;
+    let expected = format!(
+        "\
+### ⏳ Building…
+
+| Build | Platform | State | Cached | Digest | Log |
+|---|---|---|---|---|---|
+| `app` | linux/amd64 | ⏳ running |  |  | [Log]({}) |
+| `app` | linux/arm64 (emulated) | queued |  |  |  |
+| `app` (merged) | linux/amd64, linux/arm64 | queued |  |  |  |
+
+**⚠️ Warnings**
+
+- `app_arm64`: built under QEMU emulation, which is slow",
+        log(1)
+    );
+    says(&world, &expected);
+}
+
+#[test]
+fn what_completed_has_its_time_its_cached_share_and_its_digest() {
+    let mut world = World::multi_platform();
+    world.completed(1, 63);
+    world.completed(2, 5);
+    world.completed(3, 2);
+    world.job(3).attempt = 1;
+    world.job(3).steps.clear();
+    world.job(2).kept_from = Some(job_id(9));
+    world.end_run(RunState::Completed);
+    let expected = format!(
+        "\
+### ✅ Build completed
+
+| Build | Platform | State | Cached | Digest | Log |
+|---|---|---|---|---|---|
+| `app` | linux/amd64 | ✅ completed in 1m 3s | 1/2 | `sha256:cccccccccccc` | [Log]({}) |
+| `app` | linux/arm64 | ✅ kept from an earlier run | 1/2 | `sha256:bbbbbbbbbbbb` | [Log]({}) |
+| `app` (merged) | linux/amd64, linux/arm64 | ✅ completed in 2.0s |  | `sha256:cccccccccccc` | \
+[Log]({}) |
+
+<details><summary>Images</summary>
+
+```text
+r/app/pr-7:app@sha256:{}
+```
+
+</details>",
+        log(1),
+        log(2),
+        log(3),
+        "c".repeat(64)
+    );
+    says(&world, &expected);
+    let body = render(&world.shown(), &Excerpts::new());
+    assert!(body.ends_with(" · commit `aaaaaaaaaaaa` · 1m 30s</sub>\n"), "{body}");
+}
+
+#[test]
+fn a_failure_shows_the_step_and_its_last_lines() {
+    let mut world = World::multi_platform();
+    world.completed(1, 3);
+    world.failed(2, user_failure("[2/3] RUN make", 2), "the step's last lines");
+    let reason = FailureReason::DependencyFailed { job: "app_arm64".to_owned() };
+    world.failed(3, reason, "");
+    world.job(3).started_at = None;
+    world.end_run(RunState::Failed { plan_error: None });
+    let said = vec!["cc main.c".to_owned(), "make: *** [all] ```Error``` 2".to_owned()];
+    let expected = format!(
+        "\
+### ❌ Build failed [View Logs]({0})
+
+| Build | Platform | State | Cached | Digest | Log |
+|---|---|---|---|---|---|
+| `app` | linux/amd64 | ✅ completed in 3.0s | 1/2 | `sha256:cccccccccccc` | [Log]({1}) |
+| `app` | linux/arm64 | ❌ failed in 4.0s |  |  | [Log]({0}) |
+| `app` (merged) | linux/amd64, linux/arm64 | ❌ not started: `app_arm64` did not complete |  |  |  |
+
+**`app_arm64`**: step `[2/3] RUN make` failed with exit code 2 · [Log]({0})
+
+````text
+cc main.c
+make: *** [all] ```Error``` 2
+````",
+        log(2),
+        log(1)
+    );
+    assert_eq!(middle(&world, &Excerpts::from([(job_id(2), said)])), expected);
+    let silent = middle(&world, &Excerpts::new());
+    assert!(silent.ends_with("```text\nthe step's last lines\n```"), "{silent}");
+}
+
+#[test]
+fn several_failures_lead_to_the_page_of_all() {
+    let mut world = World::many(2);
+    world.failed(1, FailureReason::MachineLost, "its agent was silent");
+    world.failed(2, user_failure("", 1), "");
+    world.end_run(RunState::Failed { plan_error: None });
+    let said = middle(&world, &Excerpts::new());
+    let run = "https://core.example/runs/run_00000000000000000000000003";
+    assert!(said.starts_with(&format!("### ❌ Build failed [View Logs]({run})\n")), "{said}");
+    let lost = format!(
+        "**`job1`**: the machine was lost · [Log]({})\n\n```text\nits agent was silent\n```\n",
+        log(1)
+    );
+    assert!(said.contains(&lost), "{said}");
+    assert!(said.contains("**`job2`**: the build failed (exit code 1)"), "{said}");
+}
+
+#[test]
+fn an_error_of_the_plan_is_told_with_line_and_column() {
+    let mut world = World::new();
+    let message = "stagely.yaml:3:5: unknown field `biulds`\nstagely.yaml:9:1: no `context`";
+    let error = PlanFailure { reason: FailureReason::Manifest, message: message.to_owned() };
+    world.end_run(RunState::Failed { plan_error: Some(error) });
+    let expected = format!(
+        "\
+### ❌ Build failed [View Logs](https://core.example/runs/run_00000000000000000000000003)
+
+Stagely.yaml is missing or not valid:
+
+```text
+{message}
+```"
+    );
+    says(&world, &expected.replace("Stagely.yaml", "stagely.yaml"));
+}
+
+#[test]
+fn what_was_cancelled_says_why() {
+    let mut world = World::many(1);
+    world.job(1).state = JobState::Cancelled;
+    world.environment().report.note = Some("`/stagely cancel` by @ada: cancelled".to_owned());
+    world.end_run(RunState::Cancelled { reason: CancelReason::Requested });
+    let expected = format!(
+        "\
+### ⏹ Build cancelled
+
+| Build | Platform | State | Cached | Digest | Log |
+|---|---|---|---|---|---|
+| `job1` | linux/amd64 | ⏹ cancelled |  |  | [Log]({}) |
+
+> `/stagely cancel` by @\u{2060}ada&#58; cancelled",
+        log(1)
+    );
+    says(&world, &expected);
+    world.end_run(RunState::Cancelled { reason: CancelReason::EnvironmentClosed });
+    let said = middle(&world, &Excerpts::new());
+    assert!(said.starts_with("### ⏹ Build cancelled: the pull request was closed\n"), "{said}");
+}
+
+#[test]
+fn a_forks_commit_says_how_it_is_approved() {
+    let mut world = World::new();
+    world.run().state = RunState::Pending;
+    world.run().approval = Approval::Awaited;
+    let expected = format!(
+        "\
+### 🔒 Waits for approval
+
+Commit `{}` comes from a fork, and nothing of it is built until somebody who may write to this repository \
+has looked at it and comments:
+
+```text
+/stagely approve aaaaaaaaaaaa
+```
+
+The label `ok-to-build` does the same. Either holds for that commit alone, which gets no secrets and writes \
+no shared cache.",
+        commit()
+    );
+    says(&world, &expected);
+}
+
+#[test]
+fn skipped_builds_and_warnings_say_why() {
+    let mut world = World::many(2);
+    world.completed(1, 1);
+    world.completed(2, 1);
+    for job in 1..=2 {
+        world.job(job).warnings = vec!["`FROM` has no *tag*".to_owned()];
+    }
+    let reason = SkipReason::Branch { branch: Some("fix|me".to_owned()) };
+    world.run().skipped = vec![SkippedBuild { variant: "docs".to_owned(), reason }];
+    world.end_run(RunState::Completed);
+    let said = middle(&world, &Excerpts::new());
+    let row = "\n| `docs` | | skipped: its only&#95;branches does not name fix&#124;me | | | |\n";
+    assert!(said.contains(row), "{said}");
+    let warning = "\n- `job1, job2`: `FROM` has no &#42;tag&#42;";
+    assert!(said.ends_with(warning), "{said}");
+}
+
+/// What strangers may write into names and messages.
+const HOSTILE: &str = "a|b`c``<!-- stagely --> @everyone [x](http://evil) ](http://evil)\n\n# big \
+                       \u{202e}rtl\u{200b} www.evil.org <img src=x>";
+
+#[test]
+fn hostile_words_stay_words() {
+    let mut world = World::multi_platform();
+    for number in 1..=3 {
+        world.job(number).name = format!("{HOSTILE}{number}");
+        world.job(number).variant = HOSTILE.to_owned();
+        world.job(number).warnings = vec![HOSTILE.to_owned()];
+        world.job(number).attempt = 1;
+    }
+    world.failed(1, user_failure(HOSTILE, 1), HOSTILE);
+    world.failed(2, FailureReason::DependencyFailed { job: HOSTILE.to_owned() }, HOSTILE);
+    world.failed(3, FailureReason::Internal, &format!("{HOSTILE}\n```\n````\n<!-- x"));
+    let reason = SkipReason::NoImage { build: HOSTILE.to_owned() };
+    world.run().skipped = vec![SkippedBuild { variant: HOSTILE.to_owned(), reason }];
+    world.environment().report.note = Some(HOSTILE.to_owned());
+    world.end_run(RunState::Failed { plan_error: None });
+    let excerpts = Excerpts::from([(job_id(1), vec![HOSTILE.to_owned(), "`````".to_owned()])]);
+    let body = render(&world.shown(), &excerpts);
+    assert!(!body.contains(['\u{202e}', '\u{200b}']), "{body}");
+    let shown = without_code(&body);
+    for markup in ["<!-- s", "@everyone", "](http://evil", "www.evil", "<img", "\n# big"] {
+        assert_eq!(
+            shown.matches(markup).count(),
+            usize::from(markup == "<!-- s"),
+            "{markup}: {shown}"
+        );
+    }
+    let rows = body.lines().filter(|line| line.starts_with("| "));
+    let bars: Vec<usize> = rows.map(|row| row.matches('|').count()).collect();
+    assert_eq!(bars, [7; 5], "{body}");
+}
+
+/// What is left of Markdown without its blocks and spans of code.
+fn without_code(body: &str) -> String {
+    let (mut left, mut fence) = (String::new(), None);
+    for line in body.lines() {
+        match (&fence, line.strip_suffix("text").filter(|it| it.starts_with("```"))) {
+            (Some(end), _) if line == *end => fence = None,
+            (Some(_), _) => {}
+            (None, Some(begin)) => fence = Some(begin.to_owned()),
+            (None, None) => left.push_str(&(without_spans(line) + "\n")),
+        }
+    }
+    assert_eq!(fence, None, "a block does not end");
+    left
+}
+
+fn without_spans(line: &str) -> String {
+    let mut left = String::new();
+    let mut rest = line;
+    while let Some(begin) = rest.find('`') {
+        left.push_str(&rest[..begin]);
+        let run = rest[begin..].chars().take_while(|c| *c == '`').count();
+        rest = &rest[begin + run..];
+        let ticks = "`".repeat(run);
+        let is_end = |at: &usize| {
+            let (before, after) = (&rest[..*at], &rest[at + run..]);
+            !before.ends_with('`') && !after.starts_with('`')
+        };
+        let end = rest.match_indices(&ticks).map(|(at, _)| at).find(is_end);
+        rest = &rest[end.expect("a span ends") + run..];
+    }
+    left + rest
+}
+
+#[test]
+fn the_body_fits_however_much_there_is_to_say() {
+    let mut world = World::many(500);
+    let mut excerpts = Excerpts::new();
+    for number in 1..=500 {
+        let step = format!("[1/2] RUN {}", "ä|".repeat(500));
+        if number > 250 {
+            world.failed(number, user_failure(&step, 1), &"words\n".repeat(1_000));
+        } else {
+            world.completed(number, 1);
+        }
+        world.job(number).name = format!("job{number}-{}", "`|".repeat(200));
+        world.job(number).variant = format!("job{number}-{}", "ä`".repeat(200));
+        world.job(number).warnings = vec![format!("{number} {}", "<".repeat(400))];
+        excerpts.insert(job_id(number), vec!["😀`".repeat(2_000); 30]);
+    }
+    let reason = SkipReason::NoImage { build: "<".repeat(400) };
+    world.run().skipped = vec![SkippedBuild { variant: "&".repeat(400), reason }; 500];
+    world.environment().report.note = Some("&".repeat(10_000));
+    world.end_run(RunState::Failed { plan_error: None });
+    let body = render(&world.shown(), &excerpts);
+    assert!(body.encode_utf16().count() <= 65_536, "{}", body.len());
+    for part in ["### ❌", "more builds: [all", "more: [all", "Images", "Warnings", "\n> ", "<sub>"]
+    {
+        assert!(body.contains(part), "{part} is missing: {} bytes", body.len());
+    }
+    // What failed comes first where not all fits.
+    let first = body.lines().find(|line| line.starts_with("| ") && line.contains("job")).unwrap();
+    assert!(first.contains("❌"), "{first}");
+    without_code(&body);
+
+    let message = "stagely.yaml:1:1: <x>\n".repeat(10_000);
+    let error = PlanFailure { reason: FailureReason::Manifest, message };
+    world.end_run(RunState::Failed { plan_error: Some(error) });
+    let body = render(&world.shown(), &excerpts);
+    assert!(body.encode_utf16().count() <= 65_536, "{}", body.len());
+    assert!(body.contains("(the rest is on the run's page)") && body.contains("<sub>"));
+}

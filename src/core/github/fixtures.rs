@@ -1,0 +1,172 @@
+//! A pull request with a run of one commit, for the tests of what is told of it.
+
+use stagely_agent::protocol::{CommitSha, Digest, FailureReason, Platform, Step};
+use url::Url;
+
+use super::Shown;
+use crate::core::fixtures::job as build;
+use crate::core::records::Records;
+use crate::core::state::{
+    Environment, GithubRun, Job, JobKind, JobState, Project, Run, RunState, Timestamp,
+};
+use crate::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId};
+
+pub(crate) const ENVIRONMENT: EnvironmentId = EnvironmentId::from_bits(2);
+const PROJECT: ProjectId = ProjectId::from_bits(1);
+const RUN: u128 = 3;
+
+/// The records, and what else a comment is made of.
+pub(crate) struct World {
+    pub(crate) records: Records,
+    url: Url,
+}
+
+/// Forty times the letter a.
+pub(crate) fn commit() -> CommitSha {
+    "a".repeat(40).parse().unwrap()
+}
+
+pub(crate) const fn job_id(number: u128) -> JobId {
+    JobId::from_bits(number)
+}
+
+pub(crate) fn user_failure(step: &str, exit_code: i32) -> FailureReason {
+    FailureReason::User { step: step.to_owned(), exit_code }
+}
+
+fn digest(letter: &str) -> Digest {
+    format!("sha256:{}", letter.repeat(64)).parse().unwrap()
+}
+
+impl World {
+    /// A run without jobs, of the pull request 7.
+    pub(crate) fn new() -> Self {
+        let mut records = Records::default();
+        let project =
+            Project::new(PROJECT, "app".to_owned(), "https://git.example/o/app".to_owned());
+        let mut environment = Environment::new(ENVIRONMENT, PROJECT, "pr-7".to_owned());
+        environment.pull_request = Some(7);
+        records.projects.insert(PROJECT, project);
+        records.environments.insert(ENVIRONMENT, environment);
+        let mut world = Self::of(records);
+        world.start_run(RUN, commit());
+        world
+    }
+
+    /// These records, as one of the others left them.
+    pub(crate) fn of(records: Records) -> Self {
+        Self { records, url: "https://core.example/".parse().unwrap() }
+    }
+
+    /// Another environment, whose newest run goes on.
+    pub(crate) fn copy_environment(&mut self, number: u128) -> EnvironmentId {
+        let mut run = self.run().clone();
+        run.id = RunId::from_bits(number);
+        let mut copy = self.environment().clone();
+        copy.id = EnvironmentId::from_bits(number);
+        copy.newest_run = Some(run.id);
+        run.environment = copy.id;
+        let id = copy.id;
+        self.records.runs.insert(run.id, run);
+        self.records.environments.insert(id, copy);
+        id
+    }
+
+    /// A newer run takes the place of the one before.
+    pub(crate) fn start_run(&mut self, number: u128, commit: CommitSha) {
+        let id = RunId::from_bits(number);
+        let repository = "https://git.example/o/app".to_owned();
+        let mut run = Run::new(id, self.environment(), repository, Timestamp(0));
+        run.github = Some(GithubRun { default_branch: "main".to_owned(), is_private: false });
+        run.requested_ref = Some(commit.to_string());
+        run.commit = Some(commit);
+        run.state = RunState::Building;
+        self.records.runs.insert(id, run);
+        self.records.run_jobs.insert(id, Vec::new());
+        self.environment().newest_run = Some(id);
+    }
+
+    /// Two builds of one image, and the merge of both.
+    pub(crate) fn multi_platform() -> Self {
+        let mut world = Self::new();
+        for (number, arch) in [(1, "amd64"), (2, "arm64")] {
+            let mut job = build(number, RUN, "app", &format!("linux/{arch}"));
+            job.name = format!("app_{arch}");
+            world.add(job);
+        }
+        let mut merge = build(3, RUN, "app", "linux/amd64");
+        merge.name = "app_merge".to_owned();
+        merge.attempt = 0;
+        merge.tag = Some("r/app/pr-7:app".parse().unwrap());
+        let platforms = ["linux/amd64", "linux/arm64"];
+        let platforms: Vec<Platform> = platforms.iter().map(|it| it.parse().unwrap()).collect();
+        merge.kind = JobKind::Merge { platforms, image: "r/app/pr-7:app.3".parse().unwrap() };
+        world.add(merge);
+        world
+    }
+
+    /// As many builds, numbered from 1.
+    pub(crate) fn many(count: u128) -> Self {
+        let mut world = Self::new();
+        for number in 1..=count {
+            world.add(build(number, RUN, &format!("job{number}"), "linux/amd64"));
+        }
+        world
+    }
+
+    pub(crate) fn add(&mut self, job: Job) {
+        self.records.run_jobs.entry(job.run).or_default().push(job.id);
+        self.records.jobs.insert(job.id, job);
+    }
+
+    pub(crate) fn environment(&mut self) -> &mut Environment {
+        self.records.environments.get_mut(&ENVIRONMENT).unwrap()
+    }
+
+    /// The newest.
+    pub(crate) fn run(&mut self) -> &mut Run {
+        let newest = self.environment().newest_run.unwrap();
+        self.records.runs.get_mut(&newest).unwrap()
+    }
+
+    pub(crate) fn job(&mut self, number: u128) -> &mut Job {
+        self.records.jobs.get_mut(&job_id(number)).unwrap()
+    }
+
+    /// After a minute and a half.
+    pub(crate) fn end_run(&mut self, state: RunState) {
+        self.run().ended_at = state.is_final().then_some(Timestamp(90_000));
+        self.run().state = state;
+    }
+
+    pub(crate) fn running(&mut self, number: u128) {
+        let machine = MachineId::from_bits(number);
+        self.job(number).started_at = Some(Timestamp(0));
+        self.job(number).state =
+            JobState::Running { attempt: 1, machine, deadline: Timestamp(1_000_000) };
+    }
+
+    pub(crate) fn completed(&mut self, number: u128, seconds: u64) {
+        self.ended(number, seconds);
+        let digest = Some(digest(if number % 2 == 0 { "b" } else { "c" }));
+        self.job(number).state = JobState::Completed { digest };
+        let step = |name: &str, cached| Step { name: name.to_owned(), seconds: 1.0, cached };
+        self.job(number).steps = vec![step("[1/2] FROM busybox", true), step("[2/2] RUN x", false)];
+    }
+
+    pub(crate) fn failed(&mut self, number: u128, reason: FailureReason, message: &str) {
+        self.ended(number, 4);
+        let message = message.to_owned();
+        self.job(number).state = JobState::Failed { reason, message, exit_code: None };
+    }
+
+    fn ended(&mut self, number: u128, seconds: u64) {
+        let job = self.job(number);
+        job.started_at = Some(Timestamp(1_000));
+        job.ended_at = Some(Timestamp(1_000 + 1_000 * seconds));
+    }
+
+    pub(crate) fn shown(&self) -> Shown<'_> {
+        Shown::find(&self.records, ENVIRONMENT, &self.url, "ok-to-build").unwrap()
+    }
+}
