@@ -64,7 +64,7 @@ impl World {
         run.id = RunId::from_bits(number);
         let mut copy = self.environment().clone();
         copy.id = EnvironmentId::from_bits(number);
-        copy.newest_run = Some(run.id);
+        copy.report.run = Some(run.id);
         run.environment = copy.id;
         let id = copy.id;
         self.records.runs.insert(run.id, run);
@@ -83,7 +83,7 @@ impl World {
         run.state = RunState::Building;
         self.records.runs.insert(id, run);
         self.records.run_jobs.insert(id, Vec::new());
-        self.environment().newest_run = Some(id);
+        self.environment().report.run = Some(id);
     }
 
     /// Two builds of one image, and the merge of both.
@@ -125,7 +125,7 @@ impl World {
 
     /// The newest.
     pub(crate) fn run(&mut self) -> &mut Run {
-        let newest = self.environment().newest_run.unwrap();
+        let newest = self.environment().report.run.unwrap();
         self.records.runs.get_mut(&newest).unwrap()
     }
 
