@@ -52,7 +52,7 @@ pub(crate) fn marker(environment: EnvironmentId) -> String {
 pub(crate) fn render(shown: &Shown<'_>, excerpts: &Excerpts) -> String {
     let mut body = marker(shown.environment.id);
     let sections = [
-        headline(shown),
+        Some(headline(shown)),
         approval(shown),
         problems(shown),
         table(shown),
@@ -60,7 +60,7 @@ pub(crate) fn render(shown: &Shown<'_>, excerpts: &Excerpts) -> String {
         images(shown),
         warnings(shown),
         note(shown),
-        footer(shown),
+        Some(footer(shown)),
     ];
     for section in sections.into_iter().flatten() {
         // The limits of the sections are below this one together.
@@ -73,7 +73,7 @@ pub(crate) fn render(shown: &Shown<'_>, excerpts: &Excerpts) -> String {
     body
 }
 
-fn headline(shown: &Shown<'_>) -> Option<String> {
+fn headline(shown: &Shown<'_>) -> String {
     let text = match &shown.run.state {
         _ if shown.awaits_approval() => "🔒 Waits for approval".to_owned(),
         RunState::Pending | RunState::Building => "⏳ Building…".to_owned(),
@@ -81,7 +81,7 @@ fn headline(shown: &Shown<'_>) -> Option<String> {
         RunState::Failed { .. } => format!("❌ Build failed [View Logs]({})", logs_url(shown)),
         RunState::Cancelled { reason } => format!("⏹ Build cancelled{}", why(*reason)),
     };
-    Some(format!("### {text}"))
+    format!("### {text}")
 }
 
 /// Where whoever sees a failure wants to go: to the one log, or where all are.
@@ -284,7 +284,10 @@ fn warnings(shown: &Shown<'_>) -> Option<String> {
     let mut jobs_of: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
     let mut order = Vec::new();
     for job in shown.jobs() {
-        let emulated = job.emulated.then(|| "built under QEMU emulation, which is slow".to_owned());
+        // The agent says so, too, once the job has ended.
+        let is_said = job.warnings.iter().any(|warning| warning.contains("emulated"));
+        let is_unsaid = job.emulated && !is_said;
+        let emulated = is_unsaid.then(|| "built under QEMU emulation, which is slow".to_owned());
         for warning in job.warnings.iter().cloned().chain(emulated) {
             let jobs = jobs_of.entry(warning.clone()).or_default();
             if jobs.is_empty() {
@@ -316,12 +319,12 @@ fn note(shown: &Shown<'_>) -> Option<String> {
     Some(format!("> {}", inline(note, WORDS_CHARS_MAX)))
 }
 
-fn footer(shown: &Shown<'_>) -> Option<String> {
+fn footer(shown: &Shown<'_>) -> String {
     let run = shown.run;
     let commit = shown.commit().map(|it| format!(" · commit `{}`", short(&it))).unwrap_or_default();
     let took = run.ended_at.map(|ended| format!(" · {}", seconds(ended.since(run.created_at))));
     let (id, url) = (run.id, shown.run_url());
-    Some(format!("<sub>Run [`{id}`]({url}){commit}{}</sub>", took.unwrap_or_default()))
+    format!("<sub>Run [`{id}`]({url}){commit}{}</sub>", took.unwrap_or_default())
 }
 
 /// The text with its first letter in upper case, if it does not begin with the name of a file.

@@ -101,12 +101,11 @@ struct Wanted {
 }
 
 impl Wanted {
-    /// `Err`: the job has no such attempt.
-    fn attempt_of(&self, job: &JobView) -> Result<u32, Response> {
+    /// `None`: the job has no such attempt.
+    fn attempt_of(&self, job: &JobView) -> Option<u32> {
         match self.attempt {
-            None => Ok(job.attempt),
-            Some(attempt) if (1..=job.attempt).contains(&attempt) => Ok(attempt),
-            Some(_) => Err(not_found("attempt")),
+            None => Some(job.attempt),
+            Some(attempt) => (1..=job.attempt).contains(&attempt).then_some(attempt),
         }
     }
 }
@@ -202,11 +201,7 @@ async fn run(State(api): State<Api>, _: Visitor, Id(id): Id) -> Response {
         reason: run.reason.as_ref().map(|reason| readable(&reason.to_string())),
         error: run.error.as_deref().map(readable_lines),
         jobs: run.jobs.iter().map(row).collect(),
-        skipped: run
-            .skipped
-            .iter()
-            .map(|it| (readable(&it.build), readable(&it.reason.to_string())))
-            .collect(),
+        skipped: run.skipped.iter().map(|it| (readable(&it.build), readable(&it.reason))).collect(),
         images: images(&run),
         warnings: run.jobs.iter().flat_map(named_warnings).collect(),
         run,
@@ -266,10 +261,7 @@ fn images(run: &RunView) -> Vec<String> {
 
 async fn job(State(api): State<Api>, _: Visitor, Id(id): Id, wanted: Wanted) -> Response {
     let Some(job) = find_job(&api, &id) else { return not_found("job") };
-    let attempt = match wanted.attempt_of(&job) {
-        Ok(attempt) => attempt,
-        Err(refusal) => return refusal,
-    };
+    let Some(attempt) = wanted.attempt_of(&job) else { return not_found("attempt") };
     let (first_line, lines) = match api.logs.tail(job.id, attempt, PAGE_LINES).await {
         Ok(tail) => tail,
         Err(error) => return broken(job.id, &error),
@@ -318,10 +310,7 @@ fn readable_lines(text: &str) -> String {
 /// All of a log as plain text, in the pieces in which the reader takes it.
 async fn log(State(api): State<Api>, _: Visitor, Id(id): Id, wanted: Wanted) -> Response {
     let Some(job) = find_job(&api, &id) else { return not_found("job") };
-    let attempt = match wanted.attempt_of(&job) {
-        Ok(attempt) => attempt,
-        Err(refusal) => return refusal,
-    };
+    let Some(attempt) = wanted.attempt_of(&job) else { return not_found("attempt") };
     let id = job.id;
     // An error breaks the transfer off: a log of which a part is missing must not look complete.
     let pieces = stream::try_unfold(0, move |from| {

@@ -222,6 +222,18 @@ fn skipped_builds_and_warnings_say_why() {
     assert!(said.ends_with(warning), "{said}");
 }
 
+#[test]
+fn emulation_is_warned_of_once() {
+    let mut world = World::many(1);
+    world.completed(1, 1);
+    world.job(1).emulated = true;
+    world.job(1).warnings = vec!["arm64 is emulated on this amd64 machine".to_owned()];
+    world.end_run(RunState::Completed);
+    let said = middle(&world, &Excerpts::new());
+    let warnings = "**⚠️ Warnings**\n\n- `job1`: arm64 is emulated on this amd64 machine";
+    assert!(said.ends_with(warnings), "{said}");
+}
+
 /// What strangers may write into names and messages.
 const HOSTILE: &str = "a|b`c``<!-- stagely --> @everyone [x](http://evil) ](http://evil)\n\n# big \
                        \u{202e}rtl\u{200b} www.evil.org <img src=x>";
