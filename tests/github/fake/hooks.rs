@@ -32,11 +32,6 @@ impl GitHub {
         *self.hook.lock().unwrap() = Some(format!("{url}/api/v1/webhooks/github"));
     }
 
-    /// Delivers nothing any more, as if nobody had set a webhook up.
-    pub(crate) fn delivers_nothing(&self) {
-        *self.hook.lock().unwrap() = None;
-    }
-
     /// Delivers and remembers what came of it: the status, 502 where nobody is there.
     pub(crate) async fn delivers(&self, event: &str, payload: Value) -> Option<Delivery> {
         self.hook.lock().unwrap().as_ref()?;

@@ -130,6 +130,7 @@ pub(crate) struct Delivery {
 
 /// A request that came.
 #[derive(Clone, Debug)]
+#[expect(dead_code, reason = "some of it is only shown where a test fails")]
 pub(crate) struct Seen {
     /// `GET /repos/{owner}/{repo}`.
     pub(crate) operation: String,
@@ -141,6 +142,7 @@ pub(crate) struct Seen {
 
 /// A request to Git that was served.
 #[derive(Clone, Debug)]
+#[expect(dead_code, reason = "it is shown where a test fails")]
 pub(crate) struct Clone {
     pub(crate) repository: String,
     /// The token, if there was one.
