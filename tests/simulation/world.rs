@@ -209,14 +209,14 @@ impl World {
             let strays: Vec<_> = strays.map(|held| (*machine, *held)).collect();
             self.written_off.extend(strays);
         }
-        if let Event::RunRequested { run, .. } = event {
-            self.requested.push((run.id, run.original()));
-            self.expected.note_request(&self.core, run);
-        }
         let rng = &mut self.rng;
         let mut new_machine = || MachineId::from_bits(rng.id());
         let effects = self.core.step(event.clone(), self.now, &mut new_machine);
         self.trace(|world| format!("{} {event:?} -> {effects:?}", world.now.0));
+        if let Some(run) = before.started(&self.core) {
+            self.requested.push((run.id, run.original()));
+            self.expected.note_request(&self.core, run);
+        }
         invariants::check(self, event);
         before.check(self, event, &effects);
         self.turns.check(&self.core, &before, &effects);
@@ -627,6 +627,7 @@ fn store(disk: &mut Snapshot, core: &State, changes: &Changes) {
     copy(&mut disk.runs, &core.runs, &changes.runs);
     copy(&mut disk.jobs, &core.jobs, &changes.jobs);
     copy(&mut disk.machines, &core.machines, &changes.machines);
+    copy(&mut disk.deliveries, &core.deliveries, &changes.deliveries);
     copy(&mut disk.outbox, &core.outbox, &changes.outbox);
 }
 
