@@ -1,5 +1,7 @@
 //! What must hold after every step, whatever happened. Numbers are those of the design.
 
+mod github;
+
 use stagely::core::state::{
     Approval, Attempt, Changes, Effect, Environment, Event, Job, JobKind, JobState, Machine, MachineKind, MachineState,
     QueueReason, Run, RunState, Snapshot, State, Timestamp,
@@ -11,6 +13,8 @@ use stagely_agent::protocol::Digest;
 use crate::agents::digest;
 use crate::world::World;
 use crate::{fairness, transitions};
+
+pub(crate) use self::github::Memory;
 
 /// Checks the state after `event`.
 pub(crate) fn check(world: &World, event: &Event) {

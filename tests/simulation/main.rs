@@ -7,6 +7,7 @@
 mod agents;
 mod cloud;
 mod fairness;
+mod github;
 mod invariants;
 mod plans;
 mod registry;
