@@ -614,13 +614,16 @@ impl World {
                 self.add_static_machine(Some(arch));
             }
         }
+        let mut is_mended = false;
         for _ in 0..ROUNDS_MAX {
             let is_quiet = self.round();
             if is_quiet && invariants::is_over(self) {
                 if self.reconcile() {
                     continue;
                 }
-                if self.core.environments.values().any(|it| it.report.problem.is_some()) {
+                let has_problem =
+                    self.core.environments.values().any(|it| it.report.problem.is_some());
+                if has_problem && !mem::replace(&mut is_mended, true) {
                     // Whoever runs core has mended what GitHub refused.
                     self.restart();
                     continue;
