@@ -3,8 +3,8 @@
 mod github;
 
 use stagely::core::state::{
-    Approval, Attempt, Changes, Effect, Environment, Event, Job, JobKind, JobState, Machine, MachineKind, MachineState,
-    QueueReason, Run, RunState, Snapshot, State, Timestamp,
+    Approval, Attempt, Changes, Effect, Environment, Event, Job, JobKind, JobState, Machine,
+    MachineKind, MachineState, QueueReason, Run, RunState, Snapshot, State, Timestamp,
 };
 
 use stagely::ids::JobId;

@@ -15,8 +15,8 @@ use stagely::core::state::{
 use stagely::ids::{EnvironmentId, JobId, MachineId, RunId};
 use stagely_agent::protocol::Arch;
 
-use crate::agents::{self, Agent, Order};
 use self::github::Listing;
+use crate::agents::{self, Agent, Order};
 use crate::cloud::Cloud;
 use crate::fairness::Turns;
 use crate::github::Github;
@@ -271,8 +271,11 @@ impl World {
     /// The pull request's environment whose images are gone with this answer: nobody has opened it since.
     fn is_cleaned(&self, event: &Event) -> Option<EnvironmentId> {
         let Event::CleanedUp { environment, .. } = event else { return None };
-        let is_awaited =
-            self.core.outbox.values().any(|it| *it == Effect::CleanUp { environment: *environment });
+        let is_awaited = self
+            .core
+            .outbox
+            .values()
+            .any(|it| *it == Effect::CleanUp { environment: *environment });
         let record = self.core.environments.get(environment);
         let is_gone = record.is_some_and(|it| it.has_images && !it.deletion_outdated);
         (is_awaited && is_gone).then_some(*environment)
@@ -643,9 +646,8 @@ impl World {
         }
         self.sweep();
         let effects = mem::take(&mut self.in_flight);
-        let mut is_quiet = effects.is_empty()
-            && self.answers.is_empty()
-            && self.github.writes.is_empty();
+        let mut is_quiet =
+            effects.is_empty() && self.answers.is_empty() && self.github.writes.is_empty();
         for effect in effects {
             self.perform(&effect);
         }

@@ -105,7 +105,11 @@ impl Memory {
             if self.is_told(world, environment) {
                 let place = (environment.project, environment.pull_request);
                 let run = &world.core.runs[&environment.report.run.expect("it is told")];
-                assert_eq!(world.github.shown.get(&place), Some(&Said::of(run)), "GitHub says else");
+                assert_eq!(
+                    world.github.shown.get(&place),
+                    Some(&Said::of(run)),
+                    "GitHub says else"
+                );
             }
         }
     }

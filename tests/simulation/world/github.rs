@@ -140,8 +140,7 @@ impl World {
             pull_request.clone();
         let environment = self.environment(project, Some(number));
         let approval = if is_fork { Approval::Awaited } else { Approval::NotNeeded };
-        let run =
-            Run { from_fork: is_fork, approval, ..self.run(&environment, &head, trigger) };
+        let run = Run { from_fork: is_fork, approval, ..self.run(&environment, &head, trigger) };
         let is_first = !is_push && updated_at == created_at;
         let head = Head { commit: head, before, at: updated_at, is_first };
         Event::HeadMoved { run: Box::new(run), environment, head, source }
@@ -194,8 +193,7 @@ impl World {
                 let believed = listing.believed.get(&pull_request.number);
                 let believed = believed.and_then(|it| it.head.clone().filter(|_| !it.is_closed));
                 let is_known = believed.is_some();
-                let trigger =
-                    if is_known { Trigger::PrSynchronized } else { Trigger::PrOpened };
+                let trigger = if is_known { Trigger::PrSynchronized } else { Trigger::PrOpened };
                 let source = HeadSource::Listing { believed };
                 Some(self.moved(&pull_request, None, trigger, false, source))
             }
@@ -227,7 +225,8 @@ impl World {
     }
 
     fn compare(&self, listing: &Listing) -> Vec<Found> {
-        let of_project = self.github.pull_requests.iter().filter(|it| it.project == listing.project);
+        let of_project =
+            self.github.pull_requests.iter().filter(|it| it.project == listing.project);
         let open: Vec<&PullRequest> = of_project.filter(|it| it.is_open).collect();
         let is_moved = |listed: &&&PullRequest| {
             let known = listing.believed.get(&listed.number).filter(|it| !it.is_closed);
