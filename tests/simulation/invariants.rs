@@ -1,8 +1,10 @@
 //! What must hold after every step, whatever happened. Numbers are those of the design.
 
+mod github;
+
 use stagely::core::state::{
-    Attempt, Changes, Effect, Event, Job, JobKind, JobState, Machine, MachineKind, MachineState,
-    QueueReason, Run, RunState, Snapshot, State, Timestamp,
+    Approval, Attempt, Changes, Effect, Environment, Event, Job, JobKind, JobState, Machine,
+    MachineKind, MachineState, QueueReason, Run, RunState, Snapshot, State, Timestamp,
 };
 
 use stagely::ids::JobId;
@@ -11,6 +13,8 @@ use stagely_agent::protocol::Digest;
 use crate::agents::digest;
 use crate::world::World;
 use crate::{fairness, transitions};
+
+pub(crate) use self::github::Memory;
 
 /// Checks the state after `event`.
 pub(crate) fn check(world: &World, event: &Event) {
@@ -288,8 +292,9 @@ fn check_outbox(core: &State) {
 /// So many are planned at once and no more, and nobody waits for room that is there.
 fn check_planning(core: &State) {
     let pending = core.runs.values().filter(|run| run.state == RunState::Pending);
+    let may_begin = |run: &&Run| run.approval != Approval::Awaited && run.plan_after.is_none();
     let (planned, waiting): (Vec<_>, Vec<_>) =
-        pending.partition(|run| run.planning_since.is_some());
+        pending.filter(may_begin).partition(|run| run.planning_since.is_some());
     let max = core.limits.planned_at_once;
     assert!(planned.len() <= max, "{planned:?} are planned, and {max} allowed");
     assert!(waiting.is_empty() || planned.len() == max, "{waiting:?} wait for nothing");
@@ -321,15 +326,19 @@ pub(crate) fn check_disk(disk: &Snapshot, core: &State) {
     assert_eq!(disk.runs, *core.runs);
     assert_eq!(disk.jobs, *core.jobs);
     assert_eq!(disk.machines, *core.machines);
+    assert_eq!(disk.deliveries, *core.deliveries);
     assert_eq!(disk.outbox, *core.outbox);
 }
 
 /// Whether every run has ended and nothing costs money any more.
 pub(crate) fn is_over(world: &World) -> bool {
     let core = &world.core;
-    core.runs.values().all(|run| run.state.is_final())
+    // What nobody agrees to waits for ever.
+    let may_rest = |run: &Run| run.state.is_final() || run.approval == Approval::Awaited;
+    let is_clean = |it: &Environment| !it.closed || it.cache_refs.is_empty() && !it.has_images;
+    core.runs.values().all(may_rest)
         && core.outbox.is_empty()
-        && core.environments.values().all(|it| !it.closed || it.cache_refs.is_empty())
+        && core.environments.values().all(is_clean)
         && core.live_machines().all(|machine| machine.kind == MachineKind::Static)
         && core.live_machines().all(|machine| machine.exporting.is_none())
         && world.cloud.alive.is_empty()

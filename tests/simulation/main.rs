@@ -7,6 +7,7 @@
 mod agents;
 mod cloud;
 mod fairness;
+mod github;
 mod invariants;
 mod plans;
 mod registry;
@@ -20,7 +21,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
-use stagely::core::state::{JobState, RunState, Snapshot};
+use stagely::core::state::{Approval, CancelReason, JobState, Run, RunState, Snapshot};
 use world::play;
 
 const SCHEDULES: u64 = 2_000;
@@ -79,7 +80,19 @@ fn the_schedules_reach_every_kind_of_end() {
         "run Completed",
         "run Failed",
         "run unplanned",
-        "run Cancelled",
+        "run Cancelled: Requested",
+        "run Cancelled: EnvironmentClosed",
+        "run Cancelled: Superseded",
+        "run Pending, approval Awaited",
+        "run Completed, approval Given",
+        "fork cancelled before anybody agreed",
+        "environment closed by GitHub",
+        "environment opened again",
+        "project removed",
+        "command `/stagely approve`: approved",
+        "command `/stagely cancel`: cancelled",
+        "command `/stagely rebuild`: started",
+        "command refused",
         "job Completed at attempt 1",
         "job Completed at attempt 2",
         "job Completed at attempt 3",
@@ -105,6 +118,7 @@ fn the_schedules_reach_every_kind_of_end() {
 fn ends(disk: &Snapshot) -> Vec<String> {
     let runs = disk.runs.values().map(|run| match &run.state {
         RunState::Failed { plan_error: Some(_) } => "run unplanned".to_owned(),
+        RunState::Cancelled { reason } => format!("run Cancelled: {reason:?}"),
         end => format!("run {}", name(end)),
     });
     let jobs = disk.jobs.values().map(|job| match &job.state {
@@ -117,8 +131,42 @@ fn ends(disk: &Snapshot) -> Vec<String> {
     let taken_over = disk.jobs.values().filter(|job| job.took_over.is_some());
     let taken_over = taken_over.map(|_| "job taken over".to_owned());
     let lost = disk.jobs.values().flat_map(|job| &job.lost_attempts);
-    let jobs = jobs.chain(kept).chain(taken_over);
+    let jobs = jobs.chain(kept).chain(taken_over).chain(github_ends(disk));
     runs.chain(jobs).chain(lost.map(|lost| format!("lost to {}", name(&lost.reason)))).collect()
+}
+
+/// What became of pull requests, forks and commands.
+fn github_ends(disk: &Snapshot) -> Vec<String> {
+    let forks = disk.runs.values().filter(|run| run.approval != Approval::NotNeeded);
+    let forks = forks.map(|run| match run.state {
+        RunState::Cancelled { .. } if run.approval == Approval::Awaited => {
+            "fork cancelled before anybody agreed".to_owned()
+        }
+        _ => format!("run {}, approval {}", name(&run.state), name(&run.approval)),
+    });
+    let environments = disk.environments.values();
+    let closed = environments.clone().filter(|it| it.closed_by_github);
+    let closed = closed.map(|_| "environment closed by GitHub".to_owned());
+    let is_closed =
+        |run: &Run| run.state == RunState::Cancelled { reason: CancelReason::EnvironmentClosed };
+    let was_closed = |id| disk.runs.values().any(|run| run.environment == id && is_closed(run));
+    let opened = environments.clone().filter(|it| !it.closed && was_closed(it.id));
+    let opened = opened.map(|_| "environment opened again".to_owned());
+    let removed = disk.projects.values().filter(|it| it.github.is_none());
+    let removed = removed.filter(|it| github::LINKED.contains(&it.id.bits()));
+    let removed = removed.map(|_| "project removed".to_owned());
+    let notes = environments.filter_map(|it| it.report.note.as_deref()).map(|note| {
+        let command = note.split(" by ").next().unwrap_or_default();
+        let is = |text: &str| note.contains(text);
+        match note {
+            _ if is("not followed") => "command refused".to_owned(),
+            _ if is("was started") => "command `/stagely rebuild`: started".to_owned(),
+            _ if is("approved") => "command `/stagely approve`: approved".to_owned(),
+            _ if is("cancelled") => "command `/stagely cancel`: cancelled".to_owned(),
+            _ => format!("command {command}"),
+        }
+    });
+    forks.chain(closed).chain(opened).chain(removed).chain(notes).collect()
 }
 
 /// The name of the variant.

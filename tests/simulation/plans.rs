@@ -19,10 +19,17 @@ const PROJECTS: u64 = 3;
 
 /// A run of one of a few projects, each of which has one environment.
 pub(crate) fn request(rng: &mut Rng, core: &State, now: Timestamp) -> Event {
-    let number = u128::from(1 + rng.below(PROJECTS));
-    let project = ProjectId::from_bits(number);
-    let environment = EnvironmentId::from_bits(number);
-    let environment = Environment::new(environment, project, String::new());
+    let environments: Vec<EnvironmentId> = core.environments.keys().copied().collect();
+    let known = if rng.chance(30) { rng.pick(&environments) } else { None };
+    let environment = known.map_or_else(
+        || {
+            let number = u128::from(1 + rng.below(PROJECTS));
+            let (id, project) = (EnvironmentId::from_bits(number), ProjectId::from_bits(number));
+            Environment::new(id, project, String::new())
+        },
+        |known| core.environments[&known].clone(),
+    );
+    let project = environment.project;
     let mut run = Run::new(RunId::from_bits(rng.id()), &environment, String::new(), now);
     let earlier = core.runs.values().filter(|earlier| earlier.environment == environment.id);
     let earlier: Vec<&Run> = earlier.collect();
@@ -33,6 +40,12 @@ pub(crate) fn request(rng: &mut Rng, core: &State, now: Timestamp) -> Event {
             let earlier = rng.pick(&earlier);
             run.rebuilds = earlier.map(Run::original);
             run.keeps = earlier.map(|earlier| earlier.id);
+            if let Some(earlier) = earlier {
+                run.requested_ref = earlier.requested_ref.clone();
+                run.from_fork = earlier.from_fork;
+                run.github = earlier.github.clone();
+                run.approval = earlier.approval.clone();
+            }
         }
         _ => {}
     }
@@ -47,7 +60,8 @@ pub(crate) fn request(rng: &mut Rng, core: &State, now: Timestamp) -> Event {
 /// None where every build is skipped.
 pub(crate) fn plan(rng: &mut Rng, run: &Run) -> PlannedRun {
     let commit = if rng.chance(90) { "c" } else { "d" };
-    let mut planner = Planner { run, plan: PlannedRun::new(sha(commit), Vec::new()) };
+    let commit = run.requested_commit().unwrap_or_else(|| sha(commit));
+    let mut planner = Planner { run, plan: PlannedRun::new(commit, Vec::new()) };
     for number in 0..rng.below(4) {
         planner.plan_build(rng, number);
     }

@@ -37,6 +37,17 @@ impl Registry {
         self.tags.insert(image.tag.clone(), (image.run, image.digest.clone()));
     }
 
+    /// Deletes what the environment's references name.
+    pub(crate) fn delete_images(&mut self, environment: EnvironmentId) {
+        let path = format!("registry/{environment}/");
+        let (gone, kept) = std::mem::take(&mut self.tags)
+            .into_iter()
+            .partition(|(tag, _)| tag.to_string().starts_with(&path));
+        self.tags = kept;
+        let gone: BTreeMap<ImageRef, (RunId, Digest)> = gone;
+        self.refused.extend(gone.into_iter().map(|(tag, (_, digest))| (tag, digest)));
+    }
+
     fn check(&self, image: &GoodImage) {
         let is_refused = self.refused.contains(&(image.tag.clone(), image.digest.clone()));
         let named = self.tags.get(&image.tag).map(|(_, digest)| digest);
@@ -62,6 +73,11 @@ impl Expected {
         if run.trigger != Trigger::WarmUp && !is_older {
             self.newest.insert(run.environment, run.id);
         }
+    }
+
+    /// Its images are gone.
+    pub(crate) fn forget(&mut self, cleaned: EnvironmentId) {
+        self.images.retain(|(environment, _), _| *environment != cleaned);
     }
 
     /// Takes note of the jobs that a step has completed, and compares.

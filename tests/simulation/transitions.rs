@@ -1,6 +1,7 @@
 //! What one step may do to work that was going on before it, and what it must do.
 
 mod builders;
+mod cancelled;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -12,6 +13,8 @@ use stagely::core::state::{
 use stagely::ids::{EnvironmentId, JobId, MachineId, RunId};
 
 use self::builders::Export;
+use self::cancelled::is_check;
+pub(crate) use self::cancelled::is_of_github;
 use crate::world::World;
 
 /// What there was before the step.
@@ -29,6 +32,10 @@ pub(crate) struct Before {
     exports: Vec<Export>,
     /// Runs of each environment that had not ended.
     environments: BTreeMap<EnvironmentId, Vec<RunId>>,
+    /// All runs that there were.
+    runs: BTreeSet<RunId>,
+    /// What was to be found out of commands.
+    checks: Vec<Effect>,
 }
 
 /// An attempt that a machine had.
@@ -93,6 +100,8 @@ impl Before {
             pending: pending.filter_map(|run| Some((run.id, run.planning_since?))).collect(),
             exports: exports.collect(),
             environments,
+            runs: core.runs.keys().copied().collect(),
+            checks: core.outbox.values().filter(is_check).cloned().collect(),
         }
     }
 
@@ -103,7 +112,7 @@ impl Before {
 
     /// Checks what `event` made of it.
     pub(crate) fn check(&self, world: &World, event: &Event, effects: &[Effect]) {
-        let cancelled = self.cancelled(event);
+        let cancelled = self.cancelled(&world.core, event);
         for work in &self.work {
             work.check(world, event, effects, &cancelled);
         }
@@ -136,17 +145,6 @@ impl Before {
                 self.check_report(world, *machine, attempt, report);
             }
             _ => {}
-        }
-    }
-
-    /// The open runs that `event` cancels.
-    fn cancelled(&self, event: &Event) -> Vec<RunId> {
-        match event {
-            Event::CancelRequested { run, .. } if self.open_runs.contains(run) => vec![*run],
-            Event::EnvironmentClosed { environment } => {
-                self.environments.get(environment).cloned().unwrap_or_default()
-            }
-            _ => Vec::new(),
         }
     }
 

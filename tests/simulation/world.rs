@@ -2,22 +2,25 @@
 //! them, in an order that the seed decides.
 
 mod effects;
+mod github;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::mem;
 use std::time::Duration;
 
 use stagely::core::state::{
     Attempt, CancelReason, Changes, Effect, Event, Limits, Machine, MachineKind, MachineState,
-    Priorities, Snapshot, State, Table, Timestamp,
+    Priorities, Run, RunState, Snapshot, State, Table, Timestamp,
 };
 use stagely::ids::{EnvironmentId, JobId, MachineId, RunId};
 use stagely_agent::protocol::Arch;
 
+use self::github::Listing;
 use crate::agents::{self, Agent, Order};
 use crate::cloud::Cloud;
 use crate::fairness::Turns;
-use crate::invariants;
+use crate::github::Github;
+use crate::invariants::{self, Memory};
 use crate::plans;
 use crate::registry::{self, Expected, Registry};
 use crate::rng::Rng;
@@ -49,6 +52,10 @@ pub(crate) struct World {
     requested: Vec<(RunId, RunId)>,
     /// Machines that core had written off when it heard of them again.
     pub(crate) swept: BTreeSet<MachineId>,
+    pub(crate) github: Github,
+    /// Comparisons with GitHub that go on. A crash forgets them.
+    listings: VecDeque<Listing>,
+    memory: Memory,
     turns: Turns,
     strays: Strays,
     /// Which machine was given an attempt.
@@ -126,6 +133,9 @@ impl World {
             written_off: BTreeSet::new(),
             requested: Vec::new(),
             swept: BTreeSet::new(),
+            github: Github::default(),
+            listings: VecDeque::new(),
+            memory: Memory::default(),
             turns: Turns::default(),
             strays: Strays::default(),
             given: BTreeMap::new(),
@@ -146,11 +156,14 @@ impl World {
         };
         world.trace(|world| format!("{:?}", world.core.limits));
         world.restart();
+        world.link_projects();
         world
     }
 
     fn act(&mut self) {
-        match self.rng.below(100) {
+        match self.rng.below(130) {
+            100..125 => self.github_acts(),
+            125..130 => self.write(),
             0..20 => self.perform_any(),
             20..23 => self.answer(),
             23..60 => self.let_an_agent_act(),
@@ -202,6 +215,10 @@ impl World {
     }
 
     fn step(&mut self, event: &Event) {
+        let mut memory = mem::take(&mut self.memory);
+        memory.note(self, event);
+        let repeated = self.repeated(event);
+        let is_cleaned = self.is_cleaned(event);
         let before = Before::of(&self.core, event);
         let were_completed = registry::completed(&self.core);
         if let Event::AgentConnected { machine, holds, .. } = event {
@@ -209,20 +226,59 @@ impl World {
             let strays: Vec<_> = strays.map(|held| (*machine, *held)).collect();
             self.written_off.extend(strays);
         }
-        if let Event::RunRequested { run, .. } = event {
-            self.requested.push((run.id, run.original()));
-            self.expected.note_request(&self.core, run);
-        }
         let rng = &mut self.rng;
         let mut new_machine = || MachineId::from_bits(rng.id());
         let effects = self.core.step(event.clone(), self.now, &mut new_machine);
         self.trace(|world| format!("{} {event:?} -> {effects:?}", world.now.0));
+        if let Some(run) = before.started(&self.core) {
+            self.requested.push((run.id, run.original()));
+            self.expected.note_request(&self.core, run);
+        }
+        if let Some(environment) = is_cleaned {
+            self.expected.forget(environment);
+        }
+        if let Some(records) = repeated {
+            assert!(effects.is_empty() && self.records() == records, "{event:?} is taken twice");
+        }
         invariants::check(self, event);
+        memory.check(self);
+        self.memory = memory;
         before.check(self, event, &effects);
         self.turns.check(&self.core, &before, &effects);
         self.strays.check(&self.core, event);
         self.expected.check(&self.core, &were_completed);
         self.uncommitted.extend(effects);
+    }
+
+    /// The records, where the event is a delivery that came before.
+    fn repeated(&self, event: &Event) -> Option<Snapshot> {
+        let Event::Delivered { delivery, .. } = event else { return None };
+        self.core.deliveries.contains_key(delivery).then(|| self.records())
+    }
+
+    fn records(&self) -> Snapshot {
+        Snapshot {
+            projects: self.core.projects.clone(),
+            environments: self.core.environments.clone(),
+            runs: self.core.runs.clone(),
+            jobs: self.core.jobs.clone(),
+            machines: self.core.machines.clone(),
+            deliveries: self.core.deliveries.clone(),
+            outbox: self.core.outbox.clone(),
+        }
+    }
+
+    /// The pull request's environment whose images are gone with this answer: nobody has opened it since.
+    fn is_cleaned(&self, event: &Event) -> Option<EnvironmentId> {
+        let Event::CleanedUp { environment, .. } = event else { return None };
+        let is_awaited = self
+            .core
+            .outbox
+            .values()
+            .any(|it| *it == Effect::CleanUp { environment: *environment });
+        let record = self.core.environments.get(environment);
+        let is_gone = record.is_some_and(|it| it.has_images && !it.deletion_outdated);
+        (is_awaited && is_gone).then_some(*environment)
     }
 
     /// Reports come twice when their thanks are lost; that outcomes do so, too, must do no harm.
@@ -232,6 +288,7 @@ impl World {
             | Event::JobReported { .. }
             | Event::MachineLaunched { .. }
             | Event::LaunchRefused { .. }
+            | Event::RunApproved { .. }
             | Event::RunPlanned { .. } => true,
             // Said of a machine that is yet to be launched, it would not be true later.
             Event::MachineGone { machine } => {
@@ -256,7 +313,7 @@ impl World {
         }
     }
 
-    /// At most one effect moves a reference, or deletes the caches of an environment.
+    /// At most one effect moves a reference, cleans up an environment, or tells of it.
     fn check_tags_in_flight(&self) {
         let answered = self.answers.iter().filter_map(|answer| match answer {
             Event::ImageTagged { environment, variant, .. } => {
@@ -265,11 +322,16 @@ impl World {
             Event::CleanedUp { environment, .. } => {
                 Some(Effect::CleanUp { environment: *environment })
             }
+            Event::Reported { environment, .. } => {
+                Some(Effect::Report { environment: *environment })
+            }
             _ => None,
         });
+        let writes = self.github.writes.iter();
+        let written = writes.map(|it| Effect::Report { environment: it.environment });
         let running = self.in_flight.iter().filter(|it| it.environment().is_some()).cloned();
         let mut effects: Vec<String> =
-            running.chain(answered).map(|effect| format!("{effect:?}")).collect();
+            running.chain(answered).chain(written).map(|effect| format!("{effect:?}")).collect();
         effects.sort();
         let count = effects.len();
         effects.dedup();
@@ -292,6 +354,7 @@ impl World {
         self.uncommitted.clear();
         self.thanks.clear();
         self.answers.clear();
+        self.forget_github();
         self.expected = self.expected_on_disk.clone();
         self.broken.clear();
         self.newest.clear();
@@ -554,9 +617,21 @@ impl World {
                 self.add_static_machine(Some(arch));
             }
         }
+        let mut is_mended = false;
         for _ in 0..ROUNDS_MAX {
             let is_quiet = self.round();
             if is_quiet && invariants::is_over(self) {
+                if self.reconcile() {
+                    continue;
+                }
+                let has_problem =
+                    self.core.environments.values().any(|it| it.report.problem.is_some());
+                if has_problem && !mem::replace(&mut is_mended, true) {
+                    // Whoever runs core has mended what GitHub refused.
+                    self.restart();
+                    continue;
+                }
+                self.memory.check_at_rest(self);
                 return registry::check_at_rest(self);
             }
             self.pass_time_after(is_quiet);
@@ -571,9 +646,13 @@ impl World {
         }
         self.sweep();
         let effects = mem::take(&mut self.in_flight);
-        let mut is_quiet = effects.is_empty() && self.answers.is_empty();
+        let mut is_quiet =
+            effects.is_empty() && self.answers.is_empty() && self.github.writes.is_empty();
         for effect in effects {
             self.perform(&effect);
+        }
+        while !self.github.writes.is_empty() {
+            self.write();
         }
         while !self.answers.is_empty() {
             self.answer();
@@ -610,6 +689,11 @@ impl World {
     }
 }
 
+/// Whether a newer run took the place of `run`.
+pub(crate) fn is_superseded(run: &Run) -> bool {
+    run.state == RunState::Cancelled { reason: CancelReason::Superseded }
+}
+
 /// The jobs that the machine may be doing something for, as far as its record says.
 fn jobs_of(machine: &Machine) -> impl Iterator<Item = JobId> {
     let work = match machine.state {
@@ -627,6 +711,7 @@ fn store(disk: &mut Snapshot, core: &State, changes: &Changes) {
     copy(&mut disk.runs, &core.runs, &changes.runs);
     copy(&mut disk.jobs, &core.jobs, &changes.jobs);
     copy(&mut disk.machines, &core.machines, &changes.machines);
+    copy(&mut disk.deliveries, &core.deliveries, &changes.deliveries);
     copy(&mut disk.outbox, &core.outbox, &changes.outbox);
 }
 

@@ -87,7 +87,8 @@ impl Environment {
             let is_new = known.commit != head.commit || self.closed_by_github && head.at > known.at;
             return now == believed.as_ref() && is_new;
         }
-        if self.closed {
+        // GitHub closes no branch, so of its pushes the same counts whether people closed it or not.
+        if self.closed && trigger != Trigger::Push {
             // A push that was overtaken by the closing does not open it again.
             let is_opening = trigger != Trigger::PrSynchronized;
             return if is_opening { head.at >= known.at } else { head.at > known.at };

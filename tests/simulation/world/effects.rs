@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use stagely::core::state::{Attempt, Effect, Event, JobKind, LaunchRefusal, Told};
+use stagely::core::state::{Attempt, Effect, Event, JobKind, LaunchRefusal};
 use stagely::ids::{EnvironmentId, MachineId, RunId};
 
-use super::World;
+use super::{World, is_superseded};
 use crate::agents::{Agent, Order, Task};
 use crate::plans;
 
@@ -22,8 +22,7 @@ impl World {
         self.trace(|_| format!("performs {effect:?}"));
         match *effect {
             Effect::CheckCommand { environment, ref command } => {
-                let (command, verdict) = (command.clone(), Ok(None));
-                self.answers.push(Event::CommandChecked { environment, command, verdict });
+                self.check_command(environment, command);
             }
             Effect::Report { environment } => self.report(environment),
             Effect::Tag { environment, ref variant } => self.tag(environment, variant),
@@ -47,6 +46,9 @@ impl World {
 
     fn plan(&mut self, run: RunId) {
         let Some(record) = self.disk.runs.get(&run) else { return };
+        if self.has_faults && self.rng.chance(10) {
+            return self.defer(run);
+        }
         let plan = if self.has_faults && self.rng.chance(10) {
             Err(plans::failure())
         } else {
@@ -64,7 +66,8 @@ impl World {
         if self.fault(10) {
             return self.in_flight.push(again);
         }
-        let result = if self.fault(10) {
+        let is_old = self.disk.runs.get(&image.run).is_some_and(is_superseded);
+        let result = if is_old || self.fault(10) {
             self.registry.refuse(&image);
             Err("refused".to_owned())
         } else {
@@ -79,19 +82,15 @@ impl World {
         self.answers.push(Event::ImageTagged { environment, variant, digest, result });
     }
 
-    /// Tells what the committed records say when it begins, as every effect does.
-    fn report(&mut self, environment: EnvironmentId) {
-        let wanted = self.disk.environments[&environment].report.wanted;
-        let result = Ok(Told::default());
-        self.answers.push(Event::Reported { environment, wanted, result });
-    }
-
     /// Keeps the caches of an environment that is open again.
     fn delete_caches(&mut self, environment: EnvironmentId) {
         let record = &self.disk.environments[&environment];
         let refs = if record.closed { record.cache_refs.clone() } else { BTreeSet::new() };
         for cache in &refs {
             self.registry.caches.remove(cache);
+        }
+        if record.closed && record.has_images && record.pull_request.is_some() {
+            self.registry.delete_images(environment);
         }
         if self.fault(20) {
             return self.in_flight.push(Effect::CleanUp { environment });
