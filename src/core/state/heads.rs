@@ -84,7 +84,9 @@ impl Environment {
         if let HeadSource::Listing { believed } = source {
             let now = (!self.closed).then_some(&known.commit);
             // What people closed stays closed until there is something new.
-            let is_new = known.commit != head.commit || self.closed_by_github && head.at > known.at;
+            // Within a second nobody knows whether it was opened before it was closed; this is newer.
+            let may_be_open = self.closed_by_github && head.at >= known.at;
+            let is_new = known.commit != head.commit || may_be_open;
             return now == believed.as_ref() && is_new;
         }
         if self.closed {
