@@ -101,3 +101,26 @@ fn a_project_that_is_added_again_builds_its_next_commits() {
     let run = core.heard(News::listed(None, "b", 2));
     assert_eq!((core.head(), core.stopped(run)), ((commit("b"), true), None));
 }
+
+#[test]
+fn a_project_that_is_added_again_builds_its_open_pull_requests() {
+    let mut core = Core::linked();
+    core.hear(News::first("a", 1));
+    remove(&mut core);
+    core.step(Event::ProjectSet { project: linked_project() });
+
+    core.heard(News::listed(None, "a", 1));
+
+    assert_eq!(core.head(), (commit("a"), true));
+}
+
+#[test]
+fn what_was_closed_by_hand_stays_closed_when_its_project_is_added_again() {
+    let mut core = Core::linked();
+    core.hear(News::first("a", 1));
+    core.close_by_hand();
+    remove(&mut core);
+    core.step(Event::ProjectSet { project: linked_project() });
+
+    assert_eq!(core.hear(News::listed(None, "a", 1)), None);
+}
