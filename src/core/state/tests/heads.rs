@@ -465,15 +465,20 @@ fn a_merge_under_way_is_stopped_and_its_late_report_changes_nothing() {
 fn an_export_under_way_is_ended_and_its_late_report_changes_nothing() {
     let mut core = Core::linked();
     let older = core.heard(News::first("a", 1));
-    let (job, machine) = core.build_tagged(older);
-    core.report_early(machine, job, 1);
-    assert_eq!(core.exporting(machine), Some(job));
+    let (one, other) = (core.build(Arch::Amd64), core.build(Arch::Amd64));
+    core.plan(older, &[one.clone(), other.clone()]);
+    let machine = core.launched(one.id);
+    core.connect(machine, &[]);
+    core.report_early(machine, one.id, 1);
+    assert_eq!(core.exporting(machine), Some(one.id));
     let (_, effects) = supersede(&mut core, older);
     assert!(effects.contains(&Effect::Terminate { machine }), "{effects:?}");
 
-    let effects = core.report(machine, job, 1, pushed("a"));
+    let effects = core.report(machine, one.id, 1, PUSHED);
 
     assert!(!effects.contains(&REPORT), "{effects:?}");
+    assert_eq!(core.job_state(one.id), &JobState::Completed { digest: None });
+    assert_eq!(core.job_state(other.id), &JobState::Cancelled);
     assert_eq!(core.stopped(older), end_of_superseded());
 }
 
