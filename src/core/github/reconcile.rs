@@ -308,11 +308,9 @@ impl<S: Source> Reconcile<S> {
     /// Takes what an app failed to deliver. What it says of pull requests in `listed` is outdated.
     async fn deliveries(&self, listed: &[Project]) -> Result<(), Failed> {
         let since = now().0.saturating_sub(u64::try_from(DELIVERIES.as_millis()).unwrap_or(0));
-        let mut asked = BTreeSet::new();
         let mut unread = Unread::default();
         for failed in self.source.failed_deliveries(Timestamp(since)).await? {
-            let is_known = self.records.read().deliveries.contains_key(&failed.delivery);
-            if is_known || !asked.insert(failed.delivery) {
+            if self.records.read().deliveries.contains_key(&failed.delivery) {
                 continue;
             }
             match self.source.delivery(failed.id).await {

@@ -448,14 +448,16 @@ async fn a_failed_delivery_that_cannot_be_read_keeps_no_other_from_it() {
     core.fail(12, 3, Err(|| GithubError::Refused { status: 200, message: "long".to_owned() }));
     core.fail(13, 4, Ok(("issue_comment", json!({ "action": 1 }))));
     core.fail(14, 5, cancel(3));
+    core.fail(15, 1, cancel(4));
 
     assert_eq!(core.round(&[listed(1, "a")]).await, None);
 
-    assert_eq!((core.last_command(), core.read()), (3, vec![10, 11, 12, 13, 14]));
+    assert_eq!(core.read(), [10, 11, 12, 13, 14, 15]);
+    assert_eq!(core.last_command(), 4, "another try of the first is shown");
     let problem = core.reconcile.reconciled.problem().unwrap();
     assert!(problem.starts_with("a failed delivery cannot be read: "), "{problem}");
     core.round(&[listed(1, "a")]).await;
-    assert_eq!(core.read()[5..], [10, 11, 12], "they may be readable later");
+    assert_eq!(core.read()[6..], [11, 12], "they may be readable later");
     core.stop().await;
 }
 
