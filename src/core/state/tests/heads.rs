@@ -34,13 +34,13 @@ fn a_run_that_is_there_is_not_started_again() {
     let mut core = Core::linked();
     let (run, event) = core.news(News::first("a", 1));
     core.step(event.clone());
-    core.cancel(run);
-    core.hear(News::pushed("a", "b", 2));
+    core.close_by_hand();
+    core.tell();
 
-    core.step(event);
+    assert_eq!(core.step(event), [], "it is the same news");
 
-    assert_eq!(core.stopped(run), Some(CancelReason::Requested));
-    assert_eq!(core.head(), (commit("b"), true));
+    assert_eq!(core.stopped(run), Some(CancelReason::EnvironmentClosed));
+    assert_eq!(core.head(), (commit("a"), false));
 }
 
 #[test]
