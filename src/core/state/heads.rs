@@ -116,7 +116,7 @@ impl State {
     /// again before its closing arrived.
     fn confirm_head(&mut self, id: EnvironmentId, head: Head) {
         self.change_environment(id, |environment| {
-            let known = environment.head.as_ref().filter(|_| !environment.closed);
+            let known = environment.head.as_ref();
             if known.is_some_and(|known| known.commit == head.commit && known.at < head.at) {
                 environment.head = Some(head);
             }

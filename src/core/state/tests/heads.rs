@@ -247,6 +247,17 @@ fn what_was_closed_by_hand_opens_with_a_push_too() {
     assert_eq!(core.head(), (commit("b"), true));
 }
 
+#[test]
+fn what_is_closed_by_hand_after_github_had_opened_it_again_stays_closed() {
+    let mut core = Core::linked();
+    core.hear(News::first("a", 1));
+    core.close(2);
+    core.hear(News::opened("a", 3));
+    core.close_by_hand();
+
+    assert_eq!(core.hear(News::listed(None, "a", 9)), None);
+}
+
 // Lists.
 
 #[test]
