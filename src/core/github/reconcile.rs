@@ -18,11 +18,14 @@ use crate::core::intake::{Heard, Intake};
 use crate::core::orchestrator::now;
 use crate::core::records::SharedRecords;
 use crate::core::request::hooks;
-use crate::core::state::{Event, Project, Timestamp};
+use crate::core::state::{DeliveryId, Event, Project, Timestamp};
 use crate::ids::{EnvironmentId, ProjectId};
 
 /// Projects that are compared at once. More would use up GitHub's limits for what is urgent.
 const AT_ONCE: usize = 4;
+
+/// Deliveries that may be left unanswered before the others are left for the next round: GitHub is away then.
+const UNANSWERED_MAX: usize = 3;
 
 /// How long GitHub remembers what it failed to deliver.
 const DELIVERIES: Duration = Duration::from_hours(3 * 24);
@@ -305,27 +308,68 @@ impl<S: Source> Reconcile<S> {
     /// Takes what an app failed to deliver. What it says of pull requests in `listed` is outdated.
     async fn deliveries(&self, listed: &[Project]) -> Result<(), Failed> {
         let since = now().0.saturating_sub(u64::try_from(DELIVERIES.as_millis()).unwrap_or(0));
-        let mut asked = BTreeSet::new();
+        let mut unread = Unread::default();
         for failed in self.source.failed_deliveries(Timestamp(since)).await? {
-            let is_known = self.records.read().deliveries.contains_key(&failed.delivery);
-            if is_known || !asked.insert(failed.delivery) {
+            if self.records.read().deliveries.contains_key(&failed.delivery) {
                 continue;
             }
-            let (event, payload) = self.source.delivery(failed.id).await?;
-            let hook = hook::parse(&event, &payload).unwrap_or_else(|error| {
-                warn!(%error, "a failed delivery");
-                Hook::Ignored(error.to_string())
-            });
-            let hook = if is_listed(&hook, listed) {
-                Hook::Ignored("the list of pull requests says more".to_owned())
-            } else {
-                hook
-            };
-            let config = Arc::clone(&self.config);
-            let make = move |records: &_| hooks::event(records, &config.github, &hook);
-            let heard = self.intake.hear(Some(failed.delivery), make).await;
-            heard.map_err(|error| Failed { problem: error.to_string(), until: None })?;
+            match self.source.delivery(failed.id).await {
+                Ok((event, payload)) => {
+                    self.take_delivery(failed.delivery, &event, &payload, listed).await?;
+                }
+                Err(error) => unread.note(failed.id, error)?,
+            }
         }
+        unread.problem.map_or(Ok(()), |problem| Err(Failed { problem, until: None }))
+    }
+
+    async fn take_delivery(
+        &self,
+        delivery: DeliveryId,
+        event: &str,
+        payload: &[u8],
+        listed: &[Project],
+    ) -> Result<(), Failed> {
+        let hook = hook::parse(event, payload).unwrap_or_else(|error| {
+            warn!(%error, "a failed delivery");
+            Hook::Ignored(error.to_string())
+        });
+        let hook = if is_listed(&hook, listed) {
+            Hook::Ignored("the list of pull requests says more".to_owned())
+        } else {
+            hook
+        };
+        let config = Arc::clone(&self.config);
+        let make = move |records: &_| hooks::event(records, &config.github, &hook);
+        let heard = self.intake.hear(Some(delivery), make).await;
+        heard.map_err(|error| Failed { problem: error.to_string(), until: None })?;
+        Ok(())
+    }
+}
+
+/// The failed deliveries that GitHub does not show.
+#[derive(Default)]
+struct Unread {
+    unanswered: usize,
+    problem: Option<String>,
+}
+
+impl Unread {
+    /// Takes note of one, so that the others are read all the same. It is asked for again in each round.
+    fn note(&mut self, id: u64, error: GithubError) -> Result<(), Failed> {
+        let may_go_on = match &error {
+            GithubError::NotFound(_) | GithubError::Refused { .. } => true,
+            GithubError::Unavailable(_) => {
+                self.unanswered += 1;
+                self.unanswered < UNANSWERED_MAX
+            }
+            GithubError::RateLimited { .. } | GithubError::Credentials(_) => false,
+        };
+        if !may_go_on {
+            return Err(error.into());
+        }
+        warn!(id, %error, "a failed delivery cannot be read");
+        self.problem = Some(format!("a failed delivery cannot be read: {error}"));
         Ok(())
     }
 }
@@ -340,50 +384,4 @@ fn is_listed(hook: &Hook, listed: &[Project]) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn commit(digit: &str) -> CommitSha {
-        digit.repeat(40).parse().unwrap()
-    }
-
-    fn listed(number: u64, head: &str) -> PullRequest {
-        PullRequest {
-            number,
-            is_open: true,
-            is_draft: false,
-            head: commit(head),
-            head_branch: "fix".to_owned(),
-            is_from_fork: false,
-            base_branch: "main".to_owned(),
-            author: "alice".to_owned(),
-            is_known_contributor: false,
-            created_at: Timestamp(1),
-            updated_at: Timestamp(1),
-            closed_at: None,
-        }
-    }
-
-    fn believed(number: u64, head: Option<&str>, is_closed: bool) -> (u64, Believed) {
-        let environment = EnvironmentId::from_bits(u128::from(number));
-        (number, Believed { environment, head: head.map(commit), is_closed })
-    }
-
-    #[test]
-    fn what_differs_is_found_and_what_does_not_is_left_alone() {
-        let known = BTreeMap::from([
-            believed(1, Some("a"), false),
-            believed(2, Some("a"), false),
-            believed(3, Some("a"), true),
-            believed(4, None, false),
-            believed(5, Some("a"), false),
-            believed(6, Some("a"), true),
-        ]);
-        let list = [listed(1, "a"), listed(2, "b"), listed(3, "a"), listed(4, "a"), listed(7, "a")];
-
-        let Differences { moved, missing } = compare(&known, &list);
-
-        let moved: Vec<u64> = moved.iter().map(|it| it.number).collect();
-        assert_eq!((moved, missing), (vec![2, 3, 4, 7], vec![5]));
-    }
-}
+mod tests;

@@ -1,5 +1,6 @@
 //! Turns what GitHub says into an event: which project and environment it is of, and which run it makes.
 
+use stagely_agent::protocol::CommitSha;
 use thiserror::Error;
 
 use super::{InvalidRequest, check_reference, environment, environment_of};
@@ -97,7 +98,7 @@ pub fn listed(
     config: &GithubConfig,
     repository: &Repository,
     pull_request: &PullRequest,
-    believed: Option<stagely_agent::protocol::CommitSha>,
+    believed: Option<CommitSha>,
 ) -> Result<Event, Unused> {
     let project = linked(records, repository)?;
     let trigger = if believed.is_some() { Trigger::PrSynchronized } else { Trigger::PrOpened };
@@ -328,7 +329,7 @@ mod tests {
 
     #[test]
     fn a_push_is_of_the_default_branch() {
-        let commit: stagely_agent::protocol::CommitSha = "b".repeat(40).parse().unwrap();
+        let commit: CommitSha = "b".repeat(40).parse().unwrap();
         let hook =
             Hook::Push { repository: repository(), head: commit, before: None, at: Timestamp(1) };
         let (run, environment) = run_of(outcome(&records(ForkPolicy::Never), &hook).unwrap());
@@ -379,5 +380,143 @@ mod tests {
         assert_eq!((command.comment, command.kind), (None, CommandKind::Approve { commit }));
         assert!(outcome(&with, &labeled("bug", true)).is_err());
         assert!(outcome(&with, &labeled("stagely-approve", false)).is_err());
+    }
+
+    fn head_of(event: Event) -> (Head, HeadSource) {
+        let Event::HeadMoved { head, source, .. } = event else { panic!("{event:?}") };
+        (head, source)
+    }
+
+    #[test]
+    fn a_head_says_when_it_moved_from_where_and_whether_it_is_the_first() {
+        let records = records(ForkPolicy::Approval);
+        let head = |hook: &Hook| head_of(outcome(&records, hook).unwrap());
+        let new = PullRequest { updated_at: Timestamp(1_000), ..pull_request() };
+        let before: Option<CommitSha> = Some("a".repeat(40).parse().unwrap());
+        let push = |pull_request| Hook::Head {
+            repository: repository(),
+            pull_request,
+            is_push: true,
+            before: before.clone(),
+        };
+
+        let (first, source) = head(&opened(new.clone()));
+        assert_eq!((first.at, first.is_first, first.before), (Timestamp(1_000), true, None));
+        assert_eq!(source, HeadSource::Delivery);
+        let (reopened, _) = head(&opened(pull_request()));
+        assert_eq!((reopened.at, reopened.is_first), (Timestamp(2_000), false));
+        let (pushed, _) = head(&push(new));
+        assert_eq!((pushed.is_first, pushed.before), (false, before.clone()), "within a second");
+        let event = outcome(&records, &push(pull_request())).unwrap();
+        assert_eq!(run_of(event).0.trigger, Trigger::PrSynchronized);
+    }
+
+    #[test]
+    fn what_a_list_says_is_as_good_as_a_delivery_and_holds_what_was_believed() {
+        let records = records(ForkPolicy::Never);
+        let config = GithubConfig::default();
+        let of = |pull_request: &PullRequest, believed| {
+            listed(&records, &config, &repository(), pull_request, believed)
+        };
+        let known: Option<CommitSha> = Some("a".repeat(40).parse().unwrap());
+
+        let event = of(&pull_request(), known.clone()).unwrap();
+        let (head, source) = head_of(event.clone());
+        assert_eq!(source, HeadSource::Listing { believed: known });
+        assert_eq!((head.at, head.is_first, head.before), (Timestamp(2_000), false, None));
+        assert_eq!(run_of(event).0.trigger, Trigger::PrSynchronized);
+
+        let new = PullRequest { updated_at: Timestamp(1_000), ..pull_request() };
+        let event = of(&new, None).unwrap();
+        assert!(head_of(event.clone()).0.is_first, "nothing has happened to it yet");
+        assert_eq!(run_of(event).0.trigger, Trigger::PrOpened);
+
+        let draft = PullRequest { is_draft: true, ..pull_request() };
+        assert!(of(&draft, None).is_err());
+        let fork = PullRequest { is_from_fork: true, ..pull_request() };
+        assert!(of(&fork, None).is_err(), "the project builds none");
+        let unknown = listed(&Records::default(), &config, &repository(), &pull_request(), None);
+        assert!(unknown.is_err());
+    }
+
+    #[test]
+    fn a_closing_without_its_moment_is_of_the_last_change() {
+        let with = with_environment(records(ForkPolicy::Approval));
+        let closed = Hook::Closed { repository: repository(), pull_request: pull_request() };
+        let event = outcome(&with, &closed).unwrap();
+        assert!(
+            matches!(event, Event::PullRequestClosed { at: Timestamp(2_000), .. }),
+            "{event:?}"
+        );
+    }
+
+    #[test]
+    fn a_number_is_of_one_project_only() {
+        let mut records = with_environment(records(ForkPolicy::Approval));
+        let other = ProjectId::from_bits(2);
+        let environment = records.environments.get_mut(&EnvironmentId::from_bits(9)).unwrap();
+        environment.project = other;
+
+        let closed = Hook::Closed { repository: repository(), pull_request: pull_request() };
+        assert!(outcome(&records, &closed).unwrap_err().contains("nothing was built"));
+        let (_, environment) = run_of(outcome(&records, &opened(pull_request())).unwrap());
+        assert_ne!(environment.id, EnvironmentId::from_bits(9));
+        assert_eq!(environment.project, PROJECT);
+    }
+
+    #[test]
+    fn nothing_comes_of_a_project_that_is_not_listened_to_any_more() {
+        let mut records = with_environment(records(ForkPolicy::Approval));
+        records.projects.get_mut(&PROJECT).unwrap().github = None;
+        for hook in [
+            opened(pull_request()),
+            Hook::Closed { repository: repository(), pull_request: pull_request() },
+        ] {
+            let error = outcome(&records, &hook).unwrap_err();
+            assert!(error.contains("no project is of Acme/Shop"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_push_knows_where_it_came_from_and_an_odd_branch_is_refused() {
+        let records = records(ForkPolicy::Never);
+        let before: CommitSha = "a".repeat(40).parse().unwrap();
+        let push = |branch: &str| Hook::Push {
+            repository: Repository { default_branch: branch.to_owned(), ..repository() },
+            head: "b".repeat(40).parse().unwrap(),
+            before: Some(before.clone()),
+            at: Timestamp(3),
+        };
+        let (head, source) = head_of(outcome(&records, &push("main")).unwrap());
+        assert_eq!(
+            (head.at, head.before, head.is_first),
+            (Timestamp(3), Some(before.clone()), false)
+        );
+        assert_eq!(source, HeadSource::Delivery);
+        assert!(outcome(&records, &push("--upload-pack=x")).is_err());
+    }
+
+    #[test]
+    fn the_label_of_the_configuration_approves_and_its_case_does_not_matter() {
+        let with = with_environment(records(ForkPolicy::Approval));
+        let config = GithubConfig { approval_label: "Ready".to_owned(), ..GithubConfig::default() };
+        let labeled = |label: &str| Hook::Labeled {
+            repository: repository(),
+            pull_request: PullRequest { is_from_fork: true, ..pull_request() },
+            label: label.to_owned(),
+            sender: "carol".to_owned(),
+        };
+        assert!(event(&with, &config, &labeled("ready")).is_ok());
+        assert!(event(&with, &config, &labeled("stagely-approve")).is_err());
+        let without = records(ForkPolicy::Approval);
+        assert!(event(&without, &config, &labeled("ready")).is_err(), "nothing was built");
+    }
+
+    #[test]
+    fn what_core_has_no_use_for_says_why() {
+        let records = records(ForkPolicy::Approval);
+        assert_eq!(outcome(&records, &Hook::Ping).unwrap_err(), "GitHub reaches this core");
+        let ignored = Hook::Ignored("it is no news".to_owned());
+        assert_eq!(outcome(&records, &ignored).unwrap_err(), "it is no news");
     }
 }

@@ -84,7 +84,9 @@ impl Environment {
         if let HeadSource::Listing { believed } = source {
             let now = (!self.closed).then_some(&known.commit);
             // What people closed stays closed until there is something new.
-            let is_new = known.commit != head.commit || self.closed_by_github && head.at > known.at;
+            // Within a second nobody knows whether it was opened before it was closed; this is newer.
+            let may_be_open = self.closed_by_github && head.at >= known.at;
+            let is_new = known.commit != head.commit || may_be_open;
             return now == believed.as_ref() && is_new;
         }
         // GitHub closes no branch, so of its pushes the same counts whether people closed it or not.
@@ -115,7 +117,7 @@ impl State {
     /// again before its closing arrived.
     fn confirm_head(&mut self, id: EnvironmentId, head: Head) {
         self.change_environment(id, |environment| {
-            let known = environment.head.as_ref().filter(|_| !environment.closed);
+            let known = environment.head.as_ref();
             if known.is_some_and(|known| known.commit == head.commit && known.at < head.at) {
                 environment.head = Some(head);
             }

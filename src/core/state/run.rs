@@ -63,7 +63,8 @@ pub struct Environment {
     /// nothing of what was written since.
     #[serde(default)]
     pub deletion_outdated: bool,
-    /// Whether it is closed because GitHub said so. Then it is open again as soon as GitHub says that.
+    /// Whether it is closed because GitHub said so, or since nobody listens to its project any more. Then it
+    /// is open again as soon as GitHub says that.
     #[serde(default)]
     pub closed_by_github: bool,
     /// Whether images were pushed that go when it is closed. Only those of a pull request do.

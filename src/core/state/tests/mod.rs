@@ -4,21 +4,27 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use stagely_agent::protocol::{
-    Arch, BuildArgs, Digest, Emulation, FailureReason, Platform, SystemInfo,
+    Arch, BuildArgs, CommitSha, Digest, Emulation, FailureReason, Platform, SystemInfo,
 };
 
 use super::*;
 use crate::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId};
 
+mod approvals;
 mod attempts;
+mod commands;
 mod environments;
 mod exports;
+mod heads;
 mod kept;
 mod machines;
 mod merges;
+mod news;
+mod projects;
 mod queue;
 mod records;
 mod registered;
+mod reports;
 mod runs;
 mod tags;
 

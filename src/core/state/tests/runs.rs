@@ -107,3 +107,133 @@ fn a_cancelled_run_ends_at_once_and_its_machines_with_it() {
     assert!(jobs.iter().all(|job| core.job_state(*job) == &JobState::Cancelled));
     assert_eq!(core.run_state(run), &RunState::Cancelled { reason: CancelReason::Requested });
 }
+
+// Planning that waits for GitHub.
+
+fn defer(core: &mut Core, run: RunId, wait: Duration) -> Vec<Effect> {
+    let until = core.now.after(wait);
+    core.step(Event::PlanDeferred { run, until })
+}
+
+const MINUTE: Duration = Duration::from_mins(1);
+
+#[test]
+fn a_planning_that_waits_for_github_goes_on_at_its_time() {
+    let mut core = amd64(1);
+    let run = core.request(1);
+
+    assert_eq!(defer(&mut core, run, MINUTE), []);
+    assert!(core.state.outbox.is_empty());
+    assert_eq!(core.state.next_deadline(), Some(core.now.after(MINUTE)));
+    assert_eq!(core.wait(Duration::from_secs(59)), []);
+
+    assert_eq!(core.wait(Duration::from_secs(1)), [Effect::Plan { run }]);
+    core.plan(run, &[]);
+    assert_eq!(core.run_state(run), &RunState::Completed);
+    assert_eq!(core.state.next_deadline(), None);
+}
+
+#[test]
+fn others_are_planned_while_a_planning_waits_for_github() {
+    let mut core = amd64(1);
+    core.state.limits.planned_at_once = 1;
+    let (first, second) = (core.request(1), core.request(1));
+
+    assert_eq!(defer(&mut core, first, MINUTE), [Effect::Plan { run: second }]);
+
+    assert_eq!(core.wait(MINUTE), [], "the other is planned");
+    assert_eq!(core.plan(second, &[]), [Effect::Plan { run: first }]);
+}
+
+#[test]
+fn the_time_that_a_planning_waits_for_github_does_not_count() {
+    let mut core = amd64(1);
+    let run = core.request(1);
+    for _ in 0..3 {
+        core.wait(Duration::from_mins(9));
+        defer(&mut core, run, Duration::from_hours(1));
+        assert_eq!(core.wait(Duration::from_hours(1)), [Effect::Plan { run }]);
+    }
+
+    assert_eq!(core.run_state(run), &RunState::Pending);
+    assert_eq!(core.state.next_deadline(), Some(core.now.after(Duration::from_mins(10))));
+}
+
+#[test]
+fn plannings_that_wait_go_on_together_and_only_when_they_are_due() {
+    let mut core = amd64(1);
+    let runs = [core.request(1), core.request(2), core.request(3)];
+    defer(&mut core, runs[0], MINUTE);
+    defer(&mut core, runs[1], MINUTE);
+    defer(&mut core, runs[2], Duration::from_mins(2));
+
+    let effects = core.wait(MINUTE);
+
+    assert_eq!(effects, [Effect::Plan { run: runs[0] }, Effect::Plan { run: runs[1] }]);
+    core.plan(runs[0], &[]);
+    assert_eq!(core.wait(MINUTE), [Effect::Plan { run: runs[2] }]);
+}
+
+#[test]
+fn a_run_that_is_cancelled_while_its_planning_waits_is_not_planned() {
+    let mut core = amd64(1);
+    let run = core.request(1);
+    defer(&mut core, run, MINUTE);
+
+    assert_eq!(core.cancel(run), []);
+
+    assert_eq!(core.state.next_deadline(), None);
+    assert_eq!(core.wait(MINUTE), []);
+}
+
+#[test]
+fn a_planning_waits_on_after_a_restart() {
+    let mut core = amd64(1);
+    let run = core.request(1);
+    defer(&mut core, run, MINUTE);
+
+    assert_eq!(core.restart(), []);
+
+    assert_eq!(core.state.next_deadline(), Some(core.now.after(MINUTE)));
+    assert_eq!(core.wait(MINUTE), [Effect::Plan { run }]);
+}
+
+#[test]
+fn a_planning_that_came_due_while_core_was_away_goes_on_at_once() {
+    let mut core = amd64(1);
+    let run = core.request(1);
+    defer(&mut core, run, MINUTE);
+    core.now = core.now.after(Duration::from_hours(1));
+    core.restart();
+    assert!(core.state.next_deadline().is_some_and(|due| due <= core.now));
+
+    assert_eq!(core.step(Event::Tick), [Effect::Plan { run }]);
+}
+
+#[test]
+fn only_what_is_planned_can_be_deferred() {
+    let mut core = amd64(1);
+    let (planned, cancelled) = (core.request(1), core.request(1));
+    core.plan(planned, &[]);
+    core.cancel(cancelled);
+
+    for run in [planned, cancelled, RunId::from_bits(99)] {
+        assert_eq!(defer(&mut core, run, MINUTE), []);
+    }
+
+    assert_eq!(core.state.next_deadline(), None);
+    assert_eq!(core.run_state(planned), &RunState::Completed);
+}
+
+#[test]
+fn a_plan_that_comes_after_its_deferral_is_not_taken() {
+    let mut core = amd64(1);
+    let run = core.request(1);
+    defer(&mut core, run, MINUTE);
+    let build = core.build(Arch::Amd64);
+
+    core.plan(run, &[build]);
+
+    assert!(core.state.jobs.is_empty());
+    assert_eq!(core.wait(MINUTE), [Effect::Plan { run }], "it is read anew");
+}

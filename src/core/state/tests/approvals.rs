@@ -1,0 +1,180 @@
+//! Runs of forks' commits: nothing is done for them before somebody agrees to that commit.
+
+use super::news::*;
+use super::*;
+
+fn approve(core: &mut Core, run: RunId) -> Vec<Effect> {
+    core.step(Event::RunApproved { run, by: "carol".to_owned() })
+}
+
+fn given() -> Approval {
+    Approval::Given { by: "carol".to_owned() }
+}
+
+fn approval(core: &Core, run: RunId) -> &Approval {
+    &core.state.runs[&run].approval
+}
+
+#[test]
+fn a_run_that_awaits_approval_is_told_of_and_not_planned() {
+    let mut core = Core::linked();
+
+    let (run, event) = core.news(News::first("a", 1).of_fork());
+
+    assert_eq!(core.step(event), [REPORT]);
+    assert_eq!(
+        (core.run_state(run), approval(&core, run)),
+        (&RunState::Pending, &Approval::Awaited)
+    );
+}
+
+#[test]
+fn nothing_comes_of_a_run_that_awaits_approval_with_time_or_after_a_restart() {
+    let mut core = Core::linked();
+    let run = core.heard(News::first("a", 1).of_fork());
+    core.tell();
+
+    assert_eq!(core.wait(Duration::from_hours(24)), []);
+    assert_eq!(core.restart(), []);
+    assert_eq!(core.wait(Duration::from_hours(24)), []);
+
+    assert_eq!(core.state.next_deadline(), None);
+    assert_eq!(core.run_state(run), &RunState::Pending);
+}
+
+#[test]
+fn a_plan_of_a_run_that_awaits_approval_is_not_taken() {
+    let mut core = Core::linked();
+    let run = core.heard(News::first("a", 1).of_fork());
+    let build = core.build(Arch::Amd64);
+
+    core.plan(run, &[build]);
+
+    assert_eq!(core.run_state(run), &RunState::Pending);
+    assert!(core.state.jobs.is_empty());
+}
+
+#[test]
+fn a_run_that_awaits_approval_holds_up_nobody() {
+    let mut core = Core::linked();
+    core.state.limits.planned_at_once = 1;
+    core.hear(News::first("a", 1).of_fork());
+
+    let other = core.request(2);
+
+    assert!(core.is_in_outbox(&Effect::Plan { run: other }));
+}
+
+#[test]
+fn an_approved_run_is_planned_at_once_and_told_of() {
+    let mut core = Core::linked();
+    let run = core.heard(News::first("a", 1).of_fork());
+    core.tell();
+
+    assert_eq!(approve(&mut core, run), [Effect::Plan { run }, REPORT]);
+
+    assert_eq!(approval(&core, run), &given());
+    let approved = ApprovedCommit { commit: commit("a"), by: "carol".to_owned() };
+    assert_eq!(core.environment().approved, Some(approved));
+}
+
+#[test]
+fn a_run_is_approved_once() {
+    let mut core = Core::linked();
+    let run = core.heard(News::first("a", 1).of_fork());
+    approve(&mut core, run);
+    core.tell();
+
+    assert_eq!(core.step(Event::RunApproved { run, by: "mallory".to_owned() }), []);
+
+    assert_eq!(approval(&core, run), &given());
+}
+
+#[test]
+fn a_run_that_needs_no_approval_gets_none() {
+    let mut core = Core::linked();
+    let run = core.heard(News::first("a", 1));
+    core.tell();
+
+    assert_eq!(approve(&mut core, run), []);
+    assert_eq!(approve(&mut core, RunId::from_bits(99)), []);
+
+    assert_eq!(approval(&core, run), &Approval::NotNeeded);
+    assert_eq!(core.environment().approved, None);
+}
+
+#[test]
+fn a_newer_commit_of_a_fork_needs_an_approval_of_its_own() {
+    let mut core = Core::linked();
+    let first = core.heard(News::first("a", 1).of_fork());
+    approve(&mut core, first);
+
+    let second = core.heard(News::pushed("a", "b", 2).of_fork());
+
+    assert_eq!(approval(&core, second), &Approval::Awaited);
+    assert!(!core.is_in_outbox(&Effect::Plan { run: second }));
+    assert_eq!(core.stopped(first), Some(CancelReason::Superseded));
+}
+
+#[test]
+fn an_approved_commit_that_is_pushed_again_needs_no_second_approval() {
+    let mut core = Core::linked();
+    let first = core.heard(News::first("a", 1).of_fork());
+    approve(&mut core, first);
+    core.heard(News::pushed("a", "b", 2).of_fork());
+
+    let again = core.heard(News::pushed("b", "a", 3).of_fork());
+
+    assert_eq!(approval(&core, again), &given());
+    assert!(core.is_in_outbox(&Effect::Plan { run: again }));
+}
+
+#[test]
+fn an_approved_commit_is_built_when_its_pull_request_is_opened_again() {
+    let mut core = Core::linked();
+    let first = core.heard(News::first("a", 1).of_fork());
+    approve(&mut core, first);
+    core.close(2);
+
+    let again = core.heard(News::opened("a", 3).of_fork());
+
+    assert_eq!(approval(&core, again), &given());
+}
+
+#[test]
+fn a_run_that_awaits_approval_ends_with_a_newer_commit() {
+    let mut core = Core::linked();
+    let first = core.heard(News::first("a", 1).of_fork());
+    core.heard(News::pushed("a", "b", 2).of_fork());
+    core.tell();
+
+    assert_eq!(approve(&mut core, first), [], "somebody looked at the older commit");
+
+    assert_eq!(core.stopped(first), Some(CancelReason::Superseded));
+    assert_eq!(core.environment().approved, None);
+}
+
+#[test]
+fn a_run_that_awaits_approval_ends_with_its_pull_request() {
+    let mut core = Core::linked();
+    let run = core.heard(News::first("a", 1).of_fork());
+    core.close(2);
+    core.tell();
+
+    assert_eq!(approve(&mut core, run), []);
+
+    assert_eq!(core.stopped(run), Some(CancelReason::EnvironmentClosed));
+}
+
+#[test]
+fn a_run_that_awaits_approval_may_be_cancelled() {
+    let mut core = Core::linked();
+    let run = core.heard(News::first("a", 1).of_fork());
+    core.tell();
+
+    assert_eq!(core.cancel(run), [REPORT]);
+    core.tell();
+    assert_eq!(approve(&mut core, run), []);
+
+    assert_eq!(core.stopped(run), Some(CancelReason::Requested));
+}

@@ -1,0 +1,178 @@
+//! What GitHub says in these tests: of one pull request, or of the default branch, of project 1.
+
+use super::*;
+
+/// The environment of the pull request, or of the branch where that is what is told of.
+pub(super) const ENVIRONMENT: EnvironmentId = EnvironmentId::from_bits(1);
+pub(super) const PROJECT: ProjectId = ProjectId::from_bits(1);
+pub(super) const REPORT: Effect = Effect::Report { environment: ENVIRONMENT };
+
+/// GitHub's clock, in seconds.
+pub(super) const fn second(second: u64) -> Timestamp {
+    Timestamp(second * 1000)
+}
+
+pub(super) fn commit(digit: &str) -> CommitSha {
+    digit.repeat(40).parse().unwrap()
+}
+
+/// News of a head.
+#[derive(Clone)]
+pub(super) struct News {
+    head: Head,
+    trigger: Trigger,
+    source: HeadSource,
+    pull_request: Option<u64>,
+    from_fork: bool,
+}
+
+impl News {
+    /// The pull request was opened, opened again, or is ready for review.
+    pub(super) fn opened(digit: &str, at: u64) -> Self {
+        let head = Head { commit: commit(digit), before: None, at: second(at), is_first: false };
+        Self {
+            head,
+            trigger: Trigger::PrOpened,
+            source: HeadSource::Delivery,
+            pull_request: Some(7),
+            from_fork: false,
+        }
+    }
+
+    /// The pull request is new.
+    pub(super) fn first(digit: &str, at: u64) -> Self {
+        let mut news = Self::opened(digit, at);
+        news.head.is_first = true;
+        news
+    }
+
+    /// Commits were pushed to the pull request.
+    pub(super) fn pushed(before: &str, digit: &str, at: u64) -> Self {
+        let mut news = Self { trigger: Trigger::PrSynchronized, ..Self::opened(digit, at) };
+        news.head.before = Some(commit(before));
+        news
+    }
+
+    /// Commits were pushed to the default branch.
+    pub(super) fn on_branch(digit: &str, at: u64) -> Self {
+        Self { trigger: Trigger::Push, pull_request: None, ..Self::opened(digit, at) }
+    }
+
+    /// Core found the pull request in GitHub's list, and believed it to be at `believed`.
+    pub(super) fn listed(believed: Option<&str>, digit: &str, at: u64) -> Self {
+        let source = HeadSource::Listing { believed: believed.map(commit) };
+        Self { source, ..Self::opened(digit, at) }
+    }
+
+    pub(super) fn of_fork(self) -> Self {
+        Self { from_fork: true, ..self }
+    }
+}
+
+impl Core {
+    /// With a project that listens to its repository.
+    pub(super) fn linked() -> Self {
+        let mut core = amd64(5);
+        core.step(Event::ProjectSet { project: linked_project() });
+        core
+    }
+
+    /// The news as an event, and the run that it makes.
+    pub(super) fn news(&mut self, news: News) -> (RunId, Event) {
+        let id = RunId::from_bits(self.id());
+        let mut environment = Environment::new(ENVIRONMENT, PROJECT, "pr-7".to_owned());
+        environment.pull_request = news.pull_request;
+        let github = GithubRun { default_branch: "main".to_owned(), is_private: false };
+        let approval = if news.from_fork { Approval::Awaited } else { Approval::NotNeeded };
+        let run = Run {
+            trigger: news.trigger,
+            requested_ref: Some(news.head.commit.to_string()),
+            from_fork: news.from_fork,
+            github: Some(github),
+            approval,
+            ..Run::new(id, &environment, String::new(), self.now)
+        };
+        let (run, head, source) = (Box::new(run), news.head, news.source);
+        (id, Event::HeadMoved { run, environment, head, source })
+    }
+
+    /// The run that the news makes; `None` where it is no news.
+    pub(super) fn hear(&mut self, news: News) -> Option<RunId> {
+        let (run, event) = self.news(news);
+        self.step(event);
+        self.state.runs.contains_key(&run).then_some(run)
+    }
+
+    /// The run of what is news for certain.
+    pub(super) fn heard(&mut self, news: News) -> RunId {
+        self.hear(news).expect("it is news")
+    }
+
+    /// GitHub says that the pull request was closed.
+    pub(super) fn close(&mut self, at: u64) -> Vec<Effect> {
+        self.step(Event::PullRequestClosed { environment: ENVIRONMENT, at: second(at) })
+    }
+
+    /// Somebody closes the environment by hand.
+    pub(super) fn close_by_hand(&mut self) {
+        self.step(Event::EnvironmentClosed { environment: ENVIRONMENT });
+    }
+
+    pub(super) fn environment(&self) -> &Environment {
+        &self.state.environments[&ENVIRONMENT]
+    }
+
+    /// The commit that the pull request is at, as far as core knows, and whether it is open.
+    pub(super) fn head(&self) -> (CommitSha, bool) {
+        let environment = self.environment();
+        (environment.head.as_ref().unwrap().commit.clone(), !environment.closed)
+    }
+
+    /// Why the run was stopped, if it was.
+    pub(super) fn stopped(&self, run: RunId) -> Option<CancelReason> {
+        match self.run_state(run) {
+            RunState::Cancelled { reason } => Some(*reason),
+            _ => None,
+        }
+    }
+
+    pub(super) fn is_in_outbox(&self, effect: &Effect) -> bool {
+        self.state.outbox.values().any(|it| it == effect)
+    }
+
+    /// GitHub was told of all there is to tell, where it waits for that.
+    pub(super) fn tell(&mut self) -> Vec<Effect> {
+        let wanted = self.environment().report.wanted;
+        self.told(wanted, Ok(Told::default()))
+    }
+
+    pub(super) fn told(&mut self, wanted: u64, result: Result<Told, String>) -> Vec<Effect> {
+        self.step(Event::Reported { environment: ENVIRONMENT, wanted, result })
+    }
+
+    /// A planned run of one build that is told of, with a reference that is the same in each run.
+    pub(super) fn plan_tagged(&mut self, run: RunId) -> JobId {
+        let tag = Some("registry/app:latest".parse().unwrap());
+        let build = PlannedJob { tag, ..self.build(Arch::Amd64) };
+        self.plan(run, std::slice::from_ref(&build));
+        build.id
+    }
+
+    /// As [`plan_tagged`](Self::plan_tagged), at work.
+    pub(super) fn build_tagged(&mut self, run: RunId) -> (JobId, MachineId) {
+        let job = self.plan_tagged(run);
+        let machine = self.launched(job);
+        self.connect(machine, &[]);
+        self.start(machine, job, 1);
+        (job, machine)
+    }
+}
+
+pub(super) fn linked_project() -> Project {
+    let link = GithubLink {
+        repository: "acme/shop".parse().unwrap(),
+        forks: ForkPolicy::Approval,
+        is_configured: false,
+    };
+    Project { github: Some(link), ..Project::new(PROJECT, "shop".to_owned(), String::new()) }
+}

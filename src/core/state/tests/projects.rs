@@ -1,0 +1,126 @@
+//! Projects whose repositories are listened to.
+
+use std::num::NonZeroU32;
+
+use super::news::*;
+use super::*;
+
+fn remove(core: &mut Core) -> Vec<Effect> {
+    core.step(Event::ProjectRemoved { project: PROJECT })
+}
+
+#[test]
+fn a_project_keeps_its_name_and_repository_and_takes_over_the_rest() {
+    let mut core = Core::linked();
+    let mut changed = linked_project();
+    "other".clone_into(&mut changed.name);
+    "https://elsewhere".clone_into(&mut changed.repository);
+    changed.github.as_mut().unwrap().forks = ForkPolicy::Never;
+    changed.max_concurrent = NonZeroU32::new(3);
+
+    core.step(Event::ProjectSet { project: changed.clone() });
+
+    let (known, before) = (&core.state.projects[&PROJECT], linked_project());
+    assert_eq!((&known.name, &known.repository), (&before.name, &before.repository));
+    assert_eq!((&known.github, known.max_concurrent), (&changed.github, changed.max_concurrent));
+}
+
+#[test]
+fn a_higher_limit_of_a_project_lets_its_queued_jobs_begin() {
+    let mut core = amd64(5);
+    let max_concurrent = NonZeroU32::new(1);
+    core.step(Event::ProjectSet { project: Project { max_concurrent, ..linked_project() } });
+    let (_, jobs) = core.run(1, 2);
+    assert_eq!(core.job_state(jobs[1]), &JobState::Queued { attempt: 1 });
+
+    core.step(Event::ProjectSet { project: linked_project() });
+
+    assert!(matches!(core.job_state(jobs[1]), JobState::Provisioning { .. }));
+}
+
+#[test]
+fn a_removed_project_keeps_its_record_and_its_pull_requests_are_closed() {
+    let mut core = Core::linked();
+    let run = core.heard(News::first("a", 1));
+    let (_, machine) = core.build_tagged(run);
+    core.tell();
+
+    assert_eq!(remove(&mut core), [Effect::Terminate { machine }], "GitHub is told nothing more");
+
+    assert_eq!(core.stopped(run), Some(CancelReason::EnvironmentClosed));
+    assert_eq!(core.head(), (commit("a"), false));
+    let known = &core.state.projects[&PROJECT];
+    assert_eq!((&*known.name, &known.github), ("shop", &None));
+    let effects = core.step(Event::MachineGone { machine });
+    assert_eq!(effects, [Effect::CleanUp { environment: ENVIRONMENT }]);
+}
+
+#[test]
+fn the_branches_of_a_removed_project_stay_open() {
+    let mut core = Core::linked();
+    let run = core.heard(News::on_branch("a", 1));
+
+    remove(&mut core);
+
+    assert_eq!((core.head(), core.stopped(run)), ((commit("a"), true), None));
+}
+
+#[test]
+fn other_projects_do_not_notice_that_one_is_removed() {
+    let mut core = Core::linked();
+    let other = core.request(2);
+    let id = EnvironmentId::from_bits(2);
+    core.hear(News::first("a", 1));
+
+    remove(&mut core);
+
+    assert!(!core.state.environments[&id].closed);
+    assert_eq!(core.run_state(other), &RunState::Pending);
+}
+
+#[test]
+fn what_is_not_listened_to_cannot_be_removed() {
+    let mut core = amd64(1);
+    let run = core.request(1);
+
+    assert_eq!(remove(&mut core), []);
+    assert_eq!(core.step(Event::ProjectRemoved { project: ProjectId::from_bits(99) }), []);
+
+    assert_eq!(core.run_state(run), &RunState::Pending);
+}
+
+#[test]
+fn a_project_that_is_added_again_builds_its_next_commits() {
+    let mut core = Core::linked();
+    core.hear(News::first("a", 1));
+    remove(&mut core);
+    assert_eq!(core.hear(News::pushed("a", "b", 2)), None);
+
+    core.step(Event::ProjectSet { project: linked_project() });
+
+    let run = core.heard(News::listed(None, "b", 2));
+    assert_eq!((core.head(), core.stopped(run)), ((commit("b"), true), None));
+}
+
+#[test]
+fn a_project_that_is_added_again_builds_its_open_pull_requests() {
+    let mut core = Core::linked();
+    core.hear(News::first("a", 1));
+    remove(&mut core);
+    core.step(Event::ProjectSet { project: linked_project() });
+
+    core.heard(News::listed(None, "a", 1));
+
+    assert_eq!(core.head(), (commit("a"), true));
+}
+
+#[test]
+fn what_was_closed_by_hand_stays_closed_when_its_project_is_added_again() {
+    let mut core = Core::linked();
+    core.hear(News::first("a", 1));
+    core.close_by_hand();
+    remove(&mut core);
+    core.step(Event::ProjectSet { project: linked_project() });
+
+    assert_eq!(core.hear(News::listed(None, "a", 1)), None);
+}

@@ -1,0 +1,216 @@
+//! What GitHub is told.
+
+use super::news::*;
+use super::*;
+
+/// How many changes there are to tell, and how many were told.
+fn counts(core: &Core) -> (u64, u64) {
+    let report = &core.environment().report;
+    (report.wanted, report.told)
+}
+
+#[test]
+fn a_change_is_told_once() {
+    let mut core = Core::linked();
+    let run = core.heard(News::first("a", 1));
+    assert_eq!((core.is_in_outbox(&REPORT), counts(&core)), (true, (1, 0)));
+
+    assert_eq!(core.tell(), []);
+    assert_eq!((core.is_in_outbox(&REPORT), counts(&core)), (false, (1, 1)));
+
+    assert_eq!(core.plan(run, &[]), [REPORT]);
+    assert_eq!(counts(&core), (2, 1));
+}
+
+#[test]
+fn changes_during_a_telling_are_told_by_one_more() {
+    let mut core = Core::linked();
+    let run = core.heard(News::first("a", 1));
+    let (job, machine) = core.build_tagged(run);
+    core.report(machine, job, 1, users_fault());
+    let (wanted, _) = counts(&core);
+    assert!(wanted > 2, "{wanted}");
+    let reports = core.state.outbox.values().filter(|effect| **effect == REPORT).count();
+    assert_eq!(reports, 1);
+
+    assert_eq!(core.told(1, Ok(Told::default())), [REPORT]);
+    assert_eq!(counts(&core), (wanted, 1));
+
+    assert_eq!(core.told(wanted, Ok(Told::default())), []);
+    assert_eq!(counts(&core), (wanted, wanted));
+}
+
+#[test]
+fn what_github_was_told_is_kept_for_the_next_time() {
+    let mut core = Core::linked();
+    core.hear(News::first("a", 1));
+    let status = CommitStatus {
+        state: StatusState::Pending,
+        description: "planned".to_owned(),
+        target_url: String::new(),
+    };
+    let told = Told {
+        comment: Some(3),
+        comment_digest: Some("0".repeat(64)),
+        commit: Some(commit("a")),
+        statuses: BTreeMap::from([("stagely".to_owned(), status)]),
+    };
+
+    core.told(1, Ok(told.clone()));
+
+    core.restart();
+    let report = &core.environment().report;
+    assert_eq!((report.comment, &report.comment_digest), (told.comment, &told.comment_digest));
+    assert_eq!((&report.commit, &report.statuses), (&told.commit, &told.statuses));
+    assert_eq!(report.problem, None);
+}
+
+#[test]
+fn a_telling_that_nobody_waits_for_changes_nothing() {
+    let mut core = Core::linked();
+    core.hear(News::first("a", 1));
+    core.tell();
+    let told = Told { comment: Some(3), ..Told::default() };
+
+    assert_eq!(core.told(9, Ok(told)), []);
+
+    assert_eq!((counts(&core), core.environment().report.comment), ((1, 1), None));
+}
+
+#[test]
+fn a_telling_that_was_under_way_when_core_ended_is_not_lost() {
+    let mut core = Core::linked();
+    core.hear(News::first("a", 1));
+
+    core.restart();
+
+    assert!(core.is_in_outbox(&REPORT));
+    assert_eq!(counts(&core), (1, 0));
+    assert_eq!(core.tell(), []);
+}
+
+#[test]
+fn what_github_refused_is_told_again_with_the_next_change() {
+    let mut core = Core::linked();
+    let run = core.heard(News::first("a", 1));
+    core.told(1, Ok(Told { comment: Some(3), ..Told::default() }));
+    core.cancel(run);
+    assert_eq!(core.told(2, Err("no permission".to_owned())), [], "it would refuse again");
+    let report = &core.environment().report;
+    assert_eq!((report.problem.as_deref(), report.comment), (Some("no permission"), Some(3)));
+
+    core.heard(News::pushed("a", "b", 2));
+
+    assert!(core.is_in_outbox(&REPORT));
+    core.tell();
+    assert_eq!(core.environment().report.problem, None);
+}
+
+#[test]
+fn what_github_refused_is_told_again_when_core_starts() {
+    let mut core = Core::linked();
+    core.hear(News::first("a", 1));
+    core.told(1, Err("no permission".to_owned()));
+
+    assert_eq!(core.restart(), [REPORT]);
+
+    assert_eq!(counts(&core), (2, 1));
+    core.tell();
+    assert_eq!(core.restart(), [], "it was told");
+}
+
+#[test]
+fn without_a_repository_at_github_nothing_is_told() {
+    let mut core = amd64(1);
+    let (run, event) = core.news(News::first("a", 1));
+    let Event::HeadMoved { run: requested, environment, .. } = event else { unreachable!() };
+    let project = Project { github: None, ..linked_project() };
+
+    let effects = core.step(Event::RunRequested { run: requested, project, environment });
+
+    assert_eq!(effects, [Effect::Plan { run }]);
+    assert_eq!(counts(&core), (0, 0));
+}
+
+#[test]
+fn a_project_that_is_not_listened_to_any_more_is_not_told_of() {
+    let mut core = Core::linked();
+    let run = core.heard(News::on_branch("a", 1));
+    core.step(Event::ProjectRemoved { project: PROJECT });
+
+    assert_eq!(core.cancel(run), []);
+    assert_eq!(core.told(0, Err("nobody listens".to_owned())), [], "there would be more to tell");
+
+    assert!(core.state.outbox.is_empty());
+    assert_eq!(core.restart(), []);
+}
+
+#[test]
+fn what_people_start_on_a_branch_is_their_own_affair() {
+    let mut core = Core::linked();
+    let push = core.heard(News::on_branch("a", 1));
+    core.tell();
+
+    let own = core.request(1);
+    core.plan(own, &[]);
+
+    assert_eq!(core.run_state(own), &RunState::Completed);
+    assert_eq!(core.environment().report.run, Some(push));
+    assert_eq!((core.is_in_outbox(&REPORT), counts(&core)), (false, (1, 1)));
+}
+
+#[test]
+fn the_end_of_a_superseded_run_is_told_by_the_newer_one_alone() {
+    let mut core = Core::linked();
+    let older = core.heard(News::first("a", 1));
+    core.tell();
+
+    let newer = core.heard(News::pushed("a", "b", 2));
+
+    assert_eq!(core.stopped(older), Some(CancelReason::Superseded));
+    assert_eq!(core.environment().report.run, Some(newer));
+    assert_eq!(counts(&core), (2, 1), "one change, and not two");
+}
+
+#[test]
+fn the_end_of_a_closed_pull_request_is_told() {
+    let mut core = Core::linked();
+    core.hear(News::first("a", 1));
+    core.tell();
+
+    assert_eq!(core.close(2), [REPORT]);
+}
+
+#[test]
+fn an_environment_stays_until_github_has_answered() {
+    let mut core = Core::linked();
+    let run = core.heard(News::first("a", 1));
+    core.close(2);
+    core.step(Event::Forgotten { runs: vec![run], machines: Vec::new(), deliveries: Vec::new() });
+    assert!(core.state.environments.contains_key(&ENVIRONMENT), "GitHub is being told");
+
+    assert_eq!(core.told(1, Ok(Told::default())), [], "nobody knows the run any more");
+
+    assert!(core.state.environments.is_empty() && core.state.outbox.is_empty());
+}
+
+#[test]
+fn an_environment_stays_until_its_last_command_is_answered() {
+    let mut core = Core::linked();
+    let run = core.heard(News::first("a", 1));
+    core.tell();
+    let kind = CommandKind::Cancel;
+    let (comment, author, at) = (Some(1), "carol".to_owned(), second(2));
+    let command = Command { comment, author, kind, at };
+    core.step(Event::CommandGiven { environment: ENVIRONMENT, command: command.clone() });
+    core.plan(run, &[]);
+    core.tell();
+    core.step(Event::Forgotten { runs: vec![run], machines: Vec::new(), deliveries: Vec::new() });
+    assert!(core.environment().closed);
+
+    let environment = ENVIRONMENT;
+    let effects = core.step(Event::CommandChecked { environment, command, verdict: Ok(None) });
+
+    assert_eq!(effects, []);
+    assert!(core.state.environments.is_empty() && core.state.outbox.is_empty());
+}
