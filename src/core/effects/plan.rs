@@ -301,6 +301,9 @@ impl From<GithubError> for NotPlanned {
             GithubError::Unavailable(_) => return Self::Later(soon),
             GithubError::RateLimited { until } => return Self::Later(soon.max(*until)),
             GithubError::NotFound(_) => CloneProblem::NotFound,
+            GithubError::TooLarge { .. } => {
+                return Self::Failed(failed(FailureReason::Manifest, error));
+            }
             GithubError::Refused { .. } | GithubError::Credentials(_) => {
                 CloneProblem::Authentication
             }

@@ -328,7 +328,7 @@ fn told(report: Report) -> Told {
 }
 
 fn digest_of(body: &str) -> String {
-    Sha256::digest(body).iter().map(|byte| format!("{byte:02x}")).collect()
+    Sha256::digest(body).iter().fold(String::new(), |digits, byte| format!("{digits}{byte:02x}"))
 }
 
 fn patience() -> ExponentialBackoff {

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use axum::body::{Body, Bytes, to_bytes};
-use axum::http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, LINK, LOCATION};
+use axum::http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, LINK, LOCATION, USER_AGENT};
 use axum::http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri};
 use octocrab::OctoBody;
 use octocrab::Octocrab;
@@ -37,6 +37,9 @@ const MESSAGE_CHARS_MAX: usize = 300;
 
 /// The version of the API that this was written for.
 const API_VERSION: &str = "2022-11-28";
+
+/// Who asks. GitHub answers nobody who does not say.
+const PROGRAM: &str = concat!("stagely/", env!("CARGO_PKG_VERSION"));
 
 const JSON: &str = "application/vnd.github+json";
 
@@ -131,6 +134,8 @@ impl Api {
             Octocrab::builder()
                 .base_uri(self.base.clone())?
                 .set_connect_timeout(Some(CONNECT_LIMIT))
+                // Instead of the library's own.
+                .add_header(USER_AGENT, PROGRAM.to_owned())
                 .build()
         };
         self.client.get_or_try_init(make).await.map_err(|error| unavailable(&error))
@@ -189,7 +194,7 @@ impl Api {
         if let Some(to) = self.moved_to(status, &headers) {
             return Ok(Outcome::Moved(to));
         }
-        Err(refusal(status, message, ask))
+        Err(refusal(status, &message, ask))
     }
 
     /// Where it is now, if that is at the same host: another one gets no credentials.
@@ -238,8 +243,7 @@ async fn read(body: Body, bytes_max: usize, ask: &Ask) -> Result<Bytes, GithubEr
         let is_too_large = std::error::Error::source(&error)
             .is_some_and(|source| source.to_string().contains("length limit"));
         if is_too_large {
-            let message = format!("{} has more than {bytes_max} bytes", ask.what);
-            return GithubError::Refused { status: 200, message };
+            return GithubError::TooLarge { what: ask.what.clone(), bytes_max };
         }
         unavailable(&error)
     })
@@ -263,7 +267,7 @@ fn message(body: &[u8]) -> String {
     text.chars().filter(|c| !c.is_control()).take(MESSAGE_CHARS_MAX).collect()
 }
 
-fn refusal(status: StatusCode, message: String, ask: &Ask) -> GithubError {
+fn refusal(status: StatusCode, message: &str, ask: &Ask) -> GithubError {
     let status = status.as_u16();
     match status {
         404 | 410 => GithubError::NotFound(ask.what.clone()),

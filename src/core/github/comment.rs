@@ -52,7 +52,7 @@ pub(crate) fn marker(environment: EnvironmentId) -> String {
 pub(crate) fn render(shown: &Shown<'_>, excerpts: &Excerpts) -> String {
     let mut body = marker(shown.environment.id);
     let sections = [
-        headline(shown),
+        Some(headline(shown)),
         approval(shown),
         problems(shown),
         table(shown),
@@ -60,7 +60,7 @@ pub(crate) fn render(shown: &Shown<'_>, excerpts: &Excerpts) -> String {
         images(shown),
         warnings(shown),
         note(shown),
-        footer(shown),
+        Some(footer(shown)),
     ];
     for section in sections.into_iter().flatten() {
         // The limits of the sections are below this one together.
@@ -73,7 +73,7 @@ pub(crate) fn render(shown: &Shown<'_>, excerpts: &Excerpts) -> String {
     body
 }
 
-fn headline(shown: &Shown<'_>) -> Option<String> {
+fn headline(shown: &Shown<'_>) -> String {
     let text = match &shown.run.state {
         _ if shown.awaits_approval() => "🔒 Waits for approval".to_owned(),
         RunState::Pending | RunState::Building => "⏳ Building…".to_owned(),
@@ -81,7 +81,7 @@ fn headline(shown: &Shown<'_>) -> Option<String> {
         RunState::Failed { .. } => format!("❌ Build failed [View Logs]({})", logs_url(shown)),
         RunState::Cancelled { reason } => format!("⏹ Build cancelled{}", why(*reason)),
     };
-    Some(format!("### {text}"))
+    format!("### {text}")
 }
 
 /// Where whoever sees a failure wants to go: to the one log, or where all are.
@@ -314,12 +314,12 @@ fn note(shown: &Shown<'_>) -> Option<String> {
     Some(format!("> {}", inline(note, WORDS_CHARS_MAX)))
 }
 
-fn footer(shown: &Shown<'_>) -> Option<String> {
+fn footer(shown: &Shown<'_>) -> String {
     let run = shown.run;
     let commit = shown.commit().map(|it| format!(" · commit `{}`", short(&it))).unwrap_or_default();
     let took = run.ended_at.map(|ended| format!(" · {}", seconds(ended.since(run.created_at))));
     let (id, url) = (run.id, shown.run_url());
-    Some(format!("<sub>Run [`{id}`]({url}){commit}{}</sub>", took.unwrap_or_default()))
+    format!("<sub>Run [`{id}`]({url}){commit}{}</sub>", took.unwrap_or_default())
 }
 
 /// The text with its first letter in upper case.

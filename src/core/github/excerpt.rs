@@ -8,7 +8,7 @@ pub(crate) const LINES: usize = 30;
 /// Lines of a log's end that are searched: other steps may go on for a while after one has failed.
 pub(crate) const SEARCHED_LINES: usize = 5_000;
 
-/// What BuildKit says of the caches that it reads and writes: they never fail a build.
+/// What `BuildKit` says of the caches that it reads and writes: they never fail a build.
 const CACHES: [&str; 2] = ["importing cache manifest from ", "exporting cache "];
 
 /// The last lines of the step that failed, without those of the steps beside it; the last of all where no
