@@ -394,3 +394,18 @@ async fn patiently<T>(
     }
     ask().await
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_manifest_that_is_too_large_is_the_users_mistake() {
+        let error = GithubError::TooLarge { what: "stagely.yaml".to_owned(), bytes_max: 7 };
+        let NotPlanned::Failed(failure) = NotPlanned::from(error) else {
+            panic!("it is asked for again");
+        };
+        assert_eq!(failure.reason, FailureReason::Manifest);
+        assert_eq!(failure.message, "stagely.yaml has more than 7 bytes");
+    }
+}

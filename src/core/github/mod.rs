@@ -17,6 +17,9 @@ mod markdown;
 mod shown;
 pub(crate) mod statuses;
 
+#[cfg(test)]
+mod tests;
+
 pub use client::{FailedDelivery, Github, GithubHealth, Permission};
 pub use error::GithubError;
 
