@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use axum::body::{Body, Bytes, to_bytes};
-use axum::http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, LINK, LOCATION, USER_AGENT};
+use axum::http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, LINK, LOCATION};
 use axum::http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri};
 use octocrab::OctoBody;
 use octocrab::Octocrab;
@@ -37,9 +37,6 @@ const MESSAGE_CHARS_MAX: usize = 300;
 
 /// The version of the API that this was written for.
 const API_VERSION: &str = "2022-11-28";
-
-/// Who asks. GitHub answers nobody who does not say.
-const PROGRAM: &str = concat!("stagely/", env!("CARGO_PKG_VERSION"));
 
 const JSON: &str = "application/vnd.github+json";
 
@@ -134,8 +131,6 @@ impl Api {
             Octocrab::builder()
                 .base_uri(self.base.clone())?
                 .set_connect_timeout(Some(CONNECT_LIMIT))
-                // Instead of the library's own.
-                .add_header(USER_AGENT, PROGRAM.to_owned())
                 .build()
         };
         self.client.get_or_try_init(make).await.map_err(|error| unavailable(&error))
