@@ -90,6 +90,17 @@ impl Core {
         Memory::of(self.process.id())
     }
 
+    /// Lets the peak of its memory begin anew.
+    pub(crate) fn forget_peak(&self) -> anyhow::Result<()> {
+        Ok(fs::write(format!("/proc/{}/clear_refs", self.process.id()), "5")?)
+    }
+
+    /// The most resident memory since then, in bytes.
+    pub(crate) fn peak(&self) -> anyhow::Result<u64> {
+        let path = format!("/proc/{}/status", self.process.id());
+        bytes_of(&fs::read_to_string(path)?, "VmHWM:")
+    }
+
     /// Stops it as its supervisor would. Its folder stays until the value is dropped.
     pub(crate) fn stop(&mut self) -> anyhow::Result<()> {
         kill(Pid::from_raw(i32::try_from(self.process.id())?), Signal::SIGTERM)?;
@@ -134,11 +145,13 @@ pub(crate) struct Memory {
 impl Memory {
     pub(crate) fn of(process: u32) -> anyhow::Result<Self> {
         let text = fs::read_to_string(format!("/proc/{process}/smaps_rollup"))?;
-        let field = |name: &str| {
-            let line = text.lines().find_map(|line| line.strip_prefix(name));
-            let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-            kib.map(|kib| kib * 1024).with_context(|| format!("no {name} in smaps_rollup"))
-        };
-        Ok(Self { rss: field("Rss:")?, pss: field("Pss:")? })
+        Ok(Self { rss: bytes_of(&text, "Rss:")?, pss: bytes_of(&text, "Pss:")? })
     }
+}
+
+/// A field of a file in `/proc` that counts KiB, in bytes.
+fn bytes_of(text: &str, name: &str) -> anyhow::Result<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    kib.map(|kib| kib * 1024).with_context(|| format!("the kernel says no {name}"))
 }

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -112,7 +113,7 @@ async fn idle(mut socket: Socket) -> anyhow::Result<()> {
 
 /// What the bare server needs for so many agents, in bytes.
 async fn bare(agents: usize) -> anyhow::Result<u64> {
-    let mut server = BareServer::start()?;
+    let mut server = BareServer::start(BARE_SERVER_ROLE, None)?;
     let base = Memory::of(server.process.id())?.rss;
     let config = AgentConfig {
         core_url: server.url()?.parse()?,
@@ -129,18 +130,21 @@ async fn bare(agents: usize) -> anyhow::Result<u64> {
     Ok(used)
 }
 
-struct BareServer {
+/// This program in another role, in a process of its own.
+pub(crate) struct BareServer {
     process: Child,
 }
 
 impl BareServer {
-    fn start() -> anyhow::Result<Self> {
+    /// Starts one, which may keep things in `folder`.
+    pub(crate) fn start(role: &str, folder: Option<&Path>) -> anyhow::Result<Self> {
         let program = std::env::current_exe()?;
-        let process = Command::new(program).arg(BARE_SERVER_ROLE).stdout(Stdio::piped()).spawn()?;
+        let mut command = Command::new(program);
+        let process = command.arg(role).args(folder).stdout(Stdio::piped()).spawn()?;
         Ok(Self { process })
     }
 
-    fn url(&mut self) -> anyhow::Result<String> {
+    pub(crate) fn url(&mut self) -> anyhow::Result<String> {
         let output = self.process.stdout.take().context("its address was asked for before")?;
         let mut line = String::new();
         BufReader::new(output).read_line(&mut line)?;

@@ -11,6 +11,7 @@ mod core;
 mod engine;
 mod export;
 mod git;
+mod github;
 mod idle;
 mod load;
 mod logs;
@@ -19,6 +20,7 @@ mod repair;
 mod report;
 mod sim;
 mod text;
+mod webhooks;
 
 use anyhow::bail;
 
@@ -40,10 +42,12 @@ async fn main() -> anyhow::Result<()> {
         ["export"] => export::measure().await,
         ["logs"] => logs::measure().await,
         ["queue"] => queue::measure(),
+        ["webhooks"] => webhooks::measure().await,
         // The other side of a measurement, in a process of its own.
         [repair::FILL_ROLE, path] => repair::fill(path.as_ref()).await,
         [repair::FILL_PLAIN_ROLE, path] => repair::fill_plain(path.as_ref()),
         [idle::BARE_SERVER_ROLE] => idle::bare_server().await,
+        [webhooks::BARE_HOOK_ROLE, folder] => webhooks::bare_server(folder.as_ref()).await,
         // `cargo bench` without a name, or cargo's own test of this target.
         [] => {
             println!("scripts/bench runs this");

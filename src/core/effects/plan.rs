@@ -301,6 +301,9 @@ impl From<GithubError> for NotPlanned {
             GithubError::Unavailable(_) => return Self::Later(soon),
             GithubError::RateLimited { until } => return Self::Later(soon.max(*until)),
             GithubError::NotFound(_) => CloneProblem::NotFound,
+            GithubError::TooLarge { .. } => {
+                return Self::Failed(failed(FailureReason::Manifest, error));
+            }
             GithubError::Refused { .. } | GithubError::Credentials(_) => {
                 CloneProblem::Authentication
             }
@@ -390,4 +393,19 @@ async fn patiently<T>(
         }
     }
     ask().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_manifest_that_is_too_large_is_the_users_mistake() {
+        let error = GithubError::TooLarge { what: "stagely.yaml".to_owned(), bytes_max: 7 };
+        let NotPlanned::Failed(failure) = NotPlanned::from(error) else {
+            panic!("it is asked for again");
+        };
+        assert_eq!(failure.reason, FailureReason::Manifest);
+        assert_eq!(failure.message, "stagely.yaml has more than 7 bytes");
+    }
 }

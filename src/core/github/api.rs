@@ -189,7 +189,7 @@ impl Api {
         if let Some(to) = self.moved_to(status, &headers) {
             return Ok(Outcome::Moved(to));
         }
-        Err(refusal(status, message, ask))
+        Err(refusal(status, &message, ask))
     }
 
     /// Where it is now, if that is at the same host: another one gets no credentials.
@@ -238,8 +238,7 @@ async fn read(body: Body, bytes_max: usize, ask: &Ask) -> Result<Bytes, GithubEr
         let is_too_large = std::error::Error::source(&error)
             .is_some_and(|source| source.to_string().contains("length limit"));
         if is_too_large {
-            let message = format!("{} has more than {bytes_max} bytes", ask.what);
-            return GithubError::Refused { status: 200, message };
+            return GithubError::TooLarge { what: ask.what.clone(), bytes_max };
         }
         unavailable(&error)
     })
@@ -263,7 +262,7 @@ fn message(body: &[u8]) -> String {
     text.chars().filter(|c| !c.is_control()).take(MESSAGE_CHARS_MAX).collect()
 }
 
-fn refusal(status: StatusCode, message: String, ask: &Ask) -> GithubError {
+fn refusal(status: StatusCode, message: &str, ask: &Ask) -> GithubError {
     let status = status.as_u16();
     match status {
         404 | 410 => GithubError::NotFound(ask.what.clone()),

@@ -152,7 +152,7 @@ impl Github {
         Self::with_variables(config, secrets, Variables::read())
     }
 
-    fn with_variables(
+    pub(super) fn with_variables(
         config: Arc<Config>,
         secrets: Secrets,
         variables: Variables,

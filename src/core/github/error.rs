@@ -19,6 +19,14 @@ pub enum GithubError {
     /// It is not there, or not for these credentials.
     #[error("GitHub has no {0}, or does not show it to these credentials")]
     NotFound(String),
+    /// Its answer is larger than core reads.
+    #[error("{what} has more than {bytes_max} bytes")]
+    TooLarge {
+        /// What was asked for.
+        what: String,
+        /// How much core reads.
+        bytes_max: usize,
+    },
     /// It refuses.
     #[error("GitHub refuses ({status}): {message}")]
     Refused {
@@ -37,7 +45,10 @@ impl GithubError {
     pub const fn is_transient(&self) -> bool {
         match self {
             Self::Unavailable(_) | Self::RateLimited { .. } => true,
-            Self::NotFound(_) | Self::Refused { .. } | Self::Credentials(_) => false,
+            Self::NotFound(_)
+            | Self::TooLarge { .. }
+            | Self::Refused { .. }
+            | Self::Credentials(_) => false,
         }
     }
 }

@@ -21,6 +21,7 @@ const COMMIT_DIGITS_MIN: usize = 7;
 const UNKNOWN_CHARS: usize = 60;
 
 /// A pull request, as deliveries and GitHub's lists show it.
+#[expect(clippy::struct_excessive_bools, reason = "each says another thing of it")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PullRequest {
     /// Its number.

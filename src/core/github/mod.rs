@@ -19,6 +19,8 @@ pub(crate) mod statuses;
 
 #[cfg(test)]
 pub(crate) mod fixtures;
+#[cfg(test)]
+mod tests;
 
 pub use client::{FailedDelivery, Github, GithubHealth, Permission};
 pub use error::GithubError;
