@@ -167,14 +167,15 @@ impl Intake {
         delivery: Option<DeliveryId>,
         make: impl FnOnce(&Records) -> Result<Event, Unused> + Send + 'static,
     ) -> Result<Heard, IntakeError<Unused>> {
-        self.disk.check().await?;
-        let storing = tokio::spawn(self.clone().store_heard(delivery, make));
+        let space = self.disk.check().await;
+        let storing = tokio::spawn(self.clone().store_heard(delivery, space, make));
         storing.await.expect("making events does not panic")
     }
 
     async fn store_heard(
         self,
         delivery: Option<DeliveryId>,
+        space: Result<(), DiskNearlyFull>,
         make: impl FnOnce(&Records) -> Result<Event, Unused> + Send,
     ) -> Result<Heard, IntakeError<Unused>> {
         let (made, _birth) = {
@@ -186,6 +187,8 @@ impl Intake {
             let mut made = make(&records);
             let birth = match &mut made {
                 Ok(Event::HeadMoved { run, environment, .. }) => {
+                    // Closings and cancellations make room, and are taken in any case.
+                    space?;
                     self.newborn.adopt(&mut newborn, &records, run, environment)
                 }
                 _ => None,

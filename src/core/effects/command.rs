@@ -44,7 +44,9 @@ impl Effects {
         };
         let project = project.ok_or("its environment is gone")?;
         let permission = self.permission_of(&project, &command.author).await.map_err(|error| {
-            format!("what they may do in the repository cannot be found out ({error})")
+            warn!(%error, project = project.name, "a permission cannot be found out");
+            let why = error.in_public();
+            format!("what they may do in the repository cannot be found out ({why})")
         })?;
         if permission < Permission::Write {
             return Err("it needs permission to write to the repository".to_owned());

@@ -46,6 +46,9 @@ const FORK_OF_PRIVATE: &str = "the build of a fork of a private repository takes
 /// How long a GitHub that does not answer is let be. Its client has asked a few times itself.
 const GITHUB_WAIT: Duration = Duration::from_secs(15);
 
+/// How long its answer is waited for, over all tries.
+const GITHUB_LIMIT: Duration = Duration::from_secs(100);
+
 /// Why there is no plan.
 enum NotPlanned {
     /// There will be none.
@@ -160,9 +163,17 @@ impl Effects {
         }
         let token = match own_token {
             Some(token) => Some(token),
-            None => self.minted_token(&subject.run, &subject.project).await?,
+            None => soon(self.minted_token(&subject.run, &subject.project)).await?,
         };
-        Ok(self.plan_by_git(subject, token, cancel).await?)
+        let is_githubs = known_to_github(&subject).is_some();
+        match self.plan_by_git(subject, token, cancel).await {
+            // GitHub is away.
+            Err(PlanFailure {
+                reason: FailureReason::Clone { problem: CloneProblem::Network },
+                ..
+            }) if is_githubs => Err(NotPlanned::Later(now().after(GITHUB_WAIT))),
+            planned => Ok(planned?),
+        }
     }
 
     /// Plans without git: GitHub has the file and all else is known. `None` where what changed since
@@ -174,7 +185,7 @@ impl Effects {
         cancel: &CancellationToken,
     ) -> Result<Option<PlannedRun>, NotPlanned> {
         let (file, commit) = (manifest::FILE_NAME, &resolved.commit);
-        let bytes = self.github.file(&subject.project, file, commit).await?;
+        let bytes = soon(self.github.file(&subject.project, file, commit)).await?;
         let bytes = bytes.ok_or_else(|| {
             let advice = "add one to the top of the repository";
             failed(FailureReason::Manifest, format!("{file} is missing at {commit}: {advice}"))
@@ -308,8 +319,15 @@ impl From<GithubError> for NotPlanned {
                 CloneProblem::Authentication
             }
         };
-        Self::Failed(failed(FailureReason::Clone { problem }, error))
+        warn!(%error, "GitHub does not help with a plan");
+        Self::Failed(failed(FailureReason::Clone { problem }, error.in_public()))
     }
+}
+
+/// A GitHub that takes connections and never answers must not use up the run's time for planning.
+async fn soon<T>(asking: impl Future<Output = Result<T, GithubError>>) -> Result<T, GithubError> {
+    let silent = || GithubError::Unavailable("it takes too long".to_owned());
+    tokio::time::timeout(GITHUB_LIMIT, asking).await.unwrap_or_else(|_| Err(silent()))
 }
 
 fn read_manifest(root: &Path, commit: &CommitSha) -> Result<Manifest, PlanFailure> {

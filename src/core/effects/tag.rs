@@ -1,33 +1,50 @@
 //! Lets the run-independent reference of a build name its newest image.
 
+use std::future::pending;
+
 use tracing::{info, warn};
 
 use super::Effects;
 use crate::core::state::{CancelReason, Event, RunState};
-use crate::ids::EnvironmentId;
+use crate::ids::{EnvironmentId, RunId};
 
 impl Effects {
-    /// Moves the tag to the digest that the environment's record has for `variant`, unless its run was
-    /// superseded before that. A registry that does
-    /// not answer is waited for. `None` where the record has gone meanwhile, and its tag is nobody's.
+    /// Moves the tag to the digest that the environment's record has for `variant`, unless its run is
+    /// superseded first. A registry that does not answer is waited for. `None` where the record has gone
+    /// meanwhile, and its tag is nobody's.
     pub(super) async fn tag(&self, environment: EnvironmentId, variant: String) -> Option<Event> {
-        let (good, is_superseded) = {
+        let good = {
             let records = self.records.read();
-            let good = records.environments.get(&environment)?.images.get(&variant)?.clone();
-            let run = records.runs.get(&good.run).map(|run| &run.state);
-            (good, run == Some(&RunState::Cancelled { reason: CancelReason::Superseded }))
+            records.environments.get(&environment)?.images.get(&variant)?.clone()
         };
         let (tag, digest) = (good.tag, good.digest);
-        if is_superseded {
-            let result = Err("a newer run took the place of its own".to_owned());
-            return Some(Event::ImageTagged { environment, variant, digest, result });
-        }
-        let result = self.registry.tag(&tag, &digest).await.map_err(|error| in_full(&error));
+        let result = tokio::select! {
+            biased;
+            () = self.is_superseded(good.run) => {
+                Err("a newer run took the place of its own".to_owned())
+            }
+            moved = self.registry.tag(&tag, &digest) => moved.map_err(|error| in_full(&error)),
+        };
         match &result {
             Ok(()) => info!(%tag, %digest, "tagged"),
             Err(error) => warn!(%tag, %digest, error, "not tagged"),
         }
         Some(Event::ImageTagged { environment, variant, digest, result })
+    }
+
+    /// Waits until `run` is superseded.
+    async fn is_superseded(&self, run: RunId) {
+        let mut changes = self.records.changes();
+        loop {
+            changes.mark_unchanged();
+            let state = self.records.read().runs.get(&run).map(|run| run.state.clone());
+            if state == Some(RunState::Cancelled { reason: CancelReason::Superseded }) {
+                return;
+            }
+            if changes.changed().await.is_err() {
+                return pending().await;
+            }
+        }
     }
 }
 

@@ -153,9 +153,9 @@ async fn mint(
             Ok(Minted { installation, token, expires_at: moment(expires_at) })
         }
         Err(GithubError::NotFound(what)) => {
-            // The app was installed anew; the next try looks where.
+            // The app was installed anew; the next try looks where. It says nothing of what was asked for.
             place.installation = None;
-            Err(GithubError::NotFound(what))
+            Err(GithubError::Unavailable(format!("there is no {what} any more")))
         }
         Err(GithubError::Refused { status: 422, message }) => {
             Err(GithubError::Credentials(format!(

@@ -325,7 +325,7 @@ impl Github {
         let ask = Ask::get(format!("{list}?per_page=100"), what);
         self.pages(project, repository, ask, |page: Vec<CommentPayload>| {
             let holds =
-                |it: &CommentPayload| it.body.as_ref().is_some_and(|body| body.contains(marker));
+                |it: &CommentPayload| it.body.as_ref().is_some_and(|body| body.starts_with(marker));
             found = page.iter().find(|it| holds(it)).map(|it| it.id);
             found.is_none()
         })

@@ -107,8 +107,7 @@ fn approval(shown: &Shown<'_>) -> Option<String> {
     let label = code(shown.approval_label, WORDS_CHARS_MAX);
     Some(format!(
         "Commit `{commit}` comes from a fork, and nothing of it is built until somebody who may write to \
-         this repository has looked at it and comments:\n\n\
-         ```text\n/stagely approve {number}\n```\n\n\
+         this repository has looked at it and comments `/stagely approve {number}`.\n\n\
          The label {label} does the same. Either holds for that commit alone, which gets no secrets and \
          writes no shared cache."
     ))

@@ -41,6 +41,22 @@ pub enum GithubError {
 }
 
 impl GithubError {
+    /// What strangers may read of it: what core itself lacks is for its log.
+    pub fn in_public(&self) -> String {
+        match self {
+            Self::Credentials(_) => {
+                "core's credentials for this repository cannot be used; core's log \
+                                     says why"
+                    .to_owned()
+            }
+            Self::Unavailable(_)
+            | Self::RateLimited { .. }
+            | Self::NotFound(_)
+            | Self::TooLarge { .. }
+            | Self::Refused { .. } => self.to_string(),
+        }
+    }
+
     /// Whether the same request may succeed later without anybody doing something.
     pub const fn is_transient(&self) -> bool {
         match self {

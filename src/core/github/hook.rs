@@ -326,10 +326,11 @@ fn issue_comment(body: &[u8]) -> serde_json::Result<Hook> {
     if issue.pull_request.is_none() {
         return Ok(ignored("it is a comment of an issue and of no pull request"));
     }
-    let Some(command) = comment.body.as_deref().and_then(command) else {
+    let body = comment.body.as_deref().filter(|body| !body.starts_with(OWN_COMMENT));
+    let Some(command) = body.and_then(command) else {
         return Ok(ignored("the comment holds no command"));
     };
-    // A bot may quote what people wrote, and core itself is one.
+    // A bot may quote what people wrote.
     let Some(author) = comment.user.filter(|user| user.kind != "Bot") else {
         return Ok(ignored("the comment is of nobody who may give commands"));
     };
@@ -343,9 +344,19 @@ fn issue_comment(body: &[u8]) -> serde_json::Result<Hook> {
     })
 }
 
-/// The command in the first line that begins with one; `None` where no line does.
+/// What core's own comments begin with. With a person's token core writes as that person, who may approve
+/// and cancel: what it says of commands must be none.
+pub(super) const OWN_COMMENT: &str = "<!-- stagely ";
+
+/// The command in the first line that begins with one; `None` where no line does. What is quoted as code is
+/// said by nobody.
 fn command(comment: &str) -> Option<Result<CommandKind, String>> {
+    let mut is_code = false;
     let said = comment.lines().find_map(|line| {
+        is_code ^= line.trim_start().starts_with("```");
+        if is_code {
+            return None;
+        }
         let rest = line.strip_prefix(COMMAND)?;
         (rest.is_empty() || rest.starts_with(char::is_whitespace)).then_some(rest)
     })?;

@@ -27,6 +27,9 @@ const AT_ONCE: usize = 4;
 /// Deliveries that may be left unanswered before the others are left for the next round: GitHub is away then.
 const UNANSWERED_MAX: usize = 3;
 
+/// The shortest time between two rounds.
+const PAUSE_MIN: Duration = Duration::from_secs(1);
+
 /// How long GitHub remembers what it failed to deliver.
 const DELIVERIES: Duration = Duration::from_hours(3 * 24);
 
@@ -193,8 +196,8 @@ impl<S: Source> Reconcile<S> {
         loop {
             let Some(until) = stop.run_until_cancelled(self.round()).await else { return };
             let interval = self.config.github.reconcile_interval;
-            // A moment that has just come must not make this a loop without pause.
-            let wait = until.map_or(interval, |it| it.since(now()).max(Duration::from_secs(1)));
+            // What is allowed to one project need not wait for another, nor be asked in a loop.
+            let wait = until.map_or(interval, |it| it.since(now()).max(PAUSE_MIN).min(interval));
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = self.reconciled.wish.notified() => {}
@@ -232,7 +235,20 @@ impl<S: Source> Reconcile<S> {
         let failed = self.deliveries(&listed).await.err();
         until = until.max(failed.as_ref().and_then(|failed| failed.until));
         self.reconciled.lock().problem = failed.map(|it| it.problem);
+        self.tell_again().await;
         until
+    }
+
+    /// Lets GitHub be told of what it refused before.
+    async fn tell_again(&self) {
+        let is_refused = {
+            let records = self.records.read();
+            records.environments.values().any(|it| it.report.problem.is_some())
+        };
+        if is_refused {
+            // Core that ends begins with it when it is back.
+            let _ = self.intake.hear(None, |_| Ok(Event::TellAgain)).await;
+        }
     }
 
     async fn compared(&self, project: Project) -> (Project, Option<Failed>) {
@@ -340,7 +356,7 @@ impl<S: Source> Reconcile<S> {
             hook
         };
         let config = Arc::clone(&self.config);
-        let make = move |records: &_| hooks::event(records, &config.github, &hook);
+        let make = move |records: &_| hooks::late_event(records, &config.github, &hook);
         let heard = self.intake.hear(Some(delivery), make).await;
         heard.map_err(|error| Failed { problem: error.to_string(), until: None })?;
         Ok(())
@@ -358,7 +374,9 @@ impl Unread {
     /// Takes note of one, so that the others are read all the same. It is asked for again in each round.
     fn note(&mut self, id: u64, error: GithubError) -> Result<(), Failed> {
         let may_go_on = match &error {
-            GithubError::NotFound(_) | GithubError::Refused { .. } => true,
+            GithubError::NotFound(_)
+            | GithubError::Refused { .. }
+            | GithubError::TooLarge { .. } => true,
             GithubError::Unavailable(_) => {
                 self.unanswered += 1;
                 self.unanswered < UNANSWERED_MAX

@@ -56,9 +56,9 @@ pub(super) async fn rebuild(
     State(api): State<Api>,
     _: Writer,
     ApiPath(id): ApiPath<EnvironmentId>,
-    ApiJson(rebuild): ApiJson<RebuildEnvironment>,
+    rebuild: Option<ApiJson<RebuildEnvironment>>,
 ) -> Result<(StatusCode, Json<RunView>), ApiError> {
-    let failed_only = rebuild.failed_only;
+    let failed_only = rebuild.is_some_and(|ApiJson(rebuild)| rebuild.failed_only);
     let make = move |records: &_| request::rebuild_environment(records, id, failed_only);
     let run = api.intake.take(make).await?;
     Ok((StatusCode::CREATED, Json(runs::find(&api, run)?)))

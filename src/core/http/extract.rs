@@ -2,8 +2,9 @@
 //! own words.
 
 use axum::Json;
+use axum::body::HttpBody as _;
 use axum::extract::rejection::JsonRejection;
-use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
+use axum::extract::{FromRequest, FromRequestParts, OptionalFromRequest, Path, Query, Request};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
 use serde::de::DeserializeOwned;
@@ -18,7 +19,7 @@ impl<T: DeserializeOwned> FromRequest<Api> for ApiJson<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, api: &Api) -> Result<Self, ApiError> {
-        let read: Result<Json<T>, JsonRejection> = Json::from_request(request, api).await;
+        let read: Result<Json<T>, JsonRejection> = FromRequest::from_request(request, api).await;
         match read {
             Ok(Json(body)) => Ok(Self(body)),
             Err(rejection) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => {
@@ -26,6 +27,18 @@ impl<T: DeserializeOwned> FromRequest<Api> for ApiJson<T> {
             }
             Err(rejection) => Err(ApiError::invalid(rejection.body_text())),
         }
+    }
+}
+
+/// A JSON body that may be left out.
+impl<T: DeserializeOwned> OptionalFromRequest<Api> for ApiJson<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, api: &Api) -> Result<Option<Self>, ApiError> {
+        if request.body().size_hint().exact() == Some(0) {
+            return Ok(None);
+        }
+        <Self as FromRequest<Api>>::from_request(request, api).await.map(Some)
     }
 }
 

@@ -72,8 +72,9 @@ pub(super) async fn remove(
         let message = format!("stagely.toml has the project {name}; remove it there");
         return Err(ApiError::conflict(message));
     }
-    api.events.store(Event::ProjectRemoved { project }).await?;
+    // First, so that a crash in between leaves nothing that a later project would use.
     set_token(&api, project, None).await?;
+    api.events.store(Event::ProjectRemoved { project }).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -41,6 +41,9 @@ const MEMORY_WAIT: Duration = Duration::from_secs(5);
 /// How long a body may take to come.
 const BODY_WAIT: Duration = Duration::from_secs(10);
 
+/// HMAC-SHA256 of the body, in hexadecimal digits behind `sha256=`.
+const SIGNATURE: &str = "x-hub-signature-256";
+
 /// The longest name of a delivery. GitHub's are UUIDs.
 const DELIVERY_CHARS_MAX: usize = 100;
 
@@ -89,6 +92,10 @@ pub(super) async fn take(
         ));
     };
     let (parts, body) = request.into_parts();
+    // Nobody takes memory who does not even try.
+    if text(&parts.headers, SIGNATURE).is_none_or(|it| !it.starts_with("sha256=")) {
+        return Err(ApiError::bad_signature(format!("the header {SIGNATURE} is missing")));
+    }
     let length = body.size_hint().upper().and_then(|upper| usize::try_from(upper).ok());
     let length = length.unwrap_or(WEBHOOK_BYTES_MAX);
     if length > WEBHOOK_BYTES_MAX {
@@ -99,7 +106,7 @@ pub(super) async fn take(
     let headers = parts.headers;
     let read = move || {
         let _memory = memory;
-        let signature = text(&headers, "x-hub-signature-256");
+        let signature = text(&headers, SIGNATURE);
         hook::verify(&secret, &body, signature).map_err(|bad| {
             ApiError::bad_signature(format!(
                 "{bad}; give GitHub the same secret as github.webhook-secret-file"

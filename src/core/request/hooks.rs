@@ -69,6 +69,7 @@ pub fn event(records: &Records, config: &GithubConfig, hook: &Hook) -> Result<Ev
                 author: sender.clone(),
                 kind: CommandKind::Approve { commit: Some(pull_request.head.to_string()) },
                 at: pull_request.updated_at,
+                is_late: false,
             };
             Ok(Event::CommandGiven { environment, command })
         }
@@ -83,10 +84,22 @@ pub fn event(records: &Records, config: &GithubConfig, hook: &Hook) -> Result<Ev
             let kind = command.clone().map_err(Unused)?;
             let environment = built(records, project, *number)?.id;
             let (comment, author) = (Some(*comment), author.clone());
-            let command = Command { comment, author, kind, at: *at };
+            let command = Command { comment, author, kind, at: *at, is_late: false };
             Ok(Event::CommandGiven { environment, command })
         }
     }
+}
+
+/// What `hook` comes to if it was found long after it happened.
+///
+/// # Errors
+/// [`Unused`], with the reason why nothing comes of it.
+pub fn late_event(records: &Records, config: &GithubConfig, hook: &Hook) -> Result<Event, Unused> {
+    let mut event = event(records, config, hook)?;
+    if let Event::CommandGiven { command, .. } = &mut event {
+        command.is_late = true;
+    }
+    Ok(event)
 }
 
 /// What an open pull request comes to that core found in GitHub's list.

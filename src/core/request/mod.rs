@@ -70,6 +70,7 @@ pub fn run(records: &Records, create: CreateRun) -> Result<RequestedRun, Invalid
     }
     check_builds(&create.builds)?;
     check_set(&create.set)?;
+    check_foreign_set(create.from_fork, &create.set)?;
     let project = names::project(records, &repository, create.project.as_deref())?;
     let (wanted, reference) = (create.environment.as_deref(), create.reference.as_deref());
     let name = names::environment_name(wanted, create.pull_request, reference)?;
@@ -178,6 +179,7 @@ fn again(
 fn check_arguments(earlier: &Run, rebuild: &RebuildRun) -> Result<(), InvalidRequest> {
     let id = earlier.id;
     check_set(&rebuild.set)?;
+    check_foreign_set(earlier.from_fork, &rebuild.set)?;
     let missing = |name: &&String| !rebuild.set.contains_key(*name);
     let missing: Vec<&str> = earlier.set_names.iter().filter(missing).map(String::as_str).collect();
     if !missing.is_empty() {
@@ -323,6 +325,18 @@ pub fn check_branch(field: &'static str, branch: &str) -> Result<(), InvalidRequ
 fn check_builds(builds: &[String]) -> Result<(), InvalidRequest> {
     if builds.len() > SET_MAX || builds.iter().any(|build| build.len() > 255) {
         return Err(invalid("builds", "is too long"));
+    }
+    Ok(())
+}
+
+/// A build of a fork runs what a stranger wrote.
+fn check_foreign_set(
+    from_fork: bool,
+    set: &BTreeMap<String, SecretString>,
+) -> Result<(), InvalidRequest> {
+    if from_fork && !set.is_empty() {
+        let problem = "may be secret, and the builds of forks get no secrets: leave it out";
+        return Err(invalid("set", problem));
     }
     Ok(())
 }

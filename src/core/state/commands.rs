@@ -51,6 +51,10 @@ impl Turn<'_> {
         let Some(environment) = self.state.environments.get(&id).filter(|it| !it.closed) else {
             return Err("the pull request is closed".to_owned());
         };
+        let is_outdated = environment.head.as_ref().is_some_and(|head| head.at > command.at);
+        if command.is_late && is_outdated {
+            return Err("it arrived late, and the pull request has changed since".to_owned());
+        }
         match &command.kind {
             CommandKind::Rebuild { .. } => {
                 let run = run.ok_or("there is no run to be built again")?;

@@ -227,6 +227,8 @@ pub enum Event {
         /// What GitHub was told, or why it was not, for people.
         result: Result<Told, String>,
     },
+    /// What GitHub refused to be told is tried once more: somebody may have mended it.
+    TellAgain,
     /// A project is to be as this says. Its name and repository stay what they were.
     ProjectSet {
         /// The project, new or known.

@@ -176,6 +176,9 @@ pub struct Command {
     pub kind: CommandKind,
     /// When it was written, by GitHub's clock.
     pub at: Timestamp,
+    /// Whether core missed its delivery and found it later.
+    #[serde(default)]
+    pub is_late: bool,
 }
 
 /// What may be asked for.

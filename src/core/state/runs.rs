@@ -1,5 +1,6 @@
 //! The life of a run, from its request to its end.
 
+use std::cmp::Reverse;
 use std::time::Duration;
 
 use stagely_agent::protocol::FailureReason;
@@ -157,15 +158,16 @@ impl Turn<'_> {
 }
 
 impl State {
-    /// The oldest run of the project with the fewest runs that are being planned: one whose server
-    /// does not answer holds up nobody else for long.
+    /// Of the highest priority the oldest run of the project with the fewest runs that are being planned:
+    /// one whose server does not answer holds up nobody else for long.
     fn next_to_plan(&self) -> Option<RunId> {
         let project_of = |id: &RunId| self.runs.get(id).map(|run| run.project);
         let planned: Vec<_> = self.index.planning.iter().map(project_of).collect();
         let unplanned = self.index.unplanned.iter();
         let next = unplanned.min_by_key(|id| {
+            let priority = self.runs.get(id).map(|run| self.limits.priority_of(run.trigger));
             let project = project_of(id);
-            planned.iter().filter(|planned| **planned == project).count()
+            (Reverse(priority), planned.iter().filter(|planned| **planned == project).count())
         });
         next.copied()
     }

@@ -8,8 +8,8 @@ use stagely_agent::protocol::{Arch, Emulation, FailureReason};
 
 use super::step::Turn;
 use super::{
-    Effect, Job, JobKind, JobState, Machine, MachineKind, MachineState, Priorities, Run, State,
-    Timestamp, Trigger,
+    Effect, Job, JobKind, JobState, Limits, Machine, MachineKind, MachineState, Priorities, Run,
+    State, Timestamp, Trigger,
 };
 use crate::ids::{JobId, MachineId, ProjectId};
 
@@ -409,6 +409,13 @@ impl JobClass {
     pub(super) const fn of(job: &Job, run: &Run) -> Self {
         let origin = Origin::of(run.trigger);
         Self { origin, arch: job.arch(), must_be_native: job.must_be_native() }
+    }
+}
+
+impl Limits {
+    /// Higher goes first.
+    pub(super) const fn priority_of(&self, trigger: Trigger) -> u8 {
+        Origin::of(trigger).priority(self.priorities)
     }
 }
 

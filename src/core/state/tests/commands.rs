@@ -6,7 +6,13 @@ use super::*;
 const REBUILD: CommandKind = CommandKind::Rebuild { failed_only: false };
 
 fn command(comment: u64, kind: CommandKind, at: u64) -> Command {
-    Command { comment: Some(comment), author: "carol".to_owned(), kind, at: second(at) }
+    Command {
+        comment: Some(comment),
+        author: "carol".to_owned(),
+        kind,
+        at: second(at),
+        is_late: false,
+    }
 }
 
 fn cancel(comment: u64) -> Command {

@@ -201,7 +201,7 @@ fn an_environment_stays_until_its_last_command_is_answered() {
     core.tell();
     let kind = CommandKind::Cancel;
     let (comment, author, at) = (Some(1), "carol".to_owned(), second(2));
-    let command = Command { comment, author, kind, at };
+    let command = Command { comment, author, kind, at, is_late: false };
     core.step(Event::CommandGiven { environment: ENVIRONMENT, command: command.clone() });
     core.plan(run, &[]);
     core.tell();
