@@ -178,14 +178,14 @@ impl Intake {
         space: Result<(), DiskNearlyFull>,
         make: impl FnOnce(&Records) -> Result<Event, Unused> + Send,
     ) -> Result<Heard, IntakeError<Unused>> {
-        let (made, _birth) = {
+        let (found, _birth) = {
             let mut newborn = self.newborn.lock();
             let records = self.records.read();
             if delivery.is_some_and(|delivery| records.deliveries.contains_key(&delivery)) {
                 return Ok(Heard::Repeated);
             }
-            let mut made = make(&records);
-            let birth = match &mut made {
+            let mut found = make(&records);
+            let birth = match &mut found {
                 Ok(Event::HeadMoved { run, environment, .. }) => {
                     // Closings and cancellations make room, and are taken in any case.
                     space?;
@@ -193,9 +193,9 @@ impl Intake {
                 }
                 _ => None,
             };
-            (made, birth)
+            (found, birth)
         };
-        let (event, heard) = match made {
+        let (event, heard) = match found {
             Ok(event) => {
                 let heard = Heard::Accepted(meaning(&event));
                 (Some(Box::new(event)), heard)

@@ -9,8 +9,8 @@ use tracing::{info, warn};
 
 use super::logs::LogStore;
 use super::orchestrator::{Events, now};
-use super::records::SharedRecords;
-use super::state::{DeliveryId, Event, MachineState, Timestamp};
+use super::records::{Records, SharedRecords};
+use super::state::{DeliveryId, Event, MachineState, Run, Timestamp};
 use crate::config::RetentionConfig;
 use crate::ids::{JobId, MachineId, RunId};
 
@@ -87,6 +87,7 @@ impl Retention {
             .runs
             .values()
             .filter(|run| run.state.is_final() && is_old(run.ended_at, self.config.runs))
+            .filter(|run| !is_of_open_pull_request(&records, run))
             .map(|run| run.id)
             .take(STEP)
             .collect();
@@ -110,6 +111,15 @@ impl Retention {
     }
 }
 
+/// Whether the run is the newest of a pull request that GitHub has not closed: without its record the next
+/// comparison with GitHub would find the pull request anew, and build it.
+fn is_of_open_pull_request(records: &Records, run: &Run) -> bool {
+    records.environments.get(&run.environment).is_some_and(|environment| {
+        let is_at_github = environment.pull_request.is_some() && environment.head.is_some();
+        is_at_github && !environment.closed_by_github && environment.newest_run == Some(run.id)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -125,7 +135,9 @@ mod tests {
     use crate::core::logs::LogSettings;
     use crate::core::orchestrator::{Orchestrator, inbox};
     use crate::core::records::Records;
-    use crate::core::state::{Environment, Job, JobState, Machine, Run, RunState, Snapshot, State};
+    use crate::core::state::{
+        Environment, Head, Job, JobState, Machine, RunState, Snapshot, State,
+    };
     use crate::core::store::{Batch, Store, Table};
     use crate::ids::{EnvironmentId, ProjectId};
 
@@ -269,5 +281,43 @@ mod tests {
         assert_eq!(environments, [BRANCH_OF_ALL], "one goes with its last run");
         let machines: Vec<MachineId> = disk.machines.into_keys().collect();
         assert_eq!(machines, [MachineId::from_bits(2), MachineId::from_bits(3)]);
+    }
+
+    #[tokio::test]
+    async fn the_newest_run_of_a_pull_request_stays_until_github_has_closed_it() {
+        let open = |number: u128| {
+            let id = EnvironmentId::from_bits(number);
+            let mut it = Environment::new(id, ProjectId::from_bits(1), id.to_string());
+            (it.pull_request, it.newest_run) = (Some(7), Some(RunId::from_bits(number)));
+            let commit = "a".repeat(40).parse().unwrap();
+            it.head = Some(Head { commit, before: None, at: ago(99), is_first: true });
+            it
+        };
+        let environments = [
+            open(1),
+            Environment { closed: true, ..open(2) },
+            Environment { closed: true, closed_by_github: true, ..open(3) },
+            Environment { newest_run: None, ..open(4) },
+            Environment { pull_request: None, ..open(5) },
+            Environment { head: None, ..open(6) },
+        ];
+        let old = |it: &Environment| {
+            let id = RunId::from_bits(it.id.bits());
+            let run = Run::new(id, it, String::new(), ago(100));
+            (id, Run { state: RunState::Completed, ended_at: Some(ago(91)), ..run })
+        };
+        let runs = environments.iter().map(old).collect();
+        let environments = environments.into_iter().map(|it| (it.id, it)).collect();
+        let (folder, mut config) = (tempfile::tempdir().unwrap(), Config::default());
+        config.builders.provider = ProviderName::None;
+        let (store, _) = Store::open(&folder.path().join("core.redb")).unwrap();
+        let snapshot = Snapshot { environments, runs, ..Snapshot::default() };
+        let state = State::load(config.limits(), snapshot);
+        let core = Core::with(folder, config, store, state);
+
+        let old = core.retention.old().runs;
+
+        assert_eq!(old, [3, 4, 5, 6].map(RunId::from_bits), "2 would be open again");
+        core.stop().await;
     }
 }

@@ -51,7 +51,7 @@ impl FromStr for GithubRepository {
             let may_be = |c: char| c.is_ascii_alphanumeric() || more.contains(c);
             (1..=100).contains(&part.len())
                 && part.chars().all(may_be)
-                && part.trim_matches('.') != ""
+                && !part.trim_matches('.').is_empty()
         };
         let parts = text.split_once('/');
         match parts.filter(|(owner, name)| is_part(owner, "-_") && is_part(name, "-_.")) {

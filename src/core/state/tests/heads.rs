@@ -385,9 +385,7 @@ fn supersede(core: &mut Core, older: RunId) -> (RunId, Vec<Effect>) {
     (newer, effects)
 }
 
-fn end_of_superseded() -> Option<CancelReason> {
-    Some(CancelReason::Superseded)
-}
+const SUPERSEDED: Option<CancelReason> = Some(CancelReason::Superseded);
 
 #[test]
 fn a_run_that_is_planned_ends_with_a_newer_commit_and_gets_no_jobs() {
@@ -412,7 +410,7 @@ fn a_run_whose_planning_waits_for_github_ends_with_a_newer_commit() {
     supersede(&mut core, older);
 
     assert_eq!(core.wait(Duration::from_mins(1)), []);
-    assert_eq!(core.stopped(older), end_of_superseded());
+    assert_eq!(core.stopped(older), SUPERSEDED);
 }
 
 #[test]
@@ -468,7 +466,7 @@ fn a_merge_under_way_is_stopped_and_its_late_report_changes_nothing() {
 
     assert!(!effects.contains(&REPORT), "{effects:?}");
     assert_eq!(core.job_state(merge.id), &JobState::Cancelled);
-    assert_eq!(core.stopped(older), end_of_superseded());
+    assert_eq!(core.stopped(older), SUPERSEDED);
     assert_eq!(core.environment().images, BTreeMap::new());
 }
 
@@ -490,7 +488,7 @@ fn an_export_under_way_is_ended_and_its_late_report_changes_nothing() {
     assert!(!effects.contains(&REPORT), "{effects:?}");
     assert_eq!(core.job_state(one.id), &JobState::Completed { digest: None });
     assert_eq!(core.job_state(other.id), &JobState::Cancelled);
-    assert_eq!(core.stopped(older), end_of_superseded());
+    assert_eq!(core.stopped(older), SUPERSEDED);
 }
 
 #[test]
@@ -507,7 +505,7 @@ fn a_tag_under_way_ends_and_says_nothing_of_the_older_run() {
     let tagged = Event::ImageTagged { environment, variant, digest: digest("a"), result };
 
     assert_eq!(core.step(tagged), []);
-    assert_eq!(core.stopped(older), end_of_superseded());
+    assert_eq!(core.stopped(older), SUPERSEDED);
     assert!(core.state.jobs[&job].warnings.is_empty());
 }
 
