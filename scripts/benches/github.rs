@@ -87,13 +87,14 @@ fn repository() -> Value {
 }
 
 fn pull_request(number: u64) -> Value {
+    let (commit, branch) = (format!("{number:040x}"), format!("change-{number}"));
     json!({
         "number": number,
         "state": "open",
         "draft": false,
         "title": "A change",
         "body": "x".repeat(TEXT_BYTES),
-        "head": { "sha": format!("{number:040x}"), "ref": format!("change-{number}"), "repo": { "id": 1 } },
+        "head": { "sha": commit, "ref": branch, "repo": { "id": 1 } },
         "base": { "sha": "a".repeat(40), "ref": "main", "repo": { "id": 1 } },
         "user": { "login": "alice" },
         "author_association": "MEMBER",

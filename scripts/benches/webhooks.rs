@@ -165,7 +165,8 @@ async fn bursts() -> anyhow::Result<Vec<Row>> {
             ..Row::default()
         },
         Row {
-            what: "core's resident memory before / at most / when all are planned / after as many again"
+            what: "core's resident memory before / at most / when all are planned / after as many \
+                   again"
                 .to_owned(),
             stagely: format!("{before:.0} / {peak:.0} / {after:.0} / {again:.0} MB"),
             ..Row::default()
