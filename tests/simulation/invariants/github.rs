@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use stagely::core::state::{
-    Approval, CommandKind, Effect, Environment, Event, Run, RunState, State,
+    Approval, CommandKind, Effect, Environment, Event, Head, HeadSource, Run, RunState, State,
 };
-use stagely::ids::{EnvironmentId, RunId};
+use stagely::ids::{EnvironmentId, ProjectId, RunId};
 use stagely_agent::protocol::CommitSha;
 
 use crate::github::{PullRequest, Said};
@@ -19,11 +19,53 @@ pub(crate) struct Memory {
     agreed: BTreeSet<(EnvironmentId, CommitSha)>,
     /// The runs of environments whose project was not listened to: nobody is told of them later.
     untold: BTreeMap<EnvironmentId, Option<RunId>>,
+    /// Where an environment is that the step hears old news of.
+    settled: Option<Settled>,
+}
+
+/// An environment that the step must leave where it is.
+#[derive(Clone)]
+struct Settled {
+    environment: EnvironmentId,
+    head: Option<Head>,
+    is_closed: bool,
+}
+
+impl Settled {
+    /// `None` where `event` may move the environment.
+    fn of(core: &State, event: &Event) -> Option<Self> {
+        let (id, at, believed) = match event {
+            Event::Delivered { delivery, event: Some(event) } => {
+                let is_new = !core.deliveries.contains_key(delivery);
+                return Self::of(core, event).filter(|_| is_new);
+            }
+            Event::HeadMoved { environment, head, source, .. } => match source {
+                HeadSource::Delivery => (environment.id, head.at, None),
+                HeadSource::Listing { believed } => (environment.id, head.at, Some(believed)),
+            },
+            Event::PullRequestClosed { environment, at } => (*environment, *at, None),
+            _ => return None,
+        };
+        let environment = core.environments.get(&id)?;
+        let (head, is_closed) = (environment.head.clone()?, environment.closed);
+        let is_old = match believed {
+            Some(believed) => (!is_closed).then_some(&head.commit) != believed.as_ref(),
+            None => head.at > at,
+        };
+        is_old.then_some(Self { environment: id, head: Some(head), is_closed })
+    }
+
+    fn check(&self, core: &State) {
+        let after = &core.environments[&self.environment];
+        let is_left = after.head == self.head && after.closed == self.is_closed;
+        assert!(is_left, "old news moves {}", after.id);
+    }
 }
 
 impl Memory {
     /// Takes note of what `event` says, before the step.
     pub(crate) fn note(&mut self, world: &World, event: &Event) {
+        self.settled = Settled::of(&world.core, event);
         match event {
             Event::RunApproved { run, .. } => {
                 if let Some(run) = world.core.runs.get(run)
@@ -45,6 +87,9 @@ impl Memory {
     /// Checks the state after a step.
     pub(crate) fn check(&mut self, world: &World) {
         let core = &world.core;
+        if let Some(settled) = self.settled.take() {
+            settled.check(core);
+        }
         for environment in core.environments.values() {
             if !world.is_linked(environment.project) {
                 self.untold.insert(environment.id, environment.report.run);
@@ -93,7 +138,7 @@ impl Memory {
             let mut environments = world.core.environments.values();
             let is_it = |it: &&Environment| (it.project, it.pull_request) == (*project, None);
             let known = environments.find(is_it).and_then(|it| it.head.as_ref());
-            if let Some(known) = known.filter(|_| self.untold_projects(world, *project)) {
+            if let Some(known) = known.filter(|_| self.was_linked(world, *project)) {
                 assert_eq!(Some(&known.commit), branch.head.as_ref(), "a push was missed");
             }
         }
@@ -115,7 +160,7 @@ impl Memory {
     }
 
     /// Whether the project was listened to at all times: what was pushed meanwhile is not looked for.
-    fn untold_projects(&self, world: &World, project: stagely::ids::ProjectId) -> bool {
+    fn was_linked(&self, world: &World, project: ProjectId) -> bool {
         let environments = world.core.environments.values().filter(|it| it.project == project);
         let mut ids = environments.map(|it| it.id);
         world.is_linked(project) && !ids.any(|id| self.untold.contains_key(&id))
