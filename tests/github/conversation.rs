@@ -93,12 +93,7 @@ impl Conversation {
 
     /// Somebody opens a pull request that changes these files.
     pub(crate) async fn opened(&self, branch: &str) -> PullRequest {
-        self.github.opens(WEB, branch, self.change(branch).as_ref()).await
-    }
-
-    /// Files that make a commit of their own.
-    pub(crate) fn change<'a>(&self, text: &'a str) -> [(&'a str, &'a str); 1] {
-        [("change", text)]
+        self.github.opens(WEB, branch, &[("change", branch)]).await
     }
 
     /// The newest run of a pull request, as soon as it is as `is_so` says.

@@ -2,8 +2,11 @@
 
 use std::collections::BTreeSet;
 
+use stagely::api::RunStatus;
+
 use crate::conversation::{Conversation, Credentials, MANIFEST, TOKEN, TWO_PLATFORMS, WEB};
 use crate::fake::{ENTERPRISE, GitHub};
+use crate::host::POLL;
 
 #[tokio::test]
 async fn each_job_gets_a_token_of_its_own_that_only_reads_this_repository() {
@@ -39,7 +42,12 @@ async fn a_fine_grained_token_will_do_where_there_is_no_app() {
     assert!(it.github.requests(" /app").is_empty(), "it asked as an app");
     // A fork's build is not given a person's own token.
     let fork = it.github.opens_from_fork(WEB, "gift", &[("change", "9")]).await;
-    it.comment_says(&fork, "/stagely approve").await;
+    let comment = it.comment_says(&fork, "/stagely approve").await;
+    // Core writes as somebody who may approve, but does not by telling how.
+    it.github.delivers_comment(&fork, &comment).await;
+    tokio::time::sleep(POLL * 10).await;
+    let run = it.runs(&fork).await.remove(0);
+    assert!(run.status == RunStatus::Pending, "it approved the commit itself: {run:?}");
     assert!(it.machines.all().iter().all(|job| {
         job.message["context"]["commit_hash"] == it.github.head(&pull)
             || job.clone_token().as_deref() != Some(TOKEN)

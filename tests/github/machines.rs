@@ -280,7 +280,9 @@ fn hear(message: &Value, machine: &str, agent: &Arc<Agent>, jobs: &Jobs) {
                 said.remove(id.as_str().unwrap());
                 let mut jobs = jobs.lock().unwrap();
                 let job = jobs.iter_mut().find(|job| job.message["job_id"] == *id);
-                job.into_iter().for_each(|job| job.message["thanked"] = json!(true));
+                if let Some(job) = job {
+                    job.message["thanked"] = json!(true);
+                }
             }
         }
         "CANCEL" => agent.say(json!({ "type": "STATUS", "job_id": id, "state": "cancelled" })),
@@ -328,5 +330,5 @@ pub(crate) async fn push(registry: &Registry, image: &str) -> String {
 fn digest_of(bytes: &[u8]) -> String {
     use sha2::Digest as _;
     let digest = sha2::Sha256::digest(bytes);
-    format!("sha256:{}", digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
+    format!("sha256:{}", crate::fake::hooks::hex(&digest))
 }

@@ -238,7 +238,7 @@ impl Github {
             comment = Some(self.comments);
             self.seen.insert(self.comments, pull_request.heads.iter().cloned().collect());
         }
-        let command = Command { comment, author: "somebody".to_owned(), kind, at };
+        let command = Command { comment, author: "somebody".to_owned(), kind, at, is_late: false };
         self.send(rng, project, News::Command { number, command });
     }
 

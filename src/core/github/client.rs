@@ -308,7 +308,7 @@ impl Github {
         Ok(answer.json::<PullRequestPayload>(&ask)?.into())
     }
 
-    /// The comment of a pull request that holds `marker`; the oldest of more.
+    /// The comment of a pull request that begins with `marker`; the oldest of more.
     ///
     /// # Errors
     /// [`GithubError`].

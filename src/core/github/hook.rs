@@ -566,6 +566,8 @@ mod tests {
             (|it| it["comment"]["user"]["type"] = json!("Bot")) as fn(&mut Value),
             |it| it["comment"]["user"] = json!(null),
             |it| it["comment"]["body"] = json!(null),
+            |it| it["comment"]["body"] = json!("<!-- stagely env_1 -->\n/stagely approve 1a2b3c4"),
+            |it| it["comment"]["body"] = json!("Write\n```text\n/stagely cancel\n```\n"),
             |it| it["issue"]["pull_request"] = json!(null),
             |it| it["action"] = json!("edited"),
         ] {

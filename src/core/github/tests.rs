@@ -309,15 +309,15 @@ async fn lists_are_read_to_the_last_page_from_this_host_alone() {
 }
 
 #[tokio::test]
-async fn comments_are_read_until_the_marker_is_found() {
+async fn comments_are_read_until_one_begins_with_the_marker() {
     let server = Server::start().await;
     let next = "</repos/acme/shop/issues/7/comments?page=2>; rel=\"next\"";
     server.answers(200, &[("link", next)], json!([{ "id": 1, "body": null }]).to_string());
     let found =
-        json!([{ "id": 2, "body": "<!-- marker --> hello" }, { "id": 3, "body": "marker" }]);
+        json!([{ "id": 2, "body": "> marker: hello" }, { "id": 3, "body": "marker hello" }]);
     server.answers(200, &[("link", next)], found.to_string());
     let (github, _folder) = with_token(&server);
-    assert_eq!(github.find_comment(&project(), 7, "marker").await.unwrap(), Some(2));
+    assert_eq!(github.find_comment(&project(), 7, "marker").await.unwrap(), Some(3));
     assert_eq!(server.asked().len(), 2);
 }
 

@@ -19,7 +19,8 @@ impl<T: DeserializeOwned> FromRequest<Api> for ApiJson<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, api: &Api) -> Result<Self, ApiError> {
-        let read: Result<Json<T>, JsonRejection> = FromRequest::from_request(request, api).await;
+        let read: Result<Json<T>, JsonRejection> =
+            <Json<T> as FromRequest<Api>>::from_request(request, api).await;
         match read {
             Ok(Json(body)) => Ok(Self(body)),
             Err(rejection) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => {

@@ -38,6 +38,7 @@ impl Project {
 
 /// A pull request or branch of a project.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own, stored by its name")]
 pub struct Environment {
     /// Its id.
     pub id: EnvironmentId,

@@ -28,7 +28,7 @@ impl Answer {
         Self::new(status, &body)
     }
 
-    pub(crate) fn with(mut self, name: &'static str, value: impl ToString) -> Self {
+    pub(crate) fn with(mut self, name: &'static str, value: impl std::fmt::Display) -> Self {
         self.headers.push((name, value.to_string()));
         self
     }
@@ -259,14 +259,15 @@ impl World {
         let newest = self.deliveries.iter().rev().filter(|it| is_wanted(it.status));
         let mut rest = newest.filter(|it| before(it.id)).peekable();
         let shown: Vec<_> = rest.by_ref().take(page).collect();
-        let list: Vec<Value> = shown.iter().map(|it| shapes::delivery_in_list(self, it)).collect();
-        let answer = Answer::new(200, &json!(list));
-        let Some(last) = shown.last().filter(|_| rest.peek().is_some()) else { return answer };
+        let shapes: Vec<Value> =
+            shown.iter().map(|it| shapes::delivery_in_list(self, it)).collect();
+        let answer = Answer::new(200, &json!(shapes));
+        let Some(oldest) = shown.last().filter(|_| rest.peek().is_some()) else { return answer };
         let status =
             call.query("status").map(|status| format!("&status={status}")).unwrap_or_default();
-        let (api, last) = (self.api(), last.id);
+        let (api, cursor) = (self.api(), oldest.id);
         let link = format!(
-            "<{api}/app/hook/deliveries?per_page={page}&cursor={last}{status}>; rel=\"next\""
+            "<{api}/app/hook/deliveries?per_page={page}&cursor={cursor}{status}>; rel=\"next\""
         );
         answer.with("link", link)
     }
@@ -414,7 +415,8 @@ fn paged(world: &World, call: &Call, all: &[Value]) -> Answer {
         return answer;
     }
     let others = call.query.iter().filter(|(key, _)| key != "page");
-    let others: String = others.map(|(key, value)| format!("{key}={value}&")).collect();
+    let others: Vec<String> = others.map(|(key, value)| format!("{key}={value}&")).collect();
+    let others = others.concat();
     let at = format!("{}{}?{others}page=", world.api(), call.path);
     let next = page + 1;
     answer.with("link", format!("<{at}{next}>; rel=\"next\", <{at}{last}>; rel=\"last\""))

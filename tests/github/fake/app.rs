@@ -7,7 +7,7 @@ use openssl::hash::MessageDigest;
 use openssl::pkey::{PKey, Private};
 use openssl::rsa::Rsa;
 use openssl::sign::Verifier;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::world::Permissions;
 
@@ -67,14 +67,16 @@ impl App {
             return Err("the signature is not the app's".to_owned());
         }
         let claims = read(claims)?;
-        let issuer = &claims["iss"];
-        if *issuer != self.id && *issuer != self.id.to_string() {
+        let named = claims["iss"]
+            .as_str()
+            .map_or(claims["iss"].clone(), |it| json!(it.parse::<u64>().ok()));
+        if named != self.id {
             return Err(format!("the issuer is not app {}: {claims}", self.id));
         }
         let time = |name: &str| claims[name].as_i64().ok_or(format!("no {name}: {claims}"));
-        let (issued, expires) = (time("iat")?, time("exp")?);
+        let (made, expires) = (time("iat")?, time("exp")?);
         let now = Timestamp::now().as_second();
-        if issued > now + SKEW || expires <= now || expires > now + LIFE_MAX {
+        if made > now + SKEW || expires <= now || expires > now + LIFE_MAX {
             return Err(format!("it is not of this moment, {now}, or for too long: {claims}"));
         }
         Ok(())

@@ -298,7 +298,7 @@ fn fit(template: &str, path: &str, many: &[&str]) -> Option<usize> {
     words.next().is_none().then_some(literal)
 }
 
-/// An OpenAPI 3.0 schema as a JSON Schema: the two differ in how they say that something may be null.
+/// An `OpenAPI` 3.0 schema as a JSON Schema: the two differ in how they say that something may be null.
 fn to_json_schema(schema: &Value) -> Value {
     let fields = match schema {
         Value::Object(fields) => fields,

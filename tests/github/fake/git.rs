@@ -85,7 +85,7 @@ async fn run(
         .spawn()
         .unwrap();
     let mut input = process.stdin.take().unwrap();
-    let (_, output) = tokio::join!(
+    let ((), output) = tokio::join!(
         async move {
             // It may have seen enough before it has read all.
             let _ = input.write_all(body).await;

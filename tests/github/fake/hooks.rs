@@ -14,16 +14,20 @@ pub(crate) const SECRET: &str = "webhook-secret-0815";
 fn signature(secret: &str, body: &[u8]) -> String {
     let mut mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).unwrap();
     mac.update(body);
-    let digest: String = mac.finalize().into_bytes().iter().map(|it| format!("{it:02x}")).collect();
-    format!("sha256={digest}")
+    format!("sha256={}", hex(&mac.finalize().into_bytes()))
+}
+
+/// `bytes` in hexadecimal digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    let digits: Vec<String> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    digits.concat()
 }
 
 /// An id as GitHub gives to deliveries.
 fn guid() -> String {
     let digits = format!("{:032x}", rand::random::<u128>());
-    let (a, b, c, d, e) =
-        (&digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..]);
-    format!("{a}-{b}-{c}-{d}-{e}")
+    let parts = [&digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..]];
+    parts.join("-")
 }
 
 impl GitHub {

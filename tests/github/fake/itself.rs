@@ -89,7 +89,7 @@ async fn its_pages_faults_and_limits_are_as_asked() {
     github.fails("GET /repos/{owner}/{repo}", 1, FaultKind::Status(502));
     assert_eq!(client.get("/repos/acme/web").await.0, 502);
     assert_eq!(client.get("/repos/acme/web").await.0, 200);
-    github.allows_only(1, std::time::Duration::from_secs(60));
+    github.allows_only(1, std::time::Duration::from_mins(1));
     assert_eq!(client.get("/repos/acme/web").await.0, 200);
     assert_eq!(client.get("/repos/acme/web").await.0, 403);
     github.has_no_complaints();

@@ -7,7 +7,7 @@ mod api;
 mod app;
 pub(crate) mod description;
 mod git;
-mod hooks;
+pub(crate) mod hooks;
 mod itself;
 pub(crate) mod people;
 mod shapes;

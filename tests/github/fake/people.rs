@@ -280,6 +280,16 @@ impl GitHub {
         WrittenComment { delivery: self.delivers("issue_comment", payload).await }
     }
 
+    /// Delivers a comment that was written through the API, as GitHub does with every one.
+    pub(crate) async fn delivers_comment(&self, pull: &PullRequest, comment: &Comment) {
+        let payload = {
+            let world = self.world();
+            let repo = world.repository(&pull.repository).unwrap();
+            shapes::comment_payload(&world, repo, &repo.pulls[&pull.number], comment)
+        };
+        assert_eq!(self.delivers("issue_comment", payload).await.unwrap().status, 202);
+    }
+
     /// Somebody deletes the comment.
     pub(crate) fn deletes_comment(&self, id: u64) {
         self.world().comments.retain(|comment| comment.id != id);

@@ -191,11 +191,7 @@ fn a_forks_commit_says_how_it_is_approved() {
 ### 🔒 Waits for approval
 
 Commit `{}` comes from a fork, and nothing of it is built until somebody who may write to this repository \
-has looked at it and comments:
-
-```text
-/stagely approve aaaaaaaaaaaa
-```
+has looked at it and comments `/stagely approve aaaaaaaaaaaa`.
 
 The label `ok-to-build` does the same. Either holds for that commit alone, which gets no secrets and writes \
 no shared cache.",

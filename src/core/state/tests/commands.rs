@@ -73,7 +73,7 @@ fn a_command_is_followed_after_github_was_asked_and_people_are_told() {
     assert_eq!(answer(&mut core, &cancel(1), Ok(None)), [REPORT]);
     assert_eq!(core.stopped(run), Some(CancelReason::Requested));
     let note = core.environment().report.note.as_deref();
-    assert_eq!(note, Some("`/stagely cancel` by @carol: cancelled"));
+    assert_eq!(note, Some("`/stagely cancel` by carol: cancelled"));
 }
 
 #[test]
@@ -88,7 +88,7 @@ fn a_command_of_somebody_who_may_not_is_not_followed_and_people_are_told_why() {
     assert_eq!(effects, [REPORT]);
     assert_eq!(core.stopped(run), None);
     let note = core.environment().report.note.as_deref();
-    assert_eq!(note, Some("`/stagely cancel` by @carol was not followed: they may not write"));
+    assert_eq!(note, Some("`/stagely cancel` by carol was not followed: they may not write"));
 }
 
 #[test]
@@ -195,7 +195,7 @@ fn people_are_told_that_nothing_is_there_to_be_cancelled() {
 
     let note = follow(&mut core, &cancel(1), None);
 
-    assert_eq!(note, "`/stagely cancel` by @carol was not followed: nothing is under way");
+    assert_eq!(note, "`/stagely cancel` by carol was not followed: nothing is under way");
 }
 
 // Rebuild.
@@ -209,7 +209,7 @@ fn a_rebuild_starts_the_newest_run_once_more_and_takes_its_place() {
 
     let note = follow(&mut core, &command(1, REBUILD, 2), Some(again));
 
-    assert_eq!(note, format!("`/stagely rebuild` by @carol: {id} was started"));
+    assert_eq!(note, format!("`/stagely rebuild` by carol: {id} was started"));
     assert_eq!(core.stopped(first), Some(CancelReason::Superseded));
     assert_eq!((core.stopped(id), core.environment().report.run), (None, Some(id)));
     assert_eq!(core.head(), (commit("a"), true));
@@ -241,7 +241,7 @@ fn a_rebuild_without_a_run_is_refused() {
     let note = follow(&mut core, &command(1, kind, 2), None);
 
     let why = "there is no run to be built again";
-    assert_eq!(note, format!("`/stagely rebuild failed` by @carol was not followed: {why}"));
+    assert_eq!(note, format!("`/stagely rebuild failed` by carol was not followed: {why}"));
 }
 
 #[test]
@@ -291,7 +291,7 @@ fn a_first_commit_is_approved_by_any_comment() {
 
     let note = follow(&mut core, &approve(1, None, 5), None);
 
-    assert_eq!(note, "`/stagely approve` by @carol: approved");
+    assert_eq!(note, "`/stagely approve` by carol: approved");
     assert!(is_approved(&core, run));
 }
 
