@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use stagely::core::state::{
-    Approval, Command, CommandKind, DeliveryId, GithubLink, Project, Run, RunState, Timestamp,
+    Approval, Command, CommandKind, DeliveryId, ForkPolicy, GithubLink, Project, Run, RunState,
+    Timestamp,
 };
 use stagely::ids::{EnvironmentId, ProjectId, RunId};
 use stagely_agent::protocol::CommitSha;
@@ -106,7 +107,7 @@ pub(crate) struct Github {
 /// A project that is listened to.
 pub(crate) fn linked(id: ProjectId) -> Project {
     let repository = "owner/name".parse().expect("a repository");
-    let link = GithubLink { repository, forks: Default::default(), is_configured: false };
+    let link = GithubLink { repository, forks: ForkPolicy::default(), is_configured: false };
     Project { github: Some(link), ..Project::new(id, String::new(), String::new()) }
 }
 

@@ -1,5 +1,5 @@
 //! Drives the pure core through seeded schedules of crashes, lost, late and repeated messages,
-//! refused launches and vanishing machines, and checks the design's invariants after every step.
+//! refused launches, vanishing machines and a GitHub that people use meanwhile, and checks the design's invariants after every step.
 //!
 //! `STAGELY_SIM_SCHEDULES` sets how many schedules run; `STAGELY_SIM_SEED` plays one of them again
 //! and shows what happens.

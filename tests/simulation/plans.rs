@@ -17,7 +17,7 @@ use crate::rng::Rng;
 
 const PROJECTS: u64 = 3;
 
-/// A run of one of a few projects, each of which has one environment.
+/// A run of one of a few projects, each of which has one environment, or of any environment.
 pub(crate) fn request(rng: &mut Rng, core: &State, now: Timestamp) -> Event {
     let environments: Vec<EnvironmentId> = core.environments.keys().copied().collect();
     let known = if rng.chance(30) { rng.pick(&environments) } else { None };
@@ -41,9 +41,9 @@ pub(crate) fn request(rng: &mut Rng, core: &State, now: Timestamp) -> Event {
             run.rebuilds = earlier.map(Run::original);
             run.keeps = earlier.map(|earlier| earlier.id);
             if let Some(earlier) = earlier {
-                run.requested_ref = earlier.requested_ref.clone();
+                run.requested_ref.clone_from(&earlier.requested_ref);
                 run.from_fork = earlier.from_fork;
-                run.github = earlier.github.clone();
+                run.github.clone_from(&earlier.github);
                 run.approval = earlier.approval.clone();
             }
         }

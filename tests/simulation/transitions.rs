@@ -101,7 +101,7 @@ impl Before {
             exports: exports.collect(),
             environments,
             runs: core.runs.keys().copied().collect(),
-            checks: core.outbox.values().filter(is_check).cloned().collect(),
+            checks: core.outbox.values().filter(|effect| is_check(effect)).cloned().collect(),
         }
     }
 

@@ -65,6 +65,6 @@ pub(crate) fn is_of_github(core: &State, run: &Run) -> bool {
     run.trigger != Trigger::WarmUp && (is_of_pull_request || run.github.is_some())
 }
 
-pub(super) fn is_check(effect: &&Effect) -> bool {
+pub(super) fn is_check(effect: &Effect) -> bool {
     matches!(effect, Effect::CheckCommand { .. })
 }
