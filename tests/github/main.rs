@@ -1,8 +1,8 @@
 //! From pull request to comment: conversations between a GitHub that keeps state and a real `stagely core`.
 //!
 //! Machines are real to core and stand-ins here (see [`machines`]), so that a test says when and how a
-//! build ends; two conversations build with the real Docker engine. Whatever core asks of GitHub is
-//! checked against GitHub's own description.
+//! build ends; what they push goes to the real registry. Whatever core asks of GitHub is checked against
+//! GitHub's own description.
 //!
 //! Needs root and what `scripts/setup` sets up, as the tests in `tests/e2e` do.
 
