@@ -21,6 +21,9 @@ pub(crate) struct Memory {
     untold: BTreeMap<EnvironmentId, Option<RunId>>,
     /// Where an environment is that the step hears old news of.
     settled: Option<Settled>,
+    /// The environments that each project's default branch had. Retention forgets one with its head, so
+    /// what was pushed before is news to the next.
+    branches: BTreeMap<ProjectId, BTreeSet<EnvironmentId>>,
 }
 
 /// An environment that the step must leave where it is.
@@ -94,6 +97,9 @@ impl Memory {
             if !world.is_linked(environment.project) {
                 self.untold.insert(environment.id, environment.report.run);
             }
+            if environment.pull_request.is_none() {
+                self.branches.entry(environment.project).or_default().insert(environment.id);
+            }
             check_environment(core, environment);
             if self.is_told(world, environment) {
                 check_report(core, environment);
@@ -159,11 +165,13 @@ impl Memory {
         }
     }
 
-    /// Whether the project was listened to at all times: what was pushed meanwhile is not looked for.
+    /// Whether the project was listened to at all times, and its branch never forgotten: what was pushed
+    /// meanwhile is not looked for.
     fn was_linked(&self, world: &World, project: ProjectId) -> bool {
         let environments = world.core.environments.values().filter(|it| it.project == project);
         let mut ids = environments.map(|it| it.id);
-        world.is_linked(project) && !ids.any(|id| self.untold.contains_key(&id))
+        let was_forgotten = self.branches.get(&project).is_some_and(|ids| ids.len() > 1);
+        world.is_linked(project) && !was_forgotten && !ids.any(|id| self.untold.contains_key(&id))
     }
 }
 
