@@ -36,7 +36,7 @@ enum ProjectCommand {
         #[command(flatten)]
         server: ServerArgs,
     },
-    /// Builds a project's pull requests no more. What was built stays
+    /// Builds a project's pull requests no more. The images and caches of those that are open go; what else was built stays
     Remove {
         /// The project's name
         #[arg(value_name = "NAME")]

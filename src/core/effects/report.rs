@@ -9,6 +9,7 @@ mod turns;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::pin::pin;
 use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
@@ -108,8 +109,10 @@ impl<P: Place> Teller<P> {
         let before = self.told_before();
         let mut comment = Comment { id: before.comment, digest: before.comment_digest };
         let mut statuses = Statuses { commit: before.commit, by_context: before.statuses };
-        let (commented, stated) =
-            tokio::join!(self.tell_comment(&mut comment), self.tell_statuses(&mut statuses));
+        let (commented, stated) = {
+            let commenting = self.tell_comment(&mut comment);
+            self.tell_statuses_beside(&mut statuses, commenting).await
+        };
         let told = Told {
             comment: comment.id,
             comment_digest: comment.digest,
@@ -158,6 +161,7 @@ impl<P: Place> Teller<P> {
                 return Ok(wanted);
             }
             let turn = self.reporting.comment_turn(self.environment).await;
+            self.place.room_for_comment().await;
             // It may have gone on while others were served.
             let Some((wanted, digest, body)) = self.comment(&mut excerpts).await else {
                 return Ok(self.wanted());
@@ -234,6 +238,39 @@ impl<P: Place> Teller<P> {
         }
     }
 
+    /// Tells the statuses, also those that change while the comment is still being told: one may wait for
+    /// what is allowed of comments, or for an answer, much longer than the other.
+    async fn tell_statuses_beside<T>(
+        &self,
+        told: &mut Statuses,
+        commenting: impl Future<Output = T>,
+    ) -> (T, Result<u64, (u64, String)>) {
+        let mut commenting = pin!(commenting);
+        let mut commented = None;
+        let mut changes = self.records.changes();
+        loop {
+            changes.mark_unchanged();
+            let stated = {
+                let mut stating = pin!(self.tell_statuses(told));
+                loop {
+                    tokio::select! {
+                        stated = &mut stating => break stated,
+                        done = &mut commenting, if commented.is_none() => commented = Some(done),
+                    }
+                }
+            };
+            if let Some(commented) = commented {
+                return (commented, stated);
+            }
+            tokio::select! {
+                commented = &mut commenting => return (commented, stated),
+                more = changes.changed(), if stated.is_ok() => if more.is_err() {
+                    return (commenting.await, stated);
+                },
+            }
+        }
+    }
+
     async fn tell_statuses(&self, told: &mut Statuses) -> Result<u64, (u64, String)> {
         let mut patience = patience();
         loop {
@@ -241,6 +278,7 @@ impl<P: Place> Teller<P> {
                 return Ok(wanted);
             }
             let turn = self.reporting.status_turn(self.environment).await;
+            self.place.room_for_status().await;
             let (wanted, next) = self.next_status(told);
             let Some((commit, context, status)) = next else { return Ok(wanted) };
             let written = self.place.set_status(&commit, &context, &status).await;

@@ -333,7 +333,18 @@ impl Github {
         Ok(found)
     }
 
-    /// Writes a comment and returns its id. Waits for the budget of writes first.
+    /// Waits until a comment may be written. Whoever is to write one asks first and makes up the text then:
+    /// it may take minutes.
+    pub async fn room_for_comment(&self) {
+        self.inner.budget.comment().await;
+    }
+
+    /// Waits until a status may be written, as [`room_for_comment`](Self::room_for_comment).
+    pub async fn room_for_status(&self) {
+        self.inner.budget.status().await;
+    }
+
+    /// Writes a comment and returns its id.
     ///
     /// # Errors
     /// [`GithubError`]; it may be written all the same.
@@ -344,7 +355,6 @@ impl Github {
         body: &str,
     ) -> Result<u64, GithubError> {
         let repository = repository_of(project)?;
-        self.inner.budget.comment().await;
         let address = in_repository(repository, ["issues", &number.to_string(), "comments"]);
         let what = format!("the comments of pull request {number} of {repository}");
         let ask = Ask::send(Method::POST, address, &json!({ "body": body }), what);
@@ -363,7 +373,6 @@ impl Github {
         body: &str,
     ) -> Result<(), GithubError> {
         let repository = repository_of(project)?;
-        self.inner.budget.comment().await;
         let address = in_repository(repository, ["issues", "comments", &comment.to_string()]);
         let what = format!("comment {comment} of {repository}");
         let ask = Ask::send(Method::PATCH, address, &json!({ "body": body }), what);
@@ -382,7 +391,6 @@ impl Github {
         status: &CommitStatus,
     ) -> Result<(), GithubError> {
         let repository = repository_of(project)?;
-        self.inner.budget.status().await;
         let address = in_repository(repository, ["statuses", commit.as_str()]);
         let body = json!({
             "state": status.state,

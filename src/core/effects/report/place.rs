@@ -7,7 +7,13 @@ use crate::core::state::{CommitStatus, Project};
 
 /// A pull request and the commits of its repository.
 pub(super) trait Place: Sync {
-    /// The comment that holds `marker`.
+    /// Waits until a comment may be written.
+    fn room_for_comment(&self) -> impl Future<Output = ()> + Send;
+
+    /// Waits until a status may be written.
+    fn room_for_status(&self) -> impl Future<Output = ()> + Send;
+
+    /// The comment that begins with `marker`.
     fn find_comment(
         &self,
         marker: &str,
@@ -47,6 +53,14 @@ impl AtGithub {
 }
 
 impl Place for AtGithub {
+    async fn room_for_comment(&self) {
+        self.github.room_for_comment().await;
+    }
+
+    async fn room_for_status(&self) {
+        self.github.room_for_status().await;
+    }
+
     async fn find_comment(&self, marker: &str) -> Result<Option<u64>, GithubError> {
         self.github.find_comment(&self.project, self.number()?, marker).await
     }

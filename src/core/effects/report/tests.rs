@@ -33,6 +33,8 @@ struct Kept {
     edited: usize,
     stated: usize,
     down_until: Option<Instant>,
+    /// No comment may be written before.
+    room_at: Option<Instant>,
     /// What becomes of the next writes of comments.
     answers: VecDeque<Answer>,
 }
@@ -84,6 +86,13 @@ impl Kept {
 }
 
 impl Place for Fake {
+    async fn room_for_comment(&self) {
+        let room_at = self.kept().room_at;
+        tokio::time::sleep_until(room_at.unwrap_or_else(Instant::now)).await;
+    }
+
+    async fn room_for_status(&self) {}
+
     async fn find_comment(&self, marker: &str) -> Result<Option<u64>, GithubError> {
         let kept = self.kept();
         kept.check()?;
@@ -229,6 +238,25 @@ async fn twenty_quick_changes_are_few_edits_and_the_last_arrives() {
     let said = core.place.comment();
     assert!(said.contains("✅ Build completed") && said.contains("warning 19"), "{said}");
     assert_eq!(core.place.whole(&commit()), StatusState::Success);
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_comments_wait_for_room_the_end_is_in_the_statuses_and_then_in_the_first_comment() {
+    let core = Core::new(World::many(1));
+    let hour = Duration::from_hours(1);
+    core.place.kept().room_at = Some(Instant::now() + hour);
+    let ending = async {
+        tokio::time::sleep(hour / 2).await;
+        assert_eq!(core.place.whole(&commit()), StatusState::Pending);
+        core.change(end);
+        tokio::time::sleep(INTERVAL).await;
+        assert_eq!(core.place.whole(&commit()), StatusState::Success);
+        assert!(core.place.kept().comments.is_empty());
+    };
+    tokio::join!(ending, core.tell_all());
+    assert!(core.place.comment().contains("✅ Build completed"));
+    let kept = core.place.kept();
+    assert_eq!((kept.created, kept.edited), (1, 0));
 }
 
 #[tokio::test(start_paused = true)]
