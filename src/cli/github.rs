@@ -10,7 +10,7 @@ use super::records::{local_time, print};
 use super::table::table;
 use crate::api::GithubView;
 
-/// Shows how core gets on with GitHub: credentials, limits, and when projects were last compared
+/// Shows how core gets on with GitHub: credentials, limits, and the last comparison
 #[derive(Args, Debug)]
 pub struct GithubArgs {
     /// Print JSON

@@ -15,7 +15,8 @@ impl Turn<'_> {
         let (id, pull_request) = (environment.id, environment.pull_request);
         self.state.insert_new_environment(environment);
         let is_newest = self.state.is_newest(run);
-        let is_told = is_newest && run.is_of_github(pull_request);
+        let told = self.state.environments.get(&id).and_then(|it| it.report.run);
+        let is_told = run.is_of_github(pull_request) && self.state.comes_after(run, told);
         let is_deleting = self.state.awaits(&Effect::CleanUp { environment: id });
         self.state.change_environment(id, |environment| {
             environment.closed = false;
@@ -81,6 +82,11 @@ impl State {
             return false;
         }
         let newest = self.environments.get(&run.environment).and_then(|it| it.newest_run);
+        self.comes_after(run, newest)
+    }
+
+    /// Whether `run` takes the place of `newest`. A retry takes that of the run that it repeats alone.
+    fn comes_after(&self, run: &Run, newest: Option<RunId>) -> bool {
         let original = |id: RunId| self.runs.get(&id).map_or(id, Run::original);
         run.rebuilds.is_none_or(|repeated| newest.is_none_or(|it| original(it) == repeated))
     }
