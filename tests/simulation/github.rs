@@ -91,6 +91,8 @@ pub(crate) struct Github {
     comments: u64,
     pub(crate) pull_requests: Vec<PullRequest>,
     pub(crate) branches: BTreeMap<ProjectId, Branch>,
+    /// Projects of which something was delivered while nobody listened.
+    pub(crate) unheard: BTreeSet<ProjectId>,
     /// What is on its way, in no order.
     pub(crate) travelling: Vec<Delivery>,
     /// What did not arrive; core may ask for it.

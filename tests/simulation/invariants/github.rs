@@ -171,7 +171,8 @@ impl Memory {
         let environments = world.core.environments.values().filter(|it| it.project == project);
         let mut ids = environments.map(|it| it.id);
         let was_forgotten = self.branches.get(&project).is_some_and(|ids| ids.len() > 1);
-        world.is_linked(project) && !was_forgotten && !ids.any(|id| self.untold.contains_key(&id))
+        let was_unheard = world.github.unheard.contains(&project) || was_forgotten;
+        world.is_linked(project) && !was_unheard && !ids.any(|id| self.untold.contains_key(&id))
     }
 }
 

@@ -96,7 +96,10 @@ impl World {
         let Delivery { id, project, news } = delivery.clone();
         let event = match news {
             News::Head { .. } | News::Closed { .. } if is_listed => None,
-            _ if !self.is_linked(project) => None,
+            _ if !self.is_linked(project) => {
+                self.github.unheard.insert(project);
+                None
+            }
             news => self.event_of(project, news),
         };
         self.github.sent.push(delivery);
