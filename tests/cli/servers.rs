@@ -8,7 +8,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::person::{Ended, Person, Running, eventually};
+use crate::person::{Ended, Person, Running, eventually, processes_with};
 
 /// A core on a data folder of this person.
 pub(crate) struct Server<'a> {
@@ -79,6 +79,9 @@ fn a_folder_is_built_by_a_core_on_the_same_machine() {
     let unknown = ["logs", "-f", "job_01k9x3v5c8q2m4n6p8r0s2t4v6"];
     assert!(server.does(&writer, &unknown).with(4).stderr.contains("there is no job"));
 
+    // The builder exports its layer cache after the run has ended, and outlives a core that is stopped.
+    let machines = person.path("data/machines").display().to_string();
+    eventually("no builder is left", || processes_with(&machines).is_empty().then_some(()));
     server.ends();
     assert!(!person.path("data/core.url").exists());
     person.leaves_nothing();
