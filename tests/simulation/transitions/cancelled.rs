@@ -51,7 +51,7 @@ impl Before {
     fn superseded(&self, core: &State) -> Vec<RunId> {
         let Some(new) = self.started(core) else { return Vec::new() };
         let environment = &core.environments[&new.environment];
-        if environment.newest_run != Some(new.id) || !is_of_github(core, new) {
+        if environment.report.run != Some(new.id) || !is_of_github(core, new) {
             return Vec::new();
         }
         let older = self.open_in(environment.id).into_iter();
