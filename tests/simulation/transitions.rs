@@ -462,8 +462,11 @@ fn check_registered(core: &State, before: &Machine, event: &Event) {
     let has_merge = |job: &JobId| core.jobs.get(job).is_some_and(|job| job.took_over.is_some());
     if matches!(&after.state, MachineState::Busy { job, .. } if has_merge(job)) {
         let exporting = before.exporting.map(|export| export.attempt.job);
-        let is_its_own = exporting == Some(job) || has_ended(core, job);
-        assert!(is_its_own, "{id} is given a merge beside its work");
+        // The next attempt of a merge goes to the builder that has just given up the one before.
+        let gave_up = matches!(event, Event::JobReported { machine, job: reported, attempt: number, .. }
+            if (*machine, *reported, *number) == (id, job, attempt));
+        let is_free = exporting == Some(job) || has_ended(core, job) || gave_up;
+        assert!(is_free, "{id} is given a merge beside its work");
         return;
     }
     let is_its_own = match event {
