@@ -627,8 +627,8 @@ impl World {
                 let has_problem =
                     self.core.environments.values().any(|it| it.report.problem.is_some());
                 if has_problem && !mem::replace(&mut is_mended, true) {
-                    // Whoever runs core has mended what GitHub refused.
-                    self.restart();
+                    // Somebody has mended what GitHub refused, and core tries again now and then.
+                    self.deliver(Event::TellAgain);
                     continue;
                 }
                 self.memory.check_at_rest(self);
