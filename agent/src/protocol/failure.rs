@@ -87,6 +87,27 @@ pub enum CloneProblem {
 }
 
 impl FailureReason {
+    /// Whether a change to what is built would have helped.
+    pub const fn is_users(&self) -> bool {
+        match self {
+            // Emulation: `emulation: forbid` of stagely.yaml, or a platform of it that nothing here emulates.
+            Self::User { .. } | Self::Timeout { .. } | Self::Manifest | Self::Emulation => true,
+            Self::SpotInterruption
+            | Self::MachineLost
+            | Self::BootTimeout
+            | Self::NoCapacity
+            | Self::DiskFull
+            | Self::Engine
+            | Self::Internal
+            | Self::Registry { .. }
+            | Self::Clone { .. }
+            | Self::Cancelled
+            | Self::Superseded
+            | Self::DependencyFailed { .. }
+            | Self::Provider => false,
+        }
+    }
+
     /// Whether another attempt on another machine may succeed.
     pub const fn is_transient(&self) -> bool {
         match self {

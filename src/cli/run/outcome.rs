@@ -40,21 +40,9 @@ pub fn exit_code(run: &RunView) -> ExitCode {
         RunStatus::Failed => {
             let mut reasons =
                 run.jobs.iter().filter_map(|job| job.reason.as_ref()).chain(&run.reason);
-            if reasons.any(is_the_builds) { 1 } else { 3 }
+            if reasons.any(FailureReason::is_users) { 1 } else { 3 }
         }
     })
-}
-
-/// Whether a change to what is built would have helped.
-const fn is_the_builds(reason: &FailureReason) -> bool {
-    matches!(
-        reason,
-        FailureReason::User { .. }
-            | FailureReason::Timeout { .. }
-            | FailureReason::Manifest
-            // `emulation: forbid` of stagely.yaml, or a platform of it that nothing here emulates.
-            | FailureReason::Emulation
-    )
 }
 
 /// The end of a run, for people.

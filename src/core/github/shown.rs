@@ -1,4 +1,4 @@
-//! What is told of an environment: its newest run, with the addresses of the pages about it.
+//! What is told of an environment: the run that is told of, with the addresses of the pages about it.
 
 use std::fmt;
 
@@ -62,7 +62,7 @@ impl<'a> Shown<'a> {
     /// Whether a change to what is built would have helped.
     pub(crate) fn is_users_failure(&self) -> bool {
         if let RunState::Failed { plan_error: Some(error) } = &self.run.state {
-            return is_users(&error.reason);
+            return error.reason.is_users();
         }
         self.jobs().any(|job| self.is_users_job(job))
     }
@@ -74,7 +74,7 @@ impl<'a> Shown<'a> {
         // Dependencies have no circles, but records are read from a file.
         for _ in 0..=self.jobs().count() {
             let Some(Job { state: JobState::Failed { reason, .. }, .. }) = cause else { break };
-            let FailureReason::DependencyFailed { job } = reason else { return is_users(reason) };
+            let FailureReason::DependencyFailed { job } = reason else { return reason.is_users() };
             cause = self.jobs().find(|it| it.name == *job);
         }
         false
@@ -93,17 +93,6 @@ impl<'a> Shown<'a> {
     fn page(&self, kind: &str, id: &dyn fmt::Display) -> String {
         format!("{}/{kind}/{id}", self.public_url.as_str().trim_end_matches('/'))
     }
-}
-
-/// Whether a change to what is built would have helped.
-pub(super) const fn is_users(reason: &FailureReason) -> bool {
-    matches!(
-        reason,
-        FailureReason::User { .. }
-            | FailureReason::Timeout { .. }
-            | FailureReason::Manifest
-            | FailureReason::Emulation
-    )
 }
 
 /// `linux/amd64`, or all that an index joins.

@@ -9,7 +9,7 @@ use stagely_agent::protocol::CommitSha;
 
 use super::Shown;
 use super::markdown::{cut, one_line};
-use super::shown::{is_users, platforms, seconds};
+use super::shown::{platforms, seconds};
 use crate::core::state::{
     CancelReason, CommitStatus, Job, JobKind, JobState, RunState, StatusState,
 };
@@ -67,7 +67,7 @@ fn whole(shown: &Shown<'_>, commit: &CommitSha) -> CommitStatus {
         RunState::Pending | RunState::Building => (StatusState::Pending, "Building".to_owned()),
         RunState::Completed => (StatusState::Success, completed(shown, &took)),
         RunState::Failed { plan_error: Some(error) } => {
-            let state = fault(is_users(&error.reason));
+            let state = fault(error.reason.is_users());
             let mut lines = error.message.lines().filter(|line| !line.trim().is_empty());
             (state, lines.next().unwrap_or("stagely.yaml cannot be read").to_owned())
         }
