@@ -367,7 +367,7 @@ pub struct GithubConfig {
     pub app_id: Option<u64>,
     /// A file that holds the app's private key, PEM. Default: `STAGELY_GITHUB_PRIVATE_KEY` of the environment.
     pub private_key_file: Option<PathBuf>,
-    /// A file that holds a fine-grained token, where there is no app, read again after a while. Default:
+    /// A file that holds a fine-grained token, where there is no app, read whenever it is needed. Default:
     /// `STAGELY_GITHUB_TOKEN` of the environment.
     pub token_file: Option<PathBuf>,
     /// A file that holds the secret of the webhooks. Default: `STAGELY_GITHUB_WEBHOOK_SECRET` of the

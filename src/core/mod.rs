@@ -313,11 +313,12 @@ impl Parts {
             records.projects.values().filter(is_left).map(|project| project.id).collect()
         };
         for project in left {
+            forget_token(secrets, project).await?;
             events.store(Event::ProjectRemoved { project }).await?;
-            set_token(secrets, project, None).await?;
         }
         for project in named {
-            let token = project.token()?;
+            // It is read whenever it is needed; that it cannot be read is said now.
+            project.token()?;
             let wanted = LinkProject {
                 repository: project.github.clone(),
                 clone_url: self.config.github.clone_address(&project.github),
@@ -328,7 +329,7 @@ impl Parts {
             };
             let linked = intake.link(wanted).await;
             let (linked, _) = linked.with_context(|| format!("[[projects]] {}", project.github))?;
-            set_token(secrets, linked.id, token).await?;
+            forget_token(secrets, linked.id).await?;
         }
         Ok(())
     }
@@ -351,24 +352,17 @@ impl Parts {
     }
 }
 
-/// Keeps a project's own token, or none.
-async fn set_token(
-    secrets: &Secrets,
-    project: ProjectId,
-    token: Option<SecretString>,
-) -> anyhow::Result<()> {
+/// Forgets the token that a project was given through the API, if it was given one: what the configuration
+/// says goes before it.
+async fn forget_token(secrets: &Secrets, project: ProjectId) -> anyhow::Result<()> {
     let secrets = secrets.clone();
-    let store = move || -> anyhow::Result<()> {
-        let known = secrets.project_token(project).ok().flatten();
-        let text = |token: &Option<SecretString>| {
-            token.as_ref().map(|token| token.expose_secret().to_owned())
-        };
-        if text(&known) != text(&token) || token.is_none() {
-            secrets.set_project_token(project, token.as_ref())?;
+    let forget = move || {
+        if matches!(secrets.project_token(project), Ok(None)) {
+            return Ok(());
         }
-        Ok(())
+        secrets.set_project_token(project, None)
     };
-    tokio::task::spawn_blocking(store).await?
+    Ok(tokio::task::spawn_blocking(forget).await??)
 }
 
 /// Without their provider, machines that live could neither be ended nor seen to end.
