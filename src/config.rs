@@ -2,7 +2,9 @@
 //!
 //! `stagely.sample.toml` at the repository's top shows each with its default; a test compares them.
 
-use std::collections::BTreeSet;
+mod fleets;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
@@ -17,9 +19,16 @@ use url::Url;
 
 use crate::core::orchestrator::now;
 use crate::core::request::{check_branch, check_name};
-use crate::core::state::{ForkPolicy, GithubRepository, Limits, Priorities};
+use crate::core::state::{
+    Fleet, ForkPolicy, GithubRepository, Limits, Priorities, ProviderName, Usd,
+};
 use crate::core::warm_up::Schedule;
 use crate::ids::MachineId;
+
+pub use fleets::{
+    Accelerator, AwsConfig, DigitalOceanConfig, FleetConfig, FleetTypes, ImageKind,
+    InstanceTypeConfig, MarketPolicy, QemuConfig,
+};
 
 /// Runs that are planned at once. Each takes a thread and a checkout, and most of it is waiting for a
 /// server.
@@ -77,10 +86,21 @@ pub struct Config {
     pub registry: RegistryConfig,
     /// The machines that build.
     pub builders: BuilderConfig,
+    /// The machines that run pull requests.
+    pub previews: FleetConfig,
+    /// The machines that test previews.
+    pub testers: FleetConfig,
     /// The sessions of agents.
     pub agents: AgentsConfig,
     /// The local provider.
     pub local: LocalConfig,
+    /// Amazon EC2.
+    pub aws: AwsConfig,
+    /// `DigitalOcean`.
+    #[serde(rename = "digitalocean")]
+    pub digitalocean: DigitalOceanConfig,
+    /// Guests of QEMU on core's own host.
+    pub qemu: QemuConfig,
     /// The log store.
     pub logs: LogsConfig,
     /// How long records are kept.
@@ -149,15 +169,28 @@ pub struct RegistryConfig {
     pub username: Option<String>,
     /// A file that holds the user's password, read again for each job. Default: none.
     pub password_file: Option<PathBuf>,
+    /// Whether it has no TLS, so that the engines of machines must be told to do without. On loopback they do
+    /// anyway. Default: false.
+    pub insecure: bool,
 }
 
 impl Default for RegistryConfig {
     fn default() -> Self {
-        Self { url: "127.0.0.1:5000".to_owned(), username: None, password_file: None }
+        Self {
+            url: "127.0.0.1:5000".to_owned(),
+            username: None,
+            password_file: None,
+            insecure: false,
+        }
     }
 }
 
 impl RegistryConfig {
+    /// Its host and port, without a path.
+    pub fn host(&self) -> &str {
+        self.url.split_once('/').map_or(&*self.url, |(host, _)| host)
+    }
+
     /// Reads the password; `None` where no user is configured.
     ///
     /// # Errors
@@ -181,27 +214,32 @@ impl RegistryConfig {
     }
 }
 
-/// Who launches builder machines.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ProviderName {
-    /// A machine is a child process on core's own host.
-    #[default]
-    Local,
-    /// Nobody: only registered machines build.
-    None,
-}
-
 /// The `[builders]` table.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct BuilderConfig {
-    /// Who launches machines: `local` or `none`. Default: `local`.
-    pub provider: ProviderName,
+    /// Who launches machines: `local`, `aws`, `digitalocean`, `qemu`, or `none`. Default: `local`.
+    #[serde(deserialize_with = "fleets::provider")]
+    pub provider: Option<ProviderName>,
+    /// Who launches AMD64 machines. Default: `provider`.
+    #[serde(deserialize_with = "fleets::some_provider")]
+    pub amd64: Option<Option<ProviderName>>,
+    /// Who launches ARM64 machines. Default: `provider`.
+    #[serde(deserialize_with = "fleets::some_provider")]
+    pub arm64: Option<Option<ProviderName>>,
+    /// `on-demand`, `spot` or `spot-first`. The last attempt of a job is always on demand. Default:
+    /// `on-demand`.
+    pub market: MarketPolicy,
+    /// The most that a spot machine may cost in an hour, in US dollars. Default: the price on demand.
+    #[serde(deserialize_with = "fleets::some_dollars")]
+    pub max_price: Option<Usd>,
     /// Most launched builders alive at once, over all projects; further jobs wait. Default: 50.
     pub max_concurrent: NonZeroU32,
     /// Attempts a job has in all, when the machine and not the user is at fault. Default: 3.
     pub max_attempts: NonZeroU32,
+    /// How long a job waits after a launch that found no capacity, times the attempts it has had. Default: 30s.
+    #[serde(with = "humantime_serde")]
+    pub capacity_wait: Duration,
     /// From the launch of a machine to the HELLO of its agent. Default: 5m.
     #[serde(with = "humantime_serde")]
     pub boot_limit: Duration,
@@ -222,9 +260,14 @@ pub struct BuilderConfig {
 impl Default for BuilderConfig {
     fn default() -> Self {
         Self {
-            provider: ProviderName::Local,
+            provider: Some(ProviderName::Local),
+            amd64: None,
+            arm64: None,
+            market: MarketPolicy::OnDemand,
+            max_price: None,
             max_concurrent: NonZeroU32::new(50).expect("50 is not zero"),
             max_attempts: NonZeroU32::new(3).expect("3 is not zero"),
+            capacity_wait: Duration::from_secs(30),
             boot_limit: Duration::from_mins(5),
             job_grace: Duration::from_mins(1),
             lease: Duration::from_hours(1),
@@ -594,6 +637,8 @@ impl Config {
                 ),
             });
         }
+        self.aws.catalog()?;
+        self.digitalocean.catalog()?;
         self.github.check()?;
         self.check_projects()?;
         self.warm_up.check()
@@ -625,17 +670,54 @@ impl Config {
             token,
             work_dir: PathBuf::from(stagely_agent::config::DEFAULT_WORK_DIR),
             docker_host: None,
+            run_dir: None,
+            watch_spot: false,
             give_up_after: self.agents.give_up_after,
             kill_grace: self.agents.kill_grace,
         }
     }
 
+    /// Who launches machines of a fleet, and how they are bought.
+    pub fn fleet(&self, fleet: Fleet) -> FleetConfig {
+        let builders = &self.builders;
+        let builders = FleetConfig {
+            provider: Some(builders.provider),
+            amd64: builders.amd64,
+            arm64: builders.arm64,
+            market: builders.market,
+            max_price: builders.max_price,
+        };
+        match fleet {
+            Fleet::Builder => builders,
+            Fleet::Preview => self.previews.or(&builders),
+            Fleet::Tester => self.testers.or(&builders),
+        }
+    }
+
+    /// Who launches builders of which arch. Local ones have the host's arch alone.
+    fn launchable(&self) -> BTreeMap<Arch, ProviderName> {
+        let builders = self.fleet(Fleet::Builder);
+        let launchable = [Arch::Amd64, Arch::Arm64].into_iter().filter_map(|arch| {
+            let provider = builders.provider_of(arch)?;
+            let is_host = arch == Arch::of_this_program();
+            (provider != ProviderName::Local || is_host).then_some((arch, provider))
+        });
+        launchable.collect()
+    }
+
+    /// The providers that some fleet names.
+    pub fn providers(&self) -> BTreeSet<ProviderName> {
+        let fleets = Fleet::ALL.map(|fleet| self.fleet(fleet));
+        let arches = [Arch::Amd64, Arch::Arm64];
+        fleets
+            .iter()
+            .flat_map(|fleet| arches.map(|arch| fleet.provider_of(arch)))
+            .flatten()
+            .collect()
+    }
+
     /// The limits of [`state`](crate::core::state).
     pub fn limits(&self) -> Limits {
-        let launchable = match self.builders.provider {
-            ProviderName::Local => BTreeSet::from([Arch::of_this_program()]),
-            ProviderName::None => BTreeSet::new(),
-        };
         Limits {
             max_concurrent: self.builders.max_concurrent.get(),
             max_attempts: self.builders.max_attempts.get(),
@@ -647,7 +729,8 @@ impl Config {
             planned_at_once: PLANNED_AT_ONCE,
             planning: self.builders.planning_limit,
             priorities: self.priorities,
-            launchable,
+            launchable: self.launchable(),
+            capacity_wait: self.builders.capacity_wait,
         }
     }
 }

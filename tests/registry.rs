@@ -83,6 +83,7 @@ impl RealRegistry {
             url: self.address.to_string(),
             username: Some(USER.to_owned()),
             password_file: Some(self.folder.path().join(password_file)),
+            insecure: false,
         })
         .unwrap()
     }
@@ -339,6 +340,7 @@ async fn a_registry_that_deletes_tags_is_asked_to_with_a_token_for_that() {
         url: fake.address().to_string(),
         username: Some(USER.to_owned()),
         password_file: Some(folder.path().join("password")),
+        insecure: false,
     })
     .unwrap();
 

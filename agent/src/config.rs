@@ -30,6 +30,13 @@ pub struct AgentConfig {
     /// The Docker engine's address (`unix:///…`). Default: what `DOCKER_HOST` or Docker's own default says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub docker_host: Option<String>,
+    /// Where it says when it was last in contact with core and when the machine's lease ends, for the
+    /// machine's dead-man switch. Default: nowhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run_dir: Option<PathBuf>,
+    /// The machine is of EC2's spot market: its metadata service is asked whether it is taken back.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub watch_spot: bool,
     /// Without contact with core for this long the agent stops its work and exits. Default: 15m.
     #[serde(default = "default_give_up_after", with = "humantime_serde")]
     pub give_up_after: Duration,
@@ -43,6 +50,11 @@ pub const DEFAULT_WORK_DIR: &str = "/var/lib/stagely";
 
 fn default_work_dir() -> PathBuf {
     PathBuf::from(DEFAULT_WORK_DIR)
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands out a reference")]
+const fn is_false(value: &bool) -> bool {
+    !*value
 }
 
 const fn default_give_up_after() -> Duration {

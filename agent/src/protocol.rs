@@ -19,9 +19,9 @@ pub use cache::{
 pub use failure::{CloneProblem, FailureReason, RegistryProblem};
 pub use messages::{
     AgentMessage, Build, BuildArgs, BuildConfig, Cancel, CloneContext, CoreMessage, ErrorMessage,
-    Heartbeat, Hello, HelloAck, Interrupted, Log, LogAck, LogLine, Merge, ParseError, RegistryAuth,
-    ResumedJob, RunningJob, Status, StatusAck, StatusState, Step, Stream, SystemInfo, Terminate,
-    expose_secret,
+    Heartbeat, Hello, HelloAck, Interrupted, Log, LogAck, LogLine, Merge, Notice, ParseError,
+    RegistryAuth, ResumedJob, RunningJob, Status, StatusAck, StatusState, Step, Stream, SystemInfo,
+    Terminate, expose_secret,
 };
 pub use steps::slow_down;
 pub use values::{Arch, CommitSha, Digest, Emulation, ImageRef, InvalidValue, Platform, WireId};

@@ -124,7 +124,11 @@ impl Agent {
 
     /// Answers as core does, and lets the agent be.
     async fn stay_idle(&mut self) -> anyhow::Result<()> {
-        let ack = CoreMessage::HelloAck(HelloAck { heartbeat_interval: 1, jobs: Vec::new() });
+        let ack = CoreMessage::HelloAck(HelloAck {
+            heartbeat_interval: 1,
+            jobs: Vec::new(),
+            lease_seconds: None,
+        });
         self.socket.send(Message::text(ack.to_json())).await?;
         let until = Instant::now() + IDLE;
         while Instant::now() < until {

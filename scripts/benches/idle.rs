@@ -120,6 +120,8 @@ async fn bare(agents: usize) -> anyhow::Result<u64> {
         agent_id: "vm_01k9x3v5c8q2m4n6p8r0s2t4v6".parse()?,
         token: SecretString::from("a token of this measurement"),
         work_dir: "/nonexistent".into(),
+        run_dir: None,
+        watch_spot: false,
         docker_host: None,
         give_up_after: SETTLE,
         kill_grace: SETTLE,
@@ -175,7 +177,8 @@ async fn serve(stream: TcpStream) -> anyhow::Result<()> {
         WebSocketConfig::default().read_buffer_size(READ_BUFFER_BYTES).write_buffer_size(0);
     let mut socket = accept_async_with_config(stream, Some(config)).await?;
     socket.next().await.context("no HELLO came")??;
-    let ack = HelloAck { heartbeat_interval: HEARTBEAT.as_secs(), jobs: Vec::new() };
+    let ack =
+        HelloAck { heartbeat_interval: HEARTBEAT.as_secs(), jobs: Vec::new(), lease_seconds: None };
     socket.send(Message::text(CoreMessage::HelloAck(ack).to_json())).await?;
     let mut beat = interval(HEARTBEAT);
     loop {

@@ -5,7 +5,7 @@
 //! A slot is taken from the launch of a machine until the provider says that it is gone. What a build
 //! takes of it is its slot time: launch, build and end.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use rand::{RngExt as _, SeedableRng as _};
 use stagely::config::Config;
 use stagely::core::state::{
     Effect, Environment, Event, JobKind, JobOutcome, JobReport, JobState, Limits, MachineSize,
-    PlannedJob, PlannedRun, Project, Run, State, Timestamp, Trigger,
+    PlannedJob, PlannedRun, Project, ProviderName, Run, State, Timestamp, Trigger,
 };
 use stagely::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId};
 use stagely_agent::protocol::{Arch, BuildArgs, Emulation, Platform, SystemInfo};
@@ -291,7 +291,7 @@ impl<'a> Simulation<'a> {
                 };
                 let connected =
                     Event::AgentConnected { machine, session, system_info, holds: Vec::new() };
-                self.after(launch, Event::MachineLaunched { machine });
+                self.after(launch, Event::MachineLaunched { machine, placement: None });
                 self.after(launch, connected);
             }
             Effect::Assign { machine, job, attempt } => {
@@ -300,7 +300,9 @@ impl<'a> Simulation<'a> {
                 self.after(Duration::ZERO, Event::JobStarted { machine, job, attempt });
                 self.after(runs, Event::JobReported { machine, job, attempt, report });
             }
-            Effect::Terminate { machine } => self.after(END, Event::MachineGone { machine }),
+            Effect::Terminate { machine } => {
+                self.after(END, Event::MachineGone { machine, taken_back: false })
+            }
             other => anyhow::bail!("nothing here should cause {other:?}"),
         }
         Ok(())
@@ -357,7 +359,11 @@ impl<'a> Simulation<'a> {
 /// The defaults of the configuration, with a provider of AMD64 machines.
 fn limits() -> Limits {
     let limits = Config::default().limits();
-    Limits { max_concurrent: SLOTS, launchable: BTreeSet::from([Arch::Amd64]), ..limits }
+    Limits {
+        max_concurrent: SLOTS,
+        launchable: BTreeMap::from([(Arch::Amd64, ProviderName::Local)]),
+        ..limits
+    }
 }
 
 fn new_project(number: usize) -> Project {

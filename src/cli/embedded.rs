@@ -12,7 +12,8 @@ use tracing::info;
 use super::connect::{ServerArgs, running_on, state_folder};
 use crate::api::ListRuns;
 use crate::client::Client;
-use crate::config::{Config, ProviderName};
+use crate::config::Config;
+use crate::core::state::ProviderName;
 use crate::core::store::StoreError;
 use crate::core::{self, Running};
 
@@ -44,7 +45,7 @@ impl Embedded {
         // A file that was written for a server does not make this a server.
         config.core.listen = (Ipv4Addr::LOCALHOST, 0).into();
         config.core.public_url = None;
-        config.builders.provider = ProviderName::Local;
+        config.builders.provider = Some(ProviderName::Local);
         config.agents.give_up_after = config.agents.give_up_after.min(GIVE_UP_AFTER);
         let core = match core::start(config).await {
             Ok(core) => core,

@@ -1,6 +1,6 @@
 //! Records and parts for the tests of other modules.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +21,7 @@ use super::state::{
 use super::store::Store;
 use crate::config::Config;
 use crate::ids::{JobId, MachineId, RunId};
+use crate::provider::Providers;
 
 /// The digest of every image here.
 pub(super) fn digest() -> Digest {
@@ -59,23 +60,9 @@ pub(super) fn job(id: u128, run: u128, variant: &str, platform: &str) -> Job {
 
 /// A registered machine that has nothing to do.
 pub(super) fn machine(number: u128) -> Machine {
-    Machine {
-        id: MachineId::from_bits(number),
-        kind: MachineKind::Static,
-        name: String::new(),
-        arch: Arch::Amd64,
-        size: MachineSize::Medium,
-        state: MachineState::Ready,
-        stopping: BTreeSet::new(),
-        exporting: None,
-        requested_for: None,
-        requested_at: Timestamp(0),
-        lease_until: None,
-        connected: false,
-        contact_at: Timestamp(0),
-        system_info: None,
-        terminated_at: None,
-    }
+    let id = MachineId::from_bits(number);
+    let machine = Machine::new(id, MachineKind::Static, Arch::Amd64, Timestamp(0));
+    Machine { state: MachineState::Ready, ..machine }
 }
 
 /// Effects that launch nothing and keep their things in `folder`.
@@ -100,7 +87,7 @@ pub(super) fn effects(
         sessions: Sessions::default(),
         secrets,
         store,
-        provider: None,
+        providers: Providers::default(),
         scratch: folder.to_owned(),
         disk: DiskGuard::new(folder.to_owned(), 0),
     }

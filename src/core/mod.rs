@@ -30,6 +30,7 @@ mod intake;
 mod retention;
 mod sweep;
 
+use std::collections::BTreeSet;
 use std::future::IntoFuture as _;
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
@@ -61,14 +62,14 @@ use self::request::projects::LinkProject;
 use self::retention::Retention;
 use self::secrets::{Keyring, random_token};
 use self::sessions::Sessions;
-use self::state::{Event, Machine, MachineKind, Project, Snapshot, State};
+use self::state::{Event, Machine, MachineKind, Project, ProviderName, Snapshot, State};
 use self::store::{ApiToken, Store, Stored};
 use self::sweep::Sweep;
 use self::warm_up::WarmUp;
 use crate::api::Role;
-use crate::config::{Config, ProviderName};
+use crate::config::Config;
 use crate::ids::ProjectId;
-use crate::provider::{LocalProvider, Provider};
+use crate::provider::Providers;
 
 /// Holds the first admin token, in the data folder.
 pub const ADMIN_TOKEN_FILE: &str = "admin.token";
@@ -207,10 +208,7 @@ impl Parts {
         listener: TcpListener,
     ) -> anyhow::Result<(CancellationToken, JoinSet<anyhow::Result<()>>)> {
         let webhook_secret = self.config.github.webhook_secret()?;
-        let provider = self.provider(&stored.core_id)?;
-        if provider.is_none() {
-            refuse_to_abandon(&stored.state)?;
-        }
+        let providers = self.providers(&stored).await?;
         let secrets = Secrets::new(
             self.keyring.clone(),
             self.store.clone(),
@@ -237,7 +235,7 @@ impl Parts {
             reporting: Reporting::new(&records),
             registry: Registry::new(self.config.registry.clone())
                 .context("cannot set up TLS for the registry")?,
-            provider: provider.clone(),
+            providers: providers.clone(),
             scratch: data_dir.join(SCRATCH),
             disk: disk.clone(),
         });
@@ -252,8 +250,14 @@ impl Parts {
         let mut tasks = JoinSet::new();
         tasks.spawn(orchestrator.run(stop.clone()));
         tasks.spawn(no_error(retention.run(stop.clone())));
-        if let Some(provider) = provider {
-            let sweep = Sweep { provider, records: records.clone(), events: events.clone() };
+        for (name, provider) in providers.iter() {
+            let sweep = Sweep {
+                name,
+                provider: Arc::clone(provider),
+                records: records.clone(),
+                events: events.clone(),
+                started_at: now(),
+            };
             tasks.spawn(no_error(sweep.run(stop.clone())));
         }
         let intake = Intake::new(records.clone(), events.clone(), secrets.clone(), disk.clone());
@@ -334,21 +338,25 @@ impl Parts {
         Ok(())
     }
 
-    fn provider(&self, core_id: &str) -> anyhow::Result<Option<Arc<dyn Provider>>> {
-        let local = &self.config.local;
-        match self.config.builders.provider {
-            ProviderName::None => Ok(None),
-            ProviderName::Local => {
-                let program = match &local.agent_program {
-                    Some(program) => program.clone(),
-                    None => std::env::current_exe().context("cannot find this program's file")?,
-                };
-                let folder = std::path::absolute(self.config.core.data_dir.join("machines"))?;
-                let docker_host = local.docker_host.clone();
-                let provider = LocalProvider::new(core_id.to_owned(), program, folder, docker_host);
-                Ok(Some(Arc::new(provider)))
-            }
+    /// Those that the configuration names, and those of machines that are still there.
+    async fn providers(&self, stored: &Stored) -> anyhow::Result<Providers> {
+        let left = left_machines(&stored.state).map(|machine| machine.provider);
+        let named = self.config.providers();
+        let wanted: BTreeSet<ProviderName> = named.iter().copied().chain(left).collect();
+        let data_dir = &self.config.core.data_dir;
+        let providers = Providers::new(&wanted, &self.config, &stored.core_id, data_dir).await;
+        let abandoned = wanted.difference(&named).map(|name| name.as_str()).collect::<Vec<_>>();
+        if abandoned.is_empty() {
+            return providers;
         }
+        // Without their provider, machines that live could neither be ended nor seen to end.
+        providers.with_context(|| {
+            format!(
+                "machines that {} launched are still there: start core with what that provider needs, and \
+                 take it out when `stagely machines` shows none of them",
+                abandoned.join(" and ")
+            )
+        })
     }
 }
 
@@ -365,18 +373,12 @@ async fn forget_token(secrets: &Secrets, project: ProjectId) -> anyhow::Result<(
     Ok(tokio::task::spawn_blocking(forget).await??)
 }
 
-/// Without their provider, machines that live could neither be ended nor seen to end.
-fn refuse_to_abandon(stored: &Snapshot) -> anyhow::Result<()> {
-    let is_left = |machine: &&Machine| {
-        machine.kind == MachineKind::Launched && !machine.state.is_terminated()
-    };
-    let left = stored.machines.values().filter(is_left).count();
-    anyhow::ensure!(
-        left == 0,
-        "builders.provider is \"none\", and machines that a provider launched are still there ({left}): \
-         start core with that provider, and change it when `stagely machines` shows none of them"
-    );
-    Ok(())
+/// The machines that a provider launched and that are not gone.
+fn left_machines(stored: &Snapshot) -> impl Iterator<Item = &Machine> {
+    stored
+        .machines
+        .values()
+        .filter(|machine| machine.kind == MachineKind::Launched && !machine.state.is_terminated())
 }
 
 async fn no_error(task: impl Future<Output = ()>) -> anyhow::Result<()> {

@@ -130,7 +130,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::config::{Config, ProviderName};
+    use crate::config::Config;
     use crate::core::fixtures;
     use crate::core::logs::LogSettings;
     use crate::core::orchestrator::{Orchestrator, inbox};
@@ -203,7 +203,7 @@ mod tests {
             }
             store.commit(&batch).unwrap();
             let mut config = Config::default();
-            config.builders.provider = ProviderName::None;
+            config.builders.provider = None;
             let state = State::load(
                 config.limits(),
                 Snapshot {
@@ -309,7 +309,7 @@ mod tests {
         let runs = environments.iter().map(old).collect();
         let environments = environments.into_iter().map(|it| (it.id, it)).collect();
         let (folder, mut config) = (tempfile::tempdir().unwrap(), Config::default());
-        config.builders.provider = ProviderName::None;
+        config.builders.provider = None;
         let (store, _) = Store::open(&folder.path().join("core.redb")).unwrap();
         let snapshot = Snapshot { environments, runs, ..Snapshot::default() };
         let state = State::load(config.limits(), snapshot);

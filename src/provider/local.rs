@@ -20,12 +20,17 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use stagely_agent::MACHINE_VARIABLE;
 use stagely_agent::config::AgentConfig;
+use stagely_agent::protocol::Arch;
 use tokio::process::{Child, Command};
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{info, warn};
 
-use super::{LaunchError, LaunchRequest, Provider, ProviderError};
+use super::{
+    Candidate, LaunchError, LaunchRequest, Listed, ListedState, Listing, Offer, Provider,
+    ProviderError, Want,
+};
+use crate::core::state::{Fleet, MachineSize, Market, Placement};
 use crate::ids::MachineId;
 
 /// Names the core that a machine belongs to.
@@ -33,6 +38,9 @@ const CORE_VARIABLE: &str = "STAGELY_CORE";
 
 /// The agent's configuration, in its machine's folder.
 const AGENT_CONFIG: &str = "agent.json";
+
+/// What the host itself is called where others have names for their sizes.
+const INSTANCE_TYPE: &str = "host";
 
 /// After SIGTERM to the agent and its own grace for its children, everything is killed.
 const AGENT_STOP_LIMIT: Duration = Duration::from_secs(15);
@@ -243,14 +251,34 @@ impl LocalProvider {
 
 #[async_trait]
 impl Provider for LocalProvider {
-    async fn launch(&self, request: &LaunchRequest) -> Result<(), LaunchError> {
+    fn candidates(&self, want: &Want) -> Vec<Candidate> {
+        // One arch, one host: its size is what it is.
+        let instance_type = INSTANCE_TYPE.to_owned();
+        let here = Candidate {
+            instance_type,
+            zone: None,
+            market: Market::OnDemand,
+            price: None,
+            max_price: None,
+        };
+        if want.arch == Arch::of_this_program() { vec![here] } else { Vec::new() }
+    }
+
+    async fn launch(&self, request: &LaunchRequest) -> Result<Placement, LaunchError> {
+        let placement = Placement {
+            provider_id: request.machine.to_string(),
+            instance_type: INSTANCE_TYPE.to_owned(),
+            zone: None,
+            market: Market::OnDemand,
+            price: None,
+        };
         if self.was_launched(request.machine).await? {
-            return Ok(());
+            return Ok(placement);
         }
         match self.spawn(request) {
             Ok(child) => {
                 self.children().insert(request.machine, child);
-                Ok(())
+                Ok(placement)
             }
             Err(error) => {
                 // Nobody ends a machine that never was, so nobody else would remove its folder.
@@ -274,11 +302,30 @@ impl Provider for LocalProvider {
         self.remove_folder(machine).await
     }
 
-    async fn list(&self) -> Result<Vec<MachineId>, ProviderError> {
+    async fn list(&self) -> Result<Vec<Listed>, ProviderError> {
         // A machine is its agent: what a killed agent left behind is for `terminate` to end.
         let found = self.processes(Duration::ZERO).await?;
         let machines = found.iter().filter(|(_, processes)| processes.has_agent);
-        Ok(machines.map(|(machine, _)| *machine).collect())
+        let live = |machine: &MachineId| Listed { machine: *machine, state: ListedState::Live };
+        Ok(machines.map(|(machine, _)| live(machine)).collect())
+    }
+
+    fn listing(&self) -> Listing {
+        // It says how things are at this moment, and costs a look at `/proc`.
+        Listing { interval: Duration::from_secs(1), grace: Duration::ZERO }
+    }
+
+    async fn describe(&self) -> Result<Vec<Offer>, ProviderError> {
+        let offer = |fleet| Offer {
+            fleet,
+            arch: Arch::of_this_program(),
+            size: MachineSize::Medium,
+            instance_type: INSTANCE_TYPE.to_owned(),
+            price: None,
+            spot: false,
+            problem: None,
+        };
+        Ok(Fleet::ALL.map(offer).to_vec())
     }
 }
 
@@ -329,12 +376,10 @@ fn write_agent_config(path: &Path, agent: &AgentConfig) -> io::Result<()> {
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
-    use stagely_agent::protocol::Arch;
     use tempfile::TempDir;
 
     use super::*;
     use crate::config::Config;
-    use crate::core::state::MachineSize;
 
     /// A program that stands in for the agent, and a provider that launches it.
     struct Host {
@@ -373,7 +418,17 @@ mod tests {
 
     fn request(machine: MachineId) -> LaunchRequest {
         let agent = Config::default().agent_config(machine, "secret".into());
-        LaunchRequest { machine, arch: Arch::Amd64, size: MachineSize::Small, agent }
+        LaunchRequest {
+            machine,
+            job: None,
+            fleet: Fleet::Builder,
+            arch: Arch::of_this_program(),
+            size: MachineSize::Small,
+            candidates: Vec::new(),
+            agent,
+            lease: Duration::from_hours(1),
+            insecure_registry: None,
+        }
     }
 
     #[tokio::test]
@@ -386,7 +441,7 @@ mod tests {
         next.launch(&request(machine)).await.unwrap();
 
         assert_eq!((first.children().len(), next.children().len()), (1, 0));
-        assert_eq!(next.list().await.unwrap(), [machine]);
+        assert_eq!(next.list().await.unwrap(), [Listed { machine, state: ListedState::Live }]);
         next.terminate(machine).await.unwrap();
 
         assert!(is_deserted(&next));

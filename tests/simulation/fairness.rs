@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use stagely::core::state::{
     Effect, Environment, Event, Job, JobKind, JobOutcome, JobReport, JobState, Limits, Machine,
-    MachineKind, MachineSize, MachineState, PlannedJob, PlannedRun, Priorities, Project, Run,
-    Snapshot, State, Timestamp, Trigger,
+    MachineKind, MachineSize, MachineState, PlannedJob, PlannedRun, Priorities, Project,
+    ProviderName, Run, Snapshot, State, Timestamp, Trigger,
 };
 use stagely::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId};
 use stagely_agent::protocol::{Arch, BuildArgs, Emulation, Platform, SystemInfo};
@@ -152,7 +152,7 @@ pub(crate) fn may_emulate(core: &State, job: &Job) -> bool {
 /// Whether a registered machine, or one that may be launched, has the job's arch.
 pub(crate) fn has_native(core: &State, job: &Job) -> bool {
     let mut registered = core.live_machines().filter(|it| it.kind == MachineKind::Static);
-    core.limits.launchable.iter().any(|arch| is_native(job, *arch))
+    core.limits.launchable.keys().any(|arch| is_native(job, *arch))
         || registered.any(|machine| is_native(job, machine.arch))
 }
 
@@ -161,7 +161,7 @@ pub(crate) fn may_launch(core: &State, job: &Job) -> bool {
     let launchable = &core.limits.launchable;
     let mut registered = core.live_machines().filter(|it| it.kind == MachineKind::Static);
     let has_native = registered.any(|it| it.connected && is_native(job, it.arch));
-    launchable.iter().any(|arch| is_native(job, *arch))
+    launchable.keys().any(|arch| is_native(job, *arch))
         || !launchable.is_empty() && !has_native && !must_be_native(job)
 }
 
@@ -208,7 +208,8 @@ impl Crowd {
             planned_at_once: 1_000,
             planning: Duration::from_mins(10),
             priorities: Priorities::default(),
-            launchable: BTreeSet::from([Arch::Amd64]),
+            launchable: BTreeMap::from([(Arch::Amd64, ProviderName::Local)]),
+            capacity_wait: Duration::from_secs(30),
         };
         Self {
             core: State::new(limits),
@@ -284,7 +285,7 @@ impl Crowd {
             self.session += 1;
             let session = self.session;
             self.step(match state {
-                MachineState::Requested => Event::MachineLaunched { machine },
+                MachineState::Requested => Event::MachineLaunched { machine, placement: None },
                 MachineState::Booting | MachineState::Ready => {
                     let system_info = SystemInfo {
                         hostname: "builder".to_owned(),
@@ -298,7 +299,7 @@ impl Crowd {
                     let report = JobReport::new(JobOutcome::Completed { digest: None });
                     Event::JobReported { machine, job, attempt, report }
                 }
-                MachineState::Terminating => Event::MachineGone { machine },
+                MachineState::Terminating => Event::MachineGone { machine, taken_back: false },
                 MachineState::Terminated => continue,
             });
         }

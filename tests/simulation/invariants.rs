@@ -215,7 +215,7 @@ fn check_taken_over(world: &World, job: &Job) {
 /// the job, since a machine of the arch may be registered later.
 fn fits(core: &State, job: &Job, machine: &Machine) -> bool {
     let JobKind::Build { platform, .. } = &job.kind else { return true };
-    let is_lacking = !core.limits.launchable.contains(&platform.arch());
+    let is_lacking = !core.limits.launchable.contains_key(&platform.arch());
     platform.arch() == machine.arch || is_lacking && !fairness::must_be_native(job)
 }
 

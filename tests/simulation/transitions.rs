@@ -385,7 +385,7 @@ impl LiveWork {
             Event::AgentConnected { machine, holds, .. } => {
                 *machine == id && self.is_running() && !holds.contains(&self.attempt)
             }
-            Event::MachineGone { machine } | Event::StaticMachineRemoved { machine } => {
+            Event::MachineGone { machine, .. } | Event::StaticMachineRemoved { machine } => {
                 *machine == id
             }
             _ => cancelled.contains(&self.run),

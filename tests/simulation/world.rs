@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use stagely::core::state::{
     Attempt, CancelReason, Changes, Effect, Event, Limits, Machine, MachineKind, MachineState,
-    Priorities, Run, RunState, Snapshot, State, Table, Timestamp,
+    Priorities, ProviderName, Run, RunState, Snapshot, State, Table, Timestamp,
 };
 use stagely::ids::{EnvironmentId, JobId, MachineId, RunId};
 use stagely_agent::protocol::Arch;
@@ -98,9 +98,9 @@ pub(crate) fn play(seed: u64, is_traced: bool) -> Snapshot {
 
 fn limits(rng: &mut Rng) -> Limits {
     let launchable = match rng.below(4) {
-        0 => BTreeSet::new(),
-        1 => BTreeSet::from([Arch::Amd64]),
-        _ => BTreeSet::from(Arch::ALL),
+        0 => BTreeMap::new(),
+        1 => BTreeMap::from([(Arch::Amd64, ProviderName::Local)]),
+        _ => BTreeMap::from(Arch::ALL.map(|arch| (arch, ProviderName::Local))),
     };
     Limits {
         max_concurrent: u32::try_from(1 + rng.below(4)).expect("small"),
@@ -114,6 +114,7 @@ fn limits(rng: &mut Rng) -> Limits {
         planning: Duration::from_mins(10),
         priorities: Priorities::default(),
         launchable,
+        capacity_wait: Duration::from_secs(rng.below(120)),
     }
 }
 
@@ -189,7 +190,7 @@ impl World {
 
     /// Steps `event`, checks the invariants, and stores what changed, at once or with a later step.
     fn deliver(&mut self, event: Event) {
-        if let Event::MachineLaunched { machine } = event
+        if let Event::MachineLaunched { machine, .. } = event
             && self.core.machines.get(&machine).is_some_and(|it| it.state.is_terminated())
         {
             self.swept.insert(machine);
@@ -291,7 +292,7 @@ impl World {
             | Event::RunApproved { .. }
             | Event::RunPlanned { .. } => true,
             // Said of a machine that is yet to be launched, it would not be true later.
-            Event::MachineGone { machine } => {
+            Event::MachineGone { machine, .. } => {
                 self.cloud.has_launched(*machine) && !self.cloud.alive.contains(machine)
             }
             _ => false,
@@ -572,7 +573,7 @@ impl World {
         });
         let gone: Vec<MachineId> = gone.map(|machine| machine.id).collect();
         if let Some(machine) = self.rng.pick(&gone) {
-            self.deliver(Event::MachineGone { machine });
+            self.deliver(Event::MachineGone { machine, taken_back: false });
         }
     }
 
@@ -590,7 +591,9 @@ impl World {
         for (machine, state) in alive {
             match state {
                 None => self.end_vm(machine),
-                Some(MachineState::Terminated) => self.deliver(Event::MachineLaunched { machine }),
+                Some(MachineState::Terminated) => {
+                    self.deliver(Event::MachineLaunched { machine, placement: None })
+                }
                 Some(_) => {}
             }
         }

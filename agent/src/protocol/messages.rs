@@ -254,6 +254,9 @@ pub struct HelloAck {
     /// For each job of HELLO that is still wanted, where its log goes on.
     #[serde(default)]
     pub jobs: Vec<ResumedJob>,
+    /// Seconds from now for which the machine may live; absent where it may for ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease_seconds: Option<u64>,
 }
 
 /// A job in `HELLO_ACK`.
@@ -461,6 +464,20 @@ pub struct Heartbeat {
 pub struct Interrupted {
     /// When, in milliseconds since the Unix epoch.
     pub at: u64,
+    /// How sure it is.
+    #[serde(default)]
+    pub notice: Notice,
+}
+
+/// How sure it is that the cloud takes a machine back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Notice {
+    /// It does, at the time that is named.
+    #[default]
+    Certain,
+    /// It is more likely than it was; the time is when that was said.
+    Likely,
 }
 
 /// ERROR: a message could not be used. The session goes on.
@@ -614,6 +631,9 @@ pub struct LogAck {
 pub struct StatusAck {
     /// The job.
     pub job_id: WireId,
+    /// Seconds from now for which the machine may live: what was reported may have changed that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease_seconds: Option<u64>,
 }
 
 /// CANCEL: stop a job, and say so with STATUS `cancelled`.

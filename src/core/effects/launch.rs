@@ -7,21 +7,24 @@ use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
 use super::Effects;
-use crate::core::state::{Event, LaunchRefusal};
+use crate::core::orchestrator::now;
+use crate::core::state::{Event, LaunchRefusal, Machine, Placement};
 use crate::ids::MachineId;
-use crate::provider::{LaunchError, LaunchRequest};
+use crate::provider::{LaunchError, LaunchRequest, Provider, Want};
 
-/// How often an unclear answer is asked about again, and how long to wait before.
-const UNCLEAR_TRIES: u32 = 5;
-const UNCLEAR_WAIT: Duration = Duration::from_secs(1);
+/// How often a provider that gives no clear answer, or wants to be asked less often, is asked again, and how
+/// long to wait before. The wait doubles.
+const TRIES: u32 = 5;
+const WAIT: Duration = Duration::from_secs(1);
 
 impl Effects {
     /// Launches `machine` and says what came of it.
     pub(super) async fn launch(&self, machine: MachineId) -> Event {
         match self.try_launch(machine).await {
-            Ok(()) => {
-                info!(%machine, "launched");
-                Event::MachineLaunched { machine }
+            Ok(placement) => {
+                let Placement { provider_id, instance_type, zone, market, .. } = &placement;
+                info!(%machine, provider_id, instance_type, zone, %market, "launched");
+                Event::MachineLaunched { machine, placement: Some(placement) }
             }
             Err(refusal) => {
                 warn!(%machine, ?refusal, "not launched");
@@ -30,39 +33,69 @@ impl Effects {
         }
     }
 
-    async fn try_launch(&self, machine: MachineId) -> Result<(), LaunchRefusal> {
-        let provider = self.provider.as_ref().ok_or_else(|| {
-            LaunchRefusal::Permanent("no provider is configured (builders.provider)".to_owned())
+    async fn try_launch(&self, machine: MachineId) -> Result<Placement, LaunchRefusal> {
+        let unknown = || LaunchRefusal::Permanent(format!("{machine} has no record"));
+        let record = self.records.read().machines.get(&machine).cloned().ok_or_else(unknown)?;
+        let provider = self.providers.get(record.provider).ok_or_else(|| {
+            let problem = format!("core has no provider {} (builders.provider)", record.provider);
+            LaunchRefusal::Permanent(problem)
         })?;
         let request = self
-            .launch_request(machine)
+            .launch_request(record, &**provider)
             .await
             .map_err(|error| LaunchRefusal::NoCapacity(format!("{error:#}")))?;
+        let mut may_exist = false;
         let mut last = String::new();
-        for attempt in 1..=UNCLEAR_TRIES {
+        for attempt in 0..TRIES {
             match provider.launch(&request).await {
-                Ok(()) => return Ok(()),
+                Ok(placement) => return Ok(placement),
+                // Whatever an earlier try has started is found by its tags, and ended.
+                Err(LaunchError::NoCapacity(message) | LaunchError::Permanent(message))
+                    if may_exist =>
+                {
+                    return Err(LaunchRefusal::Unclear(message));
+                }
                 Err(LaunchError::NoCapacity(message)) => {
                     return Err(LaunchRefusal::NoCapacity(message));
                 }
                 Err(LaunchError::Permanent(message)) => {
                     return Err(LaunchRefusal::Permanent(message));
                 }
-                Err(LaunchError::Unclear(message)) => last = message,
+                Err(LaunchError::Throttled(message)) => last = message,
+                Err(LaunchError::Unclear(message)) => {
+                    may_exist = true;
+                    last = message;
+                }
             }
-            tokio::time::sleep(UNCLEAR_WAIT * attempt).await;
+            tokio::time::sleep(WAIT * 2_u32.pow(attempt)).await;
         }
-        Err(LaunchRefusal::Unclear(last))
+        let refusal = if may_exist { LaunchRefusal::Unclear } else { LaunchRefusal::NoCapacity };
+        Err(refusal(last))
     }
 
-    async fn launch_request(&self, machine: MachineId) -> anyhow::Result<LaunchRequest> {
-        let (arch, size) = {
-            let records = self.records.read();
-            let record = records.machines.get(&machine).context("the machine has no record")?;
-            (record.arch, record.size)
-        };
+    async fn launch_request(
+        &self,
+        machine: Machine,
+        provider: &dyn Provider,
+    ) -> anyhow::Result<LaunchRequest> {
+        let Machine { id, fleet, arch, size, on_demand, requested_for, lease_until, .. } = machine;
         let secrets = self.secrets.clone();
-        let token = spawn_blocking(move || secrets.add_machine_token(machine)).await??;
-        Ok(LaunchRequest { machine, arch, size, agent: self.config.agent_config(machine, token) })
+        let token = spawn_blocking(move || secrets.add_machine_token(id)).await??;
+        let bought = self.config.fleet(fleet);
+        let (market, max_price) = (bought.market, bought.max_price);
+        let want = Want { fleet, arch, size, market, on_demand, max_price };
+        let candidates = provider.candidates(&want);
+        let registry = &self.config.registry;
+        Ok(LaunchRequest {
+            machine: id,
+            job: requested_for.map(|job| job.to_string()),
+            fleet,
+            arch,
+            size,
+            candidates,
+            agent: self.config.agent_config(id, token),
+            lease: lease_until.context("a launched machine has a lease")?.since(now()),
+            insecure_registry: registry.insecure.then(|| registry.host().to_owned()),
+        })
     }
 }

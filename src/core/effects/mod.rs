@@ -27,7 +27,7 @@ use super::sessions::Sessions;
 use super::state::{Attempt, Effect, Event};
 use super::store::Store;
 use crate::config::Config;
-use crate::provider::Provider;
+use crate::provider::Providers;
 
 pub(crate) use report::Reporting;
 pub use secrets::{RunSecrets, Secrets};
@@ -55,8 +55,8 @@ pub struct Effects {
     pub(crate) reporting: Reporting,
     /// Where images go.
     pub registry: Registry,
-    /// Where machines come from; `None` where only registered machines build.
-    pub provider: Option<Arc<dyn Provider>>,
+    /// Where machines come from.
+    pub providers: Providers,
     /// Holds short-lived checkouts.
     pub scratch: PathBuf,
     /// Refuses to plan when the disk is nearly full.

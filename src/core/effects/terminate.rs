@@ -23,7 +23,8 @@ impl Effects {
         let message = CoreMessage::Terminate(Terminate { reason, grace: GRACE_SECONDS });
         self.sessions.send(machine, message);
         let mut wait = Duration::from_secs(1);
-        if let Some(provider) = &self.provider {
+        let provider = self.records.read().machines.get(&machine).map(|record| record.provider);
+        if let Some(provider) = provider.and_then(|name| self.providers.get(name)) {
             while let Err(error) = provider.terminate(machine).await {
                 warn!(%machine, %error, "not terminated; trying again in {wait:?}");
                 tokio::time::sleep(wait).await;
@@ -32,6 +33,6 @@ impl Effects {
         }
         self.sessions.end(machine);
         info!(%machine, "terminated");
-        Event::MachineGone { machine }
+        Event::MachineGone { machine, taken_back: false }
     }
 }

@@ -15,7 +15,7 @@ use axum::response::Response;
 use futures_util::FutureExt as _;
 use stagely_agent::protocol::{
     AgentMessage, CHANGED_FILES_MAX, CacheMiss, ChangedFile, CoreMessage, ErrorMessage,
-    FailureReason, Hello, HelloAck, Log, LogAck, MESSAGE_BYTES_MAX, MissCause, ParseError,
+    FailureReason, Hello, HelloAck, Log, LogAck, MESSAGE_BYTES_MAX, MissCause, Notice, ParseError,
     ResumedJob, Status, StatusAck, StatusState, Step, SystemInfo, WireId,
 };
 use thiserror::Error;
@@ -24,9 +24,9 @@ use tracing::{debug, error, info, warn};
 
 use super::Api;
 use crate::core::logs::{AppendError, Receipt};
-use crate::core::orchestrator::ShuttingDown;
+use crate::core::orchestrator::{ShuttingDown, now};
 use crate::core::sessions::SessionEntry;
-use crate::core::state::{Attempt, Event, JobOutcome, JobReport};
+use crate::core::state::{Attempt, Event, Interruption, JobOutcome, JobReport, Timestamp};
 use crate::ids::MachineId;
 
 /// From the connection to HELLO.
@@ -216,7 +216,18 @@ impl Session<'_> {
             jobs.push(ResumedJob { job_id: attempt.wire(), next_line });
         }
         let heartbeat_interval = self.api.config.agents.heartbeat_interval.as_secs();
-        self.send(&CoreMessage::HelloAck(HelloAck { heartbeat_interval, jobs })).await
+        self.send(&CoreMessage::HelloAck(HelloAck {
+            heartbeat_interval,
+            jobs,
+            lease_seconds: self.lease_seconds(),
+        }))
+        .await
+    }
+
+    /// Seconds for which the machine may still live, as the records say.
+    fn lease_seconds(&self) -> Option<u64> {
+        let until = self.api.records.read().machines.get(&self.machine)?.lease_until?;
+        Some(until.since(now()).as_secs())
     }
 
     async fn take(&mut self, text: &Utf8Bytes) -> Result<(), SessionEnd> {
@@ -228,8 +239,13 @@ impl Session<'_> {
                 Ok(())
             }
             Ok(AgentMessage::Interrupted(interrupted)) => {
-                warn!(machine = %self.machine, at = interrupted.at, "the cloud takes the machine back");
-                Ok(())
+                warn!(machine = %self.machine, ?interrupted, "the cloud wants the machine back");
+                let interruption = match interrupted.notice {
+                    Notice::Likely => Interruption::Likely,
+                    Notice::Certain => Interruption::Certain { at: Timestamp(interrupted.at) },
+                };
+                let event = Event::MachineInterrupted { machine: self.machine, interruption };
+                Ok(self.api.events.store(event).await?)
             }
             Ok(AgentMessage::Error(error)) => {
                 warn!(machine = %self.machine, ?error, "the agent could not use a message");
@@ -283,7 +299,11 @@ impl Session<'_> {
                 None => events.store(event).await?,
             }
         }
-        self.send(&CoreMessage::StatusAck(StatusAck { job_id })).await
+        self.send(&CoreMessage::StatusAck(StatusAck {
+            job_id,
+            lease_seconds: self.lease_seconds(),
+        }))
+        .await
     }
 
     async fn acknowledge(&mut self, stored: (WireId, u64)) -> Result<(), SessionEnd> {

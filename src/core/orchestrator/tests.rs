@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use tempfile::TempDir;
 
 use super::*;
-use crate::config::{Config, ProviderName};
+use crate::config::Config;
 use crate::core::fixtures;
 use crate::core::state::{
     CacheExport, Environment, Job, JobReport, JobState, Machine, MachineState, Run, RunState,
@@ -52,7 +52,7 @@ impl Core {
         let folder = tempfile::tempdir().unwrap();
         let (store, _) = Store::open(&folder.path().join("core.redb")).unwrap();
         let mut config = Config::default();
-        config.builders.provider = ProviderName::None;
+        config.builders.provider = None;
         let snapshot = Snapshot {
             environments: [(environment.id, environment)].into(),
             runs: [(run.id, run)].into(),

@@ -28,6 +28,8 @@ enum Alarm {
     NoStop,
     /// Its agent exports a cache for longer than it may.
     Export,
+    /// The cloud takes it back, and what it does should have ended by now.
+    TakenBack,
     /// Its time is over, whatever it does.
     Lease,
 }
@@ -38,7 +40,8 @@ impl State {
         let planning = self.planning_limits().map(|(due, _)| due);
         let alarms = self.live_machines().filter_map(|machine| self.next_alarm(machine));
         let deferred = self.index.deferred.first().map(|(after, _)| *after);
-        planning.chain(alarms.map(|(due, _)| due)).chain(deferred).min()
+        let postponed = self.index.postponed.first().map(|(until, _)| *until);
+        planning.chain(alarms.map(|(due, _)| due)).chain(deferred).chain(postponed).min()
     }
 
     fn planning_limits(&self) -> impl Iterator<Item = (Timestamp, RunId)> {
@@ -72,7 +75,8 @@ impl State {
             }
         };
         let lease = machine.lease_until.map(|at| (self.due(requested_at, at), Alarm::Lease));
-        let alarms = [first, self.export_alarm(machine), lease];
+        let taken_back = self.taken_back_at(machine).map(|at| (at, Alarm::TakenBack));
+        let alarms = [first, self.export_alarm(machine), taken_back, lease];
         alarms.into_iter().flatten().min_by_key(|(due, _)| *due)
     }
 
@@ -131,6 +135,7 @@ impl Turn<'_> {
     pub(super) fn ring_alarms(&mut self) {
         let now = self.now;
         self.resume_plannings();
+        self.resume_postponed();
         let planning = self.state.planning_limits().filter(|(due, _)| *due <= now);
         let planning: Vec<RunId> = planning.map(|(_, run)| run).collect();
         for run in planning {
@@ -153,7 +158,8 @@ impl Turn<'_> {
             }
             Alarm::Silence => {
                 let message = "the machine's agent was out of contact for too long";
-                self.lose_job(machine, Failure::machine_lost(message));
+                let failure = self.loss_of(machine, message);
+                self.lose_job(machine, failure);
                 self.write_off(machine);
             }
             Alarm::Absence(job) => {
@@ -169,8 +175,10 @@ impl Turn<'_> {
             Alarm::Overrun(job) => self.end_overrun(machine, job),
             Alarm::NoStop => self.give_up_agent(machine),
             Alarm::Export => self.give_up_export(machine),
+            Alarm::TakenBack => self.take_back(machine),
             Alarm::Lease => {
-                self.lose_job(machine, Failure::machine_lost("the machine's lease is over"));
+                let failure = self.loss_of(machine, "the machine's lease is over");
+                self.lose_job(machine, failure);
                 self.terminate(machine);
             }
         }
@@ -186,7 +194,7 @@ impl Turn<'_> {
 
     /// Ends the session of an agent that does not do what it is told. A registered machine stays busy
     /// until it says HELLO again, or is out of contact for too long.
-    fn give_up_agent(&mut self, machine: MachineId) {
+    pub(super) fn give_up_agent(&mut self, machine: MachineId) {
         if !self.is_static(machine) {
             return self.terminate(machine);
         }

@@ -133,14 +133,28 @@ impl Turn<'_> {
         if !reason.is_transient() || attempt >= self.state.limits.max_attempts {
             return self.end_job(id, JobState::Failed { reason, message, exit_code });
         }
+        // What was not to be had a moment ago is not to be had now.
+        let wait = self.state.limits.capacity_wait * attempt;
+        let not_before = (reason == FailureReason::NoCapacity).then(|| self.now.after(wait));
         self.state.change_job(id, |job| {
             let message = message.chars().take(LOST_MESSAGE_CHARS_MAX).collect();
             job.lost_attempts.push(LostAttempt { attempt, reason, message });
             job.state = JobState::Queued { attempt: attempt + 1 };
+            job.not_before = not_before;
             job.assigned_at = None;
             job.started_at = None;
             job.took_over = None;
         });
+    }
+
+    /// Lets jobs that waited for capacity have their next attempt.
+    pub(super) fn resume_postponed(&mut self) {
+        let due = self.state.index.postponed.iter().take_while(|(until, _)| *until <= self.now);
+        let due: Vec<_> = due.copied().collect();
+        for (until, job) in due {
+            self.state.index.postponed.remove(&(until, job));
+            self.state.change_job(job, |job| job.not_before = None);
+        }
     }
 
     /// Ends a job whose run is being cancelled: what that means for others is for the run to say.

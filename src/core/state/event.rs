@@ -11,8 +11,8 @@ use stagely_agent::protocol::{
 };
 
 use super::{
-    Command, DeliveryId, Environment, Head, HeadSource, JobKind, JobReport, MachineSize,
-    PlanFailure, Project, Run, SkippedBuild, Timestamp, Told,
+    Command, DeliveryId, Environment, Head, HeadSource, Interruption, JobKind, JobReport,
+    MachineSize, Placement, PlanFailure, Project, ProviderName, Run, SkippedBuild, Timestamp, Told,
 };
 use crate::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId};
 
@@ -38,6 +38,8 @@ pub enum StopReason {
     Overrun,
     /// The export of its layer cache takes too long.
     ExportOverrun,
+    /// The cloud takes the machine back before it can end.
+    Interrupted,
     /// It counts as lost or has ended: the job goes on elsewhere, or not at all.
     NotWanted,
 }
@@ -48,6 +50,7 @@ impl fmt::Display for StopReason {
             Self::RunCancelled => "the run was cancelled",
             Self::Overrun => "it ran past its limit",
             Self::ExportOverrun => "the export of its layer cache takes too long",
+            Self::Interrupted => "the cloud takes the machine back",
             Self::NotWanted => "this attempt is not wanted any more",
         })
     }
@@ -266,6 +269,8 @@ pub enum Event {
     MachineLaunched {
         /// The machine.
         machine: MachineId,
+        /// Where it is; `None` where only a list tells of it.
+        placement: Option<Placement>,
     },
     /// The provider started no machine.
     LaunchRefused {
@@ -278,6 +283,22 @@ pub enum Event {
     MachineGone {
         /// The machine.
         machine: MachineId,
+        /// Whether the cloud took it back.
+        taken_back: bool,
+    },
+    /// The cloud wants a machine back, as its agent has heard.
+    MachineInterrupted {
+        /// The machine.
+        machine: MachineId,
+        /// How sure that is, and when.
+        interruption: Interruption,
+    },
+    /// A provider was asked what it has. Arches that it lacks are launched nowhere else: they are emulated.
+    ProviderDescribed {
+        /// The provider.
+        provider: ProviderName,
+        /// The arches that it has builders of.
+        arches: BTreeSet<Arch>,
     },
     /// An agent said HELLO with a good token.
     AgentConnected {

@@ -211,6 +211,9 @@ pub struct Job {
     pub lost_attempts: Vec<LostAttempt>,
     /// When it was queued.
     pub queued_at: Timestamp,
+    /// It waits until this moment for its next attempt: there was no capacity.
+    #[serde(default)]
+    pub not_before: Option<Timestamp>,
     /// When the newest attempt was first given to an agent.
     pub assigned_at: Option<Timestamp>,
     /// When the newest attempt began on its machine.

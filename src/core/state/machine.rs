@@ -6,7 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use stagely_agent::protocol::{Arch, SystemInfo};
 
-use super::{Attempt, Timestamp};
+use super::{Attempt, Fleet, Interruption, Placement, ProviderName, Timestamp, Usd};
 use crate::ids::{JobId, MachineId};
 
 /// How big a machine a job wants. What that is in processors is the provider's to say.
@@ -100,6 +100,21 @@ pub struct Machine {
     pub arch: Arch,
     /// How big it is.
     pub size: MachineSize,
+    /// What it is for.
+    #[serde(default)]
+    pub fleet: Fleet,
+    /// Who launches a launched machine, and ends it. Of a static one nobody.
+    #[serde(default)]
+    pub provider: ProviderName,
+    /// Whether it is paid for on demand, whatever the market of its fleet: its job has no further attempt.
+    #[serde(default)]
+    pub on_demand: bool,
+    /// Where the provider has put it; `None` before its answer.
+    #[serde(default)]
+    pub placement: Option<Placement>,
+    /// The cloud wants it back.
+    #[serde(default)]
+    pub interruption: Option<Interruption>,
     /// How far it is.
     pub state: MachineState,
     /// What the agent held at its last HELLO beside its work, and an export that a static machine's was
@@ -123,4 +138,38 @@ pub struct Machine {
     pub system_info: Option<SystemInfo>,
     /// When it was gone.
     pub terminated_at: Option<Timestamp>,
+}
+
+impl Machine {
+    /// A machine that was only just asked for, or registered.
+    pub const fn new(id: MachineId, kind: MachineKind, arch: Arch, now: Timestamp) -> Self {
+        Self {
+            id,
+            kind,
+            name: String::new(),
+            arch,
+            size: MachineSize::Medium,
+            fleet: Fleet::Builder,
+            provider: ProviderName::Local,
+            on_demand: false,
+            placement: None,
+            interruption: None,
+            state: MachineState::Requested,
+            stopping: BTreeSet::new(),
+            exporting: None,
+            requested_for: None,
+            requested_at: now,
+            lease_until: None,
+            connected: false,
+            contact_at: now,
+            system_info: None,
+            terminated_at: None,
+        }
+    }
+
+    /// What it has cost until `now`, from its request on; `None` where no price is known.
+    pub fn cost(&self, now: Timestamp) -> Option<Usd> {
+        let price = self.placement.as_ref()?.price?;
+        Some(price.for_hours(self.terminated_at.unwrap_or(now).since(self.requested_at)))
+    }
 }

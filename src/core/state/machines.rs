@@ -7,7 +7,7 @@ use stagely_agent::protocol::{Arch, FailureReason, SystemInfo};
 use super::attempts::Failure;
 use super::step::Turn;
 use super::{
-    Attempt, Effect, JobState, LaunchRefusal, Machine, MachineKind, MachineSize, MachineState,
+    Attempt, Effect, JobState, LaunchRefusal, Machine, MachineKind, MachineState, Placement,
     StopReason, Timestamp,
 };
 use crate::ids::{JobId, MachineId};
@@ -26,8 +26,11 @@ impl Turn<'_> {
         self.report_again();
     }
 
-    pub(super) fn machine_launched(&mut self, id: MachineId) {
+    pub(super) fn machine_launched(&mut self, id: MachineId, placement: Option<Placement>) {
         self.state.settle(&Effect::Launch { machine: id });
+        if let Some(placement) = placement {
+            self.state.change_machine(id, |machine| machine.placement = Some(placement));
+        }
         let Some(machine) = self.state.machines.get(&id) else { return };
         match machine.state {
             MachineState::Requested => {
@@ -67,14 +70,18 @@ impl Turn<'_> {
         }
     }
 
-    pub(super) fn machine_gone(&mut self, id: MachineId) {
+    pub(super) fn machine_gone(&mut self, id: MachineId, taken_back: bool) {
         // While the launch is unanswered, a list without the machine says nothing: the launch may be
         // under way. Its answer decides.
         let is_launching = self.state.awaits(&Effect::Launch { machine: id });
         let is_launched = self.kind(id) == Some(MachineKind::Launched);
         if is_launched && !is_launching {
             self.state.settle(&Effect::Terminate { machine: id });
-            self.lose_job(id, Failure::machine_lost("the provider ended the machine"));
+            let failure = match taken_back {
+                true => Failure::taken_back(),
+                false => self.loss_of(id, "the provider ended the machine"),
+            };
+            self.lose_job(id, failure);
             self.end_machine(id);
         }
     }
@@ -98,6 +105,7 @@ impl Turn<'_> {
             machine.connected = true;
             machine.contact_at = now;
             machine.system_info = Some(system_info);
+            machine.forget_interruption();
         });
         self.resume(id, holds);
     }
@@ -161,23 +169,8 @@ impl Turn<'_> {
         if self.state.machines.contains_key(&id) {
             return;
         }
-        self.state.insert_machine(Machine {
-            id,
-            kind: MachineKind::Static,
-            name,
-            arch,
-            size: MachineSize::default(),
-            state: MachineState::Ready,
-            stopping: BTreeSet::new(),
-            exporting: None,
-            requested_for: None,
-            requested_at: self.now,
-            lease_until: None,
-            connected: false,
-            contact_at: self.now,
-            system_info: None,
-            terminated_at: None,
-        });
+        let machine = Machine::new(id, MachineKind::Static, arch, self.now);
+        self.state.insert_machine(Machine { name, state: MachineState::Ready, ..machine });
     }
 
     pub(super) fn remove_static_machine(&mut self, id: MachineId) {

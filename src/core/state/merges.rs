@@ -68,7 +68,8 @@ impl State {
         let MachineState::Busy { job, .. } = machine.state else { return false };
         let has_work =
             self.jobs.get(&job).is_some_and(|job| job.state.attempt_on(machine.id).is_some());
-        machine.connected && machine.stopping.is_empty() && !has_work
+        let will_stay = machine.connected && machine.interruption.is_none();
+        will_stay && machine.stopping.is_empty() && !has_work
     }
 }
 

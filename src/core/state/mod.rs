@@ -4,6 +4,7 @@
 //! what is to happen outside goes out as [`Effect`]s.
 
 mod event;
+mod fleet;
 mod github;
 mod job;
 mod machine;
@@ -18,6 +19,7 @@ mod commands;
 mod environments;
 mod exports;
 mod heads;
+mod interruptions;
 mod kept;
 mod machines;
 mod merges;
@@ -30,7 +32,7 @@ mod tags;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -40,6 +42,7 @@ pub use event::{
     Attempt, CancelReason, Effect, EffectId, Event, LaunchRefusal, PlannedJob, PlannedRun,
     StopReason,
 };
+pub use fleet::{Fleet, Interruption, Market, Placement, ProviderName, Usd};
 pub use github::{
     Approval, ApprovedCommit, Command, CommandKind, CommitStatus, DeliveryId, ForkPolicy,
     GithubLink, GithubRepository, GithubRun, Head, HeadSource, Report, StatusState, Told,
@@ -95,8 +98,10 @@ pub struct Limits {
     pub planning: Duration,
     /// Which runs' jobs go before which.
     pub priorities: Priorities,
-    /// The arches that the provider has natively; empty when no provider launches machines.
-    pub launchable: BTreeSet<Arch>,
+    /// Who launches builders of which arch; empty when no provider does.
+    pub launchable: BTreeMap<Arch, ProviderName>,
+    /// How long a job waits after a launch that found no capacity, times the attempts it has had.
+    pub capacity_wait: Duration,
 }
 
 /// The `[priorities]` table of the configuration: jobs of a higher one go first.

@@ -8,10 +8,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
 use std::ops::Deref;
 
+use stagely_agent::protocol::Arch;
+
 use super::schedule::JobClass;
 use super::{
     Approval, DeliveryId, Effect, EffectId, Environment, Job, JobState, Limits, Machine, Project,
-    Run, RunState, Timestamp,
+    ProviderName, Run, RunState, Timestamp,
 };
 use crate::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId};
 
@@ -118,6 +120,8 @@ pub(super) struct Index {
     pub(super) run_jobs: BTreeMap<RunId, BTreeSet<JobId>>,
     /// Queued jobs that wait for nothing but a machine, the oldest first. No class without one.
     pub(super) ready: BTreeMap<(ProjectId, JobClass), BTreeSet<(Timestamp, JobId)>>,
+    /// Queued jobs that wait for capacity, by when they are tried again.
+    pub(super) postponed: BTreeSet<(Timestamp, JobId)>,
     /// Queued jobs that wait for other jobs, the oldest first. No class without one.
     pub(super) blocked: BTreeMap<JobClass, BTreeSet<(Timestamp, JobId)>>,
     /// Machines that are not terminated.
@@ -159,6 +163,8 @@ pub struct State {
     /// not time out until [`patient_until`](Self::patient_until).
     pub(super) started_at: Timestamp,
     pub(super) patient_until: Timestamp,
+    /// The arches that each provider has, as far as it was asked since core started.
+    offered: BTreeMap<ProviderName, BTreeSet<Arch>>,
     next_effect: EffectId,
 }
 
@@ -186,6 +192,7 @@ impl State {
             sessions: BTreeMap::new(),
             started_at: Timestamp::default(),
             patient_until: Timestamp::default(),
+            offered: BTreeMap::new(),
             next_effect: EffectId(last_effect + 1),
         };
         for environment in state.environments.rows.values() {
@@ -223,6 +230,24 @@ impl State {
     pub fn jobs_of(&self, run: RunId) -> impl Iterator<Item = &Job> {
         let ids = self.index.run_jobs.get(&run).into_iter().flatten();
         ids.filter_map(|id| self.jobs.get(id))
+    }
+
+    /// Who launches builders of which arch: what the configuration says, but for what a provider lacks.
+    pub fn launchable(&self) -> impl Iterator<Item = (Arch, ProviderName)> {
+        let configured = self.limits.launchable.iter().map(|(arch, provider)| (*arch, *provider));
+        configured.filter(|(arch, provider)| {
+            self.offered.get(provider).is_none_or(|arches| arches.contains(arch))
+        })
+    }
+
+    /// Notes which arches a provider has. One that has none at all is configured wrongly: its refusal to
+    /// launch says what to change, and waiting for a registered machine would not.
+    pub(super) fn note_offered(&mut self, provider: ProviderName, arches: BTreeSet<Arch>) {
+        if arches.is_empty() {
+            self.offered.remove(&provider);
+        } else {
+            self.offered.insert(provider, arches);
+        }
     }
 
     /// The machines that are not terminated.
@@ -450,7 +475,11 @@ impl Index {
     fn note_job(&mut self, job: &Job, jobs: &Table<JobId, Job>, runs: &Table<RunId, Run>) {
         self.run_jobs.entry(job.run).or_default().insert(job.id);
         let Some(run) = runs.get(&job.run) else { return };
-        let is_queued = matches!(job.state, JobState::Queued { .. });
+        let is_waiting = matches!(job.state, JobState::Queued { .. });
+        if let Some(not_before) = job.not_before {
+            set(&mut self.postponed, (not_before, job.id), is_waiting);
+        }
+        let is_queued = is_waiting && job.not_before.is_none();
         let is_ready = job.missing_needs(jobs).next().is_none();
         let class = JobClass::of(job, run);
         // A job that is tried again keeps its place, so it goes before those that came after it.

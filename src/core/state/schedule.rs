@@ -8,8 +8,8 @@ use stagely_agent::protocol::{Arch, Emulation, FailureReason};
 
 use super::step::Turn;
 use super::{
-    Effect, Job, JobKind, JobState, Limits, Machine, MachineKind, MachineState, Priorities, Run,
-    State, Timestamp, Trigger,
+    Effect, Job, JobKind, JobState, Limits, Machine, MachineKind, MachineState, Priorities,
+    ProviderName, Run, State, Timestamp, Trigger,
 };
 use crate::ids::{JobId, MachineId, ProjectId};
 
@@ -44,6 +44,11 @@ pub enum QueueReason {
         /// Its processor; `None` where any will do, be it under emulation.
         arch: Option<Arch>,
     },
+    /// Capacity: no machine could be had, and another attempt is made after this moment.
+    Capacity {
+        /// When.
+        until: Timestamp,
+    },
     /// Nothing: the next step gives it a machine.
     Nothing,
 }
@@ -76,7 +81,7 @@ type Served = BTreeMap<ProjectId, u64>;
 #[derive(Clone, Copy)]
 enum Place {
     Static(MachineId),
-    Launched(Arch),
+    Launched(Arch, ProviderName),
 }
 
 /// What there is to give.
@@ -87,6 +92,8 @@ struct Supply {
     connected: BTreeSet<Arch>,
     /// The arches of all registered machines and of those that may be launched.
     available: BTreeSet<Arch>,
+    /// Who launches which.
+    launchable: Vec<(Arch, ProviderName)>,
     /// Whether another machine may be launched.
     has_slot: bool,
     /// The projects that have as many machines as they may, and how many that is.
@@ -95,11 +102,12 @@ struct Supply {
 
 impl State {
     /// The queued jobs in the order in which they will be served, as far as can be known: others pass by
-    /// those that wait for a certain machine, or for one of their project's. Those that wait for other
-    /// jobs come last.
+    /// those that wait for a certain machine, or for one of their project's. Those that wait for capacity
+    /// or for other jobs come last.
     pub fn queue(&self) -> Vec<QueuedJob> {
         // After each event somebody asks, mostly about nothing.
-        if self.index.ready.is_empty() && self.index.blocked.is_empty() {
+        let index = &self.index;
+        if index.ready.is_empty() && index.blocked.is_empty() && index.postponed.is_empty() {
             return Vec::new();
         }
         let supply = self.supply();
@@ -119,6 +127,10 @@ impl State {
                 }
             }
         }
+        queue.extend(self.index.postponed.iter().map(|(until, job)| QueuedJob {
+            job: *job,
+            reason: QueueReason::Capacity { until: *until },
+        }));
         queue.extend(self.blocked_queue());
         queue
     }
@@ -191,17 +203,21 @@ impl State {
     fn supply(&self) -> Supply {
         let limits = &self.limits;
         let launched = self.live_machines().filter(|machine| machine.kind == MachineKind::Launched);
-        let has_slot =
-            !limits.launchable.is_empty() && launched.count() < limits.max_concurrent as usize;
+        let launchable: Vec<(Arch, ProviderName)> = self.launchable().collect();
+        let has_slot = !launchable.is_empty() && launched.count() < limits.max_concurrent as usize;
         let registered = || {
             let machines = self.live_machines();
             machines.filter(|it| it.kind == MachineKind::Static && it.connected)
         };
-        let idle = registered().filter(|machine| machine.state == MachineState::Ready);
+        let is_idle = |machine: &&Machine| {
+            machine.state == MachineState::Ready && machine.interruption.is_none()
+        };
+        let idle = registered().filter(is_idle);
         Supply {
             idle: idle.map(|machine| (machine.arch, machine.id)).collect(),
             connected: registered().map(|machine| machine.arch).collect(),
             available: self.available(),
+            launchable,
             has_slot,
             at_limit: self.at_limit(),
         }
@@ -242,7 +258,7 @@ impl State {
     /// The arches that can be launched or that a registered machine has, connected or not.
     fn available(&self) -> BTreeSet<Arch> {
         let registered = self.live_machines().filter(|it| it.kind == MachineKind::Static);
-        let launchable = self.limits.launchable.iter().copied();
+        let launchable = self.launchable().map(|(arch, _)| arch);
         registered.map(|machine| machine.arch).chain(launchable).collect()
     }
 
@@ -257,12 +273,12 @@ impl State {
         if let Some((_, machine)) = supply.idle.iter().find(|(machine, _)| will_do(*machine)) {
             return Ok(Place::Static(*machine));
         }
-        let launchable = &self.limits.launchable;
-        let native = launchable.iter().copied().find(|launchable| fits(*launchable));
+        let launchable = &supply.launchable;
+        let native = launchable.iter().copied().find(|(launchable, _)| fits(*launchable));
         let has_static = supply.connected.iter().any(|connected| fits(*connected));
         let may_emulate = !has_static && !must_be_native;
         match native.or_else(|| launchable.first().copied().filter(|_| may_emulate)) {
-            Some(arch) if supply.has_slot => Ok(Place::Launched(arch)),
+            Some((arch, provider)) if supply.has_slot => Ok(Place::Launched(arch, provider)),
             Some(_) => Err(QueueReason::Builder { max_concurrent: self.limits.max_concurrent }),
             None => Err(QueueReason::StaticMachine { arch: arch.filter(|_| !takes_any) }),
         }
@@ -293,7 +309,7 @@ impl Turn<'_> {
                     self.begin_attempt(job, machine);
                     self.assign(machine, job);
                 }
-                Place::Launched(arch) => self.launch(new_machine(), job, arch),
+                Place::Launched(arch, provider) => self.launch(new_machine(), job, arch, provider),
             }
         }
     }
@@ -342,24 +358,16 @@ impl Turn<'_> {
         });
     }
 
-    fn launch(&mut self, id: MachineId, job: JobId, arch: Arch) {
+    fn launch(&mut self, id: MachineId, job: JobId, arch: Arch, provider: ProviderName) {
         let Some(job) = self.state.jobs.get(&job) else { return };
+        let attempts = self.state.limits.max_attempts;
         let machine = Machine {
-            id,
-            kind: MachineKind::Launched,
-            name: String::new(),
-            arch,
             size: job.size,
-            state: MachineState::Requested,
-            stopping: BTreeSet::new(),
-            exporting: None,
+            provider,
+            on_demand: matches!(job.state, JobState::Queued { attempt } if attempt >= attempts),
             requested_for: Some(job.id),
-            requested_at: self.now,
             lease_until: Some(self.lease_for(job)),
-            connected: false,
-            contact_at: self.now,
-            system_info: None,
-            terminated_at: None,
+            ..Machine::new(id, MachineKind::Launched, arch, self.now)
         };
         let job = job.id;
         self.state.insert_machine(machine);

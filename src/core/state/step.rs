@@ -64,9 +64,17 @@ impl Turn<'_> {
             Event::RunPlanned { run, plan } => self.plan_run(run, plan),
             Event::PlanDeferred { run, until } => self.defer_planning(run, until),
             Event::CancelRequested { run, reason } => self.cancel_run(run, reason),
-            Event::MachineLaunched { machine } => self.machine_launched(machine),
+            Event::MachineLaunched { machine, placement } => {
+                self.machine_launched(machine, placement);
+            }
             Event::LaunchRefused { machine, refusal } => self.launch_refused(machine, refusal),
-            Event::MachineGone { machine } => self.machine_gone(machine),
+            Event::MachineGone { machine, taken_back } => self.machine_gone(machine, taken_back),
+            Event::MachineInterrupted { machine, interruption } => {
+                self.machine_interrupted(machine, interruption);
+            }
+            Event::ProviderDescribed { provider, arches } => {
+                self.state.note_offered(provider, arches);
+            }
             Event::AgentConnected { machine, session, system_info, holds } => {
                 self.agent_connected(machine, session, system_info, &holds);
             }

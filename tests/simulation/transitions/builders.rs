@@ -62,7 +62,7 @@ impl Before {
             Event::AgentConnected { machine, holds, .. } => {
                 *machine == id && !holds.contains(&attempt)
             }
-            Event::MachineGone { machine } | Event::StaticMachineRemoved { machine } => {
+            Event::MachineGone { machine, .. } | Event::StaticMachineRemoved { machine } => {
                 *machine == id
             }
             _ => is_cancelled,

@@ -118,7 +118,7 @@ impl World {
                 // The answer is lost: core asks again.
                 return self.in_flight.push(Effect::Launch { machine });
             }
-            return self.deliver(Event::MachineLaunched { machine });
+            return self.deliver(Event::MachineLaunched { machine, placement: None });
         }
         let why = String::new();
         let refusal = match self.rng.below(4) {
@@ -144,7 +144,7 @@ impl World {
         if self.fault(10) {
             return self.in_flight.push(Effect::Terminate { machine });
         }
-        self.deliver(Event::MachineGone { machine });
+        self.deliver(Event::MachineGone { machine, taken_back: false });
     }
 
     /// An effect may run late: what is not wanted any more is not sent.

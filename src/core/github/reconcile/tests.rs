@@ -7,7 +7,6 @@ use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::config::ProviderName;
 use crate::core::disk::DiskGuard;
 use crate::core::fixtures;
 use crate::core::orchestrator::{Events, Orchestrator, inbox};
@@ -110,7 +109,7 @@ impl Core {
         let folder = tempfile::tempdir().unwrap();
         let (store, _) = Store::open(&folder.path().join("core.redb")).unwrap();
         let mut config = Config::default();
-        config.builders.provider = ProviderName::None;
+        config.builders.provider = None;
         // Nobody is there: what is to be planned or told waits.
         config.github.api_url = "http://127.0.0.1:1".parse().unwrap();
         let projects = [project(SHOP, "shop-1"), project(OTHER, "shop-2")].into();

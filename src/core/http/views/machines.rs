@@ -70,6 +70,12 @@ pub(super) fn queue_reason(records: &Records, reason: &QueueReason) -> String {
         QueueReason::StaticMachine { arch: Some(arch) } => {
             format!("waiting for a registered {arch} machine")
         }
+        QueueReason::Capacity { until } => {
+            let until = i64::try_from(until.0).ok().map(jiff::Timestamp::from_millisecond);
+            let until =
+                until.and_then(Result::ok).map(|at| at.strftime("%H:%M:%S UTC").to_string());
+            format!("no machine could be had; next attempt at {}", until.unwrap_or_default())
+        }
         QueueReason::StaticMachine { arch: None } => "waiting for a registered machine".to_owned(),
         QueueReason::Nothing => "next".to_owned(),
     }

@@ -72,7 +72,7 @@ fn an_agent_may_connect_before_the_provider_has_answered() {
     let machine = core.machine_of(jobs[0]);
     core.connect(machine, &[]);
 
-    assert_eq!(core.step(Event::MachineLaunched { machine }), []);
+    assert_eq!(core.step(Event::MachineLaunched { machine, placement: None }), []);
 
     assert_eq!(core.machine_state(machine), MachineState::Busy { job: jobs[0], attempt: 1 });
     assert!(core.state.outbox.is_empty());

@@ -42,7 +42,7 @@ fn closing_an_environment_cancels_its_runs_and_deletes_its_caches_once_nobody_wr
     let reason = CancelReason::EnvironmentClosed;
     assert_eq!(core.run_state(run), &RunState::Cancelled { reason });
 
-    assert_eq!(core.step(Event::MachineGone { machine }), [DELETE]);
+    assert_eq!(core.step(Event::MachineGone { machine, taken_back: false }), [DELETE]);
     assert_eq!(deleted(&mut core, &[ONE]), []);
     assert_eq!(refs(&core), [""; 0]);
     assert!(core.state.outbox.is_empty());
@@ -56,7 +56,7 @@ fn an_export_is_waited_for_before_the_caches_are_deleted() {
     assert_eq!(close(&mut core), []);
     core.report(machine, job, 1, PUSHED);
 
-    assert_eq!(core.step(Event::MachineGone { machine }), [DELETE]);
+    assert_eq!(core.step(Event::MachineGone { machine, taken_back: false }), [DELETE]);
 }
 
 #[test]
@@ -75,7 +75,7 @@ fn a_new_run_opens_the_environment_and_keeps_its_caches() {
     let mut core = amd64(1);
     let (_, job, machine) = running(&mut core, &[ONE]);
     core.report(machine, job, 1, PUSHED);
-    core.step(Event::MachineGone { machine });
+    core.step(Event::MachineGone { machine, taken_back: false });
     assert_eq!(close(&mut core), [DELETE]);
 
     core.request(1);
@@ -90,14 +90,14 @@ fn what_is_written_after_a_deletion_began_is_deleted_with_the_next() {
     let mut core = amd64(1);
     let (_, job, machine) = running(&mut core, &[ONE]);
     core.report(machine, job, 1, PUSHED);
-    core.step(Event::MachineGone { machine });
+    core.step(Event::MachineGone { machine, taken_back: false });
     close(&mut core);
     let (_, _, machine) = running(&mut core, &[ONE, OTHER]);
     deleted(&mut core, &[ONE]);
     assert_eq!(refs(&core), [ONE, OTHER], "the new run may have written both");
     close(&mut core);
 
-    assert_eq!(core.step(Event::MachineGone { machine }), [DELETE]);
+    assert_eq!(core.step(Event::MachineGone { machine, taken_back: false }), [DELETE]);
     assert_eq!(deleted(&mut core, &[ONE]), [DELETE], "the other was not named");
     assert_eq!(deleted(&mut core, &[OTHER]), []);
 }
@@ -107,7 +107,7 @@ fn an_environment_is_not_forgotten_before_its_caches_are_gone() {
     let mut core = amd64(1);
     let (run, job, machine) = running(&mut core, &[ONE]);
     core.report(machine, job, 1, PUSHED);
-    core.step(Event::MachineGone { machine });
+    core.step(Event::MachineGone { machine, taken_back: false });
 
     let effects = core.step(Event::Forgotten {
         runs: vec![run],
@@ -128,7 +128,7 @@ fn an_environment_stays_open_until_its_last_run_is_forgotten() {
     let mut core = amd64(1);
     let (run, job, machine) = running(&mut core, &[ONE]);
     core.report(machine, job, 1, PUSHED);
-    core.step(Event::MachineGone { machine });
+    core.step(Event::MachineGone { machine, taken_back: false });
     let last = core.request(1);
 
     assert_eq!(
@@ -190,11 +190,11 @@ fn an_answer_that_comes_after_the_environment_was_opened_and_closed_again_delete
     let mut core = amd64(1);
     let (_, job, machine) = running(&mut core, &[ONE]);
     core.report(machine, job, 1, PUSHED);
-    core.step(Event::MachineGone { machine });
+    core.step(Event::MachineGone { machine, taken_back: false });
     close(&mut core);
     let (_, job, machine) = running(&mut core, &[ONE]);
     core.report(machine, job, 1, PUSHED);
-    core.step(Event::MachineGone { machine });
+    core.step(Event::MachineGone { machine, taken_back: false });
     close(&mut core);
 
     assert_eq!(deleted(&mut core, &[ONE]), [DELETE], "the second run has written it anew");

@@ -440,7 +440,7 @@ fn running_jobs_are_stopped_and_their_late_reports_change_nothing() {
     assert!(!effects.contains(&REPORT), "{effects:?}");
     assert_eq!(core.job_state(job), &JobState::Cancelled);
     assert_eq!(core.environment().images, BTreeMap::new());
-    core.step(Event::MachineGone { machine });
+    core.step(Event::MachineGone { machine, taken_back: false });
     assert_eq!(core.environment().report.wanted, wanted);
 }
 
@@ -456,7 +456,7 @@ fn a_merge_under_way_is_stopped_and_its_late_report_changes_nothing() {
     core.connect(builder, &[]);
     core.report(builder, one.id, 1, pushed("c"));
     let machine = core.machine_of(merge.id);
-    core.step(Event::MachineLaunched { machine });
+    core.step(Event::MachineLaunched { machine, placement: None });
     core.connect(machine, &[]);
     core.start(machine, merge.id, 1);
     assert!(matches!(core.job_state(merge.id), JobState::Running { .. }));

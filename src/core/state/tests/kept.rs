@@ -30,7 +30,7 @@ impl Pair {
 /// Reports `outcome` of a job that has a machine.
 fn end(core: &mut Core, job: &PlannedJob, outcome: JobOutcome) {
     let machine = core.machine_of(job.id);
-    core.step(Event::MachineLaunched { machine });
+    core.step(Event::MachineLaunched { machine, placement: None });
     if core.state.machines[&machine].system_info.is_none() {
         core.connect(machine, &[]);
     }

@@ -9,13 +9,13 @@ fn a_machine_whose_job_went_while_it_was_launched_ends_as_soon_as_the_provider_a
     let machine = core.machine_of(jobs[0]);
     assert_eq!(core.cancel(run), [], "terminating it now would race with the launch");
 
-    let effects = core.step(Event::MachineLaunched { machine });
+    let effects = core.step(Event::MachineLaunched { machine, placement: None });
 
     assert_eq!(effects, [Effect::Terminate { machine }]);
 }
 
 #[test]
-fn a_launch_without_capacity_is_tried_again_with_another_machine() {
+fn a_launch_without_capacity_is_tried_again_later_with_another_machine() {
     let mut core = amd64(1);
     let (_, jobs) = core.run(1, 1);
     let machine = core.machine_of(jobs[0]);
@@ -23,6 +23,12 @@ fn a_launch_without_capacity_is_tried_again_with_another_machine() {
     core.step(Event::LaunchRefused { machine, refusal });
 
     assert_eq!(core.machine_state(machine), MachineState::Terminated);
+    assert!(matches!(core.job_state(jobs[0]), JobState::Queued { attempt: 2 }));
+    let until = core.now.after(Duration::from_secs(30));
+    assert_eq!(core.state.next_deadline(), Some(until));
+    assert_eq!(core.state.queue()[0].reason, QueueReason::Capacity { until });
+
+    core.wait(Duration::from_secs(30));
     assert!(matches!(core.job_state(jobs[0]), JobState::Provisioning { attempt: 2, .. }));
 }
 
@@ -54,9 +60,9 @@ fn a_machine_that_is_found_after_it_was_written_off_is_terminated() {
     let mut core = amd64(1);
     let (_, job, machine) = core.running();
     core.report(machine, job, 1, PUSHED);
-    core.step(Event::MachineGone { machine });
+    core.step(Event::MachineGone { machine, taken_back: false });
 
-    let effects = core.step(Event::MachineLaunched { machine });
+    let effects = core.step(Event::MachineLaunched { machine, placement: None });
 
     assert_eq!(effects, [Effect::Terminate { machine }]);
 }
@@ -81,7 +87,7 @@ fn a_machine_that_is_still_terminating_takes_up_its_slot() {
     core.report(machine, jobs[0], 1, PUSHED);
     assert_eq!(core.job_state(jobs[1]), &JobState::Queued { attempt: 1 });
 
-    core.step(Event::MachineGone { machine });
+    core.step(Event::MachineGone { machine, taken_back: false });
 
     assert!(matches!(core.job_state(jobs[1]), JobState::Provisioning { .. }));
 }

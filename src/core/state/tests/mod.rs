@@ -52,7 +52,8 @@ impl Core {
             planned_at_once: 2,
             planning: Duration::from_mins(10),
             priorities: Priorities::default(),
-            launchable: launchable.iter().copied().collect(),
+            launchable: launchable.iter().map(|arch| (*arch, ProviderName::Local)).collect(),
+            capacity_wait: Duration::from_secs(30),
         };
         Self { state: State::new(limits), now: Timestamp(1_000_000), last_id: 0, session: 0 }
     }
@@ -170,7 +171,7 @@ impl Core {
 
     fn launched(&mut self, job: JobId) -> MachineId {
         let machine = self.machine_of(job);
-        self.step(Event::MachineLaunched { machine });
+        self.step(Event::MachineLaunched { machine, placement: None });
         machine
     }
 

@@ -51,7 +51,7 @@ fn a_removed_project_keeps_its_record_and_its_pull_requests_are_closed() {
     assert_eq!(core.head(), (commit("a"), false));
     let known = &core.state.projects[&PROJECT];
     assert_eq!((&*known.name, &known.github), ("shop", &None));
-    let effects = core.step(Event::MachineGone { machine });
+    let effects = core.step(Event::MachineGone { machine, taken_back: false });
     assert_eq!(effects, [Effect::CleanUp { environment: ENVIRONMENT }]);
 }
 

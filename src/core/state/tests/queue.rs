@@ -37,7 +37,7 @@ fn a_project_that_was_just_served_lets_the_others_go_first() {
     core.connect(machine, &[]);
     core.report(machine, a[0], 1, PUSHED);
 
-    core.step(Event::MachineGone { machine });
+    core.step(Event::MachineGone { machine, taken_back: false });
 
     assert!(matches!(core.job_state(b[0]), JobState::Provisioning { .. }));
     assert!(matches!(core.job_state(a[1]), JobState::Queued { .. }));
@@ -58,7 +58,7 @@ fn a_project_is_not_passed_by_because_machines_differ() {
     core.connect(machine, &[]);
     core.report(machine, first[0], 1, PUSHED);
 
-    core.step(Event::MachineGone { machine });
+    core.step(Event::MachineGone { machine, taken_back: false });
 
     assert!(matches!(core.job_state(second[0]), JobState::Provisioning { .. }));
     assert_eq!(core.job_state(first[1]), &JobState::Queued { attempt: 1 });
@@ -70,7 +70,7 @@ fn a_job_that_is_tried_again_keeps_its_place() {
     let (_, jobs) = core.run(1, 2);
     let machine = core.launched(jobs[0]);
 
-    core.step(Event::MachineGone { machine });
+    core.step(Event::MachineGone { machine, taken_back: false });
 
     assert!(matches!(core.job_state(jobs[0]), JobState::Provisioning { attempt: 2, .. }));
     let [lost] = &core.state.jobs[&jobs[0]].lost_attempts[..] else { panic!("one was lost") };
@@ -357,7 +357,7 @@ fn a_job_that_is_tried_again_keeps_its_place_within_its_priority() {
     let machine = core.launched(pull[0]);
     let manual = run_by(&mut core, 1, Trigger::Manual, 1);
 
-    core.step(Event::MachineGone { machine });
+    core.step(Event::MachineGone { machine, taken_back: false });
 
     assert!(!is_queued(&core, manual[0]), "it is more urgent");
     let queue: Vec<JobId> = core.state.queue().iter().map(|queued| queued.job).collect();
@@ -391,7 +391,7 @@ fn a_machine_counts_for_its_project_until_it_is_gone() {
     assert_eq!(core.machine_state(machine), MachineState::Terminating);
     assert_eq!(reason_of(&core, jobs[1]), at_limit(1, 1));
 
-    core.step(Event::MachineGone { machine });
+    core.step(Event::MachineGone { machine, taken_back: false });
 
     assert!(!is_queued(&core, jobs[1]));
 }

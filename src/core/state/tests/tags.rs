@@ -158,7 +158,7 @@ fn one_tag_is_moved_at_a_time_and_the_last_word_is_that_of_the_newest_run() {
     let mut core = amd64(2);
     let (older, job, machine) = tagged_run(&mut core, |_| {});
     core.report(machine, job, 1, pushed("a"));
-    core.step(Event::MachineGone { machine });
+    core.step(Event::MachineGone { machine, taken_back: false });
     let (newer, job, machine) = tagged_run(&mut core, |_| {});
 
     assert_eq!(tags(&core.report(machine, job, 1, pushed("b"))), 0, "one is under way");
@@ -188,7 +188,7 @@ fn a_refusal_that_speaks_of_an_older_image_is_no_warning() {
     let mut core = amd64(2);
     let (_, job, machine) = tagged_run(&mut core, |_| {});
     core.report(machine, job, 1, pushed("a"));
-    core.step(Event::MachineGone { machine });
+    core.step(Event::MachineGone { machine, taken_back: false });
     let (_, job, machine) = tagged_run(&mut core, |_| {});
     core.report(machine, job, 1, pushed("b"));
 

@@ -1,0 +1,189 @@
+//! What machines are for, who starts them, and what they cost.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::Timestamp;
+
+/// What a machine is for.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Fleet {
+    /// Builds images: many processors, for minutes.
+    #[default]
+    Builder,
+    /// Runs a pull request's images, for days.
+    Preview,
+    /// Tests a preview: much memory, for minutes.
+    Tester,
+}
+
+impl Fleet {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Builder, Self::Preview, Self::Tester];
+}
+
+impl fmt::Display for Fleet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Builder => "builder",
+            Self::Preview => "preview",
+            Self::Tester => "tester",
+        })
+    }
+}
+
+/// Who starts machines.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum ProviderName {
+    /// A machine is a child process on core's own host.
+    #[default]
+    Local,
+    /// Amazon EC2.
+    Aws,
+    /// `DigitalOcean`.
+    DigitalOcean,
+    /// A machine is a guest of QEMU on core's own host.
+    Qemu,
+}
+
+impl ProviderName {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Local, Self::Aws, Self::DigitalOcean, Self::Qemu];
+
+    /// As the configuration and the tables of people have it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Aws => "aws",
+            Self::DigitalOcean => "digitalocean",
+            Self::Qemu => "qemu",
+        }
+    }
+}
+
+impl fmt::Display for ProviderName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for ProviderName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|name| name.as_str() == text);
+        found.ok_or_else(|| {
+            format!("{text:?} is no provider: local, aws, digitalocean, qemu or none")
+        })
+    }
+}
+
+/// How a machine is paid for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Market {
+    /// At a fixed price, for as long as it is wanted.
+    OnDemand,
+    /// Cheaper, until the cloud takes it back.
+    Spot,
+}
+
+impl fmt::Display for Market {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::OnDemand => "on-demand",
+            Self::Spot => "spot",
+        })
+    }
+}
+
+/// An amount of money, in millionths of a US dollar.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(transparent)]
+pub struct Usd(pub u64);
+
+impl Usd {
+    /// What `duration` costs at this price for an hour, rounded up: it never looks cheaper than it is.
+    #[must_use]
+    pub fn for_hours(self, duration: Duration) -> Self {
+        let millionths = u128::from(self.0) * duration.as_millis();
+        let cost = millionths.div_ceil(Duration::from_hours(1).as_millis());
+        Self(u64::try_from(cost).unwrap_or(u64::MAX))
+    }
+}
+
+impl fmt::Display for Usd {
+    /// With four decimals below a dollar, since a build costs less than a cent.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (unit, decimals) = if self.0 < 1_000_000 { (100, 4) } else { (10_000, 2) };
+        let rounded = self.0.div_ceil(unit);
+        let whole = 10_u64.pow(decimals);
+        let width = decimals as usize;
+        write!(f, "${}.{:0width$}", rounded / whole, rounded % whole)
+    }
+}
+
+/// Where a provider has put a machine, and at which price.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Placement {
+    /// The provider's own name for the machine.
+    pub provider_id: String,
+    /// What the provider calls a machine of this size.
+    pub instance_type: String,
+    /// The part of the provider's network that it is in.
+    pub zone: Option<String>,
+    /// How it is paid for.
+    pub market: Market,
+    /// For an hour; of a spot machine the most that it can be. `None` where it costs nothing, or the
+    /// configuration does not say.
+    pub price: Option<Usd>,
+}
+
+/// The cloud wants a machine back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "notice", rename_all = "snake_case")]
+pub enum Interruption {
+    /// It may soon: the machine gets nothing new.
+    Likely,
+    /// It does.
+    Certain {
+        /// When.
+        at: Timestamp,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cost_is_rounded_up_and_shows_parts_of_a_cent() {
+        let price = Usd(170_000);
+        assert_eq!(price.for_hours(Duration::from_mins(10)), Usd(28_334));
+        assert_eq!(price.for_hours(Duration::from_mins(10)).to_string(), "$0.0284");
+        assert_eq!(price.to_string(), "$0.1700");
+        assert_eq!(Usd(12_345_678).to_string(), "$12.35");
+        assert_eq!(Usd(999_999).to_string(), "$1.0000");
+        assert_eq!(Usd(u64::MAX).for_hours(Duration::from_hours(9_999_999)), Usd(u64::MAX));
+    }
+
+    #[test]
+    fn every_provider_is_read_as_it_is_written() {
+        for name in ProviderName::ALL {
+            assert_eq!(name.to_string().parse(), Ok(name));
+            assert_eq!(serde_json::to_string(&name).unwrap(), format!("\"{name}\""));
+        }
+        assert!("gcp".parse::<ProviderName>().unwrap_err().contains("digitalocean"));
+    }
+}
