@@ -6,9 +6,13 @@ files="${STAGELY_FOLDER:?}/files/image"
 main() {
     # After the distribution's own files, which set the same.
     put cloud-init.cfg /etc/cloud/cloud.cfg.d/99-stagely.cfg
+    put ds-identify.cfg /etc/cloud/ds-identify.cfg
     put after-agent.conf /etc/systemd/system/docker.service.d/stagely-order.conf
     put after-agent.conf /etc/systemd/system/containerd.service.d/stagely-order.conf
-    put after-keys.conf /etc/systemd/system/ssh.service.d/stagely.conf
+    if command -v sshd >/dev/null; then
+        put cloud-init-ssh.cfg /etc/cloud/cloud.cfg.d/99-stagely-ssh.cfg
+        put after-keys.conf /etc/systemd/system/ssh.service.d/stagely.conf
+    fi
     put journald.conf /etc/systemd/journald.conf.d/stagely.conf
     put system.conf /etc/systemd/system.conf.d/stagely.conf
     case "${STAGELY_NETWORK:?}" in
