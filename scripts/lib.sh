@@ -43,6 +43,10 @@ die() {
 
 has() { command -v "$1" >/dev/null 2>&1; }
 
+as_root() {
+    if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
+}
+
 # version_at_least FOUND WANTED
 version_at_least() {
     [ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1)" = "$2" ]
@@ -65,4 +69,12 @@ load_setup_env() {
     # shellcheck source=/dev/null
     . "$SETUP_ENV"
     set +a
+}
+
+# The Debian mirror that this machine is configured with, or the public one: Ubuntu has none.
+debian_mirror() {
+    # shellcheck disable=SC2016  # apt fills these in
+    apt-get indextargets --format '$(ORIGIN) $(CODENAME) $(REPO_URI)' 'Created-By: Packages' |
+        awk '$1 == "Debian" && $2 !~ /-(updates|security|backports)/ && !mirror { mirror = $3 }
+            END { print mirror ? mirror : "http://deb.debian.org/debian" }'
 }
