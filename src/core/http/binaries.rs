@@ -18,8 +18,10 @@ const CHUNK_BYTES: usize = 64 * 1024;
 /// The SHA-256 of the program, in hexadecimal digits.
 const CHECKSUM: HeaderName = HeaderName::from_static("x-checksum-sha256");
 
-/// Serves the agent's program for an arch. It is the program of a release, which anybody may have, so no
-/// token is needed: a machine that fetches it has none of the API.
+/// Serves the agent's program for an arch.
+///
+/// It is the program of a release, which anybody may have, so no token is needed: a machine that fetches it
+/// has none of the API.
 #[utoipa::path(get, path = "/v1/agent/binary/{arch}", params(("arch" = String, Path)), security(()),
     responses(
         (status = 200, content_type = "application/octet-stream", headers(
