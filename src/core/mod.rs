@@ -22,6 +22,7 @@ pub mod logs;
 
 pub mod secrets;
 
+pub(crate) mod binaries;
 pub(crate) mod disk;
 #[cfg(test)]
 mod fixtures;
@@ -48,6 +49,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use url::Url;
 
+use self::binaries::Binaries;
 use self::disk::DiskGuard;
 use self::effects::{Effects, Reporting, Secrets};
 use self::github::Github;
@@ -223,6 +225,7 @@ impl Parts {
         let stop = CancellationToken::new();
         let data_dir = self.config.core.data_dir.clone();
         let disk = DiskGuard::new(data_dir.clone(), self.config.core.disk_free_min_mib);
+        let binaries = Binaries::new(self.config.agents.binaries.clone());
         let github = Github::new(Arc::clone(&self.config), secrets.clone())?;
         let effects = Arc::new(Effects {
             config: Arc::clone(&self.config),
@@ -236,6 +239,7 @@ impl Parts {
             registry: Registry::new(self.config.registry.clone())
                 .context("cannot set up TLS for the registry")?,
             providers: providers.clone(),
+            binaries: binaries.clone(),
             scratch: data_dir.join(SCRATCH),
             disk: disk.clone(),
         });
@@ -290,6 +294,7 @@ impl Parts {
             sessions,
             secrets,
             tokens: self.tokens.clone(),
+            binaries,
             disk,
             stop: stop.clone(),
         };

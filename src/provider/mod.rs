@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use stagely_agent::config::AgentConfig;
 use stagely_agent::protocol::Arch;
 use thiserror::Error;
+use url::Url;
 
 use crate::config::{Config, MarketPolicy};
 use crate::core::state::{Fleet, MachineSize, Market, Placement, ProviderName, Usd};
@@ -73,6 +74,17 @@ pub struct LaunchRequest {
     pub lease: Duration,
     /// The registry, where it has no TLS and the machine's engine must be told so.
     pub insecure_registry: Option<String>,
+    /// The agent's program, where the machine boots a stock image and fetches it from core.
+    pub binary: Option<AgentBinary>,
+}
+
+/// The agent's program, as core serves it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentBinary {
+    /// Its address.
+    pub url: Url,
+    /// Its SHA-256, in hexadecimal digits.
+    pub sha256: String,
 }
 
 /// A launch that came to nothing.

@@ -2,6 +2,7 @@
 
 mod agents;
 mod auth;
+mod binaries;
 mod environments;
 mod error;
 mod extract;
@@ -30,6 +31,7 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::binaries::Binaries;
 use super::disk::DiskGuard;
 use super::effects::Secrets;
 use super::github::Github;
@@ -70,6 +72,8 @@ pub(crate) struct Api {
     pub(crate) secrets: Secrets,
     /// The API's tokens.
     pub(crate) tokens: ApiTokens,
+    /// The agent's programs.
+    pub(crate) binaries: Binaries,
     /// Refuses new work when the disk is nearly full.
     pub(crate) disk: DiskGuard,
     /// Asks GitHub.
@@ -144,6 +148,7 @@ pub(crate) fn router(api: Api) -> Router {
                 .routes(routes!(warm_ups::schedule))
                 .routes(routes!(tokens::create)),
         )
+        .routes(routes!(binaries::get))
         .split_for_parts();
     documented
         .route(&format!("{BASE_PATH}/openapi.json"), get(async move || axum::Json(description)))
