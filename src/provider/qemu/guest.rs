@@ -80,8 +80,7 @@ impl Guest<'_> {
         // The image's kernel has NVMe built in, so there is no initrd. What is written goes to a file that is
         // gone with the process, and is not waited for. The seed is a second namespace of the same disk: so
         // the two never change places, and it is there before cloud-init asks which cloud this is.
-        let disk = self.image.disk.display();
-        let seed = self.seed.display();
+        let (disk, seed) = (in_list(&self.image.disk), in_list(self.seed));
         add("-device", "nvme,id=disks,serial=disks");
         let drive = "format=raw,if=none,cache=unsafe,discard=unmap,snapshot=on";
         add("-drive", &format!("file={disk},id=root,{drive}"));
@@ -114,6 +113,11 @@ impl Guest<'_> {
         // panic restarts it, which ends it.
         format!("root=/dev/nvme0n1 rw console={console} mitigations=off panic=-1 quiet")
     }
+}
+
+/// A file's name among settings, which have commas between them.
+fn in_list(file: &Path) -> String {
+    file.display().to_string().replace(',', ",,")
 }
 
 #[cfg(test)]
@@ -161,6 +165,11 @@ mod tests {
             let kvm = arguments(arch, true);
             assert!(kvm.contains(&format!("-accel kvm -machine {machine} -cpu host ")), "{kvm}");
         }
+    }
+
+    #[test]
+    fn a_comma_in_a_name_ends_no_setting() {
+        assert_eq!(in_list(Path::new("/a,b/root.img")), "/a,,b/root.img");
     }
 
     #[test]

@@ -129,7 +129,7 @@ impl QemuProvider {
             return Err(LaunchError::Permanent(problem));
         }
         let resources = Resources::of(request.size, self.host_cpus);
-        let _starting = self.starting.lock().await;
+        let starting = self.starting.lock().await;
         self.check_memory(resources).await?;
         let machine = request.machine;
         let cannot = |error: io::Error| LaunchError::NoCapacity(format!("no guest: {error}"));
@@ -151,6 +151,7 @@ impl QemuProvider {
         // There goes what the guest writes to its disk.
         command.args(guest.arguments()).env("TMPDIR", &folder);
         self.processes.start(machine, command, log).map_err(cannot)?;
+        drop(starting);
         if self.processes.child_ends_within(machine, START_LIMIT).await {
             let said = fs::read_to_string(folder.join(LOG)).unwrap_or_default();
             let last = said.trim().lines().last().unwrap_or("it said nothing").to_owned();

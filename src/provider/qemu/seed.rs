@@ -53,15 +53,17 @@ impl Maker {
             .map(|(name, text)| write(&folder.join(name), text));
         let [user_data, meta_data] = files;
         let (user_data, meta_data) = (user_data.map_err(failed)?, meta_data.map_err(failed)?);
-        let output = Command::new(&self.program)
+        let process = Command::new(&self.program)
             .args(self.first)
             .args(["-quiet", "-volid", LABEL, "-joliet", "-rock"])
             .args([&user_data, &meta_data])
             .stdin(Stdio::null())
             .stdout(private_file(&iso, false).map_err(failed)?)
-            .output()
-            .await
+            .stderr(Stdio::piped())
+            // `output` would take what is to be in the file.
+            .spawn()
             .map_err(failed)?;
+        let output = process.wait_with_output().await.map_err(failed)?;
         for file in [user_data, meta_data] {
             fs::remove_file(file).map_err(failed)?;
         }
