@@ -78,15 +78,16 @@ impl Guest<'_> {
         add("-monitor", "none");
         add("-nic", "user,model=virtio-net-pci");
         // The image's kernel has NVMe built in, so there is no initrd. What is written goes to a file that is
-        // gone with the process, and is not waited for. The seed is a second namespace of the same disk: so
-        // the two never change places, and it is there before cloud-init asks which cloud this is.
-        let (disk, seed) = (in_list(&self.image.disk), in_list(self.seed));
-        add("-device", "nvme,id=disks,serial=disks");
+        // gone with the process, and is not waited for.
+        let disk = in_list(&self.image.disk);
         let drive = "format=raw,if=none,cache=unsafe,discard=unmap,snapshot=on";
         add("-drive", &format!("file={disk},id=root,{drive}"));
-        add("-device", "nvme-ns,drive=root,bus=disks,nsid=1");
-        add("-drive", &format!("file={seed},id=seed,format=raw,if=none,readonly=on"));
-        add("-device", "nvme-ns,drive=seed,bus=disks,nsid=2");
+        add("-device", "nvme,drive=root,serial=root");
+        // Two NVMe disks would come up in any order. The driver of this one is a module, and the disk not there
+        // yet when cloud-init asks which cloud this is: so the guest's serial number says it.
+        let seed = in_list(self.seed);
+        add("-drive", &format!("file={seed},format=raw,if=virtio,readonly=on"));
+        add("-smbios", "type=1,serial=ds=nocloud");
         add("-serial", &format!("file:{}", self.folder.join(CONSOLE).display()));
         add("-kernel", &self.image.kernel.display().to_string());
         add("-append", &self.kernel_line());
@@ -145,11 +146,11 @@ mod tests {
             arguments(Arch::Amd64, false),
             "-name vm_1 -accel tcg,thread=multi -machine q35 -cpu qemu64,-svm -smp 2 -m 3072 \
              -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny -display none \
-             -monitor none -nic user,model=virtio-net-pci -device nvme,id=disks,serial=disks \
+             -monitor none -nic user,model=virtio-net-pci \
              -drive file=/i/root.img,id=root,format=raw,if=none,cache=unsafe,discard=unmap,snapshot=on \
-             -device nvme-ns,drive=root,bus=disks,nsid=1 \
-             -drive file=/m/vm_1/seed.iso,id=seed,format=raw,if=none,readonly=on \
-             -device nvme-ns,drive=seed,bus=disks,nsid=2 -serial file:/m/vm_1/serial.log \
+             -device nvme,drive=root,serial=root \
+             -drive file=/m/vm_1/seed.iso,format=raw,if=virtio,readonly=on \
+             -smbios type=1,serial=ds=nocloud -serial file:/m/vm_1/serial.log \
              -kernel /i/vmlinuz \
              -append root=/dev/nvme0n1 rw console=ttyS0 mitigations=off panic=-1 quiet \
              -nodefaults -no-user-config -no-reboot"
