@@ -36,7 +36,8 @@ ask_by_dhcp() {
 }
 
 # A machine lives for minutes: nothing updates itself, checks or trims its disk, or waits for people at a
-# console. Nothing waits for the network either: the agent tries until it is there.
+# console. Nothing waits for the network either: the agent tries until it is there. The last lines are what
+# systemd does for hardware and settings that these machines have none of, a process each.
 mask_what_is_not_needed() {
     for unit in apt-daily.timer apt-daily-upgrade.timer unattended-upgrades.service dpkg-db-backup.timer \
         e2scrub_all.timer e2scrub_reap.service fstrim.timer man-db.timer logrotate.timer motd-news.timer \
@@ -44,7 +45,10 @@ mask_what_is_not_needed() {
         getty@tty1.service serial-getty@ttyS0.service serial-getty@ttyAMA0.service \
         ldconfig.service systemd-pstore.service systemd-networkd-wait-online.service \
         cloud-init-hotplugd.socket snapd.service snapd.socket snapd.seeded.service \
-        multipathd.service multipathd.socket ModemManager.service; do
+        multipathd.service multipathd.socket ModemManager.service \
+        modprobe@drm.service modprobe@configfs.service sys-kernel-config.mount sys-kernel-debug.mount \
+        sys-kernel-tracing.mount dev-hugepages.mount systemd-journal-flush.service \
+        systemd-network-generator.service systemd-udev-load-credentials.service; do
         # In this order of names a unit is masked whether or not it is there.
         ln -sf /dev/null "/etc/systemd/system/$unit"
     done
