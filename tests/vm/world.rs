@@ -123,7 +123,7 @@ fn fill(repository: &Repository) {
     assert!(output.status.success(), "scripts/setup makes the image busybox: {output:?}");
     let dockerfile = "FROM scratch\nCOPY busybox /bin/busybox\n\
         RUN [\"/bin/busybox\", \"sh\", \"-c\", \"echo built by a guest > /made; /bin/busybox cat /made\"]\n";
-    let manifest = "builds: { app: { context: ., size: small } }\n";
+    let manifest = "builds: { app: { context: ., machine: small } }\n";
     repository.commit(&[("Dockerfile", dockerfile), ("stagely.yaml", manifest)]);
 }
 
