@@ -30,14 +30,13 @@ async fn a_guest_builds_pushes_is_told_to_end_and_powers_off() {
     guest.took("image pushed and reported");
     assert_eq!(view.status, RunStatus::Completed, "{view:#?}");
     let job = &view.jobs[0];
-    assert_eq!((job.status, job.attempt), (JobStatus::Completed, 1), "{view:#?}");
+    assert_eq!(job.status, JobStatus::Completed, "{view:#?}");
     let pushed = world.registry.digest(&job.image.to_string()).await;
     assert_eq!(pushed, job.digest.as_ref().map(ToString::to_string), "{view:#?}");
     assert!(core.log_of(job.id).await.contains("built by a guest"), "{view:#?}");
 
     guest.powers_off().await;
     core.nothing_is_left().await;
-    assert!(!core.says().contains("killed"), "{}", core.says());
     core.shut_down().await;
 }
 

@@ -42,9 +42,12 @@ const LOG: &str = "qemu.log";
 /// The kernel's virtual machines.
 const KVM: &str = "/dev/kvm";
 
-/// How long a guest whose agent was told to end may take to power off. An emulated one on a busy host takes its
-/// time; one whose agent heard nothing waits in vain.
-const POWER_OFF_LIMIT: Duration = Duration::from_mins(1);
+/// How long a guest whose agent was told to end may take to power off. One whose agent heard nothing waits in
+/// vain.
+const POWER_OFF_LIMIT: Duration = Duration::from_secs(30);
+
+/// As [`POWER_OFF_LIMIT`], where guests are emulated: on a busy host they take a minute.
+const EMULATED_POWER_OFF_LIMIT: Duration = Duration::from_mins(2);
 
 /// A QEMU that refuses its arguments ends within this.
 const START_LIMIT: Duration = Duration::from_millis(500);
@@ -214,7 +217,11 @@ impl Provider for QemuProvider {
 
     async fn terminate(&self, machine: MachineId) -> Result<(), ProviderError> {
         // Core has told the agent, which powers its guest off.
-        self.processes.end(machine, POWER_OFF_LIMIT).await
+        let limit = match self.config.accelerator {
+            Accelerator::Kvm => POWER_OFF_LIMIT,
+            Accelerator::Tcg => EMULATED_POWER_OFF_LIMIT,
+        };
+        self.processes.end(machine, limit).await
     }
 
     async fn list(&self) -> Result<Vec<Listed>, ProviderError> {
