@@ -2,6 +2,10 @@
 
 pub mod catalog;
 mod local;
+mod qemu;
+
+mod processes;
+mod user_data;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -20,6 +24,7 @@ use crate::core::state::{Fleet, MachineSize, Market, Placement, ProviderName, Us
 use crate::ids::MachineId;
 
 pub use local::LocalProvider;
+pub use qemu::QemuProvider;
 
 /// What kind of machine is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -239,7 +244,12 @@ async fn make(
             let docker_host = config.local.docker_host.clone();
             Ok(Arc::new(LocalProvider::new(core_id.to_owned(), program, folder, docker_host)))
         }
-        ProviderName::Aws | ProviderName::DigitalOcean | ProviderName::Qemu => {
+        ProviderName::Qemu => {
+            let folder = std::path::absolute(data_dir.join("machines"))?;
+            let path = std::env::var_os("PATH").unwrap_or_default();
+            Ok(Arc::new(QemuProvider::new(core_id.to_owned(), folder, config.qemu.clone(), path)))
+        }
+        ProviderName::Aws | ProviderName::DigitalOcean => {
             anyhow::bail!("this version has no such provider")
         }
     }
