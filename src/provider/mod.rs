@@ -1,7 +1,9 @@
 //! Starts, ends and lists machines. A provider's quirks stay in its own file.
 
+pub mod aws;
 pub mod catalog;
 mod local;
+mod user_data;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -53,7 +55,7 @@ pub struct Candidate {
 }
 
 /// A machine to be started.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct LaunchRequest {
     /// Our name for it, chosen before the provider is asked. Machines are found again by it.
     pub machine: MachineId,
@@ -227,7 +229,11 @@ async fn make(
             let docker_host = config.local.docker_host.clone();
             Ok(Arc::new(LocalProvider::new(core_id.to_owned(), program, folder, docker_host)))
         }
-        ProviderName::Aws | ProviderName::DigitalOcean | ProviderName::Qemu => {
+        ProviderName::Aws => {
+            let (client, _) = aws::connect(&config.aws).await?;
+            Ok(Arc::new(aws::AwsProvider::new(client, &config.aws, core_id.to_owned())?))
+        }
+        ProviderName::DigitalOcean | ProviderName::Qemu => {
             anyhow::bail!("this version has no such provider")
         }
     }
