@@ -8,6 +8,9 @@ mod instances;
 mod launch;
 mod offers;
 
+mod check;
+pub mod policy;
+
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -24,6 +27,7 @@ use crate::core::state::Placement;
 use crate::ids::MachineId;
 use images::Images;
 
+pub use check::{Answer, Permission, caller};
 pub use client::connect;
 
 /// On everything that belongs to one core: its id.

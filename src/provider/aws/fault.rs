@@ -87,6 +87,11 @@ impl Fault {
         Self { code: None, message: message.to_owned(), kind: Kind::Unclear }
     }
 
+    /// What AWS said, without the code.
+    pub(super) fn words(&self) -> &str {
+        &self.message
+    }
+
     pub(super) fn code(&self) -> Option<&str> {
         self.code.as_deref()
     }

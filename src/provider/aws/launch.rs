@@ -157,6 +157,25 @@ impl AwsProvider {
         image: &Image,
         user_data: &str,
     ) -> Result<Instance, Fault> {
+        let tags = self.tags(request);
+        let sent = self
+            .run_instances(candidate, image, tags)
+            .client_token(client_token(request.machine, candidate))
+            .user_data(user_data);
+        // Core repeats it itself: here a lack of capacity, which has status 500, would be asked for again.
+        let once = aws_sdk_ec2::config::Builder::new().retry_config(RetryConfig::disabled());
+        let answer = sent.customize().config_override(once).send().await?;
+        let instance = answer.instances.and_then(|instances| instances.into_iter().next());
+        instance.ok_or_else(|| Fault::unclear("EC2 has answered without an instance"))
+    }
+
+    /// The request for an instance, but for what is one machine's own.
+    pub(super) fn run_instances(
+        &self,
+        candidate: &Candidate,
+        image: &Image,
+        tags: Vec<Tag>,
+    ) -> RunInstancesFluentBuilder {
         let settings = &self.config;
         let volume = EbsBlockDevice::builder()
             .volume_type(VolumeType::Gp3)
@@ -177,30 +196,28 @@ impl AwsProvider {
             if is_arn { named.arn(profile) } else { named.name(profile) }.build()
         });
         let groups = Some(settings.security_groups.clone()).filter(|groups| !groups.is_empty());
+        let on = |resource| {
+            let tags = Some(tags.clone());
+            TagSpecification::builder().resource_type(resource).set_tags(tags).build()
+        };
         let sent = self
             .client
             .run_instances()
-            .client_token(client_token(request.machine, candidate))
             .min_count(1)
             .max_count(1)
             .image_id(&image.id)
             .instance_type(InstanceType::from(candidate.instance_type.as_str()))
-            .user_data(user_data)
             .block_device_mappings(root)
             .metadata_options(metadata)
             .set_iam_instance_profile(profile)
             .set_security_group_ids(groups)
             .instance_initiated_shutdown_behavior(ShutdownBehavior::Terminate)
-            .set_tag_specifications(Some(self.tags(request)));
-        let sent = bought(put(sent, candidate), candidate);
-        // Core repeats it itself: here a lack of capacity, which has status 500, would be asked for again.
-        let once = aws_sdk_ec2::config::Builder::new().retry_config(RetryConfig::disabled());
-        let answer = sent.customize().config_override(once).send().await?;
-        let instance = answer.instances.and_then(|instances| instances.into_iter().next());
-        instance.ok_or_else(|| Fault::unclear("EC2 has answered without an instance"))
+            .tag_specifications(on(ResourceType::Instance))
+            .tag_specifications(on(ResourceType::Volume));
+        bought(put(sent, candidate), candidate)
     }
 
-    fn tags(&self, request: &LaunchRequest) -> Vec<TagSpecification> {
+    fn tags(&self, request: &LaunchRequest) -> Vec<Tag> {
         let name = format!("stagely {} {}", request.fleet, request.machine);
         let mut tags = vec![
             tag(CORE_TAG, &self.core_id),
@@ -208,11 +225,7 @@ impl AwsProvider {
             tag("Name", &name),
         ];
         tags.extend(request.job.as_deref().map(|job| tag(JOB_TAG, job)));
-        let on = |resource| {
-            let tags = Some(tags.clone());
-            TagSpecification::builder().resource_type(resource).set_tags(tags).build()
-        };
-        vec![on(ResourceType::Instance), on(ResourceType::Volume)]
+        tags
     }
 }
 
@@ -243,7 +256,7 @@ fn dollars(amount: Usd) -> String {
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
-fn tag(key: &str, value: &str) -> Tag {
+pub(super) fn tag(key: &str, value: &str) -> Tag {
     Tag::builder().key(key).value(value).build()
 }
 
