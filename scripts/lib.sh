@@ -11,6 +11,7 @@ REGISTRY_PORT="${STAGELY_REGISTRY_PORT:-5000}"
 MIRROR_PORT="${STAGELY_MIRROR_PORT:-5002}"
 GITHUB_DESCRIPTION="$SETUP_DIR/github/api.json"
 GITHUB_EXAMPLES="$SETUP_DIR/github/deliveries.json"
+MOTO_DIR="$SETUP_DIR/moto"
 
 # Compiled files stay outside the clone, and all scripts share them.
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/stagely/target}"

@@ -1,5 +1,6 @@
 //! Starts, ends and lists machines. A provider's quirks stay in its own file.
 
+pub mod aws;
 pub mod catalog;
 mod local;
 mod qemu;
@@ -59,7 +60,7 @@ pub struct Candidate {
 }
 
 /// A machine to be started.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct LaunchRequest {
     /// Our name for it, chosen before the provider is asked. Machines are found again by it.
     pub machine: MachineId,
@@ -249,7 +250,11 @@ async fn make(
             let path = std::env::var_os("PATH").unwrap_or_default();
             Ok(Arc::new(QemuProvider::new(core_id.to_owned(), folder, config.qemu.clone(), path)))
         }
-        ProviderName::Aws | ProviderName::DigitalOcean => {
+        ProviderName::Aws => {
+            let (client, _) = aws::connect(&config.aws).await?;
+            Ok(Arc::new(aws::AwsProvider::new(client, &config.aws, core_id.to_owned())?))
+        }
+        ProviderName::DigitalOcean => {
             anyhow::bail!("this version has no such provider")
         }
     }
