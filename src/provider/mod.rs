@@ -1,7 +1,9 @@
 //! Starts, ends and lists machines. A provider's quirks stay in its own file.
 
 pub mod catalog;
+mod digitalocean;
 mod local;
+mod user_data;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -18,6 +20,7 @@ use crate::config::{Config, MarketPolicy};
 use crate::core::state::{Fleet, MachineSize, Market, Placement, ProviderName, Usd};
 use crate::ids::MachineId;
 
+pub use digitalocean::{Account, DigitalOcean, RegionImage};
 pub use local::LocalProvider;
 
 /// What kind of machine is wanted.
@@ -227,7 +230,10 @@ async fn make(
             let docker_host = config.local.docker_host.clone();
             Ok(Arc::new(LocalProvider::new(core_id.to_owned(), program, folder, docker_host)))
         }
-        ProviderName::Aws | ProviderName::DigitalOcean | ProviderName::Qemu => {
+        ProviderName::DigitalOcean => {
+            Ok(Arc::new(DigitalOcean::new(&config.digitalocean, core_id)?))
+        }
+        ProviderName::Aws | ProviderName::Qemu => {
             anyhow::bail!("this version has no such provider")
         }
     }
