@@ -323,6 +323,19 @@ impl DigitalOcean {
         problem
     }
 
+    /// Why there is nothing to try.
+    fn no_candidates(&self, request: &LaunchRequest) -> LaunchError {
+        let (fleet, arch, size) = (request.fleet, request.arch, request.size);
+        let setting = format!("digitalocean.{fleet}s.{arch}.{size}");
+        if self.catalog.sizes().any(|(_, other, ..)| other == arch) {
+            return LaunchError::Permanent(format!("no size is named for it: set {setting}"));
+        }
+        // Core asks for it only until it knows that, and lets it be emulated then.
+        LaunchError::NoCapacity(format!(
+            "DigitalOcean has no machines of {arch}, unless {setting} names one"
+        ))
+    }
+
     fn prices(&self) -> MutexGuard<'_, BTreeMap<String, Usd>> {
         self.prices.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -379,10 +392,8 @@ impl Provider for DigitalOcean {
         if let Some(droplet) = self.find(request.machine).await? {
             return Ok(self.placement(&droplet));
         }
-        let (fleet, arch, size) = (request.fleet, request.arch, request.size);
         if request.candidates.is_empty() {
-            let setting = format!("digitalocean.{fleet}s.{arch}.{size}");
-            return Err(LaunchError::Permanent(format!("there is no such machine: set {setting}")));
+            return Err(self.no_candidates(request));
         }
         let mut problems = Vec::new();
         for candidate in &request.candidates {

@@ -103,3 +103,53 @@ async fn the_account_and_its_images_are_told() {
     let newest = Some("stagely-golden-amd64-3");
     assert_eq!(told, [("fra1", newest), ("ams3", newest)]);
 }
+
+/// What `stagely doctor digitalocean` says, and whether it found all well.
+async fn doctor(settings: &str, more: &'static [&'static str]) -> (String, bool) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("stagely.toml");
+    std::fs::write(&file, format!("[digitalocean]\n{settings}")).unwrap();
+    let run = move || {
+        let mut command = crate::core::stagely();
+        command.args(["doctor", "digitalocean", "--config"]).arg(&file).args(more);
+        let output =
+            command.env_remove("DIGITALOCEAN_TOKEN").env("NO_COLOR", "1").output().unwrap();
+        drop(folder);
+        output
+    };
+    let output = tokio::task::spawn_blocking(run).await.unwrap();
+    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+    (String::from_utf8(output.stdout).unwrap(), output.status.success())
+}
+
+#[tokio::test]
+async fn the_doctor_says_what_can_be_launched_and_what_is_missing() {
+    let cloud = Cloud::start().await;
+    let (text, is_well) = doctor(&cloud.settings(""), &[]).await;
+    assert!(is_well, "{text}");
+    for told in [
+        "active, 100 droplets at once",
+        "amd64 in fra1: stagely-golden-amd64-3",
+        "$0.1251",
+        "DigitalOcean has no size c-16",
+    ] {
+        assert!(text.contains(told), "no {told:?} in {text}");
+    }
+    let (text, _) = doctor(&cloud.settings(""), &["--json"]).await;
+    let report: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let sizes = report["sizes"].as_array().unwrap();
+    let medium = sizes.iter().find(|it| it["fleet"] == "builder" && it["size"] == "medium");
+    assert_eq!(medium.unwrap()["price_hourly"], 0.125_01, "{text}");
+
+    cloud.world().images.clear();
+    let (text, is_well) = doctor(&cloud.settings(""), &[]).await;
+    assert!(!is_well && text.contains("none can be launched"), "{text}");
+    let (text, is_well) = doctor("regions = [\"fra1\"]", &[]).await;
+    assert!(!is_well && text.contains("set digitalocean.token-file"), "{text}");
+    std::fs::write(cloud.token_file(), "dop_v1_ba5eba11").unwrap();
+    let (text, is_well) = doctor(&cloud.settings(""), &[]).await;
+    assert!(
+        !is_well && text.contains("wrong or has expired") && !text.contains("ba5eba11"),
+        "{text}"
+    );
+}
