@@ -426,9 +426,10 @@ impl Provider for DigitalOcean {
             self.api.list("droplets", "droplets", &[("tag_name", &tag)]).await?;
         let mut machines: BTreeMap<MachineId, Vec<Droplet>> = BTreeMap::new();
         for droplet in droplets {
-            match droplet.machine() {
-                Some(machine) => machines.entry(machine).or_default().push(droplet),
-                None => warn!(droplet = droplet.id, tag, "a droplet of no machine has this tag"),
+            if let Some(machine) = droplet.machine() {
+                machines.entry(machine).or_default().push(droplet);
+            } else {
+                warn!(droplet = droplet.id, tag, "a droplet of no machine has this tag");
             }
         }
         let mut listed = Vec::new();

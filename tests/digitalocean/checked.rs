@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::extract::Request;
 use axum::response::Response;
+use serde_json::json;
 
 use crate::fake::{self, Shared};
 
@@ -99,4 +100,31 @@ fn serve_accounts() -> String {
         });
     });
     address
+}
+
+#[tokio::test]
+async fn what_the_description_does_not_know_is_a_complaint() {
+    let cloud = fake::Cloud::start().await;
+    if address().is_none() {
+        return;
+    }
+    let (http, url, token) = (reqwest::Client::new(), cloud.url.clone(), cloud.token());
+    let complaints = async |request: reqwest::RequestBuilder| {
+        let status = request.bearer_auth(&token).send().await.unwrap().status();
+        (status.as_u16(), std::mem::take(&mut cloud.world().complaints).join(" "))
+    };
+
+    let (status, said) = complaints(http.get(format!("{url}/v2/droplets?per_page=201"))).await;
+    assert!(status == 422 && said.contains("per_page must be <= 200"), "{status} {said}");
+    let creation = json!({ "name": "vm_1", "size": "c-4", "image": 7003 });
+    let (_, said) = complaints(http.post(format!("{url}/v2/droplets")).json(&creation)).await;
+    assert!(said.contains("name must match pattern"), "{said}");
+    let (_, said) = complaints(http.get(format!("{url}/v2/nonsense"))).await;
+    assert!(said.contains("no path matched"), "{said}");
+    // An answer of the fake that lies.
+    cloud.world().sizes[0].price_hourly = f64::NAN;
+    let (_, said) = complaints(http.get(format!("{url}/v2/sizes"))).await;
+    assert!(said.contains("price_hourly must be number"), "{said}");
+    let (status, said) = complaints(http.get(format!("{url}/v2/account"))).await;
+    assert_eq!((status, &*said), (200, ""));
 }

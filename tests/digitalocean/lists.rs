@@ -87,7 +87,7 @@ async fn tags_of_machines_that_are_long_gone_are_removed_and_no_others() {
     assert_eq!(tags, ["stagely", "stagely:core:core1", &machine(alive), &machine(new), "web"]);
     // Once is enough for a while.
     assert_eq!(listed(&provider).await, [alive]);
-    assert_eq!(cloud.seen("GET tags").len(), 2, "two pages");
+    assert_eq!(cloud.seen("GET tags").len(), 3, "eight tags are three pages");
 }
 
 #[tokio::test]

@@ -16,9 +16,9 @@ use crate::provider::{Account, DigitalOcean, Offer, Provider as _};
 /// No droplet is made with this, so nobody has to find one again by it.
 const CORE_ID: &str = "doctor";
 
-/// Checks what machines at DigitalOcean need: the token, images and sizes
+/// Checks what droplets need: the token, the account, images and sizes
 #[derive(Args, Debug)]
-pub struct DigitalOceanArgs {
+pub(super) struct DigitalOceanArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
