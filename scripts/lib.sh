@@ -12,6 +12,9 @@ MIRROR_PORT="${STAGELY_MIRROR_PORT:-5002}"
 GITHUB_DESCRIPTION="$SETUP_DIR/github/api.json"
 GITHUB_EXAMPLES="$SETUP_DIR/github/deliveries.json"
 MOTO_DIR="$SETUP_DIR/moto"
+# DigitalOcean's description of its API is in no package; without it the tests ask their fake unchecked.
+DIGITALOCEAN_DESCRIPTION="${STAGELY_DIGITALOCEAN_DESCRIPTION:-$REPO_DIR/../shared/data/digitalocean-openapi.json}"
+PRISM_DIR="$SETUP_DIR/prism"
 
 # Compiled files stay outside the clone, and all scripts share them.
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/stagely/target}"

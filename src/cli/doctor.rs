@@ -1,6 +1,7 @@
 //! `stagely doctor`: what this machine and core need, what is missing, and how to mend it.
 
 mod aws;
+mod digitalocean;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -40,6 +41,8 @@ pub struct DoctorArgs {
 #[derive(Subcommand, Debug)]
 enum DoctorOf {
     Aws(aws::AwsArgs),
+    #[command(name = "digitalocean")]
+    DigitalOcean(digitalocean::DigitalOceanArgs),
 }
 
 #[derive(Args, Debug)]
@@ -97,6 +100,7 @@ impl Finding {
 pub async fn doctor(arguments: DoctorArgs) -> anyhow::Result<ExitCode> {
     let arguments = match arguments.of {
         Some(DoctorOf::Aws(of)) => return aws::doctor(of).await,
+        Some(DoctorOf::DigitalOcean(of)) => return digitalocean::doctor(of).await,
         None => arguments.all,
     };
     let config = arguments.settings.read()?;

@@ -2,6 +2,7 @@
 
 pub mod aws;
 pub mod catalog;
+mod digitalocean;
 mod local;
 mod qemu;
 
@@ -24,6 +25,7 @@ use crate::config::{Config, MarketPolicy};
 use crate::core::state::{Fleet, MachineSize, Market, Placement, ProviderName, Usd};
 use crate::ids::MachineId;
 
+pub use digitalocean::{Account, DigitalOcean, RegionImage};
 pub use local::LocalProvider;
 pub use qemu::QemuProvider;
 
@@ -255,7 +257,7 @@ async fn make(
             Ok(Arc::new(aws::AwsProvider::new(client, &config.aws, core_id.to_owned())?))
         }
         ProviderName::DigitalOcean => {
-            anyhow::bail!("this version has no such provider")
+            Ok(Arc::new(DigitalOcean::new(&config.digitalocean, core_id)?))
         }
     }
 }
