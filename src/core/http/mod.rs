@@ -11,6 +11,7 @@ mod machines;
 mod pages;
 mod projects;
 mod runs;
+mod sweep;
 mod tokens;
 mod views;
 mod warm_ups;
@@ -39,6 +40,7 @@ use super::logs::LogStore;
 use super::orchestrator::Events;
 use super::records::SharedRecords;
 use super::sessions::Sessions;
+use super::sweep::Sweeps;
 use crate::api::BASE_PATH;
 use crate::config::Config;
 
@@ -80,6 +82,8 @@ pub(crate) struct Api {
     pub(crate) webhook_secret: Option<SecretString>,
     /// Limits what of it is held at once.
     pub(crate) webhook_memory: WebhookMemory,
+    /// Compares providers with the records.
+    pub(crate) sweeps: Sweeps,
     /// Fires at shutdown.
     pub(crate) stop: CancellationToken,
 }
@@ -133,6 +137,7 @@ pub(crate) fn router(api: Api) -> Router {
                 .routes(routes!(machines::list, machines::add))
                 .routes(routes!(machines::remove))
                 .routes(routes!(machines::queue))
+                .routes(routes!(sweep::plan, sweep::sweep))
                 .routes(routes!(environments::list))
                 .routes(routes!(environments::close))
                 .routes(routes!(environments::rebuild))
