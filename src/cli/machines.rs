@@ -122,7 +122,7 @@ fn columns(machines: &[MachineView]) -> Vec<Column> {
     let text = |text: Option<&dyn ToString>| text.map(ToString::to_string).unwrap_or_default();
     vec![
         column("MACHINE", None, &|it| it.id.to_string()),
-        column("NAME", Some(2), &|it| it.name.clone()),
+        column("NAME", Some(3), &|it| it.name.clone()),
         column("PROVIDER", Some(7), &|it| text(it.provider.as_ref().map(|it| it as _))),
         column("TYPE", Some(1), &machine_type),
         column("MARKET", Some(4), &|it| text(it.market.as_ref().map(|it| it as _))),
@@ -130,7 +130,7 @@ fn columns(machines: &[MachineView]) -> Vec<Column> {
         column("STATUS", None, &|it| it.status.as_str().to_owned()),
         column("AGENT", Some(5), &|it| if it.connected { "connected" } else { "" }.to_owned()),
         column("AGE", Some(1), &|it| short_time(it.age_seconds)),
-        column("LEASE", Some(3), &lease),
+        column("LEASE", Some(2), &lease),
         column("COST", None, &cost),
         column("ZONE", Some(8), &|it| it.zone.clone().unwrap_or_default()),
         column("JOB", Some(9), &|it| text(it.job_id.as_ref().map(|it| it as _))),

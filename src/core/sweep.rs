@@ -37,8 +37,8 @@ const DESCRIBE_INTERVAL: Duration = Duration::from_hours(1);
 /// How long a provider may take for its list, all pages and its own retries included, or for what it has.
 const LIST_LIMIT: Duration = Duration::from_mins(1);
 
-/// How long it may take to end one machine. The next look asks again.
-const END_LIMIT: Duration = Duration::from_mins(1);
+/// How long it may take to end one machine. It is asked again after that.
+pub(super) const END_LIMIT: Duration = Duration::from_mins(1);
 
 /// How many machines a provider is asked to end at once: after a long absence of core there may be hundreds.
 const ENDED_AT_ONCE: usize = 8;
@@ -376,7 +376,7 @@ impl Sweep {
 }
 
 /// Waits for a provider's answer no longer than `limit`.
-async fn within<T>(
+pub(super) async fn within<T>(
     limit: Duration,
     answer: impl Future<Output = Result<T, ProviderError>>,
 ) -> Result<T, ProviderError> {
