@@ -14,8 +14,10 @@ use crate::config::{AwsConfig, Config, ConfigError, FleetConfig, MarketPolicy};
 use crate::core::state::{Fleet, MachineSize, ProviderName, Usd};
 use crate::provider::catalog::Catalog;
 
-/// Shows which machines a configuration launches: provider, market, and for each size the instance types in the
-/// order in which they are tried, with their prices on demand. Checks the configuration; asks nobody
+/// Shows which machines a configuration launches, and at which prices
+///
+/// For each size the instance types stand in the order in which they are tried. The configuration is checked;
+/// no core and no provider is asked.
 #[derive(Args, Debug)]
 pub struct FleetsArgs {
     /// Core's configuration, `stagely.toml`. Default: what core does without one

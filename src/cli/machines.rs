@@ -16,7 +16,7 @@ use crate::ids::MachineId;
 /// A machine that is there for longer than this after its lease is worth a warning: its end takes some time.
 const OVERDUE_SECONDS: i64 = 300;
 
-/// Lists the machines that are there with their leases and costs, and registers machines of one's own
+/// Lists the machines that are there, with leases and costs, and registers one's own
 ///
 /// On a terminal as many columns are shown as fit; --json has all. A cost with ≤ is of a spot machine, whose price
 /// may be lower than that on demand.

@@ -9,8 +9,10 @@ use super::records::print;
 use super::table::table;
 use crate::api::{SweepAction, SweepView, SweptMachine};
 
-/// Compares the machines that the providers have with those that core knows, and ends or forgets what should
-/// not be there. Core does so itself every minute; local machines it looks at every second
+/// Ends machines that core does not know, and finds those that are gone
+///
+/// Compares what the providers have with what core has on record. Core does so itself every minute, and with
+/// local machines every second.
 ///
 /// Exit codes: 0, or 1 when a provider could not be asked or a machine could not be ended.
 #[derive(Args, Debug)]
