@@ -220,6 +220,13 @@ impl Providers {
         Ok(Self(providers))
     }
 
+    /// These and `others`.
+    #[must_use]
+    pub fn and(mut self, others: Self) -> Self {
+        self.0.extend(others.0);
+        self
+    }
+
     /// One of them.
     pub fn get(&self, name: ProviderName) -> Option<&Arc<dyn Provider>> {
         self.0.get(&name)

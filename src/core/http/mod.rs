@@ -12,6 +12,7 @@ mod machines;
 mod pages;
 mod projects;
 mod runs;
+mod sweep;
 mod tokens;
 mod views;
 mod warm_ups;
@@ -41,6 +42,7 @@ use super::logs::LogStore;
 use super::orchestrator::Events;
 use super::records::SharedRecords;
 use super::sessions::Sessions;
+use super::sweep::Sweeps;
 use crate::api::BASE_PATH;
 use crate::config::Config;
 
@@ -84,6 +86,8 @@ pub(crate) struct Api {
     pub(crate) webhook_secret: Option<SecretString>,
     /// Limits what of it is held at once.
     pub(crate) webhook_memory: WebhookMemory,
+    /// Compares providers with the records.
+    pub(crate) sweeps: Sweeps,
     /// Fires at shutdown.
     pub(crate) stop: CancellationToken,
 }
@@ -137,6 +141,7 @@ pub(crate) fn router(api: Api) -> Router {
                 .routes(routes!(machines::list, machines::add))
                 .routes(routes!(machines::remove))
                 .routes(routes!(machines::queue))
+                .routes(routes!(sweep::plan, sweep::sweep))
                 .routes(routes!(environments::list))
                 .routes(routes!(environments::close))
                 .routes(routes!(environments::rebuild))
