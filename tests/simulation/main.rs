@@ -18,11 +18,12 @@ mod world;
 use std::collections::BTreeSet;
 use std::env;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use stagely::core::state::{Approval, CancelReason, JobState, Run, RunState, Snapshot};
-use world::play;
+use world::{Met, play};
 
 const SCHEDULES: u64 = 2_000;
 
@@ -34,35 +35,46 @@ fn setting(name: &str) -> Option<u64> {
 #[test]
 fn every_invariant_holds_in_every_schedule() {
     if let Some(seed) = setting("STAGELY_SIM_SEED") {
-        play(seed, true);
+        println!("{:#?}", play(seed, true).1);
         return;
     }
     let schedules = setting("STAGELY_SIM_SCHEDULES").unwrap_or(SCHEDULES);
     let next = AtomicU64::new(0);
+    let all = Mutex::new(Met::new());
     let threads = thread::available_parallelism().map_or(1, usize::from);
     thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
+                let mut met = Met::new();
                 while let seed = next.fetch_add(1, Ordering::Relaxed)
                     && seed < schedules
                 {
-                    play_or_explain(seed, &next);
+                    add(&mut met, &play_or_explain(seed, &next));
                 }
+                add(&mut all.lock().expect("nobody fails while holding it"), &met);
             });
         }
     });
+    let all = all.into_inner().expect("nobody fails while holding it");
+    println!("{schedules} schedules: {all:#?}");
+}
+
+fn add(all: &mut Met, met: &Met) {
+    for (what, count) in met {
+        *all.entry(what).or_default() += count;
+    }
 }
 
 /// Plays one schedule; if it fails, stops the others and says how to see it again.
-fn play_or_explain(seed: u64, next: &AtomicU64) {
-    let outcome = catch_unwind(AssertUnwindSafe(|| play(seed, false)));
-    if outcome.is_err() {
+fn play_or_explain(seed: u64, next: &AtomicU64) -> Met {
+    let outcome = catch_unwind(AssertUnwindSafe(|| play(seed, false).1));
+    outcome.unwrap_or_else(|_| {
         next.store(u64::MAX / 2, Ordering::Relaxed);
         panic!(
             "schedule {seed} broke an invariant; see it with\n    STAGELY_SIM_SEED={seed} cargo test \
              -p stagely --test simulation every_invariant -- --nocapture"
         );
-    }
+    })
 }
 
 #[test]
@@ -75,7 +87,7 @@ fn a_seed_means_the_same_schedule_every_time() {
 /// A simulation that never gets anywhere would find nothing.
 #[test]
 fn the_schedules_reach_every_kind_of_end() {
-    let reached: BTreeSet<String> = (0..300).flat_map(|seed| ends(&play(seed, false))).collect();
+    let reached: BTreeSet<String> = (0..300).flat_map(|seed| ends(&play(seed, false).0)).collect();
     let wanted = [
         "run Completed",
         "run Failed",
@@ -101,6 +113,7 @@ fn the_schedules_reach_every_kind_of_end() {
         "lost to DiskFull",
         "lost to MachineLost",
         "lost to NoCapacity",
+        "lost to SpotInterruption",
         "job kept",
         "job taken over",
         "job Failed: DependencyFailed",
@@ -108,6 +121,7 @@ fn the_schedules_reach_every_kind_of_end() {
         "job Failed: MachineLost",
         "job Failed: NoCapacity",
         "job Failed: Provider",
+        "job Failed: SpotInterruption",
         "job Failed: Timeout",
         "job Failed: User",
     ];
