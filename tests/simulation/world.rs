@@ -189,7 +189,7 @@ impl World {
             134..138 => self.take_machines_back(),
             138..140 => self.describe(),
             140..147 => self.look(),
-            147..155 => self.compare(),
+            147..155 => self.compare_machines(),
             0..20 => self.perform_any(),
             20..23 => self.answer(),
             23..60 => self.let_an_agent_act(),

@@ -197,7 +197,7 @@ impl World {
     }
 
     /// The list arrives, and is compared with the records as they are by now.
-    pub(super) fn compare(&mut self) {
+    pub(super) fn compare_machines(&mut self) {
         let Some(Look { provider, listed }) = self.looks.pop_front() else { return };
         self.meet("a sweep");
         let verdicts = self.verdicts(provider, &listed);
@@ -218,7 +218,7 @@ impl World {
         self.looks.clear();
         for provider in self.providers() {
             self.looks.push_back(self.look_at(provider));
-            self.compare();
+            self.compare_machines();
         }
     }
 

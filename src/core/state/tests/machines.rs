@@ -237,8 +237,10 @@ fn a_merge_that_waits_for_capacity_takes_a_builder_that_is_there_after_all() {
     let mut core = both(2);
     let two = TwoPlatforms::begun(&mut core);
     core.report_early(two.machines[0], two.builds[0], 1);
-    core.disconnect(two.machines[0]);
-    core.disconnect(two.machines[1]);
+    for (machine, build) in two.machines.into_iter().zip(two.builds) {
+        core.connect(machine, &[(build, 1)]);
+        core.disconnect(machine);
+    }
     core.report(two.machines[1], two.builds[1], 1, PUSHED);
     core.step(Event::MachineGone { machine: two.machines[1], taken_back: false });
     refuse(&mut core, two.merge);
