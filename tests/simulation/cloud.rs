@@ -43,7 +43,7 @@ pub(crate) struct Cloud {
     /// came late, or because they could not be seen when they were to be ended.
     pub(crate) strays: BTreeSet<MachineId>,
     /// Requests of a core that has crashed, still on their way here.
-    pub(crate) travelling: Vec<MachineId>,
+    pub(crate) travelling: Vec<(MachineId, ProviderName)>,
     /// What has passed since the beginning, whatever core's clock says.
     elapsed: Duration,
 }

@@ -360,6 +360,10 @@ pub(crate) fn check_leases(world: &World, round: u32) {
         let record = world.core.machines.get(&id);
         assert!(record.is_some(), "{id} is alive, and nobody knows");
         let lease = record.and_then(|record| record.lease_until);
+        // Nobody could report to a core that was not there.
+        let limits = &world.core.limits;
+        let patience = limits.reconnect_grace.saturating_add(limits.job_grace);
+        let lease = lease.map(|lease| lease.max(world.started_at.after(patience)));
         let is_over = lease.is_none_or(|lease| lease.after(SWEEP) < world.now);
         assert!(!is_over, "{id} outlives its lease");
     }

@@ -398,7 +398,8 @@ impl World {
                     self.meet("core crashes between a launch and its answer");
                     // The request had left before the crash.
                     if self.rng.chance(20) {
-                        self.cloud.travelling.push(machine);
+                        let provider = self.disk.machines[&machine].provider;
+                        self.cloud.travelling.push((machine, provider));
                     }
                 }
                 Effect::Terminate { .. } => {

@@ -108,7 +108,8 @@ impl World {
     }
 
     fn launch(&mut self, machine: MachineId) {
-        assert!(self.disk.machines.contains_key(&machine), "{machine} is launched unrecorded");
+        let record = self.disk.machines.get(&machine);
+        let provider = record.expect("no machine is launched before its record is stored").provider;
         if self.cloud.has_launched(machine) {
             self.meet("a launch is asked for again");
         }
@@ -116,7 +117,7 @@ impl World {
         // The contract lets a provider refuse to repeat a launch once its machine has shown itself.
         let may_refuse = !self.cloud.has_launched(machine) || has_agent;
         if !may_refuse || !self.fault(30) {
-            self.start_vm(machine);
+            self.start_vm(machine, provider);
             if self.fault(15) {
                 // The answer is lost: core asks again.
                 self.meet("the answer to a launch is lost");
@@ -134,7 +135,7 @@ impl World {
             1 => {
                 if self.rng.chance(50) {
                     self.meet("a launch of which nobody knows succeeds");
-                    self.start_vm(machine);
+                    self.start_vm(machine, provider);
                 } else {
                     self.meet("a launch of which nobody knows fails");
                 }
@@ -151,8 +152,11 @@ impl World {
     fn terminate(&mut self, machine: MachineId) {
         let is_launching = self.in_flight.contains(&Effect::Launch { machine });
         assert!(!is_launching, "{machine} is launched and terminated at once");
-        let provider = self.disk.machines[&machine].provider;
-        let has_it = self.cloud.provider_of(machine);
+        // A sweep may have found it gone, and retention may have deleted its record since.
+        let Some(record) = self.disk.machines.get(&machine) else {
+            return self.deliver(Event::MachineGone { machine, taken_back: false });
+        };
+        let (provider, has_it) = (record.provider, self.cloud.provider_of(machine));
         assert!(
             has_it.is_none_or(|it| it == provider),
             "{provider} is to end {machine} of another"

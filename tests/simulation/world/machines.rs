@@ -36,12 +36,10 @@ enum Verdict {
 impl World {
     // The machines.
 
-    /// Starts the machine that the committed record is of.
-    pub(super) fn start_vm(&mut self, machine: MachineId) {
+    pub(super) fn start_vm(&mut self, machine: MachineId, provider: ProviderName) {
         let lag = self.lag();
         if !self.cloud.has_launched(machine) {
-            let provider = self.disk.machines.get(&machine).map(|record| record.provider);
-            self.cloud.launch(machine, provider.unwrap_or_default(), lag);
+            self.cloud.launch(machine, provider, lag);
             self.agents.insert(machine, Agent::new(machine));
         } else if self.fault(30) && self.cloud.duplicate(machine, lag) {
             self.meet("a machine is launched twice");
@@ -93,11 +91,11 @@ impl World {
     }
 
     pub(super) fn arrive(&mut self) {
-        if let Some(machine) = self.cloud.travelling.pop() {
+        if let Some((machine, provider)) = self.cloud.travelling.pop() {
             self.trace(|_| format!("a late request launches {machine}"));
             if !self.cloud.has_launched(machine) {
                 self.meet("a request of a crashed core comes late");
-                self.start_vm(machine);
+                self.start_vm(machine, provider);
                 self.cloud.strays.insert(machine);
             }
         }
