@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use stagely::core::state::{
-    Event, Interruption, Machine, MachineKind, MachineState, Market, Placement, ProviderName,
-    Snapshot, Timestamp, Usd,
+    Event, Interruption, JobKind, Machine, MachineKind, MachineState, Market, Placement,
+    ProviderName, Snapshot, Timestamp, Usd,
 };
 use stagely::ids::MachineId;
 use stagely_agent::protocol::Arch;
@@ -105,14 +105,13 @@ impl World {
 
     /// The cloud wants a machine back, and its agent hears of it, or will.
     pub(super) fn interrupt_a_machine(&mut self) {
-        let machines: Vec<MachineId> = self.agents.keys().copied().collect();
-        let Some(machine) = self.rng.pick(&machines) else { return };
+        let Some(machine) = self.to_interrupt() else { return };
         let interruption = if self.rng.chance(30) {
             self.meet("a likely interruption");
             Interruption::Likely
         } else {
             self.meet("a certain interruption");
-            let seconds = if self.rng.chance(80) { 120 } else { self.rng.below(4_000) };
+            let seconds = if self.rng.chance(50) { 120 } else { self.rng.below(20_000) };
             Interruption::Certain { at: self.now.after(Duration::from_secs(seconds)) }
         };
         let is_heard = !self.fault(10);
@@ -121,6 +120,21 @@ impl World {
         }
         let agent = self.agents.get_mut(&machine).expect("it was picked");
         agent.interrupt(interruption, is_heard);
+    }
+
+    /// Any machine, but more often one that works, and of those one that merges.
+    fn to_interrupt(&mut self) -> Option<MachineId> {
+        let jobs = self.core.jobs.values().filter(|job| job.state.machine().is_some());
+        let merges = jobs.clone().filter(|job| matches!(job.kind, JobKind::Merge { .. }));
+        let merging: Vec<MachineId> = merges.filter_map(|job| job.state.machine()).collect();
+        let working: Vec<MachineId> = jobs.filter_map(|job| job.state.machine()).collect();
+        let all: Vec<MachineId> = self.agents.keys().copied().collect();
+        let choices = match self.rng.below(10) {
+            0..3 if !merging.is_empty() => &merging,
+            0..7 if !working.is_empty() => &working,
+            _ => &all,
+        };
+        self.rng.pick(choices).filter(|machine| self.agents.contains_key(machine))
     }
 
     /// Machines that are to be taken back are, or not yet; seldom too early.
