@@ -2,6 +2,8 @@
 
 pub mod catalog;
 mod local;
+#[allow(dead_code, reason = "for providers whose machines boot an image")]
+mod user_data;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
