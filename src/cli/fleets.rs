@@ -142,14 +142,15 @@ fn text(fleets: &[FleetView]) -> String {
         let sizes = fleet.sizes.iter();
         sizes.map(|size| row(fleet.market, size.size.to_string(), types(size))).collect()
     });
-    let mut text = table(["FLEET", "ARCH", "PROVIDER", "MARKET", "SIZE", "INSTANCE TYPES"], rows);
-    let capped = fleets.iter().filter(|fleet| fleet.arch == Arch::Amd64);
-    for fleet in capped.filter(|fleet| fleet.market != "on-demand") {
-        if let Some(max) = fleet.max_price_per_hour_usd {
-            text += &format!("\na {} bought as spot costs at most {max} an hour", fleet.fleet);
-        }
-    }
-    text + "\nprices are for an hour on demand"
+    let table = table(["FLEET", "ARCH", "PROVIDER", "MARKET", "SIZE", "INSTANCE TYPES"], rows);
+    let bought_as_spot =
+        fleets.iter().filter(|it| it.arch == Arch::Amd64 && it.market != "on-demand");
+    let caps = bought_as_spot.filter_map(|it| {
+        let max = it.max_price_per_hour_usd?;
+        Some(format!("a {} bought as spot costs at most {max} an hour", it.fleet))
+    });
+    let prices = "prices are for an hour on demand".to_owned();
+    [table].into_iter().chain(caps).chain([prices]).collect::<Vec<_>>().join("\n")
 }
 
 /// What stands where a fleet has no instance types.

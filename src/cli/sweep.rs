@@ -7,7 +7,7 @@ use clap::Args;
 use super::connect::ServerArgs;
 use super::records::print;
 use super::table::table;
-use crate::api::{SweepAction, SweepView, SweptMachine};
+use crate::api::{ProviderSweepView, SweepAction, SweepView, SweptMachine};
 
 /// Ends machines that core does not know, and finds those that are gone
 ///
@@ -34,13 +34,7 @@ pub struct SweepArgs {
 pub async fn sweep(arguments: SweepArgs) -> anyhow::Result<ExitCode> {
     let swept = arguments.server.running()?.sweep(arguments.dry_run).await?;
     print(arguments.json, &swept, text)?;
-    Ok(if has_failed(&swept) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
-}
-
-fn has_failed(swept: &SweepView) -> bool {
-    swept.providers.iter().any(|provider| {
-        provider.error.is_some() || provider.machines.iter().any(|it| it.error.is_some())
-    })
+    Ok(if failures(&swept).is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn text(swept: &SweepView) -> String {
@@ -57,34 +51,38 @@ fn text(swept: &SweepView) -> String {
         ],
         Some(_) => [provider.provider.to_string(), "?".to_owned(), "?".to_owned(), "?".to_owned()],
     });
-    let mut text = table(["PROVIDER", "LISTED", "RECORDED", "DIFFERENT"], providers);
+    let mut parts = vec![table(["PROVIDER", "LISTED", "RECORDED", "DIFFERENT"], providers)];
     let machines = swept.providers.iter().flat_map(|provider| {
         let row = |machine: &SweptMachine| {
             let what = what(machine, swept.dry_run);
-            [
-                machine.machine_id.to_string(),
-                provider.provider.to_string(),
-                what,
-                machine.reason.clone(),
-            ]
+            let (id, name) = (machine.machine_id.to_string(), provider.provider.to_string());
+            [id, name, what, machine.reason.clone()]
         };
         provider.machines.iter().map(row)
     });
     let machines: Vec<[String; 4]> = machines.collect();
     if !machines.is_empty() {
-        text += &format!("\n\n{}", table(["MACHINE", "PROVIDER", "WHAT", "WHY"], machines));
+        let machines = table(["MACHINE", "PROVIDER", "WHAT", "WHY"], machines);
+        parts.extend([String::new(), machines]);
     }
-    for provider in &swept.providers {
-        if let Some(error) = &provider.error {
-            text += &format!("\n{} could not be asked: {error}", provider.provider);
-        }
-        for machine in &provider.machines {
-            if let Some(error) = &machine.error {
-                text += &format!("\n{} could not be ended: {error}", machine.machine_id);
-            }
-        }
-    }
-    text
+    parts.extend(failures(swept));
+    parts.join("\n")
+}
+
+/// What went wrong, a line each.
+fn failures(swept: &SweepView) -> Vec<String> {
+    let of_provider = |provider: &ProviderSweepView| {
+        let error = provider.error.as_ref()?;
+        Some(format!("{} could not be asked: {error}", provider.provider))
+    };
+    let of_machine = |machine: &SweptMachine| {
+        let error = machine.error.as_ref()?;
+        Some(format!("{} could not be ended: {error}", machine.machine_id))
+    };
+    let all = swept.providers.iter().flat_map(|provider| {
+        of_provider(provider).into_iter().chain(provider.machines.iter().filter_map(of_machine))
+    });
+    all.collect()
 }
 
 /// What was, or would be, done about a machine.
@@ -104,7 +102,6 @@ fn what(machine: &SweptMachine, dry_run: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::ProviderSweepView;
     use crate::core::state::ProviderName;
     use crate::ids::MachineId;
 
@@ -134,7 +131,7 @@ mod tests {
             "{}",
             text(&planned)
         );
-        assert!(!has_failed(&planned));
+        assert!(failures(&planned).is_empty());
         let done = swept(false, SweptMachine { done: true, ..unknown() });
         assert!(text(&done).contains("aws       ended  it is there"), "{}", text(&done));
     }
@@ -148,7 +145,7 @@ mod tests {
             providers: vec![provider(ProviderName::Local, Vec::new()), absent],
         };
         let shown = text(&swept);
-        assert!(has_failed(&swept));
+        assert_eq!(failures(&swept).len(), 1);
         assert!(shown.contains("digitalocean  ?"), "{shown}");
         assert!(shown.ends_with("\ndigitalocean could not be asked: no answer"), "{shown}");
         let failed = SweptMachine { error: Some("refused".to_owned()), ..unknown() };
@@ -156,7 +153,7 @@ mod tests {
             dry_run: false,
             providers: vec![provider(ProviderName::Aws, vec![failed])],
         };
-        assert!(has_failed(&swept));
+        assert_eq!(failures(&swept).len(), 1);
         assert!(text(&swept).contains("could not be ended: refused"), "{}", text(&swept));
     }
 }

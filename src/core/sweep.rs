@@ -182,13 +182,13 @@ impl Sweep {
         let (soonest, regular) = (last.after(self.soon()), last.after(interval));
         let is_missing = !self.memory().missing.is_empty();
         let records = self.records.read();
-        let lost = records.live_machines().filter(|machine| {
+        let absent = records.live_machines().filter(|machine| {
             // One that boots has not been there long enough to have been lost.
             is_lost(machine, self.name) && machine.system_info.is_some()
         });
-        let news = lost.flat_map(|machine| {
-            let absent_at = machine.contact_at.max(self.started_at).after(grace);
-            [machine.contact_at.after(SOON), Timestamp(absent_at.0.saturating_add(1))]
+        let news = absent.flat_map(|machine| {
+            let in_list_at = machine.contact_at.max(self.started_at).after(grace);
+            [machine.contact_at.after(SOON), Timestamp(in_list_at.0.saturating_add(1))]
         });
         let news = news.filter(|at| *at > last).chain(is_missing.then_some(soonest)).min();
         news.map_or(regular, |at| at.clamp(soonest, regular))
@@ -279,7 +279,6 @@ impl Sweep {
         let machine = finding.machine;
         let outcome = match finding.verdict {
             Verdict::EndUnknown => self.end(machine).await,
-            Verdict::Elsewhere => Outcome::Left,
             Verdict::Returned => {
                 self.tell(Event::MachineLaunched { machine, placement: None }).await
             }
@@ -287,7 +286,7 @@ impl Sweep {
             Verdict::Missing if self.is_missing_again(machine, asked_at) => {
                 self.forget(machine, false).await
             }
-            Verdict::Missing => Outcome::Left,
+            Verdict::Elsewhere | Verdict::Missing => Outcome::Left,
         };
         Finding { outcome, ..finding }
     }

@@ -25,9 +25,10 @@ pub(super) async fn list(
 ) -> Json<Vec<MachineView>> {
     let (records, now) = (api.records.read(), now());
     let view = |machine| views::machine(machine, now);
-    Json(match which.all {
-        true => records.machines.values().map(view).collect(),
-        false => records.live_machines().map(view).collect(),
+    Json(if which.all {
+        records.machines.values().map(view).collect()
+    } else {
+        records.live_machines().map(view).collect()
     })
 }
 
