@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 use tracing::{info, warn};
 
 use super::Effects;
@@ -18,6 +19,9 @@ use crate::provider::{AgentBinary, LaunchError, LaunchRequest, Provider, Want};
 /// long to wait before. The wait doubles.
 const TRIES: u32 = 5;
 const WAIT: Duration = Duration::from_secs(1);
+
+/// How long one try may take, over all its candidates.
+const TRY_LIMIT: Duration = Duration::from_mins(3);
 
 impl Effects {
     /// Launches `machine` and says what came of it.
@@ -50,7 +54,11 @@ impl Effects {
         let mut may_exist = false;
         let mut last = String::new();
         for attempt in 0..TRIES {
-            match provider.launch(&request).await {
+            // What was sent before the limit may have started a machine.
+            let launched = timeout(TRY_LIMIT, provider.launch(&request)).await.unwrap_or_else(|_| {
+                Err(LaunchError::Unclear(format!("no answer within {TRY_LIMIT:?}")))
+            });
+            match launched {
                 Ok(placement) => return Ok(placement),
                 // Whatever an earlier try has started is found by its tags, and ended.
                 Err(LaunchError::NoCapacity(message) | LaunchError::Permanent(message))
