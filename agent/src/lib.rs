@@ -10,8 +10,11 @@ pub mod protocol;
 
 mod session;
 
-pub use session::{AgentError, AgentExit, run};
+pub use session::{AgentError, AgentExit, run, run_watching};
 pub mod exec;
+pub mod spot;
+
+mod contact;
 
 mod jobs;
 

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::link::Link;
 use crate::config::AgentConfig;
+use crate::contact::ContactFiles;
 use crate::docker;
 use crate::job::{REGISTRY_PATIENCE, Work, Workplace};
 use crate::jobs::Jobs;
@@ -27,6 +28,7 @@ use crate::protocol::{
     AgentMessage, Arch, CoreMessage, ErrorMessage, Heartbeat, Hello, HelloAck, ParseError, Status,
     StatusState, SystemInfo, WireId,
 };
+use crate::spot::SpotWatch;
 
 /// The shortest wait between two attempts.
 const BACKOFF_MIN: Duration = Duration::from_secs(1);
@@ -94,6 +96,19 @@ pub enum AgentError {
 /// # Errors
 /// [`AgentError`], before anything else happens.
 pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<AgentExit, AgentError> {
+    let spot = if config.watch_spot { SpotWatch::of_this_machine() } else { SpotWatch::none() };
+    run_watching(config, spot, stop).await
+}
+
+/// As [`run`], where `spot` says whether the machine is taken back.
+///
+/// # Errors
+/// [`AgentError`], before anything else happens.
+pub async fn run_watching(
+    config: AgentConfig,
+    spot: SpotWatch,
+    stop: CancellationToken,
+) -> Result<AgentExit, AgentError> {
     let wake = Arc::new(Notify::new());
     let place = Workplace {
         machine: config.agent_id.clone(),
@@ -108,9 +123,16 @@ pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<AgentEx
         let path = config.work_dir.display().to_string();
         AgentError::WorkDir { path, source }
     })?;
-    let docker_version = String::new();
-    let last_contact = Instant::now();
-    let mut agent = Agent { config, jobs, wake, docker_version, last_contact, grace: None };
+    let mut agent = Agent {
+        contact: ContactFiles::new(config.run_dir.clone()),
+        config,
+        jobs,
+        wake,
+        spot,
+        docker_version: String::new(),
+        last_contact: Instant::now(),
+        grace: None,
+    };
     let exit = agent.serve(&stop).await;
     tracing::info!(?exit, "stopping all work");
     let grace = agent.grace;
@@ -154,6 +176,8 @@ struct Agent {
     config: AgentConfig,
     jobs: Jobs,
     wake: Arc<Notify>,
+    spot: SpotWatch,
+    contact: ContactFiles,
     /// What the engine said last.
     docker_version: String,
     last_contact: Instant,
@@ -236,7 +260,14 @@ impl Agent {
         };
         let Some(ack) = ack else { return Ended::Lost { was_open: false } };
         tracing::info!(jobs = ack.jobs.len(), "connected to core");
+        self.contact.leased(ack.lease_seconds);
         self.jobs.resume(&ack.jobs);
+        // Also one that core was told of: nobody knows whether it came to the store.
+        if let Some(notice) = self.spot.notice()
+            && link.send(&AgentMessage::Interrupted(notice)).is_err()
+        {
+            return Ended::Lost { was_open: true };
+        }
         let interval = Duration::from_secs(ack.heartbeat_interval.max(1));
         let exit = self.converse(&mut link, interval, stop).await;
         link.close().await;
@@ -249,7 +280,7 @@ impl Agent {
         while let Ok(Some(text)) = timeout_at(limit, link.next()).await {
             match CoreMessage::parse(&text) {
                 Ok(CoreMessage::HelloAck(ack)) => {
-                    self.last_contact = Instant::now();
+                    self.heard(Instant::now());
                     return Some(ack);
                 }
                 Ok(CoreMessage::Error(error)) => {
@@ -283,15 +314,18 @@ impl Agent {
                 () = stop.cancelled() => return Some(AgentExit::Stopped),
                 text = link.next() => {
                     let text = text?;
-                    self.last_contact = Instant::now();
+                    self.heard(Instant::now());
                     if let Some(exit) = self.handle(&text, link).ok()? {
                         return Some(exit);
                     }
                 }
+                notice = self.spot.next() => {
+                    link.send(&AgentMessage::Interrupted(notice)).ok()?;
+                }
                 () = self.wake.notified() => {}
                 () = sleep_until(next) => {}
                 _ = heartbeat.tick() => {
-                    self.last_contact = self.last_contact.max(link.last_received());
+                    self.heard(link.last_received());
                     if link.last_received().elapsed() > heartbeat_interval * SILENT_HEARTBEATS {
                         tracing::warn!("core is silent");
                         return None;
@@ -301,6 +335,12 @@ impl Agent {
                 }
             }
         }
+    }
+
+    /// Something came from core at that time.
+    fn heard(&mut self, at: Instant) {
+        self.last_contact = self.last_contact.max(at);
+        self.contact.heard(at);
     }
 
     /// Does what core says.
@@ -316,7 +356,10 @@ impl Agent {
             CoreMessage::Build(build) => self.start(Work::Build(build), link)?,
             CoreMessage::Merge(merge) => self.start(Work::Merge(merge), link)?,
             CoreMessage::LogAck(ack) => self.jobs.acknowledge(&ack),
-            CoreMessage::StatusAck(ack) => self.jobs.status_acknowledged(&ack.job_id),
+            CoreMessage::StatusAck(ack) => {
+                self.contact.leased(ack.lease_seconds);
+                self.jobs.status_acknowledged(&ack.job_id);
+            }
             CoreMessage::Cancel(cancel) => {
                 tracing::info!(job = %cancel.job_id, reason = cancel.reason, "cancel");
                 if !self.jobs.cancel(&cancel.job_id) {

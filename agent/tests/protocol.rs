@@ -7,7 +7,9 @@ use std::fs;
 use std::path::PathBuf;
 
 use serde_json::Value;
-use stagely_agent::protocol::{AgentMessage, CoreMessage, Emulation, ParseError, StatusState};
+use stagely_agent::protocol::{
+    AgentMessage, CoreMessage, Emulation, Notice, ParseError, StatusState,
+};
 
 const FROM_AGENT: [&str; 10] = [
     "error",
@@ -104,6 +106,20 @@ fn an_unknown_type_is_told_apart_from_a_malformed_message() {
     for text in malformed {
         assert!(matches!(CoreMessage::parse(text), Err(ParseError::Malformed { .. })), "{text}");
     }
+}
+
+#[test]
+fn messages_without_the_later_fields_say_nothing_of_a_lease_and_name_a_certain_end() {
+    let ack = r#"{"type":"HELLO_ACK","heartbeat_interval":15}"#;
+    let CoreMessage::HelloAck(hello) = CoreMessage::parse(ack).unwrap() else { panic!("{ack}") };
+    let ack = r#"{"type":"STATUS_ACK","job_id":"job_build_xk82"}"#;
+    let CoreMessage::StatusAck(status) = CoreMessage::parse(ack).unwrap() else { panic!("{ack}") };
+    assert_eq!((hello.lease_seconds, status.lease_seconds), (None, None));
+    // Nor do they name what they do not say.
+    assert!(!CoreMessage::StatusAck(status).to_json().contains("lease"));
+    let end = r#"{"type":"INTERRUPTED","at":1767225600000}"#;
+    let AgentMessage::Interrupted(end) = AgentMessage::parse(end).unwrap() else { panic!("{end}") };
+    assert_eq!(end.notice, Notice::Certain);
 }
 
 #[test]

@@ -12,9 +12,12 @@ use std::time::{Duration, Instant};
 use futures_util::{SinkExt as _, StreamExt as _};
 use stagely_agent::config::AgentConfig;
 use stagely_agent::protocol::{
-    AgentMessage, FailureReason, Hello, MESSAGE_BYTES_MAX, Status, StatusState, Stream, WireId,
+    AgentMessage, FailureReason, Hello, Interrupted, MESSAGE_BYTES_MAX, Notice, Status,
+    StatusState, Stream, WireId,
 };
-use stagely_agent::{AgentExit, run};
+use stagely_agent::spot::SpotWatch;
+use stagely_agent::{AgentExit, run, run_watching};
+use support::imds::Imds;
 use support::{GitServer, TOKEN};
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt as _;
@@ -48,6 +51,15 @@ fn config(port: u16, work_dir: &Path) -> AgentConfig {
         "kill_grace": "2s",
     });
     serde_json::from_value(config).unwrap()
+}
+
+fn spawn_watching(
+    config: AgentConfig,
+    spot: SpotWatch,
+    stop: &CancellationToken,
+) -> JoinHandle<AgentExit> {
+    let stop = stop.clone();
+    tokio::spawn(async move { run_watching(config, spot, stop).await.unwrap() })
 }
 
 fn spawn(config: AgentConfig, stop: &CancellationToken) -> JoinHandle<AgentExit> {
@@ -137,6 +149,14 @@ impl Peer {
         let text = self.message().await;
         match AgentMessage::parse(&text).unwrap() {
             AgentMessage::Status(status) => status,
+            _ => panic!("{text}"),
+        }
+    }
+
+    async fn interrupted(&mut self) -> Interrupted {
+        let text = self.message().await;
+        match AgentMessage::parse(&text).unwrap() {
+            AgentMessage::Interrupted(interrupted) => interrupted,
             _ => panic!("{text}"),
         }
     }
@@ -481,6 +501,77 @@ async fn a_job_that_cannot_be_started_has_failed() {
     let status = peer.status().await;
     assert_eq!((status.state, status.error), (StatusState::Failed, Some(FailureReason::Internal)));
     setup.stop.cancel();
+    setup.exit().await;
+}
+
+#[tokio::test]
+async fn core_is_told_of_an_interruption_at_once_and_in_every_session() {
+    let imds = Imds::start().await;
+    let (listener, stop) =
+        (TcpListener::bind("127.0.0.1:0").await.unwrap(), CancellationToken::new());
+    let (work_dir, port) = (tempfile::tempdir().unwrap(), listener.local_addr().unwrap().port());
+    let spot = SpotWatch::start(imds.url.clone(), Duration::from_millis(20));
+    let agent = spawn_watching(config(port, work_dir.path()), spot, &stop);
+    let setup = Setup { listener, work_dir, stop, agent };
+    let mut peer = setup.session(&[]).await;
+    peer.stays_silent().await;
+    imds.script().rebalance = Some(r#"{"noticeTime":"2026-01-01T00:00:00Z"}"#.to_owned());
+    let likely = peer.interrupted().await;
+    assert_eq!((likely.at, likely.notice), (1_767_225_600_000, Notice::Likely));
+    drop(peer);
+
+    // It stands, and is known before the next session.
+    let mut peer = setup.session(&[]).await;
+    assert_eq!(peer.interrupted().await.notice, Notice::Likely);
+    peer.stays_silent().await;
+    let action = r#"{"action":"terminate","time":"2026-01-01T00:02:00Z"}"#;
+    imds.script().action = Some(action.to_owned());
+    let certain = peer.interrupted().await;
+    assert_eq!((certain.at, certain.notice), (1_767_225_720_000, Notice::Certain));
+    drop(peer);
+    let mut peer = setup.session(&[]).await;
+    assert_eq!(peer.interrupted().await.notice, Notice::Certain);
+    peer.stays_silent().await;
+    setup.stop.cancel();
+    setup.exit().await;
+}
+
+#[tokio::test]
+async fn the_dead_man_switch_is_told_of_contacts_and_of_leases() {
+    let run_dir = tempfile::tempdir().unwrap();
+    let read = |name: &str| -> Option<f64> {
+        let text = fs::read_to_string(run_dir.path().join(name)).ok()?;
+        Some(text.strip_suffix('\n').unwrap().parse().unwrap())
+    };
+    let uptime = || -> f64 {
+        let text = fs::read_to_string("/proc/uptime").unwrap();
+        text.split(' ').next().unwrap().parse().unwrap()
+    };
+    let run = Some(run_dir.path().to_owned());
+    let setup = Setup::start_with(|config| AgentConfig { run_dir: run.clone(), ..config }).await;
+    let (mut peer, _) = setup.hello().await;
+    // Dialling is no contact.
+    assert_eq!(read("contact"), None);
+    let before = uptime();
+    peer.send(r#"{"type":"HELLO_ACK","heartbeat_interval":1,"lease_seconds":600}"#).await;
+    setup.disk_shows(|_| read("lease").is_some()).await;
+    let (contact, lease, after) = (read("contact").unwrap(), read("lease").unwrap(), uptime());
+    assert!(before - 0.1 <= contact && contact <= after, "{before} {contact} {after}");
+    assert!(before + 599.9 <= lease && lease <= after + 600.0, "{before} {lease} {after}");
+    peer.send(r#"{"type":"STATUS_ACK","job_id":"job_0","lease_seconds":60}"#).await;
+    setup.disk_shows(|_| read("lease").unwrap() < lease - 500.0).await;
+    // Also what is no message is a contact: the pongs of a core that has nothing to say.
+    let stop = setup.stop.clone();
+    let answer = async {
+        while !stop.is_cancelled() {
+            let _ = timeout(Duration::from_millis(100), peer.0.next()).await;
+        }
+    };
+    let see = async {
+        setup.disk_shows(|_| read("contact").unwrap() >= contact + 5.0).await;
+        stop.cancel();
+    };
+    tokio::join!(answer, see);
     setup.exit().await;
 }
 

@@ -1,5 +1,6 @@
 //! `stagely doctor`: what this machine and core need, what is missing, and how to mend it.
 
+mod aws;
 mod digitalocean;
 
 use std::path::{Path, PathBuf};
@@ -39,6 +40,7 @@ pub struct DoctorArgs {
 
 #[derive(Subcommand, Debug)]
 enum DoctorOf {
+    Aws(aws::AwsArgs),
     #[command(name = "digitalocean")]
     DigitalOcean(digitalocean::DigitalOceanArgs),
 }
@@ -97,6 +99,7 @@ impl Finding {
 /// A configuration that cannot be read; standard output that cannot be written.
 pub async fn doctor(arguments: DoctorArgs) -> anyhow::Result<ExitCode> {
     let arguments = match arguments.of {
+        Some(DoctorOf::Aws(of)) => return aws::doctor(of).await,
         Some(DoctorOf::DigitalOcean(of)) => return digitalocean::doctor(of).await,
         None => arguments.all,
     };

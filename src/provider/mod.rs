@@ -1,8 +1,12 @@
 //! Starts, ends and lists machines. A provider's quirks stay in its own file.
 
+pub mod aws;
 pub mod catalog;
 mod digitalocean;
 mod local;
+mod qemu;
+
+mod processes;
 mod user_data;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,6 +19,7 @@ use async_trait::async_trait;
 use stagely_agent::config::AgentConfig;
 use stagely_agent::protocol::Arch;
 use thiserror::Error;
+use url::Url;
 
 use crate::config::{Config, MarketPolicy};
 use crate::core::state::{Fleet, MachineSize, Market, Placement, ProviderName, Usd};
@@ -22,6 +27,7 @@ use crate::ids::MachineId;
 
 pub use digitalocean::{Account, DigitalOcean, RegionImage};
 pub use local::LocalProvider;
+pub use qemu::QemuProvider;
 
 /// What kind of machine is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +62,7 @@ pub struct Candidate {
 }
 
 /// A machine to be started.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct LaunchRequest {
     /// Our name for it, chosen before the provider is asked. Machines are found again by it.
     pub machine: MachineId,
@@ -76,6 +82,17 @@ pub struct LaunchRequest {
     pub lease: Duration,
     /// The registry, where it has no TLS and the machine's engine must be told so.
     pub insecure_registry: Option<String>,
+    /// The agent's program, where the machine boots a stock image and fetches it from core.
+    pub binary: Option<AgentBinary>,
+}
+
+/// The agent's program, as core serves it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentBinary {
+    /// Its address.
+    pub url: Url,
+    /// Its SHA-256, in hexadecimal digits.
+    pub sha256: String,
 }
 
 /// A launch that came to nothing.
@@ -203,6 +220,13 @@ impl Providers {
         Ok(Self(providers))
     }
 
+    /// These and `others`.
+    #[must_use]
+    pub fn and(mut self, others: Self) -> Self {
+        self.0.extend(others.0);
+        self
+    }
+
     /// One of them.
     pub fn get(&self, name: ProviderName) -> Option<&Arc<dyn Provider>> {
         self.0.get(&name)
@@ -230,11 +254,17 @@ async fn make(
             let docker_host = config.local.docker_host.clone();
             Ok(Arc::new(LocalProvider::new(core_id.to_owned(), program, folder, docker_host)))
         }
+        ProviderName::Qemu => {
+            let folder = std::path::absolute(data_dir.join("machines"))?;
+            let path = std::env::var_os("PATH").unwrap_or_default();
+            Ok(Arc::new(QemuProvider::new(core_id.to_owned(), folder, config.qemu.clone(), path)))
+        }
+        ProviderName::Aws => {
+            let (client, _) = aws::connect(&config.aws).await?;
+            Ok(Arc::new(aws::AwsProvider::new(client, &config.aws, core_id.to_owned())?))
+        }
         ProviderName::DigitalOcean => {
             Ok(Arc::new(DigitalOcean::new(&config.digitalocean, core_id)?))
-        }
-        ProviderName::Aws | ProviderName::Qemu => {
-            anyhow::bail!("this version has no such provider")
         }
     }
 }

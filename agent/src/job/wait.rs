@@ -9,8 +9,9 @@ use super::{JobError, JobLog};
 use crate::docker::{self, DockerCommand, Engine, LoginError};
 use crate::protocol::{FailureReason, RegistryAuth, RegistryProblem};
 
-/// How long an engine may take to start. On a fresh machine it follows the agent by 20 s.
-const ENGINE_PATIENCE: Duration = Duration::from_mins(1);
+/// How long an engine may take to start. On a fresh machine it follows the agent by 20 s, and by more than a
+/// minute in an emulated guest of a busy host.
+const ENGINE_PATIENCE: Duration = Duration::from_mins(3);
 
 /// Time between two looks at an engine that does not answer.
 const ENGINE_POLL: Duration = Duration::from_millis(250);

@@ -1,6 +1,6 @@
-"""Serves the repositories below a folder with git's own http-backend, on loopback.
+"""Serves the repositories below a folder with git's own http-backend, on loopback unless ADDRESS says otherwise.
 
-    TOKEN=… git_http.py FOLDER
+    TOKEN=… [ADDRESS=…] git_http.py FOLDER
 
 The port is the only line on standard output; every request is one line on standard error:
 `METHOD host path auth`. First path segments with a meaning:
@@ -95,7 +95,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
-server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+server = http.server.ThreadingHTTPServer((os.environ.get("ADDRESS", "127.0.0.1"), 0), Handler)
 server.daemon_threads = True
 print(server.server_address[1], flush=True)
 server.serve_forever()

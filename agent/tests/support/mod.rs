@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
+pub(crate) mod imds;
+
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
@@ -13,9 +15,10 @@ use tempfile::TempDir;
 /// The token that opens `/private/…`.
 pub(crate) const TOKEN: &str = "clone-token-4711";
 
-/// `git http-backend` on loopback. Ends with the value.
+/// `git http-backend`. Ends with the value.
 pub(crate) struct GitServer {
     process: Child,
+    host: String,
     port: u16,
     folder: TempDir,
 }
@@ -28,25 +31,33 @@ impl Drop for GitServer {
 }
 
 impl GitServer {
+    /// One on loopback.
     pub(crate) fn start() -> Self {
+        Self::start_at("127.0.0.1", "127.0.0.1")
+    }
+
+    /// One that listens at `address` and is reached as `host`.
+    pub(crate) fn start_at(address: &str, host: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let log = fs::File::create(folder.path().join("requests")).unwrap();
         let mut process = Command::new("python3")
             .args(["-c", include_str!("git_http.py")])
             .arg(folder.path())
             .env("TOKEN", TOKEN)
+            .env("ADDRESS", address)
             .stdout(Stdio::piped())
             .stderr(log)
             .spawn()
             .unwrap();
         let mut line = String::new();
         BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        Self { process, port: line.trim().parse().unwrap(), folder }
+        let port = line.trim().parse().unwrap();
+        Self { process, host: host.to_owned(), port, folder }
     }
 
     /// The address of `repository` below `area` (see `git_http.py`).
     pub(crate) fn url(&self, area: &str, repository: &str) -> String {
-        format!("http://127.0.0.1:{}/{area}/{repository}", self.port)
+        format!("http://{}:{}/{area}/{repository}", self.host, self.port)
     }
 
     /// Every request so far, one a line.

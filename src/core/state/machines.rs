@@ -105,9 +105,9 @@ impl Turn<'_> {
             machine.connected = true;
             machine.contact_at = now;
             machine.system_info = Some(system_info);
-            machine.forget_interruption();
         });
         self.resume(id, holds);
+        self.forget_interruption(id);
     }
 
     /// Brings an agent's work and the records together, after its HELLO.
@@ -137,7 +137,8 @@ impl Turn<'_> {
             return Some(current);
         }
         if matches!(self.job_state(current.job), Some(JobState::Running { .. })) {
-            self.fail_attempt(current.job, Failure::machine_lost("the agent lost the job"));
+            let failure = self.loss_of(id, "the agent lost the job");
+            self.fail_attempt(current.job, failure);
             return None;
         }
         self.assign(id, current.job);

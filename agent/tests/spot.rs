@@ -1,0 +1,139 @@
+//! Notices of a metadata service that is really asked.
+
+#![expect(clippy::unwrap_used, reason = "a helper's failure fails the test")]
+
+mod support;
+
+use std::time::Duration;
+
+use stagely_agent::protocol::{Interrupted, Notice};
+use stagely_agent::spot::SpotWatch;
+use support::imds::Imds;
+use tokio::time::timeout;
+
+const PATIENCE: Duration = Duration::from_mins(1);
+const INTERVAL: Duration = Duration::from_millis(20);
+
+const TOKEN: &str = "PUT /latest/api/token 200";
+const NO_ACTION: &str = "GET /latest/meta-data/spot/instance-action 404";
+const NO_REBALANCE: &str = "GET /latest/meta-data/events/recommendations/rebalance 404";
+const WITHOUT_TOKEN: &str = "GET /latest/meta-data/spot/instance-action 401";
+
+/// 2026-01-01T00:02:00Z.
+const AT: u64 = 1_767_225_720_000;
+
+const REBALANCE: &str = r#"{"noticeTime": "2026-01-01T00:02:00Z"}"#;
+
+fn action(name: &str) -> String {
+    format!(r#"{{"action": "{name}", "time": "2026-01-01T00:02:00Z"}}"#)
+}
+
+async fn next(watch: &mut SpotWatch) -> Interrupted {
+    timeout(PATIENCE, watch.next()).await.unwrap()
+}
+
+#[tokio::test]
+async fn every_action_of_a_spot_notice_is_the_certain_end() {
+    for name in ["terminate", "stop", "hibernate"] {
+        let imds = Imds::start().await;
+        let mut watch = SpotWatch::start(imds.url.clone(), INTERVAL);
+        imds.shows(|imds| imds.count(NO_REBALANCE) >= 2).await;
+        assert!(watch.notice().is_none());
+        imds.script().action = Some(action(name));
+        let notice = next(&mut watch).await;
+        assert_eq!((notice.at, notice.notice), (AT, Notice::Certain));
+        // It stands, and there is nothing left to ask.
+        assert!(watch.notice().is_some());
+        let asked = imds.script().asked.len();
+        tokio::time::sleep(INTERVAL * 5).await;
+        assert_eq!(imds.script().asked.len(), asked);
+        assert_eq!(imds.count(TOKEN), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_likely_end_is_said_once_and_a_certain_one_follows() {
+    let imds = Imds::start().await;
+    imds.script().rebalance = Some(REBALANCE.to_owned());
+    let mut watch = SpotWatch::start(imds.url.clone(), INTERVAL);
+    let notice = next(&mut watch).await;
+    assert_eq!((notice.at, notice.notice), (AT, Notice::Likely));
+    let before = imds.count(NO_ACTION);
+    imds.shows(|imds| imds.count(NO_ACTION) >= before + 3).await;
+    assert!(timeout(Duration::ZERO, watch.next()).await.is_err());
+    assert_eq!(watch.notice().unwrap().notice, Notice::Likely);
+    imds.script().action = Some(action("terminate"));
+    assert_eq!(next(&mut watch).await.notice, Notice::Certain);
+}
+
+#[tokio::test]
+async fn a_token_that_the_service_has_forgotten_is_renewed_at_once() {
+    let imds = Imds::start().await;
+    let watch = SpotWatch::start(imds.url.clone(), INTERVAL);
+    imds.shows(|imds| imds.count(NO_REBALANCE) >= 1).await;
+    imds.script().tokens.clear();
+    imds.shows(|imds| imds.count(WITHOUT_TOKEN) == 1 && imds.count(NO_ACTION) >= 3).await;
+    assert_eq!(imds.count(TOKEN), 2);
+    drop(watch);
+}
+
+#[tokio::test]
+async fn a_token_at_its_end_is_renewed_before_it_is_refused() {
+    let imds = Imds::start().await;
+    // Less than the margin: each is at its end when it comes.
+    imds.script().token_seconds = Some(30);
+    let watch = SpotWatch::start(imds.url.clone(), INTERVAL);
+    imds.shows(|imds| imds.count(NO_REBALANCE) >= 3).await;
+    assert!(imds.count(TOKEN) >= 6 && imds.count(WITHOUT_TOKEN) == 0);
+    drop(watch);
+}
+
+#[tokio::test]
+async fn what_the_service_says_amiss_is_no_notice_and_it_is_asked_again() {
+    let imds = Imds::start().await;
+    imds.script().is_broken = true;
+    let mut watch = SpotWatch::start(imds.url.clone(), INTERVAL);
+    imds.shows(|imds| imds.count("PUT /latest/api/token 500") >= 2).await;
+    imds.script().is_broken = false;
+    let wrong = ["", "[]", r#"{"action":"stop"}"#, r#"{"time":"soon"}"#, &"x".repeat(100_000)];
+    for body in wrong {
+        let asked = "GET /latest/meta-data/spot/instance-action 200";
+        let before = imds.count(asked);
+        imds.script().action = Some(body.to_owned());
+        imds.shows(|imds| imds.count(asked) >= before + 2).await;
+        assert!(watch.notice().is_none(), "{body:.20}");
+    }
+    imds.script().action = Some(action("stop"));
+    assert_eq!(next(&mut watch).await.notice, Notice::Certain);
+}
+
+#[tokio::test]
+async fn a_service_that_is_not_there_yet_is_asked_until_it_is() {
+    let imds = Imds::start().await;
+    imds.script().action = Some(action("terminate"));
+    // The port of a listener that is gone.
+    let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = nobody.local_addr().unwrap();
+    drop(nobody);
+    let url = format!("http://{address}/").parse().unwrap();
+    let mut watch = SpotWatch::start(url, INTERVAL);
+    tokio::time::sleep(INTERVAL * 3).await;
+    assert!(watch.notice().is_none());
+    let listener = tokio::net::TcpListener::bind(address).await.unwrap();
+    let there = imds.url.socket_addrs(|| None).unwrap()[0];
+    let forward = tokio::spawn(async move {
+        while let Ok((mut from, _)) = listener.accept().await {
+            let mut to = tokio::net::TcpStream::connect(there).await.unwrap();
+            let _ = tokio::io::copy_bidirectional(&mut from, &mut to).await;
+        }
+    });
+    assert_eq!(next(&mut watch).await.notice, Notice::Certain);
+    forward.abort();
+}
+
+#[tokio::test]
+async fn a_machine_that_nobody_takes_back_waits_for_ever() {
+    let mut watch = SpotWatch::none();
+    assert!(watch.notice().is_none());
+    assert!(timeout(Duration::from_millis(50), watch.next()).await.is_err());
+}

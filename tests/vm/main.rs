@@ -1,0 +1,70 @@
+//! Virtual machines of the golden image: what core's own user data makes of them, and how they end.
+//!
+//! `scripts/test --vm` makes the image, with the program under test in it, and runs these tests. Needs root,
+//! and what `scripts/setup` sets up; guests are emulated, so it runs where there are no virtual machines. No
+//! test asserts how long something takes; what was measured is printed.
+
+#![expect(clippy::unwrap_used, reason = "a helper's failure fails the test")]
+
+mod world;
+
+#[path = "../../agent/tests/support/mod.rs"]
+mod git;
+#[allow(dead_code, reason = "other test programs use the rest")]
+#[path = "../e2e/host.rs"]
+mod host;
+
+use stagely::api::{JobStatus, RunStatus};
+
+use crate::world::{Core, Guest, World};
+
+#[tokio::test]
+async fn a_guest_builds_pushes_is_told_to_end_and_powers_off() {
+    let world = World::new("builds");
+    let mut core = Core::start(&world, "").await;
+    let run = core.run().await;
+    let mut guest = Guest::of(&core).await;
+    guest.says_hello(&core).await;
+
+    let view = core.ended(run).await;
+    guest.took("image pushed and reported");
+    assert_eq!(view.status, RunStatus::Completed, "{view:#?}");
+    let job = &view.jobs[0];
+    assert_eq!(job.status, JobStatus::Completed, "{view:#?}");
+    let pushed = world.registry.digest(&job.image.to_string()).await;
+    assert_eq!(pushed, job.digest.as_ref().map(ToString::to_string), "{view:#?}");
+    assert!(core.log_of(job.id).await.contains("built by a guest"), "{view:#?}");
+
+    guest.powers_off().await;
+    core.nothing_is_left().await;
+    core.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_guest_whose_core_is_gone_gives_up_and_powers_off() {
+    let world = World::new("gives-up");
+    let mut core = Core::start(&world, "[agents]\ngive-up-after = \"1m\"").await;
+    core.run().await;
+    let mut guest = Guest::of(&core).await;
+    guest.says_hello(&core).await;
+
+    core.crash().await;
+
+    guest.powers_off().await;
+    assert!(!guest.console().contains("stagely-deadman: "), "{}", guest.console());
+}
+
+#[tokio::test]
+async fn a_guest_without_an_agent_is_powered_off_by_its_dead_man_switch() {
+    let mut world = World::new("dead-man");
+    world.append("systemd.mask=stagely-agent.service");
+    let mut core = Core::start(&world, "[agents]\ngive-up-after = \"1m\"").await;
+    core.run().await;
+    let mut guest = Guest::of(&core).await;
+
+    core.crash().await;
+
+    guest.powers_off().await;
+    let console = guest.console();
+    assert!(console.contains("stagely-deadman: no contact with core for "), "{console}");
+}
