@@ -181,6 +181,7 @@ pub(crate) fn request(provider: &DigitalOcean, machine: MachineId) -> LaunchRequ
         agent: Config::default().agent_config(machine, "the machine's token".into()),
         lease: Duration::from_hours(1),
         insecure_registry: None,
+        binary: None,
     }
 }
 
