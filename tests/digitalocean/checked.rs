@@ -1,9 +1,9 @@
-//! prism between the requests and the fake: it checks both against DigitalOcean's own description of its API.
+//! prism between the requests and the fake: it checks both against `DigitalOcean`'s own description of its API.
 //!
 //! It takes seconds to start, so all tests of this program share one; whose account is asked for, the token says.
 
 use std::collections::HashMap;
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, OnceLock};
@@ -39,10 +39,10 @@ pub(crate) fn address() -> Option<&'static str> {
         let setting = |name| std::env::var(name).ok().filter(|it| !it.is_empty());
         let description = setting("STAGELY_DIGITALOCEAN_DESCRIPTION");
         let (Some(description), Some(prism)) = (description, setting("STAGELY_PRISM")) else {
-            eprintln!(
-                "note: STAGELY_DIGITALOCEAN_DESCRIPTION and STAGELY_PRISM are not set, so requests are not \
-                 checked against DigitalOcean's description"
-            );
+            // Not `eprintln!`, which is only shown of tests that fail.
+            let note = "note: STAGELY_DIGITALOCEAN_DESCRIPTION and STAGELY_PRISM are not set: requests \
+                        are not checked against DigitalOcean's description";
+            let _ = writeln!(std::io::stderr(), "{note}");
             return None;
         };
         Some(start(&prism, &description))
@@ -76,7 +76,6 @@ fn start(prism: &str, description: &str) -> (String, Mutex<Child>) {
 }
 
 fn answers(port: u16) -> bool {
-    use std::io::Write as _;
     let Ok(mut stream) = std::net::TcpStream::connect(("127.0.0.1", port)) else { return false };
     let request = b"GET /v2/none HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
     let mut answer = String::new();

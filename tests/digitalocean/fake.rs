@@ -1,4 +1,4 @@
-//! An API of DigitalOcean over HTTP on loopback: an account that keeps state, and misfortunes on the way to it.
+//! An API of `DigitalOcean` over HTTP on loopback: an account that keeps state, and misfortunes on the way to it.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -51,7 +51,7 @@ pub(crate) struct Seen {
     pub(crate) at: Instant,
 }
 
-/// A running DigitalOcean with one account.
+/// A running `DigitalOcean` with one account.
 pub(crate) struct Cloud {
     pub(crate) url: String,
     folder: TempDir,
@@ -181,6 +181,7 @@ pub(crate) fn request(provider: &DigitalOcean, machine: MachineId) -> LaunchRequ
         agent: Config::default().agent_config(machine, "the machine's token".into()),
         lease: Duration::from_hours(1),
         insecure_registry: None,
+        binary: None,
     }
 }
 

@@ -249,8 +249,8 @@ async fn what_core_cannot_do_without_is_named_when_it_starts() {
         (stock, "digitalocean.image-amd64"),
     ];
     for (settings, named) in cases {
-        let mut config = Config::default();
-        config.digitalocean = toml::from_str(&settings).unwrap();
+        let digitalocean = toml::from_str(&settings).unwrap();
+        let config = Config { digitalocean, ..Config::default() };
         let names = BTreeSet::from([ProviderName::DigitalOcean]);
         let made = Providers::new(&names, &config, "core1", std::path::Path::new("/nonexistent"));
         let error = format!("{:#}", made.await.unwrap_err());

@@ -1,6 +1,6 @@
-//! Machines at DigitalOcean, against an API that keeps state.
+//! Machines at `DigitalOcean`, against an API that keeps state.
 //!
-//! Every request, and every answer of the fake, goes through prism, which checks both against DigitalOcean's own
+//! Every request, and every answer of the fake, goes through prism, which checks both against `DigitalOcean`'s own
 //! description of its API. Where `STAGELY_DIGITALOCEAN_DESCRIPTION` and `STAGELY_PRISM` name none, the fake is
 //! asked directly. The test of a whole core needs what `scripts/setup` sets up, as the tests in `tests/e2e` do.
 
