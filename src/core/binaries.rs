@@ -155,11 +155,11 @@ mod tests {
     #[tokio::test]
     async fn cores_own_arch_has_cores_own_program() {
         let binary = Binaries::new(None).open(Arch::of_this_program()).await.unwrap();
-        let own = std::fs::read(std::env::current_exe().unwrap()).unwrap();
-        assert_eq!(binary.bytes, own.len() as u64);
-        let expected: String =
-            Sha256::digest(&own).iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(binary.sha256, expected);
+        let own = std::env::current_exe().unwrap();
+        assert_eq!(binary.bytes, std::fs::metadata(&own).unwrap().len());
+        let output = std::process::Command::new("sha256sum").arg(own).output().unwrap();
+        let expected = String::from_utf8(output.stdout).unwrap();
+        assert!(expected.starts_with(&binary.sha256), "{expected}");
     }
 
     #[tokio::test]

@@ -234,7 +234,9 @@ mod tests {
         let setup = content(&config, SETUP).unwrap();
         assert!(files(&config).contains(&(SETUP, "0755", setup)));
         for unit in ["stagely-deadman.timer", "stagely-agent.service"] {
-            assert!(setup.contains(&format!("systemctl enable --now {unit}")), "{unit}");
+            for verb in ["enable", "start"] {
+                assert!(setup.contains(&format!("    systemctl {verb} {unit}\n")), "{unit}");
+            }
         }
         assert!(BAKED[2].2.contains("ExecStart=/usr/local/lib/stagely/stagely-deadman\n"));
         assert!(BAKED[4].2.contains("ExecStart=/usr/local/bin/stagely agent\n"));
@@ -245,8 +247,8 @@ mod tests {
         let setup = include_str!("stock-setup");
         let main = setup.split("\nmain() {\n").nth(1).unwrap();
         let lines: Vec<_> = main.lines().map(str::trim).filter(|it| !it.starts_with('#')).collect();
-        let first = ["systemctl daemon-reload", "systemctl enable --now stagely-deadman.timer"];
-        assert_eq!(lines[..2], first);
+        let arms = ["daemon-reload", "enable stagely-deadman.timer", "start stagely-deadman.timer"];
+        assert_eq!(lines[..3], arms.map(|it| format!("systemctl {it}")));
     }
 
     #[test]

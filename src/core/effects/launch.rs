@@ -151,21 +151,22 @@ mod tests {
         config.core.public_url = Some("https://core.example/base/".parse().unwrap());
         config.aws.image_kind = ImageKind::Stock;
         let records = SharedRecords::new(Records::default());
-        let effects = fixtures::effects(folder.path(), config, store, records);
+        let mut effects = fixtures::effects(folder.path(), config, store, records);
         let own = Arch::of_this_program();
-        let other = if own == Arch::Amd64 { Arch::Arm64 } else { Arch::Amd64 };
-        let of = |provider, arch| Machine { provider, arch, ..fixtures::machine(1) };
+        let arch = if own == Arch::Amd64 { Arch::Arm64 } else { Arch::Amd64 };
+        let of = |provider| Machine { provider, arch, ..fixtures::machine(1) };
 
-        let binary = effects.binary(&of(ProviderName::Aws, own)).await.unwrap().unwrap();
-        let address = format!("https://core.example/base/v1/agent/binary/{own}");
-        assert_eq!((binary.url.as_str(), binary.sha256.len()), (&*address, 64));
-
-        let refused = effects.binary(&of(ProviderName::Aws, other)).await.unwrap_err();
+        let refused = effects.binary(&of(ProviderName::Aws)).await.unwrap_err();
         let LaunchRefusal::Permanent(problem) = refused else { panic!("{refused:?}") };
         assert!(problem.contains("agents.binaries"), "{problem}");
-
         for provider in [ProviderName::DigitalOcean, ProviderName::Qemu, ProviderName::Local] {
-            assert_eq!(effects.binary(&of(provider, other)).await.unwrap(), None);
+            assert_eq!(effects.binary(&of(provider)).await.unwrap(), None);
         }
+
+        std::fs::write(folder.path().join(format!("stagely-linux-{arch}")), "one").unwrap();
+        effects.binaries = binaries::Binaries::new(Some(folder.path().to_owned()));
+        let binary = effects.binary(&of(ProviderName::Aws)).await.unwrap().unwrap();
+        let address = format!("https://core.example/base/v1/agent/binary/{arch}");
+        assert_eq!((binary.url.as_str(), binary.sha256.len()), (&*address, 64));
     }
 }
