@@ -220,13 +220,17 @@ impl Core {
         );
         fs::write(folder.join("stagely.toml"), config).unwrap();
         let log = fs::File::create(folder.join("log")).unwrap();
-        let process = Command::new(env!("CARGO_BIN_EXE_stagely"))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_stagely"));
+        // Settings of the environment go over those of the file.
+        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("STAGELY_")) {
+            command.env_remove(name);
+        }
+        let process = command
             .args(["core", "--config"])
             .arg(folder.join("stagely.toml"))
             .env("PATH", world.path())
             .env("HOME", &folder)
             .env("NO_COLOR", "1")
-            .env_remove(IMAGE)
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
