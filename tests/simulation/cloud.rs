@@ -10,7 +10,7 @@ use stagely::ids::MachineId;
 /// For how long at most a list may lack what is there, and show what is gone. A sweep knows this.
 pub(crate) const LIST_GRACE: Duration = Duration::from_mins(3);
 
-/// For how long a list says of a machine that it is gone, before it says nothing.
+/// For how long EC2's list says of a machine that it is gone. Others say nothing of it.
 const GONE_SHOWN: Duration = Duration::from_hours(1);
 
 /// What a provider's list says of a machine.
@@ -136,7 +136,8 @@ impl Cloud {
             Some(gone) if !is_exact && now < gone.shown_at => Some(Shown::Live),
             Some(gone) => {
                 let taken_back = gone.taken_back;
-                (now < gone.at + GONE_SHOWN).then_some(Shown::Gone { taken_back })
+                let is_shown = vm.provider == ProviderName::Aws && now < gone.at + GONE_SHOWN;
+                is_shown.then_some(Shown::Gone { taken_back })
             }
             None => None,
         }

@@ -10,8 +10,8 @@ use std::mem;
 use std::time::Duration;
 
 use stagely::core::state::{
-    Attempt, CancelReason, Changes, Effect, Event, Limits, Machine, MachineKind, MachineState,
-    Priorities, ProviderName, Run, RunState, Snapshot, State, Table, Timestamp,
+    Attempt, CancelReason, Changes, Effect, Event, JobKind, Limits, Machine, MachineKind,
+    MachineState, Priorities, ProviderName, Run, RunState, Snapshot, State, Table, Timestamp,
 };
 use stagely::ids::{EnvironmentId, JobId, MachineId, RunId};
 use stagely_agent::protocol::Arch;
@@ -228,6 +228,14 @@ impl World {
             let attempt = Attempt { job: *job, number: *attempt };
             let thanks = Order::Thanks { attempt, is_early: report.exporting_cache };
             self.thanks.push((*machine, thanks));
+        }
+        // Most notices come when there is nothing to decide any more: some right when something has begun.
+        if let Event::JobStarted { machine, job, .. } = event
+            && let Some(job) = self.core.jobs.get(&job)
+            && let percent = if matches!(job.kind, JobKind::Merge { .. }) { 40 } else { 5 }
+            && self.fault(percent)
+        {
+            self.interrupt(machine);
         }
         if self.may_come_again(&event) {
             self.repeatable.push(event);

@@ -77,9 +77,10 @@ impl Turn<'_> {
         let is_launched = self.kind(id) == Some(MachineKind::Launched);
         if is_launched && !is_launching {
             self.state.settle(&Effect::Terminate { machine: id });
-            let failure = match taken_back {
-                true => Failure::taken_back(),
-                false => self.loss_of(id, "the provider ended the machine"),
+            let failure = if taken_back {
+                Failure::taken_back()
+            } else {
+                self.loss_of(id, "the provider ended the machine")
             };
             self.lose_job(id, failure);
             self.end_machine(id);

@@ -105,7 +105,13 @@ impl World {
 
     /// The cloud wants a machine back, and its agent hears of it, or will.
     pub(super) fn interrupt_a_machine(&mut self) {
-        let Some(machine) = self.to_interrupt() else { return };
+        if let Some(machine) = self.to_interrupt() {
+            self.interrupt(machine);
+        }
+    }
+
+    pub(super) fn interrupt(&mut self, machine: MachineId) {
+        let Some(mut agent) = self.agents.remove(&machine) else { return };
         let interruption = if self.rng.chance(30) {
             self.meet("a likely interruption");
             Interruption::Likely
@@ -118,8 +124,8 @@ impl World {
         if !is_heard {
             self.meet("a notice is lost");
         }
-        let agent = self.agents.get_mut(&machine).expect("it was picked");
         agent.interrupt(interruption, is_heard);
+        self.agents.insert(machine, agent);
     }
 
     /// Any machine, but more often one that works, and of those one that merges.
@@ -134,7 +140,7 @@ impl World {
             0..7 if !working.is_empty() => &working,
             _ => &all,
         };
-        self.rng.pick(choices).filter(|machine| self.agents.contains_key(machine))
+        self.rng.pick(choices)
     }
 
     /// Machines that are to be taken back are, or not yet; seldom too early.
