@@ -138,9 +138,14 @@ async fn missing_images_subnets_and_credentials_are_said_with_what_to_do() {
     assert_eq!(code, 1, "{report:#}");
     let errors = details(&report, "error").join("\n");
     assert!(errors.contains("InvalidSubnetID.NotFound"), "{report:#}");
-    assert!(errors.contains("no golden image"), "{report:#}");
+    assert!(errors.contains("none of 24 can be launched"), "{report:#}");
+    let warnings = details(&report, "warning").join("\n");
+    assert!(warnings.contains("no golden image for amd64"), "{report:#}");
 
+    let before = cloud.proxy.seen("DescribeInstances").len();
     let (text, code) = run(doctor.command(&[])).await;
     assert_eq!(code, 1, "{text}");
-    assert!(text.contains("AWS_PROFILE"), "{text}");
+    assert!(text.contains("credentials") && text.contains("AWS_PROFILE"), "{text}");
+    assert_eq!(text.matches("error  ").count(), 1, "{text}");
+    assert_eq!(cloud.proxy.seen("DescribeInstances").len(), before, "nothing is sent without");
 }

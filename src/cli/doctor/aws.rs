@@ -17,6 +17,9 @@ use crate::provider::{Offer, Provider as _};
 /// Golden images older than this lack security fixes.
 const IMAGE_AGE_MAX_DAYS: u64 = 90;
 
+const NO_ANSWER_FIX: &str = "say which credentials to use (AWS_PROFILE, `profile` in [aws], or a role for the \
+                             machine that core runs on), and check region, `endpoint` and the network";
+
 /// Checks credentials, permissions, images and instance types of Amazon EC2, and launches nothing
 #[derive(Args, Debug)]
 pub(super) struct AwsArgs {
@@ -72,42 +75,55 @@ pub(super) async fn doctor(arguments: AwsArgs) -> anyhow::Result<ExitCode> {
         return print(true, &policy, |_| String::new());
     }
     let provider = AwsProvider::new(client, &config, "doctor".to_owned())?;
-    let mut findings = vec![caller(aws::caller(&shared).await), Finding::ok("region", region)];
+    let mut findings = vec![Finding::ok("region", region)];
+    if let Err(error) = provider.answers().await {
+        findings.push(Finding::error("ec2", error, NO_ANSWER_FIX));
+        return report(arguments.json, &Report { findings, offers: Vec::new(), policy: None });
+    }
+    findings.push(caller(aws::caller(&shared).await));
     let permissions = provider.permissions().await;
     let is_missing = |it: &Permission| matches!(it.answer, Answer::Missing(_));
     let policy = permissions.iter().any(is_missing).then_some(policy);
     findings.extend(permissions.into_iter().map(permission));
+    let mut no_image = Vec::new();
     for arch in Arch::ALL {
-        findings.push(image(arch, provider.image(arch).await));
+        let found = provider.image(arch).await;
+        no_image.extend(found.as_ref().err().cloned());
+        findings.push(image(arch, found));
     }
     findings.extend(provider.network().await.into_iter().map(|(what, found)| match found {
         Ok(detail) => Finding::ok(what, detail),
         Err(error) => Finding::error(what, error, "mend `subnets` and `security-groups` in [aws]"),
     }));
-    let offers = match provider.describe().await {
+    let mut offers: Vec<Offered> = match provider.describe().await {
         Ok(offers) => offers.into_iter().map(Offered::from).collect(),
         Err(error) => {
-            let fix = "see what is missing above";
-            findings.push(Finding::error("instance types", error.to_string(), fix));
+            findings.push(Finding::error("offers", error.to_string(), "mend what is named above"));
             Vec::new()
         }
     };
+    for offer in &mut offers {
+        // The findings say what to do about it, once.
+        if let Some(problem) = offer.problem.as_mut().filter(|it| no_image.contains(it)) {
+            "no image".clone_into(problem);
+        }
+    }
     findings.extend(of_offers(&offers));
-    let report = Report { findings, offers, policy };
-    print(arguments.json, &report, shown)?;
+    report(arguments.json, &Report { findings, offers, policy })
+}
+
+fn report(json: bool, report: &Report) -> anyhow::Result<ExitCode> {
+    print(json, report, shown)?;
     Ok(exit_code(&report.findings))
 }
 
 fn caller(caller: Result<String, String>) -> Finding {
     let check = "credentials";
-    match caller {
-        Ok(arn) => Finding::ok(check, arn),
-        Err(error) => Finding::error(
-            check,
-            error,
-            "set AWS_PROFILE, or `profile` in [aws], or give the machine that core runs on a role",
-        ),
-    }
+    // Only EC2 is needed.
+    caller.map_or_else(
+        |error| Finding::warning(check, error, "STS does not say whose they are; EC2 takes them"),
+        |arn| Finding::ok(check, arn),
+    )
 }
 
 fn permission(permission: Permission) -> Finding {
@@ -134,7 +150,7 @@ fn image(arch: Arch, found: Result<(String, Option<String>, String), String>) ->
         Ok(found) => found,
         Err(problem) => {
             let fix = format!("until then {arch} is emulated, or not built");
-            return Finding::warning(check, format!("{arch}: {problem}"), fix);
+            return Finding::warning(check, problem, fix);
         }
     };
     let version = version.map(|it| format!(", golden image {it}")).unwrap_or_default();
@@ -157,14 +173,14 @@ fn days_since(time: &str) -> Option<u64> {
 
 /// Without anything to launch no build runs; one size without is a matter of settings.
 fn of_offers(offers: &[Offered]) -> Option<Finding> {
-    let check = "instance types";
+    let check = "offers";
     let good = offers.iter().filter(|offer| offer.problem.is_none()).count();
     match (good, offers.len()) {
         (_, 0) => None,
         (0, _) => {
             let problem = offers.iter().find_map(|offer| offer.problem.clone()).unwrap_or_default();
-            let fix = "nothing can be launched until this is mended";
-            Some(Finding::error(check, problem, fix))
+            let detail = format!("none of {} can be launched: {problem}", offers.len());
+            Some(Finding::error(check, detail, "mend what is named above"))
         }
         (good, all) if good < all => Some(Finding::warning(
             check,

@@ -2,6 +2,7 @@
 
 use aws_config::SdkConfig;
 use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_ec2::types::Reservation;
 
 use super::fault::{Fault, Kind};
 use super::images::{Image, NoImage, filter};
@@ -51,6 +52,18 @@ pub async fn caller(shared: &SdkConfig) -> Result<String, String> {
 }
 
 impl AwsProvider {
+    /// Whether EC2 answers, whatever it says.
+    ///
+    /// # Errors
+    /// It does not: the reason.
+    pub async fn answers(&self) -> Result<(), String> {
+        let Err(error) = self.client.describe_instances().dry_run(true).send().await else {
+            return Ok(());
+        };
+        let fault = Fault::from(error);
+        if fault.is_answer() { Ok(()) } else { Err(fault.to_string()) }
+    }
+
     /// Asks for each permission that is needed.
     pub async fn permissions(&self) -> Vec<Permission> {
         let ec2 = &self.client;
@@ -76,8 +89,8 @@ impl AwsProvider {
         }
         let answer = match self.something_to_launch().await {
             Ok((candidate, image)) => {
-                let tags = vec![tag(CORE_TAG, &self.core_id), tag("Name", "stagely doctor")];
-                let request = self.run_instances(&candidate, &image, tags);
+                let tags = [tag(CORE_TAG, &self.core_id), tag("Name", "stagely doctor")];
+                let request = self.run_instances(&candidate, &image, &tags);
                 judge(request.dry_run(true).send().await)
             }
             Err(why) => Answer::Unknown(why),
@@ -87,12 +100,11 @@ impl AwsProvider {
         };
         let named = needed.iter().copied().find(|action| words.contains(action));
         let missing = named.unwrap_or("ec2:RunInstances");
-        let of = |action: &&str| match *action == missing {
-            true => Permission::new(action, answer.clone()),
-            false => {
-                let why = format!("AWS has stopped at {missing}");
-                Permission::new(action, Answer::Unknown(why))
+        let of = |action: &&str| {
+            if *action == missing {
+                return Permission::new(action, answer.clone());
             }
+            Permission::new(action, Answer::Unknown(format!("AWS has stopped at {missing}")))
         };
         needed.iter().map(of).collect()
     }
@@ -137,7 +149,8 @@ impl AwsProvider {
         let live = filter("instance-state-name", "running");
         let found = self.client.describe_instances().filters(ours).filters(live).send().await;
         let found = found.ok().and_then(|it| it.reservations).unwrap_or_default();
-        let instance = found.iter().flat_map(|it| it.instances()).find_map(|it| it.instance_id());
+        let instance =
+            found.iter().flat_map(Reservation::instances).find_map(|it| it.instance_id());
         let id = instance.unwrap_or(NO_INSTANCE);
         let request = self.client.terminate_instances().instance_ids(id).dry_run(true);
         match (judge(request.send().await), instance) {

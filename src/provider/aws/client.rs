@@ -43,7 +43,8 @@ pub async fn connect(config: &AwsConfig) -> anyhow::Result<(Client, SdkConfig)> 
     if let Some(profile) = &config.profile {
         loader = loader.profile_name(profile);
     }
-    let shared = loader.load().await;
+    // On the heap: it is large, and so would be whatever waits for it.
+    let shared = Box::pin(loader.load()).await;
     shared.region().context("no region is named: set `region` in [aws], or AWS_REGION")?;
     let mut ec2 = aws_sdk_ec2::config::Builder::from(&shared);
     if let Some(endpoint) = &config.endpoint {

@@ -57,15 +57,19 @@ impl<E: ProvideErrorMetadata + Error + 'static> From<SdkError<E>> for Fault {
             let kind = if status < 500 { Kind::Permanent } else { Kind::Unclear };
             return Self { code: None, message, kind };
         }
-        let kind = match &error {
-            SdkError::ConstructionFailure(_) if lacks_credentials(&error) => Kind::Permanent,
-            SdkError::ConstructionFailure(_) => Kind::Throttled,
-            _ => Kind::Unclear,
+        let kind = match credentials_error(&error) {
+            Some(
+                CredentialsError::CredentialsNotLoaded(_)
+                | CredentialsError::InvalidConfiguration(_),
+            ) => Kind::Permanent,
+            // Whoever gives them does not answer. Without them nothing is sent.
+            Some(_) => Kind::Throttled,
+            None if matches!(error, SdkError::ConstructionFailure(_)) => Kind::Permanent,
+            None => Kind::Unclear,
         };
-        let fix = if kind == Kind::Permanent {
-            "; AWS_PROFILE, `profile` in [aws] or a role of this machine say which credentials to use"
-        } else {
-            ""
+        let fix = match kind {
+            Kind::Permanent | Kind::Throttled => "; `stagely doctor aws` checks the credentials",
+            _ => "",
         };
         Self { code: None, message: format!("cannot ask EC2: {}{fix}", chain(&error)), kind }
     }
@@ -85,6 +89,11 @@ impl Fault {
 
     pub(super) fn unclear(message: &str) -> Self {
         Self { code: None, message: message.to_owned(), kind: Kind::Unclear }
+    }
+
+    /// Whether EC2 said so itself.
+    pub(super) const fn is_answer(&self) -> bool {
+        self.code.is_some()
     }
 
     /// What AWS said, without the code.
@@ -198,18 +207,15 @@ fn fix_of(code: &str) -> Option<&'static str> {
     })
 }
 
-fn lacks_credentials(error: &(dyn Error + 'static)) -> bool {
+fn credentials_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a CredentialsError> {
     let mut cause = Some(error);
     while let Some(error) = cause {
-        match error.downcast_ref() {
-            Some(
-                CredentialsError::CredentialsNotLoaded(_)
-                | CredentialsError::InvalidConfiguration(_),
-            ) => return true,
-            _ => cause = error.source(),
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
         }
+        cause = error.source();
     }
-    false
+    None
 }
 
 /// An error's own words and those of all its causes.

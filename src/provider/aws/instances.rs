@@ -55,15 +55,14 @@ impl AwsProvider {
     pub(super) async fn list_machines(&self) -> Result<Vec<Listed>, ProviderError> {
         let mut machines: BTreeMap<MachineId, Vec<Instance>> = BTreeMap::new();
         for instance in self.described(None).await? {
-            match machine_of(&instance) {
-                Some(machine) => machines.entry(machine).or_default().push(instance),
-                None => {
-                    let id = instance.instance_id();
-                    warn!(
-                        id,
-                        "an instance has the tag {CORE_TAG} and no {MACHINE_TAG}; it is left alone"
-                    );
-                }
+            if let Some(machine) = machine_of(&instance) {
+                machines.entry(machine).or_default().push(instance);
+            } else {
+                let id = instance.instance_id();
+                warn!(
+                    id,
+                    "an instance has the tag {CORE_TAG} and no {MACHINE_TAG}; it is left alone"
+                );
             }
         }
         let mut listed = Vec::new();
@@ -73,7 +72,10 @@ impl AwsProvider {
             for surplus in surplus(instances) {
                 let id = surplus.instance_id();
                 warn!(%machine, id, "a second instance of one machine is ended");
-                self.terminate_instance(&surplus).await?;
+                // The list is right all the same, and the next one shows it again.
+                if let Err(fault) = self.terminate_instance(&surplus).await {
+                    warn!(%machine, id, %fault, "it is not ended");
+                }
             }
         }
         Ok(listed)
@@ -144,7 +146,7 @@ mod tests {
     #[test]
     fn what_the_spot_market_has_taken_back_is_known_by_its_reason() {
         let gone = instance(InstanceStateName::Terminated, "Server.SpotInstanceTermination");
-        assert_eq!(state_of(&[gone.clone()]), ListedState::Gone { taken_back: true });
+        assert_eq!(state_of(std::slice::from_ref(&gone)), ListedState::Gone { taken_back: true });
         let other = instance(InstanceStateName::Running, "");
         assert_eq!(state_of(&[gone, other]), ListedState::Live);
     }

@@ -38,13 +38,13 @@ impl AwsProvider {
         &self,
         request: &LaunchRequest,
     ) -> Result<Placement, LaunchError> {
-        let there = self.find(request.machine).await.map_err(not_seen)?;
+        let there = self.find(request.machine).await.map_err(|fault| not_seen(&fault))?;
         if let Some(placement) = self.oldest_live(request, there) {
             self.unclear().remove(&request.machine);
             return Ok(placement);
         }
         let image = self.images.of(request.arch).await.map_err(|error| match error {
-            NoImage::Fault(fault) => not_seen(fault),
+            NoImage::Fault(fault) => not_seen(&fault),
             NoImage::Missing(problem) => LaunchError::Permanent(problem),
         })?;
         let user_data = self.user_data(request)?;
@@ -108,7 +108,7 @@ impl AwsProvider {
             if look > 0 {
                 tokio::time::sleep(LOOK_INTERVAL).await;
             }
-            let found = self.find(machine).await.map_err(not_seen)?;
+            let found = self.find(machine).await.map_err(|fault| not_seen(&fault))?;
             let is_known = !found.is_empty();
             if let Some(placement) = self.oldest_live(request, found) {
                 return Ok(placement);
@@ -159,7 +159,7 @@ impl AwsProvider {
     ) -> Result<Instance, Fault> {
         let tags = self.tags(request);
         let sent = self
-            .run_instances(candidate, image, tags)
+            .run_instances(candidate, image, &tags)
             .client_token(client_token(request.machine, candidate))
             .user_data(user_data);
         // Core repeats it itself: here a lack of capacity, which has status 500, would be asked for again.
@@ -174,7 +174,7 @@ impl AwsProvider {
         &self,
         candidate: &Candidate,
         image: &Image,
-        tags: Vec<Tag>,
+        tags: &[Tag],
     ) -> RunInstancesFluentBuilder {
         let settings = &self.config;
         let volume = EbsBlockDevice::builder()
@@ -197,7 +197,7 @@ impl AwsProvider {
         });
         let groups = Some(settings.security_groups.clone()).filter(|groups| !groups.is_empty());
         let on = |resource| {
-            let tags = Some(tags.clone());
+            let tags = Some(tags.to_vec());
             TagSpecification::builder().resource_type(resource).set_tags(tags).build()
         };
         let sent = self
@@ -266,8 +266,8 @@ fn client_token(machine: MachineId, candidate: &Candidate) -> String {
     let Candidate { instance_type, zone, market, .. } = candidate;
     let zone = zone.as_deref().unwrap_or_default();
     let hash = Sha256::digest(format!("{instance_type}\n{zone}\n{market}"));
-    let hash = hash[..16].iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-    format!("{machine}-{hash}")
+    let start: [u8; 16] = hash[..16].try_into().expect("a hash has 32 bytes");
+    format!("{machine}-{:032x}", u128::from_be_bytes(start))
 }
 
 fn placed(instance: &Instance, candidate: &Candidate) -> Placement {
@@ -291,7 +291,7 @@ fn ended(machine: MachineId) -> LaunchError {
 }
 
 /// For a failed look at what is there: an earlier request may have started something.
-fn not_seen(fault: Fault) -> LaunchError {
+fn not_seen(fault: &Fault) -> LaunchError {
     match fault.kind {
         Kind::Permanent | Kind::NotFound => LaunchError::Permanent(fault.to_string()),
         Kind::Throttled => LaunchError::Throttled(fault.to_string()),

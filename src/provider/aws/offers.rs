@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use aws_sdk_ec2::types::{InstanceTypeInfo, UsageClassType};
+use aws_sdk_ec2::types::{
+    ArchitectureType, Filter, InstanceTypeInfo, ProcessorInfo, UsageClassType,
+};
 use stagely_agent::protocol::Arch;
 
 use super::AwsProvider;
 use super::fault::Fault;
-use super::images::{NoImage, architecture, filter};
+use super::images::{NoImage, architecture};
 use crate::core::state::MachineSize;
 use crate::provider::{Offer, ProviderError};
 
@@ -53,9 +55,9 @@ impl AwsProvider {
         let mut found = BTreeMap::new();
         for names in names.chunks(NAMES_MAX) {
             // As a filter, so that a name which the region does not know is missing and no error.
-            let mut named = filter("instance-type", names[0]);
-            named.values = Some(names.iter().map(ToString::to_string).collect());
-            let request = self.client.describe_instance_types().filters(named);
+            let values = Some(names.iter().map(ToString::to_string).collect());
+            let wanted = Filter::builder().name("instance-type").set_values(values).build();
+            let request = self.client.describe_instance_types().filters(wanted);
             let mut pages = request.into_paginator().send();
             while let Some(page) = pages.next().await {
                 for info in page?.instance_types.unwrap_or_default() {
@@ -81,9 +83,9 @@ fn problem(
     let Some(info) = info else {
         return Some(format!("this region has no {name}; name another for {arch}.{size} in [aws]"));
     };
-    let its = info.processor_info().map(|it| it.supported_architectures()).unwrap_or_default();
+    let its = info.processor_info().map(ProcessorInfo::supported_architectures).unwrap_or_default();
     if !its.iter().any(|it| it.as_str() == architecture(arch)) {
-        let its: Vec<&str> = its.iter().map(|it| it.as_str()).collect();
+        let its: Vec<&str> = its.iter().map(ArchitectureType::as_str).collect();
         return Some(format!("{name} is {}, not {}", its.join(", "), architecture(arch)));
     }
     let is_sold = is_sold(info, &UsageClassType::OnDemand) || is_sold(info, &UsageClassType::Spot);
