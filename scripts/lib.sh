@@ -11,6 +11,10 @@ REGISTRY_PORT="${STAGELY_REGISTRY_PORT:-5000}"
 MIRROR_PORT="${STAGELY_MIRROR_PORT:-5002}"
 GITHUB_DESCRIPTION="$SETUP_DIR/github/api.json"
 GITHUB_EXAMPLES="$SETUP_DIR/github/deliveries.json"
+MOTO_DIR="$SETUP_DIR/moto"
+# DigitalOcean's description of its API is in no package; without it the tests ask their fake unchecked.
+DIGITALOCEAN_DESCRIPTION="${STAGELY_DIGITALOCEAN_DESCRIPTION:-$REPO_DIR/../shared/data/digitalocean-openapi.json}"
+PRISM_DIR="$SETUP_DIR/prism"
 
 # Compiled files stay outside the clone, and all scripts share them.
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/stagely/target}"
@@ -43,6 +47,10 @@ die() {
 
 has() { command -v "$1" >/dev/null 2>&1; }
 
+as_root() {
+    if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
+}
+
 # version_at_least FOUND WANTED
 version_at_least() {
     [ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1)" = "$2" ]
@@ -65,4 +73,12 @@ load_setup_env() {
     # shellcheck source=/dev/null
     . "$SETUP_ENV"
     set +a
+}
+
+# The Debian mirror that this machine is configured with, or the public one: Ubuntu has none.
+debian_mirror() {
+    # shellcheck disable=SC2016  # apt fills these in
+    apt-get indextargets --format '$(ORIGIN) $(CODENAME) $(REPO_URI)' 'Created-By: Packages' |
+        awk '$1 == "Debian" && $2 !~ /-(updates|security|backports)/ && !mirror { mirror = $3 }
+            END { print mirror ? mirror : "http://deb.debian.org/debian" }'
 }

@@ -15,8 +15,8 @@ use stagely_agent::protocol::{
 use utoipa::{IntoParams, ToSchema};
 
 use crate::core::state::{
-    Approval, CancelReason, ForkPolicy, GithubRepository, MachineKind, MachineSize, Timestamp,
-    Trigger,
+    Approval, CancelReason, Fleet, ForkPolicy, GithubRepository, Interruption, MachineKind,
+    MachineSize, Market, ProviderName, Timestamp, Trigger, Usd,
 };
 use crate::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId};
 
@@ -446,8 +446,38 @@ pub struct MachineView {
     /// How big it is.
     #[schema(value_type = String)]
     pub size: MachineSize,
+    /// What it is for: `builder`, `preview` or `tester`.
+    #[schema(value_type = String)]
+    pub fleet: Fleet,
+    /// Who launched it; none for a registered one.
+    #[schema(value_type = Option<String>)]
+    pub provider: Option<ProviderName>,
+    /// The provider's own name for it, once it has answered.
+    pub provider_id: Option<String>,
+    /// What the provider calls a machine of its size, once it has answered.
+    pub instance_type: Option<String>,
+    /// The zone, region or subnet that it is in, where the provider has such.
+    pub zone: Option<String>,
+    /// How it is paid for: `on-demand` or `spot`. None before the provider has answered.
+    #[schema(value_type = Option<String>)]
+    pub market: Option<Market>,
+    /// Whether it is paid for on demand whatever the market of its fleet, since its job has no further attempt.
+    pub on_demand: bool,
+    /// What an hour of it costs, in US dollars; of a spot machine the most that it can cost. None where nobody
+    /// has said.
+    #[serde(with = "dollars")]
+    #[schema(value_type = Option<f64>, example = 0.17)]
+    pub price_per_hour_usd: Option<Usd>,
+    /// What it has cost so far, in US dollars, counted from its request and rounded up to a millionth; of a spot
+    /// machine the most that it can have cost. None where no price is known.
+    #[serde(with = "dollars")]
+    #[schema(value_type = Option<f64>, example = 0.0284)]
+    pub cost_usd: Option<Usd>,
     /// How far it is.
     pub status: MachineStatus,
+    /// The cloud wants it back: `notice` is `likely`, or `certain` with `at`.
+    #[schema(value_type = Option<Object>)]
+    pub interruption: Option<Interruption>,
     /// Whether its agent is connected.
     pub connected: bool,
     /// The job that it has, or was launched for.
@@ -462,12 +492,103 @@ pub struct MachineView {
     /// It is ended after this moment whatever it does; none for a registered one.
     #[schema(value_type = Option<u64>)]
     pub lease_until: Option<Timestamp>,
+    /// What is left of its lease, in seconds: below zero where it is there all the same. None for a registered
+    /// one, and for one that is gone.
+    pub lease_left_seconds: Option<i64>,
+    /// From its request until now, or until it was gone, in seconds.
+    pub age_seconds: u64,
     /// When it was gone.
     #[schema(value_type = Option<u64>)]
     pub terminated_at: Option<Timestamp>,
     /// What its agent said about it.
     #[schema(value_type = Option<Object>)]
     pub system_info: Option<SystemInfo>,
+}
+
+/// Writes an amount of US dollars as a number. Millionths fit into one exactly.
+pub(crate) mod dollars {
+    use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer};
+
+    use super::Usd;
+
+    #[expect(clippy::ref_option, reason = "serde hands out a reference to the field")]
+    pub(crate) fn serialize<S: Serializer>(amount: &Option<Usd>, to: S) -> Result<S::Ok, S::Error> {
+        #[expect(clippy::cast_precision_loss, reason = "exact below 9 billion dollars")]
+        amount.map(|Usd(millionths)| millionths as f64 / 1e6).serialize(to)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Usd>, D::Error> {
+        let amount = Option::<f64>::deserialize(from)?;
+        // What is below zero or no number becomes 0.
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "`as` saturates"
+        )]
+        Ok(amount.map(|amount| Usd((amount * 1e6).round() as u64)))
+    }
+}
+
+/// Which machines.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+pub struct ListMachines {
+    /// Also those that are gone, as long as they are remembered (`retention`). Default: false.
+    #[serde(default)]
+    pub all: bool,
+}
+
+/// `/sweep`: what the providers have against what the records say.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct SweepView {
+    /// Whether this is only what would be done.
+    pub dry_run: bool,
+    /// Each provider.
+    pub providers: Vec<ProviderSweepView>,
+}
+
+/// One provider in a sweep.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ProviderSweepView {
+    /// Which.
+    #[schema(value_type = String)]
+    pub provider: ProviderName,
+    /// Why it could not be asked, for people. The rest then says nothing.
+    pub error: Option<String>,
+    /// Machines in its list, those included of which it says that they are gone.
+    pub listed: usize,
+    /// Machines that it should have: launched by it and not gone.
+    pub recorded: usize,
+    /// Machines about which its list and the records differ.
+    pub machines: Vec<SweptMachine>,
+}
+
+/// A machine about which a provider's list and the records differ.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct SweptMachine {
+    /// Which.
+    #[schema(value_type = String)]
+    pub machine_id: MachineId,
+    /// What follows.
+    pub action: SweepAction,
+    /// Why, for people.
+    pub reason: String,
+    /// Whether it was done.
+    pub done: bool,
+    /// Why it could not be done, for people. It is tried again.
+    pub error: Option<String>,
+}
+
+/// What follows for a machine from a sweep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum SweepAction {
+    /// It is ended.
+    End,
+    /// It counts as gone, and its work goes elsewhere. What is left of it is ended.
+    Forget,
+    /// Nothing.
+    None,
 }
 
 /// `POST /machines`: registers a machine that is there already.

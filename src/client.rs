@@ -22,8 +22,8 @@ use url::{Url, form_urlencoded};
 use crate::api::{
     AddMachine, AddProject, AddedMachine, BASE_PATH, CreateRun, CreateToken, CreateWarmUp,
     CreatedToken, EnvironmentView, ErrorBody, FollowMessage, FollowedLine, GithubView, JobStatus,
-    JobView, ListEnvironments, ListRuns, LogRange, MachineView, ProjectView, QueueView,
-    RebuildEnvironment, RebuildRun, RunView, WarmUpView,
+    JobView, ListEnvironments, ListMachines, ListRuns, LogRange, MachineView, ProjectView,
+    QueueView, RebuildEnvironment, RebuildRun, RunView, SweepView, WarmUpView,
 };
 use crate::ids::{EnvironmentId, JobId, MachineId, RunId};
 
@@ -32,6 +32,9 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long the answer to a request may take, logs and what is followed excepted.
 const ANSWER_LIMIT: Duration = Duration::from_mins(1);
+
+/// How long a sweep may take: providers are asked for all their pages, and machines are ended.
+const SWEEP_LIMIT: Duration = Duration::from_mins(10);
 
 /// The waits before core is asked again after it went away: about 90 s in all, which is more than
 /// a restart takes.
@@ -303,12 +306,21 @@ impl Client {
         self.send(self.request(Method::GET, &format!("jobs/{id}/logs")).query(range)).await
     }
 
-    /// Lists the machines that are there.
+    /// Lists machines, oldest first.
     ///
     /// # Errors
     /// [`ClientError`]
-    pub async fn machines(&self) -> Result<Vec<MachineView>, ClientError> {
-        self.get("machines").await
+    pub async fn machines(&self, which: &ListMachines) -> Result<Vec<MachineView>, ClientError> {
+        self.json(self.request(Method::GET, "machines").timeout(ANSWER_LIMIT).query(which)).await
+    }
+
+    /// Compares providers with the records, and does what follows unless this is a `dry_run`.
+    ///
+    /// # Errors
+    /// [`ClientError`]. That a provider could not be asked is none: the answer says so.
+    pub async fn sweep(&self, dry_run: bool) -> Result<SweepView, ClientError> {
+        let method = if dry_run { Method::GET } else { Method::POST };
+        self.json(self.request(method, "sweep").timeout(SWEEP_LIMIT)).await
     }
 
     /// Registers a machine.

@@ -293,6 +293,9 @@ pub struct AgentsConfig {
     /// Time between SIGTERM and SIGKILL for what an agent runs. Default: 5s.
     #[serde(with = "humantime_serde")]
     pub kill_grace: Duration,
+    /// A folder with `stagely-linux-amd64` and `stagely-linux-arm64` of a release, for stock images whose arch
+    /// is not core's own. Default: none.
+    pub binaries: Option<PathBuf>,
 }
 
 impl Default for AgentsConfig {
@@ -302,6 +305,7 @@ impl Default for AgentsConfig {
             reconnect_grace: Duration::from_mins(2),
             give_up_after: Duration::from_mins(15),
             kill_grace: Duration::from_secs(5),
+            binaries: None,
         }
     }
 }

@@ -12,8 +12,8 @@ use stagely::cli::run::outcome::EXIT_UNUSABLE;
 use stagely::cli::settings::{Place, Settings};
 use stagely::cli::signals::stop_token;
 use stagely::cli::{
-    approve, doctor, environments, explain, github, machines, project, rebuild, records, run,
-    schema, token, validate,
+    approve, doctor, environments, explain, fleets, github, machines, project, rebuild, records,
+    run, schema, sweep, token, validate,
 };
 use stagely::core;
 use stagely_agent::exec::exec;
@@ -61,6 +61,8 @@ enum Command {
     Github(github::GithubArgs),
     Environments(environments::EnvironmentsArgs),
     Machines(machines::MachinesArgs),
+    Sweep(sweep::SweepArgs),
+    Fleets(fleets::FleetsArgs),
     Queue(machines::QueueArgs),
     Token(token::TokenArgs),
     Doctor(doctor::DoctorArgs),
@@ -147,6 +149,8 @@ async fn perform(command: Command) -> anyhow::Result<ExitCode> {
         Command::Project(arguments) => project::project(arguments).await,
         Command::Github(arguments) => github::github(arguments).await,
         Command::Machines(arguments) => machines::machines(arguments).await,
+        Command::Sweep(arguments) => sweep::sweep(arguments).await,
+        Command::Fleets(arguments) => fleets::fleets(&arguments),
         Command::Queue(arguments) => machines::queue(arguments).await,
         Command::Token(arguments) => token::token(arguments).await,
         Command::Doctor(arguments) => doctor::doctor(arguments).await,

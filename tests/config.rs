@@ -4,8 +4,11 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
-use stagely::config::{Config, ConfigError};
+use stagely::config::{Config, ConfigError, MarketPolicy};
+use stagely::core::state::{Fleet, ProviderName, Usd};
+use stagely_agent::protocol::Arch;
 
 fn sample() -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("stagely.sample.toml");
@@ -53,6 +56,22 @@ fn the_samples_examples_are_settings_too() {
         config.registry.password_file.is_none(),
         config.local.agent_program.is_none(),
         config.local.docker_host.is_none(),
+        config.agents.binaries.is_none(),
+        config.builders.amd64.is_none(),
+        config.builders.arm64.is_none(),
+        config.builders.max_price.is_none(),
+        config.aws.region.is_none(),
+        config.aws.profile.is_none(),
+        config.aws.endpoint.is_none(),
+        config.aws.instance_profile.is_none(),
+        config.aws.image_amd64.is_none(),
+        config.aws.image_arm64.is_none(),
+        config.digitalocean.token_file.is_none(),
+        config.digitalocean.vpc.is_none(),
+        config.digitalocean.image_amd64.is_none(),
+        config.digitalocean.image_arm64.is_none(),
+        config.qemu.image_amd64.is_none(),
+        config.qemu.image_arm64.is_none(),
         config.warm_up.schedule.is_none(),
         config.warm_up.projects.is_empty(),
         config.github.clone_url.is_none(),
@@ -63,6 +82,14 @@ fn the_samples_examples_are_settings_too() {
         config.projects.is_empty(),
     ];
     assert!(!unset.contains(&true), "{unset:?} in\n{text}");
+    for fleet in [&config.previews, &config.testers] {
+        let is_set = fleet.provider.is_some() && fleet.amd64.is_some() && fleet.arm64.is_some();
+        assert!(is_set && fleet.max_price.is_some(), "{fleet:?}");
+    }
+    let types =
+        config.aws.instance_types.values().chain(config.digitalocean.instance_types.values());
+    let types: Vec<_> = types.map(|it| it.arch.is_some() && it.price.is_some()).collect();
+    assert_eq!(types, [true, true]);
 }
 
 /// Serde lists every key it knows when it meets one that it does not.
@@ -73,8 +100,19 @@ fn the_sample_shows_every_setting() {
         "core",
         "registry",
         "builders",
+        "previews",
+        "testers",
         "agents",
         "local",
+        "aws",
+        "aws.builders",
+        "aws.previews",
+        "aws.testers",
+        "digitalocean",
+        "digitalocean.builders",
+        "digitalocean.previews",
+        "digitalocean.testers",
+        "qemu",
         "logs",
         "warm-up",
         "retention",
@@ -86,11 +124,17 @@ fn the_sample_shows_every_setting() {
         let known = error.split_once("expected ").expect("serde lists the keys").1;
         let keys: Vec<&str> = known.split('`').skip(1).step_by(2).collect();
         assert!(!keys.is_empty(), "{error}");
+        // Tables in tables are written as `table.key`.
+        let (table, below) = match table.split_once('.') {
+            Some((table, below)) => (table, format!("{below}.")),
+            None => (table, String::new()),
+        };
         let section = text.split(&format!("[{table}]\n")).nth(1).expect(table);
         let section = section.split("\n[").next().unwrap_or_default();
         for key in keys {
-            let is_shown = section.lines().any(|line| line.starts_with(&format!("{key} = ")));
-            assert!(is_shown, "[{table}] of the sample does not show {key}");
+            let shows = |line: &str, then| line.starts_with(&format!("{below}{key}{then}"));
+            let is_shown = section.lines().any(|line| shows(line, " = ") || shows(line, "."));
+            assert!(is_shown, "[{table}] of the sample does not show {below}{key}");
         }
     }
 }
@@ -133,7 +177,81 @@ fn mistakes_name_the_file_the_line_or_the_setting() {
     assert!(name.contains("projects.name") && name.contains("a-b"), "{name}");
     assert!(error("[[projects]]\ngithub = \"https://github.com/a/b\"\n").contains("line 2"));
     assert!(error("[builders]\nmax-concurrent = 0\n").contains("line 2"));
+    let provider = error("[builders]\nprovider = \"azure\"\n");
+    assert!(provider.contains("line 2") && provider.contains("azure"), "{provider}");
+    assert!(ProviderName::ALL.iter().all(|it| provider.contains(it.as_str())), "{provider}");
+    let size = error("[aws.builders.amd64]\nhuge = [\"c5.xlarge\"]\n");
+    assert!(size.contains("line 2") && size.contains("huge") && size.contains("xlarge"), "{size}");
+    for (table, named) in [("aws.testers", "c99.xlarge"), ("digitalocean.builders", "c-99")] {
+        let unknown = error(&format!("[{table}.amd64]\nmedium = [\"{named}\"]\n"));
+        assert!(unknown.contains(table) && unknown.contains(named), "{unknown}");
+        assert!(unknown.contains("instance-types"), "{unknown}");
+    }
+    let arch = error("[aws.builders.arm64]\nmedium = [\"c5.xlarge\"]\n");
+    assert!(arch.contains("c5.xlarge, which is amd64"), "{arch}");
+    let none = error("[aws.builders.amd64]\nmedium = []\n");
+    assert!(none.contains("aws.builders") && none.contains("amd64.medium is empty"), "{none}");
+    for price in ["-0.1", "nan", "inf", "\"0.1\""] {
+        for table in ["builders", "previews", "testers"] {
+            let price = error(&format!("[{table}]\nmax-price = {price}\n"));
+            assert!(price.contains("line 2"), "{price}");
+        }
+    }
+    let price = error("[aws]\ninstance-types.\"c5.xlarge\" = { price = -0.1 }\n");
+    assert!(price.contains("line 2") && price.contains("US dollars"), "{price}");
+    let market = error("[testers]\nmarket = \"cheap\"\n");
+    assert!(market.contains("line 2") && market.contains("spot-first"), "{market}");
+    assert!(error("[aws]\nvolume-gib = 0\n").contains("line 2"));
     assert!(error("[nowhere]\n").contains("nowhere"));
+}
+
+/// Who launches machines of each fleet, AMD64 and ARM64.
+fn launchers(text: &str) -> [[Option<ProviderName>; 2]; 3] {
+    let config = read(text).unwrap();
+    Fleet::ALL.map(|fleet| {
+        let fleet = config.fleet(fleet);
+        [fleet.provider_of(Arch::Amd64), fleet.provider_of(Arch::Arm64)]
+    })
+}
+
+#[test]
+fn fleets_are_launched_by_who_launches_builders_unless_they_say_otherwise() {
+    use ProviderName::{Aws, DigitalOcean, Local, Qemu};
+    assert_eq!(Fleet::ALL, [Fleet::Builder, Fleet::Preview, Fleet::Tester]);
+    assert_eq!(launchers(""), [[Some(Local); 2]; 3]);
+    let aws = "[builders]\nprovider = \"aws\"\namd64 = \"digitalocean\"\n";
+    assert_eq!(launchers(aws), [[Some(DigitalOcean), Some(Aws)]; 3]);
+    let previews = format!("{aws}[previews]\nprovider = \"qemu\"\n[testers]\narm64 = \"local\"\n");
+    assert_eq!(
+        launchers(&previews),
+        [
+            [Some(DigitalOcean), Some(Aws)],
+            [Some(Qemu), Some(Qemu)],
+            [Some(DigitalOcean), Some(Local)]
+        ]
+    );
+    let config = Config::default();
+    assert_eq!(config.builders.capacity_wait, Duration::from_secs(30));
+    for fleet in Fleet::ALL {
+        let fleet = config.fleet(fleet);
+        assert_eq!((fleet.market, fleet.max_price), (MarketPolicy::OnDemand, None));
+    }
+    // How they are bought is each fleet's own.
+    let config = read("[builders]\nmarket = \"spot\"\nmax-price = 1\n").unwrap();
+    assert_eq!(config.fleet(Fleet::Builder).market, MarketPolicy::Spot);
+    assert_eq!(config.fleet(Fleet::Builder).max_price, Some(Usd(1_000_000)));
+    assert_eq!(config.fleet(Fleet::Tester).market, MarketPolicy::OnDemand);
+}
+
+#[test]
+fn none_launches_nothing() {
+    let none = "[builders]\nprovider = \"none\"\n";
+    assert_eq!(launchers(none), [[None; 2]; 3]);
+    assert!(read(none).unwrap().providers().is_empty());
+    let no_arm = "[builders]\nprovider = \"aws\"\narm64 = \"none\"\n";
+    assert_eq!(launchers(no_arm), [[Some(ProviderName::Aws), None]; 3]);
+    let only_testers = format!("{none}[testers]\nprovider = \"aws\"\n");
+    assert_eq!(launchers(&only_testers)[2], [Some(ProviderName::Aws); 2]);
 }
 
 #[test]

@@ -20,6 +20,8 @@ list_missing() {
     [ "${STAGELY_TOOLCHAINS:-no}" = no ] || files="$files $folder/toolchains"
     # shellcheck disable=SC2013,SC2086  # words of several files
     for package in $(sed 's/#.*//' $files); do
+        # Where networks are not ours to set, neither is who knows the names.
+        [ "$package" != systemd-resolved ] || [ "${STAGELY_NETWORK:?}" = dhcp ] || continue
         dpkg-query -W -f '${db:Status-Abbrev}' "$package" 2>/dev/null | grep -q '^ii' || echo "$package"
     done
 }

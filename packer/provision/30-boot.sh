@@ -17,12 +17,11 @@ main() {
     put system.conf /etc/systemd/system.conf.d/stagely.conf
     case "${STAGELY_NETWORK:?}" in
     dhcp) ask_by_dhcp ;;
-    # DigitalOcean has no DHCP: cloud-init reads the addresses from its metadata.
+    # DigitalOcean has no DHCP: cloud-init reads the addresses from its metadata, and the image's own services
+    # set them.
     cloud-init) ;;
     *) echo "error: STAGELY_NETWORK is dhcp or cloud-init" >&2 && exit 1 ;;
     esac
-    systemctl enable systemd-networkd.service
-    ln -sf ../run/systemd/resolve/stub-resolv.conf /etc/resolv.conf
     mask_what_is_not_needed
 }
 
@@ -31,6 +30,8 @@ put() { install -D -m 0644 "$files/$1" "$2"; }
 ask_by_dhcp() {
     put cloud-init-no-network.cfg /etc/cloud/cloud.cfg.d/99-stagely-network.cfg
     put dhcp.network /etc/systemd/network/05-stagely.network
+    systemctl enable systemd-networkd.service
+    ln -sf ../run/systemd/resolve/stub-resolv.conf /etc/resolv.conf
     # They would be asked for a second time.
     rm -f /etc/netplan/*.yaml /etc/network/interfaces.d/50-cloud-init
 }

@@ -17,7 +17,7 @@ use hmac::{Hmac, KeyInit as _, Mac as _};
 use redb::{Database, TableDefinition};
 use reqwest::Client;
 use sha2::Sha256;
-use stagely::api::{DeliveryOutcome, DeliveryView, ListRuns, RunStatus};
+use stagely::api::{DeliveryOutcome, DeliveryView, ListMachines, ListRuns, RunStatus};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::task::{JoinSet, spawn_blocking};
@@ -68,7 +68,7 @@ async fn one_by_one() -> anyhow::Result<Row> {
         subject.github.opens(number + 1);
         let begin = Instant::now();
         webhook.send(&subject.http, &subject.hook).await?;
-        while subject.core.client.machines().await?.len() <= known {
+        while subject.core.client.machines(&ListMachines::default()).await?.len() <= known {
             ensure!(begin.elapsed() < LIMIT, "no machine was asked for in {LIMIT:?}");
             sleep(LOOK).await;
         }

@@ -1,10 +1,13 @@
 //! `stagely doctor`: what this machine and core need, what is missing, and how to mend it.
 
+mod aws;
+mod digitalocean;
+
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use console::style;
 use serde::Serialize;
 use stagely_agent::docker::{self, DockerCommand, Engine, create_config};
@@ -27,7 +30,23 @@ const REGISTRY_LIMIT: Duration = Duration::from_secs(10);
 
 /// Checks what builds need, and says how to mend what is missing
 #[derive(Args, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct DoctorArgs {
+    #[command(subcommand)]
+    of: Option<DoctorOf>,
+    #[command(flatten)]
+    all: AllArgs,
+}
+
+#[derive(Subcommand, Debug)]
+enum DoctorOf {
+    Aws(aws::AwsArgs),
+    #[command(name = "digitalocean")]
+    DigitalOcean(digitalocean::DigitalOceanArgs),
+}
+
+#[derive(Args, Debug)]
+struct AllArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -79,6 +98,11 @@ impl Finding {
 /// # Errors
 /// A configuration that cannot be read; standard output that cannot be written.
 pub async fn doctor(arguments: DoctorArgs) -> anyhow::Result<ExitCode> {
+    let arguments = match arguments.of {
+        Some(DoctorOf::Aws(of)) => return aws::doctor(of).await,
+        Some(DoctorOf::DigitalOcean(of)) => return digitalocean::doctor(of).await,
+        None => arguments.all,
+    };
     let config = arguments.settings.read()?;
     let data_dir = state_folder()?;
     let mut findings = engine(&config).await;
@@ -92,11 +116,18 @@ pub async fn doctor(arguments: DoctorArgs) -> anyhow::Result<ExitCode> {
     findings.push(git().await);
     findings.push(disk(&config, &data_dir).await);
     findings.extend(server(&arguments.server).await);
-    print(arguments.json, &findings, |findings| {
-        findings.iter().map(shown).collect::<Vec<_>>().join("\n")
-    })?;
+    print(arguments.json, &findings, |findings| all_shown(findings))?;
+    Ok(exit_code(&findings))
+}
+
+/// A failure when a check found an error.
+fn exit_code(findings: &[Finding]) -> ExitCode {
     let failed = findings.iter().any(|finding| finding.verdict == Verdict::Error);
-    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+fn all_shown(findings: &[Finding]) -> String {
+    findings.iter().map(shown).collect::<Vec<_>>().join("\n")
 }
 
 fn shown(finding: &Finding) -> String {

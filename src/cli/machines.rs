@@ -1,4 +1,4 @@
-//! `stagely machines` and `stagely queue`: what there is, what waits, and machines of one's own.
+//! `stagely machines` and `stagely queue`: what there is and what it costs, what waits, and machines of one's own.
 
 use std::io::{Write as _, stdout};
 use std::process::ExitCode;
@@ -8,11 +8,18 @@ use stagely_agent::protocol::Arch;
 
 use super::connect::ServerArgs;
 use super::records::{local_time, print};
-use super::table::table;
-use crate::api::{AddMachine, MachineView, QueueView};
+use super::table::{Column, fitted, table, terminal_width};
+use crate::api::{AddMachine, ListMachines, MachineStatus, MachineView, QueueView};
+use crate::core::state::{Interruption, MachineKind, Market, Usd};
 use crate::ids::MachineId;
 
-/// Lists the machines that are there, and registers machines of one's own
+/// A machine that is there for longer than this after its lease is worth a warning: its end takes some time.
+const OVERDUE_SECONDS: i64 = 300;
+
+/// Lists the machines that are there, with leases and costs, and registers one's own
+///
+/// On a terminal as many columns are shown as fit; --json has all. A cost with ≤ is of a spot machine, whose price
+/// may be lower than that on demand.
 #[derive(Args, Debug)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct MachinesArgs {
@@ -24,6 +31,9 @@ pub struct MachinesArgs {
 
 #[derive(Args, Debug)]
 struct ListArgs {
+    /// Also those that are gone, as long as core remembers them
+    #[arg(long)]
+    all: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -72,8 +82,9 @@ pub struct QueueArgs {
 pub async fn machines(arguments: MachinesArgs) -> anyhow::Result<ExitCode> {
     match arguments.command {
         None => {
-            let machines = arguments.list.server.running()?.machines().await?;
-            print(arguments.list.json, &machines, |machines| machines_table(machines))
+            let ListArgs { all, json, server } = arguments.list;
+            let machines = server.running()?.machines(&ListMachines { all }).await?;
+            print(json, &machines, |machines| machines_text(machines, terminal_width()))
         }
         Some(MachinesCommand::Add { arch, name, server }) => {
             let added = server.running()?.add_machine(&AddMachine { arch, name }).await?;
@@ -92,31 +103,114 @@ pub async fn machines(arguments: MachinesArgs) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn machines_table(machines: &[MachineView]) -> String {
+/// The table, what is to be known of single machines, and what all have cost.
+fn machines_text(machines: &[MachineView], width: Option<usize>) -> String {
     if machines.is_empty() {
         return "no machines".to_owned();
     }
-    let rows = machines.iter().map(|machine| {
-        let contact = if machine.connected { "connected" } else { "" };
-        [
-            machine.id.to_string(),
-            machine.name.clone(),
-            kind(machine),
-            machine.arch.to_string(),
-            machine.status.as_str().to_owned(),
-            contact.to_owned(),
-            machine.job_id.map(|job| job.to_string()).unwrap_or_default(),
-            local_time(machine.requested_at),
-        ]
-    });
-    table(["MACHINE", "NAME", "KIND", "ARCH", "STATUS", "AGENT", "JOB", "SINCE"], rows)
+    let notes = machines.iter().filter_map(note).map(|note| format!("\n{note}"));
+    let total = total(machines).map(|total| format!("\n{total}"));
+    fitted(columns(machines), width) + &notes.chain(total).collect::<String>()
 }
 
-fn kind(machine: &MachineView) -> String {
-    match machine.kind {
-        crate::core::state::MachineKind::Launched => machine.size.to_string(),
-        crate::core::state::MachineKind::Static => "registered".to_owned(),
+fn columns(machines: &[MachineView]) -> Vec<Column> {
+    let column = |header, rank, cell: &dyn Fn(&MachineView) -> String| Column {
+        header,
+        rank,
+        cells: machines.iter().map(cell).collect(),
+    };
+    let text = |text: Option<&dyn ToString>| text.map(ToString::to_string).unwrap_or_default();
+    vec![
+        column("MACHINE", None, &|it| it.id.to_string()),
+        column("NAME", Some(3), &|it| it.name.clone()),
+        column("PROVIDER", Some(7), &|it| text(it.provider.as_ref().map(|it| it as _))),
+        column("TYPE", Some(1), &machine_type),
+        column("MARKET", Some(4), &|it| text(it.market.as_ref().map(|it| it as _))),
+        column("ARCH", Some(6), &|it| it.arch.to_string()),
+        column("STATUS", None, &|it| it.status.as_str().to_owned()),
+        column("AGENT", Some(5), &|it| if it.connected { "connected" } else { "" }.to_owned()),
+        column("AGE", Some(1), &|it| short_time(it.age_seconds)),
+        column("LEASE", Some(2), &lease),
+        column("COST", None, &cost),
+        column("ZONE", Some(8), &|it| it.zone.clone().unwrap_or_default()),
+        column("JOB", Some(9), &|it| text(it.job_id.as_ref().map(|it| it as _))),
+        column("SINCE", Some(10), &|it| local_time(it.requested_at)),
+    ]
+}
+
+/// What the provider calls it; its size before the provider has answered.
+fn machine_type(machine: &MachineView) -> String {
+    match (machine.kind, &machine.instance_type) {
+        (MachineKind::Static, _) => "registered".to_owned(),
+        (MachineKind::Launched, Some(instance_type)) => instance_type.clone(),
+        (MachineKind::Launched, None) => machine.size.to_string(),
     }
+}
+
+/// What is left of its lease.
+fn lease(machine: &MachineView) -> String {
+    match machine.lease_left_seconds {
+        None if machine.status == MachineStatus::Terminated => String::new(),
+        None => "-".to_owned(),
+        Some(left @ 0..) => short_time(left.unsigned_abs()),
+        Some(left) => format!("over {}", short_time(left.unsigned_abs())),
+    }
+}
+
+fn cost(machine: &MachineView) -> String {
+    let bound = if machine.market == Some(Market::Spot) { "≤" } else { "" };
+    machine.cost_usd.map_or_else(|| "-".to_owned(), |cost| format!("{bound}{cost}"))
+}
+
+/// In at most five characters, up to years: `45s`, `12m`, `3h05m`, `2d04h`, `12d`.
+fn short_time(seconds: u64) -> String {
+    let (minutes, hours, days) = (seconds / 60, seconds / 3_600, seconds / 86_400);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds}s"),
+        (0, 0, minutes) => format!("{minutes}m"),
+        (0, hours, minutes) => format!("{hours}h{:02}m", minutes % 60),
+        (days @ ..10, hours, _) => format!("{days}d{:02}h", hours % 24),
+        (days, ..) => format!("{days}d"),
+    }
+}
+
+/// What people should know of a machine.
+fn note(machine: &MachineView) -> Option<String> {
+    let id = machine.id;
+    if machine.status == MachineStatus::Terminated {
+        return None;
+    }
+    if let Some(over) = machine.lease_left_seconds.filter(|left| *left < -OVERDUE_SECONDS) {
+        return Some(format!(
+            "warning: {id} is there {} after the end of its lease: its provider has not ended it yet; core's log \
+             says why",
+            short_time(over.unsigned_abs())
+        ));
+    }
+    match machine.interruption? {
+        Interruption::Likely => Some(format!("{id} may soon be taken back by the cloud")),
+        Interruption::Certain { at } => {
+            Some(format!("{id} is taken back by the cloud at {}", local_time(at)))
+        }
+    }
+}
+
+/// What all have cost; `None` where no price is known.
+fn total(machines: &[MachineView]) -> Option<String> {
+    let known: Vec<&MachineView> = machines.iter().filter(|it| it.cost_usd.is_some()).collect();
+    let costs = known.iter().filter_map(|it| it.cost_usd).map(|Usd(millionths)| millionths);
+    let sum = Usd(costs.reduce(u64::saturating_add)?);
+    let is_bound = known.iter().any(|it| it.market == Some(Market::Spot));
+    let bound = if is_bound { "at most " } else { "" };
+    let others = match machines.len() - known.len() {
+        0 => String::new(),
+        others => format!(", {others} without a price"),
+    };
+    let count = match machines.len() {
+        1 => "1 machine".to_owned(),
+        count => format!("{count} machines"),
+    };
+    Some(format!("{count}, {bound}{sum} in all{others}"))
 }
 
 /// Runs `stagely queue`.
@@ -144,4 +238,120 @@ fn queue_table(queue: &QueueView) -> String {
         ]
     });
     format!("{}\n{builders}", table(["", "JOB", "NAME", "PROJECT", "WAITS FOR"], rows))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::state::{Fleet, MachineSize, ProviderName, Timestamp};
+
+    /// Ten minutes old, of 0.34 dollars an hour, with 50 minutes left.
+    fn view(number: u128) -> MachineView {
+        MachineView {
+            id: MachineId::from_bits(number),
+            kind: MachineKind::Launched,
+            name: String::new(),
+            arch: Arch::Amd64,
+            size: MachineSize::Large,
+            fleet: Fleet::Builder,
+            provider: Some(ProviderName::Aws),
+            provider_id: Some("i-0123456789abcdef0".to_owned()),
+            instance_type: Some("c5.2xlarge".to_owned()),
+            zone: Some("us-east-1a".to_owned()),
+            market: Some(Market::OnDemand),
+            on_demand: false,
+            price_per_hour_usd: Some(Usd(340_000)),
+            cost_usd: Some(Usd(56_667)),
+            status: MachineStatus::Busy,
+            interruption: None,
+            connected: true,
+            job_id: Some(crate::ids::JobId::from_bits(1)),
+            exporting_cache_of: None,
+            requested_at: Timestamp(0),
+            lease_until: Some(Timestamp(3_600_000)),
+            lease_left_seconds: Some(3_000),
+            age_seconds: 600,
+            terminated_at: None,
+            system_info: None,
+        }
+    }
+
+    fn registered() -> MachineView {
+        MachineView {
+            kind: MachineKind::Static,
+            name: "desk".to_owned(),
+            provider: None,
+            instance_type: None,
+            zone: None,
+            market: None,
+            price_per_hour_usd: None,
+            cost_usd: None,
+            status: MachineStatus::Ready,
+            job_id: None,
+            lease_until: None,
+            lease_left_seconds: None,
+            age_seconds: 1_000_000,
+            ..view(3)
+        }
+    }
+
+    fn all() -> Vec<MachineView> {
+        let spot = MachineView {
+            market: Some(Market::Spot),
+            status: MachineStatus::Terminating,
+            connected: false,
+            ..view(2)
+        };
+        vec![view(1), spot, registered()]
+    }
+
+    #[test]
+    fn the_table_keeps_machine_status_and_cost_at_every_width_and_the_rest_as_it_fits() {
+        for (width, has) in [
+            (Some(80), &["TYPE", "AGE", "LEASE"][..]),
+            (Some(100), &["TYPE", "NAME", "MARKET", "AGE", "LEASE"]),
+            (Some(140), &["PROVIDER", "ARCH", "AGENT", "MARKET", "ZONE"]),
+            (None, &["ZONE", "JOB", "SINCE"]),
+        ] {
+            let text = machines_text(&all(), width);
+            let mut lines = text.lines();
+            let header = lines.next().unwrap();
+            for wanted in ["MACHINE", "STATUS", "COST"].iter().chain(has) {
+                assert!(header.contains(wanted), "{wanted} at {width:?}\n{text}");
+            }
+            let fits = |line: &str| width.is_none_or(|width| line.chars().count() <= width);
+            assert!(fits(header) && lines.all(fits), "{width:?}\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_cost_is_a_bound_for_spot_and_a_dash_where_there_is_no_price() {
+        let text = machines_text(&all(), None);
+        assert!(text.contains("  ≤$0.0567") && text.contains("  $0.0567"), "{text}");
+        assert!(
+            text.ends_with("\n3 machines, at most $0.1134 in all, 1 without a price"),
+            "{text}"
+        );
+        let text = machines_text(&[registered()], None);
+        assert!(text.contains("  -") && !text.contains("in all"), "{text}");
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_machine_stands_below_the_table() {
+        let late = MachineView { lease_left_seconds: Some(-720), ..view(1) };
+        let at = Timestamp(1_000);
+        let taken = MachineView { interruption: Some(Interruption::Certain { at }), ..view(2) };
+        let text = machines_text(&[late, taken], None);
+        assert!(text.contains("over 12m"), "{text}");
+        assert!(text.contains("is there 12m after the end of its lease"), "{text}");
+        assert!(text.contains("is taken back by the cloud at "), "{text}");
+        let dying = MachineView { lease_left_seconds: Some(-30), ..view(1) };
+        assert!(!machines_text(&[dying], None).contains("warning"));
+    }
+
+    #[test]
+    fn times_are_short_and_no_more_exact_than_one_reads_them() {
+        let shown = [45, 720, 11_100, 187_200, 1_040_000].map(short_time);
+        assert_eq!(shown, ["45s", "12m", "3h05m", "2d04h", "12d"]);
+    }
 }

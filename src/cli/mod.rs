@@ -6,10 +6,12 @@ pub mod run;
 pub mod approve;
 pub mod environments;
 pub mod explain;
+pub mod fleets;
 pub mod github;
 pub mod machines;
 pub mod project;
 pub mod records;
+pub mod sweep;
 pub mod token;
 
 pub mod doctor;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use stagely_agent::protocol::{Arch, BuildArgs, Digest, Emulation, Platform};
 
+use super::binaries::Binaries;
 use super::disk::DiskGuard;
 use super::effects::{Effects, Reporting, Secrets};
 use super::github::Github;
@@ -88,6 +89,7 @@ pub(super) fn effects(
         secrets,
         store,
         providers: Providers::default(),
+        binaries: Binaries::new(None),
         scratch: folder.to_owned(),
         disk: DiskGuard::new(folder.to_owned(), 0),
     }

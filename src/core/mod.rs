@@ -22,6 +22,7 @@ pub mod logs;
 
 pub mod secrets;
 
+pub(crate) mod binaries;
 pub(crate) mod disk;
 #[cfg(test)]
 mod fixtures;
@@ -48,6 +49,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use url::Url;
 
+use self::binaries::Binaries;
 use self::disk::DiskGuard;
 use self::effects::{Effects, Reporting, Secrets};
 use self::github::Github;
@@ -64,7 +66,7 @@ use self::secrets::{Keyring, random_token};
 use self::sessions::Sessions;
 use self::state::{Event, Machine, MachineKind, Project, ProviderName, Snapshot, State};
 use self::store::{ApiToken, Store, Stored};
-use self::sweep::Sweep;
+use self::sweep::Sweeps;
 use self::warm_up::WarmUp;
 use crate::api::Role;
 use crate::config::Config;
@@ -223,6 +225,7 @@ impl Parts {
         let stop = CancellationToken::new();
         let data_dir = self.config.core.data_dir.clone();
         let disk = DiskGuard::new(data_dir.clone(), self.config.core.disk_free_min_mib);
+        let binaries = Binaries::new(self.config.agents.binaries.clone());
         let github = Github::new(Arc::clone(&self.config), secrets.clone())?;
         let effects = Arc::new(Effects {
             config: Arc::clone(&self.config),
@@ -236,6 +239,7 @@ impl Parts {
             registry: Registry::new(self.config.registry.clone())
                 .context("cannot set up TLS for the registry")?,
             providers: providers.clone(),
+            binaries: binaries.clone(),
             scratch: data_dir.join(SCRATCH),
             disk: disk.clone(),
         });
@@ -250,15 +254,9 @@ impl Parts {
         let mut tasks = JoinSet::new();
         tasks.spawn(orchestrator.run(stop.clone()));
         tasks.spawn(no_error(retention.run(stop.clone())));
-        for (name, provider) in providers.iter() {
-            let sweep = Sweep {
-                name,
-                provider: Arc::clone(provider),
-                records: records.clone(),
-                events: events.clone(),
-                started_at: now(),
-            };
-            tasks.spawn(no_error(sweep.run(stop.clone())));
+        let sweeps = Sweeps::new(&providers, &records, &events);
+        for sweep in sweeps.iter() {
+            tasks.spawn(no_error(Arc::clone(sweep).run(stop.clone())));
         }
         let intake = Intake::new(records.clone(), events.clone(), secrets.clone(), disk.clone());
         if let Some(schedule) = self.config.warm_up.schedule()? {
@@ -290,7 +288,9 @@ impl Parts {
             sessions,
             secrets,
             tokens: self.tokens.clone(),
+            binaries,
             disk,
+            sweeps,
             stop: stop.clone(),
         };
         tasks.spawn(serve(listener, api));
@@ -340,24 +340,35 @@ impl Parts {
 
     /// Those that the configuration names, and those of machines that are still there.
     async fn providers(&self, stored: &Stored) -> anyhow::Result<Providers> {
-        let left = left_machines(&stored.state).map(|machine| machine.provider);
         let named = self.config.providers();
-        let wanted: BTreeSet<ProviderName> = named.iter().copied().chain(left).collect();
+        let left = left_machines(&stored.state).map(|machine| machine.provider);
+        let left: BTreeSet<ProviderName> = left.filter(|name| !named.contains(name)).collect();
         let data_dir = &self.config.core.data_dir;
-        let providers = Providers::new(&wanted, &self.config, &stored.core_id, data_dir).await;
-        let abandoned = wanted.difference(&named).map(|name| name.as_str()).collect::<Vec<_>>();
-        if abandoned.is_empty() {
-            return providers;
-        }
+        let providers = Providers::new(&named, &self.config, &stored.core_id, data_dir).await?;
+        let others = Providers::new(&left, &self.config, &stored.core_id, data_dir).await;
         // Without their provider, machines that live could neither be ended nor seen to end.
-        providers.with_context(|| {
-            format!(
-                "machines that {} launched are still there: start core with what that provider needs, and \
-                 take it out when `stagely machines` shows none of them",
-                abandoned.join(" and ")
-            )
-        })
+        let others = others.with_context(|| still_needed(&stored.state, &left))?;
+        for (name, _) in providers.iter() {
+            info!(provider = %name, "machines are launched by it");
+        }
+        for (name, _) in others.iter() {
+            info!(provider = %name, "machines that it launched earlier are still there");
+        }
+        Ok(providers.and(others))
     }
+}
+
+/// What to do about a provider that cannot be used although machines of it are there.
+fn still_needed(stored: &Snapshot, providers: &BTreeSet<ProviderName>) -> String {
+    let names: Vec<&str> = providers.iter().map(|name| name.as_str()).collect();
+    let left = left_machines(stored).filter(|machine| providers.contains(&machine.provider));
+    let left: Vec<String> = left.map(|machine| machine.id.to_string()).collect();
+    format!(
+        "machines that {} launched are still there ({}): start core with what that provider needs, and take it \
+         out when `stagely machines` shows none of them",
+        names.join(" and "),
+        left.join(", ")
+    )
 }
 
 /// Forgets the token that a project was given through the API, if it was given one: what the configuration
@@ -440,4 +451,34 @@ fn write_token(path: &Path, token: &SecretString) -> io::Result<()> {
         .mode(0o600)
         .open(path)?;
     writeln!(file, "{}", token.expose_secret())
+}
+
+#[cfg(test)]
+mod tests {
+    use stagely_agent::protocol::Arch;
+
+    use super::*;
+    use crate::core::state::{MachineState, Timestamp};
+    use crate::ids::MachineId;
+
+    #[test]
+    fn a_provider_that_cannot_be_used_is_told_with_the_machines_that_need_it() {
+        let machine = |number, provider, state| {
+            let id = MachineId::from_bits(number);
+            let machine = Machine::new(id, MachineKind::Launched, Arch::Amd64, Timestamp(0));
+            (id, Machine { provider, state, ..machine })
+        };
+        let machines = [
+            machine(1, ProviderName::Aws, MachineState::Booting),
+            machine(2, ProviderName::Aws, MachineState::Terminated),
+            machine(3, ProviderName::Local, MachineState::Booting),
+        ];
+        let stored = Snapshot { machines: machines.into(), ..Snapshot::default() };
+
+        let text = still_needed(&stored, &BTreeSet::from([ProviderName::Aws]));
+
+        let left =
+            format!("machines that aws launched are still there ({})", MachineId::from_bits(1));
+        assert!(text.starts_with(&left), "{text}");
+    }
 }

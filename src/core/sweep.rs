@@ -1,136 +1,214 @@
 //! Compares what a provider has with the records, both ways, again and again, and decides only on positive
-//! evidence.
+//! evidence. Each provider has a task of its own, so that one that hangs delays no other.
+
+mod comparison;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use futures_util::StreamExt as _;
+use futures_util::future::join_all;
+use futures_util::stream;
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::orchestrator::{Events, ShuttingDown, now};
-use super::records::{Records, SharedRecords};
-use super::state::{Event, Machine, MachineKind, MachineState, ProviderName, Timestamp};
+use self::comparison::{Comparison, is_lost};
+use super::orchestrator::{Events, now};
+use super::records::SharedRecords;
+use super::state::{Event, MachineKind, ProviderName, Timestamp};
 use crate::ids::MachineId;
-use crate::provider::{Listed, ListedState, Listing, Provider, ProviderError};
+use crate::provider::{Listing, Provider, ProviderError, Providers};
 
-/// Looks in a row in which a machine must be missing before it counts as gone: a list and the records
-/// are not of the same moment.
-const LOOKS_MISSING: u32 = 2;
+pub(super) use self::comparison::Verdict;
+
+/// The wait before a second look at a machine that is missing, and before the first at one whose agent has just
+/// left; where the provider is asked more often than that, half of its interval.
+const SOON: Duration = Duration::from_secs(5);
 
 /// Between two questions what a provider has.
 const DESCRIBE_INTERVAL: Duration = Duration::from_hours(1);
 
-/// What is to be done about a machine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
-    /// It has no record. A record is made before the provider is asked, so it is not one that is starting.
-    EndUnknown,
-    /// Its record says that it is gone, and it is there: the state ends it.
-    Returned,
-    /// It is gone.
-    Gone {
-        /// Whether the cloud took it back.
-        taken_back: bool,
-    },
-    /// It is not in the list, which need not mean anything yet.
-    Missing,
-}
+/// How long a provider may take for its list, all pages and its own retries included, or for what it has.
+const LIST_LIMIT: Duration = Duration::from_mins(1);
 
-/// What the records of one provider's machines say against its list.
-pub(super) struct Comparison<'a> {
-    pub(super) provider: ProviderName,
-    pub(super) listing: Listing,
-    pub(super) listed: &'a [Listed],
-    pub(super) records: &'a Records,
-    /// When this core started: what an earlier one has launched may be missing from the list for as long as
-    /// what this one has.
-    pub(super) started_at: Timestamp,
-    pub(super) now: Timestamp,
-}
+/// How long it may take to end one machine. It is asked again after that.
+pub(super) const END_LIMIT: Duration = Duration::from_mins(1);
 
-impl Comparison<'_> {
-    /// What is to be done, machine by machine. About those that are not named, nothing is.
-    pub(super) fn verdicts(&self) -> BTreeMap<MachineId, Verdict> {
-        let mut verdicts = BTreeMap::new();
-        for listed in self.listed {
-            if let Some(verdict) = self.of_listed(listed) {
-                verdicts.insert(listed.machine, verdict);
-            }
-        }
-        let listed: BTreeSet<MachineId> = self.listed.iter().map(|listed| listed.machine).collect();
-        let expected = self.records.live_machines().filter(|machine| self.is_expected(machine));
-        for machine in expected.filter(|machine| !listed.contains(&machine.id)) {
-            verdicts.insert(machine.id, Verdict::Missing);
-        }
-        verdicts
+/// How many machines a provider is asked to end at once: after a long absence of core there may be hundreds.
+const ENDED_AT_ONCE: usize = 8;
+
+/// The sweep of every provider. Clones share them.
+#[derive(Clone, Debug)]
+pub(crate) struct Sweeps(Arc<[Arc<Sweep>]>);
+
+impl Sweeps {
+    /// One for each of `providers`.
+    pub(super) fn new(providers: &Providers, records: &SharedRecords, events: &Events) -> Self {
+        let started_at = now();
+        let sweeps = providers.iter().map(|(name, provider)| {
+            Arc::new(Sweep {
+                name,
+                provider: Arc::clone(provider),
+                records: records.clone(),
+                events: events.clone(),
+                started_at,
+                memory: Mutex::default(),
+            })
+        });
+        Self(sweeps.collect())
     }
 
-    fn of_listed(&self, listed: &Listed) -> Option<Verdict> {
-        let record = self.records.machines.get(&listed.machine);
-        match (listed.state, record) {
-            (ListedState::Live, None) => Some(Verdict::EndUnknown),
-            (ListedState::Live, Some(record)) => {
-                record.state.is_terminated().then_some(Verdict::Returned)
-            }
-            (ListedState::Gone { taken_back }, Some(record)) if is_confirmed(record) => {
-                Some(Verdict::Gone { taken_back })
-            }
-            (ListedState::Gone { .. }, _) => None,
-        }
+    /// All of them.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<Sweep>> {
+        self.0.iter()
     }
 
-    /// Whether the provider has confirmed the machine, nobody has asked for its end, and nobody has heard of it
-    /// for so long that it should be in the list, if it is there.
-    fn is_expected(&self, machine: &Machine) -> bool {
-        let since = machine.contact_at.max(self.started_at);
-        machine.provider == self.provider
-            && is_confirmed(machine)
-            && !machine.connected
-            && self.now.since(since) >= self.listing.grace
+    /// Asks all providers at once and says what is to be done; does it unless this is a `dry_run`.
+    pub(super) async fn look(
+        &self,
+        dry_run: bool,
+    ) -> Vec<(ProviderName, Result<Look, ProviderError>)> {
+        let looks = self.iter().map(async |sweep| {
+            let looked = if dry_run { sweep.compare().await } else { sweep.look().await };
+            (sweep.name, looked)
+        });
+        join_all(looks).await
     }
 }
 
-/// Whether the provider has confirmed the machine and nobody has asked for its end.
-fn is_confirmed(machine: &Machine) -> bool {
-    use MachineState::{Booting, Busy, Ready};
-    machine.kind == MachineKind::Launched && matches!(machine.state, Booting | Ready | Busy { .. })
+/// What one look has shown.
+#[derive(Debug)]
+pub(super) struct Look {
+    /// Machines in the provider's list, gone ones included.
+    pub(super) listed: usize,
+    /// Machines that should be with the provider: launched by it and not gone.
+    pub(super) recorded: usize,
+    /// What is wrong.
+    pub(super) findings: Vec<Finding>,
+    asked_at: Timestamp,
 }
 
-/// The sweeping task of one provider.
+/// A machine about which something is to be done.
+#[derive(Debug)]
+pub(super) struct Finding {
+    /// The machine.
+    pub(super) machine: MachineId,
+    /// What.
+    pub(super) verdict: Verdict,
+    /// What came of it.
+    pub(super) outcome: Outcome,
+}
+
+/// What came of a verdict.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// Nothing was done: yet, or because a look is all that was asked for.
+    Left,
+    /// It was done.
+    Done,
+    /// It could not be done. The next look tries again.
+    Failed(String),
+}
+
+/// What is remembered from look to look.
+#[derive(Debug, Default)]
+struct Memory {
+    /// Machines that are missing, and when the provider was asked for the first list without them.
+    missing: BTreeMap<MachineId, Timestamp>,
+    /// Machines that only people can see to, of which the log has told.
+    told: BTreeSet<MachineId>,
+}
+
+/// The sweep of one provider.
 pub(super) struct Sweep {
-    pub(super) name: ProviderName,
-    pub(super) provider: Arc<dyn Provider>,
-    pub(super) records: SharedRecords,
-    pub(super) events: Events,
-    pub(super) started_at: Timestamp,
+    name: ProviderName,
+    provider: Arc<dyn Provider>,
+    records: SharedRecords,
+    events: Events,
+    started_at: Timestamp,
+    memory: Mutex<Memory>,
+}
+
+impl fmt::Debug for Sweep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sweep").field("provider", &self.name).finish_non_exhaustive()
+    }
 }
 
 impl Sweep {
-    /// Sweeps until `stop` fires.
-    pub(super) async fn run(self, stop: CancellationToken) {
-        let mut ticks = interval(self.provider.listing().interval);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut missing = BTreeMap::new();
-        let mut describe_at = Instant::now();
+    /// Sweeps until `stop` fires. What is under way then is left to the next core.
+    pub(super) async fn run(self: Arc<Self>, stop: CancellationToken) {
+        let both = async { tokio::join!(self.keep_looking(), self.keep_describing()) };
+        tokio::select! {
+            () = stop.cancelled() => {}
+            _ = both => {}
+        }
+    }
+
+    async fn keep_looking(&self) {
+        let mut changes = self.records.changes();
         loop {
-            tokio::select! {
-                () = stop.cancelled() => return,
-                _ = ticks.tick() => {}
-            }
-            if Instant::now() >= describe_at && self.describe().await {
-                describe_at = Instant::now() + DESCRIBE_INTERVAL;
-            }
-            if let Err(error) = self.look(&mut missing).await {
+            let asked_at = now();
+            if let Err(error) = self.look().await {
                 warn!(provider = %self.name, %error, "it cannot be compared with the records");
             }
+            self.wait(asked_at, &mut changes).await;
+        }
+    }
+
+    /// Waits until it is time to look again.
+    async fn wait(&self, last: Timestamp, changes: &mut watch::Receiver<u64>) {
+        let is_slow = self.soon() == SOON;
+        loop {
+            let wait = self.next_look(last).since(now());
+            tokio::select! {
+                () = sleep(wait) => return,
+                // An agent may have left.
+                Ok(()) = changes.changed(), if is_slow => {}
+            }
+        }
+    }
+
+    /// When to look after a look at `last`: at the provider's interval, and sooner where more may be known of a
+    /// machine that is missing or whose agent has left.
+    fn next_look(&self, last: Timestamp) -> Timestamp {
+        let Listing { interval, grace } = self.provider.listing();
+        let (soonest, regular) = (last.after(self.soon()), last.after(interval));
+        let is_missing = !self.memory().missing.is_empty();
+        let records = self.records.read();
+        let absent = records.live_machines().filter(|machine| {
+            // One that boots has not been there long enough to have been lost.
+            is_lost(machine, self.name) && machine.system_info.is_some()
+        });
+        let news = absent.flat_map(|machine| {
+            let in_list_at = machine.contact_at.max(self.started_at).after(grace);
+            [machine.contact_at.after(SOON), Timestamp(in_list_at.0.saturating_add(1))]
+        });
+        let news = news.filter(|at| *at > last).chain(is_missing.then_some(soonest)).min();
+        news.map_or(regular, |at| at.clamp(soonest, regular))
+    }
+
+    fn soon(&self) -> Duration {
+        SOON.min(self.provider.listing().interval / 2)
+    }
+
+    async fn keep_describing(&self) {
+        loop {
+            let is_told = self.describe().await;
+            let wait = if is_told { DESCRIBE_INTERVAL } else { self.provider.listing().interval };
+            sleep(wait).await;
         }
     }
 
     /// Asks the provider which arches it has; false if it does not say.
     async fn describe(&self) -> bool {
-        let offers = match self.provider.describe().await {
+        let offers = match within(LIST_LIMIT, self.provider.describe()).await {
             Ok(offers) => offers,
             Err(error) => {
                 warn!(provider = %self.name, %error, "it does not say what it has");
@@ -149,59 +227,158 @@ impl Sweep {
         self.events.store(told).await.is_ok()
     }
 
-    async fn look(&self, missing: &mut BTreeMap<MachineId, u32>) -> Result<(), ProviderError> {
-        let listed = self.provider.list().await?;
-        let verdicts = {
-            let records = self.records.read();
-            Comparison {
-                provider: self.name,
-                listing: self.provider.listing(),
-                listed: &listed,
-                records: &records,
-                started_at: self.started_at,
-                now: now(),
-            }
-            .verdicts()
+    /// Compares the provider's list with the records, and says what is to be done.
+    pub(super) async fn compare(&self) -> Result<Look, ProviderError> {
+        let asked_at = now();
+        let listed = within(LIST_LIMIT, self.provider.list()).await?;
+        let records = self.records.read();
+        let comparison = Comparison {
+            provider: self.name,
+            grace: self.provider.listing().grace,
+            listed: &listed,
+            records: &records,
+            started_at: self.started_at,
+            asked_at,
         };
-        missing.retain(|machine, _| verdicts.get(machine) == Some(&Verdict::Missing));
-        for (machine, verdict) in verdicts {
-            let told = match verdict {
-                Verdict::EndUnknown => {
-                    info!(%machine, "a machine that nobody knows is ended");
-                    self.provider.terminate(machine).await?;
-                    continue;
-                }
-                Verdict::Returned => {
-                    info!(%machine, "a machine that was taken for gone is there");
-                    self.events.store(Event::MachineLaunched { machine, placement: None }).await
-                }
-                Verdict::Gone { taken_back } => self.forget(machine, taken_back).await?,
-                Verdict::Missing => {
-                    let looks = missing.entry(machine).or_default();
-                    *looks += 1;
-                    if *looks < LOOKS_MISSING {
-                        continue;
-                    }
-                    self.forget(machine, false).await?
-                }
-            };
-            // At shutdown the next core does it.
-            if matches!(told, Err(ShuttingDown)) {
-                return Ok(());
+        let verdicts = comparison.verdicts();
+        self.warn(&comparison, &verdicts);
+        let findings = verdicts.into_iter().map(|(machine, verdict)| Finding {
+            machine,
+            verdict,
+            outcome: Outcome::Left,
+        });
+        let findings = findings.collect();
+        let own = records.live_machines().filter(|machine| {
+            machine.kind == MachineKind::Launched && machine.provider == self.name
+        });
+        Ok(Look { listed: listed.len(), recorded: own.count(), findings, asked_at })
+    }
+
+    /// Compares, and does what is to be done. What fails for one machine keeps no other waiting.
+    pub(super) async fn look(&self) -> Result<Look, ProviderError> {
+        let mut look = self.compare().await?;
+        let asked_at = look.asked_at;
+        let missing: BTreeSet<MachineId> = look
+            .findings
+            .iter()
+            .filter(|finding| finding.verdict == Verdict::Missing)
+            .map(|finding| finding.machine)
+            .collect();
+        self.memory().missing.retain(|machine, _| missing.contains(machine));
+        let done = stream::iter(std::mem::take(&mut look.findings))
+            .map(|finding| self.settle(finding, asked_at))
+            .buffer_unordered(ENDED_AT_ONCE);
+        look.findings = done.collect().await;
+        look.findings.sort_by_key(|finding| finding.machine);
+        self.log(&look);
+        Ok(look)
+    }
+
+    /// Does what is to be done about one machine.
+    async fn settle(&self, finding: Finding, asked_at: Timestamp) -> Finding {
+        let machine = finding.machine;
+        let outcome = match finding.verdict {
+            Verdict::EndUnknown => self.end(machine).await,
+            Verdict::Returned => {
+                self.tell(Event::MachineLaunched { machine, placement: None }).await
             }
+            Verdict::Gone { taken_back } => self.forget(machine, taken_back).await,
+            Verdict::Missing if self.is_missing_again(machine, asked_at) => {
+                self.forget(machine, false).await
+            }
+            Verdict::Elsewhere | Verdict::Missing => Outcome::Left,
+        };
+        Finding { outcome, ..finding }
+    }
+
+    async fn end(&self, machine: MachineId) -> Outcome {
+        match within(END_LIMIT, self.provider.terminate(machine)).await {
+            Ok(()) => Outcome::Done,
+            Err(error) => Outcome::Failed(error.to_string()),
         }
-        Ok(())
     }
 
     /// Tells the state that a machine is gone.
-    async fn forget(
-        &self,
-        machine: MachineId,
-        taken_back: bool,
-    ) -> Result<Result<(), ShuttingDown>, ProviderError> {
-        info!(%machine, taken_back, "a machine has vanished");
+    async fn forget(&self, machine: MachineId, taken_back: bool) -> Outcome {
+        // Its agent may have come back meanwhile.
+        let is_lost = |it| is_lost(it, self.name);
+        if !self.records.read().machines.get(&machine).is_some_and(is_lost) {
+            return Outcome::Left;
+        }
         // What is left of it, processes or a folder, goes too.
-        self.provider.terminate(machine).await?;
-        Ok(self.events.store(Event::MachineGone { machine, taken_back }).await)
+        match self.end(machine).await {
+            Outcome::Done => self.tell(Event::MachineGone { machine, taken_back }).await,
+            other => other,
+        }
     }
+
+    async fn tell(&self, event: Event) -> Outcome {
+        match self.events.store(event).await {
+            Ok(()) => Outcome::Done,
+            // The next core does it.
+            Err(error) => Outcome::Failed(error.to_string()),
+        }
+    }
+
+    /// Whether a machine was missing from an earlier list, too: one list may have a gap.
+    fn is_missing_again(&self, machine: MachineId, asked_at: Timestamp) -> bool {
+        let first = *self.memory().missing.entry(machine).or_insert(asked_at);
+        asked_at > first && asked_at.since(first) >= self.soon()
+    }
+
+    fn log(&self, look: &Look) {
+        let provider = self.name;
+        for Finding { machine, verdict, outcome } in &look.findings {
+            match (verdict, outcome) {
+                (_, Outcome::Failed(error)) => {
+                    warn!(%provider, %machine, ?verdict, error, "could not be done; trying again");
+                }
+                (Verdict::EndUnknown, Outcome::Done) => {
+                    info!(%provider, %machine, "a machine that nobody knows is ended");
+                }
+                (Verdict::Returned, Outcome::Done) => {
+                    info!(%provider, %machine, "a machine that was taken for gone is there; it is ended");
+                }
+                (Verdict::Gone { .. } | Verdict::Missing, Outcome::Done) => {
+                    let taken_back = *verdict == Verdict::Gone { taken_back: true };
+                    info!(%provider, %machine, taken_back, "a machine has vanished");
+                }
+                (Verdict::Elsewhere, Outcome::Done) | (_, Outcome::Left) => {}
+            }
+        }
+        let is_ended =
+            |it: &&Finding| it.verdict == Verdict::EndUnknown && it.outcome == Outcome::Done;
+        let ended = look.findings.iter().filter(is_ended).count();
+        if ended > 1 {
+            info!(%provider, ended, "machines that nobody knows are ended");
+        }
+    }
+
+    /// Says once of each machine what only people can see to.
+    fn warn(&self, comparison: &Comparison<'_>, verdicts: &BTreeMap<MachineId, Verdict>) {
+        let overdue =
+            comparison.overdue().map(|id| (id, "is there long after the end of its lease"));
+        let elsewhere = verdicts.iter().filter(|(_, verdict)| **verdict == Verdict::Elsewhere);
+        let elsewhere =
+            elsewhere.map(|(id, _)| (*id, "is there, and its record is another provider's"));
+        let odd: BTreeMap<MachineId, &str> = overdue.chain(elsewhere).collect();
+        let mut memory = self.memory();
+        for (machine, what) in odd.iter().filter(|(machine, _)| !memory.told.contains(machine)) {
+            warn!(provider = %self.name, %machine, "{what}");
+        }
+        memory.told = odd.into_keys().collect();
+    }
+
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Waits for a provider's answer no longer than `limit`.
+pub(super) async fn within<T>(
+    limit: Duration,
+    answer: impl Future<Output = Result<T, ProviderError>>,
+) -> Result<T, ProviderError> {
+    let no_answer = |_| ProviderError(format!("no answer within {limit:?}"));
+    timeout(limit, answer).await.unwrap_or_else(|elapsed| Err(no_answer(elapsed)))
 }

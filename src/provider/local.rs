@@ -188,6 +188,7 @@ mod tests {
             agent,
             lease: Duration::from_hours(1),
             insecure_registry: None,
+            binary: None,
         }
     }
 

@@ -1,6 +1,8 @@
 //! Starts, ends and lists machines. A provider's quirks stay in its own file.
 
+pub mod aws;
 pub mod catalog;
+mod digitalocean;
 mod local;
 mod qemu;
 
@@ -17,11 +19,13 @@ use async_trait::async_trait;
 use stagely_agent::config::AgentConfig;
 use stagely_agent::protocol::Arch;
 use thiserror::Error;
+use url::Url;
 
 use crate::config::{Config, MarketPolicy};
 use crate::core::state::{Fleet, MachineSize, Market, Placement, ProviderName, Usd};
 use crate::ids::MachineId;
 
+pub use digitalocean::{Account, DigitalOcean, RegionImage};
 pub use local::LocalProvider;
 pub use qemu::QemuProvider;
 
@@ -58,7 +62,7 @@ pub struct Candidate {
 }
 
 /// A machine to be started.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct LaunchRequest {
     /// Our name for it, chosen before the provider is asked. Machines are found again by it.
     pub machine: MachineId,
@@ -78,6 +82,17 @@ pub struct LaunchRequest {
     pub lease: Duration,
     /// The registry, where it has no TLS and the machine's engine must be told so.
     pub insecure_registry: Option<String>,
+    /// The agent's program, where the machine boots a stock image and fetches it from core.
+    pub binary: Option<AgentBinary>,
+}
+
+/// The agent's program, as core serves it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentBinary {
+    /// Its address.
+    pub url: Url,
+    /// Its SHA-256, in hexadecimal digits.
+    pub sha256: String,
 }
 
 /// A launch that came to nothing.
@@ -205,6 +220,13 @@ impl Providers {
         Ok(Self(providers))
     }
 
+    /// These and `others`.
+    #[must_use]
+    pub fn and(mut self, others: Self) -> Self {
+        self.0.extend(others.0);
+        self
+    }
+
     /// One of them.
     pub fn get(&self, name: ProviderName) -> Option<&Arc<dyn Provider>> {
         self.0.get(&name)
@@ -237,8 +259,12 @@ async fn make(
             let path = std::env::var_os("PATH").unwrap_or_default();
             Ok(Arc::new(QemuProvider::new(core_id.to_owned(), folder, config.qemu.clone(), path)))
         }
-        ProviderName::Aws | ProviderName::DigitalOcean => {
-            anyhow::bail!("this version has no such provider")
+        ProviderName::Aws => {
+            let (client, _) = aws::connect(&config.aws).await?;
+            Ok(Arc::new(aws::AwsProvider::new(client, &config.aws, core_id.to_owned())?))
+        }
+        ProviderName::DigitalOcean => {
+            Ok(Arc::new(DigitalOcean::new(&config.digitalocean, core_id)?))
         }
     }
 }

@@ -31,6 +31,8 @@ fn help_and_version_are_there_for_every_command() {
         "github",
         "environments",
         "machines",
+        "sweep",
+        "fleets",
         "doctor",
     ] {
         assert!(commands.contains(&wanted), "{wanted} is not in {commands:?}");
@@ -52,6 +54,7 @@ fn shells_get_their_completions() {
     for shell in ["bash", "zsh", "fish"] {
         let script = person.does(&["completions", shell]).with(0).stdout;
         assert!(script.contains("stagely") && script.contains("clone-token-file"), "{shell}");
+        assert!(script.contains("dry-run") && script.contains("fleets"), "{shell}");
     }
 }
 
@@ -147,4 +150,27 @@ fn doctor_finds_what_is_right_and_what_is_wrong() {
     assert!(found.iter().all(|it| it["verdict"] == "ok" || it["fix"].is_string()), "{found:#?}");
     let text = person.does(&["doctor"]).with(0).stdout;
     assert!(text.contains("ok       docker"), "{text}");
+}
+
+#[test]
+fn fleets_shows_what_a_configuration_launches_and_refuses_one_that_is_wrong() {
+    let person = Person::new("fleets");
+    let settings = "builders = { provider = \"aws\", market = \"spot-first\" }\n";
+    person.write(&[
+        ("right.toml", settings),
+        ("wrong.toml", "aws.builders.amd64.large = [\"c5.2xlagre\"]\n"),
+    ]);
+    let shown = person.does(&["fleets", "--config", "right.toml"]).with(0).stdout;
+    let row = |line: &&str| line.starts_with("builder") && line.contains(" large ");
+    let row = shown.lines().find(row).unwrap();
+    for word in ["amd64", "aws", "spot-first", "c5.2xlarge $0.3400"] {
+        assert!(row.contains(word), "{word}: {shown}");
+    }
+    let json = person.does(&["fleets", "--config", "right.toml", "--json"]).with(0).stdout;
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json[1]["arch"], "arm64");
+    assert_eq!(json[1]["sizes"][0]["instance_types"][0]["price_per_hour_usd"], 0.0168);
+    let error = person.does(&["fleets", "--config", "wrong.toml"]).with(4).stderr;
+    assert!(error.contains("amd64.large names c5.2xlagre"), "{error}");
+    assert!(person.does(&["fleets"]).with(0).stdout.contains("core's own host"));
 }

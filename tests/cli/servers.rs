@@ -228,7 +228,26 @@ fn machines_are_registered_and_taken_back() {
     assert!(listed.contains(id) && listed.contains("desk") && listed.contains("arm64"), "{listed}");
     server.does(&admin, &["machines", "remove", id]).with(0);
     assert_eq!(server.does(&admin, &["machines"]).with(0).stdout, "no machines\n");
+    let all = server.does(&admin, &["machines", "--all"]).with(0).stdout;
+    assert!(all.contains(id) && all.contains("terminated"), "{all}");
     let error = server.does(&admin, &["machines", "remove", id]).with(4).stderr;
     assert!(error.contains("there is no machine"), "{error}");
+    server.ends();
+}
+
+#[test]
+fn everybody_may_see_what_a_sweep_would_do_and_an_admin_has_it_done() {
+    let person = Person::new("sweeper");
+    let server = Server::start(&person);
+    let (reader, writer) = (server.token("read"), server.token("write"));
+    let planned = server.does(&reader, &["sweep", "--dry-run", "--json"]).with(0).stdout;
+    let planned: Value = serde_json::from_str(&planned).unwrap();
+    assert_eq!(planned["dry_run"], true);
+    assert_eq!(planned["providers"][0]["provider"], "local");
+    assert_eq!(planned["providers"][0]["error"], Value::Null);
+    let refused = server.does(&writer, &["sweep"]).with(4).stderr;
+    assert!(refused.contains("a token of role `write` may not do this"), "{refused}");
+    let swept = server.does(&server.token("admin"), &["sweep"]).with(0).stdout;
+    assert!(swept.starts_with("PROVIDER  LISTED  RECORDED  DIFFERENT\nlocal "), "{swept}");
     server.ends();
 }

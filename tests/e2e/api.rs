@@ -1,11 +1,13 @@
 //! The HTTP API's manners: who may do what, and how it refuses.
 
 use std::fs;
+use std::process::Command;
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use stagely::api::{CreatedToken, EnvironmentView, ErrorBody, RunView, WarmUpView};
 use stagely::core::state::Trigger;
+use stagely_agent::protocol::Arch;
 
 use crate::core::Core;
 use crate::host::eventually;
@@ -50,7 +52,10 @@ async fn each_role_may_do_what_it_may_and_nobody_else_anything() {
         ("read", &get, paths("jobs/job_ID"), None, 404),
         ("read", &get, paths("jobs/job_ID/logs"), None, 404),
         ("read", &get, paths("machines"), None, 200),
+        ("read", &get, paths("machines?all=true"), None, 200),
         ("read", &get, paths("queue"), None, 200),
+        ("read", &get, paths("sweep"), None, 200),
+        ("admin", &post, paths("sweep"), None, 200),
         ("write", &post, paths("runs"), Some(run), 201),
         ("write", &post, paths("runs/run_ID/cancel"), None, 404),
         ("write", &post, paths("runs/run_ID/rebuild"), Some(json!({ "failed": true })), 404),
@@ -193,11 +198,50 @@ async fn the_api_describes_itself_and_says_how_it_is() {
             assert!(!operation["summary"].as_str().unwrap().is_empty(), "{path}");
         }
     }
+    let binary = &paths["/v1/agent/binary/{arch}"]["get"];
+    assert_eq!(binary["security"], json!([{}]), "{binary}");
     // Everything that is referred to is there.
     for reference in text.split("\"$ref\":\"").skip(1) {
         let pointer = reference.split('"').next().unwrap().strip_prefix('#').unwrap();
         assert!(description.pointer(pointer).is_some(), "{pointer}");
     }
+    core.finish().await;
+}
+
+#[tokio::test]
+async fn machines_fetch_the_agents_program_without_a_token() {
+    let folder = tempfile::tempdir().unwrap();
+    let (own, other) = match Arch::of_this_program() {
+        Arch::Amd64 => (Arch::Amd64, Arch::Arm64),
+        Arch::Arm64 => (Arch::Arm64, Arch::Amd64),
+    };
+    let settings = format!("[agents]\nbinaries = {:?}", folder.path());
+    let core = Core::start("binaries", &settings).await;
+    let address = |arch: &str| format!("/v1/agent/binary/{arch}");
+    let program = fs::read(env!("CARGO_BIN_EXE_stagely")).unwrap();
+    let sha256 = Command::new("sha256sum").arg(env!("CARGO_BIN_EXE_stagely")).output().unwrap();
+    let sha256 = String::from_utf8(sha256.stdout).unwrap()[..64].to_owned();
+    for method in [Method::GET, Method::HEAD] {
+        let url = format!("{}{}", core.url, address(own.as_str()));
+        let answer = reqwest::Client::new().request(method.clone(), url).send().await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+        let header = |name: &str| answer.headers()[name].to_str().unwrap().to_owned();
+        assert_eq!(header("content-length"), program.len().to_string());
+        assert_eq!(header("x-checksum-sha256"), sha256);
+        assert_eq!(header("etag"), format!("{sha256:?}"));
+        let body = answer.bytes().await.unwrap();
+        assert!(if method == Method::HEAD { body.is_empty() } else { body == program });
+    }
+    let name = format!("stagely-linux-{other}");
+    let address_of_other = address(other.as_str());
+    let missing = (&Method::GET, &*address_of_other);
+    let message = refused(&core, None, missing, None, (404, "not_found")).await;
+    assert!(message.contains(&name) && message.contains("agents.binaries"), "{message}");
+    fs::write(folder.path().join(name), "a program").unwrap();
+    let (status, text) = core.call(None, Method::GET, &address_of_other, None).await;
+    assert_eq!((status, &*text), (StatusCode::OK, "a program"));
+    let unknown = address("riscv64");
+    refused(&core, None, (&Method::GET, &unknown), None, (400, "invalid_request")).await;
     core.finish().await;
 }
 

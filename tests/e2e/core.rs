@@ -70,6 +70,8 @@ pub(crate) struct Core {
     pub(crate) registry: Registry,
     pub(crate) url: String,
     folder: TempDir,
+    /// What core's process has in its environment beside the usual.
+    environment: Vec<(&'static str, String)>,
     process: Option<Child>,
     http: reqwest::Client,
 }
@@ -81,6 +83,16 @@ impl Core {
     }
 
     pub(crate) async fn start_with(name: &str, registry: Registry, settings: &str) -> Self {
+        Self::start_in(name, registry, settings, Vec::new()).await
+    }
+
+    /// As [`start_with`](Self::start_with), with more in the environment of core's process.
+    pub(crate) async fn start_in(
+        name: &str,
+        registry: Registry,
+        settings: &str,
+        environment: Vec<(&'static str, String)>,
+    ) -> Self {
         assert!(geteuid().is_root(), "these tests look into processes of others: run them as root");
         let docker = Command::new("docker").arg("version").output();
         let answers = docker.is_ok_and(|output| output.status.success());
@@ -99,7 +111,9 @@ impl Core {
         }
         let url = format!("http://127.0.0.1:{port}");
         let http = reqwest::Client::new();
-        let mut core = Self { name, git, repository, registry, url, folder, process: None, http };
+        let process = None;
+        let mut core =
+            Self { name, git, repository, registry, url, folder, environment, process, http };
         core.launch().await;
         core
     }
@@ -113,6 +127,7 @@ impl Core {
             .env("HOME", self.path("home"))
             .env("TMPDIR", self.path("tmp"))
             .env("NO_COLOR", "1")
+            .envs(self.environment.iter().cloned())
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)

@@ -31,6 +31,7 @@ mod agents;
 mod api;
 mod pages;
 mod retention;
+mod sweep;
 
 mod core;
 mod engine;

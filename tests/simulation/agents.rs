@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use stagely::core::state::{Attempt, Event, JobOutcome, JobReport};
+use stagely::core::state::{Attempt, Event, Interruption, JobOutcome, JobReport};
 use stagely::ids::{JobId, MachineId};
 use stagely_agent::protocol::{Arch, Digest, FailureReason, ImageRef, RegistryProblem, SystemInfo};
 
@@ -66,13 +66,22 @@ pub(crate) struct Agent {
     pub(crate) session: Option<Session>,
     /// Connected and deaf.
     pub(crate) is_hung: bool,
+    /// What the cloud has announced.
+    interruption: Option<Interruption>,
     /// The caches that were written since somebody looked.
     pub(crate) written: Vec<(Attempt, ImageRef)>,
 }
 
 impl Agent {
     pub(crate) const fn new(machine: MachineId) -> Self {
-        Self { machine, work: BTreeMap::new(), session: None, is_hung: false, written: Vec::new() }
+        Self {
+            machine,
+            work: BTreeMap::new(),
+            session: None,
+            is_hung: false,
+            interruption: None,
+            written: Vec::new(),
+        }
     }
 
     pub(crate) fn connect(&mut self, number: u64, rng: &mut Rng) {
@@ -100,7 +109,37 @@ impl Agent {
                 }
             }
         }
+        // It asks the cloud again, and says so unless it goes before.
+        if let Some(interruption) = self.interruption.filter(|_| rng.chance(70)) {
+            session.to_core.push_back(self.interrupted(interruption));
+        }
         self.session = Some(session);
+    }
+
+    pub(crate) const fn interruption(&self) -> Option<Interruption> {
+        self.interruption
+    }
+
+    /// The cloud announces something, and the agent sees it at once or later.
+    pub(crate) fn interrupt(&mut self, interruption: Interruption, is_heard: bool) {
+        let is_certain = matches!(self.interruption, Some(Interruption::Certain { .. }));
+        if !is_certain || interruption != Interruption::Likely {
+            self.interruption = Some(interruption);
+        }
+        if is_heard && !self.is_hung {
+            self.say(self.interrupted(interruption));
+        }
+    }
+
+    const fn interrupted(&self, interruption: Interruption) -> Event {
+        Event::MachineInterrupted { machine: self.machine, interruption }
+    }
+
+    /// The whole machine is started anew.
+    pub(crate) fn reboot(&mut self) {
+        self.crash();
+        self.is_hung = false;
+        self.interruption = None;
     }
 
     /// The process dies and is started again.

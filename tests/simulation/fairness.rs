@@ -38,6 +38,12 @@ impl Turns {
             served.into_iter().filter(|(_, job)| job.took_over.is_none()).collect();
         for (turn, (machine, job)) in served.iter().enumerate() {
             assert!(could_use(core, job, machine), "{} is on a machine of another kind", job.id);
+            let is_needless = machine.kind == MachineKind::Launched && can_launch_native(core, job);
+            assert!(
+                !is_needless || is_native(job, machine.arch),
+                "{} is emulated needlessly",
+                job.id
+            );
             let later = served[turn + 1..].iter().map(|(_, job)| *job);
             // A later job of this step may have used up what its project may have.
             let may_have_more = |job: &&Job| !is_at_limit(core, project_of(core, job));
@@ -133,13 +139,18 @@ fn is_at_limit(core: &State, project: ProjectId) -> bool {
 /// Whether the job waits for nothing but a machine.
 pub(crate) fn is_ready(core: &State, job: &Job) -> bool {
     let is_completed = |id| matches!(core.jobs[id].state, JobState::Completed { .. });
-    matches!(job.state, JobState::Queued { .. }) && job.needs.iter().all(is_completed)
+    matches!(job.state, JobState::Queued { .. })
+        && job.not_before.is_none()
+        && job.needs.iter().all(is_completed)
 }
 
 /// Whether `machine` would do for the job.
 pub(crate) fn could_use(core: &State, job: &Job, machine: &Machine) -> bool {
     match machine.kind {
-        MachineKind::Static => is_native(job, machine.arch) || may_emulate(core, job),
+        MachineKind::Static => {
+            let has_arch = is_native(job, machine.arch) || may_emulate(core, job);
+            has_arch && machine.interruption.is_none()
+        }
         MachineKind::Launched => may_launch(core, job),
     }
 }
@@ -152,17 +163,22 @@ pub(crate) fn may_emulate(core: &State, job: &Job) -> bool {
 /// Whether a registered machine, or one that may be launched, has the job's arch.
 pub(crate) fn has_native(core: &State, job: &Job) -> bool {
     let mut registered = core.live_machines().filter(|it| it.kind == MachineKind::Static);
-    core.limits.launchable.keys().any(|arch| is_native(job, *arch))
+    core.launchable().any(|(arch, _)| is_native(job, arch))
         || registered.any(|machine| is_native(job, machine.arch))
 }
 
 /// Whether a machine may be launched for the job: one of its arch, or another if nobody has that.
 pub(crate) fn may_launch(core: &State, job: &Job) -> bool {
-    let launchable = &core.limits.launchable;
     let mut registered = core.live_machines().filter(|it| it.kind == MachineKind::Static);
-    let has_native = registered.any(|it| it.connected && is_native(job, it.arch));
-    launchable.keys().any(|arch| is_native(job, *arch))
-        || !launchable.is_empty() && !has_native && !must_be_native(job)
+    let has_native =
+        registered.any(|it| it.connected && it.interruption.is_none() && is_native(job, it.arch));
+    can_launch_native(core, job)
+        || core.launchable().next().is_some() && !has_native && !must_be_native(job)
+}
+
+/// Whether a machine of the job's arch may be launched.
+fn can_launch_native(core: &State, job: &Job) -> bool {
+    core.launchable().any(|(arch, _)| is_native(job, arch))
 }
 
 /// Whether the job may not be emulated.

@@ -2,9 +2,11 @@
 
 mod github;
 
+use std::time::Duration;
+
 use stagely::core::state::{
-    Approval, Attempt, Changes, Effect, Environment, Event, Job, JobKind, JobState, Machine,
-    MachineKind, MachineState, QueueReason, Run, RunState, Snapshot, State, Timestamp,
+    Approval, Attempt, Changes, Effect, Environment, Event, Interruption, Job, JobKind, JobState,
+    Machine, MachineKind, MachineState, QueueReason, Run, RunState, Snapshot, State, Timestamp,
 };
 
 use stagely::ids::JobId;
@@ -40,10 +42,11 @@ fn check_machines(world: &World) {
     let launched = core.live_machines().filter(|machine| machine.kind == MachineKind::Launched);
     let counted = launched.filter(|machine| !world.swept.contains(&machine.id)).count();
     assert!(counted <= max, "{counted} machines are recorded, and {max} allowed");
-    let expected = world.cloud.alive.difference(&world.cloud.late).collect::<Vec<_>>();
+    let strays = &world.cloud.strays;
+    let expected = world.cloud.alive().filter(|id| !strays.contains(id)).collect::<Vec<_>>();
     assert!(expected.len() <= max, "{expected:?} exist, and {max} are allowed");
     for id in expected {
-        let record = core.machines.get(id);
+        let record = core.machines.get(&id);
         assert!(record.is_some_and(|it| !it.state.is_terminated()), "{id} is alive unknown");
     }
     core.live_machines().for_each(|machine| check_machine(core, machine));
@@ -77,6 +80,10 @@ fn check_machine(core: &State, machine: &Machine) {
             matches!(job.state, JobState::Completed { .. }) && job.attempt == export.attempt.number
         };
         assert!(job.is_none_or(is_completed), "{id} exports for {job:?}");
+        if let Some(Interruption::Certain { at }) = machine.interruption {
+            let is_told = machine.stopping.contains(&export.attempt);
+            assert!(is_told || export.until <= at, "{id} exports after its end");
+        }
     }
 }
 
@@ -108,6 +115,7 @@ fn check_lease(core: &State, machine: &Machine, job: &Job, lease: Timestamp) {
 fn check_queue(core: &State) {
     for queued in core.queue() {
         assert_ne!(queued.reason, QueueReason::Nothing, "{} could be served", queued.job);
+        check_postponed(core, &core.jobs[&queued.job], &queued.reason);
     }
     let launched = core.live_machines().filter(|machine| machine.kind == MachineKind::Launched);
     let has_slot = launched.count() < core.limits.max_concurrent as usize;
@@ -116,9 +124,9 @@ fn check_queue(core: &State) {
         ready.any(|machine| machine.connected && fairness::could_use(core, job, machine))
     };
     for job in core.jobs.values().filter(|job| fairness::must_be_native(job)) {
-        let is_queued = matches!(job.state, JobState::Queued { .. });
+        let is_queued = matches!(job.state, JobState::Queued { .. }) && job.not_before.is_none();
         let mut live = core.live_machines();
-        let has_any = !core.limits.launchable.is_empty()
+        let has_any = core.launchable().next().is_some()
             || live.any(|machine| machine.kind == MachineKind::Static);
         let may_be_served = !has_any || fairness::has_native(core, job);
         assert!(!is_queued || may_be_served, "{} waits for an arch that nobody has", job.id);
@@ -126,6 +134,20 @@ fn check_queue(core: &State) {
     for job in core.jobs.values().filter(|job| fairness::is_ready(core, job)) {
         assert!(!idle(job), "{} waits beside an idle machine", job.id);
         assert!(!has_slot || !fairness::may_launch(core, job), "{} may have a machine", job.id);
+    }
+}
+
+/// Whoever waits for capacity is shown to, and its time comes.
+fn check_postponed(core: &State, job: &Job, reason: &QueueReason) {
+    match (job.not_before, reason) {
+        (Some(not_before), QueueReason::Capacity { until }) => {
+            assert_eq!(*until, not_before);
+            assert!(core.next_deadline().is_some_and(|next| next <= not_before), "nobody rings");
+        }
+        (not_before, reason) => {
+            let is_capacity = matches!(reason, QueueReason::Capacity { .. });
+            assert!(not_before.is_none() && !is_capacity, "{} waits for {reason:?}", job.id);
+        }
     }
 }
 
@@ -157,8 +179,9 @@ fn check_job(core: &State, job: &Job) {
             if let MachineState::Busy { attempt: busy_with, .. } = machine.state {
                 assert_eq!(busy_with, *attempt, "{} is busy with another attempt", machine.id);
             }
-            assert!(fits(core, job, machine), "{} is on a machine of a wrong arch", job.id);
-            assert_eq!(job.emulated, !fairness::is_native(job, machine.arch), "{}", job.id);
+            let is_native = fairness::is_native(job, machine.arch);
+            assert!(is_native || !fairness::must_be_native(job), "{} is on a wrong arch", job.id);
+            assert_eq!(job.emulated, !is_native, "{}", job.id);
             if let JobState::Running { deadline, .. } = job.state {
                 let started_at = job.started_at.expect("a running job has started");
                 let time = started_at.after(job.timeout).after(core.limits.job_grace);
@@ -170,8 +193,14 @@ fn check_job(core: &State, job: &Job) {
             let is_cancelled = matches!(run.state, RunState::Cancelled { .. });
             assert!(is_cancelled, "{} is stopped unasked", job.id);
         }
-        JobState::Failed { .. } => {}
+        // Nothing but the user's own fault, and what asking again would not change, ends it before.
+        JobState::Failed { reason, .. } => {
+            let may_go_on = reason.is_transient() && job.attempt < core.limits.max_attempts;
+            assert!(!may_go_on, "{} has attempts left", job.id);
+        }
     }
+    let is_queued = matches!(job.state, JobState::Queued { .. });
+    assert!(is_queued || job.not_before.is_none(), "{} need not wait", job.id);
 }
 
 /// The digest is that of the job's newest attempt, or of the job whose image was kept.
@@ -209,14 +238,6 @@ fn check_taken_over(world: &World, job: &Job) {
     if let (Some(has), Some(had)) = (machine(job.id), machine(finished)) {
         assert_eq!(has, had, "{} took over another machine", job.id);
     }
-}
-
-/// A machine only emulates what the provider lacks. Whether a registered one might is seen when it gets
-/// the job, since a machine of the arch may be registered later.
-fn fits(core: &State, job: &Job, machine: &Machine) -> bool {
-    let JobKind::Build { platform, .. } = &job.kind else { return true };
-    let is_lacking = !core.limits.launchable.contains_key(&platform.arch());
-    platform.arch() == machine.arch || is_lacking && !fairness::must_be_native(job)
 }
 
 /// 4. Every run reaches an end, and the right one.
@@ -330,6 +351,24 @@ pub(crate) fn check_disk(disk: &Snapshot, core: &State) {
     assert_eq!(disk.outbox, *core.outbox);
 }
 
+/// 1. Once nothing goes wrong, no machine is there for longer than its lease and a sweep need.
+pub(crate) fn check_leases(world: &World, round: u32) {
+    // What was over before is found and ended in the first few rounds.
+    const ROUNDS: u32 = 5;
+    const SWEEP: Duration = Duration::from_secs(10);
+    for id in world.cloud.alive().filter(|_| round >= ROUNDS) {
+        let record = world.core.machines.get(&id);
+        assert!(record.is_some(), "{id} is alive, and nobody knows");
+        let lease = record.and_then(|record| record.lease_until);
+        // Nobody could report to a core that was not there.
+        let limits = &world.core.limits;
+        let patience = limits.reconnect_grace.saturating_add(limits.job_grace);
+        let lease = lease.map(|lease| lease.max(world.started_at.after(patience)));
+        let is_over = lease.is_none_or(|lease| lease.after(SWEEP) < world.now);
+        assert!(!is_over, "{id} outlives its lease");
+    }
+}
+
 /// Whether every run has ended and nothing costs money any more.
 pub(crate) fn is_over(world: &World) -> bool {
     let core = &world.core;
@@ -341,5 +380,5 @@ pub(crate) fn is_over(world: &World) -> bool {
         && core.environments.values().all(is_clean)
         && core.live_machines().all(|machine| machine.kind == MachineKind::Static)
         && core.live_machines().all(|machine| machine.exporting.is_none())
-        && world.cloud.alive.is_empty()
+        && world.cloud.alive().next().is_none()
 }

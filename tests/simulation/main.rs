@@ -18,11 +18,12 @@ mod world;
 use std::collections::BTreeSet;
 use std::env;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use stagely::core::state::{Approval, CancelReason, JobState, Run, RunState, Snapshot};
-use world::play;
+use world::{Met, play};
 
 const SCHEDULES: u64 = 2_000;
 
@@ -34,35 +35,46 @@ fn setting(name: &str) -> Option<u64> {
 #[test]
 fn every_invariant_holds_in_every_schedule() {
     if let Some(seed) = setting("STAGELY_SIM_SEED") {
-        play(seed, true);
+        println!("{:#?}", play(seed, true).1);
         return;
     }
     let schedules = setting("STAGELY_SIM_SCHEDULES").unwrap_or(SCHEDULES);
     let next = AtomicU64::new(0);
+    let all = Mutex::new(Met::new());
     let threads = thread::available_parallelism().map_or(1, usize::from);
     thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
+                let mut met = Met::new();
                 while let seed = next.fetch_add(1, Ordering::Relaxed)
                     && seed < schedules
                 {
-                    play_or_explain(seed, &next);
+                    add(&mut met, &play_or_explain(seed, &next));
                 }
+                add(&mut all.lock().expect("nobody fails while holding it"), &met);
             });
         }
     });
+    let all = all.into_inner().expect("nobody fails while holding it");
+    println!("{schedules} schedules: {all:#?}");
+}
+
+fn add(all: &mut Met, met: &Met) {
+    for (what, count) in met {
+        *all.entry(what).or_default() += count;
+    }
 }
 
 /// Plays one schedule; if it fails, stops the others and says how to see it again.
-fn play_or_explain(seed: u64, next: &AtomicU64) {
-    let outcome = catch_unwind(AssertUnwindSafe(|| play(seed, false)));
-    if outcome.is_err() {
+fn play_or_explain(seed: u64, next: &AtomicU64) -> Met {
+    let outcome = catch_unwind(AssertUnwindSafe(|| play(seed, false).1));
+    outcome.unwrap_or_else(|_| {
         next.store(u64::MAX / 2, Ordering::Relaxed);
         panic!(
             "schedule {seed} broke an invariant; see it with\n    STAGELY_SIM_SEED={seed} cargo test \
              -p stagely --test simulation every_invariant -- --nocapture"
         );
-    }
+    })
 }
 
 #[test]
@@ -72,10 +84,52 @@ fn a_seed_means_the_same_schedule_every_time() {
     }
 }
 
+/// What machines must meet with, so that the invariants say something about it.
+const FAULTS: [&str; 30] = [
+    "a build goes on after a notice",
+    "a certain interruption",
+    "a launch finds no capacity",
+    "a launch is asked for again",
+    "a launch is refused for good",
+    "a launch of which nobody knows fails",
+    "a launch of which nobody knows succeeds",
+    "a lease runs out",
+    "a likely interruption",
+    "a machine is launched twice",
+    "a machine vanishes without a word",
+    "a merge goes on after a notice",
+    "a new machine cannot be found to be ended",
+    "a notice ends work",
+    "a notice finds no work",
+    "a notice is lost",
+    "a provider says what it has",
+    "a request of a crashed core comes late",
+    "a sweep",
+    "a sweep ends a machine that nobody knows",
+    "a sweep finds a machine gone",
+    "a sweep finds a machine that was taken for gone",
+    "a sweep misses a machine",
+    "a termination fails",
+    "an interrupted machine is taken back",
+    "an interrupted registered machine comes back",
+    "core crashes between a launch and its answer",
+    "core crashes between a termination and its answer",
+    "the answer to a launch is lost",
+    "the answer to a termination is lost",
+];
+
 /// A simulation that never gets anywhere would find nothing.
 #[test]
 fn the_schedules_reach_every_kind_of_end() {
-    let reached: BTreeSet<String> = (0..300).flat_map(|seed| ends(&play(seed, false))).collect();
+    let mut met = Met::new();
+    let mut reached = BTreeSet::new();
+    for seed in 0..300 {
+        let (disk, of_schedule) = play(seed, false);
+        add(&mut met, &of_schedule);
+        reached.extend(ends(&disk));
+    }
+    let missed: Vec<&str> = FAULTS.into_iter().filter(|fault| !met.contains_key(fault)).collect();
+    assert!(missed.is_empty(), "never met: {missed:?}; met: {met:#?}");
     let wanted = [
         "run Completed",
         "run Failed",
@@ -101,6 +155,7 @@ fn the_schedules_reach_every_kind_of_end() {
         "lost to DiskFull",
         "lost to MachineLost",
         "lost to NoCapacity",
+        "lost to SpotInterruption",
         "job kept",
         "job taken over",
         "job Failed: DependencyFailed",
@@ -108,6 +163,7 @@ fn the_schedules_reach_every_kind_of_end() {
         "job Failed: MachineLost",
         "job Failed: NoCapacity",
         "job Failed: Provider",
+        "job Failed: SpotInterruption",
         "job Failed: Timeout",
         "job Failed: User",
     ];

@@ -2,6 +2,7 @@
 
 mod builders;
 mod cancelled;
+mod interrupted;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -36,17 +37,17 @@ pub(crate) struct Before {
     runs: BTreeSet<RunId>,
     /// What was to be found out of commands.
     checks: Vec<Effect>,
+    /// Jobs that waited for capacity, and until when.
+    postponed: BTreeMap<JobId, Timestamp>,
 }
 
 /// An attempt that a machine had.
 struct LiveWork {
     machine: Machine,
     attempt: Attempt,
-    run: RunId,
-    state: JobState,
-    assigned_at: Option<Timestamp>,
-    started_at: Option<Timestamp>,
-    timeout: Duration,
+    job: Job,
+    /// How long its like took before, where the event makes it matter.
+    usual: Option<Duration>,
     /// Whether the agent may be left soon if it goes before it begins.
     is_hasty: bool,
 }
@@ -77,7 +78,7 @@ impl Limit {
 
 impl Before {
     pub(crate) fn of(core: &State, event: &Event) -> Self {
-        let work = core.live_machines().filter_map(|machine| LiveWork::of(core, machine));
+        let work = core.live_machines().filter_map(|machine| LiveWork::of(core, machine, event));
         let machines =
             core.live_machines().map(|machine| (machine.clone(), told_to_stop_at(core, machine)));
         let exports = core.live_machines().filter_map(|machine| Export::of(core, machine));
@@ -102,6 +103,11 @@ impl Before {
             environments,
             runs: core.runs.keys().copied().collect(),
             checks: core.outbox.values().filter(|effect| is_check(effect)).cloned().collect(),
+            postponed: core
+                .jobs
+                .values()
+                .filter_map(|job| Some((job.id, job.not_before?)))
+                .collect(),
         }
     }
 
@@ -120,6 +126,9 @@ impl Before {
             self.check_export(world, export, event, effects, &cancelled);
         }
         self.check_merges(world, event, effects);
+        self.check_announced(&world.core, event);
+        self.check_postponed(world, event);
+        self.check_given(&world.core, effects);
         for (machine, told_at) in &self.machines {
             check_lease(world, machine, event);
             self.check_contact(world, machine, *told_at, event);
@@ -324,17 +333,17 @@ fn assert_unmoved(before: &Job, after: &Job) {
 }
 
 impl LiveWork {
-    fn of(core: &State, machine: &Machine) -> Option<Self> {
+    fn of(core: &State, machine: &Machine, event: &Event) -> Option<Self> {
         let attempt = current(core, machine)?;
         let job = core.jobs.get(&attempt.job)?;
         Some(Self {
             machine: machine.clone(),
             attempt,
-            run: job.run,
-            state: job.state.clone(),
-            assigned_at: job.assigned_at,
-            started_at: job.started_at,
-            timeout: job.timeout,
+            job: job.clone(),
+            usual: match event {
+                Event::MachineInterrupted { .. } => interrupted::usual_time(core, job),
+                _ => None,
+            },
             is_hasty: job.took_over.is_some()
                 && matches!(job.state, JobState::Provisioning { .. })
                 && attempt.number < core.limits.max_attempts,
@@ -356,6 +365,7 @@ impl LiveWork {
             return;
         }
         assert!(self.may_end(event, world, cancelled), "{event:?} took {job} from {id}");
+        self.check_reason(&world.core, event);
         let machine = world.core.machines.get(&id);
         let goes_on = machine.is_some_and(|machine| {
             let exports = machine.exporting.is_some_and(|export| export.attempt == self.attempt);
@@ -388,27 +398,29 @@ impl LiveWork {
             Event::MachineGone { machine, .. } | Event::StaticMachineRemoved { machine } => {
                 *machine == id
             }
-            _ => cancelled.contains(&self.run),
+            Event::MachineInterrupted { .. } => self.is_cut(event, world),
+            _ => cancelled.contains(&self.job.run),
         }
     }
 
     fn must_end(&self, event: &Event, world: &World, cancelled: &[RunId]) -> bool {
         match event {
             Event::Tick => self.limits(world).into_iter().any(|limit| is_over(limit, world)),
-            _ => cancelled.contains(&self.run),
+            Event::MachineInterrupted { .. } => self.is_cut(event, world),
+            _ => cancelled.contains(&self.job.run),
         }
     }
 
     const fn is_running(&self) -> bool {
-        matches!(self.state, JobState::Running { .. })
+        matches!(self.job.state, JobState::Running { .. })
     }
 
     /// Until when the machine may keep the attempt.
-    fn limits(&self, world: &World) -> [Limit; 2] {
+    fn limits(&self, world: &World) -> Vec<Limit> {
         let limits = &world.core.limits;
         let machine = &self.machine;
-        let work = self.timeout.saturating_add(limits.job_grace);
-        let limit = match (machine.state, &self.state) {
+        let work = self.job.timeout.saturating_add(limits.job_grace);
+        let limit = match (machine.state, &self.job.state) {
             (MachineState::Requested | MachineState::Booting, _) => {
                 Limit::of(machine.requested_at, limits.boot)
             }
@@ -417,11 +429,11 @@ impl LiveWork {
             }
             _ if !machine.connected => Limit::of(machine.contact_at, limits.reconnect_grace),
             (_, JobState::Running { .. }) => {
-                Limit::of(self.started_at.expect("a running job has started"), work)
+                Limit::of(self.job.started_at.expect("a running job has started"), work)
             }
-            _ => Limit::of(self.assigned_at.expect("a busy machine's job is assigned"), work),
+            _ => Limit::of(self.job.assigned_at.expect("a busy machine's job is assigned"), work),
         };
-        [limit, Limit::lease_of(machine)]
+        [limit, Limit::lease_of(machine)].into_iter().chain(self.taken_back()).collect()
     }
 }
 

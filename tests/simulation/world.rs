@@ -3,19 +3,21 @@
 
 mod effects;
 mod github;
+mod machines;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::mem;
 use std::time::Duration;
 
 use stagely::core::state::{
-    Attempt, CancelReason, Changes, Effect, Event, Limits, Machine, MachineKind, MachineState,
-    Priorities, ProviderName, Run, RunState, Snapshot, State, Table, Timestamp,
+    Attempt, CancelReason, Changes, Effect, Event, JobKind, Limits, Machine, MachineKind,
+    MachineState, Priorities, ProviderName, Run, RunState, Snapshot, State, Table, Timestamp,
 };
 use stagely::ids::{EnvironmentId, JobId, MachineId, RunId};
 use stagely_agent::protocol::Arch;
 
 use self::github::Listing;
+use self::machines::Look;
 use crate::agents::{self, Agent, Order};
 use crate::cloud::Cloud;
 use crate::fairness::Turns;
@@ -32,6 +34,9 @@ const RUNS_MAX: u64 = 7;
 const STATIC_MACHINES_MAX: u64 = 3;
 /// Rounds in which everything must end once the faults have stopped. Far more than any needs.
 const ROUNDS_MAX: u32 = 2_000;
+
+/// What has happened in a schedule, and how often: one that never meets a fault proves nothing about it.
+pub(crate) type Met = BTreeMap<&'static str, u64>;
 
 pub(crate) struct World {
     pub(crate) core: State,
@@ -52,6 +57,9 @@ pub(crate) struct World {
     requested: Vec<(RunId, RunId)>,
     /// Machines that core had written off when it heard of them again.
     pub(crate) swept: BTreeSet<MachineId>,
+    /// The lists of providers that are on their way to core, and in how many in a row each machine was missing.
+    looks: VecDeque<Look>,
+    missing: BTreeMap<MachineId, u32>,
     pub(crate) github: Github,
     /// Comparisons with GitHub that go on. A crash forgets them.
     listings: VecDeque<Listing>,
@@ -78,6 +86,10 @@ pub(crate) struct World {
     /// Outcomes and reports that may arrive a second time.
     repeatable: Vec<Event>,
     has_faults: bool,
+    /// Cores that have run so far.
+    cores: u32,
+    /// What has happened, and how often.
+    met: Met,
     runs: u64,
     static_machines: u64,
     is_traced: bool,
@@ -87,20 +99,24 @@ pub(crate) struct World {
 ///
 /// # Panics
 /// When an invariant is broken.
-pub(crate) fn play(seed: u64, is_traced: bool) -> Snapshot {
+pub(crate) fn play(seed: u64, is_traced: bool) -> (Snapshot, Met) {
     let mut world = World::new(seed, is_traced);
     for _ in 0..ACTIONS {
         world.act();
     }
     world.drain();
-    world.disk
+    (world.disk, world.met)
 }
 
 fn limits(rng: &mut Rng) -> Limits {
     let launchable = match rng.below(4) {
         0 => BTreeMap::new(),
         1 => BTreeMap::from([(Arch::Amd64, ProviderName::Local)]),
-        _ => BTreeMap::from(Arch::ALL.map(|arch| (arch, ProviderName::Local))),
+        2 => BTreeMap::from(Arch::ALL.map(|arch| (arch, ProviderName::Aws))),
+        _ => BTreeMap::from([
+            (Arch::Amd64, ProviderName::DigitalOcean),
+            (Arch::Arm64, ProviderName::Aws),
+        ]),
     };
     Limits {
         max_concurrent: u32::try_from(1 + rng.below(4)).expect("small"),
@@ -134,6 +150,8 @@ impl World {
             written_off: BTreeSet::new(),
             requested: Vec::new(),
             swept: BTreeSet::new(),
+            looks: VecDeque::new(),
+            missing: BTreeMap::new(),
             github: Github::default(),
             listings: VecDeque::new(),
             memory: Memory::default(),
@@ -151,6 +169,8 @@ impl World {
             answers: Vec::new(),
             repeatable: Vec::new(),
             has_faults: true,
+            cores: 0,
+            met: Met::new(),
             runs: 0,
             static_machines: 0,
             is_traced,
@@ -162,9 +182,14 @@ impl World {
     }
 
     fn act(&mut self) {
-        match self.rng.below(130) {
+        match self.rng.below(155) {
             100..125 => self.github_acts(),
             125..130 => self.write(),
+            130..134 => self.interrupt_a_machine(),
+            134..138 => self.take_machines_back(),
+            138..140 => self.describe(),
+            140..147 => self.look(),
+            147..155 => self.compare_machines(),
             0..20 => self.perform_any(),
             20..23 => self.answer(),
             23..60 => self.let_an_agent_act(),
@@ -203,6 +228,14 @@ impl World {
             let attempt = Attempt { job: *job, number: *attempt };
             let thanks = Order::Thanks { attempt, is_early: report.exporting_cache };
             self.thanks.push((*machine, thanks));
+        }
+        // Most notices come when there is nothing to decide any more: some right when something has begun.
+        if let Event::JobStarted { machine, job, .. } = event
+            && let Some(job) = self.core.jobs.get(&job)
+            && let percent = if matches!(job.kind, JobKind::Merge { .. }) { 40 } else { 5 }
+            && self.fault(percent)
+        {
+            self.interrupt(machine);
         }
         if self.may_come_again(&event) {
             self.repeatable.push(event);
@@ -245,6 +278,7 @@ impl World {
         memory.check(self);
         self.memory = memory;
         before.check(self, event, &effects);
+        before.note(self, event);
         self.turns.check(&self.core, &before, &effects);
         self.strays.check(&self.core, event);
         self.expected.check(&self.core, &were_completed);
@@ -293,7 +327,7 @@ impl World {
             | Event::RunPlanned { .. } => true,
             // Said of a machine that is yet to be launched, it would not be true later.
             Event::MachineGone { machine, .. } => {
-                self.cloud.has_launched(*machine) && !self.cloud.alive.contains(machine)
+                self.cloud.has_launched(*machine) && !self.cloud.is_alive(*machine)
             }
             _ => false,
         }
@@ -352,9 +386,12 @@ impl World {
 
     fn crash(&mut self) {
         self.trace(|_| "core crashes".to_owned());
+        self.meet("core crashes");
         self.uncommitted.clear();
         self.thanks.clear();
         self.answers.clear();
+        self.looks.clear();
+        self.missing.clear();
         self.forget_github();
         self.expected = self.expected_on_disk.clone();
         self.broken.clear();
@@ -364,24 +401,33 @@ impl World {
         self.repeatable
             .retain(|event| matches!(event, Event::JobStarted { .. } | Event::JobReported { .. }));
         for effect in mem::take(&mut self.in_flight) {
-            // The request had left before the crash.
-            if let Effect::Launch { machine } = effect
-                && self.rng.chance(20)
-            {
-                self.cloud.travelling.push(machine);
+            match effect {
+                Effect::Launch { machine } => {
+                    self.meet("core crashes between a launch and its answer");
+                    // The request had left before the crash.
+                    if self.rng.chance(20) {
+                        let provider = self.disk.machines[&machine].provider;
+                        self.cloud.travelling.push((machine, provider));
+                    }
+                }
+                Effect::Terminate { .. } => {
+                    self.meet("core crashes between a termination and its answer");
+                }
+                _ => {}
             }
         }
         for agent in self.agents.values_mut() {
             agent.session = None;
         }
         let downtime = if self.rng.chance(30) { self.rng.below(8_000_000) } else { 1_000 };
-        self.now.0 += downtime;
+        self.pass(Duration::from_millis(downtime));
         self.core = State::load(self.core.limits.clone(), self.disk.clone());
         self.restart();
     }
 
     fn restart(&mut self) {
         self.started_at = self.now;
+        self.cores += 1;
         let outbox: Vec<Effect> = self.core.outbox.values().cloned().collect();
         self.turns.restart();
         self.step(&Event::CoreStarted);
@@ -466,7 +512,7 @@ impl World {
 
     fn let_time_pass(&mut self) {
         let next = self.core.next_deadline();
-        self.now = match self.rng.below(20) {
+        let then = match self.rng.below(20) {
             0 => self.now.after(Duration::from_secs(self.rng.below(3_000))),
             1 => self.now.after(Duration::from_hours(self.rng.below(50))),
             // Clocks are set, also back.
@@ -474,9 +520,20 @@ impl World {
             3..6 => next.map_or(self.now, |next| next.max(self.now)),
             _ => self.now.after(Duration::from_millis(self.rng.below(60_000))),
         };
+        self.pass(then.since(self.now));
+        self.now = then;
         if next.is_some_and(|next| next <= self.now) || self.rng.chance(10) {
             self.deliver(Event::Tick);
         }
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.cloud.pass(time);
+        self.now = self.now.after(time);
+    }
+
+    pub(super) fn meet(&mut self, what: &'static str) {
+        *self.met.entry(what).or_default() += 1;
     }
 
     fn request_run(&mut self) {
@@ -548,54 +605,9 @@ impl World {
         }
     }
 
-    fn lose_a_vm(&mut self) {
-        let alive: Vec<MachineId> = self.cloud.alive.iter().copied().collect();
-        if let Some(machine) = self.rng.pick(&alive) {
-            self.trace(|_| format!("{machine} dies"));
-            self.end_vm(machine);
-        }
-    }
-
-    fn arrive(&mut self) {
-        if let Some(machine) = self.cloud.travelling.pop() {
-            self.trace(|_| format!("a late request launches {machine}"));
-            if !self.cloud.has_launched(machine) {
-                self.cloud.late.insert(machine);
-                self.start_vm(machine);
-            }
-        }
-    }
-
-    /// The provider's list lacks machines that core counts on.
-    fn notice_gone(&mut self) {
-        let gone = self.core.live_machines().filter(|machine| {
-            machine.kind == MachineKind::Launched && !self.cloud.alive.contains(&machine.id)
-        });
-        let gone: Vec<MachineId> = gone.map(|machine| machine.id).collect();
-        if let Some(machine) = self.rng.pick(&gone) {
-            self.deliver(Event::MachineGone { machine, taken_back: false });
-        }
-    }
-
     fn notice_broken(&mut self) {
         if let Some((machine, session)) = self.broken.pop_first() {
             self.deliver(Event::AgentDisconnected { machine, session });
-        }
-    }
-
-    /// The provider's list has machines that core does not count on.
-    fn sweep(&mut self) {
-        let stored = |machine: &MachineId| self.disk.machines.get(machine).map(|it| it.state);
-        let alive = self.cloud.alive.iter().map(|machine| (*machine, stored(machine)));
-        let alive: Vec<_> = alive.collect();
-        for (machine, state) in alive {
-            match state {
-                None => self.end_vm(machine),
-                Some(MachineState::Terminated) => {
-                    self.deliver(Event::MachineLaunched { machine, placement: None })
-                }
-                Some(_) => {}
-            }
         }
     }
 
@@ -615,14 +627,17 @@ impl World {
         self.trace(|_| "the faults stop".to_owned());
         self.has_faults = false;
         self.commit();
+        self.settle_interruptions();
+        self.describe_all();
         if self.core.limits.launchable.is_empty() {
             for arch in Arch::ALL {
                 self.add_static_machine(Some(arch));
             }
         }
         let mut is_mended = false;
-        for _ in 0..ROUNDS_MAX {
+        for number in 0..ROUNDS_MAX {
             let is_quiet = self.round();
+            invariants::check_leases(self, number);
             if is_quiet && invariants::is_over(self) {
                 if self.reconcile() {
                     continue;
@@ -676,9 +691,9 @@ impl World {
     }
 
     fn pass_time_after(&mut self, is_quiet: bool) {
-        self.now = self.now.after(Duration::from_secs(1));
+        self.pass(Duration::from_secs(1));
         if is_quiet && let Some(next) = self.core.next_deadline() {
-            self.now = self.now.max(next);
+            self.pass(next.since(self.now));
         }
         if self.core.next_deadline().is_some_and(|next| next <= self.now) {
             self.deliver(Event::Tick);

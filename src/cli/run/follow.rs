@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use super::display::Display;
 use super::outcome::{EXIT_CANCELLED, exit_code};
 use super::watch::{Update, Watch};
-use crate::api::{RunStatus, RunView};
+use crate::api::{ListMachines, RunStatus, RunView};
 use crate::cli::signals::Interrupts;
 use crate::client::Client;
 use crate::ids::RunId;
@@ -131,7 +131,7 @@ async fn exported_caches(client: &Client, run: &RunView) -> Vec<String> {
     if run.live_machines == 0 || run.status != RunStatus::Completed {
         return Vec::new();
     }
-    let machines = client.machines().await.unwrap_or_default();
+    let machines = client.machines(&ListMachines::default()).await.unwrap_or_default();
     let is_exported = |job| machines.iter().any(|it| it.exporting_cache_of == Some(job));
     run.jobs.iter().filter(|job| is_exported(job.id)).map(|job| job.name.clone()).collect()
 }

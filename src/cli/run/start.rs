@@ -140,7 +140,10 @@ impl StartArgs {
             let host = config.local.docker_host.as_deref();
             config.registry.url = registry::ensure(host).await?;
         }
-        Ok(Place::Here(Embedded::start_when_free(config, &state_folder()?).await?))
+        // Starting core is a large future, and every command that starts a run would hold it.
+        let folder = state_folder()?;
+        let here = Box::pin(Embedded::start_when_free(config, &folder));
+        Ok(Place::Here(here.await?))
     }
 
     /// Starts a run by `start`, and shows it to its end.

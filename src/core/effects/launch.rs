@@ -4,18 +4,24 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 use tracing::{info, warn};
 
 use super::Effects;
+use crate::config::ImageKind;
+use crate::core::binaries;
 use crate::core::orchestrator::now;
-use crate::core::state::{Event, LaunchRefusal, Machine, Placement};
+use crate::core::state::{Event, LaunchRefusal, Machine, Placement, ProviderName};
 use crate::ids::MachineId;
-use crate::provider::{LaunchError, LaunchRequest, Provider, Want};
+use crate::provider::{AgentBinary, LaunchError, LaunchRequest, Provider, Want};
 
 /// How often a provider that gives no clear answer, or wants to be asked less often, is asked again, and how
 /// long to wait before. The wait doubles.
 const TRIES: u32 = 5;
 const WAIT: Duration = Duration::from_secs(1);
+
+/// How long one try may take, over all its candidates.
+const TRY_LIMIT: Duration = Duration::from_mins(3);
 
 impl Effects {
     /// Launches `machine` and says what came of it.
@@ -40,14 +46,19 @@ impl Effects {
             let problem = format!("core has no provider {} (builders.provider)", record.provider);
             LaunchRefusal::Permanent(problem)
         })?;
+        let binary = self.binary(&record).await?;
         let request = self
-            .launch_request(record, &**provider)
+            .launch_request(record, binary, &**provider)
             .await
             .map_err(|error| LaunchRefusal::NoCapacity(format!("{error:#}")))?;
         let mut may_exist = false;
         let mut last = String::new();
         for attempt in 0..TRIES {
-            match provider.launch(&request).await {
+            // What was sent before the limit may have started a machine.
+            let launched = timeout(TRY_LIMIT, provider.launch(&request)).await.unwrap_or_else(|_| {
+                Err(LaunchError::Unclear(format!("no answer within {TRY_LIMIT:?}")))
+            });
+            match launched {
                 Ok(placement) => return Ok(placement),
                 // Whatever an earlier try has started is found by its tags, and ended.
                 Err(LaunchError::NoCapacity(message) | LaunchError::Permanent(message))
@@ -73,9 +84,30 @@ impl Effects {
         Err(refusal(last))
     }
 
+    /// The agent's program, for a stock image to fetch. Without one the machine would be of no use.
+    async fn binary(&self, machine: &Machine) -> Result<Option<AgentBinary>, LaunchRefusal> {
+        let kind = match machine.provider {
+            ProviderName::Aws => self.config.aws.image_kind,
+            ProviderName::DigitalOcean => self.config.digitalocean.image_kind,
+            ProviderName::Local | ProviderName::Qemu => ImageKind::Golden,
+        };
+        if kind == ImageKind::Golden {
+            return Ok(None);
+        }
+        let url = binaries::address(&self.config.core.url(), machine.arch);
+        match self.binaries.open(machine.arch).await {
+            Ok(binary) => Ok(Some(AgentBinary { url, sha256: binary.sha256 })),
+            Err(error) => {
+                let problem = format!("a stock image installs the agent from core: {error}");
+                Err(LaunchRefusal::Permanent(problem))
+            }
+        }
+    }
+
     async fn launch_request(
         &self,
         machine: Machine,
+        binary: Option<AgentBinary>,
         provider: &dyn Provider,
     ) -> anyhow::Result<LaunchRequest> {
         let Machine { id, fleet, arch, size, on_demand, requested_for, lease_until, .. } = machine;
@@ -95,7 +127,46 @@ impl Effects {
             candidates,
             agent: self.config.agent_config(id, token),
             lease: lease_until.context("a launched machine has a lease")?.since(now()),
+            binary,
             insecure_registry: registry.insecure.then(|| registry.host().to_owned()),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use stagely_agent::protocol::Arch;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::core::fixtures;
+    use crate::core::records::{Records, SharedRecords};
+    use crate::core::store::Store;
+
+    #[tokio::test]
+    async fn a_stock_image_fetches_the_agents_program_from_core_which_must_have_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, _) = Store::open(&folder.path().join("core.redb")).unwrap();
+        let mut config = Config::default();
+        config.core.public_url = Some("https://core.example/base/".parse().unwrap());
+        config.aws.image_kind = ImageKind::Stock;
+        let records = SharedRecords::new(Records::default());
+        let mut effects = fixtures::effects(folder.path(), config, store, records);
+        let own = Arch::of_this_program();
+        let arch = if own == Arch::Amd64 { Arch::Arm64 } else { Arch::Amd64 };
+        let of = |provider| Machine { provider, arch, ..fixtures::machine(1) };
+
+        let refused = effects.binary(&of(ProviderName::Aws)).await.unwrap_err();
+        let LaunchRefusal::Permanent(problem) = refused else { panic!("{refused:?}") };
+        assert!(problem.contains("agents.binaries"), "{problem}");
+        for provider in [ProviderName::DigitalOcean, ProviderName::Qemu, ProviderName::Local] {
+            assert_eq!(effects.binary(&of(provider)).await.unwrap(), None);
+        }
+
+        std::fs::write(folder.path().join(format!("stagely-linux-{arch}")), "one").unwrap();
+        effects.binaries = binaries::Binaries::new(Some(folder.path().to_owned()));
+        let binary = effects.binary(&of(ProviderName::Aws)).await.unwrap().unwrap();
+        let address = format!("https://core.example/base/v1/agent/binary/{arch}");
+        assert_eq!((binary.url.as_str(), binary.sha256.len()), (&*address, 64));
     }
 }

@@ -18,6 +18,7 @@ use std::sync::Arc;
 
 use stagely_agent::protocol::{Cancel, CoreMessage};
 
+use super::binaries::Binaries;
 use super::disk::DiskGuard;
 use super::github::Github;
 use super::logs::LogStore;
@@ -57,6 +58,8 @@ pub struct Effects {
     pub registry: Registry,
     /// Where machines come from.
     pub providers: Providers,
+    /// The agent's programs.
+    pub(crate) binaries: Binaries,
     /// Holds short-lived checkouts.
     pub scratch: PathBuf,
     /// Refuses to plan when the disk is nearly full.

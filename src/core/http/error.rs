@@ -36,6 +36,11 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, "not_found", format!("there is no {what} {id}"))
     }
 
+    /// 404: it could be there, and is not; the sentence says what to do.
+    pub(super) fn missing(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not_found", message)
+    }
+
     /// 405: the address is right, the method is not.
     pub(super) fn method_not_allowed() -> Self {
         let message = "this address does not take this method; see /api/v1/openapi.json";

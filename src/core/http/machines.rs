@@ -6,19 +6,30 @@ use axum::http::StatusCode;
 use tokio::task::spawn_blocking;
 
 use super::auth::{Admin, Reader};
-use super::{Api, ApiError, ApiJson, ApiPath, views};
-use crate::api::{AddMachine, AddedMachine, ErrorBody, MachineView, QueueView};
+use super::{Api, ApiError, ApiJson, ApiPath, ApiQuery, views};
+use crate::api::{AddMachine, AddedMachine, ErrorBody, ListMachines, MachineView, QueueView};
+use crate::core::orchestrator::now;
 use crate::core::state::{Event, MachineKind};
 use crate::ids::MachineId;
 
 /// The longest name of a registered machine, in characters.
 const NAME_CHARS_MAX: usize = 100;
 
-/// Lists the machines that are there.
-#[utoipa::path(get, path = "/machines", responses((status = 200, body = Vec<MachineView>)))]
-pub(super) async fn list(State(api): State<Api>, _: Reader) -> Json<Vec<MachineView>> {
-    let records = api.records.read();
-    Json(records.live_machines().map(views::machine).collect())
+/// Lists the machines that are there, or all that are remembered; the oldest first.
+#[utoipa::path(get, path = "/machines", params(ListMachines),
+    responses((status = 200, body = Vec<MachineView>)))]
+pub(super) async fn list(
+    State(api): State<Api>,
+    _: Reader,
+    ApiQuery(which): ApiQuery<ListMachines>,
+) -> Json<Vec<MachineView>> {
+    let (records, now) = (api.records.read(), now());
+    let view = |machine| views::machine(machine, now);
+    Json(if which.all {
+        records.machines.values().map(view).collect()
+    } else {
+        records.live_machines().map(view).collect()
+    })
 }
 
 /// Shows the jobs that wait, in the order in which they will be served.

@@ -2,6 +2,7 @@
 
 mod agents;
 mod auth;
+mod binaries;
 mod environments;
 mod error;
 mod extract;
@@ -11,6 +12,7 @@ mod machines;
 mod pages;
 mod projects;
 mod runs;
+mod sweep;
 mod tokens;
 mod views;
 mod warm_ups;
@@ -30,6 +32,7 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::binaries::Binaries;
 use super::disk::DiskGuard;
 use super::effects::Secrets;
 use super::github::Github;
@@ -39,6 +42,7 @@ use super::logs::LogStore;
 use super::orchestrator::Events;
 use super::records::SharedRecords;
 use super::sessions::Sessions;
+use super::sweep::Sweeps;
 use crate::api::BASE_PATH;
 use crate::config::Config;
 
@@ -70,6 +74,8 @@ pub(crate) struct Api {
     pub(crate) secrets: Secrets,
     /// The API's tokens.
     pub(crate) tokens: ApiTokens,
+    /// The agent's programs.
+    pub(crate) binaries: Binaries,
     /// Refuses new work when the disk is nearly full.
     pub(crate) disk: DiskGuard,
     /// Asks GitHub.
@@ -80,6 +86,8 @@ pub(crate) struct Api {
     pub(crate) webhook_secret: Option<SecretString>,
     /// Limits what of it is held at once.
     pub(crate) webhook_memory: WebhookMemory,
+    /// Compares providers with the records.
+    pub(crate) sweeps: Sweeps,
     /// Fires at shutdown.
     pub(crate) stop: CancellationToken,
 }
@@ -133,6 +141,7 @@ pub(crate) fn router(api: Api) -> Router {
                 .routes(routes!(machines::list, machines::add))
                 .routes(routes!(machines::remove))
                 .routes(routes!(machines::queue))
+                .routes(routes!(sweep::plan, sweep::sweep))
                 .routes(routes!(environments::list))
                 .routes(routes!(environments::close))
                 .routes(routes!(environments::rebuild))
@@ -144,6 +153,7 @@ pub(crate) fn router(api: Api) -> Router {
                 .routes(routes!(warm_ups::schedule))
                 .routes(routes!(tokens::create)),
         )
+        .routes(routes!(binaries::get))
         .split_for_parts();
     documented
         .route(&format!("{BASE_PATH}/openapi.json"), get(async move || axum::Json(description)))

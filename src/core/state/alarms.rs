@@ -75,7 +75,8 @@ impl State {
             }
         };
         let lease = machine.lease_until.map(|at| (self.due(requested_at, at), Alarm::Lease));
-        let taken_back = self.taken_back_at(machine).map(|at| (at, Alarm::TakenBack));
+        let taken_back = self.taken_back_at(machine);
+        let taken_back = taken_back.map(|at| (self.due(requested_at, at), Alarm::TakenBack));
         let alarms = [first, self.export_alarm(machine), taken_back, lease];
         alarms.into_iter().flatten().min_by_key(|(due, _)| *due)
     }
@@ -164,12 +165,14 @@ impl Turn<'_> {
             }
             Alarm::Absence(job) => {
                 let message = "the machine's agent left before it began the job";
-                self.fail_attempt(job, Failure::machine_lost(message));
+                let failure = self.loss_of(machine, message);
+                self.fail_attempt(job, failure);
                 self.release(machine);
             }
             Alarm::NoStart(job) => {
                 let message = "the machine's agent did not begin the job";
-                self.fail_attempt(job, Failure::machine_lost(message));
+                let failure = self.loss_of(machine, message);
+                self.fail_attempt(job, failure);
                 self.give_up_agent(machine);
             }
             Alarm::Overrun(job) => self.end_overrun(machine, job),

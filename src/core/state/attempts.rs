@@ -70,7 +70,7 @@ impl Turn<'_> {
         let exports = report.exporting_cache;
         if current == Some(attempt) {
             let is_completed = matches!(report.outcome, JobOutcome::Completed { .. });
-            self.take_report(id, report);
+            self.take_report(machine, id, report);
             if exports && is_completed {
                 self.begin_export(machine, reported);
             }
@@ -83,7 +83,7 @@ impl Turn<'_> {
         }
     }
 
-    fn take_report(&mut self, id: JobId, report: JobReport) {
+    fn take_report(&mut self, machine: MachineId, id: JobId, report: JobReport) {
         self.state.change_job(id, |job| {
             job.steps = report.steps;
             job.warnings.extend(report.warnings);
@@ -96,7 +96,8 @@ impl Turn<'_> {
             }
             // Nobody asked for it, or the job would be cancelled: the agent itself is being shut down.
             JobOutcome::Cancelled => {
-                self.fail_attempt(id, Failure::machine_lost("the agent was shut down"));
+                let failure = self.loss_of(machine, "the agent was shut down");
+                self.fail_attempt(id, failure);
             }
         }
     }
@@ -150,9 +151,8 @@ impl Turn<'_> {
     /// Lets jobs that waited for capacity have their next attempt.
     pub(super) fn resume_postponed(&mut self) {
         let due = self.state.index.postponed.iter().take_while(|(until, _)| *until <= self.now);
-        let due: Vec<_> = due.copied().collect();
-        for (until, job) in due {
-            self.state.index.postponed.remove(&(until, job));
+        let due: Vec<JobId> = due.map(|(_, job)| *job).collect();
+        for job in due {
             self.state.change_job(job, |job| job.not_before = None);
         }
     }
@@ -198,6 +198,7 @@ impl Turn<'_> {
         let now = self.now;
         self.state.change_job(id, |job| {
             job.state = end;
+            job.not_before = None;
             job.ended_at = Some(now);
         });
     }

@@ -5,7 +5,9 @@
 //! `until` is the moment at which it was told.
 
 use super::step::Turn;
-use super::{Attempt, CacheExport, Effect, Machine, MachineKind, StopReason};
+use super::{
+    Attempt, CacheExport, Effect, Interruption, Machine, MachineKind, StopReason, Timestamp,
+};
 use crate::ids::{MachineId, RunId};
 
 impl Turn<'_> {
@@ -15,6 +17,20 @@ impl Turn<'_> {
         self.extend_lease(id, until);
         self.state.change_machine(id, |machine| {
             machine.exporting = Some(CacheExport { attempt, until });
+        });
+        let interruption = self.state.machines.get(&id).and_then(|machine| machine.interruption);
+        if let Some(Interruption::Certain { at }) = interruption {
+            self.cut_export(id, at);
+        }
+    }
+
+    /// The cloud takes the machine back `at` that moment: nobody waits for an export after it.
+    pub(super) fn cut_export(&mut self, id: MachineId, at: Timestamp) {
+        self.state.change_machine(id, |machine| {
+            let is_told = machine.is_told_to_end_export();
+            if let Some(export) = machine.exporting.as_mut().filter(|_| !is_told) {
+                export.until = export.until.min(at);
+            }
         });
     }
 

@@ -6,10 +6,7 @@ use stagely_agent::protocol::FailureReason;
 
 use super::attempts::Failure;
 use super::step::Turn;
-use super::{
-    Attempt, Interruption, Job, JobKind, JobState, Machine, MachineKind, State, StopReason,
-    Timestamp,
-};
+use super::{Attempt, Interruption, Job, JobKind, JobState, Machine, State, StopReason, Timestamp};
 use crate::ids::{JobId, MachineId};
 
 /// What a merge takes at most, so that one that has begun is not begun again elsewhere.
@@ -28,7 +25,8 @@ impl Turn<'_> {
             return;
         };
         let is_certain = matches!(machine.interruption, Some(Interruption::Certain { .. }));
-        if is_certain && interruption == Interruption::Likely {
+        let is_known = machine.interruption == Some(interruption);
+        if is_known || is_certain && interruption == Interruption::Likely {
             return;
         }
         self.state.change_machine(id, |machine| machine.interruption = Some(interruption));
@@ -39,19 +37,21 @@ impl Turn<'_> {
 
     /// Leaves on the machine only what ends before `at`.
     fn clear_by(&mut self, id: MachineId, at: Timestamp) {
-        self.state.change_machine(id, |machine| {
-            if let Some(export) = &mut machine.exporting {
-                export.until = export.until.min(at);
-            }
-        });
-        match self.attempt_on(id) {
-            Some(Attempt { job, .. }) if self.state.ends_by(job, at, self.now) => {}
-            Some(Attempt { job, .. }) => {
-                self.stop_work(id, job, StopReason::Interrupted);
-                self.fail_attempt(job, Failure::taken_back());
-            }
-            // An agent that has nothing to do, or only stops something, needs no machine for it.
-            None => self.release(id),
+        self.cut_export(id, at);
+        let Some(Attempt { job, .. }) = self.attempt_on(id) else { return };
+        if !self.state.ends_by(job, at, self.now) {
+            self.stop_work(id, job, StopReason::Interrupted);
+            self.fail_attempt(job, Failure::taken_back());
+        }
+    }
+
+    /// Forgets what an agent said of an interruption before its HELLO: a registered machine may be there
+    /// again, and its agent repeats what still holds. One that was launched is never worth waiting for.
+    pub(super) fn forget_interruption(&mut self, id: MachineId) {
+        let machine = self.state.machines.get(&id);
+        let is_interrupted = machine.is_some_and(|machine| machine.interruption.is_some());
+        if is_interrupted && self.is_static(id) {
+            self.state.change_machine(id, |machine| machine.interruption = None);
         }
     }
 
@@ -61,7 +61,8 @@ impl Turn<'_> {
         self.give_up_agent(id);
     }
 
-    /// Why what a machine had is lost, now that the machine is.
+    /// Why what a machine had is lost: with its agent, where the cloud has not said that it takes the machine
+    /// back.
     pub(super) fn loss_of(&self, id: MachineId, message: &str) -> Failure {
         let machine = self.state.machines.get(&id);
         match machine.and_then(|machine| machine.interruption) {
@@ -95,7 +96,8 @@ impl State {
             (JobKind::Build { .. }, JobState::Running { deadline, .. }) => {
                 let usual = self.usual_time(job).map(|time| time * BUILD_MARGIN_PERCENT / 100);
                 let expected = job.started_at.zip(usual).map(|(since, time)| since.after(time));
-                *deadline <= at || expected.is_some_and(|end| end <= at)
+                // Of one that takes longer than ever nobody knows when it ends.
+                *deadline <= at || expected.is_some_and(|end| now <= end && end <= at)
             }
             (JobKind::Build { .. }, _) => false,
         }
@@ -107,7 +109,9 @@ impl State {
         let runs = self.index.environment_runs.get(&environment)?.iter().rev();
         let mut jobs = runs.flat_map(|run| self.jobs_of(*run));
         jobs.find_map(|earlier| {
-            let is_same = earlier.name == job.name && earlier.kept_from.is_none();
+            let is_same = earlier.name == job.name
+                && earlier.emulated == job.emulated
+                && earlier.kept_from.is_none();
             let is_completed = matches!(earlier.state, JobState::Completed { .. });
             let (from, to) = (earlier.started_at?, earlier.ended_at?);
             (is_same && is_completed).then(|| to.since(from))
@@ -122,14 +126,6 @@ impl Machine {
         match self.state {
             S::Requested | S::Booting | S::Ready | S::Busy { .. } => true,
             S::Terminating | S::Terminated => false,
-        }
-    }
-
-    /// Forgets what an agent said of an interruption: a registered machine may be there again, and its
-    /// agent repeats what still holds. One that was launched is never worth waiting for.
-    pub(super) fn forget_interruption(&mut self) {
-        if self.kind == MachineKind::Static {
-            self.interruption = None;
         }
     }
 }

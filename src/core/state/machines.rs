@@ -77,9 +77,10 @@ impl Turn<'_> {
         let is_launched = self.kind(id) == Some(MachineKind::Launched);
         if is_launched && !is_launching {
             self.state.settle(&Effect::Terminate { machine: id });
-            let failure = match taken_back {
-                true => Failure::taken_back(),
-                false => self.loss_of(id, "the provider ended the machine"),
+            let failure = if taken_back {
+                Failure::taken_back()
+            } else {
+                self.loss_of(id, "the provider ended the machine")
             };
             self.lose_job(id, failure);
             self.end_machine(id);
@@ -105,9 +106,9 @@ impl Turn<'_> {
             machine.connected = true;
             machine.contact_at = now;
             machine.system_info = Some(system_info);
-            machine.forget_interruption();
         });
         self.resume(id, holds);
+        self.forget_interruption(id);
     }
 
     /// Brings an agent's work and the records together, after its HELLO.
@@ -137,7 +138,8 @@ impl Turn<'_> {
             return Some(current);
         }
         if matches!(self.job_state(current.job), Some(JobState::Running { .. })) {
-            self.fail_attempt(current.job, Failure::machine_lost("the agent lost the job"));
+            let failure = self.loss_of(id, "the agent lost the job");
+            self.fail_attempt(current.job, failure);
             return None;
         }
         self.assign(id, current.job);

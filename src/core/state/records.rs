@@ -324,6 +324,7 @@ impl State {
     pub(super) fn change_job(&mut self, id: JobId, change: impl FnOnce(&mut Job)) {
         let index = &mut self.index;
         self.jobs.change(id, |job| {
+            index.forget_postponed(job);
             change(job);
             index.touched_runs.insert(job.run);
         });
@@ -476,8 +477,8 @@ impl Index {
         self.run_jobs.entry(job.run).or_default().insert(job.id);
         let Some(run) = runs.get(&job.run) else { return };
         let is_waiting = matches!(job.state, JobState::Queued { .. });
-        if let Some(not_before) = job.not_before {
-            set(&mut self.postponed, (not_before, job.id), is_waiting);
+        if let Some(not_before) = job.not_before.filter(|_| is_waiting) {
+            self.postponed.insert((not_before, job.id));
         }
         let is_queued = is_waiting && job.not_before.is_none();
         let is_ready = job.missing_needs(jobs).next().is_none();
@@ -486,6 +487,13 @@ impl Index {
         let place = (job.queued_at, job.id);
         set_below(&mut self.ready, (run.project, class), place, is_queued && is_ready);
         set_below(&mut self.blocked, class, place, is_queued && !is_ready);
+    }
+
+    /// The job is about to change; what it waits for then is noted anew.
+    fn forget_postponed(&mut self, job: &Job) {
+        if let Some(not_before) = job.not_before {
+            self.postponed.remove(&(not_before, job.id));
+        }
     }
 
     fn note_machine(&mut self, machine: &Machine) {

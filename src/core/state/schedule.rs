@@ -88,7 +88,7 @@ enum Place {
 struct Supply {
     /// Registered machines that wait for work.
     idle: Vec<(Arch, MachineId)>,
-    /// The arches of all registered machines that are connected.
+    /// The arches of all registered machines that are connected and may get work.
     connected: BTreeSet<Arch>,
     /// The arches of all registered machines and of those that may be launched.
     available: BTreeSet<Arch>,
@@ -205,14 +205,13 @@ impl State {
         let launched = self.live_machines().filter(|machine| machine.kind == MachineKind::Launched);
         let launchable: Vec<(Arch, ProviderName)> = self.launchable().collect();
         let has_slot = !launchable.is_empty() && launched.count() < limits.max_concurrent as usize;
-        let registered = || {
-            let machines = self.live_machines();
-            machines.filter(|it| it.kind == MachineKind::Static && it.connected)
+        // One that the cloud wants back gets nothing, so nobody waits for it.
+        let takes_work = |machine: &&Machine| {
+            let is_there = machine.connected && machine.interruption.is_none();
+            machine.kind == MachineKind::Static && is_there
         };
-        let is_idle = |machine: &&Machine| {
-            machine.state == MachineState::Ready && machine.interruption.is_none()
-        };
-        let idle = registered().filter(is_idle);
+        let registered = || self.live_machines().filter(takes_work);
+        let idle = registered().filter(|machine| machine.state == MachineState::Ready);
         Supply {
             idle: idle.map(|machine| (machine.arch, machine.id)).collect(),
             connected: registered().map(|machine| machine.arch).collect(),
@@ -350,6 +349,7 @@ impl Turn<'_> {
             if let JobState::Queued { attempt } = job.state {
                 job.state = JobState::Provisioning { attempt, machine };
                 job.attempt = attempt;
+                job.not_before = None;
                 job.steps.clear();
                 job.warnings.clear();
                 job.cache_miss = None;

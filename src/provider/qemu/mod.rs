@@ -328,6 +328,7 @@ mod tests {
             agent: Config::default().agent_config(machine, "the token".into()),
             lease: Duration::from_hours(1),
             insecure_registry: None,
+            binary: None,
         }
     }
 

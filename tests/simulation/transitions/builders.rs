@@ -65,6 +65,10 @@ impl Before {
             Event::MachineGone { machine, .. } | Event::StaticMachineRemoved { machine } => {
                 *machine == id
             }
+            // A launched machine ends with the work that it has beside the export.
+            Event::MachineInterrupted { machine, .. } => {
+                *machine == id && work.is_some_and(|work| work.is_cut(event, world))
+            }
             _ => is_cancelled,
         };
         assert!(may_end, "{event:?} ends the export of {attempt:?} on {id}");
@@ -97,6 +101,7 @@ impl Before {
             let idle = core.live_machines().find(|builder| {
                 let exporting = builder.exporting.map(|export| export.attempt.job);
                 builder.connected
+                    && builder.interruption.is_none()
                     && builder.stopping.is_empty()
                     && current(core, builder).is_none()
                     && exporting.is_some_and(|exporting| job.needs.contains(&exporting))
@@ -111,7 +116,8 @@ impl Before {
                     .any(|work| work.attempt.job == *finished && work.machine.id == *last)
             {
                 let is_busy = matches!(before.state, MachineState::Busy { .. });
-                let will_do = before.connected && before.stopping.is_empty() && is_busy;
+                let will_stay = before.connected && before.interruption.is_none();
+                let will_do = will_stay && before.stopping.is_empty() && is_busy;
                 assert!(!will_do, "{last} has just finished and could merge for {}", job.id);
             }
         }

@@ -6,7 +6,7 @@ use stagely::core::state::{Attempt, Effect, Event, JobKind, LaunchRefusal};
 use stagely::ids::{EnvironmentId, MachineId, RunId};
 
 use super::{World, is_superseded};
-use crate::agents::{Agent, Order, Task};
+use crate::agents::{Order, Task};
 use crate::plans;
 
 impl World {
@@ -108,28 +108,43 @@ impl World {
     }
 
     fn launch(&mut self, machine: MachineId) {
-        assert!(self.disk.machines.contains_key(&machine), "{machine} is launched unrecorded");
+        let record = self.disk.machines.get(&machine);
+        let provider = record.expect("no machine is launched before its record is stored").provider;
+        if self.cloud.has_launched(machine) {
+            self.meet("a launch is asked for again");
+        }
         let has_agent = self.core.machines.get(&machine).is_some_and(|it| it.system_info.is_some());
         // The contract lets a provider refuse to repeat a launch once its machine has shown itself.
         let may_refuse = !self.cloud.has_launched(machine) || has_agent;
         if !may_refuse || !self.fault(30) {
-            self.start_vm(machine);
+            self.start_vm(machine, provider);
             if self.fault(15) {
                 // The answer is lost: core asks again.
+                self.meet("the answer to a launch is lost");
                 return self.in_flight.push(Effect::Launch { machine });
             }
-            return self.deliver(Event::MachineLaunched { machine, placement: None });
+            let placement = Some(self.placement(machine));
+            return self.deliver(Event::MachineLaunched { machine, placement });
         }
         let why = String::new();
         let refusal = match self.rng.below(4) {
-            0 => LaunchRefusal::Permanent(why),
+            0 => {
+                self.meet("a launch is refused for good");
+                LaunchRefusal::Permanent(why)
+            }
             1 => {
                 if self.rng.chance(50) {
-                    self.start_vm(machine);
+                    self.meet("a launch of which nobody knows succeeds");
+                    self.start_vm(machine, provider);
+                } else {
+                    self.meet("a launch of which nobody knows fails");
                 }
                 LaunchRefusal::Unclear(why)
             }
-            _ => LaunchRefusal::NoCapacity(why),
+            _ => {
+                self.meet("a launch finds no capacity");
+                LaunchRefusal::NoCapacity(why)
+            }
         };
         self.deliver(Event::LaunchRefused { machine, refusal });
     }
@@ -137,11 +152,22 @@ impl World {
     fn terminate(&mut self, machine: MachineId) {
         let is_launching = self.in_flight.contains(&Effect::Launch { machine });
         assert!(!is_launching, "{machine} is launched and terminated at once");
+        // A sweep may have found it gone, and retention may have deleted its record since.
+        let Some(record) = self.disk.machines.get(&machine) else {
+            return self.deliver(Event::MachineGone { machine, taken_back: false });
+        };
+        let (provider, has_it) = (record.provider, self.cloud.provider_of(machine));
+        assert!(
+            has_it.is_none_or(|it| it == provider),
+            "{provider} is to end {machine} of another"
+        );
         if self.fault(10) {
+            self.meet("a termination fails");
             return self.in_flight.push(Effect::Terminate { machine });
         }
-        self.end_vm(machine);
+        self.end_found(machine);
         if self.fault(10) {
+            self.meet("the answer to a termination is lost");
             return self.in_flight.push(Effect::Terminate { machine });
         }
         self.deliver(Event::MachineGone { machine, taken_back: false });
@@ -176,18 +202,5 @@ impl World {
         if let Some(session) = session {
             self.broken.insert((machine, session.number));
         }
-    }
-
-    pub(super) fn start_vm(&mut self, machine: MachineId) {
-        if !self.cloud.has_launched(machine) {
-            self.cloud.launch(machine);
-            self.agents.insert(machine, Agent::new(machine));
-        }
-    }
-
-    pub(super) fn end_vm(&mut self, machine: MachineId) {
-        self.break_session(machine);
-        self.agents.remove(&machine);
-        self.cloud.terminate(machine);
     }
 }

@@ -2,20 +2,33 @@
 
 use crate::api::{MachineStatus, MachineView, QueueView, QueuedJobView};
 use crate::core::records::Records;
-use crate::core::state::{Machine, MachineKind, MachineState, QueueReason};
+use crate::core::state::{Machine, MachineKind, MachineState, QueueReason, Timestamp};
 
-/// A machine.
-pub(in crate::core::http) fn machine(machine: &Machine) -> MachineView {
+/// A machine as it is `now`.
+pub(in crate::core::http) fn machine(machine: &Machine, now: Timestamp) -> MachineView {
     let job = match machine.state {
         MachineState::Busy { job, .. } => Some(job),
         _ => machine.requested_for,
     };
+    let placement = machine.placement.as_ref();
+    let until = machine.terminated_at.unwrap_or(now);
+    let is_launched = machine.kind == MachineKind::Launched;
     MachineView {
         id: machine.id,
         kind: machine.kind,
         name: machine.name.clone(),
         arch: machine.arch,
         size: machine.size,
+        fleet: machine.fleet,
+        provider: is_launched.then_some(machine.provider),
+        provider_id: placement.map(|placement| placement.provider_id.clone()),
+        instance_type: placement.map(|placement| placement.instance_type.clone()),
+        zone: placement.and_then(|placement| placement.zone.clone()),
+        market: placement.map(|placement| placement.market),
+        on_demand: machine.on_demand,
+        price_per_hour_usd: placement.and_then(|placement| placement.price),
+        cost_usd: machine.cost(now),
+        interruption: machine.interruption,
         status: match machine.state {
             MachineState::Requested => MachineStatus::Requested,
             MachineState::Booting => MachineStatus::Booting,
@@ -29,9 +42,18 @@ pub(in crate::core::http) fn machine(machine: &Machine) -> MachineView {
         exporting_cache_of: machine.exporting.map(|export| export.attempt.job),
         requested_at: machine.requested_at,
         lease_until: machine.lease_until,
+        lease_left_seconds: lease_left(machine, now),
+        age_seconds: until.since(machine.requested_at).as_secs(),
         terminated_at: machine.terminated_at,
         system_info: machine.system_info.clone(),
     }
+}
+
+/// Below zero when the lease is over and the machine is there all the same.
+fn lease_left(machine: &Machine, now: Timestamp) -> Option<i64> {
+    let lease = machine.lease_until.filter(|_| !machine.state.is_terminated())?;
+    let (left, over) = (lease.since(now).as_secs(), now.since(lease).as_secs());
+    Some(i64::try_from(left).unwrap_or(i64::MAX) - i64::try_from(over).unwrap_or(i64::MAX))
 }
 
 /// The queue.
@@ -87,8 +109,8 @@ mod tests {
 
     use super::*;
     use crate::core::fixtures;
-    use crate::core::state::Project;
-    use crate::ids::{JobId, ProjectId};
+    use crate::core::state::{Market, Placement, Project, ProviderName, Usd};
+    use crate::ids::{JobId, MachineId, ProjectId};
 
     fn reason(reason: &QueueReason) -> String {
         let mut records = Records::default();
@@ -99,6 +121,61 @@ mod tests {
         let project = Project::new(ProjectId::from_bits(1), "web".to_owned(), String::new());
         records.projects.insert(project.id, project);
         queue_reason(&records, reason)
+    }
+
+    /// A machine of 0.17 dollars an hour that was asked for at 0, with a lease of an hour.
+    fn launched() -> Machine {
+        let machine =
+            Machine::new(MachineId::from_bits(1), MachineKind::Launched, Arch::Amd64, Timestamp(0));
+        let placement = Placement {
+            provider_id: "i-1".to_owned(),
+            instance_type: "c5.xlarge".to_owned(),
+            zone: Some("us-east-1a".to_owned()),
+            market: Market::Spot,
+            price: Some(Usd(170_000)),
+        };
+        Machine {
+            provider: ProviderName::Aws,
+            placement: Some(placement),
+            state: MachineState::Booting,
+            lease_until: Some(Timestamp(3_600_000)),
+            ..machine
+        }
+    }
+
+    #[test]
+    fn a_machine_is_shown_with_its_age_its_lease_and_its_cost_in_dollars() {
+        let view = machine(&launched(), Timestamp(600_000));
+        assert_eq!((view.age_seconds, view.lease_left_seconds), (600, Some(3_000)));
+        let json = serde_json::to_value(&view).unwrap();
+        assert_eq!(json["price_per_hour_usd"], 0.17);
+        assert_eq!(json["cost_usd"], 0.028_334);
+        assert_eq!((&json["provider"], &json["market"]), (&"aws".into(), &"spot".into()));
+        let read: MachineView = serde_json::from_value(json).unwrap();
+        assert_eq!(
+            (read.price_per_hour_usd, read.cost_usd),
+            (view.price_per_hour_usd, view.cost_usd)
+        );
+    }
+
+    #[test]
+    fn a_machine_past_its_lease_has_less_than_nothing_left_and_one_that_is_gone_costs_no_more() {
+        let late = machine(&launched(), Timestamp(3_720_500));
+        assert_eq!(late.lease_left_seconds, Some(-120));
+        let gone = Machine {
+            state: MachineState::Terminated,
+            terminated_at: Some(Timestamp(600_000)),
+            ..launched()
+        };
+        let gone = machine(&gone, Timestamp(9_000_000));
+        assert_eq!((gone.age_seconds, gone.lease_left_seconds), (600, None));
+        assert_eq!(gone.cost_usd, Some(Usd(28_334)));
+    }
+
+    #[test]
+    fn a_registered_machine_has_no_provider_and_costs_nothing_that_we_know_of() {
+        let view = machine(&fixtures::machine(1), Timestamp(1_000));
+        assert_eq!((view.provider, view.cost_usd, view.lease_left_seconds), (None, None, None));
     }
 
     #[test]

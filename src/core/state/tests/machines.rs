@@ -159,3 +159,134 @@ fn an_agent_of_a_machine_that_is_not_ours_is_sent_away() {
 
     assert_eq!(core.connect(machine, &[]), [Effect::Disconnect { machine }]);
 }
+
+fn refuse(core: &mut Core, job: JobId) -> MachineId {
+    let machine = core.machine_of(job);
+    let refusal = LaunchRefusal::NoCapacity("none in eu-central-1".to_owned());
+    core.step(Event::LaunchRefused { machine, refusal });
+    machine
+}
+
+#[test]
+fn each_launch_without_capacity_is_waited_for_longer_and_the_last_ends_the_job() {
+    let mut core = amd64(1);
+    let (run, jobs) = core.run(1, 1);
+    refuse(&mut core, jobs[0]);
+    core.wait(Duration::from_secs(30));
+    refuse(&mut core, jobs[0]);
+
+    let until = core.now.after(Duration::from_mins(1));
+    assert_eq!(core.state.jobs[&jobs[0]].not_before, Some(until));
+    assert_eq!(core.wait(Duration::from_secs(59)), []);
+    core.wait(Duration::from_secs(1));
+    let last = refuse(&mut core, jobs[0]);
+
+    assert!(core.state.machines[&last].on_demand);
+    assert_eq!(core.failure(jobs[0]), &FailureReason::NoCapacity);
+    assert_eq!(core.run_state(run), &RunState::Failed { plan_error: None });
+    assert_eq!(core.state.next_deadline(), None);
+}
+
+#[test]
+fn a_job_that_waits_for_capacity_waits_on_after_a_restart() {
+    let mut core = amd64(1);
+    let (_, jobs) = core.run(1, 1);
+    refuse(&mut core, jobs[0]);
+    let until = core.now.after(Duration::from_secs(30));
+
+    assert_eq!(core.restart(), []);
+
+    let reason = QueueReason::Capacity { until };
+    assert_eq!(core.state.queue(), [QueuedJob { job: jobs[0], reason }]);
+    assert_eq!(core.state.next_deadline(), Some(until));
+    assert!(matches!(core.wait(Duration::from_secs(30))[..], [Effect::Launch { .. }]));
+}
+
+#[test]
+fn a_job_that_waits_for_capacity_is_cancelled_with_its_run() {
+    let mut core = amd64(1);
+    let (run, jobs) = core.run(1, 1);
+    refuse(&mut core, jobs[0]);
+
+    core.cancel(run);
+
+    assert_eq!(core.job_state(jobs[0]), &JobState::Cancelled);
+    assert_eq!(core.state.queue(), []);
+    assert_eq!(core.state.next_deadline(), None);
+    assert_eq!(core.wait(Duration::from_mins(1)), []);
+}
+
+#[test]
+fn a_job_that_waits_for_capacity_holds_up_nobody() {
+    let mut core = amd64(1);
+    let (_, jobs) = core.run(1, 2);
+    refuse(&mut core, jobs[0]);
+
+    assert!(matches!(core.job_state(jobs[1]), JobState::Provisioning { attempt: 1, .. }));
+    let machine = core.launched(jobs[1]);
+    core.wait(Duration::from_secs(30));
+    let builder = QueueReason::Builder { max_concurrent: 1 };
+    assert_eq!(core.state.queue(), [QueuedJob { job: jobs[0], reason: builder }]);
+
+    core.step(Event::MachineGone { machine, taken_back: false });
+    assert!(matches!(core.job_state(jobs[0]), JobState::Provisioning { attempt: 2, .. }));
+}
+
+#[test]
+fn a_merge_that_waits_for_capacity_takes_a_builder_that_is_there_after_all() {
+    let mut core = both(2);
+    let two = TwoPlatforms::begun(&mut core);
+    core.report_early(two.machines[0], two.builds[0], 1);
+    for (machine, build) in two.machines.into_iter().zip(two.builds) {
+        core.connect(machine, &[(build, 1)]);
+        core.disconnect(machine);
+    }
+    core.report(two.machines[1], two.builds[1], 1, PUSHED);
+    core.step(Event::MachineGone { machine: two.machines[1], taken_back: false });
+    refuse(&mut core, two.merge);
+    assert!(core.state.jobs[&two.merge].not_before.is_some());
+
+    core.connect(two.machines[0], &[(two.builds[0], 1)]);
+
+    assert_eq!(core.machine_of(two.merge), two.machines[0]);
+    assert_eq!(core.state.jobs[&two.merge].not_before, None);
+    assert_eq!(core.state.queue(), []);
+}
+
+#[test]
+fn a_machine_costs_from_its_request_until_it_is_gone() {
+    let mut core = amd64(1);
+    let (_, jobs) = core.run(1, 1);
+    let machine = core.machine_of(jobs[0]);
+    assert_eq!(core.state.machines[&machine].cost(core.now), None, "nobody knows its price");
+    let placement = Placement {
+        provider_id: "i-0abc".to_owned(),
+        instance_type: "c6g.xlarge".to_owned(),
+        zone: Some("eu-central-1a".to_owned()),
+        market: Market::Spot,
+        price: Some(Usd(360_000)),
+    };
+    core.step(Event::MachineLaunched { machine, placement: Some(placement.clone()) });
+    core.step(Event::MachineLaunched { machine, placement: None });
+    assert_eq!(core.state.machines[&machine].placement, Some(placement), "a list knows less");
+
+    core.now = core.now.after(Duration::from_mins(10));
+    assert_eq!(core.state.machines[&machine].cost(core.now), Some(Usd(60_000)));
+    core.step(Event::MachineGone { machine, taken_back: false });
+    let later = core.now.after(Duration::from_hours(5));
+    assert_eq!(core.state.machines[&machine].cost(later), Some(Usd(60_000)));
+}
+
+#[test]
+fn a_machine_is_its_providers_who_is_known_from_its_record() {
+    let mut core = both(2);
+    core.state.limits.launchable = BTreeMap::from([
+        (Arch::Amd64, ProviderName::DigitalOcean),
+        (Arch::Arm64, ProviderName::Aws),
+    ]);
+    let two = TwoPlatforms::begun(&mut core);
+    let provider = |machine: MachineId| core.state.machines[&machine].provider;
+
+    let providers = two.machines.map(provider);
+    assert_eq!(providers, [ProviderName::DigitalOcean, ProviderName::Aws]);
+}

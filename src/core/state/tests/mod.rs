@@ -16,6 +16,7 @@ mod commands;
 mod environments;
 mod exports;
 mod heads;
+mod interruptions;
 mod kept;
 mod machines;
 mod merges;

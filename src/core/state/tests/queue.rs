@@ -458,3 +458,76 @@ fn a_job_whose_needs_have_completed_is_ready_and_after_a_restart_it_still_is() {
     core.report(amd64, other.id, 1, PUSHED);
     assert_eq!(core.machine_of(merge.id), amd64);
 }
+
+fn describe(core: &mut Core, provider: ProviderName, arches: &[Arch]) -> Vec<Effect> {
+    let arches = arches.iter().copied().collect();
+    core.step(Event::ProviderDescribed { provider, arches })
+}
+
+/// A new build for ARM64, and whether it is emulated.
+fn arm64_build(core: &mut Core) -> (JobId, bool) {
+    let run = core.request(1);
+    let build = core.build(Arch::Arm64);
+    core.plan(run, std::slice::from_ref(&build));
+    (build.id, core.state.jobs[&build.id].emulated)
+}
+
+#[test]
+fn an_arch_that_its_provider_lacks_is_emulated_until_it_has_it() {
+    let mut core = both(9);
+    assert!(!arm64_build(&mut core).1, "it was not asked yet");
+
+    describe(&mut core, ProviderName::Local, &[Arch::Amd64]);
+    let (job, is_emulated) = arm64_build(&mut core);
+    assert!(is_emulated);
+    assert_eq!(core.state.machines[&core.machine_of(job)].arch, Arch::Amd64);
+    let launchable: Vec<_> = core.state.launchable().collect();
+    assert_eq!(launchable, [(Arch::Amd64, ProviderName::Local)]);
+
+    describe(&mut core, ProviderName::Local, &Arch::ALL);
+    assert!(!arm64_build(&mut core).1);
+}
+
+#[test]
+fn what_one_provider_lacks_says_nothing_of_another() {
+    let mut core = both(9);
+    core.state.limits.launchable.insert(Arch::Arm64, ProviderName::Aws);
+
+    describe(&mut core, ProviderName::Local, &[Arch::Amd64]);
+
+    assert!(!arm64_build(&mut core).1);
+}
+
+#[test]
+fn a_job_that_must_not_be_emulated_fails_when_its_provider_turns_out_to_lack_the_arch() {
+    let mut core = both(0);
+    let native = native_only(&mut core, Arch::Arm64);
+    let run = core.request(1);
+    core.plan(run, std::slice::from_ref(&native));
+    assert!(is_queued(&core, native.id));
+
+    describe(&mut core, ProviderName::Local, &[Arch::Amd64]);
+
+    assert_eq!(core.failure(native.id), &FailureReason::Emulation);
+}
+
+#[test]
+fn a_provider_that_has_nothing_is_asked_all_the_same_since_its_refusal_says_what_to_change() {
+    let mut core = both(9);
+    describe(&mut core, ProviderName::Local, &[Arch::Amd64]);
+
+    describe(&mut core, ProviderName::Local, &[]);
+
+    assert_eq!(core.state.launchable().count(), 2);
+    assert!(!arm64_build(&mut core).1);
+}
+
+#[test]
+fn what_a_provider_has_is_asked_anew_after_a_restart() {
+    let mut core = both(9);
+    describe(&mut core, ProviderName::Local, &[Arch::Amd64]);
+
+    core.restart();
+
+    assert_eq!(core.state.launchable().count(), 2);
+}

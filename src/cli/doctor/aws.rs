@@ -1,0 +1,199 @@
+//! `stagely doctor aws`: whether machines can be launched on Amazon EC2, and the least that must be allowed.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use serde::Serialize;
+use serde_json::Value;
+use stagely_agent::protocol::Arch;
+
+use super::super::records::print;
+use super::super::settings::Settings;
+use super::super::table::table;
+use super::{Finding, all_shown, exit_code};
+use crate::provider::aws::{self, Answer, AwsProvider, Permission};
+use crate::provider::{Offer, Provider as _};
+
+/// Golden images older than this lack security fixes.
+const IMAGE_AGE_MAX_DAYS: u64 = 90;
+
+/// Checks credentials, permissions, images and instance types of Amazon EC2, and launches nothing
+#[derive(Args, Debug)]
+pub(super) struct AwsArgs {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Print the IAM policy with the least that must be allowed, and check nothing
+    #[arg(long)]
+    policy: bool,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    findings: Vec<Finding>,
+    offers: Vec<Offered>,
+    /// What to allow, if something is missing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    policy: Option<Value>,
+}
+
+/// A row of the table.
+#[derive(Debug, Serialize)]
+struct Offered {
+    fleet: String,
+    arch: Arch,
+    size: String,
+    instance_type: String,
+    /// For an hour on demand.
+    price: Option<String>,
+    spot: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<String>,
+}
+
+impl From<Offer> for Offered {
+    fn from(offer: Offer) -> Self {
+        let Offer { fleet, arch, size, instance_type, price, spot, problem } = offer;
+        let price = price.map(|price| price.to_string());
+        let (fleet, size) = (fleet.to_string(), size.to_string());
+        Self { fleet, arch, size, instance_type, price, spot, problem }
+    }
+}
+
+/// Runs the command. The exit code is 1 when a check found an error.
+pub(super) async fn doctor(arguments: AwsArgs) -> anyhow::Result<ExitCode> {
+    let config = arguments.settings.read()?.aws;
+    let (client, shared) = aws::connect(&config).await?;
+    let region = shared.region().map(|region| region.as_ref().to_owned()).unwrap_or_default();
+    let policy = aws::policy::policy(&region, config.instance_profile.is_some());
+    if arguments.policy {
+        return print(true, &policy, |_| String::new());
+    }
+    let provider = AwsProvider::new(client, &config, "doctor".to_owned())?;
+    let mut findings = vec![caller(aws::caller(&shared).await), Finding::ok("region", region)];
+    let permissions = provider.permissions().await;
+    let is_missing = |it: &Permission| matches!(it.answer, Answer::Missing(_));
+    let policy = permissions.iter().any(is_missing).then_some(policy);
+    findings.extend(permissions.into_iter().map(permission));
+    for arch in Arch::ALL {
+        findings.push(image(arch, provider.image(arch).await));
+    }
+    findings.extend(provider.network().await.into_iter().map(|(what, found)| match found {
+        Ok(detail) => Finding::ok(what, detail),
+        Err(error) => Finding::error(what, error, "mend `subnets` and `security-groups` in [aws]"),
+    }));
+    let offers = match provider.describe().await {
+        Ok(offers) => offers.into_iter().map(Offered::from).collect(),
+        Err(error) => {
+            let fix = "see what is missing above";
+            findings.push(Finding::error("instance types", error.to_string(), fix));
+            Vec::new()
+        }
+    };
+    findings.extend(of_offers(&offers));
+    let report = Report { findings, offers, policy };
+    print(arguments.json, &report, shown)?;
+    Ok(exit_code(&report.findings))
+}
+
+fn caller(caller: Result<String, String>) -> Finding {
+    let check = "credentials";
+    match caller {
+        Ok(arn) => Finding::ok(check, arn),
+        Err(error) => Finding::error(
+            check,
+            error,
+            "set AWS_PROFILE, or `profile` in [aws], or give the machine that core runs on a role",
+        ),
+    }
+}
+
+fn permission(permission: Permission) -> Finding {
+    let check = "permission";
+    let action = permission.action;
+    match permission.answer {
+        Answer::Allowed => Finding::ok(check, action),
+        Answer::Missing(words) => Finding::error(
+            check,
+            format!("{action} is missing: {words}"),
+            "allow it; `stagely doctor aws --policy` prints a policy that does",
+        ),
+        Answer::Unknown(why) => Finding::warning(
+            check,
+            format!("{action} cannot be tried: {why}"),
+            "mend what is named, and ask again",
+        ),
+    }
+}
+
+fn image(arch: Arch, found: Result<(String, Option<String>, String), String>) -> Finding {
+    let check = "image";
+    let (id, version, created) = match found {
+        Ok(found) => found,
+        Err(problem) => {
+            let fix = format!("until then {arch} is emulated, or not built");
+            return Finding::warning(check, format!("{arch}: {problem}"), fix);
+        }
+    };
+    let version = version.map(|it| format!(", golden image {it}")).unwrap_or_default();
+    let Some(days) = days_since(&created) else {
+        return Finding::ok(check, format!("{arch}: {id}{version}"));
+    };
+    let detail = format!("{arch}: {id}{version}, {days} days old");
+    if days > IMAGE_AGE_MAX_DAYS {
+        let fix = "build it again with packer/: it lacks what was mended since";
+        return Finding::warning(check, detail, fix);
+    }
+    Finding::ok(check, detail)
+}
+
+fn days_since(time: &str) -> Option<u64> {
+    let at: jiff::Timestamp = time.parse().ok()?;
+    let seconds = jiff::Timestamp::now().as_second() - at.as_second();
+    u64::try_from(seconds / 86_400).ok()
+}
+
+/// Without anything to launch no build runs; one size without is a matter of settings.
+fn of_offers(offers: &[Offered]) -> Option<Finding> {
+    let check = "instance types";
+    let good = offers.iter().filter(|offer| offer.problem.is_none()).count();
+    match (good, offers.len()) {
+        (_, 0) => None,
+        (0, _) => {
+            let problem = offers.iter().find_map(|offer| offer.problem.clone()).unwrap_or_default();
+            let fix = "nothing can be launched until this is mended";
+            Some(Finding::error(check, problem, fix))
+        }
+        (good, all) if good < all => Some(Finding::warning(
+            check,
+            format!("{good} of {all} can be launched"),
+            "the table says why the others cannot",
+        )),
+        (good, _) => Some(Finding::ok(check, format!("all {good} can be launched"))),
+    }
+}
+
+fn shown(report: &Report) -> String {
+    let mut parts = vec![all_shown(&report.findings)];
+    if !report.offers.is_empty() {
+        let rows = report.offers.iter().map(|offer| {
+            [
+                offer.fleet.clone(),
+                offer.arch.to_string(),
+                offer.size.clone(),
+                offer.instance_type.clone(),
+                offer.price.clone().unwrap_or_else(|| "-".to_owned()),
+                if offer.spot { "yes" } else { "no" }.to_owned(),
+                offer.problem.clone().unwrap_or_default(),
+            ]
+        });
+        let header = ["FLEET", "ARCH", "SIZE", "TYPE", "PRICE/HOUR", "SPOT", "PROBLEM"];
+        parts.push(table(header, rows));
+    }
+    if let Some(policy) = &report.policy {
+        parts.push(format!("A policy that allows what is needed:\n{policy:#}"));
+    }
+    parts.join("\n\n")
+}

@@ -1,0 +1,156 @@
+//! `stagely doctor digitalocean`: whether the token works, and what can be launched with it.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use serde::Serialize;
+use stagely_agent::protocol::Arch;
+
+use super::super::records::print;
+use super::super::settings::Settings;
+use super::super::table::table;
+use super::{Finding, all_shown, exit_code};
+use crate::core::state::{Fleet, MachineSize, Usd};
+use crate::provider::{Account, DigitalOcean, Offer, Provider as _};
+
+/// No droplet is made with this, so nobody has to find one again by it.
+const CORE_ID: &str = "doctor";
+
+/// Checks what droplets need: the token, the account, images and sizes
+#[derive(Args, Debug)]
+pub(super) struct DigitalOceanArgs {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+#[derive(Serialize)]
+struct Report {
+    findings: Vec<Finding>,
+    sizes: Vec<SizeRow>,
+}
+
+#[derive(Serialize)]
+struct SizeRow {
+    fleet: Fleet,
+    arch: Arch,
+    size: MachineSize,
+    instance_type: String,
+    /// US dollars.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    price_hourly: Option<f64>,
+    /// Why it cannot be launched.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<String>,
+    #[serde(skip)]
+    price: Option<Usd>,
+}
+
+impl From<Offer> for SizeRow {
+    fn from(offer: Offer) -> Self {
+        let Offer { fleet, arch, size, instance_type, price, problem, .. } = offer;
+        #[expect(clippy::cast_precision_loss, reason = "prices are small")]
+        let price_hourly = price.map(|price| price.0 as f64 / 1e6);
+        Self { fleet, arch, size, instance_type, price_hourly, problem, price }
+    }
+}
+
+/// Runs the command. The exit code is 1 when machines cannot be launched.
+///
+/// # Errors
+/// A configuration that cannot be read; standard output that cannot be written.
+pub(super) async fn doctor(arguments: DigitalOceanArgs) -> anyhow::Result<ExitCode> {
+    let config = arguments.settings.read()?;
+    let report = match DigitalOcean::new(&config.digitalocean, CORE_ID) {
+        Ok(provider) => ask(&provider).await,
+        Err(error) => {
+            let fix = "see the [digitalocean] table of stagely.toml";
+            let finding = Finding::error("settings", format!("{error:#}"), fix);
+            Report { findings: vec![finding], sizes: Vec::new() }
+        }
+    };
+    print(arguments.json, &report, text)?;
+    Ok(exit_code(&report.findings))
+}
+
+async fn ask(provider: &DigitalOcean) -> Report {
+    let mut findings = vec![match provider.account().await {
+        Ok(account) => judge(&account),
+        Err(error) => {
+            let finding =
+                Finding::error("account", error.to_string(), "give core a token that works");
+            return Report { findings: vec![finding], sizes: Vec::new() };
+        }
+    }];
+    match provider.region_images().await {
+        Ok(images) => findings.extend(images.into_iter().map(|found| {
+            let place = format!("{} in {}", found.arch, found.region);
+            match (found.image, found.problem) {
+                (Some(image), _) => Finding::ok("image", format!("{place}: {image}")),
+                (None, problem) => {
+                    let fix = "make a golden snapshot with packer/, or name an image";
+                    Finding::warning(
+                        "image",
+                        format!("{place}: {}", problem.unwrap_or_default()),
+                        fix,
+                    )
+                }
+            }
+        })),
+        Err(error) => findings.push(unanswered("image", &error.to_string())),
+    }
+    let offers = match provider.describe().await {
+        Ok(offers) => offers,
+        Err(error) => {
+            findings.push(unanswered("sizes", &error.to_string()));
+            Vec::new()
+        }
+    };
+    let can = offers.iter().filter(|offer| offer.problem.is_none()).count();
+    if can > 0 {
+        let detail = format!("{can} of {} can be launched", offers.len());
+        findings.push(Finding::ok("sizes", detail));
+    } else if !offers.is_empty() {
+        let fix = "mend what the table says";
+        findings.push(Finding::error("sizes", "none can be launched", fix));
+    }
+    Report { findings, sizes: offers.into_iter().map(SizeRow::from).collect() }
+}
+
+fn judge(account: &Account) -> Finding {
+    let limit = format!("{} droplets at once", account.droplet_limit);
+    let said = format!("{}: {} ({limit})", account.status, account.status_message);
+    match account.status.as_str() {
+        "active" => Finding::ok("account", format!("active, {limit}")),
+        "warning" => Finding::warning("account", said, "see DigitalOcean's control panel"),
+        _ => Finding::error("account", said, "see DigitalOcean's control panel"),
+    }
+}
+
+fn unanswered(check: &'static str, error: &str) -> Finding {
+    Finding::error(check, error, "try again, and give the token the scopes that it lacks")
+}
+
+fn text(report: &Report) -> String {
+    let mut text = all_shown(&report.findings);
+    if !report.sizes.is_empty() {
+        let row = |row: &SizeRow| {
+            let SizeRow { fleet, arch, size, instance_type, problem, price, .. } = row;
+            let price = price.map(|price| price.to_string()).unwrap_or_default();
+            let state = problem.clone().unwrap_or_else(|| "ok".to_owned());
+            [
+                fleet.to_string(),
+                arch.to_string(),
+                size.to_string(),
+                instance_type.clone(),
+                price,
+                state,
+            ]
+        };
+        let header = ["FLEET", "ARCH", "SIZE", "TYPE", "AN HOUR", "STATE"];
+        text = format!("{text}\n\n{}", table(header, report.sizes.iter().map(row)));
+    }
+    text
+}

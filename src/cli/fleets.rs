@@ -1,0 +1,227 @@
+//! `stagely fleets`: what a configuration's machines are, and what they cost. It needs no core.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use serde::Serialize;
+use stagely_agent::protocol::Arch;
+
+use super::records::print;
+use super::table::table;
+use crate::api::dollars;
+use crate::config::{AwsConfig, Config, ConfigError, FleetConfig, MarketPolicy};
+use crate::core::state::{Fleet, MachineSize, ProviderName, Usd};
+use crate::provider::catalog::Catalog;
+
+/// Shows which machines a configuration launches, and at which prices
+///
+/// For each size the instance types stand in the order in which they are tried. The configuration is checked;
+/// no core and no provider is asked.
+#[derive(Args, Debug)]
+pub struct FleetsArgs {
+    /// Core's configuration, `stagely.toml`. Default: what core does without one
+    #[arg(long, value_name = "FILE", env = "STAGELY_CONFIG")]
+    config: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// The machines of one processor in a fleet.
+#[derive(Debug, Serialize)]
+struct FleetView {
+    fleet: Fleet,
+    arch: Arch,
+    /// Who launches them; none where nobody does.
+    provider: Option<ProviderName>,
+    market: &'static str,
+    /// The most that a spot machine may cost in an hour.
+    #[serde(with = "dollars")]
+    max_price_per_hour_usd: Option<Usd>,
+    /// The zones, regions or subnets that are tried, in this order; empty: the provider chooses.
+    zones: Vec<String>,
+    /// Empty where there are none of this processor, or where the provider knows no sizes.
+    sizes: Vec<SizeView>,
+}
+
+/// One size.
+#[derive(Debug, Serialize)]
+struct SizeView {
+    size: MachineSize,
+    /// The best first.
+    instance_types: Vec<TypeView>,
+}
+
+/// One instance type.
+#[derive(Debug, Serialize)]
+struct TypeView {
+    name: String,
+    #[serde(with = "dollars")]
+    price_per_hour_usd: Option<Usd>,
+}
+
+/// Runs `stagely fleets`.
+///
+/// # Errors
+/// A configuration that cannot be used; standard output that cannot be written.
+pub fn fleets(arguments: &FleetsArgs) -> anyhow::Result<ExitCode> {
+    let config = match &arguments.config {
+        Some(path) => Config::read(path)?,
+        None => Config::default(),
+    };
+    config.check()?;
+    print(arguments.json, &views(&config)?, |fleets| text(fleets))
+}
+
+fn views(config: &Config) -> Result<Vec<FleetView>, ConfigError> {
+    let mut views = Vec::new();
+    for fleet in Fleet::ALL {
+        let bought = config.fleet(fleet);
+        for arch in [Arch::Amd64, Arch::Arm64] {
+            views.push(view(config, fleet, arch, &bought)?);
+        }
+    }
+    Ok(views)
+}
+
+fn view(
+    config: &Config,
+    fleet: Fleet,
+    arch: Arch,
+    bought: &FleetConfig,
+) -> Result<FleetView, ConfigError> {
+    let provider = bought.provider_of(arch);
+    let (catalog, zones) = match provider {
+        Some(ProviderName::Aws) => {
+            let AwsConfig { subnets, zones, .. } = &config.aws;
+            let zones = if subnets.is_empty() { zones } else { subnets };
+            (Some(config.aws.catalog()?), zones.clone())
+        }
+        Some(ProviderName::DigitalOcean) => {
+            (Some(config.digitalocean.catalog()?), config.digitalocean.regions.clone())
+        }
+        Some(ProviderName::Local | ProviderName::Qemu) | None => (None, Vec::new()),
+    };
+    let market = match bought.market {
+        MarketPolicy::OnDemand => "on-demand",
+        MarketPolicy::Spot => "spot",
+        MarketPolicy::SpotFirst => "spot-first",
+    };
+    let sizes = catalog.as_ref().map(|catalog| sizes(catalog, fleet, arch)).unwrap_or_default();
+    let max_price_per_hour_usd = bought.max_price;
+    Ok(FleetView { fleet, arch, provider, market, max_price_per_hour_usd, zones, sizes })
+}
+
+fn sizes(catalog: &Catalog, fleet: Fleet, arch: Arch) -> Vec<SizeView> {
+    let own =
+        catalog.sizes().filter(|(of_fleet, of_arch, ..)| (*of_fleet, *of_arch) == (fleet, arch));
+    let sizes = own.map(|(_, _, size, names)| SizeView {
+        size,
+        instance_types: names
+            .iter()
+            .map(|name| TypeView {
+                name: name.clone(),
+                price_per_hour_usd: catalog.instance_type(name).and_then(|known| known.price),
+            })
+            .collect(),
+    });
+    sizes.collect()
+}
+
+fn text(fleets: &[FleetView]) -> String {
+    let rows = fleets.iter().flat_map(|fleet| {
+        let row = move |market: &str, size: String, types: String| {
+            let provider = fleet.provider.map_or("none", ProviderName::as_str).to_owned();
+            let (name, arch) = (fleet.fleet.to_string(), fleet.arch.to_string());
+            [name, arch, provider, market.to_owned(), size, types]
+        };
+        if fleet.sizes.is_empty() {
+            return vec![row("", "any".to_owned(), without_sizes(fleet).to_owned())];
+        }
+        let sizes = fleet.sizes.iter();
+        sizes.map(|size| row(fleet.market, size.size.to_string(), types(size))).collect()
+    });
+    let table = table(["FLEET", "ARCH", "PROVIDER", "MARKET", "SIZE", "INSTANCE TYPES"], rows);
+    let bought_as_spot =
+        fleets.iter().filter(|it| it.arch == Arch::Amd64 && it.market != "on-demand");
+    let caps = bought_as_spot.filter_map(|it| {
+        let max = it.max_price_per_hour_usd?;
+        Some(format!("a {} bought as spot costs at most {max} an hour", it.fleet))
+    });
+    let prices = "prices are for an hour on demand".to_owned();
+    [table].into_iter().chain(caps).chain([prices]).collect::<Vec<_>>().join("\n")
+}
+
+/// What stands where a fleet has no instance types.
+fn without_sizes(fleet: &FleetView) -> &'static str {
+    match fleet.provider {
+        Some(ProviderName::Local) if fleet.arch == Arch::of_this_program() => {
+            "processes of core's own host"
+        }
+        Some(ProviderName::Qemu) => "guests on core's own host",
+        Some(_) => "none of this processor; builds are emulated",
+        None => "nobody launches any; machines are registered",
+    }
+}
+
+fn types(size: &SizeView) -> String {
+    let types = size.instance_types.iter().map(|it| match it.price_per_hour_usd {
+        Some(price) => format!("{} {price}", it.name),
+        None => format!("{} (no price)", it.name),
+    });
+    types.collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(text: &str) -> Config {
+        let config: Config = toml::from_str(text).unwrap();
+        config.check().unwrap();
+        config
+    }
+
+    #[test]
+    fn every_fleet_is_shown_with_its_types_in_order_and_their_prices() {
+        let config = config(
+            r#"
+            builders = { provider = "digitalocean", arm64 = "aws", market = "spot-first", max-price = 0.2 }
+            testers.provider = "none"
+            aws.builders.arm64.medium = ["c7g.xlarge", "c6g.xlarge"]
+            "#,
+        );
+        let shown = text(&views(&config).unwrap());
+        let has = |row: &str| {
+            let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+            assert!(shown.lines().any(|line| words(line) == row), "{row}\n{shown}");
+        };
+        has("builder amd64 digitalocean spot-first medium c-4 $0.1250");
+        has("builder arm64 aws spot-first medium c7g.xlarge $0.1450, c6g.xlarge $0.1360");
+        has("preview amd64 digitalocean on-demand large s-4vcpu-8gb $0.0715");
+        has("tester amd64 none any nobody launches any; machines are registered");
+        has("a builder bought as spot costs at most $0.2000 an hour");
+    }
+
+    #[test]
+    fn a_processor_that_a_provider_lacks_is_told_with_what_happens_instead() {
+        let shown = text(&views(&config(r#"builders.provider = "digitalocean""#)).unwrap());
+        assert_eq!(
+            shown.matches("none of this processor; builds are emulated").count(),
+            3,
+            "{shown}"
+        );
+        let shown = text(&views(&Config::default()).unwrap());
+        assert_eq!(shown.matches("processes of core's own host").count(), 3, "{shown}");
+    }
+
+    #[test]
+    fn scripts_get_prices_as_numbers() {
+        let views = views(&config(r#"builders.provider = "aws""#)).unwrap();
+        let json = serde_json::to_value(&views).unwrap();
+        assert_eq!(json[0]["sizes"][1]["size"], "medium");
+        assert_eq!(json[0]["sizes"][1]["instance_types"][0]["name"], "c5.xlarge");
+        assert_eq!(json[0]["sizes"][1]["instance_types"][0]["price_per_hour_usd"], 0.17);
+    }
+}

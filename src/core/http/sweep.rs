@@ -1,0 +1,80 @@
+//! `/sweep`: what the providers have against what the records say.
+
+use axum::Json;
+use axum::extract::State;
+
+use super::Api;
+use super::auth::{Admin, Reader};
+use crate::api::{ProviderSweepView, SweepAction, SweepView, SweptMachine};
+use crate::core::state::ProviderName;
+use crate::core::sweep::{Finding, Look, Outcome, Verdict};
+use crate::provider::ProviderError;
+
+/// Shows what a sweep would do now.
+#[utoipa::path(get, path = "/sweep", responses((status = 200, body = SweepView)))]
+pub(super) async fn plan(State(api): State<Api>, _: Reader) -> Json<SweepView> {
+    look(&api, true).await
+}
+
+/// Sweeps now, as core does by itself again and again, and shows what was done.
+#[utoipa::path(post, path = "/sweep", responses((status = 200, body = SweepView)))]
+pub(super) async fn sweep(State(api): State<Api>, _: Admin) -> Json<SweepView> {
+    look(&api, false).await
+}
+
+async fn look(api: &Api, dry_run: bool) -> Json<SweepView> {
+    let looks = api.sweeps.look(dry_run).await;
+    let providers = looks.into_iter().map(|(name, looked)| provider(name, looked));
+    Json(SweepView { dry_run, providers: providers.collect() })
+}
+
+fn provider(provider: ProviderName, looked: Result<Look, ProviderError>) -> ProviderSweepView {
+    match looked {
+        Ok(look) => ProviderSweepView {
+            provider,
+            error: None,
+            listed: look.listed,
+            recorded: look.recorded,
+            machines: look.findings.iter().map(machine).collect(),
+        },
+        Err(error) => ProviderSweepView {
+            provider,
+            error: Some(error.to_string()),
+            listed: 0,
+            recorded: 0,
+            machines: Vec::new(),
+        },
+    }
+}
+
+fn machine(finding: &Finding) -> SweptMachine {
+    let (action, reason) = words(finding.verdict);
+    let error = match &finding.outcome {
+        Outcome::Failed(error) => Some(error.clone()),
+        Outcome::Left | Outcome::Done => None,
+    };
+    let done = finding.outcome == Outcome::Done;
+    SweptMachine { machine_id: finding.machine, action, reason: reason.to_owned(), done, error }
+}
+
+/// What follows from a verdict, and why, for people.
+const fn words(verdict: Verdict) -> (SweepAction, &'static str) {
+    match verdict {
+        Verdict::EndUnknown => (SweepAction::End, "it is there and has no record"),
+        Verdict::Elsewhere => {
+            (SweepAction::None, "it is there, but its record is not this provider's and still open")
+        }
+        Verdict::Returned => {
+            (SweepAction::End, "it is there although its record says that it is gone")
+        }
+        Verdict::Gone { taken_back: true } => (SweepAction::Forget, "the cloud took it back"),
+        Verdict::Gone { taken_back: false } => {
+            (SweepAction::Forget, "the provider says that it is gone")
+        }
+        Verdict::Missing => (
+            SweepAction::Forget,
+            "it is not in the provider's list and its agent is out of contact; it counts as gone when it is \
+             missing a second time",
+        ),
+    }
+}

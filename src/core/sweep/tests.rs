@@ -1,0 +1,287 @@
+//! The sweep with a provider that does what a test says, and a real orchestrator.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use async_trait::async_trait;
+use stagely_agent::protocol::{Arch, SystemInfo};
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::config::Config;
+use crate::core::fixtures;
+use crate::core::orchestrator::{self, Orchestrator};
+use crate::core::records::Records;
+use crate::core::state::{Machine, MachineState, Placement, Snapshot, State};
+use crate::core::store::Store;
+use crate::provider::{Candidate, LaunchError, LaunchRequest, Listed, ListedState, Offer, Want};
+
+/// A provider whose list a test writes.
+#[derive(Debug, Default)]
+struct Cloud {
+    listed: Mutex<Vec<Listed>>,
+    /// Machines that it refuses to end.
+    stubborn: Mutex<BTreeSet<MachineId>>,
+    hangs: AtomicBool,
+    asked: AtomicUsize,
+    ending: AtomicUsize,
+    most_ending: AtomicUsize,
+}
+
+impl Cloud {
+    fn lists(&self, machines: &[(u128, ListedState)]) {
+        let listed = machines
+            .iter()
+            .map(|(id, state)| Listed { machine: MachineId::from_bits(*id), state: *state });
+        *self.listed.lock().unwrap() = listed.collect();
+    }
+
+    fn has(&self) -> Vec<u128> {
+        let listed = self.listed.lock().unwrap();
+        (0..100)
+            .filter(|id| listed.iter().any(|it| it.machine == MachineId::from_bits(*id)))
+            .collect()
+    }
+}
+
+#[async_trait]
+impl Provider for Cloud {
+    fn candidates(&self, _: &Want) -> Vec<Candidate> {
+        Vec::new()
+    }
+
+    async fn launch(&self, _: &LaunchRequest) -> Result<Placement, LaunchError> {
+        Err(LaunchError::NoCapacity("nothing is launched here".to_owned()))
+    }
+
+    async fn terminate(&self, machine: MachineId) -> Result<(), ProviderError> {
+        let ending = self.ending.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most_ending.fetch_max(ending, Ordering::SeqCst);
+        sleep(Duration::from_secs(1)).await;
+        self.ending.fetch_sub(1, Ordering::SeqCst);
+        if self.stubborn.lock().unwrap().contains(&machine) {
+            return Err(ProviderError("not today".to_owned()));
+        }
+        self.listed.lock().unwrap().retain(|it| it.machine != machine);
+        Ok(())
+    }
+
+    async fn list(&self) -> Result<Vec<Listed>, ProviderError> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        if self.hangs.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
+        Ok(self.listed.lock().unwrap().clone())
+    }
+
+    fn listing(&self) -> Listing {
+        Listing { interval: Duration::from_mins(1), grace: Duration::from_mins(2) }
+    }
+
+    async fn describe(&self) -> Result<Vec<Offer>, ProviderError> {
+        Ok(Vec::new())
+    }
+}
+
+/// A core of nothing but its orchestrator and the sweep of AWS.
+struct Core {
+    _folder: TempDir,
+    cloud: Arc<Cloud>,
+    records: SharedRecords,
+    sweeps: Sweeps,
+    stop: CancellationToken,
+    task: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Core {
+    fn start(machines: Vec<Machine>) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, _) = Store::open(&folder.path().join("core.redb")).unwrap();
+        let mut config = Config::default();
+        config.builders.provider = None;
+        let machines = machines.into_iter().map(|machine| (machine.id, machine)).collect();
+        let state = State::load(config.limits(), Snapshot { machines, ..Snapshot::default() });
+        let records = SharedRecords::new(Records::of(&state));
+        let effects = fixtures::effects(folder.path(), config, store.clone(), records.clone());
+        let (events, inbox) = orchestrator::inbox();
+        let orchestrator =
+            Orchestrator::new(state, store, records.clone(), Arc::new(effects), inbox);
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(orchestrator.run(stop.clone()));
+        let cloud = Arc::new(Cloud::default());
+        let provider: Arc<dyn Provider> = Arc::clone(&cloud) as _;
+        let sweep = Sweep {
+            name: ProviderName::Aws,
+            provider,
+            records: records.clone(),
+            events,
+            started_at: Timestamp(0),
+            memory: Mutex::default(),
+        };
+        let sweeps = Sweeps(Arc::from([Arc::new(sweep)]));
+        Self { _folder: folder, cloud, records, sweeps, stop, task }
+    }
+
+    fn sweep(&self) -> &Arc<Sweep> {
+        self.sweeps.iter().next().unwrap()
+    }
+
+    async fn look(&self) -> Vec<(MachineId, Verdict, Outcome)> {
+        let look = self.sweep().look().await.unwrap();
+        look.findings.into_iter().map(|it| (it.machine, it.verdict, it.outcome)).collect()
+    }
+
+    fn state_of(&self, id: u128) -> MachineState {
+        self.records.read().machines[&MachineId::from_bits(id)].state
+    }
+
+    async fn stop(self) {
+        self.stop.cancel();
+        self.task.await.unwrap().unwrap();
+    }
+}
+
+/// A machine that AWS has confirmed, whose agent left `ago`.
+fn lost(id: u128, ago: Duration) -> Machine {
+    let system_info = SystemInfo {
+        hostname: String::new(),
+        architecture: Arch::Amd64,
+        docker_version: String::new(),
+        emulated: Vec::new(),
+    };
+    let contact_at = Timestamp(now().0 - u64::try_from(ago.as_millis()).unwrap());
+    Machine {
+        kind: MachineKind::Launched,
+        provider: ProviderName::Aws,
+        state: MachineState::Ready,
+        contact_at,
+        requested_at: contact_at,
+        system_info: Some(system_info),
+        ..fixtures::machine(id)
+    }
+}
+
+const LONG: Duration = Duration::from_mins(10);
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_ended_keeps_nothing_else_waiting_and_few_are_ended_at_once() {
+    let core = Core::start(vec![lost(50, LONG)]);
+    let gone = ListedState::Gone { taken_back: true };
+    let unknown: Vec<(u128, ListedState)> = (1..=20).map(|id| (id, ListedState::Live)).collect();
+    core.cloud.lists(&[&unknown[..], &[(50, gone)]].concat());
+    core.cloud.stubborn.lock().unwrap().insert(MachineId::from_bits(1));
+
+    let planned = core.sweep().compare().await.unwrap();
+    assert_eq!((planned.listed, planned.recorded, planned.findings.len()), (21, 1, 21));
+    assert!(planned.findings.iter().all(|it| it.outcome == Outcome::Left));
+    assert_eq!(core.cloud.has().len(), 21, "a look changes nothing");
+
+    let found = core.look().await;
+
+    let failed: Vec<_> = found.iter().filter(|it| matches!(it.2, Outcome::Failed(_))).collect();
+    assert_eq!(failed.len(), 1, "{found:?}");
+    assert_eq!(failed[0].0, MachineId::from_bits(1));
+    assert_eq!(core.cloud.has(), [1]);
+    assert_eq!(core.state_of(50), MachineState::Terminated);
+    assert_eq!(core.cloud.most_ending.load(Ordering::SeqCst), ENDED_AT_ONCE);
+    core.stop().await;
+}
+
+#[tokio::test]
+async fn a_machine_counts_as_gone_when_it_is_missing_from_two_lists_of_different_moments() {
+    let core = Core::start(vec![lost(1, LONG), lost(2, LONG)]);
+    core.cloud.lists(&[]);
+    let id = MachineId::from_bits(1);
+    // Two lists of the same moment are one piece of evidence.
+    for _ in 0..2 {
+        let found = core.look().await;
+        assert_eq!(found[0], (id, Verdict::Missing, Outcome::Left));
+    }
+    // It was there after all, so what was missing before counts no more.
+    core.cloud.lists(&[(2, ListedState::Live)]);
+    core.look().await;
+    let seconds_ago = |seconds: u64| Timestamp(now().0 - seconds * 1_000);
+    core.sweep().memory().missing.values_mut().for_each(|first| *first = seconds_ago(6));
+    core.cloud.lists(&[]);
+
+    let found = core.look().await;
+
+    assert_eq!(found[0], (id, Verdict::Missing, Outcome::Done));
+    assert_eq!(found[1], (MachineId::from_bits(2), Verdict::Missing, Outcome::Left));
+    assert_eq!(core.state_of(1), MachineState::Terminated);
+    assert_eq!(core.state_of(2), MachineState::Ready);
+    core.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_provider_that_does_not_answer_is_given_up_and_asked_again() {
+    let core = Core::start(Vec::new());
+    core.cloud.hangs.store(true, Ordering::SeqCst);
+    let looks = core.sweeps.look(true).await;
+    let (name, looked) = &looks[0];
+    assert_eq!(*name, ProviderName::Aws);
+    assert_eq!(looked.as_ref().unwrap_err().to_string(), "no answer within 60s");
+
+    core.cloud.hangs.store(false, Ordering::SeqCst);
+    core.cloud.lists(&[(1, ListedState::Live)]);
+    assert_eq!(core.look().await.len(), 1);
+    assert_eq!(core.cloud.has(), []);
+    core.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sweep_that_waits_for_its_provider_ends_with_core() {
+    let core = Core::start(Vec::new());
+    core.cloud.hangs.store(true, Ordering::SeqCst);
+    let sweep = tokio::spawn(Arc::clone(core.sweep()).run(core.stop.clone()));
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(core.cloud.asked.load(Ordering::SeqCst), 1);
+    core.stop.cancel();
+    timeout(Duration::from_secs(1), sweep).await.unwrap().unwrap();
+    core.stop().await;
+}
+
+/// How long after a look at `last` the next one is due.
+fn next_after(core: &Core, last: Timestamp) -> Duration {
+    core.sweep().next_look(last).since(last)
+}
+
+#[tokio::test]
+async fn the_next_look_comes_sooner_where_more_may_be_known() {
+    let minute = Duration::from_mins(1);
+    let quiet = Core::start(Vec::new());
+    assert_eq!(next_after(&quiet, now()), minute);
+    quiet.sweep().memory().missing.insert(MachineId::from_bits(1), now());
+    assert_eq!(next_after(&quiet, now()), SOON, "a machine is missing");
+    quiet.stop().await;
+
+    // Its agent has just left, and the last look was before that.
+    let core = Core::start(vec![lost(1, Duration::ZERO)]);
+    let left_at = core.records.read().machines[&MachineId::from_bits(1)].contact_at;
+    let earlier = Timestamp(left_at.0 - 30_000);
+    assert_eq!(next_after(&core, earlier), Duration::from_secs(30) + SOON);
+    assert_eq!(next_after(&core, left_at.after(SOON)), minute, "it has been looked at since");
+    // When it would be in the list if it were there.
+    let before_grace = left_at.after(minute + Duration::from_secs(30));
+    let wait = Duration::from_secs(30) + Duration::from_millis(1);
+    assert_eq!(next_after(&core, before_grace), wait);
+    let after_grace = left_at.after(Duration::from_mins(3));
+    assert_eq!(next_after(&core, after_grace), minute);
+    core.stop().await;
+}
+
+#[tokio::test]
+async fn an_agent_that_comes_back_while_its_machine_is_being_judged_keeps_it() {
+    let core = Core::start(vec![lost(1, LONG)]);
+    core.cloud.lists(&[(1, ListedState::Gone { taken_back: false })]);
+    let mut look = core.sweep().compare().await.unwrap();
+    core.records.write(|records| {
+        records.machines.get_mut(&MachineId::from_bits(1)).unwrap().connected = true;
+    });
+    let finding = look.findings.remove(0);
+    let settled = core.sweep().settle(finding, look.asked_at).await;
+    assert_eq!(settled.outcome, Outcome::Left);
+    assert_eq!(core.cloud.has(), [1], "it is not ended");
+    core.stop().await;
+}

@@ -1,0 +1,100 @@
+//! The least that AWS must allow.
+
+use serde_json::{Value, json};
+
+use super::{CORE_TAG, MACHINE_TAG};
+
+/// A policy of IAM that allows what Stagely does in `region`, and no more: what it launches has its tag, and it
+/// ends and tags nothing else. With `instance_profile` it may hand that to its machines.
+pub fn policy(region: &str, instance_profile: bool) -> Value {
+    let partition = match region {
+        _ if region.starts_with("cn-") => "aws-cn",
+        _ if region.starts_with("us-gov-") => "aws-us-gov",
+        _ => "aws",
+    };
+    let own = |kind: &str| format!("arn:{partition}:ec2:{region}:*:{kind}/*");
+    let shared = |kind: &str| format!("arn:{partition}:ec2:{region}::{kind}/*");
+    let mut statements = vec![
+        json!({
+            "Sid": "Look",
+            "Effect": "Allow",
+            "Action": [
+                "ec2:DescribeImages",
+                "ec2:DescribeInstances",
+                "ec2:DescribeInstanceTypes",
+                "ec2:DescribeSecurityGroups",
+                "ec2:DescribeSubnets"
+            ],
+            // These know no resources.
+            "Resource": "*"
+        }),
+        json!({
+            "Sid": "LaunchWithOurTag",
+            "Effect": "Allow",
+            "Action": "ec2:RunInstances",
+            "Resource": [own("instance"), own("volume")],
+            "Condition": { "Null": { format!("aws:RequestTag/{CORE_TAG}"): "false" } }
+        }),
+        json!({
+            "Sid": "LaunchWhatItIsMadeOf",
+            "Effect": "Allow",
+            "Action": "ec2:RunInstances",
+            "Resource": [
+                shared("image"),
+                shared("snapshot"),
+                own("subnet"),
+                own("network-interface"),
+                own("security-group"),
+                own("spot-instances-request")
+            ]
+        }),
+        json!({
+            "Sid": "TagAtLaunch",
+            "Effect": "Allow",
+            "Action": "ec2:CreateTags",
+            "Resource": [own("instance"), own("volume")],
+            "Condition": { "StringEquals": { "ec2:CreateAction": "RunInstances" } }
+        }),
+        json!({
+            "Sid": "EndOurs",
+            "Effect": "Allow",
+            "Action": "ec2:TerminateInstances",
+            "Resource": own("instance"),
+            "Condition": {
+                "Null": {
+                    format!("aws:ResourceTag/{CORE_TAG}"): "false",
+                    format!("aws:ResourceTag/{MACHINE_TAG}"): "false"
+                }
+            }
+        }),
+    ];
+    if instance_profile {
+        statements.push(json!({
+            "Sid": "HandOverTheInstanceProfile",
+            "Effect": "Allow",
+            "Action": "iam:PassRole",
+            "Resource": format!("arn:{partition}:iam::*:role/*"),
+            "Condition": { "StringEquals": { "iam:PassedToService": "ec2.amazonaws.com" } }
+        }));
+    }
+    json!({ "Version": "2012-10-17", "Statement": statements })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_ended_that_has_not_our_tag_and_no_role_is_handed_over_unasked() {
+        let text = policy("cn-north-1", false).to_string();
+        assert!(text.contains("arn:aws-cn:ec2:cn-north-1:*:instance/*"), "{text}");
+        assert!(!text.contains("iam:PassRole"), "{text}");
+        let policy = policy("eu-west-1", true);
+        let statements = policy["Statement"].as_array().unwrap();
+        let ends = statements.iter().filter(|it| it["Action"] == "ec2:TerminateInstances");
+        for end in ends {
+            assert_eq!(end["Condition"]["Null"]["aws:ResourceTag/stagely:core"], "false");
+        }
+        assert!(policy.to_string().contains("iam:PassRole"));
+    }
+}

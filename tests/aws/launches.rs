@@ -1,0 +1,344 @@
+//! What EC2 is asked for, and what it then shows.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use aws_sdk_ec2::types::{HttpTokensState, Instance, InstanceLifecycleType, VolumeType};
+use stagely::config::{AwsConfig, Config, MarketPolicy};
+use stagely::core::state::{Fleet, MachineSize, Market, Usd};
+use stagely::ids::MachineId;
+use stagely::provider::aws::{AwsProvider, CORE_TAG};
+use stagely::provider::{LaunchError, LaunchRequest, Listed, ListedState, Provider as _, Want};
+use stagely_agent::protocol::Arch;
+
+use crate::moto::{AMD64, ARM64, Cloud, FOREIGN_AMD64, ROOT_DEVICE, agent_json};
+use crate::proxy::Fate;
+
+pub(crate) const CORE: &str = "core-of-the-test";
+
+/// A provider with the settings of `[aws]` in TOML.
+pub(crate) fn provider(cloud: &Cloud, settings: &str) -> AwsProvider {
+    let config: AwsConfig = toml::from_str(settings).unwrap();
+    AwsProvider::new(cloud.client.clone(), &config, CORE.to_owned()).unwrap()
+}
+
+pub(crate) fn want(arch: Arch, market: MarketPolicy) -> Want {
+    Want {
+        fleet: Fleet::Builder,
+        arch,
+        size: MachineSize::Medium,
+        market,
+        on_demand: false,
+        max_price: (market != MarketPolicy::OnDemand).then_some(Usd(50_000)),
+    }
+}
+
+pub(crate) fn request(provider: &AwsProvider, want: &Want) -> LaunchRequest {
+    let machine = MachineId::random();
+    LaunchRequest {
+        machine,
+        job: Some("job_1".to_owned()),
+        fleet: want.fleet,
+        arch: want.arch,
+        size: want.size,
+        candidates: provider.candidates(want),
+        agent: Config::default().agent_config(machine, "a-secret-token".into()),
+        lease: Duration::from_hours(1),
+        insecure_registry: None,
+    }
+}
+
+pub(crate) fn amd64(provider: &AwsProvider) -> LaunchRequest {
+    request(provider, &want(Arch::Amd64, MarketPolicy::OnDemand))
+}
+
+pub(crate) const LIVE: ListedState = ListedState::Live;
+const ENDED: ListedState = ListedState::Gone { taken_back: false };
+
+fn tags(tags: &[aws_sdk_ec2::types::Tag]) -> BTreeMap<&str, &str> {
+    tags.iter().map(|tag| (tag.key().unwrap(), tag.value().unwrap())).collect()
+}
+
+async fn only(cloud: &Cloud) -> Instance {
+    let mut live = cloud.live().await;
+    assert_eq!(live.len(), 1, "{live:#?}");
+    live.remove(0)
+}
+
+#[tokio::test]
+async fn a_machine_and_its_volume_are_as_they_were_asked_for() {
+    let cloud = Cloud::start().await;
+    let provider = provider(&cloud, "volume-gib = 77");
+    let request = amd64(&provider);
+
+    let placement = provider.launch(&request).await.unwrap();
+
+    let instance = only(&cloud).await;
+    assert_eq!(instance.instance_id(), Some(&*placement.provider_id));
+    assert_eq!(placement.instance_type, "c5.xlarge");
+    assert_eq!(placement.zone.as_deref(), Some("us-east-1a"));
+    assert_eq!((placement.market, placement.price), (Market::OnDemand, Some(Usd(170_000))));
+    assert_eq!(instance.instance_type().unwrap().as_str(), "c5.xlarge");
+    assert_eq!(instance.image_id(), Some(AMD64));
+    let metadata = instance.metadata_options().unwrap();
+    assert_eq!(metadata.http_tokens(), Some(&HttpTokensState::Required));
+    assert_eq!(metadata.http_put_response_hop_limit(), Some(1));
+
+    let machine = request.machine.to_string();
+    let name = format!("stagely builder {machine}");
+    let wanted = BTreeMap::from([
+        ("stagely:core", CORE),
+        ("stagely:machine", &machine),
+        ("stagely:job", "job_1"),
+        ("Name", &name),
+    ]);
+    assert_eq!(tags(instance.tags()), wanted);
+    let id = instance.instance_id();
+    let volumes = cloud.volumes().await;
+    let is_its = |volume: &&aws_sdk_ec2::types::Volume| {
+        volume.attachments().iter().any(|attachment| attachment.instance_id() == id)
+    };
+    let volume = volumes.iter().find(is_its).unwrap();
+    assert_eq!(tags(volume.tags()), wanted);
+    assert_eq!((volume.size(), volume.volume_type()), (Some(77), Some(&VolumeType::Gp3)));
+    let device = &instance.block_device_mappings()[0];
+    assert_eq!(device.device_name(), Some(ROOT_DEVICE));
+    assert_eq!(device.ebs().unwrap().delete_on_termination(), Some(true));
+
+    let sent = &cloud.proxy.seen("RunInstances")[0];
+    assert_eq!(sent["InstanceInitiatedShutdownBehavior"], "terminate");
+    assert_eq!((&*sent["MinCount"], &*sent["MaxCount"]), ("1", "1"));
+    assert!(!sent.keys().any(|name| name.starts_with("InstanceMarketOptions")), "{sent:#?}");
+    assert!(!sent.keys().any(|name| name.starts_with("IamInstanceProfile")), "{sent:#?}");
+}
+
+#[tokio::test]
+async fn user_data_comes_back_as_the_agents_configuration() {
+    let cloud = Cloud::start().await;
+    let provider = provider(&cloud, "");
+    let request = amd64(&provider);
+    provider.launch(&request).await.unwrap();
+
+    let user_data = cloud.user_data(&only(&cloud).await).await;
+
+    let agent = agent_json(&user_data);
+    assert_eq!(agent, serde_json::to_value(&request.agent).unwrap());
+    assert_eq!(agent["token"], "a-secret-token");
+}
+
+#[tokio::test]
+async fn a_spot_machine_is_asked_for_once_and_ends_when_it_is_taken_back() {
+    let cloud = Cloud::start().await;
+    let provider = provider(&cloud, "");
+    let request = request(&provider, &want(Arch::Arm64, MarketPolicy::Spot));
+
+    let placement = provider.launch(&request).await.unwrap();
+
+    assert_eq!((placement.market, placement.price), (Market::Spot, Some(Usd(50_000))));
+    let instance = only(&cloud).await;
+    assert_eq!(instance.instance_lifecycle(), Some(&InstanceLifecycleType::Spot));
+    assert_eq!(instance.image_id(), Some(ARM64));
+    let sent = &cloud.proxy.seen("RunInstances")[0];
+    let option = |name: &str| sent[&format!("InstanceMarketOptions.{name}")].as_str();
+    assert_eq!(option("MarketType"), "spot");
+    assert_eq!(option("SpotOptions.SpotInstanceType"), "one-time");
+    assert_eq!(option("SpotOptions.InstanceInterruptionBehavior"), "terminate");
+    assert_eq!(option("SpotOptions.MaxPrice"), "0.05");
+    let agent = agent_json(&cloud.user_data(&instance).await);
+    assert_eq!(agent["watch_spot"], true);
+}
+
+#[tokio::test]
+async fn subnets_groups_and_a_profile_are_those_of_the_configuration() {
+    let cloud = Cloud::start().await;
+    let subnets = cloud.client.describe_subnets().send().await.unwrap().subnets.unwrap();
+    let subnet = subnets.iter().find(|it| it.availability_zone() == Some("us-east-1c")).unwrap();
+    let groups = cloud.client.describe_security_groups().send().await.unwrap();
+    let groups = groups.security_groups.unwrap();
+    let group = groups.iter().find(|it| it.vpc_id() == subnet.vpc_id()).unwrap();
+    let settings = format!(
+        "subnets = [{:?}]\nsecurity-groups = [{:?}]",
+        subnet.subnet_id().unwrap(),
+        group.group_id().unwrap()
+    );
+    let provider = provider(&cloud, &settings);
+
+    let placement = provider.launch(&amd64(&provider)).await.unwrap();
+
+    assert_eq!(placement.zone.as_deref(), Some("us-east-1c"));
+    let instance = only(&cloud).await;
+    assert_eq!(instance.subnet_id(), subnet.subnet_id());
+    let sent = &cloud.proxy.seen("RunInstances")[0];
+    assert_eq!(sent["SecurityGroupId.1"], group.group_id().unwrap());
+
+    let provider = self::provider(&cloud, r#"zones = ["us-east-1b"]"#);
+    let placement = provider.launch(&amd64(&provider)).await.unwrap();
+    assert_eq!(placement.zone.as_deref(), Some("us-east-1b"));
+}
+
+#[tokio::test]
+async fn a_list_goes_through_all_pages_and_holds_what_is_this_cores() {
+    let cloud = Cloud::start().await;
+    let provider = provider(&cloud, "");
+    let mut machines = Vec::new();
+    for _ in 0..7 {
+        let request = amd64(&provider);
+        provider.launch(&request).await.unwrap();
+        machines.push(request.machine);
+    }
+    let config = AwsConfig::default();
+    let other = AwsProvider::new(cloud.client.clone(), &config, "another".to_owned()).unwrap();
+    other.launch(&amd64(&other)).await.unwrap();
+    cloud.proxy.set_page_size(3);
+    provider.terminate(machines[4]).await.unwrap();
+    let before = cloud.proxy.seen("DescribeInstances").len();
+
+    let listed = provider.list().await.unwrap();
+
+    assert_eq!(cloud.proxy.seen("DescribeInstances").len() - before, 3, "pages");
+    let state = |index| if index == 4 { ENDED } else { LIVE };
+    let wanted = machines.iter().enumerate();
+    let mut wanted: Vec<Listed> =
+        wanted.map(|(index, machine)| Listed { machine: *machine, state: state(index) }).collect();
+    wanted.sort_by_key(|listed| listed.machine);
+    assert_eq!(listed, wanted);
+}
+
+#[tokio::test]
+async fn a_machine_is_ended_and_one_that_is_gone_counts_as_ended() {
+    let cloud = Cloud::start().await;
+    let provider = provider(&cloud, "");
+    let request = amd64(&provider);
+    provider.launch(&request).await.unwrap();
+
+    provider.terminate(request.machine).await.unwrap();
+    assert_eq!(cloud.live().await, []);
+    provider.terminate(request.machine).await.unwrap();
+    provider.terminate(MachineId::random()).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_newest_golden_image_of_this_account_and_arch_is_booted() {
+    let cloud = Cloud::without_golden_images().await;
+    let newer = cloud.newer_image(AMD64).await;
+    for (image, version) in [(&*newer, "2"), (AMD64, "1"), (FOREIGN_AMD64, "3"), (ARM64, "4")] {
+        cloud.make_golden(image, version).await;
+    }
+    // It is newer still, and not golden.
+    cloud.newer_image(AMD64).await;
+    let provider = provider(&cloud, "");
+    provider.launch(&amd64(&provider)).await.unwrap();
+    assert_eq!(only(&cloud).await.image_id(), Some(&*newer));
+}
+
+#[tokio::test]
+async fn without_a_golden_image_it_is_said_how_to_make_one() {
+    let cloud = Cloud::without_golden_images().await;
+    cloud.make_golden(ARM64, "1").await;
+    cloud.make_golden(FOREIGN_AMD64, "1").await;
+    let provider = provider(&cloud, "");
+    let Err(LaunchError::Permanent(problem)) = provider.launch(&amd64(&provider)).await else {
+        panic!("it was launched");
+    };
+    assert!(problem.contains("no golden image for amd64"), "{problem}");
+    assert!(problem.contains("packer/"), "{problem}");
+    assert_eq!(cloud.live().await, []);
+}
+
+#[tokio::test]
+async fn an_image_that_is_named_is_booted_and_must_be_of_its_arch() {
+    let cloud = Cloud::without_golden_images().await;
+    let named = provider(&cloud, &format!("image-amd64 = {AMD64:?}"));
+    named.launch(&amd64(&named)).await.unwrap();
+    assert_eq!(only(&cloud).await.image_id(), Some(AMD64));
+
+    let wrong = provider(&cloud, &format!("image-amd64 = {ARM64:?}"));
+    let error = wrong.launch(&amd64(&wrong)).await.unwrap_err().to_string();
+    assert!(error.contains("is arm64, and image-amd64"), "{error}");
+    let gone = provider(&cloud, "image-amd64 = \"ami-0123456789abcdef0\"");
+    let error = gone.launch(&amd64(&gone)).await.unwrap_err();
+    assert!(matches!(&error, LaunchError::Permanent(_)), "{error:?}");
+    assert!(error.to_string().contains("image-amd64"), "{error}");
+}
+
+#[tokio::test]
+async fn a_golden_image_that_is_removed_makes_way_for_another() {
+    let cloud = Cloud::start().await;
+    let newer = cloud.newer_image(AMD64).await;
+    cloud.make_golden(&newer, "2").await;
+    let provider = provider(&cloud, "");
+    provider.launch(&amd64(&provider)).await.unwrap();
+    assert_eq!(only(&cloud).await.image_id(), Some(&*newer));
+    cloud.client.deregister_image().image_id(&newer).send().await.unwrap();
+    // moto would still launch it.
+    cloud.proxy.next(1, "RunInstances", Fate::Refused("InvalidAMIID.NotFound", 400));
+
+    let request = amd64(&provider);
+    let error = provider.launch(&request).await.unwrap_err();
+    assert!(matches!(error, LaunchError::Throttled(_)), "{error:?}");
+    provider.launch(&request).await.unwrap();
+
+    let images: Vec<_> = cloud.live().await.into_iter().filter_map(|it| it.image_id).collect();
+    assert!(images.contains(&AMD64.to_owned()), "{images:?}");
+}
+
+#[tokio::test]
+async fn two_instances_of_one_machine_become_one() {
+    let cloud = Cloud::start().await;
+    let provider = provider(&cloud, "");
+    let request = amd64(&provider);
+    let first = provider.launch(&request).await.unwrap();
+    // Times have seconds, and the first is to be the older one.
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    let spec = aws_sdk_ec2::types::TagSpecification::builder()
+        .resource_type(aws_sdk_ec2::types::ResourceType::Instance)
+        .tags(aws_sdk_ec2::types::Tag::builder().key(CORE_TAG).value(CORE).build())
+        .tags(
+            aws_sdk_ec2::types::Tag::builder()
+                .key("stagely:machine")
+                .value(request.machine.to_string())
+                .build(),
+        )
+        .build();
+    let second = cloud.client.run_instances().image_id(AMD64).min_count(1).max_count(1);
+    let type_ = aws_sdk_ec2::types::InstanceType::C5Xlarge;
+    second.instance_type(type_).tag_specifications(spec).send().await.unwrap();
+    assert_eq!(cloud.live().await.len(), 2);
+
+    let listed = provider.list().await.unwrap();
+
+    assert_eq!(listed, [Listed { machine: request.machine, state: LIVE }]);
+    assert_eq!(only(&cloud).await.instance_id(), Some(&*first.provider_id));
+    assert_eq!(provider.list().await.unwrap(), listed);
+}
+
+#[tokio::test]
+async fn what_ec2_has_is_told_with_prices_and_problems() {
+    let cloud = Cloud::without_golden_images().await;
+    cloud.make_golden(AMD64, "2").await;
+    let settings = r#"
+        builders.amd64.large = ["c5.2xlarge", "c99.2xlarge"]
+        [instance-types]
+        "c99.2xlarge" = { arch = "amd64", price = 0.3 }
+        "t4g.small" = { arch = "amd64" }
+    "#;
+    let settings = format!("{settings}\n[builders.amd64]\nsmall = [\"t4g.small\"]")
+        .replace("builders.amd64.large", "testers.amd64.large");
+    let offers = provider(&cloud, &settings).describe().await.unwrap();
+
+    let offer = |fleet, arch, name: &str| {
+        let mut found = offers.iter().filter(|it| it.fleet == fleet && it.arch == arch);
+        found.find(|it| it.instance_type == name).unwrap()
+    };
+    let usual = offer(Fleet::Builder, Arch::Amd64, "c5.xlarge");
+    assert_eq!((usual.price, usual.spot, &usual.problem), (Some(Usd(170_000)), true, &None));
+    let unknown = offer(Fleet::Tester, Arch::Amd64, "c99.2xlarge").problem.clone().unwrap();
+    assert!(unknown.contains("this region has no c99.2xlarge"), "{unknown}");
+    let wrong = offer(Fleet::Builder, Arch::Amd64, "t4g.small").problem.clone().unwrap();
+    assert!(wrong.contains("t4g.small is arm64, not x86_64"), "{wrong}");
+    let arm64 = offers.iter().filter(|it| it.arch == Arch::Arm64);
+    for offer in arm64 {
+        let problem = offer.problem.as_deref().unwrap();
+        assert!(problem.contains("no golden image for arm64"), "{problem}");
+    }
+}

@@ -1,0 +1,129 @@
+//! prism between the requests and the fake: it checks both against `DigitalOcean`'s own description of its API.
+//!
+//! It takes seconds to start, so all tests of this program share one; whose account is asked for, the token says.
+
+use std::collections::HashMap;
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::extract::Request;
+use axum::response::Response;
+use serde_json::json;
+
+use crate::fake::{self, Shared};
+
+/// How long prism may take to start.
+const START_LIMIT: Duration = Duration::from_mins(2);
+
+/// The accounts, by their tokens.
+static ACCOUNTS: Mutex<Option<HashMap<String, Shared>>> = Mutex::new(None);
+
+/// Lets requests with `token` reach `account`.
+pub(crate) fn add(token: &str, account: Shared) {
+    let mut accounts = ACCOUNTS.lock().unwrap();
+    accounts.get_or_insert_default().insert(token.to_owned(), account);
+}
+
+pub(crate) fn account(token: &str) -> Option<Shared> {
+    ACCOUNTS.lock().unwrap().as_ref()?.get(token).cloned()
+}
+
+/// Where prism listens; `None` where there is none, which is said once.
+pub(crate) fn address() -> Option<&'static str> {
+    static ADDRESS: OnceLock<Option<(String, Mutex<Child>)>> = OnceLock::new();
+    let found = ADDRESS.get_or_init(|| {
+        let setting = |name| std::env::var(name).ok().filter(|it| !it.is_empty());
+        let description = setting("STAGELY_DIGITALOCEAN_DESCRIPTION");
+        let (Some(description), Some(prism)) = (description, setting("STAGELY_PRISM")) else {
+            // Not `eprintln!`, which is only shown of tests that fail.
+            let note = "note: STAGELY_DIGITALOCEAN_DESCRIPTION and STAGELY_PRISM are not set: requests \
+                        are not checked against DigitalOcean's description";
+            let _ = writeln!(std::io::stderr(), "{note}");
+            return None;
+        };
+        Some(start(&prism, &description))
+    });
+    found.as_ref().map(|(address, _)| &**address)
+}
+
+fn start(prism: &str, description: &str) -> (String, Mutex<Child>) {
+    let upstream = serve_accounts();
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    // It ends with this program, however that ends: then its input ends too.
+    let script = "\"$@\" & prism=$!; cat >/dev/null; kill $prism";
+    let child = Command::new("sh")
+        .args(["-c", script, "sh", prism, "proxy", "--errors", "--host", "127.0.0.1"])
+        .args(["--port", &port.to_string(), description, &upstream])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let started = Instant::now();
+    while !answers(port) {
+        assert!(started.elapsed() < START_LIMIT, "prism does not start: {prism} {description}");
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "no test of this program can go on without it"
+        )]
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    (format!("http://127.0.0.1:{port}"), Mutex::new(child))
+}
+
+fn answers(port: u16) -> bool {
+    let Ok(mut stream) = std::net::TcpStream::connect(("127.0.0.1", port)) else { return false };
+    let request = b"GET /v2/none HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    let mut answer = String::new();
+    stream.write_all(request).is_ok()
+        && stream.read_to_string(&mut answer).is_ok()
+        && answer.contains("NO_PATH_MATCHED")
+}
+
+/// Answers for all accounts, in a runtime of its own: that of a test ends with the test.
+fn serve_accounts() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+            let app = Router::new()
+                .fallback(async |request: Request| -> Response { fake::answer(request).await });
+            axum::serve(listener, app).await.unwrap();
+        });
+    });
+    address
+}
+
+#[tokio::test]
+async fn what_the_description_does_not_know_is_a_complaint() {
+    let cloud = fake::Cloud::start().await;
+    if address().is_none() {
+        return;
+    }
+    let (http, url, token) = (reqwest::Client::new(), cloud.url.clone(), cloud.token());
+    let complaints = async |request: reqwest::RequestBuilder| {
+        let status = request.bearer_auth(&token).send().await.unwrap().status();
+        (status.as_u16(), std::mem::take(&mut cloud.world().complaints).join(" "))
+    };
+
+    let (status, said) = complaints(http.get(format!("{url}/v2/droplets?per_page=201"))).await;
+    assert!(status == 422 && said.contains("per_page must be <= 200"), "{status} {said}");
+    let creation = json!({ "name": "vm_1", "size": "c-4", "image": 7003 });
+    let (_, said) = complaints(http.post(format!("{url}/v2/droplets")).json(&creation)).await;
+    assert!(said.contains("name must match pattern"), "{said}");
+    let (_, said) = complaints(http.get(format!("{url}/v2/nonsense"))).await;
+    assert!(said.contains("no path matched"), "{said}");
+    // An answer of the fake that lies.
+    cloud.world().sizes[0].price_hourly = f64::NAN;
+    let (_, said) = complaints(http.get(format!("{url}/v2/sizes"))).await;
+    assert!(said.contains("price_hourly must be number"), "{said}");
+    let (status, said) = complaints(http.get(format!("{url}/v2/account"))).await;
+    assert_eq!((status, &*said), (200, ""));
+}

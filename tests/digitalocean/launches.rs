@@ -1,0 +1,290 @@
+//! Machines come and go, once each, whatever the API answers.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use stagely::config::{Config, MarketPolicy};
+use stagely::core::state::{Market, ProviderName, Usd};
+use stagely::ids::MachineId;
+use stagely::provider::{DigitalOcean, LaunchError, Listed, ListedState, Provider as _, Want};
+use stagely::provider::{ProviderError, Providers};
+use stagely_agent::protocol::Arch;
+
+use crate::fake::{Cloud, Fault, request, want};
+use crate::world::VPC;
+
+fn live(machine: MachineId) -> Listed {
+    Listed { machine, state: ListedState::Live }
+}
+
+#[tokio::test]
+async fn a_machine_is_launched_once_and_found_and_ended_by_the_next_core() {
+    let cloud = Cloud::start().await;
+    let provider = cloud.provider(&format!("vpc = \"{VPC}\""));
+    let machine = MachineId::random();
+    let request = request(&provider, machine);
+
+    let placement = provider.launch(&request).await.unwrap();
+    let next = cloud.provider("");
+    assert_eq!(next.launch(&request).await.unwrap(), placement);
+
+    assert_eq!((&*placement.instance_type, placement.zone.as_deref()), ("c-4", Some("fra1")));
+    // What the API says, not what the catalog thinks.
+    assert_eq!((placement.market, placement.price), (Market::OnDemand, Some(Usd(125_010))));
+    let creations = cloud.seen("POST droplets");
+    assert_eq!(creations.len(), 1);
+    let sent = &creations[0].body;
+    assert_eq!(sent["image"], 7003, "the newest golden snapshot");
+    assert_eq!(sent["vpc_uuid"], VPC);
+    assert_eq!((&sent["monitoring"], &sent["with_droplet_agent"]), (&json!(false), &json!(false)));
+    let job = request.job.as_ref().unwrap();
+    let (machine_tag, job_tag) =
+        (format!("stagely:machine:{machine}"), format!("stagely:job:{job}"));
+    let tags = ["stagely", "stagely:core:core1", &machine_tag, &job_tag];
+    {
+        let world = cloud.world();
+        assert_eq!(placement.provider_id, world.droplets[0].id.to_string());
+        assert_eq!(world.droplets[0].tags, tags);
+        assert_eq!(world.droplets[0].name, machine.to_string().replace('_', "-"));
+        let user_data = world.droplets[0].user_data.strip_prefix("#cloud-config\n").unwrap();
+        let user_data: Value = serde_json::from_str(user_data).unwrap();
+        let file = &user_data["write_files"][0];
+        assert_eq!(
+            (&file["path"], &file["permissions"]),
+            (&json!("/etc/stagely/agent.json"), &json!("0600"))
+        );
+        let agent: Value = serde_json::from_str(file["content"].as_str().unwrap()).unwrap();
+        assert_eq!(agent["agent_id"], machine.to_string());
+        assert_eq!(agent["token"], "the machine's token");
+    }
+
+    assert_eq!(next.list().await.unwrap(), [live(machine)]);
+    next.terminate(machine).await.unwrap();
+    assert_eq!(cloud.world().droplets.len(), 0);
+    assert_eq!(next.list().await.unwrap(), []);
+    next.terminate(machine).await.unwrap();
+    next.terminate(MachineId::random()).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_answer_that_is_lost_leaves_one_droplet_and_no_doubt() {
+    for fault in [Fault::Lost, Fault::DoneBut(500), Fault::DoneBut(504)] {
+        let cloud = Cloud::start().await;
+        let provider = cloud.provider("");
+        cloud.fails("POST droplets", 1, fault);
+        let machine = MachineId::random();
+
+        let placement = provider.launch(&request(&provider, machine)).await.unwrap();
+
+        let world = cloud.world();
+        assert_eq!(world.droplets.len(), 1);
+        assert_eq!(placement.provider_id, world.droplets[0].id.to_string());
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_says_nothing_is_told_as_such_and_asking_again_is_harmless() {
+    let cloud = Cloud::start().await;
+    let provider = cloud.provider("");
+    cloud.fails("POST droplets", 1, Fault::Status(503, "Service Unavailable", &[]));
+    let request = request(&provider, MachineId::random());
+
+    let error = provider.launch(&request).await.unwrap_err();
+    assert!(matches!(error, LaunchError::Unclear(_)), "{error:?}");
+    assert_eq!(cloud.world().droplets.len(), 0);
+
+    provider.launch(&request).await.unwrap();
+    assert_eq!(cloud.world().droplets.len(), 1);
+}
+
+#[tokio::test]
+async fn of_two_droplets_of_one_machine_the_older_stays() {
+    let cloud = Cloud::start().await;
+    let provider = cloud.provider("");
+    let request = request(&provider, MachineId::random());
+    // It is created, nobody says so, and no list has it yet.
+    cloud.world().newest_is_hidden = true;
+    cloud.fails("POST droplets", 1, Fault::Lost);
+    let error = provider.launch(&request).await.unwrap_err();
+    assert!(matches!(error, LaunchError::Unclear(_)), "{error:?}");
+    provider.launch(&request).await.unwrap();
+    let ids: Vec<u64> = cloud.world().droplets.iter().map(|it| it.id).collect();
+    assert_eq!(ids.len(), 2);
+    cloud.world().newest_is_hidden = false;
+
+    assert_eq!(provider.list().await.unwrap(), [live(request.machine)]);
+
+    let left: Vec<u64> = cloud.world().droplets.iter().map(|it| it.id).collect();
+    assert_eq!(left, ids[..1]);
+
+    // And where one is launched again, which happens before the list is looked at.
+    let mut second = cloud.world().droplets[0].clone();
+    second.id += 100;
+    cloud.world().droplets.push(second);
+    let placement = provider.launch(&request).await.unwrap();
+    assert_eq!(placement.provider_id, ids[0].to_string());
+    assert_eq!(cloud.world().droplets.len(), 1);
+
+    // Both go together.
+    let mut second = cloud.world().droplets[0].clone();
+    second.id += 100;
+    cloud.world().droplets.push(second);
+    provider.terminate(request.machine).await.unwrap();
+    assert_eq!(cloud.world().droplets.len(), 0);
+}
+
+#[tokio::test]
+async fn a_droplet_that_has_no_tags_yet_is_not_created_twice_and_is_ended() {
+    let cloud = Cloud::start().await;
+    cloud.world().tags_come_later = true;
+    let provider = cloud.provider("");
+    let request = request(&provider, MachineId::random());
+    provider.launch(&request).await.unwrap();
+    provider.launch(&request).await.unwrap();
+    assert_eq!(cloud.world().droplets.len(), 1);
+
+    provider.terminate(request.machine).await.unwrap();
+
+    assert_eq!(cloud.world().droplets.len(), 0);
+}
+
+#[tokio::test]
+async fn where_nothing_is_free_the_next_candidate_is_tried() {
+    let cloud = Cloud::start().await;
+    cloud.world().full = vec![("c-4", "fra1"), ("c-4", "ams3"), ("c-8", "fra1")];
+    let provider = cloud.provider("builders.amd64.medium = [\"c-4\", \"c-8\"]");
+
+    let placement = provider.launch(&request(&provider, MachineId::random())).await.unwrap();
+    assert_eq!((&*placement.instance_type, placement.zone.as_deref()), ("c-8", Some("ams3")));
+
+    cloud.world().full.push(("c-8", "ams3"));
+    let error = provider.launch(&request(&provider, MachineId::random())).await.unwrap_err();
+    let LaunchError::NoCapacity(text) = error else { panic!("{error:?}") };
+    assert!(text.contains("c-8 in ams3: Size is not available in this region"), "{text}");
+}
+
+#[tokio::test]
+async fn a_full_account_is_not_asked_for_every_candidate() {
+    let cloud = Cloud::start().await;
+    cloud.world().droplet_limit = 0;
+    let provider = cloud.provider("");
+    let error = provider.launch(&request(&provider, MachineId::random())).await.unwrap_err();
+    let LaunchError::NoCapacity(text) = error else { panic!("{error:?}") };
+    assert!(text.contains("droplet limit") && text.contains("builders.max-concurrent"), "{text}");
+    assert_eq!(cloud.seen("POST droplets").len(), 1);
+}
+
+#[tokio::test]
+async fn a_wrong_setting_fails_at_once_and_is_named() {
+    let cloud = Cloud::start().await;
+    let cases = [
+        ("builders.amd64.medium = [\"m-2vcpu-16gb\"]", "digitalocean.builders.amd64.medium"),
+        ("image-amd64 = \"debian-1-x64\"", "digitalocean.image-amd64"),
+        ("image-amd64 = \"77\"", "digitalocean.image-amd64"),
+        ("vpc = \"00000000-dc84-11e8-981e-3cfdfeaae000\"", "digitalocean.vpc"),
+    ];
+    for (setting, named) in cases {
+        let provider = cloud.provider(setting);
+        let error = provider.launch(&request(&provider, MachineId::random())).await.unwrap_err();
+        let LaunchError::Permanent(text) = error else { panic!("{setting}: {error:?}") };
+        assert!(text.contains(named), "{setting}: {text}");
+    }
+    let nowhere = cloud.settings("").replace("[\"fra1\", \"ams3\"]", "[\"atlantis\"]");
+    let image = "image-amd64 = \"debian-13-x64\"\n";
+    for (setting, named) in
+        [(nowhere.clone(), "digitalocean.regions"), (nowhere + image, "regions")]
+    {
+        let provider = DigitalOcean::new(&toml::from_str(&setting).unwrap(), "core1").unwrap();
+        let error = provider.launch(&request(&provider, MachineId::random())).await.unwrap_err();
+        let LaunchError::Permanent(text) = error else { panic!("{setting}: {error:?}") };
+        assert!(text.contains(named), "{setting}: {text}");
+    }
+    assert_eq!(cloud.world().droplets.len(), 0);
+
+    cloud.world().images.clear();
+    let provider = cloud.provider("");
+    let error = provider.launch(&request(&provider, MachineId::random())).await.unwrap_err();
+    let LaunchError::Permanent(text) = error else { panic!("{error:?}") };
+    assert!(text.contains("no golden snapshot") && text.contains("stagely-golden-amd64"), "{text}");
+}
+
+#[tokio::test]
+async fn a_token_is_read_when_it_is_needed_and_never_told() {
+    let cloud = Cloud::start().await;
+    let provider = cloud.provider("");
+    let (good, bad) = (cloud.token(), "dop_v1_ba5eba11");
+    let request = request(&provider, MachineId::random());
+
+    std::fs::write(cloud.token_file(), bad).unwrap();
+    let error = provider.launch(&request).await.unwrap_err();
+    let LaunchError::Permanent(text) = &error else { panic!("{error:?}") };
+    assert!(text.contains("digitalocean.token-file") && text.contains("401"), "{text}");
+    let ProviderError(listing) = provider.list().await.unwrap_err();
+    assert!(listing.contains("digitalocean.token-file"), "{listing}");
+    for told in [format!("{error:?}"), listing, format!("{provider:?}")] {
+        assert!(!told.contains(bad), "{told}");
+    }
+    std::fs::remove_file(cloud.token_file()).unwrap();
+    let error = provider.launch(&request).await.unwrap_err().to_string();
+    assert!(error.contains("digitalocean.token-file"), "{error}");
+
+    std::fs::write(cloud.token_file(), good).unwrap();
+    provider.launch(&request).await.unwrap();
+
+    cloud.fails("GET droplets", 1, Fault::Status(403, "You are not authorized", &[]));
+    let error = provider.list().await.unwrap_err().to_string();
+    assert!(error.contains("droplet:create"), "{error}");
+}
+
+#[tokio::test]
+async fn what_core_cannot_do_without_is_named_when_it_starts() {
+    let cloud = Cloud::start().await;
+    let missing = cloud.settings("").replace(&cloud.token_file(), "/nonexistent/token");
+    let no_region = cloud.settings("").replace("regions = [\"fra1\", \"ams3\"]", "");
+    let stock = cloud.settings("image-kind = \"stock\"");
+    let cases = [
+        (missing, "digitalocean.token-file"),
+        (no_region, "digitalocean.regions"),
+        (stock, "digitalocean.image-amd64"),
+    ];
+    for (settings, named) in cases {
+        let digitalocean = toml::from_str(&settings).unwrap();
+        let config = Config { digitalocean, ..Config::default() };
+        let names = BTreeSet::from([ProviderName::DigitalOcean]);
+        let made = Providers::new(&names, &config, "core1", std::path::Path::new("/nonexistent"));
+        let error = format!("{:#}", made.await.unwrap_err());
+        assert!(error.contains("provider digitalocean") && error.contains(named), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_wanted_of_a_spot_market_is_bought_on_demand_and_tried_once() {
+    let cloud = Cloud::start().await;
+    let provider = cloud.provider("");
+    let usual = provider.candidates(&want(Arch::Amd64));
+    assert_eq!(usual.len(), 2, "one type in two regions");
+    for market in [MarketPolicy::Spot, MarketPolicy::SpotFirst] {
+        let want = Want { market, max_price: Some(Usd(10)), ..want(Arch::Amd64) };
+        assert_eq!(provider.candidates(&want), usual);
+    }
+    assert!(provider.candidates(&want(Arch::Arm64)).is_empty());
+}
+
+#[tokio::test]
+async fn no_more_than_ten_droplets_are_created_at_once() {
+    let cloud = Cloud::start().await;
+    let provider = cloud.provider("");
+    cloud.fails("POST droplets", 25, Fault::Slow(Duration::from_millis(200)));
+
+    let requests: Vec<_> = (0..25).map(|_| request(&provider, MachineId::random())).collect();
+    let launches = requests.iter().map(|request| provider.launch(request));
+    for launched in futures_util::future::join_all(launches).await {
+        launched.unwrap();
+    }
+
+    assert_eq!(cloud.creating_max(), 10);
+    assert_eq!(provider.list().await.unwrap().len(), 25);
+    // The account's images are asked for once, through their pages.
+    assert_eq!(cloud.seen("GET images").len(), 1);
+}

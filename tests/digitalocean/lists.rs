@@ -1,0 +1,99 @@
+//! The list of machines: whole, and this core's alone.
+
+use stagely::core::state::Usd;
+use stagely::ids::{JobId, MachineId};
+use stagely::provider::{DigitalOcean, Provider as _};
+
+use crate::fake::{Cloud, request};
+
+async fn launched(provider: &DigitalOcean, count: usize) -> Vec<MachineId> {
+    let mut machines = Vec::new();
+    for _ in 0..count {
+        let machine = MachineId::random();
+        provider.launch(&request(provider, machine)).await.unwrap();
+        machines.push(machine);
+    }
+    machines.sort();
+    machines
+}
+
+async fn listed(provider: &DigitalOcean) -> Vec<MachineId> {
+    provider.list().await.unwrap().iter().map(|listed| listed.machine).collect()
+}
+
+#[tokio::test]
+async fn every_machine_of_this_core_is_listed_through_all_pages_and_no_other() {
+    let cloud = Cloud::start().await;
+    let provider = cloud.provider("");
+    let machines = launched(&provider, 8).await;
+    let other = DigitalOcean::new(&cloud.config(""), "core2").unwrap();
+    let others = launched(&other, 1).await;
+    {
+        let mut world = cloud.world();
+        // One is off, and costs as much; one of a person has our tag, and is no machine.
+        world.droplets[3].status = "off";
+        let mut own = world.droplets[0].clone();
+        (own.id, own.name) = (1, "database".to_owned());
+        own.tags = vec!["stagely:core:core1".to_owned()];
+        world.droplets.push(own);
+    }
+
+    assert_eq!(listed(&provider).await, machines);
+    assert_eq!(listed(&other).await, others);
+    assert_eq!(cloud.world().droplets.len(), 10);
+}
+
+#[tokio::test]
+async fn a_list_that_gets_shorter_while_it_is_read_is_read_again() {
+    let cloud = Cloud::start().await;
+    let provider = cloud.provider("");
+    let mut machines = launched(&provider, 7).await;
+    // What follows it moves up: the first of the second page is then on the first, which was read before.
+    let first = cloud.world().droplets[0].clone();
+    cloud.world().goes_while_listed = Some(first.id);
+
+    let found = listed(&provider).await;
+
+    machines.retain(|machine| machine.to_string().replace('_', "-") != first.name);
+    assert_eq!((found.len(), found), (6, machines));
+}
+
+#[tokio::test]
+async fn tags_of_machines_that_are_long_gone_are_removed_and_no_others() {
+    let cloud = Cloud::start().await;
+    let provider = cloud.provider("");
+    // As ids of a day ago are.
+    let day = u128::from(24 * 3_600 * 1_000_u32) << 80;
+    let old = |bits: u128| bits - day;
+    let gone = MachineId::from_bits(old(MachineId::random().bits()));
+    let job = JobId::from_bits(old(JobId::random().bits()));
+    let alive = MachineId::from_bits(old(MachineId::random().bits()));
+    for machine in [gone, alive] {
+        let mut request = request(&provider, machine);
+        request.job = Some(job.to_string()).filter(|_| machine == gone);
+        provider.launch(&request).await.unwrap();
+    }
+    let new = launched(&provider, 1).await[0];
+    cloud.world().tags.push("web".to_owned());
+    for machine in [gone, new] {
+        provider.terminate(machine).await.unwrap();
+    }
+
+    assert_eq!(listed(&provider).await, [alive]);
+
+    let mut tags = cloud.world().tags.clone();
+    tags.retain(|tag| !tag.starts_with("stagely:job:") || tag.contains(&job.to_string()));
+    let machine = |machine| format!("stagely:machine:{machine}");
+    assert_eq!(tags, ["stagely", "stagely:core:core1", &machine(alive), &machine(new), "web"]);
+    // Once is enough for a while.
+    assert_eq!(listed(&provider).await, [alive]);
+    assert_eq!(cloud.seen("GET tags").len(), 3, "eight tags are three pages");
+}
+
+#[tokio::test]
+async fn a_configured_price_is_the_price() {
+    let cloud = Cloud::start().await;
+    let provider = cloud.provider("instance-types.\"c-4\" = { price = 0.1 }");
+    let placement = provider.launch(&request(&provider, MachineId::random())).await.unwrap();
+    assert_eq!(placement.price, Some(Usd(100_000)));
+}

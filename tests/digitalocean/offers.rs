@@ -1,0 +1,155 @@
+//! What the provider is asked to say that it has.
+
+use std::collections::BTreeMap;
+
+use stagely::core::state::{Fleet, MachineSize, Usd};
+use stagely::provider::{Offer, Provider as _};
+use stagely_agent::protocol::Arch;
+
+use crate::fake::{Cloud, want};
+
+fn offer(offers: &[Offer], fleet: Fleet, arch: Arch, size: MachineSize) -> &Offer {
+    let is_it = |it: &&Offer| (it.fleet, it.arch, it.size) == (fleet, arch, size);
+    offers.iter().find(is_it).unwrap()
+}
+
+fn builder(offers: &[Offer], size: MachineSize) -> &Offer {
+    offer(offers, Fleet::Builder, Arch::Amd64, size)
+}
+
+fn problem(offer: &Offer) -> &str {
+    offer.problem.as_deref().unwrap_or_default()
+}
+
+#[tokio::test]
+async fn what_can_be_launched_is_asked_of_the_api_with_its_price() {
+    let cloud = Cloud::start().await;
+    let provider = cloud.provider("");
+    {
+        let mut world = cloud.world();
+        world.sizes[3].available = false;
+        world.sizes[1].regions = vec!["nyc3"];
+    }
+
+    let offers = provider.describe().await.unwrap();
+
+    let medium = builder(&offers, MachineSize::Medium);
+    assert_eq!((&*medium.instance_type, &medium.problem), ("c-4", &None));
+    assert_eq!((medium.price, medium.spot), (Some(Usd(125_010)), false));
+    let small = builder(&offers, MachineSize::Small);
+    assert_eq!(problem(small), "s-2vcpu-4gb is not in fra1, but in: nyc3");
+    let large = builder(&offers, MachineSize::Large);
+    assert!(problem(large).contains("no c-8 for new droplets"), "{large:?}");
+    let xlarge = builder(&offers, MachineSize::Xlarge);
+    assert_eq!(problem(xlarge), "DigitalOcean has no size c-16");
+    assert!(offers.iter().all(|offer| offer.arch == Arch::Amd64), "{offers:?}");
+    assert_eq!(provider.candidates(&want(Arch::Amd64))[0].price, Some(Usd(125_010)));
+}
+
+#[tokio::test]
+async fn a_size_without_an_image_is_no_offer() {
+    let cloud = Cloud::start().await;
+    let stock = "image-kind = \"stock\"\nimage-amd64 = \"debian-13-x64\"";
+    let no_slug = "image-kind = \"stock\"\nimage-amd64 = \"debian-12-x64\"";
+    let medium = async |settings: &str| {
+        let offers = cloud.provider(settings).describe().await.unwrap();
+        problem(builder(&offers, MachineSize::Medium)).to_owned()
+    };
+    assert_eq!(medium(stock).await, "");
+    assert!(medium(no_slug).await.contains("no image debian-12-x64"));
+    cloud.world().images.iter_mut().for_each(|image| image.min_disk_size = 60);
+    assert!(medium("").await.contains("needs a disk of 60 GB, and it has 50"));
+    cloud.world().images.retain(|image| !image.name.starts_with("stagely-golden"));
+    assert!(medium("").await.contains("no golden snapshot"));
+}
+
+#[tokio::test]
+async fn arm64_is_offered_where_sizes_are_named_for_it_and_an_image_is_there() {
+    let cloud = Cloud::start().await;
+    let named = "builders.arm64.medium = [\"a-4\"]\ninstance-types.\"a-4\" = { arch = \"arm64\" }";
+    let provider = cloud.provider(named);
+    let offered = async || {
+        let offers = provider.describe().await.unwrap();
+        let arm64 = offers.iter().filter(|it| it.arch == Arch::Arm64);
+        arm64.map(|it| (it.size, problem(it).to_owned())).collect::<BTreeMap<_, _>>()
+    };
+    assert_eq!(offered().await[&MachineSize::Medium], "DigitalOcean has no size a-4");
+
+    let mut size = cloud.world().sizes[2].clone();
+    size.slug = "a-4";
+    cloud.world().sizes.push(size);
+    assert!(offered().await[&MachineSize::Medium].contains("stagely-golden-arm64"));
+
+    let mut image = cloud.world().images[0].clone();
+    (image.id, image.name) = (7100, "stagely-golden-arm64-1".to_owned());
+    cloud.world().images.push(image);
+    assert_eq!(offered().await, BTreeMap::from([(MachineSize::Medium, String::new())]));
+
+    let candidates = provider.candidates(&want(Arch::Arm64));
+    let request = crate::fake::request(&provider, stagely::ids::MachineId::random());
+    let request = stagely::provider::LaunchRequest { arch: Arch::Arm64, candidates, ..request };
+    provider.launch(&request).await.unwrap();
+    assert_eq!(cloud.world().droplets[0].image, 7100);
+}
+
+#[tokio::test]
+async fn the_account_and_its_images_are_told() {
+    let cloud = Cloud::start().await;
+    let provider = cloud.provider("");
+    let account = provider.account().await.unwrap();
+    assert_eq!((account.droplet_limit, &*account.status), (100, "active"));
+    let images = provider.region_images().await.unwrap();
+    let told: Vec<_> = images.iter().map(|it| (&*it.region, it.image.as_deref())).collect();
+    let newest = Some("stagely-golden-amd64-3");
+    assert_eq!(told, [("fra1", newest), ("ams3", newest)]);
+}
+
+/// What `stagely doctor digitalocean` says, and whether it found all well.
+async fn doctor(settings: &str, more: &'static [&'static str]) -> (String, bool) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("stagely.toml");
+    std::fs::write(&file, format!("[digitalocean]\n{settings}")).unwrap();
+    let run = move || {
+        let mut command = crate::core::stagely();
+        command.args(["doctor", "digitalocean", "--config"]).arg(&file).args(more);
+        let output =
+            command.env_remove("DIGITALOCEAN_TOKEN").env("NO_COLOR", "1").output().unwrap();
+        drop(folder);
+        output
+    };
+    let output = tokio::task::spawn_blocking(run).await.unwrap();
+    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+    (String::from_utf8(output.stdout).unwrap(), output.status.success())
+}
+
+#[tokio::test]
+async fn the_doctor_says_what_can_be_launched_and_what_is_missing() {
+    let cloud = Cloud::start().await;
+    let (text, is_well) = doctor(&cloud.settings(""), &[]).await;
+    assert!(is_well, "{text}");
+    for told in [
+        "active, 100 droplets at once",
+        "amd64 in fra1: stagely-golden-amd64-3",
+        "$0.1251",
+        "DigitalOcean has no size c-16",
+    ] {
+        assert!(text.contains(told), "no {told:?} in {text}");
+    }
+    let (text, _) = doctor(&cloud.settings(""), &["--json"]).await;
+    let report: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let sizes = report["sizes"].as_array().unwrap();
+    let medium = sizes.iter().find(|it| it["fleet"] == "builder" && it["size"] == "medium");
+    assert_eq!(medium.unwrap()["price_hourly"], 0.125_01, "{text}");
+
+    cloud.world().images.clear();
+    let (text, is_well) = doctor(&cloud.settings(""), &[]).await;
+    assert!(!is_well && text.contains("none can be launched"), "{text}");
+    let (text, is_well) = doctor("regions = [\"fra1\"]", &[]).await;
+    assert!(!is_well && text.contains("set digitalocean.token-file"), "{text}");
+    std::fs::write(cloud.token_file(), "dop_v1_ba5eba11").unwrap();
+    let (text, is_well) = doctor(&cloud.settings(""), &[]).await;
+    assert!(
+        !is_well && text.contains("wrong or has expired") && !text.contains("ba5eba11"),
+        "{text}"
+    );
+}

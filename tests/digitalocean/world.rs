@@ -1,0 +1,372 @@
+//! What the fake has: droplets, tags, images and sizes of one account, and what it answers.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+/// What the API answers.
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) body: Value,
+}
+
+/// A request.
+#[derive(Clone, Debug)]
+pub(crate) struct Asked {
+    pub(crate) method: String,
+    /// Below `/v2/`.
+    pub(crate) path: String,
+    pub(crate) query: BTreeMap<String, String>,
+    pub(crate) body: Value,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Droplet {
+    pub(crate) id: u64,
+    pub(crate) name: String,
+    pub(crate) region: String,
+    pub(crate) size: String,
+    pub(crate) image: Value,
+    pub(crate) tags: Vec<String>,
+    pub(crate) status: &'static str,
+    pub(crate) user_data: String,
+    created_at: jiff::Timestamp,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Image {
+    pub(crate) id: u64,
+    pub(crate) name: String,
+    pub(crate) slug: Option<&'static str>,
+    pub(crate) regions: Vec<&'static str>,
+    pub(crate) min_disk_size: u64,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Size {
+    pub(crate) slug: &'static str,
+    pub(crate) regions: Vec<&'static str>,
+    pub(crate) available: bool,
+    pub(crate) price_hourly: f64,
+    pub(crate) disk: u64,
+}
+
+/// One account.
+pub(crate) struct World {
+    pub(crate) droplets: Vec<Droplet>,
+    /// Every tag that was ever made and not removed.
+    pub(crate) tags: Vec<String>,
+    pub(crate) images: Vec<Image>,
+    pub(crate) sizes: Vec<Size>,
+    pub(crate) droplet_limit: usize,
+    /// No page has more, whatever is asked for.
+    pub(crate) page_max: usize,
+    /// New droplets have their tags only when this is false.
+    pub(crate) tags_come_later: bool,
+    /// In no list until this is false.
+    pub(crate) newest_is_hidden: bool,
+    /// Goes away while the second page of droplets is read.
+    pub(crate) goes_while_listed: Option<u64>,
+    /// The size and region of which nothing is free.
+    pub(crate) full: Vec<(&'static str, &'static str)>,
+    /// What no real API would be asked for.
+    pub(crate) complaints: Vec<String>,
+    last_id: u64,
+}
+
+pub(crate) const REGIONS: [&str; 3] = ["ams3", "fra1", "nyc3"];
+
+impl World {
+    pub(crate) fn new() -> Self {
+        let size = |slug, price_hourly, disk| Size {
+            slug,
+            regions: vec!["fra1", "ams3"],
+            available: true,
+            price_hourly,
+            disk,
+        };
+        let image = |id, name: &str, slug| Image {
+            id,
+            name: name.to_owned(),
+            slug,
+            regions: vec!["fra1", "ams3"],
+            min_disk_size: 20,
+        };
+        Self {
+            droplets: Vec::new(),
+            tags: Vec::new(),
+            images: vec![
+                image(7001, "stagely-golden-amd64-1", None),
+                image(7003, "stagely-golden-amd64-3", None),
+                image(7002, "web", None),
+                image(9001, "13 x64", Some("debian-13-x64")),
+            ],
+            sizes: vec![
+                size("s-1vcpu-1gb", 0.008_93, 25),
+                size("s-2vcpu-4gb", 0.035_71, 80),
+                size("c-4", 0.125_01, 50),
+                size("c-8", 0.25, 100),
+            ],
+            droplet_limit: 100,
+            page_max: 3,
+            tags_come_later: false,
+            newest_is_hidden: false,
+            goes_while_listed: None,
+            full: Vec::new(),
+            complaints: Vec::new(),
+            last_id: 3_164_000,
+        }
+    }
+
+    pub(crate) fn answer(&mut self, asked: &Asked) -> Answer {
+        let words: Vec<&str> = asked.path.split('/').collect();
+        let tag = asked.query.get("tag_name");
+        match (&*asked.method, &words[..]) {
+            ("GET", ["account"]) => ok(json!({ "account": self.account() })),
+            ("GET", ["droplets"]) => self.list_droplets(asked),
+            ("POST", ["droplets"]) => self.create(&asked.body),
+            ("DELETE", ["droplets"]) => {
+                let Some(tag) = tag.filter(|tag| self.tags.contains(*tag)).cloned() else {
+                    return refuse(
+                        404,
+                        "not_found",
+                        "The resource you requested could not be found.",
+                    );
+                };
+                self.droplets.retain(|it| !it.tags.contains(&tag));
+                done()
+            }
+            ("DELETE", ["droplets", id]) => {
+                let id: u64 = id.parse().unwrap();
+                let before = self.droplets.len();
+                self.droplets.retain(|it| it.id != id);
+                if self.droplets.len() == before { not_found() } else { done() }
+            }
+            ("GET", ["images"]) => {
+                let private = asked.query.get("private").is_some_and(|it| it == "true");
+                let images = self.images.iter().filter(|it| !private || it.slug.is_none());
+                self.page(asked, "images", images.map(Image::json).collect())
+            }
+            ("GET", ["sizes"]) => {
+                self.page(asked, "sizes", self.sizes.iter().map(Size::json).collect())
+            }
+            ("GET", ["tags"]) => {
+                let tags = self.tags.iter().map(|tag| self.tag(tag)).collect();
+                self.page(asked, "tags", tags)
+            }
+            ("DELETE", ["tags", tag]) => {
+                self.tags.retain(|it| it != tag);
+                self.droplets.iter_mut().for_each(|it| it.tags.retain(|it| it != tag));
+                done()
+            }
+            _ => {
+                self.complaints.push(format!("{} {}", asked.method, asked.path));
+                not_found()
+            }
+        }
+    }
+
+    fn account(&self) -> Value {
+        json!({
+            "droplet_limit": self.droplet_limit, "floating_ip_limit": 5, "email": "sammy@example.com",
+            "uuid": "b6fr89dbf6d9156cace5f3c78dc9851d957381ef", "email_verified": true,
+            "status": "active", "status_message": "",
+        })
+    }
+
+    fn tag(&self, tag: &str) -> Value {
+        let count = self.droplets.iter().filter(|it| it.tags.iter().any(|it| it == tag)).count();
+        json!({ "name": tag, "resources": { "count": count, "droplets": { "count": count } } })
+    }
+
+    fn list_droplets(&mut self, asked: &Asked) -> Answer {
+        let query = |name: &str| asked.query.get(name);
+        if query("tag_name").is_some() && query("name").is_some() {
+            self.complaints.push("tag_name and name cannot be combined".to_owned());
+        }
+        if query("page").is_some_and(|it| it == "2")
+            && let Some(id) = self.goes_while_listed.take()
+        {
+            self.droplets.retain(|it| it.id != id);
+        }
+        let is_meant = |it: &&Droplet| {
+            query("tag_name").is_none_or(|tag| it.tags.contains(tag))
+                && query("name").is_none_or(|name| it.name.eq_ignore_ascii_case(name))
+        };
+        let hidden = self.droplets.last().filter(|_| self.newest_is_hidden).map(|it| it.id);
+        let shown = self.droplets.iter().filter(is_meant).filter(|it| Some(it.id) != hidden);
+        let shown = shown.map(|it| self.droplet(it)).collect();
+        self.page(asked, "droplets", shown)
+    }
+
+    fn page(&self, asked: &Asked, key: &str, all: Vec<Value>) -> Answer {
+        let number = |name: &str| asked.query.get(name).map(|it| it.parse::<usize>().unwrap());
+        let size = number("per_page").unwrap_or(20).min(self.page_max);
+        let (page, total) = (number("page").unwrap_or(1), all.len());
+        let things: Vec<Value> = all.into_iter().skip((page - 1) * size).take(size).collect();
+        let mut pages = json!({});
+        // The real API gives its own address, whatever host was asked.
+        let address = |page: usize| {
+            format!("https://api.digitalocean.com/v2/{}?page={page}&per_page={size}", asked.path)
+        };
+        if page * size < total {
+            pages["next"] = json!(address(page + 1));
+            pages["last"] = json!(address(total.div_ceil(size)));
+        }
+        if page > 1 {
+            pages["first"] = json!(address(1));
+            pages["prev"] = json!(address(page - 1));
+        }
+        let links = if pages == json!({}) { pages } else { json!({ "pages": pages }) };
+        ok(json!({ key: things, "links": links, "meta": { "total": total } }))
+    }
+
+    fn create(&mut self, body: &Value) -> Answer {
+        const FIELDS: [&str; 10] = [
+            "name",
+            "size",
+            "image",
+            "region",
+            "tags",
+            "user_data",
+            "vpc_uuid",
+            "backups",
+            "monitoring",
+            "with_droplet_agent",
+        ];
+        let unknown = body.as_object().unwrap().keys().filter(|it| !FIELDS.contains(&it.as_str()));
+        self.complaints.extend(unknown.map(|it| format!("no field {it}")));
+        let text = |field: &str| body[field].as_str().unwrap_or_default().to_owned();
+        let (name, slug, region) = (text("name"), text("size"), text("region"));
+        let problem = |message: &str| refuse(422, "unprocessable_entity", message);
+        let of_name = |it: char| it.is_ascii_alphanumeric() || it == '.' || it == '-';
+        if name.is_empty() || !name.chars().all(of_name) {
+            return problem("Only valid hostname characters are allowed. (a-z, A-Z, 0-9, . and -)");
+        }
+        if self.droplets.len() >= self.droplet_limit {
+            return problem("creating this/these droplet(s) will exceed your droplet limit");
+        }
+        if !REGIONS.contains(&&*region) {
+            return problem("You specified an invalid region for Droplet creation.");
+        }
+        let Some(size) = self.sizes.iter().find(|it| it.slug == slug) else {
+            return problem("You specified an invalid size for Droplet creation.");
+        };
+        let is_full = self.full.iter().any(|it| *it == (&*slug, &*region));
+        if !size.available || !size.regions.contains(&&*region) || is_full {
+            return problem("Size is not available in this region.");
+        }
+        let wanted = &body["image"];
+        let image =
+            self.images.iter().find(|it| json!(it.id) == *wanted || json!(it.slug) == *wanted);
+        let Some(image) = image else {
+            return problem("You specified an invalid image for Droplet creation.");
+        };
+        if !image.regions.contains(&&*region) {
+            return problem("The image you specified is not available in the selected region.");
+        }
+        if body["vpc_uuid"] != Value::Null && text("vpc_uuid") != VPC {
+            return problem("Invalid VPC uuid.");
+        }
+        let user_data = text("user_data");
+        if user_data.len() > 64 * 1024 {
+            return problem("User data may not exceed 64 KiB.");
+        }
+        let tags: Vec<String> = serde_json::from_value(body["tags"].clone()).unwrap();
+        let of_tag = |it: char| it.is_ascii_alphanumeric() || ":-_".contains(it);
+        if tags.iter().any(|tag| tag.len() > 255 || !tag.chars().all(of_tag)) {
+            return problem("Invalid tag.");
+        }
+        self.last_id += 1;
+        let (id, image) = (self.last_id, wanted.clone());
+        let created_at = jiff::Timestamp::now();
+        let droplet = Droplet {
+            id,
+            name,
+            region,
+            size: slug,
+            image,
+            tags: if self.tags_come_later { Vec::new() } else { tags.clone() },
+            status: "new",
+            user_data,
+            created_at,
+        };
+        for tag in tags {
+            if !self.tags.contains(&tag) {
+                self.tags.push(tag);
+            }
+        }
+        let shown = self.droplet(&droplet);
+        self.droplets.push(droplet);
+        let actions =
+            [json!({ "id": id + 1, "rel": "create", "href": "https://api.digitalocean.com/" })];
+        Answer { status: 202, body: json!({ "droplet": shown, "links": { "actions": actions } }) }
+    }
+
+    fn droplet(&self, droplet: &Droplet) -> Value {
+        let size = self.sizes.iter().find(|it| it.slug == droplet.size).unwrap();
+        let is_image =
+            |it: &&Image| json!(it.id) == droplet.image || json!(it.slug) == droplet.image;
+        let image = self.images.iter().find(is_image).unwrap();
+        json!({
+            "id": droplet.id, "name": droplet.name, "memory": 8192, "vcpus": 4, "disk": size.disk,
+            "locked": false, "status": droplet.status, "created_at": seconds(droplet.created_at),
+            "features": [], "backup_ids": [], "next_backup_window": null, "snapshot_ids": [],
+            "image": image.json(), "volume_ids": [], "size": size.json(), "size_slug": size.slug,
+            "networks": { "v4": [], "v6": [] }, "tags": droplet.tags, "vpc_uuid": VPC,
+            "region": {
+                "name": droplet.region, "slug": droplet.region, "features": [], "available": true,
+                "sizes": [size.slug],
+            },
+        })
+    }
+}
+
+/// The one VPC.
+pub(crate) const VPC: &str = "760e09ef-dc84-11e8-981e-3cfdfeaae000";
+
+/// The API's times have no fractions.
+fn seconds(time: jiff::Timestamp) -> String {
+    jiff::Timestamp::from_second(time.as_second()).unwrap().to_string()
+}
+
+impl Image {
+    fn json(&self) -> Value {
+        let created_at = jiff::Timestamp::from_second(1_790_000_000).unwrap();
+        let created_at = created_at + std::time::Duration::from_secs(60 * self.id);
+        json!({
+            "id": self.id, "name": self.name, "slug": self.slug, "public": self.slug.is_some(),
+            "type": if self.slug.is_some() { "base" } else { "snapshot" },
+            "distribution": "Debian", "regions": self.regions, "created_at": seconds(created_at),
+            "min_disk_size": self.min_disk_size, "size_gigabytes": 2.34, "description": "", "tags": [],
+            "status": "available",
+        })
+    }
+}
+
+impl Size {
+    fn json(&self) -> Value {
+        json!({
+            "slug": self.slug, "memory": 8192, "vcpus": 4, "disk": self.disk, "transfer": 5.0,
+            "price_monthly": self.price_hourly * 672.0, "price_hourly": self.price_hourly,
+            "regions": self.regions, "available": self.available, "description": "CPU-Optimized",
+        })
+    }
+}
+
+fn ok(body: Value) -> Answer {
+    Answer { status: 200, body }
+}
+
+fn done() -> Answer {
+    Answer { status: 204, body: Value::Null }
+}
+
+fn not_found() -> Answer {
+    refuse(404, "not_found", "The resource you were accessing could not be found.")
+}
+
+pub(crate) fn refuse(status: u16, id: &str, message: &str) -> Answer {
+    let request_id = "4d9d8375-3c56-4925-a3e7-eb137fed17e9";
+    Answer { status, body: json!({ "id": id, "message": message, "request_id": request_id }) }
+}

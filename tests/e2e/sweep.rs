@@ -1,0 +1,105 @@
+//! What people see of machines, and what becomes of those that should not be there, or are not.
+
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+
+use stagely::api::{JobStatus, MachineStatus, MachineView, RunStatus, SweepAction, SweepView};
+use stagely::core::store::Store;
+use stagely::ids::MachineId;
+use stagely_agent::MACHINE_VARIABLE;
+
+use crate::core::{Core, stagely};
+use crate::host::{Gate, eventually, processes_with};
+
+/// Runs a command on the core's machine, as its owner.
+fn does(core: &Core, arguments: &[&str]) -> Output {
+    stagely().args(arguments).arg("--data-dir").arg(core.path("data")).output().unwrap()
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// What a core that has lost its last records would leave behind: a process that is an agent by its environment
+/// and its configuration. It does not end when it is asked to, so that it can be looked at.
+fn stray_agent(core_id: &str, machine: MachineId, config: &Path) -> Child {
+    Command::new("/bin/sh")
+        .args(["-c", "trap '' TERM; while :; do sleep 1; done", "agent"])
+        .arg(config)
+        .env("STAGELY_CORE", core_id)
+        .env(MACHINE_VARIABLE, machine.to_string())
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+#[tokio::test]
+async fn a_machine_that_nobody_knows_is_told_of_by_a_dry_run_and_ended_by_a_sweep() {
+    let mut core = Core::start("sweep", "").await;
+    assert!(core.shut_down().await.success());
+    let core_id = Store::open(&core.path("data/core.redb")).unwrap().1.core_id;
+    core.launch().await;
+    let quiet = does(&core, &["sweep"]);
+    assert!(quiet.status.success(), "{quiet:?}");
+    assert!(text(&quiet).contains("local     0       0         0"), "{}", text(&quiet));
+
+    let machine = MachineId::random();
+    let config = core.path("data/machines").join(machine.to_string()).join("agent.json");
+    let mut stray = stray_agent(&core_id, machine, &config);
+    let planned = does(&core, &["sweep", "--dry-run", "--json"]);
+    let swept = does(&core, &["sweep"]);
+
+    assert!(planned.status.success(), "{planned:?}");
+    let planned: SweepView = serde_json::from_slice(&planned.stdout).unwrap();
+    let local = &planned.providers[0];
+    assert_eq!((local.listed, local.recorded, local.machines.len()), (1, 0, 1), "{planned:?}");
+    let found = &local.machines[0];
+    assert_eq!((found.machine_id, found.action, found.done), (machine, SweepAction::End, false));
+    assert!(swept.status.success(), "{swept:?}");
+    let row = format!("{machine}  local     ended  it is there and has no record");
+    assert!(text(&swept).contains(&row), "{}", text(&swept));
+    assert!(processes_with(&machine.to_string()).is_empty());
+    stray.wait().unwrap();
+    core.finish().await;
+}
+
+#[tokio::test]
+async fn a_machine_that_is_killed_is_found_gone_and_stays_in_the_list_of_all() {
+    let core = Core::start("gone", "").await;
+    let gate = Gate::new();
+    let dockerfile = format!("FROM busybox\nRUN : {}; {}\n", core.name, gate.command());
+    let manifest = "builds: { app: { context: . } }\n";
+    let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]).await;
+    gate.reached().await;
+    let first = core.machines().await.remove(0).id;
+    let shown = text(&does(&core, &["machines"]));
+    let row = shown.lines().find(|line| line.starts_with(&first.to_string())).unwrap();
+    for word in ["local", "host", "on-demand", "busy", "connected"] {
+        assert!(row.contains(word), "{word}: {shown}");
+    }
+
+    let mut agents = processes_with(&first.to_string());
+    agents.retain(|process| process.arguments.get(1).is_some_and(|word| word == "agent"));
+    agents[0].kill();
+
+    let all = || -> Vec<MachineView> {
+        serde_json::from_slice(&does(&core, &["machines", "--all", "--json"]).stdout).unwrap()
+    };
+    let gone = eventually("the machine is found gone", async || {
+        all().into_iter().find(|it| it.id == first && it.status == MachineStatus::Terminated)
+    })
+    .await;
+    assert_eq!((gone.lease_left_seconds, gone.cost_usd), (None, None));
+    core.until(run, "another machine has the job", |run| {
+        run.jobs.iter().any(|job| job.attempt == 2 && job.status == JobStatus::Running)
+    })
+    .await;
+    assert!(!text(&does(&core, &["machines"])).contains(&first.to_string()));
+    let listed = text(&does(&core, &["machines", "--all"]));
+    let row = listed.lines().find(|line| line.starts_with(&first.to_string())).unwrap();
+    assert!(row.contains("terminated"), "{listed}");
+    gate.reached().await;
+    gate.open();
+    assert_eq!(core.ended(run).await.status, RunStatus::Completed);
+    core.finish().await;
+}
