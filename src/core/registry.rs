@@ -343,7 +343,7 @@ impl Registry {
         };
         // Docker Hub's API has another name than its images.
         let api = if host == "docker.io" { "registry-1.docker.io" } else { host };
-        let scheme = if is_loopback(host) { "http" } else { "https" };
+        let scheme = if self.config.insecure || is_loopback(host) { "http" } else { "https" };
         Ok(format!("{scheme}://{api}/v2/{path}/{what}"))
     }
 
@@ -623,5 +623,18 @@ mod tests {
             let refused = registry.manifest(Method::GET, &image.parse().unwrap());
             assert!(matches!(refused, Err(RegistryError::Elsewhere { .. })), "{image}");
         }
+    }
+
+    #[test]
+    fn a_registry_that_is_said_to_have_no_tls_is_asked_without() {
+        let config = RegistryConfig {
+            url: "r.example:5000".to_owned(),
+            insecure: true,
+            ..Default::default()
+        };
+        let registry = Registry::new(config).unwrap();
+        let own = registry.manifest(Method::GET, &"r.example:5000/app:x".parse().unwrap()).unwrap();
+        let url = own.build().unwrap().url().to_string();
+        assert_eq!(url, "http://r.example:5000/v2/app/manifests/x");
     }
 }

@@ -24,7 +24,7 @@ async fn a_guest_builds_pushes_is_told_to_end_and_powers_off() {
     let mut core = Core::start(&world, "").await;
     let run = core.run().await;
     let mut guest = Guest::of(&core).await;
-    guest.says_hello(&core).await;
+    guest.says_hello(&mut core).await;
 
     let view = core.ended(run).await;
     guest.took("image pushed and reported");
@@ -48,7 +48,7 @@ async fn a_guest_whose_core_is_gone_gives_up_and_powers_off() {
     let mut core = Core::start(&world, "[agents]\ngive-up-after = \"1m\"").await;
     core.run().await;
     let mut guest = Guest::of(&core).await;
-    guest.says_hello(&core).await;
+    guest.says_hello(&mut core).await;
 
     core.crash().await;
 

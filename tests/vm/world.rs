@@ -19,6 +19,7 @@ use stagely::api::{CreateRun, MachineView, RunView};
 use stagely::core::ADMIN_TOKEN_FILE;
 use stagely::ids::{JobId, RunId};
 use tempfile::TempDir;
+use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::sleep;
 
 use crate::git::{GitServer, Repository};
@@ -36,6 +37,9 @@ const LIMIT: Duration = Duration::from_mins(5);
 const POLL: Duration = Duration::from_millis(100);
 
 const QEMU: &str = "qemu-system-x86_64";
+
+/// Held while a guest boots: two at once take more than twice as long.
+static BOOTING: Mutex<()> = Mutex::const_new(());
 
 /// Waits until `look` finds something; `what` says what for.
 async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
@@ -199,11 +203,13 @@ pub(crate) struct Core {
     url: String,
     repository: String,
     http: reqwest::Client,
+    booting: Option<MutexGuard<'static, ()>>,
 }
 
 impl Core {
-    /// Starts it; `settings` is added to the usual.
+    /// Starts it when no other core's guest boots; `settings` is added to the usual.
     pub(crate) async fn start(world: &World, settings: &str) -> Self {
+        let booting = Some(BOOTING.lock().await);
         let folder = world.folder.path().join("core");
         fs::create_dir(&folder).unwrap();
         let port = free_port();
@@ -238,7 +244,7 @@ impl Core {
             .unwrap();
         let repository = world.git.url("open", "app/.git");
         let http = reqwest::Client::new();
-        let core = Self { process: Some(process), folder, url, repository, http };
+        let core = Self { process: Some(process), folder, url, repository, http, booting };
         eventually("core is healthy", async || {
             core.http.get(format!("{}/healthz", core.url)).send().await.ok()
         })
@@ -375,12 +381,13 @@ impl Guest {
     }
 
     /// Waits for its agent.
-    pub(crate) async fn says_hello(&mut self, core: &Core) {
+    pub(crate) async fn says_hello(&mut self, core: &mut Core) {
         self.until("its agent says HELLO", async || {
             let machines = core.machines().await;
             machines.iter().any(|it| it.id.to_string() == self.id && it.connected)
         })
         .await;
+        core.booting = None;
         self.took("HELLO");
     }
 
