@@ -85,7 +85,7 @@ fn a_seed_means_the_same_schedule_every_time() {
 }
 
 /// What machines must meet with, so that the invariants say something about it.
-const FAULTS: [&str; 30] = [
+const FAULTS: [&str; 29] = [
     "a build goes on after a notice",
     "a certain interruption",
     "a launch finds no capacity",
@@ -97,7 +97,6 @@ const FAULTS: [&str; 30] = [
     "a likely interruption",
     "a machine is launched twice",
     "a machine vanishes without a word",
-    "a merge goes on after a notice",
     "a new machine cannot be found to be ended",
     "a notice ends work",
     "a notice finds no work",

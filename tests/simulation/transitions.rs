@@ -13,9 +13,12 @@ use stagely::core::state::{
 };
 use stagely::ids::{EnvironmentId, JobId, MachineId, RunId};
 
+use stagely_agent::protocol::FailureReason;
+
 use self::builders::Export;
 use self::cancelled::is_check;
 pub(crate) use self::cancelled::is_of_github;
+use crate::fairness;
 use crate::world::World;
 
 /// What there was before the step.
@@ -274,6 +277,10 @@ impl Before {
             let is_next = match after.state {
                 JobState::Queued { attempt } | JobState::Provisioning { attempt, .. } => {
                     attempt == next
+                }
+                // Its arch may not be had any more: it is refused in the same step.
+                JobState::Failed { reason: FailureReason::Emulation, .. } => {
+                    fairness::must_be_native(after) && !fairness::has_native(&world.core, after)
                 }
                 _ => false,
             };
