@@ -7,8 +7,10 @@ use serde_json::{Value, json};
 use stagely::config::{Config, MarketPolicy};
 use stagely::core::state::{Market, ProviderName, Usd};
 use stagely::ids::MachineId;
-use stagely::provider::{DigitalOcean, LaunchError, Listed, ListedState, Provider as _, Want};
-use stagely::provider::{ProviderError, Providers};
+use stagely::provider::{
+    AgentBinary, DigitalOcean, LaunchError, LaunchRequest, Listed, ListedState, Provider as _,
+    ProviderError, Providers, Want,
+};
 use stagely_agent::protocol::Arch;
 
 use crate::fake::{Cloud, Fault, request, want};
@@ -65,6 +67,23 @@ async fn a_machine_is_launched_once_and_found_and_ended_by_the_next_core() {
     assert_eq!(next.list().await.unwrap(), []);
     next.terminate(machine).await.unwrap();
     next.terminate(MachineId::random()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_stock_image_is_named_by_its_slug_and_told_where_the_agent_is() {
+    let cloud = Cloud::start().await;
+    let provider = cloud.provider("image-kind = \"stock\"\nimage-amd64 = \"debian-13-x64\"");
+    let url = "https://core.example/v1/agent/binary/amd64";
+    let binary = AgentBinary { url: url.parse().unwrap(), sha256: "ab".repeat(32) };
+    let request =
+        LaunchRequest { binary: Some(binary.clone()), ..request(&provider, MachineId::random()) };
+
+    provider.launch(&request).await.unwrap();
+
+    let world = cloud.world();
+    assert_eq!(world.droplets[0].image, "debian-13-x64");
+    let user_data = &world.droplets[0].user_data;
+    assert!(user_data.contains(url) && user_data.contains(&binary.sha256), "{user_data}");
 }
 
 #[tokio::test]
