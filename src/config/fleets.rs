@@ -29,7 +29,6 @@ pub enum MarketPolicy {
 /// The `[previews]` and `[testers]` tables, and what `[builders]` says of the same.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
-#[expect(clippy::option_option, reason = "absent, `none`, and a name are three things")]
 pub struct FleetConfig {
     /// Who launches machines of this fleet. Default: who launches builders.
     #[serde(deserialize_with = "some_provider")]

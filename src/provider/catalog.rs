@@ -57,7 +57,7 @@ const AWS_TYPES: &[Known] = &[
     ("r6g.4xlarge", Arm64, 806_400),
 ];
 
-/// Source: DigitalOcean's price list, November 2026. Those with 16 GiB a processor pair are memory-optimized.
+/// Source: the price list of `DigitalOcean`, November 2026. Those with 16 GiB a processor pair are memory-optimized.
 const DIGITALOCEAN_TYPES: &[Known] = &[
     ("s-2vcpu-4gb", Amd64, 35_710),
     ("s-4vcpu-8gb", Amd64, 71_430),

@@ -265,9 +265,9 @@ mod tests {
             GzDecoder::new(&*packed).read_to_string(&mut text).unwrap();
             assert_eq!(text, cloud_config(&request, kind));
             // Nothing to compress.
-            let long: String =
-                (0..40_000_u32).map(|it| format!("{:x}", it.wrapping_mul(2_654_435_761))).collect();
-            request.agent.token = long.into();
+            let long: Vec<String> =
+                (0..40_000_u32).map(|it| it.wrapping_mul(2_654_435_761).to_string()).collect();
+            request.agent.token = long.concat().into();
             let error = user_data(&request, kind).unwrap_err();
             assert!(
                 matches!(&error, LaunchError::Permanent(it) if it.contains("16384")),

@@ -45,6 +45,7 @@ pub(crate) fn request(provider: &AwsProvider, want: &Want) -> LaunchRequest {
         agent: Config::default().agent_config(machine, "a-secret-token".into()),
         lease: Duration::from_hours(1),
         insecure_registry: None,
+        binary: None,
     }
 }
 

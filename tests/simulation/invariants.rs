@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use stagely::core::state::{
     Approval, Attempt, Changes, Effect, Environment, Event, Interruption, Job, JobKind, JobState,
-    Machine, MachineKind, MachineState, QueueReason, Run, RunState, Snapshot, State, Timestamp,
+    Machine, MachineKind, MachineState, ProviderName, QueueReason, Run, RunState, Snapshot, State,
+    Timestamp,
 };
 
 use stagely::ids::JobId;
-use stagely_agent::protocol::Digest;
+use stagely_agent::protocol::{Arch, Digest};
 
 use crate::agents::digest;
 use crate::world::World;
@@ -27,6 +28,7 @@ pub(crate) fn check(world: &World, event: &Event) {
     core.runs.values().for_each(|run| check_run(core, run));
     check_outbox(core);
     check_queue(core);
+    check_launchable(world);
     if matches!(event, Event::Tick) {
         let next = core.next_deadline();
         assert!(next.is_none_or(|next| next > world.now), "a tick leaves {next:?} undone");
@@ -109,6 +111,16 @@ fn check_lease(core: &State, machine: &Machine, job: &Job, lease: Timestamp) {
         longest = longest.max(deadline.after(grace));
     }
     assert!(lease <= longest, "{} is paid for too long", machine.id);
+}
+
+/// What is configured may be launched, but for what its provider has others of and lacks.
+fn check_launchable(world: &World) {
+    let configured = world.core.limits.launchable.iter().map(|(arch, provider)| (*arch, *provider));
+    let is_there = |(arch, provider): &(Arch, ProviderName)| {
+        let described = world.described.get(provider);
+        described.is_none_or(|arches| arches.is_empty() || arches.contains(arch))
+    };
+    assert!(world.core.launchable().eq(configured.filter(is_there)));
 }
 
 /// Nobody waits for what is there.

@@ -60,6 +60,8 @@ pub(crate) struct World {
     /// The lists of providers that are on their way to core, and in how many in a row each machine was missing.
     looks: VecDeque<Look>,
     missing: BTreeMap<MachineId, u32>,
+    /// What each provider has said since core started.
+    pub(crate) described: BTreeMap<ProviderName, BTreeSet<Arch>>,
     pub(crate) github: Github,
     /// Comparisons with GitHub that go on. A crash forgets them.
     listings: VecDeque<Listing>,
@@ -152,6 +154,7 @@ impl World {
             swept: BTreeSet::new(),
             looks: VecDeque::new(),
             missing: BTreeMap::new(),
+            described: BTreeMap::new(),
             github: Github::default(),
             listings: VecDeque::new(),
             memory: Memory::default(),
@@ -222,6 +225,9 @@ impl World {
         }
         if let Event::AgentConnected { machine, session, .. } = event {
             self.newest.insert(machine, session);
+        }
+        if let Event::ProviderDescribed { provider, arches } = &event {
+            self.described.insert(*provider, arches.clone());
         }
         self.step(&event);
         if let Event::JobReported { machine, job, attempt, report } = &event {
@@ -392,6 +398,7 @@ impl World {
         self.answers.clear();
         self.looks.clear();
         self.missing.clear();
+        self.described.clear();
         self.forget_github();
         self.expected = self.expected_on_disk.clone();
         self.broken.clear();

@@ -55,9 +55,10 @@ impl Effects {
         let mut last = String::new();
         for attempt in 0..TRIES {
             // What was sent before the limit may have started a machine.
-            let launched = timeout(TRY_LIMIT, provider.launch(&request)).await.unwrap_or_else(|_| {
-                Err(LaunchError::Unclear(format!("no answer within {TRY_LIMIT:?}")))
-            });
+            let launched =
+                timeout(TRY_LIMIT, provider.launch(&request)).await.unwrap_or_else(|_| {
+                    Err(LaunchError::Unclear(format!("no answer within {TRY_LIMIT:?}")))
+                });
             match launched {
                 Ok(placement) => return Ok(placement),
                 // Whatever an earlier try has started is found by its tags, and ended.
@@ -154,7 +155,7 @@ mod tests {
         let mut effects = fixtures::effects(folder.path(), config, store, records);
         let own = Arch::of_this_program();
         let arch = if own == Arch::Amd64 { Arch::Arm64 } else { Arch::Amd64 };
-        let of = |provider| Machine { provider, arch, ..fixtures::machine(1) };
+        let of = |provider| Machine { arch, provider, ..fixtures::machine(1) };
 
         let refused = effects.binary(&of(ProviderName::Aws)).await.unwrap_err();
         let LaunchRefusal::Permanent(problem) = refused else { panic!("{refused:?}") };

@@ -105,7 +105,7 @@ impl World {
 
     /// The cloud wants a machine back, and its agent hears of it, or will.
     pub(super) fn interrupt_a_machine(&mut self) {
-        if let Some(machine) = self.to_interrupt() {
+        if let Some(machine) = self.interruptible() {
             self.interrupt(machine);
         }
     }
@@ -129,7 +129,7 @@ impl World {
     }
 
     /// Any machine, but more often one that works, and of those one that merges.
-    fn to_interrupt(&mut self) -> Option<MachineId> {
+    fn interruptible(&mut self) -> Option<MachineId> {
         let jobs = self.core.jobs.values().filter(|job| job.state.machine().is_some());
         let merges = jobs.clone().filter(|job| matches!(job.kind, JobKind::Merge { .. }));
         let merging: Vec<MachineId> = merges.filter_map(|job| job.state.machine()).collect();
