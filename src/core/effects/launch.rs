@@ -146,7 +146,7 @@ mod tests {
         let mut effects = fixtures::effects(folder.path(), config, store, records);
         let own = Arch::of_this_program();
         let arch = if own == Arch::Amd64 { Arch::Arm64 } else { Arch::Amd64 };
-        let of = |provider| Machine { provider, arch, ..fixtures::machine(1) };
+        let of = |provider| Machine { arch, provider, ..fixtures::machine(1) };
 
         let refused = effects.binary(&of(ProviderName::Aws)).await.unwrap_err();
         let LaunchRefusal::Permanent(problem) = refused else { panic!("{refused:?}") };
