@@ -133,6 +133,7 @@ fn engine_file(insecure_registry: Option<&str>) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write as _;
     use std::io::Read as _;
     use std::process::{Command, Stdio};
     use std::time::Duration;
@@ -265,9 +266,11 @@ mod tests {
             GzDecoder::new(&*packed).read_to_string(&mut text).unwrap();
             assert_eq!(text, cloud_config(&request, kind));
             // Nothing to compress.
-            let long: Vec<String> =
-                (0..40_000_u32).map(|it| it.wrapping_mul(2_654_435_761).to_string()).collect();
-            request.agent.token = long.concat().into();
+            let mut long = String::new();
+            for number in 0..40_000_u32 {
+                write!(long, "{:x}", number.wrapping_mul(2_654_435_761)).unwrap();
+            }
+            request.agent.token = long.into();
             let error = user_data(&request, kind).unwrap_err();
             assert!(
                 matches!(&error, LaunchError::Permanent(it) if it.contains("16384")),
