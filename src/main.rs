@@ -153,7 +153,7 @@ async fn perform(command: Command) -> anyhow::Result<ExitCode> {
         Command::Fleets(arguments) => fleets::fleets(&arguments),
         Command::Queue(arguments) => machines::queue(arguments).await,
         Command::Token(arguments) => token::token(arguments).await,
-        Command::Doctor(arguments) => doctor::doctor(arguments).await,
+        Command::Doctor(arguments) => Box::pin(doctor::doctor(arguments)).await,
         Command::Core(arguments) => run_core(&arguments).await,
         Command::Agent(arguments) => run_agent(arguments).await,
         Command::Completions { shell } => {

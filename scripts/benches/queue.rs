@@ -301,7 +301,7 @@ impl<'a> Simulation<'a> {
                 self.after(runs, Event::JobReported { machine, job, attempt, report });
             }
             Effect::Terminate { machine } => {
-                self.after(END, Event::MachineGone { machine, taken_back: false })
+                self.after(END, Event::MachineGone { machine, taken_back: false });
             }
             other => anyhow::bail!("nothing here should cause {other:?}"),
         }

@@ -160,7 +160,7 @@ async fn a_build_whose_spot_machine_is_taken_back_ends_on_another() {
     assert!(metadata.count("GET /latest/meta-data/spot/instance-action 404") > 0);
 
     let at = Timestamp::now() + jiff::SignedDuration::from_secs(120);
-    let action = format!("{{\"action\":\"terminate\",\"time\":\"{:.0}\"}}", at);
+    let action = format!("{{\"action\":\"terminate\",\"time\":\"{at:.0}\"}}");
     metadata.script().action = Some(action);
     let run = whole.core.until(id, "an attempt is lost", has_lost_an_attempt).await;
 
