@@ -8,7 +8,7 @@ folder="${STAGELY_FOLDER:?}"
 main() {
     # Before the engine starts for the first time: images of another store would be lost.
     install -D -m 0644 "$folder/files/daemon.json" /etc/docker/daemon.json
-    install -D -m 0644 "$folder/files/docker-logs.conf" /etc/systemd/system/docker.service.d/stagely-logs.conf
+    install -D -m 0644 "$folder/files/docker.conf" /etc/systemd/system/docker.service.d/stagely.conf
     install -D -m 0644 "$folder/dpkg.cfg" /etc/dpkg/dpkg.cfg.d/stagely
     missing="$(list_missing)"
     [ -z "$missing" ] || install_missing

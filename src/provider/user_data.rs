@@ -35,9 +35,9 @@ const ENGINE_BAKED: &str = include_str!("../../packer/files/daemon.json");
 /// and content.
 const BAKED: [(&str, &str, &str); 5] = [
     (
-        "/etc/systemd/system/docker.service.d/stagely-logs.conf",
+        "/etc/systemd/system/docker.service.d/stagely.conf",
         "0644",
-        include_str!("../../packer/files/docker-logs.conf"),
+        include_str!("../../packer/files/docker.conf"),
     ),
     (
         "/usr/local/lib/stagely/stagely-deadman",
