@@ -24,6 +24,7 @@ use crate::core::state::{
 };
 use crate::core::warm_up::Schedule;
 use crate::ids::MachineId;
+use crate::provider::catalog::Catalog;
 
 pub use fleets::{
     Accelerator, AwsConfig, DigitalOceanConfig, FleetConfig, FleetTypes, ImageKind,
@@ -643,6 +644,17 @@ impl Config {
         }
         self.aws.catalog()?;
         self.digitalocean.catalog()?;
+        let builders = self.fleet(Fleet::Builder);
+        let is_qemu = |arch: &Arch| builders.provider_of(*arch) == Some(ProviderName::Qemu);
+        let has_image = |arch: &Arch| self.qemu.image(*arch).is_some();
+        if Arch::ALL.iter().any(is_qemu) && !Arch::ALL.iter().any(has_image) {
+            return Err(ConfigError::Value {
+                key: "qemu.image-amd64",
+                problem: "is missing although builders are launched by qemu; name a folder that \
+                          scripts/golden-image has made, or set qemu.image-arm64"
+                    .to_owned(),
+            });
+        }
         self.github.check()?;
         self.check_projects()?;
         self.warm_up.check()
@@ -698,15 +710,27 @@ impl Config {
         }
     }
 
-    /// Who launches builders of which arch. Local ones have the host's arch alone.
+    /// Who launches builders of which arch, as far as the configuration knows what a provider has.
     fn launchable(&self) -> BTreeMap<Arch, ProviderName> {
         let builders = self.fleet(Fleet::Builder);
-        let launchable = [Arch::Amd64, Arch::Arm64].into_iter().filter_map(|arch| {
+        let launchable = Arch::ALL.into_iter().filter_map(|arch| {
             let provider = builders.provider_of(arch)?;
-            let is_host = arch == Arch::of_this_program();
-            (provider != ProviderName::Local || is_host).then_some((arch, provider))
+            self.names_any(provider, arch).then_some((arch, provider))
         });
         launchable.collect()
+    }
+
+    /// Whether there is anything to ask `provider` for, when a builder of `arch` is wanted.
+    fn names_any(&self, provider: ProviderName, arch: Arch) -> bool {
+        let of_catalog = |catalog: Result<Catalog, ConfigError>| {
+            catalog.is_ok_and(|catalog| catalog.has(Fleet::Builder, arch))
+        };
+        match provider {
+            ProviderName::Local => arch == Arch::of_this_program(),
+            ProviderName::Aws => of_catalog(self.aws.catalog()),
+            ProviderName::DigitalOcean => of_catalog(self.digitalocean.catalog()),
+            ProviderName::Qemu => self.qemu.image(arch).is_some(),
+        }
     }
 
     /// The providers that some fleet names.

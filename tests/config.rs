@@ -244,6 +244,22 @@ fn fleets_are_launched_by_who_launches_builders_unless_they_say_otherwise() {
 }
 
 #[test]
+fn qemu_needs_an_image_and_launches_what_it_has_one_for() {
+    let qemu = "[builders]\nprovider = \"qemu\"\n";
+    assert!(error(qemu).starts_with("qemu.image-amd64: is missing"), "{}", error(qemu));
+    let config = read(&format!("{qemu}[qemu]\nimage-amd64 = \"/image\"\n")).unwrap();
+    let launchable = config.limits().launchable;
+    assert_eq!(launchable.into_iter().collect::<Vec<_>>(), [(Arch::Amd64, ProviderName::Qemu)]);
+}
+
+#[test]
+fn a_processor_that_a_catalog_lacks_is_launched_nowhere() {
+    let text = "[builders]\nprovider = \"digitalocean\"\n";
+    let launchable = read(text).unwrap().limits().launchable;
+    assert_eq!(launchable.into_keys().collect::<Vec<_>>(), [Arch::Amd64]);
+}
+
+#[test]
 fn none_launches_nothing() {
     let none = "[builders]\nprovider = \"none\"\n";
     assert_eq!(launchers(none), [[None; 2]; 3]);

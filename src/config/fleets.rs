@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr as _;
 
 use serde::{Deserialize, Deserializer};
@@ -301,6 +301,16 @@ pub struct QemuConfig {
     pub image_arm64: Option<PathBuf>,
     /// `kvm` or `tcg`, which is emulation. Default: `kvm`.
     pub accelerator: Accelerator,
+}
+
+impl QemuConfig {
+    /// The folder of the golden image of `arch`, if one is named.
+    pub fn image(&self, arch: Arch) -> Option<&Path> {
+        match arch {
+            Arch::Amd64 => self.image_amd64.as_deref(),
+            Arch::Arm64 => self.image_arm64.as_deref(),
+        }
+    }
 }
 
 /// How QEMU runs a guest's processor.

@@ -227,6 +227,11 @@ impl Catalog {
         candidates
     }
 
+    /// Whether there is any machine of `arch` for `fleet`.
+    pub fn has(&self, fleet: Fleet, arch: Arch) -> bool {
+        self.sizes.keys().any(|(of, its, _)| (*of, *its) == (fleet, arch))
+    }
+
     /// The instance types of each fleet, arch and size.
     pub fn sizes(&self) -> impl Iterator<Item = (Fleet, Arch, MachineSize, &[String])> {
         self.sizes.iter().map(|((fleet, arch, size), names)| (*fleet, *arch, *size, &names[..]))

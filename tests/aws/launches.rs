@@ -9,6 +9,7 @@ use stagely::core::state::{Fleet, MachineSize, Market, Usd};
 use stagely::ids::MachineId;
 use stagely::provider::aws::{AwsProvider, CORE_TAG};
 use stagely::provider::{LaunchError, LaunchRequest, Listed, ListedState, Provider as _, Want};
+use stagely_agent::config::AgentConfig;
 use stagely_agent::protocol::Arch;
 
 use crate::moto::{AMD64, ARM64, Cloud, FOREIGN_AMD64, ROOT_DEVICE, agent_json};
@@ -123,7 +124,8 @@ async fn user_data_comes_back_as_the_agents_configuration() {
     let user_data = cloud.user_data(&only(&cloud).await).await;
 
     let agent = agent_json(&user_data);
-    assert_eq!(agent, serde_json::to_value(&request.agent).unwrap());
+    let told = AgentConfig { run_dir: Some("/run/stagely".into()), ..request.agent };
+    assert_eq!(agent, serde_json::to_value(&told).unwrap());
     assert_eq!(agent["token"], "a-secret-token");
 }
 

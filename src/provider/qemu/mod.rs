@@ -80,13 +80,6 @@ impl QemuProvider {
         Self { config, path, host_cpus, processes, starting: tokio::sync::Mutex::default() }
     }
 
-    fn image_folder(&self, arch: Arch) -> Option<&Path> {
-        match arch {
-            Arch::Amd64 => self.config.image_amd64.as_deref(),
-            Arch::Arm64 => self.config.image_arm64.as_deref(),
-        }
-    }
-
     fn candidate(&self, size: MachineSize) -> Candidate {
         Candidate {
             instance_type: Resources::of(size, self.host_cpus).name(),
@@ -102,7 +95,7 @@ impl QemuProvider {
     /// # Errors
     /// What this host lacks, and what to do, for people.
     fn parts(&self, arch: Arch) -> Result<Parts, String> {
-        let folder = self.image_folder(arch).ok_or_else(|| {
+        let folder = self.config.image(arch).ok_or_else(|| {
             format!("qemu.image-{arch} is not set: scripts/golden-image makes the folder it names")
         })?;
         let image = Image::open(folder, arch)?;
@@ -195,7 +188,7 @@ fn check_kvm(device: &Path) -> Result<(), String> {
 #[async_trait]
 impl Provider for QemuProvider {
     fn candidates(&self, want: &Want) -> Vec<Candidate> {
-        let has_image = self.image_folder(want.arch).is_some();
+        let has_image = self.config.image(want.arch).is_some();
         if has_image { vec![self.candidate(want.size)] } else { Vec::new() }
     }
 
@@ -236,7 +229,7 @@ impl Provider for QemuProvider {
     async fn describe(&self) -> Result<Vec<Offer>, ProviderError> {
         let mut offers = Vec::new();
         for arch in [Arch::Amd64, Arch::Arm64] {
-            if self.image_folder(arch).is_none() {
+            if self.config.image(arch).is_none() {
                 continue;
             }
             let problem = self.parts(arch).err();
