@@ -555,7 +555,7 @@ pub struct ProviderSweepView {
     pub provider: ProviderName,
     /// Why it could not be asked, for people. The rest then says nothing.
     pub error: Option<String>,
-    /// Machines in its list, those included of which it says that they are gone.
+    /// Machines in its list that are there.
     pub listed: usize,
     /// Machines that it should have: launched by it and not gone.
     pub recorded: usize,
@@ -581,12 +581,14 @@ pub struct SweptMachine {
 
 /// What follows for a machine from a sweep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum SweepAction {
     /// It is ended.
     End,
     /// It counts as gone, and its work goes elsewhere. What is left of it is ended.
     Forget,
+    /// It is looked for once more before anything follows.
+    LookAgain,
     /// Nothing.
     None,
 }

@@ -2,6 +2,7 @@
 //!
 //! `stagely.sample.toml` at the repository's top shows each with its default; a test compares them.
 
+mod addresses;
 mod fleets;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,7 +26,9 @@ use crate::core::state::{
 use crate::core::warm_up::Schedule;
 use crate::ids::MachineId;
 use crate::provider::catalog::Catalog;
+use addresses::check_url;
 
+pub(crate) use addresses::is_this_host;
 pub use fleets::{
     Accelerator, AwsConfig, DigitalOceanConfig, FleetConfig, FleetTypes, ImageKind,
     InstanceTypeConfig, MarketPolicy, QemuConfig,
@@ -532,12 +535,7 @@ impl GithubConfig {
         for (key, url) in
             [("github.api-url", Some(&self.api_url)), ("github.clone-url", self.clone_url.as_ref())]
         {
-            let Some(url) = url else { continue };
-            let has_more = url.query().is_some() || url.fragment().is_some();
-            let is_secret = url.password().is_some() || !url.username().is_empty();
-            if !matches!(url.scheme(), "http" | "https") || has_more || is_secret {
-                return wrong(key, "must be https://HOST/… or http://HOST/…, and nothing more");
-            }
+            url.map_or(Ok(()), |url| check_url(key, url))?;
         }
         if self.approval_label.is_empty() {
             return wrong("github.approval-label", "is empty; name a label");
@@ -642,8 +640,10 @@ impl Config {
                 ),
             });
         }
-        self.aws.catalog()?;
-        self.digitalocean.catalog()?;
+        self.aws.check()?;
+        self.digitalocean.check()?;
+        self.check_reachable()?;
+        self.check_prices()?;
         let builders = self.fleet(Fleet::Builder);
         let is_qemu = |arch: &Arch| builders.provider_of(*arch) == Some(ProviderName::Qemu);
         let has_image = |arch: &Arch| self.qemu.image(*arch).is_some();
@@ -658,6 +658,18 @@ impl Config {
         self.github.check()?;
         self.check_projects()?;
         self.warm_up.check()
+    }
+
+    fn check_prices(&self) -> Result<(), ConfigError> {
+        let keys = ["builders.max-price", "previews.max-price", "testers.max-price"];
+        for (fleet, key) in Fleet::ALL.into_iter().zip(keys) {
+            if self.fleet(fleet).max_price == Some(Usd(0)) {
+                let problem = "must be more than 0, since nothing costs nothing; leave it out for the price on \
+                               demand, or set market = \"on-demand\"";
+                return Err(ConfigError::Value { key, problem: problem.to_owned() });
+            }
+        }
+        Ok(())
     }
 
     fn check_projects(&self) -> Result<(), ConfigError> {
@@ -715,15 +727,15 @@ impl Config {
         let builders = self.fleet(Fleet::Builder);
         let launchable = Arch::ALL.into_iter().filter_map(|arch| {
             let provider = builders.provider_of(arch)?;
-            self.names_any(provider, arch).then_some((arch, provider))
+            self.names_any(provider, Fleet::Builder, arch).then_some((arch, provider))
         });
         launchable.collect()
     }
 
-    /// Whether there is anything to ask `provider` for, when a builder of `arch` is wanted.
-    fn names_any(&self, provider: ProviderName, arch: Arch) -> bool {
+    /// Whether there is anything to ask `provider` for, when a machine of `fleet` and `arch` is wanted.
+    pub(crate) fn names_any(&self, provider: ProviderName, fleet: Fleet, arch: Arch) -> bool {
         let of_catalog = |catalog: Result<Catalog, ConfigError>| {
-            catalog.is_ok_and(|catalog| catalog.has(Fleet::Builder, arch))
+            catalog.is_ok_and(|catalog| catalog.has(fleet, arch))
         };
         match provider {
             ProviderName::Local => arch == Arch::of_this_program(),
@@ -736,10 +748,9 @@ impl Config {
     /// The providers that some fleet names.
     pub fn providers(&self) -> BTreeSet<ProviderName> {
         let fleets = Fleet::ALL.map(|fleet| self.fleet(fleet));
-        let arches = [Arch::Amd64, Arch::Arm64];
         fleets
             .iter()
-            .flat_map(|fleet| arches.map(|arch| fleet.provider_of(arch)))
+            .flat_map(|fleet| Arch::ALL.map(|arch| fleet.provider_of(arch)))
             .flatten()
             .collect()
     }

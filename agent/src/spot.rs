@@ -23,6 +23,9 @@ pub const SERVICE_VARIABLE: &str = "AWS_EC2_METADATA_SERVICE_ENDPOINT";
 /// Between two questions. AWS recommends this: a notice comes two minutes before the end.
 pub const INTERVAL: Duration = Duration::from_secs(5);
 
+/// How long before the end a notice comes. Source: Amazon EC2 user guide, "Spot Instance interruption notices".
+const NOTICE_TIME: Duration = Duration::from_mins(2);
+
 /// How long one answer may take. The service is on the machine's own host.
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 
@@ -152,6 +155,7 @@ enum AskError {
 /// What is at `spot/instance-action`. Whatever the action is, the work here ends.
 #[derive(Deserialize)]
 struct InstanceAction {
+    #[serde(default)]
     time: String,
 }
 
@@ -193,7 +197,9 @@ impl Service {
     /// What is new. Of a likely end only whether it is certain by now, where `is_likely` is known.
     async fn ask(&mut self, is_likely: bool) -> Result<Option<Interrupted>, AskError> {
         if let Some(action) = self.get::<InstanceAction>(ACTION_PATH).await? {
-            let at = milliseconds(&action.time, ACTION_PATH)?;
+            // That there is an action is enough: it comes two minutes before the end.
+            let soon = || unix_milliseconds(SystemTime::now() + NOTICE_TIME).unwrap_or_default();
+            let at = milliseconds(&action.time, ACTION_PATH).unwrap_or_else(|_| soon());
             return Ok(Some(Interrupted { at, notice: Notice::Certain }));
         }
         if is_likely {
@@ -287,8 +293,10 @@ fn no_answer(path: &'static str, source: reqwest::Error) -> AskError {
 
 /// `2026-01-01T00:00:00Z` in milliseconds since the Unix epoch.
 fn milliseconds(time: &str, path: &'static str) -> Result<u64, AskError> {
-    let time: Option<SystemTime> = humantime::parse_rfc3339(time).ok();
-    let since = time.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-    let milliseconds = since.and_then(|since| u64::try_from(since.as_millis()).ok());
-    milliseconds.ok_or(AskError::Unknown { path })
+    let time = humantime::parse_rfc3339(time).ok();
+    time.and_then(unix_milliseconds).ok_or(AskError::Unknown { path })
+}
+
+fn unix_milliseconds(time: SystemTime) -> Option<u64> {
+    u64::try_from(time.duration_since(UNIX_EPOCH).ok()?.as_millis()).ok()
 }

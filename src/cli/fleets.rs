@@ -10,7 +10,7 @@ use stagely_agent::protocol::Arch;
 use super::records::print;
 use super::table::table;
 use crate::api::dollars;
-use crate::config::{AwsConfig, Config, ConfigError, FleetConfig, MarketPolicy};
+use crate::config::{Config, ConfigError, FleetConfig, MarketPolicy};
 use crate::core::state::{Fleet, MachineSize, ProviderName, Usd};
 use crate::provider::catalog::Catalog;
 
@@ -28,6 +28,8 @@ pub struct FleetsArgs {
     json: bool,
 }
 
+const ON_DEMAND: &str = "on-demand";
+
 /// The machines of one processor in a fleet.
 #[derive(Debug, Serialize)]
 struct FleetView {
@@ -39,6 +41,8 @@ struct FleetView {
     /// The most that a spot machine may cost in an hour.
     #[serde(with = "dollars")]
     max_price_per_hour_usd: Option<Usd>,
+    /// Whether it has any such machines, as far as the configuration says.
+    is_launched: bool,
     /// The zones, regions or subnets that are tried, in this order; empty: the provider chooses.
     zones: Vec<String>,
     /// Empty where there are none of this processor, or where the provider knows no sizes.
@@ -78,7 +82,7 @@ fn views(config: &Config) -> Result<Vec<FleetView>, ConfigError> {
     let mut views = Vec::new();
     for fleet in Fleet::ALL {
         let bought = config.fleet(fleet);
-        for arch in [Arch::Amd64, Arch::Arm64] {
+        for arch in Arch::ALL {
             views.push(view(config, fleet, arch, &bought)?);
         }
     }
@@ -93,24 +97,32 @@ fn view(
 ) -> Result<FleetView, ConfigError> {
     let provider = bought.provider_of(arch);
     let (catalog, zones) = match provider {
-        Some(ProviderName::Aws) => {
-            let AwsConfig { subnets, zones, .. } = &config.aws;
-            let zones = if subnets.is_empty() { zones } else { subnets };
-            (Some(config.aws.catalog()?), zones.clone())
-        }
+        Some(ProviderName::Aws) => (Some(config.aws.catalog()?), config.aws.places().to_vec()),
         Some(ProviderName::DigitalOcean) => {
             (Some(config.digitalocean.catalog()?), config.digitalocean.regions.clone())
         }
         Some(ProviderName::Local | ProviderName::Qemu) | None => (None, Vec::new()),
     };
     let market = match bought.market {
-        MarketPolicy::OnDemand => "on-demand",
+        // Nobody else has a spot market.
+        _ if provider != Some(ProviderName::Aws) => ON_DEMAND,
+        MarketPolicy::OnDemand => ON_DEMAND,
         MarketPolicy::Spot => "spot",
         MarketPolicy::SpotFirst => "spot-first",
     };
     let sizes = catalog.as_ref().map(|catalog| sizes(catalog, fleet, arch)).unwrap_or_default();
+    let is_launched = provider.is_some_and(|provider| config.names_any(provider, fleet, arch));
     let max_price_per_hour_usd = bought.max_price;
-    Ok(FleetView { fleet, arch, provider, market, max_price_per_hour_usd, zones, sizes })
+    Ok(FleetView {
+        fleet,
+        arch,
+        provider,
+        market,
+        max_price_per_hour_usd,
+        is_launched,
+        zones,
+        sizes,
+    })
 }
 
 fn sizes(catalog: &Catalog, fleet: Fleet, arch: Arch) -> Vec<SizeView> {
@@ -143,9 +155,8 @@ fn text(fleets: &[FleetView]) -> String {
         sizes.map(|size| row(fleet.market, size.size.to_string(), types(size))).collect()
     });
     let table = table(["FLEET", "ARCH", "PROVIDER", "MARKET", "SIZE", "INSTANCE TYPES"], rows);
-    let bought_as_spot =
-        fleets.iter().filter(|it| it.arch == Arch::Amd64 && it.market != "on-demand");
-    let caps = bought_as_spot.filter_map(|it| {
+    let caps = Fleet::ALL.into_iter().filter_map(|fleet| {
+        let it = fleets.iter().find(|it| it.fleet == fleet && it.market != ON_DEMAND)?;
         let max = it.max_price_per_hour_usd?;
         Some(format!("a {} bought as spot costs at most {max} an hour", it.fleet))
     });
@@ -156,11 +167,9 @@ fn text(fleets: &[FleetView]) -> String {
 /// What stands where a fleet has no instance types.
 fn without_sizes(fleet: &FleetView) -> &'static str {
     match fleet.provider {
-        Some(ProviderName::Local) if fleet.arch == Arch::of_this_program() => {
-            "processes of core's own host"
-        }
+        Some(_) if !fleet.is_launched => "none of this processor; builds are emulated",
         Some(ProviderName::Qemu) => "guests on core's own host",
-        Some(_) => "none of this processor; builds are emulated",
+        Some(_) => "processes of core's own host",
         None => "nobody launches any; machines are registered",
     }
 }
@@ -178,7 +187,9 @@ mod tests {
     use super::*;
 
     fn config(text: &str) -> Config {
-        let config: Config = toml::from_str(text).unwrap();
+        let mut config: Config = toml::from_str(text).unwrap();
+        config.core.public_url = Some("https://core.example.com".parse().unwrap());
+        config.registry.url = "registry.example.com".to_owned();
         config.check().unwrap();
         config
     }
@@ -197,7 +208,7 @@ mod tests {
             let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
             assert!(shown.lines().any(|line| words(line) == row), "{row}\n{shown}");
         };
-        has("builder amd64 digitalocean spot-first medium c-4 $0.1250");
+        has("builder amd64 digitalocean on-demand medium c-4 $0.1250");
         has("builder arm64 aws spot-first medium c7g.xlarge $0.1450, c6g.xlarge $0.1360");
         has("preview amd64 digitalocean on-demand large s-4vcpu-8gb $0.0715");
         has("tester amd64 none any nobody launches any; machines are registered");

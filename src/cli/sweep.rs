@@ -14,7 +14,7 @@ use crate::api::{ProviderSweepView, SweepAction, SweepView, SweptMachine};
 /// Compares what the providers have with what core has on record. Core does so itself every minute, and with
 /// local machines every second.
 ///
-/// Exit codes: 0, or 1 when a provider could not be asked or a machine could not be ended.
+/// Exit codes: 0, or 1 when a provider could not be asked or a machine could not be seen to.
 #[derive(Args, Debug)]
 pub struct SweepArgs {
     /// Say what would be done, and do nothing
@@ -77,7 +77,7 @@ fn failures(swept: &SweepView) -> Vec<String> {
     };
     let of_machine = |machine: &SweptMachine| {
         let error = machine.error.as_ref()?;
-        Some(format!("{} could not be ended: {error}", machine.machine_id))
+        Some(format!("{} could not be seen to: {error}", machine.machine_id))
     };
     let all = swept.providers.iter().flat_map(|provider| {
         of_provider(provider).into_iter().chain(provider.machines.iter().filter_map(of_machine))
@@ -92,9 +92,11 @@ fn what(machine: &SweptMachine, dry_run: bool) -> String {
         _ if machine.error.is_some() => "failed",
         SweepAction::End if dry_run => "would be ended",
         SweepAction::Forget if dry_run => "would be forgotten",
+        SweepAction::LookAgain if dry_run => "would be looked for again",
         SweepAction::End if machine.done => "ended",
         SweepAction::Forget if machine.done => "forgotten",
-        SweepAction::End | SweepAction::Forget => "looked at again",
+        SweepAction::LookAgain => "looked for again",
+        SweepAction::End | SweepAction::Forget => "left alone for now",
     };
     text.to_owned()
 }
@@ -154,6 +156,6 @@ mod tests {
             providers: vec![provider(ProviderName::Aws, vec![failed])],
         };
         assert_eq!(failures(&swept).len(), 1);
-        assert!(text(&swept).contains("could not be ended: refused"), "{}", text(&swept));
+        assert!(text(&swept).contains("could not be seen to: refused"), "{}", text(&swept));
     }
 }

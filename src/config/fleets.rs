@@ -10,6 +10,7 @@ use stagely_agent::protocol::Arch;
 use url::Url;
 
 use super::ConfigError;
+use super::addresses::check_cloud_url;
 use crate::core::state::{Fleet, MachineSize, ProviderName, Usd};
 use crate::provider::catalog::{Catalog, CatalogConfig};
 
@@ -204,13 +205,35 @@ impl Default for AwsConfig {
     }
 }
 
+/// The largest gp3 volume, in GiB. Source: Amazon EBS user guide, "General Purpose SSD volumes".
+const VOLUME_GIB_MAX: u32 = 65_536;
+
 impl AwsConfig {
+    /// Checks what the types alone cannot.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`], naming the setting.
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
+        if let Some(endpoint) = &self.endpoint {
+            check_cloud_url("aws.endpoint", endpoint)?;
+        }
+        if self.volume_gib.get() > VOLUME_GIB_MAX {
+            let problem = format!("must be at most {VOLUME_GIB_MAX}, the largest gp3 volume");
+            return Err(ConfigError::Value { key: "aws.volume-gib", problem });
+        }
+        self.catalog().map(drop)
+    }
+
+    /// Where machines are put, in the order in which it is tried: subnets or zones. Empty: EC2 chooses.
+    pub fn places(&self) -> &[String] {
+        if self.subnets.is_empty() { &self.zones } else { &self.subnets }
+    }
+
     /// What can be launched.
     ///
     /// # Errors
     /// [`ConfigError::Value`], naming the setting.
     pub fn catalog(&self) -> Result<Catalog, ConfigError> {
-        let zones = if self.subnets.is_empty() { &self.zones } else { &self.subnets };
         Catalog::new(&CatalogConfig {
             provider: ProviderName::Aws,
             fleets: [
@@ -219,7 +242,7 @@ impl AwsConfig {
                 (Fleet::Tester, "aws.testers", &self.testers),
             ],
             instance_types: ("aws.instance-types", &self.instance_types),
-            zones,
+            zones: self.places(),
         })
     }
 }
@@ -237,6 +260,9 @@ pub struct DigitalOceanConfig {
     pub regions: Vec<String>,
     /// The VPC that machines are put in. Default: the region's own.
     pub vpc: Option<String>,
+    /// SSH keys of the account that may log in to machines as root, by id or fingerprint. Without any
+    /// `DigitalOcean` makes a password for each machine and mails it to the account's owner. Default: none.
+    pub ssh_keys: Vec<String>,
     /// The image of AMD64 machines: a snapshot's id or name, or the slug of a stock image. Default: the newest
     /// golden snapshot.
     pub image_amd64: Option<String>,
@@ -261,6 +287,7 @@ impl Default for DigitalOceanConfig {
             token_file: None,
             regions: Vec::new(),
             vpc: None,
+            ssh_keys: Vec::new(),
             image_amd64: None,
             image_arm64: None,
             image_kind: ImageKind::Golden,
@@ -273,6 +300,15 @@ impl Default for DigitalOceanConfig {
 }
 
 impl DigitalOceanConfig {
+    /// Checks what the types alone cannot.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`], naming the setting.
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
+        check_cloud_url("digitalocean.api-url", &self.api_url)?;
+        self.catalog().map(drop)
+    }
+
     /// What can be launched.
     ///
     /// # Errors
@@ -301,6 +337,8 @@ pub struct QemuConfig {
     pub image_arm64: Option<PathBuf>,
     /// `kvm` or `tcg`, which is emulation. Default: `kvm`.
     pub accelerator: Accelerator,
+    /// Holds what guests write to their disks. Default: `machines` in core's `data-dir`.
+    pub folder: Option<PathBuf>,
 }
 
 impl QemuConfig {

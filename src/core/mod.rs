@@ -29,7 +29,7 @@ mod fixtures;
 mod http;
 mod intake;
 mod retention;
-mod sweep;
+pub mod sweep;
 
 use std::collections::BTreeSet;
 use std::future::IntoFuture as _;

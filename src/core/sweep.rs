@@ -1,7 +1,7 @@
 //! Compares what a provider has with the records, both ways, again and again, and decides only on positive
 //! evidence. Each provider has a task of its own, so that one that hangs delays no other.
 
-mod comparison;
+pub mod comparison;
 #[cfg(test)]
 mod tests;
 
@@ -21,14 +21,15 @@ use tracing::{info, warn};
 use self::comparison::{Comparison, is_lost};
 use super::orchestrator::{Events, now};
 use super::records::SharedRecords;
-use super::state::{Event, MachineKind, ProviderName, Timestamp};
+use super::state::{Event, Fleet, MachineKind, ProviderName, Timestamp};
 use crate::ids::MachineId;
-use crate::provider::{Listing, Provider, ProviderError, Providers};
+use crate::provider::{
+    Listed, ListedState, Listing, Provider, ProviderError, Providers, TERMINATE_LIMIT,
+};
 
 pub(super) use self::comparison::Verdict;
 
-/// The wait before a second look at a machine that is missing, and before the first at one whose agent has just
-/// left; where the provider is asked more often than that, half of its interval.
+/// The wait before the first look at a machine whose agent has just left; where the provider is asked more often than that, half of its interval.
 const SOON: Duration = Duration::from_secs(5);
 
 /// Between two questions what a provider has.
@@ -36,9 +37,6 @@ const DESCRIBE_INTERVAL: Duration = Duration::from_hours(1);
 
 /// How long a provider may take for its list, all pages and its own retries included, or for what it has.
 const LIST_LIMIT: Duration = Duration::from_mins(1);
-
-/// How long it may take to end one machine. It is asked again after that.
-pub(super) const END_LIMIT: Duration = Duration::from_mins(1);
 
 /// How many machines a provider is asked to end at once: after a long absence of core there may be hundreds.
 const ENDED_AT_ONCE: usize = 8;
@@ -59,6 +57,7 @@ impl Sweeps {
                 events: events.clone(),
                 started_at,
                 memory: Mutex::default(),
+                list: tokio::sync::Mutex::default(),
             })
         });
         Self(sweeps.collect())
@@ -75,7 +74,8 @@ impl Sweeps {
         dry_run: bool,
     ) -> Vec<(ProviderName, Result<Look, ProviderError>)> {
         let looks = self.iter().map(async |sweep| {
-            let looked = if dry_run { sweep.compare().await } else { sweep.look().await };
+            let looked =
+                if dry_run { sweep.compare(sweep.soon()).await } else { sweep.look().await };
             (sweep.name, looked)
         });
         join_all(looks).await
@@ -85,7 +85,7 @@ impl Sweeps {
 /// What one look has shown.
 #[derive(Debug)]
 pub(super) struct Look {
-    /// Machines in the provider's list, gone ones included.
+    /// Machines in the provider's list that are there.
     pub(super) listed: usize,
     /// Machines that should be with the provider: launched by it and not gone.
     pub(super) recorded: usize,
@@ -125,6 +125,13 @@ struct Memory {
     told: BTreeSet<MachineId>,
 }
 
+/// What a provider has said.
+#[derive(Clone)]
+struct List {
+    asked_at: Timestamp,
+    machines: Arc<[Listed]>,
+}
+
 /// The sweep of one provider.
 pub(super) struct Sweep {
     name: ProviderName,
@@ -133,6 +140,8 @@ pub(super) struct Sweep {
     events: Events,
     started_at: Timestamp,
     memory: Mutex<Memory>,
+    /// The last list. Held while the provider is asked for one.
+    list: tokio::sync::Mutex<Option<List>>,
 }
 
 impl fmt::Debug for Sweep {
@@ -166,7 +175,9 @@ impl Sweep {
     async fn wait(&self, last: Timestamp, changes: &mut watch::Receiver<u64>) {
         let is_slow = self.soon() == SOON;
         loop {
-            let wait = self.next_look(last).since(now());
+            // However the clock is set meanwhile.
+            let interval = self.provider.listing().interval;
+            let wait = self.next_look(last).since(now()).min(interval);
             tokio::select! {
                 () = sleep(wait) => return,
                 // An agent may have left.
@@ -176,11 +187,10 @@ impl Sweep {
     }
 
     /// When to look after a look at `last`: at the provider's interval, and sooner where more may be known of a
-    /// machine that is missing or whose agent has left.
+    /// machine whose agent has left.
     fn next_look(&self, last: Timestamp) -> Timestamp {
         let Listing { interval, grace } = self.provider.listing();
         let (soonest, regular) = (last.after(self.soon()), last.after(interval));
-        let is_missing = !self.memory().missing.is_empty();
         let records = self.records.read();
         let absent = records.live_machines().filter(|machine| {
             // One that boots has not been there long enough to have been lost.
@@ -190,7 +200,7 @@ impl Sweep {
             let in_list_at = machine.contact_at.max(self.started_at).after(grace);
             [machine.contact_at.after(SOON), Timestamp(in_list_at.0.saturating_add(1))]
         });
-        let news = news.filter(|at| *at > last).chain(is_missing.then_some(soonest)).min();
+        let news = news.filter(|at| *at > last).min();
         news.map_or(regular, |at| at.clamp(soonest, regular))
     }
 
@@ -221,22 +231,40 @@ impl Sweep {
                 warn!(provider = %self.name, %fleet, %arch, %size, problem, "cannot be launched");
             }
         }
-        let arches = offers.iter().filter(|offer| offer.problem.is_none()).map(|offer| offer.arch);
-        let arches = arches.collect();
+        // What lacks an image, or is sold out, is asked for all the same: the refusal says what to change.
+        let arches = offers.iter().filter(|it| it.fleet == Fleet::Builder && it.exists);
+        let arches = arches.map(|offer| offer.arch).collect();
         let told = Event::ProviderDescribed { provider: self.name, arches };
         self.events.store(told).await.is_ok()
     }
 
-    /// Compares the provider's list with the records, and says what is to be done.
-    pub(super) async fn compare(&self) -> Result<Look, ProviderError> {
+    /// The provider's list, asked for no longer than `kept` ago. Whoever asks while it is awaited shares it, so
+    /// that however many ask, the provider is asked by one at a time.
+    async fn list(&self, kept: Duration) -> Result<List, ProviderError> {
+        let since = now();
+        let mut last = self.list.lock().await;
+        if let Some(known) = &*last
+            && known.asked_at.after(kept) >= since
+        {
+            return Ok(known.clone());
+        }
         let asked_at = now();
-        let listed = within(LIST_LIMIT, self.provider.list()).await?;
+        let machines = within(LIST_LIMIT, self.provider.list()).await?;
+        let fresh = List { asked_at, machines: machines.into() };
+        *last = Some(fresh.clone());
+        Ok(fresh)
+    }
+
+    /// Compares the provider's list, which may be `kept` old, with the records, and says what is to be done.
+    pub(super) async fn compare(&self, kept: Duration) -> Result<Look, ProviderError> {
+        let List { asked_at, machines } = self.list(kept).await?;
         let records = self.records.read();
         let comparison = Comparison {
             provider: self.name,
             grace: self.provider.listing().grace,
-            listed: &listed,
-            records: &records,
+            listed: &machines,
+            machines: &records.machines,
+            live: records.live_machines().collect(),
             started_at: self.started_at,
             asked_at,
         };
@@ -251,12 +279,13 @@ impl Sweep {
         let own = records.live_machines().filter(|machine| {
             machine.kind == MachineKind::Launched && machine.provider == self.name
         });
-        Ok(Look { listed: listed.len(), recorded: own.count(), findings, asked_at })
+        let live = machines.iter().filter(|it| it.state == ListedState::Live);
+        Ok(Look { listed: live.count(), recorded: own.count(), findings, asked_at })
     }
 
     /// Compares, and does what is to be done. What fails for one machine keeps no other waiting.
     pub(super) async fn look(&self) -> Result<Look, ProviderError> {
-        let mut look = self.compare().await?;
+        let mut look = self.compare(Duration::ZERO).await?;
         let asked_at = look.asked_at;
         let missing: BTreeSet<MachineId> = look
             .findings
@@ -292,7 +321,7 @@ impl Sweep {
     }
 
     async fn end(&self, machine: MachineId) -> Outcome {
-        match within(END_LIMIT, self.provider.terminate(machine)).await {
+        match within(TERMINATE_LIMIT, self.provider.terminate(machine)).await {
             Ok(()) => Outcome::Done,
             Err(error) => Outcome::Failed(error.to_string()),
         }
@@ -320,10 +349,11 @@ impl Sweep {
         }
     }
 
-    /// Whether a machine was missing from an earlier list, too: one list may have a gap.
+    /// Whether a machine was missing from an earlier list, too, an interval ago: one list may have a gap, and
+    /// whoever asks at once may get the same one again.
     fn is_missing_again(&self, machine: MachineId, asked_at: Timestamp) -> bool {
         let first = *self.memory().missing.entry(machine).or_insert(asked_at);
-        asked_at > first && asked_at.since(first) >= self.soon()
+        asked_at > first && asked_at.since(first) >= self.provider.listing().interval
     }
 
     fn log(&self, look: &Look) {

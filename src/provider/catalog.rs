@@ -9,7 +9,6 @@ use crate::config::{ConfigError, FleetTypes, InstanceTypeConfig, MarketPolicy};
 use crate::core::state::{Fleet, MachineSize, Market, ProviderName, Usd};
 
 use Arch::{Amd64, Arm64};
-use MachineSize::{Large, Medium, Small, Xlarge};
 
 /// An instance type that we know: processor, and US dollars for an hour on demand, in millionths.
 type Known = (&'static str, Arch, u64);
@@ -90,8 +89,6 @@ const DIGITALOCEAN_DEFAULTS: &[Defaults] = &[
     (Fleet::Tester, Amd64, ["m-2vcpu-16gb", "m-4vcpu-32gb", "m-8vcpu-64gb", "m-16vcpu-128gb"]),
 ];
 
-const SIZES: [MachineSize; 4] = [Small, Medium, Large, Xlarge];
-
 /// An instance type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InstanceType {
@@ -150,13 +147,13 @@ impl Catalog {
         }
         let mut sizes = BTreeMap::new();
         for (fleet, arch, names) in defaults {
-            for (size, name) in SIZES.into_iter().zip(names) {
+            for (size, name) in MachineSize::ALL.into_iter().zip(names) {
                 sizes.insert((*fleet, *arch, size), vec![(*name).to_owned()]);
             }
         }
         let mut catalog = Self { types, sizes, zones: config.zones.to_vec() };
         for (fleet, key, settings) in config.fleets {
-            for arch in [Amd64, Arm64] {
+            for arch in Arch::ALL {
                 for (size, names) in settings.of(arch) {
                     catalog
                         .check(arch, *size, names, config)
@@ -245,6 +242,8 @@ impl Catalog {
 
 #[cfg(test)]
 mod tests {
+    use MachineSize::{Large, Medium, Small, Xlarge};
+
     use super::*;
     use crate::config::{AwsConfig, DigitalOceanConfig};
 

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use stagely_agent::protocol::Arch;
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
 use self::api::{Api, ApiError};
@@ -40,7 +40,7 @@ use crate::config::{DigitalOceanConfig, ImageKind, MarketPolicy};
 use crate::core::state::{Placement, Usd};
 use crate::ids::MachineId;
 
-/// `DigitalOcean` creates so many droplets at once and refuses more.
+/// `DigitalOcean` refuses more creations than this at once. Those that are asked for wait here for their turn.
 const CREATIONS_MAX: usize = 10;
 
 /// The largest user data that is taken, in bytes.
@@ -55,6 +55,9 @@ const IMAGES_KEPT: Duration = Duration::from_mins(1);
 
 /// How often the account's tags are looked through for those that nothing has any more.
 const TAGS_INTERVAL: Duration = Duration::from_hours(1);
+
+/// How long that may take after each look at the droplets.
+const TAGS_LIMIT: Duration = Duration::from_secs(10);
 
 /// The most tags that are removed between two looks at the droplets: each is a request of 250 in a minute.
 const TAGS_REMOVED_MAX: usize = 30;
@@ -270,6 +273,9 @@ impl DigitalOcean {
         if let Some(region) = &candidate.zone {
             body["region"] = json!(region);
         }
+        if !self.config.ssh_keys.is_empty() {
+            body["ssh_keys"] = json!(self.config.ssh_keys);
+        }
         if let Some(vpc) = &self.config.vpc {
             body["vpc_uuid"] = json!(vpc);
         }
@@ -364,13 +370,15 @@ impl DigitalOcean {
         if Instant::now() < *tags_at() {
             return Ok(());
         }
+        // Before anything can go wrong: tags are in nobody's way.
+        *tags_at() = Instant::now() + TAGS_INTERVAL;
         let mut tags: Vec<Tag> = self.api.list("tags", "tags", &[]).await?;
         tags.retain(|tag| tag.is_left_over(SystemTime::now()));
         for tag in tags.iter().take(TAGS_REMOVED_MAX) {
             self.api.delete(&format!("tags/{}", tag.name), &[]).await?;
         }
-        if tags.len() <= TAGS_REMOVED_MAX {
-            *tags_at() = Instant::now() + TAGS_INTERVAL;
+        if tags.len() > TAGS_REMOVED_MAX {
+            *tags_at() = Instant::now();
         }
         Ok(())
     }
@@ -438,8 +446,11 @@ impl Provider for DigitalOcean {
             // Whatever its status is: one that is off or archived costs money until it is deleted.
             listed.push(Listed { machine, state: ListedState::Live });
         }
-        if let Err(error) = self.tidy_tags().await {
-            debug!(%error, "the tags of machines that are gone stay for now");
+        // The list is what was asked for, and does not wait for this.
+        match timeout(TAGS_LIMIT, self.tidy_tags()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => debug!(%error, "the tags of machines that are gone stay for now"),
+            Err(_) => debug!("the tags of machines that are gone stay for now: it takes too long"),
         }
         Ok(listed)
     }
@@ -466,6 +477,7 @@ impl Provider for DigitalOcean {
                     instance_type: name.clone(),
                     price: self.price(name),
                     spot: false,
+                    exists: found.is_some(),
                     problem: self.problem(arch, name, found, &images),
                 });
             }

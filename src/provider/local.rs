@@ -129,6 +129,7 @@ impl Provider for LocalProvider {
             instance_type: INSTANCE_TYPE.to_owned(),
             price: None,
             spot: false,
+            exists: true,
             problem: None,
         };
         Ok(Fleet::ALL.map(offer).to_vec())

@@ -29,6 +29,9 @@ pub use digitalocean::{Account, DigitalOcean, RegionImage};
 pub use local::LocalProvider;
 pub use qemu::QemuProvider;
 
+/// How long a provider may take to end one machine. It is asked again after that.
+pub const TERMINATE_LIMIT: Duration = Duration::from_mins(1);
+
 /// What kind of machine is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Want {
@@ -105,8 +108,13 @@ pub enum LaunchError {
     #[error("{0}")]
     Permanent(String),
     /// The provider wants to be asked less often. Nothing was started.
-    #[error("{0}")]
-    Throttled(String),
+    #[error("{message}")]
+    Throttled {
+        /// In its words.
+        message: String,
+        /// For how long it refuses, if it says so.
+        wait: Option<Duration>,
+    },
     /// No clear answer: the machine may or may not have been started. Asking again is harmless.
     #[error("{0}")]
     Unclear(String),
@@ -163,6 +171,9 @@ pub struct Offer {
     pub price: Option<Usd>,
     /// Whether it can be had on the spot market.
     pub spot: bool,
+    /// Whether there is such a thing, whatever else keeps it from being launched. Where a provider has nothing of
+    /// an arch, its builds are emulated.
+    pub exists: bool,
     /// Why it cannot be launched at the moment, for people; `None` where it can.
     pub problem: Option<String>,
 }
@@ -177,7 +188,7 @@ pub trait Provider: Send + Sync {
     /// it is.
     async fn launch(&self, request: &LaunchRequest) -> Result<Placement, LaunchError>;
 
-    /// Ends a machine and all that runs on it. A machine that is gone is success.
+    /// Ends a machine and all that runs on it, within [`TERMINATE_LIMIT`]. A machine that is gone is success.
     async fn terminate(&self, machine: MachineId) -> Result<(), ProviderError>;
 
     /// Every machine of this core, also those of an earlier process of it, through all pages.
@@ -255,7 +266,8 @@ async fn make(
             Ok(Arc::new(LocalProvider::new(core_id.to_owned(), program, folder, docker_host)))
         }
         ProviderName::Qemu => {
-            let folder = std::path::absolute(data_dir.join("machines"))?;
+            let folder = config.qemu.folder.clone().unwrap_or_else(|| data_dir.join("machines"));
+            let folder = std::path::absolute(folder)?;
             let path = std::env::var_os("PATH").unwrap_or_default();
             Ok(Arc::new(QemuProvider::new(core_id.to_owned(), folder, config.qemu.clone(), path)))
         }

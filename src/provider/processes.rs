@@ -33,7 +33,7 @@ const POLL: Duration = Duration::from_millis(20);
 /// Between two looks at all processes of this host while machines end: each reads the whole of `/proc`.
 const SCAN_GAP: Duration = Duration::from_millis(150);
 /// How long a process that was killed may be seen.
-const KILL_LIMIT: Duration = Duration::from_secs(5);
+pub(super) const KILL_LIMIT: Duration = Duration::from_secs(5);
 
 /// The processes of one core's machines.
 #[derive(Debug)]

@@ -70,7 +70,7 @@ async fn too_many_requests_and_missing_permissions_stop_at_the_first_candidate()
     let provider = provider(&cloud, TWO_TYPES);
     cloud.proxy.next(1, "RunInstances", Fate::Refused("RequestLimitExceeded", 503));
     let error = provider.launch(&amd64(&provider)).await.unwrap_err();
-    assert!(matches!(error, LaunchError::Throttled(_)), "{error:?}");
+    assert!(matches!(error, LaunchError::Throttled { .. }), "{error:?}");
 
     cloud.proxy.next(1, "RunInstances", Fate::Refused("UnauthorizedOperation", 403));
     let error = provider.launch(&amd64(&provider)).await.unwrap_err();

@@ -278,7 +278,7 @@ async fn a_golden_image_that_is_removed_makes_way_for_another() {
 
     let request = amd64(&provider);
     let error = provider.launch(&request).await.unwrap_err();
-    assert!(matches!(error, LaunchError::Throttled(_)), "{error:?}");
+    assert!(matches!(error, LaunchError::Throttled { .. }), "{error:?}");
     provider.launch(&request).await.unwrap();
 
     let images: Vec<_> = cloud.live().await.into_iter().filter_map(|it| it.image_id).collect();

@@ -17,7 +17,7 @@ async fn the_limit_of_a_minute_is_waited_for() {
     cloud.fails("POST droplets", 1, Fault::Status(429, TOO_MANY, &[("retry-after", "2")]));
 
     let error = provider.launch(&request).await.unwrap_err();
-    assert!(matches!(error, LaunchError::Throttled(_)), "{error:?}");
+    assert!(matches!(error, LaunchError::Throttled { message: _, .. }), "{error:?}");
     provider.launch(&request).await.unwrap();
 
     let creations = cloud.seen("POST droplets");
@@ -35,7 +35,7 @@ async fn while_the_limit_of_an_hour_holds_nothing_is_asked() {
     provider.terminate(machine).await.unwrap_err();
 
     let error = provider.launch(&request(&provider, machine)).await.unwrap_err();
-    let LaunchError::Throttled(text) = error else { panic!("{error:?}") };
+    let LaunchError::Throttled { message: text, .. } = error else { panic!("{error:?}") };
     assert!(text.contains("less often"), "{text}");
     assert!(provider.list().await.unwrap_err().to_string().contains("less often"));
     assert_eq!((cloud.seen("GET droplets").len(), cloud.seen("DELETE droplets").len()), (0, 1));

@@ -6,19 +6,13 @@ use std::time::Duration;
 
 use stagely::core::state::ProviderName;
 use stagely::ids::MachineId;
+use stagely::provider::{Listed, ListedState};
 
 /// For how long at most a list may lack what is there, and show what is gone. A sweep knows this.
 pub(crate) const LIST_GRACE: Duration = Duration::from_mins(3);
 
 /// For how long EC2's list says of a machine that it is gone. Others say nothing of it.
 const GONE_SHOWN: Duration = Duration::from_hours(1);
-
-/// What a provider's list says of a machine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Shown {
-    Live,
-    Gone { taken_back: bool },
-}
 
 /// One machine's instances, and how it went.
 struct Vm {
@@ -121,23 +115,26 @@ impl Cloud {
     }
 
     /// All that the list of `provider` has now; `is_exact` as it will be in the end.
-    pub(crate) fn list(&self, provider: ProviderName, is_exact: bool) -> Vec<(MachineId, Shown)> {
+    pub(crate) fn list(&self, provider: ProviderName, is_exact: bool) -> Vec<Listed> {
         let vms = self.vms.iter().filter(|(_, vm)| vm.provider == provider);
-        vms.filter_map(|(machine, vm)| Some((*machine, self.shown(vm, is_exact)?))).collect()
+        let shown = vms.filter_map(|(machine, vm)| {
+            Some(Listed { machine: *machine, state: self.shown(vm, is_exact)? })
+        });
+        shown.collect()
     }
 
-    fn shown(&self, vm: &Vm, is_exact: bool) -> Option<Shown> {
+    fn shown(&self, vm: &Vm, is_exact: bool) -> Option<ListedState> {
         let now = self.elapsed;
         match &vm.gone {
             _ if !vm.instances.is_empty() => {
                 let is_shown = is_exact || vm.instances.iter().any(|shown| *shown <= now);
-                is_shown.then_some(Shown::Live)
+                is_shown.then_some(ListedState::Live)
             }
-            Some(gone) if !is_exact && now < gone.shown_at => Some(Shown::Live),
+            Some(gone) if !is_exact && now < gone.shown_at => Some(ListedState::Live),
             Some(gone) => {
                 let taken_back = gone.taken_back;
                 let is_shown = vm.provider == ProviderName::Aws && now < gone.at + GONE_SHOWN;
-                is_shown.then_some(Shown::Gone { taken_back })
+                is_shown.then_some(ListedState::Gone { taken_back })
             }
             None => None,
         }

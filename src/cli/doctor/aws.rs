@@ -58,7 +58,7 @@ struct Offered {
 
 impl From<Offer> for Offered {
     fn from(offer: Offer) -> Self {
-        let Offer { fleet, arch, size, instance_type, price, spot, problem } = offer;
+        let Offer { fleet, arch, size, instance_type, price, spot, problem, .. } = offer;
         let price = price.map(|price| price.to_string());
         let (fleet, size) = (fleet.to_string(), size.to_string());
         Self { fleet, arch, size, instance_type, price, spot, problem }
@@ -70,7 +70,7 @@ pub(super) async fn doctor(arguments: AwsArgs) -> anyhow::Result<ExitCode> {
     let config = arguments.settings.read()?.aws;
     let (client, shared) = aws::connect(&config).await?;
     let region = shared.region().map(|region| region.as_ref().to_owned()).unwrap_or_default();
-    let policy = aws::policy::policy(&region, config.instance_profile.is_some());
+    let policy = aws::policy::policy(&region, config.instance_profile.as_deref());
     if arguments.policy {
         return print(true, &policy, |_| String::new());
     }

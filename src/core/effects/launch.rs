@@ -3,22 +3,28 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
+use backon::{BackoffBuilder as _, ExponentialBuilder};
 use tokio::task::spawn_blocking;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
 use super::Effects;
 use crate::config::ImageKind;
 use crate::core::binaries;
 use crate::core::orchestrator::now;
-use crate::core::state::{Event, LaunchRefusal, Machine, Placement, ProviderName};
+use crate::core::state::{Event, LaunchRefusal, Machine, MachineState, Placement, ProviderName};
 use crate::ids::MachineId;
 use crate::provider::{AgentBinary, LaunchError, LaunchRequest, Provider, Want};
 
-/// How often a provider that gives no clear answer, or wants to be asked less often, is asked again, and how
-/// long to wait before. The wait doubles.
-const TRIES: u32 = 5;
-const WAIT: Duration = Duration::from_secs(1);
+/// How often a provider is asked that gives no clear answer. One that wants to be asked less often is asked until
+/// [`PATIENCE`] is over.
+const UNCLEAR_MAX: usize = 5;
+
+/// The wait before the next try, unless the provider says how long; it doubles up to the greater one.
+const WAITS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+
+/// No try begins later than this after the first.
+const PATIENCE: Duration = Duration::from_mins(3);
 
 /// How long one try may take, over all its candidates.
 const TRY_LIMIT: Duration = Duration::from_mins(3);
@@ -50,20 +56,24 @@ impl Effects {
         let request = self
             .launch_request(record, binary, &**provider)
             .await
-            .map_err(|error| LaunchRefusal::NoCapacity(format!("{error:#}")))?;
-        let mut may_exist = false;
-        let mut last = String::new();
-        for attempt in 0..TRIES {
+            .map_err(|error| LaunchRefusal::NoCapacity(format!("core cannot ask: {error:#}")))?;
+        let first = Instant::now();
+        let mut waits = ExponentialBuilder::new().with_min_delay(WAITS.0).with_max_delay(WAITS.1);
+        waits = waits.with_jitter().without_max_times();
+        let mut waits = waits.build();
+        let mut unclear = 0;
+        loop {
+            self.check_wanted(machine)?;
             // What was sent before the limit may have started a machine.
             let launched =
                 timeout(TRY_LIMIT, provider.launch(&request)).await.unwrap_or_else(|_| {
                     Err(LaunchError::Unclear(format!("no answer within {TRY_LIMIT:?}")))
                 });
-            match launched {
+            let (message, asked_for) = match launched {
                 Ok(placement) => return Ok(placement),
                 // Whatever an earlier try has started is found by its tags, and ended.
                 Err(LaunchError::NoCapacity(message) | LaunchError::Permanent(message))
-                    if may_exist =>
+                    if unclear > 0 =>
                 {
                     return Err(LaunchRefusal::Unclear(message));
                 }
@@ -73,16 +83,38 @@ impl Effects {
                 Err(LaunchError::Permanent(message)) => {
                     return Err(LaunchRefusal::Permanent(message));
                 }
-                Err(LaunchError::Throttled(message)) => last = message,
+                Err(LaunchError::Throttled { message, wait }) => (message, wait),
                 Err(LaunchError::Unclear(message)) => {
-                    may_exist = true;
-                    last = message;
+                    unclear += 1;
+                    (message, None)
                 }
+            };
+            let own_wait = waits.next().unwrap_or(WAITS.1);
+            let wait = asked_for.unwrap_or_default().max(own_wait);
+            if unclear == UNCLEAR_MAX || first.elapsed() + wait > PATIENCE {
+                let refusal =
+                    if unclear > 0 { LaunchRefusal::Unclear } else { LaunchRefusal::NoCapacity };
+                return Err(refusal(message));
             }
-            tokio::time::sleep(WAIT * 2_u32.pow(attempt)).await;
+            sleep(wait).await;
         }
-        let refusal = if may_exist { LaunchRefusal::Unclear } else { LaunchRefusal::NoCapacity };
-        Err(refusal(last))
+    }
+
+    /// Whether the machine is still to be launched: core may have been away, or the job may be cancelled.
+    fn check_wanted(&self, machine: MachineId) -> Result<(), LaunchRefusal> {
+        let records = self.records.read();
+        let record = records.machines.get(&machine);
+        // An earlier try may have started one: so it is looked for and ended.
+        let not_wanted = |why: &str| Err(LaunchRefusal::Unclear(why.to_owned()));
+        match record {
+            Some(record) if record.state != MachineState::Requested => {
+                not_wanted("the machine was not wanted any more")
+            }
+            Some(record) if record.lease_until.is_some_and(|until| until <= now()) => {
+                not_wanted("the machine's lease was over before it could be asked for")
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The agent's program, for a stock image to fetch. Without one the machine would be of no use.

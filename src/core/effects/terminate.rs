@@ -7,8 +7,9 @@ use tracing::{info, warn};
 
 use super::Effects;
 use crate::core::state::Event;
-use crate::core::sweep::{END_LIMIT, within};
+use crate::core::sweep::within;
 use crate::ids::MachineId;
+use crate::provider::TERMINATE_LIMIT;
 
 /// The wait after a failed termination doubles up to this.
 const WAIT_MAX: Duration = Duration::from_mins(1);
@@ -26,7 +27,7 @@ impl Effects {
         let mut wait = Duration::from_secs(1);
         let provider = self.records.read().machines.get(&machine).map(|record| record.provider);
         if let Some(provider) = provider.and_then(|name| self.providers.get(name)) {
-            while let Err(error) = within(END_LIMIT, provider.terminate(machine)).await {
+            while let Err(error) = within(TERMINATE_LIMIT, provider.terminate(machine)).await {
                 warn!(%machine, %error, "not terminated; trying again in {wait:?}");
                 tokio::time::sleep(wait).await;
                 wait = (wait * 2).min(WAIT_MAX);

@@ -224,10 +224,11 @@ impl Session<'_> {
         .await
     }
 
-    /// Seconds for which the machine may still live, as the records say.
+    /// Seconds for which the machine may still live. Where its lease is over core ends it itself, once it has
+    /// heard what the agent has to say: so the machine's own switch waits a little.
     fn lease_seconds(&self) -> Option<u64> {
         let until = self.api.records.read().machines.get(&self.machine)?.lease_until?;
-        Some(until.since(now()).as_secs())
+        Some(until.since(now()).max(self.api.config.builders.job_grace).as_secs())
     }
 
     async fn take(&mut self, text: &Utf8Bytes) -> Result<(), SessionEnd> {

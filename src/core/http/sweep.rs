@@ -48,7 +48,7 @@ fn provider(provider: ProviderName, looked: Result<Look, ProviderError>) -> Prov
 }
 
 fn machine(finding: &Finding) -> SweptMachine {
-    let (action, reason) = words(finding.verdict);
+    let (action, reason) = words(finding.verdict, finding.outcome == Outcome::Done);
     let error = match &finding.outcome {
         Outcome::Failed(error) => Some(error.clone()),
         Outcome::Left | Outcome::Done => None,
@@ -58,7 +58,7 @@ fn machine(finding: &Finding) -> SweptMachine {
 }
 
 /// What follows from a verdict, and why, for people.
-const fn words(verdict: Verdict) -> (SweepAction, &'static str) {
+const fn words(verdict: Verdict, is_done: bool) -> (SweepAction, &'static str) {
     match verdict {
         Verdict::EndUnknown => (SweepAction::End, "it is there and has no record"),
         Verdict::Elsewhere => {
@@ -71,10 +71,13 @@ const fn words(verdict: Verdict) -> (SweepAction, &'static str) {
         Verdict::Gone { taken_back: false } => {
             (SweepAction::Forget, "the provider says that it is gone")
         }
+        Verdict::Missing if is_done => {
+            (SweepAction::Forget, "it is missing from two lists and its agent is out of contact")
+        }
         Verdict::Missing => (
-            SweepAction::Forget,
-            "it is not in the provider's list and its agent is out of contact; it counts as gone when it is \
-             missing a second time",
+            SweepAction::LookAgain,
+            "it is not in the provider's list and its agent is out of contact; it counts as gone when a later \
+             list lacks it too",
         ),
     }
 }

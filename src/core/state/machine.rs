@@ -26,6 +26,11 @@ pub enum MachineSize {
     Xlarge,
 }
 
+impl MachineSize {
+    /// All of them, the smallest first.
+    pub const ALL: [Self; 4] = [Self::Small, Self::Medium, Self::Large, Self::Xlarge];
+}
+
 impl fmt::Display for MachineSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -292,7 +292,9 @@ impl LaunchRefusal {
 impl From<LaunchRefusal> for Failure {
     fn from(refusal: LaunchRefusal) -> Self {
         match refusal {
-            LaunchRefusal::NoCapacity(why) | LaunchRefusal::Unclear(why) => {
+            LaunchRefusal::NoCapacity(why) => Self::new(FailureReason::NoCapacity, why),
+            LaunchRefusal::Unclear(why) => {
+                let why = format!("the provider gave no clear answer: {why}");
                 Self::new(FailureReason::NoCapacity, why)
             }
             LaunchRefusal::Permanent(why) => Self::new(FailureReason::Provider, why),

@@ -3,18 +3,17 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::core::records::Records;
 use crate::core::state::{Machine, MachineKind, MachineState, ProviderName, Timestamp};
 use crate::ids::MachineId;
 use crate::provider::{Listed, ListedState};
 
 /// How long after the end of its lease a machine may be there without a warning: ending it takes its time, and
 /// time in which core was not there counts against nobody.
-pub(in crate::core) const OVERDUE_AFTER: Duration = Duration::from_mins(5);
+pub const OVERDUE_AFTER: Duration = Duration::from_mins(5);
 
 /// What is to be done about a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::core) enum Verdict {
+pub enum Verdict {
     /// It has no record at this provider. A record is made before the provider is asked, so it is not one that
     /// is starting.
     EndUnknown,
@@ -33,25 +32,30 @@ pub(in crate::core) enum Verdict {
 }
 
 /// What the records of one provider's machines say against its list.
-pub(in crate::core) struct Comparison<'a> {
-    pub(in crate::core) provider: ProviderName,
+pub struct Comparison<'a> {
+    /// Whose list it is.
+    pub provider: ProviderName,
     /// How long a machine that is there may be missing from the list.
-    pub(in crate::core) grace: Duration,
-    pub(in crate::core) listed: &'a [Listed],
-    /// Read after the list, so each machine that is listed has the record that was made before its launch.
-    pub(in crate::core) records: &'a Records,
+    pub grace: Duration,
+    /// The list.
+    pub listed: &'a [Listed],
+    /// All machines on record. Read after the list, so each machine that is listed has the record that was made
+    /// before its launch.
+    pub machines: &'a BTreeMap<MachineId, Machine>,
+    /// Those of them that are not gone.
+    pub live: Vec<&'a Machine>,
     /// When this core started: what an earlier one has launched may be missing from the list for as long as
     /// what this one has.
-    pub(in crate::core) started_at: Timestamp,
+    pub started_at: Timestamp,
     /// When the provider was asked: what has happened since need not be in its list.
-    pub(in crate::core) asked_at: Timestamp,
+    pub asked_at: Timestamp,
 }
 
 impl Comparison<'_> {
     /// What is to be done, machine by machine. About those that are not named, nothing is.
-    pub(in crate::core) fn verdicts(&self) -> BTreeMap<MachineId, Verdict> {
+    pub fn verdicts(&self) -> BTreeMap<MachineId, Verdict> {
         let listed = self.by_machine();
-        let expected = self.records.live_machines().filter(|machine| self.is_expected(machine));
+        let expected = self.live.iter().filter(|machine| self.is_expected(machine));
         let missing = expected.filter(|machine| !listed.contains_key(&machine.id));
         let missing = missing.map(|machine| (machine.id, Verdict::Missing));
         let of_listed =
@@ -60,10 +64,10 @@ impl Comparison<'_> {
     }
 
     /// Machines of the list that are there long after the end of their lease.
-    pub(in crate::core) fn overdue(&self) -> impl Iterator<Item = MachineId> {
+    pub fn overdue(&self) -> impl Iterator<Item = MachineId> {
         let live = self.listed.iter().filter(|listed| listed.state == ListedState::Live);
         live.filter_map(|listed| {
-            let lease = self.records.machines.get(&listed.machine)?.lease_until?;
+            let lease = self.machines.get(&listed.machine)?.lease_until?;
             (self.asked_at > lease.after(OVERDUE_AFTER)).then_some(listed.machine)
         })
     }
@@ -82,7 +86,7 @@ impl Comparison<'_> {
     }
 
     fn of_listed(&self, id: MachineId, state: ListedState) -> Option<Verdict> {
-        let record = self.records.machines.get(&id);
+        let record = self.machines.get(&id);
         match (state, record) {
             (ListedState::Live, None) => Some(Verdict::EndUnknown),
             (ListedState::Live, Some(record)) => self.of_live(record),
@@ -128,6 +132,7 @@ mod tests {
     use stagely_agent::protocol::Arch;
 
     use super::*;
+    use crate::core::records::Records;
     use crate::ids::JobId;
     use MachineState::{Booting, Busy, Ready, Requested, Terminated, Terminating};
     use Verdict::{Elsewhere, EndUnknown, Missing, Returned};
@@ -188,7 +193,8 @@ mod tests {
             provider: ProviderName::Aws,
             grace: GRACE,
             listed: &listed,
-            records: &records,
+            machines: &records.machines,
+            live: records.live_machines().collect(),
             started_at,
             asked_at: ASKED_AT,
         };
@@ -256,7 +262,8 @@ mod tests {
                 provider: ProviderName::Aws,
                 grace: Duration::ZERO,
                 listed: &[],
-                records: &records,
+                machines: &records.machines,
+                live: records.live_machines().collect(),
                 started_at: LONG_AGO,
                 asked_at: ASKED_AT,
             }
@@ -312,7 +319,8 @@ mod tests {
                 provider: ProviderName::Aws,
                 grace: GRACE,
                 listed: &listed,
-                records: &records,
+                machines: &records.machines,
+                live: records.live_machines().collect(),
                 started_at: LONG_AGO,
                 asked_at: ASKED_AT,
             }

@@ -125,14 +125,9 @@ impl AwsProvider {
             };
             let mut sizes = self.catalog.sizes().filter(|(_, its, ..)| *its == arch);
             if let Some(name) = sizes.find_map(|(.., names)| names.first()) {
-                let zones = if self.config.subnets.is_empty() {
-                    &self.config.zones
-                } else {
-                    &self.config.subnets
-                };
                 let candidate = Candidate {
                     instance_type: name.clone(),
-                    zone: zones.first().cloned(),
+                    zone: self.config.places().first().cloned(),
                     market: Market::OnDemand,
                     price: None,
                     max_price: None,

@@ -54,7 +54,7 @@ impl<E: ProvideErrorMetadata + Error + 'static> From<SdkError<E>> for Fault {
                 return Self::new(code, metadata.message().unwrap_or_default(), status);
             }
             let message = format!("EC2 answers with status {status}");
-            let kind = if status < 500 { Kind::Permanent } else { Kind::Unclear };
+            let kind = kind_of("", status);
             return Self { code: None, message, kind };
         }
         let kind = match credentials_error(&error) {
@@ -101,6 +101,11 @@ impl Fault {
         &self.message
     }
 
+    /// Whether it says that an image is not there.
+    pub(super) fn is_of_image(&self) -> bool {
+        self.code().is_some_and(|code| code.starts_with("InvalidAMIID"))
+    }
+
     pub(super) fn code(&self) -> Option<&str> {
         self.code.as_deref()
     }
@@ -110,7 +115,7 @@ impl Fault {
         let message = self.to_string();
         match self.kind {
             Kind::Capacity => LaunchError::NoCapacity(message),
-            Kind::Throttled => LaunchError::Throttled(message),
+            Kind::Throttled => LaunchError::Throttled { message, wait: None },
             Kind::NotFound | Kind::Permanent => LaunchError::Permanent(message),
             Kind::TokenUsed | Kind::Unclear => LaunchError::Unclear(message),
         }
@@ -142,7 +147,8 @@ fn kind_of(code: &str, status: u16) -> Kind {
         | "InstanceLimitExceeded"
         | "VolumeLimitExceeded"
         | "ResourceCountExceeded"
-        // The zone has no machines of this type.
+        // The zone has no machines, or no volumes, of this type.
+        | "VolumeTypeNotAvailableInZone"
         | "Unsupported" => Kind::Capacity,
         "RequestLimitExceeded"
         | "Throttling"
@@ -159,6 +165,7 @@ fn kind_of(code: &str, status: u16) -> Kind {
         code if code.ends_with(".NotFound") => Kind::NotFound,
         "InternalError" | "InternalFailure" | "Unavailable" | "ServiceUnavailable"
         | "RequestTimeout" => Kind::Unclear,
+        _ if status == 429 => Kind::Throttled,
         _ if status >= 500 => Kind::Unclear,
         _ => Kind::Permanent,
     }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use aws_sdk_ec2::Client;
-use aws_sdk_ec2::types::{Filter, Image as Described};
+use aws_sdk_ec2::types::{Filter, Image as Described, ImageState};
 use stagely_agent::protocol::Arch;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
@@ -89,13 +89,20 @@ impl Images {
     }
 
     async fn named(&self, arch: Arch, id: &str) -> Result<Image, NoImage> {
-        let answer = self.client.describe_images().image_ids(id).send().await;
-        let images = answer.map_err(Fault::from)?.images.unwrap_or_default();
-        let Some(image) = images.into_iter().next() else {
-            let problem =
-                format!("{id} does not exist in this region; check image-{arch} in [aws]");
-            return Err(NoImage::Missing(problem));
+        let answer = self.client.describe_images().image_ids(id).send().await.map_err(Fault::from);
+        let missing =
+            |what: &str| NoImage::Missing(format!("{id} {what}; check image-{arch} in [aws]"));
+        let images = match answer {
+            Ok(answer) => answer.images.unwrap_or_default(),
+            Err(fault) if fault.is_of_image() => return Err(missing(fault.words())),
+            Err(fault) => return Err(fault.into()),
         };
+        let Some(image) = images.into_iter().next() else {
+            return Err(missing("does not exist in this region"));
+        };
+        if let Some(state) = image.state.as_ref().filter(|it| **it != ImageState::Available) {
+            return Err(missing(&format!("is {}", state.as_str())));
+        }
         let its = image.architecture.as_ref().map(|it| it.as_str().to_owned()).unwrap_or_default();
         if its != architecture(arch) {
             let problem = format!("{id} is {its}, and image-{arch} in [aws] names it");

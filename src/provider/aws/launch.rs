@@ -50,7 +50,12 @@ impl AwsProvider {
         let user_data = self.user_data(request)?;
         let mut refused = Vec::new();
         for candidate in self.in_order(request) {
+            // Whoever asks may give up before there is an answer.
+            self.unclear().insert(request.machine, candidate.clone());
             let launched = self.run_instance(request, &candidate, &image, &user_data).await;
+            if !matches!(&launched, Err(fault) if fault.kind == Kind::Unclear) {
+                self.unclear().remove(&request.machine);
+            }
             if let Err(fault) = &launched {
                 info!(machine = %request.machine, ?candidate, %fault, "not launched");
             }
@@ -64,7 +69,7 @@ impl AwsProvider {
                 Err(fault) if fault.kind == Kind::TokenUsed => {
                     return self.launched_earlier(request).await;
                 }
-                Err(fault) => return Err(self.failed(request, &candidate, fault).await),
+                Err(fault) => return Err(self.failed(request, fault).await),
             }
         }
         let tried = refused.join("; ");
@@ -72,20 +77,11 @@ impl AwsProvider {
     }
 
     /// A failure that no other candidate is tried after.
-    async fn failed(
-        &self,
-        request: &LaunchRequest,
-        candidate: &Candidate,
-        fault: Fault,
-    ) -> LaunchError {
-        if fault.kind == Kind::Unclear {
-            self.unclear().insert(request.machine, candidate.clone());
-        }
-        let image_is_gone = fault.code().is_some_and(|code| code.starts_with("InvalidAMIID"));
-        if image_is_gone {
+    async fn failed(&self, request: &LaunchRequest, fault: Fault) -> LaunchError {
+        if fault.is_of_image() {
             // Somebody has removed it since it was found. Nothing was started, and the next try looks again.
             self.images.forget(request.arch).await;
-            return LaunchError::Throttled(fault.to_string());
+            return LaunchError::Throttled { message: fault.to_string(), wait: None };
         }
         fault.into_launch_error()
     }
@@ -93,7 +89,7 @@ impl AwsProvider {
     /// The candidates, and before them the one that may have been started.
     fn in_order(&self, request: &LaunchRequest) -> Vec<Candidate> {
         let mut candidates = request.candidates.clone();
-        let unclear = self.unclear().remove(&request.machine);
+        let unclear = self.unclear().get(&request.machine).cloned();
         if let Some(position) = unclear.and_then(|it| candidates.iter().position(|c| *c == it)) {
             candidates[..=position].rotate_right(1);
         }
@@ -277,7 +273,8 @@ fn placed(instance: &Instance, candidate: &Candidate) -> Placement {
         instance_type: candidate.instance_type.clone(),
         zone: zone.or_else(|| candidate.zone.clone()),
         market: candidate.market,
-        price: candidate.max_price.or(candidate.price),
+        // What a spot machine costs at most: never more than one on demand.
+        price: candidate.max_price.into_iter().chain(candidate.price).min(),
     }
 }
 
@@ -294,7 +291,7 @@ fn ended(machine: MachineId) -> LaunchError {
 fn not_seen(fault: &Fault) -> LaunchError {
     match fault.kind {
         Kind::Permanent | Kind::NotFound => LaunchError::Permanent(fault.to_string()),
-        Kind::Throttled => LaunchError::Throttled(fault.to_string()),
+        Kind::Throttled => LaunchError::Throttled { message: fault.to_string(), wait: None },
         Kind::Capacity | Kind::TokenUsed | Kind::Unclear => LaunchError::Unclear(fault.to_string()),
     }
 }

@@ -20,7 +20,8 @@ impl AwsProvider {
     pub(super) async fn offers(&self) -> Result<Vec<Offer>, ProviderError> {
         let types = self.instance_types().await?;
         let mut images = BTreeMap::new();
-        for arch in Arch::ALL {
+        let arches: BTreeSet<Arch> = self.catalog.sizes().map(|(_, arch, ..)| arch).collect();
+        for arch in arches {
             let problem = match self.images.of(arch).await {
                 Ok(_) => None,
                 Err(NoImage::Missing(problem)) => Some(problem),
@@ -33,6 +34,7 @@ impl AwsProvider {
             for name in names {
                 let info = types.get(name);
                 let no_image = images.get(&arch).and_then(Option::as_deref);
+                let problem = problem(name, arch, size, info);
                 offers.push(Offer {
                     fleet,
                     arch,
@@ -40,7 +42,8 @@ impl AwsProvider {
                     instance_type: name.clone(),
                     price: self.catalog.instance_type(name).and_then(|known| known.price),
                     spot: info.is_some_and(|info| is_sold(info, &UsageClassType::Spot)),
-                    problem: problem(name, arch, size, info).or(no_image.map(str::to_owned)),
+                    exists: problem.is_none(),
+                    problem: problem.or(no_image.map(str::to_owned)),
                 });
             }
         }

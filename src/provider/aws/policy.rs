@@ -5,8 +5,9 @@ use serde_json::{Value, json};
 use super::{CORE_TAG, MACHINE_TAG};
 
 /// A policy of IAM that allows what Stagely does in `region`, and no more: what it launches has its tag, and it
-/// ends and tags nothing else. With `instance_profile` it may hand that to its machines.
-pub fn policy(region: &str, instance_profile: bool) -> Value {
+/// ends and tags nothing else. With `instance_profile`, a name or an ARN, it may hand its role to its machines: the
+/// one of the same name, as AWS's console makes them.
+pub fn policy(region: &str, instance_profile: Option<&str>) -> Value {
     let partition = match region {
         _ if region.starts_with("cn-") => "aws-cn",
         _ if region.starts_with("us-gov-") => "aws-us-gov",
@@ -68,12 +69,13 @@ pub fn policy(region: &str, instance_profile: bool) -> Value {
             }
         }),
     ];
-    if instance_profile {
+    if let Some(profile) = instance_profile {
+        let role = profile.rsplit('/').next().unwrap_or(profile);
         statements.push(json!({
             "Sid": "HandOverTheInstanceProfile",
             "Effect": "Allow",
             "Action": "iam:PassRole",
-            "Resource": format!("arn:{partition}:iam::*:role/*"),
+            "Resource": format!("arn:{partition}:iam::*:role/{role}"),
             "Condition": { "StringEquals": { "iam:PassedToService": "ec2.amazonaws.com" } }
         }));
     }
@@ -86,15 +88,17 @@ mod tests {
 
     #[test]
     fn nothing_is_ended_that_has_not_our_tag_and_no_role_is_handed_over_unasked() {
-        let text = policy("cn-north-1", false).to_string();
+        let text = policy("cn-north-1", None).to_string();
         assert!(text.contains("arn:aws-cn:ec2:cn-north-1:*:instance/*"), "{text}");
         assert!(!text.contains("iam:PassRole"), "{text}");
-        let policy = policy("eu-west-1", true);
+        let profile = "arn:aws:iam::1:instance-profile/stagely-machine";
+        let policy = policy("eu-west-1", Some(profile));
         let statements = policy["Statement"].as_array().unwrap();
         let ends = statements.iter().filter(|it| it["Action"] == "ec2:TerminateInstances");
         for end in ends {
             assert_eq!(end["Condition"]["Null"]["aws:ResourceTag/stagely:core"], "false");
         }
-        assert!(policy.to_string().contains("iam:PassRole"));
+        let hands_over = statements.iter().find(|it| it["Action"] == "iam:PassRole").unwrap();
+        assert_eq!(hands_over["Resource"], "arn:aws:iam::*:role/stagely-machine");
     }
 }

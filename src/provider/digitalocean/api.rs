@@ -16,9 +16,9 @@ use serde_json::Value;
 use thiserror::Error;
 use tokio::time::{Instant, sleep_until};
 use tracing::debug;
-use url::{Host, Url};
+use url::Url;
 
-use crate::config::DigitalOceanConfig;
+use crate::config::{DigitalOceanConfig, is_this_host};
 
 /// Where the token is without `token-file`.
 const TOKEN_VARIABLE: &str = "DIGITALOCEAN_TOKEN";
@@ -143,7 +143,7 @@ impl Api {
             .redirect(Policy::none())
             .user_agent(concat!("stagely/", env!("CARGO_PKG_VERSION")));
         // What listens on this machine is not behind a proxy.
-        let http = if is_loopback(&config.api_url) { http.no_proxy() } else { http };
+        let http = if is_this_host(config.api_url.host()) { http.no_proxy() } else { http };
         let http = http.build().context("cannot make a client of DigitalOcean's API")?;
         Ok(Self { base: config.api_url.clone(), token, http, blocked_until: Mutex::default() })
     }
@@ -330,15 +330,6 @@ fn read(path: &std::path::Path, text: std::io::Result<String>) -> Result<SecretS
     match text.trim() {
         "" => Err(named("is empty".to_owned())),
         token => Ok(token.into()),
-    }
-}
-
-fn is_loopback(url: &Url) -> bool {
-    match url.host() {
-        Some(Host::Ipv4(address)) => address.is_loopback(),
-        Some(Host::Ipv6(address)) => address.is_loopback(),
-        Some(Host::Domain(name)) => name == "localhost",
-        None => false,
     }
 }
 

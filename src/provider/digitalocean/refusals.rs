@@ -21,7 +21,9 @@ pub(super) enum Refused {
 impl From<ApiError> for LaunchError {
     fn from(error: ApiError) -> Self {
         match &error {
-            ApiError::Throttled { .. } => Self::Throttled(error.to_string()),
+            ApiError::Throttled { wait } => {
+                Self::Throttled { message: error.to_string(), wait: Some(*wait) }
+            }
             ApiError::Unclear { .. } => Self::Unclear(error.to_string()),
             ApiError::Token(_) => Self::Permanent(error.to_string()),
             ApiError::Refused { .. } => Self::Permanent(explained(&error)),

@@ -88,7 +88,10 @@ impl Guest<'_> {
         let seed = in_list(self.seed);
         add("-drive", &format!("file={seed},format=raw,if=virtio,readonly=on"));
         add("-smbios", "type=1,serial=ds=nocloud");
-        add("-serial", &format!("file:{}", self.folder.join(CONSOLE).display()));
+        // Written at its end, so that it can be cut while the guest runs.
+        let console = in_list(&self.folder.join(CONSOLE));
+        add("-chardev", &format!("file,id=console,append=on,path={console}"));
+        add("-serial", "chardev:console");
         add("-kernel", &self.image.kernel.display().to_string());
         add("-append", &self.kernel_line());
         all.extend(["-nodefaults".into(), "-no-user-config".into(), "-no-reboot".into()]);
@@ -151,7 +154,7 @@ mod tests {
              -drive file=/i/root.img,id=root,format=raw,if=none,cache=unsafe,discard=unmap,snapshot=on \
              -device nvme,drive=root,serial=root \
              -drive file=/m/vm_1/seed.iso,format=raw,if=virtio,readonly=on \
-             -smbios type=1,serial=ds=nocloud -serial file:/m/vm_1/serial.log \
+             -smbios type=1,serial=ds=nocloud -chardev file,id=console,append=on,path=/m/vm_1/serial.log -serial chardev:console \
              -kernel /i/vmlinuz \
              -append root=/dev/nvme0n1 rw console=ttyS0 no_timer_check mitigations=off panic=-1 quiet \
              -nodefaults -no-user-config -no-reboot"
@@ -176,11 +179,7 @@ mod tests {
 
     #[test]
     fn a_guest_never_has_more_processors_than_its_host() {
-        let names = |host| {
-            let sizes =
-                [MachineSize::Small, MachineSize::Medium, MachineSize::Large, MachineSize::Xlarge];
-            sizes.map(|size| Resources::of(size, host).name())
-        };
+        let names = |host| MachineSize::ALL.map(|size| Resources::of(size, host).name());
         assert_eq!(
             names(64),
             ["2 cpus, 3 GiB", "4 cpus, 8 GiB", "8 cpus, 16 GiB", "16 cpus, 32 GiB"]

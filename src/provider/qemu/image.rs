@@ -1,6 +1,7 @@
 //! The golden image that guests boot, as `scripts/golden-image` makes it: a folder.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -22,6 +23,11 @@ struct Description {
 }
 
 impl Image {
+    /// What a guest of it may write, in bytes: as much as its disk holds.
+    pub(super) fn disk_bytes(&self) -> io::Result<u64> {
+        Ok(fs::metadata(&self.disk)?.len())
+    }
+
     /// The image in `folder`, which must be for `arch`.
     ///
     /// # Errors

@@ -27,12 +27,14 @@ use self::guest::{CONSOLE, Guest, Resources};
 use self::image::Image;
 use self::memory::Memory;
 use self::seed::Maker;
-use super::processes::{Processes, private_file};
+use super::processes::{Found, KILL_LIMIT, Processes, private_file};
 use super::user_data::cloud_config;
 use super::{
-    Candidate, LaunchError, LaunchRequest, Listed, Listing, Offer, Provider, ProviderError, Want,
+    Candidate, LaunchError, LaunchRequest, Listed, Listing, Offer, Provider, ProviderError,
+    TERMINATE_LIMIT, Want,
 };
 use crate::config::{Accelerator, ImageKind, QemuConfig};
+use crate::core::disk::free_bytes;
 use crate::core::state::{Fleet, MachineSize, Market, Placement};
 use crate::ids::MachineId;
 
@@ -42,12 +44,18 @@ const LOG: &str = "qemu.log";
 /// The kernel's virtual machines.
 const KVM: &str = "/dev/kvm";
 
-/// How long a guest whose agent was told to end may take to power off. One whose agent heard nothing waits in
-/// vain.
-const POWER_OFF_LIMIT: Duration = Duration::from_secs(30);
+/// How long a guest whose agent was told to end may take to power off: an emulated one on a busy host takes half
+/// a minute. Then its process is killed, which loses nothing: its disk goes with it.
+const POWER_OFF_LIMIT: Duration = Duration::from_secs(45);
 
-/// As [`POWER_OFF_LIMIT`], where guests are emulated: on a busy host they take a minute.
-const EMULATED_POWER_OFF_LIMIT: Duration = Duration::from_mins(2);
+// Who asks must not give up before it is killed, or it would never be.
+const _: () = assert!(POWER_OFF_LIMIT.as_secs() + KILL_LIMIT.as_secs() < TERMINATE_LIMIT.as_secs());
+
+/// The longest console that is kept, in bytes. A guest writes what it likes to it.
+const CONSOLE_BYTES_MAX: u64 = 16 << 20;
+
+/// In QEMU's last words: what another moment may mend.
+const LACKS: [&str; 3] = ["Cannot allocate memory", "Resource temporarily", "No space left"];
 
 /// A QEMU that refuses its arguments ends within this.
 const START_LIMIT: Duration = Duration::from_millis(500);
@@ -128,10 +136,16 @@ impl QemuProvider {
         }
         let resources = Resources::of(request.size, self.host_cpus);
         let starting = self.starting.lock().await;
-        self.check_memory(resources).await?;
+        let others = self.processes.look().await.map_err(|error| {
+            LaunchError::NoCapacity(format!("cannot tell what other guests take: {error}"))
+        })?;
         let machine = request.machine;
         let cannot = |error: io::Error| LaunchError::NoCapacity(format!("no guest: {error}"));
         let folder = self.processes.make_folder(machine).map_err(cannot)?;
+        let room = Self::room(resources, &parts.image, &folder, &others).map_err(cannot)?;
+        if let Some(problem) = room {
+            return Err(LaunchError::NoCapacity(problem));
+        }
         let user_data = cloud_config(request, ImageKind::Golden);
         let guest = Guest {
             name: &machine.to_string(),
@@ -153,24 +167,49 @@ impl QemuProvider {
         if self.processes.child_ends_within(machine, START_LIMIT).await {
             let said = fs::read_to_string(folder.join(LOG)).unwrap_or_default();
             let last = said.trim().lines().last().unwrap_or("it said nothing").to_owned();
-            let program = parts.program.display();
-            return Err(LaunchError::Permanent(format!("{program} ended at once: {last}")));
+            let problem = format!("{} ended at once: {last}", parts.program.display());
+            let is_lack = LACKS.iter().any(|words| last.contains(words));
+            let kind = if is_lack { LaunchError::NoCapacity } else { LaunchError::Permanent };
+            return Err(kind(problem));
         }
         Ok(())
     }
 
-    /// Whether a guest finds its memory, also when those that run take all that they were promised.
-    async fn check_memory(&self, resources: Resources) -> Result<(), LaunchError> {
-        let found = self.processes.look().await.map_err(|error| {
-            LaunchError::NoCapacity(format!("cannot tell what other guests take: {error}"))
-        })?;
-        let guests = found.values().filter_map(|found| found.main);
-        let promised = guests.map(memory::not_yet_taken).sum();
-        let host = Memory::of_host().map_err(|error| {
-            LaunchError::NoCapacity(format!("cannot tell what memory there is: {error}"))
-        })?;
-        host.lacks(resources.memory_mib, promised)
-            .map_or(Ok(()), |why| Err(LaunchError::NoCapacity(why)))
+    /// Why there is no room for one more guest beside the `others`, also when all of them take what they were
+    /// promised; `None` where there is.
+    fn room(
+        resources: Resources,
+        image: &Image,
+        folder: &Path,
+        others: &Found,
+    ) -> io::Result<Option<String>> {
+        let guests = || others.values().filter_map(|found| found.main);
+        let promised = guests().map(memory::not_yet_taken).sum();
+        if let Some(problem) = Memory::of_host()?.lacks(resources.memory_mib, promised) {
+            return Ok(Some(problem));
+        }
+        // What a guest has written is in a file without a name, so it counts as still to be written.
+        let needed = image.disk_bytes()? * (guests().count() as u64 + 1);
+        let free = free_bytes(folder).unwrap_or(u64::MAX);
+        Ok((free < needed).then(|| {
+            format!(
+                "{} MiB are free where {} lies (qemu.folder), and the disks of all guests may take {}",
+                free >> 20,
+                folder.display(),
+                needed >> 20
+            )
+        }))
+    }
+
+    /// Cuts consoles to which a guest writes without end.
+    fn bound_consoles(&self, listed: &[Listed]) {
+        for Listed { machine, .. } in listed {
+            let console = self.processes.folder(*machine).join(CONSOLE);
+            let is_long = fs::metadata(&console).is_ok_and(|file| file.len() > CONSOLE_BYTES_MAX);
+            if is_long && let Err(error) = private_file(&console, false) {
+                warn!(%machine, %error, "its console cannot be cut");
+            }
+        }
     }
 }
 
@@ -210,15 +249,13 @@ impl Provider for QemuProvider {
 
     async fn terminate(&self, machine: MachineId) -> Result<(), ProviderError> {
         // Core has told the agent, which powers its guest off.
-        let limit = match self.config.accelerator {
-            Accelerator::Kvm => POWER_OFF_LIMIT,
-            Accelerator::Tcg => EMULATED_POWER_OFF_LIMIT,
-        };
-        self.processes.end(machine, limit).await
+        self.processes.end(machine, POWER_OFF_LIMIT).await
     }
 
     async fn list(&self) -> Result<Vec<Listed>, ProviderError> {
-        self.processes.list().await
+        let listed = self.processes.list().await?;
+        self.bound_consoles(&listed);
+        Ok(listed)
     }
 
     fn listing(&self) -> Listing {
@@ -228,13 +265,15 @@ impl Provider for QemuProvider {
 
     async fn describe(&self) -> Result<Vec<Offer>, ProviderError> {
         let mut offers = Vec::new();
-        for arch in [Arch::Amd64, Arch::Arm64] {
+        for arch in Arch::ALL {
             if self.config.image(arch).is_none() {
                 continue;
             }
             let problem = self.parts(arch).err();
             // A host has no sizes that are larger than itself.
-            for size in SIZES.into_iter().filter(|size| self.size_problem(*size).is_none()) {
+            for size in
+                MachineSize::ALL.into_iter().filter(|size| self.size_problem(*size).is_none())
+            {
                 let instance_type = self.candidate(size).instance_type;
                 offers.extend(Fleet::ALL.map(|fleet| Offer {
                     fleet,
@@ -243,6 +282,7 @@ impl Provider for QemuProvider {
                     instance_type: instance_type.clone(),
                     price: None,
                     spot: false,
+                    exists: true,
                     problem: problem.clone(),
                 }));
             }
@@ -250,9 +290,6 @@ impl Provider for QemuProvider {
         Ok(offers)
     }
 }
-
-const SIZES: [MachineSize; 4] =
-    [MachineSize::Small, MachineSize::Medium, MachineSize::Large, MachineSize::Xlarge];
 
 #[cfg(test)]
 mod tests {
@@ -294,6 +331,7 @@ mod tests {
                 image_amd64: Some(self.path("image")),
                 image_arm64: None,
                 accelerator: Accelerator::Tcg,
+                folder: None,
             }
         }
 
@@ -382,6 +420,43 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_console_that_a_guest_writes_to_without_end_is_cut() {
+        let host = Host::with("sleep 1000");
+        let provider = host.provider();
+        let machine = MachineId::random();
+        provider.launch(&request(machine)).await.unwrap();
+        let console = provider.processes.folder(machine).join(CONSOLE);
+        let write = |bytes: u64| fs::File::options().write(true).open(&console)?.set_len(bytes);
+
+        for (written, kept) in [(CONSOLE_BYTES_MAX, CONSOLE_BYTES_MAX), (CONSOLE_BYTES_MAX + 1, 0)]
+        {
+            write(written).unwrap();
+            provider.list().await.unwrap();
+            assert_eq!(fs::metadata(&console).unwrap().len(), kept);
+        }
+        provider.processes.end(machine, Duration::ZERO).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_guest_without_room_for_its_disk_waits_for_another_moment() {
+        let host = Host::with("sleep 1000");
+        let disk = fs::File::create(host.path("image").join("root.img")).unwrap();
+        // Sparse, and larger than any disk here.
+        disk.set_len(1 << 43).unwrap();
+        let machine = MachineId::random();
+        let provider = host.provider();
+        let refused = provider.launch(&request(machine)).await.unwrap_err();
+        let LaunchError::NoCapacity(why) = refused else { panic!("{refused:?}") };
+        assert!(why.contains("qemu.folder") && why.contains("8388608"), "{why}");
+        assert!(provider.processes.is_deserted());
+
+        let host =
+            Host::with("echo 'cannot set up guest memory: Cannot allocate memory' >&2; exit 1");
+        let refused = host.provider().launch(&request(machine)).await.unwrap_err();
+        assert!(matches!(refused, LaunchError::NoCapacity(_)), "{refused:?}");
+    }
+
+    #[tokio::test]
     async fn what_a_host_lacks_is_said_with_what_to_do() {
         let host = Host::with("echo 'could not set it up' >&2; exit 1");
         let machine = MachineId::random();
@@ -416,7 +491,10 @@ mod tests {
         let offers = provider.describe().await.unwrap();
         assert!(offers.iter().all(|offer| offer.arch == Arch::Amd64 && offer.price.is_none()));
         let fits = |size: &MachineSize| provider.size_problem(*size).is_none();
-        assert_eq!(offers.len(), Fleet::ALL.len() * SIZES.iter().filter(|it| fits(it)).count());
+        assert_eq!(
+            offers.len(),
+            Fleet::ALL.len() * MachineSize::ALL.iter().filter(|it| fits(it)).count()
+        );
         let small = offers.iter().find(|offer| offer.size == MachineSize::Small).unwrap();
         assert_eq!(small.problem, None, "{small:?}");
         let want = |arch| Want {

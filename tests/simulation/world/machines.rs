@@ -1,19 +1,20 @@
 //! What becomes of machines without core's doing, and how core hears of it: by the cloud's notices, and by
 //! sweeps that compare a provider's list with the records at any moment.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use stagely::core::state::{
-    Event, Interruption, JobKind, Machine, MachineKind, MachineState, Market, Placement,
-    ProviderName, Snapshot, Timestamp, Usd,
+    Event, Interruption, JobKind, MachineKind, Market, Placement, ProviderName, Timestamp, Usd,
 };
+use stagely::core::sweep::comparison::{Comparison, Verdict};
 use stagely::ids::MachineId;
+use stagely::provider::Listed;
 use stagely_agent::protocol::Arch;
 
 use super::World;
 use crate::agents::Agent;
-use crate::cloud::{End, LIST_GRACE, Shown};
+use crate::cloud::{End, LIST_GRACE};
 
 /// Looks in a row in which a machine must be missing before it counts as gone.
 const LOOKS_MISSING: u32 = 2;
@@ -21,16 +22,8 @@ const LOOKS_MISSING: u32 = 2;
 /// The list of a provider, on its way to core.
 pub(super) struct Look {
     provider: ProviderName,
-    listed: Vec<(MachineId, Shown)>,
-}
-
-/// What a sweep makes of a machine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verdict {
-    EndUnknown,
-    Returned,
-    Gone { taken_back: bool },
-    Missing,
+    asked_at: Timestamp,
+    listed: Vec<Listed>,
 }
 
 impl World {
@@ -211,15 +204,17 @@ impl World {
     }
 
     fn look_at(&self, provider: ProviderName) -> Look {
-        Look { provider, listed: self.cloud.list(provider, !self.has_faults) }
+        let listed = self.cloud.list(provider, !self.has_faults);
+        Look { provider, asked_at: self.now, listed }
     }
 
     /// The list arrives, and is compared with the records as they are by now.
     pub(super) fn compare_machines(&mut self) {
-        let Some(Look { provider, listed }) = self.looks.pop_front() else { return };
+        let Some(look) = self.looks.pop_front() else { return };
         self.meet("a sweep");
-        let verdicts = self.verdicts(provider, &listed);
-        let missing = |machine: &MachineId| verdicts.contains(&(*machine, Verdict::Missing));
+        let verdicts = self.verdicts(&look);
+        let provider = look.provider;
+        let missing = |machine: &MachineId| verdicts.get(machine) == Some(&Verdict::Missing);
         let is_others = |machine: &MachineId| self.cloud.provider_of(*machine) != Some(provider);
         self.missing.retain(|machine, _| is_others(machine) || missing(machine));
         let cores = self.cores;
@@ -248,6 +243,8 @@ impl World {
                 assert!(!is_known, "a sweep ends {machine}, which has a record");
                 self.end_found(machine);
             }
+            // Its record is open, so it may do live work.
+            Verdict::Elsewhere => self.meet("a sweep finds another provider's machine"),
             Verdict::Returned => {
                 self.meet("a sweep finds a machine that was taken for gone");
                 self.deliver(Event::MachineLaunched { machine, placement: None });
@@ -273,35 +270,19 @@ impl World {
         self.deliver(Event::MachineGone { machine, taken_back });
     }
 
-    /// As core's own sweep decides: on what the list shows, and what it should show by now.
-    fn verdicts(
-        &self,
-        provider: ProviderName,
-        listed: &[(MachineId, Shown)],
-    ) -> Vec<(MachineId, Verdict)> {
-        let Snapshot { machines, .. } = &self.disk;
-        let of_listed = |(machine, shown): &(MachineId, Shown)| {
-            let verdict = match (shown, machines.get(machine)) {
-                (Shown::Live, None) => Verdict::EndUnknown,
-                (Shown::Live, Some(record)) if record.state.is_terminated() => Verdict::Returned,
-                (Shown::Gone { taken_back }, Some(record)) if is_confirmed(record) => {
-                    Verdict::Gone { taken_back: *taken_back }
-                }
-                _ => return None,
-            };
-            Some((*machine, verdict))
+    /// Core's own, by the records as they are stored.
+    fn verdicts(&self, look: &Look) -> BTreeMap<MachineId, Verdict> {
+        let machines = &self.disk.machines;
+        let comparison = Comparison {
+            provider: look.provider,
+            grace: LIST_GRACE,
+            listed: &look.listed,
+            machines,
+            live: machines.values().filter(|machine| !machine.state.is_terminated()).collect(),
+            started_at: self.started_at,
+            asked_at: look.asked_at,
         };
-        let is_listed = |id: MachineId| listed.iter().any(|(listed, _)| *listed == id);
-        let missing = machines.values().filter(|record| {
-            record.provider == provider && self.is_expected(record) && !is_listed(record.id)
-        });
-        let missing = missing.map(|record| (record.id, Verdict::Missing));
-        listed.iter().filter_map(of_listed).chain(missing).collect()
-    }
-
-    fn is_expected(&self, record: &Machine) -> bool {
-        let since: Timestamp = record.contact_at.max(self.started_at);
-        is_confirmed(record) && !record.connected && self.now.since(since) >= LIST_GRACE
+        comparison.verdicts()
     }
 
     /// Somebody else sees that a machine is gone that core counts on.
@@ -315,11 +296,4 @@ impl World {
             self.deliver(Event::MachineGone { machine, taken_back });
         }
     }
-}
-
-/// Whether the provider has confirmed the machine and nobody has asked for its end.
-const fn is_confirmed(record: &Machine) -> bool {
-    use MachineState::{Booting, Busy, Ready};
-    matches!(record.kind, MachineKind::Launched)
-        && matches!(record.state, Booting | Ready | Busy { .. })
 }
