@@ -8,7 +8,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use futures_util::future::join_all;
@@ -128,6 +128,9 @@ struct Memory {
 /// What a provider has said.
 #[derive(Clone)]
 struct List {
+    /// When the provider was asked.
+    begun: Instant,
+    /// The same, as records have it.
     asked_at: Timestamp,
     machines: Arc<[Listed]>,
 }
@@ -241,23 +244,23 @@ impl Sweep {
     /// The provider's list, asked for no longer than `kept` ago. Whoever asks while it is awaited shares it, so
     /// that however many ask, the provider is asked by one at a time.
     async fn list(&self, kept: Duration) -> Result<List, ProviderError> {
-        let since = now();
+        let since = Instant::now();
         let mut last = self.list.lock().await;
         if let Some(known) = &*last
-            && known.asked_at.after(kept) >= since
+            && known.begun + kept > since
         {
             return Ok(known.clone());
         }
-        let asked_at = now();
+        let (begun, asked_at) = (Instant::now(), now());
         let machines = within(LIST_LIMIT, self.provider.list()).await?;
-        let fresh = List { asked_at, machines: machines.into() };
+        let fresh = List { begun, asked_at, machines: machines.into() };
         *last = Some(fresh.clone());
         Ok(fresh)
     }
 
     /// Compares the provider's list, which may be `kept` old, with the records, and says what is to be done.
     pub(super) async fn compare(&self, kept: Duration) -> Result<Look, ProviderError> {
-        let List { asked_at, machines } = self.list(kept).await?;
+        let List { asked_at, machines, .. } = self.list(kept).await?;
         let records = self.records.read();
         let comparison = Comparison {
             provider: self.name,
