@@ -23,6 +23,12 @@ variable "toolchains" {
   description = "yes: also Node.js, Go and Python, for steps that run outside of containers."
 }
 
+variable "snapshot" {
+  type        = string
+  default     = ""
+  description = "20261101T000000Z, say: Debian's packages as they were then, of snapshot.debian.org. Today's where empty."
+}
+
 variable "arch" {
   type        = string
   default     = "amd64"
@@ -55,6 +61,12 @@ variable "source_ami_name" {
   type        = string
   default     = ""
   description = "Its name. debian-13-ARCH-* where it is empty."
+}
+
+variable "root_device" {
+  type        = string
+  default     = "/dev/xvda"
+  description = "What the image to begin with calls its root volume: Debian's /dev/xvda, Ubuntu's /dev/sda1."
 }
 
 variable "ssh_username" {
@@ -121,6 +133,8 @@ source "amazon-ebs" "golden" {
   subnet_id       = var.subnet_id
   source_ami      = var.source_ami
   ssh_username    = var.ssh_username
+  # A build that is cut off leaves a machine: it may then end itself.
+  shutdown_behavior = "terminate"
 
   source_ami_filter {
     filters = {
@@ -135,7 +149,7 @@ source "amazon-ebs" "golden" {
 
   # The root volume of a machine is as large as its fleet wants: it grows at boot.
   launch_block_device_mappings {
-    device_name = "/dev/xvda"
+    device_name = var.root_device
     volume_size = 8
     volume_type = "gp3"
     # What gp3 has for nothing.
@@ -184,6 +198,7 @@ build {
       "STAGELY_VERSION=${var.version}",
       "STAGELY_SHA256=${var.stagely_sha256}",
       "STAGELY_TOOLCHAINS=${var.toolchains}",
+      "STAGELY_SNAPSHOT=${var.snapshot}",
       "STAGELY_NETWORK=dhcp",
     ]
     scripts = [

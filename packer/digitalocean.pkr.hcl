@@ -24,6 +24,12 @@ variable "toolchains" {
   description = "yes: also Node.js, Go and Python, for steps that run outside of containers."
 }
 
+variable "snapshot" {
+  type        = string
+  default     = ""
+  description = "20261101T000000Z, say: Debian's packages as they were then, of snapshot.debian.org. Today's where empty."
+}
+
 variable "token" {
   type        = string
   default     = env("DIGITALOCEAN_TOKEN")
@@ -59,6 +65,16 @@ variable "api_url" {
   default = ""
 }
 
+# Of the machine that the snapshot is made on, so that what a build leaves when it is cut off can be found. A tag
+# has no dots. Core goes by the snapshot's name, and its own machines' tags are others.
+locals {
+  tags = [
+    "stagely-golden-image",
+    "stagely:golden-image:${replace(var.version, ".", "_")}",
+    "stagely:arch:amd64",
+  ]
+}
+
 source "digitalocean" "golden" {
   api_token        = var.token
   api_url          = var.api_url
@@ -69,7 +85,7 @@ source "digitalocean" "golden" {
   droplet_name     = "stagely-golden-amd64"
   snapshot_name    = "stagely-golden-amd64-${var.version}"
   ssh_username     = "root"
-  tags             = ["stagely-golden-image"]
+  tags             = local.tags
 }
 
 build {
@@ -97,6 +113,7 @@ build {
       "STAGELY_VERSION=${var.version}",
       "STAGELY_SHA256=${var.stagely_sha256}",
       "STAGELY_TOOLCHAINS=${var.toolchains}",
+      "STAGELY_SNAPSHOT=${var.snapshot}",
       "STAGELY_NETWORK=cloud-init",
     ]
     scripts = [

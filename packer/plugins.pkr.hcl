@@ -4,15 +4,15 @@ packer {
   required_plugins {
     amazon = {
       source  = "github.com/hashicorp/amazon"
-      version = "~> 1.3"
+      version = "1.3.9"
     }
     digitalocean = {
       source  = "github.com/digitalocean/digitalocean"
-      version = "~> 1.4"
+      version = "1.4.0"
     }
     qemu = {
       source  = "github.com/hashicorp/qemu"
-      version = "~> 1.1"
+      version = "1.1.0"
     }
   }
 }

@@ -26,6 +26,12 @@ variable "toolchains" {
   description = "yes: also Node.js, Go and Python, for steps that run outside of containers."
 }
 
+variable "snapshot" {
+  type        = string
+  default     = ""
+  description = "20261101T000000Z, say: Debian's packages as they were then, of snapshot.debian.org. Today's where empty."
+}
+
 variable "arch" {
   type        = string
   default     = "amd64"
@@ -131,6 +137,7 @@ build {
       "STAGELY_VERSION=${var.version}",
       "STAGELY_SHA256=${var.stagely_sha256}",
       "STAGELY_TOOLCHAINS=${var.toolchains}",
+      "STAGELY_SNAPSHOT=${var.snapshot}",
       "STAGELY_NETWORK=dhcp",
     ]
     scripts = [

@@ -12,6 +12,9 @@ main() {
     if command -v sshd >/dev/null; then
         put cloud-init-ssh.cfg /etc/cloud/cloud.cfg.d/99-stagely-ssh.cfg
         put after-keys.conf /etc/systemd/system/ssh.service.d/stagely.conf
+        # Before all other files there: the first word counts.
+        put sshd.conf /etc/ssh/sshd_config.d/00-stagely.conf
+        check_ssh
     fi
     put journald.conf /etc/systemd/journald.conf.d/stagely.conf
     put system.conf /etc/systemd/system.conf.d/stagely.conf
@@ -26,6 +29,15 @@ main() {
 }
 
 put() { install -D -m 0644 "$files/$1" "$2"; }
+
+# A configuration that reads no folder would still let passwords in.
+check_ssh() {
+    mkdir -p /run/sshd
+    said="$(sshd -T)"
+    for wanted in 'passwordauthentication no' 'kbdinteractiveauthentication no'; do
+        echo "$said" | grep -qx "$wanted" || { echo "error: sshd does not say '$wanted'" >&2 && exit 1; }
+    done
+}
 
 ask_by_dhcp() {
     put cloud-init-no-network.cfg /etc/cloud/cloud.cfg.d/99-stagely-network.cfg

@@ -29,10 +29,13 @@ write_version() {
   "system": "$(. /etc/os-release && echo "$PRETTY_NAME")",
   "docker": "$(dpkg-query -W -f '${Version}' docker.io)",
   "stagely": "$(/usr/local/bin/stagely --version | cut -d' ' -f2)",
+  "snapshot": "${STAGELY_SNAPSHOT:-}",
   "made": "$(date -u +%Y-%m-%dT%H:%M:%SZ)"
 }
 JSON
     cat /etc/stagely/image.json
+    # Of every package the version, as `apt-get install` takes it.
+    dpkg-query -W -f '${db:Status-Abbrev}${binary:Package}=${Version}\n' | sed -n 's/^ii //p' >/etc/stagely/packages
 }
 
 # On a machine the engine has started with its packages.
