@@ -29,7 +29,8 @@ use crate::provider::{
 
 pub(super) use self::comparison::Verdict;
 
-/// The wait before the first look at a machine whose agent has just left; where the provider is asked more often than that, half of its interval.
+/// The wait before the first look at a machine whose agent has just left; where the provider is asked more often
+/// than that, half of its interval.
 const SOON: Duration = Duration::from_secs(5);
 
 /// Between two questions what a provider has.
@@ -270,6 +271,7 @@ impl Sweep {
             live: records.live_machines().collect(),
             started_at: self.started_at,
             asked_at,
+            compared_at: now(),
         };
         let verdicts = comparison.verdicts();
         self.warn(&comparison, &verdicts);

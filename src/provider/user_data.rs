@@ -78,6 +78,7 @@ pub(super) fn cloud_config(request: &LaunchRequest, kind: ImageKind) -> String {
             files
                 .extend(BAKED.map(|(path, permissions, content)| file(path, permissions, content)));
             files.push(file(SETUP, "0755", include_str!("stock-setup")));
+            config["ssh_pwauth"] = json!(false);
             config["runcmd"] = json!([[SETUP, url, sha256]]);
         }
     }

@@ -11,6 +11,8 @@ use super::super::records::print;
 use super::super::settings::Settings;
 use super::super::table::table;
 use super::{Finding, all_shown, exit_code};
+use crate::config::MarketPolicy;
+use crate::core::state::Fleet;
 use crate::provider::aws::{self, Answer, AwsProvider, Permission};
 use crate::provider::{Offer, Provider as _};
 
@@ -67,7 +69,10 @@ impl From<Offer> for Offered {
 
 /// Runs the command. The exit code is 1 when a check found an error.
 pub(super) async fn doctor(arguments: AwsArgs) -> anyhow::Result<ExitCode> {
-    let config = arguments.settings.read()?.aws;
+    let settings = arguments.settings.read()?;
+    let spot =
+        Fleet::ALL.iter().any(|fleet| settings.fleet(*fleet).market != MarketPolicy::OnDemand);
+    let config = settings.aws;
     let (client, shared) = aws::connect(&config).await?;
     let region = shared.region().map(|region| region.as_ref().to_owned()).unwrap_or_default();
     let policy = aws::policy::policy(&region, config.instance_profile.as_deref());
@@ -81,7 +86,7 @@ pub(super) async fn doctor(arguments: AwsArgs) -> anyhow::Result<ExitCode> {
         return report(arguments.json, &Report { findings, offers: Vec::new(), policy: None });
     }
     findings.push(caller(aws::caller(&shared).await));
-    let permissions = provider.permissions().await;
+    let permissions = provider.permissions(spot).await;
     let is_missing = |it: &Permission| matches!(it.answer, Answer::Missing(_));
     let policy = permissions.iter().any(is_missing).then_some(policy);
     findings.extend(permissions.into_iter().map(permission));

@@ -168,13 +168,122 @@ impl Effects {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
+    use std::sync::{Arc, Mutex};
+
+    use async_trait::async_trait;
     use stagely_agent::protocol::Arch;
 
     use super::*;
     use crate::config::Config;
     use crate::core::fixtures;
     use crate::core::records::{Records, SharedRecords};
+    use crate::core::state::Timestamp;
     use crate::core::store::Store;
+    use crate::provider::{Candidate, Listed, Listing, Offer, ProviderError, Providers};
+
+    /// Says what it is told to, one answer after the other, and then that there is no capacity.
+    #[derive(Default)]
+    struct Moody {
+        answers: Mutex<VecDeque<LaunchError>>,
+        asked_at: Mutex<Vec<Instant>>,
+    }
+
+    #[async_trait]
+    impl Provider for Moody {
+        fn candidates(&self, _: &Want) -> Vec<Candidate> {
+            Vec::new()
+        }
+
+        async fn launch(&self, _: &LaunchRequest) -> Result<Placement, LaunchError> {
+            self.asked_at.lock().unwrap().push(Instant::now());
+            let answer = self.answers.lock().unwrap().pop_front();
+            Err(answer.unwrap_or_else(|| LaunchError::NoCapacity("none left".to_owned())))
+        }
+
+        async fn terminate(&self, _: MachineId) -> Result<(), ProviderError> {
+            Ok(())
+        }
+
+        async fn list(&self) -> Result<Vec<Listed>, ProviderError> {
+            Ok(Vec::new())
+        }
+
+        fn listing(&self) -> Listing {
+            Listing { interval: Duration::from_mins(1), grace: Duration::ZERO }
+        }
+
+        async fn describe(&self) -> Result<Vec<Offer>, ProviderError> {
+            Ok(Vec::new())
+        }
+    }
+
+    /// Launches `machine`, and how long the provider was asked after the first time.
+    async fn launch(machine: Machine, answers: Vec<LaunchError>) -> (LaunchRefusal, Vec<Duration>) {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, _) = Store::open(&folder.path().join("core.redb")).unwrap();
+        let mut records = Records::default();
+        let id = machine.id;
+        records.machines.insert(id, machine);
+        let records = SharedRecords::new(records);
+        let mut effects = fixtures::effects(folder.path(), Config::default(), store, records);
+        let moody = Arc::new(Moody { answers: Mutex::new(answers.into()), ..Moody::default() });
+        let provider: Arc<dyn Provider> = Arc::clone(&moody) as _;
+        effects.providers = Providers::from([(ProviderName::Local, provider)]);
+
+        let refusal = effects.try_launch(id).await.unwrap_err();
+
+        let asked_at = moody.asked_at.lock().unwrap().clone();
+        (refusal, asked_at.iter().map(|at| *at - asked_at[0]).collect())
+    }
+
+    fn requested() -> Machine {
+        Machine { lease_until: Some(now().after(Duration::from_hours(1))), ..fixtures::machine(1) }
+    }
+
+    fn throttled(wait: Option<Duration>) -> LaunchError {
+        LaunchError::Throttled { message: "slow down".to_owned(), wait }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_provider_that_is_asked_too_often_is_asked_again_when_it_says() {
+        let second = Duration::from_secs(1);
+        let (refusal, asked) =
+            launch(requested(), vec![throttled(Some(70 * second)), throttled(None)]).await;
+        assert_eq!(refusal, LaunchRefusal::NoCapacity("none left".to_owned()));
+        assert!(asked[1] >= 70 * second && asked[1] < 71 * second, "{asked:?}");
+        assert!(asked[2] >= 72 * second && asked.len() == 3, "{asked:?}");
+
+        let forever = std::iter::repeat_with(|| throttled(None)).take(100).collect();
+        let (refusal, asked) = launch(requested(), forever).await;
+        assert_eq!(refusal, LaunchRefusal::NoCapacity("slow down".to_owned()));
+        assert!(asked.len() > 7 && asked[asked.len() - 1] <= PATIENCE, "{asked:?}");
+        let (_, asked) = launch(requested(), vec![throttled(Some(Duration::from_hours(1)))]).await;
+        assert_eq!(asked.len(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_may_have_started_is_told_so_whatever_comes_after() {
+        let unclear = || LaunchError::Unclear("no answer".to_owned());
+        let (refusal, asked) = launch(requested(), vec![unclear()]).await;
+        assert_eq!(refusal, LaunchRefusal::Unclear("none left".to_owned()));
+        assert_eq!(asked.len(), 2);
+        let always = std::iter::repeat_with(unclear).take(100).collect();
+        let (refusal, asked) = launch(requested(), always).await;
+        assert_eq!(refusal, LaunchRefusal::Unclear("no answer".to_owned()));
+        assert_eq!(asked.len(), UNCLEAR_MAX);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_machine_that_is_not_wanted_any_more_is_not_asked_for() {
+        let late = Machine { lease_until: Some(Timestamp(1)), ..requested() };
+        let cancelled = Machine { state: MachineState::Terminating, ..requested() };
+        for machine in [late, cancelled] {
+            let (refusal, asked) = launch(machine, Vec::new()).await;
+            assert!(matches!(refusal, LaunchRefusal::Unclear(_)), "{refusal:?}");
+            assert_eq!(asked, []);
+        }
+    }
 
     #[tokio::test]
     async fn a_stock_image_fetches_the_agents_program_from_core_which_must_have_it() {

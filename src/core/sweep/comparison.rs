@@ -49,6 +49,8 @@ pub struct Comparison<'a> {
     pub started_at: Timestamp,
     /// When the provider was asked: what has happened since need not be in its list.
     pub asked_at: Timestamp,
+    /// When that is compared. What is on record for later is of before the clock was set back.
+    pub compared_at: Timestamp,
 }
 
 impl Comparison<'_> {
@@ -103,8 +105,9 @@ impl Comparison<'_> {
             return Some(if is_closed { Verdict::EndUnknown } else { Verdict::Elsewhere });
         }
         // One that ended after the question was still there when it was asked.
-        let ended_before = record.terminated_at.is_none_or(|ended_at| ended_at < self.asked_at);
-        (is_closed && ended_before).then_some(Verdict::Returned)
+        let ended_since = |at| (self.asked_at..=self.compared_at).contains(&at);
+        let has_ended_since = record.terminated_at.is_some_and(ended_since);
+        (is_closed && !has_ended_since).then_some(Verdict::Returned)
     }
 
     /// Whether nobody has heard of the machine for so long that it would be in the list if it were there.
@@ -197,6 +200,7 @@ mod tests {
             live: records.live_machines().collect(),
             started_at,
             asked_at: ASKED_AT,
+            compared_at: ASKED_AT.after(Duration::from_secs(9)),
         };
         let verdicts = comparison.verdicts();
         assert!(verdicts.len() <= 1, "{verdicts:?}");
@@ -266,6 +270,7 @@ mod tests {
                 live: records.live_machines().collect(),
                 started_at: LONG_AGO,
                 asked_at: ASKED_AT,
+                compared_at: ASKED_AT.after(Duration::from_secs(9)),
             }
             .verdicts()
             .len()
@@ -323,6 +328,7 @@ mod tests {
                 live: records.live_machines().collect(),
                 started_at: LONG_AGO,
                 asked_at: ASKED_AT,
+                compared_at: ASKED_AT.after(Duration::from_secs(9)),
             }
             .overdue()
             .count()

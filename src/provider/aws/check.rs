@@ -64,8 +64,8 @@ impl AwsProvider {
         if fault.is_answer() { Ok(()) } else { Err(fault.to_string()) }
     }
 
-    /// Asks for each permission that is needed.
-    pub async fn permissions(&self) -> Vec<Permission> {
+    /// Asks for each permission that is needed, with `spot` also to buy on the spot market.
+    pub async fn permissions(&self, spot: bool) -> Vec<Permission> {
         let ec2 = &self.client;
         let dry = true;
         let instances = ec2.describe_instances().dry_run(dry).send().await;
@@ -77,6 +77,10 @@ impl AwsProvider {
             Permission::new("ec2:DescribeInstanceTypes", judge(types)),
         ];
         permissions.extend(self.to_launch().await);
+        if spot {
+            let answer = self.dry_launch(Market::Spot).await;
+            permissions.push(Permission::new("ec2:RunInstances as spot", answer));
+        }
         permissions.push(Permission::new("ec2:TerminateInstances", self.to_terminate().await));
         permissions
     }
@@ -87,14 +91,7 @@ impl AwsProvider {
         if self.config.instance_profile.is_some() {
             needed.push("iam:PassRole");
         }
-        let answer = match self.something_to_launch().await {
-            Ok((candidate, image)) => {
-                let tags = [tag(CORE_TAG, &self.core_id), tag("Name", "stagely doctor")];
-                let request = self.run_instances(&candidate, &image, &tags);
-                judge(request.dry_run(true).send().await)
-            }
-            Err(why) => Answer::Unknown(why),
-        };
+        let answer = self.dry_launch(Market::OnDemand).await;
         let Answer::Missing(words) = &answer else {
             return needed.into_iter().map(|it| Permission::new(it, answer.clone())).collect();
         };
@@ -107,6 +104,18 @@ impl AwsProvider {
             Permission::new(action, Answer::Unknown(format!("AWS has stopped at {missing}")))
         };
         needed.iter().map(of).collect()
+    }
+
+    async fn dry_launch(&self, market: Market) -> Answer {
+        match self.something_to_launch().await {
+            Ok((candidate, image)) => {
+                let tags = [tag(CORE_TAG, &self.core_id), tag("Name", "stagely doctor")];
+                let candidate = Candidate { market, ..candidate };
+                let request = self.run_instances(&candidate, &image, &tags);
+                judge(request.dry_run(true).send().await)
+            }
+            Err(why) => Answer::Unknown(why),
+        }
     }
 
     async fn something_to_launch(&self) -> Result<(Candidate, Image), String> {

@@ -281,6 +281,7 @@ impl World {
             live: machines.values().filter(|machine| !machine.state.is_terminated()).collect(),
             started_at: self.started_at,
             asked_at: look.asked_at,
+            compared_at: self.now,
         };
         comparison.verdicts()
     }
