@@ -212,6 +212,12 @@ impl std::fmt::Debug for Providers {
 }
 
 impl Providers {
+    /// One alone.
+    #[cfg(test)]
+    pub(crate) fn only(name: ProviderName, provider: Arc<dyn Provider>) -> Self {
+        Self(BTreeMap::from([(name, provider)]))
+    }
+
     /// Makes `names`. Machines are tagged with `core_id`; `data_dir` holds what local ones need.
     ///
     /// # Errors

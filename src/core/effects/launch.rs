@@ -223,13 +223,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (store, _) = Store::open(&folder.path().join("core.redb")).unwrap();
         let mut records = Records::default();
-        let id = machine.id;
+        let (id, record_provider) = (machine.id, machine.provider);
         records.machines.insert(id, machine);
         let records = SharedRecords::new(records);
         let mut effects = fixtures::effects(folder.path(), Config::default(), store, records);
         let moody = Arc::new(Moody { answers: Mutex::new(answers.into()), ..Moody::default() });
         let provider: Arc<dyn Provider> = Arc::clone(&moody) as _;
-        effects.providers = Providers::from([(ProviderName::Local, provider)]);
+        effects.providers = Providers::only(record_provider, provider);
 
         let refusal = effects.try_launch(id).await.unwrap_err();
 
@@ -238,7 +238,8 @@ mod tests {
     }
 
     fn requested() -> Machine {
-        Machine { lease_until: Some(now().after(Duration::from_hours(1))), ..fixtures::machine(1) }
+        let lease_until = Some(now().after(Duration::from_hours(1)));
+        Machine { state: MachineState::Requested, lease_until, ..fixtures::machine(1) }
     }
 
     fn throttled(wait: Option<Duration>) -> LaunchError {
@@ -281,7 +282,7 @@ mod tests {
         for machine in [late, cancelled] {
             let (refusal, asked) = launch(machine, Vec::new()).await;
             assert!(matches!(refusal, LaunchRefusal::Unclear(_)), "{refusal:?}");
-            assert_eq!(asked, []);
+            assert!(asked.is_empty(), "{asked:?}");
         }
     }
 

@@ -80,6 +80,12 @@ impl World {
             self.meet("a machine vanishes without a word");
             let end = End { lag: self.lag(), taken_back: self.rng.chance(30) };
             self.end_as(machine, false, end);
+            // Most are noticed by their silence before a list can be believed; not where core itself stood still.
+            if self.rng.chance(20) {
+                self.pass(LIST_GRACE + Duration::from_secs(1));
+                self.sweep();
+                self.sweep();
+            }
         }
     }
 
