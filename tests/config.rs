@@ -15,6 +15,10 @@ fn sample() -> String {
     fs::read_to_string(path).unwrap()
 }
 
+/// What machines of other hosts need: addresses of core and of a registry that they reach.
+const REACHED: &str =
+    "core.public-url = \"https://core.example\"\nregistry.url = \"registry.example\"\n";
+
 fn read(text: &str) -> Result<Config, ConfigError> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("stagely.toml");
@@ -48,7 +52,8 @@ fn the_sample_shows_the_defaults() {
 
 #[test]
 fn the_samples_examples_are_settings_too() {
-    let text = with_examples(&sample());
+    // Its examples name clouds, and the default registry is this host's own.
+    let text = with_examples(&sample()).replace("127.0.0.1:5000", "registry.example");
     let config = read(&text).unwrap();
     let unset = [
         config.core.public_url.is_none(),
@@ -202,12 +207,18 @@ fn mistakes_name_the_file_the_line_or_the_setting() {
     let market = error("[testers]\nmarket = \"cheap\"\n");
     assert!(market.contains("line 2") && market.contains("spot-first"), "{market}");
     assert!(error("[aws]\nvolume-gib = 0\n").contains("line 2"));
+    let volume = error("[aws]\nvolume-gib = 65537\n");
+    assert!(volume.starts_with("aws.volume-gib: ") && volume.contains("65536"), "{volume}");
+    for table in ["builders", "previews", "testers"] {
+        let price = error(&format!("[{table}]\nmax-price = 0\n"));
+        assert!(price.starts_with(&format!("{table}.max-price: must be more")), "{price}");
+    }
     assert!(error("[nowhere]\n").contains("nowhere"));
 }
 
 /// Who launches machines of each fleet, AMD64 and ARM64.
 fn launchers(text: &str) -> [[Option<ProviderName>; 2]; 3] {
-    let config = read(text).unwrap();
+    let config = read(&format!("{REACHED}{text}")).unwrap();
     Fleet::ALL.map(|fleet| {
         let fleet = config.fleet(fleet);
         [fleet.provider_of(Arch::Amd64), fleet.provider_of(Arch::Arm64)]
@@ -245,7 +256,7 @@ fn fleets_are_launched_by_who_launches_builders_unless_they_say_otherwise() {
 
 #[test]
 fn qemu_needs_an_image_and_launches_what_it_has_one_for() {
-    let qemu = "[builders]\nprovider = \"qemu\"\n";
+    let qemu = &format!("{REACHED}[builders]\nprovider = \"qemu\"\n");
     assert!(error(qemu).starts_with("qemu.image-amd64: is missing"), "{}", error(qemu));
     let config = read(&format!("{qemu}[qemu]\nimage-amd64 = \"/image\"\n")).unwrap();
     let launchable = config.limits().launchable;
@@ -254,8 +265,8 @@ fn qemu_needs_an_image_and_launches_what_it_has_one_for() {
 
 #[test]
 fn a_processor_that_a_catalog_lacks_is_launched_nowhere() {
-    let text = "[builders]\nprovider = \"digitalocean\"\n";
-    let launchable = read(text).unwrap().limits().launchable;
+    let text = format!("{REACHED}[builders]\nprovider = \"digitalocean\"\n");
+    let launchable = read(&text).unwrap().limits().launchable;
     assert_eq!(launchable.into_keys().collect::<Vec<_>>(), [Arch::Amd64]);
 }
 

@@ -155,7 +155,8 @@ fn doctor_finds_what_is_right_and_what_is_wrong() {
 #[test]
 fn fleets_shows_what_a_configuration_launches_and_refuses_one_that_is_wrong() {
     let person = Person::new("fleets");
-    let settings = "builders = { provider = \"aws\", market = \"spot-first\" }\n";
+    let settings = "core.public-url = \"https://core.example\"\nregistry.url = \"registry.example\"\n\
+                    builders = { provider = \"aws\", market = \"spot-first\" }\n";
     person.write(&[
         ("right.toml", settings),
         ("wrong.toml", "aws.builders.amd64.large = [\"c5.2xlagre\"]\n"),
