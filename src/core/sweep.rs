@@ -76,7 +76,7 @@ impl Sweeps {
     ) -> Vec<(ProviderName, Result<Look, ProviderError>)> {
         let looks = self.iter().map(async |sweep| {
             let looked =
-                if dry_run { sweep.compare(sweep.soon()).await } else { sweep.look().await };
+                if dry_run { sweep.compare().await } else { sweep.look().await };
             (sweep.name, looked)
         });
         join_all(looks).await
@@ -242,13 +242,13 @@ impl Sweep {
         self.events.store(told).await.is_ok()
     }
 
-    /// The provider's list, asked for no longer than `kept` ago. Whoever asks while it is awaited shares it, so
-    /// that however many ask, the provider is asked by one at a time.
-    async fn list(&self, kept: Duration) -> Result<List, ProviderError> {
+    /// The provider's list. Whoever asks while another waits for its turn shares what that one is told: however
+    /// many ask, the provider is asked by one at a time.
+    async fn list(&self) -> Result<List, ProviderError> {
         let since = Instant::now();
         let mut last = self.list.lock().await;
         if let Some(known) = &*last
-            && known.begun + kept > since
+            && known.begun > since
         {
             return Ok(known.clone());
         }
@@ -259,9 +259,9 @@ impl Sweep {
         Ok(fresh)
     }
 
-    /// Compares the provider's list, which may be `kept` old, with the records, and says what is to be done.
-    pub(super) async fn compare(&self, kept: Duration) -> Result<Look, ProviderError> {
-        let List { asked_at, machines, .. } = self.list(kept).await?;
+    /// Compares the provider's list with the records, and says what is to be done.
+    pub(super) async fn compare(&self) -> Result<Look, ProviderError> {
+        let List { asked_at, machines, .. } = self.list().await?;
         let records = self.records.read();
         let comparison = Comparison {
             provider: self.name,
@@ -290,7 +290,7 @@ impl Sweep {
 
     /// Compares, and does what is to be done. What fails for one machine keeps no other waiting.
     pub(super) async fn look(&self) -> Result<Look, ProviderError> {
-        let mut look = self.compare(Duration::ZERO).await?;
+        let mut look = self.compare().await?;
         let asked_at = look.asked_at;
         let missing: BTreeSet<MachineId> = look
             .findings

@@ -67,6 +67,8 @@ async fn of_two_pushes_within_a_second_only_the_last_one_is_shown() {
     it.machines.build_of(&third).await.succeeds().await;
     let comment = it.comment_says(&pull, "✅").await;
     assert!(comment.body.contains(&third[..7]), "{}", comment.body);
+    // The image is there before its run has ended.
+    it.status_is(&third, "stagely", "success").await;
     let runs = it.runs(&pull).await;
     assert_eq!(runs[0].status, RunStatus::Completed);
     assert!(runs[1..].iter().all(|run| run.status == RunStatus::Cancelled), "{runs:#?}");

@@ -173,7 +173,7 @@ async fn what_cannot_be_ended_keeps_nothing_else_waiting_and_few_are_ended_at_on
     core.cloud.lists(&[&unknown[..], &[(50, gone)]].concat());
     core.cloud.stubborn.lock().unwrap().insert(MachineId::from_bits(1));
 
-    let planned = core.sweep().compare(Duration::ZERO).await.unwrap();
+    let planned = core.sweep().compare().await.unwrap();
     assert_eq!((planned.listed, planned.recorded, planned.findings.len()), (20, 1, 21));
     assert!(planned.findings.iter().all(|it| it.outcome == Outcome::Left));
     assert_eq!(core.cloud.has().len(), 21, "a look changes nothing");
@@ -274,7 +274,7 @@ async fn the_next_look_comes_sooner_where_more_may_be_known() {
 async fn an_agent_that_comes_back_while_its_machine_is_being_judged_keeps_it() {
     let core = Core::start(vec![lost(1, LONG)]);
     core.cloud.lists(&[(1, ListedState::Gone { taken_back: false })]);
-    let mut look = core.sweep().compare(Duration::ZERO).await.unwrap();
+    let mut look = core.sweep().compare().await.unwrap();
     core.records.write(|records| {
         records.machines.get_mut(&MachineId::from_bits(1)).unwrap().connected = true;
     });
