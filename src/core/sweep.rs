@@ -75,8 +75,7 @@ impl Sweeps {
         dry_run: bool,
     ) -> Vec<(ProviderName, Result<Look, ProviderError>)> {
         let looks = self.iter().map(async |sweep| {
-            let looked =
-                if dry_run { sweep.compare().await } else { sweep.look().await };
+            let looked = if dry_run { sweep.compare().await } else { sweep.look().await };
             (sweep.name, looked)
         });
         join_all(looks).await
