@@ -116,8 +116,8 @@ pub fn listed(
     let project = linked(records, repository)?;
     let trigger = if believed.is_some() { Trigger::PrSynchronized } else { Trigger::PrOpened };
     let (commit, at) = (pull_request.head.clone(), pull_request.updated_at);
-    let is_first = pull_request.updated_at == pull_request.created_at;
-    let head = Head { commit, before: None, at, is_first };
+    // It may have been at another commit within the second in which it was opened.
+    let head = Head { commit, before: None, at, is_first: false };
     let moved = Moved { head, trigger, source: HeadSource::Listing { believed } };
     pull_request_moved(records, config, project, repository, pull_request, moved)
 }
@@ -441,7 +441,7 @@ mod tests {
 
         let new = PullRequest { updated_at: Timestamp(1_000), ..pull_request() };
         let event = of(&new, None).unwrap();
-        assert!(head_of(event.clone()).0.is_first, "nothing has happened to it yet");
+        assert!(!head_of(event.clone()).0.is_first, "a push may have followed within a second");
         assert_eq!(run_of(event).0.trigger, Trigger::PrOpened);
 
         let draft = PullRequest { is_draft: true, ..pull_request() };

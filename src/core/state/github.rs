@@ -114,7 +114,7 @@ pub struct Head {
     pub before: Option<CommitSha>,
     /// When, by GitHub's clock. It has whole seconds.
     pub at: Timestamp,
-    /// Whether the pull request was at no other commit before.
+    /// Whether the pull request was certainly at no other commit before.
     #[serde(default)]
     pub is_first: bool,
 }

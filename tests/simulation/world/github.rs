@@ -144,7 +144,8 @@ impl World {
         let environment = self.environment(project, Some(number));
         let approval = if is_fork { Approval::Awaited } else { Approval::NotNeeded };
         let run = Run { from_fork: is_fork, approval, ..self.run(&environment, &head, trigger) };
-        let is_first = !is_push && updated_at == created_at;
+        let is_told = source == HeadSource::Delivery;
+        let is_first = is_told && !is_push && updated_at == created_at;
         let head = Head { commit: head, before, at: updated_at, is_first };
         Event::HeadMoved { run: Box::new(run), environment, head, source }
     }
