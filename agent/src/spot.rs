@@ -155,6 +155,8 @@ enum AskError {
 /// What is at `spot/instance-action`. Whatever the action is, the work here ends.
 #[derive(Deserialize)]
 struct InstanceAction {
+    #[serde(rename = "action")]
+    _action: String,
     #[serde(default)]
     time: String,
 }
@@ -197,7 +199,7 @@ impl Service {
     /// What is new. Of a likely end only whether it is certain by now, where `is_likely` is known.
     async fn ask(&mut self, is_likely: bool) -> Result<Option<Interrupted>, AskError> {
         if let Some(action) = self.get::<InstanceAction>(ACTION_PATH).await? {
-            // That there is an action is enough: it comes two minutes before the end.
+            // That there is an action is enough, whatever its time says.
             let soon = || unix_milliseconds(SystemTime::now() + NOTICE_TIME).unwrap_or_default();
             let at = milliseconds(&action.time, ACTION_PATH).unwrap_or_else(|_| soon());
             return Ok(Some(Interrupted { at, notice: Notice::Certain }));

@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use stagely_agent::protocol::{Interrupted, Notice};
 use stagely_agent::spot::SpotWatch;
@@ -52,6 +52,19 @@ async fn every_action_of_a_spot_notice_is_the_certain_end() {
 }
 
 #[tokio::test]
+async fn an_action_at_a_time_that_is_not_known_is_expected_after_a_whole_notice() {
+    for body in [r#"{"action": "stop"}"#, r#"{"action": "stop", "time": "soon"}"#] {
+        let imds = Imds::start().await;
+        imds.script().action = Some(body.to_owned());
+        let before = SystemTime::now();
+        let notice = next(&mut SpotWatch::start(imds.url.clone(), INTERVAL)).await;
+        let at = UNIX_EPOCH + Duration::from_millis(notice.at + 1);
+        assert!(at > before + Duration::from_mins(2), "{notice:?}");
+        assert_eq!(notice.notice, Notice::Certain);
+    }
+}
+
+#[tokio::test]
 async fn a_likely_end_is_said_once_and_a_certain_one_follows() {
     let imds = Imds::start().await;
     imds.script().rebalance = Some(REBALANCE.to_owned());
@@ -95,7 +108,7 @@ async fn what_the_service_says_amiss_is_no_notice_and_it_is_asked_again() {
     let mut watch = SpotWatch::start(imds.url.clone(), INTERVAL);
     imds.shows(|imds| imds.count("PUT /latest/api/token 500") >= 2).await;
     imds.script().is_broken = false;
-    let wrong = ["", "[]", r#"{"action":"stop"}"#, r#"{"time":"soon"}"#, &"x".repeat(100_000)];
+    let wrong = ["", "[]", "{}", r#"{"time":"2026-01-01T00:02:00Z"}"#, &"x".repeat(100_000)];
     for body in wrong {
         let asked = "GET /latest/meta-data/spot/instance-action 200";
         let before = imds.count(asked);
