@@ -220,8 +220,12 @@ async fn follow(client: &Client, job: JobId, range: LogRange) -> anyhow::Result<
 /// As [`runs`].
 pub async fn cancel(arguments: CancelArgs) -> anyhow::Result<ExitCode> {
     let client = arguments.server.running()?;
-    let mut run = client.cancel(arguments.run).await?;
     let mut follower = client.follow_run(arguments.run);
+    if !arguments.no_wait {
+        // Before the end is asked for: the core of `stagely run` is gone soon after it.
+        follower.next().await?;
+    }
+    let mut run = client.cancel(arguments.run).await?;
     while !arguments.no_wait
         && let Some(newer) = follower.next().await?
     {

@@ -145,6 +145,7 @@ async fn send_changes(api: Api, id: RunId, mut socket: WebSocket) {
     let mut changes = api.records.changes();
     let mut beats = api.beats();
     let mut sent = String::new();
+    let mut is_stopping = false;
     loop {
         changes.mark_unchanged();
         let Ok(view) = find(&api, id) else { break };
@@ -155,7 +156,7 @@ async fn send_changes(api: Api, id: RunId, mut socket: WebSocket) {
             }
             sent = json;
         }
-        if view.status.is_final() && view.live_machines == 0 {
+        if is_stopping || view.status.is_final() && view.live_machines == 0 {
             break;
         }
         tokio::select! {
@@ -163,7 +164,8 @@ async fn send_changes(api: Api, id: RunId, mut socket: WebSocket) {
             _ = beats.tick() => if socket.send(Message::Ping(Bytes::new())).await.is_err() { return },
             // Nothing is expected from the viewer: whatever comes is its going away.
             received = socket.recv() => if !matches!(received, Some(Ok(Message::Pong(_) | Message::Ping(_)))) { return },
-            () = api.stop.cancelled() => break,
+            // The core of `stagely run` stops when its run is over, which all others are yet to hear.
+            () = api.stop.cancelled() => is_stopping = true,
         }
     }
     let _ = socket.send(Message::Close(None)).await;
