@@ -52,14 +52,27 @@ impl Turn<'_> {
         }
     }
 
+    /// A machine that was taken for gone is there: what it has written since a deletion began must be
+    /// deleted once more.
+    pub(super) fn doubt_deletions(&mut self) {
+        let closing = self.state.index.closing.iter().copied();
+        let is_doubtful = |id: &EnvironmentId| {
+            self.state.awaits(&Effect::CleanUp { environment: *id }) && self.state.is_at_work(*id)
+        };
+        let doubtful: Vec<EnvironmentId> = closing.filter(is_doubtful).collect();
+        for environment in doubtful {
+            self.state.change_environment(environment, |it| it.deletion_outdated = true);
+        }
+    }
+
     pub(super) fn cleaned_up(&mut self, id: EnvironmentId, refs: &BTreeSet<ImageRef>) {
         if !self.state.settle(&Effect::CleanUp { environment: id }) {
             return;
         }
         let Some(environment) = self.state.environments.get(&id) else { return };
         if environment.deletion_outdated {
-            // A run that opened it since may have written a ref anew. A ref that is not there is deleted
-            // as well as one that is, so all names are kept until it is closed once more.
+            // A ref may have been written anew. A ref that is not there is deleted as well as one that is,
+            // so all names are kept for the next deletion.
             return self.state.change_environment(id, |it| it.deletion_outdated = false);
         }
         self.state.change_environment(id, |environment| {

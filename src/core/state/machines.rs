@@ -41,7 +41,10 @@ impl Turn<'_> {
                 });
             }
             // Its job was gone before the provider answered, or its record was wrong.
-            MachineState::Terminating | MachineState::Terminated => self.terminate(id),
+            MachineState::Terminating | MachineState::Terminated => {
+                self.terminate(id);
+                self.doubt_deletions();
+            }
             // Its agent was faster than the provider's answer.
             MachineState::Booting | MachineState::Ready | MachineState::Busy { .. } => {}
         }

@@ -60,8 +60,8 @@ pub struct Environment {
     /// The cache refs that only this environment writes, and that go when it is closed.
     #[serde(default)]
     pub cache_refs: BTreeSet<ImageRef>,
-    /// Whether it was opened while a deletion of its cache refs was under way: the answer to come says
-    /// nothing of what was written since.
+    /// Whether it was opened, or a machine of it turned out to be there, while a deletion of its cache refs
+    /// was under way: the answer to come says nothing of what was written since.
     #[serde(default)]
     pub deletion_outdated: bool,
     /// Whether it is closed because GitHub said so, or since nobody listens to its project any more. Then it

@@ -103,6 +103,22 @@ fn what_is_written_after_a_deletion_began_is_deleted_with_the_next() {
 }
 
 #[test]
+fn a_machine_that_was_taken_for_gone_may_have_written_what_is_being_deleted() {
+    let mut core = amd64(1);
+    let (_, _, machine) = running(&mut core, &[ONE]);
+    close(&mut core);
+    assert_eq!(core.step(Event::MachineGone { machine, taken_back: false }), [DELETE]);
+
+    let found = core.step(Event::MachineLaunched { machine, placement: None });
+    assert_eq!(found, [Effect::Terminate { machine }]);
+    assert_eq!(core.step(Event::MachineGone { machine, taken_back: false }), []);
+
+    assert_eq!(deleted(&mut core, &[ONE]), [DELETE], "it may have been written since");
+    assert_eq!(deleted(&mut core, &[ONE]), []);
+    assert_eq!(refs(&core), [""; 0]);
+}
+
+#[test]
 fn an_environment_is_not_forgotten_before_its_caches_are_gone() {
     let mut core = amd64(1);
     let (run, job, machine) = running(&mut core, &[ONE]);
