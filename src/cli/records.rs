@@ -222,6 +222,8 @@ pub async fn cancel(arguments: CancelArgs) -> anyhow::Result<ExitCode> {
     let client = arguments.server.running()?;
     let mut follower = client.follow_run(arguments.run);
     if !arguments.no_wait {
+        // A follower waits for a core that is away. Of that a user is told at once.
+        client.run(arguments.run).await?;
         // Before the end is asked for: the core of `stagely run` is gone soon after it.
         follower.next().await?;
     }
