@@ -9,16 +9,15 @@ use std::num::NonZeroU32;
 
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
-use stagely_agent::protocol::{
+use stagely_protocol::{
     Arch, CacheMiss, CommitSha, Digest, FailureReason, ImageRef, Platform, Step, Stream, SystemInfo,
 };
-use utoipa::{IntoParams, ToSchema};
-
-use crate::core::state::{
+use stagely_state::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId};
+use stagely_state::{
     Approval, CancelReason, Fleet, ForkPolicy, GithubRepository, Interruption, MachineKind,
     MachineSize, Market, ProviderName, Timestamp, Trigger, Usd,
 };
-use crate::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId};
+use utoipa::{IntoParams, ToSchema};
 
 /// The path that all of the API lies below.
 pub const BASE_PATH: &str = "/api/v1";
@@ -882,7 +881,7 @@ pub struct CreatedToken {
     /// What it may do.
     pub role: Role,
     /// The token.
-    #[serde(serialize_with = "stagely_agent::protocol::expose_secret")]
+    #[serde(serialize_with = "stagely_protocol::expose_secret")]
     #[schema(value_type = String)]
     pub token: SecretString,
 }

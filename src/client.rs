@@ -9,6 +9,7 @@ use reqwest::{Method, RequestBuilder, Response};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use stagely_state::ids::{EnvironmentId, JobId, MachineId, RunId};
 use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
@@ -25,7 +26,6 @@ use crate::api::{
     JobView, ListEnvironments, ListMachines, ListRuns, LogRange, MachineView, ProjectView,
     QueueView, RebuildEnvironment, RebuildRun, RunView, SweepView, WarmUpView,
 };
-use crate::ids::{EnvironmentId, JobId, MachineId, RunId};
 
 /// How long a connection may take.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);

@@ -4,6 +4,7 @@
 
 mod addresses;
 mod fleets;
+mod schedule;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -13,26 +14,24 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 use serde::Deserialize;
-use stagely_agent::config::AgentConfig;
-use stagely_agent::protocol::Arch;
+use stagely_protocol::{AgentConfig, Arch};
+use stagely_provider::ProviderTables;
+use stagely_provider::aws::AwsSettings;
+use stagely_provider::digitalocean::DigitalOceanSettings;
+use stagely_provider::local::LocalSettings;
+use stagely_provider::qemu::QemuSettings;
+use stagely_provider::settings::{MarketPolicy, SettingError, check_url};
+use stagely_state::ids::MachineId;
+use stagely_state::{
+    BranchName, Fleet, ForkPolicy, GithubRepository, Limits, Name, Priorities, ProviderName, Usd,
+};
 use thiserror::Error;
 use url::Url;
 
-use crate::core::orchestrator::now;
-use crate::core::request::{check_branch, check_name};
-use crate::core::state::{
-    Fleet, ForkPolicy, GithubRepository, Limits, Priorities, ProviderName, Usd,
-};
-use crate::core::warm_up::Schedule;
-use crate::ids::MachineId;
-use crate::provider::catalog::Catalog;
-use addresses::check_url;
+use crate::core::clock::now;
 
-pub(crate) use addresses::is_this_host;
-pub use fleets::{
-    Accelerator, AwsConfig, DigitalOceanConfig, FleetConfig, FleetTypes, ImageKind,
-    InstanceTypeConfig, MarketPolicy, QemuConfig,
-};
+pub use fleets::FleetConfig;
+pub use schedule::Schedule;
 
 /// Runs that are planned at once. Each takes a thread and a checkout, and most of it is waiting for a
 /// server.
@@ -97,14 +96,14 @@ pub struct Config {
     /// The sessions of agents.
     pub agents: AgentsConfig,
     /// The local provider.
-    pub local: LocalConfig,
+    pub local: LocalSettings,
     /// Amazon EC2.
-    pub aws: AwsConfig,
+    pub aws: AwsSettings,
     /// `DigitalOcean`.
     #[serde(rename = "digitalocean")]
-    pub digitalocean: DigitalOceanConfig,
+    pub digitalocean: DigitalOceanSettings,
     /// Guests of QEMU on core's own host.
-    pub qemu: QemuConfig,
+    pub qemu: QemuSettings,
     /// The log store.
     pub logs: LogsConfig,
     /// How long records are kept.
@@ -235,7 +234,7 @@ pub struct BuilderConfig {
     /// `on-demand`.
     pub market: MarketPolicy,
     /// The most that a spot machine may cost in an hour, in US dollars. Default: the price on demand.
-    #[serde(deserialize_with = "fleets::some_dollars")]
+    #[serde(deserialize_with = "stagely_provider::settings::some_dollars")]
     pub max_price: Option<Usd>,
     /// Most launched builders alive at once, over all projects; further jobs wait. Default: 50.
     pub max_concurrent: NonZeroU32,
@@ -314,16 +313,6 @@ impl Default for AgentsConfig {
     }
 }
 
-/// The `[local]` table.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
-pub struct LocalConfig {
-    /// The program to run as `PROGRAM agent`. Default: this one.
-    pub agent_program: Option<PathBuf>,
-    /// The Docker engine that the agents use, `unix:///…`. Default: `DOCKER_HOST` or Docker's own default.
-    pub docker_host: Option<String>,
-}
-
 /// The `[logs]` table.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -397,7 +386,7 @@ impl WarmUpConfig {
             });
         }
         for branch in &self.branches {
-            check_branch("warm-up.branches", branch).map_err(|error| ConfigError::Value {
+            branch.parse::<BranchName>().map_err(|error| ConfigError::Value {
                 key: "warm-up.branches",
                 problem: error.problem,
             })?;
@@ -601,6 +590,12 @@ impl ProjectConfig {
     }
 }
 
+impl From<SettingError> for ConfigError {
+    fn from(SettingError { key, problem }: SettingError) -> Self {
+        Self::Value { key, problem }
+    }
+}
+
 impl Config {
     /// Reads and checks `path`.
     ///
@@ -631,7 +626,7 @@ impl Config {
         }
         // The image's name is checked here and not at the first build, an hour later.
         let sample = format!("{}/project/environment:build", self.registry.url);
-        if sample.parse::<stagely_agent::protocol::ImageRef>().is_err() {
+        if sample.parse::<stagely_protocol::ImageRef>().is_err() {
             return Err(ConfigError::Value {
                 key: "registry.url",
                 problem: format!(
@@ -640,8 +635,7 @@ impl Config {
                 ),
             });
         }
-        self.aws.check()?;
-        self.digitalocean.check()?;
+        self.provider_tables().check()?;
         self.check_reachable()?;
         self.check_prices()?;
         let builders = self.fleet(Fleet::Builder);
@@ -680,7 +674,7 @@ impl Config {
                 return wrong("projects.github", format!("{} is there twice", project.github));
             }
             let Some(name) = &project.name else { continue };
-            if let Err(error) = check_name("name", name) {
+            if let Err(error) = name.parse::<Name>() {
                 return wrong("projects.name", error.problem);
             }
             if !names.insert(name) {
@@ -696,7 +690,7 @@ impl Config {
             core_url: self.core.url(),
             agent_id: machine.wire(),
             token,
-            work_dir: PathBuf::from(stagely_agent::config::DEFAULT_WORK_DIR),
+            work_dir: PathBuf::from(stagely_protocol::agent_config::DEFAULT_WORK_DIR),
             docker_host: None,
             run_dir: None,
             watch_spot: false,
@@ -727,21 +721,20 @@ impl Config {
         let builders = self.fleet(Fleet::Builder);
         let launchable = Arch::ALL.into_iter().filter_map(|arch| {
             let provider = builders.provider_of(arch)?;
-            self.names_any(provider, Fleet::Builder, arch).then_some((arch, provider))
+            self.provider_tables()
+                .can_launch(provider, Fleet::Builder, arch)
+                .then_some((arch, provider))
         });
         launchable.collect()
     }
 
-    /// Whether there is anything to ask `provider` for, when a machine of `fleet` and `arch` is wanted.
-    pub(crate) fn names_any(&self, provider: ProviderName, fleet: Fleet, arch: Arch) -> bool {
-        let of_catalog = |catalog: Result<Catalog, ConfigError>| {
-            catalog.is_ok_and(|catalog| catalog.has(fleet, arch))
-        };
-        match provider {
-            ProviderName::Local => arch == Arch::of_this_program(),
-            ProviderName::Aws => of_catalog(self.aws.catalog()),
-            ProviderName::DigitalOcean => of_catalog(self.digitalocean.catalog()),
-            ProviderName::Qemu => self.qemu.image(arch).is_some(),
+    /// What providers are made of.
+    pub fn provider_tables(&self) -> ProviderTables<'_> {
+        ProviderTables {
+            local: &self.local,
+            aws: &self.aws,
+            digitalocean: &self.digitalocean,
+            qemu: &self.qemu,
         }
     }
 
@@ -755,7 +748,7 @@ impl Config {
             .collect()
     }
 
-    /// The limits of [`state`](crate::core::state).
+    /// The limits of [`state`](stagely_state).
     pub fn limits(&self) -> Limits {
         Limits {
             max_concurrent: self.builders.max_concurrent.get(),

@@ -91,7 +91,7 @@ struct AgentArgs {
     #[command(subcommand)]
     command: Option<AgentCommand>,
     /// Its configuration
-    #[arg(long, value_name = "FILE", default_value = stagely_agent::config::DEFAULT_PATH)]
+    #[arg(long, value_name = "FILE", default_value = stagely_protocol::agent_config::DEFAULT_PATH)]
     config: PathBuf,
 }
 

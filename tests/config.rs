@@ -6,9 +6,10 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use stagely::config::{Config, ConfigError, MarketPolicy};
-use stagely::core::state::{Fleet, ProviderName, Usd};
-use stagely_agent::protocol::Arch;
+use stagely::config::{Config, ConfigError};
+use stagely_protocol::Arch;
+use stagely_provider::settings::MarketPolicy;
+use stagely_state::{Fleet, ProviderName, Usd};
 
 fn sample() -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("stagely.sample.toml");

@@ -11,10 +11,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use stagely::core::logs::{LogSettings, LogStore};
-use stagely::core::state::{Effect, EffectId, Environment, Project};
 use stagely::core::store::{Batch, Store, StoreError, Table};
-use stagely::ids::{EnvironmentId, JobId, ProjectId, RunId};
-use stagely_agent::protocol::{LogLine, Stream};
+use stagely_protocol::{LogLine, Stream};
+use stagely_state::ids::{EnvironmentId, JobId, ProjectId, RunId};
+use stagely_state::{Effect, EffectId, Environment, Project};
 
 const FOLDER_VARIABLE: &str = "STAGELY_TEST_WRITER";
 const SETTINGS: LogSettings =

@@ -12,11 +12,11 @@ use proptest::sample::Index;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use stagely::core::logs::{AppendError, LogError, LogSettings, LogStore, StoredLine};
-use stagely::ids::JobId;
-use stagely_agent::protocol::{
+use stagely_agent::spool::Spool;
+use stagely_protocol::{
     AgentMessage, CUT_MARK, LINE_BYTES_MAX, LogLine, Status, StatusState, Stream, WireId,
 };
-use stagely_agent::spool::Spool;
+use stagely_state::ids::JobId;
 use tokio::runtime::Runtime;
 
 const JOB: JobId = JobId::from_bits(7);
@@ -556,7 +556,7 @@ fn wire() -> WireId {
 
 /// The line as it is kept.
 fn kept(text: &str) -> String {
-    stagely_agent::protocol::cut_line(text).into_owned()
+    stagely_protocol::cut_line(text).into_owned()
 }
 
 proptest! {

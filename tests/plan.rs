@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use stagely::core::plan::{Base, Plan, PlanContext, PlanError, plan};
-use stagely::core::state::{
+use stagely_manifest::{Manifest, parse};
+use stagely_protocol::{Arch, CommitSha, Emulation, Platform};
+use stagely_state::ids::{EnvironmentId, JobId, ProjectId, RunId};
+use stagely_state::{
     Environment, GoodImage, JobKind, MachineSize, PlannedJob, Project, SkipReason, UsedImage,
 };
-use stagely::ids::{EnvironmentId, JobId, ProjectId, RunId};
-use stagely::manifest::{Manifest, parse};
-use stagely_agent::protocol::{Arch, CommitSha, Emulation, Platform};
 
 const SHOP: &str = "\
 builds:

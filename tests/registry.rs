@@ -18,7 +18,7 @@ use axum::response::{IntoResponse as _, Response};
 use sha2::{Digest as _, Sha256};
 use stagely::config::RegistryConfig;
 use stagely::core::registry::{Registry, RegistryError};
-use stagely_agent::protocol::{Digest, ImageRef};
+use stagely_protocol::{Digest, ImageRef};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::time::sleep;

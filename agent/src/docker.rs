@@ -24,8 +24,9 @@ pub use self::merge::{MergeError, merge};
 pub(crate) use self::vertex::StepName;
 pub use self::vertex::{BaseImage, BaseUser};
 
+use stagely_protocol::WireId;
+
 use crate::process::Invocation;
-use crate::protocol::WireId;
 
 /// How this agent calls `docker`.
 #[derive(Clone, Debug)]

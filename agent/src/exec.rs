@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use stagely_protocol::{
+    CoreMessage, FailureReason, InvalidValue, ParseError, Status, StatusState, Stream,
+};
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
 use crate::job::{self, LineSink, Work, Workplace};
-use crate::protocol::{
-    CoreMessage, FailureReason, InvalidValue, ParseError, Status, StatusState, Stream,
-};
 use crate::spool::SpoolError;
 
 /// Time between SIGTERM and SIGKILL for child processes: somebody waits at a terminal.

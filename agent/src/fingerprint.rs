@@ -17,9 +17,10 @@ use tokio_util::sync::CancellationToken;
 use self::dockerfile::Dockerfile;
 use self::files::{Files, Short, open_regular};
 pub use self::miss::cache_miss;
+use stagely_protocol::{BuildArgs, FINGERPRINT_BYTES_MAX, Fingerprint};
+
 use self::patterns::Ignore;
 use crate::docker::{BaseImage, BaseUser};
-use crate::protocol::{BuildArgs, FINGERPRINT_BYTES_MAX, Fingerprint};
 
 /// Comes first in every fingerprint. One of another version is not read.
 const VERSION: u8 = 1;

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use secrecy::SecretString;
+use stagely_protocol::{CloneContext, CloneProblem, CommitSha, FailureReason};
 use thiserror::Error;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
@@ -20,7 +21,6 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use self::remote::Access;
-use crate::protocol::{CloneContext, CloneProblem, CommitSha, FailureReason};
 
 /// A server that sends nothing for this long is taken for dead.
 const SILENCE_MAX: Duration = Duration::from_mins(1);

@@ -20,11 +20,12 @@ use tokio_util::sync::CancellationToken;
 
 use self::build::CacheExport;
 pub use self::log::{JobLog, LineSink};
-use crate::docker::{self, DockerCommand};
-use crate::mask::{Masker, Secrets};
-use crate::protocol::{
+use stagely_protocol::{
     Build, CacheMiss, Digest, FailureReason, Fingerprint, ImageRef, Merge, Status, Step, WireId,
 };
+
+use crate::docker::{self, DockerCommand};
+use crate::mask::{Masker, Secrets};
 
 /// The folder of all jobs, in the work folder.
 pub const JOBS_FOLDER: &str = "jobs";
@@ -259,8 +260,9 @@ impl Drop for JobFolder {
 
 #[cfg(test)]
 mod tests {
+    use stagely_protocol::{StatusState, Stream};
+
     use super::*;
-    use crate::protocol::{StatusState, Stream};
     use crate::spool::SpoolError;
 
     /// Has no space for a line.

@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use stagely_protocol::{
+    AgentMessage, FailureReason, LogAck, ResumedJob, RunningJob, Status, StatusState, WireId,
+};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -14,9 +17,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::job::{self, JOBS_FOLDER, Work, Workplace};
 use crate::process;
-use crate::protocol::{
-    AgentMessage, FailureReason, LogAck, ResumedJob, RunningJob, Status, StatusState, WireId,
-};
 use crate::spool::{Batch, Spool, SpoolError};
 
 /// The folder of all spools, in the work folder.
@@ -357,8 +357,9 @@ fn remove(path: &Path) {
 
 #[cfg(test)]
 mod tests {
+    use stagely_protocol::Stream;
+
     use super::*;
-    use crate::protocol::Stream;
 
     const JOB: &str = "job_1";
 

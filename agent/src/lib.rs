@@ -1,12 +1,7 @@
 //! The Stagely agent: it dials out to core, clones, builds, and reports what happened.
 //!
-//! Core uses four modules of this crate and no more: [`protocol`] (the wire), [`config`] (it writes
-//! the `agent.json` of every machine), [`git`] (it reads `stagely.yaml` at a commit) and [`paths`]
-//! (it checks a build's paths before a machine is paid for). `stagely doctor` asks [`docker`] what this
-//! machine can do.
-
-pub mod config;
-pub mod protocol;
+//! Core uses [`git`], to read `stagely.yaml` at a commit, and nothing else of this crate. `stagely doctor`
+//! asks [`docker`] what this machine can do.
 
 mod session;
 
@@ -24,9 +19,6 @@ pub mod spool;
 pub mod docker;
 pub mod fingerprint;
 pub mod git;
-pub mod paths;
 
 pub mod mask;
 mod process;
-
-pub use process::MACHINE_VARIABLE;

@@ -10,18 +10,13 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use secrecy::{ExposeSecret, SecretString};
+use stagely_protocol::{MACHINE_VARIABLE, Stream, WireId};
 use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System, UpdateKind};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
-
-use crate::protocol::{Stream, WireId};
-
-/// The environment variable that every process of an agent carries, with the agent's id: whoever
-/// shares the machine with an agent that was killed finds what it left behind.
-pub const MACHINE_VARIABLE: &str = "STAGELY_MACHINE";
 
 /// Bytes read at once from each output: the size of a Linux pipe.
 const READ_BYTES: usize = 64 * 1024;

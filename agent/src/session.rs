@@ -12,6 +12,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rand::RngExt as _;
+use stagely_protocol::agent_config::AgentConfig;
+use stagely_protocol::{
+    AgentMessage, Arch, CoreMessage, ErrorMessage, Heartbeat, Hello, HelloAck, ParseError, Status,
+    StatusState, SystemInfo, WireId,
+};
 use sysinfo::System;
 use thiserror::Error;
 use tokio::sync::Notify;
@@ -19,15 +24,10 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, tim
 use tokio_util::sync::CancellationToken;
 
 use self::link::Link;
-use crate::config::AgentConfig;
 use crate::contact::ContactFiles;
 use crate::docker;
 use crate::job::{REGISTRY_PATIENCE, Work, Workplace};
 use crate::jobs::Jobs;
-use crate::protocol::{
-    AgentMessage, Arch, CoreMessage, ErrorMessage, Heartbeat, Hello, HelloAck, ParseError, Status,
-    StatusState, SystemInfo, WireId,
-};
 use crate::spot::SpotWatch;
 
 /// The shortest wait between two attempts.

@@ -14,13 +14,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
-use thiserror::Error;
-use tokio::sync::Notify;
-
-use crate::protocol::{
+use stagely_protocol::{
     BATCH_BYTES_MAX, BATCH_LINES_MAX, FailureReason, LINE_BYTES_MAX, Log, LogLine, Status,
     StatusState, Stream, WireId, cut_line,
 };
+use thiserror::Error;
+use tokio::sync::Notify;
 
 /// A segment this large is closed and the next one begun.
 const SEGMENT_BYTES: u64 = 8 * 1024 * 1024;
@@ -542,9 +541,9 @@ mod tests {
     use std::time::Instant;
 
     use proptest::prelude::*;
+    use stagely_protocol::CUT_MARK;
 
     use super::*;
-    use crate::protocol::CUT_MARK;
 
     fn job() -> WireId {
         "job_1".parse().unwrap()
@@ -749,7 +748,7 @@ mod tests {
         }
         let mut bytes = 0;
         while let Some(batch) = spool.next_batch().unwrap() {
-            bytes += crate::protocol::AgentMessage::Log(batch.log(&job())).to_json().len();
+            bytes += stagely_protocol::AgentMessage::Log(batch.log(&job())).to_json().len();
         }
         assert!(bytes > 5_000_000);
         // Measured: 0.4 s in a debug build. The limit only finds a slip into another order.

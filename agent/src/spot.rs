@@ -6,13 +6,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use reqwest::{Client, Method, Response, StatusCode};
 use serde::Deserialize;
+use stagely_protocol::{Interrupted, Notice};
 use thiserror::Error;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::task::AbortOnDropHandle;
 use url::Url;
-
-use crate::protocol::{Interrupted, Notice};
 
 /// Where the metadata service of an EC2 machine is.
 pub const SERVICE: &str = "http://169.254.169.254";

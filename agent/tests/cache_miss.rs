@@ -16,11 +16,11 @@ use stagely_agent::docker::{self, BuildOutcome, BuildRequest, DockerCommand, Eng
 use stagely_agent::fingerprint::{Inputs, cache_miss};
 use stagely_agent::job::{JobLog, LineSink};
 use stagely_agent::mask::{Masker, Secrets};
-use stagely_agent::paths::BuildPaths;
-use stagely_agent::protocol::{
+use stagely_agent::spool::SpoolError;
+use stagely_protocol::paths::BuildPaths;
+use stagely_protocol::{
     Arch, BuildConfig, CacheMiss, FileChange, Fingerprint, MissCause, RegistryAuth, Stream,
 };
-use stagely_agent::spool::SpoolError;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 

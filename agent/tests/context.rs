@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use serde_json::json;
 use stagely_agent::job::{self, LineSink, REGISTRY_PATIENCE, Work, Workplace};
-use stagely_agent::protocol::{CoreMessage, Status, StatusState, Stream};
 use stagely_agent::spool::SpoolError;
-use support::{GitServer, TOKEN};
+use stagely_protocol::{CoreMessage, Status, StatusState, Stream};
 use tokio_util::sync::CancellationToken;
+
+use support::{GitServer, TOKEN};
 
 fn setting(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: these tests need a registry"))
@@ -32,7 +33,7 @@ async fn build(git: &GitServer, commit: &str) -> Status {
     let work_dir = tempfile::tempdir().unwrap();
     let password = fs::read_to_string(setting("STAGELY_REGISTRY_PASSWORD_FILE")).unwrap();
     let image = format!("{}/agent-tests/context:app", setting("STAGELY_REGISTRY"));
-    let arch = stagely_agent::protocol::Arch::of_this_program();
+    let arch = stagely_protocol::Arch::of_this_program();
     let message = json!({
         "type": "BUILD",
         "job_id": "job_context",

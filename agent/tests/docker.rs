@@ -15,15 +15,16 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use stagely_agent::job::{self, LineSink, REGISTRY_PATIENCE, Work, Workplace};
-use stagely_agent::protocol::{
+use stagely_agent::spool::SpoolError;
+use stagely_protocol::{
     Arch, CoreMessage, FailureReason, RegistryProblem, Status, StatusState, Stream,
 };
-use stagely_agent::spool::SpoolError;
-use support::{GitServer, TOKEN};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
+
+use support::{GitServer, TOKEN};
 
 fn setting(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: these tests need a registry"))

@@ -13,9 +13,10 @@ use secrecy::SecretString;
 use stagely_agent::git::{
     CloneError, FetchRequest, changed_paths, fetch_commit, fetch_commit_and_objects, resolve_ref,
 };
-use stagely_agent::protocol::CommitSha;
-use support::{GitServer, TOKEN};
+use stagely_protocol::CommitSha;
 use tokio_util::sync::CancellationToken;
+
+use support::{GitServer, TOKEN};
 
 fn request(url: String, commit: &CommitSha) -> FetchRequest {
     FetchRequest { url, commit: commit.clone(), branch: None, token: None, submodules: true }

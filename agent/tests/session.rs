@@ -10,15 +10,13 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt as _, StreamExt as _};
-use stagely_agent::config::AgentConfig;
-use stagely_agent::protocol::{
+use stagely_agent::spot::SpotWatch;
+use stagely_agent::{AgentExit, run, run_watching};
+use stagely_protocol::agent_config::AgentConfig;
+use stagely_protocol::{
     AgentMessage, FailureReason, Hello, Interrupted, MESSAGE_BYTES_MAX, Notice, Status,
     StatusState, Stream, WireId,
 };
-use stagely_agent::spot::SpotWatch;
-use stagely_agent::{AgentExit, run, run_watching};
-use support::imds::Imds;
-use support::{GitServer, TOKEN};
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
@@ -27,6 +25,9 @@ use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::{WebSocketStream, accept_async};
 use tokio_util::sync::CancellationToken;
+
+use support::imds::Imds;
+use support::{GitServer, TOKEN};
 
 const PATIENCE: Duration = Duration::from_mins(1);
 

@@ -6,10 +6,11 @@ mod support;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use stagely_agent::protocol::{Interrupted, Notice};
 use stagely_agent::spot::SpotWatch;
-use support::imds::Imds;
+use stagely_protocol::{Interrupted, Notice};
 use tokio::time::timeout;
+
+use support::imds::Imds;
 
 const PATIENCE: Duration = Duration::from_mins(1);
 const INTERVAL: Duration = Duration::from_millis(20);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use futures_util::{SinkExt as _, StreamExt as _};
-use stagely_agent::protocol::{AgentMessage, CoreMessage, HelloAck};
+use stagely_protocol::{AgentMessage, CoreMessage, HelloAck};
 use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;

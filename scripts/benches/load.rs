@@ -13,7 +13,7 @@ use futures_util::{SinkExt as _, StreamExt as _};
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use serde::Deserialize;
-use stagely_agent::protocol::{CoreMessage, Stream, WireId};
+use stagely_protocol::{CoreMessage, Stream, WireId};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::sleep;

@@ -5,7 +5,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use redb::{Database, Durability, TableDefinition};
-use stagely_agent::protocol::Stream;
+use stagely_protocol::Stream;
 
 use crate::load::{self, Load, Outcome, Pool, RawLine, as_f64};
 use crate::repair;

@@ -13,12 +13,12 @@ use anyhow::{Context as _, ensure};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use stagely::config::Config;
-use stagely::core::state::{
+use stagely_protocol::{Arch, BuildArgs, Emulation, Platform, SystemInfo};
+use stagely_state::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId};
+use stagely_state::{
     Effect, Environment, Event, JobKind, JobOutcome, JobReport, JobState, Limits, MachineSize,
     PlannedJob, PlannedRun, Project, ProviderName, Run, State, Timestamp, Trigger,
 };
-use stagely::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId};
-use stagely_agent::protocol::{Arch, BuildArgs, Emulation, Platform, SystemInfo};
 
 use crate::report::{Pairs, Row, median, print, quantile};
 

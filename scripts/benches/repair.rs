@@ -10,9 +10,10 @@ use rand::SeedableRng as _;
 use rand::distr::{Alphanumeric, SampleString as _};
 use rand::rngs::StdRng;
 use redb::{Database, TableDefinition};
+use stagely::core::clock::new_id;
 use stagely::core::logs::{LogSettings, LogStore};
-use stagely::ids::JobId;
-use stagely_agent::protocol::{LogLine, Stream};
+use stagely_protocol::{LogLine, Stream};
+use stagely_state::ids::JobId;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
@@ -99,7 +100,7 @@ pub(crate) async fn fill(path: &Path) -> anyhow::Result<()> {
     for writer in 0..WRITERS {
         let (store, batches) = (store.clone(), Arc::clone(&batches));
         writers.spawn(async move {
-            let job = JobId::random();
+            let job = new_id::<JobId>();
             for number in 0.. {
                 let lines = &batches[(writer + number) % WRITERS];
                 let lines: Vec<LogLine<'_>> = lines

@@ -4,11 +4,11 @@ use anyhow::{Context as _, bail};
 use futures_util::{SinkExt as _, StreamExt as _};
 use secrecy::ExposeSecret as _;
 use stagely::api::BASE_PATH;
-use stagely::ids::JobId;
-use stagely_agent::config::AgentConfig;
-use stagely_agent::protocol::{
+use stagely_protocol::agent_config::AgentConfig;
+use stagely_protocol::{
     AgentMessage, Arch, CONNECT_PATH, CoreMessage, Hello, Status, StatusState, SystemInfo, WireId,
 };
+use stagely_state::ids::JobId;
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::http::HeaderValue;

@@ -4,9 +4,9 @@ use std::io::{Write as _, stdout};
 use std::process::ExitCode;
 
 use clap::Args;
+use stagely_state::ids::RunId;
 
 use super::connect::ServerArgs;
-use crate::ids::RunId;
 
 /// Approves a run of a fork's commit, which waits for that
 ///

@@ -11,7 +11,7 @@ use clap::{Args, Subcommand};
 use console::style;
 use serde::Serialize;
 use stagely_agent::docker::{self, DockerCommand, Engine, create_config};
-use stagely_agent::protocol::{Arch, RegistryAuth};
+use stagely_protocol::{Arch, RegistryAuth};
 use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 

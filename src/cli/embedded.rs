@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use stagely_state::ProviderName;
 use tokio::time::sleep;
 use tracing::info;
 
@@ -13,7 +14,6 @@ use super::connect::{ServerArgs, running_on, state_folder};
 use crate::api::ListRuns;
 use crate::client::Client;
 use crate::config::Config;
-use crate::core::state::ProviderName;
 use crate::core::store::StoreError;
 use crate::core::{self, Running};
 

@@ -7,13 +7,13 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use console::truncate_str;
+use stagely_state::ids::EnvironmentId;
 
 use super::connect::ServerArgs;
 use super::embedded::Records;
 use super::records::print;
 use super::table::table;
 use crate::api::{EnvironmentView, ListEnvironments};
-use crate::ids::EnvironmentId;
 
 /// The columns of an environment's images in the list; with --json all are told.
 const IMAGES_COLUMNS: usize = 20;
@@ -187,7 +187,7 @@ mod tests {
     #[test]
     fn many_images_are_cut_in_the_list() {
         let mut main = environment("main");
-        main.newest_run = Some(crate::ids::RunId::from_bits(1));
+        main.newest_run = Some(stagely_state::ids::RunId::from_bits(1));
         let image = |number| crate::api::EnvironmentImage {
             build: format!("service-{number}"),
             tag: "registry:5000/shop/main:app".parse().unwrap(),

@@ -8,7 +8,8 @@ use std::process::ExitCode;
 use anyhow::{Context as _, bail};
 use clap::Args;
 use console::{measure_text_width, style, truncate_str};
-use stagely_agent::protocol::{CacheMiss, MissCause, Step};
+use stagely_protocol::{CacheMiss, MissCause, Step};
+use stagely_state::ids::{JobId, RunId};
 
 use self::advice::advice;
 use super::connect::ServerArgs;
@@ -17,7 +18,6 @@ use super::records::print;
 use super::run::outcome::{cached, duration_of, emulation, seconds};
 use crate::api::{JobView, RunView};
 use crate::client::Client;
-use crate::ids::{JobId, RunId};
 
 /// The columns of a line.
 const COLUMNS: usize = 80;
@@ -246,7 +246,7 @@ fn pieces(word: &str, columns: usize) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use stagely_agent::protocol::{ChangedFile, FileChange};
+    use stagely_protocol::{ChangedFile, FileChange};
 
     use super::*;
     use crate::cli::run::outcome::tests::{job, run};

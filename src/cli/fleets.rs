@@ -5,14 +5,15 @@ use std::process::ExitCode;
 
 use clap::Args;
 use serde::Serialize;
-use stagely_agent::protocol::Arch;
+use stagely_protocol::Arch;
+use stagely_provider::catalog::Catalog;
+use stagely_provider::settings::MarketPolicy;
+use stagely_state::{Fleet, MachineSize, ProviderName, Usd};
 
 use super::records::print;
 use super::table::table;
 use crate::api::dollars;
-use crate::config::{Config, ConfigError, FleetConfig, MarketPolicy};
-use crate::core::state::{Fleet, MachineSize, ProviderName, Usd};
-use crate::provider::catalog::Catalog;
+use crate::config::{Config, ConfigError, FleetConfig};
 
 /// Shows which machines a configuration launches, and at which prices
 ///
@@ -111,7 +112,8 @@ fn view(
         MarketPolicy::SpotFirst => "spot-first",
     };
     let sizes = catalog.as_ref().map(|catalog| sizes(catalog, fleet, arch)).unwrap_or_default();
-    let is_launched = provider.is_some_and(|provider| config.names_any(provider, fleet, arch));
+    let tables = config.provider_tables();
+    let is_launched = provider.is_some_and(|provider| tables.can_launch(provider, fleet, arch));
     let max_price_per_hour_usd = bought.max_price;
     Ok(FleetView {
         fleet,

@@ -62,9 +62,10 @@ fn github_text(view: &GithubView) -> String {
 
 #[cfg(test)]
 mod tests {
+    use stagely_state::Timestamp;
+
     use super::*;
     use crate::api::ReconciledView;
-    use crate::core::state::Timestamp;
 
     #[test]
     fn what_is_wrong_is_said_and_what_is_not_is_not() {

@@ -4,14 +4,14 @@ use std::io::{Write as _, stdout};
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
-use stagely_agent::protocol::Arch;
+use stagely_protocol::Arch;
+use stagely_state::ids::MachineId;
+use stagely_state::{Interruption, MachineKind, Market, Usd};
 
 use super::connect::ServerArgs;
 use super::records::{local_time, print};
 use super::table::{Column, fitted, table, terminal_width};
 use crate::api::{AddMachine, ListMachines, MachineStatus, MachineView, QueueView};
-use crate::core::state::{Interruption, MachineKind, Market, Usd};
-use crate::ids::MachineId;
 
 /// A machine that is there for longer than this after its lease is worth a warning: its end takes some time.
 const OVERDUE_SECONDS: i64 = 300;
@@ -242,8 +242,9 @@ fn queue_table(queue: &QueueView) -> String {
 
 #[cfg(test)]
 mod tests {
+    use stagely_state::{Fleet, MachineSize, ProviderName, Timestamp};
+
     use super::*;
-    use crate::core::state::{Fleet, MachineSize, ProviderName, Timestamp};
 
     /// Ten minutes old, of 0.34 dollars an hour, with 50 minutes left.
     fn view(number: u128) -> MachineView {
@@ -265,7 +266,7 @@ mod tests {
             status: MachineStatus::Busy,
             interruption: None,
             connected: true,
-            job_id: Some(crate::ids::JobId::from_bits(1)),
+            job_id: Some(stagely_state::ids::JobId::from_bits(1)),
             exporting_cache_of: None,
             requested_at: Timestamp(0),
             lease_until: Some(Timestamp(3_600_000)),

@@ -6,15 +6,16 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand};
 use secrecy::SecretString;
+use stagely_state::{ForkPolicy, GithubRepository};
 use url::Url;
 
 use super::connect::ServerArgs;
 use super::records::print;
 use super::table::table;
 use crate::api::{AddProject, BASE_PATH, ProjectView};
-use crate::core::state::{ForkPolicy, GithubRepository};
 
 /// Says which repositories' pull requests are built
 #[derive(Args, Debug)]
@@ -59,7 +60,7 @@ struct AddArgs {
     #[arg(long, value_name = "FILE")]
     github_token_file: Option<PathBuf>,
     /// What becomes of pull requests from forks
-    #[arg(long, value_name = "POLICY", default_value = "approval")]
+    #[arg(long, value_name = "POLICY", default_value = "approval", value_parser = fork_policy())]
     forks: ForkPolicy,
     /// Most machines that work for it at once. Default: as many as there are
     #[arg(long, value_name = "N")]
@@ -69,6 +70,15 @@ struct AddArgs {
     json: bool,
     #[command(flatten)]
     server: ServerArgs,
+}
+
+/// Parses the names of [`ForkPolicy`], and shows them in the help.
+fn fork_policy() -> impl TypedValueParser<Value = ForkPolicy> {
+    let names = ForkPolicy::ALL.map(ForkPolicy::as_str);
+    PossibleValuesParser::new(names).map(|name| {
+        let named = ForkPolicy::ALL.into_iter().find(|policy| policy.as_str() == name);
+        named.expect("the parser lets only these names through")
+    })
 }
 
 /// Runs `stagely project`.
@@ -157,7 +167,7 @@ mod tests {
     #[test]
     fn what_is_left_to_do_at_github_is_said_and_the_list_says_where_projects_come_from() {
         let project = ProjectView {
-            id: crate::ids::ProjectId::from_bits(1),
+            id: stagely_state::ids::ProjectId::from_bits(1),
             name: "shop".to_owned(),
             repository: "https://github.com/acme/shop.git".to_owned(),
             github: Some("acme/shop".to_owned()),

@@ -5,14 +5,14 @@ use std::str::FromStr;
 
 use anyhow::bail;
 use clap::Args;
-use stagely_agent::protocol::InvalidValue;
+use stagely_protocol::InvalidValue;
+use stagely_state::ids::{EnvironmentId, RunId};
 
 use super::records::{local_time, print};
 use super::run::outcome::EXIT_CODES;
 use super::run::start::{CloneTokenArgs, SetArgs, StartArgs};
 use crate::api::{CreateWarmUp, RebuildEnvironment, RebuildRun, WarmUpView};
 use crate::client::Client;
-use crate::ids::{EnvironmentId, RunId};
 
 /// What is built once more.
 #[derive(Clone, Copy, Debug)]
@@ -131,8 +131,9 @@ fn schedule_text(warm_up: &WarmUpView) -> String {
 
 #[cfg(test)]
 mod tests {
+    use stagely_state::Timestamp;
+
     use super::*;
-    use crate::core::state::Timestamp;
 
     #[test]
     fn a_schedule_says_when_it_is_due_next() {

@@ -8,7 +8,9 @@ use clap::Args;
 use futures_util::TryStreamExt as _;
 use jiff::tz::TimeZone;
 use serde::Serialize;
-use stagely_agent::protocol::CommitSha;
+use stagely_protocol::CommitSha;
+use stagely_state::Timestamp;
+use stagely_state::ids::{JobId, RunId};
 
 use super::connect::ServerArgs;
 use super::embedded::Records;
@@ -16,8 +18,6 @@ use super::run::outcome::{cached, duration_of, notes, platforms, seconds, status
 use super::table::table;
 use crate::api::{ListRuns, LogRange, RunView};
 use crate::client::{Client, LogEvent};
-use crate::core::state::Timestamp;
-use crate::ids::{JobId, RunId};
 
 /// Digits of a commit that people compare.
 const COMMIT_DIGITS: usize = 12;

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use crate::manifest::json_schema;
+use stagely_manifest::json_schema;
 
 /// Prints the schema to standard output.
 ///

@@ -103,9 +103,10 @@ fn what(machine: &SweptMachine, dry_run: bool) -> String {
 
 #[cfg(test)]
 mod tests {
+    use stagely_state::ProviderName;
+    use stagely_state::ids::MachineId;
+
     use super::*;
-    use crate::core::state::ProviderName;
-    use crate::ids::MachineId;
 
     fn provider(provider: ProviderName, machines: Vec<SweptMachine>) -> ProviderSweepView {
         ProviderSweepView { provider, error: None, listed: 3, recorded: 2, machines }

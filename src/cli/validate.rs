@@ -6,8 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use serde::Serialize;
-
-use crate::manifest::{self, Build, FILE_NAME, Manifest, Problem, Problems};
+use stagely_manifest::{Build, FILE_NAME, Manifest, Problem, Problems};
 
 /// Checks the file `path` (or `stagely.yaml` in the folder `path`) and prints every problem to
 /// standard output. Contexts and Dockerfiles are looked for from the repository's root.
@@ -26,9 +25,9 @@ pub fn validate(path: Option<PathBuf>, json: bool) -> anyhow::Result<ExitCode> {
 }
 
 fn check(path: &Path) -> io::Result<Result<Manifest, Problems>> {
-    let bytes = manifest::read_file(path)?;
+    let bytes = stagely_manifest::read_file(path)?;
     let root = repository_root(path)?;
-    Ok(manifest::validate(&path.display().to_string(), &bytes, &root))
+    Ok(stagely_manifest::validate(&path.display().to_string(), &bytes, &root))
 }
 
 /// The nearest folder above the file that holds `.git` (a file, in a linked worktree); the file's

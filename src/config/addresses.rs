@@ -1,50 +1,12 @@
-//! Whether an address can be what a setting names, and whether machines reach it.
+//! Whether machines reach the addresses of core and of the registry.
 
-use stagely_agent::protocol::Arch;
-use url::{Host, Url};
+use stagely_protocol::Arch;
+use stagely_provider::Network;
+use stagely_provider::settings::is_this_host;
+use stagely_state::Fleet;
+use url::Url;
 
 use super::{Config, ConfigError};
-use crate::core::state::{Fleet, ProviderName};
-
-/// Checks a URL that names a server and holds no secret.
-///
-/// # Errors
-/// [`ConfigError::Value`], naming `key`.
-pub(super) fn check_url(key: &'static str, url: &Url) -> Result<(), ConfigError> {
-    let has_more = url.query().is_some() || url.fragment().is_some();
-    let is_secret = url.password().is_some() || !url.username().is_empty();
-    if matches!(url.scheme(), "http" | "https") && !has_more && !is_secret {
-        return Ok(());
-    }
-    let problem = "must be https://HOST/… or http://HOST/…, and nothing more".to_owned();
-    Err(ConfigError::Value { key, problem })
-}
-
-/// As [`check_url`], for a server that is sent secrets: without TLS only on this host.
-///
-/// # Errors
-/// [`ConfigError::Value`], naming `key`.
-pub(super) fn check_cloud_url(key: &'static str, url: &Url) -> Result<(), ConfigError> {
-    check_url(key, url)?;
-    if url.scheme() == "https" || is_this_host(url.host()) {
-        return Ok(());
-    }
-    let problem = "must be https://HOST/…, since credentials are sent there".to_owned();
-    Err(ConfigError::Value { key, problem })
-}
-
-/// Whether `host` is loopback, or no address at all, such as `0.0.0.0`: to another machine it is that machine.
-pub(crate) fn is_this_host<S: AsRef<str>>(host: Option<Host<S>>) -> bool {
-    match host {
-        Some(Host::Ipv4(address)) => address.is_loopback() || address.is_unspecified(),
-        Some(Host::Ipv6(address)) => address.is_loopback() || address.is_unspecified(),
-        Some(Host::Domain(name)) => {
-            let name = name.as_ref();
-            name == "localhost" || name.ends_with(".localhost")
-        }
-        None => false,
-    }
-}
 
 impl Config {
     /// Checks that machines which are not processes of this host reach core and the registry.
@@ -52,20 +14,21 @@ impl Config {
         let fleets = Fleet::ALL.map(|fleet| self.fleet(fleet));
         let providers =
             fleets.iter().flat_map(|fleet| Arch::ALL.map(|arch| fleet.provider_of(arch)));
-        let Some(provider) = providers.flatten().find(|provider| self.is_elsewhere(*provider))
+        let tables = self.provider_tables();
+        let mut networks = providers.flatten().map(|provider| (provider, tables.network(provider)));
+        let Some((provider, network)) = networks.find(|(_, network)| *network != Network::ThisHost)
         else {
             return Ok(());
         };
-        let host = if provider == ProviderName::Qemu { "10.0.2.2" } else { "stagely.example.com" };
         let url = self.core.url();
         if is_this_host(url.host()) {
+            let example = match network {
+                Network::Guest { host } => format!("http://{host}:{}", self.core.listen.port()),
+                Network::ThisHost | Network::Remote => "https://stagely.example.com".to_owned(),
+            };
             let problem = format!(
                 "machines of {provider} cannot reach core at {url}, which to them is their own address; set \
-                 core.public-url to one that they reach, such as {}",
-                match provider {
-                    ProviderName::Qemu => format!("http://{host}:{}", self.core.listen.port()),
-                    _ => format!("https://{host}"),
-                }
+                 core.public-url to one that they reach, such as {example}"
             );
             return Err(ConfigError::Value { key: "core.public-url", problem });
         }
@@ -79,19 +42,6 @@ impl Config {
             return Err(ConfigError::Value { key: "registry.url", problem });
         }
         Ok(())
-    }
-
-    /// Whether machines of `provider` have a network of their own. Those of a cloud whose API is on this host
-    /// are on this host as well.
-    fn is_elsewhere(&self, provider: ProviderName) -> bool {
-        match provider {
-            ProviderName::Local => false,
-            ProviderName::Qemu => true,
-            ProviderName::Aws => {
-                !self.aws.endpoint.as_ref().is_some_and(|url| is_this_host(url.host()))
-            }
-            ProviderName::DigitalOcean => !is_this_host(self.digitalocean.api_url.host()),
-        }
     }
 }
 

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use sha2::{Digest as _, Sha256};
-use stagely_agent::protocol::Arch;
+use stagely_protocol::Arch;
 use thiserror::Error;
 use tokio::task::spawn_blocking;
 use url::Url;

@@ -5,7 +5,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use stagely_agent::protocol::{Arch, BuildArgs, Digest, Emulation, Platform};
+use stagely_protocol::{Arch, BuildArgs, Digest, Emulation, Platform};
+use stagely_provider::Providers;
+use stagely_state::ids::{JobId, MachineId, RunId};
+use stagely_state::{
+    Job, JobKind, Machine, MachineKind, MachineSize, MachineState, PlannedJob, Timestamp,
+};
 
 use super::binaries::Binaries;
 use super::disk::DiskGuard;
@@ -16,13 +21,8 @@ use super::records::SharedRecords;
 use super::registry::Registry;
 use super::secrets::Keyring;
 use super::sessions::Sessions;
-use super::state::{
-    Job, JobKind, Machine, MachineKind, MachineSize, MachineState, PlannedJob, Timestamp,
-};
 use super::store::Store;
 use crate::config::Config;
-use crate::ids::{JobId, MachineId, RunId};
-use crate::provider::Providers;
 
 /// The digest of every image here.
 pub(super) fn digest() -> Digest {

@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use stagely_state::ids::{EnvironmentId, ProjectId, RunId};
+use stagely_state::{DeliveryId, Environment, Event, Project, Run};
 use thiserror::Error;
 
 use super::disk::{DiskGuard, DiskNearlyFull};
@@ -13,8 +15,6 @@ use super::records::{Records, SharedRecords};
 use super::request::RequestedRun;
 use super::request::hooks::Unused;
 use super::request::projects::{LinkError, LinkProject, link};
-use super::state::{DeliveryId, Environment, Event, Project, Run};
-use crate::ids::{EnvironmentId, ProjectId, RunId};
 
 /// Why no run was stored.
 #[derive(Debug, Error)]

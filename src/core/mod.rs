@@ -3,7 +3,7 @@
 //! An event comes in (from the API, an agent, an effect or the clock), the orchestrator steps the
 //! state, the store commits, readers see the records, and effects go out.
 
-pub mod state;
+pub mod clock;
 
 pub mod plan;
 pub mod request;
@@ -42,6 +42,9 @@ use std::time::Duration;
 use anyhow::Context as _;
 use axum::serve::ListenerExt as _;
 use secrecy::{ExposeSecret as _, SecretString};
+use stagely_provider::Providers;
+use stagely_state::ids::ProjectId;
+use stagely_state::{Event, Machine, MachineKind, Project, ProviderName, Snapshot, State};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -50,6 +53,7 @@ use tracing::{info, warn};
 use url::Url;
 
 use self::binaries::Binaries;
+use self::clock::now;
 use self::disk::DiskGuard;
 use self::effects::{Effects, Reporting, Secrets};
 use self::github::Github;
@@ -57,21 +61,18 @@ use self::github::reconcile::{Reconcile, Reconciled};
 use self::http::{Api, ApiTokens, WebhookMemory};
 use self::intake::Intake;
 use self::logs::{LogSettings, LogStore};
-use self::orchestrator::{Events, Orchestrator, now};
+use self::orchestrator::{Events, Orchestrator};
 use self::records::{Records, SharedRecords};
 use self::registry::Registry;
 use self::request::projects::LinkProject;
 use self::retention::Retention;
 use self::secrets::{Keyring, random_token};
 use self::sessions::Sessions;
-use self::state::{Event, Machine, MachineKind, Project, ProviderName, Snapshot, State};
 use self::store::{ApiToken, Store, Stored};
 use self::sweep::Sweeps;
 use self::warm_up::WarmUp;
 use crate::api::Role;
 use crate::config::Config;
-use crate::ids::ProjectId;
-use crate::provider::Providers;
 
 /// Holds the first admin token, in the data folder.
 pub const ADMIN_TOKEN_FILE: &str = "admin.token";
@@ -344,8 +345,11 @@ impl Parts {
         let left = left_machines(&stored.state).map(|machine| machine.provider);
         let left: BTreeSet<ProviderName> = left.filter(|name| !named.contains(name)).collect();
         let data_dir = &self.config.core.data_dir;
-        let providers = Providers::new(&named, &self.config, &stored.core_id, data_dir).await?;
-        let others = Providers::new(&left, &self.config, &stored.core_id, data_dir).await;
+        let providers =
+            Providers::new(&named, self.config.provider_tables(), &stored.core_id, data_dir)
+                .await?;
+        let others =
+            Providers::new(&left, self.config.provider_tables(), &stored.core_id, data_dir).await;
         // Without their provider, machines that live could neither be ended nor seen to end.
         let others = others.with_context(|| still_needed(&stored.state, &left))?;
         for (name, _) in providers.iter() {
@@ -455,11 +459,11 @@ fn write_token(path: &Path, token: &SecretString) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use stagely_agent::protocol::Arch;
+    use stagely_protocol::Arch;
+    use stagely_state::ids::MachineId;
+    use stagely_state::{MachineState, Timestamp};
 
     use super::*;
-    use crate::core::state::{MachineState, Timestamp};
-    use crate::ids::MachineId;
 
     #[test]
     fn a_provider_that_cannot_be_used_is_told_with_the_machines_that_need_it() {

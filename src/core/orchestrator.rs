@@ -7,20 +7,22 @@
 use std::collections::btree_map::Entry;
 use std::future::pending;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::Context as _;
-use stagely_agent::protocol::{Fingerprint, ImageRef};
+use stagely_protocol::{Fingerprint, ImageRef};
+use stagely_state::ids::{MachineId, RunId};
+use stagely_state::{Attempt, Changes, Effect, Event, JobKind, JobOutcome, State};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinError, JoinSet, spawn_blocking};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
+use super::clock::now;
 use super::effects::Effects;
 use super::records::{Records, SharedRecords};
-use super::state::{Attempt, Changes, Effect, Event, JobKind, JobOutcome, State, Timestamp};
 use super::store::{Batch, Store, Table};
-use crate::ids::{MachineId, RunId};
+use crate::core::clock::new_id;
 
 /// Events that may wait. A burst of 1,000 webhooks fits; beyond it their senders wait.
 const INBOX_EVENTS: usize = 1_024;
@@ -118,12 +120,6 @@ pub fn inbox() -> (Events, Inbox) {
     (Events { inbox: sender }, Inbox(receiver))
 }
 
-/// The system's clock, in milliseconds.
-pub fn now() -> Timestamp {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
-}
-
 impl Orchestrator {
     /// Makes the task of `state`, which `store` holds and `records` shows.
     pub fn new(
@@ -197,7 +193,7 @@ impl Orchestrator {
             debug!(event = ?input.event, "step");
             // Before the step: after it an attempt that has ended is nobody's.
             self.attach(&mut batch, &input.event, input.attached);
-            effects.extend(self.state.step(input.event, now, &mut MachineId::random));
+            effects.extend(self.state.step(input.event, now, &mut new_id::<MachineId>));
             to_tell.extend(input.stored);
         }
         let changes = self.state.take_changes();

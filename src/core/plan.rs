@@ -8,19 +8,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
-use stagely_agent::protocol::{
-    BuildArgs, CommitSha, FailureReason, ImageRef, InvalidValue, Platform,
+use stagely_manifest::suggest::{closest, listed, shown};
+use stagely_manifest::{Build, Manifest, Template, Variable, Variant};
+use stagely_protocol::{BuildArgs, CommitSha, FailureReason, ImageRef, InvalidValue, Platform};
+use stagely_state::ids::{JobId, RunId};
+use stagely_state::{
+    Environment, GoodImage, JobKind, MachineSize, PlannedJob, Project, SkippedBuild, UsedImage,
 };
 use thiserror::Error;
 
 use self::references::{CACHE_REPOSITORY, References};
 use self::skip::{Selection, dependencies, select, stand_ins};
-use super::state::{
-    Environment, GoodImage, JobKind, MachineSize, PlannedJob, Project, SkippedBuild, UsedImage,
-};
-use crate::ids::{JobId, RunId};
-use crate::manifest::suggest::{closest, listed, shown};
-use crate::manifest::{Build, Manifest, Template, Variable, Variant};
 
 /// How long a merge may take. It moves a few kilobytes between registry and machine.
 const MERGE_TIMEOUT: Duration = Duration::from_mins(10);
@@ -134,13 +132,6 @@ fn guesses(names: &[String], known: &[String]) -> String {
         None => format!("`{}`", shown(name)),
     };
     names.iter().map(guess).collect::<Vec<_>>().join(", ")
-}
-
-/// The build argument that gives a build the image of `variant`, which it depends on:
-/// `STAGELY_IMAGE_BASE`.
-pub fn image_argument(variant: &str) -> String {
-    let letter = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' };
-    format!("STAGELY_IMAGE_{}", variant.chars().map(letter).collect::<String>())
 }
 
 /// Plans the jobs of a run: those of the builds asked for, and of all that these depend on.

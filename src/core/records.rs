@@ -6,13 +6,12 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-use tokio::sync::watch;
-
-use super::state::{
+use stagely_state::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId};
+use stagely_state::{
     Attempt, DeliveryId, Environment, Job, JobKind, JobState, Machine, Project, QueuedJob, Run,
     Timestamp,
 };
-use crate::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId};
+use tokio::sync::watch;
 
 /// How many runs, of all projects, are looked through for those of a job's own. What is older says little
 /// of how long a step takes now.

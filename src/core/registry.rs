@@ -17,7 +17,7 @@ use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
-use stagely_agent::protocol::{Digest, ImageRef};
+use stagely_protocol::{Digest, ImageRef};
 use thiserror::Error;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;

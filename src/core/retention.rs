@@ -3,16 +3,17 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
+use stagely_state::ids::{JobId, MachineId, RunId};
+use stagely_state::{DeliveryId, Event, MachineState, Run, Timestamp};
 use tokio::time::interval;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::clock::now;
 use super::logs::LogStore;
-use super::orchestrator::{Events, now};
+use super::orchestrator::Events;
 use super::records::{Records, SharedRecords};
-use super::state::{DeliveryId, Event, MachineState, Run, Timestamp};
 use crate::config::RetentionConfig;
-use crate::ids::{JobId, MachineId, RunId};
 
 /// Between two looks.
 const INTERVAL: Duration = Duration::from_mins(10);
@@ -126,7 +127,9 @@ mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
-    use stagely_agent::protocol::{LogLine, Stream};
+    use stagely_protocol::{LogLine, Stream};
+    use stagely_state::ids::{EnvironmentId, ProjectId};
+    use stagely_state::{Environment, Head, Job, JobState, Machine, RunState, Snapshot, State};
     use tempfile::TempDir;
 
     use super::*;
@@ -135,11 +138,7 @@ mod tests {
     use crate::core::logs::LogSettings;
     use crate::core::orchestrator::{Orchestrator, inbox};
     use crate::core::records::Records;
-    use crate::core::state::{
-        Environment, Head, Job, JobState, Machine, RunState, Snapshot, State,
-    };
     use crate::core::store::{Batch, Store, Table};
-    use crate::ids::{EnvironmentId, ProjectId};
 
     /// An environment of old runs alone, and one of others too.
     const BRANCH_OF_OLD: EnvironmentId = EnvironmentId::from_bits(1);

@@ -3,11 +3,10 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use stagely_agent::protocol::CoreMessage;
+use stagely_protocol::CoreMessage;
+use stagely_state::ids::MachineId;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-
-use crate::ids::MachineId;
 
 /// Messages that may wait for one agent. Core sends a handful a job; an agent that lets so many pile
 /// up is not reading, and its session is ended.

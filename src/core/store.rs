@@ -10,13 +10,13 @@ use std::sync::Arc;
 use redb::{Database, Durability, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use stagely_agent::protocol::{Fingerprint, ImageRef};
+use stagely_protocol::{Fingerprint, ImageRef};
+use stagely_state::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId};
+use stagely_state::{DeliveryId, Effect, EffectId, Snapshot, Timestamp};
 use thiserror::Error;
 
 use super::secrets::TokenHash;
-use super::state::{DeliveryId, Effect, EffectId, Snapshot, Timestamp};
 use crate::api::Role;
-use crate::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId};
 
 /// Rows are keyed by the bits of their id, so they lie in the order in which they were made.
 type Records = TableDefinition<'static, u128, &'static [u8]>;
@@ -114,15 +114,15 @@ pub struct Stored {
 /// A table of records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Table {
-    /// [`Project`](super::state::Project)s.
+    /// [`Project`](stagely_state::Project)s.
     Projects,
-    /// [`Environment`](super::state::Environment)s.
+    /// [`Environment`](stagely_state::Environment)s.
     Environments,
-    /// [`Run`](super::state::Run)s.
+    /// [`Run`](stagely_state::Run)s.
     Runs,
-    /// [`Job`](super::state::Job)s.
+    /// [`Job`](stagely_state::Job)s.
     Jobs,
-    /// [`Machine`](super::state::Machine)s.
+    /// [`Machine`](stagely_state::Machine)s.
     Machines,
 }
 
@@ -414,10 +414,10 @@ fn unreadable(table: &impl redb::TableHandle, source: serde_json::Error) -> Stor
 
 #[cfg(test)]
 mod tests {
+    use stagely_state::{Environment, Project};
     use tempfile::TempDir;
 
     use super::*;
-    use crate::core::state::{Environment, Project};
 
     struct Folder(TempDir);
 

@@ -1,7 +1,6 @@
 //! Compares what a provider has with the records, both ways, again and again, and decides only on positive
 //! evidence. Each provider has a task of its own, so that one that hangs delays no other.
 
-pub mod comparison;
 #[cfg(test)]
 mod tests;
 
@@ -13,21 +12,20 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt as _;
 use futures_util::future::join_all;
 use futures_util::stream;
+use stagely_provider::{Listing, Provider, ProviderError, Providers, TERMINATE_LIMIT};
+use stagely_state::comparison::{Comparison, Listed, ListedState, is_lost};
+use stagely_state::ids::MachineId;
+use stagely_state::{Event, Fleet, MachineKind, ProviderName, Timestamp};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use self::comparison::{Comparison, is_lost};
-use super::orchestrator::{Events, now};
+use super::clock::now;
+use super::orchestrator::Events;
 use super::records::SharedRecords;
-use super::state::{Event, Fleet, MachineKind, ProviderName, Timestamp};
-use crate::ids::MachineId;
-use crate::provider::{
-    Listed, ListedState, Listing, Provider, ProviderError, Providers, TERMINATE_LIMIT,
-};
 
-pub(super) use self::comparison::Verdict;
+pub(super) use stagely_state::comparison::Verdict;
 
 /// The wait before the first look at a machine whose agent has just left; where the provider is asked more often
 /// than that, half of its interval.

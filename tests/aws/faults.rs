@@ -1,9 +1,10 @@
 //! What the provider makes of EC2's refusals, and of answers that never come.
 
-use stagely::config::MarketPolicy;
-use stagely::core::state::Market;
-use stagely::provider::{LaunchError, Listed, Provider as _};
-use stagely_agent::protocol::Arch;
+use stagely_protocol::Arch;
+use stagely_provider::settings::MarketPolicy;
+use stagely_provider::{LaunchError, Provider as _};
+use stagely_state::Market;
+use stagely_state::comparison::Listed;
 
 use crate::launches::{LIVE, amd64, provider, request, want};
 use crate::moto::Cloud;

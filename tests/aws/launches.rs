@@ -4,13 +4,17 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use aws_sdk_ec2::types::{HttpTokensState, Instance, InstanceLifecycleType, VolumeType};
-use stagely::config::{AwsConfig, Config, MarketPolicy};
-use stagely::core::state::{Fleet, MachineSize, Market, Usd};
-use stagely::ids::MachineId;
-use stagely::provider::aws::{AwsProvider, CORE_TAG};
-use stagely::provider::{LaunchError, LaunchRequest, Listed, ListedState, Provider as _, Want};
-use stagely_agent::config::AgentConfig;
-use stagely_agent::protocol::Arch;
+use stagely::config::Config;
+use stagely::core::clock::new_id;
+use stagely_protocol::Arch;
+use stagely_protocol::agent_config::AgentConfig;
+use stagely_provider::aws::AwsSettings;
+use stagely_provider::aws::{AwsProvider, CORE_TAG};
+use stagely_provider::settings::MarketPolicy;
+use stagely_provider::{LaunchError, LaunchRequest, Provider as _, Want};
+use stagely_state::comparison::{Listed, ListedState};
+use stagely_state::ids::MachineId;
+use stagely_state::{Fleet, MachineSize, Market, Usd};
 
 use crate::moto::{AMD64, ARM64, Cloud, FOREIGN_AMD64, ROOT_DEVICE, agent_json};
 use crate::proxy::Fate;
@@ -19,7 +23,7 @@ pub(crate) const CORE: &str = "core-of-the-test";
 
 /// A provider with the settings of `[aws]` in TOML.
 pub(crate) fn provider(cloud: &Cloud, settings: &str) -> AwsProvider {
-    let config: AwsConfig = toml::from_str(settings).unwrap();
+    let config: AwsSettings = toml::from_str(settings).unwrap();
     AwsProvider::new(cloud.client.clone(), &config, CORE.to_owned()).unwrap()
 }
 
@@ -35,7 +39,7 @@ pub(crate) fn want(arch: Arch, market: MarketPolicy) -> Want {
 }
 
 pub(crate) fn request(provider: &AwsProvider, want: &Want) -> LaunchRequest {
-    let machine = MachineId::random();
+    let machine = new_id::<MachineId>();
     LaunchRequest {
         machine,
         job: Some("job_1".to_owned()),
@@ -189,7 +193,7 @@ async fn a_list_goes_through_all_pages_and_holds_what_is_this_cores() {
         provider.launch(&request).await.unwrap();
         machines.push(request.machine);
     }
-    let config = AwsConfig::default();
+    let config = AwsSettings::default();
     let other = AwsProvider::new(cloud.client.clone(), &config, "another".to_owned()).unwrap();
     other.launch(&amd64(&other)).await.unwrap();
     cloud.proxy.set_page_size(3);
@@ -217,7 +221,7 @@ async fn a_machine_is_ended_and_one_that_is_gone_counts_as_ended() {
     provider.terminate(request.machine).await.unwrap();
     assert_eq!(cloud.live().await, []);
     provider.terminate(request.machine).await.unwrap();
-    provider.terminate(MachineId::random()).await.unwrap();
+    provider.terminate(new_id::<MachineId>()).await.unwrap();
 }
 
 #[tokio::test]

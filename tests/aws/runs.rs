@@ -7,7 +7,7 @@ use aws_sdk_ec2::types::InstanceLifecycleType;
 use jiff::Timestamp;
 use reqwest::Method;
 use stagely::api::{JobView, RunStatus, RunView};
-use stagely_agent::protocol::FailureReason;
+use stagely_protocol::FailureReason;
 
 use crate::core::{Core, is_over, job};
 use crate::host::{Gate, eventually};
@@ -44,7 +44,7 @@ impl Whole {
         format!("FROM busybox\nRUN : {}; echo here we are; {}\n", self.core.name, gate.command())
     }
 
-    async fn run_of(&self, dockerfile: &str) -> stagely::ids::RunId {
+    async fn run_of(&self, dockerfile: &str) -> stagely_state::ids::RunId {
         self.core.run_of(&[("Dockerfile", dockerfile), ("stagely.yaml", MANIFEST)]).await
     }
 

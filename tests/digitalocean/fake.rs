@@ -10,11 +10,14 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use serde_json::Value;
-use stagely::config::{Config, DigitalOceanConfig};
-use stagely::core::state::{Fleet, MachineSize};
-use stagely::ids::{JobId, MachineId};
-use stagely::provider::{DigitalOcean, LaunchRequest, Provider as _, Want};
-use stagely_agent::protocol::Arch;
+use stagely::config::Config;
+use stagely::core::clock::new_id;
+use stagely_protocol::Arch;
+use stagely_provider::digitalocean::DigitalOcean;
+use stagely_provider::digitalocean::DigitalOceanSettings;
+use stagely_provider::{LaunchRequest, Provider as _, Want};
+use stagely_state::ids::{JobId, MachineId};
+use stagely_state::{Fleet, MachineSize};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::time::{Instant, sleep};
@@ -116,7 +119,7 @@ impl Cloud {
         )
     }
 
-    pub(crate) fn config(&self, more: &str) -> DigitalOceanConfig {
+    pub(crate) fn config(&self, more: &str) -> DigitalOceanSettings {
         toml::from_str(&self.settings(more)).unwrap()
     }
 
@@ -163,7 +166,7 @@ pub(crate) fn want(arch: Arch) -> Want {
         fleet: Fleet::Builder,
         arch,
         size: MachineSize::Medium,
-        market: stagely::config::MarketPolicy::OnDemand,
+        market: stagely_provider::settings::MarketPolicy::OnDemand,
         on_demand: false,
         max_price: None,
     }
@@ -173,7 +176,7 @@ pub(crate) fn want(arch: Arch) -> Want {
 pub(crate) fn request(provider: &DigitalOcean, machine: MachineId) -> LaunchRequest {
     LaunchRequest {
         machine,
-        job: Some(JobId::random().to_string()),
+        job: Some(new_id::<JobId>().to_string()),
         fleet: Fleet::Builder,
         arch: Arch::Amd64,
         size: MachineSize::Medium,

@@ -4,14 +4,17 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use stagely::config::{Config, MarketPolicy};
-use stagely::core::state::{Market, ProviderName, Usd};
-use stagely::ids::MachineId;
-use stagely::provider::{
-    AgentBinary, DigitalOcean, LaunchError, LaunchRequest, Listed, ListedState, Provider as _,
-    ProviderError, Providers, Want,
+use stagely::config::Config;
+use stagely::core::clock::new_id;
+use stagely_protocol::Arch;
+use stagely_provider::digitalocean::DigitalOcean;
+use stagely_provider::settings::MarketPolicy;
+use stagely_provider::{
+    AgentBinary, LaunchError, LaunchRequest, Provider as _, ProviderError, Providers, Want,
 };
-use stagely_agent::protocol::Arch;
+use stagely_state::comparison::{Listed, ListedState};
+use stagely_state::ids::MachineId;
+use stagely_state::{Market, ProviderName, Usd};
 
 use crate::fake::{Cloud, Fault, request, want};
 use crate::world::VPC;
@@ -24,7 +27,7 @@ fn live(machine: MachineId) -> Listed {
 async fn a_machine_is_launched_once_and_found_and_ended_by_the_next_core() {
     let cloud = Cloud::start().await;
     let provider = cloud.provider(&format!("vpc = \"{VPC}\""));
-    let machine = MachineId::random();
+    let machine = new_id::<MachineId>();
     let request = request(&provider, machine);
 
     let placement = provider.launch(&request).await.unwrap();
@@ -66,7 +69,7 @@ async fn a_machine_is_launched_once_and_found_and_ended_by_the_next_core() {
     assert_eq!(cloud.world().droplets.len(), 0);
     assert_eq!(next.list().await.unwrap(), []);
     next.terminate(machine).await.unwrap();
-    next.terminate(MachineId::random()).await.unwrap();
+    next.terminate(new_id::<MachineId>()).await.unwrap();
 }
 
 #[tokio::test]
@@ -76,7 +79,7 @@ async fn a_stock_image_is_named_by_its_slug_and_told_where_the_agent_is() {
     let url = "https://core.example/v1/agent/binary/amd64";
     let binary = AgentBinary { url: url.parse().unwrap(), sha256: "ab".repeat(32) };
     let request =
-        LaunchRequest { binary: Some(binary.clone()), ..request(&provider, MachineId::random()) };
+        LaunchRequest { binary: Some(binary.clone()), ..request(&provider, new_id::<MachineId>()) };
 
     provider.launch(&request).await.unwrap();
 
@@ -92,7 +95,7 @@ async fn an_answer_that_is_lost_leaves_one_droplet_and_no_doubt() {
         let cloud = Cloud::start().await;
         let provider = cloud.provider("");
         cloud.fails("POST droplets", 1, fault);
-        let machine = MachineId::random();
+        let machine = new_id::<MachineId>();
 
         let placement = provider.launch(&request(&provider, machine)).await.unwrap();
 
@@ -107,7 +110,7 @@ async fn an_answer_that_says_nothing_is_told_as_such_and_asking_again_is_harmles
     let cloud = Cloud::start().await;
     let provider = cloud.provider("");
     cloud.fails("POST droplets", 1, Fault::Status(503, "Service Unavailable", &[]));
-    let request = request(&provider, MachineId::random());
+    let request = request(&provider, new_id::<MachineId>());
 
     let error = provider.launch(&request).await.unwrap_err();
     assert!(matches!(error, LaunchError::Unclear(_)), "{error:?}");
@@ -121,7 +124,7 @@ async fn an_answer_that_says_nothing_is_told_as_such_and_asking_again_is_harmles
 async fn of_two_droplets_of_one_machine_the_older_stays() {
     let cloud = Cloud::start().await;
     let provider = cloud.provider("");
-    let request = request(&provider, MachineId::random());
+    let request = request(&provider, new_id::<MachineId>());
     // It is created, nobody says so, and no list has it yet.
     cloud.world().newest_is_hidden = true;
     cloud.fails("POST droplets", 1, Fault::Lost);
@@ -158,7 +161,7 @@ async fn a_droplet_that_has_no_tags_yet_is_not_created_twice_and_is_ended() {
     let cloud = Cloud::start().await;
     cloud.world().tags_come_later = true;
     let provider = cloud.provider("");
-    let request = request(&provider, MachineId::random());
+    let request = request(&provider, new_id::<MachineId>());
     provider.launch(&request).await.unwrap();
     provider.launch(&request).await.unwrap();
     assert_eq!(cloud.world().droplets.len(), 1);
@@ -174,11 +177,11 @@ async fn where_nothing_is_free_the_next_candidate_is_tried() {
     cloud.world().full = vec![("c-4", "fra1"), ("c-4", "ams3"), ("c-8", "fra1")];
     let provider = cloud.provider("builders.amd64.medium = [\"c-4\", \"c-8\"]");
 
-    let placement = provider.launch(&request(&provider, MachineId::random())).await.unwrap();
+    let placement = provider.launch(&request(&provider, new_id::<MachineId>())).await.unwrap();
     assert_eq!((&*placement.instance_type, placement.zone.as_deref()), ("c-8", Some("ams3")));
 
     cloud.world().full.push(("c-8", "ams3"));
-    let error = provider.launch(&request(&provider, MachineId::random())).await.unwrap_err();
+    let error = provider.launch(&request(&provider, new_id::<MachineId>())).await.unwrap_err();
     let LaunchError::NoCapacity(text) = error else { panic!("{error:?}") };
     assert!(text.contains("c-8 in ams3: Size is not available in this region"), "{text}");
 }
@@ -188,7 +191,7 @@ async fn a_full_account_is_not_asked_for_every_candidate() {
     let cloud = Cloud::start().await;
     cloud.world().droplet_limit = 0;
     let provider = cloud.provider("");
-    let error = provider.launch(&request(&provider, MachineId::random())).await.unwrap_err();
+    let error = provider.launch(&request(&provider, new_id::<MachineId>())).await.unwrap_err();
     let LaunchError::NoCapacity(text) = error else { panic!("{error:?}") };
     assert!(text.contains("droplet limit") && text.contains("builders.max-concurrent"), "{text}");
     assert_eq!(cloud.seen("POST droplets").len(), 1);
@@ -205,7 +208,7 @@ async fn a_wrong_setting_fails_at_once_and_is_named() {
     ];
     for (setting, named) in cases {
         let provider = cloud.provider(setting);
-        let error = provider.launch(&request(&provider, MachineId::random())).await.unwrap_err();
+        let error = provider.launch(&request(&provider, new_id::<MachineId>())).await.unwrap_err();
         let LaunchError::Permanent(text) = error else { panic!("{setting}: {error:?}") };
         assert!(text.contains(named), "{setting}: {text}");
     }
@@ -215,7 +218,7 @@ async fn a_wrong_setting_fails_at_once_and_is_named() {
         [(nowhere.clone(), "digitalocean.regions"), (nowhere + image, "regions")]
     {
         let provider = DigitalOcean::new(&toml::from_str(&setting).unwrap(), "core1").unwrap();
-        let error = provider.launch(&request(&provider, MachineId::random())).await.unwrap_err();
+        let error = provider.launch(&request(&provider, new_id::<MachineId>())).await.unwrap_err();
         let LaunchError::Permanent(text) = error else { panic!("{setting}: {error:?}") };
         assert!(text.contains(named), "{setting}: {text}");
     }
@@ -223,7 +226,7 @@ async fn a_wrong_setting_fails_at_once_and_is_named() {
 
     cloud.world().images.clear();
     let provider = cloud.provider("");
-    let error = provider.launch(&request(&provider, MachineId::random())).await.unwrap_err();
+    let error = provider.launch(&request(&provider, new_id::<MachineId>())).await.unwrap_err();
     let LaunchError::Permanent(text) = error else { panic!("{error:?}") };
     assert!(text.contains("no golden snapshot") && text.contains("stagely-golden-amd64"), "{text}");
 }
@@ -233,7 +236,7 @@ async fn a_token_is_read_when_it_is_needed_and_never_told() {
     let cloud = Cloud::start().await;
     let provider = cloud.provider("");
     let (good, bad) = (cloud.token(), "dop_v1_ba5eba11");
-    let request = request(&provider, MachineId::random());
+    let request = request(&provider, new_id::<MachineId>());
 
     std::fs::write(cloud.token_file(), bad).unwrap();
     let error = provider.launch(&request).await.unwrap_err();
@@ -271,7 +274,12 @@ async fn what_core_cannot_do_without_is_named_when_it_starts() {
         let digitalocean = toml::from_str(&settings).unwrap();
         let config = Config { digitalocean, ..Config::default() };
         let names = BTreeSet::from([ProviderName::DigitalOcean]);
-        let made = Providers::new(&names, &config, "core1", std::path::Path::new("/nonexistent"));
+        let made = Providers::new(
+            &names,
+            config.provider_tables(),
+            "core1",
+            std::path::Path::new("/nonexistent"),
+        );
         let error = format!("{:#}", made.await.unwrap_err());
         assert!(error.contains("provider digitalocean") && error.contains(named), "{error}");
     }
@@ -296,7 +304,7 @@ async fn no_more_than_ten_droplets_are_created_at_once() {
     let provider = cloud.provider("");
     cloud.fails("POST droplets", 25, Fault::Slow(Duration::from_millis(200)));
 
-    let requests: Vec<_> = (0..25).map(|_| request(&provider, MachineId::random())).collect();
+    let requests: Vec<_> = (0..25).map(|_| request(&provider, new_id::<MachineId>())).collect();
     let launches = requests.iter().map(|request| provider.launch(request));
     for launched in futures_util::future::join_all(launches).await {
         launched.unwrap();

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use stagely::ids::MachineId;
-use stagely::provider::{LaunchError, Provider as _};
+use stagely::core::clock::new_id;
+use stagely_provider::{LaunchError, Provider as _};
+use stagely_state::ids::MachineId;
 
 use crate::fake::{Cloud, Fault, request};
 
@@ -13,7 +14,7 @@ const TOO_MANY: &str = "API rate limit exceeded.";
 async fn the_limit_of_a_minute_is_waited_for() {
     let cloud = Cloud::start().await;
     let provider = cloud.provider("");
-    let request = request(&provider, MachineId::random());
+    let request = request(&provider, new_id::<MachineId>());
     cloud.fails("POST droplets", 1, Fault::Status(429, TOO_MANY, &[("retry-after", "2")]));
 
     let error = provider.launch(&request).await.unwrap_err();
@@ -30,7 +31,7 @@ async fn the_limit_of_a_minute_is_waited_for() {
 async fn while_the_limit_of_an_hour_holds_nothing_is_asked() {
     let cloud = Cloud::start().await;
     let provider = cloud.provider("");
-    let machine = MachineId::random();
+    let machine = new_id::<MachineId>();
     cloud.fails("DELETE droplets", 1, Fault::Status(429, TOO_MANY, &[("retry-after", "1800")]));
     provider.terminate(machine).await.unwrap_err();
 

@@ -1,15 +1,17 @@
 //! The list of machines: whole, and this core's alone.
 
-use stagely::core::state::Usd;
-use stagely::ids::{JobId, MachineId};
-use stagely::provider::{DigitalOcean, Provider as _};
+use stagely::core::clock::new_id;
+use stagely_provider::Provider as _;
+use stagely_provider::digitalocean::DigitalOcean;
+use stagely_state::Usd;
+use stagely_state::ids::{JobId, MachineId};
 
 use crate::fake::{Cloud, request};
 
 async fn launched(provider: &DigitalOcean, count: usize) -> Vec<MachineId> {
     let mut machines = Vec::new();
     for _ in 0..count {
-        let machine = MachineId::random();
+        let machine = new_id::<MachineId>();
         provider.launch(&request(provider, machine)).await.unwrap();
         machines.push(machine);
     }
@@ -65,9 +67,9 @@ async fn tags_of_machines_that_are_long_gone_are_removed_and_no_others() {
     // As ids of a day ago are.
     let day = u128::from(24 * 3_600 * 1_000_u32) << 80;
     let old = |bits: u128| bits - day;
-    let gone = MachineId::from_bits(old(MachineId::random().bits()));
-    let job = JobId::from_bits(old(JobId::random().bits()));
-    let alive = MachineId::from_bits(old(MachineId::random().bits()));
+    let gone = MachineId::from_bits(old(new_id::<MachineId>().bits()));
+    let job = JobId::from_bits(old(new_id::<JobId>().bits()));
+    let alive = MachineId::from_bits(old(new_id::<MachineId>().bits()));
     for machine in [gone, alive] {
         let mut request = request(&provider, machine);
         request.job = Some(job.to_string()).filter(|_| machine == gone);
@@ -94,6 +96,6 @@ async fn tags_of_machines_that_are_long_gone_are_removed_and_no_others() {
 async fn a_configured_price_is_the_price() {
     let cloud = Cloud::start().await;
     let provider = cloud.provider("instance-types.\"c-4\" = { price = 0.1 }");
-    let placement = provider.launch(&request(&provider, MachineId::random())).await.unwrap();
+    let placement = provider.launch(&request(&provider, new_id::<MachineId>())).await.unwrap();
     assert_eq!(placement.price, Some(Usd(100_000)));
 }

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use stagely::core::state::{Fleet, MachineSize, Usd};
-use stagely::provider::{Offer, Provider as _};
-use stagely_agent::protocol::Arch;
+use stagely::core::clock::new_id;
+use stagely_protocol::Arch;
+use stagely_provider::{Offer, Provider as _};
+use stagely_state::{Fleet, MachineSize, Usd};
 
 use crate::fake::{Cloud, want};
 
@@ -86,8 +87,8 @@ async fn arm64_is_offered_where_sizes_are_named_for_it_and_an_image_is_there() {
     assert_eq!(offered().await, BTreeMap::from([(MachineSize::Medium, String::new())]));
 
     let candidates = provider.candidates(&want(Arch::Arm64));
-    let request = crate::fake::request(&provider, stagely::ids::MachineId::random());
-    let request = stagely::provider::LaunchRequest { arch: Arch::Arm64, candidates, ..request };
+    let request = crate::fake::request(&provider, new_id::<stagely_state::ids::MachineId>());
+    let request = stagely_provider::LaunchRequest { arch: Arch::Arm64, candidates, ..request };
     provider.launch(&request).await.unwrap();
     assert_eq!(cloud.world().droplets[0].image, 7100);
 }

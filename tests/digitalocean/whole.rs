@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use stagely::api::{JobStatus, RunStatus};
+use stagely::core::clock::new_id;
 use tempfile::TempDir;
 use tokio::time::sleep;
 use tokio_util::task::AbortOnDropHandle;
@@ -152,7 +153,7 @@ async fn a_core_that_was_killed_finds_its_droplets_again_and_ends_what_it_does_n
     let stranger = {
         let mut world = cloud.world();
         let mut droplet = world.droplets[0].clone();
-        let name = stagely::ids::MachineId::random().to_string();
+        let name = new_id::<stagely_state::ids::MachineId>().to_string();
         (droplet.id, droplet.name) = (droplet.id + 100, name.replace('_', "-"));
         droplet.user_data.clear();
         droplet.tags.retain(|tag| !tag.starts_with("stagely:machine:"));

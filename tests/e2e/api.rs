@@ -6,8 +6,8 @@ use std::process::Command;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use stagely::api::{CreatedToken, EnvironmentView, ErrorBody, RunView, WarmUpView};
-use stagely::core::state::Trigger;
-use stagely_agent::protocol::Arch;
+use stagely_protocol::Arch;
+use stagely_state::Trigger;
 
 use crate::core::Core;
 use crate::host::eventually;

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use stagely::api::{EnvironmentView, JobView, RunStatus, RunView, WarmUpView};
-use stagely_agent::protocol::MissCause;
+use stagely_protocol::MissCause;
 
 use crate::core::{Core, job};
 use crate::host::eventually;

@@ -1,7 +1,7 @@
 //! Repositories that are private, wrong, or have changed.
 
 use stagely::api::RunStatus;
-use stagely_agent::protocol::{CloneProblem, FailureReason};
+use stagely_protocol::{CloneProblem, FailureReason};
 
 use crate::core::{Core, STAGELY, job};
 use crate::git::TOKEN;

@@ -18,10 +18,10 @@ use stagely::api::{
     QueueView, RunView,
 };
 use stagely::core::ADMIN_TOKEN_FILE;
-use stagely::core::state::{Effect, RunState};
 use stagely::core::store::{Store, Stored};
-use stagely::ids::{JobId, RunId};
-use stagely_agent::protocol::{Arch, CommitSha};
+use stagely_protocol::{Arch, CommitSha};
+use stagely_state::ids::{JobId, RunId};
+use stagely_state::{Effect, RunState};
 use tempfile::TempDir;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use reqwest::Method;
 use stagely::api::{JobKindView, JobStatus, RunStatus};
-use stagely_agent::protocol::FailureReason;
+use stagely_protocol::FailureReason;
 
 use crate::core::{Core, job, lines, numbers, stagely};
 use crate::host::{Gate, eventually, processes_with};

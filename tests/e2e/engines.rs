@@ -1,7 +1,7 @@
 //! A Docker engine that stops while it builds.
 
 use stagely::api::RunStatus;
-use stagely_agent::protocol::FailureReason;
+use stagely_protocol::FailureReason;
 
 use crate::core::{Core, job};
 use crate::engine::Engine;

@@ -3,7 +3,7 @@
 use std::fs;
 
 use stagely::api::{JobStatus, RunStatus};
-use stagely_agent::protocol::FailureReason;
+use stagely_protocol::FailureReason;
 
 use crate::core::{Core, job};
 use crate::host::{Gate, eventually};

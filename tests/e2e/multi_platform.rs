@@ -1,7 +1,7 @@
 //! Images of several platforms, and which run's image a tag names.
 
 use stagely::api::{JobStatus, RunStatus};
-use stagely_agent::protocol::FailureReason;
+use stagely_protocol::FailureReason;
 
 use crate::core::{Core, job};
 use crate::host::{Gate, eventually};

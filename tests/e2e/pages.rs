@@ -3,7 +3,7 @@
 use reqwest::header::HeaderMap;
 use reqwest::{Response, StatusCode};
 use stagely::api::{CreateRun, JobStatus};
-use stagely_agent::protocol::FailureReason;
+use stagely_protocol::FailureReason;
 
 use crate::core::{Core, job};
 

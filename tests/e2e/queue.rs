@@ -1,7 +1,7 @@
 //! Who is served when there are too few machines.
 
 use stagely::api::{QueueView, RunStatus};
-use stagely::core::state::MachineState;
+use stagely_state::MachineState;
 
 use crate::core::Core;
 use crate::host::{Gate, eventually};

@@ -4,7 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use stagely::api::RunStatus;
-use stagely_agent::protocol::{FailureReason, RegistryProblem};
+use stagely_protocol::{FailureReason, RegistryProblem};
 
 use crate::core::{Core, job};
 use crate::proxy::Proxy;

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use reqwest::{Method, StatusCode};
 use stagely::api::{JobStatus, LogRange, MachineStatus, RunStatus};
 use stagely::client::{Client, LogEvent};
-use stagely::core::state::MachineKind;
-use stagely_agent::protocol::FailureReason;
+use stagely_protocol::FailureReason;
+use stagely_state::MachineKind;
 
 use crate::core::{Core, STAGELY, job};
 use crate::host::{Gate, Process, eventually, processes_with};

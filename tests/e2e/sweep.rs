@@ -4,9 +4,10 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
 use stagely::api::{JobStatus, MachineStatus, MachineView, RunStatus, SweepAction, SweepView};
+use stagely::core::clock::new_id;
 use stagely::core::store::Store;
-use stagely::ids::MachineId;
-use stagely_agent::MACHINE_VARIABLE;
+use stagely_protocol::MACHINE_VARIABLE;
+use stagely_state::ids::MachineId;
 
 use crate::core::{Core, stagely};
 use crate::host::{Gate, eventually, processes_with};
@@ -43,7 +44,7 @@ async fn a_machine_that_nobody_knows_is_told_of_by_a_dry_run_and_ended_by_a_swee
     assert!(quiet.status.success(), "{quiet:?}");
     assert!(text(&quiet).contains("local     0       0         0"), "{}", text(&quiet));
 
-    let machine = MachineId::random();
+    let machine = new_id::<MachineId>();
     let config = core.path("data/machines").join(machine.to_string()).join("agent.json");
     let mut stray = stray_agent(&core_id, machine, &config);
     let planned = does(&core, &["sweep", "--dry-run", "--json"]);

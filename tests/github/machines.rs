@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use serde_json::{Value, json};
-use stagely_agent::protocol::{Arch, CONNECT_PATH};
+use stagely_protocol::{Arch, CONNECT_PATH};
 use tempfile::TempDir;
 use tokio::sync::Notify;
 use tokio::time::sleep;

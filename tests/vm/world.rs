@@ -17,7 +17,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use stagely::api::{CreateRun, MachineView, RunView};
 use stagely::core::ADMIN_TOKEN_FILE;
-use stagely::ids::{JobId, RunId};
+use stagely_state::ids::{JobId, RunId};
 use tempfile::TempDir;
 use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::sleep;

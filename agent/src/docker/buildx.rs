@@ -10,6 +10,10 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use serde::Deserialize;
+use stagely_protocol::paths::BuildPaths;
+use stagely_protocol::{
+    BuildConfig, Digest, FailureReason, ImageRef, RegistryProblem, Step, Stream,
+};
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
@@ -18,11 +22,7 @@ use super::progress::{Event, FailedStep, Progress, RawJson};
 use super::{BaseImage, DockerCommand, abandoned};
 use crate::job::JobLog;
 use crate::mask::is_secret_name;
-use crate::paths::BuildPaths;
 use crate::process::{Invocation, ProcessError};
-use crate::protocol::{
-    BuildConfig, Digest, FailureReason, ImageRef, RegistryProblem, Step, Stream,
-};
 
 /// `buildx` that is told to stop ends when the engine has ended the build, or 3 s later.
 const ENGINE_ANSWER: Duration = Duration::from_millis(2_500);

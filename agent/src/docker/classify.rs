@@ -1,6 +1,6 @@
 //! Tells from Docker's words whose fault a failure is.
 
-use crate::protocol::{FailureReason, RegistryProblem};
+use stagely_protocol::{FailureReason, RegistryProblem};
 
 const AUTHENTICATION: [&str; 8] = [
     "401 unauthorized",

@@ -20,6 +20,8 @@ use bollard::query_parameters::{
 };
 use futures_util::TryStreamExt as _;
 use nix::mount::{MsFlags, mount};
+use stagely_protocol::MACHINE_VARIABLE;
+use stagely_protocol::{Arch, Stream};
 use thiserror::Error;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
@@ -27,8 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::DockerCommand;
 use super::engine::connect;
-use crate::process::{MACHINE_VARIABLE, ProcessError};
-use crate::protocol::{Arch, Stream};
+use crate::process::ProcessError;
 
 /// Where the kernel shows its handlers and takes new ones.
 pub(super) const BINFMT: &str = "/proc/sys/fs/binfmt_misc";

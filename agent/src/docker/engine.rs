@@ -5,10 +5,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use bollard::Docker;
+use stagely_protocol::Arch;
 use tokio::time::timeout;
 
 use super::emulation::{BINFMT, handler_name, own_handler_name};
-use crate::protocol::Arch;
 
 /// An engine that answers later than this is of no use to a build.
 const ANSWER_LIMIT: Duration = Duration::from_secs(20);

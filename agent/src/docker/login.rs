@@ -5,13 +5,13 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, symlink};
 use std::path::{Path, PathBuf};
 
+use stagely_protocol::{FailureReason, RegistryAuth, RegistryProblem};
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
 use super::classify::registry_failure;
 use super::{DockerCommand, last_line};
 use crate::process::ProcessError;
-use crate::protocol::{FailureReason, RegistryAuth, RegistryProblem};
 
 /// Makes a private `DOCKER_CONFIG` at `path`, readable by its owner alone: no job sees another's
 /// login, and nothing stays on the machine.

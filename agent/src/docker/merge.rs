@@ -5,13 +5,13 @@ use std::fmt::Write as _;
 
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
+use stagely_protocol::{Digest, FailureReason, ImageRef, Merge, Stream};
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
 use super::classify::registry_failure;
 use super::{DockerCommand, last_line};
 use crate::process::ProcessError;
-use crate::protocol::{Digest, FailureReason, ImageRef, Merge, Stream};
 
 /// An index that could not be made, or is not what was asked for.
 #[derive(Debug, Error)]

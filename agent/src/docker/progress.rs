@@ -9,10 +9,10 @@ use std::time::{Duration, SystemTime};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
+use stagely_protocol::{LINE_BYTES_MAX, Step, Stream};
 
 use super::vertex::{BaseImage, StepName};
 use crate::mask::{MaskedStream, Masker};
-use crate::protocol::{LINE_BYTES_MAX, Step, Stream};
 
 /// A JSON object longer than this is none of `BuildKit`'s (its log pieces have 32 KiB).
 const OBJECT_BYTES_MAX: usize = 4 * 1024 * 1024;

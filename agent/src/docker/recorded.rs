@@ -4,12 +4,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use stagely_protocol::{BuildArgs, CacheMiss, ChangedFile, FileChange, MissCause};
 use tokio_util::sync::CancellationToken;
 
 use super::progress::{Event, Progress, RawJson};
 use crate::fingerprint::{Inputs, cache_miss};
 use crate::mask::{Masker, Secrets};
-use crate::protocol::{BuildArgs, CacheMiss, ChangedFile, FileChange, MissCause};
 
 fn recorded(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/rawjson").join(name)

@@ -6,10 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
 use regex::{Captures, Regex};
+use stagely_protocol::BuildArgs;
 
 use super::files::{Short, short};
 use crate::mask::is_secret_name;
-use crate::protocol::BuildArgs;
 
 /// `$NAME` and `${NAME}`, also with `:-word` and the like.
 static VARIABLE: LazyLock<Regex> = LazyLock::new(|| {

@@ -13,10 +13,10 @@ use std::thread;
 use nix::libc::{O_NOFOLLOW, O_NONBLOCK};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
+use stagely_protocol::{ChangedFile, FileChange};
 use tokio_util::sync::CancellationToken;
 
 use super::patterns::Ignore;
-use crate::protocol::{ChangedFile, FileChange};
 
 /// The most files that are known one by one; of more, folders are.
 const FILES_MAX: usize = 50_000;

@@ -1,11 +1,12 @@
 //! Finds the first step that did not come from the cache, and what is different about it.
 
+use stagely_protocol::{CHANGED_FILES_MAX, CacheMiss, MissCause, Step};
+
 use super::dockerfile::{Dockerfile, Layer};
 use super::files::Files;
 use super::patterns::Pattern;
 use super::{Inputs, normalized};
 use crate::docker::StepName;
-use crate::protocol::{CHANGED_FILES_MAX, CacheMiss, MissCause, Step};
 
 /// The first of `steps` that did not come from the cache, by the Dockerfile's order, and why.
 /// `None`: all came from it. `cache_found` says whether any cache could be imported.
@@ -232,11 +233,11 @@ fn is_remote(source: &str) -> bool {
 mod tests {
     use std::fs;
 
+    use stagely_protocol::BuildArgs;
     use tokio_util::sync::CancellationToken;
 
     use super::*;
     use crate::docker::{BaseImage, BaseUser};
-    use crate::protocol::BuildArgs;
 
     /// One stage on an image; each step's number begins at 2, as `BuildKit` counts.
     fn build(dockerfile: &str, args: &[(&str, &str)]) -> Inputs {

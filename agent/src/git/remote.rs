@@ -11,11 +11,11 @@ use git2::{
     FetchOptions, Oid, RemoteCallbacks, RemoteRedirect, Repository, TreeWalkMode, TreeWalkResult,
 };
 use secrecy::{ExposeSecret, SecretString};
+use stagely_protocol::CommitSha;
 use tempfile::TempDir;
 use url::Url;
 
 use super::{CloneError, ResolvedRef, Watch, shown};
-use crate::protocol::CommitSha;
 
 /// GitHub takes this name with every kind of token, GitLab and Gitea take any.
 const TOKEN_USER: &str = "x-access-token";

@@ -5,6 +5,10 @@ use std::path::Path;
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
+use stagely_protocol::paths::{self, BuildPaths, PathError};
+use stagely_protocol::{
+    Build, BuildArgs, BuildConfig, CacheMiss, FailureReason, Fingerprint, Step, slow_down,
+};
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -16,11 +20,7 @@ use crate::docker::{
 };
 use crate::fingerprint::{Inputs, cache_miss};
 use crate::git::{self, CloneError};
-use crate::paths::{self, BuildPaths, PathError};
 use crate::process::ProcessError;
-use crate::protocol::{
-    Build, BuildArgs, BuildConfig, CacheMiss, FailureReason, Fingerprint, Step, slow_down,
-};
 
 /// Exporting a cache may take this long. What it pushes, the next build need not make.
 const EXPORT_LIMIT: Duration = Duration::from_mins(10);

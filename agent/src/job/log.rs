@@ -2,10 +2,10 @@
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use stagely_protocol::{FailureReason, Status, Stream};
 use tokio_util::sync::CancellationToken;
 
 use crate::mask::Masker;
-use crate::protocol::{FailureReason, Status, Stream};
 use crate::spool::{Spool, SpoolError};
 
 /// Where lines go.

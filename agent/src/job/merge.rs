@@ -2,12 +2,12 @@
 
 use std::time::Instant;
 
+use stagely_protocol::Merge;
 use tokio_util::sync::CancellationToken;
 
 use super::wait::{Retry, await_engine, log_in};
 use super::{JobError, JobLog, Outcome};
 use crate::docker::{self, DockerCommand, MergeError};
-use crate::protocol::Merge;
 
 impl From<MergeError> for JobError {
     fn from(error: MergeError) -> Self {

@@ -1,7 +1,8 @@
 //! What is said of a job in the end: its STATUS, and its log's last lines.
 
+use stagely_protocol::{FailureReason, Status, StatusState, Step, WireId};
+
 use super::{JobError, JobLog, Outcome};
-use crate::protocol::{FailureReason, Status, StatusState, Step, WireId};
 
 /// The longest error message, in bytes. Its end is what counts.
 const MESSAGE_BYTES_MAX: usize = 4 * 1024;
@@ -98,8 +99,9 @@ fn step_line(step: &Step) -> String {
 mod tests {
     use std::time::Duration;
 
+    use stagely_protocol::{CacheMiss, ChangedFile, FileChange, MissCause};
+
     use super::*;
-    use crate::protocol::{CacheMiss, ChangedFile, FileChange, MissCause};
 
     #[test]
     fn the_last_lines_say_what_the_cache_was_good_for() {

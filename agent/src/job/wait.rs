@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
+use stagely_protocol::{FailureReason, RegistryAuth, RegistryProblem};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::{JobError, JobLog};
 use crate::docker::{self, DockerCommand, Engine, LoginError};
-use crate::protocol::{FailureReason, RegistryAuth, RegistryProblem};
 
 /// How long an engine may take to start. On a fresh machine it follows the agent by 20 s, and by more than a
 /// minute in an emulated guest of a busy host.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use futures_util::stream::SplitStream;
 use futures_util::{SinkExt as _, StreamExt as _};
+use stagely_protocol::{AgentMessage, CONNECT_PATH, MESSAGE_BYTES_MAX};
 use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc};
@@ -14,8 +15,6 @@ use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{self, Message, Utf8Bytes};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async_with_config};
 use url::Url;
-
-use crate::protocol::{AgentMessage, CONNECT_PATH, MESSAGE_BYTES_MAX};
 
 /// How long dialling may take, TLS and the upgrade included.
 const DIAL_LIMIT: Duration = Duration::from_secs(15);

@@ -9,7 +9,7 @@ use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-use stagely_agent::protocol::CommitSha;
+use stagely_protocol::CommitSha;
 use tempfile::TempDir;
 
 /// The token that opens `/private/…`.

@@ -5,16 +5,16 @@ use std::process::ExitCode;
 use clap::Args;
 use serde::Serialize;
 use serde_json::Value;
-use stagely_agent::protocol::Arch;
+use stagely_protocol::Arch;
+use stagely_provider::aws::{self, Answer, AwsProvider, Permission};
+use stagely_provider::settings::MarketPolicy;
+use stagely_provider::{Offer, Provider as _};
+use stagely_state::Fleet;
 
 use super::super::records::print;
 use super::super::settings::Settings;
 use super::super::table::table;
 use super::{Finding, all_shown, exit_code};
-use crate::config::MarketPolicy;
-use crate::core::state::Fleet;
-use crate::provider::aws::{self, Answer, AwsProvider, Permission};
-use crate::provider::{Offer, Provider as _};
 
 /// Golden images older than this lack security fixes.
 const IMAGE_AGE_MAX_DAYS: u64 = 90;

@@ -4,14 +4,15 @@ use std::process::ExitCode;
 
 use clap::Args;
 use serde::Serialize;
-use stagely_agent::protocol::Arch;
+use stagely_protocol::Arch;
+use stagely_provider::digitalocean::{Account, DigitalOcean};
+use stagely_provider::{Offer, Provider as _};
+use stagely_state::{Fleet, MachineSize, Usd};
 
 use super::super::records::print;
 use super::super::settings::Settings;
 use super::super::table::table;
 use super::{Finding, all_shown, exit_code};
-use crate::core::state::{Fleet, MachineSize, Usd};
-use crate::provider::{Account, DigitalOcean, Offer, Provider as _};
 
 /// No droplet is made with this, so nobody has to find one again by it.
 const CORE_ID: &str = "doctor";

@@ -1,7 +1,7 @@
 //! What would make a job faster next time, in sentences.
 
 use console::truncate_str;
-use stagely_agent::protocol::{CacheMiss, MissCause, Step};
+use stagely_protocol::{CacheMiss, MissCause, Step};
 
 use super::{NAME_COLUMNS, one_line};
 use crate::api::{JobStatus, JobView, RunView};

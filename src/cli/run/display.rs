@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use console::{strip_ansi_codes, style};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use stagely_state::ids::JobId;
 
 use super::outcome::{cached, duration_of, emulation, seconds, skipped};
 use crate::api::{FollowedLine, JobStatus, JobView, LostAttempt, RunStatus, RunView};
-use crate::ids::JobId;
 
 /// The last lines of a failed job that are shown on a terminal; the others are in its log.
 const TAIL_LINES: usize = 30;

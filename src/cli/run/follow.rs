@@ -2,13 +2,14 @@
 
 use std::process::ExitCode;
 
+use stagely_state::ids::RunId;
+
 use super::display::Display;
 use super::outcome::{EXIT_CANCELLED, exit_code};
 use super::watch::{Update, Watch};
 use crate::api::{ListMachines, RunStatus, RunView};
 use crate::cli::signals::Interrupts;
 use crate::client::Client;
-use crate::ids::RunId;
 
 /// How the command ends.
 #[derive(Debug)]

@@ -5,11 +5,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use console::truncate_str;
-use stagely_agent::protocol::{Digest, FailureReason, MissCause};
+use stagely_protocol::{Digest, FailureReason, MissCause};
+use stagely_state::Trigger;
 
 use crate::api::{JobKindView, JobStatus, JobView, RunStatus, RunView, SkippedBuildView};
 use crate::cli::table::table;
-use crate::core::state::Trigger;
 
 /// The columns of the line that says where the cache was missed; `stagely explain` says all of it.
 const MISS_COLUMNS: usize = 160;
@@ -212,9 +212,10 @@ pub fn seconds(time: Duration) -> String {
 
 #[cfg(test)]
 pub(in crate::cli) mod tests {
+    use stagely_protocol::{CacheMiss, ChangedFile, FileChange, Step};
+    use stagely_state::ids::{JobId, RunId};
+
     use super::*;
-    use crate::ids::{JobId, RunId};
-    use stagely_agent::protocol::{CacheMiss, ChangedFile, FileChange, Step};
 
     /// A completed build of `name`, as core tells of it.
     pub(in crate::cli) fn job(number: u8, name: &str, platform: &str) -> JobView {
@@ -247,9 +248,9 @@ pub(in crate::cli) mod tests {
             took_over: None,
             kept_from: None,
             queue: None,
-            queued_at: crate::core::state::Timestamp(0),
-            started_at: Some(crate::core::state::Timestamp(1_000)),
-            ended_at: Some(crate::core::state::Timestamp(13_000)),
+            queued_at: stagely_state::Timestamp(0),
+            started_at: Some(stagely_state::Timestamp(1_000)),
+            ended_at: Some(stagely_state::Timestamp(13_000)),
         }
     }
 
@@ -261,19 +262,19 @@ pub(in crate::cli) mod tests {
             reason: None,
             error: None,
             cancel_reason: None,
-            project_id: crate::ids::ProjectId::from_bits(1),
+            project_id: stagely_state::ids::ProjectId::from_bits(1),
             project: "shop".to_owned(),
-            environment_id: crate::ids::EnvironmentId::from_bits(1),
+            environment_id: stagely_state::ids::EnvironmentId::from_bits(1),
             environment: "main".to_owned(),
             repository: "https://host/o/shop".to_owned(),
             reference: None,
             commit: None,
             trigger: Trigger::Manual,
-            created_at: crate::core::state::Timestamp(0),
-            ended_at: Some(crate::core::state::Timestamp(14_000)),
+            created_at: stagely_state::Timestamp(0),
+            ended_at: Some(stagely_state::Timestamp(14_000)),
             pull_request: None,
             from_fork: false,
-            approval: crate::core::state::Approval::NotNeeded,
+            approval: stagely_state::Approval::NotNeeded,
             keeps: None,
             skipped: Vec::new(),
             saved_machines: 0,

@@ -12,7 +12,7 @@ use git2::{
     Commit, ErrorCode, IndexAddOption, ObjectType, Repository, RepositoryInitOptions, Signature,
     StatusOptions,
 };
-use stagely_agent::protocol::CommitSha;
+use stagely_protocol::CommitSha;
 use tempfile::TempDir;
 use thiserror::Error;
 

@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use git2::Repository;
 use secrecy::SecretString;
-use stagely_agent::protocol::CommitSha;
+use stagely_protocol::CommitSha;
+use stagely_state::Name;
 use url::{Host, Url};
 
 use super::git_server::GitServer;
 use super::snapshot::{Snapshot, Wanted};
-use crate::core::request::{environment_of, slug};
+use crate::core::request::environment_of;
 
 /// What the user named.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,14 +99,14 @@ impl Source {
     ) -> anyhow::Result<Self> {
         let mut snapshot = Snapshot::take(folder, wanted)?;
         let base = base.map(|base| snapshot.add_base(base)).transpose()?;
-        let name = slug(&folder_name(&snapshot.origin));
-        let server = GitServer::start(snapshot.path().to_owned(), &name).await?;
+        let name = Name::nearest(&folder_name(&snapshot.origin));
+        let server = GitServer::start(snapshot.path().to_owned(), name.as_str()).await?;
         let reference = snapshot.name.clone().unwrap_or_else(|| snapshot.commit.to_string());
         Ok(Self {
             repository: server.url.to_string(),
             reference: Some(reference),
             clone_token: Some(server.token.clone()),
-            project: Some(name),
+            project: Some(name.into()),
             environment: None,
             base,
             _served: Some((server, snapshot)),

@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 use std::future::ready;
 
+use stagely_state::ids::{JobId, RunId};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{FollowedLine, LogRange, RunView};
 use crate::client::{Client, ClientError, LogEvent};
-use crate::ids::{JobId, RunId};
 
 /// Updates that may wait for the display. Beyond it core is not read from.
 const WAITING_MAX: usize = 64;

@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use secrecy::SecretString;
-use stagely_agent::protocol::{
+use stagely_protocol::{
     Build, CoreMessage, Digest, FailureReason, Fingerprint, ImageRef, Merge, RegistryAuth,
 };
+use stagely_state::ids::{JobId, MachineId};
+use stagely_state::{Attempt, Event, Job, JobKind, JobOutcome, JobReport, JobState, Project, Run};
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 use tracing::warn;
@@ -15,10 +17,6 @@ use tracing::warn;
 use super::clone_token::Patience;
 use super::{Effects, build};
 use crate::core::records::Records;
-use crate::core::state::{
-    Attempt, Event, Job, JobKind, JobOutcome, JobReport, JobState, Project, Run,
-};
-use crate::ids::{JobId, MachineId};
 
 impl Effects {
     /// Sends the job to the agent. An agent that has gone gets it after its next HELLO.

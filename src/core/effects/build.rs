@@ -4,17 +4,17 @@ use std::collections::BTreeMap;
 
 use anyhow::Context as _;
 use secrecy::{ExposeSecret as _, SecretString};
-use stagely_agent::protocol::{
+use stagely_manifest::image_argument;
+use stagely_protocol::{
     Build, BuildArgs, BuildConfig, CloneContext, CoreMessage, Fingerprint, ImageRef,
     MESSAGE_BYTES_MAX,
 };
+use stagely_state::{Attempt, Job, JobKind, UsedImage};
 use thiserror::Error;
 
 use super::RunSecrets;
 use super::assign::image_of;
-use crate::core::plan::image_argument;
 use crate::core::records::Records;
-use crate::core::state::{Attempt, Job, JobKind, UsedImage};
 
 /// What is to be built, and of what.
 pub(super) fn message(
@@ -133,12 +133,12 @@ fn all_arguments(
 
 #[cfg(test)]
 mod tests {
-    use stagely_agent::protocol::Step;
+    use stagely_protocol::Step;
+    use stagely_state::ids::{EnvironmentId, ProjectId, RunId};
+    use stagely_state::{Environment, JobState, Project, Run, RunState, Timestamp};
 
     use super::*;
     use crate::core::fixtures::{digest, job};
-    use crate::core::state::{Environment, JobState, Project, Run, RunState, Timestamp};
-    use crate::ids::{EnvironmentId, ProjectId, RunId};
 
     const EARLIER: u128 = 1;
     const RUN: u128 = 2;

@@ -4,14 +4,14 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use stagely_agent::protocol::ImageRef;
+use stagely_protocol::ImageRef;
+use stagely_state::ids::EnvironmentId;
+use stagely_state::{Environment, Event};
 use tokio::time::sleep;
 use tracing::{info, warn};
 
 use super::Effects;
 use crate::core::registry::RegistryError;
-use crate::core::state::{Environment, Event};
-use crate::ids::EnvironmentId;
 
 /// A registry that is away, or does not take the password, is asked again after this; each time the
 /// client has waited for some minutes itself. Nobody waits for the outcome, and what stays costs money.

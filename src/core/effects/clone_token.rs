@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use secrecy::SecretString;
+use stagely_state::{Project, Run};
 use tracing::warn;
 
 use super::Effects;
+use crate::core::clock::now;
 use crate::core::github::GithubError;
-use crate::core::orchestrator::now;
-use crate::core::state::{Project, Run};
 
 /// The first wait for a GitHub that does not answer.
 const WAIT_MIN: Duration = Duration::from_secs(1);

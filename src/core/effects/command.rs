@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBuilder};
+use stagely_state::ids::EnvironmentId;
+use stagely_state::{Command, CommandKind, Event, Project, Run};
 use tracing::warn;
 
 use super::Effects;
+use crate::core::clock::now;
 use crate::core::github::{GithubError, Permission};
-use crate::core::orchestrator::now;
 use crate::core::request::rebuild_environment;
-use crate::core::state::{Command, CommandKind, Event, Project, Run};
-use crate::ids::EnvironmentId;
 
 /// The waits before GitHub is asked again, as long as it does not answer.
 const WAITS: ExponentialBuilder = ExponentialBuilder::new()

@@ -4,17 +4,17 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use backon::{BackoffBuilder as _, ExponentialBuilder};
+use stagely_provider::settings::ImageKind;
+use stagely_provider::{AgentBinary, LaunchError, LaunchRequest, Provider, Want};
+use stagely_state::ids::MachineId;
+use stagely_state::{Event, LaunchRefusal, Machine, MachineState, Placement};
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
 use super::Effects;
-use crate::config::ImageKind;
 use crate::core::binaries;
-use crate::core::orchestrator::now;
-use crate::core::state::{Event, LaunchRefusal, Machine, MachineState, Placement, ProviderName};
-use crate::ids::MachineId;
-use crate::provider::{AgentBinary, LaunchError, LaunchRequest, Provider, Want};
+use crate::core::clock::now;
 
 /// How often a provider is asked that gives no clear answer. One that wants to be asked less often is asked until
 /// [`PATIENCE`] is over.
@@ -52,7 +52,7 @@ impl Effects {
             let problem = format!("core has no provider {} (builders.provider)", record.provider);
             LaunchRefusal::Permanent(problem)
         })?;
-        let binary = self.binary(&record).await?;
+        let binary = self.binary(&**provider, &record).await?;
         let request = self
             .launch_request(record, binary, &**provider)
             .await
@@ -118,13 +118,12 @@ impl Effects {
     }
 
     /// The agent's program, for a stock image to fetch. Without one the machine would be of no use.
-    async fn binary(&self, machine: &Machine) -> Result<Option<AgentBinary>, LaunchRefusal> {
-        let kind = match machine.provider {
-            ProviderName::Aws => self.config.aws.image_kind,
-            ProviderName::DigitalOcean => self.config.digitalocean.image_kind,
-            ProviderName::Local | ProviderName::Qemu => ImageKind::Golden,
-        };
-        if kind == ImageKind::Golden {
+    async fn binary(
+        &self,
+        provider: &dyn Provider,
+        machine: &Machine,
+    ) -> Result<Option<AgentBinary>, LaunchRefusal> {
+        if provider.image_kind() == ImageKind::Golden {
             return Ok(None);
         }
         let url = binaries::address(&self.config.core.url(), machine.arch);
@@ -172,21 +171,23 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     use async_trait::async_trait;
-    use stagely_agent::protocol::Arch;
+    use stagely_protocol::Arch;
+    use stagely_provider::{Candidate, Listing, Offer, ProviderError, Providers};
+    use stagely_state::Timestamp;
+    use stagely_state::comparison::Listed;
 
     use super::*;
     use crate::config::Config;
     use crate::core::fixtures;
     use crate::core::records::{Records, SharedRecords};
-    use crate::core::state::Timestamp;
     use crate::core::store::Store;
-    use crate::provider::{Candidate, Listed, Listing, Offer, ProviderError, Providers};
 
     /// Says what it is told to, one answer after the other, and then that there is no capacity.
     #[derive(Default)]
     struct Moody {
         answers: Mutex<VecDeque<LaunchError>>,
         asked_at: Mutex<Vec<Instant>>,
+        image_kind: ImageKind,
     }
 
     #[async_trait]
@@ -207,6 +208,10 @@ mod tests {
 
         async fn list(&self) -> Result<Vec<Listed>, ProviderError> {
             Ok(Vec::new())
+        }
+
+        fn image_kind(&self) -> ImageKind {
+            self.image_kind
         }
 
         fn listing(&self) -> Listing {
@@ -292,23 +297,21 @@ mod tests {
         let (store, _) = Store::open(&folder.path().join("core.redb")).unwrap();
         let mut config = Config::default();
         config.core.public_url = Some("https://core.example/base/".parse().unwrap());
-        config.aws.image_kind = ImageKind::Stock;
         let records = SharedRecords::new(Records::default());
         let mut effects = fixtures::effects(folder.path(), config, store, records);
         let own = Arch::of_this_program();
         let arch = if own == Arch::Amd64 { Arch::Arm64 } else { Arch::Amd64 };
-        let of = |provider| Machine { arch, provider, ..fixtures::machine(1) };
+        let machine = Machine { arch, ..fixtures::machine(1) };
+        let of = |image_kind| Moody { image_kind, ..Moody::default() };
 
-        let refused = effects.binary(&of(ProviderName::Aws)).await.unwrap_err();
+        let refused = effects.binary(&of(ImageKind::Stock), &machine).await.unwrap_err();
         let LaunchRefusal::Permanent(problem) = refused else { panic!("{refused:?}") };
         assert!(problem.contains("agents.binaries"), "{problem}");
-        for provider in [ProviderName::DigitalOcean, ProviderName::Qemu, ProviderName::Local] {
-            assert_eq!(effects.binary(&of(provider)).await.unwrap(), None);
-        }
+        assert_eq!(effects.binary(&of(ImageKind::Golden), &machine).await.unwrap(), None);
 
         std::fs::write(folder.path().join(format!("stagely-linux-{arch}")), "one").unwrap();
         effects.binaries = binaries::Binaries::new(Some(folder.path().to_owned()));
-        let binary = effects.binary(&of(ProviderName::Aws)).await.unwrap().unwrap();
+        let binary = effects.binary(&of(ImageKind::Stock), &machine).await.unwrap().unwrap();
         let address = format!("https://core.example/base/v1/agent/binary/{arch}");
         assert_eq!((binary.url.as_str(), binary.sha256.len()), (&*address, 64));
     }

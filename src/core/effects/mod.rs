@@ -16,7 +16,9 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use stagely_agent::protocol::{Cancel, CoreMessage};
+use stagely_protocol::{Cancel, CoreMessage};
+use stagely_provider::Providers;
+use stagely_state::{Attempt, Effect, Event};
 
 use super::binaries::Binaries;
 use super::disk::DiskGuard;
@@ -25,10 +27,8 @@ use super::logs::LogStore;
 use super::records::SharedRecords;
 use super::registry::Registry;
 use super::sessions::Sessions;
-use super::state::{Attempt, Effect, Event};
 use super::store::Store;
 use crate::config::Config;
-use crate::provider::Providers;
 
 pub(crate) use report::Reporting;
 pub use secrets::{RunSecrets, Secrets};

@@ -11,7 +11,12 @@ use std::time::Duration;
 use anyhow::Context as _;
 use secrecy::SecretString;
 use stagely_agent::git::{self, CloneError, FetchRequest, ResolvedRef};
-use stagely_agent::protocol::{CloneProblem, CommitSha, FailureReason};
+use stagely_manifest::Manifest;
+use stagely_protocol::{CloneProblem, CommitSha, FailureReason};
+use stagely_state::ids::{JobId, RunId};
+use stagely_state::{
+    Environment, Event, PlanFailure, PlannedRun, Project, Run, Timestamp, Trigger,
+};
 use tempfile::TempDir;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
@@ -19,14 +24,10 @@ use tracing::{info, warn};
 
 use self::base::{Comparison, Source};
 use super::Effects;
+use crate::core::clock::new_id;
+use crate::core::clock::now;
 use crate::core::github::GithubError;
-use crate::core::orchestrator::now;
 use crate::core::plan::{Plan, PlanContext, plan};
-use crate::core::state::{
-    Environment, Event, PlanFailure, PlannedRun, Project, Run, Timestamp, Trigger,
-};
-use crate::ids::{JobId, RunId};
-use crate::manifest::{self, Manifest};
 
 /// A repository's server that does not answer is asked again after these waits.
 const WAITS: [Duration; 4] = [
@@ -57,9 +58,22 @@ enum NotPlanned {
     Later(Timestamp),
 }
 
-impl<E: Into<PlanFailure>> From<E> for NotPlanned {
-    fn from(failure: E) -> Self {
-        Self::Failed(failure.into())
+impl From<PlanFailure> for NotPlanned {
+    fn from(failure: PlanFailure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+impl From<CloneError> for NotPlanned {
+    fn from(error: CloneError) -> Self {
+        failed(error.reason(), error)
+    }
+}
+
+/// A fault of core's own.
+impl From<anyhow::Error> for NotPlanned {
+    fn from(error: anyhow::Error) -> Self {
+        failed(FailureReason::Internal, format!("{error:#}"))
     }
 }
 
@@ -168,11 +182,11 @@ impl Effects {
         let is_githubs = known_to_github(&subject).is_some();
         match self.plan_by_git(subject, token, cancel).await {
             // GitHub is away.
-            Err(PlanFailure {
+            Err(NotPlanned::Failed(PlanFailure {
                 reason: FailureReason::Clone { problem: CloneProblem::Network },
                 ..
-            }) if is_githubs => Err(NotPlanned::Later(now().after(GITHUB_WAIT))),
-            planned => Ok(planned?),
+            })) if is_githubs => Err(NotPlanned::Later(now().after(GITHUB_WAIT))),
+            planned => planned,
         }
     }
 
@@ -184,14 +198,14 @@ impl Effects {
         resolved: &ResolvedRef,
         cancel: &CancellationToken,
     ) -> Result<Option<PlannedRun>, NotPlanned> {
-        let (file, commit) = (manifest::FILE_NAME, &resolved.commit);
+        let (file, commit) = (stagely_manifest::FILE_NAME, &resolved.commit);
         let bytes = soon(self.github.file(&subject.project, file, commit)).await?;
         let bytes = bytes.ok_or_else(|| {
             let advice = "add one to the top of the repository";
             failed(FailureReason::Manifest, format!("{file} is missing at {commit}: {advice}"))
         })?;
         // Contexts and Dockerfiles are looked for by the agents, which have the files.
-        let manifest = manifest::parse(file, &bytes)
+        let manifest = stagely_manifest::parse(file, &bytes)
             .map_err(|problems| failed(FailureReason::Manifest, problems))?;
         if manifest.builds.iter().any(|build| build.paths.is_some()) {
             return Ok(None);
@@ -211,7 +225,7 @@ impl Effects {
         subject: Subject,
         token: Option<SecretString>,
         cancel: &CancellationToken,
-    ) -> Result<PlannedRun, PlanFailure> {
+    ) -> Result<PlannedRun, NotPlanned> {
         let wanted = subject.run.requested_ref.clone().unwrap_or_else(|| "HEAD".to_owned());
         let url = subject.run.repository.clone();
         let mut resolved = self.resolve(&url, &wanted, token.clone(), cancel).await?;
@@ -313,14 +327,14 @@ impl From<GithubError> for NotPlanned {
             GithubError::RateLimited { until } => return Self::Later(soon.max(*until)),
             GithubError::NotFound(_) => CloneProblem::NotFound,
             GithubError::TooLarge { .. } => {
-                return Self::Failed(failed(FailureReason::Manifest, error));
+                return failed(FailureReason::Manifest, error);
             }
             GithubError::Refused { .. } | GithubError::Credentials(_) => {
                 CloneProblem::Authentication
             }
         };
         warn!(%error, "GitHub does not help with a plan");
-        Self::Failed(failed(FailureReason::Clone { problem }, error.in_public()))
+        failed(FailureReason::Clone { problem }, error.in_public())
     }
 }
 
@@ -330,12 +344,12 @@ async fn soon<T>(asking: impl Future<Output = Result<T, GithubError>>) -> Result
     tokio::time::timeout(GITHUB_LIMIT, asking).await.unwrap_or_else(|_| Err(silent()))
 }
 
-fn read_manifest(root: &Path, commit: &CommitSha) -> Result<Manifest, PlanFailure> {
-    let bytes = manifest::read_checkout(root).map_err(|error| {
-        let file = manifest::FILE_NAME;
+fn read_manifest(root: &Path, commit: &CommitSha) -> Result<Manifest, NotPlanned> {
+    let bytes = stagely_manifest::read_checkout(root).map_err(|error| {
+        let file = stagely_manifest::FILE_NAME;
         failed(FailureReason::Manifest, format!("{file} cannot be read at {commit}: {error}"))
     })?;
-    manifest::validate(manifest::FILE_NAME, &bytes, root)
+    stagely_manifest::validate(stagely_manifest::FILE_NAME, &bytes, root)
         .map_err(|problems| failed(FailureReason::Manifest, problems))
 }
 
@@ -345,7 +359,7 @@ fn make_plan(
     subject: &Subject,
     resolved: &ResolvedRef,
     comparison: &Comparison,
-) -> Result<PlannedRun, PlanFailure> {
+) -> Result<PlannedRun, NotPlanned> {
     let Subject { run, project, environment } = subject;
     let context = PlanContext {
         registry,
@@ -368,26 +382,13 @@ fn make_plan(
     Ok(PlannedRun { commit: resolved.commit.clone(), branch, jobs, skipped, own_cache_refs })
 }
 
-fn failed(reason: FailureReason, message: impl Display) -> PlanFailure {
-    PlanFailure { reason, message: message.to_string() }
-}
-
-impl From<CloneError> for PlanFailure {
-    fn from(error: CloneError) -> Self {
-        failed(error.reason(), error)
-    }
-}
-
-/// A fault of core's own.
-impl From<anyhow::Error> for PlanFailure {
-    fn from(error: anyhow::Error) -> Self {
-        failed(FailureReason::Internal, format!("{error:#}"))
-    }
+fn failed(reason: FailureReason, message: impl Display) -> NotPlanned {
+    NotPlanned::Failed(PlanFailure { reason, message: message.to_string() })
 }
 
 /// New ids that sort in the order in which they are handed out, also within one millisecond.
 fn job_ids() -> impl FnMut() -> JobId {
-    let mut next = JobId::random().bits();
+    let mut next = new_id::<JobId>().bits();
     move || {
         let id = JobId::from_bits(next);
         next += 1;

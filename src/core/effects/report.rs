@@ -15,19 +15,19 @@ use std::time::Duration;
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use rand::RngExt as _;
 use sha2::{Digest as _, Sha256};
-use stagely_agent::protocol::{CommitSha, FailureReason};
+use stagely_protocol::{CommitSha, FailureReason};
+use stagely_state::ids::{EnvironmentId, JobId};
+use stagely_state::{CommitStatus, Event, Job, JobState, Project, Report, Told};
 use tracing::{info, warn};
 use url::Url;
 
 use self::place::{AtGithub, Place};
 use super::Effects;
+use crate::core::clock::now;
 use crate::core::github::comment::{self, Excerpts};
 use crate::core::github::{GithubError, Shown, excerpt, statuses};
 use crate::core::logs::LogStore;
-use crate::core::orchestrator::now;
 use crate::core::records::{Records, SharedRecords};
-use crate::core::state::{CommitStatus, Event, Job, JobState, Project, Report, Told};
-use crate::ids::{EnvironmentId, JobId};
 
 pub(crate) use self::turns::Reporting;
 

@@ -5,10 +5,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
+use stagely_state::ids::{MachineId, ProjectId, RunId};
 
 use crate::core::secrets::{Keyring, SealBroken, TokenHash, random_token};
 use crate::core::store::{Batch, Store, StoreError};
-use crate::ids::{MachineId, ProjectId, RunId};
 
 /// The secrets that the caller of a run gave with it.
 #[derive(Debug, Default)]

@@ -2,11 +2,11 @@
 
 use std::future::pending;
 
+use stagely_state::ids::{EnvironmentId, RunId};
+use stagely_state::{CancelReason, Event, RunState};
 use tracing::{info, warn};
 
 use super::Effects;
-use crate::core::state::{CancelReason, Event, RunState};
-use crate::ids::{EnvironmentId, RunId};
 
 impl Effects {
     /// Moves the tag to the digest that the environment's record has for `variant`, unless its run is

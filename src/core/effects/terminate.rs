@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use stagely_agent::protocol::{CoreMessage, Terminate};
+use stagely_protocol::{CoreMessage, Terminate};
+use stagely_provider::TERMINATE_LIMIT;
+use stagely_state::Event;
+use stagely_state::ids::MachineId;
 use tracing::{info, warn};
 
 use super::Effects;
-use crate::core::state::Event;
 use crate::core::sweep::within;
-use crate::ids::MachineId;
-use crate::provider::TERMINATE_LIMIT;
 
 /// The wait after a failed termination doubles up to this.
 const WAIT_MAX: Duration = Duration::from_mins(1);

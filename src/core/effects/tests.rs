@@ -6,16 +6,16 @@ use std::sync::{Arc, Mutex};
 use axum::Router;
 use axum::extract::{Request, State as Shared};
 use axum::http::StatusCode;
-use stagely_agent::protocol::ImageRef;
+use stagely_protocol::ImageRef;
+use stagely_state::ids::{EnvironmentId, ProjectId, RunId};
+use stagely_state::{Environment, GoodImage, Project};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 
 use super::*;
 use crate::core::fixtures::{self, digest};
 use crate::core::records::Records;
-use crate::core::state::{Environment, GoodImage, Project};
 use crate::core::store::Store;
-use crate::ids::{EnvironmentId, ProjectId, RunId};
 
 const ENVIRONMENT: EnvironmentId = EnvironmentId::from_bits(1);
 

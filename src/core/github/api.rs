@@ -17,7 +17,7 @@ use url::Url;
 
 use super::error::GithubError;
 use super::limits::{Account, Limits, Said};
-use crate::core::orchestrator::now;
+use crate::core::clock::now;
 
 /// How long one answer may take.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);

@@ -8,14 +8,14 @@ use axum::http::Method;
 use secrecy::SecretString;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use stagely_state::{GithubRepository, Timestamp};
 
 use super::api::{Api, Ask, path};
 use super::credentials::App;
 use super::error::GithubError;
 use super::limits::Account;
 use super::payload::moment;
-use crate::core::orchestrator::now;
-use crate::core::state::{GithubRepository, Timestamp};
+use crate::core::clock::now;
 
 /// A token is made anew this long before it ends: a request may take a while, and clocks differ.
 const RESERVE: Duration = Duration::from_mins(5);

@@ -12,20 +12,21 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use serde_json::value::RawValue;
-use stagely_agent::protocol::CommitSha;
+use stagely_protocol::CommitSha;
+use stagely_state::{CommitStatus, DeliveryId, GithubRepository, Project, Timestamp};
 use tracing::debug;
 
 use super::api::{Answer, Api, Ask, path};
 use super::app::{Installations, explained};
 use super::credentials::{App, Credential, Credentials, Variables};
+use super::delivery_id::delivery_id;
 use super::error::GithubError;
 use super::hook::{PullRequest, Repository};
 use super::limits::{Account, Budget};
 use super::payload::{PullRequestPayload, RepositoryPayload, moment};
 use crate::config::Config;
+use crate::core::clock::now;
 use crate::core::effects::Secrets;
-use crate::core::orchestrator::now;
-use crate::core::state::{CommitStatus, DeliveryId, GithubRepository, Project, Timestamp};
 
 /// What is only read is asked for three times.
 const PATIENCE: ExponentialBuilder = ExponentialBuilder::new()
@@ -431,7 +432,7 @@ impl Github {
                 let is_good = (200..300).contains(&one.status_code);
                 let failed = FailedDelivery {
                     id: one.id,
-                    delivery: DeliveryId::of(&one.guid),
+                    delivery: delivery_id(&one.guid),
                     at: moment(one.delivered_at),
                 };
                 let known = newest.entry(one.guid).or_insert(Some(failed));

@@ -9,13 +9,13 @@ use std::sync::Arc;
 use octocrab::auth::{AppAuth, EncodingKey};
 use octocrab::models::AppId;
 use secrecy::{ExposeSecret as _, SecretString};
+use stagely_state::{GithubRepository, Project};
 use tokio::task::spawn_blocking;
 
 use super::error::GithubError;
 use super::limits::Account;
 use crate::config::Config;
 use crate::core::effects::Secrets;
-use crate::core::state::{GithubRepository, Project};
 
 /// The most of a file that is read. A key of 16,384 bits has 13 KiB.
 const FILE_BYTES_MAX: u64 = 64 * 1024;

@@ -1,15 +1,12 @@
 //! How the name of a delivery becomes a number.
 
 use sha2::{Digest as _, Sha256};
+use stagely_state::DeliveryId;
 
-use crate::core::state::DeliveryId;
-
-impl DeliveryId {
-    /// The number of `text`: that of its digits if it is a UUID, which GitHub's are, else one made of its
-    /// SHA-256.
-    pub fn of(text: &str) -> Self {
-        Self(uuid(text).unwrap_or_else(|| hashed(text)))
-    }
+/// The id of the delivery that GitHub names `text`: the digits of a UUID, which GitHub's names are, or else a
+/// part of the SHA-256.
+pub(crate) fn delivery_id(text: &str) -> DeliveryId {
+    DeliveryId(uuid(text).unwrap_or_else(|| hashed(text)))
 }
 
 fn uuid(text: &str) -> Option<u128> {
@@ -36,16 +33,16 @@ mod tests {
 
     #[test]
     fn a_uuid_is_its_digits() {
-        let id = DeliveryId::of("0b989ba4-242f-11e5-81e1-c7b6966d2516");
+        let id = delivery_id("0b989ba4-242f-11e5-81e1-c7b6966d2516");
         assert_eq!(id, DeliveryId(0x0b98_9ba4_242f_11e5_81e1_c7b6_966d_2516));
-        assert_eq!(id, DeliveryId::of("0B989BA4-242F-11E5-81E1-C7B6966D2516"));
+        assert_eq!(id, delivery_id("0B989BA4-242F-11E5-81E1-C7B6966D2516"));
     }
 
     #[test]
     fn other_names_have_numbers_too() {
         for text in ["", "delivery", "0b989ba4-242f-11e5-81e1+c7b6966d2516"] {
-            assert_eq!(DeliveryId::of(text), DeliveryId(hashed(text)));
+            assert_eq!(delivery_id(text), DeliveryId(hashed(text)));
         }
-        assert_ne!(DeliveryId::of("a"), DeliveryId::of("b"));
+        assert_ne!(delivery_id("a"), delivery_id("b"));
     }
 }

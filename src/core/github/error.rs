@@ -1,8 +1,7 @@
 //! What GitHub did not do, as callers tell it apart.
 
+use stagely_state::Timestamp;
 use thiserror::Error;
-
-use crate::core::state::Timestamp;
 
 /// What GitHub did not do.
 #[derive(Debug, Error)]

@@ -72,7 +72,7 @@ fn is_timed(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use stagely_agent::protocol::Stream;
+    use stagely_protocol::Stream;
 
     use super::*;
 

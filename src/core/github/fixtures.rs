@@ -1,15 +1,15 @@
 //! A pull request with a run of one commit, for the tests of what is told of it.
 
-use stagely_agent::protocol::{CommitSha, Digest, FailureReason, Platform, Step};
+use stagely_protocol::{CommitSha, Digest, FailureReason, Platform, Step};
+use stagely_state::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId};
+use stagely_state::{
+    Environment, GithubRun, Job, JobKind, JobState, Project, Run, RunState, Timestamp,
+};
 use url::Url;
 
 use super::Shown;
 use crate::core::fixtures::job as build;
 use crate::core::records::Records;
-use crate::core::state::{
-    Environment, GithubRun, Job, JobKind, JobState, Project, Run, RunState, Timestamp,
-};
-use crate::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId};
 
 pub(crate) const ENVIRONMENT: EnvironmentId = EnvironmentId::from_bits(2);
 const PROJECT: ProjectId = ProjectId::from_bits(1);

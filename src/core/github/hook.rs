@@ -5,11 +5,11 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use sha2::Sha256;
-use stagely_agent::protocol::CommitSha;
+use stagely_protocol::CommitSha;
+use stagely_state::{CommandKind, GithubRepository, Timestamp};
 use thiserror::Error;
 
 use super::payload::{AccountPayload, PullRequestPayload, RepositoryPayload, moment};
-use crate::core::state::{CommandKind, GithubRepository, Timestamp};
 
 /// The word that a command begins with, at the start of a line.
 const COMMAND: &str = "/stagely";

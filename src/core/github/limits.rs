@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use axum::http::{HeaderMap, StatusCode};
 use governor::DefaultDirectRateLimiter;
+use stagely_state::Timestamp;
+use stagely_state::ids::ProjectId;
 
 use super::client::GithubHealth;
 use super::error::GithubError;
 use crate::config::GithubConfig;
-use crate::core::state::Timestamp;
-use crate::ids::ProjectId;
 
 /// The wait after a secondary limit that names none. GitHub asks for a minute at least, and for more after
 /// each further one.

@@ -25,4 +25,6 @@ mod tests;
 pub use client::{FailedDelivery, Github, GithubHealth, Permission};
 pub use error::GithubError;
 
+pub(crate) use delivery_id::delivery_id;
+
 pub(crate) use shown::{Shown, seconds};

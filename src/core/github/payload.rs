@@ -1,10 +1,10 @@
 //! Repositories and pull requests as GitHub writes them, in deliveries and in answers.
 
 use serde::Deserialize;
-use stagely_agent::protocol::CommitSha;
+use stagely_protocol::CommitSha;
+use stagely_state::{GithubRepository, Timestamp};
 
 use super::hook::{PullRequest, Repository};
-use crate::core::state::{GithubRepository, Timestamp};
 
 /// Stands for an account that was deleted, as on GitHub's pages.
 const GHOST: &str = "ghost";

@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
-use stagely_agent::protocol::CommitSha;
+use stagely_protocol::CommitSha;
+use stagely_state::ids::{EnvironmentId, ProjectId};
+use stagely_state::{DeliveryId, Event, Project, Timestamp};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -14,12 +16,10 @@ use tracing::{info, warn};
 use super::hook::{self, Hook, PullRequest, Repository};
 use super::{FailedDelivery, Github, GithubError};
 use crate::config::Config;
+use crate::core::clock::now;
 use crate::core::intake::{Heard, Intake};
-use crate::core::orchestrator::now;
 use crate::core::records::SharedRecords;
 use crate::core::request::hooks;
-use crate::core::state::{DeliveryId, Event, Project, Timestamp};
-use crate::ids::{EnvironmentId, ProjectId};
 
 /// Projects that are compared at once. More would use up GitHub's limits for what is urgent.
 const AT_ONCE: usize = 4;

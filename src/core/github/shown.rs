@@ -2,12 +2,12 @@
 
 use std::fmt;
 
-use stagely_agent::protocol::{CommitSha, FailureReason};
+use stagely_protocol::{CommitSha, FailureReason};
+use stagely_state::ids::{EnvironmentId, JobId};
+use stagely_state::{Approval, Environment, Job, JobKind, JobState, Run, RunState};
 use url::Url;
 
 use crate::core::records::Records;
-use crate::core::state::{Approval, Environment, Job, JobKind, JobState, Run, RunState};
-use crate::ids::{EnvironmentId, JobId};
 
 /// An environment and its newest run, as the records have them at one moment.
 #[derive(Clone, Copy, Debug)]

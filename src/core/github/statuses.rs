@@ -5,14 +5,12 @@
 
 use std::collections::BTreeMap;
 
-use stagely_agent::protocol::CommitSha;
+use stagely_protocol::CommitSha;
+use stagely_state::{CancelReason, CommitStatus, Job, JobKind, JobState, RunState, StatusState};
 
 use super::Shown;
 use super::markdown::{cut, one_line};
 use super::shown::{platforms, seconds};
-use crate::core::state::{
-    CancelReason, CommitStatus, Job, JobKind, JobState, RunState, StatusState,
-};
 
 /// GitHub's own limit, in characters.
 const DESCRIPTION_CHARS_MAX: usize = 140;
@@ -129,10 +127,11 @@ fn status(state: StatusState, description: &str, target_url: String) -> CommitSt
 
 #[cfg(test)]
 mod tests {
+    use stagely_protocol::FailureReason;
+    use stagely_state::{Approval, PlanFailure};
+
     use super::*;
     use crate::core::github::fixtures::{self, World, user_failure};
-    use crate::core::state::{Approval, PlanFailure};
-    use stagely_agent::protocol::FailureReason;
 
     fn told(world: &World) -> BTreeMap<String, (StatusState, String)> {
         let (commit, statuses) = of(&world.shown()).unwrap();

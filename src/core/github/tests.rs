@@ -16,19 +16,19 @@ use openssl::rsa::Rsa;
 use openssl::sign::Verifier;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
-use stagely_agent::protocol::CommitSha;
+use stagely_protocol::CommitSha;
+use stagely_state::ids::ProjectId;
+use stagely_state::{ForkPolicy, GithubLink, Project, Timestamp};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 
 use super::credentials::Variables;
 use super::*;
 use crate::config::Config;
+use crate::core::clock::now;
 use crate::core::effects::Secrets;
-use crate::core::orchestrator::now;
 use crate::core::secrets::Keyring;
-use crate::core::state::{ForkPolicy, GithubLink, Project, Timestamp};
 use crate::core::store::Store;
-use crate::ids::ProjectId;
 
 const TOKEN: &str = "github_pat_0815";
 

@@ -13,21 +13,22 @@ use axum::extract::State;
 use axum::extract::ws::{Message, Utf8Bytes, WebSocket, WebSocketUpgrade};
 use axum::response::Response;
 use futures_util::FutureExt as _;
-use stagely_agent::protocol::{
+use stagely_protocol::{
     AgentMessage, CHANGED_FILES_MAX, CacheMiss, ChangedFile, CoreMessage, ErrorMessage,
     FailureReason, Hello, HelloAck, Log, LogAck, MESSAGE_BYTES_MAX, MissCause, Notice, ParseError,
     ResumedJob, Status, StatusAck, StatusState, Step, SystemInfo, WireId,
 };
+use stagely_state::ids::MachineId;
+use stagely_state::{Attempt, Event, Interruption, JobOutcome, JobReport, Timestamp};
 use thiserror::Error;
 use tokio::time::{Instant, timeout};
 use tracing::{debug, error, info, warn};
 
 use super::Api;
+use crate::core::clock::now;
 use crate::core::logs::{AppendError, Receipt};
-use crate::core::orchestrator::{ShuttingDown, now};
+use crate::core::orchestrator::ShuttingDown;
 use crate::core::sessions::SessionEntry;
-use crate::core::state::{Attempt, Event, Interruption, JobOutcome, JobReport, Timestamp};
-use crate::ids::MachineId;
 
 /// From the connection to HELLO.
 const HELLO_LIMIT: Duration = Duration::from_secs(10);
@@ -421,7 +422,7 @@ fn cut_system_info(info: SystemInfo) -> SystemInfo {
 
 #[cfg(test)]
 mod tests {
-    use stagely_agent::protocol::{FINGERPRINT_BYTES_MAX, FileChange, Fingerprint};
+    use stagely_protocol::{FINGERPRINT_BYTES_MAX, FileChange, Fingerprint};
 
     use super::*;
 
@@ -496,7 +497,7 @@ mod tests {
         assert_eq!(step.chars().count(), STEP_CHARS_MAX);
         let info = cut_system_info(SystemInfo {
             hostname: long.clone(),
-            architecture: stagely_agent::protocol::Arch::Amd64,
+            architecture: stagely_protocol::Arch::Amd64,
             docker_version: "26.1.5".to_owned(),
             emulated: vec![long; 100],
         });

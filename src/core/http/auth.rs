@@ -11,7 +11,7 @@ use tokio::task::spawn_blocking;
 
 use super::{Api, ApiError};
 use crate::api::Role;
-use crate::core::orchestrator::now;
+use crate::core::clock::now;
 use crate::core::secrets::{TokenHash, random_token};
 use crate::core::store::{ApiToken, Store, StoreError};
 

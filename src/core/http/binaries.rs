@@ -5,7 +5,7 @@ use axum::extract::State;
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, ETAG};
 use axum::http::{HeaderName, Method};
 use axum::response::{IntoResponse, Response};
-use stagely_agent::protocol::Arch;
+use stagely_protocol::Arch;
 use tokio_util::io::ReaderStream;
 
 use super::{Api, ApiError, ApiPath};

@@ -3,13 +3,13 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use stagely_state::Event;
+use stagely_state::ids::EnvironmentId;
 
 use super::auth::{Reader, Writer};
 use super::{Api, ApiError, ApiJson, ApiPath, ApiQuery, runs, views};
 use crate::api::{EnvironmentView, ErrorBody, ListEnvironments, RebuildEnvironment, RunView};
 use crate::core::request;
-use crate::core::state::Event;
-use crate::ids::EnvironmentId;
 
 /// Lists environments, the oldest first.
 #[utoipa::path(get, path = "/environments", params(ListEnvironments), responses(

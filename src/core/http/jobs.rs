@@ -7,14 +7,14 @@ use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse as _, Response};
 use futures_util::stream;
+use stagely_state::ids::JobId;
+use stagely_state::{Attempt, Job};
 use tracing::warn;
 
 use super::auth::Reader;
 use super::{Api, ApiError, ApiPath, ApiQuery, views};
 use crate::api::{ErrorBody, FollowMessage, FollowedLine, JobStatus, JobView, LogRange};
 use crate::core::logs::{LogError, StoredLine};
-use crate::core::state::{Attempt, Job};
-use crate::ids::JobId;
 
 /// Lines that are read from the store at a time, for one reader.
 const PAGE_LINES: usize = 2_000;

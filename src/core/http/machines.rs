@@ -3,14 +3,15 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use stagely_state::ids::MachineId;
+use stagely_state::{Event, MachineKind};
 use tokio::task::spawn_blocking;
 
 use super::auth::{Admin, Reader};
 use super::{Api, ApiError, ApiJson, ApiPath, ApiQuery, views};
 use crate::api::{AddMachine, AddedMachine, ErrorBody, ListMachines, MachineView, QueueView};
-use crate::core::orchestrator::now;
-use crate::core::state::{Event, MachineKind};
-use crate::ids::MachineId;
+use crate::core::clock::new_id;
+use crate::core::clock::now;
 
 /// The longest name of a registered machine, in characters.
 const NAME_CHARS_MAX: usize = 100;
@@ -48,7 +49,7 @@ pub(super) async fn add(
     _: Admin,
     ApiJson(add): ApiJson<AddMachine>,
 ) -> Result<(StatusCode, Json<AddedMachine>), ApiError> {
-    let machine = MachineId::random();
+    let machine = new_id::<MachineId>();
     let name = add.name.unwrap_or_else(|| machine.to_string());
     if name.is_empty()
         || name.chars().count() > NAME_CHARS_MAX

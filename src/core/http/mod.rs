@@ -157,7 +157,7 @@ pub(crate) fn router(api: Api) -> Router {
         .split_for_parts();
     documented
         .route(&format!("{BASE_PATH}/openapi.json"), get(async move || axum::Json(description)))
-        .route(stagely_agent::protocol::CONNECT_PATH, get(agents::connect))
+        .route(stagely_protocol::CONNECT_PATH, get(agents::connect))
         .merge(pages::router())
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))

@@ -17,15 +17,15 @@ use base64::engine::general_purpose::STANDARD;
 use futures_util::stream;
 use secrecy::SecretString;
 use serde::Deserialize;
-use stagely_agent::protocol::{FailureReason, Step};
+use stagely_protocol::{FailureReason, Step};
+use stagely_state::Approval;
+use stagely_state::ids::{JobId, RunId};
 use tracing::{error, warn};
 
 use super::{Api, views};
 use crate::api::{JobKindView, JobStatus, JobView, LostAttempt, RunStatus, RunView};
 use crate::core::github::seconds;
 use crate::core::logs::{LogError, StoredLine, readable};
-use crate::core::state::Approval;
-use crate::ids::{JobId, RunId};
 
 /// Lines of a log that its page shows.
 const PAGE_LINES: usize = 2_000;

@@ -4,14 +4,14 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use secrecy::SecretString;
+use stagely_state::Event;
+use stagely_state::ids::ProjectId;
 use tokio::task::spawn_blocking;
 
 use super::auth::{Admin, Reader};
 use super::{Api, ApiError, ApiJson, ApiPath, views};
 use crate::api::{AddProject, ErrorBody, ProjectView};
 use crate::core::request::projects::LinkProject;
-use crate::core::state::Event;
-use crate::ids::ProjectId;
 
 /// Lists projects, the oldest first; also those that only runs of people and scripts made.
 #[utoipa::path(get, path = "/projects", responses((status = 200, body = Vec<ProjectView>)))]

@@ -6,13 +6,13 @@ use axum::extract::State;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::http::StatusCode;
 use axum::response::Response;
+use stagely_state::ids::RunId;
+use stagely_state::{Approval, CancelReason, Event};
 
 use super::auth::{Reader, Writer};
 use super::{Api, ApiError, ApiJson, ApiPath, ApiQuery, views};
 use crate::api::{CreateRun, ErrorBody, JobView, ListRuns, RebuildRun, RunView};
 use crate::core::request;
-use crate::core::state::{Approval, CancelReason, Event};
-use crate::ids::RunId;
 
 const LIST_DEFAULT: usize = 50;
 const LIST_MAX: usize = 1_000;

@@ -2,13 +2,13 @@
 
 use axum::Json;
 use axum::extract::State;
+use stagely_provider::ProviderError;
+use stagely_state::ProviderName;
 
 use super::Api;
 use super::auth::{Admin, Reader};
 use crate::api::{ProviderSweepView, SweepAction, SweepView, SweptMachine};
-use crate::core::state::ProviderName;
 use crate::core::sweep::{Finding, Look, Outcome, Verdict};
-use crate::provider::ProviderError;
 
 /// Shows what a sweep would do now.
 #[utoipa::path(get, path = "/sweep", responses((status = 200, body = SweepView)))]

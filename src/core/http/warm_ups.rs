@@ -7,7 +7,7 @@ use axum::http::StatusCode;
 use super::auth::{Reader, Writer};
 use super::{Api, ApiError, ApiJson, ApiPath, runs};
 use crate::api::{CreateWarmUp, ErrorBody, RunView, WarmUpView};
-use crate::core::orchestrator::now;
+use crate::core::clock::now;
 use crate::core::request;
 
 /// Starts a run that fills a project's caches and pushes no image.

@@ -20,10 +20,10 @@ use url::form_urlencoded;
 
 use super::{Api, ApiError};
 use crate::api::{DeliveryOutcome, DeliveryView, ErrorBody};
+use crate::core::github::delivery_id;
 use crate::core::github::hook::{self, Hook};
 use crate::core::intake::Heard;
 use crate::core::request::hooks;
-use crate::core::state::DeliveryId;
 
 /// The largest body that GitHub sends.
 const WEBHOOK_BYTES_MAX: usize = 25 * 1024 * 1024;
@@ -122,7 +122,7 @@ pub(super) async fn take(
     };
     let is_ping = hook == Hook::Ping;
     let config = Arc::clone(&api.config);
-    let delivery = DeliveryId::of(&name);
+    let delivery = delivery_id(&name);
     let make = move |records: &_| hooks::event(records, &config.github, &hook);
     let (outcome, detail) = match api.intake.hear(Some(delivery), make).await? {
         Heard::Accepted(what) => (DeliveryOutcome::Accepted, what.to_owned()),

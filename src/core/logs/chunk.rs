@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::cell::RefCell;
 
 use serde::{Deserialize, Serialize};
-use stagely_agent::protocol::{LogLine, Stream, cut_line};
+use stagely_protocol::{LogLine, Stream, cut_line};
 use zstd::bulk::{Compressor, Decompressor};
 use zstd::zstd_safe::get_frame_content_size;
 

@@ -13,7 +13,8 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use stagely_agent::protocol::{LogLine, Stream};
+use stagely_protocol::{LogLine, Stream};
+use stagely_state::ids::JobId;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::spawn_blocking;
@@ -23,7 +24,6 @@ use self::tables::Tables;
 use self::writer::{Append, Command, Writer};
 use super::disk::reserve_mib;
 use crate::config::Config;
-use crate::ids::JobId;
 
 pub(crate) use text::{is_hidden, readable};
 

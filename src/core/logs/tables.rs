@@ -6,11 +6,11 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use redb::{Database, ReadableDatabase as _, TableDefinition};
 use serde::{Deserialize, Serialize};
+use stagely_state::ids::JobId;
 
 use super::chunk::Chunk;
 use super::{LogError, LogKey, StoredLine};
 use crate::core::disk;
-use crate::ids::JobId;
 
 /// Job, attempt, number of the chunk's first line.
 pub(super) type ChunkKey = (u128, u32, u64);
@@ -162,10 +162,10 @@ impl Tables {
 
 #[cfg(test)]
 mod tests {
-    use stagely_agent::protocol::{LogLine, Stream};
+    use stagely_protocol::{LogLine, Stream};
+    use stagely_state::ids::JobId;
 
     use crate::core::logs::{LogSettings, LogStore};
-    use crate::ids::JobId;
 
     const JOB: JobId = JobId::from_bits(7);
 

@@ -5,14 +5,14 @@ use std::mem;
 use std::time::Duration;
 
 use redb::{Durability, ReadableTable as _, Table};
-use stagely_agent::protocol::Stream;
+use stagely_protocol::Stream;
+use stagely_state::ids::JobId;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, warn};
 
 use super::chunk::{Chunk, GROW_BYTES_MAX};
 use super::tables::{CHUNKS, ChunkKey, EXTENTS, Extent, Tables};
 use super::{AppendError, Followed, LogError, LogKey, LogSettings, StoredLine, lock};
-use crate::ids::JobId;
 
 /// Commands taken into one group. A group of full batches is then some 10 MB of text.
 const GROUP_MAX: usize = 256;

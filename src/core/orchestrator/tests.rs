@@ -2,16 +2,17 @@
 
 use std::collections::BTreeSet;
 
+use stagely_state::Timestamp;
+use stagely_state::ids::{EnvironmentId, JobId, ProjectId};
+use stagely_state::{
+    CacheExport, Environment, Job, JobReport, JobState, Machine, MachineState, Run, RunState,
+    Snapshot,
+};
 use tempfile::TempDir;
 
 use super::*;
 use crate::config::Config;
 use crate::core::fixtures;
-use crate::core::state::{
-    CacheExport, Environment, Job, JobReport, JobState, Machine, MachineState, Run, RunState,
-    Snapshot,
-};
-use crate::ids::{EnvironmentId, JobId, ProjectId};
 
 const JOB: JobId = JobId::from_bits(1);
 const MACHINE: MachineId = MachineId::from_bits(1);

@@ -1,10 +1,10 @@
 //! What the images and layer caches of a run are called in the registry.
 
 use sha2::{Digest as _, Sha256};
-use stagely_agent::protocol::{ImageRef, InvalidValue, Platform};
+use stagely_manifest::{Build, Variant};
+use stagely_protocol::{ImageRef, InvalidValue, Platform};
 
 use super::PlanContext;
-use crate::manifest::{Build, Variant};
 
 /// The repository of a project that holds its layer caches; no environment may be called so.
 pub(super) const CACHE_REPOSITORY: &str = "cache";

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 
+use stagely_manifest::{Build, FILE_NAME, Globs, Manifest};
+use stagely_state::{GoodImage, SkipReason, SkippedBuild};
+
 use super::PlanContext;
-use crate::core::state::{GoodImage, SkipReason, SkippedBuild};
-use crate::manifest::{Build, FILE_NAME, Globs, Manifest};
 
 /// A change of one of these counts for every build. The second says where submodules come from.
 const FOR_ALL: [&str; 2] = [FILE_NAME, ".gitmodules"];

@@ -1,18 +1,19 @@
 //! Turns what GitHub says into an event: which project and environment it is of, and which run it makes.
 
-use stagely_agent::protocol::CommitSha;
+use stagely_protocol::CommitSha;
+use stagely_state::ids::RunId;
+use stagely_state::{
+    Approval, Command, CommandKind, Environment, Event, ForkPolicy, GithubRun, Head, HeadSource,
+    Project, Run, Trigger,
+};
 use thiserror::Error;
 
 use super::{InvalidRequest, check_reference, environment, environment_of};
 use crate::config::GithubConfig;
+use crate::core::clock::new_id;
+use crate::core::clock::now;
 use crate::core::github::hook::{Hook, PullRequest, Repository};
-use crate::core::orchestrator::now;
 use crate::core::records::Records;
-use crate::core::state::{
-    Approval, Command, CommandKind, Environment, Event, ForkPolicy, GithubRun, Head, HeadSource,
-    Project, Run, Trigger,
-};
-use crate::ids::RunId;
 
 /// Why nothing comes of what GitHub says, for people.
 #[derive(Debug, PartialEq, Eq, Error)]
@@ -183,7 +184,7 @@ fn branch_moved(
 }
 
 fn new_run(project: &Project, environment: &Environment) -> Run {
-    Run::new(RunId::random(), environment, project.repository.clone(), now())
+    Run::new(new_id::<RunId>(), environment, project.repository.clone(), now())
 }
 
 fn github_run(repository: &Repository) -> GithubRun {
@@ -225,9 +226,10 @@ fn built<'a>(
 
 #[cfg(test)]
 mod tests {
+    use stagely_state::ids::{EnvironmentId, ProjectId};
+    use stagely_state::{GithubLink, Timestamp};
+
     use super::*;
-    use crate::core::state::{GithubLink, Timestamp};
-    use crate::ids::{EnvironmentId, ProjectId};
 
     const PROJECT: ProjectId = ProjectId::from_bits(1);
 

@@ -7,19 +7,20 @@ pub mod projects;
 use std::collections::BTreeMap;
 
 use secrecy::{ExposeSecret as _, SecretString};
-use stagely_agent::protocol::CommitSha;
+use stagely_state::ids::{EnvironmentId, RunId};
+use stagely_state::{
+    BranchName, Environment, InvalidName, Project, Reference, Run, RunState, Trigger,
+};
 use thiserror::Error;
 use url::Url;
 
+use super::clock::now;
 use super::effects::RunSecrets;
-use super::orchestrator::now;
 use super::records::Records;
-use super::state::{Environment, Project, Run, RunState, Trigger};
 use crate::api::{CreateRun, CreateWarmUp, RebuildRun};
-use crate::ids::{EnvironmentId, RunId};
+use crate::core::clock::new_id;
 
-pub(crate) use names::check_name;
-pub use names::{DEFAULT_ENVIRONMENT, environment_of, slug};
+pub use names::{DEFAULT_ENVIRONMENT, environment_of};
 
 /// The most build arguments that a request may set.
 const SET_MAX: usize = 128;
@@ -60,7 +61,9 @@ pub struct RequestedRun {
 pub fn run(records: &Records, create: CreateRun) -> Result<RequestedRun, InvalidRequest> {
     let repository = repository(&create.repository)?;
     for (field, reference) in [("ref", &create.reference), ("base", &create.base)] {
-        reference.as_deref().map_or(Ok(()), |it| check_reference(field, it))?;
+        if let Some(reference) = reference {
+            check_reference(field, reference)?;
+        }
     }
     if create.pull_request == Some(0) {
         return Err(invalid("pull_request", "is the number of a pull request, from 1"));
@@ -81,7 +84,7 @@ pub fn run(records: &Records, create: CreateRun) -> Result<RequestedRun, Invalid
         base: create.base,
         from_fork: create.from_fork,
         set_names: create.set.keys().cloned().collect(),
-        ..Run::new(RunId::random(), &environment, repository.to_string(), now())
+        ..Run::new(new_id::<RunId>(), &environment, repository.to_string(), now())
     };
     let secrets = RunSecrets { clone_token: create.clone_token, set: create.set };
     Ok(RequestedRun { run, project, environment, secrets })
@@ -169,7 +172,7 @@ fn again(
         set_names: rebuild.set.keys().cloned().collect(),
         rebuilds: Some(earlier.original()),
         keeps: rebuild.failed.then_some(id),
-        ..Run::new(RunId::random(), environment, earlier.repository.clone(), now())
+        ..Run::new(new_id::<RunId>(), environment, earlier.repository.clone(), now())
     };
     let secrets = RunSecrets { clone_token: rebuild.clone_token, set: rebuild.set };
     Ok(RequestedRun { run, project: project.clone(), environment: environment.clone(), secrets })
@@ -236,7 +239,7 @@ pub fn warm_up(
     let run = Run {
         trigger: Trigger::WarmUp,
         requested_ref: create.branch,
-        ..Run::new(RunId::random(), &environment, project.repository.clone(), now())
+        ..Run::new(new_id::<RunId>(), &environment, project.repository.clone(), now())
     };
     let secrets = RunSecrets { clone_token: create.clone_token, set: BTreeMap::new() };
     Ok(Some(RequestedRun { run, project: project.clone(), environment, secrets }))
@@ -254,7 +257,7 @@ fn environment(
         .values()
         .find(|found| found.project == project.id && found.name == name);
     let Some(known) = known else {
-        let new = Environment::new(EnvironmentId::random(), project.id, name);
+        let new = Environment::new(new_id::<EnvironmentId>(), project.id, name);
         return Ok(Environment { pull_request, ..new });
     };
     if pull_request.is_some() && known.pull_request != pull_request {
@@ -292,34 +295,12 @@ fn repository(text: &str) -> Result<Url, InvalidRequest> {
     Ok(url)
 }
 
-fn check_reference(field: &'static str, reference: &str) -> Result<(), InvalidRequest> {
-    let bad = reference.is_empty()
-        || reference.len() > 255
-        || reference.starts_with('-')
-        || reference.contains("..")
-        || reference.chars().any(|c| c.is_control() || c.is_whitespace() || "~^:?*[\\".contains(c));
-    if bad {
-        return Err(invalid(
-            field,
-            format!("{reference:?} is not a branch, tag or full commit id"),
-        ));
-    }
-    Ok(())
+fn check_reference(field: &'static str, reference: &str) -> Result<Reference, InvalidRequest> {
+    reference.parse().map_err(|error: InvalidName| invalid(field, error.problem))
 }
 
-/// Checks that `branch` can be one.
-///
-/// # Errors
-/// [`InvalidRequest`], naming `field`.
-pub fn check_branch(field: &'static str, branch: &str) -> Result<(), InvalidRequest> {
-    check_reference(field, branch)?;
-    if branch.parse::<CommitSha>().is_ok() {
-        return Err(invalid(field, format!("{branch} is a commit; name a branch")));
-    }
-    if branch.starts_with("refs/") && !branch.starts_with("refs/heads/") {
-        return Err(invalid(field, format!("{branch} is no branch; those are below refs/heads/")));
-    }
-    Ok(())
+fn check_branch(field: &'static str, branch: &str) -> Result<BranchName, InvalidRequest> {
+    branch.parse().map_err(|error: InvalidName| invalid(field, error.problem))
 }
 
 fn check_builds(builds: &[String]) -> Result<(), InvalidRequest> {
@@ -362,8 +343,10 @@ fn check_set(set: &BTreeMap<String, SecretString>) -> Result<(), InvalidRequest>
 
 #[cfg(test)]
 mod tests {
+    use stagely_protocol::CommitSha;
+    use stagely_state::Approval;
+
     use super::*;
-    use crate::core::state::Approval;
 
     /// Records of one project with one run, made by `create` and then changed.
     fn records_of(create: CreateRun, change: impl FnOnce(&mut Run)) -> (Records, RunId) {
@@ -462,13 +445,13 @@ mod tests {
         assert_eq!(run.approval, Approval::Awaited, "nobody has agreed to it by building it again");
         let open = rebuild_environment(&records, environment, true).unwrap_err();
         assert!(open.to_string().contains("has not ended"), "{open}");
-        let nowhere = rebuild_environment(&records, EnvironmentId::random(), false);
+        let nowhere = rebuild_environment(&records, new_id::<EnvironmentId>(), false);
         assert!(matches!(nowhere, Err(RebuildError::NoEnvironment(_))));
     }
 
     #[test]
     fn a_rebuild_of_a_rebuild_repeats_the_first_run() {
-        let first = RunId::random();
+        let first = new_id::<RunId>();
         let (records, id) = records_of(app(), |run| {
             run.state = failed();
             run.rebuilds = Some(first);
@@ -496,7 +479,7 @@ mod tests {
             run.trigger = Trigger::WarmUp;
         };
         assert!(refused(warm_up, false).contains("stagely warm"));
-        let unknown = rebuild(&Records::default(), RunId::random(), RebuildRun::default());
+        let unknown = rebuild(&Records::default(), new_id::<RunId>(), RebuildRun::default());
         assert!(matches!(unknown, Err(RebuildError::NotFound(_))));
     }
 

@@ -1,16 +1,14 @@
 //! Names that become parts of image references: of projects and of environments.
 
 use sha2::{Digest as _, Sha256};
-use stagely_agent::protocol::CommitSha;
+use stagely_protocol::CommitSha;
+use stagely_state::ids::ProjectId;
+use stagely_state::{InvalidName, NAME_CHARS_MAX, Name, Project};
 use url::Url;
 
 use super::{InvalidRequest, invalid};
+use crate::core::clock::new_id;
 use crate::core::records::Records;
-use crate::core::state::Project;
-use crate::ids::ProjectId;
-
-/// The longest name of a project or environment. Both become parts of image references.
-const NAME_CHARS_MAX: usize = 100;
 
 /// Images of an environment lie at `{registry}/{project}/{environment}`, layer caches at
 /// `{registry}/{project}/cache`.
@@ -33,15 +31,15 @@ pub(super) fn project(
         records.projects.values().find(|project| project.repository == repository.as_str());
     let Some(wanted) = wanted else {
         return Ok(by_repository.cloned().unwrap_or_else(|| {
-            let name = free_name(records, &slug(&repository_name(repository)));
-            Project::new(ProjectId::random(), name, repository.to_string())
+            let name = free_name(records, Name::nearest(&repository_name(repository)).as_str());
+            Project::new(new_id::<ProjectId>(), name, repository.to_string())
         }));
     };
     check_name("project", wanted)?;
     match records.projects.values().find(|project| project.name == wanted) {
         // Also at another address: a repository that moved, or a folder that is served anew.
         Some(known) => Ok(known.clone()),
-        None => Ok(Project::new(ProjectId::random(), wanted.to_owned(), repository.to_string())),
+        None => Ok(Project::new(new_id::<ProjectId>(), wanted.to_owned(), repository.to_string())),
     }
 }
 
@@ -54,9 +52,9 @@ pub(super) fn new_project(
     let name = match name {
         Some(name) if records.projects.values().any(|it| it.name == name) => return None,
         Some(name) => name,
-        None => free_name(records, &slug(&repository_name(repository))),
+        None => free_name(records, Name::nearest(&repository_name(repository)).as_str()),
     };
-    Some(Project::new(ProjectId::random(), name, repository.to_string()))
+    Some(Project::new(new_id::<ProjectId>(), name, repository.to_string()))
 }
 
 /// `owner/repository` of `https://host/owner/repository.git`.
@@ -119,13 +117,13 @@ pub(super) fn environment_name(
 /// The environment of a branch, or of a tag in full: its name where that can be one. Any other is made
 /// one and marked with the hash of the name, so that no two push over each other's images.
 pub fn environment_of(reference: &str) -> String {
-    let slug = slug(reference.strip_prefix("refs/tags/").unwrap_or(reference));
-    if slug == reference && !is_taken(&slug) {
-        return slug;
+    let name = Name::nearest(reference.strip_prefix("refs/tags/").unwrap_or(reference));
+    let mut name = String::from(name);
+    if name == reference && !is_taken(&name) {
+        return name;
     }
     let hash = Sha256::digest(reference.as_bytes());
     let mark = format!("-{:02x}{:02x}{:02x}{:02x}", hash[0], hash[1], hash[2], hash[3]);
-    let mut name = slug;
     name.truncate(NAME_CHARS_MAX - mark.len());
     name.truncate(name.trim_end_matches('-').len());
     name + &mark
@@ -143,31 +141,8 @@ fn pull_request_of(name: &str) -> Option<&str> {
     is_number.then_some(number)
 }
 
-pub(crate) fn check_name(field: &'static str, name: &str) -> Result<(), InvalidRequest> {
-    let slug = slug(name);
-    if slug == name {
-        return Ok(());
-    }
-    let problem = format!(
-        "{name:?} must be lower-case letters, digits and single dashes, at most \
-         {NAME_CHARS_MAX}; {slug:?} would do"
-    );
-    Err(invalid(field, problem))
-}
-
-/// A name as a part of image references: lower-case letters, digits and single dashes.
-pub fn slug(text: &str) -> String {
-    let mut slug = String::new();
-    for c in text.chars().flat_map(char::to_lowercase) {
-        if c.is_ascii_alphanumeric() {
-            slug.push(c);
-        } else if !slug.is_empty() && !slug.ends_with('-') {
-            slug.push('-');
-        }
-    }
-    slug.truncate(NAME_CHARS_MAX);
-    let slug = slug.trim_end_matches('-');
-    if slug.is_empty() { "unnamed".to_owned() } else { slug.to_owned() }
+pub(super) fn check_name(field: &'static str, name: &str) -> Result<Name, InvalidRequest> {
+    name.parse().map_err(|error: InvalidName| invalid(field, error.problem))
 }
 
 #[cfg(test)]

@@ -2,12 +2,12 @@
 
 use std::num::NonZeroU32;
 
+use stagely_state::{ForkPolicy, GithubLink, GithubRepository, Project};
 use thiserror::Error;
 use url::Url;
 
 use super::{InvalidRequest, names};
 use crate::core::records::Records;
-use crate::core::state::{ForkPolicy, GithubLink, GithubRepository, Project};
 
 /// A repository at GitHub that is to be listened to.
 #[derive(Clone, Debug)]
@@ -103,8 +103,9 @@ fn same_address(one: &str, other: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use stagely_state::ids::ProjectId;
+
     use super::*;
-    use crate::ids::ProjectId;
 
     fn wanted(repository: &str) -> LinkProject {
         LinkProject {

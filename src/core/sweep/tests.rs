@@ -4,7 +4,10 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use async_trait::async_trait;
-use stagely_agent::protocol::{Arch, SystemInfo};
+use stagely_protocol::{Arch, SystemInfo};
+use stagely_provider::{Candidate, LaunchError, LaunchRequest, Offer, Want};
+use stagely_state::comparison::{Listed, ListedState};
+use stagely_state::{Machine, MachineState, Placement, Snapshot, State};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
@@ -13,9 +16,7 @@ use crate::config::Config;
 use crate::core::fixtures;
 use crate::core::orchestrator::{self, Orchestrator};
 use crate::core::records::Records;
-use crate::core::state::{Machine, MachineState, Placement, Snapshot, State};
 use crate::core::store::Store;
-use crate::provider::{Candidate, LaunchError, LaunchRequest, Listed, ListedState, Offer, Want};
 
 /// A provider whose list a test writes.
 #[derive(Debug, Default)]

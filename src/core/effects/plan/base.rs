@@ -6,17 +6,17 @@ use std::path::Path;
 
 use secrecy::SecretString;
 use stagely_agent::git::{self, CloneError, FetchRequest, ResolvedRef};
-use stagely_agent::protocol::CommitSha;
+use stagely_manifest::suggest::shown;
+use stagely_manifest::{Build, Manifest};
+use stagely_protocol::CommitSha;
+use stagely_state::{Environment, GoodImage, Trigger};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::{Effects, Subject, failed};
+use super::{Effects, NotPlanned, Subject, failed};
 use crate::core::plan::Base;
 use crate::core::request::{DEFAULT_ENVIRONMENT, environment_of};
-use crate::core::state::{Environment, GoodImage, PlanFailure, Trigger};
-use crate::manifest::suggest::shown;
-use crate::manifest::{Build, Manifest};
 
 /// The most commits of good images that are fetched and compared. More differ only where builds
 /// failed again and again.
@@ -53,7 +53,7 @@ impl Effects {
         source: &Source<'_>,
         manifest: &Manifest,
         objects: &Path,
-    ) -> Result<Comparison, PlanFailure> {
+    ) -> Result<Comparison, NotPlanned> {
         let base = self.find_base(source, manifest).await?;
         let good_images = self.good_images(source, base.as_ref());
         let Some(base) = base else { return Ok(Comparison { good_images, base: None }) };
@@ -81,7 +81,7 @@ impl Effects {
         &self,
         source: &Source<'_>,
         manifest: &Manifest,
-    ) -> Result<Option<FoundBase>, PlanFailure> {
+    ) -> Result<Option<FoundBase>, NotPlanned> {
         let Source { subject, resolved, token, cancel } = source;
         let named = subject.run.base.as_deref();
         let matters = |build: &Build| build.paths.is_some() || !build.depends_on.is_empty();
@@ -174,7 +174,7 @@ async fn changes(
     base: &FoundBase,
     commits: BTreeSet<CommitSha>,
     objects: &Path,
-) -> Result<Option<BTreeMap<CommitSha, Vec<String>>>, PlanFailure> {
+) -> Result<Option<BTreeMap<CommitSha, Vec<String>>>, NotPlanned> {
     let Source { subject, resolved, token, cancel } = source;
     let changed = async |commit: &CommitSha| {
         let request = FetchRequest {
@@ -206,11 +206,7 @@ async fn changes(
 
 /// Goes on without what could not be had, unless the caller named it and it does not exist, or nobody
 /// waits for the plan any more.
-fn given_up(
-    source: &Source<'_>,
-    named: Option<&str>,
-    error: CloneError,
-) -> Result<(), PlanFailure> {
+fn given_up(source: &Source<'_>, named: Option<&str>, error: CloneError) -> Result<(), NotPlanned> {
     match (error, named) {
         (error @ CloneError::Cancelled, _) => Err(error.into()),
         (error @ CloneError::CommitGone { .. }, Some(base)) => {
@@ -227,8 +223,9 @@ fn given_up(
 
 #[cfg(test)]
 mod tests {
+    use stagely_state::ids::{EnvironmentId, ProjectId, RunId};
+
     use super::*;
-    use crate::ids::{EnvironmentId, ProjectId, RunId};
 
     fn image(run: u128) -> GoodImage {
         let reference = format!("registry.internal/shop/main:app.{run}");

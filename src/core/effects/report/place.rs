@@ -1,9 +1,9 @@
 //! Where it is told: the few requests that this takes.
 
-use stagely_agent::protocol::CommitSha;
+use stagely_protocol::CommitSha;
+use stagely_state::{CommitStatus, Project};
 
 use crate::core::github::{Github, GithubError};
-use crate::core::state::{CommitStatus, Project};
 
 /// A pull request and the commits of its repository.
 pub(super) trait Place: Sync {

@@ -3,13 +3,13 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use stagely_state::{Environment, RunState, StatusState};
 use tempfile::TempDir;
 use tokio::time::Instant;
 
 use super::*;
 use crate::core::github::fixtures::{ENVIRONMENT, World, commit, user_failure};
 use crate::core::logs::LogSettings;
-use crate::core::state::{Environment, RunState, StatusState};
 
 const INTERVAL: Duration = Duration::from_secs(5);
 

@@ -5,12 +5,12 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use stagely_state::ids::EnvironmentId;
+use stagely_state::{Approval, Told};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 
 use crate::core::records::SharedRecords;
-use crate::core::state::{Approval, Told};
-use crate::ids::EnvironmentId;
 
 /// Writes of one kind that are under way at once: enough that one slow answer does not hold up all, and
 /// few, since what is under way is not overtaken any more.

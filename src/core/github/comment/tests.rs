@@ -1,8 +1,9 @@
 //! What the comment says, word by word.
 
+use stagely_state::{Approval, PlanFailure, SkipReason, SkippedBuild};
+
 use super::*;
 use crate::core::github::fixtures::{World, commit, job_id, user_failure};
-use crate::core::state::{Approval, PlanFailure, SkipReason, SkippedBuild};
 
 /// The comment without its marker and footer, which are the same in each.
 fn middle(world: &World, excerpts: &Excerpts) -> String {

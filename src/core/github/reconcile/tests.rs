@@ -3,19 +3,18 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::{Value, json};
+use stagely_state::ids::RunId;
+use stagely_state::{Environment, ForkPolicy, GithubLink, Head, HeadSource, Run, Snapshot, State};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
 use super::*;
+use crate::core::clock::new_id;
 use crate::core::disk::DiskGuard;
 use crate::core::fixtures;
 use crate::core::orchestrator::{Events, Orchestrator, inbox};
 use crate::core::records::Records;
-use crate::core::state::{
-    Environment, ForkPolicy, GithubLink, Head, HeadSource, Run, Snapshot, State,
-};
 use crate::core::store::Store;
-use crate::ids::RunId;
 
 /// A GitHub that says what a test wants.
 #[derive(Clone)]
@@ -163,7 +162,7 @@ impl Core {
         let environment = self.environment(SHOP, 1).unwrap();
         let (commit, at) = (commit(digit), Timestamp(at));
         let head = Head { commit, before: None, at, is_first: false };
-        let id = RunId::random();
+        let id = new_id::<RunId>();
         let run = Box::new(Run::new(id, &environment, String::new(), now()));
         Event::HeadMoved { run, environment, head, source: HeadSource::Delivery }
     }

@@ -1,8 +1,9 @@
 //! Environments.
 
+use stagely_state::{Environment, Project};
+
 use crate::api::{EnvironmentImage, EnvironmentView};
 use crate::core::records::Records;
-use crate::core::state::{Environment, Project};
 
 /// An environment.
 pub(in crate::core::http) fn environment(

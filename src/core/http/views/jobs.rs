@@ -1,11 +1,11 @@
 //! Jobs.
 
-use stagely_agent::protocol::{FailureReason, Platform, slow_down};
+use stagely_protocol::{FailureReason, Platform, slow_down};
+use stagely_state::{Job, JobKind, JobState};
 
 use super::machines::queue_reason;
 use crate::api::{JobKindView, JobStatus, JobView, LostAttempt, QueuePlace};
 use crate::core::records::Records;
-use crate::core::state::{Job, JobKind, JobState};
 
 /// A job.
 pub(in crate::core::http) fn job(records: &Records, job: &Job) -> JobView {
@@ -76,7 +76,7 @@ pub(in crate::core::http) const fn job_status(state: &JobState) -> JobStatus {
 /// What only an ended job has.
 #[derive(Default)]
 struct End {
-    digest: Option<stagely_agent::protocol::Digest>,
+    digest: Option<stagely_protocol::Digest>,
     reason: Option<FailureReason>,
     error: Option<String>,
     exit_code: Option<i32>,
@@ -111,10 +111,11 @@ fn slow_down_of(records: &Records, job: &Job) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
+    use stagely_state::ids::JobId;
+    use stagely_state::{QueueReason, QueuedJob, Timestamp};
+
     use super::*;
     use crate::core::fixtures;
-    use crate::core::state::{QueueReason, QueuedJob, Timestamp};
-    use crate::ids::JobId;
 
     /// Jobs 1, 2 and 3 of one run, of which 3 and then 2 wait.
     fn records() -> Records {
@@ -146,7 +147,7 @@ mod tests {
     #[test]
     fn a_job_that_does_not_wait_has_no_place() {
         let mut records = records();
-        let machine = crate::ids::MachineId::from_bits(1);
+        let machine = stagely_state::ids::MachineId::from_bits(1);
         let running = JobState::Running { attempt: 1, machine, deadline: Timestamp(1) };
         records.jobs.get_mut(&JobId::from_bits(1)).unwrap().state = running;
 

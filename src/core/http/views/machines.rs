@@ -1,8 +1,9 @@
 //! Machines, and the queue of jobs for them.
 
+use stagely_state::{Machine, MachineKind, MachineState, QueueReason, Timestamp};
+
 use crate::api::{MachineStatus, MachineView, QueueView, QueuedJobView};
 use crate::core::records::Records;
-use crate::core::state::{Machine, MachineKind, MachineState, QueueReason, Timestamp};
 
 /// A machine as it is `now`.
 pub(in crate::core::http) fn machine(machine: &Machine, now: Timestamp) -> MachineView {
@@ -105,12 +106,12 @@ pub(super) fn queue_reason(records: &Records, reason: &QueueReason) -> String {
 
 #[cfg(test)]
 mod tests {
-    use stagely_agent::protocol::Arch;
+    use stagely_protocol::Arch;
+    use stagely_state::ids::{JobId, MachineId, ProjectId};
+    use stagely_state::{Market, Placement, Project, ProviderName, Usd};
 
     use super::*;
     use crate::core::fixtures;
-    use crate::core::state::{Market, Placement, Project, ProviderName, Usd};
-    use crate::ids::{JobId, MachineId, ProjectId};
 
     fn reason(reason: &QueueReason) -> String {
         let mut records = Records::default();

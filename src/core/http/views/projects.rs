@@ -1,8 +1,9 @@
 //! Projects.
 
+use stagely_state::Project;
+
 use crate::api::ProjectView;
 use crate::core::effects::Secrets;
-use crate::core::state::Project;
 
 /// A project.
 pub(in crate::core::http) fn project(secrets: &Secrets, project: &Project) -> ProjectView {

@@ -1,9 +1,10 @@
 //! Runs.
 
+use stagely_state::{Run, RunState, SkipReason, SkippedBuild};
+
 use super::job;
 use crate::api::{RunStatus, RunView, SkippedBuildView};
 use crate::core::records::Records;
-use crate::core::state::{Run, RunState, SkipReason, SkippedBuild};
 
 /// A run without its jobs, as lists show it.
 pub(in crate::core::http) fn run_summary(records: &Records, run: &Run) -> RunView {

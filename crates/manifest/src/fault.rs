@@ -1,0 +1,246 @@
+//! Every mistake that `stagely.yaml` can hold, in the words that its author reads.
+
+use stagely_protocol::Platform;
+use stagely_protocol::paths::PathError;
+use thiserror::Error;
+
+use super::suggest::{closest, listed, shown};
+use super::template::TemplateError;
+use super::tree::Kind;
+use super::values::{EMULATIONS, MACHINE_SIZES, PLATFORMS};
+
+/// What is wrong with one value. Foreign text goes through [`shown`].
+#[derive(Debug, Error)]
+pub(super) enum Fault {
+    // The file.
+    #[error("the file is larger than {max_kib} KiB")]
+    FileTooLarge { max_kib: usize },
+    #[error("the file is not UTF-8 text")]
+    NotUtf8,
+    #[error("not valid YAML: {0}")]
+    Syntax(String),
+    #[error("the file nests more than {max} deep")]
+    TooDeep { max: usize },
+    #[error("aliases make the file larger than {max_kib} KiB")]
+    ExpandsTooFar { max_kib: usize },
+    #[error("not valid YAML: a tab cannot indent; use spaces")]
+    Tab,
+    #[error("not valid YAML: this alias names no anchor above it")]
+    UnknownAnchor,
+    #[error("this alias stands inside the very value it names")]
+    EndlessAlias,
+    #[error("a second document begins here; `stagely.yaml` is a single one")]
+    SecondDocument,
+    #[error("the file is empty; it needs at least `builds:` with one build")]
+    EmptyFile,
+
+    // Maps.
+    #[error("expected {wanted}, found {found}{}", then(*hint))]
+    Wanted { wanted: &'static str, found: Kind, hint: Option<&'static str> },
+    #[error("a key must be text, but this is {0}")]
+    KeyNotText(Kind),
+    #[error("`<<` wants a map or a list of maps, not {0}")]
+    MergeNotMap(Kind),
+    #[error("is given twice, first on line {first_line}")]
+    DuplicateKey { first_line: usize },
+    #[error("unknown key; did you mean `{0}`?")]
+    MisspelledKey(&'static str),
+    #[error("unknown key; known here are {}", listed(known.iter().copied()))]
+    UnknownKey { known: Vec<&'static str> },
+    #[error("is missing; {hint}")]
+    MissingKey { hint: &'static str },
+    #[error("at most {max} are allowed, found {found}")]
+    TooMany { found: usize, max: usize },
+
+    // Text.
+    #[error("is empty{}", then(*hint))]
+    EmptyText { hint: Option<&'static str> },
+    #[error("is longer than {max} {unit}")]
+    TooLong { max: usize, unit: &'static str },
+    #[error("holds a control character")]
+    ControlCharacter,
+
+    // Values.
+    #[error("`{}` is not a known version; the only one is 2, without quotes", shown(.0))]
+    Version(String),
+    #[error("needs at least one build")]
+    NoBuilds,
+    #[error("a build's name is made of letters (a-z, A-Z), digits, `_` and `-`")]
+    BuildName,
+    #[error("a build's name cannot start with `-`, because image tags cannot")]
+    BuildNameDash,
+    #[error(
+        "is too long: {what} has at most {max} characters, and this has {length}{}",
+        counted(suffix)
+    )]
+    NameTooLong { what: &'static str, length: usize, suffix: String, max: usize },
+    #[error(
+        "its {what} `{}` belongs to build `{}` (line {other_line}) already{}",
+        shown(name),
+        shown(other),
+        if *but_for_case { ", but for upper and lower case" } else { "" }
+    )]
+    NameTaken {
+        what: &'static str,
+        name: String,
+        other: String,
+        other_line: usize,
+        but_for_case: bool,
+    },
+    #[error(
+        "two of its combinations and platforms would have the {what} `{}`; change a value of the \
+         matrix",
+        shown(name)
+    )]
+    OwnNameTwice { what: &'static str, name: String },
+    #[error("`{}` is not supported; did you mean `{suggestion}`?", shown(text))]
+    MisspelledPlatform { text: String, suggestion: String },
+    #[error("`{}` is not supported; supported are {}", shown(.0), listed(PLATFORMS))]
+    UnknownPlatform(String),
+    #[error("`{0}` is named twice")]
+    Twice(String),
+    #[error("`platform` and `platforms` are both given; keep one")]
+    BothPlatformKeys,
+    #[error("names no platform; leave it out for `linux/amd64`")]
+    NoPlatforms,
+    #[error("`{}` is not a machine size; did you mean `{suggestion}`?", shown(text))]
+    MisspelledMachine { text: String, suggestion: &'static str },
+    #[error(
+        "`{}` is not a machine size; there are {}",
+        shown(.0),
+        listed(MACHINE_SIZES.map(|(name, _)| name))
+    )]
+    UnknownMachine(String),
+    #[error("`{0}` has no unit; write `{0}m` for minutes or `{0}s` for seconds")]
+    TimeoutUnit(String),
+    #[error("`{}` is not a time; write it like `45m`, `1h30m` or `90s`", shown(.0))]
+    Timeout(String),
+    #[error("must be more than nothing; write it like `45m`, `1h30m` or `90s`")]
+    TimeoutZero,
+    #[error("`{0}` is longer than 24h, the most that a build may take")]
+    TimeoutTooLong(String),
+    #[error(
+        "a build argument's name is made of letters (a-z, A-Z), digits and `_`, and starts with no \
+         digit"
+    )]
+    BuildArgName,
+    #[error("has no value; write `\"\"` for an empty one")]
+    BuildArgNull,
+    #[error("{0}")]
+    Template(TemplateError),
+    #[error("`{}` is not the name of a build stage", shown(.0))]
+    Target(String),
+    #[error(
+        "`{}` is not an image reference such as `registry.example.com/team/app:cache`",
+        shown(.0)
+    )]
+    ImageRef(String),
+    #[error("{}", spelled_out(.0))]
+    Path(PathError),
+    #[error("`{}` is neither {}", shown(.0), EMULATIONS.map(|(name, _)| format!("`{name}`")).join(" nor "))]
+    Emulation(String),
+    #[error("names no {what}; leave it out instead")]
+    EmptyList { what: &'static str },
+    #[error("`{}` is not a pattern: {problem}", shown(text))]
+    Glob { text: String, problem: String },
+    #[error(
+        "a pattern that begins with `!` is not supported; list the {what} patterns that count \
+         (`\\!` is the character itself)"
+    )]
+    GlobNegated { what: &'static str },
+
+    // The matrix.
+    #[error(
+        "names no build argument; map one to a list of values, such as `NODE_VERSION: [18, 20]`"
+    )]
+    EmptyMatrix,
+    #[error("is in `build_args` too; keep one")]
+    SetTwice,
+    #[error("is not in the lists of this matrix; {}", meant(suggestion.as_deref(), known))]
+    UnknownMatrixKey { suggestion: Option<String>, known: Vec<String> },
+    #[error("excludes nothing: no combination of the lists has these values")]
+    ExcludesNothing,
+    #[error("`exclude` leaves no combination")]
+    NoCombinations,
+    #[error(
+        "makes {jobs} jobs ({combinations} combinations, {each} {} each), but a build has at most {max}",
+        if *each == 1 { "job" } else { "jobs" }
+    )]
+    TooManyJobs { jobs: usize, combinations: usize, each: usize, max: usize },
+    #[error(
+        "its lists make {combinations} combinations before `exclude`, but a build has at most {max} \
+         jobs"
+    )]
+    TooManyCombinations { combinations: u128, max: usize },
+    #[error(
+        "the combinations `{}` and `{}` are both called `{}`: in tags and job names upper case is \
+         lower case, and other characters than letters, digits, `_`, `.` and `-` are `-`",
+        shown(first),
+        shown(second),
+        shown(name)
+    )]
+    SameVariant { name: String, first: String, second: String },
+
+    // Dependencies.
+    #[error("a build cannot depend on itself")]
+    DependsOnItself,
+    #[error("there is no build `{}`; {}", shown(name), meant(suggestion.as_deref(), known))]
+    UnknownBuild { name: String, suggestion: Option<String>, known: Vec<String> },
+    #[error(
+        "the builds make {jobs} jobs together, but a file has at most {max}; give them fewer \
+         combinations or platforms"
+    )]
+    TooManyJobsInAll { jobs: usize, max: usize },
+    #[error(
+        "these builds make {images} images, but a build uses at most {max}; give them fewer \
+         combinations, or depend on fewer"
+    )]
+    TooManyImages { images: usize, max: usize },
+    #[error(
+        "this build is made for {missing}, and `{}` is not; add {missing} to the `platforms` of `{}`",
+        shown(needed),
+        shown(needed)
+    )]
+    PlatformNotBuilt { needed: String, missing: Platform },
+    #[error("these builds wait for each other: {0}")]
+    Cycle(String),
+    #[error("`{argument}` is the argument that names the image of `{image}`; call yours otherwise")]
+    ImageArgumentSet { argument: String, image: String },
+    #[error(
+        "the images of `{first}` and `{second}` would both be the build argument `{argument}`; rename \
+         one"
+    )]
+    SameImageArgument { argument: String, first: String, second: String },
+}
+
+impl Fault {
+    pub(super) fn unknown_matrix_key<'a>(key: &str, known: impl Iterator<Item = &'a str>) -> Self {
+        let known: Vec<_> = known.map(shown).collect();
+        let suggestion = closest(key, known.iter().map(String::as_str)).map(str::to_owned);
+        Self::UnknownMatrixKey { suggestion, known }
+    }
+}
+
+fn meant(suggestion: Option<&str>, known: &[String]) -> String {
+    match (suggestion, known) {
+        (Some(word), _) => format!("did you mean `{word}`?"),
+        (None, []) => "there is no other".to_owned(),
+        (None, known) => format!("there are {}", listed(known.iter().map(String::as_str))),
+    }
+}
+
+fn counted(suffix: &str) -> String {
+    if suffix.is_empty() { String::new() } else { format!(" with `{suffix}`") }
+}
+
+fn then(hint: Option<&str>) -> String {
+    hint.map(|hint| format!("; {hint}")).unwrap_or_default()
+}
+
+/// A file system's own words are worth reading: the user can mend what they say.
+fn spelled_out(error: &PathError) -> String {
+    match error {
+        PathError::Io { source, .. } => format!("{error}: {source}"),
+        _ => error.to_string(),
+    }
+}

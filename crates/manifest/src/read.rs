@@ -1,0 +1,332 @@
+//! The tree of `stagely.yaml` → a manifest, noting everything that is wrong on the way.
+//!
+//! Where a value is wrong its default stands in, so that reading goes on; a manifest read with
+//! problems never leaves this module's parent.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use stagely_protocol::paths::dockerfile_places;
+use stagely_protocol::{Arch, Emulation, ImageRef, Platform};
+
+use super::fault::Fault;
+use super::fields::{Field, Fields, read_value};
+use super::globs::Globs;
+use super::matrix::{self, Owner, Variant};
+use super::names;
+use super::order;
+use super::problem::{Collector, Position};
+use super::template::Template;
+use super::tree::{self, FILE_BYTES_MAX, Kind, Node};
+use super::values;
+use super::{
+    BUILD_ARGS_MAX, BUILDS_MAX, Build, CACHE_FROM_MAX, DEFAULT_TIMEOUT, FILE_JOBS_MAX, GLOBS_MAX,
+    Manifest,
+};
+
+/// Reads the file.
+pub(super) fn file(bytes: &[u8], problems: &mut Collector) -> Manifest {
+    match root(bytes) {
+        Ok(node) => manifest(&Field::root(&node), problems),
+        Err((at, fault)) => {
+            problems.add(at, "", fault);
+            Manifest { name: None, builds: Vec::new() }
+        }
+    }
+}
+
+fn root(bytes: &[u8]) -> Result<Rc<Node>, (Position, Fault)> {
+    if bytes.len() > FILE_BYTES_MAX {
+        let fault = Fault::FileTooLarge { max_kib: FILE_BYTES_MAX / 1024 };
+        return Err((Position::START, fault));
+    }
+    let text = std::str::from_utf8(bytes)
+        .map_err(|error| (position_after(&bytes[..error.valid_up_to()]), Fault::NotUtf8))?;
+    // Editors on Windows put a byte-order mark first; it is no part of the text.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    match tree::read(text)? {
+        Some(node) if node.kind() != Kind::Nothing => Ok(node),
+        _ => Err((Position::START, Fault::EmptyFile)),
+    }
+}
+
+/// The place of the first byte that is not UTF-8.
+fn position_after(valid: &[u8]) -> Position {
+    let text = String::from_utf8_lossy(valid);
+    let line = text.split('\n').count();
+    let column = text.rsplit('\n').next().map_or(0, |last| last.chars().count()) + 1;
+    Position { line, column }
+}
+
+fn manifest(root: &Field<'_>, problems: &mut Collector) -> Manifest {
+    let Some(mut fields) = Fields::open(root, "a map with the key `builds`", problems) else {
+        return Manifest { name: None, builds: Vec::new() };
+    };
+    fields.value("version", values::version, problems);
+    let name = fields.value("name", values::name, problems);
+    let builds = fields.require("builds", "it maps names to builds", problems);
+    fields.finish(problems);
+    let builds = builds.map(|field| builds_and_jobs_of(&field, problems)).unwrap_or_default();
+    names::check(&builds, problems);
+    order::check(&builds, problems);
+    Manifest { name, builds }
+}
+
+/// The builds, no more than make the jobs that a file may have.
+fn builds_and_jobs_of(field: &Field<'_>, problems: &mut Collector) -> Vec<Build> {
+    let builds = builds_of(field, problems);
+    let jobs = builds.iter().map(Build::job_count).sum();
+    if jobs > FILE_JOBS_MAX {
+        let fault = Fault::TooManyJobsInAll { jobs, max: FILE_JOBS_MAX };
+        problems.add(field.at(), &*field.path, fault);
+    }
+    builds
+}
+
+fn builds_of(field: &Field<'_>, problems: &mut Collector) -> Vec<Build> {
+    let Some(mut entries) = field.map(problems) else {
+        let hint = match field.kind() {
+            Kind::List => Some("write `name:` instead of `- name:`"),
+            _ => None,
+        };
+        problems.add(field.at(), &*field.path, field.wanted("a map of names to builds", hint));
+        return Vec::new();
+    };
+    if entries.is_empty() {
+        problems.add(field.at(), &*field.path, Fault::NoBuilds);
+    }
+    limit(field, &mut entries, BUILDS_MAX, problems);
+    let names: Vec<&str> = entries.iter().map(|entry| entry.key).collect();
+    entries.iter().filter_map(|entry| build(entry, &names, problems)).collect()
+}
+
+/// Only as many as are allowed are looked at, so a hostile file costs no more than a long one.
+pub(super) fn limit(
+    field: &Field<'_>,
+    entries: &mut Vec<Field<'_>>,
+    max: usize,
+    problems: &mut Collector,
+) {
+    let found = entries.len();
+    if found > max {
+        problems.add(field.at(), &*field.path, Fault::TooMany { found, max });
+        entries.truncate(max);
+    }
+}
+
+/// `names` are those of all builds of the file.
+fn build(field: &Field<'_>, names: &[&str], problems: &mut Collector) -> Option<Build> {
+    if let Err(fault) = values::check_build_name(field.key) {
+        problems.add(field.key_at, &*field.path, fault);
+    }
+    let mut fields = Fields::open(field, "a map with at least `context`", problems)?;
+    let paths = paths(field, &mut fields, problems);
+    let platforms = platforms(&mut fields, problems);
+    let machine = fields.value("machine", values::machine, problems).unwrap_or_default();
+    let build_args = fields.take("build_args");
+    let build_args = build_args.map(|field| build_args_of(&field, problems)).unwrap_or_default();
+    let mut build = Build {
+        name: field.key.to_owned(),
+        context: paths.context,
+        dockerfile: paths.dockerfile,
+        platforms,
+        machine,
+        build_args,
+        target: fields.value("target", values::target, problems),
+        timeout: fields.value("timeout", values::timeout, problems).unwrap_or(DEFAULT_TIMEOUT),
+        cache_from: fields
+            .take("cache_from")
+            .map(|field| cache_from(&field, problems))
+            .unwrap_or_default(),
+        variants: vec![Variant { name: field.key.to_owned(), values: BTreeMap::new() }],
+        depends_on: Vec::new(),
+        only_branches: None,
+        paths: None,
+        emulation: Emulation::default(),
+        at: field.key_at,
+        context_at: paths.context_at,
+        dockerfile_at: paths.dockerfile_at,
+        depends_on_at: field.key_at,
+    };
+    which_and_when(&mut build, &mut fields, names, problems);
+    fields.finish(problems);
+    Some(build)
+}
+
+/// Reads in which combinations a build is made, after which others, and in which runs.
+fn which_and_when(
+    build: &mut Build,
+    fields: &mut Fields<'_>,
+    names: &[&str],
+    problems: &mut Collector,
+) {
+    if let Some(field) = fields.take("matrix") {
+        let owner = Owner {
+            name: &build.name,
+            build_args: &build.build_args,
+            jobs_each: build.jobs_of_each_variant(),
+        };
+        if let Some(variants) = matrix::read(&field, &owner, problems) {
+            build.variants = variants;
+        }
+    }
+    if let Some(field) = fields.take("depends_on") {
+        build.depends_on_at = field.at();
+        build.depends_on = order::depends_on(&field, &build.name, names, problems);
+    }
+    if let Some(field) = fields.take("only_branches") {
+        let texts = patterns(&field, values::branch_glob, problems);
+        build.only_branches = globs(&field, &texts, Globs::of_branches, problems);
+    }
+    if let Some(field) = fields.take("paths") {
+        let texts = patterns(&field, values::path_glob, problems);
+        build.paths = globs(&field, &texts, Globs::of_paths, problems);
+    }
+    build.emulation = fields.value("emulation", values::emulation, problems).unwrap_or_default();
+}
+
+fn patterns(
+    field: &Field<'_>,
+    read: fn(&Field<'_>) -> Result<String, Fault>,
+    problems: &mut Collector,
+) -> Vec<String> {
+    let Some(mut items) = field.list() else {
+        let hint = field.scalar().map(|_| "write `[…]` around it");
+        problems.add(field.at(), &*field.path, field.wanted("a list of patterns", hint));
+        return Vec::new();
+    };
+    if items.is_empty() {
+        problems.add(field.at(), &*field.path, Fault::EmptyList { what: "pattern" });
+    }
+    limit(field, &mut items, GLOBS_MAX, problems);
+    distinct(&items, read, problems)
+}
+
+fn globs(
+    field: &Field<'_>,
+    texts: &[String],
+    make: fn(&[String]) -> Result<Globs, Fault>,
+    problems: &mut Collector,
+) -> Option<Globs> {
+    make(texts).map_err(|fault| problems.add(field.at(), &*field.path, fault)).ok()
+}
+
+struct Paths {
+    context: String,
+    context_at: Position,
+    dockerfile: String,
+    dockerfile_at: Position,
+}
+
+fn paths(build: &Field<'_>, fields: &mut Fields<'_>, problems: &mut Collector) -> Paths {
+    let hint = "it is the folder that the image is built from";
+    let context = fields.require("context", hint, problems);
+    let context_at = context.as_ref().map_or(build.key_at, Field::at);
+    let context = context.and_then(|field| read_value(&field, values::context, problems));
+    let dockerfile = fields.take("dockerfile");
+    let dockerfile_at = dockerfile.as_ref().map_or(context_at, Field::at);
+    let dockerfile = dockerfile
+        .and_then(|field| read_value(&field, values::dockerfile, problems))
+        .unwrap_or_else(|| "Dockerfile".to_owned());
+    if let Some(context) = &context
+        && let Err(error) = dockerfile_places(context, &dockerfile)
+    {
+        problems.add(dockerfile_at, format!("{}.dockerfile", build.path), Fault::Path(error));
+    }
+    let context = context.unwrap_or_else(|| ".".to_owned());
+    Paths { context, context_at, dockerfile, dockerfile_at }
+}
+
+fn platforms(fields: &mut Fields<'_>, problems: &mut Collector) -> Vec<Platform> {
+    let (one, several) = (fields.take("platform"), fields.take("platforms"));
+    if let (Some(_), Some(several)) = (&one, &several) {
+        problems.add(several.key_at, &*several.path, Fault::BothPlatformKeys);
+    }
+    let one = one.and_then(|field| platform(&field, problems));
+    let several = several.map(|field| platform_list(&field, problems)).unwrap_or_default();
+    if let Some(one) = one {
+        vec![one]
+    } else if several.is_empty() {
+        vec![Platform(Arch::Amd64)]
+    } else {
+        several
+    }
+}
+
+fn platform(field: &Field<'_>, problems: &mut Collector) -> Option<Platform> {
+    if field.kind() == Kind::List {
+        let fault = field.wanted("one platform", Some("did you mean `platforms`?"));
+        problems.add(field.at(), &*field.path, fault);
+        return None;
+    }
+    read_value(field, values::platform, problems)
+}
+
+fn platform_list(field: &Field<'_>, problems: &mut Collector) -> Vec<Platform> {
+    let Some(items) = field.list() else {
+        let hint = (field.kind() == Kind::Text).then_some("did you mean `platform`?");
+        problems.add(field.at(), &*field.path, field.wanted("a list of platforms", hint));
+        return Vec::new();
+    };
+    if items.is_empty() {
+        problems.add(field.at(), &*field.path, Fault::NoPlatforms);
+    }
+    distinct(&items, values::platform, problems)
+}
+
+/// Reads the items of a list; none may come twice.
+pub(super) fn distinct<T: PartialEq + ToString>(
+    items: &[Field<'_>],
+    read: fn(&Field<'_>) -> Result<T, Fault>,
+    problems: &mut Collector,
+) -> Vec<T> {
+    let mut values = Vec::new();
+    for item in items {
+        match read_value(item, read, problems) {
+            Some(value) if values.contains(&value) => {
+                problems.add(item.at(), &*item.path, Fault::Twice(value.to_string()));
+            }
+            Some(value) => values.push(value),
+            None => {}
+        }
+    }
+    values
+}
+
+fn build_args_of(field: &Field<'_>, problems: &mut Collector) -> BTreeMap<String, Template> {
+    let Some(mut entries) = field.map(problems) else {
+        let hint =
+            (field.kind() == Kind::List).then_some("write `NAME: value` instead of `- NAME=value`");
+        problems.add(field.at(), &*field.path, field.wanted("a map of names to values", hint));
+        return BTreeMap::new();
+    };
+    limit(field, &mut entries, BUILD_ARGS_MAX, problems);
+    entries.iter().filter_map(|entry| build_arg(entry, problems)).collect()
+}
+
+fn build_arg(field: &Field<'_>, problems: &mut Collector) -> Option<(String, Template)> {
+    if let Err(fault) = values::check_build_arg_name(field.key) {
+        problems.add(field.key_at, &*field.path, fault);
+    }
+    let text = values::build_arg(field)
+        .map_err(|fault| problems.add(field.at(), &*field.path, fault))
+        .ok()?;
+    match Template::parse(text) {
+        Ok(template) => Some((field.key.to_owned(), template)),
+        Err(errors) => {
+            for error in errors {
+                problems.add(field.at(), &*field.path, Fault::Template(error));
+            }
+            None
+        }
+    }
+}
+
+fn cache_from(field: &Field<'_>, problems: &mut Collector) -> Vec<ImageRef> {
+    let Some(mut items) = field.list() else {
+        problems.add(field.at(), &*field.path, field.wanted("a list of image references", None));
+        return Vec::new();
+    };
+    limit(field, &mut items, CACHE_FROM_MAX, problems);
+    distinct(&items, values::image_ref, problems)
+}

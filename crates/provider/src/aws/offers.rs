@@ -1,0 +1,96 @@
+//! What EC2 has, in this region, of what the configuration names.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use aws_sdk_ec2::types::{
+    ArchitectureType, Filter, InstanceTypeInfo, ProcessorInfo, UsageClassType,
+};
+use stagely_protocol::Arch;
+use stagely_state::MachineSize;
+
+use super::AwsProvider;
+use super::fault::Fault;
+use super::images::{NoImage, architecture};
+use crate::{Offer, ProviderError};
+
+/// The most names in one request.
+const NAMES_MAX: usize = 100;
+
+impl AwsProvider {
+    pub(super) async fn offers(&self) -> Result<Vec<Offer>, ProviderError> {
+        let types = self.instance_types().await?;
+        let mut images = BTreeMap::new();
+        let arches: BTreeSet<Arch> = self.catalog.sizes().map(|(_, arch, ..)| arch).collect();
+        for arch in arches {
+            let problem = match self.images.of(arch).await {
+                Ok(_) => None,
+                Err(NoImage::Missing(problem)) => Some(problem),
+                Err(NoImage::Fault(fault)) => return Err(fault.into()),
+            };
+            images.insert(arch, problem);
+        }
+        let mut offers = Vec::new();
+        for (fleet, arch, size, names) in self.catalog.sizes() {
+            for name in names {
+                let info = types.get(name);
+                let no_image = images.get(&arch).and_then(Option::as_deref);
+                let problem = problem(name, arch, size, info);
+                offers.push(Offer {
+                    fleet,
+                    arch,
+                    size,
+                    instance_type: name.clone(),
+                    price: self.catalog.instance_type(name).and_then(|known| known.price),
+                    spot: info.is_some_and(|info| is_sold(info, &UsageClassType::Spot)),
+                    exists: problem.is_none(),
+                    problem: problem.or(no_image.map(str::to_owned)),
+                });
+            }
+        }
+        Ok(offers)
+    }
+
+    /// Those of the catalog that the region has, by name.
+    async fn instance_types(&self) -> Result<BTreeMap<String, InstanceTypeInfo>, Fault> {
+        let sizes = self.catalog.sizes();
+        let names: BTreeSet<&String> = sizes.flat_map(|(_, _, _, names)| names).collect();
+        let names: Vec<&String> = names.into_iter().collect();
+        let mut found = BTreeMap::new();
+        for names in names.chunks(NAMES_MAX) {
+            // As a filter, so that a name which the region does not know is missing and no error.
+            let values = Some(names.iter().map(ToString::to_string).collect());
+            let wanted = Filter::builder().name("instance-type").set_values(values).build();
+            let request = self.client.describe_instance_types().filters(wanted);
+            let mut pages = request.into_paginator().send();
+            while let Some(page) = pages.next().await {
+                for info in page?.instance_types.unwrap_or_default() {
+                    let name = info.instance_type().map(|name| name.as_str().to_owned());
+                    found.extend(name.map(|name| (name, info)));
+                }
+            }
+        }
+        Ok(found)
+    }
+}
+
+fn is_sold(info: &InstanceTypeInfo, how: &UsageClassType) -> bool {
+    info.supported_usage_classes().contains(how)
+}
+
+fn problem(
+    name: &str,
+    arch: Arch,
+    size: MachineSize,
+    info: Option<&InstanceTypeInfo>,
+) -> Option<String> {
+    let Some(info) = info else {
+        return Some(format!("this region has no {name}; name another for {arch}.{size} in [aws]"));
+    };
+    let its = info.processor_info().map(ProcessorInfo::supported_architectures).unwrap_or_default();
+    if !its.iter().any(|it| it.as_str() == architecture(arch)) {
+        let its: Vec<&str> = its.iter().map(ArchitectureType::as_str).collect();
+        return Some(format!("{name} is {}, not {}", its.join(", "), architecture(arch)));
+    }
+    let is_sold = is_sold(info, &UsageClassType::OnDemand) || is_sold(info, &UsageClassType::Spot);
+    (!is_sold).then(|| format!("{name} is sold neither on demand nor on the spot market"))
+}

@@ -1,0 +1,79 @@
+//! Droplets and their sizes, as the API tells of them.
+
+use std::str::FromStr as _;
+
+use serde::Deserialize;
+use stagely_state::ids::MachineId;
+use stagely_state::{Market, Placement, Usd};
+
+use super::tags;
+
+/// What a creation answers.
+#[derive(Deserialize)]
+pub(super) struct Created {
+    pub(super) droplet: Droplet,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct Droplet {
+    pub(super) id: u64,
+    #[serde(default)]
+    name: String,
+    pub(super) created_at: jiff::Timestamp,
+    #[serde(default)]
+    pub(super) tags: Vec<String>,
+    pub(super) size_slug: String,
+    #[serde(default)]
+    size: Option<Size>,
+    #[serde(default)]
+    region: Option<Region>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct Region {
+    slug: String,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct Size {
+    pub(super) slug: String,
+    price_hourly: f64,
+    /// For new droplets.
+    pub(super) available: bool,
+    #[serde(default)]
+    pub(super) regions: Vec<String>,
+    /// In GB.
+    pub(super) disk: u64,
+}
+
+impl Size {
+    /// What an hour costs.
+    pub(super) fn price(&self) -> Option<Usd> {
+        let millionths = (self.price_hourly * 1e6).round();
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked")]
+        (0.0..1e12).contains(&millionths).then_some(Usd(millionths as u64))
+    }
+}
+
+impl Droplet {
+    /// The machine that it is.
+    pub(super) fn machine(&self) -> Option<MachineId> {
+        let tagged = self.tags.iter().find_map(|tag| tags::machine(tag));
+        tagged.or_else(|| MachineId::from_str(&self.name.replace('-', "_")).ok())
+    }
+
+    pub(super) fn placement(&self) -> Placement {
+        Placement {
+            provider_id: self.id.to_string(),
+            instance_type: self.size_slug.clone(),
+            zone: self.region.as_ref().map(|region| region.slug.clone()),
+            market: Market::OnDemand,
+            price: self.size.as_ref().and_then(Size::price),
+        }
+    }
+}
+
+/// The name of a machine's droplet: a host's name has no `_`.
+pub(super) fn name_of(machine: MachineId) -> String {
+    machine.to_string().replace('_', "-")
+}

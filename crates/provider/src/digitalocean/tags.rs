@@ -1,0 +1,96 @@
+//! The tags of droplets: which there are, and that those of machines that are gone go too.
+//!
+//! A tag is a thing of its own, which the account keeps when the last droplet that has it is deleted: with two
+//! for each machine they would be tens of thousands in a year.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::Deserialize;
+use stagely_state::ids::{JobId, MachineId};
+
+/// On every droplet of any core.
+const TAG: &str = "stagely";
+const CORE_TAG: &str = "stagely:core:";
+const MACHINE_TAG: &str = "stagely:machine:";
+const JOB_TAG: &str = "stagely:job:";
+
+/// A tag without droplets is only removed when its machine or job is older than this: a droplet that is being
+/// created is not counted yet.
+const AGE_MIN: Duration = Duration::from_hours(1);
+
+/// All of a machine's.
+pub(super) fn of_machine(core_id: &str, machine: MachineId, job: Option<&str>) -> Vec<String> {
+    let mut tags = vec![TAG.to_owned(), of_core(core_id), machine_tag(machine)];
+    tags.extend(job.map(|job| format!("{JOB_TAG}{job}")));
+    tags
+}
+
+pub(super) fn of_core(core_id: &str) -> String {
+    format!("{CORE_TAG}{core_id}")
+}
+
+pub(super) fn machine_tag(machine: MachineId) -> String {
+    format!("{MACHINE_TAG}{machine}")
+}
+
+/// The machine that `tag` names. Tags keep the case of whoever has made them first.
+pub(super) fn machine(tag: &str) -> Option<MachineId> {
+    tag.to_ascii_lowercase().strip_prefix(MACHINE_TAG)?.parse().ok()
+}
+
+/// A tag of the account, as the API tells of it.
+#[derive(Debug, Deserialize)]
+pub(super) struct Tag {
+    pub(super) name: String,
+    resources: Resources,
+}
+
+#[derive(Debug, Deserialize)]
+struct Resources {
+    count: u64,
+}
+
+impl Tag {
+    /// Whether nothing has it any more, and nothing will.
+    pub(super) fn is_left_over(&self, now: SystemTime) -> bool {
+        let job = || self.name.strip_prefix(JOB_TAG)?.parse().ok().map(JobId::bits);
+        let Some(id) = machine(&self.name).map(MachineId::bits).or_else(job) else { return false };
+        let made = UNIX_EPOCH + Duration::from_millis(ulid::Ulid(id).timestamp_ms());
+        let age = now.duration_since(made).unwrap_or_default();
+        self.resources.count == 0 && age > AGE_MIN
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::machine_id;
+
+    #[test]
+    fn only_tags_of_machines_and_jobs_that_are_long_gone_are_left_over() {
+        let machine = machine_id();
+        let tag = |name: &str, count| Tag { name: name.to_owned(), resources: Resources { count } };
+        let (now, later) = (SystemTime::now(), SystemTime::now() + 2 * AGE_MIN);
+
+        assert!(tag(&machine_tag(machine), 0).is_left_over(later));
+        assert!(
+            tag(&format!("{JOB_TAG}{}", JobId::from_bits(machine_id().bits())), 0)
+                .is_left_over(later)
+        );
+        assert!(!tag(&machine_tag(machine), 0).is_left_over(now));
+        assert!(!tag(&machine_tag(machine), 1).is_left_over(later));
+        for other in ["stagely", "stagely:core:01abc", "stagely:machine:mine", "web"] {
+            assert!(!tag(other, 0).is_left_over(later), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_tag_has_only_what_tags_may_have() {
+        let core_id = ulid::Ulid::generate().to_string().to_lowercase();
+        let job = JobId::from_bits(machine_id().bits()).to_string();
+        for tag in of_machine(&core_id, machine_id(), Some(&job)) {
+            let is_fine = |letter: char| letter.is_ascii_alphanumeric() || ":-_".contains(letter);
+            assert!(tag.len() <= 255 && tag.chars().all(is_fine), "{tag}");
+        }
+    }
+}

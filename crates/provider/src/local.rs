@@ -1,0 +1,255 @@
+//! Machines that are child processes on this host.
+//!
+//! A machine is a process of `stagely agent` with a folder of its own, told what to do by an
+//! `agent.json` as a VM would be.
+
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::Deserialize;
+use stagely_protocol::Arch;
+use stagely_state::ids::MachineId;
+use stagely_state::{Fleet, MachineSize, Market, Placement};
+use tokio::process::Command;
+use tracing::warn;
+
+use super::processes::{Processes, private_file};
+use super::{
+    Candidate, LaunchError, LaunchRequest, Listed, Listing, Offer, Provider, ProviderError, Want,
+};
+
+/// The agent's configuration, in its machine's folder.
+const AGENT_CONFIG: &str = "agent.json";
+
+/// What the host itself is called where others have names for their sizes.
+const INSTANCE_TYPE: &str = "host";
+
+/// After SIGTERM to the agent and its own grace for its children, everything is killed.
+const AGENT_STOP_LIMIT: Duration = Duration::from_secs(15);
+
+/// The `[local]` table.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct LocalSettings {
+    /// The program to run as `PROGRAM agent`. Default: this one.
+    pub agent_program: Option<PathBuf>,
+    /// The Docker engine that the agents use, `unix:///…`. Default: `DOCKER_HOST` or Docker's own default.
+    pub docker_host: Option<String>,
+}
+
+/// Launches machines as processes of this host.
+#[derive(Debug)]
+pub struct LocalProvider {
+    program: PathBuf,
+    docker_host: Option<String>,
+    processes: Processes,
+}
+
+impl LocalProvider {
+    /// Launches `program agent` with folders below `folder`.
+    pub fn new(
+        core_id: String,
+        program: PathBuf,
+        folder: PathBuf,
+        docker_host: Option<String>,
+    ) -> Self {
+        let processes = Processes::new(core_id, folder, AGENT_CONFIG);
+        Self { program, docker_host, processes }
+    }
+
+    fn start(&self, request: &LaunchRequest) -> io::Result<()> {
+        let folder = self.processes.make_folder(request.machine)?;
+        let mut agent = request.agent.clone();
+        agent.work_dir = folder.join("work");
+        agent.docker_host.clone_from(&self.docker_host);
+        let config_path = folder.join(AGENT_CONFIG);
+        private_file(&config_path, false)?.write_all(&serde_json::to_vec_pretty(&agent)?)?;
+        let log = private_file(&folder.join("agent.log"), true)?;
+        let mut command = Command::new(&self.program);
+        command.arg("agent").arg("--config").arg(&config_path);
+        self.processes.start(request.machine, command, log)
+    }
+
+    fn launch_error(&self, error: &io::Error) -> LaunchError {
+        match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => {
+                LaunchError::Permanent(format!("cannot start {}: {error}", self.program.display()))
+            }
+            _ => LaunchError::NoCapacity(format!("cannot start an agent: {error}")),
+        }
+    }
+}
+
+#[async_trait]
+impl Provider for LocalProvider {
+    fn candidates(&self, want: &Want) -> Vec<Candidate> {
+        // One arch, one host: its size is what it is.
+        let instance_type = INSTANCE_TYPE.to_owned();
+        let here = Candidate {
+            instance_type,
+            zone: None,
+            market: Market::OnDemand,
+            price: None,
+            max_price: None,
+        };
+        if want.arch == Arch::of_this_program() { vec![here] } else { Vec::new() }
+    }
+
+    async fn launch(&self, request: &LaunchRequest) -> Result<Placement, LaunchError> {
+        let placement = Placement {
+            provider_id: request.machine.to_string(),
+            instance_type: INSTANCE_TYPE.to_owned(),
+            zone: None,
+            market: Market::OnDemand,
+            price: None,
+        };
+        let started = self.processes.was_started(request.machine).await;
+        if started.map_err(|error| LaunchError::Unclear(error.to_string()))? {
+            return Ok(placement);
+        }
+        let Err(error) = self.start(request) else { return Ok(placement) };
+        // Nobody ends a machine that never was, so nobody else would remove its folder.
+        if let Err(error) = self.processes.remove_folder(request.machine).await {
+            warn!(machine = %request.machine, %error, "it was not started");
+        }
+        Err(self.launch_error(&error))
+    }
+
+    async fn terminate(&self, machine: MachineId) -> Result<(), ProviderError> {
+        // The agent ends its own children, cleans up and exits.
+        self.processes.ask_to_stop(machine).await?;
+        self.processes.end(machine, AGENT_STOP_LIMIT).await
+    }
+
+    async fn list(&self) -> Result<Vec<Listed>, ProviderError> {
+        self.processes.list().await
+    }
+
+    fn listing(&self) -> Listing {
+        // It says how things are at this moment, and costs a look at `/proc`.
+        Listing { interval: Duration::from_secs(1), grace: Duration::ZERO }
+    }
+
+    async fn describe(&self) -> Result<Vec<Offer>, ProviderError> {
+        let offer = |fleet| Offer {
+            fleet,
+            arch: Arch::of_this_program(),
+            size: MachineSize::Medium,
+            instance_type: INSTANCE_TYPE.to_owned(),
+            price: None,
+            spot: false,
+            exists: true,
+            problem: None,
+        };
+        Ok(Fleet::ALL.map(offer).to_vec())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::sync::Arc;
+
+    use stagely_state::comparison::ListedState;
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::fixtures::{agent_config, machine_id};
+
+    /// A program that stands in for the agent, and a provider that launches it.
+    struct Host {
+        folder: TempDir,
+    }
+
+    impl Host {
+        fn with(agent: &str) -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let program = folder.path().join("agent");
+            let script = format!("#!/bin/sh\n{agent}\n");
+            fs::write(&program, script).unwrap();
+            fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).unwrap();
+            Self { folder }
+        }
+
+        /// As core makes it at each start.
+        fn provider(&self) -> LocalProvider {
+            let path = |name| self.folder.path().join(name);
+            let core_id = self.folder.path().display().to_string();
+            LocalProvider::new(core_id, path("agent"), path("machines"), None)
+        }
+
+        async fn launch(&self, provider: &LocalProvider) -> MachineId {
+            let machine = machine_id();
+            provider.launch(&request(machine)).await.unwrap();
+            machine
+        }
+    }
+
+    fn request(machine: MachineId) -> LaunchRequest {
+        let agent = agent_config(machine, "secret");
+        LaunchRequest {
+            machine,
+            job: None,
+            fleet: Fleet::Builder,
+            arch: Arch::of_this_program(),
+            size: MachineSize::Small,
+            candidates: Vec::new(),
+            agent,
+            lease: Duration::from_hours(1),
+            insecure_registry: None,
+            binary: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_machine_is_started_once_and_found_by_the_next_core() {
+        let host = Host::with("sleep 1000 & wait");
+        let first = host.provider();
+        let machine = host.launch(&first).await;
+        first.launch(&request(machine)).await.unwrap();
+        let next = host.provider();
+        next.launch(&request(machine)).await.unwrap();
+
+        assert_eq!((first.processes.children_kept(), next.processes.children_kept()), (1, 0));
+        assert_eq!(next.list().await.unwrap(), [Listed { machine, state: ListedState::Live }]);
+        next.terminate(machine).await.unwrap();
+
+        assert!(next.processes.is_deserted());
+        assert_eq!(next.list().await.unwrap(), []);
+        next.terminate(machine).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn machines_that_end_together_leave_nothing() {
+        let host = Host::with("trap 'kill $child; exit' TERM; sleep 1000 & child=$!; wait");
+        let provider = Arc::new(host.provider());
+        let mut machines = Vec::new();
+        for _ in 0..8 {
+            machines.push(host.launch(&provider).await);
+        }
+
+        let ends = machines.into_iter().map(|machine| {
+            let provider = Arc::clone(&provider);
+            tokio::spawn(async move { provider.terminate(machine).await })
+        });
+        for end in ends.collect::<Vec<_>>() {
+            end.await.unwrap().unwrap();
+        }
+
+        assert!(provider.processes.is_deserted());
+    }
+
+    #[tokio::test]
+    async fn what_an_agent_leaves_behind_in_a_session_of_its_own_is_ended_with_its_machine() {
+        let host = Host::with("setsid sleep 1000 & trap exit TERM; wait");
+        let provider = host.provider();
+        let machine = host.launch(&provider).await;
+        // The agent ends at once; until the limit what it started may end by itself.
+        provider.terminate(machine).await.unwrap();
+
+        assert!(provider.processes.is_deserted());
+    }
+}

@@ -1,0 +1,193 @@
+//! What QEMU is told: a guest with the disk of a golden image, a seed and a network of its own.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use stagely_protocol::Arch;
+use stagely_state::MachineSize;
+
+use super::image::Image;
+
+/// The console, in the guest's folder.
+pub(super) const CONSOLE: &str = "serial.log";
+
+/// How much of the host a guest gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Resources {
+    pub(super) cpus: usize,
+    pub(super) memory_mib: u64,
+}
+
+impl Resources {
+    /// Those of `size` on a host with `host_cpus` processors: with more than it has a guest would be slower.
+    pub(super) fn of(size: MachineSize, host_cpus: usize) -> Self {
+        let (cpus, gib) = match size {
+            MachineSize::Small => (2, 3),
+            MachineSize::Medium => (4, 8),
+            MachineSize::Large => (8, 16),
+            MachineSize::Xlarge => (16, 32),
+        };
+        Self { cpus: cpus.min(host_cpus), memory_mib: gib * 1024 }
+    }
+
+    /// What stands where others have an instance type.
+    pub(super) fn name(self) -> String {
+        let Self { cpus, memory_mib } = self;
+        format!("{cpus} cpu{}, {} GiB", if cpus == 1 { "" } else { "s" }, memory_mib / 1024)
+    }
+}
+
+/// One guest.
+#[derive(Debug)]
+pub(super) struct Guest<'a> {
+    /// What the process is called.
+    pub(super) name: &'a str,
+    pub(super) arch: Arch,
+    /// On the host's own processor, which has the same arch.
+    pub(super) kvm: bool,
+    pub(super) resources: Resources,
+    pub(super) image: &'a Image,
+    pub(super) seed: &'a Path,
+    /// Holds the console.
+    pub(super) folder: &'a Path,
+}
+
+/// The program that runs guests of `arch`, and Debian's package of it.
+pub(super) const fn program(arch: Arch) -> (&'static str, &'static str) {
+    match arch {
+        Arch::Amd64 => ("qemu-system-x86_64", "qemu-system-x86"),
+        Arch::Arm64 => ("qemu-system-aarch64", "qemu-system-arm"),
+    }
+}
+
+impl Guest<'_> {
+    /// QEMU's arguments. A guest that powers off, restarts or panics ends its process.
+    pub(super) fn arguments(&self) -> Vec<OsString> {
+        let mut all = Vec::new();
+        let mut add = |option: &str, value: &str| all.extend([option.into(), value.into()]);
+        add("-name", self.name);
+        let (machine, cpu) = self.processor();
+        add("-accel", if self.kvm { "kvm" } else { "tcg,thread=multi" });
+        add("-machine", machine);
+        add("-cpu", cpu);
+        add("-smp", &self.resources.cpus.to_string());
+        add("-m", &self.resources.memory_mib.to_string());
+        // What a guest breaks out to may start no programs and gain no rights.
+        add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny");
+        add("-display", "none");
+        add("-monitor", "none");
+        add("-nic", "user,model=virtio-net-pci");
+        // The image's kernel has NVMe built in, so there is no initrd. What is written goes to a file that is
+        // gone with the process, and is not waited for.
+        let disk = in_list(&self.image.disk);
+        let drive = "format=raw,if=none,cache=unsafe,discard=unmap,snapshot=on";
+        add("-drive", &format!("file={disk},id=root,{drive}"));
+        add("-device", "nvme,drive=root,serial=root");
+        // Two NVMe disks would come up in any order. The driver of this one is a module, and the disk not there
+        // yet when cloud-init asks which cloud this is: so the guest's serial number says it.
+        let seed = in_list(self.seed);
+        add("-drive", &format!("file={seed},format=raw,if=virtio,readonly=on"));
+        add("-smbios", "type=1,serial=ds=nocloud");
+        // Written at its end, so that it can be cut while the guest runs.
+        let console = in_list(&self.folder.join(CONSOLE));
+        add("-chardev", &format!("file,id=console,append=on,path={console}"));
+        add("-serial", "chardev:console");
+        add("-kernel", &self.image.kernel.display().to_string());
+        add("-append", &self.kernel_line());
+        all.extend(["-nodefaults".into(), "-no-user-config".into(), "-no-reboot".into()]);
+        all
+    }
+
+    const fn processor(&self) -> (&'static str, &'static str) {
+        match (self.arch, self.kvm) {
+            (Arch::Amd64, true) => ("q35", "host"),
+            (Arch::Amd64, false) => ("q35", "qemu64,-svm"),
+            (Arch::Arm64, true) => ("virt", "host"),
+            // The interrupt controller that it has otherwise serves eight processors.
+            (Arch::Arm64, false) => ("virt,gic-version=3", "cortex-a72"),
+        }
+    }
+
+    fn kernel_line(&self) -> String {
+        let console = match self.arch {
+            // The kernel would wait for ticks, and panic on a host that is too busy to give it any in time.
+            Arch::Amd64 => "console=ttyS0 no_timer_check",
+            Arch::Arm64 => "console=ttyAMA0",
+        };
+        // Nobody but its own build is in a guest, so nothing needs to be kept apart from anything in it. A
+        // panic restarts it, which ends it.
+        format!("root=/dev/nvme0n1 rw {console} mitigations=off panic=-1 quiet")
+    }
+}
+
+/// A file's name among settings, which have commas between them.
+fn in_list(file: &Path) -> String {
+    file.display().to_string().replace(',', ",,")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arguments(arch: Arch, kvm: bool) -> String {
+        let image = Image { disk: "/i/root.img".into(), kernel: "/i/vmlinuz".into() };
+        let guest = Guest {
+            name: "vm_1",
+            arch,
+            kvm,
+            resources: Resources::of(MachineSize::Small, 2),
+            image: &image,
+            seed: Path::new("/m/vm_1/seed.iso"),
+            folder: Path::new("/m/vm_1"),
+        };
+        let words = guest.arguments();
+        words.iter().map(|word| word.to_str().unwrap()).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn an_emulated_guest_has_its_disk_its_seed_and_its_console() {
+        assert_eq!(
+            arguments(Arch::Amd64, false),
+            "-name vm_1 -accel tcg,thread=multi -machine q35 -cpu qemu64,-svm -smp 2 -m 3072 \
+             -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny -display none \
+             -monitor none -nic user,model=virtio-net-pci \
+             -drive file=/i/root.img,id=root,format=raw,if=none,cache=unsafe,discard=unmap,snapshot=on \
+             -device nvme,drive=root,serial=root \
+             -drive file=/m/vm_1/seed.iso,format=raw,if=virtio,readonly=on \
+             -smbios type=1,serial=ds=nocloud -chardev file,id=console,append=on,path=/m/vm_1/serial.log -serial chardev:console \
+             -kernel /i/vmlinuz \
+             -append root=/dev/nvme0n1 rw console=ttyS0 no_timer_check mitigations=off panic=-1 quiet \
+             -nodefaults -no-user-config -no-reboot"
+        );
+    }
+
+    #[test]
+    fn each_processor_has_its_machine_and_its_console() {
+        let arm64 = arguments(Arch::Arm64, false);
+        assert!(arm64.contains("-machine virt,gic-version=3 -cpu cortex-a72 "), "{arm64}");
+        assert!(arm64.contains(" console=ttyAMA0 "), "{arm64}");
+        for (arch, machine) in [(Arch::Amd64, "q35"), (Arch::Arm64, "virt")] {
+            let kvm = arguments(arch, true);
+            assert!(kvm.contains(&format!("-accel kvm -machine {machine} -cpu host ")), "{kvm}");
+        }
+    }
+
+    #[test]
+    fn a_comma_in_a_name_ends_no_setting() {
+        assert_eq!(in_list(Path::new("/a,b/root.img")), "/a,,b/root.img");
+    }
+
+    #[test]
+    fn a_guest_never_has_more_processors_than_its_host() {
+        let names = |host| MachineSize::ALL.map(|size| Resources::of(size, host).name());
+        assert_eq!(
+            names(64),
+            ["2 cpus, 3 GiB", "4 cpus, 8 GiB", "8 cpus, 16 GiB", "16 cpus, 32 GiB"]
+        );
+        assert_eq!(
+            names(6),
+            ["2 cpus, 3 GiB", "4 cpus, 8 GiB", "6 cpus, 16 GiB", "6 cpus, 32 GiB"]
+        );
+        assert_eq!(names(1)[0], "1 cpu, 3 GiB");
+    }
+}

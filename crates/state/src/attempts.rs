@@ -1,0 +1,220 @@
+//! The life of a job on its machine: assigned, started, reported, lost, cancelled, and what its end
+//! means for others.
+
+use stagely_protocol::FailureReason;
+
+use super::step::Turn;
+use super::{
+    Attempt, Effect, JobOutcome, JobReport, JobState, LostAttempt, MachineKind, MachineState,
+    StopReason,
+};
+use crate::ids::{JobId, MachineId};
+
+/// Messages of lost attempts are cut here, in characters: the job's own end is what counts.
+const LOST_MESSAGE_CHARS_MAX: usize = 2_000;
+
+/// Why an attempt came to nothing.
+pub(super) struct Failure {
+    reason: FailureReason,
+    message: String,
+    exit_code: Option<i32>,
+}
+
+impl Failure {
+    pub(super) fn new(reason: FailureReason, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into(), exit_code: None }
+    }
+
+    pub(super) fn machine_lost(message: &str) -> Self {
+        Self::new(FailureReason::MachineLost, message)
+    }
+}
+
+impl Turn<'_> {
+    /// Gives the job to the agent of `machine`, again if need be.
+    pub(super) fn assign(&mut self, machine: MachineId, job: JobId) {
+        let Some(attempt) = self.job_state(job).and_then(|state| state.attempt_on(machine)) else {
+            return;
+        };
+        let now = self.now;
+        self.set_busy(machine, Attempt { job, number: attempt });
+        self.state.change_job(job, |job| job.assigned_at = job.assigned_at.or(Some(now)));
+        self.emit(Effect::Assign { machine, job, attempt });
+    }
+
+    pub(super) fn start_job(&mut self, machine: MachineId, id: JobId, attempt: u32) {
+        let Some(job) = self.state.jobs.get(&id) else { return };
+        let provisioning = JobState::Provisioning { attempt, machine };
+        if job.state != provisioning {
+            return;
+        }
+        let now = self.now;
+        let deadline = now.after(job.timeout).after(self.state.limits.job_grace);
+        self.state.change_job(id, |job| {
+            job.state = JobState::Running { attempt, machine, deadline };
+            job.started_at = Some(now);
+        });
+        // A machine doing live work is never swept, however late it began.
+        self.extend_lease(machine, deadline);
+    }
+
+    pub(super) fn report_job(
+        &mut self,
+        machine: MachineId,
+        id: JobId,
+        attempt: u32,
+        report: JobReport,
+    ) {
+        let reported = Attempt { job: id, number: attempt };
+        let current = self.job_state(id).and_then(|state| state.attempt_on(machine));
+        let exports = report.exporting_cache;
+        if current == Some(attempt) {
+            let is_completed = matches!(report.outcome, JobOutcome::Completed { .. });
+            self.take_report(machine, id, report);
+            if exports && is_completed {
+                self.begin_export(machine, reported);
+            }
+            if !self.hand_over(machine, id) {
+                self.release(machine);
+            }
+        } else if !exports {
+            // Else the agent repeats itself, or has yet to stop: another report follows.
+            self.stopped(machine, reported);
+        }
+    }
+
+    fn take_report(&mut self, machine: MachineId, id: JobId, report: JobReport) {
+        self.state.change_job(id, |job| {
+            job.steps = report.steps;
+            job.warnings.extend(report.warnings);
+            job.cache_miss = report.cache_miss;
+        });
+        match report.outcome {
+            JobOutcome::Completed { digest } => self.end_job(id, JobState::Completed { digest }),
+            JobOutcome::Failed { reason, message, exit_code } => {
+                self.fail_attempt(id, Failure { reason, message, exit_code });
+            }
+            // Nobody asked for it, or the job would be cancelled: the agent itself is being shut down.
+            JobOutcome::Cancelled => {
+                let failure = self.loss_of(machine, "the agent was shut down");
+                self.fail_attempt(id, failure);
+            }
+        }
+    }
+
+    /// The agent has ended an attempt that was not wanted any more, or the export of a cache, or repeats
+    /// itself.
+    fn stopped(&mut self, id: MachineId, stopped: Attempt) {
+        let Some(machine) = self.state.machines.get(&id) else { return };
+        let Attempt { job, number } = stopped;
+        let is_free = machine.state == MachineState::Busy { job, attempt: number };
+        let has_exported = machine.exports(stopped);
+        if has_exported || machine.stopping.contains(&stopped) {
+            self.state.change_machine(id, |machine| {
+                machine.stopping.remove(&stopped);
+                machine.exporting = machine.exporting.filter(|export| export.attempt != stopped);
+            });
+        }
+        // A registered machine may be busy with a merge that it has yet to stop.
+        let is_useless = has_exported && !self.is_static(id) && self.attempt_on(id).is_none();
+        if is_free || is_useless {
+            self.release(id);
+        }
+    }
+
+    /// Ends the job's attempt; the job goes round again if another machine may do better.
+    pub(super) fn fail_attempt(&mut self, id: JobId, failure: Failure) {
+        let Failure { reason, message, exit_code } = failure;
+        let (JobState::Provisioning { attempt, .. } | JobState::Running { attempt, .. }) =
+            self.job_state(id).unwrap_or(&JobState::Cancelled)
+        else {
+            return;
+        };
+        let attempt = *attempt;
+        if !reason.is_transient() || attempt >= self.state.limits.max_attempts {
+            return self.end_job(id, JobState::Failed { reason, message, exit_code });
+        }
+        // What was not to be had a moment ago is not to be had now.
+        let wait = self.state.limits.capacity_wait * attempt;
+        let not_before = (reason == FailureReason::NoCapacity).then(|| self.now.after(wait));
+        self.state.change_job(id, |job| {
+            let message = message.chars().take(LOST_MESSAGE_CHARS_MAX).collect();
+            job.lost_attempts.push(LostAttempt { attempt, reason, message });
+            job.state = JobState::Queued { attempt: attempt + 1 };
+            job.not_before = not_before;
+            job.assigned_at = None;
+            job.started_at = None;
+            job.took_over = None;
+        });
+    }
+
+    /// Lets jobs that waited for capacity have their next attempt.
+    pub(super) fn resume_postponed(&mut self) {
+        let due = self.state.index.postponed.iter().take_while(|(until, _)| *until <= self.now);
+        let due: Vec<JobId> = due.map(|(_, job)| *job).collect();
+        for job in due {
+            self.state.change_job(job, |job| job.not_before = None);
+        }
+    }
+
+    /// Ends a job whose run is being cancelled: what that means for others is for the run to say.
+    pub(super) fn cancel_job(&mut self, id: JobId) {
+        let machine = self.job_state(id).and_then(JobState::machine);
+        if let Some(machine) = machine {
+            self.stop_work(machine, id, StopReason::RunCancelled);
+        }
+        self.close_job(id, JobState::Cancelled);
+    }
+
+    /// Makes `machine` stop the job that it has: at once where the machine ends with it, else by
+    /// asking its agent. Until the agent answers, the machine stays busy.
+    pub(super) fn stop_work(&mut self, machine: MachineId, job: JobId, reason: StopReason) {
+        let Some(record) = self.state.machines.get(&machine) else { return };
+        match record.kind {
+            MachineKind::Launched => self.terminate(machine),
+            MachineKind::Static => {
+                let attempt = self.job_state(job).and_then(|state| state.attempt_on(machine));
+                if let Some(attempt) = attempt {
+                    self.emit(Effect::Cancel { machine, job, attempt, reason });
+                }
+            }
+        }
+    }
+
+    pub(super) fn end_job(&mut self, id: JobId, end: JobState) {
+        let is_completed = matches!(end, JobState::Completed { .. });
+        self.close_job(id, end);
+        if is_completed {
+            self.note_image(id);
+        } else {
+            self.fail_dependents(id);
+        }
+        if let Some(run) = self.state.jobs.get(&id).map(|job| job.run) {
+            self.settle_run(run);
+        }
+    }
+
+    fn close_job(&mut self, id: JobId, end: JobState) {
+        let now = self.now;
+        self.state.change_job(id, |job| {
+            job.state = end;
+            job.not_before = None;
+            job.ended_at = Some(now);
+        });
+    }
+
+    fn fail_dependents(&mut self, id: JobId) {
+        let Some(failed) = self.state.jobs.get(&id) else { return };
+        let reason = FailureReason::DependencyFailed { job: failed.name.clone() };
+        let waiting = self
+            .state
+            .jobs_of(failed.run)
+            .filter(|job| matches!(job.state, JobState::Queued { .. }) && job.needs.contains(&id));
+        let waiting: Vec<JobId> = waiting.map(|job| job.id).collect();
+        for job in waiting {
+            let message = reason.to_string();
+            let reason = reason.clone();
+            self.end_job(job, JobState::Failed { reason, message, exit_code: None });
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! An environment as its runs come and go: which is the newest, whether it is open, and what is to be
+//! deleted of a closed one.
+
+use std::collections::BTreeSet;
+
+use stagely_protocol::ImageRef;
+
+use super::step::Turn;
+use super::{CancelReason, Effect, Environment, Machine, Run, State, Trigger};
+use crate::ids::{EnvironmentId, JobId, RunId};
+
+impl Turn<'_> {
+    /// Makes the environment ready for `run`.
+    pub(super) fn open_environment(&mut self, run: &Run, environment: Environment) {
+        let (id, pull_request) = (environment.id, environment.pull_request);
+        self.state.insert_new_environment(environment);
+        let is_newest = self.state.is_newest(run);
+        let told = self.state.environments.get(&id).and_then(|it| it.report.run);
+        let is_told = run.is_of_github(pull_request) && self.state.comes_after(run, told);
+        let is_deleting = self.state.awaits(&Effect::CleanUp { environment: id });
+        self.state.change_environment(id, |environment| {
+            environment.closed = false;
+            environment.closed_by_github = false;
+            environment.deletion_outdated |= is_deleting;
+            environment.pull_request = pull_request;
+            if is_newest {
+                environment.newest_run = Some(run.id);
+            }
+            if is_told {
+                environment.report.run = Some(run.id);
+            }
+        });
+    }
+
+    pub(super) fn close_environment(&mut self, id: EnvironmentId) {
+        self.state.change_environment(id, |environment| environment.closed = true);
+        for run in self.state.open_runs_of(id) {
+            self.cancel_run(run, CancelReason::EnvironmentClosed);
+        }
+    }
+
+    /// Lets the cache refs of closed environments, and the images of closed pull requests, be deleted, once
+    /// nobody can write them any more.
+    pub(super) fn clean_up(&mut self) {
+        let closing = self.state.index.closing.iter().copied();
+        let quiet: Vec<EnvironmentId> = closing.filter(|id| !self.state.is_at_work(*id)).collect();
+        for environment in quiet {
+            let delete = Effect::CleanUp { environment };
+            if !self.state.awaits(&delete) {
+                self.emit(delete);
+            }
+        }
+    }
+
+    /// A machine that was taken for gone is there: what it has written since a deletion began must be
+    /// deleted once more.
+    pub(super) fn doubt_deletions(&mut self) {
+        let closing = self.state.index.closing.iter().copied();
+        let is_doubtful = |id: &EnvironmentId| {
+            self.state.awaits(&Effect::CleanUp { environment: *id }) && self.state.is_at_work(*id)
+        };
+        let doubtful: Vec<EnvironmentId> = closing.filter(is_doubtful).collect();
+        for environment in doubtful {
+            self.state.change_environment(environment, |it| it.deletion_outdated = true);
+        }
+    }
+
+    pub(super) fn cleaned_up(&mut self, id: EnvironmentId, refs: &BTreeSet<ImageRef>) {
+        if !self.state.settle(&Effect::CleanUp { environment: id }) {
+            return;
+        }
+        let Some(environment) = self.state.environments.get(&id) else { return };
+        if environment.deletion_outdated {
+            // A ref may have been written anew. A ref that is not there is deleted as well as one that is,
+            // so all names are kept for the next deletion.
+            return self.state.change_environment(id, |it| it.deletion_outdated = false);
+        }
+        self.state.change_environment(id, |environment| {
+            environment.cache_refs.retain(|cache| !refs.contains(cache));
+            // Those of a branch stay where they are.
+            if environment.has_images {
+                environment.has_images = false;
+                environment.images.clear();
+            }
+        });
+        self.state.forget_empty_environments(BTreeSet::from([id]));
+    }
+}
+
+impl State {
+    /// Whether `run`, just requested, becomes the newest of its environment. A warm-up pushes no images,
+    /// and the rebuild of an older run must not move tags back.
+    pub(super) fn is_newest(&self, run: &Run) -> bool {
+        if run.trigger == Trigger::WarmUp {
+            return false;
+        }
+        let newest = self.environments.get(&run.environment).and_then(|it| it.newest_run);
+        self.comes_after(run, newest)
+    }
+
+    /// Whether `run` takes the place of `newest`. A retry takes that of the run that it repeats alone.
+    fn comes_after(&self, run: &Run, newest: Option<RunId>) -> bool {
+        let original = |id: RunId| self.runs.get(&id).map_or(id, Run::original);
+        run.rebuilds.is_none_or(|repeated| newest.is_none_or(|it| original(it) == repeated))
+    }
+
+    /// Whether a machine may still write to the caches of the environment, or a tag of it may be moved.
+    fn is_at_work(&self, environment: EnvironmentId) -> bool {
+        if self.effects_of(environment).any(|effect| matches!(effect, Effect::Tag { .. })) {
+            return true;
+        }
+        // Of a job that is forgotten already nobody knows whose it was.
+        let may_be_its_own = |job: JobId| {
+            let run = self.jobs.get(&job).and_then(|job| self.runs.get(&job.run));
+            run.is_none_or(|run| run.environment == environment)
+        };
+        self.live_machines().flat_map(Machine::jobs).any(may_be_its_own)
+    }
+}
+
+impl Environment {
+    /// Whether something of it is in the registry that goes when it is closed.
+    pub(super) fn has_leftovers(&self) -> bool {
+        self.has_images || !self.cache_refs.is_empty()
+    }
+}
+
+impl Machine {
+    /// All jobs that its agent may be doing something for.
+    fn jobs(&self) -> impl Iterator<Item = JobId> {
+        let exporting = self.exporting.map(|export| export.attempt.job);
+        let stopping = self.stopping.iter().map(|attempt| attempt.job);
+        self.job().into_iter().chain(exporting).chain(stopping)
+    }
+}

@@ -1,0 +1,502 @@
+//! What comes in to the state, and what goes out of it.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use stagely_protocol::{Arch, CommitSha, Digest, ImageRef, InvalidValue, SystemInfo, WireId};
+
+use super::{
+    Command, DeliveryId, Environment, Head, HeadSource, Interruption, JobKind, JobReport,
+    MachineSize, Placement, PlanFailure, Project, ProviderName, Run, SkippedBuild, Timestamp, Told,
+};
+use crate::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId};
+
+/// Why something was stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CancelReason {
+    /// A person or a script asked for it.
+    Requested,
+    /// Its pull request was closed, or its environment is not wanted any more.
+    EnvironmentClosed,
+    /// A newer run of its environment is there.
+    Superseded,
+}
+
+/// Why an agent is to stop an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StopReason {
+    /// Its run was cancelled.
+    RunCancelled,
+    /// It goes on although its time is over.
+    Overrun,
+    /// The export of its layer cache takes too long.
+    ExportOverrun,
+    /// The cloud takes the machine back before it can end.
+    Interrupted,
+    /// It counts as lost or has ended: the job goes on elsewhere, or not at all.
+    NotWanted,
+}
+
+impl fmt::Display for StopReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::RunCancelled => "the run was cancelled",
+            Self::Overrun => "it ran past its limit",
+            Self::ExportOverrun => "the export of its layer cache takes too long",
+            Self::Interrupted => "the cloud takes the machine back",
+            Self::NotWanted => "this attempt is not wanted any more",
+        })
+    }
+}
+
+/// Names an effect of the outbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct EffectId(pub u64);
+
+/// A job as the plan has it, before it is queued.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PlannedJob {
+    /// Its id.
+    pub id: JobId,
+    /// Unique within the run.
+    pub name: String,
+    /// The build of `stagely.yaml`.
+    pub build: String,
+    /// The build's name with its combination of the matrix.
+    pub variant: String,
+    /// What it does.
+    pub kind: JobKind,
+    /// The reference that its image also gets if its run is the environment's newest.
+    pub tag: Option<ImageRef>,
+    /// How big a machine it wants.
+    pub size: MachineSize,
+    /// Jobs of the same plan that must complete first.
+    pub needs: Vec<JobId>,
+    /// Its own limit.
+    pub timeout: Duration,
+}
+
+/// What became of reading a run's `stagely.yaml`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PlannedRun {
+    /// The commit.
+    pub commit: CommitSha,
+    /// A branch that holds it, where one is known.
+    pub branch: Option<String>,
+    /// The jobs; none where every build was skipped.
+    pub jobs: Vec<PlannedJob>,
+    /// The builds that have no jobs.
+    pub skipped: Vec<SkippedBuild>,
+    /// The cache refs that this environment alone writes.
+    pub own_cache_refs: BTreeSet<ImageRef>,
+}
+
+impl PlannedRun {
+    /// A plan of `jobs` alone.
+    pub const fn new(commit: CommitSha, jobs: Vec<PlannedJob>) -> Self {
+        Self { commit, branch: None, jobs, skipped: Vec::new(), own_cache_refs: BTreeSet::new() }
+    }
+}
+
+/// Why no machine was started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LaunchRefusal {
+    /// Nothing free at the moment: another attempt may succeed.
+    NoCapacity(String),
+    /// The provider will refuse again until its owner changes something.
+    Permanent(String),
+    /// The provider gave no clear answer: a machine may have been started.
+    Unclear(String),
+}
+
+/// One attempt of a job. A registered machine may get the same job twice, so the job alone would not
+/// tell a late report of the first attempt from one of the second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Attempt {
+    /// The job.
+    pub job: JobId,
+    /// Counts from 1.
+    pub number: u32,
+}
+
+impl Attempt {
+    /// The `job_id` that stands for this attempt on the wire: the job's id for the first, with `-2`
+    /// for the second. Agents treat it as opaque, so whatever they send back names the attempt.
+    pub fn wire(self) -> WireId {
+        self.to_string().parse().expect("an id and a number are letters, digits, `_` and `-`")
+    }
+}
+
+impl fmt::Display for Attempt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.number {
+            1 => write!(f, "{}", self.job),
+            number => write!(f, "{}-{number}", self.job),
+        }
+    }
+}
+
+impl FromStr for Attempt {
+    type Err = InvalidValue;
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        let invalid = || InvalidValue::new(text, "the id of a job or of one of its attempts");
+        let (job, number) = match text.split_once('-') {
+            Some((job, number)) => (job, number.parse().map_err(|_| invalid())?),
+            None => (text, 1),
+        };
+        Ok(Self { job: job.parse()?, number })
+    }
+}
+
+/// Something that happened.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// Core started on a stored state: no agent is connected yet.
+    CoreStarted,
+    /// Time has passed; see [`State::next_deadline`](super::State::next_deadline).
+    Tick,
+    /// Somebody wants a run. Project and environment are new or known already.
+    RunRequested {
+        /// The run, `Pending`.
+        run: Box<Run>,
+        /// Its project.
+        project: Project,
+        /// Its environment.
+        environment: Environment,
+    },
+    /// GitHub delivered something. It may do so several times; the first counts.
+    Delivered {
+        /// Which delivery.
+        delivery: DeliveryId,
+        /// What it comes to; `None` where core has no use for it.
+        event: Option<Box<Event>>,
+    },
+    /// A pull request or the default branch is at another commit, or open again. What is known already or
+    /// outdated changes nothing: then `run` is not stored.
+    HeadMoved {
+        /// The run of that commit, `Pending`.
+        run: Box<Run>,
+        /// Its environment, new or known. The project is known.
+        environment: Environment,
+        /// The commit.
+        head: Head,
+        /// Who says so.
+        source: HeadSource,
+    },
+    /// A pull request was closed or merged.
+    PullRequestClosed {
+        /// Its environment.
+        environment: EnvironmentId,
+        /// When, by GitHub's clock.
+        at: Timestamp,
+    },
+    /// Somebody asks for something in a comment or with a label.
+    CommandGiven {
+        /// The environment of the pull request.
+        environment: EnvironmentId,
+        /// What is asked for.
+        command: Command,
+    },
+    /// The outcome of [`Effect::CheckCommand`].
+    CommandChecked {
+        /// The environment of the pull request.
+        environment: EnvironmentId,
+        /// What is asked for.
+        command: Command,
+        /// The run that it makes, if it makes one; or why it is not followed, for people.
+        verdict: Result<Option<Box<Run>>, String>,
+    },
+    /// Somebody who may write to the repository agreed to a run of a fork's commit.
+    RunApproved {
+        /// The run.
+        run: RunId,
+        /// Their name, for people.
+        by: String,
+    },
+    /// The outcome of [`Effect::Report`].
+    Reported {
+        /// The environment.
+        environment: EnvironmentId,
+        /// The [`wanted`](super::Report::wanted) that it tells of.
+        wanted: u64,
+        /// What GitHub was told, or why it was not, for people.
+        result: Result<Told, String>,
+    },
+    /// What GitHub refused to be told is tried once more: somebody may have mended it.
+    TellAgain,
+    /// A project is to be as this says. Its name and repository stay what they were.
+    ProjectSet {
+        /// The project, new or known.
+        project: Project,
+    },
+    /// A project is not listened to any more, and the environments of its pull requests are closed.
+    ProjectRemoved {
+        /// The project.
+        project: ProjectId,
+    },
+    /// The outcome of [`Effect::Plan`].
+    RunPlanned {
+        /// The run.
+        run: RunId,
+        /// The plan, or why there is none.
+        plan: Result<PlannedRun, PlanFailure>,
+    },
+    /// The other outcome of [`Effect::Plan`]: GitHub does not answer, so it is tried again later. Others are
+    /// planned meanwhile.
+    PlanDeferred {
+        /// The run.
+        run: RunId,
+        /// When.
+        until: Timestamp,
+    },
+    /// Somebody wants a run stopped.
+    CancelRequested {
+        /// The run.
+        run: RunId,
+        /// Why.
+        reason: CancelReason,
+    },
+    /// The provider has the machine: the outcome of [`Effect::Launch`], or it is found in the
+    /// provider's list although its record says that it is gone.
+    MachineLaunched {
+        /// The machine.
+        machine: MachineId,
+        /// Where it is; `None` where only a list tells of it.
+        placement: Option<Placement>,
+    },
+    /// The provider started no machine.
+    LaunchRefused {
+        /// The machine that was asked for.
+        machine: MachineId,
+        /// Why.
+        refusal: LaunchRefusal,
+    },
+    /// The machine is gone: the outcome of [`Effect::Terminate`], or the provider says so.
+    MachineGone {
+        /// The machine.
+        machine: MachineId,
+        /// Whether the cloud took it back.
+        taken_back: bool,
+    },
+    /// The cloud wants a machine back, as its agent has heard.
+    MachineInterrupted {
+        /// The machine.
+        machine: MachineId,
+        /// How sure that is, and when.
+        interruption: Interruption,
+    },
+    /// A provider was asked what it has. Arches that it lacks are launched nowhere else: they are emulated.
+    ProviderDescribed {
+        /// The provider.
+        provider: ProviderName,
+        /// The arches that it has builders of.
+        arches: BTreeSet<Arch>,
+    },
+    /// An agent said HELLO with a good token.
+    AgentConnected {
+        /// The machine.
+        machine: MachineId,
+        /// Numbers the sessions of one core, ascending. Two of one machine may overlap, and what is said
+        /// of an older one after a newer has connected changes nothing.
+        session: u64,
+        /// What it says about itself.
+        system_info: SystemInfo,
+        /// The attempts that it still runs, or whose end it has not been thanked for.
+        holds: Vec<Attempt>,
+    },
+    /// An agent's session ended.
+    AgentDisconnected {
+        /// The machine.
+        machine: MachineId,
+        /// The session.
+        session: u64,
+    },
+    /// An agent began a job.
+    JobStarted {
+        /// The machine that says so.
+        machine: MachineId,
+        /// The job.
+        job: JobId,
+        /// Which of its attempts.
+        attempt: u32,
+    },
+    /// An agent ended a job.
+    JobReported {
+        /// The machine that says so.
+        machine: MachineId,
+        /// The job.
+        job: JobId,
+        /// Which of its attempts.
+        attempt: u32,
+        /// How.
+        report: JobReport,
+    },
+    /// The outcome of [`Effect::Tag`].
+    ImageTagged {
+        /// The environment.
+        environment: EnvironmentId,
+        /// The build, with its combination of the matrix.
+        variant: String,
+        /// What the reference was to name.
+        digest: Digest,
+        /// Why it does not, for people.
+        result: Result<(), String>,
+    },
+    /// A pull request was closed, or an environment is not wanted any more. Its runs are cancelled and
+    /// its cache refs deleted; a new run opens it again.
+    EnvironmentClosed {
+        /// The environment.
+        environment: EnvironmentId,
+    },
+    /// The outcome of [`Effect::CleanUp`].
+    CleanedUp {
+        /// The environment.
+        environment: EnvironmentId,
+        /// The cache refs that are gone, or cannot be deleted. Its images are, too.
+        refs: BTreeSet<ImageRef>,
+    },
+    /// An owner registered a machine.
+    StaticMachineAdded {
+        /// The machine.
+        machine: MachineId,
+        /// For people.
+        name: String,
+        /// Its processor.
+        arch: Arch,
+    },
+    /// An owner took a machine back. Its job goes elsewhere.
+    StaticMachineRemoved {
+        /// The machine.
+        machine: MachineId,
+    },
+    /// Retention has deleted these records.
+    Forgotten {
+        /// Runs in a final state; their jobs go with them. An environment is closed with its last run,
+        /// and goes as soon as its cache refs are deleted.
+        runs: Vec<RunId>,
+        /// Machines that are terminated.
+        machines: Vec<MachineId>,
+        /// Deliveries so old that GitHub does not repeat them.
+        deliveries: Vec<DeliveryId>,
+    },
+}
+
+/// Something to be done outside. Every one may be done again after a crash.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "effect", rename_all = "snake_case")]
+pub enum Effect {
+    /// Read the run's `stagely.yaml` and answer with [`Event::RunPlanned`]. Kept in the outbox.
+    Plan {
+        /// The run.
+        run: RunId,
+    },
+    /// Ask the provider for a machine and answer with [`Event::MachineLaunched`] or
+    /// [`Event::LaunchRefused`]. Kept in the outbox.
+    Launch {
+        /// The machine.
+        machine: MachineId,
+    },
+    /// Tell the agent to end, then the provider, and answer with [`Event::MachineGone`]. Kept in the
+    /// outbox. Never asked for while the machine's launch is unanswered: the two would race.
+    Terminate {
+        /// The machine.
+        machine: MachineId,
+    },
+    /// Let the run-independent reference of a build name the image that the environment's record says,
+    /// and answer with [`Event::ImageTagged`], also where it cannot: the images are pushed and their
+    /// digests known, so a tag is worth a warning and no failure. Kept in the outbox; at most one of a
+    /// build at a time, so that the last word in the registry is that of the newest run.
+    Tag {
+        /// The environment.
+        environment: EnvironmentId,
+        /// The build, with its combination of the matrix.
+        variant: String,
+    },
+    /// Delete the cache refs that a closed environment has written, and the images of a pull request, and
+    /// answer with [`Event::CleanedUp`]. Kept in the outbox. An environment that is open again when the
+    /// deletion begins keeps all: the answer names none. A closed one names all that its record has.
+    #[serde(alias = "delete_caches")]
+    CleanUp {
+        /// The environment.
+        environment: EnvironmentId,
+    },
+    /// Find out whether the author of a command may write to the repository, and answer with
+    /// [`Event::CommandChecked`]. Kept in the outbox.
+    CheckCommand {
+        /// The environment of the pull request.
+        environment: EnvironmentId,
+        /// What is asked for.
+        command: Command,
+    },
+    /// Tell GitHub how the environment's newest run is at the moment of telling, and answer with
+    /// [`Event::Reported`]. Kept in the outbox, at most one of an environment at a time: what changes
+    /// meanwhile is told by the next.
+    Report {
+        /// The environment.
+        environment: EnvironmentId,
+    },
+    /// Give the job to the agent. Not kept: if the connection breaks before it arrives, the next
+    /// HELLO does not name the job, and it is sent again.
+    Assign {
+        /// The machine.
+        machine: MachineId,
+        /// The job.
+        job: JobId,
+        /// Which of its attempts.
+        attempt: u32,
+    },
+    /// Tell the agent to stop the job. Not kept, for the same reason.
+    Cancel {
+        /// The machine.
+        machine: MachineId,
+        /// The job.
+        job: JobId,
+        /// Which of its attempts.
+        attempt: u32,
+        /// Why.
+        reason: StopReason,
+    },
+    /// End the agent's session: its machine is not ours any more. Not kept.
+    Disconnect {
+        /// The machine.
+        machine: MachineId,
+    },
+}
+
+impl Effect {
+    /// The environment that it is for, if it is for one.
+    pub const fn environment(&self) -> Option<EnvironmentId> {
+        match self {
+            Self::Tag { environment, .. }
+            | Self::CleanUp { environment }
+            | Self::CheckCommand { environment, .. }
+            | Self::Report { environment } => Some(*environment),
+            Self::Plan { .. }
+            | Self::Launch { .. }
+            | Self::Terminate { .. }
+            | Self::Assign { .. }
+            | Self::Cancel { .. }
+            | Self::Disconnect { .. } => None,
+        }
+    }
+
+    /// Whether the effect waits in the outbox until its outcome comes back.
+    pub const fn is_kept(&self) -> bool {
+        match self {
+            Self::Plan { .. }
+            | Self::Launch { .. }
+            | Self::Terminate { .. }
+            | Self::Tag { .. }
+            | Self::CleanUp { .. }
+            | Self::CheckCommand { .. }
+            | Self::Report { .. } => true,
+            Self::Assign { .. } | Self::Cancel { .. } | Self::Disconnect { .. } => false,
+        }
+    }
+}

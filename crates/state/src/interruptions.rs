@@ -1,0 +1,131 @@
+//! The cloud wants a machine back: what can still be done on it, and what goes elsewhere.
+
+use std::time::Duration;
+
+use stagely_protocol::FailureReason;
+
+use super::attempts::Failure;
+use super::step::Turn;
+use super::{Attempt, Interruption, Job, JobKind, JobState, Machine, State, StopReason, Timestamp};
+use crate::ids::{JobId, MachineId};
+
+/// What a merge takes at most, so that one that has begun is not begun again elsewhere.
+const MERGE_TIME: Duration = Duration::from_secs(30);
+
+/// How much longer than the last time a build may take, in percent.
+const BUILD_MARGIN_PERCENT: u32 = 125;
+
+/// A machine that is still there this long after its time is not waited for.
+pub(super) const TAKEN_BACK_GRACE: Duration = Duration::from_secs(10);
+
+impl Turn<'_> {
+    pub(super) fn machine_interrupted(&mut self, id: MachineId, interruption: Interruption) {
+        let Some(machine) = self.state.machines.get(&id).filter(|machine| machine.is_in_use())
+        else {
+            return;
+        };
+        let is_certain = matches!(machine.interruption, Some(Interruption::Certain { .. }));
+        let is_known = machine.interruption == Some(interruption);
+        if is_known || is_certain && interruption == Interruption::Likely {
+            return;
+        }
+        self.state.change_machine(id, |machine| machine.interruption = Some(interruption));
+        if let Interruption::Certain { at } = interruption {
+            self.clear_by(id, at);
+        }
+    }
+
+    /// Leaves on the machine only what ends before `at`.
+    fn clear_by(&mut self, id: MachineId, at: Timestamp) {
+        self.cut_export(id, at);
+        let Some(Attempt { job, .. }) = self.attempt_on(id) else { return };
+        if !self.state.ends_by(job, at, self.now) {
+            self.stop_work(id, job, StopReason::Interrupted);
+            self.fail_attempt(job, Failure::taken_back());
+        }
+    }
+
+    /// Forgets what an agent said of an interruption before its HELLO: a registered machine may be there
+    /// again, and its agent repeats what still holds. One that was launched is never worth waiting for.
+    pub(super) fn forget_interruption(&mut self, id: MachineId) {
+        let machine = self.state.machines.get(&id);
+        let is_interrupted = machine.is_some_and(|machine| machine.interruption.is_some());
+        if is_interrupted && self.is_static(id) {
+            self.state.change_machine(id, |machine| machine.interruption = None);
+        }
+    }
+
+    /// The machine's time is over, and it still has work.
+    pub(super) fn take_back(&mut self, id: MachineId) {
+        self.lose_job(id, Failure::taken_back());
+        self.give_up_agent(id);
+    }
+
+    /// Why what a machine had is lost: with its agent, where the cloud has not said that it takes the machine
+    /// back.
+    pub(super) fn loss_of(&self, id: MachineId, message: &str) -> Failure {
+        let machine = self.state.machines.get(&id);
+        match machine.and_then(|machine| machine.interruption) {
+            Some(Interruption::Certain { .. }) => Failure::taken_back(),
+            Some(Interruption::Likely) | None => Failure::machine_lost(message),
+        }
+    }
+}
+
+impl Failure {
+    pub(super) fn taken_back() -> Self {
+        let reason = FailureReason::SpotInterruption;
+        let message = reason.to_string();
+        Self::new(reason, message)
+    }
+}
+
+impl State {
+    /// When a machine that the cloud wants back has no more time for the attempt that it has.
+    pub(super) fn taken_back_at(&self, machine: &Machine) -> Option<Timestamp> {
+        let Some(Interruption::Certain { at }) = machine.interruption else { return None };
+        let job = machine.job().and_then(|job| self.jobs.get(&job))?;
+        job.state.attempt_on(machine.id).map(|_| at.after(TAKEN_BACK_GRACE))
+    }
+
+    /// Whether the job, which is on a machine, is likely to end before `at`.
+    fn ends_by(&self, id: JobId, at: Timestamp, now: Timestamp) -> bool {
+        let Some(job) = self.jobs.get(&id) else { return false };
+        match (&job.kind, &job.state) {
+            (JobKind::Merge { .. }, _) => now.after(MERGE_TIME) <= at,
+            (JobKind::Build { .. }, JobState::Running { deadline, .. }) => {
+                let usual = self.usual_time(job).map(|time| time * BUILD_MARGIN_PERCENT / 100);
+                let expected = job.started_at.zip(usual).map(|(since, time)| since.after(time));
+                // Of one that takes longer than ever nobody knows when it ends.
+                *deadline <= at || expected.is_some_and(|end| now <= end && end <= at)
+            }
+            (JobKind::Build { .. }, _) => false,
+        }
+    }
+
+    /// How long the same job took when it last completed in the same environment.
+    fn usual_time(&self, job: &Job) -> Option<Duration> {
+        let environment = self.runs.get(&job.run)?.environment;
+        let runs = self.index.environment_runs.get(&environment)?.iter().rev();
+        let mut jobs = runs.flat_map(|run| self.jobs_of(*run));
+        jobs.find_map(|earlier| {
+            let is_same = earlier.name == job.name
+                && earlier.emulated == job.emulated
+                && earlier.kept_from.is_none();
+            let is_completed = matches!(earlier.state, JobState::Completed { .. });
+            let (from, to) = (earlier.started_at?, earlier.ended_at?);
+            (is_same && is_completed).then(|| to.since(from))
+        })
+    }
+}
+
+impl Machine {
+    /// Whether nobody has asked for its end.
+    fn is_in_use(&self) -> bool {
+        use super::MachineState as S;
+        match self.state {
+            S::Requested | S::Booting | S::Ready | S::Busy { .. } => true,
+            S::Terminating | S::Terminated => false,
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! One job of a run: a build of one platform, or the merge of several.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use stagely_protocol::{
+    BuildArgs, CacheMiss, Digest, Emulation, FailureReason, ImageRef, Platform, Step,
+};
+
+use super::{MachineSize, Timestamp};
+use crate::ids::{JobId, MachineId, RunId};
+
+/// What a job does. References are complete: nothing is computed from them later.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum JobKind {
+    /// Builds and pushes one image.
+    Build {
+        /// The platform.
+        platform: Platform,
+        /// The context, relative to the repository's root.
+        context: String,
+        /// The Dockerfile, as `stagely.yaml` names it.
+        dockerfile: String,
+        /// `--target`.
+        target: Option<String>,
+        /// Values with their variables filled in. Those that the caller of the run set himself are
+        /// not here, since they may be secret.
+        build_args: BuildArgs,
+        /// The reference that is pushed: of this run alone.
+        image: ImageRef,
+        /// Whether it is pushed. A warm-up only fills caches.
+        #[serde(default = "pushes")]
+        push: bool,
+        /// Where layers are looked for.
+        cache_from: Vec<ImageRef>,
+        /// Where layers go.
+        cache_to: Option<ImageRef>,
+        /// The images of the builds that this one depends on, by the names of those builds.
+        #[serde(default)]
+        uses: BTreeMap<String, UsedImage>,
+        /// Whether it may run under emulation.
+        #[serde(default)]
+        emulation: Emulation,
+    },
+    /// Joins the images of `needs` into one index.
+    Merge {
+        /// Exactly the platforms that the index must hold.
+        platforms: Vec<Platform>,
+        /// The reference of the index: of this run alone.
+        image: ImageRef,
+    },
+}
+
+/// Jobs of versions that knew no warm-up push their images.
+const fn pushes() -> bool {
+    true
+}
+
+impl JobKind {
+    /// The reference that is pushed, of this run alone.
+    pub const fn image(&self) -> &ImageRef {
+        match self {
+            Self::Build { image, .. } | Self::Merge { image, .. } => image,
+        }
+    }
+
+    pub(super) const fn image_mut(&mut self) -> &mut ImageRef {
+        match self {
+            Self::Build { image, .. } | Self::Merge { image, .. } => image,
+        }
+    }
+}
+
+/// An image that a build depends on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "from", rename_all = "snake_case")]
+pub enum UsedImage {
+    /// What a job of the same run makes.
+    Job {
+        /// The job.
+        job: JobId,
+    },
+    /// One that is there already, by digest: its build was skipped.
+    Image {
+        /// The image.
+        image: ImageRef,
+    },
+}
+
+/// How far a job is. Attempts count from 1.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "status", rename_all = "snake_case")]
+pub enum JobState {
+    /// Waits for the jobs it needs, and for a machine.
+    Queued {
+        /// The attempt that comes next.
+        attempt: u32,
+    },
+    /// Has a machine, whose agent has not said that it began.
+    Provisioning {
+        /// The attempt.
+        attempt: u32,
+        /// The machine.
+        machine: MachineId,
+    },
+    /// The agent works on it.
+    Running {
+        /// The attempt.
+        attempt: u32,
+        /// The machine.
+        machine: MachineId,
+        /// Core ends the job itself after this moment.
+        deadline: Timestamp,
+    },
+    /// The image is pushed.
+    Completed {
+        /// Names the image; absent when a simple agent reported none.
+        digest: Option<Digest>,
+    },
+    /// It failed.
+    Failed {
+        /// Whose fault it was.
+        reason: FailureReason,
+        /// What happened, for people.
+        message: String,
+        /// The exit code of the build.
+        exit_code: Option<i32>,
+    },
+    /// It was stopped.
+    Cancelled,
+}
+
+impl JobState {
+    /// Whether nothing more happens to the job.
+    pub const fn is_final(&self) -> bool {
+        match self {
+            Self::Queued { .. } | Self::Provisioning { .. } | Self::Running { .. } => false,
+            Self::Completed { .. } | Self::Failed { .. } | Self::Cancelled => true,
+        }
+    }
+
+    /// The machine that has the job, if one has.
+    pub const fn machine(&self) -> Option<MachineId> {
+        match self {
+            Self::Provisioning { machine, .. } | Self::Running { machine, .. } => Some(*machine),
+            Self::Queued { .. }
+            | Self::Completed { .. }
+            | Self::Failed { .. }
+            | Self::Cancelled => None,
+        }
+    }
+
+    /// The attempt that `machine` has, if it has one.
+    pub fn attempt_on(&self, machine: MachineId) -> Option<u32> {
+        match self {
+            Self::Provisioning { attempt, machine: at }
+            | Self::Running { attempt, machine: at, .. }
+                if *at == machine =>
+            {
+                Some(*attempt)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// An attempt that came to nothing, after which the job was tried again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LostAttempt {
+    /// Its number.
+    pub attempt: u32,
+    /// Whose fault it was.
+    pub reason: FailureReason,
+    /// What happened, for people.
+    pub message: String,
+}
+
+/// One job of a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Job {
+    /// Its id.
+    pub id: JobId,
+    /// The run.
+    pub run: RunId,
+    /// Unique within the run: `backend`, `app_arm64`, `app_merge`.
+    pub name: String,
+    /// The build of `stagely.yaml` that it comes from.
+    pub build: String,
+    /// The build's name with its combination of the matrix: `app-node_version-18`. Without a matrix:
+    /// `build`.
+    #[serde(default)]
+    pub variant: String,
+    /// What it does.
+    pub kind: JobKind,
+    /// The reference, the same in each run, that its image also gets if this run is the environment's
+    /// newest. Only the last job of a variant has one.
+    pub tag: Option<ImageRef>,
+    /// How big a machine it wants.
+    pub size: MachineSize,
+    /// The jobs that must complete before it starts.
+    pub needs: Vec<JobId>,
+    /// Its own limit, enforced by the agent.
+    pub timeout: Duration,
+    /// How far it is.
+    pub state: JobState,
+    /// The attempt whose log is the job's log: the newest that was given to a machine; 0 before.
+    pub attempt: u32,
+    /// Why earlier attempts ended, oldest first.
+    pub lost_attempts: Vec<LostAttempt>,
+    /// When it was queued.
+    pub queued_at: Timestamp,
+    /// It waits until this moment for its next attempt: there was no capacity.
+    #[serde(default)]
+    pub not_before: Option<Timestamp>,
+    /// When the newest attempt was first given to an agent.
+    pub assigned_at: Option<Timestamp>,
+    /// When the newest attempt began on its machine.
+    pub started_at: Option<Timestamp>,
+    /// When it reached its final state.
+    pub ended_at: Option<Timestamp>,
+    /// The steps of the build.
+    pub steps: Vec<Step>,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+    /// The first step that did not come from the cache.
+    pub cache_miss: Option<CacheMiss>,
+    /// Whether its newest attempt has a machine of another arch than its platform's.
+    #[serde(default)]
+    pub emulated: bool,
+    /// The job whose machine it took over, so that none was launched for it.
+    pub took_over: Option<JobId>,
+    /// The job of an earlier run whose image this one is: it was not built again.
+    pub kept_from: Option<JobId>,
+}
+
+/// How an attempt ended, as its agent reports it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum JobOutcome {
+    /// The image is pushed.
+    Completed {
+        /// Its digest.
+        digest: Option<Digest>,
+    },
+    /// It failed.
+    Failed {
+        /// Whose fault it was.
+        reason: FailureReason,
+        /// What happened, for people.
+        message: String,
+        /// The exit code of the build.
+        exit_code: Option<i32>,
+    },
+    /// The agent stopped it because it was told to.
+    Cancelled,
+}
+
+/// The end of an attempt.
+#[derive(Clone, Debug, PartialEq)]
+pub struct JobReport {
+    /// How it ended.
+    pub outcome: JobOutcome,
+    /// The steps of the build.
+    pub steps: Vec<Step>,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+    /// The first step that did not come from the cache.
+    pub cache_miss: Option<CacheMiss>,
+    /// The image is pushed, and the agent goes on to export the layer cache. Another report follows.
+    pub exporting_cache: bool,
+}
+
+impl JobReport {
+    /// A report of nothing but the end.
+    pub const fn new(outcome: JobOutcome) -> Self {
+        Self {
+            outcome,
+            steps: Vec::new(),
+            warnings: Vec::new(),
+            cache_miss: None,
+            exporting_cache: false,
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! One machine: launched for one job and ended after it, or registered and kept.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use stagely_protocol::{Arch, SystemInfo};
+
+use super::{Attempt, Fleet, Interruption, Placement, ProviderName, Timestamp, Usd};
+use crate::ids::{JobId, MachineId};
+
+/// How big a machine a job wants. What that is in processors is the provider's to say.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum MachineSize {
+    /// 2 processors.
+    Small,
+    /// 4 processors.
+    #[default]
+    Medium,
+    /// 8 processors.
+    Large,
+    /// 16 processors.
+    Xlarge,
+}
+
+impl MachineSize {
+    /// All of them, the smallest first.
+    pub const ALL: [Self; 4] = [Self::Small, Self::Medium, Self::Large, Self::Xlarge];
+}
+
+impl fmt::Display for MachineSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Small => "small",
+            Self::Medium => "medium",
+            Self::Large => "large",
+            Self::Xlarge => "xlarge",
+        })
+    }
+}
+
+/// Where a machine comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MachineKind {
+    /// A provider starts it for one job; it ends with the job.
+    Launched,
+    /// Its owner registered it; jobs come and go, and it is never terminated.
+    Static,
+}
+
+/// How far a machine is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "status", rename_all = "snake_case")]
+pub enum MachineState {
+    /// Recorded; the provider has not confirmed it.
+    Requested,
+    /// The provider has it; its agent has not connected.
+    Booting,
+    /// Its agent has connected and has no job.
+    Ready,
+    /// Has an attempt of a job. It may be lost or cancelled already while the agent has yet to say that
+    /// it stopped.
+    Busy {
+        /// The job.
+        job: JobId,
+        /// Which of its attempts.
+        attempt: u32,
+    },
+    /// The provider was asked to end it.
+    Terminating,
+    /// It is gone.
+    Terminated,
+}
+
+impl MachineState {
+    /// Whether the machine is gone.
+    pub const fn is_terminated(&self) -> bool {
+        matches!(self, Self::Terminated)
+    }
+}
+
+/// An export of a layer cache that goes on after its job has completed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheExport {
+    /// Whose cache it is.
+    pub attempt: Attempt,
+    /// It is given up after this moment.
+    pub until: Timestamp,
+}
+
+/// One machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Machine {
+    /// Its id.
+    pub id: MachineId,
+    /// Where it comes from.
+    pub kind: MachineKind,
+    /// For people: the name its owner gave a static machine; empty for a launched one.
+    pub name: String,
+    /// Its processor.
+    pub arch: Arch,
+    /// How big it is.
+    pub size: MachineSize,
+    /// What it is for.
+    #[serde(default)]
+    pub fleet: Fleet,
+    /// Who launches a launched machine, and ends it. Of a static one nobody.
+    #[serde(default)]
+    pub provider: ProviderName,
+    /// Whether it is paid for on demand, whatever the market of its fleet: its job has no further attempt.
+    #[serde(default)]
+    pub on_demand: bool,
+    /// Where the provider has put it; `None` before its answer.
+    #[serde(default)]
+    pub placement: Option<Placement>,
+    /// The cloud wants it back.
+    #[serde(default)]
+    pub interruption: Option<Interruption>,
+    /// How far it is.
+    pub state: MachineState,
+    /// What the agent held at its last HELLO beside its work, and an export that a static machine's was
+    /// told to end: it has yet to stop all of that. The machine gets nothing new before.
+    pub stopping: BTreeSet<Attempt>,
+    /// The layer cache that its agent exports, beside other work, after a job's image was reported. A
+    /// launched machine is kept for it.
+    pub exporting: Option<CacheExport>,
+    /// The job that a launched machine was requested for.
+    pub requested_for: Option<JobId>,
+    /// When its record was made.
+    pub requested_at: Timestamp,
+    /// It is terminated after this moment whatever it does; `None` for a static machine.
+    pub lease_until: Option<Timestamp>,
+    /// Whether its agent is connected.
+    pub connected: bool,
+    /// When the machine was requested, or its connection last came or went; while disconnected, the
+    /// grace counts from here.
+    pub contact_at: Timestamp,
+    /// What its agent said about it.
+    pub system_info: Option<SystemInfo>,
+    /// When it was gone.
+    pub terminated_at: Option<Timestamp>,
+}
+
+impl Machine {
+    /// A machine that was only just asked for, or registered.
+    pub const fn new(id: MachineId, kind: MachineKind, arch: Arch, now: Timestamp) -> Self {
+        Self {
+            id,
+            kind,
+            name: String::new(),
+            arch,
+            size: MachineSize::Medium,
+            fleet: Fleet::Builder,
+            provider: ProviderName::Local,
+            on_demand: false,
+            placement: None,
+            interruption: None,
+            state: MachineState::Requested,
+            stopping: BTreeSet::new(),
+            exporting: None,
+            requested_for: None,
+            requested_at: now,
+            lease_until: None,
+            connected: false,
+            contact_at: now,
+            system_info: None,
+            terminated_at: None,
+        }
+    }
+
+    /// What it has cost until `now`, from its request on; `None` where no price is known.
+    pub fn cost(&self, now: Timestamp) -> Option<Usd> {
+        let price = self.placement.as_ref()?.price?;
+        Some(price.for_hours(self.terminated_at.unwrap_or(now).since(self.requested_at)))
+    }
+}

@@ -1,0 +1,306 @@
+//! The life of a machine: launched or registered, connected or not, busy, gone.
+
+use std::collections::BTreeSet;
+
+use stagely_protocol::{Arch, FailureReason, SystemInfo};
+
+use super::attempts::Failure;
+use super::step::Turn;
+use super::{
+    Attempt, Effect, JobState, LaunchRefusal, Machine, MachineKind, MachineState, Placement,
+    StopReason, Timestamp,
+};
+use crate::ids::{JobId, MachineId};
+
+impl Turn<'_> {
+    /// No agent is connected to a core that has just started, and none could report before.
+    pub(super) fn start_core(&mut self) {
+        let (now, limits) = (self.now, &self.state.limits);
+        self.state.started_at = now;
+        self.state.patient_until = now.after(limits.reconnect_grace).after(limits.job_grace);
+        let connected = self.state.live_machines().filter(|machine| machine.connected);
+        let connected: Vec<MachineId> = connected.map(|machine| machine.id).collect();
+        for machine in connected {
+            self.disconnect(machine);
+        }
+        self.report_again();
+    }
+
+    pub(super) fn machine_launched(&mut self, id: MachineId, placement: Option<Placement>) {
+        self.state.settle(&Effect::Launch { machine: id });
+        if let Some(placement) = placement {
+            self.state.change_machine(id, |machine| machine.placement = Some(placement));
+        }
+        let Some(machine) = self.state.machines.get(&id) else { return };
+        match machine.state {
+            MachineState::Requested => {
+                let now = self.now;
+                self.state.change_machine(id, |machine| {
+                    machine.state = MachineState::Booting;
+                    machine.contact_at = now;
+                });
+            }
+            // Its job was gone before the provider answered, or its record was wrong.
+            MachineState::Terminating | MachineState::Terminated => {
+                self.terminate(id);
+                self.doubt_deletions();
+            }
+            // Its agent was faster than the provider's answer.
+            MachineState::Booting | MachineState::Ready | MachineState::Busy { .. } => {}
+        }
+    }
+
+    pub(super) fn launch_refused(&mut self, id: MachineId, refusal: LaunchRefusal) {
+        if !self.state.settle(&Effect::Launch { machine: id }) {
+            return;
+        }
+        let Some(machine) = self.state.machines.get(&id) else { return };
+        // An agent that has said HELLO proves that an earlier try had succeeded.
+        let may_exist = machine.system_info.is_some() || refusal.may_have_started();
+        match machine.state {
+            MachineState::Requested | MachineState::Terminating => {
+                self.lose_job(id, refusal.into());
+                if may_exist {
+                    self.terminate(id);
+                } else {
+                    self.end_machine(id);
+                }
+            }
+            MachineState::Booting
+            | MachineState::Ready
+            | MachineState::Busy { .. }
+            | MachineState::Terminated => {}
+        }
+    }
+
+    pub(super) fn machine_gone(&mut self, id: MachineId, taken_back: bool) {
+        // While the launch is unanswered, a list without the machine says nothing: the launch may be
+        // under way. Its answer decides.
+        let is_launching = self.state.awaits(&Effect::Launch { machine: id });
+        let is_launched = self.kind(id) == Some(MachineKind::Launched);
+        if is_launched && !is_launching {
+            self.state.settle(&Effect::Terminate { machine: id });
+            let failure = if taken_back {
+                Failure::taken_back()
+            } else {
+                self.loss_of(id, "the provider ended the machine")
+            };
+            self.lose_job(id, failure);
+            self.end_machine(id);
+        }
+    }
+
+    pub(super) fn agent_connected(
+        &mut self,
+        id: MachineId,
+        session: u64,
+        system_info: SystemInfo,
+        holds: &[Attempt],
+    ) {
+        if self.state.sessions.get(&id).is_some_and(|newest| *newest > session) {
+            return;
+        }
+        if self.state.machines.get(&id).is_none_or(|machine| machine.state.is_terminated()) {
+            return self.emit(Effect::Disconnect { machine: id });
+        }
+        self.state.sessions.insert(id, session);
+        let now = self.now;
+        self.state.change_machine(id, |machine| {
+            machine.connected = true;
+            machine.contact_at = now;
+            machine.system_info = Some(system_info);
+        });
+        self.resume(id, holds);
+        self.forget_interruption(id);
+    }
+
+    /// Brings an agent's work and the records together, after its HELLO.
+    fn resume(&mut self, id: MachineId, holds: &[Attempt]) {
+        let current = self.resume_current(id, holds);
+        self.resume_export(id, holds);
+        let Some(machine) = self.state.machines.get(&id) else { return };
+        let is_stray = |held: &Attempt| current != Some(*held) && !machine.exports(*held);
+        let strays: BTreeSet<Attempt> = holds.iter().copied().filter(is_stray).collect();
+        for &Attempt { job, number } in &strays {
+            let is_cancelled = self.job_state(job) == Some(&JobState::Cancelled);
+            let reason =
+                if is_cancelled { StopReason::RunCancelled } else { StopReason::NotWanted };
+            self.emit(Effect::Cancel { machine: id, job, attempt: number, reason });
+        }
+        self.state.change_machine(id, |machine| machine.stopping = strays);
+        match current {
+            Some(current) => self.set_busy(id, current),
+            None => self.release(id),
+        }
+    }
+
+    /// What the machine works on, now that its agent has said which attempts it holds.
+    fn resume_current(&mut self, id: MachineId, holds: &[Attempt]) -> Option<Attempt> {
+        let current = self.attempt_on(id)?;
+        if holds.contains(&current) {
+            return Some(current);
+        }
+        if matches!(self.job_state(current.job), Some(JobState::Running { .. })) {
+            let failure = self.loss_of(id, "the agent lost the job");
+            self.fail_attempt(current.job, failure);
+            return None;
+        }
+        self.assign(id, current.job);
+        Some(current)
+    }
+
+    pub(super) fn set_busy(&mut self, id: MachineId, Attempt { job, number }: Attempt) {
+        let busy = MachineState::Busy { job, attempt: number };
+        self.state.change_machine(id, |machine| machine.state = busy);
+    }
+
+    pub(super) fn agent_disconnected(&mut self, id: MachineId, session: u64) {
+        let is_newest = self.state.sessions.get(&id) == Some(&session);
+        if is_newest && self.state.machines.get(&id).is_some_and(|machine| machine.connected) {
+            self.disconnect(id);
+        }
+    }
+
+    /// The agent is out of contact from now on.
+    pub(super) fn disconnect(&mut self, id: MachineId) {
+        let now = self.now;
+        self.state.change_machine(id, |machine| {
+            machine.connected = false;
+            machine.contact_at = now;
+        });
+    }
+
+    pub(super) fn add_static_machine(&mut self, id: MachineId, name: String, arch: Arch) {
+        if self.state.machines.contains_key(&id) {
+            return;
+        }
+        let machine = Machine::new(id, MachineKind::Static, arch, self.now);
+        self.state.insert_machine(Machine { name, state: MachineState::Ready, ..machine });
+    }
+
+    pub(super) fn remove_static_machine(&mut self, id: MachineId) {
+        if self.is_static(id) {
+            self.lose_job(id, Failure::machine_lost("the machine's owner took it back"));
+            self.end_machine(id);
+            self.emit(Effect::Disconnect { machine: id });
+        }
+    }
+
+    /// The machine has no work any more. A launched one has no other purpose, but to export the cache
+    /// of the job that it did.
+    pub(super) fn release(&mut self, id: MachineId) {
+        let Some(machine) = self.state.machines.get(&id) else { return };
+        if machine.kind == MachineKind::Launched && machine.exporting.is_none() {
+            return self.terminate(id);
+        }
+        self.state.change_machine(id, |machine| machine.state = machine.idle_state());
+    }
+
+    /// Expects nothing any more of a machine's agent, which is out of contact. What it still does it
+    /// says at its next HELLO.
+    pub(super) fn write_off(&mut self, id: MachineId) {
+        self.state.change_machine(id, |machine| {
+            machine.stopping.clear();
+            machine.exporting = None;
+        });
+        self.release(id);
+    }
+
+    /// Lets the lease cover work that core ends at `end`: a machine doing live work is never swept,
+    /// however late it began.
+    pub(super) fn extend_lease(&mut self, id: MachineId, end: Timestamp) {
+        let needed = end.after(self.state.limits.job_grace);
+        self.state.change_machine(id, |machine| {
+            machine.lease_until = machine.lease_until.map(|lease| lease.max(needed));
+        });
+    }
+
+    /// Ends a launched machine, once and for all: also one whose record says that it is gone.
+    pub(super) fn terminate(&mut self, id: MachineId) {
+        self.state.change_machine(id, |machine| {
+            machine.state = MachineState::Terminating;
+            machine.exporting = None;
+            machine.terminated_at = None;
+        });
+        let terminate = Effect::Terminate { machine: id };
+        // A launch under way could start the machine after it was ended. Its answer comes first.
+        let is_launching = self.state.awaits(&Effect::Launch { machine: id });
+        if !is_launching && !self.state.awaits(&terminate) {
+            self.emit(terminate);
+        }
+    }
+
+    /// Takes the machine's attempt from it, if it has one.
+    pub(super) fn lose_job(&mut self, id: MachineId, failure: Failure) {
+        if let Some(Attempt { job, .. }) = self.attempt_on(id) {
+            self.fail_attempt(job, failure);
+        }
+    }
+
+    fn end_machine(&mut self, id: MachineId) {
+        let now = self.now;
+        self.state.change_machine(id, |machine| {
+            machine.state = MachineState::Terminated;
+            machine.exporting = None;
+            machine.connected = false;
+            machine.terminated_at = machine.terminated_at.or(Some(now));
+        });
+    }
+
+    /// The attempt that the machine is for or works on.
+    pub(super) fn attempt_on(&self, id: MachineId) -> Option<Attempt> {
+        let job = self.state.machines.get(&id)?.job()?;
+        let number = self.job_state(job)?.attempt_on(id)?;
+        Some(Attempt { job, number })
+    }
+
+    fn kind(&self, id: MachineId) -> Option<MachineKind> {
+        self.state.machines.get(&id).map(|machine| machine.kind)
+    }
+
+    pub(super) fn is_static(&self, id: MachineId) -> bool {
+        self.kind(id) == Some(MachineKind::Static)
+    }
+}
+
+impl Machine {
+    /// The state of a machine without work.
+    fn idle_state(&self) -> MachineState {
+        let exporting = || self.exporting.map(|export| export.attempt);
+        match self.stopping.first().copied().or_else(exporting) {
+            Some(Attempt { job, number }) => MachineState::Busy { job, attempt: number },
+            None => MachineState::Ready,
+        }
+    }
+
+    /// The job that the machine is for, or busy with. Whether the job is still its own is for the
+    /// job's record to say.
+    pub(super) const fn job(&self) -> Option<JobId> {
+        match self.state {
+            MachineState::Busy { job, .. } => Some(job),
+            _ => self.requested_for,
+        }
+    }
+}
+
+impl LaunchRefusal {
+    const fn may_have_started(&self) -> bool {
+        match self {
+            Self::NoCapacity(_) | Self::Permanent(_) => false,
+            Self::Unclear(_) => true,
+        }
+    }
+}
+
+impl From<LaunchRefusal> for Failure {
+    fn from(refusal: LaunchRefusal) -> Self {
+        match refusal {
+            LaunchRefusal::NoCapacity(why) => Self::new(FailureReason::NoCapacity, why),
+            LaunchRefusal::Unclear(why) => {
+                let why = format!("the provider gave no clear answer: {why}");
+                Self::new(FailureReason::NoCapacity, why)
+            }
+            LaunchRefusal::Permanent(why) => Self::new(FailureReason::Provider, why),
+        }
+    }
+}

@@ -1,0 +1,523 @@
+//! The records of the state, and the only code that can change one.
+//!
+//! Each change marks its record for [`State::take_changes`] and keeps the index up to date, so
+//! neither can be forgotten elsewhere: the rows are private to this file.
+
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
+use std::mem;
+use std::ops::Deref;
+
+use stagely_protocol::Arch;
+
+use super::schedule::JobClass;
+use super::{
+    Approval, DeliveryId, Effect, EffectId, Environment, Job, JobState, Limits, Machine, Project,
+    ProviderName, Run, RunState, Timestamp,
+};
+use crate::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId};
+
+/// Records by their id. Readers see a map; only [`State::step`] changes it.
+#[derive(Debug)]
+pub struct Table<K, V> {
+    rows: BTreeMap<K, V>,
+    changed: BTreeSet<K>,
+}
+
+impl<K: Copy + Ord, V> Table<K, V> {
+    const fn new(rows: BTreeMap<K, V>) -> Self {
+        Self { rows, changed: BTreeSet::new() }
+    }
+
+    fn insert(&mut self, key: K, row: V) {
+        self.rows.insert(key, row);
+        self.changed.insert(key);
+    }
+
+    fn insert_new(&mut self, key: K, row: V) {
+        if let Entry::Vacant(entry) = self.rows.entry(key) {
+            entry.insert(row);
+            self.changed.insert(key);
+        }
+    }
+
+    fn change(&mut self, key: K, change: impl FnOnce(&mut V)) {
+        if let Some(row) = self.rows.get_mut(&key) {
+            change(row);
+            self.changed.insert(key);
+        }
+    }
+
+    fn remove(&mut self, key: K) {
+        if self.rows.remove(&key).is_some() {
+            self.changed.insert(key);
+        }
+    }
+}
+
+impl<K, V> Deref for Table<K, V> {
+    type Target = BTreeMap<K, V>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.rows
+    }
+}
+
+/// All records of one moment: what the store gives back when core starts.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Snapshot {
+    /// All projects.
+    pub projects: BTreeMap<ProjectId, Project>,
+    /// All environments.
+    pub environments: BTreeMap<EnvironmentId, Environment>,
+    /// All runs.
+    pub runs: BTreeMap<RunId, Run>,
+    /// All jobs.
+    pub jobs: BTreeMap<JobId, Job>,
+    /// All machines.
+    pub machines: BTreeMap<MachineId, Machine>,
+    /// When each delivery of GitHub's came.
+    pub deliveries: BTreeMap<DeliveryId, Timestamp>,
+    /// Effects whose outcome has not come back.
+    pub outbox: BTreeMap<EffectId, Effect>,
+}
+
+/// The records that were changed, added or removed. One that the state does not have any more is to
+/// be deleted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Of the projects.
+    pub projects: BTreeSet<ProjectId>,
+    /// Of the environments.
+    pub environments: BTreeSet<EnvironmentId>,
+    /// Of the runs.
+    pub runs: BTreeSet<RunId>,
+    /// Of the jobs.
+    pub jobs: BTreeSet<JobId>,
+    /// Of the machines.
+    pub machines: BTreeSet<MachineId>,
+    /// Of the deliveries.
+    pub deliveries: BTreeSet<DeliveryId>,
+    /// Of the outbox.
+    pub outbox: BTreeSet<EffectId>,
+}
+
+/// What a step must find without reading the history. Made from the records, never stored.
+#[derive(Debug, Default)]
+pub(super) struct Index {
+    /// Runs that wait to be planned.
+    pub(super) unplanned: BTreeSet<RunId>,
+    /// Runs whose `stagely.yaml` is being read.
+    pub(super) planning: BTreeSet<RunId>,
+    /// The runs of each environment. No environment without one.
+    pub(super) environment_runs: BTreeMap<EnvironmentId, BTreeSet<RunId>>,
+    /// The effects of the outbox that are for an environment: while GitHub is away they are many. No
+    /// environment without one.
+    pub(super) environment_effects: BTreeMap<EnvironmentId, BTreeSet<EffectId>>,
+    /// Runs that wait to be planned later, by when.
+    pub(super) deferred: BTreeSet<(Timestamp, RunId)>,
+    /// The jobs of each run, in the order of their ids: the plan's.
+    pub(super) run_jobs: BTreeMap<RunId, BTreeSet<JobId>>,
+    /// Queued jobs that wait for nothing but a machine, the oldest first. No class without one.
+    pub(super) ready: BTreeMap<(ProjectId, JobClass), BTreeSet<(Timestamp, JobId)>>,
+    /// Queued jobs that wait for capacity, by when they are tried again.
+    pub(super) postponed: BTreeSet<(Timestamp, JobId)>,
+    /// Queued jobs that wait for other jobs, the oldest first. No class without one.
+    pub(super) blocked: BTreeMap<JobClass, BTreeSet<(Timestamp, JobId)>>,
+    /// Machines that are not terminated.
+    pub(super) live_machines: BTreeSet<MachineId>,
+    /// Closed environments with cache refs or images that are to be deleted.
+    pub(super) closing: BTreeSet<EnvironmentId>,
+    /// Runs that this step has changed, or whose jobs it has.
+    pub(super) touched_runs: BTreeSet<RunId>,
+    /// Environments of which there is something to tell besides their runs.
+    pub(super) touched_environments: BTreeSet<EnvironmentId>,
+}
+
+/// Everything core decides on.
+#[derive(Debug)]
+pub struct State {
+    /// From the configuration.
+    pub limits: Limits,
+    /// All projects.
+    pub projects: Table<ProjectId, Project>,
+    /// All environments.
+    pub environments: Table<EnvironmentId, Environment>,
+    /// All runs that retention has left.
+    pub runs: Table<RunId, Run>,
+    /// All jobs of these runs.
+    pub jobs: Table<JobId, Job>,
+    /// All machines that retention has left.
+    pub machines: Table<MachineId, Machine>,
+    /// When each delivery of GitHub's came, as far as it may come again.
+    pub deliveries: Table<DeliveryId, Timestamp>,
+    /// Effects whose outcome has not come back.
+    pub outbox: Table<EffectId, Effect>,
+    pub(super) index: Index,
+    /// When each project was last given a machine, as a count of all that were given. A new core begins
+    /// anew: the order in which projects take turns is not worth a row.
+    pub(super) served: BTreeMap<ProjectId, u64>,
+    /// The newest session that each machine's agent has opened with this core. Sessions end with it.
+    pub(super) sessions: BTreeMap<MachineId, u64>,
+    /// When this core started. While none was there, nobody could report to it: what began before does
+    /// not time out until [`patient_until`](Self::patient_until).
+    pub(super) started_at: Timestamp,
+    pub(super) patient_until: Timestamp,
+    /// The arches that each provider has, as far as it was asked since core started.
+    offered: BTreeMap<ProviderName, BTreeSet<Arch>>,
+    next_effect: EffectId,
+}
+
+impl State {
+    /// Makes the state of a new installation.
+    pub fn new(limits: Limits) -> Self {
+        Self::load(limits, Snapshot::default())
+    }
+
+    /// Makes the state from stored records. [`Event::CoreStarted`](super::Event::CoreStarted) must
+    /// be its first event.
+    pub fn load(limits: Limits, stored: Snapshot) -> Self {
+        let last_effect = stored.outbox.last_key_value().map_or(0, |(id, _)| id.0);
+        let mut state = Self {
+            limits,
+            projects: Table::new(stored.projects),
+            environments: Table::new(stored.environments),
+            runs: Table::new(stored.runs),
+            jobs: Table::new(stored.jobs),
+            machines: Table::new(stored.machines),
+            deliveries: Table::new(stored.deliveries),
+            outbox: Table::new(stored.outbox),
+            index: Index::default(),
+            served: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            started_at: Timestamp::default(),
+            patient_until: Timestamp::default(),
+            offered: BTreeMap::new(),
+            next_effect: EffectId(last_effect + 1),
+        };
+        for environment in state.environments.rows.values() {
+            state.index.note_environment(environment);
+        }
+        for run in state.runs.rows.values() {
+            state.index.note_run(run);
+        }
+        for (id, effect) in &state.outbox.rows {
+            state.index.note_effect(*id, effect);
+        }
+        for job in state.jobs.rows.values() {
+            state.index.note_job(job, &state.jobs, &state.runs);
+        }
+        for machine in state.machines.rows.values() {
+            state.index.note_machine(machine);
+        }
+        state
+    }
+
+    /// Names the records that changed since it was last asked.
+    pub fn take_changes(&mut self) -> Changes {
+        Changes {
+            projects: mem::take(&mut self.projects.changed),
+            environments: mem::take(&mut self.environments.changed),
+            runs: mem::take(&mut self.runs.changed),
+            jobs: mem::take(&mut self.jobs.changed),
+            machines: mem::take(&mut self.machines.changed),
+            deliveries: mem::take(&mut self.deliveries.changed),
+            outbox: mem::take(&mut self.outbox.changed),
+        }
+    }
+
+    /// The jobs of `run`, in the order of the plan.
+    pub fn jobs_of(&self, run: RunId) -> impl Iterator<Item = &Job> {
+        let ids = self.index.run_jobs.get(&run).into_iter().flatten();
+        ids.filter_map(|id| self.jobs.get(id))
+    }
+
+    /// Who launches builders of which arch: what the configuration says, but for what a provider lacks.
+    pub fn launchable(&self) -> impl Iterator<Item = (Arch, ProviderName)> {
+        let configured = self.limits.launchable.iter().map(|(arch, provider)| (*arch, *provider));
+        configured.filter(|(arch, provider)| {
+            self.offered.get(provider).is_none_or(|arches| arches.contains(arch))
+        })
+    }
+
+    /// Notes which arches a provider has. One that has none at all is configured wrongly: its refusal to
+    /// launch says what to change, and waiting for a registered machine would not.
+    pub(super) fn note_offered(&mut self, provider: ProviderName, arches: BTreeSet<Arch>) {
+        if arches.is_empty() {
+            self.offered.remove(&provider);
+        } else {
+            self.offered.insert(provider, arches);
+        }
+    }
+
+    /// The machines that are not terminated.
+    pub fn live_machines(&self) -> impl Iterator<Item = &Machine> {
+        self.index.live_machines.iter().filter_map(|id| self.machines.get(id))
+    }
+
+    /// Whether `effect` waits for its outcome.
+    pub(super) fn awaits(&self, effect: &Effect) -> bool {
+        self.find_effect(effect).is_some()
+    }
+
+    pub(super) fn insert_new_project(&mut self, project: Project) {
+        self.projects.insert_new(project.id, project);
+    }
+
+    pub(super) fn change_project(&mut self, id: ProjectId, change: impl FnOnce(&mut Project)) {
+        self.projects.change(id, change);
+    }
+
+    /// Notes that a delivery came; false if it did before.
+    pub(super) fn note_delivery(&mut self, delivery: DeliveryId, now: Timestamp) -> bool {
+        let is_new = !self.deliveries.contains_key(&delivery);
+        self.deliveries.insert_new(delivery, now);
+        is_new
+    }
+
+    pub(super) fn forget_deliveries(&mut self, deliveries: &[DeliveryId]) {
+        for delivery in deliveries {
+            self.deliveries.remove(*delivery);
+        }
+    }
+
+    pub(super) fn insert_new_environment(&mut self, environment: Environment) {
+        let id = environment.id;
+        self.environments.insert_new(id, environment);
+        self.change_environment(id, |_| {});
+    }
+
+    pub(super) fn change_environment(
+        &mut self,
+        id: EnvironmentId,
+        change: impl FnOnce(&mut Environment),
+    ) {
+        let index = &mut self.index;
+        self.environments.change(id, |environment| {
+            change(environment);
+            index.note_environment(environment);
+        });
+    }
+
+    pub(super) fn insert_run(&mut self, run: Run) {
+        self.index.note_run(&run);
+        self.index.touched_runs.insert(run.id);
+        self.runs.insert(run.id, run);
+    }
+
+    pub(super) fn change_run(&mut self, id: RunId, change: impl FnOnce(&mut Run)) {
+        let index = &mut self.index;
+        self.runs.change(id, |run| {
+            change(run);
+            index.note_run(run);
+            index.touched_runs.insert(run.id);
+        });
+    }
+
+    pub(super) fn insert_job(&mut self, job: Job) {
+        let (id, run) = (job.id, job.run);
+        self.jobs.insert(id, job);
+        self.index.touched_runs.insert(run);
+        self.note_job(id);
+    }
+
+    pub(super) fn change_job(&mut self, id: JobId, change: impl FnOnce(&mut Job)) {
+        let index = &mut self.index;
+        self.jobs.change(id, |job| {
+            index.forget_postponed(job);
+            change(job);
+            index.touched_runs.insert(job.run);
+        });
+        self.note_job(id);
+    }
+
+    /// Keeps the index up to date about a job, and about those that need it.
+    fn note_job(&mut self, id: JobId) {
+        let Some(job) = self.jobs.get(&id) else { return };
+        self.index.note_job(job, &self.jobs, &self.runs);
+        if matches!(job.state, JobState::Completed { .. }) {
+            let of_run = self.index.run_jobs.get(&job.run).into_iter().flatten();
+            let jobs = of_run.filter_map(|other| self.jobs.get(other));
+            let dependents: Vec<&Job> = jobs.filter(|other| other.needs.contains(&id)).collect();
+            for dependent in dependents {
+                self.index.note_job(dependent, &self.jobs, &self.runs);
+            }
+        }
+    }
+
+    pub(super) fn insert_machine(&mut self, machine: Machine) {
+        self.index.note_machine(&machine);
+        self.machines.insert(machine.id, machine);
+    }
+
+    pub(super) fn change_machine(&mut self, id: MachineId, change: impl FnOnce(&mut Machine)) {
+        let index = &mut self.index;
+        self.machines.change(id, |machine| {
+            change(machine);
+            index.note_machine(machine);
+        });
+    }
+
+    /// Keeps `effect` until its outcome comes back.
+    pub(super) fn keep(&mut self, effect: Effect) {
+        self.index.note_effect(self.next_effect, &effect);
+        self.outbox.insert(self.next_effect, effect);
+        self.next_effect.0 += 1;
+    }
+
+    /// Takes `effect` out of the outbox; false if nobody waits for it.
+    pub(super) fn settle(&mut self, effect: &Effect) -> bool {
+        let Some(id) = self.find_effect(effect) else { return false };
+        self.outbox.remove(id);
+        if let Some(environment) = effect.environment() {
+            self.index.forget_effect(environment, id);
+        }
+        true
+    }
+
+    fn find_effect(&self, effect: &Effect) -> Option<EffectId> {
+        let is_it = |id: &&EffectId| self.outbox.get(id) == Some(effect);
+        match effect.environment() {
+            Some(environment) => {
+                self.index.environment_effects.get(&environment)?.iter().find(is_it).copied()
+            }
+            None => self.outbox.keys().find(is_it).copied(),
+        }
+    }
+
+    /// The effects for the environment whose outcomes have not come back.
+    pub(super) fn effects_of(&self, environment: EnvironmentId) -> impl Iterator<Item = &Effect> {
+        let ids = self.index.environment_effects.get(&environment).into_iter().flatten();
+        ids.filter_map(|id| self.outbox.get(id))
+    }
+
+    /// Removes a run in a final state, and its jobs.
+    pub(super) fn forget_run(&mut self, id: RunId) {
+        if self.runs.get(&id).is_some_and(|run| run.state.is_final()) {
+            for job in self.index.run_jobs.remove(&id).unwrap_or_default() {
+                self.jobs.remove(job);
+            }
+            if let Some(run) = self.runs.get(&id) {
+                self.index.forget_run(run);
+            }
+            self.runs.remove(id);
+        }
+    }
+
+    /// Closes environments that have no run any more, so that their cache refs are deleted, and removes
+    /// them once nothing in the registry is to be deleted and no effect is under way. A project stays:
+    /// its name is that of its images and caches in the registry, which another repository must not
+    /// take over.
+    pub(super) fn forget_empty_environments(&mut self, ids: BTreeSet<EnvironmentId>) {
+        for id in ids {
+            if self.index.environment_runs.contains_key(&id) {
+                continue;
+            }
+            let has_more = self.environments.get(&id).is_some_and(Environment::has_leftovers);
+            if has_more || self.index.environment_effects.contains_key(&id) {
+                self.change_environment(id, |environment| environment.closed = true);
+            } else {
+                self.environments.remove(id);
+            }
+        }
+    }
+
+    /// Removes a machine that is terminated.
+    pub(super) fn forget_machine(&mut self, id: MachineId) {
+        if self.machines.get(&id).is_some_and(|machine| machine.state.is_terminated()) {
+            self.machines.remove(id);
+            self.sessions.remove(&id);
+        }
+    }
+}
+
+impl Index {
+    fn note_environment(&mut self, environment: &Environment) {
+        let is_closing = environment.closed && environment.has_leftovers();
+        set(&mut self.closing, environment.id, is_closing);
+    }
+
+    fn note_run(&mut self, run: &Run) {
+        let (is_pending, has_begun) =
+            (run.state == RunState::Pending, run.planning_since.is_some());
+        let may_begin = is_pending && !has_begun && run.approval != Approval::Awaited;
+        set(&mut self.unplanned, run.id, may_begin && run.plan_after.is_none());
+        if let Some(after) = run.plan_after {
+            set(&mut self.deferred, (after, run.id), may_begin);
+        }
+        self.environment_runs.entry(run.environment).or_default().insert(run.id);
+        set(&mut self.planning, run.id, is_pending && has_begun);
+    }
+
+    fn forget_run(&mut self, run: &Run) {
+        if let Entry::Occupied(mut runs) = self.environment_runs.entry(run.environment) {
+            runs.get_mut().remove(&run.id);
+            if runs.get().is_empty() {
+                runs.remove();
+            }
+        }
+    }
+
+    fn note_effect(&mut self, id: EffectId, effect: &Effect) {
+        if let Some(environment) = effect.environment() {
+            self.environment_effects.entry(environment).or_default().insert(id);
+        }
+    }
+
+    fn forget_effect(&mut self, environment: EnvironmentId, id: EffectId) {
+        if let Entry::Occupied(mut effects) = self.environment_effects.entry(environment) {
+            effects.get_mut().remove(&id);
+            if effects.get().is_empty() {
+                effects.remove();
+            }
+        }
+    }
+
+    fn note_job(&mut self, job: &Job, jobs: &Table<JobId, Job>, runs: &Table<RunId, Run>) {
+        self.run_jobs.entry(job.run).or_default().insert(job.id);
+        let Some(run) = runs.get(&job.run) else { return };
+        let is_waiting = matches!(job.state, JobState::Queued { .. });
+        if let Some(not_before) = job.not_before.filter(|_| is_waiting) {
+            self.postponed.insert((not_before, job.id));
+        }
+        let is_queued = is_waiting && job.not_before.is_none();
+        let is_ready = job.missing_needs(jobs).next().is_none();
+        let class = JobClass::of(job, run);
+        // A job that is tried again keeps its place, so it goes before those that came after it.
+        let place = (job.queued_at, job.id);
+        set_below(&mut self.ready, (run.project, class), place, is_queued && is_ready);
+        set_below(&mut self.blocked, class, place, is_queued && !is_ready);
+    }
+
+    /// The job is about to change; what it waits for then is noted anew.
+    fn forget_postponed(&mut self, job: &Job) {
+        if let Some(not_before) = job.not_before {
+            self.postponed.remove(&(not_before, job.id));
+        }
+    }
+
+    fn note_machine(&mut self, machine: &Machine) {
+        set(&mut self.live_machines, machine.id, !machine.state.is_terminated());
+    }
+}
+
+fn set<T: Ord>(members: &mut BTreeSet<T>, member: T, is_member: bool) {
+    if is_member {
+        members.insert(member);
+    } else {
+        members.remove(&member);
+    }
+}
+
+/// As [`set`], among the members of one group. No group stays without a member.
+fn set_below<K, T>(groups: &mut BTreeMap<K, BTreeSet<T>>, group: K, member: T, is_member: bool)
+where
+    K: Copy + Ord,
+    T: Ord,
+{
+    let members = groups.entry(group).or_default();
+    set(members, member, is_member);
+    if members.is_empty() {
+        groups.remove(&group);
+    }
+}

@@ -1,0 +1,351 @@
+//! A project, an environment, and a workflow run: one commit's way through an environment.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::num::NonZeroU32;
+
+use serde::{Deserialize, Serialize};
+use stagely_protocol::{CommitSha, Digest, FailureReason, ImageRef};
+
+use super::{
+    Approval, ApprovedCommit, CancelReason, GithubLink, GithubRun, Head, Report, Timestamp,
+};
+use crate::ids::{EnvironmentId, ProjectId, RunId};
+
+/// A repository.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Project {
+    /// Its id.
+    pub id: ProjectId,
+    /// Unique, and a path component of its images: lower-case letters, digits and single dashes.
+    pub name: String,
+    /// Where it is cloned from, without credentials.
+    pub repository: String,
+    /// Its repository at GitHub; `None` where nobody listens to that.
+    #[serde(default)]
+    pub github: Option<GithubLink>,
+    /// Most machines that work for it at once; `None`: as many as there are.
+    #[serde(default)]
+    pub max_concurrent: Option<NonZeroU32>,
+}
+
+impl Project {
+    /// A project that GitHub is not asked about.
+    pub const fn new(id: ProjectId, name: String, repository: String) -> Self {
+        Self { id, name, repository, github: None, max_concurrent: None }
+    }
+}
+
+/// A pull request or branch of a project.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own, stored by its name")]
+pub struct Environment {
+    /// Its id.
+    pub id: EnvironmentId,
+    /// The project.
+    pub project: ProjectId,
+    /// Unique within the project, and a path component of its images: `main`, `pr-7`.
+    pub name: String,
+    /// The pull request that it is for.
+    pub pull_request: Option<u64>,
+    /// Whether it is not wanted any more; the next run opens it again.
+    #[serde(default)]
+    pub closed: bool,
+    /// The newest run that pushes images. Only it moves run-independent tags. The rebuild of a run takes
+    /// that one's place, so one of an older run is not the newest.
+    pub newest_run: Option<RunId>,
+    /// The newest good image of each build, by the name of the build with its combination.
+    #[serde(default)]
+    pub images: BTreeMap<String, GoodImage>,
+    /// The cache refs that only this environment writes, and that go when it is closed.
+    #[serde(default)]
+    pub cache_refs: BTreeSet<ImageRef>,
+    /// Whether it was opened, or a machine of it turned out to be there, while a deletion of its cache refs
+    /// was under way: the answer to come says nothing of what was written since.
+    #[serde(default)]
+    pub deletion_outdated: bool,
+    /// Whether it is closed because GitHub said so, or since nobody listens to its project any more. Then it
+    /// is open again as soon as GitHub says that.
+    #[serde(default)]
+    pub closed_by_github: bool,
+    /// Whether images were pushed that go when it is closed. Only those of a pull request do.
+    #[serde(default)]
+    pub has_images: bool,
+    /// The commit that it is at by GitHub's account. When it was closed, `at` is that moment.
+    #[serde(default)]
+    pub head: Option<Head>,
+    /// The fork's commit that somebody agreed to last.
+    #[serde(default)]
+    pub approved: Option<ApprovedCommit>,
+    /// The newest comment whose command was taken. What an older one says was taken, too, or is outdated.
+    #[serde(default)]
+    pub last_command: u64,
+    /// What GitHub is told.
+    #[serde(default)]
+    pub report: Report,
+}
+
+impl Environment {
+    /// An environment that nothing was built in.
+    pub fn new(id: EnvironmentId, project: ProjectId, name: String) -> Self {
+        Self {
+            id,
+            project,
+            name,
+            pull_request: None,
+            closed: false,
+            newest_run: None,
+            images: BTreeMap::new(),
+            cache_refs: BTreeSet::new(),
+            deletion_outdated: false,
+            closed_by_github: false,
+            has_images: false,
+            head: None,
+            approved: None,
+            last_command: 0,
+            report: Report::default(),
+        }
+    }
+}
+
+/// The newest image of a build in an environment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GoodImage {
+    /// The run that made it.
+    pub run: RunId,
+    /// Of this commit.
+    pub commit: CommitSha,
+    /// The reference that this run pushed.
+    pub image: ImageRef,
+    /// Its digest.
+    pub digest: Digest,
+    /// The reference that is the same in each run.
+    pub tag: ImageRef,
+    /// Whether the run's caller set build arguments: then it is not what the files of the commit give.
+    pub with_set: bool,
+}
+
+/// A build of `stagely.yaml` that a run does without.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SkippedBuild {
+    /// The build, with its combination of the matrix.
+    pub variant: String,
+    /// Why.
+    pub reason: SkipReason,
+}
+
+/// Why a run does without a build.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum SkipReason {
+    /// Nothing in its `paths` changed since the base commit; the image of the base branch stands in.
+    PathsUnchanged {
+        /// The base branch.
+        base: String,
+        /// The commit that `image` was built of.
+        commit: CommitSha,
+        /// The image, by digest.
+        image: ImageRef,
+    },
+    /// Its `only_branches` does not name the branch.
+    Branch {
+        /// The branch; `None` where none is known.
+        branch: Option<String>,
+    },
+    /// It depends on a build that this run does not make, and no image stands in for that one.
+    NoImage {
+        /// The build that it depends on.
+        build: String,
+    },
+}
+
+impl fmt::Display for SkipReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PathsUnchanged { base, commit, .. } => {
+                let commit = &commit.as_str()[..12];
+                let why = format_args!("nothing in its paths changed since {base}");
+                write!(f, "{why}, so the image of {commit} stands in")
+            }
+            Self::Branch { branch: Some(branch) } => {
+                write!(f, "its only_branches does not name {branch}")
+            }
+            Self::Branch { branch: None } => {
+                f.write_str("it has only_branches, and no branch of the commit is known")
+            }
+            Self::NoImage { build } => {
+                write!(f, "it depends on {build}, which is not built here and has no image yet")
+            }
+        }
+    }
+}
+
+/// What caused a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Trigger {
+    /// A pull request was opened, opened again, or is ready for review.
+    PrOpened,
+    /// Commits were pushed to a pull request.
+    PrSynchronized,
+    /// Commits were pushed to the default branch.
+    Push,
+    /// A person or a script, through the API.
+    Manual,
+    /// A person or a script: an earlier run once more.
+    #[serde(alias = "rebuild")]
+    Retry,
+    /// The schedule of `[warm-up]`, or `stagely warm`: only caches are filled.
+    WarmUp,
+}
+
+/// Why a run has no jobs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlanFailure {
+    /// Whose fault it was.
+    pub reason: FailureReason,
+    /// What happened, for people; all errors of `stagely.yaml` at once.
+    pub message: String,
+}
+
+/// How far a run is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "status", rename_all = "snake_case")]
+pub enum RunState {
+    /// Its `stagely.yaml` is being read.
+    Pending,
+    /// Its jobs wait or run, or the run-independent reference of an image of its own is yet to be moved.
+    Building,
+    /// Every job completed; also a run that has none, since it does without all builds.
+    Completed,
+    /// A job failed, or the run could not be planned.
+    Failed {
+        /// Why there are no jobs; absent when a job failed.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        plan_error: Option<PlanFailure>,
+    },
+    /// It was stopped.
+    Cancelled {
+        /// By what.
+        reason: CancelReason,
+    },
+}
+
+impl RunState {
+    /// Whether nothing more happens to the run.
+    pub const fn is_final(&self) -> bool {
+        match self {
+            Self::Pending | Self::Building => false,
+            Self::Completed | Self::Failed { .. } | Self::Cancelled { .. } => true,
+        }
+    }
+}
+
+/// One commit's way through an environment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run {
+    /// Its id.
+    pub id: RunId,
+    /// The project.
+    pub project: ProjectId,
+    /// The environment.
+    pub environment: EnvironmentId,
+    /// What caused it.
+    pub trigger: Trigger,
+    /// Where this run is cloned from, without credentials: the project's repository, or a folder that
+    /// is served for this run alone.
+    pub repository: String,
+    /// What was asked for: a branch, a tag or a commit. `None`: the default branch.
+    pub requested_ref: Option<String>,
+    /// The builds asked for; empty: all.
+    pub only_builds: Vec<String>,
+    /// The branch or commit that `paths` are compared with. `None`: the default branch.
+    pub base: Option<String>,
+    /// Whether the commit comes from a fork: then caches are read and never written.
+    #[serde(default)]
+    pub from_fork: bool,
+    /// The names of the build arguments that the caller set.
+    #[serde(default)]
+    pub set_names: BTreeSet<String>,
+    /// What GitHub says of its repository; `None` for a run that it has nothing to do with.
+    #[serde(default)]
+    pub github: Option<GithubRun>,
+    /// Whether somebody must agree before anything is done for it.
+    #[serde(default)]
+    pub approval: Approval,
+    /// The run whose commit it builds once more; of a rebuild that is built again, the run that this
+    /// one repeated.
+    pub rebuilds: Option<RunId>,
+    /// The run whose completed jobs are kept.
+    pub keeps: Option<RunId>,
+    /// The builds that have no jobs, once they are known.
+    #[serde(default)]
+    pub skipped: Vec<SkippedBuild>,
+    /// The commit, once it is known.
+    pub commit: Option<CommitSha>,
+    /// A branch that holds the commit, once it is known.
+    pub branch: Option<String>,
+    /// How far it is.
+    pub state: RunState,
+    /// When it was asked for.
+    pub created_at: Timestamp,
+    /// When its planning began; `None` while others are planned before it.
+    pub planning_since: Option<Timestamp>,
+    /// It is not planned before this moment: GitHub did not answer.
+    #[serde(default)]
+    pub plan_after: Option<Timestamp>,
+    /// When it reached its final state.
+    pub ended_at: Option<Timestamp>,
+}
+
+impl Run {
+    /// The commit that was asked for, where one was.
+    pub fn requested_commit(&self) -> Option<CommitSha> {
+        self.requested_ref.as_deref().and_then(|it| it.parse().ok())
+    }
+
+    /// Whether it is of those of which one takes the place of the other, and GitHub is told: all of a pull
+    /// request, and of a branch those that GitHub caused. What people start on a branch goes side by side:
+    /// it may be other commits, or other builds.
+    pub(super) fn is_of_github(&self, pull_request: Option<u64>) -> bool {
+        self.trigger != Trigger::WarmUp && (pull_request.is_some() || self.github.is_some())
+    }
+
+    /// The first run of which it is one: itself, or the run that it repeats.
+    pub fn original(&self) -> RunId {
+        self.rebuilds.unwrap_or(self.id)
+    }
+
+    /// A run of the default branch that was just asked for.
+    pub const fn new(
+        id: RunId,
+        environment: &Environment,
+        repository: String,
+        created_at: Timestamp,
+    ) -> Self {
+        Self {
+            id,
+            project: environment.project,
+            environment: environment.id,
+            trigger: Trigger::Manual,
+            repository,
+            requested_ref: None,
+            only_builds: Vec::new(),
+            base: None,
+            from_fork: false,
+            set_names: BTreeSet::new(),
+            github: None,
+            approval: Approval::NotNeeded,
+            rebuilds: None,
+            keeps: None,
+            skipped: Vec::new(),
+            commit: None,
+            branch: None,
+            state: RunState::Pending,
+            created_at,
+            planning_since: None,
+            plan_after: None,
+            ended_at: None,
+        }
+    }
+}

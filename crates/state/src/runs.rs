@@ -1,0 +1,206 @@
+//! The life of a run, from its request to its end.
+
+use std::cmp::Reverse;
+use std::time::Duration;
+
+use stagely_protocol::FailureReason;
+
+use super::step::Turn;
+use super::{
+    Approval, CancelReason, Effect, Environment, Job, JobState, PlanFailure, PlannedJob,
+    PlannedRun, Project, Run, RunState, State, Timestamp, Trigger,
+};
+use crate::ids::{JobId, RunId};
+
+impl Turn<'_> {
+    pub(super) fn request_run(&mut self, run: Run, project: Project, environment: Environment) {
+        if self.state.runs.contains_key(&run.id) {
+            return;
+        }
+        self.state.insert_new_project(project);
+        self.start_run(run, environment);
+    }
+
+    /// Stores a new run of a known project; what it takes the place of ends.
+    pub(super) fn start_run(&mut self, mut run: Run, environment: Environment) {
+        let id = run.id;
+        if let Some(by) = self.state.approver(&run) {
+            run.approval = Approval::Given { by };
+        }
+        self.open_environment(&run, environment);
+        self.state.insert_run(run);
+        self.supersede(id);
+    }
+
+    /// Lets the planning of runs begin for as long as there is room.
+    pub(super) fn begin_plannings(&mut self) {
+        let now = self.now;
+        while self.state.index.planning.len() < self.state.limits.planned_at_once
+            && let Some(run) = self.state.next_to_plan()
+        {
+            self.state.change_run(run, |run| run.planning_since = Some(now));
+            self.emit(Effect::Plan { run });
+        }
+    }
+
+    /// Lets others be planned until GitHub may answer again.
+    pub(super) fn defer_planning(&mut self, id: RunId, until: Timestamp) {
+        if self.state.index.planning.contains(&id) {
+            self.state.settle(&Effect::Plan { run: id });
+            self.state.change_run(id, |run| {
+                run.planning_since = None;
+                run.plan_after = Some(until);
+            });
+        }
+    }
+
+    /// Lets the plannings go on whose time has come.
+    pub(super) fn resume_plannings(&mut self) {
+        let due = self.state.index.deferred.iter().take_while(|(after, _)| *after <= self.now);
+        let due: Vec<_> = due.copied().collect();
+        for (after, run) in due {
+            self.state.index.deferred.remove(&(after, run));
+            self.state.change_run(run, |run| run.plan_after = None);
+        }
+    }
+
+    pub(super) fn plan_run(&mut self, id: RunId, plan: Result<PlannedRun, PlanFailure>) {
+        // It may have been cancelled meanwhile, or planned twice.
+        if !self.state.index.planning.contains(&id) {
+            return;
+        }
+        match plan {
+            Ok(plan) => self.queue_jobs(id, plan),
+            Err(error) => self.end_run(id, RunState::Failed { plan_error: Some(error) }),
+        }
+    }
+
+    fn queue_jobs(&mut self, id: RunId, plan: PlannedRun) {
+        self.state.settle(&Effect::Plan { run: id });
+        let Some(run) = self.state.runs.get(&id) else { return };
+        let (environment, keeps) = (run.environment, run.keeps);
+        let trigger = run.trigger;
+        self.state.change_run(id, |run| {
+            run.state = RunState::Building;
+            run.commit = Some(plan.commit);
+            run.branch = plan.branch;
+            run.skipped = plan.skipped;
+        });
+        let pushes = !plan.jobs.is_empty() && trigger != Trigger::WarmUp;
+        self.state.change_environment(environment, |it| {
+            it.cache_refs.extend(plan.own_cache_refs);
+            it.has_images |= pushes && it.pull_request.is_some();
+        });
+        for planned in plan.jobs {
+            self.state.insert_job(Job::queued(planned, id, self.now));
+        }
+        if let Some(earlier) = keeps {
+            self.keep_completed(id, earlier);
+        }
+        self.settle_run(id);
+    }
+
+    /// Ends the run at once, with all jobs that have not ended. Its machines may take a while longer.
+    pub(super) fn cancel_run(&mut self, id: RunId, reason: CancelReason) {
+        if self.state.runs.get(&id).is_none_or(|run| run.state.is_final()) {
+            return;
+        }
+        let open = self.state.jobs_of(id).filter(|job| !job.state.is_final());
+        let open: Vec<JobId> = open.map(|job| job.id).collect();
+        for job in open {
+            self.cancel_job(job);
+        }
+        self.end_exports_of(id);
+        self.end_run(id, RunState::Cancelled { reason });
+    }
+
+    /// Ends the run if its last job has ended, and no reference waits to name an image of its own.
+    pub(super) fn settle_run(&mut self, id: RunId) {
+        let run = self.state.runs.get(&id).filter(|run| !run.state.is_final());
+        if let Some(end) = run.and_then(|run| self.end_of(run)) {
+            self.end_run(id, end);
+        }
+    }
+
+    fn end_of(&self, run: &Run) -> Option<RunState> {
+        let jobs = || self.state.jobs_of(run.id).map(|job| &job.state);
+        if !jobs().all(JobState::is_final) || self.waits_for_tag(run) {
+            return None;
+        }
+        let all_completed = jobs().all(|job| matches!(job, JobState::Completed { .. }));
+        Some(if all_completed {
+            RunState::Completed
+        } else {
+            RunState::Failed { plan_error: None }
+        })
+    }
+
+    fn end_run(&mut self, id: RunId, end: RunState) {
+        self.state.settle(&Effect::Plan { run: id });
+        let now = self.now;
+        self.state.change_run(id, |run| {
+            run.state = end;
+            run.ended_at = Some(now);
+        });
+    }
+
+    pub(super) fn give_up_planning(&mut self, id: RunId) {
+        let limit_seconds = self.state.limits.planning.as_secs();
+        let limit = Duration::from_secs(limit_seconds);
+        let message = format!(
+            "stagely.yaml could not be read within {limit:?}: the repository did not answer, or is \
+             too large to fetch in that time"
+        );
+        let reason = FailureReason::Timeout { limit_seconds };
+        let plan_error = Some(PlanFailure { reason, message });
+        self.end_run(id, RunState::Failed { plan_error });
+    }
+}
+
+impl State {
+    /// Of the highest priority the oldest run of the project with the fewest runs that are being planned:
+    /// one whose server does not answer holds up nobody else for long.
+    fn next_to_plan(&self) -> Option<RunId> {
+        let project_of = |id: &RunId| self.runs.get(id).map(|run| run.project);
+        let planned: Vec<_> = self.index.planning.iter().map(project_of).collect();
+        let unplanned = self.index.unplanned.iter();
+        let next = unplanned.min_by_key(|id| {
+            let priority = self.runs.get(id).map(|run| self.limits.priority_of(run.trigger));
+            let project = project_of(id);
+            (Reverse(priority), planned.iter().filter(|planned| **planned == project).count())
+        });
+        next.copied()
+    }
+}
+
+impl Job {
+    /// The job as it waits for its first attempt.
+    pub fn queued(planned: PlannedJob, run: RunId, now: Timestamp) -> Self {
+        Self {
+            id: planned.id,
+            run,
+            name: planned.name,
+            build: planned.build,
+            variant: planned.variant,
+            kind: planned.kind,
+            tag: planned.tag,
+            size: planned.size,
+            needs: planned.needs,
+            timeout: planned.timeout,
+            state: JobState::Queued { attempt: 1 },
+            attempt: 0,
+            lost_attempts: Vec::new(),
+            queued_at: now,
+            not_before: None,
+            assigned_at: None,
+            started_at: None,
+            ended_at: None,
+            steps: Vec::new(),
+            warnings: Vec::new(),
+            cache_miss: None,
+            emulated: false,
+            took_over: None,
+            kept_from: None,
+        }
+    }
+}

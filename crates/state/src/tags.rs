@@ -1,0 +1,105 @@
+//! The run-independent reference of each build: it names the image of the newest run of its
+//! environment, and never an older one over a newer.
+
+use stagely_protocol::Digest;
+
+use super::step::Turn;
+use super::{Effect, GoodImage, Job, JobState, Run, Trigger};
+use crate::ids::{EnvironmentId, JobId, RunId};
+
+impl Turn<'_> {
+    /// Takes note of the image of a job that has completed, if its run is still the newest of the
+    /// environment; else the job says that its reference stays. The step that completes the job decides
+    /// it, so a stale result cannot win later, and what has ended does not change.
+    pub(super) fn note_image(&mut self, id: JobId) {
+        let Some(job) = self.state.jobs.get(&id) else { return };
+        let Some(run) = self.state.runs.get(&job.run) else { return };
+        let (JobState::Completed { digest: Some(digest) }, Some(tag), Some(commit)) =
+            (&job.state, &job.tag, &run.commit)
+        else {
+            return;
+        };
+        let environment = run.environment;
+        let Some(record) = self.state.environments.get(&environment) else { return };
+        if record.newest_run != Some(run.id) {
+            if run.trigger != Trigger::WarmUp {
+                let warning =
+                    format!("a newer run of this environment is there, so {tag} was not moved");
+                self.state.change_job(id, |job| job.warnings.push(warning));
+            }
+            return;
+        }
+        let replaced = record.images.get(&job.variant).map(|image| image.run);
+        let image = GoodImage {
+            run: run.id,
+            commit: commit.clone(),
+            image: job.kind.image().clone(),
+            digest: digest.clone(),
+            tag: tag.clone(),
+            with_set: !run.set_names.is_empty(),
+        };
+        let (run, variant) = (run.id, job.variant.clone());
+        self.state.change_environment(environment, |environment| {
+            environment.images.insert(variant.clone(), image);
+        });
+        self.ask_for_tag(environment, variant);
+        // A run whose image was replaced has nothing to wait for.
+        if let Some(replaced) = replaced.filter(|replaced| *replaced != run) {
+            self.settle_run(replaced);
+        }
+    }
+
+    /// Asks for the reference to be moved, unless that is under way: its answer says what it was moved
+    /// to, and whether it must be moved again.
+    fn ask_for_tag(&mut self, environment: EnvironmentId, variant: String) {
+        let tag = Effect::Tag { environment, variant };
+        if !self.state.awaits(&tag) {
+            self.emit(tag);
+        }
+    }
+
+    pub(super) fn image_tagged(
+        &mut self,
+        environment: EnvironmentId,
+        variant: String,
+        digest: &Digest,
+        result: Result<(), String>,
+    ) {
+        let tag = Effect::Tag { environment, variant: variant.clone() };
+        if !self.state.settle(&tag) {
+            return;
+        }
+        let record = self.state.environments.get(&environment);
+        let Some(image) = record.and_then(|record| record.images.get(&variant)) else { return };
+        if image.digest != *digest {
+            return self.ask_for_tag(environment, variant);
+        }
+        let run = image.run;
+        if let Err(why) = result {
+            let warning = format!("{} does not name this image: {why}", image.tag);
+            self.warn_of_tag(image.run, &variant, &warning);
+        }
+        self.settle_run(run);
+    }
+
+    /// The image is pushed and its digest known, so the run goes on without the reference.
+    fn warn_of_tag(&mut self, run: RunId, variant: &str, warning: &str) {
+        if self.state.runs.get(&run).is_none_or(|run| run.state.is_final()) {
+            return;
+        }
+        let is_last = |job: &&Job| job.tag.is_some() && job.variant == variant;
+        let job = self.state.jobs_of(run).find(is_last).map(|job| job.id);
+        if let Some(job) = job {
+            self.state.change_job(job, |job| job.warnings.push(warning.to_owned()));
+        }
+    }
+
+    /// Whether a reference is yet to be moved to an image of `run`.
+    pub(super) fn waits_for_tag(&self, run: &Run) -> bool {
+        let Some(environment) = self.state.environments.get(&run.environment) else { return false };
+        environment.images.iter().any(|(variant, image)| {
+            let tag = || Effect::Tag { environment: environment.id, variant: variant.clone() };
+            image.run == run.id && self.state.awaits(&tag())
+        })
+    }
+}

@@ -1,0 +1,311 @@
+//! Agents as core sees them: they connect, begin, report, repeat themselves, lose their work, hang,
+//! and export caches after they have reported the image.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use stagely_protocol::{Arch, Digest, FailureReason, ImageRef, RegistryProblem, SystemInfo};
+use stagely_state::ids::{JobId, MachineId};
+use stagely_state::{Attempt, Event, Interruption, JobOutcome, JobReport};
+
+use crate::rng::Rng;
+
+/// What core says to an agent.
+#[derive(Clone, Debug)]
+pub(crate) enum Order {
+    Begin(Attempt, Task),
+    Stop(Attempt),
+    /// A report of this attempt is in the store: that the export goes on, or its end.
+    Thanks {
+        attempt: Attempt,
+        is_early: bool,
+    },
+}
+
+/// What an agent has to know of a job.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Task {
+    /// Whether the image gets a digest.
+    pub(crate) pushes: bool,
+    /// The cache that a build writes. A merge has none.
+    pub(crate) cache: Option<ImageRef>,
+}
+
+/// How far an agent is with an attempt.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Given,
+    Begun,
+    /// The image is reported, and whether that is in the store; an endless export has to be stopped.
+    Exporting {
+        is_thanked: bool,
+        is_endless: bool,
+    },
+    Ended,
+}
+
+struct Work {
+    task: Task,
+    step: Step,
+    /// What was last reported.
+    outcome: Option<JobOutcome>,
+}
+
+/// An open connection. Both directions keep their order; what is in them when it breaks is lost.
+#[derive(Default)]
+pub(crate) struct Session {
+    pub(crate) number: u64,
+    /// Whether core has taken the HELLO: it has nothing to say to an agent that it does not know.
+    pub(crate) is_open: bool,
+    pub(crate) to_core: VecDeque<Event>,
+    pub(crate) to_agent: VecDeque<Order>,
+}
+
+pub(crate) struct Agent {
+    machine: MachineId,
+    work: BTreeMap<Attempt, Work>,
+    pub(crate) session: Option<Session>,
+    /// Connected and deaf.
+    pub(crate) is_hung: bool,
+    /// What the cloud has announced.
+    interruption: Option<Interruption>,
+    /// The caches that were written since somebody looked.
+    pub(crate) written: Vec<(Attempt, ImageRef)>,
+}
+
+impl Agent {
+    pub(crate) const fn new(machine: MachineId) -> Self {
+        Self {
+            machine,
+            work: BTreeMap::new(),
+            session: None,
+            is_hung: false,
+            interruption: None,
+            written: Vec::new(),
+        }
+    }
+
+    pub(crate) fn connect(&mut self, number: u64, rng: &mut Rng) {
+        if self.is_hung {
+            // Only a restart helps it, and it has forgotten everything then.
+            self.is_hung = false;
+            self.work.clear();
+        }
+        let mut session = Session { number, ..Session::default() };
+        session.to_core.push_back(Event::AgentConnected {
+            machine: self.machine,
+            session: number,
+            system_info: system_info(),
+            holds: self.work.keys().copied().collect(),
+        });
+        for (attempt, work) in &self.work {
+            match work.step {
+                Step::Given | Step::Exporting { is_thanked: true, .. } => {}
+                Step::Begun if rng.chance(50) => {}
+                Step::Begun => session.to_core.push_back(self.started(*attempt)),
+                Step::Exporting { is_thanked: false, .. } | Step::Ended => {
+                    let outcome = work.outcome.clone().expect("it was reported");
+                    let is_early = work.step != Step::Ended;
+                    session.to_core.push_back(reported(self.machine, *attempt, outcome, is_early));
+                }
+            }
+        }
+        // It asks the cloud again, and says so unless it goes before.
+        if let Some(interruption) = self.interruption.filter(|_| rng.chance(70)) {
+            session.to_core.push_back(self.interrupted(interruption));
+        }
+        self.session = Some(session);
+    }
+
+    pub(crate) const fn interruption(&self) -> Option<Interruption> {
+        self.interruption
+    }
+
+    /// The cloud announces something, and the agent sees it at once or later.
+    pub(crate) fn interrupt(&mut self, interruption: Interruption, is_heard: bool) {
+        let is_certain = matches!(self.interruption, Some(Interruption::Certain { .. }));
+        if !is_certain || interruption != Interruption::Likely {
+            self.interruption = Some(interruption);
+        }
+        if is_heard && !self.is_hung {
+            self.say(self.interrupted(interruption));
+        }
+    }
+
+    const fn interrupted(&self, interruption: Interruption) -> Event {
+        Event::MachineInterrupted { machine: self.machine, interruption }
+    }
+
+    /// The whole machine is started anew.
+    pub(crate) fn reboot(&mut self) {
+        self.crash();
+        self.is_hung = false;
+        self.interruption = None;
+    }
+
+    /// The process dies and is started again.
+    pub(crate) fn crash(&mut self) {
+        self.session = None;
+        self.work.clear();
+    }
+
+    /// Reads one order; false if there is none.
+    pub(crate) fn obey(&mut self) -> bool {
+        if self.is_hung {
+            return false;
+        }
+        let order = self.session.as_mut().and_then(|session| session.to_agent.pop_front());
+        match order {
+            Some(Order::Begin(attempt, task)) => self.begin(attempt, task),
+            Some(Order::Stop(attempt)) => {
+                if self.work.get(&attempt).is_some_and(|work| work.step != Step::Ended) {
+                    self.end(attempt, JobOutcome::Cancelled);
+                }
+            }
+            Some(Order::Thanks { attempt, is_early: true }) => {
+                if let Some(Work { step: Step::Exporting { is_thanked, .. }, .. }) =
+                    self.work.get_mut(&attempt)
+                {
+                    *is_thanked = true;
+                }
+            }
+            Some(Order::Thanks { attempt, is_early: false }) => {
+                self.work.remove(&attempt);
+            }
+            None => return false,
+        }
+        true
+    }
+
+    /// Beside an export there is room for a merge, and for nothing else.
+    fn begin(&mut self, attempt: Attempt, task: Task) {
+        let is_merge = task.cache.is_none();
+        let hinders = |(other, work): (&Attempt, &Work)| {
+            *other != attempt
+                && match work.step {
+                    Step::Given | Step::Begun => true,
+                    Step::Exporting { .. } => !is_merge,
+                    Step::Ended => false,
+                }
+        };
+        assert!(!self.work.iter().any(hinders), "{} gets a second job", self.machine);
+        let work = Work { task, step: Step::Given, outcome: None };
+        self.work.entry(attempt).or_insert(work);
+    }
+
+    /// Goes on with its work; false if it has none to go on with.
+    pub(crate) fn work(&mut self, rng: &mut Rng, has_faults: bool) -> bool {
+        if self.is_hung {
+            return false;
+        }
+        let open = |work: &Work| match work.step {
+            Step::Given | Step::Begun => true,
+            Step::Exporting { is_endless, .. } => !is_endless,
+            Step::Ended => false,
+        };
+        let open = self.work.iter().filter(|(_, work)| open(work));
+        let open: Vec<(Attempt, Step)> = open.map(|(id, work)| (*id, work.step)).collect();
+        let Some((attempt, step)) = rng.pick(&open) else { return false };
+        match step {
+            // The simplest agents never say that they have begun.
+            Step::Given if !rng.chance(5) => {
+                self.set(attempt, Step::Begun);
+                let started = self.started(attempt);
+                self.say(started);
+            }
+            Step::Exporting { .. } if has_faults && rng.chance(60) => self.write_cache(attempt),
+            _ => self.finish(attempt, rng, has_faults),
+        }
+        true
+    }
+
+    /// Ends the attempt, or reports its image and goes on.
+    fn finish(&mut self, attempt: Attempt, rng: &mut Rng, has_faults: bool) {
+        let Work { task, step, .. } = &self.work[&attempt];
+        let pushed = pushed(attempt, task.pushes);
+        let may_export = task.cache.is_some() && !matches!(step, Step::Exporting { .. });
+        let outcome = if has_faults { any_outcome(pushed, rng) } else { pushed };
+        let is_completed = matches!(outcome, JobOutcome::Completed { .. });
+        if is_completed {
+            self.write_cache(attempt);
+        }
+        if is_completed && may_export && rng.chance(60) {
+            self.set(attempt, Step::Exporting { is_thanked: false, is_endless: rng.chance(15) });
+            self.report(attempt, outcome, true);
+        } else {
+            self.end(attempt, outcome);
+        }
+    }
+
+    fn write_cache(&mut self, attempt: Attempt) {
+        let cache = self.work[&attempt].task.cache.clone();
+        self.written.extend(cache.map(|cache| (attempt, cache)));
+    }
+
+    fn set(&mut self, attempt: Attempt, step: Step) {
+        if let Some(work) = self.work.get_mut(&attempt) {
+            work.step = step;
+        }
+    }
+
+    fn end(&mut self, attempt: Attempt, outcome: JobOutcome) {
+        self.set(attempt, Step::Ended);
+        self.report(attempt, outcome, false);
+    }
+
+    fn report(&mut self, attempt: Attempt, outcome: JobOutcome, is_early: bool) {
+        if let Some(work) = self.work.get_mut(&attempt) {
+            work.outcome = Some(outcome.clone());
+        }
+        self.say(reported(self.machine, attempt, outcome, is_early));
+    }
+
+    fn say(&mut self, event: Event) {
+        if let Some(session) = &mut self.session {
+            session.to_core.push_back(event);
+        }
+    }
+
+    const fn started(&self, Attempt { job, number }: Attempt) -> Event {
+        Event::JobStarted { machine: self.machine, job, attempt: number }
+    }
+}
+
+pub(crate) fn reported(
+    machine: MachineId,
+    attempt: Attempt,
+    outcome: JobOutcome,
+    exporting_cache: bool,
+) -> Event {
+    let Attempt { job, number } = attempt;
+    let report = JobReport { exporting_cache, ..JobReport::new(outcome) };
+    Event::JobReported { machine, job, attempt: number, report }
+}
+
+/// The digest says which attempt pushed it.
+pub(crate) fn digest(job: JobId, attempt: u32) -> Digest {
+    format!("sha256:{:032x}{attempt:032x}", job.bits()).parse().expect("64 digits")
+}
+
+pub(crate) fn pushed(Attempt { job, number }: Attempt, pushes: bool) -> JobOutcome {
+    JobOutcome::Completed { digest: pushes.then(|| digest(job, number)) }
+}
+
+fn any_outcome(pushed: JobOutcome, rng: &mut Rng) -> JobOutcome {
+    let reason = match rng.below(20) {
+        0..13 => return pushed,
+        13 => return JobOutcome::Cancelled,
+        14..16 => FailureReason::DiskFull,
+        16 => FailureReason::Registry { problem: RegistryProblem::Unavailable },
+        _ => FailureReason::User { step: "[2/5] RUN false".to_owned(), exit_code: 1 },
+    };
+    JobOutcome::Failed { message: reason.to_string(), reason, exit_code: Some(1) }
+}
+
+fn system_info() -> SystemInfo {
+    SystemInfo {
+        hostname: String::new(),
+        architecture: Arch::Amd64,
+        docker_version: String::new(),
+        emulated: Vec::new(),
+    }
+}

@@ -1,0 +1,262 @@
+//! GitHub's truth: pull requests and branches, what it delivers of them, and what it was told.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use stagely_protocol::CommitSha;
+use stagely_state::ids::{EnvironmentId, ProjectId, RunId};
+use stagely_state::{
+    Approval, Command, CommandKind, DeliveryId, ForkPolicy, GithubLink, Project, Run, RunState,
+    Timestamp,
+};
+
+use crate::rng::Rng;
+
+/// The projects that are listened to. Others have no repository at GitHub.
+pub(crate) const LINKED: [u128; 2] = [4, 5];
+
+const CHANGES_MAX: u64 = 16;
+const PULL_REQUESTS_MAX: u64 = 3;
+
+/// A pull request as GitHub has it.
+#[derive(Clone, Debug)]
+pub(crate) struct PullRequest {
+    pub(crate) project: ProjectId,
+    pub(crate) number: u64,
+    pub(crate) is_fork: bool,
+    pub(crate) is_open: bool,
+    pub(crate) head: CommitSha,
+    /// All that it was at, the oldest first.
+    heads: Vec<CommitSha>,
+    pub(crate) created_at: Timestamp,
+    pub(crate) updated_at: Timestamp,
+    pub(crate) closed_at: Timestamp,
+}
+
+/// The default branch of a project.
+#[derive(Clone, Debug)]
+pub(crate) struct Branch {
+    pub(crate) head: Option<CommitSha>,
+    at: Timestamp,
+    /// Whether the last two pushes lie within a second. Of three nobody could tell the order.
+    is_second: bool,
+}
+
+/// What GitHub delivers.
+#[derive(Clone, Debug)]
+pub(crate) enum News {
+    Head { pull_request: PullRequest, before: Option<CommitSha>, is_push: bool },
+    Closed { number: u64, at: Timestamp },
+    Push { commit: CommitSha, before: Option<CommitSha>, at: Timestamp },
+    Command { number: u64, command: Command },
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Delivery {
+    pub(crate) id: DeliveryId,
+    pub(crate) project: ProjectId,
+    pub(crate) news: News,
+}
+
+/// What somebody reads at GitHub of an environment.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Said {
+    pub(crate) run: RunId,
+    pub(crate) state: RunState,
+    pub(crate) approval: Approval,
+}
+
+impl Said {
+    pub(crate) fn of(run: &Run) -> Self {
+        Self { run: run.id, state: run.state.clone(), approval: run.approval.clone() }
+    }
+}
+
+/// Something that is being written.
+#[derive(Clone, Debug)]
+pub(crate) struct Write {
+    pub(crate) environment: EnvironmentId,
+    pub(crate) place: Place,
+    pub(crate) wanted: u64,
+    pub(crate) said: Said,
+}
+
+/// A pull request, or the default branch, of a project.
+pub(crate) type Place = (ProjectId, Option<u64>);
+
+#[derive(Default)]
+pub(crate) struct Github {
+    clock: Timestamp,
+    changes: u64,
+    commits: u64,
+    comments: u64,
+    pub(crate) pull_requests: Vec<PullRequest>,
+    pub(crate) branches: BTreeMap<ProjectId, Branch>,
+    /// Projects of which something was delivered while nobody listened.
+    pub(crate) unheard: BTreeSet<ProjectId>,
+    /// What is on its way, in no order.
+    pub(crate) travelling: Vec<Delivery>,
+    /// What did not arrive; core may ask for it.
+    pub(crate) lost: Vec<Delivery>,
+    /// What arrived. Core may crash before it has stored that.
+    pub(crate) sent: Vec<Delivery>,
+    /// What is being written there, and what stands there.
+    pub(crate) writes: Vec<Write>,
+    pub(crate) shown: BTreeMap<Place, Said>,
+    /// The commits that whoever wrote a comment may have seen.
+    seen: BTreeMap<u64, BTreeSet<CommitSha>>,
+}
+
+/// A project that is listened to.
+pub(crate) fn linked(id: ProjectId) -> Project {
+    let repository = "owner/name".parse().expect("a repository");
+    let link = GithubLink { repository, forks: ForkPolicy::default(), is_configured: false };
+    Project { github: Some(link), ..Project::new(id, String::new(), String::new()) }
+}
+
+impl Github {
+    /// Lets time pass. GitHub's clock has whole seconds, so several things have the same time.
+    fn pass(&mut self, rng: &mut Rng, seconds_min: u64) -> Timestamp {
+        self.clock.0 += 1_000 * (seconds_min + rng.below(3));
+        self.clock
+    }
+
+    fn commit(&mut self) -> CommitSha {
+        self.commits += 1;
+        format!("{:040x}", self.commits).parse().expect("40 digits")
+    }
+
+    fn send(&mut self, rng: &mut Rng, project: ProjectId, news: News) {
+        self.travelling.push(Delivery { id: DeliveryId(rng.id()), project, news });
+    }
+
+    /// Somebody does something.
+    pub(crate) fn change(&mut self, rng: &mut Rng) {
+        if self.changes == CHANGES_MAX {
+            return;
+        }
+        self.changes += 1;
+        let index = usize::try_from(rng.below(PULL_REQUESTS_MAX)).expect("small");
+        if index >= self.pull_requests.len() {
+            return self.open(rng);
+        }
+        match rng.below(12) {
+            0..5 => self.push(rng, index),
+            5..7 => self.close(rng, index),
+            7..9 => self.reopen(rng, index),
+            9 => self.push_to_branch(rng),
+            _ => self.comment(rng, index),
+        }
+    }
+
+    fn open(&mut self, rng: &mut Rng) {
+        let at = self.pass(rng, 0);
+        let head = self.commit();
+        let pull_request = PullRequest {
+            project: ProjectId::from_bits(rng.pick(&LINKED).expect("there are some")),
+            number: 1 + self.pull_requests.len() as u64,
+            is_fork: rng.chance(40),
+            is_open: true,
+            heads: vec![head.clone()],
+            head,
+            created_at: at,
+            updated_at: at,
+            closed_at: at,
+        };
+        self.pull_requests.push(pull_request.clone());
+        let project = pull_request.project;
+        self.send(rng, project, News::Head { pull_request, before: None, is_push: false });
+    }
+
+    /// Mostly a new commit; at times one that was there before. Of a closed one nothing is delivered.
+    fn push(&mut self, rng: &mut Rng, index: usize) {
+        let at = self.pass(rng, 0);
+        let new = self.commit();
+        let is_back = rng.chance(20);
+        let pull_request = &mut self.pull_requests[index];
+        let head = if is_back { pull_request.heads[0].clone() } else { new };
+        if head == pull_request.head {
+            return;
+        }
+        let before = Some(std::mem::replace(&mut pull_request.head, head.clone()));
+        pull_request.heads.push(head);
+        pull_request.updated_at = at;
+        if pull_request.is_open {
+            let (project, pull_request) = (pull_request.project, pull_request.clone());
+            self.send(rng, project, News::Head { pull_request, before, is_push: true });
+        }
+    }
+
+    fn close(&mut self, rng: &mut Rng, index: usize) {
+        if self.pull_requests[index].is_open {
+            let at = self.pass(rng, 0);
+            let pull_request = &mut self.pull_requests[index];
+            pull_request.is_open = false;
+            (pull_request.closed_at, pull_request.updated_at) = (at, at);
+            let (project, number) = (pull_request.project, pull_request.number);
+            self.send(rng, project, News::Closed { number, at });
+        }
+    }
+
+    /// Nobody opens a pull request again within the second in which it was closed.
+    fn reopen(&mut self, rng: &mut Rng, index: usize) {
+        if !self.pull_requests[index].is_open {
+            let at = self.pass(rng, 1);
+            let pull_request = &mut self.pull_requests[index];
+            pull_request.is_open = true;
+            pull_request.updated_at = at;
+            let (project, pull_request) = (pull_request.project, pull_request.clone());
+            self.send(rng, project, News::Head { pull_request, before: None, is_push: false });
+        }
+    }
+
+    fn push_to_branch(&mut self, rng: &mut Rng) {
+        let project = ProjectId::from_bits(rng.pick(&LINKED).expect("there are some"));
+        let is_second = self.branches.get(&project).is_some_and(|branch| branch.is_second);
+        let at = self.pass(rng, u64::from(is_second));
+        let commit = self.commit();
+        let known = self.branches.get(&project);
+        let before = known.and_then(|branch| branch.head.clone());
+        let is_second = known.is_some_and(|branch| branch.at == at);
+        self.branches.insert(project, Branch { head: Some(commit.clone()), at, is_second });
+        self.send(rng, project, News::Push { commit, before, at });
+    }
+
+    /// Somebody writes a command, or attaches the label.
+    fn comment(&mut self, rng: &mut Rng, index: usize) {
+        let at = self.pass(rng, 0);
+        let pull_request = &mut self.pull_requests[index];
+        pull_request.updated_at = at;
+        let commit = rng.chance(50).then(|| pull_request.head.to_string());
+        let is_label = rng.chance(20);
+        let (project, number) = (pull_request.project, pull_request.number);
+        let kind = match rng.below(6) {
+            _ if is_label => CommandKind::Approve { commit: Some(pull_request.head.to_string()) },
+            0 => CommandKind::Cancel,
+            1 | 2 => CommandKind::Rebuild { failed_only: rng.chance(50) },
+            _ => CommandKind::Approve { commit },
+        };
+        let mut comment = None;
+        if !is_label {
+            self.comments += 1;
+            comment = Some(self.comments);
+            self.seen.insert(self.comments, pull_request.heads.iter().cloned().collect());
+        }
+        let command = Command { comment, author: "somebody".to_owned(), kind, at, is_late: false };
+        self.send(rng, project, News::Command { number, command });
+    }
+
+    /// The commits that an approval may be for.
+    pub(crate) fn approved_by(&self, command: &Command) -> BTreeSet<CommitSha> {
+        match (&command.kind, command.comment) {
+            (CommandKind::Approve { commit: Some(commit) }, _) => {
+                BTreeSet::from([commit.parse().expect("a commit")])
+            }
+            (CommandKind::Approve { commit: None }, Some(comment)) => self.seen[&comment].clone(),
+            _ => BTreeSet::new(),
+        }
+    }
+
+    pub(crate) fn find(&self, project: ProjectId, number: u64) -> Option<&PullRequest> {
+        self.pull_requests.iter().find(|it| (it.project, it.number) == (project, number))
+    }
+}

@@ -1,0 +1,395 @@
+//! What must hold after every step, whatever happened. Numbers are those of the design.
+
+mod github;
+
+use std::time::Duration;
+
+use stagely_protocol::{Arch, Digest};
+use stagely_state::ids::JobId;
+use stagely_state::{
+    Approval, Attempt, Changes, Effect, Environment, Event, Interruption, Job, JobKind, JobState,
+    Machine, MachineKind, MachineState, ProviderName, QueueReason, Run, RunState, Snapshot, State,
+    Timestamp,
+};
+
+use crate::agents::digest;
+use crate::world::World;
+use crate::{fairness, transitions};
+
+pub(crate) use self::github::Memory;
+
+/// Checks the state after `event`.
+pub(crate) fn check(world: &World, event: &Event) {
+    let core = &world.core;
+    check_machines(world);
+    core.jobs.values().for_each(|job| check_job(core, job));
+    core.jobs.values().for_each(|job| check_taken_over(world, job));
+    core.runs.values().for_each(|run| check_run(core, run));
+    check_outbox(core);
+    check_queue(core);
+    check_launchable(world);
+    if matches!(event, Event::Tick) {
+        let next = core.next_deadline();
+        assert!(next.is_none_or(|next| next > world.now), "a tick leaves {next:?} undone");
+    }
+}
+
+/// 1. Every machine has a record. 3. At most `max_concurrent` exist.
+fn check_machines(world: &World) {
+    let core = &world.core;
+    let recorded = core.machines.values().filter(|machine| !machine.state.is_terminated());
+    assert!(recorded.map(|machine| machine.id).eq(core.live_machines().map(|machine| machine.id)));
+    let max = core.limits.max_concurrent as usize;
+    let launched = core.live_machines().filter(|machine| machine.kind == MachineKind::Launched);
+    let counted = launched.filter(|machine| !world.swept.contains(&machine.id)).count();
+    assert!(counted <= max, "{counted} machines are recorded, and {max} allowed");
+    let strays = &world.cloud.strays;
+    let expected = world.cloud.alive().filter(|id| !strays.contains(id)).collect::<Vec<_>>();
+    assert!(expected.len() <= max, "{expected:?} exist, and {max} are allowed");
+    for id in expected {
+        let record = core.machines.get(&id);
+        assert!(record.is_some_and(|it| !it.state.is_terminated()), "{id} is alive unknown");
+    }
+    core.live_machines().for_each(|machine| check_machine(core, machine));
+}
+
+fn check_machine(core: &State, machine: &Machine) {
+    let id = machine.id;
+    let job = transitions::current(core, machine).and_then(|attempt| core.jobs.get(&attempt.job));
+    let has_work = job.is_some();
+    let is_launched = machine.kind == MachineKind::Launched;
+    match machine.state {
+        MachineState::Requested | MachineState::Booting => assert!(is_launched && has_work),
+        MachineState::Ready => assert!(!is_launched && !has_work),
+        MachineState::Busy { .. } => {
+            assert!(has_work || !is_launched || machine.exporting.is_some(), "{id} idles");
+        }
+        MachineState::Terminating => assert!(is_launched && !has_work),
+        MachineState::Terminated => assert!(!has_work),
+    }
+    assert_eq!(is_launched, machine.lease_until.is_some());
+    assert_eq!(is_launched, machine.requested_for.is_some());
+    assert_eq!(machine.terminated_at, None);
+    if let (Some(lease), Some(job)) = (machine.lease_until, job) {
+        check_lease(core, machine, job, lease);
+    }
+    if let Some(export) = machine.exporting {
+        assert!(matches!(machine.state, MachineState::Busy { .. }), "{id} exports and is not busy");
+        assert!(machine.lease_until.is_none_or(|lease| lease > export.until), "{id} is swept");
+        let job = core.jobs.get(&export.attempt.job);
+        let is_completed = |job: &Job| {
+            matches!(job.state, JobState::Completed { .. }) && job.attempt == export.attempt.number
+        };
+        assert!(job.is_none_or(is_completed), "{id} exports for {job:?}");
+        if let Some(Interruption::Certain { at }) = machine.interruption {
+            let is_told = machine.stopping.contains(&export.attempt);
+            assert!(is_told || export.until <= at, "{id} exports after its end");
+        }
+    }
+}
+
+/// 1. A lease ends, and 2. not before the work must.
+fn check_lease(core: &State, machine: &Machine, job: &Job, lease: Timestamp) {
+    let limits = &core.limits;
+    let (work, grace) = (job.timeout.saturating_add(limits.job_grace), limits.job_grace);
+    let latest_end = match job.took_over {
+        Some(_) => job.assigned_at.expect("its agent was there").after(work),
+        None => machine.requested_at.after(limits.boot).after(work),
+    };
+    assert!(lease >= latest_end, "{} is swept alive", machine.id);
+    let mut longest = machine.requested_at.after(limits.lease).max(latest_end.after(grace));
+    if let Some(finished) = job.took_over.and_then(|finished| core.jobs.get(&finished)) {
+        let build = finished.timeout.saturating_add(limits.job_grace);
+        let first = machine.requested_at.after(limits.boot).after(build).after(grace);
+        let begun = finished.started_at.unwrap_or_default().after(build).after(grace);
+        let export = finished.ended_at.unwrap_or_default().after(limits.cache_export).after(grace);
+        longest = longest.max(first).max(begun).max(export);
+    }
+    if let JobState::Running { deadline, .. } = job.state {
+        assert!(lease >= deadline, "{} is swept alive", machine.id);
+        longest = longest.max(deadline.after(grace));
+    }
+    assert!(lease <= longest, "{} is paid for too long", machine.id);
+}
+
+/// What is configured may be launched, but for what its provider has others of and lacks.
+fn check_launchable(world: &World) {
+    let configured = world.core.limits.launchable.iter().map(|(arch, provider)| (*arch, *provider));
+    let is_there = |(arch, provider): &(Arch, ProviderName)| {
+        let described = world.described.get(provider);
+        described.is_none_or(|arches| arches.is_empty() || arches.contains(arch))
+    };
+    assert!(world.core.launchable().eq(configured.filter(is_there)));
+}
+
+/// Nobody waits for what is there.
+fn check_queue(core: &State) {
+    for queued in core.queue() {
+        assert_ne!(queued.reason, QueueReason::Nothing, "{} could be served", queued.job);
+        check_postponed(core, &core.jobs[&queued.job], &queued.reason);
+    }
+    let launched = core.live_machines().filter(|machine| machine.kind == MachineKind::Launched);
+    let has_slot = launched.count() < core.limits.max_concurrent as usize;
+    let idle = |job: &Job| {
+        let mut ready = core.live_machines().filter(|it| it.state == MachineState::Ready);
+        ready.any(|machine| machine.connected && fairness::could_use(core, job, machine))
+    };
+    for job in core.jobs.values().filter(|job| fairness::must_be_native(job)) {
+        let is_queued = matches!(job.state, JobState::Queued { .. }) && job.not_before.is_none();
+        let mut live = core.live_machines();
+        let has_any = core.launchable().next().is_some()
+            || live.any(|machine| machine.kind == MachineKind::Static);
+        let may_be_served = !has_any || fairness::has_native(core, job);
+        assert!(!is_queued || may_be_served, "{} waits for an arch that nobody has", job.id);
+    }
+    for job in core.jobs.values().filter(|job| fairness::is_ready(core, job)) {
+        assert!(!idle(job), "{} waits beside an idle machine", job.id);
+        assert!(!has_slot || !fairness::may_launch(core, job), "{} may have a machine", job.id);
+    }
+}
+
+/// Whoever waits for capacity is shown to, and its time comes.
+fn check_postponed(core: &State, job: &Job, reason: &QueueReason) {
+    match (job.not_before, reason) {
+        (Some(not_before), QueueReason::Capacity { until }) => {
+            assert_eq!(*until, not_before);
+            assert!(core.next_deadline().is_some_and(|next| next <= not_before), "nobody rings");
+        }
+        (not_before, reason) => {
+            let is_capacity = matches!(reason, QueueReason::Capacity { .. });
+            assert!(not_before.is_none() && !is_capacity, "{} waits for {reason:?}", job.id);
+        }
+    }
+}
+
+/// 5. A job runs on at most one machine at a time, and only what its newest attempt reports counts.
+fn check_job(core: &State, job: &Job) {
+    let run = core.runs.get(&job.run).expect("a job has a run");
+    assert_eq!(job.state.is_final(), job.ended_at.is_some());
+    assert!(job.attempt <= core.limits.max_attempts);
+    let lost = job.lost_attempts.iter().map(|lost| lost.attempt);
+    assert!(lost.eq((1..).take(job.lost_attempts.len())), "{:?}", job.lost_attempts);
+    assert!(job.lost_attempts.iter().all(|lost| lost.reason.is_transient()));
+    let lost = u32::try_from(job.lost_attempts.len()).expect("few");
+    let mut needed = job.needs.iter().map(|id| &core.jobs.get(id).expect("needs exist").state);
+    match &job.state {
+        JobState::Queued { attempt } => {
+            assert_eq!((*attempt, job.attempt), (lost + 1, lost));
+            assert_eq!(run.state, RunState::Building);
+            let is_hopeless =
+                |state: &JobState| state.is_final() && !matches!(state, JobState::Completed { .. });
+            assert!(!needed.any(is_hopeless), "{} waits in vain", job.id);
+        }
+        JobState::Provisioning { attempt, machine }
+        | JobState::Running { attempt, machine, .. } => {
+            assert_eq!((*attempt, job.attempt), (lost + 1, lost + 1));
+            assert!(needed.all(|state| matches!(state, JobState::Completed { .. })));
+            let machine = core.machines.get(machine).expect("a job's machine has a record");
+            let held = transitions::current(core, machine).map(|attempt| attempt.job);
+            assert_eq!(held, Some(job.id), "{} has another job", machine.id);
+            if let MachineState::Busy { attempt: busy_with, .. } = machine.state {
+                assert_eq!(busy_with, *attempt, "{} is busy with another attempt", machine.id);
+            }
+            let is_native = fairness::is_native(job, machine.arch);
+            assert!(is_native || !fairness::must_be_native(job), "{} is on a wrong arch", job.id);
+            assert_eq!(job.emulated, !is_native, "{}", job.id);
+            if let JobState::Running { deadline, .. } = job.state {
+                let started_at = job.started_at.expect("a running job has started");
+                let time = started_at.after(job.timeout).after(core.limits.job_grace);
+                assert_eq!(deadline, time, "{} gets more time, or less", job.id);
+            }
+        }
+        JobState::Completed { digest: pushed } => check_completed(core, job, pushed.as_ref()),
+        JobState::Cancelled => {
+            let is_cancelled = matches!(run.state, RunState::Cancelled { .. });
+            assert!(is_cancelled, "{} is stopped unasked", job.id);
+        }
+        // Nothing but the user's own fault, and what asking again would not change, ends it before.
+        JobState::Failed { reason, .. } => {
+            let may_go_on = reason.is_transient() && job.attempt < core.limits.max_attempts;
+            assert!(!may_go_on, "{} has attempts left", job.id);
+        }
+    }
+    let is_queued = matches!(job.state, JobState::Queued { .. });
+    assert!(is_queued || job.not_before.is_none(), "{} need not wait", job.id);
+}
+
+/// The digest is that of the job's newest attempt, or of the job whose image was kept.
+fn check_completed(core: &State, job: &Job, pushed: Option<&Digest>) {
+    if let Some(origin) = job.kept_from {
+        let image = digest(origin, 0).to_string();
+        let made = pushed.map(ToString::to_string).expect("nothing without a digest is kept");
+        assert_eq!(made[..39], image[..39], "{} keeps another image", job.id);
+        let needs = job.needs.iter().map(|needed| &core.jobs[needed]);
+        assert!(needs.clone().all(|needed| needed.kept_from.is_some()), "{} is outdated", job.id);
+        if let (JobKind::Build { uses, .. }, Some(JobKind::Build { uses: before, .. })) =
+            (&job.kind, core.jobs.get(&origin).map(|origin| &origin.kind))
+        {
+            assert_eq!(uses, before, "{} stands on other images", job.id);
+        }
+        return;
+    }
+    let has_image = !matches!(job.kind, JobKind::Build { push: false, .. });
+    assert_eq!(
+        pushed,
+        has_image.then(|| digest(job.id, job.attempt)).as_ref(),
+        "an older one counted"
+    );
+}
+
+/// A merge that took a machine over has that of a job it needs.
+fn check_taken_over(world: &World, job: &Job) {
+    let Some(finished) = job.took_over else { return };
+    assert!(matches!(job.kind, JobKind::Merge { .. }) && job.needs.contains(&finished));
+    assert!(!matches!(job.state, JobState::Queued { .. }), "{} has no machine", job.id);
+    let machine = |job: JobId| {
+        let number = world.core.jobs.get(&job)?.attempt;
+        world.given.get(&Attempt { job, number })
+    };
+    if let (Some(has), Some(had)) = (machine(job.id), machine(finished)) {
+        assert_eq!(has, had, "{} took over another machine", job.id);
+    }
+}
+
+/// 4. Every run reaches an end, and the right one.
+fn check_run(core: &State, run: &Run) {
+    assert_eq!(run.state.is_final(), run.ended_at.is_some());
+    let all_ended = core.jobs_of(run.id).all(|job| job.state.is_final());
+    let has_jobs = core.jobs_of(run.id).next().is_some();
+    let all_completed =
+        || core.jobs_of(run.id).all(|job| matches!(job.state, JobState::Completed { .. }));
+    match &run.state {
+        RunState::Building => assert!(has_jobs && (!all_ended || waits_for_tag(core, run))),
+        RunState::Completed => assert!(all_completed() && !waits_for_tag(core, run)),
+        RunState::Pending | RunState::Failed { plan_error: Some(_) } => assert!(!has_jobs),
+        RunState::Failed { plan_error: None } => {
+            assert!(all_ended && !all_completed() && !waits_for_tag(core, run));
+        }
+        RunState::Cancelled { .. } => assert!(all_ended),
+    }
+}
+
+/// Whether a reference is being moved to an image of the run.
+fn waits_for_tag(core: &State, run: &Run) -> bool {
+    core.outbox.values().any(|effect| match effect {
+        Effect::Tag { environment, variant } => {
+            core.environments[environment].images[variant].run == run.id
+        }
+        _ => false,
+    })
+}
+
+/// The outbox holds exactly what the records wait for.
+fn check_outbox(core: &State) {
+    let count = |wanted: &Effect| core.outbox.values().filter(|effect| *effect == wanted).count();
+    for run in core.runs.values() {
+        let is_planned = run.state == RunState::Pending && run.planning_since.is_some();
+        assert_eq!(count(&Effect::Plan { run: run.id }), usize::from(is_planned), "{}", run.id);
+    }
+    check_planning(core);
+    for machine in core.live_machines() {
+        let launches = count(&Effect::Launch { machine: machine.id });
+        let ends = count(&Effect::Terminate { machine: machine.id });
+        match machine.state {
+            MachineState::Requested => assert_eq!((launches, ends), (1, 0)),
+            MachineState::Terminating => assert_eq!(launches + ends, 1),
+            MachineState::Busy { .. } => assert!(launches <= 1 && ends == 0),
+            MachineState::Booting | MachineState::Ready | MachineState::Terminated => {
+                assert_eq!((launches, ends), (0, 0));
+            }
+        }
+    }
+    for effect in core.outbox.values() {
+        let is_wanted = match effect {
+            Effect::Plan { run } => core.runs.contains_key(run),
+            Effect::Launch { machine } | Effect::Terminate { machine } => {
+                core.machines.get(machine).is_some_and(|machine| !machine.state.is_terminated())
+            }
+            Effect::Tag { environment, variant } => core
+                .environments
+                .get(environment)
+                .is_some_and(|environment| environment.images.contains_key(variant)),
+            Effect::CleanUp { environment }
+            | Effect::Report { environment }
+            | Effect::CheckCommand { environment, .. } => {
+                core.environments.contains_key(environment)
+            }
+            Effect::Assign { .. } | Effect::Cancel { .. } | Effect::Disconnect { .. } => false,
+        };
+        assert_eq!(count(effect), 1, "{effect:?} is asked for twice");
+        assert!(is_wanted, "nobody waits for {effect:?}");
+    }
+}
+
+/// So many are planned at once and no more, and nobody waits for room that is there.
+fn check_planning(core: &State) {
+    let pending = core.runs.values().filter(|run| run.state == RunState::Pending);
+    let may_begin = |run: &&Run| run.approval != Approval::Awaited && run.plan_after.is_none();
+    let (planned, waiting): (Vec<_>, Vec<_>) =
+        pending.filter(may_begin).partition(|run| run.planning_since.is_some());
+    let max = core.limits.planned_at_once;
+    assert!(planned.len() <= max, "{planned:?} are planned, and {max} allowed");
+    assert!(waiting.is_empty() || planned.len() == max, "{waiting:?} wait for nothing");
+}
+
+/// What has ended stays as it is.
+pub(crate) fn check_history(disk: &Snapshot, core: &State, changes: &Changes) {
+    for id in &changes.jobs {
+        if let (Some(old), Some(new)) = (disk.jobs.get(id), core.jobs.get(id)) {
+            // That a reference could not be moved is said as long as the run has not ended.
+            let is_run_open = disk.runs.get(&old.run).is_some_and(|run| !run.state.is_final());
+            let warnings = if is_run_open { new.warnings.clone() } else { old.warnings.clone() };
+            let old = Job { warnings, ..old.clone() };
+            assert!(!old.state.is_final() || old == *new, "{id} changed after its end");
+            assert_eq!(old.queued_at, new.queued_at, "{id} loses its place in the queue");
+        }
+    }
+    for id in &changes.runs {
+        if let (Some(old), Some(new)) = (disk.runs.get(id), core.runs.get(id)) {
+            assert!(!old.state.is_final() || old == new, "{id} changed after its end");
+        }
+    }
+}
+
+/// The changes that core names are all there were.
+pub(crate) fn check_disk(disk: &Snapshot, core: &State) {
+    assert_eq!(disk.projects, *core.projects);
+    assert_eq!(disk.environments, *core.environments);
+    assert_eq!(disk.runs, *core.runs);
+    assert_eq!(disk.jobs, *core.jobs);
+    assert_eq!(disk.machines, *core.machines);
+    assert_eq!(disk.deliveries, *core.deliveries);
+    assert_eq!(disk.outbox, *core.outbox);
+}
+
+/// 1. Once nothing goes wrong, no machine is there for longer than its lease and a sweep need.
+pub(crate) fn check_leases(world: &World, round: u32) {
+    // What was over before is found and ended in the first few rounds.
+    const ROUNDS: u32 = 5;
+    const SWEEP: Duration = Duration::from_secs(10);
+    for id in world.cloud.alive().filter(|_| round >= ROUNDS) {
+        let record = world.core.machines.get(&id);
+        assert!(record.is_some(), "{id} is alive, and nobody knows");
+        let lease = record.and_then(|record| record.lease_until);
+        // Nobody could report to a core that was not there.
+        let limits = &world.core.limits;
+        let patience = limits.reconnect_grace.saturating_add(limits.job_grace);
+        let lease = lease.map(|lease| lease.max(world.started_at.after(patience)));
+        let is_over = lease.is_none_or(|lease| lease.after(SWEEP) < world.now);
+        assert!(!is_over, "{id} outlives its lease");
+    }
+}
+
+/// Whether every run has ended and nothing costs money any more.
+pub(crate) fn is_over(world: &World) -> bool {
+    let core = &world.core;
+    // What nobody agrees to waits for ever.
+    let may_rest = |run: &Run| run.state.is_final() || run.approval == Approval::Awaited;
+    let is_clean = |it: &Environment| !it.closed || it.cache_refs.is_empty() && !it.has_images;
+    core.runs.values().all(may_rest)
+        && core.outbox.is_empty()
+        && core.environments.values().all(is_clean)
+        && core.live_machines().all(|machine| machine.kind == MachineKind::Static)
+        && core.live_machines().all(|machine| machine.exporting.is_none())
+        && world.cloud.alive().next().is_none()
+}

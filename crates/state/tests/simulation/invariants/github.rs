@@ -1,0 +1,223 @@
+//! What must hold of pull requests, of the runs of forks, and of what GitHub is told.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use stagely_protocol::CommitSha;
+use stagely_state::ids::{EnvironmentId, ProjectId, RunId};
+use stagely_state::{
+    Approval, CommandKind, Effect, Environment, Event, Head, HeadSource, Run, RunState, State,
+};
+
+use crate::github::{PullRequest, Said};
+use crate::transitions::is_of_github;
+use crate::world::{World, is_superseded};
+
+/// What people agreed to, and what GitHub could not be told.
+#[derive(Clone, Default)]
+pub(crate) struct Memory {
+    /// Commits of forks.
+    agreed: BTreeSet<(EnvironmentId, CommitSha)>,
+    /// The runs of environments whose project was not listened to: nobody is told of them later.
+    untold: BTreeMap<EnvironmentId, Option<RunId>>,
+    /// Where an environment is that the step hears old news of.
+    settled: Option<Settled>,
+    /// The environments that each project's default branch had. Retention forgets one with its head, so
+    /// what was pushed before is news to the next.
+    branches: BTreeMap<ProjectId, BTreeSet<EnvironmentId>>,
+}
+
+/// An environment that the step must leave where it is.
+#[derive(Clone)]
+struct Settled {
+    environment: EnvironmentId,
+    head: Option<Head>,
+    is_closed: bool,
+}
+
+impl Settled {
+    /// `None` where `event` may move the environment.
+    fn of(core: &State, event: &Event) -> Option<Self> {
+        let (id, at, believed) = match event {
+            Event::Delivered { delivery, event: Some(event) } => {
+                let is_new = !core.deliveries.contains_key(delivery);
+                return Self::of(core, event).filter(|_| is_new);
+            }
+            Event::HeadMoved { environment, head, source, .. } => match source {
+                HeadSource::Delivery => (environment.id, head.at, None),
+                HeadSource::Listing { believed } => (environment.id, head.at, Some(believed)),
+            },
+            Event::PullRequestClosed { environment, at } => (*environment, *at, None),
+            _ => return None,
+        };
+        let environment = core.environments.get(&id)?;
+        let (head, is_closed) = (environment.head.clone()?, environment.closed);
+        let is_old = match believed {
+            Some(believed) => (!is_closed).then_some(&head.commit) != believed.as_ref(),
+            None => head.at > at,
+        };
+        is_old.then_some(Self { environment: id, head: Some(head), is_closed })
+    }
+
+    fn check(&self, core: &State) {
+        let after = &core.environments[&self.environment];
+        let is_left = after.head == self.head && after.closed == self.is_closed;
+        assert!(is_left, "old news moves {}", after.id);
+    }
+}
+
+impl Memory {
+    /// Takes note of what `event` says, before the step.
+    pub(crate) fn note(&mut self, world: &World, event: &Event) {
+        self.settled = Settled::of(&world.core, event);
+        match event {
+            Event::RunApproved { run, .. } => {
+                if let Some(run) = world.core.runs.get(run)
+                    && let Some(commit) = run.requested_commit()
+                {
+                    self.agreed.insert((run.environment, commit));
+                }
+            }
+            Event::CommandChecked { environment, command, verdict: Ok(_) }
+                if matches!(command.kind, CommandKind::Approve { .. }) =>
+            {
+                let commits = world.github.approved_by(command).into_iter();
+                self.agreed.extend(commits.map(|commit| (*environment, commit)));
+            }
+            _ => {}
+        }
+    }
+
+    /// Checks the state after a step.
+    pub(crate) fn check(&mut self, world: &World) {
+        let core = &world.core;
+        if let Some(settled) = self.settled.take() {
+            settled.check(core);
+        }
+        for environment in core.environments.values() {
+            if !world.is_linked(environment.project) {
+                self.untold.insert(environment.id, environment.report.run);
+            }
+            if environment.pull_request.is_none() {
+                self.branches.entry(environment.project).or_default().insert(environment.id);
+            }
+            check_environment(core, environment);
+            if self.is_told(world, environment) {
+                check_report(core, environment);
+            }
+        }
+        for run in core.runs.values() {
+            self.check_approval(core, run);
+        }
+    }
+
+    /// Whether GitHub has a place for the environment, and had since its newest run is there.
+    fn is_told(&self, world: &World, environment: &Environment) -> bool {
+        let run = environment.report.run;
+        let was_untold = self.untold.get(&environment.id) == Some(&run);
+        let is_there = run.is_some_and(|run| world.core.runs.contains_key(&run));
+        is_there && !was_untold && world.is_linked(environment.project)
+    }
+
+    /// What awaits approval gets nothing, and only what somebody has seen is approved.
+    fn check_approval(&self, core: &State, run: &Run) {
+        if run.approval == Approval::Awaited {
+            assert!(run.state != RunState::Building, "{} was not approved", run.id);
+            assert_eq!(core.jobs_of(run.id).count(), 0, "{} has jobs unapproved", run.id);
+            assert_eq!(run.planning_since, None, "{} is planned unapproved", run.id);
+            let is_planned = core.outbox.values().any(|it| *it == Effect::Plan { run: run.id });
+            assert!(!is_planned, "{} is planned unapproved", run.id);
+        } else if run.from_fork {
+            let commit = run.requested_commit().expect("a fork's run has a commit");
+            let is_agreed = self.agreed.contains(&(run.environment, commit));
+            assert!(is_agreed, "nobody agreed to {run:?}");
+        }
+    }
+
+    /// When all is quiet, core knows where every pull request is, and GitHub how every run ended.
+    pub(crate) fn check_at_rest(&self, world: &World) {
+        for pull_request in &world.github.pull_requests {
+            if world.is_linked(pull_request.project) {
+                check_pull_request(world, pull_request);
+            }
+        }
+        for (project, branch) in &world.github.branches {
+            let mut environments = world.core.environments.values();
+            let is_it = |it: &&Environment| (it.project, it.pull_request) == (*project, None);
+            let known = environments.find(is_it).and_then(|it| it.head.as_ref());
+            if let Some(known) = known.filter(|_| self.was_linked(world, *project)) {
+                assert_eq!(Some(&known.commit), branch.head.as_ref(), "a push was missed");
+            }
+        }
+        for environment in world.core.environments.values() {
+            if environment.closed && environment.pull_request.is_some() {
+                let is_clean = environment.images.is_empty() && !environment.has_images;
+                assert!(is_clean, "images of {} are left", environment.id);
+            }
+            if self.is_told(world, environment) {
+                let place = (environment.project, environment.pull_request);
+                let run = &world.core.runs[&environment.report.run.expect("it is told")];
+                assert_eq!(
+                    world.github.shown.get(&place),
+                    Some(&Said::of(run)),
+                    "GitHub says else"
+                );
+            }
+        }
+    }
+
+    /// Whether the project was listened to at all times, and its branch never forgotten: what was pushed
+    /// meanwhile is not looked for.
+    fn was_linked(&self, world: &World, project: ProjectId) -> bool {
+        let environments = world.core.environments.values().filter(|it| it.project == project);
+        let mut ids = environments.map(|it| it.id);
+        let was_forgotten = self.branches.get(&project).is_some_and(|ids| ids.len() > 1);
+        let was_unheard = world.github.unheard.contains(&project) || was_forgotten;
+        world.is_linked(project) && !was_unheard && !ids.any(|id| self.untold.contains_key(&id))
+    }
+}
+
+/// 6. Of those of which one takes the place of the other only the newest goes on.
+fn check_environment(core: &State, environment: &Environment) {
+    let told = environment.report.run;
+    let newest = told.and_then(|run| core.runs.get(&run));
+    assert!(!newest.is_some_and(is_superseded), "{told:?} is told of and was superseded");
+    assert!(environment.report.told <= environment.report.wanted);
+    let of_it = core.runs.values().filter(|run| run.environment == environment.id);
+    for run in of_it.filter(|run| !run.state.is_final()) {
+        assert!(!environment.closed, "{} goes on in a closed environment", run.id);
+        // On a branch what people started since goes before the run that is told of.
+        let is_branch = environment.pull_request.is_none();
+        let is_other = || newest.is_none_or(|newest| newest.original() != run.original());
+        let is_older_once_more = run.rebuilds.is_some() && (is_branch || is_other());
+        if is_of_github(core, run) && !is_older_once_more {
+            assert_eq!(told, Some(run.id), "{} goes on beside a newer one", run.id);
+        }
+    }
+}
+
+/// What there is to tell is being told.
+fn check_report(core: &State, environment: &Environment) {
+    let report = Effect::Report { environment: environment.id };
+    let is_telling = core.outbox.values().any(|it| *it == report);
+    let is_told = environment.report.told == environment.report.wanted;
+    assert!(is_telling || is_told, "nobody tells of {}", environment.id);
+    assert!(environment.report.wanted > 0, "nobody wants to tell of {}", environment.id);
+}
+
+/// The last push wins. What people have closed stays closed until there is something new.
+fn check_pull_request(world: &World, pull_request: &PullRequest) {
+    let mut environments = world.core.environments.values();
+    let place = (pull_request.project, Some(pull_request.number));
+    let environment = environments.find(|it| (it.project, it.pull_request) == place);
+    if !pull_request.is_open {
+        assert!(environment.is_none_or(|it| it.closed), "{place:?} is closed: {environment:?}");
+        return;
+    }
+    let Some(environment) = environment else { panic!("{place:?} is not known") };
+    if environment.closed {
+        assert!(!environment.closed_by_github, "{place:?} is open: {environment:?}");
+        return;
+    }
+    let head = environment.head.as_ref().map(|head| &head.commit);
+    assert_eq!(head, Some(&pull_request.head), "{place:?} is elsewhere");
+}

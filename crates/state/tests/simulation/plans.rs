@@ -1,0 +1,188 @@
+//! Random requests and plans.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use stagely_protocol::{Arch, BuildArgs, CommitSha, Emulation, FailureReason, ImageRef, Platform};
+use stagely_state::ids::{EnvironmentId, JobId, ProjectId, RunId};
+use stagely_state::{
+    Environment, Event, JobKind, MachineSize, PlanFailure, PlannedJob, PlannedRun, Project, Run,
+    State, Timestamp, Trigger, UsedImage,
+};
+
+use crate::registry::caches_of;
+use crate::rng::Rng;
+
+const PROJECTS: u64 = 3;
+
+/// A run of one of a few projects, each of which has one environment, or of any environment.
+pub(crate) fn request(rng: &mut Rng, core: &State, now: Timestamp) -> Event {
+    let environments: Vec<EnvironmentId> = core.environments.keys().copied().collect();
+    let known = if rng.chance(30) { rng.pick(&environments) } else { None };
+    let environment = known.map_or_else(
+        || {
+            let number = u128::from(1 + rng.below(PROJECTS));
+            let (id, project) = (EnvironmentId::from_bits(number), ProjectId::from_bits(number));
+            Environment::new(id, project, String::new())
+        },
+        |known| core.environments[&known].clone(),
+    );
+    let project = environment.project;
+    let mut run = Run::new(RunId::from_bits(rng.id()), &environment, String::new(), now);
+    let earlier = core.runs.values().filter(|earlier| earlier.environment == environment.id);
+    let earlier: Vec<&Run> = earlier.collect();
+    match rng.below(10) {
+        0 => run.trigger = Trigger::WarmUp,
+        1..6 => {
+            run.trigger = Trigger::Retry;
+            let earlier = rng.pick(&earlier);
+            run.rebuilds = earlier.map(Run::original);
+            run.keeps = earlier.map(|earlier| earlier.id);
+            if let Some(earlier) = earlier {
+                run.requested_ref.clone_from(&earlier.requested_ref);
+                run.from_fork = earlier.from_fork;
+                run.github.clone_from(&earlier.github);
+                run.approval = earlier.approval.clone();
+            }
+        }
+        _ => {}
+    }
+    Event::RunRequested {
+        run: Box::new(run),
+        project: Project::new(project, String::new(), String::new()),
+        environment,
+    }
+}
+
+/// Up to three builds, each of one or two platforms, with the merges; sometimes one waits for another.
+/// None where every build is skipped.
+pub(crate) fn plan(rng: &mut Rng, run: &Run) -> PlannedRun {
+    let commit = if rng.chance(90) { "c" } else { "d" };
+    let commit = run.requested_commit().unwrap_or_else(|| sha(commit));
+    let mut planner = Planner { run, plan: PlannedRun::new(commit, Vec::new()) };
+    for number in 0..rng.below(4) {
+        planner.plan_build(rng, number);
+    }
+    planner.plan
+}
+
+fn sha(digit: &str) -> CommitSha {
+    digit.repeat(40).parse().expect("40 digits")
+}
+
+struct Planner<'a> {
+    run: &'a Run,
+    plan: PlannedRun,
+}
+
+impl Planner<'_> {
+    fn plan_build(&mut self, rng: &mut Rng, number: u64) {
+        let variant = format!("b{number}");
+        // Mostly the same file, so that an earlier run has the same jobs.
+        let is_usual = rng.chance(80);
+        let first = if is_usual { Arch::Amd64 } else { Arch::Arm64 };
+        let has_two = if is_usual { number != 1 } else { rng.chance(40) };
+        let mut needs = Vec::new();
+        if rng.chance(20) {
+            needs.extend(self.plan.jobs.last().map(|job| job.id));
+        }
+        let cache = format!("{}:{variant}", caches_of(self.run.environment));
+        let cache: ImageRef = cache.parse().expect("a reference");
+        let kind = |rng: &mut Rng, arch| self.build_of(rng, arch, &variant, &cache);
+        let build = job(rng, &variant, kind, first, needs);
+        let mut parts = vec![build.id];
+        let mut jobs = vec![build];
+        if has_two {
+            let other = Arch::ALL.into_iter().find(|arch| *arch != first).expect("there are two");
+            let build = job(rng, &variant, kind, other, Vec::new());
+            parts.push(build.id);
+            jobs.push(build);
+            if self.pushes() {
+                jobs.push(self.merge(rng, &variant, parts));
+            }
+        }
+        if self.pushes() && rng.chance(80) {
+            let tag = format!("registry/{}/{variant}:latest", self.run.environment);
+            let last = jobs.last_mut().expect("there is one");
+            last.tag = Some(tag.parse().expect("a reference"));
+        }
+        self.plan.own_cache_refs.insert(cache);
+        self.plan.jobs.extend(jobs);
+    }
+
+    fn pushes(&self) -> bool {
+        self.run.trigger != Trigger::WarmUp
+    }
+
+    fn image(&self, variant: &str) -> ImageRef {
+        format!("registry/{variant}:{}", self.run.id).parse().expect("a reference")
+    }
+
+    fn build_of(&self, rng: &mut Rng, arch: Arch, variant: &str, cache: &ImageRef) -> JobKind {
+        JobKind::Build {
+            platform: Platform(arch),
+            context: String::new(),
+            dockerfile: String::new(),
+            target: None,
+            build_args: BuildArgs::default(),
+            image: self.image(variant),
+            cache_from: Vec::new(),
+            cache_to: Some(cache.clone()),
+            push: self.pushes(),
+            uses: Self::uses(rng),
+            emulation: if rng.chance(15) { Emulation::Forbid } else { Emulation::Allow },
+        }
+    }
+
+    /// Sometimes an image that was there before, mostly the same.
+    fn uses(rng: &mut Rng) -> BTreeMap<String, UsedImage> {
+        let mut uses = BTreeMap::new();
+        if rng.chance(20) {
+            let image = if rng.chance(80) { "registry/base:1" } else { "registry/base:2" };
+            let image = image.parse().expect("a reference");
+            uses.insert("base".to_owned(), UsedImage::Image { image });
+        }
+        uses
+    }
+
+    fn merge(&self, rng: &mut Rng, variant: &str, needs: Vec<JobId>) -> PlannedJob {
+        let platforms = Arch::ALL.map(Platform).to_vec();
+        let kind = JobKind::Merge { platforms, image: self.image(variant) };
+        planned(rng, format!("{variant}_merge"), variant, kind, needs)
+    }
+}
+
+pub(crate) fn failure() -> PlanFailure {
+    PlanFailure { reason: FailureReason::Manifest, message: "wrong".to_owned() }
+}
+
+fn job(
+    rng: &mut Rng,
+    variant: &str,
+    kind: impl Fn(&mut Rng, Arch) -> JobKind,
+    arch: Arch,
+    needs: Vec<JobId>,
+) -> PlannedJob {
+    let kind = kind(rng, arch);
+    planned(rng, format!("{variant}_{arch}"), variant, kind, needs)
+}
+
+fn planned(
+    rng: &mut Rng,
+    name: String,
+    variant: &str,
+    kind: JobKind,
+    needs: Vec<JobId>,
+) -> PlannedJob {
+    PlannedJob {
+        id: JobId::from_bits(rng.id()),
+        name,
+        build: variant.to_owned(),
+        variant: variant.to_owned(),
+        tag: None,
+        kind,
+        size: MachineSize::default(),
+        needs,
+        timeout: Duration::from_secs(60 + rng.below(4_000)),
+    }
+}

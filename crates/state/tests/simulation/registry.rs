@@ -1,0 +1,140 @@
+//! A registry that remembers which image each run-independent reference names, and which layer caches
+//! there are.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use stagely_protocol::{Digest, ImageRef};
+use stagely_state::ids::{EnvironmentId, JobId, RunId};
+use stagely_state::{GoodImage, Job, JobState, Run, State, Trigger};
+
+use crate::world::World;
+
+#[derive(Default)]
+pub(crate) struct Registry {
+    tags: BTreeMap<ImageRef, (RunId, Digest)>,
+    pub(crate) caches: BTreeSet<ImageRef>,
+    /// Images that the registry refused to tag: core goes on without.
+    refused: BTreeSet<(ImageRef, Digest)>,
+}
+
+impl Registry {
+    pub(crate) fn refuse(&mut self, image: &GoodImage) {
+        self.refused.insert((image.tag.clone(), image.digest.clone()));
+    }
+
+    /// Moves the reference, and never back to an image of a run that was requested before, nor to one
+    /// that repeats such a run. `order` has of each run which one it repeats.
+    pub(crate) fn tag(&mut self, image: &GoodImage, order: &[(RunId, RunId)]) {
+        let place = |run: RunId| {
+            let at = order.iter().position(|(other, _)| *other == run)?;
+            let original = order.iter().position(|(other, _)| *other == order[at].1)?;
+            Some((original, at))
+        };
+        if let Some((older, _)) = self.tags.get(&image.tag) {
+            assert!(place(*older) <= place(image.run), "{} is moved back", image.tag);
+        }
+        self.refused.retain(|(tag, _)| *tag != image.tag);
+        self.tags.insert(image.tag.clone(), (image.run, image.digest.clone()));
+    }
+
+    /// Deletes what the environment's references name.
+    pub(crate) fn delete_images(&mut self, environment: EnvironmentId) {
+        let path = format!("registry/{environment}/");
+        let (gone, kept) = std::mem::take(&mut self.tags)
+            .into_iter()
+            .partition(|(tag, _)| tag.to_string().starts_with(&path));
+        self.tags = kept;
+        let gone: BTreeMap<ImageRef, (RunId, Digest)> = gone;
+        self.refused.extend(gone.into_iter().map(|(tag, (_, digest))| (tag, digest)));
+    }
+
+    fn check(&self, image: &GoodImage) {
+        let is_refused = self.refused.contains(&(image.tag.clone(), image.digest.clone()));
+        let named = self.tags.get(&image.tag).map(|(_, digest)| digest);
+        assert!(is_refused || named == Some(&image.digest), "{} names {named:?}", image.tag);
+    }
+}
+
+/// What the records should say of the newest images, from nothing but what core was told.
+#[derive(Clone, Default)]
+pub(crate) struct Expected {
+    newest: BTreeMap<EnvironmentId, RunId>,
+    images: BTreeMap<(EnvironmentId, String), (RunId, Digest)>,
+}
+
+impl Expected {
+    pub(crate) fn note_request(&mut self, core: &State, run: &Run) {
+        let newest = self.newest.get(&run.environment);
+        let is_older = run.rebuilds.is_some()
+            && newest.is_some_and(|id| {
+                run.rebuilds != Some(*id)
+                    && core.runs.get(id).is_none_or(|newest| newest.rebuilds != run.rebuilds)
+            });
+        if run.trigger != Trigger::WarmUp && !is_older {
+            self.newest.insert(run.environment, run.id);
+        }
+    }
+
+    /// Its images are gone.
+    pub(crate) fn forget(&mut self, cleaned: EnvironmentId) {
+        self.images.retain(|(environment, _), _| *environment != cleaned);
+    }
+
+    /// Takes note of the jobs that a step has completed, and compares.
+    pub(crate) fn check(&mut self, core: &State, were_completed: &BTreeSet<JobId>) {
+        for job in core.jobs.values().filter(|job| !were_completed.contains(&job.id)) {
+            self.note_completed(core, job);
+        }
+        self.images.retain(|(environment, _), _| core.environments.contains_key(environment));
+        self.newest.retain(|environment, _| core.environments.contains_key(environment));
+        let recorded = core.environments.values().flat_map(|environment| {
+            environment.images.iter().map(|(variant, image)| {
+                ((environment.id, variant.clone()), (image.run, image.digest.clone()))
+            })
+        });
+        assert!(recorded.eq(self.images.clone()), "other images count as the newest");
+    }
+
+    fn note_completed(&mut self, core: &State, job: &Job) {
+        let environment = core.runs[&job.run].environment;
+        let is_newest = self.newest.get(&environment) == Some(&job.run);
+        if let JobState::Completed { digest: Some(digest) } = &job.state
+            && job.tag.is_some()
+        {
+            let is_told = job.warnings.iter().any(|warning| warning.contains("was not moved"));
+            assert_eq!(is_told, !is_newest, "{} says something else of its reference", job.id);
+            if is_newest {
+                let image = (job.run, digest.clone());
+                self.images.insert((environment, job.variant.clone()), image);
+            }
+        }
+    }
+}
+
+/// The jobs that have completed.
+pub(crate) fn completed(core: &State) -> BTreeSet<JobId> {
+    let jobs = core.jobs.values();
+    let completed = jobs.filter(|job| matches!(job.state, JobState::Completed { .. }));
+    completed.map(|job| job.id).collect()
+}
+
+/// The path of all caches that only this environment writes.
+pub(crate) fn caches_of(environment: EnvironmentId) -> String {
+    format!("registry/{environment}/cache")
+}
+
+/// When all is quiet, each reference names the newest image, nothing is left of what was closed, and
+/// no environment without a run.
+pub(crate) fn check_at_rest(world: &World) {
+    for environment in world.core.environments.values() {
+        let mut runs = world.core.runs.values();
+        let has_run = runs.any(|run| run.environment == environment.id);
+        assert!(has_run, "{} outlives its runs", environment.id);
+        environment.images.values().for_each(|image| world.registry.check(image));
+    }
+    for cache in &world.registry.caches {
+        let mut open = world.core.environments.values().filter(|it| !it.closed);
+        let is_open = open.any(|it| cache.to_string().starts_with(&caches_of(it.id)));
+        assert!(is_open, "{cache} is left");
+    }
+}

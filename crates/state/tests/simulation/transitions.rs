@@ -1,0 +1,527 @@
+//! What one step may do to work that was going on before it, and what it must do.
+
+mod builders;
+mod cancelled;
+mod interrupted;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use stagely_protocol::FailureReason;
+use stagely_state::ids::{EnvironmentId, JobId, MachineId, RunId};
+use stagely_state::{
+    Attempt, Effect, Event, Job, JobOutcome, JobReport, JobState, Machine, MachineKind,
+    MachineState, RunState, State, Timestamp,
+};
+
+use self::builders::Export;
+use self::cancelled::is_check;
+pub(crate) use self::cancelled::is_of_github;
+use crate::fairness;
+use crate::world::World;
+
+/// What there was before the step.
+pub(crate) struct Before {
+    work: Vec<LiveWork>,
+    /// Live machines, and since when they should have stopped what they have.
+    machines: Vec<(Machine, Option<Timestamp>)>,
+    /// The job that the event speaks of.
+    spoken_of: Option<Job>,
+    /// Runs that had not ended.
+    open_runs: Vec<RunId>,
+    /// Those of them that were being planned, and since when.
+    pending: Vec<(RunId, Timestamp)>,
+    /// Caches that were being exported, each with the run of its job.
+    exports: Vec<Export>,
+    /// Runs of each environment that had not ended.
+    environments: BTreeMap<EnvironmentId, Vec<RunId>>,
+    /// All runs that there were.
+    runs: BTreeSet<RunId>,
+    /// What was to be found out of commands.
+    checks: Vec<Effect>,
+    /// Jobs that waited for capacity, and until when.
+    postponed: BTreeMap<JobId, Timestamp>,
+}
+
+/// An attempt that a machine had.
+struct LiveWork {
+    machine: Machine,
+    attempt: Attempt,
+    job: Job,
+    /// How long its like took before, where the event makes it matter.
+    usual: Option<Duration>,
+    /// Whether the agent may be left soon if it goes before it begins.
+    is_hasty: bool,
+}
+
+/// When something that goes on since a moment must end.
+#[derive(Clone, Copy)]
+struct Limit {
+    since: Timestamp,
+    at: Timestamp,
+}
+
+impl Limit {
+    fn of(since: Timestamp, time: Duration) -> Self {
+        Self { since, at: since.after(time) }
+    }
+
+    /// What began before core did has some time after that.
+    fn with_patience(self, world: &World, patience: Duration) -> Timestamp {
+        let was_there = self.since <= world.started_at;
+        if was_there { self.at.max(world.started_at.after(patience)) } else { self.at }
+    }
+
+    fn lease_of(machine: &Machine) -> Self {
+        let at = machine.lease_until.unwrap_or(Timestamp(u64::MAX));
+        Self { since: machine.requested_at, at }
+    }
+}
+
+impl Before {
+    pub(crate) fn of(core: &State, event: &Event) -> Self {
+        let work = core.live_machines().filter_map(|machine| LiveWork::of(core, machine, event));
+        let machines =
+            core.live_machines().map(|machine| (machine.clone(), told_to_stop_at(core, machine)));
+        let exports = core.live_machines().filter_map(|machine| Export::of(core, machine));
+        let mut environments: BTreeMap<EnvironmentId, Vec<RunId>> = BTreeMap::new();
+        for run in core.runs.values().filter(|run| !run.state.is_final()) {
+            environments.entry(run.environment).or_default().push(run.id);
+        }
+        let open_runs = core.runs.values().filter(|run| !run.state.is_final());
+        let pending = core.runs.values().filter(|run| run.state == RunState::Pending);
+        Self {
+            work: work.collect(),
+            machines: machines.collect(),
+            spoken_of: match event {
+                Event::JobStarted { job, .. } | Event::JobReported { job, .. } => {
+                    core.jobs.get(job).cloned()
+                }
+                _ => None,
+            },
+            open_runs: open_runs.map(|run| run.id).collect(),
+            pending: pending.filter_map(|run| Some((run.id, run.planning_since?))).collect(),
+            exports: exports.collect(),
+            environments,
+            runs: core.runs.keys().copied().collect(),
+            checks: core.outbox.values().filter(|effect| is_check(effect)).cloned().collect(),
+            postponed: core
+                .jobs
+                .values()
+                .filter_map(|job| Some((job.id, job.not_before?)))
+                .collect(),
+        }
+    }
+
+    /// Whether `machine` had `attempt` already.
+    pub(crate) fn had(&self, machine: MachineId, attempt: Attempt) -> bool {
+        self.work.iter().any(|work| work.machine.id == machine && work.attempt == attempt)
+    }
+
+    /// Checks what `event` made of it.
+    pub(crate) fn check(&self, world: &World, event: &Event, effects: &[Effect]) {
+        let cancelled = self.cancelled(&world.core, event);
+        for work in &self.work {
+            work.check(world, event, effects, &cancelled);
+        }
+        for export in &self.exports {
+            self.check_export(world, export, event, effects, &cancelled);
+        }
+        self.check_merges(world, event, effects);
+        self.check_announced(&world.core, event);
+        self.check_postponed(world, event);
+        self.check_given(&world.core, effects);
+        for (machine, told_at) in &self.machines {
+            check_lease(world, machine, event);
+            self.check_contact(world, machine, *told_at, event);
+            check_registered(&world.core, machine, event);
+        }
+        self.check_planning(world, event);
+        for run in &self.open_runs {
+            assert!(world.core.runs.contains_key(run), "{run} is forgotten alive");
+        }
+        for (machine, _) in &self.machines {
+            assert!(world.core.machines.contains_key(&machine.id), "{} is forgotten", machine.id);
+        }
+        match event {
+            Event::CoreStarted => assert!(world.core.live_machines().all(|it| !it.connected)),
+            Event::AgentConnected { machine, holds, .. } => {
+                self.check_resumed(&world.core, *machine, holds, effects);
+            }
+            Event::JobStarted { machine, job, attempt } => {
+                self.check_started(world, *machine, Attempt { job: *job, number: *attempt });
+            }
+            Event::JobReported { machine, job, attempt, report } => {
+                let attempt = Attempt { job: *job, number: *attempt };
+                self.check_report(world, *machine, attempt, report);
+            }
+            _ => {}
+        }
+    }
+
+    /// An agent that is there counts as there until it goes, or does not do what it is told.
+    fn check_contact(
+        &self,
+        world: &World,
+        before: &Machine,
+        told_at: Option<Timestamp>,
+        event: &Event,
+    ) {
+        let id = before.id;
+        let Some(after) = world.core.machines.get(&id).filter(|it| !it.state.is_terminated())
+        else {
+            return;
+        };
+        let is_lost = before.connected && !after.connected;
+        match event {
+            Event::CoreStarted => {}
+            Event::AgentConnected { machine, .. } if *machine == id => assert!(after.connected),
+            Event::AgentDisconnected { machine, session }
+                if *machine == id && world.newest.get(machine) == Some(session) =>
+            {
+                assert!(!after.connected);
+            }
+            Event::Tick if before.connected => {
+                let due = told_at.map(|at| Limit::of(at, world.core.limits.job_grace));
+                let must_go = due.is_some_and(|due| is_over(due, world));
+                assert!(!must_go || is_lost, "{id} need not stop");
+                let work = self.work.iter().find(|work| work.machine.id == id);
+                let limits = || work.into_iter().flat_map(|work| work.limits(world));
+                let may_go = due.into_iter().chain(limits()).any(|limit| !is_coming(limit, world));
+                assert!(may_go || !is_lost, "{id} is cut off");
+            }
+            _ => assert!(!is_lost, "{event:?} cut off {id}"),
+        }
+    }
+
+    fn check_planning(&self, world: &World, event: &Event) {
+        for (run, since) in &self.pending {
+            let is_pending = world.core.runs[run].state == RunState::Pending;
+            let due = Limit::of(*since, world.core.limits.planning);
+            match event {
+                Event::Tick if is_over(due, world) => assert!(!is_pending, "{run} plans for ever"),
+                Event::Tick if is_coming(due, world) => assert!(is_pending, "{run} is hurried"),
+                _ => {}
+            }
+        }
+    }
+
+    /// 5. After its HELLO, an agent has the attempt that it should have, and stops all others.
+    fn check_resumed(&self, core: &State, id: MachineId, holds: &[Attempt], effects: &[Effect]) {
+        let Some(machine) = core.machines.get(&id) else { return };
+        let current = current(core, machine);
+        if let Some(attempt) = current.filter(|current| !holds.contains(current)) {
+            let Attempt { job, number } = attempt;
+            let assign = Effect::Assign { machine: id, job, attempt: number };
+            assert!(effects.contains(&assign), "{id} does not get {attempt:?}");
+            let is_running = matches!(core.jobs[&job].state, JobState::Running { .. });
+            assert!(!is_running, "{id} has lost {attempt:?}");
+        }
+        if machine.state.is_terminated() {
+            return;
+        }
+        let exports = machine.exporting.map(|export| export.attempt);
+        if let Some(exports) = exports {
+            assert!(holds.contains(&exports), "{id} does not export {exports:?} any more");
+        }
+        for stray in holds.iter().filter(|held| current != Some(**held) && exports != Some(**held))
+        {
+            assert!(is_stopped(id, *stray, effects), "{id} goes on with {stray:?}");
+            let is_new = current.is_some_and(|current| !self.had(id, current));
+            let is_free = machine.state == MachineState::Ready;
+            assert!(!is_new && !is_free, "{id} has yet to stop {stray:?}");
+        }
+    }
+
+    fn check_started(&self, world: &World, machine: MachineId, attempt: Attempt) {
+        let (Some(before), Some(after)) = (&self.spoken_of, world.core.jobs.get(&attempt.job))
+        else {
+            return;
+        };
+        let provisioning = JobState::Provisioning { attempt: attempt.number, machine };
+        if before.state == provisioning {
+            assert!(matches!(after.state, JobState::Running { .. }), "{attempt:?} does not start");
+        } else {
+            assert_unmoved(before, after);
+        }
+    }
+
+    /// 4. The end is what the newest attempt reported. 5. What others say changes nothing.
+    fn check_report(
+        &self,
+        world: &World,
+        machine: MachineId,
+        attempt: Attempt,
+        report: &JobReport,
+    ) {
+        let Some(before) = &self.spoken_of else { return };
+        let after = &world.core.jobs[&attempt.job];
+        if before.state.attempt_on(machine) != Some(attempt.number) {
+            return assert_unmoved(before, after);
+        }
+        let reported = match &report.outcome {
+            JobOutcome::Completed { digest } => {
+                assert_eq!(after.state, JobState::Completed { digest: digest.clone() });
+                return;
+            }
+            JobOutcome::Failed { reason, .. } => Some(reason),
+            JobOutcome::Cancelled => None,
+        };
+        let is_last = attempt.number >= world.core.limits.max_attempts;
+        if is_last || reported.is_some_and(|reason| !reason.is_transient()) {
+            let JobState::Failed { reason, .. } = &after.state else { panic!("{after:?} goes on") };
+            assert!(reported.is_none_or(|reported| reported == reason), "{reason:?}");
+        } else {
+            let next = attempt.number + 1;
+            let is_next = match after.state {
+                JobState::Queued { attempt } | JobState::Provisioning { attempt, .. } => {
+                    attempt == next
+                }
+                // Its arch may not be had any more: it is refused in the same step.
+                JobState::Failed { reason: FailureReason::Emulation, .. } => {
+                    fairness::must_be_native(after) && !fairness::has_native(&world.core, after)
+                }
+                _ => false,
+            };
+            assert!(is_next, "{after:?} is not tried again");
+        }
+    }
+}
+
+/// What agents held that they should not, and have not said that they stopped.
+#[derive(Default)]
+pub(crate) struct Strays(BTreeMap<MachineId, BTreeSet<Attempt>>);
+
+impl Strays {
+    /// Checks that no registered machine is free before its agent has stopped everything.
+    pub(crate) fn check(&mut self, core: &State, event: &Event) {
+        match event {
+            Event::AgentConnected { machine, holds, .. } => {
+                let record = core.machines.get(machine);
+                let current = record.and_then(|it| current(core, it));
+                let exports = record.and_then(|it| it.exporting).map(|export| export.attempt);
+                let is_stray = |held: &Attempt| Some(*held) != current && Some(*held) != exports;
+                let strays = holds.iter().copied().filter(is_stray);
+                self.0.insert(*machine, strays.collect());
+            }
+            Event::JobReported { machine, job, attempt, report } if !report.exporting_cache => {
+                if let Some(strays) = self.0.get_mut(machine) {
+                    strays.remove(&Attempt { job: *job, number: *attempt });
+                }
+            }
+            _ => {}
+        }
+        let mut free = core.live_machines().filter(|it| it.state == MachineState::Ready);
+        let is_stopping = |id| self.0.get(id).is_some_and(|strays| !strays.is_empty());
+        assert!(!free.any(|it| it.connected && is_stopping(&it.id)), "a machine is free too soon");
+    }
+}
+
+/// Whether the agent is told to stop the attempt.
+fn is_stopped(id: MachineId, stopped: Attempt, effects: &[Effect]) -> bool {
+    let is_it = |effect: &Effect| match *effect {
+        Effect::Cancel { machine, job, attempt, .. } => {
+            (machine, Attempt { job, number: attempt }) == (id, stopped)
+        }
+        _ => false,
+    };
+    effects.iter().any(is_it)
+}
+
+/// Nothing has become of the job but that it may have got a machine, which was freed by the step.
+fn assert_unmoved(before: &Job, after: &Job) {
+    match (&before.state, &after.state) {
+        (JobState::Queued { attempt: old }, JobState::Provisioning { attempt: new, .. }) => {
+            assert_eq!(old, new);
+        }
+        _ => assert_eq!(before, after, "somebody else's report counted"),
+    }
+}
+
+impl LiveWork {
+    fn of(core: &State, machine: &Machine, event: &Event) -> Option<Self> {
+        let attempt = current(core, machine)?;
+        let job = core.jobs.get(&attempt.job)?;
+        Some(Self {
+            machine: machine.clone(),
+            attempt,
+            job: job.clone(),
+            usual: match event {
+                Event::MachineInterrupted { .. } => interrupted::usual_time(core, job),
+                _ => None,
+            },
+            is_hasty: job.took_over.is_some()
+                && matches!(job.state, JobState::Provisioning { .. })
+                && attempt.number < core.limits.max_attempts,
+        })
+    }
+
+    /// 2. A machine doing live work is never swept. Nothing but the machine itself, its limits and
+    ///    the end of the run takes an attempt from it.
+    fn check(&self, world: &World, event: &Event, effects: &[Effect], cancelled: &[RunId]) {
+        let Attempt { job, number } = self.attempt;
+        let id = self.machine.id;
+        let job_after = world.core.jobs.get(&job);
+        if job_after.and_then(|job| job.state.attempt_on(id)) == Some(number) {
+            assert!(
+                !self.must_end(event, world, cancelled),
+                "{event:?} left {:?} to {id}",
+                self.attempt
+            );
+            return;
+        }
+        assert!(self.may_end(event, world, cancelled), "{event:?} took {job} from {id}");
+        self.check_reason(&world.core, event);
+        let machine = world.core.machines.get(&id);
+        let goes_on = machine.is_some_and(|machine| {
+            let exports = machine.exporting.is_some_and(|export| export.attempt == self.attempt);
+            !exports
+                && machine.connected
+                && machine.state == MachineState::Busy { job, attempt: number }
+        });
+        if goes_on {
+            assert!(
+                is_stopped(id, self.attempt, effects),
+                "{id} is not told to stop {:?}",
+                self.attempt
+            );
+        }
+    }
+
+    fn may_end(&self, event: &Event, world: &World, cancelled: &[RunId]) -> bool {
+        let id = self.machine.id;
+        match event {
+            Event::Tick => self.limits(world).into_iter().any(|limit| !is_coming(limit, world)),
+            Event::JobReported { machine, job, attempt, .. } => {
+                *machine == id && self.attempt == Attempt { job: *job, number: *attempt }
+            }
+            Event::LaunchRefused { machine, .. } => {
+                *machine == id && self.machine.state == MachineState::Requested
+            }
+            Event::AgentConnected { machine, holds, .. } => {
+                *machine == id && self.is_running() && !holds.contains(&self.attempt)
+            }
+            Event::MachineGone { machine, .. } | Event::StaticMachineRemoved { machine } => {
+                *machine == id
+            }
+            Event::MachineInterrupted { .. } => self.is_cut(event, world),
+            _ => cancelled.contains(&self.job.run),
+        }
+    }
+
+    fn must_end(&self, event: &Event, world: &World, cancelled: &[RunId]) -> bool {
+        match event {
+            Event::Tick => self.limits(world).into_iter().any(|limit| is_over(limit, world)),
+            Event::MachineInterrupted { .. } => self.is_cut(event, world),
+            _ => cancelled.contains(&self.job.run),
+        }
+    }
+
+    const fn is_running(&self) -> bool {
+        matches!(self.job.state, JobState::Running { .. })
+    }
+
+    /// Until when the machine may keep the attempt.
+    fn limits(&self, world: &World) -> Vec<Limit> {
+        let limits = &world.core.limits;
+        let machine = &self.machine;
+        let work = self.job.timeout.saturating_add(limits.job_grace);
+        let limit = match (machine.state, &self.job.state) {
+            (MachineState::Requested | MachineState::Booting, _) => {
+                Limit::of(machine.requested_at, limits.boot)
+            }
+            _ if !machine.connected && self.is_hasty => {
+                Limit::of(machine.contact_at, Duration::from_secs(10))
+            }
+            _ if !machine.connected => Limit::of(machine.contact_at, limits.reconnect_grace),
+            (_, JobState::Running { .. }) => {
+                Limit::of(self.job.started_at.expect("a running job has started"), work)
+            }
+            _ => Limit::of(self.job.assigned_at.expect("a busy machine's job is assigned"), work),
+        };
+        [limit, Limit::lease_of(machine)].into_iter().chain(self.taken_back()).collect()
+    }
+}
+
+/// 1. No machine outlives its lease.
+fn check_lease(world: &World, before: &Machine, event: &Event) {
+    if matches!(event, Event::Tick) && is_over(Limit::lease_of(before), world) {
+        let state = world.core.machines.get(&before.id).map(|machine| machine.state);
+        let is_ending = matches!(state, Some(MachineState::Terminating | MachineState::Terminated));
+        assert!(is_ending, "{} outlives its lease", before.id);
+    }
+}
+
+/// Since when the agent of a registered machine should have stopped what it has; `None`: it works, or
+/// has nothing.
+fn told_to_stop_at(core: &State, machine: &Machine) -> Option<Timestamp> {
+    let MachineState::Busy { job, .. } = machine.state else { return None };
+    if machine.kind == MachineKind::Launched || current(core, machine).is_some() {
+        return None;
+    }
+    let exporting = machine.exporting.map(|export| (export.attempt, export.until));
+    if exporting.is_some() && machine.stopping.is_empty() {
+        return None;
+    }
+    let told = exporting.filter(|(attempt, _)| machine.stopping.contains(attempt));
+    let told_at = told.map(|(_, told_at)| told_at).unwrap_or_default();
+    let ended_at = core.jobs.get(&job).and_then(|job| job.ended_at).unwrap_or_default();
+    Some(ended_at.max(machine.contact_at).max(told_at))
+}
+
+/// A registered machine is free only when its agent says so, or says nothing any more.
+fn check_registered(core: &State, before: &Machine, event: &Event) {
+    let MachineState::Busy { job, attempt } = before.state else { return };
+    let Some(after) = core.machines.get(&before.id) else { return };
+    if before.kind != MachineKind::Static || after.state == before.state {
+        return;
+    }
+    let id = before.id;
+    let has_merge = |job: &JobId| core.jobs.get(job).is_some_and(|job| job.took_over.is_some());
+    if matches!(&after.state, MachineState::Busy { job, .. } if has_merge(job)) {
+        let exporting = before.exporting.map(|export| export.attempt.job);
+        // The next attempt of a merge goes to the builder that has just given up the one before.
+        let gave_up = matches!(event, Event::JobReported { machine, job: reported, attempt: number, .. }
+            if (*machine, *reported, *number) == (id, job, attempt));
+        let is_free = exporting == Some(job) || has_ended(core, job) || gave_up;
+        assert!(is_free, "{id} is given a merge beside its work");
+        return;
+    }
+    let is_its_own = match event {
+        Event::JobReported { machine, job: reported, attempt: number, .. } => {
+            (*machine, *reported, *number) == (id, job, attempt)
+        }
+        Event::AgentConnected { machine, .. } | Event::StaticMachineRemoved { machine } => {
+            *machine == id
+        }
+        Event::Tick => !before.connected,
+        _ => false,
+    };
+    assert!(is_its_own, "{event:?} freed {id}, which is busy with {job}");
+}
+
+fn has_ended(core: &State, job: JobId) -> bool {
+    core.jobs.get(&job).is_some_and(|job| job.state.is_final())
+}
+
+/// Whether a limit has passed, also for those who could not report to a core that was not there.
+fn is_over(limit: Limit, world: &World) -> bool {
+    let limits = &world.core.limits;
+    let patience = limits.reconnect_grace.saturating_add(limits.job_grace);
+    limit.with_patience(world, patience) <= world.now
+}
+
+/// Whether a limit has not passed, or somebody could not report in time.
+fn is_coming(limit: Limit, world: &World) -> bool {
+    limit.with_patience(world, world.core.limits.reconnect_grace) > world.now
+}
+
+/// The attempt that the machine is for or works on.
+pub(crate) fn current(core: &State, machine: &Machine) -> Option<Attempt> {
+    let job = match machine.state {
+        MachineState::Busy { job, .. } => job,
+        _ => machine.requested_for?,
+    };
+    let number = core.jobs.get(&job)?.state.attempt_on(machine.id)?;
+    Some(Attempt { job, number })
+}

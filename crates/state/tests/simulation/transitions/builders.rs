@@ -1,0 +1,145 @@
+//! What builders do after their job has completed: they export its cache, and merge.
+
+use stagely_state::ids::RunId;
+use stagely_state::{Attempt, Effect, Event, JobKind, Machine, MachineKind, MachineState, State};
+
+use super::{Before, Limit, current, is_coming, is_over, is_stopped};
+use crate::world::World;
+
+/// A cache that a machine exported, not told to stop.
+pub(super) struct Export {
+    machine: Machine,
+    attempt: Attempt,
+    run: RunId,
+    limit: Limit,
+}
+
+impl Before {
+    /// Nothing but the agent itself, the limits and the end of the run ends an export; and these do.
+    pub(super) fn check_export(
+        &self,
+        world: &World,
+        export: &Export,
+        event: &Event,
+        effects: &[Effect],
+        cancelled: &[RunId],
+    ) {
+        let (id, attempt) = (export.machine.id, export.attempt);
+        let work = self.work.iter().find(|work| work.machine.id == id);
+        let limits = || {
+            export.limits(world).into_iter().chain(work.into_iter().flat_map(|it| it.limits(world)))
+        };
+        let is_cancelled = cancelled.contains(&export.run);
+        let has_ended = match event {
+            Event::JobReported { machine, job, attempt: number, report } => {
+                let is_it = (*machine, *job, *number) == (id, attempt.job, attempt.number);
+                is_it && !report.exporting_cache
+            }
+            Event::AgentConnected { machine, session, holds, .. } => {
+                let is_newest = world.newest.get(machine) == Some(session);
+                *machine == id && is_newest && !holds.contains(&attempt)
+            }
+            Event::Tick => export.limits(world).into_iter().any(|limit| is_over(limit, world)),
+            _ => false,
+        };
+        let must_end = is_cancelled || has_ended;
+        let after = world.core.machines.get(&id).filter(|machine| {
+            let goes_on = machine.exporting.is_some_and(|export| export.attempt == attempt);
+            goes_on && !machine.stopping.contains(&attempt)
+        });
+        if after.is_some() {
+            assert!(!must_end, "{event:?} lets {id} export {attempt:?}");
+            return;
+        }
+        let may_end = match event {
+            Event::Tick => limits().any(|limit| !is_coming(limit, world)),
+            Event::JobReported { machine, job, attempt: number, report } => {
+                let is_it = (*machine, *job, *number) == (id, attempt.job, attempt.number);
+                is_it && !report.exporting_cache
+            }
+            Event::AgentConnected { machine, holds, .. } => {
+                *machine == id && !holds.contains(&attempt)
+            }
+            Event::MachineGone { machine, .. } | Event::StaticMachineRemoved { machine } => {
+                *machine == id
+            }
+            // A launched machine ends with the work that it has beside the export.
+            Event::MachineInterrupted { machine, .. } => {
+                *machine == id && work.is_some_and(|work| work.is_cut(event, world))
+            }
+            _ => is_cancelled,
+        };
+        assert!(may_end, "{event:?} ends the export of {attempt:?} on {id}");
+        let is_kept = world.core.machines.get(&id).is_some_and(|machine| {
+            machine.kind == MachineKind::Static
+                && machine.connected
+                && machine.stopping.contains(&attempt)
+        });
+        assert!(!is_kept || is_stopped(id, attempt, effects), "{id} is not told to stop exporting");
+    }
+
+    /// No machine is got for a merge while a builder of its build is there and has nothing else to do.
+    pub(super) fn check_merges(&self, world: &World, event: &Event, effects: &[Effect]) {
+        let core = &world.core;
+        for effect in effects {
+            let machine = match effect {
+                Effect::Launch { machine } | Effect::Assign { machine, .. } => {
+                    &core.machines[machine]
+                }
+                _ => continue,
+            };
+            let Some(attempt) = current(core, machine).filter(|it| !self.had(machine.id, *it))
+            else {
+                continue;
+            };
+            let job = &core.jobs[&attempt.job];
+            if !matches!(job.kind, JobKind::Merge { .. }) || job.took_over.is_some() {
+                continue;
+            }
+            let idle = core.live_machines().find(|builder| {
+                let exporting = builder.exporting.map(|export| export.attempt.job);
+                builder.connected
+                    && builder.interruption.is_none()
+                    && builder.stopping.is_empty()
+                    && current(core, builder).is_none()
+                    && exporting.is_some_and(|exporting| job.needs.contains(&exporting))
+            });
+            assert!(idle.is_none(), "{} could merge for {}", idle.expect("some").id, job.id);
+            if let Event::JobReported { machine: last, job: finished, .. } = event
+                && job.needs.contains(finished)
+                && let Some((before, _)) = self.machines.iter().find(|(it, _)| it.id == *last)
+                && self
+                    .work
+                    .iter()
+                    .any(|work| work.attempt.job == *finished && work.machine.id == *last)
+            {
+                let is_busy = matches!(before.state, MachineState::Busy { .. });
+                let will_stay = before.connected && before.interruption.is_none();
+                let will_do = will_stay && before.stopping.is_empty() && is_busy;
+                assert!(!will_do, "{last} has just finished and could merge for {}", job.id);
+            }
+        }
+    }
+}
+
+impl Export {
+    pub(super) fn of(core: &State, machine: &Machine) -> Option<Self> {
+        let export = machine.exporting?;
+        if machine.stopping.contains(&export.attempt) {
+            return None;
+        }
+        let job = core.jobs.get(&export.attempt.job)?;
+        let limit = Limit { since: job.ended_at.expect("it completed"), at: export.until };
+        let machine = machine.clone();
+        Some(Self { machine, attempt: export.attempt, run: job.run, limit })
+    }
+
+    /// Until when the machine may go on.
+    fn limits(&self, world: &World) -> Vec<Limit> {
+        let machine = &self.machine;
+        let grace = world.core.limits.reconnect_grace;
+        // Work beside it has a shorter limit at times.
+        let silence = (!machine.connected).then(|| Limit::of(machine.contact_at, grace));
+        [self.limit, Limit::lease_of(machine)].into_iter().chain(silence).collect()
+    }
+}

@@ -1,0 +1,226 @@
+//! What the cloud's notices and refusals do to machines and their work, and what they must leave alone.
+
+use std::time::Duration;
+
+use stagely_protocol::FailureReason;
+use stagely_state::{
+    Attempt, Effect, Event, Interruption, Job, JobKind, JobOutcome, JobState, LaunchRefusal,
+    Machine, MachineKind, State, Timestamp,
+};
+
+use super::{Before, Limit, LiveWork, current};
+use crate::world::World;
+
+/// A machine that is still there this long after its time is not waited for.
+const TAKEN_BACK_GRACE: Duration = Duration::from_secs(10);
+
+/// What a merge is trusted to end in.
+const MERGE_TIME: Duration = Duration::from_secs(30);
+
+impl Before {
+    /// A machine's record says what its agent last announced; who has it, and why, never changes.
+    pub(super) fn check_announced(&self, core: &State, event: &Event) {
+        for (before, _) in &self.machines {
+            let Some(after) = core.machines.get(&before.id) else { continue };
+            let fixed = |it: &Machine| (it.provider, it.fleet, it.arch, it.on_demand);
+            assert_eq!(fixed(before), fixed(after), "{} is another machine", before.id);
+            assert_eq!(after.interruption, announced(before, event), "{event:?}");
+            match event {
+                Event::MachineLaunched { machine, placement: Some(placement) }
+                    if *machine == before.id =>
+                {
+                    assert_eq!(after.placement.as_ref(), Some(placement));
+                }
+                _ => assert_eq!(after.placement, before.placement),
+            }
+        }
+    }
+
+    /// A job waits for capacity after a refusal, for as long as it should and no longer.
+    pub(super) fn check_postponed(&self, world: &World, event: &Event) {
+        for (id, until) in &self.postponed {
+            let Some(job) = world.core.jobs.get(id) else { continue };
+            let is_due = *until <= world.now;
+            match &job.state {
+                JobState::Queued { .. } if matches!(event, Event::Tick) && is_due => {
+                    assert_eq!(job.not_before, None, "{id} waits for ever");
+                }
+                JobState::Queued { .. } => assert_eq!(job.not_before, Some(*until)),
+                JobState::Provisioning { .. } => {
+                    // A builder of its own is there, so it needs no capacity.
+                    assert!(is_due || job.took_over.is_some(), "{id} does not wait");
+                }
+                state => assert!(state.is_final(), "{id} does not wait"),
+            }
+        }
+        let refused = self.refused(event);
+        for job in world.core.jobs.values() {
+            let Some(until) = job.not_before else { continue };
+            if !self.postponed.contains_key(&job.id) {
+                assert_eq!(refused.map(|attempt| attempt.job), Some(job.id), "{event:?}");
+                let wait = world.core.limits.capacity_wait * job.attempt;
+                assert_eq!(until, world.now.after(wait), "{} waits for too long", job.id);
+            }
+        }
+        let refused = refused.and_then(|attempt| world.core.jobs.get(&attempt.job));
+        if let Some(job) = refused.filter(|job| matches!(job.state, JobState::Queued { .. })) {
+            assert!(job.not_before.is_some(), "{} is launched again at once", job.id);
+        }
+    }
+
+    /// The attempt whose machine is not to be had for lack of capacity.
+    fn refused(&self, event: &Event) -> Option<Attempt> {
+        let Event::LaunchRefused { machine, refusal } = event else { return None };
+        if matches!(refusal, LaunchRefusal::Permanent(_)) {
+            return None;
+        }
+        let work = self.work.iter().find(|work| work.machine.id == *machine);
+        work.map(|work| work.attempt)
+    }
+
+    /// Who gets a machine: one that will stay, and on demand where it is the last attempt.
+    pub(super) fn check_given(&self, core: &State, effects: &[Effect]) {
+        for effect in effects {
+            let (Effect::Launch { machine } | Effect::Assign { machine, .. }) = effect else {
+                continue;
+            };
+            let machine = &core.machines[machine];
+            let Some(attempt) = current(core, machine).filter(|it| !self.had(machine.id, *it))
+            else {
+                continue;
+            };
+            assert_eq!(machine.interruption, None, "{} gets {attempt:?}", machine.id);
+            if let Effect::Launch { .. } = effect {
+                let is_last = attempt.number >= core.limits.max_attempts;
+                assert_eq!(machine.on_demand, is_last, "{attempt:?} is on the wrong market");
+                let provider = core.launchable().find(|(arch, _)| *arch == machine.arch);
+                assert_eq!(provider, Some((machine.arch, machine.provider)), "{}", machine.id);
+            }
+        }
+    }
+
+    /// Counts what happened, so that a schedule without it proves nothing about it.
+    pub(crate) fn note(&self, world: &mut World, event: &Event) {
+        match event {
+            Event::MachineInterrupted { machine, interruption: Interruption::Certain { .. } } => {
+                let Some(work) = self.work.iter().find(|work| work.machine.id == *machine) else {
+                    return world.meet("a notice finds no work");
+                };
+                world.meet(match (work.is_cut(event, world), &work.job.kind) {
+                    (true, _) => "a notice ends work",
+                    (false, JobKind::Build { .. }) => "a build goes on after a notice",
+                    (false, JobKind::Merge { .. }) => "a merge goes on after a notice",
+                });
+            }
+            Event::Tick => {
+                let is_late = |work: &LiveWork| {
+                    let limit = work.taken_back();
+                    limit.is_some_and(|limit| super::is_over(limit, world))
+                };
+                let is_lease = |(machine, _): &(Machine, Option<Timestamp>)| {
+                    super::is_over(Limit::lease_of(machine), world)
+                };
+                let (late, leases) = (
+                    self.work.iter().filter(|work| is_late(work)).count(),
+                    self.machines.iter().filter(|it| is_lease(it)).count(),
+                );
+                for _ in 0..late {
+                    world.meet("work does not end before its machine is taken back");
+                }
+                for _ in 0..leases {
+                    world.meet("a lease runs out");
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// What a machine's record should say of it after `event`.
+fn announced(before: &Machine, event: &Event) -> Option<Interruption> {
+    use stagely_state::MachineState::{Terminated, Terminating};
+    let old = before.interruption;
+    match event {
+        Event::MachineInterrupted { machine, interruption } if *machine == before.id => {
+            let is_over = matches!(before.state, Terminating | Terminated);
+            let is_certain = matches!(old, Some(Interruption::Certain { .. }));
+            let is_kept = is_over || is_certain && *interruption == Interruption::Likely;
+            if is_kept { old } else { Some(*interruption) }
+        }
+        Event::AgentConnected { machine, .. }
+            if *machine == before.id && before.kind == MachineKind::Static =>
+        {
+            None
+        }
+        _ => old,
+    }
+}
+
+impl LiveWork {
+    /// Until when a machine that the cloud wants back may keep the attempt.
+    pub(super) fn taken_back(&self) -> Option<Limit> {
+        let Some(Interruption::Certain { at }) = self.machine.interruption else { return None };
+        Some(Limit { since: self.machine.requested_at, at: at.after(TAKEN_BACK_GRACE) })
+    }
+
+    /// 2. Whether a notice takes the attempt from the machine: it cannot end in time.
+    pub(super) fn is_cut(&self, event: &Event, world: &World) -> bool {
+        let Event::MachineInterrupted { machine, interruption } = event else { return false };
+        let is_new = self.machine.interruption != Some(*interruption);
+        match interruption {
+            Interruption::Certain { at } if *machine == self.machine.id && is_new => {
+                !self.ends_by(*at, world.now)
+            }
+            _ => false,
+        }
+    }
+
+    fn ends_by(&self, at: Timestamp, now: Timestamp) -> bool {
+        match (&self.job.kind, &self.job.state) {
+            (JobKind::Merge { .. }, _) => now.after(MERGE_TIME) <= at,
+            (JobKind::Build { .. }, JobState::Running { deadline, .. }) => {
+                let end = self.usual.zip(self.job.started_at);
+                let end = end.map(|(usual, since)| since.after(usual * 5 / 4));
+                *deadline <= at || end.is_some_and(|end| (now..=at).contains(&end))
+            }
+            _ => false,
+        }
+    }
+
+    /// What is lost with a machine that the cloud takes back is not put down to anything else.
+    pub(super) fn check_reason(&self, core: &State, event: &Event) {
+        let Some(job) = core.jobs.get(&self.attempt.job) else { return };
+        let lost = job.lost_attempts.iter().find(|lost| lost.attempt == self.attempt.number);
+        let reason = match (lost, &job.state) {
+            (Some(lost), _) => &lost.reason,
+            (None, JobState::Failed { reason, .. }) => reason,
+            _ => return,
+        };
+        let is_certain = matches!(self.machine.interruption, Some(Interruption::Certain { .. }));
+        let is_interruption = *reason == FailureReason::SpotInterruption;
+        let should_be = match event {
+            Event::MachineInterrupted { .. } | Event::MachineGone { taken_back: true, .. } => true,
+            Event::MachineGone { .. } | Event::AgentConnected { .. } => is_certain,
+            Event::JobReported { report, .. } if report.outcome == JobOutcome::Cancelled => {
+                is_certain
+            }
+            Event::Tick => is_certain && !matches!(reason, FailureReason::Timeout { .. }),
+            _ => false,
+        };
+        assert_eq!(is_interruption, should_be, "{event:?}: {reason:?}");
+    }
+}
+
+/// How long the same job took when it last completed in the same environment.
+pub(super) fn usual_time(core: &State, job: &Job) -> Option<Duration> {
+    let environment = core.runs.get(&job.run)?.environment;
+    let earlier = core.jobs.values().filter(|earlier| {
+        core.runs[&earlier.run].environment == environment
+            && (&earlier.name, earlier.emulated) == (&job.name, job.emulated)
+            && matches!(earlier.state, JobState::Completed { .. })
+            && earlier.kept_from.is_none()
+            && earlier.started_at.is_some()
+    });
+    let last = earlier.max_by_key(|earlier| earlier.run)?;
+    Some(last.ended_at?.since(last.started_at?))
+}

@@ -1,0 +1,206 @@
+//! What core's effects do to the cloud, the registry and the agents, and what comes back.
+
+use std::collections::BTreeSet;
+
+use stagely_state::ids::{EnvironmentId, MachineId, RunId};
+use stagely_state::{Attempt, Effect, Event, JobKind, LaunchRefusal};
+
+use super::{World, is_superseded};
+use crate::agents::{Order, Task};
+use crate::plans;
+
+impl World {
+    pub(super) fn perform_any(&mut self) {
+        if !self.in_flight.is_empty() {
+            let index = self.rng.below(self.in_flight.len() as u64);
+            let effect = self.in_flight.swap_remove(usize::try_from(index).expect("small"));
+            self.perform(&effect);
+        }
+    }
+
+    pub(super) fn perform(&mut self, effect: &Effect) {
+        self.trace(|_| format!("performs {effect:?}"));
+        match *effect {
+            Effect::CheckCommand { environment, ref command } => {
+                self.check_command(environment, command);
+            }
+            Effect::Report { environment } => self.report(environment),
+            Effect::Tag { environment, ref variant } => self.tag(environment, variant),
+            Effect::CleanUp { environment } => self.delete_caches(environment),
+            Effect::Plan { run } => self.plan(run),
+            Effect::Launch { machine } => self.launch(machine),
+            Effect::Terminate { machine } => self.terminate(machine),
+            Effect::Assign { machine, job, attempt } => {
+                self.assign(machine, Attempt { job, number: attempt });
+            }
+            Effect::Cancel { machine, job, attempt, .. } => {
+                self.tell(machine, Order::Stop(Attempt { job, number: attempt }));
+            }
+            Effect::Disconnect { machine } => self.break_session(machine),
+        }
+    }
+
+    pub(super) fn fault(&mut self, percent: u64) -> bool {
+        self.has_faults && self.rng.chance(percent)
+    }
+
+    fn plan(&mut self, run: RunId) {
+        let Some(record) = self.disk.runs.get(&run) else { return };
+        if self.has_faults && self.rng.chance(10) {
+            return self.defer(run);
+        }
+        let plan = if self.has_faults && self.rng.chance(10) {
+            Err(plans::failure())
+        } else {
+            Ok(plans::plan(&mut self.rng, record))
+        };
+        self.deliver(Event::RunPlanned { run, plan });
+    }
+
+    /// Reads the committed record when it begins, as every effect does.
+    fn tag(&mut self, environment: EnvironmentId, variant: &str) {
+        let again = Effect::Tag { environment, variant: variant.to_owned() };
+        let Some(image) = self.disk.environments[&environment].images.get(variant).cloned() else {
+            panic!("{variant} is tagged without an image");
+        };
+        if self.fault(10) {
+            return self.in_flight.push(again);
+        }
+        let is_old = self.disk.runs.get(&image.run).is_some_and(is_superseded);
+        let result = if is_old || self.fault(10) {
+            self.registry.refuse(&image);
+            Err("refused".to_owned())
+        } else {
+            self.registry.tag(&image, &self.requested);
+            Ok(())
+        };
+        if self.fault(15) {
+            // The answer is lost: core asks again.
+            return self.in_flight.push(again);
+        }
+        let (variant, digest) = (variant.to_owned(), image.digest);
+        self.answers.push(Event::ImageTagged { environment, variant, digest, result });
+    }
+
+    /// Keeps the caches of an environment that is open again.
+    fn delete_caches(&mut self, environment: EnvironmentId) {
+        let record = &self.disk.environments[&environment];
+        let refs = if record.closed { record.cache_refs.clone() } else { BTreeSet::new() };
+        for cache in &refs {
+            self.registry.caches.remove(cache);
+        }
+        if record.closed && record.has_images && record.pull_request.is_some() {
+            self.registry.delete_images(environment);
+        }
+        if self.fault(20) {
+            return self.in_flight.push(Effect::CleanUp { environment });
+        }
+        self.answers.push(Event::CleanedUp { environment, refs });
+    }
+
+    /// Core hears from the registry.
+    pub(super) fn answer(&mut self) {
+        if !self.answers.is_empty() {
+            let index = self.rng.below(self.answers.len() as u64);
+            let answer = self.answers.swap_remove(usize::try_from(index).expect("small"));
+            self.deliver(answer);
+        }
+    }
+
+    fn launch(&mut self, machine: MachineId) {
+        let record = self.disk.machines.get(&machine);
+        let provider = record.expect("no machine is launched before its record is stored").provider;
+        if self.cloud.has_launched(machine) {
+            self.meet("a launch is asked for again");
+        }
+        let has_agent = self.core.machines.get(&machine).is_some_and(|it| it.system_info.is_some());
+        // The contract lets a provider refuse to repeat a launch once its machine has shown itself.
+        let may_refuse = !self.cloud.has_launched(machine) || has_agent;
+        if !may_refuse || !self.fault(30) {
+            self.start_vm(machine, provider);
+            if self.fault(15) {
+                // The answer is lost: core asks again.
+                self.meet("the answer to a launch is lost");
+                return self.in_flight.push(Effect::Launch { machine });
+            }
+            let placement = Some(self.placement(machine));
+            return self.deliver(Event::MachineLaunched { machine, placement });
+        }
+        let why = String::new();
+        let refusal = match self.rng.below(4) {
+            0 => {
+                self.meet("a launch is refused for good");
+                LaunchRefusal::Permanent(why)
+            }
+            1 => {
+                if self.rng.chance(50) {
+                    self.meet("a launch of which nobody knows succeeds");
+                    self.start_vm(machine, provider);
+                } else {
+                    self.meet("a launch of which nobody knows fails");
+                }
+                LaunchRefusal::Unclear(why)
+            }
+            _ => {
+                self.meet("a launch finds no capacity");
+                LaunchRefusal::NoCapacity(why)
+            }
+        };
+        self.deliver(Event::LaunchRefused { machine, refusal });
+    }
+
+    fn terminate(&mut self, machine: MachineId) {
+        let is_launching = self.in_flight.contains(&Effect::Launch { machine });
+        assert!(!is_launching, "{machine} is launched and terminated at once");
+        // A sweep may have found it gone, and retention may have deleted its record since.
+        let Some(record) = self.disk.machines.get(&machine) else {
+            return self.deliver(Event::MachineGone { machine, taken_back: false });
+        };
+        let (provider, has_it) = (record.provider, self.cloud.provider_of(machine));
+        assert!(
+            has_it.is_none_or(|it| it == provider),
+            "{provider} is to end {machine} of another"
+        );
+        if self.fault(10) {
+            self.meet("a termination fails");
+            return self.in_flight.push(Effect::Terminate { machine });
+        }
+        self.end_found(machine);
+        if self.fault(10) {
+            self.meet("the answer to a termination is lost");
+            return self.in_flight.push(Effect::Terminate { machine });
+        }
+        self.deliver(Event::MachineGone { machine, taken_back: false });
+    }
+
+    /// An effect may run late: what is not wanted any more is not sent.
+    fn assign(&mut self, machine: MachineId, attempt: Attempt) {
+        let holder = *self.given.entry(attempt).or_insert(machine);
+        assert_eq!(holder, machine, "{attempt:?} is given to a second machine");
+        let stored = self.disk.jobs.get(&attempt.job);
+        let on_disk = stored.and_then(|job| job.state.attempt_on(machine));
+        if let Some(job) = stored.filter(|_| on_disk == Some(attempt.number)) {
+            let task = match &job.kind {
+                JobKind::Build { push, cache_to, .. } => {
+                    Task { pushes: *push, cache: cache_to.clone() }
+                }
+                JobKind::Merge { .. } => Task { pushes: true, cache: None },
+            };
+            self.tell(machine, Order::Begin(attempt, task));
+        }
+    }
+
+    pub(super) fn tell(&mut self, machine: MachineId, order: Order) {
+        let session = self.agents.get_mut(&machine).and_then(|agent| agent.session.as_mut());
+        if let Some(session) = session.filter(|session| session.is_open) {
+            session.to_agent.push_back(order);
+        }
+    }
+
+    pub(super) fn break_session(&mut self, machine: MachineId) {
+        let session = self.agents.get_mut(&machine).and_then(|agent| agent.session.take());
+        if let Some(session) = session {
+            self.broken.insert((machine, session.number));
+        }
+    }
+}

@@ -1,0 +1,369 @@
+//! What comes from GitHub to core: deliveries that are late, repeated, reordered and lost, and lists in which
+//! core finds what it missed. And what core tells GitHub.
+
+use std::collections::BTreeMap;
+use std::mem;
+use std::time::Duration;
+
+use stagely_protocol::CommitSha;
+use stagely_state::ids::{EnvironmentId, ProjectId, RunId};
+use stagely_state::{
+    Approval, Command, CommandKind, Effect, Environment, Event, GithubRun, Head, HeadSource, Run,
+    Told, Trigger,
+};
+
+use super::World;
+use crate::github::{self, Delivery, LINKED, News, PullRequest, Said, Write};
+
+/// A comparison of a project with its repository.
+pub(crate) struct Listing {
+    project: ProjectId,
+    /// What core believed when it began: of each pull request its environment, and the head of an open one.
+    believed: BTreeMap<u64, Believed>,
+    /// What differs; `None`: GitHub has not answered yet.
+    found: Option<Vec<Found>>,
+}
+
+struct Believed {
+    environment: EnvironmentId,
+    head: Option<CommitSha>,
+    is_closed: bool,
+}
+
+enum Found {
+    Moved(PullRequest),
+    Missing(u64),
+}
+
+impl World {
+    pub(super) fn github_acts(&mut self) {
+        match self.rng.below(100) {
+            0..35 => self.github.change(&mut self.rng),
+            35..70 => self.let_github_deliver(),
+            70..86 => self.list(),
+            86..93 => self.approve_any_run(),
+            93..95 => self.remove_project(),
+            95..98 => self.link_projects(),
+            _ => self.read_lost(),
+        }
+    }
+
+    pub(super) fn link_projects(&mut self) {
+        for id in LINKED.map(ProjectId::from_bits) {
+            if !self.is_linked(id) {
+                self.deliver(Event::ProjectSet { project: github::linked(id) });
+            }
+        }
+    }
+
+    fn remove_project(&mut self) {
+        let project = self.rng.pick(&LINKED).expect("there are some");
+        self.deliver(Event::ProjectRemoved { project: ProjectId::from_bits(project) });
+    }
+
+    fn approve_any_run(&mut self) {
+        let runs: Vec<RunId> = self.core.runs.keys().copied().collect();
+        if let Some(run) = self.rng.pick(&runs) {
+            self.deliver(Event::RunApproved { run, by: "somebody".to_owned() });
+        }
+    }
+
+    pub(crate) fn is_linked(&self, project: ProjectId) -> bool {
+        self.core.projects.get(&project).is_some_and(|it| it.github.is_some())
+    }
+
+    // Deliveries.
+
+    fn let_github_deliver(&mut self) {
+        if self.github.travelling.is_empty() {
+            return;
+        }
+        let index = self.rng.below(self.github.travelling.len() as u64);
+        let index = usize::try_from(index).expect("small");
+        let delivery = self.github.travelling[index].clone();
+        if !self.fault(15) {
+            self.github.travelling.swap_remove(index);
+        }
+        if self.fault(15) {
+            self.github.lost.push(delivery);
+        } else {
+            self.take_delivery(delivery, false);
+        }
+    }
+
+    /// What a list of pull requests says is newer than what is read again.
+    fn take_delivery(&mut self, delivery: Delivery, is_listed: bool) {
+        let Delivery { id, project, news } = delivery.clone();
+        let event = match news {
+            News::Head { .. } | News::Closed { .. } if is_listed => None,
+            _ if !self.is_linked(project) => {
+                self.github.unheard.insert(project);
+                None
+            }
+            news => self.event_of(project, news),
+        };
+        self.github.sent.push(delivery);
+        self.deliver(Event::Delivered { delivery: id, event: event.map(Box::new) });
+    }
+
+    fn event_of(&mut self, project: ProjectId, news: News) -> Option<Event> {
+        match news {
+            News::Head { pull_request, before, is_push } => {
+                let trigger = if is_push { Trigger::PrSynchronized } else { Trigger::PrOpened };
+                let source = HeadSource::Delivery;
+                Some(self.moved(&pull_request, before, trigger, is_push, source))
+            }
+            News::Closed { number, at } => {
+                let environment = self.built(project, number)?;
+                Some(Event::PullRequestClosed { environment, at })
+            }
+            News::Push { commit, before, at } => {
+                let environment = self.environment(project, None);
+                let head = Head { commit: commit.clone(), before, at, is_first: false };
+                let run = self.run(&environment, &commit, Trigger::Push);
+                let source = HeadSource::Delivery;
+                Some(Event::HeadMoved { run: Box::new(run), environment, head, source })
+            }
+            News::Command { number, command } => {
+                let environment = self.built(project, number)?;
+                Some(Event::CommandGiven { environment, command })
+            }
+        }
+    }
+
+    fn moved(
+        &mut self,
+        pull_request: &PullRequest,
+        before: Option<CommitSha>,
+        trigger: Trigger,
+        is_push: bool,
+        source: HeadSource,
+    ) -> Event {
+        let PullRequest { project, number, head, is_fork, updated_at, created_at, .. } =
+            pull_request.clone();
+        let environment = self.environment(project, Some(number));
+        let approval = if is_fork { Approval::Awaited } else { Approval::NotNeeded };
+        let run = Run { from_fork: is_fork, approval, ..self.run(&environment, &head, trigger) };
+        let is_told = source == HeadSource::Delivery;
+        let is_first = is_told && !is_push && updated_at == created_at;
+        let head = Head { commit: head, before, at: updated_at, is_first };
+        Event::HeadMoved { run: Box::new(run), environment, head, source }
+    }
+
+    fn run(&mut self, environment: &Environment, commit: &CommitSha, trigger: Trigger) -> Run {
+        let id = RunId::from_bits(self.rng.id());
+        Run {
+            trigger,
+            requested_ref: Some(commit.to_string()),
+            github: Some(GithubRun { default_branch: "main".to_owned(), is_private: false }),
+            ..Run::new(id, environment, String::new(), self.now)
+        }
+    }
+
+    /// The environment of the pull request or the default branch: the known one, or a new one.
+    fn environment(&mut self, project: ProjectId, number: Option<u64>) -> Environment {
+        let is_it = |it: &&Environment| (it.project, it.pull_request) == (project, number);
+        if let Some(known) = self.core.environments.values().find(is_it) {
+            return known.clone();
+        }
+        let id = EnvironmentId::from_bits(self.rng.id());
+        let mut environment = Environment::new(id, project, String::new());
+        environment.pull_request = number;
+        environment
+    }
+
+    fn built(&self, project: ProjectId, number: u64) -> Option<EnvironmentId> {
+        let mut built = self.core.environments.values();
+        let is_it = |it: &&Environment| (it.project, it.pull_request) == (project, Some(number));
+        built.find(is_it).map(|environment| environment.id)
+    }
+
+    // Lists.
+
+    /// One step of the oldest comparison, or another one begins.
+    fn list(&mut self) {
+        let Some(mut listing) = self.listings.pop_front() else {
+            let project = ProjectId::from_bits(self.rng.pick(&LINKED).expect("there are some"));
+            return self.begin_listing(project);
+        };
+        let Some(found) = &mut listing.found else {
+            listing.found = Some(self.compare(&listing));
+            return self.listings.push_front(listing);
+        };
+        let Some(next) = found.pop() else { return };
+        let project = listing.project;
+        let event = match next {
+            Found::Moved(pull_request) if self.is_linked(project) => {
+                let believed = listing.believed.get(&pull_request.number);
+                let believed = believed.and_then(|it| it.head.clone().filter(|_| !it.is_closed));
+                let is_known = believed.is_some();
+                let trigger = if is_known { Trigger::PrSynchronized } else { Trigger::PrOpened };
+                let source = HeadSource::Listing { believed };
+                Some(self.moved(&pull_request, None, trigger, false, source))
+            }
+            Found::Moved(_) => None,
+            Found::Missing(number) => {
+                let closed = self.github.find(project, number).filter(|it| !it.is_open);
+                let environment = listing.believed[&number].environment;
+                closed.map(|it| Event::PullRequestClosed { environment, at: it.closed_at })
+            }
+        };
+        // A crash forgets the comparison.
+        self.listings.push_front(listing);
+        if let Some(event) = event {
+            self.deliver(event);
+        }
+    }
+
+    fn begin_listing(&mut self, project: ProjectId) {
+        let environments = self.disk.environments.values().filter(|it| it.project == project);
+        let believed = environments.filter_map(|it| {
+            let (environment, is_closed) = (it.id, it.closed);
+            let head = it.head.as_ref().map(|head| head.commit.clone());
+            Some((it.pull_request?, Believed { environment, head, is_closed }))
+        });
+        if self.disk.projects.get(&project).is_some_and(|it| it.github.is_some()) {
+            let believed = believed.collect();
+            self.listings.push_back(Listing { project, believed, found: None });
+        }
+    }
+
+    fn compare(&self, listing: &Listing) -> Vec<Found> {
+        let of_project =
+            self.github.pull_requests.iter().filter(|it| it.project == listing.project);
+        let open: Vec<&PullRequest> = of_project.filter(|it| it.is_open).collect();
+        let is_moved = |listed: &&&PullRequest| {
+            let known = listing.believed.get(&listed.number).filter(|it| !it.is_closed);
+            known.and_then(|it| it.head.as_ref()) != Some(&listed.head)
+        };
+        let moved = open.iter().filter(is_moved).map(|it| Found::Moved((*it).clone()));
+        let is_missing = |(number, it): &(&u64, &Believed)| {
+            !it.is_closed && !open.iter().any(|open| open.number == **number)
+        };
+        let missing = listing.believed.iter().filter(is_missing);
+        moved.chain(missing.map(|(number, _)| Found::Missing(*number))).collect()
+    }
+
+    /// Core reads what did not arrive.
+    fn read_lost(&mut self) {
+        for delivery in mem::take(&mut self.github.lost) {
+            if !self.core.deliveries.contains_key(&delivery.id) {
+                self.take_delivery(delivery, true);
+            }
+        }
+    }
+
+    /// Everything arrives, and core looks for what it has missed; false if there was nothing new.
+    pub(super) fn reconcile(&mut self) -> bool {
+        let before = (self.core.environments.clone(), self.core.runs.clone());
+        while !self.github.travelling.is_empty() {
+            self.let_github_deliver();
+        }
+        while !self.listings.is_empty() {
+            self.list();
+        }
+        for project in LINKED {
+            self.begin_listing(ProjectId::from_bits(project));
+            while !self.listings.is_empty() {
+                self.list();
+            }
+        }
+        self.read_lost();
+        before != (self.core.environments.clone(), self.core.runs.clone())
+    }
+
+    /// Requests that have left may have arrived. What core had not stored is delivered once more when it
+    /// asks.
+    pub(super) fn forget_github(&mut self) {
+        self.listings.clear();
+        for write in mem::take(&mut self.github.writes) {
+            if self.rng.chance(50) {
+                self.github.shown.insert(write.place, write.said);
+            }
+        }
+        let is_stored = |it: &Delivery| self.disk.deliveries.contains_key(&it.id);
+        let (stored, lost) = mem::take(&mut self.github.sent).into_iter().partition(is_stored);
+        self.github.sent = stored;
+        let mut lost: Vec<Delivery> = lost;
+        self.github.lost.append(&mut lost);
+    }
+
+    // What core does at GitHub.
+
+    /// Reads the committed records when it begins to write.
+    pub(super) fn report(&mut self, environment: EnvironmentId) {
+        if self.fault(10) {
+            return self.in_flight.push(Effect::Report { environment });
+        }
+        let record = &self.disk.environments[&environment];
+        let (wanted, place) = (record.report.wanted, (record.project, record.pull_request));
+        let is_linked = self.disk.projects[&record.project].github.is_some();
+        let run = record.report.run.and_then(|run| self.disk.runs.get(&run));
+        let Some(run) = run.filter(|_| is_linked) else {
+            let result = Ok(Told::default());
+            return self.answers.push(Event::Reported { environment, wanted, result });
+        };
+        let said = Said::of(run);
+        let is_superseded = super::is_superseded(run);
+        assert!(!is_superseded, "{} is told of and was superseded", said.run);
+        if self.fault(10) {
+            let result = Err("refused".to_owned());
+            return self.answers.push(Event::Reported { environment, wanted, result });
+        }
+        self.github.writes.push(Write { environment, place, wanted, said });
+    }
+
+    /// What is written arrives; the answer may not.
+    pub(super) fn write(&mut self) {
+        if self.github.writes.is_empty() {
+            return;
+        }
+        let index = self.rng.below(self.github.writes.len() as u64);
+        let write = self.github.writes.swap_remove(usize::try_from(index).expect("small"));
+        let Write { environment, place, wanted, said } = write;
+        self.trace(|_| format!("GitHub shows {said:?} at {place:?}"));
+        self.github.shown.insert(place, said);
+        if self.fault(15) {
+            return self.in_flight.push(Effect::Report { environment });
+        }
+        let result = Ok(Told { comment: Some(1), ..Told::default() });
+        self.answers.push(Event::Reported { environment, wanted, result });
+    }
+
+    pub(super) fn check_command(&mut self, environment: EnvironmentId, command: &Command) {
+        let verdict = if self.fault(20) {
+            Err("they may not".to_owned())
+        } else if let CommandKind::Rebuild { failed_only } = command.kind {
+            self.rebuilt(environment, failed_only).map(|run| Some(Box::new(run)))
+        } else {
+            Ok(None)
+        };
+        let command = command.clone();
+        self.answers.push(Event::CommandChecked { environment, command, verdict });
+    }
+
+    /// The newest run once more.
+    fn rebuilt(&mut self, id: EnvironmentId, failed_only: bool) -> Result<Run, String> {
+        let environment = &self.disk.environments[&id];
+        let newest = environment.newest_run.and_then(|run| self.disk.runs.get(&run));
+        let newest = newest.filter(|it| it.state.is_final() || !failed_only).cloned();
+        let newest = newest.filter(|_| !environment.closed).ok_or("it may not be")?;
+        let id = RunId::from_bits(self.rng.id());
+        Ok(Run {
+            trigger: Trigger::Retry,
+            requested_ref: newest.requested_ref.clone(),
+            from_fork: newest.from_fork,
+            github: newest.github.clone(),
+            approval: newest.approval.clone(),
+            rebuilds: Some(newest.original()),
+            keeps: failed_only.then_some(newest.id),
+            ..Run::new(id, environment, String::new(), self.now)
+        })
+    }
+
+    /// GitHub does not answer while a run is planned.
+    pub(super) fn defer(&mut self, run: RunId) {
+        let until = self.now.after(Duration::from_secs(self.rng.below(900)));
+        self.deliver(Event::PlanDeferred { run, until });
+    }
+}

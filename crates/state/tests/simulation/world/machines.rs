@@ -1,0 +1,306 @@
+//! What becomes of machines without core's doing, and how core hears of it: by the cloud's notices, and by
+//! sweeps that compare a provider's list with the records at any moment.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use stagely_protocol::Arch;
+use stagely_state::comparison::Listed;
+use stagely_state::comparison::{Comparison, Verdict};
+use stagely_state::ids::MachineId;
+use stagely_state::{
+    Event, Interruption, JobKind, MachineKind, Market, Placement, ProviderName, Timestamp, Usd,
+};
+
+use super::World;
+use crate::agents::Agent;
+use crate::cloud::{End, LIST_GRACE};
+
+/// Looks in a row in which a machine must be missing before it counts as gone.
+const LOOKS_MISSING: u32 = 2;
+
+/// The list of a provider, on its way to core.
+pub(super) struct Look {
+    provider: ProviderName,
+    asked_at: Timestamp,
+    listed: Vec<Listed>,
+}
+
+impl World {
+    // The machines.
+
+    pub(super) fn start_vm(&mut self, machine: MachineId, provider: ProviderName) {
+        let lag = self.lag();
+        if !self.cloud.has_launched(machine) {
+            self.cloud.launch(machine, provider, lag);
+            self.agents.insert(machine, Agent::new(machine));
+        } else if self.fault(30) && self.cloud.duplicate(machine, lag) {
+            self.meet("a machine is launched twice");
+        }
+    }
+
+    /// Ends what can be found of it.
+    pub(super) fn end_found(&mut self, machine: MachineId) {
+        let only_found = self.cloud.is_hidden(machine) && self.fault(70);
+        if only_found {
+            self.meet("a new machine cannot be found to be ended");
+        }
+        let end = End { lag: self.lag(), taken_back: false };
+        self.end_as(machine, only_found, end);
+    }
+
+    fn end_as(&mut self, machine: MachineId, only_found: bool, end: End) {
+        if self.cloud.end(machine, only_found, end) {
+            self.break_session(machine);
+            self.agents.remove(&machine);
+        }
+    }
+
+    /// For how long the list is behind.
+    fn lag(&mut self) -> Duration {
+        let lag = self.rng.below(LIST_GRACE.as_secs());
+        if self.fault(40) { Duration::from_secs(lag) } else { Duration::ZERO }
+    }
+
+    pub(super) fn placement(&self, machine: MachineId) -> Placement {
+        let on_demand = self.disk.machines.get(&machine).is_some_and(|record| record.on_demand);
+        Placement {
+            provider_id: machine.to_string(),
+            instance_type: String::new(),
+            zone: None,
+            market: if on_demand { Market::OnDemand } else { Market::Spot },
+            price: Some(Usd(360_000)),
+        }
+    }
+
+    pub(super) fn lose_a_vm(&mut self) {
+        let alive: Vec<MachineId> = self.cloud.alive().collect();
+        if let Some(machine) = self.rng.pick(&alive) {
+            self.trace(|_| format!("{machine} dies"));
+            self.meet("a machine vanishes without a word");
+            let end = End { lag: self.lag(), taken_back: self.rng.chance(30) };
+            self.end_as(machine, false, end);
+            // Most are noticed by their silence before a list can be believed; not where core itself stood still.
+            if self.rng.chance(20) {
+                self.pass(LIST_GRACE + Duration::from_secs(1));
+                self.sweep();
+                self.sweep();
+            }
+        }
+    }
+
+    pub(super) fn arrive(&mut self) {
+        if let Some((machine, provider)) = self.cloud.travelling.pop() {
+            self.trace(|_| format!("a late request launches {machine}"));
+            if !self.cloud.has_launched(machine) {
+                self.meet("a request of a crashed core comes late");
+                self.start_vm(machine, provider);
+                self.cloud.strays.insert(machine);
+            }
+        }
+    }
+
+    // Notices.
+
+    /// The cloud wants a machine back, and its agent hears of it, or will.
+    pub(super) fn interrupt_a_machine(&mut self) {
+        if let Some(machine) = self.interruptible() {
+            self.interrupt(machine);
+        }
+    }
+
+    pub(super) fn interrupt(&mut self, machine: MachineId) {
+        let Some(mut agent) = self.agents.remove(&machine) else { return };
+        let interruption = if self.rng.chance(30) {
+            self.meet("a likely interruption");
+            Interruption::Likely
+        } else {
+            self.meet("a certain interruption");
+            let seconds = if self.rng.chance(50) { 120 } else { self.rng.below(20_000) };
+            Interruption::Certain { at: self.now.after(Duration::from_secs(seconds)) }
+        };
+        let is_heard = !self.fault(10);
+        if !is_heard {
+            self.meet("a notice is lost");
+        }
+        agent.interrupt(interruption, is_heard);
+        self.agents.insert(machine, agent);
+    }
+
+    /// Any machine, but more often one that works, and of those one that merges.
+    fn interruptible(&mut self) -> Option<MachineId> {
+        let jobs = self.core.jobs.values().filter(|job| job.state.machine().is_some());
+        let merges = jobs.clone().filter(|job| matches!(job.kind, JobKind::Merge { .. }));
+        let merging: Vec<MachineId> = merges.filter_map(|job| job.state.machine()).collect();
+        let working: Vec<MachineId> = jobs.filter_map(|job| job.state.machine()).collect();
+        let all: Vec<MachineId> = self.agents.keys().copied().collect();
+        let choices = match self.rng.below(10) {
+            0..3 if !merging.is_empty() => &merging,
+            0..7 if !working.is_empty() => &working,
+            _ => &all,
+        };
+        self.rng.pick(choices)
+    }
+
+    /// Machines that are to be taken back are, or not yet; seldom too early.
+    pub(super) fn take_machines_back(&mut self) {
+        let is_hasty = self.fault(5);
+        let due = self.agents.iter().filter_map(|(machine, agent)| match agent.interruption()? {
+            Interruption::Certain { at } => (is_hasty || at <= self.now).then_some(*machine),
+            Interruption::Likely => None,
+        });
+        let due: Vec<MachineId> = due.collect();
+        if let Some(machine) = self.rng.pick(&due) {
+            self.take_back(machine);
+        }
+    }
+
+    fn take_back(&mut self, machine: MachineId) {
+        self.trace(|_| format!("the cloud takes {machine} back"));
+        if self.cloud.is_alive(machine) {
+            self.meet("an interrupted machine is taken back");
+            let end = End { lag: self.lag(), taken_back: true };
+            self.end_as(machine, false, end);
+        } else {
+            // A registered one comes back.
+            self.meet("an interrupted registered machine comes back");
+            self.change_agent(machine, Agent::reboot);
+        }
+    }
+
+    /// What was announced happens, so that nobody waits for a machine that only seems to be there.
+    pub(super) fn settle_interruptions(&mut self) {
+        let interrupted = self.agents.iter().filter(|(_, agent)| agent.interruption().is_some());
+        let interrupted: Vec<MachineId> = interrupted.map(|(machine, _)| *machine).collect();
+        for machine in interrupted {
+            self.take_back(machine);
+        }
+    }
+
+    // Sweeps.
+
+    /// A provider says which arches it has.
+    pub(super) fn describe(&mut self) {
+        let providers: Vec<ProviderName> = self.providers().into_iter().collect();
+        let Some(provider) = self.rng.pick(&providers) else { return };
+        let arches = Arch::ALL.into_iter().filter(|_| self.rng.chance(60)).collect();
+        self.meet("a provider says what it has");
+        self.deliver(Event::ProviderDescribed { provider, arches });
+    }
+
+    /// Every provider has what the configuration says.
+    pub(super) fn describe_all(&mut self) {
+        for provider in self.providers() {
+            let arches = Arch::ALL.into_iter().collect();
+            self.deliver(Event::ProviderDescribed { provider, arches });
+        }
+    }
+
+    fn providers(&self) -> BTreeSet<ProviderName> {
+        self.core.limits.launchable.values().copied().collect()
+    }
+
+    /// Core asks a provider for its list.
+    pub(super) fn look(&mut self) {
+        let providers: Vec<ProviderName> = self.providers().into_iter().collect();
+        let Some(provider) = self.rng.pick(&providers) else { return };
+        if self.looks.iter().all(|look| look.provider != provider) {
+            self.looks.push_back(self.look_at(provider));
+        }
+    }
+
+    fn look_at(&self, provider: ProviderName) -> Look {
+        let listed = self.cloud.list(provider, !self.has_faults);
+        Look { provider, asked_at: self.now, listed }
+    }
+
+    /// The list arrives, and is compared with the records as they are by now.
+    pub(super) fn compare_machines(&mut self) {
+        let Some(look) = self.looks.pop_front() else { return };
+        self.meet("a sweep");
+        let verdicts = self.verdicts(&look);
+        let provider = look.provider;
+        let missing = |machine: &MachineId| verdicts.get(machine) == Some(&Verdict::Missing);
+        let is_others = |machine: &MachineId| self.cloud.provider_of(*machine) != Some(provider);
+        self.missing.retain(|machine, _| is_others(machine) || missing(machine));
+        let cores = self.cores;
+        for (machine, verdict) in verdicts {
+            self.act_on(machine, verdict);
+            if self.cores != cores {
+                return;
+            }
+        }
+    }
+
+    /// All lists, at once.
+    pub(super) fn sweep(&mut self) {
+        self.looks.clear();
+        for provider in self.providers() {
+            self.looks.push_back(self.look_at(provider));
+            self.compare_machines();
+        }
+    }
+
+    fn act_on(&mut self, machine: MachineId, verdict: Verdict) {
+        match verdict {
+            Verdict::EndUnknown => {
+                self.meet("a sweep ends a machine that nobody knows");
+                let is_known = self.core.live_machines().any(|record| record.id == machine);
+                assert!(!is_known, "a sweep ends {machine}, which has a record");
+                self.end_found(machine);
+            }
+            // Its record is open, so it may do live work.
+            Verdict::Elsewhere => self.meet("a sweep finds another provider's machine"),
+            Verdict::Returned => {
+                self.meet("a sweep finds a machine that was taken for gone");
+                self.deliver(Event::MachineLaunched { machine, placement: None });
+            }
+            Verdict::Gone { taken_back } => {
+                self.meet("a sweep finds a machine gone");
+                self.forget_vm(machine, taken_back);
+            }
+            Verdict::Missing => {
+                let looks = self.missing.entry(machine).or_default();
+                *looks += 1;
+                if *looks >= LOOKS_MISSING {
+                    self.meet("a sweep misses a machine");
+                    self.forget_vm(machine, false);
+                }
+            }
+        }
+    }
+
+    /// 2. What a sweep takes for gone is.
+    fn forget_vm(&mut self, machine: MachineId, taken_back: bool) {
+        assert!(!self.cloud.is_alive(machine), "a sweep ends {machine} alive");
+        self.deliver(Event::MachineGone { machine, taken_back });
+    }
+
+    /// Core's own, by the records as they are stored.
+    fn verdicts(&self, look: &Look) -> BTreeMap<MachineId, Verdict> {
+        let machines = &self.disk.machines;
+        let comparison = Comparison {
+            provider: look.provider,
+            grace: LIST_GRACE,
+            listed: &look.listed,
+            machines,
+            live: machines.values().filter(|machine| !machine.state.is_terminated()).collect(),
+            started_at: self.started_at,
+            asked_at: look.asked_at,
+            compared_at: self.now,
+        };
+        comparison.verdicts()
+    }
+
+    /// Somebody else sees that a machine is gone that core counts on.
+    pub(super) fn notice_gone(&mut self) {
+        let gone = self.core.live_machines().filter(|machine| {
+            machine.kind == MachineKind::Launched && !self.cloud.is_alive(machine.id)
+        });
+        let gone: Vec<MachineId> = gone.map(|machine| machine.id).collect();
+        if let Some(machine) = self.rng.pick(&gone) {
+            let taken_back = self.cloud.has_taken_back(machine);
+            self.deliver(Event::MachineGone { machine, taken_back });
+        }
+    }
+}
