@@ -1,14 +1,15 @@
-//! Takes a map apart by its keys: duplicates, `<<`, missing and unknown keys.
+//! Reads maps by their keys: duplicates, `<<`, missing and unknown keys.
 
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use super::fault::Fault;
+use super::kind::ValueKind;
+use super::mistake::Mistake;
 use super::problem::{Collector, Position};
 use super::suggest::{closest, shown};
-use super::tree::{Kind, Node, Value};
+use super::tree::{Node, Value};
 
-/// A value, with the path and the key that lead to it.
+/// A value with its path and key.
 pub(super) struct Field<'a> {
     pub(super) path: String,
     pub(super) key: &'a str,
@@ -17,28 +18,28 @@ pub(super) struct Field<'a> {
 }
 
 impl<'a> Field<'a> {
-    /// The file as a whole.
+    /// The whole file.
     pub(super) const fn root(node: &'a Node) -> Self {
         Self { path: String::new(), key: "", key_at: Position::START, node }
     }
 
-    /// Where a mistake in the value is shown. Nothing stands nowhere, so its key stands for it.
+    /// The position of a mistake in the value: that of its key if there is no value.
     pub(super) fn at(&self) -> Position {
         match self.kind() {
-            Kind::Nothing => self.key_at,
+            ValueKind::Nothing => self.key_at,
             _ => self.node.at,
         }
     }
 
-    pub(super) fn kind(&self) -> Kind {
+    pub(super) fn kind(&self) -> ValueKind {
         self.node.kind()
     }
 
-    pub(super) fn wanted(&self, wanted: &'static str, hint: Option<&'static str>) -> Fault {
-        Fault::Wanted { wanted, found: self.kind(), hint }
+    pub(super) fn wanted(&self, wanted: &'static str, hint: Option<&'static str>) -> Mistake {
+        Mistake::Wanted { wanted, found: self.kind(), hint }
     }
 
-    /// The text of a scalar as it was written, whatever YAML takes it for.
+    /// The text of a scalar as it was written, whatever its YAML type.
     pub(super) fn scalar(&self) -> Option<&'a str> {
         match &self.node.value {
             Value::Scalar { text, .. } => Some(text),
@@ -46,17 +47,19 @@ impl<'a> Field<'a> {
         }
     }
 
-    /// The text; numbers and booleans are none, because other readers of the file (and the JSON
-    /// Schema) do not see how they were written.
-    pub(super) fn text(&self) -> Result<&'a str, Fault> {
+    /// The text of a string. Numbers and booleans are refused, because other readers of the file (and
+    /// the JSON Schema) do not see how they were written.
+    pub(super) fn text(&self) -> Result<&'a str, Mistake> {
         match (self.scalar(), self.kind()) {
-            (Some(text), Kind::Text) => Ok(text),
-            (_, Kind::Number | Kind::Boolean) => Err(self.wanted("text", Some("put it in quotes"))),
+            (Some(text), ValueKind::Text) => Ok(text),
+            (_, ValueKind::Number | ValueKind::Boolean) => {
+                Err(self.wanted("text", Some("put it in quotes")))
+            }
             _ => Err(self.wanted("text", None)),
         }
     }
 
-    /// The entries of a list, or `None` for anything else.
+    /// The entries of a list; `None` for other values.
     pub(super) fn list(&self) -> Option<Vec<Self>> {
         let Value::List(items) = &self.node.value else { return None };
         let item = |(index, node): (usize, &'a Rc<Node>)| Self {
@@ -68,8 +71,8 @@ impl<'a> Field<'a> {
         Some(items.iter().enumerate().map(item).collect())
     }
 
-    /// The entries of a map in their order, those of its `<<` last; `None` for anything else.
-    /// The first of two equal keys counts, and a key of the map itself counts before a merged one.
+    /// The entries of a map in their order, those of `<<` last; `None` for other values. The first of
+    /// two equal keys counts, and a key of the map itself takes precedence over a merged key.
     pub(super) fn map(&self, problems: &mut Collector) -> Option<Vec<Self>> {
         let Value::Map(pairs) = &self.node.value else { return None };
         let mut entries = Entries::default();
@@ -81,12 +84,12 @@ impl<'a> Field<'a> {
                     let field = Field { path: self.below(text), key: text, key_at: key.at, node };
                     entries.add_own(field, problems);
                 }
-                _ => problems.add(key.at, &*self.path, Fault::KeyNotText(key.kind())),
+                _ => problems.add(key.at, &*self.path, Mistake::KeyNotText(key.kind())),
             }
         }
         if let [_, (second, _), ..] = merged[..] {
             let first_line = merged[0].0.line;
-            problems.add(second, self.below("<<"), Fault::DuplicateKey { first_line });
+            problems.add(second, self.below("<<"), Mistake::DuplicateKey { first_line });
         }
         for (at, node) in merged {
             self.merge(at, node, &mut entries, problems);
@@ -107,13 +110,13 @@ impl<'a> Field<'a> {
                 entries.add_merged(field);
             }
         } else if let Value::List(nodes) = &node.value
-            && nodes.iter().all(|node| node.kind() == Kind::Map)
+            && nodes.iter().all(|node| node.kind() == ValueKind::Map)
         {
             for node in nodes {
                 self.merge(at, node, entries, problems);
             }
         } else {
-            problems.add(at, self.below("<<"), Fault::MergeNotMap(source.kind()));
+            problems.add(at, self.below("<<"), Mistake::MergeNotMap(source.kind()));
         }
     }
 
@@ -126,28 +129,28 @@ impl<'a> Field<'a> {
 #[derive(Default)]
 struct Entries<'a> {
     fields: Vec<Field<'a>>,
-    places: HashMap<&'a str, Position>,
+    positions: HashMap<&'a str, Position>,
 }
 
 impl<'a> Entries<'a> {
     fn add_own(&mut self, field: Field<'a>, problems: &mut Collector) {
-        if let Some(first) = self.places.get(field.key) {
-            let fault = Fault::DuplicateKey { first_line: first.line };
-            problems.add(field.key_at, field.path, fault);
+        if let Some(first) = self.positions.get(field.key) {
+            let mistake = Mistake::DuplicateKey { first_line: first.line };
+            problems.add(field.key_at, field.path, mistake);
         } else {
             self.add_merged(field);
         }
     }
 
     fn add_merged(&mut self, field: Field<'a>) {
-        if !self.places.contains_key(field.key) {
-            self.places.insert(field.key, field.key_at);
+        if !self.positions.contains_key(field.key) {
+            self.positions.insert(field.key, field.key_at);
             self.fields.push(field);
         }
     }
 }
 
-/// The entries of a map with fixed keys. They are taken out one by one; what is left is unknown.
+/// The entries of a map with fixed keys. Known keys are removed one by one; the rest is unknown.
 pub(super) struct Fields<'a> {
     path: String,
     key_at: Position,
@@ -156,7 +159,7 @@ pub(super) struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    /// Opens a map; anything else is a mistake.
+    /// Opens a map; other values are a mistake.
     pub(super) fn open(
         field: &Field<'a>,
         wanted: &'static str,
@@ -176,7 +179,7 @@ impl<'a> Fields<'a> {
         Some(self.left.swap_remove(index))
     }
 
-    /// Takes a key that must be there.
+    /// Takes a required key.
     pub(super) fn require(
         &mut self,
         key: &'static str,
@@ -187,7 +190,7 @@ impl<'a> Fields<'a> {
         if field.is_none() {
             let dot = if self.path.is_empty() { "" } else { "." };
             let path = format!("{}{dot}{key}", self.path);
-            problems.add(self.key_at, path, Fault::MissingKey { hint });
+            problems.add(self.key_at, path, Mistake::MissingKey { hint });
         }
         field
     }
@@ -196,29 +199,29 @@ impl<'a> Fields<'a> {
     pub(super) fn value<T>(
         &mut self,
         key: &'static str,
-        read: fn(&Field<'_>) -> Result<T, Fault>,
+        read: fn(&Field<'_>) -> Result<T, Mistake>,
         problems: &mut Collector,
     ) -> Option<T> {
         read_value(&self.take(key)?, read, problems)
     }
 
-    /// Every key that nobody took is a mistake.
+    /// Notes every key that was not taken.
     pub(super) fn finish(self, problems: &mut Collector) {
         for field in self.left {
-            let fault = match closest(field.key, self.known.iter().copied()) {
-                Some(word) => Fault::MisspelledKey(word),
-                None => Fault::UnknownKey { known: self.known.clone() },
+            let mistake = match closest(field.key, self.known.iter().copied()) {
+                Some(word) => Mistake::MisspelledKey(word),
+                None => Mistake::UnknownKey { known: self.known.clone() },
             };
-            problems.add(field.key_at, field.path, fault);
+            problems.add(field.key_at, field.path, mistake);
         }
     }
 }
 
-/// Reads one value, or notes what is wrong with it.
+/// Reads one value, or notes its mistake.
 pub(super) fn read_value<T>(
     field: &Field<'_>,
-    read: fn(&Field<'_>) -> Result<T, Fault>,
+    read: fn(&Field<'_>) -> Result<T, Mistake>,
     problems: &mut Collector,
 ) -> Option<T> {
-    read(field).map_err(|fault| problems.add(field.at(), &*field.path, fault)).ok()
+    read(field).map_err(|mistake| problems.add(field.at(), &*field.path, mistake)).ok()
 }

@@ -1,17 +1,15 @@
-//! Patterns over branch names and over file paths.
+//! Patterns of branch names and of file paths.
 
 use std::fmt;
 
 use globset::{Error, Glob, GlobBuilder, GlobSet};
 use stagely_protocol::paths::normalize;
 
-use super::fault::Fault;
+use super::limits::GLOB_BYTES_MAX;
+use super::mistake::Mistake;
 
-/// The longest pattern, in bytes.
-pub(super) const GLOB_BYTES_MAX: usize = 255;
-
-/// Patterns, of which one must match. `*`, `?` and `[…]` stay within one part between slashes, `**`
-/// goes over all of them, and `{a,b}` is either.
+/// A list of patterns; one of them must match. `*`, `?` and `[…]` match within one path component, `**`
+/// matches across slashes, and `{a,b}` is an alternative.
 #[derive(Clone)]
 pub struct Globs {
     texts: Vec<String>,
@@ -19,19 +17,19 @@ pub struct Globs {
 }
 
 impl Globs {
-    /// Patterns over the names of branches.
-    pub(super) fn of_branches(texts: &[String]) -> Result<Self, Fault> {
+    /// Compiles patterns of branch names.
+    pub(super) fn of_branches(texts: &[String]) -> Result<Self, Mistake> {
         let globs = texts.iter().map(|text| glob(text)).collect::<Result<Vec<_>, _>>();
         Self::new(texts, globs)
     }
 
-    /// Patterns over paths from the repository's root. One that is a folder means all that is in it.
-    pub(super) fn of_paths(texts: &[String]) -> Result<Self, Fault> {
+    /// Compiles patterns of paths from the repository's root. A folder stands for everything in it.
+    pub(super) fn of_paths(texts: &[String]) -> Result<Self, Mistake> {
         let globs = texts.iter().flat_map(|text| path_globs(text)).collect::<Result<Vec<_>, _>>();
         Self::new(texts, globs)
     }
 
-    fn new(texts: &[String], globs: Result<Vec<Glob>, Error>) -> Result<Self, Fault> {
+    fn new(texts: &[String], globs: Result<Vec<Glob>, Error>) -> Result<Self, Mistake> {
         let set = globs.and_then(|globs| {
             let mut set = GlobSet::builder();
             for glob in globs {
@@ -46,7 +44,7 @@ impl Globs {
     }
 
     /// Whether one of the patterns matches `text`, a branch's name or a path. A path that ends in `/` is a
-    /// folder of which nobody knows what is in it, as a submodule: there, one that may match is enough.
+    /// folder with unknown contents, such as a submodule: it matches if a pattern may match something in it.
     pub fn is_match(&self, text: &str) -> bool {
         match text.strip_suffix('/') {
             Some(folder) => self.texts.iter().any(|pattern| may_match_in(pattern, folder)),
@@ -67,44 +65,44 @@ impl fmt::Debug for Globs {
     }
 }
 
-/// Checks one pattern over branches.
-pub(super) fn check_branch(text: &str) -> Result<(), Fault> {
+/// Checks one pattern of branch names.
+pub(super) fn check_branch(text: &str) -> Result<(), Mistake> {
     check(text, "branch")?;
     glob(text).map(|_| ()).map_err(|error| bad_glob(text, &error))
 }
 
-/// Checks one pattern over paths.
-pub(super) fn check_path(text: &str) -> Result<(), Fault> {
+/// Checks one pattern of paths.
+pub(super) fn check_path(text: &str) -> Result<(), Mistake> {
     check(text, "path")?;
-    normalize(text).map_err(Fault::Path)?;
+    normalize(text).map_err(Mistake::Path)?;
     for glob in path_globs(text) {
         glob.map_err(|error| bad_glob(text, &error))?;
     }
     Ok(())
 }
 
-fn check(text: &str, what: &'static str) -> Result<(), Fault> {
+fn check(text: &str, what: &'static str) -> Result<(), Mistake> {
     if text.is_empty() {
-        return Err(Fault::EmptyText { hint: None });
+        return Err(Mistake::EmptyText { hint: None });
     }
     if text.len() > GLOB_BYTES_MAX {
-        return Err(Fault::TooLong { max: GLOB_BYTES_MAX, unit: "bytes" });
+        return Err(Mistake::TooLong { max: GLOB_BYTES_MAX, unit: "bytes" });
     }
     if text.chars().any(char::is_control) {
-        return Err(Fault::ControlCharacter);
+        return Err(Mistake::ControlCharacter);
     }
-    if text.starts_with('!') { Err(Fault::GlobNegated { what }) } else { Ok(()) }
+    if text.starts_with('!') { Err(Mistake::GlobNegated { what }) } else { Ok(()) }
 }
 
-fn bad_glob(text: &str, error: &Error) -> Fault {
-    Fault::Glob { text: text.to_owned(), problem: error.kind().to_string() }
+fn bad_glob(text: &str, error: &Error) -> Mistake {
+    Mistake::Glob { text: text.to_owned(), problem: error.kind().to_string() }
 }
 
 fn glob(text: &str) -> Result<Glob, Error> {
     GlobBuilder::new(text).literal_separator(true).backslash_escape(true).build()
 }
 
-/// The pattern itself, and everything below a folder that it matches. `text` leads nowhere outside.
+/// The pattern itself, and everything below a folder that it matches. `text` stays inside the repository.
 fn path_globs(text: &str) -> Vec<Result<Glob, Error>> {
     let path = normalize(text).unwrap_or_default();
     match path.to_string_lossy() {
@@ -114,12 +112,12 @@ fn path_globs(text: &str) -> Vec<Result<Glob, Error>> {
     }
 }
 
-/// Whether the pattern over paths `text` may match something in `folder`, or matches it itself.
+/// Whether the path pattern `text` matches `folder`, or may match something in it.
 fn may_match_in(text: &str, folder: &str) -> bool {
     let pattern = normalize(text).unwrap_or_default();
     let pattern = pattern.to_string_lossy();
     for (part, name) in pattern.split('/').zip(folder.split('/')) {
-        // The one goes over any number of parts, the other may hold slashes.
+        // `**` spans any number of components, and alternatives may contain slashes.
         if part.is_empty() || part == "." || part.contains("**") || part.contains('{') {
             return true;
         }
@@ -140,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_means_all_that_is_in_it() {
+    fn a_folder_stands_for_everything_in_it() {
         for pattern in ["api", "api/", "./api", "api/**", "a*", "{api,web}", "**/api", ".", "**"] {
             assert!(path(pattern, "api/src/main.c"), "{pattern}");
         }
@@ -151,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_submodule_is_matched_by_whatever_may_match_something_in_it() {
+    fn a_submodule_matches_if_a_pattern_may_match_something_in_it() {
         for pattern in
             ["libs/x", "libs/x/", "libs/x/src/*.c", "libs", "l*/?", "**/*.c", ".", "{a,b}/c"]
         {
@@ -163,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn one_star_stays_between_slashes_and_two_do_not() {
+    fn one_star_matches_within_a_component_and_two_match_across_slashes() {
         assert!(path("*.c", "main.c") && !path("*.c", "src/main.c"));
         assert!(path("**/*.c", "main.c") && path("**/*.c", "a/b/main.c"));
         assert!(path("src/*/x", "src/a/x") && !path("src/*/x", "src/a/b/x"));

@@ -2,46 +2,26 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::fault::Fault;
 use super::fields::{Field, read_value};
+use super::limits::{
+    COMBINATIONS_MAX, JOBS_MAX, MATRIX_ENTRIES_MAX, MATRIX_KEYS_MAX, MATRIX_VALUES_MAX,
+};
+use super::lists::{distinct, limit};
+use super::manifest::Variant;
+use super::mistake::Mistake;
 use super::problem::Collector;
-use super::read::{distinct, limit};
 use super::template::Template;
 use super::values;
 
-/// The most jobs of one build: those of every platform of every combination, and the merges.
-pub const JOBS_MAX: usize = 64;
-
-/// The most names of one matrix.
-pub(super) const KEYS_MAX: usize = 16;
-
-/// The most values of one name.
-pub(super) const VALUES_MAX: usize = 256;
-
-/// The most entries of `include` and of `exclude`.
-pub(super) const ENTRIES_MAX: usize = 256;
-
-/// The most combinations before `exclude`. More are counted, but not made.
-const COMBINATIONS_MAX: u128 = 1024;
-
-/// One combination of a build's matrix, or all that there is of a build without one.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Variant {
-    /// The build's name, and each name and value of the combination: `app-node_version-18`.
-    pub name: String,
-    /// The combination: build arguments. Empty without a matrix, and never with one.
-    pub values: BTreeMap<String, String>,
-}
-
-/// The build of which the matrix is one.
+/// The build that owns the matrix.
 pub(super) struct Owner<'a> {
     pub(super) name: &'a str,
     pub(super) build_args: &'a BTreeMap<String, Template>,
-    /// The jobs that each combination makes.
+    /// The number of jobs of each combination.
     pub(super) jobs_each: usize,
 }
 
-/// Reads a matrix; `None` where something is wrong with it.
+/// Reads a matrix; `None` if it has a mistake.
 pub(super) fn read(
     field: &Field<'_>,
     owner: &Owner<'_>,
@@ -54,7 +34,7 @@ pub(super) fn read(
     }
     let combinations = matrix
         .combinations(owner, problems)
-        .map_err(|fault| problems.add(field.at(), &*field.path, fault))
+        .map_err(|mistake| problems.add(field.at(), &*field.path, mistake))
         .ok()?;
     let variants = combinations.iter().map(|combination| combination.variant(owner.name));
     let variants: Vec<_> = variants.collect();
@@ -71,17 +51,17 @@ fn check_names(
     let mut seen = HashMap::new();
     for (variant, combination) in variants.iter().zip(combinations) {
         if let Some(first) = seen.insert(&variant.name, combination) {
-            let fault = Fault::SameVariant {
+            let mistake = Mistake::SameVariant {
                 name: variant.name.clone(),
                 first: first.to_string(),
                 second: combination.to_string(),
             };
-            problems.add(field.at(), &*field.path, fault);
+            problems.add(field.at(), &*field.path, mistake);
         }
     }
 }
 
-/// The matrix as it is written.
+/// The matrix as written.
 struct Matrix<'a> {
     axes: Vec<Axis<'a>>,
     include: Vec<Entry<'a>>,
@@ -102,8 +82,8 @@ struct Entry<'a> {
 impl<'a> Matrix<'a> {
     fn read(field: &Field<'a>, owner: &Owner<'_>, problems: &mut Collector) -> Option<Self> {
         let Some(mut fields) = field.map(problems) else {
-            let fault = field.wanted("a map of build arguments to lists of values", None);
-            problems.add(field.at(), &*field.path, fault);
+            let mistake = field.wanted("a map of build arguments to lists of values", None);
+            problems.add(field.at(), &*field.path, mistake);
             return None;
         };
         let mut take = |key| {
@@ -112,9 +92,9 @@ impl<'a> Matrix<'a> {
         };
         let (include, exclude) = (take("include"), take("exclude"));
         if fields.is_empty() && include.is_none() {
-            problems.add(field.at(), &*field.path, Fault::EmptyMatrix);
+            problems.add(field.at(), &*field.path, Mistake::EmptyMatrix);
         }
-        limit(field, &mut fields, KEYS_MAX, problems);
+        limit(field, &mut fields, MATRIX_KEYS_MAX, problems);
         let axes: Vec<_> =
             fields.iter().filter_map(|field| Axis::read(field, owner, problems)).collect();
         let mut entries = |field: Option<Field<'a>>| {
@@ -125,7 +105,7 @@ impl<'a> Matrix<'a> {
         Some(matrix)
     }
 
-    /// `axes` are the lists as they are written, also those with a mistake.
+    /// Checks the names in `include` and `exclude`. `axes` are all lists, including those with mistakes.
     fn check_keys(&self, axes: &[Field<'_>], owner: &Owner<'_>, problems: &mut Collector) {
         for (field, _) in self.include.iter().flat_map(|entry| &entry.pairs) {
             check_key(field, owner, problems);
@@ -133,8 +113,8 @@ impl<'a> Matrix<'a> {
         for (field, _) in self.exclude.iter().flat_map(|entry| &entry.pairs) {
             let known = || axes.iter().map(|axis| axis.key);
             if known().all(|key| key != field.key) {
-                let fault = Fault::unknown_matrix_key(field.key, known());
-                problems.add(field.key_at, &*field.path, fault);
+                let mistake = Mistake::unknown_matrix_key(field.key, known());
+                problems.add(field.key_at, &*field.path, mistake);
             }
         }
     }
@@ -143,28 +123,28 @@ impl<'a> Matrix<'a> {
         &self,
         owner: &Owner<'_>,
         problems: &mut Collector,
-    ) -> Result<Vec<Combination>, Fault> {
+    ) -> Result<Vec<Combination>, Mistake> {
         let count = |axis: &Axis<'_>| axis.values.len() as u128;
         let count = self.axes.iter().map(count).fold(1, u128::saturating_mul);
         if count > COMBINATIONS_MAX {
-            return Err(Fault::TooManyCombinations { combinations: count, max: JOBS_MAX });
+            return Err(Mistake::TooManyCombinations { combinations: count, max: JOBS_MAX });
         }
         let mut combinations = self.product();
-        self.take_out(&mut combinations, problems);
-        self.add_to(&mut combinations);
+        self.exclude(&mut combinations, problems);
+        self.include(&mut combinations);
         if combinations.is_empty() {
-            return Err(Fault::NoCombinations);
+            return Err(Mistake::NoCombinations);
         }
         let (combinations_count, each) = (combinations.len(), owner.jobs_each);
         let jobs = combinations_count * each;
         if jobs > JOBS_MAX {
             let combinations = combinations_count;
-            return Err(Fault::TooManyJobs { jobs, combinations, each, max: JOBS_MAX });
+            return Err(Mistake::TooManyJobs { jobs, combinations, each, max: JOBS_MAX });
         }
         Ok(combinations)
     }
 
-    /// Every value with every value, the last name's changing first.
+    /// The Cartesian product of the lists. The last list varies fastest.
     fn product(&self) -> Vec<Combination> {
         if self.axes.is_empty() {
             return Vec::new();
@@ -184,7 +164,7 @@ impl<'a> Matrix<'a> {
         combinations
     }
 
-    fn take_out(&self, combinations: &mut Vec<Combination>, problems: &mut Collector) {
+    fn exclude(&self, combinations: &mut Vec<Combination>, problems: &mut Collector) {
         let mut excluded = vec![false; combinations.len()];
         for entry in &self.exclude {
             let mut matched = false;
@@ -194,16 +174,16 @@ impl<'a> Matrix<'a> {
                 }
             }
             if !matched {
-                problems.add(entry.field.at(), &*entry.field.path, Fault::ExcludesNothing);
+                problems.add(entry.field.at(), &*entry.field.path, Mistake::ExcludesNothing);
             }
         }
         let mut excluded = excluded.into_iter();
         combinations.retain(|_| excluded.next() == Some(false));
     }
 
-    /// As GitHub does it: an entry extends each combination of the lists whose own values it leaves
-    /// as they are, and stands for itself where there is none.
-    fn add_to(&self, combinations: &mut Vec<Combination>) {
+    /// Applies `include` as GitHub does: an entry extends each combination of the lists that it does not
+    /// contradict, and becomes a combination of its own if there is none.
+    fn include(&self, combinations: &mut Vec<Combination>) {
         let of_lists = combinations.len();
         for entry in &self.include {
             let pairs = || entry.pairs.iter().map(|(field, value)| (field.key, &**value));
@@ -231,18 +211,18 @@ impl<'a> Axis<'a> {
             return None;
         };
         if items.is_empty() {
-            problems.add(field.at(), &*field.path, Fault::EmptyList { what: "value" });
+            problems.add(field.at(), &*field.path, Mistake::EmptyList { what: "value" });
         }
-        limit(field, &mut items, VALUES_MAX, problems);
+        limit(field, &mut items, MATRIX_VALUES_MAX, problems);
         Some(Self { key: field.key, values: distinct(&items, values::matrix_value, problems) })
     }
 }
 
 fn check_key(field: &Field<'_>, owner: &Owner<'_>, problems: &mut Collector) {
-    if let Err(fault) = values::check_build_arg_name(field.key) {
-        problems.add(field.key_at, &*field.path, fault);
+    if let Err(mistake) = values::check_build_arg_name(field.key) {
+        problems.add(field.key_at, &*field.path, mistake);
     } else if owner.build_args.contains_key(field.key) {
-        problems.add(field.key_at, &*field.path, Fault::SetTwice);
+        problems.add(field.key_at, &*field.path, Mistake::SetTwice);
     }
 }
 
@@ -253,22 +233,22 @@ impl<'a> Entry<'a> {
             return Vec::new();
         };
         if items.is_empty() {
-            problems.add(field.at(), &*field.path, Fault::EmptyList { what: "combination" });
+            problems.add(field.at(), &*field.path, Mistake::EmptyList { what: "combination" });
         }
-        limit(field, &mut items, ENTRIES_MAX, problems);
+        limit(field, &mut items, MATRIX_ENTRIES_MAX, problems);
         items.into_iter().filter_map(|item| Self::read(item, problems)).collect()
     }
 
     fn read(field: Field<'a>, problems: &mut Collector) -> Option<Self> {
         let Some(mut fields) = field.map(problems) else {
-            let fault = field.wanted("a map of names to values", None);
-            problems.add(field.at(), &*field.path, fault);
+            let mistake = field.wanted("a map of names to values", None);
+            problems.add(field.at(), &*field.path, mistake);
             return None;
         };
         if fields.is_empty() {
-            problems.add(field.at(), &*field.path, Fault::EmptyList { what: "value" });
+            problems.add(field.at(), &*field.path, Mistake::EmptyList { what: "value" });
         }
-        limit(&field, &mut fields, KEYS_MAX, problems);
+        limit(&field, &mut fields, MATRIX_KEYS_MAX, problems);
         let pair = |field: Field<'a>| {
             let value = read_value(&field, values::matrix_value, problems)?;
             Some((field, value))
@@ -278,11 +258,11 @@ impl<'a> Entry<'a> {
     }
 }
 
-/// Names and values in their order.
+/// Names and values of one combination, in their order.
 #[derive(Default)]
 struct Combination {
     pairs: Vec<(String, String)>,
-    /// How many of them come from the lists; the others were included.
+    /// The number of pairs that come from the lists; `include` added the others.
     own: usize,
 }
 
@@ -291,7 +271,7 @@ impl Combination {
         self.pairs.iter().any(|(known, has)| known == key && has == value)
     }
 
-    /// Whether setting `key` to `value` changes nothing that comes from the lists.
+    /// Whether setting `key` to `value` changes no value that comes from the lists.
     fn agrees(&self, key: &str, value: &str) -> bool {
         self.pairs[..self.own].iter().all(|(known, has)| known != key || has == value)
     }
@@ -315,7 +295,7 @@ impl Combination {
     }
 }
 
-/// What a tag has in the place of `character`.
+/// The character of a tag that stands for `character`.
 fn tag_character(character: char) -> char {
     match character.to_ascii_lowercase() {
         lower @ ('a'..='z' | '0'..='9' | '_' | '.' | '-') => lower,

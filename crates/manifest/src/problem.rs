@@ -1,50 +1,48 @@
-//! What is wrong with a file, and where.
+//! Mistakes with their positions, collected while reading goes on.
 
 use std::error::Error;
 use std::fmt;
 
 use serde::Serialize;
 
-/// A place in the file. Lines and columns count from 1, columns in characters.
+/// A position in the file. Lines and columns count from 1, columns in characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Position {
-    /// The line.
     pub line: usize,
-    /// The column.
     pub column: usize,
 }
 
 impl Position {
-    /// Where a file begins.
+    /// The start of a file.
     pub const START: Self = Self { line: 1, column: 1 };
 }
 
-/// One thing that is wrong.
+/// One mistake and its position.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Problem {
     /// The line, from 1.
     pub line: usize,
     /// The column in characters, from 1.
     pub column: usize,
-    /// The dotted path of the value (`builds.worker.platform`); empty for the file as a whole.
+    /// The dotted path of the value (`builds.worker.platform`); empty for the whole file.
     pub path: String,
-    /// What is wrong and what to do, for people.
+    /// The mistake and how to correct it, for people.
     pub message: String,
 }
 
-/// Everything that is wrong with one file, in the order of the lines. Never empty.
+/// All mistakes of one file, in the order of the lines. Never empty.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Problems {
-    /// The file's name as the caller gave it.
+    /// The file's name as given by the caller.
     pub file: String,
     /// The first 100 problems.
     pub problems: Vec<Problem>,
-    /// How many there are beyond those.
+    /// The number of further problems.
     pub more: usize,
 }
 
 impl fmt::Display for Problems {
-    /// One line a problem: `stagely.yaml:7:5: builds.worker.platform: …`.
+    /// One line for each problem: `stagely.yaml:7:5: builds.worker.platform: …`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, Problem { line, column, path, message }) in self.problems.iter().enumerate() {
             if index > 0 {
@@ -65,7 +63,7 @@ impl fmt::Display for Problems {
 
 impl Error for Problems {}
 
-/// Collects what is wrong while reading goes on.
+/// Collects problems while reading goes on.
 #[derive(Debug, Default)]
 pub(super) struct Collector {
     problems: Vec<Problem>,
@@ -73,25 +71,30 @@ pub(super) struct Collector {
 }
 
 impl Collector {
-    /// A hostile file has a mistake a byte; nobody reads further than this.
+    /// The most problems listed. A hostile file can have one for each byte.
     const PROBLEMS_MAX: usize = 100;
 
-    pub(super) fn add(&mut self, at: Position, path: impl Into<String>, fault: impl fmt::Display) {
+    pub(super) fn add(
+        &mut self,
+        at: Position,
+        path: impl Into<String>,
+        mistake: impl fmt::Display,
+    ) {
         if self.problems.len() == Self::PROBLEMS_MAX {
             self.more += 1;
             return;
         }
         let Position { line, column } = at;
-        let (path, message) = (path.into(), fault.to_string());
+        let (path, message) = (path.into(), mistake.to_string());
         self.problems.push(Problem { line, column, path, message });
     }
 
-    /// How many problems there are so far.
+    /// The number of problems so far.
     pub(super) const fn count(&self) -> usize {
         self.problems.len() + self.more
     }
 
-    /// Whether the value at `path` is known to be wrong.
+    /// Whether the value at `path` has a problem.
     pub(super) fn has(&self, path: &str) -> bool {
         self.problems.iter().any(|problem| problem.path == path)
     }

@@ -1,7 +1,7 @@
-//! The tree of `stagely.yaml` → a manifest, noting everything that is wrong on the way.
+//! The tree of `stagely.yaml` → a manifest and all its mistakes.
 //!
-//! Where a value is wrong its default stands in, so that reading goes on; a manifest read with
-//! problems never leaves this module's parent.
+//! A wrong value is replaced by its default so that reading goes on. A manifest with problems is never
+//! returned to callers of the crate.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -9,48 +9,51 @@ use std::rc::Rc;
 use stagely_protocol::paths::dockerfile_places;
 use stagely_protocol::{Arch, Emulation, ImageRef, Platform};
 
-use super::fault::Fault;
 use super::fields::{Field, Fields, read_value};
 use super::globs::Globs;
-use super::matrix::{self, Owner, Variant};
+use super::kind::ValueKind;
+use super::limits::{
+    BUILD_ARGS_MAX, BUILDS_MAX, CACHE_FROM_MAX, DEFAULT_TIMEOUT, FILE_BYTES_MAX, FILE_JOBS_MAX,
+    GLOBS_MAX,
+};
+use super::lists::{distinct, limit};
+use super::manifest::{Build, Manifest, Variant};
+use super::matrix::{self, Owner};
+use super::mistake::Mistake;
 use super::names;
 use super::order;
 use super::problem::{Collector, Position};
 use super::template::Template;
-use super::tree::{self, FILE_BYTES_MAX, Kind, Node};
+use super::tree::{self, Node};
 use super::values;
-use super::{
-    BUILD_ARGS_MAX, BUILDS_MAX, Build, CACHE_FROM_MAX, DEFAULT_TIMEOUT, FILE_JOBS_MAX, GLOBS_MAX,
-    Manifest,
-};
 
 /// Reads the file.
 pub(super) fn file(bytes: &[u8], problems: &mut Collector) -> Manifest {
     match root(bytes) {
         Ok(node) => manifest(&Field::root(&node), problems),
-        Err((at, fault)) => {
-            problems.add(at, "", fault);
+        Err((at, mistake)) => {
+            problems.add(at, "", mistake);
             Manifest { name: None, builds: Vec::new() }
         }
     }
 }
 
-fn root(bytes: &[u8]) -> Result<Rc<Node>, (Position, Fault)> {
+fn root(bytes: &[u8]) -> Result<Rc<Node>, (Position, Mistake)> {
     if bytes.len() > FILE_BYTES_MAX {
-        let fault = Fault::FileTooLarge { max_kib: FILE_BYTES_MAX / 1024 };
-        return Err((Position::START, fault));
+        let mistake = Mistake::FileTooLarge { max_kib: FILE_BYTES_MAX / 1024 };
+        return Err((Position::START, mistake));
     }
     let text = std::str::from_utf8(bytes)
-        .map_err(|error| (position_after(&bytes[..error.valid_up_to()]), Fault::NotUtf8))?;
-    // Editors on Windows put a byte-order mark first; it is no part of the text.
+        .map_err(|error| (position_after(&bytes[..error.valid_up_to()]), Mistake::NotUtf8))?;
+    // Editors on Windows write a byte-order mark first, which is not part of the text.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     match tree::read(text)? {
-        Some(node) if node.kind() != Kind::Nothing => Ok(node),
-        _ => Err((Position::START, Fault::EmptyFile)),
+        Some(node) if node.kind() != ValueKind::Nothing => Ok(node),
+        _ => Err((Position::START, Mistake::EmptyFile)),
     }
 }
 
-/// The place of the first byte that is not UTF-8.
+/// The position of the first byte that is not UTF-8.
 fn position_after(valid: &[u8]) -> Position {
     let text = String::from_utf8_lossy(valid);
     let line = text.split('\n').count();
@@ -72,13 +75,13 @@ fn manifest(root: &Field<'_>, problems: &mut Collector) -> Manifest {
     Manifest { name, builds }
 }
 
-/// The builds, no more than make the jobs that a file may have.
+/// Reads the builds, and notes if they make too many jobs together.
 fn builds_and_jobs_of(field: &Field<'_>, problems: &mut Collector) -> Vec<Build> {
     let builds = builds_of(field, problems);
     let jobs = builds.iter().map(Build::job_count).sum();
     if jobs > FILE_JOBS_MAX {
-        let fault = Fault::TooManyJobsInAll { jobs, max: FILE_JOBS_MAX };
-        problems.add(field.at(), &*field.path, fault);
+        let mistake = Mistake::TooManyJobsInAll { jobs, max: FILE_JOBS_MAX };
+        problems.add(field.at(), &*field.path, mistake);
     }
     builds
 }
@@ -86,38 +89,24 @@ fn builds_and_jobs_of(field: &Field<'_>, problems: &mut Collector) -> Vec<Build>
 fn builds_of(field: &Field<'_>, problems: &mut Collector) -> Vec<Build> {
     let Some(mut entries) = field.map(problems) else {
         let hint = match field.kind() {
-            Kind::List => Some("write `name:` instead of `- name:`"),
+            ValueKind::List => Some("write `name:` instead of `- name:`"),
             _ => None,
         };
         problems.add(field.at(), &*field.path, field.wanted("a map of names to builds", hint));
         return Vec::new();
     };
     if entries.is_empty() {
-        problems.add(field.at(), &*field.path, Fault::NoBuilds);
+        problems.add(field.at(), &*field.path, Mistake::NoBuilds);
     }
     limit(field, &mut entries, BUILDS_MAX, problems);
     let names: Vec<&str> = entries.iter().map(|entry| entry.key).collect();
     entries.iter().filter_map(|entry| build(entry, &names, problems)).collect()
 }
 
-/// Only as many as are allowed are looked at, so a hostile file costs no more than a long one.
-pub(super) fn limit(
-    field: &Field<'_>,
-    entries: &mut Vec<Field<'_>>,
-    max: usize,
-    problems: &mut Collector,
-) {
-    let found = entries.len();
-    if found > max {
-        problems.add(field.at(), &*field.path, Fault::TooMany { found, max });
-        entries.truncate(max);
-    }
-}
-
-/// `names` are those of all builds of the file.
+/// Reads one build. `names` are the names of all builds of the file.
 fn build(field: &Field<'_>, names: &[&str], problems: &mut Collector) -> Option<Build> {
-    if let Err(fault) = values::check_build_name(field.key) {
-        problems.add(field.key_at, &*field.path, fault);
+    if let Err(mistake) = values::check_build_name(field.key) {
+        problems.add(field.key_at, &*field.path, mistake);
     }
     let mut fields = Fields::open(field, "a map with at least `context`", problems)?;
     let paths = paths(field, &mut fields, problems);
@@ -148,13 +137,13 @@ fn build(field: &Field<'_>, names: &[&str], problems: &mut Collector) -> Option<
         dockerfile_at: paths.dockerfile_at,
         depends_on_at: field.key_at,
     };
-    which_and_when(&mut build, &mut fields, names, problems);
+    variants_and_conditions(&mut build, &mut fields, names, problems);
     fields.finish(problems);
     Some(build)
 }
 
-/// Reads in which combinations a build is made, after which others, and in which runs.
-fn which_and_when(
+/// Reads the build's matrix, its dependencies, and the conditions under which it is built.
+fn variants_and_conditions(
     build: &mut Build,
     fields: &mut Fields<'_>,
     names: &[&str],
@@ -187,7 +176,7 @@ fn which_and_when(
 
 fn patterns(
     field: &Field<'_>,
-    read: fn(&Field<'_>) -> Result<String, Fault>,
+    read: fn(&Field<'_>) -> Result<String, Mistake>,
     problems: &mut Collector,
 ) -> Vec<String> {
     let Some(mut items) = field.list() else {
@@ -196,7 +185,7 @@ fn patterns(
         return Vec::new();
     };
     if items.is_empty() {
-        problems.add(field.at(), &*field.path, Fault::EmptyList { what: "pattern" });
+        problems.add(field.at(), &*field.path, Mistake::EmptyList { what: "pattern" });
     }
     limit(field, &mut items, GLOBS_MAX, problems);
     distinct(&items, read, problems)
@@ -205,10 +194,10 @@ fn patterns(
 fn globs(
     field: &Field<'_>,
     texts: &[String],
-    make: fn(&[String]) -> Result<Globs, Fault>,
+    make: fn(&[String]) -> Result<Globs, Mistake>,
     problems: &mut Collector,
 ) -> Option<Globs> {
-    make(texts).map_err(|fault| problems.add(field.at(), &*field.path, fault)).ok()
+    make(texts).map_err(|mistake| problems.add(field.at(), &*field.path, mistake)).ok()
 }
 
 struct Paths {
@@ -231,7 +220,7 @@ fn paths(build: &Field<'_>, fields: &mut Fields<'_>, problems: &mut Collector) -
     if let Some(context) = &context
         && let Err(error) = dockerfile_places(context, &dockerfile)
     {
-        problems.add(dockerfile_at, format!("{}.dockerfile", build.path), Fault::Path(error));
+        problems.add(dockerfile_at, format!("{}.dockerfile", build.path), Mistake::Path(error));
     }
     let context = context.unwrap_or_else(|| ".".to_owned());
     Paths { context, context_at, dockerfile, dockerfile_at }
@@ -240,7 +229,7 @@ fn paths(build: &Field<'_>, fields: &mut Fields<'_>, problems: &mut Collector) -
 fn platforms(fields: &mut Fields<'_>, problems: &mut Collector) -> Vec<Platform> {
     let (one, several) = (fields.take("platform"), fields.take("platforms"));
     if let (Some(_), Some(several)) = (&one, &several) {
-        problems.add(several.key_at, &*several.path, Fault::BothPlatformKeys);
+        problems.add(several.key_at, &*several.path, Mistake::BothPlatformKeys);
     }
     let one = one.and_then(|field| platform(&field, problems));
     let several = several.map(|field| platform_list(&field, problems)).unwrap_or_default();
@@ -254,9 +243,9 @@ fn platforms(fields: &mut Fields<'_>, problems: &mut Collector) -> Vec<Platform>
 }
 
 fn platform(field: &Field<'_>, problems: &mut Collector) -> Option<Platform> {
-    if field.kind() == Kind::List {
-        let fault = field.wanted("one platform", Some("did you mean `platforms`?"));
-        problems.add(field.at(), &*field.path, fault);
+    if field.kind() == ValueKind::List {
+        let mistake = field.wanted("one platform", Some("did you mean `platforms`?"));
+        problems.add(field.at(), &*field.path, mistake);
         return None;
     }
     read_value(field, values::platform, problems)
@@ -264,39 +253,20 @@ fn platform(field: &Field<'_>, problems: &mut Collector) -> Option<Platform> {
 
 fn platform_list(field: &Field<'_>, problems: &mut Collector) -> Vec<Platform> {
     let Some(items) = field.list() else {
-        let hint = (field.kind() == Kind::Text).then_some("did you mean `platform`?");
+        let hint = (field.kind() == ValueKind::Text).then_some("did you mean `platform`?");
         problems.add(field.at(), &*field.path, field.wanted("a list of platforms", hint));
         return Vec::new();
     };
     if items.is_empty() {
-        problems.add(field.at(), &*field.path, Fault::NoPlatforms);
+        problems.add(field.at(), &*field.path, Mistake::NoPlatforms);
     }
     distinct(&items, values::platform, problems)
 }
 
-/// Reads the items of a list; none may come twice.
-pub(super) fn distinct<T: PartialEq + ToString>(
-    items: &[Field<'_>],
-    read: fn(&Field<'_>) -> Result<T, Fault>,
-    problems: &mut Collector,
-) -> Vec<T> {
-    let mut values = Vec::new();
-    for item in items {
-        match read_value(item, read, problems) {
-            Some(value) if values.contains(&value) => {
-                problems.add(item.at(), &*item.path, Fault::Twice(value.to_string()));
-            }
-            Some(value) => values.push(value),
-            None => {}
-        }
-    }
-    values
-}
-
 fn build_args_of(field: &Field<'_>, problems: &mut Collector) -> BTreeMap<String, Template> {
     let Some(mut entries) = field.map(problems) else {
-        let hint =
-            (field.kind() == Kind::List).then_some("write `NAME: value` instead of `- NAME=value`");
+        let hint = (field.kind() == ValueKind::List)
+            .then_some("write `NAME: value` instead of `- NAME=value`");
         problems.add(field.at(), &*field.path, field.wanted("a map of names to values", hint));
         return BTreeMap::new();
     };
@@ -305,17 +275,17 @@ fn build_args_of(field: &Field<'_>, problems: &mut Collector) -> BTreeMap<String
 }
 
 fn build_arg(field: &Field<'_>, problems: &mut Collector) -> Option<(String, Template)> {
-    if let Err(fault) = values::check_build_arg_name(field.key) {
-        problems.add(field.key_at, &*field.path, fault);
+    if let Err(mistake) = values::check_build_arg_name(field.key) {
+        problems.add(field.key_at, &*field.path, mistake);
     }
     let text = values::build_arg(field)
-        .map_err(|fault| problems.add(field.at(), &*field.path, fault))
+        .map_err(|mistake| problems.add(field.at(), &*field.path, mistake))
         .ok()?;
     match Template::parse(text) {
         Ok(template) => Some((field.key.to_owned(), template)),
         Err(errors) => {
             for error in errors {
-                problems.add(field.at(), &*field.path, Fault::Template(error));
+                problems.add(field.at(), &*field.path, Mistake::Template(error));
             }
             None
         }

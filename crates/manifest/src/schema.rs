@@ -1,25 +1,16 @@
-//! The JSON Schema of `stagely.yaml`, made from [`Manifest`] and [`Build`].
-//!
-//! Where the file's form differs from the type's, the functions here say what is written.
+//! The JSON Schema of `stagely.yaml`, made from [`Manifest`].
 
+use schemars::Schema;
 use schemars::generate::SchemaSettings;
 use schemars::transform::RecursiveTransform;
-use schemars::{Schema, SchemaGenerator, json_schema};
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::globs::GLOB_BYTES_MAX;
-use super::matrix::{ENTRIES_MAX, KEYS_MAX, VALUES_MAX};
-use super::order::DEPENDS_ON_MAX;
-use super::values::{EMULATIONS, MACHINE_SIZES, NAME_CHARACTERS_MAX, PATH_BYTES_MAX, PLATFORMS};
-use super::{BUILD_ARGS_MAX, BUILDS_MAX, Build, CACHE_FROM_MAX, GLOBS_MAX, Manifest};
+use super::manifest::Manifest;
 
-/// The pattern of a build's name.
-const BUILD_NAME: &str = "^[a-zA-Z0-9_][a-zA-Z0-9_-]*$";
-
-/// The JSON Schema (draft 2020-12) for editors and other tools.
+/// Returns the JSON Schema (draft 2020-12) for editors and other tools.
 ///
-/// It cannot say everything that [`parse`](super::parse) checks: `..`, names that collide, unknown
-/// variables. What `parse` accepts, it accepts.
+/// The schema accepts every file that [`parse`](super::parse) accepts. It does not check `..` in paths,
+/// colliding names or unknown variables.
 pub fn json_schema() -> Schema {
     SchemaSettings::draft2020_12()
         .with_transform(RecursiveTransform(join_lines))
@@ -27,165 +18,9 @@ pub fn json_schema() -> Schema {
         .into_root_schema_for::<Manifest>()
 }
 
-/// Doc comments break their lines where the source code ends, editors where their window does.
+/// Removes the line breaks of doc comments: editors wrap descriptions themselves.
 fn join_lines(schema: &mut Schema) {
     if let Some(Value::String(description)) = schema.get_mut("description") {
         *description = description.replace('\n', " ");
     }
-}
-
-/// `version` has one value, so [`Manifest`] does not keep it.
-pub(super) fn manifest_as_written(schema: &mut Schema) {
-    add_property(
-        schema,
-        "version",
-        json!({"description": "The version of this file's format.", "type": "integer", "const": 2}),
-    );
-    schema.insert("required".to_owned(), json!(["builds"]));
-}
-
-/// `platform` is the short form of `platforms`, and only the context is required.
-pub(super) fn build_as_written(schema: &mut Schema) {
-    add_property(
-        schema,
-        "platform",
-        json!({
-            "description": "The platform that the image is built for.",
-            "type": "string", "enum": PLATFORMS, "default": PLATFORMS[0],
-        }),
-    );
-    schema.insert("required".to_owned(), json!(["context"]));
-    schema.insert("not".to_owned(), json!({"required": ["platform", "platforms"]}));
-}
-
-fn add_property(schema: &mut Schema, key: &str, property: Value) {
-    if let Some(Value::Object(properties)) = schema.get_mut("properties") {
-        properties.insert(key.to_owned(), property);
-    }
-}
-
-pub(super) fn name(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({
-        "type": "string", "minLength": 1, "maxLength": NAME_CHARACTERS_MAX,
-        "pattern": r"^[^\x00-\x1f\x7f]+$",
-    })
-}
-
-pub(super) fn builds(generator: &mut SchemaGenerator) -> Schema {
-    json_schema!({
-        "type": "object",
-        "minProperties": 1, "maxProperties": BUILDS_MAX,
-        "propertyNames": {"pattern": BUILD_NAME, "maxLength": 95},
-        "additionalProperties": generator.subschema_for::<Build>(),
-    })
-}
-
-pub(super) fn path(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({
-        "type": "string", "minLength": 1, "maxLength": PATH_BYTES_MAX,
-        "pattern": r"^[^/\x00-\x1f\x7f][^\x00-\x1f\x7f]*$",
-    })
-}
-
-pub(super) fn dockerfile(generator: &mut SchemaGenerator) -> Schema {
-    let mut schema = path(generator);
-    schema.insert("default".to_owned(), json!("Dockerfile"));
-    schema
-}
-
-pub(super) fn platforms(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({
-        "type": "array", "items": {"type": "string", "enum": PLATFORMS},
-        "minItems": 1, "uniqueItems": true,
-    })
-}
-
-pub(super) fn machine(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({
-        "type": "string", "enum": MACHINE_SIZES.map(|(name, _)| name), "default": "medium",
-    })
-}
-
-pub(super) fn build_args(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({
-        "type": "object", "maxProperties": BUILD_ARGS_MAX,
-        "propertyNames": build_arg_name(),
-        "additionalProperties": scalar(),
-    })
-}
-
-fn build_arg_name() -> Value {
-    json!({"pattern": "^[A-Za-z_][A-Za-z0-9_]*$", "maxLength": NAME_CHARACTERS_MAX})
-}
-
-fn scalar() -> Value {
-    json!({"type": ["string", "number", "boolean"]})
-}
-
-/// Not `uniqueItems`: for a schema `3.1` and `3.10` are the same number.
-pub(super) fn matrix(_: &mut SchemaGenerator) -> Schema {
-    let combinations = json!({
-        "type": "array", "minItems": 1, "maxItems": ENTRIES_MAX,
-        "items": {
-            "type": "object", "minProperties": 1, "maxProperties": KEYS_MAX,
-            "propertyNames": build_arg_name(), "additionalProperties": scalar(),
-        },
-    });
-    json_schema!({
-        "type": "object", "minProperties": 1, "maxProperties": KEYS_MAX + 2,
-        "properties": {"include": combinations, "exclude": combinations},
-        "propertyNames": build_arg_name(),
-        "additionalProperties": {
-            "type": "array", "minItems": 1, "maxItems": VALUES_MAX, "items": scalar(),
-        },
-    })
-}
-
-pub(super) fn depends_on(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({
-        "type": "array", "maxItems": DEPENDS_ON_MAX, "uniqueItems": true,
-        "items": {"type": "string", "pattern": BUILD_NAME},
-    })
-}
-
-pub(super) fn branches(_: &mut SchemaGenerator) -> Schema {
-    globs(r"^[^!\x00-\x1f\x7f][^\x00-\x1f\x7f]*$")
-}
-
-pub(super) fn paths(_: &mut SchemaGenerator) -> Schema {
-    globs(r"^[^!/\x00-\x1f\x7f][^\x00-\x1f\x7f]*$")
-}
-
-fn globs(pattern: &str) -> Schema {
-    json_schema!({
-        "type": "array", "minItems": 1, "maxItems": GLOBS_MAX, "uniqueItems": true,
-        "items": {"type": "string", "maxLength": GLOB_BYTES_MAX, "pattern": pattern},
-    })
-}
-
-pub(super) fn emulation(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({
-        "type": "string", "enum": EMULATIONS.map(|(name, _)| name), "default": "allow",
-    })
-}
-
-pub(super) fn target(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({
-        "type": "string", "maxLength": NAME_CHARACTERS_MAX,
-        "pattern": "^[A-Za-z0-9][A-Za-z0-9_.-]*$",
-    })
-}
-
-pub(super) fn timeout(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({
-        "type": "string", "default": "30m",
-        "pattern": "^([0-9]{1,6}h([0-9]{1,6}m)?([0-9]{1,6}s)?|[0-9]{1,6}m([0-9]{1,6}s)?|[0-9]{1,6}s)$",
-    })
-}
-
-pub(super) fn cache_from(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({
-        "type": "array", "maxItems": CACHE_FROM_MAX, "uniqueItems": true,
-        "items": {"type": "string", "pattern": r"^[A-Za-z0-9\[][A-Za-z0-9._/:@\[\]+-]*$", "maxLength": 512},
-    })
 }

@@ -1,27 +1,27 @@
-//! The text of a build argument, with its variables still to be filled in.
+//! The text of a build argument and its variables.
 
 use thiserror::Error;
 
 use super::suggest::{closest, listed, shown};
 
-/// What a build argument may refer to, as `${NAME}`.
+/// A variable of build arguments, written `${NAME}`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Variable {
-    /// The full id of the commit that is built.
+    /// The full hash of the commit.
     CommitHash,
-    /// The branch that holds the commit; empty when none is known.
+    /// The branch of the commit; empty if none is known.
     Branch,
-    /// The number of the pull request; empty when there is none.
+    /// The number of the pull request; empty if there is none.
     PrNumber,
     /// The id of the project (`proj_…`).
     ProjectId,
-    /// 12 hexadecimal digits made of project, environment and commit: the same for all builds of a
-    /// run, and for every run of the same commit in the same environment.
+    /// 12 hexadecimal digits made of project, environment and commit. All builds of a run share them,
+    /// and so do all runs of the same commit in the same environment.
     StagelyHash,
 }
 
 impl Variable {
-    /// All of them, in the order of the manual.
+    /// All variables, in the order of the documentation.
     pub const ALL: [Self; 5] =
         [Self::CommitHash, Self::Branch, Self::PrNumber, Self::ProjectId, Self::StagelyHash];
 
@@ -41,7 +41,7 @@ impl Variable {
     }
 }
 
-/// A `${` that means nothing.
+/// A `${` that cannot be filled in.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum TemplateError {
     /// No variable has this name.
@@ -66,8 +66,8 @@ enum Part {
     Variable(Variable),
 }
 
-/// A text with variables. `${NAME}` is one; directly before `{`, `$$` stands for one `$`, so
-/// `$${NAME}` is the text `${NAME}`. Everywhere else `$` is itself.
+/// A text with variables, written `${NAME}`. Directly before `{`, `$$` stands for one `$`, so
+/// `$${NAME}` is the text `${NAME}`. Elsewhere `$` stands for itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Template {
     parts: Vec<Part>,
@@ -77,7 +77,7 @@ impl Template {
     /// Reads the text of a build argument.
     ///
     /// # Errors
-    /// Every [`TemplateError`] in it, in the order of the text.
+    /// All [`TemplateError`]s, in the order of the text.
     pub fn parse(text: &str) -> Result<Self, Vec<TemplateError>> {
         let (mut parts, mut errors) = (Vec::new(), Vec::new());
         let mut rest = text;
@@ -106,7 +106,7 @@ impl Template {
         if errors.is_empty() { Ok(Self { parts }) } else { Err(errors) }
     }
 
-    /// The text with every variable replaced by what `value` says.
+    /// Returns the text with every variable replaced by the result of `value`.
     pub fn fill(&self, value: impl Fn(Variable) -> String) -> String {
         let fill = |part: &Part| match part {
             Part::Text(text) => text.clone(),
@@ -116,7 +116,7 @@ impl Template {
     }
 }
 
-/// The place of the next `{` that follows a `$`.
+/// The index of the next `{` that follows a `$`.
 fn next_opening(text: &str) -> Option<usize> {
     text.find("${").map(|dollar| dollar + 1)
 }
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dollar_is_itself_except_before_a_brace() {
+    fn a_dollar_stands_for_itself_except_before_a_brace() {
         for text in ["", "$", "$$", "pa$$word", "$BRANCH", "{BRANCH}", "$ {BRANCH}", "100$", "}"] {
             assert_eq!(filled(text), text);
         }
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn every_mistake_is_told() {
+    fn every_mistake_is_reported() {
         let errors = Template::parse("${branch} ${HOME} ${} ${BRANCH").unwrap_err();
         let errors: Vec<_> = errors.iter().map(ToString::to_string).collect();
         assert_eq!(errors.len(), 4);

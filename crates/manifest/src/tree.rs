@@ -1,91 +1,56 @@
-//! YAML text → a tree of values, each of which knows where it stands.
+//! YAML text → a tree of values with their positions.
 //!
-//! Serde would stop at the first mistake and turn `1.10` into the number 1.1, so this listens to
+//! Serde would stop at the first mistake and turn `1.10` into the number 1.1, so this module reads
 //! the parser's events. `granit-parser` is maintained, forbids `unsafe`, and is the parser inside
-//! `serde-saphyr`. It limits nesting and look-ahead; what aliases may grow to is limited here.
+//! `serde-saphyr`. It limits nesting and look-ahead; this module limits the expansion of aliases.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::rc::Rc;
 
 use granit_parser::{ErrorKind, Event, Marker, Parser, ScalarStyle, ScanError, Tag, options};
 
-use super::fault::Fault;
+use super::kind::ValueKind;
+use super::limits::{EXPANDED_SIZE_MAX, FILE_DEPTH_MAX};
+use super::mistake::Mistake;
 use super::problem::Position;
 
-/// The largest file, in bytes.
-pub(super) const FILE_BYTES_MAX: usize = 256 * 1024;
-
-/// How deep a file may nest, aliases included. A manifest needs 5.
-const DEPTH_MAX: usize = 32;
-
-/// How large a file may grow by its aliases, in bytes of text and one more for each value. Without
-/// aliases a file stays below twice [`FILE_BYTES_MAX`].
-const SIZE_MAX: usize = 1024 * 1024;
-
-/// One value. Aliases share theirs, so a tree takes no more memory than its file deserves.
+/// One value. Aliases share their node, so a tree takes memory in proportion to its file.
 #[derive(Debug)]
 pub(super) struct Node {
     pub(super) at: Position,
     pub(super) value: Value,
-    /// What it counts towards [`SIZE_MAX`].
+    /// The size that counts towards [`EXPANDED_SIZE_MAX`].
     size: usize,
     /// The levels below and including this one.
     depth: usize,
 }
 
-/// A value as YAML has it.
+/// A YAML value.
 #[derive(Debug)]
 pub(super) enum Value {
-    /// `plain`: without quotes and not a block, so that `~` or `5` mean something else than text.
+    /// `plain`: neither quoted nor a block, so that `~` and `5` are not text.
     Scalar { text: String, plain: bool },
     /// `[…]`
     List(Vec<Rc<Node>>),
-    /// `{…}`, with duplicate keys and merge keys still in it.
+    /// `{…}`, including duplicate keys and merge keys.
     Map(Vec<(Rc<Node>, Rc<Node>)>),
-    /// A value with a tag of its own, such as `!include`.
+    /// A value with a custom tag, such as `!include`.
     Tagged,
-}
-
-/// What a value is, in the words of a message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    Nothing,
-    Boolean,
-    Number,
-    Text,
-    List,
-    Map,
-    Tagged,
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Nothing => "nothing",
-            Self::Boolean => "a boolean",
-            Self::Number => "a number",
-            Self::Text => "text",
-            Self::List => "a list",
-            Self::Map => "a map",
-            Self::Tagged => "a value with a tag",
-        })
-    }
 }
 
 impl Node {
-    /// What YAML 1.2 (core schema) says the value is.
-    pub(super) fn kind(&self) -> Kind {
+    /// The kind of the value under the core schema of YAML 1.2.
+    pub(super) fn kind(&self) -> ValueKind {
         match &self.value {
-            Value::List(_) => Kind::List,
-            Value::Map(_) => Kind::Map,
-            Value::Tagged => Kind::Tagged,
-            Value::Scalar { plain: false, .. } => Kind::Text,
+            Value::List(_) => ValueKind::List,
+            Value::Map(_) => ValueKind::Map,
+            Value::Tagged => ValueKind::Tagged,
+            Value::Scalar { plain: false, .. } => ValueKind::Text,
             Value::Scalar { text, .. } => match text.as_str() {
-                "" | "~" | "null" | "Null" | "NULL" => Kind::Nothing,
-                "true" | "True" | "TRUE" | "false" | "False" | "FALSE" => Kind::Boolean,
-                text if is_number(text) => Kind::Number,
-                _ => Kind::Text,
+                "" | "~" | "null" | "Null" | "NULL" => ValueKind::Nothing,
+                "true" | "True" | "TRUE" | "false" | "False" | "FALSE" => ValueKind::Boolean,
+                text if is_number(text) => ValueKind::Number,
+                _ => ValueKind::Text,
             },
         }
     }
@@ -105,16 +70,16 @@ fn is_number(text: &str) -> bool {
     }
 }
 
-/// Reads `text`; `None`: it holds nothing but comments.
+/// Reads `text`; `None` if it contains only comments.
 ///
 /// # Errors
 /// The first mistake after which the rest of the file cannot be trusted.
-pub(super) fn read(text: &str) -> Result<Option<Rc<Node>>, (Position, Fault)> {
+pub(super) fn read(text: &str) -> Result<Option<Rc<Node>>, (Position, Mistake)> {
     let mut builder = Builder::default();
     for event in Parser::new_from_str_with_options(text, options! { emit_comments: false }) {
         let (event, span) = event.map_err(|error| syntax_error(&error))?;
         let at = position(span.start);
-        builder.take(event, at).map_err(|fault| (at, fault))?;
+        builder.take(event, at).map_err(|mistake| (at, mistake))?;
     }
     Ok(builder.root)
 }
@@ -123,17 +88,17 @@ fn position(marker: Marker) -> Position {
     Position { line: marker.line(), column: marker.col() + 1 }
 }
 
-fn syntax_error(error: &ScanError) -> (Position, Fault) {
-    let fault = match error.kind() {
-        ErrorKind::RecursionLimitExceeded => Fault::TooDeep { max: DEPTH_MAX },
-        ErrorKind::UnknownAnchor => Fault::UnknownAnchor,
-        ErrorKind::TabInIndentation | ErrorKind::TabInBlockIndentation => Fault::Tab,
-        kind => Fault::Syntax(kind.to_string()),
+fn syntax_error(error: &ScanError) -> (Position, Mistake) {
+    let mistake = match error.kind() {
+        ErrorKind::RecursionLimitExceeded => Mistake::TooDeep { max: FILE_DEPTH_MAX },
+        ErrorKind::UnknownAnchor => Mistake::UnknownAnchor,
+        ErrorKind::TabInIndentation | ErrorKind::TabInBlockIndentation => Mistake::Tab,
+        kind => Mistake::Syntax(kind.to_string()),
     };
-    (position(*error.marker()), fault)
+    (position(*error.marker()), mistake)
 }
 
-/// A list or a map whose end has not come. The children of a map are key, value, key, value…
+/// A list or a map that is not closed yet. The children of a map alternate between keys and values.
 struct Open {
     at: Position,
     anchor: usize,
@@ -174,7 +139,7 @@ struct Builder {
 }
 
 impl Builder {
-    fn take(&mut self, event: Event<'_>, at: Position) -> Result<(), Fault> {
+    fn take(&mut self, event: Event<'_>, at: Position) -> Result<(), Mistake> {
         match event {
             Event::DocumentStart(..) => self.begin_document(),
             Event::SequenceStart(_, anchor, tag) => {
@@ -208,20 +173,20 @@ impl Builder {
         }
     }
 
-    fn begin_document(&mut self) -> Result<(), Fault> {
+    fn begin_document(&mut self) -> Result<(), Mistake> {
         self.documents += 1;
-        if self.documents > 1 { Err(Fault::SecondDocument) } else { Ok(()) }
+        if self.documents > 1 { Err(Mistake::SecondDocument) } else { Ok(()) }
     }
 
-    fn begin(&mut self, open: Open) -> Result<(), Fault> {
+    fn begin(&mut self, open: Open) -> Result<(), Mistake> {
         self.grow(1)?;
         self.open.push(open);
         self.check_depth(0)
     }
 
-    fn repeat(&mut self, anchor: usize) -> Result<(), Fault> {
-        // The parser has refused unknown names, so what is not here yet is still open.
-        let node = Rc::clone(self.anchors.get(&anchor).ok_or(Fault::EndlessAlias)?);
+    fn repeat(&mut self, anchor: usize) -> Result<(), Mistake> {
+        // The parser refuses unknown anchors, so an anchor that is missing here is still open.
+        let node = Rc::clone(self.anchors.get(&anchor).ok_or(Mistake::EndlessAlias)?);
         self.grow(node.size)?;
         self.check_depth(node.depth)?;
         self.place(node, 0);
@@ -238,17 +203,17 @@ impl Builder {
         }
     }
 
-    fn grow(&mut self, by: usize) -> Result<(), Fault> {
+    fn grow(&mut self, by: usize) -> Result<(), Mistake> {
         self.size += by;
-        if self.size > SIZE_MAX {
-            return Err(Fault::ExpandsTooFar { max_kib: SIZE_MAX / 1024 });
+        if self.size > EXPANDED_SIZE_MAX {
+            return Err(Mistake::ExpandsTooFar { max_kib: EXPANDED_SIZE_MAX / 1024 });
         }
         Ok(())
     }
 
-    fn check_depth(&self, below: usize) -> Result<(), Fault> {
-        if self.open.len() + below > DEPTH_MAX {
-            return Err(Fault::TooDeep { max: DEPTH_MAX });
+    fn check_depth(&self, below: usize) -> Result<(), Mistake> {
+        if self.open.len() + below > FILE_DEPTH_MAX {
+            return Err(Mistake::TooDeep { max: FILE_DEPTH_MAX });
         }
         Ok(())
     }

@@ -1,17 +1,17 @@
-//! Every mistake that `stagely.yaml` can hold, in the words that its author reads.
+//! Every mistake of `stagely.yaml`, and its message.
 
 use stagely_protocol::Platform;
 use stagely_protocol::paths::PathError;
 use thiserror::Error;
 
+use super::keywords::{EMULATIONS, MACHINE_SIZES, PLATFORMS};
+use super::kind::ValueKind;
 use super::suggest::{closest, listed, shown};
 use super::template::TemplateError;
-use super::tree::Kind;
-use super::values::{EMULATIONS, MACHINE_SIZES, PLATFORMS};
 
-/// What is wrong with one value. Foreign text goes through [`shown`].
+/// A mistake in one value. Messages show foreign text through [`shown`].
 #[derive(Debug, Error)]
-pub(super) enum Fault {
+pub(super) enum Mistake {
     // The file.
     #[error("the file is larger than {max_kib} KiB")]
     FileTooLarge { max_kib: usize },
@@ -36,11 +36,11 @@ pub(super) enum Fault {
 
     // Maps.
     #[error("expected {wanted}, found {found}{}", then(*hint))]
-    Wanted { wanted: &'static str, found: Kind, hint: Option<&'static str> },
+    Wanted { wanted: &'static str, found: ValueKind, hint: Option<&'static str> },
     #[error("a key must be text, but this is {0}")]
-    KeyNotText(Kind),
+    KeyNotText(ValueKind),
     #[error("`<<` wants a map or a list of maps, not {0}")]
-    MergeNotMap(Kind),
+    MergeNotMap(ValueKind),
     #[error("is given twice, first on line {first_line}")]
     DuplicateKey { first_line: usize },
     #[error("unknown key; did you mean `{0}`?")]
@@ -213,7 +213,7 @@ pub(super) enum Fault {
     SameImageArgument { argument: String, first: String, second: String },
 }
 
-impl Fault {
+impl Mistake {
     pub(super) fn unknown_matrix_key<'a>(key: &str, known: impl Iterator<Item = &'a str>) -> Self {
         let known: Vec<_> = known.map(shown).collect();
         let suggestion = closest(key, known.iter().map(String::as_str)).map(str::to_owned);
@@ -237,7 +237,7 @@ fn then(hint: Option<&str>) -> String {
     hint.map(|hint| format!("; {hint}")).unwrap_or_default()
 }
 
-/// A file system's own words are worth reading: the user can mend what they say.
+/// Includes the error of the file system, which tells the user how to fix the path.
 fn spelled_out(error: &PathError) -> String {
     match error {
         PathError::Io { source, .. } => format!("{error}: {source}"),
