@@ -265,9 +265,9 @@ impl<'a> Simulation<'a> {
             MachineId::from_bits(*last_id)
         };
         let begin = Instant::now();
-        let effects = self.core.step(event, self.now, &mut new_machine);
+        let outcome = self.core.step(event, self.now, &mut new_machine);
         self.steps.push(begin.elapsed());
-        for effect in effects {
+        for effect in outcome.effects {
             self.perform(effect)?;
         }
         self.check_limits()

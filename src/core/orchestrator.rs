@@ -10,9 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use stagely_protocol::{Fingerprint, ImageRef};
+use stagely_protocol::Fingerprint;
 use stagely_state::ids::{MachineId, RunId};
-use stagely_state::{Attempt, Changes, Effect, Event, JobKind, JobOutcome, State};
+use stagely_state::{Changes, Effect, Event, FingerprintChange, State};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinError, JoinSet, spawn_blocking};
 use tokio_util::sync::CancellationToken;
@@ -191,9 +191,9 @@ impl Orchestrator {
         let mut to_tell = Vec::new();
         for input in inputs {
             debug!(event = ?input.event, "step");
-            // Before the step: after it an attempt that has ended is nobody's.
-            self.attach(&mut batch, &input.event, input.attached);
-            effects.extend(self.state.step(input.event, now, &mut new_id::<MachineId>));
+            let outcome = self.state.step(input.event, now, &mut new_id::<MachineId>);
+            batch.attach(input.attached, &outcome.fingerprints);
+            effects.extend(outcome.effects);
             to_tell.extend(input.stored);
         }
         let changes = self.state.take_changes();
@@ -214,44 +214,6 @@ impl Orchestrator {
         }
         self.spawn(effects);
         Ok(())
-    }
-
-    /// Writes what goes to the store with `event` and not through the state.
-    fn attach(&self, batch: &mut Batch, event: &Event, attached: Option<Attached>) {
-        match (event, attached) {
-            (_, Some(Attached::RunSecrets(run, sealed))) => batch.run_secrets(run, Some(sealed)),
-            (event, Some(Attached::Fingerprint(fingerprint))) => {
-                if let Some(cache) = self.written_cache(event) {
-                    batch.fingerprint(cache, Some(&fingerprint));
-                }
-            }
-            (Event::CleanedUp { refs, .. }, None) => {
-                for cache in refs {
-                    batch.fingerprint(cache, None);
-                }
-            }
-            (_, None) => {}
-        }
-    }
-
-    /// The cache that a job has written whose completion `event` reports. What is said of an attempt that
-    /// is not the machine's any more counts for nothing.
-    fn written_cache(&self, event: &Event) -> Option<&ImageRef> {
-        let Event::JobReported { machine, job, attempt, report } = event else { return None };
-        let JobOutcome::Completed { .. } = report.outcome else { return None };
-        // The cache is not there yet, and another report will say so once it is.
-        if report.exporting_cache {
-            return None;
-        }
-        let record = self.state.jobs.get(job)?;
-        let exporting = self.state.machines.get(machine).and_then(|machine| machine.exporting);
-        let is_exporting =
-            exporting.is_some_and(|it| it.attempt == Attempt { job: *job, number: *attempt });
-        let has_it = record.state.attempt_on(*machine) == Some(*attempt) || is_exporting;
-        match &record.kind {
-            JobKind::Build { cache_to, .. } if has_it => cache_to.as_ref(),
-            _ => None,
-        }
     }
 
     fn fill(&self, batch: &mut Batch, changes: &Changes) {
@@ -324,6 +286,30 @@ async fn sleep_until(wait: Option<Duration>) {
         // A deadline that has come and moves nothing would spin; a clock has milliseconds, so does this.
         Some(wait) => tokio::time::sleep(wait.max(Duration::from_millis(1))).await,
         None => pending().await,
+    }
+}
+
+impl Batch {
+    /// Writes what came with an event, and what its step decided on fingerprints.
+    fn attach(&mut self, attached: Option<Attached>, changes: &[FingerprintChange]) {
+        let fingerprint = match attached {
+            Some(Attached::RunSecrets(run, sealed)) => {
+                self.run_secrets(run, Some(sealed));
+                None
+            }
+            Some(Attached::Fingerprint(fingerprint)) => Some(fingerprint),
+            None => None,
+        };
+        for change in changes {
+            match (change, &fingerprint) {
+                (FingerprintChange::Store(cache), Some(_)) => {
+                    self.fingerprint(cache, fingerprint.as_ref());
+                }
+                // An agent need not say what its build was made of.
+                (FingerprintChange::Store(_), None) => {}
+                (FingerprintChange::Delete(cache), _) => self.fingerprint(cache, None),
+            }
+        }
     }
 }
 

@@ -68,6 +68,7 @@ impl Turn<'_> {
         let reported = Attempt { job: id, number: attempt };
         let current = self.job_state(id).and_then(|state| state.attempt_on(machine));
         let exports = report.exporting_cache;
+        self.store_fingerprint(machine, reported, &report);
         if current == Some(attempt) {
             let is_completed = matches!(report.outcome, JobOutcome::Completed { .. });
             self.take_report(machine, id, report);

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use stagely_protocol::ImageRef;
 
 use super::step::Turn;
-use super::{CancelReason, Effect, Environment, Machine, Run, State, Trigger};
+use super::{CancelReason, Effect, Environment, FingerprintChange, Machine, Run, State, Trigger};
 use crate::ids::{EnvironmentId, JobId, RunId};
 
 impl Turn<'_> {
@@ -66,6 +66,10 @@ impl Turn<'_> {
     }
 
     pub(super) fn cleaned_up(&mut self, id: EnvironmentId, refs: &BTreeSet<ImageRef>) {
+        // The caches are gone in any case, also if nobody awaits the answer any more.
+        for cache in refs {
+            self.change_fingerprint(FingerprintChange::Delete(cache.clone()));
+        }
         if !self.state.settle(&Effect::CleanUp { environment: id }) {
             return;
         }

@@ -21,6 +21,7 @@ mod attempts;
 mod commands;
 mod environments;
 mod exports;
+mod fingerprints;
 mod heads;
 mod interruptions;
 mod kept;
@@ -47,6 +48,7 @@ pub use event::{
     Attempt, CancelReason, Effect, EffectId, Event, LaunchRefusal, PlannedJob, PlannedRun,
     StopReason,
 };
+pub use fingerprints::FingerprintChange;
 pub use fleet::{Fleet, Interruption, Market, Placement, ProviderName, Usd};
 pub use github::{
     Approval, ApprovedCommit, Command, CommandKind, CommitStatus, DeliveryId, ForkPolicy,
@@ -60,6 +62,7 @@ pub use run::{
     Environment, GoodImage, PlanFailure, Project, Run, RunState, SkipReason, SkippedBuild, Trigger,
 };
 pub use schedule::{QueueReason, QueuedJob};
+pub use step::Outcome;
 
 /// A moment, in milliseconds since the Unix epoch.
 #[derive(

@@ -2,14 +2,23 @@
 
 use std::collections::BTreeSet;
 
-use super::{DeliveryId, Effect, Event, JobState, State, Timestamp};
+use super::{DeliveryId, Effect, Event, FingerprintChange, JobState, State, Timestamp};
 use crate::ids::{JobId, MachineId, RunId};
+
+/// What a step decides, besides the records that it changes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// What is to be done outside, once the changed records are stored.
+    pub effects: Vec<Effect>,
+    /// What becomes of stored fingerprints, in the transaction of the changed records.
+    pub fingerprints: Vec<FingerprintChange>,
+}
 
 /// A step under way.
 pub(super) struct Turn<'a> {
     pub(super) state: &'a mut State,
     pub(super) now: Timestamp,
-    effects: Vec<Effect>,
+    outcome: Outcome,
 }
 
 impl State {
@@ -23,14 +32,14 @@ impl State {
         event: Event,
         now: Timestamp,
         new_machine: &mut dyn FnMut() -> MachineId,
-    ) -> Vec<Effect> {
-        let mut turn = Turn { state: self, now, effects: Vec::new() };
+    ) -> Outcome {
+        let mut turn = Turn { state: self, now, outcome: Outcome::default() };
         turn.take(event);
         turn.begin_plannings();
         turn.schedule(new_machine);
         turn.clean_up();
         turn.report_changes();
-        turn.effects
+        turn.outcome
     }
 }
 
@@ -127,7 +136,11 @@ impl Turn<'_> {
         if effect.is_kept() {
             self.state.keep(effect.clone());
         }
-        self.effects.push(effect);
+        self.outcome.effects.push(effect);
+    }
+
+    pub(super) fn change_fingerprint(&mut self, change: FingerprintChange) {
+        self.outcome.fingerprints.push(change);
     }
 
     /// How far a job is, if there is such a job.

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 
+use stagely_protocol::ImageRef;
 use stagely_state::Timestamp;
 use stagely_state::ids::{EnvironmentId, JobId, ProjectId};
 use stagely_state::{
-    CacheExport, Environment, Job, JobReport, JobState, Machine, MachineState, Run, RunState,
-    Snapshot,
+    Attempt, CacheExport, Environment, Job, JobKind, JobOutcome, JobReport, JobState, Machine,
+    MachineState, Run, RunState, Snapshot,
 };
 use tempfile::TempDir;
 

@@ -15,6 +15,7 @@ mod attempts;
 mod commands;
 mod environments;
 mod exports;
+mod fingerprints;
 mod heads;
 mod interruptions;
 mod kept;
@@ -65,6 +66,11 @@ impl Core {
     }
 
     fn step(&mut self, event: Event) -> Vec<Effect> {
+        self.outcome_of(event).effects
+    }
+
+    /// All that the step decides.
+    fn outcome_of(&mut self, event: Event) -> Outcome {
         let last_id = &mut self.last_id;
         let mut new_machine = || {
             *last_id += 1;

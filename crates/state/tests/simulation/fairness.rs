@@ -249,7 +249,7 @@ impl Crowd {
             *last_id += 1;
             MachineId::from_bits(*last_id)
         };
-        for effect in self.core.step(event, self.now, &mut new_machine) {
+        for effect in self.core.step(event, self.now, &mut new_machine).effects {
             if let Effect::Launch { machine } = effect {
                 let job = &self.core.jobs[&self.core.machines[&machine]
                     .requested_for

@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use stagely_protocol::{Digest, ImageRef};
 use stagely_state::ids::{EnvironmentId, JobId, RunId};
-use stagely_state::{GoodImage, Job, JobState, Run, State, Trigger};
+use stagely_state::{
+    Attempt, Event, FingerprintChange, GoodImage, Job, JobState, Run, State, Trigger,
+};
 
 use crate::world::World;
 
@@ -52,6 +54,34 @@ impl Registry {
         let is_refused = self.refused.contains(&(image.tag.clone(), image.digest.clone()));
         let named = self.tags.get(&image.tag).map(|(_, digest)| digest);
         assert!(is_refused || named == Some(&image.digest), "{} names {named:?}", image.tag);
+    }
+}
+
+/// The attempt whose fingerprint is stored for each cache.
+#[derive(Clone, Default)]
+pub(crate) struct Fingerprints(BTreeMap<ImageRef, Attempt>);
+
+impl Fingerprints {
+    /// Stores what the step decided. A fingerprint never gives way to one of an older attempt.
+    pub(crate) fn change(&mut self, event: &Event, changes: &[FingerprintChange]) {
+        for change in changes {
+            match (change, event) {
+                (
+                    FingerprintChange::Store(cache),
+                    Event::JobReported { job, attempt: number, .. },
+                ) => {
+                    let attempt = Attempt { job: *job, number: *number };
+                    let older = self.0.insert(cache.clone(), attempt);
+                    let is_newer =
+                        older.is_none_or(|older| older.job != *job || older.number <= *number);
+                    assert!(is_newer, "{attempt:?} replaces {older:?}");
+                }
+                (FingerprintChange::Store(cache), _) => panic!("{event:?} describes {cache}"),
+                (FingerprintChange::Delete(cache), _) => {
+                    self.0.remove(cache);
+                }
+            }
+        }
     }
 }
 
@@ -131,6 +161,9 @@ pub(crate) fn check_at_rest(world: &World) {
         let has_run = runs.any(|run| run.environment == environment.id);
         assert!(has_run, "{} outlives its runs", environment.id);
         environment.images.values().for_each(|image| world.registry.check(image));
+    }
+    for cache in world.fingerprints.0.keys() {
+        assert!(world.registry.caches.contains(cache), "{cache} is described and not there");
     }
     for cache in &world.registry.caches {
         let mut open = world.core.environments.values().filter(|it| !it.closed);

@@ -7,11 +7,11 @@ mod interrupted;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use stagely_protocol::FailureReason;
+use stagely_protocol::{FailureReason, ImageRef};
 use stagely_state::ids::{EnvironmentId, JobId, MachineId, RunId};
 use stagely_state::{
-    Attempt, Effect, Event, Job, JobOutcome, JobReport, JobState, Machine, MachineKind,
-    MachineState, RunState, State, Timestamp,
+    Attempt, Effect, Event, FingerprintChange, Job, JobKind, JobOutcome, JobReport, JobState,
+    Machine, MachineKind, MachineState, RunState, State, Timestamp,
 };
 
 use self::builders::Export;
@@ -156,6 +156,45 @@ impl Before {
                 self.check_report(world, *machine, attempt, report);
             }
             _ => {}
+        }
+    }
+
+    /// A fingerprint is stored exactly when the attempt that a machine has, or whose cache it exports, reports
+    /// that the cache is complete. It goes with its cache.
+    pub(crate) fn check_fingerprints(&self, event: &Event, changes: &[FingerprintChange]) {
+        let expected: Vec<FingerprintChange> = match event {
+            Event::JobReported { machine, job, attempt, report } => {
+                let attempt = Attempt { job: *job, number: *attempt };
+                let cache = self.completed_cache(*machine, attempt, report);
+                cache.map(FingerprintChange::Store).into_iter().collect()
+            }
+            Event::CleanedUp { refs, .. } => {
+                refs.iter().cloned().map(FingerprintChange::Delete).collect()
+            }
+            _ => Vec::new(),
+        };
+        assert_eq!(changes, expected, "{event:?}");
+    }
+
+    fn completed_cache(
+        &self,
+        id: MachineId,
+        attempt: Attempt,
+        report: &JobReport,
+    ) -> Option<ImageRef> {
+        let exports = |machine: &Machine| machine.exporting.map(|export| export.attempt);
+        let machine = self.machines.iter().find(|(machine, _)| machine.id == id);
+        let is_exporting = machine.is_some_and(|(machine, _)| exports(machine) == Some(attempt));
+        let is_current = self.had(id, attempt);
+        let is_completed = matches!(report.outcome, JobOutcome::Completed { .. });
+        let is_complete = is_completed && !report.exporting_cache;
+        match self.spoken_of.as_ref().map(|job| &job.kind) {
+            Some(JobKind::Build { cache_to, .. })
+                if is_complete && (is_current || is_exporting) =>
+            {
+                cache_to.clone()
+            }
+            _ => None,
         }
     }
 

@@ -13,7 +13,8 @@ use stagely_protocol::Arch;
 use stagely_state::ids::{EnvironmentId, JobId, MachineId, RunId};
 use stagely_state::{
     Attempt, CancelReason, Changes, Effect, Event, JobKind, Limits, Machine, MachineKind,
-    MachineState, Priorities, ProviderName, Run, RunState, Snapshot, State, Table, Timestamp,
+    MachineState, Outcome, Priorities, ProviderName, Run, RunState, Snapshot, State, Table,
+    Timestamp,
 };
 
 use self::github::Listing;
@@ -24,7 +25,7 @@ use crate::fairness::Turns;
 use crate::github::Github;
 use crate::invariants::{self, Memory};
 use crate::plans;
-use crate::registry::{self, Expected, Registry};
+use crate::registry::{self, Expected, Fingerprints, Registry};
 use crate::rng::Rng;
 use crate::transitions::{Before, Strays};
 
@@ -50,6 +51,9 @@ pub(crate) struct World {
     /// What the newest images should be, and what of it a crash leaves.
     expected: Expected,
     expected_on_disk: Expected,
+    /// Whose fingerprint each cache has, and what of it a crash leaves.
+    pub(crate) fingerprints: Fingerprints,
+    fingerprints_on_disk: Fingerprints,
     /// Attempts of agents that core had written off before it heard of them again: what they did in the
     /// meantime, and do until they have stopped, nobody can answer for.
     written_off: BTreeSet<(MachineId, Attempt)>,
@@ -149,6 +153,8 @@ impl World {
             registry: Registry::default(),
             expected: Expected::default(),
             expected_on_disk: Expected::default(),
+            fingerprints: Fingerprints::default(),
+            fingerprints_on_disk: Fingerprints::default(),
             written_off: BTreeSet::new(),
             requested: Vec::new(),
             swept: BTreeSet::new(),
@@ -268,7 +274,8 @@ impl World {
         }
         let rng = &mut self.rng;
         let mut new_machine = || MachineId::from_bits(rng.id());
-        let effects = self.core.step(event.clone(), self.now, &mut new_machine);
+        let Outcome { effects, fingerprints } =
+            self.core.step(event.clone(), self.now, &mut new_machine);
         self.trace(|world| format!("{} {event:?} -> {effects:?}", world.now.0));
         if let Some(run) = before.started(&self.core) {
             self.requested.push((run.id, run.original()));
@@ -284,6 +291,8 @@ impl World {
         memory.check(self);
         self.memory = memory;
         before.check(self, event, &effects);
+        before.check_fingerprints(event, &fingerprints);
+        self.fingerprints.change(event, &fingerprints);
         before.note(self, event);
         self.turns.check(&self.core, &before, &effects);
         self.strays.check(&self.core, event);
@@ -347,6 +356,7 @@ impl World {
         store(&mut self.disk, &self.core, &changes);
         invariants::check_disk(&self.disk, &self.core);
         self.expected_on_disk = self.expected.clone();
+        self.fingerprints_on_disk = self.fingerprints.clone();
         self.in_flight.append(&mut self.uncommitted);
         self.check_tags_in_flight();
         for (machine, thanks) in mem::take(&mut self.thanks) {
@@ -401,6 +411,7 @@ impl World {
         self.described.clear();
         self.forget_github();
         self.expected = self.expected_on_disk.clone();
+        self.fingerprints = self.fingerprints_on_disk.clone();
         self.broken.clear();
         self.newest.clear();
         self.sessions = 0;

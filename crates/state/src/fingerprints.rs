@@ -1,0 +1,57 @@
+//! Which reports may change the stored fingerprints of layer caches.
+//!
+//! A fingerprint says what a build was made of. It is large, so it is not part of the state: the orchestrator
+//! receives it with the report and stores it if the step says so.
+
+use stagely_protocol::ImageRef;
+
+use super::step::Turn;
+use super::{Attempt, JobKind, JobOutcome, JobReport, State};
+use crate::ids::MachineId;
+
+/// What becomes of the fingerprint that is stored for a cache.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FingerprintChange {
+    /// The fingerprint that came with the event describes the layers of this cache.
+    Store(ImageRef),
+    /// The cache is deleted, so its fingerprint is, too.
+    Delete(ImageRef),
+}
+
+impl Turn<'_> {
+    /// Stores the fingerprint of a reported build, unless the report is of an attempt that the machine does
+    /// not have any more. Must be called before the report changes the records.
+    pub(super) fn store_fingerprint(
+        &mut self,
+        machine: MachineId,
+        attempt: Attempt,
+        report: &JobReport,
+    ) {
+        if let Some(cache) = self.state.written_cache(machine, attempt, report) {
+            self.change_fingerprint(FingerprintChange::Store(cache));
+        }
+    }
+}
+
+impl State {
+    /// The cache that is complete with this report.
+    fn written_cache(
+        &self,
+        id: MachineId,
+        attempt: Attempt,
+        report: &JobReport,
+    ) -> Option<ImageRef> {
+        let JobOutcome::Completed { .. } = report.outcome else { return None };
+        // The cache is not complete before its export ends, and another report follows then.
+        if report.exporting_cache {
+            return None;
+        }
+        let job = self.jobs.get(&attempt.job)?;
+        let is_exporting = self.machines.get(&id).is_some_and(|machine| machine.exports(attempt));
+        let is_current = job.state.attempt_on(id) == Some(attempt.number);
+        match &job.kind {
+            JobKind::Build { cache_to, .. } if is_current || is_exporting => cache_to.clone(),
+            _ => None,
+        }
+    }
+}
