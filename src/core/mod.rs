@@ -4,6 +4,7 @@
 //! state, the store commits, readers see the records, and effects go out.
 
 pub mod clock;
+pub(crate) mod retry;
 
 pub mod plan;
 pub mod request;

@@ -4,12 +4,11 @@
 //! this is plain HTTP, with `http-auth` to read challenges.
 
 use std::collections::BTreeSet;
-use std::fmt;
+use std::fmt::{self, Display};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use backon::{ExponentialBuilder, Retryable as _};
 use bytes::Bytes;
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue, LINK, WWW_AUTHENTICATE};
 use reqwest::redirect::Policy;
@@ -21,9 +20,10 @@ use stagely_protocol::{Digest, ImageRef};
 use thiserror::Error;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
-use tracing::{debug, warn};
+use tracing::warn;
 use url::Url;
 
+use super::retry::{Retry, RetryPolicy};
 use crate::config::{ConfigError, RegistryConfig};
 
 /// How long a connection may take.
@@ -35,14 +35,12 @@ const ANSWER_LIMIT: Duration = Duration::from_mins(1);
 /// How long tagging or deleting may take with all that is asked again.
 const LIMIT: Duration = Duration::from_mins(5);
 
-/// The waits before a registry that does not answer is asked again. They end before [`LIMIT`] does, so
-/// that one that refuses at once is told of in its own words.
-const PATIENCE: ExponentialBuilder = ExponentialBuilder::new()
-    .with_min_delay(Duration::from_millis(500))
-    .with_max_delay(Duration::from_secs(20))
-    .with_max_times(18)
-    .with_total_delay(Some(Duration::from_mins(4)))
-    .with_jitter();
+/// The last attempt begins before [`LIMIT`] ends, so that the error of a registry that refuses at once is
+/// the outcome.
+const RETRIES: RetryPolicy = RetryPolicy::new(Duration::from_millis(500), Duration::from_secs(20))
+    .jitter()
+    .retries_max(18)
+    .time_limit(Duration::from_mins(4));
 
 /// The largest manifest that registries take.
 const MANIFEST_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -183,7 +181,7 @@ impl Registry {
     /// # Errors
     /// [`RegistryError`].
     pub async fn tag(&self, tag: &ImageRef, digest: &Digest) -> Result<(), RegistryError> {
-        patiently(|| self.tag_once(tag, digest)).await
+        retry(format!("tagging {tag}"), || self.tag_once(tag, digest)).await
     }
 
     /// Deletes `tag` and no other tag, also if they name the same manifest. One that is not there, and
@@ -193,7 +191,7 @@ impl Registry {
     /// # Errors
     /// [`RegistryError`].
     pub async fn delete(&self, tag: &ImageRef) -> Result<(), RegistryError> {
-        patiently(|| self.delete_once(tag)).await
+        retry(format!("deleting {tag}"), || self.delete_once(tag)).await
     }
 
     /// The digest of what `tag` names now.
@@ -213,7 +211,7 @@ impl Registry {
     /// # Errors
     /// [`RegistryError`].
     pub async fn tags(&self, repository: &str) -> Result<BTreeSet<ImageRef>, RegistryError> {
-        patiently(|| self.tags_once(repository)).await
+        retry(format!("listing the tags of {repository}"), || self.tags_once(repository)).await
     }
 
     async fn tags_once(&self, repository: &str) -> Result<BTreeSet<ImageRef>, RegistryError> {
@@ -502,17 +500,15 @@ fn next_page(page: &Url, response: &Response) -> Result<Option<Url>, RegistryErr
     }
 }
 
-/// Asks again while the registry is away.
-async fn patiently<T, F>(ask: impl FnMut() -> F) -> Result<T, RegistryError>
-where
-    F: Future<Output = Result<T, RegistryError>>,
-{
-    let asking = ask.retry(PATIENCE).when(RegistryError::is_transient).notify(log_retry);
-    timeout(LIMIT, asking).await.unwrap_or(Err(RegistryError::TooSlow))
-}
-
-fn log_retry(error: &RegistryError, wait: Duration) {
-    debug!(%error, ?wait, "the registry is asked again");
+/// Repeats a request while the registry does not answer.
+async fn retry<T, F: Future<Output = Result<T, RegistryError>>>(
+    what: impl Display,
+    request: impl FnMut() -> F,
+) -> Result<T, RegistryError> {
+    let is_transient = |error: &RegistryError| Retry::if_transient(error.is_transient());
+    timeout(LIMIT, RETRIES.run(what, is_transient, request))
+        .await
+        .unwrap_or(Err(RegistryError::TooSlow))
 }
 
 /// The answer, where it says that `image` was served.

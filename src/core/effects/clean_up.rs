@@ -12,15 +12,15 @@ use tracing::{info, warn};
 
 use super::Effects;
 use crate::core::registry::RegistryError;
+use crate::core::retry::{Retry, RetryPolicy};
 
-/// A registry that is away, or does not take the password, is asked again after this; each time the
-/// client has waited for some minutes itself. Nobody waits for the outcome, and what stays costs money.
-const WAIT: Duration = Duration::from_mins(5);
+/// Each round takes some minutes where the registry does not answer: its client repeats requests itself. Nothing
+/// waits for the outcome, and what stays costs money.
+const ROUNDS: RetryPolicy = RetryPolicy::new(ROUND_WAIT, ROUND_WAIT).retries_max(ROUNDS_MAX - 1);
+const ROUND_WAIT: Duration = Duration::from_mins(5);
+const ROUNDS_MAX: usize = 48;
 
-/// How often it is asked.
-const ROUNDS: u32 = 48;
-
-/// Whether the registry may be asked for the same once more.
+/// Whether a further round follows.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Round {
     Early,
@@ -31,17 +31,18 @@ impl Effects {
     /// Deletes what only `environment` wrote, and says what is gone or cannot be deleted. Stops when the
     /// environment is open again: then all that is wanted.
     pub(super) async fn clean_up(&self, environment: EnvironmentId) -> Event {
-        let mut refs = BTreeSet::new();
-        for number in 1..=ROUNDS {
-            let round = if number < ROUNDS { Round::Early } else { Round::Last };
-            refs = self.delete_caches(environment, round).await;
-            let images = self.delete_images(environment, round).await;
-            if self.unwanted_caches(environment).is_subset(&refs) && images {
-                break;
+        let mut waits = ROUNDS.start();
+        loop {
+            let next_wait = waits.next_wait(Retry::Soon);
+            let round = if next_wait.is_some() { Round::Early } else { Round::Last };
+            let refs = self.delete_caches(environment, round).await;
+            let are_images_gone = self.delete_images(environment, round).await;
+            let are_caches_gone = self.unwanted_caches(environment).is_subset(&refs);
+            match next_wait {
+                Some(wait) if !(are_images_gone && are_caches_gone) => sleep(wait).await,
+                _ => return Event::CleanedUp { environment, refs },
             }
-            sleep(WAIT).await;
         }
-        Event::CleanedUp { environment, refs }
     }
 
     /// The caches that are gone, or cannot be deleted. Also those of the round before: a run may have

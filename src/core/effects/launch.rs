@@ -3,31 +3,33 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use backon::{BackoffBuilder as _, ExponentialBuilder};
 use stagely_provider::settings::ImageKind;
 use stagely_provider::{AgentBinary, LaunchError, LaunchRequest, Provider, Want};
 use stagely_state::ids::MachineId;
 use stagely_state::{Event, LaunchRefusal, Machine, MachineState, Placement};
+use thiserror::Error;
 use tokio::task::spawn_blocking;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::timeout;
 use tracing::{info, warn};
 
 use super::Effects;
 use crate::core::binaries;
 use crate::core::clock::now;
+use crate::core::retry::{Retry, RetryPolicy};
 
-/// How often a provider is asked that gives no clear answer. One that wants to be asked less often is asked until
-/// [`PATIENCE`] is over.
+/// Most attempts that end without a clear answer. A provider that only throttles is asked until [`RETRIES`]
+/// give up.
 const UNCLEAR_MAX: usize = 5;
 
-/// The wait before the next try, unless the provider says how long; it doubles up to the greater one.
-const WAITS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// The last attempt begins at most this long after the first.
+const RETRY_LIMIT: Duration = Duration::from_mins(3);
 
-/// No try begins later than this after the first.
-const PATIENCE: Duration = Duration::from_mins(3);
+const RETRIES: RetryPolicy = RetryPolicy::new(Duration::from_secs(1), Duration::from_secs(30))
+    .jitter()
+    .time_limit(RETRY_LIMIT);
 
-/// How long one try may take, over all its candidates.
-const TRY_LIMIT: Duration = Duration::from_mins(3);
+/// How long one attempt may take, over all its candidates.
+const ATTEMPT_LIMIT: Duration = Duration::from_mins(3);
 
 impl Effects {
     /// Launches `machine` and says what came of it.
@@ -57,61 +59,30 @@ impl Effects {
             .launch_request(record, binary, &**provider)
             .await
             .map_err(|error| LaunchRefusal::NoCapacity(format!("core cannot ask: {error:#}")))?;
-        let first = Instant::now();
-        let mut waits = ExponentialBuilder::new().with_min_delay(WAITS.0).with_max_delay(WAITS.1);
-        waits = waits.with_jitter().without_max_times();
-        let mut waits = waits.build();
-        let mut unclear = 0;
-        loop {
+        let launch = async || {
             self.check_wanted(machine)?;
-            // What was sent before the limit may have started a machine.
-            let launched =
-                timeout(TRY_LIMIT, provider.launch(&request)).await.unwrap_or_else(|_| {
-                    Err(LaunchError::Unclear(format!("no answer within {TRY_LIMIT:?}")))
-                });
-            let (message, asked_for) = match launched {
-                Ok(placement) => return Ok(placement),
-                // Whatever an earlier try has started is found by its tags, and ended.
-                Err(LaunchError::NoCapacity(message) | LaunchError::Permanent(message))
-                    if unclear > 0 =>
-                {
-                    return Err(LaunchRefusal::Unclear(message));
-                }
-                Err(LaunchError::NoCapacity(message)) => {
-                    return Err(LaunchRefusal::NoCapacity(message));
-                }
-                Err(LaunchError::Permanent(message)) => {
-                    return Err(LaunchRefusal::Permanent(message));
-                }
-                Err(LaunchError::Throttled { message, wait }) => (message, wait),
-                Err(LaunchError::Unclear(message)) => {
-                    unclear += 1;
-                    (message, None)
-                }
-            };
-            let own_wait = waits.next().unwrap_or(WAITS.1);
-            let wait = asked_for.unwrap_or_default().max(own_wait);
-            if unclear == UNCLEAR_MAX || first.elapsed() + wait > PATIENCE {
-                let refusal =
-                    if unclear > 0 { LaunchRefusal::Unclear } else { LaunchRefusal::NoCapacity };
-                return Err(refusal(message));
-            }
-            sleep(wait).await;
-        }
+            let launched = timeout(ATTEMPT_LIMIT, provider.launch(&request)).await;
+            launched.map_err(|_| AttemptError::TimedOut)?.map_err(AttemptError::Provider)
+        };
+        let mut unclear_count = 0;
+        let retry = |error: &AttemptError| {
+            unclear_count += usize::from(error.is_unclear());
+            if unclear_count == UNCLEAR_MAX { Retry::Never } else { error.retry() }
+        };
+        let launched = RETRIES.run(format!("the launch of {machine}"), retry, launch).await;
+        launched.map_err(|error| error.refusal(unclear_count > 0))
     }
 
-    /// Whether the machine is still to be launched: core may have been away, or the job may be cancelled.
-    fn check_wanted(&self, machine: MachineId) -> Result<(), LaunchRefusal> {
+    /// Fails if the machine is not to be launched any more: core may have been away, or the job may be cancelled.
+    fn check_wanted(&self, machine: MachineId) -> Result<(), AttemptError> {
         let records = self.records.read();
-        let record = records.machines.get(&machine);
-        // An earlier try may have started one: so it is looked for and ended.
-        let not_wanted = |why: &str| Err(LaunchRefusal::Unclear(why.to_owned()));
-        match record {
+        match records.machines.get(&machine) {
             Some(record) if record.state != MachineState::Requested => {
-                not_wanted("the machine was not wanted any more")
+                Err(AttemptError::NotWanted("the machine was not wanted any more"))
             }
             Some(record) if record.lease_until.is_some_and(|until| until <= now()) => {
-                not_wanted("the machine's lease was over before it could be asked for")
+                let why = "the machine's lease was over before it could be asked for";
+                Err(AttemptError::NotWanted(why))
             }
             _ => Ok(()),
         }
@@ -165,6 +136,51 @@ impl Effects {
     }
 }
 
+/// Why one attempt launched nothing.
+#[derive(Debug, Error)]
+enum AttemptError {
+    #[error("{0}")]
+    NotWanted(&'static str),
+    #[error("no answer within {ATTEMPT_LIMIT:?}")]
+    TimedOut,
+    #[error(transparent)]
+    Provider(LaunchError),
+}
+
+impl AttemptError {
+    /// Whether the attempt may have started a machine.
+    const fn is_unclear(&self) -> bool {
+        matches!(self, Self::TimedOut | Self::Provider(LaunchError::Unclear(_)))
+    }
+
+    fn retry(&self) -> Retry {
+        match self {
+            Self::Provider(LaunchError::Throttled { wait, .. }) => {
+                Retry::After(wait.unwrap_or_default())
+            }
+            Self::TimedOut | Self::Provider(LaunchError::Unclear(_)) => Retry::Soon,
+            Self::NotWanted(_)
+            | Self::Provider(LaunchError::NoCapacity(_) | LaunchError::Permanent(_)) => {
+                Retry::Never
+            }
+        }
+    }
+
+    /// The outcome of the launch. A machine that an attempt may have started is found by its tags and ended.
+    fn refusal(self, may_have_started: bool) -> LaunchRefusal {
+        let (refusal, message): (fn(String) -> LaunchRefusal, String) = match self {
+            // An attempt of an earlier core may have started one.
+            Self::NotWanted(_) | Self::TimedOut => (LaunchRefusal::Unclear, self.to_string()),
+            Self::Provider(LaunchError::Unclear(message)) => (LaunchRefusal::Unclear, message),
+            Self::Provider(LaunchError::Permanent(message)) => (LaunchRefusal::Permanent, message),
+            Self::Provider(
+                LaunchError::NoCapacity(message) | LaunchError::Throttled { message, .. },
+            ) => (LaunchRefusal::NoCapacity, message),
+        };
+        if may_have_started { LaunchRefusal::Unclear(message) } else { refusal(message) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::VecDeque;
@@ -175,6 +191,7 @@ mod tests {
     use stagely_provider::{Candidate, Listing, Offer, ProviderError, Providers};
     use stagely_state::Timestamp;
     use stagely_state::comparison::Listed;
+    use tokio::time::Instant;
 
     use super::*;
     use crate::config::Config;
@@ -182,16 +199,16 @@ mod tests {
     use crate::core::records::{Records, SharedRecords};
     use crate::core::store::Store;
 
-    /// Says what it is told to, one answer after the other, and then that there is no capacity.
+    /// Gives the scripted answers, one after the other, and then says that there is no capacity.
     #[derive(Default)]
-    struct Moody {
+    struct ScriptedProvider {
         answers: Mutex<VecDeque<LaunchError>>,
         asked_at: Mutex<Vec<Instant>>,
         image_kind: ImageKind,
     }
 
     #[async_trait]
-    impl Provider for Moody {
+    impl Provider for ScriptedProvider {
         fn candidates(&self, _: &Want) -> Vec<Candidate> {
             Vec::new()
         }
@@ -232,13 +249,16 @@ mod tests {
         records.machines.insert(id, machine);
         let records = SharedRecords::new(records);
         let mut effects = fixtures::effects(folder.path(), Config::default(), store, records);
-        let moody = Arc::new(Moody { answers: Mutex::new(answers.into()), ..Moody::default() });
-        let provider: Arc<dyn Provider> = Arc::clone(&moody) as _;
+        let scripted = Arc::new(ScriptedProvider {
+            answers: Mutex::new(answers.into()),
+            ..ScriptedProvider::default()
+        });
+        let provider: Arc<dyn Provider> = Arc::clone(&scripted) as _;
         effects.providers = Providers::only(record_provider, provider);
 
         let refusal = effects.try_launch(id).await.unwrap_err();
 
-        let asked_at = moody.asked_at.lock().unwrap().clone();
+        let asked_at = scripted.asked_at.lock().unwrap().clone();
         (refusal, asked_at.iter().map(|at| *at - asked_at[0]).collect())
     }
 
@@ -263,7 +283,7 @@ mod tests {
         let forever = std::iter::repeat_with(|| throttled(None)).take(100).collect();
         let (refusal, asked) = launch(requested(), forever).await;
         assert_eq!(refusal, LaunchRefusal::NoCapacity("slow down".to_owned()));
-        assert!(asked.len() > 7 && asked[asked.len() - 1] <= PATIENCE, "{asked:?}");
+        assert!(asked.len() > 7 && asked[asked.len() - 1] <= RETRY_LIMIT, "{asked:?}");
         let (_, asked) = launch(requested(), vec![throttled(Some(Duration::from_hours(1)))]).await;
         assert_eq!(asked.len(), 1);
     }
@@ -302,7 +322,7 @@ mod tests {
         let own = Arch::of_this_program();
         let arch = if own == Arch::Amd64 { Arch::Arm64 } else { Arch::Amd64 };
         let machine = Machine { arch, ..fixtures::machine(1) };
-        let of = |image_kind| Moody { image_kind, ..Moody::default() };
+        let of = |image_kind| ScriptedProvider { image_kind, ..ScriptedProvider::default() };
 
         let refused = effects.binary(&of(ImageKind::Stock), &machine).await.unwrap_err();
         let LaunchRefusal::Permanent(problem) = refused else { panic!("{refused:?}") };

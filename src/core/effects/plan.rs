@@ -28,14 +28,11 @@ use crate::core::clock::new_id;
 use crate::core::clock::now;
 use crate::core::github::GithubError;
 use crate::core::plan::{Plan, PlanContext, plan};
+use crate::core::retry::{Retry, RetryPolicy};
 
-/// A repository's server that does not answer is asked again after these waits.
-const WAITS: [Duration; 4] = [
-    Duration::from_secs(1),
-    Duration::from_secs(4),
-    Duration::from_secs(15),
-    Duration::from_secs(45),
-];
+/// A repository's server that does not answer is asked again 1, 4, 16 and 45 seconds later.
+const GIT_RETRIES: RetryPolicy =
+    RetryPolicy::new(Duration::from_secs(1), Duration::from_secs(45)).factor(4.0).retries_max(4);
 
 const AUTHENTICATION: FailureReason =
     FailureReason::Clone { problem: CloneProblem::Authentication };
@@ -277,7 +274,7 @@ impl Effects {
     ) -> Result<ResolvedRef, CloneError> {
         let asked =
             (url.to_owned(), token, wanted.to_owned(), self.scratch.clone(), cancel.clone());
-        patiently(cancel, move || {
+        retry("looking up the commit", cancel, move || {
             let (url, token, wanted, scratch, cancel) = asked.clone();
             async move { git::resolve_ref(&url, token, &wanted, &scratch, &cancel).await }
         })
@@ -290,7 +287,7 @@ impl Effects {
         cancel: &CancellationToken,
     ) -> Result<Checkout, CloneError> {
         let (scratch, stop) = (self.scratch.clone(), cancel.clone());
-        patiently(cancel, move || {
+        retry("fetching the commit", cancel, move || {
             let (request, scratch, stop) = (request.clone(), scratch.clone(), stop.clone());
             async move {
                 let folder = TempDir::with_prefix_in("plan-", &scratch)
@@ -396,22 +393,17 @@ fn job_ids() -> impl FnMut() -> JobId {
     }
 }
 
-/// Asks again where the network is at fault.
-async fn patiently<T>(
+/// Repeats `attempt` where the network is at fault.
+async fn retry<T, F: Future<Output = Result<T, CloneError>>>(
+    what: &str,
     cancel: &CancellationToken,
-    ask: impl AsyncFn() -> Result<T, CloneError>,
+    attempt: impl FnMut() -> F,
 ) -> Result<T, CloneError> {
-    for wait in WAITS {
-        match ask().await {
-            Err(error @ (CloneError::Network { .. } | CloneError::Internal(_))) => {
-                warn!(%error, "asking the repository again in {wait:?}");
-                let sleep = tokio::time::sleep(wait);
-                cancel.run_until_cancelled(sleep).await.ok_or(CloneError::Cancelled)?;
-            }
-            answer => return answer,
-        }
-    }
-    ask().await
+    let is_transient = |error: &CloneError| {
+        Retry::if_transient(matches!(error, CloneError::Network { .. } | CloneError::Internal(_)))
+    };
+    let result = GIT_RETRIES.run_until(cancel, what, is_transient, attempt).await;
+    result.map_err(|error| if cancel.is_cancelled() { CloneError::Cancelled } else { error })
 }
 
 #[cfg(test)]

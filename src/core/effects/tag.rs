@@ -23,7 +23,7 @@ impl Effects {
             () = self.is_superseded(good.run) => {
                 Err("a newer run took the place of its own".to_owned())
             }
-            moved = self.registry.tag(&tag, &digest) => moved.map_err(|error| in_full(&error)),
+            moved = self.registry.tag(&tag, &digest) => moved.map_err(|error| format!("{:#}", anyhow::Error::from(error))),
         };
         match &result {
             Ok(()) => info!(%tag, %digest, "tagged"),
@@ -46,10 +46,4 @@ impl Effects {
             }
         }
     }
-}
-
-/// The error and what caused it.
-fn in_full(error: &(dyn std::error::Error + 'static)) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

@@ -1,4 +1,4 @@
-//! Ends a machine, and does not rest before it is gone.
+//! Terminates a machine, and repeats the request until the provider has agreed.
 
 use std::time::Duration;
 
@@ -6,13 +6,14 @@ use stagely_protocol::{CoreMessage, Terminate};
 use stagely_provider::TERMINATE_LIMIT;
 use stagely_state::Event;
 use stagely_state::ids::MachineId;
-use tracing::{info, warn};
+use tracing::info;
 
 use super::Effects;
+use crate::core::retry::{Retry, RetryPolicy};
 use crate::core::sweep::within;
 
-/// The wait after a failed termination doubles up to this.
-const WAIT_MAX: Duration = Duration::from_mins(1);
+/// A machine that is not terminated costs money, so the provider is asked until it agrees.
+const RETRIES: RetryPolicy = RetryPolicy::new(Duration::from_secs(1), Duration::from_mins(1));
 
 /// What an agent may use to end its work, in seconds. It may be cut short: the provider is asked at
 /// once, and how long that takes is its own affair.
@@ -24,14 +25,12 @@ impl Effects {
         let reason = "its work is done or not wanted any more".to_owned();
         let message = CoreMessage::Terminate(Terminate { reason, grace: GRACE_SECONDS });
         self.sessions.send(machine, message);
-        let mut wait = Duration::from_secs(1);
         let provider = self.records.read().machines.get(&machine).map(|record| record.provider);
         if let Some(provider) = provider.and_then(|name| self.providers.get(name)) {
-            while let Err(error) = within(TERMINATE_LIMIT, provider.terminate(machine)).await {
-                warn!(%machine, %error, "not terminated; trying again in {wait:?}");
-                tokio::time::sleep(wait).await;
-                wait = (wait * 2).min(WAIT_MAX);
-            }
+            let what = format!("the termination of {machine}");
+            let terminate = || within(TERMINATE_LIMIT, provider.terminate(machine));
+            // Without a limit it ends with success only.
+            let _ = RETRIES.run(what, |_| Retry::Soon, terminate).await;
         }
         self.sessions.end(machine);
         info!(%machine, "terminated");
