@@ -251,7 +251,7 @@ pub(super) fn print<T: Serialize>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::{JobStatus, QueuePlace};
+    use crate::api::{JobStatus, QueuePosition};
     use crate::cli::run::outcome::tests::{job, run};
 
     #[test]
@@ -259,7 +259,7 @@ mod tests {
         let mut waiting = job(2, "web", "linux/amd64");
         waiting.status = JobStatus::Queued;
         let reason = "waiting for 1 of 50 builders".to_owned();
-        waiting.queue = Some(QueuePlace { position: 12, reason });
+        waiting.queue = Some(QueuePosition { position: 12, reason });
 
         let text = jobs_table(&run(vec![job(1, "api", "linux/amd64"), waiting]));
 

@@ -4,7 +4,7 @@ use stagely_protocol::{FailureReason, Platform, slow_down};
 use stagely_state::{Job, JobKind, JobState};
 
 use super::machines::queue_reason;
-use crate::api::{JobKindView, JobStatus, JobView, LostAttempt, QueuePlace};
+use crate::api::{JobKindView, JobStatus, JobView, LostAttempt, QueuePosition};
 use crate::core::records::Records;
 
 /// A job.
@@ -56,9 +56,9 @@ pub(in crate::core::http) fn job(records: &Records, job: &Job) -> JobView {
 }
 
 /// Where a job is in the queue, if it waits there.
-fn queue_place(records: &Records, job: &Job) -> Option<QueuePlace> {
+fn queue_place(records: &Records, job: &Job) -> Option<QueuePosition> {
     let (index, queued) = records.queued(job.id)?;
-    Some(QueuePlace { position: index + 1, reason: queue_reason(records, &queued.reason) })
+    Some(QueuePosition { position: index + 1, reason: queue_reason(records, &queued.reason) })
 }
 
 /// How far a job is.
