@@ -127,6 +127,13 @@ impl SharedRecords {
         self.version.send_modify(|version| *version += 1);
     }
 
+    /// Waits until `condition` holds for the committed records.
+    pub(super) async fn wait_until(&self, condition: impl Fn(&Records) -> bool) {
+        let mut changes = self.changes();
+        let is_reached = changes.wait_for(|_| condition(&self.read())).await;
+        is_reached.expect("the sender is a part of `self`");
+    }
+
     /// Resolves after each change; a burst of changes counts once.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.version.subscribe()

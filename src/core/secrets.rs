@@ -1,167 +1,180 @@
-//! The key that seals secrets at rest, and the random tokens that core hands out.
+//! The secrets that effects need, in memory and, sealed or hashed, in the store.
 
-use std::ffi::OsString;
-use std::fmt;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use chacha20poly1305::aead::{Aead, KeyInit, Payload};
-use chacha20poly1305::{XChaCha20Poly1305, XNonce};
 use secrecy::{ExposeSecret, SecretString};
-use sha2::{Digest as _, Sha256};
-use subtle::ConstantTimeEq as _;
-use thiserror::Error;
+use serde::{Deserialize, Serialize};
+use stagely_state::ids::{MachineId, ProjectId, RunId};
 
-const NONCE_BYTES: usize = 24;
+use crate::core::secrets::{Keyring, SealBroken, TokenHash, random_token};
+use crate::core::store::{Batch, Store, StoreError};
 
-/// Sealed bytes that this key does not open: another key made them, or they were changed.
-#[derive(Debug, Error)]
-#[error("a stored secret cannot be opened; was secrets.key replaced?")]
-pub struct SealBroken;
-
-/// Seals and opens secrets that must outlive a restart, so that a copy of the database alone gives
-/// none of them away.
-#[derive(Clone)]
-pub struct Keyring {
-    cipher: XChaCha20Poly1305,
+/// The secrets that the caller of a run gave with it.
+#[derive(Debug, Default)]
+pub struct RunSecrets {
+    /// Opens the repository.
+    pub clone_token: Option<SecretString>,
+    /// Build arguments for every build.
+    pub set: BTreeMap<String, SecretString>,
 }
 
-impl fmt::Debug for Keyring {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Keyring")
-    }
+/// [`RunSecrets`] as they are sealed.
+#[derive(Serialize, Deserialize)]
+struct SealedForm {
+    clone_token: Option<String>,
+    set: BTreeMap<String, String>,
 }
 
-impl Keyring {
-    /// Reads the key from `path`, or makes one there with mode 0600. Nobody else may do so at the same
-    /// time.
-    ///
-    /// # Errors
-    /// Those of the file; [`io::ErrorKind::InvalidData`] if it does not hold 32 bytes.
-    pub fn open(path: &Path) -> io::Result<Self> {
-        let key = match File::open(path) {
-            Ok(file) => read_key(file)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => make_key(path)?,
-            Err(error) => return Err(error),
+/// Keeps secrets. Clones share them.
+#[derive(Clone, Debug)]
+pub struct Secrets {
+    keyring: Keyring,
+    store: Store,
+    inner: Arc<Mutex<Inner>>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// Sealed, as in the store: opened only while they are used.
+    runs: HashMap<RunId, Vec<u8>>,
+    /// Sealed, as in the store.
+    projects: HashMap<ProjectId, Vec<u8>>,
+    machines: HashMap<MachineId, Vec<TokenHash>>,
+}
+
+impl Secrets {
+    /// Begins with what the store holds.
+    pub fn new(
+        keyring: Keyring,
+        store: Store,
+        runs: Vec<(RunId, Vec<u8>)>,
+        projects: Vec<(ProjectId, Vec<u8>)>,
+        machines: Vec<(MachineId, Vec<TokenHash>)>,
+    ) -> Self {
+        let inner = Inner {
+            runs: runs.into_iter().collect(),
+            projects: projects.into_iter().collect(),
+            machines: machines.into_iter().collect(),
         };
-        Ok(Self { cipher: XChaCha20Poly1305::new(&key.into()) })
+        Self { keyring, store, inner: Arc::new(Mutex::new(inner)) }
     }
 
-    /// Seals `text` for `owner`; only the same owner opens it again.
-    pub fn seal(&self, owner: &str, text: &[u8]) -> Vec<u8> {
-        let nonce: [u8; NONCE_BYTES] = rand::random();
-        let sealed = self
-            .cipher
-            .encrypt(&XNonce::from(nonce), Payload { msg: text, aad: owner.as_bytes() })
-            .expect("a secret is far below the cipher's limit of 256 GiB");
-        [&nonce[..], &sealed].concat()
+    /// Seals the secrets of a run that is about to be requested. The orchestrator stores the bytes
+    /// together with the run.
+    pub fn seal_run(&self, run: RunId, secrets: &RunSecrets) -> Vec<u8> {
+        let form = SealedForm {
+            clone_token: secrets.clone_token.as_ref().map(|token| token.expose_secret().to_owned()),
+            set: (secrets.set.iter())
+                .map(|(name, value)| (name.clone(), value.expose_secret().to_owned()))
+                .collect(),
+        };
+        let json = serde_json::to_vec(&form).expect("strings always serialize");
+        let sealed = self.keyring.seal(&run.to_string(), &json);
+        self.lock().runs.insert(run, sealed.clone());
+        sealed
     }
 
-    /// Opens what [`seal`](Self::seal) made.
+    /// Opens the secrets of a run; empty where it has none.
     ///
     /// # Errors
     /// [`SealBroken`].
-    pub fn open_sealed(&self, owner: &str, sealed: &[u8]) -> Result<Vec<u8>, SealBroken> {
-        let (nonce, sealed) = sealed.split_first_chunk::<NONCE_BYTES>().ok_or(SealBroken)?;
-        self.cipher
-            .decrypt(&XNonce::from(*nonce), Payload { msg: sealed, aad: owner.as_bytes() })
-            .map_err(|_| SealBroken)
+    pub fn open_run(&self, run: RunId) -> Result<RunSecrets, SealBroken> {
+        let Some(sealed) = self.lock().runs.get(&run).cloned() else {
+            return Ok(RunSecrets::default());
+        };
+        let json = self.keyring.open_sealed(&run.to_string(), &sealed)?;
+        let form: SealedForm = serde_json::from_slice(&json).map_err(|_| SealBroken)?;
+        Ok(RunSecrets {
+            clone_token: form.clone_token.map(SecretString::from),
+            set: form.set.into_iter().map(|(name, value)| (name, value.into())).collect(),
+        })
+    }
+
+    /// Forgets the secrets of a run that has ended; the orchestrator has deleted them from the store.
+    pub(super) fn forget_run(&self, run: RunId) {
+        self.lock().runs.remove(&run);
+    }
+
+    /// Stores the token that opens a project's repository, sealed, or forgets it. Blocks until it is on
+    /// the disk.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn set_project_token(
+        &self,
+        project: ProjectId,
+        token: Option<&SecretString>,
+    ) -> Result<(), StoreError> {
+        let sealed = token
+            .map(|token| self.keyring.seal(&project.to_string(), token.expose_secret().as_bytes()));
+        let mut batch = Batch::default();
+        batch.project_secret(project, sealed.clone());
+        self.store.commit(&batch)?;
+        let projects = &mut self.lock().projects;
+        match sealed {
+            Some(sealed) => projects.insert(project, sealed),
+            None => projects.remove(&project),
+        };
+        Ok(())
+    }
+
+    /// Opens the token of a project; `None` where it has none of its own.
+    ///
+    /// # Errors
+    /// [`SealBroken`].
+    pub fn project_token(&self, project: ProjectId) -> Result<Option<SecretString>, SealBroken> {
+        let Some(sealed) = self.lock().projects.get(&project).cloned() else { return Ok(None) };
+        let token = self.keyring.open_sealed(&project.to_string(), &sealed)?;
+        let token = String::from_utf8(token).map_err(|_| SealBroken)?;
+        Ok(Some(SecretString::from(token)))
+    }
+
+    /// Makes a token for `machine` and stores its hash. Earlier tokens stay good: an earlier launch,
+    /// whose answer was lost in a crash, may have started the machine with one of them. Blocks until
+    /// it is on the disk.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn add_machine_token(&self, machine: MachineId) -> Result<SecretString, StoreError> {
+        let token = random_token("stagely_vm_");
+        let mut hashes = self.lock().machines.get(&machine).cloned().unwrap_or_default();
+        hashes.push(TokenHash::of(&token));
+        let mut batch = Batch::default();
+        batch.machine_tokens(machine, Some(&hashes));
+        self.store.commit(&batch)?;
+        self.lock().machines.insert(machine, hashes);
+        Ok(token)
+    }
+
+    /// Whether `token` is one of the machine's.
+    pub fn is_machine_token(&self, machine: MachineId, token: &SecretString) -> bool {
+        let offered = TokenHash::of(token);
+        let inner = self.lock();
+        inner.machines.get(&machine).is_some_and(|hashes| {
+            // Every hash is compared, so that the time tells nothing of which one matched.
+            hashes.iter().fold(false, |found, hash| hash.matches(&offered) | found)
+        })
+    }
+
+    /// Forgets the tokens of a machine that is gone.
+    pub(super) fn forget_machine(&self, machine: MachineId) {
+        self.lock().machines.remove(&machine);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn read_key(file: File) -> io::Result<[u8; 32]> {
-    let mut bytes = Vec::new();
-    file.take(33).read_to_end(&mut bytes)?;
-    bytes
-        .try_into()
-        .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it does not hold 32 bytes"))
-}
-
-/// Makes a key at `path`, whole or not at all: half a key would keep every later core from starting.
-fn make_key(path: &Path) -> io::Result<[u8; 32]> {
-    let key: [u8; 32] = rand::random();
-    let mut unfinished = OsString::from(path);
-    unfinished.push(".new");
-    let mut options = OpenOptions::new();
-    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
-    file.write_all(&key)?;
-    file.sync_all()?;
-    fs::rename(&unfinished, path)?;
-    // What is sealed from now on must not outlive the name of its key.
-    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()?;
-    Ok(key)
-}
-
-/// The SHA-256 of a token: what is stored of it. A token has 256 random bits, so a slow hash would
-/// protect nothing more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct TokenHash(pub [u8; 32]);
-
-impl TokenHash {
-    /// Hashes `token`.
-    pub fn of(token: &SecretString) -> Self {
-        Self(Sha256::digest(token.expose_secret().as_bytes()).into())
+impl super::Effects {
+    /// Forgets the secrets of a run that has ended.
+    pub fn forget_run_secrets(&self, run: RunId) {
+        self.secrets.forget_run(run);
     }
 
-    /// Compares in constant time.
-    pub fn matches(&self, other: &Self) -> bool {
-        self.0.ct_eq(&other.0).into()
-    }
-}
-
-/// Makes a token of 256 random bits: `prefix` and 64 hexadecimal digits.
-pub fn random_token(prefix: &str) -> SecretString {
-    use std::fmt::Write as _;
-    let bits: [u8; 32] = rand::random();
-    let mut text = prefix.to_owned();
-    for byte in bits {
-        write!(text, "{byte:02x}").expect("a String takes every write");
-    }
-    SecretString::from(text)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_sealed_secret_opens_for_its_owner_alone() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("secrets.key");
-        let sealed = Keyring::open(&path).unwrap().seal("run_1", b"token");
-
-        let reopened = Keyring::open(&path).unwrap();
-
-        assert_eq!(reopened.open_sealed("run_1", &sealed).unwrap(), b"token");
-        assert!(reopened.open_sealed("run_2", &sealed).is_err());
-        assert!(reopened.open_sealed("run_1", &sealed[..20]).is_err());
-    }
-
-    #[test]
-    fn a_core_that_was_killed_while_it_made_its_key_leaves_nothing_that_stops_the_next() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("secrets.key");
-        fs::write(folder.path().join("secrets.key.new"), "half a key").unwrap();
-
-        let sealed = Keyring::open(&path).unwrap().seal("run_1", b"token");
-
-        assert_eq!(Keyring::open(&path).unwrap().open_sealed("run_1", &sealed).unwrap(), b"token");
-        let names: Vec<_> =
-            fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-        assert_eq!(names, ["secrets.key"]);
-    }
-
-    #[test]
-    fn a_key_that_is_no_key_is_refused_and_left_as_it_is() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("secrets.key");
-        fs::write(&path, "not a key").unwrap();
-
-        let error = Keyring::open(&path).unwrap_err();
-
-        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
-        assert_eq!(fs::read(&path).unwrap(), b"not a key");
+    /// Forgets the tokens of a machine that is gone.
+    pub fn forget_machine_tokens(&self, machine: MachineId) {
+        self.secrets.forget_machine(machine);
     }
 }

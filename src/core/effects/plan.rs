@@ -3,7 +3,6 @@
 mod base;
 
 use std::fmt::Display;
-use std::future::pending;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::time::Duration;
@@ -28,6 +27,7 @@ use crate::core::clock::new_id;
 use crate::core::clock::now;
 use crate::core::github::GithubError;
 use crate::core::plan::{Plan, PlanContext, plan};
+use crate::core::records::Records;
 use crate::core::retry::{Retry, RetryPolicy};
 
 /// A repository's server that does not answer is asked again 1, 4, 16 and 45 seconds later.
@@ -120,10 +120,13 @@ impl Effects {
     /// Plans `run` and says what came of it. Stops when nobody waits for the plan any more.
     pub(super) async fn plan(&self, run: RunId) -> Event {
         let cancel = CancellationToken::new();
+        // It may be cancelled, or its planning may have taken too long.
+        let has_ended =
+            |records: &Records| records.runs.get(&run).is_none_or(|run| run.state.is_final());
         let mut planning = pin!(self.try_plan(run, &cancel));
         let plan = tokio::select! {
             plan = &mut planning => plan,
-            () = self.run_has_ended(run) => {
+            () = self.records.wait_until(has_ended) => {
                 cancel.cancel();
                 planning.await
             }
@@ -140,21 +143,6 @@ impl Effects {
         Event::RunPlanned { run, plan }
     }
 
-    /// Waits until the run is cancelled, or its planning has taken too long.
-    async fn run_has_ended(&self, run: RunId) {
-        let mut changes = self.records.changes();
-        loop {
-            changes.mark_unchanged();
-            let is_final = |run: &Run| run.state.is_final();
-            if self.records.read().runs.get(&run).is_none_or(is_final) {
-                return;
-            }
-            if changes.changed().await.is_err() {
-                return pending().await;
-            }
-        }
-    }
-
     async fn try_plan(
         &self,
         run: RunId,
@@ -165,7 +153,7 @@ impl Effects {
         let subject = self.subject(run)?;
         let own_token = self.secrets.open_run(run).map_err(anyhow::Error::from)?.clone_token;
         if own_token.is_none() && self.lacks_foreign_token(&subject.run) {
-            return Err(failed(AUTHENTICATION, FORK_OF_PRIVATE).into());
+            return Err(failed(AUTHENTICATION, FORK_OF_PRIVATE));
         }
         if let Some(resolved) = known_to_github(&subject)
             && let Some(planned) = self.plan_by_api(&subject, &resolved, cancel).await?

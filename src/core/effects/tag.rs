@@ -1,12 +1,11 @@
 //! Lets the run-independent reference of a build name its newest image.
 
-use std::future::pending;
-
-use stagely_state::ids::{EnvironmentId, RunId};
+use stagely_state::ids::EnvironmentId;
 use stagely_state::{CancelReason, Event, RunState};
 use tracing::{info, warn};
 
 use super::Effects;
+use crate::core::records::Records;
 
 impl Effects {
     /// Moves the tag to the digest that the environment's record has for `variant`, unless its run is
@@ -18,9 +17,13 @@ impl Effects {
             records.environments.get(&environment)?.images.get(&variant)?.clone()
         };
         let (tag, digest) = (good.tag, good.digest);
+        let superseded = RunState::Cancelled { reason: CancelReason::Superseded };
+        let is_superseded = |records: &Records| {
+            records.runs.get(&good.run).is_some_and(|run| run.state == superseded)
+        };
         let result = tokio::select! {
             biased;
-            () = self.is_superseded(good.run) => {
+            () = self.records.wait_until(is_superseded) => {
                 Err("a newer run took the place of its own".to_owned())
             }
             moved = self.registry.tag(&tag, &digest) => moved.map_err(|error| format!("{:#}", anyhow::Error::from(error))),
@@ -30,20 +33,5 @@ impl Effects {
             Err(error) => warn!(%tag, %digest, error, "not tagged"),
         }
         Some(Event::ImageTagged { environment, variant, digest, result })
-    }
-
-    /// Waits until `run` is superseded.
-    async fn is_superseded(&self, run: RunId) {
-        let mut changes = self.records.changes();
-        loop {
-            changes.mark_unchanged();
-            let state = self.records.read().runs.get(&run).map(|run| run.state.clone());
-            if state == Some(RunState::Cancelled { reason: CancelReason::Superseded }) {
-                return;
-            }
-            if changes.changed().await.is_err() {
-                return pending().await;
-            }
-        }
     }
 }

@@ -1,0 +1,167 @@
+//! The key that seals secrets at rest, and the random tokens that core hands out.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+
+use chacha20poly1305::aead::{Aead, KeyInit, Payload};
+use chacha20poly1305::{XChaCha20Poly1305, XNonce};
+use secrecy::{ExposeSecret, SecretString};
+use sha2::{Digest as _, Sha256};
+use subtle::ConstantTimeEq as _;
+use thiserror::Error;
+
+const NONCE_BYTES: usize = 24;
+
+/// Sealed bytes that this key does not open: another key made them, or they were changed.
+#[derive(Debug, Error)]
+#[error("a stored secret cannot be opened; was secrets.key replaced?")]
+pub struct SealBroken;
+
+/// Seals and opens secrets that must outlive a restart, so that a copy of the database alone gives
+/// none of them away.
+#[derive(Clone)]
+pub struct Keyring {
+    cipher: XChaCha20Poly1305,
+}
+
+impl fmt::Debug for Keyring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Keyring")
+    }
+}
+
+impl Keyring {
+    /// Reads the key from `path`, or makes one there with mode 0600. Nobody else may do so at the same
+    /// time.
+    ///
+    /// # Errors
+    /// Those of the file; [`io::ErrorKind::InvalidData`] if it does not hold 32 bytes.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let key = match File::open(path) {
+            Ok(file) => read_key(file)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => make_key(path)?,
+            Err(error) => return Err(error),
+        };
+        Ok(Self { cipher: XChaCha20Poly1305::new(&key.into()) })
+    }
+
+    /// Seals `text` for `owner`; only the same owner opens it again.
+    pub fn seal(&self, owner: &str, text: &[u8]) -> Vec<u8> {
+        let nonce: [u8; NONCE_BYTES] = rand::random();
+        let sealed = self
+            .cipher
+            .encrypt(&XNonce::from(nonce), Payload { msg: text, aad: owner.as_bytes() })
+            .expect("a secret is far below the cipher's limit of 256 GiB");
+        [&nonce[..], &sealed].concat()
+    }
+
+    /// Opens what [`seal`](Self::seal) made.
+    ///
+    /// # Errors
+    /// [`SealBroken`].
+    pub fn open_sealed(&self, owner: &str, sealed: &[u8]) -> Result<Vec<u8>, SealBroken> {
+        let (nonce, sealed) = sealed.split_first_chunk::<NONCE_BYTES>().ok_or(SealBroken)?;
+        self.cipher
+            .decrypt(&XNonce::from(*nonce), Payload { msg: sealed, aad: owner.as_bytes() })
+            .map_err(|_| SealBroken)
+    }
+}
+
+fn read_key(file: File) -> io::Result<[u8; 32]> {
+    let mut bytes = Vec::new();
+    file.take(33).read_to_end(&mut bytes)?;
+    bytes
+        .try_into()
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it does not hold 32 bytes"))
+}
+
+/// Makes a key at `path`, whole or not at all: half a key would keep every later core from starting.
+fn make_key(path: &Path) -> io::Result<[u8; 32]> {
+    let key: [u8; 32] = rand::random();
+    let mut unfinished = OsString::from(path);
+    unfinished.push(".new");
+    let mut options = OpenOptions::new();
+    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
+    file.write_all(&key)?;
+    file.sync_all()?;
+    fs::rename(&unfinished, path)?;
+    // What is sealed from now on must not outlive the name of its key.
+    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()?;
+    Ok(key)
+}
+
+/// The SHA-256 of a token: what is stored of it. A token has 256 random bits, so a slow hash would
+/// protect nothing more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TokenHash(pub [u8; 32]);
+
+impl TokenHash {
+    /// Hashes `token`.
+    pub fn of(token: &SecretString) -> Self {
+        Self(Sha256::digest(token.expose_secret().as_bytes()).into())
+    }
+
+    /// Compares in constant time.
+    pub fn matches(&self, other: &Self) -> bool {
+        self.0.ct_eq(&other.0).into()
+    }
+}
+
+/// Makes a token of 256 random bits: `prefix` and 64 hexadecimal digits.
+pub fn random_token(prefix: &str) -> SecretString {
+    use std::fmt::Write as _;
+    let bits: [u8; 32] = rand::random();
+    let mut text = prefix.to_owned();
+    for byte in bits {
+        write!(text, "{byte:02x}").expect("a String takes every write");
+    }
+    SecretString::from(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sealed_secret_opens_for_its_owner_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("secrets.key");
+        let sealed = Keyring::open(&path).unwrap().seal("run_1", b"token");
+
+        let reopened = Keyring::open(&path).unwrap();
+
+        assert_eq!(reopened.open_sealed("run_1", &sealed).unwrap(), b"token");
+        assert!(reopened.open_sealed("run_2", &sealed).is_err());
+        assert!(reopened.open_sealed("run_1", &sealed[..20]).is_err());
+    }
+
+    #[test]
+    fn a_core_that_was_killed_while_it_made_its_key_leaves_nothing_that_stops_the_next() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("secrets.key");
+        fs::write(folder.path().join("secrets.key.new"), "half a key").unwrap();
+
+        let sealed = Keyring::open(&path).unwrap().seal("run_1", b"token");
+
+        assert_eq!(Keyring::open(&path).unwrap().open_sealed("run_1", &sealed).unwrap(), b"token");
+        let names: Vec<_> =
+            fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names, ["secrets.key"]);
+    }
+
+    #[test]
+    fn a_key_that_is_no_key_is_refused_and_left_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("secrets.key");
+        fs::write(&path, "not a key").unwrap();
+
+        let error = Keyring::open(&path).unwrap_err();
+
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        assert_eq!(fs::read(&path).unwrap(), b"not a key");
+    }
+}
