@@ -22,6 +22,7 @@ pub mod sessions;
 pub mod logs;
 
 pub mod secrets;
+pub mod tokens;
 
 pub(crate) mod binaries;
 pub(crate) mod disk;
@@ -56,7 +57,7 @@ use url::Url;
 use self::binaries::Binaries;
 use self::clock::now;
 use self::disk::DiskGuard;
-use self::effects::{Effects, Reporting, Secrets};
+use self::effects::{Effects, Reporting};
 use self::github::Github;
 use self::github::reconcile::{Reconcile, Reconciled};
 use self::http::{Api, ApiTokens, WebhookMemory};
@@ -67,10 +68,12 @@ use self::records::{Records, SharedRecords};
 use self::registry::Registry;
 use self::request::projects::LinkProject;
 use self::retention::Retention;
-use self::secrets::{Keyring, random_token};
+use self::secrets::SecretStore;
+use self::secrets::keyring::Keyring;
 use self::sessions::Sessions;
 use self::store::{ApiToken, Store, Stored};
 use self::sweep::Sweeps;
+use self::tokens::random_token;
 use self::warm_up::WarmUp;
 use crate::api::Role;
 use crate::config::Config;
@@ -213,7 +216,7 @@ impl Parts {
     ) -> anyhow::Result<(CancellationToken, JoinSet<anyhow::Result<()>>)> {
         let webhook_secret = self.config.github.webhook_secret()?;
         let providers = self.providers(&stored).await?;
-        let secrets = Secrets::new(
+        let secrets = SecretStore::new(
             self.keyring.clone(),
             self.store.clone(),
             stored.run_secrets,
@@ -245,8 +248,14 @@ impl Parts {
             scratch: data_dir.join(SCRATCH),
             disk: disk.clone(),
         });
-        let orchestrator =
-            Orchestrator::new(state, self.store.clone(), records.clone(), effects, inbox);
+        let orchestrator = Orchestrator::new(
+            state,
+            self.store.clone(),
+            secrets.clone(),
+            records.clone(),
+            effects,
+            inbox,
+        );
         let retention = Retention {
             config: self.config.retention.clone(),
             records: records.clone(),
@@ -305,7 +314,7 @@ impl Parts {
         records: &SharedRecords,
         events: &Events,
         intake: &Intake,
-        secrets: &Secrets,
+        secrets: &SecretStore,
     ) -> anyhow::Result<()> {
         let named = &self.config.projects;
         let left: Vec<ProjectId> = {
@@ -378,7 +387,7 @@ fn still_needed(stored: &Snapshot, providers: &BTreeSet<ProviderName>) -> String
 
 /// Forgets the token that a project was given through the API, if it was given one: what the configuration
 /// says goes before it.
-async fn forget_token(secrets: &Secrets, project: ProjectId) -> anyhow::Result<()> {
+async fn forget_token(secrets: &SecretStore, project: ProjectId) -> anyhow::Result<()> {
     let secrets = secrets.clone();
     let forget = move || {
         if matches!(secrets.project_token(project), Ok(None)) {

@@ -8,7 +8,6 @@ mod command;
 mod launch;
 mod plan;
 mod report;
-mod secrets;
 mod tag;
 mod terminate;
 
@@ -26,12 +25,12 @@ use super::github::Github;
 use super::logs::LogStore;
 use super::records::SharedRecords;
 use super::registry::Registry;
+use super::secrets::SecretStore;
 use super::sessions::Sessions;
 use super::store::Store;
 use crate::config::Config;
 
 pub(crate) use report::Reporting;
-pub use secrets::{RunSecrets, Secrets};
 
 #[cfg(test)]
 mod tests;
@@ -45,7 +44,7 @@ pub struct Effects {
     /// The connected agents.
     pub sessions: Sessions,
     /// The secrets of runs and the tokens of machines.
-    pub secrets: Secrets,
+    pub secrets: SecretStore,
     /// What builds were made of.
     pub store: Store,
     /// Where pull requests are.

@@ -9,17 +9,22 @@ use stagely_protocol::{Arch, BuildArgs, Digest, Emulation, Platform};
 use stagely_provider::Providers;
 use stagely_state::ids::{JobId, MachineId, RunId};
 use stagely_state::{
-    Job, JobKind, Machine, MachineKind, MachineSize, MachineState, PlannedJob, Timestamp,
+    Job, JobKind, Machine, MachineKind, MachineSize, MachineState, PlannedJob, State, Timestamp,
 };
+
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use super::binaries::Binaries;
 use super::disk::DiskGuard;
-use super::effects::{Effects, Reporting, Secrets};
+use super::effects::{Effects, Reporting};
 use super::github::Github;
 use super::logs::{LogSettings, LogStore};
-use super::records::SharedRecords;
+use super::orchestrator::{self, Events, Orchestrator};
+use super::records::{Records, SharedRecords};
 use super::registry::Registry;
-use super::secrets::Keyring;
+use super::secrets::SecretStore;
+use super::secrets::keyring::Keyring;
 use super::sessions::Sessions;
 use super::store::Store;
 use crate::config::Config;
@@ -66,7 +71,34 @@ pub(super) fn machine(number: u128) -> Machine {
     Machine { state: MachineState::Ready, ..machine }
 }
 
-/// Effects that launch nothing and keep their things in `folder`.
+/// An orchestrator at work.
+pub(super) struct RunningOrchestrator {
+    pub(super) records: SharedRecords,
+    pub(super) events: Events,
+    pub(super) secrets: SecretStore,
+    pub(super) stop: CancellationToken,
+    pub(super) task: JoinHandle<anyhow::Result<()>>,
+}
+
+/// Starts the orchestrator of `state`, whose effects launch nothing.
+pub(super) fn start_orchestrator(
+    folder: &Path,
+    config: Config,
+    store: Store,
+    state: State,
+) -> RunningOrchestrator {
+    let records = SharedRecords::new(Records::of(&state));
+    let effects = effects(folder, config, store.clone(), records.clone());
+    let secrets = effects.secrets.clone();
+    let (events, inbox) = orchestrator::inbox();
+    let orchestrator =
+        Orchestrator::new(state, store, secrets.clone(), records.clone(), Arc::new(effects), inbox);
+    let stop = CancellationToken::new();
+    let task = tokio::spawn(orchestrator.run(stop.clone()));
+    RunningOrchestrator { records, events, secrets, stop, task }
+}
+
+/// Effects that launch nothing and keep their files in `folder`.
 pub(super) fn effects(
     folder: &Path,
     config: Config,
@@ -74,7 +106,7 @@ pub(super) fn effects(
     records: SharedRecords,
 ) -> Effects {
     let keyring = Keyring::open(&folder.join("key")).unwrap();
-    let secrets = Secrets::new(keyring, store.clone(), Vec::new(), Vec::new(), Vec::new());
+    let secrets = SecretStore::new(keyring, store.clone(), Vec::new(), Vec::new(), Vec::new());
     let log_settings =
         LogSettings { job_bytes_max: 1024, cache_bytes: 1024, disk_free_min_bytes: 0 };
     let config = Arc::new(config);

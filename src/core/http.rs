@@ -34,13 +34,13 @@ use utoipa_axum::routes;
 
 use super::binaries::Binaries;
 use super::disk::DiskGuard;
-use super::effects::Secrets;
 use super::github::Github;
 use super::github::reconcile::Reconciled;
 use super::intake::Intake;
 use super::logs::LogStore;
 use super::orchestrator::Events;
 use super::records::SharedRecords;
+use super::secrets::SecretStore;
 use super::sessions::Sessions;
 use super::sweep::Sweeps;
 use crate::api::BASE_PATH;
@@ -71,7 +71,7 @@ pub(crate) struct Api {
     /// The connected agents.
     pub(crate) sessions: Sessions,
     /// The secrets of runs and the tokens of machines.
-    pub(crate) secrets: Secrets,
+    pub(crate) secrets: SecretStore,
     /// The API's tokens.
     pub(crate) tokens: ApiTokens,
     /// The agent's programs.

@@ -9,12 +9,12 @@ use stagely_state::{DeliveryId, Environment, Event, Project, Run};
 use thiserror::Error;
 
 use super::disk::{DiskGuard, DiskNearlyFull};
-use super::effects::Secrets;
 use super::orchestrator::{Events, ShuttingDown};
 use super::records::{Records, SharedRecords};
 use super::request::RequestedRun;
 use super::request::hooks::Unused;
 use super::request::projects::{LinkError, LinkProject, link};
+use super::secrets::SecretStore;
 
 /// Why no run was stored.
 #[derive(Debug, Error)]
@@ -35,7 +35,7 @@ pub(crate) enum IntakeError<E> {
 pub(crate) struct Intake {
     records: SharedRecords,
     events: Events,
-    secrets: Secrets,
+    secrets: SecretStore,
     disk: DiskGuard,
     /// Held while a new run's project and environment are looked up or named.
     naming: Arc<tokio::sync::Mutex<()>>,
@@ -111,7 +111,7 @@ impl Intake {
     pub(crate) fn new(
         records: SharedRecords,
         events: Events,
-        secrets: Secrets,
+        secrets: SecretStore,
         disk: DiskGuard,
     ) -> Self {
         Self { records, events, secrets, disk, naming: Arc::default(), newborn: Newborn::default() }

@@ -21,6 +21,7 @@ use tracing::{debug, error};
 use super::clock::now;
 use super::effects::Effects;
 use super::records::{Records, SharedRecords};
+use super::secrets::SecretStore;
 use super::store::{Batch, Store, Table};
 use crate::core::clock::new_id;
 
@@ -104,6 +105,7 @@ impl Events {
 pub struct Orchestrator {
     state: State,
     store: Store,
+    secrets: SecretStore,
     records: SharedRecords,
     effects: Arc<Effects>,
     inbox: mpsc::Receiver<Input>,
@@ -125,11 +127,12 @@ impl Orchestrator {
     pub fn new(
         state: State,
         store: Store,
+        secrets: SecretStore,
         records: SharedRecords,
         effects: Arc<Effects>,
         inbox: Inbox,
     ) -> Self {
-        Self { state, store, records, effects, inbox: inbox.0, running: JoinSet::new() }
+        Self { state, store, secrets, records, effects, inbox: inbox.0, running: JoinSet::new() }
     }
 
     /// Serves events until `stop` fires. Effects that still run are dropped: the outbox has them.
@@ -258,12 +261,12 @@ impl Orchestrator {
         });
         for id in &changes.runs {
             if state.runs.get(id).is_none_or(|run| run.state.is_final()) {
-                self.effects.forget_run_secrets(*id);
+                self.secrets.forget_run(*id);
             }
         }
         for id in &changes.machines {
             if state.machines.get(id).is_none_or(|machine| machine.state.is_terminated()) {
-                self.effects.forget_machine_tokens(*id);
+                self.secrets.forget_machine(*id);
             }
         }
     }

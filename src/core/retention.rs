@@ -124,7 +124,6 @@ fn is_of_open_pull_request(records: &Records, run: &Run) -> bool {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
-    use std::sync::Arc;
     use std::time::Duration;
 
     use stagely_protocol::{LogLine, Stream};
@@ -134,10 +133,8 @@ mod tests {
 
     use super::*;
     use crate::config::Config;
-    use crate::core::fixtures;
+    use crate::core::fixtures::{self, RunningOrchestrator};
     use crate::core::logs::LogSettings;
-    use crate::core::orchestrator::{Orchestrator, inbox};
-    use crate::core::records::Records;
     use crate::core::store::{Batch, Store, Table};
 
     /// An environment of old runs alone, and one of others too.
@@ -223,16 +220,10 @@ mod tests {
                 disk_free_min_bytes: 0,
             };
             let logs = LogStore::open(&folder.path().join("logs.redb"), settings).unwrap();
-            let (records, stop) =
-                (SharedRecords::new(Records::of(&state)), CancellationToken::new());
-            let (events, inbox) = inbox();
-            let effects =
-                fixtures::effects(folder.path(), config.clone(), store.clone(), records.clone());
-            let orchestrator =
-                Orchestrator::new(state, store, records.clone(), Arc::new(effects), inbox);
-            let orchestrator = tokio::spawn(orchestrator.run(stop.clone()));
+            let RunningOrchestrator { records, events, stop, task, .. } =
+                fixtures::start_orchestrator(folder.path(), config.clone(), store, state);
             let retention = Retention { config: config.retention, records, events, logs };
-            Self { folder, retention, stop, orchestrator }
+            Self { folder, retention, stop, orchestrator: task }
         }
 
         async fn log(&self, job: JobId) {

@@ -1,4 +1,6 @@
-//! The secrets that effects need, in memory and, sealed or hashed, in the store.
+//! The secrets of runs and projects and the tokens of machines: in memory and, sealed or hashed, in the store.
+
+pub mod keyring;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,8 +9,9 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use stagely_state::ids::{MachineId, ProjectId, RunId};
 
-use crate::core::secrets::{Keyring, SealBroken, TokenHash, random_token};
-use crate::core::store::{Batch, Store, StoreError};
+use self::keyring::{Keyring, SealBroken};
+use super::store::{Batch, Store, StoreError};
+use super::tokens::{TokenHash, random_token};
 
 /// The secrets that the caller of a run gave with it.
 #[derive(Debug, Default)]
@@ -28,7 +31,7 @@ struct SealedForm {
 
 /// Keeps secrets. Clones share them.
 #[derive(Clone, Debug)]
-pub struct Secrets {
+pub struct SecretStore {
     keyring: Keyring,
     store: Store,
     inner: Arc<Mutex<Inner>>,
@@ -43,7 +46,7 @@ struct Inner {
     machines: HashMap<MachineId, Vec<TokenHash>>,
 }
 
-impl Secrets {
+impl SecretStore {
     /// Begins with what the store holds.
     pub fn new(
         keyring: Keyring,
@@ -164,17 +167,5 @@ impl Secrets {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl super::Effects {
-    /// Forgets the secrets of a run that has ended.
-    pub fn forget_run_secrets(&self, run: RunId) {
-        self.secrets.forget_run(run);
-    }
-
-    /// Forgets the tokens of a machine that is gone.
-    pub fn forget_machine_tokens(&self, machine: MachineId) {
-        self.secrets.forget_machine(machine);
     }
 }

@@ -15,7 +15,7 @@ use stagely_state::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId};
 use stagely_state::{DeliveryId, Effect, EffectId, Snapshot, Timestamp};
 use thiserror::Error;
 
-use super::secrets::TokenHash;
+use super::tokens::TokenHash;
 use crate::api::Role;
 
 /// Rows are keyed by the bits of their id, so they lie in the order in which they were made.

@@ -35,7 +35,7 @@ use tower_http::limit::RequestBodyLimitLayer;
 use tracing::warn;
 use url::Url;
 
-use crate::core::secrets::{TokenHash, random_token};
+use crate::core::tokens::{TokenHash, random_token};
 
 /// What a client wants and has, in full, for a repository with a hundred thousand refs.
 const REQUEST_BYTES_MAX: usize = 16 * 1024 * 1024;

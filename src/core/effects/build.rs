@@ -12,9 +12,9 @@ use stagely_protocol::{
 use stagely_state::{Attempt, Job, JobKind, UsedImage};
 use thiserror::Error;
 
-use super::RunSecrets;
 use super::assign::image_of;
 use crate::core::records::Records;
+use crate::core::secrets::RunSecrets;
 
 /// What is to be built, and of what.
 pub(super) fn message(

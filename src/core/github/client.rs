@@ -26,7 +26,7 @@ use super::limits::{Account, Budget};
 use super::payload::{PullRequestPayload, RepositoryPayload, moment};
 use crate::config::Config;
 use crate::core::clock::now;
-use crate::core::effects::Secrets;
+use crate::core::secrets::SecretStore;
 
 /// What is only read is asked for three times.
 const PATIENCE: ExponentialBuilder = ExponentialBuilder::new()
@@ -149,13 +149,13 @@ impl Github {
     ///
     /// # Errors
     /// The API's address cannot be.
-    pub fn new(config: Arc<Config>, secrets: Secrets) -> anyhow::Result<Self> {
+    pub fn new(config: Arc<Config>, secrets: SecretStore) -> anyhow::Result<Self> {
         Self::with_variables(config, secrets, Variables::read())
     }
 
     pub(super) fn with_variables(
         config: Arc<Config>,
-        secrets: Secrets,
+        secrets: SecretStore,
         variables: Variables,
     ) -> anyhow::Result<Self> {
         let inner = Inner {

@@ -15,7 +15,7 @@ use tokio::task::spawn_blocking;
 use super::error::GithubError;
 use super::limits::Account;
 use crate::config::Config;
-use crate::core::effects::Secrets;
+use crate::core::secrets::SecretStore;
 
 /// The most of a file that is read. A key of 16,384 bits has 13 KiB.
 const FILE_BYTES_MAX: u64 = 64 * 1024;
@@ -82,7 +82,7 @@ impl App {
 /// Finds credentials.
 pub(super) struct Credentials {
     config: Arc<Config>,
-    secrets: Secrets,
+    secrets: SecretStore,
     variables: Variables,
 }
 
@@ -93,7 +93,7 @@ impl fmt::Debug for Credentials {
 }
 
 impl Credentials {
-    pub(super) fn new(config: Arc<Config>, secrets: Secrets, variables: Variables) -> Self {
+    pub(super) fn new(config: Arc<Config>, secrets: SecretStore, variables: Variables) -> Self {
         Self { config, secrets, variables }
     }
 

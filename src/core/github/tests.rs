@@ -26,8 +26,8 @@ use super::credentials::Variables;
 use super::*;
 use crate::config::Config;
 use crate::core::clock::now;
-use crate::core::effects::Secrets;
-use crate::core::secrets::Keyring;
+use crate::core::secrets::SecretStore;
+use crate::core::secrets::keyring::Keyring;
 use crate::core::store::Store;
 
 const TOKEN: &str = "github_pat_0815";
@@ -106,7 +106,7 @@ fn client(server: &Server, app_id: Option<u64>, variables: Variables) -> (Github
     let folder = tempfile::tempdir().unwrap();
     let (store, _) = Store::open(&folder.path().join("core.redb")).unwrap();
     let keyring = Keyring::open(&folder.path().join("key")).unwrap();
-    let secrets = Secrets::new(keyring, store, Vec::new(), Vec::new(), Vec::new());
+    let secrets = SecretStore::new(keyring, store, Vec::new(), Vec::new(), Vec::new());
     let mut config = Config::default();
     config.github.api_url = server.url.parse().unwrap();
     config.github.app_id = app_id;

@@ -12,8 +12,8 @@ use tokio::task::spawn_blocking;
 use super::{Api, ApiError};
 use crate::api::Role;
 use crate::core::clock::now;
-use crate::core::secrets::{TokenHash, random_token};
 use crate::core::store::{ApiToken, Store, StoreError};
+use crate::core::tokens::{TokenHash, random_token};
 
 /// The API's tokens, by their hash. Looking a hash up tells nothing of the tokens by its time.
 #[derive(Clone, Debug)]

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::config::Config;
-use crate::core::fixtures;
+use crate::core::fixtures::{self, RunningOrchestrator};
 
 const JOB: JobId = JobId::from_bits(1);
 const MACHINE: MachineId = MachineId::from_bits(1);
@@ -63,13 +63,8 @@ impl Core {
             ..Snapshot::default()
         };
         let state = State::load(config.limits(), snapshot);
-        let records = SharedRecords::new(Records::of(&state));
-        let effects = fixtures::effects(folder.path(), config, store.clone(), records.clone());
-        let (events, inbox) = inbox();
-        let orchestrator =
-            Orchestrator::new(state, store.clone(), records, Arc::new(effects), inbox);
-        let stop = CancellationToken::new();
-        let task = tokio::spawn(orchestrator.run(stop.clone()));
+        let RunningOrchestrator { events, stop, task, .. } =
+            fixtures::start_orchestrator(folder.path(), config, store.clone(), state);
         Self { _folder: folder, store, events, stop, task }
     }
 

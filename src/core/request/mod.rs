@@ -15,8 +15,8 @@ use thiserror::Error;
 use url::Url;
 
 use super::clock::now;
-use super::effects::RunSecrets;
 use super::records::Records;
+use super::secrets::RunSecrets;
 use crate::api::{CreateRun, CreateWarmUp, RebuildRun};
 use crate::core::clock::new_id;
 

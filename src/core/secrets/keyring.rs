@@ -1,4 +1,4 @@
-//! The key that seals secrets at rest, and the random tokens that core hands out.
+//! The key that seals secrets at rest.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -9,9 +9,6 @@ use std::path::Path;
 
 use chacha20poly1305::aead::{Aead, KeyInit, Payload};
 use chacha20poly1305::{XChaCha20Poly1305, XNonce};
-use secrecy::{ExposeSecret, SecretString};
-use sha2::{Digest as _, Sha256};
-use subtle::ConstantTimeEq as _;
 use thiserror::Error;
 
 const NONCE_BYTES: usize = 24;
@@ -92,34 +89,6 @@ fn make_key(path: &Path) -> io::Result<[u8; 32]> {
     // What is sealed from now on must not outlive the name of its key.
     File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()?;
     Ok(key)
-}
-
-/// The SHA-256 of a token: what is stored of it. A token has 256 random bits, so a slow hash would
-/// protect nothing more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct TokenHash(pub [u8; 32]);
-
-impl TokenHash {
-    /// Hashes `token`.
-    pub fn of(token: &SecretString) -> Self {
-        Self(Sha256::digest(token.expose_secret().as_bytes()).into())
-    }
-
-    /// Compares in constant time.
-    pub fn matches(&self, other: &Self) -> bool {
-        self.0.ct_eq(&other.0).into()
-    }
-}
-
-/// Makes a token of 256 random bits: `prefix` and 64 hexadecimal digits.
-pub fn random_token(prefix: &str) -> SecretString {
-    use std::fmt::Write as _;
-    let bits: [u8; 32] = rand::random();
-    let mut text = prefix.to_owned();
-    for byte in bits {
-        write!(text, "{byte:02x}").expect("a String takes every write");
-    }
-    SecretString::from(text)
 }
 
 #[cfg(test)]

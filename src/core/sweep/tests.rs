@@ -13,9 +13,7 @@ use tokio::task::JoinHandle;
 
 use super::*;
 use crate::config::Config;
-use crate::core::fixtures;
-use crate::core::orchestrator::{self, Orchestrator};
-use crate::core::records::Records;
+use crate::core::fixtures::{self, RunningOrchestrator};
 use crate::core::store::Store;
 
 /// A provider whose list a test writes.
@@ -103,13 +101,8 @@ impl Core {
         config.builders.provider = None;
         let machines = machines.into_iter().map(|machine| (machine.id, machine)).collect();
         let state = State::load(config.limits(), Snapshot { machines, ..Snapshot::default() });
-        let records = SharedRecords::new(Records::of(&state));
-        let effects = fixtures::effects(folder.path(), config, store.clone(), records.clone());
-        let (events, inbox) = orchestrator::inbox();
-        let orchestrator =
-            Orchestrator::new(state, store, records.clone(), Arc::new(effects), inbox);
-        let stop = CancellationToken::new();
-        let task = tokio::spawn(orchestrator.run(stop.clone()));
+        let RunningOrchestrator { records, events, stop, task, .. } =
+            fixtures::start_orchestrator(folder.path(), config, store, state);
         let cloud = Arc::new(Cloud::default());
         let provider: Arc<dyn Provider> = Arc::clone(&cloud) as _;
         let sweep = Sweep {

@@ -11,9 +11,8 @@ use tokio::task::JoinHandle;
 use super::*;
 use crate::core::clock::new_id;
 use crate::core::disk::DiskGuard;
-use crate::core::fixtures;
-use crate::core::orchestrator::{Events, Orchestrator, inbox};
-use crate::core::records::Records;
+use crate::core::fixtures::{self, RunningOrchestrator};
+use crate::core::orchestrator::Events;
 use crate::core::store::Store;
 
 /// A GitHub that says what a test wants.
@@ -113,15 +112,8 @@ impl Core {
         config.github.api_url = "http://127.0.0.1:1".parse().unwrap();
         let projects = [project(SHOP, "shop-1"), project(OTHER, "shop-2")].into();
         let state = State::load(config.limits(), Snapshot { projects, ..Snapshot::default() });
-        let records = SharedRecords::new(Records::of(&state));
-        let effects =
-            fixtures::effects(folder.path(), config.clone(), store.clone(), records.clone());
-        let secrets = effects.secrets.clone();
-        let (events, inbox) = inbox();
-        let orchestrator =
-            Orchestrator::new(state, store, records.clone(), Arc::new(effects), inbox);
-        let stop = CancellationToken::new();
-        let task = tokio::spawn(orchestrator.run(stop.clone()));
+        let RunningOrchestrator { records, events, secrets, stop, task } =
+            fixtures::start_orchestrator(folder.path(), config.clone(), store, state);
         let github = Fake { said: Arc::default(), events: events.clone(), lists: Arc::default() };
         github.said().listed = [(SHOP, Ok(Vec::new())), (OTHER, Ok(Vec::new()))].into();
         let disk = DiskGuard::new(folder.path().to_owned(), 0);

@@ -3,10 +3,10 @@
 use stagely_state::Project;
 
 use crate::api::ProjectView;
-use crate::core::effects::Secrets;
+use crate::core::secrets::SecretStore;
 
 /// A project.
-pub(in crate::core::http) fn project(secrets: &Secrets, project: &Project) -> ProjectView {
+pub(in crate::core::http) fn project(secrets: &SecretStore, project: &Project) -> ProjectView {
     let link = project.github.as_ref();
     ProjectView {
         id: project.id,
