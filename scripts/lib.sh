@@ -1,36 +1,30 @@
 # shellcheck shell=bash
-# shellcheck disable=SC2034  # the scripts that source this use the names
-# What every script shares: folders, messages, and the few checks they have in common.
+# shellcheck disable=SC2034  # the scripts that source this file use the names
+# What all scripts share: folders, messages, and the few checks they have in common.
 
 REPO_DIR="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
-# Holds the local registry, its password, the base images and the logs of what setup started.
+# Holds all that scripts/setup keeps outside of packages: the registry with its password, the base
+# images, the tests' tools, and the logs of the services.
 SETUP_DIR="${STAGELY_SETUP_DIR:-/var/lib/stagely-dev}"
 SETUP_ENV="$SETUP_DIR/env"
 REGISTRY_PORT="${STAGELY_REGISTRY_PORT:-5000}"
 MIRROR_PORT="${STAGELY_MIRROR_PORT:-5002}"
-GITHUB_DESCRIPTION="$SETUP_DIR/github/api.json"
-GITHUB_EXAMPLES="$SETUP_DIR/github/deliveries.json"
-MOTO_DIR="$SETUP_DIR/moto"
-# DigitalOcean's description of its API is in no package; without it the tests ask their fake unchecked.
-DIGITALOCEAN_DESCRIPTION="${STAGELY_DIGITALOCEAN_DESCRIPTION:-$REPO_DIR/../shared/data/digitalocean-openapi.json}"
-PRISM_DIR="$SETUP_DIR/prism"
 
-# Compiled files stay outside the clone, and all scripts share them.
+# The demo and the tests share one profile and this folder, which lies outside the clone.
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/stagely/target}"
+
+# prepend_path DIR, append_path DIR
+prepend_path() { [[ ":$PATH:" == *":$1:"* ]] || PATH="$1:$PATH"; }
+append_path() { [[ ":$PATH:" == *":$1:"* ]] || PATH="$PATH:$1"; }
 
 # A freshly installed toolchain is not on the PATH of this shell yet. It comes before the
 # distribution's, which may be older.
-case ":$PATH:" in
-*":$HOME/.cargo/bin:"*) ;;
-*) PATH="$HOME/.cargo/bin:$PATH" ;;
-esac
-
+prepend_path "$HOME/.cargo/bin"
 # Ordinary users' PATH lacks the folders of root's programs.
-case ":$PATH:" in
-*:/usr/sbin:*) ;;
-*) PATH="$PATH:/usr/sbin:/sbin" ;;
-esac
+append_path /usr/sbin
+append_path /sbin
+append_path "$SETUP_DIR/bin"
 
 # say LINE...
 say() { printf '%s\n' "$@"; }
@@ -38,7 +32,7 @@ ok() { printf 'ok    %s\n' "$*"; }
 doing() { printf '...   %s\n' "$*"; }
 warn() { printf 'note  %s\n' "$*" >&2; }
 
-# die MESSAGE [COMMAND THAT MENDS IT]
+# die MESSAGE [REMEDY]
 die() {
     printf 'error: %s\n' "$1" >&2
     [ -z "${2:-}" ] || printf '  try: %s\n' "$2" >&2
@@ -59,14 +53,16 @@ version_at_least() {
 # in_docker_group [USER] : without USER, whether this process has the group
 in_docker_group() { [[ " $(id -nG "$@") " == *" docker "* ]]; }
 
-# Who becomes a member of the group docker has it only from the next login on. Starts the script
-# anew with the group where that is so.
+# needs_docker_group : a new member of the group docker has it only from the next login on
+needs_docker_group() { ! in_docker_group && in_docker_group "$(id -un)"; }
+
+# take_docker_group ARGUMENT... : where it is needed, starts the script anew with the group docker
 take_docker_group() {
-    { ! in_docker_group && in_docker_group "$(id -un)"; } || return 0
-    exec sg docker -c "$(printf '%q' "$0")" 9>&-
+    needs_docker_group || return 0
+    exec sg docker -c "$(printf '%q ' "$0" "$@")" 9>&-
 }
 
-# Puts the registry's address and credentials, as setup left them, in the environment.
+# Puts the registry's address and credentials, as scripts/setup left them, in the environment.
 load_setup_env() {
     [ -r "$SETUP_ENV" ] || die "$SETUP_ENV is missing" "scripts/setup"
     set -a
