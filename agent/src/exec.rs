@@ -11,7 +11,8 @@ use stagely_protocol::{
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
-use crate::job::{self, LineSink, Work, Workplace};
+use crate::job::{self, Work, Workplace};
+use crate::job_log::LineSink;
 use crate::spool::SpoolError;
 
 /// Time between SIGTERM and SIGKILL for child processes: somebody waits at a terminal.

@@ -5,6 +5,9 @@ mod files;
 mod miss;
 mod patterns;
 
+#[cfg(test)]
+mod recorded;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read as _};
 use std::path::Path;

@@ -3,7 +3,6 @@
 mod build;
 mod merge;
 
-mod log;
 mod report;
 mod wait;
 
@@ -19,12 +18,12 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use self::build::CacheExport;
-pub use self::log::{JobLog, LineSink};
 use stagely_protocol::{
     Build, CacheMiss, Digest, FailureReason, Fingerprint, ImageRef, Merge, Status, Step, WireId,
 };
 
 use crate::docker::{self, DockerCommand};
+use crate::job_log::{JobLog, LineSink};
 use crate::mask::{Masker, Secrets};
 
 /// The folder of all jobs, in the work folder.

@@ -14,6 +14,7 @@ mod contact;
 mod jobs;
 
 pub mod job;
+pub mod job_log;
 pub mod spool;
 
 pub mod docker;

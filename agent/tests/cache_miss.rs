@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::json;
 use stagely_agent::docker::{self, BuildOutcome, BuildRequest, DockerCommand, Engine};
 use stagely_agent::fingerprint::{Inputs, cache_miss};
-use stagely_agent::job::{JobLog, LineSink};
+use stagely_agent::job_log::{JobLog, LineSink};
 use stagely_agent::mask::{Masker, Secrets};
 use stagely_agent::spool::SpoolError;
 use stagely_protocol::paths::BuildPaths;

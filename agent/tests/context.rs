@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
-use stagely_agent::job::{self, LineSink, REGISTRY_PATIENCE, Work, Workplace};
+use stagely_agent::job::{self, REGISTRY_PATIENCE, Work, Workplace};
+use stagely_agent::job_log::LineSink;
 use stagely_agent::spool::SpoolError;
 use stagely_protocol::{CoreMessage, Status, StatusState, Stream};
 use tokio_util::sync::CancellationToken;

@@ -14,7 +14,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use stagely_agent::job::{self, LineSink, REGISTRY_PATIENCE, Work, Workplace};
+use stagely_agent::job::{self, REGISTRY_PATIENCE, Work, Workplace};
+use stagely_agent::job_log::LineSink;
 use stagely_agent::spool::SpoolError;
 use stagely_protocol::{
     Arch, CoreMessage, FailureReason, RegistryProblem, Status, StatusState, Stream,

@@ -19,7 +19,7 @@ use nix::unistd::{Pid, SysconfVar, sysconf};
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
 
-use crate::job::JobLog;
+use crate::job_log::JobLog;
 
 /// A container may take this long to be started, and then to be gone. What `buildx` waited comes on
 /// top, and all of it stays below an agent's grace.

@@ -17,10 +17,12 @@ use stagely_protocol::{
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
+use super::abandoned;
 use super::classify::build_failure;
-use super::progress::{Event, FailedStep, Progress, RawJson};
-use super::{BaseImage, DockerCommand, abandoned};
-use crate::job::JobLog;
+use super::command::DockerCommand;
+use super::progress::{FailedStep, OutputItem, Progress, RawJsonDecoder};
+use super::vertex::BaseImage;
+use crate::job_log::JobLog;
 use crate::mask::is_secret_name;
 use crate::process::{Invocation, ProcessError};
 
@@ -144,7 +146,7 @@ pub async fn build(
         digest,
         steps: reader.progress.steps(),
         base_images: reader.progress.base_images(),
-        cache_found: reader.progress.cache_found(),
+        cache_found: reader.progress.has_imported_cache(),
     })
 }
 
@@ -259,9 +261,9 @@ enum Verbosity {
 struct Reader<'a> {
     log: &'a JobLog,
     verbosity: Verbosity,
-    decoder: RawJson,
+    decoder: RawJsonDecoder,
     progress: Progress,
-    stdout: RawJson,
+    stdout: RawJsonDecoder,
     text: Vec<String>,
 }
 
@@ -270,9 +272,9 @@ impl<'a> Reader<'a> {
         Self {
             log,
             verbosity,
-            decoder: RawJson::default(),
+            decoder: RawJsonDecoder::default(),
             progress: Progress::new(log.masker().clone()),
-            stdout: RawJson::default(),
+            stdout: RawJsonDecoder::default(),
             text: Vec::new(),
         }
     }
@@ -293,7 +295,7 @@ impl<'a> Reader<'a> {
         if let Err(ProcessError::Stopped { told, .. }) = result
             && told.elapsed() >= ENGINE_ANSWER.min(grace)
         {
-            abandoned::end_steps(self.progress.unended(), told, log).await;
+            abandoned::end_steps(self.progress.running_vertexes(), told, log).await;
         }
         result
     }
@@ -322,15 +324,15 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn take(&mut self, events: Vec<Event>) {
+    fn take(&mut self, events: Vec<OutputItem>) {
         let mut lines = Vec::new();
         for event in events {
             match event {
-                Event::Status(status) => self.progress.apply(status, &mut lines),
-                Event::Text(text) => {
+                OutputItem::Status(status) => self.progress.apply(status, &mut lines),
+                OutputItem::Text(text) => {
                     let text = self.log.masker().mask(&text);
                     self.text.push(text.clone());
-                    self.progress.text(text, &mut lines);
+                    self.progress.push_client_line(text, &mut lines);
                 }
             }
         }

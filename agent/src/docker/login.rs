@@ -10,7 +10,7 @@ use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
 use super::classify::registry_failure;
-use super::{DockerCommand, last_line};
+use super::command::{DockerCommand, last_line};
 use crate::process::ProcessError;
 
 /// Makes a private `DOCKER_CONFIG` at `path`, readable by its owner alone: no job sees another's

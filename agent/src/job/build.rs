@@ -14,12 +14,13 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::wait::{Retry, await_engine, log_in};
-use super::{JobError, JobLog, Outcome};
+use super::{JobError, Outcome};
 use crate::docker::{
     self, BuildError, BuildOutcome, BuildRequest, DockerCommand, EmulationError, Engine,
 };
 use crate::fingerprint::{Inputs, cache_miss};
 use crate::git::{self, CloneError};
+use crate::job_log::JobLog;
 use crate::process::ProcessError;
 
 /// Exporting a cache may take this long. What it pushes, the next build need not make.
@@ -73,7 +74,7 @@ impl From<EmulationError> for JobError {
                 FailureReason::Engine
             }
             EmulationError::Process(_) => FailureReason::Internal,
-            EmulationError::Impossible { .. } | EmulationError::SwitchedOff { .. } => {
+            EmulationError::Impossible { .. } | EmulationError::Disabled { .. } => {
                 FailureReason::Emulation
             }
         };
@@ -213,7 +214,7 @@ async fn check_platform(
         );
         return Err(JobError { reason: FailureReason::Emulation, message, steps: Vec::new() });
     }
-    docker::await_emulation(docker, own, wanted, |line| log.say(line), stop).await?;
+    docker::ensure_emulation(docker, own, wanted, |line| log.say(line), stop).await?;
     let warning = format!("{wanted} is emulated on this {own} machine: RUN steps are slow");
     log.warn(&warning);
     Ok(Some(warning))

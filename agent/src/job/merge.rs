@@ -6,8 +6,9 @@ use stagely_protocol::Merge;
 use tokio_util::sync::CancellationToken;
 
 use super::wait::{Retry, await_engine, log_in};
-use super::{JobError, JobLog, Outcome};
+use super::{JobError, Outcome};
 use crate::docker::{self, DockerCommand, MergeError};
+use crate::job_log::JobLog;
 
 impl From<MergeError> for JobError {
     fn from(error: MergeError) -> Self {

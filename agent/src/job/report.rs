@@ -2,7 +2,8 @@
 
 use stagely_protocol::{FailureReason, Status, StatusState, Step, WireId};
 
-use super::{JobError, JobLog, Outcome};
+use super::{JobError, Outcome};
+use crate::job_log::JobLog;
 
 /// The longest error message, in bytes. Its end is what counts.
 const MESSAGE_BYTES_MAX: usize = 4 * 1024;

@@ -6,8 +6,9 @@ use stagely_protocol::{FailureReason, RegistryAuth, RegistryProblem};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::{JobError, JobLog};
+use super::JobError;
 use crate::docker::{self, DockerCommand, Engine, LoginError};
+use crate::job_log::JobLog;
 
 /// How long an engine may take to start. On a fresh machine it follows the agent by 20 s, and by more than a
 /// minute in an emulated guest of a busy host.

@@ -1,5 +1,5 @@
-//! Reports of real builds (Docker 26.1, buildx 0.13), and what is made of them. `first` is a build
-//! without a registry's cache; the others ran on an empty engine, with the cache of `first`.
+//! Tests with recorded reports of real builds (Docker 26.1, buildx 0.13). `first` is a build without a
+//! registry's cache. The other builds ran on an empty engine, with the cache of `first`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use stagely_protocol::{BuildArgs, CacheMiss, ChangedFile, FileChange, MissCause};
 use tokio_util::sync::CancellationToken;
 
-use super::progress::{Event, Progress, RawJson};
-use crate::fingerprint::{Inputs, cache_miss};
+use super::{Inputs, cache_miss};
+use crate::docker::{OutputItem, Progress, RawJsonDecoder};
 use crate::mask::{Masker, Secrets};
 
 fn recorded(name: &str) -> PathBuf {
@@ -17,13 +17,13 @@ fn recorded(name: &str) -> PathBuf {
 
 fn report(name: &str) -> Progress {
     let mut progress = Progress::new(Masker::new(Secrets::default()).unwrap());
-    let (mut decoder, mut events) = (RawJson::default(), Vec::new());
-    decoder.push(&fs::read(recorded(&format!("{name}.json"))).unwrap(), &mut events);
-    decoder.finish(&mut events);
-    for event in events {
-        match event {
-            Event::Status(status) => progress.apply(status, &mut Vec::new()),
-            Event::Text(text) => panic!("{text}"),
+    let (mut decoder, mut items) = (RawJsonDecoder::default(), Vec::new());
+    decoder.push(&fs::read(recorded(&format!("{name}.json"))).unwrap(), &mut items);
+    decoder.finish(&mut items);
+    for item in items {
+        match item {
+            OutputItem::Status(status) => progress.apply(status, &mut Vec::new()),
+            OutputItem::Text(text) => panic!("{text}"),
         }
     }
     progress
@@ -82,8 +82,8 @@ fn neither_from_nor_contexts_are_steps() {
 
 #[test]
 fn an_import_counts_if_it_succeeded() {
-    assert!(!report("three.first").cache_found(), "the registry had none");
-    assert!(report("one.fresh").cache_found());
+    assert!(!report("three.first").has_imported_cache(), "the registry had none");
+    assert!(report("one.fresh").has_imported_cache());
 }
 
 #[test]

@@ -1,0 +1,46 @@
+//! How the agent calls the `docker` command.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use stagely_protocol::WireId;
+
+use crate::process::Invocation;
+
+/// The settings of every `docker` command of one job.
+#[derive(Clone, Debug)]
+pub struct DockerCommand {
+    /// The machine that the command runs for.
+    pub machine: WireId,
+    /// The engine's address; `None`: Docker's own default.
+    pub host: Option<String>,
+    /// The job's private `DOCKER_CONFIG`.
+    pub config: PathBuf,
+    /// Time between SIGTERM and SIGKILL when the command is stopped.
+    pub grace: Duration,
+    /// How long a registry that does not answer is tried again.
+    pub registry_patience: Duration,
+}
+
+impl DockerCommand {
+    /// `docker`, without the surrounding user's configuration.
+    pub(super) fn invocation(&self) -> Invocation {
+        let docker = Invocation::new("docker", &self.machine)
+            .env("DOCKER_CONFIG", &self.config)
+            .env("DOCKER_CLI_HINTS", "false")
+            // The builder that the user chose for this shell may be remote.
+            .without_env("BUILDX_BUILDER")
+            .without_env("BUILDX_CONFIG")
+            .without_env("DOCKER_CONTEXT");
+        match &self.host {
+            Some(host) => docker.env("DOCKER_HOST", host),
+            None => docker,
+        }
+    }
+}
+
+/// The last line of `output` that is not blank.
+pub(super) fn last_line(output: &[u8]) -> String {
+    let output = String::from_utf8_lossy(output);
+    output.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default().to_owned()
+}

@@ -1,0 +1,139 @@
+//! The state of one vertex of a build, and its output on the way to log lines.
+
+use std::collections::HashMap;
+use std::time::{Duration, SystemTime};
+
+use stagely_protocol::{LINE_BYTES_MAX, Stream};
+
+use crate::mask::{MaskedStream, Masker};
+
+/// `BuildKit` writes this text where it drops output.
+const CLIP_MARK: &str = "[output clipped, log limit ";
+
+/// The number of last lines of a failing step that are kept for the error message.
+const TAIL_LINES: usize = 20;
+
+/// The state of one vertex, as far as `BuildKit` has reported it.
+pub(super) struct VertexProgress {
+    /// The position in `Progress::order`, from 1; 0 before the vertex is logged.
+    pub(super) number: usize,
+    /// Masked.
+    pub(super) name: String,
+    pub(super) has_ended: bool,
+    /// Its end is logged, and nothing of the vertex was logged after that.
+    pub(super) is_end_logged: bool,
+    pub(super) started: Option<SystemTime>,
+    pub(super) seconds: f64,
+    pub(super) cached: bool,
+    /// Masked; empty unless the vertex failed.
+    pub(super) error: String,
+    /// The last lines of its output, masked.
+    pub(super) tail: Vec<String>,
+    /// For each of its statuses that is logged, whether it is logged as done.
+    pub(super) statuses: HashMap<String, bool>,
+    stdout: LineBuffer,
+    stderr: LineBuffer,
+}
+
+/// One output of one vertex: its unfinished line.
+struct LineBuffer {
+    masked: MaskedStream,
+    line: Vec<u8>,
+    /// When the last piece was written, since the vertex started.
+    seconds: f64,
+}
+
+impl VertexProgress {
+    pub(super) fn new(masker: &Masker) -> Self {
+        let buffer = || LineBuffer { masked: masker.stream(), line: Vec::new(), seconds: 0.0 };
+        Self {
+            number: 0,
+            name: String::new(),
+            has_ended: false,
+            is_end_logged: false,
+            started: None,
+            seconds: 0.0,
+            cached: false,
+            error: String::new(),
+            tail: Vec::new(),
+            statuses: HashMap::new(),
+            stdout: buffer(),
+            stderr: buffer(),
+        }
+    }
+
+    fn buffer(&mut self, stream: Stream) -> &mut LineBuffer {
+        match stream {
+            Stream::Stdout => &mut self.stdout,
+            Stream::Stderr => &mut self.stderr,
+        }
+    }
+
+    /// Adds a piece of output, written at `timestamp`, and appends the lines that are complete by then.
+    /// Returns whether `BuildKit` says that it dropped output.
+    pub(super) fn push_output(
+        &mut self,
+        stream: Stream,
+        data: &[u8],
+        timestamp: Option<SystemTime>,
+        lines: &mut Vec<(Stream, String)>,
+    ) -> bool {
+        let seconds = timestamp.map(|timestamp| seconds_between(self.started, timestamp));
+        let buffer = self.buffer(stream);
+        buffer.seconds = seconds.unwrap_or(buffer.seconds);
+        let mut masked = Vec::with_capacity(data.len());
+        buffer.masked.push(data, &mut masked);
+        self.is_end_logged = false;
+        self.take_lines(stream, &masked, lines)
+    }
+
+    /// Appends the unfinished lines. Returns whether `BuildKit` says that it dropped output.
+    pub(super) fn finish_output(&mut self, lines: &mut Vec<(Stream, String)>) -> bool {
+        let mut is_clipped = false;
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            let buffer = self.buffer(stream);
+            let mut rest = Vec::new();
+            buffer.masked.finish(&mut rest);
+            if !rest.is_empty() || !buffer.line.is_empty() {
+                rest.push(b'\n');
+            }
+            is_clipped |= self.take_lines(stream, &rest, lines);
+        }
+        is_clipped
+    }
+
+    fn take_lines(
+        &mut self,
+        stream: Stream,
+        data: &[u8],
+        lines: &mut Vec<(Stream, String)>,
+    ) -> bool {
+        let number = self.number;
+        let mut is_clipped = false;
+        for piece in data.split_inclusive(|&byte| byte == b'\n') {
+            let buffer = self.buffer(stream);
+            // The spool cuts longer lines anyway. It marks a cut line only if one byte more is there.
+            let room = (LINE_BYTES_MAX + 1).saturating_sub(buffer.line.len());
+            buffer.line.extend_from_slice(&piece[..piece.len().min(room)]);
+            if !piece.ends_with(b"\n") {
+                break;
+            }
+            let text = String::from_utf8_lossy(&buffer.line);
+            // A progress bar overwrites its line; a terminal shows only the last state.
+            let text = text.trim_end_matches(['\n', '\r']);
+            let text = text.rsplit_once('\r').map_or(text, |(_, last)| last).to_owned();
+            buffer.line.clear();
+            is_clipped |= text.contains(CLIP_MARK);
+            lines.push((stream, format!("#{number} {:.3} {text}", buffer.seconds)));
+            self.tail.push(text);
+        }
+        let excess = self.tail.len().saturating_sub(TAIL_LINES);
+        self.tail.drain(..excess);
+        is_clipped
+    }
+}
+
+pub(super) fn seconds_between(start: Option<SystemTime>, end: SystemTime) -> f64 {
+    let duration = start.and_then(|start| end.duration_since(start).ok());
+    duration.unwrap_or(Duration::ZERO).as_secs_f64()
+}
