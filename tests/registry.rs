@@ -5,9 +5,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::io::Write as _;
-use std::net::{SocketAddr, TcpListener as StdListener};
-use std::process::{Child, Command, Stdio};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -19,7 +17,9 @@ use sha2::{Digest as _, Sha256};
 use stagely::config::RegistryConfig;
 use stagely::core::registry::{Registry, RegistryError};
 use stagely_protocol::{Digest, ImageRef};
-use tempfile::TempDir;
+use stagely_test_support::ports::free_port;
+use stagely_test_support::registry::PrivateRegistry;
+use stagely_test_support::wait::eventually;
 use tokio::net::TcpListener;
 use tokio::time::sleep;
 
@@ -35,54 +35,31 @@ fn digest_of(bytes: &[u8]) -> Digest {
     text.parse().unwrap()
 }
 
-/// A `docker-registry` of this test's own, with a password.
+/// A `docker-registry` with a password, and a client that is not core's.
 struct RealRegistry {
-    process: Child,
-    folder: TempDir,
+    server: PrivateRegistry,
     address: SocketAddr,
     http: reqwest::Client,
 }
 
 impl RealRegistry {
     async fn start(deletes: bool) -> Self {
-        let address = StdListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        Self::start_at(address, deletes).await
-    }
-
-    async fn start_at(address: SocketAddr, deletes: bool) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
-        fs::write(path("htpasswd"), htpasswd()).unwrap();
-        fs::write(path("password"), format!("{PASSWORD}\n")).unwrap();
-        let config = format!(
-            "version: 0.1\nlog: {{ level: error }}\nstorage:\n  filesystem: {{ rootdirectory: {} }}\n  \
-             delete: {{ enabled: {deletes} }}\nhttp: {{ addr: '{address}' }}\nauth:\n  htpasswd: {{ realm: \
-             test, path: {} }}\n",
-            path("data"),
-            path("htpasswd"),
-        );
-        fs::write(path("config.yml"), config).unwrap();
-        let process = Command::new("docker-registry")
-            .args(["serve", &path("config.yml")])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("docker-registry is installed by scripts/setup");
-        let real = Self { process, folder, address, http: reqwest::Client::new() };
-        for _ in 0..200 {
-            if real.http.get(format!("http://{address}/v2/")).send().await.is_ok() {
-                return real;
-            }
-            sleep(Duration::from_millis(50)).await;
-        }
-        panic!("the registry did not start");
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
+        let server = PrivateRegistry::start(address, Some((USER, PASSWORD)), deletes);
+        fs::write(server.folder().join("password"), format!("{PASSWORD}\n")).unwrap();
+        let real = Self { server, address, http: reqwest::Client::new() };
+        eventually("the registry answers", async || {
+            real.http.get(format!("http://{address}/v2/")).send().await.ok()
+        })
+        .await;
+        real
     }
 
     fn client(&self, password_file: &str) -> Registry {
         Registry::new(RegistryConfig {
             url: self.address.to_string(),
             username: Some(USER.to_owned()),
-            password_file: Some(self.folder.path().join(password_file)),
+            password_file: Some(self.server.folder().join(password_file)),
             insecure: false,
         })
         .unwrap()
@@ -147,24 +124,6 @@ impl RealRegistry {
             status => panic!("{status}"),
         }
     }
-}
-
-impl Drop for RealRegistry {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-fn htpasswd() -> Vec<u8> {
-    let mut process = Command::new("htpasswd")
-        .args(["-niBC", "4", USER])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    process.stdin.take().unwrap().write_all(PASSWORD.as_bytes()).unwrap();
-    process.wait_with_output().unwrap().stdout
 }
 
 #[tokio::test]
@@ -244,7 +203,7 @@ async fn a_next_page_of_tags_that_lies_elsewhere_is_not_asked_for() {
 async fn what_cannot_be_is_said_at_once_and_without_the_password() {
     let real = RealRegistry::start(true).await;
     let (digest, _) = real.push(&["app"], "app").await;
-    fs::write(real.folder.path().join("wrong"), "not-the-password").unwrap();
+    fs::write(real.server.folder().join("wrong"), "not-the-password").unwrap();
     let absent = digest_of(b"nowhere");
 
     let refused = real.client("wrong").tag(&real.image("app"), &digest).await.unwrap_err();
@@ -259,25 +218,16 @@ async fn what_cannot_be_is_said_at_once_and_without_the_password() {
 
 #[tokio::test]
 async fn a_registry_that_is_away_for_a_while_is_waited_for() {
-    let real = RealRegistry::start(true).await;
+    let mut real = RealRegistry::start(true).await;
     let (digest, bytes) = real.push(&["run-1"], "app").await;
     let (registry, app) = (real.client("password"), real.image("app"));
-    // The same data behind the same address, some time later.
-    let mut real = real;
-    real.process.kill().unwrap();
-    real.process.wait().unwrap();
+    real.server.kill();
     let tagging = tokio::spawn(async move { registry.tag(&app, &digest).await });
     sleep(Duration::from_secs(2)).await;
     assert!(!tagging.is_finished());
 
-    let config = real.folder.path().join("config.yml");
-    real.process = Command::new("docker-registry")
-        .arg("serve")
-        .arg(config)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+    // The same data at the same address.
+    real.server.launch();
 
     tagging.await.unwrap().unwrap();
     assert_eq!(real.manifest("app").await.unwrap(), bytes);

@@ -2,8 +2,6 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper's failure fails the test")]
 
-mod support;
-
 use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,9 +11,8 @@ use stagely_agent::job::{self, REGISTRY_PATIENCE, Work, Workplace};
 use stagely_agent::job_log::LineSink;
 use stagely_agent::spool::SpoolError;
 use stagely_protocol::{CoreMessage, Status, StatusState, Stream};
+use stagely_test_support::git::{GitServer, TOKEN};
 use tokio_util::sync::CancellationToken;
-
-use support::{GitServer, TOKEN};
 
 fn setting(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: these tests need a registry"))

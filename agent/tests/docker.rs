@@ -5,8 +5,6 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper's failure fails the test")]
 
-mod support;
-
 use std::fs;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
@@ -20,12 +18,11 @@ use stagely_agent::spool::SpoolError;
 use stagely_protocol::{
     Arch, CoreMessage, FailureReason, RegistryProblem, Status, StatusState, Stream,
 };
+use stagely_test_support::git::{GitServer, Repository, TOKEN};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
-
-use support::{GitServer, TOKEN};
 
 fn setting(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: these tests need a registry"))
@@ -55,7 +52,7 @@ impl LineSink for Lines {
 /// A repository, a registry and a place to work.
 struct Setup {
     git: GitServer,
-    repository: support::Repository,
+    repository: Repository,
     work_dir: TempDir,
     registry: String,
     password: String,

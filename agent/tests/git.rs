@@ -2,8 +2,6 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper's failure fails the test")]
 
-mod support;
-
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
@@ -14,9 +12,8 @@ use stagely_agent::git::{
     CloneError, FetchRequest, changed_paths, fetch_commit, fetch_commit_and_objects, resolve_ref,
 };
 use stagely_protocol::CommitSha;
+use stagely_test_support::git::{GitServer, Repository, TOKEN};
 use tokio_util::sync::CancellationToken;
-
-use support::{GitServer, TOKEN};
 
 fn request(url: String, commit: &CommitSha) -> FetchRequest {
     FetchRequest { url, commit: commit.clone(), branch: None, token: None, submodules: true }
@@ -196,7 +193,7 @@ async fn submodules_come_along_also_nested_and_relative() {
     let server = GitServer::start();
     let inner = server.repository("inner", true);
     inner.commit(&[("file", "inner")]);
-    let add = |to: &support::Repository, url: &str, path: &str| {
+    let add = |to: &Repository, url: &str, path: &str| {
         let local = server.url("private", "inner/.git");
         let auth = local.replace("http://", &format!("http://x:{TOKEN}@"));
         let origin =

@@ -3,8 +3,6 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper's failure fails the test")]
 
-mod support;
-
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -17,6 +15,8 @@ use stagely_protocol::{
     AgentMessage, FailureReason, Hello, Interrupted, MESSAGE_BYTES_MAX, Notice, Status,
     StatusState, Stream, WireId,
 };
+use stagely_test_support::git::{GitServer, TOKEN};
+use stagely_test_support::imds::Imds;
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
@@ -25,9 +25,6 @@ use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::{WebSocketStream, accept_async};
 use tokio_util::sync::CancellationToken;
-
-use support::imds::Imds;
-use support::{GitServer, TOKEN};
 
 const PATIENCE: Duration = Duration::from_mins(1);
 

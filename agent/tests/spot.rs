@@ -2,15 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper's failure fails the test")]
 
-mod support;
-
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use stagely_agent::spot::SpotWatch;
 use stagely_protocol::{Interrupted, Notice};
+use stagely_test_support::imds::Imds;
 use tokio::time::timeout;
-
-use support::imds::Imds;
 
 const PATIENCE: Duration = Duration::from_mins(1);
 const INTERVAL: Duration = Duration::from_millis(20);

@@ -5,9 +5,10 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context as _, ensure};
+use anyhow::ensure;
 use secrecy::ExposeSecret as _;
 use stagely::api::RunView;
+use stagely_test_support::registry::Registry;
 
 use crate::STAGELY;
 use crate::core::Core;
@@ -35,39 +36,12 @@ impl Build {
     }
 }
 
-/// Where `scripts/setup` has put the registry.
-pub(crate) struct Registry {
-    pub(crate) address: String,
-    username: String,
-    password_file: String,
-}
-
-impl Registry {
-    pub(crate) fn from_environment() -> anyhow::Result<Self> {
-        let variable = |name: &str| {
-            std::env::var(name).with_context(|| format!("{name} is not set; use scripts/bench"))
-        };
-        Ok(Self {
-            address: variable("STAGELY_REGISTRY")?,
-            username: variable("STAGELY_REGISTRY_USERNAME")?,
-            password_file: variable("STAGELY_REGISTRY_PASSWORD_FILE")?,
-        })
-    }
-
-    pub(crate) fn settings(&self) -> String {
-        let Self { address, username, password_file } = self;
-        format!(
-            "[registry]\nurl = {address:?}\nusername = {username:?}\npassword-file = {password_file:?}\n"
-        )
-    }
-}
-
 pub(crate) async fn measure() -> anyhow::Result<()> {
-    let registry = Registry::from_environment()?;
+    let registry = Registry::real();
     let files =
         [("stagely.yaml", MANIFEST), ("Dockerfile", DOCKERFILE), ("generate.awk", GENERATOR)];
     let (_folder, repository) = git::local_repository(&files)?;
-    let mut core = Core::start(&registry.settings()).await?;
+    let mut core = Core::start(&registry.settings().to_string()).await?;
     let begin = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
 
     let (mut cold, mut around) = (Pairs::default(), Pairs::default());
@@ -89,7 +63,7 @@ pub(crate) async fn measure() -> anyhow::Result<()> {
             tell("cached", &cached);
         }
     }
-    core.stop()?;
+    core.stop().await?;
     print(rows(&cold, &around, &cached));
     Ok(())
 }
@@ -171,8 +145,8 @@ pub(crate) fn script(registry: &Registry, project: &str, repository: &Path, salt
         .arg(script)
         .arg(repository)
         .arg(salt)
-        .arg(format!("{}/{project}/main:app-amd64", registry.address))
-        .arg(format!("{}/{project}/cache:app", registry.address));
+        .arg(format!("{}/{project}/main:app-amd64", registry.url))
+        .arg(format!("{}/{project}/cache:app", registry.url));
     command
 }
 

@@ -8,12 +8,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, ensure};
 use stagely::api::RunView;
+use stagely_test_support::engine::PrivateEngine;
+use stagely_test_support::git::git;
+use stagely_test_support::registry::Registry;
 use tempfile::TempDir;
 
 use crate::STAGELY;
-use crate::build::{Registry, is_run, script, timed};
-use crate::engine::Engine;
-use crate::git::{git, local_repository};
+use crate::build::{is_run, script, timed};
+use crate::git::local_repository;
 use crate::report::{Row, median, print};
 
 const ROUNDS: usize = 3;
@@ -67,22 +69,23 @@ impl Project {
         let begin = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
         let name = format!("bench-cache-{begin}-{round}");
         let project = Self { repository, name, state: tempfile::tempdir()?, _folder: folder };
-        project.commit()?;
+        project.commit();
         Ok(project)
     }
 
-    fn commit(&self) -> anyhow::Result<()> {
-        git(&self.repository, &["add", "--all"])?;
+    fn commit(&self) {
+        git(&self.repository, &["add", "--all"]);
         let as_somebody = ["-c", "user.name=bench", "-c", "user.email=bench@localhost"];
         let commit = ["commit", "--quiet", "--message=another"];
-        git(&self.repository, &[&as_somebody[..], &commit].concat()).map(drop)
+        git(&self.repository, &[&as_somebody[..], &commit].concat());
     }
 
     fn change_one_file(&self) -> anyhow::Result<()> {
         let file = self.repository.join(APPLICATION.folder).join("part2.c");
         let source = fs::read_to_string(&file)?;
         fs::write(&file, source + "unsigned changed(void) { return 1; }\n")?;
-        self.commit()
+        self.commit();
+        Ok(())
     }
 }
 
@@ -140,7 +143,7 @@ struct Times {
 }
 
 pub(crate) async fn measure() -> anyhow::Result<()> {
-    let registry = Registry::from_environment()?;
+    let registry = Registry::real();
     let mut rounds = Vec::new();
     for round in 0..ROUNDS {
         let project = Project::new(round)?;
@@ -179,7 +182,7 @@ async fn measure_case(
 }
 
 async fn by_stagely(project: &Project, case: Case) -> anyhow::Result<(f64, f64)> {
-    let engine = Engine::start().await?;
+    let mut engine = PrivateEngine::start().await;
     let mut command = Command::new(STAGELY);
     command
         .arg("run")
@@ -188,7 +191,7 @@ async fn by_stagely(project: &Project, case: Case) -> anyhow::Result<(f64, f64)>
         .env("XDG_STATE_HOME", project.state.path())
         .env_remove("STAGELY_SERVER");
     let (image, gone, run) = until_image_and_end(command)?;
-    engine.stop().await?;
+    engine.stop().await;
     case.check(&run)?;
     Ok((image, gone))
 }
@@ -205,12 +208,12 @@ pub(crate) fn until_image_and_end(command: Command) -> anyhow::Result<(f64, f64,
 }
 
 async fn by_script(project: &Project, registry: &Registry) -> anyhow::Result<f64> {
-    let engine = Engine::start().await?;
+    let mut engine = PrivateEngine::start().await;
     let name = format!("{}-bare", project.name);
     let mut command = script(registry, &name, &project.repository, "none");
     command.env("DOCKER_HOST", engine.host());
     let (seconds, _) = timed(command)?;
-    engine.stop().await?;
+    engine.stop().await;
     Ok(seconds)
 }
 

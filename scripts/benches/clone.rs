@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use stagely_agent::git::{FetchRequest, fetch_commit};
+use stagely_test_support::git::{GitServer, git};
 use tokio_util::sync::CancellationToken;
 
-use crate::git::{GitServer, Size, git};
+use crate::git::{Size, big_repository};
 use crate::report::{Pairs, Row, print};
 
 const BIG: Size = Size { files: 6_000, commits: 500, lines_of_file: 60 };
@@ -16,11 +17,11 @@ const PAIRS_BIG: usize = 11;
 const PAIRS_SMALL: usize = 31;
 
 pub(crate) async fn measure() -> anyhow::Result<()> {
-    let server = GitServer::start()?;
+    let server = GitServer::start();
     let mut rows = Vec::new();
     for (name, size, pairs) in [("big", BIG, PAIRS_BIG), ("small", SMALL, PAIRS_SMALL)] {
-        let commit = server.big_repository(name, size)?;
-        let url = server.url(name);
+        let commit = big_repository(&server, name, size)?;
+        let url = server.url("open", name);
         let mut measured = Pairs::default();
         // The first pair warms the page cache.
         for pair in 0..=pairs {
@@ -86,8 +87,8 @@ async fn by_stagely(url: &str, commit: &str, folder: &Path) -> anyhow::Result<f6
 fn by_git(url: &str, commit: &str, folder: &Path) -> anyhow::Result<f64> {
     let begin = Instant::now();
     fs::create_dir(folder)?;
-    git(folder, &["init", "--quiet"])?;
-    git(folder, &["fetch", "--quiet", "--depth=1", url, commit])?;
-    git(folder, &["checkout", "--quiet", "--detach", "FETCH_HEAD"])?;
+    git(folder, &["init", "--quiet"]);
+    git(folder, &["fetch", "--quiet", "--depth=1", url, commit]);
+    git(folder, &["checkout", "--quiet", "--detach", "FETCH_HEAD"]);
     Ok(begin.elapsed().as_secs_f64())
 }

@@ -1,19 +1,16 @@
 //! A `stagely core` of the release binary, in a process and a folder of its own.
 
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::fs;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use anyhow::{Context as _, bail, ensure};
 use secrecy::SecretString;
 use stagely::api::{AddMachine, CreateRun, JobView};
 use stagely::client::Client;
-use stagely::core::{ADDRESS_FILE, ADMIN_TOKEN_FILE};
 use stagely_protocol::Arch;
 use stagely_protocol::agent_config::AgentConfig;
+use stagely_test_support::core_process::CoreProcess;
 use tempfile::TempDir;
 use tokio::time::sleep;
 use url::Url;
@@ -25,40 +22,28 @@ const LIMIT: Duration = Duration::from_mins(1);
 
 /// A running core. It is killed when the value is dropped.
 pub(crate) struct Core {
-    process: Child,
-    pub(crate) data: TempDir,
+    process: CoreProcess,
     pub(crate) url: Url,
     pub(crate) token: SecretString,
     pub(crate) client: Client,
+    _folder: TempDir,
 }
 
 impl Core {
-    /// Starts one with `settings` beside where it listens and keeps its data.
+    /// Starts one with `settings` beside its address and its data folder.
     pub(crate) async fn start(settings: &str) -> anyhow::Result<Self> {
         Self::start_in(tempfile::tempdir()?, settings).await
     }
 
-    /// Starts one on a data folder that may hold something already.
-    pub(crate) async fn start_in(data: TempDir, settings: &str) -> anyhow::Result<Self> {
-        let config = data.path().join("stagely.toml");
-        let folder = data.path().display();
-        let place = format!("[core]\nlisten = \"127.0.0.1:0\"\ndata-dir = \"{folder}\"\n");
-        fs::write(&config, format!("{place}{settings}"))?;
-        let log = File::create(data.path().join("core.log"))?;
-        let process = Command::new(STAGELY)
-            .arg("core")
-            .arg("--config")
-            .arg(&config)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()?;
-        let address = data.path().join(ADDRESS_FILE);
-        let url: Url = read_when_there(&address).await?.trim().parse()?;
-        let token = fs::read_to_string(data.path().join(ADMIN_TOKEN_FILE))?;
-        let token = SecretString::from(token.trim());
+    /// Starts one in a folder that may hold files of the caller.
+    pub(crate) async fn start_in(folder: TempDir, settings: &str) -> anyhow::Result<Self> {
+        let path = folder.path().to_owned();
+        let mut process = CoreProcess::new(STAGELY, path, "127.0.0.1", settings);
+        process.launch().await;
+        let url: Url = process.url.parse()?;
+        let token = SecretString::from(process.admin_token());
         let client = Client::new(url.clone(), token.clone())?;
-        Ok(Self { process, data, url, token, client })
+        Ok(Self { process, url, token, client, _folder: folder })
     }
 
     /// Registers a machine and returns what its agent is told.
@@ -102,35 +87,15 @@ impl Core {
     }
 
     /// Stops it as its supervisor would. Its folder stays until the value is dropped.
-    pub(crate) fn stop(&mut self) -> anyhow::Result<()> {
-        kill(Pid::from_raw(i32::try_from(self.process.id())?), Signal::SIGTERM)?;
-        self.process.wait()?;
+    pub(crate) async fn stop(&mut self) -> anyhow::Result<()> {
+        let status = self.process.shut_down().await;
+        ensure!(status.success(), "core: {status}: {}", self.process.log());
         Ok(())
     }
 
     pub(crate) fn log_database(&self) -> PathBuf {
-        self.data.path().join("logs.redb")
+        self.process.path("data/logs.redb")
     }
-}
-
-impl Drop for Core {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-/// The content of a file, as soon as it has some.
-pub(crate) async fn read_when_there(path: &Path) -> anyhow::Result<String> {
-    let give_up = Instant::now() + LIMIT;
-    while Instant::now() < give_up {
-        match fs::read_to_string(path) {
-            Ok(text) if text.ends_with('\n') => return Ok(text),
-            _ => sleep(Duration::from_millis(2)).await,
-        }
-    }
-    bail!("{} did not appear in {LIMIT:?}", path.display())
 }
 
 /// The memory of a process.

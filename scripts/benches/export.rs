@@ -5,9 +5,10 @@ use std::process::Command;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use secrecy::ExposeSecret as _;
+use stagely_test_support::registry::Registry;
 
 use crate::STAGELY;
-use crate::build::{Registry, script, timed};
+use crate::build::{script, timed};
 use crate::cache::until_image_and_end;
 use crate::core::Core;
 use crate::git::local_repository;
@@ -26,10 +27,10 @@ COPY --from=big /etc/passwd /small
 ";
 
 pub(crate) async fn measure() -> anyhow::Result<()> {
-    let registry = Registry::from_environment()?;
+    let registry = Registry::real();
     let files = [("stagely.yaml", MANIFEST), ("Dockerfile", DOCKERFILE)];
     let (_folder, repository) = local_repository(&files)?;
-    let mut core = Core::start(&registry.settings()).await?;
+    let mut core = Core::start(&registry.settings().to_string()).await?;
     let begin = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
     let (mut image, mut gone) = (Pairs::default(), Pairs::default());
     for pair in 0..PAIRS {
@@ -57,7 +58,7 @@ pub(crate) async fn measure() -> anyhow::Result<()> {
         image.0.push((until_image, raw));
         gone.0.push((until_gone, raw));
     }
-    core.stop()?;
+    core.stop().await?;
     print(vec![row("the image is there", &image), row("the builder is gone", &gone)]);
     Ok(())
 }

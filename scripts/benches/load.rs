@@ -14,13 +14,14 @@ use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use serde::Deserialize;
 use stagely_protocol::{CoreMessage, Stream, WireId};
+use stagely_test_support::git::GitServer;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::core::Core;
-use crate::git::{GitServer, manifest};
+use crate::git::commit_builds;
 use crate::sim::{self, Socket};
 use crate::text::Output;
 
@@ -121,14 +122,14 @@ impl Pool {
 
 /// Sends `load` through a core of its own.
 pub(crate) async fn run(load: Load, pool: &Arc<Pool>) -> anyhow::Result<Outcome> {
-    let git = GitServer::start()?;
-    git.repository("logs", &manifest(load.agents))?;
+    let git = GitServer::start();
+    commit_builds(&git.repository("logs", true), load.agents);
     let mut core = Core::start("[builders]\nprovider = \"none\"\n").await?;
     let mut agents = Vec::new();
     for _ in 0..load.agents {
         agents.push(sim::connect(&core.add_machine().await?).await?);
     }
-    core.plan(&git.url("logs.git")).await?;
+    core.plan(&git.url("open", "logs/.git")).await?;
     let mut sessions = Vec::new();
     for (number, mut agent) in agents.into_iter().enumerate() {
         let job = sim::take_job(&mut agent).await?;
@@ -155,7 +156,7 @@ pub(crate) async fn run(load: Load, pool: &Arc<Pool>) -> anyhow::Result<Outcome>
         latencies.extend(ended??);
     }
     let seconds = begin.elapsed().as_secs_f64();
-    core.stop()?;
+    core.stop().await?;
     let bytes = bytes_on_disk(&core.log_database())?;
     Ok(Outcome { seconds, latencies, bytes })
 }

@@ -8,7 +8,6 @@ mod build;
 mod cache;
 mod clone;
 mod core;
-mod engine;
 mod export;
 mod git;
 mod github;

@@ -3,8 +3,9 @@
 use std::process::Command;
 
 use serde_json::Value;
+use stagely_test_support::program;
 
-use crate::core::stagely;
+use crate::STAGELY;
 use crate::moto::{AMD64, ARM64, Cloud, REGION};
 use crate::proxy::Fate;
 
@@ -24,7 +25,7 @@ impl Doctor {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = stagely();
+        let mut command = program::command(STAGELY);
         command
             .args(["doctor", "aws", "--config"])
             .arg(self.folder.path().join("stagely.toml"))

@@ -5,6 +5,7 @@ use stagely_provider::settings::MarketPolicy;
 use stagely_provider::{LaunchError, Provider as _};
 use stagely_state::Market;
 use stagely_state::comparison::Listed;
+use stagely_test_support::wait::eventually;
 
 use crate::launches::{LIVE, amd64, provider, request, want};
 use crate::moto::Cloud;
@@ -147,7 +148,7 @@ async fn after_a_crash_a_token_that_was_used_for_another_request_leads_to_its_ma
     cloud.proxy.set_behind(true);
 
     let (launched, ()) = tokio::join!(second.launch(&again), async {
-        crate::host::eventually("EC2 is asked to launch", async || {
+        eventually("EC2 is asked to launch", async || {
             (cloud.proxy.seen("RunInstances").len() == 2).then_some(())
         })
         .await;

@@ -10,12 +10,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use aws_sdk_ec2::types::Instance;
+use stagely_test_support::imds::Imds;
+use stagely_test_support::processes::{Process, processes_with};
+use stagely_test_support::program;
 use tempfile::TempDir;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::core::stagely;
-use crate::git::imds::Imds;
-use crate::host::{Process, processes_with};
+use crate::STAGELY;
 use crate::moto::{Cloud, agent_json, is_live};
 
 const INTERVAL: Duration = Duration::from_millis(300);
@@ -104,7 +105,7 @@ async fn boot(cloud: &Cloud, instance: &Instance, folder: &Path) -> Machine {
     let path = folder.join("agent.json");
     fs::write(&path, config.to_string()).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-    let agent = stagely()
+    let agent = program::command(STAGELY)
         .args(["agent", "--config"])
         .arg(&path)
         .env(INSTANCE_VARIABLE, id)

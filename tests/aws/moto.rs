@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -13,9 +12,10 @@ use aws_sdk_ec2::Client;
 use aws_sdk_ec2::config::{BehaviorVersion, Credentials, Region};
 use aws_sdk_ec2::types::{Instance, InstanceStateName, Tag, Volume};
 use serde_json::json;
+use stagely_test_support::ports::free_port;
+use stagely_test_support::wait::eventually;
 use tempfile::TempDir;
 
-use crate::host::eventually;
 use crate::proxy::Proxy;
 
 /// Images that every account has. None is golden until a test tags it.
@@ -47,7 +47,7 @@ impl Moto {
         let images = folder.path().join("images.json");
         fs::write(&images, images_json()).unwrap();
         let log = fs::File::create(folder.path().join("moto.log")).unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         // It ends with this process, however that ends: then the shell reads no more.
         let script = r#""$0" -H 127.0.0.1 -p "$1" & read -r _; kill $!"#;
         let shell = Command::new("sh")

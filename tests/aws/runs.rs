@@ -8,13 +8,15 @@ use jiff::Timestamp;
 use reqwest::Method;
 use stagely::api::{JobView, RunStatus, RunView};
 use stagely_protocol::FailureReason;
+use stagely_test_core::{Core, is_over, job};
+use stagely_test_support::gate::Gate;
+use stagely_test_support::registry::Registry;
+use stagely_test_support::wait::eventually;
 
-use crate::core::{Core, is_over, job};
-use crate::host::{Gate, eventually};
+use crate::STAGELY;
 use crate::hypervisor::Hypervisor;
 use crate::moto::{Cloud, REGION};
 use crate::proxy::Fate;
-use crate::registry::Registry;
 
 const MANIFEST: &str = "builds: { app: { context: ., platforms: [linux/amd64] } }\n";
 
@@ -34,7 +36,7 @@ impl Whole {
         );
         let credentials = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"];
         let environment = credentials.map(|name| (name, "test".to_owned())).to_vec();
-        let core = Core::start_in(name, Registry::real(), &settings, environment).await;
+        let core = Core::start_in(STAGELY, name, Registry::real(), &settings, environment).await;
         let hypervisor = Hypervisor::start(&cloud);
         Self { core, cloud, hypervisor }
     }
@@ -89,7 +91,7 @@ async fn a_core_that_is_killed_before_it_hears_of_its_machine_finds_it() {
     whole.cloud.proxy.holds_an_answer().await;
     assert_eq!(whole.cloud.live().await.len(), 1);
 
-    whole.core.crash().await;
+    whole.core.crash();
     whole.core.launch().await;
     let run = whole.core.ended(run).await;
 
@@ -105,7 +107,7 @@ async fn a_machine_whose_run_is_cancelled_while_its_launch_is_unheard_of_is_ende
     let gate = Gate::new();
     let run = whole.run_of(&whole.dockerfile(&gate)).await;
     whole.cloud.proxy.holds_an_answer().await;
-    whole.core.crash().await;
+    whole.core.crash();
     // The next core hears of the cancellation before EC2 shows the machine.
     whole.cloud.proxy.set_behind(true);
     whole.core.launch().await;

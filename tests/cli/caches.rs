@@ -7,8 +7,10 @@ use std::thread;
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
+use stagely_test_support::processes::processes_with;
+use stagely_test_support::wait::eventually_blocking;
 
-use crate::person::{Person, eventually, processes_with};
+use crate::person::Person;
 use crate::servers::Server;
 
 /// Stands in front of the registry and holds the uploads of caches until it is opened or dropped.
@@ -90,7 +92,7 @@ fn a_core_in_the_process_is_waited_for_and_ctrl_c_then_leaves_with_the_runs_own_
     assert!(ended.stderr.contains(" built for "), "{}", ended.stderr);
     assert!(!ended.stderr.contains("Cancelling"), "{}", ended.stderr);
     gate.open();
-    eventually("the builder is ended", || {
+    eventually_blocking("the builder is ended", || {
         person.does(&["runs"]).with(0);
         processes_with(&person.name).is_empty().then_some(())
     });
@@ -109,7 +111,7 @@ fn a_core_that_stays_exports_the_cache_alone() {
     let goes_on = "Core goes on to export the cache of app\n";
     assert!(ended.stderr.ends_with(goes_on), "{}", ended.stderr);
     gate.open();
-    eventually("the cache is exported", || {
+    eventually_blocking("the cache is exported", || {
         let machines = server.does(&admin, &["machines", "--json"]).with(0).stdout;
         let machines: Vec<Value> = serde_json::from_str(&machines).unwrap();
         machines.iter().all(|it| it["exporting_cache_of"].is_null()).then_some(())

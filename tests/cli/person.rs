@@ -5,19 +5,18 @@ use std::io::Read as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use stagely_test_support::git::Repository;
+use stagely_test_support::processes::processes_with;
+use stagely_test_support::wait::eventually_blocking;
 use tempfile::TempDir;
-
-/// No test waits longer for anything. Far above what a loaded machine needs.
-const LIMIT: Duration = Duration::from_mins(2);
-const POLL: Duration = Duration::from_millis(50);
 
 pub(crate) struct Person {
     /// Unique over all runs of the tests: the project's name, and in the commands of builds.
     pub(crate) name: String,
+    repository: Repository,
     home: TempDir,
 }
 
@@ -60,17 +59,13 @@ impl Person {
         for folder in ["tmp", "state"] {
             fs::create_dir(home.path().join(folder)).unwrap();
         }
-        let person = Self { name, home };
-        fs::create_dir(person.repository()).unwrap();
-        person.git(&["init", "--quiet", "--initial-branch=main"]);
-        person.git(&["config", "user.name", "Tester"]);
-        person.git(&["config", "user.email", "tester@example.org"]);
-        person
+        let repository = Repository::create(home.path().join(&name));
+        Self { name, repository, home }
     }
 
     /// A folder of the project's name.
     pub(crate) fn repository(&self) -> PathBuf {
-        self.home.path().join(&self.name)
+        self.repository.path.clone()
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -78,24 +73,15 @@ impl Person {
     }
 
     pub(crate) fn git(&self, arguments: &[&str]) -> String {
-        let mut git = Command::new("git");
-        let output = git.arg("-C").arg(self.repository()).args(arguments).output().unwrap();
-        assert!(output.status.success(), "git {arguments:?}: {output:?}");
-        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+        self.repository.git(arguments)
     }
 
     pub(crate) fn write(&self, files: &[(&str, &str)]) {
-        for (name, text) in files {
-            let path = self.repository().join(name);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, text).unwrap();
-        }
+        self.repository.write(files);
     }
 
     pub(crate) fn commit(&self, files: &[(&str, &str)]) {
-        self.write(files);
-        self.git(&["add", "--all"]);
-        self.git(&["commit", "--quiet", "--message", "a commit"]);
+        self.repository.commit(files);
     }
 
     /// `stagely` in the repository, with this home.
@@ -143,7 +129,9 @@ impl Person {
 
     /// Nothing of this person's builds runs any more, and no temporary file is left.
     pub(crate) fn leaves_nothing(&self) {
-        eventually("no process is left", || processes_with(&self.name).is_empty().then_some(()));
+        eventually_blocking("no process is left", || {
+            processes_with(&self.name).is_empty().then_some(())
+        });
         let left: Vec<_> = fs::read_dir(self.path("tmp")).unwrap().collect();
         assert!(left.is_empty(), "{left:?}");
         let machines = self.path("state/stagely/machines");
@@ -176,9 +164,8 @@ impl Running {
 
     /// Waits until standard error holds `text`.
     pub(crate) fn says(&self, text: &str) {
-        let says = || self.stderr.lock().unwrap().contains(text).then_some(());
-        let said = wait_for(says);
-        assert!(said.is_some(), "in vain: {text:?} in\n{}", self.stderr.lock().unwrap());
+        let what = format!("standard error holds {text:?}");
+        eventually_blocking(&what, || self.shown().contains(text).then_some(()));
     }
 
     /// What standard error holds so far.
@@ -199,7 +186,7 @@ impl Running {
 
     pub(crate) fn ends(mut self) -> Ended {
         let child = &mut self.child;
-        let status = eventually("the command ends", || child.try_wait().unwrap());
+        let status = eventually_blocking("the command ends", || child.try_wait().unwrap());
         let mut stdout = String::new();
         child.stdout.take().unwrap().read_to_string(&mut stdout).unwrap();
         self.reader.take().unwrap().join().unwrap();
@@ -213,30 +200,8 @@ impl Drop for Running {
         // A test that fails leaves nothing running either.
         let _ = self.child.kill();
         let _ = self.child.wait();
-    }
-}
-
-fn wait_for<T>(mut look: impl FnMut() -> Option<T>) -> Option<T> {
-    let started = Instant::now();
-    while started.elapsed() < LIMIT {
-        if let Some(found) = look() {
-            return Some(found);
+        if thread::panicking() {
+            eprintln!("standard error:\n{}", self.shown());
         }
-        #[expect(clippy::disallowed_methods, reason = "these tests have no runtime")]
-        thread::sleep(POLL);
     }
-    None
-}
-
-pub(crate) fn eventually<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
-    wait_for(look).unwrap_or_else(|| panic!("in vain: {what}"))
-}
-
-/// The command lines of processes in which `text` occurs.
-pub(crate) fn processes_with(text: &str) -> Vec<String> {
-    let commands = fs::read_dir("/proc").unwrap().filter_map(|entry| {
-        let command = fs::read(entry.ok()?.path().join("cmdline")).ok()?;
-        Some(String::from_utf8_lossy(&command).replace('\0', " ").trim_end().to_owned())
-    });
-    commands.filter(|command| command.contains(text)).collect()
 }

@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
+use stagely_test_support::processes::processes_with;
+use stagely_test_support::wait::eventually_blocking;
 
-use crate::person::{Person, eventually, processes_with};
+use crate::person::Person;
 
 const YAML: &str = "builds:\n  app: {context: .}\n";
 
@@ -166,7 +168,7 @@ fn the_second_ctrl_c_leaves_at_once_and_the_next_command_ends_what_is_left() {
     run.send(Signal::SIGINT);
     run.ends().with(130);
     assert!(begun.elapsed() < Duration::from_secs(30));
-    eventually("the builder is ended", || {
+    eventually_blocking("the builder is ended", || {
         person.does(&["runs"]).with(0);
         processes_with(&person.name).is_empty().then_some(())
     });
@@ -190,7 +192,9 @@ fn a_killed_run_is_cancelled_by_the_next_one() {
         (&runs[0]["status"], &runs[1]["status"]),
         (&"completed".into(), &"cancelled".into())
     );
-    eventually("the builder is ended", || processes_with(&person.name).is_empty().then_some(()));
+    eventually_blocking("the builder is ended", || {
+        processes_with(&person.name).is_empty().then_some(())
+    });
 }
 
 #[test]
@@ -223,12 +227,13 @@ fn on_a_terminal_each_job_has_a_line_also_when_it_is_tried_again() {
     let run = person.starts_at_terminal("run");
     run.says("RUN echo asleep");
     let machines = person.path("state/stagely/machines");
-    let agents = processes_with(&format!("agent --config {}", machines.display()));
+    let mut agents = processes_with(machines.to_str().unwrap());
+    agents.retain(|process| process.arguments.iter().any(|argument| argument == "agent"));
     assert_eq!(agents.len(), 1, "{agents:?}");
-    kill_all(&agents);
+    agents[0].kill();
     run.says("attempt 1 came to nothing");
     run.says("starting");
-    eventually("the second attempt sleeps", || {
+    eventually_blocking("the second attempt sleeps", || {
         let shown = run.shown();
         let (_, second) = shown.split_once("starting")?;
         second.contains("RUN echo asleep").then_some(())
@@ -238,13 +243,6 @@ fn on_a_terminal_each_job_has_a_line_also_when_it_is_tried_again() {
     assert!(ended.stderr.contains("- app cancelled"), "{}", ended.stderr);
     assert!(ended.stderr.contains("JOB  PLATFORM"), "{}", ended.stderr);
     person.leaves_nothing();
-}
-
-fn kill_all(commands: &[String]) {
-    for command in commands {
-        let killed = Command::new("pkill").args(["-KILL", "-f", "-x", "--", command]).status();
-        assert!(killed.unwrap().success(), "{command}");
-    }
 }
 
 #[test]

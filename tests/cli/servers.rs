@@ -1,14 +1,17 @@
 //! The commands against a core that runs on its own.
 
 use std::fs;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
+use stagely_test_support::ports::free_port;
+use stagely_test_support::processes::processes_with;
+use stagely_test_support::wait::eventually_blocking;
 
-use crate::person::{Ended, Person, Running, eventually, processes_with};
+use crate::person::{Ended, Person, Running};
 
 /// A core on a data folder of this person.
 pub(crate) struct Server<'a> {
@@ -28,7 +31,9 @@ impl<'a> Server<'a> {
         let listen = format!("127.0.0.1:{port}");
         let core = ["core", "--listen", &listen, "--data-dir", data];
         let process = person.starts(&[&core, arguments].concat());
-        eventually("core listens", || fs::read_to_string(person.path("data/core.url")).ok());
+        eventually_blocking("core listens", || {
+            fs::read_to_string(person.path("data/core.url")).ok()
+        });
         Self { person, url: format!("http://{listen}"), process }
     }
 
@@ -50,10 +55,6 @@ impl<'a> Server<'a> {
         self.process.send(Signal::SIGTERM);
         self.process.ends().with(0);
     }
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 #[test]
@@ -81,7 +82,9 @@ fn a_folder_is_built_by_a_core_on_the_same_machine() {
 
     // The builder exports its layer cache after the run has ended, and outlives a core that is stopped.
     let machines = person.path("data/machines").display().to_string();
-    eventually("no builder is left", || processes_with(&machines).is_empty().then_some(()));
+    eventually_blocking("no builder is left", || {
+        processes_with(&machines).is_empty().then_some(())
+    });
     server.ends();
     assert!(!person.path("data/core.url").exists());
     person.leaves_nothing();
@@ -121,7 +124,7 @@ impl GitDaemon {
         daemon.arg(format!("--base-path={}", person.path("").display()));
         daemon.env("HOME", person.path("")).stdout(Stdio::null()).stderr(Stdio::null());
         let daemon = Self(daemon.spawn().unwrap(), port);
-        eventually("git daemon listens", || TcpStream::connect(("127.0.0.1", port)).ok());
+        eventually_blocking("git daemon listens", || TcpStream::connect(("127.0.0.1", port)).ok());
         daemon
     }
 

@@ -7,17 +7,15 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, OnceLock};
-use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::Request;
 use axum::response::Response;
 use serde_json::json;
+use stagely_test_support::ports::free_port;
+use stagely_test_support::wait::eventually_blocking;
 
 use crate::fake::{self, Shared};
-
-/// How long prism may take to start.
-const START_LIMIT: Duration = Duration::from_mins(2);
 
 /// The accounts, by their tokens.
 static ACCOUNTS: Mutex<Option<HashMap<String, Shared>>> = Mutex::new(None);
@@ -52,7 +50,7 @@ pub(crate) fn address() -> Option<&'static str> {
 
 fn start(prism: &str, description: &str) -> (String, Mutex<Child>) {
     let upstream = serve_accounts();
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_port();
     // It ends with this program, however that ends: then its input ends too.
     let script = "\"$@\" & prism=$!; cat >/dev/null; kill $prism";
     let child = Command::new("sh")
@@ -63,15 +61,11 @@ fn start(prism: &str, description: &str) -> (String, Mutex<Child>) {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let started = Instant::now();
-    while !answers(port) {
-        assert!(started.elapsed() < START_LIMIT, "prism does not start: {prism} {description}");
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "no test of this program can go on without it"
-        )]
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    let what = format!("{prism} answers for {description}");
+    // On a thread of its own, because the test that calls this has a runtime already.
+    std::thread::scope(|scope| {
+        scope.spawn(|| eventually_blocking(&what, || answers(port).then_some(())));
+    });
     (format!("http://127.0.0.1:{port}"), Mutex::new(child))
 }
 

@@ -6,7 +6,9 @@ use stagely::core::clock::new_id;
 use stagely_protocol::Arch;
 use stagely_provider::{Offer, Provider as _};
 use stagely_state::{Fleet, MachineSize, Usd};
+use stagely_test_support::program;
 
+use crate::STAGELY;
 use crate::fake::{Cloud, want};
 
 fn offer(offers: &[Offer], fleet: Fleet, arch: Arch, size: MachineSize) -> &Offer {
@@ -111,7 +113,7 @@ async fn doctor(settings: &str, more: &'static [&'static str]) -> (String, bool)
     let file = folder.path().join("stagely.toml");
     std::fs::write(&file, format!("[digitalocean]\n{settings}")).unwrap();
     let run = move || {
-        let mut command = crate::core::stagely();
+        let mut command = program::command(STAGELY);
         command.args(["doctor", "digitalocean", "--config"]).arg(&file).args(more);
         let output =
             command.env_remove("DIGITALOCEAN_TOKEN").env("NO_COLOR", "1").output().unwrap();

@@ -12,13 +12,16 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use stagely::api::{JobStatus, RunStatus};
 use stagely::core::clock::new_id;
+use stagely_test_core::{Core, job};
+use stagely_test_support::gate::Gate;
+use stagely_test_support::program;
+use stagely_test_support::wait::eventually;
 use tempfile::TempDir;
 use tokio::time::sleep;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::core::{Core, job, stagely};
+use crate::STAGELY;
 use crate::fake::Cloud;
-use crate::host::eventually;
 use crate::world::Droplet;
 
 /// Runs droplets until it is dropped.
@@ -49,7 +52,7 @@ impl Guest {
         let config = disk.path().join("etc/stagely/agent.json");
         stay_on_disk(&config, disk.path());
         let log = fs::File::create(disk.path().join("agent.log")).unwrap();
-        let agent = stagely()
+        let agent = program::command(STAGELY)
             .args(["agent", "--config"])
             .arg(&config)
             .env("HOME", disk.path())
@@ -111,7 +114,7 @@ async fn builds_run_on_droplets_arm64_under_emulation_and_no_droplet_is_left() {
     let hypervisor = Hypervisor::start(&cloud);
     let table = cloud.settings("");
     let settings = format!("[builders]\nprovider = \"digitalocean\"\n[digitalocean]\n{table}");
-    let core = Core::start("droplets", &settings).await;
+    let core = Core::start(STAGELY, "droplets", &settings).await;
     let dockerfile = format!("FROM busybox\nRUN : {}; uname -m\n", core.name);
     let manifest = "builds: { app: { context: ., platforms: [linux/amd64, linux/arm64] } }\n";
 
@@ -141,14 +144,14 @@ async fn a_core_that_was_killed_finds_its_droplets_again_and_ends_what_it_does_n
     let hypervisor = Hypervisor::start(&cloud);
     let table = cloud.settings("");
     let settings = format!("[builders]\nprovider = \"digitalocean\"\n[digitalocean]\n{table}");
-    let mut core = Core::start("found-again", &settings).await;
-    let gate = crate::host::Gate::new();
+    let mut core = Core::start(STAGELY, "found-again", &settings).await;
+    let gate = Gate::new();
     let dockerfile = format!("FROM busybox\nRUN : {}; {}\n", core.name, gate.command());
     let manifest = "builds: { app: { context: . } }\n";
     let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]).await;
     gate.reached().await;
 
-    core.crash().await;
+    core.crash();
     // As one that an older state of the store knew: this core's tag, and no record.
     let stranger = {
         let mut world = cloud.world();

@@ -7,16 +7,20 @@ use serde_json::{Value, json};
 use stagely::api::{AddedMachine, JobStatus, RunStatus};
 use stagely_protocol::{Arch, CONNECT_PATH, FailureReason, MESSAGE_BYTES_MAX};
 use stagely_state::ids::RunId;
+use stagely_test_core::{Core, job};
+use stagely_test_support::core_process::Socket;
+use stagely_test_support::gate::Gate;
+use stagely_test_support::processes::ChildProcess;
+use stagely_test_support::wait::{LIMIT, eventually};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::core::{Agent, Core, STAGELY, Socket, job};
-use crate::host::{self, Gate, eventually};
+use crate::STAGELY;
 
 const NO_PROVIDER: &str = "[builders]\nprovider = \"none\"\n";
 
-fn start_simple_agent(core: &Core, arguments: &[&Path]) -> Agent {
+fn start_simple_agent(core: &Core, arguments: &[&Path]) -> ChildProcess {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/simple_agent.py");
     let arguments: Vec<&Path> = [&*script].into_iter().chain(arguments.iter().copied()).collect();
     core.start_agent("simple", "python3", &arguments)
@@ -24,7 +28,7 @@ fn start_simple_agent(core: &Core, arguments: &[&Path]) -> Agent {
 
 #[tokio::test]
 async fn an_agent_that_knows_only_the_documented_messages_builds_and_joins_images() {
-    let core = Core::start("simple", NO_PROVIDER).await;
+    let core = Core::start(STAGELY, "simple", NO_PROVIDER).await;
     let mut agents = Vec::new();
     for arch in Arch::ALL {
         let (_, config) = core.add_machine_of(arch, &format!("simple-{arch}")).await;
@@ -52,7 +56,7 @@ async fn an_agent_that_knows_only_the_documented_messages_builds_and_joins_image
 
 #[tokio::test]
 async fn a_bare_completed_completes_a_job() {
-    let core = Core::start("pretend", NO_PROVIDER).await;
+    let core = Core::start(STAGELY, "pretend", NO_PROVIDER).await;
     let (_, config) = core.add_machine("simple").await;
     let agent = start_simple_agent(&core, &["--pretend".as_ref(), &config]);
     let manifest = "builds: { app: { context: . }, web: { context: . } }\n";
@@ -70,7 +74,7 @@ async fn a_bare_completed_completes_a_job() {
 async fn answers(socket: &mut Socket) -> Vec<Value> {
     let mut answers = Vec::new();
     loop {
-        match tokio::time::timeout(host::LIMIT, socket.next()).await.expect("core goes on") {
+        match tokio::time::timeout(LIMIT, socket.next()).await.expect("core goes on") {
             Some(Ok(Message::Text(text))) => answers.push(serde_json::from_str(&text).unwrap()),
             Some(Ok(Message::Close(_)) | Err(_)) | None => return answers,
             Some(Ok(_)) => {}
@@ -96,7 +100,7 @@ fn text(message: &Value) -> Message {
 
 #[tokio::test]
 async fn connections_that_do_not_say_a_good_hello_are_closed_and_stall_nobody() {
-    let core = Core::start("intruders", "").await;
+    let core = Core::start(STAGELY, "intruders", "").await;
     let (machine, _) = core.add_machine("rack").await;
     let id = machine.id.to_string();
     let connect = async || core.socket(CONNECT_PATH, None).await.unwrap();
@@ -166,7 +170,7 @@ async fn admitted(core: &Core, machine: &AddedMachine) -> Socket {
 
 async fn next(socket: &mut Socket) -> Value {
     loop {
-        let message = tokio::time::timeout(host::LIMIT, socket.next()).await.unwrap();
+        let message = tokio::time::timeout(LIMIT, socket.next()).await.unwrap();
         if let Message::Text(text) = message.unwrap().unwrap() {
             return serde_json::from_str(&text).unwrap();
         }
@@ -175,7 +179,7 @@ async fn next(socket: &mut Socket) -> Value {
 
 #[tokio::test]
 async fn an_agent_gone_bad_changes_nothing_that_is_not_its_own() {
-    let core = Core::start("gone-bad", NO_PROVIDER).await;
+    let core = Core::start(STAGELY, "gone-bad", NO_PROVIDER).await;
     let (honest, config) = core.add_machine("honest").await;
     let arguments = ["agent".as_ref(), "--config".as_ref(), config.as_path()];
     let agent = core.start_agent("honest", STAGELY, &arguments);
@@ -248,7 +252,7 @@ async fn given_a_job(core: &Core, manifest: &str) -> (Socket, RunId, String) {
 #[tokio::test]
 async fn an_agent_that_never_ends_a_job_is_overruled() {
     let graces = "job-grace = \"5s\"\n[agents]\nreconnect-grace = \"2s\"\n";
-    let core = Core::start("never-ends", &format!("{NO_PROVIDER}{graces}")).await;
+    let core = Core::start(STAGELY, "never-ends", &format!("{NO_PROVIDER}{graces}")).await;
     let manifest = "builds: { app: { context: ., timeout: 5s } }\n";
     let (mut socket, run, job_id) = given_a_job(&core, manifest).await;
     let running = json!({ "type": "STATUS", "job_id": job_id, "state": "running" });
@@ -264,7 +268,7 @@ async fn an_agent_that_never_ends_a_job_is_overruled() {
 
 #[tokio::test]
 async fn readers_that_do_not_read_and_half_requests_do_not_hold_a_shutdown_up() {
-    let core = Core::start("slow-readers", NO_PROVIDER).await;
+    let core = Core::start(STAGELY, "slow-readers", NO_PROVIDER).await;
     let (mut socket, run, job_id) = given_a_job(&core, "builds: { app: { context: . } }\n").await;
     let line = json!({ "data": "x".repeat(60_000) });
     for batch in 0..40_u32 {

@@ -8,9 +8,10 @@ use serde_json::{Value, json};
 use stagely::api::{CreatedToken, EnvironmentView, ErrorBody, RunView, WarmUpView};
 use stagely_protocol::Arch;
 use stagely_state::Trigger;
+use stagely_test_core::Core;
+use stagely_test_support::wait::eventually;
 
-use crate::core::Core;
-use crate::host::eventually;
+use crate::STAGELY;
 
 /// Asks and checks that the refusal is `status` and `word`; its message.
 async fn refused(
@@ -37,7 +38,7 @@ async fn token_of(core: &Core, role: &str) -> String {
 
 #[tokio::test]
 async fn each_role_may_do_what_it_may_and_nobody_else_anything() {
-    let core = Core::start("roles", "").await;
+    let core = Core::start(STAGELY, "roles", "").await;
     let (get, post, delete) = (Method::GET, Method::POST, Method::DELETE);
     let run = json!({ "repository": "http://127.0.0.1:1/open/app" });
     let token = json!({ "name": "mine", "role": "admin" });
@@ -99,7 +100,7 @@ async fn each_role_may_do_what_it_may_and_nobody_else_anything() {
 
 #[tokio::test]
 async fn a_request_that_cannot_be_is_refused_in_the_same_words_everywhere() {
-    let core = Core::start("refused", "").await;
+    let core = Core::start(STAGELY, "refused", "").await;
     let admin = core.admin_token();
     let invalid = (400, "invalid_request");
     let repository = "https://example.org/a.git";
@@ -164,7 +165,7 @@ async fn a_request_that_cannot_be_is_refused_in_the_same_words_everywhere() {
 
 #[tokio::test]
 async fn the_api_describes_itself_and_says_how_it_is() {
-    let core = Core::start("openapi", "").await;
+    let core = Core::start(STAGELY, "openapi", "").await;
     for path in ["/healthz", "/readyz"] {
         let (status, text) = core.call(None, Method::GET, path, None).await;
         assert_eq!(status, StatusCode::OK, "{path}: {text}");
@@ -216,7 +217,7 @@ async fn machines_fetch_the_agents_program_without_a_token() {
         Arch::Arm64 => (Arch::Arm64, Arch::Amd64),
     };
     let settings = format!("[agents]\nbinaries = {:?}", folder.path());
-    let core = Core::start("binaries", &settings).await;
+    let core = Core::start(STAGELY, "binaries", &settings).await;
     let address = |arch: &str| format!("/v1/agent/binary/{arch}");
     let program = fs::read(env!("CARGO_BIN_EXE_stagely")).unwrap();
     let sha256 = Command::new("sha256sum").arg(env!("CARGO_BIN_EXE_stagely")).output().unwrap();
@@ -247,7 +248,7 @@ async fn machines_fetch_the_agents_program_without_a_token() {
 
 #[tokio::test]
 async fn a_core_whose_disk_is_nearly_full_takes_no_runs_and_goes_on_showing_the_old_ones() {
-    let core = Core::start("disk", "[core]\ndisk-free-min-mib = 1_000_000_000_000").await;
+    let core = Core::start(STAGELY, "disk", "[core]\ndisk-free-min-mib = 1_000_000_000_000").await;
     let admin = core.admin_token();
     let body = serde_json::to_value(core.request()).unwrap();
     let request = (&Method::POST, "/api/v1/runs");
@@ -266,7 +267,7 @@ async fn a_core_whose_disk_is_nearly_full_takes_no_runs_and_goes_on_showing_the_
 async fn a_run_is_built_again_and_a_project_warmed_up_in_their_environments() {
     let settings = "[builders]\nprovider = \"none\"\n\n[warm-up]\nschedule = \"30 4 * * *\"\n\
                     projects = [\"later\"]";
-    let core = Core::start("again", settings).await;
+    let core = Core::start(STAGELY, "again", settings).await;
     let admin = core.admin_token();
     // Nobody listens at port 1.
     let repository = "http://127.0.0.1:1/owner/again.git";
@@ -311,7 +312,7 @@ async fn a_run_is_built_again_and_a_project_warmed_up_in_their_environments() {
 
 #[tokio::test]
 async fn requests_at_the_same_moment_make_one_project_and_never_two_of_a_name() {
-    let core = Core::start("same-moment", "[builders]\nprovider = \"none\"").await;
+    let core = Core::start(STAGELY, "same-moment", "[builders]\nprovider = \"none\"").await;
     let request = async |host: &str| -> RunView {
         // Nobody listens at port 1.
         let repository = format!("http://{host}:1/owner/repository.git");

@@ -4,9 +4,11 @@ use std::fs;
 use std::path::Path;
 
 use stagely::api::{JobKindView, JobStatus, RunStatus};
+use stagely_test_core::{Core, job, numbers};
+use stagely_test_support::files::files_below;
+use stagely_test_support::gate::Gate;
 
-use crate::core::{Core, job, numbers};
-use crate::host::{Gate, files_below};
+use crate::STAGELY;
 
 /// `examples/monorepo`, whose services go on when `gate` opens.
 fn monorepo(core: &Core, gate: &Gate) {
@@ -25,7 +27,7 @@ fn monorepo(core: &Core, gate: &Gate) {
 
 #[tokio::test]
 async fn three_services_are_built_at_the_same_time_and_two_platforms_joined() {
-    let core = Core::start("monorepo", "").await;
+    let core = Core::start(STAGELY, "monorepo", "").await;
     let gate = Gate::new();
     monorepo(&core, &gate);
 
@@ -59,7 +61,7 @@ async fn three_services_are_built_at_the_same_time_and_two_platforms_joined() {
 
 #[tokio::test]
 async fn a_viewer_sees_what_was_said_then_what_is_said_and_at_last_the_end() {
-    let core = Core::start("viewer", "").await;
+    let core = Core::start(STAGELY, "viewer", "").await;
     let (first, second) = (Gate::new(), Gate::new());
     let dockerfile = format!(
         "FROM busybox\nRUN : {}; echo one; {}; echo two; {}; echo three\n",
@@ -102,7 +104,7 @@ async fn a_viewer_sees_what_was_said_then_what_is_said_and_at_last_the_end() {
 
 #[tokio::test]
 async fn arguments_of_the_caller_go_over_those_of_the_file_and_secret_ones_stay_hidden() {
-    let core = Core::start("arguments", "").await;
+    let core = Core::start(STAGELY, "arguments", "").await;
     let dockerfile = format!(
         "FROM busybox\nARG MODE\nARG HASH\nARG API_TOKEN\n\
          RUN : {}; echo mode=$MODE hash=$HASH token=$API_TOKEN\n",
@@ -137,7 +139,7 @@ fn engine_clips_nothing() -> bool {
 
 #[tokio::test]
 async fn of_a_step_that_says_much_every_line_is_stored_or_the_user_is_told() {
-    let core = Core::start("talkative", "").await;
+    let core = Core::start(STAGELY, "talkative", "").await;
     let all = 200_000;
     let dockerfile =
         format!("FROM busybox\nRUN : {}; seq {all} | sed 's/$/: a line/'\n", core.name);

@@ -3,9 +3,11 @@
 use serde_json::{Value, json};
 use stagely::api::{EnvironmentView, JobView, RunStatus, RunView, WarmUpView};
 use stagely_protocol::MissCause;
+use stagely_test_core::{Core, job};
+use stagely_test_support::git::TOKEN;
+use stagely_test_support::wait::eventually;
 
-use crate::core::{Core, job};
-use crate::host::eventually;
+use crate::STAGELY;
 
 const APP: &str = "builds: { app: { context: . } }\n";
 
@@ -29,7 +31,7 @@ fn all_cached(job: &JobView) -> bool {
 
 #[tokio::test]
 async fn pull_requests_read_the_shared_cache_write_their_own_and_lose_it_when_they_close() {
-    let core = Core::start("caches", "").await;
+    let core = Core::start(STAGELY, "caches", "").await;
     let dockerfile = dockerfile(&core);
     let files = [("Dockerfile", &*dockerfile), ("app.txt", "one"), ("stagely.yaml", APP)];
     let run = core.run_of(&files).await;
@@ -72,7 +74,7 @@ async fn pull_requests_read_the_shared_cache_write_their_own_and_lose_it_when_th
 
 #[tokio::test]
 async fn the_same_commit_again_builds_nothing() {
-    let core = Core::start("unchanged", "").await;
+    let core = Core::start(STAGELY, "unchanged", "").await;
     let dockerfile = dockerfile(&core);
     let files = [("Dockerfile", &*dockerfile), ("app.txt", "one"), ("stagely.yaml", APP)];
     let first = core.run_of(&files).await;
@@ -94,7 +96,7 @@ async fn the_same_commit_again_builds_nothing() {
 #[tokio::test]
 async fn a_warm_up_fills_the_cache_and_pushes_no_image() {
     let settings = "warm-up = { schedule = \"0 3 * * *\", projects = [\"some-project\"] }";
-    let core = Core::start("warm-up", settings).await;
+    let core = Core::start(STAGELY, "warm-up", settings).await;
     let schedule: WarmUpView = core.get("/warm-up").await;
     assert!(schedule.next_due_at.is_some(), "{schedule:?}");
     // The project is known from a run that failed early.
@@ -107,7 +109,7 @@ async fn a_warm_up_fills_the_cache_and_pushes_no_image() {
         ("stagely.yaml", APP),
     ]);
 
-    let body = json!({ "clone_token": crate::git::TOKEN });
+    let body = json!({ "clone_token": TOKEN });
     let warm: RunView = core.post(&format!("/projects/{}/warm-ups", core.name), body).await;
     let warm = core.ended(warm.id).await;
 

@@ -2,9 +2,10 @@
 
 use stagely::api::RunStatus;
 use stagely_protocol::{CloneProblem, FailureReason};
+use stagely_test_core::{Core, job};
+use stagely_test_support::git::TOKEN;
 
-use crate::core::{Core, STAGELY, job};
-use crate::git::TOKEN;
+use crate::STAGELY;
 
 const MANIFEST: &str = "builds: { app: { context: . } }\n";
 
@@ -14,7 +15,7 @@ fn dockerfile(core: &Core) -> String {
 
 #[tokio::test]
 async fn a_private_repository_is_built_with_its_token_which_is_nowhere_to_be_seen() {
-    let core = Core::start("private", "").await;
+    let core = Core::start(STAGELY, "private", "").await;
     let files = [("Dockerfile", &*dockerfile(&core)), ("stagely.yaml", MANIFEST)];
     let run = core.run_of(&files).await;
     let run = core.ended(run).await;
@@ -30,7 +31,7 @@ async fn a_private_repository_is_built_with_its_token_which_is_nowhere_to_be_see
 
 #[tokio::test]
 async fn a_repository_that_cannot_be_read_fails_the_run_and_says_why() {
-    let core = Core::start("unreadable", "").await;
+    let core = Core::start(STAGELY, "unreadable", "").await;
     core.repository.commit(&[("Dockerfile", &dockerfile(&core)), ("stagely.yaml", MANIFEST)]);
     let mut wrong_token = core.request();
     wrong_token.clone_token = Some("wrong".into());
@@ -71,7 +72,7 @@ async fn a_repository_that_cannot_be_read_fails_the_run_and_says_why() {
 
 #[tokio::test]
 async fn a_commit_that_is_gone_before_its_build_begins_fails_the_job_once() {
-    let core = Core::start("gone", "[builders]\nprovider = \"none\"").await;
+    let core = Core::start(STAGELY, "gone", "[builders]\nprovider = \"none\"").await;
     let (_, config) = core.add_machine("late").await;
     let files = [("Dockerfile", &*dockerfile(&core)), ("stagely.yaml", MANIFEST)];
     let run = core.run_of(&files).await;

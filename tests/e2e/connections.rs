@@ -4,14 +4,15 @@ use std::fs;
 use std::time::Duration;
 
 use stagely::api::RunStatus;
+use stagely_test_core::{Core, lines, numbers};
+use stagely_test_support::gate::Gate;
+use stagely_test_support::proxy::Proxy;
 
-use crate::core::{Core, lines, numbers};
-use crate::host::Gate;
-use crate::proxy::Proxy;
+use crate::STAGELY;
 
 /// A core whose agents reach it through a proxy that is away for a second when it goes.
 async fn behind_a_proxy(name: &str, settings: &str) -> (Core, Proxy) {
-    let mut core = Core::start(name, settings).await;
+    let mut core = Core::start(STAGELY, name, settings).await;
     let to = core.url.strip_prefix("http://").unwrap().to_owned();
     let proxy = Proxy::start(to, Duration::from_secs(1)).await;
     assert!(core.shut_down().await.success());

@@ -7,13 +7,17 @@ use nix::sys::signal::{Signal, kill};
 use reqwest::Method;
 use stagely::api::{JobKindView, JobStatus, RunStatus};
 use stagely_protocol::FailureReason;
+use stagely_test_core::{Core, job, lines, numbers};
+use stagely_test_support::gate::Gate;
+use stagely_test_support::processes::processes_with;
+use stagely_test_support::program;
+use stagely_test_support::wait::eventually;
 
-use crate::core::{Core, job, lines, numbers, stagely};
-use crate::host::{Gate, eventually, processes_with};
+use crate::STAGELY;
 
 #[tokio::test]
 async fn a_core_that_is_killed_while_it_builds_goes_on_where_it_was() {
-    let mut core = Core::start("core-killed", "").await;
+    let mut core = Core::start(STAGELY, "core-killed", "").await;
     let (first, second) = (Gate::new(), Gate::new());
     let steps = [
         lines(1, 2_000, "/bin/sleep 0.05"),
@@ -36,10 +40,10 @@ async fn a_core_that_is_killed_while_it_builds_goes_on_where_it_was() {
     core.log_has(&slow, " 100: a line").await;
 
     // In the midst of the lines, and then while there are some that no core is there to hear.
-    core.crash().await;
+    core.crash();
     core.launch().await;
     first.reached().await;
-    core.crash().await;
+    core.crash();
     first.open();
     second.reached().await;
     core.launch().await;
@@ -61,15 +65,15 @@ async fn a_core_that_is_killed_while_it_builds_goes_on_where_it_was() {
 
 #[tokio::test]
 async fn a_run_that_was_promised_just_before_a_crash_is_served_after_it() {
-    let mut core = Core::start("promised", "").await;
+    let mut core = Core::start(STAGELY, "promised", "").await;
     let dockerfile = format!("FROM busybox\nRUN : {}\n", core.name);
     let manifest = "builds: { app: { context: ., platforms: [linux/amd64, linux/arm64] } }\n";
     let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]).await;
-    core.crash().await;
+    core.crash();
     core.launch().await;
     // And again as soon as there are machines.
     core.until(run, "it has machines", |run| run.live_machines > 0).await;
-    core.crash().await;
+    core.crash();
     core.launch().await;
     let run = core.ended(run).await;
     assert_eq!(run.status, RunStatus::Completed, "{run:#?}");
@@ -79,13 +83,13 @@ async fn a_run_that_was_promised_just_before_a_crash_is_served_after_it() {
 
 #[tokio::test]
 async fn a_core_whose_provider_is_taken_out_keeps_it_for_the_machines_that_are_there() {
-    let mut core = Core::start("no-provider", "").await;
+    let mut core = Core::start(STAGELY, "no-provider", "").await;
     let gate = Gate::new();
     let dockerfile = format!("FROM busybox\nRUN : {}; {}\n", core.name, gate.command());
     let manifest = "builds: { app: { context: . } }\n";
     let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]).await;
     gate.reached().await;
-    core.crash().await;
+    core.crash();
     let path = core.path("stagely.toml");
     let usual = fs::read_to_string(&path).unwrap();
     let mut config: toml::Table = usual.parse().unwrap();
@@ -104,7 +108,7 @@ async fn a_core_whose_provider_is_taken_out_keeps_it_for_the_machines_that_are_t
 
 #[tokio::test]
 async fn the_work_of_an_agent_that_is_killed_goes_to_a_new_machine() {
-    let core = Core::start("agent-killed", "").await;
+    let core = Core::start(STAGELY, "agent-killed", "").await;
     let gate = Gate::new();
     let dockerfile = format!("FROM busybox\nRUN : {}; {}\n", core.name, gate.command());
     let manifest = "builds: { app: { context: . } }\n";
@@ -148,7 +152,7 @@ async fn the_work_of_an_agent_that_is_killed_goes_to_a_new_machine() {
 
 #[tokio::test]
 async fn a_core_that_is_killed_again_and_again_loses_nothing_and_repeats_nothing() {
-    let mut core = Core::start("again-and-again", "").await;
+    let mut core = Core::start(STAGELY, "again-and-again", "").await;
     let dockerfile = format!(
         "FROM busybox\nARG N\nRUN : {} $N; {}\n",
         core.name,
@@ -158,7 +162,7 @@ async fn a_core_that_is_killed_again_and_again_loses_nothing_and_repeats_nothing
         two: { context: ., build_args: { N: \"2\" }, platforms: [linux/amd64, linux/arm64] }\n";
     let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]).await;
     for _ in 0..12 {
-        core.crash().await;
+        core.crash();
         core.launch().await;
         tokio::time::sleep(Duration::from_millis(rand::random_range(0..1_000))).await;
     }
@@ -180,7 +184,7 @@ async fn a_core_that_is_killed_again_and_again_loses_nothing_and_repeats_nothing
 async fn an_agent_that_hangs_is_killed_and_its_work_done_elsewhere() {
     let settings = "[builders]\njob-grace = \"5s\"\n\
         [agents]\nheartbeat-interval = \"2s\"\nreconnect-grace = \"10s\"\n";
-    let core = Core::start("hangs", settings).await;
+    let core = Core::start(STAGELY, "hangs", settings).await;
     let gate = Gate::new();
     let dockerfile = format!("FROM busybox\nRUN : {}; {}\n", core.name, gate.command());
     let manifest = "builds: { app: { context: . } }\n";
@@ -205,11 +209,11 @@ async fn an_agent_that_hangs_is_killed_and_its_work_done_elsewhere() {
 
 #[tokio::test]
 async fn a_data_folder_belongs_to_one_core_alone() {
-    let core = Core::start("alone", "").await;
+    let core = Core::start(STAGELY, "alone", "").await;
     let text = fs::read_to_string(core.path("stagely.toml")).unwrap();
     let port = core.url.rsplit(':').next().unwrap();
     fs::write(core.path("second.toml"), text.replace(port, "0")).unwrap();
-    let mut second = stagely();
+    let mut second = program::command(STAGELY);
     let output = second.args(["core", "--config"]).arg(core.path("second.toml")).output().unwrap();
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success() && error.contains("in use by another"), "{error}");
@@ -218,7 +222,7 @@ async fn a_data_folder_belongs_to_one_core_alone() {
 
 #[tokio::test]
 async fn a_core_that_is_asked_to_stop_leaves_its_work_for_the_next_one() {
-    let mut core = Core::start("asked-to-stop", "").await;
+    let mut core = Core::start(STAGELY, "asked-to-stop", "").await;
     let gate = Gate::new();
     let dockerfile = format!("FROM busybox\nRUN : {}; {}\n", core.name, gate.command());
     let manifest = "builds: { app: { context: . } }\n";

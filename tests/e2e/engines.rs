@@ -2,16 +2,18 @@
 
 use stagely::api::RunStatus;
 use stagely_protocol::FailureReason;
+use stagely_test_core::{Core, job};
+use stagely_test_support::engine::PrivateEngine;
+use stagely_test_support::gate::Gate;
 
-use crate::core::{Core, job};
-use crate::engine::Engine;
-use crate::host::Gate;
+use crate::STAGELY;
 
 #[tokio::test]
 async fn a_build_whose_engine_dies_is_tried_again_when_the_engine_is_back() {
-    let mut engine = Engine::start().await;
+    let mut engine = PrivateEngine::start().await;
     let core =
-        Core::start("engine", &format!("[local]\ndocker-host = \"{}\"", engine.host())).await;
+        Core::start(STAGELY, "engine", &format!("[local]\ndocker-host = \"{}\"", engine.host()))
+            .await;
     let gate = Gate::new();
     let dockerfile = format!("FROM busybox\nRUN : {}; {}\n", core.name, gate.command());
     let manifest = "builds: { app: { context: . } }\n";

@@ -4,13 +4,15 @@ use std::fs;
 
 use stagely::api::{JobStatus, RunStatus};
 use stagely_protocol::FailureReason;
+use stagely_test_core::{Core, job};
+use stagely_test_support::gate::Gate;
+use stagely_test_support::wait::eventually;
 
-use crate::core::{Core, job};
-use crate::host::{Gate, eventually};
+use crate::STAGELY;
 
 #[tokio::test]
 async fn a_failing_build_is_reported_with_its_last_lines_and_the_others_finish_first() {
-    let core = Core::start("failing", "").await;
+    let core = Core::start(STAGELY, "failing", "").await;
     let gate = Gate::new();
     let bad = format!("FROM busybox\nRUN : {}; echo the reason; exit 42\n", core.name);
     let good = format!("FROM busybox\nRUN : {}; {}\n", core.name, gate.command());
@@ -45,7 +47,7 @@ async fn a_failing_build_is_reported_with_its_last_lines_and_the_others_finish_f
 
 #[tokio::test]
 async fn a_build_past_its_limit_is_killed_with_all_it_started() {
-    let core = Core::start("timeout", "").await;
+    let core = Core::start(STAGELY, "timeout", "").await;
     // A busy machine may need more than the first limit to come to the step at all.
     for limit_seconds in [10, 60, 600] {
         let gate = Gate::new();
@@ -71,7 +73,7 @@ async fn a_build_past_its_limit_is_killed_with_all_it_started() {
 
 #[tokio::test]
 async fn a_cancelled_run_stops_its_builds_and_starts_none_of_those_that_wait() {
-    let core = Core::start("cancel", "[builders]\nmax-concurrent = 1").await;
+    let core = Core::start(STAGELY, "cancel", "[builders]\nmax-concurrent = 1").await;
     let gate = Gate::new();
     let dockerfile = format!("FROM busybox\nRUN : {}; {}\n", core.name, gate.command());
     let manifest = "builds: { one: { context: . }, other: { context: . } }\n";
@@ -93,7 +95,7 @@ async fn a_cancelled_run_stops_its_builds_and_starts_none_of_those_that_wait() {
 
 #[tokio::test]
 async fn a_run_that_is_cancelled_while_its_repository_does_not_answer_asks_no_more() {
-    let core = Core::start("cancel-planning", "").await;
+    let core = Core::start(STAGELY, "cancel-planning", "").await;
     let mut request = core.request();
     request.repository = core.git.url("status", "503/app/.git");
     let run = core.run(request).await;
@@ -114,7 +116,7 @@ async fn a_run_that_is_cancelled_while_its_repository_does_not_answer_asks_no_mo
 
 #[tokio::test]
 async fn every_error_of_the_manifest_is_told_at_once() {
-    let core = Core::start("manifest", "").await;
+    let core = Core::start(STAGELY, "manifest", "").await;
     let manifest =
         "builds:\n  app: { context: ., platfrom: linux/amd64 }\n  web: { context: ../.. }\n";
     let run = core.run_of(&[("Dockerfile", "FROM busybox\n"), ("stagely.yaml", manifest)]).await;
@@ -136,7 +138,8 @@ async fn machines_that_cannot_be_started_or_die_at_once_fail_the_job_and_say_why
     ];
     for (program, reason, attempts, text) in cases {
         let core =
-            Core::start("no-agent", &format!("[local]\nagent-program = \"{program}\"")).await;
+            Core::start(STAGELY, "no-agent", &format!("[local]\nagent-program = \"{program}\""))
+                .await;
         let manifest = "builds: { app: { context: . } }\n";
         let run =
             core.run_of(&[("Dockerfile", "FROM busybox\n"), ("stagely.yaml", manifest)]).await;

@@ -5,7 +5,7 @@
 //! `debian:13-slim` and `gcc:14`, and a registry that `STAGELY_REGISTRY`,
 //! `STAGELY_REGISTRY_USERNAME` and `STAGELY_REGISTRY_PASSWORD_FILE` name.
 //!
-//! Builds stop at gates (see [`host::Gate`]) instead of taking some time, so no test depends on how
+//! Builds stop at gates (see [`stagely_test_support::gate`]) instead of taking some time, so no test depends on how
 //! fast the machine is.
 
 #![expect(clippy::unwrap_used, reason = "a helper's failure fails the test")]
@@ -33,11 +33,5 @@ mod pages;
 mod retention;
 mod sweep;
 
-mod core;
-mod engine;
-mod host;
-mod proxy;
-mod registry;
-
-#[path = "../../agent/tests/support/mod.rs"]
-mod git;
+/// The program under test.
+const STAGELY: &str = env!("CARGO_BIN_EXE_stagely");

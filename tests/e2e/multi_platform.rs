@@ -2,9 +2,12 @@
 
 use stagely::api::{JobStatus, RunStatus};
 use stagely_protocol::FailureReason;
+use stagely_test_core::{Core, job};
+use stagely_test_support::gate::Gate;
+use stagely_test_support::git::TOKEN;
+use stagely_test_support::wait::eventually;
 
-use crate::core::{Core, job};
-use crate::host::{Gate, eventually};
+use crate::STAGELY;
 
 const BOTH: &str = "builds: { app: { context: ., platforms: [linux/amd64, linux/arm64] } }\n";
 
@@ -15,7 +18,7 @@ fn says_its_processor(core: &Core) -> String {
 
 #[tokio::test]
 async fn one_image_runs_on_two_kinds_of_processor_and_its_merge_needs_no_machine() {
-    let core = Core::start("two-chips", "").await;
+    let core = Core::start(STAGELY, "two-chips", "").await;
     let dockerfile = says_its_processor(&core);
     let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", BOTH)]).await;
     let run = core.ended(run).await;
@@ -53,7 +56,7 @@ async fn one_image_runs_on_two_kinds_of_processor_and_its_merge_needs_no_machine
 
 #[tokio::test]
 async fn a_run_that_ends_after_a_newer_one_moves_no_tag() {
-    let core = Core::start("stale", "").await;
+    let core = Core::start(STAGELY, "stale", "").await;
     let gate = Gate::new();
     let old = format!("FROM busybox\nRUN : {}; {}; echo old\n", core.name, gate.command());
     let old = core.run_of(&[("Dockerfile", &*old), ("stagely.yaml", BOTH)]).await;
@@ -80,7 +83,7 @@ async fn a_run_that_ends_after_a_newer_one_moves_no_tag() {
 
 #[tokio::test]
 async fn however_often_core_is_killed_the_tag_names_the_newest_image() {
-    let mut core = Core::start("killed-tags", "").await;
+    let mut core = Core::start(STAGELY, "killed-tags", "").await;
     let dockerfile = says_its_processor(&core);
     let files = [("Dockerfile", &*dockerfile), ("stagely.yaml", BOTH)];
     let id = core.run_of(&files).await;
@@ -94,7 +97,7 @@ async fn however_often_core_is_killed_the_tag_names_the_newest_image() {
         let says: Vec<_> = view.jobs.iter().map(|job| (job.status, job.digest.clone())).collect();
         let has_begun = view.jobs.iter().any(|job| job.status == JobStatus::Completed);
         if has_begun && says != said {
-            core.crash().await;
+            core.crash();
             core.launch().await;
             (kills, said) = (kills + 1, says);
         }
@@ -111,7 +114,7 @@ async fn however_often_core_is_killed_the_tag_names_the_newest_image() {
 
 #[tokio::test]
 async fn a_build_that_forbids_emulation_fails_where_there_is_no_machine_of_its_kind() {
-    let core = Core::start("forbidden", "").await;
+    let core = Core::start(STAGELY, "forbidden", "").await;
     let foreign = if cfg!(target_arch = "x86_64") { "arm64" } else { "amd64" };
     let manifest = format!(
         "builds: {{ app: {{ context: ., platform: linux/{foreign}, emulation: forbid }} }}\n"
@@ -129,7 +132,7 @@ async fn a_build_that_forbids_emulation_fails_where_there_is_no_machine_of_its_k
 
 #[tokio::test]
 async fn only_what_failed_is_built_again() {
-    let core = Core::start("rebuild", "").await;
+    let core = Core::start(STAGELY, "rebuild", "").await;
     let dockerfile = format!(
         "FROM busybox\nARG MODE\nRUN : {}; [ \"$MODE-$(uname -m)\" != broken-aarch64 ]\n",
         core.name
@@ -143,7 +146,7 @@ async fn only_what_failed_is_built_again() {
     assert_eq!(job(&first, "app_amd64").status, JobStatus::Completed, "{first:#?}");
 
     let body = serde_json::json!({
-        "failed": true, "set": { "MODE": "whole" }, "clone_token": crate::git::TOKEN,
+        "failed": true, "set": { "MODE": "whole" }, "clone_token": TOKEN,
     });
     let second: stagely::api::RunView =
         core.post(&format!("/runs/{}/rebuild", first.id), body).await;

@@ -4,8 +4,9 @@ use reqwest::header::HeaderMap;
 use reqwest::{Response, StatusCode};
 use stagely::api::{CreateRun, JobStatus};
 use stagely_protocol::FailureReason;
+use stagely_test_core::{Core, job};
 
-use crate::core::{Core, job};
+use crate::STAGELY;
 
 /// What the build of the tests prints: markup, and what changes how a line looks.
 const PRINTED: &str = "<script>alert(1)</script> &amp; \"quoted\"";
@@ -33,7 +34,7 @@ async fn page(core: &Core, path: &str, status: u16) -> String {
 
 #[tokio::test]
 async fn a_run_and_its_jobs_have_pages_on_which_the_words_of_strangers_stay_words() {
-    let core = Core::start("pages", "").await;
+    let core = Core::start(STAGELY, "pages", "").await;
     // More lines than a page shows.
     let dockerfile = format!(
         "FROM busybox\nRUN : {}; echo '{PRINTED}'; : \u{202e}; printf '\\033[31mred\\033[0m\\342\\200\\256\\n'; \
@@ -88,7 +89,7 @@ async fn a_run_and_its_jobs_have_pages_on_which_the_words_of_strangers_stay_word
 
 #[tokio::test]
 async fn an_invalid_manifest_is_shown_with_its_markup_as_text() {
-    let core = Core::start("pages-manifest", "").await;
+    let core = Core::start(STAGELY, "pages-manifest", "").await;
     let manifest = "builds: { app: { context: ., '<img src=x>': 1 } }\n";
     let run = core.run_of(&[("stagely.yaml", manifest)]).await;
     let run = core.ended(run).await;
@@ -100,7 +101,7 @@ async fn an_invalid_manifest_is_shown_with_its_markup_as_text() {
 
 #[tokio::test]
 async fn where_logs_are_not_open_a_page_asks_for_a_token_as_browsers_know_it() {
-    let core = Core::start("pages-closed", "[core]\nopen-logs = false\n").await;
+    let core = Core::start(STAGELY, "pages-closed", "[core]\nopen-logs = false\n").await;
     let manifest = "builds: { app: { context: . } }\n";
     let files = [("Dockerfile", "FROM scratch\nCOPY stagely.yaml /\n"), ("stagely.yaml", manifest)];
     core.repository.commit(&files);

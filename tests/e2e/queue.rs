@@ -2,13 +2,15 @@
 
 use stagely::api::{QueueView, RunStatus};
 use stagely_state::MachineState;
+use stagely_test_core::Core;
+use stagely_test_support::gate::Gate;
+use stagely_test_support::wait::eventually;
 
-use crate::core::Core;
-use crate::host::{Gate, eventually};
+use crate::STAGELY;
 
 #[tokio::test]
 async fn with_one_machine_at_a_time_two_projects_take_turns() {
-    let core = Core::start("turns", "[builders]\nmax-concurrent = 1").await;
+    let core = Core::start(STAGELY, "turns", "[builders]\nmax-concurrent = 1").await;
     let gate = Gate::new();
     let held = format!("FROM busybox\nRUN : {}; {}\n", core.name, gate.command());
     let manifest = "builds: { a1: { context: held }, a2: { context: . }, a3: { context: . } }\n";

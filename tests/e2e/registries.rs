@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use stagely::api::RunStatus;
 use stagely_protocol::{FailureReason, RegistryProblem};
+use stagely_test_core::{Core, job};
+use stagely_test_support::proxy::Proxy;
+use stagely_test_support::registry::Registry;
 
-use crate::core::{Core, job};
-use crate::proxy::Proxy;
-use crate::registry::Registry;
+use crate::STAGELY;
 
 const MANIFEST: &str = "builds: { app: { context: . } }\n";
 
@@ -19,7 +20,7 @@ async fn a_registry_that_refuses_the_password_fails_the_job_once() {
     fs::write(&password_file, "not-the-password\n").unwrap();
     let password_file = password_file.to_str().unwrap().to_owned();
     let registry = Registry { password_file, ..Registry::real() };
-    let core = Core::start_with("password", registry, "").await;
+    let core = Core::start_with(STAGELY, "password", registry, "").await;
     let dockerfile = format!("FROM busybox\nRUN : {}\n", core.name);
 
     let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", MANIFEST)]).await;
@@ -37,7 +38,7 @@ async fn a_registry_that_refuses_the_password_fails_the_job_once() {
 async fn a_registry_that_is_away_for_20_seconds_during_a_push_is_waited_for() {
     let proxy = Proxy::start(Registry::real().url, Duration::from_secs(20)).await;
     let registry = Registry { url: proxy.address.to_string(), ..Registry::real() };
-    let core = Core::start_with("away", registry, "").await;
+    let core = Core::start_with(STAGELY, "away", registry, "").await;
     let dockerfile = format!("FROM busybox\nRUN echo {} > /file\n", core.name);
 
     let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", MANIFEST)]).await;

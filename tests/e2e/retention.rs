@@ -2,13 +2,14 @@
 
 use reqwest::{Method, StatusCode};
 use stagely::api::{RunStatus, RunView};
+use stagely_test_core::Core;
+use stagely_test_support::wait::eventually;
 
-use crate::core::Core;
-use crate::host::eventually;
+use crate::STAGELY;
 
 #[tokio::test]
 async fn runs_that_ended_long_ago_are_forgotten_with_their_jobs_logs_and_machines() {
-    let mut core = Core::start("old", "").await;
+    let mut core = Core::start(STAGELY, "old", "").await;
     let dockerfile = format!("FROM busybox\nRUN : {}\n", core.name);
     let manifest = "builds: { app: { context: . } }\n";
     let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]).await;

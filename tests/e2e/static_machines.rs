@@ -7,9 +7,12 @@ use stagely::api::{JobStatus, LogRange, MachineStatus, RunStatus};
 use stagely::client::{Client, LogEvent};
 use stagely_protocol::FailureReason;
 use stagely_state::MachineKind;
+use stagely_test_core::{Core, job};
+use stagely_test_support::gate::Gate;
+use stagely_test_support::processes::{Process, processes_with};
+use stagely_test_support::wait::eventually;
 
-use crate::core::{Core, STAGELY, job};
-use crate::host::{Gate, Process, eventually, processes_with};
+use crate::STAGELY;
 
 const NO_PROVIDER: &str = "[builders]\nprovider = \"none\"\n";
 
@@ -24,7 +27,7 @@ async fn is(core: &Core, status: MachineStatus, connected: bool) {
 
 #[tokio::test]
 async fn a_registered_machine_gets_jobs_one_at_a_time_and_is_never_ended() {
-    let core = Core::start("rack", NO_PROVIDER).await;
+    let core = Core::start(STAGELY, "rack", NO_PROVIDER).await;
     let (machine, config) = core.add_machine("rack").await;
     let arguments = ["agent".as_ref(), "--config".as_ref(), config.as_path()];
     let mut agent = core.start_agent("rack", STAGELY, &arguments);
@@ -77,7 +80,7 @@ async fn a_registered_machine_whose_agent_dies_loses_its_job_and_gets_it_again_o
     // A core that has just started waits for both graces before it gives a machine up.
     let graces = "job-grace = \"3s\"\n[agents]\nreconnect-grace = \"3s\"\n";
     let settings = format!("{NO_PROVIDER}{graces}");
-    let core = Core::start("rack-dies", &settings).await;
+    let core = Core::start(STAGELY, "rack-dies", &settings).await;
     let (machine, config) = core.add_machine("rack").await;
     let arguments = ["agent".as_ref(), "--config".as_ref(), config.as_path()];
     let agent = core.start_agent("rack", STAGELY, &arguments);
@@ -127,7 +130,7 @@ async fn a_registered_machine_whose_agent_dies_loses_its_job_and_gets_it_again_o
 
 #[tokio::test]
 async fn a_job_on_a_registered_machine_is_cancelled_and_the_machine_goes_on() {
-    let core = Core::start("rack-cancel", NO_PROVIDER).await;
+    let core = Core::start(STAGELY, "rack-cancel", NO_PROVIDER).await;
     let (_, config) = core.add_machine("rack").await;
     let arguments = ["agent".as_ref(), "--config".as_ref(), config.as_path()];
     let mut agent = core.start_agent("rack", STAGELY, &arguments);

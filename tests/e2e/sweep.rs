@@ -8,13 +8,22 @@ use stagely::core::clock::new_id;
 use stagely::core::store::Store;
 use stagely_protocol::MACHINE_VARIABLE;
 use stagely_state::ids::MachineId;
+use stagely_test_core::Core;
+use stagely_test_support::gate::Gate;
+use stagely_test_support::processes::processes_with;
+use stagely_test_support::program;
+use stagely_test_support::wait::eventually;
 
-use crate::core::{Core, stagely};
-use crate::host::{Gate, eventually, processes_with};
+use crate::STAGELY;
 
 /// Runs a command on the core's machine, as its owner.
 fn does(core: &Core, arguments: &[&str]) -> Output {
-    stagely().args(arguments).arg("--data-dir").arg(core.path("data")).output().unwrap()
+    program::command(STAGELY)
+        .args(arguments)
+        .arg("--data-dir")
+        .arg(core.path("data"))
+        .output()
+        .unwrap()
 }
 
 fn text(output: &Output) -> String {
@@ -36,7 +45,7 @@ fn stray_agent(core_id: &str, machine: MachineId, config: &Path) -> Child {
 
 #[tokio::test]
 async fn a_machine_that_nobody_knows_is_told_of_by_a_dry_run_and_ended_by_a_sweep() {
-    let mut core = Core::start("sweep", "").await;
+    let mut core = Core::start(STAGELY, "sweep", "").await;
     assert!(core.shut_down().await.success());
     let core_id = Store::open(&core.path("data/core.redb")).unwrap().1.core_id;
     core.launch().await;
@@ -66,7 +75,7 @@ async fn a_machine_that_nobody_knows_is_told_of_by_a_dry_run_and_ended_by_a_swee
 
 #[tokio::test]
 async fn a_machine_that_is_killed_is_found_gone_and_stays_in_the_list_of_all() {
-    let core = Core::start("gone", "").await;
+    let core = Core::start(STAGELY, "gone", "").await;
     let gate = Gate::new();
     let dockerfile = format!("FROM busybox\nRUN : {}; {}\n", core.name, gate.command());
     let manifest = "builds: { app: { context: . } }\n";

@@ -1,12 +1,13 @@
 //! Builds in several variants, builds that need others, and builds that a run does without.
 
 use stagely::api::{JobStatus, RunStatus};
+use stagely_test_core::{Core, job};
 
-use crate::core::{Core, job};
+use crate::STAGELY;
 
 #[tokio::test]
 async fn a_matrix_makes_a_job_and_a_tag_a_combination() {
-    let core = Core::start("matrix", "").await;
+    let core = Core::start(STAGELY, "matrix", "").await;
     let dockerfile = format!(
         "FROM busybox\nARG NODE_VERSION\nARG FLAVOUR=plain\n\
          RUN : {}; echo version=$NODE_VERSION flavour=$FLAVOUR\n",
@@ -36,7 +37,7 @@ async fn a_matrix_makes_a_job_and_a_tag_a_combination() {
 
 #[tokio::test]
 async fn a_build_stands_on_the_image_of_another_of_the_same_run() {
-    let core = Core::start("depends", "").await;
+    let core = Core::start(STAGELY, "depends", "").await;
     let base = format!("FROM busybox\nRUN : {}; uname -m > /made-of\n", core.name);
     let app = format!(
         "FROM base\nARG STAGELY_IMAGE_BASE\nRUN : {}; read made < /made-of; echo on=$made \
@@ -69,7 +70,7 @@ async fn a_build_stands_on_the_image_of_another_of_the_same_run() {
 
 #[tokio::test]
 async fn a_build_whose_paths_did_not_change_is_skipped_and_its_last_image_stands_in() {
-    let core = Core::start("paths", "").await;
+    let core = Core::start(STAGELY, "paths", "").await;
     let (api, web) = (
         format!("FROM busybox\nCOPY . /api\nRUN : {}\n", core.name),
         format!("FROM busybox\nCOPY . /web\nRUN : {}\n", core.name),

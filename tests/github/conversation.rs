@@ -7,12 +7,14 @@ use reqwest::Method;
 use serde_json::Value;
 use stagely::api::{RunStatus, RunView};
 use stagely::core::store::Stored;
+use stagely_test_core::Core;
+use stagely_test_support::settings::with_defaults;
+use stagely_test_support::wait::eventually;
 use tempfile::TempDir;
 
-use crate::core::Core;
+use crate::STAGELY;
 use crate::fake::world::Comment;
 use crate::fake::{ENTERPRISE, GitHub, PullRequest, SECRET};
-use crate::host::eventually;
 use crate::machines::Machines;
 
 /// The repository of most conversations.
@@ -70,10 +72,9 @@ impl Conversation {
         github.has_token(TOKEN, &[WEB]);
         let (machines, secrets) = (Machines::new(), tempfile::tempdir().unwrap());
         let project = format!("gh-{name}-{:x}", rand::random_range(0x1000_0000..u32::MAX));
-        let mut config: toml::Table = toml::from_str(settings).unwrap();
         let usual = settings_for(&github, &machines, secrets.path(), &project, credentials);
-        lay_under(&mut config, usual);
-        let core = Core::start(name, &config.to_string()).await;
+        let settings = with_defaults(settings, usual).to_string();
+        let core = Core::start(STAGELY, name, &settings).await;
         github.delivers_to(&core.url);
         let it = Self { github, core, machines, project, secrets };
         it.is_reconciled().await;
@@ -154,7 +155,7 @@ impl Conversation {
 
     /// Kills core and keeps what GitHub delivers meanwhile from it.
     pub(crate) async fn core_restarts(&mut self) {
-        self.core.crash().await;
+        self.core.crash();
         self.core.launch().await;
     }
 
@@ -214,17 +215,6 @@ fn settings_for(
         Credentials::Token => drop(table.insert("token-file".to_owned(), token.into())),
     }
     settings
-}
-
-/// Adds to `over` what it does not say.
-fn lay_under(over: &mut toml::Table, under: toml::Table) {
-    for (key, value) in under {
-        match (over.get_mut(&key), value) {
-            (Some(toml::Value::Table(over)), toml::Value::Table(under)) => lay_under(over, under),
-            (Some(_), _) => {}
-            (None, value) => drop(over.insert(key, value)),
-        }
-    }
 }
 
 /// How long a machine may stand there after a webhook that ends its work.

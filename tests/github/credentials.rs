@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 
 use stagely::api::RunStatus;
+use stagely_test_support::wait::POLL;
 
 use crate::conversation::{Conversation, Credentials, MANIFEST, TOKEN, TWO_PLATFORMS, WEB};
 use crate::fake::{ENTERPRISE, GitHub};
-use crate::host::POLL;
 
 #[tokio::test]
 async fn each_job_gets_a_token_of_its_own_that_only_reads_this_repository() {

@@ -4,7 +4,7 @@ use crate::conversation::{Conversation, WEB};
 use crate::fake::Forged;
 use crate::fake::description::all_deliveries;
 use crate::fake::people::{Opened, WRITER};
-use crate::host::POLL;
+use stagely_test_support::wait::POLL;
 
 #[tokio::test]
 async fn what_is_not_signed_with_the_secret_is_refused_and_changes_nothing() {

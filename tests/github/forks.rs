@@ -1,11 +1,11 @@
 //! Pull requests from forks: nothing is done for a commit before somebody who may write agrees to it.
 
 use stagely::api::RunStatus;
+use stagely_test_support::wait::POLL;
 
 use crate::conversation::{Conversation, WEB};
 use crate::fake::PullRequest;
 use crate::fake::people::{STRANGER, WRITER};
-use crate::host::POLL;
 
 async fn opened_from_fork(it: &Conversation) -> PullRequest {
     let pull = it.github.opens_from_fork(WEB, "gift", &[("change", "one")]).await;

@@ -12,14 +12,14 @@ use std::time::Duration;
 use futures_util::{SinkExt as _, StreamExt as _};
 use serde_json::{Value, json};
 use stagely_protocol::{Arch, CONNECT_PATH};
+use stagely_test_support::processes::processes_with;
+use stagely_test_support::registry::Registry;
+use stagely_test_support::wait::{POLL, eventually};
 use tempfile::TempDir;
 use tokio::sync::Notify;
 use tokio::time::sleep;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_util::task::AbortOnDropHandle;
-
-use crate::host::{POLL, eventually, processes_with};
-use crate::registry::Registry;
 
 /// All machines of a core.
 pub(crate) struct Machines {

@@ -22,14 +22,5 @@ mod misfortunes;
 mod credentials;
 mod many;
 
-#[allow(dead_code, reason = "other test programs use the rest")]
-#[path = "../e2e/core.rs"]
-mod core;
-#[path = "../../agent/tests/support/mod.rs"]
-mod git;
-#[allow(dead_code, reason = "other test programs use the rest")]
-#[path = "../e2e/host.rs"]
-mod host;
-#[allow(dead_code, reason = "other test programs use the rest")]
-#[path = "../e2e/registry.rs"]
-mod registry;
+/// The program under test.
+const STAGELY: &str = env!("CARGO_BIN_EXE_stagely");

@@ -1,10 +1,10 @@
 //! A hundred pull requests at once.
 
 use stagely::api::{QueueView, RunStatus, RunView};
+use stagely_test_support::wait::{POLL, eventually};
 
 use crate::conversation::{Conversation, WEB};
 use crate::fake::people::Opened;
-use crate::host::eventually;
 
 const PULLS: usize = 100;
 const SLOTS: usize = 50;
@@ -42,7 +42,7 @@ async fn of_a_hundred_pull_requests_at_once_fifty_run_and_all_end_and_are_report
         ended = jobs.len();
         let queue: QueueView = it.core.get("/queue").await;
         assert!(queue.live_machines <= SLOTS, "{} machines", queue.live_machines);
-        tokio::time::sleep(crate::host::POLL).await;
+        tokio::time::sleep(POLL).await;
     }
     eventually("all complete", async || {
         let runs: Vec<RunView> = it.core.get("/runs?limit=1000").await;

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use stagely::api::RunStatus;
+use stagely_test_support::wait::eventually;
 
 use crate::conversation::{Conversation, WEB};
 use crate::fake::people::Opened;
 use crate::fake::world::FaultKind;
-use crate::host::eventually;
 
 const COMMENTING: &str = "POST /repos/{owner}/{repo}/issues/{issue_number}/comments";
 
@@ -90,7 +90,7 @@ async fn what_was_delivered_while_core_was_down_is_found_at_its_start() {
     let mut it = Conversation::start("down").await;
     let known = it.opened("known").await;
     it.is_built(&known).await;
-    it.core.crash().await;
+    it.core.crash();
     it.github.pushes(&known, &[("change", "while it was down")]).await;
     let failed = it.opened("failed-delivery").await;
     assert_eq!(it.github.world().deliveries.last().unwrap().status, 502);

@@ -1,6 +1,7 @@
 //! From the opening of a pull request to its end.
 
 use stagely::api::RunStatus;
+use stagely_test_support::wait::eventually;
 
 use crate::conversation::{Conversation, END_LIMIT, TWO_PLATFORMS, WEB};
 
@@ -114,7 +115,7 @@ async fn a_pull_request_that_is_closed_leaves_no_machine_no_tag_and_no_cache() {
     let took = build.machine_is_gone().await;
     assert!(took < END_LIMIT, "its machine was ended after {took:?}");
     for reference in [&image, &moved, &cache] {
-        crate::host::eventually(&format!("{reference} is gone"), async || {
+        eventually(&format!("{reference} is gone"), async || {
             registry.digest(reference).await.is_none().then_some(())
         })
         .await;

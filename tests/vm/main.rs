@@ -8,13 +8,8 @@
 
 mod world;
 
-#[path = "../../agent/tests/support/mod.rs"]
-mod git;
-#[allow(dead_code, reason = "other test programs use the rest")]
-#[path = "../e2e/host.rs"]
-mod host;
-
 use stagely::api::{JobStatus, RunStatus};
+use stagely_test_support::registry::digest;
 
 use crate::world::{Core, Guest, World};
 
@@ -31,7 +26,7 @@ async fn a_guest_builds_pushes_is_told_to_end_and_powers_off() {
     assert_eq!(view.status, RunStatus::Completed, "{view:#?}");
     let job = &view.jobs[0];
     assert_eq!(job.status, JobStatus::Completed, "{view:#?}");
-    let pushed = world.registry.digest(&job.image.to_string()).await;
+    let pushed = digest(&job.image.to_string(), None).await;
     assert_eq!(pushed, job.digest.as_ref().map(ToString::to_string), "{view:#?}");
     assert!(core.log_of(job.id).await.contains("built by a guest"), "{view:#?}");
 
@@ -50,7 +45,7 @@ async fn a_guest_whose_core_is_gone_gives_up_and_powers_off() {
     let mut guest = Guest::of(&core).await;
     guest.says_hello(&mut core).await;
 
-    core.crash().await;
+    core.crash();
 
     guest.powers_off().await;
 }
@@ -63,7 +58,7 @@ async fn a_guest_without_an_agent_is_powered_off_by_its_dead_man_switch() {
     core.run().await;
     let mut guest = Guest::of(&core).await;
 
-    core.crash().await;
+    core.crash();
 
     guest.powers_off().await;
     let console = guest.console();

@@ -3,59 +3,48 @@
 use std::cell::Cell;
 use std::fs;
 use std::io::{Read as _, Seek as _};
-use std::net::TcpListener;
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, geteuid};
+use nix::unistd::geteuid;
 use reqwest::Method;
-use serde::de::DeserializeOwned;
-use serde_json::Value;
 use stagely::api::{CreateRun, MachineView, RunView};
-use stagely::core::ADMIN_TOKEN_FILE;
 use stagely_state::ids::{JobId, RunId};
+use stagely_test_support::core_process::CoreProcess;
+use stagely_test_support::files::{files_below, write_program};
+use stagely_test_support::git::{GitServer, Repository};
+use stagely_test_support::ports::free_port;
+use stagely_test_support::processes::{Process, processes_with};
+use stagely_test_support::registry::PrivateRegistry;
+use stagely_test_support::settings::with_defaults;
+use stagely_test_support::wait::wait_for;
 use tempfile::TempDir;
 use tokio::sync::{Mutex, MutexGuard};
-use tokio::time::sleep;
-
-use crate::git::{GitServer, Repository};
-use crate::host::{Process, files_below, processes_with};
 
 /// The host's loopback as a guest sees it, and, in a test's network, the host itself.
 const HOST: &str = "10.0.2.2";
 
-/// Who may see the image, and where it is.
+/// The variable that names the folder of the golden image.
 const IMAGE: &str = "STAGELY_GOLDEN_IMAGE_AMD64";
 
-/// How long each thing may take that a guest does. An emulated one on a busy machine takes its time.
+/// The limit of each event that a test waits for: an emulated guest on a busy machine is slow.
 const LIMIT: Duration = Duration::from_mins(5);
-
-const POLL: Duration = Duration::from_millis(100);
 
 const QEMU: &str = "qemu-system-x86_64";
 
 /// Held while a guest boots: two at once take more than twice as long.
 static BOOTING: Mutex<()> = Mutex::const_new(());
 
-/// Waits until `look` finds something; `what` says what for.
-async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
-    let started = Instant::now();
-    loop {
-        if let Some(found) = look().await {
-            return found;
-        }
-        assert!(started.elapsed() < LIMIT, "in vain: {what}");
-        sleep(POLL).await;
-    }
+async fn eventually<T>(what: &str, check: impl AsyncFnMut() -> Option<T>) -> T {
+    wait_for(LIMIT, check).await.unwrap_or_else(|| panic!("not within {LIMIT:?}: {what}"))
 }
 
-/// What a test's core and guests have around them. All of it ends with the value.
+/// The surroundings of a test's core and guests, which end with the value.
 pub(crate) struct World {
-    pub(crate) registry: Registry,
+    registry: PrivateRegistry,
     git: GitServer,
     /// Keeps the repository's files.
     _repository: Repository,
@@ -76,11 +65,17 @@ impl World {
         let git = GitServer::start_at("0.0.0.0", HOST);
         let repository = git.repository("app", true);
         fill(&repository);
-        let registry = Registry::start(&folder.path().join("registry"));
+        let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, free_port()));
+        let registry = PrivateRegistry::start(address, None, true);
         Self { registry, git, _repository: repository, folder, image: image.into() }
     }
 
-    /// Adds `words` to what guests' kernels are told, by a program that stands before QEMU.
+    /// The registry as core and guests reach it.
+    fn registry_url(&self) -> String {
+        format!("{HOST}:{}", self.registry.address().port())
+    }
+
+    /// Adds `words` to the command line of guests' kernels, by a script in the place of QEMU.
     pub(crate) fn append(&mut self, words: &str) {
         let bin = self.folder.path().join("bin");
         fs::create_dir(&bin).unwrap();
@@ -89,9 +84,7 @@ impl World {
              case $argument in root=*) argument+=' {words}' ;; esac\n  \
              arguments+=(\"$argument\")\ndone\nexec /usr/bin/{QEMU} \"${{arguments[@]}}\"\n"
         );
-        let program = bin.join(QEMU);
-        fs::write(&program, script).unwrap();
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        write_program(&bin.join(QEMU), &script);
     }
 
     fn path(&self) -> std::ffi::OsString {
@@ -131,174 +124,66 @@ fn fill(repository: &Repository) {
     repository.commit(&[("Dockerfile", dockerfile), ("stagely.yaml", manifest)]);
 }
 
-/// An open registry for the guests of one test.
-pub(crate) struct Registry {
-    process: Child,
-    url: String,
-}
-
-impl Registry {
-    fn start(folder: &Path) -> Self {
-        fs::create_dir(folder).unwrap();
-        let port = free_port();
-        let config = serde_json::json!({
-            "version": 0.1,
-            "log": { "level": "warn" },
-            "storage": {
-                "filesystem": { "rootdirectory": folder.join("data") },
-                "delete": { "enabled": true },
-            },
-            "http": { "addr": format!("0.0.0.0:{port}") },
-        });
-        let file = folder.join("config.yml");
-        fs::write(&file, config.to_string()).unwrap();
-        let log = fs::File::create(folder.join("log")).unwrap();
-        let process = Command::new("docker-registry")
-            .arg("serve")
-            .arg(file)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        Self { process, url: format!("{HOST}:{port}") }
-    }
-
-    /// The digest of what `image` names, if there is anything.
-    pub(crate) async fn digest(&self, image: &str) -> Option<String> {
-        let path = image.strip_prefix(&self.url).unwrap().trim_start_matches('/');
-        let (repository, tag) = path.rsplit_once(':').unwrap();
-        let kinds = [
-            "application/vnd.oci.image.index.v1+json",
-            "application/vnd.oci.image.manifest.v1+json",
-            "application/vnd.docker.distribution.manifest.v2+json",
-        ];
-        let answer = reqwest::Client::new()
-            .head(format!("http://{}/v2/{repository}/manifests/{tag}", self.url))
-            .header("Accept", kinds.join(", "))
-            .send()
-            .await
-            .unwrap();
-        let digest = answer.headers().get("docker-content-digest")?;
-        Some(digest.to_str().unwrap().to_owned())
-    }
-}
-
-impl Drop for Registry {
-    fn drop(&mut self) {
-        self.process.kill().unwrap();
-        self.process.wait().unwrap();
-    }
-}
-
-/// The network is the test's own, so nobody takes it before it is used.
-fn free_port() -> u16 {
-    TcpListener::bind(("0.0.0.0", 0)).unwrap().local_addr().unwrap().port()
-}
-
 /// A real `stagely core` whose machines are guests.
 pub(crate) struct Core {
-    process: Option<Child>,
-    folder: PathBuf,
-    url: String,
+    process: CoreProcess,
+    /// The address of the repository.
     repository: String,
-    http: reqwest::Client,
     booting: Option<MutexGuard<'static, ()>>,
 }
 
 impl Core {
-    /// Starts it when no other core's guest boots; `settings` is added to the usual.
+    /// Starts it when no other core's guest boots; `settings` goes before the defaults.
     pub(crate) async fn start(world: &World, settings: &str) -> Self {
         let booting = Some(BOOTING.lock().await);
         let folder = world.folder.path().join("core");
         fs::create_dir(&folder).unwrap();
-        let port = free_port();
-        let url = format!("http://{HOST}:{port}");
-        let config = format!(
-            "core = {{ listen = \"0.0.0.0:{port}\", public-url = \"{url}\", data-dir = {data:?}, \
-             disk-free-min-mib = 1 }}\n\
-             registry = {{ url = {registry:?}, insecure = true }}\n\
-             builders = {{ provider = \"qemu\" }}\n\
-             qemu = {{ image-amd64 = {image:?}, accelerator = \"tcg\" }}\n{settings}\n",
-            data = folder.join("data"),
-            registry = world.registry.url,
-            image = world.image,
+        let (registry, image) = (world.registry_url(), world.image.to_str().unwrap());
+        let settings = with_defaults(
+            settings,
+            toml::toml! {
+                [registry]
+                url = (registry.as_str())
+                insecure = true
+                [builders]
+                provider = "qemu"
+                [qemu]
+                image-amd64 = (image)
+                accelerator = "tcg"
+            },
         );
-        fs::write(folder.join("stagely.toml"), config).unwrap();
-        let log = fs::File::create(folder.join("log")).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_stagely"));
-        // Settings of the environment go over those of the file.
-        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("STAGELY_")) {
-            command.env_remove(name);
-        }
-        let process = command
-            .args(["core", "--config"])
-            .arg(folder.join("stagely.toml"))
-            .env("PATH", world.path())
-            .env("HOME", &folder)
-            .env("NO_COLOR", "1")
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        let repository = world.git.url("open", "app/.git");
-        let http = reqwest::Client::new();
-        let core = Self { process: Some(process), folder, url, repository, http, booting };
-        eventually("core is healthy", async || {
-            core.http.get(format!("{}/healthz", core.url)).send().await.ok()
-        })
-        .await;
-        core
+        let program = env!("CARGO_BIN_EXE_stagely");
+        let mut process = CoreProcess::new(program, folder, HOST, &settings.to_string())
+            .with_variable("PATH", world.path());
+        process.launch().await;
+        Self { process, repository: world.git.url("open", "app/.git"), booting }
     }
 
     fn data(&self) -> PathBuf {
-        self.folder.join("data")
-    }
-
-    /// What it has logged.
-    pub(crate) fn says(&self) -> String {
-        fs::read_to_string(self.folder.join("log")).unwrap()
-    }
-
-    async fn ask(&self, method: Method, path: &str, body: Option<Value>) -> String {
-        let token = fs::read_to_string(self.data().join(ADMIN_TOKEN_FILE)).unwrap();
-        let mut request = self.http.request(method, format!("{}/api/v1{path}", self.url));
-        if let Some(body) = body {
-            request = request.json(&body);
-        }
-        let answer = request.bearer_auth(token.trim()).send().await.unwrap();
-        let (status, text) = (answer.status(), answer.text().await.unwrap());
-        assert!(status.is_success(), "{path}: {status} {text}");
-        text
-    }
-
-    async fn get<T: DeserializeOwned>(&self, path: &str) -> T {
-        serde_json::from_str(&self.ask(Method::GET, path, None).await).unwrap()
+        self.process.path("data")
     }
 
     /// Starts a run of the repository.
     pub(crate) async fn run(&self) -> RunId {
         let request = serde_json::to_value(CreateRun::new(self.repository.clone())).unwrap();
-        let view = self.ask(Method::POST, "/runs", Some(request)).await;
-        serde_json::from_str::<RunView>(&view).unwrap().id
+        self.process.post::<RunView>("/runs", request).await.id
     }
 
     /// Waits until the run has ended.
     pub(crate) async fn ended(&self, run: RunId) -> RunView {
         eventually("the run ends", async || {
-            let view: RunView = self.get(&format!("/runs/{run}")).await;
+            let view: RunView = self.process.get(&format!("/runs/{run}")).await;
             view.status.is_final().then_some(view)
         })
         .await
     }
 
     pub(crate) async fn log_of(&self, job: JobId) -> String {
-        self.ask(Method::GET, &format!("/jobs/{job}/logs"), None).await
+        self.process.request_text(Method::GET, &format!("/jobs/{job}/logs"), None).await
     }
 
     async fn machines(&self) -> Vec<MachineView> {
-        self.get("/machines").await
+        self.process.get("/machines").await
     }
 
     /// Waits until there is no machine, no process of one, and no file.
@@ -311,32 +196,14 @@ impl Core {
     }
 
     /// Kills it as a power cut would.
-    pub(crate) async fn crash(&mut self) {
-        self.signal(Signal::SIGKILL).await;
+    pub(crate) fn crash(&mut self) {
+        self.process.crash();
     }
 
     /// Asks it to stop, as a service manager does.
     pub(crate) async fn shut_down(&mut self) {
-        let status = self.signal(Signal::SIGTERM).await;
-        assert!(status.success(), "core: {status}: {}", self.says());
-    }
-
-    async fn signal(&mut self, signal: Signal) -> std::process::ExitStatus {
-        let mut process = self.process.take().unwrap();
-        kill(Pid::from_raw(i32::try_from(process.id()).unwrap()), signal).unwrap();
-        eventually("core ends", async || process.try_wait().unwrap()).await
-    }
-}
-
-impl Drop for Core {
-    fn drop(&mut self) {
-        if let Some(process) = &mut self.process {
-            let _ = process.kill();
-            let _ = process.wait();
-        }
-        if std::thread::panicking() {
-            eprintln!("core said:\n{}", self.says());
-        }
+        let status = self.process.shut_down().await;
+        assert!(status.success(), "core: {status}: {}", self.process.log());
     }
 }
 
@@ -382,30 +249,27 @@ impl Guest {
 
     /// Waits for its agent.
     pub(crate) async fn says_hello(&mut self, core: &mut Core) {
-        self.until("its agent says HELLO", async || {
+        eventually("the guest's agent says HELLO", async || {
             let machines = core.machines().await;
-            machines.iter().any(|it| it.id.to_string() == self.id && it.connected)
+            let mut machines = machines.iter();
+            let is_connected =
+                |machine: &MachineView| machine.id.to_string() == self.id && machine.connected;
+            machines.any(is_connected).then_some(())
         })
         .await;
         core.booting = None;
         self.took("HELLO");
     }
 
-    /// Waits until it has ended, by itself.
+    /// Waits until it has ended by itself.
     pub(crate) async fn powers_off(&mut self) {
-        self.until("it powers off", async || !runs(&self.id)).await;
+        eventually("the guest powers off", async || (!runs(&self.id)).then_some(())).await;
         self.took("powered off");
         let console = self.console();
-        assert!(console.contains("reboot: Power down"), "it ended otherwise: {console}");
-    }
-
-    async fn until(&self, what: &str, is_so: impl AsyncFn() -> bool) {
-        let begun = Instant::now();
-        while !is_so().await {
-            let in_vain = begun.elapsed() > LIMIT;
-            assert!(!in_vain, "in vain: {what}");
-            sleep(POLL).await;
-        }
+        assert!(
+            console.contains("reboot: Power down"),
+            "the guest has not powered off by itself: {console}"
+        );
     }
 }
 

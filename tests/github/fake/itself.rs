@@ -2,11 +2,11 @@
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
+use stagely_test_support::git::Repository;
 
 use super::people::WRITER;
 use super::world::FaultKind;
 use super::{ENTERPRISE, GitHub};
-use crate::git::Repository;
 
 struct Client<'a>(&'a GitHub, &'static str);
 

@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use serde_json::json;
+use stagely_test_support::git::Repository;
 
 use super::GitHub;
 use super::world::{Comment, Delivery, Pull, Repo, Status, Token, now};
 use super::{shapes, world};
-use crate::git::Repository;
 
 /// Somebody who may write to the repositories that tests make.
 pub(crate) const WRITER: &str = "octo-writer";

@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use serde_json::Value;
-
-use crate::git::Repository;
+use stagely_test_support::git::Repository;
 
 /// What an account may do in a repository.
 pub(crate) type Permissions = BTreeMap<String, String>;

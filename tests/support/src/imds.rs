@@ -1,73 +1,70 @@
-//! EC2's instance metadata service, version 2, as far as spot notices go.
+//! EC2's instance metadata service, version 2, with what it says about spot machines.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::task::AbortOnDropHandle;
 use url::Url;
 
-/// What the service says, and what it was asked.
+use crate::wait::eventually;
+
+/// What the service answers, and the requests that it has had.
 #[derive(Default)]
-pub(crate) struct Script {
+pub struct Script {
     /// At `spot/instance-action`.
-    pub(crate) action: Option<String>,
+    pub action: Option<String>,
     /// At `events/recommendations/rebalance`.
-    pub(crate) rebalance: Option<String>,
-    /// Every question is answered with 500.
-    pub(crate) is_broken: bool,
-    /// How long a token is good for, as the service says.
-    pub(crate) token_seconds: Option<u64>,
-    /// The tokens that are good.
-    pub(crate) tokens: HashSet<String>,
-    /// Method, path and status of every question.
-    pub(crate) asked: Vec<String>,
+    pub rebalance: Option<String>,
+    /// Every response is 500.
+    pub is_broken: bool,
+    /// The life of a token that the service tells, where it is not the one that was asked for.
+    pub token_seconds: Option<u64>,
+    /// The valid tokens.
+    pub tokens: HashSet<String>,
+    /// Method, path and status of every request.
+    pub asked: Vec<String>,
 }
 
-pub(crate) struct Imds {
+/// A metadata service on loopback. It ends with the value.
+pub struct Imds {
     script: Arc<Mutex<Script>>,
-    pub(crate) url: Url,
+    pub url: Url,
     _task: AbortOnDropHandle<()>,
 }
 
 impl Imds {
-    pub(crate) async fn start() -> Self {
+    pub async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
         let script = Arc::new(Mutex::new(Script::default()));
         let shared = Arc::clone(&script);
         let task = tokio::spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
-                tokio::spawn(answer(socket, Arc::clone(&shared)));
+                tokio::spawn(serve(socket, Arc::clone(&shared)));
             }
         });
         Self { script, url, _task: AbortOnDropHandle::new(task) }
     }
 
-    pub(crate) fn script(&self) -> MutexGuard<'_, Script> {
+    pub fn script(&self) -> MutexGuard<'_, Script> {
         self.script.lock().unwrap()
     }
 
-    /// How often a question ended so.
-    pub(crate) fn count(&self, asked: &str) -> usize {
-        self.script().asked.iter().filter(|it| *it == asked).count()
+    /// The number of requests with this method, path and status.
+    pub fn count(&self, request: &str) -> usize {
+        self.script().asked.iter().filter(|asked| *asked == request).count()
     }
 
-    /// Waits until `check` holds.
-    pub(crate) async fn shows(&self, check: impl Fn(&Self) -> bool) {
-        let wait = async {
-            while !check(self) {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        let shown = tokio::time::timeout(Duration::from_mins(1), wait).await;
-        assert!(shown.is_ok(), "{:?}", self.script().asked);
+    /// Waits until `check` is true.
+    pub async fn shows(&self, check: impl Fn(&Self) -> bool) {
+        eventually("the metadata service has had the requests", async || check(self).then_some(()))
+            .await;
     }
 }
 
-async fn answer(mut socket: TcpStream, script: Arc<Mutex<Script>>) {
+async fn serve(mut socket: TcpStream, script: Arc<Mutex<Script>>) {
     let (reader, mut writer) = socket.split();
     let mut lines = BufReader::new(reader).lines();
     let first = lines.next_line().await.unwrap().unwrap_or_default();
@@ -76,12 +73,13 @@ async fn answer(mut socket: TcpStream, script: Arc<Mutex<Script>>) {
         let (name, value) = line.split_once(':').unwrap();
         headers.push((name.to_lowercase(), value.trim().to_owned()));
     }
-    let header = |name: &str| headers.iter().find(|it| it.0 == name).map(|it| it.1.clone());
-    let question = first.rsplit_once(' ').unwrap_or_default().0;
+    let header =
+        |name: &str| headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
+    let request = first.rsplit_once(' ').unwrap_or_default().0;
     let (status, body) = {
         let mut script = script.lock().unwrap();
-        let (status, body) = script.answer(question, &header);
-        script.asked.push(format!("{question} {status}"));
+        let (status, body) = script.answer(request, &header);
+        script.asked.push(format!("{request} {status}"));
         (status, body)
     };
     let life = header("x-aws-ec2-metadata-token-ttl-seconds");
@@ -92,20 +90,16 @@ async fn answer(mut socket: TcpStream, script: Arc<Mutex<Script>>) {
         body.len(),
         life.unwrap_or_default(),
     );
-    // Whoever has read enough may be gone.
+    // A client that has read enough may be gone.
     let _ = writer.write_all(response.as_bytes()).await;
 }
 
 impl Script {
-    fn answer(
-        &mut self,
-        question: &str,
-        header: &impl Fn(&str) -> Option<String>,
-    ) -> (u16, String) {
+    fn answer(&mut self, request: &str, header: &impl Fn(&str) -> Option<String>) -> (u16, String) {
         if self.is_broken {
             return (500, String::new());
         }
-        if question == "PUT /latest/api/token" {
+        if request == "PUT /latest/api/token" {
             if header("x-aws-ec2-metadata-token-ttl-seconds").is_none() {
                 return (400, String::new());
             }
@@ -114,11 +108,11 @@ impl Script {
             return (200, token);
         }
         let is_known =
-            header("x-aws-ec2-metadata-token").is_some_and(|it| self.tokens.contains(&it));
+            header("x-aws-ec2-metadata-token").is_some_and(|token| self.tokens.contains(&token));
         if !is_known {
             return (401, String::new());
         }
-        let body = match question {
+        let body = match request {
             "GET /latest/meta-data/spot/instance-action" => self.action.clone(),
             "GET /latest/meta-data/events/recommendations/rebalance" => self.rebalance.clone(),
             _ => None,

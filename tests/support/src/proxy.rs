@@ -1,4 +1,4 @@
-//! Stands in front of a server and can fail as networks do.
+//! A TCP proxy in front of a server, for connections that break and networks that are away.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -8,28 +8,24 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
+use tokio_util::task::AbortOnDropHandle;
 
-/// Passes connections on.
-pub(crate) struct Proxy {
-    pub(crate) address: SocketAddr,
+/// Forwards connections. It ends with the value.
+pub struct Proxy {
+    /// Where it listens.
+    pub address: SocketAddr,
     /// Notified when a client begins to upload a layer to a registry.
     upload: Arc<Notify>,
-    /// Notified to go away.
+    /// Notified to break all connections and stop listening for a while.
     cut: Arc<Notify>,
     /// Counts the freezes; connections that are older than the last one are frozen.
     freezes: watch::Sender<u64>,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
+    _task: AbortOnDropHandle<()>,
 }
 
 impl Proxy {
-    /// Passes connections on to `to`. Gone, it comes back after `away`.
-    pub(crate) async fn start(to: String, away: Duration) -> Self {
+    /// Forwards connections to `to`. After [`go_away`](Self::go_away) it listens again when `away` has passed.
+    pub async fn start(to: String, away: Duration) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (upload, cut) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
@@ -40,28 +36,28 @@ impl Proxy {
             let mut listener = listener;
             loop {
                 tokio::select! {
-                    () = route.forward(listener) => unreachable!("it forwards for ever"),
+                    () = route.forward(listener) => unreachable!("a route forwards for ever"),
                     () = cutting.notified() => {}
                 }
                 tokio::time::sleep(away).await;
                 listener = TcpListener::bind(address).await.unwrap();
             }
         });
-        Self { address, upload, cut, freezes, task }
+        Self { address, upload, cut, freezes, _task: AbortOnDropHandle::new(task) }
     }
 
-    /// Waits until a client uploads.
-    pub(crate) async fn is_pushed_to(&self) {
+    /// Waits until a client uploads a layer to the registry behind it.
+    pub async fn is_pushed_to(&self) {
         self.upload.notified().await;
     }
 
-    /// Breaks every connection and takes no other for a while.
-    pub(crate) fn go_away(&self) {
+    /// Breaks all connections and takes no other for a while.
+    pub fn go_away(&self) {
         self.cut.notify_one();
     }
 
-    /// Passes nothing on any more on the connections that there are, and leaves them open.
-    pub(crate) fn freeze(&self) {
+    /// Forwards nothing more on the present connections, and leaves them open.
+    pub fn freeze(&self) {
         self.freezes.send_modify(|freezes| *freezes += 1);
     }
 }
@@ -81,7 +77,7 @@ impl Route {
             let mut freeze = self.freezes.subscribe();
             let (to, upload) = (self.to.clone(), Arc::clone(&self.upload));
             connections.spawn(async move {
-                // A server that is down is a client that is hung up on.
+                // Where the server is down, the client's connection ends.
                 let Ok(server) = TcpStream::connect(to).await else { return };
                 let (mut client, mut server) = (client, server);
                 tokio::select! {

@@ -1,0 +1,121 @@
+//! Git repositories, and a server for them: Git's own `http-backend`.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use stagely_protocol::CommitSha;
+use tempfile::TempDir;
+
+use crate::processes::ChildProcess;
+
+/// The token that opens `/private/…`.
+pub const TOKEN: &str = "clone-token-4711";
+
+/// Serves the repositories of a folder. Ends with the value.
+pub struct GitServer {
+    _process: ChildProcess,
+    host: String,
+    port: u16,
+    folder: TempDir,
+}
+
+impl GitServer {
+    /// One on loopback.
+    pub fn start() -> Self {
+        Self::start_at("127.0.0.1", "127.0.0.1")
+    }
+
+    /// One that listens at `address` and is reached as `host`.
+    pub fn start_at(address: &str, host: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let log = fs::File::create(folder.path().join("requests")).unwrap();
+        let mut process = Command::new("python3")
+            .args(["-c", include_str!("git_http.py")])
+            .arg(folder.path())
+            .env("TOKEN", TOKEN)
+            .env("ADDRESS", address)
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let port = line.trim().parse().unwrap();
+        Self { _process: ChildProcess::new(process), host: host.to_owned(), port, folder }
+    }
+
+    /// The address of `repository` below `area` (see `git_http.py`).
+    pub fn url(&self, area: &str, repository: &str) -> String {
+        format!("http://{}:{}/{area}/{repository}", self.host, self.port)
+    }
+
+    /// All requests so far, each in a line of its own.
+    pub fn requests(&self) -> String {
+        fs::read_to_string(self.folder.path().join("requests")).unwrap()
+    }
+
+    /// The folder that it serves.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Makes a repository, which is served as `name/.git`. `bare_commits`: whether it serves any commit that is
+    /// asked for.
+    pub fn repository(&self, name: &str, bare_commits: bool) -> Repository {
+        let repository = Repository::create(self.folder.path().join(name));
+        let value = if bare_commits { "true" } else { "false" };
+        repository.git(&["config", "uploadpack.allowReachableSHA1InWant", value]);
+        repository
+    }
+}
+
+/// Runs `git` in `folder`; its output.
+pub fn git(folder: &Path, arguments: &[&str]) -> String {
+    let output = Command::new("git").arg("-C").arg(folder).args(arguments).output().unwrap();
+    assert!(output.status.success(), "git {arguments:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+/// A repository with a working tree.
+pub struct Repository {
+    pub path: PathBuf,
+}
+
+impl Repository {
+    /// Makes an empty one in a new folder.
+    pub fn create(path: PathBuf) -> Self {
+        fs::create_dir(&path).unwrap();
+        let repository = Self { path };
+        repository.git(&["init", "--quiet", "--initial-branch=main"]);
+        repository.git(&["config", "user.name", "Tester"]);
+        repository.git(&["config", "user.email", "tester@example.org"]);
+        repository
+    }
+
+    pub fn git(&self, arguments: &[&str]) -> String {
+        git(&self.path, arguments)
+    }
+
+    /// Writes files into the working tree.
+    pub fn write(&self, files: &[(&str, &str)]) {
+        for (name, text) in files {
+            let path = self.path.join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+    }
+
+    /// Writes files and commits all that the working tree holds.
+    pub fn commit(&self, files: &[(&str, &str)]) -> CommitSha {
+        self.write(files);
+        self.git(&["add", "--all"]);
+        self.git(&["commit", "--quiet", "--allow-empty", "--message", "a commit"]);
+        self.head()
+    }
+
+    pub fn head(&self) -> CommitSha {
+        self.git(&["rev-parse", "HEAD"]).parse().unwrap()
+    }
+}

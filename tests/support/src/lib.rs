@@ -1,0 +1,21 @@
+//! What the tests and benchmarks of all packages share. It knows no other package than the protocol, so that the
+//! tests of the agent do not compile core.
+
+#![expect(clippy::unwrap_used, reason = "a helper's failure fails the test")]
+
+pub mod wait;
+
+pub mod core_process;
+pub mod program;
+pub mod settings;
+
+pub mod files;
+pub mod gate;
+pub mod ports;
+pub mod processes;
+
+pub mod engine;
+pub mod git;
+pub mod imds;
+pub mod proxy;
+pub mod registry;
