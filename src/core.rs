@@ -7,7 +7,6 @@ pub mod clock;
 pub(crate) mod retry;
 
 pub mod plan;
-pub mod request;
 pub mod warm_up;
 
 pub mod orchestrator;
@@ -29,7 +28,7 @@ pub(crate) mod disk;
 #[cfg(test)]
 mod fixtures;
 mod http;
-mod intake;
+pub(crate) mod intake;
 mod retention;
 pub mod sweep;
 
@@ -57,16 +56,17 @@ use url::Url;
 use self::binaries::Binaries;
 use self::clock::now;
 use self::disk::DiskGuard;
-use self::effects::{Effects, Reporting};
+use self::effects::Effects;
 use self::github::Github;
 use self::github::reconcile::{Reconcile, Reconciled};
+use self::github::report::Reporting;
 use self::http::{Api, ApiTokens, WebhookMemory};
 use self::intake::Intake;
+use self::intake::projects::LinkProject;
 use self::logs::{LogSettings, LogStore};
 use self::orchestrator::{Events, Orchestrator};
 use self::records::{Records, SharedRecords};
 use self::registry::Registry;
-use self::request::projects::LinkProject;
 use self::retention::Retention;
 use self::secrets::SecretStore;
 use self::secrets::keyring::Keyring;

@@ -22,6 +22,7 @@ use stagely_state::{Attempt, Effect, Event};
 use super::binaries::Binaries;
 use super::disk::DiskGuard;
 use super::github::Github;
+use super::github::report::Reporting;
 use super::logs::LogStore;
 use super::records::SharedRecords;
 use super::registry::Registry;
@@ -29,8 +30,6 @@ use super::secrets::SecretStore;
 use super::sessions::Sessions;
 use super::store::Store;
 use crate::config::Config;
-
-pub(crate) use report::Reporting;
 
 #[cfg(test)]
 mod tests;

@@ -17,8 +17,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::binaries::Binaries;
 use super::disk::DiskGuard;
-use super::effects::{Effects, Reporting};
+use super::effects::Effects;
 use super::github::Github;
+use super::github::report::Reporting;
 use super::logs::{LogSettings, LogStore};
 use super::orchestrator::{self, Events, Orchestrator};
 use super::records::{Records, SharedRecords};

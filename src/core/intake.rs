@@ -1,5 +1,17 @@
 //! Takes requests for runs: from the API, from the schedule of warm-ups, and from GitHub.
 
+pub(crate) mod rebuild;
+pub(crate) mod request;
+
+pub(crate) mod github_events;
+pub(crate) mod projects;
+
+pub(crate) mod fields;
+pub(crate) mod names;
+
+#[cfg(test)]
+mod fixtures;
+
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,12 +20,12 @@ use stagely_state::ids::{EnvironmentId, ProjectId, RunId};
 use stagely_state::{DeliveryId, Environment, Event, Project, Run};
 use thiserror::Error;
 
+use self::github_events::Unused;
+use self::projects::{LinkError, LinkProject, link};
+use self::request::RequestedRun;
 use super::disk::{DiskGuard, DiskNearlyFull};
 use super::orchestrator::{Events, ShuttingDown};
 use super::records::{Records, SharedRecords};
-use super::request::RequestedRun;
-use super::request::hooks::Unused;
-use super::request::projects::{LinkError, LinkProject, link};
 use super::secrets::SecretStore;
 
 /// Why no run was stored.

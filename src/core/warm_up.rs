@@ -9,9 +9,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::clock::now;
-use super::intake::{Intake, IntakeError};
+use super::intake::{Intake, IntakeError, request};
 use super::records::SharedRecords;
-use super::request;
 use crate::api::CreateWarmUp;
 use crate::config::{Schedule, WarmUpConfig};
 

@@ -11,7 +11,7 @@ use url::{Host, Url};
 
 use super::git_server::GitServer;
 use super::snapshot::{Snapshot, Wanted};
-use crate::core::request::environment_of;
+use crate::core::intake::names::environment_of;
 
 /// What the user named.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use tracing::warn;
 use super::Effects;
 use crate::core::clock::now;
 use crate::core::github::{GithubError, Permission};
-use crate::core::request::rebuild_environment;
+use crate::core::intake::rebuild::rebuild_environment;
 
 /// The waits before GitHub is asked again, as long as it does not answer.
 const WAITS: ExponentialBuilder = ExponentialBuilder::new()

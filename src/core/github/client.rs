@@ -1,5 +1,11 @@
 //! The only code that speaks with GitHub's API.
 
+mod api;
+mod app;
+mod credentials;
+mod error;
+mod limits;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,25 +14,26 @@ use std::time::Duration;
 use axum::http::Method;
 use backon::{ExponentialBuilder, Retryable as _};
 use secrecy::SecretString;
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use serde_json::json;
 use serde_json::value::RawValue;
 use stagely_protocol::CommitSha;
 use stagely_state::{CommitStatus, DeliveryId, GithubRepository, Project, Timestamp};
 use tracing::debug;
 
-use super::api::{Answer, Api, Ask, path};
-use super::app::{Installations, explained};
-use super::credentials::{App, Credential, Credentials, Variables};
-use super::delivery_id::delivery_id;
-use super::error::GithubError;
-use super::hook::{PullRequest, Repository};
-use super::limits::{Account, Budget};
-use super::payload::{PullRequestPayload, RepositoryPayload, moment};
+use self::api::{Answer, Api, Ask, path};
+use self::app::{Installations, explained};
+use self::credentials::{App, Credential, Credentials, Variables};
+use self::limits::{Account, Budget};
+use super::payload::{PullRequest, PullRequestPayload, Repository, RepositoryPayload, moment};
+use super::webhook::delivery_id;
 use crate::config::Config;
 use crate::core::clock::now;
 use crate::core::secrets::SecretStore;
+
+pub use self::error::GithubError;
+pub use self::limits::GithubHealth;
 
 /// What is only read is asked for three times.
 const PATIENCE: ExponentialBuilder = ExponentialBuilder::new()
@@ -68,19 +75,6 @@ pub struct FailedDelivery {
     pub delivery: DeliveryId,
     /// When.
     pub at: Timestamp,
-}
-
-/// How core gets on with GitHub: `GET /github`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct GithubHealth {
-    /// Requests left in this hour, of the credentials that have the fewest.
-    pub remaining: Option<u64>,
-    /// When these are as many as at the start again.
-    pub resets_at: Option<Timestamp>,
-    /// Nothing is asked before this moment: GitHub's limit is reached.
-    pub blocked_until: Option<Timestamp>,
-    /// The last failure, for people; `None` after a success.
-    pub problem: Option<String>,
 }
 
 /// Asks GitHub. Clones share limits and tokens.
@@ -153,7 +147,7 @@ impl Github {
         Self::with_variables(config, secrets, Variables::read())
     }
 
-    pub(super) fn with_variables(
+    fn with_variables(
         config: Arc<Config>,
         secrets: SecretStore,
         variables: Variables,
@@ -599,3 +593,6 @@ fn in_repository<'a>(
 ) -> String {
     path(["repos", repository.owner(), repository.name()].into_iter().chain(below))
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,10 +4,49 @@ use serde::Deserialize;
 use stagely_protocol::CommitSha;
 use stagely_state::{GithubRepository, Timestamp};
 
-use super::hook::{PullRequest, Repository};
-
 /// Stands for an account that was deleted, as on GitHub's pages.
 const GHOST: &str = "ghost";
+
+/// A pull request, as deliveries and GitHub's lists show it.
+#[expect(clippy::struct_excessive_bools, reason = "each says another thing of it")]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PullRequest {
+    /// Its number.
+    pub number: u64,
+    /// Whether it is open.
+    pub is_open: bool,
+    /// Whether its author says that it is not ready.
+    pub is_draft: bool,
+    /// The commit that it is at.
+    pub head: CommitSha,
+    /// The branch of that commit, in its own repository.
+    pub head_branch: String,
+    /// Whether that repository is another one, or is gone.
+    pub is_from_fork: bool,
+    /// The branch that it is to be merged into.
+    pub base_branch: String,
+    /// Who opened it.
+    pub author: String,
+    /// Whether GitHub has seen commits of the author in the repository before.
+    pub is_known_contributor: bool,
+    /// When it was opened, by GitHub's clock.
+    pub created_at: Timestamp,
+    /// When it last changed, by GitHub's clock.
+    pub updated_at: Timestamp,
+    /// When it was closed.
+    pub closed_at: Option<Timestamp>,
+}
+
+/// A repository, as deliveries show it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Repository {
+    /// `owner/name`.
+    pub full_name: GithubRepository,
+    /// Its default branch.
+    pub default_branch: String,
+    /// Whether it can be cloned with a token only.
+    pub is_private: bool,
+}
 
 /// A repository.
 #[derive(Clone, Debug, Deserialize)]

@@ -13,13 +13,12 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::hook::{self, Hook, PullRequest, Repository};
-use super::{FailedDelivery, Github, GithubError};
+use super::webhook::event::{self, Hook};
+use super::{FailedDelivery, Github, GithubError, PullRequest, Repository};
 use crate::config::Config;
 use crate::core::clock::now;
-use crate::core::intake::{Heard, Intake};
+use crate::core::intake::{Heard, Intake, github_events};
 use crate::core::records::SharedRecords;
-use crate::core::request::hooks;
 
 /// Projects that are compared at once. More would use up GitHub's limits for what is urgent.
 const AT_ONCE: usize = 4;
@@ -303,7 +302,7 @@ impl<S: Source> Reconcile<S> {
         let config = Arc::clone(&self.config);
         let number = pull_request.number;
         let make = move |records: &_| {
-            hooks::listed(records, &config.github, &repository, &pull_request, believed)
+            github_events::listed(records, &config.github, &repository, &pull_request, believed)
         };
         if let Heard::Accepted(_) = self.hear(make).await? {
             info!(number, "found a pull request that no delivery told of");
@@ -313,7 +312,7 @@ impl<S: Source> Reconcile<S> {
 
     async fn hear(
         &self,
-        make: impl FnOnce(&crate::core::records::Records) -> Result<Event, hooks::Unused>
+        make: impl FnOnce(&crate::core::records::Records) -> Result<Event, github_events::Unused>
         + Send
         + 'static,
     ) -> Result<Heard, Failed> {
@@ -346,7 +345,7 @@ impl<S: Source> Reconcile<S> {
         payload: &[u8],
         listed: &[Project],
     ) -> Result<(), Failed> {
-        let hook = hook::parse(event, payload).unwrap_or_else(|error| {
+        let hook = event::parse(event, payload).unwrap_or_else(|error| {
             warn!(%error, "a failed delivery");
             Hook::Ignored(error.to_string())
         });
@@ -356,7 +355,7 @@ impl<S: Source> Reconcile<S> {
             hook
         };
         let config = Arc::clone(&self.config);
-        let make = move |records: &_| hooks::late_event(records, &config.github, &hook);
+        let make = move |records: &_| github_events::late_event(records, &config.github, &hook);
         let heard = self.intake.hear(Some(delivery), make).await;
         heard.map_err(|error| Failed { problem: error.to_string(), until: None })?;
         Ok(())

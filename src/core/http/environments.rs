@@ -9,7 +9,7 @@ use stagely_state::ids::EnvironmentId;
 use super::auth::{Reader, Writer};
 use super::{Api, ApiError, ApiJson, ApiPath, ApiQuery, runs, views};
 use crate::api::{EnvironmentView, ErrorBody, ListEnvironments, RebuildEnvironment, RunView};
-use crate::core::request;
+use crate::core::intake::rebuild::rebuild_environment;
 
 /// Lists environments, the oldest first.
 #[utoipa::path(get, path = "/environments", params(ListEnvironments), responses(
@@ -59,7 +59,7 @@ pub(super) async fn rebuild(
     rebuild: Option<ApiJson<RebuildEnvironment>>,
 ) -> Result<(StatusCode, Json<RunView>), ApiError> {
     let failed_only = rebuild.is_some_and(|ApiJson(rebuild)| rebuild.failed_only);
-    let make = move |records: &_| request::rebuild_environment(records, id, failed_only);
+    let make = move |records: &_| rebuild_environment(records, id, failed_only);
     let run = api.intake.take(make).await?;
     Ok((StatusCode::CREATED, Json(runs::find(&api, run)?)))
 }

@@ -8,10 +8,11 @@ use tracing::error;
 use crate::api::ErrorBody;
 use crate::core::disk::DiskNearlyFull;
 use crate::core::intake::IntakeError;
+use crate::core::intake::fields::InvalidRequest;
+use crate::core::intake::github_events::Unused;
+use crate::core::intake::projects::LinkError;
+use crate::core::intake::rebuild::RebuildError;
 use crate::core::orchestrator::ShuttingDown;
-use crate::core::request::hooks::Unused;
-use crate::core::request::projects::LinkError;
-use crate::core::request::{InvalidRequest, RebuildError};
 
 /// A refusal: status, a word for programs, and a sentence that says what to do.
 #[derive(Debug)]

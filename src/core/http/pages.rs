@@ -24,7 +24,7 @@ use tracing::{error, warn};
 
 use super::{Api, views};
 use crate::api::{JobKindView, JobStatus, JobView, LostAttempt, RunStatus, RunView};
-use crate::core::github::seconds;
+use crate::core::github::report::view::seconds;
 use crate::core::logs::{LogError, StoredLine, readable};
 
 /// Lines of a log that its page shows.

@@ -11,7 +11,7 @@ use tokio::task::spawn_blocking;
 use super::auth::{Admin, Reader};
 use super::{Api, ApiError, ApiJson, ApiPath, views};
 use crate::api::{AddProject, ErrorBody, ProjectView};
-use crate::core::request::projects::LinkProject;
+use crate::core::intake::projects::LinkProject;
 
 /// Lists projects, the oldest first; also those that only runs of people and scripts made.
 #[utoipa::path(get, path = "/projects", responses((status = 200, body = Vec<ProjectView>)))]

@@ -12,7 +12,7 @@ use stagely_state::{Approval, CancelReason, Event};
 use super::auth::{Reader, Writer};
 use super::{Api, ApiError, ApiJson, ApiPath, ApiQuery, views};
 use crate::api::{CreateRun, ErrorBody, JobView, ListRuns, RebuildRun, RunView};
-use crate::core::request;
+use crate::core::intake::{rebuild, request};
 
 const LIST_DEFAULT: usize = 50;
 const LIST_MAX: usize = 1_000;
@@ -122,7 +122,7 @@ pub(super) async fn rebuild(
     ApiPath(id): ApiPath<RunId>,
     ApiJson(rebuild): ApiJson<RebuildRun>,
 ) -> Result<(StatusCode, Json<RunView>), ApiError> {
-    let id = api.intake.take(move |records| request::rebuild(records, id, rebuild)).await?;
+    let id = api.intake.take(move |records| rebuild::rebuild(records, id, rebuild)).await?;
     Ok((StatusCode::CREATED, Json(find(&api, id)?)))
 }
 

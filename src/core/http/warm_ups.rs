@@ -8,7 +8,7 @@ use super::auth::{Reader, Writer};
 use super::{Api, ApiError, ApiJson, ApiPath, runs};
 use crate::api::{CreateWarmUp, ErrorBody, RunView, WarmUpView};
 use crate::core::clock::now;
-use crate::core::request;
+use crate::core::intake::request;
 
 /// Starts a run that fills a project's caches and pushes no image.
 #[utoipa::path(post, path = "/projects/{name}/warm-ups", params(("name" = String, Path)),

@@ -20,10 +20,9 @@ use url::form_urlencoded;
 
 use super::{Api, ApiError};
 use crate::api::{DeliveryOutcome, DeliveryView, ErrorBody};
-use crate::core::github::delivery_id;
-use crate::core::github::hook::{self, Hook};
-use crate::core::intake::Heard;
-use crate::core::request::hooks;
+use crate::core::github::webhook::delivery_id;
+use crate::core::github::webhook::event::{self, Hook};
+use crate::core::intake::{Heard, github_events};
 
 /// The largest body that GitHub sends.
 const WEBHOOK_BYTES_MAX: usize = 25 * 1024 * 1024;
@@ -107,7 +106,7 @@ pub(super) async fn take(
     let read = move || {
         let _memory = memory;
         let signature = text(&headers, SIGNATURE);
-        hook::verify(&secret, &body, signature).map_err(|bad| {
+        event::verify(&secret, &body, signature).map_err(|bad| {
             ApiError::bad_signature(format!(
                 "{bad}; give GitHub the same secret as github.webhook-secret-file"
             ))
@@ -123,7 +122,7 @@ pub(super) async fn take(
     let is_ping = hook == Hook::Ping;
     let config = Arc::clone(&api.config);
     let delivery = delivery_id(&name);
-    let make = move |records: &_| hooks::event(records, &config.github, &hook);
+    let make = move |records: &_| github_events::event(records, &config.github, &hook);
     let (outcome, detail) = match api.intake.hear(Some(delivery), make).await? {
         Heard::Accepted(what) => (DeliveryOutcome::Accepted, what.to_owned()),
         Heard::Ignored(why) if is_ping => (DeliveryOutcome::Accepted, why),
@@ -169,7 +168,7 @@ fn read_delivery(headers: &HeaderMap, body: Bytes) -> Result<(String, Hook), Api
     let is_form = content_type.starts_with("application/x-www-form-urlencoded");
     let payload = if is_form { form_payload(&body)? } else { body };
     let hook =
-        hook::parse(event, &payload).map_err(|error| ApiError::invalid(error.to_string()))?;
+        event::parse(event, &payload).map_err(|error| ApiError::invalid(error.to_string()))?;
     Ok((delivery, hook))
 }
 

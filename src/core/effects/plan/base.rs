@@ -15,8 +15,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::{Effects, NotPlanned, Subject, failed};
+use crate::core::intake::names::{DEFAULT_ENVIRONMENT, environment_of};
 use crate::core::plan::Base;
-use crate::core::request::{DEFAULT_ENVIRONMENT, environment_of};
 
 /// The most commits of good images that are fetched and compared. More differ only where builds
 /// failed again and again.

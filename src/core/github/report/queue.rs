@@ -62,7 +62,7 @@ impl Reporting {
         written.insert(environment, now);
     }
 
-    pub(super) fn remember(&self, environment: EnvironmentId, told: Option<Told>) {
+    pub(crate) fn remember(&self, environment: EnvironmentId, told: Option<Told>) {
         let all = &mut lock(&self.inner).told;
         match told {
             Some(told) => all.insert(environment, told),

@@ -8,17 +8,18 @@ use stagely_state::{
 };
 use thiserror::Error;
 
-use super::{InvalidRequest, check_reference, environment, environment_of};
+use super::fields::{InvalidRequest, check_reference};
+use super::names::{environment, environment_of};
 use crate::config::GithubConfig;
-use crate::core::clock::new_id;
-use crate::core::clock::now;
-use crate::core::github::hook::{Hook, PullRequest, Repository};
+use crate::core::clock::{new_id, now};
+use crate::core::github::webhook::event::Hook;
+use crate::core::github::{PullRequest, Repository};
 use crate::core::records::Records;
 
 /// Why nothing comes of what GitHub says, for people.
 #[derive(Debug, PartialEq, Eq, Error)]
 #[error("{0}")]
-pub struct Unused(pub String);
+pub(crate) struct Unused(pub String);
 
 fn unused(why: impl Into<String>) -> Unused {
     Unused(why.into())
@@ -34,7 +35,11 @@ impl From<InvalidRequest> for Unused {
 ///
 /// # Errors
 /// [`Unused`], with the reason why nothing comes of it.
-pub fn event(records: &Records, config: &GithubConfig, hook: &Hook) -> Result<Event, Unused> {
+pub(crate) fn event(
+    records: &Records,
+    config: &GithubConfig,
+    hook: &Hook,
+) -> Result<Event, Unused> {
     match hook {
         Hook::Ping => Err(unused("GitHub reaches this core")),
         Hook::Ignored(why) => Err(unused(why)),
@@ -95,7 +100,11 @@ pub fn event(records: &Records, config: &GithubConfig, hook: &Hook) -> Result<Ev
 ///
 /// # Errors
 /// [`Unused`], with the reason why nothing comes of it.
-pub fn late_event(records: &Records, config: &GithubConfig, hook: &Hook) -> Result<Event, Unused> {
+pub(crate) fn late_event(
+    records: &Records,
+    config: &GithubConfig,
+    hook: &Hook,
+) -> Result<Event, Unused> {
     let mut event = event(records, config, hook)?;
     if let Event::CommandGiven { command, .. } = &mut event {
         command.is_late = true;
@@ -107,7 +116,7 @@ pub fn late_event(records: &Records, config: &GithubConfig, hook: &Hook) -> Resu
 ///
 /// # Errors
 /// [`Unused`], with the reason why nothing comes of it.
-pub fn listed(
+pub(crate) fn listed(
     records: &Records,
     config: &GithubConfig,
     repository: &Repository,

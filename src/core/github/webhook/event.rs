@@ -6,10 +6,12 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use sha2::Sha256;
 use stagely_protocol::CommitSha;
-use stagely_state::{CommandKind, GithubRepository, Timestamp};
+use stagely_state::{CommandKind, Timestamp};
 use thiserror::Error;
 
-use super::payload::{AccountPayload, PullRequestPayload, RepositoryPayload, moment};
+use crate::core::github::payload::{
+    AccountPayload, PullRequest, PullRequestPayload, Repository, RepositoryPayload, moment,
+};
 
 /// The word that a command begins with, at the start of a line.
 const COMMAND: &str = "/stagely";
@@ -19,47 +21,6 @@ const COMMIT_DIGITS_MIN: usize = 7;
 
 /// The characters of a command that nobody knows that are said again.
 const UNKNOWN_CHARS: usize = 60;
-
-/// A pull request, as deliveries and GitHub's lists show it.
-#[expect(clippy::struct_excessive_bools, reason = "each says another thing of it")]
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PullRequest {
-    /// Its number.
-    pub number: u64,
-    /// Whether it is open.
-    pub is_open: bool,
-    /// Whether its author says that it is not ready.
-    pub is_draft: bool,
-    /// The commit that it is at.
-    pub head: CommitSha,
-    /// The branch of that commit, in its own repository.
-    pub head_branch: String,
-    /// Whether that repository is another one, or is gone.
-    pub is_from_fork: bool,
-    /// The branch that it is to be merged into.
-    pub base_branch: String,
-    /// Who opened it.
-    pub author: String,
-    /// Whether GitHub has seen commits of the author in the repository before.
-    pub is_known_contributor: bool,
-    /// When it was opened, by GitHub's clock.
-    pub created_at: Timestamp,
-    /// When it last changed, by GitHub's clock.
-    pub updated_at: Timestamp,
-    /// When it was closed.
-    pub closed_at: Option<Timestamp>,
-}
-
-/// A repository, as deliveries show it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Repository {
-    /// `owner/name`.
-    pub full_name: GithubRepository,
-    /// Its default branch.
-    pub default_branch: String,
-    /// Whether it can be cloned with a token only.
-    pub is_private: bool,
-}
 
 /// What a delivery says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -346,7 +307,7 @@ fn issue_comment(body: &[u8]) -> serde_json::Result<Hook> {
 
 /// What core's own comments begin with. With a person's token core writes as that person, who may approve
 /// and cancel: what it says of commands must be none.
-pub(super) const OWN_COMMENT: &str = "<!-- stagely ";
+pub(in crate::core::github) const OWN_COMMENT: &str = "<!-- stagely ";
 
 /// The command in the first line that begins with one; `None` where no line does. What is quoted as code is
 /// said by nobody.

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use axum::http::{HeaderMap, StatusCode};
 use governor::DefaultDirectRateLimiter;
+use serde::{Deserialize, Serialize};
 use stagely_state::Timestamp;
 use stagely_state::ids::ProjectId;
 
-use super::client::GithubHealth;
 use super::error::GithubError;
 use crate::config::GithubConfig;
 
@@ -32,6 +32,19 @@ const WAIT_MIN: Duration = Duration::from_secs(1);
 
 const MINUTE: Duration = Duration::from_mins(1);
 const HOUR: Duration = Duration::from_hours(1);
+
+/// How core gets on with GitHub: `GET /github`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GithubHealth {
+    /// Requests left in this hour, of the credentials that have the fewest.
+    pub remaining: Option<u64>,
+    /// When these are as many as at the start again.
+    pub resets_at: Option<Timestamp>,
+    /// Nothing is asked before this moment: GitHub's limit is reached.
+    pub blocked_until: Option<Timestamp>,
+    /// The last failure, for people; `None` after a success.
+    pub problem: Option<String>,
+}
 
 /// Whose limits they are.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

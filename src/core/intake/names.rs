@@ -2,11 +2,11 @@
 
 use sha2::{Digest as _, Sha256};
 use stagely_protocol::CommitSha;
-use stagely_state::ids::ProjectId;
-use stagely_state::{InvalidName, NAME_CHARS_MAX, Name, Project};
+use stagely_state::ids::{EnvironmentId, ProjectId};
+use stagely_state::{Environment, NAME_CHARS_MAX, Name, Project};
 use url::Url;
 
-use super::{InvalidRequest, invalid};
+use super::fields::{InvalidRequest, check_name, invalid};
 use crate::core::clock::new_id;
 use crate::core::records::Records;
 
@@ -14,7 +14,7 @@ use crate::core::records::Records;
 /// `{registry}/{project}/cache`.
 const CACHE: &str = "cache";
 /// The environment of runs that name no branch, tag or commit.
-pub const DEFAULT_ENVIRONMENT: &str = "default";
+pub(crate) const DEFAULT_ENVIRONMENT: &str = "default";
 /// The environment of runs that name a commit.
 const COMMITS: &str = "commits";
 /// Before the number of a pull request, the name of its environment. Its caches and images are not
@@ -75,6 +75,31 @@ fn free_name(records: &Records, name: &str) -> String {
         .expect("fewer projects than numbers")
 }
 
+/// The environment called `name`: the one there is, or a new one.
+pub(super) fn environment(
+    records: &Records,
+    project: &Project,
+    name: String,
+    pull_request: Option<u64>,
+) -> Result<Environment, InvalidRequest> {
+    let known = records
+        .environments
+        .values()
+        .find(|found| found.project == project.id && found.name == name);
+    let Some(known) = known else {
+        let new = Environment::new(new_id::<EnvironmentId>(), project.id, name);
+        return Ok(Environment { pull_request, ..new });
+    };
+    if pull_request.is_some() && known.pull_request != pull_request {
+        let problem = match known.pull_request {
+            Some(other) => format!("{name} is that of pull request {other}; name another"),
+            None => format!("{name} is there already, for no pull request; name another"),
+        };
+        return Err(invalid("environment", problem));
+    }
+    Ok(known.clone())
+}
+
 /// The name of a run's environment.
 pub(super) fn environment_name(
     wanted: Option<&str>,
@@ -116,7 +141,7 @@ pub(super) fn environment_name(
 
 /// The environment of a branch, or of a tag in full: its name where that can be one. Any other is made
 /// one and marked with the hash of the name, so that no two push over each other's images.
-pub fn environment_of(reference: &str) -> String {
+pub(crate) fn environment_of(reference: &str) -> String {
     let name = Name::nearest(reference.strip_prefix("refs/tags/").unwrap_or(reference));
     let mut name = String::from(name);
     if name == reference && !is_taken(&name) {
@@ -139,10 +164,6 @@ fn pull_request_of(name: &str) -> Option<&str> {
     let number = name.strip_prefix(PULL_REQUEST)?;
     let is_number = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
     is_number.then_some(number)
-}
-
-pub(super) fn check_name(field: &'static str, name: &str) -> Result<Name, InvalidRequest> {
-    name.parse().map_err(|error: InvalidName| invalid(field, error.problem))
 }
 
 #[cfg(test)]

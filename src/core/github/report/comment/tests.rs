@@ -3,7 +3,7 @@
 use stagely_state::{Approval, PlanFailure, SkipReason, SkippedBuild};
 
 use super::*;
-use crate::core::github::fixtures::{World, commit, job_id, user_failure};
+use crate::core::github::report::fixtures::{World, commit, job_id, user_failure};
 
 /// The comment without its marker and footer, which are the same in each.
 fn middle(world: &World, excerpts: &Excerpts) -> String {

@@ -8,9 +8,8 @@ use std::collections::BTreeMap;
 use stagely_protocol::CommitSha;
 use stagely_state::{CancelReason, CommitStatus, Job, JobKind, JobState, RunState, StatusState};
 
-use super::Shown;
 use super::markdown::{cut, one_line};
-use super::shown::{platforms, seconds};
+use super::view::{Shown, platforms, seconds};
 
 /// GitHub's own limit, in characters.
 const DESCRIPTION_CHARS_MAX: usize = 140;
@@ -131,7 +130,7 @@ mod tests {
     use stagely_state::{Approval, PlanFailure};
 
     use super::*;
-    use crate::core::github::fixtures::{self, World, user_failure};
+    use crate::core::github::report::fixtures::{self, World, user_failure};
 
     fn told(world: &World) -> BTreeMap<String, (StatusState, String)> {
         let (commit, statuses) = of(&world.shown()).unwrap();

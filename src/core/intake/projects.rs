@@ -6,29 +6,30 @@ use stagely_state::{ForkPolicy, GithubLink, GithubRepository, Project};
 use thiserror::Error;
 use url::Url;
 
-use super::{InvalidRequest, names};
+use super::fields::{InvalidRequest, check_name};
+use super::names;
 use crate::core::records::Records;
 
 /// A repository at GitHub that is to be listened to.
 #[derive(Clone, Debug)]
-pub struct LinkProject {
+pub(crate) struct LinkProject {
     /// The repository.
-    pub repository: GithubRepository,
+    pub(crate) repository: GithubRepository,
     /// Where it is cloned from.
-    pub clone_url: Url,
+    pub(crate) clone_url: Url,
     /// The project's name. `None`: the one it has, or made of the repository's.
-    pub name: Option<String>,
+    pub(crate) name: Option<String>,
     /// What becomes of pull requests from forks.
-    pub forks: ForkPolicy,
+    pub(crate) forks: ForkPolicy,
     /// Most machines at once.
-    pub max_concurrent: Option<NonZeroU32>,
+    pub(crate) max_concurrent: Option<NonZeroU32>,
     /// Whether the configuration file says so.
-    pub is_configured: bool,
+    pub(crate) is_configured: bool,
 }
 
 /// Why a repository gets no project.
 #[derive(Debug, Error)]
-pub enum LinkError {
+pub(crate) enum LinkError {
     /// Something else is in the way.
     #[error("{0}")]
     Conflict(String),
@@ -42,9 +43,9 @@ pub enum LinkError {
 ///
 /// # Errors
 /// [`LinkError`].
-pub fn link(records: &Records, wanted: LinkProject) -> Result<Project, LinkError> {
+pub(crate) fn link(records: &Records, wanted: LinkProject) -> Result<Project, LinkError> {
     if let Some(name) = &wanted.name {
-        names::check_name("name", name)?;
+        check_name("name", name)?;
     }
     let github = &wanted.repository;
     let listens =

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use tokio::time::Instant;
 
 use super::*;
-use crate::core::github::fixtures::{ENVIRONMENT, World, commit, user_failure};
+use crate::core::github::report::fixtures::{ENVIRONMENT, World, commit, user_failure};
 use crate::core::logs::LogSettings;
 
 const INTERVAL: Duration = Duration::from_secs(5);

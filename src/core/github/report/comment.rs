@@ -10,9 +10,8 @@ use stagely_protocol::FailureReason;
 use stagely_state::ids::{EnvironmentId, JobId};
 use stagely_state::{CancelReason, Job, JobKind, JobState, RunState};
 
-use super::Shown;
 use super::markdown::{code, first_lines, inline, last_lines};
-use super::shown::{platforms, seconds, short};
+use super::view::{Shown, platforms, seconds, short};
 
 /// GitHub takes 65,536 characters. This is in bytes, and what the sections below may take together.
 const BODY_BYTES_MAX: usize = 60_000;

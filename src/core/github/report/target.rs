@@ -6,7 +6,7 @@ use stagely_state::{CommitStatus, Project};
 use crate::core::github::{Github, GithubError};
 
 /// A pull request and the commits of its repository.
-pub(super) trait Place: Sync {
+pub(crate) trait Place: Sync {
     /// Waits until a comment may be written.
     fn room_for_comment(&self) -> impl Future<Output = ()> + Send;
 
@@ -39,11 +39,11 @@ pub(super) trait Place: Sync {
 }
 
 /// A repository at GitHub.
-pub(super) struct AtGithub {
-    pub(super) github: Github,
-    pub(super) project: Project,
+pub(crate) struct AtGithub {
+    pub(crate) github: Github,
+    pub(crate) project: Project,
     /// The pull request. Nobody asks for a comment where there is none.
-    pub(super) number: Option<u64>,
+    pub(crate) number: Option<u64>,
 }
 
 impl AtGithub {

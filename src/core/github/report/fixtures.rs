@@ -7,7 +7,7 @@ use stagely_state::{
 };
 use url::Url;
 
-use super::Shown;
+use super::view::Shown;
 use crate::core::fixtures::job as build;
 use crate::core::records::Records;
 

@@ -14,8 +14,8 @@ use super::api::{Api, Ask, path};
 use super::credentials::App;
 use super::error::GithubError;
 use super::limits::Account;
-use super::payload::moment;
 use crate::core::clock::now;
+use crate::core::github::payload::moment;
 
 /// A token is made anew this long before it ends: a request may take a while, and clocks differ.
 const RESERVE: Duration = Duration::from_mins(5);

@@ -1,0 +1,122 @@
+//! Checks of single fields of a request.
+
+use std::collections::BTreeMap;
+
+use secrecy::{ExposeSecret as _, SecretString};
+use stagely_state::{BranchName, InvalidName, Name, Reference};
+use thiserror::Error;
+use url::Url;
+
+/// The most build arguments that a request may set.
+const SET_MAX: usize = 128;
+/// The longest text of any field.
+const TEXT_BYTES_MAX: usize = 4 * 1024;
+
+/// A request that cannot be served.
+#[derive(Debug, Error)]
+#[error("{field}: {problem}")]
+pub(crate) struct InvalidRequest {
+    /// The field.
+    pub(crate) field: &'static str,
+    /// What is wrong and what to do.
+    pub(crate) problem: String,
+}
+
+pub(super) fn invalid(field: &'static str, problem: impl Into<String>) -> InvalidRequest {
+    InvalidRequest { field, problem: problem.into() }
+}
+
+pub(super) fn repository(text: &str) -> Result<Url, InvalidRequest> {
+    const FIELD: &str = "repository";
+    if text.len() > TEXT_BYTES_MAX {
+        return Err(invalid(FIELD, "is longer than 4096 bytes"));
+    }
+    let url: Url = text
+        .parse()
+        .map_err(|error| invalid(FIELD, format!("is not a URL ({error}); write https://…")))?;
+    if !matches!(url.scheme(), "http" | "https" | "git") || url.host().is_none() {
+        return Err(invalid(FIELD, "must start with https://, http:// or git://"));
+    }
+    if url.password().is_some() || !url.username().is_empty() {
+        return Err(invalid(FIELD, "holds a user or password; give it as clone_token"));
+    }
+    // An address is stored and shown, so no token may be in it.
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(invalid(
+            FIELD,
+            "ends in `?…` or `#…`, which no repository needs; give a token as clone_token, and a \
+             branch, tag or commit as ref",
+        ));
+    }
+    Ok(url)
+}
+
+pub(super) fn check_reference(
+    field: &'static str,
+    reference: &str,
+) -> Result<Reference, InvalidRequest> {
+    reference.parse().map_err(|error: InvalidName| invalid(field, error.problem))
+}
+
+pub(super) fn check_branch(
+    field: &'static str,
+    branch: &str,
+) -> Result<BranchName, InvalidRequest> {
+    branch.parse().map_err(|error: InvalidName| invalid(field, error.problem))
+}
+
+pub(super) fn check_builds(builds: &[String]) -> Result<(), InvalidRequest> {
+    if builds.len() > SET_MAX || builds.iter().any(|build| build.len() > 255) {
+        return Err(invalid("builds", "is too long"));
+    }
+    Ok(())
+}
+
+/// A build of a fork runs what a stranger wrote.
+pub(super) fn check_foreign_set(
+    from_fork: bool,
+    set: &BTreeMap<String, SecretString>,
+) -> Result<(), InvalidRequest> {
+    if from_fork && !set.is_empty() {
+        let problem = "may be secret, and the builds of forks get no secrets: leave it out";
+        return Err(invalid("set", problem));
+    }
+    Ok(())
+}
+
+pub(super) fn check_set(set: &BTreeMap<String, SecretString>) -> Result<(), InvalidRequest> {
+    if set.len() > SET_MAX {
+        return Err(invalid("set", format!("has more than {SET_MAX} entries")));
+    }
+    for (name, value) in set {
+        let good = !name.is_empty()
+            && !name.starts_with(|first: char| first.is_ascii_digit())
+            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+        if !good {
+            let problem = format!("{name:?} is not the name of a build argument");
+            return Err(invalid("set", problem));
+        }
+        if value.expose_secret().len() > 64 * 1024 {
+            return Err(invalid("set", format!("the value of {name} is longer than 64 KiB")));
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn check_name(field: &'static str, name: &str) -> Result<Name, InvalidRequest> {
+    name.parse().map_err(|error: InvalidName| invalid(field, error.problem))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_may_hold_a_token_is_refused_with_where_it_belongs() {
+        for end in ["?private_token=abc", "?", "#main"] {
+            let error = repository(&format!("https://host/owner/app.git{end}")).unwrap_err();
+            assert!(error.problem.contains("clone_token"), "{error}");
+            assert!(!error.to_string().contains("abc"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,278 @@
+//! Requests that build the commit of an earlier run again.
+
+use stagely_state::ids::{EnvironmentId, RunId};
+use stagely_state::{Run, RunState, Trigger};
+use thiserror::Error;
+
+use super::fields::{InvalidRequest, check_foreign_set, check_set, invalid};
+use super::request::RequestedRun;
+use crate::api::RebuildRun;
+use crate::core::clock::{new_id, now};
+use crate::core::records::Records;
+use crate::core::secrets::RunSecrets;
+
+/// Why a run is not built once more.
+#[derive(Debug, Error)]
+pub(crate) enum RebuildError {
+    /// There is no such run.
+    #[error("there is no run {0}")]
+    NotFound(RunId),
+    /// There is no such environment.
+    #[error("there is no environment {0}")]
+    NoEnvironment(EnvironmentId),
+    /// The run is not one that can be.
+    #[error("{0}")]
+    Conflict(String),
+    /// The request must say something else.
+    #[error(transparent)]
+    Invalid(#[from] InvalidRequest),
+}
+
+/// Makes the records of a run that builds the commit of `id` once more.
+///
+/// # Errors
+/// [`RebuildError`].
+pub(crate) fn rebuild(
+    records: &Records,
+    id: RunId,
+    rebuild: RebuildRun,
+) -> Result<RequestedRun, RebuildError> {
+    let earlier = records.runs.get(&id).ok_or(RebuildError::NotFound(id))?;
+    check_rebuild(earlier, rebuild.failed).map_err(RebuildError::Conflict)?;
+    again(records, earlier, rebuild)
+}
+
+/// Makes the records of a run that builds the newest run of an environment once more, also while that one
+/// goes on: it takes its place.
+///
+/// # Errors
+/// [`RebuildError`].
+pub(crate) fn rebuild_environment(
+    records: &Records,
+    id: EnvironmentId,
+    failed_only: bool,
+) -> Result<RequestedRun, RebuildError> {
+    let environment = records.environments.get(&id).ok_or(RebuildError::NoEnvironment(id))?;
+    let project = records.projects.get(&environment.project);
+    let is_linked = project.is_some_and(|project| project.github.is_some());
+    if environment.closed && environment.pull_request.is_some() && is_linked {
+        return Err(RebuildError::Conflict(format!("{} is closed", environment.name)));
+    }
+    let newest = environment.newest_run.and_then(|run| records.runs.get(&run));
+    let Some(newest) = newest else {
+        return Err(RebuildError::Conflict("there is no run to be built again".to_owned()));
+    };
+    if newest.state.is_final() || failed_only {
+        check_rebuild(newest, failed_only).map_err(RebuildError::Conflict)?;
+    }
+    again(records, newest, RebuildRun { failed: failed_only, ..RebuildRun::default() })
+}
+
+/// `earlier` once more, which may be.
+fn again(
+    records: &Records,
+    earlier: &Run,
+    rebuild: RebuildRun,
+) -> Result<RequestedRun, RebuildError> {
+    let id = earlier.id;
+    let project = records.projects.get(&earlier.project).ok_or(RebuildError::NotFound(id))?;
+    let environment = records.environments.get(&earlier.environment);
+    let environment = environment.ok_or(RebuildError::NotFound(id))?;
+    check_arguments(earlier, &rebuild)?;
+    let commit = earlier.commit.as_ref().map(ToString::to_string);
+    let run = Run {
+        trigger: Trigger::Retry,
+        requested_ref: commit.or_else(|| earlier.requested_ref.clone()),
+        // A commit says nothing of branches, and what is built may depend on it.
+        branch: earlier.branch.clone(),
+        only_builds: earlier.only_builds.clone(),
+        base: earlier.base.clone(),
+        from_fork: earlier.from_fork,
+        github: earlier.github.clone(),
+        approval: earlier.approval.clone(),
+        set_names: rebuild.set.keys().cloned().collect(),
+        rebuilds: Some(earlier.original()),
+        keeps: rebuild.failed.then_some(id),
+        ..Run::new(new_id::<RunId>(), environment, earlier.repository.clone(), now())
+    };
+    let secrets = RunSecrets { clone_token: rebuild.clone_token, set: rebuild.set };
+    Ok(RequestedRun { run, project: project.clone(), environment: environment.clone(), secrets })
+}
+
+/// The build arguments of `earlier` must be given again, and where jobs are kept no others.
+fn check_arguments(earlier: &Run, rebuild: &RebuildRun) -> Result<(), InvalidRequest> {
+    let id = earlier.id;
+    check_set(&rebuild.set)?;
+    check_foreign_set(earlier.from_fork, &rebuild.set)?;
+    let missing = |name: &&String| !rebuild.set.contains_key(*name);
+    let missing: Vec<&str> = earlier.set_names.iter().filter(missing).map(String::as_str).collect();
+    if !missing.is_empty() {
+        let names = missing.join(", ");
+        let problem =
+            format!("{id} was given {names}, whose values went with its end: set them again");
+        return Err(invalid("set", problem));
+    }
+    let added = |name: &&String| !earlier.set_names.contains(*name);
+    let added: Vec<&str> = rebuild.set.keys().filter(added).map(String::as_str).collect();
+    if rebuild.failed && !added.is_empty() {
+        let names = added.join(", ");
+        let problem = format!(
+            "{id} was not given {names}, so what completed there was built without: leave it out, or \
+             build all of it again without `failed`"
+        );
+        return Err(invalid("set", problem));
+    }
+    Ok(())
+}
+
+fn check_rebuild(earlier: &Run, only_failed: bool) -> Result<(), String> {
+    let id = earlier.id;
+    if !earlier.state.is_final() {
+        return Err(format!("{id} has not ended; wait for it or cancel it first"));
+    }
+    if earlier.trigger == Trigger::WarmUp {
+        return Err(format!("{id} is a warm-up; start another with `stagely warm`"));
+    }
+    if only_failed && earlier.state == RunState::Completed {
+        return Err(format!("nothing failed in {id}; without `failed` all of it is built again"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use secrecy::SecretString;
+    use stagely_protocol::CommitSha;
+    use stagely_state::Approval;
+
+    use super::*;
+    use crate::api::CreateRun;
+    use crate::core::intake::fixtures::{app, records_of};
+
+    fn failed() -> RunState {
+        RunState::Failed { plan_error: None }
+    }
+
+    #[test]
+    fn a_rebuild_is_of_the_same_commit_on_the_same_branch_with_the_same_choices() {
+        let commit: CommitSha = "a".repeat(40).parse().unwrap();
+        let create = CreateRun {
+            reference: Some("main".to_owned()),
+            base: Some("release".to_owned()),
+            builds: vec!["web".to_owned()],
+            pull_request: Some(7),
+            from_fork: true,
+            ..app()
+        };
+        let (records, id) = records_of(create, |run| {
+            run.state = failed();
+            run.commit = Some(commit.clone());
+            run.branch = Some("main".to_owned());
+        });
+
+        let made =
+            rebuild(&records, id, RebuildRun { failed: true, ..Default::default() }).unwrap();
+
+        let (earlier, run) = (&records.runs[&id], made.run);
+        assert_ne!(run.id, id);
+        assert_eq!((run.trigger, run.keeps, run.rebuilds), (Trigger::Retry, Some(id), Some(id)));
+        assert_eq!(run.requested_ref.as_deref(), Some(commit.as_str()));
+        assert_eq!(run.branch.as_deref(), Some("main"));
+        assert_eq!(
+            (run.environment, &run.only_builds, &run.base, run.from_fork, &run.repository),
+            (
+                earlier.environment,
+                &earlier.only_builds,
+                &earlier.base,
+                earlier.from_fork,
+                &earlier.repository
+            )
+        );
+        assert!(run.commit.is_none() && !run.state.is_final());
+    }
+
+    #[test]
+    fn an_environment_is_rebuilt_by_its_newest_run_also_while_that_goes_on() {
+        let create = CreateRun { pull_request: Some(7), from_fork: true, ..app() };
+        let (mut records, id) = records_of(create, |run| run.approval = Approval::Awaited);
+        let environment = records.runs[&id].environment;
+        let none = rebuild_environment(&records, environment, false).unwrap_err();
+        assert!(none.to_string().contains("no run"), "{none}");
+        records.environments.get_mut(&environment).unwrap().newest_run = Some(id);
+
+        let run = rebuild_environment(&records, environment, false).unwrap().run;
+
+        assert_eq!((run.rebuilds, run.keeps, run.trigger), (Some(id), None, Trigger::Retry));
+        assert_eq!(run.approval, Approval::Awaited, "nobody has agreed to it by building it again");
+        let open = rebuild_environment(&records, environment, true).unwrap_err();
+        assert!(open.to_string().contains("has not ended"), "{open}");
+        let nowhere = rebuild_environment(&records, new_id::<EnvironmentId>(), false);
+        assert!(matches!(nowhere, Err(RebuildError::NoEnvironment(_))));
+    }
+
+    #[test]
+    fn a_rebuild_of_a_rebuild_repeats_the_first_run() {
+        let first = new_id::<RunId>();
+        let (records, id) = records_of(app(), |run| {
+            run.state = failed();
+            run.rebuilds = Some(first);
+        });
+
+        let made = rebuild(&records, id, RebuildRun { failed: true, ..Default::default() });
+
+        let run = made.unwrap().run;
+        assert_eq!((run.rebuilds, run.keeps), (Some(first), Some(id)));
+    }
+
+    #[test]
+    fn a_rebuild_that_cannot_be_says_why() {
+        let refused = |change: fn(&mut Run), failed| {
+            let (records, id) = records_of(app(), change);
+            match rebuild(&records, id, RebuildRun { failed, ..Default::default() }) {
+                Err(RebuildError::Conflict(message)) => message,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert!(refused(|_| {}, false).contains("has not ended"));
+        assert!(refused(|run| run.state = RunState::Completed, true).contains("nothing failed"));
+        let warm_up = |run: &mut Run| {
+            run.state = RunState::Completed;
+            run.trigger = Trigger::WarmUp;
+        };
+        assert!(refused(warm_up, false).contains("stagely warm"));
+        let unknown = rebuild(&Records::default(), new_id::<RunId>(), RebuildRun::default());
+        assert!(matches!(unknown, Err(RebuildError::NotFound(_))));
+    }
+
+    #[test]
+    fn a_rebuild_names_the_arguments_that_must_be_given_again() {
+        let secret = || SecretString::from("x");
+        let set = ["TOKEN", "MODE"].map(|name| (name.to_owned(), secret()));
+        let (records, id) =
+            records_of(CreateRun { set: set.into(), ..app() }, |run| run.state = failed());
+
+        let given =
+            RebuildRun { set: [("MODE".to_owned(), secret())].into(), ..Default::default() };
+        let error = rebuild(&records, id, given).unwrap_err();
+        assert!(matches!(&error, RebuildError::Invalid(it) if it.field == "set"), "{error}");
+        assert!(error.to_string().contains("given TOKEN,"), "{error}");
+
+        let set = ["TOKEN", "MODE"].map(|name| (name.to_owned(), secret()));
+        let given = RebuildRun { set: set.into(), ..Default::default() };
+        let made = rebuild(&records, id, given).unwrap();
+        assert_eq!(made.run.set_names, records.runs[&id].set_names);
+    }
+
+    #[test]
+    fn a_rebuild_that_keeps_jobs_takes_no_arguments_that_they_were_built_without() {
+        let (records, id) = records_of(app(), |run| run.state = failed());
+        let set = || [("MODE".to_owned(), SecretString::from("x"))].into();
+        let with =
+            |failed| rebuild(&records, id, RebuildRun { failed, set: set(), ..Default::default() });
+
+        let error = with(true).unwrap_err();
+        assert!(matches!(&error, RebuildError::Invalid(it) if it.field == "set"), "{error}");
+        assert!(error.to_string().contains("not given MODE,"), "{error}");
+        assert!(with(false).unwrap().run.set_names.contains("MODE"));
+    }
+}
