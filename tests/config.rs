@@ -1,4 +1,4 @@
-//! `stagely.toml`: the sample says the truth, and mistakes are named.
+//! `stagely.toml`: the sample file shows the defaults, and mistakes are reported.
 
 #![expect(clippy::unwrap_used, reason = "a helper's failure fails the test")]
 
@@ -16,7 +16,7 @@ fn sample() -> String {
     fs::read_to_string(path).unwrap()
 }
 
-/// What machines of other hosts need: addresses of core and of a registry that they reach.
+/// Addresses of core and of a registry that machines of other hosts can reach.
 const REACHED: &str =
     "core.public-url = \"https://core.example\"\nregistry.url = \"registry.example\"\n";
 
@@ -27,14 +27,14 @@ fn read(text: &str) -> Result<Config, ConfigError> {
     Config::read(&path)
 }
 
-/// What is wrong with `text`.
+/// The problem of `text`.
 fn error(text: &str) -> String {
     let error = read(text).unwrap_err();
     let source = std::error::Error::source(&error).map(ToString::to_string);
     format!("{error}: {}", source.unwrap_or_default())
 }
 
-/// The sample with its examples, too: `# key = value` without the `#`.
+/// The sample including its examples: `# key = value` without the `#`.
 fn with_examples(sample: &str) -> String {
     let is_example = |line: &&str| {
         line.starts_with("[[") || line.split_once(" = ").is_some_and(|(key, _)| !key.contains(' '))
@@ -52,8 +52,8 @@ fn the_sample_shows_the_defaults() {
 }
 
 #[test]
-fn the_samples_examples_are_settings_too() {
-    // Its examples name clouds, and the default registry is this host's own.
+fn the_examples_in_the_sample_are_valid_settings() {
+    // The examples name clouds, which cannot reach the default registry on loopback.
     let text = with_examples(&sample()).replace("127.0.0.1:5000", "registry.example");
     let config = read(&text).unwrap();
     let unset = [
@@ -94,11 +94,11 @@ fn the_samples_examples_are_settings_too() {
     }
     let types =
         config.aws.instance_types.values().chain(config.digitalocean.instance_types.values());
-    let types: Vec<_> = types.map(|it| it.arch.is_some() && it.price.is_some()).collect();
+    let types: Vec<_> = types.map(|known| known.arch.is_some() && known.price.is_some()).collect();
     assert_eq!(types, [true, true]);
 }
 
-/// Serde lists every key it knows when it meets one that it does not.
+/// Serde lists all known keys in its error for an unknown key.
 #[test]
 fn the_sample_shows_every_setting() {
     let text = with_examples(&sample());
@@ -130,7 +130,7 @@ fn the_sample_shows_every_setting() {
         let known = error.split_once("expected ").expect("serde lists the keys").1;
         let keys: Vec<&str> = known.split('`').skip(1).step_by(2).collect();
         assert!(!keys.is_empty(), "{error}");
-        // Tables in tables are written as `table.key`.
+        // Nested tables are written as `table.key`.
         let (table, below) = match table.split_once('.') {
             Some((table, below)) => (table, format!("{below}.")),
             None => (table, String::new()),
@@ -146,7 +146,7 @@ fn the_sample_shows_every_setting() {
 }
 
 #[test]
-fn mistakes_name_the_file_the_line_or_the_setting() {
+fn mistakes_are_reported_with_the_file_and_the_line_or_the_setting() {
     let unknown = error("[core]\nlistn = \"127.0.0.1:1\"\n");
     assert!(unknown.contains("stagely.toml") && unknown.contains("line 2"), "{unknown}");
     assert!(unknown.contains("listn"), "{unknown}");
@@ -178,14 +178,14 @@ fn mistakes_name_the_file_the_line_or_the_setting() {
         assert!(interval.contains(&format!("github.{key}")), "{interval}");
     }
     let twice = error("[[projects]]\ngithub = \"a/b\"\n[[projects]]\ngithub = \"A/b\"\n");
-    assert!(twice.contains("projects.github") && twice.contains("A/b is there twice"), "{twice}");
+    assert!(twice.contains("projects.github") && twice.contains("A/b is given twice"), "{twice}");
     let name = error("[[projects]]\ngithub = \"a/b\"\nname = \"A B\"\n");
     assert!(name.contains("projects.name") && name.contains("a-b"), "{name}");
     assert!(error("[[projects]]\ngithub = \"https://github.com/a/b\"\n").contains("line 2"));
     assert!(error("[builders]\nmax-concurrent = 0\n").contains("line 2"));
     let provider = error("[builders]\nprovider = \"azure\"\n");
     assert!(provider.contains("line 2") && provider.contains("azure"), "{provider}");
-    assert!(ProviderName::ALL.iter().all(|it| provider.contains(it.as_str())), "{provider}");
+    assert!(ProviderName::ALL.iter().all(|name| provider.contains(name.as_str())), "{provider}");
     let size = error("[aws.builders.amd64]\nhuge = [\"c5.xlarge\"]\n");
     assert!(size.contains("line 2") && size.contains("huge") && size.contains("xlarge"), "{size}");
     for (table, named) in [("aws.testers", "c99.xlarge"), ("digitalocean.builders", "c-99")] {
@@ -217,8 +217,8 @@ fn mistakes_name_the_file_the_line_or_the_setting() {
     assert!(error("[nowhere]\n").contains("nowhere"));
 }
 
-/// Who launches machines of each fleet, AMD64 and ARM64.
-fn launchers(text: &str) -> [[Option<ProviderName>; 2]; 3] {
+/// The providers of each fleet, for AMD64 and ARM64.
+fn providers_of_fleets(text: &str) -> [[Option<ProviderName>; 2]; 3] {
     let config = read(&format!("{REACHED}{text}")).unwrap();
     Fleet::ALL.map(|fleet| {
         let fleet = config.fleet(fleet);
@@ -227,15 +227,15 @@ fn launchers(text: &str) -> [[Option<ProviderName>; 2]; 3] {
 }
 
 #[test]
-fn fleets_are_launched_by_who_launches_builders_unless_they_say_otherwise() {
+fn fleets_use_the_providers_of_builders_by_default() {
     use ProviderName::{Aws, DigitalOcean, Local, Qemu};
     assert_eq!(Fleet::ALL, [Fleet::Builder, Fleet::Preview, Fleet::Tester]);
-    assert_eq!(launchers(""), [[Some(Local); 2]; 3]);
+    assert_eq!(providers_of_fleets(""), [[Some(Local); 2]; 3]);
     let aws = "[builders]\nprovider = \"aws\"\namd64 = \"digitalocean\"\n";
-    assert_eq!(launchers(aws), [[Some(DigitalOcean), Some(Aws)]; 3]);
+    assert_eq!(providers_of_fleets(aws), [[Some(DigitalOcean), Some(Aws)]; 3]);
     let previews = format!("{aws}[previews]\nprovider = \"qemu\"\n[testers]\narm64 = \"local\"\n");
     assert_eq!(
-        launchers(&previews),
+        providers_of_fleets(&previews),
         [
             [Some(DigitalOcean), Some(Aws)],
             [Some(Qemu), Some(Qemu)],
@@ -248,7 +248,7 @@ fn fleets_are_launched_by_who_launches_builders_unless_they_say_otherwise() {
         let fleet = config.fleet(fleet);
         assert_eq!((fleet.market, fleet.max_price), (MarketPolicy::OnDemand, None));
     }
-    // How they are bought is each fleet's own.
+    // Each fleet has pricing of its own.
     let config = read("[builders]\nmarket = \"spot\"\nmax-price = 1\n").unwrap();
     assert_eq!(config.fleet(Fleet::Builder).market, MarketPolicy::Spot);
     assert_eq!(config.fleet(Fleet::Builder).max_price, Some(Usd(1_000_000)));
@@ -256,7 +256,7 @@ fn fleets_are_launched_by_who_launches_builders_unless_they_say_otherwise() {
 }
 
 #[test]
-fn qemu_needs_an_image_and_launches_what_it_has_one_for() {
+fn qemu_requires_an_image_and_launches_only_its_arch() {
     let qemu = &format!("{REACHED}[builders]\nprovider = \"qemu\"\n");
     assert!(error(qemu).starts_with("qemu.image-amd64: is missing"), "{}", error(qemu));
     let config = read(&format!("{qemu}[qemu]\nimage-amd64 = \"/image\"\n")).unwrap();
@@ -265,21 +265,21 @@ fn qemu_needs_an_image_and_launches_what_it_has_one_for() {
 }
 
 #[test]
-fn a_processor_that_a_catalog_lacks_is_launched_nowhere() {
+fn an_arch_without_instance_types_cannot_be_launched() {
     let text = format!("{REACHED}[builders]\nprovider = \"digitalocean\"\n");
     let launchable = read(&text).unwrap().limits().launchable;
     assert_eq!(launchable.into_keys().collect::<Vec<_>>(), [Arch::Amd64]);
 }
 
 #[test]
-fn none_launches_nothing() {
+fn the_provider_none_launches_nothing() {
     let none = "[builders]\nprovider = \"none\"\n";
-    assert_eq!(launchers(none), [[None; 2]; 3]);
+    assert_eq!(providers_of_fleets(none), [[None; 2]; 3]);
     assert!(read(none).unwrap().providers().is_empty());
     let no_arm = "[builders]\nprovider = \"aws\"\narm64 = \"none\"\n";
-    assert_eq!(launchers(no_arm), [[Some(ProviderName::Aws), None]; 3]);
+    assert_eq!(providers_of_fleets(no_arm), [[Some(ProviderName::Aws), None]; 3]);
     let only_testers = format!("{none}[testers]\nprovider = \"aws\"\n");
-    assert_eq!(launchers(&only_testers)[2], [Some(ProviderName::Aws); 2]);
+    assert_eq!(providers_of_fleets(&only_testers)[2], [Some(ProviderName::Aws); 2]);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Whether machines reach the addresses of core and of the registry.
+//! Checks that machines can reach the addresses of core and of the registry.
 
 use stagely_protocol::Arch;
 use stagely_provider::Network;
@@ -9,7 +9,7 @@ use url::Url;
 use super::{Config, ConfigError};
 
 impl Config {
-    /// Checks that machines which are not processes of this host reach core and the registry.
+    /// Checks that machines other than processes of this host can reach core and the registry.
     pub(super) fn check_reachable(&self) -> Result<(), ConfigError> {
         let fleets = Fleet::ALL.map(|fleet| self.fleet(fleet));
         let providers =
@@ -27,16 +27,16 @@ impl Config {
                 Network::ThisHost | Network::Remote => "https://stagely.example.com".to_owned(),
             };
             let problem = format!(
-                "machines of {provider} cannot reach core at {url}, which to them is their own address; set \
-                 core.public-url to one that they reach, such as {example}"
+                "machines of {provider} cannot reach core at {url}, an address of this host alone; set \
+                 core.public-url to an address that they can reach, such as {example}"
             );
             return Err(ConfigError::Value { key: "core.public-url", problem });
         }
         let registry = Url::parse(&format!("https://{}", self.registry.host()));
         if registry.is_ok_and(|registry| is_this_host(registry.host())) {
             let problem = format!(
-                "machines of {provider} cannot reach {}, which to them is their own address; name the \
-                 registry as they reach it",
+                "machines of {provider} cannot reach {}, an address of this host alone; set an address that \
+                 they can reach",
                 self.registry.host()
             );
             return Err(ConfigError::Value { key: "registry.url", problem });
@@ -49,7 +49,7 @@ impl Config {
 mod tests {
     use super::*;
 
-    /// What is wrong with a configuration.
+    /// The problem of a configuration.
     fn problem(text: &str) -> Option<String> {
         let config: Config = toml::from_str(text).unwrap();
         config.check().err().map(|error| error.to_string())
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn machines_of_a_cloud_on_this_host_are_on_this_host() {
+    fn a_cloud_at_a_loopback_address_launches_on_this_host() {
         let aws = "builders.provider = \"aws\"\naws.endpoint = \"http://127.0.0.1:5555\"";
         assert_eq!(problem(aws), None);
         let digitalocean = "previews.provider = \"digitalocean\"\ndigitalocean.api-url = \"http://localhost:5555\"";
@@ -94,16 +94,18 @@ mod tests {
     }
 
     #[test]
-    fn a_cloud_is_asked_over_tls() {
+    fn clouds_are_queried_over_tls() {
         for (key, setting) in [("aws", "endpoint"), ("digitalocean", "api-url")] {
             let with =
                 |url: &str| problem(&format!("{key}.{setting} = \"{url}\"")).unwrap_or_default();
             assert_eq!(with("https://cloud.example.com"), "");
             assert_eq!(with("http://[::1]:80"), "");
             assert!(with("http://cloud.example.com").contains("credentials are sent there"));
-            for url in
-                ["ftp://cloud.example.com", "https://me:it@cloud.example.com", "https://a/?b"]
-            {
+            for url in [
+                "ftp://cloud.example.com",
+                "https://user:password@cloud.example.com",
+                "https://a/?b",
+            ] {
                 assert!(with(url).starts_with(&format!("{key}.{setting}: must be")), "{url}");
             }
         }

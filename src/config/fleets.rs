@@ -1,4 +1,4 @@
-//! What `stagely.toml` says of fleets: who launches their machines, and how they are bought.
+//! The `[previews]` and `[testers]` tables: the providers and the pricing of a fleet.
 
 use std::str::FromStr as _;
 
@@ -7,28 +7,28 @@ use stagely_protocol::Arch;
 use stagely_provider::settings::{MarketPolicy, some_dollars};
 use stagely_state::{ProviderName, Usd};
 
-/// The `[previews]` and `[testers]` tables, and what `[builders]` says of the same.
+/// The providers and the pricing of a fleet, from `[previews]`, `[testers]` or `[builders]`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct FleetConfig {
-    /// Who launches machines of this fleet. Default: who launches builders.
+    /// The provider of the fleet. Default: the provider of builders.
     #[serde(deserialize_with = "some_provider")]
     pub provider: Option<Option<ProviderName>>,
-    /// Who launches its AMD64 machines. Default: `provider`.
+    /// The provider of AMD64 machines. Default: `provider`.
     #[serde(deserialize_with = "some_provider")]
     pub amd64: Option<Option<ProviderName>>,
-    /// Who launches its ARM64 machines. Default: `provider`.
+    /// The provider of ARM64 machines. Default: `provider`.
     #[serde(deserialize_with = "some_provider")]
     pub arm64: Option<Option<ProviderName>>,
-    /// `on-demand`, `spot` or `spot-first`. Default: `on-demand`.
+    /// The pricing: `on-demand`, `spot` or `spot-first`. Default: `on-demand`.
     pub market: MarketPolicy,
-    /// The most that a spot machine may cost in an hour, in US dollars. Default: the price on demand.
+    /// The maximum price of a spot machine for an hour, in US dollars. Default: the on-demand price.
     #[serde(deserialize_with = "some_dollars")]
     pub max_price: Option<Usd>,
 }
 
 impl FleetConfig {
-    /// Who launches its machines of `arch`, if anybody does.
+    /// The provider of machines of `arch`; `None` if there is none.
     pub fn provider_of(&self, arch: Arch) -> Option<ProviderName> {
         let of_arch = match arch {
             Arch::Amd64 => self.amd64,
@@ -37,7 +37,7 @@ impl FleetConfig {
         of_arch.or(self.provider).flatten()
     }
 
-    /// With the providers of `other` where it names none itself.
+    /// This fleet, with the providers of `other` if it names none itself.
     pub(super) fn or(&self, other: &Self) -> Self {
         if self.provider.is_some() {
             return self.clone();
@@ -59,7 +59,7 @@ pub(super) fn provider<'de, D: Deserializer<'de>>(
 }
 
 /// As [`provider`], for a setting that may be absent.
-#[expect(clippy::option_option, reason = "absent, `none`, and a name are three things")]
+#[expect(clippy::option_option, reason = "absent, `none` and a name differ")]
 pub(super) fn some_provider<'de, D: Deserializer<'de>>(
     from: D,
 ) -> Result<Option<Option<ProviderName>>, D::Error> {

@@ -5,7 +5,7 @@ use croner::Cron;
 use croner::parser::{CronParser, Seconds};
 use stagely_state::Timestamp;
 
-/// When warm-ups are due, in UTC.
+/// The times of warm-ups, in UTC.
 #[derive(Clone, Debug)]
 pub struct Schedule(Cron);
 
@@ -13,19 +13,24 @@ impl Schedule {
     /// Reads a cron expression of five fields: minute, hour, day of the month, month, day of the week.
     ///
     /// # Errors
-    /// What is wrong with it, for people.
+    /// A message for people.
     pub fn parse(expression: &str) -> Result<Self, String> {
         let parser = CronParser::builder().seconds(Seconds::Disallowed).build();
         let cron = parser.parse(expression).map_err(|error| {
             format!(
-                "{expression:?} is no cron expression ({error}); write minute, hour, day of the month, \
+                "{expression:?} is not a cron expression ({error}); write minute, hour, day of the month, \
                  month and day of the week: \"30 4 * * *\" is every day at 4:30 UTC"
             )
         })?;
         Ok(Self(cron))
     }
 
-    /// The first moment after `time`; `None` if there is none: the 30th of February.
+    /// Whether there is any such time. There is none on the 30th of February.
+    pub(super) fn is_ever_due(&self) -> bool {
+        self.next_after(Timestamp(0)).is_some()
+    }
+
+    /// The first time after `time`; `None` if there is none.
     pub fn next_after(&self, time: Timestamp) -> Option<Timestamp> {
         let time: DateTime<Utc> = DateTime::from_timestamp_millis(i64::try_from(time.0).ok()?)?;
         let next = self.0.find_next_occurrence(&time, false).ok()?;
