@@ -195,6 +195,9 @@ impl Orchestrator {
         for input in inputs {
             debug!(event = ?input.event, "step");
             let outcome = self.state.step(input.event, now, &mut new_id::<MachineId>);
+            for anomaly in &outcome.anomalies {
+                error!(%anomaly, count = self.state.anomalies, "an event does not apply to a record");
+            }
             batch.attach(input.attached, &outcome.fingerprints);
             effects.extend(outcome.effects);
             to_tell.extend(input.stored);

@@ -8,7 +8,7 @@ use stagely_protocol::FailureReason;
 use super::attempts::Failure;
 use super::merges::ABSENT_BUILDER_GRACE;
 use super::step::Turn;
-use super::{Effect, JobState, Machine, MachineState, State, StopReason, Timestamp};
+use super::{Effect, JobState, Machine, MachineState, RunState, State, StopReason, Timestamp};
 use crate::ids::{JobId, MachineId, RunId};
 
 /// A limit of a machine's life.
@@ -47,7 +47,7 @@ impl State {
     fn planning_limits(&self) -> impl Iterator<Item = (Timestamp, RunId)> {
         let planned = self.index.planning.iter().filter_map(|id| self.runs.get(id));
         planned.filter_map(|run| {
-            let since = run.planning_since?;
+            let RunState::Planning { since } = run.state else { return None };
             Some((self.due(since, since.after(self.limits.planning)), run.id))
         })
     }

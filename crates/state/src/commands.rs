@@ -1,7 +1,7 @@
 //! What people ask for in comments: followed once, and only after GitHub was asked whether they may.
 
 use super::step::Turn;
-use super::{Approval, CancelReason, Command, CommandKind, Effect, Run, State};
+use super::{CancelReason, Command, CommandKind, Effect, Run, RunState, State};
 use crate::ids::{EnvironmentId, RunId};
 
 impl Turn<'_> {
@@ -97,7 +97,7 @@ impl State {
     ) -> Result<RunId, String> {
         let environment = self.environments.get(&id);
         let run = environment.and_then(|it| it.newest_run).and_then(|run| self.runs.get(&run));
-        let awaiting = run.filter(|run| run.approval == Approval::Awaited && !run.state.is_final());
+        let awaiting = run.filter(|run| run.state == RunState::AwaitingApproval);
         let (Some(run), Some(head)) = (awaiting, environment.and_then(|it| it.head.as_ref()))
         else {
             return Err("nothing waits for approval".to_owned());

@@ -3,8 +3,8 @@
 
 use super::step::Turn;
 use super::{
-    Approval, ApprovedCommit, CancelReason, Environment, Head, HeadSource, Run, RunState, State,
-    Timestamp, Trigger,
+    Approval, ApprovedCommit, CancelReason, Environment, Head, HeadSource, Run, RunEvent, RunState,
+    State, Timestamp, Trigger,
 };
 use crate::ids::{EnvironmentId, RunId};
 
@@ -64,11 +64,14 @@ impl Turn<'_> {
 
     pub(super) fn approve_run(&mut self, id: RunId, by: &str) {
         let Some(run) = self.state.runs.get(&id) else { return };
-        if run.approval != Approval::Awaited || run.state != RunState::Pending {
+        if run.state != RunState::AwaitingApproval {
             return;
         }
         let (environment, commit) = (run.environment, run.requested_commit());
         let approval = Approval::Given { by: by.to_owned() };
+        if !self.move_run(id, RunEvent::Approved) {
+            return;
+        }
         self.state.change_run(id, |run| run.approval = approval);
         if let Some(commit) = commit {
             let approved = ApprovedCommit { commit, by: by.to_owned() };

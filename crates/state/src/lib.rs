@@ -15,6 +15,7 @@ mod run;
 
 mod records;
 mod step;
+mod transition;
 
 mod alarms;
 mod attempts;
@@ -59,10 +60,12 @@ pub use machine::{CacheExport, Machine, MachineKind, MachineSize, MachineState};
 pub use names::{BranchName, InvalidName, NAME_CHARS_MAX, Name, Reference};
 pub use records::{Changes, Snapshot, State, Table};
 pub use run::{
-    Environment, GoodImage, PlanFailure, Project, Run, RunState, SkipReason, SkippedBuild, Trigger,
+    Environment, GoodImage, PlanFailure, Project, Run, RunEvent, RunState, SkipReason,
+    SkippedBuild, Trigger,
 };
 pub use schedule::{QueueReason, QueuedJob};
 pub use step::Outcome;
+pub use transition::{Anomaly, IllegalTransition};
 
 /// A moment, in milliseconds since the Unix epoch.
 #[derive(

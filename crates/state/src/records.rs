@@ -12,7 +12,7 @@ use stagely_protocol::Arch;
 
 use super::schedule::JobClass;
 use super::{
-    Approval, DeliveryId, Effect, EffectId, Environment, Job, JobState, Limits, Machine, Project,
+    DeliveryId, Effect, EffectId, Environment, Job, JobState, Limits, Machine, Project,
     ProviderName, Run, RunState, Timestamp,
 };
 use crate::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId};
@@ -163,6 +163,8 @@ pub struct State {
     /// not time out until [`patient_until`](Self::patient_until).
     pub(super) started_at: Timestamp,
     pub(super) patient_until: Timestamp,
+    /// How many events did not apply to a record since core started: mistakes of its own.
+    pub anomalies: u64,
     /// The arches that each provider has, as far as it was asked since core started.
     offered: BTreeMap<ProviderName, BTreeSet<Arch>>,
     next_effect: EffectId,
@@ -192,6 +194,7 @@ impl State {
             sessions: BTreeMap::new(),
             started_at: Timestamp::default(),
             patient_until: Timestamp::default(),
+            anomalies: 0,
             offered: BTreeMap::new(),
             next_effect: EffectId(last_effect + 1),
         };
@@ -308,6 +311,7 @@ impl State {
     pub(super) fn change_run(&mut self, id: RunId, change: impl FnOnce(&mut Run)) {
         let index = &mut self.index;
         self.runs.change(id, |run| {
+            index.forget_deferred(run);
             change(run);
             index.note_run(run);
             index.touched_runs.insert(run.id);
@@ -438,15 +442,19 @@ impl Index {
     }
 
     fn note_run(&mut self, run: &Run) {
-        let (is_pending, has_begun) =
-            (run.state == RunState::Pending, run.planning_since.is_some());
-        let may_begin = is_pending && !has_begun && run.approval != Approval::Awaited;
-        set(&mut self.unplanned, run.id, may_begin && run.plan_after.is_none());
-        if let Some(after) = run.plan_after {
-            set(&mut self.deferred, (after, run.id), may_begin);
-        }
         self.environment_runs.entry(run.environment).or_default().insert(run.id);
-        set(&mut self.planning, run.id, is_pending && has_begun);
+        set(&mut self.unplanned, run.id, run.state == RunState::Pending);
+        set(&mut self.planning, run.id, matches!(run.state, RunState::Planning { .. }));
+        if let RunState::Deferred { until } = run.state {
+            self.deferred.insert((until, run.id));
+        }
+    }
+
+    /// The run is about to change; when it is planned again is noted anew.
+    fn forget_deferred(&mut self, run: &Run) {
+        if let RunState::Deferred { until } = run.state {
+            self.deferred.remove(&(until, run.id));
+        }
     }
 
     fn forget_run(&mut self, run: &Run) {

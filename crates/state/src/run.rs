@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::num::NonZeroU32;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use stagely_protocol::{CommitSha, Digest, FailureReason, ImageRef};
 
 use super::{
-    Approval, ApprovedCommit, CancelReason, GithubLink, GithubRun, Head, Report, Timestamp,
+    Approval, ApprovedCommit, CancelReason, GithubLink, GithubRun, Head, IllegalTransition, Report,
+    Timestamp,
 };
 use crate::ids::{EnvironmentId, ProjectId, RunId};
 
@@ -212,8 +213,17 @@ pub struct PlanFailure {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "status", rename_all = "snake_case")]
 pub enum RunState {
-    /// Its `stagely.yaml` is being read.
+    /// Its commit is a fork's, and nobody has agreed to it yet.
+    #[serde(skip)]
+    AwaitingApproval,
+    /// Waits to be planned. The stored form of all states before `Building`: see [`StoredState`].
     Pending,
+    /// GitHub did not answer; waits to be planned again.
+    #[serde(skip)]
+    Deferred { until: Timestamp },
+    /// Its `stagely.yaml` is being read.
+    #[serde(skip)]
+    Planning { since: Timestamp },
     /// Its jobs wait or run, or the run-independent reference of an image of its own is yet to be moved.
     Building,
     /// Every job completed; also a run that has none, since it does without all builds.
@@ -235,14 +245,119 @@ impl RunState {
     /// Whether nothing more happens to the run.
     pub const fn is_final(&self) -> bool {
         match self {
-            Self::Pending | Self::Building => false,
+            Self::AwaitingApproval
+            | Self::Pending
+            | Self::Deferred { .. }
+            | Self::Planning { .. }
+            | Self::Building => false,
             Self::Completed | Self::Failed { .. } | Self::Cancelled { .. } => true,
         }
+    }
+
+    /// Returns the state that follows `event`. Nothing else moves a run from state to state.
+    ///
+    /// # Errors
+    /// [`IllegalTransition`], holding both, when the event does not apply.
+    pub fn transition(self, event: RunEvent) -> Result<Self, IllegalTransition<Self, RunEvent>> {
+        use {RunEvent as E, RunState as S};
+        Ok(match (self, event) {
+            (S::AwaitingApproval, E::Approved) | (S::Deferred { .. }, E::PlanningResumed) => {
+                S::Pending
+            }
+            (S::Pending, E::PlanningBegan { at }) => S::Planning { since: at },
+            (S::Planning { .. }, E::PlanningDeferred { until }) => S::Deferred { until },
+            (S::Planning { .. }, E::Planned) => S::Building,
+            (S::Planning { .. }, E::PlanFailed(error)) => S::Failed { plan_error: Some(error) },
+            (S::Building, E::JobsCompleted) => S::Completed,
+            (S::Building, E::JobFailed) => S::Failed { plan_error: None },
+            (
+                S::AwaitingApproval
+                | S::Pending
+                | S::Deferred { .. }
+                | S::Planning { .. }
+                | S::Building,
+                E::Cancelled { reason },
+            ) => S::Cancelled { reason },
+            (state, event) => return Err(IllegalTransition { state, event }),
+        })
+    }
+}
+
+/// What moves a run to its next state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RunEvent {
+    Approved,
+    PlanningBegan {
+        at: Timestamp,
+    },
+    PlanningDeferred {
+        until: Timestamp,
+    },
+    /// The time until which planning was deferred is over.
+    PlanningResumed,
+    Planned,
+    PlanFailed(PlanFailure),
+    JobsCompleted,
+    /// All jobs have ended, and not all of them completed.
+    JobFailed,
+    Cancelled {
+        reason: CancelReason,
+    },
+}
+
+/// A run's state as it is stored: what waits to be planned, or is planned, is `pending`, and two fields beside
+/// it tell which. A run that awaits approval is told from others by its `approval`.
+#[derive(Serialize, Deserialize)]
+struct StoredState {
+    state: RunState,
+    planning_since: Option<Timestamp>,
+    plan_after: Option<Timestamp>,
+}
+
+impl From<StoredState> for RunState {
+    fn from(stored: StoredState) -> Self {
+        match (stored.state, stored.planning_since, stored.plan_after) {
+            (Self::Pending, Some(since), _) => Self::Planning { since },
+            (Self::Pending, None, Some(until)) => Self::Deferred { until },
+            (state, ..) => state,
+        }
+    }
+}
+
+impl From<&RunState> for StoredState {
+    fn from(state: &RunState) -> Self {
+        let (planning_since, plan_after) = match state {
+            RunState::Planning { since } => (Some(*since), None),
+            RunState::Deferred { until } => (None, Some(*until)),
+            _ => (None, None),
+        };
+        let state = match state {
+            RunState::AwaitingApproval | RunState::Deferred { .. } | RunState::Planning { .. } => {
+                RunState::Pending
+            }
+            state => state.clone(),
+        };
+        Self { state, planning_since, plan_after }
+    }
+}
+
+mod stored_state {
+    use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer};
+
+    use super::{RunState, StoredState};
+
+    pub(super) fn serialize<S: Serializer>(state: &RunState, to: S) -> Result<S::Ok, S::Error> {
+        StoredState::from(state).serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<RunState, D::Error> {
+        StoredState::deserialize(from).map(RunState::from)
     }
 }
 
 /// One commit's way through an environment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 pub struct Run {
     /// Its id.
     pub id: RunId,
@@ -270,7 +385,7 @@ pub struct Run {
     /// What GitHub says of its repository; `None` for a run that it has nothing to do with.
     #[serde(default)]
     pub github: Option<GithubRun>,
-    /// Whether somebody must agree before anything is done for it.
+    /// Who has agreed to its commit, where somebody must. It stays `Awaited` in a run that was cancelled before.
     #[serde(default)]
     pub approval: Approval,
     /// The run whose commit it builds once more; of a rebuild that is built again, the run that this
@@ -285,20 +400,39 @@ pub struct Run {
     pub commit: Option<CommitSha>,
     /// A branch that holds the commit, once it is known.
     pub branch: Option<String>,
-    /// How far it is.
+    #[serde(flatten, with = "stored_state")]
     pub state: RunState,
     /// When it was asked for.
     pub created_at: Timestamp,
-    /// When its planning began; `None` while others are planned before it.
-    pub planning_since: Option<Timestamp>,
-    /// It is not planned before this moment: GitHub did not answer.
-    #[serde(default)]
-    pub plan_after: Option<Timestamp>,
     /// When it reached its final state.
     pub ended_at: Option<Timestamp>,
 }
 
+impl Serialize for Run {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        Self::serialize(self, to)
+    }
+}
+
+impl<'de> Deserialize<'de> for Run {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let mut run = Self::deserialize(from)?;
+        if run.state == RunState::Pending && run.approval == Approval::Awaited {
+            run.state = RunState::AwaitingApproval;
+        }
+        Ok(run)
+    }
+}
+
 impl Run {
+    /// The same run before anything was done for it, with `approval`.
+    #[must_use]
+    pub fn with_approval(self, approval: Approval) -> Self {
+        let is_awaited = approval == Approval::Awaited;
+        let state = if is_awaited { RunState::AwaitingApproval } else { RunState::Pending };
+        Self { approval, state, ..self }
+    }
+
     /// The commit that was asked for, where one was.
     pub fn requested_commit(&self) -> Option<CommitSha> {
         self.requested_ref.as_deref().and_then(|it| it.parse().ok())
@@ -343,8 +477,6 @@ impl Run {
             branch: None,
             state: RunState::Pending,
             created_at,
-            planning_since: None,
-            plan_after: None,
             ended_at: None,
         }
     }

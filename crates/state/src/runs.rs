@@ -8,7 +8,7 @@ use stagely_protocol::FailureReason;
 use super::step::Turn;
 use super::{
     Approval, CancelReason, Effect, Environment, Job, JobState, PlanFailure, PlannedJob,
-    PlannedRun, Project, Run, RunState, State, Timestamp, Trigger,
+    PlannedRun, Project, Run, RunEvent, State, Timestamp, Trigger,
 };
 use crate::ids::{JobId, RunId};
 
@@ -25,7 +25,7 @@ impl Turn<'_> {
     pub(super) fn start_run(&mut self, mut run: Run, environment: Environment) {
         let id = run.id;
         if let Some(by) = self.state.approver(&run) {
-            run.approval = Approval::Given { by };
+            run = run.with_approval(Approval::Given { by });
         }
         self.open_environment(&run, environment);
         self.state.insert_run(run);
@@ -38,7 +38,9 @@ impl Turn<'_> {
         while self.state.index.planning.len() < self.state.limits.planned_at_once
             && let Some(run) = self.state.next_to_plan()
         {
-            self.state.change_run(run, |run| run.planning_since = Some(now));
+            if !self.move_run(run, RunEvent::PlanningBegan { at: now }) {
+                return;
+            }
             self.emit(Effect::Plan { run });
         }
     }
@@ -47,10 +49,7 @@ impl Turn<'_> {
     pub(super) fn defer_planning(&mut self, id: RunId, until: Timestamp) {
         if self.state.index.planning.contains(&id) {
             self.state.settle(&Effect::Plan { run: id });
-            self.state.change_run(id, |run| {
-                run.planning_since = None;
-                run.plan_after = Some(until);
-            });
+            self.move_run(id, RunEvent::PlanningDeferred { until });
         }
     }
 
@@ -58,9 +57,8 @@ impl Turn<'_> {
     pub(super) fn resume_plannings(&mut self) {
         let due = self.state.index.deferred.iter().take_while(|(after, _)| *after <= self.now);
         let due: Vec<_> = due.copied().collect();
-        for (after, run) in due {
-            self.state.index.deferred.remove(&(after, run));
-            self.state.change_run(run, |run| run.plan_after = None);
+        for (_, run) in due {
+            self.move_run(run, RunEvent::PlanningResumed);
         }
     }
 
@@ -71,7 +69,7 @@ impl Turn<'_> {
         }
         match plan {
             Ok(plan) => self.queue_jobs(id, plan),
-            Err(error) => self.end_run(id, RunState::Failed { plan_error: Some(error) }),
+            Err(error) => self.end_run(id, RunEvent::PlanFailed(error)),
         }
     }
 
@@ -80,8 +78,10 @@ impl Turn<'_> {
         let Some(run) = self.state.runs.get(&id) else { return };
         let (environment, keeps) = (run.environment, run.keeps);
         let trigger = run.trigger;
+        if !self.move_run(id, RunEvent::Planned) {
+            return;
+        }
         self.state.change_run(id, |run| {
-            run.state = RunState::Building;
             run.commit = Some(plan.commit);
             run.branch = plan.branch;
             run.skipped = plan.skipped;
@@ -111,7 +111,7 @@ impl Turn<'_> {
             self.cancel_job(job);
         }
         self.end_exports_of(id);
-        self.end_run(id, RunState::Cancelled { reason });
+        self.end_run(id, RunEvent::Cancelled { reason });
     }
 
     /// Ends the run if its last job has ended, and no reference waits to name an image of its own.
@@ -122,26 +122,21 @@ impl Turn<'_> {
         }
     }
 
-    fn end_of(&self, run: &Run) -> Option<RunState> {
+    fn end_of(&self, run: &Run) -> Option<RunEvent> {
         let jobs = || self.state.jobs_of(run.id).map(|job| &job.state);
         if !jobs().all(JobState::is_final) || self.waits_for_tag(run) {
             return None;
         }
         let all_completed = jobs().all(|job| matches!(job, JobState::Completed { .. }));
-        Some(if all_completed {
-            RunState::Completed
-        } else {
-            RunState::Failed { plan_error: None }
-        })
+        Some(if all_completed { RunEvent::JobsCompleted } else { RunEvent::JobFailed })
     }
 
-    fn end_run(&mut self, id: RunId, end: RunState) {
+    fn end_run(&mut self, id: RunId, end: RunEvent) {
         self.state.settle(&Effect::Plan { run: id });
-        let now = self.now;
-        self.state.change_run(id, |run| {
-            run.state = end;
-            run.ended_at = Some(now);
-        });
+        if self.move_run(id, end) {
+            let now = self.now;
+            self.state.change_run(id, |run| run.ended_at = Some(now));
+        }
     }
 
     pub(super) fn give_up_planning(&mut self, id: RunId) {
@@ -152,8 +147,7 @@ impl Turn<'_> {
              too large to fetch in that time"
         );
         let reason = FailureReason::Timeout { limit_seconds };
-        let plan_error = Some(PlanFailure { reason, message });
-        self.end_run(id, RunState::Failed { plan_error });
+        self.end_run(id, RunEvent::PlanFailed(PlanFailure { reason, message }));
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{DeliveryId, Effect, Event, FingerprintChange, JobState, State, Timestamp};
+use super::{Anomaly, DeliveryId, Effect, Event, FingerprintChange, JobState, State, Timestamp};
 use crate::ids::{JobId, MachineId, RunId};
 
 /// What a step decides, besides the records that it changes.
@@ -12,13 +12,15 @@ pub struct Outcome {
     pub effects: Vec<Effect>,
     /// What becomes of stored fingerprints, in the transaction of the changed records.
     pub fingerprints: Vec<FingerprintChange>,
+    /// Records that an event did not apply to: mistakes of core's own, to be logged.
+    pub anomalies: Vec<Anomaly>,
 }
 
 /// A step under way.
 pub(super) struct Turn<'a> {
     pub(super) state: &'a mut State,
     pub(super) now: Timestamp,
-    outcome: Outcome,
+    pub(super) outcome: Outcome,
 }
 
 impl State {

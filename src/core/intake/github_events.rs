@@ -165,9 +165,9 @@ fn pull_request_moved(
         base: Some(pull_request.base_branch.clone()),
         from_fork: pull_request.is_from_fork,
         github: Some(github_run(repository)),
-        approval,
         ..new_run(project, &environment)
     };
+    let run = run.with_approval(approval);
     let Moved { head, source, .. } = moved;
     Ok(Event::HeadMoved { run: Box::new(run), environment, head, source })
 }

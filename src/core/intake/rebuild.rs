@@ -89,12 +89,12 @@ fn again(
         base: earlier.base.clone(),
         from_fork: earlier.from_fork,
         github: earlier.github.clone(),
-        approval: earlier.approval.clone(),
         set_names: rebuild.set.keys().cloned().collect(),
         rebuilds: Some(earlier.original()),
         keeps: rebuild.failed.then_some(id),
         ..Run::new(new_id::<RunId>(), environment, earlier.repository.clone(), now())
     };
+    let run = run.with_approval(earlier.approval.clone());
     let secrets = RunSecrets { clone_token: rebuild.clone_token, set: rebuild.set };
     Ok(RequestedRun { run, project: project.clone(), environment: environment.clone(), secrets })
 }
@@ -194,7 +194,9 @@ mod tests {
     #[test]
     fn an_environment_is_rebuilt_by_its_newest_run_also_while_that_goes_on() {
         let create = CreateRun { pull_request: Some(7), from_fork: true, ..app() };
-        let (mut records, id) = records_of(create, |run| run.approval = Approval::Awaited);
+        let (mut records, id) = records_of(create, |run| {
+            *run = run.clone().with_approval(Approval::Awaited);
+        });
         let environment = records.runs[&id].environment;
         let none = rebuild_environment(&records, environment, false).unwrap_err();
         assert!(none.to_string().contains("no run"), "{none}");

@@ -24,7 +24,7 @@ fn a_run_that_awaits_approval_is_told_of_and_not_planned() {
     assert_eq!(core.step(event), [REPORT]);
     assert_eq!(
         (core.run_state(run), approval(&core, run)),
-        (&RunState::Pending, &Approval::Awaited)
+        (&RunState::AwaitingApproval, &Approval::Awaited)
     );
 }
 
@@ -39,7 +39,7 @@ fn nothing_comes_of_a_run_that_awaits_approval_with_time_or_after_a_restart() {
     assert_eq!(core.wait(Duration::from_hours(24)), []);
 
     assert_eq!(core.state.next_deadline(), None);
-    assert_eq!(core.run_state(run), &RunState::Pending);
+    assert_eq!(core.run_state(run), &RunState::AwaitingApproval);
 }
 
 #[test]
@@ -50,7 +50,7 @@ fn a_plan_of_a_run_that_awaits_approval_is_not_taken() {
 
     core.plan(run, &[build]);
 
-    assert_eq!(core.run_state(run), &RunState::Pending);
+    assert_eq!(core.run_state(run), &RunState::AwaitingApproval);
     assert!(core.state.jobs.is_empty());
 }
 

@@ -48,15 +48,15 @@ fn rebuild_of(core: &mut Core, repeated: RunId) -> Run {
     let id = RunId::from_bits(core.id());
     let repeated = &core.state.runs[&repeated];
     let run = Run::new(id, core.environment(), String::new(), core.now);
-    Run {
+    let run = Run {
         trigger: Trigger::Retry,
         rebuilds: Some(repeated.original()),
         requested_ref: repeated.requested_ref.clone(),
         github: repeated.github.clone(),
-        approval: if repeated.from_fork { Approval::Awaited } else { Approval::NotNeeded },
         from_fork: repeated.from_fork,
         ..run
-    }
+    };
+    run.with_approval(if repeated.from_fork { Approval::Awaited } else { Approval::NotNeeded })
 }
 
 // Which are taken.

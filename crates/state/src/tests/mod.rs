@@ -29,6 +29,7 @@ mod registered;
 mod reports;
 mod runs;
 mod tags;
+mod transitions;
 
 const TIMEOUT: Duration = Duration::from_mins(30);
 
@@ -76,7 +77,9 @@ impl Core {
             *last_id += 1;
             MachineId::from_bits(*last_id)
         };
-        self.state.step(event, self.now, &mut new_machine)
+        let outcome = self.state.step(event, self.now, &mut new_machine);
+        assert_eq!(outcome.anomalies, []);
+        outcome
     }
 
     fn restart(&mut self) -> Vec<Effect> {

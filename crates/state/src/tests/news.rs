@@ -89,10 +89,9 @@ impl Core {
             requested_ref: Some(news.head.commit.to_string()),
             from_fork: news.from_fork,
             github: Some(github),
-            approval,
             ..Run::new(id, &environment, String::new(), self.now)
         };
-        let (run, head, source) = (Box::new(run), news.head, news.source);
+        let (run, head, source) = (Box::new(run.with_approval(approval)), news.head, news.source);
         (id, Event::HeadMoved { run, environment, head, source })
     }
 

@@ -75,7 +75,7 @@ fn other_projects_do_not_notice_that_one_is_removed() {
     remove(&mut core);
 
     assert!(!core.state.environments[&id].closed);
-    assert_eq!(core.run_state(other), &RunState::Pending);
+    assert_eq!(core.run_state(other), &RunState::Planning { since: core.now });
 }
 
 #[test]
@@ -86,7 +86,7 @@ fn what_is_not_listened_to_cannot_be_removed() {
     assert_eq!(remove(&mut core), []);
     assert_eq!(core.step(Event::ProjectRemoved { project: ProjectId::from_bits(99) }), []);
 
-    assert_eq!(core.run_state(run), &RunState::Pending);
+    assert_eq!(core.run_state(run), &RunState::Planning { since: core.now });
 }
 
 #[test]

@@ -89,7 +89,7 @@ fn a_run_that_waits_for_its_planning_is_not_late_and_other_projects_go_first() {
 
     assert_eq!(core.wait(Duration::from_mins(10)).len(), 2);
     assert_eq!(planned(&core), [Effect::Plan { run: third }, Effect::Plan { run: other }]);
-    assert_eq!(core.run_state(third), &RunState::Pending);
+    assert_eq!(core.run_state(third), &RunState::Planning { since: core.now });
 
     let more = [core.request(1), core.request(1), core.request(2)];
     assert_eq!(core.cancel(third), [Effect::Plan { run: more[0] }], "project 2 is planned already");
@@ -155,7 +155,7 @@ fn the_time_that_a_planning_waits_for_github_does_not_count() {
         assert_eq!(core.wait(Duration::from_hours(1)), [Effect::Plan { run }]);
     }
 
-    assert_eq!(core.run_state(run), &RunState::Pending);
+    assert_eq!(core.run_state(run), &RunState::Planning { since: core.now });
     assert_eq!(core.state.next_deadline(), Some(core.now.after(Duration::from_mins(10))));
 }
 

@@ -254,6 +254,9 @@ fn check_taken_over(world: &World, job: &Job) {
 /// 4. Every run reaches an end, and the right one.
 fn check_run(core: &State, run: &Run) {
     assert_eq!(run.state.is_final(), run.ended_at.is_some());
+    let is_awaited = run.approval == Approval::Awaited;
+    let is_cancelled = matches!(run.state, RunState::Cancelled { .. });
+    assert!(is_cancelled || is_awaited == (run.state == RunState::AwaitingApproval), "{}", run.id);
     let all_ended = core.jobs_of(run.id).all(|job| job.state.is_final());
     let has_jobs = core.jobs_of(run.id).next().is_some();
     let all_completed =
@@ -261,7 +264,11 @@ fn check_run(core: &State, run: &Run) {
     match &run.state {
         RunState::Building => assert!(has_jobs && (!all_ended || waits_for_tag(core, run))),
         RunState::Completed => assert!(all_completed() && !waits_for_tag(core, run)),
-        RunState::Pending | RunState::Failed { plan_error: Some(_) } => assert!(!has_jobs),
+        RunState::AwaitingApproval
+        | RunState::Pending
+        | RunState::Deferred { .. }
+        | RunState::Planning { .. }
+        | RunState::Failed { plan_error: Some(_) } => assert!(!has_jobs),
         RunState::Failed { plan_error: None } => {
             assert!(all_ended && !all_completed() && !waits_for_tag(core, run));
         }
@@ -283,7 +290,7 @@ fn waits_for_tag(core: &State, run: &Run) -> bool {
 fn check_outbox(core: &State) {
     let count = |wanted: &Effect| core.outbox.values().filter(|effect| *effect == wanted).count();
     for run in core.runs.values() {
-        let is_planned = run.state == RunState::Pending && run.planning_since.is_some();
+        let is_planned = matches!(run.state, RunState::Planning { .. });
         assert_eq!(count(&Effect::Plan { run: run.id }), usize::from(is_planned), "{}", run.id);
     }
     check_planning(core);
@@ -323,10 +330,10 @@ fn check_outbox(core: &State) {
 
 /// So many are planned at once and no more, and nobody waits for room that is there.
 fn check_planning(core: &State) {
-    let pending = core.runs.values().filter(|run| run.state == RunState::Pending);
-    let may_begin = |run: &&Run| run.approval != Approval::Awaited && run.plan_after.is_none();
-    let (planned, waiting): (Vec<_>, Vec<_>) =
-        pending.filter(may_begin).partition(|run| run.planning_since.is_some());
+    let is_planned = |run: &&Run| matches!(run.state, RunState::Planning { .. });
+    let planned: Vec<_> = core.runs.values().filter(is_planned).collect();
+    let is_waiting = |run: &&Run| run.state == RunState::Pending;
+    let waiting: Vec<_> = core.runs.values().filter(is_waiting).collect();
     let max = core.limits.planned_at_once;
     assert!(planned.len() <= max, "{planned:?} are planned, and {max} allowed");
     assert!(waiting.is_empty() || planned.len() == max, "{waiting:?} wait for nothing");
@@ -384,7 +391,7 @@ pub(crate) fn check_leases(world: &World, round: u32) {
 pub(crate) fn is_over(world: &World) -> bool {
     let core = &world.core;
     // What nobody agrees to waits for ever.
-    let may_rest = |run: &Run| run.state.is_final() || run.approval == Approval::Awaited;
+    let may_rest = |run: &Run| run.state.is_final() || run.state == RunState::AwaitingApproval;
     let is_clean = |it: &Environment| !it.closed || it.cache_refs.is_empty() && !it.has_images;
     core.runs.values().all(may_rest)
         && core.outbox.is_empty()

@@ -137,7 +137,7 @@ fn the_schedules_reach_every_kind_of_end() {
         "run Cancelled: Requested",
         "run Cancelled: EnvironmentClosed",
         "run Cancelled: Superseded",
-        "run Pending, approval Awaited",
+        "run AwaitingApproval, approval Awaited",
         "run Completed, approval Given",
         "fork cancelled before anybody agreed",
         "environment closed by GitHub",

@@ -42,7 +42,7 @@ pub(crate) fn request(rng: &mut Rng, core: &State, now: Timestamp) -> Event {
                 run.requested_ref.clone_from(&earlier.requested_ref);
                 run.from_fork = earlier.from_fork;
                 run.github.clone_from(&earlier.github);
-                run.approval = earlier.approval.clone();
+                run = run.with_approval(earlier.approval.clone());
             }
         }
         _ => {}

@@ -30,7 +30,7 @@ pub(crate) struct Before {
     /// Runs that had not ended.
     open_runs: Vec<RunId>,
     /// Those of them that were being planned, and since when.
-    pending: Vec<(RunId, Timestamp)>,
+    planned: Vec<(RunId, Timestamp)>,
     /// Caches that were being exported, each with the run of its job.
     exports: Vec<Export>,
     /// Runs of each environment that had not ended.
@@ -89,7 +89,10 @@ impl Before {
             environments.entry(run.environment).or_default().push(run.id);
         }
         let open_runs = core.runs.values().filter(|run| !run.state.is_final());
-        let pending = core.runs.values().filter(|run| run.state == RunState::Pending);
+        let planned = core.runs.values().filter_map(|run| match run.state {
+            RunState::Planning { since } => Some((run.id, since)),
+            _ => None,
+        });
         Self {
             work: work.collect(),
             machines: machines.collect(),
@@ -100,7 +103,7 @@ impl Before {
                 _ => None,
             },
             open_runs: open_runs.map(|run| run.id).collect(),
-            pending: pending.filter_map(|run| Some((run.id, run.planning_since?))).collect(),
+            planned: planned.collect(),
             exports: exports.collect(),
             environments,
             runs: core.runs.keys().copied().collect(),
@@ -234,12 +237,12 @@ impl Before {
     }
 
     fn check_planning(&self, world: &World, event: &Event) {
-        for (run, since) in &self.pending {
-            let is_pending = world.core.runs[run].state == RunState::Pending;
+        for (run, since) in &self.planned {
+            let is_planned = world.core.runs[run].state == RunState::Planning { since: *since };
             let due = Limit::of(*since, world.core.limits.planning);
             match event {
-                Event::Tick if is_over(due, world) => assert!(!is_pending, "{run} plans for ever"),
-                Event::Tick if is_coming(due, world) => assert!(is_pending, "{run} is hurried"),
+                Event::Tick if is_over(due, world) => assert!(!is_planned, "{run} plans for ever"),
+                Event::Tick if is_coming(due, world) => assert!(is_planned, "{run} is hurried"),
                 _ => {}
             }
         }

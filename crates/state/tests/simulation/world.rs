@@ -274,8 +274,9 @@ impl World {
         }
         let rng = &mut self.rng;
         let mut new_machine = || MachineId::from_bits(rng.id());
-        let Outcome { effects, fingerprints } =
+        let Outcome { effects, fingerprints, anomalies } =
             self.core.step(event.clone(), self.now, &mut new_machine);
+        assert_eq!(anomalies, [], "{event:?}");
         self.trace(|world| format!("{} {event:?} -> {effects:?}", world.now.0));
         if let Some(run) = before.started(&self.core) {
             self.requested.push((run.id, run.original()));

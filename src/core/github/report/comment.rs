@@ -74,8 +74,11 @@ pub(crate) fn render(shown: &Shown<'_>, excerpts: &Excerpts) -> String {
 
 fn headline(shown: &Shown<'_>) -> String {
     let text = match &shown.run.state {
-        _ if shown.awaits_approval() => "🔒 Waits for approval".to_owned(),
-        RunState::Pending | RunState::Building => "⏳ Building…".to_owned(),
+        RunState::AwaitingApproval => "🔒 Waits for approval".to_owned(),
+        RunState::Pending
+        | RunState::Deferred { .. }
+        | RunState::Planning { .. }
+        | RunState::Building => "⏳ Building…".to_owned(),
         RunState::Completed => "✅ Build completed".to_owned(),
         RunState::Failed { .. } => format!("❌ Build failed [View Logs]({})", logs_url(shown)),
         RunState::Cancelled { reason } => format!("⏹ Build cancelled{}", why(*reason)),

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use stagely_state::ids::EnvironmentId;
-use stagely_state::{Approval, Told};
+use stagely_state::{RunState, Told};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 
@@ -143,7 +143,7 @@ impl Gate {
         let records = self.records.read();
         let run = records.environments.get(&environment).and_then(|it| it.report.run);
         let run = run.and_then(|run| records.runs.get(&run));
-        run.is_some_and(|run| run.state.is_final() || run.approval == Approval::Awaited)
+        run.is_some_and(|run| run.state.is_final() || run.state == RunState::AwaitingApproval)
     }
 }
 

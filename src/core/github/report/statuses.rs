@@ -58,10 +58,13 @@ fn whole(shown: &Shown<'_>, commit: &CommitSha) -> CommitStatus {
     let run = shown.run;
     let took = run.ended_at.map(|ended| seconds(ended.since(run.created_at))).unwrap_or_default();
     let (state, description) = match &run.state {
-        _ if shown.awaits_approval() => {
+        RunState::AwaitingApproval => {
             (StatusState::Pending, format!("waits for approval of {}", &commit.as_str()[..7]))
         }
-        RunState::Pending | RunState::Building => (StatusState::Pending, "Building".to_owned()),
+        RunState::Pending
+        | RunState::Deferred { .. }
+        | RunState::Planning { .. }
+        | RunState::Building => (StatusState::Pending, "Building".to_owned()),
         RunState::Completed => (StatusState::Success, completed(shown, &took)),
         RunState::Failed { plan_error: Some(error) } => {
             let state = fault(error.reason.is_users());
@@ -192,7 +195,7 @@ mod tests {
             world.end_run(state);
             assert_eq!(whole_of(&world), expected(light, words));
         }
-        world.run().state = RunState::Pending;
+        world.run().state = RunState::AwaitingApproval;
         world.run().approval = Approval::Awaited;
         let waits = "waits for approval of aaaaaaa";
         assert_eq!(whole_of(&world), expected(StatusState::Pending, waits));

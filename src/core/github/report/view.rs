@@ -4,7 +4,7 @@ use std::fmt;
 
 use stagely_protocol::{CommitSha, FailureReason};
 use stagely_state::ids::{EnvironmentId, JobId};
-use stagely_state::{Approval, Environment, Job, JobKind, JobState, Run, RunState};
+use stagely_state::{Environment, Job, JobKind, JobState, Run, RunState};
 use url::Url;
 
 use crate::core::records::Records;
@@ -56,7 +56,7 @@ impl<'a> Shown<'a> {
 
     /// Whether somebody must agree before it goes on.
     pub(crate) fn awaits_approval(&self) -> bool {
-        self.run.approval == Approval::Awaited && !self.run.state.is_final()
+        self.run.state == RunState::AwaitingApproval
     }
 
     /// Whether a change to what is built would have helped.

@@ -11,7 +11,10 @@ pub(in crate::core::http) fn run_summary(records: &Records, run: &Run) -> RunVie
     let project = records.projects.get(&run.project);
     let environment = records.environments.get(&run.environment);
     let (status, plan_error, cancel_reason) = match &run.state {
-        RunState::Pending => (RunStatus::Pending, None, None),
+        RunState::AwaitingApproval
+        | RunState::Pending
+        | RunState::Deferred { .. }
+        | RunState::Planning { .. } => (RunStatus::Pending, None, None),
         RunState::Building => (RunStatus::Building, None, None),
         RunState::Completed => (RunStatus::Completed, None, None),
         RunState::Failed { plan_error } => (RunStatus::Failed, plan_error.clone(), None),

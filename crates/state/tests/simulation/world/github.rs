@@ -143,7 +143,8 @@ impl World {
             pull_request.clone();
         let environment = self.environment(project, Some(number));
         let approval = if is_fork { Approval::Awaited } else { Approval::NotNeeded };
-        let run = Run { from_fork: is_fork, approval, ..self.run(&environment, &head, trigger) };
+        let run = Run { from_fork: is_fork, ..self.run(&environment, &head, trigger) };
+        let run = run.with_approval(approval);
         let is_told = source == HeadSource::Delivery;
         let is_first = is_told && !is_push && updated_at == created_at;
         let head = Head { commit: head, before, at: updated_at, is_first };
@@ -349,16 +350,16 @@ impl World {
         let newest = newest.filter(|it| it.state.is_final() || !failed_only).cloned();
         let newest = newest.filter(|_| !environment.closed).ok_or("it may not be")?;
         let id = RunId::from_bits(self.rng.id());
-        Ok(Run {
+        let run = Run {
             trigger: Trigger::Retry,
             requested_ref: newest.requested_ref.clone(),
             from_fork: newest.from_fork,
             github: newest.github.clone(),
-            approval: newest.approval.clone(),
             rebuilds: Some(newest.original()),
             keeps: failed_only.then_some(newest.id),
             ..Run::new(id, environment, String::new(), self.now)
-        })
+        };
+        Ok(run.with_approval(newest.approval))
     }
 
     /// GitHub does not answer while a run is planned.

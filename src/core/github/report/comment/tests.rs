@@ -185,7 +185,7 @@ fn what_was_cancelled_says_why() {
 #[test]
 fn a_forks_commit_says_how_it_is_approved() {
     let mut world = World::new();
-    world.run().state = RunState::Pending;
+    world.run().state = RunState::AwaitingApproval;
     world.run().approval = Approval::Awaited;
     let expected = format!(
         "\

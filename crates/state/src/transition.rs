@@ -1,0 +1,57 @@
+//! What the life cycles of runs, jobs, machines, environments and exports have in common: each is moved by its
+//! own `transition` function and by nothing else.
+
+use std::fmt;
+
+use super::step::Turn;
+use super::{RunEvent, RunState};
+use crate::ids::RunId;
+
+/// An event that does not apply to the state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IllegalTransition<State, Event> {
+    /// The state, which stays as it was.
+    pub state: State,
+    pub event: Event,
+}
+
+impl<State: fmt::Debug, Event: fmt::Debug> fmt::Display for IllegalTransition<State, Event> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} does not apply to {:?}", self.event, self.state)
+    }
+}
+
+/// A mistake of core's own: a step has applied an event to a record that cannot take it. The record stays as
+/// it was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Anomaly {
+    Run(RunId, IllegalTransition<RunState, RunEvent>),
+}
+
+impl fmt::Display for Anomaly {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Run(id, error) => write!(f, "{id}: {error}"),
+        }
+    }
+}
+
+impl Turn<'_> {
+    /// Moves the run. Returns false, and notes the anomaly, if it cannot take `event`.
+    pub(super) fn move_run(&mut self, id: RunId, event: RunEvent) -> bool {
+        let Some(run) = self.state.runs.get(&id) else { return false };
+        match run.state.clone().transition(event) {
+            Ok(state) => {
+                self.state.change_run(id, |run| run.state = state);
+                true
+            }
+            Err(error) => self.note_anomaly(Anomaly::Run(id, error)),
+        }
+    }
+
+    fn note_anomaly(&mut self, anomaly: Anomaly) -> bool {
+        self.state.anomalies += 1;
+        self.outcome.anomalies.push(anomaly);
+        false
+    }
+}

@@ -1,0 +1,109 @@
+//! Reads records as stagely 0.1 stored them under layout 2, one of each shape.
+
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+use stagely_state::{Effect, Environment, Job, Machine, Project, Run};
+
+const RECORDS: &str = include_str!("stored_records/layout-2.jsonl");
+
+/// The records of one table, as they were stored.
+fn stored(table: &str) -> Vec<Value> {
+    let lines = RECORDS.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let rows = lines.filter(|line| line["table"] == table);
+    rows.map(|mut line| line["record"].take()).collect()
+}
+
+/// Reads each record and returns it; checks that it is stored again as it was, but for fields that `removes`
+/// takes away.
+fn read<T>(table: &str, removes: impl Fn(&mut Map<String, Value>)) -> Vec<T>
+where
+    T: DeserializeOwned + Serialize,
+{
+    let rows = stored(table);
+    assert!(!rows.is_empty(), "{table}");
+    let read = rows.into_iter().map(|row| {
+        let record: T = serde_json::from_value(row.clone()).unwrap_or_else(|error| {
+            panic!("{table}: {error}: {row}");
+        });
+        let mut again = serde_json::to_value(&record).unwrap();
+        let mut before = row;
+        for record in [&mut before, &mut again] {
+            let fields = record.as_object_mut().unwrap();
+            removes(fields);
+            fields.retain(|_, value| !value.is_null());
+        }
+        assert_eq!(again, before, "{table}");
+        record
+    });
+    read.collect()
+}
+
+/// How many of `values` there are, by the name of the variant.
+fn variants<T: std::fmt::Debug>(values: impl IntoIterator<Item = T>) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for value in values {
+        let text = format!("{value:?}");
+        let name = text.split([' ', '(', '{']).next().unwrap_or_default().to_owned();
+        *counts.entry(name).or_default() += 1;
+    }
+    counts
+}
+
+fn counts(expected: &[(&str, usize)]) -> BTreeMap<String, usize> {
+    expected.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect()
+}
+
+/// What was stored of a planning that is over says nothing any more.
+fn without_past_planning(run: &mut Map<String, Value>) {
+    if run["state"]["status"] != "pending" {
+        run.remove("planning_since");
+        run.remove("plan_after");
+    }
+}
+
+#[test]
+fn runs_are_read_with_the_phase_of_their_planning() {
+    let runs = read::<Run>("runs", without_past_planning);
+
+    let expected = [
+        ("AwaitingApproval", 1),
+        ("Building", 2),
+        ("Cancelled", 17),
+        ("Completed", 2),
+        ("Deferred", 2),
+        ("Failed", 4),
+        ("Pending", 2),
+        ("Planning", 2),
+    ];
+    assert_eq!(variants(runs.iter().map(|run| &run.state)), counts(&expected));
+}
+
+#[test]
+fn projects_are_read() {
+    read::<Project>("projects", |_| {});
+}
+
+#[test]
+fn environments_are_read() {
+    read::<Environment>("environments", |_| {});
+}
+
+#[test]
+fn jobs_are_read() {
+    read::<Job>("jobs", |_| {});
+}
+
+#[test]
+fn machines_are_read() {
+    read::<Machine>("machines", |_| {});
+}
+
+#[test]
+fn the_outbox_is_read() {
+    read::<Effect>("outbox", |_| {});
+}
