@@ -5,8 +5,8 @@ use stagely_protocol::FailureReason;
 
 use super::step::Turn;
 use super::{
-    Attempt, Effect, JobOutcome, JobReport, JobState, LostAttempt, MachineKind, MachineState,
-    StopReason,
+    Attempt, Effect, JobEvent, JobOutcome, JobReport, JobState, LostAttempt, MachineKind,
+    MachineState, StopReason,
 };
 use crate::ids::{JobId, MachineId};
 
@@ -44,16 +44,16 @@ impl Turn<'_> {
 
     pub(super) fn start_job(&mut self, machine: MachineId, id: JobId, attempt: u32) {
         let Some(job) = self.state.jobs.get(&id) else { return };
-        let provisioning = JobState::Provisioning { attempt, machine };
-        if job.state != provisioning {
+        // An agent says so again after a reconnect, and it may speak of an older attempt.
+        if job.state != (JobState::Provisioning { attempt, machine }) {
             return;
         }
         let now = self.now;
         let deadline = now.after(job.timeout).after(self.state.limits.job_grace);
-        self.state.change_job(id, |job| {
-            job.state = JobState::Running { attempt, machine, deadline };
-            job.started_at = Some(now);
-        });
+        if !self.move_job(id, JobEvent::Started { deadline }) {
+            return;
+        }
+        self.state.change_job(id, |job| job.started_at = Some(now));
         // A machine doing live work is never swept, however late it began.
         self.extend_lease(machine, deadline);
     }
@@ -91,7 +91,9 @@ impl Turn<'_> {
             job.cache_miss = report.cache_miss;
         });
         match report.outcome {
-            JobOutcome::Completed { digest } => self.end_job(id, JobState::Completed { digest }),
+            JobOutcome::Completed { digest } => {
+                self.complete_job(id, JobEvent::Completed { digest });
+            }
             JobOutcome::Failed { reason, message, exit_code } => {
                 self.fail_attempt(id, Failure { reason, message, exit_code });
             }
@@ -133,16 +135,17 @@ impl Turn<'_> {
         };
         let attempt = *attempt;
         if !reason.is_transient() || attempt >= self.state.limits.max_attempts {
-            return self.end_job(id, JobState::Failed { reason, message, exit_code });
+            return self.fail_job(id, JobEvent::Failed { reason, message, exit_code });
         }
         // What was not to be had a moment ago is not to be had now.
         let wait = self.state.limits.capacity_wait * attempt;
-        let not_before = (reason == FailureReason::NoCapacity).then(|| self.now.after(wait));
+        let retry_at = (reason == FailureReason::NoCapacity).then(|| self.now.after(wait));
+        if !self.move_job(id, JobEvent::AttemptLost { retry_at }) {
+            return;
+        }
         self.state.change_job(id, |job| {
             let message = message.chars().take(LOST_MESSAGE_CHARS_MAX).collect();
             job.lost_attempts.push(LostAttempt { attempt, reason, message });
-            job.state = JobState::Queued { attempt: attempt + 1 };
-            job.not_before = not_before;
             job.assigned_at = None;
             job.started_at = None;
             job.took_over = None;
@@ -154,7 +157,7 @@ impl Turn<'_> {
         let due = self.state.index.postponed.iter().take_while(|(until, _)| *until <= self.now);
         let due: Vec<JobId> = due.map(|(_, job)| *job).collect();
         for job in due {
-            self.state.change_job(job, |job| job.not_before = None);
+            self.move_job(job, JobEvent::PostponementOver);
         }
     }
 
@@ -164,7 +167,7 @@ impl Turn<'_> {
         if let Some(machine) = machine {
             self.stop_work(machine, id, StopReason::RunCancelled);
         }
-        self.close_job(id, JobState::Cancelled);
+        self.close_job(id, JobEvent::Cancelled);
     }
 
     /// Makes `machine` stop the job that it has: at once where the machine ends with it, else by
@@ -182,26 +185,35 @@ impl Turn<'_> {
         }
     }
 
-    pub(super) fn end_job(&mut self, id: JobId, end: JobState) {
-        let is_completed = matches!(end, JobState::Completed { .. });
-        self.close_job(id, end);
-        if is_completed {
+    /// Ends a job that has an image: reported, or reused.
+    pub(super) fn complete_job(&mut self, id: JobId, end: JobEvent) {
+        if self.close_job(id, end) {
             self.note_image(id);
-        } else {
-            self.fail_dependents(id);
+            self.settle_run_of(id);
         }
+    }
+
+    /// Ends a job for good, and those that need it.
+    pub(super) fn fail_job(&mut self, id: JobId, failed: JobEvent) {
+        if self.close_job(id, failed) {
+            self.fail_dependents(id);
+            self.settle_run_of(id);
+        }
+    }
+
+    fn settle_run_of(&mut self, id: JobId) {
         if let Some(run) = self.state.jobs.get(&id).map(|job| job.run) {
             self.settle_run(run);
         }
     }
 
-    fn close_job(&mut self, id: JobId, end: JobState) {
-        let now = self.now;
-        self.state.change_job(id, |job| {
-            job.state = end;
-            job.not_before = None;
-            job.ended_at = Some(now);
-        });
+    pub(super) fn close_job(&mut self, id: JobId, end: JobEvent) -> bool {
+        let is_closed = self.move_job(id, end);
+        if is_closed {
+            let now = self.now;
+            self.state.change_job(id, |job| job.ended_at = Some(now));
+        }
+        is_closed
     }
 
     fn fail_dependents(&mut self, id: JobId) {
@@ -210,12 +222,12 @@ impl Turn<'_> {
         let waiting = self
             .state
             .jobs_of(failed.run)
-            .filter(|job| matches!(job.state, JobState::Queued { .. }) && job.needs.contains(&id));
+            .filter(|job| job.state.is_waiting() && job.needs.contains(&id));
         let waiting: Vec<JobId> = waiting.map(|job| job.id).collect();
         for job in waiting {
             let message = reason.to_string();
             let reason = reason.clone();
-            self.end_job(job, JobState::Failed { reason, message, exit_code: None });
+            self.fail_job(job, JobEvent::Failed { reason, message, exit_code: None });
         }
     }
 }

@@ -8,7 +8,7 @@ use stagely_protocol::{
     BuildArgs, CacheMiss, Digest, Emulation, FailureReason, ImageRef, Platform, Step,
 };
 
-use super::{MachineSize, Timestamp};
+use super::{IllegalTransition, MachineSize, Timestamp};
 use crate::ids::{JobId, MachineId, RunId};
 
 /// What a job does. References are complete: nothing is computed from them later.
@@ -90,30 +90,19 @@ pub enum UsedImage {
 }
 
 /// How far a job is. Attempts count from 1.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "status", rename_all = "snake_case")]
 pub enum JobState {
-    /// Waits for the jobs it needs, and for a machine.
-    Queued {
-        /// The attempt that comes next.
-        attempt: u32,
-    },
+    /// Waits for the jobs it needs, and for a machine. `attempt` is the one that comes next.
+    Queued { attempt: u32 },
+    /// There was no capacity; waits until it may be launched again. Stored as `queued`, with `not_before` beside
+    /// it.
+    #[serde(skip)]
+    Postponed { attempt: u32, until: Timestamp },
     /// Has a machine, whose agent has not said that it began.
-    Provisioning {
-        /// The attempt.
-        attempt: u32,
-        /// The machine.
-        machine: MachineId,
-    },
-    /// The agent works on it.
-    Running {
-        /// The attempt.
-        attempt: u32,
-        /// The machine.
-        machine: MachineId,
-        /// Core ends the job itself after this moment.
-        deadline: Timestamp,
-    },
+    Provisioning { attempt: u32, machine: MachineId },
+    /// The agent works on it. Core ends the job itself after `deadline`.
+    Running { attempt: u32, machine: MachineId, deadline: Timestamp },
     /// The image is pushed.
     Completed {
         /// Names the image; absent when a simple agent reported none.
@@ -136,9 +125,17 @@ impl JobState {
     /// Whether nothing more happens to the job.
     pub const fn is_final(&self) -> bool {
         match self {
-            Self::Queued { .. } | Self::Provisioning { .. } | Self::Running { .. } => false,
+            Self::Queued { .. }
+            | Self::Postponed { .. }
+            | Self::Provisioning { .. }
+            | Self::Running { .. } => false,
             Self::Completed { .. } | Self::Failed { .. } | Self::Cancelled => true,
         }
+    }
+
+    /// Whether the job waits for its next attempt.
+    pub const fn is_waiting(&self) -> bool {
+        matches!(self, Self::Queued { .. } | Self::Postponed { .. })
     }
 
     /// The machine that has the job, if one has.
@@ -146,6 +143,7 @@ impl JobState {
         match self {
             Self::Provisioning { machine, .. } | Self::Running { machine, .. } => Some(*machine),
             Self::Queued { .. }
+            | Self::Postponed { .. }
             | Self::Completed { .. }
             | Self::Failed { .. }
             | Self::Cancelled => None,
@@ -163,6 +161,106 @@ impl JobState {
             }
             _ => None,
         }
+    }
+}
+
+impl JobState {
+    /// Returns the state that follows `event`. Nothing else moves a job from state to state.
+    ///
+    /// # Errors
+    /// [`IllegalTransition`], holding both, when the event does not apply.
+    pub fn transition(self, event: JobEvent) -> Result<Self, IllegalTransition<Self, JobEvent>> {
+        use {JobEvent as E, JobState as S};
+        Ok(match (self, event) {
+            (S::Queued { attempt } | S::Postponed { attempt, .. }, E::MachineFound { machine }) => {
+                S::Provisioning { attempt, machine }
+            }
+            (S::Postponed { attempt, .. }, E::PostponementOver) => S::Queued { attempt },
+            (S::Provisioning { attempt, machine }, E::Started { deadline }) => {
+                S::Running { attempt, machine, deadline }
+            }
+            (
+                S::Provisioning { attempt, .. } | S::Running { attempt, .. },
+                E::AttemptLost { retry_at },
+            ) => Self::waiting(attempt + 1, retry_at),
+            (S::Provisioning { .. } | S::Running { .. }, E::Completed { digest })
+            | (S::Queued { .. }, E::Reused { digest }) => S::Completed { digest },
+            // A job that waits fails as well: when a job that it needs has failed, or no machine can do it.
+            (
+                S::Queued { .. } | S::Postponed { .. } | S::Provisioning { .. } | S::Running { .. },
+                E::Failed { reason, message, exit_code },
+            ) => S::Failed { reason, message, exit_code },
+            (
+                S::Queued { .. } | S::Postponed { .. } | S::Provisioning { .. } | S::Running { .. },
+                E::Cancelled,
+            ) => S::Cancelled,
+            (state, event) => return Err(IllegalTransition::new(state, event)),
+        })
+    }
+
+    fn waiting(attempt: u32, until: Option<Timestamp>) -> Self {
+        until.map_or(Self::Queued { attempt }, |until| Self::Postponed { attempt, until })
+    }
+}
+
+/// What moves a job to its next state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum JobEvent {
+    MachineFound {
+        machine: MachineId,
+    },
+    Started {
+        deadline: Timestamp,
+    },
+    /// The attempt came to nothing. The next one begins after `retry_at`, or as soon as there is a machine.
+    AttemptLost {
+        retry_at: Option<Timestamp>,
+    },
+    PostponementOver,
+    Completed {
+        digest: Option<Digest>,
+    },
+    /// An earlier run has made the image already.
+    Reused {
+        digest: Option<Digest>,
+    },
+    Failed {
+        reason: FailureReason,
+        message: String,
+        exit_code: Option<i32>,
+    },
+    Cancelled,
+}
+
+/// A job's state as it is stored.
+mod stored_state {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::JobState;
+    use crate::Timestamp;
+
+    #[derive(Serialize, Deserialize)]
+    struct StoredState {
+        state: JobState,
+        not_before: Option<Timestamp>,
+    }
+
+    pub(super) fn serialize<S: Serializer>(state: &JobState, to: S) -> Result<S::Ok, S::Error> {
+        let (state, not_before) = match state {
+            JobState::Postponed { attempt, until } => {
+                (JobState::Queued { attempt: *attempt }, Some(*until))
+            }
+            state => (state.clone(), None),
+        };
+        StoredState { state, not_before }.serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<JobState, D::Error> {
+        let StoredState { state, not_before } = StoredState::deserialize(from)?;
+        Ok(match state {
+            JobState::Queued { attempt } => JobState::waiting(attempt, not_before),
+            state => state,
+        })
     }
 }
 
@@ -203,7 +301,7 @@ pub struct Job {
     pub needs: Vec<JobId>,
     /// Its own limit, enforced by the agent.
     pub timeout: Duration,
-    /// How far it is.
+    #[serde(flatten, with = "stored_state")]
     pub state: JobState,
     /// The attempt whose log is the job's log: the newest that was given to a machine; 0 before.
     pub attempt: u32,
@@ -211,9 +309,6 @@ pub struct Job {
     pub lost_attempts: Vec<LostAttempt>,
     /// When it was queued.
     pub queued_at: Timestamp,
-    /// It waits until this moment for its next attempt: there was no capacity.
-    #[serde(default)]
-    pub not_before: Option<Timestamp>,
     /// When the newest attempt was first given to an agent.
     pub assigned_at: Option<Timestamp>,
     /// When the newest attempt began on its machine.

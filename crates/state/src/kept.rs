@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::step::Turn;
-use super::{Job, JobKind, JobState, State, UsedImage};
+use super::{Job, JobEvent, JobKind, JobState, State, UsedImage};
 use crate::ids::{JobId, RunId};
 
 impl Turn<'_> {
@@ -25,12 +25,13 @@ impl Turn<'_> {
 
     fn keep_job(&mut self, id: JobId, old: JobId) {
         let Some(old) = self.state.jobs.get(&old).cloned() else { return };
-        let now = self.now;
+        let JobState::Completed { digest } = old.state else { return };
+        if !self.close_job(id, JobEvent::Reused { digest }) {
+            return;
+        }
         self.state.change_job(id, |job| {
             // Whoever asks for the image finds it where it was pushed.
             *job.kind.image_mut() = old.kind.image().clone();
-            job.state = old.state;
-            job.ended_at = Some(now);
             job.kept_from = old.kept_from.or(Some(old.id));
             job.steps = old.steps;
             job.cache_miss = old.cache_miss;

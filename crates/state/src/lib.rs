@@ -55,7 +55,7 @@ pub use github::{
     Approval, ApprovedCommit, Command, CommandKind, CommitStatus, DeliveryId, ForkPolicy,
     GithubLink, GithubRepository, GithubRun, Head, HeadSource, Report, StatusState, Told,
 };
-pub use job::{Job, JobKind, JobOutcome, JobReport, JobState, LostAttempt, UsedImage};
+pub use job::{Job, JobEvent, JobKind, JobOutcome, JobReport, JobState, LostAttempt, UsedImage};
 pub use machine::{CacheExport, Machine, MachineKind, MachineSize, MachineState};
 pub use names::{BranchName, InvalidName, NAME_CHARS_MAX, Name, Reference};
 pub use records::{Changes, Snapshot, State, Table};

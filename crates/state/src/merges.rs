@@ -59,7 +59,7 @@ impl State {
     /// Whether the job is a merge that waits for nothing but a machine.
     fn is_ready_merge(&self, job: &Job) -> bool {
         matches!(job.kind, JobKind::Merge { .. })
-            && matches!(job.state, JobState::Queued { .. })
+            && job.state.is_waiting()
             && job.missing_needs(&self.jobs).next().is_none()
     }
 

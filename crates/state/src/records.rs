@@ -484,11 +484,10 @@ impl Index {
     fn note_job(&mut self, job: &Job, jobs: &Table<JobId, Job>, runs: &Table<RunId, Run>) {
         self.run_jobs.entry(job.run).or_default().insert(job.id);
         let Some(run) = runs.get(&job.run) else { return };
-        let is_waiting = matches!(job.state, JobState::Queued { .. });
-        if let Some(not_before) = job.not_before.filter(|_| is_waiting) {
-            self.postponed.insert((not_before, job.id));
+        if let JobState::Postponed { until, .. } = job.state {
+            self.postponed.insert((until, job.id));
         }
-        let is_queued = is_waiting && job.not_before.is_none();
+        let is_queued = matches!(job.state, JobState::Queued { .. });
         let is_ready = job.missing_needs(jobs).next().is_none();
         let class = JobClass::of(job, run);
         // A job that is tried again keeps its place, so it goes before those that came after it.
@@ -499,8 +498,8 @@ impl Index {
 
     /// The job is about to change; what it waits for then is noted anew.
     fn forget_postponed(&mut self, job: &Job) {
-        if let Some(not_before) = job.not_before {
-            self.postponed.remove(&(not_before, job.id));
+        if let JobState::Postponed { until, .. } = job.state {
+            self.postponed.remove(&(until, job.id));
         }
     }
 

@@ -278,7 +278,7 @@ impl RunState {
                 | S::Building,
                 E::Cancelled { reason },
             ) => S::Cancelled { reason },
-            (state, event) => return Err(IllegalTransition { state, event }),
+            (state, event) => return Err(IllegalTransition::new(state, event)),
         })
     }
 }

@@ -185,7 +185,6 @@ impl Job {
             attempt: 0,
             lost_attempts: Vec::new(),
             queued_at: now,
-            not_before: None,
             assigned_at: None,
             started_at: None,
             ended_at: None,

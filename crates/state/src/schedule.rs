@@ -8,8 +8,8 @@ use stagely_protocol::{Arch, Emulation, FailureReason};
 
 use super::step::Turn;
 use super::{
-    Effect, Job, JobKind, JobState, Limits, Machine, MachineKind, MachineState, Priorities,
-    ProviderName, Run, State, Timestamp, Trigger,
+    Effect, Job, JobEvent, JobKind, JobState, Limits, Machine, MachineKind, MachineState,
+    Priorities, ProviderName, Run, State, Timestamp, Trigger,
 };
 use crate::ids::{JobId, MachineId, ProjectId};
 
@@ -339,22 +339,21 @@ impl Turn<'_> {
              of that arch with `stagely machines add`, or allow emulation in stagely.yaml"
         );
         let reason = FailureReason::Emulation;
-        self.end_job(job, JobState::Failed { reason, message, exit_code: None });
+        self.fail_job(job, JobEvent::Failed { reason, message, exit_code: None });
     }
 
     /// Gives the job's next attempt to `machine`, whose record is there.
     pub(super) fn begin_attempt(&mut self, id: JobId, machine: MachineId) {
         let arch = self.state.machines.get(&machine).map(|machine| machine.arch);
+        if !self.move_job(id, JobEvent::MachineFound { machine }) {
+            return;
+        }
         self.state.change_job(id, |job| {
-            if let JobState::Queued { attempt } = job.state {
-                job.state = JobState::Provisioning { attempt, machine };
-                job.attempt = attempt;
-                job.not_before = None;
-                job.steps.clear();
-                job.warnings.clear();
-                job.cache_miss = None;
-                job.emulated = job.arch().is_some_and(|native| arch != Some(native));
-            }
+            job.attempt = job.state.attempt_on(machine).unwrap_or(job.attempt);
+            job.steps.clear();
+            job.warnings.clear();
+            job.cache_miss = None;
+            job.emulated = job.arch().is_some_and(|native| arch != Some(native));
         });
     }
 

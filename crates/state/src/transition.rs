@@ -4,15 +4,21 @@
 use std::fmt;
 
 use super::step::Turn;
-use super::{RunEvent, RunState};
-use crate::ids::RunId;
+use super::{JobEvent, JobState, RunEvent, RunState};
+use crate::ids::{JobId, RunId};
 
 /// An event that does not apply to the state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IllegalTransition<State, Event> {
     /// The state, which stays as it was.
-    pub state: State,
-    pub event: Event,
+    pub state: Box<State>,
+    pub event: Box<Event>,
+}
+
+impl<State, Event> IllegalTransition<State, Event> {
+    pub(super) fn new(state: State, event: Event) -> Self {
+        Self { state: Box::new(state), event: Box::new(event) }
+    }
 }
 
 impl<State: fmt::Debug, Event: fmt::Debug> fmt::Display for IllegalTransition<State, Event> {
@@ -26,12 +32,14 @@ impl<State: fmt::Debug, Event: fmt::Debug> fmt::Display for IllegalTransition<St
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Anomaly {
     Run(RunId, IllegalTransition<RunState, RunEvent>),
+    Job(JobId, IllegalTransition<JobState, JobEvent>),
 }
 
 impl fmt::Display for Anomaly {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Run(id, error) => write!(f, "{id}: {error}"),
+            Self::Job(id, error) => write!(f, "{id}: {error}"),
         }
     }
 }
@@ -46,6 +54,18 @@ impl Turn<'_> {
                 true
             }
             Err(error) => self.note_anomaly(Anomaly::Run(id, error)),
+        }
+    }
+
+    /// Moves the job. Returns false, and notes the anomaly, if it cannot take `event`.
+    pub(super) fn move_job(&mut self, id: JobId, event: JobEvent) -> bool {
+        let Some(job) = self.state.jobs.get(&id) else { return false };
+        match job.state.clone().transition(event) {
+            Ok(state) => {
+                self.state.change_job(id, |job| job.state = state);
+                true
+            }
+            Err(error) => self.note_anomaly(Anomaly::Job(id, error)),
         }
     }
 

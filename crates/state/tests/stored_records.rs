@@ -94,8 +94,19 @@ fn environments_are_read() {
 }
 
 #[test]
-fn jobs_are_read() {
-    read::<Job>("jobs", |_| {});
+fn jobs_are_read_and_those_that_wait_for_capacity_are_told_from_others() {
+    let jobs = read::<Job>("jobs", |_| {});
+
+    let expected = [
+        ("Cancelled", 2),
+        ("Completed", 2),
+        ("Failed", 2),
+        ("Postponed", 1),
+        ("Provisioning", 2),
+        ("Queued", 2),
+        ("Running", 2),
+    ];
+    assert_eq!(variants(jobs.iter().map(|job| &job.state)), counts(&expected));
 }
 
 #[test]

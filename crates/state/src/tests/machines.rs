@@ -23,7 +23,7 @@ fn a_launch_without_capacity_is_tried_again_later_with_another_machine() {
     core.step(Event::LaunchRefused { machine, refusal });
 
     assert_eq!(core.machine_state(machine), MachineState::Terminated);
-    assert!(matches!(core.job_state(jobs[0]), JobState::Queued { attempt: 2 }));
+    assert!(matches!(core.job_state(jobs[0]), JobState::Postponed { attempt: 2, .. }));
     let until = core.now.after(Duration::from_secs(30));
     assert_eq!(core.state.next_deadline(), Some(until));
     assert_eq!(core.state.queue()[0].reason, QueueReason::Capacity { until });
@@ -176,7 +176,7 @@ fn each_launch_without_capacity_is_waited_for_longer_and_the_last_ends_the_job()
     refuse(&mut core, jobs[0]);
 
     let until = core.now.after(Duration::from_mins(1));
-    assert_eq!(core.state.jobs[&jobs[0]].not_before, Some(until));
+    assert_eq!(core.job_state(jobs[0]), &JobState::Postponed { attempt: 3, until });
     assert_eq!(core.wait(Duration::from_secs(59)), []);
     core.wait(Duration::from_secs(1));
     let last = refuse(&mut core, jobs[0]);
@@ -244,12 +244,12 @@ fn a_merge_that_waits_for_capacity_takes_a_builder_that_is_there_after_all() {
     core.report(two.machines[1], two.builds[1], 1, PUSHED);
     core.step(Event::MachineGone { machine: two.machines[1], taken_back: false });
     refuse(&mut core, two.merge);
-    assert!(core.state.jobs[&two.merge].not_before.is_some());
+    assert!(matches!(core.job_state(two.merge), JobState::Postponed { .. }));
 
     core.connect(two.machines[0], &[(two.builds[0], 1)]);
 
     assert_eq!(core.machine_of(two.merge), two.machines[0]);
-    assert_eq!(core.state.jobs[&two.merge].not_before, None);
+    assert!(!core.job_state(two.merge).is_waiting());
     assert_eq!(core.state.queue(), []);
 }
 

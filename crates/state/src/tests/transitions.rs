@@ -42,9 +42,54 @@ fn only_the_arrows_of_a_run_can_be_taken() {
 }
 
 #[test]
+fn only_the_arrows_of_a_job_can_be_taken() {
+    let (machine, until) = (MachineId::from_bits(1), Timestamp(1));
+    let failed = JobEvent::Failed {
+        reason: FailureReason::DiskFull,
+        message: String::new(),
+        exit_code: None,
+    };
+    let events = [
+        JobEvent::MachineFound { machine },
+        JobEvent::Started { deadline: until },
+        JobEvent::AttemptLost { retry_at: None },
+        JobEvent::PostponementOver,
+        JobEvent::Completed { digest: None },
+        JobEvent::Reused { digest: None },
+        failed.clone(),
+        JobEvent::Cancelled,
+    ];
+    let legal = |state: JobState| apply(&state, &events, JobState::transition);
+
+    assert_eq!(legal(JobState::Queued { attempt: 1 }), [0, 5, 6, 7]);
+    assert_eq!(legal(JobState::Postponed { attempt: 1, until }), [0, 3, 6, 7]);
+    assert_eq!(legal(JobState::Provisioning { attempt: 1, machine }), [1, 2, 4, 6, 7]);
+    let running = JobState::Running { attempt: 1, machine, deadline: until };
+    assert_eq!(legal(running.clone()), [2, 4, 6, 7]);
+    let failed = running.transition(failed).unwrap();
+    for end in [JobState::Completed { digest: None }, failed, JobState::Cancelled] {
+        assert!(legal(end).is_empty());
+    }
+}
+
+#[test]
+fn a_lost_attempt_is_followed_by_the_next_at_once_or_later() {
+    let machine = MachineId::from_bits(1);
+    let lost = |retry_at| {
+        let first = JobState::Provisioning { attempt: 1, machine };
+        first.transition(JobEvent::AttemptLost { retry_at }).unwrap()
+    };
+
+    assert_eq!(lost(None), JobState::Queued { attempt: 2 });
+    let until = Timestamp(7);
+    assert_eq!(lost(Some(until)), JobState::Postponed { attempt: 2, until });
+}
+
+#[test]
 fn a_refused_transition_returns_state_and_event() {
     let error = RunState::Completed.transition(RunEvent::Planned).unwrap_err();
 
-    assert_eq!((&error.state, &error.event), (&RunState::Completed, &RunEvent::Planned));
-    assert_eq!(error.to_string(), "Planned does not apply to Completed");
+    let text = error.to_string();
+    assert_eq!((*error.state, *error.event), (RunState::Completed, RunEvent::Planned));
+    assert_eq!(text, "Planned does not apply to Completed");
 }

@@ -139,9 +139,7 @@ fn is_at_limit(core: &State, project: ProjectId) -> bool {
 /// Whether the job waits for nothing but a machine.
 pub(crate) fn is_ready(core: &State, job: &Job) -> bool {
     let is_completed = |id| matches!(core.jobs[id].state, JobState::Completed { .. });
-    matches!(job.state, JobState::Queued { .. })
-        && job.not_before.is_none()
-        && job.needs.iter().all(is_completed)
+    matches!(job.state, JobState::Queued { .. }) && job.needs.iter().all(is_completed)
 }
 
 /// Whether `machine` would do for the job.

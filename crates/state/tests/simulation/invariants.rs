@@ -135,7 +135,7 @@ fn check_queue(core: &State) {
         ready.any(|machine| machine.connected && fairness::could_use(core, job, machine))
     };
     for job in core.jobs.values().filter(|job| fairness::must_be_native(job)) {
-        let is_queued = matches!(job.state, JobState::Queued { .. }) && job.not_before.is_none();
+        let is_queued = matches!(job.state, JobState::Queued { .. });
         let mut live = core.live_machines();
         let has_any = core.launchable().next().is_some()
             || live.any(|machine| machine.kind == MachineKind::Static);
@@ -150,14 +150,14 @@ fn check_queue(core: &State) {
 
 /// Whoever waits for capacity is shown to, and its time comes.
 fn check_postponed(core: &State, job: &Job, reason: &QueueReason) {
-    match (job.not_before, reason) {
-        (Some(not_before), QueueReason::Capacity { until }) => {
-            assert_eq!(*until, not_before);
-            assert!(core.next_deadline().is_some_and(|next| next <= not_before), "nobody rings");
+    match (transitions::postponed_until(job), reason) {
+        (Some(postponed), QueueReason::Capacity { until }) => {
+            assert_eq!(*until, postponed);
+            assert!(core.next_deadline().is_some_and(|next| next <= postponed), "no timeout fires");
         }
-        (not_before, reason) => {
+        (postponed, reason) => {
             let is_capacity = matches!(reason, QueueReason::Capacity { .. });
-            assert!(not_before.is_none() && !is_capacity, "{} waits for {reason:?}", job.id);
+            assert!(postponed.is_none() && !is_capacity, "{} waits for {reason:?}", job.id);
         }
     }
 }
@@ -173,7 +173,7 @@ fn check_job(core: &State, job: &Job) {
     let lost = u32::try_from(job.lost_attempts.len()).expect("few");
     let mut needed = job.needs.iter().map(|id| &core.jobs.get(id).expect("needs exist").state);
     match &job.state {
-        JobState::Queued { attempt } => {
+        JobState::Queued { attempt } | JobState::Postponed { attempt, .. } => {
             assert_eq!((*attempt, job.attempt), (lost + 1, lost));
             assert_eq!(run.state, RunState::Building);
             let is_hopeless =
@@ -210,8 +210,6 @@ fn check_job(core: &State, job: &Job) {
             assert!(!may_go_on, "{} has attempts left", job.id);
         }
     }
-    let is_queued = matches!(job.state, JobState::Queued { .. });
-    assert!(is_queued || job.not_before.is_none(), "{} need not wait", job.id);
 }
 
 /// The digest is that of the job's newest attempt, or of the job whose image was kept.
@@ -241,7 +239,7 @@ fn check_completed(core: &State, job: &Job, pushed: Option<&Digest>) {
 fn check_taken_over(world: &World, job: &Job) {
     let Some(finished) = job.took_over else { return };
     assert!(matches!(job.kind, JobKind::Merge { .. }) && job.needs.contains(&finished));
-    assert!(!matches!(job.state, JobState::Queued { .. }), "{} has no machine", job.id);
+    assert!(!job.state.is_waiting(), "{} has no machine", job.id);
     let machine = |job: JobId| {
         let number = world.core.jobs.get(&job)?.attempt;
         world.given.get(&Attempt { job, number })

@@ -111,7 +111,7 @@ impl Before {
             postponed: core
                 .jobs
                 .values()
-                .filter_map(|job| Some((job.id, job.not_before?)))
+                .filter_map(|job| Some((job.id, postponed_until(job)?)))
                 .collect(),
         }
     }
@@ -316,9 +316,9 @@ impl Before {
         } else {
             let next = attempt.number + 1;
             let is_next = match after.state {
-                JobState::Queued { attempt } | JobState::Provisioning { attempt, .. } => {
-                    attempt == next
-                }
+                JobState::Queued { attempt }
+                | JobState::Postponed { attempt, .. }
+                | JobState::Provisioning { attempt, .. } => attempt == next,
                 // Its arch may not be had any more: it is refused in the same step.
                 JobState::Failed { reason: FailureReason::Emulation, .. } => {
                     fairness::must_be_native(after) && !fairness::has_native(&world.core, after)
@@ -370,10 +370,21 @@ fn is_stopped(id: MachineId, stopped: Attempt, effects: &[Effect]) -> bool {
     effects.iter().any(is_it)
 }
 
+/// Until when the job waits for capacity.
+pub(crate) const fn postponed_until(job: &Job) -> Option<Timestamp> {
+    match job.state {
+        JobState::Postponed { until, .. } => Some(until),
+        _ => None,
+    }
+}
+
 /// Nothing has become of the job but that it may have got a machine, which was freed by the step.
 fn assert_unmoved(before: &Job, after: &Job) {
     match (&before.state, &after.state) {
-        (JobState::Queued { attempt: old }, JobState::Provisioning { attempt: new, .. }) => {
+        (
+            JobState::Queued { attempt: old } | JobState::Postponed { attempt: old, .. },
+            JobState::Provisioning { attempt: new, .. },
+        ) => {
             assert_eq!(old, new);
         }
         _ => assert_eq!(before, after, "somebody else's report counted"),

@@ -159,7 +159,7 @@ const fn urgency(job: &Job) -> u8 {
     match job.state {
         JobState::Failed { .. } => 0,
         JobState::Running { .. } | JobState::Provisioning { .. } => 1,
-        JobState::Queued { .. } => 2,
+        JobState::Queued { .. } | JobState::Postponed { .. } => 2,
         JobState::Cancelled => 3,
         JobState::Completed { .. } => 4,
     }
@@ -191,7 +191,7 @@ fn state(job: &Job) -> String {
     let took = job.started_at.zip(job.ended_at).map(|(from, to)| seconds(to.since(from)));
     let took = took.map(|took| format!(" in {took}")).unwrap_or_default();
     match &job.state {
-        JobState::Queued { .. } => "queued".to_owned(),
+        JobState::Queued { .. } | JobState::Postponed { .. } => "queued".to_owned(),
         JobState::Provisioning { .. } => "starting".to_owned(),
         JobState::Running { .. } => "⏳ running".to_owned(),
         JobState::Completed { .. } if job.kept_from.is_some() => {

@@ -102,9 +102,10 @@ fn completed(shown: &Shown<'_>, took: &str) -> String {
 fn of_job(shown: &Shown<'_>, job: &Job) -> CommitStatus {
     let took = job.started_at.zip(job.ended_at).map(|(from, to)| seconds(to.since(from)));
     let (state, description) = match &job.state {
-        JobState::Queued { .. } | JobState::Provisioning { .. } | JobState::Running { .. } => {
-            (StatusState::Pending, "Building".to_owned())
-        }
+        JobState::Queued { .. }
+        | JobState::Postponed { .. }
+        | JobState::Provisioning { .. }
+        | JobState::Running { .. } => (StatusState::Pending, "Building".to_owned()),
         JobState::Completed { .. } if job.kept_from.is_some() => {
             (StatusState::Success, "Kept from an earlier run".to_owned())
         }

@@ -64,7 +64,7 @@ fn queue_place(records: &Records, job: &Job) -> Option<QueuePosition> {
 /// How far a job is.
 pub(in crate::core::http) const fn job_status(state: &JobState) -> JobStatus {
     match state {
-        JobState::Queued { .. } => JobStatus::Queued,
+        JobState::Queued { .. } | JobState::Postponed { .. } => JobStatus::Queued,
         JobState::Provisioning { .. } => JobStatus::Provisioning,
         JobState::Running { .. } => JobStatus::Running,
         JobState::Completed { .. } => JobStatus::Completed,
@@ -93,6 +93,7 @@ impl End {
                 digest: None,
             },
             JobState::Queued { .. }
+            | JobState::Postponed { .. }
             | JobState::Provisioning { .. }
             | JobState::Running { .. }
             | JobState::Cancelled => Self::default(),

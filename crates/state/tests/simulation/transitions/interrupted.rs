@@ -8,7 +8,7 @@ use stagely_state::{
     Machine, MachineKind, State, Timestamp,
 };
 
-use super::{Before, Limit, LiveWork, current};
+use super::{Before, Limit, LiveWork, current, postponed_until};
 use crate::world::World;
 
 /// A machine that is still there this long after its time is not waited for.
@@ -42,10 +42,13 @@ impl Before {
             let Some(job) = world.core.jobs.get(id) else { continue };
             let is_due = *until <= world.now;
             match &job.state {
-                JobState::Queued { .. } if matches!(event, Event::Tick) && is_due => {
-                    assert_eq!(job.not_before, None, "{id} waits for ever");
+                JobState::Postponed { until: now, .. } => {
+                    assert_eq!(now, until);
+                    assert!(!matches!(event, Event::Tick) || !is_due, "{id} waits for ever");
                 }
-                JobState::Queued { .. } => assert_eq!(job.not_before, Some(*until)),
+                JobState::Queued { .. } => {
+                    assert!(matches!(event, Event::Tick) && is_due, "{id} does not wait");
+                }
                 JobState::Provisioning { .. } => {
                     // A builder of its own is there, so it needs no capacity.
                     assert!(is_due || job.took_over.is_some(), "{id} does not wait");
@@ -55,16 +58,16 @@ impl Before {
         }
         let refused = self.refused(event);
         for job in world.core.jobs.values() {
-            let Some(until) = job.not_before else { continue };
+            let Some(until) = postponed_until(job) else { continue };
             if !self.postponed.contains_key(&job.id) {
                 assert_eq!(refused.map(|attempt| attempt.job), Some(job.id), "{event:?}");
                 let wait = world.core.limits.capacity_wait * job.attempt;
                 assert_eq!(until, world.now.after(wait), "{} waits for too long", job.id);
             }
         }
-        let refused = refused.and_then(|attempt| world.core.jobs.get(&attempt.job));
-        if let Some(job) = refused.filter(|job| matches!(job.state, JobState::Queued { .. })) {
-            assert!(job.not_before.is_some(), "{} is launched again at once", job.id);
+        if let Some(job) = refused.and_then(|attempt| world.core.jobs.get(&attempt.job)) {
+            let is_queued = matches!(job.state, JobState::Queued { .. });
+            assert!(!is_queued, "{} is launched again at once", job.id);
         }
     }
 
