@@ -12,6 +12,7 @@ use aws_sdk_ec2::Client;
 use aws_sdk_ec2::config::{BehaviorVersion, Credentials, Region};
 use aws_sdk_ec2::types::{Instance, InstanceStateName, Tag, Volume};
 use serde_json::json;
+use stagely_provider::aws::Http;
 use stagely_test_support::ports::free_port;
 use stagely_test_support::wait::eventually;
 use tempfile::TempDir;
@@ -170,7 +171,7 @@ fn client(url: &str) -> Client {
         .behavior_version(BehaviorVersion::latest())
         .region(Region::new(REGION))
         .credentials_provider(Credentials::new("test", "test", None, None, "tests"))
-        .http_client(aws_smithy_http_client::Builder::new().build_http())
+        .http_client(Http::default())
         .endpoint_url(url)
         .build();
     Client::from_conf(config)

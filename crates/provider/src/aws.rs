@@ -2,6 +2,7 @@
 
 mod client;
 mod fault;
+mod http;
 
 mod images;
 mod instances;
@@ -30,6 +31,7 @@ use images::Images;
 
 pub use check::{Answer, Permission, caller};
 pub use client::connect;
+pub use http::Http;
 pub use settings::AwsSettings;
 
 /// On everything that belongs to one core: its id.

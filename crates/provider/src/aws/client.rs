@@ -1,4 +1,4 @@
-//! The connection to AWS: region, credentials, patience.
+//! The connection to AWS: region, credentials, time limits.
 
 use std::time::Duration;
 
@@ -7,8 +7,8 @@ use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_sdk_ec2::Client;
-use aws_smithy_http_client::tls::{self, rustls_provider::CryptoMode};
 
+use super::http::Http;
 use crate::aws::AwsSettings;
 
 /// How long one request may take. `RunInstances` takes some seconds.
@@ -24,17 +24,14 @@ const ATTEMPTS: u32 = 4;
 /// # Errors
 /// No region is named anywhere.
 pub async fn connect(config: &AwsSettings) -> anyhow::Result<(Client, SdkConfig)> {
-    // Credentials of a role or of SSO are fetched with it, too.
-    let http = aws_smithy_http_client::Builder::new()
-        .tls_provider(tls::Provider::Rustls(CryptoMode::Ring))
-        .build_https();
     let timeouts = TimeoutConfig::builder()
         .connect_timeout(CONNECT_LIMIT)
         .operation_attempt_timeout(ATTEMPT_LIMIT)
         .operation_timeout(OPERATION_LIMIT)
         .build();
     let mut loader = aws_config::defaults(BehaviorVersion::latest())
-        .http_client(http)
+        // Credentials of a role or of SSO are fetched with it, too.
+        .http_client(Http::default())
         .timeout_config(timeouts)
         .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS));
     if let Some(region) = &config.region {

@@ -1,0 +1,111 @@
+//! Sends the requests of AWS's SDK with reqwest, so that the program holds one HTTP client and one TLS library.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use aws_sdk_ec2::config::http::{HttpRequest, HttpResponse};
+use aws_smithy_runtime_api::client::http::{
+    HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpConnector,
+};
+use aws_smithy_runtime_api::client::result::ConnectorError;
+use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
+use aws_smithy_runtime_api::http::StatusCode;
+use aws_smithy_types::body::SdkBody;
+use reqwest::redirect::Policy;
+use reqwest::{Client, Method};
+
+/// The longest response, in bytes. A page of `DescribeInstances` has some 100 KiB.
+const RESPONSE_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// The limits of a connection: for connecting, and between two reads.
+type Limits = (Option<Duration>, Option<Duration>);
+
+/// Hands out one connector for each pair of limits. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct Http(Arc<Mutex<HashMap<Limits, SharedHttpConnector>>>);
+
+impl HttpClient for Http {
+    fn http_connector(
+        &self,
+        settings: &HttpConnectorSettings,
+        _: &RuntimeComponents,
+    ) -> SharedHttpConnector {
+        let limits = (settings.connect_timeout(), settings.read_timeout());
+        let mut connectors = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        connectors
+            .entry(limits)
+            .or_insert_with(|| SharedHttpConnector::new(Connector::new(limits)))
+            .clone()
+    }
+}
+
+#[derive(Debug)]
+struct Connector(Result<Client, String>);
+
+impl Connector {
+    fn new((connect, read): Limits) -> Self {
+        // The addresses of metadata services are link-local: no proxy reaches them for this machine.
+        let mut client = Client::builder().redirect(Policy::none()).no_proxy();
+        if let Some(limit) = connect {
+            client = client.connect_timeout(limit);
+        }
+        if let Some(limit) = read {
+            client = client.read_timeout(limit);
+        }
+        Self(client.build().map_err(|error| format!("cannot set up TLS: {error}")))
+    }
+}
+
+impl HttpConnector for Connector {
+    fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+        let client = self.0.clone();
+        HttpConnectorFuture::new(async move {
+            let client = client.map_err(|problem| ConnectorError::other(problem.into(), None))?;
+            send(&client, request).await
+        })
+    }
+}
+
+async fn send(client: &Client, request: HttpRequest) -> Result<HttpResponse, ConnectorError> {
+    let method = Method::from_bytes(request.method().as_bytes())
+        .map_err(|error| ConnectorError::user(error.into()))?;
+    let mut sent = client.request(method, request.uri());
+    for (name, value) in request.headers() {
+        sent = sent.header(name, value);
+    }
+    // Requests of EC2, STS and SSO are made in memory.
+    let body = request.body().bytes().ok_or_else(|| {
+        ConnectorError::user("a request with a streamed body cannot be sent".into())
+    })?;
+    let mut response = sent.body(body.to_vec()).send().await.map_err(failure)?;
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(failure)? {
+        if body.len() + chunk.len() > RESPONSE_BYTES_MAX {
+            let problem = format!("the response is longer than {RESPONSE_BYTES_MAX} bytes");
+            return Err(ConnectorError::other(problem.into(), None));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    let status = StatusCode::try_from(response.status().as_u16())
+        .map_err(|error| ConnectorError::other(error.into(), None))?;
+    let mut answer = HttpResponse::new(status, SdkBody::from(body));
+    for (name, value) in response.headers() {
+        // A value that is no text is none that the SDK reads.
+        if let Ok(value) = value.to_str() {
+            answer.headers_mut().append(name.as_str().to_owned(), value.to_owned());
+        }
+    }
+    Ok(answer)
+}
+
+/// The kind decides whether the SDK sends the request again.
+fn failure(error: reqwest::Error) -> ConnectorError {
+    if error.is_timeout() {
+        ConnectorError::timeout(error.into())
+    } else if error.is_builder() {
+        ConnectorError::user(error.into())
+    } else {
+        ConnectorError::io(error.into())
+    }
+}
