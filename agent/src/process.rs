@@ -174,6 +174,7 @@ impl Invocation {
     }
 
     fn command(&self) -> Command {
+        #[expect(clippy::disallowed_methods, reason = "the one place where children start")]
         let mut command = Command::new(&self.program);
         command
             .args(&self.arguments)
@@ -437,6 +438,10 @@ mod tests {
     #[tokio::test]
     async fn what_a_killed_agent_left_is_killed_and_nothing_else() {
         let sleep = |machine: &str, seconds| {
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "stands in for one that a killed agent left"
+            )]
             let mut command = Command::new("sleep");
             command.arg(seconds).env(MACHINE_VARIABLE, machine).kill_on_drop(true).spawn().unwrap()
         };

@@ -52,6 +52,7 @@ pub fn stop_token() -> io::Result<CancellationToken> {
         interrupts.next().await;
         stopping.cancel();
         interrupts.next().await;
+        #[expect(clippy::disallowed_methods, reason = "the second signal leaves at once")]
         std::process::exit(EXIT_INTERRUPTED);
     });
     Ok(stop)
