@@ -14,12 +14,13 @@ use stagely::core::logs::{LogSettings, LogStore};
 use stagely::core::store::{Batch, Store, StoreError, Table};
 use stagely_protocol::{LogLine, Stream};
 use stagely_state::ids::{EnvironmentId, JobId, ProjectId, RunId};
-use stagely_state::{Effect, EffectId, Environment, Project};
+use stagely_state::{Attempt, Effect, EffectId, Environment, Project};
 
 const FOLDER_VARIABLE: &str = "STAGELY_TEST_WRITER";
 const SETTINGS: LogSettings =
     LogSettings { job_bytes_max: 1 << 30, cache_bytes: 1 << 20, disk_free_min_bytes: 0 };
 const JOB: JobId = JobId::from_bits(7);
+const FIRST: Attempt = Attempt { job: JOB, number: 1 };
 /// Lines in one batch.
 const LINES: u64 = 10;
 
@@ -90,8 +91,8 @@ async fn killed_logs_hold_every_acknowledged_line_once_and_go_on() {
         acknowledged = acknowledged.max(said);
 
         let store = LogStore::open(&folder.path().join("logs.redb"), SETTINGS).unwrap();
-        let next = store.next_line(JOB, 1).await.unwrap();
-        let stored = store.read(JOB, 1, 0, usize::MAX).await.unwrap();
+        let next = store.next_line(FIRST).await.unwrap();
+        let stored = store.read(FIRST, 0, usize::MAX).await.unwrap();
 
         assert!(next >= acknowledged, "{acknowledged} were acknowledged, {next} are there");
         let expected: Vec<String> = (0..next).map(log_line).collect();
@@ -113,7 +114,7 @@ fn close(store: LogStore, path: &Path) {
 /// Appends batches after what is there, two at a time.
 async fn write_logs(folder: &Path) {
     let store = LogStore::open(&folder.join("logs.redb"), SETTINGS).unwrap();
-    let mut next = store.next_line(JOB, 1).await.unwrap();
+    let mut next = store.next_line(FIRST).await.unwrap();
     loop {
         let mut receipts = Vec::new();
         for _ in 0..2 {
@@ -122,7 +123,7 @@ async fn write_logs(folder: &Path) {
                 .iter()
                 .map(|text| LogLine { t: 1, stream: Stream::Stdout, data: text.into() })
                 .collect();
-            receipts.push(store.append(JOB, 1, Some(next), &lines).await.unwrap());
+            receipts.push(store.append(FIRST, Some(next), &lines).await.unwrap());
             next += LINES;
         }
         for receipt in &mut receipts {

@@ -16,10 +16,13 @@ use stagely_agent::spool::Spool;
 use stagely_protocol::{
     AgentMessage, CUT_MARK, LINE_BYTES_MAX, LogLine, Status, StatusState, Stream, WireId,
 };
+use stagely_state::Attempt;
 use stagely_state::ids::JobId;
 use tokio::runtime::Runtime;
 
 const JOB: JobId = JobId::from_bits(7);
+/// The first attempt of `JOB`.
+const FIRST: Attempt = Attempt { job: JOB, number: 1 };
 const MIB: u64 = 1 << 20;
 
 fn runtime() -> Runtime {
@@ -62,14 +65,15 @@ async fn append(
     first: Option<u64>,
     lines: &[LogLine<'_>],
 ) -> Result<u64, AppendError> {
-    store.append(job, attempt, first, lines).await?.stored().await
+    store.append(Attempt { job, number: attempt }, first, lines).await?.stored().await
 }
 
 /// Reads all of a log, `page` lines at a time.
 async fn read_all(store: &LogStore, job: JobId, attempt: u32, page: usize) -> Vec<StoredLine> {
     let mut all: Vec<StoredLine> = Vec::new();
     loop {
-        let lines = store.read(job, attempt, all.len() as u64, page).await.unwrap();
+        let lines =
+            store.read(Attempt { job, number: attempt }, all.len() as u64, page).await.unwrap();
         if lines.is_empty() {
             return all;
         }
@@ -240,7 +244,7 @@ async fn a_disk_that_fills_up_cuts_logs_before_it_is_full_and_agents_go_on() {
 async fn who_follows_a_log_is_told_of_lines_that_can_be_read_and_of_no_others() {
     let database = Database::new();
     let store = open(&database.path, 100);
-    let mut told = store.watch(JOB, 1);
+    let mut told = store.watch(FIRST);
     append(&store, JOB, 1, None, &lines(&["a"])).await.unwrap();
     told.more_than(0).await;
 
@@ -274,7 +278,7 @@ async fn all_attempts_of_a_job_are_forgotten_and_no_other_job() {
     let store = database.open();
     for attempt in 1..=3 {
         assert_eq!(read_all(&store, JOB, attempt, 100).await, []);
-        assert_eq!(store.next_line(JOB, attempt).await.unwrap(), 0);
+        assert_eq!(store.next_line(Attempt { job: JOB, number: attempt }).await.unwrap(), 0);
     }
     assert_eq!(texts(&store, other).await, ["kept"]);
 }
@@ -286,7 +290,7 @@ async fn lines_handed_over_before_a_log_is_forgotten_do_not_come_after() {
     let batch = lines(&["late"]);
     let mut receipts = Vec::new();
     for _ in 0..50 {
-        receipts.push(store.append(JOB, 1, None, &batch).await.unwrap());
+        receipts.push(store.append(FIRST, None, &batch).await.unwrap());
     }
 
     store.forget(&[JOB]).await.unwrap();
@@ -384,7 +388,8 @@ async fn check_act(store: &LogStore, logs: &mut [Vec<StoredLine>; 3], act: Act) 
         Act::Read { log, from, page } => {
             let ((job, attempt), known) = (LOGS[log], &logs[log]);
             let from = from.index(known.len() + 1);
-            let read = store.read(job, attempt, from as u64, page).await.unwrap();
+            let read =
+                store.read(Attempt { job, number: attempt }, from as u64, page).await.unwrap();
             assert!(read.len() >= page.min(known.len() - from));
             assert_eq!(read, known[from..from + read.len()]);
         }
@@ -530,7 +535,7 @@ impl Journey {
     fn dial(&mut self) {
         self.to_core.clear();
         self.to_agent.clear();
-        let next_line = self.runtime.block_on(self.store().next_line(JOB, 1)).unwrap();
+        let next_line = self.runtime.block_on(self.store().next_line(FIRST)).unwrap();
         self.spool.resume(next_line).unwrap();
     }
 

@@ -12,6 +12,7 @@ use stagely_protocol::{Arch, CommitSha, Emulation, Platform};
 use stagely_state::ids::{EnvironmentId, JobId, ProjectId, RunId};
 use stagely_state::{
     Environment, GoodImage, JobKind, MachineSize, PlannedJob, Project, SkipReason, UsedImage,
+    VariantName,
 };
 
 const SHOP: &str = "\
@@ -46,7 +47,7 @@ struct Given {
     is_default_branch: bool,
     push: bool,
     only_builds: Vec<String>,
-    good_images: BTreeMap<String, GoodImage>,
+    good_images: BTreeMap<VariantName, GoodImage>,
     base: Option<Base>,
 }
 
@@ -313,7 +314,7 @@ fn skipped(plan: &Plan) -> Vec<(String, String)> {
         SkipReason::Branch { branch } => format!("branch {}", branch.as_deref().unwrap_or("?")),
         SkipReason::NoImage { build } => format!("no image of {build}"),
     };
-    plan.skipped.iter().map(|it| (it.variant.clone(), reason(&it.reason))).collect()
+    plan.skipped.iter().map(|it| (it.variant.to_string(), reason(&it.reason))).collect()
 }
 
 /// A good image of `main`, by digest.
@@ -353,7 +354,7 @@ fn each_combination_has_jobs_images_and_caches_of_its_own() {
         ]
     );
     let ten = &plan.jobs[4];
-    assert_eq!((&*ten.build, &*ten.variant), ("app", "app-node_version-3.10"));
+    assert_eq!((&*ten.build, ten.variant.as_str()), ("app", "app-node_version-3.10"));
     let JobKind::Build { build_args, emulation, .. } = &ten.kind else { panic!("{ten:?}") };
     assert_eq!((&*build_args.0["NODE_VERSION"], &*build_args.0["A"]), ("3.10", "b"));
     assert_eq!(*emulation, Emulation::Forbid);

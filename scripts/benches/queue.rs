@@ -14,7 +14,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use stagely::config::Config;
 use stagely_protocol::{Arch, BuildArgs, Emulation, Platform, SystemInfo};
-use stagely_state::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId};
+use stagely_state::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId, SessionId};
 use stagely_state::{
     Effect, Environment, Event, JobKind, JobOutcome, JobReport, JobState, Limits, MachineSize,
     PlannedJob, PlannedRun, Project, ProviderName, Run, State, Timestamp, Trigger,
@@ -282,7 +282,7 @@ impl<'a> Simulation<'a> {
             Effect::Launch { machine } => {
                 let job = self.core.machines.get(&machine).and_then(|it| it.requested_for);
                 let launch = self.build(job.context("a machine is for no job")?)?.launch;
-                let session = u64::try_from(machine.bits())?;
+                let session = SessionId::default();
                 let system_info = SystemInfo {
                     hostname: "simulated".to_owned(),
                     architecture: Arch::Amd64,
@@ -294,11 +294,11 @@ impl<'a> Simulation<'a> {
                 self.after(launch, Event::MachineLaunched { machine, placement: None });
                 self.after(launch, connected);
             }
-            Effect::Assign { machine, job, attempt } => {
-                let runs = self.build(job)?.runs;
+            Effect::Assign { machine, attempt } => {
+                let runs = self.build(attempt.job)?.runs;
                 let report = JobReport::new(JobOutcome::Completed { digest: None });
-                self.after(Duration::ZERO, Event::JobStarted { machine, job, attempt });
-                self.after(runs, Event::JobReported { machine, job, attempt, report });
+                self.after(Duration::ZERO, Event::JobStarted { machine, attempt });
+                self.after(runs, Event::JobReported { machine, attempt, report });
             }
             Effect::Terminate { machine } => {
                 self.after(END, Event::MachineGone { machine, taken_back: false });
@@ -406,7 +406,7 @@ fn planned(id: JobId) -> PlannedJob {
         id,
         name: id.to_string(),
         build: "app".to_owned(),
-        variant: "app".to_owned(),
+        variant: "app".into(),
         kind,
         tag: None,
         size: MachineSize::Medium,

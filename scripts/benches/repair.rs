@@ -13,6 +13,7 @@ use redb::{Database, TableDefinition};
 use stagely::core::clock::new_id;
 use stagely::core::logs::{LogSettings, LogStore};
 use stagely_protocol::{LogLine, Stream};
+use stagely_state::Attempt;
 use stagely_state::ids::JobId;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -107,7 +108,7 @@ pub(crate) async fn fill(path: &Path) -> anyhow::Result<()> {
                     .iter()
                     .map(|line| LogLine { t: 0, stream: Stream::Stdout, data: line.into() })
                     .collect();
-                store.append(job, 1, None, &lines).await?.stored().await?;
+                store.append(Attempt { job, number: 1 }, None, &lines).await?.stored().await?;
             }
             anyhow::Ok(())
         });

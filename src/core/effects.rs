@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use stagely_protocol::{Cancel, CoreMessage};
 use stagely_provider::Providers;
-use stagely_state::{Attempt, Effect, Event};
+use stagely_state::{Effect, Event};
 
 use super::binaries::Binaries;
 use super::disk::DiskGuard;
@@ -77,11 +77,8 @@ impl Effects {
             Effect::Plan { run } => Some(self.plan(run).await),
             Effect::Launch { machine } => Some(self.launch(machine).await),
             Effect::Terminate { machine } => Some(self.terminate(machine).await),
-            Effect::Assign { machine, job, attempt } => {
-                self.assign(machine, Attempt { job, number: attempt }).await
-            }
-            Effect::Cancel { machine, job, attempt, reason } => {
-                let attempt = Attempt { job, number: attempt };
+            Effect::Assign { machine, attempt } => self.assign(machine, attempt).await,
+            Effect::Cancel { machine, attempt, reason } => {
                 let cancel = Cancel { job_id: attempt.wire(), reason: reason.to_string() };
                 self.sessions.send(machine, CoreMessage::Cancel(cancel));
                 None

@@ -55,7 +55,7 @@ pub(super) fn job(id: u128, run: u128, variant: &str, platform: &str) -> Job {
         id: JobId::from_bits(id),
         name: variant.to_owned(),
         build: variant.to_owned(),
-        variant: variant.to_owned(),
+        variant: variant.into(),
         kind,
         tag: None,
         size: MachineSize::Medium,

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use stagely_protocol::{LogLine, Stream};
+use stagely_state::Attempt;
 use stagely_state::ids::JobId;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -100,11 +101,8 @@ pub struct StoredLine {
     pub data: String,
 }
 
-/// One attempt of one job: what a log belongs to.
-type LogKey = (JobId, u32);
-
 /// For each log that somebody follows, the number of lines that are stored.
-type Followed = Arc<Mutex<HashMap<LogKey, watch::Sender<u64>>>>;
+type Followed = Arc<Mutex<HashMap<Attempt, watch::Sender<u64>>>>;
 
 /// The log store. Clones share it.
 #[derive(Clone, Debug)]
@@ -154,14 +152,13 @@ impl LogStore {
     /// [`AppendError::NotStored`] when the store is closed.
     pub async fn append(
         &self,
-        job: JobId,
-        attempt: u32,
+        attempt: Attempt,
         first: Option<u64>,
         lines: &[LogLine<'_>],
     ) -> Result<Receipt, AppendError> {
         let (stored, receipt) = oneshot::channel();
         let chunk = Chunk::of(lines);
-        let command = Command::Append(Append { key: (job, attempt), first, chunk, stored });
+        let command = Command::Append(Append { attempt, first, chunk, stored });
         let closed = |_| AppendError::NotStored("it is closed".into());
         self.writer.send(command).await.map_err(closed)?;
         Ok(Receipt(receipt))
@@ -171,9 +168,9 @@ impl LogStore {
     ///
     /// # Errors
     /// [`AppendError::NotStored`] when the database cannot be read.
-    pub async fn next_line(&self, job: JobId, attempt: u32) -> Result<u64, AppendError> {
+    pub async fn next_line(&self, attempt: Attempt) -> Result<u64, AppendError> {
         let tables = self.tables.clone();
-        let extent = spawn_blocking(move || tables.extent((job, attempt))).await;
+        let extent = spawn_blocking(move || tables.extent(attempt)).await;
         match extent {
             Ok(Ok(extent)) => Ok(extent.next_line),
             Ok(Err(error)) => Err(AppendError::NotStored(error.to_string())),
@@ -188,13 +185,12 @@ impl LogStore {
     /// [`LogError`].
     pub async fn read(
         &self,
-        job: JobId,
-        attempt: u32,
+        attempt: Attempt,
         from: u64,
         lines_max: usize,
     ) -> Result<Vec<StoredLine>, LogError> {
         let tables = self.tables.clone();
-        spawn_blocking(move || tables.read((job, attempt), from, lines_max))
+        spawn_blocking(move || tables.read(attempt, from, lines_max))
             .await
             .unwrap_or(Err(LogError::Closed))
     }
@@ -206,22 +202,21 @@ impl LogStore {
     /// [`LogError`].
     pub async fn tail(
         &self,
-        job: JobId,
-        attempt: u32,
+        attempt: Attempt,
         lines_max: usize,
     ) -> Result<(u64, Vec<StoredLine>), LogError> {
         let tables = self.tables.clone();
-        spawn_blocking(move || tables.tail((job, attempt), lines_max))
+        spawn_blocking(move || tables.tail(attempt, lines_max))
             .await
             .unwrap_or(Err(LogError::Closed))
     }
 
     /// Tells when more lines of a log are stored. What was stored before the call is not told of, so
     /// read after it.
-    pub fn watch(&self, job: JobId, attempt: u32) -> StoredLines {
+    pub fn watch(&self, attempt: Attempt) -> StoredLines {
         let mut followed = lock(&self.followed);
         followed.retain(|_, sender| !sender.is_closed());
-        let sender = followed.entry((job, attempt)).or_insert_with(|| watch::Sender::new(0));
+        let sender = followed.entry(attempt).or_insert_with(|| watch::Sender::new(0));
         StoredLines(sender.subscribe())
     }
 
@@ -254,7 +249,7 @@ impl StoredLines {
 }
 
 fn lock(
-    followed: &Mutex<HashMap<LogKey, watch::Sender<u64>>>,
-) -> MutexGuard<'_, HashMap<LogKey, watch::Sender<u64>>> {
+    followed: &Mutex<HashMap<Attempt, watch::Sender<u64>>>,
+) -> MutexGuard<'_, HashMap<Attempt, watch::Sender<u64>>> {
     followed.lock().unwrap_or_else(PoisonError::into_inner)
 }

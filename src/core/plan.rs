@@ -14,6 +14,7 @@ use stagely_protocol::{BuildArgs, CommitSha, FailureReason, ImageRef, InvalidVal
 use stagely_state::ids::{JobId, RunId};
 use stagely_state::{
     Environment, GoodImage, JobKind, MachineSize, PlannedJob, Project, SkippedBuild, UsedImage,
+    VariantName,
 };
 use thiserror::Error;
 
@@ -50,7 +51,7 @@ pub struct PlanContext<'a> {
     pub only_builds: &'a [String],
     /// The images that may stand in for builds that are not made, by variant: the newest good ones of
     /// the base branch.
-    pub good_images: &'a BTreeMap<String, GoodImage>,
+    pub good_images: &'a BTreeMap<VariantName, GoodImage>,
     /// What the builds' `paths` are compared with. `None`: no build is skipped for its paths.
     pub base: Option<&'a Base>,
 }
@@ -223,7 +224,7 @@ impl<'a> Planner<'a> {
                 id: (self.new_job_id)(),
                 name: build.job_name(variant, *platform),
                 build: build.name.clone(),
-                variant: variant.name.clone(),
+                variant: VariantName::from(&*variant.name),
                 kind: self.build_kind(build, variant, *platform, uses.clone())?,
                 tag: if merges { None } else { self.moved_tag(build, &tag)? },
                 size: build.machine,
@@ -252,7 +253,7 @@ impl<'a> Planner<'a> {
             id: (self.new_job_id)(),
             name: variant.merge_job_name(),
             build: build.name.clone(),
-            variant: variant.name.clone(),
+            variant: VariantName::from(&*variant.name),
             kind: JobKind::Merge {
                 platforms: build.platforms.clone(),
                 image: self.references.of_run(&variant.name)?,

@@ -128,7 +128,9 @@ mod tests {
 
     use stagely_protocol::{LogLine, Stream};
     use stagely_state::ids::{EnvironmentId, ProjectId};
-    use stagely_state::{Environment, Head, Job, JobState, Machine, RunState, Snapshot, State};
+    use stagely_state::{
+        Attempt, Environment, Head, Job, JobState, Machine, RunState, Snapshot, State,
+    };
     use tempfile::TempDir;
 
     use super::*;
@@ -228,7 +230,8 @@ mod tests {
 
         async fn log(&self, job: JobId) {
             let lines = [LogLine { t: 0, stream: Stream::Stdout, data: "a line".into() }];
-            let mut receipt = self.retention.logs.append(job, 1, None, &lines).await.unwrap();
+            let mut receipt =
+                self.retention.logs.append(Attempt { job, number: 1 }, None, &lines).await.unwrap();
             receipt.stored().await.unwrap();
         }
 
@@ -261,8 +264,14 @@ mod tests {
         }
 
         assert_eq!(steps, [101, 100, 50], "100 runs a step, and the machine with the first");
-        assert_eq!(core.retention.logs.next_line(old_job, 1).await.unwrap(), 0);
-        assert_eq!(core.retention.logs.next_line(recent_job, 1).await.unwrap(), 1);
+        assert_eq!(
+            core.retention.logs.next_line(Attempt { job: old_job, number: 1 }).await.unwrap(),
+            0
+        );
+        assert_eq!(
+            core.retention.logs.next_line(Attempt { job: recent_job, number: 1 }).await.unwrap(),
+            1
+        );
         let disk = core.stop().await;
         let ids = |map: &BTreeMap<RunId, Run>| map.keys().copied().collect::<Vec<_>>();
         assert_eq!(ids(&disk.runs), kept);

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use stagely_protocol::CoreMessage;
-use stagely_state::ids::MachineId;
+use stagely_state::ids::{MachineId, SessionId};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -21,14 +21,13 @@ pub struct Sessions {
 #[derive(Debug, Default)]
 struct Inner {
     open: HashMap<MachineId, Session>,
-    /// Sessions opened so far, of all machines.
-    count: u64,
+    /// The newest session of all machines.
+    newest: SessionId,
 }
 
 #[derive(Debug)]
 struct Session {
-    /// Tells a session from all others, also from those that were closed long ago.
-    number: u64,
+    id: SessionId,
     /// In boxes: a channel sets 32 places aside as soon as it is made, and most sessions are idle.
     messages: mpsc::Sender<Box<CoreMessage>>,
     end: CancellationToken,
@@ -38,8 +37,7 @@ struct Session {
 #[derive(Debug)]
 pub struct SessionEntry {
     machine: MachineId,
-    /// Ascends over all sessions of all machines.
-    pub number: u64,
+    pub id: SessionId,
     /// What to send to the agent.
     pub messages: mpsc::Receiver<Box<CoreMessage>>,
     /// Fires when the session must end.
@@ -52,20 +50,20 @@ impl Sessions {
         let (sender, messages) = mpsc::channel(WAITING_MAX);
         let end = CancellationToken::new();
         let mut inner = self.lock();
-        inner.count += 1;
-        let number = inner.count;
-        let session = Session { number, messages: sender, end: end.clone() };
+        inner.newest = inner.newest.next();
+        let id = inner.newest;
+        let session = Session { id, messages: sender, end: end.clone() };
         if let Some(old) = inner.open.insert(machine, session) {
             old.end.cancel();
         }
-        SessionEntry { machine, number, messages, end }
+        SessionEntry { machine, id, messages, end }
     }
 
     /// Removes a session's entry, unless the machine has opened another since.
     pub fn close(&self, entry: &SessionEntry) {
         let open = &mut self.lock().open;
-        let newest = open.get(&entry.machine).map(|session| session.number);
-        if newest == Some(entry.number) {
+        let newest = open.get(&entry.machine).map(|session| session.id);
+        if newest == Some(entry.id) {
             open.remove(&entry.machine);
         }
     }

@@ -11,7 +11,7 @@ use redb::{Database, Durability, ReadableDatabase as _, ReadableTable as _, Tabl
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use stagely_protocol::{Fingerprint, ImageRef};
-use stagely_state::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId};
+use stagely_state::ids::{CoreId, EnvironmentId, JobId, MachineId, ProjectId, RunId};
 use stagely_state::{DeliveryId, Effect, EffectId, Snapshot, Timestamp};
 use thiserror::Error;
 
@@ -98,7 +98,7 @@ pub struct ApiToken {
 #[derive(Debug, Default)]
 pub struct Stored {
     /// Names this core to its provider: every machine it launches is tagged with it.
-    pub core_id: String,
+    pub core_id: CoreId,
     /// The records and the outbox.
     pub state: Snapshot,
     /// Sealed secrets of runs.
@@ -217,7 +217,7 @@ impl Store {
     }
 
     /// Makes the tables, checks the layout, and returns the id of this core.
-    fn prepare(&self) -> Result<String, StoreError> {
+    fn prepare(&self) -> Result<CoreId, StoreError> {
         let mut write = self.database.begin_write()?;
         write.set_quick_repair(true);
         let core_id;
@@ -247,20 +247,20 @@ impl Store {
                     meta.insert("layout", LAYOUT)?;
                 }
             }
-            let known = meta.get("core_id")?.map(|id| id.value().to_owned());
+            let known = meta.get("core_id")?.map(|id| CoreId::from(id.value()));
             core_id = if let Some(id) = known {
                 id
             } else {
                 let id = ulid::Ulid::generate().to_string().to_ascii_lowercase();
                 meta.insert("core_id", id.as_str())?;
-                id
+                CoreId::from(id.as_str())
             };
         }
         write.commit()?;
         Ok(core_id)
     }
 
-    fn load(&self, core_id: String) -> Result<Stored, StoreError> {
+    fn load(&self, core_id: CoreId) -> Result<Stored, StoreError> {
         let hashes = self.rows(MACHINE_TOKENS, |bytes| {
             let (hashes, _) = bytes.as_chunks::<32>();
             Ok(hashes.iter().copied().map(TokenHash).collect())

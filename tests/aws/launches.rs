@@ -13,7 +13,7 @@ use stagely_provider::aws::{AwsProvider, CORE_TAG};
 use stagely_provider::settings::MarketPolicy;
 use stagely_provider::{LaunchError, LaunchRequest, Provider as _, Want};
 use stagely_state::comparison::{Listed, ListedState};
-use stagely_state::ids::MachineId;
+use stagely_state::ids::{JobId, MachineId};
 use stagely_state::{Fleet, MachineSize, Market, Usd};
 
 use crate::moto::{AMD64, ARM64, Cloud, FOREIGN_AMD64, ROOT_DEVICE, agent_json};
@@ -24,7 +24,7 @@ pub(crate) const CORE: &str = "core-of-the-test";
 /// A provider with the settings of `[aws]` in TOML.
 pub(crate) fn provider(cloud: &Cloud, settings: &str) -> AwsProvider {
     let config: AwsSettings = toml::from_str(settings).unwrap();
-    AwsProvider::new(cloud.client.clone(), &config, CORE.to_owned()).unwrap()
+    AwsProvider::new(cloud.client.clone(), &config, CORE.into()).unwrap()
 }
 
 pub(crate) fn want(arch: Arch, market: MarketPolicy) -> Want {
@@ -42,7 +42,7 @@ pub(crate) fn request(provider: &AwsProvider, want: &Want) -> LaunchRequest {
     let machine = new_id::<MachineId>();
     LaunchRequest {
         machine,
-        job: Some("job_1".to_owned()),
+        job: Some(JobId::from_bits(1)),
         fleet: want.fleet,
         arch: want.arch,
         size: want.size,
@@ -95,7 +95,7 @@ async fn a_machine_and_its_volume_are_as_they_were_asked_for() {
     let wanted = BTreeMap::from([
         ("stagely:core", CORE),
         ("stagely:machine", &machine),
-        ("stagely:job", "job_1"),
+        ("stagely:job", "job_00000000000000000000000001"),
         ("Name", &name),
     ]);
     assert_eq!(tags(instance.tags()), wanted);
@@ -194,7 +194,7 @@ async fn a_list_goes_through_all_pages_and_holds_what_is_this_cores() {
         machines.push(request.machine);
     }
     let config = AwsSettings::default();
-    let other = AwsProvider::new(cloud.client.clone(), &config, "another".to_owned()).unwrap();
+    let other = AwsProvider::new(cloud.client.clone(), &config, "another".into()).unwrap();
     other.launch(&amd64(&other)).await.unwrap();
     cloud.proxy.set_page_size(3);
     provider.terminate(machines[4]).await.unwrap();

@@ -125,7 +125,7 @@ impl Cloud {
 
     /// The provider of the core that is called `core1`.
     pub(crate) fn provider(&self, more: &str) -> DigitalOcean {
-        DigitalOcean::new(&self.config(more), "core1").unwrap()
+        DigitalOcean::new(&self.config(more), "core1".into()).unwrap()
     }
 
     /// The next requests that are called `what` go wrong.
@@ -176,7 +176,7 @@ pub(crate) fn want(arch: Arch) -> Want {
 pub(crate) fn request(provider: &DigitalOcean, machine: MachineId) -> LaunchRequest {
     LaunchRequest {
         machine,
-        job: Some(new_id::<JobId>().to_string()),
+        job: Some(new_id::<JobId>()),
         fleet: Fleet::Builder,
         arch: Arch::Amd64,
         size: MachineSize::Medium,

@@ -217,7 +217,8 @@ async fn a_wrong_setting_fails_at_once_and_is_named() {
     for (setting, named) in
         [(nowhere.clone(), "digitalocean.regions"), (nowhere + image, "regions")]
     {
-        let provider = DigitalOcean::new(&toml::from_str(&setting).unwrap(), "core1").unwrap();
+        let provider =
+            DigitalOcean::new(&toml::from_str(&setting).unwrap(), "core1".into()).unwrap();
         let error = provider.launch(&request(&provider, new_id::<MachineId>())).await.unwrap_err();
         let LaunchError::Permanent(text) = error else { panic!("{setting}: {error:?}") };
         assert!(text.contains(named), "{setting}: {text}");
@@ -274,10 +275,11 @@ async fn what_core_cannot_do_without_is_named_when_it_starts() {
         let digitalocean = toml::from_str(&settings).unwrap();
         let config = Config { digitalocean, ..Config::default() };
         let names = BTreeSet::from([ProviderName::DigitalOcean]);
+        let core_id = "core1".into();
         let made = Providers::new(
             &names,
             config.provider_tables(),
-            "core1",
+            &core_id,
             std::path::Path::new("/nonexistent"),
         );
         let error = format!("{:#}", made.await.unwrap_err());

@@ -28,7 +28,7 @@ async fn every_machine_of_this_core_is_listed_through_all_pages_and_no_other() {
     let cloud = Cloud::start().await;
     let provider = cloud.provider("");
     let machines = launched(&provider, 8).await;
-    let other = DigitalOcean::new(&cloud.config(""), "core2").unwrap();
+    let other = DigitalOcean::new(&cloud.config(""), "core2".into()).unwrap();
     let others = launched(&other, 1).await;
     {
         let mut world = cloud.world();
@@ -72,7 +72,7 @@ async fn tags_of_machines_that_are_long_gone_are_removed_and_no_others() {
     let alive = MachineId::from_bits(old(new_id::<MachineId>().bits()));
     for machine in [gone, alive] {
         let mut request = request(&provider, machine);
-        request.job = Some(job.to_string()).filter(|_| machine == gone);
+        request.job = Some(job).filter(|_| machine == gone);
         provider.launch(&request).await.unwrap();
     }
     let new = launched(&provider, 1).await[0];

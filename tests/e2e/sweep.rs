@@ -7,7 +7,7 @@ use stagely::api::{JobStatus, MachineStatus, MachineView, RunStatus, SweepAction
 use stagely::core::clock::new_id;
 use stagely::core::store::Store;
 use stagely_protocol::MACHINE_VARIABLE;
-use stagely_state::ids::MachineId;
+use stagely_state::ids::{CoreId, MachineId};
 use stagely_test_core::Core;
 use stagely_test_support::gate::Gate;
 use stagely_test_support::processes::processes_with;
@@ -32,11 +32,11 @@ fn text(output: &Output) -> String {
 
 /// What a core that has lost its last records would leave behind: a process that is an agent by its environment
 /// and its configuration. It does not end when it is asked to, so that it can be looked at.
-fn stray_agent(core_id: &str, machine: MachineId, config: &Path) -> Child {
+fn stray_agent(core_id: &CoreId, machine: MachineId, config: &Path) -> Child {
     Command::new("/bin/sh")
         .args(["-c", "trap '' TERM; while :; do sleep 1; done", "agent"])
         .arg(config)
-        .env("STAGELY_CORE", core_id)
+        .env("STAGELY_CORE", core_id.as_str())
         .env(MACHINE_VARIABLE, machine.to_string())
         .stdin(Stdio::null())
         .spawn()

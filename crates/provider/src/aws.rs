@@ -20,7 +20,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use aws_sdk_ec2::Client;
 use stagely_state::Placement;
-use stagely_state::ids::MachineId;
+use stagely_state::ids::{CoreId, MachineId};
 
 use super::catalog::Catalog;
 use super::{
@@ -49,7 +49,7 @@ pub struct AwsProvider {
     client: Client,
     config: AwsSettings,
     catalog: Catalog,
-    core_id: String,
+    core_id: CoreId,
     images: Images,
     /// Of machines that may have been started: which candidate was asked for. It comes first at the next try,
     /// where EC2 knows its client token.
@@ -64,7 +64,7 @@ impl AwsProvider {
     pub fn new(
         client: Client,
         config: &AwsSettings,
-        core_id: String,
+        core_id: CoreId,
     ) -> Result<Self, SettingError> {
         let catalog = config.catalog()?;
         let images = Images::new(client.clone(), config);

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use stagely_protocol::Arch;
 use stagely_state::comparison::{Listed, ListedState};
-use stagely_state::ids::MachineId;
+use stagely_state::ids::{CoreId, MachineId};
 use stagely_state::{Placement, Usd};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
@@ -68,7 +68,7 @@ pub struct DigitalOcean {
     api: Api,
     config: DigitalOceanSettings,
     catalog: Catalog,
-    core_id: String,
+    core_id: CoreId,
     creations: Semaphore,
     /// The account's own, and when they were asked for.
     images: tokio::sync::Mutex<Option<(Instant, Arc<Vec<Image>>)>>,
@@ -119,7 +119,7 @@ impl DigitalOcean {
     ///
     /// # Errors
     /// A setting that is missing, by its name.
-    pub fn new(config: &DigitalOceanSettings, core_id: &str) -> anyhow::Result<Self> {
+    pub fn new(config: &DigitalOceanSettings, core_id: CoreId) -> anyhow::Result<Self> {
         let api = Api::new(config)?;
         anyhow::ensure!(
             !config.regions.is_empty(),
@@ -135,7 +135,7 @@ impl DigitalOcean {
             api,
             config: config.clone(),
             catalog: config.catalog()?,
-            core_id: core_id.to_owned(),
+            core_id,
             creations: Semaphore::new(CREATIONS_MAX),
             images: tokio::sync::Mutex::default(),
             prices: Mutex::default(),
@@ -264,7 +264,7 @@ impl DigitalOcean {
             "name": name_of(request.machine),
             "size": candidate.instance_type,
             "image": image,
-            "tags": tags::of_machine(&self.core_id, request.machine, request.job.as_deref()),
+            "tags": tags::of_machine(&self.core_id, request.machine, request.job),
             "user_data": user_data,
             "backups": false,
             "monitoring": false,

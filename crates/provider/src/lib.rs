@@ -23,7 +23,7 @@ use async_trait::async_trait;
 use stagely_protocol::Arch;
 use stagely_protocol::agent_config::AgentConfig;
 use stagely_state::comparison::Listed;
-use stagely_state::ids::MachineId;
+use stagely_state::ids::{CoreId, JobId, MachineId};
 use stagely_state::{Fleet, MachineSize, Market, Placement, ProviderName, Usd};
 use thiserror::Error;
 use url::Url;
@@ -76,7 +76,7 @@ pub struct LaunchRequest {
     /// Our name for it, chosen before the provider is asked. Machines are found again by it.
     pub machine: MachineId,
     /// The job that it is for, for people who look at the provider's own lists.
-    pub job: Option<String>,
+    pub job: Option<JobId>,
     /// What it is for.
     pub fleet: Fleet,
     /// Its processor.
@@ -214,7 +214,7 @@ impl Providers {
     pub async fn new(
         names: &BTreeSet<ProviderName>,
         tables: ProviderTables<'_>,
-        core_id: &str,
+        core_id: &CoreId,
         data_dir: &Path,
     ) -> anyhow::Result<Self> {
         let mut providers = BTreeMap::new();
@@ -297,7 +297,7 @@ impl ProviderTables<'_> {
     async fn make(
         &self,
         name: ProviderName,
-        core_id: &str,
+        core_id: &CoreId,
         data_dir: &Path,
     ) -> anyhow::Result<Arc<dyn Provider>> {
         match name {
@@ -308,21 +308,21 @@ impl ProviderTables<'_> {
                 };
                 let folder = std::path::absolute(data_dir.join("machines"))?;
                 let docker_host = self.local.docker_host.clone();
-                Ok(Arc::new(LocalProvider::new(core_id.to_owned(), program, folder, docker_host)))
+                Ok(Arc::new(LocalProvider::new(core_id.clone(), program, folder, docker_host)))
             }
             ProviderName::Qemu => {
                 let folder = self.qemu.folder.clone().unwrap_or_else(|| data_dir.join("machines"));
                 let folder = std::path::absolute(folder)?;
                 let path = std::env::var_os("PATH").unwrap_or_default();
                 let settings = self.qemu.clone();
-                Ok(Arc::new(QemuProvider::new(core_id.to_owned(), folder, settings, path)))
+                Ok(Arc::new(QemuProvider::new(core_id.clone(), folder, settings, path)))
             }
             ProviderName::Aws => {
                 let (client, _) = aws::connect(self.aws).await?;
-                Ok(Arc::new(AwsProvider::new(client, self.aws, core_id.to_owned())?))
+                Ok(Arc::new(AwsProvider::new(client, self.aws, core_id.clone())?))
             }
             ProviderName::DigitalOcean => {
-                Ok(Arc::new(DigitalOcean::new(self.digitalocean, core_id)?))
+                Ok(Arc::new(DigitalOcean::new(self.digitalocean, core_id.clone())?))
             }
         }
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::Deserialize;
 use stagely_protocol::Arch;
-use stagely_state::ids::MachineId;
+use stagely_state::ids::{CoreId, MachineId};
 use stagely_state::{Fleet, MachineSize, Market, Placement};
 use tokio::process::Command;
 use tracing::warn;
@@ -50,7 +50,7 @@ pub struct LocalProvider {
 impl LocalProvider {
     /// Launches `program agent` with folders below `folder`.
     pub fn new(
-        core_id: String,
+        core_id: CoreId,
         program: PathBuf,
         folder: PathBuf,
         docker_host: Option<String>,
@@ -177,7 +177,7 @@ mod tests {
         /// As core makes it at each start.
         fn provider(&self) -> LocalProvider {
             let path = |name| self.folder.path().join(name);
-            let core_id = self.folder.path().display().to_string();
+            let core_id = CoreId::from(self.folder.path().to_str().unwrap());
             LocalProvider::new(core_id, path("agent"), path("machines"), None)
         }
 

@@ -18,7 +18,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use stagely_protocol::MACHINE_VARIABLE;
 use stagely_state::comparison::{Listed, ListedState};
-use stagely_state::ids::MachineId;
+use stagely_state::ids::{CoreId, MachineId};
 use tokio::process::{Child, Command};
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -39,7 +39,7 @@ pub(super) const KILL_LIMIT: Duration = Duration::from_secs(5);
 /// The processes of one core's machines.
 #[derive(Debug)]
 pub(super) struct Processes {
-    core_id: String,
+    core_id: CoreId,
     /// Holds a folder for each machine.
     folder: PathBuf,
     /// The file of a machine's folder that its own process names in an argument, as its end.
@@ -71,7 +71,7 @@ pub(super) struct FoundMachine {
 impl Processes {
     /// Those whose environment names `core_id`, with folders below `folder`. A machine's own process is known
     /// by `mark`, a file in its folder.
-    pub(super) fn new(core_id: String, folder: PathBuf, mark: &'static str) -> Self {
+    pub(super) fn new(core_id: CoreId, folder: PathBuf, mark: &'static str) -> Self {
         Self {
             core_id,
             folder,
@@ -111,7 +111,7 @@ impl Processes {
         log: fs::File,
     ) -> io::Result<()> {
         let child = command
-            .env(CORE_VARIABLE, &self.core_id)
+            .env(CORE_VARIABLE, self.core_id.as_str())
             .env(MACHINE_VARIABLE, machine.to_string())
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -263,7 +263,7 @@ impl Processes {
 }
 
 /// Finds the processes of the machines of core `core_id`, whose folders are below `folder`. Blocks.
-fn scan(core_id: &str, folder: &Path, mark: &str) -> io::Result<Found> {
+fn scan(core_id: &CoreId, folder: &Path, mark: &str) -> io::Result<Found> {
     let mut found = Found::new();
     for entry in fs::read_dir("/proc")? {
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else {
@@ -271,7 +271,7 @@ fn scan(core_id: &str, folder: &Path, mark: &str) -> io::Result<Found> {
         };
         // A process that ends in the meantime, or is not for this user to look into, is none of ours.
         let Ok(environment) = fs::read(format!("/proc/{pid}/environ")) else { continue };
-        if variable(&environment, CORE_VARIABLE) != Some(core_id) {
+        if variable(&environment, CORE_VARIABLE) != Some(core_id.as_str()) {
             continue;
         }
         let machine = variable(&environment, MACHINE_VARIABLE);

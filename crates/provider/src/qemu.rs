@@ -22,7 +22,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use nix::sys::statvfs::statvfs;
 use stagely_protocol::Arch;
-use stagely_state::ids::MachineId;
+use stagely_state::ids::{CoreId, MachineId};
 use stagely_state::{Fleet, MachineSize, Market, Placement};
 use tokio::process::Command;
 use tracing::warn;
@@ -88,7 +88,7 @@ struct Parts {
 
 impl QemuProvider {
     /// Launches guests with folders below `folder`, by programs of `path`, which is as `PATH` is.
-    pub fn new(core_id: String, folder: PathBuf, config: QemuSettings, path: OsString) -> Self {
+    pub fn new(core_id: CoreId, folder: PathBuf, config: QemuSettings, path: OsString) -> Self {
         let host_cpus = available_parallelism().map_or(1, NonZero::get);
         let processes = Processes::new(core_id, folder, CONSOLE);
         Self { config, path, host_cpus, processes, starting: tokio::sync::Mutex::default() }
@@ -348,7 +348,7 @@ mod tests {
         }
 
         fn provider_with(&self, config: QemuSettings) -> QemuProvider {
-            let core_id = self.folder.path().display().to_string();
+            let core_id = CoreId::from(self.folder.path().to_str().unwrap());
             let folders = [self.path("bin"), "/usr/bin".into(), "/bin".into()];
             let path = std::env::join_paths(folders).unwrap();
             QemuProvider::new(core_id, self.path("machines"), config, path)

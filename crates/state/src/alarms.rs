@@ -8,7 +8,9 @@ use stagely_protocol::FailureReason;
 use super::attempts::Failure;
 use super::merges::ABSENT_BUILDER_GRACE;
 use super::step::Turn;
-use super::{Effect, JobState, Machine, MachineState, RunState, State, StopReason, Timestamp};
+use super::{
+    Attempt, Effect, JobState, Machine, MachineState, RunState, State, StopReason, Timestamp,
+};
 use crate::ids::{JobId, MachineId, RunId};
 
 /// A limit of a machine's life.
@@ -66,10 +68,10 @@ impl State {
             MachineState::Requested | MachineState::Booting => {
                 Some((self.due(requested_at, requested_at.after(boot)), Alarm::Boot))
             }
-            MachineState::Busy { job, .. } if !machine.connected => {
-                Some(self.absence_alarm(machine, job))
+            MachineState::Busy { attempt } if !machine.connected => {
+                Some(self.absence_alarm(machine, attempt.job))
             }
-            MachineState::Busy { job, attempt } => self.work_alarm(machine, job, attempt),
+            MachineState::Busy { attempt } => self.work_alarm(machine, attempt),
             MachineState::Ready | MachineState::Terminating | MachineState::Terminated => {
                 return None;
             }
@@ -93,10 +95,11 @@ impl State {
     }
 
     /// The limit of what a connected agent does.
-    fn work_alarm(&self, machine: &Machine, id: JobId, attempt: u32) -> Option<(Timestamp, Alarm)> {
+    fn work_alarm(&self, machine: &Machine, attempt: Attempt) -> Option<(Timestamp, Alarm)> {
+        let id = attempt.job;
         let grace = self.limits.job_grace;
         let job = self.jobs.get(&id);
-        let own = job.filter(|job| job.state.attempt_on(machine.id) == Some(attempt));
+        let own = job.filter(|job| job.state.attempt_on(machine.id) == Some(attempt.number));
         match own.map(|job| (job, &job.state)) {
             Some((job, JobState::Running { deadline, .. })) => {
                 let started_at = job.started_at.unwrap_or_default();

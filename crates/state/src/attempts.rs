@@ -33,19 +33,23 @@ impl Failure {
 impl Turn<'_> {
     /// Gives the job to the agent of `machine`, again if need be.
     pub(super) fn assign(&mut self, machine: MachineId, job: JobId) {
-        let Some(attempt) = self.job_state(job).and_then(|state| state.attempt_on(machine)) else {
-            return;
-        };
+        let Some(attempt) = self.attempt_of(job, machine) else { return };
         let now = self.now;
-        self.set_busy(machine, Attempt { job, number: attempt });
+        self.set_busy(machine, attempt);
         self.state.change_job(job, |job| job.assigned_at = job.assigned_at.or(Some(now)));
-        self.emit(Effect::Assign { machine, job, attempt });
+        self.emit(Effect::Assign { machine, attempt });
     }
 
-    pub(super) fn start_job(&mut self, machine: MachineId, id: JobId, attempt: u32) {
+    /// The attempt of `job` that `machine` has.
+    pub(super) fn attempt_of(&self, job: JobId, machine: MachineId) -> Option<Attempt> {
+        let number = self.job_state(job)?.attempt_on(machine)?;
+        Some(Attempt { job, number })
+    }
+
+    pub(super) fn start_job(&mut self, machine: MachineId, Attempt { job: id, number }: Attempt) {
         let Some(job) = self.state.jobs.get(&id) else { return };
         // An agent says so again after a reconnect, and it may speak of an older attempt.
-        if job.state != (JobState::Provisioning { attempt, machine }) {
+        if job.state != (JobState::Provisioning { attempt: number, machine }) {
             return;
         }
         let now = self.now;
@@ -58,29 +62,21 @@ impl Turn<'_> {
         self.extend_lease(machine, deadline);
     }
 
-    pub(super) fn report_job(
-        &mut self,
-        machine: MachineId,
-        id: JobId,
-        attempt: u32,
-        report: JobReport,
-    ) {
-        let reported = Attempt { job: id, number: attempt };
-        let current = self.job_state(id).and_then(|state| state.attempt_on(machine));
+    pub(super) fn report_job(&mut self, machine: MachineId, attempt: Attempt, report: JobReport) {
         let exports = report.exporting_cache;
-        self.store_fingerprint(machine, reported, &report);
-        if current == Some(attempt) {
+        self.store_fingerprint(machine, attempt, &report);
+        if self.attempt_of(attempt.job, machine) == Some(attempt) {
             let is_completed = matches!(report.outcome, JobOutcome::Completed { .. });
-            self.take_report(machine, id, report);
+            self.take_report(machine, attempt.job, report);
             if exports && is_completed {
-                self.begin_export(machine, reported);
+                self.begin_export(machine, attempt);
             }
-            if !self.hand_over(machine, id) {
+            if !self.hand_over(machine, attempt.job) {
                 self.release(machine);
             }
         } else if !exports {
             // Else the agent repeats itself, or has yet to stop: another report follows.
-            self.stopped(machine, reported);
+            self.stopped(machine, attempt);
         }
     }
 
@@ -109,8 +105,7 @@ impl Turn<'_> {
     /// itself.
     fn stopped(&mut self, id: MachineId, stopped: Attempt) {
         let Some(machine) = self.state.machines.get(&id) else { return };
-        let Attempt { job, number } = stopped;
-        let is_free = machine.state == MachineState::Busy { job, attempt: number };
+        let is_free = machine.state == MachineState::Busy { attempt: stopped };
         let has_exported = machine.exports(stopped);
         if has_exported || machine.stopping.contains(&stopped) {
             self.state.change_machine(id, |machine| {
@@ -177,9 +172,8 @@ impl Turn<'_> {
         match record.kind {
             MachineKind::Launched => self.terminate(machine),
             MachineKind::Static => {
-                let attempt = self.job_state(job).and_then(|state| state.attempt_on(machine));
-                if let Some(attempt) = attempt {
-                    self.emit(Effect::Cancel { machine, job, attempt, reason });
+                if let Some(attempt) = self.attempt_of(job, machine) {
+                    self.emit(Effect::Cancel { machine, attempt, reason });
                 }
             }
         }

@@ -155,6 +155,7 @@ mod tests {
     use stagely_protocol::Arch;
 
     use super::*;
+    use crate::Attempt;
     use crate::ids::JobId;
     use MachineState::{Booting, Busy, Ready, Requested, Terminated, Terminating};
     use Verdict::{Elsewhere, EndUnknown, Missing, Returned};
@@ -175,7 +176,7 @@ mod tests {
     }
 
     fn busy() -> MachineState {
-        Busy { job: JobId::from_bits(1), attempt: 1 }
+        Busy { attempt: Attempt { job: JobId::from_bits(1), number: 1 } }
     }
 
     fn record(state: MachineState, connected: bool, contact_at: Timestamp) -> Machine {

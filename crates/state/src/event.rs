@@ -11,8 +11,9 @@ use stagely_protocol::{Arch, CommitSha, Digest, ImageRef, InvalidValue, SystemIn
 use super::{
     Command, DeliveryId, Environment, Head, HeadSource, Interruption, JobKind, JobReport,
     MachineSize, Placement, PlanFailure, Project, ProviderName, Run, SkippedBuild, Timestamp, Told,
+    VariantName,
 };
-use crate::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId};
+use crate::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId, SessionId};
 
 /// Why something was stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,7 +70,7 @@ pub struct PlannedJob {
     /// The build of `stagely.yaml`.
     pub build: String,
     /// The build's name with its combination of the matrix.
-    pub variant: String,
+    pub variant: VariantName,
     /// What it does.
     pub kind: JobKind,
     /// The reference that its image also gets if its run is the environment's newest.
@@ -302,9 +303,9 @@ pub enum Event {
     AgentConnected {
         /// The machine.
         machine: MachineId,
-        /// Numbers the sessions of one core, ascending. Two of one machine may overlap, and what is said
-        /// of an older one after a newer has connected changes nothing.
-        session: u64,
+        /// Two of one machine may overlap. What is said of an older one after a newer has connected changes
+        /// nothing.
+        session: SessionId,
         /// What it says about itself.
         system_info: SystemInfo,
         /// The attempts that it still runs, or whose end it has not been thanked for.
@@ -314,26 +315,19 @@ pub enum Event {
     AgentDisconnected {
         /// The machine.
         machine: MachineId,
-        /// The session.
-        session: u64,
+        session: SessionId,
     },
     /// An agent began a job.
     JobStarted {
         /// The machine that says so.
         machine: MachineId,
-        /// The job.
-        job: JobId,
-        /// Which of its attempts.
-        attempt: u32,
+        attempt: Attempt,
     },
     /// An agent ended a job.
     JobReported {
         /// The machine that says so.
         machine: MachineId,
-        /// The job.
-        job: JobId,
-        /// Which of its attempts.
-        attempt: u32,
+        attempt: Attempt,
         /// How.
         report: JobReport,
     },
@@ -342,7 +336,7 @@ pub enum Event {
         /// The environment.
         environment: EnvironmentId,
         /// The build, with its combination of the matrix.
-        variant: String,
+        variant: VariantName,
         /// What the reference was to name.
         digest: Digest,
         /// Why it does not, for people.
@@ -416,7 +410,7 @@ pub enum Effect {
         /// The environment.
         environment: EnvironmentId,
         /// The build, with its combination of the matrix.
-        variant: String,
+        variant: VariantName,
     },
     /// Delete the cache refs that a closed environment has written, and the images of a pull request, and
     /// answer with [`Event::CleanedUp`]. Kept in the outbox. An environment that is open again when the
@@ -446,19 +440,13 @@ pub enum Effect {
     Assign {
         /// The machine.
         machine: MachineId,
-        /// The job.
-        job: JobId,
-        /// Which of its attempts.
-        attempt: u32,
+        attempt: Attempt,
     },
     /// Tell the agent to stop the job. Not kept, for the same reason.
     Cancel {
         /// The machine.
         machine: MachineId,
-        /// The job.
-        job: JobId,
-        /// Which of its attempts.
-        attempt: u32,
+        attempt: Attempt,
         /// Why.
         reason: StopReason,
     },

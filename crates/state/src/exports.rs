@@ -79,8 +79,7 @@ impl Turn<'_> {
     fn stop_export(&mut self, id: MachineId, reason: StopReason) {
         let Some(machine) = self.state.machines.get(&id) else { return };
         let Some(CacheExport { attempt, .. }) = machine.exporting else { return };
-        let Attempt { job, number } = attempt;
-        self.emit(Effect::Cancel { machine: id, job, attempt: number, reason });
+        self.emit(Effect::Cancel { machine: id, attempt, reason });
         let now = self.now;
         self.state.change_machine(id, |machine| {
             machine.stopping.insert(attempt);

@@ -8,7 +8,7 @@ use stagely_protocol::{
     BuildArgs, CacheMiss, Digest, Emulation, FailureReason, ImageRef, Platform, Step,
 };
 
-use super::{IllegalTransition, MachineSize, Timestamp};
+use super::{IllegalTransition, MachineSize, Timestamp, VariantName};
 use crate::ids::{JobId, MachineId, RunId};
 
 /// What a job does. References are complete: nothing is computed from them later.
@@ -289,7 +289,7 @@ pub struct Job {
     /// The build's name with its combination of the matrix: `app-node_version-18`. Without a matrix:
     /// `build`.
     #[serde(default)]
-    pub variant: String,
+    pub variant: VariantName,
     /// What it does.
     pub kind: JobKind,
     /// The reference, the same in each run, that its image also gets if this run is the environment's

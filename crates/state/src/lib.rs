@@ -57,7 +57,7 @@ pub use github::{
 };
 pub use job::{Job, JobEvent, JobKind, JobOutcome, JobReport, JobState, LostAttempt, UsedImage};
 pub use machine::{CacheExport, Machine, MachineKind, MachineSize, MachineState};
-pub use names::{BranchName, InvalidName, NAME_CHARS_MAX, Name, Reference};
+pub use names::{BranchName, InvalidName, NAME_CHARS_MAX, Name, Reference, VariantName};
 pub use records::{Changes, Snapshot, State, Table};
 pub use run::{
     Environment, GoodImage, PlanFailure, Project, Run, RunEvent, RunState, SkipReason,

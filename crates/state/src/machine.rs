@@ -65,15 +65,36 @@ pub enum MachineState {
     /// Has an attempt of a job. It may be lost or cancelled already while the agent has yet to say that
     /// it stopped.
     Busy {
-        /// The job.
-        job: JobId,
-        /// Which of its attempts.
-        attempt: u32,
+        #[serde(flatten, with = "stored_attempt")]
+        attempt: Attempt,
     },
     /// The provider was asked to end it.
     Terminating,
     /// It is gone.
     Terminated,
+}
+
+/// The attempt of a busy machine as it is stored.
+mod stored_attempt {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use crate::Attempt;
+    use crate::ids::JobId;
+
+    #[derive(Serialize, Deserialize)]
+    struct StoredAttempt {
+        job: JobId,
+        attempt: u32,
+    }
+
+    pub(super) fn serialize<S: Serializer>(attempt: &Attempt, to: S) -> Result<S::Ok, S::Error> {
+        StoredAttempt { job: attempt.job, attempt: attempt.number }.serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Attempt, D::Error> {
+        let StoredAttempt { job, attempt: number } = StoredAttempt::deserialize(from)?;
+        Ok(Attempt { job, number })
+    }
 }
 
 impl MachineState {

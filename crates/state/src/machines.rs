@@ -10,7 +10,7 @@ use super::{
     Attempt, Effect, JobState, LaunchRefusal, Machine, MachineKind, MachineState, Placement,
     StopReason, Timestamp,
 };
-use crate::ids::{JobId, MachineId};
+use crate::ids::{JobId, MachineId, SessionId};
 
 impl Turn<'_> {
     /// No agent is connected to a core that has just started, and none could report before.
@@ -93,7 +93,7 @@ impl Turn<'_> {
     pub(super) fn agent_connected(
         &mut self,
         id: MachineId,
-        session: u64,
+        session: SessionId,
         system_info: SystemInfo,
         holds: &[Attempt],
     ) {
@@ -121,11 +121,11 @@ impl Turn<'_> {
         let Some(machine) = self.state.machines.get(&id) else { return };
         let is_stray = |held: &Attempt| current != Some(*held) && !machine.exports(*held);
         let strays: BTreeSet<Attempt> = holds.iter().copied().filter(is_stray).collect();
-        for &Attempt { job, number } in &strays {
-            let is_cancelled = self.job_state(job) == Some(&JobState::Cancelled);
+        for &attempt in &strays {
+            let is_cancelled = self.job_state(attempt.job) == Some(&JobState::Cancelled);
             let reason =
                 if is_cancelled { StopReason::RunCancelled } else { StopReason::NotWanted };
-            self.emit(Effect::Cancel { machine: id, job, attempt: number, reason });
+            self.emit(Effect::Cancel { machine: id, attempt, reason });
         }
         self.state.change_machine(id, |machine| machine.stopping = strays);
         match current {
@@ -149,12 +149,12 @@ impl Turn<'_> {
         Some(current)
     }
 
-    pub(super) fn set_busy(&mut self, id: MachineId, Attempt { job, number }: Attempt) {
-        let busy = MachineState::Busy { job, attempt: number };
+    pub(super) fn set_busy(&mut self, id: MachineId, attempt: Attempt) {
+        let busy = MachineState::Busy { attempt };
         self.state.change_machine(id, |machine| machine.state = busy);
     }
 
-    pub(super) fn agent_disconnected(&mut self, id: MachineId, session: u64) {
+    pub(super) fn agent_disconnected(&mut self, id: MachineId, session: SessionId) {
         let is_newest = self.state.sessions.get(&id) == Some(&session);
         if is_newest && self.state.machines.get(&id).is_some_and(|machine| machine.connected) {
             self.disconnect(id);
@@ -250,8 +250,7 @@ impl Turn<'_> {
     /// The attempt that the machine is for or works on.
     pub(super) fn attempt_on(&self, id: MachineId) -> Option<Attempt> {
         let job = self.state.machines.get(&id)?.job()?;
-        let number = self.job_state(job)?.attempt_on(id)?;
-        Some(Attempt { job, number })
+        self.attempt_of(job, id)
     }
 
     fn kind(&self, id: MachineId) -> Option<MachineKind> {
@@ -268,16 +267,16 @@ impl Machine {
     fn idle_state(&self) -> MachineState {
         let exporting = || self.exporting.map(|export| export.attempt);
         match self.stopping.first().copied().or_else(exporting) {
-            Some(Attempt { job, number }) => MachineState::Busy { job, attempt: number },
+            Some(attempt) => MachineState::Busy { attempt },
             None => MachineState::Ready,
         }
     }
 
     /// The job that the machine is for, or busy with. Whether the job is still its own is for the
     /// job's record to say.
-    pub(super) const fn job(&self) -> Option<JobId> {
+    pub const fn job(&self) -> Option<JobId> {
         match self.state {
-            MachineState::Busy { job, .. } => Some(job),
+            MachineState::Busy { attempt } => Some(attempt.job),
             _ => self.requested_for,
         }
     }

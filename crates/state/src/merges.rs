@@ -65,9 +65,11 @@ impl State {
 
     /// Whether the machine's agent is there and has nothing to do, or only a cache to export.
     fn can_merge(&self, machine: &Machine) -> bool {
-        let MachineState::Busy { job, .. } = machine.state else { return false };
-        let has_work =
-            self.jobs.get(&job).is_some_and(|job| job.state.attempt_on(machine.id).is_some());
+        let MachineState::Busy { attempt } = machine.state else { return false };
+        let has_work = self
+            .jobs
+            .get(&attempt.job)
+            .is_some_and(|job| job.state.attempt_on(machine.id).is_some());
         let will_stay = machine.connected && machine.interruption.is_none();
         will_stay && machine.stopping.is_empty() && !has_work
     }

@@ -1,5 +1,6 @@
 //! Names that people and GitHub give: of projects, environments and Git references, checked once.
 
+use std::borrow::Borrow;
 use std::fmt;
 use std::str::FromStr;
 
@@ -90,6 +91,42 @@ name! {
 name! {
     /// A branch, as `main` or `refs/heads/main`.
     BranchName, check_branch
+}
+
+/// The name of a build with its combination of the matrix: `app-node_version-18`. Without a matrix it is the
+/// name of the build.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct VariantName(String);
+
+impl VariantName {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<&str> for VariantName {
+    fn from(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+}
+
+impl From<String> for VariantName {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl Borrow<str> for VariantName {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for VariantName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
 }
 
 impl Name {

@@ -15,7 +15,7 @@ use super::{
     DeliveryId, Effect, EffectId, Environment, Job, JobState, Limits, Machine, Project,
     ProviderName, Run, RunState, Timestamp,
 };
-use crate::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId};
+use crate::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId, SessionId};
 
 /// Records by their id. Readers see a map; only [`State::step`] changes it.
 #[derive(Debug)]
@@ -158,7 +158,7 @@ pub struct State {
     /// anew: the order in which projects take turns is not worth a row.
     pub(super) served: BTreeMap<ProjectId, u64>,
     /// The newest session that each machine's agent has opened with this core. Sessions end with it.
-    pub(super) sessions: BTreeMap<MachineId, u64>,
+    pub(super) sessions: BTreeMap<MachineId, SessionId>,
     /// When this core started. While none was there, nobody could report to it: what began before does
     /// not time out until [`patient_until`](Self::patient_until).
     pub(super) started_at: Timestamp,

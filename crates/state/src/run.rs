@@ -9,7 +9,7 @@ use stagely_protocol::{CommitSha, Digest, FailureReason, ImageRef};
 
 use super::{
     Approval, ApprovedCommit, CancelReason, GithubLink, GithubRun, Head, IllegalTransition, Report,
-    Timestamp,
+    Timestamp, VariantName,
 };
 use crate::ids::{EnvironmentId, ProjectId, RunId};
 
@@ -57,7 +57,7 @@ pub struct Environment {
     pub newest_run: Option<RunId>,
     /// The newest good image of each build, by the name of the build with its combination.
     #[serde(default)]
-    pub images: BTreeMap<String, GoodImage>,
+    pub images: BTreeMap<VariantName, GoodImage>,
     /// The cache refs that only this environment writes, and that go when it is closed.
     #[serde(default)]
     pub cache_refs: BTreeSet<ImageRef>,
@@ -130,7 +130,7 @@ pub struct GoodImage {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SkippedBuild {
     /// The build, with its combination of the matrix.
-    pub variant: String,
+    pub variant: VariantName,
     /// Why.
     pub reason: SkipReason,
 }

@@ -92,9 +92,9 @@ impl Turn<'_> {
             Event::AgentDisconnected { machine, session } => {
                 self.agent_disconnected(machine, session);
             }
-            Event::JobStarted { machine, job, attempt } => self.start_job(machine, job, attempt),
-            Event::JobReported { machine, job, attempt, report } => {
-                self.report_job(machine, job, attempt, report);
+            Event::JobStarted { machine, attempt } => self.start_job(machine, attempt),
+            Event::JobReported { machine, attempt, report } => {
+                self.report_job(machine, attempt, report);
             }
             Event::StaticMachineAdded { machine, name, arch } => {
                 self.add_static_machine(machine, name, arch);

@@ -4,7 +4,7 @@
 use stagely_protocol::Digest;
 
 use super::step::Turn;
-use super::{Effect, GoodImage, Job, JobState, Run, Trigger};
+use super::{Effect, GoodImage, Job, JobState, Run, Trigger, VariantName};
 use crate::ids::{EnvironmentId, JobId, RunId};
 
 impl Turn<'_> {
@@ -51,7 +51,7 @@ impl Turn<'_> {
 
     /// Asks for the reference to be moved, unless that is under way: its answer says what it was moved
     /// to, and whether it must be moved again.
-    fn ask_for_tag(&mut self, environment: EnvironmentId, variant: String) {
+    fn ask_for_tag(&mut self, environment: EnvironmentId, variant: VariantName) {
         let tag = Effect::Tag { environment, variant };
         if !self.state.awaits(&tag) {
             self.emit(tag);
@@ -61,7 +61,7 @@ impl Turn<'_> {
     pub(super) fn image_tagged(
         &mut self,
         environment: EnvironmentId,
-        variant: String,
+        variant: VariantName,
         digest: &Digest,
         result: Result<(), String>,
     ) {
@@ -83,11 +83,11 @@ impl Turn<'_> {
     }
 
     /// The image is pushed and its digest known, so the run goes on without the reference.
-    fn warn_of_tag(&mut self, run: RunId, variant: &str, warning: &str) {
+    fn warn_of_tag(&mut self, run: RunId, variant: &VariantName, warning: &str) {
         if self.state.runs.get(&run).is_none_or(|run| run.state.is_final()) {
             return;
         }
-        let is_last = |job: &&Job| job.tag.is_some() && job.variant == variant;
+        let is_last = |job: &&Job| job.tag.is_some() && job.variant == *variant;
         let job = self.state.jobs_of(run).find(is_last).map(|job| job.id);
         if let Some(job) = job {
             self.state.change_job(job, |job| job.warnings.push(warning.to_owned()));

@@ -79,7 +79,7 @@ pub(super) async fn doctor(arguments: AwsArgs) -> anyhow::Result<ExitCode> {
     if arguments.policy {
         return print(true, &policy, |_| String::new());
     }
-    let provider = AwsProvider::new(client, &config, "doctor".to_owned())?;
+    let provider = AwsProvider::new(client, &config, "doctor".into())?;
     let mut findings = vec![Finding::ok("region", region)];
     if let Err(error) = provider.answers().await {
         findings.push(Finding::error("ec2", error, NO_ANSWER_FIX));

@@ -64,7 +64,7 @@ impl From<Offer> for SizeRow {
 /// A configuration that cannot be read; standard output that cannot be written.
 pub(super) async fn doctor(arguments: DigitalOceanArgs) -> anyhow::Result<ExitCode> {
     let config = arguments.settings.read()?;
-    let report = match DigitalOcean::new(&config.digitalocean, CORE_ID) {
+    let report = match DigitalOcean::new(&config.digitalocean, CORE_ID.into()) {
         Ok(provider) => ask(&provider).await,
         Err(error) => {
             let fix = "see the [digitalocean] table of stagely.toml";

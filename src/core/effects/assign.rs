@@ -35,8 +35,7 @@ impl Effects {
                 };
                 let outcome = JobOutcome::Failed { reason, message, exit_code: None };
                 let report = JobReport::new(outcome);
-                let Attempt { job, number } = attempt;
-                Some(Event::JobReported { machine, job, attempt: number, report })
+                Some(Event::JobReported { machine, attempt, report })
             }
         }
     }

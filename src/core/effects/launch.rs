@@ -123,7 +123,7 @@ impl Effects {
         let registry = &self.config.registry;
         Ok(LaunchRequest {
             machine: id,
-            job: requested_for.map(|job| job.to_string()),
+            job: requested_for,
             fleet,
             arch,
             size,

@@ -1,7 +1,7 @@
 //! Lets the run-independent reference of a build name its newest image.
 
 use stagely_state::ids::EnvironmentId;
-use stagely_state::{CancelReason, Event, RunState};
+use stagely_state::{CancelReason, Event, RunState, VariantName};
 use tracing::{info, warn};
 
 use super::Effects;
@@ -11,7 +11,11 @@ impl Effects {
     /// Moves the tag to the digest that the environment's record has for `variant`, unless its run is
     /// superseded first. A registry that does not answer is waited for. `None` where the record has gone
     /// meanwhile, and its tag is nobody's.
-    pub(super) async fn tag(&self, environment: EnvironmentId, variant: String) -> Option<Event> {
+    pub(super) async fn tag(
+        &self,
+        environment: EnvironmentId,
+        variant: VariantName,
+    ) -> Option<Event> {
         let good = {
             let records = self.records.read();
             records.environments.get(&environment)?.images.get(&variant)?.clone()

@@ -69,16 +69,16 @@ async fn a_tag_that_cannot_be_moved_is_an_outcome_too() {
         tag: image(&registry, "pr-7:app"),
         with_set: false,
     };
-    let images = BTreeMap::from([("app".to_owned(), good)]);
+    let images = BTreeMap::from([("app".into(), good)]);
     let (effects, _folder) = effects(&registry, |environment| environment.images = images);
-    let tag = |variant: &str| Effect::Tag { environment: ENVIRONMENT, variant: variant.to_owned() };
+    let tag = |variant: &str| Effect::Tag { environment: ENVIRONMENT, variant: variant.into() };
 
     let told = effects.perform(tag("app")).await.unwrap();
 
     let Event::ImageTagged { environment, variant, digest: named, result } = told else {
         panic!("{told:?}")
     };
-    assert_eq!((environment, &*variant, named), (ENVIRONMENT, "app", digest()));
+    assert_eq!((environment, variant.as_str(), named), (ENVIRONMENT, "app", digest()));
     assert!(result.unwrap_err().contains("does not have"));
     assert_eq!(*calls.lock().unwrap(), [format!("GET /v2/app/pr-7/manifests/{}", digest())]);
     assert!(effects.perform(tag("gone")).await.is_none());

@@ -26,8 +26,8 @@ use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use rand::RngExt as _;
 use sha2::{Digest as _, Sha256};
 use stagely_protocol::{CommitSha, FailureReason};
-use stagely_state::ids::{EnvironmentId, JobId};
-use stagely_state::{CommitStatus, Job, JobState, Report, Told};
+use stagely_state::ids::EnvironmentId;
+use stagely_state::{Attempt, CommitStatus, Job, JobState, Report, Told};
 use tracing::{info, warn};
 use url::Url;
 
@@ -194,17 +194,17 @@ impl<P: Place> Teller<P> {
                 }
                 unread
             };
-            for (job, attempt, step) in unread {
-                excerpts.insert(job, self.last_words(job, attempt, &step).await);
+            for (attempt, step) in unread {
+                excerpts.insert(attempt.job, self.last_words(attempt, &step).await);
             }
         }
     }
 
-    async fn last_words(&self, job: JobId, attempt: u32, step: &str) -> Vec<String> {
-        match self.logs.tail(job, attempt, excerpt::SEARCHED_LINES).await {
+    async fn last_words(&self, attempt: Attempt, step: &str) -> Vec<String> {
+        match self.logs.tail(attempt, excerpt::SEARCHED_LINES).await {
             Ok((_, tail)) => excerpt::of(&tail, step),
             Err(error) => {
-                warn!(%job, %error, "the comment lacks what the step said: its log cannot be read");
+                warn!(job = %attempt.job, %error, "the comment lacks what the step said: its log cannot be read");
                 Vec::new()
             }
         }
@@ -327,13 +327,13 @@ fn advice(error: &GithubError, what: &str, permission: &str) -> String {
     }
 }
 
-/// The job, the attempt whose log it has, and the step that failed.
-fn failed_step(job: &Job) -> (JobId, u32, String) {
+/// The attempt whose log the job has, and the step that failed.
+fn failed_step(job: &Job) -> (Attempt, String) {
     let step = match &job.state {
         JobState::Failed { reason: FailureReason::User { step, .. }, .. } => step.clone(),
         _ => String::new(),
     };
-    (job.id, job.attempt, step)
+    (Attempt { job: job.id, number: job.attempt }, step)
 }
 
 /// What the record says that GitHub was told.

@@ -18,7 +18,7 @@ use stagely_protocol::{
     FailureReason, Hello, HelloAck, Log, LogAck, MESSAGE_BYTES_MAX, MissCause, Notice, ParseError,
     ResumedJob, Status, StatusAck, StatusState, Step, SystemInfo, WireId,
 };
-use stagely_state::ids::MachineId;
+use stagely_state::ids::{MachineId, SessionId};
 use stagely_state::{Attempt, Event, Interruption, JobOutcome, JobReport, Timestamp};
 use thiserror::Error;
 use tokio::time::{Instant, timeout};
@@ -111,7 +111,7 @@ async fn serve(api: Api, mut socket: WebSocket) {
     }
     api.sessions.close(&entry);
     // A newer session may speak for the machine by now. The state can tell.
-    let gone = Event::AgentDisconnected { machine, session: entry.number };
+    let gone = Event::AgentDisconnected { machine, session: entry.id };
     let _ = api.events.store(gone).await;
 }
 
@@ -168,7 +168,7 @@ struct Session<'a> {
 
 impl Session<'_> {
     async fn run(&mut self, hello: Hello, entry: &mut SessionEntry) -> Result<(), SessionEnd> {
-        self.greet(hello, entry.number).await?;
+        self.greet(hello, entry.id).await?;
         let interval = self.api.config.agents.heartbeat_interval;
         let mut beat = self.api.beats();
         let mut heard_at = Instant::now();
@@ -199,7 +199,7 @@ impl Session<'_> {
     }
 
     /// Tells the orchestrator of the agent, and the agent where its logs go on.
-    async fn greet(&mut self, hello: Hello, session: u64) -> Result<(), SessionEnd> {
+    async fn greet(&mut self, hello: Hello, session: SessionId) -> Result<(), SessionEnd> {
         let holds: Vec<Attempt> =
             hello.jobs.iter().filter_map(|job| job.job_id.as_str().parse().ok()).collect();
         let event = Event::AgentConnected {
@@ -213,7 +213,7 @@ impl Session<'_> {
         // does a registered machine is not free. What they say is dropped.
         let mut jobs = Vec::new();
         for attempt in holds {
-            let next_line = self.api.logs.next_line(attempt.job, attempt.number).await?;
+            let next_line = self.api.logs.next_line(attempt).await?;
             jobs.push(ResumedJob { job_id: attempt.wire(), next_line });
         }
         let heartbeat_interval = self.api.config.agents.heartbeat_interval.as_secs();
@@ -271,8 +271,7 @@ impl Session<'_> {
             let ack = LogAck { job_id: log.job_id.clone(), lines };
             return self.send(&CoreMessage::LogAck(ack)).await;
         };
-        let receipt =
-            self.api.logs.append(attempt.job, attempt.number, log.first, &log.lines).await?;
+        let receipt = self.api.logs.append(attempt, log.first, &log.lines).await?;
         self.appends.push_back(Append { job_id: log.job_id.clone(), receipt });
         Ok(())
     }
@@ -340,9 +339,8 @@ async fn next_stored(appends: &mut VecDeque<Append>) -> Result<(WireId, u64), Ap
 
 /// STATUS as the state understands it.
 fn event_of(machine: MachineId, attempt: Attempt, status: Status) -> Event {
-    let Attempt { job, number: attempt } = attempt;
     let outcome = match status.state {
-        StatusState::Running => return Event::JobStarted { machine, job, attempt },
+        StatusState::Running => return Event::JobStarted { machine, attempt },
         StatusState::Completed => JobOutcome::Completed { digest: status.digest },
         StatusState::Cancelled => JobOutcome::Cancelled,
         StatusState::Failed => {
@@ -366,7 +364,7 @@ fn event_of(machine: MachineId, attempt: Attempt, status: Status) -> Event {
         cache_miss: status.cache_miss.map(cut_cache_miss),
         exporting_cache: status.exporting_cache,
     };
-    Event::JobReported { machine, job, attempt, report }
+    Event::JobReported { machine, attempt, report }
 }
 
 fn cut(mut text: String, chars_max: usize) -> String {

@@ -43,7 +43,7 @@ pub(super) async fn logs(
     ApiQuery(range): ApiQuery<LogRange>,
 ) -> Result<Response, ApiError> {
     let job = find(&api, id)?;
-    let attempt = range.attempt.unwrap_or(job.attempt);
+    let attempt = Attempt { job: id, number: range.attempt.unwrap_or(job.attempt) };
     let from = range.from.unwrap_or(0);
     // Pages are read as the reader takes them, so a long log never lies in memory as a whole.
     // An error breaks the transfer off: a log of which a part is missing must not look complete.
@@ -51,7 +51,7 @@ pub(super) async fn logs(
         let logs = api.logs.clone();
         async move {
             let lines = logs
-                .read(id, attempt, from, PAGE_LINES)
+                .read(attempt, from, PAGE_LINES)
                 .await
                 .inspect_err(|error| warn!(job = %id, %error, "a log cannot be read"))?;
             let next = from + lines.len() as u64;
@@ -109,7 +109,7 @@ impl Follower {
         let mut from = range.from.unwrap_or(0);
         let mut attempt = range.attempt.unwrap_or_else(|| self.attempt().max(1));
         loop {
-            self.send_attempt(attempt, from).await?;
+            self.send_attempt(Attempt { job: self.id, number: attempt }, from).await?;
             match find(&self.api, self.id) {
                 Ok(job) if range.attempt.is_none() && job.attempt > attempt => {
                     attempt = job.attempt;
@@ -132,9 +132,9 @@ impl Follower {
     }
 
     /// Sends the lines of one attempt until it is over.
-    async fn send_attempt(&mut self, attempt: u32, mut next: u64) -> Result<(), Gone> {
+    async fn send_attempt(&mut self, attempt: Attempt, mut next: u64) -> Result<(), Gone> {
         let mut changes = self.api.records.changes();
-        let mut stored = self.api.logs.watch(self.id, attempt);
+        let mut stored = self.api.logs.watch(attempt);
         let mut beats = self.api.beats();
         loop {
             changes.mark_unchanged();
@@ -163,20 +163,19 @@ impl Follower {
 
     /// Whether nothing more is said in the attempt. Of a job that has completed its agent may still
     /// export the cache.
-    fn is_over(&self, number: u32) -> bool {
+    fn is_over(&self, attempt: Attempt) -> bool {
         let records = self.api.records.read();
         let Some(job) = records.jobs.get(&self.id) else { return true };
-        job.attempt > number
-            || (job.state.is_final() && !records.is_exporting(Attempt { job: self.id, number }))
+        job.attempt > attempt.number || (job.state.is_final() && !records.is_exporting(attempt))
     }
 
     /// Sends what is stored from `next` on; returns the number of the line after.
-    async fn send_stored(&mut self, attempt: u32, mut next: u64) -> Result<u64, Gone> {
+    async fn send_stored(&mut self, attempt: Attempt, mut next: u64) -> Result<u64, Gone> {
         loop {
             let lines = self
                 .api
                 .logs
-                .read(self.id, attempt, next, PAGE_LINES)
+                .read(attempt, next, PAGE_LINES)
                 .await
                 .map_err(|error| warn!(job = %self.id, %error, "a log cannot be read"))
                 .map_err(|()| Gone)?;
@@ -189,7 +188,7 @@ impl Follower {
                 .into_iter()
                 .map(|line| FollowedLine { t: line.t, stream: line.stream, data: line.data })
                 .collect();
-            self.send(&FollowMessage::Lines { attempt, first, lines }).await?;
+            self.send(&FollowMessage::Lines { attempt: attempt.number, first, lines }).await?;
         }
     }
 

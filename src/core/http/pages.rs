@@ -18,8 +18,8 @@ use futures_util::stream;
 use secrecy::SecretString;
 use serde::Deserialize;
 use stagely_protocol::{FailureReason, Step};
-use stagely_state::Approval;
 use stagely_state::ids::{JobId, RunId};
+use stagely_state::{Approval, Attempt};
 use tracing::{error, warn};
 
 use super::{Api, views};
@@ -102,11 +102,12 @@ struct Wanted {
 
 impl Wanted {
     /// `None`: the job has no such attempt.
-    fn attempt_of(&self, job: &JobView) -> Option<u32> {
-        match self.attempt {
+    fn attempt_of(&self, job: &JobView) -> Option<Attempt> {
+        let number = match self.attempt {
             None => Some(job.attempt),
             Some(attempt) => (1..=job.attempt).contains(&attempt).then_some(attempt),
-        }
+        };
+        number.map(|number| Attempt { job: job.id, number })
     }
 }
 
@@ -262,7 +263,7 @@ fn images(run: &RunView) -> Vec<String> {
 async fn job(State(api): State<Api>, _: Visitor, Id(id): Id, wanted: Wanted) -> Response {
     let Some(job) = find_job(&api, &id) else { return not_found("job") };
     let Some(attempt) = wanted.attempt_of(&job) else { return not_found("attempt") };
-    let (first_line, lines) = match api.logs.tail(job.id, attempt, PAGE_LINES).await {
+    let (first_line, lines) = match api.logs.tail(attempt, PAGE_LINES).await {
         Ok(tail) => tail,
         Err(error) => return broken(job.id, &error),
     };
@@ -277,7 +278,7 @@ async fn job(State(api): State<Api>, _: Visitor, Id(id): Id, wanted: Wanted) -> 
         warnings: job.warnings.iter().map(|warning| readable(warning)).collect(),
         steps: job.steps.iter().map(step_row).collect(),
         lost: job.lost_attempts.iter().map(lost_attempt).collect(),
-        attempt,
+        attempt: attempt.number,
         first_line,
         log: lines.iter().map(|line| shown_line(&line.data)).collect(),
         job,
@@ -317,7 +318,7 @@ async fn log(State(api): State<Api>, _: Visitor, Id(id): Id, wanted: Wanted) -> 
         let logs = api.logs.clone();
         async move {
             let lines = logs
-                .read(id, attempt, from, CHUNK_LINES)
+                .read(attempt, from, CHUNK_LINES)
                 .await
                 .inspect_err(|error| warn!(job = %id, %error, "a log cannot be read"))?;
             let next = from + lines.len() as u64;

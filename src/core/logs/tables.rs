@@ -6,10 +6,11 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use redb::{Database, ReadableDatabase as _, TableDefinition};
 use serde::{Deserialize, Serialize};
+use stagely_state::Attempt;
 use stagely_state::ids::JobId;
 
 use super::chunk::Chunk;
-use super::{LogError, LogKey, StoredLine};
+use super::{LogError, StoredLine};
 use crate::core::disk;
 
 /// Job, attempt, number of the chunk's first line.
@@ -84,37 +85,36 @@ impl Tables {
         slot.clone().ok_or(LogError::Closed)
     }
 
-    pub(super) fn extent(&self, key: LogKey) -> Result<Extent, LogError> {
+    pub(super) fn extent(&self, attempt: Attempt) -> Result<Extent, LogError> {
         let read = self.database()?.begin_read()?;
-        let row = read.open_table(EXTENTS)?.get((key.0.bits(), key.1))?;
+        let row = read.open_table(EXTENTS)?.get((attempt.job.bits(), attempt.number))?;
         match row {
             None => Ok(Extent::default()),
-            Some(bytes) => {
-                postcard::from_bytes(bytes.value()).map_err(|_| LogError::Damaged { job: key.0 })
-            }
+            Some(bytes) => postcard::from_bytes(bytes.value())
+                .map_err(|_| LogError::Damaged { job: attempt.job }),
         }
     }
 
     pub(super) fn read(
         &self,
-        key: LogKey,
+        attempt: Attempt,
         from: u64,
         lines_max: usize,
     ) -> Result<Vec<StoredLine>, LogError> {
-        let (job, attempt) = (key.0.bits(), key.1);
+        let (job, number) = (attempt.job.bits(), attempt.number);
         let read = self.database()?.begin_read()?;
         let chunks = read.open_table(CHUNKS)?;
         // The chunk that holds `from` begins at or before it.
-        let begin = match chunks.range((job, attempt, 0)..=(job, attempt, from))?.next_back() {
+        let begin = match chunks.range((job, number, 0)..=(job, number, from))?.next_back() {
             Some(chunk) => chunk?.0.value().2,
             None => from,
         };
         let (mut lines, mut text_bytes) = (Vec::new(), 0);
-        for chunk in chunks.range((job, attempt, begin)..=(job, attempt, u64::MAX))? {
+        for chunk in chunks.range((job, number, begin)..=(job, number, u64::MAX))? {
             let (chunk_key, bytes) = chunk?;
             let first = chunk_key.value().2;
             let stored = Chunk::read(bytes.value(), from.saturating_sub(first))
-                .map_err(|_| LogError::Damaged { job: key.0 })?;
+                .map_err(|_| LogError::Damaged { job: attempt.job })?;
             lines.extend(stored.into_iter().inspect(|line| text_bytes += line.data.len()));
             if lines.len() >= lines_max || text_bytes >= READ_BYTES {
                 break;
@@ -126,18 +126,18 @@ impl Tables {
     /// The last lines, and the number of the first of them. Only the end of a log is read.
     pub(super) fn tail(
         &self,
-        key: LogKey,
+        attempt: Attempt,
         lines_max: usize,
     ) -> Result<(u64, Vec<StoredLine>), LogError> {
-        let (job, attempt) = (key.0.bits(), key.1);
+        let (job, number) = (attempt.job.bits(), attempt.number);
         let read = self.database()?.begin_read()?;
         let chunks = read.open_table(CHUNKS)?;
         let (mut lines, mut text_bytes, mut first) = (VecDeque::new(), 0, 0);
-        for chunk in chunks.range((job, attempt, 0)..=(job, attempt, u64::MAX))?.rev() {
+        for chunk in chunks.range((job, number, 0)..=(job, number, u64::MAX))?.rev() {
             let (chunk_key, bytes) = chunk?;
             first = chunk_key.value().2;
-            let stored =
-                Chunk::read(bytes.value(), 0).map_err(|_| LogError::Damaged { job: key.0 })?;
+            let stored = Chunk::read(bytes.value(), 0)
+                .map_err(|_| LogError::Damaged { job: attempt.job })?;
             for line in stored.into_iter().rev() {
                 text_bytes += line.data.len();
                 lines.push_front(line);
@@ -152,17 +152,18 @@ impl Tables {
     }
 
     /// The attempts of a job that have a log.
-    pub(super) fn attempts(&self, job: JobId) -> Result<Vec<u32>, LogError> {
+    pub(super) fn attempts(&self, job: JobId) -> Result<Vec<Attempt>, LogError> {
         let read = self.database()?.begin_read()?;
         let extents = read.open_table(EXTENTS)?;
         let rows = extents.range((job.bits(), 0)..=(job.bits(), u32::MAX))?;
-        rows.map(|row| Ok(row?.0.value().1)).collect()
+        rows.map(|row| Ok(Attempt { job, number: row?.0.value().1 })).collect()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use stagely_protocol::{LogLine, Stream};
+    use stagely_state::Attempt;
     use stagely_state::ids::JobId;
 
     use crate::core::logs::{LogSettings, LogStore};
@@ -175,16 +176,16 @@ mod tests {
         LogStore::open(&folder.join("logs.redb"), settings).unwrap()
     }
 
-    async fn append(store: &LogStore, job: JobId, attempt: u32, texts: &[String]) {
+    async fn append(store: &LogStore, job: JobId, number: u32, texts: &[String]) {
         let lines: Vec<LogLine<'_>> = texts
             .iter()
             .map(|data| LogLine { t: 0, stream: Stream::Stdout, data: data.into() })
             .collect();
-        store.append(job, attempt, None, &lines).await.unwrap().stored().await.unwrap();
+        store.append(Attempt { job, number }, None, &lines).await.unwrap().stored().await.unwrap();
     }
 
-    async fn tail(store: &LogStore, attempt: u32, lines_max: usize) -> (u64, Vec<String>) {
-        let (first, lines) = store.tail(JOB, attempt, lines_max).await.unwrap();
+    async fn tail(store: &LogStore, number: u32, lines_max: usize) -> (u64, Vec<String>) {
+        let (first, lines) = store.tail(Attempt { job: JOB, number }, lines_max).await.unwrap();
         (first, lines.into_iter().map(|line| line.data).collect())
     }
 

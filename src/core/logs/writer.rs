@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use redb::{Durability, ReadableTable as _, Table};
 use stagely_protocol::Stream;
+use stagely_state::Attempt;
 use stagely_state::ids::JobId;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, warn};
 
 use super::chunk::{Chunk, GROW_BYTES_MAX};
 use super::tables::{CHUNKS, ChunkKey, EXTENTS, Extent, Tables};
-use super::{AppendError, Followed, LogError, LogKey, LogSettings, StoredLine, lock};
+use super::{AppendError, Followed, LogError, LogSettings, StoredLine, lock};
 
 /// Commands taken into one group. A group of full batches is then some 10 MB of text.
 const GROUP_MAX: usize = 256;
@@ -35,7 +36,7 @@ pub(super) enum Command {
 /// A chunk to be stored.
 #[derive(Debug)]
 pub(super) struct Append {
-    pub(super) key: LogKey,
+    pub(super) attempt: Attempt,
     /// The number of its first line; `None`: it follows whatever is stored.
     pub(super) first: Option<u64>,
     pub(super) chunk: Chunk,
@@ -52,7 +53,7 @@ pub(super) struct Writer {
     /// Whether the last group found the disk nearly full.
     is_disk_low: bool,
     /// Of logs that were written to lately, as in the store.
-    extents: HashMap<LogKey, Extent>,
+    extents: HashMap<Attempt, Extent>,
 }
 
 /// Extents that are kept in memory.
@@ -134,18 +135,18 @@ impl Writer {
         write.set_quick_repair(true);
         {
             let mut chunks = write.open_table(CHUNKS)?;
-            for Append { key, first, chunk, stored } in appends {
+            for Append { attempt, first, chunk, stored } in appends {
                 // The answer is there before anything can fail, so that nobody waits for ever.
                 group.answers.push((stored, Err(AppendError::NotStored(String::new()))));
-                let answer = self.append_one(group, &mut chunks, key, first, chunk)?;
+                let answer = self.append_one(group, &mut chunks, attempt, first, chunk)?;
                 if let Some(last) = group.answers.last_mut() {
                     last.1 = answer;
                 }
             }
             let mut extents = write.open_table(EXTENTS)?;
-            for (key, extent) in &group.extents {
+            for (attempt, extent) in &group.extents {
                 let bytes = postcard::to_stdvec(extent).expect("a vector takes every extent");
-                extents.insert((key.0.bits(), key.1), bytes.as_slice())?;
+                extents.insert((attempt.job.bits(), attempt.number), bytes.as_slice())?;
             }
         }
         write.commit()?;
@@ -156,13 +157,13 @@ impl Writer {
         &self,
         group: &mut Group,
         chunks: &mut Table<'_, ChunkKey, &'static [u8]>,
-        key: LogKey,
+        attempt: Attempt,
         first: Option<u64>,
         mut chunk: Chunk,
     ) -> Result<Result<u64, AppendError>, LogError> {
-        let mut extent = match group.extents.get(&key).or_else(|| self.extents.get(&key)) {
+        let mut extent = match group.extents.get(&attempt).or_else(|| self.extents.get(&attempt)) {
             Some(extent) => *extent,
-            None => self.tables.extent(key)?,
+            None => self.tables.extent(attempt)?,
         };
         let next = extent.next_line;
         let first = first.unwrap_or(next);
@@ -174,14 +175,14 @@ impl Writer {
             return Ok(Ok(next));
         }
         if repeated > 0 {
-            chunk = without_first(&chunk, repeated, key.0)?;
+            chunk = without_first(&chunk, repeated, attempt.job)?;
         }
         if extent.cut_after.is_some() {
             extent.next_line += chunk.lines;
         } else {
-            self.put(chunks, key, &mut extent, chunk)?;
+            self.put(chunks, attempt, &mut extent, chunk)?;
         }
-        group.extents.insert(key, extent);
+        group.extents.insert(attempt, extent);
         Ok(Ok(extent.next_line))
     }
 
@@ -189,7 +190,7 @@ impl Writer {
     fn put(
         &self,
         chunks: &mut Table<'_, ChunkKey, &'static [u8]>,
-        key: LogKey,
+        attempt: Attempt,
         extent: &mut Extent,
         mut chunk: Chunk,
     ) -> Result<(), LogError> {
@@ -199,19 +200,19 @@ impl Writer {
             let data = format!("[log cut: {reason}; the rest is not kept]");
             chunk = Chunk::of_stored(&[StoredLine { t: 0, stream: Stream::Stderr, data }]);
         }
-        let (job, attempt) = (key.0.bits(), key.1);
+        let (job, number) = (attempt.job.bits(), attempt.number);
         let mut first = extent.next_line;
         let mut grown = None;
         if let Some(growing) = extent.growing_from
-            && let Some(before) = chunks.get((job, attempt, growing))?
+            && let Some(before) = chunks.get((job, number, growing))?
         {
             grown = chunk
                 .added_to(before.value())
-                .map_err(|_| LogError::Damaged { job: key.0 })?
+                .map_err(|_| LogError::Damaged { job: attempt.job })?
                 .inspect(|_| first = growing);
         }
         let bytes = grown.as_ref().unwrap_or(&chunk.bytes);
-        chunks.insert((job, attempt, first), bytes.as_slice())?;
+        chunks.insert((job, number, first), bytes.as_slice())?;
         extent.growing_from = (bytes.len() < GROW_BYTES_MAX).then_some(first);
         extent.next_line += lines;
         extent.text_bytes += text_bytes;
@@ -229,8 +230,8 @@ impl Writer {
 
     fn tell_followers(&self, group: &Group) {
         let followed = lock(&self.followed);
-        for (key, extent) in &group.extents {
-            if let Some(sender) = followed.get(key) {
+        for (attempt, extent) in &group.extents {
+            if let Some(sender) = followed.get(attempt) {
                 sender.send_replace(extent.lines());
             }
         }
@@ -249,22 +250,22 @@ impl Writer {
 
     fn forget(&mut self, job: JobId) -> Result<(), LogError> {
         for attempt in self.tables.attempts(job)? {
-            while self.forget_some((job, attempt))? {}
-            self.extents.remove(&(job, attempt));
+            while self.forget_some(attempt)? {}
+            self.extents.remove(&attempt);
         }
         Ok(())
     }
 
     /// Deletes some chunks of a log, and its extent with the last; returns whether there are more.
-    fn forget_some(&self, key: LogKey) -> Result<bool, LogError> {
-        let (job, attempt) = (key.0.bits(), key.1);
+    fn forget_some(&self, attempt: Attempt) -> Result<bool, LogError> {
+        let (job, number) = (attempt.job.bits(), attempt.number);
         let mut write = self.tables.database()?.begin_write()?;
         write.set_quick_repair(true);
         let is_more;
         {
             let mut chunks = write.open_table(CHUNKS)?;
             let keys: Vec<ChunkKey> = chunks
-                .range((job, attempt, 0)..=(job, attempt, u64::MAX))?
+                .range((job, number, 0)..=(job, number, u64::MAX))?
                 .take(FORGET_CHUNKS)
                 .map(|chunk| Ok::<_, LogError>(chunk?.0.value()))
                 .collect::<Result<_, _>>()?;
@@ -273,7 +274,7 @@ impl Writer {
                 chunks.remove(key)?;
             }
             if !is_more {
-                write.open_table(EXTENTS)?.remove((job, attempt))?;
+                write.open_table(EXTENTS)?.remove((job, number))?;
             }
         }
         write.commit()?;
@@ -284,7 +285,7 @@ impl Writer {
 /// What one transaction brings.
 #[derive(Debug)]
 struct Group {
-    extents: HashMap<LogKey, Extent>,
+    extents: HashMap<Attempt, Extent>,
     answers: Vec<Answer>,
 }
 

@@ -48,7 +48,7 @@ impl Core {
         let JobKind::Build { cache_to, .. } = &mut job.kind else { panic!("{job:?}") };
         *cache_to = Some(cache());
         let mut machine = fixtures::machine(1);
-        machine.state = MachineState::Busy { job: JOB, attempt: 2 };
+        machine.state = MachineState::Busy { attempt: Attempt { job: JOB, number: 2 } };
         change(&mut job, &mut machine);
 
         let folder = tempfile::tempdir().unwrap();
@@ -73,7 +73,8 @@ impl Core {
     }
 
     async fn say(&self, attempt: u32, report: JobReport, text: &str) {
-        let event = Event::JobReported { machine: MACHINE, job: JOB, attempt, report };
+        let attempt = Attempt { job: JOB, number: attempt };
+        let event = Event::JobReported { machine: MACHINE, attempt, report };
         self.events.store_with_fingerprint(event, print(text)).await.unwrap();
     }
 

@@ -100,7 +100,7 @@ impl<'a> Question<'a> {
         let base = self.context.base?;
         let images = self.unchanged_images()?;
         let skip = |(variant, image): (&str, &GoodImage)| SkippedBuild {
-            variant: variant.to_owned(),
+            variant: variant.into(),
             reason: SkipReason::PathsUnchanged {
                 base: base.name.clone(),
                 commit: image.commit.clone(),
@@ -111,8 +111,7 @@ impl<'a> Question<'a> {
     }
 
     fn all(&self, reason: &SkipReason) -> Vec<SkippedBuild> {
-        let skip =
-            |variant: &str| SkippedBuild { variant: variant.to_owned(), reason: reason.clone() };
+        let skip = |variant: &str| SkippedBuild { variant: variant.into(), reason: reason.clone() };
         self.build.variants.iter().map(|variant| skip(&variant.name)).collect()
     }
 

@@ -46,7 +46,7 @@ impl Core {
 
     /// No process of this core's machines, none of their builds, no container and no builder.
     async fn nothing_runs(&self, stored: &Stored) {
-        for text in [&stored.core_id, &self.name] {
+        for text in [stored.core_id.as_str(), &self.name] {
             eventually(&format!("no process has {text:?}"), async || {
                 processes_with(text).is_empty().then_some(())
             })

@@ -109,7 +109,7 @@ impl AwsProvider {
     async fn dry_launch(&self, market: Market) -> Answer {
         match self.something_to_launch().await {
             Ok((candidate, image)) => {
-                let tags = [tag(CORE_TAG, &self.core_id), tag("Name", "stagely doctor")];
+                let tags = [tag(CORE_TAG, self.core_id.as_str()), tag("Name", "stagely doctor")];
                 let candidate = Candidate { market, ..candidate };
                 let request = self.run_instances(&candidate, &image, &tags);
                 judge(request.dry_run(true).send().await)

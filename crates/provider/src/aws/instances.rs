@@ -22,7 +22,7 @@ impl AwsProvider {
     }
 
     async fn described(&self, machine: Option<MachineId>) -> Result<Vec<Instance>, Fault> {
-        let mut filters = vec![filter(&format!("tag:{CORE_TAG}"), &self.core_id)];
+        let mut filters = vec![filter(&format!("tag:{CORE_TAG}"), self.core_id.as_str())];
         if let Some(machine) = machine {
             filters.push(filter(&format!("tag:{MACHINE_TAG}"), machine.to_string()));
         }

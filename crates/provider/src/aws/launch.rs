@@ -216,11 +216,11 @@ impl AwsProvider {
     fn tags(&self, request: &LaunchRequest) -> Vec<Tag> {
         let name = format!("stagely {} {}", request.fleet, request.machine);
         let mut tags = vec![
-            tag(CORE_TAG, &self.core_id),
+            tag(CORE_TAG, self.core_id.as_str()),
             tag(MACHINE_TAG, &request.machine.to_string()),
             tag("Name", &name),
         ];
-        tags.extend(request.job.as_deref().map(|job| tag(JOB_TAG, job)));
+        tags.extend(request.job.map(|job| tag(JOB_TAG, &job.to_string())));
         tags
     }
 }

@@ -6,7 +6,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Deserialize;
-use stagely_state::ids::{JobId, MachineId};
+use stagely_state::ids::{CoreId, JobId, MachineId};
 
 /// On every droplet of any core.
 const TAG: &str = "stagely";
@@ -19,13 +19,13 @@ const JOB_TAG: &str = "stagely:job:";
 const AGE_MIN: Duration = Duration::from_hours(1);
 
 /// All of a machine's.
-pub(super) fn of_machine(core_id: &str, machine: MachineId, job: Option<&str>) -> Vec<String> {
+pub(super) fn of_machine(core_id: &CoreId, machine: MachineId, job: Option<JobId>) -> Vec<String> {
     let mut tags = vec![TAG.to_owned(), of_core(core_id), machine_tag(machine)];
     tags.extend(job.map(|job| format!("{JOB_TAG}{job}")));
     tags
 }
 
-pub(super) fn of_core(core_id: &str) -> String {
+pub(super) fn of_core(core_id: &CoreId) -> String {
     format!("{CORE_TAG}{core_id}")
 }
 
@@ -86,9 +86,9 @@ mod tests {
 
     #[test]
     fn a_tag_has_only_what_tags_may_have() {
-        let core_id = ulid::Ulid::generate().to_string().to_lowercase();
-        let job = JobId::from_bits(machine_id().bits()).to_string();
-        for tag in of_machine(&core_id, machine_id(), Some(&job)) {
+        let core_id = CoreId::from(&*ulid::Ulid::generate().to_string().to_lowercase());
+        let job = JobId::from_bits(machine_id().bits());
+        for tag in of_machine(&core_id, machine_id(), Some(job)) {
             let is_fine = |letter: char| letter.is_ascii_alphanumeric() || ":-_".contains(letter);
             assert!(tag.len() <= 255 && tag.chars().all(is_fine), "{tag}");
         }

@@ -57,7 +57,7 @@ fn an_agent_that_missed_its_job_gets_it_again() {
     let mut core = amd64(1);
     let (_, jobs) = core.run(1, 1);
     let machine = core.launched(jobs[0]);
-    let assign = Effect::Assign { machine, job: jobs[0], attempt: 1 };
+    let assign = Effect::Assign { machine, attempt: attempt(jobs[0], 1) };
     let assigned = core.connect(machine, &[]);
     assert_eq!(assigned, [assign]);
     core.disconnect(machine);
@@ -74,7 +74,7 @@ fn an_agent_may_connect_before_the_provider_has_answered() {
 
     assert_eq!(core.step(Event::MachineLaunched { machine, placement: None }), []);
 
-    assert_eq!(core.machine_state(machine), MachineState::Busy { job: jobs[0], attempt: 1 });
+    assert_eq!(core.machine_state(machine), MachineState::Busy { attempt: attempt(jobs[0], 1) });
     assert!(core.state.outbox.is_empty());
 }
 
@@ -148,11 +148,11 @@ fn what_missed_the_cache_is_that_of_the_newest_attempt() {
     let miss = CacheMiss { step: "[2/2] RUN make".to_owned(), cause: MissCause::NoCache };
     let outcome = failed(FailureReason::DiskFull);
     let report = JobReport { cache_miss: Some(miss.clone()), ..JobReport::new(outcome) };
-    core.step(Event::JobReported { machine, job, attempt: 1, report });
+    core.step(Event::JobReported { machine, attempt: attempt(job, 1), report });
     assert_eq!(core.state.jobs[&job].cache_miss, None, "it is tried again");
 
     let report = JobReport { cache_miss: Some(miss.clone()), ..JobReport::new(PUSHED) };
-    core.step(Event::JobReported { machine, job, attempt: 2, report });
+    core.step(Event::JobReported { machine, attempt: attempt(job, 2), report });
 
     assert_eq!(core.state.jobs[&job].cache_miss, Some(miss));
 }

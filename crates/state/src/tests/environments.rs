@@ -182,7 +182,7 @@ fn an_environment_that_lost_its_runs_goes_when_the_last_tag_is_moved() {
     core.step(Event::Forgotten { runs: vec![run], machines: Vec::new(), deliveries: Vec::new() });
     assert!(core.state.environments.contains_key(&ENVIRONMENT), "its tag is being moved");
 
-    let (environment, variant) = (ENVIRONMENT, "app".to_owned());
+    let (environment, variant) = (ENVIRONMENT, VariantName::from("app"));
     core.step(Event::ImageTagged { environment, variant, digest: digest("a"), result: Ok(()) });
 
     assert!(core.state.environments.is_empty());

@@ -12,7 +12,7 @@ fn a_job_completes_before_its_cache_is_exported_and_its_machine_is_kept_until_th
     assert_eq!(core.report_early(machine, job, 1), []);
     assert_eq!(core.run_state(run), &RunState::Completed);
     assert_eq!(core.exporting(machine), Some(job));
-    assert_eq!(core.machine_state(machine), MachineState::Busy { job, attempt: 1 });
+    assert_eq!(core.machine_state(machine), MachineState::Busy { attempt: attempt(job, 1) });
 
     assert_eq!(core.report(machine, job, 1, PUSHED), [Effect::Terminate { machine }]);
     assert_eq!(core.exporting(machine), None);
@@ -48,7 +48,7 @@ fn a_failed_job_exports_nothing() {
     let (_, job, machine) = core.running();
     let report = JobReport { exporting_cache: true, ..JobReport::new(users_fault()) };
 
-    let effects = core.step(Event::JobReported { machine, job, attempt: 1, report });
+    let effects = core.step(Event::JobReported { machine, attempt: attempt(job, 1), report });
 
     assert_eq!(effects, [Effect::Terminate { machine }]);
 }
@@ -89,7 +89,7 @@ fn a_registered_machine_that_exports_for_too_long_is_told_to_stop_and_then_disco
     assert_eq!(core.job_state(next[0]), &JobState::Queued { attempt: 1 }, "it is not free");
 
     let reason = StopReason::ExportOverrun;
-    assert_eq!(core.wait(EXPORT), [Effect::Cancel { machine, job, attempt: 1, reason }]);
+    assert_eq!(core.wait(EXPORT), [Effect::Cancel { machine, attempt: attempt(job, 1), reason }]);
     assert_eq!(core.wait(Duration::from_secs(59)), []);
     assert_eq!(core.wait(Duration::from_secs(1)), [Effect::Disconnect { machine }]);
 
@@ -132,7 +132,7 @@ fn an_image_reported_by_a_stray_does_not_free_a_machine_that_goes_on_exporting()
     core.cancel(run);
 
     core.report_early(machine, job, 1);
-    assert_eq!(core.machine_state(machine), MachineState::Busy { job, attempt: 1 });
+    assert_eq!(core.machine_state(machine), MachineState::Busy { attempt: attempt(job, 1) });
 
     core.report(machine, job, 1, JobOutcome::Cancelled);
     assert_eq!(core.machine_state(machine), MachineState::Ready);
@@ -164,7 +164,7 @@ fn a_cancelled_run_asks_a_registered_machine_to_stop_its_export() {
     let effects = core.cancel(run);
 
     let (job, reason) = (jobs[0], StopReason::RunCancelled);
-    assert_eq!(effects, [Effect::Cancel { machine, job, attempt: 1, reason }]);
+    assert_eq!(effects, [Effect::Cancel { machine, attempt: attempt(job, 1), reason }]);
     core.report(machine, job, 1, JobOutcome::Cancelled);
     assert_eq!(core.machine_state(machine), MachineState::Ready);
 }

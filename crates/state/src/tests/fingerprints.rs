@@ -28,7 +28,8 @@ fn changes(
     attempt: u32,
     report: JobReport,
 ) -> Vec<FingerprintChange> {
-    core.outcome_of(Event::JobReported { machine, job, attempt, report }).fingerprints
+    core.outcome_of(Event::JobReported { machine, attempt: self::attempt(job, attempt), report })
+        .fingerprints
 }
 
 fn stored() -> Vec<FingerprintChange> {

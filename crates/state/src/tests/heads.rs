@@ -497,7 +497,7 @@ fn a_tag_under_way_ends_and_says_nothing_of_the_older_run() {
     let older = core.heard(News::first("a", 1));
     let (job, machine) = core.build_tagged(older);
     core.report(machine, job, 1, pushed("a"));
-    let (environment, variant) = (ENVIRONMENT, "app".to_owned());
+    let (environment, variant) = (ENVIRONMENT, VariantName::from("app"));
     assert!(core.is_in_outbox(&Effect::Tag { environment, variant: variant.clone() }));
     supersede(&mut core, older);
 

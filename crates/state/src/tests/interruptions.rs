@@ -295,9 +295,9 @@ fn a_registered_machine_stops_gets_nothing_new_and_is_there_again_after_its_hell
     let (_, job, machine) = core.running_on_static();
 
     let reason = StopReason::Interrupted;
-    let cancel = Effect::Cancel { machine, job, attempt: 1, reason };
+    let cancel = Effect::Cancel { machine, attempt: attempt(job, 1), reason };
     assert_eq!(core.take_back_in(machine, NOTICE), [cancel]);
-    assert_eq!(core.machine_state(machine), MachineState::Busy { job, attempt: 1 });
+    assert_eq!(core.machine_state(machine), MachineState::Busy { attempt: attempt(job, 1) });
     assert_eq!(core.report(machine, job, 1, JobOutcome::Cancelled), []);
     assert_eq!(core.job_state(job), &JobState::Queued { attempt: 2 });
     assert_eq!(
@@ -306,7 +306,7 @@ fn a_registered_machine_stops_gets_nothing_new_and_is_there_again_after_its_hell
     );
 
     core.disconnect(machine);
-    assert_eq!(core.connect(machine, &[]), [Effect::Assign { machine, job, attempt: 2 }]);
+    assert_eq!(core.connect(machine, &[]), [Effect::Assign { machine, attempt: attempt(job, 2) }]);
 }
 
 #[test]
@@ -329,7 +329,7 @@ fn a_registered_machine_that_stops_a_cancelled_job_is_not_free_because_of_a_noti
 
     core.take_back_in(machine, NOTICE);
 
-    assert_eq!(core.machine_state(machine), MachineState::Busy { job, attempt: 1 });
+    assert_eq!(core.machine_state(machine), MachineState::Busy { attempt: attempt(job, 1) });
 }
 
 #[test]

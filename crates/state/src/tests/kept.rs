@@ -94,7 +94,7 @@ fn a_run_of_which_everything_is_kept_completes_when_its_tag_is_moved() {
     end(&mut core, &new.merge, pushed("c"));
     let answer = Event::ImageTagged {
         environment: EnvironmentId::from_bits(1),
-        variant: "app".to_owned(),
+        variant: "app".into(),
         digest: digest("c"),
         result: Ok(()),
     };

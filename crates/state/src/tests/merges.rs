@@ -14,7 +14,7 @@ fn the_last_builder_to_finish_takes_the_merge_over() {
     let effects = core.report(machines[1], builds[1], 1, PUSHED);
 
     let machine = machines[1];
-    assert_eq!(effects, [Effect::Assign { machine, job: merge, attempt: 1 }]);
+    assert_eq!(effects, [Effect::Assign { machine, attempt: attempt(merge, 1) }]);
     assert_eq!(core.state.jobs[&merge].took_over, Some(builds[1]));
     assert_eq!(core.report(machine, merge, 1, PUSHED), [Effect::Terminate { machine }]);
     assert_eq!(core.run_state(run), &RunState::Completed);
@@ -31,8 +31,8 @@ fn a_builder_merges_while_it_exports_and_is_kept_until_both_have_ended() {
     assert_eq!(core.machine_of(merge), machine);
 
     core.report(machine, merge, 1, PUSHED);
-    let (job, attempt) = (builds[1], 1);
-    assert_eq!(core.machine_state(machine), MachineState::Busy { job, attempt });
+    let job = builds[1];
+    assert_eq!(core.machine_state(machine), MachineState::Busy { attempt: attempt(job, 1) });
 
     assert_eq!(core.report(machine, job, 1, PUSHED), [Effect::Terminate { machine }]);
 }

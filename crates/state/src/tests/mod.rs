@@ -8,7 +8,7 @@ use stagely_protocol::{
 };
 
 use super::*;
-use crate::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId};
+use crate::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId, SessionId};
 
 mod approvals;
 mod attempts;
@@ -39,7 +39,7 @@ struct Core {
     now: Timestamp,
     last_id: u128,
     /// The newest of all agents.
-    session: u64,
+    session: SessionId,
 }
 
 impl Core {
@@ -58,7 +58,12 @@ impl Core {
             launchable: launchable.iter().map(|arch| (*arch, ProviderName::Local)).collect(),
             capacity_wait: Duration::from_secs(30),
         };
-        Self { state: State::new(limits), now: Timestamp(1_000_000), last_id: 0, session: 0 }
+        Self {
+            state: State::new(limits),
+            now: Timestamp(1_000_000),
+            last_id: 0,
+            session: SessionId::default(),
+        }
     }
 
     fn id(&mut self) -> u128 {
@@ -150,7 +155,7 @@ impl Core {
             id,
             name: id.to_string(),
             build: "app".to_owned(),
-            variant: "app".to_owned(),
+            variant: "app".into(),
             tag: None,
             kind,
             size: MachineSize::Medium,
@@ -192,9 +197,8 @@ impl Core {
             docker_version: String::new(),
             emulated: Vec::new(),
         };
-        let holds = holds.iter().map(|(job, number)| Attempt { job: *job, number: *number });
-        let holds = holds.collect();
-        self.session += 1;
+        let holds = holds.iter().map(|(job, number)| attempt(*job, *number)).collect();
+        self.session = self.session.next();
         let session = self.session;
         self.step(Event::AgentConnected { machine, session, system_info, holds })
     }
@@ -204,7 +208,7 @@ impl Core {
     }
 
     fn start(&mut self, machine: MachineId, job: JobId, attempt: u32) -> Vec<Effect> {
-        self.step(Event::JobStarted { machine, job, attempt })
+        self.step(Event::JobStarted { machine, attempt: self::attempt(job, attempt) })
     }
 
     fn report(
@@ -215,13 +219,13 @@ impl Core {
         outcome: JobOutcome,
     ) -> Vec<Effect> {
         let report = JobReport::new(outcome);
-        self.step(Event::JobReported { machine, job, attempt, report })
+        self.step(Event::JobReported { machine, attempt: self::attempt(job, attempt), report })
     }
 
     /// Reports the image, and that the export of the cache goes on.
     fn report_early(&mut self, machine: MachineId, job: JobId, attempt: u32) -> Vec<Effect> {
         let report = JobReport { exporting_cache: true, ..JobReport::new(PUSHED) };
-        self.step(Event::JobReported { machine, job, attempt, report })
+        self.step(Event::JobReported { machine, attempt: self::attempt(job, attempt), report })
     }
 
     fn exporting(&self, machine: MachineId) -> Option<JobId> {
@@ -324,6 +328,10 @@ impl TwoPlatforms {
         core.plan(run, &[one.clone(), other.clone(), merge.clone()]);
         (run, [one.id, other.id], merge.id)
     }
+}
+
+const fn attempt(job: JobId, number: u32) -> Attempt {
+    Attempt { job, number }
 }
 
 fn digest(digit: &str) -> Digest {

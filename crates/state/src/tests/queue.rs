@@ -7,9 +7,9 @@ fn serve_all(core: &mut Core) -> Vec<JobId> {
     let machine = core.static_machine(Arch::Amd64);
     let mut effects = core.connect(machine, &[]);
     let mut served = Vec::new();
-    while let [Effect::Assign { job, attempt, .. }] = effects[..] {
+    while let [Effect::Assign { attempt: Attempt { job, number }, .. }] = effects[..] {
         served.push(job);
-        effects = core.report(machine, job, attempt, PUSHED);
+        effects = core.report(machine, job, number, PUSHED);
     }
     served
 }

@@ -9,9 +9,9 @@ fn a_registered_machine_stays_busy_until_its_agent_has_stopped_a_cancelled_job()
     let (_, next) = core.run(1, 1);
     assert_eq!(
         core.cancel(run),
-        [Effect::Cancel { machine, job, attempt: 1, reason: StopReason::RunCancelled }]
+        [Effect::Cancel { machine, attempt: attempt(job, 1), reason: StopReason::RunCancelled }]
     );
-    assert_eq!(core.machine_state(machine), MachineState::Busy { job, attempt: 1 });
+    assert_eq!(core.machine_state(machine), MachineState::Busy { attempt: attempt(job, 1) });
 
     core.report(machine, job, 1, JobOutcome::Cancelled);
 
@@ -26,7 +26,8 @@ fn a_registered_machine_that_does_not_stop_is_disconnected() {
     core.cancel(run);
     assert_eq!(core.wait(Duration::from_mins(1)), [Effect::Disconnect { machine }]);
 
-    let cancel = Effect::Cancel { machine, job, attempt: 1, reason: StopReason::RunCancelled };
+    let cancel =
+        Effect::Cancel { machine, attempt: attempt(job, 1), reason: StopReason::RunCancelled };
     assert_eq!(core.connect(machine, &[(job, 1)]), [cancel], "it still has the job");
     core.disconnect(machine);
     core.connect(machine, &[]);
@@ -42,7 +43,7 @@ fn a_registered_machine_whose_job_takes_too_long_is_told_why_it_must_stop() {
     let effects = core.wait(Duration::from_mins(31));
 
     let reason = StopReason::Overrun;
-    assert_eq!(effects, [Effect::Cancel { machine, job, attempt: 1, reason }]);
+    assert_eq!(effects, [Effect::Cancel { machine, attempt: attempt(job, 1), reason }]);
 }
 
 #[test]
@@ -56,12 +57,12 @@ fn a_registered_machine_gets_nothing_new_before_it_has_stopped_what_it_lost() {
     let effects = core.connect(machine, &[(job, 1)]);
     assert_eq!(
         effects,
-        [Effect::Cancel { machine, job, attempt: 1, reason: StopReason::NotWanted }]
+        [Effect::Cancel { machine, attempt: attempt(job, 1), reason: StopReason::NotWanted }]
     );
     assert_eq!(core.job_state(job), &JobState::Queued { attempt: 2 });
 
     let effects = core.report(machine, job, 1, JobOutcome::Cancelled);
-    assert_eq!(effects, [Effect::Assign { machine, job, attempt: 2 }]);
+    assert_eq!(effects, [Effect::Assign { machine, attempt: attempt(job, 2) }]);
 }
 
 #[test]
@@ -73,7 +74,7 @@ fn a_repeated_report_of_an_older_attempt_does_not_free_a_machine_that_is_still_s
     core.cancel(run);
 
     core.report(machine, job, 1, failed(FailureReason::DiskFull));
-    assert_eq!(core.machine_state(machine), MachineState::Busy { job, attempt: 2 });
+    assert_eq!(core.machine_state(machine), MachineState::Busy { attempt: attempt(job, 2) });
 
     core.report(machine, job, 2, JobOutcome::Cancelled);
     assert_eq!(core.machine_state(machine), MachineState::Ready);
@@ -90,7 +91,7 @@ fn a_registered_machine_is_free_when_its_agent_has_stopped_all_that_it_held() {
     core.connect(machine, &[(job, 1), (job, 2)]);
 
     core.report(machine, job, 1, failed(FailureReason::DiskFull));
-    assert_eq!(core.machine_state(machine), MachineState::Busy { job, attempt: 2 });
+    assert_eq!(core.machine_state(machine), MachineState::Busy { attempt: attempt(job, 2) });
 
     core.report(machine, job, 2, JobOutcome::Cancelled);
     assert_eq!(core.machine_state(machine), MachineState::Ready);
@@ -107,7 +108,7 @@ fn an_agent_that_returns_to_a_machine_that_is_ending_is_told_to_stop() {
 
     assert_eq!(
         effects,
-        [Effect::Cancel { machine, job, attempt: 1, reason: StopReason::RunCancelled }]
+        [Effect::Cancel { machine, attempt: attempt(job, 1), reason: StopReason::RunCancelled }]
     );
     assert_eq!(core.machine_state(machine), MachineState::Terminating);
 }

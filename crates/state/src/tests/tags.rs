@@ -5,7 +5,7 @@ use super::*;
 const ENVIRONMENT: EnvironmentId = EnvironmentId::from_bits(1);
 
 fn tag() -> Effect {
-    Effect::Tag { environment: ENVIRONMENT, variant: "app".to_owned() }
+    Effect::Tag { environment: ENVIRONMENT, variant: "app".into() }
 }
 
 /// A run of one build whose image gets a tag, at work on a machine of its own.
@@ -24,7 +24,7 @@ fn tags(effects: &[Effect]) -> usize {
 }
 
 fn tagged(core: &mut Core, digit: &str, result: Result<(), String>) -> Vec<Effect> {
-    let (environment, variant) = (ENVIRONMENT, "app".to_owned());
+    let (environment, variant) = (ENVIRONMENT, VariantName::from("app"));
     core.step(Event::ImageTagged { environment, variant, digest: digest(digit), result })
 }
 

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use stagely_protocol::{Arch, Digest, FailureReason, ImageRef, RegistryProblem, SystemInfo};
-use stagely_state::ids::{JobId, MachineId};
+use stagely_state::ids::{MachineId, SessionId};
 use stagely_state::{Attempt, Event, Interruption, JobOutcome, JobReport};
 
 use crate::rng::Rng;
@@ -53,7 +53,7 @@ struct Work {
 /// An open connection. Both directions keep their order; what is in them when it breaks is lost.
 #[derive(Default)]
 pub(crate) struct Session {
-    pub(crate) number: u64,
+    pub(crate) number: SessionId,
     /// Whether core has taken the HELLO: it has nothing to say to an agent that it does not know.
     pub(crate) is_open: bool,
     pub(crate) to_core: VecDeque<Event>,
@@ -84,7 +84,7 @@ impl Agent {
         }
     }
 
-    pub(crate) fn connect(&mut self, number: u64, rng: &mut Rng) {
+    pub(crate) fn connect(&mut self, number: SessionId, rng: &mut Rng) {
         if self.is_hung {
             // Only a restart helps it, and it has forgotten everything then.
             self.is_hung = false;
@@ -265,8 +265,8 @@ impl Agent {
         }
     }
 
-    const fn started(&self, Attempt { job, number }: Attempt) -> Event {
-        Event::JobStarted { machine: self.machine, job, attempt: number }
+    const fn started(&self, attempt: Attempt) -> Event {
+        Event::JobStarted { machine: self.machine, attempt }
     }
 }
 
@@ -276,18 +276,17 @@ pub(crate) fn reported(
     outcome: JobOutcome,
     exporting_cache: bool,
 ) -> Event {
-    let Attempt { job, number } = attempt;
     let report = JobReport { exporting_cache, ..JobReport::new(outcome) };
-    Event::JobReported { machine, job, attempt: number, report }
+    Event::JobReported { machine, attempt, report }
 }
 
 /// The digest says which attempt pushed it.
-pub(crate) fn digest(job: JobId, attempt: u32) -> Digest {
-    format!("sha256:{:032x}{attempt:032x}", job.bits()).parse().expect("64 digits")
+pub(crate) fn digest(Attempt { job, number }: Attempt) -> Digest {
+    format!("sha256:{:032x}{number:032x}", job.bits()).parse().expect("64 digits")
 }
 
-pub(crate) fn pushed(Attempt { job, number }: Attempt, pushes: bool) -> JobOutcome {
-    JobOutcome::Completed { digest: pushes.then(|| digest(job, number)) }
+pub(crate) fn pushed(attempt: Attempt, pushes: bool) -> JobOutcome {
+    JobOutcome::Completed { digest: pushes.then(|| digest(attempt)) }
 }
 
 fn any_outcome(pushed: JobOutcome, rng: &mut Rng) -> JobOutcome {

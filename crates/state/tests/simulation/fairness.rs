@@ -6,7 +6,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use stagely_protocol::{Arch, BuildArgs, Emulation, Platform, SystemInfo};
-use stagely_state::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId};
+use stagely_state::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId, SessionId};
 use stagely_state::{
     Effect, Environment, Event, Job, JobKind, JobOutcome, JobReport, JobState, Limits, Machine,
     MachineKind, MachineSize, MachineState, PlannedJob, PlannedRun, Priorities, Project,
@@ -121,11 +121,7 @@ fn priority(core: &State, job: &Job) -> u8 {
 /// The machines that are there for the jobs of `project`.
 fn machines_of(core: &State, project: ProjectId) -> usize {
     let is_its_own = |machine: &&Machine| {
-        let job = match machine.state {
-            MachineState::Busy { job, .. } => Some(job),
-            _ => machine.requested_for,
-        };
-        let job = job.and_then(|job| core.jobs.get(&job));
+        let job = machine.job().and_then(|job| core.jobs.get(&job));
         job.is_some_and(|job| core.runs.get(&job.run).is_some_and(|run| run.project == project))
     };
     core.live_machines().filter(is_its_own).count()
@@ -201,7 +197,7 @@ struct Crowd {
     core: State,
     now: Timestamp,
     last_id: u128,
-    session: u64,
+    session: SessionId,
     /// Most machines that were there at once: of all, and of each project.
     most: usize,
     most_of: BTreeMap<ProjectId, usize>,
@@ -229,7 +225,7 @@ impl Crowd {
             core: State::new(limits),
             now: Timestamp(1_700_000_000_000),
             last_id: 0,
-            session: 0,
+            session: SessionId::default(),
             most: 0,
             most_of: BTreeMap::new(),
             served: Vec::new(),
@@ -296,7 +292,7 @@ impl Crowd {
         self.now = self.now.after(Duration::from_secs(1));
         let machines: Vec<Machine> = self.core.live_machines().cloned().collect();
         for Machine { id: machine, state, .. } in machines {
-            self.session += 1;
+            self.session = self.session.next();
             let session = self.session;
             self.step(match state {
                 MachineState::Requested => Event::MachineLaunched { machine, placement: None },
@@ -309,9 +305,9 @@ impl Crowd {
                     };
                     Event::AgentConnected { machine, session, system_info, holds: Vec::new() }
                 }
-                MachineState::Busy { job, attempt } => {
+                MachineState::Busy { attempt } => {
                     let report = JobReport::new(JobOutcome::Completed { digest: None });
-                    Event::JobReported { machine, job, attempt, report }
+                    Event::JobReported { machine, attempt, report }
                 }
                 MachineState::Terminating => Event::MachineGone { machine, taken_back: false },
                 MachineState::Terminated => continue,
@@ -370,7 +366,7 @@ fn build(id: JobId) -> PlannedJob {
         id,
         name: id.to_string(),
         build: "app".to_owned(),
-        variant: "app".to_owned(),
+        variant: "app".into(),
         kind,
         tag: None,
         size: MachineSize::Medium,

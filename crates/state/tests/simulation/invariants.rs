@@ -188,7 +188,11 @@ fn check_job(core: &State, job: &Job) {
             let held = transitions::current(core, machine).map(|attempt| attempt.job);
             assert_eq!(held, Some(job.id), "{} has another job", machine.id);
             if let MachineState::Busy { attempt: busy_with, .. } = machine.state {
-                assert_eq!(busy_with, *attempt, "{} is busy with another attempt", machine.id);
+                assert_eq!(
+                    busy_with.number, *attempt,
+                    "{} is busy with another attempt",
+                    machine.id
+                );
             }
             let is_native = fairness::is_native(job, machine.arch);
             assert!(is_native || !fairness::must_be_native(job), "{} is on a wrong arch", job.id);
@@ -215,7 +219,7 @@ fn check_job(core: &State, job: &Job) {
 /// The digest is that of the job's newest attempt, or of the job whose image was kept.
 fn check_completed(core: &State, job: &Job, pushed: Option<&Digest>) {
     if let Some(origin) = job.kept_from {
-        let image = digest(origin, 0).to_string();
+        let image = digest(Attempt { job: origin, number: 0 }).to_string();
         let made = pushed.map(ToString::to_string).expect("nothing without a digest is kept");
         assert_eq!(made[..39], image[..39], "{} keeps another image", job.id);
         let needs = job.needs.iter().map(|needed| &core.jobs[needed]);
@@ -230,7 +234,7 @@ fn check_completed(core: &State, job: &Job, pushed: Option<&Digest>) {
     let has_image = !matches!(job.kind, JobKind::Build { push: false, .. });
     assert_eq!(
         pushed,
-        has_image.then(|| digest(job.id, job.attempt)).as_ref(),
+        has_image.then(|| digest(Attempt { job: job.id, number: job.attempt })).as_ref(),
         "an older one counted"
     );
 }

@@ -178,7 +178,7 @@ fn planned(
         id: JobId::from_bits(rng.id()),
         name,
         build: variant.to_owned(),
-        variant: variant.to_owned(),
+        variant: variant.into(),
         tag: None,
         kind,
         size: MachineSize::default(),

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use stagely_protocol::{Digest, ImageRef};
 use stagely_state::ids::{EnvironmentId, JobId, RunId};
 use stagely_state::{
-    Attempt, Event, FingerprintChange, GoodImage, Job, JobState, Run, State, Trigger,
+    Attempt, Event, FingerprintChange, GoodImage, Job, JobState, Run, State, Trigger, VariantName,
 };
 
 use crate::world::World;
@@ -66,15 +66,10 @@ impl Fingerprints {
     pub(crate) fn change(&mut self, event: &Event, changes: &[FingerprintChange]) {
         for change in changes {
             match (change, event) {
-                (
-                    FingerprintChange::Store(cache),
-                    Event::JobReported { job, attempt: number, .. },
-                ) => {
-                    let attempt = Attempt { job: *job, number: *number };
-                    let older = self.0.insert(cache.clone(), attempt);
-                    let is_newer =
-                        older.is_none_or(|older| older.job != *job || older.number <= *number);
-                    assert!(is_newer, "{attempt:?} replaces {older:?}");
+                (FingerprintChange::Store(cache), Event::JobReported { attempt, .. }) => {
+                    let older = self.0.insert(cache.clone(), *attempt);
+                    let older = older.filter(|older| older.job == attempt.job);
+                    assert!(older.is_none_or(|older| older <= *attempt), "{older:?} is newer");
                 }
                 (FingerprintChange::Store(cache), _) => panic!("{event:?} describes {cache}"),
                 (FingerprintChange::Delete(cache), _) => {
@@ -89,7 +84,7 @@ impl Fingerprints {
 #[derive(Clone, Default)]
 pub(crate) struct Expected {
     newest: BTreeMap<EnvironmentId, RunId>,
-    images: BTreeMap<(EnvironmentId, String), (RunId, Digest)>,
+    images: BTreeMap<(EnvironmentId, VariantName), (RunId, Digest)>,
 }
 
 impl Expected {

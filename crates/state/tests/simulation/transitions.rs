@@ -97,8 +97,8 @@ impl Before {
             work: work.collect(),
             machines: machines.collect(),
             spoken_of: match event {
-                Event::JobStarted { job, .. } | Event::JobReported { job, .. } => {
-                    core.jobs.get(job).cloned()
+                Event::JobStarted { attempt, .. } | Event::JobReported { attempt, .. } => {
+                    core.jobs.get(&attempt.job).cloned()
                 }
                 _ => None,
             },
@@ -151,12 +151,11 @@ impl Before {
             Event::AgentConnected { machine, holds, .. } => {
                 self.check_resumed(&world.core, *machine, holds, effects);
             }
-            Event::JobStarted { machine, job, attempt } => {
-                self.check_started(world, *machine, Attempt { job: *job, number: *attempt });
+            Event::JobStarted { machine, attempt } => {
+                self.check_started(world, *machine, *attempt);
             }
-            Event::JobReported { machine, job, attempt, report } => {
-                let attempt = Attempt { job: *job, number: *attempt };
-                self.check_report(world, *machine, attempt, report);
+            Event::JobReported { machine, attempt, report } => {
+                self.check_report(world, *machine, *attempt, report);
             }
             _ => {}
         }
@@ -166,9 +165,8 @@ impl Before {
     /// that the cache is complete. It goes with its cache.
     pub(crate) fn check_fingerprints(&self, event: &Event, changes: &[FingerprintChange]) {
         let expected: Vec<FingerprintChange> = match event {
-            Event::JobReported { machine, job, attempt, report } => {
-                let attempt = Attempt { job: *job, number: *attempt };
-                let cache = self.completed_cache(*machine, attempt, report);
+            Event::JobReported { machine, attempt, report } => {
+                let cache = self.completed_cache(*machine, *attempt, report);
                 cache.map(FingerprintChange::Store).into_iter().collect()
             }
             Event::CleanedUp { refs, .. } => {
@@ -253,10 +251,9 @@ impl Before {
         let Some(machine) = core.machines.get(&id) else { return };
         let current = current(core, machine);
         if let Some(attempt) = current.filter(|current| !holds.contains(current)) {
-            let Attempt { job, number } = attempt;
-            let assign = Effect::Assign { machine: id, job, attempt: number };
+            let assign = Effect::Assign { machine: id, attempt };
             assert!(effects.contains(&assign), "{id} does not get {attempt:?}");
-            let is_running = matches!(core.jobs[&job].state, JobState::Running { .. });
+            let is_running = matches!(core.jobs[&attempt.job].state, JobState::Running { .. });
             assert!(!is_running, "{id} has lost {attempt:?}");
         }
         if machine.state.is_terminated() {
@@ -346,9 +343,9 @@ impl Strays {
                 let strays = holds.iter().copied().filter(is_stray);
                 self.0.insert(*machine, strays.collect());
             }
-            Event::JobReported { machine, job, attempt, report } if !report.exporting_cache => {
+            Event::JobReported { machine, attempt, report } if !report.exporting_cache => {
                 if let Some(strays) = self.0.get_mut(machine) {
-                    strays.remove(&Attempt { job: *job, number: *attempt });
+                    strays.remove(attempt);
                 }
             }
             _ => {}
@@ -361,13 +358,11 @@ impl Strays {
 
 /// Whether the agent is told to stop the attempt.
 fn is_stopped(id: MachineId, stopped: Attempt, effects: &[Effect]) -> bool {
-    let is_it = |effect: &Effect| match *effect {
-        Effect::Cancel { machine, job, attempt, .. } => {
-            (machine, Attempt { job, number: attempt }) == (id, stopped)
-        }
+    let is_stop = |effect: &Effect| match *effect {
+        Effect::Cancel { machine, attempt, .. } => (machine, attempt) == (id, stopped),
         _ => false,
     };
-    effects.iter().any(is_it)
+    effects.iter().any(is_stop)
 }
 
 /// Until when the job waits for capacity.
@@ -430,7 +425,7 @@ impl LiveWork {
             let exports = machine.exporting.is_some_and(|export| export.attempt == self.attempt);
             !exports
                 && machine.connected
-                && machine.state == MachineState::Busy { job, attempt: number }
+                && machine.state == MachineState::Busy { attempt: self.attempt }
         });
         if goes_on {
             assert!(
@@ -445,8 +440,8 @@ impl LiveWork {
         let id = self.machine.id;
         match event {
             Event::Tick => self.limits(world).into_iter().any(|limit| !is_coming(limit, world)),
-            Event::JobReported { machine, job, attempt, .. } => {
-                *machine == id && self.attempt == Attempt { job: *job, number: *attempt }
+            Event::JobReported { machine, attempt, .. } => {
+                *machine == id && self.attempt == *attempt
             }
             Event::LaunchRefused { machine, .. } => {
                 *machine == id && self.machine.state == MachineState::Requested
@@ -508,7 +503,7 @@ fn check_lease(world: &World, before: &Machine, event: &Event) {
 /// Since when the agent of a registered machine should have stopped what it has; `None`: it works, or
 /// has nothing.
 fn told_to_stop_at(core: &State, machine: &Machine) -> Option<Timestamp> {
-    let MachineState::Busy { job, .. } = machine.state else { return None };
+    let MachineState::Busy { attempt } = machine.state else { return None };
     if machine.kind == MachineKind::Launched || current(core, machine).is_some() {
         return None;
     }
@@ -518,39 +513,38 @@ fn told_to_stop_at(core: &State, machine: &Machine) -> Option<Timestamp> {
     }
     let told = exporting.filter(|(attempt, _)| machine.stopping.contains(attempt));
     let told_at = told.map(|(_, told_at)| told_at).unwrap_or_default();
-    let ended_at = core.jobs.get(&job).and_then(|job| job.ended_at).unwrap_or_default();
+    let ended_at = core.jobs.get(&attempt.job).and_then(|job| job.ended_at).unwrap_or_default();
     Some(ended_at.max(machine.contact_at).max(told_at))
 }
 
 /// A registered machine is free only when its agent says so, or says nothing any more.
 fn check_registered(core: &State, before: &Machine, event: &Event) {
-    let MachineState::Busy { job, attempt } = before.state else { return };
+    let MachineState::Busy { attempt: busy_with } = before.state else { return };
     let Some(after) = core.machines.get(&before.id) else { return };
     if before.kind != MachineKind::Static || after.state == before.state {
         return;
     }
     let id = before.id;
     let has_merge = |job: &JobId| core.jobs.get(job).is_some_and(|job| job.took_over.is_some());
-    if matches!(&after.state, MachineState::Busy { job, .. } if has_merge(job)) {
+    if matches!(&after.state, MachineState::Busy { attempt } if has_merge(&attempt.job)) {
         let exporting = before.exporting.map(|export| export.attempt.job);
         // The next attempt of a merge goes to the builder that has just given up the one before.
-        let gave_up = matches!(event, Event::JobReported { machine, job: reported, attempt: number, .. }
-            if (*machine, *reported, *number) == (id, job, attempt));
+        let gave_up = matches!(event, Event::JobReported { machine, attempt, .. }
+            if (*machine, *attempt) == (id, busy_with));
+        let job = busy_with.job;
         let is_free = exporting == Some(job) || has_ended(core, job) || gave_up;
         assert!(is_free, "{id} is given a merge beside its work");
         return;
     }
     let is_its_own = match event {
-        Event::JobReported { machine, job: reported, attempt: number, .. } => {
-            (*machine, *reported, *number) == (id, job, attempt)
-        }
+        Event::JobReported { machine, attempt, .. } => (*machine, *attempt) == (id, busy_with),
         Event::AgentConnected { machine, .. } | Event::StaticMachineRemoved { machine } => {
             *machine == id
         }
         Event::Tick => !before.connected,
         _ => false,
     };
-    assert!(is_its_own, "{event:?} freed {id}, which is busy with {job}");
+    assert!(is_its_own, "{event:?} freed {id}, which is busy with {busy_with:?}");
 }
 
 fn has_ended(core: &State, job: JobId) -> bool {
@@ -571,10 +565,7 @@ fn is_coming(limit: Limit, world: &World) -> bool {
 
 /// The attempt that the machine is for or works on.
 pub(crate) fn current(core: &State, machine: &Machine) -> Option<Attempt> {
-    let job = match machine.state {
-        MachineState::Busy { job, .. } => job,
-        _ => machine.requested_for?,
-    };
+    let job = machine.job()?;
     let number = core.jobs.get(&job)?.state.attempt_on(machine.id)?;
     Some(Attempt { job, number })
 }

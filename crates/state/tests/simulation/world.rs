@@ -10,11 +10,10 @@ use std::mem;
 use std::time::Duration;
 
 use stagely_protocol::Arch;
-use stagely_state::ids::{EnvironmentId, JobId, MachineId, RunId};
+use stagely_state::ids::{EnvironmentId, JobId, MachineId, RunId, SessionId};
 use stagely_state::{
-    Attempt, CancelReason, Changes, Effect, Event, JobKind, Limits, Machine, MachineKind,
-    MachineState, Outcome, Priorities, ProviderName, Run, RunState, Snapshot, State, Table,
-    Timestamp,
+    Attempt, CancelReason, Changes, Effect, Event, JobKind, Limits, Machine, MachineKind, Outcome,
+    Priorities, ProviderName, Run, RunState, Snapshot, State, Table, Timestamp,
 };
 
 use self::github::Listing;
@@ -78,10 +77,10 @@ pub(crate) struct World {
     agents: BTreeMap<MachineId, Agent>,
     /// Sessions that have broken without core having noticed. It may notice after the agent has dialled
     /// anew.
-    broken: BTreeSet<(MachineId, u64)>,
-    /// Sessions that core has opened so far, and the newest that it has heard of for each machine.
-    sessions: u64,
-    pub(crate) newest: BTreeMap<MachineId, u64>,
+    broken: BTreeSet<(MachineId, SessionId)>,
+    /// The last session that an agent has opened, and the newest that core has heard of for each machine.
+    last_session: SessionId,
+    pub(crate) newest: BTreeMap<MachineId, SessionId>,
     /// Effects of steps that are not stored yet, and what agents are to be thanked for.
     uncommitted: Vec<Effect>,
     thanks: Vec<(MachineId, Order)>,
@@ -170,7 +169,7 @@ impl World {
             rng,
             agents: BTreeMap::new(),
             broken: BTreeSet::new(),
-            sessions: 0,
+            last_session: SessionId::default(),
             newest: BTreeMap::new(),
             uncommitted: Vec::new(),
             thanks: Vec::new(),
@@ -236,14 +235,13 @@ impl World {
             self.described.insert(*provider, arches.clone());
         }
         self.step(&event);
-        if let Event::JobReported { machine, job, attempt, report } = &event {
-            let attempt = Attempt { job: *job, number: *attempt };
-            let thanks = Order::Thanks { attempt, is_early: report.exporting_cache };
+        if let Event::JobReported { machine, attempt, report } = &event {
+            let thanks = Order::Thanks { attempt: *attempt, is_early: report.exporting_cache };
             self.thanks.push((*machine, thanks));
         }
         // Most notices come when there is nothing to decide any more: some right when something has begun.
-        if let Event::JobStarted { machine, job, .. } = event
-            && let Some(job) = self.core.jobs.get(&job)
+        if let Event::JobStarted { machine, attempt } = event
+            && let Some(job) = self.core.jobs.get(&attempt.job)
             && let percent = if matches!(job.kind, JobKind::Merge { .. }) { 40 } else { 5 }
             && self.fault(percent)
         {
@@ -415,7 +413,7 @@ impl World {
         self.fingerprints = self.fingerprints_on_disk.clone();
         self.broken.clear();
         self.newest.clear();
-        self.sessions = 0;
+        self.last_session = SessionId::default();
         // Outcomes die with the process that waited for them; agents live on.
         self.repeatable
             .retain(|event| matches!(event, Event::JobStarted { .. } | Event::JobReported { .. }));
@@ -484,8 +482,8 @@ impl World {
     fn go_on(&mut self, machine: MachineId) -> bool {
         let Some(agent) = self.agents.get_mut(&machine) else { return false };
         if agent.session.is_none() {
-            self.sessions += 1;
-            agent.connect(self.sessions, &mut self.rng);
+            self.last_session = self.last_session.next();
+            agent.connect(self.last_session, &mut self.rng);
             return true;
         }
         if self.hear(machine) {
@@ -733,13 +731,9 @@ pub(crate) fn is_superseded(run: &Run) -> bool {
 
 /// The jobs that the machine may be doing something for, as far as its record says.
 fn jobs_of(machine: &Machine) -> impl Iterator<Item = JobId> {
-    let work = match machine.state {
-        MachineState::Busy { job, .. } => Some(job),
-        _ => machine.requested_for,
-    };
     let exporting = machine.exporting.map(|export| export.attempt.job);
     let stopping = machine.stopping.iter().map(|attempt| attempt.job);
-    work.into_iter().chain(exporting).chain(stopping)
+    machine.job().into_iter().chain(exporting).chain(stopping)
 }
 
 fn store(disk: &mut Snapshot, core: &State, changes: &Changes) {

@@ -9,7 +9,7 @@ use stagely_agent::git::{self, CloneError, FetchRequest, ResolvedRef};
 use stagely_manifest::suggest::shown;
 use stagely_manifest::{Build, Manifest};
 use stagely_protocol::CommitSha;
-use stagely_state::{Environment, GoodImage, Trigger};
+use stagely_state::{Environment, GoodImage, Trigger, VariantName};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -25,7 +25,7 @@ const COMMITS_MAX: usize = 16;
 /// What a run need not build again.
 #[derive(Default)]
 pub(super) struct Comparison {
-    pub(super) good_images: BTreeMap<String, GoodImage>,
+    pub(super) good_images: BTreeMap<VariantName, GoodImage>,
     pub(super) base: Option<Base>,
 }
 
@@ -112,7 +112,7 @@ impl Effects {
         &self,
         source: &Source<'_>,
         base: Option<&FoundBase>,
-    ) -> BTreeMap<String, GoodImage> {
+    ) -> BTreeMap<VariantName, GoodImage> {
         let Source { subject, resolved, .. } = source;
         let branch = match base {
             Some(base) => base.branch.as_deref(),
@@ -139,8 +139,8 @@ impl Effects {
 /// its caller set is not what the files of its commit give.
 fn newest<'a>(
     environments: impl IntoIterator<Item = &'a Environment>,
-) -> BTreeMap<String, GoodImage> {
-    let mut newest: BTreeMap<String, GoodImage> = BTreeMap::new();
+) -> BTreeMap<VariantName, GoodImage> {
+    let mut newest: BTreeMap<VariantName, GoodImage> = BTreeMap::new();
     let images = environments.into_iter().flat_map(|environment| &environment.images);
     for (variant, image) in images.filter(|(_, image)| !image.with_set) {
         // Ids sort by time.
@@ -155,7 +155,7 @@ fn newest<'a>(
 fn commits_to_compare(
     subject: &Subject,
     manifest: &Manifest,
-    good_images: &BTreeMap<String, GoodImage>,
+    good_images: &BTreeMap<VariantName, GoodImage>,
 ) -> BTreeSet<CommitSha> {
     let run = &subject.run;
     // What the caller sets makes another image than the base's.
@@ -164,7 +164,7 @@ fn commits_to_compare(
     }
     let with_paths = manifest.builds.iter().filter(|build| build.paths.is_some());
     let variants = with_paths.flat_map(|build| &build.variants);
-    let images = variants.filter_map(|variant| good_images.get(&variant.name));
+    let images = variants.filter_map(|variant| good_images.get(&*variant.name));
     images.map(|image| image.commit.clone()).collect()
 }
 
@@ -241,7 +241,7 @@ mod tests {
 
     fn environment(number: u128, images: &[(&str, u128)]) -> Environment {
         let (id, project) = (EnvironmentId::from_bits(number), ProjectId::from_bits(1));
-        let images = images.iter().map(|(variant, run)| ((*variant).to_owned(), image(*run)));
+        let images = images.iter().map(|(variant, run)| (VariantName::from(*variant), image(*run)));
         Environment { images: images.collect(), ..Environment::new(id, project, "main".into()) }
     }
 
@@ -257,6 +257,6 @@ mod tests {
     fn an_image_of_a_run_with_arguments_of_its_caller_stands_in_for_nothing() {
         let mut main = environment(1, &[("app", 5), ("web", 5)]);
         main.images.get_mut("app").unwrap().with_set = true;
-        assert_eq!(newest([&main]).into_keys().collect::<Vec<_>>(), ["web"]);
+        assert_eq!(newest([&main]).into_keys().collect::<Vec<_>>(), [VariantName::from("web")]);
     }
 }

@@ -130,7 +130,7 @@ fn table(shown: &Shown<'_>) -> Option<String> {
         rows = jobs.iter().map(|job| row(shown, job)).collect();
     }
     rows.extend(shown.run.skipped.iter().map(|skipped| {
-        let build = code(&skipped.variant, WORDS_CHARS_MAX);
+        let build = code(skipped.variant.as_str(), WORDS_CHARS_MAX);
         let reason = inline(&skipped.reason.to_string(), WORDS_CHARS_MAX);
         format!("| {build} | | skipped: {reason} | | | |\n")
     }));
@@ -166,7 +166,7 @@ const fn urgency(job: &Job) -> u8 {
 }
 
 fn row(shown: &Shown<'_>, job: &Job) -> String {
-    let build = code(&job.variant, WORDS_CHARS_MAX);
+    let build = code(job.variant.as_str(), WORDS_CHARS_MAX);
     let merged = if matches!(job.kind, JobKind::Merge { .. }) { " (merged)" } else { "" };
     let platforms = platforms(job);
     let emulated = if job.emulated { " (emulated)" } else { "" };

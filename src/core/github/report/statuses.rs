@@ -244,7 +244,7 @@ mod tests {
     #[test]
     fn long_words_and_names_fit_and_are_one_line() {
         let mut world = World::multi_platform();
-        world.job(1).variant = "x".repeat(300);
+        world.job(1).variant = "x".repeat(300).into();
         world.failed(1, user_failure(&"RUN a\n\u{202e}b ".repeat(100), 1), "");
         let statuses = told(&world);
         let (_, words) = &statuses.values().find(|(_, words)| words.contains("RUN")).unwrap();

@@ -12,7 +12,7 @@ pub(in crate::core::http) fn environment(
 ) -> EnvironmentView {
     let project = records.projects.get(&environment.project);
     let images = environment.images.iter().map(|(variant, good)| EnvironmentImage {
-        build: variant.clone(),
+        build: variant.to_string(),
         tag: good.tag.clone(),
         digest: good.digest.clone(),
         commit: good.commit.clone(),

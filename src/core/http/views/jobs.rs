@@ -19,7 +19,7 @@ pub(in crate::core::http) fn job(records: &Records, job: &Job) -> JobView {
         run_id: job.run,
         name: job.name.clone(),
         build: job.build.clone(),
-        variant: job.variant.clone(),
+        variant: job.variant.to_string(),
         kind,
         platforms,
         status: job_status(&job.state),

@@ -7,10 +7,6 @@ use crate::core::records::Records;
 
 /// A machine as it is `now`.
 pub(in crate::core::http) fn machine(machine: &Machine, now: Timestamp) -> MachineView {
-    let job = match machine.state {
-        MachineState::Busy { job, .. } => Some(job),
-        _ => machine.requested_for,
-    };
     let placement = machine.placement.as_ref();
     let until = machine.terminated_at.unwrap_or(now);
     let is_launched = machine.kind == MachineKind::Launched;
@@ -39,7 +35,7 @@ pub(in crate::core::http) fn machine(machine: &Machine, now: Timestamp) -> Machi
             MachineState::Terminated => MachineStatus::Terminated,
         },
         connected: machine.connected,
-        job_id: job,
+        job_id: machine.job(),
         exporting_cache_of: machine.exporting.map(|export| export.attempt.job),
         requested_at: machine.requested_at,
         lease_until: machine.lease_until,

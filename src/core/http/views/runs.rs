@@ -61,5 +61,5 @@ fn skipped(skipped: &SkippedBuild) -> SkippedBuildView {
         SkipReason::Branch { .. } | SkipReason::NoImage { .. } => None,
     };
     let reason = skipped.reason.to_string();
-    SkippedBuildView { build: skipped.variant.clone(), reason, image }
+    SkippedBuildView { build: skipped.variant.to_string(), reason, image }
 }

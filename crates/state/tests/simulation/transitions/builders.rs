@@ -31,9 +31,8 @@ impl Before {
         };
         let is_cancelled = cancelled.contains(&export.run);
         let has_ended = match event {
-            Event::JobReported { machine, job, attempt: number, report } => {
-                let is_it = (*machine, *job, *number) == (id, attempt.job, attempt.number);
-                is_it && !report.exporting_cache
+            Event::JobReported { machine, attempt: reported, report } => {
+                (*machine, *reported) == (id, attempt) && !report.exporting_cache
             }
             Event::AgentConnected { machine, session, holds, .. } => {
                 let is_newest = world.newest.get(machine) == Some(session);
@@ -53,9 +52,8 @@ impl Before {
         }
         let may_end = match event {
             Event::Tick => limits().any(|limit| !is_coming(limit, world)),
-            Event::JobReported { machine, job, attempt: number, report } => {
-                let is_it = (*machine, *job, *number) == (id, attempt.job, attempt.number);
-                is_it && !report.exporting_cache
+            Event::JobReported { machine, attempt: reported, report } => {
+                (*machine, *reported) == (id, attempt) && !report.exporting_cache
             }
             Event::AgentConnected { machine, holds, .. } => {
                 *machine == id && !holds.contains(&attempt)
@@ -105,13 +103,13 @@ impl Before {
                     && exporting.is_some_and(|exporting| job.needs.contains(&exporting))
             });
             assert!(idle.is_none(), "{} could merge for {}", idle.expect("some").id, job.id);
-            if let Event::JobReported { machine: last, job: finished, .. } = event
-                && job.needs.contains(finished)
+            if let Event::JobReported { machine: last, attempt: finished, .. } = event
+                && job.needs.contains(&finished.job)
                 && let Some((before, _)) = self.machines.iter().find(|(it, _)| it.id == *last)
                 && self
                     .work
                     .iter()
-                    .any(|work| work.attempt.job == *finished && work.machine.id == *last)
+                    .any(|work| work.attempt.job == finished.job && work.machine.id == *last)
             {
                 let is_busy = matches!(before.state, MachineState::Busy { .. });
                 let will_stay = before.connected && before.interruption.is_none();

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use stagely_state::ids::{EnvironmentId, MachineId, RunId};
-use stagely_state::{Attempt, Effect, Event, JobKind, LaunchRefusal};
+use stagely_state::{Attempt, Effect, Event, JobKind, LaunchRefusal, VariantName};
 
 use super::{World, is_superseded};
 use crate::agents::{Order, Task};
@@ -30,12 +30,8 @@ impl World {
             Effect::Plan { run } => self.plan(run),
             Effect::Launch { machine } => self.launch(machine),
             Effect::Terminate { machine } => self.terminate(machine),
-            Effect::Assign { machine, job, attempt } => {
-                self.assign(machine, Attempt { job, number: attempt });
-            }
-            Effect::Cancel { machine, job, attempt, .. } => {
-                self.tell(machine, Order::Stop(Attempt { job, number: attempt }));
-            }
+            Effect::Assign { machine, attempt } => self.assign(machine, attempt),
+            Effect::Cancel { machine, attempt, .. } => self.tell(machine, Order::Stop(attempt)),
             Effect::Disconnect { machine } => self.break_session(machine),
         }
     }
@@ -58,8 +54,8 @@ impl World {
     }
 
     /// Reads the committed record when it begins, as every effect does.
-    fn tag(&mut self, environment: EnvironmentId, variant: &str) {
-        let again = Effect::Tag { environment, variant: variant.to_owned() };
+    fn tag(&mut self, environment: EnvironmentId, variant: &VariantName) {
+        let again = Effect::Tag { environment, variant: variant.clone() };
         let Some(image) = self.disk.environments[&environment].images.get(variant).cloned() else {
             panic!("{variant} is tagged without an image");
         };
@@ -78,7 +74,7 @@ impl World {
             // The answer is lost: core asks again.
             return self.in_flight.push(again);
         }
-        let (variant, digest) = (variant.to_owned(), image.digest);
+        let (variant, digest) = (variant.clone(), image.digest);
         self.answers.push(Event::ImageTagged { environment, variant, digest, result });
     }
 

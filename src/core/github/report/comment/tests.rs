@@ -210,7 +210,7 @@ fn skipped_builds_and_warnings_say_why() {
         world.job(job).warnings = vec!["`FROM` has no *tag*".to_owned()];
     }
     let reason = SkipReason::Branch { branch: Some("fix|me".to_owned()) };
-    world.run().skipped = vec![SkippedBuild { variant: "docs".to_owned(), reason }];
+    world.run().skipped = vec![SkippedBuild { variant: "docs".into(), reason }];
     world.end_run(RunState::Completed);
     let said = middle(&world, &Excerpts::new());
     let row = "\n| `docs` | | skipped: its only&#95;branches does not name fix&#124;me | | | |\n";
@@ -240,7 +240,7 @@ fn hostile_words_stay_words() {
     let mut world = World::multi_platform();
     for number in 1..=3 {
         world.job(number).name = format!("{HOSTILE}{number}");
-        world.job(number).variant = HOSTILE.to_owned();
+        world.job(number).variant = HOSTILE.into();
         world.job(number).warnings = vec![HOSTILE.to_owned()];
         world.job(number).attempt = 1;
     }
@@ -248,7 +248,7 @@ fn hostile_words_stay_words() {
     world.failed(2, FailureReason::DependencyFailed { job: HOSTILE.to_owned() }, HOSTILE);
     world.failed(3, FailureReason::Internal, &format!("{HOSTILE}\n```\n````\n<!-- x"));
     let reason = SkipReason::NoImage { build: HOSTILE.to_owned() };
-    world.run().skipped = vec![SkippedBuild { variant: HOSTILE.to_owned(), reason }];
+    world.run().skipped = vec![SkippedBuild { variant: HOSTILE.into(), reason }];
     world.environment().report.note = Some(HOSTILE.to_owned());
     world.end_run(RunState::Failed { plan_error: None });
     let excerpts = Excerpts::from([(job_id(1), vec![HOSTILE.to_owned(), "`````".to_owned()])]);
@@ -312,12 +312,12 @@ fn the_body_fits_however_much_there_is_to_say() {
             world.completed(number, 1);
         }
         world.job(number).name = format!("job{number}-{}", "`|".repeat(200));
-        world.job(number).variant = format!("job{number}-{}", "ä`".repeat(200));
+        world.job(number).variant = format!("job{number}-{}", "ä`".repeat(200)).into();
         world.job(number).warnings = vec![format!("{number} {}", "<".repeat(400))];
         excerpts.insert(job_id(number), vec!["😀`".repeat(2_000); 30]);
     }
     let reason = SkipReason::NoImage { build: "<".repeat(400) };
-    world.run().skipped = vec![SkippedBuild { variant: "&".repeat(400), reason }; 500];
+    world.run().skipped = vec![SkippedBuild { variant: "&".repeat(400).into(), reason }; 500];
     world.environment().report.note = Some("&".repeat(10_000));
     world.end_run(RunState::Failed { plan_error: None });
     let body = render(&world.shown(), &excerpts);
