@@ -1,4 +1,4 @@
-//! Talks to one repository with libgit2. Everything here blocks.
+//! Talks to one repository with libgit2. All functions block.
 
 use std::cell::Cell;
 use std::fs;
@@ -15,72 +15,94 @@ use stagely_protocol::CommitSha;
 use tempfile::TempDir;
 use url::Url;
 
-use super::{CloneError, ResolvedRef, Watch, shown};
+use super::error::{CloneError, is_not_our_ref, without_credentials};
+use super::thread::FetchMonitor;
 
-/// GitHub takes this name with every kind of token, GitLab and Gitea take any.
+/// The user name for tokens. GitHub accepts it with every kind of token; GitLab and Gitea accept any name.
 const TOKEN_USER: &str = "x-access-token";
 
-/// How far a branch is fetched in search of a commit. The largest number is git's word for all of it.
+/// The depths to which a branch is fetched in search of a commit. For git, the largest number means the whole branch.
 const DEPTHS: [i32; 4] = [1, 50, 1_000, i32::MAX];
 
-/// Where the objects of a kept repository come from: a fetch offers what its references lead to.
+/// Points to the commit of a kept repository. A fetch tells the server that it has the commits of its references.
 const KEPT_REFERENCE: &str = "refs/stagely/kept";
 
-/// One repository and what opens it.
+/// The commit that a name refers to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResolvedRef {
+    /// The commit; for an annotated tag, the tagged commit.
+    pub commit: CommitSha,
+    /// The full name, `refs/heads/main`; `None` if the name was a commit id.
+    pub name: Option<String>,
+    /// The repository's default branch, `main`; `None` if the name was a commit id, or if the server does not
+    /// report the default branch.
+    pub default_branch: Option<String>,
+}
+
+impl ResolvedRef {
+    /// The branch, if the name refers to one.
+    pub fn branch(&self) -> Option<&str> {
+        self.name.as_deref()?.strip_prefix("refs/heads/")
+    }
+}
+
+/// One repository, and the credential for it.
 pub(super) struct Access {
     pub(super) url: Url,
     pub(super) token: Option<SecretString>,
-    pub(super) watch: Arc<Watch>,
+    pub(super) monitor: Arc<FetchMonitor>,
 }
 
 impl Access {
     pub(super) fn new(
         url: &str,
         token: Option<SecretString>,
-        watch: Arc<Watch>,
+        monitor: Arc<FetchMonitor>,
     ) -> Result<Self, CloneError> {
-        let refused = |detail| CloneError::Address { url: shown(url), detail };
+        let refused = |detail| CloneError::Address { url: without_credentials(url), detail };
         let parsed = Url::parse(url).map_err(|_| refused("it is not a URL"))?;
         if !matches!(parsed.scheme(), "https" | "http" | "git") {
             return Err(refused("only https, http and git are allowed"));
         }
-        // Some give a token in the place of the user.
+        // Some users put a token in the place of the user name.
         if parsed.password().is_some() || !parsed.username().is_empty() {
             return Err(refused("it holds a user name or password; tokens are given apart"));
         }
-        Ok(Self { url: parsed, token, watch })
+        Ok(Self { url: parsed, token, monitor })
     }
 
     fn callbacks(&self) -> RemoteCallbacks<'_> {
-        let asked = Cell::new(false);
+        let was_asked = Cell::new(false);
         let mut callbacks = RemoteCallbacks::new();
         callbacks.credentials(move |_, _, allowed| {
-            // libgit2 asks again and again while the server refuses.
+            // libgit2 asks again whenever the server has refused the credential.
             let refused = || git2::Error::new(ErrorCode::Auth, ErrorClass::Http, "refused");
-            if asked.replace(true) || !allowed.contains(CredentialType::USER_PASS_PLAINTEXT) {
+            if was_asked.replace(true) || !allowed.contains(CredentialType::USER_PASS_PLAINTEXT) {
                 return Err(refused());
             }
             let token = self.token.as_ref().ok_or_else(refused)?;
             Cred::userpass_plaintext(TOKEN_USER, token.expose_secret())
         });
         callbacks.transfer_progress(|progress| {
-            self.watch.received(progress.received_bytes() as u64);
-            self.watch.go_on()
+            self.monitor.received(progress.received_bytes() as u64);
+            self.monitor.may_continue()
         });
-        callbacks.sideband_progress(|_| self.watch.go_on());
+        callbacks.sideband_progress(|_| self.monitor.may_continue());
         callbacks
     }
 
-    /// The repository in the folder `path`, with no configuration but its own: the user's may rewrite
-    /// the address (`insteadOf`), and the token would go elsewhere.
+    /// Creates a repository in the folder `path` that uses only its own configuration. The user's configuration may
+    /// rewrite the address (`insteadOf`), and the token would go to another server.
     fn create(path: &Path, bare: bool) -> Result<Repository, CloneError> {
         let create = if bare { Repository::init_bare } else { Repository::init };
-        Self::isolated(create(path).map_err(internal)?)
+        Self::isolated(create(path).map_err(CloneError::from_local)?)
     }
 
     fn isolated(repository: Repository) -> Result<Repository, CloneError> {
         let config = repository.config().and_then(|config| config.open_level(ConfigLevel::Local));
-        repository.set_config(&config.map_err(internal)?).map_err(internal)?;
+        repository
+            .set_config(&config.map_err(CloneError::from_local)?)
+            .map_err(CloneError::from_local)?;
         Ok(repository)
     }
 
@@ -90,55 +112,60 @@ impl Access {
             .remote_callbacks(self.callbacks())
             .download_tags(AutotagOption::None)
             .update_fetchhead(false)
-            // libgit2 would send the credentials on to wherever it is redirected.
+            // libgit2 would send the credentials to the target of a redirect.
             .follow_redirects(RemoteRedirect::None)
             .depth(depth);
         options
     }
 
+    /// Fetches the references that match `spec`.
     fn fetch_spec(
         &self,
         repository: &Repository,
         spec: &str,
         depth: i32,
-    ) -> Result<(), CloneError> {
-        let mut remote = repository.remote_anonymous(self.url.as_str()).map_err(internal)?;
+    ) -> Result<(), FetchSpecError> {
+        let remote = repository.remote_anonymous(self.url.as_str());
+        let mut remote = remote.map_err(CloneError::from_local)?;
         let result = remote.fetch(&[spec], Some(&mut self.options(depth)), None);
-        self.watch.transfer_ended();
-        result.map_err(|error| self.error(&error))
+        self.monitor.transfer_ended();
+        result.map_err(|error| {
+            let is_missing = is_not_our_ref(&error);
+            match self.server_error(&error) {
+                error @ CloneError::Network { .. } if is_missing => {
+                    FetchSpecError::NoSuchCommit(error)
+                }
+                error => error.into(),
+            }
+        })
     }
 
-    fn error(&self, error: &git2::Error) -> CloneError {
-        let url = shown(self.url.as_str());
-        let text = error.message().to_ascii_lowercase();
-        let has = |words: &[&str]| words.iter().any(|word| text.contains(word));
-        if !self.watch.go_on() {
-            CloneError::Cancelled
-        } else if error.code() == ErrorCode::Auth || has(&["code: 401", "code: 403", "replays"]) {
-            CloneError::Authentication { url }
-        } else if has(&["code: 404", "code: 410", "repository not found", "not exported"]) {
-            CloneError::NotFound { url }
-        } else if has(&["redirect"]) {
-            CloneError::Address { url, detail: "it has moved; use its new address" }
-        } else if has(&["no space left", "disk quota"]) {
-            CloneError::DiskFull
+    fn server_error(&self, error: &git2::Error) -> CloneError {
+        if self.monitor.may_continue() {
+            CloneError::from_server(error, &self.url)
         } else {
-            match error.class() {
-                ErrorClass::Net | ErrorClass::Http | ErrorClass::Ssl | ErrorClass::Os => {
-                    CloneError::Network { url, detail: error.message().to_owned() }
-                }
-                _ => CloneError::Internal(error.message().to_owned()),
-            }
+            CloneError::Cancelled
         }
     }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]
-fn internal(error: git2::Error) -> CloneError {
-    if error.message().to_ascii_lowercase().contains("no space left") {
-        return CloneError::DiskFull;
+/// Why the references that match a refspec could not be fetched.
+enum FetchSpecError {
+    /// libgit2 refuses the refspec before it sends a request: the server does not serve single commits, or has no
+    /// such branch.
+    NotServed(String),
+    /// The server serves single commits and does not have this one.
+    NoSuchCommit(CloneError),
+    Other(CloneError),
+}
+
+impl From<CloneError> for FetchSpecError {
+    fn from(error: CloneError) -> Self {
+        match error {
+            CloneError::Internal(detail) => Self::NotServed(detail),
+            error => Self::Other(error),
+        }
     }
-    CloneError::Internal(error.message().to_owned())
 }
 
 /// Fetches `commit` into a new repository at `dest` and checks it out.
@@ -148,18 +175,18 @@ pub(super) fn fetch(
     branch: Option<&str>,
     dest: &Path,
 ) -> Result<(), CloneError> {
-    // Each object's parents and trees would be looked up before it is written; the pack is checked
-    // as a whole anyhow.
+    // Otherwise libgit2 looks up the parents and trees of each object before it writes it. The pack is checked as a
+    // whole anyway.
     git2::opts::strict_object_creation(false);
-    // Every object was hashed when the pack came, and Git does not hash it again to read it either.
+    // Every object was hashed when the pack was received. Git does not hash it again on reading either.
     git2::opts::strict_hash_verification(false);
     let repository = Access::create(dest, false)?;
     let id = fetch_objects(access, &repository, commit, &branch_specs(branch, true), &DEPTHS)?;
     check_out(access, &repository, id)
 }
 
-/// Fetches `commit` by itself where the server serves it so, else by the first of `specs` that holds
-/// it, as deep as the last of `depths`.
+/// Fetches `commit` alone if the server serves single commits. Otherwise fetches the first of `specs` that holds it, to
+/// at most the last of `depths`.
 fn fetch_objects(
     access: &Access,
     repository: &Repository,
@@ -167,21 +194,17 @@ fn fetch_objects(
     specs: &[String],
     depths: &[i32],
 ) -> Result<Oid, CloneError> {
-    let id = Oid::from_str(commit.as_str()).map_err(internal)?;
-    let bare = access.fetch_spec(repository, commit.as_str(), 1);
-    match bare {
+    let id = Oid::from_str(commit.as_str()).map_err(CloneError::from_local)?;
+    match access.fetch_spec(repository, commit.as_str(), 1) {
         Ok(()) => {}
-        // libgit2's own answer, before it asks: this server serves no bare commits.
-        Err(CloneError::Internal(detail)) => {
-            tracing::debug!(detail, "fetching a branch instead");
+        Err(FetchSpecError::NotServed(detail)) => {
+            tracing::debug!(detail, "fetching a branch instead of the single commit");
             fetch_by_branch(access, repository, id, specs, depths)?;
         }
-        // A server that serves them has none such. Searching its branches would mean to fetch the
-        // whole repository, for a commit that was force-pushed away.
-        Err(CloneError::Network { detail, .. }) if is_not_our_ref(&detail) => {
-            return Err(gone(access, commit.as_str()));
-        }
-        Err(error) => return Err(error),
+        // The branches are not searched: that would fetch the whole repository for a commit that was probably
+        // removed by a force-push.
+        Err(FetchSpecError::NoSuchCommit(_)) => return Err(gone(access, commit.as_str())),
+        Err(FetchSpecError::Other(error)) => return Err(error),
     }
     if repository.find_commit(id).is_err() {
         return Err(gone(access, commit.as_str()));
@@ -189,20 +212,14 @@ fn fetch_objects(
     Ok(id)
 }
 
-/// Whether a server says `not our ref`. Over HTTP libgit2 takes the refusal of a shallow fetch for a
-/// packet of the wrong type.
-fn is_not_our_ref(detail: &str) -> bool {
-    detail.contains("not our ref") || detail == "unexpected packet type"
-}
-
-/// `branch`, if it is known, and then all of them if these are `wanted`.
-fn branch_specs(branch: Option<&str>, wanted: bool) -> Vec<String> {
+/// The refspec of `branch`, if it is known, and then that of all branches if `with_all`.
+fn branch_specs(branch: Option<&str>, with_all: bool) -> Vec<String> {
     let one = branch.map(|branch| format!("+refs/heads/{branch}:refs/remotes/origin/{branch}"));
-    let all = wanted.then(|| "+refs/heads/*:refs/remotes/origin/*".to_owned());
+    let all = with_all.then(|| "+refs/heads/*:refs/remotes/origin/*".to_owned());
     one.into_iter().chain(all).collect()
 }
 
-/// Fetches the branches of one of `specs` after the other, deeper and deeper until `id` is there.
+/// Fetches the branches of each of `specs`, to each of `depths`, until `id` is there.
 fn fetch_by_branch(
     access: &Access,
     repository: &Repository,
@@ -214,11 +231,13 @@ fn fetch_by_branch(
         for depth in depths {
             match access.fetch_spec(repository, spec, *depth) {
                 Ok(()) => {}
-                Err(error @ CloneError::Internal(_)) => {
-                    tracing::debug!(%error, spec, "no such branch");
+                Err(FetchSpecError::NotServed(detail)) => {
+                    tracing::debug!(detail, spec, "no such branch");
                     break;
                 }
-                Err(error) => return Err(error),
+                Err(FetchSpecError::NoSuchCommit(error) | FetchSpecError::Other(error)) => {
+                    return Err(error);
+                }
             }
             if repository.find_commit(id).is_ok() {
                 return Ok(());
@@ -229,29 +248,36 @@ fn fetch_by_branch(
 }
 
 fn gone(access: &Access, wanted: &str) -> CloneError {
-    CloneError::CommitGone { url: shown(access.url.as_str()), wanted: wanted.to_owned() }
+    CloneError::CommitGone {
+        url: without_credentials(access.url.as_str()),
+        wanted: wanted.to_owned(),
+    }
 }
 
 fn check_out(access: &Access, repository: &Repository, id: Oid) -> Result<(), CloneError> {
-    repository.set_head_detached(id).map_err(internal)?;
+    repository.set_head_detached(id).map_err(CloneError::from_local)?;
     let mut options = CheckoutBuilder::new();
     options.force().disable_filters(!may_filter(repository, id)?).progress(|_, _, _| {
-        // libgit2 gives no other way to stop it: it stops at a file that it cannot write.
-        if !access.watch.go_on()
+        // libgit2 has no way to stop a checkout. Without its folder the next file cannot be written.
+        if !access.monitor.may_continue()
             && let Some(root) = repository.workdir()
         {
             let _ = fs::remove_dir_all(root);
         }
     });
-    let result = access.watch.on_disk(|| repository.checkout_head(Some(&mut options)));
-    if access.watch.go_on() { result.map_err(internal) } else { Err(CloneError::Cancelled) }
+    let result = access.monitor.on_disk(|| repository.checkout_head(Some(&mut options)));
+    if access.monitor.may_continue() {
+        result.map_err(CloneError::from_local)
+    } else {
+        Err(CloneError::Cancelled)
+    }
 }
 
-/// Whether any file may have to be changed on its way to the working tree, as line ends are. libgit2
-/// resolves the real path of every file to find that out, which is a third of a checkout's work.
+/// Whether a filter may change any file on checkout, for example its line ends. To find that out, libgit2 resolves the
+/// real path of every file, which is a third of a checkout's work.
 fn may_filter(repository: &Repository, id: Oid) -> Result<bool, CloneError> {
-    let commit = repository.find_commit(id).map_err(internal)?;
-    let tree = commit.tree().map_err(internal)?;
+    let commit = repository.find_commit(id).map_err(CloneError::from_local)?;
+    let tree = commit.tree().map_err(CloneError::from_local)?;
     let mut has_attributes = false;
     let walked = tree.walk(TreeWalkMode::PreOrder, |_, entry| {
         has_attributes |= entry.name_bytes() == b".gitattributes";
@@ -260,13 +286,13 @@ fn may_filter(repository: &Repository, id: Oid) -> Result<bool, CloneError> {
     match walked {
         // An aborted walk counts as failed.
         Err(_) if has_attributes => Ok(true),
-        walked => walked.map(|()| has_attributes).map_err(internal),
+        walked => walked.map(|()| has_attributes).map_err(CloneError::from_local),
     }
 }
 
 /// Removes the `.git` of the checkout at `root`.
 pub(super) fn remove_repository(access: &Access, root: &Path) -> Result<(), CloneError> {
-    let removed = access.watch.on_disk(|| fs::remove_dir_all(root.join(".git")));
+    let removed = access.monitor.on_disk(|| fs::remove_dir_all(root.join(".git")));
     removed.map_err(|error| CloneError::Internal(format!("cannot remove .git: {error}")))
 }
 
@@ -276,20 +302,23 @@ pub(super) fn move_repository(
     root: &Path,
     objects: &Path,
 ) -> Result<(), CloneError> {
-    let moved = access.watch.on_disk(|| fs::rename(root.join(".git"), objects));
+    let moved = access.monitor.on_disk(|| fs::rename(root.join(".git"), objects));
     moved.map_err(|error| CloneError::Internal(format!("cannot move .git: {error}")))?;
     let repository = open_objects(objects)?;
-    let head = repository.head().and_then(|head| head.peel_to_commit()).map_err(internal)?;
-    repository.reference(KEPT_REFERENCE, head.id(), true, "kept").map_err(internal)?;
+    let head =
+        repository.head().and_then(|head| head.peel_to_commit()).map_err(CloneError::from_local)?;
+    repository
+        .reference(KEPT_REFERENCE, head.id(), true, "kept")
+        .map_err(CloneError::from_local)?;
     Ok(())
 }
 
 fn open_objects(objects: &Path) -> Result<Repository, CloneError> {
-    Access::isolated(Repository::open_bare(objects).map_err(internal)?)
+    Access::isolated(Repository::open_bare(objects).map_err(CloneError::from_local)?)
 }
 
-/// The paths in which `head`, which is in `objects`, differs from `commit`, which is fetched. That of a
-/// submodule ends in `/`: anything in it may differ.
+/// The paths in which `head`, which is in `objects`, differs from `commit`, which is fetched. The path of a submodule
+/// ends in `/`: any file in it may differ.
 pub(super) fn changed_paths(
     access: &Access,
     objects: &Path,
@@ -298,20 +327,20 @@ pub(super) fn changed_paths(
     head: &CommitSha,
 ) -> Result<Vec<String>, CloneError> {
     let repository = open_objects(objects)?;
-    let head = Oid::from_str(head.as_str()).map_err(internal)?;
+    let head = Oid::from_str(head.as_str()).map_err(CloneError::from_local)?;
     let depths = DEPTHS.split_last().map_or(&[][..], |(_, limited)| limited);
-    let known = Oid::from_str(commit.as_str()).map_err(internal)?;
-    let old = match repository.find_commit(known) {
-        Ok(_) => known,
+    let wanted = Oid::from_str(commit.as_str()).map_err(CloneError::from_local)?;
+    let old = match repository.find_commit(wanted) {
+        Ok(_) => wanted,
         Err(_) => fetch_objects(access, &repository, commit, &branch_specs(branch, false), depths)?,
     };
-    access.watch.on_disk(|| differing(&repository, old, head)).map_err(internal)
+    access.monitor.on_disk(|| differing(&repository, old, head)).map_err(CloneError::from_local)
 }
 
 fn differing(repository: &Repository, old: Oid, new: Oid) -> Result<Vec<String>, git2::Error> {
     let tree = |id| repository.find_commit(id)?.tree();
     let diff = repository.diff_tree_to_tree(Some(&tree(old)?), Some(&tree(new)?), None)?;
-    // Renames are not looked for, so each difference has one path.
+    // Renames are not detected, so each difference has one path.
     let path = |delta: git2::DiffDelta<'_>| {
         let path = String::from_utf8_lossy(delta.new_file().path_bytes()?).into_owned();
         let modes = [delta.old_file().mode(), delta.new_file().mode()];
@@ -320,7 +349,7 @@ fn differing(repository: &Repository, old: Oid, new: Oid) -> Result<Vec<String>,
     Ok(diff.deltas().filter_map(path).collect())
 }
 
-/// Finds out what `name` stands for.
+/// Finds the commit that `name` refers to.
 pub(super) fn resolve(
     access: &Access,
     name: &str,
@@ -330,13 +359,14 @@ pub(super) fn resolve(
     let folder = TempDir::with_prefix_in("refs-", scratch);
     let folder = folder.map_err(|error| CloneError::Internal(error.to_string()))?;
     let repository = Access::create(folder.path(), true)?;
-    let mut config = repository.config().map_err(internal)?;
-    config.set_str("http.followRedirects", "false").map_err(internal)?;
-    let mut remote = repository.remote_anonymous(access.url.as_str()).map_err(internal)?;
+    let mut config = repository.config().map_err(CloneError::from_local)?;
+    config.set_str("http.followRedirects", "false").map_err(CloneError::from_local)?;
+    let mut remote =
+        repository.remote_anonymous(access.url.as_str()).map_err(CloneError::from_local)?;
     let connection = remote
         .connect_auth(Direction::Fetch, Some(access.callbacks()), None)
-        .map_err(|error| access.error(&error))?;
-    let heads = connection.list().map_err(|error| access.error(&error))?;
+        .map_err(|error| access.server_error(&error))?;
+    let heads = connection.list().map_err(|error| access.server_error(&error))?;
     let find = |wanted: &str| heads.iter().find(|head| head.name() == wanted);
 
     let default = find("HEAD").and_then(|head| head.symref_target());
@@ -350,7 +380,10 @@ pub(super) fn resolve(
     let (full, head) = candidates
         .into_iter()
         // `^{}` is the commit behind an annotated tag.
-        .find_map(|full| find(&format!("{full}^{{}}")).or_else(|| find(&full)).map(|it| (full, it)))
+        .find_map(|full| {
+            let head = find(&format!("{full}^{{}}")).or_else(|| find(&full))?;
+            Some((full, head))
+        })
         .ok_or_else(|| gone(access, name))?;
     let commit = head.oid().to_string().parse();
     let commit = commit.map_err(|error| CloneError::Internal(format!("{error}")))?;
@@ -364,7 +397,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cancelled_checkout_stops_and_leaves_nothing() {
+    fn a_cancelled_checkout_stops_and_leaves_no_file() {
         let folder = tempfile::tempdir().unwrap();
         let dest = folder.path().join("src");
         let repository = Access::create(&dest, false).unwrap();
@@ -383,12 +416,12 @@ mod tests {
         }
 
         let access = Access::new("https://git.example/app", None, Arc::default()).unwrap();
-        access.watch.cancelled.store(true, Ordering::Relaxed);
+        access.monitor.is_cancelled.store(true, Ordering::Relaxed);
         let result = check_out(&access, &repository, id);
         assert!(matches!(result, Err(CloneError::Cancelled)), "{result:?}");
         assert!(!dest.exists());
-        // One sign of life for each file.
-        let signs = access.watch.signs.load(Ordering::Relaxed);
-        assert!(signs < 10, "{signs}");
+        // libgit2 calls back once for each file.
+        let callbacks = access.monitor.progress_count.load(Ordering::Relaxed);
+        assert!(callbacks < 10, "{callbacks}");
     }
 }

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use git2::Repository;
 use url::Url;
 
+use super::error::{CloneError, without_credentials};
 use super::remote::{self, Access};
-use super::{CloneError, shown};
 
-/// Deeper nesting is taken for a circle.
+/// Deeper nesting counts as a circle.
 const DEPTH_MAX: u32 = 8;
 
 /// Fetches all submodules of the checkout at `root` and returns how many there are.
@@ -18,16 +18,18 @@ pub(super) fn fetch_all(access: &Access, root: &Path) -> Result<u32, CloneError>
 }
 
 fn fetch_level(parent: &Access, root: &Path, depth: u32) -> Result<u32, CloneError> {
-    let internal = |error: git2::Error| CloneError::Internal(error.message().to_owned());
-    let repository = Repository::open(root).map_err(internal)?;
+    let repository = Repository::open(root).map_err(CloneError::from_local)?;
     let mut fetched = 0;
-    for module in repository.submodules().map_err(internal)? {
-        // Without an entry in the tree it is only a line in .gitmodules; with one, its path is a
-        // folder of the tree and cannot lead out of it.
+    for module in repository.submodules().map_err(CloneError::from_local)? {
+        // A module without an entry in the tree is only a line of .gitmodules. The path of an entry is a folder of
+        // the tree, so it cannot lead out of the checkout.
         let Some(commit) = module.head_id() else { continue };
         if depth == DEPTH_MAX {
             let detail = "its submodules are nested too deeply";
-            return Err(CloneError::Address { url: shown(parent.url.as_str()), detail });
+            return Err(CloneError::Address {
+                url: without_credentials(parent.url.as_str()),
+                detail,
+            });
         }
         let url = module.url().ok().flatten().unwrap_or_default();
         let access = access_to(parent, url)?;
@@ -41,24 +43,24 @@ fn fetch_level(parent: &Access, root: &Path, depth: u32) -> Result<u32, CloneErr
     Ok(fetched)
 }
 
-/// The submodule's address, which may be relative, and the token if it is on the same server.
+/// Access to the submodule at `url`, which may be relative. It gets the token if it is on the same server.
 fn access_to(parent: &Access, url: &str) -> Result<Access, CloneError> {
     let url = if url.starts_with("./") || url.starts_with("../") {
         join(&parent.url, url).ok_or_else(|| {
             let detail = "the relative address of a submodule leads nowhere";
-            CloneError::Address { url: shown(parent.url.as_str()), detail }
+            CloneError::Address { url: without_credentials(parent.url.as_str()), detail }
         })?
     } else {
         without_user(over_https(url))
     };
-    let mut access = Access::new(&url, None, Arc::clone(&parent.watch))?;
+    let mut access = Access::new(&url, None, Arc::clone(&parent.monitor))?;
     if access.url.origin() == parent.url.origin() {
         access.token.clone_from(&parent.token);
     }
     Ok(access)
 }
 
-/// Resolves `relative` as git does: against the repository's address taken as a folder.
+/// Resolves `relative` as git does: the repository's address counts as a folder.
 fn join(base: &Url, relative: &str) -> Option<String> {
     let mut base = base.clone();
     let path = format!("{}/", base.path().trim_end_matches('/'));
@@ -66,8 +68,7 @@ fn join(base: &Url, relative: &str) -> Option<String> {
     base.join(relative).ok().map(String::from)
 }
 
-/// `git@host:path` and `ssh://git@host/path` as https: there is no key on this machine, but the
-/// token may open them.
+/// `git@host:path` and `ssh://git@host/path` as https: the machine has no SSH key, but the token may give access.
 fn over_https(url: &str) -> String {
     if let Some(rest) = url.strip_prefix("ssh://") {
         let rest = rest.split_once('@').map_or(rest, |(_, rest)| rest);
@@ -79,10 +80,10 @@ fn over_https(url: &str) -> String {
     }
 }
 
-/// Bitbucket puts the name of whoever adds a submodule into its address.
+/// Bitbucket puts the name of the user who adds a submodule into its address.
 fn without_user(url: String) -> String {
     let Ok(mut parsed) = Url::parse(&url) else { return url };
-    // Only an address without a host refuses it, and that has no user. A password is refused later.
+    // This fails only for an address without a host, which has no user. A password is refused later.
     let _ = parsed.set_username("");
     parsed.into()
 }

@@ -182,7 +182,11 @@ async fn clone(
     stop: &CancellationToken,
 ) -> Result<(), JobError> {
     let context = &build.context;
-    log.say(&format!("Cloning {} at {}", git::shown(&context.repo_url), context.commit_hash));
+    log.say(&format!(
+        "Cloning {} at {}",
+        git::without_credentials(&context.repo_url),
+        context.commit_hash
+    ));
     let started = Instant::now();
     let done = git::fetch_commit(context.clone().into(), checkout, stop).await?;
     let submodules = match done.submodules {

@@ -1,0 +1,126 @@
+//! Why a commit could not be fetched, and how libgit2's errors are classified.
+
+use git2::{ErrorClass, ErrorCode};
+use stagely_protocol::{CloneProblem, FailureReason};
+use thiserror::Error;
+use url::Url;
+
+/// Why a commit could not be fetched. Messages contain no credentials.
+#[derive(Debug, Error)]
+pub enum CloneError {
+    /// The repository does not exist, or the token has no access to it.
+    #[error("{url} was not found")]
+    NotFound {
+        /// The repository.
+        url: String,
+    },
+    /// The server refused the token, or needs one.
+    #[error("{url} refused the token, or needs one")]
+    Authentication {
+        /// The repository.
+        url: String,
+    },
+    /// The repository has no such commit, branch or tag.
+    #[error("{url} has no {wanted}")]
+    CommitGone {
+        /// The repository.
+        url: String,
+        /// The commit, branch or tag.
+        wanted: String,
+    },
+    /// The server did not answer, or the connection broke.
+    #[error("cannot fetch from {url}: {detail}")]
+    Network {
+        /// The repository.
+        url: String,
+        /// The error of libgit2.
+        detail: String,
+    },
+    /// The address cannot be used.
+    #[error("{url:?} cannot be cloned: {detail}")]
+    Address {
+        /// The address, without credentials.
+        url: String,
+        /// Why it cannot be used.
+        detail: &'static str,
+    },
+    /// The caller cancelled.
+    #[error("the clone was cancelled")]
+    Cancelled,
+    /// No space is left.
+    #[error("no space is left for the clone")]
+    DiskFull,
+    /// Any other error.
+    #[error("git failed: {0}")]
+    Internal(String),
+}
+
+impl CloneError {
+    /// The reason that core gets.
+    pub const fn reason(&self) -> FailureReason {
+        let problem = match self {
+            Self::NotFound { .. } | Self::Address { .. } => CloneProblem::NotFound,
+            Self::Authentication { .. } => CloneProblem::Authentication,
+            Self::CommitGone { .. } => CloneProblem::CommitGone,
+            Self::Network { .. } => CloneProblem::Network,
+            Self::Cancelled => return FailureReason::Cancelled,
+            Self::DiskFull => return FailureReason::DiskFull,
+            Self::Internal(_) => return FailureReason::Internal,
+        };
+        FailureReason::Clone { problem }
+    }
+}
+
+impl CloneError {
+    /// Classifies an error of a conversation with the server at `url`.
+    pub(super) fn from_server(error: &git2::Error, url: &Url) -> Self {
+        let url = without_credentials(url.as_str());
+        let text = error.message().to_ascii_lowercase();
+        let has = |words: &[&str]| words.iter().any(|word| text.contains(word));
+        if error.code() == ErrorCode::Auth || has(&["code: 401", "code: 403", "replays"]) {
+            Self::Authentication { url }
+        } else if has(&["code: 404", "code: 410", "repository not found", "not exported"]) {
+            Self::NotFound { url }
+        } else if has(&["redirect"]) {
+            Self::Address { url, detail: "it has moved; use its new address" }
+        } else if has(&DISK_FULL) {
+            Self::DiskFull
+        } else {
+            match error.class() {
+                ErrorClass::Net | ErrorClass::Http | ErrorClass::Ssl | ErrorClass::Os => {
+                    Self::Network { url, detail: error.message().to_owned() }
+                }
+                _ => Self::Internal(error.message().to_owned()),
+            }
+        }
+    }
+
+    /// Classifies an error of an operation on local files.
+    #[expect(clippy::needless_pass_by_value, reason = "the signature that map_err needs")]
+    pub(super) fn from_local(error: git2::Error) -> Self {
+        let text = error.message().to_ascii_lowercase();
+        if DISK_FULL.iter().any(|words| text.contains(words)) {
+            return Self::DiskFull;
+        }
+        Self::Internal(error.message().to_owned())
+    }
+}
+
+/// libgit2's messages when a file cannot be written for lack of space.
+const DISK_FULL: [&str; 2] = ["no space left", "disk quota"];
+
+/// Whether a server refuses a commit that it does not have. Over HTTP libgit2 reports the refusal of a shallow fetch
+/// as a packet of the wrong type.
+pub(super) fn is_not_our_ref(error: &git2::Error) -> bool {
+    error.message().contains("not our ref") || error.message() == "unexpected packet type"
+}
+
+/// `url` without user name, password and query.
+pub(crate) fn without_credentials(url: &str) -> String {
+    let Ok(mut parsed) = Url::parse(url) else { return "the repository".to_owned() };
+    // Only an address without a host refuses these, and that has no credentials.
+    let _ = parsed.set_password(None);
+    let _ = parsed.set_username("");
+    parsed.set_query(None);
+    parsed.into()
+}
