@@ -292,10 +292,10 @@ impl<'a> Reader<'a> {
             .run(grace, stop, |stream, bytes| self.read(stream, bytes))
             .await;
         self.finish();
-        if let Err(ProcessError::Stopped { told, .. }) = result
-            && told.elapsed() >= ENGINE_ANSWER.min(grace)
+        if let Err(ProcessError::Stopped { stopped_at, .. }) = result
+            && stopped_at.elapsed() >= ENGINE_ANSWER.min(grace)
         {
-            abandoned::end_steps(self.progress.running_vertexes(), told, log).await;
+            abandoned::end_steps(self.progress.running_vertexes(), stopped_at, log).await;
         }
         result
     }
