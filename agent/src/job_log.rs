@@ -32,7 +32,7 @@ impl LineSink for Spool {
     }
 
     fn pushed(&self, status: Status) -> Result<(), SpoolError> {
-        Self::pushed(self, status)
+        Self::record_pushed(self, status)
     }
 }
 

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::job::{self, JOBS_FOLDER, Work, Workplace};
 use crate::process;
-use crate::spool::{Batch, Spool, SpoolError};
+use crate::spool::{LineBatch, Spool, SpoolError};
 
 /// The folder of all spools, in the work folder.
 const SPOOLS_FOLDER: &str = "spool";
@@ -268,7 +268,7 @@ impl Job {
     /// Stops a job whose log cannot be sent; its end says so.
     fn give_up(&mut self, error: &SpoolError) {
         self.cancel.cancel();
-        self.spool.give_up(error);
+        self.spool.abandon_log(error);
     }
 
     /// Removes the spool of a job that nobody wants, once it has ended.
@@ -280,7 +280,7 @@ impl Job {
         spent
     }
 
-    fn batch_due(&mut self, job_id: &WireId, now: Instant) -> Option<Batch> {
+    fn batch_due(&mut self, job_id: &WireId, now: Instant) -> Option<LineBatch> {
         if self.spool.waiting() == 0 {
             self.waiting_since = None;
             return None;
@@ -379,7 +379,7 @@ mod tests {
         let folder = jobs.spool_folder(&job_id);
         let spool = Arc::new(Spool::create(folder, job_id.clone(), Arc::default()).unwrap());
         spool.append([(Stream::Stdout, "pushed")]).unwrap();
-        spool.pushed(Status { exporting_cache: true, ..completed() }).unwrap();
+        spool.record_pushed(Status { exporting_cache: true, ..completed() }).unwrap();
         jobs.known.insert(job_id, Job::new(Arc::clone(&spool), CancellationToken::new(), None));
         (jobs, spool)
     }
