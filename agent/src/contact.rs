@@ -1,7 +1,7 @@
-//! Says on disk when core was last heard of and when the machine's lease ends, for the machine's
-//! dead-man switch, which goes on without an agent.
+//! Records on disk the last contact with core and the end of the machine's lease, for the machine's dead-man
+//! switch, which also works without an agent.
 //!
-//! Both are seconds since the machine booted, as in `/proc/uptime`: wall clocks jump.
+//! Both are seconds since the machine booted, as in `/proc/uptime`, because wall clocks jump.
 
 use std::fs;
 use std::io;
@@ -10,40 +10,40 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// When core was last heard of.
+/// Holds the time of the last contact with core.
 const CONTACT_FILE: &str = "contact";
 
-/// When the lease ends.
+/// Holds the end of the lease.
 const LEASE_FILE: &str = "lease";
 
-/// Contacts closer to each other than this are not told apart.
+/// The file of the last contact is written at most this often.
 const CONTACT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Writes the two files.
 #[derive(Debug)]
 pub(crate) struct ContactFiles {
     folder: Option<PathBuf>,
-    /// The last contact that was told.
-    told: Option<Instant>,
+    /// The last contact that was written.
+    written_contact: Option<Instant>,
     has_failed: bool,
 }
 
 impl ContactFiles {
-    /// Without a folder nothing is written.
+    /// Creates a writer into `folder`. `None`: nothing is written.
     pub(crate) const fn new(folder: Option<PathBuf>) -> Self {
-        Self { folder, told: None, has_failed: false }
+        Self { folder, written_contact: None, has_failed: false }
     }
 
-    /// Core was heard of `at` that time.
-    pub(crate) fn heard(&mut self, at: Instant) {
-        if self.told.is_none_or(|told| at >= told + CONTACT_INTERVAL) {
-            self.told = Some(at);
+    /// Records that something was received from core at the time `at`.
+    pub(crate) fn record_contact(&mut self, at: Instant) {
+        if self.written_contact.is_none_or(|written| at >= written + CONTACT_INTERVAL) {
+            self.written_contact = Some(at);
             self.write(CONTACT_FILE, |uptime| uptime.saturating_sub(at.elapsed()));
         }
     }
 
-    /// Core lets the machine live for so many seconds from now. Without a word the lease stays as it was.
-    pub(crate) fn leased(&mut self, seconds: Option<u64>) {
+    /// Records that the lease ends in `seconds` from now. `None`: the lease stays as it was.
+    pub(crate) fn record_lease(&mut self, seconds: Option<u64>) {
         if let Some(seconds) = seconds {
             self.write(LEASE_FILE, |uptime| uptime.saturating_add(Duration::from_secs(seconds)));
         }
@@ -54,7 +54,7 @@ impl ContactFiles {
         let write = || {
             let text = format!("{:.2}\n", time(uptime()?).as_secs_f64());
             fs::create_dir_all(folder)?;
-            // The switch must never read half a number.
+            // A rename, so that the switch never reads half a number.
             let new = folder.join(format!("{name}.new"));
             fs::write(&new, text)?;
             fs::rename(new, folder.join(name))
@@ -62,14 +62,14 @@ impl ContactFiles {
         if let Err(error) = write() {
             if !self.has_failed {
                 let folder = folder.display();
-                tracing::error!(%folder, %error, "cannot tell the dead-man switch of core");
+                tracing::error!(%folder, %error, "cannot write the files of the dead-man switch");
             }
             self.has_failed = true;
         }
     }
 }
 
-/// How long the machine has been up.
+/// The time since the machine booted.
 fn uptime() -> io::Result<Duration> {
     let text = fs::read_to_string("/proc/uptime")?;
     let seconds = text.split(' ').next().and_then(|seconds| seconds.parse().ok());
@@ -86,48 +86,48 @@ mod tests {
     }
 
     #[test]
-    fn the_time_is_that_of_the_contact_and_not_of_the_writing() {
+    fn the_file_holds_the_time_of_the_contact_and_not_of_the_write() {
         let folder = tempfile::tempdir().unwrap();
         let mut files = ContactFiles::new(Some(folder.path().join("run")));
         let run = folder.path().join("run");
         let now = Instant::now();
         let uptime = uptime().unwrap().as_secs_f64();
-        files.heard(now.checked_sub(Duration::from_secs(9)).unwrap());
+        files.record_contact(now.checked_sub(Duration::from_secs(9)).unwrap());
         let first = read(&run, "contact").unwrap();
         assert!((uptime - 9.0 - first).abs() < 1.0, "{first} of {uptime}");
-        // Nothing has come since, nor much later.
-        files.heard(now.checked_sub(Duration::from_secs(9)).unwrap());
-        files.heard(now.checked_sub(Duration::from_secs(5)).unwrap());
+        // No later contact, or one within the interval.
+        files.record_contact(now.checked_sub(Duration::from_secs(9)).unwrap());
+        files.record_contact(now.checked_sub(Duration::from_secs(5)).unwrap());
         assert_eq!(read(&run, "contact"), Some(first));
-        files.heard(now);
+        files.record_contact(now);
         assert!(read(&run, "contact").unwrap() > first + 8.0);
     }
 
     #[test]
-    fn a_lease_stays_until_core_says_another() {
+    fn a_lease_stays_until_core_sends_another() {
         let folder = tempfile::tempdir().unwrap();
         let mut files = ContactFiles::new(Some(folder.path().to_owned()));
-        files.leased(None);
+        files.record_lease(None);
         assert_eq!(read(folder.path(), "lease"), None);
-        files.leased(Some(600));
+        files.record_lease(Some(600));
         let first = read(folder.path(), "lease").unwrap();
         assert!((uptime().unwrap().as_secs_f64() + 600.0 - first).abs() < 1.0, "{first}");
-        files.leased(None);
+        files.record_lease(None);
         assert_eq!(read(folder.path(), "lease"), Some(first));
-        files.leased(Some(60));
+        files.record_lease(Some(60));
         assert!(read(folder.path(), "lease").unwrap() < first - 500.0);
-        files.leased(Some(u64::MAX));
+        files.record_lease(Some(u64::MAX));
         assert!(read(folder.path(), "lease").unwrap() > 1e18);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
     #[test]
-    fn a_folder_that_cannot_be_written_harms_nothing() {
+    fn a_folder_that_cannot_be_written_is_no_error() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let mut files = ContactFiles::new(Some(file.path().to_owned()));
-        files.heard(Instant::now());
+        files.record_contact(Instant::now());
         assert!(files.has_failed);
-        files.leased(Some(1));
-        ContactFiles::new(None).leased(Some(1));
+        files.record_lease(Some(1));
+        ContactFiles::new(None).record_lease(Some(1));
     }
 }

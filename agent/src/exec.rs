@@ -1,4 +1,4 @@
-//! Runs one BUILD or MERGE message against the local engine, without core: `stagely agent exec`.
+//! Runs one BUILD or MERGE message with the local engine, without core: `stagely agent exec`.
 
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -11,14 +11,14 @@ use stagely_protocol::{
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
-use crate::job::{self, Work, Workplace};
+use crate::job::{self, JobRequest, JobSettings};
 use crate::job_log::LineSink;
 use crate::spool::SpoolError;
 
-/// Time between SIGTERM and SIGKILL for child processes: somebody waits at a terminal.
+/// Time between SIGTERM and SIGKILL for child processes. Short, because a person waits at a terminal.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// The exit code of a job that ran into its limit, as `timeout(1)` has it.
+/// The exit code of a job that reached its time limit, as in `timeout(1)`.
 pub const EXIT_TIMEOUT: u8 = 124;
 
 /// The exit code of a build whose own exit code lies outside 1 to 123.
@@ -30,73 +30,73 @@ pub const EXIT_CANCELLED: u8 = 130;
 /// The exit code of every failure that is not the build's own: `EX_SOFTWARE`.
 pub const EXIT_FAILURE: u8 = 70;
 
-/// A message that cannot be run.
+/// Why a message cannot be run.
 #[derive(Debug, Error)]
 pub enum ExecError {
-    /// The file cannot be read, or the work folder not be made.
+    /// The file cannot be read, or the work folder cannot be created.
     #[error("cannot use {path}")]
     Io {
-        /// The path.
+        /// The file or folder.
         path: PathBuf,
-        /// Why.
+        /// The error of the file system.
         #[source]
         source: io::Error,
     },
-    /// It holds no message.
+    /// The file holds no message.
     #[error("{path} holds no message")]
     Parse {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The error of the parser.
         #[source]
         source: ParseError,
     },
-    /// It holds a message that is no work.
+    /// The file holds another message than BUILD and MERGE.
     #[error("{path} holds neither BUILD nor MERGE")]
-    NoWork {
+    NotAJob {
         /// The file.
         path: PathBuf,
     },
-    /// The agent's own id is wrong: a bug.
+    /// The agent's own id is invalid, which is a bug.
     #[error(transparent)]
     Id(#[from] InvalidValue),
 }
 
 /// Runs the message in `message_file` and returns the exit code.
 ///
-/// The log goes to standard output line by line, and the STATUS is its last line, as JSON. When
-/// `stop` fires the job is cancelled. The exit code is 0 for a completed job, the build's own (1 to
-/// 123) when a step failed, and otherwise one of this module's constants.
+/// The log goes to standard output line by line, and the last line is the STATUS, as JSON. When `stop` fires the
+/// job is cancelled. The exit code is 0 for a completed job, the exit code of the step (1 to 123) if a step
+/// failed, and otherwise one of this module's constants.
 ///
 /// # Errors
-/// [`ExecError`], before anything is done.
+/// [`ExecError`], before the job starts.
 pub async fn exec(
     message_file: &Path,
     docker_host: Option<String>,
     stop: CancellationToken,
 ) -> Result<u8, ExecError> {
-    let work = read(message_file)?;
+    let request = read_request(message_file)?;
     let folder = tempfile::Builder::new().prefix("stagely-exec-").tempdir();
     let folder = folder.map_err(|source| ExecError::Io { path: std::env::temp_dir(), source })?;
-    let place = Workplace {
+    let settings = JobSettings {
         machine: format!("exec_{}", std::process::id()).parse()?,
         work_dir: folder.path().to_owned(),
         docker_host,
         grace: GRACE,
-        registry_patience: job::REGISTRY_PATIENCE,
+        registry_retry_limit: job::REGISTRY_RETRY_LIMIT,
     };
-    let status = job::run(work, &place, Arc::new(Terminal), &stop).await;
+    let status = job::run(request, &settings, Arc::new(Terminal), &stop).await;
     print(serde_json::to_string(&status).as_deref().unwrap_or_default());
     Ok(exit_code(&status))
 }
 
-fn read(path: &Path) -> Result<Work, ExecError> {
+fn read_request(path: &Path) -> Result<JobRequest, ExecError> {
     let text = std::fs::read_to_string(path)
         .map_err(|source| ExecError::Io { path: path.to_owned(), source })?;
     match CoreMessage::parse(&text) {
-        Ok(CoreMessage::Build(build)) => Ok(Work::Build(build)),
-        Ok(CoreMessage::Merge(merge)) => Ok(Work::Merge(merge)),
-        Ok(_) => Err(ExecError::NoWork { path: path.to_owned() }),
+        Ok(CoreMessage::Build(build)) => Ok(JobRequest::Build(build)),
+        Ok(CoreMessage::Merge(merge)) => Ok(JobRequest::Merge(merge)),
+        Ok(_) => Err(ExecError::NotAJob { path: path.to_owned() }),
         Err(source) => Err(ExecError::Parse { path: path.to_owned(), source }),
     }
 }
@@ -114,7 +114,7 @@ fn exit_code(status: &Status) -> u8 {
     }
 }
 
-/// Prints lines instead of keeping them.
+/// Prints lines to standard output.
 struct Terminal;
 
 impl LineSink for Terminal {
@@ -127,7 +127,7 @@ impl LineSink for Terminal {
 }
 
 fn print(line: &str) {
-    // A reader that has gone does not stop the build.
+    // A closed standard output does not stop the build.
     let _ = writeln!(io::stdout(), "{line}");
 }
 
@@ -136,7 +136,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn exit_codes_tell_failures_apart() {
+    fn each_kind_of_failure_has_an_exit_code() {
         let code = |state, error| {
             exit_code(&Status { error, ..Status::new("job_1".parse().unwrap(), state) })
         };

@@ -1,10 +1,14 @@
-//! Runs one job from its message to its STATUS, in a folder that is gone afterwards.
+//! Runs one job from its message to its final STATUS, in a folder that is removed afterwards.
 
 mod build;
 mod merge;
 
+mod prerequisites;
+
+mod cache_export;
 mod report;
-mod wait;
+
+mod error;
 
 use std::fs;
 use std::io;
@@ -14,97 +18,52 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use secrecy::ExposeSecret;
+use stagely_protocol::{Build, FailureReason, Merge, Status, WireId};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use self::build::CacheExport;
-use stagely_protocol::{
-    Build, CacheMiss, Digest, FailureReason, Fingerprint, ImageRef, Merge, Status, Step, WireId,
-};
-
+use self::error::JobError;
+use self::report::JobOutput;
 use crate::docker::{self, DockerCommand};
 use crate::job_log::{JobLog, LineSink};
-use crate::mask::{Masker, Secrets};
+use crate::mask::{Masker, MaskerBuilder};
 
 /// The folder of all jobs, in the work folder.
 pub const JOBS_FOLDER: &str = "jobs";
 
-/// Joining images takes a second; a registry that needs minutes is down.
+/// Joining images takes a second; a registry that needs minutes does not work.
 const MERGE_LIMIT: Duration = Duration::from_mins(5);
 
-/// How long a registry that does not answer is asked again, within one job: about what a restarting
-/// one takes. What is built by then comes from the engine's own cache.
-pub const REGISTRY_PATIENCE: Duration = Duration::from_secs(90);
+/// How long an operation is tried again while the registry does not answer: about as long as a registry takes to
+/// restart. A build that is tried again comes from the engine's own cache.
+pub const REGISTRY_RETRY_LIMIT: Duration = Duration::from_secs(90);
 
-/// What to do.
+/// What a job is to do.
 #[derive(Clone, Debug)]
-pub enum Work {
+pub enum JobRequest {
     /// Clone, build, push.
     Build(Box<Build>),
     /// Join images.
     Merge(Merge),
 }
 
-/// Where it is done.
+/// How this agent runs jobs.
 #[derive(Clone, Debug)]
-pub struct Workplace {
+pub struct JobSettings {
     /// The machine's id.
     pub machine: WireId,
-    /// Holds one folder a job.
+    /// Holds one folder for each job.
     pub work_dir: PathBuf,
     /// The engine's address; `None`: Docker's own default.
     pub docker_host: Option<String>,
     /// Time between SIGTERM and SIGKILL for child processes.
     pub grace: Duration,
-    /// How long a registry that does not answer is asked again: [`REGISTRY_PATIENCE`].
-    pub registry_patience: Duration,
+    /// How long an operation is tried again while the registry does not answer: [`REGISTRY_RETRY_LIMIT`].
+    pub registry_retry_limit: Duration,
 }
 
-/// A job that has made what it was asked for.
-#[derive(Debug, Default)]
-struct Outcome {
-    /// What is in the registry; `None`: nothing was to be pushed.
-    pushed: Option<(ImageRef, Digest)>,
-    /// How long it took.
-    duration: Duration,
-    steps: Vec<Step>,
-    cache_miss: Option<CacheMiss>,
-    fingerprint: Option<Fingerprint>,
-    /// The layer cache that is still to be exported.
-    to_export: Option<CacheExport>,
-}
-
-/// A job that has not.
-#[derive(Debug)]
-struct JobError {
-    reason: FailureReason,
-    /// For people. Masked when it is reported.
-    message: String,
-    steps: Vec<Step>,
-}
-
-impl JobError {
-    fn new(reason: FailureReason, error: &dyn std::error::Error) -> Self {
-        let mut message = error.to_string();
-        let mut source = error.source();
-        while let Some(error) = source {
-            message = format!("{message}: {error}");
-            source = error.source();
-        }
-        Self { reason, message, steps: Vec::new() }
-    }
-
-    fn io(what: &str, error: &io::Error) -> Self {
-        let reason = match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => FailureReason::DiskFull,
-            _ => FailureReason::Internal,
-        };
-        Self { reason, message: format!("{what}: {error}"), steps: Vec::new() }
-    }
-}
-
-impl Work {
-    /// The job.
+impl JobRequest {
+    /// The job's id.
     pub const fn job_id(&self) -> &WireId {
         match self {
             Self::Build(build) => &build.job_id,
@@ -120,7 +79,7 @@ impl Work {
     }
 
     fn masker(&self) -> Result<Masker, JobError> {
-        let mut secrets = Secrets::default();
+        let mut secrets = MaskerBuilder::default();
         let auth = match self {
             Self::Build(build) => {
                 if let Some(token) = &build.context.clone_token {
@@ -136,42 +95,43 @@ impl Work {
         if let Some(auth) = auth {
             secrets.credential(auth.password.expose_secret());
         }
-        Masker::new(secrets).map_err(|error| JobError::new(FailureReason::Internal, &error))
+        secrets.build().map_err(|error| JobError::new(FailureReason::Internal, error))
     }
 }
 
-/// Does `work` and says what became of it. The log goes to `sink`, masked.
+/// Runs the job that `request` asks for, and returns its final STATUS. The log goes to `sink`, masked.
 ///
-/// When `cancel` fires, or the job's limit is over, everything it started is stopped first. A build
-/// that has pushed its image tells `sink` so, and goes on to export its cache: that has a limit of its
-/// own, and whatever becomes of it, the job has completed.
+/// When `cancel` fires or the job's limit is over, everything that the job started is stopped first. A build
+/// that has pushed its image records that in `sink` and goes on to export its cache. The export has a limit of
+/// its own, and its failure does not fail the job.
 pub async fn run(
-    work: Work,
-    place: &Workplace,
+    request: JobRequest,
+    settings: &JobSettings,
     sink: Arc<dyn LineSink>,
     cancel: &CancellationToken,
 ) -> Status {
-    let (job_id, stop) = (work.job_id(), cancel.child_token());
-    let masker = match work.masker() {
+    let (job_id, stop) = (request.job_id(), cancel.child_token());
+    let masker = match request.masker() {
         Ok(masker) => masker,
         Err(error) => return report::failed(job_id, error, Vec::new()),
     };
     let log = JobLog::new(sink, masker, stop.clone());
-    let folder = match JobFolder::create(&place.work_dir, job_id) {
+    let folder = match JobFolder::create(&settings.work_dir, job_id) {
         Ok(folder) => folder,
         Err(error) => {
-            let error = JobError::io("cannot make the job's folder", &error);
+            let error = JobError::io("cannot create the job's folder", &error);
             return report::report(job_id, Err(error), &log);
         }
     };
-    let mut result = perform(&work, place, &folder, &log, cancel, &stop).await;
-    let to_export = result.as_mut().ok().and_then(|outcome| outcome.to_export.take());
+    let mut result = perform(&request, settings, &folder, &log, cancel, &stop).await;
+    let cache_exporter = result.as_mut().ok().and_then(|output| output.cache_exporter.take());
     let mut status = report::report(job_id, result, &log);
-    if let Some(export) = to_export.filter(|_| !stop.is_cancelled()) {
-        log.pushed(Status { exporting_cache: true, ..status.clone() });
-        let is_exported = export.perform(&folder.docker(place), &folder.0, &log, &stop).await;
+    if let Some(exporter) = cache_exporter.filter(|_| !stop.is_cancelled()) {
+        log.report_pushed(Status { exporting_cache: true, ..status.clone() });
+        let docker = folder.docker(settings);
+        let is_exported = exporter.export(&docker, &folder.0, &log, &stop).await;
         if !is_exported {
-            // It would speak of layers that the cache does not hold.
+            // The fingerprint describes a cache that the registry does not have.
             status.fingerprint = None;
         }
     }
@@ -179,30 +139,30 @@ pub async fn run(
     status
 }
 
-/// Does `work` within its limit.
+/// Performs `request` within its limit.
 async fn perform(
-    work: &Work,
-    place: &Workplace,
+    request: &JobRequest,
+    settings: &JobSettings,
     folder: &JobFolder,
     log: &JobLog,
     cancel: &CancellationToken,
     stop: &CancellationToken,
-) -> Result<Outcome, JobError> {
-    let docker = folder.docker(place);
+) -> Result<JobOutput, JobError> {
+    let docker = folder.docker(settings);
     docker::create_config(&docker.config)
-        .map_err(|error| JobError::io("cannot make the job's Docker configuration", &error))?;
-    let performing = async {
-        match work {
-            Work::Build(build) => build::perform(build, &docker, &folder.0, log, stop).await,
-            Work::Merge(merge) => merge::perform(merge, &docker, log, stop).await,
+        .map_err(|error| JobError::io("cannot create the job's Docker configuration", &error))?;
+    let work = async {
+        match request {
+            JobRequest::Build(build) => build::perform(build, &docker, &folder.0, log, stop).await,
+            JobRequest::Merge(merge) => merge::perform(merge, &docker, log, stop).await,
         }
     };
-    let (mut performing, limit) = (pin!(performing), work.limit());
+    let (mut work, limit) = (pin!(work), request.limit());
     let (result, timed_out) = tokio::select! {
-        result = &mut performing => (result, false),
+        result = &mut work => (result, false),
         () = sleep(limit) => {
             stop.cancel();
-            (performing.await, true)
+            (work.await, true)
         }
     };
     result.map_err(|error| match log.failure() {
@@ -232,18 +192,18 @@ impl JobFolder {
         Ok(Self(path))
     }
 
-    /// How `docker` is called for the job.
-    fn docker(&self, place: &Workplace) -> DockerCommand {
+    /// The settings of the job's `docker` commands.
+    fn docker(&self, settings: &JobSettings) -> DockerCommand {
         DockerCommand {
-            machine: place.machine.clone(),
-            host: place.docker_host.clone(),
+            machine: settings.machine.clone(),
+            host: settings.docker_host.clone(),
             config: self.0.join("docker"),
-            grace: place.grace,
-            registry_patience: place.registry_patience,
+            grace: settings.grace,
+            registry_retry_limit: settings.registry_retry_limit,
         }
     }
 
-    /// Removes it without stopping the runtime: a checkout may hold a hundred thousand files.
+    /// Removes the folder on a blocking thread: a checkout may hold a hundred thousand files.
     async fn remove(self) {
         let _ = tokio::task::spawn_blocking(move || drop(self)).await;
     }
@@ -264,7 +224,7 @@ mod tests {
     use super::*;
     use crate::spool::SpoolError;
 
-    /// Has no space for a line.
+    /// A sink without space for a line.
     struct FullDisk;
 
     impl LineSink for FullDisk {
@@ -273,26 +233,26 @@ mod tests {
         }
     }
 
-    fn place(work_dir: &Path) -> Workplace {
-        Workplace {
+    fn settings(work_dir: &Path) -> JobSettings {
+        JobSettings {
             machine: "vm_test".parse().unwrap(),
             work_dir: work_dir.to_owned(),
             docker_host: Some("unix:///nowhere/docker.sock".to_owned()),
             grace: Duration::from_secs(1),
-            registry_patience: Duration::ZERO,
+            registry_retry_limit: Duration::ZERO,
         }
     }
 
-    fn merge() -> Work {
+    fn merge() -> JobRequest {
         let text = r#"{"job_id":"job_1","source_images":["r/a:1"],"target_image":"r/a:2"}"#;
-        Work::Merge(serde_json::from_str(text).unwrap())
+        JobRequest::Merge(serde_json::from_str(text).unwrap())
     }
 
     #[tokio::test]
-    async fn a_log_without_space_stops_the_job_and_names_the_disk() {
+    async fn a_log_without_space_fails_the_job_with_disk_full() {
         let folder = tempfile::tempdir().unwrap();
         let cancel = CancellationToken::new();
-        let status = run(merge(), &place(folder.path()), Arc::new(FullDisk), &cancel).await;
+        let status = run(merge(), &settings(folder.path()), Arc::new(FullDisk), &cancel).await;
         assert_eq!(
             (status.state, status.error),
             (StatusState::Failed, Some(FailureReason::DiskFull))

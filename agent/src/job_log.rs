@@ -1,6 +1,6 @@
-//! A job's log: lines go in masked, and the first line that cannot be kept stops the job.
+//! A job's log: masks lines and appends them. The first line that cannot be kept stops the job.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use stagely_protocol::{FailureReason, Status, Stream};
 use tokio_util::sync::CancellationToken;
@@ -8,20 +8,20 @@ use tokio_util::sync::CancellationToken;
 use crate::mask::Masker;
 use crate::spool::{Spool, SpoolError};
 
-/// Where lines go.
+/// Stores or prints the lines of a job.
 pub trait LineSink: Send + Sync {
     /// Keeps `lines`, which are masked.
     ///
     /// # Errors
-    /// When they cannot be kept.
+    /// If the lines cannot be kept.
     fn append(&self, lines: &[(Stream, String)]) -> Result<(), SpoolError>;
 
-    /// The image is pushed, and the job goes on to export the cache. Nothing is to be done where the
-    /// end alone counts.
+    /// Records that the image is pushed and that the job goes on to export its cache. A sink that needs only
+    /// the final STATUS ignores this.
     ///
     /// # Errors
-    /// When that cannot be kept.
-    fn pushed(&self, _status: Status) -> Result<(), SpoolError> {
+    /// If this cannot be recorded.
+    fn record_pushed(&self, _status: Status) -> Result<(), SpoolError> {
         Ok(())
     }
 }
@@ -31,7 +31,7 @@ impl LineSink for Spool {
         Self::append(self, lines.iter().map(|(stream, line)| (*stream, line.as_str())))
     }
 
-    fn pushed(&self, status: Status) -> Result<(), SpoolError> {
+    fn record_pushed(&self, status: Status) -> Result<(), SpoolError> {
         Self::record_pushed(self, status)
     }
 }
@@ -41,68 +41,73 @@ pub struct JobLog {
     sink: Arc<dyn LineSink>,
     masker: Masker,
     stop: CancellationToken,
+    /// Why the first line that could not be kept was lost.
     failure: OnceLock<FailureReason>,
     warnings: Mutex<Vec<String>>,
 }
 
 impl JobLog {
-    /// A log that writes to `sink`, and fires `stop` when it cannot.
+    /// Creates a log that writes to `sink`, and that fires `stop` if a line cannot be kept.
     pub fn new(sink: Arc<dyn LineSink>, masker: Masker, stop: CancellationToken) -> Self {
         Self { sink, masker, stop, failure: OnceLock::new(), warnings: Mutex::default() }
     }
 
-    /// The job's masker.
+    /// The masker of the job's secrets.
     pub const fn masker(&self) -> &Masker {
         &self.masker
     }
 
     /// Adds a line of the agent's own.
-    pub fn say(&self, text: &str) {
+    pub fn info(&self, text: &str) {
         let text = self.masker.mask(text);
         let lines = text.lines().map(|line| (Stream::Stdout, line.to_owned()));
-        self.masked_lines(&lines.collect::<Vec<_>>());
+        self.append_masked(&lines.collect::<Vec<_>>());
     }
 
-    /// Adds a line of the agent's own that the user sees beside the result, too.
+    /// Adds a line of the agent's own, and a warning to the job's result.
     pub fn warn(&self, text: &str) {
-        self.say(&format!("WARNING: {text}"));
-        let mut warnings = self.warnings.lock().unwrap_or_else(PoisonError::into_inner);
-        warnings.push(self.masker.mask(text));
+        self.info(&format!("WARNING: {text}"));
+        self.lock_warnings().push(self.masker.mask(text));
     }
 
-    /// Says `new` in the place of the warning `old`: more is known by now.
-    pub fn warn_better(&self, old: &str, new: &str) {
+    /// Adds the warning `new`, and removes `old`, which is less precise, from the job's result.
+    pub fn replace_warning(&self, old: &str, new: &str) {
         let old = self.masker.mask(old);
-        self.warnings.lock().unwrap_or_else(PoisonError::into_inner).retain(|it| *it != old);
+        self.lock_warnings().retain(|warning| *warning != old);
         self.warn(new);
     }
 
-    /// Reports that the image is pushed, and that the job goes on.
-    pub fn pushed(&self, status: Status) {
-        if let Err(error) = self.sink.pushed(status) {
-            tracing::error!(%error, "it is not on disk that the image is pushed");
+    /// Reports that the image is pushed and that the job goes on to export its cache.
+    pub fn report_pushed(&self, status: Status) {
+        if let Err(error) = self.sink.record_pushed(status) {
+            let error = anyhow::Error::new(error);
+            tracing::error!("cannot record on disk that the image is pushed: {error:#}");
         }
     }
 
     /// Adds lines that are masked already.
-    pub fn masked_lines(&self, lines: &[(Stream, String)]) {
+    pub fn append_masked(&self, lines: &[(Stream, String)]) {
         if lines.is_empty() {
             return;
         }
         let Err(error) = self.sink.append(lines) else { return };
-        tracing::error!(%error, "the job's log cannot be kept");
-        // A second failure is the first one's consequence.
+        // Later failures have the same cause, so the first reason is kept.
         let _ = self.failure.set(error.reason());
         self.stop.cancel();
+        tracing::error!("cannot keep the job's log: {:#}", anyhow::Error::new(error));
     }
 
-    /// Why a line could not be kept.
+    /// Why a line could not be kept, if one was lost.
     pub fn failure(&self) -> Option<FailureReason> {
         self.failure.get().cloned()
     }
 
     /// All warnings so far.
     pub fn warnings(&self) -> Vec<String> {
-        self.warnings.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.lock_warnings().clone()
+    }
+
+    fn lock_warnings(&self) -> MutexGuard<'_, Vec<String>> {
+        self.warnings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -23,3 +23,4 @@ pub mod git;
 
 pub mod mask;
 mod process;
+mod retry;

@@ -1,13 +1,11 @@
-//! Takes secrets out of everything that leaves the machine, before it is written anywhere.
+//! Masks secrets in everything that leaves the machine, before it is written anywhere.
 //!
-//! A secret is found raw, JSON-escaped, percent-encoded and base64-encoded (both alphabets, all
-//! three alignments, also in lines of 16 characters or more), and so is each longer line of a secret
-//! that has several.
+//! A secret is found raw, JSON-escaped, percent-encoded and base64-encoded (both alphabets, all three
+//! alignments, also in lines of 16 characters or more). Each long line of a multi-line secret is found as well.
 //!
-//! [`MaskedStream`] works on bytes as they are read, so a secret may be cut between two reads. It
-//! holds back only the end of its input that is the beginning of a secret, never longer than one
-//! secret, and needs no timer: a complete line is held back only if it begins a secret of several
-//! lines. The end of the stream lets go of what is held.
+//! [`MaskedStream`] works on bytes as they are read, so a secret may be cut between two reads. It holds back only
+//! the end of its input that begins a secret, which is never longer than one secret. It needs no timer: a
+//! complete line is held back only if it begins a multi-line secret. The end of the stream releases the rest.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -16,40 +14,41 @@ use aho_corasick::{AhoCorasick, MatchKind};
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE};
 
-/// What stands in a secret's place.
+/// Replaces a secret.
 pub(crate) const MASK: &str = "***";
 
-/// Shorter credentials are not masked: too much else would be.
+/// Shorter credentials are not masked, because they occur in other text too often.
 const CREDENTIAL_BYTES_MIN: usize = 4;
 
-/// Build arguments are secret by a guess from their name; `DEBUG_KEYS=false` must not mask `false`.
+/// Shorter build arguments are not masked. Their names only suggest that they are secret: `DEBUG_KEYS=false` must not
+/// mask `false`.
 const BUILD_ARG_BYTES_MIN: usize = 6;
 
-/// A line of a secret, or an encoded form, is a pattern of its own from this length on.
+/// A line of a secret, or a part of an encoded form, is a pattern of its own from this length on.
 const FRAGMENT_BYTES_MIN: usize = 8;
 
-/// Any so many characters in a row of a secret's base64 form are masked: too many to occur by chance.
+/// This many consecutive characters of a secret's base64 form are masked. They do not occur by chance.
 const BASE64_WINDOW_BYTES: usize = 16;
 
-/// A line that ends in fewer characters of a base64 form is let through: so many occur by chance at
-/// the ends of many lines, and each would be held back until the next one.
+/// A line that ends in fewer characters of a base64 form is not held back. So few characters occur by chance at the
+/// ends of many lines, and each such line would wait for the next one.
 const BASE64_LINE_END_BYTES_MIN: usize = 4;
 
 /// A build argument whose name holds one of these words is secret.
 const SECRET_WORDS: [&str; 9] =
     ["TOKEN", "SECRET", "PASSWORD", "PASSWD", "PASSPHRASE", "KEY", "CREDENTIAL", "AUTH", "PRIVATE"];
 
-/// Whether a build argument's name says that its value is secret.
+/// Whether a build argument's name suggests that its value is secret.
 pub(crate) fn is_secret_name(name: &str) -> bool {
     let name = name.to_ascii_uppercase();
     SECRET_WORDS.iter().any(|word| name.contains(word))
 }
 
-/// Collects secrets for a [`Masker`].
+/// Collects the secrets of a [`Masker`].
 #[derive(Default)]
-pub struct Secrets(BTreeSet<Vec<u8>>);
+pub struct MaskerBuilder(BTreeSet<Vec<u8>>);
 
-impl Secrets {
+impl MaskerBuilder {
     /// Adds a password or token.
     pub fn credential(&mut self, secret: &str) {
         if secret.trim().len() >= CREDENTIAL_BYTES_MIN {
@@ -57,11 +56,19 @@ impl Secrets {
         }
     }
 
-    /// Adds a build argument's value if the argument's name says that it is secret.
+    /// Adds a build argument's value if the argument's name suggests that it is secret.
     pub fn build_arg(&mut self, name: &str, value: &str) {
         if is_secret_name(name) && value.trim().len() >= BUILD_ARG_BYTES_MIN {
             self.add(value.trim());
         }
+    }
+
+    /// Creates the masker. Without secrets it copies its input.
+    ///
+    /// # Errors
+    /// If the secrets are too large for an automaton: many megabytes.
+    pub fn build(self) -> Result<Masker, aho_corasick::BuildError> {
+        Masker::new(self.0.into_iter().collect())
     }
 
     fn add(&mut self, secret: &str) {
@@ -69,12 +76,12 @@ impl Secrets {
         self.0.insert(secret.replace("\r\n", "\n").into());
         self.0.insert(secret.replace("\r\n", "\n").replace('\n', "\r\n").into());
         self.0.extend(escaped_forms(secret).into_iter().map(Vec::from));
-        // The header and footer of a PEM file are no secret.
+        // The header and the footer of a PEM file are not secret.
         let lines = secret.lines().map(str::trim).filter(|line| !line.starts_with("-----"));
         let long = lines.filter(|line| line.len() >= FRAGMENT_BYTES_MIN);
         self.0.extend(long.map(|line| line.as_bytes().to_vec()));
         for form in (0..3).flat_map(|shift| base64_forms(secret.as_bytes(), shift)) {
-            // `base64` breaks its lines, at a place that depends on what precedes the secret.
+            // `base64` breaks its lines, at a position that depends on the text before the secret.
             self.0.extend(form.windows(BASE64_WINDOW_BYTES).map(<[u8]>::to_vec));
             self.0.extend(broken_forms(&form));
             self.0.insert(form);
@@ -82,7 +89,7 @@ impl Secrets {
     }
 }
 
-/// `secret` as JSON strings and URLs show it.
+/// `secret` in the forms that it has in JSON strings and URLs.
 fn escaped_forms(secret: &str) -> Vec<String> {
     let mut forms = Vec::new();
     if let Ok(json) = serde_json::to_string(secret) {
@@ -102,9 +109,8 @@ fn escaped_forms(secret: &str) -> Vec<String> {
     forms
 }
 
-/// The characters that `secret` makes certain in a base64 text where it begins `shift` bytes after
-/// a multiple of three. The characters that it shares with its neighbours hold at most four of its
-/// bits at each end.
+/// The characters that `secret` determines in a base64 text in which it begins `shift` bytes after a multiple of
+/// three. The characters that it shares with neighbouring bytes hold at most four of its bits at each end.
 fn base64_forms(secret: &[u8], shift: usize) -> Vec<Vec<u8>> {
     let mut bytes = vec![0; shift];
     bytes.extend_from_slice(secret);
@@ -117,8 +123,8 @@ fn base64_forms(secret: &[u8], shift: usize) -> Vec<Vec<u8>> {
         .collect()
 }
 
-/// What a line's end in the first or last characters of a base64 form makes of them. Of a break
-/// elsewhere both sides are long enough for a window.
+/// The forms that a line end within the first or last characters of a base64 form produces. At a line end elsewhere,
+/// both sides are long enough for a window.
 fn broken_forms(form: &[u8]) -> impl Iterator<Item = Vec<u8>> {
     let window = BASE64_WINDOW_BYTES;
     let breaks = (1..form.len()).filter(move |&at| at < window || form.len() - at < window);
@@ -128,43 +134,39 @@ fn broken_forms(form: &[u8]) -> impl Iterator<Item = Vec<u8>> {
         if before.len() >= BASE64_LINE_END_BYTES_MIN {
             Some([before, b"\n", after].concat())
         } else {
-            // Alone it must be long enough.
+            // On its own it must be long enough.
             (after.len() >= FRAGMENT_BYTES_MIN).then(|| after.to_vec())
         }
     })
 }
 
-/// Knows a job's secrets. Cheap to clone.
+/// Masks the secrets of a job. Cheap to clone.
 #[derive(Clone)]
 pub struct Masker(Option<Arc<Patterns>>);
 
 struct Patterns {
     automaton: AhoCorasick,
-    /// Sorted, so that one search tells whether a text begins one of them.
+    /// Sorted, so that one search finds out whether a text begins one of them.
     sorted: Vec<Vec<u8>>,
-    longest: usize,
-    begins: [bool; 256],
+    longest_bytes: usize,
+    /// For each byte, whether a pattern begins with it.
+    first_bytes: [bool; 256],
 }
 
 impl Masker {
-    /// Makes a masker. With nothing to hide it copies its input.
-    ///
-    /// # Errors
-    /// When the secrets are too large for an automaton: many megabytes.
-    pub fn new(secrets: Secrets) -> Result<Self, aho_corasick::BuildError> {
-        let sorted: Vec<Vec<u8>> = secrets.0.into_iter().collect();
+    fn new(sorted: Vec<Vec<u8>>) -> Result<Self, aho_corasick::BuildError> {
         if sorted.is_empty() {
             return Ok(Self(None));
         }
-        // Standard: overlapping matches are wanted, or the end of one secret that begins inside
-        // another would stay.
+        // Only the standard kind finds overlapping matches. Without them, the end of a secret that begins inside
+        // another one would stay.
         let automaton = AhoCorasick::builder().match_kind(MatchKind::Standard).build(&sorted)?;
-        let longest = sorted.iter().map(Vec::len).max().unwrap_or(0);
-        let mut begins = [false; 256];
+        let longest_bytes = sorted.iter().map(Vec::len).max().unwrap_or(0);
+        let mut first_bytes = [false; 256];
         for pattern in &sorted {
-            begins[usize::from(pattern[0])] = true;
+            first_bytes[usize::from(pattern[0])] = true;
         }
-        Ok(Self(Some(Arc::new(Patterns { automaton, sorted, longest, begins }))))
+        Ok(Self(Some(Arc::new(Patterns { automaton, sorted, longest_bytes, first_bytes }))))
     }
 
     /// `text` without secrets.
@@ -182,7 +184,7 @@ impl Masker {
     }
 }
 
-/// One stream on its way through a [`Masker`].
+/// The state of one stream that is masked.
 pub struct MaskedStream {
     patterns: Option<Arc<Patterns>>,
     /// The end of the input that may begin a secret; shorter than the longest secret.
@@ -192,7 +194,7 @@ pub struct MaskedStream {
 }
 
 impl MaskedStream {
-    /// Takes `input` and appends to `output` whatever is certain by now.
+    /// Masks `input` and appends to `output` the part that cannot begin a secret.
     pub fn push(&mut self, input: &[u8], output: &mut Vec<u8>) {
         let Some(patterns) = self.patterns.clone() else {
             output.extend_from_slice(input);
@@ -210,10 +212,10 @@ impl MaskedStream {
         }
     }
 
-    /// Appends what is held to `output`: the stream has ended.
+    /// Appends the part that was held back to `output`: the stream has ended.
     pub fn finish(&mut self, output: &mut Vec<u8>) {
         if let Some(patterns) = &self.patterns {
-            // What began a long secret may hold a short one.
+            // The held beginning of a long secret may hold a short secret.
             patterns.write(&self.held, self.held.len(), self.covered, output);
         }
         self.held.clear();
@@ -222,15 +224,17 @@ impl MaskedStream {
 }
 
 impl Patterns {
-    /// Where the longest end of `text` begins that is a beginning of a secret, but not a whole one.
+    /// The start of the longest end of `text` that begins a secret without being a whole one.
     fn hold_position(&self, text: &[u8]) -> usize {
-        let earliest = text.len().saturating_sub(self.longest.saturating_sub(1));
+        let earliest = text.len().saturating_sub(self.longest_bytes.saturating_sub(1));
         (earliest..text.len())
-            .find(|&start| self.begins[usize::from(text[start])] && self.is_begun(&text[start..]))
+            .find(|&start| {
+                self.first_bytes[usize::from(text[start])] && self.begins_secret(&text[start..])
+            })
             .unwrap_or(text.len())
     }
 
-    fn is_begun(&self, end: &[u8]) -> bool {
+    fn begins_secret(&self, end: &[u8]) -> bool {
         let next = self.sorted.partition_point(|pattern| pattern.as_slice() <= end);
         self.sorted.get(next).is_some_and(|pattern| pattern.starts_with(end))
     }
@@ -255,7 +259,7 @@ impl Patterns {
         written.saturating_sub(hold)
     }
 
-    /// The parts of `text` that are secret, overlapping ones joined, in order.
+    /// The secret parts of `text`, in order, with overlapping ones joined.
     fn secrets(&self, text: &[u8], covered: usize) -> Vec<(usize, usize)> {
         let mut found: Vec<(usize, usize)> = Vec::new();
         let matches = self.automaton.find_overlapping_iter(text);
@@ -281,11 +285,11 @@ mod tests {
     use super::*;
 
     fn masker(secrets: &[&str]) -> Masker {
-        let mut collected = Secrets::default();
+        let mut builder = MaskerBuilder::default();
         for secret in secrets {
-            collected.credential(secret);
+            builder.credential(secret);
         }
-        Masker::new(collected).unwrap()
+        builder.build().unwrap()
     }
 
     fn in_pieces(masker: &Masker, text: &[u8], cuts: &[usize]) -> Vec<u8> {
@@ -370,12 +374,12 @@ mod tests {
 
     #[test]
     fn short_values_and_harmless_names_stay() {
-        let mut secrets = Secrets::default();
+        let mut secrets = MaskerBuilder::default();
         secrets.credential("1");
         secrets.build_arg("USE_KEYS", "false");
         secrets.build_arg("NODE_ENV", "production");
         secrets.build_arg("npm_token", "abcdef");
-        let masker = Masker::new(secrets).unwrap();
+        let masker = secrets.build().unwrap();
         assert_eq!(masker.mask("1 false production abcdef"), "1 false production ***");
     }
 

@@ -1,8 +1,8 @@
-//! Keeps the agent in touch with core: dials out, says HELLO, answers, and dials again.
+//! Keeps the agent connected to core: connects, sends HELLO, handles messages, and reconnects.
 //!
-//! Jobs do not notice whether core is there; their lines wait in their spools meanwhile.
+//! Jobs do not depend on the connection; their lines wait in their spools.
 
-mod link;
+mod connection;
 
 use std::fs::{self, File, TryLockError};
 use std::future::pending;
@@ -15,7 +15,7 @@ use rand::RngExt as _;
 use stagely_protocol::agent_config::AgentConfig;
 use stagely_protocol::{
     AgentMessage, Arch, CoreMessage, ErrorMessage, Heartbeat, Hello, HelloAck, ParseError, Status,
-    StatusState, SystemInfo, WireId,
+    StatusState, SystemInfo,
 };
 use sysinfo::System;
 use thiserror::Error;
@@ -23,33 +23,33 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use self::link::Link;
+use self::connection::{Connection, ConnectionLost};
 use crate::contact::ContactFiles;
 use crate::docker;
-use crate::job::{REGISTRY_PATIENCE, Work, Workplace};
+use crate::job::{JobRequest, JobSettings, REGISTRY_RETRY_LIMIT};
 use crate::jobs::Jobs;
 use crate::spot::SpotWatch;
 
-/// The shortest wait between two attempts.
+/// The shortest delay between two attempts to connect.
 const BACKOFF_MIN: Duration = Duration::from_secs(1);
 
-/// The longest.
+/// The longest delay between two attempts to connect.
 const BACKOFF_MAX: Duration = Duration::from_mins(1);
 
 /// How long core may take to answer HELLO.
 const HELLO_ACK_LIMIT: Duration = Duration::from_secs(10);
 
-/// How long HELLO may wait for the engine to name its version. HELLO goes out within 50 ms.
+/// How long HELLO may wait for the engine's version. HELLO must be sent within 50 ms.
 const ENGINE_LIMIT: Duration = Duration::from_millis(30);
 
-/// A session in which nothing arrives for this many heartbeats is dead. Core answers each one's
-/// ping, if nothing else.
-const SILENT_HEARTBEATS: u32 = 3;
+/// A session in which nothing arrives for this many heartbeat intervals is lost. Core answers at least the ping
+/// that is sent with each heartbeat.
+const SILENT_HEARTBEATS_MAX: u32 = 3;
 
-/// Why an agent ended.
+/// Why an agent exited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AgentExit {
-    /// Core said TERMINATE.
+    /// Core sent TERMINATE.
     Terminated,
     /// `stop` fired: SIGTERM.
     Stopped,
@@ -58,8 +58,8 @@ pub enum AgentExit {
 }
 
 impl AgentExit {
-    /// The process's exit code: 0, or 3 when it gave up, which tells whoever started it that the
-    /// machine is of no use any more.
+    /// The process's exit code: 0, or 3 if the agent gave up. 3 tells the caller that the machine serves no core
+    /// any more.
     pub const fn code(self) -> u8 {
         match self {
             Self::Terminated | Self::Stopped => 0,
@@ -68,7 +68,7 @@ impl AgentExit {
     }
 }
 
-/// An agent that cannot start.
+/// Why an agent cannot start.
 #[derive(Debug, Error)]
 pub enum AgentError {
     /// The work folder cannot be used.
@@ -76,11 +76,11 @@ pub enum AgentError {
     WorkDir {
         /// The folder.
         path: String,
-        /// Why.
+        /// The error of the file system.
         #[source]
         source: io::Error,
     },
-    /// Another agent that lives would lose its work.
+    /// Another agent that runs uses the folder.
     #[error("another agent works in {path}; give this one a `work_dir` of its own")]
     Busy {
         /// The folder.
@@ -88,38 +88,38 @@ pub enum AgentError {
     },
 }
 
-/// Serves core until it says TERMINATE, `stop` fires, or there was no contact for too long.
+/// Serves core until core sends TERMINATE, `stop` fires, or there was no contact for too long.
 ///
-/// All work is stopped and its folders are removed before this returns; the ends of jobs that core
-/// has not acknowledged stay on disk for the next agent, except after TERMINATE.
+/// Stops all jobs and removes their folders before it returns. The ends of jobs that core has not acknowledged
+/// stay on disk for the next agent, except after TERMINATE.
 ///
 /// # Errors
-/// [`AgentError`], before anything else happens.
+/// [`AgentError`], before any work starts.
 pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<AgentExit, AgentError> {
     let spot = if config.watch_spot { SpotWatch::of_this_machine() } else { SpotWatch::none() };
     run_watching(config, spot, stop).await
 }
 
-/// As [`run`], where `spot` says whether the machine is taken back.
+/// As [`run`], with another source of interruption notices.
 ///
 /// # Errors
-/// [`AgentError`], before anything else happens.
+/// [`AgentError`], before any work starts.
 pub async fn run_watching(
     config: AgentConfig,
     spot: SpotWatch,
     stop: CancellationToken,
 ) -> Result<AgentExit, AgentError> {
     let wake = Arc::new(Notify::new());
-    let place = Workplace {
+    let settings = JobSettings {
         machine: config.agent_id.clone(),
         work_dir: config.work_dir.clone(),
         docker_host: config.docker_host.clone(),
-        // The rest of the grace is for what comes after: removing folders, closing the connection.
+        // The rest of the grace is for removing folders and closing the connection.
         grace: config.kill_grace.mul_f64(0.75),
-        registry_patience: REGISTRY_PATIENCE,
+        registry_retry_limit: REGISTRY_RETRY_LIMIT,
     };
     let _lock = lock(&config.work_dir)?;
-    let jobs = Jobs::recover(place, Arc::clone(&wake)).map_err(|source| {
+    let jobs = Jobs::recover(settings, Arc::clone(&wake)).map_err(|source| {
         let path = config.work_dir.display().to_string();
         AgentError::WorkDir { path, source }
     })?;
@@ -131,36 +131,17 @@ pub async fn run_watching(
         spot,
         docker_version: String::new(),
         last_contact: Instant::now(),
-        grace: None,
+        terminate_grace: None,
     };
     let exit = agent.serve(&stop).await;
-    tracing::info!(?exit, "stopping all work");
-    let grace = agent.grace;
-    let clean_up = async {
-        agent.jobs.stop_all().await;
-        if exit == AgentExit::Terminated {
-            agent.jobs.remove_all().await;
-        }
-    };
-    let over = async {
-        match grace {
-            Some(grace) => sleep(grace).await,
-            None => pending().await,
-        }
-    };
-    tokio::select! {
-        () = clean_up => {}
-        // Child processes are killed as their owners are dropped.
-        () = over => tracing::warn!("core's grace is over, and work has not stopped"),
-    }
+    agent.stop_work(exit).await;
     Ok(exit)
 }
 
-/// Makes the work folder, and keeps other agents out of it until the value is dropped or the process
-/// dies.
+/// Creates the work folder, and locks it against other agents until the value is dropped or the process ends.
 fn lock(work_dir: &Path) -> Result<File, AgentError> {
     let path = work_dir.display().to_string();
-    // The folder itself, so that no file is left in it.
+    // The lock is on the folder itself, so that no lock file is left behind.
     let folder = match fs::create_dir_all(work_dir).and_then(|()| File::open(work_dir)) {
         Ok(folder) => folder,
         Err(source) => return Err(AgentError::WorkDir { path, source }),
@@ -178,20 +159,20 @@ struct Agent {
     wake: Arc<Notify>,
     spot: SpotWatch,
     contact: ContactFiles,
-    /// What the engine said last.
+    /// The version that the engine reported last.
     docker_version: String,
     last_contact: Instant,
-    /// What core allows for the end, if it says so.
-    grace: Option<Duration>,
+    /// How long stopping may take, if TERMINATE says so.
+    terminate_grace: Option<Duration>,
 }
 
 /// How a session ended.
-enum Ended {
+enum SessionEnd {
     Exit(AgentExit),
-    /// The connection broke; whether core had answered HELLO by then.
-    Lost {
-        was_open: bool,
-    },
+    /// Core did not answer HELLO, or refused it.
+    NotOpened,
+    /// The connection was lost after core had answered HELLO.
+    Lost,
 }
 
 impl Agent {
@@ -199,17 +180,17 @@ impl Agent {
         let mut failures = 0;
         loop {
             let give_up = self.last_contact + self.config.give_up_after;
-            let link = tokio::select! {
+            let connection = tokio::select! {
                 () = stop.cancelled() => return AgentExit::Stopped,
-                link = timeout_at(give_up, self.connect()) => link,
+                connection = timeout_at(give_up, self.connect()) => connection,
             };
-            match link {
+            match connection {
                 Err(_) => return AgentExit::GaveUp,
                 Ok(None) => failures += 1,
-                Ok(Some(link)) => match self.talk(link, stop).await {
-                    Ended::Exit(exit) => return exit,
-                    Ended::Lost { was_open: true } => failures = 1,
-                    Ended::Lost { was_open: false } => failures += 1,
+                Ok(Some(connection)) => match self.run_session(connection, stop).await {
+                    SessionEnd::Exit(exit) => return exit,
+                    SessionEnd::NotOpened => failures += 1,
+                    SessionEnd::Lost => failures = 1,
                 },
             }
             let give_up = self.last_contact + self.config.give_up_after;
@@ -221,15 +202,38 @@ impl Agent {
         }
     }
 
-    /// Dials core, and asks the engine for its version meanwhile.
-    async fn connect(&mut self) -> Option<Link> {
+    /// Stops all jobs, within the grace of TERMINATE if there is one. After TERMINATE nothing is kept.
+    async fn stop_work(&mut self, exit: AgentExit) {
+        tracing::info!(?exit, "stopping all work");
+        let grace = self.terminate_grace;
+        let clean_up = async {
+            self.jobs.stop_all().await;
+            if exit == AgentExit::Terminated {
+                self.jobs.remove_all().await;
+            }
+        };
+        let grace_over = async {
+            match grace {
+                Some(grace) => sleep(grace).await,
+                None => pending().await,
+            }
+        };
+        tokio::select! {
+            () = clean_up => {}
+            // Child processes are killed when their owners are dropped.
+            () = grace_over => tracing::warn!("work has not stopped within the grace of TERMINATE"),
+        }
+    }
+
+    /// Connects to core, and asks the engine for its version at the same time.
+    async fn connect(&mut self) -> Option<Connection> {
         let version = docker::version_within(self.config.docker_host.as_deref(), ENGINE_LIMIT);
-        let dial = Link::dial(&self.config.core_url, Arc::clone(&self.wake));
-        let (link, version) = tokio::join!(dial, version);
+        let connect = Connection::open(&self.config.core_url, Arc::clone(&self.wake));
+        let (connection, version) = tokio::join!(connect, version);
         if !version.is_empty() {
             self.docker_version = version;
         }
-        link.inspect_err(|error| tracing::warn!(%error, "cannot reach core")).ok()
+        connection.inspect_err(|error| tracing::warn!(%error, "cannot connect to core")).ok()
     }
 
     fn hello(&self) -> AgentMessage<'static> {
@@ -247,128 +251,140 @@ impl Agent {
         })
     }
 
-    async fn talk(&mut self, mut link: Link, stop: &CancellationToken) -> Ended {
-        if link.send(&self.hello()).is_err() {
-            return Ended::Lost { was_open: false };
+    async fn run_session(
+        &mut self,
+        mut connection: Connection,
+        stop: &CancellationToken,
+    ) -> SessionEnd {
+        if connection.send(&self.hello()).is_err() {
+            return SessionEnd::NotOpened;
         }
         let ack = tokio::select! {
             () = stop.cancelled() => {
-                link.close().await;
-                return Ended::Exit(AgentExit::Stopped);
+                connection.close().await;
+                return SessionEnd::Exit(AgentExit::Stopped);
             }
-            ack = self.await_ack(&mut link) => ack,
+            ack = self.receive_hello_ack(&mut connection) => ack,
         };
-        let Some(ack) = ack else { return Ended::Lost { was_open: false } };
+        let Some(ack) = ack else { return SessionEnd::NotOpened };
         tracing::info!(jobs = ack.jobs.len(), "connected to core");
-        self.contact.leased(ack.lease_seconds);
+        self.contact.record_lease(ack.lease_seconds);
         self.jobs.resume(&ack.jobs);
-        // Also one that core was told of: nobody knows whether it came to the store.
+        // A notice of an earlier session is repeated: core may not have stored it.
         if let Some(notice) = self.spot.notice()
-            && link.send(&AgentMessage::Interrupted(notice)).is_err()
+            && connection.send(&AgentMessage::Interrupted(notice)).is_err()
         {
-            return Ended::Lost { was_open: true };
+            return SessionEnd::Lost;
         }
-        let interval = Duration::from_secs(ack.heartbeat_interval.max(1));
-        let exit = self.converse(&mut link, interval, stop).await;
-        link.close().await;
-        exit.map_or(Ended::Lost { was_open: true }, Ended::Exit)
+        let heartbeat_interval = Duration::from_secs(ack.heartbeat_interval.max(1));
+        let exit = self.exchange_messages(&mut connection, heartbeat_interval, stop).await;
+        connection.close().await;
+        exit.map_or(SessionEnd::Lost, SessionEnd::Exit)
     }
 
-    /// Waits for `HELLO_ACK`. Nothing else is used before it.
-    async fn await_ack(&mut self, link: &mut Link) -> Option<HelloAck> {
+    /// Waits for `HELLO_ACK`. Messages before it are not handled.
+    async fn receive_hello_ack(&mut self, connection: &mut Connection) -> Option<HelloAck> {
         let limit = Instant::now() + HELLO_ACK_LIMIT;
-        while let Ok(Some(text)) = timeout_at(limit, link.next()).await {
+        while let Ok(Some(text)) = timeout_at(limit, connection.next()).await {
             match CoreMessage::parse(&text) {
                 Ok(CoreMessage::HelloAck(ack)) => {
-                    self.heard(Instant::now());
+                    self.record_contact(Instant::now());
                     return Some(ack);
                 }
                 Ok(CoreMessage::Error(error)) => {
-                    tracing::error!(code = error.code, message = error.message, "core refuses");
+                    let ErrorMessage { code, message } = error;
+                    tracing::error!(code, message, "core refuses this agent");
                     return None;
                 }
-                Ok(_) => tracing::warn!("core sent something else before HELLO_ACK"),
-                Err(error) => answer_error(link, &error).ok()?,
+                Ok(_) => tracing::warn!("core sent another message before HELLO_ACK"),
+                Err(error) => send_parse_error(connection, &error).ok()?,
             }
         }
         tracing::warn!("core did not answer HELLO");
         None
     }
 
-    /// The session proper. `None`: the connection is lost.
-    async fn converse(
+    /// Exchanges messages with core until the agent must exit. `None`: the connection is lost.
+    async fn exchange_messages(
         &mut self,
-        link: &mut Link,
+        connection: &mut Connection,
         heartbeat_interval: Duration,
         stop: &CancellationToken,
     ) -> Option<AgentExit> {
         let mut heartbeat = interval(heartbeat_interval);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let (messages, next) = self.jobs.due(link.room());
+            let (messages, next) = self.jobs.due(connection.free_slots());
             for message in messages {
-                link.send_text(message).ok()?;
+                connection.send_text(message).ok()?;
             }
             let next = next.unwrap_or_else(|| Instant::now() + heartbeat_interval);
             tokio::select! {
                 () = stop.cancelled() => return Some(AgentExit::Stopped),
-                text = link.next() => {
+                text = connection.next() => {
                     let text = text?;
-                    self.heard(Instant::now());
-                    if let Some(exit) = self.handle(&text, link).ok()? {
+                    self.record_contact(Instant::now());
+                    if let Some(exit) = self.handle(&text, connection).ok()? {
                         return Some(exit);
                     }
                 }
                 notice = self.spot.next() => {
-                    link.send(&AgentMessage::Interrupted(notice)).ok()?;
+                    connection.send(&AgentMessage::Interrupted(notice)).ok()?;
                 }
                 () = self.wake.notified() => {}
                 () = sleep_until(next) => {}
                 _ = heartbeat.tick() => {
-                    self.heard(link.last_received());
-                    if link.last_received().elapsed() > heartbeat_interval * SILENT_HEARTBEATS {
-                        tracing::warn!("core is silent");
+                    let last_received = connection.last_received();
+                    self.record_contact(last_received);
+                    if last_received.elapsed() > heartbeat_interval * SILENT_HEARTBEATS_MAX {
+                        tracing::warn!("nothing was received from core for too long");
                         return None;
                     }
-                    link.send(&AgentMessage::Heartbeat(self.heartbeat())).ok()?;
-                    link.ping().ok()?;
+                    connection.send(&AgentMessage::Heartbeat(self.heartbeat())).ok()?;
+                    connection.ping().ok()?;
                 }
             }
         }
     }
 
-    /// Something came from core at that time.
-    fn heard(&mut self, at: Instant) {
+    /// Something was received from core at that time.
+    fn record_contact(&mut self, at: Instant) {
         self.last_contact = self.last_contact.max(at);
-        self.contact.heard(at);
+        self.contact.record_contact(at);
     }
 
-    /// Does what core says.
+    /// Handles one message of core. Returns why the agent must exit, if it must.
     ///
     /// # Errors
-    /// When the answer cannot be sent.
-    fn handle(&mut self, text: &str, link: &mut Link) -> Result<Option<AgentExit>, link::Lost> {
+    /// If the answer cannot be sent.
+    fn handle(
+        &mut self,
+        text: &str,
+        connection: &mut Connection,
+    ) -> Result<Option<AgentExit>, ConnectionLost> {
         let message = match CoreMessage::parse(text) {
             Ok(message) => message,
-            Err(error) => return answer_error(link, &error).map(|()| None),
+            Err(error) => return send_parse_error(connection, &error).map(|()| None),
         };
         match message {
-            CoreMessage::Build(build) => self.start(Work::Build(build), link)?,
-            CoreMessage::Merge(merge) => self.start(Work::Merge(merge), link)?,
+            CoreMessage::Build(build) => self.start(JobRequest::Build(build), connection)?,
+            CoreMessage::Merge(merge) => self.start(JobRequest::Merge(merge), connection)?,
             CoreMessage::LogAck(ack) => self.jobs.acknowledge(&ack),
             CoreMessage::StatusAck(ack) => {
-                self.contact.leased(ack.lease_seconds);
-                self.jobs.status_acknowledged(&ack.job_id);
+                self.contact.record_lease(ack.lease_seconds);
+                self.jobs.acknowledge_status(&ack.job_id);
             }
             CoreMessage::Cancel(cancel) => {
                 tracing::info!(job = %cancel.job_id, reason = cancel.reason, "cancel");
                 if !self.jobs.cancel(&cancel.job_id) {
-                    answer(link, "unknown_job", format!("there is no job {}", cancel.job_id))?;
+                    let message = format!("there is no job {}", cancel.job_id);
+                    send_error(connection, "unknown_job", message)?;
                 }
             }
             CoreMessage::Terminate(terminate) => {
                 tracing::info!(reason = terminate.reason, "terminate");
-                self.grace = (terminate.grace > 0).then(|| Duration::from_secs(terminate.grace));
+                let grace = Duration::from_secs(terminate.grace);
+                self.terminate_grace = Some(grace).filter(|grace| !grace.is_zero());
                 return Ok(Some(AgentExit::Terminated));
             }
             CoreMessage::HelloAck(_) => tracing::warn!("a second HELLO_ACK is ignored"),
@@ -379,59 +395,68 @@ impl Agent {
         Ok(None)
     }
 
-    fn start(&mut self, work: Work, link: &mut Link) -> Result<(), link::Lost> {
-        let job_id: WireId = work.job_id().clone();
-        match self.jobs.start(work) {
+    fn start(
+        &mut self,
+        request: JobRequest,
+        connection: &mut Connection,
+    ) -> Result<(), ConnectionLost> {
+        let job_id = request.job_id().clone();
+        match self.jobs.start(request) {
             Ok(true) => {
-                tracing::info!(job = %job_id, "job begins");
-                link.send(&AgentMessage::Status(Status::new(job_id, StatusState::Running)))
+                tracing::info!(job = %job_id, "job starts");
+                connection.send(&AgentMessage::Status(Status::new(job_id, StatusState::Running)))
             }
             Ok(false) => {
                 tracing::info!(job = %job_id, "this job is known already");
                 Ok(())
             }
-            // Core must not wait for its end until the deadline.
+            // Without this STATUS core would wait until the job's deadline.
             Err(error) => {
-                tracing::error!(job = %job_id, %error, "this job cannot be started");
-                link.send(&AgentMessage::Status(Status {
+                let status = Status {
                     error: Some(error.reason()),
                     error_message: Some(error.to_string()),
-                    ..Status::new(job_id, StatusState::Failed)
-                }))
+                    ..Status::new(job_id.clone(), StatusState::Failed)
+                };
+                tracing::error!(job = %job_id, "cannot start this job: {:#}", anyhow::Error::new(error));
+                connection.send(&AgentMessage::Status(status))
             }
         }
     }
 
     fn heartbeat(&self) -> Heartbeat {
-        let system = System::new().map(|mut system| {
+        let memory = System::new().map(|mut system| {
             system.refresh_memory();
             (system.used_memory(), system.total_memory())
         });
-        let (memory_used_bytes, memory_total_bytes) = system.unwrap_or_default();
+        let (memory_used_bytes, memory_total_bytes) = memory.unwrap_or_default();
         let disk = nix::sys::statvfs::statvfs(&self.config.work_dir);
         Heartbeat {
             load: System::load_average().map_or(0.0, |load| load.one),
             memory_used_bytes,
             memory_total_bytes,
-            disk_free_bytes: disk.map_or(0, |it| it.blocks_available() * it.fragment_size()),
+            disk_free_bytes: disk.map_or(0, |disk| disk.blocks_available() * disk.fragment_size()),
         }
     }
 }
 
-fn answer_error(link: &mut Link, error: &ParseError) -> Result<(), link::Lost> {
-    answer(link, error.code(), error.to_string())
+fn send_parse_error(connection: &mut Connection, error: &ParseError) -> Result<(), ConnectionLost> {
+    send_error(connection, error.code(), error.to_string())
 }
 
-fn answer(link: &mut Link, code: &str, message: String) -> Result<(), link::Lost> {
-    tracing::warn!(code, message, "core's message cannot be used");
-    link.send(&AgentMessage::Error(ErrorMessage { code: code.to_owned(), message }))
+fn send_error(
+    connection: &mut Connection,
+    code: &str,
+    message: String,
+) -> Result<(), ConnectionLost> {
+    tracing::warn!(code, message, "cannot handle a message of core");
+    connection.send(&AgentMessage::Error(ErrorMessage { code: code.to_owned(), message }))
 }
 
-/// The wait after so many failures in a row: 1 to 2 s, 2 to 4 s, and so on to 30 to 60 s. Half of it
-/// is random: when core comes back, not all agents dial at once.
+/// The delay after `failures` failures in a row: 1 to 2 s, 2 to 4 s, and so on up to 30 to 60 s. Half of the delay is
+/// random, so that the agents do not all connect at once when core is back.
 fn backoff(failures: u32) -> Duration {
-    let most = BACKOFF_MIN.saturating_mul(2_u32.saturating_pow(failures.max(1)));
-    most.min(BACKOFF_MAX).mul_f64(rand::rng().random_range(0.5..=1.0))
+    let longest = BACKOFF_MIN.saturating_mul(2_u32.saturating_pow(failures.max(1)));
+    longest.min(BACKOFF_MAX).mul_f64(rand::rng().random_range(0.5..=1.0))
 }
 
 #[cfg(test)]
@@ -439,11 +464,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_wait_grows_to_a_minute() {
+    fn the_delay_grows_to_a_minute() {
         for (failures, seconds) in [(0, 2), (1, 2), (2, 4), (5, 32), (6, 60), (40, 60)] {
-            let (most, wait) = (Duration::from_secs(seconds), backoff(failures));
-            assert!(wait <= most && wait >= most / 2, "{failures}: {wait:?}");
-            assert!(wait >= BACKOFF_MIN && wait <= BACKOFF_MAX, "{failures}: {wait:?}");
+            let (longest, delay) = (Duration::from_secs(seconds), backoff(failures));
+            assert!(delay <= longest && delay >= longest / 2, "{failures}: {delay:?}");
+            assert!(delay >= BACKOFF_MIN && delay <= BACKOFF_MAX, "{failures}: {delay:?}");
         }
     }
 }

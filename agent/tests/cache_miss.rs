@@ -15,7 +15,7 @@ use serde_json::json;
 use stagely_agent::docker::{self, BuildOutcome, BuildRequest, DockerCommand, Engine};
 use stagely_agent::fingerprint::{Inputs, cache_miss};
 use stagely_agent::job_log::{JobLog, LineSink};
-use stagely_agent::mask::{Masker, Secrets};
+use stagely_agent::mask::MaskerBuilder;
 use stagely_agent::spool::SpoolError;
 use stagely_protocol::paths::BuildPaths;
 use stagely_protocol::{
@@ -56,7 +56,7 @@ impl Setup {
             host: None,
             config: folder.path().join("docker"),
             grace: Duration::from_secs(5),
-            registry_patience: Duration::from_secs(10),
+            registry_retry_limit: Duration::from_secs(10),
         };
         Engine::probe(None).await.expect("these tests need a Docker engine");
         docker::create_config(&docker.config).unwrap();
@@ -96,7 +96,7 @@ impl Setup {
         let config: BuildConfig = serde_json::from_value(config).unwrap();
         let context = self.folder.path().join("context");
         let paths = BuildPaths { dockerfile: context.join(dockerfile), context };
-        let masker = Masker::new(Secrets::default()).unwrap();
+        let masker = MaskerBuilder::default().build().unwrap();
         let stop = CancellationToken::new();
         let log = JobLog::new(Arc::new(Printed), masker, stop.clone());
         let request = BuildRequest {
@@ -122,7 +122,7 @@ impl Setup {
         inputs.add_images(&outcome.base_images);
         let previous = self.previous.as_ref().map(|previous| Inputs::open(previous).unwrap());
         self.previous = inputs.seal();
-        cache_miss(previous.as_ref(), &inputs, &outcome.steps, outcome.cache_found)
+        cache_miss(previous.as_ref(), &inputs, &outcome.steps, outcome.has_imported_cache)
     }
 
     async fn files_of_miss(&mut self, step: &str) -> Vec<(String, FileChange)> {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
-use stagely_agent::job::{self, REGISTRY_PATIENCE, Work, Workplace};
+use stagely_agent::job::{self, JobRequest, JobSettings, REGISTRY_RETRY_LIMIT};
 use stagely_agent::job_log::LineSink;
 use stagely_agent::spool::SpoolError;
 use stagely_protocol::{CoreMessage, Status, StatusState, Stream};
@@ -52,14 +52,14 @@ async fn build(git: &GitServer, commit: &str) -> Status {
     let Ok(CoreMessage::Build(build)) = CoreMessage::parse(&message.to_string()) else {
         panic!("{message}")
     };
-    let place = Workplace {
+    let place = JobSettings {
         machine: "vm_context_test".parse().unwrap(),
         work_dir: work_dir.path().to_owned(),
         docker_host: None,
         grace: Duration::from_secs(5),
-        registry_patience: REGISTRY_PATIENCE,
+        registry_retry_limit: REGISTRY_RETRY_LIMIT,
     };
-    job::run(Work::Build(build), &place, Arc::new(NoLog), &CancellationToken::new()).await
+    job::run(JobRequest::Build(build), &place, Arc::new(NoLog), &CancellationToken::new()).await
 }
 
 #[tokio::test]

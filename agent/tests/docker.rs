@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use stagely_agent::job::{self, REGISTRY_PATIENCE, Work, Workplace};
+use stagely_agent::job::{self, JobRequest, JobSettings, REGISTRY_RETRY_LIMIT};
 use stagely_agent::job_log::LineSink;
 use stagely_agent::spool::SpoolError;
 use stagely_protocol::{
@@ -42,7 +42,7 @@ impl LineSink for Lines {
         Ok(())
     }
 
-    fn pushed(&self, status: Status) -> Result<(), SpoolError> {
+    fn record_pushed(&self, status: Status) -> Result<(), SpoolError> {
         let former = self.pushed.lock().unwrap().replace(status);
         assert_eq!(former, None, "a job pushes once");
         Ok(())
@@ -112,31 +112,31 @@ impl Setup {
     }
 
     async fn run(&self, message: Value) -> Status {
-        self.run_with(message, REGISTRY_PATIENCE).await
+        self.run_with(message, REGISTRY_RETRY_LIMIT).await
     }
 
-    async fn run_with(&self, message: Value, registry_patience: Duration) -> Status {
-        self.run_to(message, registry_patience, self.lines.clone()).await
+    async fn run_with(&self, message: Value, registry_retry_limit: Duration) -> Status {
+        self.run_to(message, registry_retry_limit, self.lines.clone()).await
     }
 
     async fn run_to(
         &self,
         message: Value,
-        registry_patience: Duration,
+        registry_retry_limit: Duration,
         sink: Arc<dyn LineSink>,
     ) -> Status {
         *self.lines.pushed.lock().unwrap() = None;
         let work = match CoreMessage::parse(&message.to_string()).unwrap() {
-            CoreMessage::Build(build) => Work::Build(build),
-            CoreMessage::Merge(merge) => Work::Merge(merge),
+            CoreMessage::Build(build) => JobRequest::Build(build),
+            CoreMessage::Merge(merge) => JobRequest::Merge(merge),
             other => panic!("{other:?}"),
         };
-        let place = Workplace {
+        let place = JobSettings {
             machine: "vm_docker_test".parse().unwrap(),
             work_dir: self.work_dir.path().to_owned(),
             docker_host: self.docker_host.clone(),
             grace: Duration::from_secs(5),
-            registry_patience,
+            registry_retry_limit,
         };
         let status = job::run(work, &place, sink, &self.cancel).await;
         let jobs = fs::read_dir(self.work_dir.path().join("jobs")).unwrap();
@@ -493,7 +493,7 @@ async fn a_machine_that_is_too_busy_for_the_report_has_built_all_the_same() {
         format!("FROM debian:13-slim\nRUN : {}; seq -f 'line %.0f' 400000\n", setup.name);
     let message = setup.build(&[("Dockerfile", &dockerfile)], json!({}));
     let sink = Arc::new(SlowLines::default());
-    let status = setup.run_to(message, REGISTRY_PATIENCE, sink.clone()).await;
+    let status = setup.run_to(message, REGISTRY_RETRY_LIMIT, sink.clone()).await;
     let log = sink.0.text.lock().unwrap().join("\n");
     assert_eq!(status.state, StatusState::Completed, "{status:?}\n{log}");
     assert!(status.digest.is_some());

@@ -237,7 +237,7 @@ async fn log_in(config: &Config, host: &str, auth: RegistryAuth) -> Result<Strin
         host: config.local.docker_host.clone(),
         config: folder.path().join("docker"),
         grace: Duration::from_secs(1),
-        registry_patience: Duration::ZERO,
+        registry_retry_limit: Duration::ZERO,
     };
     create_config(&docker.config).map_err(|error| error.to_string())?;
     let stop = CancellationToken::new();

@@ -1,8 +1,7 @@
 //! Builds and pushes one image with `docker buildx build`, and exports its layer cache afterwards.
 //!
-//! `BuildKit` does both in one command, but says only at its end what it pushed. So there are two: the
-//! second builds the same again, all of it from the engine's own cache, and exports nothing but the
-//! cache.
+//! `BuildKit` can do both in one command, but it reports what it pushed only at the end of the command. So there
+//! are two commands: the second one repeats the build from the engine's own cache and exports only the cache.
 
 use std::fs;
 use std::path::Path;
@@ -26,53 +25,53 @@ use crate::job_log::JobLog;
 use crate::mask::is_secret_name;
 use crate::process::{Invocation, ProcessError};
 
-/// `buildx` that is told to stop ends when the engine has ended the build, or 3 s later.
-const ENGINE_ANSWER: Duration = Duration::from_millis(2_500);
+/// A `buildx` that gets SIGTERM exits when the engine has ended the build, or after 3 s.
+const ENGINE_STOP_TIME: Duration = Duration::from_millis(2_500);
 
-/// The last words of a `buildx` whose build has succeeded and whose report was still on its way 3 s
-/// later: on a machine that is too busy.
+/// The error of a `buildx` whose build has succeeded and that has not received the whole report 3 s later, because
+/// the machine is too busy.
 const REPORT_LOST: &str = "failed to receive status: rpc error: code = Canceled";
 
-/// The last lines after `BuildKit`'s report that are kept to find out what went wrong.
-const TEXT_LINES: usize = 60;
+/// The number of last lines of the client that are kept to find the cause of a failure.
+const CLIENT_LINES_MAX: usize = 60;
 
-/// One build.
+/// The parameters of one build.
 pub struct BuildRequest<'a> {
-    /// How `docker` is called.
+    /// The settings of the `docker` command.
     pub docker: &'a DockerCommand,
-    /// What to build.
+    /// The build, as core sent it.
     pub config: &'a BuildConfig,
-    /// Where it is.
+    /// The context and the Dockerfile in the checkout.
     pub paths: &'a BuildPaths,
     /// Whether the engine has the containerd image store, without which it exports no cache.
     pub containerd_store: bool,
     /// The job's private folder.
     pub folder: &'a Path,
-    /// Where the output goes.
+    /// Gets the output.
     pub log: &'a JobLog,
 }
 
 impl BuildRequest<'_> {
-    /// Where the layer cache goes, if it can.
+    /// The reference that the layer cache is exported to, if the engine can export it.
     pub fn cache_to(&self) -> Option<&ImageRef> {
         self.config.cache_to.as_ref().filter(|_| self.containerd_store)
     }
 }
 
-/// A build that has succeeded.
+/// The result of a build that succeeded.
 #[derive(Debug)]
 pub struct BuildOutcome {
     /// The image's digest, if it was to be pushed.
     pub digest: Option<Digest>,
-    /// The steps.
+    /// The steps, in `BuildKit`'s order.
     pub steps: Vec<Step>,
-    /// The images that it used.
+    /// The images that the build used.
     pub base_images: Vec<BaseImage>,
-    /// Whether any cache could be imported.
-    pub cache_found: bool,
+    /// Whether any cache was imported.
+    pub has_imported_cache: bool,
 }
 
-/// A build without an image.
+/// Why a build made no image.
 #[derive(Debug, Error)]
 pub enum BuildError {
     /// The command could not be run.
@@ -81,27 +80,27 @@ pub enum BuildError {
     /// The build failed.
     #[error("{message}")]
     Failed {
-        /// Whose fault it is.
+        /// The reason that core gets.
         reason: FailureReason,
-        /// What happened, with the last lines of the failing step. Masked.
+        /// The error, after the last lines of the failing step. Masked.
         message: String,
         /// The steps that have ended.
         steps: Vec<Step>,
     },
-    /// The engine has made the image, but its report did not arrive in time, so that its digest and
-    /// the end of its log are missing. Built again, it comes from the engine's own cache.
+    /// The engine has built the image, but its report did not arrive in time, so the digest and the end of the log
+    /// are missing. A further build comes from the engine's own cache.
     #[error("the engine's report did not arrive in time")]
     ReportLost {
         /// The steps that were reported.
         steps: Vec<Step>,
     },
-    /// It said that it succeeded, but not what it pushed.
-    #[error("buildx did not say which image it pushed")]
+    /// `buildx` succeeded, but it did not report the digest.
+    #[error("buildx did not report the digest of the image that it pushed")]
     NoDigest,
 }
 
 impl BuildError {
-    /// Whose fault it is.
+    /// The reason that core gets.
     pub fn reason(&self) -> FailureReason {
         match self {
             Self::Process(ProcessError::Spawn { .. }) => FailureReason::Engine,
@@ -111,7 +110,7 @@ impl BuildError {
     }
 }
 
-/// Builds and pushes. What is not pushed is built for its layer cache, and that is exported.
+/// Builds and pushes. A build that pushes no image exports its layer cache.
 ///
 /// # Errors
 /// [`BuildError`]
@@ -120,11 +119,11 @@ pub async fn build(
     stop: &CancellationToken,
 ) -> Result<BuildOutcome, BuildError> {
     let metadata = request.folder.join("metadata.json");
-    let mut reader = Reader::new(request.log, Verbosity::Everything);
+    let mut output = BuildOutput::new(request.log, Verbosity::Everything);
     let product = if request.config.push { Product::Image } else { Product::Cache };
-    let result = reader.run(request, product, &metadata, stop).await;
-    if reader.progress.is_clipped() {
-        // Also of a build that fails: its log is the one that people read.
+    let result = output.run(request, product, &metadata, stop).await;
+    if output.progress.is_clipped() {
+        // Failed builds need the warning most: people read their logs.
         request.log.warn(
             "the Docker engine dropped a part of this log; set BUILDKIT_STEP_LOG_MAX_SIZE=-1 and \
              BUILDKIT_STEP_LOG_MAX_SPEED=-1 in the environment of dockerd to keep all of it",
@@ -132,10 +131,10 @@ pub async fn build(
     }
     let status = result?;
     if !status.success() {
-        return Err(reader.into_error(status.code()));
+        return Err(output.into_error(status.code()));
     }
-    // Even so the command succeeds. Of a warm-up the cache is all that counts.
-    if let (Product::Cache, Some(error)) = (product, reader.export_error()) {
+    // The command succeeds even if the export failed. A warm-up needs the cache.
+    if let (Product::Cache, Some(error)) = (product, output.export_error()) {
         return Err(error);
     }
     let digest = match product {
@@ -144,14 +143,13 @@ pub async fn build(
     };
     Ok(BuildOutcome {
         digest,
-        steps: reader.progress.steps(),
-        base_images: reader.progress.base_images(),
-        cache_found: reader.progress.has_imported_cache(),
+        steps: output.progress.steps(),
+        base_images: output.progress.base_images(),
+        has_imported_cache: output.progress.has_imported_cache(),
     })
 }
 
-/// Exports the layer cache of what [`build`] has pushed. The log has no word of it but the client's
-/// own.
+/// Exports the layer cache of the image that [`build`] has pushed. The output is not logged.
 ///
 /// # Errors
 /// [`BuildError`]
@@ -160,21 +158,21 @@ pub async fn export_cache(
     stop: &CancellationToken,
 ) -> Result<(), BuildError> {
     let metadata = request.folder.join("metadata.cache.json");
-    let mut reader = Reader::new(request.log, Verbosity::Nothing);
-    let status = reader.run(request, Product::Cache, &metadata, stop).await?;
-    match reader.export_error() {
+    let mut output = BuildOutput::new(request.log, Verbosity::Nothing);
+    let status = output.run(request, Product::Cache, &metadata, stop).await?;
+    match output.export_error() {
         None if status.success() => Ok(()),
-        None => Err(reader.into_error(status.code())),
+        None => Err(output.into_error(status.code())),
         Some(error) => Err(error),
     }
 }
 
-/// What comes of a build.
+/// The product of a build.
 #[derive(Clone, Copy, Debug)]
 enum Product {
     /// An image that is pushed.
     Image,
-    /// The layer cache alone.
+    /// The layer cache, without an image.
     Cache,
 }
 
@@ -200,7 +198,7 @@ fn invocation(request: &BuildRequest<'_>, product: Product, metadata: &Path) -> 
     }
     for (name, value) in &config.build_args.0 {
         command = if is_secret_name(name) {
-            // Everyone on the machine reads arguments; the environment only its owner.
+            // Every user of the machine can read arguments, but only the owner can read the environment.
             command.arg(format!("--build-arg={name}")).env(name, value)
         } else {
             command.arg(format!("--build-arg={name}={value}"))
@@ -218,8 +216,8 @@ fn invocation(request: &BuildRequest<'_>, product: Product, metadata: &Path) -> 
         .arg(&request.paths.context)
 }
 
-/// Layers are compressed once, for the image and the cache. zstd takes a third of gzip's time; layers
-/// of the base image stay as they are, since `force-compression` would unpack and pack them all.
+/// Layers are compressed once, for the image and the cache. zstd takes a third of gzip's time. The layers of the base
+/// image keep their compression, because `force-compression` would compress all of them again.
 fn image_output(image: &ImageRef, containerd_store: bool) -> Vec<String> {
     if !containerd_store {
         return vec!["--push".to_owned(), format!("--tag={image}")];
@@ -245,8 +243,8 @@ fn read_digest(path: &Path) -> Option<Digest> {
     serde_json::from_slice::<Metadata>(&text).ok().map(|metadata| metadata.digest)
 }
 
-/// The client's own error, without the piece of the Dockerfile that it shows before.
-fn last_words(text: &str) -> &str {
+/// The client's error, without the part of the Dockerfile that the client prints before it.
+fn client_error(text: &str) -> &str {
     text.rfind("\nERROR: ").map_or(text, |at| &text[at..])
 }
 
@@ -257,29 +255,31 @@ enum Verbosity {
     Nothing,
 }
 
-/// Turns the command's output into log lines and keeps what an error message needs.
-struct Reader<'a> {
+/// Converts the command's output into log lines, and keeps the parts that an error message needs.
+struct BuildOutput<'a> {
     log: &'a JobLog,
     verbosity: Verbosity,
-    decoder: RawJsonDecoder,
-    progress: Progress,
     stdout: RawJsonDecoder,
-    text: Vec<String>,
+    /// `buildx` writes the status reports to its standard error.
+    stderr: RawJsonDecoder,
+    progress: Progress,
+    /// The last lines of the client, masked.
+    client_lines: Vec<String>,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> BuildOutput<'a> {
     fn new(log: &'a JobLog, verbosity: Verbosity) -> Self {
         Self {
             log,
             verbosity,
-            decoder: RawJsonDecoder::default(),
+            stderr: RawJsonDecoder::default(),
             progress: Progress::new(log.masker().clone()),
             stdout: RawJsonDecoder::default(),
-            text: Vec::new(),
+            client_lines: Vec::new(),
         }
     }
 
-    /// Runs the command to its end. When it is stopped, nothing of it runs on.
+    /// Runs the command to its end. If it is stopped, no step of it goes on.
     async fn run(
         &mut self,
         request: &BuildRequest<'_>,
@@ -289,63 +289,63 @@ impl<'a> Reader<'a> {
     ) -> Result<ExitStatus, ProcessError> {
         let (grace, log) = (request.docker.grace, request.log);
         let result = invocation(request, product, metadata)
-            .run(grace, stop, |stream, bytes| self.read(stream, bytes))
+            .run(grace, stop, |stream, bytes| self.push(stream, bytes))
             .await;
         self.finish();
         if let Err(ProcessError::Stopped { stopped_at, .. }) = result
-            && stopped_at.elapsed() >= ENGINE_ANSWER.min(grace)
+            && stopped_at.elapsed() >= ENGINE_STOP_TIME.min(grace)
         {
-            abandoned::end_steps(self.progress.running_vertexes(), stopped_at, log).await;
+            abandoned::kill_steps(self.progress.running_vertexes(), stopped_at, log).await;
         }
         result
     }
 
-    fn read(&mut self, stream: Stream, bytes: &[u8]) {
-        let mut events = Vec::new();
+    fn push(&mut self, stream: Stream, bytes: &[u8]) {
+        let mut items = Vec::new();
         match stream {
-            Stream::Stdout => self.stdout.push(bytes, &mut events),
-            Stream::Stderr => self.decoder.push(bytes, &mut events),
+            Stream::Stdout => self.stdout.push(bytes, &mut items),
+            Stream::Stderr => self.stderr.push(bytes, &mut items),
         }
-        self.take(events);
+        self.apply(items);
     }
 
     fn finish(&mut self) {
-        let (mut events, mut lines) = (Vec::new(), Vec::new());
-        self.stdout.finish(&mut events);
-        self.decoder.finish(&mut events);
-        self.take(events);
+        let (mut items, mut lines) = (Vec::new(), Vec::new());
+        self.stdout.finish(&mut items);
+        self.stderr.finish(&mut items);
+        self.apply(items);
         self.progress.finish(&mut lines);
         self.log_lines(&lines);
     }
 
     fn log_lines(&self, lines: &[(Stream, String)]) {
         if self.verbosity == Verbosity::Everything {
-            self.log.masked_lines(lines);
+            self.log.append_masked(lines);
         }
     }
 
-    fn take(&mut self, events: Vec<OutputItem>) {
+    fn apply(&mut self, items: Vec<OutputItem>) {
         let mut lines = Vec::new();
-        for event in events {
-            match event {
+        for item in items {
+            match item {
                 OutputItem::Status(status) => self.progress.apply(status, &mut lines),
                 OutputItem::Text(text) => {
                     let text = self.log.masker().mask(&text);
-                    self.text.push(text.clone());
+                    self.client_lines.push(text.clone());
                     self.progress.push_client_line(text, &mut lines);
                 }
             }
         }
-        let excess = self.text.len().saturating_sub(TEXT_LINES);
-        self.text.drain(..excess);
+        let excess = self.client_lines.len().saturating_sub(CLIENT_LINES_MAX);
+        self.client_lines.drain(..excess);
         self.log_lines(&lines);
     }
 
-    /// Why the cache was not exported.
+    /// Why the cache was not exported, if it was not.
     fn export_error(&self) -> Option<BuildError> {
         let message = self.progress.cache_export_error()?.to_owned();
         let reason = match build_failure("exporting cache", &message) {
-            // In words that are not known; but it is the registry that takes a cache.
+            // The message is unknown, but only the registry can refuse a cache.
             FailureReason::Internal => {
                 FailureReason::Registry { problem: RegistryProblem::Unavailable }
             }
@@ -355,15 +355,15 @@ impl<'a> Reader<'a> {
     }
 
     fn into_error(self, exit_code: Option<i32>) -> BuildError {
-        let text = self.text.join("\n");
+        let text = self.client_lines.join("\n");
         if text.contains(REPORT_LOST) {
             return BuildError::ReportLost { steps: self.progress.steps() };
         }
         let failed = self.progress.failed_step().unwrap_or_default();
         let FailedStep { name, error, mut tail } = failed;
         let reason =
-            build_failure(&name, if error.is_empty() { last_words(&text) } else { &error });
-        let last_text = self.text.last().cloned().unwrap_or_else(|| match exit_code {
+            build_failure(&name, if error.is_empty() { client_error(&text) } else { &error });
+        let last_text = self.client_lines.last().cloned().unwrap_or_else(|| match exit_code {
             Some(code) => format!("buildx ended with exit code {code}"),
             None => "buildx was killed".to_owned(),
         });

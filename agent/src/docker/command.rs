@@ -19,7 +19,7 @@ pub struct DockerCommand {
     /// Time between SIGTERM and SIGKILL when the command is stopped.
     pub grace: Duration,
     /// How long a registry that does not answer is tried again.
-    pub registry_patience: Duration,
+    pub registry_retry_limit: Duration,
 }
 
 impl DockerCommand {

@@ -159,7 +159,7 @@ mod tests {
             host: Some("unix:///nowhere/docker.sock".to_owned()),
             config: "/nowhere".into(),
             grace: Duration::from_secs(1),
-            registry_patience: Duration::ZERO,
+            registry_retry_limit: Duration::ZERO,
         };
         let limit = Duration::from_secs(5);
         let error = run_privileged(&docker, BINFMT_IMAGE, &[], limit, &stop).await.unwrap_err();

@@ -9,14 +9,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Inputs, cache_miss};
 use crate::docker::{OutputItem, Progress, RawJsonDecoder};
-use crate::mask::{Masker, Secrets};
+use crate::mask::MaskerBuilder;
 
 fn recorded(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/rawjson").join(name)
 }
 
 fn report(name: &str) -> Progress {
-    let mut progress = Progress::new(Masker::new(Secrets::default()).unwrap());
+    let mut progress = Progress::new(MaskerBuilder::default().build().unwrap());
     let (mut decoder, mut items) = (RawJsonDecoder::default(), Vec::new());
     decoder.push(&fs::read(recorded(&format!("{name}.json"))).unwrap(), &mut items);
     decoder.finish(&mut items);

@@ -1,29 +1,47 @@
-//! What is said of a job in the end: its STATUS, and its log's last lines.
+//! The end of a job: its final STATUS, and the last lines of its log.
 
-use stagely_protocol::{FailureReason, Status, StatusState, Step, WireId};
+use std::time::Duration;
 
-use super::{JobError, Outcome};
+use stagely_protocol::{
+    CacheMiss, Digest, FailureReason, Fingerprint, ImageRef, Status, StatusState, Step, WireId,
+};
+
+use super::cache_export::CacheExporter;
+use super::error::JobError;
 use crate::job_log::JobLog;
 
-/// The longest error message, in bytes. Its end is what counts.
+/// The longest error message, in bytes. A longer one loses its beginning: the cause is usually at its end.
 const MESSAGE_BYTES_MAX: usize = 4 * 1024;
 
-/// Writes the log's last lines and gives the STATUS.
-pub(super) fn report(job_id: &WireId, result: Result<Outcome, JobError>, log: &JobLog) -> Status {
+/// The result of a job that succeeded.
+#[derive(Debug, Default)]
+pub(super) struct JobOutput {
+    /// The image in the registry; `None`: the job pushes none.
+    pub(super) pushed: Option<(ImageRef, Digest)>,
+    pub(super) duration: Duration,
+    pub(super) steps: Vec<Step>,
+    pub(super) cache_miss: Option<CacheMiss>,
+    pub(super) fingerprint: Option<Fingerprint>,
+    /// The layer cache that is still to be exported.
+    pub(super) cache_exporter: Option<CacheExporter>,
+}
+
+/// Writes the last lines of the log and returns the final STATUS.
+pub(super) fn report(job_id: &WireId, result: Result<JobOutput, JobError>, log: &JobLog) -> Status {
     match result {
-        Ok(outcome) => {
-            for line in summary(&outcome) {
-                log.say(&line);
+        Ok(output) => {
+            for line in summary(&output) {
+                log.info(&line);
             }
-            let (artifact_url, digest) = outcome.pushed.unzip();
+            let (artifact_url, digest) = output.pushed.unzip();
             Status {
                 exit_code: Some(0),
                 artifact_url,
                 digest,
-                steps: outcome.steps,
+                steps: output.steps,
                 warnings: log.warnings(),
-                cache_miss: outcome.cache_miss,
-                fingerprint: outcome.fingerprint,
+                cache_miss: output.cache_miss,
+                fingerprint: output.fingerprint,
                 ..Status::new(job_id.clone(), StatusState::Completed)
             }
         }
@@ -34,13 +52,13 @@ pub(super) fn report(job_id: &WireId, result: Result<Outcome, JobError>, log: &J
                 }
                 _ => log.masker().mask(&error.message),
             };
-            log.say(&format!("Failed: {}", sentence(&error)));
+            log.info(&format!("Failed: {}", failure_line(&error)));
             failed(job_id, error, log.warnings())
         }
     }
 }
 
-/// The STATUS of a job that has failed.
+/// The final STATUS of a failed job.
 pub(super) fn failed(job_id: &WireId, error: JobError, warnings: Vec<String>) -> Status {
     let state = match error.reason {
         FailureReason::Cancelled => StatusState::Cancelled,
@@ -50,8 +68,9 @@ pub(super) fn failed(job_id: &WireId, error: JobError, warnings: Vec<String>) ->
         FailureReason::User { exit_code, .. } => Some(exit_code),
         _ => None,
     };
-    let from = error.message.len().saturating_sub(MESSAGE_BYTES_MAX);
-    let message = error.message[error.message.ceil_char_boundary(from)..].to_owned();
+    let excess_bytes = error.message.len().saturating_sub(MESSAGE_BYTES_MAX);
+    let start = error.message.ceil_char_boundary(excess_bytes);
+    let message = error.message[start..].to_owned();
     Status {
         exit_code,
         error: Some(error.reason),
@@ -62,8 +81,8 @@ pub(super) fn failed(job_id: &WireId, error: JobError, warnings: Vec<String>) ->
     }
 }
 
-/// The failure in one line.
-fn sentence(error: &JobError) -> String {
+/// The failure as one line of the log.
+fn failure_line(error: &JobError) -> String {
     match &error.reason {
         reason @ FailureReason::User { step, .. } if !step.is_empty() => reason.to_string(),
         reason @ (FailureReason::Cancelled | FailureReason::Timeout { .. }) => reason.to_string(),
@@ -71,21 +90,21 @@ fn sentence(error: &JobError) -> String {
     }
 }
 
-/// The log's last lines.
-fn summary(outcome: &Outcome) -> Vec<String> {
-    let cached = outcome.steps.iter().filter(|step| step.cached).count();
-    let pushed = match &outcome.pushed {
+/// The last lines of a successful job's log.
+fn summary(output: &JobOutput) -> Vec<String> {
+    let cached = output.steps.iter().filter(|step| step.cached).count();
+    let pushed = match &output.pushed {
         Some((image, digest)) => format!("pushed {image} ({digest})"),
         None => "nothing to push".to_owned(),
     };
-    let steps = match outcome.steps.len() {
+    let steps = match output.steps.len() {
         0 => String::new(),
         steps => format!("{cached} of {steps} steps cached, "),
     };
-    let seconds = outcome.duration.as_secs_f64();
-    let mut lines: Vec<String> = outcome.steps.iter().map(step_line).collect();
+    let seconds = output.duration.as_secs_f64();
+    let mut lines: Vec<String> = output.steps.iter().map(step_line).collect();
     lines.push(format!("Completed in {seconds:.1}s: {steps}{pushed}"));
-    if let Some(miss) = &outcome.cache_miss {
+    if let Some(miss) = &output.cache_miss {
         lines.push(format!("First step that was not cached: {}: {}", miss.step, miss.cause));
     }
     lines
@@ -98,44 +117,42 @@ fn step_line(step: &Step) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use stagely_protocol::{CacheMiss, ChangedFile, FileChange, MissCause};
 
     use super::*;
 
     #[test]
-    fn the_last_lines_say_what_the_cache_was_good_for() {
+    fn the_last_lines_list_the_steps_and_the_first_cache_miss() {
         let step = |name: &str, cached| Step { name: name.to_owned(), seconds: 1.04, cached };
         let digest = format!("sha256:{}", "0".repeat(64));
-        let mut outcome = Outcome {
+        let mut output = JobOutput {
             pushed: Some(("r/a:b".parse().unwrap(), digest.parse().unwrap())),
             duration: Duration::from_millis(12_345),
             steps: vec![step("[2/3] RUN a", true), step("[3/3] RUN b", false)],
-            ..Outcome::default()
+            ..JobOutput::default()
         };
         let line = format!("Completed in 12.3s: 1 of 2 steps cached, pushed r/a:b ({digest})");
-        assert_eq!(summary(&outcome), ["  cached  [2/3] RUN a", "    1.0s  [3/3] RUN b", &*line]);
+        assert_eq!(summary(&output), ["  cached  [2/3] RUN a", "    1.0s  [3/3] RUN b", &*line]);
 
         let change = FileChange::Changed;
         let files = vec![ChangedFile { path: "src/main.c".to_owned(), change }];
-        outcome.cache_miss = Some(CacheMiss {
+        output.cache_miss = Some(CacheMiss {
             step: "[3/5] COPY src ./src".to_owned(),
             cause: MissCause::Files { count: 1, files },
         });
         assert_eq!(
-            summary(&outcome)[3],
+            summary(&output)[3],
             "First step that was not cached: [3/5] COPY src ./src: copied files are not what they \
              were: src/main.c (changed)"
         );
-        let nothing = Outcome::default();
+        let nothing = JobOutput::default();
         assert_eq!(summary(&nothing), ["Completed in 0.0s: nothing to push"]);
     }
 
     #[test]
     fn a_long_message_keeps_its_end() {
         let message = format!("{}the end", "ü".repeat(MESSAGE_BYTES_MAX));
-        let error = JobError { reason: FailureReason::Internal, message, steps: Vec::new() };
+        let error = JobError::with_message(FailureReason::Internal, message);
         let message = failed(&"job_1".parse().unwrap(), error, Vec::new()).error_message.unwrap();
         assert!(message.ends_with("the end") && message.len() <= MESSAGE_BYTES_MAX);
     }

@@ -3,12 +3,12 @@
 use stagely_protocol::LINE_BYTES_MAX;
 
 use super::*;
-use crate::mask::Secrets;
+use crate::mask::MaskerBuilder;
 
 fn render(json: &str, secret: &str, piece: usize) -> (Vec<String>, Progress) {
-    let mut secrets = Secrets::default();
+    let mut secrets = MaskerBuilder::default();
     secrets.credential(secret);
-    let mut progress = Progress::new(Masker::new(secrets).unwrap());
+    let mut progress = Progress::new(secrets.build().unwrap());
     let (mut decoder, mut items, mut lines) = (RawJsonDecoder::default(), Vec::new(), Vec::new());
     for bytes in json.as_bytes().chunks(piece) {
         decoder.push(bytes, &mut items);

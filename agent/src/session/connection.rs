@@ -16,70 +16,68 @@ use tokio_tungstenite::tungstenite::{self, Message, Utf8Bytes};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async_with_config};
 use url::Url;
 
-/// How long dialling may take, TLS and the upgrade included.
-const DIAL_LIMIT: Duration = Duration::from_secs(15);
+/// How long connecting may take, TLS and the upgrade included.
+const CONNECT_LIMIT: Duration = Duration::from_secs(15);
 
-/// How long one write may take. A peer that reads nothing for this long is gone.
+/// How long one write may take. If core reads nothing for this time, the connection is lost.
 const WRITE_LIMIT: Duration = Duration::from_secs(30);
 
 /// How long a clean close may take.
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 
-/// Core sends little; the library's own 128 KiB would be held for ever.
+/// Core sends little. The library's default is 128 KiB, allocated for as long as the connection lasts.
 const READ_BUFFER_BYTES: usize = 4 * 1024;
 
-/// Messages that wait for the socket. A full LOG batch has up to 2 MiB, so memory stays below 64 MB.
-const QUEUE: usize = 32;
+/// The most messages that wait for the socket. A full LOG batch has up to 2 MiB, so the queue holds at most 64 MB.
+const QUEUED_MESSAGES_MAX: usize = 32;
 
-/// Log batches leave this much of the queue to answers and heartbeats.
-const RESERVE: usize = 8;
+/// The part of the queue that log batches leave to answers and heartbeats.
+const RESERVED_MESSAGES: usize = 8;
 
 type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
-/// The connection is of no use any more.
+/// The connection can no longer be used.
 #[derive(Debug, Error)]
 #[error("the connection to core is lost")]
-pub(super) struct Lost;
+pub(super) struct ConnectionLost;
 
 /// Why core could not be reached.
 #[derive(Debug, Error)]
-pub(super) enum DialError {
-    /// The address is not http or https.
+pub(super) enum ConnectError {
     #[error("{0} is not an http address")]
     Address(Url),
-    /// Nobody answered in time.
-    #[error("no answer within {DIAL_LIMIT:?}")]
+    #[error("no answer within {CONNECT_LIMIT:?}")]
     TimedOut,
-    /// The connection or the upgrade failed.
     #[error(transparent)]
     WebSocket(#[from] tungstenite::Error),
 }
 
-/// An open connection. Sending never waits: a task of its own writes.
-pub(super) struct Link {
+/// An open connection. Sending never waits, because a task of its own writes.
+pub(super) struct Connection {
     incoming: SplitStream<Socket>,
     outgoing: mpsc::Sender<Message>,
     writer: JoinHandle<()>,
     last_received: Instant,
 }
 
-impl Link {
-    /// Dials core. `wake` is notified when the queue has room again.
-    pub(super) async fn dial(core: &Url, wake: Arc<Notify>) -> Result<Self, DialError> {
-        let url = connect_url(core).ok_or_else(|| DialError::Address(core.clone()))?;
+impl Connection {
+    /// Connects to core. `wake` is notified when the queue has free slots again.
+    pub(super) async fn open(core: &Url, wake: Arc<Notify>) -> Result<Self, ConnectError> {
+        let url = connect_url(core).ok_or_else(|| ConnectError::Address(core.clone()))?;
         let config = WebSocketConfig::default()
             .max_message_size(Some(MESSAGE_BYTES_MAX))
             .max_frame_size(Some(MESSAGE_BYTES_MAX))
             .read_buffer_size(READ_BUFFER_BYTES);
-        let dial = connect_async_with_config(url.as_str(), Some(config), true);
-        let (socket, _) = timeout(DIAL_LIMIT, dial).await.map_err(|_| DialError::TimedOut)??;
+        let connect = connect_async_with_config(url.as_str(), Some(config), true);
+        let connected = timeout(CONNECT_LIMIT, connect).await;
+        let (socket, _) = connected.map_err(|_| ConnectError::TimedOut)??;
         let (sink, incoming) = socket.split();
-        let (outgoing, queue) = mpsc::channel(QUEUE);
+        let (outgoing, queue) = mpsc::channel(QUEUED_MESSAGES_MAX);
         let writer = tokio::spawn(write(sink, queue, wake));
         Ok(Self { incoming, outgoing, writer, last_received: Instant::now() })
     }
 
-    /// The next text message. `None`: the connection is gone. May be dropped and called again.
+    /// The next text message. `None`: the connection is lost. Cancel-safe.
     pub(super) async fn next(&mut self) -> Option<Utf8Bytes> {
         while let Some(message) = self.incoming.next().await {
             self.last_received = Instant::now();
@@ -89,7 +87,7 @@ impl Link {
                 // The library answers pings.
                 Ok(_) => {}
                 Err(error) => {
-                    tracing::warn!(%error, "the connection to core broke");
+                    tracing::warn!(%error, "the connection to core failed");
                     return None;
                 }
             }
@@ -102,29 +100,29 @@ impl Link {
         self.last_received
     }
 
-    /// How many log batches may be sent now.
-    pub(super) fn room(&self) -> usize {
-        self.outgoing.capacity().saturating_sub(RESERVE)
+    /// The number of log batches that may be sent now.
+    pub(super) fn free_slots(&self) -> usize {
+        self.outgoing.capacity().saturating_sub(RESERVED_MESSAGES)
     }
 
-    pub(super) fn send(&mut self, message: &AgentMessage<'_>) -> Result<(), Lost> {
+    pub(super) fn send(&mut self, message: &AgentMessage<'_>) -> Result<(), ConnectionLost> {
         self.send_text(message.to_json())
     }
 
-    pub(super) fn send_text(&mut self, text: String) -> Result<(), Lost> {
-        self.queue(Message::text(text))
+    pub(super) fn send_text(&mut self, text: String) -> Result<(), ConnectionLost> {
+        self.enqueue(Message::text(text))
     }
 
-    pub(super) fn ping(&mut self) -> Result<(), Lost> {
-        self.queue(Message::Ping(bytes::Bytes::new()))
+    pub(super) fn ping(&mut self) -> Result<(), ConnectionLost> {
+        self.enqueue(Message::Ping(bytes::Bytes::new()))
     }
 
-    /// A full queue means that core stopped reading long ago.
-    fn queue(&mut self, message: Message) -> Result<(), Lost> {
-        self.outgoing.try_send(message).map_err(|_| Lost)
+    /// A full queue counts as a lost connection: core has not read for a long time.
+    fn enqueue(&mut self, message: Message) -> Result<(), ConnectionLost> {
+        self.outgoing.try_send(message).map_err(|_| ConnectionLost)
     }
 
-    /// Sends what is queued, and says goodbye.
+    /// Sends the queued messages, and closes the connection.
     pub(super) async fn close(mut self) {
         let (closed, _) = mpsc::channel(1);
         self.outgoing = closed;
@@ -132,7 +130,7 @@ impl Link {
     }
 }
 
-impl Drop for Link {
+impl Drop for Connection {
     fn drop(&mut self) {
         self.writer.abort();
     }
@@ -153,7 +151,7 @@ async fn write(
         };
         match timeout(WRITE_LIMIT, send).await {
             Ok(Ok(())) => wake.notify_one(),
-            // The reader sees the broken connection too, or the queue fills.
+            // The reader notices the lost connection, or the queue becomes full.
             Ok(Err(_)) | Err(_) => return,
         }
     }

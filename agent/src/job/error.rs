@@ -1,0 +1,110 @@
+//! Why a job failed: the reason for core, and the message for people.
+
+use std::io;
+
+use stagely_protocol::paths::PathError;
+use stagely_protocol::{FailureReason, RegistryProblem, Step};
+
+use crate::docker::{BuildError, EmulationError, LoginError, MergeError};
+use crate::git::CloneError;
+use crate::process::ProcessError;
+
+/// The failure of a job.
+#[derive(Debug)]
+pub(super) struct JobError {
+    pub(super) reason: FailureReason,
+    /// Masked when it is reported.
+    pub(super) message: String,
+    /// The steps that ended before the failure.
+    pub(super) steps: Vec<Step>,
+}
+
+impl JobError {
+    /// A failure with a message of the agent's own.
+    pub(super) fn with_message(reason: FailureReason, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into(), steps: Vec::new() }
+    }
+
+    /// A failure whose message is `error` and its causes.
+    pub(super) fn new(
+        reason: FailureReason,
+        error: impl std::error::Error + Send + Sync + 'static,
+    ) -> Self {
+        Self::with_message(reason, format!("{:#}", anyhow::Error::new(error)))
+    }
+
+    /// A failed file operation; `operation` says what could not be done.
+    pub(super) fn io(operation: &str, error: &io::Error) -> Self {
+        let reason = match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => FailureReason::DiskFull,
+            _ => FailureReason::Internal,
+        };
+        Self::with_message(reason, format!("{operation}: {error}"))
+    }
+
+    /// Whether a further attempt on this machine may succeed: the registry did not answer.
+    pub(super) const fn is_transient(&self) -> bool {
+        matches!(self.reason, FailureReason::Registry { problem: RegistryProblem::Unavailable })
+    }
+}
+
+impl From<CloneError> for JobError {
+    fn from(error: CloneError) -> Self {
+        Self::new(error.reason(), error)
+    }
+}
+
+impl From<PathError> for JobError {
+    fn from(error: PathError) -> Self {
+        let reason = match error {
+            PathError::Io { .. } => FailureReason::Internal,
+            PathError::Absolute(_)
+            | PathError::Outside(_)
+            | PathError::NoContext(_)
+            | PathError::NotAFolder(_)
+            | PathError::NoDockerfile { .. } => {
+                FailureReason::User { step: String::new(), exit_code: 1 }
+            }
+        };
+        Self::new(reason, error)
+    }
+}
+
+impl From<LoginError> for JobError {
+    fn from(error: LoginError) -> Self {
+        Self::new(error.reason(), error)
+    }
+}
+
+impl From<EmulationError> for JobError {
+    fn from(error: EmulationError) -> Self {
+        let reason = match &error {
+            EmulationError::Process(ProcessError::Spawn { .. }) | EmulationError::Inspect(_) => {
+                FailureReason::Engine
+            }
+            EmulationError::Process(_) => FailureReason::Internal,
+            EmulationError::Impossible { .. } | EmulationError::Disabled { .. } => {
+                FailureReason::Emulation
+            }
+        };
+        Self::new(reason, error)
+    }
+}
+
+impl From<BuildError> for JobError {
+    fn from(error: BuildError) -> Self {
+        let reason = error.reason();
+        match error {
+            BuildError::Failed { message, steps, .. } => Self { reason, message, steps },
+            BuildError::Process(_) | BuildError::ReportLost { .. } | BuildError::NoDigest => {
+                Self::new(reason, error)
+            }
+        }
+    }
+}
+
+impl From<MergeError> for JobError {
+    fn from(error: MergeError) -> Self {
+        Self::new(error.reason(), error)
+    }
+}

@@ -1,0 +1,102 @@
+//! Waits for an engine that is still starting, logs in to the registry, and retries a registry that does not answer.
+
+use std::time::Duration;
+
+use stagely_protocol::{FailureReason, RegistryAuth};
+use tokio_util::sync::CancellationToken;
+
+use super::error::JobError;
+use crate::docker::{self, DockerCommand, Engine};
+use crate::job_log::JobLog;
+use crate::retry::Backoff;
+
+/// How long an engine may take to start. On a fresh machine the engine starts 20 s after the agent, and more than a
+/// minute after it on an emulated machine whose host is busy.
+const ENGINE_START_LIMIT: Duration = Duration::from_mins(3);
+
+/// The delay before an engine that does not answer is asked again.
+const ENGINE_POLL_INTERVAL: Duration = Duration::from_millis(250);
+
+/// The first delay before a registry that does not answer is tried again; each further one is twice as long.
+const REGISTRY_DELAY_MIN: Duration = Duration::from_secs(1);
+
+/// The longest delay before a registry that does not answer is tried again.
+const REGISTRY_DELAY_MAX: Duration = Duration::from_secs(20);
+
+/// Asks the engine for its features. The agent may start before the engine, so it waits for the engine.
+pub(super) async fn wait_for_engine(
+    docker: &DockerCommand,
+    log: &JobLog,
+    stop: &CancellationToken,
+) -> Result<Engine, JobError> {
+    let mut backoff = Backoff::constant(ENGINE_POLL_INTERVAL, ENGINE_START_LIMIT);
+    let mut is_logged = false;
+    loop {
+        let probe = stop.run_until_cancelled(Engine::probe(docker.host.as_deref())).await;
+        let message = match probe {
+            Some(Ok(engine)) => return Ok(engine),
+            Some(Err(error)) => format!("the Docker engine does not answer: {error}"),
+            None => "stopped before the Docker engine answered".to_owned(),
+        };
+        let log_once = |_| {
+            if !std::mem::replace(&mut is_logged, true) {
+                log.info("Waiting for the Docker engine");
+            }
+        };
+        if !backoff.wait(stop, log_once).await {
+            return Err(JobError::with_message(FailureReason::Engine, message));
+        }
+    }
+}
+
+/// Logs in to `registry`. Without `auth` there is nothing to do.
+pub(super) async fn log_in(
+    docker: &DockerCommand,
+    registry: &str,
+    auth: Option<&RegistryAuth>,
+    log: &JobLog,
+    stop: &CancellationToken,
+) -> Result<(), JobError> {
+    let Some(auth) = auth else { return Ok(()) };
+    log.info(&format!("Logging in to {registry}"));
+    let mut backoff = RegistryBackoff::new(docker);
+    loop {
+        match docker::login(docker, registry, auth, stop).await {
+            Ok(()) => return Ok(()),
+            Err(error) => backoff.wait_after(error.into(), log, stop).await?,
+        }
+    }
+}
+
+/// The delays between attempts at a registry that does not answer.
+pub(super) struct RegistryBackoff(Backoff);
+
+impl RegistryBackoff {
+    /// The first attempt starts now.
+    pub(super) fn new(docker: &DockerCommand) -> Self {
+        let limit = docker.registry_retry_limit;
+        Self(Backoff::exponential(REGISTRY_DELAY_MIN, REGISTRY_DELAY_MAX, limit))
+    }
+
+    /// Waits for the next attempt if `error` says that the registry does not answer.
+    ///
+    /// # Errors
+    /// `error`, if it is final or there is no time for another attempt.
+    pub(super) async fn wait_after(
+        &mut self,
+        error: JobError,
+        log: &JobLog,
+        stop: &CancellationToken,
+    ) -> Result<(), JobError> {
+        let log_retry = |delay| {
+            let last_line = error.message.lines().last().unwrap_or_default();
+            log.info(&format!(
+                "The registry does not answer, trying again in {delay:?}: {last_line}"
+            ));
+        };
+        if error.is_transient() && self.0.wait(stop, log_retry).await {
+            return Ok(());
+        }
+        Err(error)
+    }
+}
