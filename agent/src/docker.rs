@@ -25,7 +25,7 @@ pub use self::engine::{Engine, version_within};
 pub use self::login::{LoginError, create_config, login};
 pub use self::merge::{MergeError, merge};
 pub(crate) use self::vertex::StepName;
-pub use self::vertex::{BaseImage, BaseUser};
+pub use self::vertex::{BaseImage, ImageUse};
 
 #[cfg(test)]
 pub(crate) use self::progress::{OutputItem, Progress, RawJsonDecoder};

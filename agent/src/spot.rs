@@ -1,4 +1,4 @@
-//! Asks EC2's metadata service whether the cloud takes this machine back.
+//! Asks EC2's metadata service whether the cloud will interrupt this machine.
 
 use std::env;
 use std::future::pending;
@@ -13,35 +13,35 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::task::AbortOnDropHandle;
 use url::Url;
 
-/// Where the metadata service of an EC2 machine is.
+/// The address of the metadata service on an EC2 machine.
 pub const SERVICE: &str = "http://169.254.169.254";
 
-/// Names another metadata service, as for the SDKs of AWS.
+/// The environment variable with another address of the metadata service. The SDKs of AWS use the same variable.
 pub const SERVICE_VARIABLE: &str = "AWS_EC2_METADATA_SERVICE_ENDPOINT";
 
-/// Between two questions. AWS recommends this: a notice comes two minutes before the end.
-pub const INTERVAL: Duration = Duration::from_secs(5);
+/// The time between two requests. AWS recommends it, because a notice comes two minutes before the interruption.
+pub const POLL_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How long before the end a notice comes. Source: Amazon EC2 user guide, "Spot Instance interruption notices".
+/// The time between a notice and the interruption. Source: Amazon EC2 user guide, "Spot Instance interruption notices".
 const NOTICE_TIME: Duration = Duration::from_mins(2);
 
-/// How long one answer may take. The service is on the machine's own host.
-const ANSWER_LIMIT: Duration = Duration::from_secs(2);
+/// How long one response may take. The service runs on the machine's own host.
+const RESPONSE_LIMIT: Duration = Duration::from_secs(2);
 
-/// The most that is read of an answer. A notice has less than 100 bytes.
-const ANSWER_BYTES_MAX: usize = 16 * 1024;
+/// The most bytes of a response that are read. A notice has less than 100 bytes.
+const RESPONSE_BYTES_MAX: usize = 16 * 1024;
 
-/// How long a token is asked for: the longest there is.
-const TOKEN_LIFE: Duration = Duration::from_hours(6);
+/// The requested lifetime of a token: the longest that the service allows.
+const TOKEN_LIFETIME: Duration = Duration::from_hours(6);
 
-/// A token is renewed this long before its end.
+/// A token is renewed this long before it expires.
 const TOKEN_MARGIN: Duration = Duration::from_mins(1);
 
 const TOKEN_PATH: &str = "latest/api/token";
 const ACTION_PATH: &str = "latest/meta-data/spot/instance-action";
 const REBALANCE_PATH: &str = "latest/meta-data/events/recommendations/rebalance";
 
-/// What is known of the machine's end. Watches until the value is dropped.
+/// The newest interruption notice of the machine. Dropping the value stops the requests.
 #[derive(Debug)]
 pub struct SpotWatch {
     notice: watch::Receiver<Option<Interrupted>>,
@@ -49,40 +49,40 @@ pub struct SpotWatch {
 }
 
 impl SpotWatch {
-    /// Asks the service at `service` now and after every `interval`, until the end is certain.
+    /// Asks the service at `service` now and after every `interval`, until an interruption is certain.
     pub fn start(service: Url, interval: Duration) -> Self {
         let (sender, notice) = watch::channel(None);
-        let task = tokio::spawn(watch(Service::new(service), interval, sender));
+        let task = tokio::spawn(poll(MetadataService::new(service), interval, sender));
         Self { notice, _task: Some(AbortOnDropHandle::new(task)) }
     }
 
-    /// As [`start`](Self::start), with the service and the interval of a real machine.
+    /// Like [`start`](Self::start), with the service and the interval of a real machine.
     pub fn of_this_machine() -> Self {
-        let default = || Url::parse(SERVICE).expect("it is a URL");
+        let default = || Url::parse(SERVICE).expect("the constant is a URL");
         let service = match env::var(SERVICE_VARIABLE).as_deref() {
             Err(_) | Ok("") => default(),
             Ok(address) => {
                 let url = Url::parse(address).ok().filter(|url| url.scheme().starts_with("http"));
                 url.unwrap_or_else(|| {
-                    tracing::error!("{SERVICE_VARIABLE} is no http address; {SERVICE} is asked");
+                    tracing::error!("{SERVICE_VARIABLE} is not an http address; using {SERVICE}");
                     default()
                 })
             }
         };
-        Self::start(service, INTERVAL)
+        Self::start(service, POLL_INTERVAL)
     }
 
-    /// For a machine that nobody takes back.
+    /// A watch for a machine that is never interrupted.
     pub fn none() -> Self {
         Self { notice: watch::channel(None).1, _task: None }
     }
 
-    /// The notice that stands, if any.
+    /// The newest notice, if there was one.
     pub fn notice(&mut self) -> Option<Interrupted> {
         self.notice.borrow_and_update().clone()
     }
 
-    /// Waits for a notice that nobody has taken yet. May be dropped and called again.
+    /// Waits for a notice that neither this nor [`notice`](Self::notice) has returned yet. Cancel-safe.
     pub async fn next(&mut self) -> Interrupted {
         while self.notice.changed().await.is_ok() {
             if let Some(notice) = self.notice() {
@@ -93,65 +93,58 @@ impl SpotWatch {
     }
 }
 
-async fn watch(mut service: Service, every: Duration, found: watch::Sender<Option<Interrupted>>) {
-    let mut ticks = interval(every);
+async fn poll(
+    mut service: MetadataService,
+    poll_interval: Duration,
+    notices: watch::Sender<Option<Interrupted>>,
+) {
+    let mut ticks = interval(poll_interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut is_likely = false;
-    let mut is_silent = false;
+    let mut has_failed = false;
     loop {
         ticks.tick().await;
-        match service.ask(is_likely).await {
+        match service.new_notice(is_likely).await {
             Ok(answer) => {
-                is_silent = false;
+                has_failed = false;
                 let Some(notice) = answer else { continue };
-                tracing::warn!(?notice, "the cloud takes this machine back");
+                tracing::warn!(?notice, "the cloud will interrupt this machine");
                 is_likely = true;
                 let is_certain = notice.notice == Notice::Certain;
-                found.send_replace(Some(notice));
+                notices.send_replace(Some(notice));
                 if is_certain {
                     return;
                 }
             }
-            // Said once: with a service that is not there every log would be full of it.
-            Err(error) if is_silent => tracing::debug!(%error, "the metadata service"),
+            // Logged once, because the service may be missing for as long as the machine runs.
+            Err(error) if has_failed => tracing::debug!(%error, "the metadata service"),
             Err(error) => {
-                is_silent = true;
-                let error = with_causes(&error);
-                tracing::warn!(error, "the metadata service says nothing of interruptions");
+                has_failed = true;
+                let error = anyhow::Error::new(error);
+                tracing::warn!("cannot ask the metadata service for interruptions: {error:#}");
             }
         }
     }
 }
 
-/// An error and its causes, in one line.
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
-}
-
-/// The metadata service did not say what it was asked.
+/// Why a request to the metadata service failed.
 #[derive(Debug, Error)]
-enum AskError {
-    #[error("no answer to {path}")]
-    NoAnswer {
+enum MetadataError {
+    #[error("no response to {path}")]
+    NoResponse {
         path: &'static str,
         #[source]
         source: reqwest::Error,
     },
     #[error("{path} answers {status}")]
     Status { path: &'static str, status: StatusCode },
-    #[error("{path} answers with more than {ANSWER_BYTES_MAX} bytes")]
+    #[error("{path} answers with more than {RESPONSE_BYTES_MAX} bytes")]
     TooLong { path: &'static str },
     #[error("{path} answers with something unknown")]
     Unknown { path: &'static str },
 }
 
-/// What is at `spot/instance-action`. Whatever the action is, the work here ends.
+/// The content of `spot/instance-action`. Each kind of action ends the work on the machine.
 #[derive(Deserialize)]
 struct InstanceAction {
     #[serde(rename = "action")]
@@ -160,65 +153,66 @@ struct InstanceAction {
     time: String,
 }
 
-/// What is at `events/recommendations/rebalance`.
+/// The content of `events/recommendations/rebalance`.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Rebalance {
     notice_time: String,
 }
 
-/// The metadata service, version 2: it wants a token with every question.
-struct Service {
+/// The metadata service, version 2: every request needs a token.
+struct MetadataService {
     client: Client,
     base: Url,
-    token: Option<Token>,
+    token: Option<MetadataToken>,
 }
 
-struct Token {
+struct MetadataToken {
     text: String,
-    good_until: Instant,
+    renew_at: Instant,
 }
 
-impl Service {
+impl MetadataService {
     fn new(mut base: Url) -> Self {
         if !base.path().ends_with('/') {
             base.set_path(&format!("{}/", base.path()));
         }
-        // A proxy would ask its own metadata service.
+        // A proxy would use its own metadata service.
         let client = Client::builder()
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(ANSWER_LIMIT)
-            .timeout(ANSWER_LIMIT)
+            .connect_timeout(RESPONSE_LIMIT)
+            .timeout(RESPONSE_LIMIT)
             .build()
-            .expect("a client without TLS settings can always be made");
+            .expect("building a client without TLS settings cannot fail");
         Self { client, base, token: None }
     }
 
-    /// What is new. Of a likely end only whether it is certain by now, where `is_likely` is known.
-    async fn ask(&mut self, is_likely: bool) -> Result<Option<Interrupted>, AskError> {
+    /// Asks for a new notice. If `is_likely`, the service has recommended to leave the machine already, and only a
+    /// certain interruption is new.
+    async fn new_notice(&mut self, is_likely: bool) -> Result<Option<Interrupted>, MetadataError> {
         if let Some(action) = self.get::<InstanceAction>(ACTION_PATH).await? {
-            // That there is an action is enough, whatever its time says.
-            let soon = || unix_milliseconds(SystemTime::now() + NOTICE_TIME).unwrap_or_default();
-            let at = milliseconds(&action.time, ACTION_PATH).unwrap_or_else(|_| soon());
+            // An action with an unknown time is a notice, too.
+            let default_time = || unix_time_ms(SystemTime::now() + NOTICE_TIME).unwrap_or_default();
+            let at = parse_time_ms(&action.time, ACTION_PATH).unwrap_or_else(|_| default_time());
             return Ok(Some(Interrupted { at, notice: Notice::Certain }));
         }
         if is_likely {
             return Ok(None);
         }
         let Some(rebalance) = self.get::<Rebalance>(REBALANCE_PATH).await? else { return Ok(None) };
-        let at = milliseconds(&rebalance.notice_time, REBALANCE_PATH)?;
+        let at = parse_time_ms(&rebalance.notice_time, REBALANCE_PATH)?;
         Ok(Some(Interrupted { at, notice: Notice::Likely }))
     }
 
-    /// What is at `path`; `None` where nothing is.
+    /// The content of `path`; `None` if the path has none.
     async fn get<T: for<'de> Deserialize<'de>>(
         &mut self,
         path: &'static str,
-    ) -> Result<Option<T>, AskError> {
+    ) -> Result<Option<T>, MetadataError> {
         let mut response = self.get_with_token(path).await?;
         if response.status() == StatusCode::UNAUTHORIZED {
-            // The machine slept, or the service has forgotten its tokens.
+            // The machine was suspended, or the service has restarted.
             self.token = None;
             response = self.get_with_token(path).await?;
         }
@@ -227,41 +221,41 @@ impl Service {
             StatusCode::OK => {
                 let text = body(response, path).await?;
                 let value = serde_json::from_slice(&text);
-                Ok(Some(value.map_err(|_| AskError::Unknown { path })?))
+                Ok(Some(value.map_err(|_| MetadataError::Unknown { path })?))
             }
-            status => Err(AskError::Status { path, status }),
+            status => Err(MetadataError::Status { path, status }),
         }
     }
 
-    async fn get_with_token(&mut self, path: &'static str) -> Result<Response, AskError> {
+    async fn get_with_token(&mut self, path: &'static str) -> Result<Response, MetadataError> {
         let token = self.token().await?.to_owned();
         self.send(Method::GET, path, "x-aws-ec2-metadata-token", &token).await
     }
 
-    async fn token(&mut self) -> Result<&str, AskError> {
+    async fn token(&mut self) -> Result<&str, MetadataError> {
         let now = Instant::now();
-        let token = match self.token.take().filter(|token| now < token.good_until) {
+        let token = match self.token.take().filter(|token| now < token.renew_at) {
             Some(token) => token,
             None => self.new_token(now).await?,
         };
         Ok(&self.token.insert(token).text)
     }
 
-    async fn new_token(&self, now: Instant) -> Result<Token, AskError> {
-        const LIFE_HEADER: &str = "x-aws-ec2-metadata-token-ttl-seconds";
+    async fn new_token(&self, now: Instant) -> Result<MetadataToken, MetadataError> {
+        const LIFETIME_HEADER: &str = "x-aws-ec2-metadata-token-ttl-seconds";
         let path = TOKEN_PATH;
-        let seconds = TOKEN_LIFE.as_secs().to_string();
-        let response = self.send(Method::PUT, path, LIFE_HEADER, &seconds).await?;
+        let seconds = TOKEN_LIFETIME.as_secs().to_string();
+        let response = self.send(Method::PUT, path, LIFETIME_HEADER, &seconds).await?;
         if response.status() != StatusCode::OK {
-            return Err(AskError::Status { path, status: response.status() });
+            return Err(MetadataError::Status { path, status: response.status() });
         }
-        let life =
-            response.headers().get(LIFE_HEADER).and_then(|life| life.to_str().ok()?.parse().ok());
-        let life = life.map_or(TOKEN_LIFE, Duration::from_secs).min(TOKEN_LIFE);
+        let seconds = response.headers().get(LIFETIME_HEADER);
+        let seconds = seconds.and_then(|seconds| seconds.to_str().ok()?.parse().ok());
+        let lifetime = seconds.map_or(TOKEN_LIFETIME, Duration::from_secs).min(TOKEN_LIFETIME);
         let text = String::from_utf8(body(response, path).await?).ok();
         let text = text.filter(|text| text.bytes().all(|byte| byte.is_ascii_graphic()));
-        let text = text.ok_or(AskError::Unknown { path })?;
-        Ok(Token { text, good_until: now + life.saturating_sub(TOKEN_MARGIN) })
+        let text = text.ok_or(MetadataError::Unknown { path })?;
+        Ok(MetadataToken { text, renew_at: now + lifetime.saturating_sub(TOKEN_MARGIN) })
     }
 
     async fn send(
@@ -270,34 +264,35 @@ impl Service {
         path: &'static str,
         header: &'static str,
         value: &str,
-    ) -> Result<Response, AskError> {
-        let url = self.base.join(path).expect("a path of ours fits below any http address");
+    ) -> Result<Response, MetadataError> {
+        let url =
+            self.base.join(path).expect("the constant paths can be joined to any http address");
         let request = self.client.request(method, url).header(header, value);
-        request.send().await.map_err(|source| no_answer(path, source))
+        request.send().await.map_err(|source| no_response(path, source))
     }
 }
 
-async fn body(mut response: Response, path: &'static str) -> Result<Vec<u8>, AskError> {
+async fn body(mut response: Response, path: &'static str) -> Result<Vec<u8>, MetadataError> {
     let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(|source| no_answer(path, source))? {
-        if body.len() + chunk.len() > ANSWER_BYTES_MAX {
-            return Err(AskError::TooLong { path });
+    while let Some(chunk) = response.chunk().await.map_err(|source| no_response(path, source))? {
+        if body.len() + chunk.len() > RESPONSE_BYTES_MAX {
+            return Err(MetadataError::TooLong { path });
         }
         body.extend_from_slice(&chunk);
     }
     Ok(body)
 }
 
-fn no_answer(path: &'static str, source: reqwest::Error) -> AskError {
-    AskError::NoAnswer { path, source: source.without_url() }
+fn no_response(path: &'static str, source: reqwest::Error) -> MetadataError {
+    MetadataError::NoResponse { path, source: source.without_url() }
 }
 
-/// `2026-01-01T00:00:00Z` in milliseconds since the Unix epoch.
-fn milliseconds(time: &str, path: &'static str) -> Result<u64, AskError> {
+/// Parses `2026-01-01T00:00:00Z`, in milliseconds since the Unix epoch.
+fn parse_time_ms(time: &str, path: &'static str) -> Result<u64, MetadataError> {
     let time = humantime::parse_rfc3339(time).ok();
-    time.and_then(unix_milliseconds).ok_or(AskError::Unknown { path })
+    time.and_then(unix_time_ms).ok_or(MetadataError::Unknown { path })
 }
 
-fn unix_milliseconds(time: SystemTime) -> Option<u64> {
+fn unix_time_ms(time: SystemTime) -> Option<u64> {
     u64::try_from(time.duration_since(UNIX_EPOCH).ok()?.as_millis()).ok()
 }

@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::json;
 use stagely_agent::docker::{self, BuildOutcome, BuildRequest, DockerCommand, Engine};
-use stagely_agent::fingerprint::{Inputs, cache_miss};
+use stagely_agent::fingerprint::{BuildInputs, cache_miss};
 use stagely_agent::job_log::{JobLog, LineSink};
 use stagely_agent::mask::MaskerBuilder;
 use stagely_agent::spool::SpoolError;
@@ -117,11 +117,12 @@ impl Setup {
         let (paths, outcome) = self.image_is_built("Dockerfile", "app").await;
         let args = serde_json::from_value(self.args.clone().into()).unwrap();
         let mut inputs =
-            Inputs::read(&paths.context, &paths.dockerfile, &args, &CancellationToken::new())
+            BuildInputs::read(&paths.context, &paths.dockerfile, &args, &CancellationToken::new())
                 .unwrap();
         inputs.add_images(&outcome.base_images);
-        let previous = self.previous.as_ref().map(|previous| Inputs::open(previous).unwrap());
-        self.previous = inputs.seal();
+        let previous =
+            self.previous.as_ref().map(|previous| BuildInputs::from_fingerprint(previous).unwrap());
+        self.previous = inputs.to_fingerprint();
         cache_miss(previous.as_ref(), &inputs, &outcome.steps, outcome.has_imported_cache)
     }
 

@@ -1,7 +1,8 @@
-//! Tells from Docker's words whose fault a failure is.
+//! Finds the reason for a failure in Docker's messages. No other module interprets their text.
 
 use stagely_protocol::{FailureReason, RegistryProblem};
 
+/// Messages of registries that refuse the user name or the password.
 const AUTHENTICATION: [&str; 8] = [
     "401 unauthorized",
     "unauthorized:",
@@ -13,6 +14,7 @@ const AUTHENTICATION: [&str; 8] = [
     "insufficient_scope",
 ];
 
+/// Messages about connections that fail.
 const CONNECTION: [&str; 13] = [
     "connection refused",
     "connection reset",
@@ -29,6 +31,7 @@ const CONNECTION: [&str; 13] = [
     "too many requests",
 ];
 
+/// Messages of registries that fail.
 const SERVER_ERROR: [&str; 5] = [
     "500 internal server error",
     "502 bad gateway",
@@ -37,11 +40,13 @@ const SERVER_ERROR: [&str; 5] = [
     "unexpected status",
 ];
 
-/// A name without an address is a typing error. A name server that is away has other words.
+/// Reported for a host name without an address, which is usually misspelled. The message for a name server that does
+/// not answer is different.
 const NO_SUCH_HOST: &str = "no such host";
 
 const DISK_FULL: [&str; 2] = ["no space left on device", "disk quota exceeded"];
 
+/// Messages about an engine that does not answer.
 const ENGINE: [&str; 5] = [
     "dial unix",
     "cannot connect to the docker daemon",
@@ -50,26 +55,26 @@ const ENGINE: [&str; 5] = [
     "error reading from server: eof",
 ];
 
-/// Follows the command of a step that failed, and precedes `exit code: 42`.
+/// Stands between the command of a failed step and `exit code: 42`.
 const NOT_COMPLETED: &str = "did not complete successfully: ";
 
 const UNAVAILABLE: FailureReason =
     FailureReason::Registry { problem: RegistryProblem::Unavailable };
 
-/// Finds the reason for a failed `docker buildx build`. `step` is the failing vertex, empty if none
-/// failed; `error` is its error, or the client's last words.
+/// Finds the reason for a failed `docker buildx build`. `step` is the vertex that failed, or empty if none did. `error`
+/// is the error of that vertex, or else of the client.
 ///
-/// Whatever is neither the push nor the machine is the user's: the Dockerfile chose it.
+/// Errors of neither the push nor the machine are the user's, because the Dockerfile causes them.
 pub(super) fn build_failure(step: &str, error: &str) -> FailureReason {
     let text = error.to_ascii_lowercase();
-    // First: the user's own command is in the text too, and says what it likes.
+    // This is checked first: the text also contains the user's command, which may contain any words.
     if let Some(exit_code) = exit_code(&text) {
         return FailureReason::User { step: step.to_owned(), exit_code };
     }
     if let Some(reason) = machine_failure(&text) {
         return reason;
     }
-    // A command without an exit code was never started: the engine could not give it a container.
+    // A command without an exit code never started, because the engine could not create its container.
     if text.contains(NOT_COMPLETED) {
         return FailureReason::Engine;
     }
@@ -85,14 +90,14 @@ pub(super) fn build_failure(step: &str, error: &str) -> FailureReason {
     FailureReason::User { step: step.to_owned(), exit_code: 1 }
 }
 
-/// Finds the reason for a failed command that speaks with a registry alone.
+/// Finds the reason for a failed command that uses only a registry.
 pub(super) fn registry_failure(error: &str) -> FailureReason {
     let text = error.to_ascii_lowercase();
     machine_failure(&text).unwrap_or_else(|| push_failure(&text))
 }
 
-fn has(text: &str, words: &[&str]) -> bool {
-    words.iter().any(|word| text.contains(word))
+fn has(text: &str, messages: &[&str]) -> bool {
+    messages.iter().any(|message| text.contains(message))
 }
 
 fn is_unavailable(text: &str) -> bool {
@@ -126,16 +131,16 @@ fn is_push(step: &str, text: &str) -> bool {
     }
 }
 
-/// Whether a registry is asked for an image that the Dockerfile names.
+/// Whether the step pulls an image that the Dockerfile names.
 fn is_pull(step: &str) -> bool {
-    const VERTEXES: [&str; 4] = [
+    const PREFIXES: [&str; 4] = [
         "[internal] load metadata for ",
         "[auth] ",
         "resolve image config for ",
         "docker-image://",
     ];
     let is_base = step.split_once("] ").is_some_and(|(_, command)| command.starts_with("FROM "));
-    is_base || VERTEXES.iter().any(|vertex| step.starts_with(vertex))
+    is_base || PREFIXES.iter().any(|prefix| step.starts_with(prefix))
 }
 
 /// The number in `… did not complete successfully: exit code: 42`.
@@ -154,7 +159,7 @@ mod tests {
         FailureReason::Registry { problem: RegistryProblem::Authentication };
 
     #[test]
-    fn buildkits_words_have_an_owner() {
+    fn each_message_of_buildkit_has_a_reason() {
         let user = |step: &str, exit_code| FailureReason::User { step: step.to_owned(), exit_code };
         let cases = [
             (
@@ -221,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_dockerfile_names_is_the_users() {
+    fn failed_pulls_of_images_in_the_dockerfile_are_the_users_fault() {
         let dial = "dial tcp: lookup typo.example on 10.0.0.2:53: no such host";
         let cases = [
             (
@@ -257,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn a_base_images_registry_may_be_away_too() {
+    fn the_registry_of_a_base_image_may_be_unavailable() {
         for step in [
             "[internal] load metadata for docker.io/library/busybox:latest",
             "resolve image config for docker-image://docker.io/docker/dockerfile:1",
@@ -270,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_login_tells_the_machine_from_the_registry() {
+    fn failures_of_a_login_have_the_machine_or_the_registry_as_reason() {
         let cases = [
             ("unauthorized: authentication required", AUTHENTICATION),
             ("dial tcp 127.0.0.1:1: connect: connection refused", UNAVAILABLE),

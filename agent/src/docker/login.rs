@@ -1,4 +1,4 @@
-//! Logs in to a registry, for one job alone.
+//! Logs in to a registry, in a Docker configuration that only one job uses.
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -13,14 +13,14 @@ use super::classify::registry_failure;
 use super::command::{DockerCommand, last_line};
 use crate::process::ProcessError;
 
-/// Makes a private `DOCKER_CONFIG` at `path`, readable by its owner alone: no job sees another's
-/// login, and nothing stays on the machine.
+/// Creates a private `DOCKER_CONFIG` at `path` that only its owner can read. So no job sees the login of another job,
+/// and no login stays on the machine.
 ///
 /// # Errors
-/// When the folder cannot be made.
+/// If the folder cannot be created.
 pub fn create_config(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)?;
-    // Docker looks for a user's plugins in its configuration folder and nowhere else.
+    // Docker looks for the user's plugins only in its configuration folder.
     if let Some(plugins) = user_plugins().filter(|plugins| plugins.is_dir()) {
         symlink(fs::canonicalize(plugins)?, path.join("cli-plugins"))?;
     }
@@ -33,10 +33,10 @@ fn user_plugins() -> Option<PathBuf> {
     Some(config.or_else(default)?.join("cli-plugins"))
 }
 
-/// A login that did not succeed.
+/// Why a login failed.
 #[derive(Debug, Error)]
 pub enum LoginError {
-    /// The command could not be run.
+    /// The `docker` command could not be run.
     #[error(transparent)]
     Process(#[from] ProcessError),
     /// `docker login` failed.
@@ -44,15 +44,15 @@ pub enum LoginError {
     Failed {
         /// The registry's host and port.
         registry: String,
-        /// Docker's last words.
+        /// The last line of Docker's output.
         detail: String,
-        /// Whose fault it is.
+        /// The reason that core gets.
         reason: FailureReason,
     },
 }
 
 impl LoginError {
-    /// Whose fault it is.
+    /// The reason that core gets.
     pub fn reason(&self) -> FailureReason {
         match self {
             Self::Process(_) => FailureReason::Engine,
@@ -82,7 +82,7 @@ pub async fn login(
         return Ok(());
     }
     let reason = match registry_failure(&String::from_utf8_lossy(&output)) {
-        // What is left is the registry.
+        // Docker itself works, so the registry is the cause.
         FailureReason::Internal => {
             FailureReason::Registry { problem: RegistryProblem::Unavailable }
         }

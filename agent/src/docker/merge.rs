@@ -1,4 +1,4 @@
-//! Joins pushed single-platform images into one index, and checks what came of it.
+//! Joins pushed single-platform images into one image index, and checks the index.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -13,10 +13,10 @@ use super::classify::registry_failure;
 use super::command::{DockerCommand, last_line};
 use crate::process::ProcessError;
 
-/// An index that could not be made, or is not what was asked for.
+/// Why an index was not pushed.
 #[derive(Debug, Error)]
 pub enum MergeError {
-    /// The command could not be run.
+    /// The `docker` command could not be run.
     #[error(transparent)]
     Process(#[from] ProcessError),
     /// `imagetools` failed.
@@ -24,42 +24,42 @@ pub enum MergeError {
     Failed {
         /// The index.
         target: ImageRef,
-        /// Docker's last words.
+        /// The last line of Docker's output.
         detail: String,
-        /// Whose fault it is.
+        /// The reason that core gets.
         reason: FailureReason,
     },
-    /// What `imagetools` answered has another shape.
+    /// The output of `imagetools` is not an index.
     #[error("cannot read {image}")]
     Unreadable {
-        /// The index, or a source.
+        /// The index, or one of its sources.
         image: ImageRef,
-        /// What is wrong.
+        /// The error of the JSON parser.
         #[source]
         source: serde_json::Error,
     },
-    /// The index holds other platforms.
+    /// The index has other platforms than core asked for.
     #[error("{target} holds {found:?} instead of {wanted:?}")]
     WrongPlatforms {
         /// The index.
         target: ImageRef,
-        /// Its platforms.
+        /// The platforms of the index.
         found: Vec<String>,
-        /// What was asked for.
+        /// The platforms that core asked for.
         wanted: Vec<String>,
     },
-    /// The index lacks an image that it was to be made of.
+    /// The index lacks one of its source images.
     #[error("{target} does not hold {missing}")]
     MissingSource {
         /// The index.
         target: ImageRef,
-        /// The source, or one of its images.
+        /// The source image, or one of the images of a source index.
         missing: String,
     },
 }
 
 impl MergeError {
-    /// Whose fault it is.
+    /// The reason that core gets.
     pub fn reason(&self) -> FailureReason {
         match self {
             Self::Process(ProcessError::Spawn { .. }) => FailureReason::Engine,
@@ -72,20 +72,21 @@ impl MergeError {
     }
 }
 
+/// An image index, as the OCI image specification defines it.
 #[derive(Deserialize)]
-struct Index {
+struct ImageIndex {
     #[serde(default)]
-    manifests: Vec<Entry>,
+    manifests: Vec<Descriptor>,
 }
 
 #[derive(Deserialize)]
-struct Entry {
+struct Descriptor {
     digest: Digest,
-    platform: Option<EntryPlatform>,
+    platform: Option<DescriptorPlatform>,
 }
 
 #[derive(Deserialize)]
-struct EntryPlatform {
+struct DescriptorPlatform {
     os: String,
     architecture: String,
 }
@@ -93,7 +94,7 @@ struct EntryPlatform {
 /// Joins `merge.source_images` under `merge.target_image` and returns the index's digest.
 ///
 /// # Errors
-/// [`MergeError`]. The tag is moved only when the index is what was asked for.
+/// [`MergeError`]. The tag is moved only if the index has the right platforms and sources.
 ///
 /// Source: Docker reference, `docker buildx imagetools create`.
 pub async fn merge(
@@ -103,8 +104,8 @@ pub async fn merge(
 ) -> Result<Digest, MergeError> {
     let target = &merge.target_image;
     let sources = || merge.source_images.iter().map(ImageRef::as_str);
-    // What will be pushed, to the byte, and an end of line. The tag says nothing of it: another
-    // merge may move it at any time.
+    // Prints exactly the bytes that will be pushed, and a line end. The tag cannot be checked instead, because
+    // another merge may move it at any time.
     let arguments = ["create", "--dry-run", "--tag", target.as_str()].into_iter().chain(sources());
     let content = imagetools(docker, arguments, target, stop).await?;
     let content = content.strip_suffix(b"\n").unwrap_or(&content);
@@ -130,20 +131,20 @@ fn digest_of(content: &[u8]) -> Digest {
     text.parse().expect("a digest")
 }
 
-fn read_index(content: &[u8], image: &ImageRef) -> Result<Index, MergeError> {
+fn read_index(content: &[u8], image: &ImageRef) -> Result<ImageIndex, MergeError> {
     serde_json::from_slice(content)
         .map_err(|source| MergeError::Unreadable { image: image.clone(), source })
 }
 
-fn check_platforms(index: &Index, merge: &Merge) -> Result<(), MergeError> {
-    // Attestations are entries of the platform unknown/unknown; they are kept and not counted.
-    let known = index.manifests.iter().filter_map(|entry| entry.platform.as_ref());
+fn check_platforms(index: &ImageIndex, merge: &Merge) -> Result<(), MergeError> {
+    // Attestations have the platform unknown/unknown. They are kept and not counted.
+    let known = index.manifests.iter().filter_map(|manifest| manifest.platform.as_ref());
     let found: Vec<String> = known
         .filter(|platform| platform.os != "unknown")
         .map(|platform| format!("{}/{}", platform.os, platform.architecture))
         .collect();
     let wanted: BTreeSet<String> = merge.platforms.iter().map(ToString::to_string).collect();
-    // By number too: one platform may not be there twice.
+    // The numbers are compared as well, because a platform must not occur twice.
     let distinct: BTreeSet<String> = found.iter().cloned().collect();
     if wanted.is_empty() || (found.len() == wanted.len() && distinct == wanted) {
         return Ok(());
@@ -152,30 +153,32 @@ fn check_platforms(index: &Index, merge: &Merge) -> Result<(), MergeError> {
     Err(MergeError::WrongPlatforms { target, found, wanted })
 }
 
-/// Checks that each source that is named by digest is in the index, or all that it holds.
+/// Checks that the index holds each source that is named by digest, or all images of a source that is an index.
 async fn check_sources(
     digest: &Digest,
-    index: &Index,
+    index: &ImageIndex,
     docker: &DockerCommand,
     merge: &Merge,
     stop: &CancellationToken,
 ) -> Result<(), MergeError> {
     let target = &merge.target_image;
-    // A single source may be taken as it is.
-    let is_there =
-        |wanted: &Digest| wanted == digest || index.manifests.iter().any(|it| it.digest == *wanted);
+    // `imagetools` pushes a single source that is an index unchanged.
+    let is_held = |wanted: &Digest| {
+        wanted == digest || index.manifests.iter().any(|manifest| manifest.digest == *wanted)
+    };
     for source in &merge.source_images {
         let named = source.as_str().split_once('@').and_then(|(_, digest)| digest.parse().ok());
-        if named.is_none_or(|digest| is_there(&digest)) {
+        if named.is_none_or(|digest| is_held(&digest)) {
             continue;
         }
         let arguments = ["inspect", "--raw", source.as_str()];
         let content = imagetools(docker, arguments, target, stop).await?;
-        let held = read_index(&content, source)?.manifests;
-        let lacking = held.iter().map(|entry| &entry.digest).find(|digest| !is_there(digest));
+        let manifests = read_index(&content, source)?.manifests;
+        let lacking =
+            manifests.iter().map(|manifest| &manifest.digest).find(|digest| !is_held(digest));
         let missing = match lacking {
             Some(digest) => digest.to_string(),
-            None if held.is_empty() => source.to_string(),
+            None if manifests.is_empty() => source.to_string(),
             None => continue,
         };
         return Err(MergeError::MissingSource { target: target.clone(), missing });
@@ -222,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn the_index_holds_exactly_what_was_asked_for() {
+    fn the_index_has_exactly_the_requested_platforms() {
         let (amd64, arm64) = (("linux", "amd64"), ("linux", "arm64"));
         let unknown = ("unknown", "unknown");
         let both = ["linux/amd64", "linux/arm64"];

@@ -1,4 +1,4 @@
-//! What the names of `BuildKit`'s vertexes say.
+//! Parses the names of `BuildKit`'s vertexes.
 //!
 //! Source: `BuildKit`, `frontend/dockerfile/dockerfile2llb` (`prefixCommand`).
 
@@ -7,30 +7,30 @@
 pub(crate) struct StepName<'a> {
     /// The stage's own name or `stage-N`; empty where the Dockerfile has one stage.
     pub(crate) stage: &'a str,
-    /// Its place in the stage, from 1. FROM counts if it names an image of a registry.
+    /// Its position in the stage, from 1. FROM counts if it names an image of a registry.
     pub(crate) number: u32,
     /// `RUN`.
     pub(crate) keyword: &'a str,
-    /// What follows, with the values of variables in their places.
+    /// The arguments, with variables replaced by their values.
     pub(crate) text: &'a str,
 }
 
 impl<'a> StepName<'a> {
-    /// `[internal] …`, `[auth] …`, `[context …] …` and `exporting …` are none.
+    /// `None` for `[internal] …`, `[auth] …`, `[context …] …` and `exporting …`.
     pub(crate) fn parse(name: &'a str) -> Option<Self> {
-        let (place, instruction) = name.strip_prefix('[')?.split_once("] ")?;
-        let (before, count) = place.rsplit_once(' ').unwrap_or(("", place));
+        let (position, instruction) = name.strip_prefix('[')?.split_once("] ")?;
+        let (before, count) = position.rsplit_once(' ').unwrap_or(("", position));
         let (number, total) = count.split_once('/')?;
         let (number, _) = (number.parse().ok()?, total.parse::<u32>().ok()?);
-        // Numbers are padded to the width of the total. Before the stage there may be its platform; a
-        // stage's name has no slash.
+        // Numbers are padded to the width of the total. A platform may stand before the stage; the name of a stage
+        // has no slash.
         let stage =
             before.trim_end().rsplit(' ').next().filter(|word| !word.contains('/')).unwrap_or("");
         let (keyword, text) = instruction.split_once(' ').unwrap_or((instruction, ""));
         Some(Self { stage, number, keyword, text })
     }
 
-    /// Whether it is a step that a cache may hold. An image that a stage begins with is none.
+    /// Whether a cache may hold the step. The base image of a stage is not in a cache.
     pub(crate) fn is_cacheable(&self) -> bool {
         self.keyword != "FROM"
     }
@@ -39,42 +39,42 @@ impl<'a> StepName<'a> {
 /// An image that a build used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BaseImage {
-    /// Who uses it.
-    pub user: BaseUser,
+    /// The part of the build that uses the image.
+    pub used_by: ImageUse,
     /// Without digest, `docker.io/library/busybox:latest`.
     pub reference: String,
     /// `sha256:…`
     pub digest: String,
 }
 
-/// Who uses a [`BaseImage`].
+/// The part of a build that uses a [`BaseImage`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum BaseUser {
-    /// The stage of this name in steps begins with it.
+pub enum ImageUse {
+    /// The stage begins with the image. The name is that of [`StepName::stage`].
     Stage(String),
     /// The named context is this image.
     Context(String),
-    /// `BuildKit` did not say. Several stages, or COPY.
-    Some,
+    /// `BuildKit` does not report it: several stages, or COPY.
+    Unknown,
 }
 
 impl BaseImage {
-    /// Reads a vertex's name.
+    /// Parses the name of a vertex. `None`: the vertex is not an image with a digest.
     pub(super) fn parse(name: &str) -> Option<Self> {
-        let (user, image) = if let Some(image) = name.strip_prefix("FROM ") {
-            (BaseUser::Some, image)
+        let (used_by, image) = if let Some(image) = name.strip_prefix("FROM ") {
+            (ImageUse::Unknown, image)
         } else if let Some(context) = name.strip_prefix("[context ") {
             let (context, image) = context.split_once("] ")?;
-            (BaseUser::Context(context.to_owned()), image)
+            (ImageUse::Context(context.to_owned()), image)
         } else {
             let step = StepName::parse(name).filter(|step| !step.is_cacheable())?;
-            (BaseUser::Stage(step.stage.to_owned()), step.text)
+            (ImageUse::Stage(step.stage.to_owned()), step.text)
         };
         let (reference, digest) = image.split_once('@')?;
         if reference.contains(' ') || digest.contains(' ') {
             return None;
         }
-        Some(Self { user, reference: reference.to_owned(), digest: digest.to_owned() })
+        Some(Self { used_by, reference: reference.to_owned(), digest: digest.to_owned() })
     }
 }
 
@@ -83,9 +83,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_steps_are_taken_apart() {
-        let parts =
-            |name| StepName::parse(name).map(|it| (it.stage, it.number, it.keyword, it.text));
+    fn names_of_steps_are_parsed() {
+        let parts = |name| {
+            StepName::parse(name).map(|step| (step.stage, step.number, step.keyword, step.text))
+        };
         assert_eq!(parts("[2/5] RUN make a b"), Some(("", 2, "RUN", "make a b")));
         assert_eq!(parts("[stage-1 3/4] COPY . ."), Some(("stage-1", 3, "COPY", ". .")));
         let cross = parts("[linux/amd64->arm64 tools 12/13] WORKDIR /w");
@@ -110,9 +111,9 @@ mod tests {
 
     #[test]
     fn base_images_are_read_in_all_their_forms() {
-        let base = |user, reference: &str| {
+        let base = |used_by, reference: &str| {
             Some(BaseImage {
-                user,
+                used_by,
                 reference: reference.to_owned(),
                 digest: "sha256:00".to_owned(),
             })
@@ -120,19 +121,19 @@ mod tests {
         let busybox = "docker.io/library/busybox:latest";
         assert_eq!(
             BaseImage::parse(&format!("[tools 1/2] FROM {busybox}@sha256:00")),
-            base(BaseUser::Stage("tools".to_owned()), busybox)
+            base(ImageUse::Stage("tools".to_owned()), busybox)
         );
         assert_eq!(
             BaseImage::parse(&format!("[tools  1/12] FROM {busybox}@sha256:00")),
-            base(BaseUser::Stage("tools".to_owned()), busybox)
+            base(ImageUse::Stage("tools".to_owned()), busybox)
         );
         assert_eq!(
             BaseImage::parse(&format!("FROM {busybox}@sha256:00")),
-            base(BaseUser::Some, busybox)
+            base(ImageUse::Unknown, busybox)
         );
         assert_eq!(
             BaseImage::parse("[context other] docker.io/library/busybox@sha256:00"),
-            base(BaseUser::Context("other".to_owned()), "docker.io/library/busybox")
+            base(ImageUse::Context("other".to_owned()), "docker.io/library/busybox")
         );
         let metadata = "[context other] load metadata for docker.io/library/busybox@sha256:00";
         assert_eq!(BaseImage::parse(metadata), None);

@@ -1,4 +1,4 @@
-//! What a Dockerfile says of its stages, as far as a cache miss needs it.
+//! Parses a Dockerfile, as far as the search for a cache miss needs it.
 //!
 //! Source: Dockerfile reference, and `BuildKit`'s `frontend/dockerfile/{parser,dockerfile2llb}`.
 
@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 use regex::{Captures, Regex};
 use stagely_protocol::BuildArgs;
 
-use super::files::{Short, short};
+use super::files::{ShortDigest, short_digest};
 use crate::mask::is_secret_name;
 
 /// `$NAME` and `${NAME}`, also with `:-word` and the like.
@@ -16,7 +16,7 @@ static VARIABLE: LazyLock<Regex> = LazyLock::new(|| {
     Regex::new(r"\$(?:\{(\w+)(?::?([-+])([^}]*))?\}|(\w+))").expect("a fixed pattern")
 });
 
-/// `<<EOF`, `<<-"EOF"`, but not `<<<`. A match without groups is quoted text, where there is none.
+/// `<<EOF`, `<<-"EOF"`, but not `<<<`. A match without groups is quoted text, which contains no here-document.
 static HEREDOC: LazyLock<Regex> = LazyLock::new(|| {
     let quoted = r#"\\.|"(?:[^"\\]|\\.)*"|'[^']*'"#;
     let heredoc = r#"(?:^|\s)\d*<<(-?)["']?([A-Za-z_.]\w*)["']?"#;
@@ -28,12 +28,12 @@ static ASSIGNMENT: LazyLock<Regex> = LazyLock::new(|| {
     Regex::new(r#"(\w+)=("(?:[^"\\]|\\.)*"|'[^']*'|\S*)"#).expect("a fixed pattern")
 });
 
-/// One instruction, continued lines joined.
+/// One instruction, with its continuation lines joined.
 #[derive(Debug)]
 struct Instruction {
     /// In upper case.
     keyword: String,
-    /// The rest, with its here-documents.
+    /// The arguments, with their here-documents.
     text: String,
 }
 
@@ -42,60 +42,60 @@ struct Instruction {
 pub(super) struct Layer {
     pub(super) keyword: String,
     pub(super) text: String,
-    /// Digests the instruction with all before it in its stage that it depends on, as the Dockerfile
-    /// writes them: no value of an argument is in it.
-    pub(super) key: Short,
+    /// The digest of the instruction and of all instructions before it in its stage that it depends on, as the
+    /// Dockerfile writes them, so without values of build arguments.
+    pub(super) key: ShortDigest,
     /// The build arguments that it depends on.
     pub(super) args: BTreeSet<String>,
 }
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Stage {
-    /// As `BuildKit` names it in steps; empty in a Dockerfile of one stage.
+    /// Its name in `BuildKit`'s steps; empty in a Dockerfile of one stage.
     pub(super) label: String,
-    /// The image that it begins with, arguments expanded; a stage's name where `parent` is set.
+    /// Its base image, with arguments expanded; the name of a stage if `parent` is set.
     pub(super) image: String,
-    /// The stage that it begins with.
+    /// The stage that it is based on.
     pub(super) parent: Option<usize>,
     pub(super) layers: Vec<Layer>,
     scope: Scope,
 }
 
-/// What an instruction depends on besides itself.
+/// Everything that the next instruction of a stage depends on.
 #[derive(Clone, Debug, Default)]
 struct Scope {
-    /// Digests the steps so far.
-    files: Short,
-    /// Digests ENV, SHELL and USER so far.
-    settings: Short,
-    /// The declared arguments.
+    /// The digest of the steps so far.
+    files: ShortDigest,
+    /// The digest of ENV, SHELL and USER so far.
+    settings: ShortDigest,
+    /// The declared build arguments.
     args: BTreeSet<String>,
-    /// The arguments that each variable depends on.
+    /// The build arguments that each variable depends on.
     variables: BTreeMap<String, BTreeSet<String>>,
 }
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Dockerfile {
     pub(super) stages: Vec<Stage>,
-    /// Digests the value of each declared argument, given or default. Secret ones are missing: what
-    /// has few possible values could be found out from its digest.
-    pub(super) args: BTreeMap<String, Short>,
+    /// The digest of the value of each declared argument. Secret arguments are missing: a value of which there are
+    /// only few possible ones can be found from its digest.
+    pub(super) args: BTreeMap<String, ShortDigest>,
 }
 
 impl Dockerfile {
-    /// Reads what it understands; the rest is for `BuildKit` to refuse.
-    pub(super) fn parse(text: &str, given: &BuildArgs) -> Self {
+    /// Parses the instructions that it knows and ignores the others. `BuildKit` reports errors.
+    pub(super) fn parse(text: &str, build_args: &BuildArgs) -> Self {
         let instructions = instructions(text);
-        let count = instructions.iter().filter(|it| it.keyword == "FROM").count();
-        let mut reader = Reader::new(given);
+        let count = instructions.iter().filter(|instruction| instruction.keyword == "FROM").count();
+        let mut parser = Parser::new(build_args);
         for instruction in &instructions {
-            reader.take(instruction, count);
+            parser.push(instruction, count);
         }
-        reader.finish()
+        parser.finish()
     }
 
-    /// The stage that a step of this label belongs to. `BuildKit` leaves the label of a single stage
-    /// out, but not where an image to copy from or a named context counts as another one.
+    /// The stage of a step with this label. `BuildKit` omits the label of a single stage, unless an image to copy from
+    /// or a named context counts as another stage.
     pub(super) fn stage(&self, label: &str) -> Option<usize> {
         match &self.stages[..] {
             [_] => Some(0),
@@ -103,28 +103,28 @@ impl Dockerfile {
         }
     }
 
-    /// Whether `name`, in `--from`, is a stage and not an image or a named context.
+    /// Whether `name`, in `--from`, names a stage, and neither an image nor a named context.
     pub(super) fn has_stage(&self, name: &str) -> bool {
         self.stages.iter().any(|stage| stage.label == name)
     }
 }
 
-struct Reader<'a> {
-    given: &'a BuildArgs,
+struct Parser<'a> {
+    build_args: &'a BuildArgs,
     stages: Vec<Stage>,
     names: BTreeMap<String, usize>,
-    /// The arguments that stand before the first FROM.
+    /// The arguments that are declared before the first FROM.
     global: BTreeMap<String, String>,
-    /// The values of each argument, wherever declared.
+    /// The values of each argument, in all stages.
     values: BTreeMap<String, BTreeSet<String>>,
-    /// Arguments that are secret, or made of secrets.
+    /// The arguments that are secret, or whose default contains a secret one.
     secret: BTreeSet<String>,
 }
 
-impl<'a> Reader<'a> {
-    fn new(given: &'a BuildArgs) -> Self {
+impl<'a> Parser<'a> {
+    fn new(build_args: &'a BuildArgs) -> Self {
         Self {
-            given,
+            build_args,
             stages: Vec::new(),
             names: BTreeMap::new(),
             global: BTreeMap::new(),
@@ -133,26 +133,27 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn take(&mut self, instruction: &Instruction, count: usize) {
+    /// Adds one instruction. `stage_count` is the number of stages in all.
+    fn push(&mut self, instruction: &Instruction, stage_count: usize) {
         match instruction.keyword.as_str() {
-            "FROM" => self.begin_stage(&instruction.text, count),
+            "FROM" => self.begin_stage(&instruction.text, stage_count),
             "ARG" => self.declare(&instruction.text),
             _ => {
                 if let Some(stage) = self.stages.last_mut() {
-                    stage.take(instruction);
+                    stage.push(instruction);
                 }
             }
         }
     }
 
-    fn begin_stage(&mut self, text: &str, count: usize) {
+    fn begin_stage(&mut self, text: &str, stage_count: usize) {
         let mut words = text.split_whitespace().filter(|word| !word.starts_with("--"));
         let image = expand(words.next().unwrap_or_default(), &self.global);
         let name = words.next().filter(|word| word.eq_ignore_ascii_case("as"));
         let name = name.and_then(|_| words.next()).map(str::to_ascii_lowercase);
         let index = self.stages.len();
         let label = match &name {
-            _ if count == 1 => String::new(),
+            _ if stage_count == 1 => String::new(),
             Some(name) => name.clone(),
             None => format!("stage-{index}"),
         };
@@ -164,11 +165,11 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// An ARG, which may declare several.
+    /// Adds an ARG, which may declare several arguments.
     fn declare(&mut self, text: &str) {
         let assigned = ASSIGNMENT.captures_iter(text);
         let mut declared: Vec<(String, Option<String>)> =
-            assigned.map(|it| (it[1].to_owned(), Some(it[2].to_owned()))).collect();
+            assigned.map(|pair| (pair[1].to_owned(), Some(pair[2].to_owned()))).collect();
         let rest = ASSIGNMENT.replace_all(text, " ");
         declared.extend(rest.split_whitespace().map(|name| (name.to_owned(), None)));
         for (name, default) in declared {
@@ -185,12 +186,12 @@ impl<'a> Reader<'a> {
             self.secret.insert(name.clone());
         }
         let default = default.map(|text| expand(text.trim_matches(['"', '\'']), &self.global));
-        let value = self.given.0.get(&name).cloned().or(default);
+        let value = self.build_args.0.get(&name).cloned().or(default);
         match self.stages.last_mut() {
             Some(stage) => {
                 stage.scope.args.insert(name.clone());
                 stage.scope.variables.insert(name.clone(), [name.clone()].into());
-                // Without a default of its own it takes the global one's.
+                // Without a value it inherits that of the global argument.
                 let value = value.or_else(|| self.global.get(&name).cloned());
                 self.values.entry(name).or_default().extend(value);
             }
@@ -200,24 +201,25 @@ impl<'a> Reader<'a> {
 
     fn finish(self) -> Dockerfile {
         let shown = self.values.into_iter().filter(|(name, _)| !self.secret.contains(name));
-        let digest = |values: &BTreeSet<String>| short(values.iter().map(String::as_bytes));
+        let digest = |values: &BTreeSet<String>| short_digest(values.iter().map(String::as_bytes));
         let args = shown.map(|(name, values)| (name, digest(&values))).collect();
         Dockerfile { stages: self.stages, args }
     }
 }
 
 impl Stage {
-    fn take(&mut self, instruction: &Instruction) {
+    fn push(&mut self, instruction: &Instruction) {
         let Instruction { keyword, text } = instruction;
         let scope = &mut self.scope;
         match keyword.as_str() {
             "RUN" | "COPY" | "ADD" | "WORKDIR" => {
                 let layer = scope.layer(instruction);
-                scope.files = short([&scope.files[..], keyword.as_bytes(), text.as_bytes()]);
+                scope.files = short_digest([&scope.files[..], keyword.as_bytes(), text.as_bytes()]);
                 self.layers.push(layer);
             }
             "ENV" | "SHELL" | "USER" => {
-                scope.settings = short([&scope.settings[..], keyword.as_bytes(), text.as_bytes()]);
+                scope.settings =
+                    short_digest([&scope.settings[..], keyword.as_bytes(), text.as_bytes()]);
                 if keyword == "ENV" {
                     scope.set(text);
                 }
@@ -231,9 +233,9 @@ impl Scope {
     fn layer(&self, instruction: &Instruction) -> Layer {
         let Instruction { keyword, text } = instruction;
         let is_run = keyword == "RUN";
-        // The others see settings only through the variables that they name.
+        // Other instructions depend on settings only through the variables that they use.
         let settings = if is_run || text.contains('$') { &self.settings[..] } else { &[] };
-        let key = short([&self.files[..], settings, keyword.as_bytes(), text.as_bytes()]);
+        let key = short_digest([&self.files[..], settings, keyword.as_bytes(), text.as_bytes()]);
         let args = if is_run { self.args.clone() } else { self.args_in(text) };
         Layer { keyword: keyword.clone(), text: text.clone(), key, args }
     }
@@ -243,33 +245,37 @@ impl Scope {
         known.flatten().cloned().collect()
     }
 
-    /// An ENV.
+    /// Adds the variables of an ENV.
     fn set(&mut self, text: &str) {
         let mut assigned: Vec<(String, BTreeSet<String>)> = ASSIGNMENT
             .captures_iter(text)
-            .map(|it| (it[1].to_owned(), self.args_in(&it[2])))
+            .map(|pair| (pair[1].to_owned(), self.args_in(&pair[2])))
             .collect();
         if let (true, Some((name, value))) = (assigned.is_empty(), text.split_once(' ')) {
             assigned.push((name.to_owned(), self.args_in(value)));
         }
-        // An argument of the same name is hidden from here on.
+        // A variable hides an argument of the same name.
         self.variables.extend(assigned);
     }
 }
 
+/// The names of the variables in `text`.
 fn variables(text: &str) -> impl Iterator<Item = String> {
-    VARIABLE
-        .captures_iter(text)
-        .filter_map(|it| it.get(1).or(it.get(4)).map(|name| name.as_str().to_owned()))
+    VARIABLE.captures_iter(text).map(|variable| variable_name(&variable).to_owned())
 }
 
-/// Puts values in the place of variables.
+/// The name in a match of [`VARIABLE`].
+fn variable_name<'a>(variable: &Captures<'a>) -> &'a str {
+    variable.get(1).or(variable.get(4)).map_or("", |name| name.as_str())
+}
+
+/// Replaces variables by their values.
 fn expand(text: &str, values: &BTreeMap<String, String>) -> String {
-    let replace = |it: &Captures<'_>| {
-        let name = it.get(1).or(it.get(4)).map_or("", |name| name.as_str());
+    let replace = |variable: &Captures<'_>| {
+        let name = variable_name(variable);
         let value = values.get(name).filter(|value| !value.is_empty()).cloned();
-        let word = it.get(3).map_or("", |word| word.as_str()).to_owned();
-        match it.get(2).map(|sign| sign.as_str()) {
+        let word = variable.get(3).map_or("", |word| word.as_str()).to_owned();
+        match variable.get(2).map(|sign| sign.as_str()) {
             Some("-") => value.unwrap_or(word),
             Some(_) => value.map_or(String::new(), |_| word),
             None => value.unwrap_or_default(),
@@ -286,8 +292,8 @@ fn instructions(text: &str) -> Vec<Instruction> {
         if line.trim().is_empty() || line.trim_start().starts_with('#') {
             continue;
         }
-        if let Some(begun) = line.trim_end().strip_suffix(escape) {
-            joined.push_str(begun);
+        if let Some(continued) = line.trim_end().strip_suffix(escape) {
+            joined.push_str(continued);
             continue;
         }
         joined.push_str(line);
@@ -304,11 +310,11 @@ fn instructions(text: &str) -> Vec<Instruction> {
 }
 
 fn take_heredocs<'a>(text: &mut String, lines: &mut impl Iterator<Item = &'a str>) {
-    let found = HEREDOC.captures_iter(text);
-    let ends: Vec<(bool, String)> = found
-        .filter_map(|it| Some((it.get(1)?.as_str() == "-", it.get(2)?.as_str().to_owned())))
-        .collect();
-    for (strips_tabs, end) in ends {
+    let heredocs = HEREDOC.captures_iter(text).filter_map(|heredoc| {
+        let strips_tabs = heredoc.get(1)?.as_str() == "-";
+        Some((strips_tabs, heredoc.get(2)?.as_str().to_owned()))
+    });
+    for (strips_tabs, end) in heredocs.collect::<Vec<_>>() {
         for line in lines.by_ref() {
             text.push('\n');
             text.push_str(line);
@@ -320,7 +326,7 @@ fn take_heredocs<'a>(text: &mut String, lines: &mut impl Iterator<Item = &'a str
     }
 }
 
-/// `# escape=` among the first lines chooses another one, for paths of Windows.
+/// The escape character. `# escape=` among the first lines changes it, for Windows paths.
 fn escape_character(text: &str) -> char {
     let directives = text.lines().map_while(|line| line.trim().strip_prefix('#'));
     let mut pairs = directives.map_while(|line| line.split_once('='));

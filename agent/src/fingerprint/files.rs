@@ -18,67 +18,66 @@ use tokio_util::sync::CancellationToken;
 
 use super::patterns::Ignore;
 
-/// The most files that are known one by one; of more, folders are.
+/// The most files that are recorded one by one. With more files, folders are recorded.
 const FILES_MAX: usize = 50_000;
 
-/// The most files that are looked at at all.
+/// The most files that are read. Nothing is recorded of a larger context.
 const FILES_READ_MAX: usize = 400_000;
 
-/// The most bytes that are read: some seconds of work. Of a larger context nothing is known.
+/// The most bytes that are read, which takes some seconds. Nothing is recorded of a larger context.
 const BYTES_READ_MAX: u64 = 4 * 1024 * 1024 * 1024;
 
-/// The first bytes of a SHA-256. They tell a change, not an attack.
-pub(super) type Short = [u8; 8];
+/// The first bytes of a SHA-256 digest: enough to detect changes, but not attacks.
+pub(super) type ShortDigest = [u8; 8];
 
-/// Digests `parts`, so that no two lists of parts are the same text.
-pub(super) fn short<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Short {
+/// The digest of `parts`. Their lengths count, so that different lists of parts have different digests.
+pub(super) fn short_digest<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> ShortDigest {
     let mut hash = Sha256::new();
     for part in parts {
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part);
     }
-    cut(hash)
+    shorten(hash)
 }
 
-fn cut(hash: Sha256) -> Short {
-    let mut short = Short::default();
-    short.copy_from_slice(&hash.finalize()[..8]);
-    short
+fn shorten(hash: Sha256) -> ShortDigest {
+    let mut digest = ShortDigest::default();
+    digest.copy_from_slice(&hash.finalize()[..8]);
+    digest
 }
 
-/// How closely a context is known.
+/// How detailed a context is recorded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 enum Detail {
-    /// Each file. Git's own folder is one entry.
+    /// Each file. The folder `.git` is one entry.
     Files,
-    /// Each folder with the files right in it.
+    /// Each folder, with the files directly in it.
     Folders,
-    /// Each folder of the context with all that is below it.
+    /// Each folder directly in the context, with all files below it.
     TopFolders,
-    /// Not at all.
     #[default]
     Nothing,
 }
 
-/// A context. Names of folders end in `/`.
+/// The recorded files of a context. Names of folders end in `/`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Files {
+pub(super) struct ContextFiles {
     detail: Detail,
-    digests: BTreeMap<String, Short>,
+    digests: BTreeMap<String, ShortDigest>,
 }
 
-impl Files {
-    /// Reads `context` without what `ignore` keeps out, until `stop`.
+impl ContextFiles {
+    /// Reads `context` without the files that `ignore` excludes, until `stop` fires.
     pub(super) fn read(
         context: &Path,
         ignore: &Ignore,
         stop: &CancellationToken,
     ) -> io::Result<Self> {
-        let mut found = Vec::new();
-        if !walk(context, ignore, &mut found, stop)? {
+        let mut entries = Vec::new();
+        if !walk(context, ignore, &mut entries, stop)? {
             return Ok(Self::default());
         }
-        let digests = digest_all(context, &found, stop)?;
+        let digests = digest_all(context, &entries, stop)?;
         let mut files = Self { detail: Detail::Files, digests };
         files.fold(|path| path.starts_with(".git/").then(|| ".git/".to_owned()));
         if files.digests.len() > FILES_MAX {
@@ -87,7 +86,7 @@ impl Files {
         Ok(files)
     }
 
-    /// Forgets the finest of what is known. `false`: nothing was left to forget.
+    /// Reduces the detail by one level. `false`: nothing is recorded any more.
     pub(super) fn coarsen(&mut self) -> bool {
         match self.detail {
             Detail::Files => {
@@ -108,9 +107,9 @@ impl Files {
         true
     }
 
-    /// Joins the entries for which `folder` gives the same name.
+    /// Joins the entries for which `folder` returns the same name.
     fn fold(&mut self, folder: impl Fn(&str) -> Option<String>) {
-        let mut folders: BTreeMap<String, Vec<(String, Short)>> = BTreeMap::new();
+        let mut folders: BTreeMap<String, Vec<(String, ShortDigest)>> = BTreeMap::new();
         let mut kept = BTreeMap::new();
         for (path, digest) in std::mem::take(&mut self.digests) {
             match folder(&path) {
@@ -120,35 +119,35 @@ impl Files {
         }
         for (folder, entries) in folders {
             let parts = entries.iter().flat_map(|(path, digest)| [path.as_bytes(), digest]);
-            kept.insert(folder, short(parts));
+            kept.insert(folder, short_digest(parts));
         }
         self.digests = kept;
     }
 
-    /// The files that `is_meant` and that differ, by path.
+    /// The files that differ, of those for which `is_included` returns true, in the order of their paths.
     pub(super) fn changes(
         previous: &Self,
         current: &Self,
-        is_meant: impl Fn(&str) -> bool,
+        is_included: impl Fn(&str) -> bool,
     ) -> Vec<ChangedFile> {
-        let (mut was, mut is) = (previous.clone(), current.clone());
-        while was.detail != is.detail {
-            if was.detail < is.detail {
-                was.coarsen()
+        let (mut old, mut new) = (previous.clone(), current.clone());
+        while old.detail != new.detail {
+            if old.detail < new.detail {
+                old.coarsen()
             } else {
-                is.coarsen()
+                new.coarsen()
             };
         }
-        let change = |path: &String| match (was.digests.get(path), is.digests.get(path)) {
+        let change = |path: &String| match (old.digests.get(path), new.digests.get(path)) {
             (None, _) => Some(FileChange::Added),
             (_, None) => Some(FileChange::Removed),
-            (was, is) => (was != is).then_some(FileChange::Changed),
+            (old, new) => (old != new).then_some(FileChange::Changed),
         };
         let mut changes: Vec<ChangedFile> = Vec::new();
-        let removed = was.digests.keys().filter(|path| !is.digests.contains_key(*path));
-        for path in is.digests.keys().chain(removed) {
+        let removed = old.digests.keys().filter(|path| !new.digests.contains_key(*path));
+        for path in new.digests.keys().chain(removed) {
             if let Some(change) = change(path)
-                && is_meant(path)
+                && is_included(path)
             {
                 changes.push(ChangedFile { path: path.clone(), change });
             }
@@ -158,18 +157,19 @@ impl Files {
     }
 }
 
-/// A file or symlink, by its path in the context.
-struct Found {
+/// A file or symlink of the context.
+struct ContextEntry {
+    /// Relative to the context.
     path: PathBuf,
     is_link: bool,
     is_executable: bool,
 }
 
-/// Appends what is in `context` to `found`. `false`: it is too much.
+/// Appends the files of `context` to `entries`. `false`: there are too many.
 fn walk(
     context: &Path,
     ignore: &Ignore,
-    found: &mut Vec<Found>,
+    entries: &mut Vec<ContextEntry>,
     stop: &CancellationToken,
 ) -> io::Result<bool> {
     let mut folders = vec![PathBuf::new()];
@@ -187,9 +187,9 @@ fn walk(
                 let metadata = entry.metadata()?;
                 bytes = bytes.saturating_add(metadata.len());
                 let is_executable = metadata.permissions().mode() & 0o111 != 0;
-                found.push(Found { path, is_link: kind.is_symlink(), is_executable });
+                entries.push(ContextEntry { path, is_link: kind.is_symlink(), is_executable });
             }
-            if found.len() > FILES_READ_MAX || bytes > BYTES_READ_MAX {
+            if entries.len() > FILES_READ_MAX || bytes > BYTES_READ_MAX {
                 return Ok(false);
             }
         }
@@ -197,21 +197,23 @@ fn walk(
     Ok(true)
 }
 
-/// Reads all files, several at a time.
+/// Digests all files, several at the same time.
 fn digest_all(
     context: &Path,
-    found: &[Found],
+    entries: &[ContextEntry],
     stop: &CancellationToken,
-) -> io::Result<BTreeMap<String, Short>> {
+) -> io::Result<BTreeMap<String, ShortDigest>> {
     let threads = thread::available_parallelism().map_or(1, |count| count.get().min(8));
     let next = AtomicUsize::new(0);
     let all = Mutex::new(Ok(BTreeMap::new()));
     let work = || {
         let mut own = Vec::new();
         let result = loop {
-            let Some(file) = found.get(next.fetch_add(1, Ordering::Relaxed)) else { break Ok(()) };
-            match digest(context, file, stop) {
-                Ok(digest) => own.push((file.path.to_string_lossy().into_owned(), digest)),
+            let Some(entry) = entries.get(next.fetch_add(1, Ordering::Relaxed)) else {
+                break Ok(());
+            };
+            match digest(context, entry, stop) {
+                Ok(digest) => own.push((entry.path.to_string_lossy().into_owned(), digest)),
                 Err(error) => break Err(error),
             }
         };
@@ -226,32 +228,37 @@ fn digest_all(
     all.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Opens a regular file. A symlink could lead to a pipe or a device, whose opening or reading takes
-/// for ever.
+/// Opens a regular file. A symlink is refused, because it could lead to a pipe or a device, whose opening or reading
+/// may never end.
 pub(super) fn open_regular(path: &Path) -> io::Result<File> {
     let file = OpenOptions::new().read(true).custom_flags(O_NOFOLLOW | O_NONBLOCK).open(path)?;
     if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("not a regular file")) }
 }
 
-/// An error, if nobody waits for the answer any more.
+/// # Errors
+/// If `stop` has fired.
 fn check(stop: &CancellationToken) -> io::Result<()> {
     if stop.is_cancelled() { Err(io::Error::other("stopped")) } else { Ok(()) }
 }
 
-fn digest(context: &Path, file: &Found, stop: &CancellationToken) -> io::Result<Short> {
-    let path = context.join(&file.path);
+fn digest(
+    context: &Path,
+    entry: &ContextEntry,
+    stop: &CancellationToken,
+) -> io::Result<ShortDigest> {
+    let path = context.join(&entry.path);
     let mut hash = Sha256::new();
-    if file.is_link {
+    if entry.is_link {
         hash.update(b"l");
         hash.update(fs::read_link(path)?.as_os_str().as_bytes());
-        return Ok(cut(hash));
+        return Ok(shorten(hash));
     }
-    hash.update(if file.is_executable { b"x" } else { b"f" });
-    let (mut open, mut buffer) = (open_regular(&path)?, vec![0; 64 * 1024]);
+    hash.update(if entry.is_executable { b"x" } else { b"f" });
+    let (mut file, mut buffer) = (open_regular(&path)?, vec![0; 64 * 1024]);
     loop {
         check(stop)?;
-        match open.read(&mut buffer)? {
-            0 => return Ok(cut(hash)),
+        match file.read(&mut buffer)? {
+            0 => return Ok(shorten(hash)),
             count => hash.update(&buffer[..count]),
         }
     }
@@ -265,13 +272,13 @@ mod tests {
     use super::*;
     use FileChange::{Added, Changed, Removed};
 
-    fn changes(was: &Files, is: &Files) -> Vec<(String, FileChange)> {
-        let changes = Files::changes(was, is, |_| true);
+    fn changes(old: &ContextFiles, new: &ContextFiles) -> Vec<(String, FileChange)> {
+        let changes = ContextFiles::changes(old, new, |_| true);
         changes.into_iter().map(|file| (file.path, file.change)).collect()
     }
 
     #[test]
-    fn content_mode_and_targets_count_and_ignored_files_do_not() {
+    fn content_mode_and_link_targets_count_and_ignored_files_do_not() {
         let folder = tempfile::tempdir().unwrap();
         let at = |path: &str| folder.path().join(path);
         fs::create_dir_all(at("src/deep")).unwrap();
@@ -281,8 +288,9 @@ mod tests {
         }
         symlink("src/a.c", at("link")).unwrap();
         let ignore = Ignore::parse("*.log\n");
-        let read = || Files::read(folder.path(), &ignore, &CancellationToken::new()).unwrap();
-        let was = read();
+        let read =
+            || ContextFiles::read(folder.path(), &ignore, &CancellationToken::new()).unwrap();
+        let old = read();
         fs::write(at("src/deep/b.c"), "two").unwrap();
         fs::set_permissions(at("run"), fs::Permissions::from_mode(0o755)).unwrap();
         fs::remove_file(at("gone")).unwrap();
@@ -291,7 +299,7 @@ mod tests {
         fs::remove_file(at("link")).unwrap();
         symlink("src/b.c", at("link")).unwrap();
         fs::write(at(".git/objects/2"), "").unwrap();
-        let mut is = read();
+        let mut new = read();
         let expected = [
             (".git/", Changed),
             ("gone", Removed),
@@ -300,19 +308,19 @@ mod tests {
             ("src/deep/b.c", Changed),
             ("src/new", Added),
         ];
-        assert_eq!(changes(&was, &is), expected.map(|(path, change)| (path.to_owned(), change)));
+        assert_eq!(changes(&old, &new), expected.map(|(path, change)| (path.to_owned(), change)));
 
-        // One of them known less closely, whichever.
-        is.coarsen();
+        // One of them is recorded with less detail.
+        new.coarsen();
         let folders = ["./", ".git/", "src/", "src/deep/"];
-        assert_eq!(changes(&was, &is), folders.map(|path| (path.to_owned(), Changed)));
-        let mut coarse = was.clone();
+        assert_eq!(changes(&old, &new), folders.map(|path| (path.to_owned(), Changed)));
+        let mut coarse = old.clone();
         coarse.coarsen();
         coarse.coarsen();
         let tops = ["./", ".git/", "src/"];
-        assert_eq!(changes(&coarse, &is), tops.map(|path| (path.to_owned(), Changed)));
-        assert_eq!(changes(&coarse, &was), []);
-        assert_eq!(changes(&Files::default(), &is), []);
+        assert_eq!(changes(&coarse, &new), tops.map(|path| (path.to_owned(), Changed)));
+        assert_eq!(changes(&coarse, &old), []);
+        assert_eq!(changes(&ContextFiles::default(), &new), []);
     }
 
     #[test]
@@ -325,10 +333,10 @@ mod tests {
         }
         let started = Instant::now();
         let (ignore, stop) = (Ignore::default(), CancellationToken::new());
-        let files = Files::read(folder.path(), &ignore, &stop).unwrap();
+        let files = ContextFiles::read(folder.path(), &ignore, &stop).unwrap();
         println!("6,000 files of 16 KiB: {:?}", started.elapsed());
         assert_eq!(files.digests.len(), 6_000);
         stop.cancel();
-        assert!(Files::read(folder.path(), &ignore, &stop).is_err());
+        assert!(ContextFiles::read(folder.path(), &ignore, &stop).is_err());
     }
 }

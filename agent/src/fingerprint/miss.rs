@@ -1,60 +1,62 @@
-//! Finds the first step that did not come from the cache, and what is different about it.
+//! Finds the first step that did not come from the cache, and the cause.
 
 use stagely_protocol::{CHANGED_FILES_MAX, CacheMiss, MissCause, Step};
 
 use super::dockerfile::{Dockerfile, Layer};
-use super::files::Files;
+use super::files::ContextFiles;
+use super::inputs::{BuildInputs, normalized};
 use super::patterns::Pattern;
-use super::{Inputs, normalized};
 use crate::docker::StepName;
 
-/// The first of `steps` that did not come from the cache, by the Dockerfile's order, and why.
-/// `None`: all came from it. `cache_found` says whether any cache could be imported.
+/// The first of `steps`, in the Dockerfile's order, that did not come from the cache, and the cause. `None`: all came
+/// from the cache. `has_imported_cache`: whether any cache was imported.
 ///
-/// A stage depends on stages before it alone, so the first miss in the Dockerfile's order has its
-/// cause in its own stage or outside the build, and not in another miss.
+/// A stage depends only on stages before it. So the cause of the first miss in the Dockerfile's order is in its own
+/// stage or outside the build, and not another miss.
 pub fn cache_miss(
-    previous: Option<&Inputs>,
-    current: &Inputs,
+    previous: Option<&BuildInputs>,
+    current: &BuildInputs,
     steps: &[Step],
-    cache_found: bool,
+    has_imported_cache: bool,
 ) -> Option<CacheMiss> {
-    let dockerfile = &current.dockerfile.0;
-    let place = |name: &StepName<'_>| {
+    let dockerfile = current.dockerfile();
+    let position = |name: &StepName<'_>| {
         let stage = dockerfile.stage(name.stage).unwrap_or(usize::MAX);
         (stage, name.number)
     };
     let missed = steps.iter().filter(|step| !step.cached);
     let missed = missed.filter_map(|step| Some((step, StepName::parse(&step.name)?)));
     let missed = missed.filter(|(_, name)| name.is_cacheable());
-    let (step, name) = missed.min_by_key(|(_, name)| place(name))?;
+    let (step, name) = missed.min_by_key(|(_, name)| position(name))?;
     let cause = match previous {
-        // With nothing to take steps from, no change is why a step was built.
-        Some(_) if !cache_found && !steps.iter().any(|step| step.cached) => MissCause::NoCache,
-        Some(previous) => Comparison { previous, current, steps, name }.cause(),
-        None if cache_found => MissCause::Unknown,
+        // Without any cache every step is built, also without a change.
+        Some(_) if !has_imported_cache && !steps.iter().any(|step| step.cached) => {
+            MissCause::NoCache
+        }
+        Some(previous) => MissedStep { previous, current, steps, name }.cause(),
+        None if has_imported_cache => MissCause::Unknown,
         None => MissCause::NoCache,
     };
     Some(CacheMiss { step: step.name.clone(), cause })
 }
 
-/// One missed step between two builds.
-struct Comparison<'a> {
-    previous: &'a Inputs,
-    current: &'a Inputs,
+/// The first step that did not come from the cache, and the inputs of this build and the build before.
+struct MissedStep<'a> {
+    previous: &'a BuildInputs,
+    current: &'a BuildInputs,
     steps: &'a [Step],
     name: StepName<'a>,
 }
 
-impl Comparison<'_> {
+impl MissedStep<'_> {
     fn cause(&self) -> MissCause {
-        let layer = layer(&self.current.dockerfile.0, self.steps, self.name);
+        let layer = layer(self.current.dockerfile(), self.steps, self.name);
         let sources = Sources::of(self.name);
         let instruction = || {
             let key = layer?.key;
             (!self.previous.instructions.contains(&key)).then_some(MissCause::Instruction)
         };
-        // What an argument puts into the text of COPY or ADD matters more than the files there.
+        // In COPY and ADD, an argument may change the path, so it is checked before the files.
         let argument = || self.changed_args(layer?);
         let is_run = self.name.keyword == "RUN";
         self.changed_base(&sources)
@@ -65,10 +67,10 @@ impl Comparison<'_> {
             .unwrap_or(MissCause::Unknown)
     }
 
-    /// The image that the stage begins with, unless a step before came from the cache, which then
-    /// has steps on that image; or the image that the step copies from.
+    /// A change of the base image, or of the image that the step copies from. If an earlier step of the stage came
+    /// from the cache, the base image has not changed.
     fn changed_base(&self, sources: &Sources) -> Option<MissCause> {
-        let dockerfile = &self.current.dockerfile.0;
+        let dockerfile = self.current.dockerfile();
         let names = self.steps.iter().filter(|step| step.cached);
         let names = names.filter_map(|step| StepName::parse(&step.name));
         let mut cached = names.filter(|name| name.stage == self.name.stage);
@@ -78,16 +80,17 @@ impl Comparison<'_> {
             while let Some(parent) = stage.parent {
                 stage = &dockerfile.stages[parent];
             }
-            let (was, is) = (&self.previous.bases, &self.current.bases);
-            changed_image(was.get(&stage.label)?.clone(), is.get(&stage.label)?.clone())
+            let (old, new) = (&self.previous.bases, &self.current.bases);
+            changed_image(old.get(&stage.label)?.clone(), new.get(&stage.label)?.clone())
         });
         own.flatten().or_else(|| {
             let mut images = sources.images.iter().filter(|name| !dockerfile.has_stage(name));
             images.find_map(|image| {
-                let with_digest = |inputs: &Inputs| {
-                    let name = [image.clone(), normalized(image)];
-                    let known = name.iter().find_map(|name| inputs.images.get_key_value(name))?;
-                    Some(format!("{}@{}", known.0, known.1))
+                let with_digest = |inputs: &BuildInputs| {
+                    let names = [image.clone(), normalized(image)];
+                    let (name, digest) =
+                        names.iter().find_map(|name| inputs.images.get_key_value(name))?;
+                    Some(format!("{name}@{digest}"))
                 };
                 changed_image(with_digest(self.previous)?, with_digest(self.current)?)
             })
@@ -98,50 +101,51 @@ impl Comparison<'_> {
         if sources.patterns.is_empty() {
             return None;
         }
-        let (was, is) = (&self.previous.files, &self.current.files);
-        let mut files = Files::changes(was, is, |path| sources.mean(path));
+        let (old, new) = (&self.previous.files, &self.current.files);
+        let mut files = ContextFiles::changes(old, new, |path| sources.include(path));
         let count = files.len();
         files.truncate(CHANGED_FILES_MAX);
         (count > 0).then_some(MissCause::Files { count, files })
     }
 
     fn changed_args(&self, layer: &Layer) -> Option<MissCause> {
-        let value = |inputs: &Inputs, name: &String| inputs.args.get(name).copied();
-        let is_other = |name: &&String| value(self.previous, name) != value(self.current, name);
-        let names: Vec<_> = layer.args.iter().filter(is_other).cloned().collect();
+        let value = |inputs: &BuildInputs, name: &String| inputs.args.get(name).copied();
+        let is_changed = |name: &&String| value(self.previous, name) != value(self.current, name);
+        let names: Vec<_> = layer.args.iter().filter(is_changed).cloned().collect();
         (!names.is_empty()).then_some(MissCause::BuildArgs { names })
     }
 }
 
-/// The same digest is the same image, in whatever repository: that of another environment, for one.
+/// Images with the same digest are the same, also in different repositories, for example of different environments.
 fn changed_image(was: String, is: String) -> Option<MissCause> {
     let digest = |image: &str| image.rsplit('@').next().map(str::to_owned);
     (digest(&was) != digest(&is)).then_some(MissCause::BaseImage { was, is })
 }
 
-/// The instruction that a step comes from. FROM counts in a step's number or not, and ONBUILD of a
-/// base image adds steps; so the steps of the stage are laid beside its instructions.
+/// The instruction of a step. Its number alone does not determine it: FROM may count or not, and ONBUILD of a base image
+/// adds steps. So the numbering is chosen with which most steps of the stage match their instructions.
 fn layer<'a>(dockerfile: &'a Dockerfile, steps: &[Step], name: StepName<'_>) -> Option<&'a Layer> {
     let layers = &dockerfile.stages.get(dockerfile.stage(name.stage)?)?.layers;
     let names = steps.iter().filter_map(|step| StepName::parse(&step.name));
-    let of_stage: Vec<_> = names.filter(|it| it.stage == name.stage && it.is_cacheable()).collect();
-    let at = |name: &StepName<'_>, first: usize| {
+    let of_stage: Vec<_> =
+        names.filter(|other| other.stage == name.stage && other.is_cacheable()).collect();
+    let layer_of = |name: &StepName<'_>, first: usize| {
         layers.get(usize::try_from(name.number).ok()?.checked_sub(first)?)
     };
-    let fit = |first: &usize| -> usize {
-        let likeness = |name: &StepName<'_>| match at(name, *first) {
+    let score = |first: &usize| -> usize {
+        let step_score = |name: &StepName<'_>| match layer_of(name, *first) {
             Some(layer) if layer.text == name.text => 3,
             Some(layer) if layer.keyword == name.keyword => 1,
             _ => 0,
         };
-        of_stage.iter().map(likeness).sum()
+        of_stage.iter().map(step_score).sum()
     };
-    // Of equals the last is taken: the usual stage begins with an image.
-    let first = (1..=2).max_by_key(fit)?;
-    at(&name, first).filter(|layer| layer.keyword == name.keyword)
+    // With equal scores the last is taken, because most stages begin with an image.
+    let first = (1..=2).max_by_key(score)?;
+    layer_of(&name, first).filter(|layer| layer.keyword == name.keyword)
 }
 
-/// What a step takes from outside its stage.
+/// The files and images that a step uses from outside its stage.
 #[derive(Default)]
 struct Sources {
     /// Files of the context.
@@ -172,9 +176,9 @@ impl Sources {
         }
         if sources.images.is_empty() {
             // BuildKit writes the JSON form as `[a, b]`.
-            let words: Vec<&str> = match rest.strip_prefix('[').and_then(|it| it.strip_suffix(']'))
-            {
-                Some(list) => list.split(',').map(|it| it.trim().trim_matches('"')).collect(),
+            let list = rest.strip_prefix('[').and_then(|list| list.strip_suffix(']'));
+            let words: Vec<&str> = match list {
+                Some(list) => list.split(',').map(|word| word.trim().trim_matches('"')).collect(),
                 None => rest.split_whitespace().collect(),
             };
             let files = words.split_last().map_or(&[][..], |(_, sources)| sources);
@@ -184,12 +188,14 @@ impl Sources {
         sources
     }
 
-    /// Bind mounts; other kinds bring no content.
+    /// The sources of bind mounts. Other kinds of mounts have no content.
     fn of_run(text: &str) -> Self {
         let mut sources = Self::default();
         for mount in flags(text).0.iter().filter_map(|flag| flag.strip_prefix("--mount=")) {
-            let options: Vec<_> =
-                mount.split(',').map(|it| it.split_once('=').unwrap_or((it, ""))).collect();
+            let options: Vec<_> = mount
+                .split(',')
+                .map(|option| option.split_once('=').unwrap_or((option, "")))
+                .collect();
             let option = |names: &[&str]| {
                 let found = options.iter().find(|(name, _)| names.contains(name));
                 found.map(|(_, value)| *value)
@@ -207,7 +213,8 @@ impl Sources {
         sources
     }
 
-    fn mean(&self, path: &str) -> bool {
+    /// Whether the step uses the file at `path`.
+    fn include(&self, path: &str) -> bool {
         let any = |patterns: &[Pattern]| patterns.iter().any(|pattern| pattern.matches(path));
         any(&self.patterns) && !any(&self.excluded)
     }
@@ -224,7 +231,7 @@ fn flags(text: &str) -> (Vec<&str>, &str) {
     (flags, rest)
 }
 
-/// Whether a source is a here-document, or something that ADD fetches.
+/// Whether a source is a here-document, or an address that ADD fetches.
 fn is_remote(source: &str) -> bool {
     source.starts_with("<<") || source.contains("://") || source.starts_with("git@")
 }
@@ -237,10 +244,10 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::docker::{BaseImage, BaseUser};
+    use crate::docker::{BaseImage, ImageUse};
 
-    /// One stage on an image; each step's number begins at 2, as `BuildKit` counts.
-    fn build(dockerfile: &str, args: &[(&str, &str)]) -> Inputs {
+    /// Inputs of a build with one stage, whose steps `BuildKit` numbers from 2.
+    fn build(dockerfile: &str, args: &[(&str, &str)]) -> BuildInputs {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("Dockerfile");
         fs::write(&path, dockerfile).unwrap();
@@ -249,14 +256,14 @@ mod tests {
         }
         let args = args.iter().map(|(name, value)| (String::from(*name), String::from(*value)));
         let (args, stop) = (BuildArgs(args.collect()), CancellationToken::new());
-        Inputs::read(folder.path(), &path, &args, &stop).unwrap()
+        BuildInputs::read(folder.path(), &path, &args, &stop).unwrap()
     }
 
-    fn cause(was: &Inputs, is: &Inputs, cached: &[&str], missed: &str) -> MissCause {
+    fn cause(was: &BuildInputs, is: &BuildInputs, cached: &[&str], missed: &str) -> MissCause {
         let step = |name: &str, cached| Step { name: name.to_owned(), seconds: 0.0, cached };
         let mut steps: Vec<_> = cached.iter().map(|name| step(name, true)).collect();
         steps.push(step(missed, false));
-        let was = Inputs::open(&was.seal().unwrap()).unwrap();
+        let was = BuildInputs::from_fingerprint(&was.to_fingerprint().unwrap()).unwrap();
         let miss = cache_miss(Some(&was), is, &steps, true).unwrap();
         assert_eq!(miss.step, missed);
         miss.cause
@@ -267,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_instruction_is_told_from_a_changed_argument() {
+    fn a_changed_instruction_and_a_changed_argument_are_different_causes() {
         let text = "FROM a\nARG MODE=x\nARG OTHER\nENV DIR=/$MODE\nCOPY a.c $DIR/\nRUN make \\\n  # why\n  $MODE\n";
         let was = build(text, &[]);
         let copy = "[2/3] COPY a.c /y/";
@@ -281,7 +288,7 @@ mod tests {
         assert_eq!(cause(&was, &is, &[], copy), args(&["MODE"]));
         let is = build(&text.replace("make", "cmake"), &[("MODE", "y")]);
         assert_eq!(cause(&was, &is, &[copy], "[3/3] RUN cmake    y"), MissCause::Instruction);
-        // A setting before it, and the order of steps.
+        // A new setting before the step, and a new step before it.
         let is = build(&text.replace("RUN", "USER 1\nRUN"), &[]);
         assert_eq!(cause(&was, &is, &[copy], "[3/3] RUN make    x"), MissCause::Instruction);
         let is = build(&text.replace("ENV", "RUN first\nENV"), &[]);
@@ -318,12 +325,12 @@ mod tests {
         let run = "[app 2/3] RUN make y";
         assert_eq!(cause(&was, &is, &[], run), args(&["MODE"]));
         let image = |digest: &str| BaseImage {
-            user: BaseUser::Stage("app".to_owned()),
+            used_by: ImageUse::Stage("app".to_owned()),
             reference: "docker.io/library/a:latest".to_owned(),
             digest: digest.to_owned(),
         };
         let copied = |digest| BaseImage {
-            user: BaseUser::Some,
+            used_by: ImageUse::Unknown,
             reference: "docker.io/library/b:latest".to_owned(),
             ..image(digest)
         };
@@ -348,14 +355,14 @@ mod tests {
     }
 
     #[test]
-    fn where_nothing_could_be_imported_no_change_is_blamed() {
+    fn without_an_imported_cache_no_change_is_the_cause() {
         let was = build("FROM a\nRUN b\nRUN c\n", &[]);
         let is = build("FROM a\nRUN d\nRUN c\n", &[]);
         let step = |name: &str, cached| Step { name: name.to_owned(), seconds: 0.0, cached };
         let mut steps = [step("[2/3] RUN d", false), step("[3/3] RUN c", false)];
         let miss = |steps: &[Step]| cache_miss(Some(&was), &is, steps, false).unwrap().cause;
         assert_eq!(miss(&steps), MissCause::NoCache);
-        // The engine's own cache had something.
+        // The engine's own cache had one of the steps.
         steps[1].cached = true;
         assert_eq!(miss(&steps), MissCause::Instruction);
     }
@@ -373,22 +380,26 @@ mod tests {
 
     #[test]
     fn sources_are_read_from_every_form() {
-        let means = |name: &str, path: &str| Sources::of(StepName::parse(name).unwrap()).mean(path);
-        assert!(means("[2/3] COPY --chown=1:1 --link src/*.c include/ ./", "include/a/b.h"));
-        assert!(!means("[2/3] COPY --chown=1:1 src/*.c include/ ./", "src/a.h"));
-        assert!(means("[2/3] COPY [c d.txt, a.c, /x y/]", "c d.txt"));
-        assert!(!means("[2/3] COPY [c d.txt, /x y/]", "x y"));
-        assert!(!means("[2/3] COPY --from=builder . .", "a.c"));
-        assert!(!means("[2/3] COPY <<EOF <<two /files/", "a.c"));
-        assert!(!means("[2/3] ADD https://host/a.c git@host:a.git /", "a.c"));
-        assert!(means("[2/3] COPY --exclude=*.md --exclude=**/t . .", "a/b.md"));
-        assert!(!means("[2/3] COPY --exclude=*.md --exclude=**/t . .", "b.md"));
-        assert!(!means("[2/3] COPY --exclude=**/t . .", "a/t/b"));
-        assert!(means("[2/3] COPY --parents ./a/./b/*.c /", "a/b/x.c"));
-        assert!(means("[2/3] RUN --mount=type=bind,source=include,target=/i cat", "include/b.h"));
-        assert!(means("[2/3] RUN --mount=target=/src make", "a.c"));
-        assert!(!means("[2/3] RUN --mount=type=cache,target=/c make", "a.c"));
-        assert!(!means("[2/3] RUN --mount=from=b,target=/c make --mount=x", "a.c"));
-        assert!(!means("[2/3] RUN make", "a.c"));
+        let includes =
+            |name: &str, path: &str| Sources::of(StepName::parse(name).unwrap()).include(path);
+        assert!(includes("[2/3] COPY --chown=1:1 --link src/*.c include/ ./", "include/a/b.h"));
+        assert!(!includes("[2/3] COPY --chown=1:1 src/*.c include/ ./", "src/a.h"));
+        assert!(includes("[2/3] COPY [c d.txt, a.c, /x y/]", "c d.txt"));
+        assert!(!includes("[2/3] COPY [c d.txt, /x y/]", "x y"));
+        assert!(!includes("[2/3] COPY --from=builder . .", "a.c"));
+        assert!(!includes("[2/3] COPY <<EOF <<two /files/", "a.c"));
+        assert!(!includes("[2/3] ADD https://host/a.c git@host:a.git /", "a.c"));
+        assert!(includes("[2/3] COPY --exclude=*.md --exclude=**/t . .", "a/b.md"));
+        assert!(!includes("[2/3] COPY --exclude=*.md --exclude=**/t . .", "b.md"));
+        assert!(!includes("[2/3] COPY --exclude=**/t . .", "a/t/b"));
+        assert!(includes("[2/3] COPY --parents ./a/./b/*.c /", "a/b/x.c"));
+        assert!(includes(
+            "[2/3] RUN --mount=type=bind,source=include,target=/i cat",
+            "include/b.h"
+        ));
+        assert!(includes("[2/3] RUN --mount=target=/src make", "a.c"));
+        assert!(!includes("[2/3] RUN --mount=type=cache,target=/c make", "a.c"));
+        assert!(!includes("[2/3] RUN --mount=from=b,target=/c make --mount=x", "a.c"));
+        assert!(!includes("[2/3] RUN make", "a.c"));
     }
 }

@@ -1,27 +1,27 @@
-//! Docker's path patterns: those of `.dockerignore`, and those that COPY and ADD name files by.
+//! Docker's path patterns: in `.dockerignore`, and in the sources of COPY and ADD.
 //!
 //! Source: `github.com/moby/patternmatcher` and Go's `path/filepath.Match`.
 
 use regex::Regex;
 
-/// A pattern matches a path if it matches the path itself or a folder above it.
+/// A path pattern. It matches a path if it matches the path itself or a folder above it.
 #[derive(Clone, Debug)]
 pub(super) struct Pattern {
     regex: Regex,
-    /// What stands before the first character with a meaning of its own.
+    /// The text before the first special character.
     literal: String,
-    /// Whether it is the context itself, and so all that is in it.
+    /// Whether the pattern is the context itself, which matches every file.
     is_all: bool,
 }
 
 impl Pattern {
-    /// A line of `.dockerignore`, where `**` stands for any number of folders. `None`: no pattern,
-    /// or one of the context itself, which matches no file for Docker.
+    /// Parses a line of `.dockerignore`, where `**` matches any number of folders. `None`: the line is not a pattern, or
+    /// the pattern is the context itself, which matches no file for Docker.
     pub(super) fn ignore(text: &str) -> Option<Self> {
         Self::new(text, true).filter(|pattern| !pattern.is_all)
     }
 
-    /// A source of COPY or ADD, where `**` is no more than `*`.
+    /// Parses a source of COPY or ADD, where `**` means the same as `*`.
     pub(super) fn source(text: &str) -> Option<Self> {
         Self::new(text, false)
     }
@@ -33,16 +33,16 @@ impl Pattern {
         Some(Self { regex, literal, is_all: text == "." })
     }
 
-    /// Whether `path`, or a folder above it, is meant. A path that ends in `/` stands for all files
-    /// of that folder; it is meant also if only some of them are.
+    /// Whether the pattern matches `path` or a folder above it. A path that ends in `/` stands for all files of that
+    /// folder; it matches if any of them may match.
     pub(super) fn matches(&self, path: &str) -> bool {
         if self.is_all {
             return true;
         }
         let folder = path.strip_suffix('/');
         let name = folder.unwrap_or(path);
-        let parents = name.match_indices('/').map(|(at, _)| &name[..at]);
-        if parents.chain([name]).any(|it| self.regex.is_match(it)) {
+        let parents = name.match_indices('/').map(|(index, _)| &name[..index]);
+        if parents.chain([name]).any(|path| self.regex.is_match(path)) {
             return true;
         }
         match path {
@@ -52,7 +52,7 @@ impl Pattern {
     }
 }
 
-/// Takes `.`, `..`, and slashes at both ends out of `text`, as Go's `filepath.Clean` does.
+/// Removes `.`, `..`, and slashes at both ends from `text`, like Go's `filepath.Clean`.
 pub(super) fn clean(text: &str) -> String {
     let mut parts = Vec::new();
     for part in text.split('/') {
@@ -92,7 +92,7 @@ fn translate(text: &str, is_deep: bool) -> String {
 /// The rules of one `.dockerignore`.
 #[derive(Debug, Default)]
 pub(super) struct Ignore {
-    /// In order, each with whether it takes files back in.
+    /// In order, each with whether it is an exception.
     rules: Vec<(Pattern, bool)>,
 }
 
@@ -110,7 +110,7 @@ impl Ignore {
         Self { rules: rules.collect() }
     }
 
-    /// Whether `path` stays out of the build. The last rule that matches decides.
+    /// Whether `path` is excluded from the build. The last rule that matches decides.
     pub(super) fn ignores(&self, path: &str) -> bool {
         let last = self.rules.iter().rev().find(|(pattern, _)| pattern.matches(path));
         last.is_some_and(|(_, is_exception)| !is_exception)
@@ -127,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dockerignore_rules_match_as_dockers_own() {
+    fn dockerignore_rules_match_like_dockers() {
         let ignore = Ignore::parse(
             "\u{feff}# a comment\n\n/build/\n*.log\n**/tmp\nnode_modules\n docs/*.md \n!docs/README.md\n\
              !  keep.log\na{b}\nx?z\nv[0-9]\n**/*.o\n  # no comment\nc\\*d\n",
@@ -180,14 +180,14 @@ mod tests {
     }
 
     #[test]
-    fn a_source_means_files_below_it_and_whole_folders() {
+    fn a_source_matches_files_below_it_and_whole_folders() {
         let source = |text| Pattern::source(text).unwrap();
         assert!(source("src/").matches("src/a/b.c") && !source("src").matches("src2/b.c"));
         assert!(source("./").matches("anything") && source("/").matches("a/"));
         assert!(source("src/*.c").matches("src/a.c") && !source("src/*.c").matches("src/x/a.c"));
         assert!(source("../README").matches("README"));
         assert!(source(".*").matches(".env") && !source(".*").matches("README"));
-        // Where only folders are known.
+        // Folders, where files are not recorded.
         assert!(source("src/main.c").matches("src/") && source("*.c").matches("./"));
         assert!(source("README").matches("./") && !source("src/main.c").matches("lib/"));
         assert!(!source("src/main.c").matches("src/lib/"));

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use stagely_protocol::{BuildArgs, CacheMiss, ChangedFile, FileChange, MissCause};
 use tokio_util::sync::CancellationToken;
 
-use super::{Inputs, cache_miss};
+use super::{BuildInputs, cache_miss};
 use crate::docker::{OutputItem, Progress, RawJsonDecoder};
 use crate::mask::MaskerBuilder;
 
@@ -29,7 +29,7 @@ fn report(name: &str) -> Progress {
     progress
 }
 
-/// A context as the recorded builds had it.
+/// The context of the recorded builds.
 fn context() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for path in ["src/a.c", "include/b.h", "README"] {
@@ -40,20 +40,26 @@ fn context() -> tempfile::TempDir {
     folder
 }
 
-fn inputs(context: &Path, dockerfile: &str, args: &[(&str, &str)], report: &Progress) -> Inputs {
+fn inputs(
+    context: &Path,
+    dockerfile: &str,
+    args: &[(&str, &str)],
+    report: &Progress,
+) -> BuildInputs {
     let pair = |(name, value): &(&str, &str)| (String::from(*name), String::from(*value));
     let args = BuildArgs(args.iter().map(pair).collect());
     let dockerfile = recorded(&format!("{dockerfile}.Dockerfile"));
-    let mut inputs = Inputs::read(context, &dockerfile, &args, &CancellationToken::new()).unwrap();
+    let mut inputs =
+        BuildInputs::read(context, &dockerfile, &args, &CancellationToken::new()).unwrap();
     inputs.add_images(&report.base_images());
-    Inputs::open(&inputs.seal().unwrap()).unwrap();
+    BuildInputs::from_fingerprint(&inputs.to_fingerprint().unwrap()).unwrap();
     inputs
 }
 
-/// Of the build `name`, whose inputs are `current`, after the build `first`.
-fn miss(previous: &Inputs, current: &Inputs, report: &Progress) -> Option<CacheMiss> {
-    let previous = Inputs::open(&previous.seal().unwrap()).unwrap();
-    // As if a cache without the missed steps had been imported.
+/// The miss of a build with `current` inputs, after a build with `previous` ones.
+fn miss(previous: &BuildInputs, current: &BuildInputs, report: &Progress) -> Option<CacheMiss> {
+    let previous = BuildInputs::from_fingerprint(&previous.to_fingerprint().unwrap()).unwrap();
+    // Assumes that a cache without the missed steps was imported.
     cache_miss(Some(&previous), current, &report.steps(), true)
 }
 
@@ -67,7 +73,7 @@ fn changed(path: &str) -> MissCause {
 }
 
 #[test]
-fn neither_from_nor_contexts_are_steps() {
+fn from_and_contexts_are_not_steps() {
     let count = |name: &str| {
         let steps = report(name).steps();
         (steps.len(), steps.iter().filter(|step| step.cached).count())
@@ -81,7 +87,7 @@ fn neither_from_nor_contexts_are_steps() {
 }
 
 #[test]
-fn an_import_counts_if_it_succeeded() {
+fn an_import_counts_only_if_it_succeeded() {
     assert!(!report("three.first").has_imported_cache(), "the registry had none");
     assert!(report("one.fresh").has_imported_cache());
 }
@@ -122,20 +128,20 @@ fn a_stage_upon_a_stage_has_its_own_miss() {
 }
 
 #[test]
-fn another_base_image_is_told_whether_a_stage_or_copy_uses_it() {
+fn a_new_base_image_is_the_cause_for_stages_and_for_copy() {
     let context = context();
     for (name, stage, step) in [
-        // Its WORKDIR came from the engine's own cache, on the image that it is.
+        // WORKDIR came from the engine's own cache, so the base image has not changed.
         ("one", false, "[builder 3/6] COPY --chown=1:1 src/*.c include/ ./"),
         ("two", true, "[base 2/2] RUN echo base"),
         ("three", true, "[tools 2/2] RUN echo tools"),
         ("four", true, "[1/3] COPY . ."),
-        // `FROM scratch` has no image.
+        // `FROM scratch` has no base image.
         ("five", false, "[1/2] COPY . /"),
     ] {
         let report = report(&format!("{name}.first"));
         let is = inputs(context.path(), name, &[], &report);
-        let mut was = Inputs::read(
+        let mut was = BuildInputs::read(
             context.path(),
             &recorded(&format!("{name}.Dockerfile")),
             &BuildArgs::default(),

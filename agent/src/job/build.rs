@@ -17,7 +17,7 @@ use super::error::JobError;
 use super::prerequisites::{RegistryBackoff, log_in, wait_for_engine};
 use super::report::JobOutput;
 use crate::docker::{self, BuildError, BuildOutcome, BuildRequest, DockerCommand, Engine};
-use crate::fingerprint::{Inputs, cache_miss};
+use crate::fingerprint::{BuildInputs, cache_miss};
 use crate::git;
 use crate::job_log::JobLog;
 
@@ -139,7 +139,7 @@ fn add_slowdown(config: &BuildConfig, warning: &str, steps: &[Step], log: &JobLo
 
 /// Reads a build's inputs while it runs. Dropping the value stops the reading.
 struct InputsReader {
-    inputs: JoinHandle<io::Result<Inputs>>,
+    inputs: JoinHandle<io::Result<BuildInputs>>,
     _stop_on_drop: DropGuard,
 }
 
@@ -147,7 +147,7 @@ impl InputsReader {
     fn start(paths: &BuildPaths, args: &BuildArgs, stop: &CancellationToken) -> Self {
         let (paths, args, stop) = (paths.clone(), args.clone(), stop.child_token());
         let guard = stop.clone().drop_guard();
-        let read = move || Inputs::read(&paths.context, &paths.dockerfile, &args, &stop);
+        let read = move || BuildInputs::read(&paths.context, &paths.dockerfile, &args, &stop);
         Self { inputs: spawn_blocking(read), _stop_on_drop: guard }
     }
 }
@@ -165,8 +165,11 @@ async fn explain(
     let has_imported_cache = outcome.has_imported_cache;
     let explained = spawn_blocking(move || {
         inputs.add_images(&images);
-        let previous = previous.as_ref().and_then(Inputs::open);
-        (cache_miss(previous.as_ref(), &inputs, &steps, has_imported_cache), inputs.seal())
+        let previous = previous.as_ref().and_then(BuildInputs::from_fingerprint);
+        (
+            cache_miss(previous.as_ref(), &inputs, &steps, has_imported_cache),
+            inputs.to_fingerprint(),
+        )
     });
     explained.await.unwrap_or_default()
 }
