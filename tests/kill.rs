@@ -19,8 +19,7 @@ use stagely_state::{Attempt, Effect, EffectId, Environment, Project};
 const FOLDER_VARIABLE: &str = "STAGELY_TEST_WRITER";
 const SETTINGS: LogSettings =
     LogSettings { job_bytes_max: 1 << 30, cache_bytes: 1 << 20, disk_free_min_bytes: 0 };
-const JOB: JobId = JobId::from_bits(7);
-const FIRST: Attempt = Attempt { job: JOB, number: 1 };
+const FIRST: Attempt = Attempt { job: JobId::from_bits(7), number: 1 };
 /// Lines in one batch.
 const LINES: u64 = 10;
 
@@ -98,16 +97,8 @@ async fn killed_logs_hold_every_acknowledged_line_once_and_go_on() {
         let expected: Vec<String> = (0..next).map(log_line).collect();
         let stored: Vec<String> = stored.into_iter().map(|line| line.data).collect();
         assert!(stored == expected, "round {round}: the lines are not those that were written");
-        // The next child opens the file; the thread that writes lets go of it in its own time.
-        close(store, &folder.path().join("logs.redb"));
-    }
-}
-
-/// Drops the store and waits until its file is free.
-fn close(store: LogStore, path: &Path) {
-    drop(store);
-    while redb::Database::open(path).is_err() {
-        std::thread::yield_now();
+        // The next child opens the file.
+        store.close().await;
     }
 }
 

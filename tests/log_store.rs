@@ -4,14 +4,13 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use proptest::prelude::*;
 use proptest::sample::Index;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
-use stagely::core::logs::{AppendError, LogError, LogSettings, LogStore, StoredLine};
+use stagely::core::logs::{AppendError, LogSettings, LogStore, StoredLine};
 use stagely_agent::spool::Spool;
 use stagely_protocol::{
     AgentMessage, CUT_MARK, LINE_BYTES_MAX, LogLine, Status, StatusState, Stream, WireId,
@@ -21,33 +20,23 @@ use stagely_state::ids::JobId;
 use tokio::runtime::Runtime;
 
 const JOB: JobId = JobId::from_bits(7);
-/// The first attempt of `JOB`.
-const FIRST: Attempt = Attempt { job: JOB, number: 1 };
+const FIRST: Attempt = first_of(JOB);
 const MIB: u64 = 1 << 20;
+
+const fn first_of(job: JobId) -> Attempt {
+    Attempt { job, number: 1 }
+}
 
 fn runtime() -> Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-/// Opens the store. The writer of one that was dropped may take a moment to let go of the file.
 fn open(path: &Path, job_bytes_max: u64) -> LogStore {
     open_with(path, LogSettings { job_bytes_max, cache_bytes: 1 << 20, disk_free_min_bytes: 0 })
 }
 
 fn open_with(path: &Path, settings: LogSettings) -> LogStore {
-    let started = Instant::now();
-    loop {
-        match LogStore::open(path, settings) {
-            Ok(store) => return store,
-            Err(LogError::Database(error))
-                if matches!(*error, redb::Error::DatabaseAlreadyOpen)
-                    && started.elapsed() < Duration::from_mins(1) =>
-            {
-                thread::yield_now();
-            }
-            Err(error) => panic!("{error:?}"),
-        }
-    }
+    LogStore::open(path, settings).unwrap()
 }
 
 fn line(t: u64, stream: Stream, data: &str) -> LogLine<'_> {
@@ -60,20 +49,18 @@ fn lines<'a>(texts: &[&'a str]) -> Vec<LogLine<'a>> {
 
 async fn append(
     store: &LogStore,
-    job: JobId,
-    attempt: u32,
+    attempt: Attempt,
     first: Option<u64>,
     lines: &[LogLine<'_>],
 ) -> Result<u64, AppendError> {
-    store.append(Attempt { job, number: attempt }, first, lines).await?.stored().await
+    store.append(attempt, first, lines).await?.stored().await
 }
 
 /// Reads all of a log, `page` lines at a time.
-async fn read_all(store: &LogStore, job: JobId, attempt: u32, page: usize) -> Vec<StoredLine> {
+async fn read_all(store: &LogStore, attempt: Attempt, page: usize) -> Vec<StoredLine> {
     let mut all: Vec<StoredLine> = Vec::new();
     loop {
-        let lines =
-            store.read(Attempt { job, number: attempt }, all.len() as u64, page).await.unwrap();
+        let lines = store.read(attempt, all.len() as u64, page).await.unwrap();
         if lines.is_empty() {
             return all;
         }
@@ -82,7 +69,7 @@ async fn read_all(store: &LogStore, job: JobId, attempt: u32, page: usize) -> Ve
 }
 
 async fn texts(store: &LogStore, job: JobId) -> Vec<String> {
-    read_all(store, job, 1, 1_000).await.into_iter().map(|line| line.data).collect()
+    read_all(store, first_of(job), 1_000).await.into_iter().map(|line| line.data).collect()
 }
 
 struct Database {
@@ -109,7 +96,7 @@ async fn single_lines_without_numbers_follow_one_another() {
     let store = database.open();
     for number in 0..500_u64 {
         let text = format!("line {number}");
-        let next = append(&store, JOB, 1, None, &lines(&[&text])).await.unwrap();
+        let next = append(&store, FIRST, None, &lines(&[&text])).await.unwrap();
         assert_eq!(next, number + 1);
     }
     let expected: Vec<String> = (0..500).map(|number| format!("line {number}")).collect();
@@ -120,13 +107,13 @@ async fn single_lines_without_numbers_follow_one_another() {
 async fn a_gap_is_refused_and_says_what_is_missing() {
     let database = Database::new();
     let store = database.open();
-    append(&store, JOB, 1, Some(0), &lines(&["a", "b"])).await.unwrap();
+    append(&store, FIRST, Some(0), &lines(&["a", "b"])).await.unwrap();
 
-    let refused = append(&store, JOB, 1, Some(3), &lines(&["d"])).await;
+    let refused = append(&store, FIRST, Some(3), &lines(&["d"])).await;
 
     assert!(matches!(refused, Err(AppendError::Gap { expected: 2 })), "{refused:?}");
     assert_eq!(texts(&store, JOB).await, ["a", "b"]);
-    assert_eq!(append(&store, JOB, 1, Some(1), &lines(&["b", "c", "d"])).await.unwrap(), 4);
+    assert_eq!(append(&store, FIRST, Some(1), &lines(&["b", "c", "d"])).await.unwrap(), 4);
     assert_eq!(texts(&store, JOB).await, ["a", "b", "c", "d"]);
 }
 
@@ -135,7 +122,7 @@ async fn a_line_that_its_agent_did_not_cut_is_cut_and_marked() {
     let database = Database::new();
     let store = database.open();
     let long = "ü".repeat(LINE_BYTES_MAX);
-    append(&store, JOB, 1, None, &lines(&[&long, "after"])).await.unwrap();
+    append(&store, FIRST, None, &lines(&[&long, "after"])).await.unwrap();
 
     let stored = texts(&store, JOB).await;
 
@@ -153,13 +140,13 @@ async fn a_log_over_its_limit_is_cut_once_and_its_agent_goes_on() {
     let batch = lines(&[text.as_str(); 4]);
     for number in 0..10 {
         if number == 6 {
-            drop(store);
+            store.close().await;
             store = open(&database.path, MIB);
         }
-        let next = append(&store, JOB, 1, Some(number * 4), &batch).await.unwrap();
+        let next = append(&store, FIRST, Some(number * 4), &batch).await.unwrap();
         assert_eq!(next, (number + 1) * 4, "lines that are not kept are taken all the same");
     }
-    append(&store, JobId::from_bits(8), 1, None, &lines(&["another log"])).await.unwrap();
+    append(&store, first_of(JobId::from_bits(8)), None, &lines(&["another log"])).await.unwrap();
 
     let stored = texts(&store, JOB).await;
 
@@ -213,12 +200,12 @@ async fn a_disk_that_fills_up_cuts_logs_before_it_is_full_and_agents_go_on() {
     };
     for number in 0..60 {
         if number == 50 {
-            drop(store);
+            store.close().await;
             store = open_with(&path, settings);
         }
         let sent = texts_of(number);
         let sent: Vec<&str> = sent.iter().map(String::as_str).collect();
-        let next = append(&store, JOB, 1, Some(number * 4), &lines(&sent)).await.unwrap();
+        let next = append(&store, FIRST, Some(number * 4), &lines(&sent)).await.unwrap();
         assert_eq!(next, (number + 1) * 4, "lines that are not kept are taken all the same");
     }
 
@@ -234,9 +221,9 @@ async fn a_disk_that_fills_up_cuts_logs_before_it_is_full_and_agents_go_on() {
     store.forget(&[JOB]).await.unwrap();
     let other = JobId::from_bits(8);
     let generous = LogSettings { disk_free_min_bytes: 0, ..settings };
-    drop(store);
+    store.close().await;
     let store = open_with(&path, generous);
-    append(&store, other, 1, None, &lines(&["another log"])).await.unwrap();
+    append(&store, first_of(other), None, &lines(&["another log"])).await.unwrap();
     assert_eq!(texts(&store, other).await, ["another log"]);
 }
 
@@ -245,12 +232,12 @@ async fn who_follows_a_log_is_told_of_lines_that_can_be_read_and_of_no_others() 
     let database = Database::new();
     let store = open(&database.path, 100);
     let mut told = store.watch(FIRST);
-    append(&store, JOB, 1, None, &lines(&["a"])).await.unwrap();
+    append(&store, FIRST, None, &lines(&["a"])).await.unwrap();
     told.more_than(0).await;
 
     let text = "x".repeat(101);
     for _ in 0..3 {
-        append(&store, JOB, 1, None, &lines(&[&text, &text])).await.unwrap();
+        append(&store, FIRST, None, &lines(&[&text, &text])).await.unwrap();
     }
 
     told.more_than(1).await;
@@ -265,20 +252,20 @@ async fn all_attempts_of_a_job_are_forgotten_and_no_other_job() {
     let store = database.open();
     let other = JobId::from_bits(JOB.bits() + 1);
     let text = "x".repeat(9_000);
-    for attempt in 1..=3 {
+    for number in 1..=3 {
         for _ in 0..20 {
-            append(&store, JOB, attempt, None, &lines(&[&text])).await.unwrap();
+            append(&store, Attempt { job: JOB, number }, None, &lines(&[&text])).await.unwrap();
         }
     }
-    append(&store, other, 1, None, &lines(&["kept"])).await.unwrap();
+    append(&store, first_of(other), None, &lines(&["kept"])).await.unwrap();
 
     store.forget(&[JOB]).await.unwrap();
 
-    drop(store);
+    store.close().await;
     let store = database.open();
-    for attempt in 1..=3 {
-        assert_eq!(read_all(&store, JOB, attempt, 100).await, []);
-        assert_eq!(store.next_line(Attempt { job: JOB, number: attempt }).await.unwrap(), 0);
+    for number in 1..=3 {
+        assert_eq!(read_all(&store, Attempt { job: JOB, number }, 100).await, []);
+        assert_eq!(store.next_line(Attempt { job: JOB, number }).await.unwrap(), 0);
     }
     assert_eq!(texts(&store, other).await, ["kept"]);
 }
@@ -298,7 +285,7 @@ async fn lines_handed_over_before_a_log_is_forgotten_do_not_come_after() {
     for receipt in &mut receipts {
         receipt.stored().await.unwrap();
     }
-    assert_eq!(read_all(&store, JOB, 1, 100).await, []);
+    assert_eq!(read_all(&store, FIRST, 100).await, []);
 }
 
 /// What agents and core may do to the store, over a few logs.
@@ -330,7 +317,11 @@ enum Act {
     Reopen,
 }
 
-const LOGS: [(JobId, u32); 3] = [(JOB, 1), (JOB, 2), (JobId::from_bits(1 << 100), 1)];
+const LOGS: [Attempt; 3] = [
+    FIRST,
+    Attempt { job: JOB, number: 2 },
+    Attempt { job: JobId::from_bits(1 << 100), number: 1 },
+];
 
 fn act() -> impl Strategy<Value = Act> {
     let log = 0..LOGS.len();
@@ -356,7 +347,7 @@ fn stream(is_stderr: bool) -> Stream {
 async fn check_act(store: &LogStore, logs: &mut [Vec<StoredLine>; 3], act: Act) {
     match act {
         Act::Append { log, again, lines } => {
-            let ((job, attempt), known) = (LOGS[log], &mut logs[log]);
+            let (attempt, known) = (LOGS[log], &mut logs[log]);
             let first = again.index(known.len() + 1);
             let new = lines.into_iter().map(|(t, is_stderr, data)| StoredLine {
                 t,
@@ -366,38 +357,37 @@ async fn check_act(store: &LogStore, logs: &mut [Vec<StoredLine>; 3], act: Act) 
             let sent: Vec<StoredLine> = known[first..].iter().cloned().chain(new).collect();
             let batch: Vec<LogLine<'_>> =
                 sent.iter().map(|it| line(it.t, it.stream, &it.data)).collect();
-            let next = append(store, job, attempt, Some(first as u64), &batch).await.unwrap();
+            let next = append(store, attempt, Some(first as u64), &batch).await.unwrap();
             known.truncate(first);
             known.extend(sent);
             assert_eq!(next, known.len() as u64);
         }
         Act::Say { log, line: data } => {
-            let ((job, attempt), known) = (LOGS[log], &mut logs[log]);
+            let (attempt, known) = (LOGS[log], &mut logs[log]);
             let batch = lines(&[&data]);
-            let next = append(store, job, attempt, None, &batch).await.unwrap();
+            let next = append(store, attempt, None, &batch).await.unwrap();
             known.push(StoredLine { t: 0, stream: Stream::Stdout, data });
             assert_eq!(next, known.len() as u64);
         }
         Act::Skip { log } => {
-            let ((job, attempt), known) = (LOGS[log], logs[log].len() as u64);
-            let refused = append(store, job, attempt, Some(known + 1), &lines(&["?"])).await;
+            let (attempt, known) = (LOGS[log], logs[log].len() as u64);
+            let refused = append(store, attempt, Some(known + 1), &lines(&["?"])).await;
             let is_right =
                 matches!(refused, Err(AppendError::Gap { expected }) if expected == known);
             assert!(is_right, "{refused:?}");
         }
         Act::Read { log, from, page } => {
-            let ((job, attempt), known) = (LOGS[log], &logs[log]);
+            let (attempt, known) = (LOGS[log], &logs[log]);
             let from = from.index(known.len() + 1);
-            let read =
-                store.read(Attempt { job, number: attempt }, from as u64, page).await.unwrap();
+            let read = store.read(attempt, from as u64, page).await.unwrap();
             assert!(read.len() >= page.min(known.len() - from));
             assert_eq!(read, known[from..from + read.len()]);
         }
         Act::Forget { job } => {
-            let job = LOGS[job * 2].0;
+            let job = LOGS[job * 2].job;
             store.forget(&[job]).await.unwrap();
-            for (key, known) in LOGS.iter().zip(logs) {
-                if key.0 == job {
+            for (attempt, known) in LOGS.iter().zip(logs) {
+                if attempt.job == job {
                     known.clear();
                 }
             }
@@ -417,15 +407,15 @@ proptest! {
         let mut logs: [Vec<StoredLine>; 3] = Default::default();
         for act in acts {
             if matches!(act, Act::Reopen) {
-                drop(store);
+                runtime.block_on(store.close());
                 store = database.open();
             }
             runtime.block_on(check_act(&store, &mut logs, act));
         }
-        drop(store);
+        runtime.block_on(store.close());
         let store = database.open();
-        for ((job, attempt), known) in LOGS.into_iter().zip(&logs) {
-            prop_assert_eq!(&runtime.block_on(read_all(&store, job, attempt, 7)), known);
+        for (attempt, known) in LOGS.into_iter().zip(&logs) {
+            prop_assert_eq!(&runtime.block_on(read_all(&store, attempt, 7)), known);
         }
     }
 }
@@ -508,7 +498,7 @@ impl Journey {
             }
             Leg::Break => self.dial(),
             Leg::RestartCore => {
-                self.store = None;
+                self.runtime.block_on(self.store().close());
                 self.store = Some(open(&self.folder.path().join("logs.redb"), 64 * MIB));
                 self.dial();
             }
@@ -527,7 +517,7 @@ impl Journey {
                 panic!("not a log: {message}")
             };
             let store = self.store.as_ref().unwrap();
-            let stored = append(store, JOB, 1, log.first, &log.lines);
+            let stored = append(store, FIRST, log.first, &log.lines);
             self.to_agent.push(self.runtime.block_on(stored).unwrap());
         }
     }
@@ -586,7 +576,7 @@ proptest! {
         journey.arrive_all();
 
         prop_assert!(journey.spool.status_due().is_some(), "the end is never reported");
-        let stored = journey.runtime.block_on(read_all(journey.store(), JOB, 1, 100));
+        let stored = journey.runtime.block_on(read_all(journey.store(), FIRST, 100));
         let stored: Vec<(Stream, String)> =
             stored.into_iter().map(|line| (line.stream, line.data)).collect();
         prop_assert_eq!(stored, written);

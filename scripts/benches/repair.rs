@@ -47,9 +47,7 @@ pub(crate) async fn measure() -> anyhow::Result<Vec<Row>> {
         let begin = Instant::now();
         let store = LogStore::open(&path, SETTINGS)?;
         seconds.push(begin.elapsed().as_secs_f64());
-        drop(store);
-        // Its thread lets go of the file a moment later.
-        sleep(Duration::from_millis(300)).await;
+        store.close().await;
     }
     let plain = folder.path().join("plain.redb");
     kill_while_it_writes(FILL_PLAIN_ROLE, &plain, BYTES).await?;

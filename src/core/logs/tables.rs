@@ -1,4 +1,4 @@
-//! The tables, and reading from them.
+//! The tables of the log database, and reading from them.
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -19,6 +19,11 @@ pub(super) type ChunkKey = (u128, u32, u64);
 pub(super) const CHUNKS: TableDefinition<'static, ChunkKey, &[u8]> = TableDefinition::new("chunks");
 pub(super) const EXTENTS: TableDefinition<'static, (u128, u32), &[u8]> =
     TableDefinition::new("extents");
+
+/// The key of an attempt's extent, and the first two fields of the keys of its chunks.
+pub(super) const fn extent_key(attempt: Attempt) -> (u128, u32) {
+    (attempt.job.bits(), attempt.number)
+}
 
 /// Text read at once, in bytes, and what the last chunk has beyond it: a page of a log whose lines are
 /// long fits into one message, too.
@@ -49,7 +54,7 @@ impl Extent {
 pub(super) struct Tables {
     path: PathBuf,
     cache_bytes: usize,
-    /// `None` for the moment in which it is opened anew.
+    /// `None` while it is opened anew, and once it is closed.
     database: Arc<RwLock<Option<Arc<Database>>>>,
 }
 
@@ -85,9 +90,14 @@ impl Tables {
         slot.clone().ok_or(LogError::Closed)
     }
 
+    /// Closes the file as soon as the reads that are under way have ended.
+    pub(super) fn close(&self) {
+        *self.database.write().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     pub(super) fn extent(&self, attempt: Attempt) -> Result<Extent, LogError> {
         let read = self.database()?.begin_read()?;
-        let row = read.open_table(EXTENTS)?.get((attempt.job.bits(), attempt.number))?;
+        let row = read.open_table(EXTENTS)?.get(extent_key(attempt))?;
         match row {
             None => Ok(Extent::default()),
             Some(bytes) => postcard::from_bytes(bytes.value())
@@ -101,7 +111,7 @@ impl Tables {
         from: u64,
         lines_max: usize,
     ) -> Result<Vec<StoredLine>, LogError> {
-        let (job, number) = (attempt.job.bits(), attempt.number);
+        let (job, number) = extent_key(attempt);
         let read = self.database()?.begin_read()?;
         let chunks = read.open_table(CHUNKS)?;
         // The chunk that holds `from` begins at or before it.
@@ -129,7 +139,7 @@ impl Tables {
         attempt: Attempt,
         lines_max: usize,
     ) -> Result<(u64, Vec<StoredLine>), LogError> {
-        let (job, number) = (attempt.job.bits(), attempt.number);
+        let (job, number) = extent_key(attempt);
         let read = self.database()?.begin_read()?;
         let chunks = read.open_table(CHUNKS)?;
         let (mut lines, mut text_bytes, mut first) = (VecDeque::new(), 0, 0);

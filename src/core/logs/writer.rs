@@ -1,4 +1,4 @@
-//! The one thread that writes: it commits whatever waits as one group, then acknowledges.
+//! The writer's thread: it commits all waiting batches as one group, then acknowledges them.
 
 use std::collections::HashMap;
 use std::mem;
@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{error, warn};
 
 use super::chunk::{Chunk, GROW_BYTES_MAX};
-use super::tables::{CHUNKS, ChunkKey, EXTENTS, Extent, Tables};
+use super::tables::{CHUNKS, ChunkKey, EXTENTS, Extent, Tables, extent_key};
 use super::{AppendError, Followed, LogError, LogSettings, StoredLine, lock};
 
 /// Commands taken into one group. A group of full batches is then some 10 MB of text.
@@ -24,27 +24,31 @@ const FORGET_CHUNKS: usize = 1_000;
 /// The wait before the database is opened anew after a failed write.
 const REOPEN_WAIT: Duration = Duration::from_millis(250);
 
-/// What the writer is asked.
+/// A command to the writer.
 #[derive(Debug)]
 pub(super) enum Command {
-    /// Store a chunk.
     Append(Append),
     /// Delete all logs of a job.
-    Forget { job: JobId, done: oneshot::Sender<Result<(), LogError>> },
+    Forget {
+        job: JobId,
+        done: oneshot::Sender<Result<(), LogError>>,
+    },
+    /// End the thread.
+    Close,
 }
 
 /// A chunk to be stored.
 #[derive(Debug)]
 pub(super) struct Append {
     pub(super) attempt: Attempt,
-    /// The number of its first line; `None`: it follows whatever is stored.
+    /// The number of its first line; `None`: it follows the stored lines.
     pub(super) first: Option<u64>,
     pub(super) chunk: Chunk,
     /// Is told the number of the next line that the store wants.
     pub(super) stored: oneshot::Sender<Result<u64, AppendError>>,
 }
 
-/// The thread's own things.
+/// The state of the thread.
 #[derive(Debug)]
 pub(super) struct Writer {
     tables: Tables,
@@ -66,10 +70,11 @@ impl Writer {
         Self { tables, settings, followed, is_disk_low: false, extents: HashMap::new() }
     }
 
-    /// Writes until every sender is gone.
+    /// Writes until it is to close, or every sender is gone.
     pub(super) fn run(mut self, mut commands: mpsc::Receiver<Command>) {
         let mut group = Vec::new();
-        while commands.blocking_recv_many(&mut group, GROUP_MAX) > 0 {
+        let mut is_closing = false;
+        while !is_closing && commands.blocking_recv_many(&mut group, GROUP_MAX) > 0 {
             let mut appends = Vec::new();
             for command in group.drain(..) {
                 match command {
@@ -77,9 +82,10 @@ impl Writer {
                     Command::Forget { job, done } => {
                         // Lines that were handed over before must not come after.
                         self.append(mem::take(&mut appends));
-                        // The asker may have left; the logs are gone all the same.
+                        // The caller may have been dropped; the logs are gone all the same.
                         let _ = done.send(self.forget(job));
                     }
+                    Command::Close => is_closing = true,
                 }
             }
             self.append(appends);
@@ -90,7 +96,7 @@ impl Writer {
         if appends.is_empty() {
             return;
         }
-        self.look_at_disk(&appends);
+        self.check_disk(&appends);
         let mut group = Group { extents: HashMap::new(), answers: Vec::new() };
         match self.commit(appends, &mut group) {
             Ok(()) => {
@@ -98,7 +104,7 @@ impl Writer {
                 if self.extents.len() > EXTENTS_MAX {
                     self.extents.clear();
                 }
-                self.tell_followers(&group);
+                self.notify_followers(&group);
                 for (stored, answer) in group.answers {
                     // The session may have ended; its agent will ask again.
                     let _ = stored.send(answer);
@@ -114,9 +120,9 @@ impl Writer {
         }
     }
 
-    /// Looks whether `appends` fit: a disk that fills up in the middle of a commit would take the records
-    /// of runs and machines with it.
-    fn look_at_disk(&mut self, appends: &[Append]) {
+    /// Checks whether `appends` fit on the disk: if it filled up in the middle of a commit, the records of runs and
+    /// machines could not be written either.
+    fn check_disk(&mut self, appends: &[Append]) {
         let new: u64 = appends.iter().map(|append| append.chunk.bytes.len() as u64).sum();
         let min = self.settings.disk_free_min_bytes;
         let free = self.tables.disk_free_bytes();
@@ -136,7 +142,7 @@ impl Writer {
         {
             let mut chunks = write.open_table(CHUNKS)?;
             for Append { attempt, first, chunk, stored } in appends {
-                // The answer is there before anything can fail, so that nobody waits for ever.
+                // The answer is prepared before anything can fail, so that no caller waits for ever.
                 group.answers.push((stored, Err(AppendError::NotStored(String::new()))));
                 let answer = self.append_one(group, &mut chunks, attempt, first, chunk)?;
                 if let Some(last) = group.answers.last_mut() {
@@ -146,7 +152,7 @@ impl Writer {
             let mut extents = write.open_table(EXTENTS)?;
             for (attempt, extent) in &group.extents {
                 let bytes = postcard::to_stdvec(extent).expect("a vector takes every extent");
-                extents.insert((attempt.job.bits(), attempt.number), bytes.as_slice())?;
+                extents.insert(extent_key(*attempt), bytes.as_slice())?;
             }
         }
         write.commit()?;
@@ -200,7 +206,7 @@ impl Writer {
             let data = format!("[log cut: {reason}; the rest is not kept]");
             chunk = Chunk::of_stored(&[StoredLine { t: 0, stream: Stream::Stderr, data }]);
         }
-        let (job, number) = (attempt.job.bits(), attempt.number);
+        let (job, number) = extent_key(attempt);
         let mut first = extent.next_line;
         let mut grown = None;
         if let Some(growing) = extent.growing_from
@@ -228,7 +234,7 @@ impl Writer {
         (text_bytes > max).then(|| format!("more than {} MiB", max >> 20))
     }
 
-    fn tell_followers(&self, group: &Group) {
+    fn notify_followers(&self, group: &Group) {
         let followed = lock(&self.followed);
         for (attempt, extent) in &group.extents {
             if let Some(sender) = followed.get(attempt) {
@@ -240,7 +246,7 @@ impl Writer {
     /// Opens the database anew; until that succeeds every append fails and its agent keeps its lines.
     fn recover(&mut self) {
         self.extents.clear();
-        // Somebody may still read; the wait lets him finish.
+        // Reads that are under way finish during the wait.
         #[expect(clippy::disallowed_methods, reason = "this thread is not a runtime worker")]
         std::thread::sleep(REOPEN_WAIT);
         if let Err(failure) = self.tables.reopen() {
@@ -258,7 +264,7 @@ impl Writer {
 
     /// Deletes some chunks of a log, and its extent with the last; returns whether there are more.
     fn forget_some(&self, attempt: Attempt) -> Result<bool, LogError> {
-        let (job, number) = (attempt.job.bits(), attempt.number);
+        let (job, number) = extent_key(attempt);
         let mut write = self.tables.database()?.begin_write()?;
         write.set_quick_repair(true);
         let is_more;
@@ -282,7 +288,7 @@ impl Writer {
     }
 }
 
-/// What one transaction brings.
+/// One transaction: the extents that it changes, and the answers that follow its commit.
 #[derive(Debug)]
 struct Group {
     extents: HashMap<Attempt, Extent>,
