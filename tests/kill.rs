@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use stagely::core::logs::{LogSettings, LogStore};
-use stagely::core::store::{Batch, Store, StoreError, Table};
+use stagely::core::store::{Batch, RecordTable, Store, StoreError};
 use stagely_protocol::{LogLine, Stream};
 use stagely_state::ids::{EnvironmentId, JobId, ProjectId, RunId};
 use stagely_state::{Attempt, Effect, EffectId, Environment, Project};
@@ -163,8 +163,8 @@ fn write_records(folder: &Path) {
         let environment =
             Environment::new(EnvironmentId::from_bits(count.into()), id, count.to_string());
         let mut batch = Batch::default();
-        batch.record(Table::Projects, id.bits(), Some(&project));
-        batch.record(Table::Environments, environment.id.bits(), Some(&environment));
+        batch.record(RecordTable::Projects, id.bits(), Some(&project));
+        batch.record(RecordTable::Environments, environment.id.bits(), Some(&environment));
         batch.effect(EffectId(count), Some(&effect(count)));
         batch.effect(EffectId(count - 1), None);
         store.commit(&batch).unwrap();

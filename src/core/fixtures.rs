@@ -17,7 +17,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::binaries::Binaries;
 use super::disk::DiskGuard;
-use super::effects::Effects;
+use super::effects::{
+    Assigner, Cleaner, CloneTokens, CommandChecker, Effects, Launcher, Planner, Reporter, Tagger,
+    Terminator,
+};
 use super::github::Github;
 use super::github::report::Reporting;
 use super::logs::{LogSettings, LogStore};
@@ -90,7 +93,7 @@ pub(super) fn start_orchestrator(
 ) -> RunningOrchestrator {
     let records = SharedRecords::new(Records::of(&state));
     let effects = effects(folder, config, store.clone(), records.clone());
-    let secrets = effects.secrets.clone();
+    let secrets = effects.launcher.secrets.clone();
     let (events, inbox) = orchestrator::inbox();
     let orchestrator =
         Orchestrator::new(state, store, secrets.clone(), records.clone(), Arc::new(effects), inbox);
@@ -111,19 +114,38 @@ pub(super) fn effects(
     let log_settings =
         LogSettings { job_bytes_max: 1024, cache_bytes: 1024, disk_free_min_bytes: 0 };
     let config = Arc::new(config);
+    let github = Github::new(Arc::clone(&config), secrets.clone()).unwrap();
+    let clone_tokens = CloneTokens { github: github.clone() };
+    let registry = Arc::new(Registry::new(config.registry.clone()).unwrap());
+    let (sessions, providers) = (Sessions::default(), Providers::default());
+    let disk = DiskGuard::new(folder.to_owned(), 0);
     Effects {
-        github: Github::new(Arc::clone(&config), secrets.clone()).unwrap(),
-        logs: LogStore::open(&folder.join("effects-logs.redb"), log_settings).unwrap(),
-        registry: Registry::new(config.registry.clone()).unwrap(),
-        config,
-        reporting: Reporting::new(&records),
-        records,
-        sessions: Sessions::default(),
-        secrets,
-        store,
-        providers: Providers::default(),
-        binaries: Binaries::new(None),
-        scratch: folder.to_owned(),
-        disk: DiskGuard::new(folder.to_owned(), 0),
+        planner: Planner::new(&config, folder, &records, &secrets, &github, &clone_tokens, &disk),
+        terminator: Terminator {
+            records: records.clone(),
+            sessions: sessions.clone(),
+            providers: providers.clone(),
+        },
+        assigner: Assigner {
+            login: config.registry.clone(),
+            records: records.clone(),
+            sessions: sessions.clone(),
+            secrets: secrets.clone(),
+            store,
+            registry: Arc::clone(&registry),
+            clone_tokens,
+        },
+        tagger: Tagger { records: records.clone(), registry: Arc::clone(&registry) },
+        cleaner: Cleaner { records: records.clone(), registry },
+        command_checker: CommandChecker { records: records.clone(), github: github.clone() },
+        reporter: Reporter {
+            config: Arc::clone(&config),
+            logs: LogStore::open(&folder.join("effects-logs.redb"), log_settings).unwrap(),
+            github,
+            reporting: Reporting::new(&records),
+            records: records.clone(),
+        },
+        launcher: Launcher { config, records, secrets, providers, binaries: Binaries::new(None) },
+        sessions,
     }
 }

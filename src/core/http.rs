@@ -1,4 +1,4 @@
-//! The edge: the API, its description, the agents' WebSocket, and health.
+//! The HTTP endpoints: the API and its description, the agents' WebSocket, webhooks, pages, and health.
 
 mod agents;
 mod auth;
@@ -12,6 +12,7 @@ mod machines;
 mod pages;
 mod projects;
 mod runs;
+mod server;
 mod sweep;
 mod tokens;
 mod views;
@@ -24,9 +25,6 @@ use axum::Router;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::routing::get;
-use secrecy::SecretString;
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
-use tokio_util::sync::CancellationToken;
 use utoipa::OpenApi;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa_axum::router::OpenApiRouter;
@@ -34,14 +32,11 @@ use utoipa_axum::routes;
 
 use super::binaries::Binaries;
 use super::disk::DiskGuard;
-use super::github::Github;
-use super::github::reconcile::Reconciled;
 use super::intake::Intake;
 use super::logs::LogStore;
 use super::orchestrator::Events;
 use super::records::SharedRecords;
 use super::secrets::SecretStore;
-use super::sessions::Sessions;
 use super::sweep::Sweeps;
 use crate::api::BASE_PATH;
 use crate::config::Config;
@@ -49,58 +44,37 @@ use crate::config::Config;
 use error::ApiError;
 use extract::{ApiJson, ApiPath, ApiQuery};
 
-pub(crate) use auth::ApiTokens;
-pub(crate) use webhooks::WebhookMemory;
+pub(crate) use agents::AgentEndpoint;
+pub(crate) use auth::{ApiTokens, admin_token};
+pub(crate) use github::GithubStatus;
+pub(crate) use server::{Server, WebSockets};
+pub(crate) use webhooks::WebhookEndpoint;
 
 /// The largest request body, in bytes.
 const BODY_BYTES_MAX: usize = 1024 * 1024;
 
-/// What the handlers share.
+/// The parts that the handlers of the API and the pages use.
 #[derive(Clone, Debug)]
-pub(crate) struct Api {
-    /// The settings.
+pub(crate) struct ApiState {
     pub(crate) config: Arc<Config>,
-    /// The committed records.
     pub(crate) records: SharedRecords,
-    /// The way to the orchestrator.
     pub(crate) events: Events,
-    /// Stores new runs.
     pub(crate) intake: Intake,
-    /// The logs.
     pub(crate) logs: LogStore,
-    /// The connected agents.
-    pub(crate) sessions: Sessions,
-    /// The secrets of runs and the tokens of machines.
     pub(crate) secrets: SecretStore,
-    /// The API's tokens.
     pub(crate) tokens: ApiTokens,
-    /// The agent's programs.
-    pub(crate) binaries: Binaries,
-    /// Refuses new work when the disk is nearly full.
     pub(crate) disk: DiskGuard,
-    /// Asks GitHub.
-    pub(crate) github: Github,
-    /// Compares projects with their repositories.
-    pub(crate) reconcile: Reconciled,
-    /// Signs what GitHub delivers.
-    pub(crate) webhook_secret: Option<SecretString>,
-    /// Limits what of it is held at once.
-    pub(crate) webhook_memory: WebhookMemory,
-    /// Compares providers with the records.
+    pub(crate) github: GithubStatus,
     pub(crate) sweeps: Sweeps,
-    /// Fires at shutdown.
-    pub(crate) stop: CancellationToken,
+    pub(crate) sockets: WebSockets,
 }
 
-impl Api {
-    /// When to send a ping to whoever holds a WebSocket open: every library answers it, and of a peer
-    /// that has vanished the system notices only while something is sent to it.
-    fn beats(&self) -> Interval {
-        let interval = self.config.agents.heartbeat_interval;
-        let mut beats = interval_at(Instant::now() + interval, interval);
-        beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        beats
-    }
+/// The endpoints, each with the parts that it uses.
+pub(crate) struct Endpoints {
+    pub(crate) api: ApiState,
+    pub(crate) agents: AgentEndpoint,
+    pub(crate) binaries: Binaries,
+    pub(crate) webhooks: WebhookEndpoint,
 }
 
 #[derive(OpenApi)]
@@ -123,7 +97,8 @@ impl utoipa::Modify for BearerTokens {
 }
 
 /// All routes.
-pub(crate) fn router(api: Api) -> Router {
+pub(super) fn router(endpoints: Endpoints) -> Router {
+    let Endpoints { api, agents, binaries, webhooks } = endpoints;
     let (documented, description) = OpenApiRouter::with_openapi(Description::openapi())
         .nest(
             BASE_PATH,
@@ -148,16 +123,16 @@ pub(crate) fn router(api: Api) -> Router {
                 .routes(routes!(projects::list, projects::add))
                 .routes(routes!(projects::remove))
                 .routes(routes!(github::get))
-                .routes(routes!(webhooks::take))
+                .merge(OpenApiRouter::new().routes(routes!(webhooks::take)).with_state(webhooks))
                 .routes(routes!(warm_ups::create))
                 .routes(routes!(warm_ups::schedule))
                 .routes(routes!(tokens::create)),
         )
-        .routes(routes!(binaries::get))
+        .merge(OpenApiRouter::new().routes(routes!(binaries::get)).with_state(binaries))
         .split_for_parts();
     documented
         .route(&format!("{BASE_PATH}/openapi.json"), get(async move || axum::Json(description)))
-        .route(stagely_protocol::CONNECT_PATH, get(agents::connect))
+        .merge(agents.router())
         .merge(pages::router())
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
@@ -168,9 +143,9 @@ pub(crate) fn router(api: Api) -> Router {
 }
 
 /// Ready while new work can be stored.
-async fn ready(State(api): State<Api>) -> Result<&'static str, StatusCode> {
+async fn ready(State(api): State<ApiState>) -> Result<&'static str, StatusCode> {
     match api.disk.check().await {
-        Ok(()) if !api.stop.is_cancelled() => Ok("ready\n"),
+        Ok(()) if !api.sockets.stop.is_cancelled() => Ok("ready\n"),
         _ => Err(StatusCode::SERVICE_UNAVAILABLE),
     }
 }

@@ -22,21 +22,21 @@ use super::clock::now;
 use super::effects::Effects;
 use super::records::{Records, SharedRecords};
 use super::secrets::SecretStore;
-use super::store::{Batch, Store, Table};
+use super::store::{Batch, RecordTable, Store};
 use crate::core::clock::new_id;
 
 /// Events that may wait. A burst of 1,000 webhooks fits; beyond it their senders wait.
 const INBOX_EVENTS: usize = 1_024;
 
-/// Sent and not awaited is lost; awaited, it says that the event is in the store.
-type Stored = oneshot::Sender<()>;
+/// Resolves when the event is stored; dropped if core stops before that.
+type Acknowledgement = oneshot::Sender<()>;
 
 /// An event and what comes with it.
 #[derive(Debug)]
 struct Input {
     event: Event,
     attached: Option<Attached>,
-    stored: Option<Stored>,
+    stored: Option<Acknowledgement>,
 }
 
 /// What the state has no use for, stored in the transaction of its event.
@@ -100,9 +100,9 @@ impl Events {
     }
 }
 
-/// The task.
+/// The task that changes the state.
 #[derive(Debug)]
-pub struct Orchestrator {
+pub(crate) struct Orchestrator {
     state: State,
     store: Store,
     secrets: SecretStore,
@@ -112,19 +112,19 @@ pub struct Orchestrator {
     running: JoinSet<Option<Event>>,
 }
 
-/// Makes the inbox: its sending end for everybody, its receiving end for the [`Orchestrator`].
+/// The receiving end of the inbox.
 #[derive(Debug)]
-pub struct Inbox(mpsc::Receiver<Input>);
+pub(crate) struct Inbox(mpsc::Receiver<Input>);
 
 /// Makes the two ends of the orchestrator's inbox.
-pub fn inbox() -> (Events, Inbox) {
+pub(crate) fn inbox() -> (Events, Inbox) {
     let (sender, receiver) = mpsc::channel(INBOX_EVENTS);
     (Events { inbox: sender }, Inbox(receiver))
 }
 
 impl Orchestrator {
     /// Makes the task of `state`, which `store` holds and `records` shows.
-    pub fn new(
+    pub(crate) fn new(
         state: State,
         store: Store,
         secrets: SecretStore,
@@ -140,7 +140,7 @@ impl Orchestrator {
     /// # Errors
     /// A transaction that failed. The state in memory is ahead of the store then, so core must end
     /// rather than act on decisions that it could not save.
-    pub async fn run(mut self, stop: CancellationToken) -> anyhow::Result<()> {
+    pub(crate) async fn run(mut self, stop: CancellationToken) -> anyhow::Result<()> {
         self.start().await?;
         let mut waiting = Vec::new();
         loop {
@@ -225,24 +225,24 @@ impl Orchestrator {
     fn fill(&self, batch: &mut Batch, changes: &Changes) {
         let state = &self.state;
         for id in &changes.projects {
-            batch.record(Table::Projects, id.bits(), state.projects.get(id));
+            batch.record(RecordTable::Projects, id.bits(), state.projects.get(id));
         }
         for id in &changes.environments {
-            batch.record(Table::Environments, id.bits(), state.environments.get(id));
+            batch.record(RecordTable::Environments, id.bits(), state.environments.get(id));
         }
         for id in &changes.runs {
             let run = state.runs.get(id);
-            batch.record(Table::Runs, id.bits(), run);
+            batch.record(RecordTable::Runs, id.bits(), run);
             if run.is_none_or(|run| run.state.is_final()) {
                 batch.run_secrets(*id, None);
             }
         }
         for id in &changes.jobs {
-            batch.record(Table::Jobs, id.bits(), state.jobs.get(id));
+            batch.record(RecordTable::Jobs, id.bits(), state.jobs.get(id));
         }
         for id in &changes.machines {
             let machine = state.machines.get(id);
-            batch.record(Table::Machines, id.bits(), machine);
+            batch.record(RecordTable::Machines, id.bits(), machine);
             if machine.is_none_or(|machine| machine.state.is_terminated()) {
                 batch.machine_tokens(*id, None);
             }

@@ -175,6 +175,11 @@ impl Registry {
         Ok(Self { config, http, writing, refusal_is_told: AtomicBool::new(false) })
     }
 
+    /// The prefix of all images: a host, and a path where there is one.
+    pub(crate) fn image_prefix(&self) -> &str {
+        &self.config.url
+    }
+
     /// Lets `tag` name the manifest that `digest` names in the same repository, byte for byte. A
     /// registry that does not answer is asked again for about 5 minutes.
     ///

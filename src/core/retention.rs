@@ -1,4 +1,4 @@
-//! Forgets what is older than the configuration keeps, in small steps.
+//! Deletes records that are older than the configuration keeps them, in small steps.
 
 use std::time::Duration;
 
@@ -15,33 +15,42 @@ use super::orchestrator::Events;
 use super::records::{Records, SharedRecords};
 use crate::config::RetentionConfig;
 
-/// Between two looks.
+/// The time between two searches for old records.
 const INTERVAL: Duration = Duration::from_mins(10);
 
-/// Records that go in one step: a transaction of milliseconds, between which core does its work.
-const STEP: usize = 100;
+/// Records that are deleted in one step, a transaction of milliseconds.
+const STEP_RECORDS_MAX: usize = 100;
 
-/// How long it is remembered that a delivery came: GitHub repeats those of three days.
-const DELIVERIES: Duration = Duration::from_hours(7 * 24);
+/// How long deliveries are remembered. GitHub repeats those of the last three days.
+const DELIVERIES_KEPT: Duration = Duration::from_hours(7 * 24);
 
-/// What goes in one step.
-struct Old {
+/// The records of one step.
+struct OldRecords {
     runs: Vec<RunId>,
     jobs: Vec<JobId>,
     machines: Vec<MachineId>,
     deliveries: Vec<DeliveryId>,
 }
 
-/// The forgetting task.
+/// Deletes old records and their logs.
 pub(super) struct Retention {
-    pub(super) config: RetentionConfig,
-    pub(super) records: SharedRecords,
-    pub(super) events: Events,
-    pub(super) logs: LogStore,
+    config: RetentionConfig,
+    records: SharedRecords,
+    events: Events,
+    logs: LogStore,
 }
 
 impl Retention {
-    /// Forgets until `stop` fires.
+    pub(super) fn new(
+        config: &RetentionConfig,
+        records: &SharedRecords,
+        events: &Events,
+        logs: LogStore,
+    ) -> Self {
+        Self { config: config.clone(), records: records.clone(), events: events.clone(), logs }
+    }
+
+    /// Deletes old records until `stop` fires.
     pub(super) async fn run(self, stop: CancellationToken) {
         let mut ticks = interval(INTERVAL);
         loop {
@@ -65,10 +74,10 @@ impl Retention {
         }
     }
 
-    /// Forgets some; returns how many. A machine may outlast its job's record, and the other way round:
-    /// neither needs the other once it has ended.
+    /// Deletes the records of one step, and returns their number. A machine's record may outlast that of its job, and
+    /// the other way round: neither needs the other once it has ended.
     async fn step(&self) -> anyhow::Result<usize> {
-        let Old { runs, jobs, machines, deliveries } = self.old();
+        let OldRecords { runs, jobs, machines, deliveries } = self.old();
         let count = runs.len() + machines.len() + deliveries.len();
         if count > 0 {
             // Logs first: a crash in between leaves runs without logs, never logs without a run.
@@ -78,7 +87,7 @@ impl Retention {
         Ok(count)
     }
 
-    fn old(&self) -> Old {
+    fn old(&self) -> OldRecords {
         let now = now();
         let records = self.records.read();
         let is_old = |ended: Option<Timestamp>, keep: Duration| {
@@ -90,7 +99,7 @@ impl Retention {
             .filter(|run| run.state.is_final() && is_old(run.ended_at, self.config.runs))
             .filter(|run| !is_of_open_pull_request(&records, run))
             .map(|run| run.id)
-            .take(STEP)
+            .take(STEP_RECORDS_MAX)
             .collect();
         let jobs = runs.iter().flat_map(|run| records.jobs_of(*run)).map(|job| job.id).collect();
         let machines = records
@@ -99,16 +108,16 @@ impl Retention {
             .filter(|machine| machine.state == MachineState::Terminated)
             .filter(|machine| is_old(machine.terminated_at, self.config.machines))
             .map(|machine| machine.id)
-            .take(STEP)
+            .take(STEP_RECORDS_MAX)
             .collect();
         let deliveries = records
             .deliveries
             .iter()
-            .filter(|(_, came_at)| now.since(**came_at) > DELIVERIES)
+            .filter(|(_, came_at)| now.since(**came_at) > DELIVERIES_KEPT)
             .map(|(delivery, _)| *delivery)
-            .take(STEP)
+            .take(STEP_RECORDS_MAX)
             .collect();
-        Old { runs, jobs, machines, deliveries }
+        OldRecords { runs, jobs, machines, deliveries }
     }
 }
 
@@ -137,7 +146,7 @@ mod tests {
     use crate::config::Config;
     use crate::core::fixtures::{self, RunningOrchestrator};
     use crate::core::logs::LogSettings;
-    use crate::core::store::{Batch, Store, Table};
+    use crate::core::store::{Batch, RecordTable, Store};
 
     /// An environment of old runs alone, and one of others too.
     const BRANCH_OF_OLD: EnvironmentId = EnvironmentId::from_bits(1);
@@ -187,17 +196,17 @@ mod tests {
             let environments = [BRANCH_OF_OLD, BRANCH_OF_ALL]
                 .map(|id| (id, Environment::new(id, project, id.to_string())));
             let mut batch = Batch::default();
-            for (id, it) in &environments {
-                batch.record(Table::Environments, id.bits(), Some(it));
+            for (id, environment) in &environments {
+                batch.record(RecordTable::Environments, id.bits(), Some(environment));
             }
-            for it in &runs {
-                batch.record(Table::Runs, it.id.bits(), Some(it));
+            for run in &runs {
+                batch.record(RecordTable::Runs, run.id.bits(), Some(run));
             }
-            for it in &jobs {
-                batch.record(Table::Jobs, it.id.bits(), Some(it));
+            for job in &jobs {
+                batch.record(RecordTable::Jobs, job.id.bits(), Some(job));
             }
-            for it in &machines {
-                batch.record(Table::Machines, it.id.bits(), Some(it));
+            for machine in &machines {
+                batch.record(RecordTable::Machines, machine.id.bits(), Some(machine));
             }
             store.commit(&batch).unwrap();
             let mut config = Config::default();
@@ -206,9 +215,9 @@ mod tests {
                 config.limits(),
                 Snapshot {
                     environments: environments.into(),
-                    runs: runs.into_iter().map(|it| (it.id, it)).collect(),
-                    jobs: jobs.into_iter().map(|it| (it.id, it)).collect(),
-                    machines: machines.into_iter().map(|it| (it.id, it)).collect(),
+                    runs: runs.into_iter().map(|run| (run.id, run)).collect(),
+                    jobs: jobs.into_iter().map(|job| (job.id, job)).collect(),
+                    machines: machines.into_iter().map(|machine| (machine.id, machine)).collect(),
                     ..Snapshot::default()
                 },
             );
@@ -224,7 +233,7 @@ mod tests {
             let logs = LogStore::open(&folder.path().join("logs.redb"), settings).unwrap();
             let RunningOrchestrator { records, events, stop, task, .. } =
                 fixtures::start_orchestrator(folder.path(), config.clone(), store, state);
-            let retention = Retention { config: config.retention, records, events, logs };
+            let retention = Retention::new(&config.retention, &records, &events, logs);
             Self { folder, retention, stop, orchestrator: task }
         }
 
@@ -245,9 +254,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_ended_long_ago_is_forgotten_in_steps_with_its_logs_and_nothing_else_is() {
+    async fn old_records_and_their_logs_are_deleted_in_steps_and_nothing_else_is() {
         let old: Vec<Run> =
-            (1..=250).map(|it| run(it, RunState::Completed, Some(ago(91)))).collect();
+            (1..=250).map(|number| run(number, RunState::Completed, Some(ago(91)))).collect();
         let recent = run(1_000, RunState::Completed, Some(ago(89)));
         let open = run(1_001, RunState::Building, None);
         let (old_job, recent_job) = (job(&old[7]).id, job(&recent).id);
@@ -286,11 +295,11 @@ mod tests {
     async fn the_newest_run_of_a_pull_request_stays_until_github_has_closed_it() {
         let open = |number: u128| {
             let id = EnvironmentId::from_bits(number);
-            let mut it = Environment::new(id, ProjectId::from_bits(1), id.to_string());
-            (it.pull_request, it.newest_run) = (Some(7), Some(RunId::from_bits(number)));
+            let mut open = Environment::new(id, ProjectId::from_bits(1), id.to_string());
+            (open.pull_request, open.newest_run) = (Some(7), Some(RunId::from_bits(number)));
             let commit = "a".repeat(40).parse().unwrap();
-            it.head = Some(Head { commit, before: None, at: ago(99), is_first: true });
-            it
+            open.head = Some(Head { commit, before: None, at: ago(99), is_first: true });
+            open
         };
         let environments = [
             open(1),
@@ -300,13 +309,13 @@ mod tests {
             Environment { pull_request: None, ..open(5) },
             Environment { head: None, ..open(6) },
         ];
-        let old = |it: &Environment| {
-            let id = RunId::from_bits(it.id.bits());
-            let run = Run::new(id, it, String::new(), ago(100));
+        let old = |environment: &Environment| {
+            let id = RunId::from_bits(environment.id.bits());
+            let run = Run::new(id, environment, String::new(), ago(100));
             (id, Run { state: RunState::Completed, ended_at: Some(ago(91)), ..run })
         };
         let runs = environments.iter().map(old).collect();
-        let environments = environments.into_iter().map(|it| (it.id, it)).collect();
+        let environments = environments.into_iter().map(|found| (found.id, found)).collect();
         let (folder, mut config) = (tempfile::tempdir().unwrap(), Config::default());
         config.builders.provider = None;
         let (store, _) = Store::open(&folder.path().join("core.redb")).unwrap();

@@ -19,26 +19,26 @@ use super::tokens::TokenHash;
 use crate::api::Role;
 
 /// Rows are keyed by the bits of their id, so they lie in the order in which they were made.
-type Records = TableDefinition<'static, u128, &'static [u8]>;
+type IdTable = TableDefinition<'static, u128, &'static [u8]>;
 
-const PROJECTS: Records = TableDefinition::new("projects");
-const ENVIRONMENTS: Records = TableDefinition::new("environments");
-const RUNS: Records = TableDefinition::new("runs");
-const JOBS: Records = TableDefinition::new("jobs");
-const MACHINES: Records = TableDefinition::new("machines");
+const PROJECTS: IdTable = TableDefinition::new("projects");
+const ENVIRONMENTS: IdTable = TableDefinition::new("environments");
+const RUNS: IdTable = TableDefinition::new("runs");
+const JOBS: IdTable = TableDefinition::new("jobs");
+const MACHINES: IdTable = TableDefinition::new("machines");
 const OUTBOX: TableDefinition<'static, u64, &[u8]> = TableDefinition::new("outbox");
 /// Sealed by the keyring; a row lives as long as its run is not final.
-const RUN_SECRETS: Records = TableDefinition::new("run_secrets");
+const RUN_SECRETS: IdTable = TableDefinition::new("run_secrets");
 /// Sealed by the keyring: what opens a project's repository.
-const PROJECT_SECRETS: Records = TableDefinition::new("project_secrets");
+const PROJECT_SECRETS: IdTable = TableDefinition::new("project_secrets");
 /// Hashes, 32 bytes each, of the tokens that a machine may say HELLO with.
-const MACHINE_TOKENS: Records = TableDefinition::new("machine_tokens");
+const MACHINE_TOKENS: IdTable = TableDefinition::new("machine_tokens");
 /// What builds were made of, by the cache ref that holds their layers. Up to 768 KiB each, so they are
 /// read when they are asked for and not at the start.
 const FINGERPRINTS: TableDefinition<'static, &str, &str> = TableDefinition::new("fingerprints");
 const API_TOKENS: TableDefinition<'static, [u8; 32], &[u8]> = TableDefinition::new("api_tokens");
 /// When each delivery of GitHub's came.
-const DELIVERIES: Records = TableDefinition::new("deliveries");
+const DELIVERIES: IdTable = TableDefinition::new("deliveries");
 const META: TableDefinition<'static, &str, &str> = TableDefinition::new("meta");
 
 /// The layout of the tables. A store of another layout is refused, not guessed at. Fields that are added
@@ -96,7 +96,7 @@ pub struct ApiToken {
 
 /// All that the store holds.
 #[derive(Debug, Default)]
-pub struct Stored {
+pub struct StoreContents {
     /// Names this core to its provider: every machine it launches is tagged with it.
     pub core_id: CoreId,
     /// The records and the outbox.
@@ -113,7 +113,7 @@ pub struct Stored {
 
 /// A table of records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Table {
+pub enum RecordTable {
     /// [`Project`](stagely_state::Project)s.
     Projects,
     /// [`Environment`](stagely_state::Environment)s.
@@ -126,8 +126,8 @@ pub enum Table {
     Machines,
 }
 
-impl Table {
-    const fn definition(self) -> Records {
+impl RecordTable {
+    const fn definition(self) -> IdTable {
         match self {
             Self::Projects => PROJECTS,
             Self::Environments => ENVIRONMENTS,
@@ -141,7 +141,7 @@ impl Table {
 /// Rows to be written or deleted together. `None` deletes.
 #[derive(Default)]
 pub struct Batch {
-    rows: Vec<(Records, u128, Option<Vec<u8>>)>,
+    rows: Vec<(IdTable, u128, Option<Vec<u8>>)>,
     outbox: Vec<(EffectId, Option<Vec<u8>>)>,
     fingerprints: Vec<(ImageRef, Option<String>)>,
 }
@@ -153,7 +153,7 @@ impl Batch {
     }
 
     /// Writes `record`, or deletes the row where there is none.
-    pub fn record(&mut self, table: Table, key: u128, record: Option<&impl Serialize>) {
+    pub fn record(&mut self, table: RecordTable, key: u128, record: Option<&impl Serialize>) {
         self.rows.push((table.definition(), key, record.map(encode)));
     }
 
@@ -207,7 +207,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn open(path: &Path) -> Result<(Self, Stored), StoreError> {
+    pub fn open(path: &Path) -> Result<(Self, StoreContents), StoreError> {
         // All records are in memory anyway: the cache only serves the writing of changed pages.
         let database = Database::builder().set_cache_size(8 * 1024 * 1024).create(path)?;
         let store = Self { database: Arc::new(database) };
@@ -260,12 +260,12 @@ impl Store {
         Ok(core_id)
     }
 
-    fn load(&self, core_id: CoreId) -> Result<Stored, StoreError> {
+    fn load(&self, core_id: CoreId) -> Result<StoreContents, StoreError> {
         let hashes = self.rows(MACHINE_TOKENS, |bytes| {
             let (hashes, _) = bytes.as_chunks::<32>();
             Ok(hashes.iter().copied().map(TokenHash).collect())
         })?;
-        Ok(Stored {
+        Ok(StoreContents {
             core_id,
             state: Snapshot {
                 projects: self.records(PROJECTS, ProjectId::from_bits)?,
@@ -291,7 +291,7 @@ impl Store {
 
     fn records<Id: Ord, T: DeserializeOwned>(
         &self,
-        table: Records,
+        table: IdTable,
         id: impl Fn(u128) -> Id,
     ) -> Result<BTreeMap<Id, T>, StoreError> {
         let rows = self.rows(table, |bytes| serde_json::from_slice(bytes))?;
@@ -300,7 +300,7 @@ impl Store {
 
     fn rows<T>(
         &self,
-        table: Records,
+        table: IdTable,
         decode: impl Fn(&[u8]) -> Result<T, serde_json::Error>,
     ) -> Result<Vec<(u128, T)>, StoreError> {
         let read = self.database.begin_read()?;
@@ -426,7 +426,7 @@ mod tests {
             Self(tempfile::tempdir().unwrap())
         }
 
-        fn open(&self) -> Result<(Store, Stored), StoreError> {
+        fn open(&self) -> Result<(Store, StoreContents), StoreError> {
             Store::open(&self.0.path().join("core.redb"))
         }
 
@@ -452,8 +452,8 @@ mod tests {
     /// Writes something into every table that a batch can write to.
     fn full_batch() -> Batch {
         let mut batch = Batch::default();
-        batch.record(Table::Projects, 1, Some(&project("app")));
-        batch.record(Table::Environments, u128::MAX, Some(&environment()));
+        batch.record(RecordTable::Projects, 1, Some(&project("app")));
+        batch.record(RecordTable::Environments, u128::MAX, Some(&environment()));
         batch.effect(EffectId(3), Some(&Effect::Plan { run: RunId::from_bits(2) }));
         batch.run_secrets(RunId::from_bits(2), Some(vec![1, 2, 3]));
         let hashes = [TokenHash([1; 32]), TokenHash([2; 32])];
@@ -490,8 +490,8 @@ mod tests {
         let (store, _) = folder.open().unwrap();
         store.commit(&full_batch()).unwrap();
         let mut batch = Batch::default();
-        batch.record(Table::Projects, 1, Some(&project("renamed")));
-        batch.record(Table::Environments, u128::MAX, None::<&Environment>);
+        batch.record(RecordTable::Projects, 1, Some(&project("renamed")));
+        batch.record(RecordTable::Environments, u128::MAX, None::<&Environment>);
         batch.effect(EffectId(3), None);
         batch.run_secrets(RunId::from_bits(2), None);
         store.commit(&batch).unwrap();

@@ -12,56 +12,71 @@ use super::clock::now;
 use super::intake::{Intake, IntakeError, request};
 use super::records::SharedRecords;
 use crate::api::CreateWarmUp;
-use crate::config::{Schedule, WarmUpConfig};
+use crate::config::{ConfigError, Schedule, WarmUpConfig};
 
-/// The clock of the wall may jump, and a sleep does not see it: it is looked at this often.
-const LOOK_INTERVAL: Duration = Duration::from_mins(1);
+/// The wall clock is read this often: it may jump, and a sleep does not notice that.
+const CLOCK_CHECK_INTERVAL: Duration = Duration::from_mins(1);
 
-/// Says when to act next, by a clock that may jump.
-struct Alarm {
+/// The next moment of a schedule, by a clock that may jump.
+struct DueTime {
     schedule: Schedule,
     due: Option<Timestamp>,
 }
 
-impl Alarm {
+impl DueTime {
     fn new(schedule: Schedule, now: Timestamp) -> Self {
         let due = schedule.next_after(now);
         Self { schedule, due }
     }
 
-    /// Whether something is due at `now`. However many moments have passed since, it is due once.
+    /// Whether a moment of the schedule has passed by `now`. Several that have passed count once.
     fn is_due(&mut self, now: Timestamp) -> bool {
         let is_due = self.due.is_some_and(|due| due <= now);
-        // Also when it is not: a clock that was set back makes it come earlier than expected.
+        // Also when nothing is due: the clock may have been set back.
         self.due = self.schedule.next_after(now);
         is_due
     }
 
-    /// How long to sleep before the clock is looked at again.
+    /// How long to sleep before the clock is read again.
     fn wait(&self, now: Timestamp) -> Duration {
-        self.due.map_or(LOOK_INTERVAL, |due| due.since(now).min(LOOK_INTERVAL))
+        self.due.map_or(CLOCK_CHECK_INTERVAL, |due| due.since(now).min(CLOCK_CHECK_INTERVAL))
     }
 }
 
-/// The task.
+/// Starts scheduled warm-ups.
 pub(super) struct WarmUp {
-    pub(super) config: WarmUpConfig,
-    pub(super) records: SharedRecords,
-    pub(super) intake: Intake,
+    schedule: Schedule,
+    config: WarmUpConfig,
+    records: SharedRecords,
+    intake: Intake,
 }
 
 impl WarmUp {
-    /// Starts what is due until `stop` fires.
-    pub(super) async fn run(self, schedule: Schedule, stop: CancellationToken) {
-        let mut alarm = Alarm::new(schedule, now());
-        while stop.run_until_cancelled(sleep(alarm.wait(now()))).await.is_some() {
-            if alarm.is_due(now()) {
+    /// `None` without a schedule.
+    ///
+    /// # Errors
+    /// A schedule that cannot be read.
+    pub(super) fn new(
+        config: &WarmUpConfig,
+        records: &SharedRecords,
+        intake: &Intake,
+    ) -> Result<Option<Self>, ConfigError> {
+        let Some(schedule) = config.schedule()? else { return Ok(None) };
+        let (records, intake) = (records.clone(), intake.clone());
+        Ok(Some(Self { schedule, config: config.clone(), records, intake }))
+    }
+
+    /// Starts each warm-up when it is due, until `stop` fires.
+    pub(super) async fn run(self, stop: CancellationToken) {
+        let mut due_time = DueTime::new(self.schedule.clone(), now());
+        while stop.run_until_cancelled(sleep(due_time.wait(now()))).await.is_some() {
+            if due_time.is_due(now()) {
                 self.start_all().await;
             }
         }
     }
 
-    /// Starts one of each project and branch that has none under way.
+    /// Starts a warm-up of each project and branch that has none under way.
     async fn start_all(&self) {
         let branches: Vec<Option<&str>> = if self.config.branches.is_empty() {
             vec![None]
@@ -99,13 +114,13 @@ impl WarmUp {
         let Some(project) = records.projects.values().find(|found| found.name == project) else {
             return false;
         };
-        let is_it = |run: &Run| {
+        let is_same = |run: &Run| {
             run.trigger == Trigger::WarmUp
                 && run.project == project.id
                 && run.requested_ref.as_deref() == branch
                 && !run.state.is_final()
         };
-        records.runs.values().any(is_it)
+        records.runs.values().any(is_same)
     }
 }
 
@@ -120,8 +135,8 @@ mod tests {
         Timestamp(u64::try_from(time.timestamp_millis()).unwrap())
     }
 
-    fn alarm(expression: &str, now: &str) -> Alarm {
-        Alarm::new(Schedule::parse(expression).unwrap(), at(now))
+    fn due_time(expression: &str, now: &str) -> DueTime {
+        DueTime::new(Schedule::parse(expression).unwrap(), at(now))
     }
 
     #[test]
@@ -139,22 +154,22 @@ mod tests {
     }
 
     #[test]
-    fn it_is_due_once_however_late_it_is_looked_at() {
-        let mut alarm = alarm("30 4 * * *", "2026-11-24T04:00:00Z");
-        assert_eq!(alarm.wait(at("2026-11-24T04:00:00Z")), LOOK_INTERVAL);
-        assert!(!alarm.is_due(at("2026-11-24T04:29:59Z")));
-        assert_eq!(alarm.wait(at("2026-11-24T04:29:59Z")), Duration::from_secs(1));
-        assert!(alarm.is_due(at("2026-11-24T04:30:00Z")));
-        assert!(!alarm.is_due(at("2026-11-24T04:30:00Z")));
-        assert!(alarm.is_due(at("2026-11-29T12:00:00Z")), "the machine slept for days");
-        assert!(!alarm.is_due(at("2026-11-30T04:29:00Z")));
-        assert!(alarm.is_due(at("2026-11-30T04:30:00Z")));
+    fn a_moment_is_due_once_however_late_the_clock_is_read() {
+        let mut due_time = due_time("30 4 * * *", "2026-11-24T04:00:00Z");
+        assert_eq!(due_time.wait(at("2026-11-24T04:00:00Z")), CLOCK_CHECK_INTERVAL);
+        assert!(!due_time.is_due(at("2026-11-24T04:29:59Z")));
+        assert_eq!(due_time.wait(at("2026-11-24T04:29:59Z")), Duration::from_secs(1));
+        assert!(due_time.is_due(at("2026-11-24T04:30:00Z")));
+        assert!(!due_time.is_due(at("2026-11-24T04:30:00Z")));
+        assert!(due_time.is_due(at("2026-11-29T12:00:00Z")), "the machine slept for days");
+        assert!(!due_time.is_due(at("2026-11-30T04:29:00Z")));
+        assert!(due_time.is_due(at("2026-11-30T04:30:00Z")));
     }
 
     #[test]
-    fn a_clock_that_was_years_ahead_and_is_set_right_puts_nothing_off() {
-        let mut alarm = alarm("30 4 * * *", "2031-01-01T00:00:00Z");
-        assert!(!alarm.is_due(at("2026-11-24T04:00:00Z")));
-        assert!(alarm.is_due(at("2026-11-24T04:30:00Z")));
+    fn a_clock_that_was_years_ahead_and_is_corrected_delays_nothing() {
+        let mut due_time = due_time("30 4 * * *", "2031-01-01T00:00:00Z");
+        assert!(!due_time.is_due(at("2026-11-24T04:00:00Z")));
+        assert!(due_time.is_due(at("2026-11-24T04:30:00Z")));
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use reqwest::Method;
 use serde_json::Value;
 use stagely::api::{RunStatus, RunView};
-use stagely::core::store::Stored;
+use stagely::core::store::StoreContents;
 use stagely_test_core::Core;
 use stagely_test_support::settings::with_defaults;
 use stagely_test_support::wait::eventually;
@@ -165,7 +165,7 @@ impl Conversation {
     }
 
     /// Ends all, and checks that nothing is left and that no request was one that GitHub does not know.
-    pub(crate) async fn ends(self) -> Stored {
+    pub(crate) async fn ends(self) -> StoreContents {
         let log = fs::read_to_string(self.core.path("core.log")).unwrap();
         self.github.has_no_complaints();
         let key = fs::read_to_string(self.secrets.path().join("key.pem")).unwrap();

@@ -1,4 +1,6 @@
-//! Gives a job to the agent of its machine.
+//! Assigns a job to the agent of its machine.
+
+mod build;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,20 +16,39 @@ use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 use tracing::warn;
 
+use super::CloneTokens;
 use super::clone_token::Patience;
-use super::{Effects, build};
-use crate::core::records::Records;
+use crate::config::RegistryConfig;
+use crate::core::records::{Records, SharedRecords};
+use crate::core::registry::Registry;
+use crate::core::secrets::SecretStore;
+use crate::core::sessions::Sessions;
+use crate::core::store::Store;
 
-impl Effects {
+/// Assigns jobs to agents.
+#[derive(Debug)]
+pub(crate) struct Assigner {
+    pub(crate) login: RegistryConfig,
+    pub(crate) records: SharedRecords,
+    pub(crate) sessions: Sessions,
+    pub(crate) secrets: SecretStore,
+    pub(crate) store: Store,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) clone_tokens: CloneTokens,
+}
+
+impl Assigner {
     /// Sends the job to the agent. An agent that has gone gets it after its next HELLO.
     pub(super) async fn assign(&self, machine: MachineId, attempt: Attempt) -> Option<Event> {
-        let given = self.given(machine, attempt).await;
-        let sent = given.and_then(|it| it.map_or(Ok(()), |it| self.send_job(machine, attempt, it)));
-        match sent {
+        let assigned = async {
+            let Some(inputs) = self.inputs(machine, attempt).await? else { return Ok(()) };
+            self.send_job(machine, attempt, inputs)
+        };
+        match assigned.await {
             Ok(()) => None,
             Err(error) => {
                 let message = format!("{error:#}");
-                warn!(%attempt, message, "cannot be given to its agent");
+                warn!(%attempt, message, "a job cannot be assigned to its agent");
                 let reason = if error.is::<build::TooLong>() {
                     FailureReason::Manifest
                 } else {
@@ -40,13 +61,18 @@ impl Effects {
         }
     }
 
-    /// Sends the job if the machine still has the attempt: effects run beside the events that come after
-    /// them, and what an agent has ended or been told to stop it must not begin again. The records stay
-    /// as they are until it is sent.
-    fn send_job(&self, machine: MachineId, attempt: Attempt, given: Given) -> anyhow::Result<()> {
+    /// Sends the job if the machine still has the attempt. Events may have been stepped since this effect was
+    /// decided, and an agent must not begin again with a job that it has ended or was told to stop. The
+    /// records stay locked until the job is sent.
+    fn send_job(
+        &self,
+        machine: MachineId,
+        attempt: Attempt,
+        inputs: JobInputs,
+    ) -> anyhow::Result<()> {
         let records = self.records.read();
         if let Some(job) = attempted(&records, machine, attempt) {
-            self.sessions.send(machine, self.message(&records, job, attempt, given)?);
+            self.sessions.send(machine, self.message(&records, job, attempt, inputs)?);
         }
         Ok(())
     }
@@ -56,9 +82,9 @@ impl Effects {
         records: &Records,
         job: &Job,
         attempt: Attempt,
-        given: Given,
+        inputs: JobInputs,
     ) -> anyhow::Result<CoreMessage> {
-        let Given { registry_auth, fingerprint, digests, clone_token } = given;
+        let JobInputs { registry_auth, fingerprint, digests, clone_token } = inputs;
         match &job.kind {
             JobKind::Build { .. } => {
                 let mut secrets = self.secrets.open_run(job.run)?;
@@ -77,12 +103,16 @@ impl Effects {
         }
     }
 
-    /// What is asked for before the records are read, since it comes from files, the registry and GitHub.
-    /// `None` if the machine has lost the attempt meanwhile.
-    async fn given(&self, machine: MachineId, attempt: Attempt) -> anyhow::Result<Option<Given>> {
+    /// Reads the inputs that come from files, the registry and GitHub, before the records are locked. `None` if the
+    /// machine has lost the attempt meanwhile.
+    async fn inputs(
+        &self,
+        machine: MachineId,
+        attempt: Attempt,
+    ) -> anyhow::Result<Option<JobInputs>> {
         let job = attempt.job;
         let Some(clone_token) = self.clone_token(machine, attempt).await? else { return Ok(None) };
-        Ok(Some(Given {
+        Ok(Some(JobInputs {
             registry_auth: self.registry_auth().await?,
             fingerprint: self.previous_fingerprint(job).await,
             digests: self.digests_to_merge(job).await?,
@@ -90,8 +120,8 @@ impl Effects {
         }))
     }
 
-    /// A token for this job alone, if its run has none of its own. A GitHub that does not answer is asked
-    /// again as long as the machine has the attempt.
+    /// A token for this job alone, if its run has none of its own. Repeats the request to a GitHub that does not
+    /// answer as long as the machine has the attempt.
     async fn clone_token(
         &self,
         machine: MachineId,
@@ -103,7 +133,7 @@ impl Effects {
         }
         let mut patience = Patience::default();
         loop {
-            let error = match self.minted_token(&run, &project).await {
+            let error = match self.clone_tokens.minted_token(&run, &project).await {
                 Ok(token) => return Ok(Some(token)),
                 Err(error) => error,
             };
@@ -117,20 +147,22 @@ impl Effects {
         }
     }
 
-    /// The run and the project of a job that clones.
+    /// The run and the project of a build job, the only kind that clones.
     fn cloned(&self, job: JobId) -> Option<(Run, Project)> {
         let records = self.records.read();
-        let job = records.jobs.get(&job).filter(|it| matches!(it.kind, JobKind::Build { .. }))?;
+        let is_build = |job: &&Job| matches!(job.kind, JobKind::Build { .. });
+        let job = records.jobs.get(&job).filter(is_build)?;
         let run = records.runs.get(&job.run)?;
         Some((run.clone(), records.projects.get(&run.project)?.clone()))
     }
 
-    /// The digests of the images that the merge `id` joins, as far as their agents reported none: what
-    /// their references name, which are this run's alone.
+    /// The digests of those images of the merge `id` whose agents reported none, read from the registry. Their
+    /// references belong to this run alone.
     async fn digests_to_merge(&self, id: JobId) -> anyhow::Result<BTreeMap<JobId, Digest>> {
+        let is_merge = |job: &&Job| matches!(job.kind, JobKind::Merge { .. });
         let unknown: Vec<(JobId, ImageRef)> = {
             let records = self.records.read();
-            let merge = records.jobs.get(&id).filter(|it| matches!(it.kind, JobKind::Merge { .. }));
+            let merge = records.jobs.get(&id).filter(is_merge);
             let needed = merge.into_iter().flat_map(|merge| &merge.needs);
             let needed = needed.filter_map(|id| records.jobs.get(id));
             let unknown = needed.filter(|job| job.state == JobState::Completed { digest: None });
@@ -145,8 +177,8 @@ impl Effects {
         Ok(digests)
     }
 
-    /// What the build was made of whose cache `job` imports. Without it the job is built all the same, and
-    /// only its log says less.
+    /// The fingerprint of the build whose cache `job` imports. Without one the job is built all the same, and
+    /// its log does not explain why steps missed the cache.
     async fn previous_fingerprint(&self, job: JobId) -> Option<Fingerprint> {
         let caches = match &self.records.read().jobs.get(&job)?.kind {
             JobKind::Build { cache_from, .. } => cache_from.clone(),
@@ -161,9 +193,9 @@ impl Effects {
     }
 
     async fn registry_auth(&self) -> anyhow::Result<Option<RegistryAuth>> {
-        let config = Arc::clone(&self.config);
-        let password = spawn_blocking(move || config.registry.password()).await??;
-        let username = self.config.registry.username.clone();
+        let login = self.login.clone();
+        let password = spawn_blocking(move || login.password()).await??;
+        let username = self.login.username.clone();
         Ok(username.zip(password).map(|(username, password)| RegistryAuth { username, password }))
     }
 }
@@ -174,8 +206,8 @@ fn attempted(records: &Records, machine: MachineId, attempt: Attempt) -> Option<
     records.jobs.get(&attempt.job).filter(has_it)
 }
 
-/// What goes into a message besides the records.
-struct Given {
+/// The parts of a message that are not in the records.
+struct JobInputs {
     registry_auth: Option<RegistryAuth>,
     fingerprint: Option<Fingerprint>,
     /// Of the images that a merge joins and whose agents reported none.
@@ -184,7 +216,7 @@ struct Given {
     clone_token: Option<SecretString>,
 }
 
-/// What a merge joins: by digest, since a tag may have moved.
+/// The images that a merge joins, by digest: a tag may have moved.
 fn sources(
     records: &Records,
     merge: &Job,
@@ -194,17 +226,8 @@ fn sources(
         let needed = records.jobs.get(id).context("a job that is merged has no record")?;
         match digests.get(id) {
             Some(digest) => Ok(needed.kind.image().at_digest(digest)),
-            None => image_of(needed),
+            None => build::image_of(needed),
         }
     };
     merge.needs.iter().map(source).collect()
-}
-
-/// The image of a completed job, by digest where it is known.
-pub(super) fn image_of(job: &Job) -> anyhow::Result<ImageRef> {
-    let JobState::Completed { digest } = &job.state else {
-        anyhow::bail!("{} is not completed", job.name);
-    };
-    let image = job.kind.image();
-    Ok(digest.as_ref().map_or_else(|| image.clone(), |digest| image.at_digest(digest)))
 }

@@ -2,6 +2,7 @@
 //! request.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use stagely_protocol::ImageRef;
@@ -10,8 +11,8 @@ use stagely_state::{Environment, Event};
 use tokio::time::sleep;
 use tracing::{info, warn};
 
-use super::Effects;
-use crate::core::registry::RegistryError;
+use crate::core::records::SharedRecords;
+use crate::core::registry::{Registry, RegistryError};
 use crate::core::retry::{Retry, RetryPolicy};
 
 /// Each round takes some minutes where the registry does not answer: its client repeats requests itself. Nothing
@@ -27,7 +28,14 @@ enum Round {
     Last,
 }
 
-impl Effects {
+/// Deletes from the registry what nobody needs any more.
+#[derive(Debug)]
+pub(crate) struct Cleaner {
+    pub(crate) records: SharedRecords,
+    pub(crate) registry: Arc<Registry>,
+}
+
+impl Cleaner {
     /// Deletes what only `environment` wrote, and says what is gone or cannot be deleted. Stops when the
     /// environment is open again: then all that is wanted.
     pub(super) async fn clean_up(&self, environment: EnvironmentId) -> Event {
@@ -101,7 +109,7 @@ impl Effects {
         let goes = |it: &&Environment| it.closed && it.has_images && it.pull_request.is_some();
         let environment = records.environments.get(&environment).filter(goes)?;
         let project = &records.projects.get(&environment.project)?.name;
-        Some(format!("{}/{project}/{}", self.config.registry.url, environment.name))
+        Some(format!("{}/{project}/{}", self.registry.image_prefix(), environment.name))
     }
 }
 

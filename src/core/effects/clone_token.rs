@@ -6,9 +6,8 @@ use secrecy::SecretString;
 use stagely_state::{Project, Run};
 use tracing::warn;
 
-use super::Effects;
 use crate::core::clock::now;
-use crate::core::github::GithubError;
+use crate::core::github::{Github, GithubError};
 
 /// The first wait for a GitHub that does not answer.
 const WAIT_MIN: Duration = Duration::from_secs(1);
@@ -16,7 +15,13 @@ const WAIT_MIN: Duration = Duration::from_secs(1);
 /// The longest, also where GitHub names a later moment: by then nobody may wait for the answer any more.
 const WAIT_MAX: Duration = Duration::from_secs(30);
 
-impl Effects {
+/// Gets tokens that open repositories at GitHub.
+#[derive(Clone, Debug)]
+pub(crate) struct CloneTokens {
+    pub(crate) github: Github,
+}
+
+impl CloneTokens {
     /// A token for one job or one plan. `None` where the repository can be cloned without, or nothing is
     /// known that may be given away: builds of a fork run what a stranger wrote, so they never get a
     /// token that a person made.

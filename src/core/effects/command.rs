@@ -7,10 +7,10 @@ use stagely_state::ids::EnvironmentId;
 use stagely_state::{Command, CommandKind, Event, Project, Run};
 use tracing::warn;
 
-use super::Effects;
 use crate::core::clock::now;
-use crate::core::github::{GithubError, Permission};
+use crate::core::github::{Github, GithubError, Permission};
 use crate::core::intake::rebuild::rebuild_environment;
+use crate::core::records::SharedRecords;
 
 /// The waits before GitHub is asked again, as long as it does not answer.
 const WAITS: ExponentialBuilder = ExponentialBuilder::new()
@@ -20,13 +20,16 @@ const WAITS: ExponentialBuilder = ExponentialBuilder::new()
     .with_jitter();
 const LONGEST_WAIT: Duration = Duration::from_mins(1);
 
-impl Effects {
+/// Checks whether the authors of commands may give them.
+#[derive(Debug)]
+pub(crate) struct CommandChecker {
+    pub(crate) records: SharedRecords,
+    pub(crate) github: Github,
+}
+
+impl CommandChecker {
     /// Asks until there is an answer.
-    pub(super) async fn check_command(
-        &self,
-        environment: EnvironmentId,
-        command: Command,
-    ) -> Event {
+    pub(super) async fn check(&self, environment: EnvironmentId, command: Command) -> Event {
         let verdict = self.verdict(environment, &command).await;
         Event::CommandChecked { environment, command, verdict }
     }

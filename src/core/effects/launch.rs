@@ -1,10 +1,11 @@
 //! Asks the provider for a machine.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use stagely_provider::settings::ImageKind;
-use stagely_provider::{AgentBinary, LaunchError, LaunchRequest, Provider, Want};
+use stagely_provider::{AgentBinary, LaunchError, LaunchRequest, Provider, Providers, Want};
 use stagely_state::ids::MachineId;
 use stagely_state::{Event, LaunchRefusal, Machine, MachineState, Placement};
 use thiserror::Error;
@@ -12,10 +13,12 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
-use super::Effects;
-use crate::core::binaries;
+use crate::config::Config;
+use crate::core::binaries::{self, Binaries};
 use crate::core::clock::now;
+use crate::core::records::SharedRecords;
 use crate::core::retry::{Retry, RetryPolicy};
+use crate::core::secrets::SecretStore;
 
 /// Most attempts that end without a clear answer. A provider that only throttles is asked until [`RETRIES`]
 /// give up.
@@ -31,7 +34,17 @@ const RETRIES: RetryPolicy = RetryPolicy::new(Duration::from_secs(1), Duration::
 /// How long one attempt may take, over all its candidates.
 const ATTEMPT_LIMIT: Duration = Duration::from_mins(3);
 
-impl Effects {
+/// Launches machines.
+#[derive(Debug)]
+pub(crate) struct Launcher {
+    pub(crate) config: Arc<Config>,
+    pub(crate) records: SharedRecords,
+    pub(crate) secrets: SecretStore,
+    pub(crate) providers: Providers,
+    pub(crate) binaries: Binaries,
+}
+
+impl Launcher {
     /// Launches `machine` and says what came of it.
     pub(super) async fn launch(&self, machine: MachineId) -> Event {
         match self.try_launch(machine).await {
@@ -184,19 +197,19 @@ impl AttemptError {
 #[cfg(test)]
 mod tests {
     use std::collections::VecDeque;
-    use std::sync::{Arc, Mutex};
+    use std::sync::Mutex;
 
     use async_trait::async_trait;
     use stagely_protocol::Arch;
-    use stagely_provider::{Candidate, Listing, Offer, ProviderError, Providers};
+    use stagely_provider::{Candidate, Listing, Offer, ProviderError};
     use stagely_state::Timestamp;
     use stagely_state::comparison::Listed;
+    use tempfile::TempDir;
     use tokio::time::Instant;
 
     use super::*;
-    use crate::config::Config;
     use crate::core::fixtures;
-    use crate::core::records::{Records, SharedRecords};
+    use crate::core::records::Records;
     use crate::core::store::Store;
 
     /// Gives the scripted answers, one after the other, and then says that there is no capacity.
@@ -240,23 +253,27 @@ mod tests {
         }
     }
 
+    fn launcher(folder: &TempDir, config: Config, records: SharedRecords) -> Launcher {
+        let (store, _) = Store::open(&folder.path().join("core.redb")).unwrap();
+        fixtures::effects(folder.path(), config, store, records).launcher
+    }
+
     /// Launches `machine`, and how long the provider was asked after the first time.
     async fn launch(machine: Machine, answers: Vec<LaunchError>) -> (LaunchRefusal, Vec<Duration>) {
         let folder = tempfile::tempdir().unwrap();
-        let (store, _) = Store::open(&folder.path().join("core.redb")).unwrap();
         let mut records = Records::default();
         let (id, record_provider) = (machine.id, machine.provider);
         records.machines.insert(id, machine);
         let records = SharedRecords::new(records);
-        let mut effects = fixtures::effects(folder.path(), Config::default(), store, records);
+        let mut launcher = launcher(&folder, Config::default(), records);
         let scripted = Arc::new(ScriptedProvider {
             answers: Mutex::new(answers.into()),
             ..ScriptedProvider::default()
         });
         let provider: Arc<dyn Provider> = Arc::clone(&scripted) as _;
-        effects.providers = Providers::only(record_provider, provider);
+        launcher.providers = Providers::only(record_provider, provider);
 
-        let refusal = effects.try_launch(id).await.unwrap_err();
+        let refusal = launcher.try_launch(id).await.unwrap_err();
 
         let asked_at = scripted.asked_at.lock().unwrap().clone();
         (refusal, asked_at.iter().map(|at| *at - asked_at[0]).collect())
@@ -314,24 +331,23 @@ mod tests {
     #[tokio::test]
     async fn a_stock_image_fetches_the_agents_program_from_core_which_must_have_it() {
         let folder = tempfile::tempdir().unwrap();
-        let (store, _) = Store::open(&folder.path().join("core.redb")).unwrap();
         let mut config = Config::default();
         config.core.public_url = Some("https://core.example/base/".parse().unwrap());
         let records = SharedRecords::new(Records::default());
-        let mut effects = fixtures::effects(folder.path(), config, store, records);
+        let mut launcher = launcher(&folder, config, records);
         let own = Arch::of_this_program();
         let arch = if own == Arch::Amd64 { Arch::Arm64 } else { Arch::Amd64 };
         let machine = Machine { arch, ..fixtures::machine(1) };
         let of = |image_kind| ScriptedProvider { image_kind, ..ScriptedProvider::default() };
 
-        let refused = effects.binary(&of(ImageKind::Stock), &machine).await.unwrap_err();
+        let refused = launcher.binary(&of(ImageKind::Stock), &machine).await.unwrap_err();
         let LaunchRefusal::Permanent(problem) = refused else { panic!("{refused:?}") };
         assert!(problem.contains("agents.binaries"), "{problem}");
-        assert_eq!(effects.binary(&of(ImageKind::Golden), &machine).await.unwrap(), None);
+        assert_eq!(launcher.binary(&of(ImageKind::Golden), &machine).await.unwrap(), None);
 
         std::fs::write(folder.path().join(format!("stagely-linux-{arch}")), "one").unwrap();
-        effects.binaries = binaries::Binaries::new(Some(folder.path().to_owned()));
-        let binary = effects.binary(&of(ImageKind::Stock), &machine).await.unwrap().unwrap();
+        launcher.binaries = binaries::Binaries::new(Some(folder.path().to_owned()));
+        let binary = launcher.binary(&of(ImageKind::Stock), &machine).await.unwrap().unwrap();
         let address = format!("https://core.example/base/v1/agent/binary/{arch}");
         assert_eq!((binary.url.as_str(), binary.sha256.len()), (&*address, 64));
     }

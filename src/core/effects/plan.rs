@@ -1,38 +1,35 @@
 //! Reads a run's `stagely.yaml` at its commit and makes the plan.
 
 mod base;
+mod failure;
+mod repository;
 
-use std::fmt::Display;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::pin::pin;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use secrecy::SecretString;
-use stagely_agent::git::{self, CloneError, FetchRequest, ResolvedRef};
+use stagely_agent::git::{FetchRequest, ResolvedRef};
 use stagely_manifest::Manifest;
 use stagely_protocol::{CloneProblem, CommitSha, FailureReason};
 use stagely_state::ids::{JobId, RunId};
-use stagely_state::{
-    Environment, Event, PlanFailure, PlannedRun, Project, Run, Timestamp, Trigger,
-};
-use tempfile::TempDir;
+use stagely_state::{Environment, Event, PlanFailure, PlannedRun, Project, Run, Trigger};
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::info;
 
-use self::base::{Comparison, Source};
-use super::Effects;
-use crate::core::clock::new_id;
-use crate::core::clock::now;
-use crate::core::github::GithubError;
+use self::base::{BaseComparison, Source};
+use self::failure::{GITHUB_WAIT, NotPlanned, failed};
+use self::repository::Git;
+use super::CloneTokens;
+use crate::config::Config;
+use crate::core::clock::{new_id, now};
+use crate::core::disk::DiskGuard;
+use crate::core::github::{Github, GithubError};
 use crate::core::plan::{Plan, PlanContext, plan};
-use crate::core::records::Records;
-use crate::core::retry::{Retry, RetryPolicy};
-
-/// A repository's server that does not answer is asked again 1, 4, 16 and 45 seconds later.
-const GIT_RETRIES: RetryPolicy =
-    RetryPolicy::new(Duration::from_secs(1), Duration::from_secs(45)).factor(4.0).retries_max(4);
+use crate::core::records::{Records, SharedRecords};
+use crate::core::secrets::SecretStore;
 
 const AUTHENTICATION: FailureReason =
     FailureReason::Clone { problem: CloneProblem::Authentication };
@@ -41,40 +38,10 @@ const FORK_OF_PRIVATE: &str = "the build of a fork of a private repository takes
                                repository alone, and only a GitHub App makes such: set github.app-id and \
                                github.private-key-file, and install the app for the repository";
 
-/// How long a GitHub that does not answer is let be. Its client has asked a few times itself.
-const GITHUB_WAIT: Duration = Duration::from_secs(15);
-
-/// How long its answer is waited for, over all tries.
+/// How long one request to GitHub may take, with all its repetitions.
 const GITHUB_LIMIT: Duration = Duration::from_secs(100);
 
-/// Why there is no plan.
-enum NotPlanned {
-    /// There will be none.
-    Failed(PlanFailure),
-    /// GitHub does not answer: it is asked again after this moment, and others are planned meanwhile.
-    Later(Timestamp),
-}
-
-impl From<PlanFailure> for NotPlanned {
-    fn from(failure: PlanFailure) -> Self {
-        Self::Failed(failure)
-    }
-}
-
-impl From<CloneError> for NotPlanned {
-    fn from(error: CloneError) -> Self {
-        failed(error.reason(), error)
-    }
-}
-
-/// A fault of core's own.
-impl From<anyhow::Error> for NotPlanned {
-    fn from(error: anyhow::Error) -> Self {
-        failed(FailureReason::Internal, format!("{error:#}"))
-    }
-}
-
-/// What a plan is made for.
+/// The run to plan, and what it belongs to.
 #[derive(Clone)]
 struct Subject {
     run: Run,
@@ -83,7 +50,7 @@ struct Subject {
 }
 
 impl Subject {
-    /// The branch that is built. A rebuild asks for a commit, and knows its branch from before.
+    /// The branch that is built. A rebuild asks for a commit, and has its branch from the run that it repeats.
     fn branch<'a>(&'a self, resolved: &'a ResolvedRef) -> Option<&'a str> {
         self.run.branch.as_deref().or_else(|| resolved.branch())
     }
@@ -99,25 +66,43 @@ impl Subject {
     }
 }
 
-/// A commit on the disk.
-struct Checkout {
-    /// Ends with the value.
-    folder: TempDir,
+/// Plans runs.
+#[derive(Debug)]
+pub(crate) struct Planner {
+    registry_url: String,
+    planning_limit: Duration,
+    records: SharedRecords,
+    secrets: SecretStore,
+    github: Github,
+    clone_tokens: CloneTokens,
+    disk: DiskGuard,
+    git: Git,
 }
 
-impl Checkout {
-    fn root(&self) -> PathBuf {
-        self.folder.path().join("src")
+impl Planner {
+    /// Makes the part. Its short-lived checkouts lie in `scratch`.
+    pub(crate) fn new(
+        config: &Config,
+        scratch: &Path,
+        records: &SharedRecords,
+        secrets: &SecretStore,
+        github: &Github,
+        clone_tokens: &CloneTokens,
+        disk: &DiskGuard,
+    ) -> Self {
+        Self {
+            registry_url: config.registry.url.clone(),
+            planning_limit: config.builders.planning_limit,
+            records: records.clone(),
+            secrets: secrets.clone(),
+            github: github.clone(),
+            clone_tokens: clone_tokens.clone(),
+            disk: disk.clone(),
+            git: Git { scratch: scratch.to_owned() },
+        }
     }
 
-    /// What was received of the repository, for comparing.
-    fn objects(&self) -> PathBuf {
-        self.folder.path().join("objects")
-    }
-}
-
-impl Effects {
-    /// Plans `run` and says what came of it. Stops when nobody waits for the plan any more.
+    /// Plans `run`. Stops early when the run has ended.
     pub(super) async fn plan(&self, run: RunId) -> Event {
         let cancel = CancellationToken::new();
         // It may be cancelled, or its planning may have taken too long.
@@ -152,7 +137,7 @@ impl Effects {
         self.disk.check_reserve().await.map_err(|full| failed(FailureReason::DiskFull, full))?;
         let subject = self.subject(run)?;
         let own_token = self.secrets.open_run(run).map_err(anyhow::Error::from)?.clone_token;
-        if own_token.is_none() && self.lacks_foreign_token(&subject.run) {
+        if own_token.is_none() && self.clone_tokens.lacks_foreign_token(&subject.run) {
             return Err(failed(AUTHENTICATION, FORK_OF_PRIVATE));
         }
         if let Some(resolved) = known_to_github(&subject)
@@ -162,11 +147,14 @@ impl Effects {
         }
         let token = match own_token {
             Some(token) => Some(token),
-            None => soon(self.minted_token(&subject.run, &subject.project)).await?,
+            None => {
+                with_github_limit(self.clone_tokens.minted_token(&subject.run, &subject.project))
+                    .await?
+            }
         };
         let is_githubs = known_to_github(&subject).is_some();
         match self.plan_by_git(subject, token, cancel).await {
-            // GitHub is away.
+            // GitHub does not answer.
             Err(NotPlanned::Failed(PlanFailure {
                 reason: FailureReason::Clone { problem: CloneProblem::Network },
                 ..
@@ -175,8 +163,8 @@ impl Effects {
         }
     }
 
-    /// Plans without git: GitHub has the file and all else is known. `None` where what changed since
-    /// other commits matters, which takes git.
+    /// Plans without git: GitHub's API has the file, and everything else is known. `None` where the changes since
+    /// other commits matter, which only git can tell.
     async fn plan_by_api(
         &self,
         subject: &Subject,
@@ -184,12 +172,12 @@ impl Effects {
         cancel: &CancellationToken,
     ) -> Result<Option<PlannedRun>, NotPlanned> {
         let (file, commit) = (stagely_manifest::FILE_NAME, &resolved.commit);
-        let bytes = soon(self.github.file(&subject.project, file, commit)).await?;
+        let bytes = with_github_limit(self.github.file(&subject.project, file, commit)).await?;
         let bytes = bytes.ok_or_else(|| {
             let advice = "add one to the top of the repository";
             failed(FailureReason::Manifest, format!("{file} is missing at {commit}: {advice}"))
         })?;
-        // Contexts and Dockerfiles are looked for by the agents, which have the files.
+        // The agents check contexts and Dockerfiles: they have the files.
         let manifest = stagely_manifest::parse(file, &bytes)
             .map_err(|problems| failed(FailureReason::Manifest, problems))?;
         if manifest.builds.iter().any(|build| build.paths.is_some()) {
@@ -197,7 +185,7 @@ impl Effects {
         }
         let source = Source { subject, resolved, token: None, cancel };
         let comparison = self.without_comparing(&source);
-        let registry = self.config.registry.url.clone();
+        let registry = self.registry_url.clone();
         let (subject, resolved) = (subject.clone(), resolved.clone());
         let plan = spawn_blocking(move || {
             make_plan(&manifest, &registry, &subject, &resolved, &comparison)
@@ -213,13 +201,13 @@ impl Effects {
     ) -> Result<PlannedRun, NotPlanned> {
         let wanted = subject.run.requested_ref.clone().unwrap_or_else(|| "HEAD".to_owned());
         let url = subject.run.repository.clone();
-        let mut resolved = self.resolve(&url, &wanted, token.clone(), cancel).await?;
-        // A commit is not looked up, so nothing is known of branches yet.
+        let mut resolved = self.git.resolve(&url, &wanted, token.clone(), cancel).await?;
+        // A commit is not looked up, so no branch is known yet.
         if let Some(github) = &subject.run.github {
             resolved.default_branch.get_or_insert_with(|| github.default_branch.clone());
         }
         if resolved.default_branch.is_none() && subject.run.branch.is_some() {
-            let head = self.resolve(&url, "HEAD", token.clone(), cancel).await?;
+            let head = self.git.resolve(&url, "HEAD", token.clone(), cancel).await?;
             resolved.default_branch = head.default_branch;
         }
         let request = FetchRequest {
@@ -227,17 +215,17 @@ impl Effects {
             commit: resolved.commit.clone(),
             branch: subject.branch(&resolved).map(str::to_owned),
             token: token.clone(),
-            // Nothing is built here, so what only a build needs is left out.
+            // Only a build needs them.
             submodules: false,
         };
-        let checkout = self.check_out(request, cancel).await?;
+        let checkout = self.git.check_out(request, cancel).await?;
         let (root, commit) = (checkout.root(), resolved.commit.clone());
         let manifest = spawn_blocking(move || read_manifest(&root, &commit))
             .await
             .map_err(anyhow::Error::from)??;
         let source = Source { subject: &subject, resolved: &resolved, token, cancel };
         let comparison = self.compare(&source, &manifest, &checkout.objects()).await?;
-        let registry = self.config.registry.url.clone();
+        let registry = self.registry_url.clone();
         // Many patterns and many changed files take a while.
         spawn_blocking(move || make_plan(&manifest, &registry, &subject, &resolved, &comparison))
             .await
@@ -252,45 +240,9 @@ impl Effects {
             records.environments.get(&run.environment).context("its environment has no record")?;
         Ok(Subject { project: project.clone(), environment: environment.clone(), run })
     }
-
-    async fn resolve(
-        &self,
-        url: &str,
-        wanted: &str,
-        token: Option<SecretString>,
-        cancel: &CancellationToken,
-    ) -> Result<ResolvedRef, CloneError> {
-        let asked =
-            (url.to_owned(), token, wanted.to_owned(), self.scratch.clone(), cancel.clone());
-        retry("looking up the commit", cancel, move || {
-            let (url, token, wanted, scratch, cancel) = asked.clone();
-            async move { git::resolve_ref(&url, token, &wanted, &scratch, &cancel).await }
-        })
-        .await
-    }
-
-    async fn check_out(
-        &self,
-        request: FetchRequest,
-        cancel: &CancellationToken,
-    ) -> Result<Checkout, CloneError> {
-        let (scratch, stop) = (self.scratch.clone(), cancel.clone());
-        retry("fetching the commit", cancel, move || {
-            let (request, scratch, stop) = (request.clone(), scratch.clone(), stop.clone());
-            async move {
-                let folder = TempDir::with_prefix_in("plan-", &scratch)
-                    .map_err(|error| CloneError::Internal(error.to_string()))?;
-                let checkout = Checkout { folder };
-                let (root, objects) = (checkout.root(), checkout.objects());
-                git::fetch_commit_and_objects(request, &root, &objects, &stop).await?;
-                Ok(checkout)
-            }
-        })
-        .await
-    }
 }
 
-/// The commit of a run that GitHub told of, with what it said. `None` for a run that takes git: of a
+/// The commit of a run that GitHub reported, with its branches. `None` for a run that git must resolve: of a
 /// branch, or cloned from elsewhere.
 fn known_to_github(subject: &Subject) -> Option<ResolvedRef> {
     let Subject { run, project, .. } = subject;
@@ -303,30 +255,12 @@ fn known_to_github(subject: &Subject) -> Option<ResolvedRef> {
     })
 }
 
-/// What comes of asking GitHub in vain.
-impl From<GithubError> for NotPlanned {
-    fn from(error: GithubError) -> Self {
-        let soon = now().after(GITHUB_WAIT);
-        let problem = match &error {
-            GithubError::Unavailable(_) => return Self::Later(soon),
-            GithubError::RateLimited { until } => return Self::Later(soon.max(*until)),
-            GithubError::NotFound(_) => CloneProblem::NotFound,
-            GithubError::TooLarge { .. } => {
-                return failed(FailureReason::Manifest, error);
-            }
-            GithubError::Refused { .. } | GithubError::Credentials(_) => {
-                CloneProblem::Authentication
-            }
-        };
-        warn!(%error, "GitHub does not help with a plan");
-        failed(FailureReason::Clone { problem }, error.in_public())
-    }
-}
-
-/// A GitHub that takes connections and never answers must not use up the run's time for planning.
-async fn soon<T>(asking: impl Future<Output = Result<T, GithubError>>) -> Result<T, GithubError> {
+/// A GitHub that accepts connections and does not answer must not use up the run's time for planning.
+async fn with_github_limit<T>(
+    request: impl Future<Output = Result<T, GithubError>>,
+) -> Result<T, GithubError> {
     let silent = || GithubError::Unavailable("it takes too long".to_owned());
-    tokio::time::timeout(GITHUB_LIMIT, asking).await.unwrap_or_else(|_| Err(silent()))
+    tokio::time::timeout(GITHUB_LIMIT, request).await.unwrap_or_else(|_| Err(silent()))
 }
 
 fn read_manifest(root: &Path, commit: &CommitSha) -> Result<Manifest, NotPlanned> {
@@ -343,7 +277,7 @@ fn make_plan(
     registry: &str,
     subject: &Subject,
     resolved: &ResolvedRef,
-    comparison: &Comparison,
+    comparison: &BaseComparison,
 ) -> Result<PlannedRun, NotPlanned> {
     let Subject { run, project, environment } = subject;
     let context = PlanContext {
@@ -367,10 +301,6 @@ fn make_plan(
     Ok(PlannedRun { commit: resolved.commit.clone(), branch, jobs, skipped, own_cache_refs })
 }
 
-fn failed(reason: FailureReason, message: impl Display) -> NotPlanned {
-    NotPlanned::Failed(PlanFailure { reason, message: message.to_string() })
-}
-
 /// New ids that sort in the order in which they are handed out, also within one millisecond.
 fn job_ids() -> impl FnMut() -> JobId {
     let mut next = new_id::<JobId>().bits();
@@ -378,33 +308,5 @@ fn job_ids() -> impl FnMut() -> JobId {
         let id = JobId::from_bits(next);
         next += 1;
         id
-    }
-}
-
-/// Repeats `attempt` where the network is at fault.
-async fn retry<T, F: Future<Output = Result<T, CloneError>>>(
-    what: &str,
-    cancel: &CancellationToken,
-    attempt: impl FnMut() -> F,
-) -> Result<T, CloneError> {
-    let is_transient = |error: &CloneError| {
-        Retry::if_transient(matches!(error, CloneError::Network { .. } | CloneError::Internal(_)))
-    };
-    let result = GIT_RETRIES.run_until(cancel, what, is_transient, attempt).await;
-    result.map_err(|error| if cancel.is_cancelled() { CloneError::Cancelled } else { error })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_manifest_that_is_too_large_is_the_users_mistake() {
-        let error = GithubError::TooLarge { what: "stagely.yaml".to_owned(), bytes_max: 7 };
-        let NotPlanned::Failed(failure) = NotPlanned::from(error) else {
-            panic!("it is asked for again");
-        };
-        assert_eq!(failure.reason, FailureReason::Manifest);
-        assert_eq!(failure.message, "stagely.yaml has more than 7 bytes");
     }
 }

@@ -1,12 +1,27 @@
 //! Tells GitHub of an environment.
 
+use std::sync::Arc;
+
 use stagely_state::ids::EnvironmentId;
 use stagely_state::{Event, Project};
 
-use super::Effects;
-use crate::core::github::report::{AtGithub, Teller, told};
+use crate::config::Config;
+use crate::core::github::Github;
+use crate::core::github::report::{AtGithub, Reporting, Teller, told};
+use crate::core::logs::LogStore;
+use crate::core::records::SharedRecords;
 
-impl Effects {
+/// Reports environments to GitHub.
+#[derive(Debug)]
+pub(crate) struct Reporter {
+    pub(crate) config: Arc<Config>,
+    pub(crate) records: SharedRecords,
+    pub(crate) logs: LogStore,
+    pub(crate) github: Github,
+    pub(crate) reporting: Reporting,
+}
+
+impl Reporter {
     /// Tells until it is told, or GitHub refuses.
     pub(super) async fn report(&self, environment: EnvironmentId) -> Event {
         let Some((project, number)) = self.place_of(environment) else {

@@ -1,13 +1,22 @@
 //! Lets the run-independent reference of a build name its newest image.
 
+use std::sync::Arc;
+
 use stagely_state::ids::EnvironmentId;
 use stagely_state::{CancelReason, Event, RunState, VariantName};
 use tracing::{info, warn};
 
-use super::Effects;
-use crate::core::records::Records;
+use crate::core::records::{Records, SharedRecords};
+use crate::core::registry::Registry;
 
-impl Effects {
+/// Moves the tags that people pull.
+#[derive(Debug)]
+pub(crate) struct Tagger {
+    pub(crate) records: SharedRecords,
+    pub(crate) registry: Arc<Registry>,
+}
+
+impl Tagger {
     /// Moves the tag to the digest that the environment's record has for `variant`, unless its run is
     /// superseded first. A registry that does not answer is waited for. `None` where the record has gone
     /// meanwhile, and its tag is nobody's.

@@ -3,23 +3,32 @@
 use std::time::Duration;
 
 use stagely_protocol::{CoreMessage, Terminate};
-use stagely_provider::TERMINATE_LIMIT;
+use stagely_provider::{Providers, TERMINATE_LIMIT};
 use stagely_state::Event;
 use stagely_state::ids::MachineId;
 use tracing::info;
 
-use super::Effects;
+use crate::core::records::SharedRecords;
 use crate::core::retry::{Retry, RetryPolicy};
+use crate::core::sessions::Sessions;
 use crate::core::sweep::within;
 
 /// A machine that is not terminated costs money, so the provider is asked until it agrees.
 const RETRIES: RetryPolicy = RetryPolicy::new(Duration::from_secs(1), Duration::from_mins(1));
 
-/// What an agent may use to end its work, in seconds. It may be cut short: the provider is asked at
-/// once, and how long that takes is its own affair.
+/// How long an agent may take to end its work, in seconds. The machine may be gone earlier: the provider is
+/// asked at the same time.
 const GRACE_SECONDS: u64 = 10;
 
-impl Effects {
+/// Terminates machines.
+#[derive(Debug)]
+pub(crate) struct Terminator {
+    pub(crate) records: SharedRecords,
+    pub(crate) sessions: Sessions,
+    pub(crate) providers: Providers,
+}
+
+impl Terminator {
     /// Ends `machine`. Asks the provider again until it has agreed.
     pub(super) async fn terminate(&self, machine: MachineId) -> Event {
         let reason = "its work is done or not wanted any more".to_owned();

@@ -1,4 +1,4 @@
-//! What the registry is asked for, and what the state is told of it. `tests/registry.rs` asks a real one.
+//! The requests to the registry, and the events that follow. `tests/registry.rs` asks a real registry.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -13,8 +13,9 @@ use tempfile::TempDir;
 use tokio::net::TcpListener;
 
 use super::*;
+use crate::config::Config;
 use crate::core::fixtures::{self, digest};
-use crate::core::records::Records;
+use crate::core::records::{Records, SharedRecords};
 use crate::core::store::Store;
 
 const ENVIRONMENT: EnvironmentId = EnvironmentId::from_bits(1);
@@ -162,10 +163,10 @@ async fn an_environment_that_is_opened_while_its_images_are_deleted_keeps_the_re
         environment.pull_request = Some(7);
         environment.has_images = true;
     });
-    *records.lock().unwrap() = Some(effects.records.clone());
+    *records.lock().unwrap() = Some(effects.cleaner.records.clone());
 
     effects.perform(Effect::CleanUp { environment: ENVIRONMENT }).await.unwrap();
 
-    let deleted = calls.lock().unwrap().iter().filter(|it| it.starts_with("DELETE")).count();
+    let deleted = calls.lock().unwrap().iter().filter(|call| call.starts_with("DELETE")).count();
     assert_eq!(deleted, 1);
 }

@@ -1,15 +1,20 @@
 //! Bearer tokens and what they may do.
 
 use std::collections::HashMap;
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use anyhow::Context as _;
 use axum::extract::FromRequestParts;
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 use tokio::task::spawn_blocking;
+use tracing::warn;
 
-use super::{Api, ApiError};
+use super::{ApiError, ApiState};
 use crate::api::Role;
 use crate::core::clock::now;
 use crate::core::store::{ApiToken, Store, StoreError};
@@ -62,6 +67,42 @@ impl ApiTokens {
     }
 }
 
+/// Reads the admin token that an earlier start wrote to `path`, or makes one.
+///
+/// # Errors
+/// The file cannot be read or written, or the store fails.
+pub(crate) async fn admin_token(path: &Path, tokens: &ApiTokens) -> anyhow::Result<SecretString> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => {
+            let token = SecretString::from(text.trim_end());
+            if tokens.role_of(&token) == Some(Role::Admin) {
+                return Ok(token);
+            }
+            warn!(path = %path.display(), "the admin token is not of this database; making another");
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => {
+            return Err(error).with_context(|| format!("cannot read {}", path.display()));
+        }
+    }
+    let token = random_token("stagely_");
+    let record =
+        ApiToken { name: "first admin token".to_owned(), role: Role::Admin, created_at: now() };
+    tokens.add(&token, record).await?;
+    write_token(path, &token).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(token)
+}
+
+fn write_token(path: &Path, token: &SecretString) -> io::Result<()> {
+    let mut file = std::fs::OpenOptions::new()
+        .create(true)
+        .write(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)?;
+    writeln!(file, "{}", token.expose_secret())
+}
+
 /// Proof that the request's token may do what `MINIMUM` (a [`Role`] as number) may.
 #[derive(Debug)]
 pub(super) struct Authorized<const MINIMUM: u8> {
@@ -76,10 +117,10 @@ pub(super) type Writer = Authorized<{ Role::Write as u8 }>;
 /// May do all.
 pub(super) type Admin = Authorized<{ Role::Admin as u8 }>;
 
-impl<const MINIMUM: u8> FromRequestParts<Api> for Authorized<MINIMUM> {
+impl<const MINIMUM: u8> FromRequestParts<ApiState> for Authorized<MINIMUM> {
     type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, ApiError> {
+    async fn from_request_parts(parts: &mut Parts, api: &ApiState) -> Result<Self, ApiError> {
         let token = parts
             .headers
             .get(AUTHORIZATION)

@@ -8,9 +8,9 @@ use axum::response::{IntoResponse, Response};
 use stagely_protocol::Arch;
 use tokio_util::io::ReaderStream;
 
-use super::{Api, ApiError, ApiPath};
+use super::{ApiError, ApiPath};
 use crate::api::ErrorBody;
-use crate::core::binaries::BinaryError;
+use crate::core::binaries::{Binaries, BinaryError};
 
 /// What is read of the file at once.
 const CHUNK_BYTES: usize = 64 * 1024;
@@ -32,11 +32,11 @@ const CHECKSUM: HeaderName = HeaderName::from_static("x-checksum-sha256");
     ),
 )]
 pub(super) async fn get(
-    State(api): State<Api>,
+    State(binaries): State<Binaries>,
     method: Method,
     ApiPath(arch): ApiPath<Arch>,
 ) -> Result<Response, ApiError> {
-    let binary = api.binaries.open(arch).await.map_err(|error| match &error {
+    let binary = binaries.open(arch).await.map_err(|error| match &error {
         BinaryError::Missing { .. } => ApiError::missing(error.to_string()),
         BinaryError::Read { .. } => ApiError::internal(&error),
     })?;

@@ -7,7 +7,7 @@ use stagely_state::Event;
 use stagely_state::ids::EnvironmentId;
 
 use super::auth::{Reader, Writer};
-use super::{Api, ApiError, ApiJson, ApiPath, ApiQuery, runs, views};
+use super::{ApiError, ApiJson, ApiPath, ApiQuery, ApiState, runs, views};
 use crate::api::{EnvironmentView, ErrorBody, ListEnvironments, RebuildEnvironment, RunView};
 use crate::core::intake::rebuild::rebuild_environment;
 
@@ -16,7 +16,7 @@ use crate::core::intake::rebuild::rebuild_environment;
     (status = 200, body = Vec<EnvironmentView>),
 ))]
 pub(super) async fn list(
-    State(api): State<Api>,
+    State(api): State<ApiState>,
     _: Reader,
     ApiQuery(query): ApiQuery<ListEnvironments>,
 ) -> Json<Vec<EnvironmentView>> {
@@ -34,7 +34,7 @@ pub(super) async fn list(
     (status = 200, body = EnvironmentView), (status = 404, body = ErrorBody),
 ))]
 pub(super) async fn close(
-    State(api): State<Api>,
+    State(api): State<ApiState>,
     _: Writer,
     ApiPath(id): ApiPath<EnvironmentId>,
 ) -> Result<Json<EnvironmentView>, ApiError> {
@@ -53,7 +53,7 @@ pub(super) async fn close(
         (status = 507, body = ErrorBody, description = "Core's disk is nearly full."),
     ))]
 pub(super) async fn rebuild(
-    State(api): State<Api>,
+    State(api): State<ApiState>,
     _: Writer,
     ApiPath(id): ApiPath<EnvironmentId>,
     rebuild: Option<ApiJson<RebuildEnvironment>>,
@@ -64,7 +64,7 @@ pub(super) async fn rebuild(
     Ok((StatusCode::CREATED, Json(runs::find(&api, run)?)))
 }
 
-fn find(api: &Api, id: EnvironmentId) -> Result<EnvironmentView, ApiError> {
+fn find(api: &ApiState, id: EnvironmentId) -> Result<EnvironmentView, ApiError> {
     let records = api.records.read();
     let found = records.environments.get(&id);
     let found = found.ok_or_else(|| ApiError::not_found("environment", &id.to_string()))?;

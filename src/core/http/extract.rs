@@ -1,5 +1,4 @@
-//! What requests say in their bodies, paths and queries. What cannot be read is refused in the API's
-//! own words.
+//! Extractors of bodies, paths and queries that refuse a malformed request with an [`ApiError`].
 
 use axum::Json;
 use axum::body::HttpBody as _;
@@ -9,18 +8,18 @@ use axum::http::StatusCode;
 use axum::http::request::Parts;
 use serde::de::DeserializeOwned;
 
-use super::{Api, ApiError, BODY_BYTES_MAX};
+use super::{ApiError, ApiState, BODY_BYTES_MAX};
 
 /// A JSON body.
 #[derive(Debug)]
 pub(super) struct ApiJson<T>(pub(super) T);
 
-impl<T: DeserializeOwned> FromRequest<Api> for ApiJson<T> {
+impl<T: DeserializeOwned> FromRequest<ApiState> for ApiJson<T> {
     type Rejection = ApiError;
 
-    async fn from_request(request: Request, api: &Api) -> Result<Self, ApiError> {
+    async fn from_request(request: Request, api: &ApiState) -> Result<Self, ApiError> {
         let read: Result<Json<T>, JsonRejection> =
-            <Json<T> as FromRequest<Api>>::from_request(request, api).await;
+            <Json<T> as FromRequest<ApiState>>::from_request(request, api).await;
         match read {
             Ok(Json(body)) => Ok(Self(body)),
             Err(rejection) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => {
@@ -32,38 +31,38 @@ impl<T: DeserializeOwned> FromRequest<Api> for ApiJson<T> {
 }
 
 /// A JSON body that may be left out.
-impl<T: DeserializeOwned> OptionalFromRequest<Api> for ApiJson<T> {
+impl<T: DeserializeOwned> OptionalFromRequest<ApiState> for ApiJson<T> {
     type Rejection = ApiError;
 
-    async fn from_request(request: Request, api: &Api) -> Result<Option<Self>, ApiError> {
+    async fn from_request(request: Request, api: &ApiState) -> Result<Option<Self>, ApiError> {
         if request.body().size_hint().exact() == Some(0) {
             return Ok(None);
         }
-        <Self as FromRequest<Api>>::from_request(request, api).await.map(Some)
+        <Self as FromRequest<ApiState>>::from_request(request, api).await.map(Some)
     }
 }
 
-/// What the path names.
+/// The parameters of the path.
 #[derive(Debug)]
 pub(super) struct ApiPath<T>(pub(super) T);
 
-impl<T: DeserializeOwned + Send> FromRequestParts<Api> for ApiPath<T> {
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for ApiPath<T> {
     type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, ApiError> {
-        let read = Path::<T>::from_request_parts(parts, api).await;
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let read = Path::<T>::from_request_parts(parts, state).await;
         read.map(|Path(named)| Self(named)).map_err(|error| ApiError::invalid(error.body_text()))
     }
 }
 
-/// What stands after the `?`.
+/// The parameters behind the `?`.
 #[derive(Debug)]
 pub(super) struct ApiQuery<T>(pub(super) T);
 
-impl<T: DeserializeOwned> FromRequestParts<Api> for ApiQuery<T> {
+impl<T: DeserializeOwned> FromRequestParts<ApiState> for ApiQuery<T> {
     type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, ApiError> {
+    async fn from_request_parts(parts: &mut Parts, api: &ApiState) -> Result<Self, ApiError> {
         let read = Query::<T>::from_request_parts(parts, api).await;
         read.map(|Query(asked)| Self(asked)).map_err(|error| ApiError::invalid(error.body_text()))
     }

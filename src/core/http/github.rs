@@ -3,16 +3,26 @@
 use axum::Json;
 use axum::extract::State;
 
-use super::Api;
+use super::ApiState;
 use super::auth::Reader;
 use crate::api::{GithubView, ReconciledView};
 use crate::config::GithubCredentials;
+use crate::core::github::Github;
+use crate::core::github::reconcile::Reconciled;
+
+/// The parts of core that deal with GitHub, as far as their health is shown.
+#[derive(Clone, Debug)]
+pub(crate) struct GithubStatus {
+    pub(crate) client: Github,
+    pub(crate) reconciled: Reconciled,
+    pub(crate) has_webhook_secret: bool,
+}
 
 /// Shows how core gets on with GitHub: its credentials, what it may still ask, and when each project was
 /// last compared with its repository.
 #[utoipa::path(get, path = "/github", responses((status = 200, body = GithubView)))]
-pub(super) async fn get(State(api): State<Api>, _: Reader) -> Json<GithubView> {
-    let health = api.github.health();
+pub(super) async fn get(State(api): State<ApiState>, _: Reader) -> Json<GithubView> {
+    let health = api.github.client.health();
     let credentials = match api.config.github.credentials() {
         GithubCredentials::App => "app",
         GithubCredentials::Token => "token",
@@ -21,7 +31,7 @@ pub(super) async fn get(State(api): State<Api>, _: Reader) -> Json<GithubView> {
     let records = api.records.read();
     let linked = records.projects.values().filter(|project| project.github.is_some());
     let projects = linked.map(|project| {
-        let last = api.reconcile.last(project.id);
+        let last = api.github.reconciled.last(project.id);
         ReconciledView {
             project: project.name.clone(),
             reconciled_at: last.as_ref().map(|last| last.at),
@@ -30,11 +40,11 @@ pub(super) async fn get(State(api): State<Api>, _: Reader) -> Json<GithubView> {
     });
     Json(GithubView {
         credentials: credentials.to_owned(),
-        webhook_secret: api.webhook_secret.is_some(),
+        webhook_secret: api.github.has_webhook_secret,
         remaining: health.remaining,
         resets_at: health.resets_at,
         blocked_until: health.blocked_until,
-        problem: health.problem.or_else(|| api.reconcile.problem()),
+        problem: health.problem.or_else(|| api.github.reconciled.problem()),
         projects: projects.collect(),
     })
 }

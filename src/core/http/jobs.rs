@@ -12,7 +12,7 @@ use stagely_state::{Attempt, Job};
 use tracing::warn;
 
 use super::auth::Reader;
-use super::{Api, ApiError, ApiPath, ApiQuery, views};
+use super::{ApiError, ApiPath, ApiQuery, ApiState, views};
 use crate::api::{ErrorBody, FollowMessage, FollowedLine, JobStatus, JobView, LogRange};
 use crate::core::logs::{LogError, StoredLine};
 
@@ -24,7 +24,7 @@ const PAGE_LINES: usize = 2_000;
     (status = 200, body = JobView), (status = 404, body = ErrorBody),
 ))]
 pub(super) async fn get(
-    State(api): State<Api>,
+    State(api): State<ApiState>,
     _: Reader,
     ApiPath(id): ApiPath<JobId>,
 ) -> Result<Json<JobView>, ApiError> {
@@ -37,7 +37,7 @@ pub(super) async fn get(
     (status = 200, content_type = "text/plain", body = String), (status = 404, body = ErrorBody),
 ))]
 pub(super) async fn logs(
-    State(api): State<Api>,
+    State(api): State<ApiState>,
     _: Reader,
     ApiPath(id): ApiPath<JobId>,
     ApiQuery(range): ApiQuery<LogRange>,
@@ -78,19 +78,20 @@ fn text_of(lines: &[StoredLine]) -> Bytes {
     (status = 404, body = ErrorBody),
 ))]
 pub(super) async fn follow(
-    State(api): State<Api>,
+    State(api): State<ApiState>,
     _: Reader,
     ApiPath(id): ApiPath<JobId>,
     ApiQuery(range): ApiQuery<LogRange>,
     upgrade: WebSocketUpgrade,
 ) -> Result<Response, ApiError> {
     find(&api, id)?;
-    Ok(upgrade.on_upgrade(move |socket| Follower { api, id, socket }.run(range)))
+    let sockets = api.sockets.clone();
+    Ok(sockets.open(upgrade, move |socket| Follower { api, id, socket }.run(range)))
 }
 
 /// One viewer of one job.
 struct Follower {
-    api: Api,
+    api: ApiState,
     id: JobId,
     socket: WebSocket,
 }
@@ -135,7 +136,7 @@ impl Follower {
     async fn send_attempt(&mut self, attempt: Attempt, mut next: u64) -> Result<(), Gone> {
         let mut changes = self.api.records.changes();
         let mut stored = self.api.logs.watch(attempt);
-        let mut beats = self.api.beats();
+        let mut pings = self.api.sockets.pings();
         loop {
             changes.mark_unchanged();
             // Asked before the lines are read: what was said before the end is in the store then.
@@ -147,7 +148,7 @@ impl Follower {
             tokio::select! {
                 () = stored.more_than(next) => {}
                 told = changes.changed() => if told.is_err() { return Err(Gone) },
-                _ = beats.tick() => {
+                _ = pings.tick() => {
                     self.socket.send(Message::Ping(Bytes::new())).await.map_err(|_| Gone)?;
                 }
                 // Nothing is expected from the viewer: whatever comes is its going away.
@@ -156,7 +157,7 @@ impl Follower {
                         return Err(Gone);
                     }
                 }
-                () = self.api.stop.cancelled() => return Err(Gone),
+                () = self.api.sockets.stop.cancelled() => return Err(Gone),
             }
         }
     }
@@ -198,7 +199,7 @@ impl Follower {
     }
 }
 
-fn find(api: &Api, id: JobId) -> Result<Job, ApiError> {
+fn find(api: &ApiState, id: JobId) -> Result<Job, ApiError> {
     let records = api.records.read();
     records.jobs.get(&id).cloned().ok_or_else(|| ApiError::not_found("job", &id.to_string()))
 }

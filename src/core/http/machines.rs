@@ -8,7 +8,7 @@ use stagely_state::{Event, MachineKind};
 use tokio::task::spawn_blocking;
 
 use super::auth::{Admin, Reader};
-use super::{Api, ApiError, ApiJson, ApiPath, ApiQuery, views};
+use super::{ApiError, ApiJson, ApiPath, ApiQuery, ApiState, views};
 use crate::api::{AddMachine, AddedMachine, ErrorBody, ListMachines, MachineView, QueueView};
 use crate::core::clock::new_id;
 use crate::core::clock::now;
@@ -20,7 +20,7 @@ const NAME_CHARS_MAX: usize = 100;
 #[utoipa::path(get, path = "/machines", params(ListMachines),
     responses((status = 200, body = Vec<MachineView>)))]
 pub(super) async fn list(
-    State(api): State<Api>,
+    State(api): State<ApiState>,
     _: Reader,
     ApiQuery(which): ApiQuery<ListMachines>,
 ) -> Json<Vec<MachineView>> {
@@ -35,7 +35,7 @@ pub(super) async fn list(
 
 /// Shows the jobs that wait, in the order in which they will be served.
 #[utoipa::path(get, path = "/queue", responses((status = 200, body = QueueView)))]
-pub(super) async fn queue(State(api): State<Api>, _: Reader) -> Json<QueueView> {
+pub(super) async fn queue(State(api): State<ApiState>, _: Reader) -> Json<QueueView> {
     let records = api.records.read();
     Json(views::queue(&records, api.config.builders.max_concurrent.get()))
 }
@@ -45,7 +45,7 @@ pub(super) async fn queue(State(api): State<Api>, _: Reader) -> Json<QueueView> 
     (status = 201, body = AddedMachine), (status = 400, body = ErrorBody),
 ))]
 pub(super) async fn add(
-    State(api): State<Api>,
+    State(api): State<ApiState>,
     _: Admin,
     ApiJson(add): ApiJson<AddMachine>,
 ) -> Result<(StatusCode, Json<AddedMachine>), ApiError> {
@@ -75,7 +75,7 @@ pub(super) async fn add(
     (status = 409, body = ErrorBody, description = "It was launched, not registered."),
 ))]
 pub(super) async fn remove(
-    State(api): State<Api>,
+    State(api): State<ApiState>,
     _: Admin,
     ApiPath(id): ApiPath<MachineId>,
 ) -> Result<StatusCode, ApiError> {

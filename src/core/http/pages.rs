@@ -22,7 +22,7 @@ use stagely_state::ids::{JobId, RunId};
 use stagely_state::{Approval, Attempt};
 use tracing::{error, warn};
 
-use super::{Api, views};
+use super::{ApiState, views};
 use crate::api::{JobKindView, JobStatus, JobView, LostAttempt, RunStatus, RunView};
 use crate::core::github::report::view::seconds;
 use crate::core::logs::{LogError, StoredLine, readable};
@@ -40,7 +40,7 @@ const LINE_CHARS_MAX: usize = 2_000;
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; \
                       form-action 'none'; frame-ancestors 'none'";
 
-pub(super) fn router() -> Router<Api> {
+pub(super) fn router() -> Router<ApiState> {
     Router::new()
         .route("/runs/{id}", get(run))
         .route("/jobs/{id}", get(job))
@@ -50,10 +50,10 @@ pub(super) fn router() -> Router<Api> {
 /// Proof that whoever asks may read pages.
 struct Visitor;
 
-impl FromRequestParts<Api> for Visitor {
+impl FromRequestParts<ApiState> for Visitor {
     type Rejection = Response;
 
-    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, Response> {
+    async fn from_request_parts(parts: &mut Parts, api: &ApiState) -> Result<Self, Response> {
         let token = || parts.headers.get(AUTHORIZATION)?.to_str().ok().and_then(token_of);
         // Every role may read.
         if api.config.core.open_logs || token().is_some_and(|it| api.tokens.role_of(&it).is_some())
@@ -85,10 +85,10 @@ fn token_of(authorization: &str) -> Option<SecretString> {
 /// The id in an address, as it stands there.
 struct Id(String);
 
-impl FromRequestParts<Api> for Id {
+impl FromRequestParts<ApiState> for Id {
     type Rejection = Response;
 
-    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, Response> {
+    async fn from_request_parts(parts: &mut Parts, api: &ApiState) -> Result<Self, Response> {
         let id = Path::<String>::from_request_parts(parts, api).await;
         id.map(|Path(id)| Self(id)).map_err(|_| not_found("page"))
     }
@@ -111,10 +111,10 @@ impl Wanted {
     }
 }
 
-impl FromRequestParts<Api> for Wanted {
+impl FromRequestParts<ApiState> for Wanted {
     type Rejection = Response;
 
-    async fn from_request_parts(parts: &mut Parts, _: &Api) -> Result<Self, Response> {
+    async fn from_request_parts(parts: &mut Parts, _: &ApiState) -> Result<Self, Response> {
         let wanted = Query::try_from_uri(&parts.uri).map(|Query(wanted)| wanted);
         wanted.map_err(|_| {
             let advice = "`attempt` is a number, like `?attempt=1`.";
@@ -182,7 +182,7 @@ struct StepRow {
     took: String,
 }
 
-async fn run(State(api): State<Api>, _: Visitor, Id(id): Id) -> Response {
+async fn run(State(api): State<ApiState>, _: Visitor, Id(id): Id) -> Response {
     let run = {
         let records = api.records.read();
         let found = id.parse::<RunId>().ok().and_then(|id| records.runs.get(&id));
@@ -260,7 +260,7 @@ fn images(run: &RunView) -> Vec<String> {
     run.jobs.iter().filter(|job| !is_joined(job)).filter_map(named).collect()
 }
 
-async fn job(State(api): State<Api>, _: Visitor, Id(id): Id, wanted: Wanted) -> Response {
+async fn job(State(api): State<ApiState>, _: Visitor, Id(id): Id, wanted: Wanted) -> Response {
     let Some(job) = find_job(&api, &id) else { return not_found("job") };
     let Some(attempt) = wanted.attempt_of(&job) else { return not_found("attempt") };
     let (first_line, lines) = match api.logs.tail(attempt, PAGE_LINES).await {
@@ -309,7 +309,7 @@ fn readable_lines(text: &str) -> String {
 }
 
 /// All of a log as plain text, in the pieces in which the reader takes it.
-async fn log(State(api): State<Api>, _: Visitor, Id(id): Id, wanted: Wanted) -> Response {
+async fn log(State(api): State<ApiState>, _: Visitor, Id(id): Id, wanted: Wanted) -> Response {
     let Some(job) = find_job(&api, &id) else { return not_found("job") };
     let Some(attempt) = wanted.attempt_of(&job) else { return not_found("attempt") };
     let id = job.id;
@@ -333,7 +333,7 @@ fn text_of(lines: &[StoredLine]) -> Bytes {
     lines.iter().map(|line| readable(&line.data) + "\n").collect::<String>().into()
 }
 
-fn find_job(api: &Api, id: &str) -> Option<JobView> {
+fn find_job(api: &ApiState, id: &str) -> Option<JobView> {
     let records = api.records.read();
     let job = records.jobs.get(&id.parse::<JobId>().ok()?)?;
     Some(views::job(&records, job))

@@ -9,13 +9,13 @@ use stagely_state::ids::ProjectId;
 use tokio::task::spawn_blocking;
 
 use super::auth::{Admin, Reader};
-use super::{Api, ApiError, ApiJson, ApiPath, views};
+use super::{ApiError, ApiJson, ApiPath, ApiState, views};
 use crate::api::{AddProject, ErrorBody, ProjectView};
 use crate::core::intake::projects::LinkProject;
 
 /// Lists projects, the oldest first; also those that only runs of people and scripts made.
 #[utoipa::path(get, path = "/projects", responses((status = 200, body = Vec<ProjectView>)))]
-pub(super) async fn list(State(api): State<Api>, _: Reader) -> Json<Vec<ProjectView>> {
+pub(super) async fn list(State(api): State<ApiState>, _: Reader) -> Json<Vec<ProjectView>> {
     let records = api.records.read();
     Json(records.projects.values().map(|it| views::project(&api.secrets, it)).collect())
 }
@@ -28,7 +28,7 @@ pub(super) async fn list(State(api): State<Api>, _: Reader) -> Json<Vec<ProjectV
     (status = 409, body = ErrorBody, description = "The name is another's, or `stagely.toml` has it."),
 ))]
 pub(super) async fn add(
-    State(api): State<Api>,
+    State(api): State<ApiState>,
     _: Admin,
     ApiJson(add): ApiJson<AddProject>,
 ) -> Result<(StatusCode, Json<ProjectView>), ApiError> {
@@ -44,7 +44,7 @@ pub(super) async fn add(
     if let Some(token) = add.token {
         set_token(&api, project.id, Some(token)).await?;
     }
-    api.reconcile.wake();
+    api.github.reconciled.wake();
     let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, Json(views::project(&api.secrets, &project))))
 }
@@ -57,7 +57,7 @@ pub(super) async fn add(
     (status = 409, body = ErrorBody, description = "`stagely.toml` has it."),
 ))]
 pub(super) async fn remove(
-    State(api): State<Api>,
+    State(api): State<ApiState>,
     _: Admin,
     ApiPath(name): ApiPath<String>,
 ) -> Result<StatusCode, ApiError> {
@@ -79,7 +79,7 @@ pub(super) async fn remove(
 }
 
 async fn set_token(
-    api: &Api,
+    api: &ApiState,
     project: ProjectId,
     token: Option<SecretString>,
 ) -> Result<(), ApiError> {

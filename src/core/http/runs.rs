@@ -10,7 +10,7 @@ use stagely_state::ids::RunId;
 use stagely_state::{Approval, CancelReason, Event};
 
 use super::auth::{Reader, Writer};
-use super::{Api, ApiError, ApiJson, ApiPath, ApiQuery, views};
+use super::{ApiError, ApiJson, ApiPath, ApiQuery, ApiState, views};
 use crate::api::{CreateRun, ErrorBody, JobView, ListRuns, RebuildRun, RunView};
 use crate::core::intake::{rebuild, request};
 
@@ -27,7 +27,7 @@ const LIST_MAX: usize = 1_000;
     (status = 507, body = ErrorBody, description = "Core's disk is nearly full."),
 ))]
 pub(super) async fn create(
-    State(api): State<Api>,
+    State(api): State<ApiState>,
     _: Writer,
     ApiJson(create): ApiJson<CreateRun>,
 ) -> Result<(StatusCode, Json<RunView>), ApiError> {
@@ -38,7 +38,7 @@ pub(super) async fn create(
 /// Lists runs, newest first.
 #[utoipa::path(get, path = "/runs", params(ListRuns), responses((status = 200, body = Vec<RunView>)))]
 pub(super) async fn list(
-    State(api): State<Api>,
+    State(api): State<ApiState>,
     _: Reader,
     ApiQuery(query): ApiQuery<ListRuns>,
 ) -> Json<Vec<RunView>> {
@@ -56,7 +56,7 @@ pub(super) async fn list(
     (status = 200, body = RunView), (status = 404, body = ErrorBody),
 ))]
 pub(super) async fn get(
-    State(api): State<Api>,
+    State(api): State<ApiState>,
     _: Reader,
     ApiPath(id): ApiPath<RunId>,
 ) -> Result<Json<RunView>, ApiError> {
@@ -68,7 +68,7 @@ pub(super) async fn get(
     (status = 200, body = Vec<JobView>), (status = 404, body = ErrorBody),
 ))]
 pub(super) async fn jobs(
-    State(api): State<Api>,
+    State(api): State<ApiState>,
     _: Reader,
     ApiPath(id): ApiPath<RunId>,
 ) -> Result<Json<Vec<JobView>>, ApiError> {
@@ -80,7 +80,7 @@ pub(super) async fn jobs(
     (status = 200, body = RunView), (status = 404, body = ErrorBody),
 ))]
 pub(super) async fn cancel(
-    State(api): State<Api>,
+    State(api): State<ApiState>,
     _: Writer,
     ApiPath(id): ApiPath<RunId>,
 ) -> Result<Json<RunView>, ApiError> {
@@ -95,7 +95,7 @@ pub(super) async fn cancel(
     (status = 409, body = ErrorBody, description = "It does not wait for approval."),
 ))]
 pub(super) async fn approve(
-    State(api): State<Api>,
+    State(api): State<ApiState>,
     writer: Writer,
     ApiPath(id): ApiPath<RunId>,
 ) -> Result<Json<RunView>, ApiError> {
@@ -117,7 +117,7 @@ pub(super) async fn approve(
         (status = 507, body = ErrorBody, description = "Core's disk is nearly full."),
     ))]
 pub(super) async fn rebuild(
-    State(api): State<Api>,
+    State(api): State<ApiState>,
     _: Writer,
     ApiPath(id): ApiPath<RunId>,
     ApiJson(rebuild): ApiJson<RebuildRun>,
@@ -132,18 +132,19 @@ pub(super) async fn rebuild(
     (status = 101, description = "Text messages, each a RunView."), (status = 404, body = ErrorBody),
 ))]
 pub(super) async fn follow(
-    State(api): State<Api>,
+    State(api): State<ApiState>,
     _: Reader,
     ApiPath(id): ApiPath<RunId>,
     upgrade: WebSocketUpgrade,
 ) -> Result<Response, ApiError> {
     find(&api, id)?;
-    Ok(upgrade.on_upgrade(move |socket| send_changes(api, id, socket)))
+    let sockets = api.sockets.clone();
+    Ok(sockets.open(upgrade, move |socket| send_changes(api, id, socket)))
 }
 
-async fn send_changes(api: Api, id: RunId, mut socket: WebSocket) {
+async fn send_changes(api: ApiState, id: RunId, mut socket: WebSocket) {
     let mut changes = api.records.changes();
-    let mut beats = api.beats();
+    let mut pings = api.sockets.pings();
     let mut sent = String::new();
     let mut is_stopping = false;
     loop {
@@ -161,17 +162,17 @@ async fn send_changes(api: Api, id: RunId, mut socket: WebSocket) {
         }
         tokio::select! {
             told = changes.changed() => if told.is_err() { break },
-            _ = beats.tick() => if socket.send(Message::Ping(Bytes::new())).await.is_err() { return },
+            _ = pings.tick() => if socket.send(Message::Ping(Bytes::new())).await.is_err() { return },
             // Nothing is expected from the viewer: whatever comes is its going away.
             received = socket.recv() => if !matches!(received, Some(Ok(Message::Pong(_) | Message::Ping(_)))) { return },
             // The core of `stagely run` stops when its run is over, which all others are yet to hear.
-            () = api.stop.cancelled() => is_stopping = true,
+            () = api.sockets.stop.cancelled() => is_stopping = true,
         }
     }
     let _ = socket.send(Message::Close(None)).await;
 }
 
-pub(super) fn find(api: &Api, id: RunId) -> Result<RunView, ApiError> {
+pub(super) fn find(api: &ApiState, id: RunId) -> Result<RunView, ApiError> {
     let records = api.records.read();
     let run = records.runs.get(&id).ok_or_else(|| ApiError::not_found("run", &id.to_string()))?;
     Ok(views::run(&records, run))

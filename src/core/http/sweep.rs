@@ -5,24 +5,24 @@ use axum::extract::State;
 use stagely_provider::ProviderError;
 use stagely_state::ProviderName;
 
-use super::Api;
+use super::ApiState;
 use super::auth::{Admin, Reader};
 use crate::api::{ProviderSweepView, SweepAction, SweepView, SweptMachine};
 use crate::core::sweep::{Finding, Look, Outcome, Verdict};
 
 /// Shows what a sweep would do now.
 #[utoipa::path(get, path = "/sweep", responses((status = 200, body = SweepView)))]
-pub(super) async fn plan(State(api): State<Api>, _: Reader) -> Json<SweepView> {
+pub(super) async fn plan(State(api): State<ApiState>, _: Reader) -> Json<SweepView> {
     look(&api, true).await
 }
 
 /// Sweeps now, as core does by itself again and again, and shows what was done.
 #[utoipa::path(post, path = "/sweep", responses((status = 200, body = SweepView)))]
-pub(super) async fn sweep(State(api): State<Api>, _: Admin) -> Json<SweepView> {
+pub(super) async fn sweep(State(api): State<ApiState>, _: Admin) -> Json<SweepView> {
     look(&api, false).await
 }
 
-async fn look(api: &Api, dry_run: bool) -> Json<SweepView> {
+async fn look(api: &ApiState, dry_run: bool) -> Json<SweepView> {
     let looks = api.sweeps.look(dry_run).await;
     let providers = looks.into_iter().map(|(name, looked)| provider(name, looked));
     Json(SweepView { dry_run, providers: providers.collect() })

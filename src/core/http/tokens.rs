@@ -5,7 +5,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 
 use super::auth::Admin;
-use super::{Api, ApiError, ApiJson};
+use super::{ApiError, ApiJson, ApiState};
 use crate::api::{CreateToken, CreatedToken, ErrorBody};
 
 /// The longest name of a token, in characters.
@@ -16,7 +16,7 @@ const NAME_CHARS_MAX: usize = 100;
     (status = 201, body = CreatedToken), (status = 400, body = ErrorBody),
 ))]
 pub(super) async fn create(
-    State(api): State<Api>,
+    State(api): State<ApiState>,
     _: Admin,
     ApiJson(create): ApiJson<CreateToken>,
 ) -> Result<(StatusCode, Json<CreatedToken>), ApiError> {

@@ -5,7 +5,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 
 use super::auth::{Reader, Writer};
-use super::{Api, ApiError, ApiJson, ApiPath, runs};
+use super::{ApiError, ApiJson, ApiPath, ApiState, runs};
 use crate::api::{CreateWarmUp, ErrorBody, RunView, WarmUpView};
 use crate::core::clock::now;
 use crate::core::intake::request;
@@ -19,7 +19,7 @@ use crate::core::intake::request;
         (status = 507, body = ErrorBody, description = "Core's disk is nearly full."),
     ))]
 pub(super) async fn create(
-    State(api): State<Api>,
+    State(api): State<ApiState>,
     _: Writer,
     ApiPath(name): ApiPath<String>,
     ApiJson(create): ApiJson<CreateWarmUp>,
@@ -34,7 +34,7 @@ pub(super) async fn create(
 
 /// Shows what is warmed up, and when next.
 #[utoipa::path(get, path = "/warm-up", responses((status = 200, body = WarmUpView)))]
-pub(super) async fn schedule(State(api): State<Api>, _: Reader) -> Json<WarmUpView> {
+pub(super) async fn schedule(State(api): State<ApiState>, _: Reader) -> Json<WarmUpView> {
     let config = &api.config.warm_up;
     // It was checked at the start.
     let schedule = config.schedule().ok().flatten();

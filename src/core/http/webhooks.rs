@@ -13,16 +13,18 @@ use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, StatusCode};
 use bytes::BytesMut;
 use futures_util::StreamExt as _;
+use secrecy::SecretString;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use url::form_urlencoded;
 
-use super::{Api, ApiError};
+use super::ApiError;
 use crate::api::{DeliveryOutcome, DeliveryView, ErrorBody};
+use crate::config::{Config, ConfigError};
 use crate::core::github::webhook::delivery_id;
 use crate::core::github::webhook::event::{self, Hook};
-use crate::core::intake::{Heard, github_events};
+use crate::core::intake::{Heard, Intake, github_events};
 
 /// The largest body that GitHub sends.
 const WEBHOOK_BYTES_MAX: usize = 25 * 1024 * 1024;
@@ -46,9 +48,32 @@ const SIGNATURE: &str = "x-hub-signature-256";
 /// The longest name of a delivery. GitHub's are UUIDs.
 const DELIVERY_CHARS_MAX: usize = 100;
 
+/// Takes deliveries. Clones share its memory.
+#[derive(Clone, Debug)]
+pub(crate) struct WebhookEndpoint {
+    config: Arc<Config>,
+    secret: Option<SecretString>,
+    memory: WebhookMemory,
+    intake: Intake,
+}
+
+impl WebhookEndpoint {
+    /// # Errors
+    /// The secret cannot be read.
+    pub(crate) fn new(config: &Arc<Config>, intake: Intake) -> Result<Self, ConfigError> {
+        let secret = config.github.webhook_secret()?;
+        Ok(Self { config: Arc::clone(config), secret, memory: WebhookMemory::default(), intake })
+    }
+
+    /// Whether there is a secret, without which no delivery is taken.
+    pub(crate) const fn has_secret(&self) -> bool {
+        self.secret.is_some()
+    }
+}
+
 /// The memory for bodies that are being read. Clones share it.
 #[derive(Clone, Debug)]
-pub(crate) struct WebhookMemory {
+struct WebhookMemory {
     small: Arc<Semaphore>,
     large: Arc<Semaphore>,
 }
@@ -81,10 +106,10 @@ impl WebhookMemory {
         (status = 507, body = ErrorBody, description = "Core's disk is nearly full."),
     ))]
 pub(super) async fn take(
-    State(api): State<Api>,
+    State(endpoint): State<WebhookEndpoint>,
     request: Request,
 ) -> Result<(StatusCode, Json<DeliveryView>), ApiError> {
-    let Some(secret) = api.webhook_secret.clone() else {
+    let Some(secret) = endpoint.secret.clone() else {
         return Err(ApiError::unavailable(
             "core has no secret of webhooks: set github.webhook-secret-file or \
              STAGELY_GITHUB_WEBHOOK_SECRET",
@@ -100,7 +125,7 @@ pub(super) async fn take(
     if length > WEBHOOK_BYTES_MAX {
         return Err(ApiError::too_large(WEBHOOK_BYTES_MAX));
     }
-    let memory = api.webhook_memory.take(length).await?;
+    let memory = endpoint.memory.take(length).await?;
     let body = read_body(body).await?;
     let headers = parts.headers;
     let read = move || {
@@ -120,10 +145,10 @@ pub(super) async fn take(
         read()?
     };
     let is_ping = hook == Hook::Ping;
-    let config = Arc::clone(&api.config);
+    let config = Arc::clone(&endpoint.config);
     let delivery = delivery_id(&name);
     let make = move |records: &_| github_events::event(records, &config.github, &hook);
-    let (outcome, detail) = match api.intake.hear(Some(delivery), make).await? {
+    let (outcome, detail) = match endpoint.intake.hear(Some(delivery), make).await? {
         Heard::Accepted(what) => (DeliveryOutcome::Accepted, what.to_owned()),
         Heard::Ignored(why) if is_ping => (DeliveryOutcome::Accepted, why),
         Heard::Ignored(why) => (DeliveryOutcome::Ignored, why),

@@ -4,7 +4,7 @@ use std::fs;
 use std::process::Command;
 
 use stagely::api::{QueueView, RunView};
-use stagely::core::store::{Store, Stored};
+use stagely::core::store::{Store, StoreContents};
 use stagely_state::{Effect, RunState};
 use stagely_test_support::files::files_below;
 use stagely_test_support::git::TOKEN;
@@ -15,7 +15,7 @@ use crate::Core;
 
 impl Core {
     /// Stops core and checks that nothing is left behind. Returns what the store holds.
-    pub async fn finish(mut self) -> Stored {
+    pub async fn finish(mut self) -> StoreContents {
         eventually("all machines are gone", async || {
             let queue: QueueView = self.get("/queue").await;
             (queue.live_machines == 0).then_some(())
@@ -45,7 +45,7 @@ impl Core {
     }
 
     /// No process of this core's machines, none of their builds, no container and no builder.
-    async fn nothing_runs(&self, stored: &Stored) {
+    async fn nothing_runs(&self, stored: &StoreContents) {
         for text in [stored.core_id.as_str(), &self.name] {
             eventually(&format!("no process has {text:?}"), async || {
                 processes_with(text).is_empty().then_some(())
@@ -96,7 +96,7 @@ impl Core {
 }
 
 /// Every run has an end, and what was only for its time is gone.
-fn nothing_is_open(stored: &Stored) {
+fn nothing_is_open(stored: &StoreContents) {
     let state = &stored.state;
     let is_final = |run: &RunState| run.is_final();
     assert!(state.runs.values().all(|run| is_final(&run.state)), "{:#?}", state.runs);

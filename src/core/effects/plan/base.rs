@@ -1,5 +1,4 @@
-//! What a run is compared with: its base, the good images of the base's branch, and what changed
-//! since either.
+//! Compares a run with its base and with the commits of good images, so that unchanged builds are skipped.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -14,7 +13,8 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::{Effects, NotPlanned, Subject, failed};
+use super::failure::{NotPlanned, failed};
+use super::{Planner, Subject};
 use crate::core::intake::names::{DEFAULT_ENVIRONMENT, environment_of};
 use crate::core::plan::Base;
 
@@ -22,14 +22,14 @@ use crate::core::plan::Base;
 /// failed again and again.
 const COMMITS_MAX: usize = 16;
 
-/// What a run need not build again.
+/// The images that may stand in for builds of a run, and the base that decides whether they do.
 #[derive(Default)]
-pub(super) struct Comparison {
+pub(super) struct BaseComparison {
     pub(super) good_images: BTreeMap<VariantName, GoodImage>,
     pub(super) base: Option<Base>,
 }
 
-/// What it takes to ask a run's repository.
+/// Access to a run's repository.
 pub(super) struct Source<'a> {
     pub(super) subject: &'a Subject,
     pub(super) resolved: &'a ResolvedRef,
@@ -45,7 +45,7 @@ struct FoundBase {
     default_branch: Option<String>,
 }
 
-impl Effects {
+impl Planner {
     /// Finds the base and compares with it. `objects` are those of the run's commit. Whatever fails but
     /// the search for a base that the caller named leads to no more than that everything is built.
     pub(super) async fn compare(
@@ -53,28 +53,28 @@ impl Effects {
         source: &Source<'_>,
         manifest: &Manifest,
         objects: &Path,
-    ) -> Result<Comparison, NotPlanned> {
+    ) -> Result<BaseComparison, NotPlanned> {
         let base = self.find_base(source, manifest).await?;
         let good_images = self.good_images(source, base.as_ref());
-        let Some(base) = base else { return Ok(Comparison { good_images, base: None }) };
+        let Some(base) = base else { return Ok(BaseComparison { good_images, base: None }) };
         let commits = commits_to_compare(source.subject, manifest, &good_images);
         if commits.is_empty() {
-            return Ok(Comparison { good_images, base: None });
+            return Ok(BaseComparison { good_images, base: None });
         }
         // The rest of the time is for building everything instead.
-        let limit = self.config.builders.planning_limit / 2;
+        let limit = self.planning_limit / 2;
         let comparing = timeout(limit, changes(source, &base, commits, objects));
         let changed = comparing.await.unwrap_or_else(|_| {
             warn!(run = %source.subject.run.id, "comparing with the base took longer than {limit:?}");
             Ok(None)
         })?;
         let base = changed.map(|changed| Base { name: base.name, commit: base.commit, changed });
-        Ok(Comparison { good_images, base })
+        Ok(BaseComparison { good_images, base })
     }
 
-    /// What stands in where nothing is compared: the images of the default branch.
-    pub(super) fn without_comparing(&self, source: &Source<'_>) -> Comparison {
-        Comparison { good_images: self.good_images(source, None), base: None }
+    /// Compares nothing: the images of the default branch may stand in.
+    pub(super) fn without_comparing(&self, source: &Source<'_>) -> BaseComparison {
+        BaseComparison { good_images: self.good_images(source, None), base: None }
     }
 
     async fn find_base(
@@ -91,7 +91,7 @@ impl Effects {
         }
         let (url, token) = (&subject.run.repository, token.clone());
         let wanted = named.unwrap_or("HEAD");
-        match git::resolve_ref(url, token, wanted, &self.scratch, cancel).await {
+        match git::resolve_ref(url, token, wanted, &self.git.scratch, cancel).await {
             Ok(found) => {
                 let default_branch = found.default_branch.clone();
                 let default_branch = default_branch.or_else(|| resolved.default_branch.clone());
@@ -101,7 +101,7 @@ impl Effects {
                 let name = named.map_or_else(of_default, str::to_owned);
                 Ok(Some(FoundBase { name, commit: found.commit, branch, default_branch }))
             }
-            Err(error) => given_up(source, named, error).map(|()| None),
+            Err(error) => skip_comparison(source, named, error).map(|()| None),
         }
     }
 
@@ -127,7 +127,7 @@ impl Effects {
         let records = self.records.read();
         let of_project = |environment: &&Environment| environment.project == subject.project.id;
         let environments = records.environments.values().filter(of_project);
-        let mut images = newest(environments.filter(|it| names.contains(&it.name)));
+        let mut images = newest(environments.filter(|found| names.contains(&found.name)));
         if subject.run.trigger == Trigger::WarmUp {
             images.extend(newest([&subject.environment]));
         }
@@ -190,23 +190,27 @@ async fn changes(
     match changed(&base.commit).await {
         Ok(paths) => all.insert(base.commit.clone(), paths),
         Err(error) => {
-            return given_up(source, subject.run.base.as_deref(), error).map(|()| None);
+            return skip_comparison(source, subject.run.base.as_deref(), error).map(|()| None);
         }
     };
-    for commit in commits.into_iter().filter(|it| *it != base.commit).take(COMMITS_MAX) {
+    for commit in commits.into_iter().filter(|commit| *commit != base.commit).take(COMMITS_MAX) {
         match changed(&commit).await {
             Ok(paths) => {
                 all.insert(commit, paths);
             }
-            Err(error) => given_up(source, None, error)?,
+            Err(error) => skip_comparison(source, None, error)?,
         }
     }
     Ok(Some(all))
 }
 
-/// Goes on without what could not be had, unless the caller named it and it does not exist, or nobody
-/// waits for the plan any more.
-fn given_up(source: &Source<'_>, named: Option<&str>, error: CloneError) -> Result<(), NotPlanned> {
+/// Continues without a comparison that failed, unless the caller named a base that does not exist, or the planning
+/// is cancelled.
+fn skip_comparison(
+    source: &Source<'_>,
+    named: Option<&str>,
+    error: CloneError,
+) -> Result<(), NotPlanned> {
     match (error, named) {
         (error @ CloneError::Cancelled, _) => Err(error.into()),
         (error @ CloneError::CommitGone { .. }, Some(base)) => {
@@ -215,7 +219,7 @@ fn given_up(source: &Source<'_>, named: Option<&str>, error: CloneError) -> Resu
             Err(failed(error.reason(), format!("the base `{base}` {problem}")))
         }
         (error, _) => {
-            warn!(run = %source.subject.run.id, %error, "what cannot be compared is built");
+            warn!(run = %source.subject.run.id, %error, "the comparison failed; everything is built");
             Ok(())
         }
     }
@@ -246,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_environments_each_build_takes_the_newer_image() {
+    fn each_build_takes_the_newer_image_of_two_environments() {
         let (main, default) =
             (environment(1, &[("app", 5), ("web", 2)]), environment(2, &[("app", 4), ("web", 3)]));
         let images = newest([&main, &default]);
@@ -254,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_of_a_run_with_arguments_of_its_caller_stands_in_for_nothing() {
+    fn an_image_of_a_run_with_arguments_of_its_caller_does_not_stand_in() {
         let mut main = environment(1, &[("app", 5), ("web", 5)]);
         main.images.get_mut("app").unwrap().with_set = true;
         assert_eq!(newest([&main]).into_keys().collect::<Vec<_>>(), [VariantName::from("web")]);

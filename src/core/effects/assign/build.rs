@@ -1,4 +1,4 @@
-//! BUILD, as a job's agent gets it.
+//! Makes the BUILD message of a job.
 
 use std::collections::BTreeMap;
 
@@ -9,14 +9,13 @@ use stagely_protocol::{
     Build, BuildArgs, BuildConfig, CloneContext, CoreMessage, Fingerprint, ImageRef,
     MESSAGE_BYTES_MAX,
 };
-use stagely_state::{Attempt, Job, JobKind, UsedImage};
+use stagely_state::{Attempt, Job, JobKind, JobState, UsedImage};
 use thiserror::Error;
 
-use super::assign::image_of;
 use crate::core::records::Records;
 use crate::core::secrets::RunSecrets;
 
-/// What is to be built, and of what.
+/// The message without registry credentials and without the history of earlier builds.
 pub(super) fn message(
     records: &Records,
     job: &Job,
@@ -69,7 +68,7 @@ pub(super) fn message(
     })
 }
 
-/// A build that no agent can be told of. Sent all the same, it would end the connection, again and again.
+/// A BUILD that is longer than agents accept. It would end the connection each time it is sent.
 #[derive(Debug, Error)]
 #[error(
     "the build's description takes {bytes} bytes, but an agent takes at most {MESSAGE_BYTES_MAX}; give it \
@@ -79,7 +78,7 @@ pub(super) struct TooLong {
     bytes: usize,
 }
 
-/// With what only serves explanations: it is left out where the message would be too long for the agent.
+/// Adds what only serves explanations. It is left out where the message would be too long for the agent.
 ///
 /// # Errors
 /// [`TooLong`], also without them.
@@ -118,6 +117,15 @@ fn used_images(
     uses.iter().map(|(variant, used)| Ok((variant.clone(), image(used)?))).collect()
 }
 
+/// The image of a completed job, by digest where it is known.
+pub(super) fn image_of(job: &Job) -> anyhow::Result<ImageRef> {
+    let JobState::Completed { digest } = &job.state else {
+        anyhow::bail!("{} is not completed", job.name);
+    };
+    let image = job.kind.image();
+    Ok(digest.as_ref().map_or_else(|| image.clone(), |digest| image.at_digest(digest)))
+}
+
 /// The arguments of `stagely.yaml`, those that name the used images, and over all of them those that the
 /// run's caller set.
 fn all_arguments(
@@ -135,7 +143,7 @@ fn all_arguments(
 mod tests {
     use stagely_protocol::Step;
     use stagely_state::ids::{EnvironmentId, ProjectId, RunId};
-    use stagely_state::{Environment, JobState, Project, Run, RunState, Timestamp};
+    use stagely_state::{Environment, Project, Run, RunState, Timestamp};
 
     use super::*;
     use crate::core::fixtures::{digest, job};
@@ -186,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_build_depends_on_is_named_by_digest_as_context_and_as_argument() {
+    fn dependencies_are_named_by_digest_as_context_and_as_argument() {
         let base = completed(job(1, RUN, "base", "linux/amd64"), &[]);
         let skipped: ImageRef = format!("r/app/main@{}", digest()).parse().unwrap();
         let used = [
@@ -208,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_built_yet_is_not_used() {
+    fn an_image_that_is_not_built_yet_cannot_be_used() {
         let base = job(1, RUN, "base", "linux/amd64");
         let app =
             using(job(2, RUN, "app", "linux/amd64"), &[("base", UsedImage::Job { job: base.id })]);

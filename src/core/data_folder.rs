@@ -1,0 +1,62 @@
+//! The data folder: opens its databases and its key, and empties its folder for checkouts.
+
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::PathBuf;
+use std::{fs, io};
+
+use anyhow::Context as _;
+use tokio::task::spawn_blocking;
+
+use super::logs::{LogSettings, LogStore};
+use super::secrets::keyring::Keyring;
+use super::store::{Store, StoreContents};
+use crate::config::Config;
+
+/// Holds short-lived checkouts. Emptied at every start.
+const SCRATCH: &str = "scratch";
+
+/// An open data folder, which no other core uses.
+pub(super) struct DataFolder {
+    pub(super) path: PathBuf,
+    pub(super) store: Store,
+    pub(super) contents: StoreContents,
+    pub(super) logs: LogStore,
+    pub(super) keyring: Keyring,
+}
+
+impl DataFolder {
+    /// Opens the folder that `config` names, or makes it.
+    ///
+    /// # Errors
+    /// It is in use by another core, or cannot be read or written.
+    pub(super) async fn open(config: &Config) -> anyhow::Result<Self> {
+        let (path, settings) = (config.core.data_dir.clone(), LogSettings::from(config));
+        spawn_blocking(move || Self::open_blocking(path, settings)).await?
+    }
+
+    fn open_blocking(path: PathBuf, settings: LogSettings) -> anyhow::Result<Self> {
+        let unusable = || format!("cannot use the data folder {}", path.display());
+        let mut private = fs::DirBuilder::new();
+        private.recursive(true).mode(0o700).create(&path).with_context(unusable)?;
+        let (store, contents) = Store::open(&path.join("core.redb"))
+            .with_context(|| format!("cannot open the database in {}", path.display()))?;
+        // After the database: now no other core works here. A core that was killed has left checkouts.
+        let scratch = path.join(SCRATCH);
+        match fs::remove_dir_all(&scratch) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error).with_context(unusable);
+            }
+            _ => private.create(&scratch).with_context(unusable)?,
+        }
+        let logs = LogStore::open(&path.join("logs.redb"), settings)
+            .with_context(|| format!("cannot open the logs in {}", path.display()))?;
+        let keyring = Keyring::open(&path.join("secrets.key"))
+            .with_context(|| format!("cannot open the key in {}", path.display()))?;
+        Ok(Self { path, store, contents, logs, keyring })
+    }
+
+    /// The folder for short-lived checkouts.
+    pub(super) fn scratch(&self) -> PathBuf {
+        self.path.join(SCRATCH)
+    }
+}

@@ -1,0 +1,79 @@
+//! Why there is no plan.
+
+use std::fmt::Display;
+use std::time::Duration;
+
+use stagely_agent::git::CloneError;
+use stagely_protocol::{CloneProblem, FailureReason};
+use stagely_state::{PlanFailure, Timestamp};
+use tracing::warn;
+
+use crate::core::clock::now;
+use crate::core::github::GithubError;
+
+/// How long planning is put off where GitHub does not answer. Its client has repeated the request itself.
+pub(super) const GITHUB_WAIT: Duration = Duration::from_secs(15);
+
+/// Why there is no plan.
+pub(super) enum NotPlanned {
+    Failed(PlanFailure),
+    /// GitHub does not answer: planning is repeated after this moment, and other runs are planned meanwhile.
+    Later(Timestamp),
+}
+
+impl From<PlanFailure> for NotPlanned {
+    fn from(failure: PlanFailure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+impl From<CloneError> for NotPlanned {
+    fn from(error: CloneError) -> Self {
+        failed(error.reason(), error)
+    }
+}
+
+impl From<anyhow::Error> for NotPlanned {
+    fn from(error: anyhow::Error) -> Self {
+        failed(FailureReason::Internal, format!("{error:#}"))
+    }
+}
+
+impl From<GithubError> for NotPlanned {
+    fn from(error: GithubError) -> Self {
+        let retry_at = now().after(GITHUB_WAIT);
+        let problem = match &error {
+            GithubError::Unavailable(_) => return Self::Later(retry_at),
+            GithubError::RateLimited { until } => return Self::Later(retry_at.max(*until)),
+            GithubError::NotFound(_) => CloneProblem::NotFound,
+            GithubError::TooLarge { .. } => {
+                return failed(FailureReason::Manifest, error);
+            }
+            GithubError::Refused { .. } | GithubError::Credentials(_) => {
+                CloneProblem::Authentication
+            }
+        };
+        warn!(%error, "a plan cannot be made: GitHub refuses a request");
+        failed(FailureReason::Clone { problem }, error.in_public())
+    }
+}
+
+/// A plan that there will not be.
+pub(super) fn failed(reason: FailureReason, message: impl Display) -> NotPlanned {
+    NotPlanned::Failed(PlanFailure { reason, message: message.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_manifest_that_is_too_large_fails_as_the_users_mistake() {
+        let error = GithubError::TooLarge { what: "stagely.yaml".to_owned(), bytes_max: 7 };
+        let NotPlanned::Failed(failure) = NotPlanned::from(error) else {
+            panic!("it is asked for again");
+        };
+        assert_eq!(failure.reason, FailureReason::Manifest);
+        assert_eq!(failure.message, "stagely.yaml has more than 7 bytes");
+    }
+}

@@ -1,0 +1,89 @@
+//! Reads a run's repository with git. Requests are repeated where the network is at fault.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use secrecy::SecretString;
+use stagely_agent::git::{self, CloneError, FetchRequest, ResolvedRef};
+use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
+
+use crate::core::retry::{Retry, RetryPolicy};
+
+/// A repository's server that does not answer is asked again 1, 4, 16 and 45 seconds later.
+const GIT_RETRIES: RetryPolicy =
+    RetryPolicy::new(Duration::from_secs(1), Duration::from_secs(45)).factor(4.0).retries_max(4);
+
+/// A commit on the disk.
+pub(super) struct Checkout {
+    /// Deleted with the value.
+    folder: TempDir,
+}
+
+impl Checkout {
+    pub(super) fn root(&self) -> PathBuf {
+        self.folder.path().join("src")
+    }
+
+    /// The objects that were received of the repository, for comparing.
+    pub(super) fn objects(&self) -> PathBuf {
+        self.folder.path().join("objects")
+    }
+}
+
+/// Fetches into folders of `scratch`.
+#[derive(Debug)]
+pub(super) struct Git {
+    pub(super) scratch: PathBuf,
+}
+
+impl Git {
+    pub(super) async fn resolve(
+        &self,
+        url: &str,
+        wanted: &str,
+        token: Option<SecretString>,
+        cancel: &CancellationToken,
+    ) -> Result<ResolvedRef, CloneError> {
+        let asked =
+            (url.to_owned(), token, wanted.to_owned(), self.scratch.clone(), cancel.clone());
+        retry("looking up the commit", cancel, move || {
+            let (url, token, wanted, scratch, cancel) = asked.clone();
+            async move { git::resolve_ref(&url, token, &wanted, &scratch, &cancel).await }
+        })
+        .await
+    }
+
+    pub(super) async fn check_out(
+        &self,
+        request: FetchRequest,
+        cancel: &CancellationToken,
+    ) -> Result<Checkout, CloneError> {
+        let (scratch, stop) = (self.scratch.clone(), cancel.clone());
+        retry("fetching the commit", cancel, move || {
+            let (request, scratch, stop) = (request.clone(), scratch.clone(), stop.clone());
+            async move {
+                let folder = TempDir::with_prefix_in("plan-", &scratch)
+                    .map_err(|error| CloneError::Internal(error.to_string()))?;
+                let checkout = Checkout { folder };
+                let (root, objects) = (checkout.root(), checkout.objects());
+                git::fetch_commit_and_objects(request, &root, &objects, &stop).await?;
+                Ok(checkout)
+            }
+        })
+        .await
+    }
+}
+
+/// Repeats `attempt` where the network is at fault.
+async fn retry<T, F: Future<Output = Result<T, CloneError>>>(
+    what: &str,
+    cancel: &CancellationToken,
+    attempt: impl FnMut() -> F,
+) -> Result<T, CloneError> {
+    let is_transient = |error: &CloneError| {
+        Retry::if_transient(matches!(error, CloneError::Network { .. } | CloneError::Internal(_)))
+    };
+    let result = GIT_RETRIES.run_until(cancel, what, is_transient, attempt).await;
+    result.map_err(|error| if cancel.is_cancelled() { CloneError::Cancelled } else { error })
+}

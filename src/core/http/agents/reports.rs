@@ -1,0 +1,188 @@
+//! An agent's words as the state takes them. What goes into the records is cut: lists by their entries, texts in
+//! characters.
+
+use stagely_protocol::{
+    CHANGED_FILES_MAX, CacheMiss, ChangedFile, FailureReason, MissCause, Status, StatusState, Step,
+    SystemInfo,
+};
+use stagely_state::ids::MachineId;
+use stagely_state::{Attempt, Event, JobOutcome, JobReport};
+
+const ERROR_CHARS_MAX: usize = 8_000;
+const STEPS_MAX: usize = 1_000;
+const STEP_CHARS_MAX: usize = 1_000;
+const WARNINGS_MAX: usize = 100;
+const WARNING_CHARS_MAX: usize = 2_000;
+const MISS_NAMES_MAX: usize = 100;
+const MISS_CHARS_MAX: usize = 1_000;
+const SYSTEM_CHARS_MAX: usize = 255;
+const EMULATED_MAX: usize = 32;
+
+/// The event of a STATUS.
+pub(super) fn status_event(machine: MachineId, attempt: Attempt, status: Status) -> Event {
+    let outcome = match status.state {
+        StatusState::Running => return Event::JobStarted { machine, attempt },
+        StatusState::Completed => JobOutcome::Completed { digest: status.digest },
+        StatusState::Cancelled => JobOutcome::Cancelled,
+        StatusState::Failed => {
+            let exit_code = status.exit_code;
+            // A simple agent reports an exit code alone: that of the build, so the failure is the user's.
+            let reason = status.error.unwrap_or_else(|| match exit_code {
+                Some(exit_code) => FailureReason::User { step: String::new(), exit_code },
+                None => FailureReason::Internal,
+            });
+            let message = status.error_message.unwrap_or_else(|| reason.to_string());
+            let message = cut(message, ERROR_CHARS_MAX);
+            JobOutcome::Failed { reason: cut_reason(reason), message, exit_code }
+        }
+    };
+    let steps = status.steps.into_iter().take(STEPS_MAX);
+    let warnings = status.warnings.into_iter().take(WARNINGS_MAX);
+    let report = JobReport {
+        outcome,
+        steps: steps.map(|step| Step { name: cut(step.name, STEP_CHARS_MAX), ..step }).collect(),
+        warnings: warnings.map(|warning| cut(warning, WARNING_CHARS_MAX)).collect(),
+        cache_miss: status.cache_miss.map(cut_cache_miss),
+        exporting_cache: status.exporting_cache,
+    };
+    Event::JobReported { machine, attempt, report }
+}
+
+fn cut(mut text: String, chars_max: usize) -> String {
+    if let Some((end, _)) = text.char_indices().nth(chars_max) {
+        text.truncate(end);
+    }
+    text
+}
+
+fn cut_reason(reason: FailureReason) -> FailureReason {
+    match reason {
+        FailureReason::User { step, exit_code } => {
+            FailureReason::User { step: cut(step, STEP_CHARS_MAX), exit_code }
+        }
+        FailureReason::DependencyFailed { job } => {
+            FailureReason::DependencyFailed { job: cut(job, STEP_CHARS_MAX) }
+        }
+        reason => reason,
+    }
+}
+
+fn cut_cache_miss(miss: CacheMiss) -> CacheMiss {
+    let cause = match miss.cause {
+        MissCause::BuildArgs { names } => {
+            let names = names.into_iter().take(MISS_NAMES_MAX);
+            MissCause::BuildArgs { names: names.map(|name| cut(name, MISS_CHARS_MAX)).collect() }
+        }
+        MissCause::BaseImage { was, is } => {
+            MissCause::BaseImage { was: cut(was, MISS_CHARS_MAX), is: cut(is, MISS_CHARS_MAX) }
+        }
+        MissCause::Files { count, files } => {
+            let files = files.into_iter().take(CHANGED_FILES_MAX);
+            let files = files.map(|file| {
+                let path = cut(file.path, MISS_CHARS_MAX);
+                ChangedFile { path, change: file.change }
+            });
+            MissCause::Files { count, files: files.collect() }
+        }
+        cause @ (MissCause::NoCache | MissCause::Instruction | MissCause::Unknown) => cause,
+    };
+    CacheMiss { step: cut(miss.step, STEP_CHARS_MAX), cause }
+}
+
+pub(super) fn cut_system_info(info: SystemInfo) -> SystemInfo {
+    let emulated = info.emulated.into_iter().take(EMULATED_MAX);
+    SystemInfo {
+        hostname: cut(info.hostname, SYSTEM_CHARS_MAX),
+        architecture: info.architecture,
+        docker_version: cut(info.docker_version, SYSTEM_CHARS_MAX),
+        emulated: emulated.map(|platform| cut(platform, SYSTEM_CHARS_MAX)).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use stagely_protocol::{
+        AgentMessage, FINGERPRINT_BYTES_MAX, FileChange, Fingerprint, MESSAGE_BYTES_MAX,
+    };
+
+    use super::*;
+
+    #[test]
+    fn a_status_whose_fields_all_have_their_longest_values_fits_a_message() {
+        let attempt: Attempt = "job_00000000000000000000000001".parse().unwrap();
+        let name = "[stage-1 12/34] RUN ".to_owned() + &"x".repeat(380);
+        let step = Step { name, seconds: 1.0, cached: false };
+        let file = ChangedFile { path: "p".repeat(MISS_CHARS_MAX), change: FileChange::Changed };
+        let files = vec![file; CHANGED_FILES_MAX];
+        let status = Status {
+            error_message: Some("e".repeat(ERROR_CHARS_MAX)),
+            steps: vec![step; STEPS_MAX],
+            warnings: vec!["w".repeat(WARNING_CHARS_MAX); WARNINGS_MAX],
+            cache_miss: Some(CacheMiss {
+                step: "s".repeat(STEP_CHARS_MAX),
+                cause: MissCause::Files { count: 1_000_000, files },
+            }),
+            fingerprint: Some(Fingerprint::try_from("/".repeat(FINGERPRINT_BYTES_MAX)).unwrap()),
+            ..Status::new(attempt.wire(), StatusState::Completed)
+        };
+        let json = AgentMessage::Status(status).to_json();
+        assert!(json.len() < MESSAGE_BYTES_MAX, "{}", json.len());
+    }
+
+    #[test]
+    fn long_reports_of_cache_misses_are_cut() {
+        let long = "ä".repeat(10_000);
+        let cut = |cause| cut_cache_miss(CacheMiss { step: long.clone(), cause });
+
+        let file = ChangedFile { path: long.clone(), change: FileChange::Added };
+        let files = cut(MissCause::Files { count: 500, files: vec![file; 500] });
+        assert_eq!(files.step.chars().count(), STEP_CHARS_MAX);
+        let MissCause::Files { count, files } = files.cause else { panic!("{files:?}") };
+        assert_eq!((count, files.len()), (500, CHANGED_FILES_MAX));
+        assert_eq!(files[0].path.chars().count(), MISS_CHARS_MAX);
+
+        let names = cut(MissCause::BuildArgs { names: vec![long.clone(); 500] });
+        let MissCause::BuildArgs { names } = names.cause else { panic!("{names:?}") };
+        assert_eq!((names.len(), names[0].chars().count()), (MISS_NAMES_MAX, MISS_CHARS_MAX));
+
+        let base = cut(MissCause::BaseImage { was: long.clone(), is: long.clone() });
+        let MissCause::BaseImage { was, is } = base.cause else { panic!("{base:?}") };
+        assert_eq!((was.chars().count(), is.chars().count()), (MISS_CHARS_MAX, MISS_CHARS_MAX));
+    }
+
+    #[test]
+    fn long_reports_are_cut() {
+        let long = "ä".repeat(10_000);
+        let step = Step { name: long.clone(), seconds: 1.0, cached: true };
+        let attempt: Attempt = "job_00000000000000000000000001".parse().unwrap();
+        let status = Status {
+            job_id: attempt.wire(),
+            state: StatusState::Failed,
+            exit_code: Some(1),
+            artifact_url: None,
+            digest: None,
+            error: Some(FailureReason::User { step: long.clone(), exit_code: 1 }),
+            error_message: Some(long.clone()),
+            steps: vec![step; 2_000],
+            warnings: vec![long.clone(); 200],
+            ..Status::new(attempt.wire(), StatusState::Failed)
+        };
+        let event = status_event(MachineId::from_bits(1), attempt, status);
+        let Event::JobReported { report, .. } = event else { panic!("{event:?}") };
+        assert_eq!((report.steps.len(), report.warnings.len()), (STEPS_MAX, WARNINGS_MAX));
+        assert_eq!(report.steps[0].name.chars().count(), STEP_CHARS_MAX);
+        assert_eq!(report.warnings[0].chars().count(), WARNING_CHARS_MAX);
+        let JobOutcome::Failed { reason, message, .. } = report.outcome else { panic!("failed") };
+        assert_eq!(message.chars().count(), ERROR_CHARS_MAX);
+        let FailureReason::User { step, .. } = reason else { panic!("{reason:?}") };
+        assert_eq!(step.chars().count(), STEP_CHARS_MAX);
+        let info = cut_system_info(SystemInfo {
+            hostname: long.clone(),
+            architecture: stagely_protocol::Arch::Amd64,
+            docker_version: "26.1.5".to_owned(),
+            emulated: vec![long; 100],
+        });
+        assert_eq!(info.hostname.chars().count(), SYSTEM_CHARS_MAX);
+        assert_eq!((&*info.docker_version, info.emulated.len()), ("26.1.5", EMULATED_MAX));
+    }
+}
