@@ -31,9 +31,8 @@ rust_is_new_enough() { has cargo && version_at_least "$(rust_version)" "$(rust_m
 install_rust() {
     has rustup || install_rustup
     doing "install the stable Rust toolchain"
-    rustup set profile minimal >/dev/null 2>&1
+    rustup toolchain install stable --profile minimal --no-self-update >/dev/null
     rustup default stable >/dev/null
-    rustup update stable >/dev/null
 }
 
 # Debian 12 and Ubuntu 22.04 have no package of it.
