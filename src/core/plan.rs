@@ -306,7 +306,9 @@ impl<'a> Planner<'a> {
     fn images_of(&self, needed: &'a Build) -> Vec<(String, UsedImage)> {
         let made = |variant: &Variant| self.last_jobs.get(&*variant.name).copied();
         let of_run: Option<Vec<_>> = (needed.variants.iter())
-            .map(|it| Some((it.name.to_lowercase(), UsedImage::Job { job: made(it)? })))
+            .map(|variant| {
+                Some((variant.name.to_lowercase(), UsedImage::Job { job: made(variant)? }))
+            })
             .collect();
         if let Some(of_run) = of_run.filter(|_| self.context.push) {
             return of_run;

@@ -44,7 +44,7 @@ pub struct Records {
     queue: Vec<QueuedJob>,
     /// Where each job is in `queue`: a run may have hundreds of jobs that wait among thousands, and each
     /// view of it asks for all of theirs.
-    queue_places: HashMap<JobId, usize>,
+    queue_positions: HashMap<JobId, usize>,
 }
 
 impl Records {
@@ -55,14 +55,15 @@ impl Records {
 
     /// A job that waits, with its index in [`queue`](Self::queue).
     pub fn queued(&self, job: JobId) -> Option<(usize, &QueuedJob)> {
-        let index = *self.queue_places.get(&job)?;
+        let index = *self.queue_positions.get(&job)?;
         Some((index, self.queue.get(index)?))
     }
 
     /// Takes what waits now.
     pub(super) fn set_queue(&mut self, queue: Vec<QueuedJob>) {
-        self.queue_places.clear();
-        self.queue_places.extend(queue.iter().enumerate().map(|(index, it)| (it.job, index)));
+        self.queue_positions.clear();
+        self.queue_positions
+            .extend(queue.iter().enumerate().map(|(index, queued)| (queued.job, index)));
         self.queue = queue;
     }
 

@@ -339,7 +339,8 @@ impl Registry {
     fn url(&self, image: &ImageRef, what: &str) -> Result<String, RegistryError> {
         let host = self.host();
         // The credentials are this registry's, so nobody else is asked.
-        let Some(path) = image.repository().strip_prefix(host).and_then(|it| it.strip_prefix('/'))
+        let Some(path) =
+            image.repository().strip_prefix(host).and_then(|path| path.strip_prefix('/'))
         else {
             let (image, registry) = (image.clone(), host.to_owned());
             return Err(RegistryError::Elsewhere { image, registry });

@@ -27,9 +27,8 @@ use super::records::SharedRecords;
 
 pub(super) use stagely_state::comparison::Verdict;
 
-/// The wait before the first look at a machine whose agent has just left; where the provider is asked more often
-/// than that, half of its interval.
-const SOON: Duration = Duration::from_secs(5);
+/// The wait before the first sweep after an agent has left; half of the provider's interval where that is shorter.
+const RECHECK_DELAY: Duration = Duration::from_secs(5);
 
 /// Between two questions what a provider has.
 const DESCRIBE_INTERVAL: Duration = Duration::from_hours(1);
@@ -68,21 +67,21 @@ impl Sweeps {
     }
 
     /// Asks all providers at once and says what is to be done; does it unless this is a `dry_run`.
-    pub(super) async fn look(
+    pub(super) async fn sweep_all(
         &self,
         dry_run: bool,
-    ) -> Vec<(ProviderName, Result<Look, ProviderError>)> {
-        let looks = self.iter().map(async |sweep| {
-            let looked = if dry_run { sweep.compare().await } else { sweep.look().await };
-            (sweep.name, looked)
+    ) -> Vec<(ProviderName, Result<ListComparison, ProviderError>)> {
+        let comparisons = self.iter().map(async |sweep| {
+            let compared = if dry_run { sweep.compare().await } else { sweep.sweep().await };
+            (sweep.name, compared)
         });
-        join_all(looks).await
+        join_all(comparisons).await
     }
 }
 
-/// What one look has shown.
+/// A provider's list, compared with the records.
 #[derive(Debug)]
-pub(super) struct Look {
+pub(super) struct ListComparison {
     /// Machines in the provider's list that are there.
     pub(super) listed: usize,
     /// Machines that should be with the provider: launched by it and not gone.
@@ -106,15 +105,15 @@ pub(super) struct Finding {
 /// What came of a verdict.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
-    /// Nothing was done: yet, or because a look is all that was asked for.
+    /// Nothing was done: not yet, or because it was a dry run.
     Left,
     /// It was done.
     Done,
-    /// It could not be done. The next look tries again.
+    /// It could not be done. The next sweep tries again.
     Failed(String),
 }
 
-/// What is remembered from look to look.
+/// What is remembered from one sweep to the next.
 #[derive(Debug, Default)]
 struct Memory {
     /// Machines that are missing, and when the provider was asked for the first list without them.
@@ -154,31 +153,31 @@ impl fmt::Debug for Sweep {
 impl Sweep {
     /// Sweeps until `stop` fires. What is under way then is left to the next core.
     pub(super) async fn run(self: Arc<Self>, stop: CancellationToken) {
-        let both = async { tokio::join!(self.keep_looking(), self.keep_describing()) };
+        let both = async { tokio::join!(self.sweep_repeatedly(), self.describe_repeatedly()) };
         tokio::select! {
             () = stop.cancelled() => {}
             _ = both => {}
         }
     }
 
-    async fn keep_looking(&self) {
+    async fn sweep_repeatedly(&self) {
         let mut changes = self.records.changes();
         loop {
             let asked_at = now();
-            if let Err(error) = self.look().await {
+            if let Err(error) = self.sweep().await {
                 warn!(provider = %self.name, %error, "it cannot be compared with the records");
             }
             self.wait(asked_at, &mut changes).await;
         }
     }
 
-    /// Waits until it is time to look again.
+    /// Waits until the next sweep is due.
     async fn wait(&self, last: Timestamp, changes: &mut watch::Receiver<u64>) {
-        let is_slow = self.soon() == SOON;
+        let is_slow = self.recheck_delay() == RECHECK_DELAY;
         loop {
             // However the clock is set meanwhile.
             let interval = self.provider.listing().interval;
-            let wait = self.next_look(last).since(now()).min(interval);
+            let wait = self.next_sweep_at(last).since(now()).min(interval);
             tokio::select! {
                 () = sleep(wait) => return,
                 // An agent may have left.
@@ -187,11 +186,11 @@ impl Sweep {
         }
     }
 
-    /// When to look after a look at `last`: at the provider's interval, and sooner where more may be known of a
-    /// machine whose agent has left.
-    fn next_look(&self, last: Timestamp) -> Timestamp {
+    /// When to sweep after a sweep at `last`: at the provider's interval, and earlier where a machine whose agent has left
+    /// may be found to be gone.
+    fn next_sweep_at(&self, last: Timestamp) -> Timestamp {
         let Listing { interval, grace } = self.provider.listing();
-        let (soonest, regular) = (last.after(self.soon()), last.after(interval));
+        let (soonest, regular) = (last.after(self.recheck_delay()), last.after(interval));
         let records = self.records.read();
         let absent = records.live_machines().filter(|machine| {
             // One that boots has not been there long enough to have been lost.
@@ -199,17 +198,17 @@ impl Sweep {
         });
         let news = absent.flat_map(|machine| {
             let in_list_at = machine.contact_at.max(self.started_at).after(grace);
-            [machine.contact_at.after(SOON), Timestamp(in_list_at.0.saturating_add(1))]
+            [machine.contact_at.after(RECHECK_DELAY), Timestamp(in_list_at.0.saturating_add(1))]
         });
         let news = news.filter(|at| *at > last).min();
         news.map_or(regular, |at| at.clamp(soonest, regular))
     }
 
-    fn soon(&self) -> Duration {
-        SOON.min(self.provider.listing().interval / 2)
+    fn recheck_delay(&self) -> Duration {
+        RECHECK_DELAY.min(self.provider.listing().interval / 2)
     }
 
-    async fn keep_describing(&self) {
+    async fn describe_repeatedly(&self) {
         loop {
             let is_told = self.describe().await;
             let wait = if is_told { DESCRIBE_INTERVAL } else { self.provider.listing().interval };
@@ -233,7 +232,7 @@ impl Sweep {
             }
         }
         // What lacks an image, or is sold out, is asked for all the same: the refusal says what to change.
-        let arches = offers.iter().filter(|it| it.fleet == Fleet::Builder && it.exists);
+        let arches = offers.iter().filter(|offer| offer.fleet == Fleet::Builder && offer.exists);
         let arches = arches.map(|offer| offer.arch).collect();
         let told = Event::ProviderDescribed { provider: self.name, arches };
         self.events.store(told).await.is_ok()
@@ -257,7 +256,7 @@ impl Sweep {
     }
 
     /// Compares the provider's list with the records, and says what is to be done.
-    pub(super) async fn compare(&self) -> Result<Look, ProviderError> {
+    pub(super) async fn compare(&self) -> Result<ListComparison, ProviderError> {
         let List { asked_at, machines, .. } = self.list().await?;
         let records = self.records.read();
         let comparison = Comparison {
@@ -281,28 +280,28 @@ impl Sweep {
         let own = records.live_machines().filter(|machine| {
             machine.kind == MachineKind::Launched && machine.provider == self.name
         });
-        let live = machines.iter().filter(|it| it.state == ListedState::Live);
-        Ok(Look { listed: live.count(), recorded: own.count(), findings, asked_at })
+        let live = machines.iter().filter(|listed| listed.state == ListedState::Live);
+        Ok(ListComparison { listed: live.count(), recorded: own.count(), findings, asked_at })
     }
 
     /// Compares, and does what is to be done. What fails for one machine keeps no other waiting.
-    pub(super) async fn look(&self) -> Result<Look, ProviderError> {
-        let mut look = self.compare().await?;
-        let asked_at = look.asked_at;
-        let missing: BTreeSet<MachineId> = look
+    pub(super) async fn sweep(&self) -> Result<ListComparison, ProviderError> {
+        let mut comparison = self.compare().await?;
+        let asked_at = comparison.asked_at;
+        let missing: BTreeSet<MachineId> = comparison
             .findings
             .iter()
             .filter(|finding| finding.verdict == Verdict::Missing)
             .map(|finding| finding.machine)
             .collect();
         self.memory().missing.retain(|machine, _| missing.contains(machine));
-        let done = stream::iter(std::mem::take(&mut look.findings))
+        let done = stream::iter(std::mem::take(&mut comparison.findings))
             .map(|finding| self.settle(finding, asked_at))
             .buffer_unordered(ENDED_AT_ONCE);
-        look.findings = done.collect().await;
-        look.findings.sort_by_key(|finding| finding.machine);
-        self.log(&look);
-        Ok(look)
+        comparison.findings = done.collect().await;
+        comparison.findings.sort_by_key(|finding| finding.machine);
+        self.log(&comparison);
+        Ok(comparison)
     }
 
     /// Does what is to be done about one machine.
@@ -332,7 +331,7 @@ impl Sweep {
     /// Tells the state that a machine is gone.
     async fn forget(&self, machine: MachineId, taken_back: bool) -> Outcome {
         // Its agent may have come back meanwhile.
-        let is_lost = |it| is_lost(it, self.name);
+        let is_lost = |record| is_lost(record, self.name);
         if !self.records.read().machines.get(&machine).is_some_and(is_lost) {
             return Outcome::Left;
         }
@@ -358,9 +357,9 @@ impl Sweep {
         asked_at > first && asked_at.since(first) >= self.provider.listing().interval
     }
 
-    fn log(&self, look: &Look) {
+    fn log(&self, comparison: &ListComparison) {
         let provider = self.name;
-        for Finding { machine, verdict, outcome } in &look.findings {
+        for Finding { machine, verdict, outcome } in &comparison.findings {
             match (verdict, outcome) {
                 (_, Outcome::Failed(error)) => {
                     warn!(%provider, %machine, ?verdict, error, "could not be done; trying again");
@@ -378,9 +377,10 @@ impl Sweep {
                 (Verdict::Elsewhere, Outcome::Done) | (_, Outcome::Left) => {}
             }
         }
-        let is_ended =
-            |it: &&Finding| it.verdict == Verdict::EndUnknown && it.outcome == Outcome::Done;
-        let ended = look.findings.iter().filter(is_ended).count();
+        let is_ended = |found: &&Finding| {
+            found.verdict == Verdict::EndUnknown && found.outcome == Outcome::Done
+        };
+        let ended = comparison.findings.iter().filter(is_ended).count();
         if ended > 1 {
             info!(%provider, ended, "machines that nobody knows are ended");
         }

@@ -106,7 +106,8 @@ impl Cleaner {
     /// The repository of images that go. Those of a branch may be in use wherever somebody runs them.
     fn unwanted_images(&self, environment: EnvironmentId) -> Option<String> {
         let records = self.records.read();
-        let goes = |it: &&Environment| it.closed && it.has_images && it.pull_request.is_some();
+        let goes =
+            |found: &&Environment| found.closed && found.has_images && found.pull_request.is_some();
         let environment = records.environments.get(&environment).filter(goes)?;
         let project = &records.projects.get(&environment.project)?.name;
         Some(format!("{}/{project}/{}", self.registry.image_prefix(), environment.name))

@@ -27,7 +27,7 @@ impl Reporter {
         let Some((project, number)) = self.place_of(environment) else {
             self.reporting.remember(environment, None);
             let records = self.records.read();
-            let report = records.environments.get(&environment).map(|it| it.report.clone());
+            let report = records.environments.get(&environment).map(|found| found.report.clone());
             let report = report.unwrap_or_default();
             return Event::Reported {
                 environment,

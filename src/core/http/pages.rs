@@ -56,7 +56,8 @@ impl FromRequestParts<ApiState> for Visitor {
     async fn from_request_parts(parts: &mut Parts, api: &ApiState) -> Result<Self, Response> {
         let token = || parts.headers.get(AUTHORIZATION)?.to_str().ok().and_then(token_of);
         // Every role may read.
-        if api.config.core.open_logs || token().is_some_and(|it| api.tokens.role_of(&it).is_some())
+        if api.config.core.open_logs
+            || token().is_some_and(|token| api.tokens.role_of(&token).is_some())
         {
             return Ok(Self);
         }
@@ -202,7 +203,11 @@ async fn run(State(api): State<ApiState>, _: Visitor, Id(id): Id) -> Response {
         reason: run.reason.as_ref().map(|reason| readable(&reason.to_string())),
         error: run.error.as_deref().map(readable_lines),
         jobs: run.jobs.iter().map(row).collect(),
-        skipped: run.skipped.iter().map(|it| (readable(&it.build), readable(&it.reason))).collect(),
+        skipped: run
+            .skipped
+            .iter()
+            .map(|skipped| (readable(&skipped.build), readable(&skipped.reason)))
+            .collect(),
         images: images(&run),
         warnings: run.jobs.iter().flat_map(named_warnings).collect(),
         run,
@@ -251,7 +256,8 @@ fn named_warnings(job: &JobView) -> impl Iterator<Item = String> {
 fn images(run: &RunView) -> Vec<String> {
     let is_merge = |job: &JobView| job.kind == JobKindView::Merge;
     let is_joined = |job: &JobView| {
-        !is_merge(job) && run.jobs.iter().any(|it| is_merge(it) && it.variant == job.variant)
+        !is_merge(job)
+            && run.jobs.iter().any(|other| is_merge(other) && other.variant == job.variant)
     };
     let named = |job: &JobView| {
         let reference = job.tag.as_ref().unwrap_or(&job.image);

@@ -17,7 +17,7 @@ use crate::core::intake::projects::LinkProject;
 #[utoipa::path(get, path = "/projects", responses((status = 200, body = Vec<ProjectView>)))]
 pub(super) async fn list(State(api): State<ApiState>, _: Reader) -> Json<Vec<ProjectView>> {
     let records = api.records.read();
-    Json(records.projects.values().map(|it| views::project(&api.secrets, it)).collect())
+    Json(records.projects.values().map(|project| views::project(&api.secrets, project)).collect())
 }
 
 /// Builds the pull requests of a repository from now on. One that is there already is changed.

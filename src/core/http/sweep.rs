@@ -8,34 +8,37 @@ use stagely_state::ProviderName;
 use super::ApiState;
 use super::auth::{Admin, Reader};
 use crate::api::{ProviderSweepView, SweepAction, SweepView, SweptMachine};
-use crate::core::sweep::{Finding, Look, Outcome, Verdict};
+use crate::core::sweep::{Finding, ListComparison, Outcome, Verdict};
 
 /// Shows what a sweep would do now.
 #[utoipa::path(get, path = "/sweep", responses((status = 200, body = SweepView)))]
 pub(super) async fn plan(State(api): State<ApiState>, _: Reader) -> Json<SweepView> {
-    look(&api, true).await
+    sweep_all(&api, true).await
 }
 
 /// Sweeps now, as core does by itself again and again, and shows what was done.
 #[utoipa::path(post, path = "/sweep", responses((status = 200, body = SweepView)))]
 pub(super) async fn sweep(State(api): State<ApiState>, _: Admin) -> Json<SweepView> {
-    look(&api, false).await
+    sweep_all(&api, false).await
 }
 
-async fn look(api: &ApiState, dry_run: bool) -> Json<SweepView> {
-    let looks = api.sweeps.look(dry_run).await;
-    let providers = looks.into_iter().map(|(name, looked)| provider(name, looked));
+async fn sweep_all(api: &ApiState, dry_run: bool) -> Json<SweepView> {
+    let comparisons = api.sweeps.sweep_all(dry_run).await;
+    let providers = comparisons.into_iter().map(|(name, compared)| provider(name, compared));
     Json(SweepView { dry_run, providers: providers.collect() })
 }
 
-fn provider(provider: ProviderName, looked: Result<Look, ProviderError>) -> ProviderSweepView {
-    match looked {
-        Ok(look) => ProviderSweepView {
+fn provider(
+    provider: ProviderName,
+    compared: Result<ListComparison, ProviderError>,
+) -> ProviderSweepView {
+    match compared {
+        Ok(comparison) => ProviderSweepView {
             provider,
             error: None,
-            listed: look.listed,
-            recorded: look.recorded,
-            machines: look.findings.iter().map(machine).collect(),
+            listed: comparison.listed,
+            recorded: comparison.recorded,
+            machines: comparison.findings.iter().map(machine).collect(),
         },
         Err(error) => ProviderSweepView {
             provider,

@@ -117,7 +117,7 @@ pub(super) async fn take(
     };
     let (parts, body) = request.into_parts();
     // Nobody takes memory who does not even try.
-    if text(&parts.headers, SIGNATURE).is_none_or(|it| !it.starts_with("sha256=")) {
+    if text(&parts.headers, SIGNATURE).is_none_or(|signature| !signature.starts_with("sha256=")) {
         return Err(ApiError::bad_signature(format!("the header {SIGNATURE} is missing")));
     }
     let length = body.size_hint().upper().and_then(|upper| usize::try_from(upper).ok());

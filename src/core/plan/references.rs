@@ -98,7 +98,7 @@ mod tests {
     fn the_cache_of_an_environment_fits_and_is_nobody_elses() {
         assert_eq!(own_cache_tag("py-3", "pr-7"), "py-3.pr-7");
         let longest = "x".repeat(101);
-        let names = ["y".repeat(99), "y".repeat(100)].map(|it| own_cache_tag(&longest, &it));
+        let names = ["y".repeat(99), "y".repeat(100)].map(|name| own_cache_tag(&longest, &name));
         assert!(names.iter().all(|name| name.len() == 128) && names[0] != names[1], "{names:?}");
     }
 }

@@ -139,7 +139,7 @@ impl<'a> Question<'a> {
         let base = self.context.base?;
         let asked_for = self.context.only_builds.contains(&self.build.name);
         let mut needed = dependencies(self.manifest, self.build);
-        if !self.context.push || asked_for || needed.any(|it| self.is_made(it)) {
+        if !self.context.push || asked_for || needed.any(|name| self.is_made(name)) {
             return None;
         }
         let inputs = self.inputs()?;

@@ -39,7 +39,7 @@ impl Cloud {
     fn has(&self) -> Vec<u128> {
         let listed = self.listed.lock().unwrap();
         (0..100)
-            .filter(|id| listed.iter().any(|it| it.machine == MachineId::from_bits(*id)))
+            .filter(|id| listed.iter().any(|listed| listed.machine == MachineId::from_bits(*id)))
             .collect()
     }
 }
@@ -62,7 +62,7 @@ impl Provider for Cloud {
         if self.stubborn.lock().unwrap().contains(&machine) {
             return Err(ProviderError("not today".to_owned()));
         }
-        self.listed.lock().unwrap().retain(|it| it.machine != machine);
+        self.listed.lock().unwrap().retain(|listed| listed.machine != machine);
         Ok(())
     }
 
@@ -122,9 +122,13 @@ impl Core {
         self.sweeps.iter().next().unwrap()
     }
 
-    async fn look(&self) -> Vec<(MachineId, Verdict, Outcome)> {
-        let look = self.sweep().look().await.unwrap();
-        look.findings.into_iter().map(|it| (it.machine, it.verdict, it.outcome)).collect()
+    async fn sweep_now(&self) -> Vec<(MachineId, Verdict, Outcome)> {
+        let comparison = self.sweep().sweep().await.unwrap();
+        comparison
+            .findings
+            .into_iter()
+            .map(|found| (found.machine, found.verdict, found.outcome))
+            .collect()
     }
 
     fn state_of(&self, id: u128) -> MachineState {
@@ -169,12 +173,13 @@ async fn what_cannot_be_ended_keeps_nothing_else_waiting_and_few_are_ended_at_on
 
     let planned = core.sweep().compare().await.unwrap();
     assert_eq!((planned.listed, planned.recorded, planned.findings.len()), (20, 1, 21));
-    assert!(planned.findings.iter().all(|it| it.outcome == Outcome::Left));
-    assert_eq!(core.cloud.has().len(), 21, "a look changes nothing");
+    assert!(planned.findings.iter().all(|finding| finding.outcome == Outcome::Left));
+    assert_eq!(core.cloud.has().len(), 21, "a dry run changes nothing");
 
-    let found = core.look().await;
+    let found = core.sweep_now().await;
 
-    let failed: Vec<_> = found.iter().filter(|it| matches!(it.2, Outcome::Failed(_))).collect();
+    let failed: Vec<_> =
+        found.iter().filter(|(_, _, outcome)| matches!(outcome, Outcome::Failed(_))).collect();
     assert_eq!(failed.len(), 1, "{found:?}");
     assert_eq!(failed[0].0, MachineId::from_bits(1));
     assert_eq!(core.cloud.has(), [1]);
@@ -190,17 +195,17 @@ async fn a_machine_counts_as_gone_when_it_is_missing_from_two_lists_of_different
     let id = MachineId::from_bits(1);
     // Two lists of the same moment are one piece of evidence.
     for _ in 0..2 {
-        let found = core.look().await;
+        let found = core.sweep_now().await;
         assert_eq!(found[0], (id, Verdict::Missing, Outcome::Left));
     }
     // It was there after all, so what was missing before counts no more.
     core.cloud.lists(&[(2, ListedState::Live)]);
-    core.look().await;
+    core.sweep_now().await;
     let seconds_ago = |seconds: u64| Timestamp(now().0 - seconds * 1_000);
     core.sweep().memory().missing.values_mut().for_each(|first| *first = seconds_ago(61));
     core.cloud.lists(&[]);
 
-    let found = core.look().await;
+    let found = core.sweep_now().await;
 
     assert_eq!(found[0], (id, Verdict::Missing, Outcome::Done));
     assert_eq!(found[1], (MachineId::from_bits(2), Verdict::Missing, Outcome::Left));
@@ -213,14 +218,14 @@ async fn a_machine_counts_as_gone_when_it_is_missing_from_two_lists_of_different
 async fn a_provider_that_does_not_answer_is_given_up_and_asked_again() {
     let core = Core::start(Vec::new());
     core.cloud.hangs.store(true, Ordering::SeqCst);
-    let looks = core.sweeps.look(true).await;
-    let (name, looked) = &looks[0];
+    let comparisons = core.sweeps.sweep_all(true).await;
+    let (name, compared) = &comparisons[0];
     assert_eq!(*name, ProviderName::Aws);
-    assert_eq!(looked.as_ref().unwrap_err().to_string(), "no answer within 60s");
+    assert_eq!(compared.as_ref().unwrap_err().to_string(), "no answer within 60s");
 
     core.cloud.hangs.store(false, Ordering::SeqCst);
     core.cloud.lists(&[(1, ListedState::Live)]);
-    assert_eq!(core.look().await.len(), 1);
+    assert_eq!(core.sweep_now().await.len(), 1);
     assert_eq!(core.cloud.has(), []);
     core.stop().await;
 }
@@ -237,24 +242,24 @@ async fn a_sweep_that_waits_for_its_provider_ends_with_core() {
     core.stop().await;
 }
 
-/// How long after a look at `last` the next one is due.
+/// How long after a sweep at `last` the next one is due.
 fn next_after(core: &Core, last: Timestamp) -> Duration {
-    core.sweep().next_look(last).since(last)
+    core.sweep().next_sweep_at(last).since(last)
 }
 
 #[tokio::test]
-async fn the_next_look_comes_sooner_where_more_may_be_known() {
+async fn the_next_sweep_comes_sooner_where_more_may_be_known() {
     let minute = Duration::from_mins(1);
     let quiet = Core::start(Vec::new());
     assert_eq!(next_after(&quiet, now()), minute);
     quiet.stop().await;
 
-    // Its agent has just left, and the last look was before that.
+    // Its agent has just left, and the last sweep was before that.
     let core = Core::start(vec![lost(1, Duration::ZERO)]);
     let left_at = core.records.read().machines[&MachineId::from_bits(1)].contact_at;
     let earlier = Timestamp(left_at.0 - 30_000);
-    assert_eq!(next_after(&core, earlier), Duration::from_secs(30) + SOON);
-    assert_eq!(next_after(&core, left_at.after(SOON)), minute, "it has been looked at since");
+    assert_eq!(next_after(&core, earlier), Duration::from_secs(30) + RECHECK_DELAY);
+    assert_eq!(next_after(&core, left_at.after(RECHECK_DELAY)), minute, "it has been swept since");
     // When it would be in the list if it were there.
     let before_grace = left_at.after(minute + Duration::from_secs(30));
     let wait = Duration::from_secs(30) + Duration::from_millis(1);
@@ -268,12 +273,12 @@ async fn the_next_look_comes_sooner_where_more_may_be_known() {
 async fn an_agent_that_comes_back_while_its_machine_is_being_judged_keeps_it() {
     let core = Core::start(vec![lost(1, LONG)]);
     core.cloud.lists(&[(1, ListedState::Gone { taken_back: false })]);
-    let mut look = core.sweep().compare().await.unwrap();
+    let mut comparison = core.sweep().compare().await.unwrap();
     core.records.write(|records| {
         records.machines.get_mut(&MachineId::from_bits(1)).unwrap().connected = true;
     });
-    let finding = look.findings.remove(0);
-    let settled = core.sweep().settle(finding, look.asked_at).await;
+    let finding = comparison.findings.remove(0);
+    let settled = core.sweep().settle(finding, comparison.asked_at).await;
     assert_eq!(settled.outcome, Outcome::Left);
     assert_eq!(core.cloud.has(), [1], "it is not ended");
     core.stop().await;

@@ -20,7 +20,7 @@ pub(in crate::core::http) fn run_summary(records: &Records, run: &Run) -> RunVie
         RunState::Failed { plan_error } => (RunStatus::Failed, plan_error.clone(), None),
         RunState::Cancelled { reason } => (RunStatus::Cancelled, None, Some(*reason)),
     };
-    let (reason, error) = plan_error.map(|it| (it.reason, it.message)).unzip();
+    let (reason, error) = plan_error.map(|failure| (failure.reason, failure.message)).unzip();
     RunView {
         id: run.id,
         status,
@@ -50,7 +50,7 @@ pub(in crate::core::http) fn run_summary(records: &Records, run: &Run) -> RunVie
 
 /// A run with its jobs.
 pub(in crate::core::http) fn run(records: &Records, run: &Run) -> RunView {
-    let jobs = records.jobs_of(run.id).map(|it| job(records, it)).collect();
+    let jobs = records.jobs_of(run.id).map(|found| job(records, found)).collect();
     RunView { jobs, ..run_summary(records, run) }
 }
 
