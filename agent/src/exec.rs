@@ -45,7 +45,6 @@ pub enum ExecError {
     /// The file holds no message.
     #[error("{path} holds no message")]
     Parse {
-        /// The file.
         path: PathBuf,
         /// The error of the parser.
         #[source]
@@ -53,10 +52,7 @@ pub enum ExecError {
     },
     /// The file holds another message than BUILD and MERGE.
     #[error("{path} holds neither BUILD nor MERGE")]
-    NotAJob {
-        /// The file.
-        path: PathBuf,
-    },
+    NotAJob { path: PathBuf },
     /// The agent's own id is invalid, which is a bug.
     #[error(transparent)]
     Id(#[from] InvalidValue),

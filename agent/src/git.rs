@@ -28,7 +28,6 @@ use self::thread::run_on_thread;
 pub struct FetchRequest {
     /// The address, `https://…`, `http://…` or `git://…`, without user name and password.
     pub url: String,
-    /// The commit.
     pub commit: CommitSha,
     /// A branch that contains it, for servers that do not serve a bare commit.
     pub branch: Option<String>,

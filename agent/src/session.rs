@@ -74,7 +74,6 @@ pub enum AgentError {
     /// The work folder cannot be used.
     #[error("cannot use the work folder {path}")]
     WorkDir {
-        /// The folder.
         path: String,
         /// The error of the file system.
         #[source]
@@ -82,10 +81,7 @@ pub enum AgentError {
     },
     /// Another agent that runs uses the folder.
     #[error("another agent works in {path}; give this one a `work_dir` of its own")]
-    Busy {
-        /// The folder.
-        path: String,
-    },
+    Busy { path: String },
 }
 
 /// Serves core until core sends TERMINATE, `stop` fires, or there was no contact for too long.

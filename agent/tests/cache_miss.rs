@@ -1,4 +1,4 @@
-//! Why steps did not come from the cache, asked of a real Docker engine and a real registry.
+//! Causes of cache misses, with a real Docker engine and a real registry.
 //!
 //! The registry is named by `STAGELY_REGISTRY`, `STAGELY_REGISTRY_USERNAME` and
 //! `STAGELY_REGISTRY_PASSWORD_FILE`; the engine must be able to pull `busybox`.
@@ -140,7 +140,7 @@ fn of(step: &str, cause: MissCause) -> CacheMiss {
 }
 
 #[tokio::test]
-async fn each_change_is_named_by_the_build_that_it_delays() {
+async fn each_change_is_the_cause_of_the_miss_in_the_next_build() {
     let mut setup = Setup::new("miss").await;
     let dockerfile = format!(
         "FROM busybox AS make\nARG MODE=dev\nRUN echo {}\nCOPY src/ /src/\nRUN echo $MODE >/mode\n\
@@ -187,7 +187,7 @@ async fn each_change_is_named_by_the_build_that_it_delays() {
 }
 
 #[tokio::test]
-async fn another_base_image_is_named_with_both_digests() {
+async fn a_new_base_image_is_reported_with_both_digests() {
     let mut setup = Setup::new("base").await;
     for version in ["one", "two"] {
         setup.write("base", &format!("FROM busybox\nRUN echo {version}{} >/v\n", setup.name));

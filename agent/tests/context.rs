@@ -1,4 +1,4 @@
-//! What a build sends to a real Docker engine. Needs the registry that `docker.rs` needs.
+//! The context that a build sends to a real Docker engine. Needs the registry that `docker.rs` needs.
 
 #![expect(clippy::unwrap_used, reason = "a helper's failure fails the test")]
 
@@ -18,7 +18,7 @@ fn setting(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: these tests need a registry"))
 }
 
-/// The log is not looked at.
+/// Discards the log.
 struct NoLog;
 
 impl LineSink for NoLog {
@@ -52,18 +52,18 @@ async fn build(git: &GitServer, commit: &str) -> Status {
     let Ok(CoreMessage::Build(build)) = CoreMessage::parse(&message.to_string()) else {
         panic!("{message}")
     };
-    let place = JobSettings {
+    let settings = JobSettings {
         machine: "vm_context_test".parse().unwrap(),
         work_dir: work_dir.path().to_owned(),
         docker_host: None,
         grace: Duration::from_secs(5),
         registry_retry_limit: REGISTRY_RETRY_LIMIT,
     };
-    job::run(JobRequest::Build(build), &place, Arc::new(NoLog), &CancellationToken::new()).await
+    job::run(JobRequest::Build(build), &settings, Arc::new(NoLog), &CancellationToken::new()).await
 }
 
 #[tokio::test]
-async fn the_whole_repository_is_copied_from_the_cache_the_second_time() {
+async fn copying_the_whole_repository_comes_from_the_cache_the_second_time() {
     let git = GitServer::start();
     let parts = git.repository("parts", true);
     parts.commit(&[("file", "text")]);

@@ -28,11 +28,11 @@ fn setting(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: these tests need a registry"))
 }
 
-/// Keeps what a job says in memory.
+/// Keeps the lines of a job in memory.
 #[derive(Default)]
 struct Lines {
     text: Mutex<Vec<String>>,
-    /// What was reported before the end.
+    /// The STATUS of the push.
     pushed: Mutex<Option<Status>>,
 }
 
@@ -49,14 +49,14 @@ impl LineSink for Lines {
     }
 }
 
-/// A repository, a registry and a place to work.
+/// A repository, a registry and a work folder.
 struct Setup {
     git: GitServer,
     repository: Repository,
     work_dir: TempDir,
     registry: String,
     password: String,
-    /// Names what this test pushes.
+    /// The repository in the registry that this test pushes to.
     name: String,
     lines: Arc<Lines>,
     cancel: CancellationToken,
@@ -131,14 +131,14 @@ impl Setup {
             CoreMessage::Merge(merge) => JobRequest::Merge(merge),
             other => panic!("{other:?}"),
         };
-        let place = JobSettings {
+        let settings = JobSettings {
             machine: "vm_docker_test".parse().unwrap(),
             work_dir: self.work_dir.path().to_owned(),
             docker_host: self.docker_host.clone(),
             grace: Duration::from_secs(5),
             registry_retry_limit,
         };
-        let status = job::run(work, &place, sink, &self.cancel).await;
+        let status = job::run(work, &settings, sink, &self.cancel).await;
         let jobs = fs::read_dir(self.work_dir.path().join("jobs")).unwrap();
         assert_eq!(jobs.count(), 0, "the job's folder is left behind");
         status
@@ -198,7 +198,7 @@ async fn a_build_is_pushed_and_its_repeat_is_cached() {
     assert!(!log.contains(&setup.password) && !log.contains(TOKEN), "{log}");
 
     let status = setup.run(setup.build(&[("unused", "")], config)).await;
-    // Of FROM, BuildKit says only sometimes that it is cached.
+    // BuildKit reports only sometimes that FROM is cached.
     assert!(status.steps[1..].iter().all(|step| step.cached), "{status:?}");
 }
 
@@ -311,7 +311,7 @@ async fn a_cancel_leaves_nothing_running_whenever_it_comes() {
 }
 
 #[tokio::test]
-async fn a_registry_that_refuses_is_told_apart_from_one_that_is_away() {
+async fn a_registry_that_refuses_and_one_that_does_not_answer_are_different_reasons() {
     let setup = Setup::new("registry");
     let files = [("Dockerfile", "FROM debian:13-slim\n")];
     let mut message = setup.build(&files, json!({}));
@@ -325,14 +325,14 @@ async fn a_registry_that_refuses_is_told_apart_from_one_that_is_away() {
     let status = setup.run(message).await;
     assert_eq!(status.error, Some(FailureReason::Registry { problem }), "{}", setup.log());
 
-    let away = json!({ "target_image": "127.0.0.1:1/a:b" });
-    let patience = Duration::from_secs(2);
-    let status = setup.run_with(setup.build(&files, away.clone()), patience).await;
+    let unreachable = json!({ "target_image": "127.0.0.1:1/a:b" });
+    let retry_limit = Duration::from_secs(2);
+    let status = setup.run_with(setup.build(&files, unreachable.clone()), retry_limit).await;
     let problem = RegistryProblem::Unavailable;
     assert_eq!(status.error, Some(FailureReason::Registry { problem }), "{}", setup.log());
-    let mut message = setup.build(&files, away);
+    let mut message = setup.build(&files, unreachable);
     message.as_object_mut().unwrap().remove("registry_auth");
-    let status = setup.run_with(message, patience).await;
+    let status = setup.run_with(message, retry_limit).await;
     assert_eq!(status.error, Some(FailureReason::Registry { problem }), "{}", setup.log());
 }
 
@@ -425,7 +425,7 @@ async fn two_merges_into_one_tag_report_their_own_digests() {
     let one = Setup::new("merges");
     let other = Setup { name: one.name.clone(), ..Setup::new("merges") };
     let (ones, others) = (one.both_platforms("one").await, other.both_platforms("other").await);
-    // The same images always make the same index.
+    // An index depends only on its images.
     let alone = (one.merge(&ones, &BOTH).await.digest, other.merge(&others, &BOTH).await.digest);
     assert!(alone.0.is_some() && alone.1.is_some() && alone.0 != alone.1);
     for _ in 0..5 {
@@ -438,9 +438,9 @@ async fn two_merges_into_one_tag_report_their_own_digests() {
 const CLIP_MARK: &str = "[output clipped, log limit ";
 
 #[tokio::test]
-async fn every_line_arrives_or_the_user_is_told() {
+async fn every_line_arrives_or_the_user_is_warned() {
     let setup = Setup::new("lines");
-    // Of a build that fails, too: its log is the one that people read.
+    // The lines of a failed build matter most: people read them.
     for (end, state) in [(0, StatusState::Completed), (5, StatusState::Failed)] {
         setup.lines.text.lock().unwrap().clear();
         let dockerfile = format!(
@@ -452,7 +452,8 @@ async fn every_line_arrives_or_the_user_is_told() {
         let log = setup.log();
         let (mut next, mut torn) = (1, Vec::new());
         for line in log.lines() {
-            let number = line.rsplit_once(" line ").and_then(|(_, it)| it.parse::<u32>().ok());
+            let number =
+                line.rsplit_once(" line ").and_then(|(_, number)| number.parse::<u32>().ok());
             match number {
                 Some(number) if number == next => next += 1,
                 _ if next > 1 => torn.push(line),
@@ -462,17 +463,17 @@ async fn every_line_arrives_or_the_user_is_told() {
         torn.truncate(10);
         if log.contains(CLIP_MARK) {
             // The engine was not set up by Stagely.
-            let is_told =
-                status.warnings.iter().any(|it| it.contains("BUILDKIT_STEP_LOG_MAX_SIZE"));
-            assert!(is_told, "{:?}", status.warnings);
+            let is_warned =
+                status.warnings.iter().any(|text| text.contains("BUILDKIT_STEP_LOG_MAX_SIZE"));
+            assert!(is_warned, "{:?}", status.warnings);
         } else {
             assert_eq!((next, &status.warnings[..]), (200_001, &[][..]), "{torn:#?}");
         }
     }
 }
 
-/// Keeps a step's output so slowly, a pipe's worth each 3 s, that `buildx` gives up its report
-/// before the end of it, however long the build takes.
+/// Accepts a step's output so slowly, the content of a pipe each 3 s, that `buildx` gives up its report before the end,
+/// however long the build takes.
 #[derive(Default)]
 struct SlowLines(Lines);
 
@@ -487,7 +488,7 @@ impl LineSink for SlowLines {
 }
 
 #[tokio::test]
-async fn a_machine_that_is_too_busy_for_the_report_has_built_all_the_same() {
+async fn a_build_whose_report_is_lost_on_a_busy_machine_completes() {
     let setup = Setup::new("busy");
     let dockerfile =
         format!("FROM debian:13-slim\nRUN : {}; seq -f 'line %.0f' 400000\n", setup.name);
@@ -510,10 +511,10 @@ async fn one_message_runs_without_core() {
     assert_eq!(code, 7);
 }
 
-/// What a [`gate`] does with the upload of a cache's manifest.
+/// How a [`gate`] treats the upload of a cache's manifest.
 #[derive(Clone)]
 enum CacheUpload {
-    /// Lets it wait until the token fires.
+    /// The upload waits until the token fires.
     Held(CancellationToken),
     Refused,
 }
@@ -548,7 +549,7 @@ async fn pass(client: TcpStream, server: TcpStream, upload: CacheUpload) {
             }
         }
     };
-    // The end of either is the end of both.
+    // If one direction ends, the other one ends as well.
     tokio::select! {
         () = answers => {}
         () = requests => {}
@@ -572,7 +573,7 @@ impl Setup {
         message
     }
 
-    /// What was reported before the end.
+    /// Waits for the STATUS of the push.
     async fn pushed(&self) -> Status {
         let started = Instant::now();
         loop {
@@ -587,7 +588,7 @@ impl Setup {
     /// Whether the registry has `tag`.
     fn is_in_registry(&self, tag: &str) -> bool {
         let user = format!("user = \"{}:{}\"", setting("STAGELY_REGISTRY_USERNAME"), self.password);
-        // Not through a gate, which does not turn while this thread waits.
+        // Not through a gate, whose task cannot run while this thread waits.
         let registry = setting("STAGELY_REGISTRY");
         let url = format!("http://{registry}/v2/{}/manifests/{tag}", self.name);
         let accept = "Accept: application/vnd.oci.image.manifest.v1+json";
@@ -642,7 +643,7 @@ async fn a_job_that_is_cancelled_while_it_exports_its_cache_has_completed() {
         setup.cancel.cancel();
         status
     });
-    // Without its cache the fingerprint is worth nothing.
+    // The fingerprint is missing, because it would describe a cache that the registry does not have.
     assert_eq!(status, Status { exporting_cache: false, fingerprint: None, ..first });
     assert!(setup.log().ends_with("The export of the cache was stopped"), "{}", setup.log());
     assert!(!runs_on_host(&setup.image("cache")));
@@ -650,7 +651,7 @@ async fn a_job_that_is_cancelled_while_it_exports_its_cache_has_completed() {
 }
 
 #[tokio::test]
-async fn a_cache_that_is_refused_costs_a_line_in_the_log() {
+async fn a_refused_cache_is_logged_and_fails_no_build() {
     let setup = Setup::gated("refused", CacheUpload::Refused).await;
     let status = setup.run(setup.cached_build(json!({}))).await;
     assert_eq!(status.state, StatusState::Completed);

@@ -51,7 +51,7 @@ fn long_history(server: &GitServer, name: &str, bare_commits: bool) -> [CommitSh
 }
 
 #[tokio::test]
-async fn any_commit_is_fetched_alone_where_the_server_allows_it() {
+async fn any_commit_is_fetched_alone_if_the_server_allows_it() {
     let server = GitServer::start();
     let commits = long_history(&server, "app", true);
     for (commit, text) in commits.iter().zip(["first", "second", "third"]) {
@@ -66,7 +66,7 @@ async fn any_commit_is_fetched_alone_where_the_server_allows_it() {
 }
 
 #[tokio::test]
-async fn elsewhere_the_branch_is_fetched_as_deep_as_needed() {
+async fn without_single_commits_the_branch_is_fetched_as_deep_as_needed() {
     let server = GitServer::start();
     let commits = long_history(&server, "app", false);
     for branch in [None, Some("main"), Some("feature/new-api"), Some("deleted")] {
@@ -80,7 +80,7 @@ async fn elsewhere_the_branch_is_fetched_as_deep_as_needed() {
 }
 
 #[tokio::test]
-async fn line_ends_are_what_gitattributes_say_in_any_folder() {
+async fn gitattributes_of_any_folder_determine_line_ends() {
     let server = GitServer::start();
     let repository = server.repository("app", true);
     let plain = repository.commit(&[("windows/file.bat", "one\ntwo\n")]);
@@ -92,7 +92,7 @@ async fn line_ends_are_what_gitattributes_say_in_any_folder() {
 }
 
 #[tokio::test]
-async fn what_is_not_there_is_told_apart() {
+async fn missing_repositories_commits_and_servers_are_different_errors() {
     let server = GitServer::start();
     let commit = server.repository("app", true).commit(&[("file", "text")]);
     server.repository("strict", false).commit(&[("file", "text")]);
@@ -128,7 +128,7 @@ async fn what_is_not_there_is_told_apart() {
 }
 
 #[tokio::test]
-async fn the_token_opens_what_is_private_and_a_wrong_one_does_not() {
+async fn a_private_repository_needs_the_right_token() {
     let server = GitServer::start();
     let commit = server.repository("app", true).commit(&[("file", "text")]);
     let private = || request(server.url("private", "app/.git"), &commit);
@@ -189,7 +189,7 @@ async fn the_users_git_configuration_does_not_apply() {
 }
 
 #[tokio::test]
-async fn submodules_come_along_also_nested_and_relative() {
+async fn submodules_are_fetched_also_nested_and_relative() {
     let server = GitServer::start();
     let inner = server.repository("inner", true);
     inner.commit(&[("file", "inner")]);
@@ -234,7 +234,7 @@ async fn a_clone_that_hangs_is_cancelled() {
 }
 
 #[tokio::test]
-async fn names_stand_for_commits() {
+async fn names_are_resolved_to_commits() {
     let server = GitServer::start();
     let repository = server.repository("app", true);
     let commit = repository.commit(&[("file", "text")]);
@@ -281,7 +281,7 @@ async fn changes(url: &str, head: &CommitSha, olds: &[&CommitSha]) -> Vec<Vec<St
 }
 
 #[tokio::test]
-async fn what_changed_between_commits_is_found_without_what_lies_between() {
+async fn changed_paths_are_found_without_the_commits_between() {
     let server = GitServer::start();
     for bare_commits in [true, false] {
         let name = if bare_commits { "app" } else { "strict" };
@@ -306,7 +306,7 @@ async fn what_changed_between_commits_is_found_without_what_lies_between() {
 }
 
 #[tokio::test]
-async fn a_commit_that_is_gone_is_told_apart_also_when_it_is_only_compared() {
+async fn comparing_with_a_missing_commit_is_an_error_of_its_own() {
     let server = GitServer::start();
     let gone: CommitSha = "0123456789abcdef0123456789abcdef01234567".parse().unwrap();
     for bare_commits in [true, false] {

@@ -1,5 +1,5 @@
-//! An agent and a core that speak over a real WebSocket. The jobs fail or hang in their clone, so
-//! no Docker engine is needed; but for one that pushes (see `docker.rs` for what that needs).
+//! An agent and a core that exchange messages over a real WebSocket. The jobs fail or hang in their clone, so they need
+//! no Docker engine, except for one that pushes; `docker.rs` says what it needs.
 
 #![expect(clippy::unwrap_used, reason = "a helper's failure fails the test")]
 
@@ -26,9 +26,9 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::{WebSocketStream, accept_async};
 use tokio_util::sync::CancellationToken;
 
-const PATIENCE: Duration = Duration::from_mins(1);
+const WAIT_LIMIT: Duration = Duration::from_mins(1);
 
-/// Stands in for core: a listener and the agent that dials it.
+/// A listener in place of core, and the agent that connects to it.
 struct Setup {
     listener: TcpListener,
     work_dir: TempDir,
@@ -80,7 +80,7 @@ impl Setup {
 
     /// Waits for the agent and its HELLO.
     async fn hello(&self) -> (Peer, Hello) {
-        let (socket, _) = timeout(PATIENCE, self.listener.accept()).await.unwrap().unwrap();
+        let (socket, _) = timeout(WAIT_LIMIT, self.listener.accept()).await.unwrap().unwrap();
         let mut peer = Peer(accept_async(socket).await.unwrap());
         let text = peer.text().await;
         let AgentMessage::Hello(hello) = AgentMessage::parse(&text).unwrap() else {
@@ -102,14 +102,14 @@ impl Setup {
     }
 
     async fn exit(self) -> (AgentExit, TempDir) {
-        (timeout(PATIENCE, self.agent).await.unwrap().unwrap(), self.work_dir)
+        (timeout(WAIT_LIMIT, self.agent).await.unwrap().unwrap(), self.work_dir)
     }
 
     /// Waits until `check` holds for the work folder.
     async fn disk_shows(&self, check: impl Fn(&Path) -> bool) {
         let started = Instant::now();
         while !check(self.work_dir.path()) {
-            assert!(started.elapsed() < PATIENCE);
+            assert!(started.elapsed() < WAIT_LIMIT);
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -126,7 +126,7 @@ impl Peer {
 
     async fn text(&mut self) -> String {
         loop {
-            let message = timeout(PATIENCE, self.0.next()).await.unwrap().unwrap().unwrap();
+            let message = timeout(WAIT_LIMIT, self.0.next()).await.unwrap().unwrap().unwrap();
             if let Message::Text(text) = message {
                 return text.to_string();
             }
@@ -162,7 +162,7 @@ impl Peer {
     /// Reads LOG messages until a line holds `mark`, and returns the lines from `first` on.
     async fn lines_until(&mut self, first: u64, mark: &str) -> Vec<String> {
         // Heartbeats alone would keep it waiting for ever.
-        let lines = timeout(2 * PATIENCE, self.read_lines_until(first, mark)).await;
+        let lines = timeout(2 * WAIT_LIMIT, self.read_lines_until(first, mark)).await;
         lines.unwrap_or_else(|_| panic!("no line holds `{mark}`"))
     }
 
@@ -220,7 +220,7 @@ fn failing_build(job: &str) -> String {
 }
 
 #[tokio::test]
-async fn hello_comes_first_and_at_once() {
+async fn hello_is_sent_first_and_at_once() {
     let started = Instant::now();
     let setup = Setup::start().await;
     let (mut peer, hello) = setup.hello().await;
@@ -270,7 +270,7 @@ async fn the_status_follows_the_last_acknowledged_line() {
 }
 
 #[tokio::test]
-async fn a_lost_connection_repeats_what_core_lacks_and_no_more() {
+async fn after_a_lost_connection_only_the_lines_that_core_lacks_are_repeated() {
     let setup = Setup::start().await;
     let mut peer = setup.session(&[]).await;
     peer.send(&failing_build("job_1")).await;
@@ -343,7 +343,7 @@ async fn a_second_agent_leaves_the_work_folder_alone() {
     setup.stop.cancel();
     let (_, work_dir) = setup.exit().await;
 
-    // Whoever comes after it may.
+    // A later agent may use the folder.
     let stop = CancellationToken::new();
     stop.cancel();
     assert_eq!(run(config(port, work_dir.path()), stop).await.unwrap(), AgentExit::Stopped);
@@ -378,7 +378,7 @@ async fn a_log_that_cannot_be_sent_fails_its_job_at_once() {
 }
 
 #[tokio::test]
-async fn cancel_stops_a_job_which_then_says_so() {
+async fn a_cancelled_job_stops_and_reports_that() {
     let (setup, git) = (Setup::start().await, GitServer::start());
     let mut peer = setup.session(&[]).await;
     peer.send(&build("job_1", &git.url("hang", "app"))).await;
@@ -392,7 +392,7 @@ async fn cancel_stops_a_job_which_then_says_so() {
     assert_eq!(status.state, StatusState::Cancelled);
     assert_eq!(status.error, Some(FailureReason::Cancelled));
     // The server hangs for an hour.
-    assert!(started.elapsed() < PATIENCE);
+    assert!(started.elapsed() < WAIT_LIMIT);
 
     peer.send(r#"{"type":"CANCEL","job_id":"job_2"}"#).await;
     assert!(peer.message().await.contains("unknown_job"));
@@ -401,7 +401,7 @@ async fn cancel_stops_a_job_which_then_says_so() {
 }
 
 #[tokio::test]
-async fn a_job_that_core_does_not_name_is_stopped_and_forgotten() {
+async fn a_job_that_core_does_not_list_is_stopped_and_removed() {
     let (setup, git) = (Setup::start().await, GitServer::start());
     let mut peer = setup.session(&[]).await;
     peer.send(&build("job_1", &git.url("hang", "app"))).await;
@@ -434,7 +434,7 @@ async fn stopping_ends_work_within_the_grace_and_leaves_no_folder() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_used_is_answered_and_the_session_goes_on() {
+async fn invalid_messages_are_answered_and_the_session_goes_on() {
     let setup = Setup::start().await;
     let mut peer = setup.session(&[]).await;
     peer.send(r#"{"type":"DANCE"}"#).await;
@@ -452,7 +452,7 @@ async fn what_cannot_be_used_is_answered_and_the_session_goes_on() {
 }
 
 #[tokio::test]
-async fn a_token_given_as_a_user_is_not_in_the_log() {
+async fn a_token_in_place_of_the_user_name_is_not_logged() {
     let setup = Setup::start().await;
     let mut peer = setup.session(&[]).await;
     peer.send(&build("job_1", "http://ghp_0123456789@127.0.0.1:1/app")).await;
@@ -464,7 +464,7 @@ async fn a_token_given_as_a_user_is_not_in_the_log() {
 }
 
 #[tokio::test]
-async fn a_core_that_breaks_the_protocol_is_dialled_again() {
+async fn the_agent_reconnects_to_a_core_that_breaks_the_protocol() {
     let setup = Setup::start().await;
     let mut peer = setup.session(&[]).await;
     // Longer than any message may be.
@@ -477,7 +477,7 @@ async fn a_core_that_breaks_the_protocol_is_dialled_again() {
     assert!(peer.message().await.contains("unknown_type"));
     drop(peer);
 
-    // Whatever comes before HELLO_ACK, it is neither done nor the session's end.
+    // Messages before HELLO_ACK are not handled, and do not end the session.
     let (mut peer, _) = setup.hello().await;
     peer.send(&failing_build("job_1")).await;
     peer.send("no json").await;
@@ -503,7 +503,7 @@ async fn a_job_that_cannot_be_started_has_failed() {
 }
 
 #[tokio::test]
-async fn core_is_told_of_an_interruption_at_once_and_in_every_session() {
+async fn an_interruption_is_reported_at_once_and_in_every_session() {
     let imds = Imds::start().await;
     let (listener, stop) =
         (TcpListener::bind("127.0.0.1:0").await.unwrap(), CancellationToken::new());
@@ -535,7 +535,7 @@ async fn core_is_told_of_an_interruption_at_once_and_in_every_session() {
 }
 
 #[tokio::test]
-async fn the_dead_man_switch_is_told_of_contacts_and_of_leases() {
+async fn contacts_and_leases_are_written_for_the_dead_man_switch() {
     let run_dir = tempfile::tempdir().unwrap();
     let read = |name: &str| -> Option<f64> {
         let text = fs::read_to_string(run_dir.path().join(name)).ok()?;
@@ -548,7 +548,7 @@ async fn the_dead_man_switch_is_told_of_contacts_and_of_leases() {
     let run = Some(run_dir.path().to_owned());
     let setup = Setup::start_with(|config| AgentConfig { run_dir: run.clone(), ..config }).await;
     let (mut peer, _) = setup.hello().await;
-    // Dialling is no contact.
+    // Connecting does not count as a contact.
     assert_eq!(read("contact"), None);
     let before = uptime();
     peer.send(r#"{"type":"HELLO_ACK","heartbeat_interval":1,"lease_seconds":600}"#).await;
@@ -558,7 +558,7 @@ async fn the_dead_man_switch_is_told_of_contacts_and_of_leases() {
     assert!(before + 599.9 <= lease && lease <= after + 600.0, "{before} {lease} {after}");
     peer.send(r#"{"type":"STATUS_ACK","job_id":"job_0","lease_seconds":60}"#).await;
     setup.disk_shows(|_| read("lease").unwrap() < lease - 500.0).await;
-    // Also what is no message is a contact: the pongs of a core that has nothing to say.
+    // Pongs count as contacts, too.
     let stop = setup.stop.clone();
     let answer = async {
         while !stop.is_cancelled() {
@@ -574,7 +574,7 @@ async fn the_dead_man_switch_is_told_of_contacts_and_of_leases() {
 }
 
 #[tokio::test]
-async fn a_silent_core_is_dialled_again() {
+async fn the_agent_reconnects_when_core_is_silent() {
     let setup = Setup::start().await;
     // Neither reading nor answering, as after a cut cable.
     let silent = setup.session(&[]).await;
@@ -594,7 +594,7 @@ async fn an_agent_that_gives_up_leaves_nothing_running() {
     peer.status().await;
     peer.lines_until(0, "Cloning").await;
     drop(peer);
-    // It dials on, and nobody accepts.
+    // It goes on connecting, and nothing accepts.
     let (exit, work_dir) = setup.exit().await;
     assert_eq!((exit, exit.code()), (AgentExit::GaveUp, 3));
     for folder in ["spool", "jobs"] {
@@ -607,7 +607,7 @@ async fn without_core_the_agent_gives_up() {
     let (work_dir, stop) = (tempfile::tempdir().unwrap(), CancellationToken::new());
     let give_up_after = Duration::from_millis(1_500);
     let config = AgentConfig { give_up_after, ..config(1, work_dir.path()) };
-    let exit = timeout(PATIENCE, spawn(config, &stop)).await.unwrap().unwrap();
+    let exit = timeout(WAIT_LIMIT, spawn(config, &stop)).await.unwrap().unwrap();
     assert_eq!((exit, exit.code()), (AgentExit::GaveUp, 3));
 }
 

@@ -1,4 +1,4 @@
-//! Notices of a metadata service that is really asked.
+//! Interruption notices of a metadata service over HTTP.
 
 #![expect(clippy::unwrap_used, reason = "a helper's failure fails the test")]
 
@@ -9,7 +9,7 @@ use stagely_protocol::{Interrupted, Notice};
 use stagely_test_support::imds::Imds;
 use tokio::time::timeout;
 
-const PATIENCE: Duration = Duration::from_mins(1);
+const WAIT_LIMIT: Duration = Duration::from_mins(1);
 const INTERVAL: Duration = Duration::from_millis(20);
 
 const TOKEN: &str = "PUT /latest/api/token 200";
@@ -27,11 +27,11 @@ fn action(name: &str) -> String {
 }
 
 async fn next(watch: &mut SpotWatch) -> Interrupted {
-    timeout(PATIENCE, watch.next()).await.unwrap()
+    timeout(WAIT_LIMIT, watch.next()).await.unwrap()
 }
 
 #[tokio::test]
-async fn every_action_of_a_spot_notice_is_the_certain_end() {
+async fn every_action_of_a_spot_notice_is_a_certain_interruption() {
     for name in ["terminate", "stop", "hibernate"] {
         let imds = Imds::start().await;
         let mut watch = SpotWatch::start(imds.url.clone(), INTERVAL);
@@ -50,7 +50,7 @@ async fn every_action_of_a_spot_notice_is_the_certain_end() {
 }
 
 #[tokio::test]
-async fn an_action_at_a_time_that_is_not_known_is_expected_after_a_whole_notice() {
+async fn an_action_without_a_known_time_is_expected_after_the_notice_time() {
     for body in [r#"{"action": "stop"}"#, r#"{"action": "stop", "time": "soon"}"#] {
         let imds = Imds::start().await;
         imds.script().action = Some(body.to_owned());
@@ -63,7 +63,7 @@ async fn an_action_at_a_time_that_is_not_known_is_expected_after_a_whole_notice(
 }
 
 #[tokio::test]
-async fn a_likely_end_is_said_once_and_a_certain_one_follows() {
+async fn a_likely_interruption_is_reported_once_and_a_certain_one_after_it() {
     let imds = Imds::start().await;
     imds.script().rebalance = Some(REBALANCE.to_owned());
     let mut watch = SpotWatch::start(imds.url.clone(), INTERVAL);
@@ -78,7 +78,7 @@ async fn a_likely_end_is_said_once_and_a_certain_one_follows() {
 }
 
 #[tokio::test]
-async fn a_token_that_the_service_has_forgotten_is_renewed_at_once() {
+async fn a_token_that_the_service_does_not_know_is_renewed_at_once() {
     let imds = Imds::start().await;
     let watch = SpotWatch::start(imds.url.clone(), INTERVAL);
     imds.shows(|imds| imds.count(NO_REBALANCE) >= 1).await;
@@ -89,7 +89,7 @@ async fn a_token_that_the_service_has_forgotten_is_renewed_at_once() {
 }
 
 #[tokio::test]
-async fn a_token_at_its_end_is_renewed_before_it_is_refused() {
+async fn an_expiring_token_is_renewed_before_it_is_refused() {
     let imds = Imds::start().await;
     // Less than the margin: each is at its end when it comes.
     imds.script().token_seconds = Some(30);
@@ -100,7 +100,7 @@ async fn a_token_at_its_end_is_renewed_before_it_is_refused() {
 }
 
 #[tokio::test]
-async fn what_the_service_says_amiss_is_no_notice_and_it_is_asked_again() {
+async fn invalid_responses_are_no_notices_and_the_service_is_asked_again() {
     let imds = Imds::start().await;
     imds.script().is_broken = true;
     let mut watch = SpotWatch::start(imds.url.clone(), INTERVAL);
@@ -119,7 +119,7 @@ async fn what_the_service_says_amiss_is_no_notice_and_it_is_asked_again() {
 }
 
 #[tokio::test]
-async fn a_service_that_is_not_there_yet_is_asked_until_it_is() {
+async fn a_service_that_is_not_up_yet_is_asked_until_it_answers() {
     let imds = Imds::start().await;
     imds.script().action = Some(action("terminate"));
     // The port of a listener that is gone.
@@ -143,7 +143,7 @@ async fn a_service_that_is_not_there_yet_is_asked_until_it_is() {
 }
 
 #[tokio::test]
-async fn a_machine_that_nobody_takes_back_waits_for_ever() {
+async fn a_machine_without_a_watch_never_gets_a_notice() {
     let mut watch = SpotWatch::none();
     assert!(watch.notice().is_none());
     assert!(timeout(Duration::from_millis(50), watch.next()).await.is_err());

@@ -22,7 +22,6 @@ pub enum MergeError {
     /// `imagetools` failed.
     #[error("cannot make {target}: {detail}")]
     Failed {
-        /// The index.
         target: ImageRef,
         /// The last line of Docker's output.
         detail: String,
@@ -41,7 +40,6 @@ pub enum MergeError {
     /// The index has other platforms than core asked for.
     #[error("{target} holds {found:?} instead of {wanted:?}")]
     WrongPlatforms {
-        /// The index.
         target: ImageRef,
         /// The platforms of the index.
         found: Vec<String>,
@@ -51,7 +49,6 @@ pub enum MergeError {
     /// The index lacks one of its source images.
     #[error("{target} does not hold {missing}")]
     MissingSource {
-        /// The index.
         target: ImageRef,
         /// The source image, or one of the images of a source index.
         missing: String,

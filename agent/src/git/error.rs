@@ -10,20 +10,13 @@ use url::Url;
 pub enum CloneError {
     /// The repository does not exist, or the token has no access to it.
     #[error("{url} was not found")]
-    NotFound {
-        /// The repository.
-        url: String,
-    },
+    NotFound { url: String },
     /// The server refused the token, or needs one.
     #[error("{url} refused the token, or needs one")]
-    Authentication {
-        /// The repository.
-        url: String,
-    },
+    Authentication { url: String },
     /// The repository has no such commit, branch or tag.
     #[error("{url} has no {wanted}")]
     CommitGone {
-        /// The repository.
         url: String,
         /// The commit, branch or tag.
         wanted: String,
@@ -31,7 +24,6 @@ pub enum CloneError {
     /// The server did not answer, or the connection broke.
     #[error("cannot fetch from {url}: {detail}")]
     Network {
-        /// The repository.
         url: String,
         /// The error of libgit2.
         detail: String,
