@@ -10,7 +10,7 @@ pub(super) fn expose<S: Serializer>(
     secret: &Option<SecretString>,
     to: S,
 ) -> Result<S::Ok, S::Error> {
-    secret.as_ref().map(|secret| secret.expose_secret()).serialize(to)
+    secret.as_ref().map(SecretString::expose_secret).serialize(to)
 }
 
 pub(super) fn expose_all<S: Serializer>(

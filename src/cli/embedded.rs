@@ -29,7 +29,8 @@ const POLL: Duration = Duration::from_millis(500);
 pub struct Embedded {
     /// Speaks with it.
     pub client: Client,
-    core: Running,
+    /// On the heap: it is large, and so would be each future that holds it.
+    core: Box<Running>,
 }
 
 impl Embedded {
@@ -47,8 +48,8 @@ impl Embedded {
         config.core.public_url = None;
         config.builders.provider = Some(ProviderName::Local);
         config.agents.give_up_after = config.agents.give_up_after.min(GIVE_UP_AFTER);
-        let core = match core::start(config).await {
-            Ok(core) => core,
+        let core = match Box::pin(core::start(config)).await {
+            Ok(core) => Box::new(core),
             Err(error) if is_in_use(&error) => return Ok(None),
             Err(error) => return Err(error),
         };

@@ -76,8 +76,8 @@ struct AddArgs {
 fn fork_policy() -> impl TypedValueParser<Value = ForkPolicy> {
     let names = ForkPolicy::ALL.map(ForkPolicy::as_str);
     PossibleValuesParser::new(names).map(|name| {
-        let named = ForkPolicy::ALL.into_iter().find(|policy| policy.as_str() == name);
-        named.expect("the parser lets only these names through")
+        let policy = ForkPolicy::ALL.into_iter().find(|policy| policy.as_str() == name);
+        policy.expect("the parser lets only these names through")
     })
 }
 

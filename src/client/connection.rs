@@ -1,4 +1,4 @@
-//! HTTP requests and WebSockets to one core.
+//! HTTP requests and WebSocket connections to one core.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Follows runs and logs over WebSockets.
+//! Follows runs and logs over a WebSocket.
 
 use std::time::Duration;
 

@@ -221,10 +221,10 @@ mod tests {
                     ..Snapshot::default()
                 },
             );
-            Self::with(folder, config, store, state)
+            Self::with(folder, &config, store, state)
         }
 
-        fn with(folder: TempDir, config: Config, store: Store, state: State) -> Self {
+        fn with(folder: TempDir, config: &Config, store: Store, state: State) -> Self {
             let settings = LogSettings {
                 job_bytes_max: 1 << 20,
                 cache_bytes: 1 << 20,
@@ -321,7 +321,7 @@ mod tests {
         let (store, _) = Store::open(&folder.path().join("core.redb")).unwrap();
         let snapshot = Snapshot { environments, runs, ..Snapshot::default() };
         let state = State::load(config.limits(), snapshot);
-        let core = Core::with(folder, config, store, state);
+        let core = Core::with(folder, &config, store, state);
 
         let old = core.retention.old().runs;
 

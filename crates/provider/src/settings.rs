@@ -76,6 +76,9 @@ pub enum ImageKind {
 }
 
 /// Reads an amount of US dollars.
+///
+/// # Errors
+/// An amount below 0 or above 1,000,000.
 pub fn dollars<'de, D: Deserializer<'de>>(from: D) -> Result<Usd, D::Error> {
     let amount = f64::deserialize(from)?;
     if !(0.0..=1_000_000.0).contains(&amount) {
@@ -86,6 +89,9 @@ pub fn dollars<'de, D: Deserializer<'de>>(from: D) -> Result<Usd, D::Error> {
 }
 
 /// As [`dollars`], for a setting that may be absent.
+///
+/// # Errors
+/// As those of [`dollars`].
 pub fn some_dollars<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Usd>, D::Error> {
     dollars(from).map(Some)
 }

@@ -16,7 +16,7 @@ use tracing::debug;
 
 use super::Endpoints;
 
-/// How long requests and WebSockets that are open may take after the order to stop. Their changes are
+/// How long open requests and WebSocket connections may take after the order to stop. Their changes are
 /// stored within milliseconds.
 const DRAIN_LIMIT: Duration = Duration::from_secs(2);
 
@@ -69,7 +69,7 @@ impl Server {
     }
 }
 
-/// The open WebSockets, those of agents and of viewers. Clones share them.
+/// The open WebSocket connections, those of agents and of viewers. Clones share them.
 #[derive(Clone, Debug)]
 pub(crate) struct WebSockets {
     /// Fires when core stops.
