@@ -5,8 +5,8 @@ use stagely_protocol::FailureReason;
 
 use super::step::Turn;
 use super::{
-    Attempt, Effect, JobEvent, JobOutcome, JobReport, JobState, LostAttempt, MachineKind,
-    MachineState, StopReason,
+    Attempt, Effect, JobEvent, JobOutcome, JobReport, JobState, LostAttempt, MachineEvent,
+    MachineKind, MachineState, StopReason,
 };
 use crate::ids::{JobId, MachineId};
 
@@ -35,7 +35,7 @@ impl Turn<'_> {
     pub(super) fn assign(&mut self, machine: MachineId, job: JobId) {
         let Some(attempt) = self.attempt_of(job, machine) else { return };
         let now = self.now;
-        self.set_busy(machine, attempt);
+        self.move_machine(machine, MachineEvent::Assigned { attempt });
         self.state.change_job(job, |job| job.assigned_at = job.assigned_at.or(Some(now)));
         self.emit(Effect::Assign { machine, attempt });
     }

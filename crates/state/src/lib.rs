@@ -56,7 +56,7 @@ pub use github::{
     GithubLink, GithubRepository, GithubRun, Head, HeadSource, Report, StatusState, Told,
 };
 pub use job::{Job, JobEvent, JobKind, JobOutcome, JobReport, JobState, LostAttempt, UsedImage};
-pub use machine::{CacheExport, Machine, MachineKind, MachineSize, MachineState};
+pub use machine::{CacheExport, Machine, MachineEvent, MachineKind, MachineSize, MachineState};
 pub use names::{BranchName, InvalidName, NAME_CHARS_MAX, Name, Reference, VariantName};
 pub use records::{Changes, Snapshot, State, Table};
 pub use run::{

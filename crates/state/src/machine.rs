@@ -6,7 +6,9 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use stagely_protocol::{Arch, SystemInfo};
 
-use super::{Attempt, Fleet, Interruption, Placement, ProviderName, Timestamp, Usd};
+use super::{
+    Attempt, Fleet, IllegalTransition, Interruption, Placement, ProviderName, Timestamp, Usd,
+};
 use crate::ids::{JobId, MachineId};
 
 /// How big a machine a job wants. What that is in processors is the provider's to say.
@@ -98,10 +100,65 @@ mod stored_attempt {
 }
 
 impl MachineState {
+    /// Returns the state that follows `event`. Nothing else moves a machine from state to state.
+    ///
+    /// # Errors
+    /// [`IllegalTransition`], holding both, when the event does not apply.
+    pub fn transition(
+        self,
+        event: MachineEvent,
+    ) -> Result<Self, IllegalTransition<Self, MachineEvent>> {
+        use {MachineEvent as E, MachineState as S};
+        Ok(match (self, event) {
+            (S::Requested, E::Launched) => S::Booting,
+            // An agent may connect before the provider has confirmed its machine.
+            (S::Requested | S::Booting | S::Ready | S::Busy { .. }, E::Assigned { attempt })
+            | (S::Ready | S::Busy { .. }, E::Released { stopping: Some(attempt) }) => {
+                S::Busy { attempt }
+            }
+            (S::Ready | S::Busy { .. }, E::Released { stopping: None }) => S::Ready,
+            // A machine that was taken for gone is ended when it turns out to be there.
+            (
+                S::Requested
+                | S::Booting
+                | S::Ready
+                | S::Busy { .. }
+                | S::Terminating
+                | S::Terminated,
+                E::TerminationRequested,
+            ) => S::Terminating,
+            (
+                S::Requested
+                | S::Booting
+                | S::Ready
+                | S::Busy { .. }
+                | S::Terminating
+                | S::Terminated,
+                E::Gone,
+            ) => S::Terminated,
+            (state, event) => return Err(IllegalTransition::new(state, event)),
+        })
+    }
+
     /// Whether the machine is gone.
     pub const fn is_terminated(&self) -> bool {
         matches!(self, Self::Terminated)
     }
+}
+
+/// What moves a machine to its next state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MachineEvent {
+    Launched,
+    Assigned {
+        attempt: Attempt,
+    },
+    /// It has no job any more. Its agent may have yet to stop an attempt, or to end the export of a cache.
+    Released {
+        stopping: Option<Attempt>,
+    },
+    TerminationRequested,
+    Gone,
 }
 
 /// An export of a layer cache that goes on after its job has completed.

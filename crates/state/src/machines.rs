@@ -7,8 +7,8 @@ use stagely_protocol::{Arch, FailureReason, SystemInfo};
 use super::attempts::Failure;
 use super::step::Turn;
 use super::{
-    Attempt, Effect, JobState, LaunchRefusal, Machine, MachineKind, MachineState, Placement,
-    StopReason, Timestamp,
+    Attempt, Effect, JobState, LaunchRefusal, Machine, MachineEvent, MachineKind, MachineState,
+    Placement, StopReason, Timestamp,
 };
 use crate::ids::{JobId, MachineId, SessionId};
 
@@ -35,10 +35,8 @@ impl Turn<'_> {
         match machine.state {
             MachineState::Requested => {
                 let now = self.now;
-                self.state.change_machine(id, |machine| {
-                    machine.state = MachineState::Booting;
-                    machine.contact_at = now;
-                });
+                self.move_machine(id, MachineEvent::Launched);
+                self.state.change_machine(id, |machine| machine.contact_at = now);
             }
             // Its job was gone before the provider answered, or its record was wrong.
             MachineState::Terminating | MachineState::Terminated => {
@@ -129,7 +127,9 @@ impl Turn<'_> {
         }
         self.state.change_machine(id, |machine| machine.stopping = strays);
         match current {
-            Some(current) => self.set_busy(id, current),
+            Some(attempt) => {
+                self.move_machine(id, MachineEvent::Assigned { attempt });
+            }
             None => self.release(id),
         }
     }
@@ -147,11 +147,6 @@ impl Turn<'_> {
         }
         self.assign(id, current.job);
         Some(current)
-    }
-
-    pub(super) fn set_busy(&mut self, id: MachineId, attempt: Attempt) {
-        let busy = MachineState::Busy { attempt };
-        self.state.change_machine(id, |machine| machine.state = busy);
     }
 
     pub(super) fn agent_disconnected(&mut self, id: MachineId, session: SessionId) {
@@ -193,7 +188,8 @@ impl Turn<'_> {
         if machine.kind == MachineKind::Launched && machine.exporting.is_none() {
             return self.terminate(id);
         }
-        self.state.change_machine(id, |machine| machine.state = machine.idle_state());
+        let stopping = machine.yet_to_stop();
+        self.move_machine(id, MachineEvent::Released { stopping });
     }
 
     /// Expects nothing any more of a machine's agent, which is out of contact. What it still does it
@@ -217,8 +213,10 @@ impl Turn<'_> {
 
     /// Ends a launched machine, once and for all: also one whose record says that it is gone.
     pub(super) fn terminate(&mut self, id: MachineId) {
+        if !self.move_machine(id, MachineEvent::TerminationRequested) {
+            return;
+        }
         self.state.change_machine(id, |machine| {
-            machine.state = MachineState::Terminating;
             machine.exporting = None;
             machine.terminated_at = None;
         });
@@ -239,8 +237,8 @@ impl Turn<'_> {
 
     fn end_machine(&mut self, id: MachineId) {
         let now = self.now;
+        self.move_machine(id, MachineEvent::Gone);
         self.state.change_machine(id, |machine| {
-            machine.state = MachineState::Terminated;
             machine.exporting = None;
             machine.connected = false;
             machine.terminated_at = machine.terminated_at.or(Some(now));
@@ -263,13 +261,10 @@ impl Turn<'_> {
 }
 
 impl Machine {
-    /// The state of a machine without work.
-    fn idle_state(&self) -> MachineState {
-        let exporting = || self.exporting.map(|export| export.attempt);
-        match self.stopping.first().copied().or_else(exporting) {
-            Some(attempt) => MachineState::Busy { attempt },
-            None => MachineState::Ready,
-        }
+    /// What its agent does beside a job of its own.
+    fn yet_to_stop(&self) -> Option<Attempt> {
+        let exporting = self.exporting.map(|export| export.attempt);
+        self.stopping.first().copied().or(exporting)
     }
 
     /// The job that the machine is for, or busy with. Whether the job is still its own is for the

@@ -4,8 +4,8 @@
 use std::fmt;
 
 use super::step::Turn;
-use super::{JobEvent, JobState, RunEvent, RunState};
-use crate::ids::{JobId, RunId};
+use super::{JobEvent, JobState, MachineEvent, MachineState, RunEvent, RunState};
+use crate::ids::{JobId, MachineId, RunId};
 
 /// An event that does not apply to the state.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +33,7 @@ impl<State: fmt::Debug, Event: fmt::Debug> fmt::Display for IllegalTransition<St
 pub enum Anomaly {
     Run(RunId, IllegalTransition<RunState, RunEvent>),
     Job(JobId, IllegalTransition<JobState, JobEvent>),
+    Machine(MachineId, IllegalTransition<MachineState, MachineEvent>),
 }
 
 impl fmt::Display for Anomaly {
@@ -40,6 +41,7 @@ impl fmt::Display for Anomaly {
         match self {
             Self::Run(id, error) => write!(f, "{id}: {error}"),
             Self::Job(id, error) => write!(f, "{id}: {error}"),
+            Self::Machine(id, error) => write!(f, "{id}: {error}"),
         }
     }
 }
@@ -66,6 +68,18 @@ impl Turn<'_> {
                 true
             }
             Err(error) => self.note_anomaly(Anomaly::Job(id, error)),
+        }
+    }
+
+    /// Moves the machine. Returns false, and notes the anomaly, if it cannot take `event`.
+    pub(super) fn move_machine(&mut self, id: MachineId, event: MachineEvent) -> bool {
+        let Some(machine) = self.state.machines.get(&id) else { return false };
+        match machine.state.transition(event) {
+            Ok(state) => {
+                self.state.change_machine(id, |machine| machine.state = state);
+                true
+            }
+            Err(error) => self.note_anomaly(Anomaly::Machine(id, error)),
         }
     }
 

@@ -86,6 +86,26 @@ fn a_lost_attempt_is_followed_by_the_next_at_once_or_later() {
 }
 
 #[test]
+fn only_the_arrows_of_a_machine_can_be_taken() {
+    let attempt = attempt(JobId::from_bits(1), 1);
+    let events = [
+        MachineEvent::Launched,
+        MachineEvent::Assigned { attempt },
+        MachineEvent::Released { stopping: None },
+        MachineEvent::TerminationRequested,
+        MachineEvent::Gone,
+    ];
+    let legal = |state: MachineState| apply(&state, &events, MachineState::transition);
+
+    assert_eq!(legal(MachineState::Requested), [0, 1, 3, 4]);
+    assert_eq!(legal(MachineState::Booting), [1, 3, 4]);
+    assert_eq!(legal(MachineState::Ready), [1, 2, 3, 4]);
+    assert_eq!(legal(MachineState::Busy { attempt }), [1, 2, 3, 4]);
+    assert_eq!(legal(MachineState::Terminating), [3, 4]);
+    assert_eq!(legal(MachineState::Terminated), [3, 4], "it may be there after all");
+}
+
+#[test]
 fn a_refused_transition_returns_state_and_event() {
     let error = RunState::Completed.transition(RunEvent::Planned).unwrap_err();
 
