@@ -12,7 +12,7 @@ mod github;
 mod projects;
 mod registry;
 mod schedule;
-mod secrets;
+pub(crate) mod secrets;
 mod storage;
 mod warm_up;
 

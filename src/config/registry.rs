@@ -7,6 +7,7 @@ use serde::Deserialize;
 use stagely_protocol::ImageRef;
 
 use super::error::ConfigError;
+use super::secrets::read_secret;
 
 /// The `[registry]` table.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -54,12 +55,7 @@ impl RegistryConfig {
                 problem: "is missing although registry.username is set".to_owned(),
             });
         };
-        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::SecretFile {
-            key: "registry.password-file",
-            path: path.clone(),
-            source,
-        })?;
-        Ok(Some(SecretString::from(text.trim_end_matches(['\r', '\n']))))
+        read_secret("registry.password-file", path).map(Some)
     }
 
     pub(super) fn check(&self) -> Result<(), ConfigError> {
