@@ -59,8 +59,9 @@ use self::effects::{
     Terminator,
 };
 use self::github::Github;
-use self::github::reconcile::{Reconcile, Reconciled};
-use self::github::report::Reporting;
+use self::github::reconcile::Reconciler;
+use self::github::reconcile::status::ReconcileStatus;
+use self::github::report::queue::ReportQueue;
 use self::http::{
     AgentEndpoint, ApiState, ApiTokens, Endpoints, GithubStatus, Server, WebSockets,
     WebhookEndpoint,
@@ -231,7 +232,7 @@ impl Parts {
         tokens: ApiTokens,
     ) -> anyhow::Result<JoinSet<anyhow::Result<()>>> {
         let (sweeps, reconciled) =
-            (Sweeps::new(&self.providers, &self.records, &self.events), Reconciled::default());
+            (Sweeps::new(&self.providers, &self.records, &self.events), ReconcileStatus::default());
         let effects = self.effects()?;
         let warm_up = WarmUp::new(&self.config.warm_up, &self.records, &self.intake)?;
         let endpoints = self.endpoints(tokens, sweeps.clone(), reconciled.clone())?;
@@ -257,9 +258,9 @@ impl Parts {
         }
         // Before the server, so that the first delivery finds its project.
         configured_projects::link(&config, &records, &events, &intake, &secrets).await?;
-        let source = self.github;
-        let reconcile = Reconcile { source, config, records, intake, reconciled };
-        tasks.spawn(infallible(reconcile.run(stop)));
+        let github = self.github;
+        let reconciler = Reconciler { github, config, records, intake, status: reconciled };
+        tasks.spawn(infallible(reconciler.run(stop)));
         tasks.spawn(Server::new(listener, endpoints).run());
         Ok(tasks)
     }
@@ -311,7 +312,7 @@ impl Parts {
                 records: self.records.clone(),
                 logs: self.logs.clone(),
                 github: self.github.clone(),
-                reporting: Reporting::new(&self.records),
+                queue: ReportQueue::new(&self.records),
             },
             sessions: self.sessions.clone(),
         })
@@ -321,7 +322,7 @@ impl Parts {
         &self,
         tokens: ApiTokens,
         sweeps: Sweeps,
-        reconciled: Reconciled,
+        reconciled: ReconcileStatus,
     ) -> anyhow::Result<Endpoints> {
         let sockets = WebSockets::new(self.stop.clone(), self.config.agents.heartbeat_interval);
         let webhooks = WebhookEndpoint::new(&self.config, self.intake.clone())?;

@@ -22,7 +22,7 @@ use super::effects::{
     Terminator,
 };
 use super::github::Github;
-use super::github::report::Reporting;
+use super::github::report::queue::ReportQueue;
 use super::logs::{LogSettings, LogStore};
 use super::orchestrator::{self, Events, Orchestrator};
 use super::records::{Records, SharedRecords};
@@ -142,7 +142,7 @@ pub(super) fn effects(
             config: Arc::clone(&config),
             logs: LogStore::open(&folder.join("effects-logs.redb"), log_settings).unwrap(),
             github,
-            reporting: Reporting::new(&records),
+            queue: ReportQueue::new(&records),
             records: records.clone(),
         },
         launcher: Launcher { config, records, secrets, providers, binaries: Binaries::new(None) },

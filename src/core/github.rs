@@ -10,5 +10,9 @@ mod client;
 
 mod payload;
 
-pub use client::{FailedDelivery, Github, GithubError, GithubHealth, Permission};
+pub use client::Github;
+pub use client::deliveries::{DeliveryContent, FailedDelivery};
+pub use client::error::GithubError;
+pub use client::limits::GithubHealth;
+pub use client::repository::Permission;
 pub use payload::{PullRequest, Repository};

@@ -1,4 +1,4 @@
-//! Takes requests for runs: from the API, from the schedule of warm-ups, and from GitHub.
+//! Stores what comes in: requests of the API and of the schedule, and GitHub's news.
 
 pub(crate) mod rebuild;
 pub(crate) mod request;
@@ -9,18 +9,20 @@ pub(crate) mod projects;
 pub(crate) mod fields;
 pub(crate) mod names;
 
+mod pending;
+
 #[cfg(test)]
 mod fixtures;
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::convert::Infallible;
+use std::sync::Arc;
 
-use stagely_state::ids::{EnvironmentId, ProjectId, RunId};
-use stagely_state::{DeliveryId, Environment, Event, Project, Run};
+use stagely_state::ids::RunId;
+use stagely_state::{DeliveryId, Event, Project};
 use thiserror::Error;
 
-use self::github_events::Unused;
+use self::github_events::Ignored;
+use self::pending::PendingEnvironments;
 use self::projects::{LinkError, LinkProject, link};
 use self::request::RequestedRun;
 use super::disk::{DiskGuard, DiskNearlyFull};
@@ -28,95 +30,37 @@ use super::orchestrator::{Events, ShuttingDown};
 use super::records::{Records, SharedRecords};
 use super::secrets::SecretStore;
 
-/// Why no run was stored.
+/// Nothing was stored.
 #[derive(Debug, Error)]
 pub(crate) enum IntakeError<E> {
-    /// The request cannot be served.
     #[error("{0}")]
     Refused(E),
-    /// There is no room for it.
     #[error(transparent)]
     Disk(#[from] DiskNearlyFull),
-    /// Not now.
     #[error(transparent)]
     ShuttingDown(#[from] ShuttingDown),
 }
 
-/// Stores runs. Clones share it.
+/// Stores runs and projects. Clones share it.
 #[derive(Clone, Debug)]
 pub(crate) struct Intake {
     records: SharedRecords,
     events: Events,
     secrets: SecretStore,
     disk: DiskGuard,
-    /// Held while a new run's project and environment are looked up or named.
+    /// Held while a new run's project and environment are looked up or named, and stored.
     naming: Arc<tokio::sync::Mutex<()>>,
-    /// Environments that are on their way to the store.
-    newborn: Newborn,
+    pending: PendingEnvironments,
 }
 
-/// What became of something that GitHub said.
+/// What became of news from GitHub.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Heard {
-    /// It is stored with what it comes to.
+pub(crate) enum IngestOutcome {
+    /// An event is stored, which has this meaning for people.
     Accepted(&'static str),
-    /// Nothing comes of it, with the reason for people.
-    Ignored(String),
-    /// It came before.
+    Ignored(Ignored),
+    /// The same delivery was stored before.
     Repeated,
-}
-
-/// The ids of environments that are not in the records yet, each with the number of events that bring it:
-/// a burst of deliveries goes to the store side by side, and two of one pull request mean the same.
-#[derive(Clone, Debug, Default)]
-struct Newborn(Arc<Mutex<HashMap<Place, (EnvironmentId, usize)>>>);
-
-/// A project, and the name of an environment in it.
-type Place = (ProjectId, String);
-
-/// Keeps an id in [`Newborn`] until its event is in the store.
-#[derive(Debug)]
-struct Birth {
-    newborn: Newborn,
-    place: Place,
-}
-
-impl Newborn {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Place, (EnvironmentId, usize)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Gives `run` and `environment` the id that is on its way already, if one is. `known` must hold
-    /// the records of a moment after the lock was taken.
-    fn adopt(
-        &self,
-        places: &mut HashMap<Place, (EnvironmentId, usize)>,
-        known: &Records,
-        run: &mut Run,
-        environment: &mut Environment,
-    ) -> Option<Birth> {
-        if known.environments.contains_key(&environment.id) {
-            return None;
-        }
-        let place = (environment.project, environment.name.clone());
-        let (id, count) = places.entry(place.clone()).or_insert((environment.id, 0));
-        *count += 1;
-        environment.id = *id;
-        run.environment = *id;
-        Some(Birth { newborn: self.clone(), place })
-    }
-}
-
-impl Drop for Birth {
-    fn drop(&mut self) {
-        let mut places = self.newborn.lock();
-        if let Entry::Occupied(mut entry) = places.entry(self.place.clone()) {
-            entry.get_mut().1 -= 1;
-            if entry.get().1 == 0 {
-                entry.remove();
-            }
-        }
-    }
 }
 
 impl Intake {
@@ -126,11 +70,11 @@ impl Intake {
         secrets: SecretStore,
         disk: DiskGuard,
     ) -> Self {
-        Self { records, events, secrets, disk, naming: Arc::default(), newborn: Newborn::default() }
+        let pending = PendingEnvironments::default();
+        Self { records, events, secrets, disk, naming: Arc::default(), pending }
     }
 
-    /// Stores the run that `make` makes of the records. Whoever asks may hang up: it is not left half
-    /// done.
+    /// Stores the run that `make` makes from the records. A caller that hangs up does not interrupt this.
     ///
     /// # Errors
     /// [`IntakeError`]; then no run is stored.
@@ -139,24 +83,24 @@ impl Intake {
         make: impl FnOnce(&Records) -> Result<RequestedRun, E> + Send + 'static,
     ) -> Result<RunId, IntakeError<E>> {
         self.disk.check().await?;
-        let storing = tokio::spawn(self.clone().store(make));
+        let storing = tokio::spawn(self.clone().store_run(make));
         storing.await.expect("making records does not panic")
     }
 
-    async fn store<E>(
+    async fn store_run<E>(
         self,
         make: impl FnOnce(&Records) -> Result<RequestedRun, E> + Send,
     ) -> Result<RunId, IntakeError<E>> {
-        // Until the records are stored nobody else chooses a name: two repositories of one name would
-        // push over each other's images.
+        // Held until the records are stored: two repositories with the same name would push over each other's
+        // images.
         let _naming = self.naming.lock().await;
-        let (requested, _birth) = {
-            let mut newborn = self.newborn.lock();
+        let (requested, _reservation) = {
+            let mut pending = self.pending.lock();
             let records = self.records.read();
             let mut requested = make(&records).map_err(IntakeError::Refused)?;
             let (run, environment) = (&mut requested.run, &mut requested.environment);
-            let birth = self.newborn.adopt(&mut newborn, &records, run, environment);
-            (requested, birth)
+            let reservation = pending.reserve(&records, run, environment);
+            (requested, reservation)
         };
         let id = requested.run.id;
         let sealed = self.secrets.seal_run(id, &requested.secrets);
@@ -169,50 +113,50 @@ impl Intake {
         Ok(id)
     }
 
-    /// Stores what GitHub said and what it comes to, which `make` finds in the records. Whoever says it may
-    /// hang up: it is not left half done.
+    /// Stores a delivery together with the event that `make` makes of it from the records. A sender that hangs
+    /// up does not interrupt this. News without a `delivery` comes from a list, and is stored without an id.
     ///
     /// # Errors
-    /// [`IntakeError`]; then it is not stored.
-    pub(crate) async fn hear(
+    /// [`IntakeError`]; then nothing is stored.
+    pub(crate) async fn ingest(
         &self,
         delivery: Option<DeliveryId>,
-        make: impl FnOnce(&Records) -> Result<Event, Unused> + Send + 'static,
-    ) -> Result<Heard, IntakeError<Unused>> {
+        make: impl FnOnce(&Records) -> Result<Event, Ignored> + Send + 'static,
+    ) -> Result<IngestOutcome, IntakeError<Infallible>> {
         let space = self.disk.check().await;
-        let storing = tokio::spawn(self.clone().store_heard(delivery, space, make));
+        let storing = tokio::spawn(self.clone().store_news(delivery, space, make));
         storing.await.expect("making events does not panic")
     }
 
-    async fn store_heard(
+    async fn store_news(
         self,
         delivery: Option<DeliveryId>,
         space: Result<(), DiskNearlyFull>,
-        make: impl FnOnce(&Records) -> Result<Event, Unused> + Send,
-    ) -> Result<Heard, IntakeError<Unused>> {
-        let (found, _birth) = {
-            let mut newborn = self.newborn.lock();
+        make: impl FnOnce(&Records) -> Result<Event, Ignored> + Send,
+    ) -> Result<IngestOutcome, IntakeError<Infallible>> {
+        let (found, _reservation) = {
+            let mut pending = self.pending.lock();
             let records = self.records.read();
             if delivery.is_some_and(|delivery| records.deliveries.contains_key(&delivery)) {
-                return Ok(Heard::Repeated);
+                return Ok(IngestOutcome::Repeated);
             }
             let mut found = make(&records);
-            let birth = match &mut found {
+            let reservation = match &mut found {
                 Ok(Event::HeadMoved { run, environment, .. }) => {
-                    // Closings and cancellations make room, and are taken in any case.
+                    // Only news that makes a run is refused: closing and cancelling free disk space.
                     space?;
-                    self.newborn.adopt(&mut newborn, &records, run, environment)
+                    pending.reserve(&records, run, environment)
                 }
                 _ => None,
             };
-            (found, birth)
+            (found, reservation)
         };
-        let (event, heard) = match found {
+        let (event, outcome) = match found {
             Ok(event) => {
-                let heard = Heard::Accepted(meaning(&event));
-                (Some(Box::new(event)), heard)
+                let outcome = IngestOutcome::Accepted(meaning(&event));
+                (Some(Box::new(event)), outcome)
             }
-            Err(Unused(why)) => (None, Heard::Ignored(why)),
+            Err(reason) => (None, IngestOutcome::Ignored(reason)),
         };
         match (delivery, event) {
             (Some(delivery), event) => {
@@ -221,10 +165,10 @@ impl Intake {
             (None, Some(event)) => self.events.store(*event).await?,
             (None, None) => {}
         }
-        Ok(heard)
+        Ok(outcome)
     }
 
-    /// Stores the project of a repository, new or changed; says which it is, and whether it is new.
+    /// Stores the project of a repository, new or changed. Returns it, and whether it is new.
     ///
     /// # Errors
     /// [`IntakeError`]; then nothing is stored.
@@ -245,7 +189,7 @@ impl Intake {
     }
 }
 
-/// What an event of GitHub's means, for people.
+/// The meaning of an event, for people.
 const fn meaning(event: &Event) -> &'static str {
     match event {
         Event::HeadMoved { .. } => "a run of this commit, if it is news",

@@ -17,7 +17,7 @@ use tokio::time::sleep;
 use tracing::warn;
 
 use super::CloneTokens;
-use super::clone_token::Patience;
+use super::clone_token::{CLONE_TOKEN_RETRIES, retry_clone_token};
 use crate::config::RegistryConfig;
 use crate::core::records::{Records, SharedRecords};
 use crate::core::registry::Registry;
@@ -131,15 +131,16 @@ impl Assigner {
         if self.secrets.open_run(run.id)?.clone_token.is_some() {
             return Ok(Some(None));
         }
-        let mut patience = Patience::default();
+        let mut backoff = CLONE_TOKEN_RETRIES.start();
         loop {
-            let error = match self.clone_tokens.minted_token(&run, &project).await {
+            let error = match self.clone_tokens.repository_token(&run, &project).await {
                 Ok(token) => return Ok(Some(token)),
                 Err(error) => error,
             };
-            let Some(wait) = patience.after(&error) else {
+            let Some(wait) = backoff.next_wait(retry_clone_token(&error)) else {
                 return Err(error).context("no token can be had for the clone");
             };
+            warn!(%error, "no token for a clone; trying again in {wait:?}");
             sleep(wait).await;
             if attempted(&self.records.read(), machine, attempt).is_none() {
                 return Ok(None);

@@ -2,23 +2,17 @@
 
 use std::time::Duration;
 
-use backon::{BackoffBuilder as _, ExponentialBuilder};
 use stagely_state::ids::EnvironmentId;
 use stagely_state::{Command, CommandKind, Event, Project, Run};
 use tracing::warn;
 
-use crate::core::clock::now;
 use crate::core::github::{Github, GithubError, Permission};
 use crate::core::intake::rebuild::rebuild_environment;
 use crate::core::records::SharedRecords;
+use crate::core::retry::RetryPolicy;
 
-/// The waits before GitHub is asked again, as long as it does not answer.
-const WAITS: ExponentialBuilder = ExponentialBuilder::new()
-    .with_min_delay(Duration::from_secs(1))
-    .with_max_delay(LONGEST_WAIT)
-    .without_max_times()
-    .with_jitter();
-const LONGEST_WAIT: Duration = Duration::from_mins(1);
+const PERMISSION_RETRIES: RetryPolicy =
+    RetryPolicy::new(Duration::from_secs(1), Duration::from_mins(1)).jitter();
 
 /// Checks whether the authors of commands may give them.
 #[derive(Debug)]
@@ -28,13 +22,13 @@ pub(crate) struct CommandChecker {
 }
 
 impl CommandChecker {
-    /// Asks until there is an answer.
+    /// Asks until GitHub answers.
     pub(super) async fn check(&self, environment: EnvironmentId, command: Command) -> Event {
         let verdict = self.verdict(environment, &command).await;
         Event::CommandChecked { environment, command, verdict }
     }
 
-    /// The run that the command makes, if it makes one; or why it is not followed.
+    /// The run that the command makes, if it makes one; or why it is refused.
     async fn verdict(
         &self,
         environment: EnvironmentId,
@@ -47,8 +41,8 @@ impl CommandChecker {
         };
         let project = project.ok_or("its environment is gone")?;
         let permission = self.permission_of(&project, &command.author).await.map_err(|error| {
-            warn!(%error, project = project.name, "a permission cannot be found out");
-            let why = error.in_public();
+            warn!(%error, project = project.name, "a permission cannot be read");
+            let why = error.public_message();
             format!("what they may do in the repository cannot be found out ({why})")
         })?;
         if permission < Permission::Write {
@@ -64,19 +58,9 @@ impl CommandChecker {
         project: &Project,
         account: &str,
     ) -> Result<Permission, GithubError> {
-        let mut waits = WAITS.build();
-        loop {
-            let error = match self.github.permission(project, account).await {
-                Err(error) if error.is_transient() => error,
-                answer => return answer,
-            };
-            let wait = match &error {
-                GithubError::RateLimited { until } => until.since(now()),
-                _ => Duration::ZERO,
-            };
-            let wait = wait.max(waits.next().unwrap_or(LONGEST_WAIT));
-            warn!(%error, project = project.name, "asking for a permission again in {wait:?}");
-            tokio::time::sleep(wait).await;
-        }
+        let what = format!("reading a permission in {}", project.name);
+        PERMISSION_RETRIES
+            .run(what, GithubError::retry, || self.github.permission(project, account))
+            .await
     }
 }

@@ -148,8 +148,10 @@ impl Planner {
         let token = match own_token {
             Some(token) => Some(token),
             None => {
-                with_github_limit(self.clone_tokens.minted_token(&subject.run, &subject.project))
-                    .await?
+                with_github_timeout(
+                    self.clone_tokens.repository_token(&subject.run, &subject.project),
+                )
+                .await?
             }
         };
         let is_githubs = known_to_github(&subject).is_some();
@@ -172,7 +174,7 @@ impl Planner {
         cancel: &CancellationToken,
     ) -> Result<Option<PlannedRun>, NotPlanned> {
         let (file, commit) = (stagely_manifest::FILE_NAME, &resolved.commit);
-        let bytes = with_github_limit(self.github.file(&subject.project, file, commit)).await?;
+        let bytes = with_github_timeout(self.github.file(&subject.project, file, commit)).await?;
         let bytes = bytes.ok_or_else(|| {
             let advice = "add one to the top of the repository";
             failed(FailureReason::Manifest, format!("{file} is missing at {commit}: {advice}"))
@@ -256,7 +258,7 @@ fn known_to_github(subject: &Subject) -> Option<ResolvedRef> {
 }
 
 /// A GitHub that accepts connections and does not answer must not use up the run's time for planning.
-async fn with_github_limit<T>(
+async fn with_github_timeout<T>(
     request: impl Future<Output = Result<T, GithubError>>,
 ) -> Result<T, GithubError> {
     let silent = || GithubError::Unavailable("it takes too long".to_owned());

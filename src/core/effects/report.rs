@@ -1,4 +1,4 @@
-//! Tells GitHub of an environment.
+//! Publishes the reports of environments at GitHub.
 
 use std::sync::Arc;
 
@@ -7,7 +7,9 @@ use stagely_state::{Event, Project};
 
 use crate::config::Config;
 use crate::core::github::Github;
-use crate::core::github::report::{AtGithub, Reporting, Teller, told};
+use crate::core::github::report::queue::ReportQueue;
+use crate::core::github::report::reporter::{EnvironmentReporter, published};
+use crate::core::github::report::target::GithubTarget;
 use crate::core::logs::LogStore;
 use crate::core::records::SharedRecords;
 
@@ -18,40 +20,34 @@ pub(crate) struct Reporter {
     pub(crate) records: SharedRecords,
     pub(crate) logs: LogStore,
     pub(crate) github: Github,
-    pub(crate) reporting: Reporting,
+    pub(crate) queue: ReportQueue,
 }
 
 impl Reporter {
-    /// Tells until it is told, or GitHub refuses.
+    /// Tries until the report is published or refused.
     pub(super) async fn report(&self, environment: EnvironmentId) -> Event {
-        let Some((project, number)) = self.place_of(environment) else {
-            self.reporting.remember(environment, None);
-            let records = self.records.read();
-            let report = records.environments.get(&environment).map(|found| found.report.clone());
-            let report = report.unwrap_or_default();
-            return Event::Reported {
-                environment,
-                wanted: report.wanted,
-                result: Ok(told(report)),
-            };
+        let Some((project, number)) = self.linked_project(environment) else {
+            self.queue.remember(environment, None);
+            let (wanted, published) = published(&self.records, environment);
+            return Event::Reported { environment, wanted, result: Ok(published) };
         };
-        let teller = Teller {
-            place: AtGithub { github: self.github.clone(), project, number },
+        let reporter = EnvironmentReporter {
+            target: GithubTarget { github: self.github.clone(), project, number },
             has_comment: number.is_some(),
             environment,
             records: self.records.clone(),
             logs: self.logs.clone(),
             public_url: self.config.core.url(),
             approval_label: self.config.github.approval_label.clone(),
-            reporting: self.reporting.clone(),
+            queue: self.queue.clone(),
             interval: self.config.github.report_interval,
         };
-        let (wanted, result) = teller.tell().await;
+        let (wanted, result) = reporter.publish().await;
         Event::Reported { environment, wanted, result }
     }
 
-    /// The repository and the pull request; `None` where nobody listens.
-    fn place_of(&self, environment: EnvironmentId) -> Option<(Project, Option<u64>)> {
+    /// The project and the pull request of an environment; `None` if its project has no repository at GitHub.
+    fn linked_project(&self, environment: EnvironmentId) -> Option<(Project, Option<u64>)> {
         let records = self.records.read();
         let environment = records.environments.get(&environment)?;
         let project = records.projects.get(&environment.project)?;

@@ -1,93 +1,56 @@
-//! The only code that speaks with GitHub's API.
+//! The client of GitHub's API: chooses the credentials of a request, repeats reads, and notes failures.
+//!
+//! Only this module sends requests to GitHub.
+
+pub(super) mod deliveries;
+pub(super) mod error;
+pub(super) mod limits;
+pub(super) mod repository;
+
+mod writes;
 
 mod api;
 mod app;
 mod credentials;
-mod error;
-mod limits;
 
-use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use axum::http::Method;
-use backon::{ExponentialBuilder, Retryable as _};
 use secrecy::SecretString;
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde_json::json;
-use serde_json::value::RawValue;
-use stagely_protocol::CommitSha;
-use stagely_state::{CommitStatus, DeliveryId, GithubRepository, Project, Timestamp};
+use stagely_state::{GithubRepository, Project};
 use tracing::debug;
 
-use self::api::{Answer, Api, Ask, path};
-use self::app::{Installations, explained};
+use self::api::{ApiClient, ApiRequest, ApiResponse, path};
+use self::app::{Installations, with_advice};
 use self::credentials::{App, Credential, Credentials, Variables};
-use self::limits::{Account, Budget};
-use super::payload::{PullRequest, PullRequestPayload, Repository, RepositoryPayload, moment};
-use super::webhook::delivery_id;
+use self::error::GithubError;
+use self::limits::{Account, GithubHealth, WriteLimiter};
 use crate::config::Config;
 use crate::core::clock::now;
+use crate::core::retry::{Retry, RetryPolicy};
 use crate::core::secrets::SecretStore;
 
-pub use self::error::GithubError;
-pub use self::limits::GithubHealth;
-
-/// What is only read is asked for three times.
-const PATIENCE: ExponentialBuilder = ExponentialBuilder::new()
-    .with_min_delay(Duration::from_millis(500))
-    .with_max_times(2)
-    .with_jitter();
-
-/// The most of a file that is read: more than any `stagely.yaml` may have.
-const FILE_BYTES_MAX: usize = 1024 * 1024;
+/// Reads are sent up to three times.
+const READ_RETRIES: RetryPolicy =
+    RetryPolicy::new(Duration::from_millis(500), Duration::from_mins(1)).retries_max(2).jitter();
 
 /// The most pages of a list: ten thousand pull requests or comments.
 const PAGES_MAX: usize = 100;
 
-/// The file as it is, not in JSON.
-const RAW: &str = "application/vnd.github.raw+json";
-
-/// The commit's id alone.
-const SHA: &str = "application/vnd.github.sha";
-
-/// What an account may do in a repository.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Permission {
-    /// Nothing.
-    None,
-    /// Look.
-    Read,
-    /// Push.
-    Write,
-    /// All.
-    Admin,
-}
-
-/// A delivery that no core answered well.
-#[derive(Clone, Debug)]
-pub struct FailedDelivery {
-    /// GitHub's number of this try.
-    pub id: u64,
-    /// What all its tries have in common.
-    pub delivery: DeliveryId,
-    /// When.
-    pub at: Timestamp,
-}
-
-/// Asks GitHub. Clones share limits and tokens.
+/// The client. Clones share rate limits and tokens.
 #[derive(Clone)]
 pub struct Github {
     inner: Arc<Inner>,
 }
 
 struct Inner {
-    api: Api,
+    api: ApiClient,
     credentials: Credentials,
     installations: Installations,
-    budget: Budget,
+    write_limiter: WriteLimiter,
+    /// The last failure; `None` after a success.
     problem: Mutex<Option<String>>,
 }
 
@@ -97,54 +60,21 @@ impl fmt::Debug for Github {
     }
 }
 
-/// What one request shows.
-struct Session {
+/// The credentials of one request.
+struct Authorization {
     account: Account,
     bearer: SecretString,
-    /// Where the token comes from, for people; `None` for one that an app made.
+    /// Names the source of a token that a person made; `None` for a token of the app.
     setting: Option<String>,
 }
 
-#[derive(Deserialize)]
-struct PermissionPayload {
-    permission: String,
-    #[serde(default)]
-    role_name: String,
-}
-
-#[derive(Deserialize)]
-struct CommentPayload {
-    id: u64,
-    #[serde(default)]
-    body: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct TryPayload {
-    id: u64,
-    guid: String,
-    delivered_at: jiff::Timestamp,
-    status_code: u16,
-}
-
-#[derive(Deserialize)]
-struct DeliveryPayload {
-    event: String,
-    request: DeliveryRequest,
-}
-
-#[derive(Deserialize)]
-struct DeliveryRequest {
-    payload: Box<RawValue>,
-}
-
 impl Github {
-    /// Makes the client. Files that hold secrets are read when they are needed.
+    /// Makes the client. Files that hold secrets are read when a request needs them.
     ///
     /// # Errors
-    /// The API's address cannot be.
+    /// The API's address is not a URI.
     pub fn new(config: Arc<Config>, secrets: SecretStore) -> anyhow::Result<Self> {
-        Self::with_variables(config, secrets, Variables::read())
+        Self::with_variables(config, secrets, Variables::of_process())
     }
 
     fn with_variables(
@@ -153,8 +83,8 @@ impl Github {
         variables: Variables,
     ) -> anyhow::Result<Self> {
         let inner = Inner {
-            api: Api::new(&config.github.api_url)?,
-            budget: Budget::new(&config.github),
+            api: ApiClient::new(&config.github.api_url)?,
+            write_limiter: WriteLimiter::new(&config.github),
             credentials: Credentials::new(config, secrets, variables),
             installations: Installations::default(),
             problem: Mutex::default(),
@@ -167,404 +97,159 @@ impl Github {
         self.inner.credentials.has_app()
     }
 
-    /// Reads a file of a commit; `None` where it has none of that name.
-    ///
-    /// # Errors
-    /// [`GithubError`].
-    pub async fn file(
-        &self,
-        project: &Project,
-        path: &str,
-        commit: &CommitSha,
-    ) -> Result<Option<Vec<u8>>, GithubError> {
-        let repository = repository_of(project)?;
-        let below = ["contents"].into_iter().chain(path.split('/'));
-        let address = format!("{}?ref={commit}", in_repository(repository, below));
-        let what = format!("{path} at {commit} in {repository}");
-        let ask = Ask { accept: RAW, bytes_max: FILE_BYTES_MAX, ..Ask::get(address, what) };
-        match self.read(project, repository, &ask).await {
-            Ok(answer) => Ok(Some(answer.body.to_vec())),
-            // A commit that is not there has no files either.
-            Err(GithubError::NotFound(_)) => {
-                let address = in_repository(repository, ["commits", commit.as_str()]);
-                let what = format!("commit {commit} in {repository}");
-                let ask = Ask { accept: SHA, ..Ask::get(address, what.clone()) };
-                match self.read(project, repository, &ask).await {
-                    Ok(_) => Ok(None),
-                    Err(GithubError::Refused { status: 422, .. }) => {
-                        Err(GithubError::NotFound(what))
-                    }
-                    Err(error) => Err(error),
-                }
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// A token that only reads the contents of this repository, for one job. `None` where nothing but a
-    /// person's own token is known and `is_foreign` says that the commit is a fork's.
+    /// A token that only reads the contents of this repository, for one job. `None` if only a person's token is
+    /// known and the commit is a fork's (`from_fork`).
     ///
     /// # Errors
     /// [`GithubError`].
     pub async fn clone_token(
         &self,
         project: &Project,
-        is_foreign: bool,
+        from_fork: bool,
     ) -> Result<Option<SecretString>, GithubError> {
         let repository = repository_of(project)?;
-        let token = async || {
-            let credentials = &self.inner.credentials;
-            let app = if is_foreign {
-                let Some(app) = credentials.app().await? else { return Ok(None) };
-                app
-            } else {
-                match credentials.of(project, repository).await? {
-                    Credential::Token(token) => return Ok(Some(token.value)),
-                    Credential::App(app) => app,
-                }
-            };
-            let Inner { api, installations, .. } = &*self.inner;
-            installations.clone_token(api, &app, repository).await.map(Some)
-        };
-        self.noted(token.retry(PATIENCE).when(is_worth_another).await)
+        let create = || self.create_clone_token(project, repository, from_fork);
+        self.noted(repeated("making a token for a clone", create).await)
     }
 
-    /// What `account` may do in the repository.
-    ///
-    /// # Errors
-    /// [`GithubError`].
-    pub async fn permission(
+    async fn create_clone_token(
         &self,
         project: &Project,
-        account: &str,
-    ) -> Result<Permission, GithubError> {
-        let repository = repository_of(project)?;
-        let address = in_repository(repository, ["collaborators", account, "permission"]);
-        let ask = Ask::get(address, format!("the permission of {account} in {repository}"));
-        let payload: PermissionPayload = match self.read(project, repository, &ask).await {
-            Ok(answer) => answer.json(&ask)?,
-            Err(GithubError::NotFound(_)) => return Ok(Permission::None),
-            Err(error) => return Err(error),
-        };
-        Ok(match (payload.permission.as_str(), payload.role_name.as_str()) {
-            ("admin", _) => Permission::Admin,
-            ("write" | "maintain", _) | (_, "maintain") => Permission::Write,
-            ("read" | "triage", _) => Permission::Read,
-            _ => Permission::None,
-        })
-    }
-
-    /// The repository as it is now.
-    ///
-    /// # Errors
-    /// [`GithubError`].
-    pub async fn repository(&self, project: &Project) -> Result<Repository, GithubError> {
-        let repository = repository_of(project)?;
-        let ask = Ask::get(in_repository(repository, []), format!("repository {repository}"));
-        let answer = self.read(project, repository, &ask).await?;
-        Ok(answer.json::<RepositoryPayload>(&ask)?.into())
-    }
-
-    /// All open pull requests.
-    ///
-    /// # Errors
-    /// [`GithubError`].
-    pub async fn open_pull_requests(
-        &self,
-        project: &Project,
-    ) -> Result<Vec<PullRequest>, GithubError> {
-        let repository = repository_of(project)?;
-        // In this order a new one while the pages are read moves no other to a page before.
-        let query = "state=open&sort=created&direction=asc&per_page=100";
-        let address = format!("{}?{query}", in_repository(repository, ["pulls"]));
-        let ask = Ask::get(address, format!("the open pull requests of {repository}"));
-        let mut all: Vec<PullRequest> = Vec::new();
-        self.pages(project, repository, ask, |page: Vec<PullRequestPayload>| {
-            all.extend(page.into_iter().map(PullRequest::from));
-            true
-        })
-        .await?;
-        Ok(all)
-    }
-
-    /// One pull request.
-    ///
-    /// # Errors
-    /// [`GithubError`].
-    pub async fn pull_request(
-        &self,
-        project: &Project,
-        number: u64,
-    ) -> Result<PullRequest, GithubError> {
-        let repository = repository_of(project)?;
-        let address = in_repository(repository, ["pulls", &number.to_string()]);
-        let ask = Ask::get(address, format!("pull request {number} of {repository}"));
-        let answer = self.read(project, repository, &ask).await?;
-        Ok(answer.json::<PullRequestPayload>(&ask)?.into())
-    }
-
-    /// The comment of a pull request that begins with `marker`; the oldest of more.
-    ///
-    /// # Errors
-    /// [`GithubError`].
-    pub async fn find_comment(
-        &self,
-        project: &Project,
-        number: u64,
-        marker: &str,
-    ) -> Result<Option<u64>, GithubError> {
-        let repository = repository_of(project)?;
-        let list = in_repository(repository, ["issues", &number.to_string(), "comments"]);
-        let what = format!("the comments of pull request {number} of {repository}");
-        let mut found = None;
-        let ask = Ask::get(format!("{list}?per_page=100"), what);
-        self.pages(project, repository, ask, |page: Vec<CommentPayload>| {
-            let holds =
-                |it: &CommentPayload| it.body.as_ref().is_some_and(|body| body.starts_with(marker));
-            found = page.iter().find(|it| holds(it)).map(|it| it.id);
-            found.is_none()
-        })
-        .await?;
-        Ok(found)
-    }
-
-    /// Waits until a comment may be written. Whoever is to write one asks first and makes up the text then:
-    /// it may take minutes.
-    pub async fn room_for_comment(&self) {
-        self.inner.budget.comment().await;
-    }
-
-    /// Waits until a status may be written, as [`room_for_comment`](Self::room_for_comment).
-    pub async fn room_for_status(&self) {
-        self.inner.budget.status().await;
-    }
-
-    /// Writes a comment and returns its id.
-    ///
-    /// # Errors
-    /// [`GithubError`]; it may be written all the same.
-    pub async fn create_comment(
-        &self,
-        project: &Project,
-        number: u64,
-        body: &str,
-    ) -> Result<u64, GithubError> {
-        let repository = repository_of(project)?;
-        let address = in_repository(repository, ["issues", &number.to_string(), "comments"]);
-        let what = format!("the comments of pull request {number} of {repository}");
-        let ask = Ask::send(Method::POST, address, &json!({ "body": body }), what);
-        let answer = self.write(project, repository, &ask).await?;
-        Ok(answer.json::<CommentPayload>(&ask)?.id)
-    }
-
-    /// Writes a comment anew.
-    ///
-    /// # Errors
-    /// [`GithubError`]; [`GithubError::NotFound`] if somebody deleted it.
-    pub async fn edit_comment(
-        &self,
-        project: &Project,
-        comment: u64,
-        body: &str,
-    ) -> Result<(), GithubError> {
-        let repository = repository_of(project)?;
-        let address = in_repository(repository, ["issues", "comments", &comment.to_string()]);
-        let what = format!("comment {comment} of {repository}");
-        let ask = Ask::send(Method::PATCH, address, &json!({ "body": body }), what);
-        self.write(project, repository, &ask).await.map(drop)
-    }
-
-    /// Sets a status of a commit.
-    ///
-    /// # Errors
-    /// [`GithubError`].
-    pub async fn set_status(
-        &self,
-        project: &Project,
-        commit: &CommitSha,
-        context: &str,
-        status: &CommitStatus,
-    ) -> Result<(), GithubError> {
-        let repository = repository_of(project)?;
-        let address = in_repository(repository, ["statuses", commit.as_str()]);
-        let body = json!({
-            "state": status.state,
-            "description": status.description,
-            "target_url": status.target_url,
-            "context": context,
-        });
-        let what = format!("the statuses of {commit} in {repository}");
-        let ask = Ask::send(Method::POST, address, &body, what);
-        self.write(project, repository, &ask).await.map(drop)
-    }
-
-    /// The deliveries since `since` that failed, the oldest first; none without a GitHub App.
-    ///
-    /// # Errors
-    /// [`GithubError`].
-    pub async fn failed_deliveries(
-        &self,
-        since: Timestamp,
-    ) -> Result<Vec<FailedDelivery>, GithubError> {
-        let Some(app) = self.noted(self.inner.credentials.app().await)? else {
-            return Ok(Vec::new());
-        };
-        // `None`: a later try went well.
-        let mut newest: HashMap<String, Option<FailedDelivery>> = HashMap::new();
-        let mut next = Some("/app/hook/deliveries?per_page=100".to_owned());
-        for _ in 0..PAGES_MAX {
-            let Some(address) = next else { break };
-            let ask = Ask::get(address, "the deliveries of the GitHub App");
-            let answer = match self.read_as_app(&app, &ask).await {
-                // An app need not have a webhook.
-                Err(GithubError::NotFound(_)) => break,
-                answer => answer?,
-            };
-            let page: Vec<TryPayload> = answer.json(&ask)?;
-            let is_last = page.last().is_none_or(|it| moment(it.delivered_at) < since);
-            for one in page.into_iter().filter(|it| moment(it.delivered_at) >= since) {
-                let is_good = (200..300).contains(&one.status_code);
-                let failed = FailedDelivery {
-                    id: one.id,
-                    delivery: delivery_id(&one.guid),
-                    at: moment(one.delivered_at),
-                };
-                let known = newest.entry(one.guid).or_insert(Some(failed));
-                if is_good {
-                    *known = None;
-                }
+        repository: &GithubRepository,
+        from_fork: bool,
+    ) -> Result<Option<SecretString>, GithubError> {
+        let Inner { api, credentials, installations, .. } = &*self.inner;
+        let app = if from_fork {
+            let Some(app) = credentials.app().await? else { return Ok(None) };
+            app
+        } else {
+            match credentials.of(project, repository).await? {
+                Credential::Token(token) => return Ok(Some(token.value)),
+                Credential::App(app) => app,
             }
-            next = answer.next_page().filter(|_| !is_last);
-        }
-        let mut failed: Vec<FailedDelivery> = newest.into_values().flatten().collect();
-        failed.sort_by_key(|it| (it.at, it.id));
-        Ok(failed)
-    }
-
-    /// The event and the payload of a delivery.
-    ///
-    /// # Errors
-    /// [`GithubError`].
-    pub async fn delivery(&self, id: u64) -> Result<(String, Vec<u8>), GithubError> {
-        let Some(app) = self.noted(self.inner.credentials.app().await)? else {
-            let problem = "deliveries are read by a GitHub App only: set github.app-id";
-            return Err(GithubError::Credentials(problem.to_owned()));
         };
-        let address = path(["app", "hook", "deliveries", &id.to_string()]);
-        let ask = Ask::get(address, format!("delivery {id}"));
-        let answer = self.read_as_app(&app, &ask).await?;
-        let DeliveryPayload { event, request } = answer.json(&ask)?;
-        Ok((event, request.payload.get().as_bytes().to_vec()))
+        installations.clone_token(api, &app, repository).await.map(Some)
     }
 
-    /// How core gets on with it.
+    /// Rate limits and the last failure.
     pub fn health(&self) -> GithubHealth {
         let problem = self.inner.problem.lock().unwrap_or_else(PoisonError::into_inner).clone();
         GithubHealth { problem, ..self.inner.api.limits.health(now()) }
     }
 
-    /// Reads page after page until `take` has enough.
-    async fn pages<T: DeserializeOwned>(
+    /// Reads page after page until `take` returns false.
+    async fn read_pages<T: DeserializeOwned>(
         &self,
         project: &Project,
         repository: &GithubRepository,
-        mut ask: Ask,
+        mut request: ApiRequest,
         mut take: impl FnMut(Vec<T>) -> bool,
     ) -> Result<(), GithubError> {
         for _ in 0..PAGES_MAX {
-            let answer = self.read(project, repository, &ask).await?;
-            if !take(answer.json(&ask)?) {
+            let response = self.read(project, repository, &request).await?;
+            if !take(response.json(&request)?) {
                 return Ok(());
             }
-            match answer.next_page() {
-                Some(next) => ask.path = next,
+            match response.next_page() {
+                Some(next) => request.path = next,
                 None => return Ok(()),
             }
         }
-        // Half a list would look as if the rest were closed.
-        let message = format!("{} fill more than {PAGES_MAX} pages", ask.what);
+        // With half a list the other pull requests would seem to be closed.
+        let message = format!("{} fill more than {PAGES_MAX} pages", request.what);
         self.noted(Err(GithubError::Refused { status: 200, message }))
     }
 
-    /// Asks for something that may be asked for twice.
+    /// Sends a request that may be repeated.
     async fn read(
         &self,
         project: &Project,
         repository: &GithubRepository,
-        ask: &Ask,
-    ) -> Result<Answer, GithubError> {
-        let read = async || self.ask(project, repository, ask).await;
-        self.noted(read.retry(PATIENCE).when(is_worth_another).await)
+        request: &ApiRequest,
+    ) -> Result<ApiResponse, GithubError> {
+        let read = || self.send(project, repository, request);
+        self.noted(repeated(&request.what, read).await)
     }
 
-    /// Writes once: whether it was written after all, only the caller can find out.
+    /// Sends a request once: after a lost response only the caller can find out whether it took effect.
     async fn write(
         &self,
         project: &Project,
         repository: &GithubRepository,
-        ask: &Ask,
-    ) -> Result<Answer, GithubError> {
-        self.noted(self.ask(project, repository, ask).await)
+        request: &ApiRequest,
+    ) -> Result<ApiResponse, GithubError> {
+        self.noted(self.send(project, repository, request).await)
     }
 
-    async fn read_as_app(&self, app: &App, ask: &Ask) -> Result<Answer, GithubError> {
-        let read = async || {
-            let answer = self.inner.api.ask(&Account::App, &app.jwt().await?, ask).await;
-            answer.map_err(|error| explained(error, app))
-        };
-        self.noted(read.retry(PATIENCE).when(is_worth_another).await)
+    /// As [`read`](Self::read), for requests about the app itself.
+    async fn read_as_app(
+        &self,
+        app: &App,
+        request: &ApiRequest,
+    ) -> Result<ApiResponse, GithubError> {
+        self.noted(repeated(&request.what, || self.send_as_app(app, request)).await)
     }
 
-    async fn ask(
+    async fn send_as_app(
+        &self,
+        app: &App,
+        request: &ApiRequest,
+    ) -> Result<ApiResponse, GithubError> {
+        let response = self.inner.api.send(&Account::App, &app.jwt().await?, request).await;
+        response.map_err(|error| with_advice(error, app))
+    }
+
+    async fn send(
         &self,
         project: &Project,
         repository: &GithubRepository,
-        ask: &Ask,
-    ) -> Result<Answer, GithubError> {
-        let session = self.session(project, repository).await?;
-        let answer = self.inner.api.ask(&session.account, &session.bearer, ask).await;
-        match (answer, session.setting) {
+        request: &ApiRequest,
+    ) -> Result<ApiResponse, GithubError> {
+        let Authorization { account, bearer, setting } =
+            self.authorization(project, repository).await?;
+        let response = self.inner.api.send(&account, &bearer, request).await;
+        match (response, setting) {
             (Err(GithubError::Refused { status: 401, message }), Some(setting)) => {
                 Err(GithubError::Credentials(format!(
                     "GitHub does not take {setting} any more ({message}): make a new token and store it"
                 )))
             }
-            // The installation's token ended early. Nothing was done, so it is safe to write again.
+            // The installation's token was revoked early. GitHub did nothing, so a write may be repeated.
             (Err(GithubError::Refused { status: 401, .. }), None) => {
                 self.inner.installations.forget(repository).await;
-                let session = self.session(project, repository).await?;
-                self.inner.api.ask(&session.account, &session.bearer, ask).await
+                let renewed = self.authorization(project, repository).await?;
+                self.inner.api.send(&renewed.account, &renewed.bearer, request).await
             }
-            (answer, _) => answer,
+            (response, _) => response,
         }
     }
 
-    async fn session(
+    async fn authorization(
         &self,
         project: &Project,
         repository: &GithubRepository,
-    ) -> Result<Session, GithubError> {
+    ) -> Result<Authorization, GithubError> {
         match self.inner.credentials.of(project, repository).await? {
-            Credential::Token(token) => Ok(Session {
+            Credential::Token(token) => Ok(Authorization {
                 account: token.account,
                 bearer: token.value,
                 setting: Some(token.setting),
             }),
             Credential::App(app) => {
                 let Inner { api, installations, .. } = &*self.inner;
-                let minted = installations.own_token(api, &app, repository).await?;
-                let account = Account::Installation(minted.installation);
-                Ok(Session { account, bearer: minted.token, setting: None })
+                let own = installations.own_token(api, &app, repository).await?;
+                let account = Account::Installation(own.installation);
+                Ok(Authorization { account, bearer: own.token, setting: None })
             }
         }
     }
 
-    /// Remembers how it went. That something is not there is an answer as good as others.
+    /// Notes a failure for [`health`](Self::health). A missing resource is no failure.
     fn noted<T>(&self, result: Result<T, GithubError>) -> Result<T, GithubError> {
         let problem = match &result {
             Ok(_) | Err(GithubError::NotFound(_)) => None,
             Err(error) => {
-                debug!(%error, "GitHub did not do what was asked");
+                debug!(%error, "a request to GitHub failed");
                 Some(error.to_string())
             }
         };
@@ -573,9 +258,15 @@ impl Github {
     }
 }
 
-/// A limit is not waited for here: the callers know what else there is to do.
-fn is_worth_another(error: &GithubError) -> bool {
-    matches!(error, GithubError::Unavailable(_))
+/// Repeats `attempt` while GitHub does not answer. Rate limits are left to the callers, which may have other
+/// work meanwhile.
+async fn repeated<T, F: Future<Output = Result<T, GithubError>>>(
+    what: &str,
+    attempt: impl FnMut() -> F,
+) -> Result<T, GithubError> {
+    let retry =
+        |error: &GithubError| Retry::if_transient(matches!(error, GithubError::Unavailable(_)));
+    READ_RETRIES.run(what, retry, attempt).await
 }
 
 fn repository_of(project: &Project) -> Result<&GithubRepository, GithubError> {
@@ -587,11 +278,12 @@ fn repository_of(project: &Project) -> Result<&GithubRepository, GithubError> {
     })
 }
 
-fn in_repository<'a>(
+/// The path of `repository`, followed by `segments`.
+fn repository_path<'a>(
     repository: &'a GithubRepository,
-    below: impl IntoIterator<Item = &'a str>,
+    segments: impl IntoIterator<Item = &'a str>,
 ) -> String {
-    path(["repos", repository.owner(), repository.name()].into_iter().chain(below))
+    path(["repos", repository.owner(), repository.name()].into_iter().chain(segments))
 }
 
 #[cfg(test)]

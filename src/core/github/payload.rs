@@ -1,54 +1,45 @@
-//! Repositories and pull requests as GitHub writes them, in deliveries and in answers.
+//! Repositories and pull requests as GitHub writes them, in deliveries and in responses.
 
 use serde::Deserialize;
 use stagely_protocol::CommitSha;
 use stagely_state::{GithubRepository, Timestamp};
 
-/// Stands for an account that was deleted, as on GitHub's pages.
+/// GitHub's name for the author whose account was deleted.
 const GHOST: &str = "ghost";
 
-/// A pull request, as deliveries and GitHub's lists show it.
-#[expect(clippy::struct_excessive_bools, reason = "each says another thing of it")]
+/// A pull request.
+#[expect(clippy::struct_excessive_bools, reason = "GitHub has each of them as a field of its own")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PullRequest {
-    /// Its number.
     pub number: u64,
-    /// Whether it is open.
     pub is_open: bool,
-    /// Whether its author says that it is not ready.
     pub is_draft: bool,
-    /// The commit that it is at.
+    /// The commit that is to be merged.
     pub head: CommitSha,
     /// The branch of that commit, in its own repository.
     pub head_branch: String,
-    /// Whether that repository is another one, or is gone.
+    /// Whether that repository is another one, or was deleted.
     pub is_from_fork: bool,
-    /// The branch that it is to be merged into.
     pub base_branch: String,
-    /// Who opened it.
     pub author: String,
-    /// Whether GitHub has seen commits of the author in the repository before.
+    /// Whether GitHub knows the author as a member or a contributor of the repository.
     pub is_known_contributor: bool,
-    /// When it was opened, by GitHub's clock.
+    /// By GitHub's clock, as the other times.
     pub created_at: Timestamp,
-    /// When it last changed, by GitHub's clock.
     pub updated_at: Timestamp,
-    /// When it was closed.
     pub closed_at: Option<Timestamp>,
 }
 
-/// A repository, as deliveries show it.
+/// A repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Repository {
-    /// `owner/name`.
     pub full_name: GithubRepository,
-    /// Its default branch.
     pub default_branch: String,
-    /// Whether it can be cloned with a token only.
+    /// Whether a clone needs a token.
     pub is_private: bool,
 }
 
-/// A repository.
+/// A [`Repository`] in JSON.
 #[derive(Clone, Debug, Deserialize)]
 pub(super) struct RepositoryPayload {
     full_name: GithubRepository,
@@ -63,11 +54,11 @@ impl From<RepositoryPayload> for Repository {
     }
 }
 
-/// A pull request.
+/// A [`PullRequest`] in JSON.
 #[derive(Clone, Debug, Deserialize)]
 pub(super) struct PullRequestPayload {
     number: u64,
-    state: OpenOrClosed,
+    state: PullRequestState,
     #[serde(default)]
     draft: bool,
     head: HeadPayload,
@@ -83,39 +74,36 @@ pub(super) struct PullRequestPayload {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum OpenOrClosed {
+enum PullRequestState {
     Open,
     Closed,
 }
 
-/// The commit that is to be merged.
 #[derive(Clone, Debug, Deserialize)]
 struct HeadPayload {
     sha: CommitSha,
     #[serde(rename = "ref")]
     branch: String,
-    /// Absent where it was deleted.
-    repo: Option<SourcePayload>,
+    /// Absent if the repository was deleted.
+    repo: Option<RepositoryIdPayload>,
 }
 
-/// What it is to be merged into.
 #[derive(Clone, Debug, Deserialize)]
 struct BasePayload {
     #[serde(rename = "ref")]
     branch: String,
-    repo: SourcePayload,
+    repo: RepositoryIdPayload,
 }
 
-/// The number stays when a repository is renamed.
+/// The id of a repository, which a rename does not change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-struct SourcePayload {
+struct RepositoryIdPayload {
     id: u64,
 }
 
-/// An account.
+/// An account in JSON.
 #[derive(Clone, Debug, Deserialize)]
 pub(super) struct AccountPayload {
-    /// Its name.
     pub(super) login: String,
 }
 
@@ -124,30 +112,30 @@ impl From<PullRequestPayload> for PullRequest {
         let PullRequestPayload { head, base, .. } = payload;
         Self {
             number: payload.number,
-            is_open: payload.state == OpenOrClosed::Open,
+            is_open: payload.state == PullRequestState::Open,
             is_draft: payload.draft,
-            // A head whose repository is gone may have been anybody's.
+            // A deleted repository counts as a fork, because nobody knows whose it was.
             is_from_fork: head.repo != Some(base.repo),
             head: head.sha,
             head_branch: head.branch,
             base_branch: base.branch,
             author: payload.user.map_or_else(|| GHOST.to_owned(), |user| user.login),
             is_known_contributor: is_known(&payload.author_association),
-            created_at: moment(payload.created_at),
-            updated_at: moment(payload.updated_at),
-            closed_at: payload.closed_at.map(moment),
+            created_at: timestamp(payload.created_at),
+            updated_at: timestamp(payload.updated_at),
+            closed_at: payload.closed_at.map(timestamp),
         }
     }
 }
 
-/// Members and collaborators are trusted by the owner, contributors have commits in the repository.
-/// `FIRST_TIME_CONTRIBUTOR` has none there yet, whatever its name says.
+/// Members and collaborators are chosen by the owner, and contributors have commits in the repository. A
+/// `FIRST_TIME_CONTRIBUTOR` has none yet.
 fn is_known(association: &str) -> bool {
     matches!(association, "OWNER" | "MEMBER" | "COLLABORATOR" | "CONTRIBUTOR")
 }
 
-/// A moment of GitHub's clock. What is before 1970 is its beginning.
-pub(super) fn moment(at: jiff::Timestamp) -> Timestamp {
+/// A time of GitHub's clock; 0 for one before 1970.
+pub(super) fn timestamp(at: jiff::Timestamp) -> Timestamp {
     Timestamp(u64::try_from(at.as_millisecond()).unwrap_or(0))
 }
 
@@ -175,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pull_request_is_read_as_github_writes_it() {
+    fn a_pull_request_is_read_from_githubs_json() {
         let read = pull_request(|_| ());
         let expected = PullRequest {
             number: 7,
@@ -195,20 +183,21 @@ mod tests {
     }
 
     #[test]
-    fn a_head_of_another_repository_or_of_none_is_a_forks() {
-        assert!(pull_request(|it| it["head"]["repo"]["id"] = json!(2)).is_from_fork);
-        assert!(pull_request(|it| it["head"]["repo"] = json!(null)).is_from_fork);
+    fn a_head_of_another_or_of_a_deleted_repository_is_from_a_fork() {
+        assert!(pull_request(|json| json["head"]["repo"]["id"] = json!(2)).is_from_fork);
+        assert!(pull_request(|json| json["head"]["repo"] = json!(null)).is_from_fork);
     }
 
     #[test]
-    fn the_pull_request_of_a_deleted_account_is_read_too() {
-        assert_eq!(pull_request(|it| it["user"] = json!(null)).author, "ghost");
+    fn a_deleted_author_is_called_ghost() {
+        assert_eq!(pull_request(|json| json["user"] = json!(null)).author, "ghost");
     }
 
     #[test]
-    fn people_whose_commits_or_membership_github_knows_are_known_contributors() {
+    fn members_and_contributors_are_known_contributors() {
         let of = |association: &str| {
-            pull_request(|it| it["author_association"] = json!(association)).is_known_contributor
+            pull_request(|json| json["author_association"] = json!(association))
+                .is_known_contributor
         };
         for known in ["OWNER", "MEMBER", "COLLABORATOR", "CONTRIBUTOR"] {
             assert!(of(known), "{known}");
@@ -219,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_repository_is_read_as_github_writes_it() {
+    fn a_repository_is_read_from_githubs_json() {
         let json = json!({ "full_name": "acme/shop", "default_branch": "main", "private": true });
         let read: Repository = serde_json::from_value::<RepositoryPayload>(json).unwrap().into();
         let full_name = "acme/shop".parse().unwrap();

@@ -1,6 +1,10 @@
-//! What GitHub delivers: the signature of a delivery, its id, and its event.
+//! What GitHub delivers: a delivery's signature, its id, and its event.
 
-mod delivery_id;
-pub mod event;
+pub(crate) mod delivery;
+pub(crate) mod delivery_id;
+pub(crate) mod event;
 
-pub(crate) use delivery_id::delivery_id;
+pub(crate) mod command;
+
+pub(crate) mod parse;
+mod signature;

@@ -1,5 +1,7 @@
 //! What goes back to a caller whose request cannot be served.
 
+use std::convert::Infallible;
+
 use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -9,7 +11,6 @@ use crate::api::ErrorBody;
 use crate::core::disk::DiskNearlyFull;
 use crate::core::intake::IntakeError;
 use crate::core::intake::fields::InvalidRequest;
-use crate::core::intake::github_events::Unused;
 use crate::core::intake::projects::LinkError;
 use crate::core::intake::rebuild::RebuildError;
 use crate::core::orchestrator::ShuttingDown;
@@ -119,7 +120,7 @@ impl From<RebuildError> for ApiError {
         match error {
             RebuildError::NotFound(run) => Self::not_found("run", &run.to_string()),
             RebuildError::NoEnvironment(id) => Self::not_found("environment", &id.to_string()),
-            RebuildError::Conflict(message) => Self::conflict(message),
+            RebuildError::Conflict(reason) => Self::conflict(reason.to_string()),
             RebuildError::Invalid(error) => error.into(),
         }
     }
@@ -128,15 +129,15 @@ impl From<RebuildError> for ApiError {
 impl From<LinkError> for ApiError {
     fn from(error: LinkError) -> Self {
         match error {
-            LinkError::Conflict(message) => Self::conflict(message),
+            LinkError::Conflict(reason) => Self::conflict(reason.to_string()),
             LinkError::Invalid(error) => error.into(),
         }
     }
 }
 
-impl From<Unused> for ApiError {
-    fn from(error: Unused) -> Self {
-        Self::conflict(error.to_string())
+impl From<Infallible> for ApiError {
+    fn from(never: Infallible) -> Self {
+        match never {}
     }
 }
 

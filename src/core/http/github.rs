@@ -1,4 +1,4 @@
-//! `/github`: how core gets on with GitHub.
+//! `/github`: the state of the connection to GitHub.
 
 use axum::Json;
 use axum::extract::State;
@@ -8,18 +8,18 @@ use super::auth::Reader;
 use crate::api::{GithubView, ReconciledView};
 use crate::config::GithubCredentials;
 use crate::core::github::Github;
-use crate::core::github::reconcile::Reconciled;
+use crate::core::github::reconcile::status::ReconcileStatus;
 
 /// The parts of core that deal with GitHub, as far as their health is shown.
 #[derive(Clone, Debug)]
 pub(crate) struct GithubStatus {
     pub(crate) client: Github,
-    pub(crate) reconciled: Reconciled,
+    pub(crate) reconciled: ReconcileStatus,
     pub(crate) has_webhook_secret: bool,
 }
 
-/// Shows how core gets on with GitHub: its credentials, what it may still ask, and when each project was
-/// last compared with its repository.
+/// Shows the state of the connection to GitHub: the credentials, the rate limit, and when each project was last
+/// compared with its repository.
 #[utoipa::path(get, path = "/github", responses((status = 200, body = GithubView)))]
 pub(super) async fn get(State(api): State<ApiState>, _: Reader) -> Json<GithubView> {
     let health = api.github.client.health();
@@ -44,7 +44,7 @@ pub(super) async fn get(State(api): State<ApiState>, _: Reader) -> Json<GithubVi
         remaining: health.remaining,
         resets_at: health.resets_at,
         blocked_until: health.blocked_until,
-        problem: health.problem.or_else(|| api.github.reconciled.problem()),
+        problem: health.problem.or_else(|| api.github.reconciled.deliveries_problem()),
         projects: projects.collect(),
     })
 }

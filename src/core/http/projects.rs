@@ -13,19 +13,19 @@ use super::{ApiError, ApiJson, ApiPath, ApiState, views};
 use crate::api::{AddProject, ErrorBody, ProjectView};
 use crate::core::intake::projects::LinkProject;
 
-/// Lists projects, the oldest first; also those that only runs of people and scripts made.
+/// Lists projects, the oldest first, with those that only runs have made.
 #[utoipa::path(get, path = "/projects", responses((status = 200, body = Vec<ProjectView>)))]
 pub(super) async fn list(State(api): State<ApiState>, _: Reader) -> Json<Vec<ProjectView>> {
     let records = api.records.read();
     Json(records.projects.values().map(|project| views::project(&api.secrets, project)).collect())
 }
 
-/// Builds the pull requests of a repository from now on. One that is there already is changed.
+/// Links a repository, whose pull requests are built from now on. Changes a project that is linked already.
 #[utoipa::path(post, path = "/projects", request_body = AddProject, responses(
     (status = 201, body = ProjectView),
-    (status = 200, body = ProjectView, description = "It was there, and is now as this says."),
+    (status = 200, body = ProjectView, description = "The project was linked before and is changed."),
     (status = 400, body = ErrorBody),
-    (status = 409, body = ErrorBody, description = "The name is another's, or `stagely.toml` has it."),
+    (status = 409, body = ErrorBody, description = "Another project has the name, or `stagely.toml` has the project."),
 ))]
 pub(super) async fn add(
     State(api): State<ApiState>,
@@ -44,13 +44,12 @@ pub(super) async fn add(
     if let Some(token) = add.token {
         set_token(&api, project.id, Some(token)).await?;
     }
-    api.github.reconciled.wake();
+    api.github.reconciled.trigger();
     let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, Json(views::project(&api.secrets, &project))))
 }
 
-/// Listens to a project's repository no longer: the environments of its pull requests are closed. What was
-/// built stays, and so does the name.
+/// Unlinks a project's repository and closes the environments of its pull requests. Images and the name stay.
 #[utoipa::path(delete, path = "/projects/{name}", params(("name" = String, Path)), responses(
     (status = 204),
     (status = 404, body = ErrorBody),
@@ -72,7 +71,7 @@ pub(super) async fn remove(
         let message = format!("stagely.toml has the project {name}; remove it there");
         return Err(ApiError::conflict(message));
     }
-    // First, so that a crash in between leaves nothing that a later project would use.
+    // Before the project, so that a crash in between leaves no token for a later project.
     set_token(&api, project, None).await?;
     api.events.store(Event::ProjectRemoved { project }).await?;
     Ok(StatusCode::NO_CONTENT)

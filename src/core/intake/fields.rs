@@ -7,18 +7,18 @@ use stagely_state::{BranchName, InvalidName, Name, Reference};
 use thiserror::Error;
 use url::Url;
 
-/// The most build arguments that a request may set.
-const SET_MAX: usize = 128;
-/// The longest text of any field.
+/// The most entries of a map or a list.
+const ENTRIES_MAX: usize = 128;
 const TEXT_BYTES_MAX: usize = 4 * 1024;
 
-/// A request that cannot be served.
-#[derive(Debug, Error)]
+const ARGUMENT_BYTES_MAX: usize = 64 * 1024;
+
+/// A field of a request has a value that cannot be used.
+#[derive(Debug, PartialEq, Eq, Error)]
 #[error("{field}: {problem}")]
 pub(crate) struct InvalidRequest {
-    /// The field.
     pub(crate) field: &'static str,
-    /// What is wrong and what to do.
+    /// What is wrong, and what to do.
     pub(crate) problem: String,
 }
 
@@ -66,13 +66,13 @@ pub(super) fn check_branch(
 }
 
 pub(super) fn check_builds(builds: &[String]) -> Result<(), InvalidRequest> {
-    if builds.len() > SET_MAX || builds.iter().any(|build| build.len() > 255) {
+    if builds.len() > ENTRIES_MAX || builds.iter().any(|build| build.len() > 255) {
         return Err(invalid("builds", "is too long"));
     }
     Ok(())
 }
 
-/// A build of a fork runs what a stranger wrote.
+/// Refuses build arguments for a fork, because its build runs a stranger's code.
 pub(super) fn check_foreign_set(
     from_fork: bool,
     set: &BTreeMap<String, SecretString>,
@@ -85,8 +85,8 @@ pub(super) fn check_foreign_set(
 }
 
 pub(super) fn check_set(set: &BTreeMap<String, SecretString>) -> Result<(), InvalidRequest> {
-    if set.len() > SET_MAX {
-        return Err(invalid("set", format!("has more than {SET_MAX} entries")));
+    if set.len() > ENTRIES_MAX {
+        return Err(invalid("set", format!("has more than {ENTRIES_MAX} entries")));
     }
     for (name, value) in set {
         let good = !name.is_empty()
@@ -96,7 +96,7 @@ pub(super) fn check_set(set: &BTreeMap<String, SecretString>) -> Result<(), Inva
             let problem = format!("{name:?} is not the name of a build argument");
             return Err(invalid("set", problem));
         }
-        if value.expose_secret().len() > 64 * 1024 {
+        if value.expose_secret().len() > ARGUMENT_BYTES_MAX {
             return Err(invalid("set", format!("the value of {name} is longer than 64 KiB")));
         }
     }

@@ -1,10 +1,10 @@
-//! Turns what GitHub says into an event: which project and environment it is of, and which run it makes.
+//! Makes an event of GitHub's news: which project and environment the news is about, and which run it starts.
 
 use stagely_protocol::CommitSha;
 use stagely_state::ids::RunId;
 use stagely_state::{
-    Approval, Command, CommandKind, Environment, Event, ForkPolicy, GithubRun, Head, HeadSource,
-    Project, Run, Trigger,
+    Approval, Command, CommandKind, Environment, Event, ForkPolicy, GithubRepository, GithubRun,
+    Head, HeadSource, Project, Run, Trigger,
 };
 use thiserror::Error;
 
@@ -12,38 +12,51 @@ use super::fields::{InvalidRequest, check_reference};
 use super::names::{environment, environment_of};
 use crate::config::GithubConfig;
 use crate::core::clock::{new_id, now};
-use crate::core::github::webhook::event::Hook;
+use crate::core::github::webhook::command::UnknownCommand;
+use crate::core::github::webhook::event::{Irrelevant, WebhookEvent};
 use crate::core::github::{PullRequest, Repository};
 use crate::core::records::Records;
 
-/// Why nothing comes of what GitHub says, for people.
+/// The reason why news makes no event, for people.
 #[derive(Debug, PartialEq, Eq, Error)]
-#[error("{0}")]
-pub(crate) struct Unused(pub String);
-
-fn unused(why: impl Into<String>) -> Unused {
-    Unused(why.into())
+pub(crate) enum Ignored {
+    #[error("GitHub reaches this core")]
+    Ping,
+    #[error(transparent)]
+    Irrelevant(#[from] Irrelevant),
+    #[error("no project is of {0}; see `stagely project add`")]
+    NoProject(GithubRepository),
+    #[error("nothing was built for pull request {0}")]
+    NothingBuilt(u64),
+    #[error("the pull request is closed")]
+    ClosedPullRequest,
+    #[error("drafts are not built; github.drafts changes that")]
+    Draft,
+    #[error("pull requests from forks are not built in this project")]
+    Fork,
+    #[error("the label is not github.approval-label")]
+    OtherLabel,
+    #[error("only a commit of a fork is approved with a label")]
+    LabelWithoutFork,
+    #[error(transparent)]
+    UnknownCommand(#[from] UnknownCommand),
+    #[error(transparent)]
+    InvalidReference(#[from] InvalidRequest),
 }
 
-impl From<InvalidRequest> for Unused {
-    fn from(error: InvalidRequest) -> Self {
-        Self(error.to_string())
-    }
-}
-
-/// What `hook` comes to.
+/// Makes the event of a delivery.
 ///
 /// # Errors
-/// [`Unused`], with the reason why nothing comes of it.
+/// [`Ignored`].
 pub(crate) fn event(
     records: &Records,
     config: &GithubConfig,
-    hook: &Hook,
-) -> Result<Event, Unused> {
-    match hook {
-        Hook::Ping => Err(unused("GitHub reaches this core")),
-        Hook::Ignored(why) => Err(unused(why)),
-        Hook::Head { repository, pull_request, is_push, before } => {
+    news: &WebhookEvent,
+) -> Result<Event, Ignored> {
+    match news {
+        WebhookEvent::Ping => Err(Ignored::Ping),
+        WebhookEvent::Irrelevant(reason) => Err(reason.clone().into()),
+        WebhookEvent::HeadMoved { repository, pull_request, is_push, before } => {
             let project = linked(records, repository)?;
             let head = Head {
                 commit: pull_request.head.clone(),
@@ -52,22 +65,22 @@ pub(crate) fn event(
                 is_first: !is_push && pull_request.updated_at == pull_request.created_at,
             };
             let trigger = if *is_push { Trigger::PrSynchronized } else { Trigger::PrOpened };
-            let moved = Moved { head, trigger, source: HeadSource::Delivery };
-            pull_request_moved(records, config, project, repository, pull_request, moved)
+            let change = HeadChange { head, trigger, source: HeadSource::Delivery };
+            pull_request_moved(records, config, project, repository, pull_request, change)
         }
-        Hook::Closed { repository, pull_request } => {
+        WebhookEvent::PullRequestClosed { repository, pull_request } => {
             let project = linked(records, repository)?;
             let environment = built(records, project, pull_request.number)?.id;
             let at = pull_request.closed_at.unwrap_or(pull_request.updated_at);
             Ok(Event::PullRequestClosed { environment, at })
         }
-        Hook::Labeled { repository, pull_request, label, sender } => {
+        WebhookEvent::Labeled { repository, pull_request, label, sender } => {
             let project = linked(records, repository)?;
             if !label.eq_ignore_ascii_case(&config.approval_label) {
-                return Err(unused("the label is not github.approval-label"));
+                return Err(Ignored::OtherLabel);
             }
             if !pull_request.is_from_fork {
-                return Err(unused("only a commit of a fork is approved with a label"));
+                return Err(Ignored::LabelWithoutFork);
             }
             let environment = built(records, project, pull_request.number)?.id;
             let command = Command {
@@ -79,15 +92,15 @@ pub(crate) fn event(
             };
             Ok(Event::CommandGiven { environment, command })
         }
-        Hook::Push { repository, head, before, at } => {
+        WebhookEvent::BranchPushed { repository, head, before, at } => {
             let project = linked(records, repository)?;
             let head =
                 Head { commit: head.clone(), before: before.clone(), at: *at, is_first: false };
             branch_moved(records, project, repository, head)
         }
-        Hook::Command { repository, number, comment, author, command, at } => {
+        WebhookEvent::Commanded { repository, number, comment, author, command, at } => {
             let project = linked(records, repository)?;
-            let kind = command.clone().map_err(Unused)?;
+            let kind = command.clone()?;
             let environment = built(records, project, *number)?.id;
             let (comment, author) = (Some(*comment), author.clone());
             let command = Command { comment, author, kind, at: *at, is_late: false };
@@ -96,44 +109,44 @@ pub(crate) fn event(
     }
 }
 
-/// What `hook` comes to if it was found long after it happened.
+/// Makes the event of a delivery that was read long after it was sent.
 ///
 /// # Errors
-/// [`Unused`], with the reason why nothing comes of it.
+/// [`Ignored`].
 pub(crate) fn late_event(
     records: &Records,
     config: &GithubConfig,
-    hook: &Hook,
-) -> Result<Event, Unused> {
-    let mut event = event(records, config, hook)?;
+    news: &WebhookEvent,
+) -> Result<Event, Ignored> {
+    let mut event = event(records, config, news)?;
     if let Event::CommandGiven { command, .. } = &mut event {
         command.is_late = true;
     }
     Ok(event)
 }
 
-/// What an open pull request comes to that core found in GitHub's list.
+/// Makes the event of an open pull request in GitHub's list. `believed` is the head that core knew before it
+/// asked for the list.
 ///
 /// # Errors
-/// [`Unused`], with the reason why nothing comes of it.
+/// [`Ignored`].
 pub(crate) fn listed(
     records: &Records,
     config: &GithubConfig,
     repository: &Repository,
     pull_request: &PullRequest,
     believed: Option<CommitSha>,
-) -> Result<Event, Unused> {
+) -> Result<Event, Ignored> {
     let project = linked(records, repository)?;
     let trigger = if believed.is_some() { Trigger::PrSynchronized } else { Trigger::PrOpened };
     let (commit, at) = (pull_request.head.clone(), pull_request.updated_at);
-    // It may have been at another commit within the second in which it was opened.
+    // A push may have followed within the second in which the pull request was opened.
     let head = Head { commit, before: None, at, is_first: false };
-    let moved = Moved { head, trigger, source: HeadSource::Listing { believed } };
-    pull_request_moved(records, config, project, repository, pull_request, moved)
+    let change = HeadChange { head, trigger, source: HeadSource::Listing { believed } };
+    pull_request_moved(records, config, project, repository, pull_request, change)
 }
 
-/// News of a head.
-struct Moved {
+struct HeadChange {
     head: Head,
     trigger: Trigger,
     source: HeadSource,
@@ -145,13 +158,13 @@ fn pull_request_moved(
     project: &Project,
     repository: &Repository,
     pull_request: &PullRequest,
-    moved: Moved,
-) -> Result<Event, Unused> {
+    change: HeadChange,
+) -> Result<Event, Ignored> {
     if !pull_request.is_open {
-        return Err(unused("the pull request is closed"));
+        return Err(Ignored::ClosedPullRequest);
     }
     if pull_request.is_draft && !config.drafts {
-        return Err(unused("drafts are not built; github.drafts changes that"));
+        return Err(Ignored::Draft);
     }
     check_reference("base", &pull_request.base_branch)?;
     check_reference("branch", &pull_request.head_branch)?;
@@ -159,7 +172,7 @@ fn pull_request_moved(
     let number = pull_request.number;
     let environment = environment(records, project, format!("pr-{number}"), Some(number))?;
     let run = Run {
-        trigger: moved.trigger,
+        trigger: change.trigger,
         requested_ref: Some(pull_request.head.to_string()),
         branch: Some(pull_request.head_branch.clone()),
         base: Some(pull_request.base_branch.clone()),
@@ -168,7 +181,7 @@ fn pull_request_moved(
         ..new_run(project, &environment)
     };
     let run = run.with_approval(approval);
-    let Moved { head, source, .. } = moved;
+    let HeadChange { head, source, .. } = change;
     Ok(Event::HeadMoved { run: Box::new(run), environment, head, source })
 }
 
@@ -177,7 +190,7 @@ fn branch_moved(
     project: &Project,
     repository: &Repository,
     head: Head,
-) -> Result<Event, Unused> {
+) -> Result<Event, Ignored> {
     let branch = &repository.default_branch;
     check_reference("branch", branch)?;
     let environment = environment(records, project, environment_of(branch), None)?;
@@ -201,11 +214,11 @@ fn github_run(repository: &Repository) -> GithubRun {
     GithubRun { default_branch, is_private: repository.is_private }
 }
 
-fn approval(project: &Project, pull_request: &PullRequest) -> Result<Approval, Unused> {
+fn approval(project: &Project, pull_request: &PullRequest) -> Result<Approval, Ignored> {
     let policy = project.github.as_ref().map_or(ForkPolicy::Never, |link| link.forks);
     match policy {
         _ if !pull_request.is_from_fork => Ok(Approval::NotNeeded),
-        ForkPolicy::Never => Err(unused("pull requests from forks are not built in this project")),
+        ForkPolicy::Never => Err(Ignored::Fork),
         ForkPolicy::KnownContributors if pull_request.is_known_contributor => {
             Ok(Approval::NotNeeded)
         }
@@ -213,13 +226,14 @@ fn approval(project: &Project, pull_request: &PullRequest) -> Result<Approval, U
     }
 }
 
-/// The project that listens to `repository`.
-fn linked<'a>(records: &'a Records, repository: &Repository) -> Result<&'a Project, Unused> {
-    let name = repository.full_name.as_str();
-    let is_of =
-        |project: &&Project| project.github.as_ref().is_some_and(|link| link.repository.is(name));
-    let project = records.projects.values().find(is_of);
-    project.ok_or_else(|| unused(format!("no project is of {name}; see `stagely project add`")))
+/// The project of `repository`.
+fn linked<'a>(records: &'a Records, repository: &Repository) -> Result<&'a Project, Ignored> {
+    let full_name = &repository.full_name;
+    let is_linked = |project: &&Project| {
+        project.github.as_ref().is_some_and(|link| link.repository.is(full_name.as_str()))
+    };
+    let project = records.projects.values().find(is_linked);
+    project.ok_or_else(|| Ignored::NoProject(full_name.clone()))
 }
 
 /// The environment of a pull request that was built before.
@@ -227,10 +241,11 @@ fn built<'a>(
     records: &'a Records,
     project: &Project,
     number: u64,
-) -> Result<&'a Environment, Unused> {
-    let is_of = |it: &&Environment| it.project == project.id && it.pull_request == Some(number);
-    let environment = records.environments.values().find(is_of);
-    environment.ok_or_else(|| unused(format!("nothing was built for pull request {number}")))
+) -> Result<&'a Environment, Ignored> {
+    let is_wanted = |environment: &&Environment| {
+        environment.project == project.id && environment.pull_request == Some(number)
+    };
+    records.environments.values().find(is_wanted).ok_or(Ignored::NothingBuilt(number))
 }
 
 #[cfg(test)]
@@ -275,8 +290,13 @@ mod tests {
         }
     }
 
-    fn opened(pull_request: PullRequest) -> Hook {
-        Hook::Head { repository: repository(), pull_request, is_push: false, before: None }
+    fn opened(pull_request: PullRequest) -> WebhookEvent {
+        WebhookEvent::HeadMoved {
+            repository: repository(),
+            pull_request,
+            is_push: false,
+            before: None,
+        }
     }
 
     fn run_of(event: Event) -> (Run, Environment) {
@@ -284,8 +304,8 @@ mod tests {
         (*run, environment)
     }
 
-    fn outcome(records: &Records, hook: &Hook) -> Result<Event, String> {
-        event(records, &GithubConfig::default(), hook).map_err(|unused| unused.0)
+    fn outcome(records: &Records, news: &WebhookEvent) -> Result<Event, String> {
+        event(records, &GithubConfig::default(), news).map_err(|ignored| ignored.to_string())
     }
 
     /// `records` with an environment of pull request 7.
@@ -315,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fork_is_built_as_its_project_says() {
+    fn the_project_decides_whether_a_fork_is_built() {
         let fork = |is_known_contributor| PullRequest {
             is_from_fork: true,
             is_known_contributor,
@@ -336,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn drafts_closed_ones_and_other_repositories_come_to_nothing() {
+    fn drafts_closed_pull_requests_and_other_repositories_are_ignored() {
         let records = records(ForkPolicy::Approval);
         let draft = PullRequest { is_draft: true, ..pull_request() };
         let error = outcome(&records, &opened(draft.clone())).unwrap_err();
@@ -352,20 +372,24 @@ mod tests {
     }
 
     #[test]
-    fn a_push_is_of_the_default_branch() {
+    fn a_push_makes_a_run_of_the_default_branch() {
         let commit: CommitSha = "b".repeat(40).parse().unwrap();
-        let hook =
-            Hook::Push { repository: repository(), head: commit, before: None, at: Timestamp(1) };
-        let (run, environment) = run_of(outcome(&records(ForkPolicy::Never), &hook).unwrap());
+        let news = WebhookEvent::BranchPushed {
+            repository: repository(),
+            head: commit,
+            before: None,
+            at: Timestamp(1),
+        };
+        let (run, environment) = run_of(outcome(&records(ForkPolicy::Never), &news).unwrap());
         assert_eq!((&*environment.name, environment.pull_request), ("main", None));
         assert_eq!((run.trigger, run.branch.as_deref()), (Trigger::Push, Some("main")));
     }
 
     #[test]
-    fn closings_and_commands_are_for_what_was_built() {
+    fn closings_and_commands_need_an_environment() {
         let without = records(ForkPolicy::Approval);
         let with = with_environment(records(ForkPolicy::Approval));
-        let closed = Hook::Closed {
+        let closed = WebhookEvent::PullRequestClosed {
             repository: repository(),
             pull_request: PullRequest { closed_at: Some(Timestamp(9)), ..pull_request() },
         };
@@ -373,7 +397,7 @@ mod tests {
         let event = outcome(&with, &closed).unwrap();
         assert!(matches!(event, Event::PullRequestClosed { at: Timestamp(9), .. }), "{event:?}");
 
-        let command = |command| Hook::Command {
+        let command = |command| WebhookEvent::Commanded {
             repository: repository(),
             number: 7,
             comment: 3,
@@ -384,15 +408,17 @@ mod tests {
         let event = outcome(&with, &command(Ok(CommandKind::Cancel))).unwrap();
         let Event::CommandGiven { command: given, .. } = event else { panic!("{event:?}") };
         assert_eq!((given.comment, &*given.author), (Some(3), "carol"));
-        let error = outcome(&with, &command(Err("what?".to_owned()))).unwrap_err();
-        assert_eq!(error, "what?");
+        let unknown = UnknownCommand::of("dance");
+        let message = unknown.to_string();
+        let error = outcome(&with, &command(Err(unknown))).unwrap_err();
+        assert_eq!(error, message);
         assert!(outcome(&without, &command(Ok(CommandKind::Cancel))).is_err());
     }
 
     #[test]
-    fn a_label_approves_the_commit_that_it_was_attached_to() {
+    fn a_label_approves_the_head_at_that_time() {
         let with = with_environment(records(ForkPolicy::Approval));
-        let labeled = |label: &str, is_from_fork| Hook::Labeled {
+        let labeled = |label: &str, is_from_fork| WebhookEvent::Labeled {
             repository: repository(),
             pull_request: PullRequest { is_from_fork, ..pull_request() },
             label: label.to_owned(),
@@ -414,10 +440,10 @@ mod tests {
     #[test]
     fn a_head_says_when_it_moved_from_where_and_whether_it_is_the_first() {
         let records = records(ForkPolicy::Approval);
-        let head = |hook: &Hook| head_of(outcome(&records, hook).unwrap());
+        let head = |news: &WebhookEvent| head_of(outcome(&records, news).unwrap());
         let new = PullRequest { updated_at: Timestamp(1_000), ..pull_request() };
         let before: Option<CommitSha> = Some("a".repeat(40).parse().unwrap());
-        let push = |pull_request| Hook::Head {
+        let push = |pull_request| WebhookEvent::HeadMoved {
             repository: repository(),
             pull_request,
             is_push: true,
@@ -436,7 +462,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_list_says_is_as_good_as_a_delivery_and_holds_what_was_believed() {
+    fn a_listed_pull_request_makes_the_same_run_as_a_delivery_and_carries_the_known_head() {
         let records = records(ForkPolicy::Never);
         let config = GithubConfig::default();
         let of = |pull_request: &PullRequest, believed| {
@@ -464,9 +490,12 @@ mod tests {
     }
 
     #[test]
-    fn a_closing_without_its_moment_is_of_the_last_change() {
+    fn a_closing_without_its_time_takes_that_of_the_last_change() {
         let with = with_environment(records(ForkPolicy::Approval));
-        let closed = Hook::Closed { repository: repository(), pull_request: pull_request() };
+        let closed = WebhookEvent::PullRequestClosed {
+            repository: repository(),
+            pull_request: pull_request(),
+        };
         let event = outcome(&with, &closed).unwrap();
         assert!(
             matches!(event, Event::PullRequestClosed { at: Timestamp(2_000), .. }),
@@ -475,13 +504,16 @@ mod tests {
     }
 
     #[test]
-    fn a_number_is_of_one_project_only() {
+    fn pull_requests_of_two_projects_may_have_the_same_number() {
         let mut records = with_environment(records(ForkPolicy::Approval));
         let other = ProjectId::from_bits(2);
         let environment = records.environments.get_mut(&EnvironmentId::from_bits(9)).unwrap();
         environment.project = other;
 
-        let closed = Hook::Closed { repository: repository(), pull_request: pull_request() };
+        let closed = WebhookEvent::PullRequestClosed {
+            repository: repository(),
+            pull_request: pull_request(),
+        };
         assert!(outcome(&records, &closed).unwrap_err().contains("nothing was built"));
         let (_, environment) = run_of(outcome(&records, &opened(pull_request())).unwrap());
         assert_ne!(environment.id, EnvironmentId::from_bits(9));
@@ -489,23 +521,26 @@ mod tests {
     }
 
     #[test]
-    fn nothing_comes_of_a_project_that_is_not_listened_to_any_more() {
+    fn news_of_an_unlinked_project_is_ignored() {
         let mut records = with_environment(records(ForkPolicy::Approval));
         records.projects.get_mut(&PROJECT).unwrap().github = None;
-        for hook in [
+        for news in [
             opened(pull_request()),
-            Hook::Closed { repository: repository(), pull_request: pull_request() },
+            WebhookEvent::PullRequestClosed {
+                repository: repository(),
+                pull_request: pull_request(),
+            },
         ] {
-            let error = outcome(&records, &hook).unwrap_err();
+            let error = outcome(&records, &news).unwrap_err();
             assert!(error.contains("no project is of Acme/Shop"), "{error}");
         }
     }
 
     #[test]
-    fn a_push_knows_where_it_came_from_and_an_odd_branch_is_refused() {
+    fn a_push_has_the_commit_before_and_an_invalid_branch_is_refused() {
         let records = records(ForkPolicy::Never);
         let before: CommitSha = "a".repeat(40).parse().unwrap();
-        let push = |branch: &str| Hook::Push {
+        let push = |branch: &str| WebhookEvent::BranchPushed {
             repository: Repository { default_branch: branch.to_owned(), ..repository() },
             head: "b".repeat(40).parse().unwrap(),
             before: Some(before.clone()),
@@ -521,10 +556,10 @@ mod tests {
     }
 
     #[test]
-    fn the_label_of_the_configuration_approves_and_its_case_does_not_matter() {
+    fn the_configured_label_approves_in_any_case() {
         let with = with_environment(records(ForkPolicy::Approval));
         let config = GithubConfig { approval_label: "Ready".to_owned(), ..GithubConfig::default() };
-        let labeled = |label: &str| Hook::Labeled {
+        let labeled = |label: &str| WebhookEvent::Labeled {
             repository: repository(),
             pull_request: PullRequest { is_from_fork: true, ..pull_request() },
             label: label.to_owned(),
@@ -537,10 +572,11 @@ mod tests {
     }
 
     #[test]
-    fn what_core_has_no_use_for_says_why() {
+    fn ignored_news_has_a_reason() {
         let records = records(ForkPolicy::Approval);
-        assert_eq!(outcome(&records, &Hook::Ping).unwrap_err(), "GitHub reaches this core");
-        let ignored = Hook::Ignored("it is no news".to_owned());
-        assert_eq!(outcome(&records, &ignored).unwrap_err(), "it is no news");
+        assert_eq!(outcome(&records, &WebhookEvent::Ping).unwrap_err(), "GitHub reaches this core");
+        let irrelevant = WebhookEvent::Irrelevant(Irrelevant::NoCommand);
+        let error = outcome(&records, &irrelevant).unwrap_err();
+        assert_eq!(error, "the comment holds no command");
     }
 }

@@ -1,4 +1,4 @@
-//! Names that become parts of image references: of projects and of environments.
+//! Projects and environments by name. Names become parts of image references.
 
 use sha2::{Digest as _, Sha256};
 use stagely_protocol::CommitSha;
@@ -10,18 +10,18 @@ use super::fields::{InvalidRequest, check_name, invalid};
 use crate::core::clock::new_id;
 use crate::core::records::Records;
 
-/// Images of an environment lie at `{registry}/{project}/{environment}`, layer caches at
-/// `{registry}/{project}/cache`.
+/// The name in `{registry}/{project}/cache`, where layer caches are; images of an environment are at
+/// `{registry}/{project}/{environment}`.
 const CACHE: &str = "cache";
 /// The environment of runs that name no branch, tag or commit.
 pub(crate) const DEFAULT_ENVIRONMENT: &str = "default";
 /// The environment of runs that name a commit.
 const COMMITS: &str = "commits";
-/// Before the number of a pull request, the name of its environment. Its caches and images are not
-/// those of a branch that is called so.
+/// The environment of pull request 7 is `pr-7`. A branch called `pr-7` gets another name, so that they do not
+/// share caches and images.
 const PULL_REQUEST: &str = "pr-";
 
-/// The project of `repository`: the one it has already, or a new one.
+/// The known project of `repository`, or a new one.
 pub(super) fn project(
     records: &Records,
     repository: &Url,
@@ -37,20 +37,20 @@ pub(super) fn project(
     };
     check_name("project", wanted)?;
     match records.projects.values().find(|project| project.name == wanted) {
-        // Also at another address: a repository that moved, or a folder that is served anew.
+        // The address may differ: the repository moved, or a folder is served at another port.
         Some(known) => Ok(known.clone()),
         None => Ok(Project::new(new_id::<ProjectId>(), wanted.to_owned(), repository.to_string())),
     }
 }
 
-/// A new project of `repository`; `None` where the name that it is to have is taken.
+/// A new project of `repository`; `None` if the wanted name is taken.
 pub(super) fn new_project(
     records: &Records,
     repository: &Url,
     name: Option<String>,
 ) -> Option<Project> {
     let name = match name {
-        Some(name) if records.projects.values().any(|it| it.name == name) => return None,
+        Some(name) if records.projects.values().any(|known| known.name == name) => return None,
         Some(name) => name,
         None => free_name(records, Name::nearest(&repository_name(repository)).as_str()),
     };
@@ -63,7 +63,7 @@ fn repository_name(repository: &Url) -> String {
     path.strip_suffix(".git").unwrap_or(path).to_owned()
 }
 
-/// Two repositories never share a name: their images and caches would mix.
+/// `name`, or `name` with the first free number. Two projects of one name would mix their images and caches.
 fn free_name(records: &Records, name: &str) -> String {
     let taken = |name: &str| records.projects.values().any(|project| project.name == name);
     if !taken(name) {
@@ -75,7 +75,7 @@ fn free_name(records: &Records, name: &str) -> String {
         .expect("fewer projects than numbers")
 }
 
-/// The environment called `name`: the one there is, or a new one.
+/// The known environment called `name`, or a new one.
 pub(super) fn environment(
     records: &Records,
     project: &Project,
@@ -112,13 +112,13 @@ pub(super) fn environment_name(
             return Err(invalid("environment", "`cache` is where the project's layer caches lie"));
         }
         if let Some(number) = pull_request_of(wanted)
-            && pull_request.map(|it| it.to_string()).as_deref() != Some(number)
+            && pull_request.map(|number| number.to_string()).as_deref() != Some(number)
         {
             let problem =
                 format!("{wanted} is that of pull request {number}; give pull_request, too");
             return Err(invalid("environment", problem));
         }
-        // The caches of an environment have its name, and those of a pull request are `pr-7`.
+        // The caches of an environment have its name, and the caches of a pull request are those of `pr-7`.
         if let Some(number) = pull_request
             && wanted != format!("{PULL_REQUEST}{number}")
         {
@@ -139,8 +139,8 @@ pub(super) fn environment_name(
     Ok(environment_of(reference.strip_prefix("refs/heads/").unwrap_or(reference)))
 }
 
-/// The environment of a branch, or of a tag in full: its name where that can be one. Any other is made
-/// one and marked with the hash of the name, so that no two push over each other's images.
+/// The environment's name for a branch, or for a tag that begins with `refs/tags/`. A reference that is no valid
+/// name is changed to one and gets a hash, so that no two references push over each other's images.
 pub(crate) fn environment_of(reference: &str) -> String {
     let name = Name::nearest(reference.strip_prefix("refs/tags/").unwrap_or(reference));
     let mut name = String::from(name);
@@ -154,7 +154,7 @@ pub(crate) fn environment_of(reference: &str) -> String {
     name + &mark
 }
 
-/// Whether no branch may have the environment of this name.
+/// Whether the name is reserved: no branch may have it.
 fn is_taken(name: &str) -> bool {
     [CACHE, DEFAULT_ENVIRONMENT, COMMITS].contains(&name) || pull_request_of(name).is_some()
 }
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn an_environment_has_the_name_of_its_branch_where_that_can_be_one() {
+    fn an_environment_has_the_name_of_its_branch_if_that_is_a_valid_name() {
         for branch in ["main", "release-2", "pr-7a"] {
             assert_eq!(named(branch), branch);
             assert_eq!(named(&format!("refs/heads/{branch}")), branch);
@@ -204,7 +204,7 @@ mod tests {
             &long,
         ];
 
-        let names: BTreeSet<String> = references.iter().map(|it| named(it)).collect();
+        let names: BTreeSet<String> = references.iter().map(|reference| named(reference)).collect();
 
         assert_eq!(names.len(), references.len(), "{names:?}");
         for name in names {
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pull_requests_environment_has_its_number_and_no_other_name() {
+    fn the_environment_of_a_pull_request_is_named_after_its_number() {
         let of = |wanted| environment_name(wanted, Some(7), Some("feature"));
         for wanted in [None, Some("pr-7")] {
             assert_eq!(of(wanted).unwrap(), "pr-7");

@@ -1,4 +1,4 @@
-//! Projects of repositories at GitHub: which record a repository has, or gets.
+//! Links repositories at GitHub to projects: a known one or a new one.
 
 use std::num::NonZeroU32;
 
@@ -10,36 +10,44 @@ use super::fields::{InvalidRequest, check_name};
 use super::names;
 use crate::core::records::Records;
 
-/// A repository at GitHub that is to be listened to.
+/// A repository whose pull requests are to be built.
 #[derive(Clone, Debug)]
 pub(crate) struct LinkProject {
-    /// The repository.
     pub(crate) repository: GithubRepository,
     /// Where it is cloned from.
     pub(crate) clone_url: Url,
-    /// The project's name. `None`: the one it has, or made of the repository's.
+    /// The project's name. `None`: the known project's name, or one made from the repository's.
     pub(crate) name: Option<String>,
-    /// What becomes of pull requests from forks.
     pub(crate) forks: ForkPolicy,
-    /// Most machines at once.
     pub(crate) max_concurrent: Option<NonZeroU32>,
-    /// Whether the configuration file says so.
+    /// Whether the configuration file names it.
     pub(crate) is_configured: bool,
 }
 
-/// Why a repository gets no project.
+/// A repository is not linked.
 #[derive(Debug, Error)]
 pub(crate) enum LinkError {
-    /// Something else is in the way.
-    #[error("{0}")]
-    Conflict(String),
-    /// The request cannot be.
+    #[error(transparent)]
+    Conflict(#[from] LinkConflict),
     #[error(transparent)]
     Invalid(#[from] InvalidRequest),
 }
 
-/// The project of a repository as it is to be: the one that listens to it, the one that was built from its
-/// address, or a new one.
+/// The project that is in the way.
+#[derive(Debug, Error)]
+pub(crate) enum LinkConflict {
+    #[error("{repository} is the project {name} already; use that name")]
+    OtherName { repository: GithubRepository, name: String },
+    #[error("{name} is the project of {repository}")]
+    OtherRepository { name: String, repository: GithubRepository },
+    #[error("stagely.toml has the project {name}; change it there")]
+    Configured { name: String },
+    #[error("{name} is the project of another repository; use another name")]
+    NameTaken { name: String },
+}
+
+/// The changed project of a repository: the one that is linked to it, the one with its clone address, or a
+/// new one.
 ///
 /// # Errors
 /// [`LinkError`].
@@ -48,26 +56,27 @@ pub(crate) fn link(records: &Records, wanted: LinkProject) -> Result<Project, Li
         check_name("name", name)?;
     }
     let github = &wanted.repository;
-    let listens =
-        |it: &&Project| it.github.as_ref().is_some_and(|link| link.repository.is(github.as_str()));
-    let has_address = |it: &&Project| same_address(&it.repository, wanted.clone_url.as_str());
-    let known = records.projects.values().find(listens);
+    let is_linked = |project: &&Project| {
+        project.github.as_ref().is_some_and(|link| link.repository.is(github.as_str()))
+    };
+    let has_address =
+        |project: &&Project| same_address(&project.repository, wanted.clone_url.as_str());
+    let known = records.projects.values().find(is_linked);
     let known = known.or_else(|| records.projects.values().find(has_address));
     let Some(known) = known else { return new_project(records, wanted) };
     if let Some(name) = &wanted.name
         && *name != known.name
     {
-        let problem = format!("{github} is the project {} already; use that name", known.name);
-        return Err(LinkError::Conflict(problem));
+        let (repository, name) = (github.clone(), known.name.clone());
+        return Err(LinkConflict::OtherName { repository, name }.into());
     }
     if let Some(link) = &known.github {
         if !link.repository.is(github.as_str()) {
-            let problem = format!("{} is the project of {}", known.name, link.repository);
-            return Err(LinkError::Conflict(problem));
+            let (name, repository) = (known.name.clone(), link.repository.clone());
+            return Err(LinkConflict::OtherRepository { name, repository }.into());
         }
         if link.is_configured && !wanted.is_configured {
-            let problem = format!("stagely.toml has the project {}; change it there", known.name);
-            return Err(LinkError::Conflict(problem));
+            return Err(LinkConflict::Configured { name: known.name.clone() }.into());
         }
     }
     let max_concurrent = wanted.max_concurrent;
@@ -78,9 +87,7 @@ fn new_project(records: &Records, wanted: LinkProject) -> Result<Project, LinkEr
     let name = wanted.name.clone();
     let project = names::new_project(records, &wanted.clone_url, name).ok_or_else(|| {
         let name = wanted.name.clone().unwrap_or_default();
-        LinkError::Conflict(format!(
-            "{name} is the project of another repository; use another name"
-        ))
+        LinkConflict::NameTaken { name }
     })?;
     let max_concurrent = wanted.max_concurrent;
     Ok(Project { github: Some(wanted.link()), max_concurrent, ..project })
@@ -93,7 +100,7 @@ impl LinkProject {
     }
 }
 
-/// Whether both addresses are of the same repository: GitHub regards neither case nor `.git`.
+/// Whether both addresses are of the same repository. GitHub ignores case and a final `.git`.
 fn same_address(one: &str, other: &str) -> bool {
     let plain = |address: &str| {
         let address = address.trim_end_matches('/').to_ascii_lowercase();
@@ -130,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn a_repository_has_one_project_whoever_built_it_first() {
+    fn a_repository_has_one_project_also_if_it_was_built_before_it_was_linked() {
         let new = link(&Records::default(), wanted("acme/shop")).unwrap();
         assert_eq!(
             (&*new.name, &*new.repository),
@@ -139,18 +146,18 @@ mod tests {
 
         let address = "https://github.com/Acme/Shop".to_owned();
         let built = Project::new(ProjectId::from_bits(1), "shop".to_owned(), address.clone());
-        let adopted = link(&with(built), wanted("acme/shop")).unwrap();
-        assert_eq!((adopted.id, &*adopted.name), (ProjectId::from_bits(1), "shop"));
-        assert_eq!(adopted.repository, address);
+        let linked = link(&with(built), wanted("acme/shop")).unwrap();
+        assert_eq!((linked.id, &*linked.name), (ProjectId::from_bits(1), "shop"));
+        assert_eq!(linked.repository, address);
 
         let strict = LinkProject { forks: ForkPolicy::Never, ..wanted("ACME/shop") };
-        let changed = link(&with(adopted), strict).unwrap();
+        let changed = link(&with(linked), strict).unwrap();
         assert_eq!(changed.id, ProjectId::from_bits(1));
         assert_eq!(changed.github.unwrap().forks, ForkPolicy::Never);
     }
 
     #[test]
-    fn no_two_repositories_share_a_name_and_the_file_has_the_last_word() {
+    fn names_are_unique_and_configured_projects_are_changed_in_the_file() {
         let shop = link(&Records::default(), named("acme/shop", "shop")).unwrap();
         let error = link(&with(shop.clone()), named("acme/other", "shop")).unwrap_err();
         assert!(error.to_string().contains("another repository"), "{error}");

@@ -1,4 +1,4 @@
-//! Requests that build the commit of an earlier run again.
+//! Makes the records of a rebuild: a new run of an earlier run's commit.
 
 use stagely_state::ids::{EnvironmentId, RunId};
 use stagely_state::{Run, RunState, Trigger};
@@ -11,24 +11,35 @@ use crate::core::clock::{new_id, now};
 use crate::core::records::Records;
 use crate::core::secrets::RunSecrets;
 
-/// Why a run is not built once more.
+/// A run is not rebuilt.
 #[derive(Debug, Error)]
 pub(crate) enum RebuildError {
-    /// There is no such run.
     #[error("there is no run {0}")]
     NotFound(RunId),
-    /// There is no such environment.
     #[error("there is no environment {0}")]
     NoEnvironment(EnvironmentId),
-    /// The run is not one that can be.
-    #[error("{0}")]
-    Conflict(String),
-    /// The request must say something else.
+    #[error(transparent)]
+    Conflict(#[from] NotRebuildable),
     #[error(transparent)]
     Invalid(#[from] InvalidRequest),
 }
 
-/// Makes the records of a run that builds the commit of `id` once more.
+/// The state of a run or of its environment that rules out a rebuild.
+#[derive(Debug, Error)]
+pub(crate) enum NotRebuildable {
+    #[error("{0} has not ended; wait for it or cancel it first")]
+    Open(RunId),
+    #[error("{0} is a warm-up; start another with `stagely warm`")]
+    WarmUp(RunId),
+    #[error("nothing failed in {0}; without `failed` all of it is built again")]
+    NothingFailed(RunId),
+    #[error("{name} is closed")]
+    Closed { name: String },
+    #[error("there is no run to be built again")]
+    NoRun,
+}
+
+/// Makes the records of a rebuild of the run `id`.
 ///
 /// # Errors
 /// [`RebuildError`].
@@ -38,12 +49,12 @@ pub(crate) fn rebuild(
     rebuild: RebuildRun,
 ) -> Result<RequestedRun, RebuildError> {
     let earlier = records.runs.get(&id).ok_or(RebuildError::NotFound(id))?;
-    check_rebuild(earlier, rebuild.failed).map_err(RebuildError::Conflict)?;
-    again(records, earlier, rebuild)
+    check_rebuild(earlier, rebuild.failed)?;
+    rebuild_of(records, earlier, rebuild)
 }
 
-/// Makes the records of a run that builds the newest run of an environment once more, also while that one
-/// goes on: it takes its place.
+/// Makes the records of a rebuild of an environment's newest run. If that run is still open, the rebuild
+/// supersedes it.
 ///
 /// # Errors
 /// [`RebuildError`].
@@ -56,20 +67,18 @@ pub(crate) fn rebuild_environment(
     let project = records.projects.get(&environment.project);
     let is_linked = project.is_some_and(|project| project.github.is_some());
     if environment.closed && environment.pull_request.is_some() && is_linked {
-        return Err(RebuildError::Conflict(format!("{} is closed", environment.name)));
+        return Err(NotRebuildable::Closed { name: environment.name.clone() }.into());
     }
     let newest = environment.newest_run.and_then(|run| records.runs.get(&run));
-    let Some(newest) = newest else {
-        return Err(RebuildError::Conflict("there is no run to be built again".to_owned()));
-    };
+    let newest = newest.ok_or(NotRebuildable::NoRun)?;
     if newest.state.is_final() || failed_only {
-        check_rebuild(newest, failed_only).map_err(RebuildError::Conflict)?;
+        check_rebuild(newest, failed_only)?;
     }
-    again(records, newest, RebuildRun { failed: failed_only, ..RebuildRun::default() })
+    rebuild_of(records, newest, RebuildRun { failed: failed_only, ..RebuildRun::default() })
 }
 
-/// `earlier` once more, which may be.
-fn again(
+/// Makes the records of a rebuild of `earlier`, which [`check_rebuild`] allows.
+fn rebuild_of(
     records: &Records,
     earlier: &Run,
     rebuild: RebuildRun,
@@ -83,7 +92,7 @@ fn again(
     let run = Run {
         trigger: Trigger::Retry,
         requested_ref: commit.or_else(|| earlier.requested_ref.clone()),
-        // A commit says nothing of branches, and what is built may depend on it.
+        // The branch cannot be found from the commit, and the plan may depend on it.
         branch: earlier.branch.clone(),
         only_builds: earlier.only_builds.clone(),
         base: earlier.base.clone(),
@@ -99,7 +108,7 @@ fn again(
     Ok(RequestedRun { run, project: project.clone(), environment: environment.clone(), secrets })
 }
 
-/// The build arguments of `earlier` must be given again, and where jobs are kept no others.
+/// Checks that the build arguments of `earlier` are given again, and, if jobs are reused, no others.
 fn check_arguments(earlier: &Run, rebuild: &RebuildRun) -> Result<(), InvalidRequest> {
     let id = earlier.id;
     check_set(&rebuild.set)?;
@@ -125,16 +134,16 @@ fn check_arguments(earlier: &Run, rebuild: &RebuildRun) -> Result<(), InvalidReq
     Ok(())
 }
 
-fn check_rebuild(earlier: &Run, only_failed: bool) -> Result<(), String> {
+fn check_rebuild(earlier: &Run, only_failed: bool) -> Result<(), NotRebuildable> {
     let id = earlier.id;
     if !earlier.state.is_final() {
-        return Err(format!("{id} has not ended; wait for it or cancel it first"));
+        return Err(NotRebuildable::Open(id));
     }
     if earlier.trigger == Trigger::WarmUp {
-        return Err(format!("{id} is a warm-up; start another with `stagely warm`"));
+        return Err(NotRebuildable::WarmUp(id));
     }
     if only_failed && earlier.state == RunState::Completed {
-        return Err(format!("nothing failed in {id}; without `failed` all of it is built again"));
+        return Err(NotRebuildable::NothingFailed(id));
     }
     Ok(())
 }
@@ -154,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rebuild_is_of_the_same_commit_on_the_same_branch_with_the_same_choices() {
+    fn a_rebuild_has_the_commit_the_branch_and_the_choices_of_its_run() {
         let commit: CommitSha = "a".repeat(40).parse().unwrap();
         let create = CreateRun {
             reference: Some("main".to_owned()),
@@ -192,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn an_environment_is_rebuilt_by_its_newest_run_also_while_that_goes_on() {
+    fn the_newest_run_of_an_environment_is_rebuilt_also_while_it_is_open() {
         let create = CreateRun { pull_request: Some(7), from_fork: true, ..app() };
         let (mut records, id) = records_of(create, |run| {
             *run = run.clone().with_approval(Approval::Awaited);
@@ -205,7 +214,7 @@ mod tests {
         let run = rebuild_environment(&records, environment, false).unwrap().run;
 
         assert_eq!((run.rebuilds, run.keeps, run.trigger), (Some(id), None, Trigger::Retry));
-        assert_eq!(run.approval, Approval::Awaited, "nobody has agreed to it by building it again");
+        assert_eq!(run.approval, Approval::Awaited, "a rebuild is no approval");
         let open = rebuild_environment(&records, environment, true).unwrap_err();
         assert!(open.to_string().contains("has not ended"), "{open}");
         let nowhere = rebuild_environment(&records, new_id::<EnvironmentId>(), false);
@@ -213,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rebuild_of_a_rebuild_repeats_the_first_run() {
+    fn a_rebuild_of_a_rebuild_names_the_first_run() {
         let first = new_id::<RunId>();
         let (records, id) = records_of(app(), |run| {
             run.state = failed();
@@ -227,11 +236,11 @@ mod tests {
     }
 
     #[test]
-    fn a_rebuild_that_cannot_be_says_why() {
+    fn a_refused_rebuild_has_a_reason() {
         let refused = |change: fn(&mut Run), failed| {
             let (records, id) = records_of(app(), change);
             match rebuild(&records, id, RebuildRun { failed, ..Default::default() }) {
-                Err(RebuildError::Conflict(message)) => message,
+                Err(RebuildError::Conflict(reason)) => reason.to_string(),
                 other => panic!("{other:?}"),
             }
         };
@@ -247,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rebuild_names_the_arguments_that_must_be_given_again() {
+    fn missing_build_arguments_are_named() {
         let secret = || SecretString::from("x");
         let set = ["TOKEN", "MODE"].map(|name| (name.to_owned(), secret()));
         let (records, id) =
@@ -256,7 +265,10 @@ mod tests {
         let given =
             RebuildRun { set: [("MODE".to_owned(), secret())].into(), ..Default::default() };
         let error = rebuild(&records, id, given).unwrap_err();
-        assert!(matches!(&error, RebuildError::Invalid(it) if it.field == "set"), "{error}");
+        assert!(
+            matches!(&error, RebuildError::Invalid(invalid) if invalid.field == "set"),
+            "{error}"
+        );
         assert!(error.to_string().contains("given TOKEN,"), "{error}");
 
         let set = ["TOKEN", "MODE"].map(|name| (name.to_owned(), secret()));
@@ -266,14 +278,17 @@ mod tests {
     }
 
     #[test]
-    fn a_rebuild_that_keeps_jobs_takes_no_arguments_that_they_were_built_without() {
+    fn a_rebuild_of_failed_jobs_takes_no_further_build_arguments() {
         let (records, id) = records_of(app(), |run| run.state = failed());
         let set = || [("MODE".to_owned(), SecretString::from("x"))].into();
         let with =
             |failed| rebuild(&records, id, RebuildRun { failed, set: set(), ..Default::default() });
 
         let error = with(true).unwrap_err();
-        assert!(matches!(&error, RebuildError::Invalid(it) if it.field == "set"), "{error}");
+        assert!(
+            matches!(&error, RebuildError::Invalid(invalid) if invalid.field == "set"),
+            "{error}"
+        );
         assert!(error.to_string().contains("not given MODE,"), "{error}");
         assert!(with(false).unwrap().run.set_names.contains("MODE"));
     }

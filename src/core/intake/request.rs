@@ -1,4 +1,4 @@
-//! Turns a request for a run into its records: which project it belongs to, and which environment.
+//! Makes the records of a run or a warm-up that the API or the schedule asks for.
 
 use std::collections::BTreeMap;
 
@@ -18,13 +18,12 @@ use crate::core::secrets::RunSecrets;
 /// The records that a request makes.
 #[derive(Debug)]
 pub(crate) struct RequestedRun {
-    /// The run.
     pub(crate) run: Run,
-    /// Its project, new or known.
+    /// New or known.
     pub(crate) project: Project,
-    /// Its environment, new or known.
+    /// New or known.
     pub(crate) environment: Environment,
-    /// What goes to the store sealed.
+    /// Stored sealed.
     pub(crate) secrets: RunSecrets,
 }
 

@@ -54,7 +54,7 @@ impl From<GithubError> for NotPlanned {
             }
         };
         warn!(%error, "a plan cannot be made: GitHub refuses a request");
-        failed(FailureReason::Clone { problem }, error.in_public())
+        failed(FailureReason::Clone { problem }, error.public_message())
     }
 }
 

@@ -1,11 +1,13 @@
-//! One request and its answer: where it goes, how long it may take, how much is read, and what a refusal
-//! means.
+//! One request to GitHub's API and its response: the address, the time limit, the size limit, and the meaning
+//! of a refusal.
 
+use std::error::Error;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes, to_bytes};
 use axum::http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, LINK, LOCATION};
 use axum::http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri};
+use http_body_util::LengthLimitError;
 use octocrab::OctoBody;
 use octocrab::Octocrab;
 use secrecy::{ExposeSecret as _, SecretString};
@@ -16,45 +18,44 @@ use tokio::time::timeout;
 use url::Url;
 
 use super::error::GithubError;
-use super::limits::{Account, Limits, Said};
+use super::limits::{Account, Limits, RateLimitHeaders};
 use crate::core::clock::now;
 
-/// How long one answer may take.
-const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+/// From the request to the end of the response's body.
+const RESPONSE_LIMIT: Duration = Duration::from_secs(30);
 
-/// How long a connection may take.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
-/// The largest answer that is read. A delivery is at most this large at GitHub, and is one string more
-/// here.
-const ANSWER_BYTES_MAX: usize = 26 * 1024 * 1024;
+/// The largest response that is read. GitHub's limit for a delivery is 25 MiB, and the response that shows one
+/// has it as a string.
+const RESPONSE_BYTES_MAX: usize = 26 * 1024 * 1024;
 
-/// The most of a refusal that is read.
 const REFUSAL_BYTES_MAX: usize = 64 * 1024;
 
-/// The most characters of a refusal that are shown.
-const MESSAGE_CHARS_MAX: usize = 300;
+const REFUSAL_CHARS_MAX: usize = 300;
 
-/// The version of the API that this was written for.
+/// A renamed repository is followed at most this often.
+const REDIRECTS_MAX: usize = 2;
+
+/// The version of the API that this code is written for.
 const API_VERSION: &str = "2022-11-28";
 
 const JSON: &str = "application/vnd.github+json";
 
-/// One request.
+/// A request to the API, without credentials.
 #[derive(Clone, Debug)]
-pub(super) struct Ask {
+pub(super) struct ApiRequest {
     pub(super) method: Method,
-    /// Below the API's address, with the query.
+    /// Path and query, below the API's address.
     pub(super) path: String,
     pub(super) accept: &'static str,
     pub(super) body: Option<Vec<u8>>,
     pub(super) bytes_max: usize,
-    /// What it asks for, for people.
+    /// Names the resource in errors.
     pub(super) what: String,
 }
 
-impl Ask {
-    /// Reads something.
+impl ApiRequest {
     pub(super) fn get(path: String, what: impl Into<String>) -> Self {
         let what = what.into();
         Self {
@@ -62,48 +63,48 @@ impl Ask {
             path,
             accept: JSON,
             body: None,
-            bytes_max: ANSWER_BYTES_MAX,
+            bytes_max: RESPONSE_BYTES_MAX,
             what,
         }
     }
 
-    /// Writes something.
-    pub(super) fn send(
-        method: Method,
-        path: String,
-        body: &serde_json::Value,
-        what: impl Into<String>,
-    ) -> Self {
-        Self { method, body: Some(body.to_string().into_bytes()), ..Self::get(path, what) }
+    pub(super) fn post(path: String, body: &serde_json::Value, what: impl Into<String>) -> Self {
+        let body = Some(body.to_string().into_bytes());
+        Self { method: Method::POST, body, ..Self::get(path, what) }
+    }
+
+    pub(super) fn patch(path: String, body: &serde_json::Value, what: impl Into<String>) -> Self {
+        Self { method: Method::PATCH, ..Self::post(path, body, what) }
     }
 }
 
-/// A path of `parts`, each escaped as far as it must be.
-pub(super) fn path<'a>(parts: impl IntoIterator<Item = &'a str>) -> String {
-    let mut url = Url::parse("http://github").expect("it is a URL");
-    url.path_segments_mut().expect("it has a host").extend(parts);
+/// Joins `segments`, percent-encoded, to a path.
+pub(super) fn path<'a>(segments: impl IntoIterator<Item = &'a str>) -> String {
+    let mut url = Url::parse("http://github").expect("the constant is a URL");
+    url.path_segments_mut().expect("a URL with a host has segments").extend(segments);
     url.path().to_owned()
 }
 
-/// A good answer.
+/// A response with a status of success.
 #[derive(Debug)]
-pub(super) struct Answer {
+pub(super) struct ApiResponse {
     headers: HeaderMap,
     pub(super) body: Bytes,
 }
 
-impl Answer {
-    pub(super) fn json<T: DeserializeOwned>(&self, ask: &Ask) -> Result<T, GithubError> {
+impl ApiResponse {
+    pub(super) fn json<T: DeserializeOwned>(&self, request: &ApiRequest) -> Result<T, GithubError> {
         serde_json::from_slice(&self.body).map_err(|error| {
-            // The line of the answer says nothing, and the answer may hold secrets.
-            let kind = error.classify();
+            // The body may hold secrets, so the error has its category and position alone.
+            let category = error.classify();
             let message =
-                format!("its answer about {} cannot be read ({kind:?}: {error})", ask.what);
+                format!("its answer about {} cannot be read ({category:?}: {error})", request.what);
             GithubError::Refused { status: 200, message }
         })
     }
 
-    /// Path and query of the next page. Its host is not regarded, since it is given credentials.
+    /// Path and query of the next page. The host of the link is ignored: the request for the next page carries
+    /// credentials.
     pub(super) fn next_page(&self) -> Option<String> {
         let links = self.headers.get(LINK)?.to_str().ok()?;
         let next = links.split(',').find(|link| link.contains("rel=\"next\""))?;
@@ -112,104 +113,110 @@ impl Answer {
     }
 }
 
-/// Speaks HTTP.
-pub(super) struct Api {
+/// Sends requests to the API at one address and keeps to its rate limits.
+pub(super) struct ApiClient {
     base: Uri,
-    /// Made when it is first needed, since it takes a running runtime.
-    client: OnceCell<Octocrab>,
+    /// Built by the first request, because building needs a running runtime.
+    http: OnceCell<Octocrab>,
     pub(super) limits: Limits,
 }
 
-impl Api {
+impl ApiClient {
     pub(super) fn new(base: &Url) -> anyhow::Result<Self> {
         let base = base.as_str().trim_end_matches('/').parse()?;
-        Ok(Self { base, client: OnceCell::new(), limits: Limits::default() })
+        Ok(Self { base, http: OnceCell::new(), limits: Limits::default() })
     }
 
-    async fn client(&self) -> Result<&Octocrab, GithubError> {
-        let make = async || {
+    async fn http(&self) -> Result<&Octocrab, GithubError> {
+        let build = async || {
             Octocrab::builder()
                 .base_uri(self.base.clone())?
                 .set_connect_timeout(Some(CONNECT_LIMIT))
                 .build()
         };
-        self.client.get_or_try_init(make).await.map_err(|error| unavailable(&error))
+        self.http.get_or_try_init(build).await.map_err(|error| unavailable(&error))
     }
 
-    /// Asks with `bearer`, which is `account`'s. Follows GitHub where a repository was renamed.
-    pub(super) async fn ask(
+    /// Sends `request` with the token `bearer` of `account`, and follows redirects of renamed repositories.
+    pub(super) async fn send(
         &self,
         account: &Account,
         bearer: &SecretString,
-        ask: &Ask,
-    ) -> Result<Answer, GithubError> {
-        let mut path = ask.path.clone();
-        for _ in 0..3 {
-            match self.ask_once(account, bearer, ask, &path).await? {
-                Outcome::Answer(answer) => return Ok(answer),
-                Outcome::Moved(to) => path = to,
+        request: &ApiRequest,
+    ) -> Result<ApiResponse, GithubError> {
+        let mut path = request.path.clone();
+        for _ in 0..=REDIRECTS_MAX {
+            match self.send_once(account, bearer, request, &path).await? {
+                Outcome::Response(response) => return Ok(response),
+                Outcome::Redirect(to) => path = to,
             }
         }
-        let message = format!("{} was moved again and again", ask.what);
+        let message = format!("{} was moved again and again", request.what);
         Err(GithubError::Refused { status: 301, message })
     }
 
-    async fn ask_once(
+    async fn send_once(
         &self,
         account: &Account,
         bearer: &SecretString,
-        ask: &Ask,
+        request: &ApiRequest,
         path: &str,
     ) -> Result<Outcome, GithubError> {
         self.limits.check(account, now())?;
-        let request = request(bearer, ask, path)?;
+        let http_request = http_request(bearer, request, path)?;
         let exchange = async {
-            let response = self.client().await?.send(request).await;
+            let response = self.http().await?.send(http_request).await;
             let (head, body) = response.map_err(|error| unavailable(&error))?.into_parts();
             let bytes_max =
-                if head.status.is_success() { ask.bytes_max } else { REFUSAL_BYTES_MAX };
-            let body = read(Body::new(body), bytes_max, ask).await;
+                if head.status.is_success() { request.bytes_max } else { REFUSAL_BYTES_MAX };
+            let body = read_body(Body::new(body), bytes_max, request).await;
             Ok((head.status, head.headers, body))
         };
-        let exchanged = timeout(ANSWER_LIMIT, exchange).await;
+        let exchanged = timeout(RESPONSE_LIMIT, exchange).await;
         let (status, headers, body) = exchanged.unwrap_or_else(|_| {
-            Err(GithubError::Unavailable(format!("no answer within {ANSWER_LIMIT:?}")))
+            Err(GithubError::Unavailable(format!("no answer within {RESPONSE_LIMIT:?}")))
         })?;
         let message = match &body {
-            Ok(body) if !status.is_success() => message(body),
+            Ok(body) if !status.is_success() => refusal_message(body),
             _ => String::new(),
         };
-        let said = Said::of(status, &headers, &message);
-        if let Some(until) = self.limits.observe(account, &said, now()) {
+        let rate_limit = RateLimitHeaders::read(status, &headers, &message);
+        if let Some(until) = self.limits.observe(account, &rate_limit, now()) {
             return Err(GithubError::RateLimited { until });
         }
         if status.is_success() {
-            return Ok(Outcome::Answer(Answer { headers, body: body? }));
+            return Ok(Outcome::Response(ApiResponse { headers, body: body? }));
         }
-        if let Some(to) = self.moved_to(status, &headers) {
-            return Ok(Outcome::Moved(to));
+        if let Some(path) = self.redirect(status, &headers) {
+            return Ok(Outcome::Redirect(path));
         }
-        Err(refusal(status, &message, ask))
+        Err(refusal(status, &message, request))
     }
 
-    /// Where it is now, if that is at the same host: another one gets no credentials.
-    fn moved_to(&self, status: StatusCode, headers: &HeaderMap) -> Option<String> {
+    /// The path of a redirect to the same host. Another host gets no credentials, so its redirects count as
+    /// refusals.
+    fn redirect(&self, status: StatusCode, headers: &HeaderMap) -> Option<String> {
         if !matches!(status.as_u16(), 301 | 302 | 307 | 308) {
             return None;
         }
         let to: Uri = headers.get(LOCATION)?.to_str().ok()?.parse().ok()?;
-        let is_here = to.authority().is_none_or(|it| Some(it) == self.base.authority());
+        let is_same_host =
+            to.authority().is_none_or(|authority| Some(authority) == self.base.authority());
         let path = to.path_and_query()?.as_str().to_owned();
-        is_here.then_some(path)
+        is_same_host.then_some(path)
     }
 }
 
 enum Outcome {
-    Answer(Answer),
-    Moved(String),
+    Response(ApiResponse),
+    Redirect(String),
 }
 
-fn request(bearer: &SecretString, ask: &Ask, path: &str) -> Result<Request<OctoBody>, GithubError> {
+fn http_request(
+    bearer: &SecretString,
+    request: &ApiRequest,
+    path: &str,
+) -> Result<Request<OctoBody>, GithubError> {
     let unusable = || {
         let problem = "a token for GitHub holds characters that no token has: store it anew";
         GithubError::Credentials(problem.to_owned())
@@ -217,28 +224,30 @@ fn request(bearer: &SecretString, ask: &Ask, path: &str) -> Result<Request<OctoB
     let mut authorization = HeaderValue::try_from(format!("Bearer {}", bearer.expose_secret()))
         .map_err(|_| unusable())?;
     authorization.set_sensitive(true);
-    let mut request = Request::builder()
-        .method(ask.method.clone())
+    let mut builder = Request::builder()
+        .method(request.method.clone())
         .uri(path)
-        .header(ACCEPT, ask.accept)
+        .header(ACCEPT, request.accept)
         .header("x-github-api-version", API_VERSION)
         .header(AUTHORIZATION, authorization);
-    if ask.body.is_some() {
-        request = request.header(CONTENT_TYPE, "application/json");
+    if request.body.is_some() {
+        builder = builder.header(CONTENT_TYPE, "application/json");
     }
-    let body = ask.body.clone().map_or_else(OctoBody::empty, OctoBody::from);
-    request.body(body).map_err(|error| {
-        let message = format!("the address of {} cannot be: {error}", ask.what);
+    let body = request.body.clone().map_or_else(OctoBody::empty, OctoBody::from);
+    builder.body(body).map_err(|error| {
+        let message = format!("the address of {} cannot be: {error}", request.what);
         GithubError::Refused { status: 400, message }
     })
 }
 
-async fn read(body: Body, bytes_max: usize, ask: &Ask) -> Result<Bytes, GithubError> {
+async fn read_body(
+    body: Body,
+    bytes_max: usize,
+    request: &ApiRequest,
+) -> Result<Bytes, GithubError> {
     to_bytes(body, bytes_max).await.map_err(|error| {
-        let is_too_large = std::error::Error::source(&error)
-            .is_some_and(|source| source.to_string().contains("length limit"));
-        if is_too_large {
-            return GithubError::TooLarge { what: ask.what.clone(), bytes_max };
+        if error.source().is_some_and(<dyn Error>::is::<LengthLimitError>) {
+            return GithubError::TooLarge { what: request.what.clone(), bytes_max };
         }
         unavailable(&error)
     })
@@ -251,28 +260,29 @@ struct RefusalPayload {
     errors: serde_json::Value,
 }
 
-/// What a refusal says, in one line.
-fn message(body: &[u8]) -> String {
+/// The message of a refusal, in one line.
+fn refusal_message(body: &[u8]) -> String {
     let text = match serde_json::from_slice::<RefusalPayload>(body) {
         Ok(RefusalPayload { message, errors: serde_json::Value::Null }) => message,
         Ok(RefusalPayload { message, errors }) => format!("{message} {errors}"),
         Err(_) => String::from_utf8_lossy(body).into_owned(),
     };
     let text: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    text.chars().filter(|c| !c.is_control()).take(MESSAGE_CHARS_MAX).collect()
+    text.chars().filter(|c| !c.is_control()).take(REFUSAL_CHARS_MAX).collect()
 }
 
-fn refusal(status: StatusCode, message: &str, ask: &Ask) -> GithubError {
+fn refusal(status: StatusCode, message: &str, request: &ApiRequest) -> GithubError {
     let status = status.as_u16();
+    let what = &request.what;
     match status {
-        404 | 410 => GithubError::NotFound(ask.what.clone()),
-        408 | 500..=599 => GithubError::Unavailable(format!("status {status} for {}", ask.what)),
-        _ => GithubError::Refused { status, message: format!("{}: {message}", ask.what) },
+        404 | 410 => GithubError::NotFound(what.clone()),
+        408 | 500..=599 => GithubError::Unavailable(format!("status {status} for {what}")),
+        _ => GithubError::Refused { status, message: format!("{what}: {message}") },
     }
 }
 
-/// Says what a chain of errors says, without repeating what says the same.
-fn unavailable(error: &dyn std::error::Error) -> GithubError {
+/// Joins the messages of an error and its sources, without repetitions.
+fn unavailable(error: &dyn Error) -> GithubError {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {

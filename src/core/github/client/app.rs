@@ -1,44 +1,43 @@
-//! The tokens of a GitHub App: where it is installed, and what may be done there.
+//! The tokens of a GitHub App: where the app is installed, and a token for each use.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use axum::http::Method;
 use secrecy::SecretString;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use stagely_state::{GithubRepository, Timestamp};
 
-use super::api::{Api, Ask, path};
+use super::api::{ApiClient, ApiRequest, path};
 use super::credentials::App;
 use super::error::GithubError;
 use super::limits::Account;
 use crate::core::clock::now;
-use crate::core::github::payload::moment;
+use crate::core::github::payload::timestamp;
 
-/// A token is made anew this long before it ends: a request may take a while, and clocks differ.
-const RESERVE: Duration = Duration::from_mins(5);
+/// A token is replaced this long before it expires: a request takes time, and clocks differ.
+const EXPIRY_MARGIN: Duration = Duration::from_mins(5);
 
 /// A token of the app for one repository.
 #[derive(Clone)]
-pub(super) struct Minted {
+pub(super) struct InstallationToken {
     pub(super) installation: u64,
     pub(super) token: SecretString,
     expires_at: Timestamp,
 }
 
-/// What is known of one repository. The lock is held while it is found out.
+/// What is known of the app in one repository. Its lock is held during requests for more.
 #[derive(Default)]
-struct Place {
-    installation: Option<u64>,
-    minted: Option<Minted>,
+struct Installation {
+    id: Option<u64>,
+    own_token: Option<InstallationToken>,
 }
 
-/// What is known of the repositories where the app is installed.
+/// The app's installations, by repository.
 #[derive(Default)]
 pub(super) struct Installations {
-    places: Mutex<HashMap<String, Arc<tokio::sync::Mutex<Place>>>>,
+    by_repository: Mutex<HashMap<String, Arc<tokio::sync::Mutex<Installation>>>>,
 }
 
 #[derive(Deserialize)]
@@ -56,16 +55,16 @@ impl Installations {
     /// Core's own token for `repository`.
     pub(super) async fn own_token(
         &self,
-        api: &Api,
+        api: &ApiClient,
         app: &App,
         repository: &GithubRepository,
-    ) -> Result<Minted, GithubError> {
-        let place = self.place(repository);
-        let mut place = place.lock().await;
-        if let Some(minted) = &place.minted
-            && minted.expires_at > now().after(RESERVE)
+    ) -> Result<InstallationToken, GithubError> {
+        let installation = self.of(repository);
+        let mut installation = installation.lock().await;
+        if let Some(token) = &installation.own_token
+            && token.expires_at > now().after(EXPIRY_MARGIN)
         {
-            return Ok(minted.clone());
+            return Ok(token.clone());
         }
         let permissions = json!({
             "contents": "read",
@@ -74,87 +73,88 @@ impl Installations {
             "pull_requests": "write",
             "statuses": "write",
         });
-        let minted = mint(api, app, &mut place, repository, permissions).await?;
-        place.minted = Some(minted.clone());
-        Ok(minted)
+        let token = create_token(api, app, &mut installation, repository, permissions).await?;
+        installation.own_token = Some(token.clone());
+        Ok(token)
     }
 
     /// A new token that only reads the contents of `repository`.
     pub(super) async fn clone_token(
         &self,
-        api: &Api,
+        api: &ApiClient,
         app: &App,
         repository: &GithubRepository,
     ) -> Result<SecretString, GithubError> {
-        let place = self.place(repository);
-        // Only finding the installation is worth waiting for others.
-        let installation = find(api, app, &mut *place.lock().await, repository).await?;
-        let mut known = Place { installation: Some(installation), minted: None };
-        let minted = mint(api, app, &mut known, repository, json!({ "contents": "read" })).await;
-        if known.installation.is_none() {
-            place.lock().await.installation = None;
+        let shared = self.of(repository);
+        // The lock is held while the installation is looked up, and not while the token is made: tokens
+        // for several jobs are made at the same time.
+        let id = find_installation(api, app, &mut *shared.lock().await, repository).await?;
+        let mut installation = Installation { id: Some(id), own_token: None };
+        let permissions = json!({ "contents": "read" });
+        let token = create_token(api, app, &mut installation, repository, permissions).await;
+        if installation.id.is_none() {
+            shared.lock().await.id = None;
         }
-        Ok(minted?.token)
+        Ok(token?.token)
     }
 
-    /// Forgets what GitHub does not take any more.
+    /// Drops the token and the installation of `repository`, which GitHub has refused.
     pub(super) async fn forget(&self, repository: &GithubRepository) {
-        *self.place(repository).lock().await = Place::default();
+        *self.of(repository).lock().await = Installation::default();
     }
 
-    fn place(&self, repository: &GithubRepository) -> Arc<tokio::sync::Mutex<Place>> {
-        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(places.entry(repository.as_str().to_ascii_lowercase()).or_default())
+    fn of(&self, repository: &GithubRepository) -> Arc<tokio::sync::Mutex<Installation>> {
+        let mut installations = self.by_repository.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(installations.entry(repository.as_str().to_ascii_lowercase()).or_default())
     }
 }
 
-/// Where the app is installed for `repository`.
-async fn find(
-    api: &Api,
+async fn find_installation(
+    api: &ApiClient,
     app: &App,
-    place: &mut Place,
+    installation: &mut Installation,
     repository: &GithubRepository,
 ) -> Result<u64, GithubError> {
-    if let Some(installation) = place.installation {
-        return Ok(installation);
+    if let Some(id) = installation.id {
+        return Ok(id);
     }
-    let of = path(["repos", repository.owner(), repository.name(), "installation"]);
-    let ask = Ask::get(of, format!("the GitHub App's installation for {repository}"));
-    let answer = api.ask(&Account::App, &app.jwt().await?, &ask).await;
-    let InstallationPayload { id } = match answer {
-        Ok(answer) => answer.json(&ask)?,
+    let address = path(["repos", repository.owner(), repository.name(), "installation"]);
+    let what = format!("the GitHub App's installation for {repository}");
+    let request = ApiRequest::get(address, what);
+    let response = api.send(&Account::App, &app.jwt().await?, &request).await;
+    let InstallationPayload { id } = match response {
+        Ok(response) => response.json(&request)?,
         Err(GithubError::NotFound(_)) => {
             return Err(GithubError::Credentials(format!(
                 "the GitHub App {} is not installed for {repository}: install it on the page of the app",
                 app.id
             )));
         }
-        Err(error) => return Err(explained(error, app)),
+        Err(error) => return Err(with_advice(error, app)),
     };
-    place.installation = Some(id);
+    installation.id = Some(id);
     Ok(id)
 }
 
-async fn mint(
-    api: &Api,
+async fn create_token(
+    api: &ApiClient,
     app: &App,
-    place: &mut Place,
+    installation: &mut Installation,
     repository: &GithubRepository,
     permissions: Value,
-) -> Result<Minted, GithubError> {
-    let installation = find(api, app, place, repository).await?;
-    let id = installation.to_string();
+) -> Result<InstallationToken, GithubError> {
+    let id = find_installation(api, app, installation, repository).await?;
     let body = json!({ "repositories": [repository.name()], "permissions": permissions });
-    let of = path(["app", "installations", &id, "access_tokens"]);
-    let ask = Ask::send(Method::POST, of, &body, format!("a token of the app for {repository}"));
-    match api.ask(&Account::App, &app.jwt().await?, &ask).await {
-        Ok(answer) => {
-            let TokenPayload { token, expires_at } = answer.json(&ask)?;
-            Ok(Minted { installation, token, expires_at: moment(expires_at) })
+    let address = path(["app", "installations", &id.to_string(), "access_tokens"]);
+    let request = ApiRequest::post(address, &body, format!("a token of the app for {repository}"));
+    match api.send(&Account::App, &app.jwt().await?, &request).await {
+        Ok(response) => {
+            let TokenPayload { token, expires_at } = response.json(&request)?;
+            Ok(InstallationToken { installation: id, token, expires_at: timestamp(expires_at) })
         }
         Err(GithubError::NotFound(what)) => {
-            // The app was installed anew; the next try looks where. It says nothing of what was asked for.
-            place.installation = None;
+            // The app was installed anew. The next attempt looks the installation up.
+            installation.id = None;
             Err(GithubError::Unavailable(format!("there is no {what} any more")))
         }
         Err(GithubError::Refused { status: 422, message }) => {
@@ -164,12 +164,12 @@ async fn mint(
                  installation must include the repository"
             )))
         }
-        Err(error) => Err(explained(error, app)),
+        Err(error) => Err(with_advice(error, app)),
     }
 }
 
-/// With what to do where the app itself is refused.
-pub(super) fn explained(error: GithubError, app: &App) -> GithubError {
+/// Adds to a refusal of the app itself what to check.
+pub(super) fn with_advice(error: GithubError, app: &App) -> GithubError {
     match error {
         GithubError::Refused { status: 401, message } => GithubError::Credentials(format!(
             "GitHub does not take the key of the GitHub App {} ({message}): check github.app-id, the \

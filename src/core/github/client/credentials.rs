@@ -1,8 +1,5 @@
-//! What core shows GitHub: a project's own token, that of the configuration, or an app's key.
+//! Core's credentials at GitHub: a project's own token, a token of the configuration, or the key of an app.
 
-use std::fmt;
-use std::fs::File;
-use std::io::Read as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -15,15 +12,13 @@ use tokio::task::spawn_blocking;
 use super::error::GithubError;
 use super::limits::Account;
 use crate::config::Config;
+use crate::config::secrets::{SecretFileError, read_secret_file};
 use crate::core::secrets::SecretStore;
-
-/// The most of a file that is read. A key of 16,384 bits has 13 KiB.
-const FILE_BYTES_MAX: u64 = 64 * 1024;
 
 const TOKEN_VARIABLE: &str = "STAGELY_GITHUB_TOKEN";
 const KEY_VARIABLE: &str = "STAGELY_GITHUB_PRIVATE_KEY";
 
-/// What the environment holds. It does not change while core runs.
+/// The secrets in the environment of the process, which does not change while core runs.
 #[derive(Clone, Default)]
 pub(super) struct Variables {
     pub(super) token: Option<SecretString>,
@@ -31,13 +26,12 @@ pub(super) struct Variables {
 }
 
 impl Variables {
-    /// Those of this process.
-    pub(super) fn read() -> Self {
-        let of = |name: &str| {
+    pub(super) fn of_process() -> Self {
+        let read = |name: &str| {
             let text = std::env::var(name).ok().filter(|text| !text.trim().is_empty());
             text.map(SecretString::from)
         };
-        Self { token: of(TOKEN_VARIABLE), private_key: of(KEY_VARIABLE) }
+        Self { token: read(TOKEN_VARIABLE), private_key: read(KEY_VARIABLE) }
     }
 }
 
@@ -46,16 +40,14 @@ impl Variables {
 pub(super) struct Token {
     pub(super) account: Account,
     pub(super) value: SecretString,
-    /// Where it comes from, for people.
+    /// Names the token's source in errors.
     pub(super) setting: String,
 }
 
-/// What opens a repository.
 #[derive(Clone)]
 pub(super) enum Credential {
-    /// A token, as it is.
     Token(Token),
-    /// An app, whose tokens are minted.
+    /// Tokens are made with its key.
     App(App),
 }
 
@@ -67,10 +59,10 @@ pub(super) struct App {
 }
 
 impl App {
-    /// A token of the app itself, good for minutes.
+    /// A token of the app itself, valid for minutes.
     pub(super) async fn jwt(&self) -> Result<SecretString, GithubError> {
         let auth = AppAuth { app_id: AppId(self.id), key: (*self.key).clone() };
-        // RSA takes a while.
+        // An RSA signature takes milliseconds of CPU time.
         let signed = spawn_blocking(move || auth.generate_bearer_token()).await;
         signed
             .expect("signing does not panic")
@@ -79,17 +71,11 @@ impl App {
     }
 }
 
-/// Finds credentials.
+/// Chooses the credential for a repository.
 pub(super) struct Credentials {
     config: Arc<Config>,
     secrets: SecretStore,
     variables: Variables,
-}
-
-impl fmt::Debug for Credentials {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Credentials")
-    }
 }
 
 impl Credentials {
@@ -97,12 +83,11 @@ impl Credentials {
         Self { config, secrets, variables }
     }
 
-    /// Whether there is an app.
     pub(super) fn has_app(&self) -> bool {
         self.config.github.app_id.is_some()
     }
 
-    /// What opens the repository of `project`.
+    /// The credential for the repository of `project`: its own token, else the app, else the shared token.
     pub(super) async fn of(
         &self,
         project: &Project,
@@ -123,7 +108,7 @@ impl Credentials {
         }
     }
 
-    /// The app, if there is one.
+    /// The app; `None` where none is configured.
     pub(super) async fn app(&self) -> Result<Option<App>, GithubError> {
         let Some(id) = self.config.github.app_id else { return Ok(None) };
         let (setting, pem) = match (&self.config.github.private_key_file, &self.variables) {
@@ -149,15 +134,15 @@ impl Credentials {
         project: &Project,
         repository: &GithubRepository,
     ) -> Result<Option<Token>, GithubError> {
-        let sealed = self.secrets.project_token(project.id);
-        let sealed = sealed.map_err(|error| GithubError::Credentials(error.to_string()))?;
-        if let Some(value) = sealed {
+        let stored = self.secrets.project_token(project.id);
+        let stored = stored.map_err(|error| GithubError::Credentials(error.to_string()))?;
+        if let Some(value) = stored {
             let setting = format!("the token of the project {}", project.name);
             return Ok(Some(Token { account: Account::Project(project.id), value, setting }));
         }
         let mut projects = self.config.projects.iter();
-        let configured = projects.find(|it| it.github.is(repository.as_str()));
-        let Some(path) = configured.and_then(|it| it.token_file.as_ref()) else {
+        let configured = projects.find(|project| project.github.is(repository.as_str()));
+        let Some(path) = configured.and_then(|project| project.token_file.as_ref()) else {
             return Ok(None);
         };
         let setting = format!("token-file of {repository} in [[projects]]");
@@ -185,21 +170,16 @@ fn bad_key(setting: &str) -> String {
     )
 }
 
-/// Reads a secret each time it is needed, so that a new one holds at once.
+/// Reads a secret for each use, so that a replaced file takes effect at once.
 async fn read_secret(setting: &str, path: &Path) -> Result<SecretString, GithubError> {
     let file = path.to_owned();
-    let read = spawn_blocking(move || {
-        let mut text = String::new();
-        File::open(file)?.take(FILE_BYTES_MAX).read_to_string(&mut text)?;
-        std::io::Result::Ok(SecretString::from(text.trim()))
-    });
-    let named = |problem: String| {
-        GithubError::Credentials(format!("{setting} names {}, which {problem}", path.display()))
+    let read = spawn_blocking(move || read_secret_file(&file)).await;
+    let unusable = |error| {
+        GithubError::Credentials(format!("{setting} names {}, which {error}", path.display()))
     };
-    let secret = read.await.expect("reading does not panic");
-    let secret = secret.map_err(|error| named(format!("cannot be read: {error}")))?;
-    if secret.expose_secret().is_empty() {
-        return Err(named("is empty".to_owned()));
+    let secret = read.expect("reading does not panic").map_err(unusable)?;
+    match secret.expose_secret().trim() {
+        "" => Err(unusable(SecretFileError::Empty)),
+        secret => Ok(SecretString::from(secret)),
     }
-    Ok(secret)
 }

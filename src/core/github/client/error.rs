@@ -1,47 +1,36 @@
-//! What GitHub did not do, as callers tell it apart.
+//! The failures of a request to GitHub, as callers tell them apart.
 
 use stagely_state::Timestamp;
 use thiserror::Error;
 
-/// What GitHub did not do.
+use crate::core::clock::now;
+use crate::core::retry::Retry;
+
+/// A request to GitHub has failed.
 #[derive(Debug, Error)]
 pub enum GithubError {
-    /// It did not answer, or with a 5xx: it may later.
+    /// No response, or one with a status of 5xx.
     #[error("GitHub does not answer: {0}")]
     Unavailable(String),
-    /// It answers again after a moment.
-    #[error("GitHub allows no more requests until {}", shown(*until))]
-    RateLimited {
-        /// The moment.
-        until: Timestamp,
-    },
-    /// It is not there, or not for these credentials.
+    /// A rate limit is used up until this moment.
+    #[error("GitHub allows no more requests until {}", display(*until))]
+    RateLimited { until: Timestamp },
+    /// The resource does not exist, or the credentials do not show it.
     #[error("GitHub has no {0}, or does not show it to these credentials")]
     NotFound(String),
-    /// Its answer is larger than core reads.
     #[error("{what} has more than {bytes_max} bytes")]
-    TooLarge {
-        /// What was asked for.
-        what: String,
-        /// How much core reads.
-        bytes_max: usize,
-    },
-    /// It refuses.
+    TooLarge { what: String, bytes_max: usize },
+    /// Any other status, or a response that cannot be used.
     #[error("GitHub refuses ({status}): {message}")]
-    Refused {
-        /// The HTTP status.
-        status: u16,
-        /// What it says.
-        message: String,
-    },
-    /// Core lacks what it takes, or it cannot be read.
+    Refused { status: u16, message: String },
+    /// Core's credentials are missing, unreadable or refused.
     #[error("{0}")]
     Credentials(String),
 }
 
 impl GithubError {
-    /// What strangers may read of it: what core itself lacks is for its log.
-    pub fn in_public(&self) -> String {
+    /// The message for strangers. The state of core's credentials is for its log alone.
+    pub fn public_message(&self) -> String {
         match self {
             Self::Credentials(_) => {
                 "core's credentials for this repository cannot be used; core's log \
@@ -56,7 +45,7 @@ impl GithubError {
         }
     }
 
-    /// Whether the same request may succeed later without anybody doing something.
+    /// Whether the same request may succeed later although nobody has changed anything.
     pub const fn is_transient(&self) -> bool {
         match self {
             Self::Unavailable(_) | Self::RateLimited { .. } => true,
@@ -66,9 +55,17 @@ impl GithubError {
             | Self::Credentials(_) => false,
         }
     }
+
+    /// Whether to repeat the request: after a rate limit not before its end.
+    pub(crate) fn retry(&self) -> Retry {
+        match self {
+            Self::RateLimited { until } => Retry::After(until.since(now())),
+            _ => Retry::if_transient(self.is_transient()),
+        }
+    }
 }
 
-fn shown(at: Timestamp) -> String {
+fn display(at: Timestamp) -> String {
     let millis = i64::try_from(at.0).unwrap_or(i64::MAX);
     jiff::Timestamp::from_millisecond(millis)
         .map_or_else(|_| "a far day".to_owned(), |at| at.to_string())

@@ -32,76 +32,76 @@ use crate::core::store::Store;
 
 const TOKEN: &str = "github_pat_0815";
 
-/// What the client asked.
+/// A request that the client sent.
 #[derive(Clone, Debug)]
-struct Asked {
+struct ReceivedRequest {
     /// Method, path and query.
     line: String,
     headers: HeaderMap,
     body: Value,
 }
 
-impl Asked {
+impl ReceivedRequest {
     fn bearer(&self) -> &str {
         self.headers["authorization"].to_str().unwrap().strip_prefix("Bearer ").unwrap()
     }
 }
 
-type Answers = Arc<Mutex<VecDeque<Response<Body>>>>;
+type Responses = Arc<Mutex<VecDeque<Response<Body>>>>;
 
-/// Gives its answers one after the other, whatever it is asked.
+/// Sends its responses one after the other, whatever the requests are.
 #[derive(Clone)]
 struct Server {
     url: String,
-    asked: Arc<Mutex<Vec<Asked>>>,
-    answers: Answers,
+    requests: Arc<Mutex<Vec<ReceivedRequest>>>,
+    responses: Responses,
 }
 
 impl Server {
     async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let server = Self { url, asked: Arc::default(), answers: Answers::default() };
+        let server = Self { url, requests: Arc::default(), responses: Responses::default() };
         let router = Router::new().fallback(serve).with_state(server.clone());
         tokio::spawn(async move { axum::serve(listener, router).await });
         server
     }
 
-    fn answers(&self, status: u16, headers: &[(&str, &str)], body: impl Into<Body>) {
+    fn respond(&self, status: u16, headers: &[(&str, &str)], body: impl Into<Body>) {
         let mut response = Response::builder().status(status);
         for (name, value) in headers {
             response = response.header(*name, *value);
         }
-        self.answers.lock().unwrap().push_back(response.body(body.into()).unwrap());
+        self.responses.lock().unwrap().push_back(response.body(body.into()).unwrap());
     }
 
-    fn answers_json(&self, status: u16, body: &Value) {
-        self.answers(status, &[], body.to_string());
+    fn respond_json(&self, status: u16, body: &Value) {
+        self.respond(status, &[], body.to_string());
     }
 
-    fn asked(&self) -> Vec<Asked> {
-        self.asked.lock().unwrap().clone()
+    fn requests(&self) -> Vec<ReceivedRequest> {
+        self.requests.lock().unwrap().clone()
     }
 
     fn lines(&self) -> Vec<String> {
-        self.asked().into_iter().map(|asked| asked.line).collect()
+        self.requests().into_iter().map(|request| request.line).collect()
     }
 }
 
 async fn serve(State(server): State<Server>, request: Request) -> Response<Body> {
     let (parts, body) = request.into_parts();
     let body = to_bytes(body, 1024 * 1024).await.unwrap();
-    server.asked.lock().unwrap().push(Asked {
+    server.requests.lock().unwrap().push(ReceivedRequest {
         line: format!("{} {}", parts.method, parts.uri),
         headers: parts.headers,
         body: serde_json::from_slice(&body).unwrap_or_default(),
     });
-    let answer = server.answers.lock().unwrap().pop_front();
-    // No status of GitHub's: a test that asks once more than it says sees it.
-    answer.unwrap_or_else(|| Response::builder().status(418).body(Body::empty()).unwrap())
+    let response = server.responses.lock().unwrap().pop_front();
+    // GitHub never sends this status, so a test fails that sends more requests than it expects.
+    response.unwrap_or_else(|| Response::builder().status(418).body(Body::empty()).unwrap())
 }
 
-/// A client that asks `server`, with the folder that holds its store.
+/// A client of `server`, with the folder that holds its store.
 fn client(server: &Server, app_id: Option<u64>, variables: Variables) -> (Github, TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let (store, _) = Store::open(&folder.path().join("core.redb")).unwrap();
@@ -160,7 +160,7 @@ fn minted(token: &str, ends_in: Duration) -> Value {
     json!({ "token": token, "expires_at": ends.unwrap().to_string() })
 }
 
-/// Checks who signed a JSON web token, and returns what it claims.
+/// Checks the signature of a JSON web token, and returns its claims.
 fn claims(jwt: &str, key: &PKey<Private>) -> Value {
     let (signed, signature) = jwt.rsplit_once('.').unwrap();
     let mut verifier = Verifier::new(MessageDigest::sha256(), key).unwrap();
@@ -173,29 +173,29 @@ fn claims(jwt: &str, key: &PKey<Private>) -> Value {
 const HOUR: Duration = Duration::from_hours(1);
 
 #[tokio::test]
-async fn a_request_has_the_token_and_says_who_asks_and_which_api() {
+async fn a_request_has_the_token_the_user_agent_and_the_api_version() {
     let server = Server::start().await;
-    server.answers_json(200, &repository());
+    server.respond_json(200, &repository());
     let (github, _folder) = with_token(&server);
 
     let read = github.repository(&project()).await.unwrap();
 
     assert_eq!((read.default_branch.as_str(), read.is_private), ("main", true));
-    let asked = server.asked().remove(0);
-    assert_eq!(asked.line, "GET /repos/acme/shop");
-    assert_eq!(asked.bearer(), TOKEN);
-    // GitHub answers nobody who does not say who asks.
-    assert_eq!(asked.headers.get_all("user-agent").iter().count(), 1);
-    assert_eq!(asked.headers["x-github-api-version"], "2022-11-28");
+    let request = server.requests().remove(0);
+    assert_eq!(request.line, "GET /repos/acme/shop");
+    assert_eq!(request.bearer(), TOKEN);
+    // GitHub refuses requests without a user agent.
+    assert_eq!(request.headers.get_all("user-agent").iter().count(), 1);
+    assert_eq!(request.headers["x-github-api-version"], "2022-11-28");
 }
 
 #[tokio::test]
-async fn the_app_signs_who_it_is_and_its_own_token_is_made_once() {
+async fn the_app_signs_its_identity_and_its_own_token_is_made_once() {
     let server = Server::start().await;
-    server.answers_json(200, &json!({ "id": 42 }));
-    server.answers_json(201, &minted("ghs_own", HOUR));
-    server.answers_json(200, &repository());
-    server.answers_json(200, &repository());
+    server.respond_json(200, &json!({ "id": 42 }));
+    server.respond_json(201, &minted("ghs_own", HOUR));
+    server.respond_json(200, &repository());
+    server.respond_json(200, &repository());
     let key = new_key();
     let (github, _folder) = with_app(&server, &key);
 
@@ -209,9 +209,9 @@ async fn the_app_signs_who_it_is_and_its_own_token_is_made_once() {
         "GET /repos/acme/shop",
     ];
     assert_eq!(server.lines(), expected);
-    let asked = server.asked();
+    let requests = server.requests();
     let seconds = now().0 / 1000;
-    for of_app in &asked[..2] {
+    for of_app in &requests[..2] {
         let claims = claims(of_app.bearer(), &key);
         assert!(claims["iss"] == 815 || claims["iss"] == "815", "{claims}");
         let (from, until) = (claims["iat"].as_u64().unwrap(), claims["exp"].as_u64().unwrap());
@@ -221,33 +221,33 @@ async fn the_app_signs_who_it_is_and_its_own_token_is_made_once() {
         "contents": "read", "issues": "write", "metadata": "read", "pull_requests": "write",
         "statuses": "write",
     });
-    assert_eq!(asked[1].body, json!({ "repositories": ["shop"], "permissions": permissions }));
-    assert_eq!((asked[2].bearer(), asked[3].bearer()), ("ghs_own", "ghs_own"));
+    assert_eq!(requests[1].body, json!({ "repositories": ["shop"], "permissions": permissions }));
+    assert_eq!((requests[2].bearer(), requests[3].bearer()), ("ghs_own", "ghs_own"));
 }
 
 #[tokio::test]
-async fn an_own_token_that_ends_soon_is_made_anew() {
+async fn an_own_token_that_expires_soon_is_replaced() {
     let server = Server::start().await;
-    server.answers_json(200, &json!({ "id": 42 }));
+    server.respond_json(200, &json!({ "id": 42 }));
     for token in ["ghs_1", "ghs_2"] {
-        server.answers_json(201, &minted(token, Duration::from_mins(4)));
-        server.answers_json(200, &repository());
+        server.respond_json(201, &minted(token, Duration::from_mins(4)));
+        server.respond_json(200, &repository());
     }
     let (github, _folder) = with_app(&server, &new_key());
 
     github.repository(&project()).await.unwrap();
     github.repository(&project()).await.unwrap();
 
-    let asked = server.asked();
-    assert_eq!((asked[2].bearer(), asked[4].bearer()), ("ghs_1", "ghs_2"));
+    let requests = server.requests();
+    assert_eq!((requests[2].bearer(), requests[4].bearer()), ("ghs_1", "ghs_2"));
 }
 
 #[tokio::test]
-async fn every_clone_has_a_token_of_its_own_that_only_reads_this_repository() {
+async fn every_clone_gets_its_own_token_which_only_reads_this_repository() {
     let server = Server::start().await;
-    server.answers_json(200, &json!({ "id": 42 }));
-    server.answers_json(201, &minted("ghs_1", HOUR));
-    server.answers_json(201, &minted("ghs_2", HOUR));
+    server.respond_json(200, &json!({ "id": 42 }));
+    server.respond_json(201, &minted("ghs_1", HOUR));
+    server.respond_json(201, &minted("ghs_2", HOUR));
     let (github, _folder) = with_app(&server, &new_key());
 
     for expected in ["ghs_1", "ghs_2"] {
@@ -255,10 +255,10 @@ async fn every_clone_has_a_token_of_its_own_that_only_reads_this_repository() {
         assert_eq!(token.expose_secret(), expected);
     }
 
-    let asked = server.asked();
-    assert_eq!(asked.len(), 3);
+    let requests = server.requests();
+    assert_eq!(requests.len(), 3);
     let scope = json!({ "repositories": ["shop"], "permissions": { "contents": "read" } });
-    assert_eq!((&asked[1].body, &asked[2].body), (&scope, &scope));
+    assert_eq!((&requests[1].body, &requests[2].body), (&scope, &scope));
 }
 
 #[tokio::test]
@@ -268,13 +268,13 @@ async fn a_persons_token_is_not_given_to_the_build_of_a_fork() {
     assert!(github.clone_token(&project(), true).await.unwrap().is_none());
     let own = github.clone_token(&project(), false).await.unwrap().unwrap();
     assert_eq!(own.expose_secret(), TOKEN);
-    assert!(server.asked().is_empty());
+    assert!(server.requests().is_empty());
 }
 
 #[tokio::test]
-async fn an_app_that_is_not_installed_says_what_to_do() {
+async fn the_error_of_a_missing_installation_says_what_to_do() {
     let server = Server::start().await;
-    server.answers_json(404, &json!({ "message": "Not Found" }));
+    server.respond_json(404, &json!({ "message": "Not Found" }));
     let (github, _folder) = with_app(&server, &new_key());
     let error = github.repository(&project()).await.unwrap_err();
     assert!(matches!(error, GithubError::Credentials(_)), "{error:?}");
@@ -282,9 +282,9 @@ async fn an_app_that_is_not_installed_says_what_to_do() {
 }
 
 #[tokio::test]
-async fn no_secret_is_in_what_is_printed() {
+async fn no_secret_is_in_messages_or_debug_output() {
     let server = Server::start().await;
-    server.answers_json(401, &json!({ "message": "Bad credentials" }));
+    server.respond_json(401, &json!({ "message": "Bad credentials" }));
     let (github, _folder) = with_token(&server);
     let error = github.repository(&project()).await.unwrap_err();
     assert!(matches!(error, GithubError::Credentials(_)), "{error:?}");
@@ -294,52 +294,52 @@ async fn no_secret_is_in_what_is_printed() {
 }
 
 #[tokio::test]
-async fn lists_are_read_to_the_last_page_from_this_host_alone() {
+async fn all_pages_of_a_list_are_read_from_the_same_host() {
     let server = Server::start().await;
     let next = "<https://evil.example/repos/acme/shop/pulls?page=1>; rel=\"prev\", \
                 <https://evil.example/repos/acme/shop/pulls?page=2>; rel=\"next\"";
-    server.answers(200, &[("link", next)], json!([pull_request(1), pull_request(2)]).to_string());
-    server.answers_json(200, &json!([pull_request(3)]));
+    server.respond(200, &[("link", next)], json!([pull_request(1), pull_request(2)]).to_string());
+    server.respond_json(200, &json!([pull_request(3)]));
     let (github, _folder) = with_token(&server);
 
     let all = github.open_pull_requests(&project()).await.unwrap();
 
-    assert_eq!(all.iter().map(|it| it.number).collect::<Vec<_>>(), [1, 2, 3]);
+    assert_eq!(all.iter().map(|pull_request| pull_request.number).collect::<Vec<_>>(), [1, 2, 3]);
     assert_eq!(server.lines()[1], "GET /repos/acme/shop/pulls?page=2");
 }
 
 #[tokio::test]
-async fn comments_are_read_until_one_begins_with_the_marker() {
+async fn the_first_comment_that_begins_with_the_marker_is_found() {
     let server = Server::start().await;
     let next = "</repos/acme/shop/issues/7/comments?page=2>; rel=\"next\"";
-    server.answers(200, &[("link", next)], json!([{ "id": 1, "body": null }]).to_string());
+    server.respond(200, &[("link", next)], json!([{ "id": 1, "body": null }]).to_string());
     let found =
         json!([{ "id": 2, "body": "> marker: hello" }, { "id": 3, "body": "marker hello" }]);
-    server.answers(200, &[("link", next)], found.to_string());
+    server.respond(200, &[("link", next)], found.to_string());
     let (github, _folder) = with_token(&server);
     assert_eq!(github.find_comment(&project(), 7, "marker").await.unwrap(), Some(3));
-    assert_eq!(server.asked().len(), 2);
+    assert_eq!(server.requests().len(), 2);
 }
 
 #[tokio::test]
-async fn a_commit_without_the_file_is_told_from_a_missing_commit() {
+async fn a_missing_file_and_a_missing_commit_are_told_apart() {
     let server = Server::start().await;
     let (github, _folder) = with_token(&server);
     let not_found = json!({ "message": "Not Found" });
     let file = async || github.file(&project(), "stagely.yaml", &commit()).await;
 
-    server.answers(200, &[], "builds: {}");
+    server.respond(200, &[], "builds: {}");
     assert_eq!(file().await.unwrap().unwrap(), b"builds: {}");
     let contents = format!("GET /repos/acme/shop/contents/stagely.yaml?ref={}", commit());
     assert_eq!(server.lines(), [contents]);
 
-    server.answers_json(404, &not_found);
-    server.answers(200, &[], commit().as_str().to_owned());
+    server.respond_json(404, &not_found);
+    server.respond(200, &[], commit().as_str().to_owned());
     assert_eq!(file().await.unwrap(), None);
 
     for status in [404, 422] {
-        server.answers_json(404, &not_found);
-        server.answers_json(status, &json!({ "message": "No commit found" }));
+        server.respond_json(404, &not_found);
+        server.respond_json(status, &json!({ "message": "No commit found" }));
         let error = file().await.unwrap_err();
         assert!(matches!(error, GithubError::NotFound(_)), "{error:?}");
         assert!(error.to_string().contains("commit cccc"), "{error}");
@@ -347,42 +347,42 @@ async fn a_commit_without_the_file_is_told_from_a_missing_commit() {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_too_large_is_not_read() {
+async fn a_response_that_is_too_large_is_not_read() {
     let server = Server::start().await;
-    server.answers(200, &[], vec![b'#'; 1024 * 1024 + 1]);
-    server.answers(403, &[], vec![b'#'; 1024 * 1024]);
+    server.respond(200, &[], vec![b'#'; 1024 * 1024 + 1]);
+    server.respond(403, &[], vec![b'#'; 1024 * 1024]);
     let (github, _folder) = with_token(&server);
 
     let error = github.file(&project(), "stagely.yaml", &commit()).await.unwrap_err();
     assert!(matches!(error, GithubError::TooLarge { bytes_max: 0x10_0000, .. }), "{error:?}");
     let error = github.repository(&project()).await.unwrap_err();
     assert!(matches!(error, GithubError::Refused { status: 403, .. }), "{error:?}");
-    assert_eq!(server.asked().len(), 2);
+    assert_eq!(server.requests().len(), 2);
 }
 
 #[tokio::test]
-async fn what_is_read_is_asked_for_three_times_and_what_is_written_once() {
+async fn reads_are_sent_up_to_three_times_and_writes_once() {
     let server = Server::start().await;
     let (github, _folder) = with_token(&server);
 
     for status in [500, 502, 503] {
-        server.answers(status, &[], "");
+        server.respond(status, &[], "");
     }
     let error = github.repository(&project()).await.unwrap_err();
     assert!(matches!(error, GithubError::Unavailable(_)), "{error:?}");
-    assert_eq!(server.asked().len(), 3);
+    assert_eq!(server.requests().len(), 3);
 
-    server.answers(502, &[], "");
+    server.respond(502, &[], "");
     let error = github.create_comment(&project(), 7, "hello").await.unwrap_err();
     assert!(matches!(error, GithubError::Unavailable(_)), "{error:?}");
-    assert_eq!(server.asked().len(), 4);
-    assert_eq!(server.asked()[3].body, json!({ "body": "hello" }));
+    assert_eq!(server.requests().len(), 4);
+    assert_eq!(server.requests()[3].body, json!({ "body": "hello" }));
 }
 
-/// How long a client that got this refusal lets be whose token it has.
+/// How long this refusal blocks the account of its token.
 async fn blocked_by(status: u16, headers: &[(&str, &str)], message: &str) -> Duration {
     let server = Server::start().await;
-    server.answers(status, headers, json!({ "message": message }).to_string());
+    server.respond(status, headers, json!({ "message": message }).to_string());
     let (github, _folder) = with_token(&server);
     let begin = now();
     let until = async || match github.repository(&project()).await {
@@ -390,9 +390,9 @@ async fn blocked_by(status: u16, headers: &[(&str, &str)], message: &str) -> Dur
         other => panic!("{other:?}"),
     };
     let first: Timestamp = until().await;
-    // Nobody is asked a second time.
+    // No second request is sent.
     assert_eq!(until().await, first);
-    assert_eq!(server.asked().len(), 1);
+    assert_eq!(server.requests().len(), 1);
     assert_eq!(github.health().blocked_until, Some(first));
     first.since(begin)
 }
@@ -402,7 +402,7 @@ fn is_about(wait: Duration, seconds: u64) -> bool {
 }
 
 #[tokio::test]
-async fn nobody_is_asked_before_the_hour_of_the_primary_limit_is_over() {
+async fn the_primary_limit_blocks_until_its_reset() {
     let reset = (now().0 / 1000 + 600).to_string();
     let headers = [("x-ratelimit-remaining", "0"), ("x-ratelimit-reset", reset.as_str())];
     for status in [403, 429] {
@@ -412,7 +412,7 @@ async fn nobody_is_asked_before_the_hour_of_the_primary_limit_is_over() {
 }
 
 #[tokio::test]
-async fn a_secondary_limit_is_waited_for_as_it_says_or_for_a_minute() {
+async fn a_secondary_limit_blocks_for_retry_after_or_for_a_minute() {
     let secondary = "You have exceeded a secondary rate limit.";
     for status in [403, 429] {
         let wait = blocked_by(status, &[("retry-after", "300")], secondary).await;
@@ -423,10 +423,10 @@ async fn a_secondary_limit_is_waited_for_as_it_says_or_for_a_minute() {
 }
 
 #[tokio::test]
-async fn a_renamed_repository_is_followed_at_the_same_host() {
+async fn a_redirect_to_the_same_host_is_followed() {
     let server = Server::start().await;
-    server.answers(301, &[("location", &format!("{}/repositories/1", server.url))], "");
-    server.answers_json(200, &repository());
+    server.respond(301, &[("location", &format!("{}/repositories/1", server.url))], "");
+    server.respond_json(200, &repository());
     let (github, _folder) = with_token(&server);
     github.repository(&project()).await.unwrap();
     assert_eq!(server.lines()[1], "GET /repositories/1");
@@ -436,7 +436,7 @@ async fn a_renamed_repository_is_followed_at_the_same_host() {
 async fn another_host_gets_no_credentials() {
     let (server, other) = (Server::start().await, Server::start().await);
     for status in [301, 302, 307, 308] {
-        server.answers(status, &[("location", &format!("{}/repos/acme/shop", other.url))], "");
+        server.respond(status, &[("location", &format!("{}/repos/acme/shop", other.url))], "");
         let (github, _folder) = with_token(&server);
         let error = github.repository(&project()).await.unwrap_err();
         assert!(matches!(error, GithubError::Refused { .. }), "{error:?}");
@@ -445,13 +445,13 @@ async fn another_host_gets_no_credentials() {
 }
 
 #[tokio::test]
-async fn a_repository_that_moves_in_a_circle_is_given_up() {
+async fn redirects_in_a_circle_end_with_an_error() {
     let server = Server::start().await;
     for _ in 0..9 {
-        server.answers(301, &[("location", "/repos/acme/shop")], "");
+        server.respond(301, &[("location", "/repos/acme/shop")], "");
     }
     let (github, _folder) = with_token(&server);
     let error = github.repository(&project()).await.unwrap_err();
     assert!(matches!(error, GithubError::Refused { status: 301, .. }), "{error:?}");
-    assert_eq!(server.asked().len(), 3);
+    assert_eq!(server.requests().len(), 3);
 }

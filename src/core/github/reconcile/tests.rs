@@ -1,36 +1,42 @@
-//! Lists, what is heard while they are made, and deliveries that failed.
+//! Rounds of comparisons: lists, events that come while a list is read, and failed deliveries.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard};
 
 use serde_json::{Value, json};
 use stagely_state::ids::RunId;
-use stagely_state::{Environment, ForkPolicy, GithubLink, Head, HeadSource, Run, Snapshot, State};
+use stagely_state::{
+    DeliveryId, Environment, ForkPolicy, GithubLink, Head, HeadSource, Run, Snapshot, State,
+};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
+use super::fixtures::{commit, listed};
 use super::*;
 use crate::core::clock::new_id;
 use crate::core::disk::DiskGuard;
 use crate::core::fixtures::{self, RunningOrchestrator};
+use crate::core::github::{DeliveryContent, FailedDelivery};
 use crate::core::orchestrator::Events;
 use crate::core::store::Store;
 
-/// A GitHub that says what a test wants.
+/// A GitHub whose responses a test chooses.
 #[derive(Clone)]
-struct Fake {
-    said: Arc<Mutex<Said>>,
+struct FakeGithub {
+    responses: Arc<Mutex<Responses>>,
     events: Events,
+    /// How many lists of pull requests were read.
     lists: Arc<AtomicUsize>,
 }
 
 type Refusal = fn() -> GithubError;
 
 #[derive(Default)]
-struct Said {
+struct Responses {
     listed: BTreeMap<ProjectId, Result<Vec<PullRequest>, Refusal>>,
-    /// Pull requests that are asked for one by one.
+    /// Responses to requests for one pull request.
     single: BTreeMap<u64, Result<PullRequest, Refusal>>,
-    /// What core is told while the list is made.
+    /// An event that is stored while the list is read.
     meanwhile: Option<Event>,
     failed: Vec<FailedDelivery>,
     deliveries: BTreeMap<u64, Result<(&'static str, Value), Refusal>>,
@@ -38,57 +44,58 @@ struct Said {
     read: Vec<u64>,
 }
 
-impl Fake {
-    fn said(&self) -> MutexGuard<'_, Said> {
-        self.said.lock().unwrap()
+impl FakeGithub {
+    fn responses(&self) -> MutexGuard<'_, Responses> {
+        self.responses.lock().unwrap()
     }
 }
 
-fn unless_refused<T>(answer: Option<&Result<T, Refusal>>) -> Result<T, GithubError>
+fn response<T>(response: Option<&Result<T, Refusal>>) -> Result<T, GithubError>
 where
     T: Clone,
 {
-    match answer {
-        Some(Ok(answer)) => Ok(answer.clone()),
+    match response {
+        Some(Ok(response)) => Ok(response.clone()),
         Some(Err(refusal)) => Err(refusal()),
         None => Err(GithubError::NotFound("such thing".to_owned())),
     }
 }
 
-impl Source for Fake {
+impl GithubReads for FakeGithub {
     async fn repository(&self, project: &Project) -> Result<Repository, GithubError> {
         let full_name = project.github.as_ref().unwrap().repository.clone();
         Ok(Repository { full_name, default_branch: "main".to_owned(), is_private: false })
     }
     async fn open_pull_requests(&self, project: &Project) -> Result<Vec<PullRequest>, GithubError> {
         self.lists.fetch_add(1, Ordering::SeqCst);
-        let meanwhile = self.said().meanwhile.take();
+        let meanwhile = self.responses().meanwhile.take();
         if let Some(event) = meanwhile {
             self.events.store(event).await.unwrap();
         }
-        unless_refused(self.said().listed.get(&project.id))
+        response(self.responses().listed.get(&project.id))
     }
     async fn pull_request(&self, _: &Project, number: u64) -> Result<PullRequest, GithubError> {
-        unless_refused(self.said().single.get(&number))
+        response(self.responses().single.get(&number))
     }
     async fn failed_deliveries(&self, _: Timestamp) -> Result<Vec<FailedDelivery>, GithubError> {
-        Ok(self.said().failed.clone())
+        Ok(self.responses().failed.clone())
     }
-    async fn delivery(&self, id: u64) -> Result<(String, Vec<u8>), GithubError> {
-        let mut said = self.said();
-        said.read.push(id);
-        let (event, payload) = unless_refused(said.deliveries.get(&id))?;
-        Ok((event.to_owned(), payload.to_string().into_bytes()))
+    async fn delivery(&self, id: u64) -> Result<DeliveryContent, GithubError> {
+        let mut responses = self.responses();
+        responses.read.push(id);
+        let (event, payload) = response(responses.deliveries.get(&id))?;
+        let payload = payload.to_string().into_bytes();
+        Ok(DeliveryContent { event: event.to_owned(), payload })
     }
 }
 
-/// A core of its records and this task, with the projects `acme/shop-1` and `acme/shop-2`.
+/// An orchestrator and a reconciler, with the projects `acme/shop-1` and `acme/shop-2`.
 struct Core {
     _folder: TempDir,
-    github: Fake,
+    github: FakeGithub,
     records: SharedRecords,
     events: Events,
-    reconcile: Reconcile<Fake>,
+    reconciler: Reconciler<FakeGithub>,
     stop: CancellationToken,
     task: JoinHandle<anyhow::Result<()>>,
 }
@@ -108,39 +115,43 @@ impl Core {
         let (store, _) = Store::open(&folder.path().join("core.redb")).unwrap();
         let mut config = Config::default();
         config.builders.provider = None;
-        // Nobody is there: what is to be planned or told waits.
+        // Nothing listens there, so plans and reports wait.
         config.github.api_url = "http://127.0.0.1:1".parse().unwrap();
         let projects = [project(SHOP, "shop-1"), project(OTHER, "shop-2")].into();
         let state = State::load(config.limits(), Snapshot { projects, ..Snapshot::default() });
         let RunningOrchestrator { records, events, secrets, stop, task } =
             fixtures::start_orchestrator(folder.path(), config.clone(), store, state);
-        let github = Fake { said: Arc::default(), events: events.clone(), lists: Arc::default() };
-        github.said().listed = [(SHOP, Ok(Vec::new())), (OTHER, Ok(Vec::new()))].into();
+        let github =
+            FakeGithub { responses: Arc::default(), events: events.clone(), lists: Arc::default() };
+        github.responses().listed = [(SHOP, Ok(Vec::new())), (OTHER, Ok(Vec::new()))].into();
         let disk = DiskGuard::new(folder.path().to_owned(), 0);
-        let reconcile = Reconcile {
-            source: github.clone(),
+        let reconciler = Reconciler {
+            github: github.clone(),
             config: Arc::new(config),
             records: records.clone(),
             intake: Intake::new(records.clone(), events.clone(), secrets, disk),
-            reconciled: Reconciled::default(),
+            status: ReconcileStatus::default(),
         };
-        Self { _folder: folder, github, records, events, reconcile, stop, task }
+        Self { _folder: folder, github, records, events, reconciler, stop, task }
     }
 
     fn list(&self, project: ProjectId, listed: &[PullRequest]) {
-        self.github.said().listed.insert(project, Ok(listed.to_vec()));
+        self.github.responses().listed.insert(project, Ok(listed.to_vec()));
     }
 
     /// Compares once, with these open pull requests of the first project.
     async fn round(&self, listed: &[PullRequest]) -> Option<Timestamp> {
         self.list(SHOP, listed);
-        self.reconcile.round().await
+        self.reconciler.round().await
     }
 
     fn environment(&self, project: ProjectId, number: u64) -> Option<Environment> {
         let records = self.records.read();
         let mut all = records.environments.values();
-        all.find(|it| it.project == project && it.pull_request == Some(number)).cloned()
+        all.find(|environment| {
+            environment.project == project && environment.pull_request == Some(number)
+        })
+        .cloned()
     }
 
     /// The commit of a pull request of the first project, and whether it is open.
@@ -149,7 +160,7 @@ impl Core {
         Some((environment.head?.commit, !environment.closed))
     }
 
-    /// A push to pull request 1, as a delivery tells of it.
+    /// The event of a delivery about a push to pull request 1.
     fn push(&self, digit: &str, at: u64) -> Event {
         let environment = self.environment(SHOP, 1).unwrap();
         let (commit, at) = (commit(digit), Timestamp(at));
@@ -159,16 +170,16 @@ impl Core {
         Event::HeadMoved { run, environment, head, source: HeadSource::Delivery }
     }
 
-    /// Lets GitHub have failed to deliver `said`, which it shows under the number `id`.
-    fn fail(&self, id: u64, delivery: u128, said: Result<(&'static str, Value), Refusal>) {
+    /// Adds a failed delivery, which GitHub shows under the number `id`.
+    fn fail(&self, id: u64, delivery: u128, content: Result<(&'static str, Value), Refusal>) {
         let delivery = DeliveryId(delivery);
-        let mut github = self.github.said();
+        let mut github = self.github.responses();
         github.failed.push(FailedDelivery { id, delivery, at: now() });
-        github.deliveries.insert(id, said);
+        github.deliveries.insert(id, content);
     }
 
     fn problem(&self, project: ProjectId) -> Option<String> {
-        self.reconcile.reconciled.last(project).unwrap().problem
+        self.reconciler.status.last(project).unwrap().problem
     }
 
     async fn stop(self) {
@@ -177,58 +188,14 @@ impl Core {
     }
 }
 
-fn commit(digit: &str) -> CommitSha {
-    digit.repeat(40).parse().unwrap()
-}
-
-fn listed(number: u64, head: &str) -> PullRequest {
-    PullRequest {
-        number,
-        is_open: true,
-        is_draft: false,
-        head: commit(head),
-        head_branch: "fix".to_owned(),
-        is_from_fork: false,
-        base_branch: "main".to_owned(),
-        author: "alice".to_owned(),
-        is_known_contributor: false,
-        created_at: Timestamp(1),
-        updated_at: Timestamp(1),
-        closed_at: None,
-    }
-}
-
-fn believed(number: u64, head: Option<&str>, is_closed: bool) -> (u64, Believed) {
-    let environment = EnvironmentId::from_bits(u128::from(number));
-    (number, Believed { environment, head: head.map(commit), is_closed })
-}
-
-#[test]
-fn what_differs_is_found_and_what_does_not_is_left_alone() {
-    let known = BTreeMap::from([
-        believed(1, Some("a"), false),
-        believed(2, Some("a"), false),
-        believed(3, Some("a"), true),
-        believed(4, None, false),
-        believed(5, Some("a"), false),
-        believed(6, Some("a"), true),
-    ]);
-    let list = [listed(1, "a"), listed(2, "b"), listed(3, "a"), listed(4, "a"), listed(7, "a")];
-
-    let Differences { moved, missing } = compare(&known, &list);
-
-    let moved: Vec<u64> = moved.iter().map(|it| it.number).collect();
-    assert_eq!((moved, missing), (vec![2, 3, 4, 7], vec![5]));
-}
-
 #[tokio::test]
-async fn a_pull_request_that_no_delivery_told_of_is_found_and_so_is_its_next_commit() {
+async fn a_pull_request_without_a_delivery_is_found_and_so_is_its_next_commit() {
     let core = Core::start();
 
     core.round(&[listed(1, "a")]).await;
     assert_eq!(core.head(1), Some((commit("a"), true)));
     core.round(&[listed(1, "a")]).await;
-    assert_eq!(core.records.read().runs.len(), 1, "it is built once");
+    assert_eq!(core.records.read().runs.len(), 1, "the commit is built once");
 
     core.round(&[listed(1, "b")]).await;
     assert_eq!(core.head(1), Some((commit("b"), true)));
@@ -237,26 +204,26 @@ async fn a_pull_request_that_no_delivery_told_of_is_found_and_so_is_its_next_com
 }
 
 #[tokio::test]
-async fn a_pull_request_that_is_missing_is_closed_if_github_says_so() {
+async fn a_missing_pull_request_is_closed_only_if_github_shows_it_as_closed() {
     let core = Core::start();
     core.round(&[listed(1, "a"), listed(2, "a"), listed(3, "a")]).await;
     let closed = PullRequest { is_open: false, closed_at: Some(Timestamp(9)), ..listed(1, "a") };
-    core.github.said().single = [(1, Ok(closed)), (2, Ok(listed(2, "a")))].into();
+    core.github.responses().single = [(1, Ok(closed)), (2, Ok(listed(2, "a")))].into();
 
     core.round(&[]).await;
 
     assert_eq!(core.head(1), Some((commit("a"), false)));
-    assert_eq!(core.head(2), Some((commit("a"), true)), "it was opened again meanwhile");
+    assert_eq!(core.head(2), Some((commit("a"), true)), "it was reopened meanwhile");
     assert_eq!(core.head(3), Some((commit("a"), true)), "GitHub has no such number");
     assert_eq!(core.problem(SHOP), None);
     core.stop().await;
 }
 
 #[tokio::test]
-async fn a_push_that_is_heard_of_while_the_list_is_made_wins() {
+async fn a_push_that_arrives_while_the_list_is_read_wins() {
     let core = Core::start();
     core.round(&[listed(1, "a")]).await;
-    core.github.said().meanwhile = Some(core.push("c", 5));
+    core.github.responses().meanwhile = Some(core.push("c", 5));
 
     core.round(&[listed(1, "b")]).await;
 
@@ -265,12 +232,12 @@ async fn a_push_that_is_heard_of_while_the_list_is_made_wins() {
 }
 
 #[tokio::test]
-async fn a_closing_that_is_heard_of_while_the_list_is_made_wins() {
+async fn a_closing_that_arrives_while_the_list_is_read_wins() {
     let core = Core::start();
     core.round(&[listed(1, "a")]).await;
     let environment = core.environment(SHOP, 1).unwrap().id;
     let closing = Event::PullRequestClosed { environment, at: Timestamp(5) };
-    core.github.said().meanwhile = Some(closing);
+    core.github.responses().meanwhile = Some(closing);
 
     core.round(&[listed(1, "b")]).await;
 
@@ -279,12 +246,12 @@ async fn a_closing_that_is_heard_of_while_the_list_is_made_wins() {
 }
 
 #[tokio::test]
-async fn an_opening_that_is_heard_of_while_the_list_is_made_wins() {
+async fn an_opening_that_arrives_while_the_list_is_read_wins() {
     let core = Core::start();
     core.round(&[listed(1, "a")]).await;
-    core.github.said().meanwhile = Some(core.push("b", 9));
+    core.github.responses().meanwhile = Some(core.push("b", 9));
     let closed = PullRequest { is_open: false, closed_at: Some(Timestamp(5)), ..listed(1, "a") };
-    core.github.said().single = [(1, Ok(closed))].into();
+    core.github.responses().single = [(1, Ok(closed))].into();
 
     core.round(&[]).await;
 
@@ -293,12 +260,12 @@ async fn an_opening_that_is_heard_of_while_the_list_is_made_wins() {
 }
 
 #[tokio::test]
-async fn a_project_that_cannot_be_compared_stops_no_other() {
+async fn a_failed_comparison_does_not_stop_other_projects() {
     let core = Core::start();
-    core.github.said().listed.insert(SHOP, Err(|| GithubError::Unavailable("502".to_owned())));
+    core.github.responses().listed.insert(SHOP, Err(|| GithubError::Unavailable("502".to_owned())));
     core.list(OTHER, &[listed(1, "a")]);
 
-    assert_eq!(core.reconcile.round().await, None);
+    assert_eq!(core.reconciler.round().await, None);
 
     assert!(core.environment(OTHER, 1).is_some());
     assert!(core.problem(SHOP).unwrap().contains("502"));
@@ -309,48 +276,48 @@ async fn a_project_that_cannot_be_compared_stops_no_other() {
 const NEVER: Timestamp = Timestamp(u64::MAX);
 
 #[tokio::test]
-async fn the_moment_at_which_github_answers_again_is_waited_for() {
+async fn the_next_round_starts_at_the_end_of_a_rate_limit() {
     let core = Core::start();
-    core.github.said().listed.insert(SHOP, Err(|| GithubError::RateLimited { until: NEVER }));
-    assert_eq!(core.reconcile.round().await, Some(NEVER));
+    core.github.responses().listed.insert(SHOP, Err(|| GithubError::RateLimited { until: NEVER }));
+    assert_eq!(core.reconciler.round().await, Some(NEVER));
 
     let past = || GithubError::RateLimited { until: Timestamp(0) };
-    core.github.said().listed.insert(SHOP, Err(past));
-    let (lists, reconciled) = (Arc::clone(&core.github.lists), core.reconcile.reconciled.clone());
+    core.github.responses().listed.insert(SHOP, Err(past));
+    let (lists, status) = (Arc::clone(&core.github.lists), core.reconciler.status.clone());
     let before = lists.load(Ordering::SeqCst);
-    let Core { reconcile, stop, task, github, .. } = core;
-    let running = tokio::spawn(reconcile.run(stop.clone()));
+    let Core { reconciler, stop, task, github, .. } = core;
+    let running = tokio::spawn(reconciler.run(stop.clone()));
     let begun = std::time::Instant::now();
     while lists.load(Ordering::SeqCst) < before + 4 {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    assert!(begun.elapsed() >= Duration::from_secs(1), "it does not ask without pause");
-    assert!(begun.elapsed() < Duration::from_mins(1), "nor after the whole interval");
+    assert!(begun.elapsed() >= Duration::from_secs(1), "rounds have a pause");
+    assert!(begun.elapsed() < Duration::from_mins(1), "the round does not wait for the interval");
 
-    github.said().listed.insert(SHOP, Ok(vec![]));
-    reconciled.wake();
+    github.responses().listed.insert(SHOP, Ok(vec![]));
+    status.trigger();
     stop.cancel();
     running.await.unwrap();
     task.await.unwrap().unwrap();
 }
 
 #[tokio::test]
-async fn who_wishes_it_need_not_wait_for_the_interval() {
+async fn a_trigger_starts_a_round_before_the_interval_ends() {
     let core = Core::start();
-    let (lists, reconciled) = (Arc::clone(&core.github.lists), core.reconcile.reconciled.clone());
-    let Core { reconcile, stop, task, .. } = core;
-    let running = tokio::spawn(reconcile.run(stop.clone()));
+    let (lists, status) = (Arc::clone(&core.github.lists), core.reconciler.status.clone());
+    let Core { reconciler, stop, task, .. } = core;
+    let running = tokio::spawn(reconciler.run(stop.clone()));
     let wait = async |count| {
         while lists.load(Ordering::SeqCst) < count {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
     let limit = Duration::from_mins(1);
-    tokio::time::timeout(limit, wait(2)).await.expect("it begins at once");
+    tokio::time::timeout(limit, wait(2)).await.expect("the first round starts at once");
 
-    reconciled.wake();
+    status.trigger();
 
-    tokio::time::timeout(limit, wait(4)).await.expect("it is woken");
+    tokio::time::timeout(limit, wait(4)).await.expect("the trigger starts a round");
     stop.cancel();
     running.await.unwrap();
     task.await.unwrap().unwrap();
@@ -399,12 +366,12 @@ impl Core {
     }
 
     fn read(&self) -> Vec<u64> {
-        self.github.said().read.clone()
+        self.github.responses().read.clone()
     }
 }
 
 #[tokio::test]
-async fn what_github_failed_to_deliver_is_taken_once() {
+async fn a_failed_delivery_is_ingested_once() {
     let core = Core::start();
     core.fail(10, 1, Ok(cancel(3)));
     core.fail(11, 1, Ok(cancel(3)));
@@ -413,12 +380,12 @@ async fn what_github_failed_to_deliver_is_taken_once() {
     core.round(&[listed(1, "a")]).await;
 
     assert_eq!((core.last_command(), core.read()), (3, vec![10]));
-    assert_eq!(core.reconcile.reconciled.problem(), None);
+    assert_eq!(core.reconciler.status.deliveries_problem(), None);
     core.stop().await;
 }
 
 #[tokio::test]
-async fn what_came_at_a_later_try_is_not_read() {
+async fn a_delivery_that_is_stored_already_is_not_read() {
     let core = Core::start();
     core.fail(10, 1, Ok(cancel(3)));
     let delivery = DeliveryId(1);
@@ -431,7 +398,7 @@ async fn what_came_at_a_later_try_is_not_read() {
 }
 
 #[tokio::test]
-async fn a_failed_delivery_that_cannot_be_read_keeps_no_other_from_it() {
+async fn an_unreadable_failed_delivery_does_not_stop_the_others() {
     let core = Core::start();
     core.fail(10, 1, Err(|| GithubError::NotFound("delivery 10".to_owned())));
     core.fail(11, 2, Err(|| GithubError::Unavailable("502".to_owned())));
@@ -444,7 +411,7 @@ async fn a_failed_delivery_that_cannot_be_read_keeps_no_other_from_it() {
 
     assert_eq!(core.read(), [10, 11, 12, 13, 14, 15]);
     assert_eq!(core.last_command(), 4, "another try of the first is shown");
-    let problem = core.reconcile.reconciled.problem().unwrap();
+    let problem = core.reconciler.status.deliveries_problem().unwrap();
     assert!(problem.starts_with("a failed delivery cannot be read: "), "{problem}");
     core.round(&[listed(1, "a")]).await;
     assert_eq!(core.read()[6..], [11, 12], "they may be readable later");
@@ -452,7 +419,7 @@ async fn a_failed_delivery_that_cannot_be_read_keeps_no_other_from_it() {
 }
 
 #[tokio::test]
-async fn a_github_that_is_away_is_not_asked_for_all_failed_deliveries() {
+async fn an_unavailable_github_is_not_asked_for_all_failed_deliveries() {
     let core = Core::start();
     for id in 10..20 {
         core.fail(id, id.into(), Err(|| GithubError::Unavailable("502".to_owned())));
@@ -461,12 +428,12 @@ async fn a_github_that_is_away_is_not_asked_for_all_failed_deliveries() {
     core.round(&[listed(1, "a")]).await;
 
     assert_eq!(core.read(), [10, 11, 12]);
-    assert!(core.reconcile.reconciled.problem().unwrap().contains("502"));
+    assert!(core.reconciler.status.deliveries_problem().unwrap().contains("502"));
     core.stop().await;
 }
 
 #[tokio::test]
-async fn a_limit_that_is_reached_between_two_failed_deliveries_is_waited_for() {
+async fn a_rate_limit_ends_the_reading_of_failed_deliveries() {
     let core = Core::start();
     core.fail(10, 1, Err(|| GithubError::RateLimited { until: NEVER }));
     core.fail(11, 2, Ok(cancel(3)));
@@ -478,16 +445,19 @@ async fn a_limit_that_is_reached_between_two_failed_deliveries_is_waited_for() {
 }
 
 #[tokio::test]
-async fn what_a_list_says_of_pull_requests_outdates_a_failed_delivery() {
+async fn a_list_outdates_failed_deliveries_about_pull_requests() {
     let core = Core::start();
     core.fail(10, 1, Ok(opened("Shop-1")));
     core.fail(11, 2, Ok(opened("shop-2")));
-    core.github.said().listed.insert(OTHER, Err(|| GithubError::Unavailable("502".to_owned())));
+    core.github
+        .responses()
+        .listed
+        .insert(OTHER, Err(|| GithubError::Unavailable("502".to_owned())));
 
     core.round(&[]).await;
 
     assert_eq!(core.environment(SHOP, 9), None, "the list does not have it any more");
-    assert!(core.environment(OTHER, 9).is_some(), "nothing else told of it");
+    assert!(core.environment(OTHER, 9).is_some(), "the list of its project could not be read");
     let known: Vec<DeliveryId> = core.records.read().deliveries.keys().copied().collect();
     assert_eq!(known, [DeliveryId(1), DeliveryId(2)]);
     core.stop().await;

@@ -1,7 +1,7 @@
-//! What the comment on a pull request says: a pure function of the records and of what failed steps said.
+//! The text of the comment on a pull request: a pure function of the records and of the logs of failed steps.
 //!
-//! The same records give the same text, so that nothing is written twice. Therefore nothing here depends
-//! on the time of day: only what has ended has a duration.
+//! The same records give the same text, so that nothing is written twice. Therefore the text does not depend on
+//! the time of day, and only ended jobs have a duration.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -11,58 +11,56 @@ use stagely_state::ids::{EnvironmentId, JobId};
 use stagely_state::{CancelReason, Job, JobKind, JobState, RunState};
 
 use super::markdown::{code, first_lines, inline, last_lines};
-use super::view::{Shown, platforms, seconds, short};
+use super::view::{ReportView, platforms, seconds, short};
+use crate::core::github::webhook::command::OWN_COMMENT;
 
-/// GitHub takes 65,536 characters. This is in bytes, and what the sections below may take together.
+/// GitHub's limit is 65,536 characters. The limits of the sections below add up to less than this.
 const BODY_BYTES_MAX: usize = 60_000;
 
-/// The rows of the table, in bytes.
 const ROWS_BYTES_MAX: usize = 18_000;
 
-/// What failed steps said, in bytes, all together and each.
+/// The excerpts of logs, together and each.
 const FAILURES_BYTES_MAX: usize = 20_000;
 const FAILURE_BYTES_MAX: usize = 6_000;
 
-/// Failures that are shown. All are in the table.
+/// Failures with an excerpt. The table has all failures.
 pub(crate) const FAILURES_MAX: usize = 10;
 
-/// What is wrong with stagely.yaml, in bytes.
+/// The mistakes in stagely.yaml.
 const PROBLEMS_BYTES_MAX: usize = 10_000;
 
-/// Warnings, in bytes.
 const WARNINGS_BYTES_MAX: usize = 5_000;
 
-/// The references of images, in bytes.
 const IMAGES_BYTES_MAX: usize = 5_000;
 
-/// Words of other people's in one place, in characters.
+/// Foreign text in one place.
 const WORDS_CHARS_MAX: usize = 300;
 
-/// What failed jobs said last, as far as it is known.
+/// The last lines of the failed steps, by job.
 pub(crate) type Excerpts = BTreeMap<JobId, Vec<String>>;
 
-/// The first line of the comment, which nobody sees: by it the comment is found when its id was lost. The
-/// environment's id is random and told nowhere else, so nobody can write it before core has.
+/// The first line of the comment, which GitHub does not display. The comment is found by it when its id was
+/// lost. The environment's id is random and shown nowhere else, so nobody can write the line before core does.
 pub(crate) fn marker(environment: EnvironmentId) -> String {
-    format!("<!-- stagely {environment} -->")
+    format!("{OWN_COMMENT}{environment} -->")
 }
 
-/// The comment, in Markdown.
-pub(crate) fn render(shown: &Shown<'_>, excerpts: &Excerpts) -> String {
-    let mut body = marker(shown.environment.id);
+/// Makes the comment, in Markdown.
+pub(crate) fn render(view: &ReportView<'_>, excerpts: &Excerpts) -> String {
+    let mut body = marker(view.environment.id);
     let sections = [
-        Some(headline(shown)),
-        approval(shown),
-        problems(shown),
-        table(shown),
-        failures(shown, excerpts),
-        images(shown),
-        warnings(shown),
-        note(shown),
-        Some(footer(shown)),
+        Some(headline(view)),
+        approval(view),
+        problems(view),
+        table(view),
+        failures(view, excerpts),
+        images(view),
+        warnings(view),
+        note(view),
+        Some(footer(view)),
     ];
     for section in sections.into_iter().flatten() {
-        // The limits of the sections are below this one together.
+        // Always true, because the limits of the sections are smaller together.
         if body.len() + section.len() < BODY_BYTES_MAX {
             body.push_str("\n\n");
             body.push_str(section.trim_end());
@@ -72,26 +70,26 @@ pub(crate) fn render(shown: &Shown<'_>, excerpts: &Excerpts) -> String {
     body
 }
 
-fn headline(shown: &Shown<'_>) -> String {
-    let text = match &shown.run.state {
+fn headline(view: &ReportView<'_>) -> String {
+    let text = match &view.run.state {
         RunState::AwaitingApproval => "🔒 Waits for approval".to_owned(),
         RunState::Pending
         | RunState::Deferred { .. }
         | RunState::Planning { .. }
         | RunState::Building => "⏳ Building…".to_owned(),
         RunState::Completed => "✅ Build completed".to_owned(),
-        RunState::Failed { .. } => format!("❌ Build failed [View Logs]({})", logs_url(shown)),
+        RunState::Failed { .. } => format!("❌ Build failed [View Logs]({})", logs_url(view)),
         RunState::Cancelled { reason } => format!("⏹ Build cancelled{}", why(*reason)),
     };
     format!("### {text}")
 }
 
-/// Where whoever sees a failure wants to go: to the one log, or where all are.
-fn logs_url(shown: &Shown<'_>) -> String {
-    let mut failed = shown.failed_jobs().filter(|job| job.attempt > 0);
+/// The log of the only failed job, or the page of the run.
+fn logs_url(view: &ReportView<'_>) -> String {
+    let mut failed = view.failed_jobs().filter(|job| job.attempt > 0);
     match (failed.next(), failed.next()) {
-        (Some(job), None) => shown.job_url(job.id),
-        _ => shown.run_url(),
+        (Some(job), None) => view.job_url(job.id),
+        _ => view.run_url(),
     }
 }
 
@@ -103,10 +101,10 @@ const fn why(reason: CancelReason) -> &'static str {
     }
 }
 
-fn approval(shown: &Shown<'_>) -> Option<String> {
-    let commit = shown.commit().filter(|_| shown.awaits_approval())?;
+fn approval(view: &ReportView<'_>) -> Option<String> {
+    let commit = view.commit().filter(|_| view.awaits_approval())?;
     let number = short(&commit);
-    let label = code(shown.approval_label, WORDS_CHARS_MAX);
+    let label = code(view.approval_label, WORDS_CHARS_MAX);
     Some(format!(
         "Commit `{commit}` comes from a fork, and nothing of it is built until somebody who may write to \
          this repository has looked at it and comments `/stagely approve {number}`.\n\n\
@@ -115,21 +113,21 @@ fn approval(shown: &Shown<'_>) -> Option<String> {
     ))
 }
 
-/// Why there are no jobs.
-fn problems(shown: &Shown<'_>) -> Option<String> {
-    let RunState::Failed { plan_error: Some(error) } = &shown.run.state else { return None };
+/// The error of the plan.
+fn problems(view: &ReportView<'_>) -> Option<String> {
+    let RunState::Failed { plan_error: Some(error) } = &view.run.state else { return None };
     let block = first_lines(error.message.lines(), PROBLEMS_BYTES_MAX);
     Some(format!("{}:\n\n{block}", capital(&inline(&error.reason.to_string(), WORDS_CHARS_MAX))))
 }
 
-fn table(shown: &Shown<'_>) -> Option<String> {
-    let mut jobs: Vec<&Job> = shown.jobs().collect();
-    let mut rows: Vec<String> = jobs.iter().map(|job| row(shown, job)).collect();
+fn table(view: &ReportView<'_>) -> Option<String> {
+    let mut jobs: Vec<&Job> = view.jobs().collect();
+    let mut rows: Vec<String> = jobs.iter().map(|job| row(view, job)).collect();
     if rows.iter().map(String::len).sum::<usize>() > ROWS_BYTES_MAX {
         jobs.sort_by_key(|job| urgency(job));
-        rows = jobs.iter().map(|job| row(shown, job)).collect();
+        rows = jobs.iter().map(|job| row(view, job)).collect();
     }
-    rows.extend(shown.run.skipped.iter().map(|skipped| {
+    rows.extend(view.run.skipped.iter().map(|skipped| {
         let build = code(skipped.variant.as_str(), WORDS_CHARS_MAX);
         let reason = inline(&skipped.reason.to_string(), WORDS_CHARS_MAX);
         format!("| {build} | | skipped: {reason} | | | |\n")
@@ -149,12 +147,12 @@ fn table(shown: &Shown<'_>) -> Option<String> {
         left -= 1;
     }
     if left > 0 {
-        let _ = write!(text, "\n… and {left} more builds: [all of them]({})", shown.run_url());
+        let _ = write!(text, "\n… and {left} more builds: [all of them]({})", view.run_url());
     }
     Some(text)
 }
 
-/// What matters first where a table is cut.
+/// The order of rows in a table that must be cut.
 const fn urgency(job: &Job) -> u8 {
     match job.state {
         JobState::Failed { .. } => 0,
@@ -165,7 +163,7 @@ const fn urgency(job: &Job) -> u8 {
     }
 }
 
-fn row(shown: &Shown<'_>, job: &Job) -> String {
+fn row(view: &ReportView<'_>, job: &Job) -> String {
     let build = code(job.variant.as_str(), WORDS_CHARS_MAX);
     let merged = if matches!(job.kind, JobKind::Merge { .. }) { " (merged)" } else { "" };
     let platforms = platforms(job);
@@ -181,12 +179,12 @@ fn row(shown: &Shown<'_>, job: &Job) -> String {
         _ => String::new(),
     };
     let log =
-        if job.attempt > 0 { format!("[Log]({})", shown.job_url(job.id)) } else { String::new() };
+        if job.attempt > 0 { format!("[Log]({})", view.job_url(job.id)) } else { String::new() };
     let state = state(job);
     format!("| {build}{merged} | {platforms}{emulated} | {state} | {cached} | {digest} | {log} |\n")
 }
 
-/// How far a job is, and how long its newest attempt took.
+/// The job's state, and how long its newest attempt took.
 fn state(job: &Job) -> String {
     let took = job.started_at.zip(job.ended_at).map(|(from, to)| seconds(to.since(from)));
     let took = took.map(|took| format!(" in {took}")).unwrap_or_default();
@@ -206,25 +204,25 @@ fn state(job: &Job) -> String {
     }
 }
 
-/// Each failure with what the failing step said last.
-fn failures(shown: &Shown<'_>, excerpts: &Excerpts) -> Option<String> {
-    let failed: Vec<&Job> = shown.failed_jobs().collect();
+/// The failures, each with the last lines of its step.
+fn failures(view: &ReportView<'_>, excerpts: &Excerpts) -> Option<String> {
+    let failed: Vec<&Job> = view.failed_jobs().collect();
     let shares = failed.len().clamp(1, FAILURES_MAX);
     let bytes_max = (FAILURES_BYTES_MAX / shares).min(FAILURE_BYTES_MAX);
     let mut text = String::new();
     for job in failed.iter().take(FAILURES_MAX) {
-        text.push_str(&failure(shown, job, excerpts.get(&job.id), bytes_max));
+        text.push_str(&failure(view, job, excerpts.get(&job.id), bytes_max));
         text.push('\n');
     }
     if failed.len() > FAILURES_MAX {
         let more = failed.len() - FAILURES_MAX;
-        let _ = write!(text, "… and {more} more: [all of them]({})", shown.run_url());
+        let _ = write!(text, "… and {more} more: [all of them]({})", view.run_url());
     }
     (!text.is_empty()).then_some(text)
 }
 
 fn failure(
-    shown: &Shown<'_>,
+    view: &ReportView<'_>,
     job: &Job,
     excerpt: Option<&Vec<String>>,
     bytes_max: usize,
@@ -238,32 +236,32 @@ fn failure(
         reason => inline(&reason.to_string(), WORDS_CHARS_MAX),
     };
     let log = if job.attempt > 0 {
-        format!(" · [Log]({})", shown.job_url(job.id))
+        format!(" · [Log]({})", view.job_url(job.id))
     } else {
         String::new()
     };
     let head = format!("**{name}**: {what}{log}\n\n");
-    let said = excerpt.filter(|lines| !lines.is_empty());
-    // The message of a user's failure has the step's last lines, too; others are in no log.
+    let lines = excerpt.filter(|lines| !lines.is_empty());
+    // The message of a user's failure repeats the step's last lines. Other messages are in no log.
     let (is_users, has_message) =
         (matches!(reason, FailureReason::User { .. }), !message.trim().is_empty());
     let mut blocks = head;
-    if has_message && (!is_users || said.is_none()) {
+    if has_message && (!is_users || lines.is_none()) {
         blocks.push_str(&last_lines(message.lines(), bytes_max / 3));
         blocks.push('\n');
     }
-    if let Some(lines) = said {
+    if let Some(lines) = lines {
         blocks.push_str(&last_lines(lines.iter().map(String::as_str), bytes_max));
     }
     blocks
 }
 
-/// The images that the run is about, in full: an index stands for the images that it joins.
-fn images(shown: &Shown<'_>) -> Option<String> {
-    let jobs: Vec<&Job> = shown.jobs().collect();
+/// The images of the run. An image index stands for the images that it joins.
+fn images(view: &ReportView<'_>) -> Option<String> {
+    let jobs: Vec<&Job> = view.jobs().collect();
     let is_merge = |job: &Job| matches!(job.kind, JobKind::Merge { .. });
     let is_joined = |job: &Job| {
-        !is_merge(job) && jobs.iter().any(|it| is_merge(it) && it.variant == job.variant)
+        !is_merge(job) && jobs.iter().any(|other| is_merge(other) && other.variant == job.variant)
     };
     let named = |job: &&Job| match &job.state {
         JobState::Completed { digest: Some(digest) } => {
@@ -280,15 +278,16 @@ fn images(shown: &Shown<'_>) -> Option<String> {
     Some(format!("<details><summary>Images</summary>\n\n{block}\n</details>"))
 }
 
-/// What the user should know, each once, with the jobs that it is of.
-fn warnings(shown: &Shown<'_>) -> Option<String> {
+/// The warnings, each once, with its jobs.
+fn warnings(view: &ReportView<'_>) -> Option<String> {
     let mut jobs_of: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
     let mut order = Vec::new();
-    for job in shown.jobs() {
-        // The agent says so, too, once the job has ended.
-        let is_said = job.warnings.iter().any(|warning| warning.contains("emulated"));
-        let is_unsaid = job.emulated && !is_said;
-        let emulated = is_unsaid.then(|| "built under QEMU emulation, which is slow".to_owned());
+    for job in view.jobs() {
+        // The agent of an ended job has warned of it, too.
+        let is_warned = job.warnings.iter().any(|warning| warning.contains("emulated"));
+        let lacks_warning = job.emulated && !is_warned;
+        let emulated =
+            lacks_warning.then(|| "built under QEMU emulation, which is slow".to_owned());
         for warning in job.warnings.iter().cloned().chain(emulated) {
             let jobs = jobs_of.entry(warning.clone()).or_default();
             if jobs.is_empty() {
@@ -306,7 +305,7 @@ fn warnings(shown: &Shown<'_>) -> Option<String> {
     while let Some(line) = lines.next() {
         if text.len() + line.len() > WARNINGS_BYTES_MAX {
             let left = lines.len() + 1;
-            let _ = writeln!(text, "- … and {left} more: [all of them]({})", shown.run_url());
+            let _ = writeln!(text, "- … and {left} more: [all of them]({})", view.run_url());
             break;
         }
         text.push_str(&line);
@@ -314,21 +313,22 @@ fn warnings(shown: &Shown<'_>) -> Option<String> {
     (!text.is_empty()).then(|| format!("**⚠️ Warnings**\n\n{text}"))
 }
 
-/// What became of the last command.
-fn note(shown: &Shown<'_>) -> Option<String> {
-    let note = shown.environment.report.note.as_ref()?;
+/// The result of the last command.
+fn note(view: &ReportView<'_>) -> Option<String> {
+    let note = view.environment.report.note.as_ref()?;
     Some(format!("> {}", inline(note, WORDS_CHARS_MAX)))
 }
 
-fn footer(shown: &Shown<'_>) -> String {
-    let run = shown.run;
-    let commit = shown.commit().map(|it| format!(" · commit `{}`", short(&it))).unwrap_or_default();
+fn footer(view: &ReportView<'_>) -> String {
+    let run = view.run;
+    let commit =
+        view.commit().map(|commit| format!(" · commit `{}`", short(&commit))).unwrap_or_default();
     let took = run.ended_at.map(|ended| format!(" · {}", seconds(ended.since(run.created_at))));
-    let (id, url) = (run.id, shown.run_url());
+    let (id, url) = (run.id, view.run_url());
     format!("<sub>Run [`{id}`]({url}){commit}{}</sub>", took.unwrap_or_default())
 }
 
-/// The text with its first letter in upper case, if it does not begin with the name of a file.
+/// The text with its first letter in upper case, unless it begins with a file name.
 fn capital(text: &str) -> String {
     if text.split(' ').next().is_some_and(|word| word.contains('.')) {
         return text.to_owned();

@@ -1,4 +1,4 @@
-//! A pull request with a run of one commit, for the tests of what is told of it.
+//! A pull request with a run of one commit, for the tests of its report.
 
 use stagely_protocol::{CommitSha, Digest, FailureReason, Platform, Step};
 use stagely_state::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId};
@@ -7,7 +7,7 @@ use stagely_state::{
 };
 use url::Url;
 
-use super::view::Shown;
+use super::view::ReportView;
 use crate::core::fixtures::job as build;
 use crate::core::records::Records;
 
@@ -15,13 +15,12 @@ pub(crate) const ENVIRONMENT: EnvironmentId = EnvironmentId::from_bits(2);
 const PROJECT: ProjectId = ProjectId::from_bits(1);
 const RUN: u128 = 3;
 
-/// The records, and what else a comment is made of.
-pub(crate) struct World {
+/// Records, and the rest of a [`ReportView`].
+pub(crate) struct ReportFixture {
     pub(crate) records: Records,
     url: Url,
 }
 
-/// Forty times the letter a.
 pub(crate) fn commit() -> CommitSha {
     "a".repeat(40).parse().unwrap()
 }
@@ -38,7 +37,7 @@ fn digest(letter: &str) -> Digest {
     format!("sha256:{}", letter.repeat(64)).parse().unwrap()
 }
 
-impl World {
+impl ReportFixture {
     /// A run without jobs, of the pull request 7.
     pub(crate) fn new() -> Self {
         let mut records = Records::default();
@@ -48,17 +47,17 @@ impl World {
         environment.pull_request = Some(7);
         records.projects.insert(PROJECT, project);
         records.environments.insert(ENVIRONMENT, environment);
-        let mut world = Self::of(records);
-        world.start_run(RUN, commit());
-        world
+        let mut fixture = Self::of(records);
+        fixture.start_run(RUN, commit());
+        fixture
     }
 
-    /// These records, as one of the others left them.
+    /// Continues with the records of another fixture.
     pub(crate) fn of(records: Records) -> Self {
         Self { records, url: "https://core.example/".parse().unwrap() }
     }
 
-    /// Another environment, whose newest run goes on.
+    /// Adds another environment, whose newest run is open.
     pub(crate) fn copy_environment(&mut self, number: u128) -> EnvironmentId {
         let mut run = self.run().clone();
         run.id = RunId::from_bits(number);
@@ -72,7 +71,7 @@ impl World {
         id
     }
 
-    /// A newer run takes the place of the one before.
+    /// Adds a newer run.
     pub(crate) fn start_run(&mut self, number: u128, commit: CommitSha) {
         let id = RunId::from_bits(number);
         let repository = "https://git.example/o/app".to_owned();
@@ -88,30 +87,31 @@ impl World {
 
     /// Two builds of one image, and the merge of both.
     pub(crate) fn multi_platform() -> Self {
-        let mut world = Self::new();
+        let mut fixture = Self::new();
         for (number, arch) in [(1, "amd64"), (2, "arm64")] {
             let mut job = build(number, RUN, "app", &format!("linux/{arch}"));
             job.name = format!("app_{arch}");
-            world.add(job);
+            fixture.add(job);
         }
         let mut merge = build(3, RUN, "app", "linux/amd64");
         merge.name = "app_merge".to_owned();
         merge.attempt = 0;
         merge.tag = Some("r/app/pr-7:app".parse().unwrap());
         let platforms = ["linux/amd64", "linux/arm64"];
-        let platforms: Vec<Platform> = platforms.iter().map(|it| it.parse().unwrap()).collect();
+        let platforms: Vec<Platform> =
+            platforms.iter().map(|platform| platform.parse().unwrap()).collect();
         merge.kind = JobKind::Merge { platforms, image: "r/app/pr-7:app.3".parse().unwrap() };
-        world.add(merge);
-        world
+        fixture.add(merge);
+        fixture
     }
 
-    /// As many builds, numbered from 1.
+    /// `count` builds, numbered from 1.
     pub(crate) fn many(count: u128) -> Self {
-        let mut world = Self::new();
+        let mut fixture = Self::new();
         for number in 1..=count {
-            world.add(build(number, RUN, &format!("job{number}"), "linux/amd64"));
+            fixture.add(build(number, RUN, &format!("job{number}"), "linux/amd64"));
         }
-        world
+        fixture
     }
 
     pub(crate) fn add(&mut self, job: Job) {
@@ -123,7 +123,7 @@ impl World {
         self.records.environments.get_mut(&ENVIRONMENT).unwrap()
     }
 
-    /// The newest.
+    /// The newest run.
     pub(crate) fn run(&mut self) -> &mut Run {
         let newest = self.environment().report.run.unwrap();
         self.records.runs.get_mut(&newest).unwrap()
@@ -133,7 +133,7 @@ impl World {
         self.records.jobs.get_mut(&job_id(number)).unwrap()
     }
 
-    /// After a minute and a half.
+    /// Ends the run after a minute and a half.
     pub(crate) fn end_run(&mut self, state: RunState) {
         self.run().ended_at = state.is_final().then_some(Timestamp(90_000));
         self.run().state = state;
@@ -166,7 +166,7 @@ impl World {
         job.ended_at = Some(Timestamp(1_000 + 1_000 * seconds));
     }
 
-    pub(crate) fn shown(&self) -> Shown<'_> {
-        Shown::find(&self.records, ENVIRONMENT, &self.url, "ok-to-build").unwrap()
+    pub(crate) fn view(&self) -> ReportView<'_> {
+        ReportView::find(&self.records, ENVIRONMENT, &self.url, "ok-to-build").unwrap()
     }
 }

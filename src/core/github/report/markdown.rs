@@ -1,16 +1,15 @@
-//! Other people's words in GitHub's Markdown, so that they stay words: no markup, no HTML, no mention, no
-//! link, and no row of a table that they were not meant for.
+//! Escapes foreign text for GitHub's Markdown: it makes no markup, no HTML, no mention, no link, and no cell of
+//! a table.
 //!
 //! Source: GitHub Flavored Markdown, 0.29.
 
 use crate::core::logs::{is_hidden, readable};
 
-/// Stands behind `@` and `#`: GitHub looks for mentions and references after it has read all entities, and
-/// this one is not seen.
+/// An invisible character behind `@` and `#`. Entities do not prevent mentions and references, because GitHub
+/// looks for them after it has decoded entities.
 const WORD_JOINER: char = '\u{2060}';
 
-/// Words with `code` in them, of at most `chars_max` characters. Only between backticks that come in pairs
-/// is code; all else is plain.
+/// Escapes `words` of at most `chars_max` characters. Text between a pair of backticks becomes code.
 pub(super) fn inline(words: &str, chars_max: usize) -> String {
     let words = cut(&one_line(words), chars_max);
     if words.matches('`').count() % 2 == 1 || words.contains("``") {
@@ -20,13 +19,13 @@ pub(super) fn inline(words: &str, chars_max: usize) -> String {
     parts.map(|(index, part)| if index % 2 == 1 { span(part) } else { plain(part) }).collect()
 }
 
-/// `words` as code, of at most `chars_max` characters.
+/// Makes `words` code of at most `chars_max` characters.
 pub(super) fn code(words: &str, chars_max: usize) -> String {
     span(&cut(&one_line(words), chars_max))
 }
 
-/// `lines` as a block of code, of at most about `bytes_max` bytes: what does not fit is left out from the
-/// front, since the end of a log says more.
+/// Makes `lines` a block of code of about `bytes_max` bytes at most. The first lines are dropped, because the end
+/// of a log says more.
 pub(super) fn last_lines<'a>(
     lines: impl DoubleEndedIterator<Item = &'a str>,
     bytes_max: usize,
@@ -48,7 +47,7 @@ pub(super) fn last_lines<'a>(
     fenced(&kept)
 }
 
-/// `lines` as a block of code, of at most about `bytes_max` bytes: what does not fit is left out at the end.
+/// Makes `lines` a block of code of about `bytes_max` bytes at most. The last lines are dropped.
 pub(super) fn first_lines<'a>(lines: impl Iterator<Item = &'a str>, bytes_max: usize) -> String {
     let (mut kept, mut bytes) = (Vec::new(), 0);
     for line in lines {
@@ -63,7 +62,7 @@ pub(super) fn first_lines<'a>(lines: impl Iterator<Item = &'a str>, bytes_max: u
     fenced(&kept)
 }
 
-/// The longest line of a block, in characters.
+/// The longest line of a block.
 const LINE_CHARS_MAX: usize = 300;
 
 fn fenced(lines: &[String]) -> String {
@@ -72,7 +71,7 @@ fn fenced(lines: &[String]) -> String {
     format!("{fence}text\n{}\n{fence}\n", lines.join("\n"))
 }
 
-/// The first `chars_max` characters, marked where something is missing.
+/// The first `chars_max` characters, with `…` if some are missing.
 pub(super) fn cut(words: &str, chars_max: usize) -> String {
     if words.chars().count() <= chars_max {
         return words.to_owned();
@@ -81,11 +80,11 @@ pub(super) fn cut(words: &str, chars_max: usize) -> String {
     format!("{}…", kept.trim_end())
 }
 
-/// All of it in one line, with single spaces.
+/// The words in one line, with single spaces.
 pub(super) fn one_line(words: &str) -> String {
     let spaced = words.replace(char::is_whitespace, " ");
-    let shown: String = readable(&spaced).chars().filter(|&c| !is_hidden(c)).collect();
-    shown.split_whitespace().collect::<Vec<_>>().join(" ")
+    let visible: String = readable(&spaced).chars().filter(|&c| !is_hidden(c)).collect();
+    visible.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 fn plain(words: &str) -> String {
@@ -93,7 +92,7 @@ fn plain(words: &str) -> String {
     let mut before = ' ';
     for c in words.chars() {
         match c {
-            // Entities never are markup. `:` and `www.` begin links.
+            // Entities are never markup. `:` and `www.` begin links.
             '&' | '<' | '>' | '*' | '_' | '~' | '[' | ']' | '!' | '\\' | '`' | '|' | ':' | '$' => {
                 escaped.push_str(&entity(c));
             }
@@ -113,19 +112,19 @@ fn entity(c: char) -> String {
     format!("&#{};", u32::from(c))
 }
 
-/// Nothing within a code span is markup, a mention or a link.
+/// Makes a code span, in which nothing is markup, a mention or a link.
 fn span(words: &str) -> String {
     if words.trim().is_empty() {
         return String::new();
     }
-    // A bar ends a cell of a table even in here, and no way to escape it holds behind a backslash.
+    // A bar ends the cell of a table even within code, and no escape works behind a backslash.
     let words = words.replace('|', "¦");
     let fence = "`".repeat(longest_run(&words) + 1);
     let pad = if words.starts_with('`') || words.ends_with('`') { " " } else { "" };
     format!("{fence}{pad}{words}{pad}{fence}")
 }
 
-/// The longest run of backticks.
+/// The length of the longest run of backticks.
 fn longest_run(words: &str) -> usize {
     words.split(|c| c != '`').map(str::len).max().unwrap_or(0)
 }
@@ -135,7 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_stay_words() {
+    fn foreign_text_makes_no_markup() {
         let hostile = "a|b <img src=x> @org/team #7 **x** [y](http://z) www.z.org\n\n# h \u{202e}";
         assert_eq!(
             inline(hostile, 200),
@@ -151,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn code_is_not_left_early() {
+    fn backticks_do_not_end_code() {
         assert_eq!(code("a`b", 9), "``a`b``");
         assert_eq!(code("`a``", 9), "``` `a`` ```");
         assert_eq!(code("a\\|b\nc", 9), "`a\\¦b c`");
@@ -161,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_log_the_end_is_kept_and_of_problems_the_beginning() {
+    fn a_log_keeps_its_end_and_a_list_of_mistakes_its_beginning() {
         let lines = ["one", "two", "three"];
         let end = "```text\n… (what came before is in the log)\ntwo\nthree\n```\n";
         assert_eq!(last_lines(lines.into_iter(), 10), end);

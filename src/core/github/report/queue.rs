@@ -1,5 +1,5 @@
-//! Who writes to GitHub next. GitHub takes few writes, so where many wait, those go first whose readers
-//! wait for nothing more; and of each environment there is a pause between two writes.
+//! The order of writes to GitHub. GitHub allows few writes. Where many wait, reports of ended runs go first,
+//! because their readers wait for nothing more; and each environment has a pause between two writes.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,149 +12,156 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::core::records::SharedRecords;
 
-/// Writes of one kind that are under way at once: enough that one slow answer does not hold up all, and
-/// few, since what is under way is not overtaken any more.
+/// Concurrent writes of one kind: enough that one slow response does not hold up all, and few, because a write
+/// that has started cannot be overtaken.
 const AT_ONCE: usize = 3;
 
-/// Times of writes that are kept before those that are over are looked for.
+/// At this many kept times the old ones are dropped.
 const TIMES_MAX: usize = 1_000;
 
-/// What all reports share. Clones share it.
+/// The state that all reporters share. Clones share it.
 #[derive(Clone, Debug)]
-pub(crate) struct Reporting {
+pub(crate) struct ReportQueue {
     inner: Arc<Mutex<Inner>>,
-    /// Comments and statuses have budgets of their own, and do not wait for each other.
-    comments: Arc<Gate>,
-    statuses: Arc<Gate>,
+    /// Comments and statuses have separate rate limits, so they have separate permits.
+    comments: Arc<Permits>,
+    statuses: Arc<Permits>,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// When each environment was written last.
-    written: HashMap<EnvironmentId, Instant>,
-    /// What GitHub was told although a part was refused.
-    told: HashMap<EnvironmentId, Told>,
+    /// The last write of each environment.
+    written_at: HashMap<EnvironmentId, Instant>,
+    /// The published part of reports of which GitHub refused another part.
+    partly_published: HashMap<EnvironmentId, Told>,
 }
 
-impl Reporting {
-    /// Reads from `records` who is to go first.
+impl ReportQueue {
+    /// `records` tell which reports are urgent.
     pub(crate) fn new(records: &SharedRecords) -> Self {
-        let gate = || Arc::new(Gate { records: records.clone(), inner: Mutex::default() });
-        Self { inner: Arc::default(), comments: gate(), statuses: gate() }
+        let permits = || {
+            let waiting = Mutex::new(Waiting { free: AT_ONCE, queue: Vec::new() });
+            Arc::new(Permits { records: records.clone(), waiting })
+        };
+        Self { inner: Arc::default(), comments: permits(), statuses: permits() }
     }
 
-    /// Waits until `interval` has passed since the environment was written.
+    /// Waits until `interval` has passed since the last write of the environment.
     pub(super) async fn pause(&self, environment: EnvironmentId, interval: Duration) {
-        let written = lock(&self.inner).written.get(&environment).copied();
-        if let Some(written) = written {
-            sleep_until(written + interval).await;
+        let written_at = lock(&self.inner).written_at.get(&environment).copied();
+        if let Some(written_at) = written_at {
+            sleep_until(written_at + interval).await;
         }
     }
 
-    /// Notes that the environment was written just now, or may have been: what fails has cost GitHub a
-    /// request, too, and may be there all the same.
-    pub(super) fn wrote(&self, environment: EnvironmentId, interval: Duration) {
+    /// Notes an attempt to write the environment just now. A failed one counts, because it has cost a request
+    /// and may have succeeded at GitHub.
+    pub(super) fn note_write(&self, environment: EnvironmentId, interval: Duration) {
         let now = Instant::now();
-        let written = &mut lock(&self.inner).written;
-        if written.len() >= TIMES_MAX {
-            written.retain(|_, at| now.duration_since(*at) < interval);
+        let written_at = &mut lock(&self.inner).written_at;
+        if written_at.len() >= TIMES_MAX {
+            written_at.retain(|_, at| now.duration_since(*at) < interval);
         }
-        written.insert(environment, now);
+        written_at.insert(environment, now);
     }
 
-    pub(crate) fn remember(&self, environment: EnvironmentId, told: Option<Told>) {
-        let all = &mut lock(&self.inner).told;
-        match told {
-            Some(told) => all.insert(environment, told),
-            None => all.remove(&environment),
+    /// Keeps the published part of a report, or drops it.
+    pub(crate) fn remember(&self, environment: EnvironmentId, part: Option<Told>) {
+        let parts = &mut lock(&self.inner).partly_published;
+        match part {
+            Some(part) => parts.insert(environment, part),
+            None => parts.remove(&environment),
         };
     }
 
     pub(super) fn remembered(&self, environment: EnvironmentId) -> Option<Told> {
-        lock(&self.inner).told.get(&environment).cloned()
+        lock(&self.inner).partly_published.get(&environment).cloned()
     }
 
-    /// Waits for its turn to write the environment's comment.
-    pub(super) async fn comment_turn(&self, environment: EnvironmentId) -> Turn {
-        Gate::turn(&self.comments, environment).await
+    /// Waits for a permit to write the environment's comment.
+    pub(super) async fn comment_permit(&self, environment: EnvironmentId) -> Permit {
+        Permits::acquire(&self.comments, environment).await
     }
 
-    /// Waits for its turn to write a status of the environment's commit.
-    pub(super) async fn status_turn(&self, environment: EnvironmentId) -> Turn {
-        Gate::turn(&self.statuses, environment).await
+    /// Waits for a permit to write a status of the environment's commit.
+    pub(super) async fn status_permit(&self, environment: EnvironmentId) -> Permit {
+        Permits::acquire(&self.statuses, environment).await
     }
 }
 
-/// Lets some through at once.
+/// A semaphore whose waiters with an urgent report go first.
 #[derive(Debug)]
-struct Gate {
+struct Permits {
     records: SharedRecords,
-    inner: Mutex<Turns>,
+    waiting: Mutex<Waiting>,
 }
 
-#[derive(Debug, Default)]
-struct Turns {
-    under_way: usize,
-    /// In the order in which they came.
-    waiting: Vec<(EnvironmentId, oneshot::Sender<Turn>)>,
-}
-
-/// Leave to write. The next one's begins when it is dropped.
 #[derive(Debug)]
-pub(super) struct Turn(Option<Arc<Gate>>);
+struct Waiting {
+    free: usize,
+    /// In the order of arrival.
+    queue: Vec<(EnvironmentId, oneshot::Sender<Permit>)>,
+}
 
-impl Gate {
-    async fn turn(gate: &Arc<Self>, environment: EnvironmentId) -> Turn {
-        let turn = {
-            let mut turns = lock(&gate.inner);
-            if turns.under_way < AT_ONCE {
-                turns.under_way += 1;
-                return Turn(Some(Arc::clone(gate)));
+/// Allows one write. Dropping it lets the next waiter write.
+#[derive(Debug)]
+pub(super) struct Permit(Option<Arc<Permits>>);
+
+impl Permits {
+    async fn acquire(permits: &Arc<Self>, environment: EnvironmentId) -> Permit {
+        let permit = {
+            let mut waiting = lock(&permits.waiting);
+            if waiting.free > 0 {
+                waiting.free -= 1;
+                return Permit(Some(Arc::clone(permits)));
             }
-            let (sender, turn) = oneshot::channel();
-            turns.waiting.push((environment, sender));
-            turn
+            let (sender, permit) = oneshot::channel();
+            waiting.queue.push((environment, sender));
+            permit
         };
-        turn.await.expect("who waits is never forgotten")
+        permit.await.expect("a sender leaves the queue only with a permit")
     }
 
-    /// Hands the turn on.
-    fn pass_on(gate: &Arc<Self>) {
+    /// Gives a returned permit to the next waiter.
+    fn hand_on(permits: &Arc<Self>) {
         loop {
             let next = {
-                let mut turns = lock(&gate.inner);
-                let urgent = turns.waiting.iter().position(|(it, _)| gate.is_urgent(*it));
-                if turns.waiting.is_empty() {
-                    turns.under_way -= 1;
+                let mut waiting = lock(&permits.waiting);
+                let is_urgent =
+                    |(environment, _): &(EnvironmentId, _)| permits.is_urgent(*environment);
+                let urgent = waiting.queue.iter().position(is_urgent);
+                if waiting.queue.is_empty() {
+                    waiting.free += 1;
                     return;
                 }
-                turns.waiting.remove(urgent.unwrap_or(0)).1
+                waiting.queue.remove(urgent.unwrap_or(0)).1
             };
-            match next.send(Turn(Some(Arc::clone(gate)))) {
+            match next.send(Permit(Some(Arc::clone(permits)))) {
                 Ok(()) => return,
-                // Who waited has gone.
-                Err(mut turn) => turn.0 = None,
+                // The waiter has gone. The unsent permit must not be handed on by its own drop.
+                Err(mut permit) => permit.0 = None,
             }
         }
     }
 
-    /// Whether the readers of what is told of the environment wait for nothing more of core.
+    /// Whether the readers of the environment's report wait for nothing more from core.
     fn is_urgent(&self, environment: EnvironmentId) -> bool {
         let records = self.records.read();
-        let run = records.environments.get(&environment).and_then(|it| it.report.run);
+        let environment = records.environments.get(&environment);
+        let run = environment.and_then(|environment| environment.report.run);
         let run = run.and_then(|run| records.runs.get(&run));
         run.is_some_and(|run| run.state.is_final() || run.state == RunState::AwaitingApproval)
     }
 }
 
-impl Drop for Turn {
+impl Drop for Permit {
     fn drop(&mut self) {
-        if let Some(gate) = self.0.take() {
-            Gate::pass_on(&gate);
+        if let Some(permits) = self.0.take() {
+            Permits::hand_on(&permits);
         }
     }
 }
 
-fn lock<T>(inner: &Mutex<T>) -> MutexGuard<'_, T> {
-    inner.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

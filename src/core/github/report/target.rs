@@ -1,4 +1,4 @@
-//! Where it is told: the few requests that this takes.
+//! The requests that a report sends, behind a trait: the tests let them fail as GitHub does.
 
 use stagely_protocol::CommitSha;
 use stagely_state::{CommitStatus, Project};
@@ -6,30 +6,28 @@ use stagely_state::{CommitStatus, Project};
 use crate::core::github::{Github, GithubError};
 
 /// A pull request and the commits of its repository.
-pub(crate) trait Place: Sync {
+pub(crate) trait ReportTarget: Sync {
     /// Waits until a comment may be written.
-    fn room_for_comment(&self) -> impl Future<Output = ()> + Send;
+    fn comment_allowed(&self) -> impl Future<Output = ()> + Send;
 
     /// Waits until a status may be written.
-    fn room_for_status(&self) -> impl Future<Output = ()> + Send;
+    fn status_allowed(&self) -> impl Future<Output = ()> + Send;
 
-    /// The comment that begins with `marker`.
+    /// The id of the comment that begins with `marker`.
     fn find_comment(
         &self,
         marker: &str,
     ) -> impl Future<Output = Result<Option<u64>, GithubError>> + Send;
 
-    /// Writes a comment. It may be written although this fails.
+    /// Writes a comment. After an error it may exist all the same.
     fn create_comment(&self, body: &str) -> impl Future<Output = Result<u64, GithubError>> + Send;
 
-    /// Writes a comment anew.
     fn edit_comment(
         &self,
         comment: u64,
         body: &str,
     ) -> impl Future<Output = Result<(), GithubError>> + Send;
 
-    /// Sets a status of a commit.
     fn set_status(
         &self,
         commit: &CommitSha,
@@ -38,27 +36,27 @@ pub(crate) trait Place: Sync {
     ) -> impl Future<Output = Result<(), GithubError>> + Send;
 }
 
-/// A repository at GitHub.
-pub(crate) struct AtGithub {
+/// A repository at GitHub, and maybe one of its pull requests.
+pub(crate) struct GithubTarget {
     pub(crate) github: Github,
     pub(crate) project: Project,
-    /// The pull request. Nobody asks for a comment where there is none.
+    /// The pull request; `None` for a branch, which has no comment.
     pub(crate) number: Option<u64>,
 }
 
-impl AtGithub {
+impl GithubTarget {
     fn number(&self) -> Result<u64, GithubError> {
         self.number.ok_or_else(|| GithubError::NotFound("pull request of this branch".to_owned()))
     }
 }
 
-impl Place for AtGithub {
-    async fn room_for_comment(&self) {
-        self.github.room_for_comment().await;
+impl ReportTarget for GithubTarget {
+    async fn comment_allowed(&self) {
+        self.github.comment_allowed().await;
     }
 
-    async fn room_for_status(&self) {
-        self.github.room_for_status().await;
+    async fn status_allowed(&self) {
+        self.github.status_allowed().await;
     }
 
     async fn find_comment(&self, marker: &str) -> Result<Option<u64>, GithubError> {

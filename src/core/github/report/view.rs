@@ -1,6 +1,7 @@
-//! What is told of an environment: the run that is told of, with the addresses of the pages about it.
+//! The part of the records that a report shows, with the addresses of its pages.
 
 use std::fmt;
+use std::time::Duration;
 
 use stagely_protocol::{CommitSha, FailureReason};
 use stagely_state::ids::{EnvironmentId, JobId};
@@ -9,20 +10,20 @@ use url::Url;
 
 use crate::core::records::Records;
 
-/// An environment and its newest run, as the records have them at one moment.
+/// An environment and its newest run, as the records have them at one time.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Shown<'a> {
+pub(crate) struct ReportView<'a> {
     pub(crate) records: &'a Records,
     pub(crate) environment: &'a Environment,
     pub(crate) run: &'a Run,
-    /// Where people reach core.
+    /// Core's address for people.
     pub(crate) public_url: &'a Url,
-    /// The label that approves what waits, as the configuration has it.
+    /// `github.approval-label`.
     pub(crate) approval_label: &'a str,
 }
 
-impl<'a> Shown<'a> {
-    /// `None` where there is nothing to tell.
+impl<'a> ReportView<'a> {
+    /// `None` if the environment has no run to report.
     pub(crate) fn find(
         records: &'a Records,
         environment: EnvironmentId,
@@ -39,7 +40,7 @@ impl<'a> Shown<'a> {
         self.records.jobs_of(self.run.id)
     }
 
-    /// The jobs that failed by themselves, and not because another one did.
+    /// The jobs that failed, without those that were not started because another one failed.
     pub(crate) fn failed_jobs(&self) -> impl Iterator<Item = &'a Job> + use<'a> {
         self.jobs().filter(|job| match &job.state {
             JobState::Failed { reason, .. } => {
@@ -49,17 +50,16 @@ impl<'a> Shown<'a> {
         })
     }
 
-    /// The commit: that of the plan, or before there is one the commit that was asked for.
+    /// The commit of the plan, or before planning the requested one.
     pub(crate) fn commit(&self) -> Option<CommitSha> {
         self.run.commit.clone().or_else(|| self.run.requested_commit())
     }
 
-    /// Whether somebody must agree before it goes on.
     pub(crate) fn awaits_approval(&self) -> bool {
         self.run.state == RunState::AwaitingApproval
     }
 
-    /// Whether a change to what is built would have helped.
+    /// Whether the user could have avoided the run's failure.
     pub(crate) fn is_users_failure(&self) -> bool {
         if let RunState::Failed { plan_error: Some(error) } = &self.run.state {
             return error.reason.is_users();
@@ -67,25 +67,25 @@ impl<'a> Shown<'a> {
         self.jobs().any(|job| self.is_users_job(job))
     }
 
-    /// Whether a change to what is built would have helped the job, or the one that it was not started
-    /// for.
+    /// Whether the user could have avoided the job's failure, or that of the job whose failure kept it from
+    /// starting.
     pub(crate) fn is_users_job(&self, job: &Job) -> bool {
         let mut cause = Some(job);
-        // Dependencies have no circles, but records are read from a file.
+        // Bounded, because records from a file might hold circular dependencies.
         for _ in 0..=self.jobs().count() {
             let Some(Job { state: JobState::Failed { reason, .. }, .. }) = cause else { break };
-            let FailureReason::DependencyFailed { job } = reason else { return reason.is_users() };
-            cause = self.jobs().find(|it| it.name == *job);
+            let FailureReason::DependencyFailed { job: dependency } = reason else {
+                return reason.is_users();
+            };
+            cause = self.jobs().find(|job| job.name == *dependency);
         }
         false
     }
 
-    /// The page of the run.
     pub(crate) fn run_url(&self) -> String {
         self.page("runs", &self.run.id)
     }
 
-    /// The page of a job.
     pub(crate) fn job_url(&self, job: JobId) -> String {
         self.page("jobs", &job)
     }
@@ -95,7 +95,7 @@ impl<'a> Shown<'a> {
     }
 }
 
-/// `linux/amd64`, or all that an index joins.
+/// The job's platform, or all platforms of an image index.
 pub(super) fn platforms(job: &Job) -> String {
     match &job.kind {
         JobKind::Build { platform, .. } => platform.to_string(),
@@ -111,9 +111,9 @@ pub(super) fn short(commit: &CommitSha) -> &str {
 }
 
 /// `4.2s`, `3m 7s`.
-pub(crate) fn seconds(time: std::time::Duration) -> String {
-    if time < std::time::Duration::from_mins(1) {
+pub(crate) fn seconds(time: Duration) -> String {
+    if time < Duration::from_mins(1) {
         return format!("{:.1}s", time.as_secs_f64());
     }
-    humantime::format_duration(std::time::Duration::from_secs(time.as_secs())).to_string()
+    humantime::format_duration(Duration::from_secs(time.as_secs())).to_string()
 }

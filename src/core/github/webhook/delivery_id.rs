@@ -1,10 +1,10 @@
-//! How the name of a delivery becomes a number.
+//! The id of a delivery, as a number.
 
 use sha2::{Digest as _, Sha256};
 use stagely_state::DeliveryId;
 
-/// The id of the delivery that GitHub names `text`: the digits of a UUID, which GitHub's names are, or else a
-/// part of the SHA-256.
+/// Makes the id of GitHub's name for a delivery: the digits of a UUID, as all of GitHub's names are, or else
+/// the beginning of the SHA-256.
 pub(crate) fn delivery_id(text: &str) -> DeliveryId {
     DeliveryId(uuid(text).unwrap_or_else(|| hashed(text)))
 }
@@ -32,14 +32,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_uuid_is_its_digits() {
+    fn the_id_of_a_uuid_has_its_digits() {
         let id = delivery_id("0b989ba4-242f-11e5-81e1-c7b6966d2516");
         assert_eq!(id, DeliveryId(0x0b98_9ba4_242f_11e5_81e1_c7b6_966d_2516));
         assert_eq!(id, delivery_id("0B989BA4-242F-11E5-81E1-C7B6966D2516"));
     }
 
     #[test]
-    fn other_names_have_numbers_too() {
+    fn other_names_have_an_id_too() {
         for text in ["", "delivery", "0b989ba4-242f-11e5-81e1+c7b6966d2516"] {
             assert_eq!(delivery_id(text), DeliveryId(hashed(text)));
         }

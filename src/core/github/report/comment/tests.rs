@@ -1,14 +1,14 @@
-//! What the comment says, word by word.
+//! The text of the comment, word by word.
 
 use stagely_state::{Approval, PlanFailure, SkipReason, SkippedBuild};
 
 use super::*;
-use crate::core::github::report::fixtures::{World, commit, job_id, user_failure};
+use crate::core::github::report::fixtures::{ReportFixture, commit, job_id, user_failure};
 
 /// The comment without its marker and footer, which are the same in each.
-fn middle(world: &World, excerpts: &Excerpts) -> String {
-    let body = render(&world.shown(), excerpts);
-    assert_eq!(body, render(&world.shown(), excerpts), "it is not the same twice");
+fn middle(fixture: &ReportFixture, excerpts: &Excerpts) -> String {
+    let body = render(&fixture.view(), excerpts);
+    assert_eq!(body, render(&fixture.view(), excerpts), "the same records give the same text");
     let rest = body.strip_prefix("<!-- stagely env_00000000000000000000000002 -->\n\n").unwrap();
     let (middle, footer) = rest.rsplit_once("\n\n").unwrap();
     let run = "run_00000000000000000000000003";
@@ -18,8 +18,8 @@ fn middle(world: &World, excerpts: &Excerpts) -> String {
     middle.to_owned()
 }
 
-fn says(world: &World, words: &str) {
-    assert_eq!(middle(world, &Excerpts::new()), words);
+fn assert_text(fixture: &ReportFixture, words: &str) {
+    assert_eq!(middle(fixture, &Excerpts::new()), words);
 }
 
 /// The address of a job's page.
@@ -28,11 +28,11 @@ fn log(number: u128) -> String {
 }
 
 #[test]
-fn while_it_builds_each_job_says_how_far_it_is() {
-    let mut world = World::multi_platform();
-    world.running(1);
-    world.job(2).attempt = 0;
-    world.job(2).emulated = true;
+fn each_open_job_has_its_state() {
+    let mut fixture = ReportFixture::multi_platform();
+    fixture.running(1);
+    fixture.job(2).attempt = 0;
+    fixture.job(2).emulated = true;
     let expected = format!(
         "\
 ### ⏳ Building…
@@ -48,19 +48,19 @@ fn while_it_builds_each_job_says_how_far_it_is() {
 - `app_arm64`: built under QEMU emulation, which is slow",
         log(1)
     );
-    says(&world, &expected);
+    assert_text(&fixture, &expected);
 }
 
 #[test]
-fn what_completed_has_its_time_its_cached_share_and_its_digest() {
-    let mut world = World::multi_platform();
-    world.completed(1, 63);
-    world.completed(2, 5);
-    world.completed(3, 2);
-    world.job(3).attempt = 1;
-    world.job(3).steps.clear();
-    world.job(2).kept_from = Some(job_id(9));
-    world.end_run(RunState::Completed);
+fn a_completed_job_has_its_time_its_cached_share_and_its_digest() {
+    let mut fixture = ReportFixture::multi_platform();
+    fixture.completed(1, 63);
+    fixture.completed(2, 5);
+    fixture.completed(3, 2);
+    fixture.job(3).attempt = 1;
+    fixture.job(3).steps.clear();
+    fixture.job(2).kept_from = Some(job_id(9));
+    fixture.end_run(RunState::Completed);
     let expected = format!(
         "\
 ### ✅ Build completed
@@ -84,20 +84,20 @@ r/app/pr-7:app@sha256:{}
         log(3),
         "c".repeat(64)
     );
-    says(&world, &expected);
-    let body = render(&world.shown(), &Excerpts::new());
+    assert_text(&fixture, &expected);
+    let body = render(&fixture.view(), &Excerpts::new());
     assert!(body.ends_with(" · commit `aaaaaaaaaaaa` · 1m 30s</sub>\n"), "{body}");
 }
 
 #[test]
-fn a_failure_shows_the_step_and_its_last_lines() {
-    let mut world = World::multi_platform();
-    world.completed(1, 3);
-    world.failed(2, user_failure("[2/3] RUN make", 2), "the step's last lines");
+fn a_failure_has_the_step_and_its_last_lines() {
+    let mut fixture = ReportFixture::multi_platform();
+    fixture.completed(1, 3);
+    fixture.failed(2, user_failure("[2/3] RUN make", 2), "the step's last lines");
     let reason = FailureReason::DependencyFailed { job: "app_arm64".to_owned() };
-    world.failed(3, reason, "");
-    world.job(3).started_at = None;
-    world.end_run(RunState::Failed { plan_error: None });
+    fixture.failed(3, reason, "");
+    fixture.job(3).started_at = None;
+    fixture.end_run(RunState::Failed { plan_error: None });
     let said = vec!["cc main.c".to_owned(), "make: *** [all] ```Error``` 2".to_owned()];
     let expected = format!(
         "\
@@ -118,18 +118,18 @@ make: *** [all] ```Error``` 2
         log(2),
         log(1)
     );
-    assert_eq!(middle(&world, &Excerpts::from([(job_id(2), said)])), expected);
-    let silent = middle(&world, &Excerpts::new());
+    assert_eq!(middle(&fixture, &Excerpts::from([(job_id(2), said)])), expected);
+    let silent = middle(&fixture, &Excerpts::new());
     assert!(silent.ends_with("```text\nthe step's last lines\n```"), "{silent}");
 }
 
 #[test]
-fn several_failures_lead_to_the_page_of_all() {
-    let mut world = World::many(2);
-    world.failed(1, FailureReason::MachineLost, "its agent was silent");
-    world.failed(2, user_failure("", 1), "");
-    world.end_run(RunState::Failed { plan_error: None });
-    let said = middle(&world, &Excerpts::new());
+fn several_failures_link_to_the_page_of_the_run() {
+    let mut fixture = ReportFixture::many(2);
+    fixture.failed(1, FailureReason::MachineLost, "its agent was silent");
+    fixture.failed(2, user_failure("", 1), "");
+    fixture.end_run(RunState::Failed { plan_error: None });
+    let said = middle(&fixture, &Excerpts::new());
     let run = "https://core.example/runs/run_00000000000000000000000003";
     assert!(said.starts_with(&format!("### ❌ Build failed [View Logs]({run})\n")), "{said}");
     let lost = format!(
@@ -141,11 +141,11 @@ fn several_failures_lead_to_the_page_of_all() {
 }
 
 #[test]
-fn an_error_of_the_plan_is_told_with_line_and_column() {
-    let mut world = World::new();
+fn an_error_of_the_plan_has_its_line_and_column() {
+    let mut fixture = ReportFixture::new();
     let message = "stagely.yaml:3:5: unknown field `biulds`\nstagely.yaml:9:1: no `context`";
     let error = PlanFailure { reason: FailureReason::Manifest, message: message.to_owned() };
-    world.end_run(RunState::Failed { plan_error: Some(error) });
+    fixture.end_run(RunState::Failed { plan_error: Some(error) });
     let expected = format!(
         "\
 ### ❌ Build failed [View Logs](https://core.example/runs/run_00000000000000000000000003)
@@ -156,15 +156,15 @@ Stagely.yaml is missing or not valid:
 {message}
 ```"
     );
-    says(&world, &expected.replace("Stagely.yaml", "stagely.yaml"));
+    assert_text(&fixture, &expected.replace("Stagely.yaml", "stagely.yaml"));
 }
 
 #[test]
-fn what_was_cancelled_says_why() {
-    let mut world = World::many(1);
-    world.job(1).state = JobState::Cancelled;
-    world.environment().report.note = Some("`/stagely cancel` by @ada: cancelled".to_owned());
-    world.end_run(RunState::Cancelled { reason: CancelReason::Requested });
+fn a_cancelled_run_has_its_reason() {
+    let mut fixture = ReportFixture::many(1);
+    fixture.job(1).state = JobState::Cancelled;
+    fixture.environment().report.note = Some("`/stagely cancel` by @ada: cancelled".to_owned());
+    fixture.end_run(RunState::Cancelled { reason: CancelReason::Requested });
     let expected = format!(
         "\
 ### ⏹ Build cancelled
@@ -176,17 +176,17 @@ fn what_was_cancelled_says_why() {
 > `/stagely cancel` by @\u{2060}ada&#58; cancelled",
         log(1)
     );
-    says(&world, &expected);
-    world.end_run(RunState::Cancelled { reason: CancelReason::EnvironmentClosed });
-    let said = middle(&world, &Excerpts::new());
+    assert_text(&fixture, &expected);
+    fixture.end_run(RunState::Cancelled { reason: CancelReason::EnvironmentClosed });
+    let said = middle(&fixture, &Excerpts::new());
     assert!(said.starts_with("### ⏹ Build cancelled: the pull request was closed\n"), "{said}");
 }
 
 #[test]
-fn a_forks_commit_says_how_it_is_approved() {
-    let mut world = World::new();
-    world.run().state = RunState::AwaitingApproval;
-    world.run().approval = Approval::Awaited;
+fn a_commit_of_a_fork_explains_its_approval() {
+    let mut fixture = ReportFixture::new();
+    fixture.run().state = RunState::AwaitingApproval;
+    fixture.run().approval = Approval::Awaited;
     let expected = format!(
         "\
 ### 🔒 Waits for approval
@@ -198,21 +198,21 @@ The label `ok-to-build` does the same. Either holds for that commit alone, which
 no shared cache.",
         commit()
     );
-    says(&world, &expected);
+    assert_text(&fixture, &expected);
 }
 
 #[test]
-fn skipped_builds_and_warnings_say_why() {
-    let mut world = World::many(2);
-    world.completed(1, 1);
-    world.completed(2, 1);
+fn skipped_builds_and_warnings_have_their_reasons() {
+    let mut fixture = ReportFixture::many(2);
+    fixture.completed(1, 1);
+    fixture.completed(2, 1);
     for job in 1..=2 {
-        world.job(job).warnings = vec!["`FROM` has no *tag*".to_owned()];
+        fixture.job(job).warnings = vec!["`FROM` has no *tag*".to_owned()];
     }
     let reason = SkipReason::Branch { branch: Some("fix|me".to_owned()) };
-    world.run().skipped = vec![SkippedBuild { variant: "docs".into(), reason }];
-    world.end_run(RunState::Completed);
-    let said = middle(&world, &Excerpts::new());
+    fixture.run().skipped = vec![SkippedBuild { variant: "docs".into(), reason }];
+    fixture.end_run(RunState::Completed);
+    let said = middle(&fixture, &Excerpts::new());
     let row = "\n| `docs` | | skipped: its only&#95;branches does not name fix&#124;me | | | |\n";
     assert!(said.contains(row), "{said}");
     let warning = "\n- `job1, job2`: `FROM` has no &#42;tag&#42;";
@@ -220,46 +220,46 @@ fn skipped_builds_and_warnings_say_why() {
 }
 
 #[test]
-fn emulation_is_warned_of_once() {
-    let mut world = World::many(1);
-    world.completed(1, 1);
-    world.job(1).emulated = true;
-    world.job(1).warnings = vec!["arm64 is emulated on this amd64 machine".to_owned()];
-    world.end_run(RunState::Completed);
-    let said = middle(&world, &Excerpts::new());
+fn the_warning_about_emulation_is_shown_once() {
+    let mut fixture = ReportFixture::many(1);
+    fixture.completed(1, 1);
+    fixture.job(1).emulated = true;
+    fixture.job(1).warnings = vec!["arm64 is emulated on this amd64 machine".to_owned()];
+    fixture.end_run(RunState::Completed);
+    let said = middle(&fixture, &Excerpts::new());
     let warnings = "**⚠️ Warnings**\n\n- `job1`: arm64 is emulated on this amd64 machine";
     assert!(said.ends_with(warnings), "{said}");
 }
 
-/// What strangers may write into names and messages.
+/// Text that strangers may write into names and messages.
 const HOSTILE: &str = "a|b`c``<!-- stagely --> @everyone [x](http://evil) ](http://evil)\n\n# big \
                        \u{202e}rtl\u{200b} www.evil.org <img src=x>";
 
 #[test]
-fn hostile_words_stay_words() {
-    let mut world = World::multi_platform();
+fn hostile_text_makes_no_markup() {
+    let mut fixture = ReportFixture::multi_platform();
     for number in 1..=3 {
-        world.job(number).name = format!("{HOSTILE}{number}");
-        world.job(number).variant = HOSTILE.into();
-        world.job(number).warnings = vec![HOSTILE.to_owned()];
-        world.job(number).attempt = 1;
+        fixture.job(number).name = format!("{HOSTILE}{number}");
+        fixture.job(number).variant = HOSTILE.into();
+        fixture.job(number).warnings = vec![HOSTILE.to_owned()];
+        fixture.job(number).attempt = 1;
     }
-    world.failed(1, user_failure(HOSTILE, 1), HOSTILE);
-    world.failed(2, FailureReason::DependencyFailed { job: HOSTILE.to_owned() }, HOSTILE);
-    world.failed(3, FailureReason::Internal, &format!("{HOSTILE}\n```\n````\n<!-- x"));
+    fixture.failed(1, user_failure(HOSTILE, 1), HOSTILE);
+    fixture.failed(2, FailureReason::DependencyFailed { job: HOSTILE.to_owned() }, HOSTILE);
+    fixture.failed(3, FailureReason::Internal, &format!("{HOSTILE}\n```\n````\n<!-- x"));
     let reason = SkipReason::NoImage { build: HOSTILE.to_owned() };
-    world.run().skipped = vec![SkippedBuild { variant: HOSTILE.into(), reason }];
-    world.environment().report.note = Some(HOSTILE.to_owned());
-    world.end_run(RunState::Failed { plan_error: None });
+    fixture.run().skipped = vec![SkippedBuild { variant: HOSTILE.into(), reason }];
+    fixture.environment().report.note = Some(HOSTILE.to_owned());
+    fixture.end_run(RunState::Failed { plan_error: None });
     let excerpts = Excerpts::from([(job_id(1), vec![HOSTILE.to_owned(), "`````".to_owned()])]);
-    let body = render(&world.shown(), &excerpts);
+    let body = render(&fixture.view(), &excerpts);
     assert!(!body.contains(['\u{202e}', '\u{200b}']), "{body}");
-    let shown = without_code(&body);
+    let visible = without_code(&body);
     for markup in ["<!-- s", "@everyone", "](http://evil", "www.evil", "<img", "\n# big"] {
         assert_eq!(
-            shown.matches(markup).count(),
+            visible.matches(markup).count(),
             usize::from(markup == "<!-- s"),
-            "{markup}: {shown}"
+            "{markup}: {visible}"
         );
     }
     let rows = body.lines().filter(|line| line.starts_with("| "));
@@ -267,11 +267,11 @@ fn hostile_words_stay_words() {
     assert_eq!(bars, [7; 5], "{body}");
 }
 
-/// What is left of Markdown without its blocks and spans of code.
+/// The Markdown without its blocks and spans of code.
 fn without_code(body: &str) -> String {
     let (mut left, mut fence) = (String::new(), None);
     for line in body.lines() {
-        match (&fence, line.strip_suffix("text").filter(|it| it.starts_with("```"))) {
+        match (&fence, line.strip_suffix("text").filter(|fence| fence.starts_with("```"))) {
             (Some(end), _) if line == *end => fence = None,
             (Some(_), _) => {}
             (None, Some(begin)) => fence = Some(begin.to_owned()),
@@ -301,40 +301,40 @@ fn without_spans(line: &str) -> String {
 }
 
 #[test]
-fn the_body_fits_however_much_there_is_to_say() {
-    let mut world = World::many(500);
+fn the_body_keeps_to_its_limit_also_with_long_texts() {
+    let mut fixture = ReportFixture::many(500);
     let mut excerpts = Excerpts::new();
     for number in 1..=500 {
         let step = format!("[1/2] RUN {}", "ä|".repeat(500));
         if number > 250 {
-            world.failed(number, user_failure(&step, 1), &"words\n".repeat(1_000));
+            fixture.failed(number, user_failure(&step, 1), &"words\n".repeat(1_000));
         } else {
-            world.completed(number, 1);
+            fixture.completed(number, 1);
         }
-        world.job(number).name = format!("job{number}-{}", "`|".repeat(200));
-        world.job(number).variant = format!("job{number}-{}", "ä`".repeat(200)).into();
-        world.job(number).warnings = vec![format!("{number} {}", "<".repeat(400))];
+        fixture.job(number).name = format!("job{number}-{}", "`|".repeat(200));
+        fixture.job(number).variant = format!("job{number}-{}", "ä`".repeat(200)).into();
+        fixture.job(number).warnings = vec![format!("{number} {}", "<".repeat(400))];
         excerpts.insert(job_id(number), vec!["😀`".repeat(2_000); 30]);
     }
     let reason = SkipReason::NoImage { build: "<".repeat(400) };
-    world.run().skipped = vec![SkippedBuild { variant: "&".repeat(400).into(), reason }; 500];
-    world.environment().report.note = Some("&".repeat(10_000));
-    world.end_run(RunState::Failed { plan_error: None });
-    let body = render(&world.shown(), &excerpts);
+    fixture.run().skipped = vec![SkippedBuild { variant: "&".repeat(400).into(), reason }; 500];
+    fixture.environment().report.note = Some("&".repeat(10_000));
+    fixture.end_run(RunState::Failed { plan_error: None });
+    let body = render(&fixture.view(), &excerpts);
     assert!(body.encode_utf16().count() <= 65_536, "{}", body.len());
     for part in ["### ❌", "more builds: [all", "more: [all", "Images", "Warnings", "\n> ", "<sub>"]
     {
         assert!(body.contains(part), "{part} is missing: {} bytes", body.len());
     }
-    // What failed comes first where not all fits.
+    // The failed job comes first in a table that is cut.
     let first = body.lines().find(|line| line.starts_with("| ") && line.contains("job")).unwrap();
     assert!(first.contains("❌"), "{first}");
     without_code(&body);
 
     let message = "stagely.yaml:1:1: <x>\n".repeat(10_000);
     let error = PlanFailure { reason: FailureReason::Manifest, message };
-    world.end_run(RunState::Failed { plan_error: Some(error) });
-    let body = render(&world.shown(), &excerpts);
+    fixture.end_run(RunState::Failed { plan_error: Some(error) });
+    let body = render(&fixture.view(), &excerpts);
     assert!(body.encode_utf16().count() <= 65_536, "{}", body.len());
     assert!(body.contains("(the rest is on the run's page)") && body.contains("<sub>"));
 }
