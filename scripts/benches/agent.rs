@@ -1,4 +1,4 @@
-//! The agent: from its start to HELLO, its memory while it has nothing to do, its size.
+//! The agent: the time from its start to HELLO, its idle memory, and its size.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -21,7 +21,7 @@ use crate::report::{Pairs, Row, print, quantile};
 
 const STARTS: usize = 30;
 
-/// Some heartbeats go by before the memory is looked at.
+/// The time before memory is measured: several heartbeats.
 const IDLE: Duration = Duration::from_secs(6);
 
 pub(crate) async fn measure() -> anyhow::Result<()> {
@@ -71,7 +71,7 @@ fn rows(starts: &Pairs, memory: Memory, bytes: u64) -> Vec<Row> {
     ]
 }
 
-/// What starting the program costs when it does nothing.
+/// The time of starting the program without any work.
 fn start_and_end() -> anyhow::Result<f64> {
     let begin = Instant::now();
     let status = Command::new(STAGELY).arg("--version").stdout(Stdio::null()).status()?;
@@ -79,7 +79,7 @@ fn start_and_end() -> anyhow::Result<f64> {
     Ok(begin.elapsed().as_secs_f64())
 }
 
-/// An agent that has said HELLO to this process. It is killed when the value is dropped.
+/// An agent that has sent HELLO to this process. Dropping the value kills it.
 struct Agent {
     process: Child,
     socket: WebSocketStream<TcpStream>,
@@ -88,14 +88,14 @@ struct Agent {
 
 impl Drop for Agent {
     fn drop(&mut self) {
-        // It may have ended already.
+        // It may have exited already.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
 }
 
 impl Agent {
-    /// Starts one; returns it and the seconds until its HELLO was here.
+    /// Starts an agent; returns it and the seconds until its HELLO arrived.
     async fn start(listener: &TcpListener) -> anyhow::Result<(Self, f64)> {
         let folder = tempfile::tempdir()?;
         let config = folder.path().join("agent.json");
@@ -122,7 +122,7 @@ impl Agent {
         Ok((agent, seconds))
     }
 
-    /// Answers as core does, and lets the agent be.
+    /// Responds as core does, and sends no work.
     async fn stay_idle(&mut self) -> anyhow::Result<()> {
         let ack = CoreMessage::HelloAck(HelloAck {
             heartbeat_interval: 1,
@@ -132,7 +132,7 @@ impl Agent {
         self.socket.send(Message::text(ack.to_json())).await?;
         let until = Instant::now() + IDLE;
         while Instant::now() < until {
-            // Reading answers the agent's pings.
+            // Reading also responds to the agent's pings.
             match timeout(until - Instant::now(), self.socket.next()).await {
                 Ok(message) => drop(message.context("the agent closed the connection")??),
                 Err(_) => break,

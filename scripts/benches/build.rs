@@ -1,4 +1,4 @@
-//! A whole build through Stagely, against the same commands in a shell script.
+//! A whole build through Stagely, compared with the same commands in a shell script.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -22,11 +22,11 @@ const MANIFEST: &str = "builds:\n  app: { context: . }\n";
 const DOCKERFILE: &str = include_str!("service/Dockerfile");
 const GENERATOR: &str = include_str!("service/generate.awk");
 
-/// What a build took, in seconds.
+/// The times of a build, in seconds.
 struct Build {
-    /// All of it.
+    /// The whole build.
     seconds: f64,
-    /// Its RUN steps alone, which are nobody's but the compiler's.
+    /// Its RUN steps alone, whose time is the compiler's.
     run_steps: f64,
 }
 
@@ -57,7 +57,7 @@ pub(crate) async fn measure() -> anyhow::Result<()> {
     for pair in 0..=PAIRS_CACHED {
         let salt = |_: &str| format!("{begin}-cached");
         let (stagely, raw) = measure_pair(&core, &registry, &repository, pair, salt)?;
-        // The first fills the caches.
+        // The first build fills the caches.
         if pair > 0 {
             cached.0.push((stagely.seconds, raw.seconds));
             tell("cached", &cached);
@@ -74,7 +74,7 @@ fn tell(what: &str, pairs: &Pairs) {
     }
 }
 
-/// Builds both ways, one after the other; every second pair the other way round.
+/// Builds both ways, one after the other; every second pair in reverse order.
 fn measure_pair(
     core: &Core,
     registry: &Registry,
@@ -137,7 +137,7 @@ fn by_script(registry: &Registry, repository: &Path, salt: &str) -> anyhow::Resu
     Ok(Build { seconds, run_steps: run_steps(&String::from_utf8_lossy(&output.stderr)) })
 }
 
-/// What a project of this name would be built by without Stagely.
+/// The script that builds the project without Stagely.
 pub(crate) fn script(registry: &Registry, project: &str, repository: &Path, salt: &str) -> Command {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/benches/bare-build.sh");
     let mut command = Command::new("bash");
@@ -166,7 +166,7 @@ fn run_steps(progress: &str) -> f64 {
     progress.lines().filter_map(seconds).sum()
 }
 
-/// What a command that succeeds took, in seconds, and printed.
+/// Runs a command that must succeed. Returns its seconds and its output.
 pub(crate) fn timed(mut command: Command) -> anyhow::Result<(f64, Output)> {
     let begin = Instant::now();
     let output = command.stdin(Stdio::null()).output()?;

@@ -1,5 +1,5 @@
-//! What the layer cache saves: a build on new and empty engines, fresh, with nothing changed, and with
-//! one file changed.
+//! The time that the layer cache saves, on new and empty engines: a fresh build, a build without changes,
+//! and a build with one changed file.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,11 +23,11 @@ const ROUNDS: usize = 3;
 const MANIFEST: &str = "builds:\n  app: { context: . }\n";
 const DOCKERFILE: &str = include_str!("layered/Dockerfile");
 
-/// About a minute of two processors' work lies in the library, and a few seconds in the application.
+/// The library takes two processors about a minute to compile, the application a few seconds.
 const LIBRARY: Part = Part { folder: "library", files: 14, functions: 1_000 };
 const APPLICATION: Part = Part { folder: "application", files: 2, functions: 400 };
 
-/// Made-up C files. The first of the application holds `main`.
+/// Generated C files. The first of the application contains `main`.
 #[derive(Clone, Copy)]
 struct Part {
     folder: &'static str,
@@ -51,11 +51,11 @@ impl Part {
     }
 }
 
-/// A repository that is built both ways, under names that no registry has seen.
+/// A repository to build both ways, under new names in the registry.
 struct Project {
     repository: PathBuf,
     name: String,
-    /// What core remembers from one run to the next.
+    /// Core's data folder, kept from run to run.
     state: TempDir,
     _folder: TempDir,
 }
@@ -89,7 +89,7 @@ impl Project {
     }
 }
 
-/// What was built before.
+/// The change since the previous build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Case {
     Fresh,
@@ -108,7 +108,7 @@ impl Case {
         }
     }
 
-    /// How many times faster than fresh it is to be.
+    /// The required speed relative to a fresh build.
     const fn aim(self) -> Option<f64> {
         match self {
             Self::Fresh => None,
@@ -117,7 +117,7 @@ impl Case {
         }
     }
 
-    /// A cache that was not asked, or that held what it should not, measures something else.
+    /// Checks the cache hits: without them, something else would be measured.
     fn check(self, run: &RunView) -> anyhow::Result<()> {
         let steps = run.jobs.iter().flat_map(|job| &job.steps).filter(|step| is_run(&step.name));
         let cached: Vec<bool> = steps.map(|step| step.cached).collect();
@@ -131,14 +131,14 @@ impl Case {
     }
 }
 
-/// The seconds of one case in one round.
+/// The times of one case in one round, in seconds.
 #[derive(Clone, Copy, Debug)]
 struct Times {
-    /// Until the images of Stagely's run are in the registry.
+    /// Stagely, until the images are in the registry.
     image: f64,
-    /// Until the builder and core are gone too.
+    /// Stagely, until the builder and core have exited.
     gone: f64,
-    /// Until the script ends.
+    /// The script.
     raw: f64,
 }
 
@@ -162,7 +162,7 @@ pub(crate) async fn measure() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Builds both ways, one after the other; every second round the other way round.
+/// Builds both ways, one after the other; every second round in reverse order.
 async fn measure_case(
     project: &Project,
     registry: &Registry,
@@ -196,7 +196,7 @@ async fn by_stagely(project: &Project, case: Case) -> anyhow::Result<(f64, f64)>
     Ok((image, gone))
 }
 
-/// The seconds until the run of a `stagely run --json` had its images, and until the command ended.
+/// The seconds of a `stagely run --json` until its images were pushed, and until the command ended.
 pub(crate) fn until_image_and_end(command: Command) -> anyhow::Result<(f64, f64, RunView)> {
     let begin = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64();
     let (gone, output) = timed(command)?;
@@ -222,7 +222,7 @@ fn rows(rounds: &[Vec<Times>]) -> Vec<Row> {
         |value: &dyn Fn(&Vec<Times>) -> f64| median(&rounds.iter().map(value).collect::<Vec<_>>());
     let mut rows = Vec::new();
     for (index, case) in CASES.into_iter().enumerate() {
-        // How much faster than the fresh build of the same round.
+        // The speed relative to the fresh build of the same round.
         let faster =
             |time: fn(&Times) -> f64| median_of(&|round| time(&round[0]) / time(&round[index]));
         let column = |time: fn(&Times) -> f64| {

@@ -1,4 +1,4 @@
-//! Fetching one commit: the agent's own way against `git fetch --depth 1`.
+//! Fetching one commit: by the agent, compared with `git fetch --depth 1`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -27,7 +27,7 @@ pub(crate) async fn measure() -> anyhow::Result<()> {
         for pair in 0..=pairs {
             let folder = tempfile::tempdir_in(place())?;
             let (ours, theirs) = (folder.path().join("ours"), folder.path().join("theirs"));
-            // Whoever is second finds warm caches, so they take turns.
+            // The order alternates, because the second finds warm caches.
             let (stagely, raw) = if pair.is_multiple_of(2) {
                 let stagely = by_stagely(&url, &commit, &ours).await?;
                 (stagely, by_git(&url, &commit, &theirs)?)
@@ -49,7 +49,7 @@ pub(crate) async fn measure() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A folder in memory, where there is one: writing thousands of files measures the disk otherwise.
+/// A folder in memory, if there is one: otherwise writing thousands of files would measure the disk.
 fn place() -> PathBuf {
     let memory = PathBuf::from("/dev/shm");
     if memory.is_dir() { memory } else { std::env::temp_dir() }

@@ -1,4 +1,4 @@
-//! A `stagely core` of the release binary, in a process and a folder of its own.
+//! A `stagely core` of the release binary, with a process and a folder of its own.
 
 use std::fs;
 use std::path::PathBuf;
@@ -17,10 +17,10 @@ use url::Url;
 
 use crate::STAGELY;
 
-/// Longer than anything here takes, on a machine that is busy.
+/// The time limit of each step, generous for a busy machine.
 const LIMIT: Duration = Duration::from_mins(1);
 
-/// A running core. It is killed when the value is dropped.
+/// A running core. Dropping the value kills it.
 pub(crate) struct Core {
     process: CoreProcess,
     pub(crate) url: Url,
@@ -30,12 +30,12 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    /// Starts one with `settings` beside its address and its data folder.
+    /// Starts core with `settings` in addition to its address and its data folder.
     pub(crate) async fn start(settings: &str) -> anyhow::Result<Self> {
         Self::start_in(tempfile::tempdir()?, settings).await
     }
 
-    /// Starts one in a folder that may hold files of the caller.
+    /// Starts core in a folder that may contain files of the caller.
     pub(crate) async fn start_in(folder: TempDir, settings: &str) -> anyhow::Result<Self> {
         let path = folder.path().to_owned();
         let mut process = CoreProcess::new(STAGELY, path, "127.0.0.1", settings);
@@ -46,7 +46,7 @@ impl Core {
         Ok(Self { process, url, token, client, _folder: folder })
     }
 
-    /// Registers a machine and returns what its agent is told.
+    /// Registers a machine and returns the configuration of its agent.
     pub(crate) async fn add_machine(&self) -> anyhow::Result<AgentConfig> {
         let machine = AddMachine { arch: Arch::of_this_program(), name: None };
         let added = self.client.add_machine(&machine).await?;
@@ -75,18 +75,18 @@ impl Core {
         Memory::of(self.process.id())
     }
 
-    /// Lets the peak of its memory begin anew.
+    /// Resets the peak of the resident memory.
     pub(crate) fn forget_peak(&self) -> anyhow::Result<()> {
         Ok(fs::write(format!("/proc/{}/clear_refs", self.process.id()), "5")?)
     }
 
-    /// The most resident memory since then, in bytes.
+    /// The peak of the resident memory since the last reset, in bytes.
     pub(crate) fn peak(&self) -> anyhow::Result<u64> {
         let path = format!("/proc/{}/status", self.process.id());
         bytes_of(&fs::read_to_string(path)?, "VmHWM:")
     }
 
-    /// Stops it as its supervisor would. Its folder stays until the value is dropped.
+    /// Stops core with SIGTERM. Its folder stays until the value is dropped.
     pub(crate) async fn stop(&mut self) -> anyhow::Result<()> {
         let status = self.process.shut_down().await;
         ensure!(status.success(), "core: {status}: {}", self.process.log());
@@ -101,9 +101,9 @@ impl Core {
 /// The memory of a process.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Memory {
-    /// Resident, in bytes.
+    /// Resident set size, in bytes.
     pub(crate) rss: u64,
-    /// The same with pages that others share counted in part, in bytes.
+    /// Proportional set size, in bytes.
     pub(crate) pss: u64,
 }
 
@@ -114,7 +114,7 @@ impl Memory {
     }
 }
 
-/// A field of a file in `/proc` that counts KiB, in bytes.
+/// Reads a field in KiB of a file in `/proc`, and returns bytes.
 fn bytes_of(text: &str, name: &str) -> anyhow::Result<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name));
     let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());

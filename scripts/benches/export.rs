@@ -1,5 +1,5 @@
-//! When an image is there whose layer cache is far bigger than itself: the cache is exported after the
-//! image was reported, against one command that does both.
+//! The time until an image with a far larger layer cache is available: exporting the cache after the image
+//! was reported, compared with one command that does both.
 
 use std::process::Command;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -17,7 +17,7 @@ use crate::report::{Pairs, Row, print};
 const PAIRS: usize = 5;
 
 const MANIFEST: &str = "builds:\n  app: { context: . }\n";
-/// 200 MB that do not compress, in a stage that the image does not hold, and other ones each time.
+/// 200 MB of new incompressible data for each build, in a stage that is not part of the image.
 const DOCKERFILE: &str = "\
 FROM busybox AS big
 ARG SALT
@@ -44,7 +44,7 @@ pub(crate) async fn measure() -> anyhow::Result<()> {
             .env("STAGELY_SERVER", core.url.as_str())
             .env("STAGELY_TOKEN", core.token.expose_secret());
         let raw = script(&registry, "bench-export-bare", &repository, &salt("raw"));
-        // Whoever is second finds a disk that is still busy, so they take turns.
+        // The order alternates, because the second finds a busy disk.
         let ((until_image, until_gone), (raw, _)) = if pair.is_multiple_of(2) {
             (by_stagely(&core, stagely).await?, timed(raw)?)
         } else {
@@ -63,7 +63,7 @@ pub(crate) async fn measure() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The command leaves while the server exports the cache, so that the builder is waited for here.
+/// Waits for the builder, because the command returns while core still exports the cache.
 async fn by_stagely(core: &Core, command: Command) -> anyhow::Result<(f64, f64)> {
     let begin = Instant::now();
     let (image, _, run) = until_image_and_end(command)?;

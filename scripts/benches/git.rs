@@ -1,4 +1,4 @@
-//! Repositories that are big, or that lie on this machine.
+//! Generated repositories, and repositories on this machine.
 
 use std::fs;
 use std::io::Write as _;
@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 use crate::text::Output;
 
-/// A repository with a history, which `server` serves as `name`; the commit at its head.
+/// Generates a repository with a history that `server` serves as `name`; returns its newest commit.
 pub(crate) fn big_repository(server: &GitServer, name: &str, size: Size) -> anyhow::Result<String> {
     let path = server.folder().join(name);
     fs::create_dir_all(&path)?;
@@ -33,7 +33,7 @@ pub(crate) fn big_repository(server: &GitServer, name: &str, size: Size) -> anyh
     Ok(git(&path, &["rev-parse", "HEAD"]))
 }
 
-/// How big a made-up repository is.
+/// The size of a generated repository.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Size {
     pub(crate) files: usize,
@@ -42,7 +42,7 @@ pub(crate) struct Size {
 }
 
 impl Size {
-    /// The input of `git fast-import`: all files in the first commit, a few changed in each other.
+    /// The input of `git fast-import`: all files in the first commit, and a few changes in each further one.
     fn history(self) -> Vec<u8> {
         let mut rng = StdRng::seed_from_u64(7);
         let mut stream = Vec::new();
@@ -72,7 +72,7 @@ impl Size {
     }
 }
 
-/// A `stagely.yaml` of so many builds, with the Dockerfile that it names, as a commit of `repository`.
+/// Commits a `stagely.yaml` with that many builds, and its Dockerfile.
 pub(crate) fn commit_builds(repository: &Repository, builds: usize) {
     let build = |number| format!("  b{number}: {{ context: . }}\n");
     let manifest = format!("builds:\n{}", (0..builds).map(build).collect::<String>());
@@ -80,7 +80,7 @@ pub(crate) fn commit_builds(repository: &Repository, builds: usize) {
     repository.commit(&[("stagely.yaml", manifest.as_str()), ("Dockerfile", dockerfile)]);
 }
 
-/// A repository that lies on this machine.
+/// A repository on this machine.
 pub(crate) fn local_repository(files: &[(&str, &str)]) -> anyhow::Result<(TempDir, PathBuf)> {
     let folder = tempfile::tempdir()?;
     let repository = Repository::create(folder.path().join("service"));

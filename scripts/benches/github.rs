@@ -1,4 +1,4 @@
-//! A GitHub with one repository, which answers at once and keeps nothing but open pull requests.
+//! A fake GitHub with one repository. It responds at once and only stores open pull requests.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,14 +15,14 @@ pub(crate) const REPOSITORY: &str = "acme/shop";
 
 const MANIFEST: &str = "builds: { app: { context: . } }\n";
 
-/// What people wrote into a pull request, in bytes. With it a delivery is about as large as GitHub's.
+/// The size of a pull request's description, in bytes: it makes deliveries about as large as GitHub's.
 const TEXT_BYTES: usize = 20_000;
 
 const MOMENT: &str = "2026-01-02T03:04:05Z";
 
 type OpenPulls = Arc<Mutex<Vec<u64>>>;
 
-/// A running GitHub. It ends with the value.
+/// A running fake GitHub. Dropping the value stops it.
 pub(crate) struct FakeGithub {
     address: SocketAddr,
     open: OpenPulls,
@@ -42,7 +42,7 @@ impl FakeGithub {
             .route("/repos/acme/shop/statuses/{commit}", post(status))
             .with_state(Arc::clone(&open));
         let server = tokio::spawn(async move {
-            // It ends only with the task.
+            // The server runs until its task is aborted.
             let _ = axum::serve(listener, router).await;
         });
         Ok(Self { address, open, _server: AbortOnDropHandle::new(server) })
@@ -52,7 +52,7 @@ impl FakeGithub {
         format!("http://{}", self.address)
     }
 
-    /// The pull request is in the list from now on.
+    /// Adds the pull request to the list.
     pub(crate) fn opens(&self, number: u64) {
         lock(&self.open).push(number);
     }
@@ -104,7 +104,7 @@ fn pull_request(number: u64) -> Value {
     })
 }
 
-/// What GitHub delivers when pull request `number` is opened.
+/// The delivery for the opening of pull request `number`.
 pub(crate) fn delivery(number: u64) -> Value {
     json!({
         "action": "opened",

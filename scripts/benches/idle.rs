@@ -1,4 +1,4 @@
-//! Memory of core for agents that are connected and have nothing to do.
+//! The memory that core needs for connected, idle agents.
 
 use std::io::{BufRead as _, BufReader};
 use std::net::Ipv4Addr;
@@ -23,20 +23,20 @@ use crate::load::as_f64;
 use crate::report::{Row, print};
 use crate::sim::{self, Socket};
 
-/// A server that only holds connections: what core is compared with.
+/// The role of a server that only holds connections, for comparison.
 pub(crate) const BARE_SERVER_ROLE: &str = "bare-websocket-server";
 
 const AGENTS: [usize; 2] = [1_000, 5_000];
 
-/// Agents that connect at the same time.
+/// The number of agents that connect at the same time.
 const AT_ONCE: usize = 32;
 
 const HEARTBEAT: Duration = Duration::from_secs(3);
 
-/// Three heartbeats, then memory is looked at.
+/// The time before memory is measured: three heartbeats.
 const SETTLE: Duration = Duration::from_secs(10);
 
-/// Core's own buffer for a connection, in bytes.
+/// Core's buffer for a connection, in bytes.
 const READ_BUFFER_BYTES: usize = 4 * 1024;
 
 pub(crate) async fn measure() -> anyhow::Result<()> {
@@ -71,7 +71,7 @@ pub(crate) async fn measure() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Registers machines and returns what their agents are told.
+/// Registers machines and returns the configurations of their agents.
 async fn register(core: &Core, agents: usize) -> anyhow::Result<Vec<AgentConfig>> {
     let mut configs = Vec::new();
     for begin in (0..agents).step_by(AT_ONCE) {
@@ -81,7 +81,7 @@ async fn register(core: &Core, agents: usize) -> anyhow::Result<Vec<AgentConfig>
     Ok(configs)
 }
 
-/// Connects agents, and lets some heartbeats go by.
+/// Connects agents and waits for some heartbeats.
 async fn hold(configs: Vec<AgentConfig>) -> anyhow::Result<JoinSet<anyhow::Result<()>>> {
     let mut held = JoinSet::new();
     for some in configs.chunks(AT_ONCE) {
@@ -90,14 +90,14 @@ async fn hold(configs: Vec<AgentConfig>) -> anyhow::Result<JoinSet<anyhow::Resul
         }
     }
     tokio::select! {
-        // An agent that ends spoils the measurement.
+        // A failed agent invalidates the measurement.
         Some(ended) = held.join_next() => ended??,
         () = sleep(SETTLE) => {}
     }
     Ok(held)
 }
 
-/// An agent without work.
+/// Runs an idle agent.
 async fn idle(mut socket: Socket) -> anyhow::Result<()> {
     let mut beat = interval(HEARTBEAT);
     loop {
@@ -111,7 +111,7 @@ async fn idle(mut socket: Socket) -> anyhow::Result<()> {
     }
 }
 
-/// What the bare server needs for so many agents, in bytes.
+/// The memory that the bare server needs for that many agents, in bytes.
 async fn bare(agents: usize) -> anyhow::Result<u64> {
     let mut server = BareServer::start(BARE_SERVER_ROLE, None)?;
     let base = Memory::of(server.process.id())?.rss;
@@ -132,13 +132,13 @@ async fn bare(agents: usize) -> anyhow::Result<u64> {
     Ok(used)
 }
 
-/// This program in another role, in a process of its own.
+/// A process of this program in another role.
 pub(crate) struct BareServer {
     process: Child,
 }
 
 impl BareServer {
-    /// Starts one, which may keep things in `folder`.
+    /// Starts a process that may write to `folder`.
     pub(crate) fn start(role: &str, folder: Option<&Path>) -> anyhow::Result<Self> {
         let program = std::env::current_exe()?;
         let mut command = Command::new(program);
@@ -156,13 +156,13 @@ impl BareServer {
 
 impl Drop for BareServer {
     fn drop(&mut self) {
-        // It may have ended already.
+        // It may have exited already.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
 }
 
-/// Answers HELLO, and pings as core does; knows nothing of machines, tokens or jobs.
+/// Responds to HELLO and sends pings as core does, without machines, tokens or jobs.
 pub(crate) async fn bare_server() -> anyhow::Result<()> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     println!("http://{}", listener.local_addr()?);

@@ -1,4 +1,4 @@
-//! Agents that send log batches as fast as core takes them, or paced, and a viewer for each.
+//! Agents that send log batches, as fast as core accepts them or paced, and a viewer for each.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -25,22 +25,22 @@ use crate::git::commit_builds;
 use crate::sim::{self, Socket};
 use crate::text::Output;
 
-/// Different batches. Each is compressed alone, so their coming again changes nothing.
+/// The number of different batches. Each is compressed alone, so repeating them makes no difference.
 const BATCHES: usize = 256;
 
 /// Milliseconds between two lines of a batch.
 const LINE_MILLIS: u64 = 3;
 
-/// What is sent.
+/// The load to send.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Load {
     pub(crate) agents: usize,
     pub(crate) lines_of_batch: usize,
-    /// Batches that each agent sends.
+    /// The batches of each agent.
     pub(crate) batches: usize,
-    /// Batches of one agent that may wait for their `LOG_ACK`.
+    /// The most batches of one agent that wait for their `LOG_ACK`.
     pub(crate) window: usize,
-    /// Time between two batches of one agent; none: as soon as the window allows.
+    /// The time between two batches of one agent. Without it, batches are sent as soon as the window allows.
     pub(crate) pace: Option<Duration>,
 }
 
@@ -54,14 +54,14 @@ impl Load {
     }
 }
 
-/// What became of it.
+/// The result of a load.
 #[derive(Debug)]
 pub(crate) struct Outcome {
-    /// From the first batch sent until every line was acknowledged and shown.
+    /// The time from the first batch until every line was acknowledged and shown.
     pub(crate) seconds: f64,
-    /// From sending a batch to its last line at the viewer, in milliseconds.
+    /// The times from sending a batch to its last line at the viewer, in milliseconds.
     pub(crate) latencies: Vec<f64>,
-    /// The log database on the disk.
+    /// The size of the log database on the disk.
     pub(crate) bytes: u64,
 }
 
@@ -72,7 +72,7 @@ type Line = (u64, String);
 #[derive(Debug)]
 pub(crate) struct Pool {
     lines: Vec<Vec<Line>>,
-    /// The same as the `lines` of LOG.
+    /// The batches as the `lines` of LOG.
     json: Vec<String>,
 }
 
@@ -191,7 +191,7 @@ impl Session {
     async fn send(self: Arc<Self>, mut sink: SplitSink<Socket, Message>) -> anyhow::Result<()> {
         let Load { agents, lines_of_batch, batches, pace, .. } = self.load;
         let pace = pace.unwrap_or_default();
-        // Agents that are paced do not all send at the same moment.
+        // Paced agents start at different times.
         let offset = pace.mul_f64(as_f64(self.number as u64) / as_f64(agents as u64));
         for batch in 0..batches {
             if !pace.is_zero() {
@@ -224,7 +224,7 @@ impl Session {
         Ok(())
     }
 
-    /// Takes lines until all were shown, and compares each with the one that was sent.
+    /// Receives lines until all were shown, and compares each with the line that was sent.
     async fn view(&self, mut viewer: Socket) -> anyhow::Result<Vec<f64>> {
         let lines_of_batch = self.load.lines_of_batch as u64;
         let mut latencies = Vec::with_capacity(self.load.batches);
@@ -257,7 +257,7 @@ impl Session {
     }
 }
 
-/// What a viewer gets, read without copying: viewers share the machine with core.
+/// A message to a viewer, read without copying: viewers share the machine with core.
 #[derive(Deserialize)]
 struct Shown<'a> {
     first: u64,
@@ -271,10 +271,10 @@ struct ShownLine<'a> {
     data: Cow<'a, str>,
 }
 
-/// A line as `LogLine` has it, for the raw alternative.
+/// A line like `LogLine`, for the raw alternative.
 pub(crate) type RawLine<'a> = (u64, Stream, &'a str);
 
-/// What a file takes on the disk: a database's file has holes.
+/// The disk space of a file: a database file is sparse.
 pub(crate) fn bytes_on_disk(path: &Path) -> anyhow::Result<u64> {
     use std::os::unix::fs::MetadataExt as _;
     Ok(path.metadata()?.blocks() * 512)

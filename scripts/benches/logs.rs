@@ -1,4 +1,4 @@
-//! Log lines: how many are stored and shown, how soon, and what they take on the disk.
+//! Log lines: throughput, latency and disk space.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -13,7 +13,7 @@ use crate::report::{Pairs, Row, median, print, quantile};
 
 const PAIRS: usize = 3;
 
-/// Batches of 100 lines, as fast as core takes them.
+/// Batches of 100 lines, as fast as core accepts them.
 const fn full_speed(agents: usize, batches: usize, window: usize) -> Load {
     Load { agents, lines_of_batch: 100, batches, window, pace: None }
 }
@@ -109,13 +109,13 @@ async fn paced() -> anyhow::Result<Row> {
     })
 }
 
-/// Job, attempt, first line: as core keys its chunks.
+/// Job, attempt and first line, like the keys of core's chunks.
 type ChunkKey = (u128, u32, u64);
 const CHUNKS: TableDefinition<'static, ChunkKey, &[u8]> = TableDefinition::new("chunks");
 
-/// Compresses and stores the same batches with nothing around it; returns the seconds.
+/// Compresses and stores the same batches without core; returns the seconds.
 ///
-/// One thread for each processor compresses, one commits whatever waits.
+/// One thread for each processor compresses, and one commits all waiting chunks together.
 fn write_directly(load: Load, pool: &Arc<Pool>) -> anyhow::Result<f64> {
     let folder = tempfile::tempdir()?;
     let database = Database::create(folder.path().join("raw.redb"))?;
@@ -133,7 +133,7 @@ fn write_directly(load: Load, pool: &Arc<Pool>) -> anyhow::Result<f64> {
     Ok(begin.elapsed().as_secs_f64())
 }
 
-/// Compresses the batches of every `step`th agent, one of each in turns.
+/// Compresses the batches of every `step`th agent, one of each in turn.
 fn compress(
     load: Load,
     pool: &Pool,
@@ -151,7 +151,7 @@ fn compress(
             let plain = postcard::to_stdvec(&lines).expect("a vector takes every line");
             let bytes = zstd::bulk::compress(&plain, 3).expect("a buffer of the bound's size");
             let key = (agent as u128, 1, (batch * load.lines_of_batch) as u64);
-            // The other end is there until all senders are gone.
+            // The receiver exists until all senders are dropped.
             let _ = chunks.send((key, bytes));
         }
     }

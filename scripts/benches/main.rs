@@ -1,4 +1,4 @@
-//! Measures Stagely against what the same work costs without it. `scripts/bench` starts it.
+//! Compares Stagely with the same work done without it. `scripts/bench` runs this program.
 //!
 //! Everything is real: the release binary, sockets, redb files, Git, Docker and a registry. Only `queue`
 //! simulates its machines.
@@ -28,7 +28,7 @@ const STAGELY: &str = env!("CARGO_BIN_EXE_stagely");
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    // Cargo adds a flag of its own.
+    // Cargo adds the flag --bench.
     let arguments: Vec<String> =
         std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
@@ -42,12 +42,12 @@ async fn main() -> anyhow::Result<()> {
         ["logs"] => logs::measure().await,
         ["queue"] => queue::measure(),
         ["webhooks"] => webhooks::measure().await,
-        // The other side of a measurement, in a process of its own.
+        // Roles of the processes that the benchmarks start.
         [repair::FILL_ROLE, path] => repair::fill(path.as_ref()).await,
         [repair::FILL_PLAIN_ROLE, path] => repair::fill_plain(path.as_ref()),
         [idle::BARE_SERVER_ROLE] => idle::bare_server().await,
         [webhooks::BARE_HOOK_ROLE, folder] => webhooks::bare_server(folder.as_ref()).await,
-        // `cargo bench` without a name, or cargo's own test of this target.
+        // `cargo bench` without a name, or Cargo's test of this target.
         [] => {
             println!("scripts/bench runs this");
             Ok(())

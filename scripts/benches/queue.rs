@@ -1,9 +1,9 @@
-//! How well the queue fills the slots: a hundred pull requests of three builds each on simulated machines,
-//! against what their slot time allows. The pure core is driven by a clock that jumps from one event to the
-//! next, so the makespans depend on the seeds alone, and only the time of a step on this machine.
+//! How well the queue uses the slots: a hundred pull requests of three builds each on simulated machines,
+//! compared with lower bounds. A simulated clock drives the pure core from event to event, so makespans
+//! depend only on the seeds, and only the time of a step depends on this machine.
 //!
-//! A slot is taken from the launch of a machine until the provider says that it is gone. What a build
-//! takes of it is its slot time: launch, build and end.
+//! A slot is in use from the launch of a machine until the provider reports its end. The slot time of a
+//! build is the time of launch, build and end.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -25,11 +25,11 @@ use crate::report::{Pairs, Row, median, print, quantile};
 const SEEDS: u64 = 20;
 const SLOTS: u32 = 50;
 const BUILDS_OF_A_PULL_REQUEST: usize = 3;
-/// From the provider's answer to a termination to the end of the machine.
+/// The time from the provider's response to a termination until the machine's end.
 const END: Duration = Duration::from_secs(5);
 const RATIO_MAX: f64 = 1.02;
 
-/// A project, with its number of pull requests and of machines that may work for it.
+/// The number of pull requests of a project, and its limit of machines.
 struct Share {
     pull_requests: usize,
     limit: Option<u32>,
@@ -37,7 +37,7 @@ struct Share {
 
 const ONE_PROJECT: [Share; 1] = [Share { pull_requests: 100, limit: None }];
 
-/// Both bind: 60 builds at 10 at once take as long as all 300 at 50.
+/// Both limits matter: 60 builds, 10 at once, take as long as all 300 builds, 50 at once.
 const THREE_PROJECTS: [Share; 3] = [
     Share { pull_requests: 20, limit: Some(10) },
     Share { pull_requests: 35, limit: Some(20) },
@@ -56,7 +56,7 @@ pub(crate) fn measure() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Makespans in seconds, each with what it is held against.
+/// Makespans in seconds, each paired with its reference.
 #[derive(Default)]
 struct Comparison {
     bound: Pairs,
@@ -107,7 +107,7 @@ impl Comparison {
     }
 }
 
-/// A build before it has begun.
+/// A build that has not started.
 #[derive(Clone, Copy)]
 struct Build {
     project: usize,
@@ -121,10 +121,10 @@ impl Build {
     }
 }
 
-/// All that is to be done, in the order in which it arrives.
+/// All builds, in the order in which they arrive.
 struct Work {
     builds: Vec<Build>,
-    /// How many machines each project may have.
+    /// The most machines of each project.
     limits: Vec<Option<u32>>,
 }
 
@@ -133,7 +133,7 @@ impl Work {
         let mut rng = StdRng::seed_from_u64(seed);
         let most = shares.iter().map(|share| share.pull_requests).max().unwrap_or(0);
         let mut builds = Vec::new();
-        // The projects open theirs in turns.
+        // The projects take turns.
         for number in 0..most {
             for (project, share) in shares.iter().enumerate() {
                 if number < share.pull_requests {
@@ -149,8 +149,8 @@ impl Work {
         Self { builds, limits: shares.iter().map(|share| share.limit).collect() }
     }
 
-    /// No scheduler is faster: the slot time of all over the slots, that of a project over its limit, and
-    /// the longest slot time, whichever is most. To reach it every slot must end at the same moment.
+    /// The lower bound of every scheduler: the largest of the total slot time over the slots, a project's
+    /// slot time over its limit, and the longest slot time. It is reached if all slots end together.
     fn bound(&self) -> Duration {
         let total = |project: Option<usize>| -> Duration {
             let counts = |build: &&Build| project.is_none_or(|project| project == build.project);
@@ -162,13 +162,13 @@ impl Work {
         limited.chain(longest).fold(total(None) / SLOTS, Duration::max)
     }
 
-    /// Where builds are all alike until they end and no project has a limit, nobody who must not look into
-    /// the future can be expected to beat it. With limits another order may.
+    /// List scheduling in order of arrival. Without limits of projects, a scheduler that does not know the
+    /// durations of builds cannot be expected to be faster. With limits another order can be.
     fn in_order(&self) -> Duration {
         list_schedule(self.builds.clone(), &self.limits)
     }
 
-    /// What somebody who knew all durations would do.
+    /// List scheduling by known durations, longest first.
     fn longest_first(&self) -> Duration {
         let mut builds = self.builds.clone();
         builds.sort_by_key(|build| std::cmp::Reverse(build.slot_time()));
@@ -176,8 +176,8 @@ impl Work {
     }
 }
 
-/// Graham's list scheduling, without any of the product's code: whenever there is a slot, the first
-/// build of the list that its project's limit allows. Returns when the last ends.
+/// Graham's list scheduling, without any of the product's code: each free slot takes the first build of the
+/// list that its project's limit allows. Returns the end of the last build.
 fn list_schedule(mut waiting: Vec<Build>, limits: &[Option<u32>]) -> Duration {
     let mut now = Duration::ZERO;
     let mut running: Vec<(Duration, usize)> = Vec::new();
@@ -199,26 +199,26 @@ fn list_schedule(mut waiting: Vec<Build>, limits: &[Option<u32>]) -> Duration {
     }
 }
 
-/// The core, and a world in which everything takes exactly as long as it is said to.
+/// The pure core, and a simulated world with exact durations.
 struct Simulation<'a> {
     core: State,
     now: Timestamp,
     last_id: u128,
-    /// What comes, by its time and then in the order in which it was caused.
+    /// Future events, by their time and then in the order in which they were caused.
     coming: BTreeMap<(Timestamp, u64), Event>,
     caused: u64,
     plans: BTreeMap<RunId, PlannedRun>,
     builds: BTreeMap<JobId, Build>,
     work: &'a Work,
-    /// How long each step took, in real time.
+    /// The real time of each step.
     steps: &'a mut Vec<Duration>,
 }
 
 impl<'a> Simulation<'a> {
-    /// Does all of `work` and returns how long it takes.
+    /// Runs all of `work` and returns the makespan.
     fn run(work: &'a Work, steps: &'a mut Vec<Duration>) -> anyhow::Result<Duration> {
         let begin = Timestamp(1_700_000_000_000);
-        let mut it = Self {
+        let mut simulation = Self {
             core: State::new(limits()),
             now: begin,
             last_id: 0,
@@ -229,25 +229,26 @@ impl<'a> Simulation<'a> {
             work,
             steps,
         };
-        it.step(Event::CoreStarted)?;
+        simulation.step(Event::CoreStarted)?;
         for (project, limit) in work.limits.iter().enumerate() {
             let mut project = new_project(project);
             project.max_concurrent = limit.and_then(NonZeroU32::new);
-            it.step(Event::ProjectSet { project })?;
+            simulation.step(Event::ProjectSet { project })?;
         }
         for builds in work.builds.chunks(BUILDS_OF_A_PULL_REQUEST) {
-            it.open(builds);
+            simulation.open(builds);
         }
-        while let Some(event) = it.next() {
-            it.step(event)?;
+        while let Some(event) = simulation.next() {
+            simulation.step(event)?;
         }
         let is_completed = |state: &JobState| matches!(state, JobState::Completed { .. });
-        let completed = it.core.jobs.values().filter(|job| is_completed(&job.state)).count();
+        let completed =
+            simulation.core.jobs.values().filter(|job| is_completed(&job.state)).count();
         ensure!(completed == work.builds.len(), "only {completed} builds completed");
-        Ok(it.now.since(begin))
+        Ok(simulation.now.since(begin))
     }
 
-    /// Lets time go on to what comes next, be it something that core itself waits for.
+    /// Advances the time to the next event, which can be one of core's own deadlines.
     fn next(&mut self) -> Option<Event> {
         let (&(at, _), _) = self.coming.first_key_value()?;
         if let Some(deadline) = self.core.next_deadline().filter(|deadline| *deadline < at) {
@@ -280,7 +281,8 @@ impl<'a> Simulation<'a> {
                 self.after(Duration::ZERO, Event::RunPlanned { run, plan: Ok(plan) });
             }
             Effect::Launch { machine } => {
-                let job = self.core.machines.get(&machine).and_then(|it| it.requested_for);
+                let job =
+                    self.core.machines.get(&machine).and_then(|machine| machine.requested_for);
                 let launch = self.build(job.context("a machine is for no job")?)?.launch;
                 let session = SessionId::default();
                 let system_info = SystemInfo {
@@ -317,7 +319,7 @@ impl<'a> Simulation<'a> {
         self.builds.get(&job).copied().with_context(|| format!("{job} is unknown"))
     }
 
-    /// More slots than there are would be no feat.
+    /// Checks that no more slots are in use than there are.
     fn check_limits(&self) -> anyhow::Result<()> {
         let mut of_project = vec![0_u32; self.work.limits.len()];
         for machine in self.core.live_machines() {
@@ -337,7 +339,7 @@ impl<'a> Simulation<'a> {
         self.last_id
     }
 
-    /// A pull request is opened now.
+    /// Opens a pull request at the present time.
     fn open(&mut self, builds: &[Build]) {
         let Some(first) = builds.first() else { return };
         let jobs: Vec<PlannedJob> = builds
@@ -370,7 +372,7 @@ fn new_project(number: usize) -> Project {
     Project::new(ProjectId::from_bits(number as u128 + 1), format!("p{number}"), String::new())
 }
 
-/// The event that a pull request causes, and what its `stagely.yaml` says.
+/// The event of a pull request, and the plan of its `stagely.yaml`.
 fn pull_request(
     project: usize,
     id: RunId,
@@ -429,7 +431,7 @@ const WAITING_RUNS: usize = 10;
 const WAITING_JOBS: usize = 50;
 const WAITING_STEPS: usize = 100;
 
-/// What a step costs while ten thousand jobs wait, and the list of them that follows each step.
+/// The time of a step while ten thousand jobs wait, and of the queue's list after each step.
 fn waiting_rows() -> Vec<Row> {
     let mut core = State::new(limits());
     let now = Timestamp(1_700_000_000_000);

@@ -1,4 +1,4 @@
-//! How long a log database of 1 GB takes to open after its writer was killed.
+//! The time to open a log database of 1 GB after its writer was killed.
 
 use std::path::Path;
 use std::process::{Child, Command};
@@ -21,9 +21,9 @@ use tokio::time::sleep;
 use crate::load::bytes_on_disk;
 use crate::report::{Row, median};
 
-/// Fills a log store until it is killed.
+/// The role that fills a log store until it is killed.
 pub(crate) const FILL_ROLE: &str = "fill-log-database";
-/// Fills a database as redb comes, with chunks as big, until it is killed.
+/// The role that fills a plain redb database with chunks of the same size until it is killed.
 pub(crate) const FILL_PLAIN_ROLE: &str = "fill-plain-database";
 
 const BYTES: u64 = 1 << 30;
@@ -33,7 +33,7 @@ const WRITERS: usize = 50;
 const SETTINGS: LogSettings =
     LogSettings { job_bytes_max: u64::MAX / 2, cache_bytes: 32 << 20, disk_free_min_bytes: 0 };
 
-/// Chunks in one commit of the plain database, and their size, in bytes.
+/// The number of chunks in one commit of the plain database, and their size in bytes.
 const PLAIN_GROUP: u64 = 50;
 const PLAIN_CHUNK_BYTES: usize = 7_600;
 const PLAIN: TableDefinition<'static, u64, &[u8]> = TableDefinition::new("chunks");
@@ -76,18 +76,18 @@ async fn kill_while_it_writes(role: &str, path: &Path, bytes: u64) -> anyhow::Re
     Ok(())
 }
 
-/// A process that does not outlive the value.
+/// A process that is killed when the value is dropped.
 struct Killed(Child);
 
 impl Drop for Killed {
     fn drop(&mut self) {
-        // It may have ended already.
+        // It may have exited already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// Appends batches of 100 lines that shrink little, so that a gigabyte comes soon.
+/// Appends batches of 100 lines that compress badly, so that a gigabyte is reached soon.
 pub(crate) async fn fill(path: &Path) -> anyhow::Result<()> {
     let store = LogStore::open(path, SETTINGS)?;
     let mut rng = StdRng::seed_from_u64(u64::from(std::process::id()));
@@ -117,7 +117,7 @@ pub(crate) async fn fill(path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The same amount, without what makes opening fast.
+/// Appends the same amount without the log store, which makes opening fast.
 pub(crate) fn fill_plain(path: &Path) -> anyhow::Result<()> {
     let database = Database::create(path)?;
     let mut rng = StdRng::seed_from_u64(1);

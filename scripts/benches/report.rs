@@ -1,21 +1,21 @@
-//! The table of a benchmark, and the few statistics in it.
+//! The table of a benchmark, and its statistics.
 
 use comfy_table::{Table, presets};
 
-/// One line of the table.
+/// One row of the table.
 #[derive(Debug, Default)]
 pub(crate) struct Row {
-    /// What was measured.
+    /// The quantity.
     pub(crate) what: String,
-    /// What Stagely needs.
+    /// The value for Stagely.
     pub(crate) stagely: String,
-    /// What the raw alternative needs.
+    /// The value for the raw alternative.
     pub(crate) raw: String,
-    /// The one by the other.
+    /// The ratio of the two.
     pub(crate) ratio: String,
-    /// What was aimed at.
+    /// The required value.
     pub(crate) aim: String,
-    /// Whether the aim was met; `None` where there is none.
+    /// Whether the aim was met; `None` without an aim.
     pub(crate) is_met: Option<bool>,
 }
 
@@ -49,28 +49,28 @@ pub(crate) fn quantile(values: &[f64], share: f64) -> f64 {
     sorted.get(index).copied().unwrap_or(f64::NAN)
 }
 
-/// The middle value.
+/// The median.
 pub(crate) fn median(values: &[f64]) -> f64 {
     quantile(values, 0.5)
 }
 
-/// Pairs of measurements that were taken one after the other.
+/// Pairs of consecutive measurements.
 #[derive(Debug, Default)]
 pub(crate) struct Pairs(pub(crate) Vec<(f64, f64)>);
 
 impl Pairs {
-    /// The middle of the first and of the second values.
+    /// The medians of the first and of the second values.
     pub(crate) fn medians(&self) -> (f64, f64) {
         let (first, second): (Vec<f64>, Vec<f64>) = self.0.iter().copied().unzip();
         (median(&first), median(&second))
     }
 
-    /// The middle of the pairs' ratios: what disturbs the machine disturbs both of a pair.
+    /// The median of the pairs' ratios. A disturbance of the machine affects both values of a pair.
     pub(crate) fn ratio(&self) -> f64 {
         median(&self.0.iter().map(|(first, second)| first / second).collect::<Vec<_>>())
     }
 
-    /// The middle of the pairs' differences.
+    /// The median of the pairs' differences.
     pub(crate) fn difference(&self) -> f64 {
         median(&self.0.iter().map(|(first, second)| first - second).collect::<Vec<_>>())
     }

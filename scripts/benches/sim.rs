@@ -1,4 +1,4 @@
-//! Agents and viewers that are simulated, over real sockets.
+//! Simulated agents and viewers on real sockets.
 
 use anyhow::{Context as _, bail};
 use futures_util::{SinkExt as _, StreamExt as _};
@@ -21,10 +21,10 @@ use crate::core::Core;
 
 pub(crate) type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
-/// The simulated side shares the machine with core, so thousands of its sockets have to be small.
+/// The buffer size of a socket. Thousands of them share the machine with core.
 const IDLE_BUFFER_BYTES: usize = 4 * 1024;
 
-/// Connects as an agent; core has answered HELLO when this returns.
+/// Connects as an agent and waits for the response to HELLO.
 pub(crate) async fn connect(agent: &AgentConfig) -> anyhow::Result<Socket> {
     let url = agent.core_url.join(CONNECT_PATH)?.as_str().replacen("http", "ws", 1);
     let config = WebSocketConfig::default().read_buffer_size(IDLE_BUFFER_BYTES);
@@ -48,7 +48,7 @@ pub(crate) async fn connect(agent: &AgentConfig) -> anyhow::Result<Socket> {
     }
 }
 
-/// Waits for a job, and says that it runs.
+/// Waits for a job and reports that it runs.
 pub(crate) async fn take_job(socket: &mut Socket) -> anyhow::Result<WireId> {
     let CoreMessage::Build(build) = CoreMessage::parse(&text(socket).await?)? else {
         bail!("core sent something else than BUILD");
@@ -61,7 +61,7 @@ pub(crate) async fn take_job(socket: &mut Socket) -> anyhow::Result<WireId> {
     }
 }
 
-/// Follows a job's log, as a viewer does.
+/// Follows a job's log as a viewer.
 pub(crate) async fn follow(core: &Core, job: JobId) -> anyhow::Result<Socket> {
     let url = core.url.as_str().replacen("http", "ws", 1);
     let url = format!("{}{BASE_PATH}/jobs/{job}/logs/follow", url.trim_end_matches('/'));
@@ -77,7 +77,7 @@ pub(crate) async fn text(socket: &mut Socket) -> anyhow::Result<Utf8Bytes> {
         match socket.next().await.context("core closed the connection")?? {
             Message::Text(text) => return Ok(text),
             Message::Close(_) => bail!("core closed the connection"),
-            // The library answers pings.
+            // Tungstenite responds to pings.
             _ => {}
         }
     }

@@ -1,4 +1,4 @@
-//! Lines as builds print them: about 100 bytes each, no two alike, dozens of one kind in a row.
+//! Log lines like those of builds: about 100 bytes each, all different, dozens of one kind in a row.
 
 use rand::RngExt as _;
 use rand::rngs::StdRng;
@@ -30,7 +30,7 @@ const WORDS: [&str; 16] = [
     "writer", "context", "message", "table", "frame", "token", "queue",
 ];
 
-/// What prints.
+/// The tool that prints.
 #[derive(Clone, Copy, Debug)]
 enum Tool {
     Ninja,
@@ -42,16 +42,16 @@ enum Tool {
 
 const TOOLS: [Tool; 5] = [Tool::Ninja, Tool::Npm, Tool::Apt, Tool::Cargo, Tool::Warnings];
 
-/// A build that prints.
+/// The output of a build.
 #[derive(Debug)]
 pub(crate) struct Output {
     rng: StdRng,
     tool: Tool,
     folder: &'static str,
-    /// How far it is, and of how many.
+    /// The number of printed lines, and of all lines.
     at: u32,
     of: u32,
-    /// Lines until another tool has its turn.
+    /// The lines until the next tool prints.
     left: u32,
 }
 
@@ -60,7 +60,7 @@ impl Output {
         Self { rng, tool: Tool::Ninja, folder: FOLDERS[0], at: 0, of: 0, left: 0 }
     }
 
-    /// The next line.
+    /// Returns the next line.
     pub(crate) fn line(&mut self) -> String {
         if self.left == 0 {
             self.next_tool();

@@ -1,4 +1,4 @@
-//! Webhooks: how soon one has a machine asked for, and how many are taken in a burst.
+//! Webhooks: the time from a webhook to the request for a machine, and the throughput of a burst.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -30,24 +30,24 @@ use crate::idle::BareServer;
 use crate::load::as_f64;
 use crate::report::{Pairs, Row, median, print, quantile};
 
-/// A server that only checks signatures and stores bodies: what core is compared with.
+/// The role of a server that only checks signatures and stores bodies, for comparison.
 pub(crate) const BARE_HOOK_ROLE: &str = "bare-webhook-server";
 
 const SECRET: &str = "the secret of this measurement";
 
-/// Pull requests that are opened one after the other.
+/// The number of pull requests that are opened one after the other.
 const ONE_BY_ONE: u64 = 100;
 
 const BURST: u64 = 1_000;
 const CONNECTIONS: usize = 50;
 
-/// Bursts on each side, in turns.
+/// The number of bursts on each side, in alternation.
 const PAIRS: usize = 3;
 
-/// Longer than anything here takes, on a machine that is busy.
+/// The time limit of each step, generous for a busy machine.
 const LIMIT: Duration = Duration::from_mins(3);
 
-/// Between two looks at core's machines.
+/// The interval of reading core's machines.
 const LOOK: Duration = Duration::from_millis(1);
 
 pub(crate) async fn measure() -> anyhow::Result<()> {
@@ -58,11 +58,11 @@ pub(crate) async fn measure() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Opens pull requests one after the other, and waits each time until a machine is asked for.
+/// Opens pull requests one after the other, and waits each time until a machine is requested.
 async fn one_by_one() -> anyhow::Result<Row> {
     let subject = Subject::start(2 * ONE_BY_ONE).await?;
     let mut times = Vec::new();
-    // The first connects and warms up, and does not count.
+    // The first connects and warms up, and is not counted.
     for number in 0..=ONE_BY_ONE {
         let (webhook, known) = (signed(number + 1), usize::try_from(number)?);
         subject.github.opens(number + 1);
@@ -88,7 +88,7 @@ async fn one_by_one() -> anyhow::Result<Row> {
     })
 }
 
-/// What a burst did to core's memory, in bytes.
+/// Core's memory around a burst, in bytes.
 #[derive(Clone, Copy, Debug)]
 struct Used {
     before: u64,
@@ -98,21 +98,21 @@ struct Used {
     again: u64,
 }
 
-/// One burst, as it was answered.
+/// The responses to one burst.
 #[derive(Debug)]
-struct Answers {
+struct BurstResponses {
     seconds: f64,
-    /// Of each webhook, in milliseconds.
+    /// The response time of each webhook, in milliseconds.
     times: Vec<f64>,
 }
 
-impl Answers {
+impl BurstResponses {
     fn per_second(&self) -> f64 {
         as_f64(BURST) / self.seconds
     }
 
     fn shown(many: &[Self]) -> String {
-        let times: Vec<f64> = many.iter().flat_map(|it| it.times.iter().copied()).collect();
+        let times: Vec<f64> = many.iter().flat_map(|burst| burst.times.iter().copied()).collect();
         let (p50, p99, max) = (median(&times), quantile(&times, 0.99), quantile(&times, 1.0));
         format!("{p50:.1} / {p99:.1} / {max:.1} ms")
     }
@@ -122,26 +122,26 @@ async fn bursts() -> anyhow::Result<Vec<Row>> {
     let (mut pairs, mut stagely, mut raw) = (Pairs::default(), Vec::new(), Vec::new());
     let (mut used, mut planned) = (Vec::new(), Vec::new());
     for pair in 0..PAIRS {
-        let (answers, memory, seconds) = burst_on_core().await?;
+        let (responses, memory, seconds) = burst_on_core().await?;
         let bare = burst_on_bare().await?;
         eprintln!(
             "webhooks, pair {}: {:.0} per second, raw {:.0}; {memory:?}",
             pair + 1,
-            answers.per_second(),
+            responses.per_second(),
             bare.per_second(),
         );
-        pairs.0.push((answers.per_second(), bare.per_second()));
-        stagely.push(answers);
+        pairs.0.push((responses.per_second(), bare.per_second()));
+        stagely.push(responses);
         raw.push(bare);
         used.push(memory);
         planned.push(seconds);
     }
     let (core_speed, raw_speed) = pairs.medians();
     let of_each = |bytes: &dyn Fn(&Used) -> u64| {
-        median(&used.iter().map(|it| as_f64(bytes(it)) / 1e6).collect::<Vec<_>>())
+        median(&used.iter().map(|memory| as_f64(bytes(memory)) / 1e6).collect::<Vec<_>>())
     };
-    let (before, peak) = (of_each(&|it| it.before), of_each(&|it| it.peak));
-    let (after, again) = (of_each(&|it| it.after), of_each(&|it| it.again));
+    let (before, peak) = (of_each(&|memory| memory.before), of_each(&|memory| memory.peak));
+    let (after, again) = (of_each(&|memory| memory.after), of_each(&|memory| memory.again));
     let burst = format!("{BURST} webhooks over {CONNECTIONS} connections");
     Ok(vec![
         Row {
@@ -153,10 +153,12 @@ async fn bursts() -> anyhow::Result<Vec<Row>> {
         },
         Row {
             what: "the same: sent to answered, p50 / p99 / max".to_owned(),
-            stagely: Answers::shown(&stagely),
-            raw: Answers::shown(&raw),
+            stagely: BurstResponses::shown(&stagely),
+            raw: BurstResponses::shown(&raw),
             aim: "max < 10 s, GitHub's limit".to_owned(),
-            is_met: Some(stagely.iter().flat_map(|it| &it.times).all(|time| *time < 10_000.0)),
+            is_met: Some(
+                stagely.iter().flat_map(|burst| &burst.times).all(|time| *time < 10_000.0),
+            ),
             ..Row::default()
         },
         Row {
@@ -174,8 +176,8 @@ async fn bursts() -> anyhow::Result<Vec<Row>> {
     ])
 }
 
-/// Returns the answers, the memory, and the seconds until all runs were planned.
-async fn burst_on_core() -> anyhow::Result<(Answers, Used, f64)> {
+/// Returns the responses, the memory, and the seconds until all runs were planned.
+async fn burst_on_core() -> anyhow::Result<(BurstResponses, Used, f64)> {
     let subject = Subject::start(CONNECTIONS as u64).await?;
     let core = &subject.core;
     for number in 1..=2 * BURST {
@@ -184,17 +186,17 @@ async fn burst_on_core() -> anyhow::Result<(Answers, Used, f64)> {
     let before = core.memory()?.rss;
     core.forget_peak()?;
     let begin = Instant::now();
-    let answers = burst(&subject.hook, 1).await?;
+    let responses = burst(&subject.hook, 1).await?;
     all_planned(core).await?;
     let planned = begin.elapsed().as_secs_f64();
     let (peak, after) = (core.peak()?, core.memory()?.rss);
     burst(&subject.hook, 1 + BURST).await?;
     all_planned(core).await?;
     let used = Used { before, peak, after, again: core.memory()?.rss };
-    Ok((answers, used, planned))
+    Ok((responses, used, planned))
 }
 
-/// Waits until the newest burst's runs are planned.
+/// Waits until the runs of the newest burst are planned.
 async fn all_planned(core: &Core) -> anyhow::Result<()> {
     let begin = Instant::now();
     let all = ListRuns { limit: Some(usize::try_from(BURST)?), ..ListRuns::default() };
@@ -213,15 +215,15 @@ async fn all_planned(core: &Core) -> anyhow::Result<()> {
     }
 }
 
-async fn burst_on_bare() -> anyhow::Result<Answers> {
+async fn burst_on_bare() -> anyhow::Result<BurstResponses> {
     let folder = tempfile::tempdir()?;
     let mut server = BareServer::start(BARE_HOOK_ROLE, Some(folder.path()))?;
     let hook = server.url()?.parse()?;
     burst(&hook, 1).await
 }
 
-/// Opens so many pull requests, the first of which has the number `first`.
-async fn burst(hook: &Url, first: u64) -> anyhow::Result<Answers> {
+/// Opens a burst of pull requests, starting with the number `first`.
+async fn burst(hook: &Url, first: u64) -> anyhow::Result<BurstResponses> {
     let webhooks: Vec<Webhook> = (first..first + BURST).map(signed).collect();
     let http = Client::new();
     let mut tasks = JoinSet::new();
@@ -242,10 +244,10 @@ async fn burst(hook: &Url, first: u64) -> anyhow::Result<Answers> {
     while let Some(ended) = tasks.join_next().await {
         times.extend(ended??);
     }
-    Ok(Answers { seconds: begin.elapsed().as_secs_f64(), times })
+    Ok(BurstResponses { seconds: begin.elapsed().as_secs_f64(), times })
 }
 
-/// A core that listens to a GitHub. Its machines are processes that do nothing.
+/// A core with a fake GitHub. Its machines are idle processes.
 struct Subject {
     core: Core,
     github: FakeGithub,
@@ -278,7 +280,7 @@ impl Subject {
     }
 }
 
-/// What core launches. It ends with core.
+/// The program that core launches. It exits with core.
 fn idle_machine(folder: &TempDir) -> anyhow::Result<PathBuf> {
     let program = folder.path().join("machine");
     fs::write(&program, "#!/bin/sh\nexec tail --pid=$PPID -s 2 -f /dev/null\n")?;
@@ -294,7 +296,7 @@ struct Webhook {
     signature: String,
 }
 
-/// Pull request `number` is opened.
+/// The delivery for the opening of pull request `number`.
 fn signed(number: u64) -> Webhook {
     let body = Bytes::from(delivery(number).to_string());
     let name = format!("00000000-0000-4000-8000-{number:012}");
@@ -332,7 +334,7 @@ impl Webhook {
 
 const BODIES: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("bodies");
 
-/// Checks the signature and commits the body, for each request alone; knows nothing of what it says.
+/// Checks the signature and commits the body of each request, without reading it.
 pub(crate) async fn bare_server(folder: &Path) -> anyhow::Result<()> {
     let database = Arc::new(Database::create(folder.join("raw.redb"))?);
     let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
@@ -346,7 +348,7 @@ async fn take(
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<(StatusCode, String), StatusCode> {
-    let text = |name: &str| headers.get(name).and_then(|it| it.to_str().ok());
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let claimed = text("x-hub-signature-256").and_then(bytes_of_hex);
     let claimed = claimed.ok_or(StatusCode::UNAUTHORIZED)?;
     mac(&body).verify_slice(&claimed).map_err(|_| StatusCode::UNAUTHORIZED)?;
@@ -364,7 +366,7 @@ async fn take(
 
 fn store(database: &Database, name: &str, body: &[u8]) -> anyhow::Result<()> {
     let mut write = database.begin_write()?;
-    // As core has it.
+    // Like core.
     write.set_quick_repair(true);
     write.open_table(BODIES)?.insert(name, body)?;
     Ok(write.commit()?)
