@@ -12,7 +12,7 @@ use super::problem::Position;
 use super::template::Template;
 use super::value_schemas;
 
-/// What Stagely builds from a repository. The file `stagely.yaml` lies at the repository's root.
+/// The builds of a repository. The file `stagely.yaml` is at the root of the repository.
 #[derive(Clone, Debug, PartialEq, JsonSchema)]
 #[schemars(title = "stagely.yaml", deny_unknown_fields, transform = value_schemas::manifest_as_written)]
 pub struct Manifest {
