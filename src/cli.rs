@@ -1,16 +1,22 @@
-//! What people type: each command in a file of its own.
+//! The client commands, each in a file of its own.
 
 pub mod rebuild;
 pub mod run;
+pub mod warm;
 
 pub mod approve;
-pub mod environments;
+pub mod cancel;
 pub mod explain;
+pub mod jobs;
+pub mod logs;
+pub mod runs;
+
+pub mod environments;
 pub mod fleets;
 pub mod github;
 pub mod machines;
 pub mod project;
-pub mod records;
+pub mod queue;
 pub mod sweep;
 pub mod token;
 
@@ -19,7 +25,9 @@ pub mod schema;
 pub mod validate;
 
 pub mod connect;
+mod core_handle;
 pub mod embedded;
+mod output;
 pub mod settings;
 pub mod signals;
 mod table;

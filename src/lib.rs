@@ -1,7 +1,6 @@
-//! Stagely: builds a pull request's container images on machines that live only as long as the
-//! build.
+//! Stagely: builds the container images of pull requests, each on a machine launched for that build.
 //!
-//! [`core`] decides, remembers and pays attention to money; [`cli`] is what people type.
+//! [`core`] is the coordinator; [`cli`] has the client commands.
 
 pub mod api;
 pub mod config;

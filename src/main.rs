@@ -8,26 +8,26 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
-use stagely::cli::run::outcome::EXIT_UNUSABLE;
-use stagely::cli::settings::{Place, Settings};
+use stagely::cli::run::outcome::EXIT_FAILED;
+use stagely::cli::settings::{ServiceArgs, SettingsArgs};
 use stagely::cli::signals::stop_token;
 use stagely::cli::{
-    approve, doctor, environments, explain, fleets, github, machines, project, rebuild, records,
-    run, schema, sweep, token, validate,
+    approve, cancel, doctor, environments, explain, fleets, github, jobs, logs, machines, project,
+    queue, rebuild, run, runs, schema, sweep, token, validate, warm,
 };
 use stagely::core;
 use stagely_agent::exec::exec;
 use tracing_subscriber::EnvFilter;
 
-/// How long the threads of a command that has ended may take to end.
+/// The time limit for threads to end after the command has ended.
 const RUNTIME_END_LIMIT: Duration = Duration::from_secs(2);
 
-/// Libraries that log what they send and receive, tokens and passwords with it. They are heard of
-/// when something is wrong, whatever `STAGELY_LOG` says.
+/// Libraries that log their traffic, including tokens and passwords. Only their warnings are logged,
+/// whatever the value of `STAGELY_LOG`.
 const WIRE_LOGS: [&str; 6] =
     ["tungstenite", "tokio_tungstenite", "hyper", "h2", "reqwest", "bollard"];
 
-/// Builds a pull request's container images on machines that live only as long as the build
+/// Builds the container images of pull requests, each on a machine launched for that build
 #[derive(Parser)]
 #[command(name = "stagely", version, propagate_version = true, arg_required_else_help = true)]
 struct Arguments {
@@ -39,10 +39,10 @@ struct Arguments {
 enum Command {
     Run(Box<run::RunArgs>),
     Rebuild(Box<rebuild::RebuildArgs>),
-    Warm(Box<rebuild::WarmArgs>),
-    /// Checks a stagely.yaml and prints every mistake with its line and column
+    Warm(Box<warm::WarmArgs>),
+    /// Checks a stagely.yaml and prints every mistake with line and column
     Validate {
-        /// The file, or the folder that holds it
+        /// The file, or its folder
         #[arg(value_name = "FILE")]
         file: Option<PathBuf>,
         /// Print JSON
@@ -51,11 +51,11 @@ enum Command {
     },
     /// Prints the JSON Schema of stagely.yaml
     Schema,
-    Runs(records::RunsArgs),
-    Jobs(records::JobsArgs),
-    Logs(records::LogsArgs),
+    Runs(runs::RunsArgs),
+    Jobs(jobs::JobsArgs),
+    Logs(logs::LogsArgs),
     Explain(explain::ExplainArgs),
-    Cancel(records::CancelArgs),
+    Cancel(cancel::CancelArgs),
     Approve(approve::ApproveArgs),
     Project(project::ProjectArgs),
     Github(github::GithubArgs),
@@ -63,14 +63,14 @@ enum Command {
     Machines(machines::MachinesArgs),
     Sweep(sweep::SweepArgs),
     Fleets(fleets::FleetsArgs),
-    Queue(machines::QueueArgs),
+    Queue(queue::QueueArgs),
     Token(token::TokenArgs),
     Doctor(doctor::DoctorArgs),
     Core(CoreArgs),
     Agent(AgentArgs),
-    /// Prints the completion script of a shell
+    /// Prints the completion script for a shell
     Completions {
-        /// The shell
+        /// The shell to complete for
         shell: Shell,
     },
 }
@@ -79,31 +79,32 @@ enum Command {
 #[derive(Args)]
 struct CoreArgs {
     #[command(flatten)]
-    place: Place,
+    service: ServiceArgs,
     #[command(flatten)]
-    settings: Settings,
+    settings: SettingsArgs,
 }
 
-/// Runs an agent: it dials out to core and does the work
+/// Runs an agent, which connects to core and runs jobs
 #[derive(Args)]
 #[command(args_conflicts_with_subcommands = true)]
 struct AgentArgs {
     #[command(subcommand)]
     command: Option<AgentCommand>,
-    /// Its configuration
+    /// The agent's configuration
     #[arg(long, value_name = "FILE", default_value = stagely_protocol::agent_config::DEFAULT_PATH)]
     config: PathBuf,
 }
 
 #[derive(Subcommand)]
 enum AgentCommand {
-    /// Does the work of one message, BUILD or MERGE, on this machine's Docker and without core;
-    /// prints the log and, as the last line, the STATUS
+    /// Runs the job of one BUILD or MERGE message, without core
+    ///
+    /// Uses this machine's Docker. Prints the log and, as the last line, the STATUS message.
     Exec {
-        /// Holds the message, as JSON
+        /// A file with the message, as JSON
         #[arg(value_name = "MESSAGE.JSON")]
         message: PathBuf,
-        /// The Docker engine, unix:///…
+        /// The Docker Engine, unix:///…
         #[arg(long, value_name = "URL", env = "STAGELY_DOCKER_HOST")]
         docker_host: Option<String>,
     },
@@ -116,11 +117,11 @@ fn main() -> ExitCode {
         Err(error) => return report(&error.into()),
     };
     let result = runtime.block_on(perform(arguments.command));
-    // A thread that waits for the system, for a disk that hangs say, does not keep the process.
+    // A thread that is blocked, for example by a hanging disk, does not keep the process alive.
     runtime.shutdown_timeout(RUNTIME_END_LIMIT);
     match result {
         Ok(code) => code,
-        // Whoever read our output has enough of it.
+        // The reader of the output has closed it.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => report(&error),
     }
@@ -128,7 +129,7 @@ fn main() -> ExitCode {
 
 fn report(error: &anyhow::Error) -> ExitCode {
     eprintln!("error: {error:#}");
-    ExitCode::from(EXIT_UNUSABLE)
+    ExitCode::from(EXIT_FAILED)
 }
 
 async fn perform(command: Command) -> anyhow::Result<ExitCode> {
@@ -136,22 +137,22 @@ async fn perform(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run(arguments) => run::run(*arguments).await,
         Command::Rebuild(arguments) => rebuild::rebuild(*arguments).await,
-        Command::Warm(arguments) => rebuild::warm(*arguments).await,
+        Command::Warm(arguments) => warm::warm(*arguments).await,
         Command::Validate { file, json } => validate::validate(file, json),
         Command::Schema => schema::schema(),
-        Command::Runs(arguments) => records::runs(arguments).await,
-        Command::Jobs(arguments) => records::jobs(arguments).await,
-        Command::Logs(arguments) => records::logs(arguments).await,
+        Command::Runs(arguments) => runs::runs(arguments).await,
+        Command::Jobs(arguments) => jobs::jobs(arguments).await,
+        Command::Logs(arguments) => logs::logs(arguments).await,
         Command::Explain(arguments) => explain::explain(arguments).await,
         Command::Environments(arguments) => environments::environments(arguments).await,
-        Command::Cancel(arguments) => records::cancel(arguments).await,
+        Command::Cancel(arguments) => cancel::cancel(arguments).await,
         Command::Approve(arguments) => approve::approve(arguments).await,
         Command::Project(arguments) => project::project(arguments).await,
         Command::Github(arguments) => github::github(arguments).await,
         Command::Machines(arguments) => machines::machines(arguments).await,
         Command::Sweep(arguments) => sweep::sweep(arguments).await,
         Command::Fleets(arguments) => fleets::fleets(&arguments),
-        Command::Queue(arguments) => machines::queue(arguments).await,
+        Command::Queue(arguments) => queue::queue(arguments).await,
         Command::Token(arguments) => token::token(arguments).await,
         Command::Doctor(arguments) => Box::pin(doctor::doctor(arguments)).await,
         Command::Core(arguments) => run_core(&arguments).await,
@@ -165,15 +166,15 @@ async fn perform(command: Command) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// Logs to standard error. What `STAGELY_LOG` lets through: all of `info` for services, and nothing
-/// for commands, which say themselves what went wrong.
+/// Logs to standard error. `STAGELY_LOG` is the filter. Default: `info` for services, and nothing for
+/// commands, which report errors themselves.
 fn start_log(command: &Command) -> anyhow::Result<()> {
     let default = match command {
         Command::Core(_) | Command::Agent(AgentArgs { command: None, .. }) => "info",
         _ => "off",
     };
     let filter = match std::env::var("STAGELY_LOG") {
-        Ok(wanted) => quiet_wire(wanted.parse().context("STAGELY_LOG is not a filter")?)?,
+        Ok(filter) => limit_wire_logs(filter.parse().context("STAGELY_LOG is not a filter")?)?,
         Err(_) => EnvFilter::new(default),
     };
     let log = tracing_subscriber::fmt().with_writer(io::stderr).with_env_filter(filter);
@@ -181,7 +182,7 @@ fn start_log(command: &Command) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn quiet_wire(mut filter: EnvFilter) -> anyhow::Result<EnvFilter> {
+fn limit_wire_logs(mut filter: EnvFilter) -> anyhow::Result<EnvFilter> {
     for library in WIRE_LOGS {
         filter = filter.add_directive(format!("{library}=warn").parse()?);
     }
@@ -190,7 +191,7 @@ fn quiet_wire(mut filter: EnvFilter) -> anyhow::Result<EnvFilter> {
 
 async fn run_core(arguments: &CoreArgs) -> anyhow::Result<ExitCode> {
     let mut config = arguments.settings.read()?;
-    arguments.place.apply(&mut config);
+    arguments.service.apply(&mut config);
     let stop = stop_token()?;
     core::start(config).await?.until(stop).await?;
     Ok(ExitCode::SUCCESS)

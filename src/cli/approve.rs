@@ -1,4 +1,4 @@
-//! `stagely approve`: agrees to a run of a fork's commit.
+//! `stagely approve`: approves a run of a commit from a fork.
 
 use std::io::{Write as _, stdout};
 use std::process::ExitCode;
@@ -8,10 +8,10 @@ use stagely_state::ids::RunId;
 
 use super::connect::ServerArgs;
 
-/// Approves a run of a fork's commit, which waits for that
+/// Approves a run of a commit from a fork
 ///
-/// Look at the commit first: what it builds runs on your machines. It gets no secrets and writes no
-/// shared cache.
+/// Review the commit first: its builds run on your machines. They get no secrets and cannot write
+/// shared caches.
 #[derive(Args, Debug)]
 pub struct ApproveArgs {
     /// The run, run_…
@@ -24,7 +24,7 @@ pub struct ApproveArgs {
 /// Runs `stagely approve`.
 ///
 /// # Errors
-/// A core that cannot be asked, or refuses; standard output that cannot be written.
+/// Core cannot be reached or refuses; standard output cannot be written.
 pub async fn approve(arguments: ApproveArgs) -> anyhow::Result<ExitCode> {
     let run = arguments.server.running()?.approve(arguments.run).await?;
     writeln!(stdout(), "{} is approved", run.id)?;

@@ -1,4 +1,4 @@
-//! Which core a command speaks with: one that runs somewhere, or one of its own.
+//! Finds the core for a command: by address, by data folder, or in a `stagely run` of this user.
 
 use std::path::{Path, PathBuf};
 
@@ -10,27 +10,27 @@ use url::Url;
 use crate::client::Client;
 use crate::core::{ADDRESS_FILE, ADMIN_TOKEN_FILE};
 
-/// Where core is, and what opens it.
+/// The address of core and the token for it.
 #[derive(Args, Debug, Default)]
 pub struct ServerArgs {
-    /// Core's address. The token comes from `STAGELY_TOKEN` or --token-file
+    /// The address of core. The token comes from `STAGELY_TOKEN` or --token-file
     #[arg(long, value_name = "URL", env = "STAGELY_SERVER", help_heading = "Server")]
     pub server: Option<Url>,
-    /// A file that holds the API token, for --server
+    /// A file with the API token, for --server
     #[arg(long, value_name = "FILE", env = "STAGELY_TOKEN_FILE", help_heading = "Server")]
     pub token_file: Option<PathBuf>,
-    /// The data folder of a core that runs on this machine, instead of --server: its address and
-    /// admin token lie there
+    /// The data folder of a core on this machine, instead of --server. Its address and admin token are
+    /// read from there
     #[arg(long, value_name = "FOLDER", help_heading = "Server")]
     pub data_dir: Option<PathBuf>,
 }
 
 impl ServerArgs {
-    /// The core that was named; `None` where none was. A folder, which is only ever named on the
-    /// command line, goes before an address, which may come from the environment.
+    /// The core named by the options; `None` if there is none. A folder takes precedence over an address,
+    /// because an address can come from the environment.
     ///
     /// # Errors
-    /// A token that is missing or cannot be read; an address that is none; a folder without a core.
+    /// The token is missing or cannot be read; the address is invalid; no core runs on the folder.
     pub fn named(&self) -> anyhow::Result<Option<Client>> {
         if let Some(folder) = &self.data_dir {
             return running_on(folder)?.map(Some).with_context(|| no_core(folder));
@@ -46,20 +46,20 @@ impl ServerArgs {
         if let Some(path) = &self.token_file {
             return read_token(path);
         }
-        // Never a flag: arguments are seen by everybody on the machine.
+        // Not an option: every user of the machine can read arguments.
         match std::env::var("STAGELY_TOKEN") {
             Ok(token) if !token.is_empty() => Ok(token.into()),
             _ => bail!(
                 "no token for --server: set STAGELY_TOKEN, or STAGELY_TOKEN_FILE to a file that \
-                 holds it (`stagely token create` makes one)"
+                 contains it (`stagely token create` creates one)"
             ),
         }
     }
 
-    /// The core that was named, or the one in a `stagely run` of this user.
+    /// The core named by the options, or the one in a `stagely run` of this user.
     ///
     /// # Errors
-    /// When there is none.
+    /// There is no such core.
     pub fn running(&self) -> anyhow::Result<Client> {
         if let Some(client) = self.named()? {
             return Ok(client);
@@ -76,10 +76,10 @@ fn no_core(folder: &Path) -> String {
     )
 }
 
-/// The core that runs on `data_dir`; `None` if none does.
+/// The core that runs on `data_dir`; `None` if there is none.
 ///
 /// # Errors
-/// When its files cannot be read.
+/// The files of core cannot be read.
 pub fn running_on(data_dir: &Path) -> anyhow::Result<Option<Client>> {
     let path = data_dir.join(ADDRESS_FILE);
     let address = match std::fs::read_to_string(&path) {
@@ -93,17 +93,22 @@ pub fn running_on(data_dir: &Path) -> anyhow::Result<Option<Client>> {
     Ok(Some(Client::new(server, read_token(&data_dir.join(ADMIN_TOKEN_FILE))?)?))
 }
 
-fn read_token(path: &Path) -> anyhow::Result<SecretString> {
+/// Reads the token in a file.
+///
+/// # Errors
+/// The file cannot be read.
+pub(super) fn read_token(path: &Path) -> anyhow::Result<SecretString> {
     let text = std::fs::read_to_string(path)
         .with_context(|| format!("cannot read the token in {}", path.display()))?;
     Ok(text.trim_end().into())
 }
 
-/// Where `stagely run` keeps its core's data: `$XDG_STATE_HOME/stagely`, or the system's equivalent.
+/// The data folder of the core inside `stagely run`: `$XDG_STATE_HOME/stagely`, or the system's
+/// equivalent.
 ///
 /// # Errors
-/// When the user has no home.
+/// The user has no home directory.
 pub fn state_folder() -> anyhow::Result<PathBuf> {
     let folder = dirs::state_dir().or_else(dirs::data_local_dir);
-    Ok(folder.context("this user has no home: set XDG_STATE_HOME")?.join("stagely"))
+    Ok(folder.context("this user has no home directory: set XDG_STATE_HOME")?.join("stagely"))
 }

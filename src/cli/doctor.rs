@@ -1,4 +1,4 @@
-//! `stagely doctor`: what this machine and core need, what is missing, and how to mend it.
+//! `stagely doctor`: checks this machine and core, and suggests fixes.
 
 mod aws;
 mod digitalocean;
@@ -16,8 +16,8 @@ use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 
 use super::connect::{ServerArgs, state_folder};
-use super::records::print;
-use super::settings::Settings;
+use super::output::print;
+use super::settings::SettingsArgs;
 use crate::api::ListRuns;
 use crate::config::{Config, RegistryConfig};
 use crate::core::disk::DiskGuard;
@@ -25,21 +25,21 @@ use crate::core::disk::DiskGuard;
 /// The oldest buildx that writes `--progress=rawjson`.
 const BUILDX_MIN: (u32, u32) = (0, 13);
 
-/// How long a registry may take to answer.
+/// The time limit of a request to the registry.
 const REGISTRY_LIMIT: Duration = Duration::from_secs(10);
 
-/// Checks what builds need, and says how to mend what is missing
+/// Checks this machine and core, and says how to fix problems
 #[derive(Args, Debug)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct DoctorArgs {
     #[command(subcommand)]
-    of: Option<DoctorOf>,
+    command: Option<DoctorCommand>,
     #[command(flatten)]
     all: AllArgs,
 }
 
 #[derive(Subcommand, Debug)]
-enum DoctorOf {
+enum DoctorCommand {
     Aws(aws::AwsArgs),
     #[command(name = "digitalocean")]
     DigitalOcean(digitalocean::DigitalOceanArgs),
@@ -53,15 +53,15 @@ struct AllArgs {
     #[command(flatten)]
     server: ServerArgs,
     #[command(flatten)]
-    settings: Settings,
+    settings: SettingsArgs,
 }
 
-/// How a check went.
+/// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Verdict {
     Ok,
-    /// Builds work, and less well than they could.
+    /// Builds work, but not optimally.
     Warning,
     /// Builds will fail.
     Error,
@@ -71,9 +71,8 @@ enum Verdict {
 struct Finding {
     check: &'static str,
     verdict: Verdict,
-    /// What was found.
     detail: String,
-    /// What to do about it.
+    /// How to fix the problem.
     #[serde(skip_serializing_if = "Option::is_none")]
     fix: Option<String>,
 }
@@ -93,14 +92,16 @@ impl Finding {
     }
 }
 
-/// Runs the command. The exit code is 1 when a check found an error.
+/// Runs the command. The exit code is 1 if a check found an error.
 ///
 /// # Errors
-/// A configuration that cannot be read; standard output that cannot be written.
+/// The configuration cannot be read; standard output cannot be written.
 pub async fn doctor(arguments: DoctorArgs) -> anyhow::Result<ExitCode> {
-    let arguments = match arguments.of {
-        Some(DoctorOf::Aws(of)) => return aws::doctor(of).await,
-        Some(DoctorOf::DigitalOcean(of)) => return digitalocean::doctor(of).await,
+    let arguments = match arguments.command {
+        Some(DoctorCommand::Aws(arguments)) => return aws::doctor(arguments).await,
+        Some(DoctorCommand::DigitalOcean(arguments)) => {
+            return digitalocean::doctor(arguments).await;
+        }
         None => arguments.all,
     };
     let config = arguments.settings.read()?;
@@ -109,7 +110,7 @@ pub async fn doctor(arguments: DoctorArgs) -> anyhow::Result<ExitCode> {
     findings.push(buildx().await);
     findings.push(emulation());
     findings.push(if config.registry == RegistryConfig::default() {
-        Finding::ok("registry", "none is configured: `stagely run` starts one in a container")
+        Finding::ok("registry", "none is configured; `stagely run` starts one in a container")
     } else {
         registry(&config).await
     });
@@ -120,7 +121,7 @@ pub async fn doctor(arguments: DoctorArgs) -> anyhow::Result<ExitCode> {
     Ok(exit_code(&findings))
 }
 
-/// A failure when a check found an error.
+/// 1 if a check found an error.
 fn exit_code(findings: &[Finding]) -> ExitCode {
     let failed = findings.iter().any(|finding| finding.verdict == Verdict::Error);
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
@@ -146,15 +147,15 @@ async fn engine(config: &Config) -> Vec<Finding> {
         Err(error) => {
             let fix = "install Docker 26 or newer and start it (`systemctl start docker`), and add \
                        yourself to its group (`usermod -aG docker $USER`)";
-            return vec![Finding::error("docker", error.to_string(), fix)];
+            return vec![Finding::error("docker", chain(error), fix)];
         }
     };
     let cache = if engine.containerd_store {
-        Finding::ok("cache export", "the engine keeps images in the containerd store")
+        Finding::ok("cache export", "the engine stores images in the containerd image store")
     } else {
         Finding::warning(
             "cache export",
-            "the engine cannot export layer caches, so every build is a fresh one",
+            "the engine cannot export layer caches, so every build starts without a cache",
             "set {\"features\": {\"containerd-snapshotter\": true}} in /etc/docker/daemon.json and \
              restart Docker",
         )
@@ -174,7 +175,7 @@ async fn buildx() -> Finding {
     }
 }
 
-/// Major and minor of `github.com/docker/buildx v0.13.1 …`.
+/// The major and minor version in `github.com/docker/buildx v0.13.1 …`.
 fn version_of(line: &str) -> Option<(u32, u32)> {
     line.split_whitespace().find_map(|word| {
         let mut numbers = word.trim_start_matches('v').split('.');
@@ -191,7 +192,7 @@ fn emulation() -> Finding {
         .filter(|platform| !docker::emulated_platforms().contains(platform))
         .collect();
     if missing.is_empty() {
-        return Finding::ok("emulation", "images of the other processor can be built, slowly");
+        return Finding::ok("emulation", "images for the other processor can be built, but slowly");
     }
     Finding::warning(
         "emulation",
@@ -209,8 +210,8 @@ async fn registry(config: &Config) -> Finding {
             let username = registry.username.clone().unwrap_or_default();
             log_in(config, host, RegistryAuth { username, password }).await
         }
-        Ok(None) => ask_openly(host).await,
-        Err(error) => Err(error.to_string()),
+        Ok(None) => ping(host).await,
+        Err(error) => Err(chain(error)),
     };
     match result {
         Ok(how) => Finding::ok("registry", format!("{host}: {how}")),
@@ -222,16 +223,16 @@ async fn registry(config: &Config) -> Finding {
 
 fn registry_fix(registry: &RegistryConfig) -> &'static str {
     if registry.username.is_none() {
-        "name a registry that runs with --registry or STAGELY_REGISTRY, and its user with \
-         --registry-username and --registry-password-file if it has one"
+        "name a running registry with --registry or STAGELY_REGISTRY, and its user with \
+         --registry-username and --registry-password-file if it needs one"
     } else {
-        "check that the registry runs, and that STAGELY_REGISTRY_USERNAME and the file of \
-         STAGELY_REGISTRY_PASSWORD_FILE are right"
+        "check that the registry is running, and that STAGELY_REGISTRY_USERNAME and the file of \
+         STAGELY_REGISTRY_PASSWORD_FILE are correct"
     }
 }
 
 async fn log_in(config: &Config, host: &str, auth: RegistryAuth) -> Result<String, String> {
-    let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
+    let folder = tempfile::tempdir().map_err(chain)?;
     let docker = DockerCommand {
         machine: "doctor".parse().map_err(|_| "a name is wrong".to_owned())?,
         host: config.local.docker_host.clone(),
@@ -239,28 +240,26 @@ async fn log_in(config: &Config, host: &str, auth: RegistryAuth) -> Result<Strin
         grace: Duration::from_secs(1),
         registry_retry_limit: Duration::ZERO,
     };
-    create_config(&docker.config).map_err(|error| error.to_string())?;
+    create_config(&docker.config).map_err(chain)?;
     let stop = CancellationToken::new();
     let login = docker::login(&docker, host, &auth, &stop);
     match tokio::time::timeout(REGISTRY_LIMIT, login).await {
-        Ok(Ok(())) => Ok(format!("login as {} succeeds", auth.username)),
-        Ok(Err(error)) => Err(error.to_string()),
+        Ok(Ok(())) => Ok(format!("login as {} works", auth.username)),
+        Ok(Err(error)) => Err(chain(error)),
         Err(_) => Err(format!("no answer within {REGISTRY_LIMIT:?}")),
     }
 }
 
-/// A registry without a password. Docker speaks plain HTTP with those of this machine alone.
-async fn ask_openly(host: &str) -> Result<String, String> {
+/// Contacts a registry without a password. Docker uses plain HTTP only with registries on this machine.
+async fn ping(host: &str) -> Result<String, String> {
     let is_local = host.starts_with("127.") || host.starts_with("localhost");
     let scheme = if is_local { "http" } else { "https" };
     let request = reqwest::Client::new().get(format!("{scheme}://{host}/v2/"));
-    let answer = request.timeout(REGISTRY_LIMIT).send().await.map_err(|error| {
-        let cause = std::error::Error::source(&error).map(ToString::to_string);
-        format!("it does not answer ({})", cause.unwrap_or_else(|| error.to_string()))
-    })?;
-    match answer.status().as_u16() {
+    let response = request.timeout(REGISTRY_LIMIT).send().await;
+    let response = response.map_err(|error| format!("it does not answer ({})", chain(error)))?;
+    match response.status().as_u16() {
         200 => Ok("it answers, without a login".to_owned()),
-        401 => Err("it wants a login, and no user is configured".to_owned()),
+        401 => Err("it requires a login, and no user is configured".to_owned()),
         status => Err(format!("it answers with status {status}")),
     }
 }
@@ -277,38 +276,43 @@ async fn git() -> Finding {
 }
 
 async fn disk(config: &Config, data_dir: &Path) -> Finding {
-    // The folder is made when core starts; until then its disk is that of the folder above.
+    // Core creates the folder when it starts. Until then a parent folder is on the same disk.
     let folder = data_dir.ancestors().find(|folder| folder.exists()).map(PathBuf::from);
     let folder = folder.unwrap_or_default();
     match DiskGuard::new(folder.clone(), config.core.disk_free_min_mib).check().await {
-        Ok(()) => Finding::ok("disk", format!("enough is free where {} lies", data_dir.display())),
-        Err(error) => Finding::error("disk", error.to_string(), "free some space"),
+        Ok(()) => Finding::ok("disk", format!("enough free space at {}", data_dir.display())),
+        Err(error) => Finding::error("disk", chain(error), "free some space"),
     }
 }
 
 async fn server(arguments: &ServerArgs) -> Option<Finding> {
     let which = ListRuns { limit: Some(1), before: None };
-    let asked = match arguments.named() {
+    let result = match arguments.named() {
         Ok(None) => return None,
         Ok(Some(client)) => match client.runs(&which).await {
             Ok(_) => Ok(client.server().to_string()),
-            Err(error) => Err(error.to_string()),
+            Err(error) => Err(chain(error)),
         },
-        Err(error) => Err(error.to_string()),
+        Err(error) => Err(format!("{error:#}")),
     };
-    Some(match asked {
-        Ok(server) => Finding::ok("server", format!("{server} takes the token")),
+    Some(match result {
+        Ok(server) => Finding::ok("server", format!("{server} accepts the token")),
         Err(error) => Finding::error("server", error, "check STAGELY_SERVER and the token"),
     })
 }
 
-/// The first line that `program` prints.
+/// An error with its causes, as one line.
+fn chain(error: impl std::error::Error + Send + Sync + 'static) -> String {
+    format!("{:#}", anyhow::Error::new(error))
+}
+
+/// Runs `program` and returns the first line of its output.
 async fn first_line(program: &str, arguments: &[&str]) -> Result<String, String> {
     let output = Command::new(program).args(arguments).output().await;
     let output = output.map_err(|error| format!("cannot start {program}: {error}"))?;
     if !output.status.success() {
         let text = String::from_utf8_lossy(&output.stderr);
-        return Err(format!("{program} says: {}", text.lines().next().unwrap_or("nothing")));
+        return Err(format!("{program} failed: {}", text.lines().next().unwrap_or("no output")));
     }
     let text = String::from_utf8_lossy(&output.stdout);
     Ok(text.lines().next().unwrap_or_default().to_owned())
@@ -319,7 +323,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_version_of_buildx_is_found_in_its_line() {
+    fn the_version_of_buildx_is_parsed() {
         assert_eq!(version_of("github.com/docker/buildx v0.13.1 abc"), Some((0, 13)));
         assert_eq!(version_of("github.com/docker/buildx 0.9.1+debian 1.2.3"), Some((0, 9)));
         assert_eq!(version_of("no version"), None);

@@ -1,4 +1,4 @@
-//! `stagely environments`: the pull requests and branches that core builds, and their end.
+//! `stagely environments`: lists environments, and closes them.
 
 use std::fmt::Write as _;
 use std::io::{Write as _, stdout};
@@ -10,15 +10,15 @@ use console::truncate_str;
 use stagely_state::ids::EnvironmentId;
 
 use super::connect::ServerArgs;
-use super::embedded::Records;
-use super::records::print;
+use super::core_handle::CoreHandle;
+use super::output::print;
 use super::table::table;
 use crate::api::{EnvironmentView, ListEnvironments};
 
-/// The columns of an environment's images in the list; with --json all are told.
+/// The width of an environment's images in the list. --json prints all of them.
 const IMAGES_COLUMNS: usize = 20;
 
-/// Lists environments, and closes those that are not wanted any more
+/// Lists environments, and closes them
 #[derive(Args, Debug)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct EnvironmentsArgs {
@@ -30,7 +30,7 @@ pub struct EnvironmentsArgs {
 
 #[derive(Args, Debug)]
 struct ListArgs {
-    /// Only those of this project
+    /// List only environments of this project
     #[arg(long, value_name = "NAME")]
     project: Option<String>,
     /// Print JSON
@@ -42,8 +42,10 @@ struct ListArgs {
 
 #[derive(Subcommand, Debug)]
 enum EnvironmentsCommand {
-    /// Closes an environment, as the end of its pull request does: its runs are cancelled and the cache
-    /// refs that it alone writes are deleted, with the images of a pull request. A new run opens it again
+    /// Closes an environment, as the end of its pull request does
+    ///
+    /// Cancels its runs and deletes the cache references that only it writes, and the images of a pull
+    /// request. A new run opens it again.
     Close(CloseArgs),
 }
 
@@ -52,7 +54,7 @@ struct CloseArgs {
     /// The environment's project, or its id, env_…
     #[arg(value_name = "PROJECT|ID")]
     project: String,
-    /// The environment's name; not with an id
+    /// The environment's name. Not needed with an id
     #[arg(value_name = "ENVIRONMENT")]
     environment: Option<String>,
     /// Print JSON
@@ -65,16 +67,15 @@ struct CloseArgs {
 /// Runs `stagely environments`.
 ///
 /// # Errors
-/// A core that cannot be asked, or refuses; an environment that is not there; standard output that
-/// cannot be written.
+/// Core cannot be reached or refuses; the environment does not exist; standard output cannot be written.
 pub async fn environments(arguments: EnvironmentsArgs) -> anyhow::Result<ExitCode> {
     if let Some(EnvironmentsCommand::Close(which)) = arguments.command {
         return close(which).await;
     }
     let ListArgs { project, json, server } = arguments.list;
-    let records = Records::open(&server).await?;
-    let environments = records.client().environments(&ListEnvironments { project }).await;
-    records.close().await?;
+    let core = CoreHandle::open(&server).await?;
+    let environments = core.client().environments(&ListEnvironments { project }).await;
+    core.close().await?;
     print(json, &environments?, |environments| environments_table(environments))
 }
 
@@ -100,7 +101,7 @@ async fn close(which: CloseArgs) -> anyhow::Result<ExitCode> {
     let client = which.server.running()?;
     let environments = client.environments(&ListEnvironments::default()).await?;
     let found = find(environments, &which.project, which.environment.as_deref())?;
-    // Before it is done, so that it can be read even if the answer is lost.
+    // Printed first, so that it can be read even if the response is lost.
     if !which.json {
         writeln!(stdout(), "{}", closing_text(&found))?;
     }
@@ -108,7 +109,7 @@ async fn close(which: CloseArgs) -> anyhow::Result<ExitCode> {
     print(which.json, &closed, |closed| format!("{} of {} is closed", closed.name, closed.project))
 }
 
-/// The environment of an id, or of a project and a name.
+/// Finds the environment by its id, or by its project and name.
 fn find(
     environments: Vec<EnvironmentView>,
     project: &str,
@@ -116,12 +117,12 @@ fn find(
 ) -> anyhow::Result<EnvironmentView> {
     let mut environments = environments.into_iter();
     let found = if let Some(name) = name {
-        environments.find(|it| it.project == project && it.name == name)
+        environments.find(|found| found.project == project && found.name == name)
     } else {
         let id: EnvironmentId = project.parse().with_context(|| {
             format!("give the environment's name after the project {project:?}, or its id alone")
         })?;
-        environments.find(|it| it.id == id)
+        environments.find(|found| found.id == id)
     };
     found.with_context(|| {
         let what = name.map_or_else(|| project.to_owned(), |name| format!("{name} of {project}"));
@@ -129,10 +130,10 @@ fn find(
     })
 }
 
-/// What goes with an environment.
+/// Describes the effects of closing an environment.
 fn closing_text(environment: &EnvironmentView) -> String {
     let EnvironmentView { name, project, .. } = environment;
-    let mut text = format!("Closing {name} of {project}: runs that go on are cancelled");
+    let mut text = format!("Closing {name} of {project}: its open runs are cancelled");
     match &environment.cache_refs[..] {
         [] => text.push_str(". It has no cache refs of its own."),
         refs => {
@@ -142,7 +143,6 @@ fn closing_text(environment: &EnvironmentView) -> String {
             }
         }
     }
-    // Those of a pull request go with it.
     if environment.pull_request.is_some() {
         text.push_str("\nThe images that its pull request pushed are deleted.");
     } else {
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn many_images_are_cut_in_the_list() {
+    fn long_lists_of_images_are_cut() {
         let mut main = environment("main");
         main.newest_run = Some(stagely_state::ids::RunId::from_bits(1));
         let image = |number| crate::api::EnvironmentImage {
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn closing_names_what_is_deleted() {
+    fn closing_lists_the_deleted_references() {
         let mut closing = environment("pr-7");
         assert!(closing_text(&closing).contains("no cache refs of its own"));
         closing.cache_refs.push("registry:5000/shop/cache:app.pr-7".parse().unwrap());

@@ -1,4 +1,4 @@
-//! `stagely explain`: where a job's time went, which steps the cache did not have, and what to do.
+//! `stagely explain`: a job's time by step, its cache misses, and advice.
 
 mod advice;
 
@@ -13,26 +13,26 @@ use stagely_state::ids::{JobId, RunId};
 
 use self::advice::advice;
 use super::connect::ServerArgs;
-use super::embedded::Records;
-use super::records::print;
+use super::core_handle::CoreHandle;
+use super::output::print;
 use super::run::outcome::{cached, duration_of, emulation, seconds};
 use crate::api::{JobView, RunView};
 use crate::client::Client;
 
-/// The columns of a line.
+/// The width of a line.
 const COLUMNS: usize = 80;
-/// The columns of a step's name: with its time, its mark and its bar a line has [`COLUMNS`].
+/// The width of a step's name. With its time and its bar, the line is [`COLUMNS`] wide.
 const NAME_COLUMNS: usize = 50;
-/// The columns of the longest bar.
+/// The width of the longest bar.
 const BAR_COLUMNS: usize = 12;
 
-/// Says where a job's time went, why it missed the cache, and what to do about it
+/// Shows where a job's time went, why it missed the cache, and how to make it faster
 #[derive(Args, Debug)]
 pub struct ExplainArgs {
     /// The job, job_…, or its run, run_…
     #[arg(value_name = "JOB|RUN")]
-    id: Id,
-    /// The job's name in the run; not needed where the run has one job, or with a job's id
+    target: JobOrRun,
+    /// The job's name in the run. Not needed with a job's id, or if the run has only one job
     #[arg(value_name = "NAME")]
     name: Option<String>,
     /// Print the job as JSON
@@ -43,12 +43,12 @@ pub struct ExplainArgs {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Id {
+enum JobOrRun {
     Job(JobId),
     Run(RunId),
 }
 
-impl std::str::FromStr for Id {
+impl std::str::FromStr for JobOrRun {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
         let job = text.parse().map(Self::Job);
@@ -60,30 +60,36 @@ impl std::str::FromStr for Id {
 /// Runs `stagely explain`.
 ///
 /// # Errors
-/// A core that cannot be asked; a job that is not there; standard output that cannot be written.
+/// Core cannot be reached; the job does not exist; standard output cannot be written.
 pub async fn explain(arguments: ExplainArgs) -> anyhow::Result<ExitCode> {
-    let records = Records::open(&arguments.server).await?;
-    let found = find(records.client(), arguments.id, arguments.name.as_deref()).await;
-    records.close().await?;
+    let core = CoreHandle::open(&arguments.server).await?;
+    let found = find(core.client(), arguments.target, arguments.name.as_deref()).await;
+    core.close().await?;
     let (run, job) = found?;
-    print(arguments.json, &job, |job| text(&run, job))
+    print(arguments.json, &job, |job| explanation(&run, job))
 }
 
-/// The job, and its run, which knows the other jobs' names.
-async fn find(client: &Client, id: Id, name: Option<&str>) -> anyhow::Result<(RunView, JobView)> {
-    let run = match id {
-        Id::Job(job) => client.run(client.job(job).await?.run_id).await?,
-        Id::Run(run) => client.run(run).await?,
+/// Gets the job and its run, which contains the names of the other jobs.
+async fn find(
+    client: &Client,
+    target: JobOrRun,
+    name: Option<&str>,
+) -> anyhow::Result<(RunView, JobView)> {
+    let run = match target {
+        JobOrRun::Job(job) => client.run(client.job(job).await?.run_id).await?,
+        JobOrRun::Run(run) => client.run(run).await?,
     };
-    let job = match (id, name, &run.jobs[..]) {
-        (Id::Job(id), ..) => run.jobs.iter().find(|job| job.id == id).context("the job is gone")?,
-        (Id::Run(_), Some(name), jobs) => match jobs.iter().find(|job| job.name == name) {
+    let job = match (target, name, &run.jobs[..]) {
+        (JobOrRun::Job(id), ..) => {
+            run.jobs.iter().find(|job| job.id == id).context("the job no longer exists")?
+        }
+        (JobOrRun::Run(_), Some(name), jobs) => match jobs.iter().find(|job| job.name == name) {
             Some(job) => job,
             None => bail!("{} has no job {name:?}; it has: {}", run.id, names(jobs)),
         },
-        (Id::Run(_), None, [job]) => job,
-        (Id::Run(_), None, []) => bail!("{} has no jobs", run.id),
-        (Id::Run(_), None, jobs) => bail!("say which job of {}: {}", run.id, names(jobs)),
+        (JobOrRun::Run(_), None, [job]) => job,
+        (JobOrRun::Run(_), None, []) => bail!("{} has no jobs", run.id),
+        (JobOrRun::Run(_), None, jobs) => bail!("name one job of {}: {}", run.id, names(jobs)),
     };
     let job = job.clone();
     Ok((run, job))
@@ -93,8 +99,8 @@ fn names(jobs: &[JobView]) -> String {
     jobs.iter().map(|job| &*job.name).collect::<Vec<_>>().join(", ")
 }
 
-/// All that is to be said of a job.
-fn text(run: &RunView, job: &JobView) -> String {
+/// The explanation of a job.
+fn explanation(run: &RunView, job: &JobView) -> String {
     let mut parts = vec![headline(run, job)];
     if !job.steps.is_empty() {
         parts.push(steps_text(&job.steps));
@@ -110,7 +116,7 @@ fn text(run: &RunView, job: &JobView) -> String {
     parts.join("\n\n")
 }
 
-/// How the job went, a fact a line.
+/// The result of the job, one fact on each line.
 fn headline(run: &RunView, job: &JobView) -> String {
     let mut text = format!("{} of {}: {}", style(&job.name).bold(), run.id, job.status.as_str());
     if let Some(time) = duration_of(job) {
@@ -130,21 +136,25 @@ fn headline(run: &RunView, job: &JobView) -> String {
         other.map_or_else(|| id.to_string(), |other| other.name.clone())
     };
     if let Some(other) = job.took_over {
-        let _ = write!(text, "\nIt took over the machine of {}: one less.", name_of(other));
+        let _ = write!(
+            text,
+            "\nIt took over the machine of {}, so no other was launched.",
+            name_of(other)
+        );
     }
     if let Some(earlier) = job.kept_from {
-        let _ = write!(text, "\nIt was not built again: its image is that of {earlier}.");
+        let _ = write!(text, "\nIt was not built again: it reuses the image of {earlier}.");
     }
     for lost in &job.lost_attempts {
-        let _ = write!(text, "\nAttempt {} came to nothing: {}", lost.attempt, lost.message);
+        let _ = write!(text, "\nAttempt {} was lost: {}", lost.attempt, lost.message);
     }
     if job.attempt > 1 {
-        let _ = write!(text, "\nWhat follows is of attempt {}.", job.attempt);
+        let _ = write!(text, "\nThe following is about attempt {}.", job.attempt);
     }
     text
 }
 
-/// A line for each step: its name, its time, and its share of the time or that it was cached.
+/// One line for each step: its name, its time, and its share of the time or that it was cached.
 fn steps_text(steps: &[Step]) -> String {
     let all: f64 = steps.iter().filter(|step| !step.cached).map(|step| step.seconds).sum();
     let line = |step: &Step| {
@@ -177,13 +187,13 @@ fn bar(share: f64) -> String {
 }
 
 fn miss_text(miss: &CacheMiss) -> String {
-    let title = style("The first step that the cache did not have").bold();
+    let title = style("The first step that was not in the cache").bold();
     let mut text = format!("{title}\n{}", wrapped(&miss.step));
     let MissCause::Files { count, files } = &miss.cause else {
         let _ = write!(text, "\n{}", wrapped(&miss.cause.to_string()));
         return text;
     };
-    text.push_str("\n  copied files are not what they were:");
+    text.push_str("\n  copied files have changed:");
     for file in files {
         let change = format!(" ({})", file.change);
         let path = end_of(&file.path, COLUMNS - 4 - change.len());
@@ -195,12 +205,12 @@ fn miss_text(miss: &CacheMiss) -> String {
     text
 }
 
-/// The same without line breaks, which instructions may have.
+/// Removes line breaks, which instructions can contain.
 fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// The end of a path, which tells more than its beginning, in at most so many columns and one line.
+/// Shortens a path to its end, as one line of at most `columns`.
 fn end_of(path: &str, columns: usize) -> String {
     let path: String =
         path.chars().map(|letter| if letter.is_control() { '?' } else { letter }).collect();
@@ -212,7 +222,7 @@ fn end_of(path: &str, columns: usize) -> String {
     format!("…{}", fitting.next().unwrap_or_default())
 }
 
-/// Lines of at most [`COLUMNS`], indented by two. A word that is longer than a line is split.
+/// Wraps text to lines of at most [`COLUMNS`], indented by two. Splits words that are longer than a line.
 fn wrapped(text: &str) -> String {
     let mut lines = vec![String::from(" ")];
     for word in text.split_whitespace().flat_map(|word| pieces(word, COLUMNS - 2)) {
@@ -227,7 +237,7 @@ fn wrapped(text: &str) -> String {
     lines.join("\n")
 }
 
-/// A word in pieces of at most so many columns.
+/// Splits a word into pieces of at most `columns`.
 fn pieces(word: &str, columns: usize) -> Vec<String> {
     let mut pieces = vec![String::new()];
     let mut width = 0;
@@ -266,7 +276,7 @@ mod tests {
     }
 
     fn explained(job: &JobView) -> String {
-        let text = text(&run(vec![job.clone()]), job);
+        let text = explanation(&run(vec![job.clone()]), job);
         for line in text.lines() {
             assert!(measure_text_width(line) <= 80, "{line}");
         }
@@ -274,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_of_everything_before_an_expensive_step_is_found() {
+    fn copying_everything_before_an_expensive_step_is_advised_against() {
         let mut job = missed(files(22, &["src/main.c", "README.md"]));
         job.steps
             .insert(0, Step { name: "[1/3] WORKDIR /s".to_owned(), seconds: 0.0, cached: true });
@@ -310,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_to_be_done_only_if_every_step_was_cached() {
+    fn there_is_no_advice_only_if_every_step_was_cached() {
         let mut job = job(1, "app_amd64", "linux/amd64");
         assert!(!explained(&job).contains("What to do"));
         job.steps.iter_mut().for_each(|step| step.cached = true);
@@ -319,34 +329,34 @@ mod tests {
     }
 
     #[test]
-    fn each_cause_is_told_with_what_to_do() {
+    fn each_cause_has_advice() {
         let names = vec!["VERSION".to_owned()];
         let base = MissCause::BaseImage { was: "a@sha256:1".into(), is: "a@sha256:2".into() };
         for (cause, advice) in [
             (MissCause::NoCache, "`stagely warm shop` fills it"),
-            (MissCause::Instruction, "Put what changes often last"),
+            (MissCause::Instruction, "Put instructions that change often last"),
             (MissCause::BuildArgs { names }, "Declare `ARG VERSION` just before"),
             (base, "by digest in FROM"),
             (MissCause::Unknown, "`stagely logs job_"),
         ] {
-            let said = cause.to_string();
+            let message = cause.to_string();
             let text = one_line(&explained(&missed(cause)));
-            assert!(text.contains(&said) && text.contains(advice), "{text}");
+            assert!(text.contains(&message) && text.contains(advice), "{text}");
         }
     }
 
     #[test]
-    fn what_is_unusual_about_a_job_is_told() {
+    fn unusual_facts_about_a_job_are_shown() {
         let mut other = job(2, "app_arm64", "linux/arm64");
         other.emulated = true;
         other.slow_down = Some(6.24);
         let mut merge = job(3, "app_merge", "linux/amd64");
         merge.took_over = Some(other.id);
         let run = run(vec![other.clone(), merge.clone()]);
-        let said = text(&run, &merge);
-        assert!(said.contains("took over the machine of app_arm64"), "{said}");
-        let said = one_line(&text(&run, &other));
-        assert!(said.contains("QEMU emulation, 6.2x as long as natively."), "{said}");
-        assert!(said.contains("stagely machines add --arch arm64"), "{said}");
+        let shown = explanation(&run, &merge);
+        assert!(shown.contains("took over the machine of app_arm64"), "{shown}");
+        let shown = one_line(&explanation(&run, &other));
+        assert!(shown.contains("QEMU emulation, 6.2x as long as natively."), "{shown}");
+        assert!(shown.contains("stagely machines add --arch arm64"), "{shown}");
     }
 }

@@ -1,4 +1,4 @@
-//! `stagely fleets`: what a configuration's machines are, and what they cost. It needs no core.
+//! `stagely fleets`: the machines of a configuration and their prices, without core.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -10,18 +10,18 @@ use stagely_provider::catalog::Catalog;
 use stagely_provider::settings::MarketPolicy;
 use stagely_state::{Fleet, MachineSize, ProviderName, Usd};
 
-use super::records::print;
+use super::output::print;
 use super::table::table;
 use crate::api::dollars;
 use crate::config::{Config, ConfigError, FleetConfig};
 
-/// Shows which machines a configuration launches, and at which prices
+/// Shows the machines of a configuration and their prices
 ///
-/// For each size the instance types stand in the order in which they are tried. The configuration is checked;
-/// no core and no provider is asked.
+/// Lists the instance types of each size in the order in which they are tried. Checks the configuration;
+/// contacts neither core nor providers.
 #[derive(Args, Debug)]
 pub struct FleetsArgs {
-    /// Core's configuration, `stagely.toml`. Default: what core does without one
+    /// Core's configuration, `stagely.toml`. Default: the default settings
     #[arg(long, value_name = "FILE", env = "STAGELY_CONFIG")]
     config: Option<PathBuf>,
     /// Print JSON
@@ -31,34 +31,32 @@ pub struct FleetsArgs {
 
 const ON_DEMAND: &str = "on-demand";
 
-/// The machines of one processor in a fleet.
+/// The machines of one arch in a fleet.
 #[derive(Debug, Serialize)]
 struct FleetView {
     fleet: Fleet,
     arch: Arch,
-    /// Who launches them; none where nobody does.
+    /// Null if no machines are launched.
     provider: Option<ProviderName>,
     market: &'static str,
-    /// The most that a spot machine may cost in an hour.
+    /// The maximum price of a spot machine.
     #[serde(with = "dollars")]
     max_price_per_hour_usd: Option<Usd>,
-    /// Whether it has any such machines, as far as the configuration says.
+    /// Whether such machines can be launched, as far as the configuration tells.
     is_launched: bool,
-    /// The zones, regions or subnets that are tried, in this order; empty: the provider chooses.
+    /// The zones, regions or subnets, in the order in which they are tried. Empty: the provider chooses.
     zones: Vec<String>,
-    /// Empty where there are none of this processor, or where the provider knows no sizes.
+    /// Empty if there are no machines of this arch, or the provider has no sizes.
     sizes: Vec<SizeView>,
 }
 
-/// One size.
 #[derive(Debug, Serialize)]
 struct SizeView {
     size: MachineSize,
-    /// The best first.
+    /// In the order in which they are tried.
     instance_types: Vec<TypeView>,
 }
 
-/// One instance type.
 #[derive(Debug, Serialize)]
 struct TypeView {
     name: String,
@@ -69,7 +67,7 @@ struct TypeView {
 /// Runs `stagely fleets`.
 ///
 /// # Errors
-/// A configuration that cannot be used; standard output that cannot be written.
+/// The configuration cannot be used; standard output cannot be written.
 pub fn fleets(arguments: &FleetsArgs) -> anyhow::Result<ExitCode> {
     let config = match &arguments.config {
         Some(path) => Config::read(path)?,
@@ -158,28 +156,28 @@ fn text(fleets: &[FleetView]) -> String {
     });
     let table = table(["FLEET", "ARCH", "PROVIDER", "MARKET", "SIZE", "INSTANCE TYPES"], rows);
     let caps = Fleet::ALL.into_iter().filter_map(|fleet| {
-        let it = fleets.iter().find(|it| it.fleet == fleet && it.market != ON_DEMAND)?;
-        let max = it.max_price_per_hour_usd?;
-        Some(format!("a {} bought as spot costs at most {max} an hour", it.fleet))
+        let view = fleets.iter().find(|view| view.fleet == fleet && view.market != ON_DEMAND)?;
+        let max = view.max_price_per_hour_usd?;
+        Some(format!("a spot {fleet} costs at most {max} an hour"))
     });
-    let prices = "prices are for an hour on demand".to_owned();
+    let prices = "prices are for an hour, on demand".to_owned();
     [table].into_iter().chain(caps).chain([prices]).collect::<Vec<_>>().join("\n")
 }
 
-/// What stands where a fleet has no instance types.
+/// The description of a fleet without instance types.
 fn without_sizes(fleet: &FleetView) -> &'static str {
     match fleet.provider {
-        Some(_) if !fleet.is_launched => "none of this processor; builds are emulated",
-        Some(ProviderName::Qemu) => "guests on core's own host",
-        Some(_) => "processes of core's own host",
-        None => "nobody launches any; machines are registered",
+        Some(_) if !fleet.is_launched => "no machines of this processor; builds are emulated",
+        Some(ProviderName::Qemu) => "virtual machines on core's own host",
+        Some(_) => "processes on core's own host",
+        None => "none are launched; machines can be registered",
     }
 }
 
 fn types(size: &SizeView) -> String {
-    let types = size.instance_types.iter().map(|it| match it.price_per_hour_usd {
-        Some(price) => format!("{} {price}", it.name),
-        None => format!("{} (no price)", it.name),
+    let types = size.instance_types.iter().map(|known| match known.price_per_hour_usd {
+        Some(price) => format!("{} {price}", known.name),
+        None => format!("{} (no price)", known.name),
     });
     types.collect::<Vec<_>>().join(", ")
 }
@@ -197,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn every_fleet_is_shown_with_its_types_in_order_and_their_prices() {
+    fn fleets_are_shown_with_their_instance_types_and_prices() {
         let config = config(
             r#"
             builders = { provider = "digitalocean", arm64 = "aws", market = "spot-first", max-price = 0.2 }
@@ -213,24 +211,24 @@ mod tests {
         has("builder amd64 digitalocean on-demand medium c-4 $0.1250");
         has("builder arm64 aws spot-first medium c7g.xlarge $0.1450, c6g.xlarge $0.1360");
         has("preview amd64 digitalocean on-demand large s-4vcpu-8gb $0.0715");
-        has("tester amd64 none any nobody launches any; machines are registered");
-        has("a builder bought as spot costs at most $0.2000 an hour");
+        has("tester amd64 none any none are launched; machines can be registered");
+        has("a spot builder costs at most $0.2000 an hour");
     }
 
     #[test]
-    fn a_processor_that_a_provider_lacks_is_told_with_what_happens_instead() {
+    fn a_processor_that_a_provider_lacks_is_shown_as_emulated() {
         let shown = text(&views(&config(r#"builders.provider = "digitalocean""#)).unwrap());
         assert_eq!(
-            shown.matches("none of this processor; builds are emulated").count(),
+            shown.matches("no machines of this processor; builds are emulated").count(),
             3,
             "{shown}"
         );
         let shown = text(&views(&Config::default()).unwrap());
-        assert_eq!(shown.matches("processes of core's own host").count(), 3, "{shown}");
+        assert_eq!(shown.matches("processes on core's own host").count(), 3, "{shown}");
     }
 
     #[test]
-    fn scripts_get_prices_as_numbers() {
+    fn json_contains_prices_as_numbers() {
         let views = views(&config(r#"builders.provider = "aws""#)).unwrap();
         let json = serde_json::to_value(&views).unwrap();
         assert_eq!(json[0]["sizes"][1]["size"], "medium");

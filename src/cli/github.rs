@@ -1,4 +1,4 @@
-//! `stagely github`: how core gets on with GitHub.
+//! `stagely github`: the connection with GitHub.
 
 use std::fmt::Write as _;
 use std::process::ExitCode;
@@ -6,11 +6,11 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::connect::ServerArgs;
-use super::records::{local_time, print};
+use super::output::{local_time, print};
 use super::table::table;
 use crate::api::GithubView;
 
-/// Shows how core gets on with GitHub: credentials, limits, and the last comparison
+/// Shows the connection with GitHub: credentials, rate limits and the last comparison
 #[derive(Args, Debug)]
 pub struct GithubArgs {
     /// Print JSON
@@ -23,14 +23,15 @@ pub struct GithubArgs {
 /// Runs `stagely github`.
 ///
 /// # Errors
-/// A core that cannot be asked; standard output that cannot be written.
+/// Core cannot be reached; standard output cannot be written.
 pub async fn github(arguments: GithubArgs) -> anyhow::Result<ExitCode> {
     let view = arguments.server.running()?.github().await?;
     print(arguments.json, &view, github_text)
 }
 
 fn github_text(view: &GithubView) -> String {
-    let webhooks = if view.webhook_secret { "taken" } else { "refused: no secret is configured" };
+    let webhooks =
+        if view.webhook_secret { "accepted" } else { "refused: no secret is configured" };
     let remaining = view.remaining.map_or_else(|| "unknown".to_owned(), |left| left.to_string());
     let mut text = format!(
         "credentials    {}\nwebhooks       {webhooks}\nrequests left  {remaining}",
@@ -46,7 +47,7 @@ fn github_text(view: &GithubView) -> String {
         let _ = write!(text, "\nproblem        {problem}");
     }
     if view.projects.is_empty() {
-        text.push_str("\nno repository is listened to; see `stagely project add`");
+        text.push_str("\nno repositories are watched; see `stagely project add`");
         return text;
     }
     let rows = view.projects.iter().map(|project| {
@@ -68,7 +69,7 @@ mod tests {
     use crate::api::ReconciledView;
 
     #[test]
-    fn what_is_wrong_is_said_and_what_is_not_is_not() {
+    fn only_existing_problems_are_shown() {
         let mut view = GithubView {
             credentials: "app".to_owned(),
             webhook_secret: true,

@@ -1,4 +1,4 @@
-//! `stagely machines` and `stagely queue`: what there is and what it costs, what waits, and machines of one's own.
+//! `stagely machines`: lists machines with their costs, and registers machines.
 
 use std::io::{Write as _, stdout};
 use std::process::ExitCode;
@@ -9,17 +9,17 @@ use stagely_state::ids::MachineId;
 use stagely_state::{Interruption, MachineKind, Market, Usd};
 
 use super::connect::ServerArgs;
-use super::records::{local_time, print};
-use super::table::{Column, fitted, table, terminal_width};
-use crate::api::{AddMachine, ListMachines, MachineStatus, MachineView, QueueView};
+use super::output::{local_time, print};
+use super::table::{Column, fitted, terminal_width};
+use crate::api::{AddMachine, ListMachines, MachineStatus, MachineView};
 
-/// A machine that is there for longer than this after its lease is worth a warning: its end takes some time.
+/// The time after its lease at which an existing machine causes a warning. Ending a machine takes time.
 const OVERDUE_SECONDS: i64 = 300;
 
-/// Lists the machines that are there, with leases and costs, and registers one's own
+/// Lists machines with their leases and costs, and registers machines
 ///
-/// On a terminal as many columns are shown as fit; --json has all. A cost with ≤ is of a spot machine, whose price
-/// may be lower than that on demand.
+/// A terminal shows as many columns as fit; --json prints all. A cost marked ≤ is the maximum cost of a
+/// spot machine.
 #[derive(Args, Debug)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct MachinesArgs {
@@ -31,7 +31,7 @@ pub struct MachinesArgs {
 
 #[derive(Args, Debug)]
 struct ListArgs {
-    /// Also those that are gone, as long as core remembers them
+    /// Include terminated machines, as long as core stores them
     #[arg(long)]
     all: bool,
     /// Print JSON
@@ -43,19 +43,20 @@ struct ListArgs {
 
 #[derive(Subcommand, Debug)]
 enum MachinesCommand {
-    /// Registers a machine that is there already, and prints the agent.json for it: the agent gets
-    /// jobs one at a time, and is never terminated
+    /// Registers an existing machine and prints its agent.json
+    ///
+    /// Its agent runs one job at a time, and core never terminates the machine.
     Add {
-        /// Its processor: amd64 or arm64
+        /// The machine's processor: amd64 or arm64
         #[arg(long, value_name = "ARCH")]
         arch: Arch,
-        /// A name for people. Default: its id
+        /// A name for people. Default: the machine's id
         #[arg(long, value_name = "NAME")]
         name: Option<String>,
         #[command(flatten)]
         server: ServerArgs,
     },
-    /// Takes a registered machine back. Its job, if it has one, goes elsewhere
+    /// Removes a registered machine. Its job moves to another machine
     Remove {
         /// The machine, vm_…
         #[arg(value_name = "MACHINE")]
@@ -65,20 +66,10 @@ enum MachinesCommand {
     },
 }
 
-/// Lists the jobs that wait, in the order in which they will be served
-#[derive(Args, Debug)]
-pub struct QueueArgs {
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    server: ServerArgs,
-}
-
 /// Runs `stagely machines`.
 ///
 /// # Errors
-/// A core that cannot be asked, or refuses; standard output that cannot be written.
+/// Core cannot be reached or refuses; standard output cannot be written.
 pub async fn machines(arguments: MachinesArgs) -> anyhow::Result<ExitCode> {
     match arguments.command {
         None => {
@@ -89,8 +80,9 @@ pub async fn machines(arguments: MachinesArgs) -> anyhow::Result<ExitCode> {
         Some(MachinesCommand::Add { arch, name, server }) => {
             let added = server.running()?.add_machine(&AddMachine { arch, name }).await?;
             eprintln!(
-                "{} is registered. Save this as /etc/stagely/agent.json there, with mode 0600, and \
-                 run `stagely agent`. It holds the machine's token, which is shown only now.",
+                "{} is registered. Save this as /etc/stagely/agent.json on that machine, with mode \
+                 0600, and run `stagely agent` there. It contains the machine's token, which is \
+                 shown only once.",
                 added.id
             );
             print(true, &added.agent_json, |_| String::new())
@@ -103,7 +95,7 @@ pub async fn machines(arguments: MachinesArgs) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// The table, what is to be known of single machines, and what all have cost.
+/// The table, notes on single machines, and the total cost.
 fn machines_text(machines: &[MachineView], width: Option<usize>) -> String {
     if machines.is_empty() {
         return "no machines".to_owned();
@@ -121,24 +113,30 @@ fn columns(machines: &[MachineView]) -> Vec<Column> {
     };
     let text = |text: Option<&dyn ToString>| text.map(ToString::to_string).unwrap_or_default();
     vec![
-        column("MACHINE", None, &|it| it.id.to_string()),
-        column("NAME", Some(3), &|it| it.name.clone()),
-        column("PROVIDER", Some(7), &|it| text(it.provider.as_ref().map(|it| it as _))),
+        column("MACHINE", None, &|machine| machine.id.to_string()),
+        column("NAME", Some(3), &|machine| machine.name.clone()),
+        column("PROVIDER", Some(7), &|machine| {
+            text(machine.provider.as_ref().map(|name| name as _))
+        }),
         column("TYPE", Some(1), &machine_type),
-        column("MARKET", Some(4), &|it| text(it.market.as_ref().map(|it| it as _))),
-        column("ARCH", Some(6), &|it| it.arch.to_string()),
-        column("STATUS", None, &|it| it.status.as_str().to_owned()),
-        column("AGENT", Some(5), &|it| if it.connected { "connected" } else { "" }.to_owned()),
-        column("AGE", Some(1), &|it| short_time(it.age_seconds)),
+        column("MARKET", Some(4), &|machine| {
+            text(machine.market.as_ref().map(|market| market as _))
+        }),
+        column("ARCH", Some(6), &|machine| machine.arch.to_string()),
+        column("STATUS", None, &|machine| machine.status.as_str().to_owned()),
+        column("AGENT", Some(5), &|machine| {
+            if machine.connected { "connected" } else { "" }.to_owned()
+        }),
+        column("AGE", Some(1), &|machine| short_time(machine.age_seconds)),
         column("LEASE", Some(2), &lease),
         column("COST", None, &cost),
-        column("ZONE", Some(8), &|it| it.zone.clone().unwrap_or_default()),
-        column("JOB", Some(9), &|it| text(it.job_id.as_ref().map(|it| it as _))),
-        column("SINCE", Some(10), &|it| local_time(it.requested_at)),
+        column("ZONE", Some(8), &|machine| machine.zone.clone().unwrap_or_default()),
+        column("JOB", Some(9), &|machine| text(machine.job_id.as_ref().map(|job| job as _))),
+        column("SINCE", Some(10), &|machine| local_time(machine.requested_at)),
     ]
 }
 
-/// What the provider calls it; its size before the provider has answered.
+/// The provider's name for the machine's type, or the machine's size before the provider has answered.
 fn machine_type(machine: &MachineView) -> String {
     match (machine.kind, &machine.instance_type) {
         (MachineKind::Static, _) => "registered".to_owned(),
@@ -147,7 +145,7 @@ fn machine_type(machine: &MachineView) -> String {
     }
 }
 
-/// What is left of its lease.
+/// The rest of the lease.
 fn lease(machine: &MachineView) -> String {
     match machine.lease_left_seconds {
         None if machine.status == MachineStatus::Terminated => String::new(),
@@ -162,7 +160,7 @@ fn cost(machine: &MachineView) -> String {
     machine.cost_usd.map_or_else(|| "-".to_owned(), |cost| format!("{bound}{cost}"))
 }
 
-/// In at most five characters, up to years: `45s`, `12m`, `3h05m`, `2d04h`, `12d`.
+/// Formats a time in at most five characters: `45s`, `12m`, `3h05m`, `2d04h`, `12d`.
 fn short_time(seconds: u64) -> String {
     let (minutes, hours, days) = (seconds / 60, seconds / 3_600, seconds / 86_400);
     match (days, hours, minutes) {
@@ -174,7 +172,7 @@ fn short_time(seconds: u64) -> String {
     }
 }
 
-/// What people should know of a machine.
+/// A note on a machine that needs attention.
 fn note(machine: &MachineView) -> Option<String> {
     let id = machine.id;
     if machine.status == MachineStatus::Terminated {
@@ -182,25 +180,27 @@ fn note(machine: &MachineView) -> Option<String> {
     }
     if let Some(over) = machine.lease_left_seconds.filter(|left| *left < -OVERDUE_SECONDS) {
         return Some(format!(
-            "warning: {id} is there {} after the end of its lease: its provider has not ended it yet; core's log \
-             says why",
+            "warning: {id} still exists {} after the end of its lease: its provider has not ended it yet; see \
+             core's log",
             short_time(over.unsigned_abs())
         ));
     }
     match machine.interruption? {
-        Interruption::Likely => Some(format!("{id} may soon be taken back by the cloud")),
+        Interruption::Likely => Some(format!("{id} may soon be interrupted by the cloud")),
         Interruption::Certain { at } => {
-            Some(format!("{id} is taken back by the cloud at {}", local_time(at)))
+            Some(format!("{id} will be interrupted by the cloud at {}", local_time(at)))
         }
     }
 }
 
-/// What all have cost; `None` where no price is known.
+/// The total cost; `None` if no price is known.
 fn total(machines: &[MachineView]) -> Option<String> {
-    let known: Vec<&MachineView> = machines.iter().filter(|it| it.cost_usd.is_some()).collect();
-    let costs = known.iter().filter_map(|it| it.cost_usd).map(|Usd(millionths)| millionths);
+    let known: Vec<&MachineView> =
+        machines.iter().filter(|machine| machine.cost_usd.is_some()).collect();
+    let costs =
+        known.iter().filter_map(|machine| machine.cost_usd).map(|Usd(millionths)| millionths);
     let sum = Usd(costs.reduce(u64::saturating_add)?);
-    let is_bound = known.iter().any(|it| it.market == Some(Market::Spot));
+    let is_bound = known.iter().any(|machine| machine.market == Some(Market::Spot));
     let bound = if is_bound { "at most " } else { "" };
     let others = match machines.len() - known.len() {
         0 => String::new(),
@@ -213,40 +213,13 @@ fn total(machines: &[MachineView]) -> Option<String> {
     Some(format!("{count}, {bound}{sum} in all{others}"))
 }
 
-/// Runs `stagely queue`.
-///
-/// # Errors
-/// As [`machines`].
-pub async fn queue(arguments: QueueArgs) -> anyhow::Result<ExitCode> {
-    let queue = arguments.server.running()?.queue().await?;
-    print(arguments.json, &queue, queue_table)
-}
-
-fn queue_table(queue: &QueueView) -> String {
-    let QueueView { live_machines, max_concurrent, jobs } = queue;
-    let builders = format!("{live_machines} of {max_concurrent} builders are in use");
-    if jobs.is_empty() {
-        return format!("no jobs wait; {builders}");
-    }
-    let rows = jobs.iter().map(|job| {
-        [
-            job.position.to_string(),
-            job.job_id.to_string(),
-            job.name.clone(),
-            job.project.clone(),
-            job.reason.clone(),
-        ]
-    });
-    format!("{}\n{builders}", table(["", "JOB", "NAME", "PROJECT", "WAITS FOR"], rows))
-}
-
 #[cfg(test)]
 mod tests {
     use stagely_state::{Fleet, MachineSize, ProviderName, Timestamp};
 
     use super::*;
 
-    /// Ten minutes old, of 0.34 dollars an hour, with 50 minutes left.
+    /// A machine for 0.34 dollars an hour that is ten minutes old and has 50 minutes of its lease left.
     fn view(number: u128) -> MachineView {
         MachineView {
             id: MachineId::from_bits(number),
@@ -307,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_keeps_machine_status_and_cost_at_every_width_and_the_rest_as_it_fits() {
+    fn machine_status_and_cost_are_shown_at_every_width_and_other_columns_if_they_fit() {
         for (width, has) in [
             (Some(80), &["TYPE", "AGE", "LEASE"][..]),
             (Some(100), &["TYPE", "NAME", "MARKET", "AGE", "LEASE"]),
@@ -317,8 +290,8 @@ mod tests {
             let text = machines_text(&all(), width);
             let mut lines = text.lines();
             let header = lines.next().unwrap();
-            for wanted in ["MACHINE", "STATUS", "COST"].iter().chain(has) {
-                assert!(header.contains(wanted), "{wanted} at {width:?}\n{text}");
+            for column in ["MACHINE", "STATUS", "COST"].iter().chain(has) {
+                assert!(header.contains(column), "{column} at {width:?}\n{text}");
             }
             let fits = |line: &str| width.is_none_or(|width| line.chars().count() <= width);
             assert!(fits(header) && lines.all(fits), "{width:?}\n{text}");
@@ -326,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cost_is_a_bound_for_spot_and_a_dash_where_there_is_no_price() {
+    fn a_spot_cost_is_a_maximum_and_a_missing_price_is_a_dash() {
         let text = machines_text(&all(), None);
         assert!(text.contains("  ≤$0.0567") && text.contains("  $0.0567"), "{text}");
         assert!(
@@ -338,20 +311,21 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_a_machine_stands_below_the_table() {
+    fn machines_that_need_attention_are_listed_below_the_table() {
         let late = MachineView { lease_left_seconds: Some(-720), ..view(1) };
         let at = Timestamp(1_000);
-        let taken = MachineView { interruption: Some(Interruption::Certain { at }), ..view(2) };
-        let text = machines_text(&[late, taken], None);
+        let interrupted =
+            MachineView { interruption: Some(Interruption::Certain { at }), ..view(2) };
+        let text = machines_text(&[late, interrupted], None);
         assert!(text.contains("over 12m"), "{text}");
-        assert!(text.contains("is there 12m after the end of its lease"), "{text}");
-        assert!(text.contains("is taken back by the cloud at "), "{text}");
-        let dying = MachineView { lease_left_seconds: Some(-30), ..view(1) };
-        assert!(!machines_text(&[dying], None).contains("warning"));
+        assert!(text.contains("still exists 12m after the end of its lease"), "{text}");
+        assert!(text.contains("will be interrupted by the cloud at "), "{text}");
+        let ending = MachineView { lease_left_seconds: Some(-30), ..view(1) };
+        assert!(!machines_text(&[ending], None).contains("warning"));
     }
 
     #[test]
-    fn times_are_short_and_no_more_exact_than_one_reads_them() {
+    fn times_have_at_most_five_characters() {
         let shown = [45, 720, 11_100, 187_200, 1_040_000].map(short_time);
         assert_eq!(shown, ["45s", "12m", "3h05m", "2d04h", "12d"]);
     }

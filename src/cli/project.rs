@@ -1,23 +1,22 @@
-//! `stagely project`: the repositories at GitHub whose pull requests are built.
+//! `stagely project`: GitHub repositories whose pull requests are built.
 
 use std::io::{Write as _, stdout};
 use std::num::NonZeroU32;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Context as _;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand};
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 use stagely_state::{ForkPolicy, GithubRepository};
 use url::Url;
 
-use super::connect::ServerArgs;
-use super::records::print;
+use super::connect::{ServerArgs, read_token};
+use super::output::print;
 use super::table::table;
 use crate::api::{AddProject, BASE_PATH, ProjectView};
 
-/// Says which repositories' pull requests are built
+/// Manages the GitHub repositories whose pull requests are built
 #[derive(Args, Debug)]
 pub struct ProjectArgs {
     #[command(subcommand)]
@@ -26,8 +25,9 @@ pub struct ProjectArgs {
 
 #[derive(Subcommand, Debug)]
 enum ProjectCommand {
-    /// Builds the pull requests of a repository at GitHub from now on; changes it where it is there
-    /// already. Says how its webhook is to be set up
+    /// Adds a repository or changes it, and prints how to set up its webhook
+    ///
+    /// Core builds its pull requests from now on.
     Add(AddArgs),
     /// Lists projects
     List {
@@ -37,7 +37,9 @@ enum ProjectCommand {
         #[command(flatten)]
         server: ServerArgs,
     },
-    /// Builds a project's pull requests no more. The images and caches of those that are open go; what else was built stays
+    /// Removes a project: its pull requests are no longer built
+    ///
+    /// Images and caches of open pull requests are deleted; other images stay.
     Remove {
         /// The project's name
         #[arg(value_name = "NAME")]
@@ -49,20 +51,20 @@ enum ProjectCommand {
 
 #[derive(Args, Debug)]
 struct AddArgs {
-    /// The repository
+    /// The repository at GitHub
     #[arg(value_name = "OWNER/REPOSITORY")]
     repository: GithubRepository,
-    /// The project's name. Default: made of the repository's
+    /// The project's name. Default: derived from the repository's
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// A file that holds a GitHub token for this repository alone. Default: what `[github]` of core's
-    /// configuration says
+    /// A file with a GitHub token for this repository alone. Default: the credentials of `[github]` in
+    /// core's configuration
     #[arg(long, value_name = "FILE")]
     github_token_file: Option<PathBuf>,
-    /// What becomes of pull requests from forks
+    /// The policy for pull requests from forks
     #[arg(long, value_name = "POLICY", default_value = "approval", value_parser = fork_policy())]
     forks: ForkPolicy,
-    /// Most machines that work for it at once. Default: as many as there are
+    /// The most machines at once. Default: no limit of its own
     #[arg(long, value_name = "N")]
     max_concurrent: Option<NonZeroU32>,
     /// Print JSON
@@ -77,14 +79,14 @@ fn fork_policy() -> impl TypedValueParser<Value = ForkPolicy> {
     let names = ForkPolicy::ALL.map(ForkPolicy::as_str);
     PossibleValuesParser::new(names).map(|name| {
         let policy = ForkPolicy::ALL.into_iter().find(|policy| policy.as_str() == name);
-        policy.expect("the parser lets only these names through")
+        policy.expect("the parser accepts only these names")
     })
 }
 
 /// Runs `stagely project`.
 ///
 /// # Errors
-/// A core that cannot be asked, or refuses; standard output that cannot be written.
+/// Core cannot be reached or refuses; standard output cannot be written.
 pub async fn project(arguments: ProjectArgs) -> anyhow::Result<ExitCode> {
     match arguments.command {
         ProjectCommand::Add(arguments) => add(arguments).await,
@@ -94,14 +96,14 @@ pub async fn project(arguments: ProjectArgs) -> anyhow::Result<ExitCode> {
         }
         ProjectCommand::Remove { name, server } => {
             server.running()?.remove_project(&name).await?;
-            writeln!(stdout(), "the pull requests of {name} are built no more")?;
+            writeln!(stdout(), "pull requests of {name} are no longer built")?;
             Ok(ExitCode::SUCCESS)
         }
     }
 }
 
 async fn add(arguments: AddArgs) -> anyhow::Result<ExitCode> {
-    let token = arguments.github_token_file.map(|path| read_token(&path)).transpose()?;
+    let token = arguments.github_token_file.map(|path| read_github_token(&path)).transpose()?;
     let add = AddProject {
         github: arguments.repository,
         name: arguments.name,
@@ -114,15 +116,13 @@ async fn add(arguments: AddArgs) -> anyhow::Result<ExitCode> {
     print(arguments.json, &added, |added| added_text(added, client.server()))
 }
 
-fn read_token(path: &std::path::Path) -> anyhow::Result<SecretString> {
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("cannot read the token in {}", path.display()))?;
-    let token = text.trim_end();
-    anyhow::ensure!(!token.is_empty(), "{} is empty", path.display());
-    Ok(token.into())
+fn read_github_token(path: &Path) -> anyhow::Result<SecretString> {
+    let token = read_token(path)?;
+    anyhow::ensure!(!token.expose_secret().is_empty(), "{} is empty", path.display());
+    Ok(token)
 }
 
-/// What is left to do at GitHub.
+/// The remaining steps at GitHub.
 fn added_text(project: &ProjectView, server: &Url) -> String {
     let server = server.as_str().trim_end_matches('/');
     let repository = project.github.as_deref().unwrap_or_default();
@@ -131,9 +131,9 @@ fn added_text(project: &ProjectView, server: &Url) -> String {
          settings of the repository:\n\
          Payload URL   {server}{BASE_PATH}/webhooks/github\n\
          Content type  application/json\n\
-         Secret        that of github.webhook-secret-file\n\
+         Secret        the content of github.webhook-secret-file\n\
          Events        Pull requests, Pushes, Issue comments\n\
-         GitHub must reach core at that address; it may be core's public-url instead.",
+         GitHub must be able to reach core at that address; if it cannot, use core's public-url.",
         project.name
     )
 }
@@ -165,7 +165,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_left_to_do_at_github_is_said_and_the_list_says_where_projects_come_from() {
+    fn the_webhook_is_described_and_the_list_names_the_origin_of_projects() {
         let project = ProjectView {
             id: stagely_state::ids::ProjectId::from_bits(1),
             name: "shop".to_owned(),

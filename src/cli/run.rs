@@ -1,11 +1,12 @@
-//! `stagely run`: from a repository to pushed images, in front of one's eyes.
+//! `stagely run`: builds a repository and shows the progress.
 
 mod display;
 mod follow;
 mod git_server;
 pub mod outcome;
 mod registry;
-mod snapshot;
+mod revision;
+mod served_repository;
 mod source;
 pub mod start;
 mod watch;
@@ -16,46 +17,46 @@ use anyhow::bail;
 use clap::Args;
 
 use self::outcome::EXIT_CODES;
-use self::snapshot::Wanted;
-use self::source::{Named, Source, is_on_this_machine};
+use self::revision::Revision;
+use self::source::{RepositoryLocation, RunSource, is_on_this_machine};
 use self::start::{CloneTokenArgs, SetArgs, StartArgs};
 use crate::api::CreateRun;
 use crate::client::Client;
 
-/// Builds a repository's images and shows it
+/// Builds the images of a repository and shows the progress
 ///
-/// Without --server, core and its builders run in this process and on this machine's Docker.
+/// Without --server, core runs inside this process, and its builders use this machine's Docker.
 /// Progress and logs go to standard error, the result to standard output.
 #[derive(Args, Debug)]
 #[command(after_help = EXIT_CODES)]
 pub struct RunArgs {
-    /// The repository: a folder, or an address
+    /// The repository: a folder or an address
     #[arg(default_value = ".", value_name = "PATH|URL")]
     source: String,
-    /// The branch, tag or commit to build. Default: what is checked out, or the default branch
+    /// The branch, tag or commit to build. Default: the checked-out commit, or the default branch
     #[arg(long = "ref", value_name = "REF")]
     reference: Option<String>,
-    /// Build what lies in the folder, uncommitted changes included
+    /// Build the files in the folder, including uncommitted changes
     #[arg(long, conflicts_with = "reference")]
     dirty: bool,
-    /// Only this build of stagely.yaml; may be repeated
+    /// Build only this build of stagely.yaml. Can be repeated
     #[arg(long = "build", value_name = "NAME")]
     builds: Vec<String>,
     #[command(flatten)]
     set: SetArgs,
-    /// The project's name. Default: made of the folder's name or the address
+    /// The project's name. Default: derived from the folder's name or the address
     #[arg(long, value_name = "NAME")]
     project: Option<String>,
-    /// The environment's name. Default: made of the branch or tag
+    /// The environment's name. Default: derived from the branch or tag
     #[arg(long, value_name = "NAME")]
     environment: Option<String>,
-    /// The pull request that the commit belongs to: its environment is `pr-N`
+    /// The number of the commit's pull request. The environment is then `pr-N`
     #[arg(long, value_name = "N", conflicts_with = "environment")]
     pull_request: Option<u64>,
-    /// The commit comes from a fork: caches are read and never written
+    /// Treat the commit as one from a fork: read caches, but never write them
     #[arg(long, requires = "pull_request")]
     from_fork: bool,
-    /// The branch or commit that the `paths` of builds are compared with. Default: the default branch
+    /// The branch or commit to compare the `paths` of builds with. Default: the default branch
     #[arg(long, value_name = "REF")]
     base: Option<String>,
     #[command(flatten)]
@@ -67,37 +68,39 @@ pub struct RunArgs {
 /// Runs the command.
 ///
 /// # Errors
-/// What kept the run from starting, or from being followed to its end.
+/// The run cannot start, or cannot be followed to its end.
 pub async fn run(arguments: RunArgs) -> anyhow::Result<ExitCode> {
     let server = arguments.start.named()?;
-    // Mistakes in what is asked for show before anything is started.
+    // Checked first, so that mistakes are reported before core starts.
     let source = arguments.source(server.as_ref()).await?;
-    let place = arguments.start.place(server).await?;
+    let core = arguments.start.core(server).await?;
     let request = arguments.request(&source);
-    arguments.start.carry_out(place, async |client| client.create_run(&request).await).await
+    arguments.start.carry_out(core, async |client| client.create_run(&request).await).await
 }
 
 impl RunArgs {
-    async fn source(&self, server: Option<&Client>) -> anyhow::Result<Source> {
+    async fn source(&self, server: Option<&Client>) -> anyhow::Result<RunSource> {
         let token = self.clone_token.read()?;
         let base = self.base.as_deref();
-        let wanted = match &self.reference {
-            Some(reference) => Wanted::Ref(reference),
-            None if self.dirty => Wanted::Dirty,
-            None => Wanted::Head,
+        let revision = match &self.reference {
+            Some(reference) => Revision::Ref(reference),
+            None if self.dirty => Revision::Dirty,
+            None => Revision::Head,
         };
-        let mut source = match Named::parse(&self.source)? {
-            Named::Address(_) if self.dirty => bail!("--dirty is for folders of this machine"),
-            Named::Address(url) => {
-                let at = Source::at(&url, self.reference.clone(), token);
+        let mut source = match RepositoryLocation::parse(&self.source)? {
+            RepositoryLocation::Address(_) if self.dirty => {
+                bail!("--dirty needs a folder of this machine")
+            }
+            RepositoryLocation::Address(url) => {
+                let at = RunSource::at(&url, self.reference.clone(), token);
                 at.compared_with(self.base.clone())
             }
-            Named::Folder(folder) => {
-                let stays_here = server.is_none_or(|it| is_on_this_machine(it.server()));
-                if stays_here && !self.start.detach {
-                    Source::serve(&folder, wanted, base).await?
+            RepositoryLocation::Folder(folder) => {
+                let is_local = server.is_none_or(|client| is_on_this_machine(client.server()));
+                if is_local && !self.start.detach {
+                    RunSource::serve(&folder, revision, base).await?
                 } else {
-                    Source::remote_of(&folder, wanted, base, token)?
+                    RunSource::remote_of(&folder, revision, base, token)?
                 }
             }
         };
@@ -109,7 +112,7 @@ impl RunArgs {
         Ok(source)
     }
 
-    fn request(&self, source: &Source) -> CreateRun {
+    fn request(&self, source: &RunSource) -> CreateRun {
         CreateRun {
             reference: source.reference.clone(),
             clone_token: source.clone_token.clone(),

@@ -1,4 +1,4 @@
-//! Core's settings on the command line: the file, and flags and variables over it.
+//! Core's settings on the command line: the configuration file, and options that override it.
 
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
@@ -9,19 +9,19 @@ use url::Url;
 
 use crate::config::{Config, ConfigError};
 
-/// What `stagely core` and a core inside `stagely run` have in common.
+/// Options of `stagely core` and of a core inside `stagely run`.
 #[derive(Args, Debug, Default)]
-pub struct Settings {
-    /// Core's configuration, `stagely.toml`; the other options go over it
+pub struct SettingsArgs {
+    /// Core's configuration, `stagely.toml`. Other options override it
     #[arg(long, value_name = "FILE", env = "STAGELY_CONFIG", help_heading = "Core")]
     pub config: Option<PathBuf>,
-    /// The registry that images go to: HOST:PORT, with a path if images lie below one
+    /// The registry for images: HOST:PORT, optionally with a path
     #[arg(long, value_name = "REGISTRY", env = "STAGELY_REGISTRY", help_heading = "Core")]
     pub registry: Option<String>,
     /// The registry's user
     #[arg(long, value_name = "NAME", env = "STAGELY_REGISTRY_USERNAME", help_heading = "Core")]
     pub registry_username: Option<String>,
-    /// A file that holds the password of the registry's user
+    /// A file with the password of the registry's user
     #[arg(
         long,
         value_name = "FILE",
@@ -29,30 +29,30 @@ pub struct Settings {
         help_heading = "Core"
     )]
     pub registry_password_file: Option<PathBuf>,
-    /// The Docker engine of local builders, unix:///…
+    /// The Docker Engine of local builders, unix:///…
     #[arg(long, value_name = "URL", env = "STAGELY_DOCKER_HOST", help_heading = "Core")]
     pub docker_host: Option<String>,
-    /// Most builders at once; further jobs wait
+    /// The most builders at once. Further jobs wait
     #[arg(long, value_name = "N", env = "STAGELY_MAX_CONCURRENT", help_heading = "Core")]
     pub max_concurrent: Option<NonZeroU32>,
 }
 
-/// Where `stagely core` listens and keeps its data.
+/// Options of `stagely core` alone.
 #[derive(Args, Debug, Default)]
-pub struct Place {
-    /// Where to listen
+pub struct ServiceArgs {
+    /// The address to listen on
     #[arg(long, value_name = "ADDRESS:PORT", env = "STAGELY_LISTEN")]
     pub listen: Option<SocketAddr>,
-    /// The address that agents and people reach this core at
+    /// The URL at which agents and people reach core
     #[arg(long, value_name = "URL", env = "STAGELY_PUBLIC_URL")]
     pub public_url: Option<Url>,
-    /// Holds the databases, the key of stored secrets and the first admin token
+    /// The folder of the databases, the key of stored secrets and the first admin token
     #[arg(long, value_name = "FOLDER", env = "STAGELY_DATA_DIR")]
     pub data_dir: Option<PathBuf>,
 }
 
-impl Settings {
-    /// Reads the file, and puts the options over it.
+impl SettingsArgs {
+    /// Reads the configuration file and applies the options.
     ///
     /// # Errors
     /// [`ConfigError`], naming the file and the line or setting.
@@ -80,8 +80,8 @@ impl Settings {
     }
 }
 
-impl Place {
-    /// Puts the options over `config`.
+impl ServiceArgs {
+    /// Applies the options to `config`.
     pub fn apply(&self, config: &mut Config) {
         let core = &mut config.core;
         core.listen = self.listen.unwrap_or(core.listen);

@@ -1,14 +1,14 @@
-//! SIGINT and SIGTERM, for commands that end cleanly.
+//! SIGINT and SIGTERM, for commands that shut down cleanly.
 
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// The exit code of a service that is told to end twice: 128 + SIGINT.
+/// The exit code of a service after a second signal: 128 + SIGINT.
 const EXIT_INTERRUPTED: i32 = 130;
 
-/// Counts the wishes of somebody at the terminal, or of a supervisor, that the command ends.
+/// Counts SIGINT and SIGTERM signals.
 #[derive(Debug)]
 pub struct Interrupts {
     interrupt: Signal,
@@ -17,10 +17,10 @@ pub struct Interrupts {
 }
 
 impl Interrupts {
-    /// Listens from now on.
+    /// Starts to receive the signals.
     ///
     /// # Errors
-    /// When the system refuses.
+    /// The signal handlers cannot be installed.
     pub fn new() -> io::Result<Self> {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
@@ -29,7 +29,7 @@ impl Interrupts {
         })
     }
 
-    /// Waits for the next; returns how many there were. May be dropped and called again.
+    /// Waits for the next signal and returns the number of signals so far. Cancel safe.
     pub async fn next(&mut self) -> u32 {
         tokio::select! {
             _ = self.interrupt.recv() => {}
@@ -40,10 +40,10 @@ impl Interrupts {
     }
 }
 
-/// A token that fires at the first signal. The second ends the process at once.
+/// Returns a token that the first signal cancels. The second signal exits the process immediately.
 ///
 /// # Errors
-/// When the system refuses.
+/// The signal handlers cannot be installed.
 pub fn stop_token() -> io::Result<CancellationToken> {
     let mut interrupts = Interrupts::new()?;
     let stop = CancellationToken::new();

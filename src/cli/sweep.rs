@@ -1,23 +1,22 @@
-//! `stagely sweep`: what the providers have against what core has on record.
+//! `stagely sweep`: compares the providers' machines with core's records.
 
 use std::process::ExitCode;
 
 use clap::Args;
 
 use super::connect::ServerArgs;
-use super::records::print;
+use super::output::print;
 use super::table::table;
 use crate::api::{ProviderSweepView, SweepAction, SweepView, SweptMachine};
 
-/// Ends machines that core does not know, and finds those that are gone
+/// Compares the providers' machines with core's records, and ends unknown machines
 ///
-/// Compares what the providers have with what core has on record. Core does so itself every minute, and with
-/// local machines every second.
+/// Core does the same every minute, and every second for local machines.
 ///
-/// Exit codes: 0, or 1 when a provider could not be asked or a machine could not be seen to.
+/// Exit codes: 0; or 1 if a provider could not be queried or an action failed.
 #[derive(Args, Debug)]
 pub struct SweepArgs {
-    /// Say what would be done, and do nothing
+    /// Show the actions without taking them
     #[arg(long)]
     dry_run: bool,
     /// Print JSON
@@ -30,7 +29,7 @@ pub struct SweepArgs {
 /// Runs `stagely sweep`.
 ///
 /// # Errors
-/// A core that cannot be asked, or refuses; standard output that cannot be written.
+/// Core cannot be reached or refuses; standard output cannot be written.
 pub async fn sweep(arguments: SweepArgs) -> anyhow::Result<ExitCode> {
     let swept = arguments.server.running()?.sweep(arguments.dry_run).await?;
     print(arguments.json, &swept, text)?;
@@ -39,8 +38,7 @@ pub async fn sweep(arguments: SweepArgs) -> anyhow::Result<ExitCode> {
 
 fn text(swept: &SweepView) -> String {
     if swept.providers.is_empty() {
-        return "core uses no provider: machines are registered, and nobody launches any"
-            .to_owned();
+        return "core uses no provider: it launches no machines".to_owned();
     }
     let providers = swept.providers.iter().map(|provider| match &provider.error {
         None => [
@@ -54,30 +52,30 @@ fn text(swept: &SweepView) -> String {
     let mut parts = vec![table(["PROVIDER", "LISTED", "RECORDED", "DIFFERENT"], providers)];
     let machines = swept.providers.iter().flat_map(|provider| {
         let row = |machine: &SweptMachine| {
-            let what = what(machine, swept.dry_run);
+            let action = action(machine, swept.dry_run);
             let (id, name) = (machine.machine_id.to_string(), provider.provider.to_string());
-            [id, name, what, machine.reason.clone()]
+            [id, name, action, machine.reason.clone()]
         };
         provider.machines.iter().map(row)
     });
     let machines: Vec<[String; 4]> = machines.collect();
     if !machines.is_empty() {
-        let machines = table(["MACHINE", "PROVIDER", "WHAT", "WHY"], machines);
+        let machines = table(["MACHINE", "PROVIDER", "ACTION", "REASON"], machines);
         parts.extend([String::new(), machines]);
     }
     parts.extend(failures(swept));
     parts.join("\n")
 }
 
-/// What went wrong, a line each.
+/// The failures, each on one line.
 fn failures(swept: &SweepView) -> Vec<String> {
     let of_provider = |provider: &ProviderSweepView| {
         let error = provider.error.as_ref()?;
-        Some(format!("{} could not be asked: {error}", provider.provider))
+        Some(format!("{} could not be queried: {error}", provider.provider))
     };
     let of_machine = |machine: &SweptMachine| {
         let error = machine.error.as_ref()?;
-        Some(format!("{} could not be seen to: {error}", machine.machine_id))
+        Some(format!("{}: the action failed: {error}", machine.machine_id))
     };
     let all = swept.providers.iter().flat_map(|provider| {
         of_provider(provider).into_iter().chain(provider.machines.iter().filter_map(of_machine))
@@ -85,17 +83,17 @@ fn failures(swept: &SweepView) -> Vec<String> {
     all.collect()
 }
 
-/// What was, or would be, done about a machine.
-fn what(machine: &SweptMachine, dry_run: bool) -> String {
+/// The action for a machine, or its result.
+fn action(machine: &SweptMachine, dry_run: bool) -> String {
     let text = match machine.action {
         SweepAction::None => "left alone",
         _ if machine.error.is_some() => "failed",
         SweepAction::End if dry_run => "would be ended",
         SweepAction::Forget if dry_run => "would be forgotten",
-        SweepAction::LookAgain if dry_run => "would be looked for again",
+        SweepAction::LookAgain if dry_run => "would be checked again",
         SweepAction::End if machine.done => "ended",
         SweepAction::Forget if machine.done => "forgotten",
-        SweepAction::LookAgain => "looked for again",
+        SweepAction::LookAgain => "checked again",
         SweepAction::End | SweepAction::Forget => "left alone for now",
     };
     text.to_owned()
@@ -123,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_be_done_and_what_was_done_are_told_apart() {
+    fn a_dry_run_and_a_real_sweep_are_worded_differently() {
         let swept = |dry_run, machine| SweepView {
             dry_run,
             providers: vec![provider(ProviderName::Aws, vec![machine])],
@@ -140,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_provider_that_could_not_be_asked_and_a_machine_that_was_not_ended_are_failures() {
+    fn unreachable_providers_and_failed_actions_are_failures() {
         let mut absent = provider(ProviderName::DigitalOcean, Vec::new());
         absent.error = Some("no answer".to_owned());
         let swept = SweepView {
@@ -150,13 +148,13 @@ mod tests {
         let shown = text(&swept);
         assert_eq!(failures(&swept).len(), 1);
         assert!(shown.contains("digitalocean  ?"), "{shown}");
-        assert!(shown.ends_with("\ndigitalocean could not be asked: no answer"), "{shown}");
+        assert!(shown.ends_with("\ndigitalocean could not be queried: no answer"), "{shown}");
         let failed = SweptMachine { error: Some("refused".to_owned()), ..unknown() };
         let swept = SweepView {
             dry_run: false,
             providers: vec![provider(ProviderName::Aws, vec![failed])],
         };
         assert_eq!(failures(&swept).len(), 1);
-        assert!(text(&swept).contains("could not be seen to: refused"), "{}", text(&swept));
+        assert!(text(&swept).contains("the action failed: refused"), "{}", text(&swept));
     }
 }

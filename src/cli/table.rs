@@ -1,12 +1,12 @@
-//! Tables for people: columns without lines, so that they can be cut and pasted.
+//! Tables on the terminal: columns without rules, for easy copying.
 
 use comfy_table::{ContentArrangement, Table, presets};
 use console::{Term, measure_text_width};
 
-/// Between two columns.
+/// The columns of space between two columns.
 const GAP: usize = 2;
 
-/// A table with a header.
+/// Formats a table with a header.
 pub(super) fn table<const N: usize>(
     header: [&str; N],
     rows: impl IntoIterator<Item = [String; N]>,
@@ -17,13 +17,12 @@ pub(super) fn table<const N: usize>(
     text(table)
 }
 
-/// A column that may be left out.
+/// A column that can be dropped from a narrow table.
 pub(super) struct Column {
-    /// What it is called.
     pub(super) header: &'static str,
-    /// Of the columns that do not fit, the one with the highest rank goes first; one without stays.
+    /// The column with the highest rank is dropped first. A column without a rank is never dropped.
     pub(super) rank: Option<u8>,
-    /// A cell for each row.
+    /// One cell for each row.
     pub(super) cells: Vec<String>,
 }
 
@@ -34,13 +33,15 @@ impl Column {
     }
 }
 
-/// A table of as many of `columns` as fit into `width`, where there is one. Empty columns are left out.
+/// Formats a table with as many of `columns` as fit into `width`, if there is one. Drops empty columns.
 pub(super) fn fitted(mut columns: Vec<Column>, width: Option<usize>) -> String {
-    columns.retain(|column| column.rank.is_none() || column.cells.iter().any(|it| !it.is_empty()));
+    columns
+        .retain(|column| column.rank.is_none() || column.cells.iter().any(|cell| !cell.is_empty()));
     while let Some(width) = width {
         let gaps = columns.len().saturating_sub(1) * GAP;
         let is_too_wide = columns.iter().map(Column::width).sum::<usize>() + gaps > width;
-        let last = columns.iter().enumerate().filter_map(|(at, it)| Some((it.rank?, at))).max();
+        let last =
+            columns.iter().enumerate().filter_map(|(at, column)| Some((column.rank?, at))).max();
         match last {
             Some((_, at)) if is_too_wide => drop(columns.remove(at)),
             _ => break,
@@ -55,7 +56,7 @@ pub(super) fn fitted(mut columns: Vec<Column>, width: Option<usize>) -> String {
     text(table)
 }
 
-/// The width of the terminal that standard output is; `None` where it is none.
+/// The width of the terminal; `None` if standard output is not a terminal.
 pub(super) fn terminal_width() -> Option<usize> {
     Term::stdout().size_checked().map(|(_, columns)| usize::from(columns))
 }
@@ -87,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_goes_by_rank_and_what_has_none_stays() {
+    fn columns_that_do_not_fit_are_dropped_by_rank() {
         let header = |width| fitted(columns(), width).lines().next().unwrap().to_owned();
         assert_eq!(header(None), "NAME  NOTE   LONG");
         assert_eq!(header(Some(24)), "NAME  NOTE   LONG");

@@ -1,4 +1,4 @@
-//! `stagely token`: bearer tokens of the API.
+//! `stagely token`: creates bearer tokens for the API.
 
 use std::io::{Write as _, stdout};
 use std::process::ExitCode;
@@ -9,7 +9,7 @@ use secrecy::ExposeSecret as _;
 use super::connect::ServerArgs;
 use crate::api::{CreateToken, Role};
 
-/// Makes tokens for the API
+/// Creates API tokens
 #[derive(Args, Debug)]
 pub struct TokenArgs {
     #[command(subcommand)]
@@ -18,12 +18,12 @@ pub struct TokenArgs {
 
 #[derive(Subcommand, Debug)]
 enum TokenCommand {
-    /// Makes a token and prints it. Core keeps its hash alone, so it is shown only now
+    /// Creates a token and prints it once. Core stores only its hash
     Create {
-        /// What it is for
+        /// The token's name, for people
         #[arg(value_name = "NAME")]
         name: String,
-        /// What it may do
+        /// The token's role
         #[arg(long, value_name = "ROLE")]
         role: Role,
         #[command(flatten)]
@@ -34,7 +34,7 @@ enum TokenCommand {
 /// Runs `stagely token`.
 ///
 /// # Errors
-/// A core that cannot be asked, or refuses; standard output that cannot be written.
+/// Core cannot be reached or refuses; standard output cannot be written.
 pub async fn token(arguments: TokenArgs) -> anyhow::Result<ExitCode> {
     let TokenCommand::Create { name, role, server } = arguments.command;
     let created = server.running()?.create_token(&CreateToken { name, role }).await?;

@@ -1,4 +1,4 @@
-//! `stagely validate`: checks a `stagely.yaml` as it lies in a working tree.
+//! `stagely validate`: checks the `stagely.yaml` of a working tree.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -9,9 +9,9 @@ use serde::Serialize;
 use stagely_manifest::{Build, FILE_NAME, Manifest, Problem, Problems};
 
 /// Checks the file `path` (or `stagely.yaml` in the folder `path`) and prints every problem to
-/// standard output. Contexts and Dockerfiles are looked for from the repository's root.
+/// standard output. Contexts and Dockerfiles are looked up from the repository's root.
 ///
-/// The exit code is 0 for a valid file and 1 for one with problems.
+/// The exit code is 0 for a valid file and 1 for a file with problems.
 ///
 /// # Errors
 /// The file cannot be read, or standard output cannot be written.
@@ -19,7 +19,7 @@ pub fn validate(path: Option<PathBuf>, json: bool) -> anyhow::Result<ExitCode> {
     let path = path.unwrap_or_else(|| PathBuf::from(FILE_NAME));
     let path = if path.is_dir() { path.join(FILE_NAME) } else { path };
     let result = check(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let text = if json { json_report(&path, &result)? } else { report(&path, &result) };
+    let text = if json { json_text(&path, &result)? } else { result_text(&path, &result) };
     writeln!(io::stdout().lock(), "{text}")?;
     Ok(if result.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -30,8 +30,8 @@ fn check(path: &Path) -> io::Result<Result<Manifest, Problems>> {
     Ok(stagely_manifest::validate(&path.display().to_string(), &bytes, &root))
 }
 
-/// The nearest folder above the file that holds `.git` (a file, in a linked worktree); the file's
-/// own folder where there is none.
+/// The nearest parent folder that contains `.git` (a file, in a linked worktree), or else the file's own
+/// folder.
 fn repository_root(path: &Path) -> io::Result<PathBuf> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let folder = parent.unwrap_or(Path::new(".")).canonicalize()?;
@@ -39,12 +39,12 @@ fn repository_root(path: &Path) -> io::Result<PathBuf> {
     Ok(root.unwrap_or(&folder).to_owned())
 }
 
-fn report(path: &Path, result: &Result<Manifest, Problems>) -> String {
+fn result_text(path: &Path, result: &Result<Manifest, Problems>) -> String {
     match result {
         Ok(manifest) => {
             let builds = counted(manifest.builds.len(), "build");
             let jobs = manifest.builds.iter().map(Build::job_count).sum();
-            // Platforms, merges and combinations make more jobs than there are builds.
+            // Platforms, merges and combinations add jobs.
             let jobs = if jobs == manifest.builds.len() {
                 String::new()
             } else {
@@ -60,23 +60,23 @@ fn counted(count: usize, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
-/// What `--json` prints.
+/// The result that `--json` prints.
 #[derive(Serialize)]
-struct Report<'a> {
+struct ValidationView<'a> {
     file: String,
     valid: bool,
     problems: &'a [Problem],
-    /// How many problems there are beyond those.
+    /// The number of further problems.
     more: usize,
 }
 
-fn json_report(path: &Path, result: &Result<Manifest, Problems>) -> serde_json::Result<String> {
+fn json_text(path: &Path, result: &Result<Manifest, Problems>) -> serde_json::Result<String> {
     let (problems, more) = match result {
         Ok(_) => (&[][..], 0),
         Err(problems) => (&problems.problems[..], problems.more),
     };
     let file = path.display().to_string();
-    serde_json::to_string_pretty(&Report { file, valid: result.is_ok(), problems, more })
+    serde_json::to_string_pretty(&ValidationView { file, valid: result.is_ok(), problems, more })
 }
 
 #[cfg(test)]
@@ -97,34 +97,34 @@ mod tests {
     }
 
     #[test]
-    fn paths_are_looked_for_from_the_root_of_the_repository() {
+    fn paths_are_looked_up_from_the_root_of_the_repository() {
         let folder = repository();
         let path = folder.path().join("ci/stagely.yaml");
         let result = check(&path).unwrap();
-        assert!(report(&path, &result).ends_with("ci/stagely.yaml is valid: 1 build"));
+        assert!(result_text(&path, &result).ends_with("ci/stagely.yaml is valid: 1 build"));
 
         fs::remove_file(folder.path().join(".git")).unwrap();
-        let text = report(&path, &check(&path).unwrap());
+        let text = result_text(&path, &check(&path).unwrap());
         assert!(text.ends_with("the context `api` is not in the repository"), "{text}");
     }
 
     #[test]
-    fn jobs_are_counted_where_a_build_makes_several() {
+    fn jobs_are_counted_if_a_build_has_several() {
         let folder = repository();
         let path = folder.path().join("ci/stagely.yaml");
         let text = "builds: {api: {context: api, platforms: [linux/amd64, linux/arm64], matrix: {A: \
                     [1, 2]}}}";
         fs::write(&path, text).unwrap();
-        let text = report(&path, &check(&path).unwrap());
+        let text = result_text(&path, &check(&path).unwrap());
         assert!(text.ends_with("is valid: 1 build, 6 jobs"), "{text}");
     }
 
     #[test]
-    fn the_json_report_holds_the_same_problems() {
+    fn json_contains_the_same_problems() {
         let folder = repository();
         let path = folder.path().join("ci/stagely.yaml");
         fs::write(&path, "builds: {api: {context: nowhere}}").unwrap();
-        let json = json_report(&path, &check(&path).unwrap()).unwrap();
+        let json = json_text(&path, &check(&path).unwrap()).unwrap();
         let json: serde_json::Value = serde_json::from_str(&json).unwrap();
         assert_eq!(json["valid"], false);
         assert_eq!(json["problems"][0]["path"], "builds.api.context");
@@ -132,8 +132,8 @@ mod tests {
     }
 
     #[test]
-    fn a_file_without_end_is_too_large() {
-        let text = report(Path::new("zero"), &check(Path::new("/dev/zero")).unwrap());
+    fn an_endless_file_is_too_large() {
+        let text = result_text(Path::new("zero"), &check(Path::new("/dev/zero")).unwrap());
         assert!(text.ends_with("the file is larger than 256 KiB"), "{text}");
     }
 }

@@ -1,4 +1,4 @@
-//! What `stagely run` says and does while core still exports the cache of a run that has ended.
+//! `stagely run` while core still exports the cache of an ended run.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -78,13 +78,13 @@ fn built(person: &Person) {
 }
 
 #[test]
-fn a_core_in_the_process_is_waited_for_and_ctrl_c_then_leaves_with_the_runs_own_code() {
+fn an_embedded_core_is_awaited_and_ctrl_c_leaves_with_the_exit_code_of_the_run() {
     let person = Person::new("cache");
     built(&person);
     let gate = Gate::closed();
     let run = person.starts(&["run", "--registry", &gate.address]);
-    // It is said after the result.
-    run.says("Waiting for the cache of app; Ctrl-C leaves it");
+    // Printed after the result.
+    run.says("Waiting for the cache export of app; press Ctrl-C to leave");
     run.send(Signal::SIGINT);
     let ended = run.ends().with(0);
     assert!(ended.stdout.contains("linux/amd64  completed  sha256:"), "{}", ended.stdout);
@@ -99,7 +99,7 @@ fn a_core_in_the_process_is_waited_for_and_ctrl_c_then_leaves_with_the_runs_own_
 }
 
 #[test]
-fn a_core_that_stays_exports_the_cache_alone() {
+fn a_core_that_keeps_running_exports_the_cache_without_the_command() {
     let person = Person::new("cache-stays");
     built(&person);
     let gate = Gate::closed();
@@ -108,13 +108,13 @@ fn a_core_that_stays_exports_the_cache_alone() {
     let ended = server.does(&admin, &["run"]).with(0);
     assert!(ended.stdout.contains(":app-amd64@sha256:"), "{}", ended.stdout);
     assert!(ended.stderr.contains(" built for "), "{}", ended.stderr);
-    let goes_on = "Core goes on to export the cache of app\n";
-    assert!(ended.stderr.ends_with(goes_on), "{}", ended.stderr);
+    let message = "Core still exports the cache of app\n";
+    assert!(ended.stderr.ends_with(message), "{}", ended.stderr);
     gate.open();
     eventually_blocking("the cache is exported", || {
         let machines = server.does(&admin, &["machines", "--json"]).with(0).stdout;
         let machines: Vec<Value> = serde_json::from_str(&machines).unwrap();
-        machines.iter().all(|it| it["exporting_cache_of"].is_null()).then_some(())
+        machines.iter().all(|machine| machine["exporting_cache_of"].is_null()).then_some(())
     });
     server.ends();
 }

@@ -1,11 +1,11 @@
-//! What needs no run: help, completions, mistakes on the command line, `doctor`.
+//! Commands without a run: help, completions, mistakes on the command line, `doctor`.
 
 use serde_json::Value;
 
 use crate::person::Person;
 
 #[test]
-fn help_and_version_are_there_for_every_command() {
+fn every_command_has_help() {
     let person = Person::new("help");
     let help = person.does(&["--help"]).with(0).stdout;
     assert!(person.does(&["--version"]).with(0).stdout.starts_with("stagely "));
@@ -16,7 +16,7 @@ fn help_and_version_are_there_for_every_command() {
         .take_while(|line| !line.is_empty())
         .filter_map(|line| line.split_whitespace().next())
         .collect();
-    for wanted in [
+    for command in [
         "run",
         "rebuild",
         "warm",
@@ -35,21 +35,21 @@ fn help_and_version_are_there_for_every_command() {
         "fleets",
         "doctor",
     ] {
-        assert!(commands.contains(&wanted), "{wanted} is not in {commands:?}");
+        assert!(commands.contains(&command), "{command} is not in {commands:?}");
     }
     for command in commands.into_iter().filter(|command| *command != "help") {
         let help = person.does(&[command, "--help"]).with(0).stdout;
         assert!(help.contains("Usage: stagely"), "{command}: {help}");
     }
-    for starts_a_run in ["run", "rebuild", "warm"] {
-        let help = person.does(&[starts_a_run, "--help"]).with(0).stdout;
+    for command in ["run", "rebuild", "warm"] {
+        let help = person.does(&[command, "--help"]).with(0).stdout;
         assert!(help.contains("130  the run was cancelled"), "{help}");
         assert!(help.contains("--clone-token-file") && help.contains("--detach"), "{help}");
     }
 }
 
 #[test]
-fn shells_get_their_completions() {
+fn completions_are_printed_for_each_shell() {
     let person = Person::new("shells");
     for shell in ["bash", "zsh", "fish"] {
         let script = person.does(&["completions", shell]).with(0).stdout;
@@ -59,7 +59,7 @@ fn shells_get_their_completions() {
 }
 
 #[test]
-fn mistakes_on_the_command_line_end_with_2() {
+fn mistakes_on_the_command_line_exit_with_2() {
     let person = Person::new("mistakes");
     for arguments in [
         &["rum"][..],
@@ -81,7 +81,7 @@ fn mistakes_on_the_command_line_end_with_2() {
 }
 
 #[test]
-fn what_cannot_be_reached_is_said_with_what_to_do() {
+fn an_unreachable_core_is_reported_with_advice() {
     let person = Person::new("nobody");
     let error = person.does(&["machines"]).with(4).stderr;
     assert!(error.contains("no core runs on") && error.contains("--server"), "{error}");
@@ -95,7 +95,7 @@ fn what_cannot_be_reached_is_said_with_what_to_do() {
 }
 
 #[test]
-fn a_folder_that_cannot_be_built_from_is_named() {
+fn a_folder_that_cannot_be_built_is_reported() {
     let person = Person::new("folders");
     let registry = ["--registry", "127.0.0.1:1"];
     let run =
@@ -111,7 +111,7 @@ fn a_folder_that_cannot_be_built_from_is_named() {
 }
 
 #[test]
-fn validate_prints_every_mistake_and_ends_with_1() {
+fn validate_prints_every_mistake_and_exits_with_1() {
     let person = Person::new("validate");
     let yaml = "builds:\n  a: {context: ., platfrom: linux/amd64}\n  b: {context: ../up}\n";
     person.write(&[("stagely.yaml", yaml), ("Dockerfile", "FROM scratch\n")]);
@@ -127,7 +127,7 @@ fn validate_prints_every_mistake_and_ends_with_1() {
 }
 
 #[test]
-fn doctor_finds_what_is_right_and_what_is_wrong() {
+fn doctor_reports_working_and_broken_parts() {
     let person = Person::new("doctor");
     let findings = |arguments: &[&str], code| -> Vec<Value> {
         let report =
@@ -147,13 +147,16 @@ fn doctor_finds_what_is_right_and_what_is_wrong() {
     for check in ["docker", "registry"] {
         assert_eq!(verdict(&found, check), "error", "{found:#?}");
     }
-    assert!(found.iter().all(|it| it["verdict"] == "ok" || it["fix"].is_string()), "{found:#?}");
+    assert!(
+        found.iter().all(|finding| finding["verdict"] == "ok" || finding["fix"].is_string()),
+        "{found:#?}"
+    );
     let text = person.does(&["doctor"]).with(0).stdout;
     assert!(text.contains("ok       docker"), "{text}");
 }
 
 #[test]
-fn fleets_shows_what_a_configuration_launches_and_refuses_one_that_is_wrong() {
+fn fleets_shows_the_machines_of_a_configuration_and_refuses_an_invalid_one() {
     let person = Person::new("fleets");
     let settings = "core.public-url = \"https://core.example\"\nregistry.url = \"registry.example\"\n\
                     builders = { provider = \"aws\", market = \"spot-first\" }\n";

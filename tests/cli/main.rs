@@ -1,6 +1,6 @@
-//! The commands as people type them: what they print, where, and how they end.
+//! Runs the commands as users do, and checks their output and exit codes.
 //!
-//! `stagely run` works on the real engine and the real registry that `scripts/setup` leaves in
+//! `stagely run` uses the real Docker Engine and the real registry that `scripts/setup` leaves in
 //! `STAGELY_REGISTRY`, `STAGELY_REGISTRY_USERNAME` and `STAGELY_REGISTRY_PASSWORD_FILE`.
 
 #![expect(clippy::unwrap_used, reason = "a helper's failure fails the test")]

@@ -1,4 +1,4 @@
-//! Somebody with a home of their own, a repository in it, and a shell.
+//! A user with a home folder, a repository in it, and a shell.
 
 use std::fs;
 use std::io::Read as _;
@@ -14,13 +14,13 @@ use stagely_test_support::wait::eventually_blocking;
 use tempfile::TempDir;
 
 pub(crate) struct Person {
-    /// Unique over all runs of the tests: the project's name, and in the commands of builds.
+    /// The project's name, which also occurs in the commands of builds. Unique over all runs of the tests.
     pub(crate) name: String,
     repository: Repository,
     home: TempDir,
 }
 
-/// How a command ended.
+/// The result of a command.
 pub(crate) struct Ended {
     pub(crate) code: i32,
     pub(crate) stdout: String,
@@ -31,7 +31,7 @@ impl From<Output> for Ended {
     fn from(output: Output) -> Self {
         let text = |bytes| String::from_utf8(bytes).unwrap();
         Self {
-            code: output.status.code().expect("it ended by itself"),
+            code: output.status.code().expect("a signal ended the command"),
             stdout: text(output.stdout),
             stderr: text(output.stderr),
         }
@@ -100,7 +100,7 @@ impl Person {
         command
     }
 
-    /// Starts `stagely` on a terminal of its own. All that it shows there is standard error here.
+    /// Starts `stagely` on a terminal of its own. The output of the terminal is standard error here.
     pub(crate) fn starts_at_terminal(&self, arguments: &str) -> Running {
         let stagely = env!("CARGO_BIN_EXE_stagely");
         let line = format!("stty cols 100 rows 30; exec {stagely} {arguments}");
@@ -127,7 +127,7 @@ impl Person {
         Running::of(self.stagely(arguments))
     }
 
-    /// Nothing of this person's builds runs any more, and no temporary file is left.
+    /// Checks that no process of this user's builds and no temporary file is left.
     pub(crate) fn leaves_nothing(&self) {
         eventually_blocking("no process is left", || {
             processes_with(&self.name).is_empty().then_some(())
@@ -140,7 +140,7 @@ impl Person {
     }
 }
 
-/// A command that goes on. Its standard error is read while it does.
+/// A running command, whose standard error is read in the background.
 pub(crate) struct Running {
     child: Child,
     stderr: std::sync::Arc<std::sync::Mutex<String>>,
@@ -168,7 +168,7 @@ impl Running {
         eventually_blocking(&what, || self.shown().contains(text).then_some(()));
     }
 
-    /// What standard error holds so far.
+    /// The standard error so far.
     pub(crate) fn shown(&self) -> String {
         self.stderr.lock().unwrap().clone()
     }
@@ -177,7 +177,7 @@ impl Running {
         kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).unwrap();
     }
 
-    /// What Ctrl-C on its terminal does to a command that [`Person::starts_at_terminal`] started.
+    /// Sends the signal of Ctrl-C to a command that [`Person::starts_at_terminal`] started.
     pub(crate) fn interrupts_at_terminal(&self) {
         let parent = self.child.id().to_string();
         let sent = Command::new("pkill").args(["-INT", "-P", &parent]).status();
@@ -197,7 +197,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // A test that fails leaves nothing running either.
+        // Failed tests leave no process behind.
         let _ = self.child.kill();
         let _ = self.child.wait();
         if thread::panicking() {

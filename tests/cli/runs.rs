@@ -1,4 +1,4 @@
-//! `stagely run` without a server: core, builders and the folder's Git server in one process.
+//! `stagely run` without a server: core and the folder's Git server inside the command.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use crate::person::Person;
 const YAML: &str = "builds:\n  app: {context: .}\n";
 
 #[test]
-fn a_folder_is_built_pushed_and_told_of() {
+fn a_folder_is_built_pushed_and_reported() {
     let person = Person::new("folder");
     person.commit(&[("stagely.yaml", YAML), ("Dockerfile", "FROM busybox\nRUN echo built here\n")]);
 
@@ -27,7 +27,7 @@ fn a_folder_is_built_pushed_and_told_of() {
     let image = ended.stdout.lines().find(|line| line.contains(&project)).expect("an image");
     inspect(image);
 
-    // What the process remembered is there for the next ones.
+    // The records are available to later commands.
     let runs: Value =
         serde_json::from_str(&person.does(&["runs", "--json"]).with(0).stdout).unwrap();
     let run = runs[0]["id"].as_str().unwrap();
@@ -54,14 +54,14 @@ fn a_folder_is_built_pushed_and_told_of() {
 }
 
 #[test]
-fn a_base_that_is_not_there_is_told_before_anything_starts() {
+fn an_unknown_base_is_reported_before_core_starts() {
     let person = Person::new("base");
     person.commit(&[("stagely.yaml", YAML), ("Dockerfile", "FROM busybox\n")]);
     let error = person.does(&["run", "--base", "nowhere"]).with(4).stderr;
     assert!(error.contains("no branch, tag or commit \"nowhere\""), "{error}");
 }
 
-/// The registry has the image.
+/// Checks that the registry has the image.
 fn inspect(image: &str) {
     let config = tempfile::tempdir().unwrap();
     let setting = |name| std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set"));
@@ -78,7 +78,7 @@ fn inspect(image: &str) {
 }
 
 #[test]
-fn uncommitted_changes_come_along_with_dirty_and_json_is_all_of_the_output() {
+fn dirty_includes_uncommitted_changes_and_json_is_the_only_output() {
     let person = Person::new("dirty");
     person.commit(&[("stagely.yaml", YAML), ("Dockerfile", "FROM busybox\nCOPY said /\n")]);
     person.write(&[("said", "not committed")]);
@@ -87,7 +87,7 @@ fn uncommitted_changes_come_along_with_dirty_and_json_is_all_of_the_output() {
     assert_eq!(run["status"], "completed");
     assert_eq!(run["jobs"][0]["status"], "completed");
     assert_eq!(person.git(&["status", "--short"]), "?? said");
-    // What is committed lacks the file.
+    // The commit lacks the file.
     let ended = person.does(&["run", "--ref", "main"]).with(1);
     assert!(ended.stdout.contains("app failed: "), "{}", ended.stdout);
 }
@@ -106,7 +106,7 @@ fn secrets_of_the_command_line_reach_the_build_and_nothing_else() {
 }
 
 #[test]
-fn failures_end_with_the_code_of_whose_fault_they_are() {
+fn the_exit_code_depends_on_the_cause_of_a_failure() {
     let person = Person::new("failures");
     let yaml = "builds:\n  good: {context: good}\n  bad: {context: bad}\n";
     person.commit(&[
@@ -127,7 +127,7 @@ fn failures_end_with_the_code_of_whose_fault_they_are() {
     let ended = person.does(&["run"]).with(1);
     assert!(ended.stdout.contains("stagely.yaml:2:"), "{}", ended.stdout);
 
-    // A password that is wrong is not the build's fault.
+    // A wrong password is not a failure of the build.
     person.commit(&[("stagely.yaml", yaml)]);
     let wrong = person.path("password");
     std::fs::write(&wrong, "wrong").unwrap();
@@ -137,7 +137,7 @@ fn failures_end_with_the_code_of_whose_fault_they_are() {
     person.leaves_nothing();
 }
 
-/// A build that goes on until it is stopped, and can be found on the host.
+/// Commits a build that sleeps until it is stopped and can be found among the processes.
 fn sleeping(person: &Person) {
     let dockerfile = format!("FROM busybox\nRUN echo asleep; sleep 3600 # {}\n", person.name);
     person.commit(&[("stagely.yaml", YAML), ("Dockerfile", &dockerfile)]);
@@ -151,13 +151,13 @@ fn the_first_ctrl_c_cancels_and_cleans_up() {
     run.says(" asleep");
     run.send(Signal::SIGINT);
     let ended = run.ends().with(130);
-    assert!(ended.stderr.contains("Ctrl-C again leaves at once"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("press Ctrl-C again to leave at once"), "{}", ended.stderr);
     assert!(ended.stdout.contains("cancelled"), "{}", ended.stdout);
     person.leaves_nothing();
 }
 
 #[test]
-fn the_second_ctrl_c_leaves_at_once_and_the_next_command_ends_what_is_left() {
+fn the_second_ctrl_c_leaves_at_once_and_the_next_command_ends_the_build() {
     let person = Person::new("leave");
     sleeping(&person);
     let run = person.starts(&["run"]);
@@ -177,7 +177,7 @@ fn the_second_ctrl_c_leaves_at_once_and_the_next_command_ends_what_is_left() {
 }
 
 #[test]
-fn a_killed_run_is_cancelled_by_the_next_one() {
+fn the_next_run_cancels_a_killed_run() {
     let person = Person::new("killed");
     sleeping(&person);
     let run = person.starts(&["run"]);
@@ -198,7 +198,7 @@ fn a_killed_run_is_cancelled_by_the_next_one() {
 }
 
 #[test]
-fn a_second_run_waits_for_the_first_which_can_be_asked_and_cancelled() {
+fn a_second_run_waits_for_the_first_which_can_be_listed_and_cancelled() {
     let person = Person::new("two");
     sleeping(&person);
     let first = person.starts(&["run"]);
@@ -221,7 +221,7 @@ fn a_second_run_waits_for_the_first_which_can_be_asked_and_cancelled() {
 }
 
 #[test]
-fn on_a_terminal_each_job_has_a_line_also_when_it_is_tried_again() {
+fn on_a_terminal_each_job_has_one_line_even_if_it_is_retried() {
     let person = Person::new("terminal");
     sleeping(&person);
     let run = person.starts_at_terminal("run");
@@ -231,7 +231,7 @@ fn on_a_terminal_each_job_has_a_line_also_when_it_is_tried_again() {
     agents.retain(|process| process.arguments.iter().any(|argument| argument == "agent"));
     assert_eq!(agents.len(), 1, "{agents:?}");
     agents[0].kill();
-    run.says("attempt 1 came to nothing");
+    run.says("attempt 1 was lost");
     run.says("starting");
     eventually_blocking("the second attempt sleeps", || {
         let shown = run.shown();
@@ -246,7 +246,7 @@ fn on_a_terminal_each_job_has_a_line_also_when_it_is_tried_again() {
 }
 
 #[test]
-fn a_log_of_everything_holds_no_secret() {
+fn a_trace_log_contains_no_secret() {
     let person = Person::new("trace");
     person.commit(&[("stagely.yaml", YAML), ("Dockerfile", "FROM busybox\n")]);
     let output = person.stagely(&["run"]).env("STAGELY_LOG", "trace").output().unwrap();

@@ -1,4 +1,4 @@
-//! The commands against a core that runs on its own.
+//! The commands with a core in a process of its own.
 
 use std::fs;
 use std::net::TcpStream;
@@ -13,7 +13,7 @@ use stagely_test_support::wait::eventually_blocking;
 
 use crate::person::{Ended, Person, Running};
 
-/// A core on a data folder of this person.
+/// A core on a data folder of this user.
 pub(crate) struct Server<'a> {
     person: &'a Person,
     url: String,
@@ -37,7 +37,7 @@ impl<'a> Server<'a> {
         Self { person, url: format!("http://{listen}"), process }
     }
 
-    /// Makes a token with the admin's, which lies in the data folder.
+    /// Creates a token with the admin token in the data folder.
     pub(crate) fn token(&self, role: &str) -> String {
         let data = self.person.path("data");
         let arguments =
@@ -80,7 +80,7 @@ fn a_folder_is_built_by_a_core_on_the_same_machine() {
     let unknown = ["logs", "-f", "job_01k9x3v5c8q2m4n6p8r0s2t4v6"];
     assert!(server.does(&writer, &unknown).with(4).stderr.contains("there is no job"));
 
-    // The builder exports its layer cache after the run has ended, and outlives a core that is stopped.
+    // The builder exports its layer cache after the run has ended, and outlives a stopped core.
     let machines = person.path("data/machines").display().to_string();
     eventually_blocking("no builder is left", || {
         processes_with(&machines).is_empty().then_some(())
@@ -95,11 +95,11 @@ fn a_run_can_be_started_followed_and_cancelled_by_separate_commands() {
     let person = Person::new("detached");
     let server = Server::start(&person);
     let admin = server.token("admin");
-    // A command that leaves cannot serve its folder.
+    // A detached command cannot serve its folder.
     person.commit(&[("stagely.yaml", "builds: {app: {context: .}}\n")]);
     let refused = server.does(&admin, &["run", "--detach"]).with(4).stderr;
     assert!(refused.contains("no remote `origin`"), "{refused}");
-    // Nobody serves this address; the run waits for it until it is cancelled.
+    // No server listens at this address; the run waits until it is cancelled.
     let address = format!("http://127.0.0.1:{}/r.git", free_port());
     let started = server.does(&admin, &["run", &address, "--detach"]).with(0);
     let run = started.stdout.trim();
@@ -111,7 +111,7 @@ fn a_run_can_be_started_followed_and_cancelled_by_separate_commands() {
     server.ends();
 }
 
-/// Serves the repositories in a person's home, by Git's own server. Ends with the value.
+/// Serves the repositories in a user's home with Git's own server, until it is dropped.
 struct GitDaemon(Child, u16);
 
 impl GitDaemon {
@@ -135,14 +135,14 @@ impl GitDaemon {
 
 impl Drop for GitDaemon {
     fn drop(&mut self) {
-        // `git` hands signals on to the daemon that it started.
+        // `git` forwards signals to the daemon that it started.
         let _ = kill(Pid::from_raw(i32::try_from(self.0.id()).unwrap()), Signal::SIGTERM);
         let _ = self.0.wait();
     }
 }
 
 #[test]
-fn what_failed_is_built_again_alone_with_the_arguments_that_are_given_again() {
+fn rebuild_failed_builds_only_failed_jobs_with_new_arguments() {
     let person = Person::new("rebuild");
     person.commit(&[
         ("stagely.yaml", "builds:\n  good: {context: good}\n  bad: {context: bad}\n"),
@@ -158,11 +158,11 @@ fn what_failed_is_built_again_alone_with_the_arguments_that_are_given_again() {
     let id = first["id"].as_str().unwrap();
 
     let again = server.does(&admin, &["rebuild", id, "--failed", "--set", "WORD=yes"]).with(0);
-    let kept = format!("good kept from {id}");
-    assert!(again.stdout.contains(&kept), "{}", again.stdout);
+    let reused = format!("good reused from {id}");
+    assert!(again.stdout.contains(&reused), "{}", again.stdout);
     assert!(again.stdout.contains("bad   linux/amd64  completed"), "{}", again.stdout);
     let all = server.does(&admin, &["rebuild", id, "--set", "WORD=no"]).with(1);
-    assert!(!all.stdout.contains("kept"), "{}", all.stdout);
+    assert!(!all.stdout.contains("reused"), "{}", all.stdout);
 
     server.ends();
 }
@@ -201,24 +201,24 @@ fn caches_are_filled_and_environments_listed_and_closed() {
 }
 
 #[test]
-fn a_repository_that_is_not_there_is_not_the_builds_fault() {
+fn a_missing_repository_is_not_a_failure_of_the_build() {
     let person = Person::new("nowhere");
     let server = Server::start(&person);
     let admin = server.token("admin");
-    // Core itself is no Git server: it answers 404.
+    // Core is not a Git server: it responds with 404.
     let ended = server.does(&admin, &["run", &format!("{}/r.git", server.url)]).with(3);
     assert!(ended.stdout.contains("was not found"), "{}", ended.stdout);
     server.ends();
 }
 
 #[test]
-fn machines_are_registered_and_taken_back() {
+fn machines_are_registered_and_removed() {
     let person = Person::new("machines");
     let server = Server::start(&person);
     let admin = server.token("admin");
     let added = server.does(&admin, &["machines", "add", "--arch", "arm64", "--name", "desk"]);
     let added = added.with(0);
-    // A folder on the command line goes before an address in the environment.
+    // A folder on the command line takes precedence over an address in the environment.
     let data = person.path("data");
     let mut elsewhere = person.stagely(&["machines", "--data-dir", data.to_str().unwrap()]);
     let elsewhere = elsewhere.env("STAGELY_SERVER", "http://127.0.0.1:1").output().unwrap();
@@ -239,7 +239,7 @@ fn machines_are_registered_and_taken_back() {
 }
 
 #[test]
-fn everybody_may_see_what_a_sweep_would_do_and_an_admin_has_it_done() {
+fn every_role_may_do_a_dry_sweep_and_only_an_admin_a_real_one() {
     let person = Person::new("sweeper");
     let server = Server::start(&person);
     let (reader, writer) = (server.token("read"), server.token("write"));

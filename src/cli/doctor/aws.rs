@@ -1,4 +1,4 @@
-//! `stagely doctor aws`: whether machines can be launched on Amazon EC2, and the least that must be allowed.
+//! `stagely doctor aws`: checks whether machines can be launched on Amazon EC2, and prints the IAM policy.
 
 use std::process::ExitCode;
 
@@ -11,54 +11,56 @@ use stagely_provider::settings::MarketPolicy;
 use stagely_provider::{Offer, Provider as _};
 use stagely_state::Fleet;
 
-use super::super::records::print;
-use super::super::settings::Settings;
+use super::super::output::print;
+use super::super::settings::SettingsArgs;
 use super::super::table::table;
-use super::{Finding, all_shown, exit_code};
+use super::{Finding, all_shown, chain, exit_code};
 
-/// Golden images older than this lack security fixes.
+/// The age at which a golden image should be built again for its security fixes.
 const IMAGE_AGE_MAX_DAYS: u64 = 90;
 
-const NO_ANSWER_FIX: &str = "say which credentials to use (AWS_PROFILE, `profile` in [aws], or a role for the \
-                             machine that core runs on), and check region, `endpoint` and the network";
+const NO_ANSWER_FIX: &str = "configure credentials (AWS_PROFILE, `profile` in [aws], or a role for core's machine), \
+                             and check region, `endpoint` and the network";
 
-/// Checks credentials, permissions, images and instance types of Amazon EC2, and launches nothing
+/// Checks credentials, permissions, images and instance types of Amazon EC2
+///
+/// Launches nothing.
 #[derive(Args, Debug)]
 pub(super) struct AwsArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// Print the IAM policy with the least that must be allowed, and check nothing
+    /// Print the IAM policy with the least permissions that core needs, and check nothing
     #[arg(long)]
     policy: bool,
     #[command(flatten)]
-    settings: Settings,
+    settings: SettingsArgs,
 }
 
 #[derive(Debug, Serialize)]
-struct Report {
+struct AwsChecks {
     findings: Vec<Finding>,
-    offers: Vec<Offered>,
-    /// What to allow, if something is missing.
+    offers: Vec<OfferRow>,
+    /// The needed policy, if a permission is missing.
     #[serde(skip_serializing_if = "Option::is_none")]
     policy: Option<Value>,
 }
 
-/// A row of the table.
+/// A row of the table of instance types.
 #[derive(Debug, Serialize)]
-struct Offered {
+struct OfferRow {
     fleet: String,
     arch: Arch,
     size: String,
     instance_type: String,
-    /// For an hour on demand.
+    /// The on-demand price of an hour.
     price: Option<String>,
     spot: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     problem: Option<String>,
 }
 
-impl From<Offer> for Offered {
+impl From<Offer> for OfferRow {
     fn from(offer: Offer) -> Self {
         let Offer { fleet, arch, size, instance_type, price, spot, problem, .. } = offer;
         let price = price.map(|price| price.to_string());
@@ -67,7 +69,7 @@ impl From<Offer> for Offered {
     }
 }
 
-/// Runs the command. The exit code is 1 when a check found an error.
+/// Runs the command. The exit code is 1 if a check found an error.
 pub(super) async fn doctor(arguments: AwsArgs) -> anyhow::Result<ExitCode> {
     let settings = arguments.settings.read()?;
     let spot =
@@ -83,11 +85,11 @@ pub(super) async fn doctor(arguments: AwsArgs) -> anyhow::Result<ExitCode> {
     let mut findings = vec![Finding::ok("region", region)];
     if let Err(error) = provider.answers().await {
         findings.push(Finding::error("ec2", error, NO_ANSWER_FIX));
-        return report(arguments.json, &Report { findings, offers: Vec::new(), policy: None });
+        return report(arguments.json, &AwsChecks { findings, offers: Vec::new(), policy: None });
     }
     findings.push(caller(aws::caller(&shared).await));
     let permissions = provider.permissions(spot).await;
-    let is_missing = |it: &Permission| matches!(it.answer, Answer::Missing(_));
+    let is_missing = |permission: &Permission| matches!(permission.answer, Answer::Missing(_));
     let policy = permissions.iter().any(is_missing).then_some(policy);
     findings.extend(permissions.into_iter().map(permission));
     let mut no_image = Vec::new();
@@ -98,35 +100,37 @@ pub(super) async fn doctor(arguments: AwsArgs) -> anyhow::Result<ExitCode> {
     }
     findings.extend(provider.network().await.into_iter().map(|(what, found)| match found {
         Ok(detail) => Finding::ok(what, detail),
-        Err(error) => Finding::error(what, error, "mend `subnets` and `security-groups` in [aws]"),
-    }));
-    let mut offers: Vec<Offered> = match provider.describe().await {
-        Ok(offers) => offers.into_iter().map(Offered::from).collect(),
         Err(error) => {
-            findings.push(Finding::error("offers", error.to_string(), "mend what is named above"));
+            Finding::error(what, error, "correct `subnets` and `security-groups` in [aws]")
+        }
+    }));
+    let mut offers: Vec<OfferRow> = match provider.describe().await {
+        Ok(offers) => offers.into_iter().map(OfferRow::from).collect(),
+        Err(error) => {
+            findings.push(Finding::error("offers", chain(error), "fix the problems above"));
             Vec::new()
         }
     };
     for offer in &mut offers {
-        // The findings say what to do about it, once.
-        if let Some(problem) = offer.problem.as_mut().filter(|it| no_image.contains(it)) {
+        // A finding above has the details.
+        if let Some(problem) = offer.problem.as_mut().filter(|problem| no_image.contains(problem)) {
             "no image".clone_into(problem);
         }
     }
-    findings.extend(of_offers(&offers));
-    report(arguments.json, &Report { findings, offers, policy })
+    findings.extend(offers_finding(&offers));
+    report(arguments.json, &AwsChecks { findings, offers, policy })
 }
 
-fn report(json: bool, report: &Report) -> anyhow::Result<ExitCode> {
+fn report(json: bool, report: &AwsChecks) -> anyhow::Result<ExitCode> {
     print(json, report, shown)?;
     Ok(exit_code(&report.findings))
 }
 
 fn caller(caller: Result<String, String>) -> Finding {
     let check = "credentials";
-    // Only EC2 is needed.
+    // Core only needs EC2.
     caller.map_or_else(
-        |error| Finding::warning(check, error, "STS does not say whose they are; EC2 takes them"),
+        |error| Finding::warning(check, error, "STS cannot name their owner, but EC2 accepts them"),
         |arn| Finding::ok(check, arn),
     )
 }
@@ -139,12 +143,12 @@ fn permission(permission: Permission) -> Finding {
         Answer::Missing(words) => Finding::error(
             check,
             format!("{action} is missing: {words}"),
-            "allow it; `stagely doctor aws --policy` prints a policy that does",
+            "allow it; `stagely doctor aws --policy` prints a suitable policy",
         ),
         Answer::Unknown(why) => Finding::warning(
             check,
-            format!("{action} cannot be tried: {why}"),
-            "mend what is named, and ask again",
+            format!("{action} cannot be checked: {why}"),
+            "fix the problem and try again",
         ),
     }
 }
@@ -154,17 +158,17 @@ fn image(arch: Arch, found: Result<(String, Option<String>, String), String>) ->
     let (id, version, created) = match found {
         Ok(found) => found,
         Err(problem) => {
-            let fix = format!("until then {arch} is emulated, or not built");
+            let fix = format!("without an image, {arch} is emulated or not built");
             return Finding::warning(check, problem, fix);
         }
     };
-    let version = version.map(|it| format!(", golden image {it}")).unwrap_or_default();
+    let version = version.map(|version| format!(", golden image {version}")).unwrap_or_default();
     let Some(days) = days_since(&created) else {
         return Finding::ok(check, format!("{arch}: {id}{version}"));
     };
     let detail = format!("{arch}: {id}{version}, {days} days old");
     if days > IMAGE_AGE_MAX_DAYS {
-        let fix = "build it again with packer/: it lacks what was mended since";
+        let fix = "build it again with packer/ to get security fixes";
         return Finding::warning(check, detail, fix);
     }
     Finding::ok(check, detail)
@@ -176,8 +180,8 @@ fn days_since(time: &str) -> Option<u64> {
     u64::try_from(seconds / 86_400).ok()
 }
 
-/// Without anything to launch no build runs; one size without is a matter of settings.
-fn of_offers(offers: &[Offered]) -> Option<Finding> {
+/// An error if nothing can be launched, a warning if some instance types cannot.
+fn offers_finding(offers: &[OfferRow]) -> Option<Finding> {
     let check = "offers";
     let good = offers.iter().filter(|offer| offer.problem.is_none()).count();
     match (good, offers.len()) {
@@ -185,7 +189,7 @@ fn of_offers(offers: &[Offered]) -> Option<Finding> {
         (0, _) => {
             let problem = offers.iter().find_map(|offer| offer.problem.clone()).unwrap_or_default();
             let detail = format!("none of {} can be launched: {problem}", offers.len());
-            Some(Finding::error(check, detail, "mend what is named above"))
+            Some(Finding::error(check, detail, "fix the problems above"))
         }
         (good, all) if good < all => Some(Finding::warning(
             check,
@@ -196,7 +200,7 @@ fn of_offers(offers: &[Offered]) -> Option<Finding> {
     }
 }
 
-fn shown(report: &Report) -> String {
+fn shown(report: &AwsChecks) -> String {
     let mut parts = vec![all_shown(&report.findings)];
     if !report.offers.is_empty() {
         let rows = report.offers.iter().map(|offer| {
@@ -214,7 +218,7 @@ fn shown(report: &Report) -> String {
         parts.push(table(header, rows));
     }
     if let Some(policy) = &report.policy {
-        parts.push(format!("A policy that allows what is needed:\n{policy:#}"));
+        parts.push(format!("A policy with the needed permissions:\n{policy:#}"));
     }
     parts.join("\n\n")
 }

@@ -1,4 +1,4 @@
-//! `stagely doctor digitalocean`: whether the token works, and what can be launched with it.
+//! `stagely doctor digitalocean`: checks the token, and which machines it can launch.
 
 use std::process::ExitCode;
 
@@ -9,26 +9,28 @@ use stagely_provider::digitalocean::{Account, DigitalOcean};
 use stagely_provider::{Offer, Provider as _};
 use stagely_state::{Fleet, MachineSize, Usd};
 
-use super::super::records::print;
-use super::super::settings::Settings;
+use super::super::output::print;
+use super::super::settings::SettingsArgs;
 use super::super::table::table;
-use super::{Finding, all_shown, exit_code};
+use super::{Finding, all_shown, chain, exit_code};
 
-/// No droplet is made with this, so nobody has to find one again by it.
+/// The id of core in tags. This command creates no droplets.
 const CORE_ID: &str = "doctor";
 
-/// Checks what droplets need: the token, the account, images and sizes
+/// Checks the account, its token, images and sizes
+///
+/// Launches nothing.
 #[derive(Args, Debug)]
 pub(super) struct DigitalOceanArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    settings: Settings,
+    settings: SettingsArgs,
 }
 
 #[derive(Serialize)]
-struct Report {
+struct DigitalOceanChecks {
     findings: Vec<Finding>,
     sizes: Vec<SizeRow>,
 }
@@ -42,7 +44,7 @@ struct SizeRow {
     /// US dollars.
     #[serde(skip_serializing_if = "Option::is_none")]
     price_hourly: Option<f64>,
-    /// Why it cannot be launched.
+    /// Why the size cannot be launched.
     #[serde(skip_serializing_if = "Option::is_none")]
     problem: Option<String>,
     #[serde(skip)]
@@ -58,54 +60,53 @@ impl From<Offer> for SizeRow {
     }
 }
 
-/// Runs the command. The exit code is 1 when machines cannot be launched.
+/// Runs the command. The exit code is 1 if machines cannot be launched.
 ///
 /// # Errors
-/// A configuration that cannot be read; standard output that cannot be written.
+/// The configuration cannot be read; standard output cannot be written.
 pub(super) async fn doctor(arguments: DigitalOceanArgs) -> anyhow::Result<ExitCode> {
     let config = arguments.settings.read()?;
     let report = match DigitalOcean::new(&config.digitalocean, CORE_ID.into()) {
-        Ok(provider) => ask(&provider).await,
+        Ok(provider) => check(&provider).await,
         Err(error) => {
             let fix = "see the [digitalocean] table of stagely.toml";
             let finding = Finding::error("settings", format!("{error:#}"), fix);
-            Report { findings: vec![finding], sizes: Vec::new() }
+            DigitalOceanChecks { findings: vec![finding], sizes: Vec::new() }
         }
     };
     print(arguments.json, &report, text)?;
     Ok(exit_code(&report.findings))
 }
 
-async fn ask(provider: &DigitalOcean) -> Report {
+async fn check(provider: &DigitalOcean) -> DigitalOceanChecks {
     let mut findings = vec![match provider.account().await {
-        Ok(account) => judge(&account),
+        Ok(account) => account_finding(&account),
         Err(error) => {
-            let finding =
-                Finding::error("account", error.to_string(), "give core a token that works");
-            return Report { findings: vec![finding], sizes: Vec::new() };
+            let finding = Finding::error("account", chain(error), "give core a valid token");
+            return DigitalOceanChecks { findings: vec![finding], sizes: Vec::new() };
         }
     }];
     match provider.region_images().await {
         Ok(images) => findings.extend(images.into_iter().map(|found| {
-            let place = format!("{} in {}", found.arch, found.region);
+            let image_of = format!("{} in {}", found.arch, found.region);
             match (found.image, found.problem) {
-                (Some(image), _) => Finding::ok("image", format!("{place}: {image}")),
+                (Some(image), _) => Finding::ok("image", format!("{image_of}: {image}")),
                 (None, problem) => {
-                    let fix = "make a golden snapshot with packer/, or name an image";
+                    let fix = "build a golden snapshot with packer/, or name an image";
                     Finding::warning(
                         "image",
-                        format!("{place}: {}", problem.unwrap_or_default()),
+                        format!("{image_of}: {}", problem.unwrap_or_default()),
                         fix,
                     )
                 }
             }
         })),
-        Err(error) => findings.push(unanswered("image", &error.to_string())),
+        Err(error) => findings.push(failed("image", &chain(error))),
     }
     let offers = match provider.describe().await {
         Ok(offers) => offers,
         Err(error) => {
-            findings.push(unanswered("sizes", &error.to_string()));
+            findings.push(failed("sizes", &chain(error)));
             Vec::new()
         }
     };
@@ -114,27 +115,27 @@ async fn ask(provider: &DigitalOcean) -> Report {
         let detail = format!("{can} of {} can be launched", offers.len());
         findings.push(Finding::ok("sizes", detail));
     } else if !offers.is_empty() {
-        let fix = "mend what the table says";
+        let fix = "fix the problems in the table";
         findings.push(Finding::error("sizes", "none can be launched", fix));
     }
-    Report { findings, sizes: offers.into_iter().map(SizeRow::from).collect() }
+    DigitalOceanChecks { findings, sizes: offers.into_iter().map(SizeRow::from).collect() }
 }
 
-fn judge(account: &Account) -> Finding {
+fn account_finding(account: &Account) -> Finding {
     let limit = format!("{} droplets at once", account.droplet_limit);
-    let said = format!("{}: {} ({limit})", account.status, account.status_message);
+    let message = format!("{}: {} ({limit})", account.status, account.status_message);
     match account.status.as_str() {
         "active" => Finding::ok("account", format!("active, {limit}")),
-        "warning" => Finding::warning("account", said, "see DigitalOcean's control panel"),
-        _ => Finding::error("account", said, "see DigitalOcean's control panel"),
+        "warning" => Finding::warning("account", message, "see DigitalOcean's control panel"),
+        _ => Finding::error("account", message, "see DigitalOcean's control panel"),
     }
 }
 
-fn unanswered(check: &'static str, error: &str) -> Finding {
-    Finding::error(check, error, "try again, and give the token the scopes that it lacks")
+fn failed(check: &'static str, error: &str) -> Finding {
+    Finding::error(check, error, "try again, and give the token the missing scopes")
 }
 
-fn text(report: &Report) -> String {
+fn text(report: &DigitalOceanChecks) -> String {
     let mut text = all_shown(&report.findings);
     if !report.sizes.is_empty() {
         let row = |row: &SizeRow| {
@@ -150,7 +151,7 @@ fn text(report: &Report) -> String {
                 state,
             ]
         };
-        let header = ["FLEET", "ARCH", "SIZE", "TYPE", "AN HOUR", "STATE"];
+        let header = ["FLEET", "ARCH", "SIZE", "TYPE", "PRICE/HOUR", "STATE"];
         text = format!("{text}\n\n{}", table(header, report.sizes.iter().map(row)));
     }
     text

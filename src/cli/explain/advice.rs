@@ -1,4 +1,4 @@
-//! What would make a job faster next time, in sentences.
+//! Advice that makes a job faster next time.
 
 use console::truncate_str;
 use stagely_protocol::{CacheMiss, MissCause, Step};
@@ -6,10 +6,10 @@ use stagely_protocol::{CacheMiss, MissCause, Step};
 use super::{NAME_COLUMNS, one_line};
 use crate::api::{JobStatus, JobView, RunView};
 
-/// A step that takes less is not worth a change of the Dockerfile.
+/// The shortest step that justifies a change of the Dockerfile.
 const EXPENSIVE_SECONDS: f64 = 1.0;
 
-/// Sentences on what would make the job faster next time.
+/// Advice for the job, one paragraph for each finding.
 pub(super) fn advice(run: &RunView, job: &JobView) -> Vec<String> {
     let mut advice = Vec::new();
     if let Some(miss) = &job.cache_miss {
@@ -20,7 +20,8 @@ pub(super) fn advice(run: &RunView, job: &JobView) -> Vec<String> {
         let arch = platform.trim_start_matches("linux/");
         advice.push(format!(
             "Give core a machine that builds {platform} natively: `stagely machines add --arch {arch}` \
-             registers one of your own. `emulation: forbid` in stagely.yaml refuses to go without."
+             registers one of your own. `emulation: forbid` in stagely.yaml makes the build fail instead \
+             of using emulation."
         ));
     }
     let is_all_cached = !job.steps.is_empty() && job.cached_steps == job.steps.len();
@@ -36,16 +37,16 @@ fn advice_on_miss(run: &RunView, job: &JobView, miss: &CacheMiss) -> String {
     let dearest = again.iter().copied().filter(|step| step.name != miss.step);
     let dearest = dearest.max_by(|one, other| one.seconds.total_cmp(&other.seconds));
     let dearest = dearest.filter(|step| step.seconds >= EXPENSIVE_SECONDS);
-    let because = format!("{cost:.1}s went into what was built again because of it.");
+    let because = format!("Steps that were built again because of it took {cost:.1}s.");
     match (&miss.cause, dearest) {
         (MissCause::NoCache, _) => format!(
-            "Nothing: there was no cache yet. Builds fill it, except those of forks; `stagely warm {}` \
-             fills it beforehand.",
+            "Nothing: there was no cache yet. Builds fill it, except builds from forks; `stagely warm {}` \
+             fills it in advance.",
             run.project
         ),
         (MissCause::Instruction, _) => format!(
-            "An instruction that is changed repeats all that follow it in its stage. Put what \
-             changes often last. {because}"
+            "A changed instruction repeats all instructions after it in its stage. Put instructions that \
+             change often last. {because}"
         ),
         (MissCause::BuildArgs { names }, _) => format!(
             "Declare `ARG {}` just before the step that needs it: a new value repeats every RUN \
@@ -57,39 +58,39 @@ fn advice_on_miss(run: &RunView, job: &JobView, miss: &CacheMiss) -> String {
              choose when. {because}"
         ),
         (MissCause::Files { .. }, Some(step)) if copies_everything(&miss.step) => format!(
-            "`{}` takes in every file, so that any change repeats `{}` ({:.1}s). Copy only what that \
-             step needs before it, and everything else after it; name what no step needs in \
-             .dockerignore.",
+            "`{}` copies every file, so any change repeats `{}` ({:.1}s). Before that step, copy only \
+             the files that it needs; copy everything else after it, and list files that no step needs \
+             in .dockerignore.",
             instruction(&miss.step),
             instruction(&step.name),
             step.seconds
         ),
         (MissCause::Files { .. }, Some(step)) => format!(
-            "`{}` ({:.1}s) comes after these files. If it does not need them, copy them after it; if \
-             it needs some, copy those alone before it.",
+            "`{}` ({:.1}s) runs after these files are copied. If it does not need them, copy them after \
+             it; if it needs some of them, copy only those before it.",
             instruction(&step.name),
             step.seconds
         ),
         (MissCause::Files { .. }, None) => {
-            format!("Nothing: little was built again because of these files. {because}")
+            format!("Nothing: these files repeat only short steps. {because}")
         }
         (MissCause::Unknown, _) => format!(
-            "Look for warnings about the cache in `stagely logs {}` and in that of the run before; a \
-             registry that deletes old images deletes caches too. `stagely warm {}` fills them. \
+            "Look for warnings about the cache in `stagely logs {}` and in the log of the previous run. A \
+             registry that deletes old images also deletes caches; `stagely warm {}` fills them again. \
              {because}",
             job.id, run.project
         ),
     }
 }
 
-/// The steps of the missed step's stage that were built again, from it on.
+/// The steps that were built again: the missed step, and uncached steps after it in its stage.
 fn built_again<'a>(steps: &'a [Step], missed: &str) -> Vec<&'a Step> {
     let from = steps.iter().position(|step| step.name == missed).unwrap_or(0);
     let is_hit = |step: &&Step| !step.cached && stage(&step.name) == stage(missed);
     steps[from..].iter().filter(is_hit).collect()
 }
 
-/// `build linux/arm64` of `[build linux/arm64 3/5] RUN make`; empty where the stage has no name.
+/// The stage of a step: `build linux/arm64` of `[build linux/arm64 3/5] RUN make`; empty if it has no name.
 /// `BuildKit` pads the numbers: `[build  3/12] RUN make`.
 fn stage(step: &str) -> &str {
     let brackets = step.strip_prefix('[').and_then(|rest| rest.split_once(']'));
@@ -97,14 +98,16 @@ fn stage(step: &str) -> &str {
     words.rsplit_once(' ').map_or("", |(stage, _)| stage.trim())
 }
 
-/// `RUN make` of `[build 3/5] RUN make`, in one line and not too long.
+/// The instruction of a step, as one short line: `RUN make` of `[build 3/5] RUN make`.
 fn instruction(step: &str) -> String {
-    let text =
-        step.strip_prefix('[').and_then(|rest| rest.split_once("] ")).map_or(step, |it| it.1);
+    let text = step
+        .strip_prefix('[')
+        .and_then(|rest| rest.split_once("] "))
+        .map_or(step, |(_, text)| text);
     truncate_str(&one_line(text), NAME_COLUMNS, "…").into_owned()
 }
 
-/// Whether a step is `COPY . …` or `ADD ./ …`.
+/// Whether a step copies the whole context: `COPY . …` or `ADD ./ …`.
 fn copies_everything(step: &str) -> bool {
     let instruction = instruction(step);
     let mut words = instruction.split(' ').filter(|word| !word.starts_with("--"));
@@ -116,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn stages_are_told_apart_by_their_names() {
+    fn stages_are_read_from_steps() {
         assert_eq!(stage("[build linux/arm64 3/5] RUN make"), "build linux/arm64");
         assert_eq!(stage("[base  1/12] WORKDIR /src"), "base");
         assert_eq!(stage("[base 10/12] RUN make"), "base");

@@ -1,5 +1,5 @@
-//! Shows a run while it goes on, on standard error: a line a job that changes in place on a terminal,
-//! every line of every log elsewhere.
+//! Shows the progress of a run on standard error: on a terminal one changing line for each job, elsewhere
+//! every line of every log.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::{IsTerminal as _, Write as _, stderr};
@@ -12,16 +12,16 @@ use stagely_state::ids::JobId;
 use super::outcome::{cached, duration_of, emulation, seconds, skipped};
 use crate::api::{FollowedLine, JobStatus, JobView, LostAttempt, RunStatus, RunView};
 
-/// The last lines of a failed job that are shown on a terminal; the others are in its log.
+/// The last log lines of a failed job that are shown on a terminal.
 const TAIL_LINES: usize = 30;
 
-/// How often the times on the screen move on.
+/// The interval of updating the times on the screen.
 const REDRAW: Duration = Duration::from_millis(100);
 
-/// What the agent begins a line with that the user should see.
+/// The start of the agent's lines that are always shown.
 const WARNING: &str = "WARNING: ";
 
-/// A run on the screen.
+/// The display of one run.
 #[derive(Debug)]
 pub(super) struct Display {
     screen: Screen,
@@ -35,60 +35,46 @@ enum Screen {
     Plain,
 }
 
-/// What is known of a job from what it said.
+/// The progress of a job, from its log lines.
 #[derive(Debug)]
 struct JobProgress {
-    /// Padded, so that names stand in a column.
+    /// Padded to the longest name.
     name: String,
     status: JobStatus,
-    /// How many lost attempts were told of.
-    told_losses: usize,
-    /// The attempt that what follows is of.
-    told_attempt: u32,
-    /// Whether it is built under emulation, so that nobody wonders about its time.
+    /// The number of lost attempts that were reported.
+    reported_losses: usize,
+    /// The attempt of the step and the lines below.
+    shown_attempt: u32,
     emulated: bool,
-    /// What it is at.
+    /// The present step.
     step: String,
-    /// The steps of `BuildKit` that were seen, by their numbers.
+    /// The numbers of `BuildKit` steps that have started.
     seen: BTreeSet<u32>,
     tail: VecDeque<String>,
     bar: ProgressBar,
 }
 
 impl Display {
-    /// On a terminal live, elsewhere plain.
+    /// A live display on a terminal, elsewhere a plain one.
     pub(super) fn new() -> Self {
         let screen =
             if stderr().is_terminal() { Screen::Live(MultiProgress::new()) } else { Screen::Plain };
         Self { screen, jobs: BTreeMap::new(), run_status: None }
     }
 
-    /// Says something of the command's own.
-    pub(super) fn say(&self, text: &str) {
+    /// Prints a line.
+    pub(super) fn print(&self, text: &str) {
         match &self.screen {
-            // A terminal that is gone does not stop the run.
+            // A closed terminal does not stop the run.
             Screen::Live(bars) => drop(bars.println(text)),
             Screen::Plain => drop(writeln!(stderr(), "{text}")),
         }
     }
 
-    /// The run as it is now.
+    /// Shows the new state of the run.
     pub(super) fn show_run(&mut self, run: &RunView) {
         if self.run_status.replace(run.status) != Some(run.status) {
-            match run.status {
-                RunStatus::Pending => self.say(&format!("Reading stagely.yaml at {}", target(run))),
-                RunStatus::Building => {
-                    let count = run.jobs.len();
-                    let jobs =
-                        if count == 1 { "1 job".to_owned() } else { format!("{count} jobs") };
-                    let commit = run.commit.as_ref().map(ToString::to_string).unwrap_or_default();
-                    self.say(&format!("Building {commit}: {jobs}"));
-                    for build in &run.skipped {
-                        self.say(&skipped(build));
-                    }
-                }
-                RunStatus::Completed | RunStatus::Failed | RunStatus::Cancelled => {}
-            }
+            self.announce(run);
         }
         let width = run.jobs.iter().map(|job| job.name.chars().count()).max().unwrap_or(0);
         for job in &run.jobs {
@@ -96,7 +82,27 @@ impl Display {
         }
     }
 
-    /// `width`: that of the longest name.
+    /// Prints the run's new status.
+    fn announce(&self, run: &RunView) {
+        match run.status {
+            RunStatus::Pending => {
+                let reference = run.reference.as_deref().unwrap_or("the default branch");
+                self.print(&format!("Reading stagely.yaml at {reference}"));
+            }
+            RunStatus::Building => {
+                let count = run.jobs.len();
+                let jobs = if count == 1 { "1 job".to_owned() } else { format!("{count} jobs") };
+                let commit = run.commit.as_ref().map(ToString::to_string).unwrap_or_default();
+                self.print(&format!("Building {commit}: {jobs}"));
+                for build in &run.skipped {
+                    self.print(&skipped(build));
+                }
+            }
+            RunStatus::Completed | RunStatus::Failed | RunStatus::Cancelled => {}
+        }
+    }
+
+    /// Shows the new state of a job. `width` is that of the longest name.
     fn show_job(&mut self, job: &JobView, width: usize) {
         let screen = &self.screen;
         let progress =
@@ -107,46 +113,46 @@ impl Display {
         }
         progress.emulated = job.emulated;
         progress.draw(job);
-        let mut told = progress.losses(job);
+        let mut lines = progress.new_losses(job);
         if old != job.status {
-            told.extend(progress.change(job, matches!(screen, Screen::Live(_))));
+            lines.extend(progress.change(job, matches!(screen, Screen::Live(_))));
         }
-        for line in told {
-            self.say(&line);
+        for line in lines {
+            self.print(&line);
         }
     }
 
-    /// What a job said.
+    /// Shows log lines of a job.
     pub(super) fn show_lines(&mut self, job: JobId, attempt: u32, lines: &[FollowedLine]) {
         let Some(progress) = self.jobs.get_mut(&job) else { return };
-        progress.go_on_with(attempt);
-        let mut told = Vec::new();
+        progress.switch_to(attempt);
+        let mut printed = Vec::new();
         for line in lines {
             progress.take_line(&line.data);
             match &self.screen {
-                Screen::Plain => told.push(format!("{} | {}", progress.name, line.data)),
+                Screen::Plain => printed.push(format!("{} | {}", progress.name, line.data)),
                 Screen::Live(_) if line.data.starts_with(WARNING) => {
                     let text = strip_ansi_codes(&line.data);
-                    told.push(format!("{} {}", style(&progress.name).bold(), style(text).yellow()));
+                    printed.push(format!(
+                        "{} {}",
+                        style(&progress.name).bold(),
+                        style(text).yellow()
+                    ));
                 }
                 Screen::Live(_) => {}
             }
         }
-        for line in told {
-            self.say(&line);
+        for line in printed {
+            self.print(&line);
         }
     }
 
-    /// Leaves the screen as it is.
+    /// Stops updating the screen.
     pub(super) fn end(self) {
         for job in self.jobs.values().filter(|job| !job.status.is_final()) {
             job.bar.abandon();
         }
     }
-}
-
-fn target(run: &RunView) -> &str {
-    run.reference.as_deref().unwrap_or("the default branch")
 }
 
 impl JobProgress {
@@ -162,8 +168,8 @@ impl JobProgress {
         Self {
             name,
             status: JobStatus::Queued,
-            told_losses: 0,
-            told_attempt: 0,
+            reported_losses: 0,
+            shown_attempt: 0,
             emulated: false,
             step: String::new(),
             seen: BTreeSet::new(),
@@ -172,10 +178,10 @@ impl JobProgress {
         }
     }
 
-    /// What was said in an earlier attempt is not what the job is at.
-    fn go_on_with(&mut self, attempt: u32) {
-        if attempt != self.told_attempt {
-            self.told_attempt = attempt;
+    /// Forgets the lines of earlier attempts.
+    fn switch_to(&mut self, attempt: u32) {
+        if attempt != self.shown_attempt {
+            self.shown_attempt = attempt;
             self.step.clear();
             self.seen.clear();
             self.tail.clear();
@@ -202,7 +208,7 @@ impl JobProgress {
             JobStatus::Queued | JobStatus::Provisioning => {
                 return self.bar.set_message(job.status.as_str());
             }
-            JobStatus::Running if self.step.is_empty() || self.told_attempt != job.attempt => {
+            JobStatus::Running if self.step.is_empty() || self.shown_attempt != job.attempt => {
                 return self.bar.set_message("starting");
             }
             JobStatus::Running => return,
@@ -217,18 +223,18 @@ impl JobProgress {
         }
     }
 
-    /// What is said of attempts that came to nothing since the last look.
-    fn losses(&mut self, job: &JobView) -> Vec<String> {
-        let new = job.lost_attempts.iter().skip(self.told_losses);
-        let tell = |lost: &LostAttempt| {
-            format!("{}: attempt {} came to nothing: {}", job.name, lost.attempt, lost.reason)
+    /// Messages about attempts that were lost since the last call.
+    fn new_losses(&mut self, job: &JobView) -> Vec<String> {
+        let new = job.lost_attempts.iter().skip(self.reported_losses);
+        let message = |lost: &LostAttempt| {
+            format!("{}: attempt {} was lost: {}", job.name, lost.attempt, lost.reason)
         };
-        let told = new.map(tell).collect();
-        self.told_losses = job.lost_attempts.len();
-        told
+        let messages = new.map(message).collect();
+        self.reported_losses = job.lost_attempts.len();
+        messages
     }
 
-    /// What is said of a change beside the job's line.
+    /// Messages about a new status, beside the job's own line.
     fn change(&self, job: &JobView, is_live: bool) -> Vec<String> {
         let name = &job.name;
         let mut lines = Vec::new();
@@ -237,7 +243,7 @@ impl JobProgress {
                 if is_live {
                     lines.extend(self.tail.iter().map(|line| format!("{} | {line}", self.name)));
                 }
-                // The whole of it stands in the report, once.
+                // The report has the full error.
                 let reason = job.reason.as_ref().map(ToString::to_string).unwrap_or_default();
                 lines.push(format!("{} {reason}", style(format!("{name} failed:")).red().bold()));
             }
@@ -252,21 +258,22 @@ impl JobProgress {
     }
 }
 
-/// How a job ended: `completed 12.0s, 5/7 cached, QEMU emulation`.
+/// The result of a job: `completed 12.0s, 5/7 cached, QEMU emulation`.
 fn ending(job: &JobView) -> String {
     if let Some(earlier) = job.kept_from {
-        return format!("kept from {earlier}");
+        return format!("reused from {earlier}");
     }
     let status = job.status.as_str();
     let time = duration_of(job).map(|time| format!("{status} {}", seconds(time)));
     let steps = Some(cached(job)).filter(|steps| !steps.is_empty());
     let steps = steps.filter(|_| job.status == JobStatus::Completed);
-    let facts = [time.or(Some(status.to_owned())), steps.map(|it| it + " cached"), emulation(job)];
+    let facts =
+        [time.or(Some(status.to_owned())), steps.map(|steps| steps + " cached"), emulation(job)];
     facts.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
-/// What a line says of the step that a build is at: a step's first line begins with its number, and
-/// the agent's own lines with none.
+/// The step that a line starts: the first line of a `BuildKit` step begins with a new number, and lines of
+/// the agent begin without one.
 fn step_of<'a>(line: &'a str, seen: &mut BTreeSet<u32>) -> Option<&'a str> {
     let Some(rest) = line.strip_prefix('#') else {
         return (!line.trim().is_empty() && !line.starts_with(WARNING)).then_some(line);
@@ -285,7 +292,7 @@ fn still() -> ProgressStyle {
 }
 
 fn template(text: &str) -> ProgressStyle {
-    ProgressStyle::with_template(text).expect("the template is right as it stands here")
+    ProgressStyle::with_template(text).expect("the template is valid")
 }
 
 #[cfg(test)]
@@ -293,7 +300,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_job_ends_with_its_time_its_cached_steps_and_its_emulation() {
+    fn a_result_has_its_time_its_cached_steps_and_its_emulation() {
         let mut job = crate::cli::run::outcome::tests::job(1, "app_arm64", "linux/arm64");
         job.cached_steps = 2;
         assert_eq!(ending(&job), "completed 12.0s, 2/2 cached");
@@ -303,11 +310,11 @@ mod tests {
         assert_eq!(ending(&job), "failed 12.0s, QEMU emulation");
         let earlier = JobId::from_bits(9);
         job.kept_from = Some(earlier);
-        assert_eq!(ending(&job), format!("kept from {earlier}"));
+        assert_eq!(ending(&job), format!("reused from {earlier}"));
     }
 
     #[test]
-    fn a_step_is_what_its_first_line_says() {
+    fn a_step_is_named_by_its_first_line() {
         let seen = &mut BTreeSet::new();
         assert_eq!(step_of("Cloning http://h/r at 1234", seen), Some("Cloning http://h/r at 1234"));
         assert_eq!(step_of("#5 [2/5] RUN make", seen), Some("[2/5] RUN make"));

@@ -1,4 +1,4 @@
-//! Shows a run to its end, prints its result, and waits for what is left behind it.
+//! Follows a run to its end, prints its result, and waits for its machines.
 
 use std::process::ExitCode;
 
@@ -11,89 +11,90 @@ use crate::api::{ListMachines, RunStatus, RunView};
 use crate::cli::signals::Interrupts;
 use crate::client::Client;
 
-/// How the command ends.
+/// How following a run ends.
 #[derive(Debug)]
-pub(super) enum End {
-    /// With the run, or after it was started.
-    Over(ExitCode),
-    /// At once, whatever goes on.
+pub(super) enum FollowEnd {
+    /// The command is done.
+    Finished(ExitCode),
+    /// The user left with Ctrl-C before the end.
     Left(ExitCode),
 }
 
-/// Shows `run` until it is over, lets `print` tell the result, and waits until its machines are gone.
+/// Shows `run` until it has ended, calls `print` with the result, and waits until its machines are
+/// terminated.
 ///
-/// The first Ctrl-C cancels the run and waits for the clean-up; the second leaves at once. One after the
-/// run has ended leaves with its exit code. A core that `goes_on_alone` is not waited for while nothing
-/// is left but the export of caches.
+/// The first Ctrl-C cancels the run and waits for the clean-up; the second leaves at once. Ctrl-C after the
+/// end of the run leaves with the run's exit code. If core `keeps_running`, the command does not wait for
+/// the export of caches.
 ///
 /// # Errors
-/// A core that cannot be followed any more; a result that cannot be printed.
+/// The run cannot be followed to its end; the result cannot be printed.
 pub(super) async fn follow(
     client: &Client,
     run: RunView,
-    goes_on_alone: bool,
+    keeps_running: bool,
     print: impl Fn(&RunView) -> anyhow::Result<()>,
-) -> anyhow::Result<End> {
+) -> anyhow::Result<FollowEnd> {
     let mut watch = Watch::start(client.clone(), run.id);
     let mut interrupts = Interrupts::new()?;
-    let (run, was_left) = until_over(client, &mut watch, &mut interrupts, run).await?;
+    let (run, was_left) = show_until_ended(client, &mut watch, &mut interrupts, run).await?;
     if !run.status.is_final() {
-        return Ok(End::Left(ExitCode::from(EXIT_CANCELLED)));
+        return Ok(FollowEnd::Left(ExitCode::from(EXIT_CANCELLED)));
     }
-    // People have their images now, whatever is to be tidied up.
+    // Printed before the clean-up, because the images are available now.
     print(&run)?;
     let code = exit_code(&run);
     if was_left {
-        return Ok(End::Left(code));
+        return Ok(FollowEnd::Left(code));
     }
-    until_tidy(client, &mut watch, &mut interrupts, run, goes_on_alone, code).await
+    wait_for_machines(client, &mut watch, &mut interrupts, run, keeps_running, code).await
 }
 
-/// Waits for what a run that is over leaves behind it.
-async fn until_tidy(
+/// Waits until the machines of an ended run are terminated.
+async fn wait_for_machines(
     client: &Client,
     watch: &mut Watch,
     interrupts: &mut Interrupts,
     run: RunView,
-    goes_on_alone: bool,
+    keeps_running: bool,
     code: ExitCode,
-) -> anyhow::Result<End> {
+) -> anyhow::Result<FollowEnd> {
     let mut newest = run;
-    let mut told = Vec::new();
-    // Core is asked anew after each change of the run: its machines are then others, or fewer.
-    let mut was_asked = false;
+    let mut reported = Vec::new();
+    // Queried again after each change of the run, which changes its machines.
+    let mut is_queried = false;
     loop {
         tokio::select! {
             update = watch.next() => match update? {
                 Some(Update::Run(run)) => {
                     newest = *run;
-                    was_asked = false;
+                    is_queried = false;
                 }
-                Some(Update::Lines { .. } | Update::Over) => {}
-                None => return Ok(End::Over(code)),
+                Some(Update::Lines { .. } | Update::Ended) => {}
+                None => return Ok(FollowEnd::Finished(code)),
             },
-            _ = interrupts.next() => return Ok(End::Left(code)),
-            caches = exported_caches(client, &newest), if !was_asked => {
-                was_asked = true;
+            _ = interrupts.next() => return Ok(FollowEnd::Left(code)),
+            caches = exported_caches(client, &newest), if !is_queried => {
+                is_queried = true;
                 if caches.is_empty() {
                     continue;
                 }
-                if goes_on_alone && newest.live_machines <= caches.len() {
-                    eprintln!("Core goes on to export the cache of {}", caches.join(", "));
-                    return Ok(End::Over(code));
+                if keeps_running && newest.live_machines <= caches.len() {
+                    eprintln!("Core still exports the cache of {}", caches.join(", "));
+                    return Ok(FollowEnd::Finished(code));
                 }
-                if told != caches {
-                    eprintln!("Waiting for the cache of {}; Ctrl-C leaves it", caches.join(", "));
-                    told = caches;
+                if reported != caches {
+                    eprintln!("Waiting for the cache export of {}; press Ctrl-C to leave", caches.join(", "));
+                    reported = caches;
                 }
             }
         }
     }
 }
 
-/// Shows `run` until it has ended, and what its logs said until then. Returns the run as it is now, and
-/// whether Ctrl-C left it: the second, or any once it has ended.
-async fn until_over(
+/// Shows `run` and its logs until it has ended. Returns the newest run, and whether the user left: with a
+/// second Ctrl-C, or with any after the end.
+async fn show_until_ended(
     client: &Client,
     watch: &mut Watch,
     interrupts: &mut Interrupts,
@@ -111,13 +112,13 @@ async fn until_over(
                 Some(Update::Lines { job, attempt, lines }) => {
                     display.show_lines(job, attempt, &lines);
                 }
-                Some(Update::Over) | None => break false,
+                Some(Update::Ended) | None => break false,
             },
             count = interrupts.next() => {
                 if count > 1 || newest.status.is_final() {
                     break true;
                 }
-                display.say("Cancelling, and waiting for the clean-up; Ctrl-C again leaves at once");
+                display.print("Cancelling the run and waiting for the clean-up; press Ctrl-C again to leave at once");
                 cancel(client.clone(), newest.id);
             }
         }
@@ -126,22 +127,22 @@ async fn until_over(
     Ok((newest, was_left))
 }
 
-/// The names of the jobs whose caches are still being exported. Empty where core does not say: nothing
-/// depends on it but a message.
+/// The names of the jobs whose caches are still being exported. Empty if core cannot be queried, because
+/// only a message depends on it.
 async fn exported_caches(client: &Client, run: &RunView) -> Vec<String> {
     if run.live_machines == 0 || run.status != RunStatus::Completed {
         return Vec::new();
     }
     let machines = client.machines(&ListMachines::default()).await.unwrap_or_default();
-    let is_exported = |job| machines.iter().any(|it| it.exporting_cache_of == Some(job));
+    let is_exported = |job| machines.iter().any(|machine| machine.exporting_cache_of == Some(job));
     run.jobs.iter().filter(|job| is_exported(job.id)).map(|job| job.name.clone()).collect()
 }
 
-/// Asks for the end, and does not keep the display waiting for the answer.
+/// Cancels the run in a task of its own, so that the display goes on.
 fn cancel(client: Client, run: RunId) {
     tokio::spawn(async move {
         if let Err(error) = client.cancel(run).await {
-            eprintln!("error: the run is not cancelled: {error}");
+            eprintln!("error: the run is not cancelled: {:#}", anyhow::Error::new(error));
         }
     });
 }

@@ -1,6 +1,6 @@
-//! Serves one bare repository over loopback, by Git's smart HTTP protocol, to whoever has its token.
+//! Serves one bare repository over loopback by Git's smart HTTP protocol, to clients with its token.
 //!
-//! Git's own `upload-pack` does the work; here is only the HTTP around it.
+//! Git's `upload-pack` does the work; this module adds HTTP.
 //!
 //! Source: Git documentation, `gitprotocol-http`.
 
@@ -37,21 +37,20 @@ use url::Url;
 
 use crate::core::tokens::{TokenHash, random_token};
 
-/// What a client wants and has, in full, for a repository with a hundred thousand refs.
+/// The largest request of a client: enough for a repository with a hundred thousand references.
 const REQUEST_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// A repository that is served. It is no more once the value is dropped.
+/// A served repository. Dropping the value stops the server.
 #[derive(Debug)]
 pub(super) struct GitServer {
-    /// The repository's address.
     pub(super) url: Url,
-    /// Opens it, as the password of any user.
+    /// The password, for any user name.
     pub(super) token: SecretString,
     _task: AbortOnDropHandle<()>,
 }
 
 #[derive(Clone, Debug)]
-struct Served {
+struct ServerState {
     repository: Arc<Path>,
     token: TokenHash,
 }
@@ -60,29 +59,29 @@ impl GitServer {
     /// Serves the bare repository `repository` as `/{name}.git`.
     ///
     /// # Errors
-    /// When Git is not installed, or no port is free.
+    /// Git is not installed, or no port is free.
     pub(super) async fn start(repository: PathBuf, name: &str) -> anyhow::Result<Self> {
         check_git().await?;
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
         let listener = listener.context("cannot serve the repository on loopback")?;
         let url = format!("http://{}/{name}.git", listener.local_addr()?).parse()?;
         let token = random_token("");
-        let served = Served { repository: repository.into(), token: TokenHash::of(&token) };
+        let state = ServerState { repository: repository.into(), token: TokenHash::of(&token) };
         let routes = Router::new()
             .route(&format!("/{name}.git/info/refs"), get(refs))
             .route(&format!("/{name}.git/git-upload-pack"), post(upload_pack))
             .layer(RequestBodyLimitLayer::new(REQUEST_BYTES_MAX))
             .layer(RequestDecompressionLayer::new())
-            .layer(middleware::from_fn_with_state(served.clone(), authorize))
-            .with_state(served);
-        // The second part of an answer would wait until the first is acknowledged: 40 ms.
+            .layer(middleware::from_fn_with_state(state.clone(), authorize))
+            .with_state(state);
+        // Without TCP_NODELAY the second part of a response waits 40 ms for the acknowledgement of the first.
         let listener = listener.tap_io(|connection| {
-            // It works without, only later.
+            // The server also works without it.
             let _ = connection.set_nodelay(true);
         });
         let task = tokio::spawn(async move {
             if let Err(error) = axum::serve(listener, routes).await {
-                warn!(%error, "the repository is not served any more");
+                warn!(%error, "the repository is no longer served");
             }
         });
         Ok(Self { url, token, _task: AbortOnDropHandle::new(task) })
@@ -97,10 +96,10 @@ async fn check_git() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Other users of this machine reach the port too.
-async fn authorize(State(served): State<Served>, request: Request, next: Next) -> Response {
+/// Checks the password, because other users of this machine can reach the port.
+async fn authorize(State(state): State<ServerState>, request: Request, next: Next) -> Response {
     let offered = password(request.headers());
-    if offered.is_some_and(|offered| TokenHash::of(&offered).matches(&served.token)) {
+    if offered.is_some_and(|offered| TokenHash::of(&offered).matches(&state.token)) {
         return next.run(request).await;
     }
     (StatusCode::UNAUTHORIZED, [(WWW_AUTHENTICATE, "Basic realm=\"stagely\"")]).into_response()
@@ -117,24 +116,24 @@ struct Service {
     service: Option<String>,
 }
 
-async fn refs(State(served): State<Served>, Query(service): Query<Service>) -> Response {
+async fn refs(State(state): State<ServerState>, Query(service): Query<Service>) -> Response {
     if service.service.as_deref() != Some("git-upload-pack") {
-        return (StatusCode::FORBIDDEN, "this repository can only be fetched from").into_response();
+        return (StatusCode::FORBIDDEN, "this repository is read-only").into_response();
     }
-    let output = upload_pack_of(&served, &["--advertise-refs"]).output().await;
+    let output = git_upload_pack(&state, &["--advertise-refs"]).output().await;
     match output {
         Ok(output) if output.status.success() => {
             let mut body = b"001e# service=git-upload-pack\n0000".to_vec();
             body.extend(output.stdout);
-            answer("application/x-git-upload-pack-advertisement", body)
+            respond("application/x-git-upload-pack-advertisement", body)
         }
         Ok(output) => failed(&String::from_utf8_lossy(&output.stderr)),
         Err(error) => failed(&error.to_string()),
     }
 }
 
-async fn upload_pack(State(served): State<Served>, request: Bytes) -> Response {
-    let mut command = upload_pack_of(&served, &[]);
+async fn upload_pack(State(state): State<ServerState>, request: Bytes) -> Response {
+    let mut command = git_upload_pack(&state, &[]);
     let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
     let mut child = match child {
         Ok(child) => child,
@@ -144,24 +143,24 @@ async fn upload_pack(State(served): State<Served>, request: Bytes) -> Response {
         return failed("git has no pipes");
     };
     tokio::spawn(async move {
-        // A client that leaves closes the output, and git ends.
+        // If the client disconnects, the output is closed and git exits.
         let _ = input.write_all(&request).await;
         drop(input);
         let _ = child.wait().await;
     });
-    answer("application/x-git-upload-pack-result", Body::from_stream(ReaderStream::new(output)))
+    respond("application/x-git-upload-pack-result", Body::from_stream(ReaderStream::new(output)))
 }
 
-fn upload_pack_of(served: &Served, options: &[&str]) -> Command {
+fn git_upload_pack(state: &ServerState, options: &[&str]) -> Command {
     let mut command = Command::new("git");
-    command.args(["upload-pack", "--stateless-rpc"]).args(options).arg(&*served.repository);
+    command.args(["upload-pack", "--stateless-rpc"]).args(options).arg(&*state.repository);
     command.kill_on_drop(true);
     command
 }
 
-fn answer(content_type: &'static str, body: impl Into<Body>) -> Response {
-    // libgit2 sends a request's head and body apart and without TCP_NODELAY. On a connection that was
-    // used before, the body waits 40 ms for the head to be acknowledged; on a new one it does not.
+fn respond(content_type: &'static str, body: impl Into<Body>) -> Response {
+    // libgit2 sends the head and the body of a request separately and without TCP_NODELAY. On a reused
+    // connection the body waits 40 ms for the acknowledgement of the head; on a new connection it does not.
     let headers =
         [(CONTENT_TYPE, content_type), (CACHE_CONTROL, "no-cache"), (CONNECTION, "close")];
     (headers, body.into()).into_response()

@@ -1,4 +1,4 @@
-//! How a run ended: the table, and the exit code.
+//! The result of a run: report, notes and exit code.
 
 use std::fmt::Write as _;
 use std::process::ExitCode;
@@ -11,22 +11,22 @@ use stagely_state::Trigger;
 use crate::api::{JobKindView, JobStatus, JobView, RunStatus, RunView, SkippedBuildView};
 use crate::cli::table::table;
 
-/// The columns of the line that says where the cache was missed; `stagely explain` says all of it.
+/// The width of the line about a cache miss. `stagely explain` shows all of it.
 const MISS_COLUMNS: usize = 160;
 
-/// What the exit codes of a command that starts a run mean, for its help.
+/// The help on exit codes of commands that start a run.
 pub const EXIT_CODES: &str = "\
 Exit codes:
   0    every build completed; with --detach: the run was started
-  1    a build failed or ran into its limit, stagely.yaml is not valid, or a build needs
-       emulation that it forbids or that is not to be had
-  2    the command line is wrong
-  3    the run failed and the builds are not at fault: registry, repository, machine
-  4    nothing could be started, or core was lost
+  1    a build failed or exceeded its time limit, stagely.yaml is not valid, or a build
+       needs emulation that is forbidden or not available
+  2    the command line is not valid
+  3    the run failed because of the registry, the repository or a machine
+  4    the command could not start, or lost the connection to core
   130  the run was cancelled";
 
-/// The exit code of a command that could not do its work at all.
-pub const EXIT_UNUSABLE: u8 = 4;
+/// The exit code of a command that could not start or was interrupted.
+pub const EXIT_FAILED: u8 = 4;
 
 /// The exit code of a cancelled run: 128 + SIGINT.
 pub const EXIT_CANCELLED: u8 = 130;
@@ -36,7 +36,7 @@ pub fn exit_code(run: &RunView) -> ExitCode {
     ExitCode::from(match run.status {
         RunStatus::Completed => 0,
         RunStatus::Cancelled => EXIT_CANCELLED,
-        RunStatus::Pending | RunStatus::Building => EXIT_UNUSABLE,
+        RunStatus::Pending | RunStatus::Building => EXIT_FAILED,
         RunStatus::Failed => {
             let mut reasons =
                 run.jobs.iter().filter_map(|job| job.reason.as_ref()).chain(&run.reason);
@@ -45,7 +45,7 @@ pub fn exit_code(run: &RunView) -> ExitCode {
     })
 }
 
-/// The end of a run, for people.
+/// The report on an ended run.
 pub fn report(run: &RunView) -> String {
     let mut text = String::new();
     if !run.jobs.is_empty() {
@@ -75,15 +75,15 @@ pub fn report(run: &RunView) -> String {
     text
 }
 
-/// What is out of the ordinary in a run, a fact a line: emulation, kept and skipped builds, saved
-/// machines, and where caches were missed.
+/// Notes on a run, each on one line: emulation, reused and skipped builds, saved machines, and cache
+/// misses.
 pub fn notes(run: &RunView) -> Vec<String> {
     let emulated = run
         .jobs
         .iter()
         .filter_map(|job| Some(format!("{} was built under {}", job.name, emulation(job)?)));
     let missed = run.jobs.iter().filter_map(missed_step);
-    let all = emulated.chain(kept(run)).chain(run.skipped.iter().map(skipped));
+    let all = emulated.chain(reused(run)).chain(run.skipped.iter().map(skipped));
     all.chain(saved_machines(run)).chain(missed).collect()
 }
 
@@ -93,12 +93,12 @@ pub fn emulation(job: &JobView) -> Option<String> {
     job.emulated.then(|| format!("QEMU emulation{}", slower.unwrap_or_default()))
 }
 
-/// `app_amd64, app_arm64 kept from run_…`.
-fn kept(run: &RunView) -> Option<String> {
-    let kept: Vec<&str> =
+/// `app_amd64, app_arm64 reused from run_…`.
+fn reused(run: &RunView) -> Option<String> {
+    let reused: Vec<&str> =
         run.jobs.iter().filter(|job| job.kept_from.is_some()).map(|job| &*job.name).collect();
     let from = run.keeps.map_or_else(|| "an earlier run".to_owned(), |run| run.to_string());
-    (!kept.is_empty()).then(|| format!("{} kept from {from}", kept.join(", ")))
+    (!reused.is_empty()).then(|| format!("{} reused from {from}", reused.join(", ")))
 }
 
 /// `web skipped: …, so the image of 0123abcd stands in: registry/shop/main@sha256:…`.
@@ -124,8 +124,7 @@ fn saved_machines(run: &RunView) -> Option<String> {
     Some(count + &how)
 }
 
-/// Where a job missed the cache and why, in one line. The first build of all misses it everywhere, which
-/// is no news.
+/// The first cache miss of a job and its cause, as one line; `None` for a build without a cache.
 fn missed_step(job: &JobView) -> Option<String> {
     let miss = job.cache_miss.as_ref().filter(|miss| miss.cause != MissCause::NoCache)?;
     let line = format!("{} missed the cache at `{}`: {}", job.name, miss.step, miss.cause);
@@ -134,8 +133,8 @@ fn missed_step(job: &JobView) -> Option<String> {
     Some(format!("{line}\n  more: stagely explain {}", job.id))
 }
 
-/// The images that the run is about, by the reference that stays the same and the digest: an index
-/// stands for the images that it joins. A warm-up has none.
+/// The images of the run, each with its stable reference and digest. An image index is listed instead of
+/// the images that it joins. A warm-up lists its caches.
 fn images(run: &RunView) -> Vec<String> {
     if run.trigger == Trigger::WarmUp {
         return caches_filled(run).into_iter().collect();
@@ -178,17 +177,17 @@ pub fn platforms(job: &JobView) -> String {
     if job.emulated { names + " (emulated)" } else { names }
 }
 
-/// How far a job is; a kept one did nothing.
+/// The status of a job; `reused` for a job that was not built again.
 pub fn status(job: &JobView) -> String {
-    if job.kept_from.is_some() { "kept".to_owned() } else { job.status.as_str().to_owned() }
+    if job.kept_from.is_some() { "reused".to_owned() } else { job.status.as_str().to_owned() }
 }
 
-/// How long the newest attempt took.
+/// The duration of the newest attempt.
 pub fn duration_of(job: &JobView) -> Option<Duration> {
     Some(job.ended_at?.since(job.started_at?))
 }
 
-/// How many of a build's steps came from a cache: `3/5`.
+/// The number of cached steps: `3/5`.
 pub fn cached(job: &JobView) -> String {
     if job.steps.is_empty() {
         return String::new();
@@ -196,8 +195,8 @@ pub fn cached(job: &JobView) -> String {
     format!("{}/{}", job.cached_steps, job.steps.len())
 }
 
-/// A digest that people can compare: `sha256:` and 8 digits, so that the table of an image for two
-/// platforms fits into 80 columns.
+/// A short digest: `sha256:` and 8 digits, so that the table of an image for two platforms fits into 80
+/// columns.
 fn short(digest: &Digest) -> String {
     digest.as_str().chars().take("sha256:".len() + 8).collect()
 }
@@ -217,7 +216,7 @@ pub(in crate::cli) mod tests {
 
     use super::*;
 
-    /// A completed build of `name`, as core tells of it.
+    /// A completed job that builds `name`.
     pub(in crate::cli) fn job(number: u8, name: &str, platform: &str) -> JobView {
         let id = |number: u8| JobId::from_bits(u128::from(number));
         let step = |name: &str, seconds, cached| Step { name: name.to_owned(), seconds, cached };
@@ -283,7 +282,7 @@ pub(in crate::cli) mod tests {
         }
     }
 
-    /// One image for two platforms: an emulated one, and a merge that took over its machine.
+    /// A run of one image for two platforms, of which one is emulated. The merge took over its machine.
     fn of_two_platforms() -> RunView {
         let mut arm64 = job(2, "app_arm64", "linux/arm64");
         arm64.emulated = true;
@@ -300,7 +299,7 @@ pub(in crate::cli) mod tests {
     }
 
     #[test]
-    fn the_report_names_the_tag_with_its_digest_and_what_was_emulated_and_saved() {
+    fn the_report_shows_tag_digest_emulation_and_saved_machines() {
         let text = report(&of_two_platforms());
         let digest = "03".repeat(32);
         assert!(
@@ -319,7 +318,7 @@ pub(in crate::cli) mod tests {
     }
 
     #[test]
-    fn the_report_says_what_was_skipped_kept_and_only_warmed_up() {
+    fn the_report_shows_skipped_reused_and_warmed_up_builds() {
         let mut run = of_two_platforms();
         run.keeps = Some(RunId::from_bits(7));
         run.jobs[0].kept_from = Some(JobId::from_bits(9));
@@ -330,8 +329,10 @@ pub(in crate::cli) mod tests {
             image: Some(image.parse().unwrap()),
         });
         let text = report(&run);
-        let kept = format!("app_amd64 kept from {}\n", RunId::from_bits(7));
-        assert!(text.contains(&kept) && text.contains("linux/amd64  ") && text.contains("  kept"));
+        let reused = format!("app_amd64 reused from {}\n", RunId::from_bits(7));
+        assert!(
+            text.contains(&reused) && text.contains("linux/amd64  ") && text.contains("  reused")
+        );
         let skipped = format!("so the image of 0123abcd stands in: {image}\n");
         assert!(text.contains(&skipped), "{text}");
 
@@ -342,7 +343,7 @@ pub(in crate::cli) mod tests {
     }
 
     #[test]
-    fn the_exit_code_tells_whose_fault_a_failure_was() {
+    fn the_exit_code_depends_on_the_cause_of_a_failure() {
         let failed_with = |reason| {
             let mut run = run(vec![job(1, "app", "linux/arm64")]);
             run.status = RunStatus::Failed;
@@ -358,7 +359,7 @@ pub(in crate::cli) mod tests {
     }
 
     #[test]
-    fn the_first_missed_step_is_told_in_one_line_and_a_first_build_says_nothing_of_it() {
+    fn a_cache_miss_is_one_line_and_a_build_without_a_cache_has_none() {
         let mut run = run(vec![job(1, "app_amd64", "linux/amd64")]);
         let file = |path: &str| ChangedFile { path: path.to_owned(), change: FileChange::Changed };
         let files =

@@ -1,5 +1,5 @@
-//! A registry for people who have none: a container on this machine's engine that stays there, so
-//! that images can be pulled after the run and the next one finds its caches.
+//! Starts a registry in a container of this machine, for runs without a configured registry. The container
+//! keeps running, so that its images can be pulled and the next run finds its caches.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -17,30 +17,30 @@ use bollard::query_parameters::{
 };
 use futures_util::TryStreamExt as _;
 
-/// The container, and the volume that holds its images.
+/// The name of the container and of its volume.
 const NAME: &str = "stagely-registry";
 
-/// The CNCF's registry.
+/// The CNCF's registry image.
 const IMAGE: &str = "registry";
 const TAG: &str = "2";
 
-/// Where it listens: on loopback, where Docker asks for no TLS. A port of its own, since the usual
-/// 5000 is taken on many machines.
+/// The registry's address: on loopback, where Docker needs no TLS. Not the usual port 5000, which is in use
+/// on many machines.
 const ADDRESS: &str = "127.0.0.1:7781";
 const HOST: &str = "127.0.0.1";
 const PORT: &str = "7781";
 
-/// Where it listens inside its container.
+/// The port inside the container.
 const CONTAINER_PORT: &str = "5000/tcp";
 
-/// The waits for its first answer: 15 s in all.
-const START: ConstantBuilder =
+/// Waits for the first response for 15 s in all.
+const START_BACKOFF: ConstantBuilder =
     ConstantBuilder::new().with_delay(Duration::from_millis(100)).with_max_times(150);
 
-/// Sees to it that the registry runs, and returns its address.
+/// Ensures that the registry runs, and returns its address.
 ///
 /// # Errors
-/// An engine that does not answer; an image that cannot be pulled; a port that is taken.
+/// Docker does not respond; the image cannot be pulled; the port is in use.
 pub(super) async fn ensure(docker_host: Option<&str>) -> anyhow::Result<String> {
     start(docker_host).await.context(
         "no registry is configured, and none can be started on this machine's Docker; name one \
@@ -62,20 +62,20 @@ async fn start(docker_host: Option<&str>) -> anyhow::Result<()> {
             create(&docker).await?;
             false
         }
-        Err(error) => return Err(error).context("Docker does not answer"),
+        Err(error) => return Err(error).context("Docker does not respond"),
     };
     if !is_running {
         docker.start_container(NAME, None::<StartContainerOptions>).await?;
     }
-    let answer = || reqwest::get(format!("http://{ADDRESS}/v2/"));
-    answer.retry(START).await.with_context(|| format!("{NAME} does not answer"))?;
+    let ping = || reqwest::get(format!("http://{ADDRESS}/v2/"));
+    ping.retry(START_BACKOFF).await.with_context(|| format!("{NAME} does not respond"))?;
     Ok(())
 }
 
 async fn pull(docker: &Docker) -> anyhow::Result<()> {
     let image = CreateImageOptionsBuilder::new().from_image(IMAGE).tag(TAG).build();
     let pulled = docker.create_image(Some(image), None, None);
-    pulled.try_for_each(|_| async { Ok(()) }).await.context("cannot pull its image")
+    pulled.try_for_each(|_| async { Ok(()) }).await.context("cannot pull the registry's image")
 }
 
 async fn create(docker: &Docker) -> anyhow::Result<()> {

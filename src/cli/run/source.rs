@@ -1,4 +1,4 @@
-//! What `stagely run` builds: a repository at an address, or a folder of this machine.
+//! The repository that `stagely run` builds: at an address, or in a folder of this machine.
 
 use std::path::{Path, PathBuf};
 
@@ -10,23 +10,24 @@ use stagely_state::Name;
 use url::{Host, Url};
 
 use super::git_server::GitServer;
-use super::snapshot::{Snapshot, Wanted};
+use super::revision::Revision;
+use super::served_repository::ServedRepository;
 use crate::core::intake::names::environment_of;
 
-/// What the user named.
+/// The repository named on the command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Named {
-    /// A repository that is served somewhere.
+pub(super) enum RepositoryLocation {
+    /// The address of a repository.
     Address(Url),
-    /// A folder.
+    /// A folder of this machine.
     Folder(PathBuf),
 }
 
-impl Named {
-    /// An address has a scheme, or is what Git takes for one: `git@host:owner/repository`.
+impl RepositoryLocation {
+    /// Reads an address, which has a scheme or the form `git@host:owner/repository`, or else a folder.
     ///
     /// # Errors
-    /// A scheme that core does not clone from.
+    /// Core cannot clone by the scheme.
     pub(super) fn parse(text: &str) -> anyhow::Result<Self> {
         if let Some(url) = https_of_ssh(text) {
             return Ok(Self::Address(url));
@@ -38,33 +39,34 @@ impl Named {
         match url.scheme() {
             "http" | "https" | "git" => Ok(Self::Address(url)),
             "file" => Ok(Self::Folder(
-                url.to_file_path().ok().with_context(|| format!("{text:?} names no file"))?,
+                url.to_file_path()
+                    .ok()
+                    .with_context(|| format!("{text:?} does not name a folder"))?,
             )),
             scheme => bail!("repositories are cloned by https, http or git, not by {scheme}"),
         }
     }
 }
 
-/// What goes into the request for a run.
+/// The repository part of a request for a run.
 #[derive(Debug)]
-pub(super) struct Source {
-    /// Where to clone from.
+pub(super) struct RunSource {
+    /// The address to clone from.
     pub(super) repository: String,
     /// A branch, a tag or a commit.
     pub(super) reference: Option<String>,
-    /// Opens the repository.
     pub(super) clone_token: Option<SecretString>,
-    /// The project's name, where the address does not give a good one.
+    /// The project's name, unless it can be derived from the address.
     pub(super) project: Option<String>,
-    /// The environment's name, where the reference does not give a good one.
+    /// The environment's name, unless it can be derived from the reference.
     pub(super) environment: Option<String>,
     /// The branch or commit to compare with.
     pub(super) base: Option<String>,
-    /// What is served while the run goes on.
-    _served: Option<(GitServer, Snapshot)>,
+    /// Keeps the served repository until the run has ended.
+    _served: Option<(GitServer, ServedRepository)>,
 }
 
-impl Source {
+impl RunSource {
     /// A repository at an address.
     pub(super) fn at(
         repository: &Url,
@@ -83,25 +85,25 @@ impl Source {
         }
     }
 
-    /// The same, compared with `base`.
+    /// Sets the base to compare with.
     pub(super) fn compared_with(self, base: Option<String>) -> Self {
         Self { base, ..self }
     }
 
-    /// A folder of this machine, served to agents of this machine.
+    /// Serves a folder of this machine to agents on this machine.
     ///
     /// # Errors
-    /// A folder that cannot be built from, or not be served.
+    /// The folder cannot be built from or served.
     pub(super) async fn serve(
         folder: &Path,
-        wanted: Wanted<'_>,
+        revision: Revision<'_>,
         base: Option<&str>,
     ) -> anyhow::Result<Self> {
-        let mut snapshot = Snapshot::take(folder, wanted)?;
-        let base = base.map(|base| snapshot.add_base(base)).transpose()?;
-        let name = Name::nearest(&folder_name(&snapshot.origin));
-        let server = GitServer::start(snapshot.path().to_owned(), name.as_str()).await?;
-        let reference = snapshot.name.clone().unwrap_or_else(|| snapshot.commit.to_string());
+        let mut repository = ServedRepository::new(folder, revision)?;
+        let base = base.map(|base| repository.add_base(base)).transpose()?;
+        let name = Name::nearest(&folder_name(&repository.origin));
+        let server = GitServer::start(repository.path().to_owned(), name.as_str()).await?;
+        let reference = repository.name.clone().unwrap_or_else(|| repository.commit.to_string());
         Ok(Self {
             repository: server.url.to_string(),
             reference: Some(reference),
@@ -109,50 +111,49 @@ impl Source {
             project: Some(name.into()),
             environment: None,
             base,
-            _served: Some((server, snapshot)),
+            _served: Some((server, repository)),
         })
     }
 
-    /// A folder's commit as its remote has it, for agents that do not reach this machine, or not
-    /// any more.
+    /// A folder's commit on its remote, for agents that cannot reach this process.
     ///
     /// # Errors
-    /// A folder without a remote, or a commit that was not pushed.
+    /// The folder has no remote, or the commit is not pushed.
     pub(super) fn remote_of(
         folder: &Path,
-        wanted: Wanted<'_>,
+        revision: Revision<'_>,
         base: Option<&str>,
         clone_token: Option<SecretString>,
     ) -> anyhow::Result<Self> {
-        if wanted == Wanted::Dirty {
+        if revision == Revision::Dirty {
             bail!(
-                "--dirty needs builders on this machine and a command that stays: what is not pushed \
-                 cannot be cloned elsewhere"
+                "--dirty needs builders on this machine, and no --detach: uncommitted changes cannot be \
+                 cloned from elsewhere"
             );
         }
-        let mut snapshot = Snapshot::take(folder, wanted)?;
-        let base = base.map(|base| snapshot.add_base(base)).transpose()?;
-        let user = Repository::open(&snapshot.origin)?;
+        let mut repository = ServedRepository::new(folder, revision)?;
+        let base = base.map(|base| repository.add_base(base)).transpose()?;
+        let user = Repository::open(&repository.origin)?;
         let origin = user.find_remote("origin").context(
             "the builders cannot clone from this folder, and it has no remote `origin`; give the \
              address of the repository instead of a folder",
         )?;
         let address = origin.url().context("the address of the remote `origin` is not text")?;
-        let Named::Address(url) = Named::parse(address)? else {
-            bail!("the remote `origin` is {address}, which the builders do not reach");
+        let RepositoryLocation::Address(url) = RepositoryLocation::parse(address)? else {
+            bail!("the remote `origin` is {address}, which the builders cannot reach");
         };
-        if !is_pushed(&user, &snapshot.commit)? {
-            bail!("commit {} is on no branch of `origin`: push it first", snapshot.commit);
+        if !is_pushed(&user, &repository.commit)? {
+            bail!("commit {} is on no branch of `origin`: push it first", repository.commit);
         }
-        let branch = snapshot.name.as_deref().and_then(|name| name.strip_prefix("refs/heads/"));
+        let branch = repository.name.as_deref().and_then(|name| name.strip_prefix("refs/heads/"));
         Ok(Self {
             environment: branch.map(environment_of),
-            ..Self::at(&url, Some(snapshot.commit.to_string()), clone_token).compared_with(base)
+            ..Self::at(&url, Some(repository.commit.to_string()), clone_token).compared_with(base)
         })
     }
 }
 
-/// Whether agents of the core at `server` reach loopback ports of this machine.
+/// Whether agents of the core at `server` can reach loopback ports of this machine.
 pub(super) fn is_on_this_machine(server: &Url) -> bool {
     match server.host() {
         Some(Host::Domain(domain)) => domain == "localhost",
@@ -162,15 +163,15 @@ pub(super) fn is_on_this_machine(server: &Url) -> bool {
     }
 }
 
-/// The name of a repository's folder: `app` of `/home/me/app/` and of `/srv/app.git`.
+/// The name of a repository's folder: `app` of `/home/user/app/` and of `/srv/app.git`.
 fn folder_name(origin: &Path) -> String {
     let name = origin.file_name().map(|name| name.to_string_lossy().into_owned());
     let name = name.unwrap_or_default();
     name.strip_suffix(".git").unwrap_or(&name).to_owned()
 }
 
-/// `git@host:owner/repository.git` and `ssh://git@host/owner/repository.git` as https: agents have no
-/// SSH keys, and servers that take both show the same repository at both.
+/// Converts `git@host:owner/repository.git` and `ssh://git@host/owner/repository.git` to https: agents
+/// have no SSH keys, and servers offer the same repository by both.
 fn https_of_ssh(text: &str) -> Option<Url> {
     let (host, path) = match text.strip_prefix("ssh://") {
         Some(rest) => rest.split_once('/')?,
@@ -197,10 +198,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn folders_and_addresses_are_told_apart() {
-        let address = |text| match Named::parse(text).unwrap() {
-            Named::Address(url) => url.to_string(),
-            Named::Folder(path) => format!("folder {}", path.display()),
+    fn folders_and_addresses_are_distinguished() {
+        let address = |text| match RepositoryLocation::parse(text).unwrap() {
+            RepositoryLocation::Address(url) => url.to_string(),
+            RepositoryLocation::Folder(path) => format!("folder {}", path.display()),
         };
         assert_eq!(address("https://host/o/r"), "https://host/o/r");
         assert_eq!(address("git@host:o/r.git"), "https://host/o/r.git");
@@ -208,6 +209,6 @@ mod tests {
         assert_eq!(address("."), "folder .");
         assert_eq!(address("a:b"), "folder a:b");
         assert_eq!(address("file:///srv/r"), "folder /srv/r");
-        assert!(Named::parse("ftp://host/r").is_err());
+        assert!(RepositoryLocation::parse("ftp://host/r").is_err());
     }
 }

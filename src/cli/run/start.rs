@@ -1,45 +1,41 @@
-//! What the commands that start a run have in common: where it goes on, what opens the repository, and
-//! how they end.
+//! Options and steps shared by the commands that start a run.
 
 use std::collections::BTreeMap;
-use std::io::{Write as _, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use clap::Args;
 use secrecy::SecretString;
 
-use super::follow::{End, follow};
+use super::follow::{FollowEnd, follow};
 use super::outcome::report;
 use super::registry;
 use crate::api::RunView;
-use crate::cli::connect::{ServerArgs, state_folder};
+use crate::cli::connect::{ServerArgs, read_token, state_folder};
+use crate::cli::core_handle::CoreHandle;
 use crate::cli::embedded::{Embedded, builders_of_this_machine};
-use crate::cli::settings::Settings;
+use crate::cli::output::print;
+use crate::cli::settings::SettingsArgs;
 use crate::client::{Client, ClientError};
 use crate::config::RegistryConfig;
 
-/// What opens the repository.
+/// The token for the repository.
 #[derive(Args, Debug)]
 pub struct CloneTokenArgs {
-    /// A file that holds a token for the repository; the variable `STAGELY_CLONE_TOKEN` may hold one too
+    /// A file with a token for the repository. Default: the variable `STAGELY_CLONE_TOKEN`
     #[arg(long, value_name = "FILE")]
     clone_token_file: Option<PathBuf>,
 }
 
 impl CloneTokenArgs {
-    /// The token; `None` where none was given.
+    /// Reads the token; `None` if there is none.
     ///
     /// # Errors
-    /// A file that cannot be read.
+    /// The file cannot be read.
     pub(in crate::cli) fn read(&self) -> anyhow::Result<Option<SecretString>> {
         match &self.clone_token_file {
-            Some(path) => {
-                let text = std::fs::read_to_string(path)
-                    .with_context(|| format!("cannot read the token in {}", path.display()))?;
-                Ok(Some(text.trim_end().into()))
-            }
+            Some(path) => read_token(path).map(Some),
             None => Ok(std::env::var("STAGELY_CLONE_TOKEN")
                 .ok()
                 .filter(|token| !token.is_empty())
@@ -51,14 +47,14 @@ impl CloneTokenArgs {
 /// Build arguments of the command line.
 #[derive(Args, Debug)]
 pub struct SetArgs {
-    /// A build argument for every build; KEY alone takes the value from the environment, where no
-    /// other user of this machine sees it. May be repeated
+    /// A build argument for every build. KEY alone takes the value from the environment, so that other
+    /// users of this machine cannot see it. Can be repeated
     #[arg(long = "set", value_name = "KEY[=VALUE]", value_parser = parse_set)]
     set: Vec<(String, SecretString)>,
 }
 
 impl SetArgs {
-    /// The last value of each.
+    /// The last value of each argument.
     pub(in crate::cli) fn map(&self) -> BTreeMap<String, SecretString> {
         self.set.iter().cloned().collect()
     }
@@ -69,15 +65,15 @@ fn parse_set(text: &str) -> Result<(String, SecretString), String> {
         Some((key, value)) => Ok((key.to_owned(), value.into())),
         None => match std::env::var(text) {
             Ok(value) => Ok((text.to_owned(), value.into())),
-            Err(_) => Err(format!("{text} has no `=VALUE`, and is not in the environment either")),
+            Err(_) => Err(format!("{text} has no `=VALUE` and is not set in the environment")),
         },
     }
 }
 
-/// Where a run goes on, and what is shown of it.
+/// Options of the commands that start a run.
 #[derive(Args, Debug)]
 pub struct StartArgs {
-    /// Start the run and leave; print its id. Needs --server or --data-dir
+    /// Start the run, print its id and return. Needs --server or --data-dir
     #[arg(long)]
     pub(in crate::cli) detach: bool,
     /// Print the result as JSON
@@ -86,51 +82,29 @@ pub struct StartArgs {
     #[command(flatten)]
     pub(in crate::cli) server: ServerArgs,
     #[command(flatten)]
-    settings: Settings,
-}
-
-/// Where the run goes on.
-#[derive(Debug)]
-pub(in crate::cli) enum Place {
-    Server(Client),
-    Here(Embedded),
-}
-
-impl Place {
-    pub(in crate::cli) const fn client(&self) -> &Client {
-        match self {
-            Self::Server(client) | Self::Here(Embedded { client, .. }) => client,
-        }
-    }
-
-    async fn leave(self) -> anyhow::Result<()> {
-        match self {
-            Self::Server(_) => Ok(()),
-            Self::Here(embedded) => embedded.stop().await,
-        }
-    }
+    settings: SettingsArgs,
 }
 
 impl StartArgs {
-    /// The core that was named; `None`: the run goes on in this process.
+    /// The core named by the options; `None` if the run needs a core inside this process.
     ///
     /// # Errors
-    /// Those of [`ServerArgs::named`]; a run in this process that is to go on without it.
+    /// Those of [`ServerArgs::named`]; --detach without a named core.
     pub(in crate::cli) fn named(&self) -> anyhow::Result<Option<Client>> {
         let server = self.server.named()?;
         if self.detach && server.is_none() {
-            bail!("--detach needs a core that goes on: name one with --server or --data-dir");
+            bail!("--detach needs a core that keeps running: name one with --server or --data-dir");
         }
         Ok(server)
     }
 
-    /// The core that was named, or one in this process.
+    /// The named core, or a core started inside this process.
     ///
     /// # Errors
-    /// What keeps core from starting.
-    pub(in crate::cli) async fn place(&self, server: Option<Client>) -> anyhow::Result<Place> {
+    /// Core cannot start.
+    pub(in crate::cli) async fn core(&self, server: Option<Client>) -> anyhow::Result<CoreHandle> {
         if let Some(client) = server {
-            return Ok(Place::Server(client));
+            return Ok(CoreHandle::Running(client));
         }
         let mut config = self.settings.read()?;
         if self.settings.config.is_none() && self.settings.max_concurrent.is_none() {
@@ -140,28 +114,28 @@ impl StartArgs {
             let host = config.local.docker_host.as_deref();
             config.registry.url = registry::ensure(host).await?;
         }
-        // Starting core is a large future, and every command that starts a run would hold it.
+        // Boxed, because starting core is a large future.
         let folder = state_folder()?;
-        let here = Box::pin(Embedded::start_when_free(config, &folder));
-        Ok(Place::Here(here.await?))
+        let embedded = Box::pin(Embedded::start_when_free(config, &folder));
+        Ok(CoreHandle::Embedded(embedded.await?))
     }
 
-    /// Starts a run by `start`, and shows it to its end.
+    /// Starts a run with `start`, and follows it to its end.
     ///
     /// # Errors
-    /// What kept the run from starting, or from being followed to its end.
+    /// The run cannot start, or cannot be followed to its end.
     pub(in crate::cli) async fn carry_out(
         &self,
-        place: Place,
+        core: CoreHandle,
         start: impl AsyncFnOnce(&Client) -> Result<RunView, ClientError>,
     ) -> anyhow::Result<ExitCode> {
-        match self.start_and_follow(&place, start).await {
-            // Builders notice within a minute that their core is gone, and end.
-            Ok(End::Left(code)) => Ok(code),
-            Ok(End::Over(code)) => place.leave().await.map(|()| code),
+        match self.start_and_follow(&core, start).await {
+            // Builders of an embedded core notice within a minute that it has exited, and end.
+            Ok(FollowEnd::Left(exit_code)) => Ok(exit_code),
+            Ok(FollowEnd::Finished(exit_code)) => core.close().await.map(|()| exit_code),
             Err(error) => {
-                // The first error is the one to tell.
-                let _ = place.leave().await;
+                // Only the first error is reported.
+                let _ = core.close().await;
                 Err(error)
             }
         }
@@ -169,21 +143,16 @@ impl StartArgs {
 
     async fn start_and_follow(
         &self,
-        place: &Place,
+        core: &CoreHandle,
         start: impl AsyncFnOnce(&Client) -> Result<RunView, ClientError>,
-    ) -> anyhow::Result<End> {
-        let run = start(place.client()).await?;
+    ) -> anyhow::Result<FollowEnd> {
+        let run = start(core.client()).await?;
         if self.detach {
-            self.print(&run, |run| run.id.to_string())?;
-            return Ok(End::Over(ExitCode::SUCCESS));
+            print(self.json, &run, |run| run.id.to_string())?;
+            return Ok(FollowEnd::Finished(ExitCode::SUCCESS));
         }
-        let goes_on_alone = matches!(place, Place::Server(_));
-        follow(place.client(), run, goes_on_alone, |run| self.print(run, report)).await
-    }
-
-    fn print(&self, run: &RunView, text: impl Fn(&RunView) -> String) -> anyhow::Result<()> {
-        let text = if self.json { serde_json::to_string_pretty(run)? } else { text(run) };
-        writeln!(stdout(), "{text}")?;
-        Ok(())
+        let keeps_running = matches!(core, CoreHandle::Running(_));
+        let print_report = |run: &RunView| print(self.json, run, report).map(drop);
+        follow(core.client(), run, keeps_running, print_report).await
     }
 }

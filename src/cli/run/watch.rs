@@ -11,46 +11,39 @@ use tokio_util::sync::CancellationToken;
 use crate::api::{FollowedLine, LogRange, RunView};
 use crate::client::{Client, ClientError, LogEvent};
 
-/// Updates that may wait for the display. Beyond it core is not read from.
+/// The most updates that wait for the display. With more, reading from core pauses.
 const WAITING_MAX: usize = 64;
 
-/// Something to show.
+/// A change to show.
 #[derive(Debug)]
 pub(super) enum Update {
     /// The run has changed.
     Run(Box<RunView>),
-    /// A job said more.
-    Lines {
-        /// The job.
-        job: JobId,
-        /// Which of its attempts.
-        attempt: u32,
-        /// What it said.
-        lines: Vec<FollowedLine>,
-    },
-    /// The run has ended, and what its logs said until then was returned. Its machines may still be
-    /// there, and export caches.
-    Over,
+    /// A job has further log lines.
+    Lines { job: JobId, attempt: u32, lines: Vec<FollowedLine> },
+    /// The run has ended, and its log lines until then were returned. Its machines may still export
+    /// caches.
+    Ended,
 }
 
-/// Follows one run. Ends with the value.
+/// Follows one run. Dropping the value ends its tasks.
 #[derive(Debug)]
 pub(super) struct Watch {
     client: Client,
     updates: mpsc::Receiver<Result<Update, ClientError>>,
     sender: mpsc::Sender<Result<Update, ClientError>>,
     followed: BTreeSet<JobId>,
-    /// Ends when the run has ended and its machines are gone.
+    /// Ends when the run has ended and its machines are terminated.
     run: JoinSet<()>,
-    /// Each ends with its job, or with what was said when the run had ended.
+    /// Each ends with its job, or after the lines that core had when the run ended.
     logs: JoinSet<()>,
-    /// Fires when the run has ended.
+    /// Cancelled when the run has ended.
     ended: CancellationToken,
-    told_over: bool,
+    is_end_returned: bool,
 }
 
 impl Watch {
-    /// Begins to follow `run`.
+    /// Starts to follow `run`.
     pub(super) fn start(client: Client, run: RunId) -> Self {
         let (sender, updates) = mpsc::channel(WAITING_MAX);
         let mut tasks = JoinSet::new();
@@ -63,19 +56,19 @@ impl Watch {
             run: tasks,
             logs: JoinSet::new(),
             ended: CancellationToken::new(),
-            told_over: false,
+            is_end_returned: false,
         }
     }
 
-    /// The next update; `None` when the run has ended, its machines are gone, and what its logs said
-    /// until its end was returned. May be dropped and called again.
+    /// Returns the next update; `None` once the run has ended, its machines are terminated, and its log
+    /// lines were returned. Cancel safe.
     ///
     /// # Errors
-    /// [`ClientError`], when core cannot be followed any more.
+    /// [`ClientError`] if the run cannot be followed any longer.
     pub(super) async fn next(&mut self) -> Result<Option<Update>, ClientError> {
         loop {
             tokio::select! {
-                // What was sent before the last task ended is returned first.
+                // Updates that were sent before the last task ended are returned first.
                 biased;
                 Some(update) = self.updates.recv() => {
                     let update = update?;
@@ -88,9 +81,9 @@ impl Watch {
                     return Ok(Some(update));
                 }
                 Some(_) = self.logs.join_next() => {}
-                () = ready(()), if self.is_over() && !self.told_over => {
-                    self.told_over = true;
-                    return Ok(Some(Update::Over));
+                () = ready(()), if self.is_over() && !self.is_end_returned => {
+                    self.is_end_returned = true;
+                    return Ok(Some(Update::Ended));
                 }
                 ended = self.run.join_next(), if self.logs.is_empty() => {
                     if ended.is_none() {

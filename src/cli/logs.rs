@@ -1,0 +1,85 @@
+//! `stagely logs`: prints and follows the log of a job.
+
+use std::io::{BufWriter, Write as _, stdout};
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::Args;
+use futures_util::TryStreamExt as _;
+use stagely_state::ids::JobId;
+
+use super::connect::ServerArgs;
+use super::core_handle::CoreHandle;
+use crate::api::{JobStatus, LogRange};
+use crate::client::{Client, LogEvent};
+
+/// Prints the log of a job
+#[derive(Args, Debug)]
+pub struct LogsArgs {
+    /// The job, job_…
+    #[arg(value_name = "JOB")]
+    job: JobId,
+    /// Print further lines until the job ends
+    #[arg(short, long)]
+    follow: bool,
+    /// The number of the first line, from 0
+    #[arg(long, value_name = "N")]
+    from: Option<u64>,
+    /// The number of the attempt, from 1. Default: the newest
+    #[arg(long, value_name = "N")]
+    attempt: Option<u32>,
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
+/// Runs `stagely logs`.
+///
+/// # Errors
+/// Core cannot be reached; standard output cannot be written.
+pub async fn logs(arguments: LogsArgs) -> anyhow::Result<ExitCode> {
+    let core = CoreHandle::open(&arguments.server).await?;
+    let range = LogRange { from: arguments.from, attempt: arguments.attempt };
+    let printed = if arguments.follow {
+        follow(core.client(), arguments.job, range).await
+    } else {
+        copy(core.client(), arguments.job, &range).await
+    };
+    core.close().await?;
+    printed
+}
+
+async fn copy(client: &Client, job: JobId, range: &LogRange) -> anyhow::Result<ExitCode> {
+    let mut text = client.log(job, range).await?.bytes_stream();
+    let mut out = BufWriter::new(stdout());
+    while let Some(bytes) = text.try_next().await.context("the log was interrupted")? {
+        out.write_all(&bytes)?;
+    }
+    out.flush()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints lines as they arrive. The exit code is 0 if the job completes, otherwise 1.
+async fn follow(client: &Client, job: JobId, range: LogRange) -> anyhow::Result<ExitCode> {
+    // An unknown job is an error here. The follower would wait for core instead.
+    client.job(job).await?;
+    let mut follower = client.follow_log(job, range);
+    let mut code = ExitCode::SUCCESS;
+    while let Some(event) = follower.next().await? {
+        match event {
+            LogEvent::Lines { lines, .. } => {
+                let mut out = BufWriter::new(stdout());
+                for line in lines {
+                    writeln!(out, "{}", line.data)?;
+                }
+                out.flush()?;
+            }
+            LogEvent::End(status) => {
+                eprintln!("The job is {}.", status.as_str());
+                if status != JobStatus::Completed {
+                    code = ExitCode::FAILURE;
+                }
+            }
+        }
+    }
+    Ok(code)
+}
