@@ -231,11 +231,11 @@ impl Parts {
         listener: TcpListener,
         tokens: ApiTokens,
     ) -> anyhow::Result<JoinSet<anyhow::Result<()>>> {
-        let (sweeps, reconciled) =
-            (Sweeps::new(&self.providers, &self.records, &self.events), ReconcileStatus::default());
+        let sweeps = Sweeps::new(&self.providers, &self.records, &self.events);
+        let status = ReconcileStatus::default();
         let effects = self.effects()?;
         let warm_up = WarmUp::new(&self.config.warm_up, &self.records, &self.intake)?;
-        let endpoints = self.endpoints(tokens, sweeps.clone(), reconciled.clone())?;
+        let endpoints = self.endpoints(tokens, sweeps.clone(), status.clone())?;
         let Self { config, store, secrets, logs, records, events, intake, stop, .. } = self;
 
         let mut tasks = JoinSet::new();
@@ -259,7 +259,7 @@ impl Parts {
         // Before the server, so that the first delivery finds its project.
         configured_projects::link(&config, &records, &events, &intake, &secrets).await?;
         let github = self.github;
-        let reconciler = Reconciler { github, config, records, intake, status: reconciled };
+        let reconciler = Reconciler { github, config, records, intake, status };
         tasks.spawn(infallible(reconciler.run(stop)));
         tasks.spawn(Server::new(listener, endpoints).run());
         Ok(tasks)

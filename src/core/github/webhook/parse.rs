@@ -340,7 +340,7 @@ mod tests {
             |json| json["comment"]["user"] = json!(null),
             |json| json["comment"]["body"] = json!(null),
             |json| {
-                json["comment"]["body"] = json!("<!-- stagely env_1 -->\n/stagely approve 1a2b3c4")
+                json["comment"]["body"] = json!("<!-- stagely env_1 -->\n/stagely approve 1a2b3c4");
             },
             |json| json["comment"]["body"] = json!("Write\n```text\n/stagely cancel\n```\n"),
             |json| json["issue"]["pull_request"] = json!(null),
