@@ -103,15 +103,8 @@ impl Config {
 
     fn check_qemu(&self) -> Result<(), ConfigError> {
         let builders = self.fleet(Fleet::Builder);
-        let is_qemu = |arch: &Arch| builders.provider_of(*arch) == Some(ProviderName::Qemu);
-        let has_image = |arch: &Arch| self.qemu.image(*arch).is_some();
-        if Arch::ALL.iter().any(is_qemu) && !Arch::ALL.iter().any(has_image) {
-            return Err(ConfigError::Value {
-                key: "qemu.image-amd64",
-                problem: "is missing although builders are launched by qemu; name a folder that \
-                          scripts/golden-image has made, or set qemu.image-arm64"
-                    .to_owned(),
-            });
+        for provider in Arch::ALL.into_iter().filter_map(|arch| builders.provider_of(arch)) {
+            self.provider_tables().check_builders(provider)?;
         }
         Ok(())
     }

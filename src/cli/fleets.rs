@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde::Serialize;
 use stagely_protocol::Arch;
+use stagely_provider::Network;
 use stagely_provider::catalog::Catalog;
 use stagely_provider::settings::MarketPolicy;
 use stagely_state::{Fleet, MachineSize, ProviderName, Usd};
@@ -48,6 +49,8 @@ struct FleetView {
     zones: Vec<String>,
     /// Empty if there are no machines of this arch, or the provider has no sizes.
     sizes: Vec<SizeView>,
+    #[serde(skip)]
+    network: Option<Network>,
 }
 
 #[derive(Debug, Serialize)]
@@ -95,22 +98,19 @@ fn view(
     bought: &FleetConfig,
 ) -> Result<FleetView, ConfigError> {
     let provider = bought.provider_of(arch);
-    let (catalog, zones) = match provider {
-        Some(ProviderName::Aws) => (Some(config.aws.catalog()?), config.aws.places().to_vec()),
-        Some(ProviderName::DigitalOcean) => {
-            (Some(config.digitalocean.catalog()?), config.digitalocean.regions.clone())
-        }
-        Some(ProviderName::Local | ProviderName::Qemu) | None => (None, Vec::new()),
+    let tables = config.provider_tables();
+    let catalog = match provider {
+        Some(provider) => tables.catalog(provider)?,
+        None => None,
     };
     let market = match bought.market {
-        // Nobody else has a spot market.
-        _ if provider != Some(ProviderName::Aws) => ON_DEMAND,
+        _ if !provider.is_some_and(|provider| tables.has_spot_market(provider)) => ON_DEMAND,
         MarketPolicy::OnDemand => ON_DEMAND,
         MarketPolicy::Spot => "spot",
         MarketPolicy::SpotFirst => "spot-first",
     };
     let sizes = catalog.as_ref().map(|catalog| sizes(catalog, fleet, arch)).unwrap_or_default();
-    let tables = config.provider_tables();
+    let zones = catalog.map(|catalog| catalog.zones().to_vec()).unwrap_or_default();
     let is_launched = provider.is_some_and(|provider| tables.can_launch(provider, fleet, arch));
     let max_price_per_hour_usd = bought.max_price;
     Ok(FleetView {
@@ -122,6 +122,7 @@ fn view(
         is_launched,
         zones,
         sizes,
+        network: provider.map(|provider| tables.network(provider)),
     })
 }
 
@@ -166,9 +167,9 @@ fn text(fleets: &[FleetView]) -> String {
 
 /// The description of a fleet without instance types.
 fn without_sizes(fleet: &FleetView) -> &'static str {
-    match fleet.provider {
+    match fleet.network {
         Some(_) if !fleet.is_launched => "no machines of this processor; builds are emulated",
-        Some(ProviderName::Qemu) => "virtual machines on core's own host",
+        Some(Network::Guest { .. }) => "virtual machines on core's own host",
         Some(_) => "processes on core's own host",
         None => "none are launched; machines can be registered",
     }

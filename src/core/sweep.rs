@@ -228,7 +228,7 @@ impl Sweep {
         for offer in &offers {
             if let Some(problem) = &offer.problem {
                 let (fleet, arch, size) = (offer.fleet, offer.arch, offer.size);
-                warn!(provider = %self.name, %fleet, %arch, %size, problem, "cannot be launched");
+                warn!(provider = %self.name, %fleet, %arch, %size, %problem, "cannot be launched");
             }
         }
         // What lacks an image, or is sold out, is asked for all the same: the refusal says what to change.
@@ -411,6 +411,5 @@ pub(super) async fn within<T>(
     limit: Duration,
     answer: impl Future<Output = Result<T, ProviderError>>,
 ) -> Result<T, ProviderError> {
-    let no_answer = |_| ProviderError(format!("no answer within {limit:?}"));
-    timeout(limit, answer).await.unwrap_or_else(|elapsed| Err(no_answer(elapsed)))
+    timeout(limit, answer).await.unwrap_or(Err(ProviderError::TimedOut(limit)))
 }

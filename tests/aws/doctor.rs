@@ -9,7 +9,7 @@ use crate::STAGELY;
 use crate::moto::{AMD64, ARM64, Cloud, REGION};
 use crate::proxy::Fate;
 
-/// A configuration that names the cloud, and the command for it.
+/// The command `stagely doctor aws` with a configuration for a cloud.
 struct Doctor {
     folder: tempfile::TempDir,
     url: String,
@@ -37,7 +37,7 @@ impl Doctor {
         command
     }
 
-    /// What it prints, and its exit code.
+    /// The output and the exit code.
     async fn says(&self, arguments: &[&str]) -> (String, i32) {
         let mut command = self.command(arguments);
         command.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test");
@@ -63,7 +63,7 @@ fn details<'a>(report: &'a Value, verdict: &str) -> Vec<&'a str> {
 }
 
 #[tokio::test]
-async fn where_all_is_there_each_permission_is_allowed_and_each_offer_is_shown() {
+async fn a_complete_account_has_all_permissions_and_offers() {
     let cloud = Cloud::start().await;
     let doctor = Doctor::of(&cloud, "");
 
@@ -91,9 +91,9 @@ async fn where_all_is_there_each_permission_is_allowed_and_each_offer_is_shown()
         assert!(detail.ends_with("days old"), "{detail}");
     }
     let offers = report["offers"].as_array().unwrap();
-    let is_usual =
+    let is_default =
         |offer: &&Value| offer["fleet"] == "builder" && offer["instance_type"] == "c5.xlarge";
-    let offer = offers.iter().find(is_usual).unwrap();
+    let offer = offers.iter().find(is_default).unwrap();
     assert_eq!((&offer["price"], &offer["spot"]), (&"$0.1700".into(), &true.into()));
     assert!(report.get("policy").is_none());
     assert_eq!(cloud.instances().await, [], "a dry run starts nothing");
@@ -103,11 +103,11 @@ async fn where_all_is_there_each_permission_is_allowed_and_each_offer_is_shown()
 }
 
 #[tokio::test]
-async fn a_missing_permission_is_named_and_a_policy_printed() {
+async fn a_missing_permission_is_named_and_a_policy_is_printed() {
     let cloud = Cloud::start().await;
-    let dry = ("DryRun", "true");
+    let dry_run = ("DryRun", "true");
     let refused = Fate::Refused("UnauthorizedOperation", 403);
-    cloud.proxy.all_having("RunInstances", dry, refused);
+    cloud.proxy.all_having("RunInstances", dry_run, refused);
 
     let (report, code) = Doctor::of(&cloud, "").finds().await;
 
@@ -116,11 +116,14 @@ async fn a_missing_permission_is_named_and_a_policy_printed() {
     assert_eq!(errors.len(), 1, "{report:#}");
     assert!(errors[0].starts_with("ec2:RunInstances is missing"), "{errors:?}");
     let statements = report["policy"]["Statement"].as_array().unwrap();
-    assert!(statements.iter().any(|it| it["Action"] == "ec2:RunInstances"), "{report:#}");
+    assert!(
+        statements.iter().any(|statement| statement["Action"] == "ec2:RunInstances"),
+        "{report:#}"
+    );
 }
 
 #[tokio::test]
-async fn a_policy_is_printed_without_a_question() {
+async fn a_policy_is_printed_without_a_request() {
     let cloud = Cloud::start().await;
     let (text, code) =
         Doctor::of(&cloud, "instance-profile = \"builder\"").says(&["--policy"]).await;
@@ -132,7 +135,7 @@ async fn a_policy_is_printed_without_a_question() {
 }
 
 #[tokio::test]
-async fn missing_images_subnets_and_credentials_are_said_with_what_to_do() {
+async fn missing_images_subnets_and_credentials_are_reported_with_advice() {
     let cloud = Cloud::without_golden_images().await;
     let doctor = Doctor::of(&cloud, "subnets = [\"subnet-0123456789abcdef0\"]");
     let (report, code) = doctor.finds().await;

@@ -1,4 +1,4 @@
-//! What the provider makes of EC2's refusals, and of answers that never come.
+//! EC2's refusals, and responses that never arrive.
 
 use stagely_protocol::Arch;
 use stagely_provider::settings::MarketPolicy;
@@ -7,7 +7,7 @@ use stagely_state::Market;
 use stagely_state::comparison::Listed;
 use stagely_test_support::wait::eventually;
 
-use crate::launches::{LIVE, amd64, provider, request, want};
+use crate::launches::{LIVE, amd64, provider, request, spec};
 use crate::moto::Cloud;
 use crate::proxy::Fate;
 
@@ -28,7 +28,7 @@ async fn each_refusal_for_want_of_capacity_leads_to_the_next_candidate() {
         cloud.proxy.next(1, "RunInstances", Fate::Refused(code, status));
         let before = cloud.proxy.seen("RunInstances").len();
 
-        let placement = provider.launch(&amd64(&provider)).await.unwrap();
+        let placement = provider.launch(&amd64()).await.unwrap();
 
         assert_eq!(placement.instance_type, "c6i.xlarge", "{code}");
         let sent = &cloud.proxy.seen("RunInstances")[before..];
@@ -45,22 +45,23 @@ async fn no_spot_capacity_leads_to_a_machine_on_demand() {
     let none = Fate::Refused("InsufficientInstanceCapacity", 500);
     cloud.proxy.all_having("RunInstances", spot, none);
 
-    let request = request(&provider, &want(Arch::Amd64, MarketPolicy::SpotFirst));
+    let request = request(spec(Arch::Amd64, MarketPolicy::SpotFirst));
     let placement = provider.launch(&request).await.unwrap();
 
     assert_eq!(placement.market, Market::OnDemand);
 }
 
 #[tokio::test]
-async fn when_no_candidate_is_left_all_that_was_tried_is_named() {
+async fn when_no_candidate_is_left_the_error_names_all_candidates() {
     let cloud = Cloud::start().await;
     let provider = provider(&cloud, TWO_TYPES);
     cloud.proxy.next(1, "RunInstances", Fate::Refused("InsufficientInstanceCapacity", 500));
     cloud.proxy.next(1, "RunInstances", Fate::Refused("VcpuLimitExceeded", 400));
 
-    let Err(LaunchError::NoCapacity(message)) = provider.launch(&amd64(&provider)).await else {
-        panic!("it was launched");
+    let Err(LaunchError::NoCapacity(cause)) = provider.launch(&amd64()).await else {
+        panic!("the machine was launched");
     };
+    let message = cause.to_string();
     for part in ["c5.xlarge", "InsufficientInstanceCapacity", "c6i.xlarge", "VcpuLimitExceeded"] {
         assert!(message.contains(part), "{message}");
     }
@@ -71,11 +72,11 @@ async fn too_many_requests_and_missing_permissions_stop_at_the_first_candidate()
     let cloud = Cloud::start().await;
     let provider = provider(&cloud, TWO_TYPES);
     cloud.proxy.next(1, "RunInstances", Fate::Refused("RequestLimitExceeded", 503));
-    let error = provider.launch(&amd64(&provider)).await.unwrap_err();
+    let error = provider.launch(&amd64()).await.unwrap_err();
     assert!(matches!(error, LaunchError::Throttled { .. }), "{error:?}");
 
     cloud.proxy.next(1, "RunInstances", Fate::Refused("UnauthorizedOperation", 403));
-    let error = provider.launch(&amd64(&provider)).await.unwrap_err();
+    let error = provider.launch(&amd64()).await.unwrap_err();
     assert!(matches!(error, LaunchError::Permanent(_)), "{error:?}");
     let message = error.to_string();
     assert!(message.contains("ec2:RunInstances"), "{message}");
@@ -86,19 +87,19 @@ async fn too_many_requests_and_missing_permissions_stop_at_the_first_candidate()
 }
 
 #[tokio::test]
-async fn an_answer_that_is_lost_is_asked_for_again_and_nothing_is_started_twice() {
+async fn a_launch_is_repeated_after_a_lost_response_and_starts_no_second_instance() {
     let cloud = Cloud::start().await;
     let provider = provider(&cloud, TWO_TYPES);
-    // The first has no capacity, and the second's answer is lost.
+    // The first candidate has no capacity, and the response for the second is lost.
     cloud.proxy.next(1, "RunInstances", Fate::Refused("InsufficientInstanceCapacity", 500));
-    cloud.proxy.next(1, "RunInstances", Fate::AnswerLost);
-    let request = amd64(&provider);
-    // A list that does not show it yet.
+    cloud.proxy.next(1, "RunInstances", Fate::ResponseLost);
+    let request = amd64();
+    // The list does not show the instance yet.
     cloud.proxy.set_behind(true);
 
     let error = provider.launch(&request).await.unwrap_err();
     assert!(matches!(error, LaunchError::Unclear(_)), "{error:?}");
-    // By now the first would have capacity again.
+    // By now the first candidate would have capacity again.
     let placement = provider.launch(&request).await.unwrap();
 
     cloud.proxy.set_behind(false);
@@ -109,21 +110,21 @@ async fn an_answer_that_is_lost_is_asked_for_again_and_nothing_is_started_twice(
 }
 
 #[tokio::test]
-async fn a_server_error_is_unclear_and_no_other_candidate_is_asked_for() {
+async fn a_server_error_is_unclear_and_no_other_candidate_is_tried() {
     let cloud = Cloud::start().await;
     let provider = provider(&cloud, TWO_TYPES);
     cloud.proxy.next(1, "RunInstances", Fate::Refused("InternalError", 500));
-    let error = provider.launch(&amd64(&provider)).await.unwrap_err();
+    let error = provider.launch(&amd64()).await.unwrap_err();
     assert!(matches!(error, LaunchError::Unclear(_)), "{error:?}");
     assert_eq!(cloud.proxy.seen("RunInstances").len(), 1);
 }
 
 #[tokio::test]
-async fn after_a_crash_the_machine_that_was_launched_is_found() {
+async fn after_a_crash_the_launched_machine_is_found() {
     let cloud = Cloud::start().await;
     let first = provider(&cloud, "");
-    let request = amd64(&first);
-    cloud.proxy.next(1, "RunInstances", Fate::AnswerLost);
+    let request = amd64();
+    cloud.proxy.next(1, "RunInstances", Fate::ResponseLost);
     first.launch(&request).await.unwrap_err();
 
     let second = provider(&cloud, "");
@@ -131,17 +132,17 @@ async fn after_a_crash_the_machine_that_was_launched_is_found() {
 
     assert_eq!(cloud.live().await.len(), 1);
     assert_eq!(placement.instance_type, "c5.xlarge");
-    assert_eq!(cloud.proxy.seen("RunInstances").len(), 1, "it was found by its tags");
+    assert_eq!(cloud.proxy.seen("RunInstances").len(), 1, "the machine was found by its tags");
 }
 
 #[tokio::test]
-async fn after_a_crash_a_token_that_was_used_for_another_request_leads_to_its_machine() {
+async fn after_a_crash_a_used_client_token_leads_to_its_machine() {
     let cloud = Cloud::start().await;
     let first = provider(&cloud, "");
-    let request = amd64(&first);
-    cloud.proxy.next(1, "RunInstances", Fate::AnswerLost);
+    let request = amd64();
+    cloud.proxy.next(1, "RunInstances", Fate::ResponseLost);
     first.launch(&request).await.unwrap_err();
-    // The next core makes the agent another token, and EC2 does not show the machine at once.
+    // The next core creates another token for the agent, and EC2 does not show the machine at once.
     let mut again = request.clone();
     again.agent.token = "another-token".into();
     let second = provider(&cloud, "");
@@ -161,10 +162,10 @@ async fn after_a_crash_a_token_that_was_used_for_another_request_leads_to_its_ma
 }
 
 #[tokio::test]
-async fn a_machine_that_was_launched_and_has_ended_is_not_launched_again() {
+async fn a_machine_that_has_ended_is_not_launched_again() {
     let cloud = Cloud::start().await;
     let provider = provider(&cloud, "");
-    let mut request = amd64(&provider);
+    let mut request = amd64();
     provider.launch(&request).await.unwrap();
     provider.terminate(request.machine).await.unwrap();
 
@@ -177,10 +178,10 @@ async fn a_machine_that_was_launched_and_has_ended_is_not_launched_again() {
 }
 
 #[tokio::test]
-async fn a_list_is_asked_for_again_when_requests_come_too_fast() {
+async fn a_list_is_requested_again_after_a_rate_limit() {
     let cloud = Cloud::start().await;
     let provider = provider(&cloud, "");
-    let request = amd64(&provider);
+    let request = amd64();
     provider.launch(&request).await.unwrap();
     cloud.proxy.next(2, "DescribeInstances", Fate::Refused("RequestLimitExceeded", 503));
     let listed = provider.list().await.unwrap();
@@ -188,11 +189,11 @@ async fn a_list_is_asked_for_again_when_requests_come_too_fast() {
 }
 
 #[tokio::test]
-async fn half_a_list_is_no_list() {
+async fn a_list_with_a_failed_page_is_an_error() {
     let cloud = Cloud::start().await;
     let provider = provider(&cloud, "");
     for _ in 0..3 {
-        provider.launch(&amd64(&provider)).await.unwrap();
+        provider.launch(&amd64()).await.unwrap();
     }
     cloud.proxy.set_page_size(2);
     cloud.proxy.all_but_one("DescribeInstances", Fate::Refused("AuthFailure", 401));

@@ -1,17 +1,16 @@
-//! What an instance does that moto only tells of: it boots, reads its user data, and starts its agent, a real
-//! one; and all of it is gone when the instance is.
+//! Runs the instances that moto only records: each gets a real agent, started with the user data, which ends with the
+//! instance.
 
 use std::collections::HashMap;
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use aws_sdk_ec2::types::Instance;
+use stagely_test_support::files::write_private;
 use stagely_test_support::imds::Imds;
-use stagely_test_support::processes::{Process, processes_with};
+use stagely_test_support::processes::{ChildProcess, Process, processes_with};
 use stagely_test_support::program;
 use tempfile::TempDir;
 use tokio_util::task::AbortOnDropHandle;
@@ -19,13 +18,14 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::STAGELY;
 use crate::moto::{Cloud, agent_json, is_live};
 
+/// The time between two comparisons with moto's instances.
 const INTERVAL: Duration = Duration::from_millis(300);
 
-/// In the environment of everything that runs on an instance: which one.
+/// The variable with the instance's id, in the environment of all its processes.
 const INSTANCE_VARIABLE: &str = "TEST_INSTANCE";
 
 struct Machine {
-    agent: Child,
+    agent: ChildProcess,
     metadata: Arc<Imds>,
     folder: PathBuf,
 }
@@ -47,7 +47,7 @@ impl Hypervisor {
         let cloud = Arc::clone(cloud);
         let task = tokio::spawn(async move {
             loop {
-                look(&cloud, &shared, &path).await;
+                update(&cloud, &shared, &path).await;
                 tokio::time::sleep(INTERVAL).await;
             }
         });
@@ -63,8 +63,8 @@ impl Hypervisor {
 
 impl Drop for Hypervisor {
     fn drop(&mut self) {
-        for (id, mut machine) in self.machines.lock().unwrap().drain() {
-            end(&id, &mut machine);
+        for (id, machine) in self.machines.lock().unwrap().drain() {
+            end(&id, machine);
         }
         if std::thread::panicking() {
             for entry in fs::read_dir(self.folder.path()).unwrap().flatten() {
@@ -75,21 +75,22 @@ impl Drop for Hypervisor {
     }
 }
 
-async fn look(cloud: &Cloud, machines: &Machines, folder: &Path) {
+/// Boots new instances and ends those that are gone.
+async fn update(cloud: &Cloud, machines: &Machines, folder: &Path) {
     for instance in cloud.instances().await {
         let id = instance.instance_id().unwrap().to_owned();
-        let is_there = machines.lock().unwrap().contains_key(&id);
-        if is_live(&instance) && !is_there {
+        let is_booted = machines.lock().unwrap().contains_key(&id);
+        if is_live(&instance) && !is_booted {
             let machine = boot(cloud, &instance, folder).await;
             machines.lock().unwrap().insert(id, machine);
         } else if is_live(&instance) {
-            let ended = machines.lock().unwrap().get_mut(&id).unwrap().agent.try_wait().unwrap();
+            let ended = machines.lock().unwrap().get_mut(&id).unwrap().agent.status();
             if ended.is_some() {
-                // The machine has powered off, which counts as its end.
+                // The agent has powered its machine off, which terminates the instance.
                 cloud.end(&instance).await;
             }
-        } else if let Some(mut machine) = machines.lock().unwrap().remove(&id) {
-            end(&id, &mut machine);
+        } else if let Some(machine) = machines.lock().unwrap().remove(&id) {
+            end(&id, machine);
         }
     }
 }
@@ -103,25 +104,19 @@ async fn boot(cloud: &Cloud, instance: &Instance, folder: &Path) -> Machine {
     let mut config = agent_json(&cloud.user_data(instance).await);
     config["work_dir"] = folder.join("work").to_str().unwrap().into();
     let path = folder.join("agent.json");
-    fs::write(&path, config.to_string()).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-    let agent = program::command(STAGELY)
+    write_private(&path, &config.to_string());
+    let mut agent = program::command(STAGELY);
+    agent
         .args(["agent", "--config"])
         .arg(&path)
         .env(INSTANCE_VARIABLE, id)
         .env("AWS_EC2_METADATA_SERVICE_ENDPOINT", metadata.url.as_str())
-        .env("HOME", &folder)
-        .stdin(Stdio::null())
-        .stdout(log.try_clone().unwrap())
-        .stderr(log)
-        .spawn()
-        .unwrap();
-    Machine { agent, metadata, folder }
+        .env("HOME", &folder);
+    Machine { agent: program::start(&mut agent, log), metadata, folder }
 }
 
-fn end(id: &str, machine: &mut Machine) {
-    let _ = machine.agent.kill();
-    let _ = machine.agent.wait();
+fn end(id: &str, mut machine: Machine) {
+    machine.agent.kill();
     processes_with(id).iter().for_each(Process::kill);
     let _ = fs::remove_dir_all(&machine.folder);
 }

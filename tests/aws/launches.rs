@@ -1,4 +1,4 @@
-//! What EC2 is asked for, and what it then shows.
+//! The requests for instances, and the instances that result.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,24 +11,29 @@ use stagely_protocol::agent_config::AgentConfig;
 use stagely_provider::aws::AwsSettings;
 use stagely_provider::aws::{AwsProvider, CORE_TAG};
 use stagely_provider::settings::MarketPolicy;
-use stagely_provider::{LaunchError, LaunchRequest, Provider as _, Want};
+use stagely_provider::{LaunchError, LaunchRequest, MachineSpec, Provider as _};
 use stagely_state::comparison::{Listed, ListedState};
 use stagely_state::ids::{JobId, MachineId};
 use stagely_state::{Fleet, MachineSize, Market, Usd};
 
-use crate::moto::{AMD64, ARM64, Cloud, FOREIGN_AMD64, ROOT_DEVICE, agent_json};
+use crate::moto::{
+    AMD64, ARM64, Cloud, FOREIGN_AMD64, ROOT_DEVICE, agent_json, wait_for_next_second,
+};
 use crate::proxy::Fate;
 
 pub(crate) const CORE: &str = "core-of-the-test";
 
-/// A provider with the settings of `[aws]` in TOML.
+const JOB: JobId = JobId::from_bits(1);
+
+/// A provider whose `[aws]` table is `settings`.
 pub(crate) fn provider(cloud: &Cloud, settings: &str) -> AwsProvider {
     let config: AwsSettings = toml::from_str(settings).unwrap();
     AwsProvider::new(cloud.client.clone(), &config, CORE.into()).unwrap()
 }
 
-pub(crate) fn want(arch: Arch, market: MarketPolicy) -> Want {
-    Want {
+/// A medium builder.
+pub(crate) fn spec(arch: Arch, market: MarketPolicy) -> MachineSpec {
+    MachineSpec {
         fleet: Fleet::Builder,
         arch,
         size: MachineSize::Medium,
@@ -38,15 +43,12 @@ pub(crate) fn want(arch: Arch, market: MarketPolicy) -> Want {
     }
 }
 
-pub(crate) fn request(provider: &AwsProvider, want: &Want) -> LaunchRequest {
+pub(crate) fn request(spec: MachineSpec) -> LaunchRequest {
     let machine = new_id::<MachineId>();
     LaunchRequest {
         machine,
-        job: Some(JobId::from_bits(1)),
-        fleet: want.fleet,
-        arch: want.arch,
-        size: want.size,
-        candidates: provider.candidates(want),
+        job: Some(JOB),
+        spec,
         agent: Config::default().agent_config(machine, "a-secret-token".into()),
         lease: Duration::from_hours(1),
         insecure_registry: None,
@@ -54,8 +56,8 @@ pub(crate) fn request(provider: &AwsProvider, want: &Want) -> LaunchRequest {
     }
 }
 
-pub(crate) fn amd64(provider: &AwsProvider) -> LaunchRequest {
-    request(provider, &want(Arch::Amd64, MarketPolicy::OnDemand))
+pub(crate) fn amd64() -> LaunchRequest {
+    request(spec(Arch::Amd64, MarketPolicy::OnDemand))
 }
 
 pub(crate) const LIVE: ListedState = ListedState::Live;
@@ -72,10 +74,10 @@ async fn only(cloud: &Cloud) -> Instance {
 }
 
 #[tokio::test]
-async fn a_machine_and_its_volume_are_as_they_were_asked_for() {
+async fn a_machine_and_its_volume_have_the_configured_properties_and_tags() {
     let cloud = Cloud::start().await;
     let provider = provider(&cloud, "volume-gib = 77");
-    let request = amd64(&provider);
+    let request = amd64();
 
     let placement = provider.launch(&request).await.unwrap();
 
@@ -91,20 +93,20 @@ async fn a_machine_and_its_volume_are_as_they_were_asked_for() {
     assert_eq!(metadata.http_put_response_hop_limit(), Some(1));
 
     let machine = request.machine.to_string();
-    let name = format!("stagely builder {machine}");
+    let (name, job) = (format!("stagely builder {machine}"), JOB.to_string());
     let wanted = BTreeMap::from([
         ("stagely:core", CORE),
         ("stagely:machine", &machine),
-        ("stagely:job", "job_00000000000000000000000001"),
+        ("stagely:job", &job),
         ("Name", &name),
     ]);
     assert_eq!(tags(instance.tags()), wanted);
     let id = instance.instance_id();
     let volumes = cloud.volumes().await;
-    let is_its = |volume: &&aws_sdk_ec2::types::Volume| {
+    let is_attached = |volume: &&aws_sdk_ec2::types::Volume| {
         volume.attachments().iter().any(|attachment| attachment.instance_id() == id)
     };
-    let volume = volumes.iter().find(is_its).unwrap();
+    let volume = volumes.iter().find(is_attached).unwrap();
     assert_eq!(tags(volume.tags()), wanted);
     assert_eq!((volume.size(), volume.volume_type()), (Some(77), Some(&VolumeType::Gp3)));
     let device = &instance.block_device_mappings()[0];
@@ -119,25 +121,25 @@ async fn a_machine_and_its_volume_are_as_they_were_asked_for() {
 }
 
 #[tokio::test]
-async fn user_data_comes_back_as_the_agents_configuration() {
+async fn user_data_holds_the_agents_configuration() {
     let cloud = Cloud::start().await;
     let provider = provider(&cloud, "");
-    let request = amd64(&provider);
+    let request = amd64();
     provider.launch(&request).await.unwrap();
 
     let user_data = cloud.user_data(&only(&cloud).await).await;
 
     let agent = agent_json(&user_data);
-    let told = AgentConfig { run_dir: Some("/run/stagely".into()), ..request.agent };
-    assert_eq!(agent, serde_json::to_value(&told).unwrap());
+    let expected = AgentConfig { run_dir: Some("/run/stagely".into()), ..request.agent };
+    assert_eq!(agent, serde_json::to_value(&expected).unwrap());
     assert_eq!(agent["token"], "a-secret-token");
 }
 
 #[tokio::test]
-async fn a_spot_machine_is_asked_for_once_and_ends_when_it_is_taken_back() {
+async fn a_spot_machine_is_requested_once_and_terminates_on_interruption() {
     let cloud = Cloud::start().await;
     let provider = provider(&cloud, "");
-    let request = request(&provider, &want(Arch::Arm64, MarketPolicy::Spot));
+    let request = request(spec(Arch::Arm64, MarketPolicy::Spot));
 
     let placement = provider.launch(&request).await.unwrap();
 
@@ -159,10 +161,11 @@ async fn a_spot_machine_is_asked_for_once_and_ends_when_it_is_taken_back() {
 async fn subnets_groups_and_a_profile_are_those_of_the_configuration() {
     let cloud = Cloud::start().await;
     let subnets = cloud.client.describe_subnets().send().await.unwrap().subnets.unwrap();
-    let subnet = subnets.iter().find(|it| it.availability_zone() == Some("us-east-1c")).unwrap();
+    let subnet =
+        subnets.iter().find(|subnet| subnet.availability_zone() == Some("us-east-1c")).unwrap();
     let groups = cloud.client.describe_security_groups().send().await.unwrap();
     let groups = groups.security_groups.unwrap();
-    let group = groups.iter().find(|it| it.vpc_id() == subnet.vpc_id()).unwrap();
+    let group = groups.iter().find(|group| group.vpc_id() == subnet.vpc_id()).unwrap();
     let settings = format!(
         "subnets = [{:?}]\nsecurity-groups = [{:?}]",
         subnet.subnet_id().unwrap(),
@@ -170,7 +173,7 @@ async fn subnets_groups_and_a_profile_are_those_of_the_configuration() {
     );
     let provider = provider(&cloud, &settings);
 
-    let placement = provider.launch(&amd64(&provider)).await.unwrap();
+    let placement = provider.launch(&amd64()).await.unwrap();
 
     assert_eq!(placement.zone.as_deref(), Some("us-east-1c"));
     let instance = only(&cloud).await;
@@ -179,23 +182,23 @@ async fn subnets_groups_and_a_profile_are_those_of_the_configuration() {
     assert_eq!(sent["SecurityGroupId.1"], group.group_id().unwrap());
 
     let provider = self::provider(&cloud, r#"zones = ["us-east-1b"]"#);
-    let placement = provider.launch(&amd64(&provider)).await.unwrap();
+    let placement = provider.launch(&amd64()).await.unwrap();
     assert_eq!(placement.zone.as_deref(), Some("us-east-1b"));
 }
 
 #[tokio::test]
-async fn a_list_goes_through_all_pages_and_holds_what_is_this_cores() {
+async fn a_list_has_the_machines_of_this_core_from_all_pages() {
     let cloud = Cloud::start().await;
     let provider = provider(&cloud, "");
     let mut machines = Vec::new();
     for _ in 0..7 {
-        let request = amd64(&provider);
+        let request = amd64();
         provider.launch(&request).await.unwrap();
         machines.push(request.machine);
     }
     let config = AwsSettings::default();
     let other = AwsProvider::new(cloud.client.clone(), &config, "another".into()).unwrap();
-    other.launch(&amd64(&other)).await.unwrap();
+    other.launch(&amd64()).await.unwrap();
     cloud.proxy.set_page_size(3);
     provider.terminate(machines[4]).await.unwrap();
     let before = cloud.proxy.seen("DescribeInstances").len();
@@ -212,10 +215,10 @@ async fn a_list_goes_through_all_pages_and_holds_what_is_this_cores() {
 }
 
 #[tokio::test]
-async fn a_machine_is_ended_and_one_that_is_gone_counts_as_ended() {
+async fn a_machine_is_terminated_and_terminating_one_that_is_gone_succeeds() {
     let cloud = Cloud::start().await;
     let provider = provider(&cloud, "");
-    let request = amd64(&provider);
+    let request = amd64();
     provider.launch(&request).await.unwrap();
 
     provider.terminate(request.machine).await.unwrap();
@@ -231,61 +234,63 @@ async fn the_newest_golden_image_of_this_account_and_arch_is_booted() {
     for (image, version) in [(&*newer, "2"), (AMD64, "1"), (FOREIGN_AMD64, "3"), (ARM64, "4")] {
         cloud.make_golden(image, version).await;
     }
-    // It is newer still, and not golden.
+    // This image is newer still, and not golden.
     cloud.newer_image(AMD64).await;
     let provider = provider(&cloud, "");
-    provider.launch(&amd64(&provider)).await.unwrap();
+    provider.launch(&amd64()).await.unwrap();
     assert_eq!(only(&cloud).await.image_id(), Some(&*newer));
 }
 
 #[tokio::test]
-async fn without_a_golden_image_it_is_said_how_to_make_one() {
+async fn without_a_golden_image_the_error_says_how_to_make_one() {
     let cloud = Cloud::without_golden_images().await;
     cloud.make_golden(ARM64, "1").await;
     cloud.make_golden(FOREIGN_AMD64, "1").await;
     let provider = provider(&cloud, "");
-    let Err(LaunchError::Permanent(problem)) = provider.launch(&amd64(&provider)).await else {
-        panic!("it was launched");
+    let Err(LaunchError::Permanent(cause)) = provider.launch(&amd64()).await else {
+        panic!("the machine was launched");
     };
+    let problem = cause.to_string();
     assert!(problem.contains("no golden image for amd64"), "{problem}");
     assert!(problem.contains("packer/"), "{problem}");
     assert_eq!(cloud.live().await, []);
 }
 
 #[tokio::test]
-async fn an_image_that_is_named_is_booted_and_must_be_of_its_arch() {
+async fn a_named_image_is_booted_and_must_have_the_arch() {
     let cloud = Cloud::without_golden_images().await;
     let named = provider(&cloud, &format!("image-amd64 = {AMD64:?}"));
-    named.launch(&amd64(&named)).await.unwrap();
+    named.launch(&amd64()).await.unwrap();
     assert_eq!(only(&cloud).await.image_id(), Some(AMD64));
 
     let wrong = provider(&cloud, &format!("image-amd64 = {ARM64:?}"));
-    let error = wrong.launch(&amd64(&wrong)).await.unwrap_err().to_string();
+    let error = wrong.launch(&amd64()).await.unwrap_err().to_string();
     assert!(error.contains("is arm64, and image-amd64"), "{error}");
     let gone = provider(&cloud, "image-amd64 = \"ami-0123456789abcdef0\"");
-    let error = gone.launch(&amd64(&gone)).await.unwrap_err();
+    let error = gone.launch(&amd64()).await.unwrap_err();
     assert!(matches!(&error, LaunchError::Permanent(_)), "{error:?}");
     assert!(error.to_string().contains("image-amd64"), "{error}");
 }
 
 #[tokio::test]
-async fn a_golden_image_that_is_removed_makes_way_for_another() {
+async fn after_the_removal_of_a_golden_image_another_is_booted() {
     let cloud = Cloud::start().await;
     let newer = cloud.newer_image(AMD64).await;
     cloud.make_golden(&newer, "2").await;
     let provider = provider(&cloud, "");
-    provider.launch(&amd64(&provider)).await.unwrap();
+    provider.launch(&amd64()).await.unwrap();
     assert_eq!(only(&cloud).await.image_id(), Some(&*newer));
     cloud.client.deregister_image().image_id(&newer).send().await.unwrap();
     // moto would still launch it.
     cloud.proxy.next(1, "RunInstances", Fate::Refused("InvalidAMIID.NotFound", 400));
 
-    let request = amd64(&provider);
+    let request = amd64();
     let error = provider.launch(&request).await.unwrap_err();
     assert!(matches!(error, LaunchError::Throttled { .. }), "{error:?}");
     provider.launch(&request).await.unwrap();
 
-    let images: Vec<_> = cloud.live().await.into_iter().filter_map(|it| it.image_id).collect();
+    let images: Vec<_> =
+        cloud.live().await.into_iter().filter_map(|instance| instance.image_id).collect();
     assert!(images.contains(&AMD64.to_owned()), "{images:?}");
 }
 
@@ -293,10 +298,10 @@ async fn a_golden_image_that_is_removed_makes_way_for_another() {
 async fn two_instances_of_one_machine_become_one() {
     let cloud = Cloud::start().await;
     let provider = provider(&cloud, "");
-    let request = amd64(&provider);
+    let request = amd64();
     let first = provider.launch(&request).await.unwrap();
-    // Times have seconds, and the first is to be the older one.
-    tokio::time::sleep(Duration::from_millis(1100)).await;
+    // Launch times have whole seconds, and the first instance must be older.
+    wait_for_next_second().await;
     let spec = aws_sdk_ec2::types::TagSpecification::builder()
         .resource_type(aws_sdk_ec2::types::ResourceType::Instance)
         .tags(aws_sdk_ec2::types::Tag::builder().key(CORE_TAG).value(CORE).build())
@@ -320,7 +325,7 @@ async fn two_instances_of_one_machine_become_one() {
 }
 
 #[tokio::test]
-async fn what_ec2_has_is_told_with_prices_and_problems() {
+async fn offers_have_prices_and_problems() {
     let cloud = Cloud::without_golden_images().await;
     cloud.make_golden(AMD64, "2").await;
     let settings = r#"
@@ -334,18 +339,20 @@ async fn what_ec2_has_is_told_with_prices_and_problems() {
     let offers = provider(&cloud, &settings).describe().await.unwrap();
 
     let offer = |fleet, arch, name: &str| {
-        let mut found = offers.iter().filter(|it| it.fleet == fleet && it.arch == arch);
-        found.find(|it| it.instance_type == name).unwrap()
+        let mut found = offers.iter().filter(|offer| offer.fleet == fleet && offer.arch == arch);
+        found.find(|offer| offer.instance_type == name).unwrap()
     };
     let usual = offer(Fleet::Builder, Arch::Amd64, "c5.xlarge");
     assert_eq!((usual.price, usual.spot, &usual.problem), (Some(Usd(170_000)), true, &None));
-    let unknown = offer(Fleet::Tester, Arch::Amd64, "c99.2xlarge").problem.clone().unwrap();
+    let unknown =
+        offer(Fleet::Tester, Arch::Amd64, "c99.2xlarge").problem.as_ref().unwrap().to_string();
     assert!(unknown.contains("this region has no c99.2xlarge"), "{unknown}");
-    let wrong = offer(Fleet::Builder, Arch::Amd64, "t4g.small").problem.clone().unwrap();
+    let wrong =
+        offer(Fleet::Builder, Arch::Amd64, "t4g.small").problem.as_ref().unwrap().to_string();
     assert!(wrong.contains("t4g.small is arm64, not x86_64"), "{wrong}");
-    let arm64 = offers.iter().filter(|it| it.arch == Arch::Arm64);
+    let arm64 = offers.iter().filter(|offer| offer.arch == Arch::Arm64);
     for offer in arm64 {
-        let problem = offer.problem.as_deref().unwrap();
+        let problem = offer.problem.as_ref().unwrap().to_string();
         assert!(problem.contains("no golden image for arm64"), "{problem}");
     }
 }

@@ -1,7 +1,7 @@
-//! Machines on Amazon EC2: the provider and whole runs, against moto, a server of EC2's API that others wrote,
-//! and a proxy in front of it for what that never does.
+//! Machines on Amazon EC2: the provider and whole runs, against moto, a server of EC2's API, and a proxy in front of
+//! it for errors that moto never returns.
 //!
-//! Needs what `scripts/setup` sets up: moto, and for whole runs what the tests in `tests/e2e` need.
+//! `scripts/setup` installs moto. Whole runs need the same as the tests in `tests/e2e`.
 
 #![expect(clippy::unwrap_used, reason = "a helper's failure fails the test")]
 

@@ -1,5 +1,4 @@
-//! moto: a server of EC2's API that others wrote. All tests share one process; each has an account of its own
-//! there.
+//! moto, a server of EC2's API. All tests share one process, and each has an account of its own.
 
 use std::fs;
 use std::io::Write as _;
@@ -11,6 +10,7 @@ use std::time::Duration;
 use aws_sdk_ec2::Client;
 use aws_sdk_ec2::config::{BehaviorVersion, Credentials, Region};
 use aws_sdk_ec2::types::{Instance, InstanceStateName, Tag, Volume};
+use jiff::Timestamp;
 use serde_json::json;
 use stagely_provider::aws::Http;
 use stagely_test_support::ports::free_port;
@@ -19,12 +19,12 @@ use tempfile::TempDir;
 
 use crate::proxy::Proxy;
 
-/// Images that every account has. None is golden until a test tags it.
+/// Images of every account. They are golden after a test has tagged them.
 pub(crate) const AMD64: &str = "ami-0000000000000a001";
 pub(crate) const ARM64: &str = "ami-0000000000000b001";
-/// One of another account.
+/// An image of another account.
 pub(crate) const FOREIGN_AMD64: &str = "ami-0000000000000c001";
-/// What these images call their root volume.
+/// The device name of these images' root volume.
 pub(crate) const ROOT_DEVICE: &str = "/dev/xvda";
 
 pub(crate) const REGION: &str = "us-east-1";
@@ -49,7 +49,7 @@ impl Moto {
         fs::write(&images, images_json()).unwrap();
         let log = fs::File::create(folder.path().join("moto.log")).unwrap();
         let port = free_port();
-        // It ends with this process, however that ends: then the shell reads no more.
+        // The shell reads until this process ends, for whatever reason, and then ends moto.
         let script = r#""$0" -H 127.0.0.1 -p "$1" & read -r _; kill $!"#;
         let shell = Command::new("sh")
             .args(["-c", script, &program, &port.to_string()])
@@ -65,7 +65,7 @@ impl Moto {
     }
 }
 
-/// Without times: moto, which loads them for each account, can read a time but once.
+/// Without creation times: moto loads the images for each account, and fails to read a time twice.
 fn images_json() -> String {
     let image = |id: &str, architecture: &str, owner: Option<&str>| {
         json!({
@@ -87,7 +87,7 @@ pub(crate) struct Cloud {
     pub(crate) proxy: Proxy,
     /// For providers: through the proxy.
     pub(crate) client: Client,
-    /// For tests and what stands for the hardware: past all faults.
+    /// For tests and the hypervisor: without faults.
     direct: Client,
     _behaved: Proxy,
 }
@@ -120,19 +120,19 @@ impl Cloud {
         self.direct.create_tags().resources(image).tags(tag).send().await.unwrap();
     }
 
-    /// A newer image, made of another.
+    /// A newer copy of an image.
     pub(crate) async fn newer_image(&self, of: &str) -> String {
-        // Times have seconds.
-        tokio::time::sleep(Duration::from_millis(1100)).await;
+        // Creation times have whole seconds.
+        wait_for_next_second().await;
         let copy = self.direct.copy_image().source_image_id(of).source_region(REGION).name("newer");
         copy.send().await.unwrap().image_id.unwrap()
     }
 
-    /// All instances, also those that are gone, however far behind lists are.
+    /// All instances, including those that have ended, even while lists are behind.
     pub(crate) async fn instances(&self) -> Vec<Instance> {
-        let answer = self.direct.describe_instances().max_results(1000).send().await.unwrap();
-        let reservations = answer.reservations.unwrap_or_default().into_iter();
-        reservations.flat_map(|it| it.instances.unwrap_or_default()).collect()
+        let response = self.direct.describe_instances().max_results(1000).send().await.unwrap();
+        let reservations = response.reservations.unwrap_or_default().into_iter();
+        reservations.flat_map(|reservation| reservation.instances.unwrap_or_default()).collect()
     }
 
     pub(crate) async fn live(&self) -> Vec<Instance> {
@@ -145,20 +145,26 @@ impl Cloud {
         self.direct.describe_volumes().send().await.unwrap().volumes.unwrap_or_default()
     }
 
-    /// The instance's user data, unpacked.
+    /// The instance's user data, decompressed.
     pub(crate) async fn user_data(&self, instance: &Instance) -> String {
         use aws_sdk_ec2::types::InstanceAttributeName::UserData;
         let id = instance.instance_id().unwrap();
         let request = self.direct.describe_instance_attribute().instance_id(id).attribute(UserData);
         let value = request.send().await.unwrap().user_data.unwrap().value.unwrap();
-        unpacked(&value)
+        decompressed(&value)
     }
 
-    /// Ends an instance as its owner does in AWS's console.
+    /// Terminates an instance as people do in AWS's console.
     pub(crate) async fn end(&self, instance: &Instance) {
         let id = instance.instance_id().unwrap();
         self.direct.terminate_instances().instance_ids(id).send().await.unwrap();
     }
+}
+
+/// Waits until the clock shows the next second, to which moto rounds.
+pub(crate) async fn wait_for_next_second() {
+    let millis = Timestamp::now().as_millisecond().rem_euclid(1_000);
+    tokio::time::sleep(Duration::from_millis((1_010 - millis).unsigned_abs())).await;
 }
 
 pub(crate) fn is_live(instance: &Instance) -> bool {
@@ -177,13 +183,13 @@ fn client(url: &str) -> Client {
     Client::from_conf(config)
 }
 
-/// User data as EC2 gives it: base64, and below it gzip.
-pub(crate) fn unpacked(base64: &str) -> String {
+/// Decodes user data: base64 of gzip.
+pub(crate) fn decompressed(base64: &str) -> String {
     use base64::Engine as _;
     let bytes = base64::engine::general_purpose::STANDARD.decode(base64).unwrap();
-    let mut unpacker = flate2::write::GzDecoder::new(Vec::new());
-    unpacker.write_all(&bytes).unwrap();
-    String::from_utf8(unpacker.finish().unwrap()).unwrap()
+    let mut decoder = flate2::write::GzDecoder::new(Vec::new());
+    decoder.write_all(&bytes).unwrap();
+    String::from_utf8(decoder.finish().unwrap()).unwrap()
 }
 
 /// The `agent.json` in user data.

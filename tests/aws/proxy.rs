@@ -1,5 +1,5 @@
-//! Stands in front of moto, and gives what it cannot: EC2's refusals, answers that are lost, client tokens that
-//! are known again, lists that are behind the time.
+//! A proxy in front of moto that adds what moto lacks: EC2's refusals, lost responses, client tokens, and lists that
+//! are behind.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -13,26 +13,26 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use url::form_urlencoded;
 
-/// What a request asks for: the parameters of EC2's query API.
+/// The parameters of a request to EC2's query API.
 pub(crate) type Parameters = HashMap<String, String>;
 
 /// What happens to a request.
 #[derive(Clone, Debug)]
 pub(crate) enum Fate {
-    /// It is refused with this code, and status.
+    /// The proxy refuses it with this code and status.
     Refused(&'static str, u16),
-    /// moto answers, and the connection breaks before the client has read it.
-    AnswerLost,
-    /// moto answers, and the client waits for ever.
-    AnswerHeld,
+    /// moto answers, and the connection breaks before the client has read the response.
+    ResponseLost,
+    /// moto answers, and the client waits without end.
+    ResponseHeld,
 }
 
 struct Rule {
     action: &'static str,
-    /// A parameter that it must have.
+    /// A parameter that the request must have.
     having: Option<(&'static str, &'static str)>,
     fate: Fate,
-    /// So many that it would apply to are passed over first.
+    /// The number of matching requests that are skipped first.
     skip: usize,
     times: usize,
 }
@@ -44,7 +44,7 @@ struct Shared {
     http: reqwest::Client,
     rules: Mutex<Vec<Rule>>,
     seen: Mutex<Vec<Parameters>>,
-    /// What EC2 remembers of a client token: the request, and the answer to it.
+    /// The request and response of each client token.
     tokens: tokio::sync::Mutex<HashMap<String, (Parameters, Bytes)>>,
     page_size: Mutex<Option<u32>>,
     is_behind: Mutex<bool>,
@@ -58,7 +58,7 @@ pub(crate) struct Proxy {
 }
 
 impl Proxy {
-    /// Passes requests on to `moto`, as of `account`.
+    /// Forwards requests to `moto` for `account`.
     pub(crate) async fn start(moto: String, account: String) -> Self {
         let shared = Arc::new(Shared { moto, account, ..Shared::default() });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -91,17 +91,17 @@ impl Proxy {
         self.shared.rules.lock().unwrap().push(rule);
     }
 
-    /// Nothing happens to requests any more.
+    /// Removes all rules.
     pub(crate) fn behave(&self) {
         self.shared.rules.lock().unwrap().clear();
     }
 
-    /// Lists come in pages of this size, whatever is asked for.
+    /// Lists have pages of this size, whatever the request says.
     pub(crate) fn set_page_size(&self, size: u32) {
         *self.shared.page_size.lock().unwrap() = Some(size);
     }
 
-    /// Whether lists are as they were before the first instance.
+    /// Whether lists are still those before the first instance.
     pub(crate) fn set_behind(&self, is_behind: bool) {
         *self.shared.is_behind.lock().unwrap() = is_behind;
     }
@@ -109,11 +109,11 @@ impl Proxy {
     /// All requests for `action` so far.
     pub(crate) fn seen(&self, action: &str) -> Vec<Parameters> {
         let seen = self.shared.seen.lock().unwrap();
-        seen.iter().filter(|it| it["Action"] == action).cloned().collect()
+        seen.iter().filter(|parameters| parameters["Action"] == action).cloned().collect()
     }
 
-    /// Waits until an answer is being held.
-    pub(crate) async fn holds_an_answer(&self) {
+    /// Waits until a response is held.
+    pub(crate) async fn holds_a_response(&self) {
         let held = self.shared.held.subscribe().wait_for(|held| *held > 0).await.map(|_| ());
         held.unwrap();
     }
@@ -139,11 +139,11 @@ async fn answer(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Byt
         xml(status, answer)
     };
     match fate {
-        Some(Fate::AnswerLost) => {
+        Some(Fate::ResponseLost) => {
             let broken = futures_util::stream::once(async { Err::<Bytes, _>("the line is cut") });
             Response::new(Body::from_stream(broken))
         }
-        Some(Fate::AnswerHeld) => {
+        Some(Fate::ResponseHeld) => {
             shared.held.send_modify(|held| *held += 1);
             std::future::pending().await
         }
@@ -169,7 +169,7 @@ impl Shared {
         Some(rule.fate.clone())
     }
 
-    /// As EC2 does it, and moto does not: one token launches once.
+    /// Launches once for each client token, as EC2 does and moto does not.
     async fn launch(&self, headers: &HeaderMap, parameters: Parameters) -> Response {
         let mut tokens = self.tokens.lock().await;
         let token = parameters.get("ClientToken").cloned().unwrap_or_default();
@@ -199,7 +199,7 @@ impl Shared {
         let body =
             form_urlencoded::Serializer::new(String::new()).extend_pairs(parameters).finish();
         let mut request = self.http.post(&self.moto).body(body);
-        // moto finds in it which service is meant.
+        // moto finds the service in these headers.
         for name in ["authorization", "content-type"] {
             if let Some(value) = headers.get(name) {
                 request = request.header(name, value.as_bytes());
@@ -214,7 +214,7 @@ const NO_INSTANCES: &str = "<DescribeInstancesResponse xmlns=\"http://ec2.amazon
      <requestId>behind</requestId><reservationSet/></DescribeInstancesResponse>";
 
 fn refusal(code: &str, status: u16) -> Response {
-    // As EC2 does it: a permission is named, and what only AWS can read follows.
+    // As EC2 does, the message names the permission and ends with an encoded part.
     let message = match code {
         "UnauthorizedOperation" => {
             "You are not authorized to perform this operation. User: arn:aws:iam::1:user/core is not \

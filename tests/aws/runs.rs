@@ -1,7 +1,6 @@
-//! Whole runs: a real core, moto, and real agents that are started from the user data which moto gives back.
+//! Whole runs: a real core, moto, and real agents that start with the user data that moto returns.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use aws_sdk_ec2::types::InstanceLifecycleType;
 use jiff::Timestamp;
@@ -20,14 +19,14 @@ use crate::proxy::Fate;
 
 const MANIFEST: &str = "builds: { app: { context: ., platforms: [linux/amd64] } }\n";
 
-/// A core whose builders are instances, and what they run on.
-struct Whole {
+/// A core whose builders are instances, and their hypervisor.
+struct Setup {
     core: Core,
     cloud: Arc<Cloud>,
     hypervisor: Hypervisor,
 }
 
-impl Whole {
+impl Setup {
     async fn start(name: &str, builders: &str) -> Self {
         let cloud = Arc::new(Cloud::start().await);
         let endpoint = &cloud.proxy.url;
@@ -41,7 +40,7 @@ impl Whole {
         Self { core, cloud, hypervisor }
     }
 
-    /// A Dockerfile whose build says a word and then stands at `gate`.
+    /// A Dockerfile whose build prints a line and then waits at `gate`.
     fn dockerfile(&self, gate: &Gate) -> String {
         format!("FROM busybox\nRUN : {}; echo here we are; {}\n", self.core.name, gate.command())
     }
@@ -50,7 +49,7 @@ impl Whole {
         self.core.run_of(&[("Dockerfile", dockerfile), ("stagely.yaml", MANIFEST)]).await
     }
 
-    /// Nothing is left, neither at EC2 nor here.
+    /// Checks that nothing is left, neither at EC2 nor here.
     async fn finish(self) {
         assert_eq!(self.cloud.live().await, []);
         self.core.finish().await;
@@ -69,145 +68,149 @@ fn has_lost_an_attempt(run: &RunView) -> bool {
 
 #[tokio::test]
 async fn a_build_on_an_instance_completes_and_leaves_none() {
-    let whole = Whole::start("aws-build", "").await;
-    let dockerfile = format!("FROM busybox\nRUN : {}\n", whole.core.name);
-    let run = whole.run_of(&dockerfile).await;
-    let run = whole.core.ended(run).await;
+    let setup = Setup::start("aws-build", "").await;
+    let dockerfile = format!("FROM busybox\nRUN : {}\n", setup.core.name);
+    let run = setup.run_of(&dockerfile).await;
+    let run = setup.core.ended(run).await;
 
     assert_eq!(run.status, RunStatus::Completed, "{run:#?}");
     let app = job(&run, "app");
     assert_eq!(app.attempt, 1, "{app:#?}");
-    whole.core.registry.manifest(&app.image.to_string());
-    assert_eq!(whole.cloud.instances().await.len(), 1);
-    whole.finish().await;
+    setup.core.registry.manifest(&app.image.to_string());
+    assert_eq!(setup.cloud.instances().await.len(), 1);
+    setup.finish().await;
 }
 
 #[tokio::test]
-async fn a_core_that_is_killed_before_it_hears_of_its_machine_finds_it() {
-    let mut whole = Whole::start("aws-killed", "").await;
-    whole.cloud.proxy.next(1, "RunInstances", Fate::AnswerHeld);
-    let dockerfile = format!("FROM busybox\nRUN : {}\n", whole.core.name);
-    let run = whole.run_of(&dockerfile).await;
-    whole.cloud.proxy.holds_an_answer().await;
-    assert_eq!(whole.cloud.live().await.len(), 1);
+async fn a_core_that_is_killed_before_the_response_to_a_launch_finds_its_machine() {
+    let mut setup = Setup::start("aws-killed", "").await;
+    setup.cloud.proxy.next(1, "RunInstances", Fate::ResponseHeld);
+    let dockerfile = format!("FROM busybox\nRUN : {}\n", setup.core.name);
+    let run = setup.run_of(&dockerfile).await;
+    setup.cloud.proxy.holds_a_response().await;
+    assert_eq!(setup.cloud.live().await.len(), 1);
 
-    whole.core.crash();
-    whole.core.launch().await;
-    let run = whole.core.ended(run).await;
+    setup.core.crash();
+    setup.core.launch().await;
+    let run = setup.core.ended(run).await;
 
     assert_eq!(run.status, RunStatus::Completed, "{run:#?}");
-    assert_eq!(whole.cloud.instances().await.len(), 1, "it was launched twice");
-    whole.finish().await;
+    assert_eq!(setup.cloud.instances().await.len(), 1, "the machine was launched twice");
+    setup.finish().await;
 }
 
 #[tokio::test]
-async fn a_machine_whose_run_is_cancelled_while_its_launch_is_unheard_of_is_ended() {
-    let mut whole = Whole::start("aws-orphan", "").await;
-    whole.cloud.proxy.next(1, "RunInstances", Fate::AnswerHeld);
+async fn a_machine_whose_run_is_cancelled_before_the_response_to_its_launch_is_ended() {
+    let mut setup = Setup::start("aws-orphan", "").await;
+    setup.cloud.proxy.next(1, "RunInstances", Fate::ResponseHeld);
     let gate = Gate::new();
-    let run = whole.run_of(&whole.dockerfile(&gate)).await;
-    whole.cloud.proxy.holds_an_answer().await;
-    whole.core.crash();
-    // The next core hears of the cancellation before EC2 shows the machine.
-    whole.cloud.proxy.set_behind(true);
-    whole.core.launch().await;
+    let run = setup.run_of(&setup.dockerfile(&gate)).await;
+    setup.cloud.proxy.holds_a_response().await;
+    setup.core.crash();
+    // The run is cancelled before EC2 shows the machine to the next core.
+    setup.cloud.proxy.set_behind(true);
+    setup.core.launch().await;
     let path = format!("/api/v1/runs/{run}/cancel");
-    let token = whole.core.admin_token();
-    let (status, text) = whole.core.call(Some(&token), Method::POST, &path, None).await;
+    let token = setup.core.admin_token();
+    let searches = setup.cloud.proxy.seen("DescribeInstances").len();
+    let (status, text) = setup.core.call(Some(&token), Method::POST, &path, None).await;
     assert!(status.is_success(), "{status} {text}");
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    whole.cloud.proxy.set_behind(false);
+    eventually("core searches for the machine", async || {
+        (setup.cloud.proxy.seen("DescribeInstances").len() > searches).then_some(())
+    })
+    .await;
+    setup.cloud.proxy.set_behind(false);
 
-    eventually("no instance is left", async || whole.cloud.live().await.is_empty().then_some(()))
+    eventually("no instance is left", async || setup.cloud.live().await.is_empty().then_some(()))
         .await;
-    let run = whole.core.until(run, "it is over", is_over).await;
+    let run = setup.core.until(run, "the run is over", is_over).await;
     assert_eq!(run.status, RunStatus::Cancelled, "{run:#?}");
     gate.clear().await;
-    whole.finish().await;
+    setup.finish().await;
 }
 
 #[tokio::test]
-async fn a_machine_that_is_ended_behind_cores_back_has_a_successor() {
-    let whole = Whole::start("aws-vanished", "").await;
+async fn a_machine_that_somebody_else_ends_is_replaced() {
+    let setup = Setup::start("aws-vanished", "").await;
     let gate = Gate::new();
-    let id = whole.run_of(&whole.dockerfile(&gate)).await;
+    let id = setup.run_of(&setup.dockerfile(&gate)).await;
     gate.reached().await;
-    let first = whole.cloud.live().await.remove(0);
+    let first = setup.cloud.live().await.remove(0);
 
-    whole.cloud.end(&first).await;
-    let run = whole.core.until(id, "an attempt is lost", has_lost_an_attempt).await;
+    setup.cloud.end(&first).await;
+    let run = setup.core.until(id, "an attempt is lost", has_lost_an_attempt).await;
     let lost = &job(&run, "app").lost_attempts[0];
     assert_eq!(lost.reason, FailureReason::MachineLost, "{lost:#?}");
     let app = job(&run, "app").clone();
-    whole.core.log_has(&app, "here we are").await;
+    setup.core.log_has(&app, "here we are").await;
     gate.reached().await;
     gate.open();
-    let run = whole.core.ended(id).await;
+    let run = setup.core.ended(id).await;
 
     assert_eq!(run.status, RunStatus::Completed, "{run:#?}");
     assert_eq!(job(&run, "app").attempt, 2);
-    assert_eq!(whole.cloud.instances().await.len(), 2);
-    whole.finish().await;
+    assert_eq!(setup.cloud.instances().await.len(), 2);
+    setup.finish().await;
 }
 
 #[tokio::test]
-async fn a_build_whose_spot_machine_is_taken_back_ends_on_another() {
-    let whole = Whole::start("aws-spot", "market = \"spot-first\"").await;
+async fn a_build_whose_spot_machine_is_interrupted_ends_on_another() {
+    let setup = Setup::start("aws-spot", "market = \"spot-first\"").await;
     let gate = Gate::new();
-    let id = whole.run_of(&whole.dockerfile(&gate)).await;
+    let id = setup.run_of(&setup.dockerfile(&gate)).await;
     gate.reached().await;
-    let first = whole.cloud.live().await.remove(0);
+    let first = setup.cloud.live().await.remove(0);
     assert_eq!(first.instance_lifecycle(), Some(&InstanceLifecycleType::Spot));
-    let metadata = whole.hypervisor.metadata_of(&first);
+    let metadata = setup.hypervisor.metadata_of(&first);
     assert!(metadata.count("GET /latest/meta-data/spot/instance-action 404") > 0);
 
     let at = Timestamp::now() + jiff::SignedDuration::from_secs(120);
     let action = format!("{{\"action\":\"terminate\",\"time\":\"{at:.0}\"}}");
     metadata.script().action = Some(action);
-    let run = whole.core.until(id, "an attempt is lost", has_lost_an_attempt).await;
+    let run = setup.core.until(id, "an attempt is lost", has_lost_an_attempt).await;
 
     let app = job(&run, "app").clone();
     assert_eq!(app.lost_attempts[0].reason, FailureReason::SpotInterruption, "{app:#?}");
-    // It does not wait for the two minutes.
+    // Core ends it before the two minutes are over.
     let is_gone = async || {
-        let live = whole.cloud.live().await;
-        live.iter().all(|it| it.instance_id() != first.instance_id()).then_some(())
+        let live = setup.cloud.live().await;
+        live.iter().all(|instance| instance.instance_id() != first.instance_id()).then_some(())
     };
     eventually("the first machine is ended", is_gone).await;
-    assert!(Timestamp::now() < at, "the machine was kept until the cloud took it");
-    let second = eventually("there is a second machine", async || whole.cloud.live().await.pop());
+    assert!(Timestamp::now() < at, "the machine was kept until the interruption");
+    let second = eventually("there is a second machine", async || setup.cloud.live().await.pop());
     let second = second.await;
     assert_ne!(second.instance_id(), first.instance_id());
-    eventually("the second attempt says something", async || {
-        log_of_attempt(&whole.core, &app, 2).await.contains("here we are").then_some(())
+    eventually("the second attempt has a log", async || {
+        log_of_attempt(&setup.core, &app, 2).await.contains("here we are").then_some(())
     })
     .await;
     gate.reached().await;
     gate.open();
-    let run = whole.core.ended(id).await;
+    let run = setup.core.ended(id).await;
 
     assert_eq!(run.status, RunStatus::Completed, "{run:#?}");
     for attempt in [1, 2] {
-        let log = log_of_attempt(&whole.core, &app, attempt).await;
+        let log = log_of_attempt(&setup.core, &app, attempt).await;
         assert!(log.contains("here we are"), "attempt {attempt}: {log}");
     }
-    assert_eq!(whole.cloud.instances().await.len(), 2);
-    whole.finish().await;
+    assert_eq!(setup.cloud.instances().await.len(), 2);
+    setup.finish().await;
 }
 
 #[tokio::test]
-async fn a_list_that_does_not_show_a_new_machine_costs_it_nothing() {
-    let whole = Whole::start("aws-behind", "").await;
-    whole.cloud.proxy.set_behind(true);
-    let dockerfile = format!("FROM busybox\nRUN : {}\n", whole.core.name);
-    let run = whole.run_of(&dockerfile).await;
-    let run = whole.core.until(run, "it completes", |run| run.status.is_final()).await;
+async fn a_new_machine_that_is_missing_from_the_list_is_not_lost() {
+    let setup = Setup::start("aws-behind", "").await;
+    setup.cloud.proxy.set_behind(true);
+    let dockerfile = format!("FROM busybox\nRUN : {}\n", setup.core.name);
+    let run = setup.run_of(&dockerfile).await;
+    let run = setup.core.until(run, "the run completes", |run| run.status.is_final()).await;
     assert_eq!(run.status, RunStatus::Completed, "{run:#?}");
     assert_eq!(job(&run, "app").attempt, 1);
-    whole.cloud.proxy.set_behind(false);
+    setup.cloud.proxy.set_behind(false);
 
-    // Its end was asked for while EC2 did not show it; the next look at the list finds it.
-    eventually("no instance is left", async || whole.cloud.live().await.is_empty().then_some(()))
+    // The machine was to be ended while EC2 did not show it. The next list contains it.
+    eventually("no instance is left", async || setup.cloud.live().await.is_empty().then_some(()))
         .await;
-    whole.finish().await;
+    setup.finish().await;
 }

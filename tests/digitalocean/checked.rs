@@ -1,6 +1,7 @@
-//! prism between the requests and the fake: it checks both against `DigitalOcean`'s own description of its API.
+//! prism between the requests and the fake: it checks requests and responses against `DigitalOcean`'s own description
+//! of its API.
 //!
-//! It takes seconds to start, so all tests of this program share one; whose account is asked for, the token says.
+//! It takes seconds to start, so all tests of this program share one process. The token tells their accounts apart.
 
 use std::collections::HashMap;
 use std::io::{Read as _, Write as _};
@@ -20,7 +21,7 @@ use crate::fake::{self, Shared};
 /// The accounts, by their tokens.
 static ACCOUNTS: Mutex<Option<HashMap<String, Shared>>> = Mutex::new(None);
 
-/// Lets requests with `token` reach `account`.
+/// Routes requests with `token` to `account`.
 pub(crate) fn add(token: &str, account: Shared) {
     let mut accounts = ACCOUNTS.lock().unwrap();
     accounts.get_or_insert_default().insert(token.to_owned(), account);
@@ -30,14 +31,14 @@ pub(crate) fn account(token: &str) -> Option<Shared> {
     ACCOUNTS.lock().unwrap().as_ref()?.get(token).cloned()
 }
 
-/// Where prism listens; `None` where there is none, which is said once.
+/// The address of prism; `None` where it is not installed.
 pub(crate) fn address() -> Option<&'static str> {
     static ADDRESS: OnceLock<Option<(String, Mutex<Child>)>> = OnceLock::new();
     let found = ADDRESS.get_or_init(|| {
-        let setting = |name| std::env::var(name).ok().filter(|it| !it.is_empty());
+        let setting = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
         let description = setting("STAGELY_DIGITALOCEAN_DESCRIPTION");
         let (Some(description), Some(prism)) = (description, setting("STAGELY_PRISM")) else {
-            // Not `eprintln!`, which is only shown of tests that fail.
+            // Not `eprintln!`, whose output is only shown for failed tests.
             let note = "note: STAGELY_DIGITALOCEAN_DESCRIPTION and STAGELY_PRISM are not set: requests \
                         are not checked against DigitalOcean's description";
             let _ = writeln!(std::io::stderr(), "{note}");
@@ -51,7 +52,7 @@ pub(crate) fn address() -> Option<&'static str> {
 fn start(prism: &str, description: &str) -> (String, Mutex<Child>) {
     let upstream = serve_accounts();
     let port = free_port();
-    // It ends with this program, however that ends: then its input ends too.
+    // The shell's input ends with this process, for whatever reason. Then it ends prism.
     let script = "\"$@\" & prism=$!; cat >/dev/null; kill $prism";
     let child = Command::new("sh")
         .args(["-c", script, "sh", prism, "proxy", "--errors", "--host", "127.0.0.1"])
@@ -78,7 +79,7 @@ fn answers(port: u16) -> bool {
         && answer.contains("NO_PATH_MATCHED")
 }
 
-/// Answers for all accounts, in a runtime of its own: that of a test ends with the test.
+/// Serves all accounts in a runtime of its own, because the runtime of a test ends with the test.
 fn serve_accounts() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
@@ -96,7 +97,7 @@ fn serve_accounts() -> String {
 }
 
 #[tokio::test]
-async fn what_the_description_does_not_know_is_a_complaint() {
+async fn requests_and_responses_that_differ_from_the_description_are_complaints() {
     let cloud = fake::Cloud::start().await;
     if address().is_none() {
         return;
@@ -107,17 +108,17 @@ async fn what_the_description_does_not_know_is_a_complaint() {
         (status.as_u16(), std::mem::take(&mut cloud.world().complaints).join(" "))
     };
 
-    let (status, said) = complaints(http.get(format!("{url}/v2/droplets?per_page=201"))).await;
-    assert!(status == 422 && said.contains("per_page must be <= 200"), "{status} {said}");
+    let (status, complaint) = complaints(http.get(format!("{url}/v2/droplets?per_page=201"))).await;
+    assert!(status == 422 && complaint.contains("per_page must be <= 200"), "{status} {complaint}");
     let creation = json!({ "name": "vm_1", "size": "c-4", "image": 7003 });
-    let (_, said) = complaints(http.post(format!("{url}/v2/droplets")).json(&creation)).await;
-    assert!(said.contains("name must match pattern"), "{said}");
-    let (_, said) = complaints(http.get(format!("{url}/v2/nonsense"))).await;
-    assert!(said.contains("no path matched"), "{said}");
-    // An answer of the fake that lies.
+    let (_, complaint) = complaints(http.post(format!("{url}/v2/droplets")).json(&creation)).await;
+    assert!(complaint.contains("name must match pattern"), "{complaint}");
+    let (_, complaint) = complaints(http.get(format!("{url}/v2/nonsense"))).await;
+    assert!(complaint.contains("no path matched"), "{complaint}");
+    // A wrong response of the fake.
     cloud.world().sizes[0].price_hourly = f64::NAN;
-    let (_, said) = complaints(http.get(format!("{url}/v2/sizes"))).await;
-    assert!(said.contains("price_hourly must be number"), "{said}");
-    let (status, said) = complaints(http.get(format!("{url}/v2/account"))).await;
-    assert_eq!((status, &*said), (200, ""));
+    let (_, complaint) = complaints(http.get(format!("{url}/v2/sizes"))).await;
+    assert!(complaint.contains("price_hourly must be number"), "{complaint}");
+    let (status, complaint) = complaints(http.get(format!("{url}/v2/account"))).await;
+    assert_eq!((status, &*complaint), (200, ""));
 }

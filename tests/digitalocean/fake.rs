@@ -1,4 +1,4 @@
-//! An API of `DigitalOcean` over HTTP on loopback: an account that keeps state, and misfortunes on the way to it.
+//! A fake of `DigitalOcean`'s API over HTTP on loopback: an account that keeps state, and faults in front of it.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,8 +15,9 @@ use stagely::core::clock::new_id;
 use stagely_protocol::Arch;
 use stagely_provider::digitalocean::DigitalOcean;
 use stagely_provider::digitalocean::DigitalOceanSettings;
-use stagely_provider::{LaunchRequest, Provider as _, Want};
-use stagely_state::ids::{JobId, MachineId};
+use stagely_provider::settings::MarketPolicy;
+use stagely_provider::{LaunchRequest, MachineSpec};
+use stagely_state::ids::MachineId;
 use stagely_state::{Fleet, MachineSize};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -24,30 +25,30 @@ use tokio::time::{Instant, sleep};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::checked;
-use crate::world::{Answer, Asked, World, refuse};
+use crate::world::{Answer, Call, World, refuse};
 
 const BODY_BYTES_MAX: usize = 1024 * 1024;
 
 /// One account.
 pub(crate) type Shared = Arc<Mutex<World>>;
 
-/// What goes wrong with a request.
+/// A fault of one request.
 #[derive(Clone, Debug)]
 pub(crate) enum Fault {
-    /// It is refused so, and nothing is done.
+    /// The response has this status, message and headers, and nothing is done.
     Status(u16, &'static str, &'static [(&'static str, &'static str)]),
-    /// It is done, and the answer is lost.
+    /// The request is done, and the response is lost.
     Lost,
-    /// It is done, and the answer is this status.
+    /// The request is done, and the response has this status.
     DoneBut(u16),
-    /// It takes this long.
+    /// The request takes this long.
     Slow(Duration),
 }
 
-/// A request that came, and what it was answered.
+/// A request and its status.
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
-    /// `POST droplets`.
+    /// Method and path: `POST droplets`.
     pub(crate) what: String,
     pub(crate) body: Value,
     pub(crate) status: u16,
@@ -62,7 +63,7 @@ pub(crate) struct Cloud {
     _server: AbortOnDropHandle<()>,
 }
 
-/// Where requests arrive: misfortunes happen here.
+/// The server that requests reach first. It adds the faults.
 struct Front {
     world: Shared,
     faults: Mutex<Vec<(&'static str, u32, Fault)>>,
@@ -78,7 +79,7 @@ impl Cloud {
         let token = format!("dop_v1_{:032x}", rand::random::<u128>());
         let world = Arc::new(Mutex::new(World::new()));
         checked::add(&token, Arc::clone(&world));
-        // It takes a while at the first time.
+        // The first call starts prism, which takes seconds.
         let prism = tokio::task::spawn_blocking(checked::address).await.unwrap();
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
         let front = Arc::new(Front {
@@ -111,7 +112,7 @@ impl Cloud {
         std::fs::read_to_string(self.token_file()).unwrap().trim().to_owned()
     }
 
-    /// The `[digitalocean]` table that leads here, with `more` in it.
+    /// A `[digitalocean]` table with this server's address and `more` settings.
     pub(crate) fn settings(&self, more: &str) -> String {
         let (url, token_file) = (&self.url, self.token_file());
         format!(
@@ -123,12 +124,12 @@ impl Cloud {
         toml::from_str(&self.settings(more)).unwrap()
     }
 
-    /// The provider of the core that is called `core1`.
+    /// The provider of the core with the id `core1`.
     pub(crate) fn provider(&self, more: &str) -> DigitalOcean {
         DigitalOcean::new(&self.config(more), "core1".into()).unwrap()
     }
 
-    /// The next requests that are called `what` go wrong.
+    /// The next `times` requests called `what` have a fault.
     pub(crate) fn fails(&self, what: &'static str, times: u32, fault: Fault) {
         locked(&self.front.faults).push((what, times, fault));
     }
@@ -136,17 +137,17 @@ impl Cloud {
     /// The requests so far that are called `what`.
     pub(crate) fn seen(&self, what: &str) -> Vec<Seen> {
         let seen = locked(&self.front.seen);
-        seen.iter().filter(|it| it.what == what).cloned().collect()
+        seen.iter().filter(|request| request.what == what).cloned().collect()
     }
 
-    /// How many droplets were being created at once, at most.
+    /// The most droplets that were being created at the same time.
     pub(crate) fn creating_max(&self) -> usize {
         self.front.creating_max.load(Ordering::SeqCst)
     }
 }
 
 impl Drop for Cloud {
-    /// What no real API would be asked for, or would answer, fails the test.
+    /// A request or response that does not match the description fails the test.
     fn drop(&mut self) {
         let complaints = self.world().complaints.join("\n");
         if !std::thread::panicking() {
@@ -155,32 +156,29 @@ impl Drop for Cloud {
     }
 }
 
-/// A test that failed in the midst shows what it has to say, not the poison.
+/// Ignores the poison of a failed test, whose own message is more useful.
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What is wanted of an arch for a medium builder.
-pub(crate) fn want(arch: Arch) -> Want {
-    Want {
+/// A medium builder on demand.
+pub(crate) fn spec(arch: Arch) -> MachineSpec {
+    MachineSpec {
         fleet: Fleet::Builder,
         arch,
         size: MachineSize::Medium,
-        market: stagely_provider::settings::MarketPolicy::OnDemand,
+        market: MarketPolicy::OnDemand,
         on_demand: false,
         max_price: None,
     }
 }
 
-/// A request for `machine`, with what `provider` has for it.
-pub(crate) fn request(provider: &DigitalOcean, machine: MachineId) -> LaunchRequest {
+/// A request for a medium AMD64 builder.
+pub(crate) fn request(machine: MachineId) -> LaunchRequest {
     LaunchRequest {
         machine,
-        job: Some(new_id::<JobId>()),
-        fleet: Fleet::Builder,
-        arch: Arch::Amd64,
-        size: MachineSize::Medium,
-        candidates: provider.candidates(&want(Arch::Amd64)),
+        job: Some(new_id()),
+        spec: spec(Arch::Amd64),
         agent: Config::default().agent_config(machine, "the machine's token".into()),
         lease: Duration::from_hours(1),
         insecure_registry: None,
@@ -188,24 +186,24 @@ pub(crate) fn request(provider: &DigitalOcean, machine: MachineId) -> LaunchRequ
     }
 }
 
-/// Answers for the account whose token the request shows.
+/// Answers for the account of the request's token.
 pub(crate) async fn answer(request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let body = to_bytes(body, BODY_BYTES_MAX).await.unwrap();
-    let token = parts.headers.get("authorization").and_then(|it| it.to_str().ok());
-    let world = token.and_then(|it| checked::account(it.strip_prefix("Bearer ")?));
+    let token = parts.headers.get("authorization").and_then(|value| value.to_str().ok());
+    let world = token.and_then(|token| checked::account(token.strip_prefix("Bearer ")?));
     let Some(world) = world else {
         return respond(refuse(401, "unauthorized", "Unable to authenticate you"));
     };
     let uri = &parts.uri;
     let query = url::form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
-    let asked = Asked {
+    let call = Call {
         method: parts.method.to_string(),
         path: uri.path().strip_prefix("/v2/").unwrap().to_owned(),
         query: query.into_owned().collect(),
         body: serde_json::from_slice(&body).unwrap_or_default(),
     };
-    let answer = locked(&world).answer(&asked);
+    let answer = locked(&world).answer(&call);
     respond(answer)
 }
 
@@ -244,7 +242,7 @@ async fn arrive(State(front): State<Arc<Front>>, request: Request) -> Response {
 impl Front {
     fn next_fault(&self, what: &str) -> Option<Fault> {
         let mut faults = locked(&self.faults);
-        let (_, times, fault) = faults.iter_mut().find(|(it, ..)| *it == what)?;
+        let (_, times, fault) = faults.iter_mut().find(|(of, ..)| *of == what)?;
         let fault = fault.clone();
         *times -= 1;
         faults.retain(|(_, times, _)| *times > 0);
@@ -307,12 +305,14 @@ impl Front {
     }
 }
 
-/// Whether prism itself answers, because the request or the fake's answer is not as described.
+/// Whether the response is prism's own: the request or the fake's response does not match the description.
 fn is_complaint(headers: &HeaderMap) -> bool {
-    headers.get("content-type").is_some_and(|it| it.as_bytes().starts_with(b"application/problem"))
+    headers
+        .get("content-type")
+        .is_some_and(|kind| kind.as_bytes().starts_with(b"application/problem"))
 }
 
-/// A connection that breaks before the answer is there.
+/// A connection that breaks before the response.
 fn cut() -> Response {
     let broken = futures_util::stream::once(async {
         Err::<Bytes, _>(std::io::Error::other("the connection breaks"))

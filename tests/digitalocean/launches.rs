@@ -1,4 +1,4 @@
-//! Machines come and go, once each, whatever the API answers.
+//! Launches: each machine is started once, whatever the API answers.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -10,13 +10,13 @@ use stagely_protocol::Arch;
 use stagely_provider::digitalocean::DigitalOcean;
 use stagely_provider::settings::MarketPolicy;
 use stagely_provider::{
-    AgentBinary, LaunchError, LaunchRequest, Provider as _, ProviderError, Providers, Want,
+    AgentBinary, LaunchError, LaunchRequest, MachineSpec, Provider as _, Providers,
 };
 use stagely_state::comparison::{Listed, ListedState};
 use stagely_state::ids::MachineId;
 use stagely_state::{Market, ProviderName, Usd};
 
-use crate::fake::{Cloud, Fault, request, want};
+use crate::fake::{Cloud, Fault, request, spec};
 use crate::world::VPC;
 
 fn live(machine: MachineId) -> Listed {
@@ -24,18 +24,18 @@ fn live(machine: MachineId) -> Listed {
 }
 
 #[tokio::test]
-async fn a_machine_is_launched_once_and_found_and_ended_by_the_next_core() {
+async fn a_machine_is_launched_once_and_the_next_core_finds_and_ends_it() {
     let cloud = Cloud::start().await;
     let provider = cloud.provider(&format!("vpc = \"{VPC}\""));
     let machine = new_id::<MachineId>();
-    let request = request(&provider, machine);
+    let request = request(machine);
 
     let placement = provider.launch(&request).await.unwrap();
     let next = cloud.provider("");
     assert_eq!(next.launch(&request).await.unwrap(), placement);
 
     assert_eq!((&*placement.instance_type, placement.zone.as_deref()), ("c-4", Some("fra1")));
-    // What the API says, not what the catalog thinks.
+    // The price of the API goes before that of the catalog.
     assert_eq!((placement.market, placement.price), (Market::OnDemand, Some(Usd(125_010))));
     let creations = cloud.seen("POST droplets");
     assert_eq!(creations.len(), 1);
@@ -73,13 +73,12 @@ async fn a_machine_is_launched_once_and_found_and_ended_by_the_next_core() {
 }
 
 #[tokio::test]
-async fn a_stock_image_is_named_by_its_slug_and_told_where_the_agent_is() {
+async fn a_stock_image_is_named_by_its_slug_and_gets_the_address_of_the_agent() {
     let cloud = Cloud::start().await;
     let provider = cloud.provider("image-kind = \"stock\"\nimage-amd64 = \"debian-13-x64\"");
     let url = "https://core.example/v1/agent/binary/amd64";
     let binary = AgentBinary { url: url.parse().unwrap(), sha256: "ab".repeat(32) };
-    let request =
-        LaunchRequest { binary: Some(binary.clone()), ..request(&provider, new_id::<MachineId>()) };
+    let request = LaunchRequest { binary: Some(binary.clone()), ..request(new_id::<MachineId>()) };
 
     provider.launch(&request).await.unwrap();
 
@@ -90,14 +89,14 @@ async fn a_stock_image_is_named_by_its_slug_and_told_where_the_agent_is() {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_lost_leaves_one_droplet_and_no_doubt() {
+async fn a_lost_response_leaves_one_droplet_whose_launch_succeeds() {
     for fault in [Fault::Lost, Fault::DoneBut(500), Fault::DoneBut(504)] {
         let cloud = Cloud::start().await;
         let provider = cloud.provider("");
         cloud.fails("POST droplets", 1, fault);
         let machine = new_id::<MachineId>();
 
-        let placement = provider.launch(&request(&provider, machine)).await.unwrap();
+        let placement = provider.launch(&request(machine)).await.unwrap();
 
         let world = cloud.world();
         assert_eq!(world.droplets.len(), 1);
@@ -106,11 +105,11 @@ async fn an_answer_that_is_lost_leaves_one_droplet_and_no_doubt() {
 }
 
 #[tokio::test]
-async fn an_answer_that_says_nothing_is_told_as_such_and_asking_again_is_harmless() {
+async fn an_unclear_response_is_an_unclear_error_and_a_retry_is_harmless() {
     let cloud = Cloud::start().await;
     let provider = cloud.provider("");
     cloud.fails("POST droplets", 1, Fault::Status(503, "Service Unavailable", &[]));
-    let request = request(&provider, new_id::<MachineId>());
+    let request = request(new_id::<MachineId>());
 
     let error = provider.launch(&request).await.unwrap_err();
     assert!(matches!(error, LaunchError::Unclear(_)), "{error:?}");
@@ -124,23 +123,23 @@ async fn an_answer_that_says_nothing_is_told_as_such_and_asking_again_is_harmles
 async fn of_two_droplets_of_one_machine_the_older_stays() {
     let cloud = Cloud::start().await;
     let provider = cloud.provider("");
-    let request = request(&provider, new_id::<MachineId>());
-    // It is created, nobody says so, and no list has it yet.
+    let request = request(new_id::<MachineId>());
+    // The droplet is created, the response is lost, and no list has it yet.
     cloud.world().newest_is_hidden = true;
     cloud.fails("POST droplets", 1, Fault::Lost);
     let error = provider.launch(&request).await.unwrap_err();
     assert!(matches!(error, LaunchError::Unclear(_)), "{error:?}");
     provider.launch(&request).await.unwrap();
-    let ids: Vec<u64> = cloud.world().droplets.iter().map(|it| it.id).collect();
+    let ids: Vec<u64> = cloud.world().droplets.iter().map(|droplet| droplet.id).collect();
     assert_eq!(ids.len(), 2);
     cloud.world().newest_is_hidden = false;
 
     assert_eq!(provider.list().await.unwrap(), [live(request.machine)]);
 
-    let left: Vec<u64> = cloud.world().droplets.iter().map(|it| it.id).collect();
+    let left: Vec<u64> = cloud.world().droplets.iter().map(|droplet| droplet.id).collect();
     assert_eq!(left, ids[..1]);
 
-    // And where one is launched again, which happens before the list is looked at.
+    // The same where the machine is launched again before the list is read.
     let mut second = cloud.world().droplets[0].clone();
     second.id += 100;
     cloud.world().droplets.push(second);
@@ -148,7 +147,7 @@ async fn of_two_droplets_of_one_machine_the_older_stays() {
     assert_eq!(placement.provider_id, ids[0].to_string());
     assert_eq!(cloud.world().droplets.len(), 1);
 
-    // Both go together.
+    // A termination deletes both.
     let mut second = cloud.world().droplets[0].clone();
     second.id += 100;
     cloud.world().droplets.push(second);
@@ -161,7 +160,7 @@ async fn a_droplet_that_has_no_tags_yet_is_not_created_twice_and_is_ended() {
     let cloud = Cloud::start().await;
     cloud.world().tags_come_later = true;
     let provider = cloud.provider("");
-    let request = request(&provider, new_id::<MachineId>());
+    let request = request(new_id::<MachineId>());
     provider.launch(&request).await.unwrap();
     provider.launch(&request).await.unwrap();
     assert_eq!(cloud.world().droplets.len(), 1);
@@ -172,33 +171,35 @@ async fn a_droplet_that_has_no_tags_yet_is_not_created_twice_and_is_ended() {
 }
 
 #[tokio::test]
-async fn where_nothing_is_free_the_next_candidate_is_tried() {
+async fn without_capacity_the_next_candidate_is_tried() {
     let cloud = Cloud::start().await;
     cloud.world().full = vec![("c-4", "fra1"), ("c-4", "ams3"), ("c-8", "fra1")];
     let provider = cloud.provider("builders.amd64.medium = [\"c-4\", \"c-8\"]");
 
-    let placement = provider.launch(&request(&provider, new_id::<MachineId>())).await.unwrap();
+    let placement = provider.launch(&request(new_id::<MachineId>())).await.unwrap();
     assert_eq!((&*placement.instance_type, placement.zone.as_deref()), ("c-8", Some("ams3")));
 
     cloud.world().full.push(("c-8", "ams3"));
-    let error = provider.launch(&request(&provider, new_id::<MachineId>())).await.unwrap_err();
-    let LaunchError::NoCapacity(text) = error else { panic!("{error:?}") };
+    let error = provider.launch(&request(new_id::<MachineId>())).await.unwrap_err();
+    let LaunchError::NoCapacity(cause) = error else { panic!("{error:?}") };
+    let text = cause.to_string();
     assert!(text.contains("c-8 in ams3: Size is not available in this region"), "{text}");
 }
 
 #[tokio::test]
-async fn a_full_account_is_not_asked_for_every_candidate() {
+async fn at_the_droplet_limit_no_further_candidate_is_tried() {
     let cloud = Cloud::start().await;
     cloud.world().droplet_limit = 0;
     let provider = cloud.provider("");
-    let error = provider.launch(&request(&provider, new_id::<MachineId>())).await.unwrap_err();
-    let LaunchError::NoCapacity(text) = error else { panic!("{error:?}") };
+    let error = provider.launch(&request(new_id::<MachineId>())).await.unwrap_err();
+    let LaunchError::NoCapacity(cause) = error else { panic!("{error:?}") };
+    let text = cause.to_string();
     assert!(text.contains("droplet limit") && text.contains("builders.max-concurrent"), "{text}");
     assert_eq!(cloud.seen("POST droplets").len(), 1);
 }
 
 #[tokio::test]
-async fn a_wrong_setting_fails_at_once_and_is_named() {
+async fn a_wrong_setting_fails_at_once_and_the_error_names_it() {
     let cloud = Cloud::start().await;
     let cases = [
         ("builders.amd64.medium = [\"m-2vcpu-16gb\"]", "digitalocean.builders.amd64.medium"),
@@ -208,8 +209,9 @@ async fn a_wrong_setting_fails_at_once_and_is_named() {
     ];
     for (setting, named) in cases {
         let provider = cloud.provider(setting);
-        let error = provider.launch(&request(&provider, new_id::<MachineId>())).await.unwrap_err();
-        let LaunchError::Permanent(text) = error else { panic!("{setting}: {error:?}") };
+        let error = provider.launch(&request(new_id::<MachineId>())).await.unwrap_err();
+        let LaunchError::Permanent(cause) = error else { panic!("{setting}: {error:?}") };
+        let text = cause.to_string();
         assert!(text.contains(named), "{setting}: {text}");
     }
     let nowhere = cloud.settings("").replace("[\"fra1\", \"ams3\"]", "[\"atlantis\"]");
@@ -219,34 +221,37 @@ async fn a_wrong_setting_fails_at_once_and_is_named() {
     {
         let provider =
             DigitalOcean::new(&toml::from_str(&setting).unwrap(), "core1".into()).unwrap();
-        let error = provider.launch(&request(&provider, new_id::<MachineId>())).await.unwrap_err();
-        let LaunchError::Permanent(text) = error else { panic!("{setting}: {error:?}") };
+        let error = provider.launch(&request(new_id::<MachineId>())).await.unwrap_err();
+        let LaunchError::Permanent(cause) = error else { panic!("{setting}: {error:?}") };
+        let text = cause.to_string();
         assert!(text.contains(named), "{setting}: {text}");
     }
     assert_eq!(cloud.world().droplets.len(), 0);
 
     cloud.world().images.clear();
     let provider = cloud.provider("");
-    let error = provider.launch(&request(&provider, new_id::<MachineId>())).await.unwrap_err();
-    let LaunchError::Permanent(text) = error else { panic!("{error:?}") };
+    let error = provider.launch(&request(new_id::<MachineId>())).await.unwrap_err();
+    let LaunchError::Permanent(cause) = error else { panic!("{error:?}") };
+    let text = cause.to_string();
     assert!(text.contains("no golden snapshot") && text.contains("stagely-golden-amd64"), "{text}");
 }
 
 #[tokio::test]
-async fn a_token_is_read_when_it_is_needed_and_never_told() {
+async fn the_token_is_read_for_each_request_and_never_shown() {
     let cloud = Cloud::start().await;
     let provider = cloud.provider("");
     let (good, bad) = (cloud.token(), "dop_v1_ba5eba11");
-    let request = request(&provider, new_id::<MachineId>());
+    let request = request(new_id::<MachineId>());
 
     std::fs::write(cloud.token_file(), bad).unwrap();
     let error = provider.launch(&request).await.unwrap_err();
-    let LaunchError::Permanent(text) = &error else { panic!("{error:?}") };
+    assert!(matches!(error, LaunchError::Permanent(_)), "{error:?}");
+    let text = error.to_string();
     assert!(text.contains("digitalocean.token-file") && text.contains("401"), "{text}");
-    let ProviderError(listing) = provider.list().await.unwrap_err();
-    assert!(listing.contains("digitalocean.token-file"), "{listing}");
-    for told in [format!("{error:?}"), listing, format!("{provider:?}")] {
-        assert!(!told.contains(bad), "{told}");
+    let listing = provider.list().await.unwrap_err();
+    assert!(listing.to_string().contains("digitalocean.token-file"), "{listing}");
+    for shown in [format!("{error:?}"), format!("{listing:?}"), format!("{provider:?}")] {
+        assert!(!shown.contains(bad), "{shown}");
     }
     std::fs::remove_file(cloud.token_file()).unwrap();
     let error = provider.launch(&request).await.unwrap_err().to_string();
@@ -261,7 +266,7 @@ async fn a_token_is_read_when_it_is_needed_and_never_told() {
 }
 
 #[tokio::test]
-async fn what_core_cannot_do_without_is_named_when_it_starts() {
+async fn missing_settings_are_named_at_the_start() {
     let cloud = Cloud::start().await;
     let missing = cloud.settings("").replace(&cloud.token_file(), "/nonexistent/token");
     let no_region = cloud.settings("").replace("regions = [\"fra1\", \"ams3\"]", "");
@@ -288,25 +293,37 @@ async fn what_core_cannot_do_without_is_named_when_it_starts() {
 }
 
 #[tokio::test]
-async fn what_is_wanted_of_a_spot_market_is_bought_on_demand_and_tried_once() {
+async fn a_request_for_the_spot_market_is_bought_on_demand_and_tried_once() {
     let cloud = Cloud::start().await;
     let provider = cloud.provider("");
-    let usual = provider.candidates(&want(Arch::Amd64));
-    assert_eq!(usual.len(), 2, "one type in two regions");
     for market in [MarketPolicy::Spot, MarketPolicy::SpotFirst] {
-        let want = Want { market, max_price: Some(Usd(10)), ..want(Arch::Amd64) };
-        assert_eq!(provider.candidates(&want), usual);
+        let spec = MachineSpec { market, max_price: Some(Usd(10)), ..spec(Arch::Amd64) };
+        let request = LaunchRequest { spec, ..request(new_id()) };
+        cloud.world().full.clear();
+        let placement = provider.launch(&request).await.unwrap();
+        assert_eq!((placement.market, placement.price), (Market::OnDemand, Some(Usd(125_010))));
+
+        let before = cloud.seen("POST droplets").len();
+        cloud.world().full = vec![("c-4", "fra1"), ("c-4", "ams3")];
+        let error = provider.launch(&LaunchRequest { machine: new_id(), ..request }).await;
+        assert!(matches!(error, Err(LaunchError::NoCapacity(_))), "{error:?}");
+        let tried = cloud.seen("POST droplets").len() - before;
+        assert_eq!(tried, 2, "one type in two regions");
     }
-    assert!(provider.candidates(&want(Arch::Arm64)).is_empty());
+    let before = cloud.seen("POST droplets").len();
+    let request = LaunchRequest { spec: spec(Arch::Arm64), ..request(new_id()) };
+    let error = provider.launch(&request).await;
+    assert!(matches!(error, Err(LaunchError::NoCapacity(_))), "{error:?}");
+    assert_eq!(cloud.seen("POST droplets").len(), before);
 }
 
 #[tokio::test]
-async fn no_more_than_ten_droplets_are_created_at_once() {
+async fn at_most_ten_droplets_are_created_at_the_same_time() {
     let cloud = Cloud::start().await;
     let provider = cloud.provider("");
     cloud.fails("POST droplets", 25, Fault::Slow(Duration::from_millis(200)));
 
-    let requests: Vec<_> = (0..25).map(|_| request(&provider, new_id::<MachineId>())).collect();
+    let requests: Vec<_> = (0..25).map(|_| request(new_id::<MachineId>())).collect();
     let launches = requests.iter().map(|request| provider.launch(request));
     for launched in futures_util::future::join_all(launches).await {
         launched.unwrap();
@@ -314,6 +331,6 @@ async fn no_more_than_ten_droplets_are_created_at_once() {
 
     assert_eq!(cloud.creating_max(), 10);
     assert_eq!(provider.list().await.unwrap().len(), 25);
-    // The account's images are asked for once, through their pages.
+    // All launches share one request for the account's images.
     assert_eq!(cloud.seen("GET images").len(), 1);
 }

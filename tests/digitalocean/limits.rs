@@ -1,4 +1,4 @@
-//! The API is not asked more often than it wants.
+//! The rate limits of the API.
 
 use std::time::Duration;
 
@@ -11,33 +11,33 @@ use crate::fake::{Cloud, Fault, request};
 const TOO_MANY: &str = "API rate limit exceeded.";
 
 #[tokio::test]
-async fn the_limit_of_a_minute_is_waited_for() {
+async fn the_next_request_waits_for_the_limit_of_a_minute() {
     let cloud = Cloud::start().await;
     let provider = cloud.provider("");
-    let request = request(&provider, new_id::<MachineId>());
+    let request = request(new_id::<MachineId>());
     cloud.fails("POST droplets", 1, Fault::Status(429, TOO_MANY, &[("retry-after", "2")]));
 
     let error = provider.launch(&request).await.unwrap_err();
-    assert!(matches!(error, LaunchError::Throttled { message: _, .. }), "{error:?}");
+    assert!(matches!(error, LaunchError::Throttled { .. }), "{error:?}");
     provider.launch(&request).await.unwrap();
 
     let creations = cloud.seen("POST droplets");
-    assert_eq!(creations.iter().map(|it| it.status).collect::<Vec<_>>(), [429, 202]);
+    assert_eq!(creations.iter().map(|request| request.status).collect::<Vec<_>>(), [429, 202]);
     let next = cloud.seen("GET droplets").pop().unwrap();
     assert!(next.at - creations[0].at >= Duration::from_secs(2));
 }
 
 #[tokio::test]
-async fn while_the_limit_of_an_hour_holds_nothing_is_asked() {
+async fn no_request_is_sent_during_the_limit_of_an_hour() {
     let cloud = Cloud::start().await;
     let provider = cloud.provider("");
     let machine = new_id::<MachineId>();
     cloud.fails("DELETE droplets", 1, Fault::Status(429, TOO_MANY, &[("retry-after", "1800")]));
     provider.terminate(machine).await.unwrap_err();
 
-    let error = provider.launch(&request(&provider, machine)).await.unwrap_err();
-    let LaunchError::Throttled { message: text, .. } = error else { panic!("{error:?}") };
-    assert!(text.contains("less often"), "{text}");
+    let error = provider.launch(&request(machine)).await.unwrap_err();
+    let LaunchError::Throttled { cause, .. } = error else { panic!("{error:?}") };
+    assert!(cause.to_string().contains("less often"), "{cause}");
     assert!(provider.list().await.unwrap_err().to_string().contains("less often"));
     assert_eq!((cloud.seen("GET droplets").len(), cloud.seen("DELETE droplets").len()), (0, 1));
 }

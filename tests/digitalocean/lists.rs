@@ -1,4 +1,4 @@
-//! The list of machines: whole, and this core's alone.
+//! The list of machines: complete, and without those of other cores.
 
 use stagely::core::clock::new_id;
 use stagely_provider::Provider as _;
@@ -12,7 +12,7 @@ async fn launched(provider: &DigitalOcean, count: usize) -> Vec<MachineId> {
     let mut machines = Vec::new();
     for _ in 0..count {
         let machine = new_id::<MachineId>();
-        provider.launch(&request(provider, machine)).await.unwrap();
+        provider.launch(&request(machine)).await.unwrap();
         machines.push(machine);
     }
     machines.sort();
@@ -24,7 +24,7 @@ async fn listed(provider: &DigitalOcean) -> Vec<MachineId> {
 }
 
 #[tokio::test]
-async fn every_machine_of_this_core_is_listed_through_all_pages_and_no_other() {
+async fn the_list_has_the_machines_of_this_core_from_all_pages_and_no_others() {
     let cloud = Cloud::start().await;
     let provider = cloud.provider("");
     let machines = launched(&provider, 8).await;
@@ -32,7 +32,7 @@ async fn every_machine_of_this_core_is_listed_through_all_pages_and_no_other() {
     let others = launched(&other, 1).await;
     {
         let mut world = cloud.world();
-        // One is off, and costs as much; one of a person has our tag, and is no machine.
+        // One droplet is off and still costs money. Another has core's tag and is no machine.
         world.droplets[3].status = "off";
         let mut own = world.droplets[0].clone();
         (own.id, own.name) = (1, "database".to_owned());
@@ -50,7 +50,7 @@ async fn a_list_that_gets_shorter_while_it_is_read_is_read_again() {
     let cloud = Cloud::start().await;
     let provider = cloud.provider("");
     let mut machines = launched(&provider, 7).await;
-    // What follows it moves up: the first of the second page is then on the first, which was read before.
+    // The first droplet of the second page moves to the first page, which was read before.
     let first = cloud.world().droplets[0].clone();
     cloud.world().goes_while_listed = Some(first.id);
 
@@ -61,17 +61,17 @@ async fn a_list_that_gets_shorter_while_it_is_read_is_read_again() {
 }
 
 #[tokio::test]
-async fn tags_of_machines_that_are_long_gone_are_removed_and_no_others() {
+async fn only_the_tags_of_machines_that_ended_long_ago_are_removed() {
     let cloud = Cloud::start().await;
     let provider = cloud.provider("");
-    // As ids of a day ago are.
+    // Ids from a day ago.
     let day = u128::from(24 * 3_600 * 1_000_u32) << 80;
     let old = |bits: u128| bits - day;
     let gone = MachineId::from_bits(old(new_id::<MachineId>().bits()));
     let job = JobId::from_bits(old(new_id::<JobId>().bits()));
     let alive = MachineId::from_bits(old(new_id::<MachineId>().bits()));
     for machine in [gone, alive] {
-        let mut request = request(&provider, machine);
+        let mut request = request(machine);
         request.job = Some(job).filter(|_| machine == gone);
         provider.launch(&request).await.unwrap();
     }
@@ -87,15 +87,15 @@ async fn tags_of_machines_that_are_long_gone_are_removed_and_no_others() {
     tags.retain(|tag| !tag.starts_with("stagely:job:") || tag.contains(&job.to_string()));
     let machine = |machine| format!("stagely:machine:{machine}");
     assert_eq!(tags, ["stagely", "stagely:core:core1", &machine(alive), &machine(new), "web"]);
-    // Once is enough for a while.
+    // The next list does not search for tags again.
     assert_eq!(listed(&provider).await, [alive]);
     assert_eq!(cloud.seen("GET tags").len(), 3, "eight tags are three pages");
 }
 
 #[tokio::test]
-async fn a_configured_price_is_the_price() {
+async fn a_configured_price_goes_before_the_price_of_the_api() {
     let cloud = Cloud::start().await;
     let provider = cloud.provider("instance-types.\"c-4\" = { price = 0.1 }");
-    let placement = provider.launch(&request(&provider, new_id::<MachineId>())).await.unwrap();
+    let placement = provider.launch(&request(new_id::<MachineId>())).await.unwrap();
     assert_eq!(placement.price, Some(Usd(100_000)));
 }

@@ -1,8 +1,8 @@
-//! Machines at `DigitalOcean`, against an API that keeps state.
+//! Machines at `DigitalOcean`, against a fake of its API that keeps state.
 //!
-//! Every request, and every answer of the fake, goes through prism, which checks both against `DigitalOcean`'s own
-//! description of its API. Where `STAGELY_DIGITALOCEAN_DESCRIPTION` and `STAGELY_PRISM` name none, the fake is
-//! asked directly. The test of a whole core needs what `scripts/setup` sets up, as the tests in `tests/e2e` do.
+//! All requests and responses go through prism, which checks them against `DigitalOcean`'s own description of its API.
+//! Without `STAGELY_DIGITALOCEAN_DESCRIPTION` and `STAGELY_PRISM` requests go to the fake directly. Whole runs need the
+//! same as the tests in `tests/e2e`.
 
 #![expect(clippy::unwrap_used, reason = "a helper's failure fails the test")]
 

@@ -1,4 +1,4 @@
-//! What the provider is asked to say that it has.
+//! The offers of the provider, and `stagely doctor digitalocean`.
 
 use std::collections::BTreeMap;
 
@@ -9,23 +9,23 @@ use stagely_state::{Fleet, MachineSize, Usd};
 use stagely_test_support::program;
 
 use crate::STAGELY;
-use crate::fake::{Cloud, want};
+use crate::fake::{Cloud, request};
 
 fn offer(offers: &[Offer], fleet: Fleet, arch: Arch, size: MachineSize) -> &Offer {
-    let is_it = |it: &&Offer| (it.fleet, it.arch, it.size) == (fleet, arch, size);
-    offers.iter().find(is_it).unwrap()
+    let matches = |offer: &&Offer| (offer.fleet, offer.arch, offer.size) == (fleet, arch, size);
+    offers.iter().find(matches).unwrap()
 }
 
 fn builder(offers: &[Offer], size: MachineSize) -> &Offer {
     offer(offers, Fleet::Builder, Arch::Amd64, size)
 }
 
-fn problem(offer: &Offer) -> &str {
-    offer.problem.as_deref().unwrap_or_default()
+fn problem(offer: &Offer) -> String {
+    offer.problem.as_ref().map(ToString::to_string).unwrap_or_default()
 }
 
 #[tokio::test]
-async fn what_can_be_launched_is_asked_of_the_api_with_its_price() {
+async fn the_api_tells_which_sizes_can_be_launched_and_their_prices() {
     let cloud = Cloud::start().await;
     let provider = cloud.provider("");
     {
@@ -46,7 +46,6 @@ async fn what_can_be_launched_is_asked_of_the_api_with_its_price() {
     let xlarge = builder(&offers, MachineSize::Xlarge);
     assert_eq!(problem(xlarge), "DigitalOcean has no size c-16");
     assert!(offers.iter().all(|offer| offer.arch == Arch::Amd64), "{offers:?}");
-    assert_eq!(provider.candidates(&want(Arch::Amd64))[0].price, Some(Usd(125_010)));
 }
 
 #[tokio::test]
@@ -56,7 +55,7 @@ async fn a_size_without_an_image_is_no_offer() {
     let no_slug = "image-kind = \"stock\"\nimage-amd64 = \"debian-12-x64\"";
     let medium = async |settings: &str| {
         let offers = cloud.provider(settings).describe().await.unwrap();
-        problem(builder(&offers, MachineSize::Medium)).to_owned()
+        problem(builder(&offers, MachineSize::Medium))
     };
     assert_eq!(medium(stock).await, "");
     assert!(medium(no_slug).await.contains("no image debian-12-x64"));
@@ -67,14 +66,14 @@ async fn a_size_without_an_image_is_no_offer() {
 }
 
 #[tokio::test]
-async fn arm64_is_offered_where_sizes_are_named_for_it_and_an_image_is_there() {
+async fn arm64_is_offered_with_a_named_size_and_an_image() {
     let cloud = Cloud::start().await;
     let named = "builders.arm64.medium = [\"a-4\"]\ninstance-types.\"a-4\" = { arch = \"arm64\" }";
     let provider = cloud.provider(named);
     let offered = async || {
         let offers = provider.describe().await.unwrap();
-        let arm64 = offers.iter().filter(|it| it.arch == Arch::Arm64);
-        arm64.map(|it| (it.size, problem(it).to_owned())).collect::<BTreeMap<_, _>>()
+        let arm64 = offers.iter().filter(|offer| offer.arch == Arch::Arm64);
+        arm64.map(|offer| (offer.size, problem(offer))).collect::<BTreeMap<_, _>>()
     };
     assert_eq!(offered().await[&MachineSize::Medium], "DigitalOcean has no size a-4");
 
@@ -88,26 +87,26 @@ async fn arm64_is_offered_where_sizes_are_named_for_it_and_an_image_is_there() {
     cloud.world().images.push(image);
     assert_eq!(offered().await, BTreeMap::from([(MachineSize::Medium, String::new())]));
 
-    let candidates = provider.candidates(&want(Arch::Arm64));
-    let request = crate::fake::request(&provider, new_id::<stagely_state::ids::MachineId>());
-    let request = stagely_provider::LaunchRequest { arch: Arch::Arm64, candidates, ..request };
+    let mut request = request(new_id());
+    request.spec.arch = Arch::Arm64;
     provider.launch(&request).await.unwrap();
     assert_eq!(cloud.world().droplets[0].image, 7100);
 }
 
 #[tokio::test]
-async fn the_account_and_its_images_are_told() {
+async fn the_account_and_its_images_are_shown() {
     let cloud = Cloud::start().await;
     let provider = cloud.provider("");
     let account = provider.account().await.unwrap();
     assert_eq!((account.droplet_limit, &*account.status), (100, "active"));
     let images = provider.region_images().await.unwrap();
-    let told: Vec<_> = images.iter().map(|it| (&*it.region, it.image.as_deref())).collect();
+    let shown: Vec<_> =
+        images.iter().map(|image| (&*image.region, image.image.as_deref())).collect();
     let newest = Some("stagely-golden-amd64-3");
-    assert_eq!(told, [("fra1", newest), ("ams3", newest)]);
+    assert_eq!(shown, [("fra1", newest), ("ams3", newest)]);
 }
 
-/// What `stagely doctor digitalocean` says, and whether it found all well.
+/// The output of `stagely doctor digitalocean`, and whether it found no error.
 async fn doctor(settings: &str, more: &'static [&'static str]) -> (String, bool) {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("stagely.toml");
@@ -126,22 +125,22 @@ async fn doctor(settings: &str, more: &'static [&'static str]) -> (String, bool)
 }
 
 #[tokio::test]
-async fn the_doctor_says_what_can_be_launched_and_what_is_missing() {
+async fn the_doctor_shows_offers_and_what_is_missing() {
     let cloud = Cloud::start().await;
     let (text, is_well) = doctor(&cloud.settings(""), &[]).await;
     assert!(is_well, "{text}");
-    for told in [
+    for part in [
         "active, 100 droplets at once",
         "amd64 in fra1: stagely-golden-amd64-3",
         "$0.1251",
         "DigitalOcean has no size c-16",
     ] {
-        assert!(text.contains(told), "no {told:?} in {text}");
+        assert!(text.contains(part), "no {part:?} in {text}");
     }
     let (text, _) = doctor(&cloud.settings(""), &["--json"]).await;
     let report: serde_json::Value = serde_json::from_str(&text).unwrap();
     let sizes = report["sizes"].as_array().unwrap();
-    let medium = sizes.iter().find(|it| it["fleet"] == "builder" && it["size"] == "medium");
+    let medium = sizes.iter().find(|size| size["fleet"] == "builder" && size["size"] == "medium");
     assert_eq!(medium.unwrap()["price_hourly"], 0.125_01, "{text}");
 
     cloud.world().images.clear();

@@ -1,11 +1,10 @@
-//! A whole core that launches droplets. The test is the hypervisor: for each droplet it starts a real agent with
-//! what the droplet's user data says, and ends it with the droplet.
+//! Whole runs on droplets. The test runs the droplets: it starts a real agent with the user data of each, and ends it
+//! with the droplet.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +13,7 @@ use stagely::api::{JobStatus, RunStatus};
 use stagely::core::clock::new_id;
 use stagely_test_core::{Core, job};
 use stagely_test_support::gate::Gate;
+use stagely_test_support::processes::ChildProcess;
 use stagely_test_support::program;
 use stagely_test_support::wait::eventually;
 use tempfile::TempDir;
@@ -24,19 +24,19 @@ use crate::STAGELY;
 use crate::fake::Cloud;
 use crate::world::Droplet;
 
-/// Runs droplets until it is dropped.
+/// Runs the droplets of one account. It ends with the value.
 struct Hypervisor {
     _task: AbortOnDropHandle<()>,
 }
 
-/// A droplet that runs: its agent, in a folder that stands for its disk.
+/// A running droplet: its agent, and a folder in the place of its disk.
 struct Guest {
-    agent: Child,
+    _agent: ChildProcess,
     _disk: TempDir,
 }
 
 impl Guest {
-    /// Boots as cloud-init would: writes the files of the user data, below the disk's folder.
+    /// Writes the files of the user data into the disk's folder, as cloud-init does, and starts the agent.
     fn boot(droplet: &Droplet) -> Self {
         let disk = tempfile::tempdir().unwrap();
         let text = droplet.user_data.strip_prefix("#cloud-config\n").unwrap();
@@ -52,21 +52,17 @@ impl Guest {
         let config = disk.path().join("etc/stagely/agent.json");
         stay_on_disk(&config, disk.path());
         let log = fs::File::create(disk.path().join("agent.log")).unwrap();
-        let agent = program::command(STAGELY)
+        let mut agent = program::command(STAGELY);
+        agent
             .args(["agent", "--config"])
             .arg(&config)
             .env("HOME", disk.path())
-            .env("TMPDIR", disk.path())
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        Self { agent, _disk: disk }
+            .env("TMPDIR", disk.path());
+        Self { _agent: program::start(&mut agent, log), _disk: disk }
     }
 }
 
-/// The host has one file system for all guests, and each has paths of its own.
+/// Moves the agent's folders below the disk's folder, because all guests share the host's file system.
 fn stay_on_disk(config: &Path, disk: &Path) {
     let mut agent: Value = serde_json::from_slice(&fs::read(config).unwrap()).unwrap();
     for path in ["work_dir", "run_dir"] {
@@ -77,14 +73,6 @@ fn stay_on_disk(config: &Path, disk: &Path) {
     fs::write(config, agent.to_string()).unwrap();
 }
 
-impl Drop for Guest {
-    /// A droplet that is deleted is off at once.
-    fn drop(&mut self) {
-        let _ = self.agent.kill();
-        let _ = self.agent.wait();
-    }
-}
-
 impl Hypervisor {
     fn start(cloud: &Arc<Cloud>) -> Self {
         let cloud = Arc::clone(cloud);
@@ -93,12 +81,12 @@ impl Hypervisor {
             loop {
                 let droplets = {
                     let mut world = cloud.world();
-                    world.droplets.iter_mut().for_each(|it| it.status = "active");
+                    world.droplets.iter_mut().for_each(|droplet| droplet.status = "active");
                     world.droplets.clone()
                 };
-                let ids: BTreeSet<u64> = droplets.iter().map(|it| it.id).collect();
+                let ids: BTreeSet<u64> = droplets.iter().map(|droplet| droplet.id).collect();
                 guests.retain(|id, _| ids.contains(id));
-                for droplet in droplets.iter().filter(|it| !it.user_data.is_empty()) {
+                for droplet in droplets.iter().filter(|droplet| !droplet.user_data.is_empty()) {
                     guests.entry(droplet.id).or_insert_with(|| Guest::boot(droplet));
                 }
                 sleep(Duration::from_millis(50)).await;
@@ -125,10 +113,10 @@ async fn builds_run_on_droplets_arm64_under_emulation_and_no_droplet_is_left() {
     let (native, foreign) = (job(&run, "app_amd64"), job(&run, "app_arm64"));
     assert_eq!((native.status, native.emulated), (JobStatus::Completed, false), "{native:#?}");
     assert_eq!((foreign.status, foreign.emulated), (JobStatus::Completed, true), "{foreign:#?}");
-    assert!(foreign.warnings.iter().any(|it| it.contains("emulated")), "{foreign:#?}");
+    assert!(foreign.warnings.iter().any(|warning| warning.contains("emulated")), "{foreign:#?}");
     assert!(core.log(foreign).await.contains("aarch64"));
     let created = cloud.seen("POST droplets");
-    assert!(created.iter().all(|it| it.body["size"] == "c-4"), "{created:#?}");
+    assert!(created.iter().all(|request| request.body["size"] == "c-4"), "{created:#?}");
     eventually("no droplet is left", async || cloud.world().droplets.is_empty().then_some(()))
         .await;
     let token = cloud.token();
@@ -139,7 +127,7 @@ async fn builds_run_on_droplets_arm64_under_emulation_and_no_droplet_is_left() {
 }
 
 #[tokio::test]
-async fn a_core_that_was_killed_finds_its_droplets_again_and_ends_what_it_does_not_know() {
+async fn a_killed_core_finds_its_droplets_again_and_ends_unknown_ones() {
     let cloud = Arc::new(Cloud::start().await);
     let hypervisor = Hypervisor::start(&cloud);
     let table = cloud.settings("");
@@ -152,7 +140,7 @@ async fn a_core_that_was_killed_finds_its_droplets_again_and_ends_what_it_does_n
     gate.reached().await;
 
     core.crash();
-    // As one that an older state of the store knew: this core's tag, and no record.
+    // A droplet with this core's tag that the store does not know.
     let stranger = {
         let mut world = cloud.world();
         let mut droplet = world.droplets[0].clone();
@@ -168,7 +156,7 @@ async fn a_core_that_was_killed_finds_its_droplets_again_and_ends_what_it_does_n
     core.launch().await;
     eventually("the stranger is ended", async || {
         let world = cloud.world();
-        (!world.droplets.iter().any(|it| it.id == stranger)).then_some(())
+        (!world.droplets.iter().any(|droplet| droplet.id == stranger)).then_some(())
     })
     .await;
     assert_eq!(cloud.world().droplets.len(), 1);

@@ -1,10 +1,10 @@
-//! What the fake has: droplets, tags, images and sizes of one account, and what it answers.
+//! The state of one account: droplets, tags, images and sizes, and its responses.
 
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-/// What the API answers.
+/// A response.
 pub(crate) struct Answer {
     pub(crate) status: u16,
     pub(crate) body: Value,
@@ -12,7 +12,7 @@ pub(crate) struct Answer {
 
 /// A request.
 #[derive(Clone, Debug)]
-pub(crate) struct Asked {
+pub(crate) struct Call {
     pub(crate) method: String,
     /// Below `/v2/`.
     pub(crate) path: String,
@@ -54,22 +54,22 @@ pub(crate) struct Size {
 /// One account.
 pub(crate) struct World {
     pub(crate) droplets: Vec<Droplet>,
-    /// Every tag that was ever made and not removed.
+    /// All tags that were created and not removed.
     pub(crate) tags: Vec<String>,
     pub(crate) images: Vec<Image>,
     pub(crate) sizes: Vec<Size>,
     pub(crate) droplet_limit: usize,
-    /// No page has more, whatever is asked for.
+    /// The largest page, whatever the request says.
     pub(crate) page_max: usize,
-    /// New droplets have their tags only when this is false.
+    /// New droplets have no tags while this is true.
     pub(crate) tags_come_later: bool,
-    /// In no list until this is false.
+    /// The newest droplet is missing from lists while this is true.
     pub(crate) newest_is_hidden: bool,
-    /// Goes away while the second page of droplets is read.
+    /// The droplet that disappears when the second page of droplets is read.
     pub(crate) goes_while_listed: Option<u64>,
-    /// The size and region of which nothing is free.
+    /// Sizes and regions without capacity.
     pub(crate) full: Vec<(&'static str, &'static str)>,
-    /// What no real API would be asked for.
+    /// Requests that do not match the description.
     pub(crate) complaints: Vec<String>,
     last_id: u64,
 }
@@ -118,13 +118,13 @@ impl World {
         }
     }
 
-    pub(crate) fn answer(&mut self, asked: &Asked) -> Answer {
-        let words: Vec<&str> = asked.path.split('/').collect();
-        let tag = asked.query.get("tag_name");
-        match (&*asked.method, &words[..]) {
+    pub(crate) fn answer(&mut self, call: &Call) -> Answer {
+        let words: Vec<&str> = call.path.split('/').collect();
+        let tag = call.query.get("tag_name");
+        match (&*call.method, &words[..]) {
             ("GET", ["account"]) => ok(json!({ "account": self.account() })),
-            ("GET", ["droplets"]) => self.list_droplets(asked),
-            ("POST", ["droplets"]) => self.create(&asked.body),
+            ("GET", ["droplets"]) => self.list_droplets(call),
+            ("POST", ["droplets"]) => self.create(&call.body),
             ("DELETE", ["droplets"]) => {
                 let Some(tag) = tag.filter(|tag| self.tags.contains(*tag)).cloned() else {
                     return refuse(
@@ -133,34 +133,36 @@ impl World {
                         "The resource you requested could not be found.",
                     );
                 };
-                self.droplets.retain(|it| !it.tags.contains(&tag));
+                self.droplets.retain(|droplet| !droplet.tags.contains(&tag));
                 done()
             }
             ("DELETE", ["droplets", id]) => {
                 let id: u64 = id.parse().unwrap();
                 let before = self.droplets.len();
-                self.droplets.retain(|it| it.id != id);
+                self.droplets.retain(|droplet| droplet.id != id);
                 if self.droplets.len() == before { not_found() } else { done() }
             }
             ("GET", ["images"]) => {
-                let private = asked.query.get("private").is_some_and(|it| it == "true");
-                let images = self.images.iter().filter(|it| !private || it.slug.is_none());
-                self.page(asked, "images", images.map(Image::json).collect())
+                let private = call.query.get("private").is_some_and(|value| value == "true");
+                let images = self.images.iter().filter(|image| !private || image.slug.is_none());
+                self.page(call, "images", images.map(Image::json).collect())
             }
             ("GET", ["sizes"]) => {
-                self.page(asked, "sizes", self.sizes.iter().map(Size::json).collect())
+                self.page(call, "sizes", self.sizes.iter().map(Size::json).collect())
             }
             ("GET", ["tags"]) => {
                 let tags = self.tags.iter().map(|tag| self.tag(tag)).collect();
-                self.page(asked, "tags", tags)
+                self.page(call, "tags", tags)
             }
             ("DELETE", ["tags", tag]) => {
-                self.tags.retain(|it| it != tag);
-                self.droplets.iter_mut().for_each(|it| it.tags.retain(|it| it != tag));
+                self.tags.retain(|name| name != tag);
+                for droplet in &mut self.droplets {
+                    droplet.tags.retain(|name| name != tag);
+                }
                 done()
             }
             _ => {
-                self.complaints.push(format!("{} {}", asked.method, asked.path));
+                self.complaints.push(format!("{} {}", call.method, call.path));
                 not_found()
             }
         }
@@ -175,39 +177,45 @@ impl World {
     }
 
     fn tag(&self, tag: &str) -> Value {
-        let count = self.droplets.iter().filter(|it| it.tags.iter().any(|it| it == tag)).count();
+        let count = self
+            .droplets
+            .iter()
+            .filter(|droplet| droplet.tags.iter().any(|name| name == tag))
+            .count();
         json!({ "name": tag, "resources": { "count": count, "droplets": { "count": count } } })
     }
 
-    fn list_droplets(&mut self, asked: &Asked) -> Answer {
-        let query = |name: &str| asked.query.get(name);
+    fn list_droplets(&mut self, call: &Call) -> Answer {
+        let query = |name: &str| call.query.get(name);
         if query("tag_name").is_some() && query("name").is_some() {
             self.complaints.push("tag_name and name cannot be combined".to_owned());
         }
-        if query("page").is_some_and(|it| it == "2")
+        if query("page").is_some_and(|page| page == "2")
             && let Some(id) = self.goes_while_listed.take()
         {
-            self.droplets.retain(|it| it.id != id);
+            self.droplets.retain(|droplet| droplet.id != id);
         }
-        let is_meant = |it: &&Droplet| {
-            query("tag_name").is_none_or(|tag| it.tags.contains(tag))
-                && query("name").is_none_or(|name| it.name.eq_ignore_ascii_case(name))
+        let matches = |droplet: &&Droplet| {
+            query("tag_name").is_none_or(|tag| droplet.tags.contains(tag))
+                && query("name").is_none_or(|name| droplet.name.eq_ignore_ascii_case(name))
         };
-        let hidden = self.droplets.last().filter(|_| self.newest_is_hidden).map(|it| it.id);
-        let shown = self.droplets.iter().filter(is_meant).filter(|it| Some(it.id) != hidden);
-        let shown = shown.map(|it| self.droplet(it)).collect();
-        self.page(asked, "droplets", shown)
+        let hidden =
+            self.droplets.last().filter(|_| self.newest_is_hidden).map(|droplet| droplet.id);
+        let shown =
+            self.droplets.iter().filter(matches).filter(|droplet| Some(droplet.id) != hidden);
+        let shown = shown.map(|droplet| self.droplet(droplet)).collect();
+        self.page(call, "droplets", shown)
     }
 
-    fn page(&self, asked: &Asked, key: &str, all: Vec<Value>) -> Answer {
-        let number = |name: &str| asked.query.get(name).map(|it| it.parse::<usize>().unwrap());
+    fn page(&self, call: &Call, key: &str, all: Vec<Value>) -> Answer {
+        let number = |name: &str| call.query.get(name).map(|value| value.parse::<usize>().unwrap());
         let size = number("per_page").unwrap_or(20).min(self.page_max);
         let (page, total) = (number("page").unwrap_or(1), all.len());
-        let things: Vec<Value> = all.into_iter().skip((page - 1) * size).take(size).collect();
+        let entries: Vec<Value> = all.into_iter().skip((page - 1) * size).take(size).collect();
         let mut pages = json!({});
-        // The real API gives its own address, whatever host was asked.
+        // The API always returns its public address, whatever host the request has.
         let address = |page: usize| {
-            format!("https://api.digitalocean.com/v2/{}?page={page}&per_page={size}", asked.path)
+            format!("https://api.digitalocean.com/v2/{}?page={page}&per_page={size}", call.path)
         };
         if page * size < total {
             pages["next"] = json!(address(page + 1));
@@ -218,7 +226,7 @@ impl World {
             pages["prev"] = json!(address(page - 1));
         }
         let links = if pages == json!({}) { pages } else { json!({ "pages": pages }) };
-        ok(json!({ key: things, "links": links, "meta": { "total": total } }))
+        ok(json!({ key: entries, "links": links, "meta": { "total": total } }))
     }
 
     fn create(&mut self, body: &Value) -> Answer {
@@ -234,13 +242,14 @@ impl World {
             "monitoring",
             "with_droplet_agent",
         ];
-        let unknown = body.as_object().unwrap().keys().filter(|it| !FIELDS.contains(&it.as_str()));
-        self.complaints.extend(unknown.map(|it| format!("no field {it}")));
+        let unknown =
+            body.as_object().unwrap().keys().filter(|field| !FIELDS.contains(&field.as_str()));
+        self.complaints.extend(unknown.map(|field| format!("no field {field}")));
         let text = |field: &str| body[field].as_str().unwrap_or_default().to_owned();
         let (name, slug, region) = (text("name"), text("size"), text("region"));
         let problem = |message: &str| refuse(422, "unprocessable_entity", message);
-        let of_name = |it: char| it.is_ascii_alphanumeric() || it == '.' || it == '-';
-        if name.is_empty() || !name.chars().all(of_name) {
+        let is_allowed = |letter: char| letter.is_ascii_alphanumeric() || ".-".contains(letter);
+        if name.is_empty() || !name.chars().all(is_allowed) {
             return problem("Only valid hostname characters are allowed. (a-z, A-Z, 0-9, . and -)");
         }
         if self.droplets.len() >= self.droplet_limit {
@@ -249,17 +258,15 @@ impl World {
         if !REGIONS.contains(&&*region) {
             return problem("You specified an invalid region for Droplet creation.");
         }
-        let Some(size) = self.sizes.iter().find(|it| it.slug == slug) else {
+        let Some(size) = self.sizes.iter().find(|size| size.slug == slug) else {
             return problem("You specified an invalid size for Droplet creation.");
         };
-        let is_full = self.full.iter().any(|it| *it == (&*slug, &*region));
+        let is_full = self.full.iter().any(|full| *full == (&*slug, &*region));
         if !size.available || !size.regions.contains(&&*region) || is_full {
             return problem("Size is not available in this region.");
         }
         let wanted = &body["image"];
-        let image =
-            self.images.iter().find(|it| json!(it.id) == *wanted || json!(it.slug) == *wanted);
-        let Some(image) = image else {
+        let Some(image) = self.images.iter().find(|image| image.is_called(wanted)) else {
             return problem("You specified an invalid image for Droplet creation.");
         };
         if !image.regions.contains(&&*region) {
@@ -273,8 +280,8 @@ impl World {
             return problem("User data may not exceed 64 KiB.");
         }
         let tags: Vec<String> = serde_json::from_value(body["tags"].clone()).unwrap();
-        let of_tag = |it: char| it.is_ascii_alphanumeric() || ":-_".contains(it);
-        if tags.iter().any(|tag| tag.len() > 255 || !tag.chars().all(of_tag)) {
+        let is_allowed = |letter: char| letter.is_ascii_alphanumeric() || ":-_".contains(letter);
+        if tags.iter().any(|tag| tag.len() > 255 || !tag.chars().all(is_allowed)) {
             return problem("Invalid tag.");
         }
         self.last_id += 1;
@@ -304,10 +311,8 @@ impl World {
     }
 
     fn droplet(&self, droplet: &Droplet) -> Value {
-        let size = self.sizes.iter().find(|it| it.slug == droplet.size).unwrap();
-        let is_image =
-            |it: &&Image| json!(it.id) == droplet.image || json!(it.slug) == droplet.image;
-        let image = self.images.iter().find(is_image).unwrap();
+        let size = self.sizes.iter().find(|size| size.slug == droplet.size).unwrap();
+        let image = self.images.iter().find(|image| image.is_called(&droplet.image)).unwrap();
         json!({
             "id": droplet.id, "name": droplet.name, "memory": 8192, "vcpus": 4, "disk": size.disk,
             "locked": false, "status": droplet.status, "created_at": seconds(droplet.created_at),
@@ -331,6 +336,11 @@ fn seconds(time: jiff::Timestamp) -> String {
 }
 
 impl Image {
+    /// Whether `name` is its id or slug.
+    fn is_called(&self, name: &Value) -> bool {
+        json!(self.id) == *name || json!(self.slug) == *name
+    }
+
     fn json(&self) -> Value {
         let created_at = jiff::Timestamp::from_second(1_790_000_000).unwrap();
         let created_at = created_at + std::time::Duration::from_secs(60 * self.id);

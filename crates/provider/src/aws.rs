@@ -1,7 +1,10 @@
 //! Machines as instances of Amazon EC2.
 
+mod settings;
+mod types;
+
 mod client;
-mod fault;
+mod error;
 mod http;
 
 mod images;
@@ -11,7 +14,6 @@ mod offers;
 
 mod check;
 pub mod policy;
-mod settings;
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -20,27 +22,28 @@ use std::time::Duration;
 use async_trait::async_trait;
 use aws_sdk_ec2::Client;
 use stagely_state::Placement;
+use stagely_state::comparison::Listed;
 use stagely_state::ids::{CoreId, MachineId};
 
-use super::catalog::Catalog;
-use super::{
-    Candidate, LaunchError, LaunchRequest, Listed, Listing, Offer, Provider, ProviderError, Want,
-};
+use crate::catalog::{Candidate, Catalog};
 use crate::settings::{ImageKind, SettingError};
+use crate::{LaunchError, LaunchRequest, Listing, Offer, Provider, ProviderError};
 use images::Images;
 
-pub use check::{Answer, Permission, caller};
+pub use check::{ImageView, Permission, PermissionState, caller};
 pub use client::connect;
 pub use http::Http;
 pub use settings::AwsSettings;
+#[cfg(test)]
+pub(crate) use types::{DEFAULTS, KNOWN};
 
-/// On everything that belongs to one core: its id.
+/// The tag of all instances and volumes of one core. Its value is core's id.
 pub const CORE_TAG: &str = "stagely:core";
-/// The machine's id.
+/// The tag with the machine's id.
 pub const MACHINE_TAG: &str = "stagely:machine";
-/// The job that a machine was launched for.
+/// The tag with the id of the job that caused the launch.
 pub const JOB_TAG: &str = "stagely:job";
-/// On golden images: their version.
+/// The tag of golden images. Its value is their version.
 pub const IMAGE_TAG: &str = "stagely:golden-image";
 
 /// Launches instances of EC2 in one region.
@@ -51,16 +54,16 @@ pub struct AwsProvider {
     catalog: Catalog,
     core_id: CoreId,
     images: Images,
-    /// Of machines that may have been started: which candidate was asked for. It comes first at the next try,
-    /// where EC2 knows its client token.
+    /// The last candidate of each machine that may have been started. It is tried first in the next attempt, because
+    /// EC2 knows its client token.
     unclear: Mutex<HashMap<MachineId, Candidate>>,
 }
 
 impl AwsProvider {
-    /// Asks through `client`. Machines are tagged with `core_id`.
+    /// Uses `client`. Machines are tagged with `core_id`.
     ///
     /// # Errors
-    /// [`SettingError`] for an instance type that nobody knows.
+    /// [`SettingError`] for an unknown instance type.
     pub fn new(
         client: Client,
         config: &AwsSettings,
@@ -79,10 +82,6 @@ impl AwsProvider {
 
 #[async_trait]
 impl Provider for AwsProvider {
-    fn candidates(&self, want: &Want) -> Vec<Candidate> {
-        self.catalog.candidates(want)
-    }
-
     async fn launch(&self, request: &LaunchRequest) -> Result<Placement, LaunchError> {
         self.launch_once(request).await
     }
@@ -101,9 +100,9 @@ impl Provider for AwsProvider {
     }
 
     fn listing(&self) -> Listing {
-        // Lists are eventually consistent: a new instance, or its tags, may be missing for some seconds, and
-        // AWS advises to wait up to five minutes before one is taken for lost. Source: EC2 API reference,
-        // "Eventual consistency".
+        // Lists are eventually consistent: a new instance, or its tags, may be missing for some seconds. AWS advises
+        // to wait up to five minutes before an instance counts as lost. Source: EC2 API reference, "Eventual
+        // consistency".
         Listing { interval: Duration::from_mins(1), grace: Duration::from_mins(5) }
     }
 

@@ -1,15 +1,18 @@
 //! Machines that are `DigitalOcean`'s droplets, over its API v2.
 //!
-//! A droplet has its name, which is its machine's, from the first moment, and its tags a little later: so it is
-//! found by its name where it may have just been made, and by its tags everywhere else. There is no idempotency
-//! token: after an answer that says nothing a droplet is looked for before another is created, and where two
-//! of one machine turn up all the same, the older one stays.
+//! A droplet has its machine's name from its creation, and its tags a little later. A droplet that may have just been
+//! created is therefore found by its name, and others by their tags. The API has no idempotency token: after an
+//! unclear response the droplet is searched for before another is created. If a machine has two droplets all the same,
+//! the newer one is deleted.
+
+mod settings;
+mod types;
 
 mod api;
+mod error;
+
 mod droplets;
 mod images;
-mod refusals;
-mod settings;
 mod tags;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,52 +32,57 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
-use self::api::{Api, ApiError};
-use self::droplets::{Created, Droplet, Size, name_of};
-use self::images::{Choice, Image, ImageName};
-use self::refusals::Refused;
+use self::api::{ApiClient, ApiError};
+use self::droplets::{CreateResponse, Droplet, Size, name_of};
+use self::error::{CandidateError, LaunchProblem, Tried, creation_error, size_setting};
+use self::images::{Image, ImageName, ImageSetting};
 use self::tags::Tag;
-use super::catalog::Catalog;
-use super::user_data::cloud_config;
-use super::{Candidate, LaunchError, LaunchRequest, Listing, Offer, Provider, ProviderError, Want};
+use crate::catalog::{Candidate, Catalog};
 use crate::settings::{ImageKind, MarketPolicy};
+use crate::user_data::cloud_config;
+use crate::{
+    LaunchError, LaunchRequest, Listing, MachineSpec, Offer, OfferProblem, Provider, ProviderError,
+};
 
 pub use settings::DigitalOceanSettings;
+#[cfg(test)]
+pub(crate) use types::{DEFAULTS, KNOWN};
 
-/// `DigitalOcean` refuses more creations than this at once. Those that are asked for wait here for their turn.
+/// `DigitalOcean` refuses more creations at the same time. Further ones wait.
 const CREATIONS_MAX: usize = 10;
 
-/// The largest user data that is taken, in bytes.
+/// The API's limit.
 const USER_DATA_BYTES_MAX: usize = 64 * 1024;
 
-/// The waits before the looks for a droplet whose creation had no clear answer.
-const LOOKS: [Duration; 3] = [Duration::ZERO, Duration::from_secs(1), Duration::from_secs(2)];
+/// The waits before each search for a droplet after an unclear response to its creation.
+const SEARCH_WAITS: [Duration; 3] =
+    [Duration::ZERO, Duration::from_secs(1), Duration::from_secs(2)];
 
-/// How long the account's images are remembered: many machines may be launched in one moment, and a golden image
-/// is made now and then.
-const IMAGES_KEPT: Duration = Duration::from_mins(1);
+/// The time for which the account's images are cached. Many machines may be launched at once, and golden images are
+/// rarely made.
+const IMAGES_TTL: Duration = Duration::from_mins(1);
 
-/// How often the account's tags are looked through for those that nothing has any more.
+/// The time between two searches for useless tags.
 const TAGS_INTERVAL: Duration = Duration::from_hours(1);
 
-/// How long that may take after each look at the droplets.
+/// The time limit of the removal of tags, which follows the list of droplets.
 const TAGS_LIMIT: Duration = Duration::from_secs(10);
 
-/// The most tags that are removed between two looks at the droplets: each is a request of 250 in a minute.
+/// The most tags that are removed after one list. Each removal is one of 250 requests a minute.
 const TAGS_REMOVED_MAX: usize = 30;
 
 /// Launches machines as droplets.
 pub struct DigitalOcean {
-    api: Api,
+    api: ApiClient,
     config: DigitalOceanSettings,
     catalog: Catalog,
     core_id: CoreId,
     creations: Semaphore,
-    /// The account's own, and when they were asked for.
+    /// The account's own images, and the time of the request for them.
     images: tokio::sync::Mutex<Option<(Instant, Arc<Vec<Image>>)>>,
-    /// What an hour of each size costs, as the API said last.
+    /// The price of an hour of each size, from the last response of the API.
     prices: Mutex<BTreeMap<String, Usd>>,
-    /// When the tags are looked through next.
+    /// The time of the next search for useless tags.
     tags_at: Mutex<Instant>,
 }
 
@@ -84,28 +92,26 @@ impl fmt::Debug for DigitalOcean {
     }
 }
 
-/// The account whose token core has.
+/// The account of core's token.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Account {
-    /// How many droplets there may be at once.
+    /// The most droplets at the same time.
     pub droplet_limit: u64,
     /// `active`, `warning` or `locked`.
     pub status: String,
-    /// Why, for people.
+    /// The reason for the status, for people.
     #[serde(default)]
     pub status_message: String,
 }
 
-/// What machines of an arch boot from in a region.
+/// The image that machines of an arch boot from in a region.
 #[derive(Clone, Debug, Serialize)]
 pub struct RegionImage {
-    /// The arch.
     pub arch: Arch,
-    /// The region.
     pub region: String,
-    /// Its name or slug; `None` where there is none.
+    /// The image's name or slug.
     pub image: Option<String>,
-    /// Why there is none, and what to do.
+    /// Why there is no image, with advice.
     pub problem: Option<String>,
 }
 
@@ -120,7 +126,7 @@ impl DigitalOcean {
     /// # Errors
     /// A setting that is missing, by its name.
     pub fn new(config: &DigitalOceanSettings, core_id: CoreId) -> anyhow::Result<Self> {
-        let api = Api::new(config)?;
+        let api = ApiClient::new(config)?;
         anyhow::ensure!(
             !config.regions.is_empty(),
             "there is no region to put machines in: set digitalocean.regions, such as [\"fra1\"]"
@@ -143,25 +149,25 @@ impl DigitalOcean {
         })
     }
 
-    /// The account that the token is of.
+    /// The account of the token.
     ///
     /// # Errors
-    /// [`ProviderError`].
+    /// The API refuses, or does not answer.
     pub async fn account(&self) -> Result<Account, ProviderError> {
         Ok(self.api.get::<AccountPage>("account", &[]).await?.account)
     }
 
-    /// What machines boot from, for each arch that there are sizes of.
+    /// The images of all arches and regions of the configuration.
     ///
     /// # Errors
-    /// [`ProviderError`].
+    /// The API refuses, or does not answer.
     pub async fn region_images(&self) -> Result<Vec<RegionImage>, ProviderError> {
         let images = self.all_images().await?;
         let arches: BTreeSet<Arch> = self.catalog.sizes().map(|(_, arch, ..)| arch).collect();
         let mut found = Vec::new();
         for arch in arches {
             for region in &self.config.regions {
-                let image = Choice::of(&self.config, arch).find(&images, region);
+                let image = ImageSetting::of(&self.config, arch).find(&images, region);
                 let problem = image.as_ref().err().cloned();
                 let image = image.ok().map(|image| image.label().to_owned());
                 found.push(RegionImage { arch, region: region.clone(), image, problem });
@@ -170,38 +176,38 @@ impl DigitalOcean {
         Ok(found)
     }
 
-    /// Every image that the account can use, also `DigitalOcean`'s own.
+    /// All images that the account can use, including `DigitalOcean`'s own.
     async fn all_images(&self) -> Result<Vec<Image>, ApiError> {
         self.api.list("images", "images", &[]).await
     }
 
     /// The account's own images.
     async fn own_images(&self) -> Result<Arc<Vec<Image>>, ApiError> {
-        let mut kept = self.images.lock().await;
-        if let Some((at, images)) = &*kept
-            && at.elapsed() < IMAGES_KEPT
+        let mut cached = self.images.lock().await;
+        if let Some((at, images)) = &*cached
+            && at.elapsed() < IMAGES_TTL
         {
             return Ok(Arc::clone(images));
         }
         let images = self.api.list("images", "images", &[("private", "true")]).await?;
         let images = Arc::new(images);
-        *kept = Some((Instant::now(), Arc::clone(&images)));
+        *cached = Some((Instant::now(), Arc::clone(&images)));
         Ok(images)
     }
 
-    /// The droplet of `machine`, found by its name. Of several, which creations leave whose answers were lost,
-    /// all but the oldest are ended.
+    /// The droplet of `machine`, found by its name. Creations whose responses were lost may leave several; all but the
+    /// oldest are deleted.
     async fn find(&self, machine: MachineId) -> Result<Option<Droplet>, ApiError> {
         let droplets = self.named(machine).await?;
-        Ok(self.end_all_but_oldest(machine, droplets).await)
+        Ok(self.delete_all_but_oldest(machine, droplets).await)
     }
 
     async fn named(&self, machine: MachineId) -> Result<Vec<Droplet>, ApiError> {
         self.api.list("droplets", "droplets", &[("name", &name_of(machine))]).await
     }
 
-    /// What cannot be ended now is found again at the next look.
-    async fn end_all_but_oldest(
+    /// Returns the oldest droplet. The next call deletes those that cannot be deleted now.
+    async fn delete_all_but_oldest(
         &self,
         machine: MachineId,
         mut droplets: Vec<Droplet>,
@@ -228,22 +234,22 @@ impl DigitalOcean {
         &self,
         request: &LaunchRequest,
         candidate: &Candidate,
-    ) -> Result<Droplet, Refused> {
+    ) -> Result<Droplet, CandidateError> {
         let own = self.own_images().await?;
-        let choice = Choice::of(&self.config, request.arch);
+        let setting = ImageSetting::of(&self.config, request.spec.arch);
         let region = candidate.zone.as_deref().unwrap_or_default();
-        let image = choice.name(&own, region).map_err(Refused::Setting)?;
+        let image = setting.name(&own, region).map_err(CandidateError::Setting)?;
         let body = self.creation(request, candidate, &image)?;
         let created = {
-            let _permit = self.creations.acquire().await.expect("nobody closes it");
-            self.api.post::<Created>("droplets", &body).await
+            let _permit = self.creations.acquire().await.expect("the semaphore is never closed");
+            self.api.post::<CreateResponse>("droplets", &body).await
         };
         match created {
             Ok(created) => Ok(created.droplet),
-            Err(error @ ApiError::Unclear { .. }) => self.look_for(request.machine, error).await,
+            Err(error @ ApiError::Unclear { .. }) => self.search(request.machine, error).await,
             Err(ApiError::Refused {
                 status: StatusCode::UNPROCESSABLE_ENTITY, message, ..
-            }) => Err(refusals::of_creation(&self.config, request, &message)),
+            }) => Err(creation_error(&self.config, request, message)),
             Err(error) => Err(error.into()),
         }
     }
@@ -253,12 +259,12 @@ impl DigitalOcean {
         request: &LaunchRequest,
         candidate: &Candidate,
         image: &ImageName,
-    ) -> Result<Value, Refused> {
+    ) -> Result<Value, LaunchError> {
         let user_data = cloud_config(request, self.config.image_kind);
-        if user_data.len() > USER_DATA_BYTES_MAX {
-            let size = user_data.len();
-            let problem = format!("the user data has {size} bytes of {USER_DATA_BYTES_MAX}");
-            return Err(Refused::Launch(LaunchError::Permanent(problem)));
+        let (bytes, max) = (user_data.len(), USER_DATA_BYTES_MAX);
+        if bytes > max {
+            let problem = LaunchProblem::UserDataTooLarge { bytes, max };
+            return Err(LaunchError::Permanent(problem.into()));
         }
         let mut body = json!({
             "name": name_of(request.machine),
@@ -268,7 +274,7 @@ impl DigitalOcean {
             "user_data": user_data,
             "backups": false,
             "monitoring": false,
-            // It lets those in who may use the control panel, and has to be installed first.
+            // The agent of DigitalOcean gives users of the control panel access, and takes time to install.
             "with_droplet_agent": false,
         });
         if let Some(region) = &candidate.zone {
@@ -283,9 +289,13 @@ impl DigitalOcean {
         Ok(body)
     }
 
-    /// Looks whether a droplet was created although nobody said so.
-    async fn look_for(&self, machine: MachineId, unclear: ApiError) -> Result<Droplet, Refused> {
-        for wait in LOOKS {
+    /// Searches for a droplet after an unclear response to its creation.
+    async fn search(
+        &self,
+        machine: MachineId,
+        unclear: ApiError,
+    ) -> Result<Droplet, CandidateError> {
+        for wait in SEARCH_WAITS {
             sleep(wait).await;
             match self.find(machine).await {
                 Ok(Some(droplet)) => {
@@ -293,9 +303,9 @@ impl DigitalOcean {
                     return Ok(droplet);
                 }
                 Ok(None) => {}
-                Err(error) => {
-                    let problem = format!("{unclear}; and then: {error}");
-                    return Err(Refused::Launch(LaunchError::Unclear(problem)));
+                Err(search) => {
+                    let problem = LaunchProblem::SearchFailed { unclear, search };
+                    return Err(LaunchError::Unclear(problem.into()).into());
                 }
             }
         }
@@ -309,38 +319,46 @@ impl DigitalOcean {
         name: &str,
         size: Option<&Size>,
         images: &[Image],
-    ) -> Option<String> {
-        let Some(size) = size else { return Some(format!("DigitalOcean has no size {name}")) };
+    ) -> Option<OfferProblem> {
+        let Some(size) = size else {
+            return Some(OfferProblem::NotSold(format!("DigitalOcean has no size {name}")));
+        };
         if !size.available {
-            return Some(format!("DigitalOcean has no {name} for new droplets at the moment"));
+            let problem = format!("DigitalOcean has no {name} for new droplets at the moment");
+            return Some(OfferProblem::NotSold(problem));
         }
-        let mut problem = None;
+        let mut first_problem = None;
         for region in &self.config.regions {
-            let found = if size.regions.contains(region) {
-                let image = Choice::of(&self.config, arch).find(images, region);
-                image.and_then(|image| image.fits(size.disk))
+            let problem = if size.regions.contains(region) {
+                let image = ImageSetting::of(&self.config, arch).find(images, region);
+                let checked = image.and_then(|image| image.check_disk(size.disk));
+                checked.err().map(OfferProblem::NoImage)
             } else {
-                Err(format!("{name} is not in {region}, but in: {}", size.regions.join(", ")))
+                let regions = size.regions.join(", ");
+                let problem = format!("{name} is not in {region}, but in: {regions}");
+                Some(OfferProblem::NotSold(problem))
             };
-            match found {
-                Ok(()) => return None,
-                Err(text) => problem = problem.or(Some(text)),
-            }
+            // One region is enough.
+            let problem = problem?;
+            first_problem.get_or_insert(problem);
         }
-        problem
+        first_problem
     }
 
-    /// Why there is nothing to try.
-    fn no_candidates(&self, request: &LaunchRequest) -> LaunchError {
-        let (fleet, arch, size) = (request.fleet, request.arch, request.size);
-        let setting = format!("digitalocean.{fleet}s.{arch}.{size}");
-        if self.catalog.sizes().any(|(_, other, ..)| other == arch) {
-            return LaunchError::Permanent(format!("no size is named for it: set {setting}"));
+    /// The candidates for `spec`. `DigitalOcean` has no spot market, so all are on demand.
+    fn candidates(&self, spec: &MachineSpec) -> Vec<Candidate> {
+        let on_demand = MachineSpec { market: MarketPolicy::OnDemand, max_price: None, ..*spec };
+        self.catalog.candidates(&on_demand)
+    }
+
+    /// The error of a launch that has no candidates.
+    fn no_candidates(&self, spec: &MachineSpec) -> LaunchError {
+        let setting = size_setting(spec);
+        if self.catalog.sizes().any(|(_, arch, ..)| arch == spec.arch) {
+            return LaunchError::Permanent(LaunchProblem::NoSize(setting).into());
         }
-        // Core asks for it only until it knows that, and lets it be emulated then.
-        LaunchError::NoCapacity(format!(
-            "DigitalOcean has no machines of {arch}, unless {setting} names one"
-        ))
+        // Not permanent: once core knows that there is no such machine, the build is emulated.
+        LaunchError::NoCapacity(LaunchProblem::NoArch { spec: *spec, setting }.into())
     }
 
     fn prices(&self) -> MutexGuard<'_, BTreeMap<String, Usd>> {
@@ -351,11 +369,11 @@ impl DigitalOcean {
         self.config.instance_types.get(size)?.price
     }
 
-    /// What an hour costs: what the configuration says, else the API, else the catalog.
+    /// The price of an hour: from the configuration, else from the API, else from the catalog.
     fn price(&self, size: &str) -> Option<Usd> {
-        let told = || self.prices().get(size).copied();
+        let current = || self.prices().get(size).copied();
         let known = || self.catalog.instance_type(size)?.price;
-        self.configured_price(size).or_else(told).or_else(known)
+        self.configured_price(size).or_else(current).or_else(known)
     }
 
     fn placement(&self, droplet: &Droplet) -> Placement {
@@ -365,13 +383,13 @@ impl DigitalOcean {
         Placement { price, ..placement }
     }
 
-    /// Removes tags that nothing has any more, if it is time to.
-    async fn tidy_tags(&self) -> Result<(), ApiError> {
+    /// Removes useless tags once an interval.
+    async fn remove_useless_tags(&self) -> Result<(), ApiError> {
         let tags_at = || self.tags_at.lock().unwrap_or_else(PoisonError::into_inner);
         if Instant::now() < *tags_at() {
             return Ok(());
         }
-        // Before anything can go wrong: tags are in nobody's way.
+        // Set before the requests, because useless tags do no harm and a failure need not be retried.
         *tags_at() = Instant::now() + TAGS_INTERVAL;
         let mut tags: Vec<Tag> = self.api.list("tags", "tags", &[]).await?;
         tags.retain(|tag| tag.is_left_over(SystemTime::now()));
@@ -387,41 +405,32 @@ impl DigitalOcean {
 
 #[async_trait]
 impl Provider for DigitalOcean {
-    fn candidates(&self, want: &Want) -> Vec<Candidate> {
-        // There is no spot market: what is wanted of it is bought on demand.
-        let want = Want { market: MarketPolicy::OnDemand, max_price: None, ..*want };
-        let mut candidates = self.catalog.candidates(&want);
-        for candidate in &mut candidates {
-            candidate.price = self.price(&candidate.instance_type);
-        }
-        candidates
-    }
-
     async fn launch(&self, request: &LaunchRequest) -> Result<Placement, LaunchError> {
         if let Some(droplet) = self.find(request.machine).await? {
             return Ok(self.placement(&droplet));
         }
-        if request.candidates.is_empty() {
-            return Err(self.no_candidates(request));
+        let candidates = self.candidates(&request.spec);
+        if candidates.is_empty() {
+            return Err(self.no_candidates(&request.spec));
         }
-        let mut problems = Vec::new();
-        for candidate in &request.candidates {
+        let mut tried = Tried(Vec::new());
+        for candidate in &candidates {
             let region = candidate.zone.as_deref().unwrap_or("any region");
             match self.create(request, candidate).await {
                 Ok(droplet) => return Ok(self.placement(&droplet)),
-                Err(Refused::Launch(error)) => return Err(error),
-                Err(refused) => {
-                    problems.push((format!("{} in {region}", candidate.instance_type), refused));
+                Err(CandidateError::Launch(error)) => return Err(error),
+                Err(error) => {
+                    tried.0.push((format!("{} in {region}", candidate.instance_type), error));
                 }
             }
         }
-        Err(refusals::of_all(&problems))
+        Err(tried.into_launch_error())
     }
 
     async fn terminate(&self, machine: MachineId) -> Result<(), ProviderError> {
         let tag = tags::machine_tag(machine);
         self.api.delete("droplets", &[("tag_name", &tag)]).await?;
-        // One that was just created may not have its tags yet.
+        // A new droplet may not have its tags yet.
         let named = self.named(machine).await?;
         for droplet in named.iter().filter(|droplet| !droplet.tags.contains(&tag)) {
             self.delete(droplet).await?;
@@ -443,12 +452,11 @@ impl Provider for DigitalOcean {
         }
         let mut listed = Vec::new();
         for (machine, droplets) in machines {
-            self.end_all_but_oldest(machine, droplets).await;
-            // Whatever its status is: one that is off or archived costs money until it is deleted.
+            self.delete_all_but_oldest(machine, droplets).await;
+            // Live in any status: a droplet that is off or archived costs money until it is deleted.
             listed.push(Listed { machine, state: ListedState::Live });
         }
-        // The list is what was asked for, and does not wait for this.
-        match timeout(TAGS_LIMIT, self.tidy_tags()).await {
+        match timeout(TAGS_LIMIT, self.remove_useless_tags()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => debug!(%error, "the tags of machines that are gone stay for now"),
             Err(_) => debug!("the tags of machines that are gone stay for now: it takes too long"),
@@ -461,8 +469,8 @@ impl Provider for DigitalOcean {
     }
 
     fn listing(&self) -> Listing {
-        // A look costs one request of 250 in a minute. Tags, by which it finds them, come within seconds of the
-        // droplet; nobody promises that, so much more is allowed for.
+        // A list is one of 250 requests a minute. It finds droplets by their tags, which appear within seconds. That
+        // is not documented, so the grace is much longer.
         Listing { interval: Duration::from_mins(1), grace: Duration::from_mins(5) }
     }
 
@@ -474,7 +482,7 @@ impl Provider for DigitalOcean {
         let mut offers = Vec::new();
         for (fleet, arch, size, names) in self.catalog.sizes() {
             for name in names {
-                let found = sizes.iter().find(|it| it.slug == *name);
+                let found = sizes.iter().find(|size| size.slug == *name);
                 offers.push(Offer {
                     fleet,
                     arch,

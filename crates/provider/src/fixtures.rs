@@ -1,23 +1,29 @@
-//! What the unit tests of several providers share.
+//! Requests that the unit tests of several providers share.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use secrecy::SecretString;
-use stagely_protocol::AgentConfig;
 use stagely_protocol::agent_config::DEFAULT_WORK_DIR;
+use stagely_protocol::{AgentConfig, Arch};
 use stagely_state::ids::MachineId;
+use stagely_state::{Fleet, MachineSize};
 use ulid::Ulid;
 
-/// A new id. Like every id of core's it holds the time.
+use crate::processes::Processes;
+use crate::settings::MarketPolicy;
+use crate::{LaunchRequest, MachineSpec};
+
+/// A new id. As in all ids of core, its first bits are the time.
 pub(crate) fn machine_id() -> MachineId {
     MachineId::from_bits(Ulid::generate().0)
 }
 
-/// What core would tell the agent of `machine`.
+/// The configuration of the agent of `machine`.
 pub(crate) fn agent_config(machine: MachineId, token: &str) -> AgentConfig {
     AgentConfig {
-        core_url: "http://127.0.0.1:7780/".parse().expect("it is a URL"),
+        core_url: "http://127.0.0.1:7780/".parse().expect("this is a URL"),
         agent_id: machine.wire(),
         token: SecretString::from(token),
         work_dir: PathBuf::from(DEFAULT_WORK_DIR),
@@ -27,4 +33,39 @@ pub(crate) fn agent_config(machine: MachineId, token: &str) -> AgentConfig {
         give_up_after: Duration::from_mins(15),
         kill_grace: Duration::from_secs(5),
     }
+}
+
+/// A builder on demand.
+pub(crate) fn spec(arch: Arch, size: MachineSize) -> MachineSpec {
+    MachineSpec {
+        fleet: Fleet::Builder,
+        arch,
+        size,
+        market: MarketPolicy::OnDemand,
+        on_demand: false,
+        max_price: None,
+    }
+}
+
+/// A request for `machine` with a lease of an hour.
+pub(crate) fn request(machine: MachineId, spec: MachineSpec, token: &str) -> LaunchRequest {
+    LaunchRequest {
+        machine,
+        job: None,
+        spec,
+        agent: agent_config(machine, token),
+        lease: Duration::from_hours(1),
+        insecure_registry: None,
+        binary: None,
+    }
+}
+
+/// Whether no process and no folder is left of any machine. `folder` holds the folders of all machines.
+pub(crate) async fn is_deserted(processes: &Processes, folder: &Path) -> bool {
+    processes.scan().await.unwrap().is_empty() && fs::read_dir(folder).unwrap().next().is_none()
+}
+
+/// Whether the main process of `machine` is a child of the provider's process.
+pub(crate) async fn is_child(processes: &Processes, machine: MachineId) -> bool {
+    !processes.child_ends_within(machine, Duration::ZERO).await
 }

@@ -1,7 +1,5 @@
-//! Machines that are child processes on this host.
-//!
-//! A machine is a process of `stagely agent` with a folder of its own, told what to do by an
-//! `agent.json` as a VM would be.
+//! Machines that are processes of this host: each is a `stagely agent` with a folder and an `agent.json`, which it
+//! reads as on a VM.
 
 use std::io::{self, Write as _};
 use std::path::PathBuf;
@@ -10,23 +8,23 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::Deserialize;
 use stagely_protocol::Arch;
+use stagely_state::comparison::Listed;
 use stagely_state::ids::{CoreId, MachineId};
 use stagely_state::{Fleet, MachineSize, Market, Placement};
+use thiserror::Error;
 use tokio::process::Command;
 use tracing::warn;
 
-use super::processes::{Processes, private_file};
-use super::{
-    Candidate, LaunchError, LaunchRequest, Listed, Listing, Offer, Provider, ProviderError, Want,
-};
+use crate::processes::{Processes, private_file, private_log};
+use crate::{LaunchError, LaunchRequest, Listing, Offer, Provider, ProviderError};
 
 /// The agent's configuration, in its machine's folder.
 const AGENT_CONFIG: &str = "agent.json";
 
-/// What the host itself is called where others have names for their sizes.
+/// The name of the only instance type: the host itself.
 const INSTANCE_TYPE: &str = "host";
 
-/// After SIGTERM to the agent and its own grace for its children, everything is killed.
+/// The time between SIGTERM and SIGKILL. In it the agent stops its own children.
 const AGENT_STOP_LIMIT: Duration = Duration::from_secs(15);
 
 /// The `[local]` table.
@@ -48,7 +46,7 @@ pub struct LocalProvider {
 }
 
 impl LocalProvider {
-    /// Launches `program agent` with folders below `folder`.
+    /// Launches `program agent`. The folders of machines are below `folder`.
     pub fn new(
         core_id: CoreId,
         program: PathBuf,
@@ -60,43 +58,40 @@ impl LocalProvider {
     }
 
     fn start(&self, request: &LaunchRequest) -> io::Result<()> {
-        let folder = self.processes.make_folder(request.machine)?;
+        let folder = self.processes.create_folder(request.machine)?;
         let mut agent = request.agent.clone();
         agent.work_dir = folder.join("work");
         agent.docker_host.clone_from(&self.docker_host);
         let config_path = folder.join(AGENT_CONFIG);
-        private_file(&config_path, false)?.write_all(&serde_json::to_vec_pretty(&agent)?)?;
-        let log = private_file(&folder.join("agent.log"), true)?;
+        private_file(&config_path)?.write_all(&serde_json::to_vec_pretty(&agent)?)?;
+        let log = private_log(&folder.join("agent.log"))?;
         let mut command = Command::new(&self.program);
         command.arg("agent").arg("--config").arg(&config_path);
         self.processes.start(request.machine, command, log)
     }
 
-    fn launch_error(&self, error: &io::Error) -> LaunchError {
+    fn launch_error(&self, error: io::Error) -> LaunchError {
         match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => {
-                LaunchError::Permanent(format!("cannot start {}: {error}", self.program.display()))
+                let program = self.program.clone();
+                LaunchError::Permanent(StartError::Program { program, error }.into())
             }
-            _ => LaunchError::NoCapacity(format!("cannot start an agent: {error}")),
+            _ => LaunchError::NoCapacity(StartError::Other(error).into()),
         }
     }
 }
 
+/// An agent that cannot be started.
+#[derive(Debug, Error)]
+enum StartError {
+    #[error("cannot start {}: {error}", .program.display())]
+    Program { program: PathBuf, error: io::Error },
+    #[error("cannot start an agent: {0}")]
+    Other(io::Error),
+}
+
 #[async_trait]
 impl Provider for LocalProvider {
-    fn candidates(&self, want: &Want) -> Vec<Candidate> {
-        // One arch, one host: its size is what it is.
-        let instance_type = INSTANCE_TYPE.to_owned();
-        let here = Candidate {
-            instance_type,
-            zone: None,
-            market: Market::OnDemand,
-            price: None,
-            max_price: None,
-        };
-        if want.arch == Arch::of_this_program() { vec![here] } else { Vec::new() }
-    }
-
     async fn launch(&self, request: &LaunchRequest) -> Result<Placement, LaunchError> {
         let placement = Placement {
             provider_id: request.machine.to_string(),
@@ -106,29 +101,29 @@ impl Provider for LocalProvider {
             price: None,
         };
         let started = self.processes.was_started(request.machine).await;
-        if started.map_err(|error| LaunchError::Unclear(error.to_string()))? {
+        if started.map_err(|error| LaunchError::Unclear(error.into()))? {
             return Ok(placement);
         }
         let Err(error) = self.start(request) else { return Ok(placement) };
-        // Nobody ends a machine that never was, so nobody else would remove its folder.
+        // Core does not end a machine that was not launched, so its folder is removed here.
         if let Err(error) = self.processes.remove_folder(request.machine).await {
             warn!(machine = %request.machine, %error, "it was not started");
         }
-        Err(self.launch_error(&error))
+        Err(self.launch_error(error))
     }
 
     async fn terminate(&self, machine: MachineId) -> Result<(), ProviderError> {
         // The agent ends its own children, cleans up and exits.
         self.processes.ask_to_stop(machine).await?;
-        self.processes.end(machine, AGENT_STOP_LIMIT).await
+        Ok(self.processes.end(machine, AGENT_STOP_LIMIT).await?)
     }
 
     async fn list(&self) -> Result<Vec<Listed>, ProviderError> {
-        self.processes.list().await
+        Ok(self.processes.list().await?)
     }
 
     fn listing(&self) -> Listing {
-        // It says how things are at this moment, and costs a look at `/proc`.
+        // The list is current, and costs a scan of `/proc`.
         Listing { interval: Duration::from_secs(1), grace: Duration::ZERO }
     }
 
@@ -157,9 +152,9 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::fixtures::{agent_config, machine_id};
+    use crate::fixtures::{self, is_child, machine_id, spec};
 
-    /// A program that stands in for the agent, and a provider that launches it.
+    /// A script in the place of the agent.
     struct Host {
         folder: TempDir,
     }
@@ -174,11 +169,15 @@ mod tests {
             Self { folder }
         }
 
-        /// As core makes it at each start.
+        /// The provider that core creates at each start.
         fn provider(&self) -> LocalProvider {
             let path = |name| self.folder.path().join(name);
             let core_id = CoreId::from(self.folder.path().to_str().unwrap());
             LocalProvider::new(core_id, path("agent"), path("machines"), None)
+        }
+
+        async fn is_deserted(&self, provider: &LocalProvider) -> bool {
+            fixtures::is_deserted(&provider.processes, &self.folder.path().join("machines")).await
         }
 
         async fn launch(&self, provider: &LocalProvider) -> MachineId {
@@ -189,19 +188,7 @@ mod tests {
     }
 
     fn request(machine: MachineId) -> LaunchRequest {
-        let agent = agent_config(machine, "secret");
-        LaunchRequest {
-            machine,
-            job: None,
-            fleet: Fleet::Builder,
-            arch: Arch::of_this_program(),
-            size: MachineSize::Small,
-            candidates: Vec::new(),
-            agent,
-            lease: Duration::from_hours(1),
-            insecure_registry: None,
-            binary: None,
-        }
+        fixtures::request(machine, spec(Arch::of_this_program(), MachineSize::Small), "secret")
     }
 
     #[tokio::test]
@@ -213,11 +200,12 @@ mod tests {
         let next = host.provider();
         next.launch(&request(machine)).await.unwrap();
 
-        assert_eq!((first.processes.children_kept(), next.processes.children_kept()), (1, 0));
+        assert!(is_child(&first.processes, machine).await);
+        assert!(!is_child(&next.processes, machine).await);
         assert_eq!(next.list().await.unwrap(), [Listed { machine, state: ListedState::Live }]);
         next.terminate(machine).await.unwrap();
 
-        assert!(next.processes.is_deserted());
+        assert!(host.is_deserted(&next).await);
         assert_eq!(next.list().await.unwrap(), []);
         next.terminate(machine).await.unwrap();
     }
@@ -239,17 +227,17 @@ mod tests {
             end.await.unwrap().unwrap();
         }
 
-        assert!(provider.processes.is_deserted());
+        assert!(host.is_deserted(&provider).await);
     }
 
     #[tokio::test]
-    async fn what_an_agent_leaves_behind_in_a_session_of_its_own_is_ended_with_its_machine() {
+    async fn a_process_that_an_agent_leaves_in_another_session_ends_with_its_machine() {
         let host = Host::with("setsid sleep 1000 & trap exit TERM; wait");
         let provider = host.provider();
         let machine = host.launch(&provider).await;
-        // The agent ends at once; until the limit what it started may end by itself.
+        // The agent ends at once. Its child is killed after the limit.
         provider.terminate(machine).await.unwrap();
 
-        assert!(provider.processes.is_deserted());
+        assert!(host.is_deserted(&provider).await);
     }
 }

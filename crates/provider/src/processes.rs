@@ -1,8 +1,8 @@
-//! Machines that are processes of this host: started once, found again, and ended with all that they started.
+//! Machines that are processes of this host: started once, found again, and ended with all their children.
 //!
-//! All processes of a machine carry its id in their environment, which they hand on to their own children: so
-//! they are found after a crash of core, and none of them is missed when the machine ends, whatever process
-//! group it is in. The machine itself is the process that is told of a certain file in the machine's folder.
+//! All processes of a machine have its id in their environment, and so do their children. The scan of `/proc`
+//! therefore finds them after a crash of core, and finds all of them when the machine ends, whatever their process
+//! group. The machine's main process is the one with a certain file of the machine's folder in its arguments.
 
 use std::collections::HashMap;
 use std::fs;
@@ -19,92 +19,109 @@ use nix::unistd::Pid;
 use stagely_protocol::MACHINE_VARIABLE;
 use stagely_state::comparison::{Listed, ListedState};
 use stagely_state::ids::{CoreId, MachineId};
+use thiserror::Error;
 use tokio::process::{Child, Command};
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{info, warn};
 
-use super::ProviderError;
+use crate::ProviderError;
 
-/// Names the core that a machine belongs to.
+/// The variable that names the core of a machine.
 const CORE_VARIABLE: &str = "STAGELY_CORE";
 
-/// How often a machine that this process started is looked at when it is to end. Asking for a child is cheap.
+/// The time between two checks whether a child has ended. A check is cheap.
 const POLL: Duration = Duration::from_millis(20);
-/// Between two looks at all processes of this host while machines end: each reads the whole of `/proc`.
-const SCAN_GAP: Duration = Duration::from_millis(150);
-/// How long a process that was killed may be seen.
-pub(super) const KILL_LIMIT: Duration = Duration::from_secs(5);
+/// The time between two scans while machines end. A scan reads the whole of `/proc`.
+const SCAN_INTERVAL: Duration = Duration::from_millis(150);
+/// The time that a process may take to disappear after SIGKILL.
+pub(crate) const KILL_LIMIT: Duration = Duration::from_secs(5);
 
 /// The processes of one core's machines.
 #[derive(Debug)]
-pub(super) struct Processes {
+pub(crate) struct Processes {
     core_id: CoreId,
     /// Holds a folder for each machine.
     folder: PathBuf,
-    /// The file of a machine's folder that its own process names in an argument, as its end.
-    mark: &'static str,
-    /// Children of this process, kept so that they are reaped when they end.
+    /// The file of a machine's folder whose path ends an argument of the main process.
+    marker_file: &'static str,
+    /// Children of this process. They are kept to be reaped when they end.
     children: Mutex<HashMap<MachineId, Child>>,
-    /// The last look at this host's processes. Held while one is taken, so there is one at a time.
+    /// The last scan. The lock is held during a scan, so that there is one at a time.
     scan: tokio::sync::Mutex<Option<Scan>>,
 }
 
-/// All processes of this core's machines, by machine.
-pub(super) type Found = HashMap<MachineId, FoundMachine>;
+/// The processes of all machines of this core.
+pub(crate) type ProcessesByMachine = HashMap<MachineId, MachineProcesses>;
 
-/// One look at this host's processes.
+/// One scan of this host's processes.
 #[derive(Debug)]
 struct Scan {
-    begun: Instant,
-    found: Arc<Found>,
+    started: Instant,
+    found: Arc<ProcessesByMachine>,
 }
 
 /// The processes of one machine.
 #[derive(Clone, Debug, Default)]
-pub(super) struct FoundMachine {
+pub(crate) struct MachineProcesses {
     all: Vec<Pid>,
-    /// The machine's own; `None` where only what it started is left.
-    pub(super) main: Option<Pid>,
+    /// The main process; `None` where only its children are left.
+    pub(crate) main: Option<Pid>,
+}
+
+/// A failed operation on processes.
+#[derive(Debug, Error)]
+pub(crate) enum ProcessError {
+    #[error("cannot list processes: {0}")]
+    List(io::Error),
+    #[error("cannot remove the folder of {0}: {1}")]
+    Folder(MachineId, io::Error),
+    #[error("processes of {0} outlive SIGKILL")]
+    Unkillable(MachineId),
+}
+
+impl From<ProcessError> for ProviderError {
+    fn from(error: ProcessError) -> Self {
+        Self::Failed(error.into())
+    }
 }
 
 impl Processes {
-    /// Those whose environment names `core_id`, with folders below `folder`. A machine's own process is known
-    /// by `mark`, a file in its folder.
-    pub(super) fn new(core_id: CoreId, folder: PathBuf, mark: &'static str) -> Self {
+    /// The processes whose environment names `core_id`, with folders below `folder`. The main process of a machine
+    /// has `marker_file` of its folder in an argument.
+    pub(crate) fn new(core_id: CoreId, folder: PathBuf, marker_file: &'static str) -> Self {
         Self {
             core_id,
             folder,
-            mark,
+            marker_file,
             children: Mutex::default(),
             scan: tokio::sync::Mutex::default(),
         }
     }
 
-    /// The folder of `machine`, which is there from before its start until after its end.
-    pub(super) fn folder(&self, machine: MachineId) -> PathBuf {
+    /// The folder of `machine`. It exists from before the machine's start until after its end.
+    pub(crate) fn folder(&self, machine: MachineId) -> PathBuf {
         self.folder.join(machine.to_string())
     }
 
-    /// Makes the folder of `machine`, for this user alone.
-    pub(super) fn make_folder(&self, machine: MachineId) -> io::Result<PathBuf> {
+    /// Creates the folder of `machine`. Only this user can read it.
+    pub(crate) fn create_folder(&self, machine: MachineId) -> io::Result<PathBuf> {
         let folder = self.folder(machine);
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
         Ok(folder)
     }
 
-    /// Removes the folder of `machine`.
-    pub(super) async fn remove_folder(&self, machine: MachineId) -> Result<(), ProviderError> {
+    pub(crate) async fn remove_folder(&self, machine: MachineId) -> Result<(), ProcessError> {
         match tokio::fs::remove_dir_all(self.folder(machine)).await {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(ProviderError(format!("cannot remove the folder of {machine}: {error}")))
+                Err(ProcessError::Folder(machine, error))
             }
             _ => Ok(()),
         }
     }
 
-    /// Starts `command` as the process of `machine`; what it says goes to `log`.
-    pub(super) fn start(
+    /// Starts `command` as the main process of `machine`. Its output goes to `log`.
+    pub(crate) fn start(
         &self,
         machine: MachineId,
         mut command: Command,
@@ -116,106 +133,109 @@ impl Processes {
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
-            // Ctrl-C at core's terminal is for core to hear; it ends its machines itself.
+            // Ctrl-C at core's terminal is for core alone, which ends its machines itself.
             .process_group(0)
             .spawn()?;
         self.children().insert(machine, child);
         Ok(())
     }
 
-    /// Whether the process of `machine` runs, also as a child of an earlier process of this core.
-    pub(super) async fn was_started(&self, machine: MachineId) -> Result<bool, ProviderError> {
+    /// Whether the main process of `machine` runs. An earlier process of this core may have started it.
+    pub(crate) async fn was_started(&self, machine: MachineId) -> Result<bool, ProcessError> {
         if !self.folder(machine).exists() {
             return Ok(false);
         }
-        let found = self.look().await?;
+        let found = self.scan().await?;
         Ok(found.get(&machine).is_some_and(|found| found.main.is_some()))
     }
 
-    /// Every machine that runs. What a killed one left behind is for [`end`](Self::end) to find.
-    pub(super) async fn list(&self) -> Result<Vec<Listed>, ProviderError> {
-        let found = self.look().await?;
+    /// All machines whose main process runs.
+    pub(crate) async fn list(&self) -> Result<Vec<Listed>, ProcessError> {
+        let found = self.scan().await?;
         let machines = found.iter().filter(|(_, found)| found.main.is_some());
         let live = |machine: &MachineId| Listed { machine: *machine, state: ListedState::Live };
         Ok(machines.map(|(machine, _)| live(machine)).collect())
     }
 
     /// All processes of this core's machines at this moment.
-    pub(super) async fn look(&self) -> Result<Arc<Found>, ProviderError> {
-        self.look_after(Duration::ZERO).await
+    pub(crate) async fn scan(&self) -> Result<Arc<ProcessesByMachine>, ProcessError> {
+        self.scan_after(Duration::ZERO).await
     }
 
-    /// Looks at this host's processes, no sooner than `gap` after the last look. Who asks while another
-    /// look is awaited shares it: none is older than the question.
-    async fn look_after(&self, gap: Duration) -> Result<Arc<Found>, ProviderError> {
-        let asked = Instant::now();
+    /// Scans this host's processes, no sooner than `interval` after the last scan. Callers that wait during a scan
+    /// share the next one. The result is never older than the call.
+    async fn scan_after(
+        &self,
+        interval: Duration,
+    ) -> Result<Arc<ProcessesByMachine>, ProcessError> {
+        let called = Instant::now();
         let mut last = self.scan.lock().await;
         if let Some(scan) = &*last {
-            if scan.begun >= asked {
+            if scan.started >= called {
                 return Ok(Arc::clone(&scan.found));
             }
-            sleep_until(scan.begun + gap).await;
+            sleep_until(scan.started + interval).await;
         }
         self.reap();
-        let begun = Instant::now();
-        let (core_id, folder, mark) = (self.core_id.clone(), self.folder.clone(), self.mark);
-        let found = spawn_blocking(move || scan(&core_id, &folder, mark)).await;
-        let found = found.map_err(|error| cannot_list(&error))?;
-        let found = Arc::new(found.map_err(|error| cannot_list(&error))?);
-        *last = Some(Scan { begun, found: Arc::clone(&found) });
+        let started = Instant::now();
+        let (core_id, folder, marker_file) =
+            (self.core_id.clone(), self.folder.clone(), self.marker_file);
+        let found = spawn_blocking(move || scan(&core_id, &folder, marker_file)).await;
+        let found = found.map_err(io::Error::other).flatten().map_err(ProcessError::List)?;
+        let found = Arc::new(found);
+        *last = Some(Scan { started, found: Arc::clone(&found) });
         Ok(found)
     }
 
-    /// Asks the process of `machine` to stop.
-    pub(super) async fn ask_to_stop(&self, machine: MachineId) -> Result<(), ProviderError> {
+    /// Asks the main process of `machine` to stop.
+    pub(crate) async fn ask_to_stop(&self, machine: MachineId) -> Result<(), ProcessError> {
         let pid = self.children().get(&machine).and_then(Child::id);
         match pid.and_then(|pid| i32::try_from(pid).ok()) {
             Some(pid) => {
                 let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
                 Ok(())
             }
-            // One that an earlier process of core started: its children hear it too.
+            // An earlier process of core started it, so it is not among the children. The signal goes to all
+            // processes of the machine.
             None => self.signal(machine, Signal::SIGTERM).await,
         }
     }
 
-    /// Waits until nothing of `machine` runs, kills what does after `limit`, and removes its folder.
-    pub(super) async fn end(
+    /// Waits until no process of `machine` is left, kills those that are left after `limit`, and removes its
+    /// folder.
+    pub(crate) async fn end(
         &self,
         machine: MachineId,
         limit: Duration,
-    ) -> Result<(), ProviderError> {
-        if !self.gone_within(machine, limit).await? {
+    ) -> Result<(), ProcessError> {
+        if !self.ends_within(machine, limit).await? {
             warn!(%machine, "it did not stop in time and is killed");
             self.signal(machine, Signal::SIGKILL).await?;
-            if !self.gone_within(machine, KILL_LIMIT).await? {
-                return Err(ProviderError(format!("processes of {machine} outlive SIGKILL")));
+            if !self.ends_within(machine, KILL_LIMIT).await? {
+                return Err(ProcessError::Unkillable(machine));
             }
         }
         self.remove_folder(machine).await
     }
 
-    /// Sends `signal` to every process of `machine`.
-    async fn signal(&self, machine: MachineId, signal: Signal) -> Result<(), ProviderError> {
-        let found = self.look().await?;
+    /// Sends `signal` to all processes of `machine`.
+    async fn signal(&self, machine: MachineId, signal: Signal) -> Result<(), ProcessError> {
+        let found = self.scan().await?;
         for pid in found.get(&machine).into_iter().flat_map(|found| &found.all) {
-            // One that has just ended cannot be killed again, and that is what we want of it.
+            // The process may have ended since the scan.
             let _ = kill(*pid, signal);
         }
         Ok(())
     }
 
-    async fn gone_within(
-        &self,
-        machine: MachineId,
-        limit: Duration,
-    ) -> Result<bool, ProviderError> {
+    /// Whether all processes of `machine` end within `limit`.
+    async fn ends_within(&self, machine: MachineId, limit: Duration) -> Result<bool, ProcessError> {
         let until = Instant::now() + limit;
         loop {
-            // Only when the machine has ended is it worth a look whether anything is left of it.
+            // A scan is only useful after the end of the main process.
             if self.has_running_child(machine) {
                 sleep(POLL).await;
-            } else if !self.look_after(SCAN_GAP).await?.contains_key(&machine) {
+            } else if !self.scan_after(SCAN_INTERVAL).await?.contains_key(&machine) {
                 return Ok(true);
             }
             if Instant::now() >= until {
@@ -224,8 +244,8 @@ impl Processes {
         }
     }
 
-    /// Whether the process of `machine`, a child of this one, ends within `limit`.
-    pub(super) async fn child_ends_within(&self, machine: MachineId, limit: Duration) -> bool {
+    /// Whether the main process of `machine`, a child of this process, ends within `limit`.
+    pub(crate) async fn child_ends_within(&self, machine: MachineId, limit: Duration) -> bool {
         let until = Instant::now() + limit;
         while self.has_running_child(machine) {
             if Instant::now() >= until {
@@ -236,7 +256,7 @@ impl Processes {
         true
     }
 
-    /// Whether the process of `machine` is a child of this process and runs.
+    /// Whether the main process of `machine` is a child of this process and runs.
     fn has_running_child(&self, machine: MachineId) -> bool {
         self.reap();
         self.children().contains_key(&machine)
@@ -263,13 +283,13 @@ impl Processes {
 }
 
 /// Finds the processes of the machines of core `core_id`, whose folders are below `folder`. Blocks.
-fn scan(core_id: &CoreId, folder: &Path, mark: &str) -> io::Result<Found> {
-    let mut found = Found::new();
+fn scan(core_id: &CoreId, folder: &Path, marker_file: &str) -> io::Result<ProcessesByMachine> {
+    let mut found = ProcessesByMachine::new();
     for entry in fs::read_dir("/proc")? {
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else {
             continue;
         };
-        // A process that ends in the meantime, or is not for this user to look into, is none of ours.
+        // A process that has ended, or that this user cannot read, does not belong to this core.
         let Ok(environment) = fs::read(format!("/proc/{pid}/environ")) else { continue };
         if variable(&environment, CORE_VARIABLE) != Some(core_id.as_str()) {
             continue;
@@ -278,17 +298,17 @@ fn scan(core_id: &CoreId, folder: &Path, mark: &str) -> io::Result<Found> {
         let Some(machine) = machine.and_then(|id| id.parse::<MachineId>().ok()) else { continue };
         let found = found.entry(machine).or_default();
         found.all.push(Pid::from_raw(pid));
-        let mark = folder.join(machine.to_string()).join(mark);
+        let marker = folder.join(machine.to_string()).join(marker_file);
         let command_line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let mut words = command_line.split(|byte| *byte == 0);
-        if words.any(|word| word.ends_with(mark.as_os_str().as_bytes())) {
+        if words.any(|word| word.ends_with(marker.as_os_str().as_bytes())) {
             found.main = Some(Pid::from_raw(pid));
         }
     }
     Ok(found)
 }
 
-/// The value of a variable in a process's environment as the kernel shows it.
+/// The value of a variable in the content of `/proc/PID/environ`.
 fn variable<'a>(environment: &'a [u8], name: &str) -> Option<&'a str> {
     environment.split(|byte| *byte == 0).find_map(|entry| {
         let value = entry.strip_prefix(name.as_bytes())?.strip_prefix(b"=")?;
@@ -296,32 +316,12 @@ fn variable<'a>(environment: &'a [u8], name: &str) -> Option<&'a str> {
     })
 }
 
-fn cannot_list(error: &dyn std::error::Error) -> ProviderError {
-    ProviderError(format!("cannot list processes: {error}"))
+/// Creates an empty file that only this user can read.
+pub(crate) fn private_file(path: &Path) -> io::Result<fs::File> {
+    fs::OpenOptions::new().create(true).mode(0o600).write(true).truncate(true).open(path)
 }
 
-/// Opens a file that this user alone may read, empty unless it is a log to go on with.
-pub(super) fn private_file(path: &Path, go_on: bool) -> io::Result<fs::File> {
-    let mut options = fs::OpenOptions::new();
-    options.create(true).mode(0o600);
-    if go_on {
-        options.append(true)
-    } else {
-        options.write(true).truncate(true)
-    };
-    options.open(path)
-}
-
-#[cfg(test)]
-impl Processes {
-    /// How many children of this process are kept.
-    pub(super) fn children_kept(&self) -> usize {
-        self.children().len()
-    }
-
-    /// Whether nothing of any machine is left: neither a process nor a folder.
-    pub(super) fn is_deserted(&self) -> bool {
-        scan(&self.core_id, &self.folder, self.mark).unwrap().is_empty()
-            && fs::read_dir(&self.folder).unwrap().next().is_none()
-    }
+/// Opens a log that only this user can read. Its content stays.
+pub(crate) fn private_log(path: &Path) -> io::Result<fs::File> {
+    fs::OpenOptions::new().create(true).mode(0o600).append(true).open(path)
 }

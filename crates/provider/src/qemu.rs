@@ -1,15 +1,19 @@
 //! Machines that are guests of this host: QEMU processes that boot a golden image.
 //!
-//! Each writes to a disk of its own that is gone with its process, gets core's user data by a seed, and reaches
-//! core through QEMU's own network, in which the host's loopback is 10.0.2.2. A guest that powers itself off
-//! ends its process.
+//! Each guest writes to a disk of its own, which is deleted with its process. It gets core's user data from a seed,
+//! and reaches core through QEMU's own network, in which the host's loopback is 10.0.2.2. The process ends when the
+//! guest powers off.
+
+mod settings;
 
 mod guest;
 mod image;
+mod seed;
+
 mod memory;
 mod programs;
-mod seed;
-mod settings;
+
+mod error;
 
 use std::ffi::OsString;
 use std::fs;
@@ -22,232 +26,219 @@ use std::time::Duration;
 use async_trait::async_trait;
 use nix::sys::statvfs::statvfs;
 use stagely_protocol::Arch;
+use stagely_state::comparison::Listed;
 use stagely_state::ids::{CoreId, MachineId};
 use stagely_state::{Fleet, MachineSize, Market, Placement};
 use tokio::process::Command;
 use tracing::warn;
 
+use self::error::GuestError;
 use self::guest::{CONSOLE, Guest, Resources};
 use self::image::Image;
 use self::memory::Memory;
-use self::seed::Maker;
-use super::processes::{Found, KILL_LIMIT, Processes, private_file};
-use super::user_data::cloud_config;
-use super::{
-    Candidate, LaunchError, LaunchRequest, Listed, Listing, Offer, Provider, ProviderError,
-    TERMINATE_LIMIT, Want,
-};
+use self::seed::SeedProgram;
+use crate::processes::{KILL_LIMIT, Processes, ProcessesByMachine, private_file};
 use crate::settings::ImageKind;
+use crate::user_data::cloud_config;
+use crate::{
+    LaunchError, LaunchRequest, Listing, Offer, OfferProblem, Provider, ProviderError,
+    TERMINATE_LIMIT,
+};
 
 pub use settings::{Accelerator, QemuSettings};
 
 /// The address at which a guest reaches the loopback of its host.
 pub const HOST_ADDRESS: &str = "10.0.2.2";
 
-/// What QEMU itself says, in the guest's folder.
+/// The file of QEMU's own output in the guest's folder.
 const LOG: &str = "qemu.log";
 
-/// The kernel's virtual machines.
+/// The device of the kernel's virtual machines.
 const KVM: &str = "/dev/kvm";
 
-/// How long a guest whose agent was told to end may take to power off: an emulated one on a busy host takes half
-/// a minute. Then its process is killed, which loses nothing: its disk goes with it.
+/// The time limit for powering off after the agent was told to end: an emulated guest on a busy host takes half a
+/// minute. Then its process is killed. Nothing is lost, because its disk is deleted in any case.
 const POWER_OFF_LIMIT: Duration = Duration::from_secs(45);
 
-// Who asks must not give up before it is killed, or it would never be.
+// Core repeats a request after TERMINATE_LIMIT. The guest must be killed before, or it never is.
 const _: () = assert!(POWER_OFF_LIMIT.as_secs() + KILL_LIMIT.as_secs() < TERMINATE_LIMIT.as_secs());
 
-/// The longest console that is kept, in bytes. A guest writes what it likes to it.
+/// The largest console that is kept, in bytes. A guest can write to it without limit.
 const CONSOLE_BYTES_MAX: u64 = 16 << 20;
 
-/// In QEMU's last words: what another moment may mend.
-const LACKS: [&str; 3] = ["Cannot allocate memory", "Resource temporarily", "No space left"];
+/// Messages of QEMU about a lack of resources, which may be temporary.
+const LACK_MESSAGES: [&str; 3] =
+    ["Cannot allocate memory", "Resource temporarily", "No space left"];
 
-/// A QEMU that refuses its arguments ends within this.
+/// QEMU ends within this time where it refuses its arguments.
 const START_LIMIT: Duration = Duration::from_millis(500);
 
 /// Launches machines as QEMU guests of this host.
 #[derive(Debug)]
 pub struct QemuProvider {
     config: QemuSettings,
-    /// Where programs are looked for, as in `PATH`.
+    /// The folders of programs, in the form of `PATH`.
     path: OsString,
     host_cpus: usize,
     processes: Processes,
-    /// Held while a guest is started, so that no two are promised the same memory.
+    /// Held while a guest is started, so that two guests do not get the same memory.
     starting: tokio::sync::Mutex<()>,
 }
 
-/// All that a guest is started with.
-struct Parts {
+/// The programs and files of a guest.
+struct GuestParts {
     program: PathBuf,
     kvm: bool,
     image: Image,
-    maker: Maker,
+    seed_program: SeedProgram,
 }
 
 impl QemuProvider {
-    /// Launches guests with folders below `folder`, by programs of `path`, which is as `PATH` is.
+    /// Launches guests with folders below `folder`. Programs are looked for in `path`, which has the form of `PATH`.
     pub fn new(core_id: CoreId, folder: PathBuf, config: QemuSettings, path: OsString) -> Self {
         let host_cpus = available_parallelism().map_or(1, NonZero::get);
         let processes = Processes::new(core_id, folder, CONSOLE);
         Self { config, path, host_cpus, processes, starting: tokio::sync::Mutex::default() }
     }
 
-    fn candidate(&self, size: MachineSize) -> Candidate {
-        Candidate {
-            instance_type: Resources::of(size, self.host_cpus).name(),
-            zone: None,
-            market: Market::OnDemand,
-            price: None,
-            max_price: None,
-        }
+    fn resources(&self, size: MachineSize) -> Resources {
+        Resources::of(size, self.host_cpus)
     }
 
-    /// What guests of `arch` are started with.
-    ///
-    /// # Errors
-    /// What this host lacks, and what to do, for people.
-    fn parts(&self, arch: Arch) -> Result<Parts, String> {
-        let folder = self.config.image(arch).ok_or_else(|| {
-            format!("qemu.image-{arch} is not set: scripts/golden-image makes the folder it names")
-        })?;
+    fn parts(&self, arch: Arch) -> Result<GuestParts, GuestError> {
+        let folder = self.config.image(arch).ok_or(GuestError::NoImageNamed(arch))?;
         let image = Image::open(folder, arch)?;
         let (name, package) = guest::program(arch);
-        let program = programs::find(&self.path, name)
-            .ok_or_else(|| format!("{name} is missing: apt-get install {package}"))?;
-        let maker = Maker::find(&self.path)?;
-        // It runs the host's own processor and no other.
+        let program =
+            programs::find(&self.path, name).ok_or(GuestError::NoProgram { name, package })?;
+        let seed_program = SeedProgram::find(&self.path)?;
+        // KVM runs the host's own arch and no other.
         let kvm = self.config.accelerator == Accelerator::Kvm && arch == Arch::of_this_program();
         if kvm {
             check_kvm(Path::new(KVM))?;
         }
-        Ok(Parts { program, kvm, image, maker })
+        Ok(GuestParts { program, kvm, image, seed_program })
     }
 
-    /// Why guests of `size` cannot run on this host, whatever else runs there.
-    fn size_problem(&self, size: MachineSize) -> Option<String> {
-        let wanted = Resources::of(size, self.host_cpus);
-        let host = Memory::of_host().ok()?;
-        host.is_too_small_for(wanted.memory_mib).then(|| {
-            let (wanted, total) = (wanted.name(), host.total);
-            format!("a {size} guest has {wanted}, and this host {total} MiB: ask for a smaller one")
-        })
+    /// Checks that guests of `size` fit on this host if no other guest runs.
+    fn check_size(&self, size: MachineSize) -> Result<(), GuestError> {
+        let resources = self.resources(size);
+        match Memory::of_host() {
+            Ok(host) if host.is_too_small_for(resources.memory_mib) => {
+                Err(GuestError::TooLarge { size, resources, host_mib: host.total })
+            }
+            _ => Ok(()),
+        }
     }
 
     async fn start(&self, request: &LaunchRequest) -> Result<(), LaunchError> {
-        let parts = self.parts(request.arch).map_err(LaunchError::Permanent)?;
-        if let Some(problem) = self.size_problem(request.size) {
-            return Err(LaunchError::Permanent(problem));
-        }
-        let resources = Resources::of(request.size, self.host_cpus);
+        let (machine, arch, size) = (request.machine, request.spec.arch, request.spec.size);
+        let parts = self.parts(arch).map_err(permanent)?;
+        self.check_size(size).map_err(permanent)?;
+        let resources = self.resources(size);
         let starting = self.starting.lock().await;
-        let others = self.processes.look().await.map_err(|error| {
-            LaunchError::NoCapacity(format!("cannot tell what other guests take: {error}"))
-        })?;
-        let machine = request.machine;
-        let cannot = |error: io::Error| LaunchError::NoCapacity(format!("no guest: {error}"));
-        let folder = self.processes.make_folder(machine).map_err(cannot)?;
-        let room = Self::room(resources, &parts.image, &folder, &others).map_err(cannot)?;
-        if let Some(problem) = room {
-            return Err(LaunchError::NoCapacity(problem));
-        }
+        let others = self.processes.scan().await;
+        let others = others.map_err(|error| no_capacity(GuestError::OtherGuests(error)))?;
+        let cannot_start = |error: io::Error| no_capacity(GuestError::Start(error));
+        let folder = self.processes.create_folder(machine).map_err(cannot_start)?;
+        check_room(resources, &parts.image, &folder, &others).map_err(no_capacity)?;
         let user_data = cloud_config(request, ImageKind::Golden);
         let guest = Guest {
             name: &machine.to_string(),
-            arch: request.arch,
+            arch,
             kvm: parts.kvm,
             resources,
             image: &parts.image,
-            seed: &parts.maker.make(&folder, machine, &user_data).await?,
+            seed: &parts
+                .seed_program
+                .write(&folder, machine, &user_data)
+                .await
+                .map_err(no_capacity)?,
             folder: &folder,
         };
-        // QEMU would make it with the rights of any file.
-        private_file(&folder.join(CONSOLE), false).map_err(cannot)?;
-        let log = private_file(&folder.join(LOG), false).map_err(cannot)?;
+        // QEMU would create a file that others can read.
+        private_file(&folder.join(CONSOLE)).map_err(cannot_start)?;
+        let log = private_file(&folder.join(LOG)).map_err(cannot_start)?;
         let mut command = Command::new(&parts.program);
-        // There goes what the guest writes to its disk.
+        // The guest's writes to its disk go to a file in TMPDIR.
         command.args(guest.arguments()).env("TMPDIR", &folder);
-        self.processes.start(machine, command, log).map_err(cannot)?;
+        self.processes.start(machine, command, log).map_err(cannot_start)?;
         drop(starting);
         if self.processes.child_ends_within(machine, START_LIMIT).await {
-            let said = fs::read_to_string(folder.join(LOG)).unwrap_or_default();
-            let last = said.trim().lines().last().unwrap_or("it said nothing").to_owned();
-            let problem = format!("{} ended at once: {last}", parts.program.display());
-            let is_lack = LACKS.iter().any(|words| last.contains(words));
-            let kind = if is_lack { LaunchError::NoCapacity } else { LaunchError::Permanent };
-            return Err(kind(problem));
+            let output = fs::read_to_string(folder.join(LOG)).unwrap_or_default();
+            let last_line = output.trim().lines().last().unwrap_or("it said nothing").to_owned();
+            let is_lack = LACK_MESSAGES.iter().any(|message| last_line.contains(message));
+            let error = GuestError::EndedAtOnce { program: parts.program, last_line };
+            return Err(if is_lack { no_capacity(error) } else { permanent(error) });
         }
         Ok(())
     }
 
-    /// Why there is no room for one more guest beside the `others`, also when all of them take what they were
-    /// promised; `None` where there is.
-    fn room(
-        resources: Resources,
-        image: &Image,
-        folder: &Path,
-        others: &Found,
-    ) -> io::Result<Option<String>> {
-        let guests = || others.values().filter_map(|found| found.main);
-        let promised = guests().map(memory::not_yet_taken).sum();
-        if let Some(problem) = Memory::of_host()?.lacks(resources.memory_mib, promised) {
-            return Ok(Some(problem));
-        }
-        // What a guest has written is in a file without a name, so it counts as still to be written.
-        let needed = image.disk_bytes()? * (guests().count() as u64 + 1);
-        let free =
-            statvfs(folder).map_or(u64::MAX, |disk| disk.blocks_available() * disk.fragment_size());
-        Ok((free < needed).then(|| {
-            format!(
-                "{} MiB are free where {} lies (qemu.folder), and the disks of all guests may take {}",
-                free >> 20,
-                folder.display(),
-                needed >> 20
-            )
-        }))
-    }
-
-    /// Cuts consoles to which a guest writes without end.
+    /// Truncates large consoles.
     fn bound_consoles(&self, listed: &[Listed]) {
         for Listed { machine, .. } in listed {
             let console = self.processes.folder(*machine).join(CONSOLE);
-            let is_long = fs::metadata(&console).is_ok_and(|file| file.len() > CONSOLE_BYTES_MAX);
-            if is_long && let Err(error) = private_file(&console, false) {
+            let is_large = fs::metadata(&console).is_ok_and(|file| file.len() > CONSOLE_BYTES_MAX);
+            if is_large && let Err(error) = private_file(&console) {
                 warn!(%machine, %error, "its console cannot be cut");
             }
         }
     }
 }
 
-/// Whether this process may use the kernel's virtual machines.
-fn check_kvm(device: &Path) -> Result<(), String> {
+fn permanent(error: GuestError) -> LaunchError {
+    LaunchError::Permanent(error.into())
+}
+
+fn no_capacity(error: GuestError) -> LaunchError {
+    LaunchError::NoCapacity(error.into())
+}
+
+/// Checks that there is room for one more guest even if the `others` take all of their memory and disks.
+fn check_room(
+    resources: Resources,
+    image: &Image,
+    folder: &Path,
+    others: &ProcessesByMachine,
+) -> Result<(), GuestError> {
+    let guests = || others.values().filter_map(|processes| processes.main);
+    let promised = guests().map(memory::not_yet_taken).sum();
+    let host = Memory::of_host().map_err(GuestError::Start)?;
+    host.check(resources.memory_mib, promised)?;
+    // A guest's writes are in a file without a name, which cannot be measured. They count as not yet written.
+    let disk = image.disk_bytes().map_err(GuestError::Start)?;
+    let needed = disk * (guests().count() as u64 + 1);
+    let free =
+        statvfs(folder).map_or(u64::MAX, |disk| disk.blocks_available() * disk.fragment_size());
+    if free < needed {
+        let (free_mib, needed_mib) = (free >> 20, needed >> 20);
+        return Err(GuestError::NoDisk { free_mib, needed_mib, folder: folder.to_owned() });
+    }
+    Ok(())
+}
+
+/// Checks that this process can use the kernel's virtual machines.
+fn check_kvm(device: &Path) -> Result<(), GuestError> {
     let open = fs::OpenOptions::new().read(true).write(true).open(device);
-    let Err(error) = open else { return Ok(()) };
-    let advice = match error.kind() {
-        io::ErrorKind::PermissionDenied => "add core's user to the group kvm",
-        _ => "turn virtualization on, or set qemu.accelerator to \"tcg\", which is slower",
-    };
-    Err(format!("cannot use {}: {error}; {advice}", device.display()))
+    open.map(drop).map_err(|error| GuestError::Kvm { device: device.to_owned(), error })
 }
 
 #[async_trait]
 impl Provider for QemuProvider {
-    fn candidates(&self, want: &Want) -> Vec<Candidate> {
-        let has_image = self.config.image(want.arch).is_some();
-        if has_image { vec![self.candidate(want.size)] } else { Vec::new() }
-    }
-
     async fn launch(&self, request: &LaunchRequest) -> Result<Placement, LaunchError> {
-        let Candidate { instance_type, zone, market, price, .. } = self.candidate(request.size);
-        let provider_id = request.machine.to_string();
-        let placement = Placement { provider_id, instance_type, zone, market, price };
+        let placement = Placement {
+            provider_id: request.machine.to_string(),
+            instance_type: self.resources(request.spec.size).name(),
+            zone: None,
+            market: Market::OnDemand,
+            price: None,
+        };
         let started = self.processes.was_started(request.machine).await;
-        if started.map_err(|error| LaunchError::Unclear(error.to_string()))? {
+        if started.map_err(|error| LaunchError::Unclear(error.into()))? {
             return Ok(placement);
         }
         let Err(error) = self.start(request).await else { return Ok(placement) };
-        // Nobody ends a machine that never was, so nobody else would remove its folder.
+        // Core does not end a machine that was not launched, so its folder is removed here.
         if let Err(error) = self.processes.remove_folder(request.machine).await {
             warn!(machine = %request.machine, %error, "it was not started");
         }
@@ -256,7 +247,7 @@ impl Provider for QemuProvider {
 
     async fn terminate(&self, machine: MachineId) -> Result<(), ProviderError> {
         // Core has told the agent, which powers its guest off.
-        self.processes.end(machine, POWER_OFF_LIMIT).await
+        Ok(self.processes.end(machine, POWER_OFF_LIMIT).await?)
     }
 
     async fn list(&self) -> Result<Vec<Listed>, ProviderError> {
@@ -266,7 +257,7 @@ impl Provider for QemuProvider {
     }
 
     fn listing(&self) -> Listing {
-        // It says how things are at this moment, and costs a look at `/proc`.
+        // The list is current, and costs a scan of `/proc`.
         Listing { interval: Duration::from_secs(1), grace: Duration::ZERO }
     }
 
@@ -276,12 +267,10 @@ impl Provider for QemuProvider {
             if self.config.image(arch).is_none() {
                 continue;
             }
-            let problem = self.parts(arch).err();
+            let problem = self.parts(arch).err().map(|error| OfferProblem::Host(error.to_string()));
             // A host has no sizes that are larger than itself.
-            for size in
-                MachineSize::ALL.into_iter().filter(|size| self.size_problem(*size).is_none())
-            {
-                let instance_type = self.candidate(size).instance_type;
+            for size in MachineSize::ALL.into_iter().filter(|size| self.check_size(*size).is_ok()) {
+                let instance_type = self.resources(size).name();
                 offers.extend(Fleet::ALL.map(|fleet| Offer {
                     fleet,
                     arch,
@@ -306,9 +295,9 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::fixtures::{agent_config, machine_id};
+    use crate::fixtures::{self, is_child, machine_id, spec};
 
-    /// A host with a program that stands in for QEMU, an image, and a provider.
+    /// A host with a golden image, and a script in the place of QEMU.
     struct Host {
         folder: TempDir,
     }
@@ -342,7 +331,7 @@ mod tests {
             }
         }
 
-        /// As core makes it at each start.
+        /// The provider that core creates at each start.
         fn provider(&self) -> QemuProvider {
             self.provider_with(self.config())
         }
@@ -353,21 +342,14 @@ mod tests {
             let path = std::env::join_paths(folders).unwrap();
             QemuProvider::new(core_id, self.path("machines"), config, path)
         }
+
+        async fn is_deserted(&self, provider: &QemuProvider) -> bool {
+            fixtures::is_deserted(&provider.processes, &self.path("machines")).await
+        }
     }
 
     fn request(machine: MachineId) -> LaunchRequest {
-        LaunchRequest {
-            machine,
-            job: None,
-            fleet: Fleet::Builder,
-            arch: Arch::Amd64,
-            size: MachineSize::Small,
-            candidates: Vec::new(),
-            agent: agent_config(machine, "the token"),
-            lease: Duration::from_hours(1),
-            insecure_registry: None,
-            binary: None,
-        }
+        fixtures::request(machine, spec(Arch::Amd64, MachineSize::Small), "the token")
     }
 
     #[tokio::test]
@@ -378,16 +360,17 @@ mod tests {
         let placement = first.launch(&request(machine)).await.unwrap();
         assert!(placement.instance_type.ends_with(", 3 GiB"), "{placement:?}");
         first.launch(&request(machine)).await.unwrap();
-        // Core is killed; the guest goes on.
+        // Core was killed, and the guest still runs.
         let next = host.provider();
         next.launch(&request(machine)).await.unwrap();
 
-        assert_eq!((first.processes.children_kept(), next.processes.children_kept()), (1, 0));
+        assert!(is_child(&first.processes, machine).await);
+        assert!(!is_child(&next.processes, machine).await);
         assert_eq!(next.list().await.unwrap(), [Listed { machine, state: ListedState::Live }]);
-        // Its agent was told nothing.
+        // Nobody has told its agent to end.
         next.processes.end(machine, Duration::ZERO).await.unwrap();
 
-        assert!(next.processes.is_deserted());
+        assert!(host.is_deserted(&next).await);
         assert_eq!(next.list().await.unwrap(), []);
         next.terminate(machine).await.unwrap();
     }
@@ -403,11 +386,11 @@ mod tests {
         fs::write(provider.processes.folder(machine).join("off"), "").unwrap();
         provider.terminate(machine).await.unwrap();
 
-        assert!(provider.processes.is_deserted());
+        assert!(host.is_deserted(&provider).await);
     }
 
     #[tokio::test]
-    async fn what_a_guest_is_made_of_is_for_no_other_user_to_read() {
+    async fn no_other_user_can_read_the_files_of_a_guest() {
         let host = Host::with("sleep 1000");
         let provider = host.provider();
         let machine = machine_id();
@@ -419,7 +402,7 @@ mod tests {
         for file in ["seed.iso", CONSOLE, LOG] {
             assert_eq!(mode(&folder.join(file)), 0o600, "{file}");
         }
-        let found = provider.processes.look().await.unwrap();
+        let found = provider.processes.scan().await.unwrap();
         let arguments = fs::read(format!("/proc/{}/cmdline", found[&machine].main.unwrap()));
         let arguments = String::from_utf8(arguments.unwrap()).unwrap();
         assert!(!arguments.contains("the token"), "{arguments}");
@@ -427,7 +410,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_console_that_a_guest_writes_to_without_end_is_cut() {
+    async fn a_large_console_is_truncated() {
         let host = Host::with("sleep 1000");
         let provider = host.provider();
         let machine = machine_id();
@@ -445,17 +428,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_guest_without_room_for_its_disk_waits_for_another_moment() {
+    async fn a_lack_of_disk_or_memory_is_a_lack_of_capacity() {
         let host = Host::with("sleep 1000");
         let disk = fs::File::create(host.path("image").join("root.img")).unwrap();
-        // Sparse, and larger than any disk here.
+        // The file is sparse, and larger than any disk here.
         disk.set_len(1 << 43).unwrap();
         let machine = machine_id();
         let provider = host.provider();
         let refused = provider.launch(&request(machine)).await.unwrap_err();
-        let LaunchError::NoCapacity(why) = refused else { panic!("{refused:?}") };
+        let LaunchError::NoCapacity(cause) = refused else { panic!("{refused:?}") };
+        let why = cause.to_string();
         assert!(why.contains("qemu.folder") && why.contains("8388608"), "{why}");
-        assert!(provider.processes.is_deserted());
+        assert!(host.is_deserted(&provider).await);
 
         let host =
             Host::with("echo 'cannot set up guest memory: Cannot allocate memory' >&2; exit 1");
@@ -464,15 +448,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_a_host_lacks_is_said_with_what_to_do() {
+    async fn a_missing_image_program_or_device_is_named_with_advice() {
         let host = Host::with("echo 'could not set it up' >&2; exit 1");
         let machine = machine_id();
         let refusal = async |config: QemuSettings| {
             let provider = host.provider_with(config);
             let error = provider.launch(&request(machine)).await.unwrap_err();
             assert!(!provider.processes.folder(machine).exists());
-            let LaunchError::Permanent(why) = error else { panic!("{error:?}") };
-            why
+            let LaunchError::Permanent(cause) = error else { panic!("{error:?}") };
+            cause.to_string()
         };
 
         let why = refusal(host.config()).await;
@@ -483,41 +467,33 @@ mod tests {
         let why = refusal(QemuSettings { image_amd64, ..host.config() }).await;
         assert!(why.contains("scripts/golden-image --arch amd64"), "{why}");
         fs::remove_file(host.path("bin").join("qemu-system-x86_64")).unwrap();
-        let why = host.provider_with(host.config());
-        let why = QemuProvider { path: host.path("bin").into(), ..why }.parts(Arch::Amd64).err();
-        assert_eq!(why.unwrap(), "qemu-system-x86_64 is missing: apt-get install qemu-system-x86");
-        let why = check_kvm(&host.path("kvm")).unwrap_err();
+        let provider = host.provider_with(host.config());
+        let provider = QemuProvider { path: host.path("bin").into(), ..provider };
+        let why = provider.parts(Arch::Amd64).err().unwrap().to_string();
+        assert_eq!(why, "qemu-system-x86_64 is missing: apt-get install qemu-system-x86");
+        let why = check_kvm(&host.path("kvm")).unwrap_err().to_string();
         assert!(why.contains("qemu.accelerator"), "{why}");
     }
 
     #[tokio::test]
-    async fn a_host_offers_what_it_has_images_of() {
-        let host = Host::with("");
+    async fn a_host_offers_the_arches_of_its_images() {
+        let host = Host::with("sleep 1000");
         let provider = host.provider();
 
         let offers = provider.describe().await.unwrap();
         assert!(offers.iter().all(|offer| offer.arch == Arch::Amd64 && offer.price.is_none()));
-        let fits = |size: &MachineSize| provider.size_problem(*size).is_none();
-        assert_eq!(
-            offers.len(),
-            Fleet::ALL.len() * MachineSize::ALL.iter().filter(|it| fits(it)).count()
-        );
+        let sizes = MachineSize::ALL.iter().filter(|size| provider.check_size(**size).is_ok());
+        assert_eq!(offers.len(), Fleet::ALL.len() * sizes.count());
         let small = offers.iter().find(|offer| offer.size == MachineSize::Small).unwrap();
         assert_eq!(small.problem, None, "{small:?}");
-        let want = |arch| Want {
-            fleet: Fleet::Builder,
-            arch,
-            size: MachineSize::Small,
-            market: crate::settings::MarketPolicy::OnDemand,
-            on_demand: false,
-            max_price: None,
-        };
-        let found = provider.candidates(&want(Arch::Amd64));
-        assert_eq!(found[0].instance_type, small.instance_type);
-        assert_eq!(provider.candidates(&want(Arch::Arm64)), []);
+        let machine = machine_id();
+        let placement = provider.launch(&request(machine)).await.unwrap();
+        assert_eq!(placement.instance_type, small.instance_type);
+        provider.processes.end(machine, Duration::ZERO).await.unwrap();
 
         fs::remove_file(host.path("image").join("vmlinuz")).unwrap();
         let offers = provider.describe().await.unwrap();
-        assert!(offers.iter().all(|it| it.problem.as_ref().unwrap().contains("vmlinuz")));
+        let problem = |offer: &Offer| offer.problem.as_ref().unwrap().to_string();
+        assert!(offers.iter().all(|offer| problem(offer).contains("vmlinuz")));
     }
 }

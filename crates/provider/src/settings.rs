@@ -1,4 +1,4 @@
-//! The settings that providers share: markets, instance types, images, and the checks of their values.
+//! The settings that providers share: markets, instance types and images, and the checks of values.
 
 use std::collections::BTreeMap;
 
@@ -8,41 +8,41 @@ use stagely_state::{MachineSize, Usd};
 use thiserror::Error;
 use url::{Host, Url};
 
-/// A setting has a value that cannot be.
+/// A setting has an invalid value.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{key}: {problem}")]
 pub struct SettingError {
-    /// The setting, as `stagely.toml` spells it: `aws.volume-gib`.
+    /// The name in `stagely.toml`, such as `aws.volume-gib`.
     pub key: &'static str,
-    /// What is wrong and what to do.
+    /// What is wrong, with advice.
     pub problem: String,
 }
 
-/// Which market machines are bought on. The last attempt of a job is always on demand.
+/// The market on which machines are bought. The last attempt of a job is always on demand.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum MarketPolicy {
-    /// On demand alone.
+    /// Only on demand.
     #[default]
     OnDemand,
-    /// Spot alone: where there is none, another attempt follows.
+    /// Only spot. Where there is no capacity, another attempt follows.
     Spot,
-    /// Spot, and on demand at once where there is none.
+    /// Spot, and at once on demand where there is no spot capacity.
     SpotFirst,
 }
 
-/// What the instance types of each size are, the best first: `[aws.builders.amd64]`, `medium = ["c5.xlarge"]`.
+/// The instance types of each size in the order in which they are tried: `[aws.builders.amd64]`,
+/// `medium = ["c5.xlarge"]`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct FleetTypes {
-    /// Of AMD64 machines. Default: of each size what the catalog says.
+    /// Of AMD64 machines. Default: those of the catalog.
     pub amd64: BTreeMap<MachineSize, Vec<String>>,
-    /// Of ARM64 machines. Default: of each size what the catalog says.
+    /// Of ARM64 machines. Default: those of the catalog.
     pub arm64: BTreeMap<MachineSize, Vec<String>>,
 }
 
 impl FleetTypes {
-    /// Of one arch.
     pub const fn of(&self, arch: Arch) -> &BTreeMap<MachineSize, Vec<String>> {
         match arch {
             Arch::Amd64 => &self.amd64,
@@ -51,27 +51,27 @@ impl FleetTypes {
     }
 }
 
-/// One of `[aws.instance-types]`: an instance type that the catalog does not know, or another price of one
-/// that it does.
+/// An entry of `[aws.instance-types]`: an instance type that the catalog does not know, or another price of a type
+/// that it knows.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct InstanceTypeSettings {
-    /// Its processor. Default: what the catalog says.
+    /// Default: the arch in the catalog.
     #[serde(default)]
     pub arch: Option<Arch>,
-    /// What an hour costs on demand, in US dollars. Default: what the catalog says.
+    /// The price of an hour on demand, in US dollars. Default: the price in the catalog.
     #[serde(default, deserialize_with = "some_dollars")]
     pub price: Option<Usd>,
 }
 
-/// What a machine boots from.
+/// The kind of image that a machine boots from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ImageKind {
-    /// A golden image, made by `packer/`: all is there.
+    /// A golden image, made by `packer/`. It holds Docker and the agent.
     #[default]
     Golden,
-    /// A stock image of Debian or Ubuntu: the machine installs Docker and the agent when it boots.
+    /// A stock image of Debian or Ubuntu. The machine installs Docker and the agent when it boots.
     Stock,
 }
 
@@ -96,21 +96,21 @@ pub fn some_dollars<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Usd>, D
     dollars(from).map(Some)
 }
 
-/// Checks a URL that names a server and holds no secret.
+/// Checks a URL of a server that holds no secret.
 ///
 /// # Errors
 /// [`SettingError`], naming `key`.
 pub fn check_url(key: &'static str, url: &Url) -> Result<(), SettingError> {
-    let has_more = url.query().is_some() || url.fragment().is_some();
+    let is_longer = url.query().is_some() || url.fragment().is_some();
     let is_secret = url.password().is_some() || !url.username().is_empty();
-    if matches!(url.scheme(), "http" | "https") && !has_more && !is_secret {
+    if matches!(url.scheme(), "http" | "https") && !is_longer && !is_secret {
         return Ok(());
     }
     let problem = "must be https://HOST/… or http://HOST/…, and nothing more".to_owned();
     Err(SettingError { key, problem })
 }
 
-/// As [`check_url`], for a server that is sent secrets: without TLS only on this host.
+/// As [`check_url`], for a server that gets secrets. It needs TLS unless it is on this host.
 ///
 /// # Errors
 /// [`SettingError`], naming `key`.
@@ -123,7 +123,8 @@ pub fn check_cloud_url(key: &'static str, url: &Url) -> Result<(), SettingError>
     Err(SettingError { key, problem })
 }
 
-/// Whether `host` is loopback, or no address at all, such as `0.0.0.0`: to another machine it is that machine.
+/// Whether `host` is a loopback or unspecified address, such as `0.0.0.0`. On another machine it means that
+/// machine.
 pub fn is_this_host<S: AsRef<str>>(host: Option<Host<S>>) -> bool {
     match host {
         Some(Host::Ipv4(address)) => address.is_loopback() || address.is_unspecified(),

@@ -1,7 +1,7 @@
-//! What a machine is told at its first boot: cloud-config, for cloud-init.
+//! The user data of machines: cloud-config, which cloud-init applies at the first boot.
 //!
-//! A golden image gets files and nothing that takes time: the agent's unit waits for the first of them. A
-//! stock image gets all that a golden image has, too, and a script that installs the rest.
+//! A golden image gets two files, for the first of which the agent's unit waits, and nothing that takes time. A stock
+//! image also gets the files of a golden image, and a script that installs the rest.
 
 use std::io::{self, Write as _};
 
@@ -9,30 +9,30 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 use stagely_protocol::agent_config::DEFAULT_PATH;
+use thiserror::Error;
 
-use super::{AgentBinary, LaunchError, LaunchRequest};
 use crate::settings::ImageKind;
+use crate::{AgentBinary, LaunchRequest};
 
-/// The most that EC2 takes, before base64.
-const BYTES_MAX: usize = 16 * 1024;
+/// EC2's limit for user data, before base64.
+const EC2_BYTES_MAX: usize = 16 * 1024;
 
-/// Where the agent says when it last heard of core, for the dead-man switch.
+/// The folder in which the agent writes the time of the last contact with core, for the dead-man switch.
 const RUN_DIR: &str = "/run/stagely";
 
-/// What the dead-man switch goes by where the agent has said nothing yet.
+/// The limits of the dead-man switch as long as the agent has written nothing.
 const LIMITS: &str = "/etc/stagely/limits";
 
-/// Makes a stock image what a golden image is.
+/// The script that installs on a stock image what a golden image holds.
 const SETUP: &str = "/usr/local/lib/stagely/stagely-setup";
 
-/// The engine's configuration.
+/// The configuration of the Docker engine.
 const ENGINE: &str = "/etc/docker/daemon.json";
 
-/// That of a golden image.
+/// The configuration of the Docker engine in golden images.
 const ENGINE_BAKED: &str = include_str!("../../../packer/files/daemon.json");
 
-/// What a golden image has, besides [`ENGINE_BAKED`], packages and the agent's program: path, permissions
-/// and content.
+/// The other files of golden images, besides packages and the agent's program: path, permissions and content.
 const BAKED: [(&str, &str, &str); 5] = [
     (
         "/etc/systemd/system/docker.service.d/stagely.conf",
@@ -61,14 +61,22 @@ const BAKED: [(&str, &str, &str); 5] = [
     ),
 ];
 
-/// The cloud-config of `request`, as text.
-pub(super) fn cloud_config(request: &LaunchRequest, kind: ImageKind) -> String {
+/// User data that is larger than the provider allows.
+#[derive(Debug, Error)]
+#[error("the user data has {bytes} bytes, and {max} are allowed")]
+pub(crate) struct UserDataTooLarge {
+    bytes: usize,
+    max: usize,
+}
+
+/// The cloud-config of `request`.
+pub(crate) fn cloud_config(request: &LaunchRequest, kind: ImageKind) -> String {
     let mut files = vec![agent_file(request), limits_file(request)];
     let mut config = json!({});
     match kind {
         ImageKind::Golden => {
-            // It has the rest.
-            files.extend(request.insecure_registry.as_deref().map(|it| engine_file(Some(it))));
+            let registry = request.insecure_registry.as_deref();
+            files.extend(registry.map(|registry| engine_file(Some(registry))));
         }
         ImageKind::Stock => {
             let binary = request.binary.as_ref();
@@ -87,24 +95,21 @@ pub(super) fn cloud_config(request: &LaunchRequest, kind: ImageKind) -> String {
     format!("#cloud-config\n{config}\n")
 }
 
-/// The same, compressed.
-///
-/// # Errors
-/// [`LaunchError::Permanent`] if that is more than EC2 takes.
-pub(super) fn user_data(request: &LaunchRequest, kind: ImageKind) -> Result<Vec<u8>, LaunchError> {
-    let packed = pack(&cloud_config(request, kind)).expect("writing to memory does not fail");
-    if packed.len() > BYTES_MAX {
-        let bytes = packed.len();
-        let problem = format!("the user data has {bytes} bytes, and {BYTES_MAX} are allowed");
-        return Err(LaunchError::Permanent(problem));
-    }
-    Ok(packed)
+/// The cloud-config of `request` for EC2: compressed, and within its limit.
+pub(crate) fn compressed(
+    request: &LaunchRequest,
+    kind: ImageKind,
+) -> Result<Vec<u8>, UserDataTooLarge> {
+    let compressed =
+        compress(&cloud_config(request, kind)).expect("writing to memory does not fail");
+    let (bytes, max) = (compressed.len(), EC2_BYTES_MAX);
+    if bytes > max { Err(UserDataTooLarge { bytes, max }) } else { Ok(compressed) }
 }
 
-fn pack(text: &str) -> io::Result<Vec<u8>> {
-    let mut packer = GzEncoder::new(Vec::new(), Compression::best());
-    packer.write_all(text.as_bytes())?;
-    packer.finish()
+fn compress(text: &str) -> io::Result<Vec<u8>> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
+    encoder.write_all(text.as_bytes())?;
+    encoder.finish()
 }
 
 fn file(path: &str, permissions: &str, content: &str) -> Value {
@@ -125,7 +130,8 @@ fn limits_file(request: &LaunchRequest) -> Value {
 }
 
 fn engine_file(insecure_registry: Option<&str>) -> Value {
-    let mut engine: Value = serde_json::from_str(ENGINE_BAKED).expect("a file of ours is JSON");
+    let mut engine: Value =
+        serde_json::from_str(ENGINE_BAKED).expect("the file in packer/ is JSON");
     if let Some(registry) = insecure_registry {
         engine["insecure-registries"] = json!([registry]);
     }
@@ -142,32 +148,25 @@ mod tests {
     use flate2::read::GzDecoder;
     use stagely_protocol::Arch;
     use stagely_protocol::agent_config::AgentConfig;
-    use stagely_state::{Fleet, MachineSize};
+    use stagely_state::MachineSize;
 
     use super::*;
-    use crate::fixtures::{agent_config, machine_id};
+    use crate::fixtures::{self, machine_id, spec};
 
     fn request() -> LaunchRequest {
-        let machine = machine_id();
-        let agent = agent_config(machine, "it's a \"secret\"\n");
+        let spec = spec(Arch::Amd64, MachineSize::Medium);
+        let request = fixtures::request(machine_id(), spec, "it's a \"secret\"\n");
         LaunchRequest {
-            machine,
-            job: None,
-            fleet: Fleet::Builder,
-            arch: Arch::Amd64,
-            size: MachineSize::Medium,
-            candidates: Vec::new(),
-            agent: AgentConfig { give_up_after: Duration::from_mins(10), ..agent },
+            agent: AgentConfig { give_up_after: Duration::from_mins(10), ..request.agent },
             lease: Duration::from_mins(65),
-            insecure_registry: None,
             binary: Some(AgentBinary {
                 url: "https://core.example/v1/agent/binary/amd64".parse().unwrap(),
                 sha256: "0123456789abcdef".repeat(4),
             }),
+            ..request
         }
     }
 
-    /// What cloud-init would read.
     fn read(text: &str) -> Value {
         let yaml = text.strip_prefix("#cloud-config\n").unwrap();
         serde_saphyr::from_str(yaml).unwrap()
@@ -205,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn an_insecure_registry_is_added_to_what_the_engine_is_told_anyway() {
+    fn an_insecure_registry_is_added_to_the_usual_configuration_of_the_engine() {
         let request =
             LaunchRequest { insecure_registry: Some("10.0.2.2:5000".to_owned()), ..request() };
         let baked: Value = serde_json::from_str(ENGINE_BAKED).unwrap();
@@ -221,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stock_image_gets_what_a_golden_image_has_and_the_checksum_of_the_agents_program() {
+    fn a_stock_image_gets_the_files_of_a_golden_image_and_the_checksum_of_the_agents_program() {
         let request = request();
         let config = read(&cloud_config(&request, ImageKind::Stock));
         let binary = request.binary.unwrap();
@@ -244,43 +243,41 @@ mod tests {
     }
 
     #[test]
-    fn the_dead_man_switch_is_armed_before_anything_else_that_can_fail() {
+    fn the_dead_man_switch_is_armed_before_other_commands_that_can_fail() {
         let setup = include_str!("stock-setup");
         let main = setup.split("\nmain() {\n").nth(1).unwrap();
-        let lines: Vec<_> = main.lines().map(str::trim).filter(|it| !it.starts_with('#')).collect();
+        let lines: Vec<_> =
+            main.lines().map(str::trim).filter(|line| !line.starts_with('#')).collect();
         let arms = ["daemon-reload", "enable stagely-deadman.timer", "start stagely-deadman.timer"];
-        assert_eq!(lines[..3], arms.map(|it| format!("systemctl {it}")));
+        assert_eq!(lines[..3], arms.map(|command| format!("systemctl {command}")));
     }
 
     #[test]
-    fn user_data_is_the_same_compressed_and_no_longer_than_ec2_takes() {
+    fn compressed_user_data_has_the_same_content_within_the_limit_of_ec2() {
         for kind in [ImageKind::Golden, ImageKind::Stock] {
             let mut request = request();
-            let packed = user_data(&request, kind).unwrap();
+            let data = compressed(&request, kind).unwrap();
             println!(
-                "{kind:?}: {} bytes, {} packed",
+                "{kind:?}: {} bytes, {} compressed",
                 cloud_config(&request, kind).len(),
-                packed.len()
+                data.len()
             );
             let mut text = String::new();
-            GzDecoder::new(&*packed).read_to_string(&mut text).unwrap();
+            GzDecoder::new(&*data).read_to_string(&mut text).unwrap();
             assert_eq!(text, cloud_config(&request, kind));
-            // Nothing to compress.
+            // Text that cannot be compressed.
             let mut long = String::new();
             for number in 0..40_000_u32 {
                 write!(long, "{:x}", number.wrapping_mul(2_654_435_761)).unwrap();
             }
             request.agent.token = long.into();
-            let error = user_data(&request, kind).unwrap_err();
-            assert!(
-                matches!(&error, LaunchError::Permanent(it) if it.contains("16384")),
-                "{error}"
-            );
+            let error = compressed(&request, kind).unwrap_err();
+            assert!(error.to_string().contains("16384"), "{error}");
         }
     }
 
     #[test]
-    fn scripts_are_what_sh_understands() {
+    fn sh_parses_the_scripts() {
         for (script, text) in
             [("stock-setup", include_str!("stock-setup")), ("deadman", BAKED[1].2)]
         {
@@ -291,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn cloud_init_accepts_it() {
+    fn cloud_init_accepts_the_user_data() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("user-data");
         let request = LaunchRequest { insecure_registry: Some("r:5000".to_owned()), ..request() };
@@ -301,16 +298,16 @@ mod tests {
             check.args(["schema", "--config-file"]).arg(&path);
             let output =
                 check.output().expect("the Debian package cloud-init is installed (scripts/setup)");
-            let said =
+            let printed =
                 String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-            (output.status.success() && said.contains("Valid"), said.into_owned())
+            (output.status.success() && printed.contains("Valid"), printed.into_owned())
         };
         for kind in [ImageKind::Golden, ImageKind::Stock] {
-            let (is_valid, said) = check(&cloud_config(&request, kind));
-            assert!(is_valid, "{kind:?}: {said}");
+            let (is_valid, printed) = check(&cloud_config(&request, kind));
+            assert!(is_valid, "{kind:?}: {printed}");
         }
-        // It looks closely enough to see what is not.
-        let (is_valid, said) = check("#cloud-config\n{\"write_files\": [{\"content\": 1}]}\n");
-        assert!(!is_valid, "{said}");
+        // The check finds a mistake.
+        let (is_valid, printed) = check("#cloud-config\n{\"write_files\": [{\"content\": 1}]}\n");
+        assert!(!is_valid, "{printed}");
     }
 }

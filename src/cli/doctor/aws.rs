@@ -6,9 +6,9 @@ use clap::Args;
 use serde::Serialize;
 use serde_json::Value;
 use stagely_protocol::Arch;
-use stagely_provider::aws::{self, Answer, AwsProvider, Permission};
+use stagely_provider::aws::{self, AwsProvider, ImageView, Permission, PermissionState};
 use stagely_provider::settings::MarketPolicy;
-use stagely_provider::{Offer, Provider as _};
+use stagely_provider::{Offer, OfferProblem, Provider as _};
 use stagely_state::Fleet;
 
 use super::super::output::print;
@@ -65,6 +65,11 @@ impl From<Offer> for OfferRow {
         let Offer { fleet, arch, size, instance_type, price, spot, problem, .. } = offer;
         let price = price.map(|price| price.to_string());
         let (fleet, size) = (fleet.to_string(), size.to_string());
+        let problem = problem.map(|problem| match problem {
+            // A finding has the details, once for each arch.
+            OfferProblem::NoImage(_) => "no image".to_owned(),
+            OfferProblem::NotSold(_) | OfferProblem::Host(_) => problem.to_string(),
+        });
         Self { fleet, arch, size, instance_type, price, spot, problem }
     }
 }
@@ -89,14 +94,12 @@ pub(super) async fn doctor(arguments: AwsArgs) -> anyhow::Result<ExitCode> {
     }
     findings.push(caller(aws::caller(&shared).await));
     let permissions = provider.permissions(spot).await;
-    let is_missing = |permission: &Permission| matches!(permission.answer, Answer::Missing(_));
+    let is_missing =
+        |permission: &Permission| matches!(permission.state, PermissionState::Missing(_));
     let policy = permissions.iter().any(is_missing).then_some(policy);
     findings.extend(permissions.into_iter().map(permission));
-    let mut no_image = Vec::new();
     for arch in Arch::ALL {
-        let found = provider.image(arch).await;
-        no_image.extend(found.as_ref().err().cloned());
-        findings.push(image(arch, found));
+        findings.push(image(arch, provider.image(arch).await));
     }
     findings.extend(provider.network().await.into_iter().map(|(what, found)| match found {
         Ok(detail) => Finding::ok(what, detail),
@@ -104,19 +107,13 @@ pub(super) async fn doctor(arguments: AwsArgs) -> anyhow::Result<ExitCode> {
             Finding::error(what, error, "correct `subnets` and `security-groups` in [aws]")
         }
     }));
-    let mut offers: Vec<OfferRow> = match provider.describe().await {
+    let offers: Vec<OfferRow> = match provider.describe().await {
         Ok(offers) => offers.into_iter().map(OfferRow::from).collect(),
         Err(error) => {
             findings.push(Finding::error("offers", chain(error), "fix the problems above"));
             Vec::new()
         }
     };
-    for offer in &mut offers {
-        // A finding above has the details.
-        if let Some(problem) = offer.problem.as_mut().filter(|problem| no_image.contains(problem)) {
-            "no image".clone_into(problem);
-        }
-    }
     findings.extend(offers_finding(&offers));
     report(arguments.json, &AwsChecks { findings, offers, policy })
 }
@@ -138,14 +135,14 @@ fn caller(caller: Result<String, String>) -> Finding {
 fn permission(permission: Permission) -> Finding {
     let check = "permission";
     let action = permission.action;
-    match permission.answer {
-        Answer::Allowed => Finding::ok(check, action),
-        Answer::Missing(words) => Finding::error(
+    match permission.state {
+        PermissionState::Allowed => Finding::ok(check, action),
+        PermissionState::Missing(message) => Finding::error(
             check,
-            format!("{action} is missing: {words}"),
+            format!("{action} is missing: {message}"),
             "allow it; `stagely doctor aws --policy` prints a suitable policy",
         ),
-        Answer::Unknown(why) => Finding::warning(
+        PermissionState::Unknown(why) => Finding::warning(
             check,
             format!("{action} cannot be checked: {why}"),
             "fix the problem and try again",
@@ -153,9 +150,9 @@ fn permission(permission: Permission) -> Finding {
     }
 }
 
-fn image(arch: Arch, found: Result<(String, Option<String>, String), String>) -> Finding {
+fn image(arch: Arch, found: Result<ImageView, String>) -> Finding {
     let check = "image";
-    let (id, version, created) = match found {
+    let ImageView { id, version, created } = match found {
         Ok(found) => found,
         Err(problem) => {
             let fix = format!("without an image, {arch} is emulated or not built");

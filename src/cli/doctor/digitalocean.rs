@@ -56,6 +56,7 @@ impl From<Offer> for SizeRow {
         let Offer { fleet, arch, size, instance_type, price, problem, .. } = offer;
         #[expect(clippy::cast_precision_loss, reason = "prices are small")]
         let price_hourly = price.map(|price| price.0 as f64 / 1e6);
+        let problem = problem.map(|problem| problem.to_string());
         Self { fleet, arch, size, instance_type, price_hourly, problem, price }
     }
 }

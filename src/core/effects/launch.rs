@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use stagely_provider::settings::ImageKind;
-use stagely_provider::{AgentBinary, LaunchError, LaunchRequest, Provider, Providers, Want};
+use stagely_provider::{AgentBinary, LaunchError, LaunchRequest, MachineSpec, Provider, Providers};
 use stagely_state::ids::MachineId;
 use stagely_state::{Event, LaunchRefusal, Machine, MachineState, Placement};
 use thiserror::Error;
@@ -69,7 +69,7 @@ impl Launcher {
         })?;
         let binary = self.binary(&**provider, &record).await?;
         let request = self
-            .launch_request(record, binary, &**provider)
+            .launch_request(record, binary)
             .await
             .map_err(|error| LaunchRefusal::NoCapacity(format!("core cannot ask: {error:#}")))?;
         let launch = async || {
@@ -124,23 +124,17 @@ impl Launcher {
         &self,
         machine: Machine,
         binary: Option<AgentBinary>,
-        provider: &dyn Provider,
     ) -> anyhow::Result<LaunchRequest> {
         let Machine { id, fleet, arch, size, on_demand, requested_for, lease_until, .. } = machine;
         let secrets = self.secrets.clone();
         let token = spawn_blocking(move || secrets.add_machine_token(id)).await??;
         let bought = self.config.fleet(fleet);
         let (market, max_price) = (bought.market, bought.max_price);
-        let want = Want { fleet, arch, size, market, on_demand, max_price };
-        let candidates = provider.candidates(&want);
         let registry = &self.config.registry;
         Ok(LaunchRequest {
             machine: id,
             job: requested_for,
-            fleet,
-            arch,
-            size,
-            candidates,
+            spec: MachineSpec { fleet, arch, size, market, on_demand, max_price },
             agent: self.config.agent_config(id, token),
             lease: lease_until.context("a launched machine has a lease")?.since(now()),
             binary,
@@ -184,11 +178,15 @@ impl AttemptError {
         let (refusal, message): (fn(String) -> LaunchRefusal, String) = match self {
             // An attempt of an earlier core may have started one.
             Self::NotWanted(_) | Self::TimedOut => (LaunchRefusal::Unclear, self.to_string()),
-            Self::Provider(LaunchError::Unclear(message)) => (LaunchRefusal::Unclear, message),
-            Self::Provider(LaunchError::Permanent(message)) => (LaunchRefusal::Permanent, message),
+            Self::Provider(LaunchError::Unclear(cause)) => {
+                (LaunchRefusal::Unclear, cause.to_string())
+            }
+            Self::Provider(LaunchError::Permanent(cause)) => {
+                (LaunchRefusal::Permanent, cause.to_string())
+            }
             Self::Provider(
-                LaunchError::NoCapacity(message) | LaunchError::Throttled { message, .. },
-            ) => (LaunchRefusal::NoCapacity, message),
+                LaunchError::NoCapacity(cause) | LaunchError::Throttled { cause, .. },
+            ) => (LaunchRefusal::NoCapacity, cause.to_string()),
         };
         if may_have_started { LaunchRefusal::Unclear(message) } else { refusal(message) }
     }
@@ -201,7 +199,7 @@ mod tests {
 
     use async_trait::async_trait;
     use stagely_protocol::Arch;
-    use stagely_provider::{Candidate, Listing, Offer, ProviderError};
+    use stagely_provider::{Listing, Offer, ProviderError};
     use stagely_state::Timestamp;
     use stagely_state::comparison::Listed;
     use tempfile::TempDir;
@@ -222,14 +220,10 @@ mod tests {
 
     #[async_trait]
     impl Provider for ScriptedProvider {
-        fn candidates(&self, _: &Want) -> Vec<Candidate> {
-            Vec::new()
-        }
-
         async fn launch(&self, _: &LaunchRequest) -> Result<Placement, LaunchError> {
             self.asked_at.lock().unwrap().push(Instant::now());
             let answer = self.answers.lock().unwrap().pop_front();
-            Err(answer.unwrap_or_else(|| LaunchError::NoCapacity("none left".to_owned())))
+            Err(answer.unwrap_or_else(|| LaunchError::NoCapacity("none left".into())))
         }
 
         async fn terminate(&self, _: MachineId) -> Result<(), ProviderError> {
@@ -271,7 +265,7 @@ mod tests {
             ..ScriptedProvider::default()
         });
         let provider: Arc<dyn Provider> = Arc::clone(&scripted) as _;
-        launcher.providers = Providers::only(record_provider, provider);
+        launcher.providers = Providers::from_iter([(record_provider, provider)]);
 
         let refusal = launcher.try_launch(id).await.unwrap_err();
 
@@ -285,7 +279,7 @@ mod tests {
     }
 
     fn throttled(wait: Option<Duration>) -> LaunchError {
-        LaunchError::Throttled { message: "slow down".to_owned(), wait }
+        LaunchError::Throttled { cause: "slow down".into(), wait }
     }
 
     #[tokio::test(start_paused = true)]
@@ -307,7 +301,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_may_have_started_is_told_so_whatever_comes_after() {
-        let unclear = || LaunchError::Unclear("no answer".to_owned());
+        let unclear = || LaunchError::Unclear("no answer".into());
         let (refusal, asked) = launch(requested(), vec![unclear()]).await;
         assert_eq!(refusal, LaunchRefusal::Unclear("none left".to_owned()));
         assert_eq!(asked.len(), 2);

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use stagely_protocol::{Arch, SystemInfo};
-use stagely_provider::{Candidate, LaunchError, LaunchRequest, Offer, Want};
+use stagely_provider::{LaunchError, LaunchRequest, Offer};
 use stagely_state::comparison::{Listed, ListedState};
 use stagely_state::{Machine, MachineState, Placement, Snapshot, State};
 use tempfile::TempDir;
@@ -46,12 +46,8 @@ impl Cloud {
 
 #[async_trait]
 impl Provider for Cloud {
-    fn candidates(&self, _: &Want) -> Vec<Candidate> {
-        Vec::new()
-    }
-
     async fn launch(&self, _: &LaunchRequest) -> Result<Placement, LaunchError> {
-        Err(LaunchError::NoCapacity("nothing is launched here".to_owned()))
+        Err(LaunchError::NoCapacity("nothing is launched here".into()))
     }
 
     async fn terminate(&self, machine: MachineId) -> Result<(), ProviderError> {
@@ -60,7 +56,7 @@ impl Provider for Cloud {
         sleep(Duration::from_secs(1)).await;
         self.ending.fetch_sub(1, Ordering::SeqCst);
         if self.stubborn.lock().unwrap().contains(&machine) {
-            return Err(ProviderError("not today".to_owned()));
+            return Err(ProviderError::Failed("not today".into()));
         }
         self.listed.lock().unwrap().retain(|listed| listed.machine != machine);
         Ok(())

@@ -1,4 +1,4 @@
-//! Whether AWS lets us do what we need: asked by dry runs, which start and end nothing.
+//! Checks of the account for `stagely doctor aws`. Permissions are checked by dry runs, which change nothing.
 
 use aws_config::SdkConfig;
 use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
@@ -6,65 +6,73 @@ use aws_sdk_ec2::types::Reservation;
 use stagely_protocol::Arch;
 use stagely_state::Market;
 
-use super::fault::{Fault, Kind};
-use super::images::{Image, NoImage, filter};
+use super::error::{Ec2Error, Kind};
+use super::images::{Image, filter};
 use super::launch::tag;
 use super::{AwsProvider, CORE_TAG};
-use crate::Candidate;
+use crate::catalog::Candidate;
 
-/// An instance that is nobody's.
+/// The id of no instance.
 const NO_INSTANCE: &str = "i-00000000000000000";
 
-/// What a dry run says of a permission.
+/// The result of a dry run.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
-    /// It is there.
+pub enum PermissionState {
     Allowed,
-    /// It is missing, in AWS's words.
+    /// AWS denies it, with AWS's message.
     Missing(String),
-    /// It cannot be told, and why.
+    /// The dry run gave no result, and why.
     Unknown(String),
 }
 
 /// A permission that Stagely needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Permission {
-    /// As a policy names it: `ec2:RunInstances`.
+    /// The name in policies, such as `ec2:RunInstances`.
     pub action: String,
-    /// Whether it is there.
-    pub answer: Answer,
+    pub state: PermissionState,
 }
 
 impl Permission {
-    fn new(action: &str, answer: Answer) -> Self {
-        Self { action: action.to_owned(), answer }
+    fn new(action: &str, state: PermissionState) -> Self {
+        Self { action: action.to_owned(), state }
     }
 }
 
-/// Who the credentials belong to.
+/// An image that machines boot from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageView {
+    pub id: String,
+    /// The version of a golden image.
+    pub version: Option<String>,
+    /// The creation time, in EC2's own form.
+    pub created: String,
+}
+
+/// The ARN of the credentials' owner.
 ///
 /// # Errors
-/// AWS does not say so: the reason.
+/// AWS does not tell it: the reason, for people.
 pub async fn caller(shared: &SdkConfig) -> Result<String, String> {
-    let answer = aws_sdk_sts::Client::new(shared).get_caller_identity().send().await;
-    let answer = answer.map_err(|error| Fault::from(error).to_string())?;
-    answer.arn.ok_or_else(|| "AWS does not say who".to_owned())
+    let response = aws_sdk_sts::Client::new(shared).get_caller_identity().send().await;
+    let response = response.map_err(|error| Ec2Error::from(error).to_string())?;
+    response.arn.ok_or_else(|| "AWS does not say who".to_owned())
 }
 
 impl AwsProvider {
-    /// Whether EC2 answers, whatever it says.
+    /// Checks that EC2 answers. A refusal is an answer.
     ///
     /// # Errors
-    /// It does not: the reason.
+    /// There was no answer: the reason, for people.
     pub async fn answers(&self) -> Result<(), String> {
         let Err(error) = self.client.describe_instances().dry_run(true).send().await else {
             return Ok(());
         };
-        let fault = Fault::from(error);
-        if fault.is_answer() { Ok(()) } else { Err(fault.to_string()) }
+        let error = Ec2Error::from(error);
+        if error.is_answer() { Ok(()) } else { Err(error.to_string()) }
     }
 
-    /// Asks for each permission that is needed, with `spot` also to buy on the spot market.
+    /// Checks each permission that is needed. `spot`: including purchases on the spot market.
     pub async fn permissions(&self, spot: bool) -> Vec<Permission> {
         let ec2 = &self.client;
         let dry = true;
@@ -72,67 +80,66 @@ impl AwsProvider {
         let images = ec2.describe_images().owners("self").dry_run(dry).send().await;
         let types = ec2.describe_instance_types().dry_run(dry).send().await;
         let mut permissions = vec![
-            Permission::new("ec2:DescribeInstances", judge(instances)),
-            Permission::new("ec2:DescribeImages", judge(images)),
-            Permission::new("ec2:DescribeInstanceTypes", judge(types)),
+            Permission::new("ec2:DescribeInstances", permission_state(instances)),
+            Permission::new("ec2:DescribeImages", permission_state(images)),
+            Permission::new("ec2:DescribeInstanceTypes", permission_state(types)),
         ];
-        permissions.extend(self.to_launch().await);
+        permissions.extend(self.launch_permissions().await);
         if spot {
-            let answer = self.dry_launch(Market::Spot).await;
-            permissions.push(Permission::new("ec2:RunInstances as spot", answer));
+            let state = self.dry_launch(Market::Spot).await;
+            permissions.push(Permission::new("ec2:RunInstances as spot", state));
         }
-        permissions.push(Permission::new("ec2:TerminateInstances", self.to_terminate().await));
+        permissions.push(Permission::new("ec2:TerminateInstances", self.dry_terminate().await));
         permissions
     }
 
     /// One request needs several permissions, and AWS names the first that is missing.
-    async fn to_launch(&self) -> Vec<Permission> {
+    async fn launch_permissions(&self) -> Vec<Permission> {
         let mut needed = vec!["ec2:RunInstances", "ec2:CreateTags"];
         if self.config.instance_profile.is_some() {
             needed.push("iam:PassRole");
         }
-        let answer = self.dry_launch(Market::OnDemand).await;
-        let Answer::Missing(words) = &answer else {
-            return needed.into_iter().map(|it| Permission::new(it, answer.clone())).collect();
+        let state = self.dry_launch(Market::OnDemand).await;
+        let PermissionState::Missing(message) = &state else {
+            let all = needed.into_iter().map(|action| Permission::new(action, state.clone()));
+            return all.collect();
         };
-        let named = needed.iter().copied().find(|action| words.contains(action));
+        let named = needed.iter().copied().find(|action| message.contains(action));
         let missing = named.unwrap_or("ec2:RunInstances");
-        let of = |action: &&str| {
+        let permission = |action: &&str| {
             if *action == missing {
-                return Permission::new(action, answer.clone());
+                return Permission::new(action, state.clone());
             }
-            Permission::new(action, Answer::Unknown(format!("AWS has stopped at {missing}")))
+            let why = format!("AWS has stopped at {missing}");
+            Permission::new(action, PermissionState::Unknown(why))
         };
-        needed.iter().map(of).collect()
+        needed.iter().map(permission).collect()
     }
 
-    async fn dry_launch(&self, market: Market) -> Answer {
-        match self.something_to_launch().await {
+    async fn dry_launch(&self, market: Market) -> PermissionState {
+        match self.launchable().await {
             Ok((candidate, image)) => {
                 let tags = [tag(CORE_TAG, self.core_id.as_str()), tag("Name", "stagely doctor")];
                 let candidate = Candidate { market, ..candidate };
                 let request = self.run_instances(&candidate, &image, &tags);
-                judge(request.dry_run(true).send().await)
+                permission_state(request.dry_run(true).send().await)
             }
-            Err(why) => Answer::Unknown(why),
+            Err(why) => PermissionState::Unknown(why),
         }
     }
 
-    async fn something_to_launch(&self) -> Result<(Candidate, Image), String> {
+    /// A candidate that has an image.
+    async fn launchable(&self) -> Result<(Candidate, Image), String> {
         let mut why = String::new();
         for arch in Arch::ALL {
             let image = match self.images.of(arch).await {
                 Ok(image) => image,
-                Err(NoImage::Missing(problem)) => {
-                    why = format!("no image to try it with: {problem}");
-                    continue;
-                }
-                Err(NoImage::Fault(fault)) => {
-                    why = format!("no image to try it with: {fault}");
+                Err(error) => {
+                    why = format!("no image to try it with: {error}");
                     continue;
                 }
             };
-            let mut sizes = self.catalog.sizes().filter(|(_, its, ..)| *its == arch);
+            let mut sizes = self.catalog.sizes().filter(|(_, of_arch, ..)| *of_arch == arch);
             if let Some(name) = sizes.find_map(|(.., names)| names.first()) {
                 let candidate = Candidate {
                     instance_type: name.clone(),
@@ -147,76 +154,79 @@ impl AwsProvider {
         Err(why)
     }
 
-    /// With a machine that is there: what a policy says by tags cannot be asked about one that is not.
-    async fn to_terminate(&self) -> Answer {
+    /// The dry run needs a machine, because policies depend on its tags.
+    async fn dry_terminate(&self) -> PermissionState {
         let ours = filter("tag-key", CORE_TAG);
         let live = filter("instance-state-name", "running");
         let found = self.client.describe_instances().filters(ours).filters(live).send().await;
-        let found = found.ok().and_then(|it| it.reservations).unwrap_or_default();
-        let instance =
-            found.iter().flat_map(Reservation::instances).find_map(|it| it.instance_id());
+        let found = found.ok().and_then(|response| response.reservations).unwrap_or_default();
+        let mut instances = found.iter().flat_map(Reservation::instances);
+        let instance = instances.find_map(|instance| instance.instance_id());
         let id = instance.unwrap_or(NO_INSTANCE);
         let request = self.client.terminate_instances().instance_ids(id).dry_run(true);
-        match (judge(request.send().await), instance) {
-            (Answer::Allowed, _) => Answer::Allowed,
-            (answer, Some(_)) => answer,
-            (Answer::Missing(words) | Answer::Unknown(words), None) => {
-                Answer::Unknown(format!("no machine is there to try it with ({words})"))
+        match (permission_state(request.send().await), instance) {
+            (PermissionState::Allowed, _) => PermissionState::Allowed,
+            (state, Some(_)) => state,
+            (PermissionState::Missing(message) | PermissionState::Unknown(message), None) => {
+                let why = format!("no machine is there to try it with ({message})");
+                PermissionState::Unknown(why)
             }
         }
     }
 
-    /// The image of `arch`: id, version and time.
+    /// The image of `arch`.
     ///
     /// # Errors
-    /// There is none, with what to do; or AWS does not say.
-    pub async fn image(&self, arch: Arch) -> Result<(String, Option<String>, String), String> {
-        match self.images.of(arch).await {
-            Ok(image) => Ok((image.id, image.version, image.created)),
-            Err(NoImage::Missing(problem)) => Err(problem),
-            Err(NoImage::Fault(fault)) => Err(fault.to_string()),
-        }
+    /// There is none, or AWS does not answer: the reason, for people.
+    pub async fn image(&self, arch: Arch) -> Result<ImageView, String> {
+        let image = self.images.of(arch).await.map_err(|error| error.to_string())?;
+        let Image { id, version, created, .. } = image;
+        Ok(ImageView { id, version, created })
     }
 
-    /// Whether subnets and security groups are there: what was found of each kind that is named.
+    /// The subnets and security groups of the configuration, or why they are not found, for people.
     pub async fn network(&self) -> Vec<(&'static str, Result<String, String>)> {
         let mut findings = Vec::new();
         let subnets = &self.config.subnets;
         if !subnets.is_empty() {
             let request = self.client.describe_subnets().set_subnet_ids(Some(subnets.clone()));
-            let found = request.send().await.map_err(|error| Fault::from(error).to_string());
-            let shown = found.map(|answer| {
-                let shown = answer.subnets().iter().map(|subnet| {
+            let found = request.send().await.map_err(|error| Ec2Error::from(error).to_string());
+            let labels = found.map(|response| {
+                let labels = response.subnets().iter().map(|subnet| {
                     let id = subnet.subnet_id().unwrap_or_default();
                     let zone = subnet.availability_zone().unwrap_or_default();
                     let free = subnet.available_ip_address_count().unwrap_or_default();
                     format!("{id} ({zone}, {free} addresses free)")
                 });
-                shown.collect::<Vec<_>>().join(", ")
+                labels.collect::<Vec<_>>().join(", ")
             });
-            findings.push(("subnets", shown));
+            findings.push(("subnets", labels));
         }
         let groups = &self.config.security_groups;
         if !groups.is_empty() {
             let request = self.client.describe_security_groups();
             let found = request.set_group_ids(Some(groups.clone())).send().await;
-            let found = found.map_err(|error| Fault::from(error).to_string());
+            let found = found.map_err(|error| Ec2Error::from(error).to_string());
             findings.push(("groups", found.map(|_| groups.join(", "))));
         }
         findings
     }
 }
 
-/// A dry run never succeeds: where it would, it fails with `DryRunOperation`.
-fn judge<T, E: ProvideErrorMetadata + std::error::Error + 'static>(
-    answer: Result<T, SdkError<E>>,
-) -> Answer {
-    let Err(error) = answer else { return Answer::Allowed };
-    let fault = Fault::from(error);
-    match fault.code() {
-        Some("DryRunOperation") => Answer::Allowed,
-        Some("UnauthorizedOperation" | "AccessDenied") => Answer::Missing(fault.words().to_owned()),
-        _ if fault.kind == Kind::Unclear => Answer::Unknown(format!("no clear answer: {fault}")),
-        _ => Answer::Unknown(fault.to_string()),
+/// The result of a dry run. A dry run always fails: with `DryRunOperation` where the request would have succeeded.
+fn permission_state<T, E: ProvideErrorMetadata + std::error::Error + 'static>(
+    response: Result<T, SdkError<E>>,
+) -> PermissionState {
+    let Err(error) = response else { return PermissionState::Allowed };
+    let error = Ec2Error::from(error);
+    match error.code() {
+        Some("DryRunOperation") => PermissionState::Allowed,
+        Some("UnauthorizedOperation" | "AccessDenied") => {
+            PermissionState::Missing(error.message().to_owned())
+        }
+        _ if error.kind == Kind::Unclear => {
+            PermissionState::Unknown(format!("no clear answer: {error}"))
+        }
+        _ => PermissionState::Unknown(error.to_string()),
     }
 }

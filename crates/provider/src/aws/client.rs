@@ -1,4 +1,4 @@
-//! The connection to AWS: region, credentials, time limits.
+//! The connection to AWS: region, credentials, time limits and retries.
 
 use std::time::Duration;
 
@@ -11,15 +11,15 @@ use aws_sdk_ec2::Client;
 use super::http::Http;
 use crate::aws::AwsSettings;
 
-/// How long one request may take. `RunInstances` takes some seconds.
+/// The time limit of one request. `RunInstances` takes some seconds.
 const ATTEMPT_LIMIT: Duration = Duration::from_secs(30);
-/// How long a request may take with all its repetitions.
+/// The time limit of a request with all its retries.
 const OPERATION_LIMIT: Duration = Duration::from_mins(2);
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
-/// Of requests that change nothing. `RunInstances` is sent once at a time: see `launch`.
+/// The attempts of requests that change nothing. The SDK does not retry `RunInstances`: see `launch`.
 const ATTEMPTS: u32 = 4;
 
-/// Makes a client of EC2, and what clients of AWS's other services are made of. Nothing is sent.
+/// Creates a client of EC2, and the configuration for clients of other AWS services. Nothing is sent.
 ///
 /// # Errors
 /// No region is named anywhere.
@@ -30,7 +30,7 @@ pub async fn connect(config: &AwsSettings) -> anyhow::Result<(Client, SdkConfig)
         .operation_timeout(OPERATION_LIMIT)
         .build();
     let mut loader = aws_config::defaults(BehaviorVersion::latest())
-        // Credentials of a role or of SSO are fetched with it, too.
+        // The SDK also fetches the credentials of a role or of SSO with this client.
         .http_client(Http::default())
         .timeout_config(timeouts)
         .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS));
@@ -40,7 +40,7 @@ pub async fn connect(config: &AwsSettings) -> anyhow::Result<(Client, SdkConfig)
     if let Some(profile) = &config.profile {
         loader = loader.profile_name(profile);
     }
-    // On the heap: it is large, and so would be whatever waits for it.
+    // On the heap, because the future is large and would enlarge those of all callers.
     let shared = Box::pin(loader.load()).await;
     shared.region().context("no region is named: set `region` in [aws], or AWS_REGION")?;
     let mut ec2 = aws_sdk_ec2::config::Builder::from(&shared);

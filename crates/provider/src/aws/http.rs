@@ -1,4 +1,4 @@
-//! Sends the requests of AWS's SDK with reqwest, so that the program holds one HTTP client and one TLS library.
+//! Sends the requests of AWS's SDK with reqwest, so that the program contains one HTTP client and one TLS library.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,7 +21,7 @@ const RESPONSE_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// The limits of a connection: for connecting, and between two reads.
 type Limits = (Option<Duration>, Option<Duration>);
 
-/// Hands out one connector for each pair of limits. Clones share them.
+/// Creates one connector for each pair of limits. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct Http(Arc<Mutex<HashMap<Limits, SharedHttpConnector>>>);
 
@@ -45,7 +45,7 @@ struct Connector(Result<Client, String>);
 
 impl Connector {
     fn new((connect, read): Limits) -> Self {
-        // The addresses of metadata services are link-local: no proxy reaches them for this machine.
+        // The addresses of metadata services are link-local, so a proxy cannot reach those of this host.
         let mut client = Client::builder().redirect(Policy::none()).no_proxy();
         if let Some(limit) = connect {
             client = client.connect_timeout(limit);
@@ -74,7 +74,7 @@ async fn send(client: &Client, request: HttpRequest) -> Result<HttpResponse, Con
     for (name, value) in request.headers() {
         sent = sent.header(name, value);
     }
-    // Requests of EC2, STS and SSO are made in memory.
+    // The bodies of requests to EC2, STS and SSO are in memory.
     let body = request.body().bytes().ok_or_else(|| {
         ConnectorError::user("a request with a streamed body cannot be sent".into())
     })?;
@@ -89,14 +89,14 @@ async fn send(client: &Client, request: HttpRequest) -> Result<HttpResponse, Con
     }
     let status = StatusCode::try_from(response.status().as_u16())
         .map_err(|error| ConnectorError::other(error.into(), None))?;
-    let mut answer = HttpResponse::new(status, SdkBody::from(body));
+    let mut converted = HttpResponse::new(status, SdkBody::from(body));
     for (name, value) in response.headers() {
-        // A value that is no text is none that the SDK reads.
+        // The SDK reads no header whose value is not text.
         if let Ok(value) = value.to_str() {
-            answer.headers_mut().append(name.as_str().to_owned(), value.to_owned());
+            converted.headers_mut().append(name.as_str().to_owned(), value.to_owned());
         }
     }
-    Ok(answer)
+    Ok(converted)
 }
 
 /// The kind decides whether the SDK sends the request again.

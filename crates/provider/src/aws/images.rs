@@ -1,4 +1,4 @@
-//! Which image machines boot from.
+//! The images that machines boot from.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -6,41 +6,38 @@ use std::time::Duration;
 use aws_sdk_ec2::Client;
 use aws_sdk_ec2::types::{Filter, Image as Described, ImageState};
 use stagely_protocol::Arch;
+use thiserror::Error;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::IMAGE_TAG;
-use super::fault::Fault;
+use super::error::Ec2Error;
 use crate::aws::AwsSettings;
 
-/// How long the newest golden image counts as such.
-const KEPT: Duration = Duration::from_mins(5);
+/// The time after which EC2 is asked again for the newest golden image.
+const IMAGE_TTL: Duration = Duration::from_mins(5);
 
-/// An image that can be booted.
+/// An image that is ready to boot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Image {
     /// `ami-…`.
     pub(crate) id: String,
-    /// What it calls its root volume.
+    /// The device name of its root volume.
     pub(crate) root_device: String,
-    /// When it was made, as EC2 writes it.
+    /// The creation time, in EC2's own form.
     pub(crate) created: String,
-    /// The value of its tag, if it is a golden image.
+    /// The version of a golden image.
     pub(crate) version: Option<String>,
 }
 
-/// Why there is no image to boot.
-#[derive(Debug)]
-pub(super) enum NoImage {
-    Fault(Fault),
-    /// With what to do about it.
+/// Why no image was found.
+#[derive(Debug, Error)]
+pub(super) enum ImageError {
+    #[error(transparent)]
+    Ec2(#[from] Ec2Error),
+    /// There is none, with advice for people.
+    #[error("{0}")]
     Missing(String),
-}
-
-impl From<Fault> for NoImage {
-    fn from(fault: Fault) -> Self {
-        Self::Fault(fault)
-    }
 }
 
 /// The images of one account and region.
@@ -48,11 +45,11 @@ impl From<Fault> for NoImage {
 pub(super) struct Images {
     client: Client,
     named: HashMap<Arch, String>,
-    /// Held while EC2 is asked, so that fifty launches at once ask once.
+    /// Held while EC2 is asked, so that many launches at the same time send one request.
     found: Mutex<HashMap<Arch, (Instant, Image)>>,
 }
 
-/// What EC2 calls it.
+/// EC2's name of an arch.
 pub(super) const fn architecture(arch: Arch) -> &'static str {
     match arch {
         Arch::Amd64 => "x86_64",
@@ -67,11 +64,11 @@ impl Images {
         Self { client, named, found: Mutex::default() }
     }
 
-    /// The image that the configuration names, or the newest golden one of this account.
-    pub(super) async fn of(&self, arch: Arch) -> Result<Image, NoImage> {
+    /// The image that the configuration names, or the newest golden image of this account.
+    pub(super) async fn of(&self, arch: Arch) -> Result<Image, ImageError> {
         let mut found = self.found.lock().await;
         if let Some((at, image)) = found.get(&arch)
-            && at.elapsed() < KEPT
+            && at.elapsed() < IMAGE_TTL
         {
             return Ok(image.clone());
         }
@@ -83,35 +80,35 @@ impl Images {
         Ok(image)
     }
 
-    /// Looks again at the next question: the image is gone.
+    /// Removes an image that EC2 does not have any more, so that the next launch asks for it again.
     pub(super) async fn forget(&self, arch: Arch) {
         self.found.lock().await.remove(&arch);
     }
 
-    async fn named(&self, arch: Arch, id: &str) -> Result<Image, NoImage> {
-        let answer = self.client.describe_images().image_ids(id).send().await.map_err(Fault::from);
+    async fn named(&self, arch: Arch, id: &str) -> Result<Image, ImageError> {
+        let response = self.client.describe_images().image_ids(id).send().await;
         let missing =
-            |what: &str| NoImage::Missing(format!("{id} {what}; check image-{arch} in [aws]"));
-        let images = match answer {
-            Ok(answer) => answer.images.unwrap_or_default(),
-            Err(fault) if fault.is_of_image() => return Err(missing(fault.words())),
-            Err(fault) => return Err(fault.into()),
+            |what: &str| ImageError::Missing(format!("{id} {what}; check image-{arch} in [aws]"));
+        let images = match response.map_err(Ec2Error::from) {
+            Ok(response) => response.images.unwrap_or_default(),
+            Err(error) if error.is_of_image() => return Err(missing(error.message())),
+            Err(error) => return Err(error.into()),
         };
         let Some(image) = images.into_iter().next() else {
             return Err(missing("does not exist in this region"));
         };
-        if let Some(state) = image.state.as_ref().filter(|it| **it != ImageState::Available) {
+        if let Some(state) = image.state.as_ref().filter(|state| **state != ImageState::Available) {
             return Err(missing(&format!("is {}", state.as_str())));
         }
-        let its = image.architecture.as_ref().map(|it| it.as_str().to_owned()).unwrap_or_default();
-        if its != architecture(arch) {
-            let problem = format!("{id} is {its}, and image-{arch} in [aws] names it");
-            return Err(NoImage::Missing(problem));
+        let found = image.architecture.as_ref().map(|arch| arch.as_str()).unwrap_or_default();
+        if found != architecture(arch) {
+            let problem = format!("{id} is {found}, and image-{arch} in [aws] names it");
+            return Err(ImageError::Missing(problem));
         }
         Ok(bootable(image))
     }
 
-    async fn newest(&self, arch: Arch) -> Result<Image, NoImage> {
+    async fn newest(&self, arch: Arch) -> Result<Image, ImageError> {
         let request = self.client.describe_images().owners("self").set_filters(Some(vec![
             filter("tag-key", IMAGE_TAG),
             filter("architecture", architecture(arch)),
@@ -120,12 +117,12 @@ impl Images {
         let mut pages = request.into_paginator().send();
         let mut images = Vec::new();
         while let Some(page) = pages.next().await {
-            images.extend(page.map_err(Fault::from)?.images.unwrap_or_default());
+            images.extend(page.map_err(Ec2Error::from)?.images.unwrap_or_default());
         }
-        // All times are written alike, so they sort as texts.
+        // All times have the same form, so they are ordered as texts.
         let newest = images.into_iter().map(bootable).max_by(|a, b| a.created.cmp(&b.created));
         newest.ok_or_else(|| {
-            NoImage::Missing(format!(
+            ImageError::Missing(format!(
                 "no golden image for {arch}: this account has no available image in this region with the \
                  tag {IMAGE_TAG} and architecture {}; build one with packer/, or name one: image-{arch} \
                  in [aws]",
@@ -140,7 +137,7 @@ fn bootable(image: Described) -> Image {
     Image {
         version: version.and_then(|tag| tag.value()).map(str::to_owned),
         id: image.image_id.unwrap_or_default(),
-        // What Amazon's and Debian's images have.
+        // The name in images of Amazon and Debian.
         root_device: image.root_device_name.unwrap_or_else(|| "/dev/xvda".to_owned()),
         created: image.creation_date.unwrap_or_default(),
     }

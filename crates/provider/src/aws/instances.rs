@@ -1,4 +1,4 @@
-//! The instances that belong to a core: found by their tags, and ended.
+//! The instances of a core: found by their tags, listed and ended.
 
 use std::collections::BTreeMap;
 
@@ -7,21 +7,21 @@ use stagely_state::comparison::{Listed, ListedState};
 use stagely_state::ids::MachineId;
 use tracing::warn;
 
-use super::fault::{Fault, Kind};
+use super::error::{Ec2Error, Kind};
 use super::images::filter;
 use super::{AwsProvider, CORE_TAG, MACHINE_TAG};
 use crate::ProviderError;
 
-/// The most that EC2 gives.
+/// EC2's limit.
 const PAGE_SIZE: i32 = 1000;
 
 impl AwsProvider {
-    /// All instances with the machine's tag, also those that are gone.
-    pub(super) async fn find(&self, machine: MachineId) -> Result<Vec<Instance>, Fault> {
-        self.described(Some(machine)).await
+    /// All instances with the machine's tag, including those that have ended.
+    pub(super) async fn find(&self, machine: MachineId) -> Result<Vec<Instance>, Ec2Error> {
+        self.instances(Some(machine)).await
     }
 
-    async fn described(&self, machine: Option<MachineId>) -> Result<Vec<Instance>, Fault> {
+    async fn instances(&self, machine: Option<MachineId>) -> Result<Vec<Instance>, Ec2Error> {
         let mut filters = vec![filter(&format!("tag:{CORE_TAG}"), self.core_id.as_str())];
         if let Some(machine) = machine {
             filters.push(filter(&format!("tag:{MACHINE_TAG}"), machine.to_string()));
@@ -38,24 +38,24 @@ impl AwsProvider {
     }
 
     pub(super) async fn terminate_all(&self, machine: MachineId) -> Result<(), ProviderError> {
-        for instance in self.find(machine).await?.iter().filter(|it| is_live(it)) {
+        for instance in self.find(machine).await?.iter().filter(|instance| is_live(instance)) {
             self.terminate_instance(instance).await?;
         }
         Ok(())
     }
 
-    async fn terminate_instance(&self, instance: &Instance) -> Result<(), Fault> {
+    async fn terminate_instance(&self, instance: &Instance) -> Result<(), Ec2Error> {
         let Some(id) = instance.instance_id() else { return Ok(()) };
         let ended = self.client.terminate_instances().instance_ids(id).send().await;
-        match ended.map_err(Fault::from) {
-            Err(fault) if fault.kind != Kind::NotFound => Err(fault),
+        match ended.map_err(Ec2Error::from) {
+            Err(error) if error.kind != Kind::NotFound => Err(error),
             _ => Ok(()),
         }
     }
 
     pub(super) async fn list_machines(&self) -> Result<Vec<Listed>, ProviderError> {
         let mut machines: BTreeMap<MachineId, Vec<Instance>> = BTreeMap::new();
-        for instance in self.described(None).await? {
+        for instance in self.instances(None).await? {
             if let Some(machine) = machine_of(&instance) {
                 machines.entry(machine).or_default().push(instance);
             } else {
@@ -73,9 +73,9 @@ impl AwsProvider {
             for surplus in surplus(instances) {
                 let id = surplus.instance_id();
                 warn!(%machine, id, "a second instance of one machine is ended");
-                // The list is right all the same, and the next one shows it again.
-                if let Err(fault) = self.terminate_instance(&surplus).await {
-                    warn!(%machine, id, %fault, "it is not ended");
+                // The next list contains it again.
+                if let Err(error) = self.terminate_instance(&surplus).await {
+                    warn!(%machine, id, %error, "it is not ended");
                 }
             }
         }
@@ -88,7 +88,7 @@ fn machine_of(instance: &Instance) -> Option<MachineId> {
     tag.value()?.parse().ok()
 }
 
-/// Whether it costs money. What is stopped still has its volume, and can be started by people.
+/// Whether it costs money. A stopped instance still has its volume, and people can start it.
 pub(super) fn is_live(instance: &Instance) -> bool {
     let state = instance.state().and_then(|state| state.name());
     !matches!(state, Some(InstanceStateName::ShuttingDown | InstanceStateName::Terminated))
@@ -104,19 +104,19 @@ fn state_of(instances: &[Instance]) -> ListedState {
     ListedState::Gone { taken_back }
 }
 
-/// All live ones but the oldest: two launches of one machine, one of whose answers was lost.
+/// All live instances but the oldest. They result from launches of one machine whose responses were lost.
 fn surplus(instances: Vec<Instance>) -> Vec<Instance> {
     let mut live: Vec<Instance> = instances.into_iter().filter(is_live).collect();
     sort_by_age(&mut live);
     live.split_off(live.len().min(1))
 }
 
-/// The oldest first.
+/// Sorts the oldest instance to the front.
 pub(super) fn sort_by_age(instances: &mut [Instance]) {
-    let age = |it: &Instance| {
-        (it.launch_time().map(|at| (at.secs(), at.subsec_nanos())), it.instance_id.clone())
-    };
-    instances.sort_by_key(age);
+    instances.sort_by_key(|instance| {
+        let launched_at = instance.launch_time().map(|at| (at.secs(), at.subsec_nanos()));
+        (launched_at, instance.instance_id.clone())
+    });
 }
 
 #[cfg(test)]
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn what_costs_money_is_live() {
+    fn instances_that_cost_money_are_live() {
         use InstanceStateName::{Pending, Running, ShuttingDown, Stopped, Stopping, Terminated};
         for state in [Pending, Running, Stopping, Stopped] {
             assert_eq!(state_of(&[instance(state, "")]), ListedState::Live);
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_spot_market_has_taken_back_is_known_by_its_reason() {
+    fn an_instance_that_the_spot_market_took_back_has_its_reason() {
         let gone = instance(InstanceStateName::Terminated, "Server.SpotInstanceTermination");
         assert_eq!(state_of(std::slice::from_ref(&gone)), ListedState::Gone { taken_back: true });
         let other = instance(InstanceStateName::Running, "");

@@ -1,4 +1,4 @@
-//! Asks for an instance, candidate after candidate.
+//! Launches an instance: tries one candidate after the other.
 
 use std::time::Duration;
 
@@ -17,106 +17,123 @@ use sha2::{Digest as _, Sha256};
 use stagely_protocol::agent_config::AgentConfig;
 use stagely_state::ids::MachineId;
 use stagely_state::{Market, Placement, Usd};
+use thiserror::Error;
 use tracing::info;
 
-use super::fault::{Fault, Kind};
-use super::images::{Image, NoImage};
+use super::error::{Ec2Error, Kind};
+use super::images::{Image, ImageError};
 use super::instances::{is_live, sort_by_age};
 use super::{AwsProvider, CORE_TAG, JOB_TAG, MACHINE_TAG};
-use crate::user_data::user_data;
-use crate::{Candidate, LaunchError, LaunchRequest};
+use crate::catalog::Candidate;
+use crate::{LaunchError, LaunchRequest, user_data};
 
-/// How often an instance is looked for that EC2 says is there, and how long to wait between two looks.
-const LOOKS: u32 = 5;
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// The searches for an instance that EC2 has launched and does not show yet, and the time between two of them.
+const SEARCHES: u32 = 5;
+const SEARCH_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Its prefix says which of the two `zone` is.
+/// The prefix tells subnets from zones in [`Candidate::zone`].
 const SUBNET_PREFIX: &str = "subnet-";
+
+/// Why no instance was launched, where EC2's last error does not say it.
+#[derive(Debug, Error)]
+enum LaunchProblem {
+    #[error("tried {}", .0.join("; "))]
+    NoCapacity(Vec<String>),
+    #[error("EC2 had launched {0}, and it has ended")]
+    Ended(MachineId),
+    #[error("EC2 has launched {0} and does not show it yet")]
+    NotShown(MachineId),
+}
 
 impl AwsProvider {
     pub(super) async fn launch_once(
         &self,
         request: &LaunchRequest,
     ) -> Result<Placement, LaunchError> {
-        let there = self.find(request.machine).await.map_err(|fault| not_seen(&fault))?;
-        if let Some(placement) = self.oldest_live(request, there) {
-            self.unclear().remove(&request.machine);
+        let machine = request.machine;
+        let candidates = self.catalog.candidates(&request.spec);
+        let found = self.find(machine).await.map_err(Ec2Error::into_search_error)?;
+        if let Some(placement) = self.oldest_live(&candidates, found) {
+            self.unclear().remove(&machine);
             return Ok(placement);
         }
-        let image = self.images.of(request.arch).await.map_err(|error| match error {
-            NoImage::Fault(fault) => not_seen(&fault),
-            NoImage::Missing(problem) => LaunchError::Permanent(problem),
+        let image = self.images.of(request.spec.arch).await.map_err(|error| match error {
+            ImageError::Ec2(error) => error.into_search_error(),
+            ImageError::Missing(_) => LaunchError::Permanent(error.into()),
         })?;
-        let user_data = self.user_data(request)?;
+        let user_data = self.user_data(request, &candidates)?;
         let mut refused = Vec::new();
-        for candidate in self.in_order(request) {
-            // Whoever asks may give up before there is an answer.
-            self.unclear().insert(request.machine, candidate.clone());
+        for candidate in self.in_order(machine, candidates.clone()) {
+            // Core may give up before EC2 answers.
+            self.unclear().insert(machine, candidate.clone());
             let launched = self.run_instance(request, &candidate, &image, &user_data).await;
-            if !matches!(&launched, Err(fault) if fault.kind == Kind::Unclear) {
-                self.unclear().remove(&request.machine);
+            if !matches!(&launched, Err(error) if error.kind == Kind::Unclear) {
+                self.unclear().remove(&machine);
             }
-            if let Err(fault) = &launched {
-                info!(machine = %request.machine, ?candidate, %fault, "not launched");
+            if let Err(error) = &launched {
+                info!(%machine, ?candidate, %error, "not launched");
             }
             match launched {
-                Ok(instance) if is_live(&instance) => return Ok(placed(&instance, &candidate)),
-                // The answer to an earlier request with this token.
-                Ok(_) => return Err(ended(request.machine)),
-                Err(fault) if fault.kind == Kind::Capacity => {
-                    refused.push(format!("{} ({fault})", shown(&candidate)));
+                Ok(instance) if is_live(&instance) => return Ok(placement(&instance, &candidate)),
+                // The response to an earlier request with this token.
+                Ok(_) => return Err(ended(machine)),
+                Err(error) if error.kind == Kind::Capacity => {
+                    refused.push(format!("{} ({error})", label(&candidate)));
                 }
-                Err(fault) if fault.kind == Kind::TokenUsed => {
-                    return self.launched_earlier(request).await;
+                Err(error) if error.kind == Kind::TokenUsed => {
+                    return self.find_launched(machine, &candidates).await;
                 }
-                Err(fault) => return Err(self.failed(request, fault).await),
+                Err(error) => return Err(self.launch_error(request, error).await),
             }
         }
-        let tried = refused.join("; ");
-        Err(LaunchError::NoCapacity(format!("tried {tried}")))
+        Err(LaunchError::NoCapacity(LaunchProblem::NoCapacity(refused).into()))
     }
 
-    /// A failure that no other candidate is tried after.
-    async fn failed(&self, request: &LaunchRequest, fault: Fault) -> LaunchError {
-        if fault.is_of_image() {
-            // Somebody has removed it since it was found. Nothing was started, and the next try looks again.
-            self.images.forget(request.arch).await;
-            return LaunchError::Throttled { message: fault.to_string(), wait: None };
+    /// The error after which no other candidate is tried.
+    async fn launch_error(&self, request: &LaunchRequest, error: Ec2Error) -> LaunchError {
+        if error.is_of_image() {
+            // The image was removed since it was found. Nothing was started, and the next attempt asks for the
+            // image again.
+            self.images.forget(request.spec.arch).await;
+            return LaunchError::Throttled { cause: error.into(), wait: None };
         }
-        fault.into_launch_error()
+        error.into_launch_error()
     }
 
-    /// The candidates, and before them the one that may have been started.
-    fn in_order(&self, request: &LaunchRequest) -> Vec<Candidate> {
-        let mut candidates = request.candidates.clone();
-        let unclear = self.unclear().get(&request.machine).cloned();
-        if let Some(position) = unclear.and_then(|it| candidates.iter().position(|c| *c == it)) {
+    /// The candidates. The one that may have been started comes first.
+    fn in_order(&self, machine: MachineId, mut candidates: Vec<Candidate>) -> Vec<Candidate> {
+        let unclear = self.unclear().get(&machine).cloned();
+        let position = unclear.and_then(|unclear| candidates.iter().position(|c| *c == unclear));
+        if let Some(position) = position {
             candidates[..=position].rotate_right(1);
         }
         candidates
     }
 
-    /// EC2 knows the token, and has another request for it: of a core that was killed before it heard the
-    /// answer, for one, since each request has an agent's token of its own.
-    async fn launched_earlier(&self, request: &LaunchRequest) -> Result<Placement, LaunchError> {
-        let machine = request.machine;
-        for look in 0..LOOKS {
-            if look > 0 {
-                tokio::time::sleep(LOOK_INTERVAL).await;
+    /// Finds the instance of an earlier request with the same client token. The requests differ because each has a
+    /// new token for the agent. An earlier core was killed before it got the response.
+    async fn find_launched(
+        &self,
+        machine: MachineId,
+        candidates: &[Candidate],
+    ) -> Result<Placement, LaunchError> {
+        for search in 0..SEARCHES {
+            if search > 0 {
+                tokio::time::sleep(SEARCH_INTERVAL).await;
             }
-            let found = self.find(machine).await.map_err(|fault| not_seen(&fault))?;
+            let found = self.find(machine).await.map_err(Ec2Error::into_search_error)?;
             let is_known = !found.is_empty();
-            if let Some(placement) = self.oldest_live(request, found) {
+            if let Some(placement) = self.oldest_live(candidates, found) {
                 return Ok(placement);
             }
             if is_known {
                 return Err(ended(machine));
             }
         }
-        Err(LaunchError::Unclear(format!("EC2 has launched {machine} and does not show it yet")))
+        Err(LaunchError::Unclear(LaunchProblem::NotShown(machine).into()))
     }
 
-    fn oldest_live(&self, request: &LaunchRequest, found: Vec<Instance>) -> Option<Placement> {
+    fn oldest_live(&self, candidates: &[Candidate], found: Vec<Instance>) -> Option<Placement> {
         let mut live: Vec<Instance> = found.into_iter().filter(is_live).collect();
         sort_by_age(&mut live);
         let instance = live.first()?;
@@ -125,8 +142,9 @@ impl AwsProvider {
             Some(InstanceLifecycleType::Spot) => Market::Spot,
             _ => Market::OnDemand,
         };
-        let mut known = request.candidates.iter();
-        let known = known.find(|it| it.instance_type == name && it.market == market).cloned();
+        let is_same =
+            |candidate: &&Candidate| candidate.instance_type == name && candidate.market == market;
+        let known = candidates.iter().find(is_same).cloned();
         let price = self.catalog.instance_type(name).and_then(|known| known.price);
         let candidate = known.unwrap_or_else(|| Candidate {
             instance_type: name.to_owned(),
@@ -135,15 +153,19 @@ impl AwsProvider {
             price,
             max_price: None,
         });
-        Some(placed(instance, &candidate))
+        Some(placement(instance, &candidate))
     }
 
-    fn user_data(&self, request: &LaunchRequest) -> Result<String, LaunchError> {
-        let is_spot = |candidate: &Candidate| candidate.market == Market::Spot;
-        let watch_spot = request.candidates.iter().any(is_spot);
+    fn user_data(
+        &self,
+        request: &LaunchRequest,
+        candidates: &[Candidate],
+    ) -> Result<String, LaunchError> {
+        let watch_spot = candidates.iter().any(|candidate| candidate.market == Market::Spot);
         let agent = AgentConfig { watch_spot, ..request.agent.clone() };
         let request = LaunchRequest { agent, ..request.clone() };
-        Ok(BASE64.encode(user_data(&request, self.config.image_kind)?))
+        let user_data = user_data::compressed(&request, self.config.image_kind);
+        Ok(BASE64.encode(user_data.map_err(|error| LaunchError::Permanent(error.into()))?))
     }
 
     async fn run_instance(
@@ -152,20 +174,20 @@ impl AwsProvider {
         candidate: &Candidate,
         image: &Image,
         user_data: &str,
-    ) -> Result<Instance, Fault> {
+    ) -> Result<Instance, Ec2Error> {
         let tags = self.tags(request);
-        let sent = self
+        let request_builder = self
             .run_instances(candidate, image, &tags)
             .client_token(client_token(request.machine, candidate))
             .user_data(user_data);
-        // Core repeats it itself: here a lack of capacity, which has status 500, would be asked for again.
+        // Core retries itself. The SDK would also retry after a lack of capacity, which has status 500.
         let once = aws_sdk_ec2::config::Builder::new().retry_config(RetryConfig::disabled());
-        let answer = sent.customize().config_override(once).send().await?;
-        let instance = answer.instances.and_then(|instances| instances.into_iter().next());
-        instance.ok_or_else(|| Fault::unclear("EC2 has answered without an instance"))
+        let response = request_builder.customize().config_override(once).send().await?;
+        let instance = response.instances.and_then(|instances| instances.into_iter().next());
+        instance.ok_or_else(|| Ec2Error::unclear("EC2 has answered without an instance"))
     }
 
-    /// The request for an instance, but for what is one machine's own.
+    /// The request for an instance without the client token and the user data of a machine.
     pub(super) fn run_instances(
         &self,
         candidate: &Candidate,
@@ -183,7 +205,7 @@ impl AwsProvider {
         let metadata = InstanceMetadataOptionsRequest::builder()
             .http_endpoint(InstanceMetadataEndpointState::Enabled)
             .http_tokens(HttpTokensState::Required)
-            // One hop ends at the machine: its containers cannot ask.
+            // One hop ends at the machine, so its containers cannot reach the service.
             .http_put_response_hop_limit(1)
             .build();
         let profile = settings.instance_profile.as_ref().map(|profile| {
@@ -192,11 +214,11 @@ impl AwsProvider {
             if is_arn { named.arn(profile) } else { named.name(profile) }.build()
         });
         let groups = Some(settings.security_groups.clone()).filter(|groups| !groups.is_empty());
-        let on = |resource| {
+        let tagged = |resource| {
             let tags = Some(tags.to_vec());
             TagSpecification::builder().resource_type(resource).set_tags(tags).build()
         };
-        let sent = self
+        let request = self
             .client
             .run_instances()
             .min_count(1)
@@ -208,13 +230,13 @@ impl AwsProvider {
             .set_iam_instance_profile(profile)
             .set_security_group_ids(groups)
             .instance_initiated_shutdown_behavior(ShutdownBehavior::Terminate)
-            .tag_specifications(on(ResourceType::Instance))
-            .tag_specifications(on(ResourceType::Volume));
-        bought(put(sent, candidate), candidate)
+            .tag_specifications(tagged(ResourceType::Instance))
+            .tag_specifications(tagged(ResourceType::Volume));
+        with_market(with_zone(request, candidate), candidate)
     }
 
     fn tags(&self, request: &LaunchRequest) -> Vec<Tag> {
-        let name = format!("stagely {} {}", request.fleet, request.machine);
+        let name = format!("stagely {} {}", request.spec.fleet, request.machine);
         let mut tags = vec![
             tag(CORE_TAG, self.core_id.as_str()),
             tag(MACHINE_TAG, &request.machine.to_string()),
@@ -225,17 +247,25 @@ impl AwsProvider {
     }
 }
 
-fn put(sent: RunInstancesFluentBuilder, candidate: &Candidate) -> RunInstancesFluentBuilder {
+fn with_zone(
+    request: RunInstancesFluentBuilder,
+    candidate: &Candidate,
+) -> RunInstancesFluentBuilder {
     match &candidate.zone {
-        Some(subnet) if subnet.starts_with(SUBNET_PREFIX) => sent.subnet_id(subnet),
-        Some(zone) => sent.placement(PlacementRequest::builder().availability_zone(zone).build()),
-        None => sent,
+        Some(subnet) if subnet.starts_with(SUBNET_PREFIX) => request.subnet_id(subnet),
+        Some(zone) => {
+            request.placement(PlacementRequest::builder().availability_zone(zone).build())
+        }
+        None => request,
     }
 }
 
-fn bought(sent: RunInstancesFluentBuilder, candidate: &Candidate) -> RunInstancesFluentBuilder {
+fn with_market(
+    request: RunInstancesFluentBuilder,
+    candidate: &Candidate,
+) -> RunInstancesFluentBuilder {
     if candidate.market == Market::OnDemand {
-        return sent;
+        return request;
     }
     let spot = SpotMarketOptions::builder()
         .spot_instance_type(SpotInstanceType::OneTime)
@@ -243,10 +273,10 @@ fn bought(sent: RunInstancesFluentBuilder, candidate: &Candidate) -> RunInstance
         .set_max_price(candidate.max_price.map(dollars))
         .build();
     let market = InstanceMarketOptionsRequest::builder().market_type(MarketType::Spot);
-    sent.instance_market_options(market.spot_options(spot).build())
+    request.instance_market_options(market.spot_options(spot).build())
 }
 
-/// As EC2 reads it: `0.05`.
+/// An amount in EC2's form: `0.05`.
 fn dollars(amount: Usd) -> String {
     let text = format!("{}.{:06}", amount.0 / 1_000_000, amount.0 % 1_000_000);
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
@@ -256,8 +286,8 @@ pub(super) fn tag(key: &str, value: &str) -> Tag {
     Tag::builder().key(key).value(value).build()
 }
 
-/// One for each candidate of a machine, and always the same: a repeated request starts nothing twice. EC2 takes
-/// 64 ASCII characters.
+/// The token of a candidate of a machine. It is the same in each attempt, so that a repeated request starts no second
+/// instance. EC2 allows 64 ASCII characters.
 fn client_token(machine: MachineId, candidate: &Candidate) -> String {
     let Candidate { instance_type, zone, market, .. } = candidate;
     let zone = zone.as_deref().unwrap_or_default();
@@ -266,34 +296,26 @@ fn client_token(machine: MachineId, candidate: &Candidate) -> String {
     format!("{machine}-{:032x}", u128::from_be_bytes(start))
 }
 
-fn placed(instance: &Instance, candidate: &Candidate) -> Placement {
-    let zone = instance.placement().and_then(|it| it.availability_zone()).map(str::to_owned);
+fn placement(instance: &Instance, candidate: &Candidate) -> Placement {
+    let zone = instance.placement().and_then(|placement| placement.availability_zone());
     Placement {
         provider_id: instance.instance_id().unwrap_or_default().to_owned(),
         instance_type: candidate.instance_type.clone(),
-        zone: zone.or_else(|| candidate.zone.clone()),
+        zone: zone.map(str::to_owned).or_else(|| candidate.zone.clone()),
         market: candidate.market,
-        // What a spot machine costs at most: never more than one on demand.
+        // The highest price of a spot machine, which never costs more than one on demand.
         price: candidate.max_price.into_iter().chain(candidate.price).min(),
     }
 }
 
-fn shown(candidate: &Candidate) -> String {
+/// For people.
+fn label(candidate: &Candidate) -> String {
     let zone = candidate.zone.as_deref().unwrap_or("any zone");
     format!("{} {} in {zone}", candidate.market, candidate.instance_type)
 }
 
 fn ended(machine: MachineId) -> LaunchError {
-    LaunchError::NoCapacity(format!("EC2 had launched {machine}, and it has ended"))
-}
-
-/// For a failed look at what is there: an earlier request may have started something.
-fn not_seen(fault: &Fault) -> LaunchError {
-    match fault.kind {
-        Kind::Permanent | Kind::NotFound => LaunchError::Permanent(fault.to_string()),
-        Kind::Throttled => LaunchError::Throttled { message: fault.to_string(), wait: None },
-        Kind::Capacity | Kind::TokenUsed | Kind::Unclear => LaunchError::Unclear(fault.to_string()),
-    }
+    LaunchError::NoCapacity(LaunchProblem::Ended(machine).into())
 }
 
 #[cfg(test)]
@@ -307,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_token_is_the_candidates_own_and_short_enough() {
+    fn each_candidate_has_its_own_short_client_token() {
         let machine = machine_id();
         let tokens = [
             candidate("c5.xlarge", None, Market::OnDemand),
@@ -325,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn an_amount_is_written_as_ec2_reads_it() {
+    fn amounts_have_the_form_that_ec2_reads() {
         assert_eq!(dollars(Usd(50_000)), "0.05");
         assert_eq!(dollars(Usd(1_000_000)), "1");
         assert_eq!(dollars(Usd(12_345_678)), "12.345678");

@@ -1,4 +1,4 @@
-//! What EC2 has, in this region, of what the configuration names.
+//! The instance types of the configuration that this region has.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,11 +9,11 @@ use stagely_protocol::Arch;
 use stagely_state::MachineSize;
 
 use super::AwsProvider;
-use super::fault::Fault;
-use super::images::{NoImage, architecture};
-use crate::{Offer, ProviderError};
+use super::error::Ec2Error;
+use super::images::{ImageError, architecture};
+use crate::{Offer, OfferProblem, ProviderError};
 
-/// The most names in one request.
+/// EC2's limit for the names in one request.
 const NAMES_MAX: usize = 100;
 
 impl AwsProvider {
@@ -24,8 +24,8 @@ impl AwsProvider {
         for arch in arches {
             let problem = match self.images.of(arch).await {
                 Ok(_) => None,
-                Err(NoImage::Missing(problem)) => Some(problem),
-                Err(NoImage::Fault(fault)) => return Err(fault.into()),
+                Err(ImageError::Missing(problem)) => Some(OfferProblem::NoImage(problem)),
+                Err(ImageError::Ec2(error)) => return Err(error.into()),
             };
             images.insert(arch, problem);
         }
@@ -33,7 +33,7 @@ impl AwsProvider {
         for (fleet, arch, size, names) in self.catalog.sizes() {
             for name in names {
                 let info = types.get(name);
-                let no_image = images.get(&arch).and_then(Option::as_deref);
+                let no_image = images.get(&arch).cloned().flatten();
                 let problem = problem(name, arch, size, info);
                 offers.push(Offer {
                     fleet,
@@ -43,21 +43,21 @@ impl AwsProvider {
                     price: self.catalog.instance_type(name).and_then(|known| known.price),
                     spot: info.is_some_and(|info| is_sold(info, &UsageClassType::Spot)),
                     exists: problem.is_none(),
-                    problem: problem.or(no_image.map(str::to_owned)),
+                    problem: problem.map(OfferProblem::NotSold).or(no_image),
                 });
             }
         }
         Ok(offers)
     }
 
-    /// Those of the catalog that the region has, by name.
-    async fn instance_types(&self) -> Result<BTreeMap<String, InstanceTypeInfo>, Fault> {
+    /// The types of the catalog that the region has, by name.
+    async fn instance_types(&self) -> Result<BTreeMap<String, InstanceTypeInfo>, Ec2Error> {
         let sizes = self.catalog.sizes();
         let names: BTreeSet<&String> = sizes.flat_map(|(_, _, _, names)| names).collect();
         let names: Vec<&String> = names.into_iter().collect();
         let mut found = BTreeMap::new();
         for names in names.chunks(NAMES_MAX) {
-            // As a filter, so that a name which the region does not know is missing and no error.
+            // A filter, because a list of names fails where the region lacks one of them.
             let values = Some(names.iter().map(ToString::to_string).collect());
             let wanted = Filter::builder().name("instance-type").set_values(values).build();
             let request = self.client.describe_instance_types().filters(wanted);
@@ -73,10 +73,11 @@ impl AwsProvider {
     }
 }
 
-fn is_sold(info: &InstanceTypeInfo, how: &UsageClassType) -> bool {
-    info.supported_usage_classes().contains(how)
+fn is_sold(info: &InstanceTypeInfo, usage: &UsageClassType) -> bool {
+    info.supported_usage_classes().contains(usage)
 }
 
+/// Why the type cannot be launched, if it cannot.
 fn problem(
     name: &str,
     arch: Arch,
@@ -86,10 +87,10 @@ fn problem(
     let Some(info) = info else {
         return Some(format!("this region has no {name}; name another for {arch}.{size} in [aws]"));
     };
-    let its = info.processor_info().map(ProcessorInfo::supported_architectures).unwrap_or_default();
-    if !its.iter().any(|it| it.as_str() == architecture(arch)) {
-        let its: Vec<&str> = its.iter().map(ArchitectureType::as_str).collect();
-        return Some(format!("{name} is {}, not {}", its.join(", "), architecture(arch)));
+    let found = info.processor_info().map(ProcessorInfo::supported_architectures);
+    let found: Vec<&str> = found.unwrap_or_default().iter().map(ArchitectureType::as_str).collect();
+    if !found.contains(&architecture(arch)) {
+        return Some(format!("{name} is {}, not {}", found.join(", "), architecture(arch)));
     }
     let is_sold = is_sold(info, &UsageClassType::OnDemand) || is_sold(info, &UsageClassType::Spot);
     (!is_sold).then(|| format!("{name} is sold neither on demand nor on the spot market"))

@@ -1,12 +1,12 @@
-//! The least that AWS must allow.
+//! The IAM policy with the least permissions that Stagely needs.
 
 use serde_json::{Value, json};
 
 use super::{CORE_TAG, MACHINE_TAG};
 
-/// A policy of IAM that allows what Stagely does in `region`, and no more: what it launches has its tag, and it
-/// ends and tags nothing else. With `instance_profile`, a name or an ARN, it may hand its role to its machines: the
-/// one of the same name, as AWS's console makes them.
+/// A policy for `region`. It allows to launch instances with core's tag, and to end and tag no others. With
+/// `instance_profile`, a name or an ARN, it allows to pass the role of the same name to machines. AWS's console gives
+/// a profile and its role the same name.
 pub fn policy(region: &str, instance_profile: Option<&str>) -> Value {
     let partition = match region {
         _ if region.starts_with("cn-") => "aws-cn",
@@ -26,7 +26,7 @@ pub fn policy(region: &str, instance_profile: Option<&str>) -> Value {
                 "ec2:DescribeSecurityGroups",
                 "ec2:DescribeSubnets"
             ],
-            // These know no resources.
+            // These actions have no resources.
             "Resource": "*"
         }),
         json!({
@@ -87,18 +87,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_is_ended_that_has_not_our_tag_and_no_role_is_handed_over_unasked() {
+    fn only_tagged_instances_are_ended_and_no_role_is_passed_without_a_profile() {
         let text = policy("cn-north-1", None).to_string();
         assert!(text.contains("arn:aws-cn:ec2:cn-north-1:*:instance/*"), "{text}");
         assert!(!text.contains("iam:PassRole"), "{text}");
         let profile = "arn:aws:iam::1:instance-profile/stagely-machine";
         let policy = policy("eu-west-1", Some(profile));
         let statements = policy["Statement"].as_array().unwrap();
-        let ends = statements.iter().filter(|it| it["Action"] == "ec2:TerminateInstances");
+        let ends =
+            statements.iter().filter(|statement| statement["Action"] == "ec2:TerminateInstances");
         for end in ends {
             assert_eq!(end["Condition"]["Null"]["aws:ResourceTag/stagely:core"], "false");
         }
-        let hands_over = statements.iter().find(|it| it["Action"] == "iam:PassRole").unwrap();
-        assert_eq!(hands_over["Resource"], "arn:aws:iam::*:role/stagely-machine");
+        let pass = statements.iter().find(|statement| statement["Action"] == "iam:PassRole");
+        assert_eq!(pass.unwrap()["Resource"], "arn:aws:iam::*:role/stagely-machine");
     }
 }

@@ -4,31 +4,32 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 
 use serde::Deserialize;
-use stagely_state::{Fleet, ProviderName};
+use stagely_state::Fleet;
 use url::Url;
 
+use super::types::{DEFAULTS, KNOWN};
 use crate::catalog::{Catalog, CatalogSettings};
 use crate::settings::{FleetTypes, ImageKind, InstanceTypeSettings, SettingError, check_cloud_url};
 
-/// The `[aws]` table. Credentials are found as by the AWS command line: environment, `~/.aws`, SSO, or the
-/// role of the machine that core runs on.
+/// The `[aws]` table. Credentials have the same sources as those of the AWS command line: environment, `~/.aws`, SSO,
+/// or the role of core's host.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct AwsSettings {
-    /// The region. Default: `AWS_REGION`, or that of the profile.
+    /// Default: `AWS_REGION`, or the region of the profile.
     pub region: Option<String>,
     /// The profile of `~/.aws`. Default: `AWS_PROFILE`, or `default`.
     pub profile: Option<String>,
-    /// The address of EC2's API. Default: that of the region.
+    /// The address of EC2's API. Default: the address of the region.
     pub endpoint: Option<Url>,
-    /// The subnets that machines are put in, tried in this order. Default: those of the default VPC.
+    /// The subnets of machines, in the order in which they are tried. Default: those of the default VPC.
     pub subnets: Vec<String>,
-    /// The availability zones of the default VPC that machines are put in, tried in this order, where no
-    /// subnets are named. Default: EC2 chooses.
+    /// The availability zones of machines in the default VPC, in the order in which they are tried. They apply where
+    /// no subnets are named. Default: EC2 chooses.
     pub zones: Vec<String>,
-    /// The security groups of all machines, by id. They need no way in. Default: the VPC's own.
+    /// The security groups of all machines, by id. No inbound rule is needed. Default: the group of the VPC.
     pub security_groups: Vec<String>,
-    /// The instance profile of all machines: what runs on them may do what it may. Default: none.
+    /// The instance profile of all machines. All programs on them have its permissions. Default: none.
     pub instance_profile: Option<String>,
     /// The image of AMD64 machines. Default: the newest golden image of this account.
     pub image_amd64: Option<String>,
@@ -74,7 +75,7 @@ impl Default for AwsSettings {
 const VOLUME_GIB_MAX: u32 = 65_536;
 
 impl AwsSettings {
-    /// Checks what the types alone cannot.
+    /// Checks the constraints that the types do not express.
     ///
     /// # Errors
     /// [`SettingError`], naming the setting.
@@ -89,18 +90,19 @@ impl AwsSettings {
         self.catalog().map(drop)
     }
 
-    /// Where machines are put, in the order in which it is tried: subnets or zones. Empty: EC2 chooses.
+    /// The subnets or zones of machines, in the order in which they are tried. Where there are none, EC2 chooses.
     pub fn places(&self) -> &[String] {
         if self.subnets.is_empty() { &self.zones } else { &self.subnets }
     }
 
-    /// What can be launched.
+    /// The instance types of all sizes.
     ///
     /// # Errors
     /// [`SettingError`], naming the setting.
     pub fn catalog(&self) -> Result<Catalog, SettingError> {
         Catalog::new(&CatalogSettings {
-            provider: ProviderName::Aws,
+            known: KNOWN,
+            defaults: DEFAULTS,
             fleets: [
                 (Fleet::Builder, "aws.builders", &self.builders),
                 (Fleet::Preview, "aws.previews", &self.previews),

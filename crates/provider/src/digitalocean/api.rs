@@ -1,5 +1,4 @@
-//! One request of `DigitalOcean`'s API and its answer: the token, pages, the rate limit, and what a refusal
-//! means.
+//! The client of `DigitalOcean`'s API: the token, pages, the rate limit and errors.
 
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
@@ -21,59 +20,74 @@ use url::Url;
 use crate::digitalocean::DigitalOceanSettings;
 use crate::settings::is_this_host;
 
-/// Where the token is without `token-file`.
+/// The variable that holds the token where `token-file` is not set.
 const TOKEN_VARIABLE: &str = "DIGITALOCEAN_TOKEN";
 
-/// How long a connection may take.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
-/// How long one answer may take. A droplet that is created is answered for within seconds, or not at all.
-const ANSWER_LIMIT: Duration = Duration::from_mins(1);
+/// The time limit of a request. The API answers the creation of a droplet within seconds or not at all.
+const REQUEST_LIMIT: Duration = Duration::from_mins(1);
 
-/// The largest answer that is read: 200 droplets are less than a megabyte.
-const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// The largest response. 200 droplets are less than a megabyte.
+const RESPONSE_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// The most characters of a refusal that are shown.
+/// The longest part of an error message that is shown.
 const MESSAGE_CHARS_MAX: usize = 300;
 
-/// The largest page that there is.
+/// The API's limit.
 const PAGE_SIZE: u32 = 200;
 
-/// The most pages of a list: twenty thousand things.
+/// The most pages of a list: twenty thousand entries.
 const PAGES_MAX: u32 = 100;
 
-/// How often a list is read from its beginning when it changes while its pages are read.
-const READS_MAX: u32 = 3;
+/// The attempts to read a list that changes while its pages are read.
+const LIST_ATTEMPTS: u32 = 3;
 
-/// A limit that holds for no longer than this is waited for: that of a minute, and not that of an hour.
-const PATIENCE: Duration = Duration::from_secs(70);
+/// The longest wait for a rate limit inside a request: the limit of a minute is waited for, that of an hour is not.
+const INLINE_WAIT_MAX: Duration = Duration::from_secs(70);
 
-/// The wait where the API says that it is asked too often, and not for how long.
+/// The wait where the API reports a rate limit without a time.
 const DEFAULT_WAIT: Duration = Duration::from_mins(1);
 
-/// No wait is longer: after an hour everything is allowed again.
+/// The longest wait. The longest rate limit is that of an hour.
 const WAIT_MAX: Duration = Duration::from_hours(1);
 
-/// Why the API did not do what was asked.
+/// A failed request.
 #[derive(Debug, Error)]
 pub(super) enum ApiError {
-    /// There is no token.
+    /// The token cannot be read.
     #[error("{0}")]
     Token(String),
-    /// It says no, and has done nothing.
-    #[error("DigitalOcean refuses {what} ({status}): {message}")]
+    /// The API refused the request and has done nothing.
+    #[error("DigitalOcean refuses {what} ({status}): {message}{}", advice(*.status))]
     Refused { what: String, status: StatusCode, message: String },
-    /// It is asked too often, and has done nothing.
+    /// The rate limit is reached. The API has done nothing.
     #[error("DigitalOcean wants to be asked less often: again in {} s", wait.as_secs().max(1))]
     Throttled { wait: Duration },
-    /// No answer, or none that says what was done.
+    /// There was no response, or one that does not say what was done.
     #[error("DigitalOcean gives no clear answer to {what}: {problem}")]
     Unclear { what: String, problem: String },
 }
 
+/// Advice for refusals whose cause is the same for every request.
+const fn advice(status: StatusCode) -> &'static str {
+    match status {
+        StatusCode::UNAUTHORIZED => {
+            "; the token is wrong or has expired: make a new one for digitalocean.token-file or \
+             DIGITALOCEAN_TOKEN"
+        }
+        StatusCode::FORBIDDEN => {
+            "; the account is locked, or the token lacks a scope: it needs account:read, \
+             droplet:create, droplet:delete, droplet:read, image:read, regions:read, sizes:read, \
+             tag:create, tag:delete and tag:read, and vpc:read for digitalocean.vpc"
+        }
+        _ => "",
+    }
+}
+
 impl ApiError {
     /// The status of a refusal.
-    pub(super) const fn refused(&self) -> Option<StatusCode> {
+    pub(super) const fn status(&self) -> Option<StatusCode> {
         match self {
             Self::Refused { status, .. } => Some(*status),
             Self::Token(_) | Self::Throttled { .. } | Self::Unclear { .. } => None,
@@ -81,23 +95,22 @@ impl ApiError {
     }
 }
 
-/// Where the token comes from.
-enum Token {
+enum TokenSource {
     File(PathBuf),
     Variable(SecretString),
 }
 
-/// Speaks with the API.
-pub(super) struct Api {
+/// The client of the API.
+pub(super) struct ApiClient {
     base: Url,
-    token: Token,
+    token: TokenSource,
     http: reqwest::Client,
-    /// Nothing is asked before this moment: a limit is reached.
+    /// The end of the rate limit. No request is sent before.
     blocked_until: Mutex<Option<Instant>>,
 }
 
 #[derive(Deserialize)]
-struct Refusal {
+struct ErrorBody {
     message: String,
     #[serde(default)]
     request_id: Option<String>,
@@ -120,18 +133,20 @@ struct Meta {
     total: u64,
 }
 
-impl Api {
+impl ApiClient {
     /// Checks that there is a token.
     ///
     /// # Errors
-    /// There is none, which says how to give one; or TLS cannot be set up.
+    /// There is none, with advice, or TLS cannot be set up.
     pub(super) fn new(config: &DigitalOceanSettings) -> anyhow::Result<Self> {
         let token = match (&config.token_file, std::env::var(TOKEN_VARIABLE)) {
             (Some(path), _) => {
                 read(path, std::fs::read_to_string(path)).map_err(anyhow::Error::msg)?;
-                Token::File(path.clone())
+                TokenSource::File(path.clone())
             }
-            (None, Ok(token)) if !token.trim().is_empty() => Token::Variable(token.trim().into()),
+            (None, Ok(token)) if !token.trim().is_empty() => {
+                TokenSource::Variable(token.trim().into())
+            }
             (None, _) => anyhow::bail!(
                 "there is no token of DigitalOcean's API: set digitalocean.token-file, or \
                  {TOKEN_VARIABLE} of the environment"
@@ -139,66 +154,66 @@ impl Api {
         };
         let http = reqwest::Client::builder()
             .connect_timeout(CONNECT_LIMIT)
-            .timeout(ANSWER_LIMIT)
-            // The token is for the host that is configured and no other.
+            .timeout(REQUEST_LIMIT)
+            // The token must not be sent to another host.
             .redirect(Policy::none())
             .user_agent(concat!("stagely/", env!("CARGO_PKG_VERSION")));
-        // What listens on this machine is not behind a proxy.
+        // A server on this host is not behind a proxy.
         let http = if is_this_host(config.api_url.host()) { http.no_proxy() } else { http };
         let http = http.build().context("cannot make a client of DigitalOcean's API")?;
         Ok(Self { base: config.api_url.clone(), token, http, blocked_until: Mutex::default() })
     }
 
-    /// Reads `path`, below `/v2/`.
+    /// Gets `path` below `/v2/`.
     pub(super) async fn get<T: DeserializeOwned>(
         &self,
         path: &str,
         query: &[(&str, &str)],
     ) -> Result<T, ApiError> {
         let what = format!("GET {path}");
-        let body = self.ask(&what, self.request(Method::GET, path).query(query)).await?;
+        let body = self.send(&what, self.request(Method::GET, path).query(query)).await?;
         decode(&what, &body)
     }
 
-    /// Sends `body` to `path`.
+    /// Posts `body` to `path`.
     pub(super) async fn post<T: DeserializeOwned>(
         &self,
         path: &str,
         body: &Value,
     ) -> Result<T, ApiError> {
         let what = format!("POST {path}");
-        let answer = self.ask(&what, self.request(Method::POST, path).json(body)).await?;
-        decode(&what, &answer)
+        let body = self.send(&what, self.request(Method::POST, path).json(body)).await?;
+        decode(&what, &body)
     }
 
-    /// Deletes what `path` names. What is not there is success.
+    /// Deletes the resource at `path`. A resource that does not exist is success.
     pub(super) async fn delete(&self, path: &str, query: &[(&str, &str)]) -> Result<(), ApiError> {
         let request = self.request(Method::DELETE, path).query(query);
-        match self.ask(&format!("DELETE {path}"), request).await {
-            Err(error) if error.refused() == Some(StatusCode::NOT_FOUND) => Ok(()),
+        match self.send(&format!("DELETE {path}"), request).await {
+            Err(error) if error.status() == Some(StatusCode::NOT_FOUND) => Ok(()),
             other => other.map(drop),
         }
     }
 
-    /// Reads the whole list at `path`, whose things are in the field `key` of each page. A list that gets
-    /// longer or shorter meanwhile is read again: a thing that moves to an earlier page would be missed.
+    /// Reads the whole list at `path`. Each page has its entries in the field `key`. A list whose length changes
+    /// meanwhile is read again, because an entry that moves to an earlier page would be missed.
     pub(super) async fn list<T: DeserializeOwned>(
         &self,
         path: &str,
         key: &str,
         query: &[(&str, &str)],
     ) -> Result<Vec<T>, ApiError> {
-        for _ in 0..READS_MAX {
+        for _ in 0..LIST_ATTEMPTS {
             if let Some(all) = self.try_list(path, key, query).await? {
                 return Ok(all);
             }
             debug!(path, "the list has changed while it was read");
         }
-        let problem = format!("the list has changed {READS_MAX} times while it was read");
+        let problem = format!("the list has changed {LIST_ATTEMPTS} times while it was read");
         Err(ApiError::Unclear { what: format!("GET {path}"), problem })
     }
 
-    /// `None` where the list has changed meanwhile.
+    /// Reads the list once; `None` if it has changed meanwhile.
     async fn try_list<T: DeserializeOwned>(
         &self,
         path: &str,
@@ -216,7 +231,7 @@ impl Api {
                 what: what.clone(),
                 problem: error.to_string(),
             };
-            let things: Vec<T> = serde_json::from_value(page[key].take()).map_err(unreadable)?;
+            let entries: Vec<T> = serde_json::from_value(page[key].take()).map_err(unreadable)?;
             let meta: Meta = serde_json::from_value(page["meta"].take()).map_err(unreadable)?;
             let links: Option<Links> =
                 serde_json::from_value(page["links"].take()).map_err(unreadable)?;
@@ -224,8 +239,8 @@ impl Api {
                 return Ok(None);
             }
             total = Some(meta.total);
-            all.extend(things);
-            // Its address is that of DigitalOcean itself, whatever was asked, so only its presence counts.
+            all.extend(entries);
+            // The address of the next page always has the host of DigitalOcean, so only its presence counts.
             if links.unwrap_or_default().pages.and_then(|pages| pages.next).is_none() {
                 return Ok(Some(all));
             }
@@ -243,25 +258,25 @@ impl Api {
 
     async fn token(&self) -> Result<SecretString, ApiError> {
         match &self.token {
-            Token::Variable(token) => Ok(token.clone()),
-            Token::File(path) => {
+            TokenSource::Variable(token) => Ok(token.clone()),
+            TokenSource::File(path) => {
                 read(path, tokio::fs::read_to_string(path).await).map_err(ApiError::Token)
             }
         }
     }
 
-    /// Sends one request; the body of a good answer.
-    async fn ask(&self, what: &str, request: RequestBuilder) -> Result<Vec<u8>, ApiError> {
-        self.turn().await?;
+    /// Sends one request; the body of a successful response.
+    async fn send(&self, what: &str, request: RequestBuilder) -> Result<Vec<u8>, ApiError> {
+        self.wait_for_rate_limit().await?;
         let request = request.bearer_auth(self.token().await?.expose_secret());
         let unclear = |error: reqwest::Error| {
-            // The address says nothing that `what` does not, and is long.
+            // `what` has the important part of the address, which is long.
             let error = anyhow::Error::from(error.without_url());
             ApiError::Unclear { what: what.to_owned(), problem: format!("{error:#}") }
         };
         let mut response = request.send().await.map_err(unclear)?;
         let status = response.status();
-        if let Some(wait) = wait(status, response.headers(), SystemTime::now()) {
+        if let Some(wait) = rate_limit(status, response.headers(), SystemTime::now()) {
             self.block(wait);
             if status == StatusCode::TOO_MANY_REQUESTS {
                 return Err(ApiError::Throttled { wait });
@@ -288,15 +303,15 @@ impl Api {
         *blocked = Some(blocked.map_or(until, |blocked| blocked.max(until)));
     }
 
-    /// Waits until the API may be asked, or says that this takes too long.
-    async fn turn(&self) -> Result<(), ApiError> {
+    /// Waits for the end of the rate limit, if it ends soon.
+    async fn wait_for_rate_limit(&self) -> Result<(), ApiError> {
         loop {
             let Some(until) = *self.blocked_until() else { return Ok(()) };
             let wait = until.saturating_duration_since(Instant::now());
             if wait.is_zero() {
                 return Ok(());
             }
-            if wait > PATIENCE {
+            if wait > INLINE_WAIT_MAX {
                 return Err(ApiError::Throttled { wait });
             }
             sleep_until(until).await;
@@ -304,22 +319,22 @@ impl Api {
     }
 }
 
-/// For how long nothing may be asked, if an answer says that a limit is reached.
-fn wait(status: StatusCode, headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+/// The time until the end of the rate limit, if the response says that it is reached.
+fn rate_limit(status: StatusCode, headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let number = |name: &str| headers.get(name)?.to_str().ok()?.trim().parse::<u64>().ok();
     let is_refused = status == StatusCode::TOO_MANY_REQUESTS;
     let remaining = number("ratelimit-remaining");
     if !is_refused && remaining != Some(0) {
         return None;
     }
-    // The limit of a minute says when it ends; that of an hour, when its oldest request does not count any
-    // more. Source: DigitalOcean's API reference, "Rate Limit".
-    let said = number(RETRY_AFTER.as_str()).map(Duration::from_secs);
+    // `ratelimit-reset` is the end of the limit of a minute. For the limit of an hour it is the time at which the
+    // oldest request stops to count. Source: DigitalOcean's API reference, "Rate Limit".
+    let retry_after = number(RETRY_AFTER.as_str()).map(Duration::from_secs);
     let reset = number("ratelimit-reset").filter(|_| remaining == Some(0)).map(|seconds| {
         let at = UNIX_EPOCH + Duration::from_secs(seconds);
         at.duration_since(now).unwrap_or_default()
     });
-    let wait = said.or(reset).unwrap_or(DEFAULT_WAIT);
+    let wait = retry_after.or(reset).unwrap_or(DEFAULT_WAIT);
     Some(wait.clamp(Duration::from_secs(1), WAIT_MAX))
 }
 
@@ -334,12 +349,12 @@ fn read(path: &std::path::Path, text: std::io::Result<String>) -> Result<SecretS
     }
 }
 
-/// The body, cut where it is larger than any that is meant: what is cut cannot be read as JSON.
+/// The body. One that is too large is cut, and then is no JSON.
 async fn body(response: &mut Response) -> Result<Vec<u8>, reqwest::Error> {
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await? {
         body.extend_from_slice(&chunk);
-        if body.len() > ANSWER_BYTES_MAX {
+        if body.len() > RESPONSE_BYTES_MAX {
             break;
         }
     }
@@ -353,13 +368,13 @@ fn decode<T: DeserializeOwned>(what: &str, body: &[u8]) -> Result<T, ApiError> {
     })
 }
 
-/// What a refusal says, with the number that `DigitalOcean`'s support asks for.
+/// The message in an error's body, with the id that `DigitalOcean`'s support asks for.
 fn message(body: &[u8], status: StatusCode) -> String {
-    let Ok(refusal) = serde_json::from_slice::<Refusal>(body) else {
+    let Ok(error) = serde_json::from_slice::<ErrorBody>(body) else {
         return status.canonical_reason().unwrap_or("no reason given").to_owned();
     };
-    let message: String = refusal.message.chars().take(MESSAGE_CHARS_MAX).collect();
-    match refusal.request_id {
+    let message: String = error.message.chars().take(MESSAGE_CHARS_MAX).collect();
+    match error.request_id {
         Some(id) => format!("{message} [request {id:.40}]"),
         None => message,
     }
@@ -374,20 +389,21 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_says_for_how_long_it_holds() {
+    fn a_response_says_how_long_the_rate_limit_lasts() {
         let now = UNIX_EPOCH + Duration::from_secs(1_000);
-        let wait = |status, pairs: &[(&'static str, &str)]| wait(status, &headers(pairs), now);
+        let wait =
+            |status, pairs: &[(&'static str, &str)]| rate_limit(status, &headers(pairs), now);
         let refused = StatusCode::TOO_MANY_REQUESTS;
 
-        // That of a minute, and that of an hour.
+        // The limit of a minute, and the limit of an hour.
         let minute = [("retry-after", "7"), ("ratelimit-remaining", "4000")];
         assert_eq!(wait(refused, &minute), Some(Duration::from_secs(7)));
         let hour = [("ratelimit-remaining", "0"), ("ratelimit-reset", "1090")];
         assert_eq!(wait(refused, &hour), Some(Duration::from_secs(90)));
-        // The last one that is allowed.
+        // The last request that is allowed.
         assert_eq!(wait(StatusCode::OK, &hour), Some(Duration::from_secs(90)));
 
-        // What says nothing, what is over, and what cannot be.
+        // No time, a time in the past, and an impossible time.
         assert_eq!(wait(refused, &[]), Some(DEFAULT_WAIT));
         let reset = [("ratelimit-remaining", "4000"), ("ratelimit-reset", "1090")];
         assert_eq!(wait(refused, &reset), Some(DEFAULT_WAIT));
@@ -401,11 +417,11 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_is_told_in_its_own_words() {
-        let said = |body: &str| message(body.as_bytes(), StatusCode::UNPROCESSABLE_ENTITY);
+    fn an_error_has_the_message_and_the_id_of_its_body() {
+        let shown = |body: &str| message(body.as_bytes(), StatusCode::UNPROCESSABLE_ENTITY);
         let body = r#"{ "id": "x", "message": "No.", "request_id": "4d9d" }"#;
-        assert_eq!(said(body), "No. [request 4d9d]");
-        assert_eq!(said(r#"{ "id": "x", "message": "No." }"#), "No.");
-        assert_eq!(said("<html>"), "Unprocessable Entity");
+        assert_eq!(shown(body), "No. [request 4d9d]");
+        assert_eq!(shown(r#"{ "id": "x", "message": "No." }"#), "No.");
+        assert_eq!(shown("<html>"), "Unprocessable Entity");
     }
 }

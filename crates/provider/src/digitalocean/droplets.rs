@@ -1,4 +1,4 @@
-//! Droplets and their sizes, as the API tells of them.
+//! Droplets and their sizes, in the form of the API.
 
 use std::str::FromStr as _;
 
@@ -8,9 +8,9 @@ use stagely_state::{Market, Placement, Usd};
 
 use super::tags;
 
-/// What a creation answers.
+/// The response to the creation of a droplet.
 #[derive(Deserialize)]
-pub(super) struct Created {
+pub(super) struct CreateResponse {
     pub(super) droplet: Droplet,
 }
 
@@ -38,7 +38,7 @@ struct Region {
 pub(super) struct Size {
     pub(super) slug: String,
     price_hourly: f64,
-    /// For new droplets.
+    /// Whether new droplets can have it.
     pub(super) available: bool,
     #[serde(default)]
     pub(super) regions: Vec<String>,
@@ -47,7 +47,7 @@ pub(super) struct Size {
 }
 
 impl Size {
-    /// What an hour costs.
+    /// The price of an hour.
     pub(super) fn price(&self) -> Option<Usd> {
         let millionths = (self.price_hourly * 1e6).round();
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked")]
@@ -56,7 +56,7 @@ impl Size {
 }
 
 impl Droplet {
-    /// The machine that it is.
+    /// The machine of this droplet. Its tags are set after its name.
     pub(super) fn machine(&self) -> Option<MachineId> {
         let tagged = self.tags.iter().find_map(|tag| tags::machine(tag));
         tagged.or_else(|| MachineId::from_str(&self.name.replace('-', "_")).ok())
@@ -73,7 +73,7 @@ impl Droplet {
     }
 }
 
-/// The name of a machine's droplet: a host's name has no `_`.
+/// The name of a machine's droplet. Host names have no `_`.
 pub(super) fn name_of(machine: MachineId) -> String {
     machine.to_string().replace('_', "-")
 }

@@ -1,11 +1,11 @@
-//! What a droplet boots from: which image the configuration means in a region.
+//! The image that a droplet boots from: which one the configuration means in a region.
 
 use serde::{Deserialize, Serialize};
 use stagely_protocol::Arch;
 
 use crate::digitalocean::DigitalOceanSettings;
 
-/// An image, as the API tells of it. A snapshot is one too.
+/// An image in the form of the API. A snapshot is an image, too.
 #[derive(Clone, Debug, Deserialize)]
 pub(super) struct Image {
     id: u64,
@@ -17,31 +17,31 @@ pub(super) struct Image {
     regions: Vec<String>,
     #[serde(default)]
     created_at: Option<jiff::Timestamp>,
-    /// GB of disk that it takes.
+    /// The disk that it needs, in GB.
     #[serde(default)]
     min_disk_size: Option<u64>,
     #[serde(default)]
     status: Option<String>,
 }
 
-/// Names an image in a request.
+/// The name of an image in a request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 pub(super) enum ImageName {
-    /// Of a snapshot or another image.
+    /// The id of a snapshot or another image.
     Id(u64),
-    /// Of one of `DigitalOcean`'s own.
+    /// The slug of one of `DigitalOcean`'s own images.
     Slug(String),
 }
 
-/// What the configuration says of the image of an arch.
+/// The setting for the image of an arch.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Choice<'a> {
+pub(super) struct ImageSetting<'a> {
     arch: Arch,
     configured: Option<&'a str>,
 }
 
-impl<'a> Choice<'a> {
+impl<'a> ImageSetting<'a> {
     pub(super) fn of(config: &'a DigitalOceanSettings, arch: Arch) -> Self {
         let configured = match arch {
             Arch::Amd64 => &config.image_amd64,
@@ -50,12 +50,12 @@ impl<'a> Choice<'a> {
         Self { arch, configured: configured.as_deref() }
     }
 
-    /// The setting that decides.
-    pub(super) fn setting(self) -> String {
+    /// The name in `stagely.toml`.
+    pub(super) fn key(self) -> String {
         format!("digitalocean.image-{}", self.arch)
     }
 
-    fn is_meant(self, image: &Image) -> bool {
+    fn matches(self, image: &Image) -> bool {
         match self.configured {
             None => image.name.starts_with(&format!("stagely-golden-{}-", self.arch)),
             Some(configured) => {
@@ -66,23 +66,24 @@ impl<'a> Choice<'a> {
         }
     }
 
-    /// The newest image of `images` that is meant and is in `region`.
+    /// The newest of `images` that matches the setting and is in `region`.
     ///
     /// # Errors
-    /// There is none, and what to do.
+    /// There is none: the reason with advice, for people.
     pub(super) fn find<'i>(self, images: &'i [Image], region: &str) -> Result<&'i Image, String> {
-        let meant: Vec<&Image> =
-            images.iter().filter(|it| it.is_ready() && self.is_meant(it)).collect();
-        let here = meant.iter().filter(|it| it.regions.iter().any(|it| it == region));
-        let newest = here.max_by_key(|image| (image.created_at, image.id)).copied();
-        newest.ok_or_else(|| match (self.configured, &regions_of(&meant)[..]) {
+        let matching: Vec<&Image> =
+            images.iter().filter(|image| image.is_ready() && self.matches(image)).collect();
+        let in_region =
+            matching.iter().filter(|image| image.regions.iter().any(|name| name == region));
+        let newest = in_region.max_by_key(|image| (image.created_at, image.id)).copied();
+        newest.ok_or_else(|| match (self.configured, &regions_of(&matching)[..]) {
             (None, "") => format!(
                 "there is no golden snapshot called stagely-golden-{}-…: make one with packer/, or set {}",
                 self.arch,
-                self.setting()
+                self.key()
             ),
             (Some(image), "") => {
-                format!("there is no image {image}, which {} names", self.setting())
+                format!("there is no image {image}, which {} names", self.key())
             }
             (image, regions) => format!(
                 "the image {} is in {regions} and not in {region}: transfer it there, or change \
@@ -92,12 +93,12 @@ impl<'a> Choice<'a> {
         })
     }
 
-    /// What a request names for a droplet in `region`. `own` are the account's own images; what is none of
-    /// them is left to the API to find.
+    /// The image's name in a request for a droplet in `region`. `own` are the account's own images. The API looks for
+    /// an image that is none of them.
     pub(super) fn name(self, own: &[Image], region: &str) -> Result<ImageName, String> {
         match (self.find(own, region), self.configured) {
             (Ok(image), _) => Ok(ImageName::Id(image.id)),
-            (Err(_), Some(configured)) if !own.iter().any(|image| self.is_meant(image)) => {
+            (Err(_), Some(configured)) if !own.iter().any(|image| self.matches(image)) => {
                 let id = configured.parse().map(ImageName::Id);
                 Ok(id.unwrap_or_else(|_| ImageName::Slug(configured.to_owned())))
             }
@@ -107,13 +108,13 @@ impl<'a> Choice<'a> {
 }
 
 impl Image {
-    /// One that is uploaded is not there at once.
+    /// An image is not ready during its upload.
     fn is_ready(&self) -> bool {
         !matches!(self.status.as_deref(), Some("NEW" | "pending" | "deleted"))
     }
 
-    /// Whether it fits on `disk`, in GB.
-    pub(super) fn fits(&self, disk: u64) -> Result<(), String> {
+    /// Checks that it fits on a disk of `disk` GB.
+    pub(super) fn check_disk(&self, disk: u64) -> Result<(), String> {
         match self.min_disk_size {
             Some(min) if min > disk => {
                 Err(format!("the image {} needs a disk of {min} GB, and it has {disk}", self.name))
@@ -122,7 +123,7 @@ impl Image {
         }
     }
 
-    /// For people.
+    /// The slug or name, for people.
     pub(super) fn label(&self) -> &str {
         self.slug.as_deref().unwrap_or(&self.name)
     }
@@ -162,7 +163,7 @@ mod tests {
     }
 
     fn name(configured: Option<&str>, region: &str) -> Result<ImageName, String> {
-        Choice { arch: Arch::Amd64, configured }.name(&own(), region)
+        ImageSetting { arch: Arch::Amd64, configured }.name(&own(), region)
     }
 
     #[test]
@@ -171,7 +172,8 @@ mod tests {
         assert_eq!(name(None, "fra1"), Ok(ImageName::Id(1)));
         let error = name(None, "ams3").unwrap_err();
         assert!(error.contains("is in fra1, nyc3 and not in ams3: transfer it"), "{error}");
-        let nothing = Choice { arch: Arch::Amd64, configured: None }.name(&[], "nyc3").unwrap_err();
+        let nothing =
+            ImageSetting { arch: Arch::Amd64, configured: None }.name(&[], "nyc3").unwrap_err();
         assert!(nothing.contains("set digitalocean.image-amd64"), "{nothing}");
     }
 
@@ -186,10 +188,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_still_uploaded_is_not_taken() {
+    fn an_image_that_is_being_uploaded_is_not_taken() {
         let mut own = own();
         own[1].status = Some("pending".to_owned());
-        let choice = Choice { arch: Arch::Amd64, configured: None };
+        let choice = ImageSetting { arch: Arch::Amd64, configured: None };
         assert_eq!(choice.name(&own, "nyc3"), Ok(ImageName::Id(2)));
     }
 }

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::Deserialize;
-use stagely_state::{Fleet, ProviderName};
+use stagely_state::Fleet;
 use url::Url;
 
+use super::types::{DEFAULTS, KNOWN};
 use crate::catalog::{Catalog, CatalogSettings};
 use crate::settings::{FleetTypes, ImageKind, InstanceTypeSettings, SettingError, check_cloud_url};
 
@@ -14,26 +15,25 @@ use crate::settings::{FleetTypes, ImageKind, InstanceTypeSettings, SettingError,
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct DigitalOceanSettings {
-    /// The API. Default: `https://api.digitalocean.com`.
+    /// The address of the API. Default: `https://api.digitalocean.com`.
     pub api_url: Url,
-    /// A file that holds a token of the API, read whenever it is needed. Default:
-    /// `DIGITALOCEAN_TOKEN` of the environment.
+    /// The file of the API's token. It is read for each request. Default: the variable `DIGITALOCEAN_TOKEN`.
     pub token_file: Option<PathBuf>,
-    /// The regions that machines are put in, tried in this order. Default: none; one is needed.
+    /// The regions of machines, in the order in which they are tried. At least one is needed.
     pub regions: Vec<String>,
-    /// The VPC that machines are put in. Default: the region's own.
+    /// The VPC of machines. Default: the default VPC of the region.
     pub vpc: Option<String>,
-    /// SSH keys of the account that may log in to machines as root, by id or fingerprint. Without any
-    /// `DigitalOcean` makes a password for each machine and mails it to the account's owner. Default: none.
+    /// SSH keys of the account that may log in to machines as root, by id or fingerprint. Without a key
+    /// `DigitalOcean` sends the account's owner a password for each machine. Default: none.
     pub ssh_keys: Vec<String>,
     /// The image of AMD64 machines: a snapshot's id or name, or the slug of a stock image. Default: the newest
     /// golden snapshot.
     pub image_amd64: Option<String>,
-    /// The image of ARM64 machines, should `DigitalOcean` have any. Default: the newest golden snapshot.
+    /// The image of ARM64 machines. Default: the newest golden snapshot.
     pub image_arm64: Option<String>,
     /// Whether the images are `golden` or `stock`. Default: `golden`.
     pub image_kind: ImageKind,
-    /// The instance types (sizes, as `DigitalOcean` has it) of builders.
+    /// The instance types (`DigitalOcean`'s sizes) of builders.
     pub builders: FleetTypes,
     /// The instance types of previews.
     pub previews: FleetTypes,
@@ -46,7 +46,7 @@ pub struct DigitalOceanSettings {
 impl Default for DigitalOceanSettings {
     fn default() -> Self {
         Self {
-            api_url: Url::parse("https://api.digitalocean.com").expect("it is a URL"),
+            api_url: Url::parse("https://api.digitalocean.com").expect("this is a URL"),
             token_file: None,
             regions: Vec::new(),
             vpc: None,
@@ -63,7 +63,7 @@ impl Default for DigitalOceanSettings {
 }
 
 impl DigitalOceanSettings {
-    /// Checks what the types alone cannot.
+    /// Checks the constraints that the types do not express.
     ///
     /// # Errors
     /// [`SettingError`], naming the setting.
@@ -72,13 +72,14 @@ impl DigitalOceanSettings {
         self.catalog().map(drop)
     }
 
-    /// What can be launched.
+    /// The instance types of all sizes.
     ///
     /// # Errors
     /// [`SettingError`], naming the setting.
     pub fn catalog(&self) -> Result<Catalog, SettingError> {
         Catalog::new(&CatalogSettings {
-            provider: ProviderName::DigitalOcean,
+            known: KNOWN,
+            defaults: DEFAULTS,
             fleets: [
                 (Fleet::Builder, "digitalocean.builders", &self.builders),
                 (Fleet::Preview, "digitalocean.previews", &self.previews),

@@ -1,24 +1,24 @@
-//! The tags of droplets: which there are, and that those of machines that are gone go too.
+//! The tags of droplets, and the removal of tags that have become useless.
 //!
-//! A tag is a thing of its own, which the account keeps when the last droplet that has it is deleted: with two
-//! for each machine they would be tens of thousands in a year.
+//! The account keeps a tag when its last droplet is deleted. With two tags a machine that would be tens of thousands
+//! in a year.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Deserialize;
 use stagely_state::ids::{CoreId, JobId, MachineId};
 
-/// On every droplet of any core.
+/// The tag of all droplets of all cores.
 const TAG: &str = "stagely";
 const CORE_TAG: &str = "stagely:core:";
 const MACHINE_TAG: &str = "stagely:machine:";
 const JOB_TAG: &str = "stagely:job:";
 
-/// A tag without droplets is only removed when its machine or job is older than this: a droplet that is being
-/// created is not counted yet.
+/// A tag without droplets is only removed when its machine or job is older than this. The API does not count a droplet
+/// that is being created.
 const AGE_MIN: Duration = Duration::from_hours(1);
 
-/// All of a machine's.
+/// All tags of a machine's droplet.
 pub(super) fn of_machine(core_id: &CoreId, machine: MachineId, job: Option<JobId>) -> Vec<String> {
     let mut tags = vec![TAG.to_owned(), of_core(core_id), machine_tag(machine)];
     tags.extend(job.map(|job| format!("{JOB_TAG}{job}")));
@@ -33,12 +33,12 @@ pub(super) fn machine_tag(machine: MachineId) -> String {
     format!("{MACHINE_TAG}{machine}")
 }
 
-/// The machine that `tag` names. Tags keep the case of whoever has made them first.
+/// The machine that `tag` names. The API keeps the case in which a tag was first created.
 pub(super) fn machine(tag: &str) -> Option<MachineId> {
     tag.to_ascii_lowercase().strip_prefix(MACHINE_TAG)?.parse().ok()
 }
 
-/// A tag of the account, as the API tells of it.
+/// A tag of the account, in the form of the API.
 #[derive(Debug, Deserialize)]
 pub(super) struct Tag {
     pub(super) name: String,
@@ -51,12 +51,12 @@ struct Resources {
 }
 
 impl Tag {
-    /// Whether nothing has it any more, and nothing will.
+    /// Whether it belongs to a machine or job whose droplet is gone.
     pub(super) fn is_left_over(&self, now: SystemTime) -> bool {
         let job = || self.name.strip_prefix(JOB_TAG)?.parse().ok().map(JobId::bits);
         let Some(id) = machine(&self.name).map(MachineId::bits).or_else(job) else { return false };
-        let made = UNIX_EPOCH + Duration::from_millis(ulid::Ulid(id).timestamp_ms());
-        let age = now.duration_since(made).unwrap_or_default();
+        let created = UNIX_EPOCH + Duration::from_millis(ulid::Ulid(id).timestamp_ms());
+        let age = now.duration_since(created).unwrap_or_default();
         self.resources.count == 0 && age > AGE_MIN
     }
 }
@@ -67,7 +67,7 @@ mod tests {
     use crate::fixtures::machine_id;
 
     #[test]
-    fn only_tags_of_machines_and_jobs_that_are_long_gone_are_left_over() {
+    fn only_old_tags_of_machines_and_jobs_are_left_over() {
         let machine = machine_id();
         let tag = |name: &str, count| Tag { name: name.to_owned(), resources: Resources { count } };
         let (now, later) = (SystemTime::now(), SystemTime::now() + 2 * AGE_MIN);
@@ -85,12 +85,13 @@ mod tests {
     }
 
     #[test]
-    fn a_tag_has_only_what_tags_may_have() {
+    fn tags_have_only_allowed_characters() {
         let core_id = CoreId::from(&*ulid::Ulid::generate().to_string().to_lowercase());
         let job = JobId::from_bits(machine_id().bits());
         for tag in of_machine(&core_id, machine_id(), Some(job)) {
-            let is_fine = |letter: char| letter.is_ascii_alphanumeric() || ":-_".contains(letter);
-            assert!(tag.len() <= 255 && tag.chars().all(is_fine), "{tag}");
+            let is_allowed =
+                |letter: char| letter.is_ascii_alphanumeric() || ":-_".contains(letter);
+            assert!(tag.len() <= 255 && tag.chars().all(is_allowed), "{tag}");
         }
     }
 }

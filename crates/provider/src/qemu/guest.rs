@@ -1,4 +1,4 @@
-//! What QEMU is told: a guest with the disk of a golden image, a seed and a network of its own.
+//! QEMU's arguments: a guest with the disk of a golden image, a seed and a network of its own.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -8,10 +8,10 @@ use stagely_state::MachineSize;
 
 use super::image::Image;
 
-/// The console, in the guest's folder.
+/// The file of the console in the guest's folder.
 pub(super) const CONSOLE: &str = "serial.log";
 
-/// How much of the host a guest gets.
+/// A guest's share of its host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Resources {
     pub(super) cpus: usize,
@@ -19,7 +19,8 @@ pub(super) struct Resources {
 }
 
 impl Resources {
-    /// Those of `size` on a host with `host_cpus` processors: with more than it has a guest would be slower.
+    /// The share of `size` on a host with `host_cpus` processors. A guest with more processors than its host would
+    /// be slower.
     pub(super) fn of(size: MachineSize, host_cpus: usize) -> Self {
         let (cpus, gib) = match size {
             MachineSize::Small => (2, 3),
@@ -30,20 +31,19 @@ impl Resources {
         Self { cpus: cpus.min(host_cpus), memory_mib: gib * 1024 }
     }
 
-    /// What stands where others have an instance type.
+    /// The name that stands for an instance type.
     pub(super) fn name(self) -> String {
         let Self { cpus, memory_mib } = self;
         format!("{cpus} cpu{}, {} GiB", if cpus == 1 { "" } else { "s" }, memory_mib / 1024)
     }
 }
 
-/// One guest.
 #[derive(Debug)]
 pub(super) struct Guest<'a> {
-    /// What the process is called.
+    /// The name of the process.
     pub(super) name: &'a str,
     pub(super) arch: Arch,
-    /// On the host's own processor, which has the same arch.
+    /// Whether it runs on the host's own processor, which has the same arch.
     pub(super) kvm: bool,
     pub(super) resources: Resources,
     pub(super) image: &'a Image,
@@ -52,7 +52,7 @@ pub(super) struct Guest<'a> {
     pub(super) folder: &'a Path,
 }
 
-/// The program that runs guests of `arch`, and Debian's package of it.
+/// The program that runs guests of `arch`, and its Debian package.
 pub(super) const fn program(arch: Arch) -> (&'static str, &'static str) {
     match arch {
         Arch::Amd64 => ("qemu-system-x86_64", "qemu-system-x86"),
@@ -61,7 +61,7 @@ pub(super) const fn program(arch: Arch) -> (&'static str, &'static str) {
 }
 
 impl Guest<'_> {
-    /// QEMU's arguments. A guest that powers off, restarts or panics ends its process.
+    /// QEMU's arguments. The process ends when the guest powers off, restarts or panics.
     pub(super) fn arguments(&self) -> Vec<OsString> {
         let mut all = Vec::new();
         let mut add = |option: &str, value: &str| all.extend([option.into(), value.into()]);
@@ -72,24 +72,24 @@ impl Guest<'_> {
         add("-cpu", cpu);
         add("-smp", &self.resources.cpus.to_string());
         add("-m", &self.resources.memory_mib.to_string());
-        // What a guest breaks out to may start no programs and gain no rights.
+        // A guest that breaks out of the emulation can start no programs and gain no rights.
         add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny");
         add("-display", "none");
         add("-monitor", "none");
         add("-nic", "user,model=virtio-net-pci");
-        // The image's kernel has NVMe built in, so there is no initrd. What is written goes to a file that is
-        // gone with the process, and is not waited for.
-        let disk = in_list(&self.image.disk);
+        // The image's kernel has NVMe built in, so there is no initrd. Writes go to a file that is deleted with the
+        // process, so QEMU does not wait until they are on the disk.
+        let disk = escape_commas(&self.image.disk);
         let drive = "format=raw,if=none,cache=unsafe,discard=unmap,snapshot=on";
         add("-drive", &format!("file={disk},id=root,{drive}"));
         add("-device", "nvme,drive=root,serial=root");
-        // Two NVMe disks would come up in any order. The driver of this one is a module, and the disk not there
-        // yet when cloud-init asks which cloud this is: so the guest's serial number says it.
-        let seed = in_list(self.seed);
+        // Two NVMe disks would appear in any order, so this one is a virtio disk. Its driver is a module, and the disk
+        // is absent when cloud-init detects the cloud, so the guest's serial number names the data source.
+        let seed = escape_commas(self.seed);
         add("-drive", &format!("file={seed},format=raw,if=virtio,readonly=on"));
         add("-smbios", "type=1,serial=ds=nocloud");
-        // Written at its end, so that it can be cut while the guest runs.
-        let console = in_list(&self.folder.join(CONSOLE));
+        // QEMU appends to the file, so that core can truncate it while the guest runs.
+        let console = escape_commas(&self.folder.join(CONSOLE));
         add("-chardev", &format!("file,id=console,append=on,path={console}"));
         add("-serial", "chardev:console");
         add("-kernel", &self.image.kernel.display().to_string());
@@ -103,25 +103,25 @@ impl Guest<'_> {
             (Arch::Amd64, true) => ("q35", "host"),
             (Arch::Amd64, false) => ("q35", "qemu64,-svm"),
             (Arch::Arm64, true) => ("virt", "host"),
-            // The interrupt controller that it has otherwise serves eight processors.
+            // The default interrupt controller is limited to eight processors.
             (Arch::Arm64, false) => ("virt,gic-version=3", "cortex-a72"),
         }
     }
 
     fn kernel_line(&self) -> String {
         let console = match self.arch {
-            // The kernel would wait for ticks, and panic on a host that is too busy to give it any in time.
+            // Without it the kernel waits for timer ticks, and panics where a busy host delivers none in time.
             Arch::Amd64 => "console=ttyS0 no_timer_check",
             Arch::Arm64 => "console=ttyAMA0",
         };
-        // Nobody but its own build is in a guest, so nothing needs to be kept apart from anything in it. A
-        // panic restarts it, which ends it.
+        // A guest runs one build, so mitigations between its processes would only cost time. After a panic the
+        // kernel restarts, which ends QEMU.
         format!("root=/dev/nvme0n1 rw {console} mitigations=off panic=-1 quiet")
     }
 }
 
-/// A file's name among settings, which have commas between them.
-fn in_list(file: &Path) -> String {
+/// A file's name as a value in QEMU's lists of settings, which are separated by commas.
+fn escape_commas(file: &Path) -> String {
     file.display().to_string().replace(',', ",,")
 }
 
@@ -173,8 +173,8 @@ mod tests {
     }
 
     #[test]
-    fn a_comma_in_a_name_ends_no_setting() {
-        assert_eq!(in_list(Path::new("/a,b/root.img")), "/a,,b/root.img");
+    fn a_comma_in_a_file_name_is_escaped() {
+        assert_eq!(escape_commas(Path::new("/a,b/root.img")), "/a,,b/root.img");
     }
 
     #[test]

@@ -1,25 +1,26 @@
-//! Whether this host has the memory for one more guest. A guest that does not find what it was promised takes
-//! others with it.
+//! Whether this host has the memory for one more guest. Where guests need more than there is, the kernel kills
+//! processes.
 
 use std::fs;
 use std::io;
 
 use nix::unistd::Pid;
 
-/// What QEMU itself needs beside a guest's memory.
+use super::error::GuestError;
+
+/// The memory of QEMU itself, beside that of the guest.
 const OVERHEAD_MIB: u64 = 256;
 
 /// The host's memory, in MiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Memory {
-    /// All of it.
     pub(super) total: u64,
-    /// What programs can have without pushing others out.
+    /// The memory that programs can get without swapping.
     pub(super) available: u64,
 }
 
 impl Memory {
-    /// As it is at this moment.
+    /// The memory of this host at this moment.
     pub(super) fn of_host() -> io::Result<Self> {
         let text = fs::read_to_string("/proc/meminfo")?;
         Self::parse(&text).ok_or_else(|| io::Error::other("/proc/meminfo says nothing of memory"))
@@ -34,25 +35,22 @@ impl Memory {
         Some(Self { total: field("MemTotal")?, available: field("MemAvailable")? })
     }
 
-    /// Why there is no room for a guest of `wanted` MiB beside those that were promised `promised` MiB which they
-    /// have not taken yet; `None` where there is.
-    pub(super) fn lacks(self, wanted: u64, promised: u64) -> Option<String> {
+    /// Checks that a guest of `wanted` MiB fits. The other guests may still take `promised` MiB.
+    pub(super) fn check(self, wanted: u64, promised: u64) -> Result<(), GuestError> {
         let (wanted, Self { available, .. }) = (wanted + OVERHEAD_MIB, self);
-        (wanted + promised > available).then(|| {
-            format!(
-                "the guest needs {wanted} MiB of memory, and of the host's {available} MiB that are \
-                 available other guests may still take {promised}"
-            )
-        })
+        if wanted + promised > available {
+            return Err(GuestError::NoMemory { wanted, available, promised });
+        }
+        Ok(())
     }
 
-    /// Whether such a guest never fits, however little else there is.
+    /// Whether a guest of `wanted` MiB does not fit even if no other guest runs.
     pub(super) const fn is_too_small_for(self, wanted: u64) -> bool {
         wanted + OVERHEAD_MIB > self.total
     }
 }
 
-/// How much of its memory the guest of QEMU's process `pid` has not taken yet, in MiB. Nothing if it has ended.
+/// The part of its memory that the guest of QEMU's process `pid` has not taken yet, in MiB. 0 if it has ended.
 pub(super) fn not_yet_taken(pid: Pid) -> u64 {
     let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
     let arguments = read("cmdline");
@@ -69,13 +67,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_others_were_promised_is_not_there_for_a_guest() {
+    fn memory_that_other_guests_may_still_take_is_not_available() {
         let meminfo = "MemTotal:       33554432 kB\nMemFree: 1 kB\nMemAvailable:   20971520 kB\n";
         let host = Memory::parse(meminfo).unwrap();
         assert_eq!(host, Memory { total: 32_768, available: 20_480 });
-        assert_eq!(host.lacks(8192, 0), None);
-        assert_eq!(host.lacks(8192, 12_032), None);
-        let why = host.lacks(8192, 12_033).unwrap();
+        host.check(8192, 0).unwrap();
+        host.check(8192, 12_032).unwrap();
+        let why = host.check(8192, 12_033).unwrap_err().to_string();
         assert!(why.contains("8448") && why.contains("20480") && why.contains("12033"), "{why}");
         assert!(host.is_too_small_for(32_768) && !host.is_too_small_for(16_384));
         assert_eq!(Memory::parse("nothing"), None);

@@ -1,4 +1,4 @@
-//! What EC2's errors mean, by their code.
+//! EC2's errors, and what follows from each code.
 //!
 //! Source: Amazon EC2 API reference, "Error codes for the Amazon EC2 API".
 
@@ -10,33 +10,33 @@ use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
 
 use crate::{LaunchError, ProviderError};
 
-/// A request that did not succeed.
+/// A failed request.
 #[derive(Debug)]
-pub(super) struct Fault {
-    /// What EC2 calls it, if it answered.
+pub(super) struct Ec2Error {
+    /// EC2's code, if EC2 answered.
     code: Option<String>,
     message: String,
     pub(super) kind: Kind,
 }
 
-/// What follows from a fault.
+/// What follows from an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// There is none of it at the moment, or no more for this account. Nothing was started.
+    /// There is no capacity at the moment, or a limit of the account is reached. Nothing was started.
     Capacity,
-    /// Requests come too fast, or credentials cannot be had at the moment. Nothing was started.
+    /// The rate limit is reached, or there are no credentials at the moment. Nothing was started.
     Throttled,
-    /// The client token has been used, for another request.
+    /// The client token was used for another request.
     TokenUsed,
-    /// What it was asked about does not exist.
+    /// The resource does not exist.
     NotFound,
     /// Somebody has to change something.
     Permanent,
-    /// Nobody knows whether it was done.
+    /// EC2 may or may not have done what was asked.
     Unclear,
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for Ec2Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.code {
             Some(code) => write!(f, "{code}: {}", self.message),
@@ -45,11 +45,11 @@ impl fmt::Display for Fault {
     }
 }
 
-impl<E: ProvideErrorMetadata + Error + 'static> From<SdkError<E>> for Fault {
+impl<E: ProvideErrorMetadata + Error + 'static> From<SdkError<E>> for Ec2Error {
     fn from(error: SdkError<E>) -> Self {
-        if let SdkError::ServiceError(answer) = &error {
-            let status = answer.raw().status().as_u16();
-            let metadata = answer.err().meta();
+        if let SdkError::ServiceError(response) = &error {
+            let status = response.raw().status().as_u16();
+            let metadata = response.err().meta();
             if let Some(code) = metadata.code() {
                 return Self::new(code, metadata.message().unwrap_or_default(), status);
             }
@@ -62,27 +62,27 @@ impl<E: ProvideErrorMetadata + Error + 'static> From<SdkError<E>> for Fault {
                 CredentialsError::CredentialsNotLoaded(_)
                 | CredentialsError::InvalidConfiguration(_),
             ) => Kind::Permanent,
-            // Whoever gives them does not answer. Without them nothing is sent.
+            // The source of credentials does not answer. Without credentials nothing is sent.
             Some(_) => Kind::Throttled,
             None if matches!(error, SdkError::ConstructionFailure(_)) => Kind::Permanent,
             None => Kind::Unclear,
         };
-        let fix = match kind {
+        let advice = match kind {
             Kind::Permanent | Kind::Throttled => "; `stagely doctor aws` checks the credentials",
             _ => "",
         };
-        Self { code: None, message: format!("cannot ask EC2: {}{fix}", chain(&error)), kind }
+        Self { code: None, message: format!("cannot ask EC2: {}{advice}", chain(&error)), kind }
     }
 }
 
-impl Fault {
+impl Ec2Error {
     fn new(code: &str, message: &str, status: u16) -> Self {
         let kind = kind_of(code, status);
-        // What follows is for AWS's own tools, and long.
+        // The rest is long, and only AWS can decode it.
         let message = message.split(" Encoded authorization failure").next().unwrap_or_default();
         let mut message = message.trim_end_matches(['.', ' ']).to_owned();
-        if let Some(fix) = fix_of(code) {
-            message = format!("{message}; {fix}");
+        if let Some(advice) = advice(code) {
+            message = format!("{message}; {advice}");
         }
         Self { code: Some(code.to_owned()), message, kind }
     }
@@ -91,17 +91,17 @@ impl Fault {
         Self { code: None, message: message.to_owned(), kind: Kind::Unclear }
     }
 
-    /// Whether EC2 said so itself.
+    /// Whether the error is EC2's answer.
     pub(super) const fn is_answer(&self) -> bool {
         self.code.is_some()
     }
 
-    /// What AWS said, without the code.
-    pub(super) fn words(&self) -> &str {
+    /// The message without the code.
+    pub(super) fn message(&self) -> &str {
         &self.message
     }
 
-    /// Whether it says that an image is not there.
+    /// Whether EC2 rejects the image.
     pub(super) fn is_of_image(&self) -> bool {
         self.code().is_some_and(|code| code.starts_with("InvalidAMIID"))
     }
@@ -110,21 +110,32 @@ impl Fault {
         self.code.as_deref()
     }
 
-    /// For a launch that came to nothing with it.
+    /// The error of a launch whose request for an instance has failed.
     pub(super) fn into_launch_error(self) -> LaunchError {
-        let message = self.to_string();
         match self.kind {
-            Kind::Capacity => LaunchError::NoCapacity(message),
-            Kind::Throttled => LaunchError::Throttled { message, wait: None },
-            Kind::NotFound | Kind::Permanent => LaunchError::Permanent(message),
-            Kind::TokenUsed | Kind::Unclear => LaunchError::Unclear(message),
+            Kind::Capacity => LaunchError::NoCapacity(self.into()),
+            Kind::Throttled => LaunchError::Throttled { cause: self.into(), wait: None },
+            Kind::NotFound | Kind::Permanent => LaunchError::Permanent(self.into()),
+            Kind::TokenUsed | Kind::Unclear => LaunchError::Unclear(self.into()),
+        }
+    }
+
+    /// The error of a launch whose search for an earlier instance has failed: an earlier request may have started
+    /// one.
+    pub(super) fn into_search_error(self) -> LaunchError {
+        match self.kind {
+            Kind::Permanent | Kind::NotFound => LaunchError::Permanent(self.into()),
+            Kind::Throttled => LaunchError::Throttled { cause: self.into(), wait: None },
+            Kind::Capacity | Kind::TokenUsed | Kind::Unclear => LaunchError::Unclear(self.into()),
         }
     }
 }
 
-impl From<Fault> for ProviderError {
-    fn from(fault: Fault) -> Self {
-        Self(fault.to_string())
+impl Error for Ec2Error {}
+
+impl From<Ec2Error> for ProviderError {
+    fn from(error: Ec2Error) -> Self {
+        Self::Failed(error.into())
     }
 }
 
@@ -147,7 +158,7 @@ fn kind_of(code: &str, status: u16) -> Kind {
         | "InstanceLimitExceeded"
         | "VolumeLimitExceeded"
         | "ResourceCountExceeded"
-        // The zone has no machines, or no volumes, of this type.
+        // The zone does not have this type of machine or volume.
         | "VolumeTypeNotAvailableInZone"
         | "Unsupported" => Kind::Capacity,
         "RequestLimitExceeded"
@@ -171,8 +182,8 @@ fn kind_of(code: &str, status: u16) -> Kind {
     }
 }
 
-/// What its owner can do about an error, where EC2's words do not say.
-fn fix_of(code: &str) -> Option<&'static str> {
+/// Advice for people where EC2's message gives none.
+fn advice(code: &str) -> Option<&'static str> {
     Some(match code {
         "UnauthorizedOperation" | "AccessDenied" => {
             "`stagely doctor aws` names what is missing and prints a policy"
@@ -225,18 +236,18 @@ fn credentials_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Credent
     None
 }
 
-/// An error's own words and those of all its causes.
+/// The messages of an error and of all its causes.
 fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut words = vec![error.to_string()];
+    let mut messages = vec![error.to_string()];
     let mut cause = error.source();
     while let Some(error) = cause {
         let text = error.to_string();
-        if words.last() != Some(&text) {
-            words.push(text);
+        if messages.last() != Some(&text) {
+            messages.push(text);
         }
         cause = error.source();
     }
-    words.join(": ")
+    messages.join(": ")
 }
 
 #[cfg(test)]
@@ -244,20 +255,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_capacity_is_no_server_error_and_a_server_error_is_unclear() {
-        assert_eq!(Fault::new("InsufficientInstanceCapacity", "", 500).kind, Kind::Capacity);
-        assert_eq!(Fault::new("InternalError", "", 500).kind, Kind::Unclear);
-        assert_eq!(Fault::new("Unheard", "", 503).kind, Kind::Unclear);
-        assert_eq!(Fault::new("Unheard", "", 400).kind, Kind::Permanent);
-        assert_eq!(Fault::new("InvalidInstanceID.NotFound", "", 400).kind, Kind::NotFound);
+    fn codes_go_before_status_and_a_server_error_is_unclear() {
+        assert_eq!(Ec2Error::new("InsufficientInstanceCapacity", "", 500).kind, Kind::Capacity);
+        assert_eq!(Ec2Error::new("InternalError", "", 500).kind, Kind::Unclear);
+        assert_eq!(Ec2Error::new("Unknown", "", 503).kind, Kind::Unclear);
+        assert_eq!(Ec2Error::new("Unknown", "", 400).kind, Kind::Permanent);
+        assert_eq!(Ec2Error::new("InvalidInstanceID.NotFound", "", 400).kind, Kind::NotFound);
     }
 
     #[test]
-    fn a_missing_permission_is_named_without_what_only_aws_can_read() {
-        let said = "You are not authorized to perform this operation. User: arn:aws:iam::1:user/a is not \
+    fn a_missing_permission_is_named_without_the_encoded_message() {
+        let message = "You are not authorized to perform this operation. User: arn:aws:iam::1:user/a is not \
                     authorized to perform: ec2:RunInstances. Encoded authorization failure message: AbCdEf";
-        let fault = Fault::new("UnauthorizedOperation", said, 403).to_string();
-        assert!(fault.contains("ec2:RunInstances; `stagely doctor aws`"), "{fault}");
-        assert!(!fault.contains("AbCdEf"), "{fault}");
+        let error = Ec2Error::new("UnauthorizedOperation", message, 403).to_string();
+        assert!(error.contains("ec2:RunInstances; `stagely doctor aws`"), "{error}");
+        assert!(!error.contains("AbCdEf"), "{error}");
     }
 }

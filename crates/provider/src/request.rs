@@ -1,0 +1,50 @@
+//! The request for a machine: what kind it is, and what its agent gets.
+
+use std::time::Duration;
+
+use stagely_protocol::Arch;
+use stagely_protocol::agent_config::AgentConfig;
+use stagely_state::ids::{JobId, MachineId};
+use stagely_state::{Fleet, MachineSize, Usd};
+use url::Url;
+
+use crate::settings::MarketPolicy;
+
+/// The kind of machine that is wanted. A provider derives the machine types and zones from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MachineSpec {
+    pub fleet: Fleet,
+    pub arch: Arch,
+    pub size: MachineSize,
+    pub market: MarketPolicy,
+    /// Buys on demand whatever `market` says: this is the job's last attempt.
+    pub on_demand: bool,
+    /// The highest price of an hour on the spot market.
+    pub max_price: Option<Usd>,
+}
+
+/// A request to start one machine.
+#[derive(Clone, Debug)]
+pub struct LaunchRequest {
+    /// Our id of the machine, chosen before the provider is asked. It identifies the machine at the provider.
+    pub machine: MachineId,
+    /// The job that caused the launch. The provider's own lists show it to people.
+    pub job: Option<JobId>,
+    pub spec: MachineSpec,
+    /// The configuration of the machine's agent.
+    pub agent: AgentConfig,
+    /// The machine's lifetime unless core extends it.
+    pub lease: Duration,
+    /// The host of a registry without TLS. The machine's Docker engine must be configured for it.
+    pub insecure_registry: Option<String>,
+    /// The agent's program, which a machine with a stock image downloads from core.
+    pub binary: Option<AgentBinary>,
+}
+
+/// The agent's program, as core serves it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentBinary {
+    pub url: Url,
+    /// In hexadecimal digits.
+    pub sha256: String,
+}
