@@ -3,7 +3,7 @@
 
 # fetch URL SHA256 FILE
 fetch() {
-    { curl -sSfL --connect-timeout 10 --retry 3 -m 300 -o "$3" "$1" &&
+    { curl -sfL --connect-timeout 10 --retry 3 -m 300 -o "$3" "$1" &&
         echo "$2  $3" | sha256sum --check --quiet; } || { rm -f "$3" && return 1; }
 }
 
