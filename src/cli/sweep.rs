@@ -134,7 +134,7 @@ mod tests {
         );
         assert!(failures(&planned).is_empty());
         let done = swept(false, SweptMachine { done: true, ..unknown() });
-        assert!(text(&done).contains("aws       ended  it is there"), "{}", text(&done));
+        assert!(text(&done).contains("aws       ended   it is there"), "{}", text(&done));
     }
 
     #[test]

@@ -66,7 +66,7 @@ async fn a_machine_that_nobody_knows_is_told_of_by_a_dry_run_and_ended_by_a_swee
     let found = &local.machines[0];
     assert_eq!((found.machine_id, found.action, found.done), (machine, SweepAction::End, false));
     assert!(swept.status.success(), "{swept:?}");
-    let row = format!("{machine}  local     ended  it is there and has no record");
+    let row = format!("{machine}  local     ended   it is there and has no record");
     assert!(text(&swept).contains(&row), "{}", text(&swept));
     assert!(processes_with(&machine.to_string()).is_empty());
     stray.wait().unwrap();
