@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use aws_sdk_ec2::Client;
-use aws_sdk_ec2::types::{Filter, Image as Described, ImageState};
+use aws_sdk_ec2::types::{ArchitectureValues, Filter, Image as Described, ImageState};
 use stagely_protocol::Arch;
 use thiserror::Error;
 use tokio::sync::Mutex;
@@ -100,7 +100,7 @@ impl Images {
         if let Some(state) = image.state.as_ref().filter(|state| **state != ImageState::Available) {
             return Err(missing(&format!("is {}", state.as_str())));
         }
-        let found = image.architecture.as_ref().map(|arch| arch.as_str()).unwrap_or_default();
+        let found = image.architecture.as_ref().map(ArchitectureValues::as_str).unwrap_or_default();
         if found != architecture(arch) {
             let problem = format!("{id} is {found}, and image-{arch} in [aws] names it");
             return Err(ImageError::Missing(problem));
