@@ -44,7 +44,7 @@ impl Core {
         stored
     }
 
-    /// No process of this core's machines, none of their builds, no container and no builder.
+    /// Checks that no process of a machine or a build is left, no container and no builder.
     async fn nothing_runs(&self, stored: &StoreContents) {
         for text in [stored.core_id.as_str(), &self.name] {
             eventually(&format!("no process has {text:?}"), async || {
@@ -62,7 +62,7 @@ impl Core {
         }
     }
 
-    /// No work folder, no login, no temporary file.
+    /// Checks that no work folder, login or temporary file is left.
     fn no_file_is_left(&self) {
         for folder in ["data/machines", "data/scratch"] {
             let entries = fs::read_dir(self.path(folder)).map(Iterator::count).unwrap_or_default();
@@ -74,12 +74,12 @@ impl Core {
             let is_private = path.starts_with("home") || path.starts_with("tmp");
             is_private
                 || path.ends_with("config.json")
-                || path.components().any(|it| it.as_os_str() == "jobs")
+                || path.components().any(|part| part.as_os_str() == "jobs")
         });
         assert!(left.is_empty(), "{left:?}");
     }
 
-    /// Neither the databases nor the log of core hold a secret that can be read.
+    /// Checks that neither the databases nor core's log contain a readable secret.
     fn no_secret_is_readable(&self) {
         let password = self.registry.password();
         for path in files_below(self.folder()) {
@@ -95,17 +95,19 @@ impl Core {
     }
 }
 
-/// Every run has an end, and what was only for its time is gone.
+/// Every run has ended, and its secrets and tokens are gone.
 fn nothing_is_open(stored: &StoreContents) {
     let state = &stored.state;
     let is_final = |run: &RunState| run.is_final();
     assert!(state.runs.values().all(|run| is_final(&run.state)), "{:#?}", state.runs);
-    // What GitHub is told comes after the end and waits for its turn, and so does cleaning up.
-    let may_wait = |it: &Effect| matches!(it, Effect::Report { .. } | Effect::CleanUp { .. });
+    // Reports to GitHub and the removal of caches may be pending after the end of a run.
+    let may_wait =
+        |effect: &Effect| matches!(effect, Effect::Report { .. } | Effect::CleanUp { .. });
     assert!(state.outbox.values().all(may_wait), "{:#?}", state.outbox);
     assert!(stored.run_secrets.is_empty());
     for (machine, _) in &stored.machine_tokens {
-        let is_live = state.machines.get(machine).is_some_and(|it| !it.state.is_terminated());
+        let is_live =
+            state.machines.get(machine).is_some_and(|machine| !machine.state.is_terminated());
         assert!(is_live, "{machine} is gone and its tokens are not");
     }
 }
