@@ -182,6 +182,8 @@ impl World {
                 }
                 JobKind::Merge { .. } => Task { pushes: true, cache: None },
             };
+            // From now on core answers for this attempt again.
+            self.written_off.remove(&(machine, attempt));
             self.tell(machine, Order::Begin(attempt, task));
         }
     }
