@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use aws_config::retry::RetryConfig;
+use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_sdk_ec2::Client;
@@ -32,6 +33,9 @@ pub async fn connect(config: &AwsSettings) -> anyhow::Result<(Client, SdkConfig)
     let mut loader = aws_config::defaults(BehaviorVersion::latest())
         // The SDK also fetches the credentials of a role or of SSO with this client.
         .http_client(Http::default())
+        // It watches how fast the SDK's own client takes a request's body, which this one takes at once: an answer
+        // that takes 5 s would count as stalled. The limits below bound each request.
+        .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
         .timeout_config(timeouts)
         .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS));
     if let Some(region) = &config.region {
