@@ -73,7 +73,7 @@ fn play_or_explain(seed: u64, next: &AtomicU64) -> Met {
         next.store(u64::MAX / 2, Ordering::Relaxed);
         panic!(
             "schedule {seed} broke an invariant; see it with\n    STAGELY_SIM_SEED={seed} cargo test \
-             -p stagely --test simulation every_invariant -- --nocapture"
+             -p stagely-state --test simulation every_invariant -- --nocapture"
         );
     })
 }
