@@ -9,18 +9,15 @@ use stagely_state::MachineSize;
 use thiserror::Error;
 
 use super::guest::Resources;
+use super::image::ImageError;
 use crate::processes::ProcessError;
 
 #[derive(Debug, Error)]
 pub(super) enum GuestError {
     #[error("qemu.image-{0} is not set: scripts/golden-image makes the folder it names")]
     NoImageNamed(Arch),
-    #[error("no golden image: {}: {error}; {}", .file.display(), make_image(*.arch, .folder))]
-    NoImage { file: PathBuf, error: io::Error, arch: Arch, folder: PathBuf },
-    #[error("{} does not describe an image: {error}; {}", .file.display(), make_image(*.arch, .folder))]
-    ImageDescription { file: PathBuf, error: io::Error, arch: Arch, folder: PathBuf },
-    #[error("the image in {} is for {found}, not for {arch}; {}", .folder.display(), make_image(*.arch, .folder))]
-    ImageArch { found: Arch, arch: Arch, folder: PathBuf },
+    #[error(transparent)]
+    Image(#[from] ImageError),
     #[error("{name} is missing: apt-get install {package}")]
     NoProgram { name: &'static str, package: &'static str },
     #[error("neither genisoimage nor xorriso is there: apt-get install genisoimage")]
@@ -52,11 +49,6 @@ pub(super) enum GuestError {
     SeedProgram { program: PathBuf, status: ExitStatus, last_line: String },
     #[error("{} ended at once: {last_line}", .program.display())]
     EndedAtOnce { program: PathBuf, last_line: String },
-}
-
-/// The command that makes an image.
-fn make_image(arch: Arch, folder: &std::path::Path) -> String {
-    format!("scripts/golden-image --arch {arch} --out {}", folder.display())
 }
 
 fn kvm_advice(error: &io::Error) -> &'static str {

@@ -6,8 +6,23 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use stagely_protocol::Arch;
+use thiserror::Error;
 
-use super::error::GuestError;
+/// A folder that holds no image for the wanted arch.
+#[derive(Debug, Error)]
+pub(super) enum ImageError {
+    #[error("no golden image: {}: {error}; {}", .file.display(), advice(*.arch, .folder))]
+    Missing { file: PathBuf, error: io::Error, arch: Arch, folder: PathBuf },
+    #[error("{} does not describe an image: {error}; {}", .file.display(), advice(*.arch, .folder))]
+    Description { file: PathBuf, error: io::Error, arch: Arch, folder: PathBuf },
+    #[error("the image in {} is for {found}, not for {arch}; {}", .folder.display(), advice(*.arch, .folder))]
+    OtherArch { found: Arch, arch: Arch, folder: PathBuf },
+}
+
+/// The command that makes an image.
+fn advice(arch: Arch, folder: &Path) -> String {
+    format!("scripts/golden-image --arch {arch} --out {}", folder.display())
+}
 
 /// A golden image in a folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,13 +45,13 @@ impl Image {
     }
 
     /// Opens the image in `folder`, which must be for `arch`.
-    pub(super) fn open(folder: &Path, arch: Arch) -> Result<Self, GuestError> {
+    pub(super) fn open(folder: &Path, arch: Arch) -> Result<Self, ImageError> {
         let owned = || folder.to_owned();
         let readable = |name: &str| {
             let file = folder.join(name);
             match fs::File::open(&file) {
                 Ok(_) => Ok(file),
-                Err(error) => Err(GuestError::NoImage { file, error, arch, folder: owned() }),
+                Err(error) => Err(ImageError::Missing { file, error, arch, folder: owned() }),
             }
         };
         let (disk, kernel, description) =
@@ -45,11 +60,11 @@ impl Image {
             .and_then(|text| Ok(serde_json::from_slice(&text)?))
             .map_err(|error| {
                 let file = description;
-                GuestError::ImageDescription { file, error, arch, folder: owned() }
+                ImageError::Description { file, error, arch, folder: owned() }
             });
         let Description { arch: found } = description?;
         if found != arch {
-            return Err(GuestError::ImageArch { found, arch, folder: owned() });
+            return Err(ImageError::OtherArch { found, arch, folder: owned() });
         }
         Ok(Self { disk, kernel })
     }
