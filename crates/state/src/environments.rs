@@ -66,9 +66,14 @@ impl Turn<'_> {
     }
 
     pub(super) fn cleaned_up(&mut self, id: EnvironmentId, refs: &BTreeSet<ImageRef>) {
-        // The caches are gone in any case, also if nobody awaits the answer any more.
-        for cache in refs {
-            self.change_fingerprint(FingerprintChange::Delete(cache.clone()));
+        // The caches are gone in any case, also if no step waits for the answer any more.
+        let mut deleted = refs.clone();
+        let outdated = self.state.environments.get(&id).filter(|record| record.deletion_outdated);
+        // A core that was killed during the deletion has deleted caches as well. The next one found the
+        // environment open, so `refs` does not name them.
+        deleted.extend(outdated.iter().flat_map(|record| record.cache_refs.iter().cloned()));
+        for cache in deleted {
+            self.change_fingerprint(FingerprintChange::Delete(cache));
         }
         if !self.state.settle(&Effect::CleanUp { environment: id }) {
             return;

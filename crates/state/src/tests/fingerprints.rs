@@ -16,7 +16,9 @@ fn caching(core: &mut Core) -> (RunId, JobId, MachineId) {
     let mut build = core.build(Arch::Amd64);
     let JobKind::Build { cache_to, .. } = &mut build.kind else { panic!("{build:?}") };
     *cache_to = Some(cache());
-    core.plan(run, std::slice::from_ref(&build));
+    let mut plan = PlannedRun::new("c".repeat(40).parse().unwrap(), vec![build.clone()]);
+    plan.own_cache_refs = BTreeSet::from([cache()]);
+    core.step(Event::RunPlanned { run, plan: Ok(plan) });
     core.start(machine, build.id, 1);
     (run, build.id, machine)
 }
@@ -93,6 +95,23 @@ fn a_deleted_cache_loses_its_fingerprint() {
     let refs = BTreeSet::from([cache()]);
 
     let outcome = core.outcome_of(Event::CleanedUp { environment, refs });
+
+    assert_eq!(outcome.fingerprints, [FingerprintChange::Delete(cache())]);
+}
+
+/// Core was killed after the registry had deleted the cache and before the records said so. The next core finds the
+/// environment open and deletes nothing.
+#[test]
+fn an_environment_that_opens_during_its_deletion_loses_all_its_fingerprints() {
+    let mut core = without_provider();
+    let (run, job, machine) = caching(&mut core);
+    let environment = core.state.runs[&run].environment;
+    changes(&mut core, machine, job, 1, JobReport::new(PUSHED));
+    let closed = core.step(Event::EnvironmentClosed { environment });
+    assert_eq!(closed, [Effect::CleanUp { environment }]);
+    core.request(1);
+
+    let outcome = core.outcome_of(Event::CleanedUp { environment, refs: BTreeSet::new() });
 
     assert_eq!(outcome.fingerprints, [FingerprintChange::Delete(cache())]);
 }

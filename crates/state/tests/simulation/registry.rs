@@ -162,4 +162,7 @@ pub(crate) fn check_at_rest(world: &World) {
         let is_open = open.any(|it| cache.to_string().starts_with(&caches_of(it.id)));
         assert!(is_open, "{cache} is left");
     }
+    for cache in world.fingerprints.0.keys() {
+        assert!(world.registry.caches.contains(cache), "{cache} is described and not there");
+    }
 }

@@ -41,6 +41,8 @@ pub(crate) struct Before {
     checks: Vec<Effect>,
     /// Jobs that waited for capacity, and until when.
     postponed: BTreeMap<JobId, Timestamp>,
+    /// The caches of environments that were opened during their deletion.
+    outdated_deletions: BTreeMap<EnvironmentId, BTreeSet<ImageRef>>,
 }
 
 /// An attempt that a machine had.
@@ -113,6 +115,12 @@ impl Before {
                 .values()
                 .filter_map(|job| Some((job.id, postponed_until(job)?)))
                 .collect(),
+            outdated_deletions: core
+                .environments
+                .values()
+                .filter(|environment| environment.deletion_outdated)
+                .map(|environment| (environment.id, environment.cache_refs.clone()))
+                .collect(),
         }
     }
 
@@ -162,15 +170,17 @@ impl Before {
     }
 
     /// A fingerprint is stored exactly when the attempt that a machine has, or whose cache it exports, reports
-    /// that the cache is complete. It goes with its cache.
+    /// that the cache is complete. It is deleted with its cache, and whenever the cache may have been deleted.
     pub(crate) fn check_fingerprints(&self, event: &Event, changes: &[FingerprintChange]) {
         let expected: Vec<FingerprintChange> = match event {
             Event::JobReported { machine, attempt, report } => {
                 let cache = self.completed_cache(*machine, *attempt, report);
                 cache.map(FingerprintChange::Store).into_iter().collect()
             }
-            Event::CleanedUp { refs, .. } => {
-                refs.iter().cloned().map(FingerprintChange::Delete).collect()
+            Event::CleanedUp { environment, refs } => {
+                let doubtful = self.outdated_deletions.get(environment).into_iter().flatten();
+                let deleted: BTreeSet<ImageRef> = refs.iter().chain(doubtful).cloned().collect();
+                deleted.into_iter().map(FingerprintChange::Delete).collect()
             }
             _ => Vec::new(),
         };
