@@ -7,7 +7,7 @@ use stagely_protocol::FailureReason;
 
 use super::attempts::Failure;
 use super::merges::ABSENT_BUILDER_GRACE;
-use super::step::Turn;
+use super::step::Step;
 use super::{
     Attempt, Effect, JobState, Machine, MachineState, RunState, State, StopReason, Timestamp,
 };
@@ -135,7 +135,7 @@ impl State {
     }
 }
 
-impl Turn<'_> {
+impl Step<'_> {
     pub(super) fn ring_alarms(&mut self) {
         let now = self.now;
         self.resume_plannings();

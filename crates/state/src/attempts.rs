@@ -3,7 +3,7 @@
 
 use stagely_protocol::FailureReason;
 
-use super::step::Turn;
+use super::step::Step;
 use super::{
     Attempt, Effect, JobEvent, JobOutcome, JobReport, JobState, LostAttempt, MachineEvent,
     MachineKind, MachineState, StopReason,
@@ -30,7 +30,7 @@ impl Failure {
     }
 }
 
-impl Turn<'_> {
+impl Step<'_> {
     /// Gives the job to the agent of `machine`, again if need be.
     pub(super) fn assign(&mut self, machine: MachineId, job: JobId) {
         let Some(attempt) = self.attempt_of(job, machine) else { return };

@@ -1,10 +1,10 @@
 //! What people ask for in comments: followed once, and only after GitHub was asked whether they may.
 
-use super::step::Turn;
+use super::step::Step;
 use super::{CancelReason, Command, CommandKind, Effect, Run, RunState, State};
 use crate::ids::{EnvironmentId, RunId};
 
-impl Turn<'_> {
+impl Step<'_> {
     pub(super) fn give_command(&mut self, id: EnvironmentId, command: Command) {
         let Some(environment) = self.state.environments.get(&id) else { return };
         // An older comment was followed already, or missed what has happened since.

@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 
 use stagely_protocol::ImageRef;
 
-use super::step::Turn;
+use super::step::Step;
 use super::{CancelReason, Effect, Environment, FingerprintChange, Machine, Run, State, Trigger};
 use crate::ids::{EnvironmentId, JobId, RunId};
 
-impl Turn<'_> {
+impl Step<'_> {
     /// Makes the environment ready for `run`.
     pub(super) fn open_environment(&mut self, run: &Run, environment: Environment) {
         let (id, pull_request) = (environment.id, environment.pull_request);

@@ -4,13 +4,13 @@
 //! An agent that was told to stop an export has the attempt in [`Machine::stopping`] as well, and
 //! `until` is the moment at which it was told.
 
-use super::step::Turn;
+use super::step::Step;
 use super::{
     Attempt, CacheExport, Effect, Interruption, Machine, MachineKind, StopReason, Timestamp,
 };
 use crate::ids::{MachineId, RunId};
 
-impl Turn<'_> {
+impl Step<'_> {
     /// The agent has reported the image of `attempt` and goes on to export the cache.
     pub(super) fn begin_export(&mut self, id: MachineId, attempt: Attempt) {
         let until = self.now.after(self.state.limits.cache_export);

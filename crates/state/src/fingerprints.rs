@@ -5,7 +5,7 @@
 
 use stagely_protocol::ImageRef;
 
-use super::step::Turn;
+use super::step::Step;
 use super::{Attempt, JobKind, JobOutcome, JobReport, State};
 use crate::ids::MachineId;
 
@@ -18,7 +18,7 @@ pub enum FingerprintChange {
     Delete(ImageRef),
 }
 
-impl Turn<'_> {
+impl Step<'_> {
     /// Stores the fingerprint of a reported build, unless the report is of an attempt that the machine does
     /// not have any more. Must be called before the report changes the records.
     pub(super) fn store_fingerprint(

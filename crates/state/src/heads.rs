@@ -1,14 +1,14 @@
 //! Where pull requests and default branches are: which news counts, and what becomes of the runs of older
 //! commits.
 
-use super::step::Turn;
+use super::step::Step;
 use super::{
     Approval, ApprovedCommit, CancelReason, Environment, Head, HeadSource, Run, RunEvent, RunState,
     State, Timestamp, Trigger,
 };
 use crate::ids::{EnvironmentId, RunId};
 
-impl Turn<'_> {
+impl Step<'_> {
     pub(super) fn move_head(
         &mut self,
         run: Run,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use stagely_protocol::FailureReason;
 
 use super::attempts::Failure;
-use super::step::Turn;
+use super::step::Step;
 use super::{Attempt, Interruption, Job, JobKind, JobState, Machine, State, StopReason, Timestamp};
 use crate::ids::{JobId, MachineId};
 
@@ -18,7 +18,7 @@ const BUILD_MARGIN_PERCENT: u32 = 125;
 /// A machine that is still there this long after its time is not waited for.
 pub(super) const TAKEN_BACK_GRACE: Duration = Duration::from_secs(10);
 
-impl Turn<'_> {
+impl Step<'_> {
     pub(super) fn machine_interrupted(&mut self, id: MachineId, interruption: Interruption) {
         let Some(machine) = self.state.machines.get(&id).filter(|machine| machine.is_in_use())
         else {

@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::step::Turn;
+use super::step::Step;
 use super::{Job, JobEvent, JobKind, JobState, State, UsedImage};
 use crate::ids::{JobId, RunId};
 
-impl Turn<'_> {
+impl Step<'_> {
     /// Completes the queued jobs of `run` that had completed in `earlier`. Nothing is kept from another
     /// commit.
     pub(super) fn keep_completed(&mut self, run: RunId, earlier: RunId) {

@@ -5,14 +5,14 @@ use std::collections::BTreeSet;
 use stagely_protocol::{Arch, FailureReason, SystemInfo};
 
 use super::attempts::Failure;
-use super::step::Turn;
+use super::step::Step;
 use super::{
     Attempt, Effect, JobState, LaunchRefusal, Machine, MachineEvent, MachineKind, MachineState,
     Placement, StopReason, Timestamp,
 };
 use crate::ids::{JobId, MachineId, SessionId};
 
-impl Turn<'_> {
+impl Step<'_> {
     /// No agent is connected to a core that has just started, and none could report before.
     pub(super) fn start_core(&mut self) {
         let (now, limits) = (self.now, &self.state.limits);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::step::Turn;
+use super::step::Step;
 use super::{Job, JobKind, JobState, Machine, MachineState, State};
 use crate::ids::{JobId, MachineId};
 
@@ -10,7 +10,7 @@ use crate::ids::{JobId, MachineId};
 /// and any machine will do, so there is no reason to give it the patience that a half-done build has.
 pub(super) const ABSENT_BUILDER_GRACE: Duration = Duration::from_secs(10);
 
-impl Turn<'_> {
+impl Step<'_> {
     /// Gives the merge that waited for `finished` alone to the machine that has just finished it; false
     /// if there is none, or the machine will not do.
     pub(super) fn hand_over(&mut self, id: MachineId, finished: JobId) -> bool {

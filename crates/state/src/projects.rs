@@ -1,10 +1,10 @@
 //! Projects whose repositories are listened to.
 
 use super::Project;
-use super::step::Turn;
+use super::step::Step;
 use crate::ids::{EnvironmentId, ProjectId};
 
-impl Turn<'_> {
+impl Step<'_> {
     /// Takes over what may change of a project.
     pub(super) fn set_project(&mut self, project: Project) {
         let (id, github, max_concurrent) =

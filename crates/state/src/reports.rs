@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 use std::mem;
 
-use super::step::Turn;
+use super::step::Step;
 use super::{Effect, State, Told};
 use crate::ids::{EnvironmentId, RunId};
 
-impl Turn<'_> {
+impl Step<'_> {
     /// Lets GitHub be told of what this step changed.
     pub(super) fn report_changes(&mut self) {
         let runs = mem::take(&mut self.state.index.touched_runs);

@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use stagely_protocol::FailureReason;
 
-use super::step::Turn;
+use super::step::Step;
 use super::{
     Approval, CancelReason, Effect, Environment, Job, JobState, PlanFailure, PlannedJob,
     PlannedRun, Project, Run, RunEvent, State, Timestamp, Trigger,
 };
 use crate::ids::{JobId, RunId};
 
-impl Turn<'_> {
+impl Step<'_> {
     pub(super) fn request_run(&mut self, run: Run, project: Project, environment: Environment) {
         if self.state.runs.contains_key(&run.id) {
             return;

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use stagely_protocol::{Arch, Emulation, FailureReason};
 
-use super::step::Turn;
+use super::step::Step;
 use super::{
     Effect, Job, JobEvent, JobKind, JobState, Limits, Machine, MachineKind, MachineState,
     Priorities, ProviderName, Run, State, Timestamp, Trigger,
@@ -294,7 +294,7 @@ fn in_turns<T>(projects: &BTreeMap<ProjectId, T>, served: &Served) -> Vec<Projec
     turns
 }
 
-impl Turn<'_> {
+impl Step<'_> {
     /// Gives machines to queued jobs for as long as there are any.
     pub(super) fn schedule(&mut self, new_machine: &mut dyn FnMut() -> MachineId) {
         while let Some((job, arch)) = self.state.next_without_arch() {

@@ -16,8 +16,8 @@ pub struct Outcome {
     pub anomalies: Vec<Anomaly>,
 }
 
-/// A step under way.
-pub(super) struct Turn<'a> {
+/// One call of [`State::step`]: its methods apply one event to the records and collect what follows from it.
+pub(super) struct Step<'a> {
     pub(super) state: &'a mut State,
     pub(super) now: Timestamp,
     pub(super) outcome: Outcome,
@@ -35,25 +35,25 @@ impl State {
         now: Timestamp,
         new_machine: &mut dyn FnMut() -> MachineId,
     ) -> Outcome {
-        let mut turn = Turn { state: self, now, outcome: Outcome::default() };
-        turn.take(event);
-        turn.begin_plannings();
-        turn.schedule(new_machine);
-        turn.clean_up();
-        turn.report_changes();
-        turn.outcome
+        let mut step = Step { state: self, now, outcome: Outcome::default() };
+        step.apply(event);
+        step.begin_plannings();
+        step.schedule(new_machine);
+        step.clean_up();
+        step.report_changes();
+        step.outcome
     }
 }
 
-impl Turn<'_> {
-    fn take(&mut self, event: Event) {
+impl Step<'_> {
+    fn apply(&mut self, event: Event) {
         match event {
             Event::CoreStarted => self.start_core(),
             Event::Tick => self.ring_alarms(),
             Event::RunRequested { run, project, environment } => {
                 self.request_run(*run, project, environment);
             }
-            Event::Delivered { delivery, event } => self.take_delivery(delivery, event),
+            Event::Delivered { delivery, event } => self.apply_delivery(delivery, event),
             Event::HeadMoved { run, environment, head, source } => {
                 self.move_head(*run, environment, head, &source);
             }
@@ -114,11 +114,11 @@ impl Turn<'_> {
     }
 
     /// Takes what a delivery brings, once.
-    fn take_delivery(&mut self, delivery: DeliveryId, event: Option<Box<Event>>) {
+    fn apply_delivery(&mut self, delivery: DeliveryId, event: Option<Box<Event>>) {
         if self.state.note_delivery(delivery, self.now)
             && let Some(event) = event
         {
-            self.take(*event);
+            self.apply(*event);
         }
     }
 

@@ -3,11 +3,11 @@
 
 use stagely_protocol::Digest;
 
-use super::step::Turn;
+use super::step::Step;
 use super::{Effect, GoodImage, Job, JobState, Run, Trigger, VariantName};
 use crate::ids::{EnvironmentId, JobId, RunId};
 
-impl Turn<'_> {
+impl Step<'_> {
     /// Takes note of the image of a job that has completed, if its run is still the newest of the
     /// environment; else the job says that its reference stays. The step that completes the job decides
     /// it, so a stale result cannot win later, and what has ended does not change.

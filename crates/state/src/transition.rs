@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use super::step::Turn;
+use super::step::Step;
 use super::{JobEvent, JobState, MachineEvent, MachineState, RunEvent, RunState};
 use crate::ids::{JobId, MachineId, RunId};
 
@@ -46,7 +46,7 @@ impl fmt::Display for Anomaly {
     }
 }
 
-impl Turn<'_> {
+impl Step<'_> {
     /// Moves the run. Returns false, and notes the anomaly, if it cannot take `event`.
     pub(super) fn move_run(&mut self, id: RunId, event: RunEvent) -> bool {
         let Some(run) = self.state.runs.get(&id) else { return false };
