@@ -17,7 +17,6 @@ mod records;
 mod step;
 mod transition;
 
-mod alarms;
 mod attempts;
 mod commands;
 mod environments;
@@ -33,6 +32,7 @@ mod reports;
 mod runs;
 mod schedule;
 mod tags;
+mod timeouts;
 
 pub mod comparison;
 

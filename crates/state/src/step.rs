@@ -49,7 +49,7 @@ impl Step<'_> {
     fn apply(&mut self, event: Event) {
         match event {
             Event::CoreStarted => self.start_core(),
-            Event::Tick => self.ring_alarms(),
+            Event::Tick => self.fire_timeouts(),
             Event::RunRequested { run, project, environment } => {
                 self.request_run(*run, project, environment);
             }

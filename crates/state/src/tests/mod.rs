@@ -102,7 +102,7 @@ impl Core {
         self.step(Event::CoreStarted)
     }
 
-    /// Lets the time pass, and the alarm ring that is due then.
+    /// Advances the time and fires the timeouts that are due then.
     fn wait(&mut self, time: Duration) -> Vec<Effect> {
         self.now = self.now.after(time);
         self.step(Event::Tick)

@@ -1,7 +1,7 @@
-//! What happens when nothing happens: the limits that end waiting.
+//! The timeouts of machines and of plannings: when each is due, and what it does.
 //!
-//! Only live machines and runs that are being planned have limits, so looking at all of those is
-//! cheap, and no timer can be left behind.
+//! They are computed from the records at each tick. Only live machines and runs that are being planned have one, so
+//! this is cheap, and no timer outlives its record.
 
 use stagely_protocol::FailureReason;
 
@@ -13,26 +13,26 @@ use super::{
 };
 use crate::ids::{JobId, MachineId, RunId};
 
-/// A limit of a machine's life.
+/// A timeout of a machine.
 #[derive(Clone, Copy)]
-enum Alarm {
-    /// Its agent did not connect in time.
+enum Timeout {
+    /// The agent did not connect after the launch.
     Boot,
-    /// Its agent has been out of contact for too long.
-    Silence,
-    /// Its agent was given a job and has not said anything about it.
-    NoStart(JobId),
-    /// Its agent works on a job for longer than it may.
-    Overrun(JobId),
-    /// Its agent left before it began the merge that it was given.
-    Absence(JobId),
-    /// Its agent was told to stop a job and has not answered.
-    NoStop,
-    /// Its agent exports a cache for longer than it may.
+    /// The agent did not reconnect within `reconnect_grace`.
+    Reconnect,
+    /// The agent disconnected before it began a merge, and did not reconnect at once.
+    BuilderReconnect(JobId),
+    /// The agent did not begin the job that was assigned to it.
+    Start(JobId),
+    /// The agent runs the job past its deadline.
+    Run(JobId),
+    /// The agent did not confirm that it stopped a job.
+    Stop,
+    /// The export of the layer cache takes longer than `cache_export`.
     Export,
-    /// The cloud takes it back, and what it does should have ended by now.
+    /// The cloud has reclaimed the machine, and its job has not ended.
     TakenBack,
-    /// Its time is over, whatever it does.
+    /// The lease is over.
     Lease,
 }
 
@@ -40,10 +40,10 @@ impl State {
     /// The next moment at which [`Event::Tick`](super::Event::Tick) changes something.
     pub fn next_deadline(&self) -> Option<Timestamp> {
         let planning = self.planning_limits().map(|(due, _)| due);
-        let alarms = self.live_machines().filter_map(|machine| self.next_alarm(machine));
+        let timeouts = self.live_machines().filter_map(|machine| self.next_timeout(machine));
         let deferred = self.index.deferred.first().map(|(after, _)| *after);
         let postponed = self.index.postponed.first().map(|(until, _)| *until);
-        planning.chain(alarms.map(|(due, _)| due)).chain(deferred).chain(postponed).min()
+        planning.chain(timeouts.map(|(due, _)| due)).chain(deferred).chain(postponed).min()
     }
 
     fn planning_limits(&self) -> impl Iterator<Item = (Timestamp, RunId)> {
@@ -54,48 +54,48 @@ impl State {
         })
     }
 
-    fn due_alarms(&self, now: Timestamp) -> Vec<(MachineId, Alarm)> {
-        let alarms = self.live_machines().filter_map(|machine| {
-            let (due, alarm) = self.next_alarm(machine)?;
-            (due <= now).then_some((machine.id, alarm))
+    fn due_timeouts(&self, now: Timestamp) -> Vec<(MachineId, Timeout)> {
+        let timeouts = self.live_machines().filter_map(|machine| {
+            let (due, timeout) = self.next_timeout(machine)?;
+            (due <= now).then_some((machine.id, timeout))
         });
-        alarms.collect()
+        timeouts.collect()
     }
 
-    fn next_alarm(&self, machine: &Machine) -> Option<(Timestamp, Alarm)> {
+    fn next_timeout(&self, machine: &Machine) -> Option<(Timestamp, Timeout)> {
         let (requested_at, boot) = (machine.requested_at, self.limits.boot);
         let first = match machine.state {
             MachineState::Requested | MachineState::Booting => {
-                Some((self.due(requested_at, requested_at.after(boot)), Alarm::Boot))
+                Some((self.due(requested_at, requested_at.after(boot)), Timeout::Boot))
             }
             MachineState::Busy { attempt } if !machine.connected => {
-                Some(self.absence_alarm(machine, attempt.job))
+                Some(self.reconnect_timeout(machine, attempt.job))
             }
-            MachineState::Busy { attempt } => self.work_alarm(machine, attempt),
+            MachineState::Busy { attempt } => self.work_timeout(machine, attempt),
             MachineState::Ready | MachineState::Terminating | MachineState::Terminated => {
                 return None;
             }
         };
-        let lease = machine.lease_until.map(|at| (self.due(requested_at, at), Alarm::Lease));
+        let lease = machine.lease_until.map(|at| (self.due(requested_at, at), Timeout::Lease));
         let taken_back = self.taken_back_at(machine);
-        let taken_back = taken_back.map(|at| (self.due(requested_at, at), Alarm::TakenBack));
-        let alarms = [first, self.export_alarm(machine), taken_back, lease];
-        alarms.into_iter().flatten().min_by_key(|(due, _)| *due)
+        let taken_back = taken_back.map(|at| (self.due(requested_at, at), Timeout::TakenBack));
+        let timeouts = [first, self.export_timeout(machine), taken_back, lease];
+        timeouts.into_iter().flatten().min_by_key(|(due, _)| *due)
     }
 
-    /// The limit of an agent that is out of contact.
-    fn absence_alarm(&self, machine: &Machine, id: JobId) -> (Timestamp, Alarm) {
+    /// The timeout of a busy machine whose agent is disconnected.
+    fn reconnect_timeout(&self, machine: &Machine, id: JobId) -> (Timestamp, Timeout) {
         let left_at = machine.contact_at;
         let job = self.jobs.get(&id).filter(|job| job.state.attempt_on(machine.id).is_some());
         if job.is_some_and(|job| job.may_leave_builder(self.limits.max_attempts)) {
             let due = self.due(left_at, left_at.after(ABSENT_BUILDER_GRACE));
-            return (due, Alarm::Absence(id));
+            return (due, Timeout::BuilderReconnect(id));
         }
-        (self.due(left_at, left_at.after(self.limits.reconnect_grace)), Alarm::Silence)
+        (self.due(left_at, left_at.after(self.limits.reconnect_grace)), Timeout::Reconnect)
     }
 
-    /// The limit of what a connected agent does.
-    fn work_alarm(&self, machine: &Machine, attempt: Attempt) -> Option<(Timestamp, Alarm)> {
+    /// The timeout of a busy machine whose agent is connected.
+    fn work_timeout(&self, machine: &Machine, attempt: Attempt) -> Option<(Timestamp, Timeout)> {
         let id = attempt.job;
         let grace = self.limits.job_grace;
         let job = self.jobs.get(&id);
@@ -103,13 +103,13 @@ impl State {
         match own.map(|job| (job, &job.state)) {
             Some((job, JobState::Running { deadline, .. })) => {
                 let started_at = job.started_at.unwrap_or_default();
-                Some((self.due(started_at, *deadline), Alarm::Overrun(id)))
+                Some((self.due(started_at, *deadline), Timeout::Run(id)))
             }
-            // The simplest agents never say `running`: they have the job's whole time.
+            // Simple agents never report `running`, so the job's whole time limit applies.
             Some((job, _)) => {
                 let assigned_at = job.assigned_at.unwrap_or(machine.contact_at);
                 let due = self.due(assigned_at, assigned_at.after(job.timeout).after(grace));
-                Some((due, Alarm::NoStart(id)))
+                Some((due, Timeout::Start(id)))
             }
             None if machine.exporting.is_some() && machine.stopping.is_empty() => None,
             None => {
@@ -117,26 +117,26 @@ impl State {
                 let told_at = machine.exporting.map(|export| export.until);
                 let told_at = told_at.filter(|_| machine.is_told_to_end_export());
                 let since = machine.contact_at.max(ended_at).max(told_at.unwrap_or_default());
-                Some((self.due(since, since.after(grace)), Alarm::NoStop))
+                Some((self.due(since, since.after(grace)), Timeout::Stop))
             }
         }
     }
 
-    fn export_alarm(&self, machine: &Machine) -> Option<(Timestamp, Alarm)> {
+    fn export_timeout(&self, machine: &Machine) -> Option<(Timestamp, Timeout)> {
         let export = machine.exporting.filter(|_| !machine.is_told_to_end_export())?;
         let began_at = self.jobs.get(&export.attempt.job).and_then(|job| job.ended_at);
-        Some((self.due(began_at.unwrap_or_default(), export.until), Alarm::Export))
+        Some((self.due(began_at.unwrap_or_default(), export.until), Timeout::Export))
     }
 
-    /// When the limit `at` of what goes on `since` then is reached. Time in which core was not there
-    /// counts against nobody.
+    /// When a timeout that began at `since` and ends at `at` is due. Core grants `startup_grace_until` to what began
+    /// before it started, because nobody could report meanwhile.
     fn due(&self, since: Timestamp, at: Timestamp) -> Timestamp {
         if since <= self.started_at { at.max(self.patient_until) } else { at }
     }
 }
 
 impl Step<'_> {
-    pub(super) fn ring_alarms(&mut self) {
+    pub(super) fn fire_timeouts(&mut self) {
         let now = self.now;
         self.resume_plannings();
         self.resume_postponed();
@@ -146,43 +146,43 @@ impl Step<'_> {
             self.give_up_planning(run);
         }
         // An export and the work beside it each have a limit of their own, so once is not always enough.
-        while let due @ [_, ..] = &self.state.due_alarms(now)[..] {
-            for (machine, alarm) in due {
-                self.ring(*machine, *alarm);
+        while let due @ [_, ..] = &self.state.due_timeouts(now)[..] {
+            for (machine, timeout) in due {
+                self.fire(*machine, *timeout);
             }
         }
     }
 
-    fn ring(&mut self, machine: MachineId, alarm: Alarm) {
-        match alarm {
-            Alarm::Boot => {
+    fn fire(&mut self, machine: MachineId, timeout: Timeout) {
+        match timeout {
+            Timeout::Boot => {
                 let message = "the machine's agent did not connect in time";
                 self.lose_job(machine, Failure::new(FailureReason::BootTimeout, message));
                 self.terminate(machine);
             }
-            Alarm::Silence => {
+            Timeout::Reconnect => {
                 let message = "the machine's agent was out of contact for too long";
                 let failure = self.loss_of(machine, message);
                 self.lose_job(machine, failure);
                 self.write_off(machine);
             }
-            Alarm::Absence(job) => {
+            Timeout::BuilderReconnect(job) => {
                 let message = "the machine's agent left before it began the job";
                 let failure = self.loss_of(machine, message);
                 self.fail_attempt(job, failure);
                 self.release(machine);
             }
-            Alarm::NoStart(job) => {
+            Timeout::Start(job) => {
                 let message = "the machine's agent did not begin the job";
                 let failure = self.loss_of(machine, message);
                 self.fail_attempt(job, failure);
                 self.give_up_agent(machine);
             }
-            Alarm::Overrun(job) => self.end_overrun(machine, job),
-            Alarm::NoStop => self.give_up_agent(machine),
-            Alarm::Export => self.give_up_export(machine),
-            Alarm::TakenBack => self.take_back(machine),
-            Alarm::Lease => {
+            Timeout::Run(job) => self.end_overrun(machine, job),
+            Timeout::Stop => self.give_up_agent(machine),
+            Timeout::Export => self.give_up_export(machine),
+            Timeout::TakenBack => self.take_back(machine),
+            Timeout::Lease => {
                 let failure = self.loss_of(machine, "the machine's lease is over");
                 self.lose_job(machine, failure);
                 self.terminate(machine);
