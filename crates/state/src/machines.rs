@@ -192,9 +192,8 @@ impl Step<'_> {
         self.move_machine(id, MachineEvent::Released { stopping });
     }
 
-    /// Expects nothing any more of a machine's agent, which is out of contact. What it still does it
-    /// says at its next HELLO.
-    pub(super) fn write_off(&mut self, id: MachineId) {
+    /// Drops what a disconnected agent has yet to stop or export. Its next HELLO lists what it still runs.
+    pub(super) fn mark_lost(&mut self, id: MachineId) {
         self.state.change_machine(id, |machine| {
             machine.stopping.clear();
             machine.exporting = None;

@@ -164,7 +164,7 @@ impl Step<'_> {
                 let message = "the machine's agent was out of contact for too long";
                 let failure = self.loss_of(machine, message);
                 self.lose_job(machine, failure);
-                self.write_off(machine);
+                self.mark_lost(machine);
             }
             Timeout::BuilderReconnect(job) => {
                 let message = "the machine's agent left before it began the job";

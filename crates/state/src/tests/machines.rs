@@ -56,7 +56,7 @@ fn a_machine_that_may_have_been_started_is_terminated() {
 }
 
 #[test]
-fn a_machine_that_is_found_after_it_was_written_off_is_terminated() {
+fn a_machine_that_is_found_after_it_was_marked_lost_is_terminated() {
     let mut core = amd64(1);
     let (_, job, machine) = core.running();
     core.report(machine, job, 1, PUSHED);

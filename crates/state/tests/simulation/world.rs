@@ -53,12 +53,12 @@ pub(crate) struct World {
     /// Whose fingerprint each cache has, and what of it a crash leaves.
     pub(crate) fingerprints: Fingerprints,
     fingerprints_on_disk: Fingerprints,
-    /// Attempts of agents that core had written off before it heard of them again: what they did in the
-    /// meantime, and do until they have stopped, nobody can answer for.
-    written_off: BTreeSet<(MachineId, Attempt)>,
+    /// Attempts that core had marked lost before their agents reconnected. Core does not track the caches that such
+    /// an attempt writes.
+    lost_attempts: BTreeSet<(MachineId, Attempt)>,
     /// The runs in the order in which they were requested, each with the one that it repeats or is.
     requested: Vec<(RunId, RunId)>,
-    /// Machines that core had written off when it heard of them again.
+    /// Machines that core had recorded as terminated when a provider's list still had them.
     pub(crate) swept: BTreeSet<MachineId>,
     /// The lists of providers that are on their way to core, and in how many in a row each machine was missing.
     looks: VecDeque<Look>,
@@ -154,7 +154,7 @@ impl World {
             expected_on_disk: Expected::default(),
             fingerprints: Fingerprints::default(),
             fingerprints_on_disk: Fingerprints::default(),
-            written_off: BTreeSet::new(),
+            lost_attempts: BTreeSet::new(),
             requested: Vec::new(),
             swept: BTreeSet::new(),
             looks: VecDeque::new(),
@@ -268,7 +268,7 @@ impl World {
         if let Event::AgentConnected { machine, holds, .. } = event {
             let strays = holds.iter().filter(|held| !self.knows(*machine, held.job));
             let strays: Vec<_> = strays.map(|held| (*machine, *held)).collect();
-            self.written_off.extend(strays);
+            self.lost_attempts.extend(strays);
         }
         let rng = &mut self.rng;
         let mut new_machine = || MachineId::from_bits(rng.id());
@@ -494,7 +494,7 @@ impl World {
         let written = mem::take(&mut agent.written);
         for (attempt, cache) in written {
             let is_known = self.knows(machine, attempt.job);
-            if is_known && !self.written_off.contains(&(machine, attempt)) {
+            if is_known && !self.lost_attempts.contains(&(machine, attempt)) {
                 self.registry.caches.insert(cache);
             }
         }

@@ -183,7 +183,7 @@ impl World {
                 JobKind::Merge { .. } => Task { pushes: true, cache: None },
             };
             // From now on core answers for this attempt again.
-            self.written_off.remove(&(machine, attempt));
+            self.lost_attempts.remove(&(machine, attempt));
             self.tell(machine, Order::Begin(attempt, task));
         }
     }
