@@ -39,12 +39,12 @@ impl Step<'_> {
         }
     }
 
-    /// Lets the cache refs of closed environments, and the images of closed pull requests, be deleted, once
-    /// nobody can write them any more.
+    /// Starts the clean-up of closed environments that no machine can write to any more.
     pub(super) fn clean_up(&mut self) {
         let closing = self.state.index.closing.iter().copied();
-        let quiet: Vec<EnvironmentId> = closing.filter(|id| !self.state.is_at_work(*id)).collect();
-        for environment in quiet {
+        let unused: Vec<EnvironmentId> =
+            closing.filter(|id| !self.state.may_be_written(*id)).collect();
+        for environment in unused {
             let delete = Effect::CleanUp { environment };
             if !self.state.awaits(&delete) {
                 self.emit(delete);
@@ -52,15 +52,16 @@ impl Step<'_> {
         }
     }
 
-    /// A machine that was taken for gone is there: what it has written since a deletion began must be
-    /// deleted once more.
-    pub(super) fn doubt_deletions(&mut self) {
+    /// Marks clean-ups under way as outdated, because a machine that counted as terminated exists and may have
+    /// written to a cache since the clean-up began.
+    pub(super) fn invalidate_cleanup(&mut self) {
         let closing = self.state.index.closing.iter().copied();
-        let is_doubtful = |id: &EnvironmentId| {
-            self.state.awaits(&Effect::CleanUp { environment: *id }) && self.state.is_at_work(*id)
+        let is_written = |id: &EnvironmentId| {
+            self.state.awaits(&Effect::CleanUp { environment: *id })
+                && self.state.may_be_written(*id)
         };
-        let doubtful: Vec<EnvironmentId> = closing.filter(is_doubtful).collect();
-        for environment in doubtful {
+        let written: Vec<EnvironmentId> = closing.filter(is_written).collect();
+        for environment in written {
             self.state.change_environment(environment, |it| it.deletion_outdated = true);
         }
     }
@@ -114,7 +115,7 @@ impl State {
     }
 
     /// Whether a machine may still write to the caches of the environment, or a tag of it may be moved.
-    fn is_at_work(&self, environment: EnvironmentId) -> bool {
+    fn may_be_written(&self, environment: EnvironmentId) -> bool {
         if self.effects_of(environment).any(|effect| matches!(effect, Effect::Tag { .. })) {
             return true;
         }

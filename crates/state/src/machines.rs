@@ -17,7 +17,7 @@ impl Step<'_> {
     pub(super) fn start_core(&mut self) {
         let (now, limits) = (self.now, &self.state.limits);
         self.state.started_at = now;
-        self.state.patient_until = now.after(limits.reconnect_grace).after(limits.job_grace);
+        self.state.startup_grace_until = now.after(limits.reconnect_grace).after(limits.job_grace);
         let connected = self.state.live_machines().filter(|machine| machine.connected);
         let connected: Vec<MachineId> = connected.map(|machine| machine.id).collect();
         for machine in connected {
@@ -41,7 +41,7 @@ impl Step<'_> {
             // Its job was gone before the provider answered, or its record was wrong.
             MachineState::Terminating | MachineState::Terminated => {
                 self.terminate(id);
-                self.doubt_deletions();
+                self.invalidate_cleanup();
             }
             // Its agent was faster than the provider's answer.
             MachineState::Booting | MachineState::Ready | MachineState::Busy { .. } => {}

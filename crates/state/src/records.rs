@@ -159,10 +159,11 @@ pub struct State {
     pub(super) served: BTreeMap<ProjectId, u64>,
     /// The newest session that each machine's agent has opened with this core. Sessions end with it.
     pub(super) sessions: BTreeMap<MachineId, SessionId>,
-    /// When this core started. While none was there, nobody could report to it: what began before does
-    /// not time out until [`patient_until`](Self::patient_until).
+    /// When this core started.
     pub(super) started_at: Timestamp,
-    pub(super) patient_until: Timestamp,
+    /// What began before `started_at` does not time out before this moment, because agents could not report while
+    /// core was down.
+    pub(super) startup_grace_until: Timestamp,
     /// How many events did not apply to a record since core started: mistakes of its own.
     pub anomalies: u64,
     /// The arches that each provider has, as far as it was asked since core started.
@@ -193,7 +194,7 @@ impl State {
             served: BTreeMap::new(),
             sessions: BTreeMap::new(),
             started_at: Timestamp::default(),
-            patient_until: Timestamp::default(),
+            startup_grace_until: Timestamp::default(),
             anomalies: 0,
             offered: BTreeMap::new(),
             next_effect: EffectId(last_effect + 1),

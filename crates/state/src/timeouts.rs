@@ -131,7 +131,7 @@ impl State {
     /// When a timeout that began at `since` and ends at `at` is due. Core grants `startup_grace_until` to what began
     /// before it started, because nobody could report meanwhile.
     fn due(&self, since: Timestamp, at: Timestamp) -> Timestamp {
-        if since <= self.started_at { at.max(self.patient_until) } else { at }
+        if since <= self.started_at { at.max(self.startup_grace_until) } else { at }
     }
 }
 
