@@ -491,10 +491,10 @@ impl Index {
         let is_queued = matches!(job.state, JobState::Queued { .. });
         let is_ready = job.missing_needs(jobs).next().is_none();
         let class = JobClass::of(job, run);
-        // A job that is tried again keeps its place, so it goes before those that came after it.
-        let place = (job.queued_at, job.id);
-        set_below(&mut self.ready, (run.project, class), place, is_queued && is_ready);
-        set_below(&mut self.blocked, class, place, is_queued && !is_ready);
+        // A job that is tried again keeps its position, so it goes before those that came after it.
+        let position = (job.queued_at, job.id);
+        set_below(&mut self.ready, (run.project, class), position, is_queued && is_ready);
+        set_below(&mut self.blocked, class, position, is_queued && !is_ready);
     }
 
     /// The job is about to change; what it waits for then is noted anew.

@@ -1,5 +1,5 @@
-//! Who is served next: the highest priority first, within one the projects in turns, and within a project
-//! first come, first served.
+//! Which job gets the next machine: the highest priority first, within a priority the projects in turns, and within a
+//! project the oldest job.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -13,7 +13,6 @@ use super::{
 };
 use crate::ids::{JobId, MachineId, ProjectId};
 
-/// A job that waits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QueuedJob {
     /// The job.
@@ -27,43 +26,32 @@ pub struct QueuedJob {
 pub enum QueueReason {
     /// Other jobs of its run, which are not completed.
     Jobs(Vec<JobId>),
-    /// One of the machines that may work for its project; all do.
-    ProjectLimit {
-        /// The project.
-        project: ProjectId,
-        /// How many may.
-        max_concurrent: u32,
-    },
-    /// One of the machines that may be launched; all are in use.
-    Builder {
-        /// How many may be launched.
-        max_concurrent: u32,
-    },
+    /// The project has as many machines as it may.
+    ProjectLimit { project: ProjectId, max_concurrent: u32 },
+    /// As many machines are launched as may be.
+    Builder { max_concurrent: u32 },
     /// A registered machine.
     StaticMachine {
-        /// Its processor; `None` where any will do, be it under emulation.
+        /// `None`: a machine of any arch can do the job, under emulation if need be.
         arch: Option<Arch>,
     },
-    /// Capacity: no machine could be had, and another attempt is made after this moment.
-    Capacity {
-        /// When.
-        until: Timestamp,
-    },
-    /// Nothing: the next step gives it a machine.
+    /// The provider had no capacity; the next attempt begins after `until`.
+    Capacity { until: Timestamp },
+    /// The next step assigns the job.
     Nothing,
 }
 
-/// Jobs that are equally urgent, and that the same machines will do for. There are few classes, so the
-/// next job is found without a look at all that wait.
+/// Groups jobs of equal priority that the same machines can do. There are few classes, so the cost of scheduling does
+/// not depend on the queue's length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct JobClass {
     origin: Origin,
-    /// The processor that they run on natively; `None` where any will do.
+    /// The arch that the jobs run on natively; `None`: any.
     arch: Option<Arch>,
     must_be_native: bool,
 }
 
-/// Where a run comes from. The priority is the configuration's, which may have changed since.
+/// Where a run comes from. It stands for a priority, which a changed configuration changes at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Origin {
     DefaultBranch,
@@ -71,28 +59,27 @@ enum Origin {
     Manual,
 }
 
-/// The classes of the jobs that each project has ready, by priority, the highest first.
-type Lanes = BTreeMap<Reverse<u8>, BTreeMap<ProjectId, Vec<JobClass>>>;
+/// The classes of the ready jobs of each project, the highest priority first.
+type QueueByPriority = BTreeMap<Reverse<u8>, BTreeMap<ProjectId, Vec<JobClass>>>;
 
-/// When each project was last served, as a count of all that were.
+/// The number of the last assignment of each project. Assignments are counted over all projects.
 type Served = BTreeMap<ProjectId, u64>;
 
-/// Where a job goes.
+/// The machine that a job is assigned to.
 #[derive(Clone, Copy)]
-enum Place {
-    Static(MachineId),
-    Launched(Arch, ProviderName),
+enum Assignment {
+    Registered(MachineId),
+    Launch(Arch, ProviderName),
 }
 
-/// What there is to give.
-struct Supply {
-    /// Registered machines that wait for work.
+/// The machines that jobs can be assigned to at the moment.
+struct Capacity {
+    /// Registered machines without a job.
     idle: Vec<(Arch, MachineId)>,
     /// The arches of all registered machines that are connected and may get work.
     connected: BTreeSet<Arch>,
     /// The arches of all registered machines and of those that may be launched.
     available: BTreeSet<Arch>,
-    /// Who launches which.
     launchable: Vec<(Arch, ProviderName)>,
     /// Whether another machine may be launched.
     has_slot: bool,
@@ -101,23 +88,23 @@ struct Supply {
 }
 
 impl State {
-    /// The queued jobs in the order in which they will be served, as far as can be known: others pass by
-    /// those that wait for a certain machine, or for one of their project's. Those that wait for capacity
-    /// or for other jobs come last.
+    /// The queued jobs in the expected order of their assignments. A job that waits for a certain machine, or for its
+    /// project's limit, may be overtaken. Jobs that wait for capacity or for other jobs come last.
     pub fn queue(&self) -> Vec<QueuedJob> {
-        // After each event somebody asks, mostly about nothing.
+        // This is called after each event, mostly with an empty queue.
         let index = &self.index;
         if index.ready.is_empty() && index.blocked.is_empty() && index.postponed.is_empty() {
             return Vec::new();
         }
-        let supply = self.supply();
+        let capacity = self.capacity();
         let mut served = self.served.clone();
         let mut turn = served.values().copied().max().unwrap_or(0);
         let mut queue = Vec::new();
-        for lanes in self.lanes().values() {
-            let waiting = |project| (project, self.lane(project, &lanes[&project], &supply));
+        for projects in self.ready_by_priority().values() {
+            let waiting =
+                |project| (project, self.ready_of(project, &projects[&project], &capacity));
             let mut waiting: VecDeque<_> =
-                in_turns(lanes, &served).into_iter().map(waiting).collect();
+                longest_waiting_first(projects, &served).into_iter().map(waiting).collect();
             while let Some((project, mut jobs)) = waiting.pop_front() {
                 if let Some(job) = jobs.next() {
                     queue.push(job);
@@ -135,39 +122,39 @@ impl State {
         queue
     }
 
-    /// What `project` has ready of these classes, in order.
-    fn lane(
+    /// The ready jobs of `project` in these classes, the oldest first.
+    fn ready_of(
         &self,
         project: ProjectId,
         classes: &[JobClass],
-        supply: &Supply,
+        capacity: &Capacity,
     ) -> impl Iterator<Item = QueuedJob> + use<> {
-        let mut lane: Vec<(Timestamp, QueuedJob)> = Vec::new();
+        let mut ready: Vec<(Timestamp, QueuedJob)> = Vec::new();
         for class in classes {
-            let reason = self.reason(project, *class, supply);
+            let reason = self.reason(project, *class, capacity);
             let jobs = self.index.ready.get(&(project, *class)).into_iter().flatten();
             let queued = |job: &JobId| QueuedJob { job: *job, reason: reason.clone() };
-            lane.extend(jobs.map(|(queued_at, job)| (*queued_at, queued(job))));
+            ready.extend(jobs.map(|(queued_at, job)| (*queued_at, queued(job))));
         }
-        lane.sort_by_key(|(queued_at, queued)| (*queued_at, queued.job));
-        lane.into_iter().map(|(_, queued)| queued)
+        ready.sort_by_key(|(queued_at, queued)| (*queued_at, queued.job));
+        ready.into_iter().map(|(_, queued)| queued)
     }
 
-    /// The oldest job that `project` has ready of these classes and that there is a place for.
-    fn first_to_place(
+    /// The oldest ready job of `project` in these classes for which there is a machine.
+    fn first_assignable(
         &self,
         project: ProjectId,
         classes: &[JobClass],
-        supply: &Supply,
-    ) -> Option<(JobId, Place)> {
+        capacity: &Capacity,
+    ) -> Option<(JobId, Assignment)> {
         let oldest = classes.iter().filter_map(|class| {
-            let place = self.place(*class, supply).ok()?;
-            Some((self.index.ready.get(&(project, *class))?.first()?, place))
+            let assignment = self.find_machine(*class, capacity).ok()?;
+            Some((self.index.ready.get(&(project, *class))?.first()?, assignment))
         });
-        oldest.min_by_key(|(oldest, _)| *oldest).map(|((_, job), place)| (*job, place))
+        oldest.min_by_key(|(oldest, _)| *oldest).map(|((_, job), assignment)| (*job, assignment))
     }
 
-    /// The jobs that wait for others, the oldest first.
+    /// The jobs that wait for other jobs, the oldest first.
     fn blocked_queue(&self) -> impl Iterator<Item = QueuedJob> {
         let mut blocked: Vec<(Timestamp, JobId)> =
             self.index.blocked.values().flatten().copied().collect();
@@ -178,12 +165,12 @@ impl State {
         })
     }
 
-    /// What a job of `project` that is ready waits for.
-    fn reason(&self, project: ProjectId, class: JobClass, supply: &Supply) -> QueueReason {
-        if let Some(max_concurrent) = supply.at_limit.get(&project) {
+    /// What a ready job of `project` waits for.
+    fn reason(&self, project: ProjectId, class: JobClass, capacity: &Capacity) -> QueueReason {
+        if let Some(max_concurrent) = capacity.at_limit.get(&project) {
             return QueueReason::ProjectLimit { project, max_concurrent: *max_concurrent };
         }
-        self.place(class, supply).err().unwrap_or(QueueReason::Nothing)
+        self.find_machine(class, capacity).err().unwrap_or(QueueReason::Nothing)
     }
 
     fn note_served(&mut self, project: ProjectId) {
@@ -191,28 +178,28 @@ impl State {
         self.served.insert(project, turn);
     }
 
-    fn lanes(&self) -> Lanes {
-        let mut lanes = Lanes::new();
+    fn ready_by_priority(&self) -> QueueByPriority {
+        let mut queue = QueueByPriority::new();
         for (project, class) in self.index.ready.keys() {
             let priority = Reverse(class.origin.priority(self.limits.priorities));
-            lanes.entry(priority).or_default().entry(*project).or_default().push(*class);
+            queue.entry(priority).or_default().entry(*project).or_default().push(*class);
         }
-        lanes
+        queue
     }
 
-    fn supply(&self) -> Supply {
+    fn capacity(&self) -> Capacity {
         let limits = &self.limits;
         let launched = self.live_machines().filter(|machine| machine.kind == MachineKind::Launched);
         let launchable: Vec<(Arch, ProviderName)> = self.launchable().collect();
         let has_slot = !launchable.is_empty() && launched.count() < limits.max_concurrent as usize;
-        // One that the cloud wants back gets nothing, so nobody waits for it.
+        // A machine that the cloud is about to reclaim gets no further job.
         let takes_work = |machine: &&Machine| {
             let is_there = machine.connected && machine.interruption.is_none();
             machine.kind == MachineKind::Static && is_there
         };
         let registered = || self.live_machines().filter(takes_work);
         let idle = registered().filter(|machine| machine.state == MachineState::Ready);
-        Supply {
+        Capacity {
             idle: idle.map(|machine| (machine.arch, machine.id)).collect(),
             connected: registered().map(|machine| machine.arch).collect(),
             available: self.available(),
@@ -222,8 +209,8 @@ impl State {
         }
     }
 
-    /// The projects for which as many machines work as may. One counts from its launch until it is gone,
-    /// since it costs money so long; a registered one while it is busy.
+    /// The projects that have reached their limit, with that limit. A launched machine counts from its request to its
+    /// end, since it costs money all the time; a registered machine counts while it is busy.
     fn at_limit(&self) -> BTreeMap<ProjectId, u32> {
         let mut in_use: BTreeMap<ProjectId, u32> = BTreeMap::new();
         for machine in self.live_machines() {
@@ -239,8 +226,8 @@ impl State {
         in_use.into_iter().filter_map(is_reached).collect()
     }
 
-    /// A queued job that must run natively where nobody can do that: neither the provider nor a
-    /// registered machine, connected or not. Where there is no machine at all, it waits for one.
+    /// A queued job that must run natively although no machine of its arch is registered or can be launched. If there
+    /// is no machine of any arch, the job waits for one.
     fn next_without_arch(&self) -> Option<(JobId, Arch)> {
         let ready = self.index.ready.iter().map(|((_, class), jobs)| (class, jobs));
         let queued = ready.chain(&self.index.blocked);
@@ -261,78 +248,85 @@ impl State {
         registered.map(|machine| machine.arch).chain(launchable).collect()
     }
 
-    /// Finds a place for a job that is ready, or says what it waits for.
-    fn place(&self, class: JobClass, supply: &Supply) -> Result<Place, QueueReason> {
+    /// Finds a machine for a ready job, or returns what the job waits for.
+    fn find_machine(
+        &self,
+        class: JobClass,
+        capacity: &Capacity,
+    ) -> Result<Assignment, QueueReason> {
         let JobClass { arch, must_be_native, .. } = class;
         let fits = |machine: Arch| arch.is_none_or(|arch| arch == machine);
-        // A registered machine emulates only what nobody has, be it away for the moment.
-        let is_lacking = arch.is_some_and(|arch| !supply.available.contains(&arch));
+        // A registered machine emulates an arch only if no machine has it, connected or not.
+        let is_lacking = arch.is_some_and(|arch| !capacity.available.contains(&arch));
         let takes_any = is_lacking && !must_be_native;
         let will_do = |machine: Arch| fits(machine) || takes_any;
-        if let Some((_, machine)) = supply.idle.iter().find(|(machine, _)| will_do(*machine)) {
-            return Ok(Place::Static(*machine));
+        if let Some((_, machine)) = capacity.idle.iter().find(|(machine, _)| will_do(*machine)) {
+            return Ok(Assignment::Registered(*machine));
         }
-        let launchable = &supply.launchable;
+        let launchable = &capacity.launchable;
         let native = launchable.iter().copied().find(|(launchable, _)| fits(*launchable));
-        let has_static = supply.connected.iter().any(|connected| fits(*connected));
-        let may_emulate = !has_static && !must_be_native;
+        let has_registered = capacity.connected.iter().any(|connected| fits(*connected));
+        let may_emulate = !has_registered && !must_be_native;
         match native.or_else(|| launchable.first().copied().filter(|_| may_emulate)) {
-            Some((arch, provider)) if supply.has_slot => Ok(Place::Launched(arch, provider)),
+            Some((arch, provider)) if capacity.has_slot => Ok(Assignment::Launch(arch, provider)),
             Some(_) => Err(QueueReason::Builder { max_concurrent: self.limits.max_concurrent }),
             None => Err(QueueReason::StaticMachine { arch: arch.filter(|_| !takes_any) }),
         }
     }
 }
 
-/// These projects, the one that has gone without for longest first.
+/// These projects, the one whose last assignment is the oldest first.
 ///
-/// A pointer that goes round would not do: where machines differ, it can pass by a project again and
-/// again, each time at a moment when what is free does not fit.
-fn in_turns<T>(projects: &BTreeMap<ProjectId, T>, served: &Served) -> Vec<ProjectId> {
+/// A round-robin pointer could starve a project where machines differ: it could pass the project each time at a moment
+/// when the free machine does not fit.
+fn longest_waiting_first<T>(projects: &BTreeMap<ProjectId, T>, served: &Served) -> Vec<ProjectId> {
     let mut turns: Vec<ProjectId> = projects.keys().copied().collect();
     turns.sort_by_key(|project| served.get(project).copied().unwrap_or(0));
     turns
 }
 
 impl Step<'_> {
-    /// Gives machines to queued jobs for as long as there are any.
+    /// Assigns queued jobs to machines while both are there.
     pub(super) fn schedule(&mut self, new_machine: &mut dyn FnMut() -> MachineId) {
         while let Some((job, arch)) = self.state.next_without_arch() {
             self.refuse_emulation(job, arch);
         }
         self.give_merges_to_builders();
-        while let Some((project, job, place)) = self.next_to_serve() {
+        while let Some((project, job, assignment)) = self.next_to_serve() {
             self.state.note_served(project);
-            match place {
-                Place::Static(machine) => {
+            match assignment {
+                Assignment::Registered(machine) => {
                     self.begin_attempt(job, machine);
                     self.assign(machine, job);
                 }
-                Place::Launched(arch, provider) => self.launch(new_machine(), job, arch, provider),
+                Assignment::Launch(arch, provider) => {
+                    self.launch(new_machine(), job, arch, provider)
+                }
             }
         }
     }
 
-    fn next_to_serve(&self) -> Option<(ProjectId, JobId, Place)> {
+    fn next_to_serve(&self) -> Option<(ProjectId, JobId, Assignment)> {
         if self.state.index.ready.is_empty() {
             return None;
         }
-        let supply = self.state.supply();
-        if supply.idle.is_empty() && !supply.has_slot {
+        let capacity = self.state.capacity();
+        if capacity.idle.is_empty() && !capacity.has_slot {
             return None;
         }
-        let lanes = self.state.lanes();
-        lanes.values().find_map(|lanes| {
-            let turns = in_turns(lanes, &self.state.served).into_iter();
-            let mut turns = turns.filter(|project| !supply.at_limit.contains_key(project));
+        let queue = self.state.ready_by_priority();
+        queue.values().find_map(|projects| {
+            let turns = longest_waiting_first(projects, &self.state.served).into_iter();
+            let mut turns = turns.filter(|project| !capacity.at_limit.contains_key(project));
             turns.find_map(|project| {
-                let (job, place) = self.state.first_to_place(project, &lanes[&project], &supply)?;
-                Some((project, job, place))
+                let (job, assignment) =
+                    self.state.first_assignable(project, &projects[&project], &capacity)?;
+                Some((project, job, assignment))
             })
         })
     }
 
-    /// Ends a job that no machine can do as it is wanted.
+    /// Fails a job that must run natively and for whose arch there is no machine.
     fn refuse_emulation(&mut self, job: JobId, arch: Arch) {
         let message = format!(
             "no machine builds for {arch} natively, and `emulation: forbid` is set: register a machine \
@@ -342,7 +336,7 @@ impl Step<'_> {
         self.fail_job(job, JobEvent::Failed { reason, message, exit_code: None });
     }
 
-    /// Gives the job's next attempt to `machine`, whose record is there.
+    /// Begins the job's next attempt on `machine`.
     pub(super) fn begin_attempt(&mut self, id: JobId, machine: MachineId) {
         let arch = self.state.machines.get(&machine).map(|machine| machine.arch);
         if !self.move_job(id, JobEvent::MachineFound { machine }) {
@@ -374,7 +368,7 @@ impl Step<'_> {
         self.emit(Effect::Launch { machine: id });
     }
 
-    /// The lease covers the job's whole time: one that ends sooner would kill live work.
+    /// A lease that covers the job's time limit, so that it never ends a live job.
     fn lease_for(&self, job: &Job) -> Timestamp {
         let limits = &self.state.limits;
         let work = self.now.after(limits.boot).after(job.timeout);
@@ -384,7 +378,7 @@ impl Step<'_> {
 }
 
 impl Job {
-    /// The jobs that it needs and that have not completed.
+    /// The needed jobs that have not completed.
     pub(super) fn missing_needs(
         &self,
         jobs: &BTreeMap<JobId, Self>,
@@ -395,7 +389,7 @@ impl Job {
         self.needs.iter().copied().filter(move |needed| !is_completed(needed))
     }
 
-    /// The processor that it runs on natively; `None` where any will do.
+    /// The arch that the job runs on natively; `None`: any.
     const fn arch(&self) -> Option<Arch> {
         match &self.kind {
             JobKind::Build { platform, .. } => Some(platform.arch()),
@@ -412,7 +406,6 @@ impl Job {
 }
 
 impl JobClass {
-    /// The class of a job of `run`.
     pub(super) const fn of(job: &Job, run: &Run) -> Self {
         let origin = Origin::of(run.trigger);
         Self { origin, arch: job.arch(), must_be_native: job.must_be_native() }
@@ -420,7 +413,7 @@ impl JobClass {
 }
 
 impl Limits {
-    /// Higher goes first.
+    /// The priority of a run's jobs; higher goes first.
     pub(super) const fn priority_of(&self, trigger: Trigger) -> u8 {
         Origin::of(trigger).priority(self.priorities)
     }

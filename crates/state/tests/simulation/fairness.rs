@@ -72,8 +72,8 @@ impl Turns {
             return;
         }
         if project_of(core, waiting) == project {
-            let place = |job: &Job| (job.queued_at, job.id);
-            assert!(place(served) < place(waiting), "{} jumps the queue", served.id);
+            let position = |job: &Job| (job.queued_at, job.id);
+            assert!(position(served) < position(waiting), "{} jumps the queue", served.id);
         } else {
             let is_first = self.passed_over.insert((waiting.id, project));
             assert!(is_first, "{project} is served twice while {} waits", waiting.id);

@@ -75,13 +75,13 @@ impl Said {
 #[derive(Clone, Debug)]
 pub(crate) struct Write {
     pub(crate) environment: EnvironmentId,
-    pub(crate) place: Place,
+    pub(crate) target: ReportTarget,
     pub(crate) wanted: u64,
     pub(crate) said: Said,
 }
 
 /// A pull request, or the default branch, of a project.
-pub(crate) type Place = (ProjectId, Option<u64>);
+pub(crate) type ReportTarget = (ProjectId, Option<u64>);
 
 #[derive(Default)]
 pub(crate) struct Github {
@@ -101,7 +101,7 @@ pub(crate) struct Github {
     pub(crate) sent: Vec<Delivery>,
     /// What is being written there, and what stands there.
     pub(crate) writes: Vec<Write>,
-    pub(crate) shown: BTreeMap<Place, Said>,
+    pub(crate) shown: BTreeMap<ReportTarget, Said>,
     /// The commits that whoever wrote a comment may have seen.
     seen: BTreeMap<u64, BTreeSet<CommitSha>>,
 }

@@ -350,7 +350,7 @@ pub(crate) fn check_history(disk: &Snapshot, core: &State, changes: &Changes) {
             let warnings = if is_run_open { new.warnings.clone() } else { old.warnings.clone() };
             let old = Job { warnings, ..old.clone() };
             assert!(!old.state.is_final() || old == *new, "{id} changed after its end");
-            assert_eq!(old.queued_at, new.queued_at, "{id} loses its place in the queue");
+            assert_eq!(old.queued_at, new.queued_at, "{id} loses its position in the queue");
         }
     }
     for id in &changes.runs {

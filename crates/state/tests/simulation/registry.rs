@@ -27,13 +27,13 @@ impl Registry {
     /// Moves the reference, and never back to an image of a run that was requested before, nor to one
     /// that repeats such a run. `order` has of each run which one it repeats.
     pub(crate) fn tag(&mut self, image: &GoodImage, order: &[(RunId, RunId)]) {
-        let place = |run: RunId| {
+        let position = |run: RunId| {
             let at = order.iter().position(|(other, _)| *other == run)?;
             let original = order.iter().position(|(other, _)| *other == order[at].1)?;
             Some((original, at))
         };
         if let Some((older, _)) = self.tags.get(&image.tag) {
-            assert!(place(*older) <= place(image.run), "{} is moved back", image.tag);
+            assert!(position(*older) <= position(image.run), "{} is moved back", image.tag);
         }
         self.refused.retain(|(tag, _)| *tag != image.tag);
         self.tags.insert(image.tag.clone(), (image.run, image.digest.clone()));

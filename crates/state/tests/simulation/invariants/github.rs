@@ -155,10 +155,10 @@ impl Memory {
                 assert!(is_clean, "images of {} are left", environment.id);
             }
             if self.is_told(world, environment) {
-                let place = (environment.project, environment.pull_request);
+                let target = (environment.project, environment.pull_request);
                 let run = &world.core.runs[&environment.report.run.expect("it is told")];
                 assert_eq!(
-                    world.github.shown.get(&place),
+                    world.github.shown.get(&target),
                     Some(&Said::of(run)),
                     "GitHub says else"
                 );
@@ -208,17 +208,17 @@ fn check_report(core: &State, environment: &Environment) {
 /// The last push wins. What people have closed stays closed until there is something new.
 fn check_pull_request(world: &World, pull_request: &PullRequest) {
     let mut environments = world.core.environments.values();
-    let place = (pull_request.project, Some(pull_request.number));
-    let environment = environments.find(|it| (it.project, it.pull_request) == place);
+    let target = (pull_request.project, Some(pull_request.number));
+    let environment = environments.find(|it| (it.project, it.pull_request) == target);
     if !pull_request.is_open {
-        assert!(environment.is_none_or(|it| it.closed), "{place:?} is closed: {environment:?}");
+        assert!(environment.is_none_or(|it| it.closed), "{target:?} is closed: {environment:?}");
         return;
     }
-    let Some(environment) = environment else { panic!("{place:?} is not known") };
+    let Some(environment) = environment else { panic!("{target:?} is not known") };
     if environment.closed {
-        assert!(!environment.closed_by_github, "{place:?} is open: {environment:?}");
+        assert!(!environment.closed_by_github, "{target:?} is open: {environment:?}");
         return;
     }
     let head = environment.head.as_ref().map(|head| &head.commit);
-    assert_eq!(head, Some(&pull_request.head), "{place:?} is elsewhere");
+    assert_eq!(head, Some(&pull_request.head), "{target:?} is elsewhere");
 }

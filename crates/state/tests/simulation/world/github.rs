@@ -279,7 +279,7 @@ impl World {
         self.listings.clear();
         for write in mem::take(&mut self.github.writes) {
             if self.rng.chance(50) {
-                self.github.shown.insert(write.place, write.said);
+                self.github.shown.insert(write.target, write.said);
             }
         }
         let is_stored = |it: &Delivery| self.disk.deliveries.contains_key(&it.id);
@@ -297,7 +297,7 @@ impl World {
             return self.in_flight.push(Effect::Report { environment });
         }
         let record = &self.disk.environments[&environment];
-        let (wanted, place) = (record.report.wanted, (record.project, record.pull_request));
+        let (wanted, target) = (record.report.wanted, (record.project, record.pull_request));
         let is_linked = self.disk.projects[&record.project].github.is_some();
         let run = record.report.run.and_then(|run| self.disk.runs.get(&run));
         let Some(run) = run.filter(|_| is_linked) else {
@@ -311,7 +311,7 @@ impl World {
             let result = Err("refused".to_owned());
             return self.answers.push(Event::Reported { environment, wanted, result });
         }
-        self.github.writes.push(Write { environment, place, wanted, said });
+        self.github.writes.push(Write { environment, target, wanted, said });
     }
 
     /// What is written arrives; the answer may not.
@@ -321,9 +321,9 @@ impl World {
         }
         let index = self.rng.below(self.github.writes.len() as u64);
         let write = self.github.writes.swap_remove(usize::try_from(index).expect("small"));
-        let Write { environment, place, wanted, said } = write;
-        self.trace(|_| format!("GitHub shows {said:?} at {place:?}"));
-        self.github.shown.insert(place, said);
+        let Write { environment, target, wanted, said } = write;
+        self.trace(|_| format!("GitHub shows {said:?} at {target:?}"));
+        self.github.shown.insert(target, said);
         if self.fault(15) {
             return self.in_flight.push(Effect::Report { environment });
         }
