@@ -139,7 +139,7 @@ fn columns(machines: &[MachineView]) -> Vec<Column> {
 /// The provider's name for the machine's type, or the machine's size before the provider has answered.
 fn machine_type(machine: &MachineView) -> String {
     match (machine.kind, &machine.instance_type) {
-        (MachineKind::Static, _) => "registered".to_owned(),
+        (MachineKind::Registered, _) => "registered".to_owned(),
         (MachineKind::Launched, Some(instance_type)) => instance_type.clone(),
         (MachineKind::Launched, None) => machine.size.to_string(),
     }
@@ -252,7 +252,7 @@ mod tests {
 
     fn registered() -> MachineView {
         MachineView {
-            kind: MachineKind::Static,
+            kind: MachineKind::Registered,
             name: "desk".to_owned(),
             provider: None,
             instance_type: None,

@@ -71,7 +71,7 @@ pub(super) fn job(id: u128, run: u128, variant: &str, platform: &str) -> Job {
 /// A registered machine that has nothing to do.
 pub(super) fn machine(number: u128) -> Machine {
     let id = MachineId::from_bits(number);
-    let machine = Machine::new(id, MachineKind::Static, Arch::Amd64, Timestamp(0));
+    let machine = Machine::new(id, MachineKind::Registered, Arch::Amd64, Timestamp(0));
     Machine { state: MachineState::Ready, ..machine }
 }
 

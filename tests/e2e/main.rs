@@ -25,7 +25,7 @@ mod crashes;
 mod engines;
 
 mod queue;
-mod static_machines;
+mod registered_machines;
 
 mod agents;
 mod api;

@@ -114,7 +114,7 @@ impl Step<'_> {
             });
         }
         // A registered machine may be busy with a merge that it has yet to stop.
-        let is_useless = has_exported && !self.is_static(id) && self.attempt_on(id).is_none();
+        let is_useless = has_exported && !self.is_registered(id) && self.attempt_on(id).is_none();
         if is_free || is_useless {
             self.release(id);
         }
@@ -171,7 +171,7 @@ impl Step<'_> {
         let Some(record) = self.state.machines.get(&machine) else { return };
         match record.kind {
             MachineKind::Launched => self.terminate(machine),
-            MachineKind::Static => {
+            MachineKind::Registered => {
                 if let Some(attempt) = self.attempt_of(job, machine) {
                     self.emit(Effect::Cancel { machine, attempt, reason });
                 }

@@ -312,7 +312,8 @@ mod tests {
     fn a_machine_of_another_provider_is_left_alone_while_its_record_is_open() {
         let other =
             |state| Machine { provider: ProviderName::Local, ..record(state, false, LONG_AGO) };
-        let own = |state| Machine { kind: MachineKind::Static, ..record(state, false, LONG_AGO) };
+        let own =
+            |state| Machine { kind: MachineKind::Registered, ..record(state, false, LONG_AGO) };
         for open in [Requested, Booting, busy(), Terminating] {
             for machine in [other(open), own(open)] {
                 assert_eq!(

@@ -356,7 +356,7 @@ pub enum Event {
         refs: BTreeSet<ImageRef>,
     },
     /// An owner registered a machine.
-    StaticMachineAdded {
+    MachineRegistered {
         /// The machine.
         machine: MachineId,
         /// For people.
@@ -365,7 +365,7 @@ pub enum Event {
         arch: Arch,
     },
     /// An owner took a machine back. Its job goes elsewhere.
-    StaticMachineRemoved {
+    MachineUnregistered {
         /// The machine.
         machine: MachineId,
     },

@@ -48,7 +48,7 @@ impl Step<'_> {
 
     /// The export has had its time.
     pub(super) fn give_up_export(&mut self, id: MachineId) {
-        if self.is_static(id) {
+        if self.is_registered(id) {
             return self.stop_export(id, StopReason::ExportOverrun);
         }
         self.state.change_machine(id, |machine| machine.exporting = None);
@@ -70,7 +70,7 @@ impl Step<'_> {
         for (machine, kind) in machines {
             match kind {
                 MachineKind::Launched => self.terminate(machine),
-                MachineKind::Static => self.stop_export(machine, StopReason::RunCancelled),
+                MachineKind::Registered => self.stop_export(machine, StopReason::RunCancelled),
             }
         }
     }

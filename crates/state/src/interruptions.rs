@@ -50,7 +50,7 @@ impl Step<'_> {
     pub(super) fn forget_interruption(&mut self, id: MachineId) {
         let machine = self.state.machines.get(&id);
         let is_interrupted = machine.is_some_and(|machine| machine.interruption.is_some());
-        if is_interrupted && self.is_static(id) {
+        if is_interrupted && self.is_registered(id) {
             self.state.change_machine(id, |machine| machine.interruption = None);
         }
     }

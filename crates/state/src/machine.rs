@@ -48,10 +48,11 @@ impl fmt::Display for MachineSize {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MachineKind {
-    /// A provider starts it for one job; it ends with the job.
+    /// A provider launches it for one job and terminates it after the job.
     Launched,
-    /// Its owner registered it; jobs come and go, and it is never terminated.
-    Static,
+    /// Its owner registered it. It is never terminated. The store and the API name it `static`.
+    #[serde(rename = "static")]
+    Registered,
 }
 
 /// How far a machine is.
@@ -177,7 +178,7 @@ pub struct Machine {
     pub id: MachineId,
     /// Where it comes from.
     pub kind: MachineKind,
-    /// For people: the name its owner gave a static machine; empty for a launched one.
+    /// For people: the name its owner gave a registered machine; empty for a launched one.
     pub name: String,
     /// Its processor.
     pub arch: Arch,
@@ -186,7 +187,7 @@ pub struct Machine {
     /// What it is for.
     #[serde(default)]
     pub fleet: Fleet,
-    /// Who launches a launched machine, and ends it. Of a static one nobody.
+    /// Who launches a launched machine, and ends it. Of a registered one nobody.
     #[serde(default)]
     pub provider: ProviderName,
     /// Whether it is paid for on demand, whatever the market of its fleet: its job has no further attempt.
@@ -200,7 +201,7 @@ pub struct Machine {
     pub interruption: Option<Interruption>,
     /// How far it is.
     pub state: MachineState,
-    /// What the agent held at its last HELLO beside its work, and an export that a static machine's was
+    /// What the agent held at its last HELLO beside its work, and an export that a registered machine's was
     /// told to end: it has yet to stop all of that. The machine gets nothing new before.
     pub stopping: BTreeSet<Attempt>,
     /// The layer cache that its agent exports, beside other work, after a job's image was reported. A
@@ -210,7 +211,7 @@ pub struct Machine {
     pub requested_for: Option<JobId>,
     /// When its record was made.
     pub requested_at: Timestamp,
-    /// It is terminated after this moment whatever it does; `None` for a static machine.
+    /// It is terminated after this moment whatever it does; `None` for a registered machine.
     pub lease_until: Option<Timestamp>,
     /// Whether its agent is connected.
     pub connected: bool,

@@ -165,16 +165,16 @@ impl Step<'_> {
         });
     }
 
-    pub(super) fn add_static_machine(&mut self, id: MachineId, name: String, arch: Arch) {
+    pub(super) fn register_machine(&mut self, id: MachineId, name: String, arch: Arch) {
         if self.state.machines.contains_key(&id) {
             return;
         }
-        let machine = Machine::new(id, MachineKind::Static, arch, self.now);
+        let machine = Machine::new(id, MachineKind::Registered, arch, self.now);
         self.state.insert_machine(Machine { name, state: MachineState::Ready, ..machine });
     }
 
-    pub(super) fn remove_static_machine(&mut self, id: MachineId) {
-        if self.is_static(id) {
+    pub(super) fn unregister_machine(&mut self, id: MachineId) {
+        if self.is_registered(id) {
             self.lose_job(id, Failure::machine_lost("the machine's owner took it back"));
             self.end_machine(id);
             self.emit(Effect::Disconnect { machine: id });
@@ -254,8 +254,8 @@ impl Step<'_> {
         self.state.machines.get(&id).map(|machine| machine.kind)
     }
 
-    pub(super) fn is_static(&self, id: MachineId) -> bool {
-        self.kind(id) == Some(MachineKind::Static)
+    pub(super) fn is_registered(&self, id: MachineId) -> bool {
+        self.kind(id) == Some(MachineKind::Registered)
     }
 }
 

@@ -31,7 +31,7 @@ pub enum QueueReason {
     /// As many machines are launched as may be.
     Builder { max_concurrent: u32 },
     /// A registered machine.
-    StaticMachine {
+    RegisteredMachine {
         /// `None`: a machine of any arch can do the job, under emulation if need be.
         arch: Option<Arch>,
     },
@@ -195,7 +195,7 @@ impl State {
         // A machine that the cloud is about to reclaim gets no further job.
         let takes_work = |machine: &&Machine| {
             let is_there = machine.connected && machine.interruption.is_none();
-            machine.kind == MachineKind::Static && is_there
+            machine.kind == MachineKind::Registered && is_there
         };
         let registered = || self.live_machines().filter(takes_work);
         let idle = registered().filter(|machine| machine.state == MachineState::Ready);
@@ -243,7 +243,7 @@ impl State {
 
     /// The arches that can be launched or that a registered machine has, connected or not.
     fn available(&self) -> BTreeSet<Arch> {
-        let registered = self.live_machines().filter(|it| it.kind == MachineKind::Static);
+        let registered = self.live_machines().filter(|it| it.kind == MachineKind::Registered);
         let launchable = self.launchable().map(|(arch, _)| arch);
         registered.map(|machine| machine.arch).chain(launchable).collect()
     }
@@ -270,7 +270,7 @@ impl State {
         match native.or_else(|| launchable.first().copied().filter(|_| may_emulate)) {
             Some((arch, provider)) if capacity.has_slot => Ok(Assignment::Launch(arch, provider)),
             Some(_) => Err(QueueReason::Builder { max_concurrent: self.limits.max_concurrent }),
-            None => Err(QueueReason::StaticMachine { arch: arch.filter(|_| !takes_any) }),
+            None => Err(QueueReason::RegisteredMachine { arch: arch.filter(|_| !takes_any) }),
         }
     }
 }

@@ -96,10 +96,10 @@ impl Step<'_> {
             Event::JobReported { machine, attempt, report } => {
                 self.report_job(machine, attempt, report);
             }
-            Event::StaticMachineAdded { machine, name, arch } => {
-                self.add_static_machine(machine, name, arch);
+            Event::MachineRegistered { machine, name, arch } => {
+                self.register_machine(machine, name, arch);
             }
-            Event::StaticMachineRemoved { machine } => self.remove_static_machine(machine),
+            Event::MachineUnregistered { machine } => self.unregister_machine(machine),
             Event::ImageTagged { environment, variant, digest, result } => {
                 self.image_tagged(environment, variant, &digest, result);
                 self.state.forget_empty_environments(BTreeSet::from([environment]));

@@ -201,7 +201,7 @@ impl Step<'_> {
     /// Ends the session of an agent that does not do what it is told. A registered machine stays busy
     /// until it says HELLO again, or is out of contact for too long.
     pub(super) fn give_up_agent(&mut self, machine: MachineId) {
-        if !self.is_static(machine) {
+        if !self.is_registered(machine) {
             return self.terminate(machine);
         }
         self.disconnect(machine);

@@ -62,7 +62,7 @@ pub(super) async fn add(
         .await
         .expect("storing a token does not panic")
         .map_err(|error| ApiError::internal(&error))?;
-    api.events.store(Event::StaticMachineAdded { machine, name, arch: add.arch }).await?;
+    api.events.store(Event::MachineRegistered { machine, name, arch: add.arch }).await?;
     let agent_json = serde_json::to_value(api.config.agent_config(machine, token))
         .map_err(|error| ApiError::internal(&error))?;
     Ok((StatusCode::CREATED, Json(AddedMachine { id: machine, agent_json })))
@@ -86,8 +86,8 @@ pub(super) async fn remove(
         Some(MachineKind::Launched) => Err(ApiError::conflict(format!(
             "{id} was launched for a job and ends with it; cancel its run instead"
         ))),
-        Some(MachineKind::Static) => {
-            api.events.store(Event::StaticMachineRemoved { machine: id }).await?;
+        Some(MachineKind::Registered) => {
+            api.events.store(Event::MachineUnregistered { machine: id }).await?;
             Ok(StatusCode::NO_CONTENT)
         }
     }

@@ -93,7 +93,7 @@ fn an_agent_that_only_reports_the_end_is_understood() {
 #[test]
 fn a_late_report_of_an_older_attempt_on_the_same_machine_changes_nothing() {
     let mut core = without_provider();
-    let (run, job, machine) = core.running_on_static();
+    let (run, job, machine) = core.running_on_registered();
     core.report(machine, job, 1, failed(FailureReason::DiskFull));
     assert!(matches!(core.job_state(job), JobState::Provisioning { attempt: 2, .. }));
 
@@ -108,7 +108,7 @@ fn a_late_report_of_an_older_attempt_on_the_same_machine_changes_nothing() {
 #[test]
 fn a_transient_failure_is_tried_again_until_the_attempts_are_used_up() {
     let mut core = without_provider();
-    let (_, job, machine) = core.running_on_static();
+    let (_, job, machine) = core.running_on_registered();
     for attempt in 1..=3 {
         core.report(machine, job, attempt, failed(FailureReason::DiskFull));
     }
@@ -144,7 +144,7 @@ fn an_agent_that_is_shut_down_has_not_cancelled_the_run() {
 #[test]
 fn what_missed_the_cache_is_that_of_the_newest_attempt() {
     let mut core = without_provider();
-    let (_, job, machine) = core.running_on_static();
+    let (_, job, machine) = core.running_on_registered();
     let miss = CacheMiss { step: "[2/2] RUN make".to_owned(), cause: MissCause::NoCache };
     let outcome = failed(FailureReason::DiskFull);
     let report = JobReport { cache_miss: Some(miss.clone()), ..JobReport::new(outcome) };

@@ -83,7 +83,7 @@ fn an_export_has_a_limit_and_a_lease_that_covers_it() {
 #[test]
 fn a_registered_machine_that_exports_for_too_long_is_told_to_stop_and_then_disconnected() {
     let mut core = without_provider();
-    let (_, job, machine) = core.running_on_static();
+    let (_, job, machine) = core.running_on_registered();
     core.report_early(machine, job, 1);
     let (_, next) = core.run(1, 1);
     assert_eq!(core.job_state(next[0]), &JobState::Queued { attempt: 1 }, "it is not free");
@@ -105,7 +105,7 @@ fn a_registered_machine_that_exports_for_too_long_is_told_to_stop_and_then_disco
 #[test]
 fn a_registered_machine_is_free_as_soon_as_its_export_has_ended() {
     let mut core = without_provider();
-    let (_, job, machine) = core.running_on_static();
+    let (_, job, machine) = core.running_on_registered();
     core.report_early(machine, job, 1);
 
     core.report(machine, job, 1, PUSHED);
@@ -128,7 +128,7 @@ fn an_agent_that_stays_away_loses_its_export_and_a_launched_machine_ends() {
 #[test]
 fn an_image_reported_by_a_stray_does_not_free_a_machine_that_goes_on_exporting() {
     let mut core = without_provider();
-    let (run, job, machine) = core.running_on_static();
+    let (run, job, machine) = core.running_on_registered();
     core.cancel(run);
 
     core.report_early(machine, job, 1);
@@ -155,7 +155,7 @@ fn a_cancelled_run_ends_the_exports_of_its_completed_jobs_too() {
 #[test]
 fn a_cancelled_run_asks_a_registered_machine_to_stop_its_export() {
     let mut core = without_provider();
-    let machine = core.static_machine(Arch::Amd64);
+    let machine = core.registered_machine(Arch::Amd64);
     core.connect(machine, &[]);
     let (run, jobs) = core.run(1, 2);
     core.start(machine, jobs[0], 1);

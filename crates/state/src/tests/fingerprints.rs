@@ -10,7 +10,7 @@ fn cache() -> ImageRef {
 
 /// A build that writes a cache and runs on a registered machine.
 fn caching(core: &mut Core) -> (RunId, JobId, MachineId) {
-    let machine = core.static_machine(Arch::Amd64);
+    let machine = core.registered_machine(Arch::Amd64);
     core.connect(machine, &[]);
     let run = core.request(1);
     let mut build = core.build(Arch::Amd64);
@@ -64,7 +64,7 @@ fn a_failed_attempt_and_a_late_report_of_it_store_no_fingerprint() {
 fn another_machine_stores_no_fingerprint() {
     let mut core = without_provider();
     let (_, job, _) = caching(&mut core);
-    let other = core.static_machine(Arch::Amd64);
+    let other = core.registered_machine(Arch::Amd64);
 
     assert_eq!(changes(&mut core, other, job, 1, JobReport::new(PUSHED)), []);
 }

@@ -292,7 +292,7 @@ fn an_export_that_begins_after_the_notice_ends_with_its_machine_too() {
 #[test]
 fn a_registered_machine_stops_gets_nothing_new_and_is_there_again_after_its_hello() {
     let mut core = without_provider();
-    let (_, job, machine) = core.running_on_static();
+    let (_, job, machine) = core.running_on_registered();
 
     let reason = StopReason::Interrupted;
     let cancel = Effect::Cancel { machine, attempt: attempt(job, 1), reason };
@@ -302,7 +302,7 @@ fn a_registered_machine_stops_gets_nothing_new_and_is_there_again_after_its_hell
     assert_eq!(core.job_state(job), &JobState::Queued { attempt: 2 });
     assert_eq!(
         core.state.queue()[0].reason,
-        QueueReason::StaticMachine { arch: Some(Arch::Amd64) }
+        QueueReason::RegisteredMachine { arch: Some(Arch::Amd64) }
     );
 
     core.disconnect(machine);
@@ -312,7 +312,7 @@ fn a_registered_machine_stops_gets_nothing_new_and_is_there_again_after_its_hell
 #[test]
 fn an_idle_registered_machine_that_is_likely_interrupted_gets_no_job() {
     let mut core = without_provider();
-    let machine = core.static_machine(Arch::Amd64);
+    let machine = core.registered_machine(Arch::Amd64);
     core.connect(machine, &[]);
     core.interrupt(machine, Interruption::Likely);
 
@@ -324,7 +324,7 @@ fn an_idle_registered_machine_that_is_likely_interrupted_gets_no_job() {
 #[test]
 fn a_registered_machine_that_stops_a_cancelled_job_is_not_free_because_of_a_notice() {
     let mut core = without_provider();
-    let (run, job, machine) = core.running_on_static();
+    let (run, job, machine) = core.running_on_registered();
     core.cancel(run);
 
     core.take_back_in(machine, NOTICE);
@@ -335,7 +335,7 @@ fn a_registered_machine_that_stops_a_cancelled_job_is_not_free_because_of_a_noti
 #[test]
 fn nobody_waits_for_a_registered_machine_that_the_cloud_wants_back() {
     let mut core = amd64(1);
-    let machine = core.static_machine(Arch::Arm64);
+    let machine = core.registered_machine(Arch::Arm64);
     core.connect(machine, &[]);
     core.interrupt(machine, Interruption::Likely);
     let run = core.request(1);

@@ -178,9 +178,9 @@ impl Core {
         (run, jobs.iter().map(|job| job.id).collect())
     }
 
-    fn static_machine(&mut self, arch: Arch) -> MachineId {
+    fn registered_machine(&mut self, arch: Arch) -> MachineId {
         let machine = MachineId::from_bits(self.id());
-        self.step(Event::StaticMachineAdded { machine, name: "rack 1".to_owned(), arch });
+        self.step(Event::MachineRegistered { machine, name: "rack 1".to_owned(), arch });
         machine
     }
 
@@ -246,8 +246,8 @@ impl Core {
     }
 
     /// A job at work on a registered machine.
-    fn running_on_static(&mut self) -> (RunId, JobId, MachineId) {
-        let machine = self.static_machine(Arch::Amd64);
+    fn running_on_registered(&mut self) -> (RunId, JobId, MachineId) {
+        let machine = self.registered_machine(Arch::Amd64);
         self.connect(machine, &[]);
         let (run, jobs) = self.run(1, 1);
         self.start(machine, jobs[0], 1);
@@ -313,7 +313,7 @@ impl TwoPlatforms {
 
     /// On machines that their owner registered.
     fn begun_on_registered(core: &mut Core) -> Self {
-        for machine in Arch::ALL.map(|arch| core.static_machine(arch)) {
+        for machine in Arch::ALL.map(|arch| core.registered_machine(arch)) {
             core.connect(machine, &[]);
         }
         let (run, builds, merge) = Self::planned(core);

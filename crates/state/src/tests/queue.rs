@@ -4,7 +4,7 @@ use super::*;
 
 /// Serves one job after the other on one registered machine and returns them in that order.
 fn serve_all(core: &mut Core) -> Vec<JobId> {
-    let machine = core.static_machine(Arch::Amd64);
+    let machine = core.registered_machine(Arch::Amd64);
     let mut effects = core.connect(machine, &[]);
     let mut served = Vec::new();
     while let [Effect::Assign { attempt: Attempt { job, number }, .. }] = effects[..] {
@@ -46,7 +46,7 @@ fn a_project_that_was_just_served_lets_the_others_go_first() {
 #[test]
 fn a_project_is_not_passed_by_because_machines_differ() {
     let mut core = amd64(1);
-    let arm64 = core.static_machine(Arch::Arm64);
+    let arm64 = core.registered_machine(Arch::Arm64);
     core.connect(arm64, &[]);
     let (_, first) = core.run(1, 2);
     let run = core.request(3);
@@ -84,7 +84,7 @@ fn the_queue_says_what_each_job_waits_for() {
     let mut core = amd64(1);
     core.run(1, 1);
     let run = core.request(1);
-    let arm64 = core.static_machine(Arch::Arm64);
+    let arm64 = core.registered_machine(Arch::Arm64);
     core.connect(arm64, &[]);
     let (first, second) = (core.build(Arch::Arm64), core.build(Arch::Arm64));
     let (amd64, merge) = (core.build(Arch::Amd64), core.merge(&[&first, &second]));
@@ -96,14 +96,14 @@ fn the_queue_says_what_each_job_waits_for() {
     let reason = |id: JobId| &queue.iter().find(|queued| queued.job == id).unwrap().reason;
     assert_eq!(reason(jobs[0]), &QueueReason::Jobs(vec![first.id, second.id]));
     assert_eq!(reason(jobs[1]), &QueueReason::Builder { max_concurrent: 1 });
-    assert_eq!(reason(jobs[2]), &QueueReason::StaticMachine { arch: Some(Arch::Arm64) });
+    assert_eq!(reason(jobs[2]), &QueueReason::RegisteredMachine { arch: Some(Arch::Arm64) });
     assert_eq!(queue.last().unwrap().job, jobs[0], "who waits for others is served last");
 }
 
 #[test]
 fn a_registered_machine_is_used_before_another_is_launched() {
     let mut core = amd64(5);
-    let machine = core.static_machine(Arch::Amd64);
+    let machine = core.registered_machine(Arch::Amd64);
     core.connect(machine, &[]);
 
     let (_, jobs) = core.run(1, 2);
@@ -125,7 +125,7 @@ fn an_arch_that_nobody_has_is_emulated() {
 #[test]
 fn an_arch_that_a_connected_machine_has_is_waited_for() {
     let mut core = amd64(5);
-    let machine = core.static_machine(Arch::Arm64);
+    let machine = core.registered_machine(Arch::Arm64);
     core.connect(machine, &[]);
     let run = core.request(1);
     let (first, second) = (core.build(Arch::Arm64), core.build(Arch::Arm64));
@@ -176,11 +176,11 @@ fn a_job_that_must_not_be_emulated_fails_at_once_where_nobody_has_its_arch() {
 #[test]
 fn a_job_that_must_not_be_emulated_waits_for_a_registered_machine_that_is_away() {
     let mut core = amd64(5);
-    let machine = core.static_machine(Arch::Arm64);
+    let machine = core.registered_machine(Arch::Arm64);
     let run = core.request(1);
     let build = native_only(&mut core, Arch::Arm64);
     core.plan(run, std::slice::from_ref(&build));
-    let reason = QueueReason::StaticMachine { arch: Some(Arch::Arm64) };
+    let reason = QueueReason::RegisteredMachine { arch: Some(Arch::Arm64) };
     assert_eq!(core.state.queue(), [QueuedJob { job: build.id, reason }]);
 
     core.connect(machine, &[]);
@@ -191,12 +191,12 @@ fn a_job_that_must_not_be_emulated_waits_for_a_registered_machine_that_is_away()
 #[test]
 fn a_job_that_must_not_be_emulated_fails_when_the_last_machine_of_its_arch_is_taken_back() {
     let mut core = amd64(5);
-    let machine = core.static_machine(Arch::Arm64);
+    let machine = core.registered_machine(Arch::Arm64);
     let run = core.request(1);
     let build = native_only(&mut core, Arch::Arm64);
     core.plan(run, std::slice::from_ref(&build));
 
-    core.step(Event::StaticMachineRemoved { machine });
+    core.step(Event::MachineUnregistered { machine });
 
     assert_eq!(core.failure(build.id), &FailureReason::Emulation);
 }
@@ -204,7 +204,7 @@ fn a_job_that_must_not_be_emulated_fails_when_the_last_machine_of_its_arch_is_ta
 #[test]
 fn registered_machines_emulate_what_none_of_them_has() {
     let mut core = without_provider();
-    let machine = core.static_machine(Arch::Amd64);
+    let machine = core.registered_machine(Arch::Amd64);
     core.connect(machine, &[]);
     let run = core.request(1);
     let (first, second) = (core.build(Arch::Arm64), core.build(Arch::Arm64));
@@ -212,7 +212,7 @@ fn registered_machines_emulate_what_none_of_them_has() {
 
     assert_eq!(core.machine_of(first.id), machine);
     assert!(core.state.jobs[&first.id].emulated);
-    let reason = QueueReason::StaticMachine { arch: None };
+    let reason = QueueReason::RegisteredMachine { arch: None };
     assert_eq!(core.state.queue(), [QueuedJob { job: second.id, reason }]);
 
     core.report(machine, first.id, 1, PUSHED);
@@ -222,14 +222,15 @@ fn registered_machines_emulate_what_none_of_them_has() {
 #[test]
 fn registered_machines_emulate_nothing_that_one_of_them_has_though_it_is_away() {
     let mut core = without_provider();
-    let (machine, away) = (core.static_machine(Arch::Amd64), core.static_machine(Arch::Arm64));
+    let (machine, away) =
+        (core.registered_machine(Arch::Amd64), core.registered_machine(Arch::Arm64));
     core.connect(machine, &[]);
     let run = core.request(1);
     let build = core.build(Arch::Arm64);
     core.plan(run, std::slice::from_ref(&build));
     assert_eq!(core.job_state(build.id), &JobState::Queued { attempt: 1 });
 
-    core.step(Event::StaticMachineRemoved { machine: away });
+    core.step(Event::MachineUnregistered { machine: away });
 
     assert_eq!(core.machine_of(build.id), machine, "it does not come back");
 }
@@ -237,7 +238,7 @@ fn registered_machines_emulate_nothing_that_one_of_them_has_though_it_is_away() 
 #[test]
 fn a_job_that_must_not_be_emulated_fails_at_once_where_no_registered_machine_has_its_arch() {
     let mut core = without_provider();
-    core.static_machine(Arch::Amd64);
+    core.registered_machine(Arch::Amd64);
     let run = core.request(1);
     let build = native_only(&mut core, Arch::Arm64);
     core.plan(run, std::slice::from_ref(&build));
@@ -340,7 +341,7 @@ fn changed_priorities_hold_for_what_waits_already() {
 #[test]
 fn a_job_of_high_priority_that_fits_nowhere_holds_up_nobody() {
     let mut core = without_provider();
-    core.static_machine(Arch::Arm64);
+    core.registered_machine(Arch::Arm64);
     let run = core.request(1);
     let arm64 = core.build(Arch::Arm64);
     core.plan(run, std::slice::from_ref(&arm64));
@@ -400,7 +401,7 @@ fn a_machine_counts_for_its_project_until_it_is_gone() {
 fn a_registered_machine_counts_for_the_project_whose_job_it_has() {
     let mut core = without_provider();
     limit(&mut core, 1, 1);
-    let machines = [core.static_machine(Arch::Amd64), core.static_machine(Arch::Amd64)];
+    let machines = [core.registered_machine(Arch::Amd64), core.registered_machine(Arch::Amd64)];
     for machine in machines {
         core.connect(machine, &[]);
     }
@@ -442,7 +443,7 @@ fn a_limit_does_not_keep_a_merge_from_a_builder_that_is_still_there() {
 #[test]
 fn a_job_whose_needs_have_completed_is_ready_and_after_a_restart_it_still_is() {
     let mut core = without_provider();
-    let amd64 = core.static_machine(Arch::Amd64);
+    let amd64 = core.registered_machine(Arch::Amd64);
     let run = core.request(1);
     let (one, other) = (core.build(Arch::Amd64), core.build(Arch::Amd64));
     let merge = core.merge(&[&one, &other]);

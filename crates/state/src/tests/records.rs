@@ -5,13 +5,13 @@ use super::*;
 #[test]
 fn only_what_has_ended_is_forgotten_and_the_changes_name_it() {
     let mut core = without_provider();
-    let (run, job, machine) = core.running_on_static();
+    let (run, job, machine) = core.running_on_registered();
     let forgotten =
         || Event::Forgotten { runs: vec![run], machines: vec![machine], deliveries: Vec::new() };
     core.step(forgotten());
     assert!(core.state.jobs.contains_key(&job) && core.state.machines.contains_key(&machine));
     core.report(machine, job, 1, PUSHED);
-    core.step(Event::StaticMachineRemoved { machine });
+    core.step(Event::MachineUnregistered { machine });
     core.state.take_changes();
 
     core.step(forgotten());

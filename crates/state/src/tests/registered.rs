@@ -5,7 +5,7 @@ use super::*;
 #[test]
 fn a_registered_machine_stays_busy_until_its_agent_has_stopped_a_cancelled_job() {
     let mut core = without_provider();
-    let (run, job, machine) = core.running_on_static();
+    let (run, job, machine) = core.running_on_registered();
     let (_, next) = core.run(1, 1);
     assert_eq!(
         core.cancel(run),
@@ -22,7 +22,7 @@ fn a_registered_machine_stays_busy_until_its_agent_has_stopped_a_cancelled_job()
 #[test]
 fn a_registered_machine_that_does_not_stop_is_disconnected() {
     let mut core = without_provider();
-    let (run, job, machine) = core.running_on_static();
+    let (run, job, machine) = core.running_on_registered();
     core.cancel(run);
     assert_eq!(core.wait(Duration::from_mins(1)), [Effect::Disconnect { machine }]);
 
@@ -38,7 +38,7 @@ fn a_registered_machine_that_does_not_stop_is_disconnected() {
 #[test]
 fn a_registered_machine_whose_job_takes_too_long_is_told_why_it_must_stop() {
     let mut core = without_provider();
-    let (_, job, machine) = core.running_on_static();
+    let (_, job, machine) = core.running_on_registered();
 
     let effects = core.wait(Duration::from_mins(31));
 
@@ -49,7 +49,7 @@ fn a_registered_machine_whose_job_takes_too_long_is_told_why_it_must_stop() {
 #[test]
 fn a_registered_machine_gets_nothing_new_before_it_has_stopped_what_it_lost() {
     let mut core = without_provider();
-    let (_, job, machine) = core.running_on_static();
+    let (_, job, machine) = core.running_on_registered();
     core.disconnect(machine);
     core.wait(Duration::from_mins(2));
     assert_eq!(core.job_state(job), &JobState::Queued { attempt: 2 });
@@ -68,7 +68,7 @@ fn a_registered_machine_gets_nothing_new_before_it_has_stopped_what_it_lost() {
 #[test]
 fn a_repeated_report_of_an_older_attempt_does_not_free_a_machine_that_is_still_stopping() {
     let mut core = without_provider();
-    let (run, job, machine) = core.running_on_static();
+    let (run, job, machine) = core.running_on_registered();
     core.report(machine, job, 1, failed(FailureReason::DiskFull));
     core.start(machine, job, 2);
     core.cancel(run);
@@ -83,7 +83,7 @@ fn a_repeated_report_of_an_older_attempt_does_not_free_a_machine_that_is_still_s
 #[test]
 fn a_registered_machine_is_free_when_its_agent_has_stopped_all_that_it_held() {
     let mut core = without_provider();
-    let (run, job, machine) = core.running_on_static();
+    let (run, job, machine) = core.running_on_registered();
     core.report(machine, job, 1, failed(FailureReason::DiskFull));
     core.start(machine, job, 2);
     core.disconnect(machine);
@@ -116,7 +116,7 @@ fn an_agent_that_returns_to_a_machine_that_is_ending_is_told_to_stop() {
 #[test]
 fn an_agent_that_never_begins_loses_the_job() {
     let mut core = without_provider();
-    let machine = core.static_machine(Arch::Amd64);
+    let machine = core.registered_machine(Arch::Amd64);
     core.connect(machine, &[]);
     let (_, jobs) = core.run(1, 1);
 
@@ -128,9 +128,9 @@ fn an_agent_that_never_begins_loses_the_job() {
 #[test]
 fn a_registered_machine_that_is_taken_back_leaves_its_job_to_others() {
     let mut core = without_provider();
-    let (_, job, machine) = core.running_on_static();
+    let (_, job, machine) = core.running_on_registered();
 
-    let effects = core.step(Event::StaticMachineRemoved { machine });
+    let effects = core.step(Event::MachineUnregistered { machine });
 
     assert_eq!(effects, [Effect::Disconnect { machine }]);
     assert_eq!(core.job_state(job), &JobState::Queued { attempt: 2 });

@@ -141,7 +141,7 @@ pub(crate) fn is_ready(core: &State, job: &Job) -> bool {
 /// Whether `machine` would do for the job.
 pub(crate) fn could_use(core: &State, job: &Job, machine: &Machine) -> bool {
     match machine.kind {
-        MachineKind::Static => {
+        MachineKind::Registered => {
             let has_arch = is_native(job, machine.arch) || may_emulate(core, job);
             has_arch && machine.interruption.is_none()
         }
@@ -156,14 +156,14 @@ pub(crate) fn may_emulate(core: &State, job: &Job) -> bool {
 
 /// Whether a registered machine, or one that may be launched, has the job's arch.
 pub(crate) fn has_native(core: &State, job: &Job) -> bool {
-    let mut registered = core.live_machines().filter(|it| it.kind == MachineKind::Static);
+    let mut registered = core.live_machines().filter(|it| it.kind == MachineKind::Registered);
     core.launchable().any(|(arch, _)| is_native(job, arch))
         || registered.any(|machine| is_native(job, machine.arch))
 }
 
 /// Whether a machine may be launched for the job: one of its arch, or another if nobody has that.
 pub(crate) fn may_launch(core: &State, job: &Job) -> bool {
-    let mut registered = core.live_machines().filter(|it| it.kind == MachineKind::Static);
+    let mut registered = core.live_machines().filter(|it| it.kind == MachineKind::Registered);
     let has_native =
         registered.any(|it| it.connected && it.interruption.is_none() && is_native(job, it.arch));
     can_launch_native(core, job)

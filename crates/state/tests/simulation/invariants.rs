@@ -138,7 +138,7 @@ fn check_queue(core: &State) {
         let is_queued = matches!(job.state, JobState::Queued { .. });
         let mut live = core.live_machines();
         let has_any = core.launchable().next().is_some()
-            || live.any(|machine| machine.kind == MachineKind::Static);
+            || live.any(|machine| machine.kind == MachineKind::Registered);
         let may_be_served = !has_any || fairness::has_native(core, job);
         assert!(!is_queued || may_be_served, "{} waits for an arch that nobody has", job.id);
     }
@@ -398,7 +398,7 @@ pub(crate) fn is_over(world: &World) -> bool {
     core.runs.values().all(may_rest)
         && core.outbox.is_empty()
         && core.environments.values().all(is_clean)
-        && core.live_machines().all(|machine| machine.kind == MachineKind::Static)
+        && core.live_machines().all(|machine| machine.kind == MachineKind::Registered)
         && core.live_machines().all(|machine| machine.exporting.is_none())
         && world.cloud.alive().next().is_none()
 }

@@ -459,7 +459,7 @@ impl LiveWork {
             Event::AgentConnected { machine, holds, .. } => {
                 *machine == id && self.is_running() && !holds.contains(&self.attempt)
             }
-            Event::MachineGone { machine, .. } | Event::StaticMachineRemoved { machine } => {
+            Event::MachineGone { machine, .. } | Event::MachineUnregistered { machine } => {
                 *machine == id
             }
             Event::MachineInterrupted { .. } => self.is_cut(event, world),
@@ -531,7 +531,7 @@ fn told_to_stop_at(core: &State, machine: &Machine) -> Option<Timestamp> {
 fn check_registered(core: &State, before: &Machine, event: &Event) {
     let MachineState::Busy { attempt: busy_with } = before.state else { return };
     let Some(after) = core.machines.get(&before.id) else { return };
-    if before.kind != MachineKind::Static || after.state == before.state {
+    if before.kind != MachineKind::Registered || after.state == before.state {
         return;
     }
     let id = before.id;
@@ -548,7 +548,7 @@ fn check_registered(core: &State, before: &Machine, event: &Event) {
     }
     let is_its_own = match event {
         Event::JobReported { machine, attempt, .. } => (*machine, *attempt) == (id, busy_with),
-        Event::AgentConnected { machine, .. } | Event::StaticMachineRemoved { machine } => {
+        Event::AgentConnected { machine, .. } | Event::MachineUnregistered { machine } => {
             *machine == id
         }
         Event::Tick => !before.connected,

@@ -31,7 +31,7 @@ use crate::transitions::{Before, Strays};
 /// Actions before the faults stop.
 const ACTIONS: u64 = 200;
 const RUNS_MAX: u64 = 7;
-const STATIC_MACHINES_MAX: u64 = 3;
+const REGISTERED_MACHINES_MAX: u64 = 3;
 /// Rounds in which everything must end once the faults have stopped. Far more than any needs.
 const ROUNDS_MAX: u32 = 2_000;
 
@@ -96,7 +96,7 @@ pub(crate) struct World {
     /// What has happened, and how often.
     met: Met,
     runs: u64,
-    static_machines: u64,
+    registered_machines: u64,
     is_traced: bool,
 }
 
@@ -180,7 +180,7 @@ impl World {
             cores: 0,
             met: Met::new(),
             runs: 0,
-            static_machines: 0,
+            registered_machines: 0,
             is_traced,
         };
         world.trace(|world| format!("{:?}", world.core.limits));
@@ -205,8 +205,8 @@ impl World {
             68..76 => self.request_run(),
             76..78 => self.cancel_any_run(),
             78..80 => self.close_an_environment(),
-            80..82 => self.add_static_machine(None),
-            82..83 => self.remove_static_machine(),
+            80..82 => self.register_machine(None),
+            82..83 => self.unregister_machine(),
             83..85 => self.repeat_an_event(),
             85 => self.lie(),
             86..89 => self.lose_a_vm(),
@@ -575,23 +575,23 @@ impl World {
         }
     }
 
-    fn add_static_machine(&mut self, arch: Option<Arch>) {
-        if arch.is_some() || self.static_machines < STATIC_MACHINES_MAX {
-            self.static_machines += 1;
+    fn register_machine(&mut self, arch: Option<Arch>) {
+        if arch.is_some() || self.registered_machines < REGISTERED_MACHINES_MAX {
+            self.registered_machines += 1;
             let machine = MachineId::from_bits(self.rng.id());
             let arch = arch.or_else(|| self.rng.pick(&Arch::ALL)).expect("there are arches");
             self.agents.insert(machine, Agent::new(machine));
-            self.deliver(Event::StaticMachineAdded { machine, name: String::new(), arch });
+            self.deliver(Event::MachineRegistered { machine, name: String::new(), arch });
             // Its token was given to its owner, so the record is in the store.
             self.commit();
         }
     }
 
-    fn remove_static_machine(&mut self) {
-        let registered = self.core.live_machines().filter(|it| it.kind == MachineKind::Static);
+    fn unregister_machine(&mut self) {
+        let registered = self.core.live_machines().filter(|it| it.kind == MachineKind::Registered);
         let registered: Vec<MachineId> = registered.map(|machine| machine.id).collect();
         if let Some(machine) = self.rng.pick(&registered) {
-            self.deliver(Event::StaticMachineRemoved { machine });
+            self.deliver(Event::MachineUnregistered { machine });
         }
     }
 
@@ -648,7 +648,7 @@ impl World {
         self.describe_all();
         if self.core.limits.launchable.is_empty() {
             for arch in Arch::ALL {
-                self.add_static_machine(Some(arch));
+                self.register_machine(Some(arch));
             }
         }
         let mut is_mended = false;

@@ -86,7 +86,7 @@ pub(super) fn queue_reason(records: &Records, reason: &QueueReason) -> String {
         QueueReason::Builder { max_concurrent } => {
             format!("waiting for 1 of {max_concurrent} builders")
         }
-        QueueReason::StaticMachine { arch: Some(arch) } => {
+        QueueReason::RegisteredMachine { arch: Some(arch) } => {
             format!("waiting for a registered {arch} machine")
         }
         QueueReason::Capacity { until } => {
@@ -95,7 +95,9 @@ pub(super) fn queue_reason(records: &Records, reason: &QueueReason) -> String {
                 until.and_then(Result::ok).map(|at| at.strftime("%H:%M:%S UTC").to_string());
             format!("no machine could be had; next attempt at {}", until.unwrap_or_default())
         }
-        QueueReason::StaticMachine { arch: None } => "waiting for a registered machine".to_owned(),
+        QueueReason::RegisteredMachine { arch: None } => {
+            "waiting for a registered machine".to_owned()
+        }
         QueueReason::Nothing => "next".to_owned(),
     }
 }
@@ -193,9 +195,9 @@ mod tests {
 
     #[test]
     fn a_registered_machine_is_told_with_its_arch_where_no_other_will_do() {
-        let arm64 = QueueReason::StaticMachine { arch: Some(Arch::Arm64) };
+        let arm64 = QueueReason::RegisteredMachine { arch: Some(Arch::Arm64) };
         assert_eq!(reason(&arm64), "waiting for a registered arm64 machine");
-        let any = QueueReason::StaticMachine { arch: None };
+        let any = QueueReason::RegisteredMachine { arch: None };
         assert_eq!(reason(&any), "waiting for a registered machine");
     }
 

@@ -58,7 +58,7 @@ impl Before {
             Event::AgentConnected { machine, holds, .. } => {
                 *machine == id && !holds.contains(&attempt)
             }
-            Event::MachineGone { machine, .. } | Event::StaticMachineRemoved { machine } => {
+            Event::MachineGone { machine, .. } | Event::MachineUnregistered { machine } => {
                 *machine == id
             }
             // A launched machine ends with the work that it has beside the export.
@@ -69,7 +69,7 @@ impl Before {
         };
         assert!(may_end, "{event:?} ends the export of {attempt:?} on {id}");
         let is_kept = world.core.machines.get(&id).is_some_and(|machine| {
-            machine.kind == MachineKind::Static
+            machine.kind == MachineKind::Registered
                 && machine.connected
                 && machine.stopping.contains(&attempt)
         });

@@ -151,7 +151,7 @@ fn announced(before: &Machine, event: &Event) -> Option<Interruption> {
             if is_kept { old } else { Some(*interruption) }
         }
         Event::AgentConnected { machine, .. }
-            if *machine == before.id && before.kind == MachineKind::Static =>
+            if *machine == before.id && before.kind == MachineKind::Registered =>
         {
             None
         }

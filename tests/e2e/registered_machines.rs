@@ -53,7 +53,7 @@ async fn a_registered_machine_gets_jobs_one_at_a_time_and_is_never_ended() {
     assert_eq!(run.status, RunStatus::Completed, "{run:#?}");
     assert!(job(&run, "one").ended_at <= job(&run, "two").started_at, "{run:#?}");
     is(&core, MachineStatus::Ready, true).await;
-    assert!(agent.is_running() && core.machines().await[0].kind == MachineKind::Static);
+    assert!(agent.is_running() && core.machines().await[0].kind == MachineKind::Registered);
     assert!(agent.stop().await.success());
     is(&core, MachineStatus::Ready, false).await;
 
