@@ -105,14 +105,14 @@ impl PlannedRun {
     }
 }
 
-/// Why no machine was started.
+/// Why a launch gave no machine, with a message for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum LaunchRefusal {
-    /// Nothing free at the moment: another attempt may succeed.
+pub enum LaunchFailure {
+    /// The provider has no capacity at the moment; a later attempt may succeed.
     NoCapacity(String),
-    /// The provider will refuse again until its owner changes something.
+    /// Each further attempt fails until somebody changes the configuration or the provider's account.
     Permanent(String),
-    /// The provider gave no clear answer: a machine may have been started.
+    /// The provider gave no clear answer: it may have started a machine.
     Unclear(String),
 }
 
@@ -271,13 +271,8 @@ pub enum Event {
         /// Where it is; `None` where only a list tells of it.
         placement: Option<Placement>,
     },
-    /// The provider started no machine.
-    LaunchRefused {
-        /// The machine that was asked for.
-        machine: MachineId,
-        /// Why.
-        refusal: LaunchRefusal,
-    },
+    /// The other outcome of [`Effect::Launch`].
+    LaunchFailed { machine: MachineId, failure: LaunchFailure },
     /// The machine is gone: the outcome of [`Effect::Terminate`], or the provider says so.
     MachineGone {
         /// The machine.
@@ -391,7 +386,7 @@ pub enum Effect {
         run: RunId,
     },
     /// Ask the provider for a machine and answer with [`Event::MachineLaunched`] or
-    /// [`Event::LaunchRefused`]. Kept in the outbox.
+    /// [`Event::LaunchFailed`]. Kept in the outbox.
     Launch {
         /// The machine.
         machine: MachineId,

@@ -46,7 +46,7 @@ use serde::{Deserialize, Serialize};
 use stagely_protocol::Arch;
 
 pub use event::{
-    Attempt, CancelReason, Effect, EffectId, Event, LaunchRefusal, PlannedJob, PlannedRun,
+    Attempt, CancelReason, Effect, EffectId, Event, LaunchFailure, PlannedJob, PlannedRun,
     StopReason,
 };
 pub use fingerprints::FingerprintChange;

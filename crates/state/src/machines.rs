@@ -7,7 +7,7 @@ use stagely_protocol::{Arch, FailureReason, SystemInfo};
 use super::attempts::Failure;
 use super::step::Step;
 use super::{
-    Attempt, Effect, JobState, LaunchRefusal, Machine, MachineEvent, MachineKind, MachineState,
+    Attempt, Effect, JobState, LaunchFailure, Machine, MachineEvent, MachineKind, MachineState,
     Placement, StopReason, Timestamp,
 };
 use crate::ids::{JobId, MachineId, SessionId};
@@ -48,16 +48,16 @@ impl Step<'_> {
         }
     }
 
-    pub(super) fn launch_refused(&mut self, id: MachineId, refusal: LaunchRefusal) {
+    pub(super) fn launch_failed(&mut self, id: MachineId, failure: LaunchFailure) {
         if !self.state.settle(&Effect::Launch { machine: id }) {
             return;
         }
         let Some(machine) = self.state.machines.get(&id) else { return };
         // An agent that has said HELLO proves that an earlier try had succeeded.
-        let may_exist = machine.system_info.is_some() || refusal.may_have_started();
+        let may_exist = machine.system_info.is_some() || failure.may_have_started();
         match machine.state {
             MachineState::Requested | MachineState::Terminating => {
-                self.lose_job(id, refusal.into());
+                self.lose_job(id, failure.into());
                 if may_exist {
                     self.terminate(id);
                 } else {
@@ -276,7 +276,7 @@ impl Machine {
     }
 }
 
-impl LaunchRefusal {
+impl LaunchFailure {
     const fn may_have_started(&self) -> bool {
         match self {
             Self::NoCapacity(_) | Self::Permanent(_) => false,
@@ -285,15 +285,15 @@ impl LaunchRefusal {
     }
 }
 
-impl From<LaunchRefusal> for Failure {
-    fn from(refusal: LaunchRefusal) -> Self {
-        match refusal {
-            LaunchRefusal::NoCapacity(why) => Self::new(FailureReason::NoCapacity, why),
-            LaunchRefusal::Unclear(why) => {
+impl From<LaunchFailure> for Failure {
+    fn from(failure: LaunchFailure) -> Self {
+        match failure {
+            LaunchFailure::NoCapacity(why) => Self::new(FailureReason::NoCapacity, why),
+            LaunchFailure::Unclear(why) => {
                 let why = format!("the provider gave no clear answer: {why}");
                 Self::new(FailureReason::NoCapacity, why)
             }
-            LaunchRefusal::Permanent(why) => Self::new(FailureReason::Provider, why),
+            LaunchFailure::Permanent(why) => Self::new(FailureReason::Provider, why),
         }
     }
 }

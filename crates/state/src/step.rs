@@ -78,7 +78,7 @@ impl Step<'_> {
             Event::MachineLaunched { machine, placement } => {
                 self.machine_launched(machine, placement);
             }
-            Event::LaunchRefused { machine, refusal } => self.launch_refused(machine, refusal),
+            Event::LaunchFailed { machine, failure } => self.launch_failed(machine, failure),
             Event::MachineGone { machine, taken_back } => self.machine_gone(machine, taken_back),
             Event::MachineInterrupted { machine, interruption } => {
                 self.machine_interrupted(machine, interruption);

@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use stagely_provider::settings::ImageKind;
 use stagely_provider::{AgentBinary, LaunchError, LaunchRequest, MachineSpec, Provider, Providers};
 use stagely_state::ids::MachineId;
-use stagely_state::{Event, LaunchRefusal, Machine, MachineState, Placement};
+use stagely_state::{Event, LaunchFailure, Machine, MachineState, Placement};
 use thiserror::Error;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
@@ -53,25 +53,25 @@ impl Launcher {
                 info!(%machine, provider_id, instance_type, zone, %market, "launched");
                 Event::MachineLaunched { machine, placement: Some(placement) }
             }
-            Err(refusal) => {
-                warn!(%machine, ?refusal, "not launched");
-                Event::LaunchRefused { machine, refusal }
+            Err(failure) => {
+                warn!(%machine, ?failure, "not launched");
+                Event::LaunchFailed { machine, failure }
             }
         }
     }
 
-    async fn try_launch(&self, machine: MachineId) -> Result<Placement, LaunchRefusal> {
-        let unknown = || LaunchRefusal::Permanent(format!("{machine} has no record"));
+    async fn try_launch(&self, machine: MachineId) -> Result<Placement, LaunchFailure> {
+        let unknown = || LaunchFailure::Permanent(format!("{machine} has no record"));
         let record = self.records.read().machines.get(&machine).cloned().ok_or_else(unknown)?;
         let provider = self.providers.get(record.provider).ok_or_else(|| {
             let problem = format!("core has no provider {} (builders.provider)", record.provider);
-            LaunchRefusal::Permanent(problem)
+            LaunchFailure::Permanent(problem)
         })?;
         let binary = self.binary(&**provider, &record).await?;
         let request = self
             .launch_request(record, binary)
             .await
-            .map_err(|error| LaunchRefusal::NoCapacity(format!("core cannot ask: {error:#}")))?;
+            .map_err(|error| LaunchFailure::NoCapacity(format!("core cannot ask: {error:#}")))?;
         let launch = async || {
             self.check_wanted(machine)?;
             let launched = timeout(ATTEMPT_LIMIT, provider.launch(&request)).await;
@@ -83,7 +83,7 @@ impl Launcher {
             if unclear_count == UNCLEAR_MAX { Retry::Never } else { error.retry() }
         };
         let launched = RETRIES.run(format!("the launch of {machine}"), retry, launch).await;
-        launched.map_err(|error| error.refusal(unclear_count > 0))
+        launched.map_err(|error| error.failure(unclear_count > 0))
     }
 
     /// Fails if the machine is not to be launched any more: core may have been away, or the job may be cancelled.
@@ -106,7 +106,7 @@ impl Launcher {
         &self,
         provider: &dyn Provider,
         machine: &Machine,
-    ) -> Result<Option<AgentBinary>, LaunchRefusal> {
+    ) -> Result<Option<AgentBinary>, LaunchFailure> {
         if provider.image_kind() == ImageKind::Golden {
             return Ok(None);
         }
@@ -115,7 +115,7 @@ impl Launcher {
             Ok(binary) => Ok(Some(AgentBinary { url, sha256: binary.sha256 })),
             Err(error) => {
                 let problem = format!("a stock image installs the agent from core: {error}");
-                Err(LaunchRefusal::Permanent(problem))
+                Err(LaunchFailure::Permanent(problem))
             }
         }
     }
@@ -174,21 +174,21 @@ impl AttemptError {
     }
 
     /// The outcome of the launch. A machine that an attempt may have started is found by its tags and ended.
-    fn refusal(self, may_have_started: bool) -> LaunchRefusal {
-        let (refusal, message): (fn(String) -> LaunchRefusal, String) = match self {
+    fn failure(self, may_have_started: bool) -> LaunchFailure {
+        let (failure, message): (fn(String) -> LaunchFailure, String) = match self {
             // An attempt of an earlier core may have started one.
-            Self::NotWanted(_) | Self::TimedOut => (LaunchRefusal::Unclear, self.to_string()),
+            Self::NotWanted(_) | Self::TimedOut => (LaunchFailure::Unclear, self.to_string()),
             Self::Provider(LaunchError::Unclear(cause)) => {
-                (LaunchRefusal::Unclear, cause.to_string())
+                (LaunchFailure::Unclear, cause.to_string())
             }
             Self::Provider(LaunchError::Permanent(cause)) => {
-                (LaunchRefusal::Permanent, cause.to_string())
+                (LaunchFailure::Permanent, cause.to_string())
             }
             Self::Provider(
                 LaunchError::NoCapacity(cause) | LaunchError::Throttled { cause, .. },
-            ) => (LaunchRefusal::NoCapacity, cause.to_string()),
+            ) => (LaunchFailure::NoCapacity, cause.to_string()),
         };
-        if may_have_started { LaunchRefusal::Unclear(message) } else { refusal(message) }
+        if may_have_started { LaunchFailure::Unclear(message) } else { failure(message) }
     }
 }
 
@@ -253,7 +253,7 @@ mod tests {
     }
 
     /// Launches `machine`, and how long the provider was asked after the first time.
-    async fn launch(machine: Machine, answers: Vec<LaunchError>) -> (LaunchRefusal, Vec<Duration>) {
+    async fn launch(machine: Machine, answers: Vec<LaunchError>) -> (LaunchFailure, Vec<Duration>) {
         let folder = tempfile::tempdir().unwrap();
         let mut records = Records::default();
         let (id, record_provider) = (machine.id, machine.provider);
@@ -267,10 +267,10 @@ mod tests {
         let provider: Arc<dyn Provider> = Arc::clone(&scripted) as _;
         launcher.providers = Providers::from_iter([(record_provider, provider)]);
 
-        let refusal = launcher.try_launch(id).await.unwrap_err();
+        let failure = launcher.try_launch(id).await.unwrap_err();
 
         let asked_at = scripted.asked_at.lock().unwrap().clone();
-        (refusal, asked_at.iter().map(|at| *at - asked_at[0]).collect())
+        (failure, asked_at.iter().map(|at| *at - asked_at[0]).collect())
     }
 
     fn requested() -> Machine {
@@ -285,15 +285,15 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_provider_that_is_asked_too_often_is_asked_again_when_it_says() {
         let second = Duration::from_secs(1);
-        let (refusal, asked) =
+        let (failure, asked) =
             launch(requested(), vec![throttled(Some(70 * second)), throttled(None)]).await;
-        assert_eq!(refusal, LaunchRefusal::NoCapacity("none left".to_owned()));
+        assert_eq!(failure, LaunchFailure::NoCapacity("none left".to_owned()));
         assert!(asked[1] >= 70 * second && asked[1] < 71 * second, "{asked:?}");
         assert!(asked[2] >= 72 * second && asked.len() == 3, "{asked:?}");
 
         let forever = std::iter::repeat_with(|| throttled(None)).take(100).collect();
-        let (refusal, asked) = launch(requested(), forever).await;
-        assert_eq!(refusal, LaunchRefusal::NoCapacity("slow down".to_owned()));
+        let (failure, asked) = launch(requested(), forever).await;
+        assert_eq!(failure, LaunchFailure::NoCapacity("slow down".to_owned()));
         assert!(asked.len() > 7 && asked[asked.len() - 1] <= RETRY_LIMIT, "{asked:?}");
         let (_, asked) = launch(requested(), vec![throttled(Some(Duration::from_hours(1)))]).await;
         assert_eq!(asked.len(), 1);
@@ -302,12 +302,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_may_have_started_is_told_so_whatever_comes_after() {
         let unclear = || LaunchError::Unclear("no answer".into());
-        let (refusal, asked) = launch(requested(), vec![unclear()]).await;
-        assert_eq!(refusal, LaunchRefusal::Unclear("none left".to_owned()));
+        let (failure, asked) = launch(requested(), vec![unclear()]).await;
+        assert_eq!(failure, LaunchFailure::Unclear("none left".to_owned()));
         assert_eq!(asked.len(), 2);
         let always = std::iter::repeat_with(unclear).take(100).collect();
-        let (refusal, asked) = launch(requested(), always).await;
-        assert_eq!(refusal, LaunchRefusal::Unclear("no answer".to_owned()));
+        let (failure, asked) = launch(requested(), always).await;
+        assert_eq!(failure, LaunchFailure::Unclear("no answer".to_owned()));
         assert_eq!(asked.len(), UNCLEAR_MAX);
     }
 
@@ -316,8 +316,8 @@ mod tests {
         let late = Machine { lease_until: Some(Timestamp(1)), ..requested() };
         let cancelled = Machine { state: MachineState::Terminating, ..requested() };
         for machine in [late, cancelled] {
-            let (refusal, asked) = launch(machine, Vec::new()).await;
-            assert!(matches!(refusal, LaunchRefusal::Unclear(_)), "{refusal:?}");
+            let (failure, asked) = launch(machine, Vec::new()).await;
+            assert!(matches!(failure, LaunchFailure::Unclear(_)), "{failure:?}");
             assert!(asked.is_empty(), "{asked:?}");
         }
     }
@@ -334,8 +334,8 @@ mod tests {
         let machine = Machine { arch, ..fixtures::machine(1) };
         let of = |image_kind| ScriptedProvider { image_kind, ..ScriptedProvider::default() };
 
-        let refused = launcher.binary(&of(ImageKind::Stock), &machine).await.unwrap_err();
-        let LaunchRefusal::Permanent(problem) = refused else { panic!("{refused:?}") };
+        let failure = launcher.binary(&of(ImageKind::Stock), &machine).await.unwrap_err();
+        let LaunchFailure::Permanent(problem) = failure else { panic!("{failure:?}") };
         assert!(problem.contains("agents.binaries"), "{problem}");
         assert_eq!(launcher.binary(&of(ImageKind::Golden), &machine).await.unwrap(), None);
 

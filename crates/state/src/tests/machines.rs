@@ -19,8 +19,8 @@ fn a_launch_without_capacity_is_tried_again_later_with_another_machine() {
     let mut core = amd64(1);
     let (_, jobs) = core.run(1, 1);
     let machine = core.machine_of(jobs[0]);
-    let refusal = LaunchRefusal::NoCapacity("none in eu-central-1".to_owned());
-    core.step(Event::LaunchRefused { machine, refusal });
+    let failure = LaunchFailure::NoCapacity("none in eu-central-1".to_owned());
+    core.step(Event::LaunchFailed { machine, failure });
 
     assert_eq!(core.machine_state(machine), MachineState::Terminated);
     assert!(matches!(core.job_state(jobs[0]), JobState::Postponed { attempt: 2, .. }));
@@ -37,8 +37,8 @@ fn a_launch_that_will_always_be_refused_fails_the_job_at_once() {
     let mut core = amd64(1);
     let (_, jobs) = core.run(1, 1);
     let machine = core.machine_of(jobs[0]);
-    let refusal = LaunchRefusal::Permanent("the key may not start machines".to_owned());
-    core.step(Event::LaunchRefused { machine, refusal });
+    let failure = LaunchFailure::Permanent("the key may not start machines".to_owned());
+    core.step(Event::LaunchFailed { machine, failure });
 
     assert_eq!(core.failure(jobs[0]), &FailureReason::Provider);
 }
@@ -48,9 +48,9 @@ fn a_machine_that_may_have_been_started_is_terminated() {
     let mut core = amd64(2);
     let (_, jobs) = core.run(1, 1);
     let machine = core.machine_of(jobs[0]);
-    let refusal = LaunchRefusal::Unclear("no answer".to_owned());
+    let failure = LaunchFailure::Unclear("no answer".to_owned());
 
-    let effects = core.step(Event::LaunchRefused { machine, refusal });
+    let effects = core.step(Event::LaunchFailed { machine, failure });
 
     assert!(effects.contains(&Effect::Terminate { machine }));
 }
@@ -162,8 +162,8 @@ fn an_agent_of_a_machine_that_is_not_ours_is_sent_away() {
 
 fn refuse(core: &mut Core, job: JobId) -> MachineId {
     let machine = core.machine_of(job);
-    let refusal = LaunchRefusal::NoCapacity("none in eu-central-1".to_owned());
-    core.step(Event::LaunchRefused { machine, refusal });
+    let failure = LaunchFailure::NoCapacity("none in eu-central-1".to_owned());
+    core.step(Event::LaunchFailed { machine, failure });
     machine
 }
 

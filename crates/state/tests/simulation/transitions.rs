@@ -453,7 +453,7 @@ impl LiveWork {
             Event::JobReported { machine, attempt, .. } => {
                 *machine == id && self.attempt == *attempt
             }
-            Event::LaunchRefused { machine, .. } => {
+            Event::LaunchFailed { machine, .. } => {
                 *machine == id && self.machine.state == MachineState::Requested
             }
             Event::AgentConnected { machine, holds, .. } => {

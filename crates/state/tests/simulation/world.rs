@@ -336,7 +336,7 @@ impl World {
             Event::JobStarted { .. }
             | Event::JobReported { .. }
             | Event::MachineLaunched { .. }
-            | Event::LaunchRefused { .. }
+            | Event::LaunchFailed { .. }
             | Event::RunApproved { .. }
             | Event::RunPlanned { .. } => true,
             // Said of a machine that is yet to be launched, it would not be true later.

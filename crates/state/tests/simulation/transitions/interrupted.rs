@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use stagely_protocol::FailureReason;
 use stagely_state::{
-    Attempt, Effect, Event, Interruption, Job, JobKind, JobOutcome, JobState, LaunchRefusal,
+    Attempt, Effect, Event, Interruption, Job, JobKind, JobOutcome, JobState, LaunchFailure,
     Machine, MachineKind, State, Timestamp,
 };
 
@@ -36,7 +36,7 @@ impl Before {
         }
     }
 
-    /// A job waits for capacity after a refusal, for as long as it should and no longer.
+    /// A job waits for capacity after a failure, for as long as it should and no longer.
     pub(super) fn check_postponed(&self, world: &World, event: &Event) {
         for (id, until) in &self.postponed {
             let Some(job) = world.core.jobs.get(id) else { continue };
@@ -73,8 +73,8 @@ impl Before {
 
     /// The attempt whose machine is not to be had for lack of capacity.
     fn refused(&self, event: &Event) -> Option<Attempt> {
-        let Event::LaunchRefused { machine, refusal } = event else { return None };
-        if matches!(refusal, LaunchRefusal::Permanent(_)) {
+        let Event::LaunchFailed { machine, failure } = event else { return None };
+        if matches!(failure, LaunchFailure::Permanent(_)) {
             return None;
         }
         let work = self.work.iter().find(|work| work.machine.id == *machine);

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use stagely_state::ids::{EnvironmentId, MachineId, RunId};
-use stagely_state::{Attempt, Effect, Event, JobKind, LaunchRefusal, VariantName};
+use stagely_state::{Attempt, Effect, Event, JobKind, LaunchFailure, VariantName};
 
 use super::{World, is_superseded};
 use crate::agents::{Order, Task};
@@ -123,10 +123,10 @@ impl World {
             return self.deliver(Event::MachineLaunched { machine, placement });
         }
         let why = String::new();
-        let refusal = match self.rng.below(4) {
+        let failure = match self.rng.below(4) {
             0 => {
                 self.meet("a launch is refused for good");
-                LaunchRefusal::Permanent(why)
+                LaunchFailure::Permanent(why)
             }
             1 => {
                 if self.rng.chance(50) {
@@ -135,14 +135,14 @@ impl World {
                 } else {
                     self.meet("a launch of which nobody knows fails");
                 }
-                LaunchRefusal::Unclear(why)
+                LaunchFailure::Unclear(why)
             }
             _ => {
                 self.meet("a launch finds no capacity");
-                LaunchRefusal::NoCapacity(why)
+                LaunchFailure::NoCapacity(why)
             }
         };
-        self.deliver(Event::LaunchRefused { machine, refusal });
+        self.deliver(Event::LaunchFailed { machine, failure });
     }
 
     fn terminate(&mut self, machine: MachineId) {
