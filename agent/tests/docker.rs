@@ -502,6 +502,23 @@ async fn a_build_whose_report_is_lost_on_a_busy_machine_completes() {
 }
 
 #[tokio::test]
+async fn a_failed_build_whose_report_is_lost_on_a_busy_machine_says_that_lines_are_missing() {
+    let setup = Setup::new("busy-failure");
+    let dockerfile =
+        format!("FROM debian:13-slim\nRUN : {}; seq -f 'line %.0f' 400000; exit 5\n", setup.name);
+    let message = setup.build(&[("Dockerfile", &dockerfile)], json!({}));
+    let sink = Arc::new(SlowLines::default());
+    let status = setup.run_to(message, REGISTRY_RETRY_LIMIT, sink.clone()).await;
+    assert_eq!(status.state, StatusState::Failed, "{status:?}");
+    assert!(matches!(status.error, Some(FailureReason::User { exit_code: 5, .. })), "{status:?}");
+    let log = sink.0.text.lock().unwrap().join("\n");
+    assert!(!log.contains(" line 400000\n"), "the report is not lost");
+    let has_warning =
+        status.warnings.iter().any(|text| text.contains("a part of its log is missing"));
+    assert!(has_warning, "{:?}", status.warnings);
+}
+
+#[tokio::test]
 async fn one_message_runs_without_core() {
     let setup = Setup::new("exec");
     let message = setup.build(&[("Dockerfile", "FROM debian:13-slim\nRUN exit 7\n")], json!({}));

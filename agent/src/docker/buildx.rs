@@ -131,7 +131,15 @@ pub async fn build(
     }
     let status = result?;
     if !status.success() {
-        return Err(output.into_error(status.code()));
+        let is_cut_off = output.progress.is_cut_off();
+        let error = output.into_error(status.code());
+        if is_cut_off || matches!(error, BuildError::ReportLost { .. }) {
+            request.log.warn(
+                "this machine was too busy to pass on all output of this build: a part of its log \
+                 is missing",
+            );
+        }
+        return Err(error);
     }
     // The command succeeds even if the export failed. A warm-up needs the cache.
     if let (Product::Cache, Some(error)) = (product, output.export_error()) {

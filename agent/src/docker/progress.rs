@@ -179,6 +179,15 @@ impl Progress {
         Some(&failed.error)
     }
 
+    /// Whether the report of a failed build ends before the failure. Buildx waits 3 s for the rest of the report and
+    /// then leaves.
+    ///
+    /// Source: `BuildKit`, `client/solve.go`.
+    pub(super) fn is_cut_off(&self) -> bool {
+        let has_cause = self.failed_step().is_some_and(|step| !step.error.contains(CANCELED));
+        !has_cause && !self.running_vertexes().is_empty()
+    }
+
     /// Whether the engine dropped a part of the output.
     pub(super) const fn is_clipped(&self) -> bool {
         self.is_clipped

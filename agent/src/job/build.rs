@@ -188,10 +188,6 @@ async fn build_with_retries(
                 return Ok(outcome);
             }
             Err(BuildError::ReportLost { mut steps }) if !was_report_lost => {
-                request.log.warn(
-                    "this machine was too busy to pass on all output of this build: a part of its \
-                     log is missing",
-                );
                 was_report_lost = true;
                 restore_steps(&mut steps, &mut known_steps);
                 continue;
