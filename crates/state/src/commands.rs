@@ -1,13 +1,14 @@
-//! What people ask for in comments: followed once, and only after GitHub was asked whether they may.
+//! Commands in comments and labels. Each is followed once, after GitHub has said whether its author may write to the
+//! repository.
 
 use super::step::Step;
-use super::{CancelReason, Command, CommandKind, Effect, Run, RunState, State};
+use super::{CancelReason, Command, CommandKind, CommandVerdict, Effect, RunState, State};
 use crate::ids::{EnvironmentId, RunId};
 
 impl Step<'_> {
     pub(super) fn give_command(&mut self, id: EnvironmentId, command: Command) {
         let Some(environment) = self.state.environments.get(&id) else { return };
-        // An older comment was followed already, or missed what has happened since.
+        // The command of an older comment was followed already, or is outdated.
         if environment.closed || command.comment.is_some_and(|it| it <= environment.last_command) {
             return;
         }
@@ -24,14 +25,14 @@ impl Step<'_> {
         &mut self,
         id: EnvironmentId,
         command: Command,
-        verdict: Result<Option<Box<Run>>, String>,
+        verdict: CommandVerdict,
     ) {
         let check = Effect::CheckCommand { environment: id, command };
         if !self.state.settle(&check) {
             return;
         }
         let Effect::CheckCommand { command, .. } = check else { return };
-        let outcome = verdict.and_then(|run| self.follow(id, &command, run));
+        let outcome = self.follow(id, &command, verdict);
         let (kind, author) = (&command.kind, &command.author);
         let note = match outcome {
             Ok(what) => format!("`{kind}` by {author}: {what}"),
@@ -41,14 +42,21 @@ impl Step<'_> {
         self.state.touch(id);
     }
 
-    /// Does what is asked for. Says what that was, or why nothing was done.
+    /// Follows the command. Returns what it did, or why it had no effect, for people.
     fn follow(
         &mut self,
         id: EnvironmentId,
         command: &Command,
-        run: Option<Box<Run>>,
+        verdict: CommandVerdict,
     ) -> Result<String, String> {
-        let Some(environment) = self.state.environments.get(&id).filter(|it| !it.closed) else {
+        let run = match verdict {
+            CommandVerdict::Accepted => None,
+            CommandVerdict::Rebuild(run) => Some(run),
+            CommandVerdict::Rejected { reason } => return Err(reason),
+        };
+        let environments = &self.state.environments;
+        let Some(environment) = environments.get(&id).filter(|environment| !environment.closed)
+        else {
             return Err("the pull request is closed".to_owned());
         };
         let is_outdated = environment.head.as_ref().is_some_and(|head| head.at > command.at);
@@ -58,7 +66,7 @@ impl Step<'_> {
         match &command.kind {
             CommandKind::Rebuild { .. } => {
                 let run = run.ok_or("there is no run to be built again")?;
-                // It repeats what was the newest when GitHub was asked.
+                // Its run repeats the newest run of the moment of the check.
                 if !self.state.is_newest(&run) || self.state.runs.contains_key(&run.id) {
                     return Err("a newer commit was pushed meanwhile".to_owned());
                 }
@@ -88,7 +96,7 @@ impl Step<'_> {
 }
 
 impl State {
-    /// The run that an approval is for. The commit that somebody has seen, not one that came after.
+    /// The run that an approval is for: it must be of the commit that the author has seen.
     fn to_approve(
         &self,
         id: EnvironmentId,
@@ -107,7 +115,7 @@ impl State {
         };
         let is_meant = match commit {
             Some(commit) => awaited.as_str().starts_with(commit),
-            // Nobody can comment on a pull request before its first commit is there.
+            // A comment that is newer than the head was written with that commit in view.
             None => awaited == head.commit && (head.is_first || command.at > head.at),
         };
         if is_meant {

@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 use stagely_protocol::{Arch, CommitSha, Digest, ImageRef, InvalidValue, SystemInfo, WireId};
 
 use super::{
-    Command, DeliveryId, Environment, Head, HeadSource, Interruption, JobKind, JobReport,
-    MachineSize, Placement, PlanFailure, Project, ProviderName, Run, SkippedBuild, Timestamp, Told,
-    VariantName,
+    Command, CommandVerdict, DeliveryId, Environment, Head, HeadSource, Interruption, JobKind,
+    JobReport, MachineSize, Placement, PlanFailure, Project, ProviderName, Run, SkippedBuild,
+    Timestamp, Told, VariantName,
 };
 use crate::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId, SessionId};
 
@@ -208,10 +208,8 @@ pub enum Event {
     CommandChecked {
         /// The environment of the pull request.
         environment: EnvironmentId,
-        /// What is asked for.
         command: Command,
-        /// The run that it makes, if it makes one; or why it is not followed, for people.
-        verdict: Result<Option<Box<Run>>, String>,
+        verdict: CommandVerdict,
     },
     /// Somebody who may write to the repository agreed to a run of a fork's commit.
     RunApproved {

@@ -8,7 +8,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use stagely_protocol::{CommitSha, InvalidValue};
 
-use super::Timestamp;
+use super::{Run, Timestamp};
 use crate::ids::RunId;
 
 /// `owner/name` of a repository, as its owner writes it.
@@ -223,6 +223,17 @@ impl fmt::Display for CommandKind {
             Self::Approve { commit: Some(commit) } => write!(f, "/stagely approve {commit}"),
         }
     }
+}
+
+/// The outcome of the check of a command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CommandVerdict {
+    /// The author may give it.
+    Accepted,
+    /// The author may give it, and it starts this run.
+    Rebuild(Box<Run>),
+    /// The author may not give it, or it has no effect. The reason is for people.
+    Rejected { reason: String },
 }
 
 /// What GitHub is to be told of an environment, and what it was told.

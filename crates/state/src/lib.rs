@@ -52,8 +52,9 @@ pub use event::{
 pub use fingerprints::FingerprintChange;
 pub use fleet::{Fleet, Interruption, Market, Placement, ProviderName, Usd};
 pub use github::{
-    Approval, ApprovedCommit, Command, CommandKind, CommitStatus, DeliveryId, ForkPolicy,
-    GithubLink, GithubRepository, GithubRun, Head, HeadSource, Report, StatusState, Told,
+    Approval, ApprovedCommit, Command, CommandKind, CommandVerdict, CommitStatus, DeliveryId,
+    ForkPolicy, GithubLink, GithubRepository, GithubRun, Head, HeadSource, Report, StatusState,
+    Told,
 };
 pub use job::{Job, JobEvent, JobKind, JobOutcome, JobReport, JobState, LostAttempt, UsedImage};
 pub use machine::{CacheExport, Machine, MachineEvent, MachineKind, MachineSize, MachineState};

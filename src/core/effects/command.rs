@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use stagely_state::ids::EnvironmentId;
-use stagely_state::{Command, CommandKind, Event, Project, Run};
+use stagely_state::{Command, CommandKind, CommandVerdict, Event, Project};
 use tracing::warn;
 
 use crate::core::github::{Github, GithubError, Permission};
@@ -25,15 +25,16 @@ impl CommandChecker {
     /// Asks until GitHub answers.
     pub(super) async fn check(&self, environment: EnvironmentId, command: Command) -> Event {
         let verdict = self.verdict(environment, &command).await;
+        let verdict = verdict.unwrap_or_else(|reason| CommandVerdict::Rejected { reason });
         Event::CommandChecked { environment, command, verdict }
     }
 
-    /// The run that the command makes, if it makes one; or why it is refused.
+    /// Accepts the command, or returns why it is rejected, for people.
     async fn verdict(
         &self,
         environment: EnvironmentId,
         command: &Command,
-    ) -> Result<Option<Box<Run>>, String> {
+    ) -> Result<CommandVerdict, String> {
         let project = {
             let records = self.records.read();
             let found = records.environments.get(&environment);
@@ -48,9 +49,12 @@ impl CommandChecker {
         if permission < Permission::Write {
             return Err("it needs permission to write to the repository".to_owned());
         }
-        let CommandKind::Rebuild { failed_only } = command.kind else { return Ok(None) };
+        let CommandKind::Rebuild { failed_only } = command.kind else {
+            return Ok(CommandVerdict::Accepted);
+        };
         let made = rebuild_environment(&self.records.read(), environment, failed_only);
-        made.map(|made| Some(Box::new(made.run))).map_err(|error| error.to_string())
+        made.map(|made| CommandVerdict::Rebuild(Box::new(made.run)))
+            .map_err(|error| error.to_string())
     }
 
     async fn permission_of(

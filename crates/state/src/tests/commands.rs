@@ -27,11 +27,7 @@ fn give(core: &mut Core, command: &Command) -> Vec<Effect> {
     core.step(Event::CommandGiven { environment: ENVIRONMENT, command: command.clone() })
 }
 
-fn answer(
-    core: &mut Core,
-    command: &Command,
-    verdict: Result<Option<Box<Run>>, String>,
-) -> Vec<Effect> {
+fn answer(core: &mut Core, command: &Command, verdict: CommandVerdict) -> Vec<Effect> {
     let command = command.clone();
     core.step(Event::CommandChecked { environment: ENVIRONMENT, command, verdict })
 }
@@ -39,7 +35,8 @@ fn answer(
 /// Gives the command, of somebody who may, and returns what people are told of it.
 fn follow(core: &mut Core, command: &Command, run: Option<Run>) -> String {
     assert_eq!(give(core, command), [check(command)]);
-    answer(core, command, Ok(run.map(Box::new)));
+    let accepted = CommandVerdict::Accepted;
+    answer(core, command, run.map_or(accepted, |run| CommandVerdict::Rebuild(Box::new(run))));
     core.environment().report.note.clone().unwrap()
 }
 
@@ -70,7 +67,7 @@ fn a_command_is_followed_after_github_was_asked_and_people_are_told() {
     assert_eq!(give(&mut core, &cancel(1)), [check(&cancel(1))]);
     assert_eq!(core.stopped(run), None, "nobody knows yet whether they may");
 
-    assert_eq!(answer(&mut core, &cancel(1), Ok(None)), [REPORT]);
+    assert_eq!(answer(&mut core, &cancel(1), CommandVerdict::Accepted), [REPORT]);
     assert_eq!(core.stopped(run), Some(CancelReason::Requested));
     let note = core.environment().report.note.as_deref();
     assert_eq!(note, Some("`/stagely cancel` by carol: cancelled"));
@@ -83,7 +80,8 @@ fn a_command_of_somebody_who_may_not_is_not_followed_and_people_are_told_why() {
     core.tell();
     give(&mut core, &cancel(1));
 
-    let effects = answer(&mut core, &cancel(1), Err("they may not write".to_owned()));
+    let rejected = CommandVerdict::Rejected { reason: "they may not write".to_owned() };
+    let effects = answer(&mut core, &cancel(1), rejected);
 
     assert_eq!(effects, [REPORT]);
     assert_eq!(core.stopped(run), None);
@@ -118,7 +116,7 @@ fn a_label_is_no_comment_and_is_checked_once_at_a_time() {
     assert_eq!(give(&mut core, &label), [], "GitHub is being asked");
 
     assert_eq!(core.environment().last_command, 5);
-    answer(&mut core, &label, Ok(None));
+    answer(&mut core, &label, CommandVerdict::Accepted);
     assert_eq!(give(&mut core, &label), [check(&label)], "it was taken away and put back");
 }
 
@@ -128,7 +126,7 @@ fn an_answer_that_nobody_waits_for_changes_nothing() {
     let run = core.heard(News::first("a", 1));
     core.tell();
 
-    assert_eq!(answer(&mut core, &cancel(1), Ok(None)), []);
+    assert_eq!(answer(&mut core, &cancel(1), CommandVerdict::Accepted), []);
 
     assert_eq!(core.stopped(run), None);
     assert_eq!(core.environment().report.note, None);
@@ -143,7 +141,7 @@ fn a_crash_before_the_answer_loses_no_command() {
     core.restart();
 
     assert!(core.is_in_outbox(&check(&cancel(1))));
-    answer(&mut core, &cancel(1), Ok(None));
+    answer(&mut core, &cancel(1), CommandVerdict::Accepted);
     assert_eq!(core.stopped(run), Some(CancelReason::Requested));
 }
 
@@ -167,7 +165,7 @@ fn a_pull_request_that_is_closed_before_the_answer_follows_nothing() {
     give(&mut core, &rebuild);
     core.close(3);
 
-    answer(&mut core, &rebuild, Ok(Some(Box::new(again))));
+    answer(&mut core, &rebuild, CommandVerdict::Rebuild(Box::new(again)));
 
     assert!(!core.state.runs.contains_key(&id));
     let note = core.environment().report.note.as_deref().unwrap();
@@ -225,7 +223,7 @@ fn a_rebuild_of_what_is_not_the_newest_any_more_is_refused() {
     give(&mut core, &rebuild);
     let newer = core.heard(News::pushed("a", "b", 3));
 
-    answer(&mut core, &rebuild, Ok(Some(Box::new(again))));
+    answer(&mut core, &rebuild, CommandVerdict::Rebuild(Box::new(again)));
 
     assert_eq!((core.state.runs.contains_key(&id), core.stopped(newer)), (false, None));
     let note = core.environment().report.note.as_deref().unwrap();
@@ -317,7 +315,7 @@ fn a_commit_that_was_pushed_after_the_comment_is_not_approved() {
     give(&mut core, &approve(1, None, 3));
     let run = core.heard(News::pushed("a", "b", 4).of_fork());
 
-    answer(&mut core, &approve(1, None, 3), Ok(None));
+    answer(&mut core, &approve(1, None, 3), CommandVerdict::Accepted);
 
     assert!(!is_approved(&core, run));
     assert_eq!(core.environment().approved, None);

@@ -209,7 +209,8 @@ fn an_environment_stays_until_its_last_command_is_answered() {
     assert!(core.environment().closed);
 
     let environment = ENVIRONMENT;
-    let effects = core.step(Event::CommandChecked { environment, command, verdict: Ok(None) });
+    let verdict = CommandVerdict::Accepted;
+    let effects = core.step(Event::CommandChecked { environment, command, verdict });
 
     assert_eq!(effects, []);
     assert!(core.state.environments.is_empty() && core.state.outbox.is_empty());

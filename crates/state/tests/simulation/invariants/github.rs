@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use stagely_protocol::CommitSha;
 use stagely_state::ids::{EnvironmentId, ProjectId, RunId};
 use stagely_state::{
-    Approval, CommandKind, Effect, Environment, Event, Head, HeadSource, Run, RunState, State,
+    Approval, CommandKind, CommandVerdict, Effect, Environment, Event, Head, HeadSource, Run,
+    RunState, State,
 };
 
 use crate::github::{PullRequest, Said};
@@ -77,8 +78,9 @@ impl Memory {
                     self.agreed.insert((run.environment, commit));
                 }
             }
-            Event::CommandChecked { environment, command, verdict: Ok(_) }
-                if matches!(command.kind, CommandKind::Approve { .. }) =>
+            Event::CommandChecked { environment, command, verdict }
+                if matches!(command.kind, CommandKind::Approve { .. })
+                    && *verdict == CommandVerdict::Accepted =>
             {
                 let commits = world.github.approved_by(command).into_iter();
                 self.agreed.extend(commits.map(|commit| (*environment, commit)));

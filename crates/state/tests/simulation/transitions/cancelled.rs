@@ -2,7 +2,7 @@
 //! takes the place of.
 
 use stagely_state::ids::{EnvironmentId, RunId};
-use stagely_state::{CommandKind, Effect, Event, Run, State, Trigger};
+use stagely_state::{CommandKind, CommandVerdict, Effect, Event, Run, State, Trigger};
 
 use super::Before;
 
@@ -26,7 +26,9 @@ impl Before {
                 let check =
                     Effect::CheckCommand { environment: *environment, command: command.clone() };
                 let is_open = core.environments.get(environment).is_some_and(|it| !it.closed);
-                let is_followed = is_open && verdict.is_ok() && self.checks.contains(&check);
+                let is_followed = is_open
+                    && !matches!(verdict, CommandVerdict::Rejected { .. })
+                    && self.checks.contains(&check);
                 match command.kind {
                     CommandKind::Cancel if is_followed => self.open_in(*environment),
                     _ => self.superseded(core),

@@ -8,8 +8,8 @@ use std::time::Duration;
 use stagely_protocol::CommitSha;
 use stagely_state::ids::{EnvironmentId, ProjectId, RunId};
 use stagely_state::{
-    Approval, Command, CommandKind, Effect, Environment, Event, GithubRun, Head, HeadSource, Run,
-    Told, Trigger,
+    Approval, Command, CommandKind, CommandVerdict, Effect, Environment, Event, GithubRun, Head,
+    HeadSource, Run, Told, Trigger,
 };
 
 use super::World;
@@ -333,11 +333,14 @@ impl World {
 
     pub(super) fn check_command(&mut self, environment: EnvironmentId, command: &Command) {
         let verdict = if self.fault(20) {
-            Err("they may not".to_owned())
+            CommandVerdict::Rejected { reason: "they may not".to_owned() }
         } else if let CommandKind::Rebuild { failed_only } = command.kind {
-            self.rebuilt(environment, failed_only).map(|run| Some(Box::new(run)))
+            match self.rebuilt(environment, failed_only) {
+                Ok(run) => CommandVerdict::Rebuild(Box::new(run)),
+                Err(reason) => CommandVerdict::Rejected { reason },
+            }
         } else {
-            Ok(None)
+            CommandVerdict::Accepted
         };
         let command = command.clone();
         self.answers.push(Event::CommandChecked { environment, command, verdict });
