@@ -9,7 +9,9 @@ impl Step<'_> {
     pub(super) fn give_command(&mut self, id: EnvironmentId, command: Command) {
         let Some(environment) = self.state.environments.get(&id) else { return };
         // The command of an older comment was followed already, or is outdated.
-        if environment.closed || command.comment.is_some_and(|it| it <= environment.last_command) {
+        if environment.closed
+            || command.comment.is_some_and(|comment| comment <= environment.last_command)
+        {
             return;
         }
         if let Some(comment) = command.comment {
@@ -104,9 +106,12 @@ impl State {
         commit: Option<&str>,
     ) -> Result<RunId, String> {
         let environment = self.environments.get(&id);
-        let run = environment.and_then(|it| it.newest_run).and_then(|run| self.runs.get(&run));
+        let run = environment
+            .and_then(|environment| environment.newest_run)
+            .and_then(|run| self.runs.get(&run));
         let awaiting = run.filter(|run| run.state == RunState::AwaitingApproval);
-        let (Some(run), Some(head)) = (awaiting, environment.and_then(|it| it.head.as_ref()))
+        let (Some(run), Some(head)) =
+            (awaiting, environment.and_then(|environment| environment.head.as_ref()))
         else {
             return Err("nothing waits for approval".to_owned());
         };

@@ -15,7 +15,7 @@ impl Step<'_> {
         let (id, pull_request) = (environment.id, environment.pull_request);
         self.state.insert_new_environment(environment);
         let is_newest = self.state.is_newest(run);
-        let told = self.state.environments.get(&id).and_then(|it| it.report.run);
+        let told = self.state.environments.get(&id).and_then(|environment| environment.report.run);
         let is_told = run.is_of_github(pull_request) && self.state.comes_after(run, told);
         let is_deleting = self.state.awaits(&Effect::CleanUp { environment: id });
         self.state.change_environment(id, |environment| {
@@ -62,7 +62,9 @@ impl Step<'_> {
         };
         let written: Vec<EnvironmentId> = closing.filter(is_written).collect();
         for environment in written {
-            self.state.change_environment(environment, |it| it.deletion_outdated = true);
+            self.state.change_environment(environment, |environment| {
+                environment.deletion_outdated = true
+            });
         }
     }
 
@@ -83,7 +85,9 @@ impl Step<'_> {
         if environment.deletion_outdated {
             // A ref may have been written anew. A ref that is not there is deleted as well as one that is,
             // so all names are kept for the next deletion.
-            return self.state.change_environment(id, |it| it.deletion_outdated = false);
+            return self
+                .state
+                .change_environment(id, |environment| environment.deletion_outdated = false);
         }
         self.state.change_environment(id, |environment| {
             environment.cache_refs.retain(|cache| !refs.contains(cache));
@@ -104,14 +108,15 @@ impl State {
         if run.trigger == Trigger::WarmUp {
             return false;
         }
-        let newest = self.environments.get(&run.environment).and_then(|it| it.newest_run);
+        let newest =
+            self.environments.get(&run.environment).and_then(|environment| environment.newest_run);
         self.comes_after(run, newest)
     }
 
     /// Whether `run` takes the place of `newest`. A retry takes that of the run that it repeats alone.
     fn comes_after(&self, run: &Run, newest: Option<RunId>) -> bool {
         let original = |id: RunId| self.runs.get(&id).map_or(id, Run::original);
-        run.rebuilds.is_none_or(|repeated| newest.is_none_or(|it| original(it) == repeated))
+        run.rebuilds.is_none_or(|repeated| newest.is_none_or(|newest| original(newest) == repeated))
     }
 
     /// Whether a machine may still write to the caches of the environment, or a tag of it may be moved.

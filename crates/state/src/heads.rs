@@ -18,7 +18,8 @@ impl Step<'_> {
     ) {
         let id = environment.id;
         // Nobody listens to a project that was removed meanwhile.
-        let is_linked = self.state.projects.get(&run.project).is_some_and(|it| it.github.is_some());
+        let is_linked =
+            self.state.projects.get(&run.project).is_some_and(|project| project.github.is_some());
         if !is_linked || self.state.runs.contains_key(&run.id) {
             return;
         }
@@ -75,7 +76,9 @@ impl Step<'_> {
         self.state.change_run(id, |run| run.approval = approval);
         if let Some(commit) = commit {
             let approved = ApprovedCommit { commit, by: by.to_owned() };
-            self.state.change_environment(environment, |it| it.approved = Some(approved));
+            self.state.change_environment(environment, |environment| {
+                environment.approved = Some(approved);
+            });
         }
     }
 }
@@ -112,8 +115,8 @@ impl State {
     /// Who has agreed to the commit of a new run that waits for it.
     pub(super) fn approver(&self, run: &Run) -> Option<String> {
         let approved = self.environments.get(&run.environment)?.approved.as_ref()?;
-        let is_it = run.requested_commit().as_ref() == Some(&approved.commit);
-        (run.approval == Approval::Awaited && is_it).then(|| approved.by.clone())
+        let is_match = run.requested_commit().as_ref() == Some(&approved.commit);
+        (run.approval == Approval::Awaited && is_match).then(|| approved.by.clone())
     }
 
     /// Takes note that an open environment is still where it was: it was pushed away and back, or opened

@@ -23,13 +23,15 @@ impl Step<'_> {
             return;
         }
         self.state.change_project(id, |project| project.github = None);
-        let is_open =
-            |it: &&super::Environment| it.project == id && it.pull_request.is_some() && !it.closed;
+        let is_open = |environment: &&super::Environment| {
+            environment.project == id && environment.pull_request.is_some() && !environment.closed
+        };
         let open = self.state.environments.values().filter(is_open);
         let open: Vec<EnvironmentId> = open.map(|environment| environment.id).collect();
         for environment in open {
             // If somebody adds the project again, its pull requests are open as soon as a list says so.
-            self.state.change_environment(environment, |it| it.closed_by_github = true);
+            self.state
+                .change_environment(environment, |environment| environment.closed_by_github = true);
             self.close_environment(environment);
         }
     }

@@ -381,12 +381,12 @@ impl State {
     }
 
     fn find_effect(&self, effect: &Effect) -> Option<EffectId> {
-        let is_it = |id: &&EffectId| self.outbox.get(id) == Some(effect);
+        let is_match = |id: &&EffectId| self.outbox.get(id) == Some(effect);
         match effect.environment() {
             Some(environment) => {
-                self.index.environment_effects.get(&environment)?.iter().find(is_it).copied()
+                self.index.environment_effects.get(&environment)?.iter().find(is_match).copied()
             }
-            None => self.outbox.keys().find(is_it).copied(),
+            None => self.outbox.keys().find(is_match).copied(),
         }
     }
 

@@ -61,7 +61,11 @@ impl Step<'_> {
 
     /// What GitHub refused to be told may succeed after whoever runs core has changed something.
     pub(super) fn report_again(&mut self) {
-        let failed = self.state.environments.values().filter(|it| it.report.problem.is_some());
+        let failed = self
+            .state
+            .environments
+            .values()
+            .filter(|environment| environment.report.problem.is_some());
         let failed: Vec<EnvironmentId> = failed.map(|environment| environment.id).collect();
         for id in failed {
             self.state.touch(id);

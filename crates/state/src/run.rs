@@ -435,7 +435,7 @@ impl Run {
 
     /// The commit that was asked for, where one was.
     pub fn requested_commit(&self) -> Option<CommitSha> {
-        self.requested_ref.as_deref().and_then(|it| it.parse().ok())
+        self.requested_ref.as_deref().and_then(|reference| reference.parse().ok())
     }
 
     /// Whether it is of those of which one takes the place of the other, and GitHub is told: all of a pull

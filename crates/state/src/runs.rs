@@ -87,9 +87,9 @@ impl Step<'_> {
             run.skipped = plan.skipped;
         });
         let pushes = !plan.jobs.is_empty() && trigger != Trigger::WarmUp;
-        self.state.change_environment(environment, |it| {
-            it.cache_refs.extend(plan.own_cache_refs);
-            it.has_images |= pushes && it.pull_request.is_some();
+        self.state.change_environment(environment, |environment| {
+            environment.cache_refs.extend(plan.own_cache_refs);
+            environment.has_images |= pushes && environment.pull_request.is_some();
         });
         for planned in plan.jobs {
             self.state.insert_job(Job::queued(planned, id, self.now));

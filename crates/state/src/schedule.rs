@@ -243,7 +243,8 @@ impl State {
 
     /// The arches that can be launched or that a registered machine has, connected or not.
     fn available(&self) -> BTreeSet<Arch> {
-        let registered = self.live_machines().filter(|it| it.kind == MachineKind::Registered);
+        let registered =
+            self.live_machines().filter(|machine| machine.kind == MachineKind::Registered);
         let launchable = self.launchable().map(|(arch, _)| arch);
         registered.map(|machine| machine.arch).chain(launchable).collect()
     }

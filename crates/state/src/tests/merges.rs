@@ -149,5 +149,5 @@ fn merges_of_two_builds_never_share_a_machine() {
 
     assert_eq!(core.exporting(first.machines[0]), Some(first.builds[0]), "it is still there");
     let machine = core.job_state(second.merge).machine();
-    assert!(machine.is_none_or(|it| !first.machines.contains(&it)));
+    assert!(machine.is_none_or(|machine| !first.machines.contains(&machine)));
 }

@@ -136,7 +136,7 @@ impl Core {
     }
 
     pub(super) fn is_in_outbox(&self, effect: &Effect) -> bool {
-        self.state.outbox.values().any(|it| it == effect)
+        self.state.outbox.values().any(|pending| pending == effect)
     }
 
     /// GitHub was told of all there is to tell, where it waits for that.

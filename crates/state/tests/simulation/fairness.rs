@@ -49,7 +49,7 @@ impl Turns {
             let may_have_more = |job: &&Job| !is_at_limit(core, project_of(core, job));
             let queued = core.jobs.values().filter(|job| is_ready(core, job));
             let queued = queued.filter(may_have_more);
-            for waiting in queued.chain(later).filter(|it| could_use(core, it, machine)) {
+            for waiting in queued.chain(later).filter(|job| could_use(core, job, machine)) {
                 self.check_turn(core, job, waiting);
             }
             let project = project_of(core, job);
@@ -156,16 +156,19 @@ pub(crate) fn may_emulate(core: &State, job: &Job) -> bool {
 
 /// Whether a registered machine, or one that may be launched, has the job's arch.
 pub(crate) fn has_native(core: &State, job: &Job) -> bool {
-    let mut registered = core.live_machines().filter(|it| it.kind == MachineKind::Registered);
+    let mut registered =
+        core.live_machines().filter(|machine| machine.kind == MachineKind::Registered);
     core.launchable().any(|(arch, _)| is_native(job, arch))
         || registered.any(|machine| is_native(job, machine.arch))
 }
 
 /// Whether a machine may be launched for the job: one of its arch, or another if nobody has that.
 pub(crate) fn may_launch(core: &State, job: &Job) -> bool {
-    let mut registered = core.live_machines().filter(|it| it.kind == MachineKind::Registered);
-    let has_native =
-        registered.any(|it| it.connected && it.interruption.is_none() && is_native(job, it.arch));
+    let mut registered =
+        core.live_machines().filter(|machine| machine.kind == MachineKind::Registered);
+    let has_native = registered.any(|machine| {
+        machine.connected && machine.interruption.is_none() && is_native(job, machine.arch)
+    });
     can_launch_native(core, job)
         || core.launchable().next().is_some() && !has_native && !must_be_native(job)
 }

@@ -257,6 +257,8 @@ impl Github {
     }
 
     pub(crate) fn find(&self, project: ProjectId, number: u64) -> Option<&PullRequest> {
-        self.pull_requests.iter().find(|it| (it.project, it.number) == (project, number))
+        self.pull_requests
+            .iter()
+            .find(|pull_request| (pull_request.project, pull_request.number) == (project, number))
     }
 }

@@ -48,7 +48,10 @@ fn check_machines(world: &World) {
     assert!(expected.len() <= max, "{expected:?} exist, and {max} are allowed");
     for id in expected {
         let record = core.machines.get(&id);
-        assert!(record.is_some_and(|it| !it.state.is_terminated()), "{id} is alive unknown");
+        assert!(
+            record.is_some_and(|machine| !machine.state.is_terminated()),
+            "{id} is alive unknown"
+        );
     }
     core.live_machines().for_each(|machine| check_machine(core, machine));
 }
@@ -131,7 +134,7 @@ fn check_queue(core: &State) {
     let launched = core.live_machines().filter(|machine| machine.kind == MachineKind::Launched);
     let has_slot = launched.count() < core.limits.max_concurrent as usize;
     let idle = |job: &Job| {
-        let mut ready = core.live_machines().filter(|it| it.state == MachineState::Ready);
+        let mut ready = core.live_machines().filter(|machine| machine.state == MachineState::Ready);
         ready.any(|machine| machine.connected && fairness::could_use(core, job, machine))
     };
     for job in core.jobs.values().filter(|job| fairness::must_be_native(job)) {
@@ -394,7 +397,9 @@ pub(crate) fn is_over(world: &World) -> bool {
     let core = &world.core;
     // What nobody agrees to waits for ever.
     let may_rest = |run: &Run| run.state.is_final() || run.state == RunState::AwaitingApproval;
-    let is_clean = |it: &Environment| !it.closed || it.cache_refs.is_empty() && !it.has_images;
+    let is_clean = |environment: &Environment| {
+        !environment.closed || environment.cache_refs.is_empty() && !environment.has_images
+    };
     core.runs.values().all(may_rest)
         && core.outbox.is_empty()
         && core.environments.values().all(is_clean)

@@ -201,27 +201,30 @@ fn github_ends(disk: &Snapshot) -> Vec<String> {
         _ => format!("run {}, approval {}", name(&run.state), name(&run.approval)),
     });
     let environments = disk.environments.values();
-    let closed = environments.clone().filter(|it| it.closed_by_github);
+    let closed = environments.clone().filter(|environment| environment.closed_by_github);
     let closed = closed.map(|_| "environment closed by GitHub".to_owned());
     let is_closed =
         |run: &Run| run.state == RunState::Cancelled { reason: CancelReason::EnvironmentClosed };
     let was_closed = |id| disk.runs.values().any(|run| run.environment == id && is_closed(run));
-    let opened = environments.clone().filter(|it| !it.closed && was_closed(it.id));
+    let opened = environments
+        .clone()
+        .filter(|environment| !environment.closed && was_closed(environment.id));
     let opened = opened.map(|_| "environment opened again".to_owned());
-    let removed = disk.projects.values().filter(|it| it.github.is_none());
-    let removed = removed.filter(|it| github::LINKED.contains(&it.id.bits()));
+    let removed = disk.projects.values().filter(|project| project.github.is_none());
+    let removed = removed.filter(|project| github::LINKED.contains(&project.id.bits()));
     let removed = removed.map(|_| "project removed".to_owned());
-    let notes = environments.filter_map(|it| it.report.note.as_deref()).map(|note| {
-        let command = note.split(" by ").next().unwrap_or_default();
-        let is = |text: &str| note.contains(text);
-        match note {
-            _ if is("not followed") => "command refused".to_owned(),
-            _ if is("was started") => "command `/stagely rebuild`: started".to_owned(),
-            _ if is("approved") => "command `/stagely approve`: approved".to_owned(),
-            _ if is("cancelled") => "command `/stagely cancel`: cancelled".to_owned(),
-            _ => format!("command {command}"),
-        }
-    });
+    let notes =
+        environments.filter_map(|environment| environment.report.note.as_deref()).map(|note| {
+            let command = note.split(" by ").next().unwrap_or_default();
+            let is = |text: &str| note.contains(text);
+            match note {
+                _ if is("not followed") => "command refused".to_owned(),
+                _ if is("was started") => "command `/stagely rebuild`: started".to_owned(),
+                _ if is("approved") => "command `/stagely approve`: approved".to_owned(),
+                _ if is("cancelled") => "command `/stagely cancel`: cancelled".to_owned(),
+                _ => format!("command {command}"),
+            }
+        });
     forks.chain(closed).chain(opened).chain(removed).chain(notes).collect()
 }
 

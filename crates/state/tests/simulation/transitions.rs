@@ -155,7 +155,9 @@ impl Before {
             assert!(world.core.machines.contains_key(&machine.id), "{} is forgotten", machine.id);
         }
         match event {
-            Event::CoreStarted => assert!(world.core.live_machines().all(|it| !it.connected)),
+            Event::CoreStarted => {
+                assert!(world.core.live_machines().all(|machine| !machine.connected));
+            }
             Event::AgentConnected { machine, holds, .. } => {
                 self.check_resumed(&world.core, *machine, holds, effects);
             }
@@ -218,7 +220,8 @@ impl Before {
         event: &Event,
     ) {
         let id = before.id;
-        let Some(after) = world.core.machines.get(&id).filter(|it| !it.state.is_terminated())
+        let Some(after) =
+            world.core.machines.get(&id).filter(|machine| !machine.state.is_terminated())
         else {
             return;
         };
@@ -347,8 +350,9 @@ impl Strays {
         match event {
             Event::AgentConnected { machine, holds, .. } => {
                 let record = core.machines.get(machine);
-                let current = record.and_then(|it| current(core, it));
-                let exports = record.and_then(|it| it.exporting).map(|export| export.attempt);
+                let current = record.and_then(|machine| current(core, machine));
+                let exports =
+                    record.and_then(|machine| machine.exporting).map(|export| export.attempt);
                 let is_stray = |held: &Attempt| Some(*held) != current && Some(*held) != exports;
                 let strays = holds.iter().copied().filter(is_stray);
                 self.0.insert(*machine, strays.collect());
@@ -360,9 +364,12 @@ impl Strays {
             }
             _ => {}
         }
-        let mut free = core.live_machines().filter(|it| it.state == MachineState::Ready);
+        let mut free = core.live_machines().filter(|machine| machine.state == MachineState::Ready);
         let is_stopping = |id| self.0.get(id).is_some_and(|strays| !strays.is_empty());
-        assert!(!free.any(|it| it.connected && is_stopping(&it.id)), "a machine is free too soon");
+        assert!(
+            !free.any(|machine| machine.connected && is_stopping(&machine.id)),
+            "a machine is free too soon"
+        );
     }
 }
 

@@ -224,7 +224,7 @@ impl World {
     /// Steps `event`, checks the invariants, and stores what changed, at once or with a later step.
     fn deliver(&mut self, event: Event) {
         if let Event::MachineLaunched { machine, .. } = event
-            && self.core.machines.get(&machine).is_some_and(|it| it.state.is_terminated())
+            && self.core.machines.get(&machine).is_some_and(|machine| machine.state.is_terminated())
         {
             self.swept.insert(machine);
         }
@@ -324,9 +324,10 @@ impl World {
             .core
             .outbox
             .values()
-            .any(|it| *it == Effect::CleanUp { environment: *environment });
+            .any(|effect| *effect == Effect::CleanUp { environment: *environment });
         let record = self.core.environments.get(environment);
-        let is_gone = record.is_some_and(|it| it.has_images && !it.deletion_outdated);
+        let is_gone = record
+            .is_some_and(|environment| environment.has_images && !environment.deletion_outdated);
         (is_awaited && is_gone).then_some(*environment)
     }
 
@@ -378,8 +379,9 @@ impl World {
             _ => None,
         });
         let writes = self.github.writes.iter();
-        let written = writes.map(|it| Effect::Report { environment: it.environment });
-        let running = self.in_flight.iter().filter(|it| it.environment().is_some()).cloned();
+        let written = writes.map(|write| Effect::Report { environment: write.environment });
+        let running =
+            self.in_flight.iter().filter(|effect| effect.environment().is_some()).cloned();
         let mut effects: Vec<String> =
             running.chain(answered).chain(written).map(|effect| format!("{effect:?}")).collect();
         effects.sort();
@@ -503,14 +505,15 @@ impl World {
 
     /// Whether core thinks that the machine may be doing something for the job.
     fn knows(&self, machine: MachineId, job: JobId) -> bool {
-        let machine = self.core.machines.get(&machine).filter(|it| !it.state.is_terminated());
+        let machine =
+            self.core.machines.get(&machine).filter(|machine| !machine.state.is_terminated());
         machine.is_some_and(|machine| jobs_of(machine).any(|known| known == job))
     }
 
     /// Core takes the oldest message of the agent.
     fn hear(&mut self, machine: MachineId) -> bool {
         let agent = self.agents.get(&machine);
-        if agent.and_then(|it| it.session.as_ref()).is_some_and(|session| !session.is_open) {
+        if agent.and_then(|agent| agent.session.as_ref()).is_some_and(|session| !session.is_open) {
             self.send_off();
         }
         let session = self.agents.get_mut(&machine).and_then(|agent| agent.session.as_mut());
@@ -588,7 +591,8 @@ impl World {
     }
 
     fn unregister_machine(&mut self) {
-        let registered = self.core.live_machines().filter(|it| it.kind == MachineKind::Registered);
+        let registered =
+            self.core.live_machines().filter(|machine| machine.kind == MachineKind::Registered);
         let registered: Vec<MachineId> = registered.map(|machine| machine.id).collect();
         if let Some(machine) = self.rng.pick(&registered) {
             self.deliver(Event::MachineUnregistered { machine });
@@ -659,8 +663,11 @@ impl World {
                 if self.reconcile() {
                     continue;
                 }
-                let has_problem =
-                    self.core.environments.values().any(|it| it.report.problem.is_some());
+                let has_problem = self
+                    .core
+                    .environments
+                    .values()
+                    .any(|environment| environment.report.problem.is_some());
                 if has_problem && !mem::replace(&mut is_mended, true) {
                     // Somebody has mended what GitHub refused, and core tries again now and then.
                     self.deliver(Event::TellAgain);

@@ -127,7 +127,8 @@ impl Memory {
             let is_cancelled = matches!(run.state, RunState::Cancelled { .. });
             assert!(is_waiting || is_cancelled, "{} was not approved", run.id);
             assert_eq!(core.jobs_of(run.id).count(), 0, "{} has jobs unapproved", run.id);
-            let is_planned = core.outbox.values().any(|it| *it == Effect::Plan { run: run.id });
+            let is_planned =
+                core.outbox.values().any(|effect| *effect == Effect::Plan { run: run.id });
             assert!(!is_planned, "{} is planned unapproved", run.id);
         } else if run.from_fork {
             let commit = run.requested_commit().expect("a fork's run has a commit");
@@ -145,8 +146,10 @@ impl Memory {
         }
         for (project, branch) in &world.github.branches {
             let mut environments = world.core.environments.values();
-            let is_it = |it: &&Environment| (it.project, it.pull_request) == (*project, None);
-            let known = environments.find(is_it).and_then(|it| it.head.as_ref());
+            let is_match = |environment: &&Environment| {
+                (environment.project, environment.pull_request) == (*project, None)
+            };
+            let known = environments.find(is_match).and_then(|environment| environment.head.as_ref());
             if let Some(known) = known.filter(|_| self.was_linked(world, *project)) {
                 assert_eq!(Some(&known.commit), branch.head.as_ref(), "a push was missed");
             }
@@ -171,8 +174,9 @@ impl Memory {
     /// Whether the project was listened to at all times, and its branch never forgotten: what was pushed
     /// meanwhile is not looked for.
     fn was_linked(&self, world: &World, project: ProjectId) -> bool {
-        let environments = world.core.environments.values().filter(|it| it.project == project);
-        let mut ids = environments.map(|it| it.id);
+        let environments =
+            world.core.environments.values().filter(|environment| environment.project == project);
+        let mut ids = environments.map(|environment| environment.id);
         let was_forgotten = self.branches.get(&project).is_some_and(|ids| ids.len() > 1);
         let was_unheard = world.github.unheard.contains(&project) || was_forgotten;
         world.is_linked(project) && !was_unheard && !ids.any(|id| self.untold.contains_key(&id))
@@ -201,7 +205,7 @@ fn check_environment(core: &State, environment: &Environment) {
 /// What there is to tell is being told.
 fn check_report(core: &State, environment: &Environment) {
     let report = Effect::Report { environment: environment.id };
-    let is_telling = core.outbox.values().any(|it| *it == report);
+    let is_telling = core.outbox.values().any(|effect| *effect == report);
     let is_told = environment.report.told == environment.report.wanted;
     assert!(is_telling || is_told, "nobody tells of {}", environment.id);
     assert!(environment.report.wanted > 0, "nobody wants to tell of {}", environment.id);
@@ -211,9 +215,13 @@ fn check_report(core: &State, environment: &Environment) {
 fn check_pull_request(world: &World, pull_request: &PullRequest) {
     let mut environments = world.core.environments.values();
     let target = (pull_request.project, Some(pull_request.number));
-    let environment = environments.find(|it| (it.project, it.pull_request) == target);
+    let environment =
+        environments.find(|environment| (environment.project, environment.pull_request) == target);
     if !pull_request.is_open {
-        assert!(environment.is_none_or(|it| it.closed), "{target:?} is closed: {environment:?}");
+        assert!(
+            environment.is_none_or(|environment| environment.closed),
+            "{target:?} is closed: {environment:?}"
+        );
         return;
     }
     let Some(environment) = environment else { panic!("{target:?} is not known") };

@@ -27,7 +27,10 @@ impl Before {
         let (id, attempt) = (export.machine.id, export.attempt);
         let work = self.work.iter().find(|work| work.machine.id == id);
         let limits = || {
-            export.limits(world).into_iter().chain(work.into_iter().flat_map(|it| it.limits(world)))
+            export
+                .limits(world)
+                .into_iter()
+                .chain(work.into_iter().flat_map(|work| work.limits(world)))
         };
         let is_cancelled = cancelled.contains(&export.run);
         let has_ended = match event {
@@ -86,7 +89,8 @@ impl Before {
                 }
                 _ => continue,
             };
-            let Some(attempt) = current(core, machine).filter(|it| !self.had(machine.id, *it))
+            let Some(attempt) =
+                current(core, machine).filter(|attempt| !self.had(machine.id, *attempt))
             else {
                 continue;
             };
@@ -105,7 +109,8 @@ impl Before {
             assert!(idle.is_none(), "{} could merge for {}", idle.expect("some").id, job.id);
             if let Event::JobReported { machine: last, attempt: finished, .. } = event
                 && job.needs.contains(&finished.job)
-                && let Some((before, _)) = self.machines.iter().find(|(it, _)| it.id == *last)
+                && let Some((before, _)) =
+                    self.machines.iter().find(|(machine, _)| machine.id == *last)
                 && self
                     .work
                     .iter()

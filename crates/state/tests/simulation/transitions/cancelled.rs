@@ -14,18 +14,23 @@ impl Before {
             Event::EnvironmentClosed { environment } => self.open_in(*environment),
             // One that was overtaken by news changes nothing.
             Event::PullRequestClosed { environment, .. } => {
-                let is_closed = |id| core.environments.get(id).is_some_and(|it| it.closed);
+                let is_closed =
+                    |id| core.environments.get(id).is_some_and(|environment| environment.closed);
                 if is_closed(environment) { self.open_in(*environment) } else { Vec::new() }
             }
             Event::ProjectRemoved { project } => {
                 let environments = core.environments.values();
-                let closed = environments.filter(|it| it.project == *project && it.closed);
-                closed.flat_map(|it| self.open_in(it.id)).collect()
+                let closed = environments
+                    .filter(|environment| environment.project == *project && environment.closed);
+                closed.flat_map(|environment| self.open_in(environment.id)).collect()
             }
             Event::CommandChecked { environment, command, verdict } => {
                 let check =
                     Effect::CheckCommand { environment: *environment, command: command.clone() };
-                let is_open = core.environments.get(environment).is_some_and(|it| !it.closed);
+                let is_open = core
+                    .environments
+                    .get(environment)
+                    .is_some_and(|environment| !environment.closed);
                 let is_followed = is_open
                     && !matches!(verdict, CommandVerdict::Rejected { .. })
                     && self.checks.contains(&check);

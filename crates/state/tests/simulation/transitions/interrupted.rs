@@ -22,7 +22,9 @@ impl Before {
     pub(super) fn check_announced(&self, core: &State, event: &Event) {
         for (before, _) in &self.machines {
             let Some(after) = core.machines.get(&before.id) else { continue };
-            let fixed = |it: &Machine| (it.provider, it.fleet, it.arch, it.on_demand);
+            let fixed = |machine: &Machine| {
+                (machine.provider, machine.fleet, machine.arch, machine.on_demand)
+            };
             assert_eq!(fixed(before), fixed(after), "{} is another machine", before.id);
             assert_eq!(after.interruption, announced(before, event), "{event:?}");
             match event {
@@ -88,7 +90,8 @@ impl Before {
                 continue;
             };
             let machine = &core.machines[machine];
-            let Some(attempt) = current(core, machine).filter(|it| !self.had(machine.id, *it))
+            let Some(attempt) =
+                current(core, machine).filter(|attempt| !self.had(machine.id, *attempt))
             else {
                 continue;
             };
@@ -125,7 +128,7 @@ impl Before {
                 };
                 let (late, leases) = (
                     self.work.iter().filter(|work| is_late(work)).count(),
-                    self.machines.iter().filter(|it| is_lease(it)).count(),
+                    self.machines.iter().filter(|machine| is_lease(machine)).count(),
                 );
                 for _ in 0..late {
                     world.meet("work does not end before its machine is taken back");

@@ -109,7 +109,8 @@ impl World {
         if self.cloud.has_launched(machine) {
             self.meet("a launch is asked for again");
         }
-        let has_agent = self.core.machines.get(&machine).is_some_and(|it| it.system_info.is_some());
+        let has_agent =
+            self.core.machines.get(&machine).is_some_and(|machine| machine.system_info.is_some());
         // The contract lets a provider refuse to repeat a launch once its machine has shown itself.
         let may_refuse = !self.cloud.has_launched(machine) || has_agent;
         if !may_refuse || !self.fault(30) {
@@ -154,7 +155,7 @@ impl World {
         };
         let (provider, has_it) = (record.provider, self.cloud.provider_of(machine));
         assert!(
-            has_it.is_none_or(|it| it == provider),
+            has_it.is_none_or(|found| found == provider),
             "{provider} is to end {machine} of another"
         );
         if self.fault(10) {

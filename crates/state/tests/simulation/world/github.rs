@@ -69,7 +69,7 @@ impl World {
     }
 
     pub(crate) fn is_linked(&self, project: ProjectId) -> bool {
-        self.core.projects.get(&project).is_some_and(|it| it.github.is_some())
+        self.core.projects.get(&project).is_some_and(|project| project.github.is_some())
     }
 
     // Deliveries.
@@ -163,8 +163,10 @@ impl World {
 
     /// The environment of the pull request or the default branch: the known one, or a new one.
     fn environment(&mut self, project: ProjectId, number: Option<u64>) -> Environment {
-        let is_it = |it: &&Environment| (it.project, it.pull_request) == (project, number);
-        if let Some(known) = self.core.environments.values().find(is_it) {
+        let is_match = |environment: &&Environment| {
+            (environment.project, environment.pull_request) == (project, number)
+        };
+        if let Some(known) = self.core.environments.values().find(is_match) {
             return known.clone();
         }
         let id = EnvironmentId::from_bits(self.rng.id());
@@ -175,8 +177,10 @@ impl World {
 
     fn built(&self, project: ProjectId, number: u64) -> Option<EnvironmentId> {
         let mut built = self.core.environments.values();
-        let is_it = |it: &&Environment| (it.project, it.pull_request) == (project, Some(number));
-        built.find(is_it).map(|environment| environment.id)
+        let is_match = |environment: &&Environment| {
+            (environment.project, environment.pull_request) == (project, Some(number))
+        };
+        built.find(is_match).map(|environment| environment.id)
     }
 
     // Lists.
@@ -196,7 +200,8 @@ impl World {
         let event = match next {
             Found::Moved(pull_request) if self.is_linked(project) => {
                 let believed = listing.believed.get(&pull_request.number);
-                let believed = believed.and_then(|it| it.head.clone().filter(|_| !it.is_closed));
+                let believed = believed
+                    .and_then(|believed| believed.head.clone().filter(|_| !believed.is_closed));
                 let is_known = believed.is_some();
                 let trigger = if is_known { Trigger::PrSynchronized } else { Trigger::PrOpened };
                 let source = HeadSource::Listing { believed };
@@ -204,9 +209,13 @@ impl World {
             }
             Found::Moved(_) => None,
             Found::Missing(number) => {
-                let closed = self.github.find(project, number).filter(|it| !it.is_open);
+                let closed =
+                    self.github.find(project, number).filter(|pull_request| !pull_request.is_open);
                 let environment = listing.believed[&number].environment;
-                closed.map(|it| Event::PullRequestClosed { environment, at: it.closed_at })
+                closed.map(|pull_request| Event::PullRequestClosed {
+                    environment,
+                    at: pull_request.closed_at,
+                })
             }
         };
         // A crash forgets the comparison.
@@ -217,29 +226,35 @@ impl World {
     }
 
     fn begin_listing(&mut self, project: ProjectId) {
-        let environments = self.disk.environments.values().filter(|it| it.project == project);
-        let believed = environments.filter_map(|it| {
-            let (environment, is_closed) = (it.id, it.closed);
-            let head = it.head.as_ref().map(|head| head.commit.clone());
-            Some((it.pull_request?, Believed { environment, head, is_closed }))
+        let environments =
+            self.disk.environments.values().filter(|environment| environment.project == project);
+        let believed = environments.filter_map(|record| {
+            let (environment, is_closed) = (record.id, record.closed);
+            let head = record.head.as_ref().map(|head| head.commit.clone());
+            Some((record.pull_request?, Believed { environment, head, is_closed }))
         });
-        if self.disk.projects.get(&project).is_some_and(|it| it.github.is_some()) {
+        if self.disk.projects.get(&project).is_some_and(|project| project.github.is_some()) {
             let believed = believed.collect();
             self.listings.push_back(Listing { project, believed, found: None });
         }
     }
 
     fn compare(&self, listing: &Listing) -> Vec<Found> {
-        let of_project =
-            self.github.pull_requests.iter().filter(|it| it.project == listing.project);
-        let open: Vec<&PullRequest> = of_project.filter(|it| it.is_open).collect();
+        let of_project = self
+            .github
+            .pull_requests
+            .iter()
+            .filter(|pull_request| pull_request.project == listing.project);
+        let open: Vec<&PullRequest> =
+            of_project.filter(|pull_request| pull_request.is_open).collect();
         let is_moved = |listed: &&&PullRequest| {
-            let known = listing.believed.get(&listed.number).filter(|it| !it.is_closed);
-            known.and_then(|it| it.head.as_ref()) != Some(&listed.head)
+            let known = listing.believed.get(&listed.number).filter(|believed| !believed.is_closed);
+            known.and_then(|known| known.head.as_ref()) != Some(&listed.head)
         };
-        let moved = open.iter().filter(is_moved).map(|it| Found::Moved((*it).clone()));
-        let is_missing = |(number, it): &(&u64, &Believed)| {
-            !it.is_closed && !open.iter().any(|open| open.number == **number)
+        let moved =
+            open.iter().filter(is_moved).map(|pull_request| Found::Moved((*pull_request).clone()));
+        let is_missing = |(number, believed): &(&u64, &Believed)| {
+            !believed.is_closed && !open.iter().any(|open| open.number == **number)
         };
         let missing = listing.believed.iter().filter(is_missing);
         moved.chain(missing.map(|(number, _)| Found::Missing(*number))).collect()
@@ -282,7 +297,7 @@ impl World {
                 self.github.shown.insert(write.target, write.said);
             }
         }
-        let is_stored = |it: &Delivery| self.disk.deliveries.contains_key(&it.id);
+        let is_stored = |delivery: &Delivery| self.disk.deliveries.contains_key(&delivery.id);
         let (stored, lost) = mem::take(&mut self.github.sent).into_iter().partition(is_stored);
         self.github.sent = stored;
         let mut lost: Vec<Delivery> = lost;
@@ -350,7 +365,7 @@ impl World {
     fn rebuilt(&mut self, id: EnvironmentId, failed_only: bool) -> Result<Run, String> {
         let environment = &self.disk.environments[&id];
         let newest = environment.newest_run.and_then(|run| self.disk.runs.get(&run));
-        let newest = newest.filter(|it| it.state.is_final() || !failed_only).cloned();
+        let newest = newest.filter(|run| run.state.is_final() || !failed_only).cloned();
         let newest = newest.filter(|_| !environment.closed).ok_or("it may not be")?;
         let id = RunId::from_bits(self.rng.id());
         let run = Run {
