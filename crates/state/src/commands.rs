@@ -18,7 +18,7 @@ impl Step<'_> {
             self.state.change_environment(id, |environment| environment.last_command = comment);
         }
         let check = Effect::CheckCommand { environment: id, command };
-        if !self.state.awaits(&check) {
+        if !self.state.is_in_outbox(&check) {
             self.emit(check);
         }
     }
@@ -30,7 +30,7 @@ impl Step<'_> {
         verdict: CommandVerdict,
     ) {
         let check = Effect::CheckCommand { environment: id, command };
-        if !self.state.settle(&check) {
+        if !self.state.remove_from_outbox(&check) {
             return;
         }
         let Effect::CheckCommand { command, .. } = check else { return };

@@ -17,7 +17,7 @@ impl Step<'_> {
         let is_newest = self.state.is_newest(run);
         let told = self.state.environments.get(&id).and_then(|environment| environment.report.run);
         let is_told = run.is_of_github(pull_request) && self.state.comes_after(run, told);
-        let is_deleting = self.state.awaits(&Effect::CleanUp { environment: id });
+        let is_deleting = self.state.is_in_outbox(&Effect::CleanUp { environment: id });
         self.state.change_environment(id, |environment| {
             environment.closed = false;
             environment.closed_by_github = false;
@@ -46,7 +46,7 @@ impl Step<'_> {
             closing.filter(|id| !self.state.may_be_written(*id)).collect();
         for environment in unused {
             let delete = Effect::CleanUp { environment };
-            if !self.state.awaits(&delete) {
+            if !self.state.is_in_outbox(&delete) {
                 self.emit(delete);
             }
         }
@@ -57,7 +57,7 @@ impl Step<'_> {
     pub(super) fn invalidate_cleanup(&mut self) {
         let closing = self.state.index.closing.iter().copied();
         let is_written = |id: &EnvironmentId| {
-            self.state.awaits(&Effect::CleanUp { environment: *id })
+            self.state.is_in_outbox(&Effect::CleanUp { environment: *id })
                 && self.state.may_be_written(*id)
         };
         let written: Vec<EnvironmentId> = closing.filter(is_written).collect();
@@ -78,7 +78,7 @@ impl Step<'_> {
         for cache in deleted {
             self.change_fingerprint(FingerprintChange::Delete(cache));
         }
-        if !self.state.settle(&Effect::CleanUp { environment: id }) {
+        if !self.state.remove_from_outbox(&Effect::CleanUp { environment: id }) {
             return;
         }
         let Some(environment) = self.state.environments.get(&id) else { return };

@@ -378,18 +378,18 @@ pub enum Event {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "effect", rename_all = "snake_case")]
 pub enum Effect {
-    /// Read the run's `stagely.yaml` and answer with [`Event::RunPlanned`]. Kept in the outbox.
+    /// Read the run's `stagely.yaml` and answer with [`Event::RunPlanned`]. In the outbox.
     Plan {
         /// The run.
         run: RunId,
     },
     /// Ask the provider for a machine and answer with [`Event::MachineLaunched`] or
-    /// [`Event::LaunchFailed`]. Kept in the outbox.
+    /// [`Event::LaunchFailed`]. In the outbox.
     Launch {
         /// The machine.
         machine: MachineId,
     },
-    /// Tell the agent to end, then the provider, and answer with [`Event::MachineGone`]. Kept in the
+    /// Tell the agent to end, then the provider, and answer with [`Event::MachineGone`]. In the
     /// outbox. Never asked for while the machine's launch is unanswered: the two would race.
     Terminate {
         /// The machine.
@@ -397,7 +397,7 @@ pub enum Effect {
     },
     /// Let the run-independent reference of a build name the image that the environment's record says,
     /// and answer with [`Event::ImageTagged`], also where it cannot: the images are pushed and their
-    /// digests known, so a tag is worth a warning and no failure. Kept in the outbox; at most one of a
+    /// digests known, so a tag is worth a warning and no failure. In the outbox; at most one of a
     /// build at a time, so that the last word in the registry is that of the newest run.
     Tag {
         /// The environment.
@@ -406,7 +406,7 @@ pub enum Effect {
         variant: VariantName,
     },
     /// Delete the cache refs that a closed environment has written, and the images of a pull request, and
-    /// answer with [`Event::CleanedUp`]. Kept in the outbox. An environment that is open again when the
+    /// answer with [`Event::CleanedUp`]. In the outbox. An environment that is open again when the
     /// deletion begins keeps all: the answer names none. A closed one names all that its record has.
     #[serde(alias = "delete_caches")]
     CleanUp {
@@ -414,7 +414,7 @@ pub enum Effect {
         environment: EnvironmentId,
     },
     /// Find out whether the author of a command may write to the repository, and answer with
-    /// [`Event::CommandChecked`]. Kept in the outbox.
+    /// [`Event::CommandChecked`]. In the outbox.
     CheckCommand {
         /// The environment of the pull request.
         environment: EnvironmentId,
@@ -422,20 +422,20 @@ pub enum Effect {
         command: Command,
     },
     /// Tell GitHub how the environment's newest run is at the moment of telling, and answer with
-    /// [`Event::Reported`]. Kept in the outbox, at most one of an environment at a time: what changes
+    /// [`Event::Reported`]. In the outbox, at most one of an environment at a time: what changes
     /// meanwhile is told by the next.
     Report {
         /// The environment.
         environment: EnvironmentId,
     },
-    /// Give the job to the agent. Not kept: if the connection breaks before it arrives, the next
+    /// Give the job to the agent. Not in the outbox: if the connection breaks before it arrives, the next
     /// HELLO does not name the job, and it is sent again.
     Assign {
         /// The machine.
         machine: MachineId,
         attempt: Attempt,
     },
-    /// Tell the agent to stop the job. Not kept, for the same reason.
+    /// Tell the agent to stop the job. Not in the outbox, for the same reason.
     Cancel {
         /// The machine.
         machine: MachineId,
@@ -443,7 +443,7 @@ pub enum Effect {
         /// Why.
         reason: StopReason,
     },
-    /// End the agent's session: its machine is not ours any more. Not kept.
+    /// End the agent's session: its machine is not ours any more. Not in the outbox.
     Disconnect {
         /// The machine.
         machine: MachineId,
@@ -468,7 +468,7 @@ impl Effect {
     }
 
     /// Whether the effect waits in the outbox until its outcome comes back.
-    pub const fn is_kept(&self) -> bool {
+    pub const fn is_durable(&self) -> bool {
         match self {
             Self::Plan { .. }
             | Self::Launch { .. }

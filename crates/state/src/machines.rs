@@ -27,7 +27,7 @@ impl Step<'_> {
     }
 
     pub(super) fn machine_launched(&mut self, id: MachineId, placement: Option<Placement>) {
-        self.state.settle(&Effect::Launch { machine: id });
+        self.state.remove_from_outbox(&Effect::Launch { machine: id });
         if let Some(placement) = placement {
             self.state.change_machine(id, |machine| machine.placement = Some(placement));
         }
@@ -49,7 +49,7 @@ impl Step<'_> {
     }
 
     pub(super) fn launch_failed(&mut self, id: MachineId, failure: LaunchFailure) {
-        if !self.state.settle(&Effect::Launch { machine: id }) {
+        if !self.state.remove_from_outbox(&Effect::Launch { machine: id }) {
             return;
         }
         let Some(machine) = self.state.machines.get(&id) else { return };
@@ -74,10 +74,10 @@ impl Step<'_> {
     pub(super) fn machine_gone(&mut self, id: MachineId, taken_back: bool) {
         // While the launch is unanswered, a list without the machine says nothing: the launch may be
         // under way. Its answer decides.
-        let is_launching = self.state.awaits(&Effect::Launch { machine: id });
+        let is_launching = self.state.is_in_outbox(&Effect::Launch { machine: id });
         let is_launched = self.kind(id) == Some(MachineKind::Launched);
         if is_launched && !is_launching {
-            self.state.settle(&Effect::Terminate { machine: id });
+            self.state.remove_from_outbox(&Effect::Terminate { machine: id });
             let failure = if taken_back {
                 Failure::taken_back()
             } else {
@@ -221,8 +221,8 @@ impl Step<'_> {
         });
         let terminate = Effect::Terminate { machine: id };
         // A launch under way could start the machine after it was ended. Its answer comes first.
-        let is_launching = self.state.awaits(&Effect::Launch { machine: id });
-        if !is_launching && !self.state.awaits(&terminate) {
+        let is_launching = self.state.is_in_outbox(&Effect::Launch { machine: id });
+        if !is_launching && !self.state.is_in_outbox(&terminate) {
             self.emit(terminate);
         }
     }

@@ -260,7 +260,7 @@ impl State {
     }
 
     /// Whether `effect` waits for its outcome.
-    pub(super) fn awaits(&self, effect: &Effect) -> bool {
+    pub(super) fn is_in_outbox(&self, effect: &Effect) -> bool {
         self.find_effect(effect).is_some()
     }
 
@@ -364,14 +364,14 @@ impl State {
     }
 
     /// Keeps `effect` until its outcome comes back.
-    pub(super) fn keep(&mut self, effect: Effect) {
+    pub(super) fn add_to_outbox(&mut self, effect: Effect) {
         self.index.note_effect(self.next_effect, &effect);
         self.outbox.insert(self.next_effect, effect);
         self.next_effect.0 += 1;
     }
 
     /// Takes `effect` out of the outbox; false if nobody waits for it.
-    pub(super) fn settle(&mut self, effect: &Effect) -> bool {
+    pub(super) fn remove_from_outbox(&mut self, effect: &Effect) -> bool {
         let Some(id) = self.find_effect(effect) else { return false };
         self.outbox.remove(id);
         if let Some(environment) = effect.environment() {

@@ -23,7 +23,7 @@ impl Step<'_> {
 
     fn ask_for_report(&mut self, environment: EnvironmentId) {
         let report = Effect::Report { environment };
-        if !self.state.awaits(&report) {
+        if !self.state.is_in_outbox(&report) {
             self.emit(report);
         }
     }
@@ -34,7 +34,7 @@ impl Step<'_> {
         wanted: u64,
         result: Result<Told, String>,
     ) {
-        if !self.state.settle(&Effect::Report { environment: id }) {
+        if !self.state.remove_from_outbox(&Effect::Report { environment: id }) {
             return;
         }
         let mut is_outdated = false;

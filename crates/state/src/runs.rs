@@ -48,7 +48,7 @@ impl Step<'_> {
     /// Lets others be planned until GitHub may answer again.
     pub(super) fn defer_planning(&mut self, id: RunId, until: Timestamp) {
         if self.state.index.planning.contains(&id) {
-            self.state.settle(&Effect::Plan { run: id });
+            self.state.remove_from_outbox(&Effect::Plan { run: id });
             self.move_run(id, RunEvent::PlanningDeferred { until });
         }
     }
@@ -74,7 +74,7 @@ impl Step<'_> {
     }
 
     fn queue_jobs(&mut self, id: RunId, plan: PlannedRun) {
-        self.state.settle(&Effect::Plan { run: id });
+        self.state.remove_from_outbox(&Effect::Plan { run: id });
         let Some(run) = self.state.runs.get(&id) else { return };
         let (environment, keeps) = (run.environment, run.keeps);
         let trigger = run.trigger;
@@ -132,7 +132,7 @@ impl Step<'_> {
     }
 
     fn end_run(&mut self, id: RunId, end: RunEvent) {
-        self.state.settle(&Effect::Plan { run: id });
+        self.state.remove_from_outbox(&Effect::Plan { run: id });
         if self.move_run(id, end) {
             let now = self.now;
             self.state.change_run(id, |run| run.ended_at = Some(now));

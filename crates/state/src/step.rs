@@ -27,7 +27,7 @@ impl State {
     /// Takes one event. Nothing else changes the state.
     ///
     /// The effects may run once the changed records and the outbox are stored. Those that are
-    /// [kept](Effect::is_kept) are in [`outbox`](Self::outbox) until the event that is their outcome;
+    /// [durable](Effect::is_durable) are in [`outbox`](Self::outbox) until the event that is their outcome;
     /// repeated or late events change nothing.
     pub fn step(
         &mut self,
@@ -135,8 +135,8 @@ impl Step<'_> {
     }
 
     pub(super) fn emit(&mut self, effect: Effect) {
-        if effect.is_kept() {
-            self.state.keep(effect.clone());
+        if effect.is_durable() {
+            self.state.add_to_outbox(effect.clone());
         }
         self.outcome.effects.push(effect);
     }

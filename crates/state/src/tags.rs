@@ -53,7 +53,7 @@ impl Step<'_> {
     /// to, and whether it must be moved again.
     fn ask_for_tag(&mut self, environment: EnvironmentId, variant: VariantName) {
         let tag = Effect::Tag { environment, variant };
-        if !self.state.awaits(&tag) {
+        if !self.state.is_in_outbox(&tag) {
             self.emit(tag);
         }
     }
@@ -66,7 +66,7 @@ impl Step<'_> {
         result: Result<(), String>,
     ) {
         let tag = Effect::Tag { environment, variant: variant.clone() };
-        if !self.state.settle(&tag) {
+        if !self.state.remove_from_outbox(&tag) {
             return;
         }
         let record = self.state.environments.get(&environment);
@@ -99,7 +99,7 @@ impl Step<'_> {
         let Some(environment) = self.state.environments.get(&run.environment) else { return false };
         environment.images.iter().any(|(variant, image)| {
             let tag = || Effect::Tag { environment: environment.id, variant: variant.clone() };
-            image.run == run.id && self.state.awaits(&tag())
+            image.run == run.id && self.state.is_in_outbox(&tag())
         })
     }
 }

@@ -394,7 +394,7 @@ impl World {
     /// by the next transaction, nor by an agent that dials anew.
     fn send_off(&mut self) {
         let (kept, messages): (Vec<_>, Vec<_>) =
-            mem::take(&mut self.in_flight).into_iter().partition(Effect::is_kept);
+            mem::take(&mut self.in_flight).into_iter().partition(Effect::is_durable);
         self.in_flight = kept;
         for message in messages {
             self.perform(&message);

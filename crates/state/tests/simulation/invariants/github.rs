@@ -149,7 +149,8 @@ impl Memory {
             let is_match = |environment: &&Environment| {
                 (environment.project, environment.pull_request) == (*project, None)
             };
-            let known = environments.find(is_match).and_then(|environment| environment.head.as_ref());
+            let known =
+                environments.find(is_match).and_then(|environment| environment.head.as_ref());
             if let Some(known) = known.filter(|_| self.was_linked(world, *project)) {
                 assert_eq!(Some(&known.commit), branch.head.as_ref(), "a push was missed");
             }

@@ -71,12 +71,15 @@ impl Before {
             _ => is_cancelled,
         };
         assert!(may_end, "{event:?} ends the export of {attempt:?} on {id}");
-        let is_kept = world.core.machines.get(&id).is_some_and(|machine| {
+        let is_durable = world.core.machines.get(&id).is_some_and(|machine| {
             machine.kind == MachineKind::Registered
                 && machine.connected
                 && machine.stopping.contains(&attempt)
         });
-        assert!(!is_kept || is_stopped(id, attempt, effects), "{id} is not told to stop exporting");
+        assert!(
+            !is_durable || is_stopped(id, attempt, effects),
+            "{id} is not told to stop exporting"
+        );
     }
 
     /// No machine is got for a merge while a builder of its build is there and has nothing else to do.

@@ -150,8 +150,8 @@ fn announced(before: &Machine, event: &Event) -> Option<Interruption> {
         Event::MachineInterrupted { machine, interruption } if *machine == before.id => {
             let is_over = matches!(before.state, Terminating | Terminated);
             let is_certain = matches!(old, Some(Interruption::Certain { .. }));
-            let is_kept = is_over || is_certain && *interruption == Interruption::Likely;
-            if is_kept { old } else { Some(*interruption) }
+            let is_durable = is_over || is_certain && *interruption == Interruption::Likely;
+            if is_durable { old } else { Some(*interruption) }
         }
         Event::AgentConnected { machine, .. }
             if *machine == before.id && before.kind == MachineKind::Registered =>
