@@ -111,7 +111,7 @@ impl State {
         jobs.find_map(|earlier| {
             let is_same = earlier.name == job.name
                 && earlier.emulated == job.emulated
-                && earlier.kept_from.is_none();
+                && earlier.reused_from.is_none();
             let is_completed = matches!(earlier.state, JobState::Completed { .. });
             let (from, to) = (earlier.started_at?, earlier.ended_at?);
             (is_same && is_completed).then(|| to.since(from))

@@ -326,8 +326,9 @@ pub struct Job {
     pub emulated: bool,
     /// The job whose machine it took over, so that none was launched for it.
     pub took_over: Option<JobId>,
-    /// The job of an earlier run whose image this one is: it was not built again.
-    pub kept_from: Option<JobId>,
+    /// The job of an earlier run whose image this job reuses.
+    #[serde(rename = "kept_from")]
+    pub reused_from: Option<JobId>,
 }
 
 /// How an attempt ended, as its agent reports it.

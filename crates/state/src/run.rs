@@ -391,8 +391,9 @@ pub struct Run {
     /// The run whose commit it builds once more; of a rebuild that is built again, the run that this
     /// one repeated.
     pub rebuilds: Option<RunId>,
-    /// The run whose completed jobs are kept.
-    pub keeps: Option<RunId>,
+    /// The run whose completed jobs are reused.
+    #[serde(rename = "keeps")]
+    pub reuses: Option<RunId>,
     /// The builds that have no jobs, once they are known.
     #[serde(default)]
     pub skipped: Vec<SkippedBuild>,
@@ -471,7 +472,7 @@ impl Run {
             github: None,
             approval: Approval::NotNeeded,
             rebuilds: None,
-            keeps: None,
+            reuses: None,
             skipped: Vec::new(),
             commit: None,
             branch: None,

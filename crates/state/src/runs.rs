@@ -76,7 +76,7 @@ impl Step<'_> {
     fn queue_jobs(&mut self, id: RunId, plan: PlannedRun) {
         self.state.remove_from_outbox(&Effect::Plan { run: id });
         let Some(run) = self.state.runs.get(&id) else { return };
-        let (environment, keeps) = (run.environment, run.keeps);
+        let (environment, reuses) = (run.environment, run.reuses);
         let trigger = run.trigger;
         if !self.move_run(id, RunEvent::Planned) {
             return;
@@ -94,8 +94,8 @@ impl Step<'_> {
         for planned in plan.jobs {
             self.state.insert_job(Job::queued(planned, id, self.now));
         }
-        if let Some(earlier) = keeps {
-            self.keep_completed(id, earlier);
+        if let Some(earlier) = reuses {
+            self.reuse_completed(id, earlier);
         }
         self.settle_run(id);
     }
@@ -193,7 +193,7 @@ impl Job {
             cache_miss: None,
             emulated: false,
             took_over: None,
-            kept_from: None,
+            reused_from: None,
         }
     }
 }

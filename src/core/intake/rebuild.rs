@@ -100,7 +100,7 @@ fn rebuild_of(
         github: earlier.github.clone(),
         set_names: rebuild.set.keys().cloned().collect(),
         rebuilds: Some(earlier.original()),
-        keeps: rebuild.failed.then_some(id),
+        reuses: rebuild.failed.then_some(id),
         ..Run::new(new_id::<RunId>(), environment, earlier.repository.clone(), now())
     };
     let run = run.with_approval(earlier.approval.clone());
@@ -184,7 +184,7 @@ mod tests {
 
         let (earlier, run) = (&records.runs[&id], made.run);
         assert_ne!(run.id, id);
-        assert_eq!((run.trigger, run.keeps, run.rebuilds), (Trigger::Retry, Some(id), Some(id)));
+        assert_eq!((run.trigger, run.reuses, run.rebuilds), (Trigger::Retry, Some(id), Some(id)));
         assert_eq!(run.requested_ref.as_deref(), Some(commit.as_str()));
         assert_eq!(run.branch.as_deref(), Some("main"));
         assert_eq!(
@@ -213,7 +213,7 @@ mod tests {
 
         let run = rebuild_environment(&records, environment, false).unwrap().run;
 
-        assert_eq!((run.rebuilds, run.keeps, run.trigger), (Some(id), None, Trigger::Retry));
+        assert_eq!((run.rebuilds, run.reuses, run.trigger), (Some(id), None, Trigger::Retry));
         assert_eq!(run.approval, Approval::Awaited, "a rebuild is no approval");
         let open = rebuild_environment(&records, environment, true).unwrap_err();
         assert!(open.to_string().contains("has not ended"), "{open}");
@@ -232,7 +232,7 @@ mod tests {
         let made = rebuild(&records, id, RebuildRun { failed: true, ..Default::default() });
 
         let run = made.unwrap().run;
-        assert_eq!((run.rebuilds, run.keeps), (Some(first), Some(id)));
+        assert_eq!((run.rebuilds, run.reuses), (Some(first), Some(id)));
     }
 
     #[test]

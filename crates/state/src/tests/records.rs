@@ -23,6 +23,6 @@ fn only_what_has_ended_is_forgotten_and_the_changes_name_it() {
     assert_eq!(changes.environments.len(), 1, "that of its last run goes with it");
     assert!(core.state.runs.is_empty() && core.state.jobs.is_empty());
     assert!(core.state.environments.is_empty());
-    assert_eq!(core.state.projects.len(), 1, "a project keeps its name");
+    assert_eq!(core.state.projects.len(), 1, "a project reuses its name");
     assert_eq!(core.state.take_changes(), Changes::default());
 }

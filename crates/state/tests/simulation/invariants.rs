@@ -219,14 +219,14 @@ fn check_job(core: &State, job: &Job) {
     }
 }
 
-/// The digest is that of the job's newest attempt, or of the job whose image was kept.
+/// The digest is that of the job's newest attempt, or of the job whose image was reused.
 fn check_completed(core: &State, job: &Job, pushed: Option<&Digest>) {
-    if let Some(origin) = job.kept_from {
+    if let Some(origin) = job.reused_from {
         let image = digest(Attempt { job: origin, number: 0 }).to_string();
-        let made = pushed.map(ToString::to_string).expect("nothing without a digest is kept");
-        assert_eq!(made[..39], image[..39], "{} keeps another image", job.id);
+        let made = pushed.map(ToString::to_string).expect("nothing without a digest is reused");
+        assert_eq!(made[..39], image[..39], "{} reuses another image", job.id);
         let needs = job.needs.iter().map(|needed| &core.jobs[needed]);
-        assert!(needs.clone().all(|needed| needed.kept_from.is_some()), "{} is outdated", job.id);
+        assert!(needs.clone().all(|needed| needed.reused_from.is_some()), "{} is outdated", job.id);
         if let (JobKind::Build { uses, .. }, Some(JobKind::Build { uses: before, .. })) =
             (&job.kind, core.jobs.get(&origin).map(|origin| &origin.kind))
         {

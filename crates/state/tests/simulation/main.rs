@@ -156,7 +156,7 @@ fn the_schedules_reach_every_kind_of_end() {
         "lost to MachineLost",
         "lost to NoCapacity",
         "lost to SpotInterruption",
-        "job kept",
+        "job reused",
         "job taken over",
         "job Failed: DependencyFailed",
         "job Failed: Emulation",
@@ -182,12 +182,12 @@ fn ends(disk: &Snapshot) -> Vec<String> {
         JobState::Failed { reason, .. } => format!("job Failed: {}", name(reason)),
         end => format!("job {}", name(end)),
     });
-    let kept = disk.jobs.values().filter(|job| job.kept_from.is_some());
-    let kept = kept.map(|_| "job kept".to_owned());
+    let reused = disk.jobs.values().filter(|job| job.reused_from.is_some());
+    let reused = reused.map(|_| "job reused".to_owned());
     let taken_over = disk.jobs.values().filter(|job| job.took_over.is_some());
     let taken_over = taken_over.map(|_| "job taken over".to_owned());
     let lost = disk.jobs.values().flat_map(|job| &job.lost_attempts);
-    let jobs = jobs.chain(kept).chain(taken_over).chain(github_ends(disk));
+    let jobs = jobs.chain(reused).chain(taken_over).chain(github_ends(disk));
     runs.chain(jobs).chain(lost.map(|lost| format!("lost to {}", name(&lost.reason)))).collect()
 }
 

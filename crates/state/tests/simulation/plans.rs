@@ -37,7 +37,7 @@ pub(crate) fn request(rng: &mut Rng, core: &State, now: Timestamp) -> Event {
             run.trigger = Trigger::Retry;
             let earlier = rng.pick(&earlier);
             run.rebuilds = earlier.map(Run::original);
-            run.keeps = earlier.map(|earlier| earlier.id);
+            run.reuses = earlier.map(|earlier| earlier.id);
             if let Some(earlier) = earlier {
                 run.requested_ref.clone_from(&earlier.requested_ref);
                 run.from_fork = earlier.from_fork;

@@ -42,10 +42,10 @@ impl Registry {
     /// Deletes what the environment's references name.
     pub(crate) fn delete_images(&mut self, environment: EnvironmentId) {
         let path = format!("registry/{environment}/");
-        let (gone, kept) = std::mem::take(&mut self.tags)
+        let (gone, rest) = std::mem::take(&mut self.tags)
             .into_iter()
             .partition(|(tag, _)| tag.to_string().starts_with(&path));
-        self.tags = kept;
+        self.tags = rest;
         let gone: BTreeMap<ImageRef, (RunId, Digest)> = gone;
         self.refused.extend(gone.into_iter().map(|(tag, (_, digest))| (tag, digest)));
     }

@@ -393,9 +393,9 @@ impl World {
     /// Messages to agents wait for nobody: they may be overtaken by events, and by one another, but not
     /// by the next transaction, nor by an agent that dials anew.
     fn send_off(&mut self) {
-        let (kept, messages): (Vec<_>, Vec<_>) =
+        let (durable, messages): (Vec<_>, Vec<_>) =
             mem::take(&mut self.in_flight).into_iter().partition(Effect::is_durable);
-        self.in_flight = kept;
+        self.in_flight = durable;
         for message in messages {
             self.perform(&message);
         }

@@ -192,7 +192,7 @@ fn state(job: &Job) -> String {
         JobState::Queued { .. } | JobState::Postponed { .. } => "queued".to_owned(),
         JobState::Provisioning { .. } => "starting".to_owned(),
         JobState::Running { .. } => "⏳ running".to_owned(),
-        JobState::Completed { .. } if job.kept_from.is_some() => {
+        JobState::Completed { .. } if job.reused_from.is_some() => {
             "✅ kept from an earlier run".to_owned()
         }
         JobState::Completed { .. } => format!("✅ completed{took}"),

@@ -103,7 +103,7 @@ fn of_job(view: &ReportView<'_>, job: &Job) -> CommitStatus {
         | JobState::Postponed { .. }
         | JobState::Provisioning { .. }
         | JobState::Running { .. } => (StatusState::Pending, "Building".to_owned()),
-        JobState::Completed { .. } if job.kept_from.is_some() => {
+        JobState::Completed { .. } if job.reused_from.is_some() => {
             (StatusState::Success, "Kept from an earlier run".to_owned())
         }
         JobState::Completed { .. } => {
@@ -230,7 +230,7 @@ mod tests {
         );
         assert_eq!(statuses.len(), 4);
 
-        fixture.job(1).kept_from = Some(fixtures::job_id(9));
+        fixture.job(1).reused_from = Some(fixtures::job_id(9));
         fixture.job(2).state = JobState::Cancelled;
         let statuses = described(&fixture);
         let of = |context: &str| statuses[context].clone();

@@ -224,7 +224,7 @@ pub(super) fn usual_time(core: &State, job: &Job) -> Option<Duration> {
         core.runs[&earlier.run].environment == environment
             && (&earlier.name, earlier.emulated) == (&job.name, job.emulated)
             && matches!(earlier.state, JobState::Completed { .. })
-            && earlier.kept_from.is_none()
+            && earlier.reused_from.is_none()
             && earlier.started_at.is_some()
     });
     let last = earlier.max_by_key(|earlier| earlier.run)?;

@@ -374,7 +374,7 @@ impl World {
             from_fork: newest.from_fork,
             github: newest.github.clone(),
             rebuilds: Some(newest.original()),
-            keeps: failed_only.then_some(newest.id),
+            reuses: failed_only.then_some(newest.id),
             ..Run::new(id, environment, String::new(), self.now)
         };
         Ok(run.with_approval(newest.approval))

@@ -59,7 +59,7 @@ fn a_completed_job_has_its_time_its_cached_share_and_its_digest() {
     fixture.completed(3, 2);
     fixture.job(3).attempt = 1;
     fixture.job(3).steps.clear();
-    fixture.job(2).kept_from = Some(job_id(9));
+    fixture.job(2).reused_from = Some(job_id(9));
     fixture.end_run(RunState::Completed);
     let expected = format!(
         "\

@@ -47,12 +47,12 @@ fn half_done(core: &mut Core) -> (RunId, Pair) {
     (run, pair)
 }
 
-fn rebuild(core: &mut Core, keeps: RunId) -> (RunId, Pair) {
-    let original = core.state.runs[&keeps].original();
+fn rebuild(core: &mut Core, reuses: RunId) -> (RunId, Pair) {
+    let original = core.state.runs[&reuses].original();
     let run = core.request_as(1, |run| {
         run.trigger = Trigger::Retry;
         run.rebuilds = Some(original);
-        run.keeps = Some(keeps);
+        run.reuses = Some(reuses);
     });
     let pair = Pair::planned(core, run);
     (run, pair)
@@ -65,10 +65,10 @@ fn what_completed_is_kept_and_what_failed_is_done_again() {
 
     let (_, new) = rebuild(&mut core, first);
 
-    let kept = &core.state.jobs[&new.builds[0].id];
-    assert_eq!(kept.state, JobState::Completed { digest: Some(digest("a")) });
-    assert_eq!(kept.kept_from, Some(old.builds[0].id));
-    assert_eq!(kept.kind.image(), old.builds[0].kind.image(), "it is where it was pushed");
+    let reused = &core.state.jobs[&new.builds[0].id];
+    assert_eq!(reused.state, JobState::Completed { digest: Some(digest("a")) });
+    assert_eq!(reused.reused_from, Some(old.builds[0].id));
+    assert_eq!(reused.kind.image(), old.builds[0].kind.image(), "it is where it was pushed");
     assert!(matches!(core.job_state(new.builds[1].id), JobState::Provisioning { .. }));
     assert_eq!(core.job_state(new.merge.id), &JobState::Queued { attempt: 1 });
 }
@@ -82,7 +82,7 @@ fn a_job_that_was_kept_twice_names_the_one_that_was_built() {
 
     let (_, newest) = rebuild(&mut core, second);
 
-    assert_eq!(core.state.jobs[&newest.builds[0].id].kept_from, Some(old.builds[0].id));
+    assert_eq!(core.state.jobs[&newest.builds[0].id].reused_from, Some(old.builds[0].id));
 }
 
 #[test]
@@ -140,7 +140,7 @@ fn nothing_is_kept_of_another_commit_or_without_a_digest() {
 
     let (_, new) = rebuild(&mut core, first);
 
-    assert!(core.state.jobs[&new.builds[0].id].kept_from.is_none());
+    assert!(core.state.jobs[&new.builds[0].id].reused_from.is_none());
 }
 
 /// A run of `base` and of `app`, which uses the images given and that of `base`.
@@ -164,8 +164,8 @@ fn a_build_is_kept_only_if_it_uses_the_same_images() {
     end(&mut core, &base, pushed("a"));
     end(&mut core, &app, pushed("b"));
     let again = |core: &mut Core, image: &str| {
-        let run = core.request_as(1, |run| run.keeps = Some(first));
-        planned_on(core, run, image).map(|job| core.state.jobs[&job.id].kept_from)
+        let run = core.request_as(1, |run| run.reuses = Some(first));
+        planned_on(core, run, image).map(|job| core.state.jobs[&job.id].reused_from)
     };
 
     let same = again(&mut core, "registry/tools:1");
@@ -179,7 +179,7 @@ fn a_build_is_kept_only_if_it_uses_the_same_images() {
 fn what_pushes_nothing_is_never_kept() {
     let mut core = both(5);
     let (first, _) = half_done(&mut core);
-    let run = core.request_as(1, |run| run.keeps = Some(first));
+    let run = core.request_as(1, |run| run.reuses = Some(first));
     let mut build = core.build(Arch::Amd64);
     "app_amd64".clone_into(&mut build.name);
     let JobKind::Build { push, .. } = &mut build.kind else { unreachable!() };
