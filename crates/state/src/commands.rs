@@ -41,7 +41,7 @@ impl Step<'_> {
             Err(why) => format!("`{kind}` by {author} was not followed: {why}"),
         };
         self.state.change_environment(id, |environment| environment.report.note = Some(note));
-        self.state.touch(id);
+        self.state.request_report_of(id);
     }
 
     /// Follows the command. Returns what it did, or why it had no effect, for people.

@@ -15,8 +15,9 @@ impl Step<'_> {
         let (id, pull_request) = (environment.id, environment.pull_request);
         self.state.insert_new_environment(environment);
         let is_newest = self.state.is_newest(run);
-        let told = self.state.environments.get(&id).and_then(|environment| environment.report.run);
-        let is_told = run.is_of_github(pull_request) && self.state.comes_after(run, told);
+        let reported =
+            self.state.environments.get(&id).and_then(|environment| environment.report.run);
+        let is_reported = run.is_of_github(pull_request) && self.state.comes_after(run, reported);
         let is_deleting = self.state.is_in_outbox(&Effect::CleanUp { environment: id });
         self.state.change_environment(id, |environment| {
             environment.closed = false;
@@ -26,7 +27,7 @@ impl Step<'_> {
             if is_newest {
                 environment.newest_run = Some(run.id);
             }
-            if is_told {
+            if is_reported {
                 environment.report.run = Some(run.id);
             }
         });

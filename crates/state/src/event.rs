@@ -10,8 +10,8 @@ use stagely_protocol::{Arch, CommitSha, Digest, ImageRef, InvalidValue, SystemIn
 
 use super::{
     Command, CommandVerdict, DeliveryId, Environment, Head, HeadSource, Interruption, JobKind,
-    JobReport, MachineSize, Placement, PlanFailure, Project, ProviderName, Run, SkippedBuild,
-    Timestamp, Told, VariantName,
+    JobReport, MachineSize, Placement, PlanFailure, Project, ProviderName, PublishedReport, Run,
+    SkippedBuild, Timestamp, VariantName,
 };
 use crate::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId, SessionId};
 
@@ -222,13 +222,13 @@ pub enum Event {
     Reported {
         /// The environment.
         environment: EnvironmentId,
-        /// The [`wanted`](super::Report::wanted) that it tells of.
+        /// The [`wanted`](super::Report::wanted) of the records that it was made of.
         wanted: u64,
-        /// What GitHub was told, or why it was not, for people.
-        result: Result<Told, String>,
+        /// What GitHub shows now, or why the report failed, for people.
+        result: Result<PublishedReport, String>,
     },
-    /// What GitHub refused to be told is tried once more: somebody may have mended it.
-    TellAgain,
+    /// Failed reports are to be tried again, since somebody may have removed the cause.
+    RetryReports,
     /// A project is to be as this says. Its name and repository stay what they were.
     ProjectSet {
         /// The project, new or known.

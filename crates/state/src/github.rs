@@ -236,27 +236,28 @@ pub enum CommandVerdict {
     Rejected { reason: String },
 }
 
-/// What GitHub is to be told of an environment, and what it was told.
+/// What GitHub shows of an environment, and what it is to show.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Report {
-    /// Counts the changes that there are to tell.
+    /// The number of the newest change that GitHub is to show.
     pub wanted: u64,
-    /// The count that it was told of last.
-    pub told: u64,
-    /// The run that is told of: the newest that is not somebody's own on a branch.
+    /// The number of the newest change that the last report contained.
+    #[serde(rename = "told")]
+    pub published: u64,
+    /// The reported run: the newest one, except for runs that a person started on a branch.
     pub run: Option<RunId>,
-    /// The comment on the pull request.
+    /// The id of the comment on the pull request.
     pub comment: Option<u64>,
-    /// What the comment says: SHA-256, in hexadecimal digits.
+    /// SHA-256 of the comment's text, in hexadecimal digits.
     pub comment_digest: Option<String>,
-    /// What each status says, by its context; of this commit.
+    /// The commit that has `statuses`.
     pub commit: Option<CommitSha>,
-    /// The statuses of that commit, by their contexts.
+    /// The statuses, by their contexts.
     pub statuses: BTreeMap<String, CommitStatus>,
-    /// What became of the last command, for people.
+    /// The outcome of the last command, for people.
     pub note: Option<String>,
-    /// Why GitHub was not told, for people. Another change is tried again.
+    /// Why the last report failed, for people. The next change is reported again.
     pub problem: Option<String>,
 }
 
@@ -285,15 +286,15 @@ pub enum StatusState {
     Error,
 }
 
-/// What GitHub was told.
+/// What GitHub shows of an environment after a report.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Told {
-    /// The comment on the pull request.
+pub struct PublishedReport {
+    /// The id of the comment on the pull request.
     pub comment: Option<u64>,
-    /// What it says: SHA-256, in hexadecimal digits.
+    /// SHA-256 of the comment's text, in hexadecimal digits.
     pub comment_digest: Option<String>,
-    /// The commit whose statuses these are.
+    /// The commit that has `statuses`.
     pub commit: Option<CommitSha>,
-    /// All its statuses, by their contexts.
+    /// The statuses, by their contexts.
     pub statuses: BTreeMap<String, CommitStatus>,
 }

@@ -53,8 +53,8 @@ pub use fingerprints::FingerprintChange;
 pub use fleet::{Fleet, Interruption, Market, Placement, ProviderName, Usd};
 pub use github::{
     Approval, ApprovedCommit, Command, CommandKind, CommandVerdict, CommitStatus, DeliveryId,
-    ForkPolicy, GithubLink, GithubRepository, GithubRun, Head, HeadSource, Report, StatusState,
-    Told,
+    ForkPolicy, GithubLink, GithubRepository, GithubRun, Head, HeadSource, PublishedReport, Report,
+    StatusState,
 };
 pub use job::{Job, JobEvent, JobKind, JobOutcome, JobReport, JobState, LostAttempt, UsedImage};
 pub use machine::{CacheExport, Machine, MachineEvent, MachineKind, MachineSize, MachineState};

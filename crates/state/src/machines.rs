@@ -23,7 +23,7 @@ impl Step<'_> {
         for machine in connected {
             self.disconnect(machine);
         }
-        self.report_again();
+        self.retry_reports();
     }
 
     pub(super) fn machine_launched(&mut self, id: MachineId, placement: Option<Placement>) {

@@ -128,10 +128,10 @@ pub(super) struct Index {
     pub(super) live_machines: BTreeSet<MachineId>,
     /// Closed environments with cache refs or images that are to be deleted.
     pub(super) closing: BTreeSet<EnvironmentId>,
-    /// Runs that this step has changed, or whose jobs it has.
-    pub(super) touched_runs: BTreeSet<RunId>,
-    /// Environments of which there is something to tell besides their runs.
-    pub(super) touched_environments: BTreeSet<EnvironmentId>,
+    /// Runs that this step has changed, or whose jobs it has changed.
+    pub(super) changed_runs: BTreeSet<RunId>,
+    /// Environments that are to be reported even if their runs have not changed.
+    pub(super) environments_to_report: BTreeSet<EnvironmentId>,
 }
 
 /// Everything core decides on.
@@ -305,7 +305,7 @@ impl State {
 
     pub(super) fn insert_run(&mut self, run: Run) {
         self.index.note_run(&run);
-        self.index.touched_runs.insert(run.id);
+        self.index.changed_runs.insert(run.id);
         self.runs.insert(run.id, run);
     }
 
@@ -315,14 +315,14 @@ impl State {
             index.forget_deferred(run);
             change(run);
             index.note_run(run);
-            index.touched_runs.insert(run.id);
+            index.changed_runs.insert(run.id);
         });
     }
 
     pub(super) fn insert_job(&mut self, job: Job) {
         let (id, run) = (job.id, job.run);
         self.jobs.insert(id, job);
-        self.index.touched_runs.insert(run);
+        self.index.changed_runs.insert(run);
         self.note_job(id);
     }
 
@@ -331,7 +331,7 @@ impl State {
         self.jobs.change(id, |job| {
             index.forget_postponed(job);
             change(job);
-            index.touched_runs.insert(job.run);
+            index.changed_runs.insert(job.run);
         });
         self.note_job(id);
     }

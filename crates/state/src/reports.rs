@@ -1,27 +1,28 @@
-//! What GitHub is told: of each environment one run, as it is at the moment of telling.
+//! Reports to GitHub: one run of each environment, at most one report of an environment at a time.
 
 use std::collections::BTreeSet;
 use std::mem;
 
 use super::step::Step;
-use super::{Effect, State, Told};
+use super::{Effect, PublishedReport, State};
 use crate::ids::{EnvironmentId, RunId};
 
 impl Step<'_> {
-    /// Lets GitHub be told of what this step changed.
+    /// Requests reports of the environments whose reported run this step has changed.
     pub(super) fn report_changes(&mut self) {
-        let runs = mem::take(&mut self.state.index.touched_runs);
-        let mut environments = mem::take(&mut self.state.index.touched_environments);
-        environments.extend(runs.into_iter().filter_map(|run| self.state.shown_in(run)));
+        let runs = mem::take(&mut self.state.index.changed_runs);
+        let mut environments = mem::take(&mut self.state.index.environments_to_report);
+        environments
+            .extend(runs.into_iter().filter_map(|run| self.state.environment_reporting(run)));
         for id in environments {
             if self.state.is_reported(id) {
                 self.state.change_environment(id, |environment| environment.report.wanted += 1);
-                self.ask_for_report(id);
+                self.request_report(id);
             }
         }
     }
 
-    fn ask_for_report(&mut self, environment: EnvironmentId) {
+    fn request_report(&mut self, environment: EnvironmentId) {
         let report = Effect::Report { environment };
         if !self.state.is_in_outbox(&report) {
             self.emit(report);
@@ -32,7 +33,7 @@ impl Step<'_> {
         &mut self,
         id: EnvironmentId,
         wanted: u64,
-        result: Result<Told, String>,
+        result: Result<PublishedReport, String>,
     ) {
         if !self.state.remove_from_outbox(&Effect::Report { environment: id }) {
             return;
@@ -40,27 +41,27 @@ impl Step<'_> {
         let mut is_outdated = false;
         self.state.change_environment(id, |environment| {
             let report = &mut environment.report;
-            report.told = wanted;
+            report.published = wanted;
             is_outdated = report.wanted > wanted;
             match result {
-                Ok(told) => {
-                    report.comment = told.comment;
-                    report.comment_digest = told.comment_digest;
-                    report.commit = told.commit;
-                    report.statuses = told.statuses;
+                Ok(published) => {
+                    report.comment = published.comment;
+                    report.comment_digest = published.comment_digest;
+                    report.commit = published.commit;
+                    report.statuses = published.statuses;
                     report.problem = None;
                 }
                 Err(problem) => report.problem = Some(problem),
             }
         });
         if is_outdated && self.state.is_reported(id) {
-            return self.ask_for_report(id);
+            return self.request_report(id);
         }
         self.state.forget_empty_environments(BTreeSet::from([id]));
     }
 
-    /// What GitHub refused to be told may succeed after whoever runs core has changed something.
-    pub(super) fn report_again(&mut self) {
+    /// Requests the reports again that failed.
+    pub(super) fn retry_reports(&mut self) {
         let failed = self
             .state
             .environments
@@ -68,29 +69,29 @@ impl Step<'_> {
             .filter(|environment| environment.report.problem.is_some());
         let failed: Vec<EnvironmentId> = failed.map(|environment| environment.id).collect();
         for id in failed {
-            self.state.touch(id);
+            self.state.request_report_of(id);
         }
     }
 }
 
 impl State {
-    /// Lets GitHub be told of the environment in any case.
-    pub(super) fn touch(&mut self, id: EnvironmentId) {
-        self.index.touched_environments.insert(id);
+    /// Has the environment reported at the end of this step, whether its run changes or not.
+    pub(super) fn request_report_of(&mut self, id: EnvironmentId) {
+        self.index.environments_to_report.insert(id);
     }
 
-    /// The environment that tells of `run`. It tells of no other: those are superseded, or somebody's own.
-    fn shown_in(&self, run: RunId) -> Option<EnvironmentId> {
+    /// The environment whose reported run is `run`.
+    fn environment_reporting(&self, run: RunId) -> Option<EnvironmentId> {
         let environment = self.runs.get(&run)?.environment;
-        let told = self.environments.get(&environment)?.report.run;
-        (told == Some(run)).then_some(environment)
+        let reported = self.environments.get(&environment)?.report.run;
+        (reported == Some(run)).then_some(environment)
     }
 
-    /// Whether GitHub has a place for what is told of the environment.
+    /// Whether the environment has a reported run and a repository at GitHub.
     fn is_reported(&self, id: EnvironmentId) -> bool {
         let Some(environment) = self.environments.get(&id) else { return false };
         let project = self.projects.get(&environment.project);
-        let is_told = environment.report.run.is_some_and(|run| self.runs.contains_key(&run));
-        is_told && project.is_some_and(|project| project.github.is_some())
+        let has_run = environment.report.run.is_some_and(|run| self.runs.contains_key(&run));
+        has_run && project.is_some_and(|project| project.github.is_some())
     }
 }

@@ -69,7 +69,7 @@ impl Step<'_> {
             Event::Reported { environment, wanted, result } => {
                 self.reported(environment, wanted, result);
             }
-            Event::TellAgain => self.report_again(),
+            Event::RetryReports => self.retry_reports(),
             Event::ProjectSet { project } => self.set_project(project),
             Event::ProjectRemoved { project } => self.remove_project(project),
             Event::RunPlanned { run, plan } => self.plan_run(run, plan),

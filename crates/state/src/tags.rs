@@ -42,7 +42,7 @@ impl Step<'_> {
         self.state.change_environment(environment, |environment| {
             environment.images.insert(variant.clone(), image);
         });
-        self.ask_for_tag(environment, variant);
+        self.request_tag(environment, variant);
         // A run whose image was replaced has nothing to wait for.
         if let Some(replaced) = replaced.filter(|replaced| *replaced != run) {
             self.settle_run(replaced);
@@ -51,7 +51,7 @@ impl Step<'_> {
 
     /// Asks for the reference to be moved, unless that is under way: its answer says what it was moved
     /// to, and whether it must be moved again.
-    fn ask_for_tag(&mut self, environment: EnvironmentId, variant: VariantName) {
+    fn request_tag(&mut self, environment: EnvironmentId, variant: VariantName) {
         let tag = Effect::Tag { environment, variant };
         if !self.state.is_in_outbox(&tag) {
             self.emit(tag);
@@ -72,7 +72,7 @@ impl Step<'_> {
         let record = self.state.environments.get(&environment);
         let Some(image) = record.and_then(|record| record.images.get(&variant)) else { return };
         if image.digest != *digest {
-            return self.ask_for_tag(environment, variant);
+            return self.request_tag(environment, variant);
         }
         let run = image.run;
         if let Err(why) = result {

@@ -130,7 +130,7 @@ impl<G: GithubReads> Reconciler<G> {
         };
         if has_refused {
             // An error means that core stops. The next core starts with all reports.
-            let _ = self.intake.ingest(None, |_| Ok(Event::TellAgain)).await;
+            let _ = self.intake.ingest(None, |_| Ok(Event::RetryReports)).await;
         }
     }
 

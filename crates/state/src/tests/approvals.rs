@@ -32,7 +32,7 @@ fn a_run_that_awaits_approval_is_told_of_and_not_planned() {
 fn nothing_comes_of_a_run_that_awaits_approval_with_time_or_after_a_restart() {
     let mut core = Core::linked();
     let run = core.heard(News::first("a", 1).of_fork());
-    core.tell();
+    core.report_all();
 
     assert_eq!(core.wait(Duration::from_hours(24)), []);
     assert_eq!(core.restart(), []);
@@ -69,7 +69,7 @@ fn a_run_that_awaits_approval_holds_up_nobody() {
 fn an_approved_run_is_planned_at_once_and_told_of() {
     let mut core = Core::linked();
     let run = core.heard(News::first("a", 1).of_fork());
-    core.tell();
+    core.report_all();
 
     assert_eq!(approve(&mut core, run), [Effect::Plan { run }, REPORT]);
 
@@ -83,7 +83,7 @@ fn a_run_is_approved_once() {
     let mut core = Core::linked();
     let run = core.heard(News::first("a", 1).of_fork());
     approve(&mut core, run);
-    core.tell();
+    core.report_all();
 
     assert_eq!(core.step(Event::RunApproved { run, by: "mallory".to_owned() }), []);
 
@@ -94,7 +94,7 @@ fn a_run_is_approved_once() {
 fn a_run_that_needs_no_approval_gets_none() {
     let mut core = Core::linked();
     let run = core.heard(News::first("a", 1));
-    core.tell();
+    core.report_all();
 
     assert_eq!(approve(&mut core, run), []);
     assert_eq!(approve(&mut core, RunId::from_bits(99)), []);
@@ -146,7 +146,7 @@ fn a_run_that_awaits_approval_ends_with_a_newer_commit() {
     let mut core = Core::linked();
     let first = core.heard(News::first("a", 1).of_fork());
     core.heard(News::pushed("a", "b", 2).of_fork());
-    core.tell();
+    core.report_all();
 
     assert_eq!(approve(&mut core, first), [], "somebody looked at the older commit");
 
@@ -159,7 +159,7 @@ fn a_run_that_awaits_approval_ends_with_its_pull_request() {
     let mut core = Core::linked();
     let run = core.heard(News::first("a", 1).of_fork());
     core.close(2);
-    core.tell();
+    core.report_all();
 
     assert_eq!(approve(&mut core, run), []);
 
@@ -170,10 +170,10 @@ fn a_run_that_awaits_approval_ends_with_its_pull_request() {
 fn a_run_that_awaits_approval_may_be_cancelled() {
     let mut core = Core::linked();
     let run = core.heard(News::first("a", 1).of_fork());
-    core.tell();
+    core.report_all();
 
     assert_eq!(core.cancel(run), [REPORT]);
-    core.tell();
+    core.report_all();
     assert_eq!(approve(&mut core, run), []);
 
     assert_eq!(core.stopped(run), Some(CancelReason::Requested));

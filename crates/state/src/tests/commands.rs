@@ -32,7 +32,7 @@ fn answer(core: &mut Core, command: &Command, verdict: CommandVerdict) -> Vec<Ef
     core.step(Event::CommandChecked { environment: ENVIRONMENT, command, verdict })
 }
 
-/// Gives the command, of somebody who may, and returns what people are told of it.
+/// Gives the command, of somebody who may, and returns the note in the report.
 fn follow(core: &mut Core, command: &Command, run: Option<Run>) -> String {
     assert_eq!(give(core, command), [check(command)]);
     let accepted = CommandVerdict::Accepted;
@@ -62,7 +62,7 @@ fn rebuild_of(core: &mut Core, repeated: RunId) -> Run {
 fn a_command_is_followed_after_github_was_asked_and_people_are_told() {
     let mut core = Core::linked();
     let run = core.heard(News::first("a", 1));
-    core.tell();
+    core.report_all();
 
     assert_eq!(give(&mut core, &cancel(1)), [check(&cancel(1))]);
     assert_eq!(core.stopped(run), None, "nobody knows yet whether they may");
@@ -77,7 +77,7 @@ fn a_command_is_followed_after_github_was_asked_and_people_are_told() {
 fn a_command_of_somebody_who_may_not_is_not_followed_and_people_are_told_why() {
     let mut core = Core::linked();
     let run = core.heard(News::first("a", 1));
-    core.tell();
+    core.report_all();
     give(&mut core, &cancel(1));
 
     let rejected = CommandVerdict::Rejected { reason: "they may not write".to_owned() };
@@ -124,7 +124,7 @@ fn a_label_is_no_comment_and_is_checked_once_at_a_time() {
 fn an_answer_that_nobody_waits_for_changes_nothing() {
     let mut core = Core::linked();
     let run = core.heard(News::first("a", 1));
-    core.tell();
+    core.report_all();
 
     assert_eq!(answer(&mut core, &cancel(1), CommandVerdict::Accepted), []);
 

@@ -35,7 +35,7 @@ fn a_run_that_is_there_is_not_started_again() {
     let (run, event) = core.news(News::first("a", 1));
     core.step(event.clone());
     core.close_by_hand();
-    core.tell();
+    core.report_all();
 
     assert_eq!(core.step(event), [], "it is the same news");
 
@@ -375,13 +375,13 @@ fn a_delivery_that_core_has_no_use_for_is_noted_until_it_is_forgotten() {
 
 // The runs of older commits.
 
-/// A newer commit comes, and GitHub is told of all that it changed.
+/// Moves the head to a newer commit, and completes the reports.
 fn supersede(core: &mut Core, older: RunId) -> (RunId, Vec<Effect>) {
     let (newer, event) = core.news(News::pushed("a", "b", 9));
     let effects = core.step(event);
     assert_eq!(core.stopped(older), Some(CancelReason::Superseded));
     assert_eq!(core.environment().report.run, Some(newer));
-    core.tell();
+    core.report_all();
     (newer, effects)
 }
 
@@ -540,7 +540,7 @@ fn on_a_branch_a_push_and_what_people_start_go_side_by_side() {
     let push = core.heard(News::on_branch("a", 1));
     let own = start_by_hand(&mut core, None, Trigger::Manual);
     assert_eq!(core.stopped(push), None);
-    assert_eq!(core.environment().report.run, Some(push), "only pushes are told of");
+    assert_eq!(core.environment().report.run, Some(push), "only pushes are reported");
 
     let next = core.heard(News::on_branch("b", 2));
 

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// The environment of the pull request, or of the branch where that is what is told of.
+/// The environment of the pull request, or of the branch that is reported.
 pub(super) const ENVIRONMENT: EnvironmentId = EnvironmentId::from_bits(1);
 pub(super) const PROJECT: ProjectId = ProjectId::from_bits(1);
 pub(super) const REPORT: Effect = Effect::Report { environment: ENVIRONMENT };
@@ -139,17 +139,21 @@ impl Core {
         self.state.outbox.values().any(|pending| pending == effect)
     }
 
-    /// GitHub was told of all there is to tell, where it waits for that.
-    pub(super) fn tell(&mut self) -> Vec<Effect> {
+    /// Completes the pending report, if there is one.
+    pub(super) fn report_all(&mut self) -> Vec<Effect> {
         let wanted = self.environment().report.wanted;
-        self.told(wanted, Ok(Told::default()))
+        self.reported(wanted, Ok(PublishedReport::default()))
     }
 
-    pub(super) fn told(&mut self, wanted: u64, result: Result<Told, String>) -> Vec<Effect> {
+    pub(super) fn reported(
+        &mut self,
+        wanted: u64,
+        result: Result<PublishedReport, String>,
+    ) -> Vec<Effect> {
         self.step(Event::Reported { environment: ENVIRONMENT, wanted, result })
     }
 
-    /// A planned run of one build that is told of, with a reference that is the same in each run.
+    /// A planned and reported run of one build, with a reference that is the same in each run.
     pub(super) fn plan_tagged(&mut self, run: RunId) -> JobId {
         let tag = Some("registry/app:latest".parse().unwrap());
         let build = PlannedJob { tag, ..self.build(Arch::Amd64) };

@@ -43,9 +43,9 @@ fn a_removed_project_keeps_its_record_and_its_pull_requests_are_closed() {
     let mut core = Core::linked();
     let run = core.heard(News::first("a", 1));
     let (_, machine) = core.build_tagged(run);
-    core.tell();
+    core.report_all();
 
-    assert_eq!(remove(&mut core), [Effect::Terminate { machine }], "GitHub is told nothing more");
+    assert_eq!(remove(&mut core), [Effect::Terminate { machine }], "GitHub gets no more reports");
 
     assert_eq!(core.stopped(run), Some(CancelReason::EnvironmentClosed));
     assert_eq!(core.head(), (commit("a"), false));

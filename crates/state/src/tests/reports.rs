@@ -1,12 +1,12 @@
-//! What GitHub is told.
+//! Reports to GitHub.
 
 use super::news::*;
 use super::*;
 
-/// How many changes there are to tell, and how many were told.
+/// The number of the newest change, and that of the newest published one.
 fn counts(core: &Core) -> (u64, u64) {
     let report = &core.environment().report;
-    (report.wanted, report.told)
+    (report.wanted, report.published)
 }
 
 #[test]
@@ -15,7 +15,7 @@ fn a_change_is_told_once() {
     let run = core.heard(News::first("a", 1));
     assert_eq!((core.is_in_outbox(&REPORT), counts(&core)), (true, (1, 0)));
 
-    assert_eq!(core.tell(), []);
+    assert_eq!(core.report_all(), []);
     assert_eq!((core.is_in_outbox(&REPORT), counts(&core)), (false, (1, 1)));
 
     assert_eq!(core.plan(run, &[]), [REPORT]);
@@ -33,10 +33,10 @@ fn changes_during_a_telling_are_told_by_one_more() {
     let reports = core.state.outbox.values().filter(|effect| **effect == REPORT).count();
     assert_eq!(reports, 1);
 
-    assert_eq!(core.told(1, Ok(Told::default())), [REPORT]);
+    assert_eq!(core.reported(1, Ok(PublishedReport::default())), [REPORT]);
     assert_eq!(counts(&core), (wanted, 1));
 
-    assert_eq!(core.told(wanted, Ok(Told::default())), []);
+    assert_eq!(core.reported(wanted, Ok(PublishedReport::default())), []);
     assert_eq!(counts(&core), (wanted, wanted));
 }
 
@@ -49,19 +49,22 @@ fn what_github_was_told_is_kept_for_the_next_time() {
         description: "planned".to_owned(),
         target_url: String::new(),
     };
-    let told = Told {
+    let published = PublishedReport {
         comment: Some(3),
         comment_digest: Some("0".repeat(64)),
         commit: Some(commit("a")),
         statuses: BTreeMap::from([("stagely".to_owned(), status)]),
     };
 
-    core.told(1, Ok(told.clone()));
+    core.reported(1, Ok(published.clone()));
 
     core.restart();
     let report = &core.environment().report;
-    assert_eq!((report.comment, &report.comment_digest), (told.comment, &told.comment_digest));
-    assert_eq!((&report.commit, &report.statuses), (&told.commit, &told.statuses));
+    assert_eq!(
+        (report.comment, &report.comment_digest),
+        (published.comment, &published.comment_digest)
+    );
+    assert_eq!((&report.commit, &report.statuses), (&published.commit, &published.statuses));
     assert_eq!(report.problem, None);
 }
 
@@ -69,10 +72,10 @@ fn what_github_was_told_is_kept_for_the_next_time() {
 fn a_telling_that_nobody_waits_for_changes_nothing() {
     let mut core = Core::linked();
     core.hear(News::first("a", 1));
-    core.tell();
-    let told = Told { comment: Some(3), ..Told::default() };
+    core.report_all();
+    let published = PublishedReport { comment: Some(3), ..PublishedReport::default() };
 
-    assert_eq!(core.told(9, Ok(told)), []);
+    assert_eq!(core.reported(9, Ok(published)), []);
 
     assert_eq!((counts(&core), core.environment().report.comment), ((1, 1), None));
 }
@@ -86,23 +89,23 @@ fn a_telling_that_was_under_way_when_core_ended_is_not_lost() {
 
     assert!(core.is_in_outbox(&REPORT));
     assert_eq!(counts(&core), (1, 0));
-    assert_eq!(core.tell(), []);
+    assert_eq!(core.report_all(), []);
 }
 
 #[test]
 fn what_github_refused_is_told_again_with_the_next_change() {
     let mut core = Core::linked();
     let run = core.heard(News::first("a", 1));
-    core.told(1, Ok(Told { comment: Some(3), ..Told::default() }));
+    core.reported(1, Ok(PublishedReport { comment: Some(3), ..PublishedReport::default() }));
     core.cancel(run);
-    assert_eq!(core.told(2, Err("no permission".to_owned())), [], "it would refuse again");
+    assert_eq!(core.reported(2, Err("no permission".to_owned())), [], "it would refuse again");
     let report = &core.environment().report;
     assert_eq!((report.problem.as_deref(), report.comment), (Some("no permission"), Some(3)));
 
     core.heard(News::pushed("a", "b", 2));
 
     assert!(core.is_in_outbox(&REPORT));
-    core.tell();
+    core.report_all();
     assert_eq!(core.environment().report.problem, None);
 }
 
@@ -110,13 +113,13 @@ fn what_github_refused_is_told_again_with_the_next_change() {
 fn what_github_refused_is_told_again_when_core_starts() {
     let mut core = Core::linked();
     core.hear(News::first("a", 1));
-    core.told(1, Err("no permission".to_owned()));
+    core.reported(1, Err("no permission".to_owned()));
 
     assert_eq!(core.restart(), [REPORT]);
 
     assert_eq!(counts(&core), (2, 1));
-    core.tell();
-    assert_eq!(core.restart(), [], "it was told");
+    core.report_all();
+    assert_eq!(core.restart(), [], "the report has succeeded");
 }
 
 #[test]
@@ -139,7 +142,11 @@ fn a_project_that_is_not_listened_to_any_more_is_not_told_of() {
     core.step(Event::ProjectRemoved { project: PROJECT });
 
     assert_eq!(core.cancel(run), []);
-    assert_eq!(core.told(0, Err("nobody listens".to_owned())), [], "there would be more to tell");
+    assert_eq!(
+        core.reported(0, Err("nobody listens".to_owned())),
+        [],
+        "there would be more to report"
+    );
 
     assert!(core.state.outbox.is_empty());
     assert_eq!(core.restart(), []);
@@ -149,7 +156,7 @@ fn a_project_that_is_not_listened_to_any_more_is_not_told_of() {
 fn what_people_start_on_a_branch_is_their_own_affair() {
     let mut core = Core::linked();
     let push = core.heard(News::on_branch("a", 1));
-    core.tell();
+    core.report_all();
 
     let own = core.request(1);
     core.plan(own, &[]);
@@ -163,7 +170,7 @@ fn what_people_start_on_a_branch_is_their_own_affair() {
 fn the_end_of_a_superseded_run_is_told_by_the_newer_one_alone() {
     let mut core = Core::linked();
     let older = core.heard(News::first("a", 1));
-    core.tell();
+    core.report_all();
 
     let newer = core.heard(News::pushed("a", "b", 2));
 
@@ -176,7 +183,7 @@ fn the_end_of_a_superseded_run_is_told_by_the_newer_one_alone() {
 fn the_end_of_a_closed_pull_request_is_told() {
     let mut core = Core::linked();
     core.hear(News::first("a", 1));
-    core.tell();
+    core.report_all();
 
     assert_eq!(core.close(2), [REPORT]);
 }
@@ -187,9 +194,9 @@ fn an_environment_stays_until_github_has_answered() {
     let run = core.heard(News::first("a", 1));
     core.close(2);
     core.step(Event::Forgotten { runs: vec![run], machines: Vec::new(), deliveries: Vec::new() });
-    assert!(core.state.environments.contains_key(&ENVIRONMENT), "GitHub is being told");
+    assert!(core.state.environments.contains_key(&ENVIRONMENT), "a report is under way");
 
-    assert_eq!(core.told(1, Ok(Told::default())), [], "nobody knows the run any more");
+    assert_eq!(core.reported(1, Ok(PublishedReport::default())), [], "the run is forgotten");
 
     assert!(core.state.environments.is_empty() && core.state.outbox.is_empty());
 }
@@ -198,13 +205,13 @@ fn an_environment_stays_until_github_has_answered() {
 fn an_environment_stays_until_its_last_command_is_answered() {
     let mut core = Core::linked();
     let run = core.heard(News::first("a", 1));
-    core.tell();
+    core.report_all();
     let kind = CommandKind::Cancel;
     let (comment, author, at) = (Some(1), "carol".to_owned(), second(2));
     let command = Command { comment, author, kind, at, is_late: false };
     core.step(Event::CommandGiven { environment: ENVIRONMENT, command: command.clone() });
     core.plan(run, &[]);
-    core.tell();
+    core.report_all();
     core.step(Event::Forgotten { runs: vec![run], machines: Vec::new(), deliveries: Vec::new() });
     assert!(core.environment().closed);
 

@@ -100,7 +100,7 @@ fn check_told(core: &State, before: &Before, served: &[(&Machine, &Job)]) {
         let attempt = transitions::current(core, machine);
         if let Some(attempt) = attempt.filter(|attempt| !before.had(machine.id, *attempt)) {
             let count = served.iter().filter(|(_, job)| job.id == attempt.job).count();
-            assert_eq!(count, 1, "{} is not told of {attempt:?}", machine.id);
+            assert_eq!(count, 1, "{} gets no order for {attempt:?}", machine.id);
         }
     }
 }

@@ -447,7 +447,7 @@ impl LiveWork {
         if goes_on {
             assert!(
                 is_stopped(id, self.attempt, effects),
-                "{id} is not told to stop {:?}",
+                "{id} gets no order to stop {:?}",
                 self.attempt
             );
         }

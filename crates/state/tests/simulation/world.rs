@@ -670,7 +670,7 @@ impl World {
                     .any(|environment| environment.report.problem.is_some());
                 if has_problem && !mem::replace(&mut is_mended, true) {
                     // Somebody has mended what GitHub refused, and core tries again now and then.
-                    self.deliver(Event::TellAgain);
+                    self.deliver(Event::RetryReports);
                     continue;
                 }
                 self.memory.check_at_rest(self);

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use stagely_state::ids::EnvironmentId;
-use stagely_state::{RunState, Told};
+use stagely_state::{PublishedReport, RunState};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 
@@ -33,7 +33,7 @@ struct Inner {
     /// The last write of each environment.
     written_at: HashMap<EnvironmentId, Instant>,
     /// The published part of reports of which GitHub refused another part.
-    partly_published: HashMap<EnvironmentId, Told>,
+    partly_published: HashMap<EnvironmentId, PublishedReport>,
 }
 
 impl ReportQueue {
@@ -66,7 +66,7 @@ impl ReportQueue {
     }
 
     /// Keeps the published part of a report, or drops it.
-    pub(crate) fn remember(&self, environment: EnvironmentId, part: Option<Told>) {
+    pub(crate) fn remember(&self, environment: EnvironmentId, part: Option<PublishedReport>) {
         let parts = &mut lock(&self.inner).partly_published;
         match part {
             Some(part) => parts.insert(environment, part),
@@ -74,7 +74,7 @@ impl ReportQueue {
         };
     }
 
-    pub(super) fn remembered(&self, environment: EnvironmentId) -> Option<Told> {
+    pub(super) fn remembered(&self, environment: EnvironmentId) -> Option<PublishedReport> {
         lock(&self.inner).partly_published.get(&environment).cloned()
     }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use rand::RngExt as _;
 use stagely_state::ids::EnvironmentId;
-use stagely_state::{Report, Told};
+use stagely_state::{PublishedReport, Report};
 use tracing::warn;
 use url::Url;
 
@@ -68,7 +68,7 @@ struct WriteKind {
 
 impl<T: ReportTarget> EnvironmentReporter<T> {
     /// Publishes the current state. Returns what is published, and of which [`Report::wanted`].
-    pub(crate) async fn publish(&self) -> (u64, Result<Told, String>) {
+    pub(crate) async fn publish(&self) -> (u64, Result<PublishedReport, String>) {
         self.queue.pause(self.environment, self.interval).await;
         let before = self.published_before();
         let mut comment = PublishedComment { id: before.comment, digest: before.comment_digest };
@@ -77,7 +77,7 @@ impl<T: ReportTarget> EnvironmentReporter<T> {
             let publishing_comment = self.publish_comment(&mut comment);
             self.publish_statuses_beside(&mut statuses, publishing_comment).await
         };
-        let published = Told {
+        let published = PublishedReport {
             comment: comment.id,
             comment_digest: comment.digest,
             commit: statuses.commit,
@@ -97,7 +97,7 @@ impl<T: ReportTarget> EnvironmentReporter<T> {
         }
     }
 
-    fn published_before(&self) -> Told {
+    fn published_before(&self) -> PublishedReport {
         let remembered = self.queue.remembered(self.environment);
         remembered.unwrap_or_else(|| published(&self.records, self.environment).1)
     }
@@ -137,12 +137,15 @@ impl<T: ReportTarget> EnvironmentReporter<T> {
 }
 
 /// The published state of an environment according to its record, and its [`Report::wanted`].
-pub(crate) fn published(records: &SharedRecords, environment: EnvironmentId) -> (u64, Told) {
+pub(crate) fn published(
+    records: &SharedRecords,
+    environment: EnvironmentId,
+) -> (u64, PublishedReport) {
     let records = records.read();
     let environment = records.environments.get(&environment);
     let report = environment.map(|environment| environment.report.clone()).unwrap_or_default();
     let Report { wanted, comment, comment_digest, commit, statuses, .. } = report;
-    (wanted, Told { comment, comment_digest, commit, statuses })
+    (wanted, PublishedReport { comment, comment_digest, commit, statuses })
 }
 
 /// The problem of a refused write, with what the operator can do.

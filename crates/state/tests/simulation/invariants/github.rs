@@ -1,4 +1,4 @@
-//! What must hold of pull requests, of the runs of forks, and of what GitHub is told.
+//! Invariants of pull requests, of the runs of forks, and of reports to GitHub.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,12 +13,12 @@ use crate::github::{PullRequest, Said};
 use crate::transitions::is_of_github;
 use crate::world::{World, is_superseded};
 
-/// What people agreed to, and what GitHub could not be told.
+/// Which commits were approved, and which runs are never reported.
 #[derive(Clone, Default)]
 pub(crate) struct Memory {
     /// Commits of forks.
     agreed: BTreeSet<(EnvironmentId, CommitSha)>,
-    /// The runs of environments whose project was not listened to: nobody is told of them later.
+    /// The runs of environments whose project was not listened to: they are never reported.
     untold: BTreeMap<EnvironmentId, Option<RunId>>,
     /// Where an environment is that the step hears old news of.
     settled: Option<Settled>,
@@ -103,7 +103,7 @@ impl Memory {
                 self.branches.entry(environment.project).or_default().insert(environment.id);
             }
             check_environment(core, environment);
-            if self.is_told(world, environment) {
+            if self.is_published(world, environment) {
                 check_report(core, environment);
             }
         }
@@ -113,7 +113,7 @@ impl Memory {
     }
 
     /// Whether GitHub has a place for the environment, and had since its newest run is there.
-    fn is_told(&self, world: &World, environment: &Environment) -> bool {
+    fn is_published(&self, world: &World, environment: &Environment) -> bool {
         let run = environment.report.run;
         let was_untold = self.untold.get(&environment.id) == Some(&run);
         let is_there = run.is_some_and(|run| world.core.runs.contains_key(&run));
@@ -160,9 +160,9 @@ impl Memory {
                 let is_clean = environment.images.is_empty() && !environment.has_images;
                 assert!(is_clean, "images of {} are left", environment.id);
             }
-            if self.is_told(world, environment) {
+            if self.is_published(world, environment) {
                 let target = (environment.project, environment.pull_request);
-                let run = &world.core.runs[&environment.report.run.expect("it is told")];
+                let run = &world.core.runs[&environment.report.run.expect("it is reported")];
                 assert_eq!(
                     world.github.shown.get(&target),
                     Some(&Said::of(run)),
@@ -186,29 +186,29 @@ impl Memory {
 
 /// 6. Of those of which one takes the place of the other only the newest goes on.
 fn check_environment(core: &State, environment: &Environment) {
-    let told = environment.report.run;
-    let newest = told.and_then(|run| core.runs.get(&run));
-    assert!(!newest.is_some_and(is_superseded), "{told:?} is told of and was superseded");
-    assert!(environment.report.told <= environment.report.wanted);
+    let reported = environment.report.run;
+    let newest = reported.and_then(|run| core.runs.get(&run));
+    assert!(!newest.is_some_and(is_superseded), "{reported:?} is reported and was superseded");
+    assert!(environment.report.published <= environment.report.wanted);
     let of_it = core.runs.values().filter(|run| run.environment == environment.id);
     for run in of_it.filter(|run| !run.state.is_final()) {
         assert!(!environment.closed, "{} goes on in a closed environment", run.id);
-        // On a branch what people started since goes before the run that is told of.
+        // On a branch, runs that people started since may be newer than the reported run.
         let is_branch = environment.pull_request.is_none();
         let is_other = || newest.is_none_or(|newest| newest.original() != run.original());
         let is_older_once_more = run.rebuilds.is_some() && (is_branch || is_other());
         if is_of_github(core, run) && !is_older_once_more {
-            assert_eq!(told, Some(run.id), "{} goes on beside a newer one", run.id);
+            assert_eq!(reported, Some(run.id), "{} goes on beside a newer one", run.id);
         }
     }
 }
 
-/// What there is to tell is being told.
+/// A change that is not published yet is being reported.
 fn check_report(core: &State, environment: &Environment) {
     let report = Effect::Report { environment: environment.id };
-    let is_telling = core.outbox.values().any(|effect| *effect == report);
-    let is_told = environment.report.told == environment.report.wanted;
-    assert!(is_telling || is_told, "nobody tells of {}", environment.id);
+    let is_reporting = core.outbox.values().any(|effect| *effect == report);
+    let is_published = environment.report.published == environment.report.wanted;
+    assert!(is_reporting || is_published, "nobody tells of {}", environment.id);
     assert!(environment.report.wanted > 0, "nobody wants to tell of {}", environment.id);
 }
 

@@ -78,7 +78,7 @@ impl Before {
         });
         assert!(
             !is_durable || is_stopped(id, attempt, effects),
-            "{id} is not told to stop exporting"
+            "{id} gets no order to stop exporting"
         );
     }
 

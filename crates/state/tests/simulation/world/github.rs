@@ -9,7 +9,7 @@ use stagely_protocol::CommitSha;
 use stagely_state::ids::{EnvironmentId, ProjectId, RunId};
 use stagely_state::{
     Approval, Command, CommandKind, CommandVerdict, Effect, Environment, Event, GithubRun, Head,
-    HeadSource, Run, Told, Trigger,
+    HeadSource, PublishedReport, Run, Trigger,
 };
 
 use super::World;
@@ -145,8 +145,8 @@ impl World {
         let approval = if is_fork { Approval::Awaited } else { Approval::NotNeeded };
         let run = Run { from_fork: is_fork, ..self.run(&environment, &head, trigger) };
         let run = run.with_approval(approval);
-        let is_told = source == HeadSource::Delivery;
-        let is_first = is_told && !is_push && updated_at == created_at;
+        let is_delivered = source == HeadSource::Delivery;
+        let is_first = is_delivered && !is_push && updated_at == created_at;
         let head = Head { commit: head, before, at: updated_at, is_first };
         Event::HeadMoved { run: Box::new(run), environment, head, source }
     }
@@ -316,12 +316,12 @@ impl World {
         let is_linked = self.disk.projects[&record.project].github.is_some();
         let run = record.report.run.and_then(|run| self.disk.runs.get(&run));
         let Some(run) = run.filter(|_| is_linked) else {
-            let result = Ok(Told::default());
+            let result = Ok(PublishedReport::default());
             return self.answers.push(Event::Reported { environment, wanted, result });
         };
         let said = Said::of(run);
         let is_superseded = super::is_superseded(run);
-        assert!(!is_superseded, "{} is told of and was superseded", said.run);
+        assert!(!is_superseded, "{} is reported and was superseded", said.run);
         if self.fault(10) {
             let result = Err("refused".to_owned());
             return self.answers.push(Event::Reported { environment, wanted, result });
@@ -342,7 +342,7 @@ impl World {
         if self.fault(15) {
             return self.in_flight.push(Effect::Report { environment });
         }
-        let result = Ok(Told { comment: Some(1), ..Told::default() });
+        let result = Ok(PublishedReport { comment: Some(1), ..PublishedReport::default() });
         self.answers.push(Event::Reported { environment, wanted, result });
     }
 

@@ -189,7 +189,7 @@ impl Core {
         let (wanted, result) = self.reporter().publish().await;
         self.records.write(|records| {
             let report = &mut records.environments.get_mut(&ENVIRONMENT).unwrap().report;
-            report.told = wanted;
+            report.published = wanted;
             if let Ok(published) = &result {
                 report.comment = published.comment;
                 report.comment_digest = published.comment_digest.clone();
@@ -205,7 +205,7 @@ impl Core {
         loop {
             self.publish().await.unwrap();
             let report = self.environment().report;
-            if report.told >= report.wanted {
+            if report.published >= report.wanted {
                 return;
             }
         }
@@ -363,7 +363,7 @@ async fn an_unchanged_report_is_not_written() {
     assert_eq!((state.created, state.edited, state.statuses_set), (1, 0, 2));
     drop(state);
     let report = core.environment().report;
-    assert_eq!(report.told, report.wanted);
+    assert_eq!(report.published, report.wanted);
 }
 
 #[tokio::test(start_paused = true)]
