@@ -196,7 +196,7 @@ async fn a_next_page_of_tags_that_lies_elsewhere_is_not_asked_for() {
 
     let error = Registry::new(config).unwrap().tags(&format!("{address}/app/pr-7")).await;
 
-    assert!(matches!(error, Err(RegistryError::Answer(_))), "{error:?}");
+    assert!(matches!(error, Err(RegistryError::InvalidResponse(_))), "{error:?}");
 }
 
 #[tokio::test]
@@ -210,7 +210,7 @@ async fn what_cannot_be_is_said_at_once_and_without_the_password() {
     let missing = real.client("password").tag(&real.image("app"), &absent).await.unwrap_err();
     let unread = real.client("no-file").tag(&real.image("app"), &digest).await.unwrap_err();
 
-    assert!(matches!(refused, RegistryError::Access { status: 401, .. }), "{refused}");
+    assert!(matches!(refused, RegistryError::AccessDenied { status: 401, .. }), "{refused}");
     assert!(!format!("{refused:?}").contains("not-the-password"));
     assert!(matches!(missing, RegistryError::Missing(_)), "{missing}");
     assert!(matches!(unread, RegistryError::Password(_)), "{unread}");
@@ -325,5 +325,5 @@ async fn a_write_that_is_sent_elsewhere_is_no_success() {
     let tag: ImageRef = format!("{address}/app/cache:app.pr-7").parse().unwrap();
     let error = Registry::new(config).unwrap().delete(&tag).await.unwrap_err();
 
-    assert!(matches!(error, RegistryError::Answer(_)), "{error}");
+    assert!(matches!(error, RegistryError::InvalidResponse(_)), "{error}");
 }

@@ -127,13 +127,13 @@ fn gives_up(what: &str, error: &RegistryError, round: Round) -> bool {
 const fn may_succeed_later(error: &RegistryError) -> bool {
     match error {
         RegistryError::Unreachable(_)
-        | RegistryError::TooSlow
+        | RegistryError::TimedOut
         | RegistryError::Unavailable { .. }
-        | RegistryError::Access { .. }
+        | RegistryError::AccessDenied { .. }
         | RegistryError::Password(_)
         | RegistryError::Login(_) => true,
-        RegistryError::Missing(_) | RegistryError::Elsewhere { .. } | RegistryError::Answer(_) => {
-            false
-        }
+        RegistryError::Missing(_)
+        | RegistryError::OtherRegistry { .. }
+        | RegistryError::InvalidResponse(_) => false,
     }
 }
