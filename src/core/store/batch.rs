@@ -1,0 +1,111 @@
+//! The rows that one transaction writes or deletes.
+
+use redb::WriteTransaction;
+use serde::Serialize;
+use stagely_protocol::{Fingerprint, ImageRef};
+use stagely_state::ids::{MachineId, ProjectId, RunId};
+use stagely_state::{DeliveryId, Effect, EffectId, Timestamp};
+
+use super::error::StoreError;
+use super::tables::{
+    DELIVERIES, ENVIRONMENTS, FINGERPRINTS, IdTable, JOBS, MACHINE_TOKENS, MACHINES, OUTBOX,
+    PROJECT_SECRETS, PROJECTS, RUN_SECRETS, RUNS,
+};
+use crate::core::tokens::TokenHash;
+
+/// A table of records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RecordTable {
+    Projects,
+    Environments,
+    Runs,
+    Jobs,
+    Machines,
+}
+
+impl RecordTable {
+    const fn definition(self) -> IdTable {
+        match self {
+            Self::Projects => PROJECTS,
+            Self::Environments => ENVIRONMENTS,
+            Self::Runs => RUNS,
+            Self::Jobs => JOBS,
+            Self::Machines => MACHINES,
+        }
+    }
+}
+
+/// Rows to write or delete together. `None` deletes a row.
+#[derive(Default)]
+pub struct Batch {
+    rows: Vec<(IdTable, u128, Option<Vec<u8>>)>,
+    outbox: Vec<(EffectId, Option<Vec<u8>>)>,
+    fingerprints: Vec<(ImageRef, Option<String>)>,
+}
+
+impl Batch {
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty() && self.outbox.is_empty() && self.fingerprints.is_empty()
+    }
+
+    pub fn record(&mut self, table: RecordTable, key: u128, record: Option<&impl Serialize>) {
+        self.rows.push((table.definition(), key, record.map(encode)));
+    }
+
+    pub fn effect(&mut self, id: EffectId, effect: Option<&Effect>) {
+        self.outbox.push((id, effect.map(encode)));
+    }
+
+    pub fn run_secrets(&mut self, run: RunId, sealed: Option<Vec<u8>>) {
+        self.rows.push((RUN_SECRETS, run.bits(), sealed));
+    }
+
+    pub fn delivery(&mut self, delivery: DeliveryId, at: Option<&Timestamp>) {
+        self.rows.push((DELIVERIES, delivery.0, at.map(encode)));
+    }
+
+    pub fn project_secret(&mut self, project: ProjectId, sealed: Option<Vec<u8>>) {
+        self.rows.push((PROJECT_SECRETS, project.bits(), sealed));
+    }
+
+    /// The fingerprint of the build whose layers `cache` holds.
+    pub fn fingerprint(&mut self, cache: &ImageRef, fingerprint: Option<&Fingerprint>) {
+        let text = fingerprint.map(|fingerprint| fingerprint.as_str().to_owned());
+        self.fingerprints.push((cache.clone(), text));
+    }
+
+    /// Replaces all token hashes of a machine.
+    pub fn machine_tokens(&mut self, machine: MachineId, hashes: Option<&[TokenHash]>) {
+        let bytes = hashes.map(|hashes| hashes.iter().flat_map(|hash| hash.0).collect());
+        self.rows.push((MACHINE_TOKENS, machine.bits(), bytes));
+    }
+
+    pub(super) fn write_to(&self, write: &WriteTransaction) -> Result<(), StoreError> {
+        for (table, key, value) in &self.rows {
+            let mut table = write.open_table(*table)?;
+            match value {
+                Some(value) => table.insert(key, value.as_slice())?,
+                None => table.remove(key)?,
+            };
+        }
+        let mut outbox = write.open_table(OUTBOX)?;
+        for (id, effect) in &self.outbox {
+            match effect {
+                Some(effect) => outbox.insert(id.0, effect.as_slice())?,
+                None => outbox.remove(id.0)?,
+            };
+        }
+        let mut fingerprints = write.open_table(FINGERPRINTS)?;
+        for (cache, text) in &self.fingerprints {
+            match text {
+                Some(text) => fingerprints.insert(cache.as_str(), text.as_str())?,
+                None => fingerprints.remove(cache.as_str())?,
+            };
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn encode(record: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(record).expect("a record has string keys and no failing serializer")
+}

@@ -1,0 +1,45 @@
+//! The tables, and the layout that they form together.
+
+use redb::TableDefinition;
+
+/// Keyed by the bits of an id, so rows are in the order in which they were made.
+pub(super) type IdTable = TableDefinition<'static, u128, &'static [u8]>;
+
+pub(super) const PROJECTS: IdTable = TableDefinition::new("projects");
+pub(super) const ENVIRONMENTS: IdTable = TableDefinition::new("environments");
+pub(super) const RUNS: IdTable = TableDefinition::new("runs");
+pub(super) const JOBS: IdTable = TableDefinition::new("jobs");
+pub(super) const MACHINES: IdTable = TableDefinition::new("machines");
+pub(super) const OUTBOX: TableDefinition<'static, u64, &[u8]> = TableDefinition::new("outbox");
+/// Sealed by the keyring. A row is deleted when its run has ended.
+pub(super) const RUN_SECRETS: IdTable = TableDefinition::new("run_secrets");
+/// Tokens of projects' repositories, sealed by the keyring.
+pub(super) const PROJECT_SECRETS: IdTable = TableDefinition::new("project_secrets");
+/// The hashes, 32 bytes each, of the tokens that a machine may use for HELLO.
+pub(super) const MACHINE_TOKENS: IdTable = TableDefinition::new("machine_tokens");
+/// Fingerprints of builds by the cache ref that holds their layers. Up to 768 KiB each, so they are read when they
+/// are needed and not at the start.
+pub(super) const FINGERPRINTS: TableDefinition<'static, &str, &str> =
+    TableDefinition::new("fingerprints");
+pub(super) const API_TOKENS: TableDefinition<'static, [u8; 32], &[u8]> =
+    TableDefinition::new("api_tokens");
+/// The time of each of GitHub's deliveries.
+pub(super) const DELIVERIES: IdTable = TableDefinition::new("deliveries");
+pub(super) const META: TableDefinition<'static, &str, &str> = TableDefinition::new("meta");
+
+/// The tables that are keyed by ids.
+pub(super) const ID_TABLES: [IdTable; 9] = [
+    PROJECTS,
+    ENVIRONMENTS,
+    RUNS,
+    JOBS,
+    MACHINES,
+    RUN_SECRETS,
+    PROJECT_SECRETS,
+    MACHINE_TOKENS,
+    DELIVERIES,
+];
+
+/// The version of the tables' layout. A store of another version is refused. New fields of records that have a
+/// default need no new version.
+pub(super) const LAYOUT: &str = "2";

@@ -1,0 +1,162 @@
+//! What a store holds after it is opened again, and which stores are refused.
+
+use std::collections::BTreeMap;
+
+use stagely_state::ids::{EnvironmentId, MachineId, ProjectId, RunId};
+use stagely_state::{Effect, EffectId, Environment, Project, Snapshot, Timestamp};
+use tempfile::TempDir;
+
+use super::tables::JOBS;
+use super::*;
+use crate::api::Role;
+
+struct Folder(TempDir);
+
+impl Folder {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn open(&self) -> Result<(Store, StoreContents), StoreError> {
+        Store::open(&self.0.path().join("core.redb"))
+    }
+
+    /// Changes the closed database behind the store's back.
+    fn tamper(&self, change: impl FnOnce(&redb::WriteTransaction)) {
+        let database = Database::open(self.0.path().join("core.redb")).unwrap();
+        let write = database.begin_write().unwrap();
+        change(&write);
+        write.commit().unwrap();
+    }
+}
+
+fn project(name: &str) -> Project {
+    let id = ProjectId::from_bits(1);
+    Project::new(id, name.to_owned(), "https://git.example/app".to_owned())
+}
+
+fn environment() -> Environment {
+    let id = EnvironmentId::from_bits(u128::MAX);
+    Environment::new(id, ProjectId::from_bits(1), "main".to_owned())
+}
+
+/// Writes something into every table that a batch can write to.
+fn full_batch() -> Batch {
+    let mut batch = Batch::default();
+    batch.record(RecordTable::Projects, 1, Some(&project("app")));
+    batch.record(RecordTable::Environments, u128::MAX, Some(&environment()));
+    batch.effect(EffectId(3), Some(&Effect::Plan { run: RunId::from_bits(2) }));
+    batch.run_secrets(RunId::from_bits(2), Some(vec![1, 2, 3]));
+    let hashes = [TokenHash([1; 32]), TokenHash([2; 32])];
+    batch.machine_tokens(MachineId::from_bits(4), Some(&hashes));
+    batch
+}
+
+#[test]
+fn what_was_committed_is_there_when_it_is_opened_again() {
+    let folder = Folder::new();
+    let (store, new) = folder.open().unwrap();
+    assert_eq!(new.state, Snapshot::default());
+    let token = ApiToken { name: "ci".to_owned(), role: Role::Write, created_at: Timestamp(5) };
+    store.commit(&full_batch()).unwrap();
+    store.add_api_token(TokenHash([9; 32]), &token).unwrap();
+    drop(store);
+
+    let (_, stored) = folder.open().unwrap();
+
+    assert_eq!(stored.core_id, new.core_id, "machines are found by it");
+    assert_eq!(stored.state.projects[&ProjectId::from_bits(1)], project("app"));
+    assert_eq!(stored.state.environments[&environment().id], environment());
+    let plan = Effect::Plan { run: RunId::from_bits(2) };
+    assert_eq!(stored.state.outbox, BTreeMap::from([(EffectId(3), plan)]));
+    assert_eq!(stored.run_secrets, [(RunId::from_bits(2), vec![1, 2, 3])]);
+    let hashes = vec![TokenHash([1; 32]), TokenHash([2; 32])];
+    assert_eq!(stored.machine_tokens, [(MachineId::from_bits(4), hashes)]);
+    assert_eq!(stored.api_tokens, [(TokenHash([9; 32]), token)]);
+}
+
+#[test]
+fn a_batch_changes_and_deletes_rows_and_leaves_the_others_alone() {
+    let folder = Folder::new();
+    let (store, _) = folder.open().unwrap();
+    store.commit(&full_batch()).unwrap();
+    let mut batch = Batch::default();
+    batch.record(RecordTable::Projects, 1, Some(&project("renamed")));
+    batch.record(RecordTable::Environments, u128::MAX, None::<&Environment>);
+    batch.effect(EffectId(3), None);
+    batch.run_secrets(RunId::from_bits(2), None);
+    store.commit(&batch).unwrap();
+    drop(store);
+
+    let (_, stored) = folder.open().unwrap();
+
+    assert_eq!(stored.state.projects[&ProjectId::from_bits(1)], project("renamed"));
+    assert!(stored.state.environments.is_empty() && stored.state.outbox.is_empty());
+    assert!(stored.run_secrets.is_empty());
+    assert_eq!(stored.machine_tokens.len(), 1);
+}
+
+#[test]
+fn a_fingerprint_is_found_by_the_first_cache_that_has_one() {
+    let folder = Folder::new();
+    let (store, _) = folder.open().unwrap();
+    let cache = |name: &str| format!("r/app/cache:{name}").parse::<ImageRef>().unwrap();
+    let print = |text: &str| Fingerprint::try_from(text.to_owned()).unwrap();
+    let mut batch = Batch::default();
+    batch.fingerprint(&cache("app"), Some(&print("shared")));
+    batch.fingerprint(&cache("app.pr-7"), Some(&print("own")));
+    store.commit(&batch).unwrap();
+    drop(store);
+
+    let (store, _) = folder.open().unwrap();
+
+    let first_of = |names: &[&str]| {
+        let caches: Vec<ImageRef> = names.iter().map(|name| cache(name)).collect();
+        store.fingerprint(&caches).unwrap()
+    };
+    assert_eq!(first_of(&["app.pr-7", "app"]), Some(print("own")));
+    assert_eq!(first_of(&["app.pr-8", "app"]), Some(print("shared")));
+    assert_eq!(first_of(&["app.pr-8"]), None);
+    let mut batch = Batch::default();
+    batch.fingerprint(&cache("app.pr-7"), None);
+    store.commit(&batch).unwrap();
+    assert_eq!(first_of(&["app.pr-7", "app"]), Some(print("shared")));
+}
+
+#[test]
+fn a_database_that_is_open_is_in_use() {
+    let folder = Folder::new();
+    let (store, _) = folder.open().unwrap();
+
+    assert!(matches!(folder.open(), Err(StoreError::InUse)));
+
+    drop(store);
+    folder.open().unwrap();
+}
+
+#[test]
+fn another_layout_is_refused_and_left_as_it_is() {
+    let folder = Folder::new();
+    drop(folder.open().unwrap());
+    folder.tamper(|write| {
+        write.open_table(META).unwrap().insert("layout", "0").unwrap();
+    });
+
+    for _ in 0..2 {
+        let Err(StoreError::Layout { found }) = folder.open() else { panic!("it is taken") };
+        assert_eq!(found, "0");
+    }
+}
+
+#[test]
+fn a_record_that_cannot_be_read_is_named_by_its_table() {
+    let folder = Folder::new();
+    drop(folder.open().unwrap());
+    folder.tamper(|write| {
+        write.open_table(JOBS).unwrap().insert(1, b"{}".as_slice()).unwrap();
+    });
+
+    let Err(StoreError::Record { table, .. }) = folder.open() else { panic!("it is read") };
+
+    assert_eq!(table, "jobs");
+}
