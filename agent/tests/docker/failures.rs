@@ -1,0 +1,62 @@
+//! Builds that fail, and whose fault that is.
+
+use std::time::Duration;
+
+use serde_json::json;
+use stagely_protocol::{FailureReason, RegistryProblem, StatusState};
+
+use crate::setup::Setup;
+
+#[tokio::test]
+async fn the_users_failures_name_the_step() {
+    let setup = Setup::new("fails");
+    let dockerfile = "FROM debian:13-slim\nRUN echo the reason; exit 42\n";
+    let status = setup.run(setup.build(&[("Dockerfile", dockerfile)], json!({}))).await;
+    assert_eq!(
+        (status.state, status.exit_code),
+        (StatusState::Failed, Some(42)),
+        "{}",
+        setup.log()
+    );
+    let Some(FailureReason::User { step, exit_code: 42 }) = status.error else {
+        panic!("{:?}", status.error)
+    };
+    assert_eq!(step, "[2/2] RUN echo the reason; exit 42");
+    assert!(status.error_message.unwrap().contains("the reason"));
+
+    for dockerfile in ["FROM debian:13-slim\nRUNN x\n", "FROM debian:13-slim\nCOPY nothing /\n"] {
+        let status = setup.run(setup.build(&[("Dockerfile", dockerfile)], json!({}))).await;
+        let user = matches!(status.error, Some(FailureReason::User { exit_code: 1, .. }));
+        assert!(user, "{status:?}\n{}", setup.log());
+    }
+    let missing = setup.build(&[], json!({ "dockerfile": "x.Dockerfile" }));
+    let status = setup.run(missing).await;
+    let message = status.error_message.unwrap();
+    assert_eq!(message, "no Dockerfile: `x.Dockerfile` is not a file of the repository");
+}
+
+#[tokio::test]
+async fn a_registry_that_refuses_and_one_that_does_not_answer_are_different_reasons() {
+    let setup = Setup::new("registry");
+    let files = [("Dockerfile", "FROM debian:13-slim\n")];
+    let mut message = setup.build(&files, json!({}));
+    message["registry_auth"]["password"] = "wrong-password".into();
+    let status = setup.run(message).await;
+    let problem = RegistryProblem::Authentication;
+    assert_eq!(status.error, Some(FailureReason::Registry { problem }), "{}", setup.log());
+
+    let mut message = setup.build(&files, json!({}));
+    message.as_object_mut().unwrap().remove("registry_auth");
+    let status = setup.run(message).await;
+    assert_eq!(status.error, Some(FailureReason::Registry { problem }), "{}", setup.log());
+
+    let unreachable = json!({ "target_image": "127.0.0.1:1/a:b" });
+    let retry_limit = Duration::from_secs(2);
+    let status = setup.run_with(setup.build(&files, unreachable.clone()), retry_limit).await;
+    let problem = RegistryProblem::Unavailable;
+    assert_eq!(status.error, Some(FailureReason::Registry { problem }), "{}", setup.log());
+    let mut message = setup.build(&files, unreachable);
+    message.as_object_mut().unwrap().remove("registry_auth");
+    let status = setup.run_with(message, retry_limit).await;
+    assert_eq!(status.error, Some(FailureReason::Registry { problem }), "{}", setup.log());
+}
