@@ -3,7 +3,7 @@
 mod connection;
 mod error;
 mod follow;
-mod retry;
+pub(crate) mod retry;
 
 use std::time::Duration;
 

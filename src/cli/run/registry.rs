@@ -2,10 +2,8 @@
 //! keeps running, so that its images can be pulled and the next run finds its caches.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use anyhow::Context as _;
-use backon::{ConstantBuilder, Retryable as _};
 use bollard::Docker;
 use bollard::errors::Error;
 use bollard::models::{
@@ -16,6 +14,8 @@ use bollard::query_parameters::{
     StartContainerOptions,
 };
 use futures_util::TryStreamExt as _;
+
+use crate::client::retry::retry_until_started;
 
 /// The name of the container and of its volume.
 const NAME: &str = "stagely-registry";
@@ -32,10 +32,6 @@ const PORT: &str = "7781";
 
 /// The port inside the container.
 const CONTAINER_PORT: &str = "5000/tcp";
-
-/// Waits for the first response for 15 s in all.
-const START_BACKOFF: ConstantBuilder =
-    ConstantBuilder::new().with_delay(Duration::from_millis(100)).with_max_times(150);
 
 /// Ensures that the registry runs, and returns its address.
 ///
@@ -68,7 +64,7 @@ async fn start(docker_host: Option<&str>) -> anyhow::Result<()> {
         docker.start_container(NAME, None::<StartContainerOptions>).await?;
     }
     let ping = || reqwest::get(format!("http://{ADDRESS}/v2/"));
-    ping.retry(START_BACKOFF).await.with_context(|| format!("{NAME} does not respond"))?;
+    retry_until_started(ping).await.with_context(|| format!("{NAME} does not respond"))?;
     Ok(())
 }
 
