@@ -36,7 +36,7 @@ builds:
 ";
 
 /// What a plan is made from; tests change what they are about.
-struct Given {
+struct PlanInputs {
     registry: &'static str,
     project: Project,
     environment: Environment,
@@ -51,7 +51,7 @@ struct Given {
     base: Option<Base>,
 }
 
-impl Given {
+impl PlanInputs {
     fn pull_request() -> Self {
         let project = ProjectId::from_bits(1);
         Self {
@@ -73,7 +73,8 @@ impl Given {
     /// A commit of `main`, and what differs from it and from every image's commit.
     fn compared(mut self, changed: &[(&CommitSha, &[&str])]) -> Self {
         let paths = |paths: &[&str]| paths.iter().map(|path| (*path).to_owned()).collect();
-        let changed = changed.iter().map(|(commit, it)| ((*commit).clone(), paths(it))).collect();
+        let changed =
+            changed.iter().map(|(commit, changed)| ((*commit).clone(), paths(changed))).collect();
         self.base = Some(Base { name: "main".into(), commit: commit('b'), changed });
         self
     }
@@ -95,7 +96,8 @@ impl Given {
     }
 
     fn of(&self, text: &str) -> Plan {
-        let manifest = parse("stagely.yaml", text.as_bytes()).unwrap_or_else(|it| panic!("{it}"));
+        let manifest =
+            parse("stagely.yaml", text.as_bytes()).unwrap_or_else(|problems| panic!("{problems}"));
         self.plan(&manifest).unwrap()
     }
 
@@ -154,7 +156,7 @@ fn arg(jobs: &[PlannedJob], name: &str) -> String {
 
 #[test]
 fn a_build_of_one_platform_is_one_job_of_its_name() {
-    let jobs = Given::pull_request().jobs();
+    let jobs = PlanInputs::pull_request().jobs();
     let backend = &jobs[0];
     assert_eq!((&*backend.name, &*backend.build), ("backend", "backend"));
     assert_eq!(backend.size, MachineSize::Large);
@@ -170,7 +172,7 @@ fn a_build_of_one_platform_is_one_job_of_its_name() {
 
 #[test]
 fn a_build_of_several_platforms_ends_in_a_merge_that_waits_for_them() {
-    let jobs = Given::pull_request().jobs();
+    let jobs = PlanInputs::pull_request().jobs();
     assert_eq!(names(&jobs), ["backend", "app_amd64", "app_arm64", "app_merge"]);
     let merge = &jobs[3];
     assert_eq!(merge.needs, [jobs[1].id, jobs[2].id]);
@@ -192,7 +194,7 @@ fn tag(job: &PlannedJob) -> Option<&str> {
 
 #[test]
 fn each_run_pushes_references_of_its_own_and_its_last_jobs_have_one_for_all_runs() {
-    let jobs = Given::pull_request().jobs();
+    let jobs = PlanInputs::pull_request().jobs();
     let pushed: Vec<_> = jobs.iter().map(|job| references(job).0).collect();
     let image = |tag: &str| format!("registry.internal/shop/pr-7:{tag}.{RUN}");
     assert_eq!(
@@ -205,7 +207,7 @@ fn each_run_pushes_references_of_its_own_and_its_last_jobs_have_one_for_all_runs
 
 #[test]
 fn an_environment_fills_a_cache_of_its_own_and_reads_the_shared_one() {
-    let plan = Given::pull_request().plan(&shop()).unwrap();
+    let plan = PlanInputs::pull_request().plan(&shop()).unwrap();
     let (_, from, to) = references(&plan.jobs[0]);
     let own = cache("backend.pr-7");
     assert_eq!(from, [&*own, &*cache("backend"), "registry.internal/base:cache"]);
@@ -220,7 +222,8 @@ fn an_environment_fills_a_cache_of_its_own_and_reads_the_shared_one() {
 #[test]
 fn the_default_branch_and_warm_ups_fill_the_shared_cache() {
     for (is_default_branch, push) in [(true, true), (false, false)] {
-        let plan = Given { is_default_branch, push, ..Given::pull_request() }.plan(&shop());
+        let plan =
+            PlanInputs { is_default_branch, push, ..PlanInputs::pull_request() }.plan(&shop());
         let plan = plan.unwrap();
         let (_, from, to) = references(&plan.jobs[0]);
         assert_eq!(from, [&*cache("backend"), "registry.internal/base:cache"]);
@@ -233,8 +236,9 @@ fn the_default_branch_and_warm_ups_fill_the_shared_cache() {
 fn a_fork_reads_caches_and_never_writes_them() {
     // Also where somebody takes its branch for the default one.
     for is_default_branch in [false, true] {
-        let given = Given { from_fork: true, is_default_branch, ..Given::pull_request() };
-        let plan = given.plan(&shop()).unwrap();
+        let inputs =
+            PlanInputs { from_fork: true, is_default_branch, ..PlanInputs::pull_request() };
+        let plan = inputs.plan(&shop()).unwrap();
         let (_, from, to) = references(&plan.jobs[0]);
         assert_eq!(from[0], cache("backend"));
         assert_eq!(to, None);
@@ -244,45 +248,45 @@ fn a_fork_reads_caches_and_never_writes_them() {
 
 #[test]
 fn variables_are_filled_in() {
-    let given = Given::pull_request();
-    let jobs = given.jobs();
+    let inputs = PlanInputs::pull_request();
+    let jobs = inputs.jobs();
     assert_eq!(arg(&jobs, "VERSION"), format!("{}+feature/new-api", "a".repeat(40)));
     assert_eq!(arg(&jobs, "PR"), "7");
-    assert_eq!(arg(&jobs, "PROJECT"), given.project.id.to_string());
+    assert_eq!(arg(&jobs, "PROJECT"), inputs.project.id.to_string());
     assert_eq!(arg(&jobs, "LITERAL"), "${BRANCH}");
 }
 
 #[test]
 fn what_is_not_known_is_empty() {
-    let jobs = Given { branch: None, pull_request: None, ..Given::pull_request() }.jobs();
+    let jobs = PlanInputs { branch: None, pull_request: None, ..PlanInputs::pull_request() }.jobs();
     assert_eq!(arg(&jobs, "VERSION"), format!("{}+", "a".repeat(40)));
     assert_eq!(arg(&jobs, "PR"), "");
 }
 
 #[test]
 fn the_hash_follows_project_environment_and_commit_and_nothing_else() {
-    let hash = |given: Given| arg(&given.jobs(), "HASH");
-    let first = hash(Given::pull_request());
+    let hash = |inputs: PlanInputs| arg(&inputs.jobs(), "HASH");
+    let first = hash(PlanInputs::pull_request());
     assert!(first.len() == 12 && first.bytes().all(|byte| byte.is_ascii_hexdigit()), "{first}");
-    let unchanged = Given { branch: None, from_fork: true, ..Given::pull_request() };
+    let unchanged = PlanInputs { branch: None, from_fork: true, ..PlanInputs::pull_request() };
     assert_eq!(hash(unchanged), first);
     let commit = "b".repeat(40).parse().unwrap();
-    assert_ne!(hash(Given { commit, ..Given::pull_request() }), first);
-    let mut other = Given::pull_request();
+    assert_ne!(hash(PlanInputs { commit, ..PlanInputs::pull_request() }), first);
+    let mut other = PlanInputs::pull_request();
     other.environment.name = "pr-8".into();
     assert_ne!(hash(other), first);
 }
 
 #[test]
 fn only_the_builds_asked_for_are_planned() {
-    let jobs = Given { only_builds: vec!["app".into()], ..Given::pull_request() }.jobs();
+    let jobs = PlanInputs { only_builds: vec!["app".into()], ..PlanInputs::pull_request() }.jobs();
     assert_eq!(names(&jobs), ["app_amd64", "app_arm64", "app_merge"]);
 }
 
 #[test]
 fn unknown_builds_are_named_with_what_was_meant() {
     let only_builds = vec!["bakend".into(), "app".into(), "web".into()];
-    let error = Given { only_builds, ..Given::pull_request() }.plan(&shop()).unwrap_err();
+    let error = PlanInputs { only_builds, ..PlanInputs::pull_request() }.plan(&shop()).unwrap_err();
     assert_eq!(
         error.to_string(),
         "unknown builds: `bakend` (did you mean `backend`?), `web`; there are `backend` and `app`"
@@ -292,15 +296,15 @@ fn unknown_builds_are_named_with_what_was_meant() {
 #[test]
 fn names_that_make_no_reference_are_refused() {
     for name in ["", "Shop", "a/b", "a b", "-a", "a--b", "é"] {
-        let mut given = Given::pull_request();
-        given.project.name = name.into();
-        assert!(matches!(given.plan(&shop()), Err(PlanError::BadName { what: "project", .. })));
+        let mut inputs = PlanInputs::pull_request();
+        inputs.project.name = name.into();
+        assert!(matches!(inputs.plan(&shop()), Err(PlanError::BadName { what: "project", .. })));
     }
-    let mut given = Given::pull_request();
-    given.environment.name = "cache".into();
-    assert!(matches!(given.plan(&shop()), Err(PlanError::ReservedName)));
-    let given = Given { registry: "--evil", ..Given::pull_request() };
-    assert!(matches!(given.plan(&shop()), Err(PlanError::BadRegistry(_))));
+    let mut inputs = PlanInputs::pull_request();
+    inputs.environment.name = "cache".into();
+    assert!(matches!(inputs.plan(&shop()), Err(PlanError::ReservedName)));
+    let inputs = PlanInputs { registry: "--evil", ..PlanInputs::pull_request() };
+    assert!(matches!(inputs.plan(&shop()), Err(PlanError::BadRegistry(_))));
 }
 
 fn commit(digit: char) -> CommitSha {
@@ -314,7 +318,10 @@ fn skipped(plan: &Plan) -> Vec<(String, String)> {
         SkipReason::Branch { branch } => format!("branch {}", branch.as_deref().unwrap_or("?")),
         SkipReason::NoImage { build } => format!("no image of {build}"),
     };
-    plan.skipped.iter().map(|it| (it.variant.to_string(), reason(&it.reason))).collect()
+    plan.skipped
+        .iter()
+        .map(|skipped| (skipped.variant.to_string(), reason(&skipped.reason)))
+        .collect()
 }
 
 /// A good image of `main`, by digest.
@@ -340,7 +347,7 @@ builds:
 
 #[test]
 fn each_combination_has_jobs_images_and_caches_of_its_own() {
-    let plan = Given { is_default_branch: true, ..Given::pull_request() }.of(MATRIX);
+    let plan = PlanInputs { is_default_branch: true, ..PlanInputs::pull_request() }.of(MATRIX);
     assert_eq!(
         names(&plan.jobs),
         [
@@ -366,7 +373,7 @@ fn each_combination_has_jobs_images_and_caches_of_its_own() {
 
 #[test]
 fn a_build_waits_for_the_last_job_of_each_variant_that_it_depends_on() {
-    let plan = Given::pull_request().of(MATRIX);
+    let plan = PlanInputs::pull_request().of(MATRIX);
     let merges = [plan.jobs[2].id, plan.jobs[5].id];
     let tool = &plan.jobs[6];
     assert_eq!(tool.needs, merges);
@@ -386,10 +393,10 @@ builds:
 
 #[test]
 fn a_build_that_is_asked_for_brings_along_what_it_depends_on_and_comes_after_it() {
-    let given = Given { only_builds: vec!["app".into()], ..Given::pull_request() };
-    let plan = given.of(CHAIN);
+    let inputs = PlanInputs { only_builds: vec!["app".into()], ..PlanInputs::pull_request() };
+    let plan = inputs.of(CHAIN);
     let [base, app] =
-        ["Base", "app"].map(|it| ["amd64", "arm64", "merge"].map(|job| format!("{it}_{job}")));
+        ["Base", "app"].map(|name| ["amd64", "arm64", "merge"].map(|job| format!("{name}_{job}")));
     assert_eq!(names(&plan.jobs), [base, app].concat());
     let base = plan.jobs[2].id;
     for job in &plan.jobs[3..5] {
@@ -402,20 +409,20 @@ fn a_build_that_is_asked_for_brings_along_what_it_depends_on_and_comes_after_it(
 #[test]
 fn a_build_is_skipped_if_nothing_that_it_is_made_of_changed() {
     let (base, old) = (commit('b'), commit('c'));
-    let given = |since_base: &[&str], since_old: &[&str]| {
-        Given::pull_request()
+    let inputs = |since_base: &[&str], since_old: &[&str]| {
+        PlanInputs::pull_request()
             .with_image("app", &old)
             .with_image("Base", &base)
             .compared(&[(&base, since_base), (&old, since_old)])
     };
 
-    let plan = given(&["docs/x"], &["docs/y"]).of(CHAIN);
+    let plan = inputs(&["docs/x"], &["docs/y"]).of(CHAIN);
     assert_eq!(names(&plan.jobs), ["docs"]);
     let reason = format!("main {}", good());
     assert_eq!(skipped(&plan), [("Base".into(), reason.clone()), ("app".into(), reason)]);
 
     // What it depends on is skipped: its image is used.
-    let plan = given(&["app/x"], &["app/x"]).of(CHAIN);
+    let plan = inputs(&["app/x"], &["app/x"]).of(CHAIN);
     assert_eq!(names(&plan.jobs), ["app_amd64", "app_arm64", "app_merge", "docs"]);
     assert_eq!(uses(&plan.jobs[0])["base"], UsedImage::Image { image: good().parse().unwrap() });
     assert!(plan.jobs[0].needs.is_empty());
@@ -424,11 +431,11 @@ fn a_build_is_skipped_if_nothing_that_it_is_made_of_changed() {
     let all = [&base_of[..], &["app_amd64", "app_arm64", "app_merge", "docs"]].concat();
     // What it depends on changed, a submodule in it too; so did what counts for all.
     for change in ["base/x", "base/lib/", "stagely.yaml", ".gitmodules"] {
-        assert_eq!(names(&given(&[change], &[]).of(CHAIN).jobs), all, "{change}");
+        assert_eq!(names(&inputs(&[change], &[]).of(CHAIN).jobs), all, "{change}");
     }
     // Its image is older than the base, or than what it depends on.
     for change in ["app/x", "base/x"] {
-        let plan = given(&[], &[change]).of(CHAIN);
+        let plan = inputs(&[], &[change]).of(CHAIN);
         assert_eq!(names(&plan.jobs), ["app_amd64", "app_arm64", "app_merge", "docs"], "{change}");
     }
 }
@@ -437,25 +444,25 @@ fn a_build_is_skipped_if_nothing_that_it_is_made_of_changed() {
 fn what_cannot_be_compared_or_has_no_image_is_built() {
     let base = commit('b');
     let text = "builds: {a: {context: ., paths: [a], matrix: {X: [1, 2]}}}";
-    let one = || Given::pull_request().with_image("a-x-1", &base);
+    let one = || PlanInputs::pull_request().with_image("a-x-1", &base);
     let both = || one().with_image("a-x-2", &base);
-    let count = |given: Given| given.of(text).jobs.len();
+    let count = |inputs: PlanInputs| inputs.of(text).jobs.len();
     assert_eq!(count(both().compared(&[(&base, &["b"])])), 0);
     assert_eq!(count(one().compared(&[(&base, &["b"])])), 2);
     assert_eq!(count(both().compared(&[])), 2);
     assert_eq!(count(both()), 2);
-    let asked = Given { only_builds: vec!["a".into()], ..both() };
+    let asked = PlanInputs { only_builds: vec!["a".into()], ..both() };
     assert_eq!(count(asked.compared(&[(&base, &[])])), 2);
 }
 
 #[test]
 fn no_environments_own_cache_is_what_all_share_at_another_commit() {
     let text = |values| format!("builds: {{py: {{context: ., matrix: {{V: [{values}]}}}}}}");
-    let mut given = Given::pull_request();
-    given.environment.name = "10".into();
-    let own = references(&given.of(&text("3")).jobs[0]).2;
+    let mut inputs = PlanInputs::pull_request();
+    inputs.environment.name = "10".into();
+    let own = references(&inputs.of(&text("3")).jobs[0]).2;
     assert_eq!(own, Some(cache("py-v-3.10")));
-    let shared = Given { is_default_branch: true, ..given }.of(&text("3.10"));
+    let shared = PlanInputs { is_default_branch: true, ..inputs }.of(&text("3.10"));
     assert_eq!(references(&shared.jobs[0]).2, Some(cache("py-v-3..10")));
 }
 
@@ -463,7 +470,7 @@ fn no_environments_own_cache_is_what_all_share_at_another_commit() {
 fn other_branches_skip_a_build_and_what_has_no_image_of_it() {
     let text = "builds:\n  lib: {context: ., only_branches: [main, release/*]}\n  \
                 app: {context: ., depends_on: [lib]}\n  end: {context: ., depends_on: [app]}\n";
-    let on = |branch| Given { branch, pull_request: None, ..Given::pull_request() };
+    let on = |branch| PlanInputs { branch, pull_request: None, ..PlanInputs::pull_request() };
     for branch in ["main", "release/1"] {
         assert_eq!(names(&on(Some(branch)).of(text).jobs), ["lib", "app", "end"]);
     }
@@ -471,10 +478,10 @@ fn other_branches_skip_a_build_and_what_has_no_image_of_it() {
         let plan = on(branch).of(text);
         assert!(plan.jobs.is_empty());
         let expected = [("lib", reason), ("app", "no image of lib"), ("end", "no image of app")];
-        assert_eq!(skipped(&plan), expected.map(|(name, it)| (name.into(), it.into())));
+        assert_eq!(skipped(&plan), expected.map(|(name, reason)| (name.into(), reason.into())));
     }
-    let fork = Given { from_fork: true, ..on(Some("main")) };
-    let pull_request = Given { pull_request: Some(7), ..on(Some("main")) };
+    let fork = PlanInputs { from_fork: true, ..on(Some("main")) };
+    let pull_request = PlanInputs { pull_request: Some(7), ..on(Some("main")) };
     for foreign in [fork, pull_request] {
         assert!(foreign.of(text).jobs.is_empty(), "whoever makes it names its branch");
     }
@@ -485,13 +492,14 @@ fn other_branches_skip_a_build_and_what_has_no_image_of_it() {
 
 #[test]
 fn a_warm_up_pushes_nothing_and_uses_what_is_there() {
-    let given = Given { push: false, ..Given::pull_request() };
-    let plan = given.of(CHAIN);
+    let inputs = PlanInputs { push: false, ..PlanInputs::pull_request() };
+    let plan = inputs.of(CHAIN);
     assert_eq!(names(&plan.jobs), ["Base_amd64", "Base_arm64", "docs"]);
     assert_eq!(skipped(&plan), [("app".into(), "no image of Base".into())]);
 
-    let given = Given { push: false, ..Given::pull_request() }.with_image("Base", &commit('b'));
-    let plan = given.compared(&[(&commit('b'), &[])]).of(CHAIN);
+    let inputs =
+        PlanInputs { push: false, ..PlanInputs::pull_request() }.with_image("Base", &commit('b'));
+    let plan = inputs.compared(&[(&commit('b'), &[])]).of(CHAIN);
     assert_eq!(names(&plan.jobs), ["Base_amd64", "Base_arm64", "app_amd64", "app_arm64", "docs"]);
     for job in &plan.jobs {
         let JobKind::Build { push, cache_to, .. } = &job.kind else { panic!("{job:?}") };
@@ -503,9 +511,9 @@ fn a_warm_up_pushes_nothing_and_uses_what_is_there() {
 #[test]
 fn the_longest_names_fit_a_tag() {
     let name = "n".repeat(94);
-    let mut given = Given::pull_request();
-    given.environment.name = "e".repeat(100);
-    let plan = given
+    let mut inputs = PlanInputs::pull_request();
+    inputs.environment.name = "e".repeat(100);
+    let plan = inputs
         .of(&format!("builds: {{{name}: {{context: ., platforms: [linux/amd64, linux/arm64]}}}}"));
     for job in &plan.jobs {
         let (image, _, cache) = references(job);
@@ -529,7 +537,7 @@ proptest! {
             .collect();
         let text = lines.concat();
         if let Ok(manifest) = parse("", format!("builds:\n{text}").as_bytes()) {
-            let jobs = Given::pull_request().plan(&manifest).unwrap().jobs;
+            let jobs = PlanInputs::pull_request().plan(&manifest).unwrap().jobs;
             let (mut names, mut images, mut caches) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
             for job in &jobs {
                 let (image, _, cache) = references(job);
