@@ -8,7 +8,7 @@ use reqwest::Method;
 use stagely::api::{JobView, RunStatus, RunView};
 use stagely_protocol::FailureReason;
 use stagely_test_core::{Core, is_over, job};
-use stagely_test_support::gate::Gate;
+use stagely_test_support::breakpoint::Breakpoint;
 use stagely_test_support::registry::Registry;
 use stagely_test_support::wait::eventually;
 
@@ -40,9 +40,13 @@ impl Setup {
         Self { core, cloud, hypervisor }
     }
 
-    /// A Dockerfile whose build prints a line and then waits at `gate`.
-    fn dockerfile(&self, gate: &Gate) -> String {
-        format!("FROM busybox\nRUN : {}; echo here we are; {}\n", self.core.name, gate.command())
+    /// A Dockerfile whose build prints a line and then waits at `breakpoint`.
+    fn dockerfile(&self, breakpoint: &Breakpoint) -> String {
+        format!(
+            "FROM busybox\nRUN : {}; echo here we are; {}\n",
+            self.core.name,
+            breakpoint.command()
+        )
     }
 
     async fn run_of(&self, dockerfile: &str) -> stagely_state::ids::RunId {
@@ -103,8 +107,8 @@ async fn a_core_that_is_killed_before_the_response_to_a_launch_finds_its_machine
 async fn a_machine_whose_run_is_cancelled_before_the_response_to_its_launch_is_ended() {
     let mut setup = Setup::start("aws-orphan", "").await;
     setup.cloud.proxy.next(1, "RunInstances", Fate::ResponseHeld);
-    let gate = Gate::new();
-    let run = setup.run_of(&setup.dockerfile(&gate)).await;
+    let breakpoint = Breakpoint::new();
+    let run = setup.run_of(&setup.dockerfile(&breakpoint)).await;
     setup.cloud.proxy.holds_a_response().await;
     setup.core.crash();
     // The run is cancelled before EC2 shows the machine to the next core.
@@ -125,16 +129,16 @@ async fn a_machine_whose_run_is_cancelled_before_the_response_to_its_launch_is_e
         .await;
     let run = setup.core.until(run, "the run is over", is_over).await;
     assert_eq!(run.status, RunStatus::Cancelled, "{run:#?}");
-    gate.clear().await;
+    breakpoint.clear().await;
     setup.finish().await;
 }
 
 #[tokio::test]
 async fn a_machine_that_somebody_else_ends_is_replaced() {
     let setup = Setup::start("aws-vanished", "").await;
-    let gate = Gate::new();
-    let id = setup.run_of(&setup.dockerfile(&gate)).await;
-    gate.reached().await;
+    let breakpoint = Breakpoint::new();
+    let id = setup.run_of(&setup.dockerfile(&breakpoint)).await;
+    breakpoint.reached().await;
     let first = setup.cloud.live().await.remove(0);
 
     setup.cloud.end(&first).await;
@@ -143,8 +147,8 @@ async fn a_machine_that_somebody_else_ends_is_replaced() {
     assert_eq!(lost.reason, FailureReason::MachineLost, "{lost:#?}");
     let app = job(&run, "app").clone();
     setup.core.log_has(&app, "here we are").await;
-    gate.reached().await;
-    gate.open();
+    breakpoint.reached().await;
+    breakpoint.resume();
     let run = setup.core.ended(id).await;
 
     assert_eq!(run.status, RunStatus::Completed, "{run:#?}");
@@ -156,9 +160,9 @@ async fn a_machine_that_somebody_else_ends_is_replaced() {
 #[tokio::test]
 async fn a_build_whose_spot_machine_is_interrupted_ends_on_another() {
     let setup = Setup::start("aws-spot", "market = \"spot-first\"").await;
-    let gate = Gate::new();
-    let id = setup.run_of(&setup.dockerfile(&gate)).await;
-    gate.reached().await;
+    let breakpoint = Breakpoint::new();
+    let id = setup.run_of(&setup.dockerfile(&breakpoint)).await;
+    breakpoint.reached().await;
     let first = setup.cloud.live().await.remove(0);
     assert_eq!(first.instance_lifecycle(), Some(&InstanceLifecycleType::Spot));
     let metadata = setup.hypervisor.metadata_of(&first);
@@ -185,8 +189,8 @@ async fn a_build_whose_spot_machine_is_interrupted_ends_on_another() {
         log_of_attempt(&setup.core, &app, 2).await.contains("here we are").then_some(())
     })
     .await;
-    gate.reached().await;
-    gate.open();
+    breakpoint.reached().await;
+    breakpoint.resume();
     let run = setup.core.ended(id).await;
 
     assert_eq!(run.status, RunStatus::Completed, "{run:#?}");

@@ -13,55 +13,55 @@ use stagely_test_support::wait::eventually_blocking;
 use crate::person::Person;
 use crate::servers::Server;
 
-/// Stands in front of the registry and holds the uploads of caches until it is opened or dropped.
-struct Gate {
+/// A proxy of the registry that holds the uploads of caches until it is released or dropped.
+struct HoldingProxy {
     address: String,
-    is_open: Arc<(Mutex<bool>, Condvar)>,
+    is_released: Arc<(Mutex<bool>, Condvar)>,
 }
 
-impl Gate {
-    fn closed() -> Self {
+impl HoldingProxy {
+    fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let is_open = Arc::new((Mutex::new(false), Condvar::new()));
-        let gate = Arc::clone(&is_open);
+        let is_released = Arc::new((Mutex::new(false), Condvar::new()));
+        let released = Arc::clone(&is_released);
         thread::spawn(move || {
             for client in listener.incoming() {
                 let server = TcpStream::connect(std::env::var("STAGELY_REGISTRY").unwrap());
-                pass(client.unwrap(), server.unwrap(), &gate);
+                pass(client.unwrap(), server.unwrap(), &released);
             }
         });
-        Self { address, is_open }
+        Self { address, is_released }
     }
 
-    fn open(&self) {
-        *self.is_open.0.lock().unwrap() = true;
-        self.is_open.1.notify_all();
+    fn release(&self) {
+        *self.is_released.0.lock().unwrap() = true;
+        self.is_released.1.notify_all();
     }
 }
 
-impl Drop for Gate {
+impl Drop for HoldingProxy {
     fn drop(&mut self) {
-        self.open();
+        self.release();
     }
 }
 
 /// Passes a connection on, by two threads that end with it.
-fn pass(mut client: TcpStream, mut server: TcpStream, gate: &Arc<(Mutex<bool>, Condvar)>) {
+fn pass(mut client: TcpStream, mut server: TcpStream, released: &Arc<(Mutex<bool>, Condvar)>) {
     let (mut to_client, mut from_server) =
         (client.try_clone().unwrap(), server.try_clone().unwrap());
     thread::spawn(move || {
         let _ = std::io::copy(&mut from_server, &mut to_client);
         let _ = to_client.shutdown(Shutdown::Both);
     });
-    let gate = Arc::clone(gate);
+    let released = Arc::clone(released);
     thread::spawn(move || {
         let mut buffer = vec![0; 64 * 1024];
         while let Ok(count @ 1..) = client.read(&mut buffer) {
             let text = String::from_utf8_lossy(&buffer[..count]);
             if text.starts_with("PUT ") && text.contains("/cache/manifests/") {
-                let open = gate.0.lock().unwrap();
-                drop(gate.1.wait_while(open, |open| !*open).unwrap());
+                let state = released.0.lock().unwrap();
+                drop(released.1.wait_while(state, |is_released| !*is_released).unwrap());
             }
             if server.write_all(&buffer[..count]).is_err() {
                 break;
@@ -81,8 +81,8 @@ fn built(person: &Person) {
 fn an_embedded_core_is_awaited_and_ctrl_c_leaves_with_the_exit_code_of_the_run() {
     let person = Person::new("cache");
     built(&person);
-    let gate = Gate::closed();
-    let run = person.starts(&["run", "--registry", &gate.address]);
+    let proxy = HoldingProxy::start();
+    let run = person.starts(&["run", "--registry", &proxy.address]);
     // Printed after the result.
     run.says("Waiting for the cache export of app; press Ctrl-C to leave");
     run.send(Signal::SIGINT);
@@ -91,7 +91,7 @@ fn an_embedded_core_is_awaited_and_ctrl_c_leaves_with_the_exit_code_of_the_run()
     assert!(ended.stdout.contains(":app-amd64@sha256:"), "{}", ended.stdout);
     assert!(ended.stderr.contains(" built for "), "{}", ended.stderr);
     assert!(!ended.stderr.contains("Cancelling"), "{}", ended.stderr);
-    gate.open();
+    proxy.release();
     eventually_blocking("the builder is ended", || {
         person.does(&["runs"]).with(0);
         processes_with(&person.name).is_empty().then_some(())
@@ -102,15 +102,15 @@ fn an_embedded_core_is_awaited_and_ctrl_c_leaves_with_the_exit_code_of_the_run()
 fn a_core_that_keeps_running_exports_the_cache_without_the_command() {
     let person = Person::new("cache-stays");
     built(&person);
-    let gate = Gate::closed();
-    let server = Server::start_with(&person, &["--registry", &gate.address]);
+    let proxy = HoldingProxy::start();
+    let server = Server::start_with(&person, &["--registry", &proxy.address]);
     let admin = server.token("admin");
     let ended = server.does(&admin, &["run"]).with(0);
     assert!(ended.stdout.contains(":app-amd64@sha256:"), "{}", ended.stdout);
     assert!(ended.stderr.contains(" built for "), "{}", ended.stderr);
     let message = "Core still exports the cache of app\n";
     assert!(ended.stderr.ends_with(message), "{}", ended.stderr);
-    gate.open();
+    proxy.release();
     eventually_blocking("the cache is exported", || {
         let machines = server.does(&admin, &["machines", "--json"]).with(0).stdout;
         let machines: Vec<Value> = serde_json::from_str(&machines).unwrap();

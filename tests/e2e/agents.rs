@@ -8,8 +8,8 @@ use stagely::api::{AddedMachine, JobStatus, RunStatus};
 use stagely_protocol::{Arch, CONNECT_PATH, FailureReason, MESSAGE_BYTES_MAX};
 use stagely_state::ids::RunId;
 use stagely_test_core::{Core, job};
+use stagely_test_support::breakpoint::Breakpoint;
 use stagely_test_support::core_process::Socket;
-use stagely_test_support::gate::Gate;
 use stagely_test_support::processes::ChildProcess;
 use stagely_test_support::wait::{LIMIT, eventually};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -187,11 +187,11 @@ async fn an_agent_gone_bad_changes_nothing_that_is_not_its_own() {
         core.machines().await.iter().any(|machine| machine.connected).then_some(())
     })
     .await;
-    let gate = Gate::new();
-    let dockerfile = format!("FROM busybox\nRUN : {}; {}\n", core.name, gate.command());
+    let breakpoint = Breakpoint::new();
+    let dockerfile = format!("FROM busybox\nRUN : {}; {}\n", core.name, breakpoint.command());
     let manifest = "builds: { app: { context: . } }\n";
     let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]).await;
-    gate.reached().await;
+    breakpoint.reached().await;
     let app = core.view(run).await.jobs.remove(0);
     assert_eq!(app.machine_id, Some(honest.id));
     let log = core.log(&app).await;
@@ -228,7 +228,7 @@ async fn an_agent_gone_bad_changes_nothing_that_is_not_its_own() {
     let view = core.view(run).await;
     assert_eq!(view.jobs[0].status, JobStatus::Running, "{view:#?}");
     assert_eq!(core.log(&app).await, log);
-    gate.open();
+    breakpoint.resume();
     let run = core.ended(run).await;
     flooding.abort();
 
@@ -238,8 +238,8 @@ async fn an_agent_gone_bad_changes_nothing_that_is_not_its_own() {
     core.finish().await;
 }
 
-/// Says HELLO for a registered machine of this arch and takes the first job it is given.
-async fn given_a_job(core: &Core, manifest: &str) -> (Socket, RunId, String) {
+/// Sends HELLO for a registered machine of this arch and takes the first job.
+async fn connect_and_take_job(core: &Core, manifest: &str) -> (Socket, RunId, String) {
     let (machine, _) = core.add_machine("fake").await;
     let mut socket = admitted(core, &machine).await;
     let run = core.run_of(&[("Dockerfile", "FROM busybox\n"), ("stagely.yaml", manifest)]).await;
@@ -254,22 +254,23 @@ async fn an_agent_that_never_ends_a_job_is_overruled() {
     let graces = "job-grace = \"5s\"\n[agents]\nreconnect-grace = \"2s\"\n";
     let core = Core::start(STAGELY, "never-ends", &format!("{NO_PROVIDER}{graces}")).await;
     let manifest = "builds: { app: { context: ., timeout: 5s } }\n";
-    let (mut socket, run, job_id) = given_a_job(&core, manifest).await;
+    let (mut socket, run, job_id) = connect_and_take_job(&core, manifest).await;
     let running = json!({ "type": "STATUS", "job_id": job_id, "state": "running" });
     socket.send(text(&running)).await.unwrap();
 
-    // It is told to stop, and put out when it does not.
-    let (run, told) = tokio::join!(core.ended(run), answers(&mut socket));
+    // Core sends CANCEL, and ends the session of an agent that does not stop.
+    let (run, received) = tokio::join!(core.ended(run), answers(&mut socket));
     let app = job(&run, "app");
     assert_eq!(app.reason, Some(FailureReason::Timeout { limit_seconds: 5 }), "{app:#?}");
-    assert!(told.iter().any(|message| message["type"] == "CANCEL"), "{told:?}");
+    assert!(received.iter().any(|message| message["type"] == "CANCEL"), "{received:?}");
     core.finish().await;
 }
 
 #[tokio::test]
 async fn readers_that_do_not_read_and_half_requests_do_not_hold_a_shutdown_up() {
     let core = Core::start(STAGELY, "slow-readers", NO_PROVIDER).await;
-    let (mut socket, run, job_id) = given_a_job(&core, "builds: { app: { context: . } }\n").await;
+    let (mut socket, run, job_id) =
+        connect_and_take_job(&core, "builds: { app: { context: . } }\n").await;
     let line = json!({ "data": "x".repeat(60_000) });
     for batch in 0..40_u32 {
         let lines = vec![&line; 20];

@@ -69,7 +69,7 @@ async fn each_role_may_do_what_it_may_and_nobody_else_anything() {
         ("admin", &post, paths("tokens"), Some(token), 201),
     ];
     let roles = ["read", "write", "admin"];
-    let rank = |role: &str| roles.iter().position(|it| *it == role).unwrap();
+    let rank = |role: &str| roles.iter().position(|known| *known == role).unwrap();
     let mut tokens = Vec::new();
     for role in roles {
         tokens.push(token_of(&core, role).await);
@@ -286,7 +286,7 @@ async fn a_run_is_built_again_and_a_project_warmed_up_in_their_environments() {
 
     let body = json!({ "failed": true, "set": { "MODE": "y" } });
     let again: RunView = core.post(&format!("/runs/{}/rebuild", run.id), body).await;
-    assert_eq!((again.trigger, again.keeps), (Trigger::Retry, Some(run.id)));
+    assert_eq!((again.trigger, again.reuses), (Trigger::Retry, Some(run.id)));
     assert_eq!(again.environment_id, run.environment_id);
     let warm: RunView = core
         .post(&format!("/projects/{}/warm-ups", run.project), json!({ "branch": "main" }))

@@ -5,20 +5,20 @@ use std::path::Path;
 
 use stagely::api::{JobKindView, JobStatus, RunStatus};
 use stagely_test_core::{Core, job, numbers};
+use stagely_test_support::breakpoint::Breakpoint;
 use stagely_test_support::files::files_below;
-use stagely_test_support::gate::Gate;
 
 use crate::STAGELY;
 
-/// `examples/monorepo`, whose services go on when `gate` opens.
-fn monorepo(core: &Core, gate: &Gate) {
+/// `examples/monorepo`, whose services go on when `breakpoint` opens.
+fn monorepo(core: &Core, breakpoint: &Breakpoint) {
     let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/monorepo");
     for file in files_below(&example) {
         let target = core.repository.path.join(file.strip_prefix(&example).unwrap());
         fs::create_dir_all(target.parent().unwrap()).unwrap();
         fs::copy(&file, &target).unwrap();
         if file.ends_with("Dockerfile") {
-            let step = format!("RUN : {}; {}\n", core.name, gate.command());
+            let step = format!("RUN : {}; {}\n", core.name, breakpoint.command());
             let text = fs::read_to_string(&file).unwrap() + &step;
             fs::write(target, text).unwrap();
         }
@@ -28,14 +28,14 @@ fn monorepo(core: &Core, gate: &Gate) {
 #[tokio::test]
 async fn three_services_are_built_at_the_same_time_and_two_platforms_joined() {
     let core = Core::start(STAGELY, "monorepo", "").await;
-    let gate = Gate::new();
-    monorepo(&core, &gate);
+    let breakpoint = Breakpoint::new();
+    monorepo(&core, &breakpoint);
 
     let run = core.run_of(&[]).await;
-    // Only builds that run at the same time all come to the gate: api, web, and worker twice.
-    gate.reached_by(4).await;
+    // Only builds that run at the same time all come to the breakpoint: api, web, and worker twice.
+    breakpoint.reached_by(4).await;
     assert_eq!(core.view(run).await.live_machines, 4);
-    gate.open();
+    breakpoint.resume();
     let run = core.ended(run).await;
 
     assert_eq!(run.status, RunStatus::Completed, "{run:#?}");
@@ -44,11 +44,13 @@ async fn three_services_are_built_at_the_same_time_and_two_platforms_joined() {
     assert!(run.jobs.iter().all(|job| job.attempt == 1 && job.digest.is_some()), "{run:#?}");
     let image = &job(&run, "worker_merge").image.to_string();
     let index = core.registry.manifest(image);
-    let platforms = index["manifests"].as_array().unwrap().iter().map(|it| &it["platform"]);
-    let arches: Vec<_> = platforms.map(|it| it["architecture"].as_str().unwrap()).collect();
+    let platforms =
+        index["manifests"].as_array().unwrap().iter().map(|manifest| &manifest["platform"]);
+    let arches: Vec<_> =
+        platforms.map(|platform| platform["architecture"].as_str().unwrap()).collect();
     assert_eq!(arches, ["amd64", "arm64"], "{index:#}");
 
-    // The same commit again: nothing comes to a gate, for every layer is there.
+    // The same commit again: nothing comes to a breakpoint, for every layer is there.
     let again = core.run(core.request()).await;
     let again = core.ended(again).await;
     assert_eq!(again.status, RunStatus::Completed, "{again:#?}");
@@ -62,7 +64,7 @@ async fn three_services_are_built_at_the_same_time_and_two_platforms_joined() {
 #[tokio::test]
 async fn a_viewer_sees_what_was_said_then_what_is_said_and_at_last_the_end() {
     let core = Core::start(STAGELY, "viewer", "").await;
-    let (first, second) = (Gate::new(), Gate::new());
+    let (first, second) = (Breakpoint::new(), Breakpoint::new());
     let dockerfile = format!(
         "FROM busybox\nRUN : {}; echo one; {}; echo two; {}; echo three\n",
         core.name,
@@ -78,10 +80,10 @@ async fn a_viewer_sees_what_was_said_then_what_is_said_and_at_last_the_end() {
     // The one who comes while it runs reads what was, and then what comes.
     let mut viewer = core.follow(app.id, "").await;
     let mut seen = viewer.lines_until(" one").await;
-    first.open();
+    first.resume();
     seen.extend(viewer.lines_until(" two").await);
     second.reached().await;
-    second.open();
+    second.resume();
     let (rest, end) = viewer.rest().await;
     seen.extend(rest);
     assert_eq!(end, JobStatus::Completed);
@@ -149,11 +151,11 @@ async fn of_a_step_that_says_much_every_line_is_stored_or_the_user_is_told() {
     assert_eq!(run.status, RunStatus::Completed, "{run:#?}");
     let app = &run.jobs[0];
     let numbers = numbers(&core, app).await;
-    let told = app.warnings.iter().any(|warning| warning.contains("STEP_LOG_MAX_SIZE"));
-    if told && !engine_clips_nothing() {
+    let has_warning = app.warnings.iter().any(|warning| warning.contains("STEP_LOG_MAX_SIZE"));
+    if has_warning && !engine_clips_nothing() {
         assert!(numbers.iter().copied().ne(1..=all), "{app:#?}");
     } else {
-        assert!(!told, "{app:#?}");
+        assert!(!has_warning, "{app:#?}");
         assert!(numbers.iter().copied().eq(1..=all), "{} lines are stored", numbers.len());
     }
     core.finish().await;

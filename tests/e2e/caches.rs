@@ -61,7 +61,7 @@ async fn pull_requests_read_the_shared_cache_write_their_own_and_lose_it_when_th
 
     // Closed, the pull request loses its cache and nobody else does.
     let all: Vec<EnvironmentView> = core.get("/environments").await;
-    let pr = all.iter().find(|it| it.name == "pr-7").expect("the environment");
+    let pr = all.iter().find(|environment| environment.name == "pr-7").expect("the environment");
     assert_eq!(pr.pull_request, Some(7));
     let _: Value = core.post(&format!("/environments/{}/close", pr.id), json!({})).await;
     eventually("the cache of the pull request is gone", async || {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use stagely::api::RunStatus;
 use stagely_test_core::{Core, lines, numbers};
-use stagely_test_support::gate::Gate;
+use stagely_test_support::breakpoint::Breakpoint;
 use stagely_test_support::proxy::Proxy;
 
 use crate::STAGELY;
@@ -25,17 +25,17 @@ async fn behind_a_proxy(name: &str, settings: &str) -> (Core, Proxy) {
     (core, proxy)
 }
 
-/// Runs a build that prints `first`, stands at the gate, and prints some more.
-async fn all_lines_arrive(core: &Core, first: &str, interrupt: impl AsyncFnOnce(&Gate)) {
-    let gate = Gate::new();
-    let steps = [first.to_owned(), gate.command(), lines(2_001, 2_500, ":")];
+/// Runs a build that prints `first`, stands at the breakpoint, and prints some more.
+async fn all_lines_arrive(core: &Core, first: &str, interrupt: impl AsyncFnOnce(&Breakpoint)) {
+    let breakpoint = Breakpoint::new();
+    let steps = [first.to_owned(), breakpoint.command(), lines(2_001, 2_500, ":")];
     let dockerfile = format!("FROM busybox\nRUN : {}; {}\n", core.name, steps.join("; "));
     let manifest = "builds: { app: { context: . } }\n";
     let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]).await;
     core.until(run, "it runs", |run| !run.jobs.is_empty()).await;
     let app = core.view(run).await.jobs.remove(0);
     core.log_has(&app, " 100: a line").await;
-    interrupt(&gate).await;
+    interrupt(&breakpoint).await;
     let run = core.ended(run).await;
     assert_eq!(run.status, RunStatus::Completed, "{run:#?}");
     let app = &run.jobs[0];
@@ -47,14 +47,14 @@ async fn all_lines_arrive(core: &Core, first: &str, interrupt: impl AsyncFnOnce(
 async fn an_agent_that_is_cut_off_again_and_again_loses_no_line() {
     let (core, proxy) = behind_a_proxy("cut-off", "").await;
     let first = lines(1, 2_000, "/bin/sleep 0.1");
-    all_lines_arrive(&core, &first, async |gate| {
+    all_lines_arrive(&core, &first, async |breakpoint| {
         for _ in 0..3 {
             proxy.go_away();
             tokio::time::sleep(Duration::from_millis(1_500)).await;
         }
-        gate.reached().await;
+        breakpoint.reached().await;
         proxy.go_away();
-        gate.open();
+        breakpoint.resume();
     })
     .await;
     core.finish().await;
@@ -65,10 +65,10 @@ async fn a_connection_on_which_nothing_arrives_any_more_is_given_up_and_another_
     let settings = "[agents]\nheartbeat-interval = \"1s\"\n";
     let (core, proxy) = behind_a_proxy("frozen", settings).await;
     let first = lines(1, 2_000, ":");
-    all_lines_arrive(&core, &first, async |gate| {
-        gate.reached().await;
+    all_lines_arrive(&core, &first, async |breakpoint| {
+        breakpoint.reached().await;
         proxy.freeze();
-        gate.open();
+        breakpoint.resume();
     })
     .await;
     core.finish().await;

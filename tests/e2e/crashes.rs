@@ -8,7 +8,7 @@ use reqwest::Method;
 use stagely::api::{JobKindView, JobStatus, RunStatus};
 use stagely_protocol::FailureReason;
 use stagely_test_core::{Core, job, lines, numbers};
-use stagely_test_support::gate::Gate;
+use stagely_test_support::breakpoint::Breakpoint;
 use stagely_test_support::processes::processes_with;
 use stagely_test_support::program;
 use stagely_test_support::wait::eventually;
@@ -18,7 +18,7 @@ use crate::STAGELY;
 #[tokio::test]
 async fn a_core_that_is_killed_while_it_builds_goes_on_where_it_was() {
     let mut core = Core::start(STAGELY, "core-killed", "").await;
-    let (first, second) = (Gate::new(), Gate::new());
+    let (first, second) = (Breakpoint::new(), Breakpoint::new());
     let steps = [
         lines(1, 2_000, "/bin/sleep 0.05"),
         first.command(),
@@ -44,11 +44,11 @@ async fn a_core_that_is_killed_while_it_builds_goes_on_where_it_was() {
     core.launch().await;
     first.reached().await;
     core.crash();
-    first.open();
+    first.resume();
     second.reached().await;
     core.launch().await;
     core.log_has(&slow, " 3000: a line").await;
-    second.open();
+    second.resume();
     let run = core.ended(id).await;
 
     assert_eq!(run.status, RunStatus::Completed, "{run:#?}");
@@ -84,11 +84,11 @@ async fn a_run_that_was_promised_just_before_a_crash_is_served_after_it() {
 #[tokio::test]
 async fn a_core_whose_provider_is_taken_out_keeps_it_for_the_machines_that_are_there() {
     let mut core = Core::start(STAGELY, "no-provider", "").await;
-    let gate = Gate::new();
-    let dockerfile = format!("FROM busybox\nRUN : {}; {}\n", core.name, gate.command());
+    let breakpoint = Breakpoint::new();
+    let dockerfile = format!("FROM busybox\nRUN : {}; {}\n", core.name, breakpoint.command());
     let manifest = "builds: { app: { context: . } }\n";
     let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]).await;
-    gate.reached().await;
+    breakpoint.reached().await;
     core.crash();
     let path = core.path("stagely.toml");
     let usual = fs::read_to_string(&path).unwrap();
@@ -101,7 +101,7 @@ async fn a_core_whose_provider_is_taken_out_keeps_it_for_the_machines_that_are_t
 
     let log = fs::read_to_string(core.path("core.log")).unwrap();
     assert!(log.contains("machines that it launched earlier are still there"), "{log}");
-    gate.open();
+    breakpoint.resume();
     assert_eq!(core.ended(run).await.status, RunStatus::Completed);
     core.finish().await;
 }
@@ -109,11 +109,11 @@ async fn a_core_whose_provider_is_taken_out_keeps_it_for_the_machines_that_are_t
 #[tokio::test]
 async fn the_work_of_an_agent_that_is_killed_goes_to_a_new_machine() {
     let core = Core::start(STAGELY, "agent-killed", "").await;
-    let gate = Gate::new();
-    let dockerfile = format!("FROM busybox\nRUN : {}; {}\n", core.name, gate.command());
+    let breakpoint = Breakpoint::new();
+    let dockerfile = format!("FROM busybox\nRUN : {}; {}\n", core.name, breakpoint.command());
     let manifest = "builds: { app: { context: . } }\n";
     let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]).await;
-    gate.reached().await;
+    breakpoint.reached().await;
     let id = core.view(run).await.jobs[0].id;
     let mut viewer = core.follow(id, "").await;
     let first = core.machines().await.remove(0).id;
@@ -131,8 +131,8 @@ async fn the_work_of_an_agent_that_is_killed_goes_to_a_new_machine() {
         app.attempt == 2 && app.status == JobStatus::Running
     };
     core.until(run, "it is tried again", is_retried).await;
-    gate.reached().await;
-    gate.open();
+    breakpoint.reached().await;
+    breakpoint.resume();
     let run = core.ended(run).await;
 
     let app = job(&run, "app");
@@ -185,11 +185,11 @@ async fn an_agent_that_hangs_is_killed_and_its_work_done_elsewhere() {
     let settings = "[builders]\njob-grace = \"5s\"\n\
         [agents]\nheartbeat-interval = \"2s\"\nreconnect-grace = \"10s\"\n";
     let core = Core::start(STAGELY, "hangs", settings).await;
-    let gate = Gate::new();
-    let dockerfile = format!("FROM busybox\nRUN : {}; {}\n", core.name, gate.command());
+    let breakpoint = Breakpoint::new();
+    let dockerfile = format!("FROM busybox\nRUN : {}; {}\n", core.name, breakpoint.command());
     let manifest = "builds: { app: { context: . } }\n";
     let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]).await;
-    gate.reached().await;
+    breakpoint.reached().await;
     let machine = core.machines().await.remove(0).id.to_string();
     for process in processes_with(&machine) {
         kill(process.pid, Signal::SIGSTOP).unwrap();
@@ -199,8 +199,8 @@ async fn an_agent_that_hangs_is_killed_and_its_work_done_elsewhere() {
         processes_with(&machine).is_empty().then_some(())
     })
     .await;
-    gate.reached().await;
-    gate.open();
+    breakpoint.reached().await;
+    breakpoint.resume();
     let run = core.ended(run).await;
     assert_eq!(run.status, RunStatus::Completed, "{run:#?}");
     assert_eq!(run.jobs[0].lost_attempts[0].reason, FailureReason::MachineLost);
@@ -223,11 +223,11 @@ async fn a_data_folder_belongs_to_one_core_alone() {
 #[tokio::test]
 async fn a_core_that_is_asked_to_stop_leaves_its_work_for_the_next_one() {
     let mut core = Core::start(STAGELY, "asked-to-stop", "").await;
-    let gate = Gate::new();
-    let dockerfile = format!("FROM busybox\nRUN : {}; {}\n", core.name, gate.command());
+    let breakpoint = Breakpoint::new();
+    let dockerfile = format!("FROM busybox\nRUN : {}; {}\n", core.name, breakpoint.command());
     let manifest = "builds: { app: { context: . } }\n";
     let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]).await;
-    gate.reached().await;
+    breakpoint.reached().await;
     let app = core.view(run).await.jobs.remove(0);
     // Viewers must not hold it up.
     let mut viewer = core.follow(app.id, "").await;
@@ -236,9 +236,9 @@ async fn a_core_that_is_asked_to_stop_leaves_its_work_for_the_next_one() {
     let status = core.shut_down().await;
     assert!(status.success(), "{status}");
     while viewer.next().await.is_some() {}
-    gate.reached().await;
+    breakpoint.reached().await;
     core.launch().await;
-    gate.open();
+    breakpoint.resume();
     let run = core.ended(run).await;
 
     let app = job(&run, "app");

@@ -3,8 +3,8 @@
 use stagely::api::RunStatus;
 use stagely_protocol::FailureReason;
 use stagely_test_core::{Core, job};
+use stagely_test_support::breakpoint::Breakpoint;
 use stagely_test_support::engine::PrivateEngine;
-use stagely_test_support::gate::Gate;
 
 use crate::STAGELY;
 
@@ -14,26 +14,26 @@ async fn a_build_whose_engine_dies_is_tried_again_when_the_engine_is_back() {
     let core =
         Core::start(STAGELY, "engine", &format!("[local]\ndocker-host = \"{}\"", engine.host()))
             .await;
-    let gate = Gate::new();
-    let dockerfile = format!("FROM busybox\nRUN : {}; {}\n", core.name, gate.command());
+    let breakpoint = Breakpoint::new();
+    let dockerfile = format!("FROM busybox\nRUN : {}; {}\n", core.name, breakpoint.command());
     let manifest = "builds: { app: { context: . } }\n";
 
     let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]).await;
-    gate.reached().await;
+    breakpoint.reached().await;
     engine.crash();
-    gate.clear().await;
+    breakpoint.clear().await;
     core.until(run, "the attempt is lost", |run| job(run, "app").attempt == 2).await;
     let app = core.view(run).await.jobs.remove(0);
     core.log_has(&app, "Waiting for the Docker engine").await;
     engine.launch().await;
-    gate.reached().await;
+    breakpoint.reached().await;
     // And once more, in an orderly way.
     engine.stop().await;
-    gate.clear().await;
+    breakpoint.clear().await;
     core.until(run, "another attempt is lost", |run| job(run, "app").attempt == 3).await;
     engine.launch().await;
-    gate.reached().await;
-    gate.open();
+    breakpoint.reached().await;
+    breakpoint.resume();
     let run = core.ended(run).await;
 
     let app = job(&run, "app");

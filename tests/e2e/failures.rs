@@ -5,7 +5,7 @@ use std::fs;
 use stagely::api::{JobStatus, RunStatus};
 use stagely_protocol::FailureReason;
 use stagely_test_core::{Core, job};
-use stagely_test_support::gate::Gate;
+use stagely_test_support::breakpoint::Breakpoint;
 use stagely_test_support::wait::eventually;
 
 use crate::STAGELY;
@@ -13,22 +13,22 @@ use crate::STAGELY;
 #[tokio::test]
 async fn a_failing_build_is_reported_with_its_last_lines_and_the_others_finish_first() {
     let core = Core::start(STAGELY, "failing", "").await;
-    let gate = Gate::new();
+    let breakpoint = Breakpoint::new();
     let bad = format!("FROM busybox\nRUN : {}; echo the reason; exit 42\n", core.name);
-    let good = format!("FROM busybox\nRUN : {}; {}\n", core.name, gate.command());
+    let good = format!("FROM busybox\nRUN : {}; {}\n", core.name, breakpoint.command());
     let manifest = "builds: { bad: { context: bad }, good: { context: good },\n\
         both: { context: bad, platforms: [linux/amd64, linux/arm64] } }\n";
     let files =
         [("bad/Dockerfile", &*bad), ("good/Dockerfile", &*good), ("stagely.yaml", manifest)];
 
     let run = core.run_of(&files).await;
-    gate.reached().await;
+    breakpoint.reached().await;
     let others = ["bad", "both_amd64", "both_arm64", "both_merge"];
     let failed = |name: &str, run: &_| job(run, name).status == JobStatus::Failed;
     let what = "all but one have failed";
-    let view = core.until(run, what, |run| others.iter().all(|it| failed(it, run))).await;
+    let view = core.until(run, what, |run| others.iter().all(|name| failed(name, run))).await;
     assert_eq!(view.status, RunStatus::Building, "{view:#?}");
-    gate.open();
+    breakpoint.resume();
     let run = core.ended(run).await;
 
     assert_eq!(run.status, RunStatus::Failed);
@@ -50,14 +50,14 @@ async fn a_build_past_its_limit_is_killed_with_all_it_started() {
     let core = Core::start(STAGELY, "timeout", "").await;
     // A busy machine may need more than the first limit to come to the step at all.
     for limit_seconds in [10, 60, 600] {
-        let gate = Gate::new();
+        let breakpoint = Breakpoint::new();
         let dockerfile =
-            format!("FROM busybox\nRUN : {}; echo begun; {}\n", core.name, gate.command());
+            format!("FROM busybox\nRUN : {}; echo begun; {}\n", core.name, breakpoint.command());
         let manifest = format!("builds: {{ app: {{ context: ., timeout: {limit_seconds}s }} }}\n");
 
         let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", &*manifest)]).await;
         let run = core.ended(run).await;
-        gate.deserted().await;
+        breakpoint.deserted().await;
 
         let app = job(&run, "app");
         assert_eq!((run.status, app.attempt), (RunStatus::Failed, 1), "{run:#?}");
@@ -74,15 +74,15 @@ async fn a_build_past_its_limit_is_killed_with_all_it_started() {
 #[tokio::test]
 async fn a_cancelled_run_stops_its_builds_and_starts_none_of_those_that_wait() {
     let core = Core::start(STAGELY, "cancel", "[builders]\nmax-concurrent = 1").await;
-    let gate = Gate::new();
-    let dockerfile = format!("FROM busybox\nRUN : {}; {}\n", core.name, gate.command());
+    let breakpoint = Breakpoint::new();
+    let dockerfile = format!("FROM busybox\nRUN : {}; {}\n", core.name, breakpoint.command());
     let manifest = "builds: { one: { context: . }, other: { context: . } }\n";
 
     let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]).await;
-    gate.reached().await;
+    breakpoint.reached().await;
     core.post::<serde_json::Value>(&format!("/runs/{run}/cancel"), serde_json::json!({})).await;
     let view = core.ended(run).await;
-    gate.deserted().await;
+    breakpoint.deserted().await;
 
     assert_eq!(view.status, RunStatus::Cancelled);
     assert!(view.jobs.iter().all(|job| job.status == JobStatus::Cancelled), "{view:#?}");

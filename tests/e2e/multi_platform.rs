@@ -3,7 +3,7 @@
 use stagely::api::{JobStatus, RunStatus};
 use stagely_protocol::FailureReason;
 use stagely_test_core::{Core, job};
-use stagely_test_support::gate::Gate;
+use stagely_test_support::breakpoint::Breakpoint;
 use stagely_test_support::git::TOKEN;
 use stagely_test_support::wait::eventually;
 
@@ -29,7 +29,7 @@ async fn one_image_runs_on_two_kinds_of_processor_and_its_merge_needs_no_machine
     // Exactly one of them is not this machine's own.
     assert_ne!(amd64.emulated, arm64.emulated, "{run:#?}");
     let emulated = if arm64.emulated { arm64 } else { amd64 };
-    assert!(emulated.warnings.iter().any(|it| it.contains("emulated")), "{emulated:#?}");
+    assert!(emulated.warnings.iter().any(|warning| warning.contains("emulated")), "{emulated:#?}");
     assert!(emulated.slow_down.is_some_and(|times| times > 0.0), "{emulated:#?}");
     assert!(merge.took_over.is_some(), "{merge:#?}");
     assert_eq!(run.saved_machines, 1);
@@ -45,9 +45,9 @@ async fn one_image_runs_on_two_kinds_of_processor_and_its_merge_needs_no_machine
     let shown = core.registry.docker(&["buildx", "imagetools", "inspect", &tag]);
     assert!(shown.contains("linux/amd64") && shown.contains("linux/arm64"), "{shown}");
     for (platform, says) in [("linux/amd64", "x86_64"), ("linux/arm64", "aarch64")] {
-        let said =
+        let output =
             core.registry.docker(&["run", "--rm", "--pull=always", "--platform", platform, &tag]);
-        assert_eq!(said.trim(), says);
+        assert_eq!(output.trim(), says);
         core.registry.docker(&["image", "rm", "--force", &tag]);
     }
     let stored = core.finish().await;
@@ -57,15 +57,15 @@ async fn one_image_runs_on_two_kinds_of_processor_and_its_merge_needs_no_machine
 #[tokio::test]
 async fn a_run_that_ends_after_a_newer_one_moves_no_tag() {
     let core = Core::start(STAGELY, "stale", "").await;
-    let gate = Gate::new();
-    let old = format!("FROM busybox\nRUN : {}; {}; echo old\n", core.name, gate.command());
+    let breakpoint = Breakpoint::new();
+    let old = format!("FROM busybox\nRUN : {}; {}; echo old\n", core.name, breakpoint.command());
     let old = core.run_of(&[("Dockerfile", &*old), ("stagely.yaml", BOTH)]).await;
-    gate.reached_by(2).await;
+    breakpoint.reached_by(2).await;
     let new = format!("FROM busybox\nRUN : {}; echo new\n", core.name);
     let new = core.run_of(&[("Dockerfile", &*new)]).await;
     let new = core.ended(new).await;
     assert_eq!(new.status, RunStatus::Completed, "{new:#?}");
-    gate.open();
+    breakpoint.resume();
     let old = core.ended(old).await;
 
     assert_eq!(old.status, RunStatus::Completed, "{old:#?}");
@@ -87,19 +87,19 @@ async fn however_often_core_is_killed_the_tag_names_the_newest_image() {
     let dockerfile = says_its_processor(&core);
     let files = [("Dockerfile", &*dockerfile), ("stagely.yaml", BOTH)];
     let id = core.run_of(&files).await;
-    // From the first build's end on, core is killed as soon as it has said anything new.
-    let (mut kills, mut said) = (0, Vec::new());
+    // From the end of the first build on, core is killed whenever a state has changed.
+    let (mut kills, mut seen) = (0, Vec::new());
     loop {
         let view = core.view(id).await;
         if view.status.is_final() {
             break;
         }
-        let says: Vec<_> = view.jobs.iter().map(|job| (job.status, job.digest.clone())).collect();
+        let states: Vec<_> = view.jobs.iter().map(|job| (job.status, job.digest.clone())).collect();
         let has_begun = view.jobs.iter().any(|job| job.status == JobStatus::Completed);
-        if has_begun && says != said {
+        if has_begun && states != seen {
             core.crash();
             core.launch().await;
-            (kills, said) = (kills + 1, says);
+            (kills, seen) = (kills + 1, states);
         }
     }
     let run = core.ended(id).await;
@@ -153,8 +153,12 @@ async fn only_what_failed_is_built_again() {
     let second = core.ended(second.id).await;
 
     assert_eq!(second.status, RunStatus::Completed, "{second:#?}");
-    let (kept, before) = (job(&second, "app_amd64"), job(&first, "app_amd64"));
-    assert_eq!((kept.kept_from, &kept.digest), (Some(before.id), &before.digest), "{kept:#?}");
+    let (reused, before) = (job(&second, "app_amd64"), job(&first, "app_amd64"));
+    assert_eq!(
+        (reused.reused_from, &reused.digest),
+        (Some(before.id), &before.digest),
+        "{reused:#?}"
+    );
     assert_eq!(job(&second, "app_arm64").attempt, 1, "{second:#?}");
     let tag = core.image("default", "app");
     eventually("the tag names the new index", async || {

@@ -3,7 +3,7 @@
 use stagely::api::{QueueView, RunStatus};
 use stagely_state::MachineState;
 use stagely_test_core::Core;
-use stagely_test_support::gate::Gate;
+use stagely_test_support::breakpoint::Breakpoint;
 use stagely_test_support::wait::eventually;
 
 use crate::STAGELY;
@@ -11,13 +11,13 @@ use crate::STAGELY;
 #[tokio::test]
 async fn with_one_machine_at_a_time_two_projects_take_turns() {
     let core = Core::start(STAGELY, "turns", "[builders]\nmax-concurrent = 1").await;
-    let gate = Gate::new();
-    let held = format!("FROM busybox\nRUN : {}; {}\n", core.name, gate.command());
+    let breakpoint = Breakpoint::new();
+    let held = format!("FROM busybox\nRUN : {}; {}\n", core.name, breakpoint.command());
     let manifest = "builds: { a1: { context: held }, a2: { context: . }, a3: { context: . } }\n";
     let files =
         [("held/Dockerfile", &*held), ("Dockerfile", "FROM busybox\n"), ("stagely.yaml", manifest)];
     let first = core.run_of(&files).await;
-    gate.reached().await;
+    breakpoint.reached().await;
     let manifest = "builds: { b1: { context: . }, b2: { context: . } }\n";
     core.repository.commit(&[("stagely.yaml", manifest)]);
     let mut request = core.request();
@@ -33,7 +33,7 @@ async fn with_one_machine_at_a_time_two_projects_take_turns() {
     assert_eq!((queue.max_concurrent, queue.live_machines), (1, 1));
     assert!(queue.jobs[0].reason.contains("1 of 1 builders"), "{queue:#?}");
 
-    gate.open();
+    breakpoint.resume();
     let (first, second) = (core.ended(first).await, core.ended(second).await);
 
     assert_eq!((first.status, second.status), (RunStatus::Completed, RunStatus::Completed));

@@ -8,7 +8,7 @@ use stagely::client::{Client, LogEvent};
 use stagely_protocol::FailureReason;
 use stagely_state::MachineKind;
 use stagely_test_core::{Core, job};
-use stagely_test_support::gate::Gate;
+use stagely_test_support::breakpoint::Breakpoint;
 use stagely_test_support::processes::{Process, processes_with};
 use stagely_test_support::wait::eventually;
 
@@ -32,22 +32,22 @@ async fn a_registered_machine_gets_jobs_one_at_a_time_and_is_never_ended() {
     let arguments = ["agent".as_ref(), "--config".as_ref(), config.as_path()];
     let mut agent = core.start_agent("rack", STAGELY, &arguments);
     is(&core, MachineStatus::Ready, true).await;
-    let gate = Gate::new();
-    let dockerfile = format!("FROM busybox\nRUN : {}; {}\n", core.name, gate.command());
+    let breakpoint = Breakpoint::new();
+    let dockerfile = format!("FROM busybox\nRUN : {}; {}\n", core.name, breakpoint.command());
     let manifest = "builds: { one: { context: ., build_args: { N: \"1\" } }, \
         two: { context: ., build_args: { N: \"2\" } } }\n";
     let dockerfile = dockerfile.replace("RUN", "ARG N\nRUN echo $N;");
 
     let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]).await;
-    gate.reached().await;
+    breakpoint.reached().await;
     let view = core.view(run).await;
     assert_eq!(job(&view, "one").machine_id, Some(machine.id));
     assert_eq!(job(&view, "two").status, JobStatus::Queued);
-    gate.open();
+    breakpoint.resume();
     core.until(run, "it is the other's turn", |run| job(run, "two").status == JobStatus::Running)
         .await;
-    gate.reached().await;
-    gate.open();
+    breakpoint.reached().await;
+    breakpoint.resume();
     let run = core.ended(run).await;
 
     assert_eq!(run.status, RunStatus::Completed, "{run:#?}");
@@ -84,11 +84,11 @@ async fn a_registered_machine_whose_agent_dies_loses_its_job_and_gets_it_again_o
     let (machine, config) = core.add_machine("rack").await;
     let arguments = ["agent".as_ref(), "--config".as_ref(), config.as_path()];
     let agent = core.start_agent("rack", STAGELY, &arguments);
-    let gate = Gate::new();
-    let dockerfile = format!("FROM busybox\nRUN : {}; {}\n", core.name, gate.command());
+    let breakpoint = Breakpoint::new();
+    let dockerfile = format!("FROM busybox\nRUN : {}; {}\n", core.name, breakpoint.command());
     let manifest = "builds: { app: { context: . } }\n";
     let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]).await;
-    gate.reached().await;
+    breakpoint.reached().await;
 
     // Killed: no word of goodbye.
     drop(agent);
@@ -104,8 +104,8 @@ async fn a_registered_machine_whose_agent_dies_loses_its_job_and_gets_it_again_o
         (!orphans.iter().any(is_left)).then_some(())
     })
     .await;
-    gate.reached().await;
-    gate.open();
+    breakpoint.reached().await;
+    breakpoint.resume();
     let run = core.ended(run).await;
 
     let app = job(&run, "app");
@@ -134,15 +134,15 @@ async fn a_job_on_a_registered_machine_is_cancelled_and_the_machine_goes_on() {
     let (_, config) = core.add_machine("rack").await;
     let arguments = ["agent".as_ref(), "--config".as_ref(), config.as_path()];
     let mut agent = core.start_agent("rack", STAGELY, &arguments);
-    let gate = Gate::new();
-    let dockerfile = format!("FROM busybox\nRUN : {}; {}\n", core.name, gate.command());
+    let breakpoint = Breakpoint::new();
+    let dockerfile = format!("FROM busybox\nRUN : {}; {}\n", core.name, breakpoint.command());
     let manifest = "builds: { app: { context: . } }\n";
     let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]).await;
-    gate.reached().await;
+    breakpoint.reached().await;
 
     core.post::<serde_json::Value>(&format!("/runs/{run}/cancel"), serde_json::json!({})).await;
     let run = core.ended(run).await;
-    gate.deserted().await;
+    breakpoint.deserted().await;
     assert_eq!(run.status, RunStatus::Cancelled);
     is(&core, MachineStatus::Ready, true).await;
 

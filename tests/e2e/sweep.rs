@@ -9,7 +9,7 @@ use stagely::core::store::Store;
 use stagely_protocol::MACHINE_VARIABLE;
 use stagely_state::ids::{CoreId, MachineId};
 use stagely_test_core::Core;
-use stagely_test_support::gate::Gate;
+use stagely_test_support::breakpoint::Breakpoint;
 use stagely_test_support::processes::processes_with;
 use stagely_test_support::program;
 use stagely_test_support::wait::eventually;
@@ -76,11 +76,11 @@ async fn a_machine_that_nobody_knows_is_told_of_by_a_dry_run_and_ended_by_a_swee
 #[tokio::test]
 async fn a_machine_that_is_killed_is_found_gone_and_stays_in_the_list_of_all() {
     let core = Core::start(STAGELY, "gone", "").await;
-    let gate = Gate::new();
-    let dockerfile = format!("FROM busybox\nRUN : {}; {}\n", core.name, gate.command());
+    let breakpoint = Breakpoint::new();
+    let dockerfile = format!("FROM busybox\nRUN : {}; {}\n", core.name, breakpoint.command());
     let manifest = "builds: { app: { context: . } }\n";
     let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]).await;
-    gate.reached().await;
+    breakpoint.reached().await;
     let first = core.machines().await.remove(0).id;
     let shown = text(&does(&core, &["machines"]));
     let row = shown.lines().find(|line| line.starts_with(&first.to_string())).unwrap();
@@ -96,7 +96,9 @@ async fn a_machine_that_is_killed_is_found_gone_and_stays_in_the_list_of_all() {
         serde_json::from_slice(&does(&core, &["machines", "--all", "--json"]).stdout).unwrap()
     };
     let gone = eventually("the machine is found gone", async || {
-        all().into_iter().find(|it| it.id == first && it.status == MachineStatus::Terminated)
+        all()
+            .into_iter()
+            .find(|machine| machine.id == first && machine.status == MachineStatus::Terminated)
     })
     .await;
     assert_eq!((gone.lease_left_seconds, gone.cost_usd), (None, None));
@@ -108,8 +110,8 @@ async fn a_machine_that_is_killed_is_found_gone_and_stays_in_the_list_of_all() {
     let listed = text(&does(&core, &["machines", "--all"]));
     let row = listed.lines().find(|line| line.starts_with(&first.to_string())).unwrap();
     assert!(row.contains("terminated"), "{listed}");
-    gate.reached().await;
-    gate.open();
+    breakpoint.reached().await;
+    breakpoint.resume();
     assert_eq!(core.ended(run).await.status, RunStatus::Completed);
     core.finish().await;
 }

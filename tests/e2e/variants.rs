@@ -82,7 +82,7 @@ async fn a_build_whose_paths_did_not_change_is_skipped_and_its_last_image_stands
     let main = core.run_of(&files).await;
     let main = core.ended(main).await;
     assert_eq!(main.status, RunStatus::Completed, "{main:#?}");
-    let skipped: Vec<&str> = main.skipped.iter().map(|it| it.build.as_str()).collect();
+    let skipped: Vec<&str> = main.skipped.iter().map(|build| build.build.as_str()).collect();
     assert_eq!(skipped, ["release"], "{main:#?}");
 
     // The web changes: the api is skipped.
@@ -94,7 +94,7 @@ async fn a_build_whose_paths_did_not_change_is_skipped_and_its_last_image_stands
     assert_eq!(feature.status, RunStatus::Completed, "{feature:#?}");
     let names: Vec<&str> = feature.jobs.iter().map(|job| job.name.as_str()).collect();
     assert_eq!(names, ["web"], "{feature:#?}");
-    let api = feature.skipped.iter().find(|it| it.build == "api").expect("it says so");
+    let api = feature.skipped.iter().find(|build| build.build == "api").expect("it says so");
     let stands_in = api.image.as_ref().expect("an image").as_str();
     assert!(stands_in.ends_with(job(&main, "api").digest_text()), "{api:?}");
 

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::setup::{Setup, runs_on_host, setting};
 
-/// How a [`gate`] treats the upload of a cache's manifest.
+/// How a [`proxy`] treats the upload of a cache's manifest.
 #[derive(Clone)]
 enum CacheUpload {
     /// `reached` fires when the upload begins, and the upload goes on when `released` fires.
@@ -25,7 +25,7 @@ enum CacheUpload {
 }
 
 /// Passes connections on to the registry, but for the upload of `cache`'s manifest.
-async fn gate(listener: TcpListener, upload: CacheUpload) {
+async fn proxy(listener: TcpListener, upload: CacheUpload) {
     loop {
         let (client, _) = listener.accept().await.unwrap();
         let server = TcpStream::connect(setting("STAGELY_REGISTRY")).await.unwrap();
@@ -66,10 +66,10 @@ async fn pass(client: TcpStream, server: TcpStream, upload: CacheUpload) {
 
 impl Setup {
     /// A registry that treats the manifest of [`Self::cached_build`]'s cache as `upload` says.
-    async fn gated(name: &str, upload: CacheUpload) -> Self {
+    async fn with_proxy(name: &str, upload: CacheUpload) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let registry = listener.local_addr().unwrap().to_string();
-        tokio::spawn(gate(listener, upload));
+        tokio::spawn(proxy(listener, upload));
         Self { registry, ..Self::new(name) }
     }
 
@@ -89,7 +89,7 @@ impl Setup {
     /// Whether the registry has `tag`.
     fn is_in_registry(&self, tag: &str) -> bool {
         let user = format!("user = \"{}:{}\"", setting("STAGELY_REGISTRY_USERNAME"), self.password);
-        // Not through a gate, whose task cannot run while this thread waits.
+        // Not through a proxy, whose task cannot run while this thread waits.
         let registry = setting("STAGELY_REGISTRY");
         let url = format!("http://{registry}/v2/{}/manifests/{tag}", self.name);
         let accept = "Accept: application/vnd.oci.image.manifest.v1+json";
@@ -120,7 +120,7 @@ async fn a_cache_that_cannot_be_read_or_written_never_fails_a_build() {
 async fn an_image_is_reported_and_joined_while_its_cache_is_exported() {
     let (reached, released) = (CancellationToken::new(), CancellationToken::new());
     let upload = CacheUpload::Held { reached, released: released.clone() };
-    let setup = Setup::gated("first", upload).await;
+    let setup = Setup::with_proxy("first", upload).await;
     let message = setup.cached_build(json!({ "timeout_seconds": 60 }));
     let meanwhile = async {
         let status = setup.pushed().await;
@@ -151,7 +151,7 @@ async fn an_image_is_reported_and_joined_while_its_cache_is_exported() {
 async fn a_job_that_is_cancelled_while_it_exports_its_cache_has_completed() {
     let (reached, released) = (CancellationToken::new(), CancellationToken::new());
     let upload = CacheUpload::Held { reached: reached.clone(), released };
-    let setup = Setup::gated("stop", upload).await;
+    let setup = Setup::with_proxy("stop", upload).await;
     let message = setup.cached_build(json!({}));
     let (status, first) = tokio::join!(setup.run(message), async {
         let status = setup.pushed().await;
@@ -168,7 +168,7 @@ async fn a_job_that_is_cancelled_while_it_exports_its_cache_has_completed() {
 
 #[tokio::test]
 async fn a_refused_cache_is_logged_and_fails_no_build() {
-    let setup = Setup::gated("refused", CacheUpload::Refused).await;
+    let setup = Setup::with_proxy("refused", CacheUpload::Refused).await;
     let status = setup.run(setup.cached_build(json!({}))).await;
     assert_eq!(status.state, StatusState::Completed);
     assert!(status.warnings.is_empty() && setup.is_in_registry("app"));
@@ -191,7 +191,7 @@ async fn a_warm_up_exports_the_cache_and_pushes_nothing() {
 
 #[tokio::test]
 async fn a_warm_up_whose_cache_is_refused_fails() {
-    let setup = Setup::gated("warm-refused", CacheUpload::Refused).await;
+    let setup = Setup::with_proxy("warm-refused", CacheUpload::Refused).await;
     let message = setup.cached_build(json!({ "push": false }));
     let status = setup.run_with(message, Duration::ZERO).await;
     let unavailable = FailureReason::Registry { problem: RegistryProblem::Unavailable };

@@ -1,30 +1,30 @@
-//! Gates: places in a build where it waits for the test.
+//! Breakpoints in builds: a build waits there for the test.
 
 use crate::processes::{Process, processes};
 use crate::wait::eventually;
 
-/// Holds builds: a `RUN` with [`command`](Self::command) goes on when the test opens the gate.
+/// Stops builds: a `RUN` with [`command`](Self::command) goes on when the test resumes it.
 ///
-/// The command is a `sleep` of many years. The test finds its process on the host when a build has come to it,
+/// The command is a `sleep` of many years. The test finds its process on the host when a build has reached it,
 /// and ends it there.
-pub struct Gate {
+pub struct Breakpoint {
     seconds: String,
 }
 
-impl Default for Gate {
+impl Default for Breakpoint {
     fn default() -> Self {
         Self { seconds: rand::random_range(100_000_000..1_000_000_000_u32).to_string() }
     }
 }
 
-impl Gate {
+impl Breakpoint {
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// A shell command that succeeds once the gate is opened.
+    /// A shell command that succeeds when the test resumes it.
     pub fn command(&self) -> String {
-        // By its path: the sleep that some shells have built in is no process of its own.
+        // With its path, because a `sleep` that is built into the shell has no process of its own.
         format!("{{ /bin/sleep {} || true; }}", self.seconds)
     }
 
@@ -34,9 +34,9 @@ impl Gate {
         all
     }
 
-    /// Waits until `count` builds stand at the gate.
+    /// Waits until `count` builds wait here.
     pub async fn reached_by(&self, count: usize) {
-        let what = format!("{count} builds come to {}", self.command());
+        let what = format!("{count} builds reach {}", self.command());
         eventually(&what, async || (self.waiting().len() == count).then_some(())).await;
     }
 
@@ -44,22 +44,24 @@ impl Gate {
         self.reached_by(1).await;
     }
 
-    /// Lets the builds go on that stand at the gate.
-    pub fn open(&self) {
+    /// Resumes the builds that wait here.
+    pub fn resume(&self) {
         let waiting = self.waiting();
-        assert!(!waiting.is_empty(), "nobody stands at {}", self.command());
+        assert!(!waiting.is_empty(), "no build waits at {}", self.command());
         waiting.iter().for_each(Process::kill);
     }
 
-    /// Ends what stands at the gate and will never go on: its engine is gone.
+    /// Ends the waiting steps of an engine that is gone.
     pub async fn clear(&self) {
         self.waiting().iter().for_each(Process::kill);
         self.deserted().await;
     }
 
-    /// Waits until nothing is left of the builds that stood at the gate.
+    /// Waits until no build waits here.
     pub async fn deserted(&self) {
-        eventually("nothing stands at the gate", async || self.waiting().is_empty().then_some(()))
-            .await;
+        eventually("no build waits at the breakpoint", async || {
+            self.waiting().is_empty().then_some(())
+        })
+        .await;
     }
 }

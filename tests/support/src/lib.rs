@@ -9,8 +9,8 @@ pub mod core_process;
 pub mod program;
 pub mod settings;
 
+pub mod breakpoint;
 pub mod files;
-pub mod gate;
 pub mod ports;
 pub mod processes;
 
