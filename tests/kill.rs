@@ -38,19 +38,20 @@ impl Writer {
         Self(child)
     }
 
-    /// Waits until `count` is stored, kills the child, and returns what it said last.
+    /// Waits until `count` is stored, kills the child, and returns the last count that it printed.
     fn kill_after(mut self, count: u64) -> u64 {
         let mut output = BufReader::new(self.0.stdout.take().unwrap()).lines();
-        let stored = |line: &str| line.strip_prefix("stored ").and_then(|it| it.parse().ok());
-        let mut said: u64 = 0;
-        while said < count {
+        let stored =
+            |line: &str| line.strip_prefix("stored ").and_then(|number| number.parse().ok());
+        let mut printed: u64 = 0;
+        while printed < count {
             let line = output.next().expect("the writer goes on until it is killed").unwrap();
-            said = stored(&line).unwrap_or(said);
+            printed = stored(&line).unwrap_or(printed);
         }
         self.0.kill().unwrap();
         self.0.wait().unwrap();
-        // What it said before it was killed is stored, too; a line that was cut says nothing.
-        output.map_while(Result::ok).filter_map(|line| stored(&line)).last().unwrap_or(said)
+        // What it printed before it was killed is stored, too; a line that was cut is ignored.
+        output.map_while(Result::ok).filter_map(|line| stored(&line)).last().unwrap_or(printed)
     }
 }
 
@@ -86,8 +87,8 @@ async fn killed_logs_hold_every_acknowledged_line_once_and_go_on() {
     let mut acknowledged = 0;
     for round in 1..=4 {
         let test = "killed_logs_hold_every_acknowledged_line_once_and_go_on";
-        let said = Writer::start(test, folder.path()).kill_after(round * 300);
-        acknowledged = acknowledged.max(said);
+        let printed = Writer::start(test, folder.path()).kill_after(round * 300);
+        acknowledged = acknowledged.max(printed);
 
         let store = LogStore::open(&folder.path().join("logs.redb"), SETTINGS).unwrap();
         let next = store.next_line(FIRST).await.unwrap();
@@ -140,7 +141,8 @@ fn a_killed_store_holds_whole_batches_and_all_that_were_committed() {
         assert!(count >= committed, "{committed} were committed, {count} are there");
         let environments = &stored.state.environments;
         let expected: Vec<String> = (1..=count).map(|number| number.to_string()).collect();
-        let names: Vec<&String> = environments.values().map(|it| &it.name).collect();
+        let names: Vec<&String> =
+            environments.values().map(|environment| &environment.name).collect();
         assert!(names.into_iter().eq(&expected), "a batch is there in part");
         let outbox: Vec<(EffectId, Effect)> = stored.state.outbox.into_iter().collect();
         assert_eq!(outbox, [(EffectId(count), effect(count))]);

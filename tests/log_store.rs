@@ -231,18 +231,18 @@ async fn a_disk_that_fills_up_cuts_logs_before_it_is_full_and_agents_go_on() {
 async fn who_follows_a_log_is_told_of_lines_that_can_be_read_and_of_no_others() {
     let database = Database::new();
     let store = open(&database.path, 100);
-    let mut told = store.watch(FIRST);
+    let mut watcher = store.watch(FIRST);
     append(&store, FIRST, None, &lines(&["a"])).await.unwrap();
-    told.more_than(0).await;
+    watcher.more_than(0).await;
 
     let text = "x".repeat(101);
     for _ in 0..3 {
         append(&store, FIRST, None, &lines(&[&text, &text])).await.unwrap();
     }
 
-    told.more_than(1).await;
+    watcher.more_than(1).await;
     assert_eq!(texts(&store, JOB).await.len(), 2, "a line, and the word that the rest is cut");
-    let more = tokio::time::timeout(Duration::from_millis(50), told.more_than(2)).await;
+    let more = tokio::time::timeout(Duration::from_millis(50), watcher.more_than(2)).await;
     assert!(more.is_err(), "there is nothing more to read");
 }
 
@@ -356,7 +356,7 @@ async fn check_act(store: &LogStore, logs: &mut [Vec<StoredLine>; 3], act: Act) 
             });
             let sent: Vec<StoredLine> = known[first..].iter().cloned().chain(new).collect();
             let batch: Vec<LogLine<'_>> =
-                sent.iter().map(|it| line(it.t, it.stream, &it.data)).collect();
+                sent.iter().map(|sent| line(sent.t, sent.stream, &sent.data)).collect();
             let next = append(store, attempt, Some(first as u64), &batch).await.unwrap();
             known.truncate(first);
             known.extend(sent);
@@ -486,7 +486,7 @@ impl Journey {
             }
             Leg::Send => {
                 let batch = self.spool.next_batch().unwrap();
-                self.to_core.extend(batch.map(|it| AgentMessage::Log(it.log(&wire())).to_json()));
+                self.to_core.extend(batch.map(|log| AgentMessage::Log(log.log(&wire())).to_json()));
             }
             Leg::Arrive(count) => {
                 let count = count.index(self.to_core.len() + 1);

@@ -76,9 +76,9 @@ impl Conversation {
         let settings = with_defaults(settings, usual).to_string();
         let core = Core::start(STAGELY, name, &settings).await;
         github.delivers_to(&core.url);
-        let it = Self { github, core, machines, project, secrets };
-        it.is_reconciled().await;
-        it
+        let conversation = Self { github, core, machines, project, secrets };
+        conversation.is_reconciled().await;
+        conversation
     }
 
     /// Waits until core has looked for what it was not told of. What happens from then on, for minutes, it
@@ -87,7 +87,7 @@ impl Conversation {
         eventually("core has looked at its projects", async || {
             let health = self.health().await;
             let projects = health["projects"].as_array().cloned().unwrap_or_default();
-            projects.iter().all(|it| it["reconciled_at"].is_number()).then_some(())
+            projects.iter().all(|project| project["reconciled_at"].is_number()).then_some(())
         })
         .await;
     }

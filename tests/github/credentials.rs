@@ -10,16 +10,16 @@ use crate::fake::{ENTERPRISE, GitHub};
 
 #[tokio::test]
 async fn each_job_gets_a_token_of_its_own_that_only_reads_this_repository() {
-    let it = Conversation::start_with("tokens", TWO_PLATFORMS, "").await;
-    it.github.has_repository("acme/other", &[("stagely.yaml", MANIFEST)]);
-    let pull = it.opened("two").await;
+    let conversation = Conversation::start_with("tokens", TWO_PLATFORMS, "").await;
+    conversation.github.has_repository("acme/other", &[("stagely.yaml", MANIFEST)]);
+    let pull = conversation.opened("two").await;
 
-    let builds = it.machines.jobs_of(&it.github.head(&pull), "BUILD", 2).await;
+    let builds = conversation.machines.jobs_of(&conversation.github.head(&pull), "BUILD", 2).await;
 
     let tokens: BTreeSet<String> = builds.iter().map(|job| job.clone_token().unwrap()).collect();
     assert_eq!(tokens.len(), 2, "two jobs share a token");
     for token in &tokens {
-        let token = it.github.world().tokens[token].clone();
+        let token = conversation.github.world().tokens[token].clone();
         assert_eq!(token.repositories, [WEB]);
         let mut permissions = token.permissions;
         permissions.remove("metadata");
@@ -27,31 +27,32 @@ async fn each_job_gets_a_token_of_its_own_that_only_reads_this_repository() {
             permissions.iter().map(|(name, level)| (name.as_str(), level.as_str())).collect();
         assert_eq!(permissions, [("contents", "read")]);
     }
-    it.github.closes(&pull).await;
-    it.ends().await;
+    conversation.github.closes(&pull).await;
+    conversation.ends().await;
 }
 
 #[tokio::test]
 async fn a_fine_grained_token_will_do_where_there_is_no_app() {
     let github = GitHub::start_at(ENTERPRISE).await;
-    let it = Conversation::start_at(github, "pat", MANIFEST, "", Credentials::Token).await;
-    let pull = it.opened("plain").await;
-    it.is_built(&pull).await;
-    let comment = it.comment_says(&pull, "✅").await;
+    let conversation =
+        Conversation::start_at(github, "pat", MANIFEST, "", Credentials::Token).await;
+    let pull = conversation.opened("plain").await;
+    conversation.is_built(&pull).await;
+    let comment = conversation.comment_says(&pull, "✅").await;
     assert_eq!(comment.author, crate::fake::people::WRITER);
-    assert!(it.github.requests(" /app").is_empty(), "it asked as an app");
+    assert!(conversation.github.requests(" /app").is_empty(), "it asked as an app");
     // A fork's build is not given a person's own token.
-    let fork = it.github.opens_from_fork(WEB, "gift", &[("change", "9")]).await;
-    let comment = it.comment_says(&fork, "/stagely approve").await;
+    let fork = conversation.github.opens_from_fork(WEB, "gift", &[("change", "9")]).await;
+    let comment = conversation.comment_says(&fork, "/stagely approve").await;
     // Core writes as somebody who may approve, but does not by telling how.
-    it.github.delivers_comment(&fork, &comment).await;
+    conversation.github.delivers_comment(&fork, &comment).await;
     tokio::time::sleep(POLL * 10).await;
-    let run = it.runs(&fork).await.remove(0);
+    let run = conversation.runs(&fork).await.remove(0);
     assert!(run.status == RunStatus::Pending, "it approved the commit itself: {run:?}");
-    assert!(it.machines.all().iter().all(|job| {
-        job.message["context"]["commit_hash"] == it.github.head(&pull)
+    assert!(conversation.machines.all().iter().all(|job| {
+        job.message["context"]["commit_hash"] == conversation.github.head(&pull)
             || job.clone_token().as_deref() != Some(TOKEN)
     }));
-    it.github.closes(&fork).await;
-    it.ends().await;
+    conversation.github.closes(&fork).await;
+    conversation.ends().await;
 }

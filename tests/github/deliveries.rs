@@ -8,58 +8,59 @@ use stagely_test_support::wait::POLL;
 
 #[tokio::test]
 async fn what_is_not_signed_with_the_secret_is_refused_and_changes_nothing() {
-    let it = Conversation::start("forged").await;
-    let pull = it.github.prepares(WEB, "evil", &[("change", "1")], Opened::default());
-    let payload = it.github.pull_payload(&pull, "opened", WRITER);
+    let conversation = Conversation::start("forged").await;
+    let pull = conversation.github.prepares(WEB, "evil", &[("change", "1")], Opened::default());
+    let payload = conversation.github.pull_payload(&pull, "opened", WRITER);
     let forgeries =
         [Forged::None, Forged::OtherSecret, Forged::OtherBody, Forged::NoHex, Forged::OldAlgorithm];
     for forged in forgeries {
-        let (status, text) = it.github.posts_forged("pull_request", &payload, forged).await;
+        let (status, text) =
+            conversation.github.posts_forged("pull_request", &payload, forged).await;
         assert!(status == 401 || status == 403, "{forged:?}: {status} {text}");
     }
     tokio::time::sleep(POLL * 10).await;
-    assert!(it.runs(&pull).await.is_empty());
-    it.ends().await;
+    assert!(conversation.runs(&pull).await.is_empty());
+    conversation.ends().await;
 }
 
 #[tokio::test]
 async fn a_delivery_that_comes_again_is_taken_once() {
-    let it = Conversation::start("replayed").await;
-    let pull = it.opened("echo").await;
-    let delivery = it.github.world().deliveries.last().unwrap().clone();
+    let conversation = Conversation::start("replayed").await;
+    let pull = conversation.opened("echo").await;
+    let delivery = conversation.github.world().deliveries.last().unwrap().clone();
     for _ in 0..3 {
-        assert_eq!(it.github.redelivers(&delivery).await.status, 202);
+        assert_eq!(conversation.github.redelivers(&delivery).await.status, 202);
     }
-    it.is_built(&pull).await;
-    assert_eq!(it.github.redelivers(&delivery).await.status, 202);
+    conversation.is_built(&pull).await;
+    assert_eq!(conversation.github.redelivers(&delivery).await.status, 202);
     tokio::time::sleep(POLL * 10).await;
-    assert_eq!(it.runs(&pull).await.len(), 1);
-    assert_eq!(it.machines.all().len(), 1);
-    it.ends().await;
+    assert_eq!(conversation.runs(&pull).await.len(), 1);
+    assert_eq!(conversation.machines.all().len(), 1);
+    conversation.ends().await;
 }
 
 #[tokio::test]
 async fn a_push_that_is_overtaken_by_the_next_is_not_built() {
-    let it = Conversation::start("overtaken").await;
-    let pull = it.opened("race").await;
-    let second = it.github.pushes_silently(&pull, &[("change", "two")]);
-    let third = it.github.pushes_silently(&pull, &[("change", "three")]);
-    it.github.delivers("pull_request", third).await;
-    it.github.delivers("pull_request", second).await;
-    it.is_built(&pull).await;
-    let newest = it.runs(&pull).await.remove(0);
-    assert_eq!(newest.commit.unwrap().as_str(), it.github.head(&pull));
-    it.ends().await;
+    let conversation = Conversation::start("overtaken").await;
+    let pull = conversation.opened("race").await;
+    let second = conversation.github.pushes_silently(&pull, &[("change", "two")]);
+    let third = conversation.github.pushes_silently(&pull, &[("change", "three")]);
+    conversation.github.delivers("pull_request", third).await;
+    conversation.github.delivers("pull_request", second).await;
+    conversation.is_built(&pull).await;
+    let newest = conversation.runs(&pull).await.remove(0);
+    assert_eq!(newest.commit.unwrap().as_str(), conversation.github.head(&pull));
+    conversation.ends().await;
 }
 
 #[tokio::test]
 async fn every_real_delivery_is_taken_or_refused_clearly() {
-    let it = Conversation::start("examples").await;
+    let conversation = Conversation::start("examples").await;
     let mut count = 0;
     for event in all_deliveries() {
         let name = event["name"].as_str().unwrap();
         for example in event["examples"].as_array().unwrap() {
-            let answer = it.github.delivers(name, example.clone()).await.unwrap();
+            let answer = conversation.github.delivers(name, example.clone()).await.unwrap();
             let is_clear = answer.status == 202 || (400..500).contains(&answer.status);
             assert!(is_clear, "{name}: {}: {example}", answer.status);
             count += 1;
@@ -67,6 +68,6 @@ async fn every_real_delivery_is_taken_or_refused_clearly() {
     }
     assert!(count > 300, "only {count} examples");
     // They are of a repository that nobody listens to.
-    assert!(it.machines.all().is_empty());
-    it.ends().await;
+    assert!(conversation.machines.all().is_empty());
+    conversation.ends().await;
 }

@@ -30,7 +30,7 @@ pub(crate) struct Machines {
 
 type Jobs = Arc<Mutex<Vec<Job>>>;
 
-/// A job that a machine was given.
+/// A job that core has assigned to a machine.
 #[derive(Clone)]
 pub(crate) struct Job {
     /// BUILD or MERGE, as core sent it.
@@ -41,27 +41,27 @@ pub(crate) struct Job {
     registry: Registry,
 }
 
-/// What an agent has to say.
+/// The messages of an agent.
 #[derive(Default)]
 struct Agent {
-    /// Statuses that core has not thanked for, by job.
-    said: Mutex<BTreeMap<String, Value>>,
-    to_say: Mutex<VecDeque<Value>>,
-    something: Notify,
+    /// Statuses that core has not acknowledged, by job.
+    unacknowledged: Mutex<BTreeMap<String, Value>>,
+    waiting: Mutex<VecDeque<Value>>,
+    queued: Notify,
 }
 
 impl Agent {
-    fn say(&self, message: Value) {
+    fn send(&self, message: Value) {
         if message["type"] == "STATUS" {
             let job = message["job_id"].as_str().unwrap().to_owned();
-            self.said.lock().unwrap().insert(job, message.clone());
+            self.unacknowledged.lock().unwrap().insert(job, message.clone());
         }
-        self.to_say.lock().unwrap().push_back(message);
-        self.something.notify_one();
+        self.waiting.lock().unwrap().push_back(message);
+        self.queued.notify_one();
     }
 
     fn next(&self) -> Option<Value> {
-        self.to_say.lock().unwrap().pop_front()
+        self.waiting.lock().unwrap().pop_front()
     }
 }
 
@@ -88,7 +88,7 @@ impl Machines {
         self.folder.path().join("machine")
     }
 
-    /// Every job that was given so far.
+    /// All jobs that core has assigned.
     pub(crate) fn all(&self) -> Vec<Job> {
         self.jobs.lock().unwrap().clone()
     }
@@ -143,7 +143,7 @@ impl Job {
         let lines: Vec<Value> =
             lines.iter().map(|line| json!({ "data": format!("{line}\n") })).collect();
         let log = json!({ "type": "LOG", "job_id": self.id(), "first": 0, "lines": lines });
-        self.agent.say(log);
+        self.agent.send(log);
     }
 
     /// The image is pushed, and its cache if it is to write one.
@@ -152,7 +152,7 @@ impl Job {
         if let Some(cache) = self.message["build_config"]["cache_to"].as_str() {
             push(&self.registry, cache).await;
         }
-        self.agent.say(json!({
+        self.agent.send(json!({
             "type": "STATUS", "job_id": self.id(), "state": "completed", "exit_code": 0,
             "artifact_url": self.image(), "digest": digest,
         }));
@@ -160,7 +160,7 @@ impl Job {
 
     /// The user's own failure.
     pub(crate) fn fails(&self, step: &str, exit_code: i32) {
-        self.agent.say(json!({
+        self.agent.send(json!({
             "type": "STATUS", "job_id": self.id(), "state": "failed", "exit_code": exit_code,
             "error": { "kind": "user", "step": step, "exit_code": exit_code },
         }));
@@ -216,33 +216,33 @@ async fn session(
     let url = config["core_url"].as_str().unwrap().replacen("http", "ws", 1);
     let url = format!("{}{CONNECT_PATH}", url.trim_end_matches('/'));
     let (mut socket, _) = tokio_tungstenite::connect_async(url).await?;
-    let given: Vec<String> = {
+    let held: Vec<String> = {
         let jobs = jobs.lock().unwrap();
-        let mine = jobs.iter().filter(|job| job.machine == machine && !job.is_thanked_for());
+        let mine = jobs.iter().filter(|job| job.machine == machine && !job.is_acknowledged());
         mine.map(|job| job.id().to_owned()).collect()
     };
-    let emulated = Arch::ALL.iter().filter(|it| **it != Arch::of_this_program());
+    let emulated = Arch::ALL.iter().filter(|arch| **arch != Arch::of_this_program());
     let emulated: Vec<String> = emulated.map(|arch| format!("linux/{arch}")).collect();
     let hello = json!({
         "type": "HELLO", "version": "1", "agent_id": config["agent_id"], "token": config["token"],
         "system_info": {
             "hostname": "stand-in", "architecture": Arch::of_this_program(), "emulated": emulated,
         },
-        "jobs": given,
+        "jobs": held,
     });
     socket.send(Message::text(hello.to_string())).await?;
-    let again: Vec<Value> = agent.said.lock().unwrap().values().cloned().collect();
-    agent.to_say.lock().unwrap().extend(again);
+    let again: Vec<Value> = agent.unacknowledged.lock().unwrap().values().cloned().collect();
+    agent.waiting.lock().unwrap().extend(again);
     loop {
         while let Some(message) = agent.next() {
             socket.send(Message::text(message.to_string())).await?;
         }
         tokio::select! {
-            () = agent.something.notified() => {}
+            () = agent.queued.notified() => {}
             message = socket.next() => {
                 let Some(message) = message else { return Ok(()) };
                 if let Message::Text(text) = message? {
-                    hear(&serde_json::from_str(&text).unwrap(), machine, agent, jobs);
+                    handle(&serde_json::from_str(&text).unwrap(), machine, agent, jobs);
                 }
             }
         }
@@ -250,12 +250,12 @@ async fn session(
 }
 
 impl Job {
-    fn is_thanked_for(&self) -> bool {
-        self.message["thanked"] == true
+    fn is_acknowledged(&self) -> bool {
+        self.message["acknowledged"] == true
     }
 }
 
-fn hear(message: &Value, machine: &str, agent: &Arc<Agent>, jobs: &Jobs) {
+fn handle(message: &Value, machine: &str, agent: &Arc<Agent>, jobs: &Jobs) {
     let id = &message["job_id"];
     match message["type"].as_str().unwrap() {
         "BUILD" | "MERGE" => {
@@ -271,21 +271,23 @@ fn hear(message: &Value, machine: &str, agent: &Arc<Agent>, jobs: &Jobs) {
                 registry,
             });
             drop(jobs);
-            agent.say(json!({ "type": "STATUS", "job_id": id, "state": "running" }));
+            agent.send(json!({ "type": "STATUS", "job_id": id, "state": "running" }));
         }
         "STATUS_ACK" => {
-            let mut said = agent.said.lock().unwrap();
-            let is_end = said.get(id.as_str().unwrap()).is_some_and(|it| it["state"] != "running");
+            let mut unacknowledged = agent.unacknowledged.lock().unwrap();
+            let is_end = unacknowledged
+                .get(id.as_str().unwrap())
+                .is_some_and(|status| status["state"] != "running");
             if is_end {
-                said.remove(id.as_str().unwrap());
+                unacknowledged.remove(id.as_str().unwrap());
                 let mut jobs = jobs.lock().unwrap();
                 let job = jobs.iter_mut().find(|job| job.message["job_id"] == *id);
                 if let Some(job) = job {
-                    job.message["thanked"] = json!(true);
+                    job.message["acknowledged"] = json!(true);
                 }
             }
         }
-        "CANCEL" => agent.say(json!({ "type": "STATUS", "job_id": id, "state": "cancelled" })),
+        "CANCEL" => agent.send(json!({ "type": "STATUS", "job_id": id, "state": "cancelled" })),
         "ERROR" => panic!("core does not understand the stand-in: {message}"),
         _ => {}
     }

@@ -12,46 +12,54 @@ const SLOTS: usize = 50;
 #[tokio::test]
 async fn of_a_hundred_pull_requests_at_once_fifty_run_and_all_end_and_are_reported() {
     let settings = "[github]\nwrites-per-minute = 100000\ncomments-per-hour = 100000\n";
-    let it = Conversation::start_with("hundred", crate::conversation::MANIFEST, settings).await;
+    let conversation =
+        Conversation::start_with("hundred", crate::conversation::MANIFEST, settings).await;
     let texts: Vec<String> = (0..PULLS).map(|number| format!("change {number}")).collect();
     let prepare = |text: &String| {
-        it.github.prepares(WEB, &text.replace(' ', "-"), &[("change", text)], Opened::default())
+        conversation.github.prepares(
+            WEB,
+            &text.replace(' ', "-"),
+            &[("change", text)],
+            Opened::default(),
+        )
     };
     let pulls: Vec<_> = texts.iter().map(prepare).collect();
     let payloads: Vec<_> = pulls
         .iter()
-        .map(|pull| it.github.pull_payload(pull, "opened", crate::fake::people::WRITER))
+        .map(|pull| conversation.github.pull_payload(pull, "opened", crate::fake::people::WRITER))
         .collect();
 
-    let sent = payloads.into_iter().map(|it_| it.github.delivers("pull_request", it_));
+    let sent =
+        payloads.into_iter().map(|payload| conversation.github.delivers("pull_request", payload));
     let deliveries = futures_util::future::join_all(sent).await;
 
-    assert!(deliveries.iter().all(|it| it.as_ref().unwrap().status == 202));
+    assert!(deliveries.iter().all(|delivery| delivery.as_ref().unwrap().status == 202));
     eventually("fifty run and fifty wait", async || {
-        let queue: QueueView = it.core.get("/queue").await;
+        let queue: QueueView = conversation.core.get("/queue").await;
         assert!(queue.live_machines <= SLOTS, "{} machines", queue.live_machines);
-        (it.machines.all().len() == SLOTS && queue.jobs.len() == PULLS - SLOTS).then_some(())
+        (conversation.machines.all().len() == SLOTS && queue.jobs.len() == PULLS - SLOTS)
+            .then_some(())
     })
     .await;
     let mut ended = 0;
     while ended < PULLS {
-        let jobs = it.machines.all();
+        let jobs = conversation.machines.all();
         for job in &jobs[ended..] {
             job.succeeds().await;
         }
         ended = jobs.len();
-        let queue: QueueView = it.core.get("/queue").await;
+        let queue: QueueView = conversation.core.get("/queue").await;
         assert!(queue.live_machines <= SLOTS, "{} machines", queue.live_machines);
         tokio::time::sleep(POLL).await;
     }
     eventually("all complete", async || {
-        let runs: Vec<RunView> = it.core.get("/runs?limit=1000").await;
+        let runs: Vec<RunView> = conversation.core.get("/runs?limit=1000").await;
         runs.iter().all(|run| run.status == RunStatus::Completed).then_some(())
     })
     .await;
     for pull in &pulls {
-        it.comment_says(pull, "✅").await;
-        it.status_is(&it.github.head(pull), "stagely", "success").await;
+        conversation.comment_says(pull, "✅").await;
+        conversation.status_is(&conversation.github.head(pull), "stagely", "success").await;
     }
-    it.ends().await;
+    conversation.ends().await;
 }

@@ -13,138 +13,142 @@ const COMMENTING: &str = "POST /repos/{owner}/{repo}/issues/{issue_number}/comme
 
 #[tokio::test]
 async fn a_core_that_is_killed_before_its_comment_is_known_writes_one_all_the_same() {
-    let mut it = Conversation::start("killed").await;
+    let mut conversation = Conversation::start("killed").await;
     // Written, and core dies while it waits for the answer.
-    it.github.fails(COMMENTING, 1, FaultKind::Slow(Duration::from_millis(500)));
-    let pull = it.opened("last-words").await;
-    let build = it.machines.build_of(&it.github.head(&pull)).await;
+    conversation.github.fails(COMMENTING, 1, FaultKind::Slow(Duration::from_millis(500)));
+    let pull = conversation.opened("last-words").await;
+    let build = conversation.machines.build_of(&conversation.github.head(&pull)).await;
     eventually("the comment is asked for", async || {
-        (!it.github.requests("/statuses/").is_empty()).then_some(())
+        (!conversation.github.requests("/statuses/").is_empty()).then_some(())
     })
     .await;
-    it.core_restarts().await;
+    conversation.core_restarts().await;
     build.succeeds().await;
-    it.run_when(&pull, "it completes", |run| run.status == RunStatus::Completed).await;
+    conversation.run_when(&pull, "it completes", |run| run.status == RunStatus::Completed).await;
     // Between the commit of the end and its comment.
-    it.core_restarts().await;
+    conversation.core_restarts().await;
 
-    it.comment_says(&pull, "✅").await;
-    assert_eq!(it.github.reports(&pull).len(), 1);
-    it.status_is(&it.github.head(&pull), "stagely", "success").await;
-    it.ends().await;
+    conversation.comment_says(&pull, "✅").await;
+    assert_eq!(conversation.github.reports(&pull).len(), 1);
+    conversation.status_is(&conversation.github.head(&pull), "stagely", "success").await;
+    conversation.ends().await;
 }
 
 #[tokio::test]
 async fn a_comment_whose_answer_is_lost_is_found_again() {
     for (name, fault) in [("lost", FaultKind::Lost), ("lost-502", FaultKind::DoneBut(502))] {
-        let it = Conversation::start(name).await;
-        it.github.fails(COMMENTING, 1, fault);
-        let pull = it.opened("once").await;
-        it.is_built(&pull).await;
-        it.comment_says(&pull, "✅").await;
-        assert_eq!(it.github.reports(&pull).len(), 1);
-        it.ends().await;
+        let conversation = Conversation::start(name).await;
+        conversation.github.fails(COMMENTING, 1, fault);
+        let pull = conversation.opened("once").await;
+        conversation.is_built(&pull).await;
+        conversation.comment_says(&pull, "✅").await;
+        assert_eq!(conversation.github.reports(&pull).len(), 1);
+        conversation.ends().await;
     }
 }
 
 #[tokio::test]
 async fn a_comment_that_somebody_deletes_is_written_again() {
-    let it = Conversation::start("deleted").await;
-    let pull = it.opened("tidy").await;
-    let build = it.machines.build_of(&it.github.head(&pull)).await;
-    let comment = it.comment_says(&pull, "").await;
-    it.github.deletes_comment(comment.id);
+    let conversation = Conversation::start("deleted").await;
+    let pull = conversation.opened("tidy").await;
+    let build = conversation.machines.build_of(&conversation.github.head(&pull)).await;
+    let comment = conversation.comment_says(&pull, "").await;
+    conversation.github.deletes_comment(comment.id);
     build.succeeds().await;
-    it.comment_says(&pull, "✅").await;
-    it.ends().await;
+    conversation.comment_says(&pull, "✅").await;
+    conversation.ends().await;
 }
 
 #[tokio::test]
 async fn while_github_answers_502_builds_go_on_and_all_is_told_later() {
-    let it = Conversation::start("away").await;
-    let first = it.opened("first").await;
-    let build = it.machines.build_of(&it.github.head(&first)).await;
-    it.github.is_down_with(502);
+    let conversation = Conversation::start("away").await;
+    let first = conversation.opened("first").await;
+    let build = conversation.machines.build_of(&conversation.github.head(&first)).await;
+    conversation.github.is_down_with(502);
     build.succeeds().await;
-    it.run_when(&first, "it completes", |run| run.status == RunStatus::Completed).await;
+    conversation.run_when(&first, "it completes", |run| run.status == RunStatus::Completed).await;
     eventually("core has asked in vain", async || {
-        it.github.requests("").iter().any(|seen| seen.status == 502).then_some(())
+        conversation.github.requests("").iter().any(|seen| seen.status == 502).then_some(())
     })
     .await;
     // Webhooks are answered in milliseconds meanwhile.
     let begun = tokio::time::Instant::now();
-    let second = it.opened("second").await;
+    let second = conversation.opened("second").await;
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
-    assert_eq!(it.github.world().deliveries.last().unwrap().status, 202);
+    assert_eq!(conversation.github.world().deliveries.last().unwrap().status, 202);
 
-    it.github.recovers();
+    conversation.github.recovers();
 
-    it.comment_says(&first, "✅").await;
-    it.is_built(&second).await;
-    it.comment_says(&second, "✅").await;
-    it.ends().await;
+    conversation.comment_says(&first, "✅").await;
+    conversation.is_built(&second).await;
+    conversation.comment_says(&second, "✅").await;
+    conversation.ends().await;
 }
 
 #[tokio::test]
 async fn what_was_delivered_while_core_was_down_is_found_at_its_start() {
-    let mut it = Conversation::start("down").await;
-    let known = it.opened("known").await;
-    it.is_built(&known).await;
-    it.core.crash();
-    it.github.pushes(&known, &[("change", "while it was down")]).await;
-    let failed = it.opened("failed-delivery").await;
-    assert_eq!(it.github.world().deliveries.last().unwrap().status, 502);
+    let mut conversation = Conversation::start("down").await;
+    let known = conversation.opened("known").await;
+    conversation.is_built(&known).await;
+    conversation.core.crash();
+    conversation.github.pushes(&known, &[("change", "while it was down")]).await;
+    let failed = conversation.opened("failed-delivery").await;
+    assert_eq!(conversation.github.world().deliveries.last().unwrap().status, 502);
     // And one that GitHub has no record of.
-    let silent = it.github.prepares(WEB, "no-delivery", &[("change", "3")], Opened::default());
+    let silent =
+        conversation.github.prepares(WEB, "no-delivery", &[("change", "3")], Opened::default());
 
-    it.core.launch().await;
+    conversation.core.launch().await;
 
     for pull in [&known, &failed, &silent] {
-        it.is_built(pull).await;
-        it.comment_says(pull, "✅").await;
+        conversation.is_built(pull).await;
+        conversation.comment_says(pull, "✅").await;
     }
-    assert_eq!(it.runs(&failed).await.len(), 1);
-    it.ends().await;
+    assert_eq!(conversation.runs(&failed).await.len(), 1);
+    conversation.ends().await;
 }
 
 #[tokio::test]
 async fn limits_are_respected_and_shown() {
-    let it = Conversation::start("limits").await;
-    let pull = it.opened("slowly").await;
-    let build = it.machines.build_of(&it.github.head(&pull)).await;
-    it.comment_says(&pull, "").await;
-    it.github.fails("", 1, FaultKind::Secondary { retry_after: Duration::from_secs(4) });
+    let conversation = Conversation::start("limits").await;
+    let pull = conversation.opened("slowly").await;
+    let build = conversation.machines.build_of(&conversation.github.head(&pull)).await;
+    conversation.comment_says(&pull, "").await;
+    conversation.github.fails("", 1, FaultKind::Secondary { retry_after: Duration::from_secs(4) });
     build.succeeds().await;
 
     let health = eventually("the next allowed time is shown", async || {
-        let health = it.health().await;
+        let health = conversation.health().await;
         (!health["blocked_until"].is_null()).then_some(health)
     })
     .await;
 
     assert!(health["remaining"].is_number(), "{health}");
-    it.comment_says(&pull, "✅").await;
-    let refused = it.github.requests("").iter().find(|it| it.status == 403).unwrap().at;
+    conversation.comment_says(&pull, "✅").await;
+    let refused =
+        conversation.github.requests("").iter().find(|request| request.status == 403).unwrap().at;
     let allowed = refused + Duration::from_secs(4);
-    let requests = it.github.requests("");
+    let requests = conversation.github.requests("");
     // One may have been on its way.
     let known = refused + Duration::from_millis(300);
-    let early: Vec<_> = requests.iter().filter(|it| it.at > known && it.at < allowed).collect();
+    let early: Vec<_> =
+        requests.iter().filter(|request| request.at > known && request.at < allowed).collect();
     assert!(early.is_empty(), "asked before it was allowed: {early:#?}");
-    it.ends().await;
+    conversation.ends().await;
 }
 
 #[tokio::test]
 async fn when_the_hours_requests_are_used_up_core_waits_for_the_next() {
-    let it = Conversation::start("used-up").await;
-    let pull = it.opened("patience").await;
-    let build = it.machines.build_of(&it.github.head(&pull)).await;
-    it.comment_says(&pull, "").await;
-    it.github.allows_only(0, Duration::from_secs(5));
+    let conversation = Conversation::start("used-up").await;
+    let pull = conversation.opened("rate-limit").await;
+    let build = conversation.machines.build_of(&conversation.github.head(&pull)).await;
+    conversation.comment_says(&pull, "").await;
+    conversation.github.allows_only(0, Duration::from_secs(5));
     build.succeeds().await;
-    it.run_when(&pull, "it completes", |run| run.status == RunStatus::Completed).await;
-    it.comment_says(&pull, "✅").await;
-    let refused = it.github.requests("").iter().filter(|it| it.status == 403).count();
+    conversation.run_when(&pull, "it completes", |run| run.status == RunStatus::Completed).await;
+    conversation.comment_says(&pull, "✅").await;
+    let refused =
+        conversation.github.requests("").iter().filter(|request| request.status == 403).count();
     assert!(refused <= 2, "{refused} requests although none was allowed");
-    it.ends().await;
+    conversation.ends().await;
 }

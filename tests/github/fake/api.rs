@@ -96,7 +96,8 @@ fn needs(operation: &str) -> &'static [(&'static str, &'static str)] {
 
 fn allows(held: &Permissions, (name, level): (&str, &str)) -> bool {
     // Every token may look at what a repository is.
-    name == "metadata" || held.get(name).is_some_and(|it| it == level || it == "write")
+    name == "metadata"
+        || held.get(name).is_some_and(|granted| granted == level || granted == "write")
 }
 
 impl World {
@@ -124,7 +125,7 @@ impl World {
         let token = self.tokens.get(text).filter(|token| token.expires_at > now());
         let token = token.ok_or_else(|| Answer::error(401, "Bad credentials"))?;
         let Some(repository) = call.repository() else { return Ok(token.account.clone()) };
-        if !token.repositories.iter().any(|it| it.eq_ignore_ascii_case(&repository)) {
+        if !token.repositories.iter().any(|allowed| allowed.eq_ignore_ascii_case(&repository)) {
             return Err(Answer::not_found());
         }
         if !needs(call.operation).iter().any(|need| allows(&token.permissions, *need)) {
@@ -147,9 +148,9 @@ impl World {
             "GET /app/hook/deliveries" => self.list_deliveries(call),
             "GET /app/hook/deliveries/{delivery_id}" => {
                 let id = call.number(3);
-                let found = self.deliveries.iter().find(|it| it.id == id);
-                found.map_or_else(Answer::not_found, |it| {
-                    Answer::new(200, &shapes::delivery(self, it))
+                let found = self.deliveries.iter().find(|delivery| delivery.id == id);
+                found.map_or_else(Answer::not_found, |delivery| {
+                    Answer::new(200, &shapes::delivery(self, delivery))
                 })
             }
             "GET /repos/{owner}/{repo}/contents/{path}" => self.read_file(call),
@@ -176,7 +177,7 @@ impl World {
                 self.create_comment(call, account)
             }
             "GET /repos/{owner}/{repo}/issues/comments/{comment_id}" => {
-                let found = self.comments.iter().find(|it| it.id == call.number(5));
+                let found = self.comments.iter().find(|comment| comment.id == call.number(5));
                 let found = found.cloned();
                 self.show_comment(found)
             }
@@ -248,19 +249,19 @@ impl World {
     }
 
     fn list_deliveries(&self, call: &Call) -> Answer {
-        let page: usize = call.query("per_page").map_or(30, |it| it.parse().unwrap());
+        let page: usize = call.query("per_page").map_or(30, |text| text.parse().unwrap());
         let is_wanted = |status: u16| match call.query("status") {
             Some("success") => (200..400).contains(&status),
             Some("failure") => status >= 400,
             _ => true,
         };
-        let cursor: u64 = call.query("cursor").map_or(u64::MAX, |it| it.parse().unwrap());
+        let cursor: u64 = call.query("cursor").map_or(u64::MAX, |text| text.parse().unwrap());
         let before = |id: u64| id < cursor;
-        let newest = self.deliveries.iter().rev().filter(|it| is_wanted(it.status));
-        let mut rest = newest.filter(|it| before(it.id)).peekable();
+        let newest = self.deliveries.iter().rev().filter(|delivery| is_wanted(delivery.status));
+        let mut rest = newest.filter(|delivery| before(delivery.id)).peekable();
         let shown: Vec<_> = rest.by_ref().take(page).collect();
         let shapes: Vec<Value> =
-            shown.iter().map(|it| shapes::delivery_in_list(self, it)).collect();
+            shown.iter().map(|delivery| shapes::delivery_in_list(self, delivery)).collect();
         let answer = Answer::new(200, &json!(shapes));
         let Some(oldest) = shown.last().filter(|_| rest.peek().is_some()) else { return answer };
         let status =
@@ -278,8 +279,8 @@ impl World {
             let path = percent_decoded(&path);
             let at = call.query("ref").unwrap_or("main");
             let Some(content) = repo.file(at, &path) else { return Answer::not_found() };
-            let accept = call.headers.get("accept").and_then(|it| it.to_str().ok());
-            if accept.is_some_and(|it| it.contains("raw")) {
+            let accept = call.headers.get("accept").and_then(|value| value.to_str().ok());
+            if accept.is_some_and(|accept| accept.contains("raw")) {
                 let kind = "application/vnd.github.raw+json; charset=utf-8".to_owned();
                 return Answer {
                     status: 200,
@@ -298,7 +299,8 @@ impl World {
                 "closed" => !pull.is_open,
                 _ => pull.is_open,
             };
-            let mut pulls: Vec<&Pull> = repo.pulls.values().filter(|it| is_wanted(it)).collect();
+            let mut pulls: Vec<&Pull> =
+                repo.pulls.values().filter(|pull| is_wanted(pull)).collect();
             // The newest first, unless another order is asked for.
             if call.query("direction") != Some("asc") {
                 pulls.reverse();
@@ -311,9 +313,15 @@ impl World {
     fn list_comments(&self, call: &Call) -> Answer {
         self.with_repo(call, |world, repo| {
             let (name, number) = (&repo.full_name, call.number(4));
-            let of =
-                world.comments.iter().filter(|it| it.repository == *name && it.number == number);
-            paged(world, call, &of.map(|it| shapes::comment(world, repo, it)).collect::<Vec<_>>())
+            let of = world
+                .comments
+                .iter()
+                .filter(|comment| comment.repository == *name && comment.number == number);
+            paged(
+                world,
+                call,
+                &of.map(|comment| shapes::comment(world, repo, comment)).collect::<Vec<_>>(),
+            )
         })
     }
 
@@ -354,7 +362,7 @@ impl World {
     }
 
     fn edit_comment(&mut self, call: &Call) -> Answer {
-        let found = self.comments.iter_mut().find(|it| it.id == call.number(5));
+        let found = self.comments.iter_mut().find(|comment| comment.id == call.number(5));
         let found = found.map(|comment| {
             call.body["body"].as_str().unwrap().clone_into(&mut comment.body);
             comment.edits += 1;
@@ -405,7 +413,7 @@ fn percent_decoded(path: &str) -> String {
 /// A page of `all`, with the links to the others.
 fn paged(world: &World, call: &Call, all: &[Value]) -> Answer {
     let number = |name: &str, usual: usize| {
-        call.query(name).and_then(|it| it.parse().ok()).unwrap_or(usual).max(1)
+        call.query(name).and_then(|text| text.parse().ok()).unwrap_or(usual).max(1)
     };
     let (size, page) = (number("per_page", 30).min(100), number("page", 1));
     let last = all.len().div_ceil(size).max(1);

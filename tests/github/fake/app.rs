@@ -54,7 +54,8 @@ impl App {
     pub(crate) fn check(&self, token: &str) -> Result<(), String> {
         let (signed, signature) = token.rsplit_once('.').ok_or("it has no signature")?;
         let (header, claims) = signed.split_once('.').ok_or("it has no claims")?;
-        let decode = |part: &str| BASE64_URL_SAFE_NO_PAD.decode(part).map_err(|it| it.to_string());
+        let decode =
+            |part: &str| BASE64_URL_SAFE_NO_PAD.decode(part).map_err(|error| error.to_string());
         let read = |part: &str| -> Result<Value, String> {
             serde_json::from_slice(&decode(part)?).map_err(|error| error.to_string())
         };
@@ -69,7 +70,7 @@ impl App {
         let claims = read(claims)?;
         let named = claims["iss"]
             .as_str()
-            .map_or(claims["iss"].clone(), |it| json!(it.parse::<u64>().ok()));
+            .map_or(claims["iss"].clone(), |id| json!(id.parse::<u64>().ok()));
         if named != self.id {
             return Err(format!("the issuer is not app {}: {claims}", self.id));
         }

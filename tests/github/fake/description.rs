@@ -24,7 +24,7 @@ fn read_paper(variable: &str) -> Value {
 
 /// Examples of what GitHub delivers: the payloads of `event`.
 pub(crate) fn deliveries(event: &str) -> &'static [Value] {
-    let all = all_deliveries().iter().find(|it| it["name"] == event);
+    let all = all_deliveries().iter().find(|delivery| delivery["name"] == event);
     all.unwrap_or_else(|| panic!("no example of {event}"))["examples"].as_array().unwrap()
 }
 
@@ -36,7 +36,7 @@ pub(crate) fn all_deliveries() -> &'static [Value] {
 
 /// The first example of `event` whose `action` is this one.
 pub(crate) fn delivery(event: &str, action: &str) -> Value {
-    let found = deliveries(event).iter().find(|it| it["action"] == action);
+    let found = deliveries(event).iter().find(|example| example["action"] == action);
     found.unwrap_or_else(|| panic!("no example of {event} {action}")).clone()
 }
 
@@ -109,8 +109,8 @@ impl Description {
     /// The parameters of the path that may hold slashes.
     fn many_segments(&'static self, operation: &'static Value) -> Vec<&'static str> {
         let parameters = self.parameters(operation);
-        let many = parameters.filter(|it| it["x-multi-segment"] == true);
-        many.filter_map(|it| it["name"].as_str()).collect()
+        let many = parameters.filter(|parameter| parameter["x-multi-segment"] == true);
+        many.filter_map(|parameter| parameter["name"].as_str()).collect()
     }
 
     fn parameters(
@@ -134,17 +134,19 @@ impl Description {
         query: &[(String, String)],
     ) -> Result<(), String> {
         let name = &operation.name;
-        let known: Vec<_> =
-            self.parameters(operation.value).filter(|it| it["in"] == "query").collect();
+        let known: Vec<_> = self
+            .parameters(operation.value)
+            .filter(|parameter| parameter["in"] == "query")
+            .collect();
         for parameter in &known {
             let key = parameter["name"].as_str().unwrap();
-            let is_there = query.iter().any(|(it, _)| it == key);
+            let is_there = query.iter().any(|(name, _)| name == key);
             if parameter["required"] == true && !is_there {
                 return Err(format!("{name} wants the parameter {key}"));
             }
         }
         for (key, text) in query {
-            let parameter = known.iter().find(|it| it["name"] == **key);
+            let parameter = known.iter().find(|known| known["name"] == **key);
             let parameter = parameter.ok_or_else(|| format!("{name} has no parameter {key}"))?;
             let schema = &parameter["schema"];
             let value = match schema["type"].as_str() {
@@ -263,7 +265,7 @@ impl Description {
                     .filter(|(key, _)| !is_for_people(key))
                     .for_each(|(_, value)| self.collect(value, into, seen));
             }
-            Value::Array(values) => values.iter().for_each(|it| self.collect(it, into, seen)),
+            Value::Array(values) => values.iter().for_each(|value| self.collect(value, into, seen)),
             _ => {}
         }
     }

@@ -31,7 +31,8 @@ fn may_read(world: &World, repository: &str, token: Option<&str>) -> bool {
     let Some(repo) = world.repository(repository) else { return false };
     let Some(token) = token else { return !repo.is_private };
     world.tokens.get(token).is_some_and(|token| {
-        let is_meant = token.repositories.iter().any(|it| it.eq_ignore_ascii_case(repository));
+        let is_meant =
+            token.repositories.iter().any(|allowed| allowed.eq_ignore_ascii_case(repository));
         is_meant && token.permissions.contains_key("contents") && token.expires_at > now()
     })
 }
@@ -67,7 +68,8 @@ async fn run(
     headers: &HeaderMap,
     body: &[u8],
 ) -> Response {
-    let header = |name: &str| headers.get(name).and_then(|it| it.to_str().ok()).unwrap_or_default();
+    let header =
+        |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let mut process = Command::new("git")
         .arg("http-backend")
         .env("GIT_PROJECT_ROOT", &folder)

@@ -83,7 +83,7 @@ async fn its_pages_faults_and_limits_are_as_asked() {
     let mut seen = Vec::new();
     for number in 1..=3 {
         let (_, body) = client.get(&page(number)).await;
-        seen.extend(body.as_array().unwrap().iter().map(|it| it["body"].clone()));
+        seen.extend(body.as_array().unwrap().iter().map(|comment| comment["body"].clone()));
     }
     assert_eq!(seen.len(), 5);
     github.fails("GET /repos/{owner}/{repo}", 1, FaultKind::Status(502));

@@ -190,8 +190,10 @@ async fn serve(State(shared): State<Shared>, request: Request) -> Response {
         _ => world.answer_within_limit(&call),
     };
     if let Err(problem) = Description::get().check_answer(&operation, answer.status, &answer.body) {
-        let raw =
-            parts.headers.get("accept").is_some_and(|it| it.as_bytes().ends_with(b"raw+json"));
+        let raw = parts
+            .headers
+            .get("accept")
+            .is_some_and(|value| value.as_bytes().ends_with(b"raw+json"));
         if !raw {
             world.complaints.push(format!("this fake lies: {problem}"));
         }
@@ -241,10 +243,10 @@ fn into_response(world: &World, answer: Answer) -> Response {
 impl World {
     /// The fault that the next request for `operation` meets.
     fn next_fault(&mut self, operation: &str) -> Option<FaultKind> {
-        let fault = self.faults.iter_mut().find(|it| operation.contains(it.operation))?;
+        let fault = self.faults.iter_mut().find(|fault| operation.contains(fault.operation))?;
         let kind = fault.kind;
         fault.times -= 1;
-        self.faults.retain(|it| it.times > 0);
+        self.faults.retain(|fault| fault.times > 0);
         Some(kind)
     }
 

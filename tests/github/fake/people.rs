@@ -64,7 +64,7 @@ impl GitHub {
         let mut world = self.world();
         let token = Token {
             account: WRITER.to_owned(),
-            repositories: repositories.iter().map(|it| (*it).to_owned()).collect(),
+            repositories: repositories.iter().map(|name| (*name).to_owned()).collect(),
             permissions: world.app.permissions.clone(),
             expires_at: now() + std::time::Duration::from_hours(24),
         };
