@@ -135,7 +135,8 @@ pub struct JobView {
     pub took_over: Option<JobId>,
     /// The job of an earlier run whose image this job reuses.
     #[schema(value_type = Option<String>)]
-    pub kept_from: Option<JobId>,
+    #[serde(rename = "kept_from")]
+    pub reused_from: Option<JobId>,
     /// The job's position in the queue, while it waits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queue: Option<QueuePosition>,

@@ -193,7 +193,8 @@ pub struct RunView {
     pub approval: Approval,
     /// The earlier run whose completed jobs this run reuses.
     #[schema(value_type = Option<String>)]
-    pub keeps: Option<RunId>,
+    #[serde(rename = "keeps")]
+    pub reuses: Option<RunId>,
     /// The builds that the run skips.
     pub skipped: Vec<SkippedBuildView>,
     /// The number of merges done on a machine of a build, without launching another machine.

@@ -54,8 +54,9 @@ pub enum SweepAction {
     End,
     /// The machine counts as lost: its work moves to another machine, and its remains are ended.
     Forget,
-    /// The machine is looked up once more before an action is taken.
-    LookAgain,
+    /// The machine is checked again before an action is taken.
+    #[serde(rename = "look-again")]
+    CheckAgain,
     /// No action.
     None,
 }

@@ -142,7 +142,7 @@ fn headline(run: &RunView, job: &JobView) -> String {
             name_of(other)
         );
     }
-    if let Some(earlier) = job.kept_from {
+    if let Some(earlier) = job.reused_from {
         let _ = write!(text, "\nIt was not built again: it reuses the image of {earlier}.");
     }
     for lost in &job.lost_attempts {

@@ -90,10 +90,10 @@ fn action(machine: &SweptMachine, dry_run: bool) -> String {
         _ if machine.error.is_some() => "failed",
         SweepAction::End if dry_run => "would be ended",
         SweepAction::Forget if dry_run => "would be forgotten",
-        SweepAction::LookAgain if dry_run => "would be checked again",
+        SweepAction::CheckAgain if dry_run => "would be checked again",
         SweepAction::End if machine.done => "ended",
         SweepAction::Forget if machine.done => "forgotten",
-        SweepAction::LookAgain => "checked again",
+        SweepAction::CheckAgain => "checked again",
         SweepAction::End | SweepAction::Forget => "left alone for now",
     };
     text.to_owned()

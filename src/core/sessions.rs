@@ -1,4 +1,4 @@
-//! Which machine's agent is connected, and the way to it.
+//! The sessions of connected agents, and the messages that core sends to them.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,8 +8,8 @@ use stagely_state::ids::{MachineId, SessionId};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-/// Messages that may wait for one agent. Core sends a handful a job; an agent that lets so many pile
-/// up is not reading, and its session is ended.
+/// Most messages that wait for one agent. Core sends a handful for each job, so an agent with more is not reading,
+/// and its session is ended.
 const WAITING_MAX: usize = 64;
 
 /// The open sessions. Clones share them.
@@ -20,46 +20,47 @@ pub struct Sessions {
 
 #[derive(Debug, Default)]
 struct Inner {
-    open: HashMap<MachineId, Session>,
+    open: HashMap<MachineId, SessionHandle>,
     /// The newest session of all machines.
     newest: SessionId,
 }
 
+/// Core's side of a session.
 #[derive(Debug)]
-struct Session {
+struct SessionHandle {
     id: SessionId,
-    /// In boxes: a channel sets 32 places aside as soon as it is made, and most sessions are idle.
+    /// In boxes, because a new channel allocates 32 messages, and most sessions are idle.
     messages: mpsc::Sender<Box<CoreMessage>>,
     end: CancellationToken,
 }
 
-/// One session's own end of its entry in [`Sessions`].
+/// The side of a session that serves the agent's connection.
 #[derive(Debug)]
 pub struct SessionEntry {
     machine: MachineId,
     pub id: SessionId,
-    /// What to send to the agent.
+    /// The messages to send to the agent.
     pub messages: mpsc::Receiver<Box<CoreMessage>>,
     /// Fires when the session must end.
     pub end: CancellationToken,
 }
 
 impl Sessions {
-    /// Opens the session of `machine`, and ends the one it had: its agent has dialled again.
+    /// Opens a session of `machine`, and ends its former one: its agent has connected again.
     pub fn open(&self, machine: MachineId) -> SessionEntry {
         let (sender, messages) = mpsc::channel(WAITING_MAX);
         let end = CancellationToken::new();
         let mut inner = self.lock();
         inner.newest = inner.newest.next();
         let id = inner.newest;
-        let session = Session { id, messages: sender, end: end.clone() };
+        let session = SessionHandle { id, messages: sender, end: end.clone() };
         if let Some(old) = inner.open.insert(machine, session) {
             old.end.cancel();
         }
         SessionEntry { machine, id, messages, end }
     }
 
-    /// Removes a session's entry, unless the machine has opened another since.
+    /// Removes the session, unless the machine has opened another one since.
     pub fn close(&self, entry: &SessionEntry) {
         let open = &mut self.lock().open;
         let newest = open.get(&entry.machine).map(|session| session.id);
@@ -68,8 +69,7 @@ impl Sessions {
         }
     }
 
-    /// Sends `message` if the agent is connected and reads. What is lost here is sent again after the
-    /// agent's next HELLO.
+    /// Sends `message` if the agent is connected and reads. A lost message is sent again after the agent's next HELLO.
     pub fn send(&self, machine: MachineId, message: CoreMessage) -> bool {
         let open = &self.lock().open;
         let Some(session) = open.get(&machine) else { return false };

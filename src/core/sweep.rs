@@ -119,7 +119,7 @@ struct Memory {
     /// Machines that are missing, and when the provider was asked for the first list without them.
     missing: BTreeMap<MachineId, Timestamp>,
     /// Machines that only people can see to, of which the log has told.
-    told: BTreeSet<MachineId>,
+    logged: BTreeSet<MachineId>,
 }
 
 /// What a provider has said.
@@ -234,8 +234,8 @@ impl Sweep {
         // What lacks an image, or is sold out, is asked for all the same: the refusal says what to change.
         let arches = offers.iter().filter(|offer| offer.fleet == Fleet::Builder && offer.exists);
         let arches = arches.map(|offer| offer.arch).collect();
-        let told = Event::ProviderDescribed { provider: self.name, arches };
-        self.events.store(told).await.is_ok()
+        let described = Event::ProviderDescribed { provider: self.name, arches };
+        self.events.store(described).await.is_ok()
     }
 
     /// The provider's list. Whoever asks while another waits for its turn shares what that one is told: however
@@ -395,10 +395,10 @@ impl Sweep {
             elsewhere.map(|(id, _)| (*id, "is there, and its record is another provider's"));
         let odd: BTreeMap<MachineId, &str> = overdue.chain(elsewhere).collect();
         let mut memory = self.memory();
-        for (machine, what) in odd.iter().filter(|(machine, _)| !memory.told.contains(machine)) {
+        for (machine, what) in odd.iter().filter(|(machine, _)| !memory.logged.contains(machine)) {
             warn!(provider = %self.name, %machine, "{what}");
         }
-        memory.told = odd.into_keys().collect();
+        memory.logged = odd.into_keys().collect();
     }
 
     fn memory(&self) -> MutexGuard<'_, Memory> {

@@ -260,7 +260,7 @@ impl JobProgress {
 
 /// The result of a job: `completed 12.0s, 5/7 cached, QEMU emulation`.
 fn ending(job: &JobView) -> String {
-    if let Some(earlier) = job.kept_from {
+    if let Some(earlier) = job.reused_from {
         return format!("reused from {earlier}");
     }
     let status = job.status.as_str();
@@ -309,7 +309,7 @@ mod tests {
         job.status = JobStatus::Failed;
         assert_eq!(ending(&job), "failed 12.0s, QEMU emulation");
         let earlier = JobId::from_bits(9);
-        job.kept_from = Some(earlier);
+        job.reused_from = Some(earlier);
         assert_eq!(ending(&job), format!("reused from {earlier}"));
     }
 

@@ -96,8 +96,8 @@ pub fn emulation(job: &JobView) -> Option<String> {
 /// `app_amd64, app_arm64 reused from run_…`.
 fn reused(run: &RunView) -> Option<String> {
     let reused: Vec<&str> =
-        run.jobs.iter().filter(|job| job.kept_from.is_some()).map(|job| &*job.name).collect();
-    let from = run.keeps.map_or_else(|| "an earlier run".to_owned(), |run| run.to_string());
+        run.jobs.iter().filter(|job| job.reused_from.is_some()).map(|job| &*job.name).collect();
+    let from = run.reuses.map_or_else(|| "an earlier run".to_owned(), |run| run.to_string());
     (!reused.is_empty()).then(|| format!("{} reused from {from}", reused.join(", ")))
 }
 
@@ -179,7 +179,7 @@ pub fn platforms(job: &JobView) -> String {
 
 /// The status of a job; `reused` for a job that was not built again.
 pub fn status(job: &JobView) -> String {
-    if job.kept_from.is_some() { "reused".to_owned() } else { job.status.as_str().to_owned() }
+    if job.reused_from.is_some() { "reused".to_owned() } else { job.status.as_str().to_owned() }
 }
 
 /// The duration of the newest attempt.
@@ -245,7 +245,7 @@ pub(in crate::cli) mod tests {
             emulated: false,
             slow_down: None,
             took_over: None,
-            kept_from: None,
+            reused_from: None,
             queue: None,
             queued_at: stagely_state::Timestamp(0),
             started_at: Some(stagely_state::Timestamp(1_000)),
@@ -274,7 +274,7 @@ pub(in crate::cli) mod tests {
             pull_request: None,
             from_fork: false,
             approval: stagely_state::Approval::NotNeeded,
-            keeps: None,
+            reuses: None,
             skipped: Vec::new(),
             saved_machines: 0,
             live_machines: 0,
@@ -320,8 +320,8 @@ pub(in crate::cli) mod tests {
     #[test]
     fn the_report_shows_skipped_reused_and_warmed_up_builds() {
         let mut run = of_two_platforms();
-        run.keeps = Some(RunId::from_bits(7));
-        run.jobs[0].kept_from = Some(JobId::from_bits(9));
+        run.reuses = Some(RunId::from_bits(7));
+        run.jobs[0].reused_from = Some(JobId::from_bits(9));
         let image = format!("registry:5000/shop/main@sha256:{}", "ab".repeat(32));
         run.skipped.push(SkippedBuildView {
             build: "web".to_owned(),

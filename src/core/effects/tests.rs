@@ -74,10 +74,10 @@ async fn a_tag_that_cannot_be_moved_is_an_outcome_too() {
     let (effects, _folder) = effects(&registry, |environment| environment.images = images);
     let tag = |variant: &str| Effect::Tag { environment: ENVIRONMENT, variant: variant.into() };
 
-    let told = effects.perform(tag("app")).await.unwrap();
+    let event = effects.perform(tag("app")).await.unwrap();
 
-    let Event::ImageTagged { environment, variant, digest: named, result } = told else {
-        panic!("{told:?}")
+    let Event::ImageTagged { environment, variant, digest: named, result } = event else {
+        panic!("{event:?}")
     };
     assert_eq!((environment, variant.as_str(), named), (ENVIRONMENT, "app", digest()));
     assert!(result.unwrap_err().contains("does not have"));
@@ -100,9 +100,9 @@ async fn the_caches_of_a_closed_environment_are_deleted_and_those_of_an_open_one
             environment.cache_refs = refs.clone();
         });
 
-        let told = effects.perform(Effect::CleanUp { environment: ENVIRONMENT }).await;
+        let event = effects.perform(Effect::CleanUp { environment: ENVIRONMENT }).await;
 
-        let Some(Event::CleanedUp { refs: gone, .. }) = told else { panic!("{told:?}") };
+        let Some(Event::CleanedUp { refs: gone, .. }) = event else { panic!("{event:?}") };
         assert_eq!(gone, if closed { refs.clone() } else { [].into() });
     }
     let path = "/v2/app/cache/manifests/app.pr-7";
@@ -118,8 +118,8 @@ async fn the_images_of_a_closed_pull_request_are_deleted_and_no_others() {
             environment.pull_request = pull_request;
             environment.has_images = has_images;
         });
-        let told = effects.perform(Effect::CleanUp { environment: ENVIRONMENT }).await;
-        let Some(Event::CleanedUp { .. }) = told else { panic!("{told:?}") };
+        let event = effects.perform(Effect::CleanUp { environment: ENVIRONMENT }).await;
+        let Some(Event::CleanedUp { .. }) = event else { panic!("{event:?}") };
     };
 
     clean_up(false, Some(7), true).await;

@@ -139,7 +139,7 @@ impl Follower {
         let mut pings = self.api.sockets.pings();
         loop {
             changes.mark_unchanged();
-            // Asked before the lines are read: what was said before the end is in the store then.
+            // Asked before the lines are read: all lines up to the end are in the store then.
             let over = self.is_over(attempt);
             next = self.send_stored(attempt, next).await?;
             if over {
@@ -147,7 +147,7 @@ impl Follower {
             }
             tokio::select! {
                 () = stored.more_than(next) => {}
-                told = changes.changed() => if told.is_err() { return Err(Gone) },
+                changed = changes.changed() => if changed.is_err() { return Err(Gone) },
                 _ = pings.tick() => {
                     self.socket.send(Message::Ping(Bytes::new())).await.map_err(|_| Gone)?;
                 }
@@ -162,7 +162,7 @@ impl Follower {
         }
     }
 
-    /// Whether nothing more is said in the attempt. Of a job that has completed its agent may still
+    /// Whether the attempt logs nothing more. Of a job that has completed its agent may still
     /// export the cache.
     fn is_over(&self, attempt: Attempt) -> bool {
         let records = self.api.records.read();

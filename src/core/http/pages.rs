@@ -232,7 +232,7 @@ fn row(job: &JobView) -> JobRow {
 
 fn job_status(job: &JobView) -> &'static str {
     match job.status {
-        _ if job.kept_from.is_some() => "kept from an earlier run",
+        _ if job.reused_from.is_some() => "reused from an earlier run",
         JobStatus::Provisioning => "starting",
         status => status.as_str(),
     }

@@ -161,11 +161,11 @@ async fn send_changes(api: ApiState, id: RunId, mut socket: WebSocket) {
             break;
         }
         tokio::select! {
-            told = changes.changed() => if told.is_err() { break },
+            changed = changes.changed() => if changed.is_err() { break },
             _ = pings.tick() => if socket.send(Message::Ping(Bytes::new())).await.is_err() { return },
             // Nothing is expected from the viewer: whatever comes is its going away.
             received = socket.recv() => if !matches!(received, Some(Ok(Message::Pong(_) | Message::Ping(_)))) { return },
-            // The core of `stagely run` stops when its run is over, which all others are yet to hear.
+            // The core of `stagely run` stops when its run is over, so everyone else must get this event first.
             () = api.sockets.stop.cancelled() => is_stopping = true,
         }
     }

@@ -78,7 +78,7 @@ const fn words(verdict: Verdict, is_done: bool) -> (SweepAction, &'static str) {
             (SweepAction::Forget, "it is missing from two lists and its agent is out of contact")
         }
         Verdict::Missing => (
-            SweepAction::LookAgain,
+            SweepAction::CheckAgain,
             "it is not in the provider's list and its agent is out of contact; it counts as gone when a later \
              list lacks it too",
         ),

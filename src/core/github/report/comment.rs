@@ -193,7 +193,7 @@ fn state(job: &Job) -> String {
         JobState::Provisioning { .. } => "starting".to_owned(),
         JobState::Running { .. } => "⏳ running".to_owned(),
         JobState::Completed { .. } if job.reused_from.is_some() => {
-            "✅ kept from an earlier run".to_owned()
+            "✅ reused from an earlier run".to_owned()
         }
         JobState::Completed { .. } => format!("✅ completed{took}"),
         JobState::Failed { reason: FailureReason::DependencyFailed { job }, .. } => {

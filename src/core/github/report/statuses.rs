@@ -104,7 +104,7 @@ fn of_job(view: &ReportView<'_>, job: &Job) -> CommitStatus {
         | JobState::Provisioning { .. }
         | JobState::Running { .. } => (StatusState::Pending, "Building".to_owned()),
         JobState::Completed { .. } if job.reused_from.is_some() => {
-            (StatusState::Success, "Kept from an earlier run".to_owned())
+            (StatusState::Success, "Reused from an earlier run".to_owned())
         }
         JobState::Completed { .. } => {
             let took = took.map(|took| format!(" in {took}")).unwrap_or_default();
@@ -234,8 +234,8 @@ mod tests {
         fixture.job(2).state = JobState::Cancelled;
         let statuses = described(&fixture);
         let of = |context: &str| statuses[context].clone();
-        let kept = expected(StatusState::Success, "Kept from an earlier run");
-        assert_eq!(of("stagely/app (linux/amd64)"), kept);
+        let reused = expected(StatusState::Success, "Reused from an earlier run");
+        assert_eq!(of("stagely/app (linux/amd64)"), reused);
         assert_eq!(of("stagely/app (linux/arm64)"), expected(StatusState::Error, "Cancelled"));
         assert_eq!(of("stagely/app (merge)").0, StatusState::Error);
         fixture.failed(2, FailureReason::MachineLost, "");

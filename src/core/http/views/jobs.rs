@@ -47,7 +47,7 @@ pub(in crate::core::http) fn job(records: &Records, job: &Job) -> JobView {
         emulated: job.emulated,
         slow_down: slow_down_of(records, job),
         took_over: job.took_over,
-        kept_from: job.reused_from,
+        reused_from: job.reused_from,
         queue: queue_place(records, job),
         queued_at: job.queued_at,
         started_at: job.started_at,

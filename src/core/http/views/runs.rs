@@ -40,7 +40,7 @@ pub(in crate::core::http) fn run_summary(records: &Records, run: &Run) -> RunVie
         pull_request: environment.and_then(|found| found.pull_request),
         from_fork: run.from_fork,
         approval: run.approval.clone(),
-        keeps: run.reuses,
+        reuses: run.reuses,
         skipped: run.skipped.iter().map(skipped).collect(),
         saved_machines: records.jobs_of(run.id).filter(|job| job.took_over.is_some()).count(),
         live_machines: records.live_of_run.get(&run.id).copied().unwrap_or_default(),

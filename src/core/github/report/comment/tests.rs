@@ -68,7 +68,7 @@ fn a_completed_job_has_its_time_its_cached_share_and_its_digest() {
 | Build | Platform | State | Cached | Digest | Log |
 |---|---|---|---|---|---|
 | `app` | linux/amd64 | ✅ completed in 1m 3s | 1/2 | `sha256:cccccccccccc` | [Log]({}) |
-| `app` | linux/arm64 | ✅ kept from an earlier run | 1/2 | `sha256:bbbbbbbbbbbb` | [Log]({}) |
+| `app` | linux/arm64 | ✅ reused from an earlier run | 1/2 | `sha256:bbbbbbbbbbbb` | [Log]({}) |
 | `app` (merged) | linux/amd64, linux/arm64 | ✅ completed in 2.0s |  | `sha256:cccccccccccc` | \
 [Log]({}) |
 
@@ -98,7 +98,7 @@ fn a_failure_has_the_step_and_its_last_lines() {
     fixture.failed(3, reason, "");
     fixture.job(3).started_at = None;
     fixture.end_run(RunState::Failed { plan_error: None });
-    let said = vec!["cc main.c".to_owned(), "make: *** [all] ```Error``` 2".to_owned()];
+    let text = vec!["cc main.c".to_owned(), "make: *** [all] ```Error``` 2".to_owned()];
     let expected = format!(
         "\
 ### ❌ Build failed [View Logs]({0})
@@ -118,7 +118,7 @@ make: *** [all] ```Error``` 2
         log(2),
         log(1)
     );
-    assert_eq!(middle(&fixture, &Excerpts::from([(job_id(2), said)])), expected);
+    assert_eq!(middle(&fixture, &Excerpts::from([(job_id(2), text)])), expected);
     let silent = middle(&fixture, &Excerpts::new());
     assert!(silent.ends_with("```text\nthe step's last lines\n```"), "{silent}");
 }
@@ -129,15 +129,15 @@ fn several_failures_link_to_the_page_of_the_run() {
     fixture.failed(1, FailureReason::MachineLost, "its agent was silent");
     fixture.failed(2, user_failure("", 1), "");
     fixture.end_run(RunState::Failed { plan_error: None });
-    let said = middle(&fixture, &Excerpts::new());
+    let text = middle(&fixture, &Excerpts::new());
     let run = "https://core.example/runs/run_00000000000000000000000003";
-    assert!(said.starts_with(&format!("### ❌ Build failed [View Logs]({run})\n")), "{said}");
+    assert!(text.starts_with(&format!("### ❌ Build failed [View Logs]({run})\n")), "{text}");
     let lost = format!(
         "**`job1`**: the machine was lost · [Log]({})\n\n```text\nits agent was silent\n```\n",
         log(1)
     );
-    assert!(said.contains(&lost), "{said}");
-    assert!(said.contains("**`job2`**: the build failed (exit code 1)"), "{said}");
+    assert!(text.contains(&lost), "{text}");
+    assert!(text.contains("**`job2`**: the build failed (exit code 1)"), "{text}");
 }
 
 #[test]
@@ -178,8 +178,8 @@ fn a_cancelled_run_has_its_reason() {
     );
     assert_text(&fixture, &expected);
     fixture.end_run(RunState::Cancelled { reason: CancelReason::EnvironmentClosed });
-    let said = middle(&fixture, &Excerpts::new());
-    assert!(said.starts_with("### ⏹ Build cancelled: the pull request was closed\n"), "{said}");
+    let text = middle(&fixture, &Excerpts::new());
+    assert!(text.starts_with("### ⏹ Build cancelled: the pull request was closed\n"), "{text}");
 }
 
 #[test]
@@ -212,11 +212,11 @@ fn skipped_builds_and_warnings_have_their_reasons() {
     let reason = SkipReason::Branch { branch: Some("fix|me".to_owned()) };
     fixture.run().skipped = vec![SkippedBuild { variant: "docs".into(), reason }];
     fixture.end_run(RunState::Completed);
-    let said = middle(&fixture, &Excerpts::new());
+    let text = middle(&fixture, &Excerpts::new());
     let row = "\n| `docs` | | skipped: its only&#95;branches does not name fix&#124;me | | | |\n";
-    assert!(said.contains(row), "{said}");
+    assert!(text.contains(row), "{text}");
     let warning = "\n- `job1, job2`: `FROM` has no &#42;tag&#42;";
-    assert!(said.ends_with(warning), "{said}");
+    assert!(text.ends_with(warning), "{text}");
 }
 
 #[test]
@@ -226,9 +226,9 @@ fn the_warning_about_emulation_is_shown_once() {
     fixture.job(1).emulated = true;
     fixture.job(1).warnings = vec!["arm64 is emulated on this amd64 machine".to_owned()];
     fixture.end_run(RunState::Completed);
-    let said = middle(&fixture, &Excerpts::new());
+    let text = middle(&fixture, &Excerpts::new());
     let warnings = "**⚠️ Warnings**\n\n- `job1`: arm64 is emulated on this amd64 machine";
-    assert!(said.ends_with(warnings), "{said}");
+    assert!(text.ends_with(warnings), "{text}");
 }
 
 /// Text that strangers may write into names and messages.
