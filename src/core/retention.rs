@@ -126,7 +126,9 @@ impl Retention {
 fn is_of_open_pull_request(records: &Records, run: &Run) -> bool {
     records.environments.get(&run.environment).is_some_and(|environment| {
         let is_at_github = environment.pull_request.is_some() && environment.head.is_some();
-        is_at_github && !environment.closed_by_github && environment.newest_run == Some(run.id)
+        is_at_github
+            && !environment.state.is_closed_by_github()
+            && environment.newest_run == Some(run.id)
     })
 }
 
@@ -138,7 +140,8 @@ mod tests {
     use stagely_protocol::{LogLine, Stream};
     use stagely_state::ids::{EnvironmentId, ProjectId};
     use stagely_state::{
-        Attempt, Environment, Head, Job, JobState, Machine, RunState, Snapshot, State,
+        Attempt, ClosedBy, Environment, EnvironmentState, Head, Job, JobState, Machine, RunState,
+        Snapshot, State,
     };
     use tempfile::TempDir;
 
@@ -303,8 +306,8 @@ mod tests {
         };
         let environments = [
             open(1),
-            Environment { closed: true, ..open(2) },
-            Environment { closed: true, closed_by_github: true, ..open(3) },
+            Environment { state: EnvironmentState::closed(ClosedBy::Request), ..open(2) },
+            Environment { state: EnvironmentState::closed(ClosedBy::Github), ..open(3) },
             Environment { newest_run: None, ..open(4) },
             Environment { pull_request: None, ..open(5) },
             Environment { head: None, ..open(6) },

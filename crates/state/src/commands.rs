@@ -9,7 +9,7 @@ impl Step<'_> {
     pub(super) fn give_command(&mut self, id: EnvironmentId, command: Command) {
         let Some(environment) = self.state.environments.get(&id) else { return };
         // The command of an older comment was followed already, or is outdated.
-        if environment.closed
+        if environment.state.is_closed()
             || command.comment.is_some_and(|comment| comment <= environment.last_command)
         {
             return;
@@ -57,7 +57,8 @@ impl Step<'_> {
             CommandVerdict::Rejected { reason } => return Err(reason),
         };
         let environments = &self.state.environments;
-        let Some(environment) = environments.get(&id).filter(|environment| !environment.closed)
+        let Some(environment) =
+            environments.get(&id).filter(|environment| !environment.state.is_closed())
         else {
             return Err("the pull request is closed".to_owned());
         };

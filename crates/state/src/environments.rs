@@ -1,12 +1,14 @@
-//! An environment as its runs come and go: which is the newest, whether it is open, and what is to be
-//! deleted of a closed one.
+//! The life of an environment: its newest run, its opening and closing, and the clean-up of a closed one.
 
 use std::collections::BTreeSet;
 
 use stagely_protocol::ImageRef;
 
 use super::step::Step;
-use super::{CancelReason, Effect, Environment, FingerprintChange, Machine, Run, State, Trigger};
+use super::{
+    CancelReason, ClosedBy, Effect, Environment, EnvironmentEvent, FingerprintChange, Machine, Run,
+    State, Trigger,
+};
 use crate::ids::{EnvironmentId, JobId, RunId};
 
 impl Step<'_> {
@@ -18,11 +20,9 @@ impl Step<'_> {
         let reported =
             self.state.environments.get(&id).and_then(|environment| environment.report.run);
         let is_reported = run.is_of_github(pull_request) && self.state.comes_after(run, reported);
-        let is_deleting = self.state.is_in_outbox(&Effect::CleanUp { environment: id });
+        let is_cleaning_up = self.state.is_in_outbox(&Effect::CleanUp { environment: id });
+        self.move_environment(id, EnvironmentEvent::Opened { is_cleaning_up });
         self.state.change_environment(id, |environment| {
-            environment.closed = false;
-            environment.closed_by_github = false;
-            environment.deletion_outdated |= is_deleting;
             environment.pull_request = pull_request;
             if is_newest {
                 environment.newest_run = Some(run.id);
@@ -33,8 +33,8 @@ impl Step<'_> {
         });
     }
 
-    pub(super) fn close_environment(&mut self, id: EnvironmentId) {
-        self.state.change_environment(id, |environment| environment.closed = true);
+    pub(super) fn close_environment(&mut self, id: EnvironmentId, by: ClosedBy) {
+        self.move_environment(id, EnvironmentEvent::Closed { by });
         for run in self.state.open_runs_of(id) {
             self.cancel_run(run, CancelReason::EnvironmentClosed);
         }
@@ -63,16 +63,15 @@ impl Step<'_> {
         };
         let written: Vec<EnvironmentId> = closing.filter(is_written).collect();
         for environment in written {
-            self.state.change_environment(environment, |environment| {
-                environment.deletion_outdated = true
-            });
+            self.move_environment(environment, EnvironmentEvent::CleanupInvalidated);
         }
     }
 
     pub(super) fn cleaned_up(&mut self, id: EnvironmentId, refs: &BTreeSet<ImageRef>) {
-        // The caches are gone in any case, also if no step waits for the answer any more.
+        // The caches are deleted in any case, also if the effect is not in the outbox any more.
         let mut deleted = refs.clone();
-        let outdated = self.state.environments.get(&id).filter(|record| record.deletion_outdated);
+        let outdated =
+            self.state.environments.get(&id).filter(|record| record.state.has_outdated_cleanup());
         // A core that was killed during the deletion has deleted caches as well. The next one found the
         // environment open, so `refs` does not name them.
         deleted.extend(outdated.iter().flat_map(|record| record.cache_refs.iter().cloned()));
@@ -83,22 +82,40 @@ impl Step<'_> {
             return;
         }
         let Some(environment) = self.state.environments.get(&id) else { return };
-        if environment.deletion_outdated {
-            // A ref may have been written anew. A ref that is not there is deleted as well as one that is,
-            // so all names are kept for the next deletion.
-            return self
-                .state
-                .change_environment(id, |environment| environment.deletion_outdated = false);
+        let is_outdated = environment.state.has_outdated_cleanup();
+        self.move_environment(id, EnvironmentEvent::CleanedUp);
+        if is_outdated {
+            // A ref may have been written since it was deleted, so the record keeps all refs for the next clean-up.
+            return;
         }
         self.state.change_environment(id, |environment| {
             environment.cache_refs.retain(|cache| !refs.contains(cache));
-            // Those of a branch stay where they are.
+            // Images of a branch stay.
             if environment.has_images {
                 environment.has_images = false;
                 environment.images.clear();
             }
         });
-        self.state.forget_empty_environments(BTreeSet::from([id]));
+        self.forget_empty_environments(BTreeSet::from([id]));
+    }
+
+    /// Closes environments that have no run any more, so that their cache refs are deleted, and removes them once
+    /// nothing in the registry is to be deleted and no effect is under way. The project stays: its name is part of
+    /// its images and caches in the registry, and another repository must not get it.
+    pub(super) fn forget_empty_environments(&mut self, ids: BTreeSet<EnvironmentId>) {
+        for id in ids {
+            let index = &self.state.index;
+            if index.environment_runs.contains_key(&id) {
+                continue;
+            }
+            let environment = self.state.environments.get(&id);
+            let has_leftovers = environment.is_some_and(Environment::has_leftovers);
+            if has_leftovers || index.environment_effects.contains_key(&id) {
+                self.move_environment(id, EnvironmentEvent::Closed { by: ClosedBy::Request });
+            } else {
+                self.state.remove_environment(id);
+            }
+        }
     }
 }
 

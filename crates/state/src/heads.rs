@@ -3,8 +3,8 @@
 
 use super::step::Step;
 use super::{
-    Approval, ApprovedCommit, CancelReason, Environment, Head, HeadSource, Run, RunEvent, RunState,
-    State, Timestamp, Trigger,
+    Approval, ApprovedCommit, CancelReason, ClosedBy, Environment, Head, HeadSource, Run, RunEvent,
+    RunState, State, Timestamp, Trigger,
 };
 use crate::ids::{EnvironmentId, RunId};
 
@@ -43,8 +43,7 @@ impl Step<'_> {
                 head.at = at;
             }
         });
-        self.state.change_environment(id, |environment| environment.closed_by_github = true);
-        self.close_environment(id);
+        self.close_environment(id, ClosedBy::Github);
     }
 
     /// Ends the runs of the environment that `newer` takes the place of.
@@ -88,15 +87,15 @@ impl Environment {
     fn is_news(&self, head: &Head, source: &HeadSource, trigger: Trigger) -> bool {
         let Some(known) = &self.head else { return true };
         if let HeadSource::Listing { believed } = source {
-            let now = (!self.closed).then_some(&known.commit);
+            let now = (!self.state.is_closed()).then_some(&known.commit);
             // What people closed stays closed until there is something new.
             // Within a second nobody knows whether it was opened before it was closed; this is newer.
-            let may_be_open = self.closed_by_github && head.at >= known.at;
+            let may_be_open = self.state.is_closed_by_github() && head.at >= known.at;
             let is_new = known.commit != head.commit || may_be_open;
             return now == believed.as_ref() && is_new;
         }
         // GitHub closes no branch, so of its pushes the same counts whether people closed it or not.
-        if self.closed && trigger != Trigger::Push {
+        if self.state.is_closed() && trigger != Trigger::Push {
             // A push that was overtaken by the closing does not open it again.
             let is_opening = trigger != Trigger::PrSynchronized;
             return if is_opening { head.at >= known.at } else { head.at > known.at };

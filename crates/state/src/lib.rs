@@ -6,6 +6,7 @@
 pub mod ids;
 mod names;
 
+mod environment;
 mod event;
 mod fleet;
 mod github;
@@ -45,6 +46,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use stagely_protocol::Arch;
 
+pub use environment::{
+    Cleanup, ClosedBy, Environment, EnvironmentEvent, EnvironmentState, GoodImage,
+};
 pub use event::{
     Attempt, CancelReason, Effect, EffectId, Event, LaunchFailure, PlannedJob, PlannedRun,
     StopReason,
@@ -60,10 +64,7 @@ pub use job::{Job, JobEvent, JobKind, JobOutcome, JobReport, JobState, LostAttem
 pub use machine::{CacheExport, Machine, MachineEvent, MachineKind, MachineSize, MachineState};
 pub use names::{BranchName, InvalidName, NAME_CHARS_MAX, Name, Reference, VariantName};
 pub use records::{Changes, Snapshot, State, Table};
-pub use run::{
-    Environment, GoodImage, PlanFailure, Project, Run, RunEvent, RunState, SkipReason,
-    SkippedBuild, Trigger,
-};
+pub use run::{PlanFailure, Project, Run, RunEvent, RunState, SkipReason, SkippedBuild, Trigger};
 pub use schedule::{QueueReason, QueuedJob};
 pub use step::Outcome;
 pub use transition::{Anomaly, IllegalTransition};

@@ -1,7 +1,7 @@
 //! Projects whose repositories are listened to.
 
-use super::Project;
 use super::step::Step;
+use super::{ClosedBy, Environment, Project};
 use crate::ids::{EnvironmentId, ProjectId};
 
 impl Step<'_> {
@@ -23,16 +23,16 @@ impl Step<'_> {
             return;
         }
         self.state.change_project(id, |project| project.github = None);
-        let is_open = |environment: &&super::Environment| {
-            environment.project == id && environment.pull_request.is_some() && !environment.closed
+        let is_open = |environment: &&Environment| {
+            environment.project == id
+                && environment.pull_request.is_some()
+                && !environment.state.is_closed()
         };
         let open = self.state.environments.values().filter(is_open);
         let open: Vec<EnvironmentId> = open.map(|environment| environment.id).collect();
         for environment in open {
             // If somebody adds the project again, its pull requests are open as soon as a list says so.
-            self.state
-                .change_environment(environment, |environment| environment.closed_by_github = true);
-            self.close_environment(environment);
+            self.close_environment(environment, ClosedBy::Github);
         }
     }
 }

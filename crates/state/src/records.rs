@@ -409,22 +409,8 @@ impl State {
         }
     }
 
-    /// Closes environments that have no run any more, so that their cache refs are deleted, and removes
-    /// them once nothing in the registry is to be deleted and no effect is under way. A project stays:
-    /// its name is that of its images and caches in the registry, which another repository must not
-    /// take over.
-    pub(super) fn forget_empty_environments(&mut self, ids: BTreeSet<EnvironmentId>) {
-        for id in ids {
-            if self.index.environment_runs.contains_key(&id) {
-                continue;
-            }
-            let has_more = self.environments.get(&id).is_some_and(Environment::has_leftovers);
-            if has_more || self.index.environment_effects.contains_key(&id) {
-                self.change_environment(id, |environment| environment.closed = true);
-            } else {
-                self.environments.remove(id);
-            }
-        }
+    pub(super) fn remove_environment(&mut self, id: EnvironmentId) {
+        self.environments.remove(id);
     }
 
     /// Removes a machine that is terminated.
@@ -438,7 +424,7 @@ impl State {
 
 impl Index {
     fn note_environment(&mut self, environment: &Environment) {
-        let is_closing = environment.closed && environment.has_leftovers();
+        let is_closing = environment.state.is_closed() && environment.has_leftovers();
         set(&mut self.closing, environment.id, is_closing);
     }
 

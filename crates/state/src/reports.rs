@@ -57,7 +57,7 @@ impl Step<'_> {
         if is_outdated && self.state.is_reported(id) {
             return self.request_report(id);
         }
-        self.state.forget_empty_environments(BTreeSet::from([id]));
+        self.forget_empty_environments(BTreeSet::from([id]));
     }
 
     /// Requests the reports again that failed.

@@ -1,15 +1,15 @@
-//! A project, an environment, and a workflow run: one commit's way through an environment.
+//! A project, and a workflow run: one commit's way through an environment.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::num::NonZeroU32;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use stagely_protocol::{CommitSha, Digest, FailureReason, ImageRef};
+use stagely_protocol::{CommitSha, FailureReason, ImageRef};
 
 use super::{
-    Approval, ApprovedCommit, CancelReason, GithubLink, GithubRun, Head, IllegalTransition, Report,
-    Timestamp, VariantName,
+    Approval, CancelReason, Environment, GithubLink, GithubRun, IllegalTransition, Timestamp,
+    VariantName,
 };
 use crate::ids::{EnvironmentId, ProjectId, RunId};
 
@@ -35,95 +35,6 @@ impl Project {
     pub const fn new(id: ProjectId, name: String, repository: String) -> Self {
         Self { id, name, repository, github: None, max_concurrent: None }
     }
-}
-
-/// A pull request or branch of a project.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own, stored by its name")]
-pub struct Environment {
-    /// Its id.
-    pub id: EnvironmentId,
-    /// The project.
-    pub project: ProjectId,
-    /// Unique within the project, and a path component of its images: `main`, `pr-7`.
-    pub name: String,
-    /// The pull request that it is for.
-    pub pull_request: Option<u64>,
-    /// Whether it is not wanted any more; the next run opens it again.
-    #[serde(default)]
-    pub closed: bool,
-    /// The newest run that pushes images. Only it moves run-independent tags. The rebuild of a run takes
-    /// that one's place, so one of an older run is not the newest.
-    pub newest_run: Option<RunId>,
-    /// The newest good image of each build, by the name of the build with its combination.
-    #[serde(default)]
-    pub images: BTreeMap<VariantName, GoodImage>,
-    /// The cache refs that only this environment writes, and that go when it is closed.
-    #[serde(default)]
-    pub cache_refs: BTreeSet<ImageRef>,
-    /// Whether it was opened, or a machine of it turned out to be there, while a deletion of its cache refs
-    /// was under way: the answer to come says nothing of what was written since.
-    #[serde(default)]
-    pub deletion_outdated: bool,
-    /// Whether it is closed because GitHub said so, or since nobody listens to its project any more. Then it
-    /// is open again as soon as GitHub says that.
-    #[serde(default)]
-    pub closed_by_github: bool,
-    /// Whether images were pushed that go when it is closed. Only those of a pull request do.
-    #[serde(default)]
-    pub has_images: bool,
-    /// The commit that it is at by GitHub's account. When it was closed, `at` is that moment.
-    #[serde(default)]
-    pub head: Option<Head>,
-    /// The fork's commit that somebody agreed to last.
-    #[serde(default)]
-    pub approved: Option<ApprovedCommit>,
-    /// The newest comment whose command was taken. What an older one says was taken, too, or is outdated.
-    #[serde(default)]
-    pub last_command: u64,
-    /// What GitHub is told.
-    #[serde(default)]
-    pub report: Report,
-}
-
-impl Environment {
-    /// An environment that nothing was built in.
-    pub fn new(id: EnvironmentId, project: ProjectId, name: String) -> Self {
-        Self {
-            id,
-            project,
-            name,
-            pull_request: None,
-            closed: false,
-            newest_run: None,
-            images: BTreeMap::new(),
-            cache_refs: BTreeSet::new(),
-            deletion_outdated: false,
-            closed_by_github: false,
-            has_images: false,
-            head: None,
-            approved: None,
-            last_command: 0,
-            report: Report::default(),
-        }
-    }
-}
-
-/// The newest image of a build in an environment.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct GoodImage {
-    /// The run that made it.
-    pub run: RunId,
-    /// Of this commit.
-    pub commit: CommitSha,
-    /// The reference that this run pushed.
-    pub image: ImageRef,
-    /// Its digest.
-    pub digest: Digest,
-    /// The reference that is the same in each run.
-    pub tag: ImageRef,
-    /// Whether the run's caller set build arguments: then it is not what the files of the commit give.
-    pub with_set: bool,
 }
 
 /// A build of `stagely.yaml` that a run does without.

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use super::{Anomaly, DeliveryId, Effect, Event, FingerprintChange, JobState, State, Timestamp};
+use super::{
+    Anomaly, ClosedBy, DeliveryId, Effect, Event, FingerprintChange, JobState, State, Timestamp,
+};
 use crate::ids::{JobId, MachineId, RunId};
 
 /// What a step decides, besides the records that it changes.
@@ -63,7 +65,7 @@ impl Step<'_> {
             Event::CommandGiven { environment, command } => self.give_command(environment, command),
             Event::CommandChecked { environment, command, verdict } => {
                 self.command_checked(environment, command, verdict);
-                self.state.forget_empty_environments(BTreeSet::from([environment]));
+                self.forget_empty_environments(BTreeSet::from([environment]));
             }
             Event::RunApproved { run, by } => self.approve_run(run, &by),
             Event::Reported { environment, wanted, result } => {
@@ -102,9 +104,11 @@ impl Step<'_> {
             Event::MachineUnregistered { machine } => self.unregister_machine(machine),
             Event::ImageTagged { environment, variant, digest, result } => {
                 self.image_tagged(environment, variant, &digest, result);
-                self.state.forget_empty_environments(BTreeSet::from([environment]));
+                self.forget_empty_environments(BTreeSet::from([environment]));
             }
-            Event::EnvironmentClosed { environment } => self.close_environment(environment),
+            Event::EnvironmentClosed { environment } => {
+                self.close_environment(environment, ClosedBy::Request);
+            }
             Event::CleanedUp { environment, refs } => self.cleaned_up(environment, &refs),
             Event::Forgotten { runs, machines, deliveries } => {
                 self.forget(runs, machines);
@@ -128,7 +132,7 @@ impl Step<'_> {
         for run in runs {
             self.state.forget_run(run);
         }
-        self.state.forget_empty_environments(environments);
+        self.forget_empty_environments(environments);
         for machine in machines {
             self.state.forget_machine(machine);
         }

@@ -4,8 +4,11 @@
 use std::fmt;
 
 use super::step::Step;
-use super::{JobEvent, JobState, MachineEvent, MachineState, RunEvent, RunState};
-use crate::ids::{JobId, MachineId, RunId};
+use super::{
+    EnvironmentEvent, EnvironmentState, JobEvent, JobState, MachineEvent, MachineState, RunEvent,
+    RunState,
+};
+use crate::ids::{EnvironmentId, JobId, MachineId, RunId};
 
 /// An event that does not apply to the state.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +37,7 @@ pub enum Anomaly {
     Run(RunId, IllegalTransition<RunState, RunEvent>),
     Job(JobId, IllegalTransition<JobState, JobEvent>),
     Machine(MachineId, IllegalTransition<MachineState, MachineEvent>),
+    Environment(EnvironmentId, IllegalTransition<EnvironmentState, EnvironmentEvent>),
 }
 
 impl fmt::Display for Anomaly {
@@ -42,6 +46,7 @@ impl fmt::Display for Anomaly {
             Self::Run(id, error) => write!(f, "{id}: {error}"),
             Self::Job(id, error) => write!(f, "{id}: {error}"),
             Self::Machine(id, error) => write!(f, "{id}: {error}"),
+            Self::Environment(id, error) => write!(f, "{id}: {error}"),
         }
     }
 }
@@ -80,6 +85,18 @@ impl Step<'_> {
                 true
             }
             Err(error) => self.note_anomaly(Anomaly::Machine(id, error)),
+        }
+    }
+
+    /// Moves the environment. Returns false, and notes the anomaly, if it cannot take `event`.
+    pub(super) fn move_environment(&mut self, id: EnvironmentId, event: EnvironmentEvent) -> bool {
+        let Some(environment) = self.state.environments.get(&id) else { return false };
+        match environment.state.transition(event) {
+            Ok(state) => {
+                self.state.change_environment(id, |environment| environment.state = state);
+                true
+            }
+            Err(error) => self.note_anomaly(Anomaly::Environment(id, error)),
         }
     }
 

@@ -90,7 +90,12 @@ fn projects_are_read() {
 
 #[test]
 fn environments_are_read() {
-    read::<Environment>("environments", |_| {});
+    let environments = read::<Environment>("environments", |_| {});
+
+    let states = environments.iter().map(|environment| environment.state);
+    assert_eq!(variants(states.clone()), counts(&[("Closed", 6), ("Open", 5)]));
+    assert_eq!(states.clone().filter(|state| state.is_closed_by_github()).count(), 2);
+    assert_eq!(states.filter(|state| state.has_outdated_cleanup()).count(), 3);
 }
 
 #[test]

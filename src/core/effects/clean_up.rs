@@ -99,15 +99,16 @@ impl Cleaner {
 
     fn unwanted_caches(&self, environment: EnvironmentId) -> BTreeSet<ImageRef> {
         let records = self.records.read();
-        let found = records.environments.get(&environment).filter(|found| found.closed);
+        let found = records.environments.get(&environment).filter(|found| found.state.is_closed());
         found.map(|found| found.cache_refs.clone()).unwrap_or_default()
     }
 
     /// The repository of images that go. Those of a branch may be in use wherever somebody runs them.
     fn unwanted_images(&self, environment: EnvironmentId) -> Option<String> {
         let records = self.records.read();
-        let goes =
-            |found: &&Environment| found.closed && found.has_images && found.pull_request.is_some();
+        let goes = |found: &&Environment| {
+            found.state.is_closed() && found.has_images && found.pull_request.is_some()
+        };
         let environment = records.environments.get(&environment).filter(goes)?;
         let project = &records.projects.get(&environment.project)?.name;
         Some(format!("{}/{project}/{}", self.registry.image_prefix(), environment.name))

@@ -8,7 +8,7 @@ use axum::extract::{Request, State as Shared};
 use axum::http::StatusCode;
 use stagely_protocol::ImageRef;
 use stagely_state::ids::{EnvironmentId, ProjectId, RunId};
-use stagely_state::{Environment, GoodImage, Project};
+use stagely_state::{ClosedBy, Environment, EnvironmentState, GoodImage, Project};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 
@@ -94,16 +94,17 @@ async fn the_caches_of_a_closed_environment_are_deleted_and_those_of_an_open_one
         "elsewhere.example/app/cache:app.pr-7".parse().unwrap(),
     ]
     .into();
-    for closed in [false, true] {
+    let closed = EnvironmentState::closed(ClosedBy::Github);
+    for state in [EnvironmentState::OPEN, closed] {
         let (effects, _folder) = effects(&registry, |environment| {
-            environment.closed = closed;
+            environment.state = state;
             environment.cache_refs = refs.clone();
         });
 
         let event = effects.perform(Effect::CleanUp { environment: ENVIRONMENT }).await;
 
         let Some(Event::CleanedUp { refs: gone, .. }) = event else { panic!("{event:?}") };
-        assert_eq!(gone, if closed { refs.clone() } else { [].into() });
+        assert_eq!(gone, if state == closed { refs.clone() } else { [].into() });
     }
     let path = "/v2/app/cache/manifests/app.pr-7";
     assert_eq!(*calls.lock().unwrap(), [format!("HEAD {path}"), format!("DELETE {path}")]);
@@ -112,9 +113,9 @@ async fn the_caches_of_a_closed_environment_are_deleted_and_those_of_an_open_one
 #[tokio::test]
 async fn the_images_of_a_closed_pull_request_are_deleted_and_no_others() {
     let (registry, calls) = registry().await;
-    let clean_up = async |closed, pull_request, has_images| {
+    let clean_up = async |state, pull_request, has_images| {
         let (effects, _folder) = effects(&registry, |environment| {
-            environment.closed = closed;
+            environment.state = state;
             environment.pull_request = pull_request;
             environment.has_images = has_images;
         });
@@ -122,12 +123,13 @@ async fn the_images_of_a_closed_pull_request_are_deleted_and_no_others() {
         let Some(Event::CleanedUp { .. }) = event else { panic!("{event:?}") };
     };
 
-    clean_up(false, Some(7), true).await;
-    clean_up(true, None, true).await;
-    clean_up(true, Some(7), false).await;
+    let closed = EnvironmentState::closed(ClosedBy::Github);
+    clean_up(EnvironmentState::OPEN, Some(7), true).await;
+    clean_up(closed, None, true).await;
+    clean_up(closed, Some(7), false).await;
     assert_eq!(calls.lock().unwrap().len(), 0);
 
-    clean_up(true, Some(7), true).await;
+    clean_up(closed, Some(7), true).await;
 
     let path = |tag: &str| format!("/v2/app/pr-7/manifests/{tag}");
     let deleted = ["app", "app.run"]
@@ -147,7 +149,8 @@ async fn an_environment_that_is_opened_while_its_images_are_deleted_keeps_the_re
             if call.starts_with("DELETE") {
                 let records = records.lock().unwrap();
                 records.as_ref().unwrap().write(|records| {
-                    records.environments.get_mut(&ENVIRONMENT).unwrap().closed = false;
+                    let environment = records.environments.get_mut(&ENVIRONMENT).unwrap();
+                    environment.state = EnvironmentState::OPEN;
                 });
             }
             calls.lock().unwrap().push(call);
@@ -159,7 +162,7 @@ async fn an_environment_that_is_opened_while_its_images_are_deleted_keeps_the_re
     let app = Router::new().fallback(answer);
     tokio::spawn(async move { axum::serve(listener, app).await });
     let (effects, _folder) = effects(&address, |environment| {
-        environment.closed = true;
+        environment.state = EnvironmentState::closed(ClosedBy::Github);
         environment.pull_request = Some(7);
         environment.has_images = true;
     });

@@ -174,7 +174,7 @@ impl<G: GithubReads> Reconciler<G> {
             let known = KnownPullRequest {
                 environment: environment.id,
                 head: environment.head.as_ref().map(|head| head.commit.clone()),
-                is_closed: environment.closed,
+                is_closed: environment.state.is_closed(),
             };
             Some((environment.pull_request?, known))
         });

@@ -66,7 +66,7 @@ pub(crate) fn rebuild_environment(
     let environment = records.environments.get(&id).ok_or(RebuildError::NoEnvironment(id))?;
     let project = records.projects.get(&environment.project);
     let is_linked = project.is_some_and(|project| project.github.is_some());
-    if environment.closed && environment.pull_request.is_some() && is_linked {
+    if environment.state.is_closed() && environment.pull_request.is_some() && is_linked {
         return Err(NotRebuildable::Closed { name: environment.name.clone() }.into());
     }
     let newest = environment.newest_run.and_then(|run| records.runs.get(&run));

@@ -66,7 +66,7 @@ fn an_environment_without_caches_of_its_own_has_nothing_to_delete() {
 
     assert_eq!(close(&mut core), []);
 
-    assert!(core.state.environments[&ENVIRONMENT].closed);
+    assert!(core.state.environments[&ENVIRONMENT].state.is_closed());
     assert!(core.state.outbox.is_empty());
 }
 
@@ -81,7 +81,7 @@ fn a_new_run_opens_the_environment_and_keeps_its_caches() {
     core.request(1);
     assert_eq!(deleted(&mut core, &[]), [], "it was open again when the deletion began");
 
-    assert!(!core.state.environments[&ENVIRONMENT].closed);
+    assert!(!core.state.environments[&ENVIRONMENT].state.is_closed());
     assert_eq!(refs(&core), [ONE]);
 }
 
@@ -132,7 +132,7 @@ fn an_environment_is_not_forgotten_before_its_caches_are_gone() {
     });
 
     assert_eq!(effects, [DELETE], "nobody need close it");
-    assert!(core.state.environments[&ENVIRONMENT].closed);
+    assert!(core.state.environments[&ENVIRONMENT].state.is_closed());
     assert_eq!(refs(&core), [ONE]);
     deleted(&mut core, &[ONE]);
 
@@ -156,7 +156,7 @@ fn an_environment_stays_open_until_its_last_run_is_forgotten() {
         []
     );
 
-    assert!(!core.state.environments[&ENVIRONMENT].closed);
+    assert!(!core.state.environments[&ENVIRONMENT].state.is_closed());
     core.cancel(last);
     assert_eq!(
         core.step(Event::Forgotten {

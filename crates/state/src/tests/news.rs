@@ -124,7 +124,7 @@ impl Core {
     /// The commit that the pull request is at, as far as core knows, and whether it is open.
     pub(super) fn head(&self) -> (CommitSha, bool) {
         let environment = self.environment();
-        (environment.head.as_ref().unwrap().commit.clone(), !environment.closed)
+        (environment.head.as_ref().unwrap().commit.clone(), !environment.state.is_closed())
     }
 
     /// Why the run was stopped, if it was.

@@ -74,7 +74,7 @@ fn other_projects_do_not_notice_that_one_is_removed() {
 
     remove(&mut core);
 
-    assert!(!core.state.environments[&id].closed);
+    assert!(!core.state.environments[&id].state.is_closed());
     assert_eq!(core.run_state(other), &RunState::Planning { since: core.now });
 }
 

@@ -213,7 +213,7 @@ fn an_environment_stays_until_its_last_command_is_answered() {
     core.plan(run, &[]);
     core.report_all();
     core.step(Event::Forgotten { runs: vec![run], machines: Vec::new(), deliveries: Vec::new() });
-    assert!(core.environment().closed);
+    assert!(core.environment().state.is_closed());
 
     let environment = ENVIRONMENT;
     let verdict = CommandVerdict::Accepted;

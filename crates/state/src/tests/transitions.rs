@@ -106,6 +106,44 @@ fn only_the_arrows_of_a_machine_can_be_taken() {
 }
 
 #[test]
+fn only_the_arrows_of_an_environment_can_be_taken() {
+    use {Cleanup as C, ClosedBy as B, EnvironmentEvent as E, EnvironmentState as S};
+    let events = [
+        E::Opened { is_cleaning_up: false },
+        E::Closed { by: B::Request },
+        E::CleanupInvalidated,
+        E::CleanedUp,
+    ];
+    let legal = |state: S| apply(&state, &events, S::transition);
+
+    assert_eq!(legal(S::OPEN), [0, 1], "no clean-up of an open environment begins");
+    assert_eq!(legal(S::Open { cleanup: C::Outdated }), [0, 1, 3]);
+    for cleanup in [C::Valid, C::Outdated] {
+        assert_eq!(legal(S::Closed { by: B::Request, cleanup }), [0, 1, 2, 3]);
+    }
+}
+
+#[test]
+fn an_outdated_clean_up_stays_outdated_until_it_has_ended() {
+    use {Cleanup as C, ClosedBy as B, EnvironmentEvent as E, EnvironmentState as S};
+    let opened = S::closed(B::Request).transition(E::Opened { is_cleaning_up: true }).unwrap();
+    assert_eq!(opened, S::Open { cleanup: C::Outdated });
+
+    let closed = opened.transition(E::Closed { by: B::Github }).unwrap();
+    assert_eq!(closed, S::Closed { by: B::Github, cleanup: C::Outdated });
+    assert_eq!(closed.transition(E::CleanedUp).unwrap(), S::closed(B::Github));
+}
+
+#[test]
+fn a_request_does_not_hide_that_github_closed_an_environment() {
+    use {ClosedBy as B, EnvironmentEvent as E, EnvironmentState as S};
+    let of = |first, then| S::closed(first).transition(E::Closed { by: then }).unwrap();
+
+    assert_eq!(of(B::Github, B::Request), S::closed(B::Github));
+    assert_eq!(of(B::Request, B::Github), S::closed(B::Github));
+}
+
+#[test]
 fn a_refused_transition_returns_state_and_event() {
     let error = RunState::Completed.transition(RunEvent::Planned).unwrap_err();
 

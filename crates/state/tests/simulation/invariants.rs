@@ -398,7 +398,8 @@ pub(crate) fn is_over(world: &World) -> bool {
     // What nobody agrees to waits for ever.
     let may_rest = |run: &Run| run.state.is_final() || run.state == RunState::AwaitingApproval;
     let is_clean = |environment: &Environment| {
-        !environment.closed || environment.cache_refs.is_empty() && !environment.has_images
+        !environment.state.is_closed()
+            || environment.cache_refs.is_empty() && !environment.has_images
     };
     core.runs.values().all(may_rest)
         && core.outbox.is_empty()

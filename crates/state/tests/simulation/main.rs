@@ -201,14 +201,14 @@ fn github_ends(disk: &Snapshot) -> Vec<String> {
         _ => format!("run {}, approval {}", name(&run.state), name(&run.approval)),
     });
     let environments = disk.environments.values();
-    let closed = environments.clone().filter(|environment| environment.closed_by_github);
+    let closed = environments.clone().filter(|environment| environment.state.is_closed_by_github());
     let closed = closed.map(|_| "environment closed by GitHub".to_owned());
     let is_closed =
         |run: &Run| run.state == RunState::Cancelled { reason: CancelReason::EnvironmentClosed };
     let was_closed = |id| disk.runs.values().any(|run| run.environment == id && is_closed(run));
     let opened = environments
         .clone()
-        .filter(|environment| !environment.closed && was_closed(environment.id));
+        .filter(|environment| !environment.state.is_closed() && was_closed(environment.id));
     let opened = opened.map(|_| "environment opened again".to_owned());
     let removed = disk.projects.values().filter(|project| project.github.is_none());
     let removed = removed.filter(|project| github::LINKED.contains(&project.id.bits()));

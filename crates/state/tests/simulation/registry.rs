@@ -158,7 +158,8 @@ pub(crate) fn check_at_rest(world: &World) {
         environment.images.values().for_each(|image| world.registry.check(image));
     }
     for cache in &world.registry.caches {
-        let mut open = world.core.environments.values().filter(|environment| !environment.closed);
+        let mut open =
+            world.core.environments.values().filter(|environment| !environment.state.is_closed());
         let is_open =
             open.any(|environment| cache.to_string().starts_with(&caches_of(environment.id)));
         assert!(is_open, "{cache} is left");

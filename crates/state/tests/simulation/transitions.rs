@@ -118,7 +118,7 @@ impl Before {
             outdated_deletions: core
                 .environments
                 .values()
-                .filter(|environment| environment.deletion_outdated)
+                .filter(|environment| environment.state.has_outdated_cleanup())
                 .map(|environment| (environment.id, environment.cache_refs.clone()))
                 .collect(),
         }

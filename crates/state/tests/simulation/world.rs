@@ -326,8 +326,9 @@ impl World {
             .values()
             .any(|effect| *effect == Effect::CleanUp { environment: *environment });
         let record = self.core.environments.get(environment);
-        let is_gone = record
-            .is_some_and(|environment| environment.has_images && !environment.deletion_outdated);
+        let is_gone = record.is_some_and(|environment| {
+            environment.has_images && !environment.state.has_outdated_cleanup()
+        });
         (is_awaited && is_gone).then_some(*environment)
     }
 

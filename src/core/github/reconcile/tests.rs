@@ -157,7 +157,7 @@ impl Core {
     /// The commit of a pull request of the first project, and whether it is open.
     fn head(&self, number: u64) -> Option<(CommitSha, bool)> {
         let environment = self.environment(SHOP, number)?;
-        Some((environment.head?.commit, !environment.closed))
+        Some((environment.head?.commit, !environment.state.is_closed()))
     }
 
     /// The event of a delivery about a push to pull request 1.

@@ -22,7 +22,7 @@ pub(in crate::core::http) fn environment(
         project: project.map(|project| project.name.clone()).unwrap_or_default(),
         name: environment.name.clone(),
         pull_request: environment.pull_request,
-        closed: environment.closed,
+        closed: environment.state.is_closed(),
         newest_run: environment.newest_run,
         images: images.collect(),
         cache_refs: environment.cache_refs.iter().cloned().collect(),

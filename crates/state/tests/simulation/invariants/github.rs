@@ -51,7 +51,7 @@ impl Settled {
             _ => return None,
         };
         let environment = core.environments.get(&id)?;
-        let (head, is_closed) = (environment.head.clone()?, environment.closed);
+        let (head, is_closed) = (environment.head.clone()?, environment.state.is_closed());
         let is_old = match believed {
             Some(believed) => (!is_closed).then_some(&head.commit) != believed.as_ref(),
             None => head.at > at,
@@ -61,7 +61,7 @@ impl Settled {
 
     fn check(&self, core: &State) {
         let after = &core.environments[&self.environment];
-        let is_left = after.head == self.head && after.closed == self.is_closed;
+        let is_left = after.head == self.head && after.state.is_closed() == self.is_closed;
         assert!(is_left, "old news moves {}", after.id);
     }
 }
@@ -156,7 +156,7 @@ impl Memory {
             }
         }
         for environment in world.core.environments.values() {
-            if environment.closed && environment.pull_request.is_some() {
+            if environment.state.is_closed() && environment.pull_request.is_some() {
                 let is_clean = environment.images.is_empty() && !environment.has_images;
                 assert!(is_clean, "images of {} are left", environment.id);
             }
@@ -192,7 +192,7 @@ fn check_environment(core: &State, environment: &Environment) {
     assert!(environment.report.published <= environment.report.wanted);
     let of_it = core.runs.values().filter(|run| run.environment == environment.id);
     for run in of_it.filter(|run| !run.state.is_final()) {
-        assert!(!environment.closed, "{} goes on in a closed environment", run.id);
+        assert!(!environment.state.is_closed(), "{} goes on in a closed environment", run.id);
         // On a branch, runs that people started since may be newer than the reported run.
         let is_branch = environment.pull_request.is_none();
         let is_other = || newest.is_none_or(|newest| newest.original() != run.original());
@@ -220,14 +220,14 @@ fn check_pull_request(world: &World, pull_request: &PullRequest) {
         environments.find(|environment| (environment.project, environment.pull_request) == target);
     if !pull_request.is_open {
         assert!(
-            environment.is_none_or(|environment| environment.closed),
+            environment.is_none_or(|environment| environment.state.is_closed()),
             "{target:?} is closed: {environment:?}"
         );
         return;
     }
     let Some(environment) = environment else { panic!("{target:?} is not known") };
-    if environment.closed {
-        assert!(!environment.closed_by_github, "{target:?} is open: {environment:?}");
+    if environment.state.is_closed() {
+        assert!(!environment.state.is_closed_by_github(), "{target:?} is open: {environment:?}");
         return;
     }
     let head = environment.head.as_ref().map(|head| &head.commit);

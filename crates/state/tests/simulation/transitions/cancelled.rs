@@ -14,14 +14,18 @@ impl Before {
             Event::EnvironmentClosed { environment } => self.open_in(*environment),
             // One that was overtaken by news changes nothing.
             Event::PullRequestClosed { environment, .. } => {
-                let is_closed =
-                    |id| core.environments.get(id).is_some_and(|environment| environment.closed);
+                let is_closed = |id| {
+                    core.environments
+                        .get(id)
+                        .is_some_and(|environment| environment.state.is_closed())
+                };
                 if is_closed(environment) { self.open_in(*environment) } else { Vec::new() }
             }
             Event::ProjectRemoved { project } => {
                 let environments = core.environments.values();
-                let closed = environments
-                    .filter(|environment| environment.project == *project && environment.closed);
+                let closed = environments.filter(|environment| {
+                    environment.project == *project && environment.state.is_closed()
+                });
                 closed.flat_map(|environment| self.open_in(environment.id)).collect()
             }
             Event::CommandChecked { environment, command, verdict } => {
@@ -30,7 +34,7 @@ impl Before {
                 let is_open = core
                     .environments
                     .get(environment)
-                    .is_some_and(|environment| !environment.closed);
+                    .is_some_and(|environment| !environment.state.is_closed());
                 let is_followed = is_open
                     && !matches!(verdict, CommandVerdict::Rejected { .. })
                     && self.checks.contains(&check);

@@ -81,11 +81,12 @@ impl World {
     /// Keeps the caches of an environment that is open again.
     fn delete_caches(&mut self, environment: EnvironmentId) {
         let record = &self.disk.environments[&environment];
-        let refs = if record.closed { record.cache_refs.clone() } else { BTreeSet::new() };
+        let refs =
+            if record.state.is_closed() { record.cache_refs.clone() } else { BTreeSet::new() };
         for cache in &refs {
             self.registry.caches.remove(cache);
         }
-        if record.closed && record.has_images && record.pull_request.is_some() {
+        if record.state.is_closed() && record.has_images && record.pull_request.is_some() {
             self.registry.delete_images(environment);
         }
         if self.fault(20) {

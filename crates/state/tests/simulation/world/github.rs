@@ -229,7 +229,7 @@ impl World {
         let environments =
             self.disk.environments.values().filter(|environment| environment.project == project);
         let believed = environments.filter_map(|record| {
-            let (environment, is_closed) = (record.id, record.closed);
+            let (environment, is_closed) = (record.id, record.state.is_closed());
             let head = record.head.as_ref().map(|head| head.commit.clone());
             Some((record.pull_request?, Believed { environment, head, is_closed }))
         });
@@ -366,7 +366,7 @@ impl World {
         let environment = &self.disk.environments[&id];
         let newest = environment.newest_run.and_then(|run| self.disk.runs.get(&run));
         let newest = newest.filter(|run| run.state.is_final() || !failed_only).cloned();
-        let newest = newest.filter(|_| !environment.closed).ok_or("it may not be")?;
+        let newest = newest.filter(|_| !environment.state.is_closed()).ok_or("it may not be")?;
         let id = RunId::from_bits(self.rng.id());
         let run = Run {
             trigger: Trigger::Retry,
