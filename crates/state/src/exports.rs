@@ -1,22 +1,21 @@
-//! The export of a layer cache: it goes on after the image was reported, so that nobody waits for it
-//! but the machine, and those who wait for that machine or for its slot among `max_concurrent`.
-//!
-//! An agent that was told to stop an export has the attempt in [`Machine::stopping`] as well, and
-//! `until` is the moment at which it was told.
+//! The export of a layer cache goes on after the image was reported. Only the machine is busy with it, and only those
+//! wait for it who wait for that machine or for its slot among `max_concurrent`.
 
 use super::step::Step;
 use super::{
-    Attempt, CacheExport, Effect, Interruption, Machine, MachineKind, StopReason, Timestamp,
+    Attempt, CacheExport, Effect, ExportEvent, ExportState, Interruption, Machine, MachineKind,
+    StopReason, Timestamp,
 };
 use crate::ids::{MachineId, RunId};
 
 impl Step<'_> {
     /// The agent has reported the image of `attempt` and goes on to export the cache.
     pub(super) fn begin_export(&mut self, id: MachineId, attempt: Attempt) {
-        let until = self.now.after(self.state.limits.cache_export);
-        self.extend_lease(id, until);
+        let deadline = self.now.after(self.state.limits.cache_export);
+        self.extend_lease(id, deadline);
         self.state.change_machine(id, |machine| {
-            machine.exporting = Some(CacheExport { attempt, until });
+            let state = ExportState::Running { deadline };
+            machine.exporting = Some(CacheExport { attempt, state });
         });
         let interruption = self.state.machines.get(&id).and_then(|machine| machine.interruption);
         if let Some(Interruption::Certain { at }) = interruption {
@@ -24,29 +23,23 @@ impl Step<'_> {
         }
     }
 
-    /// The cloud takes the machine back `at` that moment: nobody waits for an export after it.
+    /// Ends the export no later than `at`, the moment at which the cloud takes the machine back.
     pub(super) fn cut_export(&mut self, id: MachineId, at: Timestamp) {
-        self.state.change_machine(id, |machine| {
-            let is_told = machine.is_told_to_end_export();
-            if let Some(export) = machine.exporting.as_mut().filter(|_| !is_told) {
-                export.until = export.until.min(at);
-            }
-        });
+        self.move_export(id, ExportEvent::MachineReclaimed { at });
     }
 
-    /// Ends the export of an agent that does not hold it any more, or had been told to stop it: then it
-    /// counts as any other stray.
+    /// Drops the export if the agent does not hold it any more, or was asked to stop it. In the second case
+    /// [`Machine::stopping`] gets the attempt, as any other that the agent is to stop.
     pub(super) fn resume_export(&mut self, id: MachineId, holds: &[Attempt]) {
         let Some(machine) = self.state.machines.get(&id) else { return };
-        let goes_on = |export: &CacheExport| {
-            holds.contains(&export.attempt) && !machine.stopping.contains(&export.attempt)
-        };
+        let goes_on =
+            |export: &CacheExport| holds.contains(&export.attempt) && !export.is_stopping();
         if machine.exporting.is_some_and(|export| !goes_on(&export)) {
             self.state.change_machine(id, |machine| machine.exporting = None);
         }
     }
 
-    /// The export has had its time.
+    /// Ends an export that has run until its deadline.
     pub(super) fn give_up_export(&mut self, id: MachineId) {
         if self.is_registered(id) {
             return self.stop_export(id, StopReason::ExportOverrun);
@@ -57,10 +50,10 @@ impl Step<'_> {
         }
     }
 
-    /// Ends the exports of a run that is being cancelled. What else these machines do is of the same run.
+    /// Ends the exports of a run that is being cancelled. The other work of these machines is of the same run.
     pub(super) fn end_exports_of(&mut self, run: RunId) {
         let is_its_own = |machine: &&Machine| {
-            let export = machine.exporting.filter(|_| !machine.is_told_to_end_export());
+            let export = machine.exporting.filter(|export| !export.is_stopping());
             let job = export.and_then(|export| self.state.jobs.get(&export.attempt.job));
             job.is_some_and(|job| job.run == run)
         };
@@ -75,16 +68,12 @@ impl Step<'_> {
         }
     }
 
-    /// Asks the agent to stop the export. Until it answers, the machine stays busy.
+    /// Asks the agent to stop the export. The machine stays busy until the agent confirms it.
     fn stop_export(&mut self, id: MachineId, reason: StopReason) {
         let Some(machine) = self.state.machines.get(&id) else { return };
         let Some(CacheExport { attempt, .. }) = machine.exporting else { return };
         self.emit(Effect::Cancel { machine: id, attempt, reason });
-        let now = self.now;
-        self.state.change_machine(id, |machine| {
-            machine.stopping.insert(attempt);
-            machine.exporting = Some(CacheExport { attempt, until: now });
-        });
+        self.move_export(id, ExportEvent::StopRequested { at: self.now });
     }
 }
 
@@ -94,8 +83,8 @@ impl Machine {
         self.exporting.is_some_and(|export| export.attempt == attempt)
     }
 
-    /// Whether its agent was told to stop what it exports.
-    pub(super) fn is_told_to_end_export(&self) -> bool {
-        self.exporting.is_some_and(|export| self.stopping.contains(&export.attempt))
+    /// Whether its agent has yet to stop an attempt or an export.
+    pub(super) fn has_to_stop(&self) -> bool {
+        !self.stopping.is_empty() || self.exporting.is_some_and(|export| export.is_stopping())
     }
 }

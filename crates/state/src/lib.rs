@@ -61,7 +61,10 @@ pub use github::{
     StatusState,
 };
 pub use job::{Job, JobEvent, JobKind, JobOutcome, JobReport, JobState, LostAttempt, UsedImage};
-pub use machine::{CacheExport, Machine, MachineEvent, MachineKind, MachineSize, MachineState};
+pub use machine::{
+    CacheExport, ExportEvent, ExportState, Machine, MachineEvent, MachineKind, MachineSize,
+    MachineState,
+};
 pub use names::{BranchName, InvalidName, NAME_CHARS_MAX, Name, Reference, VariantName};
 pub use records::{Changes, Snapshot, State, Table};
 pub use run::{PlanFailure, Project, Run, RunEvent, RunState, SkipReason, SkippedBuild, Trigger};

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use stagely_protocol::{Arch, SystemInfo};
 
 use super::{
@@ -164,15 +164,77 @@ pub enum MachineEvent {
 
 /// An export of a layer cache that goes on after its job has completed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "StoredExport", into = "StoredExport")]
 pub struct CacheExport {
-    /// Whose cache it is.
+    /// The attempt that built the cache.
     pub attempt: Attempt,
-    /// It is given up after this moment.
-    pub until: Timestamp,
+    pub state: ExportState,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExportState {
+    /// Core ends the export after `deadline`.
+    Running { deadline: Timestamp },
+    /// The agent was asked to stop the export, and has not confirmed it.
+    Stopping { since: Timestamp },
+}
+
+impl ExportState {
+    /// Returns the state that follows `event`. Nothing else moves an export from state to state.
+    ///
+    /// # Errors
+    /// [`IllegalTransition`], holding both, when the event does not apply.
+    pub fn transition(
+        self,
+        event: ExportEvent,
+    ) -> Result<Self, IllegalTransition<Self, ExportEvent>> {
+        use {ExportEvent as E, ExportState as S};
+        Ok(match (self, event) {
+            (S::Running { deadline }, E::MachineReclaimed { at }) => {
+                S::Running { deadline: deadline.min(at) }
+            }
+            (S::Running { .. }, E::StopRequested { at }) => S::Stopping { since: at },
+            // It has no deadline any more that could move.
+            (S::Stopping { since }, E::MachineReclaimed { .. }) => S::Stopping { since },
+            (state, event) => return Err(IllegalTransition::new(state, event)),
+        })
+    }
+}
+
+/// What moves an export to its next state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExportEvent {
+    /// The cloud takes the machine back at this moment.
+    MachineReclaimed { at: Timestamp },
+    /// Core asks the agent to stop.
+    StopRequested { at: Timestamp },
+}
+
+/// An export as it is stored. Of a stopping export, `until` is the moment of the request, and the stored machine has
+/// the attempt in `stopping`.
+#[derive(Serialize, Deserialize)]
+struct StoredExport {
+    attempt: Attempt,
+    until: Timestamp,
+}
+
+impl From<StoredExport> for CacheExport {
+    fn from(StoredExport { attempt, until }: StoredExport) -> Self {
+        Self { attempt, state: ExportState::Running { deadline: until } }
+    }
+}
+
+impl From<CacheExport> for StoredExport {
+    fn from(CacheExport { attempt, state }: CacheExport) -> Self {
+        let (ExportState::Running { deadline: until } | ExportState::Stopping { since: until }) =
+            state;
+        Self { attempt, until }
+    }
 }
 
 /// One machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 pub struct Machine {
     /// Its id.
     pub id: MachineId,
@@ -201,11 +263,10 @@ pub struct Machine {
     pub interruption: Option<Interruption>,
     /// How far it is.
     pub state: MachineState,
-    /// What the agent held at its last HELLO beside its work, and an export that a registered machine's was
-    /// told to end: it has yet to stop all of that. The machine gets nothing new before.
+    /// Attempts that the agent named in its last HELLO although they are not its work, and has not stopped yet. The
+    /// machine gets no further job before.
     pub stopping: BTreeSet<Attempt>,
-    /// The layer cache that its agent exports, beside other work, after a job's image was reported. A
-    /// launched machine is kept for it.
+    /// The export of a layer cache, beside other work. A launched machine is not terminated before it ends.
     pub exporting: Option<CacheExport>,
     /// The job that a launched machine was requested for.
     pub requested_for: Option<JobId>,
@@ -222,6 +283,37 @@ pub struct Machine {
     pub system_info: Option<SystemInfo>,
     /// When it was gone.
     pub terminated_at: Option<Timestamp>,
+}
+
+impl Serialize for Machine {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        let stopping = self.exporting.filter(CacheExport::is_stopping);
+        if let Some(export) = stopping {
+            let mut stored = self.clone();
+            stored.stopping.insert(export.attempt);
+            return Self::serialize(&stored, to);
+        }
+        Self::serialize(self, to)
+    }
+}
+
+impl<'de> Deserialize<'de> for Machine {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let mut machine = Self::deserialize(from)?;
+        if let Some(CacheExport { attempt, state }) = &mut machine.exporting
+            && let ExportState::Running { deadline: until } = *state
+            && machine.stopping.remove(attempt)
+        {
+            *state = ExportState::Stopping { since: until };
+        }
+        Ok(machine)
+    }
+}
+
+impl CacheExport {
+    pub const fn is_stopping(&self) -> bool {
+        matches!(self.state, ExportState::Stopping { .. })
+    }
 }
 
 impl Machine {

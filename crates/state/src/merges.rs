@@ -71,7 +71,7 @@ impl State {
             .get(&attempt.job)
             .is_some_and(|job| job.state.attempt_on(machine.id).is_some());
         let will_stay = machine.connected && machine.interruption.is_none();
-        will_stay && machine.stopping.is_empty() && !has_work
+        will_stay && !machine.has_to_stop() && !has_work
     }
 }
 

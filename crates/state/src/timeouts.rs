@@ -9,7 +9,8 @@ use super::attempts::Failure;
 use super::merges::ABSENT_BUILDER_GRACE;
 use super::step::Step;
 use super::{
-    Attempt, Effect, JobState, Machine, MachineState, RunState, State, StopReason, Timestamp,
+    Attempt, Effect, ExportState, JobState, Machine, MachineState, RunState, State, StopReason,
+    Timestamp,
 };
 use crate::ids::{JobId, MachineId, RunId};
 
@@ -111,21 +112,24 @@ impl State {
                 let due = self.due(assigned_at, assigned_at.after(job.timeout).after(grace));
                 Some((due, Timeout::Start(id)))
             }
-            None if machine.exporting.is_some() && machine.stopping.is_empty() => None,
+            None if machine.exporting.is_some() && !machine.has_to_stop() => None,
             None => {
                 let ended_at = job.and_then(|job| job.ended_at).unwrap_or_default();
-                let told_at = machine.exporting.map(|export| export.until);
-                let told_at = told_at.filter(|_| machine.is_told_to_end_export());
-                let since = machine.contact_at.max(ended_at).max(told_at.unwrap_or_default());
+                let asked_at = match machine.exporting.map(|export| export.state) {
+                    Some(ExportState::Stopping { since }) => since,
+                    Some(ExportState::Running { .. }) | None => Timestamp::default(),
+                };
+                let since = machine.contact_at.max(ended_at).max(asked_at);
                 Some((self.due(since, since.after(grace)), Timeout::Stop))
             }
         }
     }
 
     fn export_timeout(&self, machine: &Machine) -> Option<(Timestamp, Timeout)> {
-        let export = machine.exporting.filter(|_| !machine.is_told_to_end_export())?;
+        let export = machine.exporting?;
+        let ExportState::Running { deadline } = export.state else { return None };
         let began_at = self.jobs.get(&export.attempt.job).and_then(|job| job.ended_at);
-        Some((self.due(began_at.unwrap_or_default(), export.until), Timeout::Export))
+        Some((self.due(began_at.unwrap_or_default(), deadline), Timeout::Export))
     }
 
     /// When a timeout that began at `since` and ends at `at` is due. Core grants `startup_grace_until` to what began

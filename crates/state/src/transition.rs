@@ -5,8 +5,8 @@ use std::fmt;
 
 use super::step::Step;
 use super::{
-    EnvironmentEvent, EnvironmentState, JobEvent, JobState, MachineEvent, MachineState, RunEvent,
-    RunState,
+    CacheExport, EnvironmentEvent, EnvironmentState, ExportEvent, ExportState, JobEvent, JobState,
+    MachineEvent, MachineState, RunEvent, RunState,
 };
 use crate::ids::{EnvironmentId, JobId, MachineId, RunId};
 
@@ -37,6 +37,7 @@ pub enum Anomaly {
     Run(RunId, IllegalTransition<RunState, RunEvent>),
     Job(JobId, IllegalTransition<JobState, JobEvent>),
     Machine(MachineId, IllegalTransition<MachineState, MachineEvent>),
+    Export(MachineId, IllegalTransition<ExportState, ExportEvent>),
     Environment(EnvironmentId, IllegalTransition<EnvironmentState, EnvironmentEvent>),
 }
 
@@ -46,6 +47,7 @@ impl fmt::Display for Anomaly {
             Self::Run(id, error) => write!(f, "{id}: {error}"),
             Self::Job(id, error) => write!(f, "{id}: {error}"),
             Self::Machine(id, error) => write!(f, "{id}: {error}"),
+            Self::Export(id, error) => write!(f, "export of {id}: {error}"),
             Self::Environment(id, error) => write!(f, "{id}: {error}"),
         }
     }
@@ -85,6 +87,20 @@ impl Step<'_> {
                 true
             }
             Err(error) => self.note_anomaly(Anomaly::Machine(id, error)),
+        }
+    }
+
+    /// Moves the export of the machine. Returns false, and notes the anomaly, if it cannot take `event`.
+    pub(super) fn move_export(&mut self, id: MachineId, event: ExportEvent) -> bool {
+        let machine = self.state.machines.get(&id);
+        let Some(export) = machine.and_then(|machine| machine.exporting) else { return false };
+        match export.state.transition(event) {
+            Ok(state) => {
+                let export = CacheExport { state, ..export };
+                self.state.change_machine(id, |machine| machine.exporting = Some(export));
+                true
+            }
+            Err(error) => self.note_anomaly(Anomaly::Export(id, error)),
         }
     }
 

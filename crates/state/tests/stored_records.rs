@@ -115,8 +115,12 @@ fn jobs_are_read_and_those_that_wait_for_capacity_are_told_from_others() {
 }
 
 #[test]
-fn machines_are_read() {
-    read::<Machine>("machines", |_| {});
+fn machines_are_read_and_stopping_exports_are_told_from_running_ones() {
+    let machines = read::<Machine>("machines", |_| {});
+
+    let exports = machines.iter().filter_map(|machine| machine.exporting);
+    let states = exports.map(|export| export.state);
+    assert_eq!(variants(states), counts(&[("Running", 2), ("Stopping", 1)]));
 }
 
 #[test]

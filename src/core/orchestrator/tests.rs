@@ -6,8 +6,8 @@ use stagely_protocol::ImageRef;
 use stagely_state::Timestamp;
 use stagely_state::ids::{EnvironmentId, JobId, ProjectId};
 use stagely_state::{
-    Attempt, CacheExport, Environment, Job, JobKind, JobOutcome, JobReport, JobState, Machine,
-    MachineState, Run, RunState, Snapshot,
+    Attempt, CacheExport, Environment, ExportState, Job, JobKind, JobOutcome, JobReport, JobState,
+    Machine, MachineState, Run, RunState, Snapshot,
 };
 use tempfile::TempDir;
 
@@ -120,11 +120,12 @@ async fn a_late_attempt_and_a_failed_one_leave_the_fingerprint_as_it_is() {
 #[tokio::test]
 async fn the_report_of_an_export_beside_the_ended_job_counts() {
     let attempt = Attempt { job: JOB, number: 2 };
-    let until = Timestamp(now().0 + 3_600_000);
+    let deadline = Timestamp(now().0 + 3_600_000);
     let core = Core::start(|job, machine| {
         job.state = JobState::Completed { digest: Some(fixtures::digest()) };
         machine.state = MachineState::Ready;
-        machine.exporting = Some(CacheExport { attempt, until });
+        let state = ExportState::Running { deadline };
+        machine.exporting = Some(CacheExport { attempt, state });
     });
     core.report(2, completed(), "exported").await;
     assert_eq!(core.fingerprint(), Some(print("exported")));

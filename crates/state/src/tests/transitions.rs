@@ -144,6 +144,21 @@ fn a_request_does_not_hide_that_github_closed_an_environment() {
 }
 
 #[test]
+fn an_export_is_shortened_by_its_machines_end_and_stops_once() {
+    use {ExportEvent as E, ExportState as S};
+    let running = S::Running { deadline: Timestamp(5) };
+    let reclaimed = |at| E::MachineReclaimed { at: Timestamp(at) };
+
+    assert_eq!(running.transition(reclaimed(3)).unwrap(), S::Running { deadline: Timestamp(3) });
+    assert_eq!(running.transition(reclaimed(7)).unwrap(), running);
+    let stop = E::StopRequested { at: Timestamp(9) };
+    let stopping = running.transition(stop).unwrap();
+    assert_eq!(stopping, S::Stopping { since: Timestamp(9) });
+    assert_eq!(stopping.transition(reclaimed(3)).unwrap(), stopping);
+    assert!(stopping.transition(stop).is_err());
+}
+
+#[test]
 fn a_refused_transition_returns_state_and_event() {
     let error = RunState::Completed.transition(RunEvent::Planned).unwrap_err();
 

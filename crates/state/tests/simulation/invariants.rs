@@ -7,9 +7,9 @@ use std::time::Duration;
 use stagely_protocol::{Arch, Digest};
 use stagely_state::ids::JobId;
 use stagely_state::{
-    Approval, Attempt, Changes, Effect, Environment, Event, Interruption, Job, JobKind, JobState,
-    Machine, MachineKind, MachineState, ProviderName, QueueReason, Run, RunState, Snapshot, State,
-    Timestamp,
+    Approval, Attempt, Changes, Effect, Environment, Event, ExportState, Interruption, Job,
+    JobKind, JobState, Machine, MachineKind, MachineState, ProviderName, QueueReason, Run,
+    RunState, Snapshot, State, Timestamp,
 };
 
 use crate::agents::digest;
@@ -78,15 +78,19 @@ fn check_machine(core: &State, machine: &Machine) {
     }
     if let Some(export) = machine.exporting {
         assert!(matches!(machine.state, MachineState::Busy { .. }), "{id} exports and is not busy");
-        assert!(machine.lease_until.is_none_or(|lease| lease > export.until), "{id} is swept");
+        let end = match export.state {
+            ExportState::Running { deadline } => deadline,
+            ExportState::Stopping { since } => since,
+        };
+        assert!(machine.lease_until.is_none_or(|lease| lease > end), "{id} is swept");
+        assert!(!machine.stopping.contains(&export.attempt), "{id} stops the export twice");
         let job = core.jobs.get(&export.attempt.job);
         let is_completed = |job: &Job| {
             matches!(job.state, JobState::Completed { .. }) && job.attempt == export.attempt.number
         };
         assert!(job.is_none_or(is_completed), "{id} exports for {job:?}");
         if let Some(Interruption::Certain { at }) = machine.interruption {
-            let is_told = machine.stopping.contains(&export.attempt);
-            assert!(is_told || export.until <= at, "{id} exports after its end");
+            assert!(export.is_stopping() || end <= at, "{id} exports after its end");
         }
     }
 }

@@ -10,8 +10,8 @@ use std::time::Duration;
 use stagely_protocol::{FailureReason, ImageRef};
 use stagely_state::ids::{EnvironmentId, JobId, MachineId, RunId};
 use stagely_state::{
-    Attempt, Effect, Event, FingerprintChange, Job, JobKind, JobOutcome, JobReport, JobState,
-    Machine, MachineKind, MachineState, RunState, State, Timestamp,
+    Attempt, Effect, Event, ExportState, FingerprintChange, Job, JobKind, JobOutcome, JobReport,
+    JobState, Machine, MachineKind, MachineState, RunState, State, Timestamp,
 };
 
 use self::builders::Export;
@@ -84,7 +84,7 @@ impl Before {
     pub(crate) fn of(core: &State, event: &Event) -> Self {
         let work = core.live_machines().filter_map(|machine| LiveWork::of(core, machine, event));
         let machines =
-            core.live_machines().map(|machine| (machine.clone(), told_to_stop_at(core, machine)));
+            core.live_machines().map(|machine| (machine.clone(), asked_to_stop_at(core, machine)));
         let exports = core.live_machines().filter_map(|machine| Export::of(core, machine));
         let mut environments: BTreeMap<EnvironmentId, Vec<RunId>> = BTreeMap::new();
         for run in core.runs.values().filter(|run| !run.state.is_final()) {
@@ -519,19 +519,18 @@ fn check_lease(world: &World, before: &Machine, event: &Event) {
 
 /// Since when the agent of a registered machine should have stopped what it has; `None`: it works, or
 /// has nothing.
-fn told_to_stop_at(core: &State, machine: &Machine) -> Option<Timestamp> {
+fn asked_to_stop_at(core: &State, machine: &Machine) -> Option<Timestamp> {
     let MachineState::Busy { attempt } = machine.state else { return None };
     if machine.kind == MachineKind::Launched || current(core, machine).is_some() {
         return None;
     }
-    let exporting = machine.exporting.map(|export| (export.attempt, export.until));
-    if exporting.is_some() && machine.stopping.is_empty() {
-        return None;
-    }
-    let told = exporting.filter(|(attempt, _)| machine.stopping.contains(attempt));
-    let told_at = told.map(|(_, told_at)| told_at).unwrap_or_default();
+    let asked_at = match machine.exporting.map(|export| export.state) {
+        Some(ExportState::Running { .. }) if machine.stopping.is_empty() => return None,
+        Some(ExportState::Stopping { since }) => since,
+        Some(ExportState::Running { .. }) | None => Timestamp::default(),
+    };
     let ended_at = core.jobs.get(&attempt.job).and_then(|job| job.ended_at).unwrap_or_default();
-    Some(ended_at.max(machine.contact_at).max(told_at))
+    Some(ended_at.max(machine.contact_at).max(asked_at))
 }
 
 /// A registered machine is free only when its agent says so, or says nothing any more.

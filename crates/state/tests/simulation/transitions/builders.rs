@@ -1,12 +1,14 @@
 //! What builders do after their job has completed: they export its cache, and merge.
 
 use stagely_state::ids::RunId;
-use stagely_state::{Attempt, Effect, Event, JobKind, Machine, MachineKind, MachineState, State};
+use stagely_state::{
+    Attempt, Effect, Event, ExportState, JobKind, Machine, MachineKind, MachineState, State,
+};
 
 use super::{Before, Limit, current, is_coming, is_over, is_stopped};
 use crate::world::World;
 
-/// A cache that a machine exported, not told to stop.
+/// An export that core has not asked the agent to stop.
 pub(super) struct Export {
     machine: Machine,
     attempt: Attempt,
@@ -46,8 +48,8 @@ impl Before {
         };
         let must_end = is_cancelled || has_ended;
         let after = world.core.machines.get(&id).filter(|machine| {
-            let goes_on = machine.exporting.is_some_and(|export| export.attempt == attempt);
-            goes_on && !machine.stopping.contains(&attempt)
+            let export = machine.exporting.filter(|export| export.attempt == attempt);
+            export.is_some_and(|export| !export.is_stopping())
         });
         if after.is_some() {
             assert!(!must_end, "{event:?} lets {id} export {attempt:?}");
@@ -71,13 +73,13 @@ impl Before {
             _ => is_cancelled,
         };
         assert!(may_end, "{event:?} ends the export of {attempt:?} on {id}");
-        let is_durable = world.core.machines.get(&id).is_some_and(|machine| {
+        let must_stop = world.core.machines.get(&id).is_some_and(|machine| {
             machine.kind == MachineKind::Registered
                 && machine.connected
-                && machine.stopping.contains(&attempt)
+                && is_stopping(machine, attempt)
         });
         assert!(
-            !is_durable || is_stopped(id, attempt, effects),
+            !must_stop || is_stopped(id, attempt, effects),
             "{id} gets no order to stop exporting"
         );
     }
@@ -105,7 +107,7 @@ impl Before {
                 let exporting = builder.exporting.map(|export| export.attempt.job);
                 builder.connected
                     && builder.interruption.is_none()
-                    && builder.stopping.is_empty()
+                    && !has_to_stop(builder)
                     && current(core, builder).is_none()
                     && exporting.is_some_and(|exporting| job.needs.contains(&exporting))
             });
@@ -121,21 +123,29 @@ impl Before {
             {
                 let is_busy = matches!(before.state, MachineState::Busy { .. });
                 let will_stay = before.connected && before.interruption.is_none();
-                let will_do = will_stay && before.stopping.is_empty() && is_busy;
+                let will_do = will_stay && !has_to_stop(before) && is_busy;
                 assert!(!will_do, "{last} has just finished and could merge for {}", job.id);
             }
         }
     }
 }
 
+/// Whether the agent has yet to stop `attempt`, or to stop exporting its cache.
+fn is_stopping(machine: &Machine, attempt: Attempt) -> bool {
+    let export = machine.exporting.filter(|export| export.attempt == attempt);
+    machine.stopping.contains(&attempt) || export.is_some_and(|export| export.is_stopping())
+}
+
+fn has_to_stop(machine: &Machine) -> bool {
+    !machine.stopping.is_empty() || machine.exporting.is_some_and(|export| export.is_stopping())
+}
+
 impl Export {
     pub(super) fn of(core: &State, machine: &Machine) -> Option<Self> {
         let export = machine.exporting?;
-        if machine.stopping.contains(&export.attempt) {
-            return None;
-        }
+        let ExportState::Running { deadline } = export.state else { return None };
         let job = core.jobs.get(&export.attempt.job)?;
-        let limit = Limit { since: job.ended_at.expect("it completed"), at: export.until };
+        let limit = Limit { since: job.ended_at.expect("it completed"), at: deadline };
         let machine = machine.clone();
         Some(Self { machine, attempt: export.attempt, run: job.run, limit })
     }
