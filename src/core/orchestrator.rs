@@ -1,10 +1,9 @@
 //! The one task that changes the state.
 //!
-//! It takes every event that waits, steps each, writes the changed records and the resulting effects
-//! in one transaction, shows the committed records to readers, and only then lets the effects run.
-//! What an effect brings about comes back as an event.
+//! It takes all waiting events, steps each, writes the changed records and the resulting effects in one
+//! transaction, shows the committed records to readers, and then starts the effects. The outcome of an effect
+//! comes back as an event.
 
-use std::collections::btree_map::Entry;
 use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,20 +17,19 @@ use tokio::task::{JoinError, JoinSet, spawn_blocking};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
-use super::clock::now;
+use super::clock::{new_id, now};
 use super::effects::Effects;
-use super::records::{Records, SharedRecords};
+use super::records::SharedRecords;
 use super::secrets::SecretStore;
 use super::store::{Batch, RecordTable, Store};
-use crate::core::clock::new_id;
 
-/// Events that may wait. A burst of 1,000 webhooks fits; beyond it their senders wait.
+/// Most events that wait, so a burst of 1,000 webhooks fits. The senders of further events wait.
 const INBOX_EVENTS: usize = 1_024;
 
 /// Resolves when the event is stored; dropped if core stops before that.
 type Acknowledgement = oneshot::Sender<()>;
 
-/// An event and what comes with it.
+/// An event, its attachment, and who waits until it is stored.
 #[derive(Debug)]
 struct Input {
     event: Event,
@@ -39,16 +37,16 @@ struct Input {
     stored: Option<Acknowledgement>,
 }
 
-/// What the state has no use for, stored in the transaction of its event.
+/// Data that the state does not need, stored in the transaction of its event.
 #[derive(Debug)]
 enum Attached {
     /// Sealed secrets of the run that the event requests.
     RunSecrets(RunId, Vec<u8>),
-    /// What the build was made of whose end the event reports.
+    /// The fingerprint of the build whose end the event reports.
     Fingerprint(Fingerprint),
 }
 
-/// Core is shutting down and takes no more events. They are not lost: agents say them again.
+/// Core is shutting down and takes no more events. None is lost, because agents repeat their reports.
 #[derive(Debug, thiserror::Error)]
 #[error("core is shutting down")]
 pub struct ShuttingDown;
@@ -60,7 +58,7 @@ pub struct Events {
 }
 
 impl Events {
-    /// Hands over `event` and waits until its consequences are in the store.
+    /// Sends `event` and waits until its consequences are in the store.
     ///
     /// # Errors
     /// [`ShuttingDown`]; the event may or may not be stored.
@@ -80,7 +78,7 @@ impl Events {
         self.send(event, Some(Attached::RunSecrets(run_secrets.0, run_secrets.1))).await
     }
 
-    /// As [`store`](Self::store), with what the build was made of whose end `event` reports.
+    /// As [`store`](Self::store), with the fingerprint of the build whose end `event` reports.
     ///
     /// # Errors
     /// [`ShuttingDown`]; the event may or may not be stored.
@@ -116,14 +114,13 @@ pub(crate) struct Orchestrator {
 #[derive(Debug)]
 pub(crate) struct Inbox(mpsc::Receiver<Input>);
 
-/// Makes the two ends of the orchestrator's inbox.
 pub(crate) fn inbox() -> (Events, Inbox) {
     let (sender, receiver) = mpsc::channel(INBOX_EVENTS);
     (Events { inbox: sender }, Inbox(receiver))
 }
 
 impl Orchestrator {
-    /// Makes the task of `state`, which `store` holds and `records` shows.
+    /// `store` and `records` hold the records of `state`.
     pub(crate) fn new(
         state: State,
         store: Store,
@@ -138,13 +135,13 @@ impl Orchestrator {
     /// Serves events until `stop` fires. Effects that still run are dropped: the outbox has them.
     ///
     /// # Errors
-    /// A transaction that failed. The state in memory is ahead of the store then, so core must end
-    /// rather than act on decisions that it could not save.
+    /// A failed transaction. Then the state in memory is ahead of the store, so core must end instead of acting on
+    /// decisions that it could not save.
     pub(crate) async fn run(mut self, stop: CancellationToken) -> anyhow::Result<()> {
         self.start().await?;
         let mut waiting = Vec::new();
         loop {
-            // Below, events that come one upon the other would put it off for ever.
+            // The `select!` below prefers events, so a steady stream of them would postpone the tick without end.
             if self.state.next_deadline().is_some_and(|deadline| deadline <= now()) {
                 self.take_event(Event::Tick).await?;
             }
@@ -164,7 +161,7 @@ impl Orchestrator {
         }
     }
 
-    /// Begins where the process before this one stopped.
+    /// Starts the effects that the former process has not completed.
     async fn start(&mut self) -> anyhow::Result<()> {
         let outbox: Vec<Effect> = self.state.outbox.values().cloned().collect();
         self.take_event(Event::CoreStarted).await?;
@@ -186,21 +183,21 @@ impl Orchestrator {
         self.take(vec![Input { event, attached: None, stored: None }]).await
     }
 
-    /// Steps all of `inputs`, stores what follows in one transaction, and lets the effects run.
+    /// Steps all `inputs`, stores the results in one transaction, and starts the effects.
     async fn take(&mut self, inputs: Vec<Input>) -> anyhow::Result<()> {
         let now = now();
         let mut effects = Vec::new();
         let mut batch = Batch::default();
-        let mut to_tell = Vec::new();
+        let mut senders = Vec::new();
         for input in inputs {
             debug!(event = ?input.event, "step");
             let outcome = self.state.step(input.event, now, &mut new_id::<MachineId>);
             for anomaly in &outcome.anomalies {
                 error!(%anomaly, count = self.state.anomalies, "an event does not apply to a record");
             }
-            batch.attach(input.attached, &outcome.fingerprints);
+            attach(&mut batch, input.attached, &outcome.fingerprints);
             effects.extend(outcome.effects);
-            to_tell.extend(input.stored);
+            senders.extend(input.stored);
         }
         let changes = self.state.take_changes();
         self.fill(&mut batch, &changes);
@@ -214,8 +211,8 @@ impl Orchestrator {
                 )?;
             self.show(&changes);
         }
-        for stored in to_tell {
-            // The asker may have left; its event is stored all the same.
+        for stored in senders {
+            // The sender may be gone; its event is stored.
             let _ = stored.send(());
         }
         self.spawn(effects);
@@ -286,117 +283,35 @@ impl Orchestrator {
     }
 }
 
-/// Waits for `wait`, or for ever where there is nothing to wait for.
+/// Sleeps for `wait`, or without end if there is none.
 async fn sleep_until(wait: Option<Duration>) {
     match wait {
-        // A deadline that has come and moves nothing would spin; a clock has milliseconds, so does this.
+        // At least a millisecond, which is the clock's precision: a past deadline that changes nothing would make the
+        // loop spin.
         Some(wait) => tokio::time::sleep(wait.max(Duration::from_millis(1))).await,
         None => pending().await,
     }
 }
 
-impl Batch {
-    /// Writes what came with an event, and what its step decided on fingerprints.
-    fn attach(&mut self, attached: Option<Attached>, changes: &[FingerprintChange]) {
-        let fingerprint = match attached {
-            Some(Attached::RunSecrets(run, sealed)) => {
-                self.run_secrets(run, Some(sealed));
-                None
-            }
-            Some(Attached::Fingerprint(fingerprint)) => Some(fingerprint),
-            None => None,
-        };
-        for change in changes {
-            match (change, &fingerprint) {
-                (FingerprintChange::Store(cache), Some(_)) => {
-                    self.fingerprint(cache, fingerprint.as_ref());
-                }
-                // An agent need not say what its build was made of.
-                (FingerprintChange::Store(_), None) => {}
-                (FingerprintChange::Delete(cache), _) => self.fingerprint(cache, None),
-            }
+/// Adds the attachment of an event to `batch`, and what its step decided on fingerprints.
+fn attach(batch: &mut Batch, attached: Option<Attached>, changes: &[FingerprintChange]) {
+    let fingerprint = match attached {
+        Some(Attached::RunSecrets(run, sealed)) => {
+            batch.run_secrets(run, Some(sealed));
+            None
         }
-    }
-}
-
-impl Records {
-    /// The records of `state`, all of which are in the store.
-    pub fn of(state: &State) -> Self {
-        let changes = Changes {
-            projects: state.projects.keys().copied().collect(),
-            environments: state.environments.keys().copied().collect(),
-            runs: state.runs.keys().copied().collect(),
-            jobs: state.jobs.keys().copied().collect(),
-            machines: state.machines.keys().copied().collect(),
-            deliveries: state.deliveries.keys().copied().collect(),
-            ..Changes::default()
-        };
-        let mut records = Self::default();
-        records.take_changes(state, &changes);
-        records.set_queue(state.queue());
-        records
-    }
-
-    fn take_changes(&mut self, state: &State, changes: &Changes) {
-        copy(&mut self.projects, &state.projects, &changes.projects);
-        copy(&mut self.environments, &state.environments, &changes.environments);
-        copy(&mut self.runs, &state.runs, &changes.runs);
-        copy(&mut self.machines, &state.machines, &changes.machines);
-        copy(&mut self.jobs, &state.jobs, &changes.jobs);
-        copy(&mut self.deliveries, &state.deliveries, &changes.deliveries);
-        for id in &changes.machines {
-            self.note_live(*id);
-        }
-        for run in &changes.runs {
-            if !self.runs.contains_key(run) {
-                self.run_jobs.remove(run);
+        Some(Attached::Fingerprint(fingerprint)) => Some(fingerprint),
+        None => None,
+    };
+    for change in changes {
+        match (change, &fingerprint) {
+            (FingerprintChange::Store(cache), Some(_)) => {
+                batch.fingerprint(cache, fingerprint.as_ref());
             }
+            // Agents may report no fingerprint.
+            (FingerprintChange::Store(_), None) => {}
+            (FingerprintChange::Delete(cache), _) => batch.fingerprint(cache, None),
         }
-        for job in changes.jobs.iter().filter_map(|job| state.jobs.get(job)) {
-            let jobs = self.run_jobs.entry(job.run).or_default();
-            if !jobs.contains(&job.id) {
-                // Ids are made in the order of the plan.
-                jobs.push(job.id);
-                jobs.sort_unstable();
-            }
-        }
-    }
-
-    /// Brings what is said of live machines up to date.
-    fn note_live(&mut self, id: MachineId) {
-        let is_live = self.machines.get(&id).is_some_and(|machine| !machine.state.is_terminated());
-        if is_live == self.live.contains_key(&id) {
-            return;
-        }
-        if is_live {
-            let job = self.machines.get(&id).and_then(|machine| machine.requested_for);
-            let run = job.and_then(|job| self.jobs.get(&job)).map(|job| job.run);
-            self.live.insert(id, run);
-            if let Some(run) = run {
-                *self.live_of_run.entry(run).or_default() += 1;
-            }
-        } else if let Some(Some(run)) = self.live.remove(&id)
-            && let Entry::Occupied(mut count) = self.live_of_run.entry(run)
-        {
-            *count.get_mut() -= 1;
-            if *count.get() == 0 {
-                count.remove();
-            }
-        }
-    }
-}
-
-/// Copies what `changed` names from one map to the other; what is gone there goes here.
-fn copy<Id: Ord + Copy, T: Clone>(
-    to: &mut std::collections::BTreeMap<Id, T>,
-    from: &std::collections::BTreeMap<Id, T>,
-    changed: &std::collections::BTreeSet<Id>,
-) {
-    for id in changed {
-        match from.get(id) {
-            Some(record) => to.insert(*id, record.clone()),
-            None => to.remove(id),
-        };
     }
 }
 

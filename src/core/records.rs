@@ -1,65 +1,125 @@
 //! The committed records, for readers: the HTTP API, the sessions of agents, and effects.
 //!
-//! Only what the store holds is here, so nobody is told of a decision that a crash could undo. The
-//! orchestrator is the only writer.
+//! These records are in the store, so no reader acts on a decision that a crash could undo. The orchestrator is the
+//! only writer.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use stagely_state::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId};
 use stagely_state::{
-    Attempt, DeliveryId, Environment, Job, JobKind, JobState, Machine, Project, QueuedJob, Run,
-    Timestamp,
+    Attempt, Changes, DeliveryId, Environment, Job, JobKind, JobState, Machine, Project, QueuedJob,
+    Run, State, Timestamp,
 };
 use tokio::sync::watch;
 
-/// How many runs, of all projects, are looked through for those of a job's own. What is older says little
-/// of how long a step takes now.
+/// Most runs, of all projects, that are searched for earlier runs of a job's project. The durations of older steps
+/// say little about today's.
 const RUNS_MAX: usize = 500;
 
-/// How many runs of a project are searched for a native build: each view of an emulated job does so.
+/// Most runs of a project that are searched for a native build. Each view of an emulated job searches them.
 const TWIN_RUNS_MAX: usize = 20;
 
 /// The records of one moment.
 #[derive(Debug, Default)]
 pub struct Records {
-    /// All projects.
     pub projects: BTreeMap<ProjectId, Project>,
-    /// All environments.
     pub environments: BTreeMap<EnvironmentId, Environment>,
-    /// All runs.
     pub runs: BTreeMap<RunId, Run>,
-    /// All jobs.
     pub jobs: BTreeMap<JobId, Job>,
     /// The jobs of each run, in the order of the plan.
     pub run_jobs: BTreeMap<RunId, Vec<JobId>>,
-    /// All machines.
     pub machines: BTreeMap<MachineId, Machine>,
-    /// The machines that are not gone, each with the run that it was launched for.
+    /// The machines that are not terminated, each with the run that it was launched for.
     pub live: BTreeMap<MachineId, Option<RunId>>,
-    /// How many of them each run has; no run without one.
+    /// The number of live machines of each run that has some.
     pub live_of_run: BTreeMap<RunId, usize>,
-    /// When each delivery of GitHub's came, as far as it may come again.
+    /// The arrival of each of GitHub's deliveries, while GitHub may repeat it.
     pub deliveries: BTreeMap<DeliveryId, Timestamp>,
     queue: Vec<QueuedJob>,
-    /// Where each job is in `queue`: a run may have hundreds of jobs that wait among thousands, and each
-    /// view of it asks for all of theirs.
+    /// The index of each job in `queue`. A run may have hundreds of jobs among thousands, and each view of the run
+    /// needs the positions of all of them.
     queue_positions: HashMap<JobId, usize>,
 }
 
 impl Records {
-    /// The jobs that wait, in the order in which they will be served.
+    /// The records of `state`, all of which are in the store.
+    pub fn of(state: &State) -> Self {
+        let changes = Changes {
+            projects: state.projects.keys().copied().collect(),
+            environments: state.environments.keys().copied().collect(),
+            runs: state.runs.keys().copied().collect(),
+            jobs: state.jobs.keys().copied().collect(),
+            machines: state.machines.keys().copied().collect(),
+            deliveries: state.deliveries.keys().copied().collect(),
+            ..Changes::default()
+        };
+        let mut records = Self::default();
+        records.take_changes(state, &changes);
+        records.set_queue(state.queue());
+        records
+    }
+
+    pub(super) fn take_changes(&mut self, state: &State, changes: &Changes) {
+        copy(&mut self.projects, &state.projects, &changes.projects);
+        copy(&mut self.environments, &state.environments, &changes.environments);
+        copy(&mut self.runs, &state.runs, &changes.runs);
+        copy(&mut self.machines, &state.machines, &changes.machines);
+        copy(&mut self.jobs, &state.jobs, &changes.jobs);
+        copy(&mut self.deliveries, &state.deliveries, &changes.deliveries);
+        for id in &changes.machines {
+            self.update_live(*id);
+        }
+        for run in &changes.runs {
+            if !self.runs.contains_key(run) {
+                self.run_jobs.remove(run);
+            }
+        }
+        for job in changes.jobs.iter().filter_map(|job| state.jobs.get(job)) {
+            let jobs = self.run_jobs.entry(job.run).or_default();
+            if !jobs.contains(&job.id) {
+                // Ids are made in the order of the plan.
+                jobs.push(job.id);
+                jobs.sort_unstable();
+            }
+        }
+    }
+
+    /// Updates the indexes of live machines.
+    fn update_live(&mut self, id: MachineId) {
+        let is_live = self.machines.get(&id).is_some_and(|machine| !machine.state.is_terminated());
+        if is_live == self.live.contains_key(&id) {
+            return;
+        }
+        if is_live {
+            let job = self.machines.get(&id).and_then(|machine| machine.requested_for);
+            let run = job.and_then(|job| self.jobs.get(&job)).map(|job| job.run);
+            self.live.insert(id, run);
+            if let Some(run) = run {
+                *self.live_of_run.entry(run).or_default() += 1;
+            }
+        } else if let Some(Some(run)) = self.live.remove(&id)
+            && let Entry::Occupied(mut count) = self.live_of_run.entry(run)
+        {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+    }
+
+    /// The queued jobs in the order in which they will be assigned.
     pub fn queue(&self) -> &[QueuedJob] {
         &self.queue
     }
 
-    /// A job that waits, with its index in [`queue`](Self::queue).
+    /// A queued job with its index in [`queue`](Self::queue).
     pub fn queued(&self, job: JobId) -> Option<(usize, &QueuedJob)> {
         let index = *self.queue_positions.get(&job)?;
         Some((index, self.queue.get(index)?))
     }
 
-    /// Takes what waits now.
     pub(super) fn set_queue(&mut self, queue: Vec<QueuedJob>) {
         self.queue_positions.clear();
         self.queue_positions
@@ -72,8 +132,8 @@ impl Records {
         self.run_jobs.get(&run).into_iter().flatten().filter_map(|job| self.jobs.get(job))
     }
 
-    /// The newest completed job that built natively what `job` builds under emulation, and of which at
-    /// least one step ran: the same run's of another platform, else an earlier run's.
+    /// The newest completed job of the same build that ran natively and did not find all steps in the cache: of another
+    /// platform in the same run, else of an earlier run.
     pub fn native_twin(&self, job: &Job) -> Option<&Job> {
         let project = self.runs.get(&job.run)?.project;
         let is_twin = |other: &&Job| {
@@ -90,19 +150,33 @@ impl Records {
         [job.run].into_iter().chain(earlier).find_map(|run| self.jobs_of(run).find(is_twin))
     }
 
-    /// Whether an agent still exports the cache of `attempt`, of which it then has more to say.
+    /// Whether an agent still exports the cache of `attempt`, and so has more to report.
     pub fn is_exporting(&self, attempt: Attempt) -> bool {
         let exports = |machine: &Machine| machine.exporting.map(|export| export.attempt);
         self.live_machines().any(|machine| exports(machine) == Some(attempt))
     }
 
-    /// The machines that are not gone.
+    /// The machines that are not terminated.
     pub fn live_machines(&self) -> impl Iterator<Item = &Machine> {
         self.live.keys().filter_map(|machine| self.machines.get(machine))
     }
 }
 
-/// Shares [`Records`] and tells of changes. Clones share them.
+/// Copies the `changed` records between the maps, and removes those that `from` does not have.
+fn copy<Id: Ord + Copy, T: Clone>(
+    to: &mut BTreeMap<Id, T>,
+    from: &BTreeMap<Id, T>,
+    changed: &BTreeSet<Id>,
+) {
+    for id in changed {
+        match from.get(id) {
+            Some(record) => to.insert(*id, record.clone()),
+            None => to.remove(id),
+        };
+    }
+}
+
+/// Shares [`Records`] and notifies of changes. Clones share them.
 #[derive(Clone, Debug)]
 pub struct SharedRecords {
     records: Arc<RwLock<Records>>,
@@ -111,18 +185,17 @@ pub struct SharedRecords {
 }
 
 impl SharedRecords {
-    /// Shares `records`.
     pub fn new(records: Records) -> Self {
         Self { records: Arc::new(RwLock::new(records)), version: watch::Sender::new(0) }
     }
 
-    /// Reads. Never hold the guard across an `await`.
+    /// The guard must not be held across an `await`.
     pub fn read(&self) -> RwLockReadGuard<'_, Records> {
-        // A writer that panicked took the process's orchestrator with it; what it left is whole rows.
+        // If the writer panicked, the orchestrator is gone, and the rows that it left are whole.
         self.records.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the records and wakes those who wait.
+    /// Changes the records and notifies the readers that wait.
     pub(super) fn write(&self, change: impl FnOnce(&mut Records)) {
         change(&mut self.records.write().unwrap_or_else(PoisonError::into_inner));
         self.version.send_modify(|version| *version += 1);

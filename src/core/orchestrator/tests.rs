@@ -1,4 +1,4 @@
-//! What goes to the store beside the records.
+//! Fingerprints go to the store in the transaction of their event.
 
 use std::collections::BTreeSet;
 
@@ -98,7 +98,7 @@ async fn what_a_completed_build_was_made_of_is_kept_with_its_cache_until_that_is
     core.report(2, completed(), "second").await;
     assert_eq!(core.fingerprint(), Some(print("second")));
 
-    core.report(2, completed(), "said again").await;
+    core.report(2, completed(), "repeated").await;
     assert_eq!(core.fingerprint(), Some(print("second")), "the job has ended");
 
     let (environment, refs) = (EnvironmentId::from_bits(1), BTreeSet::from([cache()]));
