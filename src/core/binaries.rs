@@ -1,5 +1,5 @@
-//! The agent's program for each arch: core's own, and those of a folder beside it. Stock images install it
-//! from core when they boot.
+//! The agent's program for each arch: core's own program, and those of a configured folder. Machines with stock
+//! images download it from core when they boot.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -15,57 +15,48 @@ use thiserror::Error;
 use tokio::task::spawn_blocking;
 use url::Url;
 
-/// This process's own program, also after a newer one has taken its place on disk.
+/// This process's own program, also after its file was replaced.
 const OWN: &str = "/proc/self/exe";
 
-/// Core has no program for an arch.
 #[derive(Debug, Error)]
 pub(crate) enum BinaryError {
-    /// No folder is configured, or the folder lacks it.
+    /// No folder is configured, or the folder has no such file.
     #[error(
         "core has no agent program for {arch}: put `{}` of a release into the folder that `agents.binaries` \
          of stagely.toml names",
         file_name(*arch)
     )]
-    Missing {
-        /// Of which arch.
-        arch: Arch,
-    },
-    /// It is there and cannot be read.
+    Missing { arch: Arch },
     #[error("cannot read the agent program {path}")]
     Read {
-        /// The file.
         path: PathBuf,
-        /// Why.
         #[source]
         source: io::Error,
     },
 }
 
-/// What a release calls the program.
+/// The name of the program's file in a release.
 fn file_name(arch: Arch) -> String {
     format!("stagely-linux-{arch}")
 }
 
-/// Where core, whose address is `core`, serves the program for `arch`.
+/// The URL at which the core at `core` serves the program for `arch`.
 pub(crate) fn address(core: &Url, arch: Arch) -> Url {
     let mut url = core.clone();
     url.set_path(&format!("{}/v1/agent/binary/{arch}", core.path().trim_end_matches('/')));
     url
 }
 
-/// A program, open.
+/// An open program.
 #[derive(Debug)]
 pub(crate) struct Binary {
-    /// The program.
     pub(crate) file: File,
-    /// How long it is.
     pub(crate) bytes: u64,
-    /// Its SHA-256, in hexadecimal digits.
+    /// In hexadecimal digits.
     pub(crate) sha256: String,
 }
 
-/// Device, inode, length and time of change. Where none of them differs it is the file that was hashed.
+/// Device, inode, length and time of change. A file with the same ones is the file that was hashed.
 type Identity = (u64, u64, u64, i64, i64);
 
 /// Finds programs, and hashes each once.
@@ -76,12 +67,11 @@ pub(crate) struct Binaries {
 }
 
 impl Binaries {
-    /// With the programs of `folder` for the arches that are not core's own.
+    /// `folder` has the programs for the arches that are not core's own.
     pub(crate) fn new(folder: Option<PathBuf>) -> Self {
         Self { folder, hashes: Arc::default() }
     }
 
-    /// The program for `arch`.
     pub(crate) async fn open(&self, arch: Arch) -> Result<Binary, BinaryError> {
         let path = if arch == Arch::of_this_program() {
             PathBuf::from(OWN)
@@ -108,7 +98,7 @@ fn open(path: &Path, hashes: &Mutex<HashMap<Identity, String>>) -> io::Result<Bi
         return Err(io::Error::other("it is no file"));
     }
     let identity = (meta.dev(), meta.ino(), meta.len(), meta.mtime(), meta.mtime_nsec());
-    // Held while it is hashed: whoever asks meanwhile wants the same.
+    // Held while the file is hashed, because concurrent callers most likely need the same hash.
     let mut hashes = hashes.lock().unwrap_or_else(PoisonError::into_inner);
     let sha256 = if let Some(sha256) = hashes.get(&identity) {
         sha256.clone()
@@ -120,7 +110,7 @@ fn open(path: &Path, hashes: &Mutex<HashMap<Identity, String>>) -> io::Result<Bi
     Ok(Binary { file, bytes: meta.len(), sha256 })
 }
 
-/// Leaves the place in the file where it was.
+/// Hashes the file without moving its read position.
 fn hash(file: &File) -> io::Result<String> {
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 256 * 1024];
@@ -163,7 +153,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn another_arch_has_what_lies_in_the_folder_also_when_that_is_replaced() {
+    async fn another_arch_has_the_program_in_the_folder_also_after_it_was_replaced() {
         let folder = tempfile::tempdir().unwrap();
         let binaries = Binaries::new(Some(folder.path().to_owned()));
         let missing = binaries.open(other()).await.unwrap_err().to_string();

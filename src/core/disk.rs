@@ -1,7 +1,7 @@
-//! Refuses work early when core's disk is nearly full, rather than failing in the middle of it.
+//! Refuses work early when core's disk is nearly full, instead of failing in the middle of it.
 //!
-//! New runs are refused first. Below half of what they ask for, those under way are held back too: no
-//! plan is made and logs are cut, so that what remains is for the records, which core cannot do without.
+//! New runs are refused first. Below half of the configured space, runs under way are limited too: no plan is made
+//! and logs are cut, so that the rest is left for the records, which core needs to work.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,6 @@ use nix::sys::statvfs::statvfs;
 use thiserror::Error;
 use tokio::task::spawn_blocking;
 
-/// Too little space is left.
 #[derive(Debug, Error)]
 #[error(
     "only {free_mib} MiB are free where {} lies, and core.disk-free-min-mib asks for {min_mib}; \
@@ -22,7 +21,7 @@ pub(crate) struct DiskNearlyFull {
     min_mib: u64,
 }
 
-/// Watches the disk that holds the data folder.
+/// Checks the free space of the disk with the data folder.
 #[derive(Clone, Debug)]
 pub(crate) struct DiskGuard {
     folder: PathBuf,
@@ -30,12 +29,12 @@ pub(crate) struct DiskGuard {
 }
 
 impl DiskGuard {
-    /// Asks for `min_mib` mebibytes to be free where `folder` lies.
+    /// New work needs `min_mib` free mebibytes on the disk of `folder`.
     pub(crate) const fn new(folder: PathBuf, min_mib: u64) -> Self {
         Self { folder, min_mib }
     }
 
-    /// Looks whether new work can begin.
+    /// Checks that new work can begin.
     ///
     /// # Errors
     /// [`DiskNearlyFull`].
@@ -43,7 +42,7 @@ impl DiskGuard {
         self.require(self.min_mib).await
     }
 
-    /// Looks whether work that was taken can go on.
+    /// Checks that work under way can go on.
     ///
     /// # Errors
     /// [`DiskNearlyFull`].
@@ -53,8 +52,8 @@ impl DiskGuard {
 
     async fn require(&self, required_mib: u64) -> Result<(), DiskNearlyFull> {
         let folder = self.folder.clone();
-        let asked = spawn_blocking(move || free_bytes(&folder)).await;
-        let Ok(Some(free)) = asked else { return Ok(()) };
+        let free = spawn_blocking(move || free_bytes(&folder)).await;
+        let Ok(Some(free)) = free else { return Ok(()) };
         let free_mib = free >> 20;
         if free_mib >= required_mib {
             return Ok(());
@@ -63,13 +62,13 @@ impl DiskGuard {
     }
 }
 
-/// Of the `min_mib` mebibytes that new runs ask for, those that are left to the records.
+/// The part of `min_mib` that is reserved for the records.
 pub(crate) const fn reserve_mib(min_mib: u64) -> u64 {
     min_mib / 2
 }
 
-/// What is free where `folder` lies, in bytes. `None` if the disk cannot be asked: such a one is not
-/// known to be full, and a commit will say what is wrong.
+/// The free bytes on the disk of `folder`. `None` if they cannot be found out: then the disk may have space, and a
+/// commit would fail with the reason.
 pub(crate) fn free_bytes(folder: &Path) -> Option<u64> {
     let disk = statvfs(folder).ok()?;
     Some(disk.blocks_available() * disk.fragment_size())
@@ -92,15 +91,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_disk_that_cannot_be_asked_is_not_taken_for_full() {
+    async fn a_disk_whose_free_space_is_unknown_does_not_count_as_full() {
         DiskGuard::new("/nowhere/at/all".into(), u64::MAX).check().await.unwrap();
     }
 
     #[tokio::test]
-    async fn work_under_way_goes_on_for_longer_than_new_work_is_taken() {
+    async fn work_under_way_needs_less_space_than_new_work() {
         let folder = tempfile::tempdir().unwrap();
         let free_mib = free_bytes(folder.path()).unwrap() >> 20;
-        // Whatever others write in the meantime.
+        // The margins are wide, because other programs write meanwhile.
         let guard = |min_mib| DiskGuard::new(folder.path().to_owned(), min_mib);
 
         let between = guard(free_mib + free_mib / 2);

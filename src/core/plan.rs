@@ -1,5 +1,5 @@
-//! Turns one `stagely.yaml` into build jobs, one per platform and combination, and the merge jobs
-//! that wait for them.
+//! Turns one `stagely.yaml` into build jobs, one for each platform and variant, and the merge jobs that wait for
+//! them.
 
 mod references;
 mod skip;
@@ -21,75 +21,63 @@ use thiserror::Error;
 use self::references::{CACHE_REPOSITORY, References};
 use self::skip::{Selection, dependencies, select, stand_ins};
 
-/// How long a merge may take. It moves a few kilobytes between registry and machine.
+/// The time limit of a merge, which moves a few kilobytes between registry and machine.
 const MERGE_TIMEOUT: Duration = Duration::from_mins(10);
 
-/// What a plan depends on besides the manifest.
+/// Everything that a plan depends on besides the manifest.
 #[derive(Clone, Copy, Debug)]
 pub struct PlanContext<'a> {
     /// The registry that images go to: host, port, and a path if it has one.
     pub registry: &'a str,
-    /// The project.
     pub project: &'a Project,
-    /// The environment.
     pub environment: &'a Environment,
     /// The run, whose id becomes part of the references that it pushes.
     pub run: RunId,
-    /// The commit to build.
     pub commit: &'a CommitSha,
-    /// A branch that holds the commit, where one is known.
+    /// A branch that contains the commit, if one is known.
     pub branch: Option<&'a str>,
-    /// Whether that is the default branch: then the caches that all environments read are written.
+    /// Whether that is the default branch, which writes the caches that all environments read.
     pub is_default_branch: bool,
     /// Whether images are pushed. A warm-up only fills caches.
     pub push: bool,
-    /// The pull request, if the environment is one.
+    /// The number of the environment's pull request.
     pub pull_request: Option<u64>,
-    /// Whether the commit comes from a fork: then caches are read and never written.
+    /// Whether the commit comes from a fork, which writes no caches.
     pub from_fork: bool,
-    /// The builds asked for; empty: all.
+    /// The requested builds; all if empty.
     pub only_builds: &'a [String],
-    /// The images that may stand in for builds that are not made, by variant: the newest good ones of
-    /// the base branch.
+    /// The newest good images of the base branch, by variant. They stand in for builds that are not made.
     pub good_images: &'a BTreeMap<VariantName, GoodImage>,
-    /// What the builds' `paths` are compared with. `None`: no build is skipped for its paths.
+    /// Builds whose `paths` are unchanged since this base are skipped. `None`: no build is skipped for its paths.
     pub base: Option<&'a Base>,
 }
 
-/// What a run's commit is compared with.
+/// The base with which a run's commit is compared.
 #[derive(Clone, Debug)]
 pub struct Base {
-    /// The branch or commit, as people name it.
+    /// The branch or commit in the user's words.
     pub name: String,
-    /// The commit.
     pub commit: CommitSha,
-    /// The paths, from the repository's root, in which the run's commit differs from the base's and
-    /// from those of the good images. A commit that is not here may differ in all.
+    /// The paths, from the repository's root, in which the run's commit differs from the base's commit and from the
+    /// commits of the good images. A commit without an entry may differ in all paths.
     pub changed: BTreeMap<CommitSha, Vec<String>>,
 }
 
-/// What is to be done.
 #[derive(Debug)]
 pub struct Plan {
-    /// The jobs. Each comes after those it needs; else their order is the file's.
+    /// Each job comes after the jobs that it needs; otherwise they have the order of the file.
     pub jobs: Vec<PlannedJob>,
     /// The builds that have no jobs.
     pub skipped: Vec<SkippedBuild>,
-    /// The cache refs among those that the jobs write that belong to the environment alone.
+    /// The written cache refs that belong to this environment alone.
     pub own_cache_refs: BTreeSet<ImageRef>,
 }
 
-/// Why there is no plan.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum PlanError {
-    /// Builds were asked for that the manifest does not have.
+    /// The manifest does not have some of the requested builds.
     #[error("unknown builds: {}; there are {}", guesses(names, known), listed(words(known)))]
-    UnknownBuilds {
-        /// The names that were asked for in vain.
-        names: Vec<String>,
-        /// The names there are.
-        known: Vec<String>,
-    },
+    UnknownBuilds { names: Vec<String>, known: Vec<String> },
     /// A project's or environment's name cannot be part of an image reference.
     #[error(
         "{what} `{}` cannot be part of an image reference: lower-case letters and digits can, \
@@ -99,19 +87,17 @@ pub enum PlanError {
     BadName {
         /// `project` or `environment`.
         what: &'static str,
-        /// The name.
         name: String,
     },
-    /// The environment is called like the repository of the caches.
+    /// The environment has the name of the caches' repository.
     #[error("an environment cannot be called `cache`: layer caches have that name")]
     ReservedName,
-    /// The configured registry makes no image reference.
+    /// The configured registry cannot be part of an image reference.
     #[error("the registry's name is wrong: {0}")]
     BadRegistry(#[from] InvalidValue),
 }
 
 impl PlanError {
-    /// Whose fault it is.
     pub const fn reason(&self) -> FailureReason {
         match self {
             Self::UnknownBuilds { .. } | Self::BadName { .. } | Self::ReservedName => {
@@ -135,7 +121,7 @@ fn guesses(names: &[String], known: &[String]) -> String {
     names.iter().map(guess).collect::<Vec<_>>().join(", ")
 }
 
-/// Plans the jobs of a run: those of the builds asked for, and of all that these depend on.
+/// Plans the jobs of the requested builds, and of all builds that these depend on.
 ///
 /// # Errors
 /// [`PlanError`].
@@ -173,7 +159,7 @@ fn check_names(context: &PlanContext<'_>) -> Result<(), PlanError> {
     if environment == CACHE_REPOSITORY { Err(PlanError::ReservedName) } else { Ok(()) }
 }
 
-/// Whether a registry takes `name` as one component of a repository's path.
+/// Whether `name` may be one component of a repository's path.
 ///
 /// Source: distribution specification, `<name>`.
 fn is_path_component(name: &str) -> bool {
@@ -195,21 +181,20 @@ fn wanted_builds<'a>(
     Ok(|build: &Build| wanted.is_empty() || wanted.contains(&build.name))
 }
 
-/// Makes the jobs of one build after the other.
 struct Planner<'a> {
     manifest: &'a Manifest,
     context: &'a PlanContext<'a>,
     references: References<'a>,
     new_job_id: &'a mut dyn FnMut() -> JobId,
-    /// The job that makes the image of a variant, by the variant's name.
+    /// The job that makes the image of each variant, by the variant's name.
     last_jobs: BTreeMap<&'a str, JobId>,
     plan: Plan,
 }
 
 impl<'a> Planner<'a> {
-    /// Adds a job for each platform and, where there are several, the one that joins their images.
+    /// Adds a job for each platform, and a merge job if there are several platforms.
     fn add_variant(&mut self, build: &'a Build, variant: &'a Variant) -> Result<(), PlanError> {
-        // A warm-up pushes no image, so there is none to join.
+        // A warm-up pushes no images that could be merged.
         let merges = build.is_multi_platform() && self.context.push;
         let uses = self.uses(build);
         let job_of = |image: &UsedImage| match image {
@@ -265,7 +250,7 @@ impl<'a> Planner<'a> {
         })
     }
 
-    /// The tag that the image of a single platform gets, where images are pushed at all.
+    /// The tag for the image of a single-platform build, if images are pushed.
     fn moved_tag(&self, build: &Build, tag: &str) -> Result<Option<ImageRef>, PlanError> {
         let is_last = self.context.push && !build.is_multi_platform();
         Ok(if is_last { Some(self.references.tag(tag)?) } else { None })
@@ -297,7 +282,7 @@ impl<'a> Planner<'a> {
         })
     }
 
-    /// The images that `build` depends on, by variant. Docker's names of contexts are lower case.
+    /// The images that `build` depends on, by variant in lower case, as Docker requires for names of contexts.
     fn uses(&self, build: &'a Build) -> BTreeMap<String, UsedImage> {
         let needed = dependencies(self.manifest, build);
         needed.flat_map(|needed| self.images_of(needed)).collect()
@@ -317,7 +302,7 @@ impl<'a> Planner<'a> {
             let image = image.image.at_digest(&image.digest);
             (name.to_lowercase(), UsedImage::Image { image })
         };
-        // A build of which there is nothing to use lets those that depend on it be skipped.
+        // Without any image of `needed`, the builds that depend on it are skipped.
         stand_ins(needed, self.context).into_iter().flatten().map(stand_in).collect()
     }
 }
@@ -335,8 +320,8 @@ fn build_args(build: &Build, variant: &Variant, context: &PlanContext<'_>) -> Bu
     BuildArgs(build.build_args.iter().map(filled).chain(of_matrix).collect())
 }
 
-/// The first 12 hexadecimal digits of the SHA-256 over project id, environment name and commit,
-/// each followed by a line feed. `stagely.yaml` is not in it: the commit says which one that is.
+/// The first 12 hexadecimal digits of the SHA-256 over project id, environment name and commit, each followed by a
+/// line feed. The commit covers `stagely.yaml`.
 fn stagely_hash(context: &PlanContext<'_>) -> String {
     let PlanContext { project, environment, commit, .. } = context;
     let text = format!("{}\n{}\n{commit}\n", project.id, environment.name);

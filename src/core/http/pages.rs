@@ -1,4 +1,4 @@
-//! Pages for people who follow the links of comments and commit statuses: a run, a job, and a job's log.
+//! The HTML pages that comments and commit statuses link to: a run, a job, and a job's log.
 
 use askama::Template;
 use axum::Router;
@@ -27,16 +27,16 @@ use crate::api::{JobKindView, JobStatus, JobView, LostAttempt, RunStatus, RunVie
 use crate::core::github::report::view::seconds;
 use crate::core::logs::{LogError, StoredLine, readable};
 
-/// Lines of a log that its page shows.
+/// Most lines of a log that a page shows.
 const PAGE_LINES: usize = 2_000;
 
-/// Lines that are read from the store at a time, for one reader.
+/// Most lines that are read from the store at a time for one reader.
 const CHUNK_LINES: usize = 2_000;
 
-/// The longest line of a page, in characters. The plain text has all of it.
+/// The longest line of a page, in characters. The plain text has whole lines.
 const LINE_CHARS_MAX: usize = 2_000;
 
-/// Nothing of a page is loaded or run, wherever its text came from.
+/// Browsers load and run nothing that a page names, because its text may come from strangers.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; \
                       form-action 'none'; frame-ancestors 'none'";
 
@@ -47,7 +47,7 @@ pub(super) fn router() -> Router<ApiState> {
         .route("/jobs/{id}/log", get(log))
 }
 
-/// Proof that whoever asks may read pages.
+/// Proof that the client may read pages.
 struct Visitor;
 
 impl FromRequestParts<ApiState> for Visitor {
@@ -70,7 +70,7 @@ impl FromRequestParts<ApiState> for Visitor {
     }
 }
 
-/// The token, as browsers send it and as programs do.
+/// The token of a browser (Basic) or of a program (Bearer).
 fn token_of(authorization: &str) -> Option<SecretString> {
     let (scheme, value) = authorization.split_once(' ')?;
     if scheme.eq_ignore_ascii_case("bearer") {
@@ -83,7 +83,7 @@ fn token_of(authorization: &str) -> Option<SecretString> {
     Some(SecretString::from(pair.split_once(':')?.1))
 }
 
-/// The id in an address, as it stands there.
+/// The unparsed id in a URL.
 struct Id(String);
 
 impl FromRequestParts<ApiState> for Id {
@@ -95,14 +95,14 @@ impl FromRequestParts<ApiState> for Id {
     }
 }
 
-/// Which attempt's log is wanted: the newest where it is not said.
+/// The query of a job's pages. The newest attempt is the default.
 #[derive(Debug, Default, Deserialize)]
-struct Wanted {
+struct AttemptQuery {
     attempt: Option<u32>,
 }
 
-impl Wanted {
-    /// `None`: the job has no such attempt.
+impl AttemptQuery {
+    /// `None` if the job has no such attempt.
     fn attempt_of(&self, job: &JobView) -> Option<Attempt> {
         let number = match self.attempt {
             None => Some(job.attempt),
@@ -112,12 +112,12 @@ impl Wanted {
     }
 }
 
-impl FromRequestParts<ApiState> for Wanted {
+impl FromRequestParts<ApiState> for AttemptQuery {
     type Rejection = Response;
 
     async fn from_request_parts(parts: &mut Parts, _: &ApiState) -> Result<Self, Response> {
-        let wanted = Query::try_from_uri(&parts.uri).map(|Query(wanted)| wanted);
-        wanted.map_err(|_| {
+        let query = Query::try_from_uri(&parts.uri).map(|Query(query)| query);
+        query.map_err(|_| {
             let advice = "`attempt` is a number, like `?attempt=1`.";
             refused(StatusCode::BAD_REQUEST, "This address is not right", advice)
         })
@@ -170,7 +170,7 @@ struct JobPage {
     error: Option<String>,
     warnings: Vec<String>,
     steps: Vec<StepRow>,
-    /// Each earlier attempt with what became of it.
+    /// Each earlier attempt with the reason why it was lost.
     lost: Vec<(u32, String)>,
     attempt: u32,
     first_line: u64,
@@ -252,7 +252,7 @@ fn named_warnings(job: &JobView) -> impl Iterator<Item = String> {
     job.warnings.iter().map(|warning| format!("{}: {}", job.name, readable(warning)))
 }
 
-/// An index stands for the images that it joins.
+/// The images of the run: an index instead of the images that it joins.
 fn images(run: &RunView) -> Vec<String> {
     let is_merge = |job: &JobView| job.kind == JobKindView::Merge;
     let is_joined = |job: &JobView| {
@@ -266,9 +266,9 @@ fn images(run: &RunView) -> Vec<String> {
     run.jobs.iter().filter(|job| !is_joined(job)).filter_map(named).collect()
 }
 
-async fn job(State(api): State<ApiState>, _: Visitor, Id(id): Id, wanted: Wanted) -> Response {
+async fn job(State(api): State<ApiState>, _: Visitor, Id(id): Id, query: AttemptQuery) -> Response {
     let Some(job) = find_job(&api, &id) else { return not_found("job") };
-    let Some(attempt) = wanted.attempt_of(&job) else { return not_found("attempt") };
+    let Some(attempt) = query.attempt_of(&job) else { return not_found("attempt") };
     let (first_line, lines) = match api.logs.tail(attempt, PAGE_LINES).await {
         Ok(tail) => tail,
         Err(error) => return broken(job.id, &error),
@@ -314,12 +314,12 @@ fn readable_lines(text: &str) -> String {
     text.lines().map(readable).collect::<Vec<_>>().join("\n")
 }
 
-/// All of a log as plain text, in the pieces in which the reader takes it.
-async fn log(State(api): State<ApiState>, _: Visitor, Id(id): Id, wanted: Wanted) -> Response {
+/// A whole log as plain text, read from the store as fast as the client takes it.
+async fn log(State(api): State<ApiState>, _: Visitor, Id(id): Id, query: AttemptQuery) -> Response {
     let Some(job) = find_job(&api, &id) else { return not_found("job") };
-    let Some(attempt) = wanted.attempt_of(&job) else { return not_found("attempt") };
+    let Some(attempt) = query.attempt_of(&job) else { return not_found("attempt") };
     let id = job.id;
-    // An error breaks the transfer off: a log of which a part is missing must not look complete.
+    // An error breaks off the transfer, because an incomplete log must not look complete.
     let pieces = stream::try_unfold(0, move |from| {
         let logs = api.logs.clone();
         async move {
@@ -332,7 +332,7 @@ async fn log(State(api): State<ApiState>, _: Visitor, Id(id): Id, wanted: Wanted
         }
     });
     let kind = [(CONTENT_TYPE, "text/plain; charset=utf-8")];
-    (guards(), kind, Body::from_stream(pieces)).into_response()
+    (security_headers(), kind, Body::from_stream(pieces)).into_response()
 }
 
 fn text_of(lines: &[StoredLine]) -> Bytes {
@@ -347,7 +347,7 @@ fn find_job(api: &ApiState, id: &str) -> Option<JobView> {
 
 fn page(template: &impl Template) -> Response {
     match template.render() {
-        Ok(html) => (guards(), Html(html)).into_response(),
+        Ok(html) => (security_headers(), Html(html)).into_response(),
         Err(error) => {
             error!(%error, "a page cannot be written");
             StatusCode::INTERNAL_SERVER_ERROR.into_response()
@@ -374,14 +374,14 @@ fn refused(status: StatusCode, title: &str, advice: &str) -> Response {
     response
 }
 
-/// What each answer carries: its text is partly that of strangers.
-fn guards() -> HeaderMap {
-    let guards = [
+/// Headers that protect the reader, because a part of the text comes from strangers.
+fn security_headers() -> HeaderMap {
+    let headers = [
         (CONTENT_SECURITY_POLICY, POLICY),
         (X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (REFERRER_POLICY, "no-referrer"),
         (CACHE_CONTROL, "no-store"),
     ];
     let value = axum::http::HeaderValue::from_static;
-    guards.into_iter().map(|(name, text)| (name, value(text))).collect()
+    headers.into_iter().map(|(name, text)| (name, value(text))).collect()
 }

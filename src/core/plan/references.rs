@@ -1,4 +1,4 @@
-//! What the images and layer caches of a run are called in the registry.
+//! The names of a run's images and layer caches in the registry.
 
 use sha2::{Digest as _, Sha256};
 use stagely_manifest::{Build, Variant};
@@ -6,15 +6,15 @@ use stagely_protocol::{ImageRef, InvalidValue, Platform};
 
 use super::PlanContext;
 
-/// The repository of a project that holds its layer caches; no environment may be called so.
+/// The repository of a project's layer caches. No environment may have this name.
 pub(super) const CACHE_REPOSITORY: &str = "cache";
 
-/// The longest tag that a registry takes.
+/// The longest tag that registries accept.
 ///
 /// Source: distribution specification, `<reference>`.
 const TAG_CHARACTERS_MAX: usize = 128;
 
-/// Names what one run pushes and reads.
+/// The references that one run pushes to and reads.
 pub(super) struct References<'a> {
     context: &'a PlanContext<'a>,
 }
@@ -23,7 +23,7 @@ pub(super) struct References<'a> {
 pub(super) struct Caches {
     pub(super) from: Vec<ImageRef>,
     pub(super) to: Option<ImageRef>,
-    /// Whether `to` is the environment's own.
+    /// Whether `to` belongs to the environment alone.
     pub(super) is_own: bool,
 }
 
@@ -32,7 +32,7 @@ impl<'a> References<'a> {
         Self { context }
     }
 
-    /// The reference that this run pushes an image to that is called `tag` in each run.
+    /// This run's own reference for the image that has the reference `tag` in each run.
     pub(super) fn of_run(&self, tag: &str) -> Result<ImageRef, InvalidValue> {
         let run = self.context.run.to_string();
         let ulid = run.split_once('_').map_or(&*run, |(_, ulid)| ulid);
@@ -49,8 +49,8 @@ impl<'a> References<'a> {
         format!("{registry}/{}/{repository}:{tag}", project.name).parse()
     }
 
-    /// Where layers are looked for, and where they go. What all environments read is written by runs
-    /// of the default branch and by warm-ups alone; another environment fills a cache of its own.
+    /// The caches that a job reads and the cache that it writes. Only runs of the default branch and warm-ups write the
+    /// caches that all environments read; another environment writes a cache of its own.
     pub(super) fn caches(
         &self,
         build: &Build,
@@ -76,8 +76,8 @@ impl<'a> References<'a> {
     }
 }
 
-/// The cache `shared` of one environment: `app-arm64.pr-7`. A name that does not fit is cut and marked.
-/// It is never a shared one, also not of another commit: dots come in pairs in those.
+/// The own cache of an environment beside the cache `shared`: `app-arm64.pr-7`. A name that is too long is cut and
+/// gets a hash. It never equals a shared cache, not even of another commit, because shared caches have dots in pairs.
 fn own_cache_tag(shared: &str, environment: &str) -> String {
     let room = TAG_CHARACTERS_MAX.saturating_sub(shared.len() + 1);
     if environment.len() <= room {

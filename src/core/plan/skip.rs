@@ -1,4 +1,4 @@
-//! Which builds a run makes, in which order, and why it does without the others.
+//! Decides which builds a run makes, in which order, and why it skips the others.
 
 use std::collections::BTreeSet;
 
@@ -7,18 +7,18 @@ use stagely_state::{GoodImage, SkipReason, SkippedBuild};
 
 use super::PlanContext;
 
-/// A change of one of these counts for every build. The second says where submodules come from.
+/// A change of one of these files affects every build. The second has the addresses of submodules.
 const FOR_ALL: [&str; 2] = [FILE_NAME, ".gitmodules"];
 
 /// The builds of a run.
 pub(super) struct Selection<'a> {
-    /// Those that are made, each after those that it depends on, else as in the file.
+    /// The builds to make, each after the builds that it depends on; otherwise in the order of the file.
     pub(super) made: Vec<&'a Build>,
-    /// The others that were asked for.
+    /// The other requested builds.
     pub(super) skipped: Vec<SkippedBuild>,
 }
 
-/// Decides on the builds `wanted`, and on all that these depend on.
+/// Selects the `wanted` builds and all builds that these depend on.
 pub(super) fn select<'a>(
     manifest: &'a Manifest,
     wanted: impl Fn(&Build) -> bool,
@@ -30,8 +30,8 @@ pub(super) fn select<'a>(
     }
     let mut selection = Selection { made: Vec::new(), skipped: Vec::new() };
     for build in order {
-        let question = Question { build, manifest, context, made: &selection.made };
-        match question.reasons() {
+        let decision = Decision { build, manifest, context, made: &selection.made };
+        match decision.reasons() {
             None => selection.made.push(build),
             Some(reasons) => selection.skipped.extend(reasons),
         }
@@ -39,8 +39,8 @@ pub(super) fn select<'a>(
     selection
 }
 
-/// Puts `build` behind all that it depends on. `above` are the builds that led to it: a manifest has
-/// no circle, and none would keep this going.
+/// Appends `build` to `order`, after all builds that it depends on. `above` are the builds that led to it; they end the
+/// recursion in case of a circle, which a valid manifest does not have.
 fn visit<'a>(
     manifest: &'a Manifest,
     build: &'a Build,
@@ -74,20 +74,20 @@ pub(super) fn stand_ins<'a>(
     build.variants.iter().map(|variant| image(&variant.name)).collect()
 }
 
-/// Whether a run does without `build`, when what it depends on is decided.
-struct Question<'a> {
+/// Decides whether a run skips `build`, after the decisions on the builds that it depends on.
+struct Decision<'a> {
     build: &'a Build,
     manifest: &'a Manifest,
     context: &'a PlanContext<'a>,
-    /// What the run makes of all that comes before.
+    /// The earlier builds that the run makes.
     made: &'a [&'a Build],
 }
 
-impl<'a> Question<'a> {
-    /// Why each variant is skipped; `None`: the build is made.
+impl<'a> Decision<'a> {
+    /// The reason why each variant is skipped; `None` if the build is made.
     fn reasons(&self) -> Option<Vec<SkippedBuild>> {
         let PlanContext { branch, pull_request, from_fork, .. } = self.context;
-        // Whoever asks for a merge chooses the name of its branch: a fork may have a `main` too.
+        // The author of a pull request chooses its branch's name: a fork may have a `main` too.
         let is_trusted = pull_request.is_none() && !from_fork;
         if let Some(globs) = &self.build.only_branches
             && !branch.is_some_and(|branch| is_trusted && globs.is_match(branch))
@@ -115,7 +115,7 @@ impl<'a> Question<'a> {
         self.build.variants.iter().map(|variant| skip(&variant.name)).collect()
     }
 
-    /// A build that this one depends on and of which it could have no image.
+    /// A build that this one depends on and that will have no image.
     fn missing(&self) -> Option<&'a str> {
         let has_image = |build: &Build| {
             // A warm-up pushes nothing that another job could use.
@@ -130,11 +130,12 @@ impl<'a> Question<'a> {
         self.made.iter().any(|made| made.name == build.name)
     }
 
-    /// The images that building this commit would make again, because nothing that they are made of
-    /// has changed.
+    /// The existing images, if building this commit would give the same images because none of their files has
+    /// changed.
     ///
-    /// An image is compared by its own commit as well as by the base: it may be older, because a build
-    /// failed, or newer. And by what the builds below it are made of: it may be older than theirs.
+    /// The commit is compared with the base and with the commit of each image, which may be older than the base,
+    /// because a build failed, or newer. The files of all builds that this one depends on count too, because its
+    /// image may be older than theirs.
     fn unchanged_images(&self) -> Option<Vec<(&'a str, &'a GoodImage)>> {
         let base = self.context.base?;
         let asked_for = self.context.only_builds.contains(&self.build.name);
@@ -154,7 +155,7 @@ impl<'a> Question<'a> {
         all.then_some(images)
     }
 
-    /// The `paths` of this build and of all below it; `None` where one has none.
+    /// The `paths` of this build and of all builds that it depends on; `None` if one of them has no `paths`.
     fn inputs(&self) -> Option<Vec<&'a Globs>> {
         let mut builds = Vec::new();
         visit(self.manifest, self.build, &mut BTreeSet::new(), &mut builds);
