@@ -15,7 +15,7 @@ pub(crate) enum Order {
     Begin(Attempt, Task),
     Stop(Attempt),
     /// A report of this attempt is in the store: that the export goes on, or its end.
-    Thanks {
+    Acknowledge {
         attempt: Attempt,
         is_early: bool,
     },
@@ -32,12 +32,12 @@ pub(crate) struct Task {
 
 /// How far an agent is with an attempt.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Step {
+enum Progress {
     Given,
     Begun,
     /// The image is reported, and whether that is in the store; an endless export has to be stopped.
     Exporting {
-        is_thanked: bool,
+        is_acknowledged: bool,
         is_endless: bool,
     },
     Ended,
@@ -45,7 +45,7 @@ enum Step {
 
 struct Work {
     task: Task,
-    step: Step,
+    progress: Progress,
     /// What was last reported.
     outcome: Option<JobOutcome>,
 }
@@ -64,7 +64,7 @@ pub(crate) struct Agent {
     machine: MachineId,
     work: BTreeMap<Attempt, Work>,
     pub(crate) session: Option<Session>,
-    /// Connected and deaf.
+    /// Connected, but reads and sends nothing.
     pub(crate) is_hung: bool,
     /// What the cloud has announced.
     interruption: Option<Interruption>,
@@ -98,13 +98,13 @@ impl Agent {
             holds: self.work.keys().copied().collect(),
         });
         for (attempt, work) in &self.work {
-            match work.step {
-                Step::Given | Step::Exporting { is_thanked: true, .. } => {}
-                Step::Begun if rng.chance(50) => {}
-                Step::Begun => session.to_core.push_back(self.started(*attempt)),
-                Step::Exporting { is_thanked: false, .. } | Step::Ended => {
+            match work.progress {
+                Progress::Given | Progress::Exporting { is_acknowledged: true, .. } => {}
+                Progress::Begun if rng.chance(50) => {}
+                Progress::Begun => session.to_core.push_back(self.started(*attempt)),
+                Progress::Exporting { is_acknowledged: false, .. } | Progress::Ended => {
                     let outcome = work.outcome.clone().expect("it was reported");
-                    let is_early = work.step != Step::Ended;
+                    let is_early = work.progress != Progress::Ended;
                     session.to_core.push_back(reported(self.machine, *attempt, outcome, is_early));
                 }
             }
@@ -127,7 +127,7 @@ impl Agent {
             self.interruption = Some(interruption);
         }
         if is_heard && !self.is_hung {
-            self.say(self.interrupted(interruption));
+            self.send(self.interrupted(interruption));
         }
     }
 
@@ -149,7 +149,7 @@ impl Agent {
     }
 
     /// Reads one order; false if there is none.
-    pub(crate) fn obey(&mut self) -> bool {
+    pub(crate) fn take_order(&mut self) -> bool {
         if self.is_hung {
             return false;
         }
@@ -157,18 +157,19 @@ impl Agent {
         match order {
             Some(Order::Begin(attempt, task)) => self.begin(attempt, task),
             Some(Order::Stop(attempt)) => {
-                if self.work.get(&attempt).is_some_and(|work| work.step != Step::Ended) {
+                if self.work.get(&attempt).is_some_and(|work| work.progress != Progress::Ended) {
                     self.end(attempt, JobOutcome::Cancelled);
                 }
             }
-            Some(Order::Thanks { attempt, is_early: true }) => {
-                if let Some(Work { step: Step::Exporting { is_thanked, .. }, .. }) =
-                    self.work.get_mut(&attempt)
+            Some(Order::Acknowledge { attempt, is_early: true }) => {
+                if let Some(Work {
+                    progress: Progress::Exporting { is_acknowledged, .. }, ..
+                }) = self.work.get_mut(&attempt)
                 {
-                    *is_thanked = true;
+                    *is_acknowledged = true;
                 }
             }
-            Some(Order::Thanks { attempt, is_early: false }) => {
+            Some(Order::Acknowledge { attempt, is_early: false }) => {
                 self.work.remove(&attempt);
             }
             None => return false,
@@ -181,14 +182,14 @@ impl Agent {
         let is_merge = task.cache.is_none();
         let hinders = |(other, work): (&Attempt, &Work)| {
             *other != attempt
-                && match work.step {
-                    Step::Given | Step::Begun => true,
-                    Step::Exporting { .. } => !is_merge,
-                    Step::Ended => false,
+                && match work.progress {
+                    Progress::Given | Progress::Begun => true,
+                    Progress::Exporting { .. } => !is_merge,
+                    Progress::Ended => false,
                 }
         };
         assert!(!self.work.iter().any(hinders), "{} gets a second job", self.machine);
-        let work = Work { task, step: Step::Given, outcome: None };
+        let work = Work { task, progress: Progress::Given, outcome: None };
         self.work.entry(attempt).or_insert(work);
     }
 
@@ -197,22 +198,22 @@ impl Agent {
         if self.is_hung {
             return false;
         }
-        let open = |work: &Work| match work.step {
-            Step::Given | Step::Begun => true,
-            Step::Exporting { is_endless, .. } => !is_endless,
-            Step::Ended => false,
+        let open = |work: &Work| match work.progress {
+            Progress::Given | Progress::Begun => true,
+            Progress::Exporting { is_endless, .. } => !is_endless,
+            Progress::Ended => false,
         };
         let open = self.work.iter().filter(|(_, work)| open(work));
-        let open: Vec<(Attempt, Step)> = open.map(|(id, work)| (*id, work.step)).collect();
-        let Some((attempt, step)) = rng.pick(&open) else { return false };
-        match step {
+        let open: Vec<(Attempt, Progress)> = open.map(|(id, work)| (*id, work.progress)).collect();
+        let Some((attempt, progress)) = rng.pick(&open) else { return false };
+        match progress {
             // The simplest agents never say that they have begun.
-            Step::Given if !rng.chance(5) => {
-                self.set(attempt, Step::Begun);
+            Progress::Given if !rng.chance(5) => {
+                self.set(attempt, Progress::Begun);
                 let started = self.started(attempt);
-                self.say(started);
+                self.send(started);
             }
-            Step::Exporting { .. } if has_faults && rng.chance(60) => self.write_cache(attempt),
+            Progress::Exporting { .. } if has_faults && rng.chance(60) => self.write_cache(attempt),
             _ => self.finish(attempt, rng, has_faults),
         }
         true
@@ -220,16 +221,19 @@ impl Agent {
 
     /// Ends the attempt, or reports its image and goes on.
     fn finish(&mut self, attempt: Attempt, rng: &mut Rng, has_faults: bool) {
-        let Work { task, step, .. } = &self.work[&attempt];
+        let Work { task, progress, .. } = &self.work[&attempt];
         let pushed = pushed(attempt, task.pushes);
-        let may_export = task.cache.is_some() && !matches!(step, Step::Exporting { .. });
+        let may_export = task.cache.is_some() && !matches!(progress, Progress::Exporting { .. });
         let outcome = if has_faults { any_outcome(pushed, rng) } else { pushed };
         let is_completed = matches!(outcome, JobOutcome::Completed { .. });
         if is_completed {
             self.write_cache(attempt);
         }
         if is_completed && may_export && rng.chance(60) {
-            self.set(attempt, Step::Exporting { is_thanked: false, is_endless: rng.chance(15) });
+            self.set(
+                attempt,
+                Progress::Exporting { is_acknowledged: false, is_endless: rng.chance(15) },
+            );
             self.report(attempt, outcome, true);
         } else {
             self.end(attempt, outcome);
@@ -241,14 +245,14 @@ impl Agent {
         self.written.extend(cache.map(|cache| (attempt, cache)));
     }
 
-    fn set(&mut self, attempt: Attempt, step: Step) {
+    fn set(&mut self, attempt: Attempt, progress: Progress) {
         if let Some(work) = self.work.get_mut(&attempt) {
-            work.step = step;
+            work.progress = progress;
         }
     }
 
     fn end(&mut self, attempt: Attempt, outcome: JobOutcome) {
-        self.set(attempt, Step::Ended);
+        self.set(attempt, Progress::Ended);
         self.report(attempt, outcome, false);
     }
 
@@ -256,10 +260,10 @@ impl Agent {
         if let Some(work) = self.work.get_mut(&attempt) {
             work.outcome = Some(outcome.clone());
         }
-        self.say(reported(self.machine, attempt, outcome, is_early));
+        self.send(reported(self.machine, attempt, outcome, is_early));
     }
 
-    fn say(&mut self, event: Event) {
+    fn send(&mut self, event: Event) {
         if let Some(session) = &mut self.session {
             session.to_core.push_back(event);
         }

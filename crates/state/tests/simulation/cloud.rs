@@ -15,7 +15,7 @@ pub(crate) const LIST_GRACE: Duration = Duration::from_mins(3);
 const GONE_SHOWN: Duration = Duration::from_hours(1);
 
 /// One machine's instances, and how it went.
-struct Vm {
+struct CloudMachine {
     provider: ProviderName,
     /// What the owner pays for: from when on the list shows each. The first one has the agent.
     instances: Vec<Duration>,
@@ -32,7 +32,7 @@ struct Gone {
 
 #[derive(Default)]
 pub(crate) struct Cloud {
-    vms: BTreeMap<MachineId, Vm>,
+    machines: BTreeMap<MachineId, CloudMachine>,
     /// Machines that are there although core may have been told otherwise: by a request of a crashed core that
     /// came late, or because they could not be seen when they were to be ended.
     pub(crate) strays: BTreeSet<MachineId>,
@@ -50,64 +50,69 @@ impl Cloud {
     /// Starts the machine; the list shows it after `lag`.
     pub(crate) fn launch(&mut self, machine: MachineId, provider: ProviderName, lag: Duration) {
         let instances = vec![self.elapsed + lag];
-        let vm = Vm { provider, instances, has_agent: true, gone: None };
-        assert!(self.vms.insert(machine, vm).is_none(), "{machine} is launched again");
+        let entry = CloudMachine { provider, instances, has_agent: true, gone: None };
+        assert!(self.machines.insert(machine, entry).is_none(), "{machine} is launched again");
     }
 
     /// Starts it a second time, as another candidate, where the first cannot be seen yet.
     pub(crate) fn duplicate(&mut self, machine: MachineId, lag: Duration) -> bool {
         let elapsed = self.elapsed;
-        let vm = self.vms.get_mut(&machine);
-        let Some(vm) = vm.filter(|vm| vm.instances.iter().any(|shown| *shown > elapsed)) else {
+        let entry = self.machines.get_mut(&machine);
+        let Some(entry) =
+            entry.filter(|entry| entry.instances.iter().any(|shown| *shown > elapsed))
+        else {
             return false;
         };
-        vm.instances.push(elapsed + lag);
+        entry.instances.push(elapsed + lag);
         true
     }
 
     pub(crate) fn has_launched(&self, machine: MachineId) -> bool {
-        self.vms.contains_key(&machine)
+        self.machines.contains_key(&machine)
     }
 
     pub(crate) fn is_alive(&self, machine: MachineId) -> bool {
-        self.vms.get(&machine).is_some_and(|vm| !vm.instances.is_empty())
+        self.machines.get(&machine).is_some_and(|entry| !entry.instances.is_empty())
     }
 
     /// What the owner pays for.
     pub(crate) fn alive(&self) -> impl Iterator<Item = MachineId> {
-        self.vms.iter().filter(|(_, vm)| !vm.instances.is_empty()).map(|(machine, _)| *machine)
+        self.machines
+            .iter()
+            .filter(|(_, entry)| !entry.instances.is_empty())
+            .map(|(machine, _)| *machine)
     }
 
     /// Who has the machine.
     pub(crate) fn provider_of(&self, machine: MachineId) -> Option<ProviderName> {
-        self.vms.get(&machine).map(|vm| vm.provider)
+        self.machines.get(&machine).map(|entry| entry.provider)
     }
 
     /// Whether an instance cannot be found by its tags yet.
     pub(crate) fn is_hidden(&self, machine: MachineId) -> bool {
-        let vm = self.vms.get(&machine);
-        vm.is_some_and(|vm| vm.instances.iter().any(|shown| *shown > self.elapsed))
+        let entry = self.machines.get(&machine);
+        entry.is_some_and(|entry| entry.instances.iter().any(|shown| *shown > self.elapsed))
     }
 
     /// Whether the cloud has taken the machine back.
     pub(crate) fn has_taken_back(&self, machine: MachineId) -> bool {
-        let gone = self.vms.get(&machine).and_then(|vm| vm.gone.as_ref());
+        let gone = self.machines.get(&machine).and_then(|entry| entry.gone.as_ref());
         gone.is_some_and(|gone| gone.taken_back)
     }
 
     /// Ends all instances, or those that can be found. True if the agent goes with them.
     pub(crate) fn end(&mut self, machine: MachineId, only_found: bool, end: End) -> bool {
         let elapsed = self.elapsed;
-        let Some(vm) = self.vms.get_mut(&machine) else { return true };
-        let is_first_hidden = vm.instances.first().is_some_and(|shown| *shown > elapsed);
-        let agent_stays = only_found && vm.has_agent && is_first_hidden;
-        vm.instances.retain(|shown| only_found && *shown > elapsed);
-        vm.has_agent = agent_stays;
-        if vm.instances.is_empty() {
+        let Some(entry) = self.machines.get_mut(&machine) else { return true };
+        let is_first_hidden = entry.instances.first().is_some_and(|shown| *shown > elapsed);
+        let agent_stays = only_found && entry.has_agent && is_first_hidden;
+        entry.instances.retain(|shown| only_found && *shown > elapsed);
+        entry.has_agent = agent_stays;
+        if entry.instances.is_empty() {
             self.strays.remove(&machine);
             let shown_at = elapsed + end.lag;
             let gone = Gone { at: elapsed, shown_at, taken_back: end.taken_back };
-            vm.gone.get_or_insert(gone);
+            entry.gone.get_or_insert(gone);
         } else {
             self.strays.insert(machine);
         }
@@ -116,24 +121,24 @@ impl Cloud {
 
     /// All that the list of `provider` has now; `is_exact` as it will be in the end.
     pub(crate) fn list(&self, provider: ProviderName, is_exact: bool) -> Vec<Listed> {
-        let vms = self.vms.iter().filter(|(_, vm)| vm.provider == provider);
-        let shown = vms.filter_map(|(machine, vm)| {
-            Some(Listed { machine: *machine, state: self.shown(vm, is_exact)? })
+        let machines = self.machines.iter().filter(|(_, entry)| entry.provider == provider);
+        let shown = machines.filter_map(|(machine, entry)| {
+            Some(Listed { machine: *machine, state: self.shown(entry, is_exact)? })
         });
         shown.collect()
     }
 
-    fn shown(&self, vm: &Vm, is_exact: bool) -> Option<ListedState> {
+    fn shown(&self, entry: &CloudMachine, is_exact: bool) -> Option<ListedState> {
         let now = self.elapsed;
-        match &vm.gone {
-            _ if !vm.instances.is_empty() => {
-                let is_shown = is_exact || vm.instances.iter().any(|shown| *shown <= now);
+        match &entry.gone {
+            _ if !entry.instances.is_empty() => {
+                let is_shown = is_exact || entry.instances.iter().any(|shown| *shown <= now);
                 is_shown.then_some(ListedState::Live)
             }
             Some(gone) if !is_exact && now < gone.shown_at => Some(ListedState::Live),
             Some(gone) => {
                 let taken_back = gone.taken_back;
-                let is_shown = vm.provider == ProviderName::Aws && now < gone.at + GONE_SHOWN;
+                let is_shown = entry.provider == ProviderName::Aws && now < gone.at + GONE_SHOWN;
                 is_shown.then_some(ListedState::Gone { taken_back })
             }
             None => None,

@@ -59,13 +59,13 @@ pub(crate) struct Delivery {
 
 /// What somebody reads at GitHub of an environment.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Said {
+pub(crate) struct ReportContent {
     pub(crate) run: RunId,
     pub(crate) state: RunState,
     pub(crate) approval: Approval,
 }
 
-impl Said {
+impl ReportContent {
     pub(crate) fn of(run: &Run) -> Self {
         Self { run: run.id, state: run.state.clone(), approval: run.approval.clone() }
     }
@@ -77,7 +77,7 @@ pub(crate) struct Write {
     pub(crate) environment: EnvironmentId,
     pub(crate) target: ReportTarget,
     pub(crate) wanted: u64,
-    pub(crate) said: Said,
+    pub(crate) content: ReportContent,
 }
 
 /// A pull request, or the default branch, of a project.
@@ -92,7 +92,7 @@ pub(crate) struct Github {
     pub(crate) pull_requests: Vec<PullRequest>,
     pub(crate) branches: BTreeMap<ProjectId, Branch>,
     /// Projects of which something was delivered while nobody listened.
-    pub(crate) unheard: BTreeSet<ProjectId>,
+    pub(crate) unlinked: BTreeSet<ProjectId>,
     /// What is on its way, in no order.
     pub(crate) travelling: Vec<Delivery>,
     /// What did not arrive; core may ask for it.
@@ -101,7 +101,7 @@ pub(crate) struct Github {
     pub(crate) sent: Vec<Delivery>,
     /// What is being written there, and what stands there.
     pub(crate) writes: Vec<Write>,
-    pub(crate) shown: BTreeMap<ReportTarget, Said>,
+    pub(crate) shown: BTreeMap<ReportTarget, ReportContent>,
     /// The commits that whoever wrote a comment may have seen.
     seen: BTreeMap<u64, BTreeSet<CommitSha>>,
 }

@@ -24,7 +24,7 @@ use std::thread;
 
 use stagely_state::{Approval, CancelReason, JobState, Run, RunState, Snapshot};
 
-use world::{Met, play};
+use world::{Counts, play};
 
 const SCHEDULES: u64 = 2_000;
 
@@ -41,18 +41,18 @@ fn every_invariant_holds_in_every_schedule() {
     }
     let schedules = setting("STAGELY_SIM_SCHEDULES").unwrap_or(SCHEDULES);
     let next = AtomicU64::new(0);
-    let all = Mutex::new(Met::new());
+    let all = Mutex::new(Counts::new());
     let threads = thread::available_parallelism().map_or(1, usize::from);
     thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
-                let mut met = Met::new();
+                let mut counts = Counts::new();
                 while let seed = next.fetch_add(1, Ordering::Relaxed)
                     && seed < schedules
                 {
-                    add(&mut met, &play_or_explain(seed, &next));
+                    add(&mut counts, &play_or_explain(seed, &next));
                 }
-                add(&mut all.lock().expect("nobody fails while holding it"), &met);
+                add(&mut all.lock().expect("nobody fails while holding it"), &counts);
             });
         }
     });
@@ -60,14 +60,14 @@ fn every_invariant_holds_in_every_schedule() {
     println!("{schedules} schedules: {all:#?}");
 }
 
-fn add(all: &mut Met, met: &Met) {
-    for (what, count) in met {
+fn add(all: &mut Counts, counts: &Counts) {
+    for (what, count) in counts {
         *all.entry(what).or_default() += count;
     }
 }
 
 /// Plays one schedule; if it fails, stops the others and says how to see it again.
-fn play_or_explain(seed: u64, next: &AtomicU64) -> Met {
+fn play_or_explain(seed: u64, next: &AtomicU64) -> Counts {
     let outcome = catch_unwind(AssertUnwindSafe(|| play(seed, false).1));
     outcome.unwrap_or_else(|_| {
         next.store(u64::MAX / 2, Ordering::Relaxed);
@@ -90,25 +90,25 @@ const FAULTS: [&str; 29] = [
     "a build goes on after a notice",
     "a certain interruption",
     "a launch finds no capacity",
-    "a launch is asked for again",
+    "a launch is repeated",
     "a launch is refused for good",
-    "a launch of which nobody knows fails",
-    "a launch of which nobody knows succeeds",
+    "an unclear launch has failed",
+    "an unclear launch has succeeded",
     "a lease runs out",
     "a likely interruption",
     "a machine is launched twice",
-    "a machine vanishes without a word",
+    "a machine vanishes",
     "a new machine cannot be found to be ended",
     "a notice ends work",
     "a notice finds no work",
     "a notice is lost",
-    "a provider says what it has",
-    "a request of a crashed core comes late",
+    "a provider is described",
+    "a launch request of a crashed core arrives late",
     "a sweep",
-    "a sweep ends a machine that nobody knows",
+    "a sweep ends an unknown machine",
     "a sweep finds a machine gone",
-    "a sweep finds a machine that was taken for gone",
-    "a sweep misses a machine",
+    "a sweep finds a machine recorded as terminated",
+    "a sweep finds a machine missing",
     "a termination fails",
     "an interrupted machine is taken back",
     "an interrupted registered machine comes back",
@@ -121,15 +121,16 @@ const FAULTS: [&str; 29] = [
 /// A simulation that never gets anywhere would find nothing.
 #[test]
 fn the_schedules_reach_every_kind_of_end() {
-    let mut met = Met::new();
+    let mut counts = Counts::new();
     let mut reached = BTreeSet::new();
     for seed in 0..300 {
         let (disk, of_schedule) = play(seed, false);
-        add(&mut met, &of_schedule);
+        add(&mut counts, &of_schedule);
         reached.extend(ends(&disk));
     }
-    let missed: Vec<&str> = FAULTS.into_iter().filter(|fault| !met.contains_key(fault)).collect();
-    assert!(missed.is_empty(), "never met: {missed:?}; met: {met:#?}");
+    let missed: Vec<&str> =
+        FAULTS.into_iter().filter(|fault| !counts.contains_key(fault)).collect();
+    assert!(missed.is_empty(), "never happened: {missed:?}; happened: {counts:#?}");
     let wanted = [
         "run Completed",
         "run Failed",

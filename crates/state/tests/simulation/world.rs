@@ -17,7 +17,7 @@ use stagely_state::{
 };
 
 use self::github::Listing;
-use self::machines::Look;
+use self::machines::MachineList;
 use crate::agents::{self, Agent, Order};
 use crate::cloud::Cloud;
 use crate::fairness::Turns;
@@ -36,7 +36,7 @@ const REGISTERED_MACHINES_MAX: u64 = 3;
 const ROUNDS_MAX: u32 = 2_000;
 
 /// What has happened in a schedule, and how often: one that never meets a fault proves nothing about it.
-pub(crate) type Met = BTreeMap<&'static str, u64>;
+pub(crate) type Counts = BTreeMap<&'static str, u64>;
 
 pub(crate) struct World {
     pub(crate) core: State,
@@ -61,7 +61,7 @@ pub(crate) struct World {
     /// Machines that core had recorded as terminated when a provider's list still had them.
     pub(crate) swept: BTreeSet<MachineId>,
     /// The lists of providers that are on their way to core, and in how many in a row each machine was missing.
-    looks: VecDeque<Look>,
+    lists: VecDeque<MachineList>,
     missing: BTreeMap<MachineId, u32>,
     /// What each provider has said since core started.
     pub(crate) described: BTreeMap<ProviderName, BTreeSet<Arch>>,
@@ -83,7 +83,7 @@ pub(crate) struct World {
     pub(crate) newest: BTreeMap<MachineId, SessionId>,
     /// Effects of steps that are not stored yet, and what agents are to be thanked for.
     uncommitted: Vec<Effect>,
-    thanks: Vec<(MachineId, Order)>,
+    acknowledgements: Vec<(MachineId, Order)>,
     /// Effects that run. A crash forgets them.
     in_flight: Vec<Effect>,
     /// What the registry has done and not yet said. A crash forgets it, too.
@@ -94,7 +94,7 @@ pub(crate) struct World {
     /// Cores that have run so far.
     cores: u32,
     /// What has happened, and how often.
-    met: Met,
+    counts: Counts,
     runs: u64,
     registered_machines: u64,
     is_traced: bool,
@@ -104,13 +104,13 @@ pub(crate) struct World {
 ///
 /// # Panics
 /// When an invariant is broken.
-pub(crate) fn play(seed: u64, is_traced: bool) -> (Snapshot, Met) {
+pub(crate) fn play(seed: u64, is_traced: bool) -> (Snapshot, Counts) {
     let mut world = World::new(seed, is_traced);
     for _ in 0..ACTIONS {
         world.act();
     }
     world.drain();
-    (world.disk, world.met)
+    (world.disk, world.counts)
 }
 
 fn limits(rng: &mut Rng) -> Limits {
@@ -157,7 +157,7 @@ impl World {
             lost_attempts: BTreeSet::new(),
             requested: Vec::new(),
             swept: BTreeSet::new(),
-            looks: VecDeque::new(),
+            lists: VecDeque::new(),
             missing: BTreeMap::new(),
             described: BTreeMap::new(),
             github: Github::default(),
@@ -172,13 +172,13 @@ impl World {
             last_session: SessionId::default(),
             newest: BTreeMap::new(),
             uncommitted: Vec::new(),
-            thanks: Vec::new(),
+            acknowledgements: Vec::new(),
             in_flight: Vec::new(),
             answers: Vec::new(),
             repeatable: Vec::new(),
             has_faults: true,
             cores: 0,
-            met: Met::new(),
+            counts: Counts::new(),
             runs: 0,
             registered_machines: 0,
             is_traced,
@@ -196,7 +196,7 @@ impl World {
             130..134 => self.interrupt_a_machine(),
             134..138 => self.take_machines_back(),
             138..140 => self.describe(),
-            140..147 => self.look(),
+            140..147 => self.request_list(),
             147..155 => self.compare_machines(),
             0..20 => self.perform_any(),
             20..23 => self.answer(),
@@ -208,8 +208,8 @@ impl World {
             80..82 => self.register_machine(None),
             82..83 => self.unregister_machine(),
             83..85 => self.repeat_an_event(),
-            85 => self.lie(),
-            86..89 => self.lose_a_vm(),
+            85 => self.report_for_another_machine(),
+            86..89 => self.lose_a_machine(),
             89..92 => self.notice_gone(),
             92..94 => self.notice_broken(),
             94..96 => self.sweep(),
@@ -236,8 +236,9 @@ impl World {
         }
         self.step(&event);
         if let Event::JobReported { machine, attempt, report } = &event {
-            let thanks = Order::Thanks { attempt: *attempt, is_early: report.exporting_cache };
-            self.thanks.push((*machine, thanks));
+            let acknowledgements =
+                Order::Acknowledge { attempt: *attempt, is_early: report.exporting_cache };
+            self.acknowledgements.push((*machine, acknowledgements));
         }
         // Most notices come when there is nothing to decide any more: some right when something has begun.
         if let Event::JobStarted { machine, attempt } = event
@@ -341,7 +342,7 @@ impl World {
             | Event::LaunchFailed { .. }
             | Event::RunApproved { .. }
             | Event::RunPlanned { .. } => true,
-            // Said of a machine that is yet to be launched, it would not be true later.
+            // ReportContent of a machine that is yet to be launched, it would not be true later.
             Event::MachineGone { machine, .. } => {
                 self.cloud.has_launched(*machine) && !self.cloud.is_alive(*machine)
             }
@@ -360,8 +361,8 @@ impl World {
         self.fingerprints_on_disk = self.fingerprints.clone();
         self.in_flight.append(&mut self.uncommitted);
         self.check_tags_in_flight();
-        for (machine, thanks) in mem::take(&mut self.thanks) {
-            self.tell(machine, thanks);
+        for (machine, acknowledgements) in mem::take(&mut self.acknowledgements) {
+            self.tell(machine, acknowledgements);
         }
     }
 
@@ -404,11 +405,11 @@ impl World {
 
     fn crash(&mut self) {
         self.trace(|_| "core crashes".to_owned());
-        self.meet("core crashes");
+        self.count("core crashes");
         self.uncommitted.clear();
-        self.thanks.clear();
+        self.acknowledgements.clear();
         self.answers.clear();
-        self.looks.clear();
+        self.lists.clear();
         self.missing.clear();
         self.described.clear();
         self.forget_github();
@@ -423,7 +424,7 @@ impl World {
         for effect in mem::take(&mut self.in_flight) {
             match effect {
                 Effect::Launch { machine } => {
-                    self.meet("core crashes between a launch and its answer");
+                    self.count("core crashes between a launch and its answer");
                     // The request had left before the crash.
                     if self.rng.chance(20) {
                         let provider = self.disk.machines[&machine].provider;
@@ -431,7 +432,7 @@ impl World {
                     }
                 }
                 Effect::Terminate { .. } => {
-                    self.meet("core crashes between a termination and its answer");
+                    self.count("core crashes between a termination and its answer");
                 }
                 _ => {}
             }
@@ -489,11 +490,11 @@ impl World {
             agent.connect(self.last_session, &mut self.rng);
             return true;
         }
-        if self.hear(machine) {
+        if self.receive(machine) {
             return true;
         }
         let Some(agent) = self.agents.get_mut(&machine) else { return false };
-        let has_acted = agent.obey() || agent.work(&mut self.rng, self.has_faults);
+        let has_acted = agent.take_order() || agent.work(&mut self.rng, self.has_faults);
         let written = mem::take(&mut agent.written);
         for (attempt, cache) in written {
             let is_known = self.knows(machine, attempt.job);
@@ -512,7 +513,7 @@ impl World {
     }
 
     /// Core takes the oldest message of the agent.
-    fn hear(&mut self, machine: MachineId) -> bool {
+    fn receive(&mut self, machine: MachineId) -> bool {
         let agent = self.agents.get(&machine);
         if agent.and_then(|agent| agent.session.as_ref()).is_some_and(|session| !session.is_open) {
             self.send_off();
@@ -553,8 +554,8 @@ impl World {
         self.now = self.now.after(time);
     }
 
-    pub(super) fn meet(&mut self, what: &'static str) {
-        *self.met.entry(what).or_default() += 1;
+    pub(super) fn count(&mut self, what: &'static str) {
+        *self.counts.entry(what).or_default() += 1;
     }
 
     fn request_run(&mut self) {
@@ -611,19 +612,19 @@ impl World {
     }
 
     /// A machine reports the end of a job that another one has.
-    fn lie(&mut self) {
+    fn report_for_another_machine(&mut self) {
         let machines: Vec<MachineId> = self.agents.keys().copied().collect();
         let attempts = self.core.jobs.values().filter_map(|job| {
             Some(Attempt { job: job.id, number: job.state.attempt_on(job.state.machine()?)? })
         });
         let attempts: Vec<Attempt> = attempts.collect();
-        let (liar, attempt) = (self.rng.pick(&machines), self.rng.pick(&attempts));
-        if let (Some(liar), Some(attempt)) = (liar, attempt)
-            && self.core.jobs[&attempt.job].state.machine() != Some(liar)
+        let (reporter, attempt) = (self.rng.pick(&machines), self.rng.pick(&attempts));
+        if let (Some(reporter), Some(attempt)) = (reporter, attempt)
+            && self.core.jobs[&attempt.job].state.machine() != Some(reporter)
         {
             let is_early = self.rng.chance(30);
             let pushed = agents::pushed(attempt, true);
-            self.deliver(agents::reported(liar, attempt, pushed, is_early));
+            self.deliver(agents::reported(reporter, attempt, pushed, is_early));
         }
     }
 

@@ -9,7 +9,7 @@ use stagely_state::{
     RunState, State,
 };
 
-use crate::github::{PullRequest, Said};
+use crate::github::{PullRequest, ReportContent};
 use crate::transitions::is_of_github;
 use crate::world::{World, is_superseded};
 
@@ -165,7 +165,7 @@ impl Memory {
                 let run = &world.core.runs[&environment.report.run.expect("it is reported")];
                 assert_eq!(
                     world.github.shown.get(&target),
-                    Some(&Said::of(run)),
+                    Some(&ReportContent::of(run)),
                     "GitHub says else"
                 );
             }
@@ -179,7 +179,7 @@ impl Memory {
             world.core.environments.values().filter(|environment| environment.project == project);
         let mut ids = environments.map(|environment| environment.id);
         let was_forgotten = self.branches.get(&project).is_some_and(|ids| ids.len() > 1);
-        let was_unheard = world.github.unheard.contains(&project) || was_forgotten;
+        let was_unheard = world.github.unlinked.contains(&project) || was_forgotten;
         world.is_linked(project) && !was_unheard && !ids.any(|id| self.untold.contains_key(&id))
     }
 }

@@ -110,9 +110,9 @@ impl Before {
         match event {
             Event::MachineInterrupted { machine, interruption: Interruption::Certain { .. } } => {
                 let Some(work) = self.work.iter().find(|work| work.machine.id == *machine) else {
-                    return world.meet("a notice finds no work");
+                    return world.count("a notice finds no work");
                 };
-                world.meet(match (work.is_cut(event, world), &work.job.kind) {
+                world.count(match (work.is_cut(event, world), &work.job.kind) {
                     (true, _) => "a notice ends work",
                     (false, JobKind::Build { .. }) => "a build goes on after a notice",
                     (false, JobKind::Merge { .. }) => "a merge goes on after a notice",
@@ -131,10 +131,10 @@ impl Before {
                     self.machines.iter().filter(|machine| is_lease(machine)).count(),
                 );
                 for _ in 0..late {
-                    world.meet("work does not end before its machine is taken back");
+                    world.count("work does not end before its machine is taken back");
                 }
                 for _ in 0..leases {
-                    world.meet("a lease runs out");
+                    world.count("a lease runs out");
                 }
             }
             _ => {}

@@ -108,17 +108,17 @@ impl World {
         let record = self.disk.machines.get(&machine);
         let provider = record.expect("no machine is launched before its record is stored").provider;
         if self.cloud.has_launched(machine) {
-            self.meet("a launch is asked for again");
+            self.count("a launch is repeated");
         }
         let has_agent =
             self.core.machines.get(&machine).is_some_and(|machine| machine.system_info.is_some());
         // The contract lets a provider refuse to repeat a launch once its machine has shown itself.
         let may_refuse = !self.cloud.has_launched(machine) || has_agent;
         if !may_refuse || !self.fault(30) {
-            self.start_vm(machine, provider);
+            self.start_machine(machine, provider);
             if self.fault(15) {
                 // The answer is lost: core asks again.
-                self.meet("the answer to a launch is lost");
+                self.count("the answer to a launch is lost");
                 return self.in_flight.push(Effect::Launch { machine });
             }
             let placement = Some(self.placement(machine));
@@ -127,20 +127,20 @@ impl World {
         let why = String::new();
         let failure = match self.rng.below(4) {
             0 => {
-                self.meet("a launch is refused for good");
+                self.count("a launch is refused for good");
                 LaunchFailure::Permanent(why)
             }
             1 => {
                 if self.rng.chance(50) {
-                    self.meet("a launch of which nobody knows succeeds");
-                    self.start_vm(machine, provider);
+                    self.count("an unclear launch has succeeded");
+                    self.start_machine(machine, provider);
                 } else {
-                    self.meet("a launch of which nobody knows fails");
+                    self.count("an unclear launch has failed");
                 }
                 LaunchFailure::Unclear(why)
             }
             _ => {
-                self.meet("a launch finds no capacity");
+                self.count("a launch finds no capacity");
                 LaunchFailure::NoCapacity(why)
             }
         };
@@ -160,12 +160,12 @@ impl World {
             "{provider} is to end {machine} of another"
         );
         if self.fault(10) {
-            self.meet("a termination fails");
+            self.count("a termination fails");
             return self.in_flight.push(Effect::Terminate { machine });
         }
         self.end_found(machine);
         if self.fault(10) {
-            self.meet("the answer to a termination is lost");
+            self.count("the answer to a termination is lost");
             return self.in_flight.push(Effect::Terminate { machine });
         }
         self.deliver(Event::MachineGone { machine, taken_back: false });

@@ -13,7 +13,7 @@ use stagely_state::{
 };
 
 use super::World;
-use crate::github::{self, Delivery, LINKED, News, PullRequest, Said, Write};
+use crate::github::{self, Delivery, LINKED, News, PullRequest, ReportContent, Write};
 
 /// A comparison of a project with its repository.
 pub(crate) struct Listing {
@@ -97,7 +97,7 @@ impl World {
         let event = match news {
             News::Head { .. } | News::Closed { .. } if is_listed => None,
             _ if !self.is_linked(project) => {
-                self.github.unheard.insert(project);
+                self.github.unlinked.insert(project);
                 None
             }
             news => self.event_of(project, news),
@@ -294,7 +294,7 @@ impl World {
         self.listings.clear();
         for write in mem::take(&mut self.github.writes) {
             if self.rng.chance(50) {
-                self.github.shown.insert(write.target, write.said);
+                self.github.shown.insert(write.target, write.content);
             }
         }
         let is_stored = |delivery: &Delivery| self.disk.deliveries.contains_key(&delivery.id);
@@ -319,14 +319,14 @@ impl World {
             let result = Ok(PublishedReport::default());
             return self.answers.push(Event::Reported { environment, wanted, result });
         };
-        let said = Said::of(run);
+        let content = ReportContent::of(run);
         let is_superseded = super::is_superseded(run);
-        assert!(!is_superseded, "{} is reported and was superseded", said.run);
+        assert!(!is_superseded, "{} is reported and was superseded", content.run);
         if self.fault(10) {
             let result = Err("refused".to_owned());
             return self.answers.push(Event::Reported { environment, wanted, result });
         }
-        self.github.writes.push(Write { environment, target, wanted, said });
+        self.github.writes.push(Write { environment, target, wanted, content });
     }
 
     /// What is written arrives; the answer may not.
@@ -336,9 +336,9 @@ impl World {
         }
         let index = self.rng.below(self.github.writes.len() as u64);
         let write = self.github.writes.swap_remove(usize::try_from(index).expect("small"));
-        let Write { environment, target, wanted, said } = write;
-        self.trace(|_| format!("GitHub shows {said:?} at {target:?}"));
-        self.github.shown.insert(target, said);
+        let Write { environment, target, wanted, content } = write;
+        self.trace(|_| format!("GitHub shows {content:?} at {target:?}"));
+        self.github.shown.insert(target, content);
         if self.fault(15) {
             return self.in_flight.push(Effect::Report { environment });
         }

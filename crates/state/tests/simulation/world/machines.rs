@@ -17,10 +17,10 @@ use crate::agents::Agent;
 use crate::cloud::{End, LIST_GRACE};
 
 /// Looks in a row in which a machine must be missing before it counts as gone.
-const LOOKS_MISSING: u32 = 2;
+const LISTS_MISSING: u32 = 2;
 
 /// The list of a provider, on its way to core.
-pub(super) struct Look {
+pub(super) struct MachineList {
     provider: ProviderName,
     asked_at: Timestamp,
     listed: Vec<Listed>,
@@ -29,13 +29,13 @@ pub(super) struct Look {
 impl World {
     // The machines.
 
-    pub(super) fn start_vm(&mut self, machine: MachineId, provider: ProviderName) {
+    pub(super) fn start_machine(&mut self, machine: MachineId, provider: ProviderName) {
         let lag = self.lag();
         if !self.cloud.has_launched(machine) {
             self.cloud.launch(machine, provider, lag);
             self.agents.insert(machine, Agent::new(machine));
         } else if self.fault(30) && self.cloud.duplicate(machine, lag) {
-            self.meet("a machine is launched twice");
+            self.count("a machine is launched twice");
         }
     }
 
@@ -43,7 +43,7 @@ impl World {
     pub(super) fn end_found(&mut self, machine: MachineId) {
         let only_found = self.cloud.is_hidden(machine) && self.fault(70);
         if only_found {
-            self.meet("a new machine cannot be found to be ended");
+            self.count("a new machine cannot be found to be ended");
         }
         let end = End { lag: self.lag(), taken_back: false };
         self.end_as(machine, only_found, end);
@@ -73,11 +73,11 @@ impl World {
         }
     }
 
-    pub(super) fn lose_a_vm(&mut self) {
+    pub(super) fn lose_a_machine(&mut self) {
         let alive: Vec<MachineId> = self.cloud.alive().collect();
         if let Some(machine) = self.rng.pick(&alive) {
             self.trace(|_| format!("{machine} dies"));
-            self.meet("a machine vanishes without a word");
+            self.count("a machine vanishes");
             let end = End { lag: self.lag(), taken_back: self.rng.chance(30) };
             self.end_as(machine, false, end);
             // Most are noticed by their silence before a list can be believed; not where core itself stood still.
@@ -93,8 +93,8 @@ impl World {
         if let Some((machine, provider)) = self.cloud.travelling.pop() {
             self.trace(|_| format!("a late request launches {machine}"));
             if !self.cloud.has_launched(machine) {
-                self.meet("a request of a crashed core comes late");
-                self.start_vm(machine, provider);
+                self.count("a launch request of a crashed core arrives late");
+                self.start_machine(machine, provider);
                 self.cloud.strays.insert(machine);
             }
         }
@@ -112,16 +112,16 @@ impl World {
     pub(super) fn interrupt(&mut self, machine: MachineId) {
         let Some(mut agent) = self.agents.remove(&machine) else { return };
         let interruption = if self.rng.chance(30) {
-            self.meet("a likely interruption");
+            self.count("a likely interruption");
             Interruption::Likely
         } else {
-            self.meet("a certain interruption");
+            self.count("a certain interruption");
             let seconds = if self.rng.chance(50) { 120 } else { self.rng.below(20_000) };
             Interruption::Certain { at: self.now.after(Duration::from_secs(seconds)) }
         };
         let is_heard = !self.fault(10);
         if !is_heard {
-            self.meet("a notice is lost");
+            self.count("a notice is lost");
         }
         agent.interrupt(interruption, is_heard);
         self.agents.insert(machine, agent);
@@ -158,12 +158,12 @@ impl World {
     fn take_back(&mut self, machine: MachineId) {
         self.trace(|_| format!("the cloud takes {machine} back"));
         if self.cloud.is_alive(machine) {
-            self.meet("an interrupted machine is taken back");
+            self.count("an interrupted machine is taken back");
             let end = End { lag: self.lag(), taken_back: true };
             self.end_as(machine, false, end);
         } else {
             // A registered one comes back.
-            self.meet("an interrupted registered machine comes back");
+            self.count("an interrupted registered machine comes back");
             self.change_agent(machine, Agent::reboot);
         }
     }
@@ -184,7 +184,7 @@ impl World {
         let providers: Vec<ProviderName> = self.providers().into_iter().collect();
         let Some(provider) = self.rng.pick(&providers) else { return };
         let arches = Arch::ALL.into_iter().filter(|_| self.rng.chance(60)).collect();
-        self.meet("a provider says what it has");
+        self.count("a provider is described");
         self.deliver(Event::ProviderDescribed { provider, arches });
     }
 
@@ -201,25 +201,25 @@ impl World {
     }
 
     /// Core asks a provider for its list.
-    pub(super) fn look(&mut self) {
+    pub(super) fn request_list(&mut self) {
         let providers: Vec<ProviderName> = self.providers().into_iter().collect();
         let Some(provider) = self.rng.pick(&providers) else { return };
-        if self.looks.iter().all(|look| look.provider != provider) {
-            self.looks.push_back(self.look_at(provider));
+        if self.lists.iter().all(|list| list.provider != provider) {
+            self.lists.push_back(self.list_of(provider));
         }
     }
 
-    fn look_at(&self, provider: ProviderName) -> Look {
+    fn list_of(&self, provider: ProviderName) -> MachineList {
         let listed = self.cloud.list(provider, !self.has_faults);
-        Look { provider, asked_at: self.now, listed }
+        MachineList { provider, asked_at: self.now, listed }
     }
 
     /// The list arrives, and is compared with the records as they are by now.
     pub(super) fn compare_machines(&mut self) {
-        let Some(look) = self.looks.pop_front() else { return };
-        self.meet("a sweep");
-        let verdicts = self.verdicts(&look);
-        let provider = look.provider;
+        let Some(list) = self.lists.pop_front() else { return };
+        self.count("a sweep");
+        let verdicts = self.verdicts(&list);
+        let provider = list.provider;
         let missing = |machine: &MachineId| verdicts.get(machine) == Some(&Verdict::Missing);
         let is_others = |machine: &MachineId| self.cloud.provider_of(*machine) != Some(provider);
         self.missing.retain(|machine, _| is_others(machine) || missing(machine));
@@ -234,9 +234,9 @@ impl World {
 
     /// All lists, at once.
     pub(super) fn sweep(&mut self) {
-        self.looks.clear();
+        self.lists.clear();
         for provider in self.providers() {
-            self.looks.push_back(self.look_at(provider));
+            self.lists.push_back(self.list_of(provider));
             self.compare_machines();
         }
     }
@@ -244,49 +244,49 @@ impl World {
     fn act_on(&mut self, machine: MachineId, verdict: Verdict) {
         match verdict {
             Verdict::EndUnknown => {
-                self.meet("a sweep ends a machine that nobody knows");
+                self.count("a sweep ends an unknown machine");
                 let is_known = self.core.live_machines().any(|record| record.id == machine);
                 assert!(!is_known, "a sweep ends {machine}, which has a record");
                 self.end_found(machine);
             }
             // Its record is open, so it may do live work.
-            Verdict::Elsewhere => self.meet("a sweep finds another provider's machine"),
+            Verdict::Elsewhere => self.count("a sweep finds another provider's machine"),
             Verdict::Returned => {
-                self.meet("a sweep finds a machine that was taken for gone");
+                self.count("a sweep finds a machine recorded as terminated");
                 self.deliver(Event::MachineLaunched { machine, placement: None });
             }
             Verdict::Gone { taken_back } => {
-                self.meet("a sweep finds a machine gone");
-                self.forget_vm(machine, taken_back);
+                self.count("a sweep finds a machine gone");
+                self.report_gone(machine, taken_back);
             }
             Verdict::Missing => {
-                let looks = self.missing.entry(machine).or_default();
-                *looks += 1;
-                if *looks >= LOOKS_MISSING {
-                    self.meet("a sweep misses a machine");
-                    self.forget_vm(machine, false);
+                let lists = self.missing.entry(machine).or_default();
+                *lists += 1;
+                if *lists >= LISTS_MISSING {
+                    self.count("a sweep finds a machine missing");
+                    self.report_gone(machine, false);
                 }
             }
         }
     }
 
     /// 2. What a sweep takes for gone is.
-    fn forget_vm(&mut self, machine: MachineId, taken_back: bool) {
+    fn report_gone(&mut self, machine: MachineId, taken_back: bool) {
         assert!(!self.cloud.is_alive(machine), "a sweep ends {machine} alive");
         self.deliver(Event::MachineGone { machine, taken_back });
     }
 
     /// Core's own, by the records as they are stored.
-    fn verdicts(&self, look: &Look) -> BTreeMap<MachineId, Verdict> {
+    fn verdicts(&self, list: &MachineList) -> BTreeMap<MachineId, Verdict> {
         let machines = &self.disk.machines;
         let comparison = Comparison {
-            provider: look.provider,
+            provider: list.provider,
             grace: LIST_GRACE,
-            listed: &look.listed,
+            listed: &list.listed,
             machines,
             live: machines.values().filter(|machine| !machine.state.is_terminated()).collect(),
             started_at: self.started_at,
-            asked_at: look.asked_at,
+            asked_at: list.asked_at,
             compared_at: self.now,
         };
         comparison.verdicts()
