@@ -123,7 +123,7 @@ fn check_lease(core: &State, machine: &Machine, job: &Job, lease: Timestamp) {
 fn check_launchable(world: &World) {
     let configured = world.core.limits.launchable.iter().map(|(arch, provider)| (*arch, *provider));
     let is_there = |(arch, provider): &(Arch, ProviderName)| {
-        let described = world.described.get(provider);
+        let described = world.volatile.described.get(provider);
         described.is_none_or(|arches| arches.is_empty() || arches.contains(arch))
     };
     assert!(world.core.launchable().eq(configured.filter(is_there)));

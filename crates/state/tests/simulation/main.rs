@@ -24,7 +24,7 @@ use std::thread;
 
 use stagely_state::{Approval, CancelReason, JobState, Run, RunState, Snapshot};
 
-use world::{Counts, play};
+use world::{Counts, action_names, play};
 
 const SCHEDULES: u64 = 2_000;
 
@@ -128,8 +128,11 @@ fn the_schedules_reach_every_kind_of_end() {
         add(&mut counts, &of_schedule);
         reached.extend(ends(&disk));
     }
-    let missed: Vec<&str> =
-        FAULTS.into_iter().filter(|fault| !counts.contains_key(fault)).collect();
+    let missed: Vec<&str> = FAULTS
+        .into_iter()
+        .chain(action_names())
+        .filter(|fault| !counts.contains_key(fault))
+        .collect();
     assert!(missed.is_empty(), "never happened: {missed:?}; happened: {counts:#?}");
     let wanted = [
         "run Completed",

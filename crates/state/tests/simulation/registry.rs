@@ -164,7 +164,7 @@ pub(crate) fn check_at_rest(world: &World) {
             open.any(|environment| cache.to_string().starts_with(&caches_of(environment.id)));
         assert!(is_open, "{cache} is left");
     }
-    for cache in world.fingerprints.0.keys() {
+    for cache in world.model.fingerprints.0.keys() {
         assert!(world.registry.caches.contains(cache), "{cache} is described and not there");
     }
 }

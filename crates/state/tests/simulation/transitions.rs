@@ -230,7 +230,7 @@ impl Before {
             Event::CoreStarted => {}
             Event::AgentConnected { machine, .. } if *machine == id => assert!(after.connected),
             Event::AgentDisconnected { machine, session }
-                if *machine == id && world.newest.get(machine) == Some(session) =>
+                if *machine == id && world.volatile.newest.get(machine) == Some(session) =>
             {
                 assert!(!after.connected);
             }

@@ -40,7 +40,7 @@ impl Before {
                 (*machine, *reported) == (id, attempt) && !report.exporting_cache
             }
             Event::AgentConnected { machine, session, holds, .. } => {
-                let is_newest = world.newest.get(machine) == Some(session);
+                let is_newest = world.volatile.newest.get(machine) == Some(session);
                 *machine == id && is_newest && !holds.contains(&attempt)
             }
             Event::Tick => export.limits(world).into_iter().any(|limit| is_over(limit, world)),

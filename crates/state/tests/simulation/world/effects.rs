@@ -11,9 +11,10 @@ use crate::plans;
 
 impl World {
     pub(super) fn perform_any(&mut self) {
-        if !self.in_flight.is_empty() {
-            let index = self.rng.below(self.in_flight.len() as u64);
-            let effect = self.in_flight.swap_remove(usize::try_from(index).expect("small"));
+        if !self.volatile.in_flight.is_empty() {
+            let index = self.rng.below(self.volatile.in_flight.len() as u64);
+            let effect =
+                self.volatile.in_flight.swap_remove(usize::try_from(index).expect("small"));
             self.perform(&effect);
         }
     }
@@ -60,7 +61,7 @@ impl World {
             panic!("{variant} is tagged without an image");
         };
         if self.fault(10) {
-            return self.in_flight.push(again);
+            return self.volatile.in_flight.push(again);
         }
         let is_old = self.disk.runs.get(&image.run).is_some_and(is_superseded);
         let result = if is_old || self.fault(10) {
@@ -72,10 +73,10 @@ impl World {
         };
         if self.fault(15) {
             // The answer is lost: core asks again.
-            return self.in_flight.push(again);
+            return self.volatile.in_flight.push(again);
         }
         let (variant, digest) = (variant.clone(), image.digest);
-        self.answers.push(Event::ImageTagged { environment, variant, digest, result });
+        self.volatile.answers.push(Event::ImageTagged { environment, variant, digest, result });
     }
 
     /// Keeps the caches of an environment that is open again.
@@ -90,16 +91,16 @@ impl World {
             self.registry.delete_images(environment);
         }
         if self.fault(20) {
-            return self.in_flight.push(Effect::CleanUp { environment });
+            return self.volatile.in_flight.push(Effect::CleanUp { environment });
         }
-        self.answers.push(Event::CleanedUp { environment, refs });
+        self.volatile.answers.push(Event::CleanedUp { environment, refs });
     }
 
     /// Core hears from the registry.
     pub(super) fn answer(&mut self) {
-        if !self.answers.is_empty() {
-            let index = self.rng.below(self.answers.len() as u64);
-            let answer = self.answers.swap_remove(usize::try_from(index).expect("small"));
+        if !self.volatile.answers.is_empty() {
+            let index = self.rng.below(self.volatile.answers.len() as u64);
+            let answer = self.volatile.answers.swap_remove(usize::try_from(index).expect("small"));
             self.deliver(answer);
         }
     }
@@ -119,7 +120,7 @@ impl World {
             if self.fault(15) {
                 // The answer is lost: core asks again.
                 self.count("the answer to a launch is lost");
-                return self.in_flight.push(Effect::Launch { machine });
+                return self.volatile.in_flight.push(Effect::Launch { machine });
             }
             let placement = Some(self.placement(machine));
             return self.deliver(Event::MachineLaunched { machine, placement });
@@ -148,7 +149,7 @@ impl World {
     }
 
     fn terminate(&mut self, machine: MachineId) {
-        let is_launching = self.in_flight.contains(&Effect::Launch { machine });
+        let is_launching = self.volatile.in_flight.contains(&Effect::Launch { machine });
         assert!(!is_launching, "{machine} is launched and terminated at once");
         // A sweep may have found it gone, and retention may have deleted its record since.
         let Some(record) = self.disk.machines.get(&machine) else {
@@ -161,12 +162,12 @@ impl World {
         );
         if self.fault(10) {
             self.count("a termination fails");
-            return self.in_flight.push(Effect::Terminate { machine });
+            return self.volatile.in_flight.push(Effect::Terminate { machine });
         }
         self.end_found(machine);
         if self.fault(10) {
             self.count("the answer to a termination is lost");
-            return self.in_flight.push(Effect::Terminate { machine });
+            return self.volatile.in_flight.push(Effect::Terminate { machine });
         }
         self.deliver(Event::MachineGone { machine, taken_back: false });
     }
@@ -200,7 +201,7 @@ impl World {
     pub(super) fn break_session(&mut self, machine: MachineId) {
         let session = self.agents.get_mut(&machine).and_then(|agent| agent.session.take());
         if let Some(session) = session {
-            self.broken.insert((machine, session.number));
+            self.volatile.broken.insert((machine, session.number));
         }
     }
 }

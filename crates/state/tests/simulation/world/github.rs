@@ -12,7 +12,7 @@ use stagely_state::{
     HeadSource, PublishedReport, Run, Trigger,
 };
 
-use super::World;
+use super::{Action, World, action};
 use crate::github::{self, Delivery, LINKED, News, PullRequest, ReportContent, Write};
 
 /// A comparison of a project with its repository.
@@ -35,19 +35,18 @@ enum Found {
     Missing(u64),
 }
 
-impl World {
-    pub(super) fn github_acts(&mut self) {
-        match self.rng.below(100) {
-            0..35 => self.github.change(&mut self.rng),
-            35..70 => self.let_github_deliver(),
-            70..86 => self.list(),
-            86..93 => self.approve_any_run(),
-            93..95 => self.remove_project(),
-            95..98 => self.link_projects(),
-            _ => self.read_lost(),
-        }
-    }
+/// What happens at GitHub, and between GitHub and core.
+pub(super) const GITHUB_ACTIONS: &[Action] = &[
+    action(35, "somebody changes something at GitHub", |world| world.github.change(&mut world.rng)),
+    action(35, "GitHub makes a delivery", World::let_github_deliver),
+    action(16, "core compares a project with GitHub", World::list),
+    action(7, "a run is approved", World::approve_any_run),
+    action(2, "a project is removed", World::remove_project),
+    action(3, "the projects are linked", World::link_projects),
+    action(2, "core reads deliveries that were lost", World::read_lost),
+];
 
+impl World {
     pub(super) fn link_projects(&mut self) {
         for id in LINKED.map(ProjectId::from_bits) {
             if !self.is_linked(id) {
@@ -187,13 +186,13 @@ impl World {
 
     /// One step of the oldest comparison, or another one begins.
     fn list(&mut self) {
-        let Some(mut listing) = self.listings.pop_front() else {
+        let Some(mut listing) = self.volatile.listings.pop_front() else {
             let project = ProjectId::from_bits(self.rng.pick(&LINKED).expect("there are some"));
             return self.begin_listing(project);
         };
         let Some(found) = &mut listing.found else {
             listing.found = Some(self.compare(&listing));
-            return self.listings.push_front(listing);
+            return self.volatile.listings.push_front(listing);
         };
         let Some(next) = found.pop() else { return };
         let project = listing.project;
@@ -219,7 +218,7 @@ impl World {
             }
         };
         // A crash forgets the comparison.
-        self.listings.push_front(listing);
+        self.volatile.listings.push_front(listing);
         if let Some(event) = event {
             self.deliver(event);
         }
@@ -235,7 +234,7 @@ impl World {
         });
         if self.disk.projects.get(&project).is_some_and(|project| project.github.is_some()) {
             let believed = believed.collect();
-            self.listings.push_back(Listing { project, believed, found: None });
+            self.volatile.listings.push_back(Listing { project, believed, found: None });
         }
     }
 
@@ -275,12 +274,12 @@ impl World {
         while !self.github.travelling.is_empty() {
             self.let_github_deliver();
         }
-        while !self.listings.is_empty() {
+        while !self.volatile.listings.is_empty() {
             self.list();
         }
         for project in LINKED {
             self.begin_listing(ProjectId::from_bits(project));
-            while !self.listings.is_empty() {
+            while !self.volatile.listings.is_empty() {
                 self.list();
             }
         }
@@ -291,7 +290,6 @@ impl World {
     /// Requests that have left may have arrived. What core had not stored is delivered once more when it
     /// asks.
     pub(super) fn forget_github(&mut self) {
-        self.listings.clear();
         for write in mem::take(&mut self.github.writes) {
             if self.rng.chance(50) {
                 self.github.shown.insert(write.target, write.content);
@@ -309,7 +307,7 @@ impl World {
     /// Reads the committed records when it begins to write.
     pub(super) fn report(&mut self, environment: EnvironmentId) {
         if self.fault(10) {
-            return self.in_flight.push(Effect::Report { environment });
+            return self.volatile.in_flight.push(Effect::Report { environment });
         }
         let record = &self.disk.environments[&environment];
         let (wanted, target) = (record.report.wanted, (record.project, record.pull_request));
@@ -317,14 +315,14 @@ impl World {
         let run = record.report.run.and_then(|run| self.disk.runs.get(&run));
         let Some(run) = run.filter(|_| is_linked) else {
             let result = Ok(PublishedReport::default());
-            return self.answers.push(Event::Reported { environment, wanted, result });
+            return self.volatile.answers.push(Event::Reported { environment, wanted, result });
         };
         let content = ReportContent::of(run);
         let is_superseded = super::is_superseded(run);
         assert!(!is_superseded, "{} is reported and was superseded", content.run);
         if self.fault(10) {
             let result = Err("refused".to_owned());
-            return self.answers.push(Event::Reported { environment, wanted, result });
+            return self.volatile.answers.push(Event::Reported { environment, wanted, result });
         }
         self.github.writes.push(Write { environment, target, wanted, content });
     }
@@ -340,10 +338,10 @@ impl World {
         self.trace(|_| format!("GitHub shows {content:?} at {target:?}"));
         self.github.shown.insert(target, content);
         if self.fault(15) {
-            return self.in_flight.push(Effect::Report { environment });
+            return self.volatile.in_flight.push(Effect::Report { environment });
         }
         let result = Ok(PublishedReport { comment: Some(1), ..PublishedReport::default() });
-        self.answers.push(Event::Reported { environment, wanted, result });
+        self.volatile.answers.push(Event::Reported { environment, wanted, result });
     }
 
     pub(super) fn check_command(&mut self, environment: EnvironmentId, command: &Command) {
@@ -358,7 +356,7 @@ impl World {
             CommandVerdict::Accepted
         };
         let command = command.clone();
-        self.answers.push(Event::CommandChecked { environment, command, verdict });
+        self.volatile.answers.push(Event::CommandChecked { environment, command, verdict });
     }
 
     /// The newest run once more.

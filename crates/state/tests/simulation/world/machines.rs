@@ -204,8 +204,8 @@ impl World {
     pub(super) fn request_list(&mut self) {
         let providers: Vec<ProviderName> = self.providers().into_iter().collect();
         let Some(provider) = self.rng.pick(&providers) else { return };
-        if self.lists.iter().all(|list| list.provider != provider) {
-            self.lists.push_back(self.list_of(provider));
+        if self.volatile.lists.iter().all(|list| list.provider != provider) {
+            self.volatile.lists.push_back(self.list_of(provider));
         }
     }
 
@@ -216,13 +216,13 @@ impl World {
 
     /// The list arrives, and is compared with the records as they are by now.
     pub(super) fn compare_machines(&mut self) {
-        let Some(list) = self.lists.pop_front() else { return };
+        let Some(list) = self.volatile.lists.pop_front() else { return };
         self.count("a sweep");
         let verdicts = self.verdicts(&list);
         let provider = list.provider;
         let missing = |machine: &MachineId| verdicts.get(machine) == Some(&Verdict::Missing);
         let is_others = |machine: &MachineId| self.cloud.provider_of(*machine) != Some(provider);
-        self.missing.retain(|machine, _| is_others(machine) || missing(machine));
+        self.volatile.missing.retain(|machine, _| is_others(machine) || missing(machine));
         let cores = self.cores;
         for (machine, verdict) in verdicts {
             self.act_on(machine, verdict);
@@ -234,9 +234,9 @@ impl World {
 
     /// All lists, at once.
     pub(super) fn sweep(&mut self) {
-        self.lists.clear();
+        self.volatile.lists.clear();
         for provider in self.providers() {
-            self.lists.push_back(self.list_of(provider));
+            self.volatile.lists.push_back(self.list_of(provider));
             self.compare_machines();
         }
     }
@@ -260,7 +260,7 @@ impl World {
                 self.report_gone(machine, taken_back);
             }
             Verdict::Missing => {
-                let lists = self.missing.entry(machine).or_default();
+                let lists = self.volatile.missing.entry(machine).or_default();
                 *lists += 1;
                 if *lists >= LISTS_MISSING {
                     self.count("a sweep finds a machine missing");

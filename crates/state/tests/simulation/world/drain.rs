@@ -1,0 +1,98 @@
+//! The end of a schedule: without further faults, everything must end.
+
+use std::mem;
+use std::time::Duration;
+
+use stagely_protocol::Arch;
+use stagely_state::Event;
+use stagely_state::ids::MachineId;
+
+use super::World;
+use crate::invariants;
+use crate::registry;
+
+/// Rounds in which everything must end once the faults have stopped. Far more than any needs.
+const ROUNDS_MAX: u32 = 2_000;
+
+impl World {
+    /// Nothing goes wrong any more, so everything must come to its end.
+    pub(super) fn drain(&mut self) {
+        self.trace(|_| "the faults stop".to_owned());
+        self.has_faults = false;
+        self.commit();
+        self.settle_interruptions();
+        self.describe_all();
+        if self.core.limits.launchable.is_empty() {
+            for arch in Arch::ALL {
+                self.register_machine(Some(arch));
+            }
+        }
+        let mut is_mended = false;
+        for number in 0..ROUNDS_MAX {
+            let is_quiet = self.round();
+            invariants::check_leases(self, number);
+            if is_quiet && invariants::is_over(self) {
+                if self.reconcile() {
+                    continue;
+                }
+                let has_problem = self
+                    .core
+                    .environments
+                    .values()
+                    .any(|environment| environment.report.problem.is_some());
+                if has_problem && !mem::replace(&mut is_mended, true) {
+                    // Somebody has mended what GitHub refused, and core tries again now and then.
+                    self.deliver(Event::RetryReports);
+                    continue;
+                }
+                self.memory.check_at_rest(self);
+                return registry::check_at_rest(self);
+            }
+            self.pass_time_after(is_quiet);
+        }
+        panic!("not everything ends: {:?} {:?}", self.core.queue(), self.core.outbox);
+    }
+
+    /// Everybody does what there is to do; true if nobody had anything.
+    fn round(&mut self) -> bool {
+        while !self.cloud.travelling.is_empty() {
+            self.arrive();
+        }
+        self.sweep();
+        let effects = mem::take(&mut self.volatile.in_flight);
+        let mut is_quiet =
+            effects.is_empty() && self.volatile.answers.is_empty() && self.github.writes.is_empty();
+        for effect in effects {
+            self.perform(&effect);
+        }
+        while !self.github.writes.is_empty() {
+            self.write();
+        }
+        while !self.volatile.answers.is_empty() {
+            self.answer();
+        }
+        while !self.volatile.broken.is_empty() {
+            self.notice_broken();
+        }
+        // A token dies with its machine's record.
+        let is_live = |id: &MachineId| self.core.live_machines().any(|machine| machine.id == *id);
+        self.agents.retain(|machine, _| is_live(machine));
+        let machines: Vec<MachineId> = self.agents.keys().copied().collect();
+        for machine in machines {
+            while self.go_on(machine) {
+                is_quiet = false;
+            }
+        }
+        is_quiet
+    }
+
+    fn pass_time_after(&mut self, is_quiet: bool) {
+        self.pass(Duration::from_secs(1));
+        if is_quiet && let Some(next) = self.core.next_deadline() {
+            self.pass(next.since(self.now));
+        }
+        if self.core.next_deadline().is_some_and(|next| next <= self.now) {
+            self.deliver(Event::Tick);
+        }
+    }
+}
