@@ -1,4 +1,4 @@
-//! Requests that the unit tests of several providers share.
+//! Requests and checks that the unit tests of several providers share.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,13 +7,14 @@ use std::time::Duration;
 use secrecy::SecretString;
 use stagely_protocol::agent_config::DEFAULT_WORK_DIR;
 use stagely_protocol::{AgentConfig, Arch};
+use stagely_state::comparison::{Listed, ListedState};
 use stagely_state::ids::MachineId;
 use stagely_state::{Fleet, MachineSize};
 use ulid::Ulid;
 
 use crate::processes::Processes;
 use crate::settings::MarketPolicy;
-use crate::{LaunchRequest, MachineSpec};
+use crate::{LaunchRequest, MachineSpec, Provider};
 
 /// A new id. As in all ids of core, its first bits are the time.
 pub(crate) fn machine_id() -> MachineId {
@@ -65,7 +66,25 @@ pub(crate) async fn is_deserted(processes: &Processes, folder: &Path) -> bool {
     processes.scan().await.unwrap().is_empty() && fs::read_dir(folder).unwrap().next().is_none()
 }
 
+/// Checks that `next`, the provider of a restarted core, finds `machine`, which the `former` core's provider started.
+pub(crate) async fn check_is_found_again(
+    machine: MachineId,
+    former: &Processes,
+    next: &impl Provider,
+    processes: &Processes,
+) {
+    assert!(is_child(former, machine).await);
+    assert!(!is_child(processes, machine).await);
+    assert_eq!(next.list().await.unwrap(), [Listed { machine, state: ListedState::Live }]);
+}
+
+/// Checks that `provider` lists no machine, and that it may terminate `machine`, which is gone, once more.
+pub(crate) async fn check_is_gone(machine: MachineId, provider: &impl Provider) {
+    assert_eq!(provider.list().await.unwrap(), []);
+    provider.terminate(machine).await.unwrap();
+}
+
 /// Whether the main process of `machine` is a child of the provider's process.
-pub(crate) async fn is_child(processes: &Processes, machine: MachineId) -> bool {
+async fn is_child(processes: &Processes, machine: MachineId) -> bool {
     !processes.child_ends_within(machine, Duration::ZERO).await
 }

@@ -148,11 +148,10 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
     use std::sync::Arc;
 
-    use stagely_state::comparison::ListedState;
     use tempfile::TempDir;
 
     use super::*;
-    use crate::fixtures::{self, is_child, machine_id, spec};
+    use crate::fixtures::{self, check_is_found_again, check_is_gone, machine_id, spec};
 
     /// A script in the place of the agent.
     struct Host {
@@ -200,14 +199,11 @@ mod tests {
         let next = host.provider();
         next.launch(&request(machine)).await.unwrap();
 
-        assert!(is_child(&first.processes, machine).await);
-        assert!(!is_child(&next.processes, machine).await);
-        assert_eq!(next.list().await.unwrap(), [Listed { machine, state: ListedState::Live }]);
+        check_is_found_again(machine, &first.processes, &next, &next.processes).await;
         next.terminate(machine).await.unwrap();
 
         assert!(host.is_deserted(&next).await);
-        assert_eq!(next.list().await.unwrap(), []);
-        next.terminate(machine).await.unwrap();
+        check_is_gone(machine, &next).await;
     }
 
     #[tokio::test]

@@ -291,11 +291,10 @@ impl Provider for QemuProvider {
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
-    use stagely_state::comparison::ListedState;
     use tempfile::TempDir;
 
     use super::*;
-    use crate::fixtures::{self, is_child, machine_id, spec};
+    use crate::fixtures::{self, check_is_found_again, check_is_gone, machine_id, spec};
 
     /// A host with a golden image, and a script in the place of QEMU.
     struct Host {
@@ -364,15 +363,12 @@ mod tests {
         let next = host.provider();
         next.launch(&request(machine)).await.unwrap();
 
-        assert!(is_child(&first.processes, machine).await);
-        assert!(!is_child(&next.processes, machine).await);
-        assert_eq!(next.list().await.unwrap(), [Listed { machine, state: ListedState::Live }]);
+        check_is_found_again(machine, &first.processes, &next, &next.processes).await;
         // Nobody has told its agent to end.
         next.processes.end(machine, Duration::ZERO).await.unwrap();
 
         assert!(host.is_deserted(&next).await);
-        assert_eq!(next.list().await.unwrap(), []);
-        next.terminate(machine).await.unwrap();
+        check_is_gone(machine, &next).await;
     }
 
     #[tokio::test]
