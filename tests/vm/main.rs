@@ -14,11 +14,11 @@ use stagely_test_support::registry::digest;
 use crate::world::{Core, Guest, World};
 
 #[tokio::test]
-async fn a_guest_builds_pushes_is_told_to_end_and_powers_off() {
+async fn a_guest_builds_and_pushes_and_powers_off_when_core_ends_it() {
     let world = World::new("builds");
     let mut core = Core::start(&world, "").await;
     let run = core.run().await;
-    let mut guest = Guest::of(&core).await;
+    let mut guest = Guest::of(&core, run).await;
     guest.says_hello(&mut core).await;
 
     let view = core.ended(run).await;
@@ -41,8 +41,8 @@ async fn a_guest_whose_core_is_gone_gives_up_and_powers_off() {
     // Only the agent is left to end it.
     world.append("systemd.mask=stagely-deadman.timer");
     let mut core = Core::start(&world, "[agents]\ngive-up-after = \"1m\"").await;
-    core.run().await;
-    let mut guest = Guest::of(&core).await;
+    let run = core.run().await;
+    let mut guest = Guest::of(&core, run).await;
     guest.says_hello(&mut core).await;
 
     core.crash();
@@ -55,8 +55,8 @@ async fn a_guest_without_an_agent_is_powered_off_by_its_dead_man_switch() {
     let mut world = World::new("dead-man");
     world.append("systemd.mask=stagely-agent.service");
     let mut core = Core::start(&world, "[agents]\ngive-up-after = \"1m\"").await;
-    core.run().await;
-    let mut guest = Guest::of(&core).await;
+    let run = core.run().await;
+    let mut guest = Guest::of(&core, run).await;
 
     core.crash();
 

@@ -178,6 +178,15 @@ impl Core {
         .await
     }
 
+    /// Panics with core's reason if the guest of `run` was not launched.
+    async fn check_launch(&self, run: RunId) {
+        let view: RunView = self.process.get(&format!("/runs/{run}")).await;
+        assert!(!view.status.is_final(), "the run has ended before its guest runs: {view:#?}");
+        for lost in view.jobs.iter().flat_map(|job| &job.lost_attempts) {
+            panic!("the guest was not launched: {}: {}", lost.reason, lost.message);
+        }
+    }
+
     pub(crate) async fn log_of(&self, job: JobId) -> String {
         self.process.request_text(Method::GET, &format!("/jobs/{job}/logs"), None).await
     }
@@ -218,9 +227,13 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
-    /// Waits until it runs.
-    pub(crate) async fn of(core: &Core) -> Self {
+    /// Waits until the guest of `run` runs.
+    ///
+    /// # Panics
+    /// At once if core could not launch it.
+    pub(crate) async fn of(core: &Core, run: RunId) -> Self {
         let (id, console) = eventually("a guest runs", async || {
+            core.check_launch(run).await;
             let folder = core.data().join("machines");
             let machine = fs::read_dir(folder).ok()?.next()?.unwrap();
             let console = fs::File::open(machine.path().join("serial.log")).ok()?;
