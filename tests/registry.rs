@@ -7,7 +7,6 @@ use std::fmt::Write as _;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Request, State};
@@ -21,7 +20,6 @@ use stagely_test_support::ports::free_port;
 use stagely_test_support::registry::PrivateRegistry;
 use stagely_test_support::wait::eventually;
 use tokio::net::TcpListener;
-use tokio::time::sleep;
 
 const USER: &str = "stagely";
 const PASSWORD: &str = "correct horse: battery";
@@ -222,8 +220,13 @@ async fn a_registry_that_is_away_for_a_while_is_waited_for() {
     let (digest, bytes) = real.push(&["run-1"], "app").await;
     let (registry, app) = (real.client("password"), real.image("app"));
     real.server.kill();
+    let broken = TcpListener::bind(real.address).await.unwrap();
     let tagging = tokio::spawn(async move { registry.tag(&app, &digest).await });
-    sleep(Duration::from_secs(2)).await;
+    // Each attempt ends with a broken connection.
+    for _ in 0..2 {
+        drop(broken.accept().await.unwrap());
+    }
+    drop(broken);
     assert!(!tagging.is_finished());
 
     // The same data at the same address.

@@ -17,6 +17,7 @@ use stagely_protocol::{
 };
 use stagely_test_support::git::{GitServer, TOKEN};
 use stagely_test_support::imds::Imds;
+use stagely_test_support::wait::eventually;
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
@@ -107,11 +108,8 @@ impl Setup {
 
     /// Waits until `check` holds for the work folder.
     async fn disk_shows(&self, check: impl Fn(&Path) -> bool) {
-        let started = Instant::now();
-        while !check(self.work_dir.path()) {
-            assert!(started.elapsed() < WAIT_LIMIT);
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        let what = "the work folder is as expected";
+        eventually(what, async || check(self.work_dir.path()).then_some(())).await;
     }
 
     fn is_spooled(&self, job: &str) -> bool {

@@ -7,6 +7,7 @@ use stagely::api::RunStatus;
 use stagely_test_core::{Core, lines, numbers};
 use stagely_test_support::breakpoint::Breakpoint;
 use stagely_test_support::proxy::Proxy;
+use stagely_test_support::wait::eventually;
 
 use crate::STAGELY;
 
@@ -43,14 +44,24 @@ async fn all_lines_arrive(core: &Core, first: &str, interrupt: impl AsyncFnOnce(
     assert_eq!(numbers(core, app).await, (1..=2_500).collect::<Vec<_>>());
 }
 
+/// Waits until the agent of the only machine is connected, or is not.
+async fn agent_is(core: &Core, connected: bool) {
+    let what = format!("the agent's `connected` is {connected}");
+    eventually(&what, async || {
+        (core.machines().await.first()?.connected == connected).then_some(())
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn an_agent_that_is_cut_off_again_and_again_loses_no_line() {
     let (core, proxy) = behind_a_proxy("cut-off", "").await;
     let first = lines(1, 2_000, "/bin/sleep 0.1");
     all_lines_arrive(&core, &first, async |breakpoint| {
         for _ in 0..3 {
+            agent_is(&core, true).await;
             proxy.go_away();
-            tokio::time::sleep(Duration::from_millis(1_500)).await;
+            agent_is(&core, false).await;
         }
         breakpoint.reached().await;
         proxy.go_away();

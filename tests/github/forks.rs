@@ -1,7 +1,7 @@
 //! Pull requests from forks: nothing is done for a commit before somebody who may write agrees to it.
 
-use stagely::api::RunStatus;
-use stagely_test_support::wait::POLL;
+use stagely::api::{RunStatus, RunView};
+use stagely_state::Approval;
 
 use crate::conversation::{Conversation, WEB};
 use crate::fake::PullRequest;
@@ -17,9 +17,6 @@ async fn opened_from_fork(conversation: &Conversation) -> PullRequest {
 async fn a_fork_waits_and_gets_neither_machine_nor_token_before_it_is_approved() {
     let conversation = Conversation::start("fork").await;
     let pull = opened_from_fork(&conversation).await;
-    tokio::time::sleep(POLL * 10).await;
-    assert!(conversation.machines.all().is_empty());
-    assert!(conversation.github.world().clones.is_empty(), "something of the fork was cloned");
 
     conversation.github.comments(&pull, STRANGER, "/stagely approve").await;
     conversation.comment_says(&pull, "was not followed").await;
@@ -27,6 +24,7 @@ async fn a_fork_waits_and_gets_neither_machine_nor_token_before_it_is_approved()
     conversation.github.comments(&pull, "octo-reader", "/stagely approve").await;
     conversation.comment_says(&pull, "reader was not followed").await;
     assert!(conversation.machines.all().is_empty(), "a reader approved it");
+    assert!(conversation.github.world().clones.is_empty(), "something of the fork was cloned");
 
     conversation.github.comments(&pull, WRITER, "/stagely approve").await;
     let build = conversation.machines.build_of(&conversation.github.head(&pull)).await;
@@ -51,9 +49,9 @@ async fn an_approval_is_for_that_commit_and_not_for_the_next() {
 
     let head = conversation.github.head(&pull);
     conversation.comment_says(&pull, &head[..7]).await;
-    tokio::time::sleep(POLL * 10).await;
+    let awaits = |run: &RunView| run.approval == Approval::Awaited;
+    let run = conversation.run_when(&pull, "it awaits approval", awaits).await;
     assert_eq!(conversation.machines.all().len(), 1, "a commit was built that nobody has approved");
-    let run = conversation.runs(&pull).await.remove(0);
     let (status, text) =
         conversation.post(&format!("/runs/{}/approve", run.id), serde_json::json!({})).await;
     assert!(status.is_success(), "{status} {text}");
@@ -68,7 +66,7 @@ async fn a_label_of_somebody_who_may_write_approves() {
     let pull = opened_from_fork(&conversation).await;
     conversation.github.attaches(&pull, "bug", WRITER).await;
     conversation.github.attaches(&pull, "stagely-approve", "octo-reader").await;
-    tokio::time::sleep(POLL * 10).await;
+    conversation.comment_says(&pull, "reader was not followed").await;
     assert!(conversation.machines.all().is_empty());
 
     conversation.github.attaches(&pull, "stagely-approve", WRITER).await;
@@ -95,8 +93,8 @@ async fn people_who_may_write_cancel_and_rebuild_by_comments() {
     builds.last().unwrap().succeeds().await;
     conversation.comment_says(&pull, "✅").await;
     // A comment that comes once more is followed once.
-    conversation.github.redelivers(&written.delivery.unwrap()).await;
-    tokio::time::sleep(POLL * 10).await;
+    let repeated = conversation.github.redelivers(&written.delivery.unwrap()).await;
+    assert!(repeated.answer.contains("repeated"), "{repeated:?}");
     assert_eq!(conversation.runs(&pull).await.len(), 2);
     conversation.ends().await;
 }

@@ -47,6 +47,7 @@ impl GitHub {
             at: now(),
             is_redelivery: false,
             status: 0,
+            answer: String::new(),
         };
         Some(self.tries(delivery).await)
     }
@@ -60,8 +61,8 @@ impl GitHub {
     async fn tries(&self, mut delivery: Delivery) -> Delivery {
         let body = delivery.payload.to_string();
         let signature = signature(SECRET, body.as_bytes());
-        delivery.status =
-            self.post(&delivery.event, &delivery.guid, body, Some(&signature)).await.0;
+        (delivery.status, delivery.answer) =
+            self.post(&delivery.event, &delivery.guid, body, Some(&signature)).await;
         self.world().deliveries.push(delivery.clone());
         delivery
     }

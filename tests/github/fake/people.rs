@@ -281,13 +281,15 @@ impl GitHub {
     }
 
     /// Delivers a comment that was written through the API, as GitHub does with every one.
-    pub(crate) async fn delivers_comment(&self, pull: &PullRequest, comment: &Comment) {
+    pub(crate) async fn delivers_comment(&self, pull: &PullRequest, comment: &Comment) -> Delivery {
         let payload = {
             let world = self.world();
             let repo = world.repository(&pull.repository).unwrap();
             shapes::comment_payload(&world, repo, &repo.pulls[&pull.number], comment)
         };
-        assert_eq!(self.delivers("issue_comment", payload).await.unwrap().status, 202);
+        let delivery = self.delivers("issue_comment", payload).await.unwrap();
+        assert_eq!(delivery.status, 202);
+        delivery
     }
 
     /// Somebody deletes the comment.

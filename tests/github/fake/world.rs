@@ -123,8 +123,9 @@ pub(crate) struct Delivery {
     pub(crate) payload: Value,
     pub(crate) at: Timestamp,
     pub(crate) is_redelivery: bool,
-    /// What the receiver answered.
+    /// The status and the text of the receiver's answer.
     pub(crate) status: u16,
+    pub(crate) answer: String,
 }
 
 /// A request that came.
