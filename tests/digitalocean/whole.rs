@@ -12,7 +12,6 @@ use serde_json::{Value, json};
 use stagely::api::{JobStatus, RunStatus};
 use stagely::core::clock::new_id;
 use stagely_test_core::{Core, job};
-use stagely_test_support::breakpoint::Breakpoint;
 use stagely_test_support::processes::ChildProcess;
 use stagely_test_support::program;
 use stagely_test_support::wait::eventually;
@@ -133,11 +132,7 @@ async fn a_killed_core_finds_its_droplets_again_and_ends_unknown_ones() {
     let table = cloud.settings("");
     let settings = format!("[builders]\nprovider = \"digitalocean\"\n[digitalocean]\n{table}");
     let mut core = Core::start(STAGELY, "found-again", &settings).await;
-    let breakpoint = Breakpoint::new();
-    let dockerfile = format!("FROM busybox\nRUN : {}; {}\n", core.name, breakpoint.command());
-    let manifest = "builds: { app: { context: . } }\n";
-    let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]).await;
-    breakpoint.reached().await;
+    let (run, breakpoint) = core.run_to_breakpoint().await;
 
     core.crash();
     // A droplet with this core's tag that the store does not know.

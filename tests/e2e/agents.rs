@@ -8,7 +8,6 @@ use stagely::api::{AddedMachine, JobStatus, RunStatus};
 use stagely_protocol::{Arch, CONNECT_PATH, FailureReason, MESSAGE_BYTES_MAX};
 use stagely_state::ids::RunId;
 use stagely_test_core::{Core, job};
-use stagely_test_support::breakpoint::Breakpoint;
 use stagely_test_support::core_process::Socket;
 use stagely_test_support::processes::ChildProcess;
 use stagely_test_support::wait::{LIMIT, eventually};
@@ -187,11 +186,7 @@ async fn an_agent_gone_bad_changes_nothing_that_is_not_its_own() {
         core.machines().await.iter().any(|machine| machine.connected).then_some(())
     })
     .await;
-    let breakpoint = Breakpoint::new();
-    let dockerfile = format!("FROM busybox\nRUN : {}; {}\n", core.name, breakpoint.command());
-    let manifest = "builds: { app: { context: . } }\n";
-    let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]).await;
-    breakpoint.reached().await;
+    let (run, breakpoint) = core.run_to_breakpoint().await;
     let app = core.view(run).await.jobs.remove(0);
     assert_eq!(app.machine_id, Some(honest.id));
     let log = core.log(&app).await;

@@ -84,11 +84,7 @@ async fn a_run_that_was_promised_just_before_a_crash_is_served_after_it() {
 #[tokio::test]
 async fn a_core_whose_provider_is_taken_out_keeps_it_for_the_machines_that_are_there() {
     let mut core = Core::start(STAGELY, "no-provider", "").await;
-    let breakpoint = Breakpoint::new();
-    let dockerfile = format!("FROM busybox\nRUN : {}; {}\n", core.name, breakpoint.command());
-    let manifest = "builds: { app: { context: . } }\n";
-    let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]).await;
-    breakpoint.reached().await;
+    let (run, breakpoint) = core.run_to_breakpoint().await;
     core.crash();
     let path = core.path("stagely.toml");
     let usual = fs::read_to_string(&path).unwrap();
@@ -109,11 +105,7 @@ async fn a_core_whose_provider_is_taken_out_keeps_it_for_the_machines_that_are_t
 #[tokio::test]
 async fn the_work_of_an_agent_that_is_killed_goes_to_a_new_machine() {
     let core = Core::start(STAGELY, "agent-killed", "").await;
-    let breakpoint = Breakpoint::new();
-    let dockerfile = format!("FROM busybox\nRUN : {}; {}\n", core.name, breakpoint.command());
-    let manifest = "builds: { app: { context: . } }\n";
-    let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]).await;
-    breakpoint.reached().await;
+    let (run, breakpoint) = core.run_to_breakpoint().await;
     let id = core.view(run).await.jobs[0].id;
     let mut viewer = core.follow(id, "").await;
     let first = core.machines().await.remove(0).id;
@@ -185,11 +177,7 @@ async fn an_agent_that_hangs_is_killed_and_its_work_done_elsewhere() {
     let settings = "[builders]\njob-grace = \"5s\"\n\
         [agents]\nheartbeat-interval = \"2s\"\nreconnect-grace = \"10s\"\n";
     let core = Core::start(STAGELY, "hangs", settings).await;
-    let breakpoint = Breakpoint::new();
-    let dockerfile = format!("FROM busybox\nRUN : {}; {}\n", core.name, breakpoint.command());
-    let manifest = "builds: { app: { context: . } }\n";
-    let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]).await;
-    breakpoint.reached().await;
+    let (run, breakpoint) = core.run_to_breakpoint().await;
     let machine = core.machines().await.remove(0).id.to_string();
     for process in processes_with(&machine) {
         kill(process.pid, Signal::SIGSTOP).unwrap();
@@ -223,11 +211,7 @@ async fn a_data_folder_belongs_to_one_core_alone() {
 #[tokio::test]
 async fn a_core_that_is_asked_to_stop_leaves_its_work_for_the_next_one() {
     let mut core = Core::start(STAGELY, "asked-to-stop", "").await;
-    let breakpoint = Breakpoint::new();
-    let dockerfile = format!("FROM busybox\nRUN : {}; {}\n", core.name, breakpoint.command());
-    let manifest = "builds: { app: { context: . } }\n";
-    let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]).await;
-    breakpoint.reached().await;
+    let (run, breakpoint) = core.run_to_breakpoint().await;
     let app = core.view(run).await.jobs.remove(0);
     // Viewers must not hold it up.
     let mut viewer = core.follow(app.id, "").await;

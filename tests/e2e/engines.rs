@@ -3,7 +3,6 @@
 use stagely::api::RunStatus;
 use stagely_protocol::FailureReason;
 use stagely_test_core::{Core, job};
-use stagely_test_support::breakpoint::Breakpoint;
 use stagely_test_support::engine::PrivateEngine;
 
 use crate::STAGELY;
@@ -14,12 +13,7 @@ async fn a_build_whose_engine_dies_is_tried_again_when_the_engine_is_back() {
     let core =
         Core::start(STAGELY, "engine", &format!("[local]\ndocker-host = \"{}\"", engine.host()))
             .await;
-    let breakpoint = Breakpoint::new();
-    let dockerfile = format!("FROM busybox\nRUN : {}; {}\n", core.name, breakpoint.command());
-    let manifest = "builds: { app: { context: . } }\n";
-
-    let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]).await;
-    breakpoint.reached().await;
+    let (run, breakpoint) = core.run_to_breakpoint().await;
     engine.crash();
     breakpoint.clear().await;
     core.until(run, "the attempt is lost", |run| job(run, "app").attempt == 2).await;

@@ -84,11 +84,7 @@ async fn a_registered_machine_whose_agent_dies_loses_its_job_and_gets_it_again_o
     let (machine, config) = core.add_machine("rack").await;
     let arguments = ["agent".as_ref(), "--config".as_ref(), config.as_path()];
     let agent = core.start_agent("rack", STAGELY, &arguments);
-    let breakpoint = Breakpoint::new();
-    let dockerfile = format!("FROM busybox\nRUN : {}; {}\n", core.name, breakpoint.command());
-    let manifest = "builds: { app: { context: . } }\n";
-    let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]).await;
-    breakpoint.reached().await;
+    let (run, breakpoint) = core.run_to_breakpoint().await;
 
     // Killed: no word of goodbye.
     drop(agent);
@@ -134,11 +130,7 @@ async fn a_job_on_a_registered_machine_is_cancelled_and_the_machine_goes_on() {
     let (_, config) = core.add_machine("rack").await;
     let arguments = ["agent".as_ref(), "--config".as_ref(), config.as_path()];
     let mut agent = core.start_agent("rack", STAGELY, &arguments);
-    let breakpoint = Breakpoint::new();
-    let dockerfile = format!("FROM busybox\nRUN : {}; {}\n", core.name, breakpoint.command());
-    let manifest = "builds: { app: { context: . } }\n";
-    let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]).await;
-    breakpoint.reached().await;
+    let (run, breakpoint) = core.run_to_breakpoint().await;
 
     core.post::<serde_json::Value>(&format!("/runs/{run}/cancel"), serde_json::json!({})).await;
     let run = core.ended(run).await;

@@ -9,7 +9,6 @@ use stagely::core::store::Store;
 use stagely_protocol::MACHINE_VARIABLE;
 use stagely_state::ids::{CoreId, MachineId};
 use stagely_test_core::Core;
-use stagely_test_support::breakpoint::Breakpoint;
 use stagely_test_support::processes::processes_with;
 use stagely_test_support::program;
 use stagely_test_support::wait::eventually;
@@ -76,11 +75,7 @@ async fn a_machine_that_nobody_knows_is_told_of_by_a_dry_run_and_ended_by_a_swee
 #[tokio::test]
 async fn a_machine_that_is_killed_is_found_gone_and_stays_in_the_list_of_all() {
     let core = Core::start(STAGELY, "gone", "").await;
-    let breakpoint = Breakpoint::new();
-    let dockerfile = format!("FROM busybox\nRUN : {}; {}\n", core.name, breakpoint.command());
-    let manifest = "builds: { app: { context: . } }\n";
-    let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]).await;
-    breakpoint.reached().await;
+    let (run, breakpoint) = core.run_to_breakpoint().await;
     let first = core.machines().await.remove(0).id;
     let shown = text(&does(&core, &["machines"]));
     let row = shown.lines().find(|line| line.starts_with(&first.to_string())).unwrap();

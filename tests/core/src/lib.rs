@@ -16,6 +16,7 @@ use serde_json::json;
 use stagely::api::{AddedMachine, CreateRun, JobView, MachineView, RunView};
 use stagely_protocol::{Arch, CommitSha};
 use stagely_state::ids::{JobId, RunId};
+use stagely_test_support::breakpoint::Breakpoint;
 use stagely_test_support::core_process::CoreProcess;
 use stagely_test_support::files::write_private;
 use stagely_test_support::git::{GitServer, Repository, TOKEN};
@@ -132,6 +133,16 @@ impl Core {
     pub async fn run_of(&self, files: &[(&str, &str)]) -> RunId {
         self.repository.commit(files);
         self.run(self.request()).await
+    }
+
+    /// Starts a run of one build, `app`, and waits until the build has reached the breakpoint.
+    pub async fn run_to_breakpoint(&self) -> (RunId, Breakpoint) {
+        let breakpoint = Breakpoint::new();
+        let dockerfile = format!("FROM busybox\nRUN : {}; {}\n", self.name, breakpoint.command());
+        let manifest = "builds: { app: { context: . } }\n";
+        let run = self.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]).await;
+        breakpoint.reached().await;
+        (run, breakpoint)
     }
 
     pub async fn view(&self, run: RunId) -> RunView {
