@@ -13,11 +13,11 @@ use anyhow::{Context as _, ensure};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use stagely::config::Config;
-use stagely_protocol::{Arch, BuildArgs, Emulation, Platform, SystemInfo};
+use stagely_protocol::{Arch, Platform, SystemInfo};
 use stagely_state::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId, SessionId};
 use stagely_state::{
-    Effect, Environment, Event, JobKind, JobOutcome, JobReport, JobState, Limits, MachineSize,
-    PlannedJob, PlannedRun, Project, ProviderName, Run, State, Timestamp, Trigger,
+    Effect, Environment, Event, JobKind, JobOutcome, JobReport, JobState, Limits, PlannedJob,
+    PlannedRun, Project, ProviderName, Run, State, Timestamp, Trigger,
 };
 
 use crate::report::{Pairs, Row, median, print, quantile};
@@ -391,30 +391,10 @@ fn pull_request(
 }
 
 fn planned(id: JobId) -> PlannedJob {
-    let kind = JobKind::Build {
-        platform: Platform(Arch::Amd64),
-        context: ".".to_owned(),
-        dockerfile: "Dockerfile".to_owned(),
-        target: None,
-        build_args: BuildArgs::default(),
-        image: "registry/app:1".parse().expect("an image reference"),
-        push: true,
-        cache_from: Vec::new(),
-        cache_to: None,
-        uses: BTreeMap::new(),
-        emulation: Emulation::Allow,
-    };
-    PlannedJob {
-        id,
-        name: id.to_string(),
-        build: "app".to_owned(),
-        variant: "app".into(),
-        kind,
-        tag: None,
-        size: MachineSize::Medium,
-        needs: Vec::new(),
-        timeout: Duration::from_mins(30),
-    }
+    let image = "registry/app:1".parse().expect("an image reference");
+    let kind = JobKind::build(Platform(Arch::Amd64), image);
+    let timeout = Duration::from_mins(30);
+    PlannedJob { name: id.to_string(), ..PlannedJob::new(id, "app", kind, timeout) }
 }
 
 fn step_row(steps: &[Duration]) -> Row {

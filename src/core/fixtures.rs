@@ -1,15 +1,14 @@
 //! Records and parts for the tests of other modules.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use stagely_protocol::{Arch, BuildArgs, Digest, Emulation, Platform};
+use stagely_protocol::{Arch, Digest, Platform};
 use stagely_provider::Providers;
 use stagely_state::ids::{JobId, MachineId, RunId};
 use stagely_state::{
-    Job, JobKind, Machine, MachineKind, MachineSize, MachineState, PlannedJob, State, Timestamp,
+    Job, JobKind, Machine, MachineKind, MachineState, PlannedJob, State, Timestamp,
 };
 
 use tokio::task::JoinHandle;
@@ -41,30 +40,9 @@ pub(super) fn digest() -> Digest {
 /// A job that waits to build `variant`.
 pub(super) fn job(id: u128, run: u128, variant: &str, platform: &str) -> Job {
     let platform: Platform = platform.parse().unwrap();
-    let kind = JobKind::Build {
-        platform,
-        context: ".".to_owned(),
-        dockerfile: "Dockerfile".to_owned(),
-        target: None,
-        build_args: BuildArgs::default(),
-        image: format!("r/app/main:{variant}.{run}").parse().unwrap(),
-        push: true,
-        cache_from: Vec::new(),
-        cache_to: None,
-        uses: BTreeMap::new(),
-        emulation: Emulation::Allow,
-    };
-    let planned = PlannedJob {
-        id: JobId::from_bits(id),
-        name: variant.to_owned(),
-        build: variant.to_owned(),
-        variant: variant.into(),
-        kind,
-        tag: None,
-        size: MachineSize::Medium,
-        needs: Vec::new(),
-        timeout: Duration::from_mins(30),
-    };
+    let image = format!("r/app/main:{variant}.{run}").parse().unwrap();
+    let kind = JobKind::build(platform, image);
+    let planned = PlannedJob::new(JobId::from_bits(id), variant, kind, Duration::from_mins(30));
     Job { attempt: 1, ..Job::queued(planned, RunId::from_bits(run), Timestamp(0)) }
 }
 

@@ -5,30 +5,13 @@ use stagely_protocol::FailureReason;
 
 use super::step::Step;
 use super::{
-    Attempt, Effect, JobEvent, JobOutcome, JobReport, JobState, LostAttempt, MachineEvent,
-    MachineKind, MachineState, StopReason,
+    Attempt, Effect, JobEvent, JobFailure, JobOutcome, JobReport, JobState, LostAttempt,
+    MachineEvent, MachineKind, MachineState, StopReason,
 };
 use crate::ids::{JobId, MachineId};
 
 /// Messages of lost attempts are cut here, in characters: the job's own end is what counts.
 const LOST_MESSAGE_CHARS_MAX: usize = 2_000;
-
-/// Why an attempt came to nothing.
-pub(super) struct Failure {
-    reason: FailureReason,
-    message: String,
-    exit_code: Option<i32>,
-}
-
-impl Failure {
-    pub(super) fn new(reason: FailureReason, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into(), exit_code: None }
-    }
-
-    pub(super) fn machine_lost(message: &str) -> Self {
-        Self::new(FailureReason::MachineLost, message)
-    }
-}
 
 impl Step<'_> {
     /// Gives the job to the agent of `machine`, again if need be.
@@ -90,9 +73,7 @@ impl Step<'_> {
             JobOutcome::Completed { digest } => {
                 self.complete_job(id, JobEvent::Completed { digest });
             }
-            JobOutcome::Failed { reason, message, exit_code } => {
-                self.fail_attempt(id, Failure { reason, message, exit_code });
-            }
+            JobOutcome::Failed(failure) => self.fail_attempt(id, failure),
             // Nobody asked for it, or the job would be cancelled: the agent itself is being shut down.
             JobOutcome::Cancelled => {
                 let failure = self.loss_of(machine, "the agent was shut down");
@@ -121,17 +102,17 @@ impl Step<'_> {
     }
 
     /// Ends the job's attempt; the job goes round again if another machine may do better.
-    pub(super) fn fail_attempt(&mut self, id: JobId, failure: Failure) {
-        let Failure { reason, message, exit_code } = failure;
+    pub(super) fn fail_attempt(&mut self, id: JobId, failure: JobFailure) {
         let (JobState::Provisioning { attempt, .. } | JobState::Running { attempt, .. }) =
             self.job_state(id).unwrap_or(&JobState::Cancelled)
         else {
             return;
         };
         let attempt = *attempt;
-        if !reason.is_transient() || attempt >= self.state.limits.max_attempts {
-            return self.fail_job(id, JobEvent::Failed { reason, message, exit_code });
+        if !failure.reason.is_transient() || attempt >= self.state.limits.max_attempts {
+            return self.fail_job(id, failure);
         }
+        let JobFailure { reason, message, .. } = failure;
         // What was not to be had a moment ago is not to be had now.
         let wait = self.state.limits.capacity_wait * attempt;
         let retry_at = (reason == FailureReason::NoCapacity).then(|| self.now.after(wait));
@@ -188,8 +169,8 @@ impl Step<'_> {
     }
 
     /// Ends a job for good, and those that need it.
-    pub(super) fn fail_job(&mut self, id: JobId, failed: JobEvent) {
-        if self.close_job(id, failed) {
+    pub(super) fn fail_job(&mut self, id: JobId, failure: JobFailure) {
+        if self.close_job(id, JobEvent::Failed(failure)) {
             self.fail_dependents(id);
             self.settle_run_of(id);
         }
@@ -219,9 +200,7 @@ impl Step<'_> {
             .filter(|job| job.state.is_waiting() && job.needs.contains(&id));
         let waiting: Vec<JobId> = waiting.map(|job| job.id).collect();
         for job in waiting {
-            let message = reason.to_string();
-            let reason = reason.clone();
-            self.fail_job(job, JobEvent::Failed { reason, message, exit_code: None });
+            self.fail_job(job, JobFailure::new(reason.clone(), reason.to_string()));
         }
     }
 }

@@ -83,6 +83,24 @@ pub struct PlannedJob {
     pub timeout: Duration,
 }
 
+impl PlannedJob {
+    /// A job of the default size that needs no other job and moves no tag. Its name and its variant are those of the
+    /// build.
+    pub fn new(id: JobId, build: &str, kind: JobKind, timeout: Duration) -> Self {
+        Self {
+            id,
+            name: build.to_owned(),
+            build: build.to_owned(),
+            variant: build.into(),
+            kind,
+            tag: None,
+            size: MachineSize::default(),
+            needs: Vec::new(),
+            timeout,
+        }
+    }
+}
+
 /// What became of reading a run's `stagely.yaml`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PlannedRun {

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use stagely_protocol::FailureReason;
-
-use super::attempts::Failure;
 use super::step::Step;
-use super::{Attempt, Interruption, Job, JobKind, JobState, Machine, State, StopReason, Timestamp};
+use super::{
+    Attempt, Interruption, Job, JobFailure, JobKind, JobState, Machine, State, StopReason,
+    Timestamp,
+};
 use crate::ids::{JobId, MachineId};
 
 /// What a merge takes at most, so that one that has begun is not begun again elsewhere.
@@ -41,7 +41,7 @@ impl Step<'_> {
         let Some(Attempt { job, .. }) = self.attempt_on(id) else { return };
         if !self.state.ends_by(job, at, self.now) {
             self.stop_work(id, job, StopReason::Interrupted);
-            self.fail_attempt(job, Failure::taken_back());
+            self.fail_attempt(job, JobFailure::taken_back());
         }
     }
 
@@ -57,26 +57,18 @@ impl Step<'_> {
 
     /// The machine's time is over, and it still has work.
     pub(super) fn take_back(&mut self, id: MachineId) {
-        self.lose_job(id, Failure::taken_back());
+        self.lose_job(id, JobFailure::taken_back());
         self.give_up_agent(id);
     }
 
     /// Why what a machine had is lost: with its agent, where the cloud has not said that it takes the machine
     /// back.
-    pub(super) fn loss_of(&self, id: MachineId, message: &str) -> Failure {
+    pub(super) fn loss_of(&self, id: MachineId, message: &str) -> JobFailure {
         let machine = self.state.machines.get(&id);
         match machine.and_then(|machine| machine.interruption) {
-            Some(Interruption::Certain { .. }) => Failure::taken_back(),
-            Some(Interruption::Likely) | None => Failure::machine_lost(message),
+            Some(Interruption::Certain { .. }) => JobFailure::taken_back(),
+            Some(Interruption::Likely) | None => JobFailure::machine_lost(message),
         }
-    }
-}
-
-impl Failure {
-    pub(super) fn taken_back() -> Self {
-        let reason = FailureReason::SpotInterruption;
-        let message = reason.to_string();
-        Self::new(reason, message)
     }
 }
 

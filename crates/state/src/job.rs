@@ -59,6 +59,23 @@ const fn pushes() -> bool {
 }
 
 impl JobKind {
+    /// A build of the `Dockerfile` in the repository's root that pushes `image` and uses no cache.
+    pub fn build(platform: Platform, image: ImageRef) -> Self {
+        Self::Build {
+            platform,
+            context: ".".to_owned(),
+            dockerfile: "Dockerfile".to_owned(),
+            target: None,
+            build_args: BuildArgs::default(),
+            image,
+            push: true,
+            cache_from: Vec::new(),
+            cache_to: None,
+            uses: BTreeMap::new(),
+            emulation: Emulation::Allow,
+        }
+    }
+
     /// The reference that is pushed, of this run alone.
     pub const fn image(&self) -> &ImageRef {
         match self {
@@ -94,29 +111,33 @@ pub enum UsedImage {
 #[serde(tag = "status", rename_all = "snake_case")]
 pub enum JobState {
     /// Waits for the jobs it needs, and for a machine. `attempt` is the one that comes next.
-    Queued { attempt: u32 },
+    Queued {
+        attempt: u32,
+    },
     /// There was no capacity; waits until it may be launched again. Stored as `queued`, with `not_before` beside
     /// it.
     #[serde(skip)]
-    Postponed { attempt: u32, until: Timestamp },
+    Postponed {
+        attempt: u32,
+        until: Timestamp,
+    },
     /// Has a machine, whose agent has not said that it began.
-    Provisioning { attempt: u32, machine: MachineId },
+    Provisioning {
+        attempt: u32,
+        machine: MachineId,
+    },
     /// The agent works on it. Core ends the job itself after `deadline`.
-    Running { attempt: u32, machine: MachineId, deadline: Timestamp },
+    Running {
+        attempt: u32,
+        machine: MachineId,
+        deadline: Timestamp,
+    },
     /// The image is pushed.
     Completed {
         /// Names the image; absent when a simple agent reported none.
         digest: Option<Digest>,
     },
-    /// It failed.
-    Failed {
-        /// Whose fault it was.
-        reason: FailureReason,
-        /// What happened, for people.
-        message: String,
-        /// The exit code of the build.
-        exit_code: Option<i32>,
-    },
+    Failed(JobFailure),
     /// It was stopped.
     Cancelled,
 }
@@ -129,7 +150,7 @@ impl JobState {
             | Self::Postponed { .. }
             | Self::Provisioning { .. }
             | Self::Running { .. } => false,
-            Self::Completed { .. } | Self::Failed { .. } | Self::Cancelled => true,
+            Self::Completed { .. } | Self::Failed(_) | Self::Cancelled => true,
         }
     }
 
@@ -145,7 +166,7 @@ impl JobState {
             Self::Queued { .. }
             | Self::Postponed { .. }
             | Self::Completed { .. }
-            | Self::Failed { .. }
+            | Self::Failed(_)
             | Self::Cancelled => None,
         }
     }
@@ -188,8 +209,8 @@ impl JobState {
             // A job that waits fails as well: when a job that it needs has failed, or no machine can do it.
             (
                 S::Queued { .. } | S::Postponed { .. } | S::Provisioning { .. } | S::Running { .. },
-                E::Failed { reason, message, exit_code },
-            ) => S::Failed { reason, message, exit_code },
+                E::Failed(failure),
+            ) => S::Failed(failure),
             (
                 S::Queued { .. } | S::Postponed { .. } | S::Provisioning { .. } | S::Running { .. },
                 E::Cancelled,
@@ -224,11 +245,7 @@ pub enum JobEvent {
     Reused {
         digest: Option<Digest>,
     },
-    Failed {
-        reason: FailureReason,
-        message: String,
-        exit_code: Option<i32>,
-    },
+    Failed(JobFailure),
     Cancelled,
 }
 
@@ -264,14 +281,39 @@ mod stored_state {
     }
 }
 
-/// An attempt that came to nothing, after which the job was tried again.
+/// Why a job or an attempt failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobFailure {
+    pub reason: FailureReason,
+    /// For people.
+    pub message: String,
+    /// The exit code of the build.
+    pub exit_code: Option<i32>,
+}
+
+impl JobFailure {
+    /// A failure without an exit code.
+    pub fn new(reason: FailureReason, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into(), exit_code: None }
+    }
+
+    pub(super) fn machine_lost(message: &str) -> Self {
+        Self::new(FailureReason::MachineLost, message)
+    }
+
+    pub(super) fn taken_back() -> Self {
+        let reason = FailureReason::SpotInterruption;
+        let message = reason.to_string();
+        Self::new(reason, message)
+    }
+}
+
+/// An attempt that failed, after which the job was queued again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LostAttempt {
-    /// Its number.
     pub attempt: u32,
-    /// Whose fault it was.
     pub reason: FailureReason,
-    /// What happened, for people.
+    /// For people.
     pub message: String,
 }
 
@@ -339,15 +381,7 @@ pub enum JobOutcome {
         /// Its digest.
         digest: Option<Digest>,
     },
-    /// It failed.
-    Failed {
-        /// Whose fault it was.
-        reason: FailureReason,
-        /// What happened, for people.
-        message: String,
-        /// The exit code of the build.
-        exit_code: Option<i32>,
-    },
+    Failed(JobFailure),
     /// The agent stopped it because it was told to.
     Cancelled,
 }

@@ -60,7 +60,9 @@ pub use github::{
     ForkPolicy, GithubLink, GithubRepository, GithubRun, Head, HeadSource, PublishedReport, Report,
     StatusState,
 };
-pub use job::{Job, JobEvent, JobKind, JobOutcome, JobReport, JobState, LostAttempt, UsedImage};
+pub use job::{
+    Job, JobEvent, JobFailure, JobKind, JobOutcome, JobReport, JobState, LostAttempt, UsedImage,
+};
 pub use machine::{
     CacheExport, ExportEvent, ExportState, Machine, MachineEvent, MachineKind, MachineSize,
     MachineState,

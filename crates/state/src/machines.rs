@@ -4,11 +4,10 @@ use std::collections::BTreeSet;
 
 use stagely_protocol::{Arch, FailureReason, SystemInfo};
 
-use super::attempts::Failure;
 use super::step::Step;
 use super::{
-    Attempt, Effect, JobState, LaunchFailure, Machine, MachineEvent, MachineKind, MachineState,
-    Placement, StopReason, Timestamp,
+    Attempt, Effect, JobFailure, JobState, LaunchFailure, Machine, MachineEvent, MachineKind,
+    MachineState, Placement, StopReason, Timestamp,
 };
 use crate::ids::{JobId, MachineId, SessionId};
 
@@ -79,7 +78,7 @@ impl Step<'_> {
         if is_launched && !is_launching {
             self.state.remove_from_outbox(&Effect::Terminate { machine: id });
             let failure = if taken_back {
-                Failure::taken_back()
+                JobFailure::taken_back()
             } else {
                 self.loss_of(id, "the provider ended the machine")
             };
@@ -175,7 +174,7 @@ impl Step<'_> {
 
     pub(super) fn unregister_machine(&mut self, id: MachineId) {
         if self.is_registered(id) {
-            self.lose_job(id, Failure::machine_lost("the machine's owner took it back"));
+            self.lose_job(id, JobFailure::machine_lost("the machine's owner took it back"));
             self.end_machine(id);
             self.emit(Effect::Disconnect { machine: id });
         }
@@ -228,7 +227,7 @@ impl Step<'_> {
     }
 
     /// Takes the machine's attempt from it, if it has one.
-    pub(super) fn lose_job(&mut self, id: MachineId, failure: Failure) {
+    pub(super) fn lose_job(&mut self, id: MachineId, failure: JobFailure) {
         if let Some(Attempt { job, .. }) = self.attempt_on(id) {
             self.fail_attempt(job, failure);
         }
@@ -285,7 +284,7 @@ impl LaunchFailure {
     }
 }
 
-impl From<LaunchFailure> for Failure {
+impl From<LaunchFailure> for JobFailure {
     fn from(failure: LaunchFailure) -> Self {
         match failure {
             LaunchFailure::NoCapacity(why) => Self::new(FailureReason::NoCapacity, why),

@@ -63,42 +63,27 @@ impl<K, V> Deref for Table<K, V> {
     }
 }
 
-/// All records of one moment: what the store gives back when core starts.
+/// All records of one moment, as the store holds them. [`State`] explains the tables.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Snapshot {
-    /// All projects.
     pub projects: BTreeMap<ProjectId, Project>,
-    /// All environments.
     pub environments: BTreeMap<EnvironmentId, Environment>,
-    /// All runs.
     pub runs: BTreeMap<RunId, Run>,
-    /// All jobs.
     pub jobs: BTreeMap<JobId, Job>,
-    /// All machines.
     pub machines: BTreeMap<MachineId, Machine>,
-    /// When each delivery of GitHub's came.
     pub deliveries: BTreeMap<DeliveryId, Timestamp>,
-    /// Effects whose outcome has not come back.
     pub outbox: BTreeMap<EffectId, Effect>,
 }
 
-/// The records that were changed, added or removed. One that the state does not have any more is to
-/// be deleted.
+/// The ids of the records that were changed, added or removed. A removed record is not in the state any more.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
-    /// Of the projects.
     pub projects: BTreeSet<ProjectId>,
-    /// Of the environments.
     pub environments: BTreeSet<EnvironmentId>,
-    /// Of the runs.
     pub runs: BTreeSet<RunId>,
-    /// Of the jobs.
     pub jobs: BTreeSet<JobId>,
-    /// Of the machines.
     pub machines: BTreeSet<MachineId>,
-    /// Of the deliveries.
     pub deliveries: BTreeSet<DeliveryId>,
-    /// Of the outbox.
     pub outbox: BTreeSet<EffectId>,
 }
 
@@ -137,21 +122,17 @@ pub(super) struct Index {
 /// Everything core decides on.
 #[derive(Debug)]
 pub struct State {
-    /// From the configuration.
     pub limits: Limits,
-    /// All projects.
     pub projects: Table<ProjectId, Project>,
-    /// All environments.
     pub environments: Table<EnvironmentId, Environment>,
-    /// All runs that retention has left.
+    /// The runs that retention has left, and their jobs.
     pub runs: Table<RunId, Run>,
-    /// All jobs of these runs.
     pub jobs: Table<JobId, Job>,
-    /// All machines that retention has left.
+    /// The machines that retention has left.
     pub machines: Table<MachineId, Machine>,
-    /// When each delivery of GitHub's came, as far as it may come again.
+    /// When each delivery of GitHub came first. Deliveries that GitHub does not repeat any more are forgotten.
     pub deliveries: Table<DeliveryId, Timestamp>,
-    /// Effects whose outcome has not come back.
+    /// Effects without an outcome yet.
     pub outbox: Table<EffectId, Effect>,
     pub(super) index: Index,
     /// When each project was last given a machine, as a count of all that were given. A new core begins
@@ -217,7 +198,20 @@ impl State {
         state
     }
 
-    /// Names the records that changed since it was last asked.
+    /// Copies all records: [`load`](Self::load) makes the same state of them.
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            projects: self.projects.rows.clone(),
+            environments: self.environments.rows.clone(),
+            runs: self.runs.rows.clone(),
+            jobs: self.jobs.rows.clone(),
+            machines: self.machines.rows.clone(),
+            deliveries: self.deliveries.rows.clone(),
+            outbox: self.outbox.rows.clone(),
+        }
+    }
+
+    /// Returns the records that changed since the last call.
     pub fn take_changes(&mut self) -> Changes {
         Changes {
             projects: mem::take(&mut self.projects.changed),

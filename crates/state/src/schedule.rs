@@ -8,8 +8,8 @@ use stagely_protocol::{Arch, Emulation, FailureReason};
 
 use super::step::Step;
 use super::{
-    Effect, Job, JobEvent, JobKind, JobState, Limits, Machine, MachineKind, MachineState,
-    Priorities, ProviderName, Run, State, Timestamp, Trigger,
+    Effect, Job, JobEvent, JobFailure, JobKind, JobState, Limits, Machine, MachineKind,
+    MachineState, Priorities, ProviderName, Run, State, Timestamp, Trigger,
 };
 use crate::ids::{JobId, MachineId, ProjectId};
 
@@ -333,8 +333,7 @@ impl Step<'_> {
             "no machine builds for {arch} natively, and `emulation: forbid` is set: register a machine \
              of that arch with `stagely machines add`, or allow emulation in stagely.yaml"
         );
-        let reason = FailureReason::Emulation;
-        self.fail_job(job, JobEvent::Failed { reason, message, exit_code: None });
+        self.fail_job(job, JobFailure::new(FailureReason::Emulation, message));
     }
 
     /// Begins the job's next attempt on `machine`.

@@ -5,12 +5,11 @@
 
 use stagely_protocol::FailureReason;
 
-use super::attempts::Failure;
 use super::merges::ABSENT_BUILDER_GRACE;
 use super::step::Step;
 use super::{
-    Attempt, Effect, ExportState, JobState, Machine, MachineState, RunState, State, StopReason,
-    Timestamp,
+    Attempt, Effect, ExportState, JobFailure, JobState, Machine, MachineState, RunState, State,
+    StopReason, Timestamp,
 };
 use crate::ids::{JobId, MachineId, RunId};
 
@@ -161,7 +160,7 @@ impl Step<'_> {
         match timeout {
             Timeout::Boot => {
                 let message = "the machine's agent did not connect in time";
-                self.lose_job(machine, Failure::new(FailureReason::BootTimeout, message));
+                self.lose_job(machine, JobFailure::new(FailureReason::BootTimeout, message));
                 self.terminate(machine);
             }
             Timeout::Reconnect => {
@@ -199,7 +198,7 @@ impl Step<'_> {
         let reason = FailureReason::Timeout { limit_seconds: job.timeout.as_secs() };
         let message = format!("{reason}, and its agent did not end it");
         self.stop_work(machine, id, StopReason::Overrun);
-        self.fail_attempt(id, Failure::new(reason, message));
+        self.fail_attempt(id, JobFailure::new(reason, message));
     }
 
     /// Ends the session of an agent that does not do what it is told. A registered machine stays busy

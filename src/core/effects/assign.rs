@@ -11,7 +11,9 @@ use stagely_protocol::{
     Build, CoreMessage, Digest, FailureReason, Fingerprint, ImageRef, Merge, RegistryAuth,
 };
 use stagely_state::ids::{JobId, MachineId};
-use stagely_state::{Attempt, Event, Job, JobKind, JobOutcome, JobReport, JobState, Project, Run};
+use stagely_state::{
+    Attempt, Event, Job, JobFailure, JobKind, JobOutcome, JobReport, JobState, Project, Run,
+};
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 use tracing::warn;
@@ -54,7 +56,7 @@ impl Assigner {
                 } else {
                     FailureReason::Internal
                 };
-                let outcome = JobOutcome::Failed { reason, message, exit_code: None };
+                let outcome = JobOutcome::Failed(JobFailure { reason, message, exit_code: None });
                 let report = JobReport::new(outcome);
                 Some(Event::JobReported { machine, attempt, report })
             }

@@ -3,9 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use stagely_protocol::{
-    Arch, BuildArgs, CommitSha, Digest, Emulation, FailureReason, Platform, SystemInfo,
-};
+use stagely_protocol::{Arch, CommitSha, Digest, Emulation, FailureReason, Platform, SystemInfo};
 
 use super::*;
 use crate::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId, SessionId};
@@ -88,17 +86,7 @@ impl Core {
     }
 
     fn restart(&mut self) -> Vec<Effect> {
-        let state = &self.state;
-        let stored = Snapshot {
-            projects: state.projects.clone(),
-            environments: state.environments.clone(),
-            runs: state.runs.clone(),
-            jobs: state.jobs.clone(),
-            machines: state.machines.clone(),
-            deliveries: state.deliveries.clone(),
-            outbox: state.outbox.clone(),
-        };
-        self.state = State::load(state.limits.clone(), stored);
+        self.state = State::load(self.state.limits.clone(), self.state.snapshot());
         self.step(Event::CoreStarted)
     }
 
@@ -126,20 +114,7 @@ impl Core {
     }
 
     fn build(&mut self, arch: Arch) -> PlannedJob {
-        let image = "registry/app:1".parse().unwrap();
-        let kind = JobKind::Build {
-            platform: Platform(arch),
-            context: ".".to_owned(),
-            dockerfile: "Dockerfile".to_owned(),
-            target: None,
-            build_args: BuildArgs::default(),
-            image,
-            cache_from: Vec::new(),
-            cache_to: None,
-            push: true,
-            uses: BTreeMap::new(),
-            emulation: Emulation::Allow,
-        };
+        let kind = JobKind::build(Platform(arch), "registry/app:1".parse().unwrap());
         self.job(kind, Vec::new())
     }
 
@@ -151,17 +126,7 @@ impl Core {
 
     fn job(&mut self, kind: JobKind, needs: Vec<JobId>) -> PlannedJob {
         let id = JobId::from_bits(self.id());
-        PlannedJob {
-            id,
-            name: id.to_string(),
-            build: "app".to_owned(),
-            variant: "app".into(),
-            tag: None,
-            kind,
-            size: MachineSize::Medium,
-            needs,
-            timeout: TIMEOUT,
-        }
+        PlannedJob { name: id.to_string(), needs, ..PlannedJob::new(id, "app", kind, TIMEOUT) }
     }
 
     fn plan(&mut self, run: RunId, jobs: &[PlannedJob]) -> Vec<Effect> {
@@ -272,7 +237,7 @@ impl Core {
 
     fn failure(&self, job: JobId) -> &FailureReason {
         match self.job_state(job) {
-            JobState::Failed { reason, .. } => reason,
+            JobState::Failed(JobFailure { reason, .. }) => reason,
             other => panic!("{job} has not failed: {other:?}"),
         }
     }
@@ -345,7 +310,8 @@ fn pushed(digit: &str) -> JobOutcome {
 const PUSHED: JobOutcome = JobOutcome::Completed { digest: None };
 
 fn failed(reason: FailureReason) -> JobOutcome {
-    JobOutcome::Failed { message: reason.to_string(), reason, exit_code: Some(1) }
+    let message = reason.to_string();
+    JobOutcome::Failed(JobFailure { reason, message, exit_code: Some(1) })
 }
 
 fn users_fault() -> JobOutcome {

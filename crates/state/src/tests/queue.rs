@@ -166,7 +166,7 @@ fn a_job_that_must_not_be_emulated_fails_at_once_where_nobody_has_its_arch() {
     core.plan(run, &[native.clone(), foreign.clone()]);
 
     assert!(matches!(core.job_state(native.id), JobState::Provisioning { .. }));
-    let JobState::Failed { reason, message, .. } = core.job_state(foreign.id) else {
+    let JobState::Failed(JobFailure { reason, message, .. }) = core.job_state(foreign.id) else {
         panic!("it waits");
     };
     assert_eq!(reason, &FailureReason::Emulation);

@@ -44,11 +44,11 @@ fn only_the_arrows_of_a_run_can_be_taken() {
 #[test]
 fn only_the_arrows_of_a_job_can_be_taken() {
     let (machine, until) = (MachineId::from_bits(1), Timestamp(1));
-    let failed = JobEvent::Failed {
+    let failed = JobEvent::Failed(JobFailure {
         reason: FailureReason::DiskFull,
         message: String::new(),
         exit_code: None,
-    };
+    });
     let events = [
         JobEvent::MachineFound { machine },
         JobEvent::Started { deadline: until },

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use stagely_protocol::{Arch, Digest, FailureReason, ImageRef, RegistryProblem, SystemInfo};
 use stagely_state::ids::{MachineId, SessionId};
-use stagely_state::{Attempt, Event, Interruption, JobOutcome, JobReport};
+use stagely_state::{Attempt, Event, Interruption, JobFailure, JobOutcome, JobReport};
 
 use crate::rng::Rng;
 
@@ -301,7 +301,8 @@ fn any_outcome(pushed: JobOutcome, rng: &mut Rng) -> JobOutcome {
         16 => FailureReason::Registry { problem: RegistryProblem::Unavailable },
         _ => FailureReason::User { step: "[2/5] RUN false".to_owned(), exit_code: 1 },
     };
-    JobOutcome::Failed { message: reason.to_string(), reason, exit_code: Some(1) }
+    let message = reason.to_string();
+    JobOutcome::Failed(JobFailure { reason, message, exit_code: Some(1) })
 }
 
 fn system_info() -> SystemInfo {

@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use stagely_protocol::{Arch, BuildArgs, Emulation, Platform, SystemInfo};
+use stagely_protocol::{Arch, Emulation, Platform, SystemInfo};
 use stagely_state::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId, SessionId};
 use stagely_state::{
     Effect, Environment, Event, Job, JobKind, JobOutcome, JobReport, JobState, Limits, Machine,
-    MachineKind, MachineSize, MachineState, PlannedJob, PlannedRun, Priorities, Project,
-    ProviderName, Run, Snapshot, State, Timestamp, Trigger,
+    MachineKind, MachineState, PlannedJob, PlannedRun, Priorities, Project, ProviderName, Run,
+    State, Timestamp, Trigger,
 };
 
 use crate::transitions::{self, Before};
@@ -332,17 +332,7 @@ impl Crowd {
     }
 
     fn restart(&mut self) {
-        let core = &self.core;
-        let stored = Snapshot {
-            projects: core.projects.clone(),
-            environments: core.environments.clone(),
-            runs: core.runs.clone(),
-            jobs: core.jobs.clone(),
-            machines: core.machines.clone(),
-            deliveries: core.deliveries.clone(),
-            outbox: core.outbox.clone(),
-        };
-        self.core = State::load(core.limits.clone(), stored);
+        self.core = State::load(self.core.limits.clone(), self.core.snapshot());
         self.step(Event::CoreStarted);
     }
 }
@@ -352,30 +342,10 @@ fn new_project(id: u128) -> Project {
 }
 
 fn build(id: JobId) -> PlannedJob {
-    let kind = JobKind::Build {
-        platform: Platform(Arch::Amd64),
-        context: ".".to_owned(),
-        dockerfile: "Dockerfile".to_owned(),
-        target: None,
-        build_args: BuildArgs::default(),
-        image: "registry/app:1".parse().expect("an image reference"),
-        push: true,
-        cache_from: Vec::new(),
-        cache_to: None,
-        uses: BTreeMap::new(),
-        emulation: Emulation::Allow,
-    };
-    PlannedJob {
-        id,
-        name: id.to_string(),
-        build: "app".to_owned(),
-        variant: "app".into(),
-        kind,
-        tag: None,
-        size: MachineSize::Medium,
-        needs: Vec::new(),
-        timeout: Duration::from_mins(30),
-    }
+    let image = "registry/app:1".parse().expect("an image reference");
+    let kind = JobKind::build(Platform(Arch::Amd64), image);
+    let timeout = Duration::from_mins(30);
+    PlannedJob { name: id.to_string(), ..PlannedJob::new(id, "app", kind, timeout) }
 }
 
 #[test]

@@ -8,8 +8,8 @@ use stagely_protocol::{Arch, Digest};
 use stagely_state::ids::JobId;
 use stagely_state::{
     Approval, Attempt, Changes, Effect, Environment, Event, ExportState, Interruption, Job,
-    JobKind, JobState, Machine, MachineKind, MachineState, ProviderName, QueueReason, Run,
-    RunState, Snapshot, State, Timestamp,
+    JobFailure, JobKind, JobState, Machine, MachineKind, MachineState, ProviderName, QueueReason,
+    Run, RunState, Snapshot, State, Timestamp,
 };
 
 use crate::agents::digest;
@@ -216,7 +216,7 @@ fn check_job(core: &State, job: &Job) {
             assert!(is_cancelled, "{} is stopped unasked", job.id);
         }
         // Nothing but the user's own fault, and what asking again would not change, ends it before.
-        JobState::Failed { reason, .. } => {
+        JobState::Failed(JobFailure { reason, .. }) => {
             let may_go_on = reason.is_transient() && job.attempt < core.limits.max_attempts;
             assert!(!may_go_on, "{} has attempts left", job.id);
         }

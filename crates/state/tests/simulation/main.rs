@@ -22,7 +22,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
-use stagely_state::{Approval, CancelReason, JobState, Run, RunState, Snapshot};
+use stagely_state::{Approval, CancelReason, JobFailure, JobState, Run, RunState, Snapshot};
 
 use world::{Counts, action_names, play};
 
@@ -183,7 +183,7 @@ fn ends(disk: &Snapshot) -> Vec<String> {
     });
     let jobs = disk.jobs.values().map(|job| match &job.state {
         JobState::Completed { .. } => format!("job Completed at attempt {}", job.attempt),
-        JobState::Failed { reason, .. } => format!("job Failed: {}", name(reason)),
+        JobState::Failed(JobFailure { reason, .. }) => format!("job Failed: {}", name(reason)),
         end => format!("job {}", name(end)),
     });
     let reused = disk.jobs.values().filter(|job| job.reused_from.is_some());

@@ -10,8 +10,8 @@ use std::time::Duration;
 use stagely_protocol::{FailureReason, ImageRef};
 use stagely_state::ids::{EnvironmentId, JobId, MachineId, RunId};
 use stagely_state::{
-    Attempt, Effect, Event, ExportState, FingerprintChange, Job, JobKind, JobOutcome, JobReport,
-    JobState, Machine, MachineKind, MachineState, RunState, State, Timestamp,
+    Attempt, Effect, Event, ExportState, FingerprintChange, Job, JobFailure, JobKind, JobOutcome,
+    JobReport, JobState, Machine, MachineKind, MachineState, RunState, State, Timestamp,
 };
 
 use self::builders::Export;
@@ -316,12 +316,14 @@ impl Before {
                 assert_eq!(after.state, JobState::Completed { digest: digest.clone() });
                 return;
             }
-            JobOutcome::Failed { reason, .. } => Some(reason),
+            JobOutcome::Failed(JobFailure { reason, .. }) => Some(reason),
             JobOutcome::Cancelled => None,
         };
         let is_last = attempt.number >= world.core.limits.max_attempts;
         if is_last || reported.is_some_and(|reason| !reason.is_transient()) {
-            let JobState::Failed { reason, .. } = &after.state else { panic!("{after:?} goes on") };
+            let JobState::Failed(JobFailure { reason, .. }) = &after.state else {
+                panic!("{after:?} goes on")
+            };
             assert!(reported.is_none_or(|reported| reported == reason), "{reason:?}");
         } else {
             let next = attempt.number + 1;
@@ -330,7 +332,7 @@ impl Before {
                 | JobState::Postponed { attempt, .. }
                 | JobState::Provisioning { attempt, .. } => attempt == next,
                 // Its arch may not be had any more: it is refused in the same step.
-                JobState::Failed { reason: FailureReason::Emulation, .. } => {
+                JobState::Failed(JobFailure { reason: FailureReason::Emulation, .. }) => {
                     fairness::must_be_native(after) && !fairness::has_native(&world.core, after)
                 }
                 _ => false,

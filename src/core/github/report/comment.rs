@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 
 use stagely_protocol::FailureReason;
 use stagely_state::ids::{EnvironmentId, JobId};
-use stagely_state::{CancelReason, Job, JobKind, JobState, RunState};
+use stagely_state::{CancelReason, Job, JobFailure, JobKind, JobState, RunState};
 
 use super::markdown::{code, first_lines, inline, last_lines};
 use super::view::{ReportView, platforms, seconds, short};
@@ -155,7 +155,7 @@ fn table(view: &ReportView<'_>) -> Option<String> {
 /// The order of rows in a table that must be cut.
 const fn urgency(job: &Job) -> u8 {
     match job.state {
-        JobState::Failed { .. } => 0,
+        JobState::Failed(_) => 0,
         JobState::Running { .. } | JobState::Provisioning { .. } => 1,
         JobState::Queued { .. } | JobState::Postponed { .. } => 2,
         JobState::Cancelled => 3,
@@ -196,10 +196,12 @@ fn state(job: &Job) -> String {
             "✅ reused from an earlier run".to_owned()
         }
         JobState::Completed { .. } => format!("✅ completed{took}"),
-        JobState::Failed { reason: FailureReason::DependencyFailed { job }, .. } => {
+        JobState::Failed(JobFailure {
+            reason: FailureReason::DependencyFailed { job }, ..
+        }) => {
             format!("❌ not started: {} did not complete", code(job, WORDS_CHARS_MAX))
         }
-        JobState::Failed { .. } => format!("❌ failed{took}"),
+        JobState::Failed(_) => format!("❌ failed{took}"),
         JobState::Cancelled => "⏹ cancelled".to_owned(),
     }
 }
@@ -227,7 +229,9 @@ fn failure(
     excerpt: Option<&Vec<String>>,
     bytes_max: usize,
 ) -> String {
-    let JobState::Failed { reason, message, .. } = &job.state else { return String::new() };
+    let JobState::Failed(JobFailure { reason, message, .. }) = &job.state else {
+        return String::new();
+    };
     let name = code(&job.name, WORDS_CHARS_MAX);
     let what = match reason {
         FailureReason::User { step, exit_code } if !step.is_empty() => {

@@ -3,7 +3,7 @@
 use stagely_protocol::{CommitSha, Digest, FailureReason, Platform, Step};
 use stagely_state::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId};
 use stagely_state::{
-    Environment, GithubRun, Job, JobKind, JobState, Project, Run, RunState, Timestamp,
+    Environment, GithubRun, Job, JobFailure, JobKind, JobState, Project, Run, RunState, Timestamp,
 };
 use url::Url;
 
@@ -157,7 +157,7 @@ impl ReportFixture {
     pub(crate) fn failed(&mut self, number: u128, reason: FailureReason, message: &str) {
         self.ended(number, 4);
         let message = message.to_owned();
-        self.job(number).state = JobState::Failed { reason, message, exit_code: None };
+        self.job(number).state = JobState::Failed(JobFailure { reason, message, exit_code: None });
     }
 
     fn ended(&mut self, number: u128, seconds: u64) {

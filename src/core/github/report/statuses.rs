@@ -6,7 +6,9 @@
 use std::collections::BTreeMap;
 
 use stagely_protocol::CommitSha;
-use stagely_state::{CancelReason, CommitStatus, Job, JobKind, JobState, RunState, StatusState};
+use stagely_state::{
+    CancelReason, CommitStatus, Job, JobFailure, JobKind, JobState, RunState, StatusState,
+};
 
 use super::markdown::{cut, one_line};
 use super::view::{ReportView, platforms, seconds};
@@ -37,7 +39,7 @@ pub(crate) fn of(view: &ReportView<'_>) -> Option<(CommitSha, BTreeMap<String, C
     let mut failed = 0;
     for job in view.jobs() {
         let (context, status) = (context(job), of_job(view, job));
-        let is_first_failures = matches!(job.state, JobState::Failed { .. }) && failed < JOBS_MAX;
+        let is_first_failures = matches!(job.state, JobState::Failed(_)) && failed < JOBS_MAX;
         failed += usize::from(is_first_failures);
         if are_few || is_first_failures || is_published(&context) {
             statuses.insert(context, status);
@@ -72,7 +74,7 @@ fn of_run(view: &ReportView<'_>, commit: &CommitSha) -> CommitStatus {
             (state, lines.next().unwrap_or("stagely.yaml cannot be read").to_owned())
         }
         RunState::Failed { plan_error: None } => {
-            let failed = view.jobs().filter(|job| matches!(job.state, JobState::Failed { .. }));
+            let failed = view.jobs().filter(|job| matches!(job.state, JobState::Failed(_)));
             let failed = failed.count();
             let all = view.jobs().count();
             (fault(view.is_users_failure()), format!("{failed} of {all} jobs failed, after {took}"))
@@ -110,7 +112,9 @@ fn of_job(view: &ReportView<'_>, job: &Job) -> CommitStatus {
             let took = took.map(|took| format!(" in {took}")).unwrap_or_default();
             (StatusState::Success, format!("Completed{took}"))
         }
-        JobState::Failed { reason, .. } => (fault(view.is_users_job(job)), reason.to_string()),
+        JobState::Failed(JobFailure { reason, .. }) => {
+            (fault(view.is_users_job(job)), reason.to_string())
+        }
         JobState::Cancelled => (StatusState::Error, "Cancelled".to_owned()),
     };
     status(state, &description, view.job_url(job.id))

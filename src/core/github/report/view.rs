@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use stagely_protocol::{CommitSha, FailureReason};
 use stagely_state::ids::{EnvironmentId, JobId};
-use stagely_state::{Environment, Job, JobKind, JobState, Run, RunState};
+use stagely_state::{Environment, Job, JobFailure, JobKind, JobState, Run, RunState};
 use url::Url;
 
 use crate::core::records::Records;
@@ -43,7 +43,7 @@ impl<'a> ReportView<'a> {
     /// The jobs that failed, without those that were not started because another one failed.
     pub(crate) fn failed_jobs(&self) -> impl Iterator<Item = &'a Job> + use<'a> {
         self.jobs().filter(|job| match &job.state {
-            JobState::Failed { reason, .. } => {
+            JobState::Failed(JobFailure { reason, .. }) => {
                 !matches!(reason, FailureReason::DependencyFailed { .. })
             }
             _ => false,
@@ -73,7 +73,9 @@ impl<'a> ReportView<'a> {
         let mut cause = Some(job);
         // Bounded, because records from a file might hold circular dependencies.
         for _ in 0..=self.jobs().count() {
-            let Some(Job { state: JobState::Failed { reason, .. }, .. }) = cause else { break };
+            let Some(Job { state: JobState::Failed(JobFailure { reason, .. }), .. }) = cause else {
+                break;
+            };
             let FailureReason::DependencyFailed { job: dependency } = reason else {
                 return reason.is_users();
             };

@@ -6,7 +6,7 @@ use stagely_protocol::{
     SystemInfo,
 };
 use stagely_state::ids::MachineId;
-use stagely_state::{Attempt, Event, JobOutcome, JobReport};
+use stagely_state::{Attempt, Event, JobFailure, JobOutcome, JobReport};
 
 const ERROR_CHARS_MAX: usize = 8_000;
 const STEPS_MAX: usize = 1_000;
@@ -33,7 +33,7 @@ pub(super) fn status_event(machine: MachineId, attempt: Attempt, status: Status)
             });
             let message = status.error_message.unwrap_or_else(|| reason.to_string());
             let message = cut(message, ERROR_CHARS_MAX);
-            JobOutcome::Failed { reason: cut_reason(reason), message, exit_code }
+            JobOutcome::Failed(JobFailure { reason: cut_reason(reason), message, exit_code })
         }
     };
     let steps = status.steps.into_iter().take(STEPS_MAX);
@@ -172,7 +172,9 @@ mod tests {
         assert_eq!((report.steps.len(), report.warnings.len()), (STEPS_MAX, WARNINGS_MAX));
         assert_eq!(report.steps[0].name.chars().count(), STEP_CHARS_MAX);
         assert_eq!(report.warnings[0].chars().count(), WARNING_CHARS_MAX);
-        let JobOutcome::Failed { reason, message, .. } = report.outcome else { panic!("failed") };
+        let JobOutcome::Failed(JobFailure { reason, message, .. }) = report.outcome else {
+            panic!("failed")
+        };
         assert_eq!(message.chars().count(), ERROR_CHARS_MAX);
         let FailureReason::User { step, .. } = reason else { panic!("{reason:?}") };
         assert_eq!(step.chars().count(), STEP_CHARS_MAX);

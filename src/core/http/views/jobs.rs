@@ -1,7 +1,7 @@
 //! Jobs.
 
 use stagely_protocol::{FailureReason, Platform, slow_down};
-use stagely_state::{Job, JobKind, JobState};
+use stagely_state::{Job, JobFailure, JobKind, JobState};
 
 use super::machines::queue_reason;
 use crate::api::{JobKindView, JobStatus, JobView, LostAttempt, QueuePosition};
@@ -68,7 +68,7 @@ pub(in crate::core::http) const fn job_status(state: &JobState) -> JobStatus {
         JobState::Provisioning { .. } => JobStatus::Provisioning,
         JobState::Running { .. } => JobStatus::Running,
         JobState::Completed { .. } => JobStatus::Completed,
-        JobState::Failed { .. } => JobStatus::Failed,
+        JobState::Failed(_) => JobStatus::Failed,
         JobState::Cancelled => JobStatus::Cancelled,
     }
 }
@@ -86,7 +86,7 @@ impl End {
     fn of(state: &JobState) -> Self {
         match state {
             JobState::Completed { digest } => Self { digest: digest.clone(), ..Self::default() },
-            JobState::Failed { reason, message, exit_code } => Self {
+            JobState::Failed(JobFailure { reason, message, exit_code }) => Self {
                 reason: Some(reason.clone()),
                 error: Some(message.clone()),
                 exit_code: *exit_code,

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use stagely_protocol::FailureReason;
 use stagely_state::{
-    Attempt, Effect, Event, Interruption, Job, JobKind, JobOutcome, JobState, LaunchFailure,
-    Machine, MachineKind, State, Timestamp,
+    Attempt, Effect, Event, Interruption, Job, JobFailure, JobKind, JobOutcome, JobState,
+    LaunchFailure, Machine, MachineKind, State, Timestamp,
 };
 
 use super::{Before, Limit, LiveWork, current, postponed_until};
@@ -199,7 +199,7 @@ impl LiveWork {
         let lost = job.lost_attempts.iter().find(|lost| lost.attempt == self.attempt.number);
         let reason = match (lost, &job.state) {
             (Some(lost), _) => &lost.reason,
-            (None, JobState::Failed { reason, .. }) => reason,
+            (None, JobState::Failed(JobFailure { reason, .. })) => reason,
             _ => return,
         };
         let is_certain = matches!(self.machine.interruption, Some(Interruption::Certain { .. }));

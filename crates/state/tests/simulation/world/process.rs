@@ -78,7 +78,10 @@ impl World {
             self.model.expected.forget(environment);
         }
         if let Some(records) = repeated {
-            assert!(effects.is_empty() && self.records() == records, "{event:?} is taken twice");
+            assert!(
+                effects.is_empty() && self.core.snapshot() == records,
+                "{event:?} is taken twice"
+            );
         }
         invariants::check(self, event);
         memory.check(self);
@@ -96,19 +99,7 @@ impl World {
     /// The records, where the event is a delivery that came before.
     fn repeated(&self, event: &Event) -> Option<Snapshot> {
         let Event::Delivered { delivery, .. } = event else { return None };
-        self.core.deliveries.contains_key(delivery).then(|| self.records())
-    }
-
-    fn records(&self) -> Snapshot {
-        Snapshot {
-            projects: self.core.projects.clone(),
-            environments: self.core.environments.clone(),
-            runs: self.core.runs.clone(),
-            jobs: self.core.jobs.clone(),
-            machines: self.core.machines.clone(),
-            deliveries: self.core.deliveries.clone(),
-            outbox: self.core.outbox.clone(),
-        }
+        self.core.deliveries.contains_key(delivery).then(|| self.core.snapshot())
     }
 
     /// The pull request's environment whose images are gone with this answer: nobody has opened it since.

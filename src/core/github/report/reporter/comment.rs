@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use sha2::{Digest as _, Sha256};
 use stagely_protocol::FailureReason;
-use stagely_state::{Attempt, Job, JobState};
+use stagely_state::{Attempt, Job, JobFailure, JobState};
 use tracing::{info, warn};
 
 use super::{EnvironmentReporter, WRITE_RETRIES, WriteKind, WriteRefused};
@@ -139,7 +139,9 @@ impl<T: ReportTarget> EnvironmentReporter<T> {
 /// The attempt of a failed job that has the log, and the step that failed.
 fn failed_step(job: &Job) -> (Attempt, String) {
     let step = match &job.state {
-        JobState::Failed { reason: FailureReason::User { step, .. }, .. } => step.clone(),
+        JobState::Failed(JobFailure { reason: FailureReason::User { step, .. }, .. }) => {
+            step.clone()
+        }
         _ => String::new(),
     };
     (Attempt { job: job.id, number: job.attempt }, step)
