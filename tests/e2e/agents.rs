@@ -1,4 +1,4 @@
-//! Agents of other makes: one that knows only the messages of the design, and some that mean ill.
+//! Agents of other makes: one that knows only the documented messages, and hostile ones.
 
 use std::path::Path;
 
@@ -69,7 +69,7 @@ async fn a_bare_completed_completes_a_job() {
     core.finish().await;
 }
 
-/// What the peer gets before the connection ends.
+/// The messages that the peer gets before the connection ends.
 async fn answers(socket: &mut Socket) -> Vec<Value> {
     let mut answers = Vec::new();
     loop {
@@ -98,12 +98,12 @@ fn text(message: &Value) -> Message {
 }
 
 #[tokio::test]
-async fn connections_that_do_not_say_a_good_hello_are_closed_and_stall_nobody() {
+async fn connections_without_a_valid_hello_are_closed_and_delay_nobody() {
     let core = Core::start(STAGELY, "intruders", "").await;
     let (machine, _) = core.add_machine("rack").await;
     let id = machine.id.to_string();
     let connect = async || core.socket(CONNECT_PATH, None).await.unwrap();
-    // Some that only stay, and one that does not even ask for a WebSocket.
+    // Connections that send nothing, and one that does not open a WebSocket.
     let mut silent = Vec::new();
     for _ in 0..50 {
         silent.push(connect().await);
@@ -133,7 +133,7 @@ async fn connections_that_do_not_say_a_good_hello_are_closed_and_stall_nobody() 
     for (message, expected) in first_messages {
         let mut socket = connect().await;
         let shown: String = message.to_string().chars().take(80).collect();
-        // Core may have hung up before all of it was sent.
+        // Core may have closed the connection before the whole message was sent.
         let _ = socket.send(message).await;
         let answers = answers(&mut socket).await;
         for answer in &answers {
@@ -146,7 +146,7 @@ async fn connections_that_do_not_say_a_good_hello_are_closed_and_stall_nobody() 
     let dockerfile = format!("FROM busybox\nRUN : {}\n", core.name);
     let manifest = "builds: { app: { context: . } }\n";
     let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]).await;
-    // The registered machine never came, so one is launched… and meanwhile 50 strangers look on.
+    // The registered machine has no agent, so a machine is launched, while the connections are open.
     let run = core.ended(run).await;
     assert_eq!(run.status, RunStatus::Completed, "{run:#?}");
     for mut socket in silent {
@@ -157,7 +157,7 @@ async fn connections_that_do_not_say_a_good_hello_are_closed_and_stall_nobody() 
     core.finish().await;
 }
 
-/// A connection of a registered machine with its good token, after `HELLO_ACK`.
+/// A connection of a registered machine with its valid token, after `HELLO_ACK`.
 async fn admitted(core: &Core, machine: &AddedMachine) -> Socket {
     let mut socket = core.socket(CONNECT_PATH, None).await.unwrap();
     let token = machine.agent_json["token"].as_str().unwrap();
@@ -177,7 +177,7 @@ async fn next(socket: &mut Socket) -> Value {
 }
 
 #[tokio::test]
-async fn an_agent_gone_bad_changes_nothing_that_is_not_its_own() {
+async fn a_hostile_agent_changes_only_its_own_jobs() {
     let core = Core::start(STAGELY, "gone-bad", NO_PROVIDER).await;
     let (honest, config) = core.add_machine("honest").await;
     let arguments = ["agent".as_ref(), "--config".as_ref(), config.as_path()];
@@ -216,7 +216,7 @@ async fn an_agent_gone_bad_changes_nothing_that_is_not_its_own() {
         let found = next(&mut socket).await;
         assert_eq!(found["type"], answer, "{message}: {found}");
     }
-    // Lines without end, none of which it reads an answer to.
+    // Endless lines, whose answers it does not read.
     let flood = json!({ "type": "LOG", "job_id": own, "data": "x".repeat(60_000) });
     let flooding = tokio::spawn(async move { while socket.send(text(&flood)).await.is_ok() {} });
 
@@ -245,7 +245,7 @@ async fn connect_and_take_job(core: &Core, manifest: &str) -> (Socket, RunId, St
 }
 
 #[tokio::test]
-async fn an_agent_that_never_ends_a_job_is_overruled() {
+async fn a_job_that_its_agent_never_ends_is_ended_by_core() {
     let graces = "job-grace = \"5s\"\n[agents]\nreconnect-grace = \"2s\"\n";
     let core = Core::start(STAGELY, "never-ends", &format!("{NO_PROVIDER}{graces}")).await;
     let manifest = "builds: { app: { context: ., timeout: 5s } }\n";
@@ -262,7 +262,7 @@ async fn an_agent_that_never_ends_a_job_is_overruled() {
 }
 
 #[tokio::test]
-async fn readers_that_do_not_read_and_half_requests_do_not_hold_a_shutdown_up() {
+async fn clients_that_do_not_read_and_incomplete_requests_do_not_delay_a_shutdown() {
     let core = Core::start(STAGELY, "slow-readers", NO_PROVIDER).await;
     let (mut socket, run, job_id) =
         connect_and_take_job(&core, "builds: { app: { context: . } }\n").await;
@@ -293,7 +293,7 @@ async fn readers_that_do_not_read_and_half_requests_do_not_hold_a_shutdown_up() 
     let mut viewer = core.follow(app.id, "").await;
     viewer.next().await.unwrap();
 
-    // Its end is checked: it succeeds, and so was not cut short.
+    // `finish` checks that the shutdown succeeds, so its time limit did not cut it short.
     core.finish().await;
     drop((reader, half, viewer));
 }

@@ -1,4 +1,4 @@
-//! The HTTP API's manners: who may do what, and how it refuses.
+//! The HTTP API: the permissions of each role, and refusals.
 
 use std::fs;
 use std::process::Command;
@@ -13,7 +13,7 @@ use stagely_test_support::wait::eventually;
 
 use crate::STAGELY;
 
-/// Asks and checks that the refusal is `status` and `word`; its message.
+/// Sends a request that must be refused with `status` and the code `word`. Returns the message.
 async fn refused(
     core: &Core,
     token: Option<&str>,
@@ -37,7 +37,7 @@ async fn token_of(core: &Core, role: &str) -> String {
 }
 
 #[tokio::test]
-async fn each_role_may_do_what_it_may_and_nobody_else_anything() {
+async fn each_role_has_its_permissions_and_others_have_none() {
     let core = Core::start(STAGELY, "roles", "").await;
     let (get, post, delete) = (Method::GET, Method::POST, Method::DELETE);
     let run = json!({ "repository": "http://127.0.0.1:1/open/app" });
@@ -45,7 +45,7 @@ async fn each_role_may_do_what_it_may_and_nobody_else_anything() {
     let machine = json!({ "arch": "amd64" });
     let nothing = "01jd7q3f5m8z9x2c4v6b8n0a1s";
     let paths = |path: &str| format!("/api/v1/{}", path.replace("ID", nothing));
-    // The least role that may, and what it is told.
+    // The lowest role with permission, and the status that it gets.
     let requests = [
         ("read", &get, paths("runs"), None, 200),
         ("read", &get, paths("runs/run_ID"), None, 404),
@@ -99,7 +99,7 @@ async fn each_role_may_do_what_it_may_and_nobody_else_anything() {
 }
 
 #[tokio::test]
-async fn a_request_that_cannot_be_is_refused_in_the_same_words_everywhere() {
+async fn invalid_requests_are_refused_with_the_same_errors_everywhere() {
     let core = Core::start(STAGELY, "refused", "").await;
     let admin = core.admin_token();
     let invalid = (400, "invalid_request");
@@ -164,7 +164,7 @@ async fn a_request_that_cannot_be_is_refused_in_the_same_words_everywhere() {
 }
 
 #[tokio::test]
-async fn the_api_describes_itself_and_says_how_it_is() {
+async fn the_api_serves_its_description_and_its_health() {
     let core = Core::start(STAGELY, "openapi", "").await;
     for path in ["/healthz", "/readyz"] {
         let (status, text) = core.call(None, Method::GET, path, None).await;
@@ -201,7 +201,7 @@ async fn the_api_describes_itself_and_says_how_it_is() {
     }
     let binary = &paths["/v1/agent/binary/{arch}"]["get"];
     assert_eq!(binary["security"], json!([{}]), "{binary}");
-    // Everything that is referred to is there.
+    // Every reference has its target.
     for reference in text.split("\"$ref\":\"").skip(1) {
         let pointer = reference.split('"').next().unwrap().strip_prefix('#').unwrap();
         assert!(description.pointer(pointer).is_some(), "{pointer}");
@@ -247,7 +247,7 @@ async fn machines_fetch_the_agents_program_without_a_token() {
 }
 
 #[tokio::test]
-async fn a_core_whose_disk_is_nearly_full_takes_no_runs_and_goes_on_showing_the_old_ones() {
+async fn a_core_whose_disk_is_nearly_full_refuses_runs_and_still_shows_the_old_ones() {
     let core = Core::start(STAGELY, "disk", "[core]\ndisk-free-min-mib = 1_000_000_000_000").await;
     let admin = core.admin_token();
     let body = serde_json::to_value(core.request()).unwrap();
@@ -269,7 +269,7 @@ async fn a_run_is_built_again_and_a_project_warmed_up_in_their_environments() {
                     projects = [\"later\"]";
     let core = Core::start(STAGELY, "again", settings).await;
     let admin = core.admin_token();
-    // Nobody listens at port 1.
+    // No server listens at port 1.
     let repository = "http://127.0.0.1:1/owner/again.git";
     let create = json!({ "repository": repository, "pull_request": 7, "set": { "MODE": "x" } });
     let run: RunView = core.post("/runs", create).await;
@@ -302,7 +302,7 @@ async fn a_run_is_built_again_and_a_project_warmed_up_in_their_environments() {
     for run in [again, warm] {
         core.post::<RunView>(&format!("/runs/{}/cancel", run.id), json!({})).await;
     }
-    // A core that stops leaves what a cancelled planning has not put away yet to the next one.
+    // A core that stops may leave files of a cancelled planning to the next core.
     eventually("the plans are given up", async || {
         fs::read_dir(core.path("data/scratch")).unwrap().next().is_none().then_some(())
     })
@@ -311,10 +311,10 @@ async fn a_run_is_built_again_and_a_project_warmed_up_in_their_environments() {
 }
 
 #[tokio::test]
-async fn requests_at_the_same_moment_make_one_project_and_never_two_of_a_name() {
+async fn concurrent_requests_create_one_project_of_a_name() {
     let core = Core::start(STAGELY, "same-moment", "[builders]\nprovider = \"none\"").await;
     let request = async |host: &str| -> RunView {
-        // Nobody listens at port 1.
+        // No server listens at port 1.
         let repository = format!("http://{host}:1/owner/repository.git");
         core.post("/runs", json!({ "repository": repository })).await
     };

@@ -10,7 +10,7 @@ use stagely_test_support::files::files_below;
 
 use crate::STAGELY;
 
-/// `examples/monorepo`, whose services go on when `breakpoint` opens.
+/// `examples/monorepo`, whose services stop at `breakpoint`.
 fn monorepo(core: &Core, breakpoint: &Breakpoint) {
     let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/monorepo");
     for file in files_below(&example) {
@@ -32,7 +32,7 @@ async fn three_services_are_built_at_the_same_time_and_two_platforms_joined() {
     monorepo(&core, &breakpoint);
 
     let run = core.run_of(&[]).await;
-    // Only builds that run at the same time all come to the breakpoint: api, web, and worker twice.
+    // Only if all builds run at the same time do all reach the breakpoint: api, web, and worker twice.
     breakpoint.reached_by(4).await;
     assert_eq!(core.view(run).await.live_machines, 4);
     breakpoint.resume();
@@ -50,7 +50,7 @@ async fn three_services_are_built_at_the_same_time_and_two_platforms_joined() {
         platforms.map(|platform| platform["architecture"].as_str().unwrap()).collect();
     assert_eq!(arches, ["amd64", "arm64"], "{index:#}");
 
-    // The same commit again: nothing comes to a breakpoint, for every layer is there.
+    // A second run of the commit finds every layer in the cache, so no build reaches the breakpoint.
     let again = core.run(core.request()).await;
     let again = core.ended(again).await;
     assert_eq!(again.status, RunStatus::Completed, "{again:#?}");
@@ -62,7 +62,7 @@ async fn three_services_are_built_at_the_same_time_and_two_platforms_joined() {
 }
 
 #[tokio::test]
-async fn a_viewer_sees_what_was_said_then_what_is_said_and_at_last_the_end() {
+async fn a_viewer_gets_the_stored_lines_then_the_new_ones_and_then_the_end() {
     let core = Core::start(STAGELY, "viewer", "").await;
     let (first, second) = (Breakpoint::new(), Breakpoint::new());
     let dockerfile = format!(
@@ -77,7 +77,7 @@ async fn a_viewer_sees_what_was_said_then_what_is_said_and_at_last_the_end() {
     let app = core.view(run).await.jobs.remove(0);
     core.log_has(&app, " one").await;
 
-    // The one who comes while it runs reads what was, and then what comes.
+    // A viewer that connects during the build gets the stored lines first and the new lines after them.
     let mut viewer = core.follow(app.id, "").await;
     let mut seen = viewer.lines_until(" one").await;
     first.resume();
@@ -89,7 +89,7 @@ async fn a_viewer_sees_what_was_said_then_what_is_said_and_at_last_the_end() {
     assert_eq!(end, JobStatus::Completed);
     assert!(seen.iter().any(|line| line.ends_with(" three")), "{seen:#?}");
 
-    // The stored log is what was seen, as a whole and in parts.
+    // The stored log has the same lines, as a whole and in parts.
     let log = core.log(&app).await;
     assert_eq!(log.lines().collect::<Vec<_>>(), seen);
     let path = format!("/api/v1/jobs/{}/logs?from=3", app.id);
@@ -105,7 +105,7 @@ async fn a_viewer_sees_what_was_said_then_what_is_said_and_at_last_the_end() {
 }
 
 #[tokio::test]
-async fn arguments_of_the_caller_go_over_those_of_the_file_and_secret_ones_stay_hidden() {
+async fn arguments_of_the_request_replace_those_of_the_file_and_secrets_are_masked() {
     let core = Core::start(STAGELY, "arguments", "").await;
     let dockerfile = format!(
         "FROM busybox\nARG MODE\nARG HASH\nARG API_TOKEN\n\
@@ -131,7 +131,7 @@ async fn arguments_of_the_caller_go_over_those_of_the_file_and_secret_ones_stay_
     core.finish().await;
 }
 
-/// Whether this host's engine is started as the set-up does it, so that it keeps all that a step says.
+/// Whether this host's engine was set up by `scripts/setup`, so that it passes on the whole output of a step.
 fn engine_clips_nothing() -> bool {
     let Ok(pid) = fs::read_to_string("/var/run/docker.pid") else { return false };
     let environment = fs::read(format!("/proc/{}/environ", pid.trim())).unwrap_or_default();
@@ -140,7 +140,7 @@ fn engine_clips_nothing() -> bool {
 }
 
 #[tokio::test]
-async fn of_a_step_that_says_much_every_line_is_stored_or_the_user_is_told() {
+async fn every_line_of_a_long_output_is_stored_or_the_user_is_warned() {
     let core = Core::start(STAGELY, "talkative", "").await;
     let all = 200_000;
     let dockerfile =

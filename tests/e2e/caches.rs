@@ -1,4 +1,4 @@
-//! Layer caches: who writes which, why a step misses, and when they go.
+//! Layer caches: which runs write them, why a step misses, and when they are deleted.
 
 use serde_json::{Value, json};
 use stagely::api::{EnvironmentView, JobView, RunStatus, RunView, WarmUpView};
@@ -47,7 +47,7 @@ async fn pull_requests_read_the_shared_cache_write_their_own_and_lose_it_when_th
     assert_eq!(ours.environment, "pr-7");
     assert!(core.registry.digest(&core.cache("app.pr-7")).await.is_some());
     assert_eq!(core.registry.digest(&core.cache("app")).await.as_ref(), Some(&shared));
-    // The first step came from the shared cache; the file is the one that changed.
+    // The first step came from the shared cache, and the changed file is named.
     for run in [&forked, &ours] {
         let app = job(run, "app");
         assert!(app.steps[0].cached, "{app:#?}");
@@ -59,7 +59,7 @@ async fn pull_requests_read_the_shared_cache_write_their_own_and_lose_it_when_th
     let log = core.log(job(&forked, "app")).await;
     assert!(log.contains("app.txt (changed)"), "{log}");
 
-    // Closed, the pull request loses its cache and nobody else does.
+    // Only the cache of the closed pull request is deleted.
     let all: Vec<EnvironmentView> = core.get("/environments").await;
     let pr = all.iter().find(|environment| environment.name == "pr-7").expect("the environment");
     assert_eq!(pr.pull_request, Some(7));
@@ -86,7 +86,7 @@ async fn the_same_commit_again_builds_nothing() {
     let app = job(&again, "app");
     assert!(all_cached(app) && app.cache_miss.is_none(), "{app:#?}");
     assert_eq!(app.digest, job(&first, "app").digest);
-    // The image was there before its cache was.
+    // The image was pushed before its cache.
     let log = core.log(job(&first, "app")).await;
     let place = |text: &str| log.find(text).unwrap_or_else(|| panic!("no {text:?} in {log}"));
     assert!(place("pushed ") < place("Cache exported"), "{log}");
@@ -99,7 +99,7 @@ async fn a_warm_up_fills_the_cache_and_pushes_no_image() {
     let core = Core::start(STAGELY, "warm-up", settings).await;
     let schedule: WarmUpView = core.get("/warm-up").await;
     assert!(schedule.next_due_at.is_some(), "{schedule:?}");
-    // The project is known from a run that failed early.
+    // A run that fails early creates the project.
     let failed = core.run_of(&[("stagely.yaml", "builds: {}\n")]).await;
     core.ended(failed).await;
     let dockerfile = dockerfile(&core);

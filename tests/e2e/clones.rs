@@ -14,7 +14,7 @@ fn dockerfile(core: &Core) -> String {
 }
 
 #[tokio::test]
-async fn a_private_repository_is_built_with_its_token_which_is_nowhere_to_be_seen() {
+async fn a_private_repository_is_built_with_its_token_which_is_not_shown() {
     let core = Core::start(STAGELY, "private", "").await;
     let files = [("Dockerfile", &*dockerfile(&core)), ("stagely.yaml", MANIFEST)];
     let run = core.run_of(&files).await;
@@ -77,7 +77,7 @@ async fn a_commit_that_is_gone_before_its_build_begins_fails_the_job_once() {
     let files = [("Dockerfile", &*dockerfile(&core)), ("stagely.yaml", MANIFEST)];
     let run = core.run_of(&files).await;
     core.until(run, "it is planned", |run| run.status == RunStatus::Building).await;
-    // Somebody pushes with force, and the server forgets what was there before.
+    // A force push, after which the server deletes the old commit.
     core.repository.git(&["commit", "--amend", "--quiet", "--message", "another"]);
     core.repository.git(&["reflog", "expire", "--expire=now", "--all"]);
     core.repository.git(&["gc", "--quiet", "--prune=now"]);

@@ -11,7 +11,7 @@ use stagely_test_support::wait::eventually;
 
 use crate::STAGELY;
 
-/// A core whose agents reach it through a proxy that is away for a second when it goes.
+/// A core whose agents reach it through a proxy that is down for a second when it breaks.
 async fn behind_a_proxy(name: &str, settings: &str) -> (Core, Proxy) {
     let mut core = Core::start(STAGELY, name, settings).await;
     let to = core.url.strip_prefix("http://").unwrap().to_owned();
@@ -26,7 +26,7 @@ async fn behind_a_proxy(name: &str, settings: &str) -> (Core, Proxy) {
     (core, proxy)
 }
 
-/// Runs a build that prints `first`, stands at the breakpoint, and prints some more.
+/// Runs a build that prints `first`, waits at a breakpoint, and prints further lines.
 async fn all_lines_arrive(core: &Core, first: &str, interrupt: impl AsyncFnOnce(&Breakpoint)) {
     let breakpoint = Breakpoint::new();
     let steps = [first.to_owned(), breakpoint.command(), lines(2_001, 2_500, ":")];
@@ -44,7 +44,7 @@ async fn all_lines_arrive(core: &Core, first: &str, interrupt: impl AsyncFnOnce(
     assert_eq!(numbers(core, app).await, (1..=2_500).collect::<Vec<_>>());
 }
 
-/// Waits until the agent of the only machine is connected, or is not.
+/// Waits until the agent of the only machine is connected, or until it is not.
 async fn agent_is(core: &Core, connected: bool) {
     let what = format!("the agent's `connected` is {connected}");
     eventually(&what, async || {
@@ -72,7 +72,7 @@ async fn an_agent_that_is_cut_off_again_and_again_loses_no_line() {
 }
 
 #[tokio::test]
-async fn a_connection_on_which_nothing_arrives_any_more_is_given_up_and_another_opened() {
+async fn a_frozen_connection_is_closed_and_another_one_opened() {
     let settings = "[agents]\nheartbeat-interval = \"1s\"\n";
     let (core, proxy) = behind_a_proxy("frozen", settings).await;
     let first = lines(1, 2_000, ":");

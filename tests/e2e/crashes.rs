@@ -39,7 +39,7 @@ async fn a_core_that_is_killed_while_it_builds_goes_on_where_it_was() {
     let (quick, slow) = (job(&run, "quick").clone(), job(&run, "slow").clone());
     core.log_has(&slow, " 100: a line").await;
 
-    // In the midst of the lines, and then while there are some that no core is there to hear.
+    // Core is killed in the middle of the lines, and the build prints more while core is down.
     core.crash();
     core.launch().await;
     first.reached().await;
@@ -64,14 +64,14 @@ async fn a_core_that_is_killed_while_it_builds_goes_on_where_it_was() {
 }
 
 #[tokio::test]
-async fn a_run_that_was_promised_just_before_a_crash_is_served_after_it() {
+async fn a_run_that_was_accepted_just_before_a_crash_is_built_after_it() {
     let mut core = Core::start(STAGELY, "promised", "").await;
     let dockerfile = format!("FROM busybox\nRUN : {}\n", core.name);
     let manifest = "builds: { app: { context: ., platforms: [linux/amd64, linux/arm64] } }\n";
     let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]).await;
     core.crash();
     core.launch().await;
-    // And again as soon as there are machines.
+    // Core is killed again when there are machines.
     core.until(run, "it has machines", |run| run.live_machines > 0).await;
     core.crash();
     core.launch().await;
@@ -82,7 +82,7 @@ async fn a_run_that_was_promised_just_before_a_crash_is_served_after_it() {
 }
 
 #[tokio::test]
-async fn a_core_whose_provider_is_taken_out_keeps_it_for_the_machines_that_are_there() {
+async fn a_provider_that_is_removed_from_the_configuration_still_serves_its_machines() {
     let mut core = Core::start(STAGELY, "no-provider", "").await;
     let (run, breakpoint) = core.run_to_breakpoint().await;
     core.crash();
@@ -131,7 +131,7 @@ async fn the_work_of_an_agent_that_is_killed_goes_to_a_new_machine() {
     assert_eq!(run.status, RunStatus::Completed, "{run:#?}");
     assert_eq!((app.attempt, app.lost_attempts.len()), (2, 1), "{app:#?}");
     assert_eq!(app.lost_attempts[0].reason, FailureReason::MachineLost);
-    // Who follows the job sees both attempts; the store keeps them apart.
+    // A viewer of the job sees both attempts, which the store separates.
     let (seen, end) = viewer.rest().await;
     assert_eq!(end, JobStatus::Completed);
     let last = core.log(app).await;
@@ -213,7 +213,7 @@ async fn a_core_that_is_asked_to_stop_leaves_its_work_for_the_next_one() {
     let mut core = Core::start(STAGELY, "asked-to-stop", "").await;
     let (run, breakpoint) = core.run_to_breakpoint().await;
     let app = core.view(run).await.jobs.remove(0);
-    // Viewers must not hold it up.
+    // Viewers must not delay the shutdown.
     let mut viewer = core.follow(app.id, "").await;
     viewer.next().await.unwrap();
 

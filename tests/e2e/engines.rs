@@ -21,7 +21,7 @@ async fn a_build_whose_engine_dies_is_tried_again_when_the_engine_is_back() {
     core.log_has(&app, "Waiting for the Docker engine").await;
     engine.launch().await;
     breakpoint.reached().await;
-    // And once more, in an orderly way.
+    // The engine is stopped in order.
     engine.stop().await;
     breakpoint.clear().await;
     core.until(run, "another attempt is lost", |run| job(run, "app").attempt == 3).await;

@@ -48,7 +48,7 @@ async fn a_failing_build_is_reported_with_its_last_lines_and_the_others_finish_f
 #[tokio::test]
 async fn a_build_past_its_limit_is_killed_with_all_it_started() {
     let core = Core::start(STAGELY, "timeout", "").await;
-    // A busy machine may need more than the first limit to come to the step at all.
+    // On a busy machine the first limit may end before the step begins.
     for limit_seconds in [10, 60, 600] {
         let breakpoint = Breakpoint::new();
         let dockerfile =
@@ -87,14 +87,14 @@ async fn a_cancelled_run_stops_its_builds_and_starts_none_of_those_that_wait() {
     assert_eq!(view.status, RunStatus::Cancelled);
     assert!(view.jobs.iter().all(|job| job.status == JobStatus::Cancelled), "{view:#?}");
     assert_eq!(job(&view, "other").attempt, 0);
-    // Again: it stays as it is.
+    // A second cancellation changes nothing.
     core.post::<serde_json::Value>(&format!("/runs/{run}/cancel"), serde_json::json!({})).await;
     assert_eq!(core.view(run).await.status, RunStatus::Cancelled);
     core.finish().await;
 }
 
 #[tokio::test]
-async fn a_run_that_is_cancelled_while_its_repository_does_not_answer_asks_no_more() {
+async fn a_run_that_is_cancelled_while_its_repository_does_not_answer_sends_no_more_requests() {
     let core = Core::start(STAGELY, "cancel-planning", "").await;
     let mut request = core.request();
     request.repository = core.git.url("status", "503/app/.git");
@@ -104,7 +104,7 @@ async fn a_run_that_is_cancelled_while_its_repository_does_not_answer_asks_no_mo
 
     core.post::<serde_json::Value>(&format!("/runs/{run}/cancel"), serde_json::json!({})).await;
     assert_eq!(core.view(run).await.status, RunStatus::Cancelled);
-    // Uncancelled it would give up for another reason.
+    // Without the cancellation it would fail for another reason.
     let reason = eventually("planning ends", async || {
         let log = fs::read_to_string(core.path("core.log")).unwrap();
         Some(log.lines().find(|line| line.contains("not planned"))?.to_owned())
@@ -115,7 +115,7 @@ async fn a_run_that_is_cancelled_while_its_repository_does_not_answer_asks_no_mo
 }
 
 #[tokio::test]
-async fn every_error_of_the_manifest_is_told_at_once() {
+async fn all_errors_of_the_manifest_are_reported_at_once() {
     let core = Core::start(STAGELY, "manifest", "").await;
     let manifest =
         "builds:\n  app: { context: ., platfrom: linux/amd64 }\n  web: { context: ../.. }\n";
@@ -131,7 +131,7 @@ async fn every_error_of_the_manifest_is_told_at_once() {
 }
 
 #[tokio::test]
-async fn machines_that_cannot_be_started_or_die_at_once_fail_the_job_and_say_why() {
+async fn machines_that_do_not_start_or_die_at_once_fail_the_job_with_the_reason() {
     let cases = [
         ("/nowhere/stagely", FailureReason::Provider, 1, "/nowhere/stagely"),
         ("/bin/true", FailureReason::MachineLost, 3, "the provider ended the machine"),

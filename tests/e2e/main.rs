@@ -5,8 +5,8 @@
 //! `debian:13-slim` and `gcc:14`, and a registry that `STAGELY_REGISTRY`,
 //! `STAGELY_REGISTRY_USERNAME` and `STAGELY_REGISTRY_PASSWORD_FILE` name.
 //!
-//! Builds stop at breakpoints (see [`stagely_test_support::breakpoint`]) instead of taking some time, so no test depends on how
-//! fast the machine is.
+//! Builds stop at breakpoints (see [`stagely_test_support::breakpoint`]) instead of taking some time, so no test
+//! depends on how fast the machine is.
 
 #![expect(clippy::unwrap_used, reason = "a helper's failure fails the test")]
 
@@ -33,5 +33,4 @@ mod pages;
 mod retention;
 mod sweep;
 
-/// The program under test.
 const STAGELY: &str = env!("CARGO_BIN_EXE_stagely");

@@ -11,22 +11,22 @@ use crate::STAGELY;
 
 const BOTH: &str = "builds: { app: { context: ., platforms: [linux/amd64, linux/arm64] } }\n";
 
-/// An image that says which processor it runs on.
-fn says_its_processor(core: &Core) -> String {
+/// An image that prints its processor.
+fn prints_its_processor(core: &Core) -> String {
     format!("FROM busybox\nRUN : {}; uname -m > /arch\nCMD [\"uname\", \"-m\"]\n", core.name)
 }
 
 #[tokio::test]
 async fn one_image_runs_on_two_kinds_of_processor_and_its_merge_needs_no_machine() {
     let core = Core::start(STAGELY, "two-chips", "").await;
-    let dockerfile = says_its_processor(&core);
+    let dockerfile = prints_its_processor(&core);
     let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", BOTH)]).await;
     let run = core.ended(run).await;
 
     assert_eq!(run.status, RunStatus::Completed, "{run:#?}");
     let (amd64, arm64, merge) =
         (job(&run, "app_amd64"), job(&run, "app_arm64"), job(&run, "app_merge"));
-    // Exactly one of them is not this machine's own.
+    // Exactly one of the platforms is emulated.
     assert_ne!(amd64.emulated, arm64.emulated, "{run:#?}");
     let emulated = if arm64.emulated { arm64 } else { amd64 };
     assert!(emulated.warnings.iter().any(|warning| warning.contains("emulated")), "{emulated:#?}");
@@ -34,7 +34,7 @@ async fn one_image_runs_on_two_kinds_of_processor_and_its_merge_needs_no_machine
     assert!(merge.took_over.is_some(), "{merge:#?}");
     assert_eq!(run.saved_machines, 1);
 
-    // The tag that people pull names the index, which holds both by digest.
+    // The tag that people pull names the index, which has the digests of both images.
     let tag = core.image("default", "app");
     assert_eq!(merge.tag.as_ref().unwrap().as_str(), tag);
     assert_eq!(core.registry.digest(&tag).await.as_deref(), Some(merge.digest_text()));
@@ -73,7 +73,7 @@ async fn a_run_that_ends_after_a_newer_one_moves_no_tag() {
     assert_ne!(newer.digest, older.digest);
     let tag = core.image("default", "app");
     assert_eq!(core.registry.digest(&tag).await.as_deref(), Some(newer.digest_text()));
-    // Each run's own reference names what it built.
+    // Each run's own reference names its image.
     for merge in [newer, older] {
         let own = merge.image.as_str();
         assert_eq!(core.registry.digest(own).await.as_deref(), Some(merge.digest_text()));
@@ -84,7 +84,7 @@ async fn a_run_that_ends_after_a_newer_one_moves_no_tag() {
 #[tokio::test]
 async fn however_often_core_is_killed_the_tag_names_the_newest_image() {
     let mut core = Core::start(STAGELY, "killed-tags", "").await;
-    let dockerfile = says_its_processor(&core);
+    let dockerfile = prints_its_processor(&core);
     let files = [("Dockerfile", &*dockerfile), ("stagely.yaml", BOTH)];
     let id = core.run_of(&files).await;
     // From the end of the first build on, core is killed whenever a state has changed.

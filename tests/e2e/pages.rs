@@ -1,4 +1,4 @@
-//! The pages that comments and commit statuses lead to.
+//! The pages that comments and commit statuses link to.
 
 use reqwest::header::HeaderMap;
 use reqwest::{Response, StatusCode};
@@ -8,14 +8,14 @@ use stagely_test_core::{Core, job};
 
 use crate::STAGELY;
 
-/// What the build of the tests prints: markup, and what changes how a line looks.
+/// The output of the build: markup and escape sequences.
 const PRINTED: &str = "<script>alert(1)</script> &amp; \"quoted\"";
 
 async fn open(core: &Core, path: &str) -> Response {
     reqwest::get(format!("{}{path}", core.url)).await.unwrap()
 }
 
-/// Opens a page and checks what each has; its text.
+/// Opens a page and checks the headers of all pages. Returns the text.
 async fn text_of(answer: Response, status: u16, kind: &str) -> String {
     assert_eq!(answer.status().as_u16(), status, "{}", answer.url());
     let headers: HeaderMap = answer.headers().clone();
@@ -33,7 +33,7 @@ async fn page(core: &Core, path: &str, status: u16) -> String {
 }
 
 #[tokio::test]
-async fn a_run_and_its_jobs_have_pages_on_which_the_words_of_strangers_stay_words() {
+async fn the_pages_of_a_run_and_its_jobs_escape_all_markup() {
     let core = Core::start(STAGELY, "pages", "").await;
     // More lines than a page shows.
     let dockerfile = format!(
@@ -113,7 +113,7 @@ async fn where_logs_are_not_open_a_page_asks_for_a_token_as_browsers_know_it() {
         format!("/runs/{}", run.id),
         format!("/jobs/{}", app.id),
         format!("/jobs/{}/log", app.id),
-        // Whether there is such a page is not told either.
+        // The answer does not show whether there is such a page.
         "/jobs/x?attempt=x".to_owned(),
     ];
     let http = reqwest::Client::new();

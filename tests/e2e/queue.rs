@@ -1,4 +1,4 @@
-//! Who is served when there are too few machines.
+//! The order of jobs when there are too few machines.
 
 use stagely::api::{QueueView, RunStatus};
 use stagely_state::MachineState;

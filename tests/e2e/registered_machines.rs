@@ -1,4 +1,4 @@
-//! Machines that are there already.
+//! Registered machines, which core does not launch.
 
 use std::collections::BTreeSet;
 
@@ -57,7 +57,7 @@ async fn a_registered_machine_gets_jobs_one_at_a_time_and_is_never_ended() {
     assert!(agent.stop().await.success());
     is(&core, MachineStatus::Ready, false).await;
 
-    // Removed, it is gone, and its token opens nothing.
+    // A removed machine is gone, and its token is invalid.
     let path = format!("/api/v1/machines/{}", machine.id);
     let token = core.admin_token();
     let (status, text) = core.call(Some(&token), Method::DELETE, &path, None).await;
@@ -77,7 +77,7 @@ async fn a_registered_machine_gets_jobs_one_at_a_time_and_is_never_ended() {
 
 #[tokio::test]
 async fn a_registered_machine_whose_agent_dies_loses_its_job_and_gets_it_again_on_its_return() {
-    // A core that has just started waits for both graces before it gives a machine up.
+    // A core that has just started waits for both graces before it marks a machine as lost.
     let graces = "job-grace = \"3s\"\n[agents]\nreconnect-grace = \"3s\"\n";
     let settings = format!("{NO_PROVIDER}{graces}");
     let core = Core::start(STAGELY, "rack-dies", &settings).await;
@@ -86,14 +86,14 @@ async fn a_registered_machine_whose_agent_dies_loses_its_job_and_gets_it_again_o
     let agent = core.start_agent("rack", STAGELY, &arguments);
     let (run, breakpoint) = core.run_to_breakpoint().await;
 
-    // Killed: no word of goodbye.
+    // The agent is killed, so it reports nothing.
     drop(agent);
     let orphans = processes_with(&machine.id.to_string());
     assert!(orphans.iter().any(|process| process.arguments.contains(&"buildx".to_owned())));
     core.until(run, "the job waits again", |run| job(run, "app").status == JobStatus::Queued).await;
     let agent = core.start_agent("rack", STAGELY, &arguments);
     core.until(run, "it is tried again", |run| job(run, "app").attempt == 2).await;
-    // What the dead agent had started would push an older image over the new one.
+    // The processes of the killed agent would push an older image over the new one.
     eventually("the old build is gone", async || {
         let all = processes_with(&machine.id.to_string());
         let is_left = |orphan: &Process| all.iter().any(|process| process.pid == orphan.pid);
@@ -107,7 +107,7 @@ async fn a_registered_machine_whose_agent_dies_loses_its_job_and_gets_it_again_o
     let app = job(&run, "app");
     assert_eq!((run.status, app.attempt), (RunStatus::Completed, 2), "{run:#?}");
     assert_eq!(app.lost_attempts[0].reason, FailureReason::MachineLost);
-    // Somebody whose connection broke in the first attempt and held again only now misses nothing.
+    // A viewer that was disconnected during the first attempt gets all its lines.
     let client = Client::new(core.url.parse().unwrap(), core.admin_token().into()).unwrap();
     let range = LogRange { attempt: Some(1), from: None };
     let (mut log, mut attempts) = (client.follow_log(app.id, range), BTreeSet::new());

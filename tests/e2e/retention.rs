@@ -1,4 +1,4 @@
-//! What is kept, and what is forgotten.
+//! The deletion of old records.
 
 use reqwest::{Method, StatusCode};
 use stagely::api::{RunStatus, RunView};
@@ -17,7 +17,7 @@ async fn runs_that_ended_long_ago_are_forgotten_with_their_jobs_logs_and_machine
     assert_eq!(run.status, RunStatus::Completed, "{run:#?}");
     let token = core.admin_token();
 
-    // Everything that is kept outlives core, also whom it knows.
+    // The remaining records survive a restart, also the tokens.
     assert!(core.shut_down().await.success());
     core.launch().await;
     assert_eq!(core.admin_token(), token);

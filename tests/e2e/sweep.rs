@@ -1,4 +1,4 @@
-//! What people see of machines, and what becomes of those that should not be there, or are not.
+//! The commands `machines` and `sweep`, for unknown machines and for machines that are gone.
 
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -15,7 +15,7 @@ use stagely_test_support::wait::eventually;
 
 use crate::STAGELY;
 
-/// Runs a command on the core's machine, as its owner.
+/// Runs a command on core's host as its owner.
 fn does(core: &Core, arguments: &[&str]) -> Output {
     program::command(STAGELY)
         .args(arguments)
@@ -29,8 +29,8 @@ fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// What a core that has lost its last records would leave behind: a process that is an agent by its environment
-/// and its configuration. It does not end when it is asked to, so that it can be looked at.
+/// A machine without a record, as a core that has lost its last records would leave it: a process with the
+/// environment and the configuration of an agent. It ignores SIGTERM, so that the test can examine it.
 fn stray_agent(core_id: &CoreId, machine: MachineId, config: &Path) -> Child {
     Command::new("/bin/sh")
         .args(["-c", "trap '' TERM; while :; do sleep 1; done", "agent"])
@@ -43,7 +43,7 @@ fn stray_agent(core_id: &CoreId, machine: MachineId, config: &Path) -> Child {
 }
 
 #[tokio::test]
-async fn a_machine_that_nobody_knows_is_told_of_by_a_dry_run_and_ended_by_a_sweep() {
+async fn an_unknown_machine_is_reported_by_a_dry_run_and_ended_by_a_sweep() {
     let mut core = Core::start(STAGELY, "sweep", "").await;
     assert!(core.shut_down().await.success());
     let core_id = Store::open(&core.path("data/core.redb")).unwrap().1.core_id;

@@ -1,4 +1,4 @@
-//! Builds in several variants, builds that need others, and builds that a run does without.
+//! Builds in several variants, builds that depend on others, and skipped builds.
 
 use stagely::api::{JobStatus, RunStatus};
 use stagely_test_core::{Core, job};
@@ -36,7 +36,7 @@ async fn a_matrix_makes_a_job_and_a_tag_a_combination() {
 }
 
 #[tokio::test]
-async fn a_build_stands_on_the_image_of_another_of_the_same_run() {
+async fn a_build_uses_the_image_of_another_build_of_the_same_run() {
     let core = Core::start(STAGELY, "depends", "").await;
     let base = format!("FROM busybox\nRUN : {}; uname -m > /made-of\n", core.name);
     let app = format!(
@@ -50,7 +50,7 @@ async fn a_build_stands_on_the_image_of_another_of_the_same_run() {
     let files =
         [("app/Dockerfile", &*app), ("base/Dockerfile", &*base), ("stagely.yaml", manifest)];
     core.repository.commit(&files);
-    // Asked for alone, it brings what it stands on.
+    // A request for this build alone also makes the build that it depends on.
     let mut request = core.request();
     request.builds = vec!["app".to_owned()];
     let run = core.run(request).await;
@@ -85,7 +85,7 @@ async fn a_build_whose_paths_did_not_change_is_skipped_and_its_last_image_stands
     let skipped: Vec<&str> = main.skipped.iter().map(|build| build.build.as_str()).collect();
     assert_eq!(skipped, ["release"], "{main:#?}");
 
-    // The web changes: the api is skipped.
+    // Only `web` changes, so `api` is skipped.
     core.commit_to("feature", &[("web/page", "new")]);
     let mut request = core.request();
     request.reference = Some("feature".to_owned());
@@ -98,7 +98,7 @@ async fn a_build_whose_paths_did_not_change_is_skipped_and_its_last_image_stands
     let stands_in = api.image.as_ref().expect("an image").as_str();
     assert!(stands_in.ends_with(job(&main, "api").digest_text()), "{api:?}");
 
-    // The api changes: what stands on it is built as well.
+    // `api` changes, so the build that depends on it is made as well.
     core.commit_to("feature", &[("api/code", "new")]);
     let mut request = core.request();
     request.reference = Some("feature".to_owned());
@@ -108,7 +108,7 @@ async fn a_build_whose_paths_did_not_change_is_skipped_and_its_last_image_stands
     assert_eq!(built, ["api", "web"], "{feature:#?}");
     assert!(feature.jobs.iter().all(|job| job.status == JobStatus::Completed), "{feature:#?}");
 
-    // A branch that changes nothing needs no machine at all.
+    // A branch without changes needs no machine.
     core.commit_to("nothing", &[("README", "words")]);
     let mut request = core.request();
     request.reference = Some("nothing".to_owned());

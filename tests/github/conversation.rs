@@ -1,4 +1,4 @@
-//! A GitHub, a core that listens to it, and its machines.
+//! A fake GitHub, a core that gets its deliveries, and the machines of that core.
 
 use std::fs;
 use std::time::Duration;
@@ -20,10 +20,10 @@ use crate::machines::Machines;
 /// The repository of most conversations.
 pub(crate) const WEB: &str = "acme/web";
 
-/// One build.
+/// A manifest with one build.
 pub(crate) const MANIFEST: &str = "builds: { app: { context: . } }\n";
 
-/// One build for two platforms, which are merged.
+/// A manifest with one build for two platforms.
 pub(crate) const TWO_PLATFORMS: &str =
     "builds: { app: { context: ., platforms: [linux/amd64, linux/arm64] } }\n";
 
@@ -33,11 +33,11 @@ pub(crate) struct Conversation {
     pub(crate) machines: Machines,
     /// The project of [`WEB`].
     pub(crate) project: String,
-    /// Holds the files with secrets.
+    /// The folder of the files with secrets.
     secrets: TempDir,
 }
 
-/// How core is known to GitHub.
+/// The credentials that core has at GitHub.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Credentials {
     App,
@@ -45,16 +45,15 @@ pub(crate) enum Credentials {
     Token,
 }
 
-/// The fine-grained token.
 pub(crate) const TOKEN: &str = "github_pat_of-a-person-0815";
 
 impl Conversation {
-    /// Starts with one repository that has one build, and a core that is a GitHub App.
+    /// Starts a core that is a GitHub App, and one repository with one build.
     pub(crate) async fn start(name: &str) -> Self {
         Self::start_with(name, MANIFEST, "").await
     }
 
-    /// Starts with another `stagely.yaml`, and with `settings` laid over the usual.
+    /// As [`start`](Self::start), with this `stagely.yaml`, and with `settings` before the defaults.
     pub(crate) async fn start_with(name: &str, manifest: &str, settings: &str) -> Self {
         let github = GitHub::start_at(ENTERPRISE).await;
         Self::start_at(github, name, manifest, settings, Credentials::App).await
@@ -81,8 +80,8 @@ impl Conversation {
         conversation
     }
 
-    /// Waits until core has looked for what it was not told of. What happens from then on, for minutes, it
-    /// knows by deliveries alone.
+    /// Waits until core has compared its records with GitHub. After that, for minutes, core learns of changes by
+    /// deliveries alone.
     async fn is_reconciled(&self) {
         eventually("core has looked at its projects", async || {
             let health = self.health().await;
@@ -92,12 +91,12 @@ impl Conversation {
         .await;
     }
 
-    /// Somebody opens a pull request that changes these files.
+    /// Opens a pull request with one changed file.
     pub(crate) async fn opened(&self, branch: &str) -> PullRequest {
         self.github.opens(WEB, branch, &[("change", branch)]).await
     }
 
-    /// The newest run of a pull request, as soon as it is as `is_so` says.
+    /// Waits until `is_so` is true of the newest run of a pull request.
     pub(crate) async fn run_when(
         &self,
         pull: &PullRequest,
@@ -120,7 +119,7 @@ impl Conversation {
         runs
     }
 
-    /// Waits until the one comment on the pull request says `text`.
+    /// Waits until the only comment on the pull request contains `text`.
     pub(crate) async fn comment_says(&self, pull: &PullRequest, text: &str) -> Comment {
         let what = format!("the comment on {pull:?} says {text:?}");
         eventually(&what, async || {
@@ -131,7 +130,7 @@ impl Conversation {
         .await
     }
 
-    /// Waits until a status of a commit is so.
+    /// Waits until a commit's status has this state. Returns its description.
     pub(crate) async fn status_is(&self, commit: &str, context: &str, state: &str) -> String {
         let what = format!("{context} of {commit} is {state}");
         eventually(&what, async || {
@@ -142,7 +141,7 @@ impl Conversation {
         .await
     }
 
-    /// Builds the commit that a pull request is at.
+    /// Builds the head of a pull request.
     pub(crate) async fn is_built(&self, pull: &PullRequest) -> RunView {
         self.machines.build_of(&self.github.head(pull)).await.succeeds().await;
         self.run_when(pull, "it completes", |run| run.status == RunStatus::Completed).await
@@ -153,7 +152,7 @@ impl Conversation {
         self.core.get("/github").await
     }
 
-    /// Kills core and keeps what GitHub delivers meanwhile from it.
+    /// Kills core and starts it again.
     pub(crate) async fn core_restarts(&mut self) {
         self.core.crash();
         self.core.launch().await;
@@ -164,7 +163,7 @@ impl Conversation {
         self.core.call(Some(&self.core.admin_token()), Method::POST, &path, Some(body)).await
     }
 
-    /// Ends all, and checks that nothing is left and that no request was one that GitHub does not know.
+    /// Ends core, and checks that nothing is left and that GitHub knows every request.
     pub(crate) async fn ends(self) -> StoreContents {
         let log = fs::read_to_string(self.core.path("core.log")).unwrap();
         self.github.has_no_complaints();
@@ -217,5 +216,5 @@ fn settings_for(
     settings
 }
 
-/// How long a machine may stand there after a webhook that ends its work.
+/// The time limit for the end of a machine after a webhook that ends its work.
 pub(crate) const END_LIMIT: Duration = Duration::from_secs(5);

@@ -1,4 +1,4 @@
-//! What core shows to GitHub, and what it hands on to machines.
+//! The credentials that core sends to GitHub, and the tokens that machines get.
 
 use std::collections::BTreeSet;
 
@@ -31,7 +31,7 @@ async fn each_job_gets_a_token_of_its_own_that_only_reads_this_repository() {
 }
 
 #[tokio::test]
-async fn a_fine_grained_token_will_do_where_there_is_no_app() {
+async fn a_fine_grained_token_is_enough_without_an_app() {
     let github = GitHub::start_at(ENTERPRISE).await;
     let conversation =
         Conversation::start_at(github, "pat", MANIFEST, "", Credentials::Token).await;
@@ -40,7 +40,7 @@ async fn a_fine_grained_token_will_do_where_there_is_no_app() {
     let comment = conversation.comment_says(&pull, "✅").await;
     assert_eq!(comment.author, crate::fake::people::WRITER);
     assert!(conversation.github.requests(" /app").is_empty(), "it asked as an app");
-    // A fork's build is not given a person's own token.
+    // The build of a fork never gets a person's token.
     let fork = conversation.github.opens_from_fork(WEB, "gift", &[("change", "9")]).await;
     let comment = conversation.comment_says(&fork, "/stagely approve").await;
     // Core writes as somebody who may approve, and its comment names the command.

@@ -1,4 +1,4 @@
-//! The webhook: who may post to it, and what it makes of everything that GitHub has ever delivered.
+//! The webhook: which deliveries it accepts, and its answers to all of GitHub's own examples.
 
 use crate::conversation::{Conversation, WEB};
 use crate::fake::Forged;
@@ -6,7 +6,7 @@ use crate::fake::description::all_deliveries;
 use crate::fake::people::{Opened, WRITER};
 
 #[tokio::test]
-async fn what_is_not_signed_with_the_secret_is_refused_and_changes_nothing() {
+async fn a_delivery_without_a_valid_signature_is_refused_and_changes_nothing() {
     let conversation = Conversation::start("forged").await;
     let pull = conversation.github.prepares(WEB, "evil", &[("change", "1")], Opened::default());
     let payload = conversation.github.pull_payload(&pull, "opened", WRITER);
@@ -22,7 +22,7 @@ async fn what_is_not_signed_with_the_secret_is_refused_and_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_delivery_that_comes_again_is_taken_once() {
+async fn a_repeated_delivery_counts_once() {
     let conversation = Conversation::start("replayed").await;
     let pull = conversation.opened("echo").await;
     let delivery = conversation.github.world().deliveries.last().unwrap().clone();
@@ -52,7 +52,7 @@ async fn a_push_that_is_overtaken_by_the_next_is_not_built() {
 }
 
 #[tokio::test]
-async fn every_real_delivery_is_taken_or_refused_clearly() {
+async fn every_example_of_a_delivery_is_accepted_or_refused_with_a_reason() {
     let conversation = Conversation::start("examples").await;
     let mut count = 0;
     for event in all_deliveries() {
@@ -65,7 +65,7 @@ async fn every_real_delivery_is_taken_or_refused_clearly() {
         }
     }
     assert!(count > 300, "only {count} examples");
-    // They are of a repository that nobody listens to.
+    // No project has their repository.
     assert!(conversation.machines.all().is_empty());
     conversation.ends().await;
 }

@@ -1,4 +1,4 @@
-//! Pull requests from forks: nothing is done for a commit before somebody who may write agrees to it.
+//! Pull requests from forks: core does nothing for a commit before somebody with write permission approves it.
 
 use stagely::api::{RunStatus, RunView};
 use stagely_state::Approval;
@@ -29,7 +29,7 @@ async fn a_fork_waits_and_gets_neither_machine_nor_token_before_it_is_approved()
     conversation.github.comments(&pull, WRITER, "/stagely approve").await;
     let build = conversation.machines.build_of(&conversation.github.head(&pull)).await;
 
-    // Even approved it writes no cache that others read, and no secret of the project is given to it.
+    // Even an approved build writes no cache that others read, and gets no secret of the project.
     let config = &build.message["build_config"];
     assert!(config["cache_to"].is_null(), "{config:#}");
     assert!(config["secrets"].as_object().is_none_or(serde_json::Map::is_empty), "{config:#}");
@@ -92,7 +92,7 @@ async fn people_who_may_write_cancel_and_rebuild_by_comments() {
     let builds = conversation.machines.jobs_of(&conversation.github.head(&pull), "BUILD", 2).await;
     builds.last().unwrap().succeeds().await;
     conversation.comment_says(&pull, "✅").await;
-    // A comment that comes once more is followed once.
+    // A repeated delivery is ignored.
     let repeated = conversation.github.redelivers(&written.delivery.unwrap()).await;
     assert!(repeated.answer.contains("repeated"), "{repeated:?}");
     assert_eq!(conversation.runs(&pull).await.len(), 2);

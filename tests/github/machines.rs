@@ -1,6 +1,5 @@
-//! Machines that the test plays: core launches a process for each, which only stands there, and the test
-//! speaks as its agent. So a test says when a build ends and how, and core's provider, its sockets and its
-//! leases are the real ones.
+//! Simulated machines: core launches a process for each, which does nothing, and the test acts as its agent. So a
+//! test decides when and how a build ends, while core's provider, sockets and leases are real.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs;
@@ -21,7 +20,6 @@ use tokio::time::sleep;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_util::task::AbortOnDropHandle;
 
-/// All machines of a core.
 pub(crate) struct Machines {
     folder: TempDir,
     jobs: Jobs,
@@ -33,9 +31,8 @@ type Jobs = Arc<Mutex<Vec<Job>>>;
 /// A job that core has assigned to a machine.
 #[derive(Clone)]
 pub(crate) struct Job {
-    /// BUILD or MERGE, as core sent it.
+    /// The BUILD or MERGE of core.
     pub(crate) message: Value,
-    /// The machine's id.
     pub(crate) machine: String,
     agent: Arc<Agent>,
     registry: Registry,
@@ -71,7 +68,7 @@ impl Machines {
         let arrivals = folder.path().join("arrivals");
         fs::create_dir(&arrivals).unwrap();
         let program = folder.path().join("machine");
-        // Core knows its machine by the name of this file among the arguments. `tail` ends with SIGTERM.
+        // Core finds the machine by the name of this file in the arguments. SIGTERM ends `tail`.
         let script = format!(
             "#!/bin/sh\nln -s \"$3\" \"{}/$(basename \"$(dirname \"$3\")\")\"\nexec tail -f \"$3\"\n",
             arrivals.display()
@@ -83,7 +80,7 @@ impl Machines {
         Self { folder, jobs, _task: AbortOnDropHandle::new(task) }
     }
 
-    /// What core launches.
+    /// The program that core launches.
     pub(crate) fn program(&self) -> PathBuf {
         self.folder.path().join("machine")
     }
@@ -93,7 +90,7 @@ impl Machines {
         self.jobs.lock().unwrap().clone()
     }
 
-    /// Waits for the jobs of a commit that fit: there are to be so many.
+    /// Waits for `count` jobs of a commit of this kind.
     pub(crate) async fn jobs_of(&self, commit: &str, kind: &str, count: usize) -> Vec<Job> {
         let what = format!("{count} machines get a {kind} of {commit}");
         eventually(&what, async || {
@@ -104,7 +101,7 @@ impl Machines {
         .await
     }
 
-    /// Waits for the one build of a commit.
+    /// Waits for the only build of a commit.
     pub(crate) async fn build_of(&self, commit: &str) -> Job {
         self.jobs_of(commit, "BUILD", 1).await.remove(0)
     }
@@ -127,18 +124,17 @@ impl Job {
         self.message["job_id"].as_str().unwrap()
     }
 
-    /// The reference that it is to push.
+    /// The reference that the job pushes to.
     pub(crate) fn image(&self) -> String {
         let image = &self.message["build_config"]["target_image"];
         image.as_str().or(self.message["target_image"].as_str()).unwrap().to_owned()
     }
 
-    /// The token that it clones with.
     pub(crate) fn clone_token(&self) -> Option<String> {
         self.message["context"]["clone_token"].as_str().map(str::to_owned)
     }
 
-    /// The build has these lines in its log.
+    /// Sends these lines of the build's log.
     pub(crate) fn prints(&self, lines: &[&str]) {
         let lines: Vec<Value> =
             lines.iter().map(|line| json!({ "data": format!("{line}\n") })).collect();
@@ -146,7 +142,7 @@ impl Job {
         self.agent.send(log);
     }
 
-    /// The image is pushed, and its cache if it is to write one.
+    /// Pushes the image, and the cache if the job writes one, and reports success.
     pub(crate) async fn succeeds(&self) {
         let digest = push(&self.registry, &self.image()).await;
         if let Some(cache) = self.message["build_config"]["cache_to"].as_str() {
@@ -158,7 +154,7 @@ impl Job {
         }));
     }
 
-    /// The user's own failure.
+    /// Reports a failure of the user's build.
     pub(crate) fn fails(&self, step: &str, exit_code: i32) {
         self.agent.send(json!({
             "type": "STATUS", "job_id": self.id(), "state": "failed", "exit_code": exit_code,
@@ -166,12 +162,11 @@ impl Job {
         }));
     }
 
-    /// Whether its machine stands there.
     pub(crate) fn has_machine(&self) -> bool {
         !processes_with(&self.machine).is_empty()
     }
 
-    /// Waits until the machine is gone, and says how long that took.
+    /// Waits until the machine is gone. Returns how long that took.
     pub(crate) async fn machine_is_gone(&self) -> Duration {
         let started = tokio::time::Instant::now();
         eventually("the machine is gone", async || (!self.has_machine()).then_some(())).await;
@@ -179,7 +174,7 @@ impl Job {
     }
 }
 
-/// Connects for every machine that arrives.
+/// Acts as the agent of each new machine.
 async fn welcome(arrivals: PathBuf, jobs: Jobs) {
     let mut tasks = tokio::task::JoinSet::new();
     let mut known = std::collections::BTreeSet::new();
@@ -194,14 +189,14 @@ async fn welcome(arrivals: PathBuf, jobs: Jobs) {
     }
 }
 
-/// Is the agent of a machine until that is gone.
+/// Acts as the agent of a machine until the machine is gone.
 async fn stand_in(path: PathBuf, jobs: Jobs) {
     let machine = path.file_name().unwrap().to_str().unwrap().to_owned();
     let agent = Arc::new(Agent::default());
-    // The folder goes with the machine.
+    // Core deletes the folder with the machine.
     while let Ok(text) = fs::read_to_string(&path) {
         let config: Value = serde_json::from_str(&text).unwrap();
-        // Core may be away for a while.
+        // Core may be down for a while.
         let _ = session(&config, &machine, &agent, &jobs).await;
         sleep(POLL).await;
     }
@@ -293,7 +288,7 @@ fn handle(message: &Value, machine: &str, agent: &Arc<Agent>, jobs: &Jobs) {
     }
 }
 
-/// Pushes an image of nothing, which no other is the same as; its digest.
+/// Pushes an empty image with a digest of its own, which is returned.
 pub(crate) async fn push(registry: &Registry, image: &str) -> String {
     let path = image.strip_prefix(&registry.url).unwrap().trim_start_matches('/');
     let (repository, tag) = path.rsplit_once(':').unwrap();

@@ -1,8 +1,7 @@
 //! From pull request to comment: conversations between a GitHub that keeps state and a real `stagely core`.
 //!
-//! Machines are real to core and stand-ins here (see [`machines`]), so that a test says when and how a
-//! build ends; what they push goes to the real registry. Whatever core asks of GitHub is checked against
-//! GitHub's own description.
+//! Machines are simulated (see [`machines`]), so that a test decides when and how a build ends; images go to the
+//! real registry. Each of core's requests to GitHub is checked against GitHub's own description.
 //!
 //! Needs root and what `scripts/setup` sets up, as the tests in `tests/e2e` do.
 
@@ -22,5 +21,4 @@ mod misfortunes;
 mod credentials;
 mod many;
 
-/// The program under test.
 const STAGELY: &str = env!("CARGO_BIN_EXE_stagely");

@@ -1,4 +1,4 @@
-//! GitHub that is away, slow, or loses its answers; deliveries that are lost; a core that is killed.
+//! A GitHub that is down or slow or loses answers, lost deliveries, and a killed core.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ const COMMENTING: &str = "POST /repos/{owner}/{repo}/issues/{issue_number}/comme
 #[tokio::test]
 async fn a_core_that_is_killed_before_its_comment_is_known_writes_one_all_the_same() {
     let mut conversation = Conversation::start("killed").await;
-    // Written, and core dies while it waits for the answer.
+    // GitHub has written the comment, and core is killed while it waits for the answer.
     conversation.github.fails(COMMENTING, 1, FaultKind::Slow(Duration::from_millis(500)));
     let pull = conversation.opened("last-words").await;
     let build = conversation.machines.build_of(&conversation.github.head(&pull)).await;
@@ -25,7 +25,7 @@ async fn a_core_that_is_killed_before_its_comment_is_known_writes_one_all_the_sa
     conversation.core_restarts().await;
     build.succeeds().await;
     conversation.run_when(&pull, "it completes", |run| run.status == RunStatus::Completed).await;
-    // Between the commit of the end and its comment.
+    // Core is killed between the transaction of the end and its comment.
     conversation.core_restarts().await;
 
     conversation.comment_says(&pull, "✅").await;
@@ -71,7 +71,7 @@ async fn while_github_answers_502_builds_go_on_and_all_is_told_later() {
         conversation.github.requests("").iter().any(|seen| seen.status == 502).then_some(())
     })
     .await;
-    // Webhooks are answered in milliseconds meanwhile.
+    // Meanwhile webhooks are answered in milliseconds.
     let begun = tokio::time::Instant::now();
     let second = conversation.opened("second").await;
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
@@ -94,7 +94,7 @@ async fn what_was_delivered_while_core_was_down_is_found_at_its_start() {
     conversation.github.pushes(&known, &[("change", "while it was down")]).await;
     let failed = conversation.opened("failed-delivery").await;
     assert_eq!(conversation.github.world().deliveries.last().unwrap().status, 502);
-    // And one that GitHub has no record of.
+    // GitHub has no record of this change's delivery.
     let silent =
         conversation.github.prepares(WEB, "no-delivery", &[("change", "3")], Opened::default());
 
@@ -129,7 +129,7 @@ async fn limits_are_respected_and_shown() {
         conversation.github.requests("").iter().find(|request| request.status == 403).unwrap().at;
     let allowed = refused + Duration::from_secs(4);
     let requests = conversation.github.requests("");
-    // One may have been on its way.
+    // One request may have been under way.
     let known = refused + Duration::from_millis(300);
     let early: Vec<_> =
         requests.iter().filter(|request| request.at > known && request.at < allowed).collect();

@@ -6,7 +6,7 @@ use stagely_test_support::wait::eventually;
 use crate::conversation::{Conversation, END_LIMIT, TWO_PLATFORMS, WEB};
 
 #[tokio::test]
-async fn a_pull_request_is_built_and_its_comment_and_statuses_say_so() {
+async fn a_pull_request_is_built_and_its_comment_and_statuses_show_the_result() {
     let conversation = Conversation::start("opened").await;
 
     let pull = conversation.opened("add-login").await;
@@ -25,7 +25,7 @@ async fn a_pull_request_is_built_and_its_comment_and_statuses_say_so() {
     conversation.status_is(&head, "stagely", "success").await;
     let statuses = conversation.github.statuses(&head);
     assert_eq!(statuses.len(), 2, "{statuses:#?}");
-    // Each leads to a page that core has.
+    // Each link leads to a page of core.
     for status in statuses.values() {
         let page = reqwest::get(&status.target_url).await.unwrap();
         assert!(page.status().is_success(), "{}: {}", status.target_url, page.status());
@@ -34,7 +34,7 @@ async fn a_pull_request_is_built_and_its_comment_and_statuses_say_so() {
 }
 
 #[tokio::test]
-async fn a_failed_build_is_told_with_its_step_and_its_last_lines() {
+async fn a_failed_build_is_reported_with_its_step_and_its_last_lines() {
     let conversation = Conversation::start("failed").await;
 
     let pull = conversation.opened("break-it").await;
@@ -65,12 +65,12 @@ async fn of_two_pushes_within_a_second_only_the_last_one_is_shown() {
     let took = first.machine_is_gone().await;
 
     assert!(took < END_LIMIT, "the older machine was ended after {took:?}");
-    // A late word of the older one changes nothing.
+    // A late report of the older build changes nothing.
     first.succeeds().await;
     conversation.machines.build_of(&third).await.succeeds().await;
     let comment = conversation.comment_says(&pull, "✅").await;
     assert!(comment.body.contains(&third[..7]), "{}", comment.body);
-    // The image is there before its run has ended.
+    // The image is pushed before its run has ended.
     conversation.status_is(&third, "stagely", "success").await;
     let runs = conversation.runs(&pull).await;
     assert_eq!(runs[0].status, RunStatus::Completed);
@@ -174,7 +174,7 @@ async fn a_push_to_the_default_branch_is_built_and_fills_the_shared_cache() {
 }
 
 #[tokio::test]
-async fn a_broken_manifest_is_told_with_line_and_column_until_it_is_fixed() {
+async fn an_invalid_manifest_is_reported_with_line_and_column_until_it_is_fixed() {
     let conversation = Conversation::start("broken").await;
 
     let broken = "builds:\n  app: { context: ., platfroms: [linux/amd64] }\n";

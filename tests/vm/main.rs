@@ -1,8 +1,8 @@
-//! Virtual machines of the golden image: what core's own user data makes of them, and how they end.
+//! Virtual machines of the golden image: how core's user data sets them up, and how they end.
 //!
 //! `scripts/test --vm` makes the image, with the program under test in it, and runs these tests. Needs root,
-//! and what `scripts/setup` sets up; guests are emulated, so it runs where there are no virtual machines. No
-//! test asserts how long something takes; what was measured is printed.
+//! and what `scripts/setup` sets up; guests are emulated, so the tests run without KVM. No test asserts
+//! durations; they are measured and printed.
 
 #![expect(clippy::unwrap_used, reason = "a helper's failure fails the test")]
 
@@ -38,7 +38,7 @@ async fn a_guest_builds_and_pushes_and_powers_off_when_core_ends_it() {
 #[tokio::test]
 async fn a_guest_whose_core_is_gone_gives_up_and_powers_off() {
     let mut world = World::new("gives-up");
-    // Only the agent is left to end it.
+    // Only the agent can end the machine.
     world.append("systemd.mask=stagely-deadman.timer");
     let mut core = Core::start(&world, "[agents]\ngive-up-after = \"1m\"").await;
     let run = core.run().await;

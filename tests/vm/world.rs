@@ -1,4 +1,4 @@
-//! A network of a test's own with core, a registry, a Git server and guests.
+//! A network for one test, with core, a registry, a Git server and guests.
 
 use std::cell::Cell;
 use std::fs;
@@ -24,36 +24,36 @@ use stagely_test_support::wait::wait_for;
 use tempfile::TempDir;
 use tokio::sync::{Mutex, MutexGuard};
 
-/// The host's loopback as a guest sees it, and, in a test's network, the host itself.
+/// The address of the host's loopback inside a guest, and of the host itself in a test's network.
 const HOST: &str = "10.0.2.2";
 
 /// The variable that names the folder of the golden image.
 const IMAGE: &str = "STAGELY_GOLDEN_IMAGE_AMD64";
 
-/// The limit of each event that a test waits for: an emulated guest on a busy machine is slow.
+/// The time limit of each event, because an emulated guest on a busy machine is slow.
 const LIMIT: Duration = Duration::from_mins(5);
 
 const QEMU: &str = "qemu-system-x86_64";
 
-/// Held while a guest boots: two at once take more than twice as long.
+/// Held while a guest boots, because two at once take more than twice as long.
 static BOOTING: Mutex<()> = Mutex::const_new(());
 
 async fn eventually<T>(what: &str, check: impl AsyncFnMut() -> Option<T>) -> T {
     wait_for(LIMIT, check).await.unwrap_or_else(|| panic!("not within {LIMIT:?}: {what}"))
 }
 
-/// The surroundings of a test's core and guests, which end with the value.
+/// The registry, the Git server and the folder of a test. They end with the value.
 pub(crate) struct World {
     registry: PrivateRegistry,
     git: GitServer,
-    /// Keeps the repository's files.
+    /// Owns the repository's files.
     _repository: Repository,
     folder: TempDir,
     image: PathBuf,
 }
 
 impl World {
-    /// Puts this thread, and so all that it starts, into a network of its own.
+    /// Moves this thread, and so all processes that it starts, into a network of its own.
     pub(crate) fn new(name: &str) -> Self {
         assert!(geteuid().is_root(), "these tests make networks: run them as root");
         let image = std::env::var(IMAGE);
@@ -70,12 +70,12 @@ impl World {
         Self { registry, git, _repository: repository, folder, image: image.into() }
     }
 
-    /// The registry as core and guests reach it.
+    /// The registry's address for core and guests.
     fn registry_url(&self) -> String {
         format!("{HOST}:{}", self.registry.address().port())
     }
 
-    /// Adds `words` to the command line of guests' kernels, by a script in the place of QEMU.
+    /// Adds `words` to the command line of the guests' kernels, with a script in the place of QEMU.
     pub(crate) fn append(&mut self, words: &str) {
         let bin = self.folder.path().join("bin");
         fs::create_dir(&bin).unwrap();
@@ -97,7 +97,7 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        // Guests of a test that has failed: they all name files in the folder.
+        // The guests of a failed test, which have files of the folder in their arguments.
         let folder = self.folder.path().to_str().unwrap();
         processes_with(folder).iter().for_each(Process::kill);
     }
@@ -108,7 +108,7 @@ fn ip(arguments: &[&str]) {
     assert!(status.unwrap().success(), "ip {arguments:?}");
 }
 
-/// A build that needs no base image: guests have no registry but the test's.
+/// Commits a build without a base image, because guests reach only the test's registry.
 fn fill(repository: &Repository) {
     let busybox = repository.path.join("busybox");
     let script = format!(
@@ -127,13 +127,12 @@ fn fill(repository: &Repository) {
 /// A real `stagely core` whose machines are guests.
 pub(crate) struct Core {
     process: CoreProcess,
-    /// The address of the repository.
     repository: String,
     booting: Option<MutexGuard<'static, ()>>,
 }
 
 impl Core {
-    /// Starts it when no other core's guest boots; `settings` goes before the defaults.
+    /// Starts core when no other core's guest boots. `settings` goes before the defaults.
     pub(crate) async fn start(world: &World, settings: &str) -> Self {
         let booting = Some(BOOTING.lock().await);
         let folder = world.folder.path().join("core");
@@ -163,13 +162,11 @@ impl Core {
         self.process.path("data")
     }
 
-    /// Starts a run of the repository.
     pub(crate) async fn run(&self) -> RunId {
         let request = serde_json::to_value(CreateRun::new(self.repository.clone())).unwrap();
         self.process.post::<RunView>("/runs", request).await.id
     }
 
-    /// Waits until the run has ended.
     pub(crate) async fn ended(&self, run: RunId) -> RunView {
         eventually("the run ends", async || {
             let view: RunView = self.process.get(&format!("/runs/{run}")).await;
@@ -195,7 +192,7 @@ impl Core {
         self.process.get("/machines").await
     }
 
-    /// Waits until there is no machine, no process of one, and no file.
+    /// Waits until there is no machine, and checks that no process and no file is left.
     pub(crate) async fn nothing_is_left(&self) {
         eventually("core has no machine", async || self.machines().await.is_empty().then_some(()))
             .await;
@@ -204,24 +201,24 @@ impl Core {
         assert_eq!(files_below(&folder), Vec::<PathBuf>::new());
     }
 
-    /// Kills it as a power cut would.
+    /// Kills core as a power cut would.
     pub(crate) fn crash(&mut self) {
         self.process.crash();
     }
 
-    /// Asks it to stop, as a service manager does.
+    /// Stops core as a service manager does.
     pub(crate) async fn shut_down(&mut self) {
         let status = self.process.shut_down().await;
         assert!(status.success(), "core: {status}: {}", self.process.log());
     }
 }
 
-/// The one guest of a core.
+/// The only guest of a core.
 pub(crate) struct Guest {
     id: String,
-    /// Opened while it is there: the file goes with the guest.
+    /// Open, because the file is deleted with the guest.
     console: fs::File,
-    /// When it was seen to start, and how long after that the last thing happened that was measured.
+    /// The start of the guest, and the time from then to the last measurement.
     started: Instant,
     measured: Cell<Duration>,
 }
@@ -244,7 +241,7 @@ impl Guest {
         Self { id, console, started: Instant::now(), measured: Cell::default() }
     }
 
-    /// What its console shows.
+    /// The output on its console.
     pub(crate) fn console(&mut self) -> String {
         let mut text = Vec::new();
         self.console.rewind().unwrap();
@@ -252,7 +249,7 @@ impl Guest {
         String::from_utf8_lossy(&text).into_owned()
     }
 
-    /// Prints how long `what` took.
+    /// Prints the duration of `what`.
     pub(crate) fn took(&self, what: &str) {
         let now = self.started.elapsed();
         let (all, last) = (now.as_secs_f32(), (now - self.measured.get()).as_secs_f32());
@@ -260,7 +257,7 @@ impl Guest {
         self.measured.set(now);
     }
 
-    /// Waits for its agent.
+    /// Waits for the HELLO of its agent.
     pub(crate) async fn says_hello(&mut self, core: &mut Core) {
         eventually("the guest's agent says HELLO", async || {
             let machines = core.machines().await;
@@ -274,7 +271,7 @@ impl Guest {
         self.took("HELLO");
     }
 
-    /// Waits until it has ended by itself.
+    /// Waits until the guest has powered itself off.
     pub(crate) async fn powers_off(&mut self) {
         eventually("the guest powers off", async || (!runs(&self.id)).then_some(())).await;
         self.took("powered off");

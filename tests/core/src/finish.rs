@@ -1,4 +1,4 @@
-//! The end of a test: core stops, and nothing is left of what it has done.
+//! The end of a test: core stops, and the checks that nothing is left behind.
 
 use std::fs;
 use std::process::Command;
@@ -14,7 +14,7 @@ use stagely_test_support::wait::eventually;
 use crate::Core;
 
 impl Core {
-    /// Stops core and checks that nothing is left behind. Returns what the store holds.
+    /// Stops core and checks that nothing is left behind. Returns the contents of the store.
     pub async fn finish(mut self) -> StoreContents {
         eventually("all machines are gone", async || {
             let queue: QueueView = self.get("/queue").await;

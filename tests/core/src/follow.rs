@@ -1,4 +1,4 @@
-//! Reading a job's log while it grows.
+//! Reads a job's log while it grows.
 
 use futures_util::StreamExt as _;
 use stagely::api::{FollowMessage, FollowedLine, JobStatus};
@@ -22,7 +22,7 @@ impl Follower {
         }
     }
 
-    /// Reads on until `is_last` is true of a line; all lines so far.
+    /// Reads until `is_last` is true of a line. Returns all lines so far.
     pub async fn lines_until(&mut self, text: &str) -> Vec<String> {
         let mut all = Vec::new();
         while !all.iter().any(|line: &String| line.contains(text)) {
@@ -34,7 +34,7 @@ impl Follower {
         all
     }
 
-    /// Reads to the end: all lines, and how the job ended.
+    /// Reads to the end. Returns all lines and the job's end.
     pub async fn rest(&mut self) -> (Vec<String>, JobStatus) {
         let mut all = Vec::new();
         loop {

@@ -31,8 +31,8 @@ pub use follow::Follower;
 
 /// A core with a Git server that serves one repository.
 pub struct Core {
-    /// The project's name, which no other test and no earlier one has. It is part of each image's name, and builds
-    /// have it in their commands, so that their processes can be found.
+    /// The project's unique name. It is part of each image's name, and builds have it in their commands, so that
+    /// their processes can be found.
     pub name: String,
     pub git: GitServer,
     pub repository: Repository,
@@ -65,7 +65,7 @@ impl Core {
         Self::start_in(program, name, registry, settings, Vec::new()).await
     }
 
-    /// As [`start_with`](Self::start_with), with these variables in the environment of core's process.
+    /// As [`start_with`](Self::start_with), with these environment variables.
     pub async fn start_in(
         program: &str,
         name: &str,
@@ -95,7 +95,7 @@ impl Core {
         Self { name, git, repository, registry, process, _folder: folder }
     }
 
-    /// A request for a run of the private repository, with the token that opens it.
+    /// A request for a run of the private repository, with its token.
     pub fn request(&self) -> CreateRun {
         CreateRun {
             clone_token: Some(TOKEN.into()),
@@ -109,7 +109,7 @@ impl Core {
         run.id
     }
 
-    /// Commits `files` to `branch`, which begins at the main branch if it is new, and goes back.
+    /// Commits `files` to `branch`, which begins at the main branch if it is new, and checks out the main branch again.
     pub fn commit_to(&self, branch: &str, files: &[(&str, &str)]) -> CommitSha {
         let known = self.repository.git(&["branch", "--list", branch]);
         let make: &[&str] = if known.is_empty() { &["-b"] } else { &[] };
@@ -124,12 +124,11 @@ impl Core {
         format!("{}/{}/{environment}:{tag}", self.registry.url, self.name)
     }
 
-    /// The layer cache called `tag`.
     pub fn cache(&self, tag: &str) -> String {
         self.image("cache", tag)
     }
 
-    /// Commits `files` and starts a run of them.
+    /// Commits `files` and starts a run.
     pub async fn run_of(&self, files: &[(&str, &str)]) -> RunId {
         self.repository.commit(files);
         self.run(self.request()).await
@@ -149,7 +148,7 @@ impl Core {
         self.get(&format!("/runs/{run}")).await
     }
 
-    /// Waits until `is_so` is true of the run, and fails as soon as it cannot become true.
+    /// Waits until `is_so` is true of the run, and fails as soon as the run is over.
     pub async fn until(&self, run: RunId, what: &str, is_so: impl Fn(&RunView) -> bool) -> RunView {
         let mut last = None;
         let found = wait_for(LIMIT, async || {
@@ -173,7 +172,6 @@ impl Core {
         self.request_text(Method::GET, &format!("/jobs/{}/logs", job.id), None).await
     }
 
-    /// Waits until the job's log holds `text`.
     pub async fn log_has(&self, job: &JobView, text: &str) {
         let what = format!("the log of {} holds {text:?}", job.name);
         eventually(&what, async || self.log(job).await.contains(text).then_some(())).await;
@@ -188,7 +186,7 @@ impl Core {
         self.get("/machines").await
     }
 
-    /// Registers a machine like this one and writes its `agent.json`, to work below `work-NAME`.
+    /// Registers a machine of this host's arch and writes its `agent.json`, with the work folder `work-NAME`.
     pub async fn add_machine(&self, name: &str) -> (AddedMachine, PathBuf) {
         self.add_machine_of(Arch::of_this_program(), name).await
     }
@@ -210,20 +208,19 @@ impl Core {
     }
 }
 
-/// Whether nothing more happens to the run.
+/// Whether the run has ended and its machines are gone.
 pub fn is_over(run: &RunView) -> bool {
     run.status.is_final() && run.live_machines == 0
 }
 
 impl Drop for Core {
     fn drop(&mut self) {
-        // First core, which launches a machine in place of each that is killed.
+        // Core first, because it replaces each machine that is killed.
         self.process.end();
         processes_with(&self.name).iter().for_each(Process::kill);
     }
 }
 
-/// The job called `name`.
 pub fn job<'a>(run: &'a RunView, name: &str) -> &'a JobView {
     let found = run.jobs.iter().find(|job| job.name == name);
     found.unwrap_or_else(|| panic!("no job {name} in {run:#?}"))
@@ -236,7 +233,7 @@ pub async fn numbers(core: &Core, job: &JobView) -> Vec<u32> {
     log.lines().filter_map(number).collect()
 }
 
-/// A shell command that prints numbered lines, in the time that `pause` takes every 50 of them.
+/// A shell command that prints numbered lines, and runs `pause` after every 50 of them.
 pub fn lines(first: u32, last: u32, pause: &str) -> String {
     format!(
         "i={first}; while [ $i -le {last} ]; do echo \"$i: a line\"; \

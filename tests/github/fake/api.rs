@@ -1,4 +1,4 @@
-//! What GitHub's REST API does: an arm for each operation that core uses.
+//! GitHub's REST API: an arm for each operation that core uses.
 
 use std::time::Duration;
 
@@ -8,7 +8,6 @@ use serde_json::{Value, json};
 use super::shapes;
 use super::world::{Comment, Permissions, Pull, Repo, Status, Token, World, now};
 
-/// An answer.
 pub(crate) struct Answer {
     pub(crate) status: u16,
     pub(crate) headers: Vec<(&'static str, String)>,
@@ -38,7 +37,7 @@ impl Answer {
     }
 }
 
-/// A request that was found in the description.
+/// A request with its operation in the description.
 pub(crate) struct Call<'a> {
     /// `GET /repos/{owner}/{repo}`.
     pub(crate) operation: &'a str,
@@ -57,7 +56,7 @@ impl Call<'_> {
         self.query.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
-    /// `owner/name`, if the operation is one of a repository.
+    /// `owner/name`, for the operations of a repository.
     fn repository(&self) -> Option<String> {
         let parts = self.parts();
         (parts[0] == "repos").then(|| format!("{}/{}", parts[1], parts[2]))
@@ -73,7 +72,7 @@ impl Call<'_> {
     }
 }
 
-/// What an operation asks of a token: any of these permissions.
+/// The permissions of which an operation needs one.
 fn needs(operation: &str) -> &'static [(&'static str, &'static str)] {
     match operation {
         "GET /repos/{owner}/{repo}/contents/{path}" => &[("contents", "read")],
@@ -95,13 +94,13 @@ fn needs(operation: &str) -> &'static [(&'static str, &'static str)] {
 }
 
 fn allows(held: &Permissions, (name, level): (&str, &str)) -> bool {
-    // Every token may look at what a repository is.
+    // Every token may read a repository's description.
     name == "metadata"
         || held.get(name).is_some_and(|granted| granted == level || granted == "write")
 }
 
 impl World {
-    /// Answers a request whose credentials are good for it.
+    /// Answers a request if its credentials allow it.
     pub(crate) fn answer(&mut self, call: &Call) -> Answer {
         let is_app = call.operation.contains(" /app")
             || call.operation == "GET /repos/{owner}/{repo}/installation";
@@ -111,7 +110,7 @@ impl World {
         }
     }
 
-    /// The account that asks.
+    /// The account of the request.
     fn check_credentials(&mut self, call: &Call, is_app: bool) -> Result<String, Answer> {
         let Some(text) = call.credentials() else {
             return Err(Answer::error(401, "Requires authentication"));
@@ -166,7 +165,7 @@ impl World {
             "GET /repos/{owner}/{repo}/collaborators/{username}/permission" => {
                 self.with_repo(call, |_, repo| {
                     let account = call.parts()[4];
-                    // Of a public repository everybody may read.
+                    // Everybody may read a public repository.
                     let anybody = if repo.is_private { "none" } else { "read" };
                     let level = repo.people.get(account).map_or(anybody, String::as_str);
                     Answer::new(200, &shapes::permission(account, level))
@@ -202,7 +201,7 @@ impl World {
         self.repository(&name).map_or_else(Answer::not_found, |repo| act(self, repo))
     }
 
-    /// Mints a token for what is asked, which must be no more than what the app has.
+    /// Creates the requested token, which must not allow more than the app may do.
     fn mint(&mut self, call: &Call) -> Answer {
         if call.number(2) != self.app.installation {
             return Answer::not_found();
@@ -301,7 +300,7 @@ impl World {
             };
             let mut pulls: Vec<&Pull> =
                 repo.pulls.values().filter(|pull| is_wanted(pull)).collect();
-            // The newest first, unless another order is asked for.
+            // The newest first is the default.
             if call.query("direction") != Some("asc") {
                 pulls.reverse();
             }
@@ -410,7 +409,7 @@ fn percent_decoded(path: &str) -> String {
     url::form_urlencoded::parse(pair.as_bytes()).next().unwrap().1.into_owned()
 }
 
-/// A page of `all`, with the links to the others.
+/// A page of `all`, with links to the other pages.
 fn paged(world: &World, call: &Call, all: &[Value]) -> Answer {
     let number = |name: &str, usual: usize| {
         call.query(name).and_then(|text| text.parse().ok()).unwrap_or(usual).max(1)

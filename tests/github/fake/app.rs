@@ -1,4 +1,4 @@
-//! The GitHub App: its key, and the tokens that it signs and asks for.
+//! The GitHub App: its key, and the tokens that it signs and requests.
 
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
@@ -16,14 +16,14 @@ pub(crate) struct App {
     pub(crate) id: u64,
     pub(crate) installation: u64,
     key: PKey<Private>,
-    /// What its owner lets it do.
+    /// The permissions that its owner has granted.
     pub(crate) permissions: Permissions,
 }
 
-/// GitHub takes no token that is good for longer, in seconds.
+/// The longest life of a token that GitHub accepts, in seconds.
 const LIFE_MAX: i64 = 600;
 
-/// Clocks may differ by this, in seconds.
+/// The tolerated difference of clocks, in seconds.
 const SKEW: i64 = 60;
 
 impl App {
@@ -44,13 +44,13 @@ impl App {
         }
     }
 
-    /// The private key as GitHub hands it out: PEM, PKCS#1.
+    /// The private key in the format of GitHub: PEM, PKCS#1.
     pub(crate) fn private_key(&self) -> String {
         let key = self.key.rsa().unwrap().private_key_to_pem().unwrap();
         String::from_utf8(key).unwrap()
     }
 
-    /// Checks a JSON Web Token as GitHub does: RS256 with the app's key, of this app, and not good for long.
+    /// Checks a JSON Web Token as GitHub does: RS256 with the app's key, issued by this app, and with a short life.
     pub(crate) fn check(&self, token: &str) -> Result<(), String> {
         let (signed, signature) = token.rsplit_once('.').ok_or("it has no signature")?;
         let (header, claims) = signed.split_once('.').ok_or("it has no claims")?;

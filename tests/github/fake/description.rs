@@ -1,5 +1,5 @@
-//! GitHub's own description of its REST API: every request of core's is checked against it, and so is what
-//! the fake answers, so that the fake tells no lies.
+//! GitHub's own description of its REST API. Every request of core and every answer of the fake is checked against
+//! it.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
@@ -8,13 +8,13 @@ use std::sync::{Arc, Mutex, OnceLock};
 use jsonschema::Validator;
 use serde_json::{Map, Value, json};
 
-/// A kind of answer is looked at this often: large ones take a while.
+/// How often each kind of answer is checked. Checking a large answer takes long.
 const ANSWERS_CHECKED: u32 = 12;
 
-/// What GitHub answers to any request, though its description does not say so of each.
+/// The statuses that GitHub may answer to any request, although its description does not list them everywhere.
 const ALWAYS_POSSIBLE: [u16; 6] = [401, 403, 404, 422, 429, 304];
 
-/// The file that `scripts/setup` names in the environment.
+/// The variable that names the description's file. `scripts/setup` sets it.
 fn read_paper(variable: &str) -> Value {
     let path = std::env::var(variable)
         .unwrap_or_else(|_| panic!("{variable} is not set: run these tests through scripts/test"));
@@ -22,25 +22,24 @@ fn read_paper(variable: &str) -> Value {
     serde_json::from_slice(&text).unwrap()
 }
 
-/// Examples of what GitHub delivers: the payloads of `event`.
+/// The payloads of `event` in GitHub's examples.
 pub(crate) fn deliveries(event: &str) -> &'static [Value] {
     let all = all_deliveries().iter().find(|delivery| delivery["name"] == event);
     all.unwrap_or_else(|| panic!("no example of {event}"))["examples"].as_array().unwrap()
 }
 
-/// Examples of what GitHub delivers: each event by its `name`, with its `examples`.
+/// GitHub's examples of deliveries: each event has a `name` and `examples`.
 pub(crate) fn all_deliveries() -> &'static [Value] {
     static PAPER: OnceLock<Value> = OnceLock::new();
     PAPER.get_or_init(|| read_paper("STAGELY_GITHUB_EXAMPLES")).as_array().unwrap()
 }
 
-/// The first example of `event` whose `action` is this one.
+/// The first example of `event` with this `action`.
 pub(crate) fn delivery(event: &str, action: &str) -> Value {
     let found = deliveries(event).iter().find(|example| example["action"] == action);
     found.unwrap_or_else(|| panic!("no example of {event} {action}")).clone()
 }
 
-/// An operation of the description.
 #[derive(Clone, Debug)]
 pub(crate) struct Operation {
     /// `GET /repos/{owner}/{repo}`.
@@ -48,17 +47,17 @@ pub(crate) struct Operation {
     value: &'static Value,
 }
 
-/// The description. There is one, since reading it takes a second.
+/// The description. All tests share it, because reading it takes a second.
 pub(crate) struct Description {
     whole: Value,
     validators: Mutex<HashMap<String, Arc<Validator>>>,
     checked: Mutex<HashMap<String, u32>>,
 }
 
-/// A request as core sent it.
+/// A request of core.
 pub(crate) struct Asked<'a> {
     pub(crate) method: &'a str,
-    /// Below the API's address, without the query.
+    /// The path below the API's address, without the query.
     pub(crate) path: &'a str,
     pub(crate) query: &'a [(String, String)],
     pub(crate) body: &'a [u8],
@@ -74,14 +73,14 @@ impl Description {
         })
     }
 
-    /// One of the description's own examples of what is answered.
+    /// One of the description's examples of answers.
     pub(crate) fn example(&self, name: &str) -> Value {
         let value = &self.whole["components"]["examples"][name]["value"];
         assert!(!value.is_null(), "the description has no example {name}");
         value.clone()
     }
 
-    /// Checks a request: its path, its query and its body. Says which operation it is.
+    /// Checks the path, the query and the body of a request. Returns its operation.
     pub(crate) fn check_request(&'static self, asked: &Asked) -> Result<Operation, String> {
         let operation = self.operation(asked.method, asked.path)?;
         self.check_query(&operation, asked.query)?;
@@ -106,7 +105,7 @@ impl Description {
         Ok(Operation { name: format!("{method} {template}"), value })
     }
 
-    /// The parameters of the path that may hold slashes.
+    /// The parameters of the path that may contain slashes.
     fn many_segments(&'static self, operation: &'static Value) -> Vec<&'static str> {
         let parameters = self.parameters(operation);
         let many = parameters.filter(|parameter| parameter["x-multi-segment"] == true);
@@ -173,7 +172,7 @@ impl Description {
         let value: Value = serde_json::from_slice(body)
             .map_err(|error| format!("the body of {name} is not JSON: {error}"))?;
         self.check(name, schema, &value)?;
-        // The description does not close its objects, and a misspelt field would be ignored.
+        // The description allows unknown fields, so a misspelt field would be ignored.
         let properties = self.resolve(schema)["properties"].as_object();
         if let (Some(properties), Some(sent)) = (properties, value.as_object()) {
             let unknown = sent.keys().find(|key| !properties.contains_key(*key));
@@ -184,7 +183,7 @@ impl Description {
         Ok(())
     }
 
-    /// Checks what the fake answers.
+    /// Checks an answer of the fake.
     pub(crate) fn check_answer(
         &'static self,
         operation: &Operation,
@@ -243,7 +242,7 @@ impl Description {
         validator
     }
 
-    /// Takes only the schemas that `schema` needs: there are thousands.
+    /// Collects only the schemas that `schema` needs, because there are thousands.
     fn collect(
         &'static self,
         schema: &'static Value,
@@ -276,7 +275,7 @@ fn is_for_people(key: &str) -> bool {
         || key.starts_with("x-")
 }
 
-/// How well `path` fits: the number of its words that the template says itself; `None` if it does not.
+/// The number of words of `path` that are literal in the template; `None` if the path does not match.
 fn fit(template: &str, path: &str, many: &[&str]) -> Option<usize> {
     let mut words = path.split('/');
     let mut literal = 0;
@@ -287,7 +286,7 @@ fn fit(template: &str, path: &str, many: &[&str]) -> Option<usize> {
             Some(_) if word.is_empty() => return None,
             Some(name) if many.contains(&name) && parts.peek().is_none() => return Some(literal),
             Some(name) if many.contains(&name) => {
-                // What follows it ends the path.
+                // The template's next word ends the parameter.
                 let rest: Vec<&str> = words.by_ref().collect();
                 let tail: Vec<&str> = parts.by_ref().collect();
                 return rest.ends_with(&tail).then_some(literal + tail.len());
@@ -300,14 +299,14 @@ fn fit(template: &str, path: &str, many: &[&str]) -> Option<usize> {
     words.next().is_none().then_some(literal)
 }
 
-/// An `OpenAPI` 3.0 schema as a JSON Schema: the two differ in how they say that something may be null.
+/// Converts an `OpenAPI` 3.0 schema into a JSON Schema. They differ in how they mark values that may be null.
 fn to_json_schema(schema: &Value) -> Value {
     let fields = match schema {
         Value::Object(fields) => fields,
         Value::Array(values) => return values.iter().map(to_json_schema).collect(),
         other => return other.clone(),
     };
-    // `properties` has fields of any name, also `nullable` and `default`.
+    // The names in `properties` are free, so they may be `nullable` or `default`.
     let properties = |value: &Value| {
         let all = value.as_object().unwrap().iter();
         all.map(|(key, value)| (key.clone(), to_json_schema(value))).collect::<Map<_, _>>()

@@ -1,4 +1,4 @@
-//! The repositories as Git sees them: `git http-backend`, for whoever may read.
+//! Serves the repositories with `git http-backend` to clients that may read them.
 
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -11,16 +11,16 @@ use base64::prelude::BASE64_STANDARD;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
-use super::world::{Clone, World, now};
+use super::world::{GitRequest, World, now};
 use super::{Shared, plain};
 
-/// `owner/name` and what follows `.git`, if the path is one of Git's.
+/// `owner/name` and the path after `.git`, if this is a path of Git.
 pub(super) fn parse(path: &str) -> Option<(&str, &str)> {
     let (repository, rest) = path.strip_prefix('/')?.split_once(".git/")?;
     (repository.split('/').count() == 2).then_some((repository, rest))
 }
 
-/// The password: Git's clients send the token as the password of any user.
+/// The password, as which Git's clients send a token. Any user name is accepted.
 fn token(headers: &HeaderMap) -> Option<String> {
     let value = headers.get("authorization")?.to_str().ok()?.strip_prefix("Basic ")?;
     let text = String::from_utf8(BASE64_STANDARD.decode(value).ok()?).ok()?;
@@ -54,7 +54,7 @@ pub(super) async fn serve(
             refusal.headers_mut().insert("www-authenticate", realm);
             return refusal;
         }
-        world.clones.push(Clone { repository: repository.to_owned(), token });
+        world.clones.push(GitRequest { repository: repository.to_owned(), token });
         world.repository(repository).unwrap().git.path.join(".git")
     };
     run(folder, rest, method, uri, headers, &body).await
@@ -89,7 +89,7 @@ async fn run(
     let mut input = process.stdin.take().unwrap();
     let ((), output) = tokio::join!(
         async move {
-            // It may have seen enough before it has read all.
+            // The program may end before it has read the whole input.
             let _ = input.write_all(body).await;
         },
         process.wait_with_output()
@@ -97,7 +97,7 @@ async fn run(
     answer(&output.unwrap().stdout)
 }
 
-/// What a CGI program has written.
+/// Parses the output of a CGI program.
 fn answer(output: &[u8]) -> Response {
     let end = output.windows(4).position(|part| part == b"\r\n\r\n").unwrap();
     let (head, content) = (str::from_utf8(&output[..end]).unwrap(), &output[end + 4..]);

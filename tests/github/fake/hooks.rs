@@ -1,4 +1,4 @@
-//! What GitHub delivers, and the record that it keeps of that.
+//! GitHub's deliveries, and its list of them.
 
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use serde_json::Value;
@@ -7,7 +7,6 @@ use sha2::Sha256;
 use super::GitHub;
 use super::world::{Delivery, now};
 
-/// The secret of the webhook.
 pub(crate) const SECRET: &str = "webhook-secret-0815";
 
 /// `X-Hub-Signature-256` of `body`.
@@ -23,7 +22,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     digits.concat()
 }
 
-/// An id as GitHub gives to deliveries.
+/// An id in the form of GitHub's ids of deliveries.
 fn guid() -> String {
     let digits = format!("{:032x}", rand::random::<u128>());
     let parts = [&digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..]];
@@ -31,12 +30,12 @@ fn guid() -> String {
 }
 
 impl GitHub {
-    /// Delivers to the core at `url` from now on.
+    /// Sets the core that gets the deliveries.
     pub(crate) fn delivers_to(&self, url: &str) {
         *self.hook.lock().unwrap() = Some(format!("{url}/api/v1/webhooks/github"));
     }
 
-    /// Delivers and remembers what came of it: the status, 502 where nobody is there.
+    /// Delivers, and records the answer's status, which is 502 if core is down.
     pub(crate) async fn delivers(&self, event: &str, payload: Value) -> Option<Delivery> {
         self.hook.lock().unwrap().as_ref()?;
         let delivery = Delivery {
@@ -52,7 +51,7 @@ impl GitHub {
         Some(self.tries(delivery).await)
     }
 
-    /// Delivers something once more, as people can ask for.
+    /// Delivers once more, as people can request.
     pub(crate) async fn redelivers(&self, delivery: &Delivery) -> Delivery {
         let id = self.world().next_id();
         self.tries(Delivery { id, at: now(), is_redelivery: true, ..delivery.clone() }).await
@@ -67,7 +66,7 @@ impl GitHub {
         delivery
     }
 
-    /// Posts what somebody else could, who does not know the secret; the answer's status and text.
+    /// Posts as somebody without the secret. Returns the answer's status and text.
     pub(crate) async fn posts_forged(
         &self,
         event: &str,
@@ -114,17 +113,17 @@ impl GitHub {
     }
 }
 
-/// What a signature can be that is not the body's.
+/// An invalid signature.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Forged {
-    /// There is none.
+    /// No signature.
     None,
-    /// Of another secret.
+    /// Signed with another secret.
     OtherSecret,
-    /// Of something else.
+    /// The signature of another body.
     OtherBody,
-    /// No digits.
+    /// No hexadecimal digits.
     NoHex,
-    /// Of the kind that GitHub has given up.
+    /// The algorithm that GitHub no longer uses.
     OldAlgorithm,
 }

@@ -1,4 +1,4 @@
-//! The fake is what it says: it refuses what GitHub refuses, and answers as GitHub's description has it.
+//! Tests of the fake: it refuses the requests that GitHub refuses, and its answers match GitHub's description.
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -60,7 +60,7 @@ async fn its_answers_are_those_of_githubs_description() {
     assert_eq!(github.statuses(&head)["stagely"].state, "pending");
     github.has_no_complaints();
 
-    // What is not for this token is not there, and what GitHub does not know is a complaint.
+    // Repositories outside the token's scope are not found, and unknown requests are complaints.
     assert_eq!(client.get("/repos/acme/other").await.0, 404);
     assert_eq!(Client(&github, "guessed").get("/repos/acme/web").await.0, 401);
     assert_eq!(client.get("/app/hook/deliveries").await.0, 401);

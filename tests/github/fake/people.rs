@@ -1,5 +1,5 @@
-//! What people do on GitHub: they open and close pull requests, push, comment and attach labels. GitHub
-//! delivers each of it.
+//! The actions of people on GitHub: they open and close pull requests, push, comment and attach labels. GitHub
+//! delivers each action.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,13 +11,12 @@ use super::GitHub;
 use super::world::{Comment, Delivery, Pull, Repo, Status, Token, now};
 use super::{shapes, world};
 
-/// Somebody who may write to the repositories that tests make.
+/// An account with write permission to the tests' repositories.
 pub(crate) const WRITER: &str = "octo-writer";
 
-/// Somebody who may not.
+/// An account without permissions.
 pub(crate) const STRANGER: &str = "octo-stranger";
 
-/// Names a pull request.
 #[derive(Clone, Debug)]
 pub(crate) struct PullRequest {
     pub(crate) repository: String,
@@ -25,7 +24,7 @@ pub(crate) struct PullRequest {
     pub(crate) branch: String,
 }
 
-/// A comment that somebody wrote, and how it was delivered.
+/// A comment and its delivery.
 pub(crate) struct WrittenComment {
     pub(crate) delivery: Option<Delivery>,
 }
@@ -34,7 +33,7 @@ pub(crate) struct WrittenComment {
 pub(crate) type Files<'a> = &'a [(&'a str, &'a str)];
 
 impl GitHub {
-    /// Somebody makes a private repository with these files on its branch `main`.
+    /// Creates a private repository with these files on its branch `main`.
     pub(crate) fn has_repository(&self, full_name: &str, files: Files) {
         let path = self.folder.path().join(full_name);
         fs::create_dir_all(&path).unwrap();
@@ -59,7 +58,7 @@ impl GitHub {
         world.repositories.insert(full_name.to_ascii_lowercase(), repo);
     }
 
-    /// Somebody makes a fine-grained token for these repositories.
+    /// Creates a fine-grained token for these repositories.
     pub(crate) fn has_token(&self, text: &str, repositories: &[&str]) {
         let mut world = self.world();
         let token = Token {
@@ -71,7 +70,7 @@ impl GitHub {
         world.tokens.insert(text.to_owned(), token);
     }
 
-    /// Somebody who may write opens a pull request with these files changed.
+    /// Opens a pull request of [`WRITER`] with these files changed.
     pub(crate) async fn opens(
         &self,
         repository: &str,
@@ -81,7 +80,7 @@ impl GitHub {
         self.opens_as(repository, branch, files, Opened::default()).await
     }
 
-    /// A stranger opens a pull request from a fork.
+    /// Opens a pull request of [`STRANGER`] from a fork.
     pub(crate) async fn opens_from_fork(
         &self,
         repository: &str,
@@ -104,7 +103,7 @@ impl GitHub {
         pull
     }
 
-    /// A pull request that nobody was told of.
+    /// Opens a pull request without a delivery.
     pub(crate) fn prepares(
         &self,
         repository: &str,
@@ -143,19 +142,19 @@ impl GitHub {
         PullRequest { repository: repository.to_owned(), number, branch: branch.to_owned() }
     }
 
-    /// The author pushes a commit with these files changed.
+    /// Pushes a commit with these files changed.
     pub(crate) async fn pushes(&self, pull: &PullRequest, files: Files<'_>) -> Option<Delivery> {
         let payload = self.pushes_silently(pull, files);
         self.delivers("pull_request", payload).await
     }
 
-    /// A push that is not delivered yet: what GitHub would deliver.
+    /// Pushes without a delivery. Returns the payload that GitHub would deliver.
     pub(crate) fn pushes_silently(&self, pull: &PullRequest, files: Files) -> serde_json::Value {
         let on = self.head(pull);
         self.moves(pull, &on, files)
     }
 
-    /// The author replaces all commits by one with these files changed.
+    /// Replaces all commits by one with these files changed.
     pub(crate) async fn force_pushes(&self, pull: &PullRequest, files: Files<'_>) {
         let payload = self.moves(pull, "main", files);
         self.delivers("pull_request", payload).await;
@@ -184,7 +183,7 @@ impl GitHub {
         payload
     }
 
-    /// Somebody pushes to the branch `main`.
+    /// Pushes to the branch `main`.
     pub(crate) async fn pushes_to_main(&self, repository: &str, files: Files<'_>) -> String {
         let (payload, after) = {
             let world = self.world();
@@ -212,7 +211,6 @@ impl GitHub {
         after
     }
 
-    /// Somebody closes the pull request.
     pub(crate) async fn closes(&self, pull: &PullRequest) {
         self.change(pull, |found| {
             found.is_open = false;
@@ -264,7 +262,7 @@ impl GitHub {
         shapes::pull_payload(&world, repo, action, &repo.pulls[&pull.number], who)
     }
 
-    /// Somebody comments on the pull request.
+    /// Writes a comment of the account `who`.
     pub(crate) async fn comments(
         &self,
         pull: &PullRequest,
@@ -292,17 +290,16 @@ impl GitHub {
         delivery
     }
 
-    /// Somebody deletes the comment.
     pub(crate) fn deletes_comment(&self, id: u64) {
         self.world().comments.retain(|comment| comment.id != id);
     }
 
-    /// The commit that the pull request is at.
+    /// The head of the pull request.
     pub(crate) fn head(&self, pull: &PullRequest) -> String {
         self.world().pull(&pull.repository, pull.number).unwrap().head.clone()
     }
 
-    /// The comments of the app, or of whoever's token is used.
+    /// Core's comments: those of the app, or of the token's owner.
     pub(crate) fn reports(&self, pull: &PullRequest) -> Vec<Comment> {
         let world = self.world();
         let of = world.comments.iter().filter(|comment| {
@@ -320,7 +317,7 @@ impl GitHub {
     }
 }
 
-/// How a pull request is opened.
+/// The properties of a new pull request.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Opened {
     pub(crate) author: &'static str,
@@ -335,7 +332,7 @@ impl Default for Opened {
     }
 }
 
-/// A commit on top of `on`, with these files changed. No branch moves.
+/// Creates a commit on top of `on`, with these files changed. No branch moves.
 fn commit(git: &Repository, on: &str, files: Files) -> String {
     git.git(&["checkout", "--quiet", "--detach", on]);
     let commit = git.commit(files).to_string();

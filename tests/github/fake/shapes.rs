@@ -1,11 +1,11 @@
-//! Pull requests, comments and so on as GitHub writes them: its own examples, with what differs put in.
+//! The JSON of pull requests, comments and so on: GitHub's own examples with the values of this fake.
 
 use serde_json::{Value, json};
 
 use super::description::{self, Description};
 use super::world::{Comment, Delivery, Pull, Repo, Status, Token, World, written};
 
-/// One of the examples of the API's description, with the addresses of this GitHub and this repository.
+/// An example of the API's description, with the URLs of this fake and this repository.
 fn example(world: &World, name: &str, repo: &Repo) -> Value {
     with_addresses(world, &Description::get().example(name), "octocat/Hello-World", repo)
 }
@@ -19,7 +19,7 @@ fn with_addresses(world: &World, example: &Value, theirs: &str, repo: &Repo) -> 
     serde_json::from_str(&text).unwrap()
 }
 
-/// Lays `over` on `value`: objects are joined, all else is replaced.
+/// Merges `over` into `value`: objects are merged, other values are replaced.
 fn lay(value: &mut Value, over: Value) {
     match (value, over) {
         (Value::Object(value), Value::Object(over)) => {
@@ -36,7 +36,7 @@ fn laid(mut value: Value, over: Value) -> Value {
     value
 }
 
-/// What repositories have in common, in answers and in deliveries.
+/// The fields of a repository, in answers and in deliveries.
 fn repository_fields(world: &World, repo: &Repo) -> Value {
     json!({
         "id": repo.id, "name": repo.name(), "full_name": repo.full_name, "private": repo.is_private,
@@ -49,7 +49,7 @@ fn repository_fields(world: &World, repo: &Repo) -> Value {
 pub(crate) fn repository(world: &World, repo: &Repo) -> Value {
     let example = example(world, "full-repository-default-response", repo);
     let mut value = laid(example, repository_fields(world, repo));
-    // What the example of a fork has too much, and what the description wants besides.
+    // The example of a fork has too many fields, and the description needs one more.
     for field in ["source", "parent", "template_repository"] {
         value.as_object_mut().unwrap().remove(field);
     }
@@ -96,14 +96,14 @@ fn label(name: &str) -> Value {
     })
 }
 
-/// As `GET /repos/{owner}/{repo}/pulls/{pull_number}` answers.
+/// The answer to `GET /repos/{owner}/{repo}/pulls/{pull_number}`.
 pub(crate) fn pull(world: &World, repo: &Repo, pull: &Pull) -> Value {
     let example = example(world, "pull-request", repo);
     let fields = pull_fields(world, repo, pull, &example["head"]["repo"]);
     laid(laid(example, fields), json!({ "merged": pull.is_merged }))
 }
 
-/// As lists show it.
+/// A pull request in a list.
 pub(crate) fn pull_in_list(world: &World, repo: &Repo, pull: &Pull) -> Value {
     let example = example(world, "pull-request-simple-items", repo)[0].clone();
     let fields = pull_fields(world, repo, pull, &example["head"]["repo"]);
@@ -167,7 +167,7 @@ pub(crate) fn file(world: &World, repo: &Repo, path: &str, content: &[u8]) -> Va
     laid(example(world, "content-file-response-if-content-is-a-file", repo), fields)
 }
 
-/// As `GET /app/hook/deliveries` shows it.
+/// A delivery in the answer to `GET /app/hook/deliveries`.
 pub(crate) fn delivery_in_list(world: &World, delivery: &Delivery) -> Value {
     let is_ok = (200..400).contains(&delivery.status);
     let fields = json!({
@@ -180,18 +180,18 @@ pub(crate) fn delivery_in_list(world: &World, delivery: &Delivery) -> Value {
     laid(Description::get().example("hook-delivery-items")[0].clone(), fields)
 }
 
-/// As `GET /app/hook/deliveries/{delivery_id}` shows it.
+/// The answer to `GET /app/hook/deliveries/{delivery_id}`.
 pub(crate) fn delivery(world: &World, delivery: &Delivery) -> Value {
     let mut value = Description::get().example("hook-delivery");
     lay(&mut value, delivery_in_list(world, delivery));
     let headers = json!({ "X-GitHub-Delivery": delivery.guid, "X-GitHub-Event": delivery.event });
     lay(&mut value["request"]["headers"], headers);
-    // Not joined with the example's: it is another payload.
+    // Not merged with the example's payload, which is of another kind.
     value["request"]["payload"] = delivery.payload.clone();
     value
 }
 
-/// The payload of a delivery: a real one, changed where this one differs.
+/// The payload of a delivery: a real one with the values of this fake.
 pub(crate) fn payload(
     world: &World,
     repo: &Repo,
@@ -213,7 +213,7 @@ pub(crate) fn payload(
     value
 }
 
-/// Of `pull_request`.
+/// The payload of `pull_request`.
 pub(crate) fn pull_payload(
     world: &World,
     repo: &Repo,
@@ -230,7 +230,7 @@ pub(crate) fn pull_payload(
     value
 }
 
-/// Of `issue_comment`.
+/// The payload of `issue_comment`.
 pub(crate) fn comment_payload(world: &World, repo: &Repo, pull: &Pull, written: &Comment) -> Value {
     let mut value = payload(world, repo, ("issue_comment", Some("created")), &written.author);
     let fields = comment(world, repo, written);

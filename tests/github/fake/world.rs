@@ -1,4 +1,4 @@
-//! What GitHub remembers.
+//! The state of the fake.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -7,14 +7,13 @@ use jiff::Timestamp;
 use serde_json::Value;
 use stagely_test_support::git::Repository;
 
-/// What an account may do in a repository.
+/// The permission of an account in a repository.
 pub(crate) type Permissions = BTreeMap<String, String>;
 
-/// All of it.
 pub(crate) struct World {
     /// `http://127.0.0.1:PORT`.
     pub(crate) site: String,
-    /// Below it; empty, or `/api/v3` as at GitHub Enterprise.
+    /// The path of the API: empty, or `/api/v3` as at GitHub Enterprise.
     pub(crate) api_path: &'static str,
     pub(crate) app: super::app::App,
     pub(crate) repositories: BTreeMap<String, Repo>,
@@ -23,26 +22,24 @@ pub(crate) struct World {
     pub(crate) tokens: BTreeMap<String, Token>,
     pub(crate) deliveries: Vec<Delivery>,
     /// Every request to the API so far.
-    pub(crate) requests: Vec<Seen>,
+    pub(crate) requests: Vec<ApiRequest>,
     /// Every request to Git so far.
-    pub(crate) clones: Vec<Clone>,
-    /// What is wrong with requests, or with this fake.
+    pub(crate) clones: Vec<GitRequest>,
+    /// Mistakes in requests, or in this fake's answers.
     pub(crate) complaints: Vec<String>,
     pub(crate) faults: Vec<Fault>,
     pub(crate) limit: Limit,
     pub(crate) last_id: u64,
 }
 
-/// A repository.
 pub(crate) struct Repo {
     pub(crate) id: u64,
     pub(crate) full_name: String,
     pub(crate) is_private: bool,
-    /// Whether the app is installed there.
     pub(crate) has_app: bool,
     pub(crate) git: Repository,
     pub(crate) pulls: BTreeMap<u64, Pull>,
-    /// `admin`, `write` or `read`, by account.
+    /// The permission of each account: `admin`, `write` or `read`.
     pub(crate) people: BTreeMap<String, String>,
 }
 
@@ -56,15 +53,13 @@ impl Repo {
     }
 }
 
-/// A pull request.
 #[derive(Clone, Debug)]
 pub(crate) struct Pull {
     pub(crate) number: u64,
     pub(crate) author: String,
-    /// Of the author, in this repository.
+    /// The `author_association` of the author.
     pub(crate) association: &'static str,
     pub(crate) branch: String,
-    /// The repository of that branch.
     pub(crate) head_repository: String,
     pub(crate) head: String,
     pub(crate) base: String,
@@ -77,7 +72,6 @@ pub(crate) struct Pull {
     pub(crate) closed_at: Option<Timestamp>,
 }
 
-/// A comment on a pull request.
 #[derive(Clone, Debug)]
 pub(crate) struct Comment {
     pub(crate) id: u64,
@@ -85,13 +79,13 @@ pub(crate) struct Comment {
     pub(crate) number: u64,
     pub(crate) author: String,
     pub(crate) body: String,
-    /// How often it was written anew.
+    /// How often it was edited.
     pub(crate) edits: usize,
     pub(crate) created_at: Timestamp,
     pub(crate) updated_at: Timestamp,
 }
 
-/// A status of a commit, as it was set; GitHub keeps all and shows the last of each context.
+/// A commit's status. GitHub stores all and shows the last one of each context.
 #[derive(Clone, Debug)]
 pub(crate) struct Status {
     pub(crate) id: u64,
@@ -104,17 +98,17 @@ pub(crate) struct Status {
     pub(crate) at: Timestamp,
 }
 
-/// A token, and what it is good for.
+/// A token and its permissions.
 #[derive(Clone, Debug)]
 pub(crate) struct Token {
     pub(crate) account: String,
-    /// Full names.
+    /// By full name.
     pub(crate) repositories: Vec<String>,
     pub(crate) permissions: Permissions,
     pub(crate) expires_at: Timestamp,
 }
 
-/// A try to deliver something.
+/// An attempt to deliver an event.
 #[derive(Clone, Debug)]
 pub(crate) struct Delivery {
     pub(crate) id: u64,
@@ -128,10 +122,10 @@ pub(crate) struct Delivery {
     pub(crate) answer: String,
 }
 
-/// A request that came.
+/// A request to the API.
 #[derive(Clone, Debug)]
 #[expect(dead_code, reason = "some of it is only shown where a test fails")]
-pub(crate) struct Seen {
+pub(crate) struct ApiRequest {
     /// `GET /repos/{owner}/{repo}`.
     pub(crate) operation: String,
     pub(crate) path: String,
@@ -143,47 +137,47 @@ pub(crate) struct Seen {
 /// A request to Git that was served.
 #[derive(Clone, Debug)]
 #[expect(dead_code, reason = "it is shown where a test fails")]
-pub(crate) struct Clone {
+pub(crate) struct GitRequest {
     pub(crate) repository: String,
     /// The token, if there was one.
     pub(crate) token: Option<String>,
 }
 
-/// Something that goes wrong the next few times.
+/// A fault of the next `times` requests.
 #[derive(Clone, Debug)]
 pub(crate) struct Fault {
-    /// A part of the operation's name; empty: all.
+    /// A part of the operation's name. The empty text matches all operations.
     pub(crate) operation: &'static str,
     pub(crate) times: u32,
     pub(crate) kind: FaultKind,
 }
 
-/// What goes wrong.
+/// The kind of a fault.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum FaultKind {
-    /// Nothing is done, and this is the answer.
+    /// The request has no effect, and gets this status.
     Status(u16),
-    /// What was asked for is done, and the answer is lost.
+    /// The request has its effect, and the answer is lost.
     Lost,
-    /// What was asked for is done, and this is the answer.
+    /// The request has its effect, and gets this status.
     DoneBut(u16),
-    /// It takes its time.
+    /// The answer is slow.
     Slow(Duration),
-    /// Too much at once.
+    /// The secondary rate limit.
     Secondary {
-        /// When it may be asked again.
+        /// The end of the limit.
         retry_after: Duration,
     },
 }
 
-/// How much may be asked.
+/// The rate limit.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limit {
     pub(crate) remaining: u64,
     pub(crate) resets_at: Timestamp,
 }
 
-/// What an hour allows.
+/// The limit of a new hour.
 pub(crate) const REQUESTS_PER_HOUR: u64 = 5_000;
 
 impl Limit {
@@ -193,12 +187,12 @@ impl Limit {
     }
 }
 
-/// GitHub's clock: whole seconds.
+/// GitHub's clock has whole seconds.
 pub(crate) fn now() -> Timestamp {
     Timestamp::from_second(Timestamp::now().as_second()).unwrap()
 }
 
-/// As GitHub writes it.
+/// A time in GitHub's format.
 pub(crate) fn written(time: Timestamp) -> String {
     time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
@@ -213,7 +207,7 @@ impl World {
         self.last_id
     }
 
-    /// GitHub does not regard case.
+    /// Finds a repository; GitHub ignores the case of names.
     pub(crate) fn repository(&self, full_name: &str) -> Option<&Repo> {
         self.repositories.get(&full_name.to_ascii_lowercase())
     }

@@ -28,11 +28,11 @@ const LOG_FILE: &str = "core.log";
 
 pub type Socket = WebSocketStream<MaybeTlsStream<tokio::net::TcpStream>>;
 
-/// A core that can be stopped, killed and started again. It is killed with the value.
+/// A core that can be stopped, killed and started again. Dropping the value kills it.
 ///
-/// Its folder holds `stagely.toml`, `data`, `core.log`, and `home` and `tmp`, which its environment names.
+/// Its folder contains `stagely.toml`, `data`, `core.log`, and `home` and `tmp`, which its environment names.
 pub struct CoreProcess {
-    /// Where agents and clients reach it.
+    /// The URL for agents and clients.
     pub url: String,
     program: String,
     folder: PathBuf,
@@ -42,7 +42,8 @@ pub struct CoreProcess {
 }
 
 impl CoreProcess {
-    /// Prepares a core in `folder`, which others reach as `host`. `settings` is TOML that goes before the defaults.
+    /// Prepares a core in `folder`, whose address for others is `host`. `settings` is TOML that goes before the
+    /// defaults.
     pub fn new(program: &str, folder: PathBuf, host: &str, settings: &str) -> Self {
         let port = free_port();
         let url = format!("http://{host}:{port}");
@@ -71,7 +72,6 @@ impl CoreProcess {
         Self { url, program, folder, environment, process: None, http }
     }
 
-    /// Sets a variable of its environment.
     #[must_use]
     pub fn with_variable(mut self, name: &'static str, value: impl Into<OsString>) -> Self {
         self.environment.push((name, value.into()));
@@ -97,12 +97,11 @@ impl CoreProcess {
         .await;
     }
 
-    /// Opens a log in core's folder, which is shown where the test fails. `name` ends in `.log`.
+    /// Opens a log in core's folder, which is shown if the test fails. `name` ends in `.log`.
     pub fn open_log(&self, name: &str) -> fs::File {
         fs::OpenOptions::new().create(true).append(true).open(self.path(name)).unwrap()
     }
 
-    /// What core has logged.
     pub fn log(&self) -> String {
         fs::read_to_string(self.path(LOG_FILE)).unwrap()
     }
@@ -111,22 +110,21 @@ impl CoreProcess {
         &self.folder
     }
 
-    /// `name` in its folder.
+    /// The path of `name` in core's folder.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
 
-    /// The id of the process.
     pub fn id(&self) -> u32 {
         self.process.as_ref().expect("core runs").id()
     }
 
-    /// Kills the process as a power cut would; its machines go on.
+    /// Kills the process as a power cut would. Its machines go on.
     pub fn crash(&mut self) {
         self.process.take().expect("core runs").kill();
     }
 
-    /// Asks the process to stop, as a service manager does.
+    /// Stops the process as a service manager does.
     pub async fn shut_down(&mut self) -> ExitStatus {
         let process = self.process.as_mut().expect("core runs");
         process.signal(Signal::SIGTERM);
@@ -135,7 +133,7 @@ impl CoreProcess {
         status
     }
 
-    /// The process is killed if it runs.
+    /// Kills the process if it runs.
     pub fn end(&mut self) {
         self.process = None;
     }
@@ -145,7 +143,7 @@ impl CoreProcess {
         text.trim().to_owned()
     }
 
-    /// Sends a request with `token`; the response's status and text.
+    /// Sends a request with `token`. Returns the response's status and text.
     pub async fn call(
         &self,
         token: Option<&str>,
@@ -164,10 +162,10 @@ impl CoreProcess {
         (response.status(), response.text().await.unwrap())
     }
 
-    /// Sends a request of the admin to the API; the response's text.
+    /// Sends a request of the admin to the API. Returns the response's text.
     ///
     /// # Panics
-    /// Where core refuses.
+    /// If core refuses.
     pub async fn request_text(&self, method: Method, path: &str, body: Option<Value>) -> String {
         let path = format!("/api/v1{path}");
         let (status, text) = self.call(Some(&self.admin_token()), method, &path, body).await;
@@ -186,7 +184,7 @@ impl CoreProcess {
     /// Opens a WebSocket at `path`.
     ///
     /// # Errors
-    /// When core refuses.
+    /// If core refuses.
     pub async fn socket(&self, path: &str, token: Option<&str>) -> Result<Socket, WebSocketError> {
         let url = format!("{}{path}", self.url.replace("http", "ws"));
         let mut request = url.into_client_request().unwrap();

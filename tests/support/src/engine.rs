@@ -1,4 +1,4 @@
-//! A Docker engine of a test's own, as empty as that of a new machine, which the test may break.
+//! A separate Docker engine for one test, which is as empty as that of a new machine, and which the test may break.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use crate::processes::{ChildProcess, Process, processes_with};
 use crate::program;
 use crate::wait::eventually;
 
-/// A `dockerd` that shares nothing with the machine's own. All its processes, mounts and networks end with the
+/// A `dockerd` that shares nothing with the host's engine. All its processes, mounts and networks end with the
 /// value.
 pub struct PrivateEngine {
     folder: TempDir,
@@ -23,12 +23,10 @@ pub struct PrivateEngine {
 }
 
 impl PrivateEngine {
-    /// Starts one and waits until it answers.
     pub async fn start() -> Self {
         assert!(geteuid().is_root(), "only root may start Docker engines");
         let folder = tempfile::Builder::new().prefix("test-dockerd-").tempdir().unwrap();
-        // With `--bridge none` the engine would delete the `docker0` of the machine's own engine,
-        // so it is given a bridge.
+        // It has a bridge, because with `--bridge none` it would delete the `docker0` of the host's engine.
         let bridge = format!("test{:x}", rand::random_range(0x1000_0000..u32::MAX));
         ip(&["link", "add", &bridge, "type", "bridge"]);
         let mut engine = Self { folder, bridge, process: None };
@@ -40,7 +38,7 @@ impl PrivateEngine {
         self.folder.path().join(name)
     }
 
-    /// Its address, as `DOCKER_HOST` has it.
+    /// Its address in the form of `DOCKER_HOST`.
     pub fn host(&self) -> String {
         format!("unix://{}", self.path("docker.sock").display())
     }
@@ -74,20 +72,20 @@ impl PrivateEngine {
         fs::read_to_string(self.path("dockerd.log")).unwrap()
     }
 
-    /// Kills it with its containerd and its containers.
+    /// Kills the engine with its containerd and its containers.
     pub fn crash(&mut self) {
         self.process.take().expect("the engine runs").kill();
         self.kill_containers();
     }
 
-    /// Stops it as a service manager does.
+    /// Stops the engine as a service manager does.
     pub async fn stop(&mut self) {
         let mut process = self.process.take().expect("the engine runs");
         process.signal(Signal::SIGTERM);
         process.ended().await;
     }
 
-    /// Kills containerd and the containers, which all name the folder.
+    /// Kills containerd and the containers, which all have the folder in their arguments.
     fn kill_containers(&self) {
         let folder = self.folder.path().to_str().unwrap();
         processes_with(folder).iter().for_each(Process::kill);
@@ -113,7 +111,7 @@ fn ip(arguments: &[&str]) {
     assert!(status.unwrap().success(), "ip {arguments:?}");
 }
 
-/// The machine's own settings of where images come from; they are stored as the agent requires.
+/// The host's settings of registries and mirrors, and the image store that the agent requires.
 fn configuration() -> Value {
     let text = fs::read_to_string("/etc/docker/daemon.json").unwrap_or_else(|_| "{}".to_owned());
     let all: Value = serde_json::from_str(&text).unwrap();

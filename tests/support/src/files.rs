@@ -1,10 +1,10 @@
-//! Files that tests write and look for.
+//! Writes and lists files for tests.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-/// Everything below `folder` that is not a folder.
+/// All files below `folder`.
 pub fn files_below(folder: &Path) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
     let paths = entries.map(|entry| entry.unwrap().path());

@@ -13,7 +13,7 @@ use crate::processes::ChildProcess;
 /// The token that opens `/private/…`.
 pub const TOKEN: &str = "clone-token-4711";
 
-/// Serves the repositories of a folder. Ends with the value.
+/// A server of the repositories in a folder. It ends with the value.
 pub struct GitServer {
     _process: ChildProcess,
     host: String,
@@ -22,12 +22,12 @@ pub struct GitServer {
 }
 
 impl GitServer {
-    /// One on loopback.
+    /// Starts a server on loopback.
     pub fn start() -> Self {
         Self::start_at("127.0.0.1", "127.0.0.1")
     }
 
-    /// One that listens at `address` and is reached as `host`.
+    /// Starts a server that listens at `address` and has the name `host` in its URLs.
     pub fn start_at(address: &str, host: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let log = fs::File::create(folder.path().join("requests")).unwrap();
@@ -46,23 +46,22 @@ impl GitServer {
         Self { _process: ChildProcess::new(process), host: host.to_owned(), port, folder }
     }
 
-    /// The address of `repository` below `area` (see `git_http.py`).
+    /// The URL of `repository` below `area` (see `git_http.py`).
     pub fn url(&self, area: &str, repository: &str) -> String {
         format!("http://{}:{}/{area}/{repository}", self.host, self.port)
     }
 
-    /// All requests so far, each in a line of its own.
+    /// All requests so far, one a line.
     pub fn requests(&self) -> String {
         fs::read_to_string(self.folder.path().join("requests")).unwrap()
     }
 
-    /// The folder that it serves.
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
 
-    /// Makes a repository, which is served as `name/.git`. `bare_commits`: whether it serves any commit that is
-    /// asked for.
+    /// Creates a repository, which is served as `name/.git`. `bare_commits`: whether clients may fetch any commit by
+    /// its id.
     pub fn repository(&self, name: &str, bare_commits: bool) -> Repository {
         let repository = Repository::create(self.folder.path().join(name));
         let value = if bare_commits { "true" } else { "false" };
@@ -71,7 +70,7 @@ impl GitServer {
     }
 }
 
-/// Runs `git` in `folder`; its output.
+/// Runs `git` in `folder`. Returns its output.
 pub fn git(folder: &Path, arguments: &[&str]) -> String {
     let output = Command::new("git").arg("-C").arg(folder).args(arguments).output().unwrap();
     assert!(output.status.success(), "git {arguments:?}: {output:?}");
@@ -84,7 +83,7 @@ pub struct Repository {
 }
 
 impl Repository {
-    /// Makes an empty one in a new folder.
+    /// Creates an empty repository in a new folder.
     pub fn create(path: PathBuf) -> Self {
         fs::create_dir(&path).unwrap();
         let repository = Self { path };
@@ -107,7 +106,7 @@ impl Repository {
         }
     }
 
-    /// Writes files and commits all that the working tree holds.
+    /// Writes files and commits all changes of the working tree.
     pub fn commit(&self, files: &[(&str, &str)]) -> CommitSha {
         self.write(files);
         self.git(&["add", "--all"]);

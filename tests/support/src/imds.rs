@@ -1,4 +1,4 @@
-//! EC2's instance metadata service, version 2, with what it says about spot machines.
+//! A fake of EC2's instance metadata service, version 2, with its notices for spot machines.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -10,24 +10,24 @@ use url::Url;
 
 use crate::wait::eventually;
 
-/// What the service answers, and the requests that it has had.
+/// The answers of the service, and its requests so far.
 #[derive(Default)]
 pub struct Script {
-    /// At `spot/instance-action`.
+    /// The answer at `spot/instance-action`.
     pub action: Option<String>,
-    /// At `events/recommendations/rebalance`.
+    /// The answer at `events/recommendations/rebalance`.
     pub rebalance: Option<String>,
     /// Every response is 500.
     pub is_broken: bool,
-    /// The life of a token that the service tells, where it is not the one that was asked for.
+    /// The life of tokens, if it is not the requested one.
     pub token_seconds: Option<u64>,
     /// The valid tokens.
     pub tokens: HashSet<String>,
-    /// Method, path and status of every request.
+    /// The method, path and status of every request.
     pub asked: Vec<String>,
 }
 
-/// A metadata service on loopback. It ends with the value.
+/// A service on loopback. It ends with the value.
 pub struct Imds {
     script: Arc<Mutex<Script>>,
     pub url: Url,
@@ -90,7 +90,7 @@ async fn serve(mut socket: TcpStream, script: Arc<Mutex<Script>>) {
         body.len(),
         life.unwrap_or_default(),
     );
-    // A client that has read enough may be gone.
+    // The client may have closed the connection.
     let _ = writer.write_all(response.as_bytes()).await;
 }
 

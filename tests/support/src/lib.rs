@@ -1,5 +1,5 @@
-//! What the tests and benchmarks of all packages share. It knows no other package than the protocol, so that the
-//! tests of the agent do not compile core.
+//! Helpers for the tests and benchmarks of all packages. Of these it depends on the protocol alone, so that the
+//! agent's tests do not compile core.
 
 #![expect(clippy::unwrap_used, reason = "a helper's failure fails the test")]
 

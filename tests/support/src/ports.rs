@@ -3,17 +3,17 @@
 use std::net::{Ipv4Addr, TcpListener};
 use std::sync::atomic::{AtomicU16, Ordering};
 
-/// Below the ports that the system gives to outgoing connections, so that none of those takes the port of a
-/// server that is being restarted.
+/// The ports are below those of outgoing connections, so that no connection takes the port of a server that is
+/// restarted.
 const FIRST: u16 = 20_000;
 const COUNT: u16 = 12_000;
 
-/// Test processes that run at the same time have ids close to each other. Each begins at ports of its own.
+/// Concurrent test processes have ids close to each other. Each begins at ports of its own.
 const PORTS_OF_PROCESS: u32 = 16;
 
 static NEXT: AtomicU16 = AtomicU16::new(0);
 
-/// A port that nobody listens at, and that no other call in this process returns.
+/// A port without a listener, which no other call in this process returns.
 pub fn free_port() -> u16 {
     let process = std::process::id() % (u32::from(COUNT) / PORTS_OF_PROCESS);
     let start = u16::try_from(process * PORTS_OF_PROCESS).unwrap();

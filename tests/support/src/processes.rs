@@ -1,4 +1,4 @@
-//! Processes of this host: those that a test starts, and those that something else has left behind.
+//! Processes of this host: a test's own ones, and those that others have left behind.
 
 use std::fs;
 use std::process::{Child, ExitStatus};
@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 
 use crate::wait::eventually;
 
-/// A process that a test has started. It is killed with the value.
+/// A process that a test has started. Dropping the value kills it.
 #[derive(Debug)]
 pub struct ChildProcess(Child);
 
@@ -21,7 +21,7 @@ impl ChildProcess {
         self.0.id()
     }
 
-    /// How it ended, if it has.
+    /// Its exit status, if it has ended.
     pub fn status(&mut self) -> Option<ExitStatus> {
         self.0.try_wait().unwrap()
     }
@@ -34,20 +34,19 @@ impl ChildProcess {
         kill(Pid::from_raw(i32::try_from(self.id()).unwrap()), signal).unwrap();
     }
 
-    /// Kills it as a power cut would.
+    /// Kills the process as a power cut would.
     pub fn kill(&mut self) {
-        // It may have ended already.
+        // The process may have ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 
-    /// Asks it to end, as a service manager does.
+    /// Stops the process as a service manager does.
     pub async fn stop(mut self) -> ExitStatus {
         self.signal(Signal::SIGTERM);
         self.ended().await
     }
 
-    /// Waits until it ends.
     pub async fn ended(&mut self) -> ExitStatus {
         eventually("the process ends", async || self.status()).await
     }
@@ -79,19 +78,19 @@ impl Process {
     }
 
     pub fn kill(&self) {
-        // One that has just ended cannot be killed again.
+        // The process may have just ended.
         let _ = kill(self.pid, Signal::SIGKILL);
     }
 }
 
-/// All processes that are no zombies.
+/// All processes except zombies.
 pub fn processes() -> Vec<Process> {
     let entries = fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().file_name());
     let pids = entries.filter_map(|name| name.to_str()?.parse().ok());
     pids.filter_map(Process::read).filter(|process| !process.arguments.is_empty()).collect()
 }
 
-/// Processes that have `text` in their arguments or their environment, this one apart.
+/// The other processes with `text` in their arguments or their environment.
 pub fn processes_with(text: &str) -> Vec<Process> {
     let mut found = processes();
     found.retain(|process| {

@@ -1,4 +1,4 @@
-//! A TCP proxy in front of a server, for connections that break and networks that are away.
+//! A TCP proxy in front of a server, for connections that break and networks that are down.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,15 +10,14 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio_util::task::AbortOnDropHandle;
 
-/// Forwards connections. It ends with the value.
+/// A proxy that ends with the value.
 pub struct Proxy {
-    /// Where it listens.
     pub address: SocketAddr,
     /// Notified when a client begins to upload a layer to a registry.
     upload: Arc<Notify>,
-    /// Notified to break all connections and stop listening for a while.
+    /// Notified to break all connections and to stop listening for a while.
     cut: Arc<Notify>,
-    /// Counts the freezes; connections that are older than the last one are frozen.
+    /// The number of freezes. Connections that are older than the last one are frozen.
     freezes: watch::Sender<u64>,
     _task: AbortOnDropHandle<()>,
 }
@@ -46,17 +45,17 @@ impl Proxy {
         Self { address, upload, cut, freezes, _task: AbortOnDropHandle::new(task) }
     }
 
-    /// Waits until a client uploads a layer to the registry behind it.
+    /// Waits until a client uploads a layer to the registry behind the proxy.
     pub async fn is_pushed_to(&self) {
         self.upload.notified().await;
     }
 
-    /// Breaks all connections and takes no other for a while.
+    /// Breaks all connections and accepts none for a while.
     pub fn go_away(&self) {
         self.cut.notify_one();
     }
 
-    /// Forwards nothing more on the present connections, and leaves them open.
+    /// Stops forwarding on the present connections, and leaves them open.
     pub fn freeze(&self) {
         self.freezes.send_modify(|freezes| *freezes += 1);
     }
@@ -70,14 +69,14 @@ struct Route {
 
 impl Route {
     async fn forward(&self, listener: TcpListener) {
-        // Dropped with this future, and every connection with it.
+        // Dropped with this future, which closes all connections.
         let mut connections = JoinSet::new();
         loop {
             let (client, _) = listener.accept().await.unwrap();
             let mut freeze = self.freezes.subscribe();
             let (to, upload) = (self.to.clone(), Arc::clone(&self.upload));
             connections.spawn(async move {
-                // Where the server is down, the client's connection ends.
+                // The client's connection ends if the server is down.
                 let Ok(server) = TcpStream::connect(to).await else { return };
                 let (mut client, mut server) = (client, server);
                 tokio::select! {

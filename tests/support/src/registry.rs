@@ -1,4 +1,4 @@
-//! Registries: the one that `scripts/setup` starts, and one of a test's own.
+//! Registries: the one that `scripts/setup` starts, and private ones of tests.
 
 use std::fs;
 use std::io::Write as _;
@@ -18,7 +18,7 @@ fn setting(name: &str) -> String {
         .unwrap_or_else(|_| panic!("{name} is not set: use scripts/test or scripts/bench"))
 }
 
-/// The registry of the set-up, and who may push.
+/// The registry of the set-up, and its login.
 #[derive(Clone, Debug)]
 pub struct Registry {
     pub url: String,
@@ -52,7 +52,7 @@ impl Registry {
 
     /// The output of `docker`, logged in to the registry.
     pub fn docker(&self, arguments: &[&str]) -> String {
-        // The login must not lie where the tests look for logins left behind.
+        // The login must not be in the folder in which the tests search for logins that are left behind.
         let config = tempfile::tempdir().unwrap();
         let docker = |arguments: &[&str], input: &str| {
             let mut command = Command::new("docker");
@@ -75,16 +75,16 @@ impl Registry {
         serde_json::from_str(&raw).unwrap()
     }
 
-    /// The digest that `reference` names, if it names one.
+    /// The digest that `reference` names, if there is one.
     pub async fn digest(&self, reference: &str) -> Option<String> {
         digest(reference, Some((&self.username, &self.password()))).await
     }
 }
 
-/// Name and password.
+/// A user name and a password.
 pub type Login<'a> = (&'a str, &'a str);
 
-/// The digest that `reference` names at its registry, if it names one.
+/// The digest that `reference` names at its registry, if there is one.
 pub async fn digest(reference: &str, login: Option<Login<'_>>) -> Option<String> {
     let (registry, path) = reference.split_once('/').unwrap();
     let (repository, tag) = path.rsplit_once(':').unwrap();
@@ -108,7 +108,7 @@ pub async fn digest(reference: &str, login: Option<Login<'_>>) -> Option<String>
     Some(response.headers()["docker-content-digest"].to_str().unwrap().to_owned())
 }
 
-/// A `docker-registry` of a test's own. It ends with the value.
+/// A private `docker-registry` of one test. It ends with the value.
 pub struct PrivateRegistry {
     address: SocketAddr,
     folder: TempDir,
@@ -116,7 +116,7 @@ pub struct PrivateRegistry {
 }
 
 impl PrivateRegistry {
-    /// Starts one that listens at `address`; anybody may push unless there is a `login`. `deletes`: whether it
+    /// Starts a registry that listens at `address`. Without a `login` everybody may push. `deletes`: whether it
     /// deletes tags and images.
     pub fn start(address: SocketAddr, login: Option<Login<'_>>, deletes: bool) -> Self {
         let folder = tempfile::tempdir().unwrap();
@@ -140,7 +140,7 @@ impl PrivateRegistry {
         registry
     }
 
-    /// Starts the process with the data that it had.
+    /// Starts the process again with the same data.
     pub fn launch(&mut self) {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.path("log")).unwrap();
         let mut command = Command::new("docker-registry");
@@ -148,7 +148,7 @@ impl PrivateRegistry {
         self.process = Some(program::start(&mut command, log));
     }
 
-    /// Ends the process; its data stays.
+    /// Ends the process. Its data stays.
     pub fn kill(&mut self) {
         self.process = None;
     }
@@ -157,7 +157,7 @@ impl PrivateRegistry {
         self.address
     }
 
-    /// Keeps files of the test until the registry ends.
+    /// A folder for files of the test, which is deleted with the registry.
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
@@ -167,7 +167,7 @@ impl PrivateRegistry {
     }
 }
 
-/// The content of a file with this login, as Apache has it.
+/// The content of an Apache password file with this login.
 fn htpasswd(username: &str, password: &str) -> Vec<u8> {
     let mut process = Command::new("htpasswd")
         .args(["-niBC", "4", username])

@@ -1,4 +1,4 @@
-//! `stagely.toml` of a test: its own settings, and below them those of all tests.
+//! The `stagely.toml` of a test: its own settings, completed by the defaults of all tests.
 
 /// The TOML in `settings`, completed by `defaults`.
 pub fn with_defaults(settings: &str, defaults: toml::Table) -> toml::Table {

@@ -1,11 +1,11 @@
-//! Waiting for a condition, with a limit.
+//! Waits for a condition, with a time limit.
 
 use std::time::Duration;
 
 use tokio::runtime;
 use tokio::time::{Instant, sleep};
 
-/// No event that a test waits for takes this long, however busy the machine is.
+/// The time limit of each wait. Even on a busy machine no event takes this long.
 pub const LIMIT: Duration = Duration::from_mins(3);
 
 /// The longest time between two checks.
@@ -14,7 +14,7 @@ pub const POLL: Duration = Duration::from_millis(50);
 /// The time between the first check and the second; it doubles up to [`POLL`].
 const FIRST_POLL: Duration = Duration::from_millis(5);
 
-/// Checks again and again until `check` returns a value. `what` names the condition where none comes.
+/// Repeats `check` until it returns a value. `what` names the condition in the panic.
 ///
 /// # Panics
 /// After [`LIMIT`].

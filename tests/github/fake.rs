@@ -1,7 +1,7 @@
 //! A GitHub that keeps state, over HTTP on loopback: repositories that real Git serves, pull requests,
 //! comments, statuses, the tokens of an app, deliveries, limits and failures.
 //!
-//! It refuses what GitHub refuses, and what GitHub's description does not know fails the test.
+//! It refuses the requests that GitHub refuses, and a request outside GitHub's description fails the test.
 
 mod api;
 mod app;
@@ -28,7 +28,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use self::api::{Answer, Call};
 use self::description::{Asked, Description};
-use self::world::{Fault, FaultKind, Limit, REQUESTS_PER_HOUR, Seen, World, now};
+use self::world::{ApiRequest, Fault, FaultKind, Limit, REQUESTS_PER_HOUR, World, now};
 
 pub(crate) use self::hooks::{Forged, SECRET};
 pub(crate) use self::people::PullRequest;
@@ -36,14 +36,13 @@ pub(crate) use self::people::PullRequest;
 /// The largest request, in bytes.
 const BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// How GitHub Enterprise calls its API.
+/// The path of the API of GitHub Enterprise.
 pub(crate) const ENTERPRISE: &str = "/api/v3";
 
-/// A running GitHub.
 pub(crate) struct GitHub {
     shared: Shared,
     folder: TempDir,
-    /// Where it delivers to.
+    /// The URL of the webhook.
     hook: Mutex<Option<String>>,
     http: reqwest::Client,
     _server: AbortOnDropHandle<()>,
@@ -54,13 +53,13 @@ struct Shared(Arc<Mutex<World>>);
 
 impl Shared {
     fn world(&self) -> MutexGuard<'_, World> {
-        // A test that failed in the midst shows what it has to say, not the poison.
+        // A test that has failed shows its own message and not the poisoned lock.
         self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
 impl GitHub {
-    /// One whose API is below `api_path` of its address.
+    /// Starts one whose API is below `api_path`.
     pub(crate) async fn start_at(api_path: &'static str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let site = format!("http://{}", listener.local_addr().unwrap());
@@ -80,7 +79,7 @@ impl GitHub {
             limit: Limit::fresh(),
             last_id: 1_000,
         };
-        // Reading it takes a second, which no request is to wait for.
+        // Reading it takes a second, so it is read before the first request.
         tokio::task::spawn_blocking(Description::get).await.unwrap();
         let shared = Shared(Arc::new(Mutex::new(world)));
         let router = Router::new().fallback(serve).with_state(shared.clone());
@@ -98,17 +97,17 @@ impl GitHub {
         self.shared.world()
     }
 
-    /// The address of the API.
+    /// The URL of the API.
     pub(crate) fn api(&self) -> String {
         self.world().api()
     }
 
-    /// The next requests whose operation has `operation` in its name go wrong.
+    /// The next requests to operations with `operation` in their name fail.
     pub(crate) fn fails(&self, operation: &'static str, times: u32, kind: FaultKind) {
         self.world().faults.push(Fault { operation, times, kind });
     }
 
-    /// Every request gets this, until [`recovers`](Self::recovers).
+    /// Every request fails with this status until [`recovers`](Self::recovers).
     pub(crate) fn is_down_with(&self, status: u16) {
         self.fails("", u32::MAX, FaultKind::Status(status));
     }
@@ -117,19 +116,19 @@ impl GitHub {
         self.world().faults.clear();
     }
 
-    /// So many requests are left, until some time has passed.
+    /// Limits the number of requests until the limit is renewed.
     pub(crate) fn allows_only(&self, remaining: u64, resets_in: Duration) {
         self.world().limit = Limit { remaining, resets_at: now() + resets_in };
     }
 
-    /// The requests so far whose operation has `operation` in its name.
-    pub(crate) fn requests(&self, operation: &str) -> Vec<Seen> {
+    /// The requests so far to operations with `operation` in their name.
+    pub(crate) fn requests(&self, operation: &str) -> Vec<ApiRequest> {
         let world = self.world();
         let of = world.requests.iter().filter(|seen| seen.operation.contains(operation));
         of.cloned().collect()
     }
 
-    /// Fails the test if core has asked for something that GitHub does not know.
+    /// Fails the test if GitHub does not know one of core's requests.
     pub(crate) fn has_no_complaints(&self) {
         let complaints = self.world().complaints.clone();
         assert!(complaints.is_empty(), "{}", complaints.join("\n"));
@@ -198,7 +197,7 @@ async fn serve(State(shared): State<Shared>, request: Request) -> Response {
             world.complaints.push(format!("this fake lies: {problem}"));
         }
     }
-    world.requests.push(Seen {
+    world.requests.push(ApiRequest {
         operation: operation.name.clone(),
         path: path.to_owned(),
         body: value,
@@ -214,7 +213,7 @@ async fn serve(State(shared): State<Shared>, request: Request) -> Response {
     }
 }
 
-/// A connection that breaks before the answer is there.
+/// A connection that breaks before the answer.
 fn cut(status: u16) -> Response {
     let broken = futures_util::stream::once(async {
         Err::<Bytes, _>(std::io::Error::other("the connection breaks"))
@@ -241,7 +240,7 @@ fn into_response(world: &World, answer: Answer) -> Response {
 }
 
 impl World {
-    /// The fault that the next request for `operation` meets.
+    /// The fault of the next request to `operation`.
     fn next_fault(&mut self, operation: &str) -> Option<FaultKind> {
         let fault = self.faults.iter_mut().find(|fault| operation.contains(fault.operation))?;
         let kind = fault.kind;
