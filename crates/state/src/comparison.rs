@@ -9,9 +9,7 @@ use crate::{Machine, MachineKind, MachineState, ProviderName, Timestamp};
 /// A machine that a provider tells of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listed {
-    /// Which.
     pub machine: MachineId,
-    /// How it is.
     pub state: ListedState,
 }
 
@@ -57,7 +55,6 @@ pub struct Comparison<'a> {
     pub provider: ProviderName,
     /// How long a machine that is there may be missing from the list.
     pub grace: Duration,
-    /// The list.
     pub listed: &'a [Listed],
     /// All machines on record. Read after the list, so each machine that is listed has the record that was made
     /// before its launch.
@@ -161,7 +158,6 @@ mod tests {
     use Verdict::{Elsewhere, EndUnknown, Missing, Returned};
 
     const GRACE: Duration = Duration::from_mins(2);
-    /// Long before the question.
     const LONG_AGO: Timestamp = Timestamp(0);
     const ASKED_AT: Timestamp = Timestamp(10_000_000);
     const RECENTLY: Timestamp = Timestamp(ASKED_AT.0 - 60_000);

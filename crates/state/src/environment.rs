@@ -79,7 +79,6 @@ pub enum EnvironmentState {
     },
 }
 
-/// Who closed an environment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClosedBy {
     /// A request, or retention.

@@ -15,7 +15,6 @@ use super::{
 };
 use crate::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId, SessionId};
 
-/// Why something was stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CancelReason {
@@ -31,7 +30,6 @@ pub enum CancelReason {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StopReason {
-    /// Its run was cancelled.
     RunCancelled,
     /// It goes on although its time is over.
     Overrun,
@@ -63,7 +61,6 @@ pub struct EffectId(pub u64);
 /// A job as the plan has it, before it is queued.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PlannedJob {
-    /// Its id.
     pub id: JobId,
     /// Unique within the run.
     pub name: String,
@@ -71,7 +68,6 @@ pub struct PlannedJob {
     pub build: String,
     /// The build's name with its combination of the matrix.
     pub variant: VariantName,
-    /// What it does.
     pub kind: JobKind,
     /// The reference that its image also gets if its run is the environment's newest.
     pub tag: Option<ImageRef>,
@@ -104,7 +100,6 @@ impl PlannedJob {
 /// What became of reading a run's `stagely.yaml`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PlannedRun {
-    /// The commit.
     pub commit: CommitSha,
     /// A branch that holds it, where one is known.
     pub branch: Option<String>,
@@ -138,7 +133,6 @@ pub enum LaunchFailure {
 /// tell a late report of the first attempt from one of the second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Attempt {
-    /// The job.
     pub job: JobId,
     /// Counts from 1.
     pub number: u32,
@@ -173,7 +167,6 @@ impl FromStr for Attempt {
     }
 }
 
-/// Something that happened.
 #[derive(Clone, Debug)]
 pub enum Event {
     /// Core started on a stored state: no agent is connected yet.
@@ -182,16 +175,12 @@ pub enum Event {
     Tick,
     /// Somebody wants a run. Project and environment are new or known already.
     RunRequested {
-        /// The run, `Pending`.
         run: Box<Run>,
-        /// Its project.
         project: Project,
-        /// Its environment.
         environment: Environment,
     },
     /// GitHub delivered something. It may do so several times; the first counts.
     Delivered {
-        /// Which delivery.
         delivery: DeliveryId,
         /// What it comes to; `None` where core has no use for it.
         event: Option<Box<Event>>,
@@ -203,42 +192,34 @@ pub enum Event {
         run: Box<Run>,
         /// Its environment, new or known. The project is known.
         environment: Environment,
-        /// The commit.
         head: Head,
-        /// Who says so.
         source: HeadSource,
     },
     /// A pull request was closed or merged.
     PullRequestClosed {
-        /// Its environment.
         environment: EnvironmentId,
         /// When, by GitHub's clock.
         at: Timestamp,
     },
     /// Somebody asks for something in a comment or with a label.
     CommandGiven {
-        /// The environment of the pull request.
         environment: EnvironmentId,
-        /// What is asked for.
         command: Command,
     },
     /// The outcome of [`Effect::CheckCommand`].
     CommandChecked {
-        /// The environment of the pull request.
         environment: EnvironmentId,
         command: Command,
         verdict: CommandVerdict,
     },
     /// Somebody who may write to the repository agreed to a run of a fork's commit.
     RunApproved {
-        /// The run.
         run: RunId,
         /// Their name, for people.
         by: String,
     },
     /// The outcome of [`Effect::Report`].
     Reported {
-        /// The environment.
         environment: EnvironmentId,
         /// The [`wanted`](super::Report::wanted) of the records that it was made of.
         wanted: u64,
@@ -254,12 +235,10 @@ pub enum Event {
     },
     /// A project is not listened to any more, and the environments of its pull requests are closed.
     ProjectRemoved {
-        /// The project.
         project: ProjectId,
     },
     /// The outcome of [`Effect::Plan`].
     RunPlanned {
-        /// The run.
         run: RunId,
         /// The plan, or why there is none.
         plan: Result<PlannedRun, PlanFailure>,
@@ -267,84 +246,68 @@ pub enum Event {
     /// The other outcome of [`Effect::Plan`]: GitHub does not answer, so it is tried again later. Others are
     /// planned meanwhile.
     PlanDeferred {
-        /// The run.
         run: RunId,
-        /// When.
         until: Timestamp,
     },
-    /// Somebody wants a run stopped.
     CancelRequested {
-        /// The run.
         run: RunId,
-        /// Why.
         reason: CancelReason,
     },
     /// The provider has the machine: the outcome of [`Effect::Launch`], or it is found in the
     /// provider's list although its record says that it is gone.
     MachineLaunched {
-        /// The machine.
         machine: MachineId,
         /// Where it is; `None` where only a list tells of it.
         placement: Option<Placement>,
     },
     /// The other outcome of [`Effect::Launch`].
-    LaunchFailed { machine: MachineId, failure: LaunchFailure },
+    LaunchFailed {
+        machine: MachineId,
+        failure: LaunchFailure,
+    },
     /// The machine is gone: the outcome of [`Effect::Terminate`], or the provider says so.
     MachineGone {
-        /// The machine.
         machine: MachineId,
         /// Whether the cloud took it back.
         taken_back: bool,
     },
     /// The cloud wants a machine back, as its agent has heard.
     MachineInterrupted {
-        /// The machine.
         machine: MachineId,
         /// How sure that is, and when.
         interruption: Interruption,
     },
     /// A provider was asked what it has. Arches that it lacks are launched nowhere else: they are emulated.
     ProviderDescribed {
-        /// The provider.
         provider: ProviderName,
         /// The arches that it has builders of.
         arches: BTreeSet<Arch>,
     },
     /// An agent said HELLO with a good token.
     AgentConnected {
-        /// The machine.
         machine: MachineId,
         /// Two of one machine may overlap. What is said of an older one after a newer has connected changes
         /// nothing.
         session: SessionId,
-        /// What it says about itself.
         system_info: SystemInfo,
         /// The attempts that it still runs, or whose end it has not been thanked for.
         holds: Vec<Attempt>,
     },
-    /// An agent's session ended.
     AgentDisconnected {
-        /// The machine.
         machine: MachineId,
         session: SessionId,
     },
-    /// An agent began a job.
     JobStarted {
-        /// The machine that says so.
         machine: MachineId,
         attempt: Attempt,
     },
-    /// An agent ended a job.
     JobReported {
-        /// The machine that says so.
         machine: MachineId,
         attempt: Attempt,
-        /// How.
         report: JobReport,
     },
     /// The outcome of [`Effect::Tag`].
     ImageTagged {
-        /// The environment.
         environment: EnvironmentId,
         /// The build, with its combination of the matrix.
         variant: VariantName,
@@ -356,31 +319,24 @@ pub enum Event {
     /// A pull request was closed, or an environment is not wanted any more. Its runs are cancelled and
     /// its cache refs deleted; a new run opens it again.
     EnvironmentClosed {
-        /// The environment.
         environment: EnvironmentId,
     },
     /// The outcome of [`Effect::CleanUp`].
     CleanedUp {
-        /// The environment.
         environment: EnvironmentId,
         /// The cache refs that are gone, or cannot be deleted. Its images are, too.
         refs: BTreeSet<ImageRef>,
     },
-    /// An owner registered a machine.
     MachineRegistered {
-        /// The machine.
         machine: MachineId,
         /// For people.
         name: String,
-        /// Its processor.
         arch: Arch,
     },
     /// An owner took a machine back. Its job goes elsewhere.
     MachineUnregistered {
-        /// The machine.
         machine: MachineId,
     },
-    /// Retention has deleted these records.
     Forgotten {
         /// Runs in a final state; their jobs go with them. An environment is closed with its last run,
         /// and goes as soon as its cache refs are deleted.
@@ -397,28 +353,18 @@ pub enum Event {
 #[serde(tag = "effect", rename_all = "snake_case")]
 pub enum Effect {
     /// Read the run's `stagely.yaml` and answer with [`Event::RunPlanned`]. In the outbox.
-    Plan {
-        /// The run.
-        run: RunId,
-    },
+    Plan { run: RunId },
     /// Ask the provider for a machine and answer with [`Event::MachineLaunched`] or
     /// [`Event::LaunchFailed`]. In the outbox.
-    Launch {
-        /// The machine.
-        machine: MachineId,
-    },
+    Launch { machine: MachineId },
     /// Tell the agent to end, then the provider, and answer with [`Event::MachineGone`]. In the
     /// outbox. Never asked for while the machine's launch is unanswered: the two would race.
-    Terminate {
-        /// The machine.
-        machine: MachineId,
-    },
+    Terminate { machine: MachineId },
     /// Let the run-independent reference of a build name the image that the environment's record says,
     /// and answer with [`Event::ImageTagged`], also where it cannot: the images are pushed and their
     /// digests known, so a tag is worth a warning and no failure. In the outbox; at most one of a
     /// build at a time, so that the last word in the registry is that of the newest run.
     Tag {
-        /// The environment.
         environment: EnvironmentId,
         /// The build, with its combination of the matrix.
         variant: VariantName,
@@ -427,45 +373,21 @@ pub enum Effect {
     /// answer with [`Event::CleanedUp`]. In the outbox. An environment that is open again when the
     /// deletion begins keeps all: the answer names none. A closed one names all that its record has.
     #[serde(alias = "delete_caches")]
-    CleanUp {
-        /// The environment.
-        environment: EnvironmentId,
-    },
+    CleanUp { environment: EnvironmentId },
     /// Find out whether the author of a command may write to the repository, and answer with
     /// [`Event::CommandChecked`]. In the outbox.
-    CheckCommand {
-        /// The environment of the pull request.
-        environment: EnvironmentId,
-        /// What is asked for.
-        command: Command,
-    },
+    CheckCommand { environment: EnvironmentId, command: Command },
     /// Tell GitHub how the environment's newest run is at the moment of telling, and answer with
     /// [`Event::Reported`]. In the outbox, at most one of an environment at a time: what changes
     /// meanwhile is told by the next.
-    Report {
-        /// The environment.
-        environment: EnvironmentId,
-    },
+    Report { environment: EnvironmentId },
     /// Give the job to the agent. Not in the outbox: if the connection breaks before it arrives, the next
     /// HELLO does not name the job, and it is sent again.
-    Assign {
-        /// The machine.
-        machine: MachineId,
-        attempt: Attempt,
-    },
+    Assign { machine: MachineId, attempt: Attempt },
     /// Tell the agent to stop the job. Not in the outbox, for the same reason.
-    Cancel {
-        /// The machine.
-        machine: MachineId,
-        attempt: Attempt,
-        /// Why.
-        reason: StopReason,
-    },
+    Cancel { machine: MachineId, attempt: Attempt, reason: StopReason },
     /// End the agent's session: its machine is not ours any more. Not in the outbox.
-    Disconnect {
-        /// The machine.
-        machine: MachineId,
-    },
+    Disconnect { machine: MachineId },
 }
 
 impl Effect {

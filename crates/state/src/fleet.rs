@@ -8,7 +8,6 @@ use serde::{Deserialize, Serialize};
 
 use super::Timestamp;
 
-/// What a machine is for.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
@@ -24,7 +23,6 @@ pub enum Fleet {
 }
 
 impl Fleet {
-    /// All of them.
     pub const ALL: [Self; 3] = [Self::Builder, Self::Preview, Self::Tester];
 }
 
@@ -56,7 +54,6 @@ pub enum ProviderName {
 }
 
 impl ProviderName {
-    /// All of them.
     pub const ALL: [Self; 4] = [Self::Local, Self::Aws, Self::DigitalOcean, Self::Qemu];
 
     /// As the configuration and the tables of people have it.
@@ -143,7 +140,6 @@ pub struct Placement {
     pub instance_type: String,
     /// The part of the provider's network that it is in.
     pub zone: Option<String>,
-    /// How it is paid for.
     pub market: Market,
     /// For an hour; of a spot machine the most that it can be. `None` where it costs nothing, or the
     /// configuration does not say.
@@ -157,10 +153,7 @@ pub enum Interruption {
     /// It may soon: the machine gets nothing new.
     Likely,
     /// It does.
-    Certain {
-        /// When.
-        at: Timestamp,
-    },
+    Certain { at: Timestamp },
 }
 
 #[cfg(test)]

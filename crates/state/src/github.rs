@@ -17,12 +17,10 @@ use crate::ids::RunId;
 pub struct GithubRepository(String);
 
 impl GithubRepository {
-    /// The user or organization.
     pub fn owner(&self) -> &str {
         self.0.split_once('/').expect("checked when it was parsed").0
     }
 
-    /// The repository's own name.
     pub fn name(&self) -> &str {
         self.0.split_once('/').expect("checked when it was parsed").1
     }
@@ -77,7 +75,6 @@ impl From<GithubRepository> for String {
 /// What makes a project one whose pull requests are built.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GithubLink {
-    /// The repository.
     pub repository: GithubRepository,
     /// What becomes of pull requests from forks.
     #[serde(default)]
@@ -102,7 +99,6 @@ pub enum ForkPolicy {
 }
 
 impl ForkPolicy {
-    /// All of them.
     pub const ALL: [Self; 3] = [Self::Approval, Self::Never, Self::KnownContributors];
 
     /// As the configuration and the command line spell it.
@@ -122,7 +118,6 @@ pub struct DeliveryId(pub u128);
 /// The commit that a pull request or branch is at, as far as core was told.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Head {
-    /// The commit.
     pub commit: CommitSha,
     /// The commit that a push moved it from; `None` where nobody said.
     pub before: Option<CommitSha>,
@@ -173,7 +168,6 @@ pub enum Approval {
 /// A fork's commit that somebody agreed to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ApprovedCommit {
-    /// The commit.
     pub commit: CommitSha,
     /// Their name, for people.
     pub by: String,
@@ -186,7 +180,6 @@ pub struct Command {
     pub comment: Option<u64>,
     /// Who wrote it: the name of an account at GitHub.
     pub author: String,
-    /// What is asked for.
     pub kind: CommandKind,
     /// When it was written, by GitHub's clock.
     pub at: Timestamp,
@@ -195,7 +188,6 @@ pub struct Command {
     pub is_late: bool,
 }
 
-/// What may be asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "snake_case")]
 pub enum CommandKind {
@@ -261,7 +253,6 @@ pub struct Report {
     pub problem: Option<String>,
 }
 
-/// A status of a commit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CommitStatus {
     /// The light beside it.

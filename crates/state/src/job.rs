@@ -17,13 +17,11 @@ use crate::ids::{JobId, MachineId, RunId};
 pub enum JobKind {
     /// Builds and pushes one image.
     Build {
-        /// The platform.
         platform: Platform,
         /// The context, relative to the repository's root.
         context: String,
         /// The Dockerfile, as `stagely.yaml` names it.
         dockerfile: String,
-        /// `--target`.
         target: Option<String>,
         /// Values with their variables filled in. Those that the caller of the run set himself are
         /// not here, since they may be secret.
@@ -95,15 +93,9 @@ impl JobKind {
 #[serde(tag = "from", rename_all = "snake_case")]
 pub enum UsedImage {
     /// What a job of the same run makes.
-    Job {
-        /// The job.
-        job: JobId,
-    },
+    Job { job: JobId },
     /// One that is there already, by digest: its build was skipped.
-    Image {
-        /// The image.
-        image: ImageRef,
-    },
+    Image { image: ImageRef },
 }
 
 /// How far a job is. Attempts count from 1.
@@ -138,7 +130,6 @@ pub enum JobState {
         digest: Option<Digest>,
     },
     Failed(JobFailure),
-    /// It was stopped.
     Cancelled,
 }
 
@@ -317,12 +308,9 @@ pub struct LostAttempt {
     pub message: String,
 }
 
-/// One job of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Job {
-    /// Its id.
     pub id: JobId,
-    /// The run.
     pub run: RunId,
     /// Unique within the run: `backend`, `app_arm64`, `app_merge`.
     pub name: String,
@@ -332,7 +320,6 @@ pub struct Job {
     /// `build`.
     #[serde(default)]
     pub variant: VariantName,
-    /// What it does.
     pub kind: JobKind,
     /// The reference, the same in each run, that its image also gets if this run is the environment's
     /// newest. Only the last job of a variant has one.
@@ -349,7 +336,6 @@ pub struct Job {
     pub attempt: u32,
     /// Why earlier attempts ended, oldest first.
     pub lost_attempts: Vec<LostAttempt>,
-    /// When it was queued.
     pub queued_at: Timestamp,
     /// When the newest attempt was first given to an agent.
     pub assigned_at: Option<Timestamp>,
@@ -357,7 +343,6 @@ pub struct Job {
     pub started_at: Option<Timestamp>,
     /// When it reached its final state.
     pub ended_at: Option<Timestamp>,
-    /// The steps of the build.
     pub steps: Vec<Step>,
     /// What the user should know.
     pub warnings: Vec<String>,
@@ -378,7 +363,6 @@ pub struct Job {
 pub enum JobOutcome {
     /// The image is pushed.
     Completed {
-        /// Its digest.
         digest: Option<Digest>,
     },
     Failed(JobFailure),
@@ -389,9 +373,7 @@ pub enum JobOutcome {
 /// The end of an attempt.
 #[derive(Clone, Debug, PartialEq)]
 pub struct JobReport {
-    /// How it ended.
     pub outcome: JobOutcome,
-    /// The steps of the build.
     pub steps: Vec<Step>,
     /// What the user should know.
     pub warnings: Vec<String>,

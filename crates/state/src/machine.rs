@@ -55,7 +55,6 @@ pub enum MachineKind {
     Registered,
 }
 
-/// How far a machine is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "status", rename_all = "snake_case")]
 pub enum MachineState {
@@ -73,7 +72,6 @@ pub enum MachineState {
     },
     /// The provider was asked to end it.
     Terminating,
-    /// It is gone.
     Terminated,
 }
 
@@ -141,7 +139,6 @@ impl MachineState {
         })
     }
 
-    /// Whether the machine is gone.
     pub const fn is_terminated(&self) -> bool {
         matches!(self, Self::Terminated)
     }
@@ -232,21 +229,15 @@ impl From<CacheExport> for StoredExport {
     }
 }
 
-/// One machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(remote = "Self")]
 pub struct Machine {
-    /// Its id.
     pub id: MachineId,
-    /// Where it comes from.
     pub kind: MachineKind,
     /// For people: the name its owner gave a registered machine; empty for a launched one.
     pub name: String,
-    /// Its processor.
     pub arch: Arch,
-    /// How big it is.
     pub size: MachineSize,
-    /// What it is for.
     #[serde(default)]
     pub fleet: Fleet,
     /// Who launches a launched machine, and ends it. Of a registered one nobody.
@@ -261,7 +252,6 @@ pub struct Machine {
     /// The cloud wants it back.
     #[serde(default)]
     pub interruption: Option<Interruption>,
-    /// How far it is.
     pub state: MachineState,
     /// Attempts that the agent named in its last HELLO although they are not its work, and has not stopped yet. The
     /// machine gets no further job before.
@@ -274,7 +264,6 @@ pub struct Machine {
     pub requested_at: Timestamp,
     /// It is terminated after this moment whatever it does; `None` for a registered machine.
     pub lease_until: Option<Timestamp>,
-    /// Whether its agent is connected.
     pub connected: bool,
     /// When the machine was requested, or its connection last came or went; while disconnected, the
     /// grace counts from here.

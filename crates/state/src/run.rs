@@ -16,7 +16,6 @@ use crate::ids::{EnvironmentId, ProjectId, RunId};
 /// A repository.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Project {
-    /// Its id.
     pub id: ProjectId,
     /// Unique, and a path component of its images: lower-case letters, digits and single dashes.
     pub name: String,
@@ -42,7 +41,6 @@ impl Project {
 pub struct SkippedBuild {
     /// The build, with its combination of the matrix.
     pub variant: VariantName,
-    /// Why.
     pub reason: SkipReason,
 }
 
@@ -52,7 +50,6 @@ pub struct SkippedBuild {
 pub enum SkipReason {
     /// Nothing in its `paths` changed since the base commit; the image of the base branch stands in.
     PathsUnchanged {
-        /// The base branch.
         base: String,
         /// The commit that `image` was built of.
         commit: CommitSha,
@@ -92,7 +89,6 @@ impl fmt::Display for SkipReason {
     }
 }
 
-/// What caused a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Trigger {
@@ -114,13 +110,11 @@ pub enum Trigger {
 /// Why a run has no jobs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlanFailure {
-    /// Whose fault it was.
     pub reason: FailureReason,
     /// What happened, for people; all errors of `stagely.yaml` at once.
     pub message: String,
 }
 
-/// How far a run is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "status", rename_all = "snake_case")]
 pub enum RunState {
@@ -131,10 +125,14 @@ pub enum RunState {
     Pending,
     /// GitHub did not answer; waits to be planned again.
     #[serde(skip)]
-    Deferred { until: Timestamp },
+    Deferred {
+        until: Timestamp,
+    },
     /// Its `stagely.yaml` is being read.
     #[serde(skip)]
-    Planning { since: Timestamp },
+    Planning {
+        since: Timestamp,
+    },
     /// Its jobs wait or run, or the run-independent reference of an image of its own is yet to be moved.
     Building,
     /// Every job completed; also a run that has none, since it does without all builds.
@@ -145,9 +143,7 @@ pub enum RunState {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         plan_error: Option<PlanFailure>,
     },
-    /// It was stopped.
     Cancelled {
-        /// By what.
         reason: CancelReason,
     },
 }
@@ -270,13 +266,9 @@ mod stored_state {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(remote = "Self")]
 pub struct Run {
-    /// Its id.
     pub id: RunId,
-    /// The project.
     pub project: ProjectId,
-    /// The environment.
     pub environment: EnvironmentId,
-    /// What caused it.
     pub trigger: Trigger,
     /// Where this run is cloned from, without credentials: the project's repository, or a folder that
     /// is served for this run alone.

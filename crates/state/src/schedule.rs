@@ -15,9 +15,7 @@ use crate::ids::{JobId, MachineId, ProjectId};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QueuedJob {
-    /// The job.
     pub job: JobId,
-    /// What it waits for.
     pub reason: QueueReason,
 }
 
