@@ -1,5 +1,4 @@
-//! The life of a job on its machine: assigned, started, reported, lost, cancelled, and what its end
-//! means for others.
+//! The life of an attempt: assigned, started, reported, failed or cancelled, and what its end means for other jobs.
 
 use stagely_protocol::FailureReason;
 
@@ -10,11 +9,11 @@ use super::{
 };
 use crate::ids::{JobId, MachineId};
 
-/// Messages of lost attempts are cut here, in characters: the job's own end is what counts.
+/// Messages of lost attempts are cut after this many characters.
 const LOST_MESSAGE_CHARS_MAX: usize = 2_000;
 
 impl Step<'_> {
-    /// Gives the job to the agent of `machine`, again if need be.
+    /// Sends the job to the agent of `machine`.
     pub(super) fn assign(&mut self, machine: MachineId, job: JobId) {
         let Some(attempt) = self.attempt_of(job, machine) else { return };
         let now = self.now;
@@ -31,7 +30,7 @@ impl Step<'_> {
 
     pub(super) fn start_job(&mut self, machine: MachineId, Attempt { job: id, number }: Attempt) {
         let Some(job) = self.state.jobs.get(&id) else { return };
-        // An agent says so again after a reconnect, and it may speak of an older attempt.
+        // An agent reports the start again after a reconnect, and the report may be of an older attempt.
         if job.state != (JobState::Provisioning { attempt: number, machine }) {
             return;
         }
@@ -41,7 +40,6 @@ impl Step<'_> {
             return;
         }
         self.state.change_job(id, |job| job.started_at = Some(now));
-        // A machine doing live work is never swept, however late it began.
         self.extend_lease(machine, deadline);
     }
 
@@ -58,7 +56,7 @@ impl Step<'_> {
                 self.release(machine);
             }
         } else if !exports {
-            // Else the agent repeats itself, or has yet to stop: another report follows.
+            // Otherwise another report of the attempt follows.
             self.stopped(machine, attempt);
         }
     }
@@ -74,7 +72,7 @@ impl Step<'_> {
                 self.complete_job(id, JobEvent::Completed { digest });
             }
             JobOutcome::Failed(failure) => self.fail_attempt(id, failure),
-            // Nobody asked for it, or the job would be cancelled: the agent itself is being shut down.
+            // The job is not cancelled, so the agent itself is being shut down.
             JobOutcome::Cancelled => {
                 let failure = self.loss_of(machine, "the agent was shut down");
                 self.fail_attempt(id, failure);
@@ -82,8 +80,7 @@ impl Step<'_> {
         }
     }
 
-    /// The agent has ended an attempt that was not wanted any more, or the export of a cache, or repeats
-    /// itself.
+    /// The agent has ended an attempt that is not current any more, or an export; or it repeats an earlier report.
     fn stopped(&mut self, id: MachineId, stopped: Attempt) {
         let Some(machine) = self.state.machines.get(&id) else { return };
         let is_free = machine.state == MachineState::Busy { attempt: stopped };
@@ -94,14 +91,14 @@ impl Step<'_> {
                 machine.exporting = machine.exporting.filter(|export| export.attempt != stopped);
             });
         }
-        // A registered machine may be busy with a merge that it has yet to stop.
+        // A registered machine may still have to stop a merge.
         let is_useless = has_exported && !self.is_registered(id) && self.attempt_on(id).is_none();
         if is_free || is_useless {
             self.release(id);
         }
     }
 
-    /// Ends the job's attempt; the job goes round again if another machine may do better.
+    /// Fails the job's attempt. The job is queued again if the failure is transient and attempts are left.
     pub(super) fn fail_attempt(&mut self, id: JobId, failure: JobFailure) {
         let (JobState::Provisioning { attempt, .. } | JobState::Running { attempt, .. }) =
             self.job_state(id).unwrap_or(&JobState::Cancelled)
@@ -113,7 +110,7 @@ impl Step<'_> {
             return self.fail_job(id, failure);
         }
         let JobFailure { reason, message, .. } = failure;
-        // What was not to be had a moment ago is not to be had now.
+        // A launch at once would find no capacity either.
         let wait = self.state.limits.capacity_wait * attempt;
         let retry_at = (reason == FailureReason::NoCapacity).then(|| self.now.after(wait));
         if !self.move_job(id, JobEvent::AttemptLost { retry_at }) {
@@ -128,7 +125,7 @@ impl Step<'_> {
         });
     }
 
-    /// Lets jobs that waited for capacity have their next attempt.
+    /// Queues the jobs again whose wait for capacity is over.
     pub(super) fn resume_postponed(&mut self) {
         let due = self.state.index.postponed.iter().take_while(|(until, _)| *until <= self.now);
         let due: Vec<JobId> = due.map(|(_, job)| *job).collect();
@@ -137,7 +134,7 @@ impl Step<'_> {
         }
     }
 
-    /// Ends a job whose run is being cancelled: what that means for others is for the run to say.
+    /// Cancels a job of a run that is being cancelled. The caller ends the other jobs and the run.
     pub(super) fn cancel_job(&mut self, id: JobId) {
         let machine = self.job_state(id).and_then(JobState::machine);
         if let Some(machine) = machine {
@@ -146,8 +143,8 @@ impl Step<'_> {
         self.close_job(id, JobEvent::Cancelled);
     }
 
-    /// Makes `machine` stop the job that it has: at once where the machine ends with it, else by
-    /// asking its agent. Until the agent answers, the machine stays busy.
+    /// Stops the job on `machine`. A launched machine is terminated. A registered machine's agent is asked to stop, and
+    /// the machine stays busy until the agent confirms it.
     pub(super) fn stop_work(&mut self, machine: MachineId, job: JobId, reason: StopReason) {
         let Some(record) = self.state.machines.get(&machine) else { return };
         match record.kind {
@@ -160,7 +157,7 @@ impl Step<'_> {
         }
     }
 
-    /// Ends a job that has an image: reported, or reused.
+    /// Completes a job whose image was reported or is reused.
     pub(super) fn complete_job(&mut self, id: JobId, end: JobEvent) {
         if self.close_job(id, end) {
             self.note_image(id);
@@ -168,7 +165,7 @@ impl Step<'_> {
         }
     }
 
-    /// Ends a job for good, and those that need it.
+    /// Fails a job, and the jobs that need it.
     pub(super) fn fail_job(&mut self, id: JobId, failure: JobFailure) {
         if self.close_job(id, JobEvent::Failed(failure)) {
             self.fail_dependents(id);

@@ -6,72 +6,67 @@ use std::time::Duration;
 use crate::ids::MachineId;
 use crate::{Machine, MachineKind, MachineState, ProviderName, Timestamp};
 
-/// A machine that a provider tells of.
+/// A machine in a provider's list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listed {
     pub machine: MachineId,
     pub state: ListedState,
 }
 
-/// How a machine is, as its provider says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ListedState {
-    /// It is there, or on its way, and costs money.
+    /// It runs or starts, and costs money.
     Live,
-    /// It is gone, or going, and nobody has to do anything.
+    /// It has ended or is ending.
     Gone {
         /// Whether the cloud took it back.
         taken_back: bool,
     },
 }
 
-/// How long after the end of its lease a machine may be there without a warning: ending it takes its time, and
-/// time in which core was not there counts against nobody.
+/// How long a machine may outlive its lease without a warning. Its termination takes time, and core may have been down.
 pub const OVERDUE_AFTER: Duration = Duration::from_mins(5);
 
-/// What is to be done about a machine.
+/// What the sweep does about a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It has no record at this provider. A record is made before the provider is asked, so it is not one that
-    /// is starting.
+    /// It has no record at this provider, so it is terminated. It is not one that starts, because its record is made
+    /// before the launch.
     EndUnknown,
-    /// Its record is another provider's, or a registered machine's, and open: it may do live work, so it is left
-    /// alone until the record is closed, which its lease sees to.
+    /// Its open record is of another provider, or of a registered machine. It may do live work, so nothing is done until
+    /// the record is closed, at the latest at the end of its lease.
     Elsewhere,
-    /// Its record says that it is gone, and it is there: the state ends it.
+    /// It is recorded as terminated and still there, so the state terminates it again.
     Returned,
-    /// It is gone, and its agent is out of contact.
+    /// It has ended, and its agent is disconnected.
     Gone {
         /// Whether the cloud took it back.
         taken_back: bool,
     },
-    /// It is not in the list and its agent is out of contact. Once, that need not mean anything.
+    /// It is not in the list, and its agent is disconnected. A single list proves nothing.
     Missing,
 }
 
-/// What the records of one provider's machines say against its list.
+/// A provider's list, and the records to compare it with.
 pub struct Comparison<'a> {
-    /// Whose list it is.
     pub provider: ProviderName,
-    /// How long a machine that is there may be missing from the list.
+    /// How long a running machine may be missing from the list.
     pub grace: Duration,
     pub listed: &'a [Listed],
-    /// All machines on record. Read after the list, so each machine that is listed has the record that was made
-    /// before its launch.
+    /// All recorded machines. They are read after the list, so each launched machine of the list has its record.
     pub machines: &'a BTreeMap<MachineId, Machine>,
-    /// Those of them that are not gone.
+    /// The recorded machines that are not terminated.
     pub live: Vec<&'a Machine>,
-    /// When this core started: what an earlier one has launched may be missing from the list for as long as
-    /// what this one has.
+    /// When core started. The grace of machines that an earlier core has launched begins here.
     pub started_at: Timestamp,
-    /// When the provider was asked: what has happened since need not be in its list.
+    /// When the list was requested. Later events need not be in it.
     pub asked_at: Timestamp,
-    /// When that is compared. What is on record for later is of before the clock was set back.
+    /// The time of the comparison. Records with a later time are from before the clock was set back.
     pub compared_at: Timestamp,
 }
 
 impl Comparison<'_> {
-    /// What is to be done, machine by machine. About those that are not named, nothing is.
+    /// The verdict about each machine that needs one.
     pub fn verdicts(&self) -> BTreeMap<MachineId, Verdict> {
         let listed = self.by_machine();
         let expected = self.live.iter().filter(|machine| self.is_expected(machine));
@@ -82,7 +77,7 @@ impl Comparison<'_> {
         of_listed.chain(missing).collect()
     }
 
-    /// Machines of the list that are there long after the end of their lease.
+    /// Listed machines that have outlived their lease by [`OVERDUE_AFTER`].
     pub fn overdue(&self) -> impl Iterator<Item = MachineId> {
         let live = self.listed.iter().filter(|listed| listed.state == ListedState::Live);
         live.filter_map(|listed| {
@@ -91,8 +86,8 @@ impl Comparison<'_> {
         })
     }
 
-    /// A machine of which an earlier candidate came to nothing may be listed twice: it is there if one of them
-    /// is.
+    /// The state of each listed machine. A machine with a failed earlier candidate is listed twice; it is live if one of
+    /// the entries is.
     fn by_machine(&self) -> BTreeMap<MachineId, ListedState> {
         let mut states = BTreeMap::new();
         for listed in self.listed {
@@ -121,26 +116,25 @@ impl Comparison<'_> {
         if !is_own(record, self.provider) {
             return Some(if is_closed { Verdict::EndUnknown } else { Verdict::Elsewhere });
         }
-        // One that ended after the question was still there when it was asked.
+        // A machine that ended after the request may still be in the list.
         let ended_since = |at| (self.asked_at..=self.compared_at).contains(&at);
         let has_ended_since = record.terminated_at.is_some_and(ended_since);
         (is_closed && !has_ended_since).then_some(Verdict::Returned)
     }
 
-    /// Whether nobody has heard of the machine for so long that it would be in the list if it were there.
+    /// Whether the machine would be in the list if it existed, because the grace since its last contact is over.
     fn is_expected(&self, machine: &Machine) -> bool {
         let since = machine.contact_at.max(self.started_at);
         is_lost(machine, self.provider) && self.asked_at > since.after(self.grace)
     }
 }
 
-/// Whether `provider` launched it.
 fn is_own(machine: &Machine, provider: ProviderName) -> bool {
     machine.kind == MachineKind::Launched && machine.provider == provider
 }
 
-/// Whether `provider` has confirmed the machine, nobody has asked for its end, and its agent is out of contact.
-/// One that is connected does live work, whatever a list says.
+/// Whether `provider` has confirmed the machine, its end was not requested, and its agent is disconnected. A connected
+/// machine does live work, whatever a list says.
 pub fn is_lost(machine: &Machine, provider: ProviderName) -> bool {
     use MachineState::{Booting, Busy, Ready};
     let is_confirmed = matches!(machine.state, Booting | Ready | Busy { .. });

@@ -12,7 +12,7 @@ use super::{
 use crate::ids::{EnvironmentId, JobId, RunId};
 
 impl Step<'_> {
-    /// Makes the environment ready for `run`.
+    /// Opens the environment for `run`, and makes `run` its newest and reported run if it is.
     pub(super) fn open_environment(&mut self, run: &Run, environment: Environment) {
         let (id, pull_request) = (environment.id, environment.pull_request);
         self.state.insert_new_environment(environment);
@@ -120,8 +120,8 @@ impl Step<'_> {
 }
 
 impl State {
-    /// Whether `run`, just requested, becomes the newest of its environment. A warm-up pushes no images,
-    /// and the rebuild of an older run must not move tags back.
+    /// Whether the new run `run` becomes the newest of its environment. A warm-up does not, because it pushes no images.
+    /// The rebuild of an older run does not, because it must not move tags back.
     pub(super) fn is_newest(&self, run: &Run) -> bool {
         if run.trigger == Trigger::WarmUp {
             return false;
@@ -131,18 +131,18 @@ impl State {
         self.comes_after(run, newest)
     }
 
-    /// Whether `run` takes the place of `newest`. A retry takes that of the run that it repeats alone.
+    /// Whether `run` is newer than `newest`. A rebuild is newer only than the run that it repeats.
     fn comes_after(&self, run: &Run, newest: Option<RunId>) -> bool {
         let original = |id: RunId| self.runs.get(&id).map_or(id, Run::original);
         run.rebuilds.is_none_or(|repeated| newest.is_none_or(|newest| original(newest) == repeated))
     }
 
-    /// Whether a machine may still write to the caches of the environment, or a tag of it may be moved.
+    /// Whether a machine may still write to the environment's caches, or a tag of it may be moved.
     fn may_be_written(&self, environment: EnvironmentId) -> bool {
         if self.effects_of(environment).any(|effect| matches!(effect, Effect::Tag { .. })) {
             return true;
         }
-        // Of a job that is forgotten already nobody knows whose it was.
+        // A forgotten job may belong to any environment.
         let may_be_its_own = |job: JobId| {
             let run = self.jobs.get(&job).and_then(|job| self.runs.get(&job.run));
             run.is_none_or(|run| run.environment == environment)
@@ -152,14 +152,14 @@ impl State {
 }
 
 impl Environment {
-    /// Whether something of it is in the registry that goes when it is closed.
+    /// Whether the registry has something of it that is deleted when it is closed.
     pub(super) fn has_leftovers(&self) -> bool {
         self.has_images || !self.cache_refs.is_empty()
     }
 }
 
 impl Machine {
-    /// All jobs that its agent may be doing something for.
+    /// All jobs that its agent may work on.
     fn jobs(&self) -> impl Iterator<Item = JobId> {
         let exporting = self.exporting.map(|export| export.attempt.job);
         let stopping = self.stopping.iter().map(|attempt| attempt.job);

@@ -1,4 +1,4 @@
-//! What comes in to the state, and what goes out of it.
+//! The events that the state takes, and the effects that it returns.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -18,11 +18,11 @@ use crate::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId, SessionId};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CancelReason {
-    /// A person or a script asked for it.
+    /// A person or a script cancelled it.
     Requested,
-    /// Its pull request was closed, or its environment is not wanted any more.
+    /// The environment was closed.
     EnvironmentClosed,
-    /// A newer run of its environment is there.
+    /// A newer run of the environment was requested.
     Superseded,
 }
 
@@ -31,13 +31,13 @@ pub enum CancelReason {
 #[serde(rename_all = "snake_case")]
 pub enum StopReason {
     RunCancelled,
-    /// It goes on although its time is over.
+    /// It runs past its time limit.
     Overrun,
     /// The export of its layer cache takes too long.
     ExportOverrun,
-    /// The cloud takes the machine back before it can end.
+    /// The cloud takes the machine back before the attempt can end.
     Interrupted,
-    /// It counts as lost or has ended: the job goes on elsewhere, or not at all.
+    /// It counts as lost, or has ended.
     NotWanted,
 }
 
@@ -58,7 +58,7 @@ impl fmt::Display for StopReason {
 #[serde(transparent)]
 pub struct EffectId(pub u64);
 
-/// A job as the plan has it, before it is queued.
+/// A job of a plan, before it is queued.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PlannedJob {
     pub id: JobId,
@@ -69,13 +69,11 @@ pub struct PlannedJob {
     /// The build's name with its combination of the matrix.
     pub variant: VariantName,
     pub kind: JobKind,
-    /// The reference that its image also gets if its run is the environment's newest.
+    /// The run-independent reference, which is moved to the image if the run is the environment's newest.
     pub tag: Option<ImageRef>,
-    /// How big a machine it wants.
     pub size: MachineSize,
     /// Jobs of the same plan that must complete first.
     pub needs: Vec<JobId>,
-    /// Its own limit.
     pub timeout: Duration,
 }
 
@@ -97,22 +95,21 @@ impl PlannedJob {
     }
 }
 
-/// What became of reading a run's `stagely.yaml`.
+/// The plan of a run, read from its `stagely.yaml`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PlannedRun {
     pub commit: CommitSha,
-    /// A branch that holds it, where one is known.
+    /// A branch that holds the commit, if one is known.
     pub branch: Option<String>,
-    /// The jobs; none where every build was skipped.
+    /// Empty if every build was skipped.
     pub jobs: Vec<PlannedJob>,
-    /// The builds that have no jobs.
     pub skipped: Vec<SkippedBuild>,
-    /// The cache refs that this environment alone writes.
+    /// The cache refs that only this environment writes.
     pub own_cache_refs: BTreeSet<ImageRef>,
 }
 
 impl PlannedRun {
-    /// A plan of `jobs` alone.
+    /// A plan with nothing but jobs.
     pub const fn new(commit: CommitSha, jobs: Vec<PlannedJob>) -> Self {
         Self { commit, branch: None, jobs, skipped: Vec::new(), own_cache_refs: BTreeSet::new() }
     }
@@ -129,8 +126,7 @@ pub enum LaunchFailure {
     Unclear(String),
 }
 
-/// One attempt of a job. A registered machine may get the same job twice, so the job alone would not
-/// tell a late report of the first attempt from one of the second.
+/// One attempt of a job. A registered machine may get the same job twice, so its reports name the attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Attempt {
     pub job: JobId,
@@ -139,8 +135,8 @@ pub struct Attempt {
 }
 
 impl Attempt {
-    /// The `job_id` that stands for this attempt on the wire: the job's id for the first, with `-2`
-    /// for the second. Agents treat it as opaque, so whatever they send back names the attempt.
+    /// The `job_id` of this attempt on the wire: the job's id for the first, with `-2` for the second. Agents send it
+    /// back unchanged, so each report names its attempt.
     pub fn wire(self) -> WireId {
         self.to_string().parse().expect("an id and a number are letters, digits, `_` and `-`")
     }
@@ -169,28 +165,28 @@ impl FromStr for Attempt {
 
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// Core started on a stored state: no agent is connected yet.
+    /// Core has loaded a stored state. No agent is connected.
     CoreStarted,
-    /// Time has passed; see [`State::next_deadline`](super::State::next_deadline).
+    /// Time has passed. See [`State::next_deadline`](super::State::next_deadline).
     Tick,
-    /// Somebody wants a run. Project and environment are new or known already.
+    /// A run was requested. Project and environment are new or known.
     RunRequested {
         run: Box<Run>,
         project: Project,
         environment: Environment,
     },
-    /// GitHub delivered something. It may do so several times; the first counts.
+    /// GitHub has made a delivery. Only its first arrival counts.
     Delivered {
         delivery: DeliveryId,
-        /// What it comes to; `None` where core has no use for it.
+        /// What the delivery means to core, if anything.
         event: Option<Box<Event>>,
     },
-    /// A pull request or the default branch is at another commit, or open again. What is known already or
-    /// outdated changes nothing: then `run` is not stored.
+    /// A pull request or the default branch is at another commit, or open again. A known or outdated head changes
+    /// nothing, and its `run` is not stored.
     HeadMoved {
-        /// The run of that commit, `Pending`.
+        /// The run of that commit.
         run: Box<Run>,
-        /// Its environment, new or known. The project is known.
+        /// New or known. The project is known.
         environment: Environment,
         head: Head,
         source: HeadSource,
@@ -198,10 +194,10 @@ pub enum Event {
     /// A pull request was closed or merged.
     PullRequestClosed {
         environment: EnvironmentId,
-        /// When, by GitHub's clock.
+        /// By GitHub's clock.
         at: Timestamp,
     },
-    /// Somebody asks for something in a comment or with a label.
+    /// A comment or a label contains a command.
     CommandGiven {
         environment: EnvironmentId,
         command: Command,
@@ -212,10 +208,10 @@ pub enum Event {
         command: Command,
         verdict: CommandVerdict,
     },
-    /// Somebody who may write to the repository agreed to a run of a fork's commit.
+    /// Somebody with write permission has approved a run of a fork's commit.
     RunApproved {
         run: RunId,
-        /// Their name, for people.
+        /// The account's name.
         by: String,
     },
     /// The outcome of [`Effect::Report`].
@@ -228,23 +224,21 @@ pub enum Event {
     },
     /// Failed reports are to be tried again, since somebody may have removed the cause.
     RetryReports,
-    /// A project is to be as this says. Its name and repository stay what they were.
+    /// A project is added or changed. The name and the repository of a known project stay.
     ProjectSet {
-        /// The project, new or known.
         project: Project,
     },
-    /// A project is not listened to any more, and the environments of its pull requests are closed.
+    /// Core stops listening to the project's repository. The environments of its pull requests are closed.
     ProjectRemoved {
         project: ProjectId,
     },
     /// The outcome of [`Effect::Plan`].
     RunPlanned {
         run: RunId,
-        /// The plan, or why there is none.
         plan: Result<PlannedRun, PlanFailure>,
     },
-    /// The other outcome of [`Effect::Plan`]: GitHub does not answer, so it is tried again later. Others are
-    /// planned meanwhile.
+    /// The other outcome of [`Effect::Plan`]: GitHub does not answer. The run is planned again at `until`, and other runs
+    /// are planned meanwhile.
     PlanDeferred {
         run: RunId,
         until: Timestamp,
@@ -253,11 +247,11 @@ pub enum Event {
         run: RunId,
         reason: CancelReason,
     },
-    /// The provider has the machine: the outcome of [`Effect::Launch`], or it is found in the
-    /// provider's list although its record says that it is gone.
+    /// The provider has the machine. This is the outcome of [`Effect::Launch`], or a provider's list has a machine that
+    /// is recorded as terminated.
     MachineLaunched {
         machine: MachineId,
-        /// Where it is; `None` where only a list tells of it.
+        /// `None` for a machine that was found in a list.
         placement: Option<Placement>,
     },
     /// The other outcome of [`Effect::Launch`].
@@ -265,32 +259,30 @@ pub enum Event {
         machine: MachineId,
         failure: LaunchFailure,
     },
-    /// The machine is gone: the outcome of [`Effect::Terminate`], or the provider says so.
+    /// The machine is gone. This is the outcome of [`Effect::Terminate`], or the provider's list says so.
     MachineGone {
         machine: MachineId,
         /// Whether the cloud took it back.
         taken_back: bool,
     },
-    /// The cloud wants a machine back, as its agent has heard.
+    /// The agent reports that the cloud is about to take the machine back.
     MachineInterrupted {
         machine: MachineId,
-        /// How sure that is, and when.
         interruption: Interruption,
     },
-    /// A provider was asked what it has. Arches that it lacks are launched nowhere else: they are emulated.
+    /// The answer of a provider about the arches that it has. An arch that it lacks is emulated.
     ProviderDescribed {
         provider: ProviderName,
-        /// The arches that it has builders of.
         arches: BTreeSet<Arch>,
     },
-    /// An agent said HELLO with a good token.
+    /// An agent sent HELLO with a valid token.
     AgentConnected {
         machine: MachineId,
-        /// Two of one machine may overlap. What is said of an older one after a newer has connected changes
-        /// nothing.
+        /// Two sessions of one machine may overlap. Events of the older one change nothing after the newer one has
+        /// connected.
         session: SessionId,
         system_info: SystemInfo,
-        /// The attempts that it still runs, or whose end it has not been thanked for.
+        /// The attempts that the agent still runs, or whose end core has not acknowledged.
         holds: Vec<Attempt>,
     },
     AgentDisconnected {
@@ -311,44 +303,42 @@ pub enum Event {
         environment: EnvironmentId,
         /// The build, with its combination of the matrix.
         variant: VariantName,
-        /// What the reference was to name.
+        /// The digest that the reference was to name.
         digest: Digest,
-        /// Why it does not, for people.
+        /// The error is for people.
         result: Result<(), String>,
     },
-    /// A pull request was closed, or an environment is not wanted any more. Its runs are cancelled and
-    /// its cache refs deleted; a new run opens it again.
+    /// Somebody closed the environment. Its runs are cancelled and its cache refs deleted. A new run opens it again.
     EnvironmentClosed {
         environment: EnvironmentId,
     },
     /// The outcome of [`Effect::CleanUp`].
     CleanedUp {
         environment: EnvironmentId,
-        /// The cache refs that are gone, or cannot be deleted. Its images are, too.
+        /// The cache refs that are deleted, or cannot be deleted. The images are deleted as well.
         refs: BTreeSet<ImageRef>,
     },
     MachineRegistered {
         machine: MachineId,
-        /// For people.
         name: String,
         arch: Arch,
     },
-    /// An owner took a machine back. Its job goes elsewhere.
+    /// The owner took the machine back. Its job is queued again.
     MachineUnregistered {
         machine: MachineId,
     },
     Forgotten {
-        /// Runs in a final state; their jobs go with them. An environment is closed with its last run,
-        /// and goes as soon as its cache refs are deleted.
+        /// Runs in a final state; their jobs are deleted as well. An environment is closed with its last run, and deleted
+        /// as soon as its cache refs are deleted.
         runs: Vec<RunId>,
-        /// Machines that are terminated.
+        /// Terminated machines.
         machines: Vec<MachineId>,
-        /// Deliveries so old that GitHub does not repeat them.
+        /// Deliveries that GitHub does not repeat any more.
         deliveries: Vec<DeliveryId>,
     },
 }
 
-/// Something to be done outside. Every one may be done again after a crash.
+/// Work outside of the state. After a crash it may be done again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "effect", rename_all = "snake_case")]
 pub enum Effect {
@@ -357,41 +347,39 @@ pub enum Effect {
     /// Ask the provider for a machine and answer with [`Event::MachineLaunched`] or
     /// [`Event::LaunchFailed`]. In the outbox.
     Launch { machine: MachineId },
-    /// Tell the agent to end, then the provider, and answer with [`Event::MachineGone`]. In the
-    /// outbox. Never asked for while the machine's launch is unanswered: the two would race.
+    /// End the agent, then the machine at its provider, and answer with [`Event::MachineGone`]. In the outbox. Never
+    /// emitted while the machine's launch has no outcome: the two would race.
     Terminate { machine: MachineId },
-    /// Let the run-independent reference of a build name the image that the environment's record says,
-    /// and answer with [`Event::ImageTagged`], also where it cannot: the images are pushed and their
-    /// digests known, so a tag is worth a warning and no failure. In the outbox; at most one of a
-    /// build at a time, so that the last word in the registry is that of the newest run.
+    /// Move the run-independent reference of a build to the image in the environment's record, and answer with
+    /// [`Event::ImageTagged`]. If that fails, the run gets a warning and does not fail, since its images are pushed. In
+    /// the outbox; at most one of a build at a time, so that the newest run's image is tagged last.
     Tag {
         environment: EnvironmentId,
         /// The build, with its combination of the matrix.
         variant: VariantName,
     },
-    /// Delete the cache refs that a closed environment has written, and the images of a pull request, and
-    /// answer with [`Event::CleanedUp`]. In the outbox. An environment that is open again when the
-    /// deletion begins keeps all: the answer names none. A closed one names all that its record has.
+    /// Delete the cache refs of a closed environment, and the images of a closed pull request, and answer with
+    /// [`Event::CleanedUp`]. In the outbox. If the environment is open again when the effect begins, nothing is deleted
+    /// and the answer names no ref.
     #[serde(alias = "delete_caches")]
     CleanUp { environment: EnvironmentId },
     /// Find out whether the author of a command may write to the repository, and answer with
     /// [`Event::CommandChecked`]. In the outbox.
     CheckCommand { environment: EnvironmentId, command: Command },
-    /// Tell GitHub how the environment's newest run is at the moment of telling, and answer with
-    /// [`Event::Reported`]. In the outbox, at most one of an environment at a time: what changes
-    /// meanwhile is told by the next.
+    /// Report the environment's run to GitHub, as it is when the effect begins, and answer with [`Event::Reported`]. In
+    /// the outbox; at most one of an environment at a time. The next report has the changes since then.
     Report { environment: EnvironmentId },
-    /// Give the job to the agent. Not in the outbox: if the connection breaks before it arrives, the next
-    /// HELLO does not name the job, and it is sent again.
+    /// Send the job to the agent. Not in the outbox: if the connection breaks before the job arrives, the next HELLO
+    /// does not name it, and it is sent again.
     Assign { machine: MachineId, attempt: Attempt },
-    /// Tell the agent to stop the job. Not in the outbox, for the same reason.
+    /// Ask the agent to stop the job. Not in the outbox, for the same reason.
     Cancel { machine: MachineId, attempt: Attempt, reason: StopReason },
-    /// End the agent's session: its machine is not ours any more. Not in the outbox.
+    /// End the agent's session. Not in the outbox.
     Disconnect { machine: MachineId },
 }
 
 impl Effect {
-    /// The environment that it is for, if it is for one.
+    /// The environment of the effect, if it has one.
     pub const fn environment(&self) -> Option<EnvironmentId> {
         match self {
             Self::Tag { environment, .. }
@@ -407,7 +395,7 @@ impl Effect {
         }
     }
 
-    /// Whether the effect waits in the outbox until its outcome comes back.
+    /// Whether the effect stays in the outbox until its outcome comes back.
     pub const fn is_durable(&self) -> bool {
         match self {
             Self::Plan { .. }

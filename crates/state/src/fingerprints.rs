@@ -1,7 +1,7 @@
 //! Which reports may change the stored fingerprints of layer caches.
 //!
-//! A fingerprint says what a build was made of. It is large, so it is not part of the state: the orchestrator
-//! receives it with the report and stores it if the step says so.
+//! A fingerprint describes the inputs of a build. It is large, so it is not part of the state. The orchestrator receives
+//! it with the report, and stores it if the step's outcome contains [`FingerprintChange::Store`].
 
 use stagely_protocol::ImageRef;
 
@@ -9,12 +9,12 @@ use super::step::Step;
 use super::{Attempt, JobKind, JobOutcome, JobReport, State};
 use crate::ids::MachineId;
 
-/// What becomes of the fingerprint that is stored for a cache.
+/// A change of the fingerprint that is stored for a cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FingerprintChange {
     /// The fingerprint that came with the event describes the layers of this cache.
     Store(ImageRef),
-    /// The cache is deleted, so its fingerprint is, too.
+    /// The cache is deleted, so its fingerprint is deleted as well.
     Delete(ImageRef),
 }
 
@@ -34,7 +34,7 @@ impl Step<'_> {
 }
 
 impl State {
-    /// The cache that is complete with this report.
+    /// The cache that this report completes.
     fn written_cache(
         &self,
         id: MachineId,

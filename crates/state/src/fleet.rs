@@ -1,4 +1,4 @@
-//! What machines are for, who starts them, and what they cost.
+//! Fleets, providers, prices, placements and interruptions of machines.
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,12 +13,12 @@ use super::Timestamp;
 )]
 #[serde(rename_all = "lowercase")]
 pub enum Fleet {
-    /// Builds images: many processors, for minutes.
+    /// Builds images.
     #[default]
     Builder,
-    /// Runs a pull request's images, for days.
+    /// Runs a pull request's images.
     Preview,
-    /// Tests a preview: much memory, for minutes.
+    /// Tests a preview.
     Tester,
 }
 
@@ -36,7 +36,6 @@ impl fmt::Display for Fleet {
     }
 }
 
-/// Who starts machines.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
@@ -56,7 +55,7 @@ pub enum ProviderName {
 impl ProviderName {
     pub const ALL: [Self; 4] = [Self::Local, Self::Aws, Self::DigitalOcean, Self::Qemu];
 
-    /// As the configuration and the tables of people have it.
+    /// The name in the configuration and in tables.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Local => "local",
@@ -88,9 +87,9 @@ impl FromStr for ProviderName {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Market {
-    /// At a fixed price, for as long as it is wanted.
+    /// At a fixed price, without interruptions.
     OnDemand,
-    /// Cheaper, until the cloud takes it back.
+    /// Cheaper, but the cloud may take the machine back.
     Spot,
 }
 
@@ -111,7 +110,7 @@ impl fmt::Display for Market {
 pub struct Usd(pub u64);
 
 impl Usd {
-    /// What `duration` costs at this price for an hour, rounded up: it never looks cheaper than it is.
+    /// The cost of `duration` at this price for an hour, rounded up.
     #[must_use]
     pub fn for_hours(self, duration: Duration) -> Self {
         let millionths = u128::from(self.0) * duration.as_millis();
@@ -121,7 +120,7 @@ impl Usd {
 }
 
 impl fmt::Display for Usd {
-    /// With four decimals below a dollar, since a build costs less than a cent.
+    /// With four decimals below a dollar, because a build costs less than a cent.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (unit, decimals) = if self.0 < 1_000_000 { (100, 4) } else { (10_000, 2) };
         let rounded = self.0.div_ceil(unit);
@@ -136,23 +135,21 @@ impl fmt::Display for Usd {
 pub struct Placement {
     /// The provider's own name for the machine.
     pub provider_id: String,
-    /// What the provider calls a machine of this size.
+    /// The provider's name for machines of this size.
     pub instance_type: String,
-    /// The part of the provider's network that it is in.
     pub zone: Option<String>,
     pub market: Market,
-    /// For an hour; of a spot machine the most that it can be. `None` where it costs nothing, or the
-    /// configuration does not say.
+    /// For an hour; the maximum for a spot machine. `None` if it is not known, or the machine costs nothing.
     pub price: Option<Usd>,
 }
 
-/// The cloud wants a machine back.
+/// The cloud's notice that it takes a machine back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "notice", rename_all = "snake_case")]
 pub enum Interruption {
-    /// It may soon: the machine gets nothing new.
+    /// It may happen soon. The machine gets no further job.
     Likely,
-    /// It does.
+    /// It happens at this moment.
     Certain { at: Timestamp },
 }
 

@@ -1,5 +1,4 @@
-//! What the state knows of GitHub: a project's repository there, the commit that a pull request is at, who
-//! approved what, what somebody wrote, and what GitHub was told.
+//! What the state knows of GitHub: repositories, heads, approvals, commands and reports.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -25,12 +24,12 @@ impl GithubRepository {
         self.0.split_once('/').expect("checked when it was parsed").1
     }
 
-    /// Both, with a `/` between them.
+    /// `owner/name`.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Whether both name the same repository: GitHub does not regard case.
+    /// Whether both name the same repository. GitHub ignores case.
     pub fn is(&self, full_name: &str) -> bool {
         self.0.eq_ignore_ascii_case(full_name)
     }
@@ -72,36 +71,36 @@ impl From<GithubRepository> for String {
     }
 }
 
-/// What makes a project one whose pull requests are built.
+/// The link of a project with its repository at GitHub. Only pull requests of linked projects are built.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GithubLink {
     pub repository: GithubRepository,
-    /// What becomes of pull requests from forks.
     #[serde(default)]
     pub forks: ForkPolicy,
-    /// Whether the configuration file names it: then it goes when the file does not name it any more.
+    /// Whether the configuration file names the project. If so, the link is removed when the file does not name it any
+    /// more.
     #[serde(default)]
     pub is_configured: bool,
 }
 
-/// What becomes of pull requests from forks.
+/// How pull requests from forks are handled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ForkPolicy {
-    /// Each commit waits for the approval of somebody who may write to the repository.
+    /// Each commit waits for the approval of somebody with write permission.
     #[default]
     Approval,
     /// They are not built.
     Never,
-    /// Those of people whose commits GitHub has seen in this repository before are built at once, others
-    /// wait for approval.
+    /// Pull requests of people who have contributed to this repository before are built at once. Others wait for
+    /// approval.
     KnownContributors,
 }
 
 impl ForkPolicy {
     pub const ALL: [Self; 3] = [Self::Approval, Self::Never, Self::KnownContributors];
 
-    /// As the configuration and the command line spell it.
+    /// The spelling in the configuration and on the command line.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Approval => "approval",
@@ -111,79 +110,78 @@ impl ForkPolicy {
     }
 }
 
-/// Names a delivery of GitHub's: the `X-GitHub-Delivery` of its first try and of all others.
+/// The `X-GitHub-Delivery` header of a delivery, which is the same in each of its tries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DeliveryId(pub u128);
 
-/// The commit that a pull request or branch is at, as far as core was told.
+/// The head of a pull request or branch, as far as core knows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Head {
     pub commit: CommitSha,
-    /// The commit that a push moved it from; `None` where nobody said.
+    /// The head before the push, if it is known.
     pub before: Option<CommitSha>,
-    /// When, by GitHub's clock. It has whole seconds.
+    /// By GitHub's clock, in whole seconds.
     pub at: Timestamp,
-    /// Whether the pull request was certainly at no other commit before.
+    /// Whether it is certainly the first commit of the pull request.
     #[serde(default)]
     pub is_first: bool,
 }
 
-/// How core came to know of a head.
+/// The source of a head.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HeadSource {
-    /// GitHub said so. Deliveries may overtake each other.
+    /// A delivery. Deliveries may overtake each other.
     Delivery,
-    /// Core looked, since a delivery may be lost. It counts for nothing if anything was heard since.
+    /// A list that core requested, since a delivery may be lost. It is ignored if a delivery arrived after the request.
     Listing {
-        /// What core believed when it began to look; `None`: there was no open environment.
+        /// The head that core knew before its request; `None` if there was no open environment.
         believed: Option<CommitSha>,
     },
 }
 
-/// What GitHub says of the repository of a run.
+/// The repository of a run at GitHub.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GithubRun {
-    /// The repository's default branch.
     pub default_branch: String,
-    /// Whether it can be cloned with a token only.
+    /// Whether cloning needs a token.
     pub is_private: bool,
 }
 
-/// Whether somebody must agree before anything is done for a run.
+/// Whether the commit of a run needs an approval.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "status", rename_all = "snake_case")]
 pub enum Approval {
-    /// Its commit is not a fork's, or the project trusts its author.
+    /// The commit is not from a fork, or its author needs no approval.
     #[default]
     NotNeeded,
-    /// Nobody has agreed yet: it is not planned, and gets nothing.
+    /// The run is not planned before the approval.
     Awaited,
-    /// Somebody who may write to the repository has.
+    /// Somebody with write permission has approved the commit.
     Given {
-        /// Their name, for people.
+        /// The account's name.
         by: String,
     },
 }
 
-/// A fork's commit that somebody agreed to.
+/// An approved commit of a fork.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ApprovedCommit {
     pub commit: CommitSha,
-    /// Their name, for people.
+    /// The account's name.
     pub by: String,
 }
 
-/// What somebody asks for in a comment, or with a label.
+/// A command in a comment, or by a label.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Command {
     /// The id of the comment, which ascends; `None` for a label.
     pub comment: Option<u64>,
-    /// Who wrote it: the name of an account at GitHub.
+    /// The account's name.
     pub author: String,
     pub kind: CommandKind,
-    /// When it was written, by GitHub's clock.
+    /// By GitHub's clock.
     pub at: Timestamp,
-    /// Whether core missed its delivery and found it later.
+    /// Whether core missed its delivery and read it later.
     #[serde(default)]
     pub is_late: bool,
 }
@@ -191,16 +189,16 @@ pub struct Command {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "snake_case")]
 pub enum CommandKind {
-    /// `/stagely rebuild`: the newest run once more.
+    /// `/stagely rebuild`: a new run of the newest run's commit.
     Rebuild {
-        /// `/stagely rebuild failed`: only what did not complete.
+        /// `/stagely rebuild failed`: completed jobs are reused.
         failed_only: bool,
     },
-    /// `/stagely cancel`: all runs that have not ended.
+    /// `/stagely cancel`: cancels all open runs.
     Cancel,
-    /// `/stagely approve`: a fork's commit.
+    /// `/stagely approve`: approves a fork's commit.
     Approve {
-        /// The first digits of the commit, at least 7; `None`: what waits.
+        /// The first digits of the commit, at least 7; `None`: the head.
         commit: Option<String>,
     },
 }
@@ -255,25 +253,21 @@ pub struct Report {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CommitStatus {
-    /// The light beside it.
     pub state: StatusState,
     /// At most 140 characters.
     pub description: String,
-    /// A page of core's.
+    /// The run's page.
     pub target_url: String,
 }
 
-/// The light beside a commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StatusState {
-    /// It goes on, or waits.
     Pending,
-    /// All is well.
     Success,
-    /// The user's own failure.
+    /// The user caused the failure.
     Failure,
-    /// Another's failure, or it was stopped.
+    /// Something else failed, or the run was cancelled.
     Error,
 }
 

@@ -1,5 +1,4 @@
-//! Where pull requests and default branches are: which news counts, and what becomes of the runs of older
-//! commits.
+//! The heads of pull requests and default branches: which updates count, and which older runs they supersede.
 
 use super::step::Step;
 use super::{
@@ -17,14 +16,14 @@ impl Step<'_> {
         source: &HeadSource,
     ) {
         let id = environment.id;
-        // Nobody listens to a project that was removed meanwhile.
+        // The project may be removed meanwhile.
         let is_linked =
             self.state.projects.get(&run.project).is_some_and(|project| project.github.is_some());
         if !is_linked || self.state.runs.contains_key(&run.id) {
             return;
         }
         let known = self.state.environments.get(&id);
-        if known.is_none_or(|known| known.is_news(&head, source, run.trigger)) {
+        if known.is_none_or(|known| known.is_newer(&head, source, run.trigger)) {
             self.start_run(run, environment);
             self.state.change_environment(id, |environment| environment.head = Some(head));
         } else if *source == HeadSource::Delivery {
@@ -34,7 +33,7 @@ impl Step<'_> {
 
     pub(super) fn close_pull_request(&mut self, id: EnvironmentId, at: Timestamp) {
         let Some(environment) = self.state.environments.get(&id) else { return };
-        // It may have been opened again before this arrived.
+        // The pull request may be reopened already.
         if environment.head.as_ref().is_some_and(|head| head.at > at) {
             return;
         }
@@ -46,7 +45,7 @@ impl Step<'_> {
         self.close_environment(id, ClosedBy::Github);
     }
 
-    /// Ends the runs of the environment that `newer` takes the place of.
+    /// Cancels the runs of the environment that `newer` supersedes.
     pub(super) fn supersede(&mut self, newer: RunId) {
         let Some(run) = self.state.runs.get(&newer) else { return };
         let Some(environment) = self.state.environments.get(&run.environment) else { return };
@@ -83,27 +82,27 @@ impl Step<'_> {
 }
 
 impl Environment {
-    /// Whether `head` is news. Deliveries may come twice, and one may overtake another.
-    fn is_news(&self, head: &Head, source: &HeadSource, trigger: Trigger) -> bool {
+    /// Whether `head` is newer than the known head. Deliveries may be repeated and may overtake each other.
+    fn is_newer(&self, head: &Head, source: &HeadSource, trigger: Trigger) -> bool {
         let Some(known) = &self.head else { return true };
         if let HeadSource::Listing { believed } = source {
             let now = (!self.state.is_closed()).then_some(&known.commit);
-            // What people closed stays closed until there is something new.
-            // Within a second nobody knows whether it was opened before it was closed; this is newer.
+            // An environment that was closed by request stays closed until there is a new commit. If GitHub closed and
+            // reopened it within one second, the list is newer.
             let may_be_open = self.state.is_closed_by_github() && head.at >= known.at;
             let is_new = known.commit != head.commit || may_be_open;
             return now == believed.as_ref() && is_new;
         }
-        // GitHub closes no branch, so of its pushes the same counts whether people closed it or not.
+        // GitHub does not close branches, so a push counts whether the branch's environment is closed or not.
         if self.state.is_closed() && trigger != Trigger::Push {
-            // A push that was overtaken by the closing does not open it again.
+            // A push that the closing has overtaken does not open it again.
             let is_opening = trigger != Trigger::PrSynchronized;
             return if is_opening { head.at >= known.at } else { head.at > known.at };
         }
         if known.commit == head.commit {
             return false;
         }
-        // Two pushes may lie within a second: then it is known who comes after whom.
+        // Of two pushes within one second, `before` says which is newer.
         let is_next = head.before.as_ref() == Some(&known.commit);
         let is_former = known.before.as_ref() == Some(&head.commit);
         head.at > known.at || head.at == known.at && (is_next || !is_former)
@@ -111,15 +110,15 @@ impl Environment {
 }
 
 impl State {
-    /// Who has agreed to the commit of a new run that waits for it.
+    /// Who has approved the commit of a new run already.
     pub(super) fn approver(&self, run: &Run) -> Option<String> {
         let approved = self.environments.get(&run.environment)?.approved.as_ref()?;
         let is_match = run.requested_commit().as_ref() == Some(&approved.commit);
         (run.approval == Approval::Awaited && is_match).then(|| approved.by.clone())
     }
 
-    /// Takes note that an open environment is still where it was: it was pushed away and back, or opened
-    /// again before its closing arrived.
+    /// Updates the time of an unchanged head: it was moved away and back, or the pull request was reopened before its
+    /// closing arrived.
     fn confirm_head(&mut self, id: EnvironmentId, head: Head) {
         self.change_environment(id, |environment| {
             let known = environment.head.as_ref();
@@ -129,7 +128,7 @@ impl State {
         });
     }
 
-    /// The runs of the environment that have not ended.
+    /// The open runs of the environment.
     pub(super) fn open_runs_of(&self, environment: EnvironmentId) -> Vec<RunId> {
         let is_open = |id: &&RunId| self.runs.get(id).is_some_and(|run| !run.state.is_final());
         let runs = self.index.environment_runs.get(&environment).into_iter().flatten();

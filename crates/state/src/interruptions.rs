@@ -1,4 +1,4 @@
-//! The cloud wants a machine back: what can still be done on it, and what goes elsewhere.
+//! Interruptions: the cloud takes a machine back, and jobs that cannot end before go to another machine.
 
 use std::time::Duration;
 
@@ -9,13 +9,13 @@ use super::{
 };
 use crate::ids::{JobId, MachineId};
 
-/// What a merge takes at most, so that one that has begun is not begun again elsewhere.
+/// The longest time that a merge takes. A merge that can end before the interruption stays.
 const MERGE_TIME: Duration = Duration::from_secs(30);
 
-/// How much longer than the last time a build may take, in percent.
+/// The expected time of a build, in percent of its last time.
 const BUILD_MARGIN_PERCENT: u32 = 125;
 
-/// A machine that is still there this long after its time is not waited for.
+/// The jobs of an interrupted machine fail this long after its time, if its end was not reported.
 pub(super) const TAKEN_BACK_GRACE: Duration = Duration::from_secs(10);
 
 impl Step<'_> {
@@ -35,7 +35,7 @@ impl Step<'_> {
         }
     }
 
-    /// Leaves on the machine only what ends before `at`.
+    /// Stops the work on the machine that does not end before `at`.
     fn clear_by(&mut self, id: MachineId, at: Timestamp) {
         self.cut_export(id, at);
         let Some(Attempt { job, .. }) = self.attempt_on(id) else { return };
@@ -45,8 +45,8 @@ impl Step<'_> {
         }
     }
 
-    /// Forgets what an agent said of an interruption before its HELLO: a registered machine may be there
-    /// again, and its agent repeats what still holds. One that was launched is never worth waiting for.
+    /// Forgets the interruption of a registered machine at its HELLO. The machine may have been restarted, and its agent
+    /// repeats a notice that still holds.
     pub(super) fn forget_interruption(&mut self, id: MachineId) {
         let machine = self.state.machines.get(&id);
         let is_interrupted = machine.is_some_and(|machine| machine.interruption.is_some());
@@ -55,14 +55,13 @@ impl Step<'_> {
         }
     }
 
-    /// The machine's time is over, and it still has work.
+    /// Fails the job of a machine whose time is over.
     pub(super) fn take_back(&mut self, id: MachineId) {
         self.lose_job(id, JobFailure::taken_back());
         self.give_up_agent(id);
     }
 
-    /// Why what a machine had is lost: with its agent, where the cloud has not said that it takes the machine
-    /// back.
+    /// Why the work of a machine is lost: because of the interruption if it was certain, otherwise because of `message`.
     pub(super) fn loss_of(&self, id: MachineId, message: &str) -> JobFailure {
         let machine = self.state.machines.get(&id);
         match machine.and_then(|machine| machine.interruption) {
@@ -73,14 +72,14 @@ impl Step<'_> {
 }
 
 impl State {
-    /// When a machine that the cloud wants back has no more time for the attempt that it has.
+    /// When the job of an interrupted machine fails at the latest.
     pub(super) fn taken_back_at(&self, machine: &Machine) -> Option<Timestamp> {
         let Some(Interruption::Certain { at }) = machine.interruption else { return None };
         let job = machine.job().and_then(|job| self.jobs.get(&job))?;
         job.state.attempt_on(machine.id).map(|_| at.after(TAKEN_BACK_GRACE))
     }
 
-    /// Whether the job, which is on a machine, is likely to end before `at`.
+    /// Whether the job is likely to end before `at`.
     fn ends_by(&self, id: JobId, at: Timestamp, now: Timestamp) -> bool {
         let Some(job) = self.jobs.get(&id) else { return false };
         match (&job.kind, &job.state) {
@@ -88,14 +87,14 @@ impl State {
             (JobKind::Build { .. }, JobState::Running { deadline, .. }) => {
                 let usual = self.usual_time(job).map(|time| time * BUILD_MARGIN_PERCENT / 100);
                 let expected = job.started_at.zip(usual).map(|(since, time)| since.after(time));
-                // Of one that takes longer than ever nobody knows when it ends.
+                // A build that already takes longer than expected has no known end.
                 *deadline <= at || expected.is_some_and(|end| now <= end && end <= at)
             }
             (JobKind::Build { .. }, _) => false,
         }
     }
 
-    /// How long the same job took when it last completed in the same environment.
+    /// The time of the same job when it last completed in the same environment.
     fn usual_time(&self, job: &Job) -> Option<Duration> {
         let environment = self.runs.get(&job.run)?.environment;
         let runs = self.index.environment_runs.get(&environment)?.iter().rev();
@@ -112,7 +111,7 @@ impl State {
 }
 
 impl Machine {
-    /// Whether nobody has asked for its end.
+    /// Whether its end was not requested.
     fn is_in_use(&self) -> bool {
         use super::MachineState as S;
         match self.state {

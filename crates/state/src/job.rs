@@ -1,4 +1,4 @@
-//! One job of a run: a build of one platform, or the merge of several.
+//! A job of a run: the build of one platform, or the merge of several.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use stagely_protocol::{
 use super::{IllegalTransition, MachineSize, Timestamp, VariantName};
 use crate::ids::{JobId, MachineId, RunId};
 
-/// What a job does. References are complete: nothing is computed from them later.
+/// The work of a job. All references are complete.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum JobKind {
@@ -23,35 +23,31 @@ pub enum JobKind {
         /// The Dockerfile, as `stagely.yaml` names it.
         dockerfile: String,
         target: Option<String>,
-        /// Values with their variables filled in. Those that the caller of the run set himself are
-        /// not here, since they may be secret.
+        /// With all variables expanded. The arguments that the run's caller set are not here, because they may be secret.
         build_args: BuildArgs,
-        /// The reference that is pushed: of this run alone.
+        /// The reference that is pushed. No other run pushes it.
         image: ImageRef,
-        /// Whether it is pushed. A warm-up only fills caches.
+        /// Whether the image is pushed. A warm-up only fills caches.
         #[serde(default = "pushes")]
         push: bool,
-        /// Where layers are looked for.
         cache_from: Vec<ImageRef>,
-        /// Where layers go.
         cache_to: Option<ImageRef>,
-        /// The images of the builds that this one depends on, by the names of those builds.
+        /// The images of the builds that this one depends on, by name.
         #[serde(default)]
         uses: BTreeMap<String, UsedImage>,
-        /// Whether it may run under emulation.
         #[serde(default)]
         emulation: Emulation,
     },
     /// Joins the images of `needs` into one index.
     Merge {
-        /// Exactly the platforms that the index must hold.
+        /// The index must have exactly these platforms.
         platforms: Vec<Platform>,
-        /// The reference of the index: of this run alone.
+        /// The reference of the index. No other run pushes it.
         image: ImageRef,
     },
 }
 
-/// Jobs of versions that knew no warm-up push their images.
+/// The default for jobs that were stored before there were warm-ups.
 const fn pushes() -> bool {
     true
 }
@@ -74,7 +70,7 @@ impl JobKind {
         }
     }
 
-    /// The reference that is pushed, of this run alone.
+    /// The reference that is pushed. No other run pushes it.
     pub const fn image(&self) -> &ImageRef {
         match self {
             Self::Build { image, .. } | Self::Merge { image, .. } => image,
@@ -92,33 +88,32 @@ impl JobKind {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "from", rename_all = "snake_case")]
 pub enum UsedImage {
-    /// What a job of the same run makes.
+    /// The image of a job of the same run.
     Job { job: JobId },
-    /// One that is there already, by digest: its build was skipped.
+    /// An existing image, by digest, because its build was skipped.
     Image { image: ImageRef },
 }
 
-/// How far a job is. Attempts count from 1.
+/// Attempts count from 1.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "status", rename_all = "snake_case")]
 pub enum JobState {
-    /// Waits for the jobs it needs, and for a machine. `attempt` is the one that comes next.
+    /// Waits for the jobs that it needs, and for a machine. `attempt` is the next one.
     Queued {
         attempt: u32,
     },
-    /// There was no capacity; waits until it may be launched again. Stored as `queued`, with `not_before` beside
-    /// it.
+    /// The last launch found no capacity. Stored as `queued` with `not_before`.
     #[serde(skip)]
     Postponed {
         attempt: u32,
         until: Timestamp,
     },
-    /// Has a machine, whose agent has not said that it began.
+    /// Has a machine. Its agent has not reported the start.
     Provisioning {
         attempt: u32,
         machine: MachineId,
     },
-    /// The agent works on it. Core ends the job itself after `deadline`.
+    /// Core ends the job itself after `deadline`.
     Running {
         attempt: u32,
         machine: MachineId,
@@ -126,7 +121,7 @@ pub enum JobState {
     },
     /// The image is pushed.
     Completed {
-        /// Names the image; absent when a simple agent reported none.
+        /// `None` if a simple agent reported none.
         digest: Option<Digest>,
     },
     Failed(JobFailure),
@@ -134,7 +129,7 @@ pub enum JobState {
 }
 
 impl JobState {
-    /// Whether nothing more happens to the job.
+    /// Whether the job has ended.
     pub const fn is_final(&self) -> bool {
         match self {
             Self::Queued { .. }
@@ -150,7 +145,7 @@ impl JobState {
         matches!(self, Self::Queued { .. } | Self::Postponed { .. })
     }
 
-    /// The machine that has the job, if one has.
+    /// The machine that has the job.
     pub const fn machine(&self) -> Option<MachineId> {
         match self {
             Self::Provisioning { machine, .. } | Self::Running { machine, .. } => Some(*machine),
@@ -162,7 +157,7 @@ impl JobState {
         }
     }
 
-    /// The attempt that `machine` has, if it has one.
+    /// The attempt that `machine` has.
     pub fn attempt_on(&self, machine: MachineId) -> Option<u32> {
         match self {
             Self::Provisioning { attempt, machine: at }
@@ -197,7 +192,7 @@ impl JobState {
             ) => Self::waiting(attempt + 1, retry_at),
             (S::Provisioning { .. } | S::Running { .. }, E::Completed { digest })
             | (S::Queued { .. }, E::Reused { digest }) => S::Completed { digest },
-            // A job that waits fails as well: when a job that it needs has failed, or no machine can do it.
+            // A waiting job fails if a job that it needs has failed, or if no machine can do it.
             (
                 S::Queued { .. } | S::Postponed { .. } | S::Provisioning { .. } | S::Running { .. },
                 E::Failed(failure),
@@ -224,7 +219,7 @@ pub enum JobEvent {
     Started {
         deadline: Timestamp,
     },
-    /// The attempt came to nothing. The next one begins after `retry_at`, or as soon as there is a machine.
+    /// The attempt failed. The next one begins after `retry_at`, or as soon as there is a machine.
     AttemptLost {
         retry_at: Option<Timestamp>,
     },
@@ -232,7 +227,7 @@ pub enum JobEvent {
     Completed {
         digest: Option<Digest>,
     },
-    /// An earlier run has made the image already.
+    /// The image of an earlier run is reused.
     Reused {
         digest: Option<Digest>,
     },
@@ -314,51 +309,49 @@ pub struct Job {
     pub run: RunId,
     /// Unique within the run: `backend`, `app_arm64`, `app_merge`.
     pub name: String,
-    /// The build of `stagely.yaml` that it comes from.
+    /// The build of `stagely.yaml`.
     pub build: String,
-    /// The build's name with its combination of the matrix: `app-node_version-18`. Without a matrix:
-    /// `build`.
+    /// The build's name with its combination of the matrix: `app-node_version-18`. Without a matrix it is `build`.
     #[serde(default)]
     pub variant: VariantName,
     pub kind: JobKind,
-    /// The reference, the same in each run, that its image also gets if this run is the environment's
-    /// newest. Only the last job of a variant has one.
+    /// The run-independent reference, which is moved to the image if the run is the environment's newest. Only the last
+    /// job of a variant has one.
     pub tag: Option<ImageRef>,
-    /// How big a machine it wants.
     pub size: MachineSize,
     /// The jobs that must complete before it starts.
     pub needs: Vec<JobId>,
-    /// Its own limit, enforced by the agent.
+    /// The agent enforces it.
     pub timeout: Duration,
     #[serde(flatten, with = "stored_state")]
     pub state: JobState,
-    /// The attempt whose log is the job's log: the newest that was given to a machine; 0 before.
+    /// The newest attempt that was assigned to a machine; 0 before. Its log is the job's log.
     pub attempt: u32,
-    /// Why earlier attempts ended, oldest first.
+    /// Earlier attempts, the oldest first.
     pub lost_attempts: Vec<LostAttempt>,
     pub queued_at: Timestamp,
-    /// When the newest attempt was first given to an agent.
+    /// When the newest attempt was first sent to an agent.
     pub assigned_at: Option<Timestamp>,
-    /// When the newest attempt began on its machine.
+    /// When the newest attempt began.
     pub started_at: Option<Timestamp>,
     /// When it reached its final state.
     pub ended_at: Option<Timestamp>,
     pub steps: Vec<Step>,
-    /// What the user should know.
+    /// For the user.
     pub warnings: Vec<String>,
     /// The first step that did not come from the cache.
     pub cache_miss: Option<CacheMiss>,
-    /// Whether its newest attempt has a machine of another arch than its platform's.
+    /// Whether the machine of the newest attempt has another arch than the platform.
     #[serde(default)]
     pub emulated: bool,
-    /// The job whose machine it took over, so that none was launched for it.
+    /// The job whose machine the newest attempt took over. No machine was launched for it.
     pub took_over: Option<JobId>,
     /// The job of an earlier run whose image this job reuses.
     #[serde(rename = "kept_from")]
     pub reused_from: Option<JobId>,
 }
 
-/// How an attempt ended, as its agent reports it.
+/// The outcome of an attempt in its agent's report.
 #[derive(Clone, Debug, PartialEq)]
 pub enum JobOutcome {
     /// The image is pushed.
@@ -366,25 +359,25 @@ pub enum JobOutcome {
         digest: Option<Digest>,
     },
     Failed(JobFailure),
-    /// The agent stopped it because it was told to.
+    /// The agent stopped it.
     Cancelled,
 }
 
-/// The end of an attempt.
+/// An agent's report of the end of an attempt.
 #[derive(Clone, Debug, PartialEq)]
 pub struct JobReport {
     pub outcome: JobOutcome,
     pub steps: Vec<Step>,
-    /// What the user should know.
+    /// For the user.
     pub warnings: Vec<String>,
     /// The first step that did not come from the cache.
     pub cache_miss: Option<CacheMiss>,
-    /// The image is pushed, and the agent goes on to export the layer cache. Another report follows.
+    /// Whether the image is pushed and the agent goes on to export the layer cache. Another report follows then.
     pub exporting_cache: bool,
 }
 
 impl JobReport {
-    /// A report of nothing but the end.
+    /// A report with nothing but the outcome.
     pub const fn new(outcome: JobOutcome) -> Self {
         Self {
             outcome,

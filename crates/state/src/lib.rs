@@ -1,7 +1,7 @@
 //! Runs, jobs and machines as one value, and the one function that changes it.
 //!
-//! Pure: no I/O, no async, no clock, no randomness. Time and new ids come in with the [`Event`];
-//! what is to happen outside goes out as [`Effect`]s.
+//! Pure: no I/O, no async, no clock, no randomness. Time and new ids come in with the [`Event`]; work outside goes out
+//! as [`Effect`]s.
 
 pub mod ids;
 mod names;
@@ -94,44 +94,43 @@ impl Timestamp {
     }
 }
 
-/// The limits that the configuration sets. Not stored: a changed configuration holds at once.
+/// The limits that the configuration sets. They are not stored, so a changed configuration holds at once.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Most launched builder machines alive at once, over all projects.
+    /// The most launched machines at once, over all projects.
     pub max_concurrent: u32,
-    /// Attempts a job has in all.
+    /// The most attempts of one job.
     pub max_attempts: u32,
-    /// From the launch to the agent's HELLO.
+    /// The time limit from the launch to the agent's HELLO.
     pub boot: Duration,
-    /// How long a machine may be out of contact before its job goes elsewhere.
+    /// How long an agent may be disconnected before its job is queued again.
     pub reconnect_grace: Duration,
-    /// What core adds to a job's own limit before it ends the job itself, should the agent hang.
+    /// Core ends a job itself this long after the job's own time limit, in case the agent hangs.
     pub job_grace: Duration,
     /// The longest life of a launched machine.
     pub lease: Duration,
-    /// How long a machine is kept for the export of a cache after its image was reported.
+    /// The time limit of the export of a cache, after the image was reported.
     pub cache_export: Duration,
-    /// Runs that are planned at once, over all projects: each has a thread and a checkout.
+    /// The most runs that are planned at once, over all projects. Each needs a thread and a checkout.
     pub planned_at_once: usize,
-    /// How long the planning of a run may take, over all its tries.
+    /// The time limit of planning a run, over all its tries.
     pub planning: Duration,
-    /// Which runs' jobs go before which.
     pub priorities: Priorities,
-    /// Who launches builders of which arch; empty when no provider does.
+    /// The provider of each arch; empty if no provider is configured.
     pub launchable: BTreeMap<Arch, ProviderName>,
-    /// How long a job waits after a launch that found no capacity, times the attempts it has had.
+    /// How long a job waits after a launch that found no capacity, multiplied by the number of its attempts.
     pub capacity_wait: Duration,
 }
 
-/// The `[priorities]` table of the configuration: jobs of a higher one go first.
+/// The `[priorities]` table of the configuration. Jobs of a higher priority go first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Priorities {
-    /// Of pushes to the default branch, and of warm-ups. Default: 10.
+    /// Pushes to the default branch, and warm-ups. Default: 10.
     pub default_branch: u8,
-    /// Of pull requests. Default: 20.
+    /// Pull requests. Default: 20.
     pub pull_request: u8,
-    /// Of what people and scripts ask for. Default: 30.
+    /// Requests through the API. Default: 30.
     pub manual: u8,
 }
 

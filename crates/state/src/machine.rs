@@ -1,4 +1,4 @@
-//! One machine: launched for one job and ended after it, or registered and kept.
+//! A machine: launched for one job and terminated after it, or registered by its owner.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -11,7 +11,7 @@ use super::{
 };
 use crate::ids::{JobId, MachineId};
 
-/// How big a machine a job wants. What that is in processors is the provider's to say.
+/// The size of machine that a job needs. Each provider chooses its instance types.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
@@ -29,7 +29,7 @@ pub enum MachineSize {
 }
 
 impl MachineSize {
-    /// All of them, the smallest first.
+    /// The smallest first.
     pub const ALL: [Self; 4] = [Self::Small, Self::Medium, Self::Large, Self::Xlarge];
 }
 
@@ -44,7 +44,6 @@ impl fmt::Display for MachineSize {
     }
 }
 
-/// Where a machine comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MachineKind {
@@ -58,19 +57,17 @@ pub enum MachineKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "status", rename_all = "snake_case")]
 pub enum MachineState {
-    /// Recorded; the provider has not confirmed it.
+    /// The provider has not confirmed the launch.
     Requested,
-    /// The provider has it; its agent has not connected.
+    /// The provider has launched it. Its agent has not connected.
     Booting,
-    /// Its agent has connected and has no job.
+    /// It has no job.
     Ready,
-    /// Has an attempt of a job. It may be lost or cancelled already while the agent has yet to say that
-    /// it stopped.
+    /// It has an attempt of a job. The attempt may have ended already, while the agent has yet to stop it.
     Busy {
         #[serde(flatten, with = "stored_attempt")]
         attempt: Attempt,
     },
-    /// The provider was asked to end it.
     Terminating,
     Terminated,
 }
@@ -116,7 +113,7 @@ impl MachineState {
                 S::Busy { attempt }
             }
             (S::Ready | S::Busy { .. }, E::Released { stopping: None }) => S::Ready,
-            // A machine that was taken for gone is ended when it turns out to be there.
+            // A terminated machine that a provider's list still has is terminated again.
             (
                 S::Requested
                 | S::Booting
@@ -151,7 +148,7 @@ pub enum MachineEvent {
     Assigned {
         attempt: Attempt,
     },
-    /// It has no job any more. Its agent may have yet to stop an attempt, or to end the export of a cache.
+    /// It has no job any more. Its agent may still have to stop an attempt, or to end an export.
     Released {
         stopping: Option<Attempt>,
     },
@@ -234,22 +231,21 @@ impl From<CacheExport> for StoredExport {
 pub struct Machine {
     pub id: MachineId,
     pub kind: MachineKind,
-    /// For people: the name its owner gave a registered machine; empty for a launched one.
+    /// The name that the owner gave a registered machine; empty for a launched one.
     pub name: String,
     pub arch: Arch,
     pub size: MachineSize,
     #[serde(default)]
     pub fleet: Fleet,
-    /// Who launches a launched machine, and ends it. Of a registered one nobody.
+    /// The provider of a launched machine.
     #[serde(default)]
     pub provider: ProviderName,
-    /// Whether it is paid for on demand, whatever the market of its fleet: its job has no further attempt.
+    /// Whether it is launched on demand, whatever the market of its fleet, because its job has no further attempt.
     #[serde(default)]
     pub on_demand: bool,
-    /// Where the provider has put it; `None` before its answer.
+    /// `None` before the provider's answer.
     #[serde(default)]
     pub placement: Option<Placement>,
-    /// The cloud wants it back.
     #[serde(default)]
     pub interruption: Option<Interruption>,
     pub state: MachineState,
@@ -260,17 +256,14 @@ pub struct Machine {
     pub exporting: Option<CacheExport>,
     /// The job that a launched machine was requested for.
     pub requested_for: Option<JobId>,
-    /// When its record was made.
     pub requested_at: Timestamp,
-    /// It is terminated after this moment whatever it does; `None` for a registered machine.
+    /// It is terminated after this moment, whatever it does. `None` for a registered machine.
     pub lease_until: Option<Timestamp>,
     pub connected: bool,
-    /// When the machine was requested, or its connection last came or went; while disconnected, the
-    /// grace counts from here.
+    /// When the machine was requested, or its agent last connected or disconnected.
     pub contact_at: Timestamp,
-    /// What its agent said about it.
+    /// From the agent's HELLO.
     pub system_info: Option<SystemInfo>,
-    /// When it was gone.
     pub terminated_at: Option<Timestamp>,
 }
 
@@ -306,7 +299,7 @@ impl CacheExport {
 }
 
 impl Machine {
-    /// A machine that was only just asked for, or registered.
+    /// A machine that was just requested.
     pub const fn new(id: MachineId, kind: MachineKind, arch: Arch, now: Timestamp) -> Self {
         Self {
             id,
@@ -332,7 +325,7 @@ impl Machine {
         }
     }
 
-    /// What it has cost until `now`, from its request on; `None` where no price is known.
+    /// Its cost from its request until `now`; `None` if its price is not known.
     pub fn cost(&self, now: Timestamp) -> Option<Usd> {
         let price = self.placement.as_ref()?.price?;
         Some(price.for_hours(self.terminated_at.unwrap_or(now).since(self.requested_at)))

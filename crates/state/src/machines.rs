@@ -1,4 +1,4 @@
-//! The life of a machine: launched or registered, connected or not, busy, gone.
+//! The life of a machine, from its launch or registration to its end.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +12,7 @@ use super::{
 use crate::ids::{JobId, MachineId, SessionId};
 
 impl Step<'_> {
-    /// No agent is connected to a core that has just started, and none could report before.
+    /// Marks all agents as disconnected, and grants them time to reconnect.
     pub(super) fn start_core(&mut self) {
         let (now, limits) = (self.now, &self.state.limits);
         self.state.started_at = now;
@@ -37,12 +37,12 @@ impl Step<'_> {
                 self.move_machine(id, MachineEvent::Launched);
                 self.state.change_machine(id, |machine| machine.contact_at = now);
             }
-            // Its job was gone before the provider answered, or its record was wrong.
+            // Its job ended before the provider answered, or it was recorded as terminated by mistake.
             MachineState::Terminating | MachineState::Terminated => {
                 self.terminate(id);
                 self.invalidate_cleanup();
             }
-            // Its agent was faster than the provider's answer.
+            // Its agent connected before the provider answered.
             MachineState::Booting | MachineState::Ready | MachineState::Busy { .. } => {}
         }
     }
@@ -52,7 +52,7 @@ impl Step<'_> {
             return;
         }
         let Some(machine) = self.state.machines.get(&id) else { return };
-        // An agent that has said HELLO proves that an earlier try had succeeded.
+        // If the agent has sent HELLO, an earlier try has succeeded.
         let may_exist = machine.system_info.is_some() || failure.may_have_started();
         match machine.state {
             MachineState::Requested | MachineState::Terminating => {
@@ -71,8 +71,7 @@ impl Step<'_> {
     }
 
     pub(super) fn machine_gone(&mut self, id: MachineId, taken_back: bool) {
-        // While the launch is unanswered, a list without the machine says nothing: the launch may be
-        // under way. Its answer decides.
+        // While the launch has no outcome, a list without the machine proves nothing.
         let is_launching = self.state.is_in_outbox(&Effect::Launch { machine: id });
         let is_launched = self.kind(id) == Some(MachineKind::Launched);
         if is_launched && !is_launching {
@@ -111,7 +110,7 @@ impl Step<'_> {
         self.forget_interruption(id);
     }
 
-    /// Brings an agent's work and the records together, after its HELLO.
+    /// Reconciles the attempts that an agent holds with the records, after its HELLO.
     fn resume(&mut self, id: MachineId, holds: &[Attempt]) {
         let current = self.resume_current(id, holds);
         self.resume_export(id, holds);
@@ -133,7 +132,8 @@ impl Step<'_> {
         }
     }
 
-    /// What the machine works on, now that its agent has said which attempts it holds.
+    /// The attempt of the machine after its HELLO. Sends the attempt again if the agent never had it, and fails it if the
+    /// agent has lost it.
     fn resume_current(&mut self, id: MachineId, holds: &[Attempt]) -> Option<Attempt> {
         let current = self.attempt_on(id)?;
         if holds.contains(&current) {
@@ -155,7 +155,6 @@ impl Step<'_> {
         }
     }
 
-    /// The agent is out of contact from now on.
     pub(super) fn disconnect(&mut self, id: MachineId) {
         let now = self.now;
         self.state.change_machine(id, |machine| {
@@ -180,8 +179,7 @@ impl Step<'_> {
         }
     }
 
-    /// The machine has no work any more. A launched one has no other purpose, but to export the cache
-    /// of the job that it did.
+    /// The machine has no job any more. A launched one is terminated, unless it exports the cache of its job.
     pub(super) fn release(&mut self, id: MachineId) {
         let Some(machine) = self.state.machines.get(&id) else { return };
         if machine.kind == MachineKind::Launched && machine.exporting.is_none() {
@@ -200,8 +198,7 @@ impl Step<'_> {
         self.release(id);
     }
 
-    /// Lets the lease cover work that core ends at `end`: a machine doing live work is never swept,
-    /// however late it began.
+    /// Extends the lease to cover work that core ends at `end`, so that the lease never ends live work.
     pub(super) fn extend_lease(&mut self, id: MachineId, end: Timestamp) {
         let needed = end.after(self.state.limits.job_grace);
         self.state.change_machine(id, |machine| {
@@ -209,7 +206,7 @@ impl Step<'_> {
         });
     }
 
-    /// Ends a launched machine, once and for all: also one whose record says that it is gone.
+    /// Terminates a launched machine, also one that is recorded as terminated.
     pub(super) fn terminate(&mut self, id: MachineId) {
         if !self.move_machine(id, MachineEvent::TerminationRequested) {
             return;
@@ -219,14 +216,14 @@ impl Step<'_> {
             machine.terminated_at = None;
         });
         let terminate = Effect::Terminate { machine: id };
-        // A launch under way could start the machine after it was ended. Its answer comes first.
+        // A launch under way could start the machine after its termination, so its outcome comes first.
         let is_launching = self.state.is_in_outbox(&Effect::Launch { machine: id });
         if !is_launching && !self.state.is_in_outbox(&terminate) {
             self.emit(terminate);
         }
     }
 
-    /// Takes the machine's attempt from it, if it has one.
+    /// Fails the machine's attempt, if it has one.
     pub(super) fn lose_job(&mut self, id: MachineId, failure: JobFailure) {
         if let Some(Attempt { job, .. }) = self.attempt_on(id) {
             self.fail_attempt(job, failure);
@@ -243,7 +240,7 @@ impl Step<'_> {
         });
     }
 
-    /// The attempt that the machine is for or works on.
+    /// The attempt that the machine has.
     pub(super) fn attempt_on(&self, id: MachineId) -> Option<Attempt> {
         let job = self.state.machines.get(&id)?.job()?;
         self.attempt_of(job, id)
@@ -259,14 +256,14 @@ impl Step<'_> {
 }
 
 impl Machine {
-    /// What its agent does beside a job of its own.
+    /// An attempt that its agent has yet to stop or to export.
     fn yet_to_stop(&self) -> Option<Attempt> {
         let exporting = self.exporting.map(|export| export.attempt);
         self.stopping.first().copied().or(exporting)
     }
 
-    /// The job that the machine is for, or busy with. Whether the job is still its own is for the
-    /// job's record to say.
+    /// The job that the machine was requested for, or is busy with. The job's record decides whether the machine still
+    /// has it.
     pub const fn job(&self) -> Option<JobId> {
         match self.state {
             MachineState::Busy { attempt } => Some(attempt.job),

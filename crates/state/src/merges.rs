@@ -1,4 +1,4 @@
-//! A merge needs no machine of its own: a builder of its build does it, if one is still there.
+//! Merges run on a builder of their build if one is still there, so that no machine is launched for them.
 
 use std::time::Duration;
 
@@ -6,13 +6,13 @@ use super::step::Step;
 use super::{Job, JobKind, JobState, Machine, MachineState, State};
 use crate::ids::{JobId, MachineId};
 
-/// How long a merge waits for the agent of a builder that left before it began. A merge takes a second
-/// and any machine will do, so there is no reason to give it the patience that a half-done build has.
+/// How long a merge waits for an agent that disconnected before it began. A merge takes a second on any machine, so it
+/// does not wait as long as a build.
 pub(super) const ABSENT_BUILDER_GRACE: Duration = Duration::from_secs(10);
 
 impl Step<'_> {
-    /// Gives the merge that waited for `finished` alone to the machine that has just finished it; false
-    /// if there is none, or the machine will not do.
+    /// Assigns the merge that only waited for `finished` to the machine that has just finished it. Returns false if there
+    /// is no such merge, or the machine cannot do it.
     pub(super) fn hand_over(&mut self, id: MachineId, finished: JobId) -> bool {
         let machine = self.state.machines.get(&id);
         let will_do = machine.is_some_and(|machine| self.state.can_merge(machine));
@@ -23,7 +23,7 @@ impl Step<'_> {
         merge.is_some()
     }
 
-    /// Gives merges that wait to builders of theirs that are still there to export a cache.
+    /// Assigns waiting merges to builders of their build that still export a cache.
     pub(super) fn give_merges_to_builders(&mut self) {
         while let Some((merge, machine, finished)) = self.state.next_to_take_over() {
             self.take_over(machine, merge, finished);
@@ -56,14 +56,14 @@ impl State {
         merges.find(|merge| merge.needs.contains(&finished)).map(|merge| merge.id)
     }
 
-    /// Whether the job is a merge that waits for nothing but a machine.
+    /// Whether the job is a merge that only waits for a machine.
     fn is_ready_merge(&self, job: &Job) -> bool {
         matches!(job.kind, JobKind::Merge { .. })
             && job.state.is_waiting()
             && job.missing_needs(&self.jobs).next().is_none()
     }
 
-    /// Whether the machine's agent is there and has nothing to do, or only a cache to export.
+    /// Whether the machine is connected and idle, or only exports a cache.
     fn can_merge(&self, machine: &Machine) -> bool {
         let MachineState::Busy { attempt } = machine.state else { return false };
         let has_work = self
@@ -76,8 +76,7 @@ impl State {
 }
 
 impl Job {
-    /// Whether the job waits for an agent that left a machine before it began: it may go elsewhere soon,
-    /// while it has attempts left.
+    /// Whether the job is a merge that its agent has not begun, and attempts are left for another machine.
     pub(super) fn may_leave_builder(&self, max_attempts: u32) -> bool {
         let is_assigned = matches!(self.state, JobState::Provisioning { .. });
         self.took_over.is_some() && is_assigned && self.attempt < max_attempts

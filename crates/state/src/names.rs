@@ -1,4 +1,4 @@
-//! Names that people and GitHub give: of projects, environments and Git references, checked once.
+//! Names of projects, environments, Git references and build variants, checked once.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -7,16 +7,16 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use stagely_protocol::CommitSha;
 
-/// The longest name of a project or environment, in characters. Both become parts of image references.
+/// The longest name of a project or environment. Both become parts of image references.
 pub const NAME_CHARS_MAX: usize = 100;
 
 /// The longest Git reference, in bytes.
 const REFERENCE_BYTES_MAX: usize = 255;
 
-/// A text that cannot be such a name.
+/// A text that is not a valid name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InvalidName {
-    /// What is wrong and what to write instead.
+    /// What is wrong, and what to write instead.
     pub problem: String,
 }
 

@@ -1,11 +1,11 @@
-//! Projects whose repositories are listened to.
+//! Adding, changing and removing projects that are linked with a repository at GitHub.
 
 use super::step::Step;
 use super::{ClosedBy, Environment, Project};
 use crate::ids::{EnvironmentId, ProjectId};
 
 impl Step<'_> {
-    /// Takes over what may change of a project.
+    /// Adds the project, or changes what may change of a known one.
     pub(super) fn set_project(&mut self, project: Project) {
         let (id, github, max_concurrent) =
             (project.id, project.github.clone(), project.max_concurrent);
@@ -16,8 +16,8 @@ impl Step<'_> {
         });
     }
 
-    /// The record stays: its name is that of its images and caches in the registry, which another
-    /// repository must not take over.
+    /// Removes the link with GitHub. The record stays: its name is part of its images and caches in the registry, and
+    /// another repository must not get it.
     pub(super) fn remove_project(&mut self, id: ProjectId) {
         if self.state.projects.get(&id).is_none_or(|project| project.github.is_none()) {
             return;
@@ -31,7 +31,7 @@ impl Step<'_> {
         let open = self.state.environments.values().filter(is_open);
         let open: Vec<EnvironmentId> = open.map(|environment| environment.id).collect();
         for environment in open {
-            // If somebody adds the project again, its pull requests are open as soon as a list says so.
+            // If the project is added again, GitHub's list opens its pull requests again.
             self.close_environment(environment, ClosedBy::Github);
         }
     }

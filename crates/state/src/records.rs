@@ -1,7 +1,7 @@
 //! The records of the state, and the only code that can change one.
 //!
-//! Each change marks its record for [`State::take_changes`] and keeps the index up to date, so
-//! neither can be forgotten elsewhere: the rows are private to this file.
+//! Each change marks its record for [`State::take_changes`] and updates the index. The rows are private to this file, so
+//! no other code can forget either.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,7 +17,7 @@ use super::{
 };
 use crate::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId, SessionId};
 
-/// Records by their id. Readers see a map; only [`State::step`] changes it.
+/// Records by their ids. Only [`State::step`] changes them.
 #[derive(Debug)]
 pub struct Table<K, V> {
     rows: BTreeMap<K, V>,
@@ -87,7 +87,7 @@ pub struct Changes {
     pub outbox: BTreeSet<EffectId>,
 }
 
-/// What a step must find without reading the history. Made from the records, never stored.
+/// Makes the cost of a step independent of the number of ended records. It is computed from the records, never stored.
 #[derive(Debug, Default)]
 pub(super) struct Index {
     /// Runs that wait to be planned.
@@ -96,16 +96,16 @@ pub(super) struct Index {
     pub(super) planning: BTreeSet<RunId>,
     /// The runs of each environment. No environment without one.
     pub(super) environment_runs: BTreeMap<EnvironmentId, BTreeSet<RunId>>,
-    /// The effects of the outbox that are for an environment: while GitHub is away they are many. No
-    /// environment without one.
+    /// The effects of each environment in the outbox, which are many while GitHub does not answer. No environment
+    /// without one.
     pub(super) environment_effects: BTreeMap<EnvironmentId, BTreeSet<EffectId>>,
-    /// Runs that wait to be planned later, by when.
+    /// Deferred runs, by the time of their next planning.
     pub(super) deferred: BTreeSet<(Timestamp, RunId)>,
-    /// The jobs of each run, in the order of their ids: the plan's.
+    /// The jobs of each run. The order of their ids is that of the plan.
     pub(super) run_jobs: BTreeMap<RunId, BTreeSet<JobId>>,
-    /// Queued jobs that wait for nothing but a machine, the oldest first. No class without one.
+    /// Queued jobs that only wait for a machine, the oldest first. No class without one.
     pub(super) ready: BTreeMap<(ProjectId, JobClass), BTreeSet<(Timestamp, JobId)>>,
-    /// Queued jobs that wait for capacity, by when they are tried again.
+    /// Jobs that wait for capacity, by the time of their next attempt.
     pub(super) postponed: BTreeSet<(Timestamp, JobId)>,
     /// Queued jobs that wait for other jobs, the oldest first. No class without one.
     pub(super) blocked: BTreeMap<JobClass, BTreeSet<(Timestamp, JobId)>>,
@@ -119,7 +119,7 @@ pub(super) struct Index {
     pub(super) environments_to_report: BTreeSet<EnvironmentId>,
 }
 
-/// Everything core decides on.
+/// All records, and what a step needs beside them.
 #[derive(Debug)]
 pub struct State {
     pub limits: Limits,
@@ -138,16 +138,16 @@ pub struct State {
     /// When each project was last given a machine, as a count of all that were given. A new core begins
     /// anew: the order in which projects take turns is not worth a row.
     pub(super) served: BTreeMap<ProjectId, u64>,
-    /// The newest session that each machine's agent has opened with this core. Sessions end with it.
+    /// The newest session of each machine's agent with this core.
     pub(super) sessions: BTreeMap<MachineId, SessionId>,
     /// When this core started.
     pub(super) started_at: Timestamp,
     /// What began before `started_at` does not time out before this moment, because agents could not report while
     /// core was down.
     pub(super) startup_grace_until: Timestamp,
-    /// How many events did not apply to a record since core started: mistakes of its own.
+    /// How many anomalies there were since core started.
     pub anomalies: u64,
-    /// The arches that each provider has, as far as it was asked since core started.
+    /// The arches that each provider has, as far as it has answered since core started.
     offered: BTreeMap<ProviderName, BTreeSet<Arch>>,
     next_effect: EffectId,
 }
@@ -230,7 +230,7 @@ impl State {
         ids.filter_map(|id| self.jobs.get(id))
     }
 
-    /// Who launches builders of which arch: what the configuration says, but for what a provider lacks.
+    /// The configured provider of each arch, except for arches that the provider lacks.
     pub fn launchable(&self) -> impl Iterator<Item = (Arch, ProviderName)> {
         let configured = self.limits.launchable.iter().map(|(arch, provider)| (*arch, *provider));
         configured.filter(|(arch, provider)| {
@@ -238,8 +238,8 @@ impl State {
         })
     }
 
-    /// Notes which arches a provider has. One that has none at all is configured wrongly: its refusal to
-    /// launch says what to change, and waiting for a registered machine would not.
+    /// Notes which arches a provider has. A provider without any is misconfigured. It is still asked to launch, because
+    /// its error says what to change.
     pub(super) fn note_offered(&mut self, provider: ProviderName, arches: BTreeSet<Arch>) {
         if arches.is_empty() {
             self.offered.remove(&provider);
@@ -253,7 +253,6 @@ impl State {
         self.index.live_machines.iter().filter_map(|id| self.machines.get(id))
     }
 
-    /// Whether `effect` waits for its outcome.
     pub(super) fn is_in_outbox(&self, effect: &Effect) -> bool {
         self.find_effect(effect).is_some()
     }
@@ -266,7 +265,7 @@ impl State {
         self.projects.change(id, change);
     }
 
-    /// Notes that a delivery came; false if it did before.
+    /// Notes a delivery. Returns false if it came before.
     pub(super) fn note_delivery(&mut self, delivery: DeliveryId, now: Timestamp) -> bool {
         let is_new = !self.deliveries.contains_key(&delivery);
         self.deliveries.insert_new(delivery, now);
@@ -330,7 +329,7 @@ impl State {
         self.note_job(id);
     }
 
-    /// Keeps the index up to date about a job, and about those that need it.
+    /// Updates the index for a job, and for the jobs that need it.
     fn note_job(&mut self, id: JobId) {
         let Some(job) = self.jobs.get(&id) else { return };
         self.index.note_job(job, &self.jobs, &self.runs);
@@ -357,14 +356,13 @@ impl State {
         });
     }
 
-    /// Keeps `effect` until its outcome comes back.
     pub(super) fn add_to_outbox(&mut self, effect: Effect) {
         self.index.note_effect(self.next_effect, &effect);
         self.outbox.insert(self.next_effect, effect);
         self.next_effect.0 += 1;
     }
 
-    /// Takes `effect` out of the outbox; false if nobody waits for it.
+    /// Removes `effect` from the outbox. Returns false if it is not there.
     pub(super) fn remove_from_outbox(&mut self, effect: &Effect) -> bool {
         let Some(id) = self.find_effect(effect) else { return false };
         self.outbox.remove(id);
@@ -384,7 +382,7 @@ impl State {
         }
     }
 
-    /// The effects for the environment whose outcomes have not come back.
+    /// The environment's effects in the outbox.
     pub(super) fn effects_of(&self, environment: EnvironmentId) -> impl Iterator<Item = &Effect> {
         let ids = self.index.environment_effects.get(&environment).into_iter().flatten();
         ids.filter_map(|id| self.outbox.get(id))
@@ -431,7 +429,7 @@ impl Index {
         }
     }
 
-    /// The run is about to change; when it is planned again is noted anew.
+    /// Removes the old entry before the run changes.
     fn forget_deferred(&mut self, run: &Run) {
         if let RunState::Deferred { until } = run.state {
             self.deferred.remove(&(until, run.id));
@@ -471,13 +469,13 @@ impl Index {
         let is_queued = matches!(job.state, JobState::Queued { .. });
         let is_ready = job.missing_needs(jobs).next().is_none();
         let class = JobClass::of(job, run);
-        // A job that is tried again keeps its position, so it goes before those that came after it.
+        // A further attempt has the position of the first, so it goes before younger jobs.
         let position = (job.queued_at, job.id);
         set_below(&mut self.ready, (run.project, class), position, is_queued && is_ready);
         set_below(&mut self.blocked, class, position, is_queued && !is_ready);
     }
 
-    /// The job is about to change; what it waits for then is noted anew.
+    /// Removes the old entry before the job changes.
     fn forget_postponed(&mut self, job: &Job) {
         if let JobState::Postponed { until, .. } = job.state {
             self.postponed.remove(&(until, job.id));

@@ -17,38 +17,37 @@ use crate::ids::{EnvironmentId, ProjectId, RunId};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Project {
     pub id: ProjectId,
-    /// Unique, and a path component of its images: lower-case letters, digits and single dashes.
+    /// Unique, and a path component of its images.
     pub name: String,
     /// Where it is cloned from, without credentials.
     pub repository: String,
-    /// Its repository at GitHub; `None` where nobody listens to that.
+    /// `None`: core does not listen to the repository.
     #[serde(default)]
     pub github: Option<GithubLink>,
-    /// Most machines that work for it at once; `None`: as many as there are.
+    /// The most machines that work for the project at once; `None`: no limit.
     #[serde(default)]
     pub max_concurrent: Option<NonZeroU32>,
 }
 
 impl Project {
-    /// A project that GitHub is not asked about.
+    /// A project without a link to GitHub.
     pub const fn new(id: ProjectId, name: String, repository: String) -> Self {
         Self { id, name, repository, github: None, max_concurrent: None }
     }
 }
 
-/// A build of `stagely.yaml` that a run does without.
+/// A build of `stagely.yaml` without jobs in a run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SkippedBuild {
-    /// The build, with its combination of the matrix.
     pub variant: VariantName,
     pub reason: SkipReason,
 }
 
-/// Why a run does without a build.
+/// Why a run has no jobs of a build.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum SkipReason {
-    /// Nothing in its `paths` changed since the base commit; the image of the base branch stands in.
+    /// Nothing in its `paths` changed since the base commit. The image of the base branch is used instead.
     PathsUnchanged {
         base: String,
         /// The commit that `image` was built of.
@@ -57,15 +56,9 @@ pub enum SkipReason {
         image: ImageRef,
     },
     /// Its `only_branches` does not name the branch.
-    Branch {
-        /// The branch; `None` where none is known.
-        branch: Option<String>,
-    },
-    /// It depends on a build that this run does not make, and no image stands in for that one.
-    NoImage {
-        /// The build that it depends on.
-        build: String,
-    },
+    Branch { branch: Option<String> },
+    /// It depends on a skipped build that has no image.
+    NoImage { build: String },
 }
 
 impl fmt::Display for SkipReason {
@@ -92,38 +85,38 @@ impl fmt::Display for SkipReason {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Trigger {
-    /// A pull request was opened, opened again, or is ready for review.
+    /// A pull request was opened, reopened, or marked as ready for review.
     PrOpened,
     /// Commits were pushed to a pull request.
     PrSynchronized,
     /// Commits were pushed to the default branch.
     Push,
-    /// A person or a script, through the API.
+    /// A request through the API.
     Manual,
-    /// A person or a script: an earlier run once more.
+    /// A rebuild of an earlier run.
     #[serde(alias = "rebuild")]
     Retry,
-    /// The schedule of `[warm-up]`, or `stagely warm`: only caches are filled.
+    /// The schedule of `[warm-up]`, or `stagely warm`. Only caches are filled.
     WarmUp,
 }
 
-/// Why a run has no jobs.
+/// Why a run could not be planned.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlanFailure {
     pub reason: FailureReason,
-    /// What happened, for people; all errors of `stagely.yaml` at once.
+    /// For people; all errors of `stagely.yaml` at once.
     pub message: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "status", rename_all = "snake_case")]
 pub enum RunState {
-    /// Its commit is a fork's, and nobody has agreed to it yet.
+    /// The commit is from a fork, and not approved yet.
     #[serde(skip)]
     AwaitingApproval,
-    /// Waits to be planned. The stored form of all states before `Building`: see [`StoredState`].
+    /// Waits to be planned. Also the stored form of all states before `Building`, see [`StoredState`].
     Pending,
-    /// GitHub did not answer; waits to be planned again.
+    /// GitHub did not answer. The run is planned again at `until`.
     #[serde(skip)]
     Deferred {
         until: Timestamp,
@@ -133,13 +126,13 @@ pub enum RunState {
     Planning {
         since: Timestamp,
     },
-    /// Its jobs wait or run, or the run-independent reference of an image of its own is yet to be moved.
+    /// Jobs wait or run, or a run-independent reference is yet to be moved to an image of the run.
     Building,
-    /// Every job completed; also a run that has none, since it does without all builds.
+    /// All jobs completed. A run without jobs completes at once.
     Completed,
     /// A job failed, or the run could not be planned.
     Failed {
-        /// Why there are no jobs; absent when a job failed.
+        /// Absent when a job failed.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         plan_error: Option<PlanFailure>,
     },
@@ -149,7 +142,7 @@ pub enum RunState {
 }
 
 impl RunState {
-    /// Whether nothing more happens to the run.
+    /// Whether the run has ended.
     pub const fn is_final(&self) -> bool {
         match self {
             Self::AwaitingApproval
@@ -200,20 +193,20 @@ pub enum RunEvent {
     PlanningDeferred {
         until: Timestamp,
     },
-    /// The time until which planning was deferred is over.
+    /// The time of `Deferred` is over.
     PlanningResumed,
     Planned,
     PlanFailed(PlanFailure),
     JobsCompleted,
-    /// All jobs have ended, and not all of them completed.
+    /// All jobs have ended, and at least one did not complete.
     JobFailed,
     Cancelled {
         reason: CancelReason,
     },
 }
 
-/// A run's state as it is stored: what waits to be planned, or is planned, is `pending`, and two fields beside
-/// it tell which. A run that awaits approval is told from others by its `approval`.
+/// A run's state as it is stored. All states before `Building` are `pending`; the two other fields distinguish them, and
+/// `approval` distinguishes `AwaitingApproval`.
 #[derive(Serialize, Deserialize)]
 struct StoredState {
     state: RunState,
@@ -270,43 +263,40 @@ pub struct Run {
     pub project: ProjectId,
     pub environment: EnvironmentId,
     pub trigger: Trigger,
-    /// Where this run is cloned from, without credentials: the project's repository, or a folder that
-    /// is served for this run alone.
+    /// Where the commit is cloned from, without credentials: the project's repository, or a folder that is served for
+    /// this run only.
     pub repository: String,
-    /// What was asked for: a branch, a tag or a commit. `None`: the default branch.
+    /// The requested branch, tag or commit; `None`: the default branch.
     pub requested_ref: Option<String>,
-    /// The builds asked for; empty: all.
+    /// The requested builds; empty: all.
     pub only_builds: Vec<String>,
-    /// The branch or commit that `paths` are compared with. `None`: the default branch.
+    /// The branch or commit with which `paths` are compared; `None`: the default branch.
     pub base: Option<String>,
-    /// Whether the commit comes from a fork: then caches are read and never written.
+    /// Whether the commit is from a fork. Such a run reads caches and does not write them.
     #[serde(default)]
     pub from_fork: bool,
     /// The names of the build arguments that the caller set.
     #[serde(default)]
     pub set_names: BTreeSet<String>,
-    /// What GitHub says of its repository; `None` for a run that it has nothing to do with.
+    /// `None` for a run that GitHub did not cause.
     #[serde(default)]
     pub github: Option<GithubRun>,
-    /// Who has agreed to its commit, where somebody must. It stays `Awaited` in a run that was cancelled before.
+    /// It stays `Awaited` in a run that was cancelled before the approval.
     #[serde(default)]
     pub approval: Approval,
-    /// The run whose commit it builds once more; of a rebuild that is built again, the run that this
-    /// one repeated.
+    /// The run that a rebuild repeats. The rebuild of a rebuild has the original run here.
     pub rebuilds: Option<RunId>,
     /// The run whose completed jobs are reused.
     #[serde(rename = "keeps")]
     pub reuses: Option<RunId>,
-    /// The builds that have no jobs, once they are known.
     #[serde(default)]
     pub skipped: Vec<SkippedBuild>,
-    /// The commit, once it is known.
+    /// `None` before it is known.
     pub commit: Option<CommitSha>,
-    /// A branch that holds the commit, once it is known.
+    /// A branch that holds the commit, if one is known.
     pub branch: Option<String>,
     #[serde(flatten, with = "stored_state")]
     pub state: RunState,
-    /// When it was asked for.
     pub created_at: Timestamp,
     /// When it reached its final state.
     pub ended_at: Option<Timestamp>,
@@ -329,7 +319,7 @@ impl<'de> Deserialize<'de> for Run {
 }
 
 impl Run {
-    /// The same run before anything was done for it, with `approval`.
+    /// A new run with `approval`, and the state that follows from it.
     #[must_use]
     pub fn with_approval(self, approval: Approval) -> Self {
         let is_awaited = approval == Approval::Awaited;
@@ -337,24 +327,24 @@ impl Run {
         Self { approval, state, ..self }
     }
 
-    /// The commit that was asked for, where one was.
+    /// The requested commit, if a commit was requested.
     pub fn requested_commit(&self) -> Option<CommitSha> {
         self.requested_ref.as_deref().and_then(|reference| reference.parse().ok())
     }
 
-    /// Whether it is of those of which one takes the place of the other, and GitHub is told: all of a pull
-    /// request, and of a branch those that GitHub caused. What people start on a branch goes side by side:
-    /// it may be other commits, or other builds.
+    /// Whether it supersedes older runs of its environment and is reported to GitHub: all runs of a pull request, and
+    /// the runs of a branch that GitHub caused. Other runs of a branch do not supersede each other, since they may build
+    /// other commits or other builds.
     pub(super) fn is_of_github(&self, pull_request: Option<u64>) -> bool {
         self.trigger != Trigger::WarmUp && (pull_request.is_some() || self.github.is_some())
     }
 
-    /// The first run of which it is one: itself, or the run that it repeats.
+    /// The run that it repeats, or itself.
     pub fn original(&self) -> RunId {
         self.rebuilds.unwrap_or(self.id)
     }
 
-    /// A run of the default branch that was just asked for.
+    /// A new run of the default branch.
     pub const fn new(
         id: RunId,
         environment: &Environment,

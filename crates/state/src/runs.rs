@@ -21,7 +21,7 @@ impl Step<'_> {
         self.start_run(run, environment);
     }
 
-    /// Stores a new run of a known project; what it takes the place of ends.
+    /// Stores a new run of a known project, and cancels the runs that it supersedes.
     pub(super) fn start_run(&mut self, mut run: Run, environment: Environment) {
         let id = run.id;
         if let Some(by) = self.state.approver(&run) {
@@ -32,7 +32,7 @@ impl Step<'_> {
         self.supersede(id);
     }
 
-    /// Lets the planning of runs begin for as long as there is room.
+    /// Begins the planning of waiting runs, up to `planned_at_once`.
     pub(super) fn begin_plannings(&mut self) {
         let now = self.now;
         while self.state.index.planning.len() < self.state.limits.planned_at_once
@@ -45,7 +45,7 @@ impl Step<'_> {
         }
     }
 
-    /// Lets others be planned until GitHub may answer again.
+    /// Defers the planning of a run until GitHub may answer again, so that other runs are planned.
     pub(super) fn defer_planning(&mut self, id: RunId, until: Timestamp) {
         if self.state.index.planning.contains(&id) {
             self.state.remove_from_outbox(&Effect::Plan { run: id });
@@ -53,7 +53,7 @@ impl Step<'_> {
         }
     }
 
-    /// Lets the plannings go on whose time has come.
+    /// Resumes the deferred plannings that are due.
     pub(super) fn resume_plannings(&mut self) {
         let due = self.state.index.deferred.iter().take_while(|(after, _)| *after <= self.now);
         let due: Vec<_> = due.copied().collect();
@@ -63,7 +63,7 @@ impl Step<'_> {
     }
 
     pub(super) fn plan_run(&mut self, id: RunId, plan: Result<PlannedRun, PlanFailure>) {
-        // It may have been cancelled meanwhile, or planned twice.
+        // The run may be cancelled or planned already.
         if !self.state.index.planning.contains(&id) {
             return;
         }
@@ -100,7 +100,7 @@ impl Step<'_> {
         self.settle_run(id);
     }
 
-    /// Ends the run at once, with all jobs that have not ended. Its machines may take a while longer.
+    /// Cancels the run and all its open jobs at once. Its machines may take longer to stop.
     pub(super) fn cancel_run(&mut self, id: RunId, reason: CancelReason) {
         if self.state.runs.get(&id).is_none_or(|run| run.state.is_final()) {
             return;
@@ -114,7 +114,7 @@ impl Step<'_> {
         self.end_run(id, RunEvent::Cancelled { reason });
     }
 
-    /// Ends the run if its last job has ended, and no reference waits to name an image of its own.
+    /// Ends the run if all its jobs have ended and no reference is yet to be moved to an image of it.
     pub(super) fn settle_run(&mut self, id: RunId) {
         let run = self.state.runs.get(&id).filter(|run| !run.state.is_final());
         if let Some(end) = run.and_then(|run| self.end_of(run)) {
@@ -152,8 +152,8 @@ impl Step<'_> {
 }
 
 impl State {
-    /// Of the highest priority the oldest run of the project with the fewest runs that are being planned:
-    /// one whose server does not answer holds up nobody else for long.
+    /// The next run to plan: of the highest priority, and of the project with the fewest runs being planned, the oldest.
+    /// So a project whose server does not answer does not block the others.
     fn next_to_plan(&self) -> Option<RunId> {
         let project_of = |id: &RunId| self.runs.get(id).map(|run| run.project);
         let planned: Vec<_> = self.index.planning.iter().map(project_of).collect();
@@ -168,7 +168,7 @@ impl State {
 }
 
 impl Job {
-    /// The job as it waits for its first attempt.
+    /// The job, queued for its first attempt.
     pub fn queued(planned: PlannedJob, run: RunId, now: Timestamp) -> Self {
         Self {
             id: planned.id,

@@ -7,14 +7,14 @@ use super::{
 };
 use crate::ids::{JobId, MachineId, RunId};
 
-/// What a step decides, besides the records that it changes.
+/// The decisions of a step, beside the changed records.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
-    /// What is to be done outside, once the changed records are stored.
+    /// To be performed once the changed records are stored.
     pub effects: Vec<Effect>,
-    /// What becomes of stored fingerprints, in the transaction of the changed records.
+    /// Changes of stored fingerprints, for the same transaction as the changed records.
     pub fingerprints: Vec<FingerprintChange>,
-    /// Records that an event did not apply to: mistakes of core's own, to be logged.
+    /// Errors of core's own, to be logged.
     pub anomalies: Vec<Anomaly>,
 }
 
@@ -26,11 +26,10 @@ pub(super) struct Step<'a> {
 }
 
 impl State {
-    /// Takes one event. Nothing else changes the state.
+    /// Applies one event. Nothing else changes the state.
     ///
-    /// The effects may run once the changed records and the outbox are stored. Those that are
-    /// [durable](Effect::is_durable) are in [`outbox`](Self::outbox) until the event that is their outcome;
-    /// repeated or late events change nothing.
+    /// The effects may run once the changed records and the outbox are stored. [Durable](Effect::is_durable) effects stay
+    /// in the [`outbox`](Self::outbox) until their outcome arrives. Repeated and late events change nothing.
     pub fn step(
         &mut self,
         event: Event,
@@ -117,7 +116,7 @@ impl Step<'_> {
         }
     }
 
-    /// Takes what a delivery brings, once.
+    /// Applies the event of a delivery, unless the delivery came before.
     fn apply_delivery(&mut self, delivery: DeliveryId, event: Option<Box<Event>>) {
         if self.state.note_delivery(delivery, self.now)
             && let Some(event) = event
@@ -149,7 +148,6 @@ impl Step<'_> {
         self.outcome.fingerprints.push(change);
     }
 
-    /// How far a job is, if there is such a job.
     pub(super) fn job_state(&self, job: JobId) -> Option<&JobState> {
         self.state.jobs.get(&job).map(|job| &job.state)
     }

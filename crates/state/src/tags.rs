@@ -1,5 +1,5 @@
-//! The run-independent reference of each build: it names the image of the newest run of its
-//! environment, and never an older one over a newer.
+//! The run-independent reference of each build. It names the image of the environment's newest run, and never goes back
+//! to an older run's image.
 
 use stagely_protocol::Digest;
 
@@ -8,9 +8,8 @@ use super::{Effect, GoodImage, Job, JobState, Run, Trigger, VariantName};
 use crate::ids::{EnvironmentId, JobId, RunId};
 
 impl Step<'_> {
-    /// Takes note of the image of a job that has completed, if its run is still the newest of the
-    /// environment; else the job says that its reference stays. The step that completes the job decides
-    /// it, so a stale result cannot win later, and what has ended does not change.
+    /// Records the image of a completed job if its run is the environment's newest. Otherwise the job gets a warning that
+    /// its reference was not moved. The step that completes the job decides this, because an ended job does not change.
     pub(super) fn note_image(&mut self, id: JobId) {
         let Some(job) = self.state.jobs.get(&id) else { return };
         let Some(run) = self.state.runs.get(&job.run) else { return };
@@ -43,14 +42,14 @@ impl Step<'_> {
             environment.images.insert(variant.clone(), image);
         });
         self.request_tag(environment, variant);
-        // A run whose image was replaced has nothing to wait for.
+        // The run whose image was replaced does not wait for its tag any more.
         if let Some(replaced) = replaced.filter(|replaced| *replaced != run) {
             self.settle_run(replaced);
         }
     }
 
-    /// Asks for the reference to be moved, unless that is under way: its answer says what it was moved
-    /// to, and whether it must be moved again.
+    /// Requests that the reference is moved, unless a move is under way. If that move's outcome names another digest, the
+    /// reference is moved again.
     fn request_tag(&mut self, environment: EnvironmentId, variant: VariantName) {
         let tag = Effect::Tag { environment, variant };
         if !self.state.is_in_outbox(&tag) {
@@ -82,7 +81,7 @@ impl Step<'_> {
         self.settle_run(run);
     }
 
-    /// The image is pushed and its digest known, so the run goes on without the reference.
+    /// Adds a warning to the last job of the variant. The run does not fail, because its image is pushed.
     fn warn_of_tag(&mut self, run: RunId, variant: &VariantName, warning: &str) {
         if self.state.runs.get(&run).is_none_or(|run| run.state.is_final()) {
             return;

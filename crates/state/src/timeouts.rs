@@ -148,7 +148,7 @@ impl Step<'_> {
         for run in planning {
             self.give_up_planning(run);
         }
-        // An export and the work beside it each have a limit of their own, so once is not always enough.
+        // An export and the work beside it have timeouts of their own, so one pass is not enough.
         while let due @ [_, ..] = &self.state.due_timeouts(now)[..] {
             for (machine, timeout) in due {
                 self.fire(*machine, *timeout);
@@ -201,8 +201,8 @@ impl Step<'_> {
         self.fail_attempt(id, JobFailure::new(reason, message));
     }
 
-    /// Ends the session of an agent that does not do what it is told. A registered machine stays busy
-    /// until it says HELLO again, or is out of contact for too long.
+    /// Gives up an agent that does not follow orders. A launched machine is terminated. A registered machine stays busy
+    /// until its agent sends HELLO again, or until the reconnect timeout.
     pub(super) fn give_up_agent(&mut self, machine: MachineId) {
         if !self.is_registered(machine) {
             return self.terminate(machine);

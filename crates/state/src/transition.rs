@@ -1,5 +1,4 @@
-//! What the life cycles of runs, jobs, machines, environments and exports have in common: each is moved by its
-//! own `transition` function and by nothing else.
+//! Applies the `transition` functions of runs, jobs, machines, environments and exports, and collects illegal ones.
 
 use std::fmt;
 
@@ -30,8 +29,8 @@ impl<State: fmt::Debug, Event: fmt::Debug> fmt::Display for IllegalTransition<St
     }
 }
 
-/// A mistake of core's own: a step has applied an event to a record that cannot take it. The record stays as
-/// it was.
+/// An error of core's own: a step has applied an event to a record in a state that does not allow it. The record is
+/// unchanged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Anomaly {
     Run(RunId, IllegalTransition<RunState, RunEvent>),
