@@ -1,5 +1,6 @@
 //! Talks to Docker: the engine, the `buildx` command, and a registry's login.
 
+mod build_files;
 mod buildx;
 mod login;
 mod merge;
@@ -18,6 +19,7 @@ mod vertex;
 mod command;
 
 pub use self::binfmt::emulated_platforms;
+pub use self::build_files::BuildFiles;
 pub use self::buildx::{BuildError, BuildOutcome, BuildRequest, build, export_cache};
 pub use self::command::DockerCommand;
 pub use self::emulation::{EmulationError, ensure_emulation};

@@ -12,12 +12,11 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use serde_json::json;
-use stagely_agent::docker::{self, BuildOutcome, BuildRequest, DockerCommand, Engine};
+use stagely_agent::docker::{self, BuildFiles, BuildOutcome, BuildRequest, DockerCommand, Engine};
 use stagely_agent::fingerprint::{BuildInputs, cache_miss};
 use stagely_agent::job_log::{JobLog, LineSink};
 use stagely_agent::mask::MaskerBuilder;
 use stagely_agent::spool::SpoolError;
-use stagely_protocol::paths::BuildPaths;
 use stagely_protocol::{
     Arch, BuildConfig, CacheMiss, FileChange, Fingerprint, MissCause, RegistryAuth, Stream,
 };
@@ -87,7 +86,7 @@ impl Setup {
         format!("{}/{}:{tag}", setting("STAGELY_REGISTRY"), self.name)
     }
 
-    async fn image_is_built(&self, dockerfile: &str, tag: &str) -> (BuildPaths, BuildOutcome) {
+    async fn image_is_built(&self, dockerfile: &str, tag: &str) -> (BuildFiles, BuildOutcome) {
         let config = json!({
             "context_path": ".", "target_image": self.image(tag), "build_args": self.args,
             "platform": format!("linux/{}", Arch::of_this_program()),
@@ -95,29 +94,29 @@ impl Setup {
         });
         let config: BuildConfig = serde_json::from_value(config).unwrap();
         let context = self.folder.path().join("context");
-        let paths = BuildPaths { dockerfile: context.join(dockerfile), context };
+        let files = BuildFiles { dockerfile: context.join(dockerfile), context };
         let masker = MaskerBuilder::default().build().unwrap();
         let stop = CancellationToken::new();
         let log = JobLog::new(Arc::new(Printed), masker, stop.clone());
         let request = BuildRequest {
             docker: &self.docker,
             config: &config,
-            paths: &paths,
+            files: &files,
             containerd_store: true,
             folder: self.folder.path(),
             log: &log,
         };
         let outcome = docker::build(&request, &stop).await.unwrap();
         docker::export_cache(&request, &stop).await.unwrap();
-        (paths, outcome)
+        (files, outcome)
     }
 
     /// Builds, and keeps the fingerprint for the next time.
     async fn miss(&mut self) -> Option<CacheMiss> {
-        let (paths, outcome) = self.image_is_built("Dockerfile", "app").await;
+        let (files, outcome) = self.image_is_built("Dockerfile", "app").await;
         let args = serde_json::from_value(self.args.clone().into()).unwrap();
         let mut inputs =
-            BuildInputs::read(&paths.context, &paths.dockerfile, &args, &CancellationToken::new())
+            BuildInputs::read(&files.context, &files.dockerfile, &args, &CancellationToken::new())
                 .unwrap();
         inputs.add_images(&outcome.base_images);
         let previous =

@@ -9,7 +9,6 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use serde::Deserialize;
-use stagely_protocol::paths::BuildPaths;
 use stagely_protocol::{
     BuildConfig, Digest, FailureReason, ImageRef, RegistryProblem, Step, Stream,
 };
@@ -17,6 +16,7 @@ use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
 use super::abandoned;
+use super::build_files::BuildFiles;
 use super::classify::build_failure;
 use super::command::DockerCommand;
 use super::progress::{FailedStep, OutputItem, Progress, RawJsonDecoder};
@@ -41,8 +41,8 @@ pub struct BuildRequest<'a> {
     pub docker: &'a DockerCommand,
     /// The build, as core sent it.
     pub config: &'a BuildConfig,
-    /// The context and the Dockerfile in the checkout.
-    pub paths: &'a BuildPaths,
+    /// The context and the Dockerfile.
+    pub files: &'a BuildFiles,
     /// Whether the engine has the containerd image store, without which it exports no cache.
     pub containerd_store: bool,
     /// The job's private folder.
@@ -219,9 +219,9 @@ fn invocation(request: &BuildRequest<'_>, product: Product, metadata: &Path) -> 
         .arg("--metadata-file")
         .arg(metadata)
         .arg("--file")
-        .arg(&request.paths.dockerfile)
+        .arg(&request.files.dockerfile)
         .arg("--")
-        .arg(&request.paths.context)
+        .arg(&request.files.context)
 }
 
 /// Layers are compressed once, for the image and the cache. zstd takes a third of gzip's time. The layers of the base

@@ -7,6 +7,7 @@ use std::path::Path;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
+use stagely_protocol::paths::ignore_file_of;
 use stagely_protocol::{BuildArgs, FINGERPRINT_BYTES_MAX, Fingerprint};
 use tokio_util::sync::CancellationToken;
 
@@ -137,10 +138,8 @@ impl BuildInputs {
 
 /// The rules of the Dockerfile's own ignore file, or else those of the context.
 fn read_ignore(context: &Path, dockerfile: &Path) -> io::Result<Ignore> {
-    let mut own = dockerfile.as_os_str().to_owned();
-    own.push(".dockerignore");
-    for path in [Path::new(&own), &context.join(".dockerignore")] {
-        match read_text(path) {
+    for path in [ignore_file_of(dockerfile), context.join(".dockerignore")] {
+        match read_text(&path) {
             Ok(text) => return Ok(Ignore::parse(&text)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),

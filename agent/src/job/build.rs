@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use stagely_protocol::paths::{self, BuildPaths};
+use stagely_protocol::paths;
 use stagely_protocol::{
     Build, BuildArgs, BuildConfig, CacheMiss, FailureReason, Fingerprint, Step, slow_down,
 };
@@ -16,7 +16,9 @@ use super::cache_export::CacheExporter;
 use super::error::JobError;
 use super::prerequisites::{RegistryBackoff, log_in, wait_for_engine};
 use super::report::JobOutput;
-use crate::docker::{self, BuildError, BuildOutcome, BuildRequest, DockerCommand, Engine};
+use crate::docker::{
+    self, BuildError, BuildFiles, BuildOutcome, BuildRequest, DockerCommand, Engine,
+};
 use crate::fingerprint::{BuildInputs, cache_miss};
 use crate::git;
 use crate::job_log::JobLog;
@@ -39,6 +41,8 @@ pub(super) async fn perform(
     let checkout = folder.join("src");
     clone(build, &checkout, log, stop).await?;
     let paths = paths::locate(&checkout, &config.context_path, &config.dockerfile)?;
+    let files = BuildFiles::stage(&paths, &config.dockerfile, folder)
+        .map_err(|error| JobError::io("cannot copy the Dockerfile", &error))?;
     let engine = wait_for_engine(docker, log, stop).await?;
     let emulation_warning = check_platform(config, &engine, docker, log, stop).await?;
     log_in(docker, config.target_image.registry(), build.registry_auth.as_ref(), log, stop).await?;
@@ -49,8 +53,8 @@ pub(super) async fn perform(
     ));
     let started = Instant::now();
     let containerd_store = engine.containerd_store;
-    let request = BuildRequest { docker, config, paths: &paths, containerd_store, folder, log };
-    let inputs = InputsReader::start(&paths, &config.build_args, stop);
+    let request = BuildRequest { docker, config, files: &files, containerd_store, folder, log };
+    let inputs = InputsReader::start(&files, &config.build_args, stop);
     let outcome = build_with_retries(&request, stop).await?;
     let explanation = timeout(EXPLAIN_LIMIT, explain(inputs, config, &outcome));
     let explanation = stop.run_until_cancelled(explanation).await;
@@ -66,7 +70,7 @@ pub(super) async fn perform(
         steps,
         cache_miss,
         fingerprint,
-        cache_exporter: exports_cache.then(|| CacheExporter { config: config.clone(), paths }),
+        cache_exporter: exports_cache.then(|| CacheExporter { config: config.clone(), files }),
     })
 }
 
@@ -144,10 +148,10 @@ struct InputsReader {
 }
 
 impl InputsReader {
-    fn start(paths: &BuildPaths, args: &BuildArgs, stop: &CancellationToken) -> Self {
-        let (paths, args, stop) = (paths.clone(), args.clone(), stop.child_token());
+    fn start(files: &BuildFiles, args: &BuildArgs, stop: &CancellationToken) -> Self {
+        let (files, args, stop) = (files.clone(), args.clone(), stop.child_token());
         let guard = stop.clone().drop_guard();
-        let read = move || BuildInputs::read(&paths.context, &paths.dockerfile, &args, &stop);
+        let read = move || BuildInputs::read(&files.context, &files.dockerfile, &args, &stop);
         Self { inputs: spawn_blocking(read), _stop_on_drop: guard }
     }
 }

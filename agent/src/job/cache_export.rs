@@ -5,11 +5,10 @@ use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use stagely_protocol::BuildConfig;
-use stagely_protocol::paths::BuildPaths;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use crate::docker::{self, BuildRequest, DockerCommand};
+use crate::docker::{self, BuildFiles, BuildRequest, DockerCommand};
 use crate::job_log::JobLog;
 
 /// Exporting a cache may take this long. The next build need not make the layers that it pushes.
@@ -19,7 +18,7 @@ const EXPORT_LIMIT: Duration = Duration::from_mins(10);
 #[derive(Debug)]
 pub(super) struct CacheExporter {
     pub(super) config: BuildConfig,
-    pub(super) paths: BuildPaths,
+    pub(super) files: BuildFiles,
 }
 
 impl CacheExporter {
@@ -31,8 +30,8 @@ impl CacheExporter {
         log: &JobLog,
         stop: &CancellationToken,
     ) -> bool {
-        let (config, paths) = (&self.config, &self.paths);
-        let request = BuildRequest { docker, config, paths, containerd_store: true, folder, log };
+        let (config, files) = (&self.config, &self.files);
+        let request = BuildRequest { docker, config, files, containerd_store: true, folder, log };
         let Some(cache) = request.cache_to() else { return false };
         log.info(&format!("Exporting the cache to {cache}"));
         let (started, export_stop) = (Instant::now(), stop.child_token());

@@ -7,14 +7,26 @@ use std::path::{Component, Path, PathBuf};
 
 use thiserror::Error;
 
-/// Where a build reads from. Both paths are absolute, without symlinks, and inside the checkout, so
-/// what Docker opens is what was checked.
+/// The ignore file of a context, and the end of the name of a Dockerfile's own one.
+const IGNORE_FILE: &str = ".dockerignore";
+
+/// The files of a build. All paths are absolute, without symlinks, and inside the checkout.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BuildPaths {
     /// The folder that is sent to the engine.
     pub context: PathBuf,
     /// The Dockerfile.
-    pub dockerfile: PathBuf,
+    pub dockerfile: DockerfilePaths,
+}
+
+/// A Dockerfile and its ignore file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DockerfilePaths {
+    /// The Dockerfile.
+    pub file: PathBuf,
+    /// `NAME.dockerignore` beside the Dockerfile, or else the context's `.dockerignore`. Docker takes the name and
+    /// the folder that were asked for, also if a symlink there leads to another file.
+    pub ignore_file: Option<PathBuf>,
 }
 
 /// A context or Dockerfile that cannot be used. Paths are shown as `stagely.yaml` has them.
@@ -75,7 +87,8 @@ pub fn find_context(checkout_root: &Path, context_path: &str) -> Result<PathBuf,
     if context.is_dir() { Ok(context) } else { Err(PathError::NotAFolder(context_path.to_owned())) }
 }
 
-/// Finds the Dockerfile alone: in the context, then from the repository's root.
+/// Finds the Dockerfile alone: in the context, then from the repository's root. Like Docker, takes `dockerfile` where
+/// there is no `Dockerfile`.
 ///
 /// # Errors
 /// [`PathError`].
@@ -83,17 +96,45 @@ pub fn find_dockerfile(
     checkout_root: &Path,
     context_path: &str,
     dockerfile: &str,
-) -> Result<PathBuf, PathError> {
+) -> Result<DockerfilePaths, PathError> {
     let root = canonical(checkout_root)?;
     let places = dockerfile_places(context_path, dockerfile)?;
     for place in &places {
-        if let Some(found) = resolve(&root, place, dockerfile)?
-            && found.is_file()
-        {
-            return Ok(found);
+        for name in [Some(place.clone()), in_lower_case(place)].into_iter().flatten() {
+            if let Some(file) = resolve_file(&root, &name, dockerfile)? {
+                let in_context = normalize(context_path)?.join(IGNORE_FILE);
+                let names = [ignore_file_of(place), ignore_file_of(&name), in_context];
+                let ignore_file = find_ignore_file(&root, &names)?;
+                return Ok(DockerfilePaths { file, ignore_file });
+            }
         }
     }
     Err(PathError::NoDockerfile { places })
+}
+
+fn in_lower_case(place: &Path) -> Option<PathBuf> {
+    place.ends_with("Dockerfile").then(|| place.with_file_name("dockerfile"))
+}
+
+/// The first of `names` that is a file.
+fn find_ignore_file(root: &Path, names: &[PathBuf]) -> Result<Option<PathBuf>, PathError> {
+    for name in names {
+        if let Some(file) = resolve_file(root, name, &name.to_string_lossy())? {
+            return Ok(Some(file));
+        }
+    }
+    Ok(None)
+}
+
+/// The name of the own ignore file of `dockerfile`.
+pub fn ignore_file_of(dockerfile: &Path) -> PathBuf {
+    let mut name = dockerfile.as_os_str().to_owned();
+    name.push(IGNORE_FILE);
+    name.into()
+}
+
+fn resolve_file(root: &Path, path: &Path, shown: &str) -> Result<Option<PathBuf>, PathError> {
+    Ok(resolve(root, path, shown)?.filter(|found| found.is_file()))
 }
 
 fn are_not(places: &[PathBuf]) -> String {
@@ -186,7 +227,7 @@ mod tests {
         let root = folder.path().canonicalize().unwrap();
         let found = |context, dockerfile| {
             let paths = locate(&root, context, dockerfile).unwrap();
-            paths.dockerfile.strip_prefix(&root).unwrap().display().to_string()
+            paths.dockerfile.file.strip_prefix(&root).unwrap().display().to_string()
         };
         assert_eq!(found("./api", "Dockerfile"), "api/Dockerfile");
         assert_eq!(found(".", "Dockerfile"), "Dockerfile");
@@ -230,6 +271,56 @@ mod tests {
             let absolute = locate(folder.path(), context, dockerfile);
             assert!(matches!(absolute, Err(PathError::Absolute(_))));
         }
+    }
+
+    #[test]
+    fn the_ignore_file_has_the_name_that_was_asked_for() {
+        let folder = checkout(&[
+            "app/Dockerfile.prod",
+            "app/Dockerfile.dockerignore",
+            "app/Dockerfile.prod.dockerignore",
+            "docker/prod",
+            "docker/prod.dockerignore",
+        ]);
+        let at = |path: &str| folder.path().join(path);
+        let root = folder.path().canonicalize().unwrap();
+        let found = |context, dockerfile| {
+            let dockerfile = locate(&root, context, dockerfile).unwrap().dockerfile;
+            let inside = |path: PathBuf| path.strip_prefix(&root).unwrap().display().to_string();
+            (inside(dockerfile.file), dockerfile.ignore_file.map(inside))
+        };
+        let paths = |file: &str, ignore: &str| (file.to_owned(), Some(ignore.to_owned()));
+        for target in ["Dockerfile.prod", "../docker/prod"] {
+            let _ = fs::remove_file(at("app/Dockerfile"));
+            symlink(target, at("app/Dockerfile")).unwrap();
+            let (_, ignore_file) = found("app", "Dockerfile");
+            assert_eq!(ignore_file.as_deref(), Some("app/Dockerfile.dockerignore"), "{target}");
+        }
+        let prod = paths("app/Dockerfile.prod", "app/Dockerfile.prod.dockerignore");
+        assert_eq!(found("app", "Dockerfile.prod"), prod);
+        symlink("docker", at("link")).unwrap();
+        assert_eq!(found("app", "link/prod"), paths("docker/prod", "docker/prod.dockerignore"));
+        symlink("../docker/prod.dockerignore", at("app/Dockerfile.web.dockerignore")).unwrap();
+        symlink("Dockerfile.prod", at("app/Dockerfile.web")).unwrap();
+        let web = paths("app/Dockerfile.prod", "docker/prod.dockerignore");
+        assert_eq!(found("app", "Dockerfile.web"), web);
+        // Docker ignores an ignore file that leads out of the context, without a word.
+        symlink("../docker/prod.dockerignore", at("app/.dockerignore")).unwrap();
+        fs::copy(at("docker/prod"), at("app/plain")).unwrap();
+        assert_eq!(found("app", "plain"), paths("app/plain", "docker/prod.dockerignore"));
+        symlink("/etc/hostname", at("docker/other.dockerignore")).unwrap();
+        symlink("prod", at("docker/other")).unwrap();
+        assert!(matches!(locate(&root, "app", "docker/other"), Err(PathError::Outside(_))));
+    }
+
+    #[test]
+    fn a_dockerfile_in_lower_case_is_taken_where_there_is_no_other() {
+        let folder = checkout(&["api/dockerfile", "api/Dockerfile.dockerignore", "web/x"]);
+        let root = folder.path().canonicalize().unwrap();
+        let found = locate(&root, "api", "Dockerfile").unwrap().dockerfile;
+        assert_eq!(found.file, root.join("api/dockerfile"));
+        assert_eq!(found.ignore_file, Some(root.join("api/Dockerfile.dockerignore")));
+        assert!(matches!(locate(&root, "web", "X"), Err(PathError::NoDockerfile { .. })));
     }
 
     #[test]
