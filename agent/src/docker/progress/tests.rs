@@ -125,3 +125,39 @@ fn a_line_without_an_end_does_not_fill_the_memory() {
     let (lines, _) = render(&log.repeat(20), "hunter22", 10_000);
     assert_eq!(lines[1].len(), "#1 0.000 ".len() + LINE_BYTES_MAX + 1);
 }
+
+fn redrawn(states: &[(String, u32)]) -> Vec<String> {
+    let vertex =
+        r#"{"vertexes":[{"digest":"b","name":"[1/1] RUN b","started":"2026-01-01T00:00:00Z"}]}"#;
+    let logs = states.iter().map(|(text, seconds)| {
+        let (data, time) = (STANDARD.encode(text), format!("2026-01-01T00:00:{seconds:02}Z"));
+        format!(r#"{{"logs":[{{"vertex":"b","stream":1,"data":"{data}","timestamp":"{time}"}}]}}"#)
+    });
+    let json: Vec<String> = std::iter::once(vertex.to_owned()).chain(logs).collect();
+    render(&json.join("\n"), "hunter22", 10_000).0.split_off(1)
+}
+
+#[test]
+fn the_last_state_of_a_line_that_is_overwritten_is_logged() {
+    let state = |percent: usize| format!("\rdownload {percent:>4} of 4000 {}", ".".repeat(20));
+    let long: String = (0..4000).map(state).collect();
+    let pieces = long.as_bytes().chunks(32_000);
+    let mut pieces: Vec<_> =
+        pieces.map(|piece| (String::from_utf8(piece.to_vec()).unwrap(), 1)).collect();
+    pieces.push(("\rdownload FINISHED checksum=abc\nnext\r\n\r".to_owned(), 1));
+    pieces.push(("100%\r\n".to_owned(), 1));
+
+    let lines = redrawn(&pieces);
+
+    assert_eq!(
+        lines,
+        ["#1 1.000 download FINISHED checksum=abc", "#1 1.000 next", "#1 1.000 100%"]
+    );
+}
+
+#[test]
+fn a_line_that_is_overwritten_for_long_is_logged_every_few_seconds() {
+    let states: Vec<_> = (0..14).map(|second| (format!("\r{second} s"), second)).collect();
+    let lines = redrawn(&states);
+    assert_eq!(lines, ["#1 5.000 4 s", "#1 10.000 9 s", "#1 13.000 13 s"]);
+}

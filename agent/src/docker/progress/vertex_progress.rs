@@ -10,6 +10,9 @@ use crate::mask::{MaskedStream, Masker};
 /// `BuildKit` writes this text where it drops output.
 const CLIP_MARK: &str = "[output clipped, log limit ";
 
+/// A line that is overwritten again and again is logged after this many seconds.
+const STATE_SECONDS: f64 = 5.0;
+
 /// The number of last lines of a failing step that are kept for the error message.
 const TAIL_LINES: usize = 20;
 
@@ -38,14 +41,57 @@ pub(super) struct VertexProgress {
 /// One output of one vertex: its unfinished line.
 struct LineBuffer {
     masked: MaskedStream,
+    /// The last state of the line.
     line: Vec<u8>,
+    /// Whether the next character overwrites the line.
+    is_overwritten: bool,
     /// When the last piece was written, since the vertex started.
     seconds: f64,
+    /// The time of the last line or state that was logged.
+    logged_seconds: f64,
+}
+
+impl LineBuffer {
+    /// Adds a part of a line. A progress bar overwrites its line, and a terminal shows only the last state. The states
+    /// before it are logged only every few seconds.
+    fn push(&mut self, part: &[u8], mut log_state: impl FnMut(f64, &[u8])) {
+        for (index, state) in part.split(|&byte| byte == b'\r').enumerate() {
+            self.is_overwritten |= index > 0;
+            if state.is_empty() {
+                continue;
+            }
+            if std::mem::take(&mut self.is_overwritten) {
+                if self.seconds - self.logged_seconds >= STATE_SECONDS && !self.line.is_empty() {
+                    log_state(self.seconds, &self.line);
+                    self.logged_seconds = self.seconds;
+                }
+                self.line.clear();
+            }
+            // The spool cuts longer lines anyway. It marks a cut line only if one byte more is there.
+            let room = (LINE_BYTES_MAX + 1).saturating_sub(self.line.len());
+            self.line.extend_from_slice(&state[..state.len().min(room)]);
+        }
+    }
+
+    /// Ends the line and returns it.
+    fn take(&mut self) -> String {
+        self.is_overwritten = false;
+        self.logged_seconds = self.seconds;
+        let text = String::from_utf8_lossy(&self.line).into_owned();
+        self.line.clear();
+        text
+    }
 }
 
 impl VertexProgress {
     pub(super) fn new(masker: &Masker) -> Self {
-        let buffer = || LineBuffer { masked: masker.stream(), line: Vec::new(), seconds: 0.0 };
+        let buffer = || LineBuffer {
+            masked: masker.stream(),
+            line: Vec::new(),
+            is_overwritten: false,
+            seconds: 0.0,
+            logged_seconds: 0.0,
+        };
         Self {
             number: 0,
             name: String::new(),
@@ -110,21 +156,19 @@ impl VertexProgress {
     ) -> bool {
         let number = self.number;
         let mut is_clipped = false;
+        let mut log = |seconds: f64, text: &str| {
+            lines.push((stream, format!("#{number} {seconds:.3} {text}")));
+        };
         for piece in data.split_inclusive(|&byte| byte == b'\n') {
             let buffer = self.buffer(stream);
-            // The spool cuts longer lines anyway. It marks a cut line only if one byte more is there.
-            let room = (LINE_BYTES_MAX + 1).saturating_sub(buffer.line.len());
-            buffer.line.extend_from_slice(&piece[..piece.len().min(room)]);
-            if !piece.ends_with(b"\n") {
+            let part = piece.strip_suffix(b"\n").unwrap_or(piece);
+            buffer.push(part, |seconds, state| log(seconds, &String::from_utf8_lossy(state)));
+            if part.len() == piece.len() {
                 break;
             }
-            let text = String::from_utf8_lossy(&buffer.line);
-            // A progress bar overwrites its line; a terminal shows only the last state.
-            let text = text.trim_end_matches(['\n', '\r']);
-            let text = text.rsplit_once('\r').map_or(text, |(_, last)| last).to_owned();
-            buffer.line.clear();
+            let text = buffer.take();
             is_clipped |= text.contains(CLIP_MARK);
-            lines.push((stream, format!("#{number} {:.3} {text}", buffer.seconds)));
+            log(buffer.seconds, &text);
             self.tail.push(text);
         }
         let excess = self.tail.len().saturating_sub(TAIL_LINES);
