@@ -11,5 +11,7 @@ mod patterns;
 #[cfg(test)]
 mod recorded;
 
+pub(crate) use self::dockerfile::NameUse;
 pub use self::inputs::BuildInputs;
+pub(crate) use self::inputs::read_dockerfile;
 pub use self::miss::cache_miss;

@@ -6,6 +6,7 @@ mod merge;
 mod prerequisites;
 
 mod cache_export;
+mod contexts;
 mod report;
 
 mod error;

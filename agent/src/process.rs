@@ -1,5 +1,6 @@
 //! Starts the agent's child processes, and makes sure that they end. Nothing else in the agent starts one.
 
+mod environment;
 mod group;
 mod leftovers;
 mod outputs;
@@ -58,7 +59,7 @@ pub enum ProcessError {
 pub(crate) struct Invocation {
     program: OsString,
     arguments: Vec<OsString>,
-    variables: Vec<(OsString, Option<OsString>)>,
+    variables: Vec<(OsString, OsString)>,
     stdin: Option<SecretString>,
 }
 
@@ -73,7 +74,7 @@ impl fmt::Debug for Invocation {
 impl Invocation {
     /// Runs `program` for the machine `machine`.
     pub(crate) fn new(program: impl Into<OsString>, machine: &WireId) -> Self {
-        let variables = vec![(MACHINE_VARIABLE.into(), Some(machine.as_str().into()))];
+        let variables = vec![(MACHINE_VARIABLE.into(), machine.as_str().into())];
         Self { program: program.into(), arguments: Vec::new(), variables, stdin: None }
     }
 
@@ -92,17 +93,10 @@ impl Invocation {
         self
     }
 
-    /// Sets one variable of the environment, which is otherwise that of this process.
+    /// Sets one variable of the environment, beside those of [`environment`].
     #[must_use]
     pub(crate) fn env(mut self, name: impl Into<OsString>, value: impl AsRef<OsStr>) -> Self {
-        self.variables.push((name.into(), Some(value.as_ref().to_owned())));
-        self
-    }
-
-    /// Removes one variable from the environment.
-    #[must_use]
-    pub(crate) fn without_env(mut self, name: impl Into<OsString>) -> Self {
-        self.variables.push((name.into(), None));
+        self.variables.push((name.into(), value.as_ref().to_owned()));
         self
     }
 
@@ -174,13 +168,10 @@ impl Invocation {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0)
-            .kill_on_drop(true);
-        for (name, value) in &self.variables {
-            match value {
-                Some(value) => command.env(name, value),
-                None => command.env_remove(name),
-            };
-        }
+            .kill_on_drop(true)
+            .env_clear()
+            .envs(environment::inherited())
+            .envs(self.variables.iter().map(|(name, value)| (name, value)));
         command
     }
 }

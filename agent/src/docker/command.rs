@@ -27,11 +27,7 @@ impl DockerCommand {
     pub(super) fn invocation(&self) -> Invocation {
         let docker = Invocation::new("docker", &self.machine)
             .env("DOCKER_CONFIG", &self.config)
-            .env("DOCKER_CLI_HINTS", "false")
-            // The builder that the user chose for this shell may be remote.
-            .without_env("BUILDX_BUILDER")
-            .without_env("BUILDX_CONFIG")
-            .without_env("DOCKER_CONTEXT");
+            .env("DOCKER_CLI_HINTS", "false");
         match &self.host {
             Some(host) => docker.env("DOCKER_HOST", host),
             None => docker,

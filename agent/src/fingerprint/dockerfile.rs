@@ -51,6 +51,8 @@ pub(super) struct Layer {
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Stage {
+    /// The name after AS, in lower case.
+    name: Option<String>,
     /// Its name in `BuildKit`'s steps; empty in a Dockerfile of one stage.
     pub(super) label: String,
     /// Its base image, with arguments expanded; the name of a stage if `parent` is set.
@@ -75,7 +77,7 @@ struct Scope {
 }
 
 #[derive(Clone, Debug, Default)]
-pub(super) struct Dockerfile {
+pub(crate) struct Dockerfile {
     pub(super) stages: Vec<Stage>,
     /// The digest of the value of each declared argument. Secret arguments are missing: a value of which there are
     /// only few possible ones can be found from its digest.
@@ -84,7 +86,7 @@ pub(super) struct Dockerfile {
 
 impl Dockerfile {
     /// Parses the instructions that it knows and ignores the others. `BuildKit` reports errors.
-    pub(super) fn parse(text: &str, build_args: &BuildArgs) -> Self {
+    pub(crate) fn parse(text: &str, build_args: &BuildArgs) -> Self {
         let instructions = instructions(text);
         let count = instructions.iter().filter(|instruction| instruction.keyword == "FROM").count();
         let mut parser = Parser::new(build_args);
@@ -103,10 +105,31 @@ impl Dockerfile {
         }
     }
 
+    /// What `name` refers to in this Dockerfile.
+    pub(crate) fn name_use(&self, name: &str) -> NameUse {
+        let Some(index) = self.stages.iter().position(|stage| stage.name.as_deref() == Some(name))
+        else {
+            return NameUse::Free;
+        };
+        let is_outside = |stage: &Stage| stage.parent.is_none() && stage.image == name;
+        if self.stages[..=index].iter().any(is_outside) { NameUse::Both } else { NameUse::Stage }
+    }
+
     /// Whether `name`, in `--from`, names a stage, and neither an image nor a named context.
     pub(super) fn has_stage(&self, name: &str) -> bool {
         self.stages.iter().any(|stage| stage.label == name)
     }
+}
+
+/// What a name that several things may have refers to in a Dockerfile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NameUse {
+    /// No stage has the name.
+    Free,
+    /// A stage.
+    Stage,
+    /// A stage, and also an image that is not a stage: `FROM base AS base`.
+    Both,
 }
 
 struct Parser<'a> {
@@ -159,10 +182,10 @@ impl<'a> Parser<'a> {
         };
         let parent = self.names.get(&image.to_ascii_lowercase()).copied();
         let scope = parent.map(|parent| self.stages[parent].scope.clone()).unwrap_or_default();
-        self.stages.push(Stage { label, image, parent, layers: Vec::new(), scope });
-        if let Some(name) = name {
-            self.names.insert(name, index);
+        if let Some(name) = &name {
+            self.names.insert(name.clone(), index);
         }
+        self.stages.push(Stage { name, label, image, parent, layers: Vec::new(), scope });
     }
 
     /// Adds an ARG, which may declare several arguments.

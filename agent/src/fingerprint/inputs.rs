@@ -69,7 +69,7 @@ impl BuildInputs {
         stop: &CancellationToken,
     ) -> io::Result<Self> {
         let files = ContextFiles::read(context, &read_ignore(context, dockerfile)?, stop)?;
-        let dockerfile = Dockerfile::parse(&read_text(dockerfile)?, args);
+        let dockerfile = read_dockerfile(dockerfile, args)?;
         let layers = dockerfile.stages.iter().flat_map(|stage| &stage.layers);
         Ok(Self {
             files,
@@ -134,6 +134,14 @@ impl BuildInputs {
         // `to_fingerprint` leaves no rest.
         (version == VERSION && rest.is_empty()).then_some(inputs)
     }
+}
+
+/// Reads and parses a Dockerfile.
+///
+/// # Errors
+/// Those of the file system.
+pub(crate) fn read_dockerfile(path: &Path, args: &BuildArgs) -> io::Result<Dockerfile> {
+    Ok(Dockerfile::parse(&read_text(path)?, args))
 }
 
 /// The rules of the Dockerfile's own ignore file, or else those of the context.

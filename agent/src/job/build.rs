@@ -13,6 +13,7 @@ use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::cache_export::CacheExporter;
+use super::contexts::usable_contexts;
 use super::error::JobError;
 use super::prerequisites::{RegistryBackoff, log_in, wait_for_engine};
 use super::report::JobOutput;
@@ -53,6 +54,10 @@ pub(super) async fn perform(
     ));
     let started = Instant::now();
     let containerd_store = engine.containerd_store;
+    let config = &BuildConfig {
+        build_contexts: usable_contexts(config, &files.dockerfile, log)?,
+        ..config.clone()
+    };
     let request = BuildRequest { docker, config, files: &files, containerd_store, folder, log };
     let inputs = InputsReader::start(&files, &config.build_args, stop);
     let outcome = build_with_retries(&request, stop).await?;

@@ -35,6 +35,9 @@ pub use values::{Arch, CommitSha, Digest, Emulation, ImageRef, InvalidValue, Pla
 /// over a machine finds by it what a killed one has left.
 pub const MACHINE_VARIABLE: &str = "STAGELY_MACHINE";
 
+/// Has the core's id in the environment of every process that a core on the same host has started.
+pub const CORE_VARIABLE: &str = "STAGELY_CORE";
+
 /// The path of the agent WebSocket below core's base address.
 pub const CONNECT_PATH: &str = "/v1/agent/connect";
 

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use stagely_protocol::MACHINE_VARIABLE;
+use stagely_protocol::{CORE_VARIABLE, MACHINE_VARIABLE};
 use stagely_state::comparison::{Listed, ListedState};
 use stagely_state::ids::{CoreId, MachineId};
 use thiserror::Error;
@@ -26,9 +26,6 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{info, warn};
 
 use crate::ProviderError;
-
-/// The variable that names the core of a machine.
-const CORE_VARIABLE: &str = "STAGELY_CORE";
 
 /// The time between two checks whether a child has ended. A check is cheap.
 const POLL: Duration = Duration::from_millis(20);
