@@ -7,6 +7,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::stat::{Mode, umask};
 use secrecy::SecretString;
 use stagely_agent::git::{
     CloneError, FetchRequest, changed_paths, fetch_commit, fetch_commit_and_objects, resolve_ref,
@@ -76,6 +78,34 @@ async fn without_single_commits_the_branch_is_fetched_as_deep_as_needed() {
                 FetchRequest { branch, ..request(server.url("open", "app/.git"), commit) };
             assert_eq!(fetch(request, "file").await.unwrap(), text);
         }
+    }
+}
+
+#[test]
+fn modes_come_from_git_whatever_the_umask_is() {
+    let server = GitServer::start();
+    let repository = server.repository("app", true);
+    fs::create_dir_all(repository.path.join("bin")).unwrap();
+    fs::write(repository.path.join("bin/run"), "#!/bin/sh\n").unwrap();
+    fs::set_permissions(repository.path.join("bin/run"), fs::Permissions::from_mode(0o755))
+        .unwrap();
+    let commit = repository.commit(&[("text", "a text")]);
+    let request = request(server.url("open", "app/.git"), &commit);
+    for mask in [0o077, 0o000, 0o022] {
+        let request = request.clone();
+        // The new thread has its own umask, and so have the threads that it starts.
+        let checked_out = std::thread::spawn(move || {
+            unshare(CloneFlags::CLONE_FS).unwrap();
+            umask(Mode::from_bits_truncate(mask));
+            let folder = tempfile::tempdir().unwrap();
+            let dest = folder.path().join("src");
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let stop = CancellationToken::new();
+            runtime.unwrap().block_on(fetch_commit(request, &dest, &stop)).unwrap();
+            let mode = |path: &str| dest.join(path).metadata().unwrap().permissions().mode();
+            ["text", "bin/run", "bin"].map(|path| mode(path) & 0o7777)
+        });
+        assert_eq!(checked_out.join().unwrap(), [0o644, 0o755, 0o755], "umask {mask:o}");
     }
 }
 

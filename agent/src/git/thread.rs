@@ -1,9 +1,12 @@
 //! Runs libgit2 on a thread of its own, which the caller can cancel and leave behind.
 
+use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::stat::{Mode, umask};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
@@ -15,6 +18,9 @@ const SILENCE_MAX: Duration = Duration::from_mins(1);
 
 /// How long a cancelled fetch may make no progress before its thread is left behind.
 const CANCEL_GRACE: Duration = Duration::from_secs(1);
+
+/// Git's own modes, 644 and 755, without changes.
+const UMASK: Mode = Mode::from_bits_truncate(0o022);
 
 /// The state that a fetching thread and its caller share.
 #[derive(Debug, Default)]
@@ -73,7 +79,7 @@ pub(super) async fn run_on_thread<T: Send + 'static>(
     // Not `spawn_blocking`: the runtime would wait at its end for a thread that is left behind.
     std::thread::Builder::new()
         .name("git".to_owned())
-        .spawn(move || sender.send(work(thread_monitor)))
+        .spawn(move || sender.send(set_umask().and_then(|()| work(thread_monitor))))
         .map_err(|error| CloneError::Internal(error.to_string()))?;
 
     let panicked = |_| Err(CloneError::Internal("the fetching thread panicked".to_owned()));
@@ -97,6 +103,29 @@ pub(super) async fn run_on_thread<T: Send + 'static>(
             Err(CloneError::Network { url: without_credentials(&url), detail })
         }
     }
+}
+
+/// Sets the umask of this thread alone. The modes of a checkout are part of the image, so they must not depend on the
+/// umask of whoever started the agent.
+fn set_umask() -> Result<(), CloneError> {
+    match unshare(CloneFlags::CLONE_FS) {
+        Ok(()) => {
+            umask(UMASK);
+            Ok(())
+        }
+        // A container may not allow it.
+        Err(_) if has_umask(UMASK) => Ok(()),
+        Err(error) => Err(CloneError::Internal(format!(
+            "this process cannot change the umask of a thread ({error}): start it with umask 022"
+        ))),
+    }
+}
+
+/// Whether the process has this umask. Reading it does not change it, unlike `umask()`.
+fn has_umask(mask: Mode) -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("Umask:"));
+    line.and_then(|mask| u32::from_str_radix(mask.trim(), 8).ok()) == Some(mask.bits())
 }
 
 struct CancelOnDrop(Arc<FetchMonitor>);
