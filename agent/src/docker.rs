@@ -10,6 +10,7 @@ mod emulation;
 mod binfmt;
 mod container;
 mod engine;
+mod image_platforms;
 
 mod abandoned;
 mod classify;
@@ -24,6 +25,7 @@ pub use self::buildx::{BuildError, BuildOutcome, BuildRequest, build, export_cac
 pub use self::command::DockerCommand;
 pub use self::emulation::{EmulationError, ensure_emulation};
 pub use self::engine::{Engine, version_within};
+pub use self::image_platforms::other_platform;
 pub use self::login::{LoginError, create_config, login};
 pub use self::merge::{MergeError, merge};
 pub(crate) use self::vertex::StepName;

@@ -3,6 +3,7 @@
 mod build;
 mod merge;
 
+mod platforms;
 mod prerequisites;
 
 mod cache_export;

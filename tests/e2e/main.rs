@@ -16,6 +16,7 @@ mod failures;
 mod caches;
 mod multi_platform;
 mod variants;
+mod wrong_images;
 
 mod clones;
 mod registries;

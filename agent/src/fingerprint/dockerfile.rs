@@ -49,10 +49,20 @@ pub(super) struct Layer {
     pub(super) args: BTreeSet<String>,
 }
 
+impl Layer {
+    /// The stage or image that COPY copies from.
+    fn source(&self) -> Option<&str> {
+        let mut flags = self.text.split_whitespace().take_while(|word| word.starts_with("--"));
+        flags.find_map(|flag| flag.strip_prefix("--from=")).filter(|_| self.keyword == "COPY")
+    }
+}
+
 #[derive(Clone, Debug, Default)]
 pub(super) struct Stage {
     /// The name after AS, in lower case.
     name: Option<String>,
+    /// The platform that FROM names, with the arguments that are declared before it expanded.
+    platform: Option<String>,
     /// Its name in `BuildKit`'s steps; empty in a Dockerfile of one stage.
     pub(super) label: String,
     /// Its base image, with arguments expanded; the name of a stage if `parent` is set.
@@ -115,6 +125,39 @@ impl Dockerfile {
         if self.stages[..=index].iter().any(is_outside) { NameUse::Both } else { NameUse::Stage }
     }
 
+    /// The platform that the base of the stage `target` names; `None`: the last stage.
+    pub(crate) fn platform_of_target(&self, target: Option<&str>) -> Option<&str> {
+        let named =
+            |name: &str| self.stages.iter().find(|stage| stage.name.as_deref() == Some(name));
+        let mut stage = match target {
+            Some(name) => named(&name.to_ascii_lowercase()),
+            None => self.stages.last(),
+        }?;
+        while let Some(parent) = stage.parent {
+            stage = &self.stages[parent];
+        }
+        stage.platform.as_deref()
+    }
+
+    /// The images of registries whose programs must run on the platform that is built for: base images of stages that
+    /// do not choose a platform themselves, and images that files are copied from. `contexts` are the names of named
+    /// contexts.
+    pub(crate) fn images_of_target(&self, contexts: &BTreeSet<&str>) -> BTreeSet<String> {
+        let bases = self.stages.iter().filter(|stage| stage.is_for_target());
+        let copied = self.stages.iter().flat_map(|stage| &stage.layers).filter_map(Layer::source);
+        let names = bases.map(|stage| stage.image.as_str()).chain(copied);
+        let is_image = |name: &&str| {
+            let is_index = name.bytes().all(|byte| byte.is_ascii_digit());
+            let is_stage = self.stages.iter().any(|stage| stage.name.as_deref() == Some(name));
+            *name != "scratch"
+                && !is_index
+                && !is_stage
+                && !name.contains('$')
+                && !contexts.contains(name)
+        };
+        names.filter(is_image).map(str::to_owned).collect()
+    }
+
     /// Whether `name`, in `--from`, names a stage, and neither an image nor a named context.
     pub(super) fn has_stage(&self, name: &str) -> bool {
         self.stages.iter().any(|stage| stage.label == name)
@@ -170,7 +213,11 @@ impl<'a> Parser<'a> {
     }
 
     fn begin_stage(&mut self, text: &str, stage_count: usize) {
-        let mut words = text.split_whitespace().filter(|word| !word.starts_with("--"));
+        let (flags, rest): (Vec<&str>, Vec<&str>) =
+            text.split_whitespace().partition(|word| word.starts_with("--"));
+        let platform = flags.iter().find_map(|flag| flag.strip_prefix("--platform="));
+        let platform = platform.map(|platform| expand_known(platform, &self.global));
+        let mut words = rest.into_iter();
         let image = expand(words.next().unwrap_or_default(), &self.global);
         let name = words.next().filter(|word| word.eq_ignore_ascii_case("as"));
         let name = name.and_then(|_| words.next()).map(str::to_ascii_lowercase);
@@ -185,7 +232,7 @@ impl<'a> Parser<'a> {
         if let Some(name) = &name {
             self.names.insert(name.clone(), index);
         }
-        self.stages.push(Stage { name, label, image, parent, layers: Vec::new(), scope });
+        self.stages.push(Stage { name, platform, label, image, parent, layers: Vec::new(), scope });
     }
 
     /// Adds an ARG, which may declare several arguments.
@@ -231,6 +278,12 @@ impl<'a> Parser<'a> {
 }
 
 impl Stage {
+    /// Whether its base is an image of the platform that is built for.
+    fn is_for_target(&self) -> bool {
+        let is_target = |platform: &str| platform.contains("TARGETPLATFORM");
+        self.parent.is_none() && self.platform.as_deref().is_none_or(is_target)
+    }
+
     fn push(&mut self, instruction: &Instruction) {
         let Instruction { keyword, text } = instruction;
         let scope = &mut self.scope;
@@ -305,6 +358,13 @@ fn expand(text: &str, values: &BTreeMap<String, String>) -> String {
         }
     };
     VARIABLE.replace_all(text, replace).into_owned()
+}
+
+/// Like [`expand`], but leaves unknown variables, such as `BuildKit`'s own `$BUILDPLATFORM`.
+fn expand_known(text: &str, values: &BTreeMap<String, String>) -> String {
+    let is_known =
+        variables(text).all(|name| values.get(&name).is_some_and(|value| !value.is_empty()));
+    if is_known { expand(text, values) } else { text.to_owned() }
 }
 
 fn instructions(text: &str) -> Vec<Instruction> {

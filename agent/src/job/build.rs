@@ -15,6 +15,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::cache_export::CacheExporter;
 use super::contexts::usable_contexts;
 use super::error::JobError;
+use super::platforms::PlatformCheck;
 use super::prerequisites::{RegistryBackoff, log_in, wait_for_engine};
 use super::report::JobOutput;
 use crate::docker::{
@@ -59,12 +60,14 @@ pub(super) async fn perform(
         ..config.clone()
     };
     let request = BuildRequest { docker, config, files: &files, containerd_store, folder, log };
+    let platforms = PlatformCheck::start(build, &files, docker, engine.arch);
     let inputs = InputsReader::start(&files, &config.build_args, stop);
     let outcome = build_with_retries(&request, stop).await?;
     let explanation = timeout(EXPLAIN_LIMIT, explain(inputs, config, &outcome));
     let explanation = stop.run_until_cancelled(explanation).await;
     let (cache_miss, fingerprint) = explanation.and_then(Result::ok).unwrap_or_default();
     let BuildOutcome { digest, steps, .. } = outcome;
+    platforms.warn(log).await;
     if let Some(warning) = emulation_warning {
         add_slowdown(config, &warning, &steps, log);
     }
