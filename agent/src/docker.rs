@@ -21,7 +21,7 @@ mod command;
 
 pub use self::binfmt::emulated_platforms;
 pub use self::build_files::BuildFiles;
-pub use self::buildx::{BuildError, BuildOutcome, BuildRequest, build, export_cache};
+pub use self::buildx::{BuildError, BuildOutcome, BuildRequest, RunningBuild};
 pub use self::command::DockerCommand;
 pub use self::emulation::{EmulationError, ensure_emulation};
 pub use self::engine::{Engine, version_within};

@@ -117,7 +117,7 @@ pub async fn run(
         Ok(masker) => masker,
         Err(error) => return report::failed(job_id, error, Vec::new()),
     };
-    let log = JobLog::new(sink, masker, stop.clone());
+    let log = Arc::new(JobLog::new(sink, masker, stop.clone()));
     let folder = match JobFolder::create(&settings.work_dir, job_id) {
         Ok(folder) => folder,
         Err(error) => {
@@ -128,10 +128,9 @@ pub async fn run(
     let mut result = perform(&request, settings, &folder, &log, cancel, &stop).await;
     let cache_exporter = result.as_mut().ok().and_then(|output| output.cache_exporter.take());
     let mut status = report::report(job_id, result, &log);
-    if let Some(exporter) = cache_exporter.filter(|_| !stop.is_cancelled()) {
+    if let Some(exporter) = cache_exporter {
         log.report_pushed(Status { exporting_cache: true, ..status.clone() });
-        let docker = folder.docker(settings);
-        let is_exported = exporter.export(&docker, &folder.0, &log, &stop).await;
+        let is_exported = exporter.finish(&log, &stop).await;
         if !is_exported {
             // The fingerprint describes a cache that the registry does not have.
             status.fingerprint = None;
@@ -146,7 +145,7 @@ async fn perform(
     request: &JobRequest,
     settings: &JobSettings,
     folder: &JobFolder,
-    log: &JobLog,
+    log: &Arc<JobLog>,
     cancel: &CancellationToken,
     stop: &CancellationToken,
 ) -> Result<JobOutput, JobError> {

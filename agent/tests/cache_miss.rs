@@ -12,7 +12,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use serde_json::json;
-use stagely_agent::docker::{self, BuildFiles, BuildOutcome, BuildRequest, DockerCommand, Engine};
+use stagely_agent::docker::{
+    self, BuildFiles, BuildOutcome, BuildRequest, DockerCommand, Engine, RunningBuild,
+};
 use stagely_agent::fingerprint::{BuildInputs, cache_miss};
 use stagely_agent::job_log::{JobLog, LineSink};
 use stagely_agent::mask::MaskerBuilder;
@@ -97,17 +99,18 @@ impl Setup {
         let files = BuildFiles { dockerfile: context.join(dockerfile), context };
         let masker = MaskerBuilder::default().build().unwrap();
         let stop = CancellationToken::new();
-        let log = JobLog::new(Arc::new(Printed), masker, stop.clone());
+        let log = Arc::new(JobLog::new(Arc::new(Printed), masker, stop.clone()));
         let request = BuildRequest {
-            docker: &self.docker,
-            config: &config,
-            files: &files,
+            docker: self.docker.clone(),
+            config,
+            files: files.clone(),
             containerd_store: true,
-            folder: self.folder.path(),
-            log: &log,
+            folder: self.folder.path().to_owned(),
+            log,
         };
-        let outcome = docker::build(&request, &stop).await.unwrap();
-        docker::export_cache(&request, &stop).await.unwrap();
+        let mut running = RunningBuild::start(request, stop);
+        let outcome = running.pushed().await.unwrap();
+        running.exported().await.unwrap();
         (files, outcome)
     }
 

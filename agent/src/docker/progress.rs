@@ -10,7 +10,7 @@ use std::fmt::Write as _;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use stagely_protocol::{Step, Stream};
+use stagely_protocol::{Digest, Step, Stream};
 
 pub(crate) use self::rawjson::{OutputItem, RawJsonDecoder, SolveStatus};
 use self::rawjson::{Vertex, VertexLog, VertexStatus, VertexWarning};
@@ -23,6 +23,11 @@ const CACHE_IMPORT: &str = "importing cache manifest from ";
 
 /// The prefix of the vertexes that export a cache.
 const CACHE_EXPORT: &str = "exporting cache ";
+
+/// The prefix of the status that says which image is pushed, `REFERENCE@DIGEST`.
+///
+/// Source: `BuildKit`, `util/push/push.go`.
+const PUSHING_MANIFEST: &str = "pushing manifest for ";
 
 /// `BuildKit`'s error of a vertex that was cancelled, for example because another one failed.
 const CANCELED: &str = "context canceled";
@@ -42,6 +47,8 @@ pub(crate) struct Progress {
     /// Lines of the client. The next report, or the end of the output, shows where they belong.
     client_lines: Vec<String>,
     is_clipped: bool,
+    /// The digest of the image that is pushed.
+    pushed: Option<Digest>,
 }
 
 /// The step that made a build fail. All texts are masked.
@@ -64,6 +71,7 @@ impl Progress {
             unlogged_ends: Vec::new(),
             client_lines: Vec::new(),
             is_clipped: false,
+            pushed: None,
         }
     }
 
@@ -179,6 +187,11 @@ impl Progress {
         Some(&failed.error)
     }
 
+    /// The digest of the pushed image. `BuildKit` reports it before it exports the cache.
+    pub(super) const fn pushed_digest(&self) -> Option<&Digest> {
+        self.pushed.as_ref()
+    }
+
     /// Whether the report of a failed build ends before the failure. Buildx waits 3 s for the rest of the report and
     /// then leaves.
     ///
@@ -241,9 +254,13 @@ impl Progress {
 
     fn apply_status(&mut self, status: &VertexStatus, lines: &mut Vec<(Stream, String)>) {
         let id = self.masker.mask(&status.id);
-        let vertex = self.vertex(&status.vertex);
         let is_transfer = status.total > 0 || status.current > 0;
         let is_done = status.completed.is_some();
+        if let Some(image) = status.id.strip_prefix(PUSHING_MANIFEST).filter(|_| is_done) {
+            let digest = image.rsplit_once('@').and_then(|(_, digest)| digest.parse().ok());
+            self.pushed = digest.or(self.pushed.take());
+        }
+        let vertex = self.vertex(&status.vertex);
         let was_done = vertex.statuses.insert(id.clone(), is_done);
         let is_new = was_done != Some(true) && (is_done || (was_done.is_none() && !is_transfer));
         if !is_new {

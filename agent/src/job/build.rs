@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use stagely_protocol::paths;
@@ -19,7 +20,7 @@ use super::platforms::PlatformCheck;
 use super::prerequisites::{RegistryBackoff, log_in, wait_for_engine};
 use super::report::JobOutput;
 use crate::docker::{
-    self, BuildError, BuildFiles, BuildOutcome, BuildRequest, DockerCommand, Engine,
+    self, BuildError, BuildFiles, BuildOutcome, BuildRequest, DockerCommand, Engine, RunningBuild,
 };
 use crate::fingerprint::{BuildInputs, cache_miss};
 use crate::git;
@@ -36,7 +37,7 @@ pub(super) async fn perform(
     build: &Build,
     docker: &DockerCommand,
     folder: &Path,
-    log: &JobLog,
+    log: &Arc<JobLog>,
     stop: &CancellationToken,
 ) -> Result<JobOutput, JobError> {
     let config = &build.build_config;
@@ -54,15 +55,21 @@ pub(super) async fn perform(
         config.target_image, config.platform, engine.version
     ));
     let started = Instant::now();
-    let containerd_store = engine.containerd_store;
-    let config = &BuildConfig {
-        build_contexts: usable_contexts(config, &files.dockerfile, log)?,
-        ..config.clone()
+    let request = BuildRequest {
+        docker: docker.clone(),
+        config: BuildConfig {
+            build_contexts: usable_contexts(config, &files.dockerfile, log)?,
+            ..config.clone()
+        },
+        files: files.clone(),
+        containerd_store: engine.containerd_store,
+        folder: folder.to_owned(),
+        log: Arc::clone(log),
     };
-    let request = BuildRequest { docker, config, files: &files, containerd_store, folder, log };
     let platforms = PlatformCheck::start(build, &files, docker, engine.arch);
     let inputs = InputsReader::start(&files, &config.build_args, stop);
-    let outcome = build_with_retries(&request, stop).await?;
+    let build_stop = stop.child_token();
+    let (outcome, running) = build_with_retries(&request, &build_stop).await?;
     let explanation = timeout(EXPLAIN_LIMIT, explain(inputs, config, &outcome));
     let explanation = stop.run_until_cancelled(explanation).await;
     let (cache_miss, fingerprint) = explanation.and_then(Result::ok).unwrap_or_default();
@@ -71,14 +78,14 @@ pub(super) async fn perform(
     if let Some(warning) = emulation_warning {
         add_slowdown(config, &warning, &steps, log);
     }
-    let exports_cache = config.push && request.cache_to().is_some();
+    let cache = request.cache_to().filter(|_| config.push).cloned();
     Ok(JobOutput {
         pushed: digest.map(|digest| (config.target_image.clone(), digest)),
         duration: started.elapsed(),
         steps,
         cache_miss,
         fingerprint,
-        cache_exporter: exports_cache.then(|| CacheExporter { config: config.clone(), files }),
+        cache_exporter: cache.map(|cache| CacheExporter { cache, running, stop: build_stop }),
     })
 }
 
@@ -186,18 +193,20 @@ async fn explain(
     explained.await.unwrap_or_default()
 }
 
-/// Builds, and builds again if the registry does not answer or, once, if the engine's report is lost.
+/// Builds, and builds again if the registry does not answer or, once, if the engine's report is lost. The command of
+/// the returned build may still export the cache.
 async fn build_with_retries(
-    request: &BuildRequest<'_>,
+    request: &BuildRequest,
     stop: &CancellationToken,
-) -> Result<BuildOutcome, JobError> {
-    let mut backoff = RegistryBackoff::new(request.docker);
+) -> Result<(BuildOutcome, RunningBuild), JobError> {
+    let mut backoff = RegistryBackoff::new(&request.docker);
     let (mut known_steps, mut was_report_lost) = (Vec::new(), false);
     loop {
-        let mut error = match docker::build(request, stop).await {
+        let mut running = RunningBuild::start(request.clone(), stop.clone());
+        let mut error = match running.pushed().await {
             Ok(mut outcome) => {
                 restore_steps(&mut outcome.steps, &mut known_steps);
-                return Ok(outcome);
+                return Ok((outcome, running));
             }
             Err(BuildError::ReportLost { mut steps }) if !was_report_lost => {
                 was_report_lost = true;
@@ -207,7 +216,7 @@ async fn build_with_retries(
             Err(error) => JobError::from(error),
         };
         restore_steps(&mut error.steps, &mut known_steps);
-        backoff.wait_after(error, request.log, stop).await?;
+        backoff.wait_after(error, &request.log, stop).await?;
     }
 }
 

@@ -14,7 +14,7 @@ use crate::job_log::JobLog;
 const MESSAGE_BYTES_MAX: usize = 4 * 1024;
 
 /// The result of a job that succeeded.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct JobOutput {
     /// The image in the registry; `None`: the job pushes none.
     pub(super) pushed: Option<(ImageRef, Digest)>,
@@ -22,7 +22,7 @@ pub(super) struct JobOutput {
     pub(super) steps: Vec<Step>,
     pub(super) cache_miss: Option<CacheMiss>,
     pub(super) fingerprint: Option<Fingerprint>,
-    /// The layer cache that is still to be exported.
+    /// The layer cache that is being exported.
     pub(super) cache_exporter: Option<CacheExporter>,
 }
 
