@@ -8,6 +8,7 @@ mod remote;
 mod submodules;
 
 mod thread;
+mod tree;
 
 mod error;
 

@@ -36,6 +36,9 @@ pub enum CloneError {
         /// Why it cannot be used.
         detail: &'static str,
     },
+    /// The commit is more than Stagely checks out.
+    #[error("the repository {0}")]
+    TooLarge(String),
     /// The caller cancelled.
     #[error("the clone was cancelled")]
     Cancelled,
@@ -55,6 +58,9 @@ impl CloneError {
             Self::Authentication { .. } => CloneProblem::Authentication,
             Self::CommitGone { .. } => CloneProblem::CommitGone,
             Self::Network { .. } => CloneProblem::Network,
+            Self::TooLarge(_) => {
+                return FailureReason::User { step: String::new(), exit_code: 1 };
+            }
             Self::Cancelled => return FailureReason::Cancelled,
             Self::DiskFull => return FailureReason::DiskFull,
             Self::Internal(_) => return FailureReason::Internal,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use git2::build::CheckoutBuilder;
 use git2::{
     AutotagOption, ConfigLevel, Cred, CredentialType, Direction, ErrorClass, ErrorCode,
-    FetchOptions, Oid, RemoteCallbacks, RemoteRedirect, Repository, TreeWalkMode, TreeWalkResult,
+    FetchOptions, Oid, RemoteCallbacks, RemoteRedirect, Repository,
 };
 use secrecy::{ExposeSecret, SecretString};
 use stagely_protocol::CommitSha;
@@ -17,6 +17,7 @@ use url::Url;
 
 use super::error::{CloneError, is_not_our_ref, without_credentials};
 use super::thread::FetchMonitor;
+use super::tree;
 
 /// The user name for tokens. GitHub accepts it with every kind of token; GitLab and Gitea accept any name.
 const TOKEN_USER: &str = "x-access-token";
@@ -255,9 +256,21 @@ fn gone(access: &Access, wanted: &str) -> CloneError {
 }
 
 fn check_out(access: &Access, repository: &Repository, id: Oid) -> Result<(), CloneError> {
+    let summary = tree::summarize(repository, id, &access.monitor)?;
+    write_files(access, repository, id, summary.has_attributes)
+}
+
+fn write_files(
+    access: &Access,
+    repository: &Repository,
+    id: Oid,
+    may_filter: bool,
+) -> Result<(), CloneError> {
     repository.set_head_detached(id).map_err(CloneError::from_local)?;
     let mut options = CheckoutBuilder::new();
-    options.force().disable_filters(!may_filter(repository, id)?).progress(|_, _, _| {
+    // To find out whether a filter changes a file, libgit2 resolves the real path of every file, which is a third of a
+    // checkout's work.
+    options.force().disable_filters(!may_filter).progress(|_, _, _| {
         // libgit2 has no way to stop a checkout. Without its folder the next file cannot be written.
         if !access.monitor.may_continue()
             && let Some(root) = repository.workdir()
@@ -270,23 +283,6 @@ fn check_out(access: &Access, repository: &Repository, id: Oid) -> Result<(), Cl
         result.map_err(CloneError::from_local)
     } else {
         Err(CloneError::Cancelled)
-    }
-}
-
-/// Whether a filter may change any file on checkout, for example its line ends. To find that out, libgit2 resolves the
-/// real path of every file, which is a third of a checkout's work.
-fn may_filter(repository: &Repository, id: Oid) -> Result<bool, CloneError> {
-    let commit = repository.find_commit(id).map_err(CloneError::from_local)?;
-    let tree = commit.tree().map_err(CloneError::from_local)?;
-    let mut has_attributes = false;
-    let walked = tree.walk(TreeWalkMode::PreOrder, |_, entry| {
-        has_attributes |= entry.name_bytes() == b".gitattributes";
-        if has_attributes { TreeWalkResult::Abort } else { TreeWalkResult::Ok }
-    });
-    match walked {
-        // An aborted walk counts as failed.
-        Err(_) if has_attributes => Ok(true),
-        walked => walked.map(|()| has_attributes).map_err(CloneError::from_local),
     }
 }
 
@@ -417,7 +413,7 @@ mod tests {
 
         let access = Access::new("https://git.example/app", None, Arc::default()).unwrap();
         access.monitor.is_cancelled.store(true, Ordering::Relaxed);
-        let result = check_out(&access, &repository, id);
+        let result = write_files(&access, &repository, id, false);
         assert!(matches!(result, Err(CloneError::Cancelled)), "{result:?}");
         assert!(!dest.exists());
         // libgit2 calls back once for each file.
