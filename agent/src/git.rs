@@ -22,6 +22,7 @@ pub use self::error::CloneError;
 pub(crate) use self::error::without_credentials;
 use self::remote::Access;
 pub use self::remote::ResolvedRef;
+use self::submodules::Submodules;
 use self::thread::run_on_thread;
 
 /// The commit to fetch, and its repository.
@@ -59,6 +60,8 @@ pub struct Checkout {
     pub bytes: u64,
     /// The number of submodules that were checked out.
     pub submodules: u32,
+    /// The paths of submodules that are not in `.gitmodules`. Their folders are empty.
+    pub without_address: Vec<String>,
 }
 
 /// Fetches one commit into `dest`, which must be empty or not exist.
@@ -100,13 +103,16 @@ async fn fetch(
     run_on_thread(request.url.clone(), cancel, move |monitor| {
         let access = Access::new(&request.url, request.token, monitor)?;
         remote::fetch(&access, &request.commit, request.branch.as_deref(), &dest)?;
-        let submodules =
-            if request.submodules { submodules::fetch_all(&access, &dest)? } else { 0 };
+        let Submodules { fetched, without_address } = match request.submodules {
+            true => submodules::fetch_all(&access, &dest)?,
+            false => Submodules::default(),
+        };
         match objects {
             Some(objects) => remote::move_repository(&access, &dest, &objects)?,
             None => remote::remove_repository(&access, &dest)?,
         }
-        Ok(Checkout { root: dest, bytes: access.monitor.bytes(), submodules })
+        let bytes = access.monitor.bytes();
+        Ok(Checkout { root: dest, bytes, submodules: fetched, without_address })
     })
     .await
 }

@@ -110,6 +110,34 @@ fn modes_come_from_git_whatever_the_umask_is() {
 }
 
 #[tokio::test]
+async fn submodules_that_git_does_not_fetch_stay_empty() {
+    let server = GitServer::start();
+    server.repository("lib", true).commit(&[("text", "of the submodule")]);
+    let app = server.repository("app", true);
+    app.commit(&[("text", "of the repository")]);
+    let lib = app.path.parent().unwrap().join("lib");
+    for path in ["stray", "unwanted"] {
+        app.git(&["clone", "--quiet", lib.to_str().unwrap(), path]);
+    }
+    let modules =
+        "[submodule \"unwanted\"]\n path = unwanted\n url = ../lib/.git\n update = none\n";
+    let commit = app.commit(&[(".gitmodules", modules)]);
+    let folder = tempfile::tempdir().unwrap();
+    let dest = folder.path().join("src");
+    let request = request(server.url("open", "app/.git"), &commit);
+
+    let checkout = fetch_commit(request, &dest, &CancellationToken::new()).await.unwrap();
+
+    assert_eq!(
+        (checkout.submodules, &checkout.without_address[..]),
+        (0, &["stray".to_owned()][..])
+    );
+    for path in ["stray", "unwanted"] {
+        assert_eq!(fs::read_dir(dest.join(path)).unwrap().count(), 0, "{path}");
+    }
+}
+
+#[tokio::test]
 async fn gitattributes_of_any_folder_determine_line_ends() {
     let server = GitServer::start();
     let repository = server.repository("app", true);

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use git2::Repository;
+use git2::{Repository, SubmoduleUpdate};
 use url::Url;
 
 use super::error::{CloneError, without_credentials};
@@ -12,18 +12,41 @@ use super::remote::{self, Access};
 /// Deeper nesting counts as a circle.
 const DEPTH_MAX: u32 = 8;
 
-/// Fetches all submodules of the checkout at `root` and returns how many there are.
-pub(super) fn fetch_all(access: &Access, root: &Path) -> Result<u32, CloneError> {
-    fetch_level(access, root, 0)
+/// The submodules of a checkout.
+#[derive(Debug, Default)]
+pub(super) struct Submodules {
+    /// The number of those that were fetched.
+    pub(super) fetched: u32,
+    /// The paths, from the root of the repository that has them, of those without an address.
+    pub(super) without_address: Vec<String>,
 }
 
-fn fetch_level(parent: &Access, root: &Path, depth: u32) -> Result<u32, CloneError> {
+/// Fetches all submodules of the checkout at `root`.
+pub(super) fn fetch_all(access: &Access, root: &Path) -> Result<Submodules, CloneError> {
+    let mut submodules = Submodules::default();
+    fetch_level(access, root, 0, &mut submodules)?;
+    Ok(submodules)
+}
+
+fn fetch_level(
+    parent: &Access,
+    root: &Path,
+    depth: u32,
+    submodules: &mut Submodules,
+) -> Result<(), CloneError> {
     let repository = Repository::open(root).map_err(CloneError::from_local)?;
-    let mut fetched = 0;
     for module in repository.submodules().map_err(CloneError::from_local)? {
         // A module without an entry in the tree is only a line of .gitmodules. The path of an entry is a folder of
         // the tree, so it cannot lead out of the checkout.
         let Some(commit) = module.head_id() else { continue };
+        if module.update_strategy() == SubmoduleUpdate::None {
+            continue;
+        }
+        // Somebody has added a clone to the tree. Git leaves the folder empty, and so does `docker build`.
+        let Some(url) = module.url().ok().flatten() else {
+            submodules.without_address.push(module.path().display().to_string());
+            continue;
+        };
         if depth == DEPTH_MAX {
             let detail = "its submodules are nested too deeply";
             return Err(CloneError::Address {
@@ -31,16 +54,16 @@ fn fetch_level(parent: &Access, root: &Path, depth: u32) -> Result<u32, CloneErr
                 detail,
             });
         }
-        let url = module.url().ok().flatten().unwrap_or_default();
         let access = access_to(parent, url)?;
         let commit = commit.to_string().parse();
         let commit = commit.map_err(|error| CloneError::Internal(format!("{error}")))?;
         let dest = root.join(module.path());
         remote::fetch(&access, &commit, module.branch().ok().flatten(), &dest)?;
-        fetched += 1 + fetch_level(&access, &dest, depth + 1)?;
+        submodules.fetched += 1;
+        fetch_level(&access, &dest, depth + 1, submodules)?;
         remote::remove_repository(&access, &dest)?;
     }
-    Ok(fetched)
+    Ok(())
 }
 
 /// Access to the submodule at `url`, which may be relative. It gets the token if it is on the same server.

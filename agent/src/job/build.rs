@@ -107,6 +107,9 @@ async fn clone(
     };
     let (kib, seconds) = (fetched.bytes.div_ceil(1024), started.elapsed().as_secs_f64());
     log.info(&format!("Cloned{submodules}: {kib} KiB in {seconds:.1}s"));
+    for path in &fetched.without_address {
+        log.warn(&format!("the submodule `{path}` is not in .gitmodules: its folder is empty"));
+    }
     Ok(())
 }
 
