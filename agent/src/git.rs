@@ -103,9 +103,10 @@ async fn fetch(
     run_on_thread(request.url.clone(), cancel, move |monitor| {
         let access = Access::new(&request.url, request.token, monitor)?;
         remote::fetch(&access, &request.commit, request.branch.as_deref(), &dest)?;
-        let Submodules { fetched, without_address } = match request.submodules {
-            true => submodules::fetch_all(&access, &dest)?,
-            false => Submodules::default(),
+        let Submodules { fetched, without_address } = if request.submodules {
+            submodules::fetch_all(&access, &dest)?
+        } else {
+            Submodules::default()
         };
         match objects {
             Some(objects) => remote::move_repository(&access, &dest, &objects)?,

@@ -1,4 +1,4 @@
-//! Builds whose image would be wrong without a word, if they were passed to BuildKit as they are.
+//! Builds whose image would be wrong without a word, if they were passed to `BuildKit` as they are.
 
 use std::fs;
 use std::os::unix::fs::symlink;

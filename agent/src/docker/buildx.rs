@@ -178,9 +178,10 @@ async fn run(
     if !status.success() {
         return Err(output.into_error(status.code()));
     }
-    let digest = match request.config.push {
-        true => Some(read_digest(&metadata).ok_or(BuildError::NoDigest)?),
-        false => None,
+    let digest = if request.config.push {
+        Some(read_digest(&metadata).ok_or(BuildError::NoDigest)?)
+    } else {
+        None
     };
     // The command succeeds even if the export failed.
     let export = output.export_error().map_or(Ok(()), Err);

@@ -2,6 +2,7 @@
 //! are the same tree, ten levels deep, takes 1 KB and has ten thousand million files.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use git2::{ObjectType, Oid, Repository};
 
@@ -53,15 +54,14 @@ pub(super) fn summarize(
                 Some(ObjectType::Tree) => folders.push((entry.id(), depth + 1)),
                 Some(ObjectType::Blob) => {
                     summary.has_attributes |= entry.name_bytes() == b".gitattributes";
-                    summary.bytes += match sizes.get(&entry.id()) {
-                        Some(size) => *size,
-                        None => {
+                    let size = match sizes.entry(entry.id()) {
+                        Entry::Occupied(known) => *known.get(),
+                        Entry::Vacant(new) => {
                             let header = objects.read_header(entry.id());
-                            let size = header.map_err(CloneError::from_local)?.0 as u64;
-                            sizes.insert(entry.id(), size);
-                            size
+                            *new.insert(header.map_err(CloneError::from_local)?.0 as u64)
                         }
                     };
+                    summary.bytes += size;
                 }
                 _ => {}
             }

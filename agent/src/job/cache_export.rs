@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use stagely_protocol::ImageRef;
-use tokio::time::sleep;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::docker::RunningBuild;
@@ -28,16 +28,13 @@ impl CacheExporter {
         let cache = &self.cache;
         log.info(&format!("Exporting the cache to {cache}"));
         let started = Instant::now();
-        let result = tokio::select! {
-            result = self.running.exported() => Some(result),
-            () = sleep(EXPORT_LIMIT) => None,
-        };
-        let (result, timed_out) = match result {
-            Some(result) => (result, false),
-            None => {
-                self.stop.cancel();
-                (self.running.exported().await, true)
-            }
+        let in_time = timeout(EXPORT_LIMIT, self.running.exported()).await.ok();
+        let timed_out = in_time.is_none();
+        let result = if let Some(result) = in_time {
+            result
+        } else {
+            self.stop.cancel();
+            self.running.exported().await
         };
         let seconds = started.elapsed().as_secs_f64();
         let is_exported = result.is_ok();

@@ -47,9 +47,10 @@ pub(super) fn invocation(request: &BuildRequest, metadata: &Path) -> Invocation 
 
 /// A build that pushes no image exports its layer cache alone.
 fn outputs(request: &BuildRequest) -> Vec<String> {
-    let mut outputs = match request.config.push {
-        true => image_output(&request.config.target_image, request.containerd_store),
-        false => vec!["--output=type=cacheonly".to_owned()],
+    let mut outputs = if request.config.push {
+        image_output(&request.config.target_image, request.containerd_store)
+    } else {
+        vec!["--output=type=cacheonly".to_owned()]
     };
     outputs.extend(request.cache_to().map(cache_output));
     outputs
