@@ -33,8 +33,8 @@ pub enum Verdict {
     /// It has no record at this provider, so it is terminated. It is not one that starts, because its record is made
     /// before the launch.
     EndUnknown,
-    /// Its open record is of another provider, or of a registered machine. It may do live work, so nothing is done until
-    /// the record is closed, at the latest at the end of its lease.
+    /// Its open record is of another provider, or of a registered machine. It may do live work, so nothing is done
+    /// until the record is closed, at the latest at the end of its lease.
     Elsewhere,
     /// It is recorded as terminated and still there, so the state terminates it again.
     Returned,
@@ -86,8 +86,8 @@ impl Comparison<'_> {
         })
     }
 
-    /// The state of each listed machine. A machine with a failed earlier candidate is listed twice; it is live if one of
-    /// the entries is.
+    /// The state of each listed machine. A machine with a failed earlier candidate is listed twice; it is live if one
+    /// of the entries is.
     fn by_machine(&self) -> BTreeMap<MachineId, ListedState> {
         let mut states = BTreeMap::new();
         for listed in self.listed {

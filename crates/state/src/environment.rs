@@ -19,8 +19,8 @@ pub struct Environment {
     pub pull_request: Option<u64>,
     #[serde(flatten)]
     pub state: EnvironmentState,
-    /// The newest run that pushes images. Only this run moves run-independent tags. The rebuild of this run replaces it;
-    /// the rebuild of an older run does not.
+    /// The newest run that pushes images. Only this run moves run-independent tags. The rebuild of this run replaces
+    /// it; the rebuild of an older run does not.
     pub newest_run: Option<RunId>,
     /// The newest image of each build.
     #[serde(default)]

@@ -120,8 +120,8 @@ impl Step<'_> {
 }
 
 impl State {
-    /// Whether the new run `run` becomes the newest of its environment. A warm-up does not, because it pushes no images.
-    /// The rebuild of an older run does not, because it must not move tags back.
+    /// Whether the new run `run` becomes the newest of its environment. A warm-up does not, because it pushes no
+    /// images. The rebuild of an older run does not, because it must not move tags back.
     pub(super) fn is_newest(&self, run: &Run) -> bool {
         if run.trigger == Trigger::WarmUp {
             return false;

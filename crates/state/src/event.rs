@@ -237,8 +237,8 @@ pub enum Event {
         run: RunId,
         plan: Result<PlannedRun, PlanFailure>,
     },
-    /// The other outcome of [`Effect::Plan`]: GitHub does not answer. The run is planned again at `until`, and other runs
-    /// are planned meanwhile.
+    /// The other outcome of [`Effect::Plan`]: GitHub does not answer. The run is planned again at `until`, and other
+    /// runs are planned meanwhile.
     PlanDeferred {
         run: RunId,
         until: Timestamp,
@@ -328,8 +328,8 @@ pub enum Event {
         machine: MachineId,
     },
     Forgotten {
-        /// Runs in a final state; their jobs are deleted as well. An environment is closed with its last run, and deleted
-        /// as soon as its cache refs are deleted.
+        /// Runs in a final state; their jobs are deleted as well. An environment is closed with its last run, and
+        /// deleted as soon as its cache refs are deleted.
         runs: Vec<RunId>,
         /// Terminated machines.
         machines: Vec<MachineId>,

@@ -1,7 +1,7 @@
 //! Which reports may change the stored fingerprints of layer caches.
 //!
-//! A fingerprint describes the inputs of a build. It is large, so it is not part of the state. The orchestrator receives
-//! it with the report, and stores it if the step's outcome contains [`FingerprintChange::Store`].
+//! A fingerprint describes the inputs of a build. It is large, so it is not part of the state. The orchestrator
+//! receives it with the report, and stores it if the step's outcome contains [`FingerprintChange::Store`].
 
 use stagely_protocol::ImageRef;
 

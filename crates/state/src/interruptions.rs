@@ -45,8 +45,8 @@ impl Step<'_> {
         }
     }
 
-    /// Forgets the interruption of a registered machine at its HELLO. The machine may have been restarted, and its agent
-    /// repeats a notice that still holds.
+    /// Forgets the interruption of a registered machine at its HELLO. The machine may have been restarted, and its
+    /// agent repeats a notice that still holds.
     pub(super) fn forget_interruption(&mut self, id: MachineId) {
         let machine = self.state.machines.get(&id);
         let is_interrupted = machine.is_some_and(|machine| machine.interruption.is_some());
@@ -61,7 +61,8 @@ impl Step<'_> {
         self.give_up_agent(id);
     }
 
-    /// Why the work of a machine is lost: because of the interruption if it was certain, otherwise because of `message`.
+    /// Why the work of a machine is lost: because of the interruption if it was certain, otherwise because of
+    /// `message`.
     pub(super) fn loss_of(&self, id: MachineId, message: &str) -> JobFailure {
         let machine = self.state.machines.get(&id);
         match machine.and_then(|machine| machine.interruption) {

@@ -23,7 +23,8 @@ pub enum JobKind {
         /// The Dockerfile, as `stagely.yaml` names it.
         dockerfile: String,
         target: Option<String>,
-        /// With all variables expanded. The arguments that the run's caller set are not here, because they may be secret.
+        /// With all variables expanded. The arguments that the run's caller set are not here, because they may be
+        /// secret.
         build_args: BuildArgs,
         /// The reference that is pushed. No other run pushes it.
         image: ImageRef,

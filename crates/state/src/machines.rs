@@ -132,8 +132,8 @@ impl Step<'_> {
         }
     }
 
-    /// The attempt of the machine after its HELLO. Sends the attempt again if the agent never had it, and fails it if the
-    /// agent has lost it.
+    /// The attempt of the machine after its HELLO. Sends the attempt again if the agent never had it, and fails it if
+    /// the agent has lost it.
     fn resume_current(&mut self, id: MachineId, holds: &[Attempt]) -> Option<Attempt> {
         let current = self.attempt_on(id)?;
         if holds.contains(&current) {

@@ -11,8 +11,8 @@ use crate::ids::{JobId, MachineId};
 pub(super) const ABSENT_BUILDER_GRACE: Duration = Duration::from_secs(10);
 
 impl Step<'_> {
-    /// Assigns the merge that only waited for `finished` to the machine that has just finished it. Returns false if there
-    /// is no such merge, or the machine cannot do it.
+    /// Assigns the merge that only waited for `finished` to the machine that has just finished it. Returns false if
+    /// there is no such merge, or the machine cannot do it.
     pub(super) fn hand_over(&mut self, id: MachineId, finished: JobId) -> bool {
         let machine = self.state.machines.get(&id);
         let will_do = machine.is_some_and(|machine| self.state.can_merge(machine));

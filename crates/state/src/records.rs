@@ -1,7 +1,7 @@
 //! The records of the state, and the only code that can change one.
 //!
-//! Each change marks its record for [`State::take_changes`] and updates the index. The rows are private to this file, so
-//! no other code can forget either.
+//! Each change marks its record for [`State::take_changes`] and updates the index. The rows are private to this file,
+//! so no other code can forget either.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};

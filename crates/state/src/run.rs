@@ -205,8 +205,8 @@ pub enum RunEvent {
     },
 }
 
-/// A run's state as it is stored. All states before `Building` are `pending`; the two other fields distinguish them, and
-/// `approval` distinguishes `AwaitingApproval`.
+/// A run's state as it is stored. All states before `Building` are `pending`; the two other fields distinguish them,
+/// and `approval` distinguishes `AwaitingApproval`.
 #[derive(Serialize, Deserialize)]
 struct StoredState {
     state: RunState,
@@ -333,8 +333,8 @@ impl Run {
     }
 
     /// Whether it supersedes older runs of its environment and is reported to GitHub: all runs of a pull request, and
-    /// the runs of a branch that GitHub caused. Other runs of a branch do not supersede each other, since they may build
-    /// other commits or other builds.
+    /// the runs of a branch that GitHub caused. Other runs of a branch do not supersede each other, since they may
+    /// build other commits or other builds.
     pub(super) fn is_of_github(&self, pull_request: Option<u64>) -> bool {
         self.trigger != Trigger::WarmUp && (pull_request.is_some() || self.github.is_some())
     }

@@ -152,8 +152,8 @@ impl Step<'_> {
 }
 
 impl State {
-    /// The next run to plan: of the highest priority, and of the project with the fewest runs being planned, the oldest.
-    /// So a project whose server does not answer does not block the others.
+    /// The next run to plan: of the highest priority, and of the project with the fewest runs being planned, the
+    /// oldest. So a project whose server does not answer does not block the others.
     fn next_to_plan(&self) -> Option<RunId> {
         let project_of = |id: &RunId| self.runs.get(id).map(|run| run.project);
         let planned: Vec<_> = self.index.planning.iter().map(project_of).collect();

@@ -299,7 +299,7 @@ impl Step<'_> {
                     self.assign(machine, job);
                 }
                 Assignment::Launch(arch, provider) => {
-                    self.launch(new_machine(), job, arch, provider)
+                    self.launch(new_machine(), job, arch, provider);
                 }
             }
         }

@@ -28,8 +28,8 @@ pub(super) struct Step<'a> {
 impl State {
     /// Applies one event. Nothing else changes the state.
     ///
-    /// The effects may run once the changed records and the outbox are stored. [Durable](Effect::is_durable) effects stay
-    /// in the [`outbox`](Self::outbox) until their outcome arrives. Repeated and late events change nothing.
+    /// The effects may run once the changed records and the outbox are stored. [Durable](Effect::is_durable) effects
+    /// stay in the [`outbox`](Self::outbox) until their outcome arrives. Repeated and late events change nothing.
     pub fn step(
         &mut self,
         event: Event,

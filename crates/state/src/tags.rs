@@ -8,8 +8,9 @@ use super::{Effect, GoodImage, Job, JobState, Run, Trigger, VariantName};
 use crate::ids::{EnvironmentId, JobId, RunId};
 
 impl Step<'_> {
-    /// Records the image of a completed job if its run is the environment's newest. Otherwise the job gets a warning that
-    /// its reference was not moved. The step that completes the job decides this, because an ended job does not change.
+    /// Records the image of a completed job if its run is the environment's newest. Otherwise the job gets a warning
+    /// that its reference was not moved. The step that completes the job decides this, because an ended job does not
+    /// change.
     pub(super) fn note_image(&mut self, id: JobId) {
         let Some(job) = self.state.jobs.get(&id) else { return };
         let Some(run) = self.state.runs.get(&job.run) else { return };
@@ -48,8 +49,8 @@ impl Step<'_> {
         }
     }
 
-    /// Requests that the reference is moved, unless a move is under way. If that move's outcome names another digest, the
-    /// reference is moved again.
+    /// Requests that the reference is moved, unless a move is under way. If that move's outcome names another digest,
+    /// the reference is moved again.
     fn request_tag(&mut self, environment: EnvironmentId, variant: VariantName) {
         let tag = Effect::Tag { environment, variant };
         if !self.state.is_in_outbox(&tag) {

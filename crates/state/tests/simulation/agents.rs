@@ -1,5 +1,5 @@
-//! Agents as core sees them: they connect, begin, report, repeat themselves, lose their work, hang,
-//! and export caches after they have reported the image.
+//! Agents: they connect, begin, report, repeat reports, lose their work, hang, and export caches after they have
+//! reported the image.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -9,19 +9,19 @@ use stagely_state::{Attempt, Event, Interruption, JobFailure, JobOutcome, JobRep
 
 use crate::rng::Rng;
 
-/// What core says to an agent.
+/// A message of core to an agent.
 #[derive(Clone, Debug)]
 pub(crate) enum Order {
     Begin(Attempt, Task),
     Stop(Attempt),
-    /// A report of this attempt is in the store: that the export goes on, or its end.
+    /// A report of this attempt is committed: of the image before the export, or of the end.
     Acknowledge {
         attempt: Attempt,
         is_early: bool,
     },
 }
 
-/// What an agent has to know of a job.
+/// A job as its agent knows it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Task {
     /// Whether the image gets a digest.
@@ -30,12 +30,11 @@ pub(crate) struct Task {
     pub(crate) cache: Option<ImageRef>,
 }
 
-/// How far an agent is with an attempt.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Progress {
     Given,
     Begun,
-    /// The image is reported, and whether that is in the store; an endless export has to be stopped.
+    /// The image is reported. An endless export has to be stopped.
     Exporting {
         is_acknowledged: bool,
         is_endless: bool,
@@ -46,15 +45,15 @@ enum Progress {
 struct Work {
     task: Task,
     progress: Progress,
-    /// What was last reported.
+    /// The outcome of the last report.
     outcome: Option<JobOutcome>,
 }
 
-/// An open connection. Both directions keep their order; what is in them when it breaks is lost.
+/// A connection. Both directions keep their order. Messages under way are lost when it breaks.
 #[derive(Default)]
 pub(crate) struct Session {
     pub(crate) number: SessionId,
-    /// Whether core has taken the HELLO: it has nothing to say to an agent that it does not know.
+    /// Whether core has received the HELLO. It sends nothing before.
     pub(crate) is_open: bool,
     pub(crate) to_core: VecDeque<Event>,
     pub(crate) to_agent: VecDeque<Order>,
@@ -66,9 +65,9 @@ pub(crate) struct Agent {
     pub(crate) session: Option<Session>,
     /// Connected, but reads and sends nothing.
     pub(crate) is_hung: bool,
-    /// What the cloud has announced.
+    /// The cloud's notice.
     interruption: Option<Interruption>,
-    /// The caches that were written since somebody looked.
+    /// The caches that were written since the last check.
     pub(crate) written: Vec<(Attempt, ImageRef)>,
 }
 
@@ -86,7 +85,7 @@ impl Agent {
 
     pub(crate) fn connect(&mut self, number: SessionId, rng: &mut Rng) {
         if self.is_hung {
-            // Only a restart helps it, and it has forgotten everything then.
+            // A hung agent has to be restarted, which loses its work.
             self.is_hung = false;
             self.work.clear();
         }
@@ -109,7 +108,7 @@ impl Agent {
                 }
             }
         }
-        // It asks the cloud again, and says so unless it goes before.
+        // The agent reads the notice again, and reports it unless the session breaks first.
         if let Some(interruption) = self.interruption.filter(|_| rng.chance(70)) {
             session.to_core.push_back(self.interrupted(interruption));
         }
@@ -120,7 +119,7 @@ impl Agent {
         self.interruption
     }
 
-    /// The cloud announces something, and the agent sees it at once or later.
+    /// The cloud sends a notice, and the agent reads it at once or later.
     pub(crate) fn interrupt(&mut self, interruption: Interruption, is_heard: bool) {
         let is_certain = matches!(self.interruption, Some(Interruption::Certain { .. }));
         if !is_certain || interruption != Interruption::Likely {
@@ -135,20 +134,20 @@ impl Agent {
         Event::MachineInterrupted { machine: self.machine, interruption }
     }
 
-    /// The whole machine is started anew.
+    /// The whole machine restarts.
     pub(crate) fn reboot(&mut self) {
         self.crash();
         self.is_hung = false;
         self.interruption = None;
     }
 
-    /// The process dies and is started again.
+    /// The agent's process dies and restarts.
     pub(crate) fn crash(&mut self) {
         self.session = None;
         self.work.clear();
     }
 
-    /// Reads one order; false if there is none.
+    /// Reads one order. Returns false if there is none.
     pub(crate) fn take_order(&mut self) -> bool {
         if self.is_hung {
             return false;
@@ -177,7 +176,7 @@ impl Agent {
         true
     }
 
-    /// Beside an export there is room for a merge, and for nothing else.
+    /// Begins a job. Beside an export only a merge may begin.
     fn begin(&mut self, attempt: Attempt, task: Task) {
         let is_merge = task.cache.is_none();
         let hinders = |(other, work): (&Attempt, &Work)| {
@@ -193,7 +192,7 @@ impl Agent {
         self.work.entry(attempt).or_insert(work);
     }
 
-    /// Goes on with its work; false if it has none to go on with.
+    /// Continues its work. Returns false if it has none.
     pub(crate) fn work(&mut self, rng: &mut Rng, has_faults: bool) -> bool {
         if self.is_hung {
             return false;
@@ -207,7 +206,7 @@ impl Agent {
         let open: Vec<(Attempt, Progress)> = open.map(|(id, work)| (*id, work.progress)).collect();
         let Some((attempt, progress)) = rng.pick(&open) else { return false };
         match progress {
-            // The simplest agents never say that they have begun.
+            // Simple agents do not report the start.
             Progress::Given if !rng.chance(5) => {
                 self.set(attempt, Progress::Begun);
                 let started = self.started(attempt);

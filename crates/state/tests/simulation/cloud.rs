@@ -1,5 +1,5 @@
-//! Providers that keep their promises and no more: a token that has launched a machine does not launch another
-//! once that one can be seen, terminating what is gone is success, and a list is right in the end.
+//! Providers with the weakest allowed behaviour. A launch with a used token gives no second machine once the first is
+//! visible, terminating a machine that is gone succeeds, and lists become right after a while.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -8,16 +8,16 @@ use stagely_state::ProviderName;
 use stagely_state::comparison::{Listed, ListedState};
 use stagely_state::ids::MachineId;
 
-/// For how long at most a list may lack what is there, and show what is gone. A sweep knows this.
+/// How long a list may lack a running machine or show one that is gone. Sweeps use it as their grace.
 pub(crate) const LIST_GRACE: Duration = Duration::from_mins(3);
 
-/// For how long EC2's list says of a machine that it is gone. Others say nothing of it.
+/// How long EC2's list has a terminated machine. Other lists do not have it.
 const GONE_SHOWN: Duration = Duration::from_hours(1);
 
-/// One machine's instances, and how it went.
+/// A machine's instances, and its end.
 struct CloudMachine {
     provider: ProviderName,
-    /// What the owner pays for: from when on the list shows each. The first one has the agent.
+    /// For each running instance, when the list shows it. The first one has the agent.
     instances: Vec<Duration>,
     has_agent: bool,
     gone: Option<Gone>,
@@ -33,12 +33,12 @@ struct Gone {
 #[derive(Default)]
 pub(crate) struct Cloud {
     machines: BTreeMap<MachineId, CloudMachine>,
-    /// Machines that are there although core may have been told otherwise: by a request of a crashed core that
-    /// came late, or because they could not be seen when they were to be ended.
+    /// Machines that run although core may have their end recorded: launched by a late request of a crashed core, or
+    /// not visible when they were terminated.
     pub(crate) strays: BTreeSet<MachineId>,
-    /// Requests of a core that has crashed, still on their way here.
+    /// Launch requests of a crashed core that have not arrived.
     pub(crate) travelling: Vec<(MachineId, ProviderName)>,
-    /// What has passed since the beginning, whatever core's clock says.
+    /// The time since the beginning. Core's clock may be set back.
     elapsed: Duration,
 }
 
@@ -54,7 +54,7 @@ impl Cloud {
         assert!(self.machines.insert(machine, entry).is_none(), "{machine} is launched again");
     }
 
-    /// Starts it a second time, as another candidate, where the first cannot be seen yet.
+    /// Starts a second instance if the first is not visible yet.
     pub(crate) fn duplicate(&mut self, machine: MachineId, lag: Duration) -> bool {
         let elapsed = self.elapsed;
         let entry = self.machines.get_mut(&machine);
@@ -75,7 +75,7 @@ impl Cloud {
         self.machines.get(&machine).is_some_and(|entry| !entry.instances.is_empty())
     }
 
-    /// What the owner pays for.
+    /// The running machines.
     pub(crate) fn alive(&self) -> impl Iterator<Item = MachineId> {
         self.machines
             .iter()
@@ -83,12 +83,11 @@ impl Cloud {
             .map(|(machine, _)| *machine)
     }
 
-    /// Who has the machine.
     pub(crate) fn provider_of(&self, machine: MachineId) -> Option<ProviderName> {
         self.machines.get(&machine).map(|entry| entry.provider)
     }
 
-    /// Whether an instance cannot be found by its tags yet.
+    /// Whether an instance is not visible yet.
     pub(crate) fn is_hidden(&self, machine: MachineId) -> bool {
         let entry = self.machines.get(&machine);
         entry.is_some_and(|entry| entry.instances.iter().any(|shown| *shown > self.elapsed))
@@ -100,7 +99,7 @@ impl Cloud {
         gone.is_some_and(|gone| gone.taken_back)
     }
 
-    /// Ends all instances, or those that can be found. True if the agent goes with them.
+    /// Ends all instances, or only the visible ones. Returns true if the agent ends with them.
     pub(crate) fn end(&mut self, machine: MachineId, only_found: bool, end: End) -> bool {
         let elapsed = self.elapsed;
         let Some(entry) = self.machines.get_mut(&machine) else { return true };
@@ -119,7 +118,7 @@ impl Cloud {
         !agent_stays
     }
 
-    /// All that the list of `provider` has now; `is_exact` as it will be in the end.
+    /// The list of `provider`. With `is_exact`, without lag.
     pub(crate) fn list(&self, provider: ProviderName, is_exact: bool) -> Vec<Listed> {
         let machines = self.machines.iter().filter(|(_, entry)| entry.provider == provider);
         let shown = machines.filter_map(|(machine, entry)| {
@@ -149,7 +148,7 @@ impl Cloud {
 /// How a machine ends.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct End {
-    /// For how long the list shows it all the same.
+    /// How long the list still shows it.
     pub(crate) lag: Duration,
     pub(crate) taken_back: bool,
 }

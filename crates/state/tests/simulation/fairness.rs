@@ -1,5 +1,5 @@
-//! The highest priority first; within one, first come, first served within a project, and nobody's project
-//! twice while another's waits. No project has more machines than it may.
+//! The order of the queue: the highest priority first, within a priority no project twice while another waits, and
+//! within a project the oldest job. No project has more machines than its limit.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
@@ -15,25 +15,24 @@ use stagely_state::{
 
 use crate::transitions::{self, Before};
 
-/// Who has been passed over.
+/// The jobs that were passed over.
 #[derive(Default)]
 pub(crate) struct Turns {
-    /// Waiting jobs, with each project that was served what they could have used.
+    /// The waiting jobs, each with the projects that got a machine that the job could have used.
     passed_over: BTreeSet<(JobId, ProjectId)>,
 }
 
 impl Turns {
-    /// A new core begins anew.
     pub(crate) fn restart(&mut self) {
         self.passed_over.clear();
     }
 
-    /// Checks who was served by a step with these effects.
+    /// Checks the assignments of a step with these effects.
     pub(crate) fn check(&mut self, core: &State, before: &Before, effects: &[Effect]) {
         let served: Vec<(&Machine, &Job)> =
             effects.iter().filter_map(|effect| served(core, before, effect)).collect();
         check_told(core, before, &served);
-        // A merge on a builder of its own takes nothing from anybody.
+        // A merge on a builder of its build takes no machine from another job.
         let served: Vec<(&Machine, &Job)> =
             served.into_iter().filter(|(_, job)| job.took_over.is_none()).collect();
         for (turn, (machine, job)) in served.iter().enumerate() {
@@ -45,7 +44,7 @@ impl Turns {
                 job.id
             );
             let later = served[turn + 1..].iter().map(|(_, job)| *job);
-            // A later job of this step may have used up what its project may have.
+            // A later assignment of this step may have reached the project's limit.
             let may_have_more = |job: &&Job| !is_at_limit(core, project_of(core, job));
             let queued = core.jobs.values().filter(|job| is_ready(core, job));
             let queued = queued.filter(may_have_more);
@@ -81,7 +80,7 @@ impl Turns {
     }
 }
 
-/// The machine and the job that `effect` brings together for the first time.
+/// The machine and the job that `effect` assigns for the first time.
 fn served<'a>(core: &'a State, before: &Before, effect: &Effect) -> Option<(&'a Machine, &'a Job)> {
     let machine = match effect {
         Effect::Assign { machine, .. } | Effect::Launch { machine } => {
@@ -94,7 +93,7 @@ fn served<'a>(core: &'a State, before: &Before, effect: &Effect) -> Option<(&'a 
     is_new.then(|| core.jobs.get(&attempt.job).map(|job| (machine, job)))?
 }
 
-/// Whoever has got a machine is in the effects, too.
+/// Each new assignment has an effect.
 fn check_told(core: &State, before: &Before, served: &[(&Machine, &Job)]) {
     for machine in core.live_machines() {
         let attempt = transitions::current(core, machine);
@@ -118,7 +117,7 @@ fn priority(core: &State, job: &Job) -> u8 {
     }
 }
 
-/// The machines that are there for the jobs of `project`.
+/// The machines that have jobs of `project`.
 fn machines_of(core: &State, project: ProjectId) -> usize {
     let is_its_own = |machine: &&Machine| {
         let job = machine.job().and_then(|job| core.jobs.get(&job));
@@ -132,13 +131,13 @@ fn is_at_limit(core: &State, project: ProjectId) -> bool {
     limit.is_some_and(|limit| machines_of(core, project) >= limit.get() as usize)
 }
 
-/// Whether the job waits for nothing but a machine.
+/// Whether the job only waits for a machine.
 pub(crate) fn is_ready(core: &State, job: &Job) -> bool {
     let is_completed = |id| matches!(core.jobs[id].state, JobState::Completed { .. });
     matches!(job.state, JobState::Queued { .. }) && job.needs.iter().all(is_completed)
 }
 
-/// Whether `machine` would do for the job.
+/// Whether `machine` can do the job.
 pub(crate) fn could_use(core: &State, job: &Job, machine: &Machine) -> bool {
     match machine.kind {
         MachineKind::Registered => {
@@ -149,7 +148,7 @@ pub(crate) fn could_use(core: &State, job: &Job, machine: &Machine) -> bool {
     }
 }
 
-/// Whether a registered machine may emulate the job's arch: nobody has it, connected or not.
+/// Whether a registered machine may emulate the job's arch, because no machine has it, connected or not.
 pub(crate) fn may_emulate(core: &State, job: &Job) -> bool {
     !must_be_native(job) && !has_native(core, job)
 }
@@ -162,7 +161,7 @@ pub(crate) fn has_native(core: &State, job: &Job) -> bool {
         || registered.any(|machine| is_native(job, machine.arch))
 }
 
-/// Whether a machine may be launched for the job: one of its arch, or another if nobody has that.
+/// Whether a machine may be launched for the job: one of its arch, or another one if no machine has its arch.
 pub(crate) fn may_launch(core: &State, job: &Job) -> bool {
     let mut registered =
         core.live_machines().filter(|machine| machine.kind == MachineKind::Registered);
@@ -191,20 +190,20 @@ pub(crate) fn is_native(job: &Job, arch: Arch) -> bool {
     }
 }
 
-// Whole queues, without faults: exactly who runs is known.
+// Whole queues without faults.
 
 const SLOTS: u32 = 50;
 
-/// A core whose machines do in each round what comes next for them.
+/// A core whose machines take one step in each round.
 struct Crowd {
     core: State,
     now: Timestamp,
     last_id: u128,
     session: SessionId,
-    /// Most machines that were there at once: of all, and of each project.
+    /// The most machines at once: of all projects, and of each.
     most: usize,
     most_of: BTreeMap<ProjectId, usize>,
-    /// The projects of the jobs in the order in which they were given a machine.
+    /// The jobs with their projects, in the order of their assignments.
     served: Vec<(JobId, ProjectId)>,
 }
 
@@ -290,7 +289,7 @@ impl Crowd {
         job_id
     }
 
-    /// Lets every machine do one thing.
+    /// Lets every machine take one step.
     fn round(&mut self) {
         self.now = self.now.after(Duration::from_secs(1));
         let machines: Vec<Machine> = self.core.live_machines().cloned().collect();
@@ -318,7 +317,7 @@ impl Crowd {
         }
     }
 
-    /// Goes on until nothing waits and nothing runs.
+    /// Plays rounds until no job waits or runs.
     fn finish(&mut self) {
         for _ in 0..1_000 {
             if self.core.live_machines().next().is_none() && self.core.queue().is_empty() {

@@ -1,4 +1,4 @@
-//! GitHub's truth: pull requests and branches, what it delivers of them, and what it was told.
+//! GitHub: its pull requests and branches, its deliveries, and the reports that it shows.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +11,7 @@ use stagely_state::{
 
 use crate::rng::Rng;
 
-/// The projects that are listened to. Others have no repository at GitHub.
+/// The projects that are linked with a repository at GitHub.
 pub(crate) const LINKED: [u128; 2] = [4, 5];
 
 const CHANGES_MAX: u64 = 16;
@@ -25,7 +25,7 @@ pub(crate) struct PullRequest {
     pub(crate) is_fork: bool,
     pub(crate) is_open: bool,
     pub(crate) head: CommitSha,
-    /// All that it was at, the oldest first.
+    /// All its heads, the oldest first.
     heads: Vec<CommitSha>,
     pub(crate) created_at: Timestamp,
     pub(crate) updated_at: Timestamp,
@@ -37,11 +37,10 @@ pub(crate) struct PullRequest {
 pub(crate) struct Branch {
     pub(crate) head: Option<CommitSha>,
     at: Timestamp,
-    /// Whether the last two pushes lie within a second. Of three nobody could tell the order.
+    /// Whether the last two pushes have the same second. The order of three would not be known.
     is_second: bool,
 }
 
-/// What GitHub delivers.
 #[derive(Clone, Debug)]
 pub(crate) enum News {
     Head { pull_request: PullRequest, before: Option<CommitSha>, is_push: bool },
@@ -57,7 +56,7 @@ pub(crate) struct Delivery {
     pub(crate) news: News,
 }
 
-/// What somebody reads at GitHub of an environment.
+/// What GitHub shows of an environment.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct ReportContent {
     pub(crate) run: RunId,
@@ -71,7 +70,7 @@ impl ReportContent {
     }
 }
 
-/// Something that is being written.
+/// A report that is being written.
 #[derive(Clone, Debug)]
 pub(crate) struct Write {
     pub(crate) environment: EnvironmentId,
@@ -91,22 +90,21 @@ pub(crate) struct Github {
     comments: u64,
     pub(crate) pull_requests: Vec<PullRequest>,
     pub(crate) branches: BTreeMap<ProjectId, Branch>,
-    /// Projects of which something was delivered while nobody listened.
+    /// Projects with deliveries while they were not linked.
     pub(crate) unlinked: BTreeSet<ProjectId>,
-    /// What is on its way, in no order.
+    /// Deliveries under way. They arrive in any order.
     pub(crate) travelling: Vec<Delivery>,
-    /// What did not arrive; core may ask for it.
+    /// Deliveries that did not arrive. Core may read them later.
     pub(crate) lost: Vec<Delivery>,
-    /// What arrived. Core may crash before it has stored that.
+    /// Deliveries that arrived. Core may crash before it has committed them.
     pub(crate) sent: Vec<Delivery>,
-    /// What is being written there, and what stands there.
+    /// Reports under way, and the report that each pull request or branch shows.
     pub(crate) writes: Vec<Write>,
     pub(crate) shown: BTreeMap<ReportTarget, ReportContent>,
-    /// The commits that whoever wrote a comment may have seen.
+    /// The commits that the author of each comment may have seen.
     seen: BTreeMap<u64, BTreeSet<CommitSha>>,
 }
 
-/// A project that is listened to.
 pub(crate) fn linked(id: ProjectId) -> Project {
     let repository = "owner/name".parse().expect("a repository");
     let link = GithubLink { repository, forks: ForkPolicy::default(), is_configured: false };
@@ -114,7 +112,7 @@ pub(crate) fn linked(id: ProjectId) -> Project {
 }
 
 impl Github {
-    /// Lets time pass. GitHub's clock has whole seconds, so several things have the same time.
+    /// Advances GitHub's clock, which has whole seconds, so several changes may have the same time.
     fn pass(&mut self, rng: &mut Rng, seconds_min: u64) -> Timestamp {
         self.clock.0 += 1_000 * (seconds_min + rng.below(3));
         self.clock
@@ -129,7 +127,7 @@ impl Github {
         self.travelling.push(Delivery { id: DeliveryId(rng.id()), project, news });
     }
 
-    /// Somebody does something.
+    /// Somebody changes something at GitHub.
     pub(crate) fn change(&mut self, rng: &mut Rng) {
         if self.changes == CHANGES_MAX {
             return;
@@ -167,7 +165,7 @@ impl Github {
         self.send(rng, project, News::Head { pull_request, before: None, is_push: false });
     }
 
-    /// Mostly a new commit; at times one that was there before. Of a closed one nothing is delivered.
+    /// Pushes a new commit, or sometimes an earlier one. GitHub makes no delivery for a closed pull request.
     fn push(&mut self, rng: &mut Rng, index: usize) {
         let at = self.pass(rng, 0);
         let new = self.commit();
@@ -197,7 +195,7 @@ impl Github {
         }
     }
 
-    /// Nobody opens a pull request again within the second in which it was closed.
+    /// Reopens a pull request, but not within the second in which it was closed.
     fn reopen(&mut self, rng: &mut Rng, index: usize) {
         if !self.pull_requests[index].is_open {
             let at = self.pass(rng, 1);
@@ -221,7 +219,7 @@ impl Github {
         self.send(rng, project, News::Push { commit, before, at });
     }
 
-    /// Somebody writes a command, or attaches the label.
+    /// Writes a command, or attaches the label.
     fn comment(&mut self, rng: &mut Rng, index: usize) {
         let at = self.pass(rng, 0);
         let pull_request = &mut self.pull_requests[index];

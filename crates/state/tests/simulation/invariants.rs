@@ -1,4 +1,4 @@
-//! What must hold after every step, whatever happened. Numbers are those of the design.
+//! The invariants that must hold after every step. Numbers are those of the design.
 
 mod github;
 
@@ -119,7 +119,7 @@ fn check_lease(core: &State, machine: &Machine, job: &Job, lease: Timestamp) {
     assert!(lease <= longest, "{} is paid for too long", machine.id);
 }
 
-/// What is configured may be launched, but for what its provider has others of and lacks.
+/// An arch can be launched if it is configured, unless its provider has only other arches.
 fn check_launchable(world: &World) {
     let configured = world.core.limits.launchable.iter().map(|(arch, provider)| (*arch, *provider));
     let is_there = |(arch, provider): &(Arch, ProviderName)| {
@@ -129,7 +129,7 @@ fn check_launchable(world: &World) {
     assert!(world.core.launchable().eq(configured.filter(is_there)));
 }
 
-/// Nobody waits for what is there.
+/// No job waits for a machine that is free.
 fn check_queue(core: &State) {
     for queued in core.queue() {
         assert_ne!(queued.reason, QueueReason::Nothing, "{} could be served", queued.job);
@@ -155,7 +155,7 @@ fn check_queue(core: &State) {
     }
 }
 
-/// Whoever waits for capacity is shown to, and its time comes.
+/// The queue shows the jobs that wait for capacity, and their wait ends.
 fn check_postponed(core: &State, job: &Job, reason: &QueueReason) {
     match (transitions::postponed_until(job), reason) {
         (Some(postponed), QueueReason::Capacity { until }) => {
@@ -169,7 +169,7 @@ fn check_postponed(core: &State, job: &Job, reason: &QueueReason) {
     }
 }
 
-/// 5. A job runs on at most one machine at a time, and only what its newest attempt reports counts.
+/// 5. A job runs on at most one machine at a time, and only reports of its newest attempt count.
 fn check_job(core: &State, job: &Job) {
     let run = core.runs.get(&job.run).expect("a job has a run");
     assert_eq!(job.state.is_final(), job.ended_at.is_some());
@@ -215,7 +215,7 @@ fn check_job(core: &State, job: &Job) {
             let is_cancelled = matches!(run.state, RunState::Cancelled { .. });
             assert!(is_cancelled, "{} is stopped unasked", job.id);
         }
-        // Nothing but the user's own fault, and what asking again would not change, ends it before.
+        // Before the last attempt, a job fails only for a reason that is not transient.
         JobState::Failed(JobFailure { reason, .. }) => {
             let may_go_on = reason.is_transient() && job.attempt < core.limits.max_attempts;
             assert!(!may_go_on, "{} has attempts left", job.id);
@@ -246,7 +246,7 @@ fn check_completed(core: &State, job: &Job, pushed: Option<&Digest>) {
     );
 }
 
-/// A merge that took a machine over has that of a job it needs.
+/// A merge that took over a machine has the machine of a job that it needs.
 fn check_taken_over(world: &World, job: &Job) {
     let Some(finished) = job.took_over else { return };
     assert!(matches!(job.kind, JobKind::Merge { .. }) && job.needs.contains(&finished));
@@ -295,7 +295,7 @@ fn waits_for_tag(core: &State, run: &Run) -> bool {
     })
 }
 
-/// The outbox holds exactly what the records wait for.
+/// The outbox holds exactly the effects that the records wait for.
 fn check_outbox(core: &State) {
     let count = |wanted: &Effect| core.outbox.values().filter(|effect| *effect == wanted).count();
     for run in core.runs.values() {
@@ -337,7 +337,7 @@ fn check_outbox(core: &State) {
     }
 }
 
-/// So many are planned at once and no more, and nobody waits for room that is there.
+/// At most `planned_at_once` runs are planned at once, and no run waits while fewer are.
 fn check_planning(core: &State) {
     let is_planned = |run: &&Run| matches!(run.state, RunState::Planning { .. });
     let planned: Vec<_> = core.runs.values().filter(is_planned).collect();
@@ -348,11 +348,11 @@ fn check_planning(core: &State) {
     assert!(waiting.is_empty() || planned.len() == max, "{waiting:?} wait for nothing");
 }
 
-/// What has ended stays as it is.
+/// Ended records do not change.
 pub(crate) fn check_history(disk: &Snapshot, core: &State, changes: &Changes) {
     for id in &changes.jobs {
         if let (Some(old), Some(new)) = (disk.jobs.get(id), core.jobs.get(id)) {
-            // That a reference could not be moved is said as long as the run has not ended.
+            // A warning about a tag may be added while the run is open.
             let is_run_open = disk.runs.get(&old.run).is_some_and(|run| !run.state.is_final());
             let warnings = if is_run_open { new.warnings.clone() } else { old.warnings.clone() };
             let old = Job { warnings, ..old.clone() };
@@ -367,7 +367,7 @@ pub(crate) fn check_history(disk: &Snapshot, core: &State, changes: &Changes) {
     }
 }
 
-/// The changes that core names are all there were.
+/// The committed records are those of the state.
 pub(crate) fn check_disk(disk: &Snapshot, core: &State) {
     assert_eq!(disk.projects, *core.projects);
     assert_eq!(disk.environments, *core.environments);
@@ -378,16 +378,16 @@ pub(crate) fn check_disk(disk: &Snapshot, core: &State) {
     assert_eq!(disk.outbox, *core.outbox);
 }
 
-/// 1. Once nothing goes wrong, no machine is there for longer than its lease and a sweep need.
+/// 1. Without faults, no machine exists for longer than its lease and a sweep need.
 pub(crate) fn check_leases(world: &World, round: u32) {
-    // What was over before is found and ended in the first few rounds.
+    // Leases that ended before are found in the first rounds.
     const ROUNDS: u32 = 5;
     const SWEEP: Duration = Duration::from_secs(10);
     for id in world.cloud.alive().filter(|_| round >= ROUNDS) {
         let record = world.core.machines.get(&id);
         assert!(record.is_some(), "{id} is alive, and nobody knows");
         let lease = record.and_then(|record| record.lease_until);
-        // Nobody could report to a core that was not there.
+        // No agent could report while core was down.
         let limits = &world.core.limits;
         let patience = limits.reconnect_grace.saturating_add(limits.job_grace);
         let lease = lease.map(|lease| lease.max(world.started_at.after(patience)));
@@ -396,10 +396,10 @@ pub(crate) fn check_leases(world: &World, round: u32) {
     }
 }
 
-/// Whether every run has ended and nothing costs money any more.
+/// Whether every run has ended and no launched machine is left.
 pub(crate) fn is_over(world: &World) -> bool {
     let core = &world.core;
-    // What nobody agrees to waits for ever.
+    // A run without approval waits for ever.
     let may_rest = |run: &Run| run.state.is_final() || run.state == RunState::AwaitingApproval;
     let is_clean = |environment: &Environment| {
         !environment.state.is_closed()

@@ -1,8 +1,8 @@
-//! Drives the pure core through seeded schedules of crashes, lost, late and repeated messages,
-//! refused launches, vanishing machines and a GitHub that people use meanwhile, and checks the design's invariants after every step.
+//! Plays seeded schedules with crashes, lost, late and repeated messages, failed launches, vanishing machines and
+//! changes at GitHub, and checks the design's invariants after every step.
 //!
-//! `STAGELY_SIM_SCHEDULES` sets how many schedules run; `STAGELY_SIM_SEED` plays one of them again
-//! and shows what happens.
+//! `STAGELY_SIM_SCHEDULES` sets the number of schedules. `STAGELY_SIM_SEED` plays one of them again and prints its
+//! events.
 
 mod agents;
 mod cloud;
@@ -66,7 +66,7 @@ fn add(all: &mut Counts, counts: &Counts) {
     }
 }
 
-/// Plays one schedule; if it fails, stops the others and says how to see it again.
+/// Plays one schedule. If it fails, stops the others and prints how to play it again.
 fn play_or_explain(seed: u64, next: &AtomicU64) -> Counts {
     let outcome = catch_unwind(AssertUnwindSafe(|| play(seed, false).1));
     outcome.unwrap_or_else(|_| {
@@ -85,7 +85,7 @@ fn a_seed_means_the_same_schedule_every_time() {
     }
 }
 
-/// What machines must meet with, so that the invariants say something about it.
+/// The faults that must happen in the schedules, since the invariants prove nothing about others.
 const FAULTS: [&str; 29] = [
     "a build goes on after a notice",
     "a certain interruption",
@@ -118,7 +118,6 @@ const FAULTS: [&str; 29] = [
     "the answer to a termination is lost",
 ];
 
-/// A simulation that never gets anywhere would find nothing.
 #[test]
 fn the_schedules_reach_every_kind_of_end() {
     let mut counts = Counts::new();
@@ -195,7 +194,7 @@ fn ends(disk: &Snapshot) -> Vec<String> {
     runs.chain(jobs).chain(lost.map(|lost| format!("lost to {}", name(&lost.reason)))).collect()
 }
 
-/// What became of pull requests, forks and commands.
+/// The ends of pull requests, forks and commands.
 fn github_ends(disk: &Snapshot) -> Vec<String> {
     let forks = disk.runs.values().filter(|run| run.approval != Approval::NotNeeded);
     let forks = forks.map(|run| match run.state {

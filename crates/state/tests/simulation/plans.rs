@@ -54,8 +54,8 @@ pub(crate) fn request(rng: &mut Rng, core: &State, now: Timestamp) -> Event {
     }
 }
 
-/// Up to three builds, each of one or two platforms, with the merges; sometimes one waits for another.
-/// None where every build is skipped.
+/// Up to three builds, each of one or two platforms, with the merges. Sometimes one needs another. Empty if every build
+/// is skipped.
 pub(crate) fn plan(rng: &mut Rng, run: &Run) -> PlannedRun {
     let commit = if rng.chance(90) { "c" } else { "d" };
     let commit = run.requested_commit().unwrap_or_else(|| sha(commit));
@@ -78,7 +78,7 @@ struct Planner<'a> {
 impl Planner<'_> {
     fn plan_build(&mut self, rng: &mut Rng, number: u64) {
         let variant = format!("b{number}");
-        // Mostly the same file, so that an earlier run has the same jobs.
+        // Mostly the same builds, so that an earlier run has the same jobs.
         let is_usual = rng.chance(80);
         let first = if is_usual { Arch::Amd64 } else { Arch::Arm64 };
         let has_two = if is_usual { number != 1 } else { rng.chance(40) };
@@ -134,7 +134,7 @@ impl Planner<'_> {
         }
     }
 
-    /// Sometimes an image that was there before, mostly the same.
+    /// Sometimes an existing image, mostly the same.
     fn uses(rng: &mut Rng) -> BTreeMap<String, UsedImage> {
         let mut uses = BTreeMap::new();
         if rng.chance(20) {

@@ -1,5 +1,4 @@
-//! A registry that remembers which image each run-independent reference names, and which layer caches
-//! there are.
+//! The registry: the image that each run-independent reference names, and the layer caches.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,7 +14,7 @@ use crate::world::World;
 pub(crate) struct Registry {
     tags: BTreeMap<ImageRef, (RunId, Digest)>,
     pub(crate) caches: BTreeSet<ImageRef>,
-    /// Images that the registry refused to tag: core goes on without.
+    /// Images that the registry refused to tag.
     refused: BTreeSet<(ImageRef, Digest)>,
 }
 
@@ -24,8 +23,8 @@ impl Registry {
         self.refused.insert((image.tag.clone(), image.digest.clone()));
     }
 
-    /// Moves the reference, and never back to an image of a run that was requested before, nor to one
-    /// that repeats such a run. `order` has of each run which one it repeats.
+    /// Moves the reference. It must not go back to an image of an older run, or of a rebuild of an older run. `order`
+    /// has the run that each run repeats.
     pub(crate) fn tag(&mut self, image: &GoodImage, order: &[(RunId, RunId)]) {
         let position = |run: RunId| {
             let at = order.iter().position(|(other, _)| *other == run)?;
@@ -39,7 +38,7 @@ impl Registry {
         self.tags.insert(image.tag.clone(), (image.run, image.digest.clone()));
     }
 
-    /// Deletes what the environment's references name.
+    /// Deletes the environment's images.
     pub(crate) fn delete_images(&mut self, environment: EnvironmentId) {
         let path = format!("registry/{environment}/");
         let (gone, rest) = std::mem::take(&mut self.tags)
@@ -62,7 +61,7 @@ impl Registry {
 pub(crate) struct Fingerprints(BTreeMap<ImageRef, Attempt>);
 
 impl Fingerprints {
-    /// Stores what the step decided. A fingerprint never gives way to one of an older attempt.
+    /// Applies the changes of the step. No fingerprint is replaced by one of an older attempt.
     pub(crate) fn change(&mut self, event: &Event, changes: &[FingerprintChange]) {
         for change in changes {
             match (change, event) {
@@ -80,7 +79,7 @@ impl Fingerprints {
     }
 }
 
-/// What the records should say of the newest images, from nothing but what core was told.
+/// The newest images, computed from the events alone.
 #[derive(Clone, Default)]
 pub(crate) struct Expected {
     newest: BTreeMap<EnvironmentId, RunId>,
@@ -100,12 +99,11 @@ impl Expected {
         }
     }
 
-    /// Its images are gone.
     pub(crate) fn forget(&mut self, cleaned: EnvironmentId) {
         self.images.retain(|(environment, _), _| *environment != cleaned);
     }
 
-    /// Takes note of the jobs that a step has completed, and compares.
+    /// Notes the jobs that a step has completed, and compares the images with the records.
     pub(crate) fn check(&mut self, core: &State, were_completed: &BTreeSet<JobId>) {
         for job in core.jobs.values().filter(|job| !were_completed.contains(&job.id)) {
             self.note_completed(core, job);
@@ -136,7 +134,6 @@ impl Expected {
     }
 }
 
-/// The jobs that have completed.
 pub(crate) fn completed(core: &State) -> BTreeSet<JobId> {
     let jobs = core.jobs.values();
     let completed = jobs.filter(|job| matches!(job.state, JobState::Completed { .. }));
@@ -148,8 +145,8 @@ pub(crate) fn caches_of(environment: EnvironmentId) -> String {
     format!("registry/{environment}/cache")
 }
 
-/// When all is quiet, each reference names the newest image, nothing is left of what was closed, and
-/// no environment without a run.
+/// At rest each reference names the newest image, nothing is left of closed environments, and each environment has a
+/// run.
 pub(crate) fn check_at_rest(world: &World) {
     for environment in world.core.environments.values() {
         let mut runs = world.core.runs.values();

@@ -1,4 +1,4 @@
-//! A tiny generator of our own (`SplitMix64`), so that a seed means the same schedule for ever.
+//! A random number generator (`SplitMix64`) of our own, so that a seed always means the same schedule.
 
 /// Deterministic: the same seed gives the same numbers.
 pub(crate) struct Rng(u64);

@@ -1,4 +1,4 @@
-//! What one step may do to work that was going on before it, and what it must do.
+//! What one step may change, compared with the records before it.
 
 mod builders;
 mod cancelled;
@@ -20,28 +20,27 @@ pub(crate) use self::cancelled::is_of_github;
 use crate::fairness;
 use crate::world::World;
 
-/// What there was before the step.
+/// The records before the step.
 pub(crate) struct Before {
     work: Vec<LiveWork>,
-    /// Live machines, and since when they should have stopped what they have.
+    /// The live machines, and since when they should have stopped their attempts.
     machines: Vec<(Machine, Option<Timestamp>)>,
-    /// The job that the event speaks of.
+    /// The job of the event.
     spoken_of: Option<Job>,
-    /// Runs that had not ended.
+    /// The open runs.
     open_runs: Vec<RunId>,
-    /// Those of them that were being planned, and since when.
+    /// The runs that were being planned, and since when.
     planned: Vec<(RunId, Timestamp)>,
-    /// Caches that were being exported, each with the run of its job.
+    /// The exports under way.
     exports: Vec<Export>,
-    /// Runs of each environment that had not ended.
+    /// The open runs of each environment.
     environments: BTreeMap<EnvironmentId, Vec<RunId>>,
-    /// All runs that there were.
     runs: BTreeSet<RunId>,
-    /// What was to be found out of commands.
+    /// The checks of commands under way.
     checks: Vec<Effect>,
-    /// Jobs that waited for capacity, and until when.
+    /// The jobs that waited for capacity, and until when.
     postponed: BTreeMap<JobId, Timestamp>,
-    /// The caches of environments that were opened during their deletion.
+    /// The caches of environments with an outdated clean-up.
     outdated_deletions: BTreeMap<EnvironmentId, BTreeSet<ImageRef>>,
 }
 
@@ -50,13 +49,13 @@ struct LiveWork {
     machine: Machine,
     attempt: Attempt,
     job: Job,
-    /// How long its like took before, where the event makes it matter.
+    /// How long the same job took before, if the event needs it.
     usual: Option<Duration>,
-    /// Whether the agent may be left soon if it goes before it begins.
+    /// Whether the job leaves the agent soon if the agent disconnects before it begins.
     is_hasty: bool,
 }
 
-/// When something that goes on since a moment must end.
+/// A time limit.
 #[derive(Clone, Copy)]
 struct Limit {
     since: Timestamp,
@@ -68,7 +67,7 @@ impl Limit {
         Self { since, at: since.after(time) }
     }
 
-    /// What began before core did has some time after that.
+    /// The end of the limit, with the grace after a start of core.
     fn with_patience(self, world: &World, patience: Duration) -> Timestamp {
         let was_there = self.since <= world.started_at;
         if was_there { self.at.max(world.started_at.after(patience)) } else { self.at }
@@ -129,7 +128,7 @@ impl Before {
         self.work.iter().any(|work| work.machine.id == machine && work.attempt == attempt)
     }
 
-    /// Checks what `event` made of it.
+    /// Checks the state after `event`.
     pub(crate) fn check(&self, world: &World, event: &Event, effects: &[Effect]) {
         let cancelled = self.cancelled(&world.core, event);
         for work in &self.work {
@@ -211,7 +210,7 @@ impl Before {
         }
     }
 
-    /// An agent that is there counts as there until it goes, or does not do what it is told.
+    /// A connected agent stays connected until its session ends, or core gives it up.
     fn check_contact(
         &self,
         world: &World,
@@ -298,7 +297,7 @@ impl Before {
         }
     }
 
-    /// 4. The end is what the newest attempt reported. 5. What others say changes nothing.
+    /// 4. The end follows from the report of the newest attempt. 5. Other reports change nothing.
     fn check_report(
         &self,
         world: &World,
@@ -331,7 +330,7 @@ impl Before {
                 JobState::Queued { attempt }
                 | JobState::Postponed { attempt, .. }
                 | JobState::Provisioning { attempt, .. } => attempt == next,
-                // Its arch may not be had any more: it is refused in the same step.
+                // If its arch is not available any more, it fails in the same step.
                 JobState::Failed(JobFailure { reason: FailureReason::Emulation, .. }) => {
                     fairness::must_be_native(after) && !fairness::has_native(&world.core, after)
                 }
@@ -342,7 +341,7 @@ impl Before {
     }
 }
 
-/// What agents held that they should not, and have not said that they stopped.
+/// The attempts that agents held and should stop, and have not reported as stopped.
 #[derive(Default)]
 pub(crate) struct Strays(BTreeMap<MachineId, BTreeSet<Attempt>>);
 
@@ -375,7 +374,7 @@ impl Strays {
     }
 }
 
-/// Whether the agent is told to stop the attempt.
+/// Whether the effects ask the agent to stop the attempt.
 fn is_stopped(id: MachineId, stopped: Attempt, effects: &[Effect]) -> bool {
     let is_stop = |effect: &Effect| match *effect {
         Effect::Cancel { machine, attempt, .. } => (machine, attempt) == (id, stopped),
@@ -392,7 +391,7 @@ pub(crate) const fn postponed_until(job: &Job) -> Option<Timestamp> {
     }
 }
 
-/// Nothing has become of the job but that it may have got a machine, which was freed by the step.
+/// Checks that the job is unchanged, except that it may have got a machine that the step has freed.
 fn assert_unmoved(before: &Job, after: &Job) {
     match (&before.state, &after.state) {
         (
@@ -423,8 +422,8 @@ impl LiveWork {
         })
     }
 
-    /// 2. A machine doing live work is never swept. Nothing but the machine itself, its limits and
-    ///    the end of the run takes an attempt from it.
+    /// 2. A machine with live work is never swept. Only the machine itself, its limits and the end of the run take an
+    ///    attempt from it.
     fn check(&self, world: &World, event: &Event, effects: &[Effect], cancelled: &[RunId]) {
         let Attempt { job, number } = self.attempt;
         let id = self.machine.id;
@@ -519,8 +518,7 @@ fn check_lease(world: &World, before: &Machine, event: &Event) {
     }
 }
 
-/// Since when the agent of a registered machine should have stopped what it has; `None`: it works, or
-/// has nothing.
+/// Since when the agent of a registered machine should have stopped its attempt; `None` if it works or is idle.
 fn asked_to_stop_at(core: &State, machine: &Machine) -> Option<Timestamp> {
     let MachineState::Busy { attempt } = machine.state else { return None };
     if machine.kind == MachineKind::Launched || current(core, machine).is_some() {
@@ -535,7 +533,7 @@ fn asked_to_stop_at(core: &State, machine: &Machine) -> Option<Timestamp> {
     Some(ended_at.max(machine.contact_at).max(asked_at))
 }
 
-/// A registered machine is free only when its agent says so, or says nothing any more.
+/// A registered machine is free only after its agent's report, or after its reconnect timeout.
 fn check_registered(core: &State, before: &Machine, event: &Event) {
     let MachineState::Busy { attempt: busy_with } = before.state else { return };
     let Some(after) = core.machines.get(&before.id) else { return };
@@ -546,7 +544,7 @@ fn check_registered(core: &State, before: &Machine, event: &Event) {
     let has_merge = |job: &JobId| core.jobs.get(job).is_some_and(|job| job.took_over.is_some());
     if matches!(&after.state, MachineState::Busy { attempt } if has_merge(&attempt.job)) {
         let exporting = before.exporting.map(|export| export.attempt.job);
-        // The next attempt of a merge goes to the builder that has just given up the one before.
+        // The next attempt of a merge may go to the builder that has just failed the one before.
         let gave_up = matches!(event, Event::JobReported { machine, attempt, .. }
             if (*machine, *attempt) == (id, busy_with));
         let job = busy_with.job;
@@ -569,19 +567,19 @@ fn has_ended(core: &State, job: JobId) -> bool {
     core.jobs.get(&job).is_some_and(|job| job.state.is_final())
 }
 
-/// Whether a limit has passed, also for those who could not report to a core that was not there.
+/// Whether a limit has passed, even with the grace after a start of core.
 fn is_over(limit: Limit, world: &World) -> bool {
     let limits = &world.core.limits;
     let patience = limits.reconnect_grace.saturating_add(limits.job_grace);
     limit.with_patience(world, patience) <= world.now
 }
 
-/// Whether a limit has not passed, or somebody could not report in time.
+/// Whether a limit has not passed without that grace.
 fn is_coming(limit: Limit, world: &World) -> bool {
     limit.with_patience(world, world.core.limits.reconnect_grace) > world.now
 }
 
-/// The attempt that the machine is for or works on.
+/// The attempt that the machine has.
 pub(crate) fn current(core: &State, machine: &Machine) -> Option<Attempt> {
     let job = machine.job()?;
     let number = core.jobs.get(&job)?.state.attempt_on(machine.id)?;

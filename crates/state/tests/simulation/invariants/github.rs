@@ -18,16 +18,16 @@ use crate::world::{World, is_superseded};
 pub(crate) struct Memory {
     /// Commits of forks.
     agreed: BTreeSet<(EnvironmentId, CommitSha)>,
-    /// The runs of environments whose project was not listened to: they are never reported.
+    /// The runs of environments whose project was not linked. They are never reported.
     untold: BTreeMap<EnvironmentId, Option<RunId>>,
-    /// Where an environment is that the step hears old news of.
+    /// The environment that an outdated event must not move.
     settled: Option<Settled>,
-    /// The environments that each project's default branch had. Retention forgets one with its head, so
-    /// what was pushed before is news to the next.
+    /// The environments that each project's default branch had. Retention forgets an environment with its head, so an
+    /// older push counts as new for the next one.
     branches: BTreeMap<ProjectId, BTreeSet<EnvironmentId>>,
 }
 
-/// An environment that the step must leave where it is.
+/// An environment whose head the step must not move.
 #[derive(Clone)]
 struct Settled {
     environment: EnvironmentId,
@@ -67,7 +67,7 @@ impl Settled {
 }
 
 impl Memory {
-    /// Takes note of what `event` says, before the step.
+    /// Notes the contents of `event` before the step.
     pub(crate) fn note(&mut self, world: &World, event: &Event) {
         self.settled = Settled::of(&world.core, event);
         match event {
@@ -112,7 +112,7 @@ impl Memory {
         }
     }
 
-    /// Whether GitHub has a place for the environment, and had since its newest run is there.
+    /// Whether the environment's project was linked since its newest run was requested.
     fn is_published(&self, world: &World, environment: &Environment) -> bool {
         let run = environment.report.run;
         let was_untold = self.untold.get(&environment.id) == Some(&run);
@@ -120,7 +120,7 @@ impl Memory {
         is_there && !was_untold && world.is_linked(environment.project)
     }
 
-    /// What awaits approval gets nothing, and only what somebody has seen is approved.
+    /// A run without approval is not planned, and only a commit that somebody has seen is approved.
     fn check_approval(&self, core: &State, run: &Run) {
         if run.approval == Approval::Awaited {
             let is_waiting = run.state == RunState::AwaitingApproval;
@@ -137,7 +137,7 @@ impl Memory {
         }
     }
 
-    /// When all is quiet, core knows where every pull request is, and GitHub how every run ended.
+    /// At rest core knows the head of every pull request, and GitHub shows the end of every reported run.
     pub(crate) fn check_at_rest(&self, world: &World) {
         for pull_request in &world.github.pull_requests {
             if world.is_linked(pull_request.project) {
@@ -172,8 +172,8 @@ impl Memory {
         }
     }
 
-    /// Whether the project was listened to at all times, and its branch never forgotten: what was pushed
-    /// meanwhile is not looked for.
+    /// Whether the project was always linked and its branch's environment never forgotten. Core does not look for
+    /// pushes that it missed otherwise.
     fn was_linked(&self, world: &World, project: ProjectId) -> bool {
         let environments =
             world.core.environments.values().filter(|environment| environment.project == project);
@@ -184,7 +184,7 @@ impl Memory {
     }
 }
 
-/// 6. Of those of which one takes the place of the other only the newest goes on.
+/// 6. Of the runs that supersede each other only the newest is open.
 fn check_environment(core: &State, environment: &Environment) {
     let reported = environment.report.run;
     let newest = reported.and_then(|run| core.runs.get(&run));
@@ -212,7 +212,7 @@ fn check_report(core: &State, environment: &Environment) {
     assert!(environment.report.wanted > 0, "nobody wants to tell of {}", environment.id);
 }
 
-/// The last push wins. What people have closed stays closed until there is something new.
+/// The last push wins. An environment that was closed by request stays closed until there is a new commit.
 fn check_pull_request(world: &World, pull_request: &PullRequest) {
     let mut environments = world.core.environments.values();
     let target = (pull_request.project, Some(pull_request.number));

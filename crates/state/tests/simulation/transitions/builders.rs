@@ -1,4 +1,4 @@
-//! What builders do after their job has completed: they export its cache, and merge.
+//! Builders after their job has completed: they export its cache, and merge.
 
 use stagely_state::ids::RunId;
 use stagely_state::{
@@ -17,7 +17,7 @@ pub(super) struct Export {
 }
 
 impl Before {
-    /// Nothing but the agent itself, the limits and the end of the run ends an export; and these do.
+    /// An export is ended by its agent, by a limit, or by the end of its run, and by nothing else.
     pub(super) fn check_export(
         &self,
         world: &World,
@@ -66,7 +66,7 @@ impl Before {
             Event::MachineGone { machine, .. } | Event::MachineUnregistered { machine } => {
                 *machine == id
             }
-            // A launched machine ends with the work that it has beside the export.
+            // A launched machine is terminated with the work that it has beside the export.
             Event::MachineInterrupted { machine, .. } => {
                 *machine == id && work.is_some_and(|work| work.is_cut(event, world))
             }
@@ -84,7 +84,7 @@ impl Before {
         );
     }
 
-    /// No machine is got for a merge while a builder of its build is there and has nothing else to do.
+    /// No machine is launched for a merge while a builder of its build is idle.
     pub(super) fn check_merges(&self, world: &World, event: &Event, effects: &[Effect]) {
         let core = &world.core;
         for effect in effects {

@@ -1,5 +1,4 @@
-//! Which runs a step cancels: those that somebody stops, those of what is closed, and those that a newer run
-//! takes the place of.
+//! The runs that a step cancels: by request, by closing, and because a newer run supersedes them.
 
 use stagely_state::ids::{EnvironmentId, RunId};
 use stagely_state::{CommandKind, CommandVerdict, Effect, Event, Run, State, Trigger};
@@ -7,12 +6,12 @@ use stagely_state::{CommandKind, CommandVerdict, Effect, Event, Run, State, Trig
 use super::Before;
 
 impl Before {
-    /// The open runs that `event` cancels. `core` is what it made of them.
+    /// The open runs that `event` cancels. `core` is the state after it.
     pub(super) fn cancelled(&self, core: &State, event: &Event) -> Vec<RunId> {
         match event {
             Event::CancelRequested { run, .. } if self.open_runs.contains(run) => vec![*run],
             Event::EnvironmentClosed { environment } => self.open_in(*environment),
-            // One that was overtaken by news changes nothing.
+            // A closing that a newer event has overtaken changes nothing.
             Event::PullRequestClosed { environment, .. } => {
                 let is_closed = |id| {
                     core.environments
@@ -58,7 +57,7 @@ impl Before {
         core.runs.values().find(|run| !self.runs.contains(&run.id))
     }
 
-    /// What the run that the step has stored takes the place of.
+    /// The runs that the new run of the step supersedes.
     fn superseded(&self, core: &State) -> Vec<RunId> {
         let Some(new) = self.started(core) else { return Vec::new() };
         let environment = &core.environments[&new.environment];
@@ -70,7 +69,7 @@ impl Before {
     }
 }
 
-/// Whether the run is of those of which one takes the place of another.
+/// Whether the run supersedes others and is superseded.
 pub(crate) fn is_of_github(core: &State, run: &Run) -> bool {
     let is_of_pull_request = core.environments[&run.environment].pull_request.is_some();
     run.trigger != Trigger::WarmUp && (is_of_pull_request || run.github.is_some())

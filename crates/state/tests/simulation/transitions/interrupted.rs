@@ -1,4 +1,4 @@
-//! What the cloud's notices and refusals do to machines and their work, and what they must leave alone.
+//! Interruptions and failed launches: what they do to machines and their work, and what they must not touch.
 
 use std::time::Duration;
 
@@ -11,14 +11,14 @@ use stagely_state::{
 use super::{Before, Limit, LiveWork, current, postponed_until};
 use crate::world::World;
 
-/// A machine that is still there this long after its time is not waited for.
+/// The jobs of an interrupted machine fail this long after its time.
 const TAKEN_BACK_GRACE: Duration = Duration::from_secs(10);
 
-/// What a merge is trusted to end in.
+/// The longest time that a merge takes.
 const MERGE_TIME: Duration = Duration::from_secs(30);
 
 impl Before {
-    /// A machine's record says what its agent last announced; who has it, and why, never changes.
+    /// A machine's record has the last notice of its agent. Its provider, fleet and arch never change.
     pub(super) fn check_announced(&self, core: &State, event: &Event) {
         for (before, _) in &self.machines {
             let Some(after) = core.machines.get(&before.id) else { continue };
@@ -38,7 +38,7 @@ impl Before {
         }
     }
 
-    /// A job waits for capacity after a failure, for as long as it should and no longer.
+    /// A job waits for capacity after a failed launch, exactly as long as it should.
     pub(super) fn check_postponed(&self, world: &World, event: &Event) {
         for (id, until) in &self.postponed {
             let Some(job) = world.core.jobs.get(id) else { continue };
@@ -52,7 +52,7 @@ impl Before {
                     assert!(matches!(event, Event::Tick) && is_due, "{id} does not wait");
                 }
                 JobState::Provisioning { .. } => {
-                    // A builder of its own is there, so it needs no capacity.
+                    // A builder of its build takes the merge over, so it needs no capacity.
                     assert!(is_due || job.took_over.is_some(), "{id} does not wait");
                 }
                 state => assert!(state.is_final(), "{id} does not wait"),
@@ -73,7 +73,7 @@ impl Before {
         }
     }
 
-    /// The attempt whose machine is not to be had for lack of capacity.
+    /// The attempt whose launch found no capacity.
     fn refused(&self, event: &Event) -> Option<Attempt> {
         let Event::LaunchFailed { machine, failure } = event else { return None };
         if matches!(failure, LaunchFailure::Permanent(_)) {
@@ -83,7 +83,7 @@ impl Before {
         work.map(|work| work.attempt)
     }
 
-    /// Who gets a machine: one that will stay, and on demand where it is the last attempt.
+    /// Jobs get only machines without an interruption, and the last attempt gets one on demand.
     pub(super) fn check_given(&self, core: &State, effects: &[Effect]) {
         for effect in effects {
             let (Effect::Launch { machine } | Effect::Assign { machine, .. }) = effect else {
@@ -105,7 +105,7 @@ impl Before {
         }
     }
 
-    /// Counts what happened, so that a schedule without it proves nothing about it.
+    /// Counts the outcomes of interruptions.
     pub(crate) fn note(&self, world: &mut World, event: &Event) {
         match event {
             Event::MachineInterrupted { machine, interruption: Interruption::Certain { .. } } => {
@@ -142,7 +142,7 @@ impl Before {
     }
 }
 
-/// What a machine's record should say of it after `event`.
+/// The interruption that a machine's record should have after `event`.
 fn announced(before: &Machine, event: &Event) -> Option<Interruption> {
     use stagely_state::MachineState::{Terminated, Terminating};
     let old = before.interruption;
@@ -163,13 +163,13 @@ fn announced(before: &Machine, event: &Event) -> Option<Interruption> {
 }
 
 impl LiveWork {
-    /// Until when a machine that the cloud wants back may keep the attempt.
+    /// Until when an interrupted machine may keep the attempt.
     pub(super) fn taken_back(&self) -> Option<Limit> {
         let Some(Interruption::Certain { at }) = self.machine.interruption else { return None };
         Some(Limit { since: self.machine.requested_at, at: at.after(TAKEN_BACK_GRACE) })
     }
 
-    /// 2. Whether a notice takes the attempt from the machine: it cannot end in time.
+    /// 2. Whether a notice takes the attempt from the machine, because it cannot end in time.
     pub(super) fn is_cut(&self, event: &Event, world: &World) -> bool {
         let Event::MachineInterrupted { machine, interruption } = event else { return false };
         let is_new = self.machine.interruption != Some(*interruption);
@@ -193,7 +193,7 @@ impl LiveWork {
         }
     }
 
-    /// What is lost with a machine that the cloud takes back is not put down to anything else.
+    /// An attempt that is lost with an interrupted machine has the reason `SpotInterruption`.
     pub(super) fn check_reason(&self, core: &State, event: &Event) {
         let Some(job) = core.jobs.get(&self.attempt.job) else { return };
         let lost = job.lost_attempts.iter().find(|lost| lost.attempt == self.attempt.number);

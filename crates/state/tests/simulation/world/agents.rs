@@ -33,7 +33,7 @@ impl World {
         }
     }
 
-    /// The agent does one thing that it has to do; false if there is none.
+    /// Lets the agent take one step. Returns false if it has nothing to do.
     pub(super) fn go_on(&mut self, machine: MachineId) -> bool {
         let Some(agent) = self.agents.get_mut(&machine) else { return false };
         if agent.session.is_none() {
@@ -56,14 +56,14 @@ impl World {
         has_acted
     }
 
-    /// Whether core thinks that the machine may be doing something for the job.
+    /// Whether core's record says that the machine may work for the job.
     pub(super) fn knows(&self, machine: MachineId, job: JobId) -> bool {
         let machine =
             self.core.machines.get(&machine).filter(|machine| !machine.state.is_terminated());
         machine.is_some_and(|machine| jobs_of(machine).any(|known| known == job))
     }
 
-    /// Core takes the oldest message of the agent.
+    /// Core receives the oldest message of the agent.
     fn receive(&mut self, machine: MachineId) -> bool {
         let agent = self.agents.get(&machine);
         if agent.and_then(|agent| agent.session.as_ref()).is_some_and(|session| !session.is_open) {
@@ -81,7 +81,7 @@ impl World {
         is_some
     }
 
-    /// A machine reports the end of a job that another one has.
+    /// A machine reports the end of a job that another machine has.
     pub(super) fn report_for_another_machine(&mut self) {
         let machines: Vec<MachineId> = self.agents.keys().copied().collect();
         let attempts = self.core.jobs.values().filter_map(|job| {
@@ -105,7 +105,7 @@ impl World {
     }
 }
 
-/// The jobs that the machine may be doing something for, as far as its record says.
+/// The jobs that the machine may work for, by its record.
 fn jobs_of(machine: &Machine) -> impl Iterator<Item = JobId> {
     let exporting = machine.exporting.map(|export| export.attempt.job);
     let stopping = machine.stopping.iter().map(|attempt| attempt.job);

@@ -15,7 +15,7 @@ use crate::registry;
 const ROUNDS_MAX: u32 = 2_000;
 
 impl World {
-    /// Nothing goes wrong any more, so everything must come to its end.
+    /// Stops the faults and plays until everything has ended.
     pub(super) fn drain(&mut self) {
         self.trace(|_| "the faults stop".to_owned());
         self.has_faults = false;
@@ -41,7 +41,7 @@ impl World {
                     .values()
                     .any(|environment| environment.report.problem.is_some());
                 if has_problem && !mem::replace(&mut is_mended, true) {
-                    // Somebody has mended what GitHub refused, and core tries again now and then.
+                    // The causes of failed reports are removed, and core retries the reports.
                     self.deliver(Event::RetryReports);
                     continue;
                 }
@@ -53,7 +53,7 @@ impl World {
         panic!("not everything ends: {:?} {:?}", self.core.queue(), self.core.outbox);
     }
 
-    /// Everybody does what there is to do; true if nobody had anything.
+    /// Lets everybody do all pending work. Returns true if there was none.
     fn round(&mut self) -> bool {
         while !self.cloud.travelling.is_empty() {
             self.arrive();
@@ -74,7 +74,7 @@ impl World {
         while !self.volatile.broken.is_empty() {
             self.notice_broken();
         }
-        // A token dies with its machine's record.
+        // An agent whose machine has no live record cannot connect any more.
         let is_live = |id: &MachineId| self.core.live_machines().any(|machine| machine.id == *id);
         self.agents.retain(|machine, _| is_live(machine));
         let machines: Vec<MachineId> = self.agents.keys().copied().collect();

@@ -54,7 +54,7 @@ impl World {
         self.deliver(Event::RunPlanned { run, plan });
     }
 
-    /// Reads the committed record when it begins, as every effect does.
+    /// Reads the committed record when it begins, like every effect.
     fn tag(&mut self, environment: EnvironmentId, variant: &VariantName) {
         let again = Effect::Tag { environment, variant: variant.clone() };
         let Some(image) = self.disk.environments[&environment].images.get(variant).cloned() else {
@@ -72,14 +72,14 @@ impl World {
             Ok(())
         };
         if self.fault(15) {
-            // The answer is lost: core asks again.
+            // The answer is lost, so core repeats the request.
             return self.volatile.in_flight.push(again);
         }
         let (variant, digest) = (variant.clone(), image.digest);
         self.volatile.answers.push(Event::ImageTagged { environment, variant, digest, result });
     }
 
-    /// Keeps the caches of an environment that is open again.
+    /// Deletes nothing of an environment that is open again.
     fn delete_caches(&mut self, environment: EnvironmentId) {
         let record = &self.disk.environments[&environment];
         let refs =
@@ -96,7 +96,7 @@ impl World {
         self.volatile.answers.push(Event::CleanedUp { environment, refs });
     }
 
-    /// Core hears from the registry.
+    /// Core receives an answer of the registry.
     pub(super) fn answer(&mut self) {
         if !self.volatile.answers.is_empty() {
             let index = self.rng.below(self.volatile.answers.len() as u64);
@@ -113,12 +113,12 @@ impl World {
         }
         let has_agent =
             self.core.machines.get(&machine).is_some_and(|machine| machine.system_info.is_some());
-        // The contract lets a provider refuse to repeat a launch once its machine has shown itself.
+        // A provider may refuse to repeat a launch once its machine's agent has connected.
         let may_refuse = !self.cloud.has_launched(machine) || has_agent;
         if !may_refuse || !self.fault(30) {
             self.start_machine(machine, provider);
             if self.fault(15) {
-                // The answer is lost: core asks again.
+                // The answer is lost, so core repeats the request.
                 self.count("the answer to a launch is lost");
                 return self.volatile.in_flight.push(Effect::Launch { machine });
             }
@@ -151,7 +151,7 @@ impl World {
     fn terminate(&mut self, machine: MachineId) {
         let is_launching = self.volatile.in_flight.contains(&Effect::Launch { machine });
         assert!(!is_launching, "{machine} is launched and terminated at once");
-        // A sweep may have found it gone, and retention may have deleted its record since.
+        // A sweep may have found the machine gone, and retention may have deleted its record since.
         let Some(record) = self.disk.machines.get(&machine) else {
             return self.deliver(Event::MachineGone { machine, taken_back: false });
         };
@@ -172,7 +172,7 @@ impl World {
         self.deliver(Event::MachineGone { machine, taken_back: false });
     }
 
-    /// An effect may run late: what is not wanted any more is not sent.
+    /// Sends the job, unless the committed record says that the machine does not have it any more.
     fn assign(&mut self, machine: MachineId, attempt: Attempt) {
         let holder = *self.given.entry(attempt).or_insert(machine);
         assert_eq!(holder, machine, "{attempt:?} is given to a second machine");
@@ -185,7 +185,7 @@ impl World {
                 }
                 JobKind::Merge { .. } => Task { pushes: true, cache: None },
             };
-            // From now on core answers for this attempt again.
+            // Core tracks the caches of this attempt again.
             self.lost_attempts.remove(&(machine, attempt));
             self.tell(machine, Order::Begin(attempt, task));
         }

@@ -1,5 +1,5 @@
-//! What comes from GitHub to core: deliveries that are late, repeated, reordered and lost, and lists in which
-//! core finds what it missed. And what core tells GitHub.
+//! GitHub and core: deliveries that are late, repeated, reordered or lost, lists in which core finds what it missed,
+//! and core's reports.
 
 use std::collections::BTreeMap;
 use std::mem;
@@ -18,9 +18,9 @@ use crate::github::{self, Delivery, LINKED, News, PullRequest, ReportContent, Wr
 /// A comparison of a project with its repository.
 pub(crate) struct Listing {
     project: ProjectId,
-    /// What core believed when it began: of each pull request its environment, and the head of an open one.
+    /// The pull requests that core knew when the comparison began.
     believed: BTreeMap<u64, Believed>,
-    /// What differs; `None`: GitHub has not answered yet.
+    /// The differences; `None` before GitHub's answer.
     found: Option<Vec<Found>>,
 }
 
@@ -90,7 +90,7 @@ impl World {
         }
     }
 
-    /// What a list of pull requests says is newer than what is read again.
+    /// Heads and closings that core read again are ignored, because a list of pull requests is newer.
     fn take_delivery(&mut self, delivery: Delivery, is_listed: bool) {
         let Delivery { id, project, news } = delivery.clone();
         let event = match news {
@@ -160,7 +160,7 @@ impl World {
         }
     }
 
-    /// The environment of the pull request or the default branch: the known one, or a new one.
+    /// The known environment of the pull request or the default branch, or a new one.
     fn environment(&mut self, project: ProjectId, number: Option<u64>) -> Environment {
         let is_match = |environment: &&Environment| {
             (environment.project, environment.pull_request) == (project, number)
@@ -184,7 +184,7 @@ impl World {
 
     // Lists.
 
-    /// One step of the oldest comparison, or another one begins.
+    /// Takes one step of the oldest comparison, or begins another one.
     fn list(&mut self) {
         let Some(mut listing) = self.volatile.listings.pop_front() else {
             let project = ProjectId::from_bits(self.rng.pick(&LINKED).expect("there are some"));
@@ -217,7 +217,7 @@ impl World {
                 })
             }
         };
-        // A crash forgets the comparison.
+        // The event may crash core, which forgets the comparison.
         self.volatile.listings.push_front(listing);
         if let Some(event) = event {
             self.deliver(event);
@@ -259,7 +259,7 @@ impl World {
         moved.chain(missing.map(|(number, _)| Found::Missing(*number))).collect()
     }
 
-    /// Core reads what did not arrive.
+    /// Core reads the deliveries that did not arrive.
     fn read_lost(&mut self) {
         for delivery in mem::take(&mut self.github.lost) {
             if !self.core.deliveries.contains_key(&delivery.id) {
@@ -268,7 +268,7 @@ impl World {
         }
     }
 
-    /// Everything arrives, and core looks for what it has missed; false if there was nothing new.
+    /// Makes all deliveries, and compares all projects with GitHub. Returns false if nothing changed.
     pub(super) fn reconcile(&mut self) -> bool {
         let before = (self.core.environments.clone(), self.core.runs.clone());
         while !self.github.travelling.is_empty() {
@@ -287,8 +287,7 @@ impl World {
         before != (self.core.environments.clone(), self.core.runs.clone())
     }
 
-    /// Requests that have left may have arrived. What core had not stored is delivered once more when it
-    /// asks.
+    /// After a crash, reports under way may have arrived, and deliveries that were not committed are lost.
     pub(super) fn forget_github(&mut self) {
         for write in mem::take(&mut self.github.writes) {
             if self.rng.chance(50) {
@@ -304,7 +303,7 @@ impl World {
 
     // What core does at GitHub.
 
-    /// Reads the committed records when it begins to write.
+    /// Reads the committed records when it begins.
     pub(super) fn report(&mut self, environment: EnvironmentId) {
         if self.fault(10) {
             return self.volatile.in_flight.push(Effect::Report { environment });
@@ -327,7 +326,7 @@ impl World {
         self.github.writes.push(Write { environment, target, wanted, content });
     }
 
-    /// What is written arrives; the answer may not.
+    /// A report arrives at GitHub. Its answer may be lost.
     pub(super) fn write(&mut self) {
         if self.github.writes.is_empty() {
             return;
@@ -359,7 +358,7 @@ impl World {
         self.volatile.answers.push(Event::CommandChecked { environment, command, verdict });
     }
 
-    /// The newest run once more.
+    /// The rebuild of the newest run.
     fn rebuilt(&mut self, id: EnvironmentId, failed_only: bool) -> Result<Run, String> {
         let environment = &self.disk.environments[&id];
         let newest = environment.newest_run.and_then(|run| self.disk.runs.get(&run));
@@ -378,7 +377,7 @@ impl World {
         Ok(run.with_approval(newest.approval))
     }
 
-    /// GitHub does not answer while a run is planned.
+    /// GitHub does not answer the planning of a run.
     pub(super) fn defer(&mut self, run: RunId) {
         let until = self.now.after(Duration::from_secs(self.rng.below(900)));
         self.deliver(Event::PlanDeferred { run, until });

@@ -1,5 +1,5 @@
-//! What becomes of machines without core's doing, and how core hears of it: by the cloud's notices, and by
-//! sweeps that compare a provider's list with the records at any moment.
+//! Machines: how they start, end and are interrupted without core, and the sweeps that compare a provider's list with
+//! the records.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -16,10 +16,10 @@ use super::World;
 use crate::agents::Agent;
 use crate::cloud::{End, LIST_GRACE};
 
-/// Looks in a row in which a machine must be missing before it counts as gone.
+/// A machine that is missing in this many lists in a row counts as gone.
 const LISTS_MISSING: u32 = 2;
 
-/// The list of a provider, on its way to core.
+/// A provider's list that core has not received yet.
 pub(super) struct MachineList {
     provider: ProviderName,
     asked_at: Timestamp,
@@ -39,7 +39,7 @@ impl World {
         }
     }
 
-    /// Ends what can be found of it.
+    /// Ends all instances of the machine that can be found.
     pub(super) fn end_found(&mut self, machine: MachineId) {
         let only_found = self.cloud.is_hidden(machine) && self.fault(70);
         if only_found {
@@ -56,7 +56,7 @@ impl World {
         }
     }
 
-    /// For how long the list is behind.
+    /// How long a change is missing from the list.
     fn lag(&mut self) -> Duration {
         let lag = self.rng.below(LIST_GRACE.as_secs());
         if self.fault(40) { Duration::from_secs(lag) } else { Duration::ZERO }
@@ -80,7 +80,7 @@ impl World {
             self.count("a machine vanishes");
             let end = End { lag: self.lag(), taken_back: self.rng.chance(30) };
             self.end_as(machine, false, end);
-            // Most are noticed by their silence before a list can be believed; not where core itself stood still.
+            // Most lost machines time out before a list proves anything. Sometimes the sweep is first.
             if self.rng.chance(20) {
                 self.pass(LIST_GRACE + Duration::from_secs(1));
                 self.sweep();
@@ -102,7 +102,6 @@ impl World {
 
     // Notices.
 
-    /// The cloud wants a machine back, and its agent hears of it, or will.
     pub(super) fn interrupt_a_machine(&mut self) {
         if let Some(machine) = self.interruptible() {
             self.interrupt(machine);
@@ -127,7 +126,7 @@ impl World {
         self.agents.insert(machine, agent);
     }
 
-    /// Any machine, but more often one that works, and of those one that merges.
+    /// Picks a machine, preferably one with a job, and of those one with a merge.
     fn interruptible(&mut self) -> Option<MachineId> {
         let jobs = self.core.jobs.values().filter(|job| job.state.machine().is_some());
         let merges = jobs.clone().filter(|job| matches!(job.kind, JobKind::Merge { .. }));
@@ -142,7 +141,7 @@ impl World {
         self.rng.pick(choices)
     }
 
-    /// Machines that are to be taken back are, or not yet; seldom too early.
+    /// Takes an interrupted machine back whose time is over, and seldom one too early.
     pub(super) fn take_machines_back(&mut self) {
         let is_hasty = self.fault(5);
         let due = self.agents.iter().filter_map(|(machine, agent)| match agent.interruption()? {
@@ -162,13 +161,13 @@ impl World {
             let end = End { lag: self.lag(), taken_back: true };
             self.end_as(machine, false, end);
         } else {
-            // A registered one comes back.
+            // A registered machine restarts.
             self.count("an interrupted registered machine comes back");
             self.change_agent(machine, Agent::reboot);
         }
     }
 
-    /// What was announced happens, so that nobody waits for a machine that only seems to be there.
+    /// Takes all interrupted machines back.
     pub(super) fn settle_interruptions(&mut self) {
         let interrupted = self.agents.iter().filter(|(_, agent)| agent.interruption().is_some());
         let interrupted: Vec<MachineId> = interrupted.map(|(machine, _)| *machine).collect();
@@ -179,7 +178,7 @@ impl World {
 
     // Sweeps.
 
-    /// A provider says which arches it has.
+    /// Core receives the arches of a provider.
     pub(super) fn describe(&mut self) {
         let providers: Vec<ProviderName> = self.providers().into_iter().collect();
         let Some(provider) = self.rng.pick(&providers) else { return };
@@ -188,7 +187,7 @@ impl World {
         self.deliver(Event::ProviderDescribed { provider, arches });
     }
 
-    /// Every provider has what the configuration says.
+    /// Every provider has all arches.
     pub(super) fn describe_all(&mut self) {
         for provider in self.providers() {
             let arches = Arch::ALL.into_iter().collect();
@@ -200,7 +199,6 @@ impl World {
         self.core.limits.launchable.values().copied().collect()
     }
 
-    /// Core asks a provider for its list.
     pub(super) fn request_list(&mut self) {
         let providers: Vec<ProviderName> = self.providers().into_iter().collect();
         let Some(provider) = self.rng.pick(&providers) else { return };
@@ -214,7 +212,7 @@ impl World {
         MachineList { provider, asked_at: self.now, listed }
     }
 
-    /// The list arrives, and is compared with the records as they are by now.
+    /// Core receives a list and compares it with the present records.
     pub(super) fn compare_machines(&mut self) {
         let Some(list) = self.volatile.lists.pop_front() else { return };
         self.count("a sweep");
@@ -232,7 +230,7 @@ impl World {
         }
     }
 
-    /// All lists, at once.
+    /// Core requests and compares all lists at once.
     pub(super) fn sweep(&mut self) {
         self.volatile.lists.clear();
         for provider in self.providers() {
@@ -249,7 +247,6 @@ impl World {
                 assert!(!is_known, "a sweep ends {machine}, which has a record");
                 self.end_found(machine);
             }
-            // Its record is open, so it may do live work.
             Verdict::Elsewhere => self.count("a sweep finds another provider's machine"),
             Verdict::Returned => {
                 self.count("a sweep finds a machine recorded as terminated");
@@ -270,13 +267,13 @@ impl World {
         }
     }
 
-    /// 2. What a sweep takes for gone is.
+    /// 2. A sweep reports a machine as gone only if it is.
     fn report_gone(&mut self, machine: MachineId, taken_back: bool) {
         assert!(!self.cloud.is_alive(machine), "a sweep ends {machine} alive");
         self.deliver(Event::MachineGone { machine, taken_back });
     }
 
-    /// Core's own, by the records as they are stored.
+    /// The verdicts by the committed records.
     fn verdicts(&self, list: &MachineList) -> BTreeMap<MachineId, Verdict> {
         let machines = &self.disk.machines;
         let comparison = Comparison {
@@ -292,7 +289,7 @@ impl World {
         comparison.verdicts()
     }
 
-    /// Somebody else sees that a machine is gone that core counts on.
+    /// A provider reports that a machine is gone.
     pub(super) fn notice_gone(&mut self) {
         let gone = self.core.live_machines().filter(|machine| {
             machine.kind == MachineKind::Launched && !self.cloud.is_alive(machine.id)

@@ -14,7 +14,7 @@ use crate::registry;
 use crate::transitions::Before;
 
 impl World {
-    /// Steps `event`, checks the invariants, and stores what changed, at once or with a later step.
+    /// Steps `event`, checks the invariants, and commits the changes at once or with a later step.
     pub(super) fn deliver(&mut self, event: Event) {
         if let Event::MachineLaunched { machine, .. } = event
             && self.core.machines.get(&machine).is_some_and(|machine| machine.state.is_terminated())
@@ -33,7 +33,7 @@ impl World {
                 Order::Acknowledge { attempt: *attempt, is_early: report.exporting_cache };
             self.volatile.acknowledgements.push((*machine, acknowledgement));
         }
-        // Most notices come when there is nothing to decide any more: some right when something has begun.
+        // Random interruptions seldom hit a machine that has just begun a job, so some are made here.
         if let Event::JobStarted { machine, attempt } = event
             && let Some(job) = self.core.jobs.get(&attempt.job)
             && let percent = if matches!(job.kind, JobKind::Merge { .. }) { 40 } else { 5 }
@@ -96,13 +96,13 @@ impl World {
         self.volatile.uncommitted.extend(effects);
     }
 
-    /// The records, where the event is a delivery that came before.
+    /// The records before the step, if the event is a repeated delivery.
     fn repeated(&self, event: &Event) -> Option<Snapshot> {
         let Event::Delivered { delivery, .. } = event else { return None };
         self.core.deliveries.contains_key(delivery).then(|| self.core.snapshot())
     }
 
-    /// The pull request's environment whose images are gone with this answer: nobody has opened it since.
+    /// The environment whose images are deleted with this answer.
     fn is_cleaned(&self, event: &Event) -> Option<EnvironmentId> {
         let Event::CleanedUp { environment, .. } = event else { return None };
         let is_awaited = self
@@ -117,7 +117,8 @@ impl World {
         (is_awaited && is_gone).then_some(*environment)
     }
 
-    /// Reports come twice when their thanks are lost; that outcomes do so, too, must do no harm.
+    /// Whether the event may arrive a second time. Reports are repeated if their acknowledgement is lost. Repeated
+    /// outcomes must do no harm.
     fn may_come_again(&self, event: &Event) -> bool {
         match event {
             Event::JobStarted { .. }
@@ -126,7 +127,7 @@ impl World {
             | Event::LaunchFailed { .. }
             | Event::RunApproved { .. }
             | Event::RunPlanned { .. } => true,
-            // ReportContent of a machine that is yet to be launched, it would not be true later.
+            // The event would be wrong if the machine were launched later.
             Event::MachineGone { machine, .. } => {
                 self.cloud.has_launched(*machine) && !self.cloud.is_alive(*machine)
             }
@@ -134,7 +135,7 @@ impl World {
         }
     }
 
-    /// One transaction; only then do effects run and are agents thanked.
+    /// Commits the changes. Only then the effects run and the agents get acknowledgements.
     pub(super) fn commit(&mut self) {
         self.send_messages();
         let changes = self.core.take_changes();
@@ -199,7 +200,7 @@ impl World {
             match effect {
                 Effect::Launch { machine } => {
                     self.count("core crashes between a launch and its answer");
-                    // The request had left before the crash.
+                    // The request was sent before the crash.
                     if self.rng.chance(20) {
                         let provider = self.disk.machines[&machine].provider;
                         self.cloud.travelling.push((machine, provider));

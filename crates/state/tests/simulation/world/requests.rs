@@ -41,7 +41,7 @@ impl World {
             let arch = arch.or_else(|| self.rng.pick(&Arch::ALL)).expect("there are arches");
             self.agents.insert(machine, Agent::new(machine));
             self.deliver(Event::MachineRegistered { machine, name: String::new(), arch });
-            // Its token was given to its owner, so the record is in the store.
+            // Its owner has got the token, so the record is committed.
             self.commit();
         }
     }
@@ -56,7 +56,7 @@ impl World {
     }
 
     pub(super) fn forget(&mut self) {
-        // Those that live must be refused.
+        // The state must ignore open runs and live machines.
         let runs: Vec<RunId> = self.core.runs.keys().copied().collect();
         let machines: Vec<MachineId> = self.core.machines.keys().copied().collect();
         let runs = self.rng.pick(&runs).into_iter().collect();
