@@ -1,4 +1,4 @@
-//! The coordinator: builds its parts, and joins them at shutdown.
+//! The coordinator: builds its parts, starts them, and joins them at shutdown.
 //!
 //! An event comes in (from the API, an agent, an effect or the clock), the orchestrator steps the
 //! state, the store commits, readers see the records, and effects go out.
@@ -79,16 +79,15 @@ use self::sweep::Sweeps;
 use self::warm_up::WarmUp;
 use crate::config::Config;
 
-/// Holds the first admin token, in the data folder.
+/// The file of the first admin token, in the data folder.
 pub const ADMIN_TOKEN_FILE: &str = "admin.token";
 
-/// Holds the address of the core that runs on a data folder, while it runs.
+/// The file with the address of the core that runs on a data folder.
 pub const ADDRESS_FILE: &str = "core.url";
 
 /// A core that runs in this process.
 #[derive(Debug)]
 pub struct Running {
-    /// Where it listens.
     pub url: Url,
     /// A token of role admin.
     pub admin_token: SecretString,
@@ -100,7 +99,7 @@ pub struct Running {
 }
 
 impl Running {
-    /// Waits until core fails, or `stop` fires; then stops it.
+    /// Waits until core fails or `stop` fires, and stops core.
     ///
     /// # Errors
     /// The failure of core.
@@ -113,11 +112,11 @@ impl Running {
         ended.and(stopped)
     }
 
-    /// Stops core, and joins its tasks, its connections and the writer of logs. Machines go on: the next core on
-    /// the same data folder picks their work up.
+    /// Stops core, and joins its tasks, its connections and the writer of logs. Machines go on, and the next core on
+    /// the same data folder continues their work.
     ///
     /// # Errors
-    /// A task that failed, or did not end within `core.shutdown-limit`.
+    /// A task failed, or did not end within `core.shutdown-limit`.
     pub async fn stop(mut self) -> anyhow::Result<()> {
         self.stop.cancel();
         let joined = timeout(self.shutdown_limit, async {
@@ -129,7 +128,7 @@ impl Running {
             result
         });
         let joined = joined.await;
-        // A file that stays is of a core that was killed: its clients are told that nobody answers.
+        // The file of a killed core stays, and clients report that core does not answer.
         let _ = std::fs::remove_file(&self.address_file);
         joined.unwrap_or_else(|_| {
             Err(anyhow::anyhow!("core did not stop within {:?}", self.shutdown_limit))
@@ -148,7 +147,7 @@ pub async fn start(mut config: Config) -> anyhow::Result<Running> {
     let listener = TcpListener::bind(config.core.listen)
         .await
         .with_context(|| format!("cannot listen on {}", config.core.listen))?;
-    // Port 0 asks for any free port; agents must be told which one it became.
+    // Port 0 requests any free port, and agents need the actual one.
     config.core.listen = listener.local_addr()?;
     let config = Arc::new(config);
     let mut folder = DataFolder::open(&config).await?;
@@ -167,7 +166,7 @@ pub async fn start(mut config: Config) -> anyhow::Result<Running> {
     Ok(Running { url, admin_token, stop, tasks, logs, shutdown_limit, address_file })
 }
 
-/// The parts that others use.
+/// The parts that other parts use.
 struct Parts {
     config: Arc<Config>,
     scratch: PathBuf,
@@ -187,7 +186,7 @@ struct Parts {
 }
 
 impl Parts {
-    /// Builds them from the settings and the data folder. Also returns the state that the folder holds.
+    /// Builds the parts from the settings and the data folder. Also returns the stored state.
     async fn new(config: Arc<Config>, folder: DataFolder) -> anyhow::Result<(Self, State)> {
         let providers = provider_set::make(&config, &folder.contents).await?;
         let scratch = folder.scratch();
@@ -256,7 +255,7 @@ impl Parts {
         if let Some(warm_up) = warm_up {
             tasks.spawn(infallible(warm_up.run(stop.clone())));
         }
-        // Before the server, so that the first delivery finds its project.
+        // Projects are linked before the server starts, so that the first delivery finds its project.
         configured_projects::link(&config, &records, &events, &intake, &secrets).await?;
         let github = self.github;
         let reconciler = Reconciler { github, config, records, intake, status };

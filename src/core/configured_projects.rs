@@ -12,7 +12,7 @@ use super::records::SharedRecords;
 use super::secrets::SecretStore;
 use crate::config::Config;
 
-/// Links the projects that the configuration names, and unlinks those that it does not name any more.
+/// Links the projects in the configuration, and unlinks those that are no longer in it.
 ///
 /// # Errors
 /// A token that cannot be read, a name that is taken, or a store that fails.
@@ -28,7 +28,7 @@ pub(super) async fn link(
         events.store(Event::ProjectRemoved { project }).await?;
     }
     for project in &config.projects {
-        // It is read again for each use. A token that cannot be read is reported now.
+        // The token is read again for each use. A token that cannot be read is reported now.
         project.token()?;
         let wanted = LinkProject {
             repository: project.github.clone(),
@@ -58,7 +58,7 @@ fn removed_projects(config: &Config, records: &SharedRecords) -> Vec<ProjectId> 
     records.projects.values().filter(is_removed).map(|project| project.id).collect()
 }
 
-/// Forgets the token that a project was given through the API, if there is one: the configuration takes precedence.
+/// Deletes the token that a project has from the API, because the configuration takes precedence.
 async fn forget_token(secrets: &SecretStore, project: ProjectId) -> anyhow::Result<()> {
     let secrets = secrets.clone();
     let forget = move || {

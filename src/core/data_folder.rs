@@ -12,7 +12,7 @@ use super::secrets::keyring::Keyring;
 use super::store::{Store, StoreContents};
 use crate::config::Config;
 
-/// Holds short-lived checkouts. Emptied at every start.
+/// The folder of short-lived checkouts. It is emptied at every start.
 const SCRATCH: &str = "scratch";
 
 /// An open data folder, which no other core uses.
@@ -25,7 +25,7 @@ pub(super) struct DataFolder {
 }
 
 impl DataFolder {
-    /// Opens the folder that `config` names, or makes it.
+    /// Opens or creates the folder that `config` names.
     ///
     /// # Errors
     /// It is in use by another core, or cannot be read or written.
@@ -40,7 +40,7 @@ impl DataFolder {
         private.recursive(true).mode(0o700).create(&path).with_context(unusable)?;
         let (store, contents) = Store::open(&path.join("core.redb"))
             .with_context(|| format!("cannot open the database in {}", path.display()))?;
-        // After the database: now no other core works here. A core that was killed has left checkouts.
+        // The database is open, so no other core works here. A killed core may have left checkouts.
         let scratch = path.join(SCRATCH);
         match fs::remove_dir_all(&scratch) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -55,7 +55,6 @@ impl DataFolder {
         Ok(Self { path, store, contents, logs, keyring })
     }
 
-    /// The folder for short-lived checkouts.
     pub(super) fn scratch(&self) -> PathBuf {
         self.path.join(SCRATCH)
     }

@@ -1,4 +1,4 @@
-//! Performs effects: a part for each kind. Every effect may be performed again after a crash.
+//! Performs effects, with a part for each kind. Every effect may be repeated after a crash.
 
 mod assign;
 mod clean_up;

@@ -1,4 +1,4 @@
-//! GitHub: what it delivers, what core asks it, and what it is told.
+//! GitHub: its deliveries, core's requests, and the reports.
 
 pub mod webhook;
 

@@ -1,4 +1,4 @@
-//! Which providers core uses: those of the configuration, and those whose machines are still there.
+//! The providers that core uses: those of the configuration, and those with live machines.
 
 use std::collections::BTreeSet;
 
@@ -10,10 +10,10 @@ use tracing::info;
 use super::store::StoreContents;
 use crate::config::Config;
 
-/// Makes the providers that the configuration names, and those that earlier machines still need.
+/// Creates the providers that the configuration names, and those that earlier machines still need.
 ///
 /// # Errors
-/// A provider whose table lacks something.
+/// A provider's table is incomplete.
 pub(super) async fn make(config: &Config, contents: &StoreContents) -> anyhow::Result<Providers> {
     let named = config.providers();
     let still_there = machines_still_there(&contents.state).map(|machine| machine.provider);
@@ -22,7 +22,7 @@ pub(super) async fn make(config: &Config, contents: &StoreContents) -> anyhow::R
     let (tables, data_dir) = (config.provider_tables(), &config.core.data_dir);
     let providers = Providers::new(&named, tables, &contents.core_id, data_dir).await?;
     let others = Providers::new(&earlier, tables, &contents.core_id, data_dir).await;
-    // Without their provider, machines could neither be ended nor seen to end.
+    // Without their provider, machines could be neither ended nor listed.
     let others = others.with_context(|| still_needed(&contents.state, &earlier))?;
     for (name, _) in providers.iter() {
         info!(provider = %name, "machines are launched by it");
@@ -33,7 +33,7 @@ pub(super) async fn make(config: &Config, contents: &StoreContents) -> anyhow::R
     Ok(providers.and(others))
 }
 
-/// What to do about a provider that cannot be used although its machines are still there.
+/// The advice for a provider that cannot be used although it has live machines.
 fn still_needed(stored: &Snapshot, providers: &BTreeSet<ProviderName>) -> String {
     let names: Vec<&str> = providers.iter().map(|name| name.as_str()).collect();
     let left = machines_still_there(stored).filter(|machine| providers.contains(&machine.provider));
@@ -46,7 +46,7 @@ fn still_needed(stored: &Snapshot, providers: &BTreeSet<ProviderName>) -> String
     )
 }
 
-/// The launched machines that are not gone.
+/// The launched machines that are not terminated.
 fn machines_still_there(stored: &Snapshot) -> impl Iterator<Item = &Machine> {
     stored
         .machines

@@ -1,4 +1,4 @@
-//! Deletes records that are older than the configuration keeps them, in small steps.
+//! Deletes records that are older than the configured retention, in small steps.
 
 use std::time::Duration;
 
@@ -18,10 +18,10 @@ use crate::config::RetentionConfig;
 /// The time between two searches for old records.
 const INTERVAL: Duration = Duration::from_mins(10);
 
-/// Records that are deleted in one step, a transaction of milliseconds.
+/// Most records that one step deletes, which is a transaction of milliseconds.
 const STEP_RECORDS_MAX: usize = 100;
 
-/// How long deliveries are remembered. GitHub repeats those of the last three days.
+/// The retention of deliveries. GitHub repeats those of the last three days.
 const DELIVERIES_KEPT: Duration = Duration::from_hours(7 * 24);
 
 /// The records of one step.
@@ -75,12 +75,12 @@ impl Retention {
     }
 
     /// Deletes the records of one step, and returns their number. A machine's record may outlast that of its job, and
-    /// the other way round: neither needs the other once it has ended.
+    /// the other way round, because ended records do not need each other.
     async fn step(&self) -> anyhow::Result<usize> {
         let OldRecords { runs, jobs, machines, deliveries } = self.old();
         let count = runs.len() + machines.len() + deliveries.len();
         if count > 0 {
-            // Logs first: a crash in between leaves runs without logs, never logs without a run.
+            // Logs first, so that a crash in between leaves runs without logs and never logs without a run.
             self.logs.forget(&jobs).await.context("delete logs")?;
             self.events.store(Event::Forgotten { runs, machines, deliveries }).await?;
         }
@@ -151,7 +151,7 @@ mod tests {
     use crate::core::logs::LogSettings;
     use crate::core::store::{Batch, RecordTable, Store};
 
-    /// An environment of old runs alone, and one of others too.
+    /// An environment with old runs only, and one with newer runs too.
     const BRANCH_OF_OLD: EnvironmentId = EnvironmentId::from_bits(1);
     const BRANCH_OF_ALL: EnvironmentId = EnvironmentId::from_bits(2);
 
@@ -182,7 +182,7 @@ mod tests {
         Machine { state, terminated_at, ..fixtures::machine(number) }
     }
 
-    /// A core of nothing but its orchestrator.
+    /// A core with only its orchestrator.
     struct Core {
         folder: TempDir,
         retention: Retention,
@@ -247,7 +247,7 @@ mod tests {
             receipt.stored().await.unwrap();
         }
 
-        /// Stops core and returns what is on its disk.
+        /// Stops core and returns the stored records.
         async fn stop(self) -> Snapshot {
             self.stop.cancel();
             self.orchestrator.await.unwrap().unwrap();

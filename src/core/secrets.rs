@@ -13,23 +13,23 @@ use self::keyring::{Keyring, SealBroken};
 use super::store::{Batch, Store, StoreError};
 use super::tokens::{TokenHash, random_token};
 
-/// The secrets that the caller of a run gave with it.
+/// The secrets in the request for a run.
 #[derive(Debug, Default)]
 pub struct RunSecrets {
-    /// Opens the repository.
+    /// The token for the repository.
     pub clone_token: Option<SecretString>,
     /// Build arguments for every build.
     pub set: BTreeMap<String, SecretString>,
 }
 
-/// [`RunSecrets`] as they are sealed.
+/// The sealed form of [`RunSecrets`].
 #[derive(Serialize, Deserialize)]
 struct SealedForm {
     clone_token: Option<String>,
     set: BTreeMap<String, String>,
 }
 
-/// Keeps secrets. Clones share them.
+/// The secrets of core. Clones share them.
 #[derive(Clone, Debug)]
 pub struct SecretStore {
     keyring: Keyring,
@@ -39,7 +39,7 @@ pub struct SecretStore {
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// Sealed, as in the store: opened only while they are used.
+    /// Sealed, as in the store. They are opened only during use.
     runs: HashMap<RunId, Vec<u8>>,
     /// Sealed, as in the store.
     projects: HashMap<ProjectId, Vec<u8>>,
@@ -47,7 +47,6 @@ struct Inner {
 }
 
 impl SecretStore {
-    /// Begins with what the store holds.
     pub fn new(
         keyring: Keyring,
         store: Store,
@@ -78,7 +77,7 @@ impl SecretStore {
         sealed
     }
 
-    /// Opens the secrets of a run; empty where it has none.
+    /// Opens the secrets of a run, which may be empty.
     ///
     /// # Errors
     /// [`SealBroken`].
@@ -99,8 +98,7 @@ impl SecretStore {
         self.lock().runs.remove(&run);
     }
 
-    /// Stores the token that opens a project's repository, sealed, or forgets it. Blocks until it is on
-    /// the disk.
+    /// Stores the token for a project's repository, sealed, or deletes it. Blocks until that is on the disk.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -122,7 +120,7 @@ impl SecretStore {
         Ok(())
     }
 
-    /// Opens the token of a project; `None` where it has none of its own.
+    /// Opens the token of a project; `None` if it has none of its own.
     ///
     /// # Errors
     /// [`SealBroken`].
@@ -133,9 +131,9 @@ impl SecretStore {
         Ok(Some(SecretString::from(token)))
     }
 
-    /// Makes a token for `machine` and stores its hash. Earlier tokens stay good: an earlier launch,
-    /// whose answer was lost in a crash, may have started the machine with one of them. Blocks until
-    /// it is on the disk.
+    /// Creates a token for `machine` and stores its hash. Earlier tokens stay valid, because an earlier launch whose
+    /// answer was lost in a crash may have started the machine with one of them. Blocks until the hash is on the
+    /// disk.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -150,12 +148,12 @@ impl SecretStore {
         Ok(token)
     }
 
-    /// Whether `token` is one of the machine's.
+    /// Whether `token` is one of the machine's tokens.
     pub fn is_machine_token(&self, machine: MachineId, token: &SecretString) -> bool {
         let offered = TokenHash::of(token);
         let inner = self.lock();
         inner.machines.get(&machine).is_some_and(|hashes| {
-            // Every hash is compared, so that the time tells nothing of which one matched.
+            // All hashes are compared, so that the duration does not depend on the matching one.
             hashes.iter().fold(false, |found, hash| hash.matches(&offered) | found)
         })
     }

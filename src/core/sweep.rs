@@ -1,5 +1,5 @@
-//! Compares what a provider has with the records, both ways, again and again, and decides only on positive
-//! evidence. Each provider has a task of its own, so that one that hangs delays no other.
+//! Compares each provider's list with the records at intervals, and acts only on positive evidence. Each provider has
+//! a task of its own, so that one that hangs delays no other.
 
 #[cfg(test)]
 mod tests;
@@ -27,24 +27,23 @@ use super::records::SharedRecords;
 
 pub(super) use stagely_state::comparison::Verdict;
 
-/// The wait before the first sweep after an agent has left; half of the provider's interval where that is shorter.
+/// The wait before the first sweep after an agent has disconnected, but at most half of the provider's interval.
 const RECHECK_DELAY: Duration = Duration::from_secs(5);
 
-/// Between two questions what a provider has.
+/// The time between two requests for a provider's offers.
 const DESCRIBE_INTERVAL: Duration = Duration::from_hours(1);
 
-/// How long a provider may take for its list, all pages and its own retries included, or for what it has.
+/// The time limit of a provider's list, with all pages and its own retries, or of its offers.
 const LIST_LIMIT: Duration = Duration::from_mins(1);
 
-/// How many machines a provider is asked to end at once: after a long absence of core there may be hundreds.
+/// The most machines of a provider that are ended at once. After a long downtime of core there may be hundreds.
 const ENDED_AT_ONCE: usize = 8;
 
-/// The sweep of every provider. Clones share them.
+/// The sweeps of all providers. Clones share them.
 #[derive(Clone, Debug)]
 pub(crate) struct Sweeps(Arc<[Arc<Sweep>]>);
 
 impl Sweeps {
-    /// One for each of `providers`.
     pub(super) fn new(providers: &Providers, records: &SharedRecords, events: &Events) -> Self {
         let started_at = now();
         let sweeps = providers.iter().map(|(name, provider)| {
@@ -61,12 +60,11 @@ impl Sweeps {
         Self(sweeps.collect())
     }
 
-    /// All of them.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<Sweep>> {
         self.0.iter()
     }
 
-    /// Asks all providers at once and says what is to be done; does it unless this is a `dry_run`.
+    /// Sweeps all providers concurrently. A `dry_run` only compares.
     pub(super) async fn sweep_all(
         &self,
         dry_run: bool,
@@ -82,57 +80,52 @@ impl Sweeps {
 /// A provider's list, compared with the records.
 #[derive(Debug)]
 pub(super) struct ListComparison {
-    /// Machines in the provider's list that are there.
+    /// The number of live machines in the provider's list.
     pub(super) listed: usize,
-    /// Machines that should be with the provider: launched by it and not gone.
+    /// The number of live machines that the provider has launched, by the records.
     pub(super) recorded: usize,
-    /// What is wrong.
     pub(super) findings: Vec<Finding>,
     asked_at: Timestamp,
 }
 
-/// A machine about which something is to be done.
+/// A difference between the list and the records.
 #[derive(Debug)]
 pub(super) struct Finding {
-    /// The machine.
     pub(super) machine: MachineId,
-    /// What.
     pub(super) verdict: Verdict,
-    /// What came of it.
     pub(super) outcome: Outcome,
 }
 
-/// What came of a verdict.
+/// The outcome of a verdict.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
-    /// Nothing was done: not yet, or because it was a dry run.
-    Left,
-    /// It was done.
+    /// No action was taken: it is too early, or this is a dry run.
+    NoAction,
+    /// The action was taken.
     Done,
-    /// It could not be done. The next sweep tries again.
+    /// The action failed. The next sweep tries again.
     Failed(String),
 }
 
-/// What is remembered from one sweep to the next.
+/// The state between two sweeps.
 #[derive(Debug, Default)]
 struct Memory {
-    /// Machines that are missing, and when the provider was asked for the first list without them.
+    /// The missing machines, with the time of the request for the first list without them.
     missing: BTreeMap<MachineId, Timestamp>,
-    /// Machines that only people can see to, of which the log has told.
+    /// Machines that need a person's attention, and are in the log already.
     logged: BTreeSet<MachineId>,
 }
 
-/// What a provider has said.
+/// A provider's list.
 #[derive(Clone)]
 struct List {
-    /// When the provider was asked.
+    /// The time of the request.
     begun: Instant,
-    /// The same, as records have it.
+    /// The same time in the form of records.
     asked_at: Timestamp,
     machines: Arc<[Listed]>,
 }
 
-/// The sweep of one provider.
 pub(super) struct Sweep {
     name: ProviderName,
     provider: Arc<dyn Provider>,
@@ -140,7 +133,7 @@ pub(super) struct Sweep {
     events: Events,
     started_at: Timestamp,
     memory: Mutex<Memory>,
-    /// The last list. Held while the provider is asked for one.
+    /// The last list. Locked during a request for a new one.
     list: tokio::sync::Mutex<Option<List>>,
 }
 
@@ -151,7 +144,7 @@ impl fmt::Debug for Sweep {
 }
 
 impl Sweep {
-    /// Sweeps until `stop` fires. What is under way then is left to the next core.
+    /// Sweeps until `stop` fires. The next core repeats what was under way.
     pub(super) async fn run(self: Arc<Self>, stop: CancellationToken) {
         let both = async { tokio::join!(self.sweep_repeatedly(), self.describe_repeatedly()) };
         tokio::select! {
@@ -175,25 +168,25 @@ impl Sweep {
     async fn wait(&self, last: Timestamp, changes: &mut watch::Receiver<u64>) {
         let is_slow = self.recheck_delay() == RECHECK_DELAY;
         loop {
-            // However the clock is set meanwhile.
+            // Also if the clock is set meanwhile.
             let interval = self.provider.listing().interval;
             let wait = self.next_sweep_at(last).since(now()).min(interval);
             tokio::select! {
                 () = sleep(wait) => return,
-                // An agent may have left.
+                // An agent may have disconnected.
                 Ok(()) = changes.changed(), if is_slow => {}
             }
         }
     }
 
-    /// When to sweep after a sweep at `last`: at the provider's interval, and earlier where a machine whose agent has left
-    /// may be found to be gone.
+    /// The time of the sweep after one at `last`: after the provider's interval, or earlier if a machine without an
+    /// agent may be gone.
     fn next_sweep_at(&self, last: Timestamp) -> Timestamp {
         let Listing { interval, grace } = self.provider.listing();
         let (soonest, regular) = (last.after(self.recheck_delay()), last.after(interval));
         let records = self.records.read();
         let absent = records.live_machines().filter(|machine| {
-            // One that boots has not been there long enough to have been lost.
+            // A booting machine was launched too recently to be lost.
             is_lost(machine, self.name) && machine.system_info.is_some()
         });
         let news = absent.flat_map(|machine| {
@@ -216,7 +209,7 @@ impl Sweep {
         }
     }
 
-    /// Asks the provider which arches it has; false if it does not say.
+    /// Requests the arches that the provider offers. Returns false if that fails.
     async fn describe(&self) -> bool {
         let offers = match within(LIST_LIMIT, self.provider.describe()).await {
             Ok(offers) => offers,
@@ -231,15 +224,15 @@ impl Sweep {
                 warn!(provider = %self.name, %fleet, %arch, %size, %problem, "cannot be launched");
             }
         }
-        // What lacks an image, or is sold out, is asked for all the same: the refusal says what to change.
+        // Offers with a problem count too: a launch is tried, and its refusal explains what to change.
         let arches = offers.iter().filter(|offer| offer.fleet == Fleet::Builder && offer.exists);
         let arches = arches.map(|offer| offer.arch).collect();
         let described = Event::ProviderDescribed { provider: self.name, arches };
         self.events.store(described).await.is_ok()
     }
 
-    /// The provider's list. Whoever asks while another waits for its turn shares what that one is told: however
-    /// many ask, the provider is asked by one at a time.
+    /// The provider's list. Callers that wait during a request share the result of the next one, so there is one
+    /// request at a time.
     async fn list(&self) -> Result<List, ProviderError> {
         let since = Instant::now();
         let mut last = self.list.lock().await;
@@ -255,7 +248,7 @@ impl Sweep {
         Ok(fresh)
     }
 
-    /// Compares the provider's list with the records, and says what is to be done.
+    /// Compares the provider's list with the records.
     pub(super) async fn compare(&self) -> Result<ListComparison, ProviderError> {
         let List { asked_at, machines, .. } = self.list().await?;
         let records = self.records.read();
@@ -274,7 +267,7 @@ impl Sweep {
         let findings = verdicts.into_iter().map(|(machine, verdict)| Finding {
             machine,
             verdict,
-            outcome: Outcome::Left,
+            outcome: Outcome::NoAction,
         });
         let findings = findings.collect();
         let own = records.live_machines().filter(|machine| {
@@ -284,7 +277,7 @@ impl Sweep {
         Ok(ListComparison { listed: live.count(), recorded: own.count(), findings, asked_at })
     }
 
-    /// Compares, and does what is to be done. What fails for one machine keeps no other waiting.
+    /// Compares, and takes the actions. A failure of one machine does not delay the others.
     pub(super) async fn sweep(&self) -> Result<ListComparison, ProviderError> {
         let mut comparison = self.compare().await?;
         let asked_at = comparison.asked_at;
@@ -304,19 +297,19 @@ impl Sweep {
         Ok(comparison)
     }
 
-    /// Does what is to be done about one machine.
+    /// Takes the action for one machine.
     async fn settle(&self, finding: Finding, asked_at: Timestamp) -> Finding {
         let machine = finding.machine;
         let outcome = match finding.verdict {
             Verdict::EndUnknown => self.end(machine).await,
             Verdict::Returned => {
-                self.tell(Event::MachineLaunched { machine, placement: None }).await
+                self.store(Event::MachineLaunched { machine, placement: None }).await
             }
             Verdict::Gone { taken_back } => self.forget(machine, taken_back).await,
             Verdict::Missing if self.is_missing_again(machine, asked_at) => {
                 self.forget(machine, false).await
             }
-            Verdict::Elsewhere | Verdict::Missing => Outcome::Left,
+            Verdict::Elsewhere | Verdict::Missing => Outcome::NoAction,
         };
         Finding { outcome, ..finding }
     }
@@ -328,30 +321,30 @@ impl Sweep {
         }
     }
 
-    /// Tells the state that a machine is gone.
+    /// Reports to the state that a machine is gone.
     async fn forget(&self, machine: MachineId, taken_back: bool) -> Outcome {
-        // Its agent may have come back meanwhile.
+        // Its agent may have connected again meanwhile.
         let is_lost = |record| is_lost(record, self.name);
         if !self.records.read().machines.get(&machine).is_some_and(is_lost) {
-            return Outcome::Left;
+            return Outcome::NoAction;
         }
-        // What is left of it, processes or a folder, goes too.
+        // Its remains, processes or a folder, are removed too.
         match self.end(machine).await {
-            Outcome::Done => self.tell(Event::MachineGone { machine, taken_back }).await,
+            Outcome::Done => self.store(Event::MachineGone { machine, taken_back }).await,
             other => other,
         }
     }
 
-    async fn tell(&self, event: Event) -> Outcome {
+    async fn store(&self, event: Event) -> Outcome {
         match self.events.store(event).await {
             Ok(()) => Outcome::Done,
-            // The next core does it.
+            // The next core repeats it.
             Err(error) => Outcome::Failed(error.to_string()),
         }
     }
 
-    /// Whether a machine was missing from an earlier list, too, an interval ago: one list may have a gap, and
-    /// whoever asks at once may get the same one again.
+    /// Whether a machine was also missing from a list at least an interval ago. One list may have a gap, and an
+    /// immediate second request may return the same list.
     fn is_missing_again(&self, machine: MachineId, asked_at: Timestamp) -> bool {
         let first = *self.memory().missing.entry(machine).or_insert(asked_at);
         asked_at > first && asked_at.since(first) >= self.provider.listing().interval
@@ -374,7 +367,7 @@ impl Sweep {
                     let taken_back = *verdict == Verdict::Gone { taken_back: true };
                     info!(%provider, %machine, taken_back, "a machine has vanished");
                 }
-                (Verdict::Elsewhere, Outcome::Done) | (_, Outcome::Left) => {}
+                (Verdict::Elsewhere, Outcome::Done) | (_, Outcome::NoAction) => {}
             }
         }
         let is_ended = |found: &&Finding| {
@@ -386,7 +379,7 @@ impl Sweep {
         }
     }
 
-    /// Says once of each machine what only people can see to.
+    /// Logs once for each machine what needs a person's attention.
     fn warn(&self, comparison: &Comparison<'_>, verdicts: &BTreeMap<MachineId, Verdict>) {
         let overdue =
             comparison.overdue().map(|id| (id, "is there long after the end of its lease"));
@@ -406,7 +399,6 @@ impl Sweep {
     }
 }
 
-/// Waits for a provider's answer no longer than `limit`.
 pub(super) async fn within<T>(
     limit: Duration,
     answer: impl Future<Output = Result<T, ProviderError>>,

@@ -1,11 +1,11 @@
-//! Random tokens that core hands out, and the hashes that it stores of them.
+//! Random tokens that core issues, and the hashes that it stores.
 
 use secrecy::{ExposeSecret as _, SecretString};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
-/// The SHA-256 of a token: what is stored of it. A token has 256 random bits, so a slow hash would
-/// protect nothing more.
+/// The SHA-256 of a token, which is stored instead of the token. A token has 256 random bits, so a slow hash would not
+/// protect it better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TokenHash(pub [u8; 32]);
 
@@ -21,7 +21,7 @@ impl TokenHash {
     }
 }
 
-/// Makes a token of 256 random bits: `prefix` and 64 hexadecimal digits.
+/// Creates a token of 256 random bits: `prefix` and 64 hexadecimal digits.
 pub fn random_token(prefix: &str) -> SecretString {
     use std::fmt::Write as _;
     let bits: [u8; 32] = rand::random();

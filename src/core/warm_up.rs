@@ -1,4 +1,4 @@
-//! Starts warm-ups when the schedule of `[warm-up]` says so.
+//! Starts warm-ups by the schedule of `[warm-up]`.
 
 use std::fmt::Display;
 use std::time::Duration;
@@ -14,10 +14,10 @@ use super::records::SharedRecords;
 use crate::api::CreateWarmUp;
 use crate::config::{ConfigError, Schedule, WarmUpConfig};
 
-/// The wall clock is read this often: it may jump, and a sleep does not notice that.
+/// The time between two readings of the wall clock, which may jump during a sleep.
 const CLOCK_CHECK_INTERVAL: Duration = Duration::from_mins(1);
 
-/// The next moment of a schedule, by a clock that may jump.
+/// The next time of a schedule, by a clock that may jump.
 struct DueTime {
     schedule: Schedule,
     due: Option<Timestamp>,
@@ -29,15 +29,15 @@ impl DueTime {
         Self { schedule, due }
     }
 
-    /// Whether a moment of the schedule has passed by `now`. Several that have passed count once.
+    /// Whether a time of the schedule has passed by `now`. Several passed times count once.
     fn is_due(&mut self, now: Timestamp) -> bool {
         let is_due = self.due.is_some_and(|due| due <= now);
-        // Also when nothing is due: the clock may have been set back.
+        // Also if nothing is due, because the clock may have been set back.
         self.due = self.schedule.next_after(now);
         is_due
     }
 
-    /// How long to sleep before the clock is read again.
+    /// The sleep before the next reading of the clock.
     fn wait(&self, now: Timestamp) -> Duration {
         self.due.map_or(CLOCK_CHECK_INTERVAL, |due| due.since(now).min(CLOCK_CHECK_INTERVAL))
     }
@@ -66,7 +66,7 @@ impl WarmUp {
         Ok(Some(Self { schedule, config: config.clone(), records, intake }))
     }
 
-    /// Starts each warm-up when it is due, until `stop` fires.
+    /// Starts warm-ups when they are due, until `stop` fires.
     pub(super) async fn run(self, stop: CancellationToken) {
         let mut due_time = DueTime::new(self.schedule.clone(), now());
         while stop.run_until_cancelled(sleep(due_time.wait(now()))).await.is_some() {
@@ -76,7 +76,7 @@ impl WarmUp {
         }
     }
 
-    /// Starts a warm-up of each project and branch that has none under way.
+    /// Starts a warm-up of each project and branch without an open one.
     async fn start_all(&self) {
         let branches: Vec<Option<&str>> = if self.config.branches.is_empty() {
             vec![None]

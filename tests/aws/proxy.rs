@@ -156,7 +156,7 @@ impl Shared {
         let mut rules = self.rules.lock().unwrap();
         let applies = |rule: &&mut Rule| {
             let has = |(name, value): (&str, &str)| {
-                parameters.get(name).is_some_and(|given| given == value)
+                parameters.get(name).is_some_and(|found| found == value)
             };
             rule.times > 0 && rule.action == action && rule.having.is_none_or(has)
         };

@@ -56,7 +56,7 @@ const LOG: &str = "qemu.log";
 /// The device of the kernel's virtual machines.
 const KVM: &str = "/dev/kvm";
 
-/// The time limit for powering off after the agent was told to end: an emulated guest on a busy host takes half a
+/// The time limit for powering off after TERMINATE, because an emulated guest on a busy host takes half a
 /// minute. Then its process is killed. Nothing is lost, because its disk is deleted in any case.
 const POWER_OFF_LIMIT: Duration = Duration::from_secs(45);
 
@@ -246,7 +246,7 @@ impl Provider for QemuProvider {
     }
 
     async fn terminate(&self, machine: MachineId) -> Result<(), ProviderError> {
-        // Core has told the agent, which powers its guest off.
+        // The agent gets TERMINATE from core, and powers its guest off.
         Ok(self.processes.end(machine, POWER_OFF_LIMIT).await?)
     }
 
@@ -364,7 +364,7 @@ mod tests {
         next.launch(&request(machine)).await.unwrap();
 
         check_is_found_again(machine, &first.processes, &next, &next.processes).await;
-        // Nobody has told its agent to end.
+        // Its agent gets no TERMINATE.
         next.processes.end(machine, Duration::ZERO).await.unwrap();
 
         assert!(host.is_deserted(&next).await);

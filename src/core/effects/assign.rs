@@ -27,7 +27,6 @@ use crate::core::secrets::SecretStore;
 use crate::core::sessions::Sessions;
 use crate::core::store::Store;
 
-/// Assigns jobs to agents.
 #[derive(Debug)]
 pub(crate) struct Assigner {
     pub(crate) login: RegistryConfig,
@@ -63,9 +62,9 @@ impl Assigner {
         }
     }
 
-    /// Sends the job if the machine still has the attempt. Events may have been stepped since this effect was
-    /// decided, and an agent must not begin again with a job that it has ended or was told to stop. The
-    /// records stay locked until the job is sent.
+    /// Sends the job if the machine still has the attempt. Events after the decision for this effect may have taken it
+    /// away, and an agent must not start a job again that it has ended or must stop. The records stay locked until the
+    /// job is sent.
     fn send_job(
         &self,
         machine: MachineId,
@@ -213,7 +212,7 @@ fn attempted(records: &Records, machine: MachineId, attempt: Attempt) -> Option<
 struct JobInputs {
     registry_auth: Option<RegistryAuth>,
     fingerprint: Option<Fingerprint>,
-    /// Of the images that a merge joins and whose agents reported none.
+    /// The digests of a merge's images whose agents reported none.
     digests: BTreeMap<JobId, Digest>,
     /// For this job alone.
     clone_token: Option<SecretString>,

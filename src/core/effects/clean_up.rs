@@ -1,5 +1,4 @@
-//! Deletes what a closed environment leaves in the registry: its layer caches, and the images of a pull
-//! request.
+//! Deletes a closed environment's layer caches from the registry, and the images of a closed pull request.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -15,8 +14,8 @@ use crate::core::records::SharedRecords;
 use crate::core::registry::{Registry, RegistryError};
 use crate::core::retry::{Retry, RetryPolicy};
 
-/// Each round takes some minutes where the registry does not answer: its client repeats requests itself. Nothing
-/// waits for the outcome, and what stays costs money.
+/// Each round takes some minutes if the registry does not respond, because its client repeats requests. No step waits
+/// for the outcome, and the remains cost money.
 const ROUNDS: RetryPolicy = RetryPolicy::new(ROUND_WAIT, ROUND_WAIT).retries_max(ROUNDS_MAX - 1);
 const ROUND_WAIT: Duration = Duration::from_mins(5);
 const ROUNDS_MAX: usize = 48;
@@ -28,7 +27,6 @@ enum Round {
     Last,
 }
 
-/// Deletes from the registry what nobody needs any more.
 #[derive(Debug)]
 pub(crate) struct Cleaner {
     pub(crate) records: SharedRecords,
@@ -36,8 +34,8 @@ pub(crate) struct Cleaner {
 }
 
 impl Cleaner {
-    /// Deletes what only `environment` wrote, and says what is gone or cannot be deleted. Stops when the
-    /// environment is open again: then all that is wanted.
+    /// Deletes the refs that only `environment` wrote. Returns those that are gone or cannot be deleted. Stops when the
+    /// environment is open again, because it needs the rest.
     pub(super) async fn clean_up(&self, environment: EnvironmentId) -> Event {
         let mut waits = ROUNDS.start();
         loop {
@@ -53,12 +51,12 @@ impl Cleaner {
         }
     }
 
-    /// The caches that are gone, or cannot be deleted. Also those of the round before: a run may have
-    /// written them anew meanwhile.
+    /// The caches that are gone or cannot be deleted. The caches of the round before are deleted again, because a run
+    /// may have written them meanwhile.
     async fn delete_caches(&self, environment: EnvironmentId, round: Round) -> BTreeSet<ImageRef> {
         let mut gone = BTreeSet::new();
         for cache in self.unwanted_caches(environment) {
-            // Deleting takes a while, and the environment may be opened meanwhile.
+            // Deleting takes long, and the environment may be opened meanwhile.
             let is_unwanted = || self.unwanted_caches(environment).contains(&cache);
             if is_unwanted() && self.delete(&cache, round).await {
                 gone.insert(cache);
@@ -67,8 +65,8 @@ impl Cleaner {
         gone
     }
 
-    /// Whether the images are gone, or cannot be deleted, or there are none. The environment has a
-    /// repository of its own, so all tags there are its.
+    /// Whether the images are gone, cannot be deleted, or never existed. All tags of the repository belong to the
+    /// environment, which has it alone.
     async fn delete_images(&self, environment: EnvironmentId, round: Round) -> bool {
         let Some(repository) = self.unwanted_images(environment) else { return true };
         let images = match self.registry.tags(&repository).await {
@@ -77,7 +75,7 @@ impl Cleaner {
         };
         let mut all_gone = true;
         for image in &images {
-            // As with caches. What is left then is wanted; the state takes no notice of this answer.
+            // As with caches. An open environment needs the rest, and the state ignores this answer.
             if self.unwanted_images(environment).is_none() {
                 return true;
             }
@@ -86,7 +84,7 @@ impl Cleaner {
         all_gone
     }
 
-    /// Whether the tag is gone, or cannot be deleted.
+    /// Whether the tag is gone or cannot be deleted.
     async fn delete(&self, tag: &ImageRef, round: Round) -> bool {
         match self.registry.delete(tag).await {
             Ok(()) => {
@@ -103,7 +101,7 @@ impl Cleaner {
         found.map(|found| found.cache_refs.clone()).unwrap_or_default()
     }
 
-    /// The repository of images that go. Those of a branch may be in use wherever somebody runs them.
+    /// The repository of the images to delete. Images of a branch stay, because they may be in use anywhere.
     fn unwanted_images(&self, environment: EnvironmentId) -> Option<String> {
         let records = self.records.read();
         let goes = |found: &&Environment| {
@@ -115,7 +113,7 @@ impl Cleaner {
     }
 }
 
-/// Whether it is of no use to ask again for what ended with `error`.
+/// Whether further attempts after `error` are useless.
 fn gives_up(what: &str, error: &RegistryError, round: Round) -> bool {
     if round == Round::Early && may_succeed_later(error) {
         warn!(what, %error, "not deleted yet");

@@ -1,4 +1,4 @@
-//! The token for a repository whose caller gave none.
+//! Tokens for repositories of runs that have no token of their own.
 
 use std::time::Duration;
 
@@ -9,14 +9,14 @@ use tracing::warn;
 use crate::core::github::{Github, GithubError};
 use crate::core::retry::{Retry, RetryPolicy};
 
-/// The longest wait. It also holds after a rate limit: at its end the token may be needed no more.
+/// The longest wait, also during a rate limit, because at its end the token may be obsolete.
 const WAIT_MAX: Duration = Duration::from_secs(30);
 
-/// For callers that wait for a token: until they give up.
+/// Without a limit, for callers that have their own.
 pub(super) const CLONE_TOKEN_RETRIES: RetryPolicy =
     RetryPolicy::new(Duration::from_secs(1), WAIT_MAX);
 
-/// Whether to ask for a token again.
+/// Whether to request a token again.
 pub(super) fn retry_clone_token(error: &GithubError) -> Retry {
     match error.retry() {
         Retry::After(wait) => Retry::After(wait.min(WAIT_MAX)),
@@ -24,21 +24,21 @@ pub(super) fn retry_clone_token(error: &GithubError) -> Retry {
     }
 }
 
-/// Gets tokens that open repositories at GitHub.
+/// Requests tokens for repositories at GitHub.
 #[derive(Clone, Debug)]
 pub(crate) struct CloneTokens {
     pub(crate) github: Github,
 }
 
 impl CloneTokens {
-    /// A token for one job or one plan. `None` if the repository can be cloned without one, or no token may be
-    /// given away: the builds of a fork run a stranger's code, so they never get a token that a person made.
+    /// A token for one job or one plan. `None` if the repository can be cloned without one, or if no token is allowed:
+    /// the builds of a fork run a stranger's code, so they never get a person's token.
     pub(super) async fn repository_token(
         &self,
         run: &Run,
         project: &Project,
     ) -> Result<Option<SecretString>, GithubError> {
-        // Other servers get no token of GitHub's.
+        // Other servers get no token of GitHub.
         if project.github.is_none() || run.repository != project.repository {
             return Ok(None);
         }
@@ -55,7 +55,7 @@ impl CloneTokens {
         }
     }
 
-    /// Whether `run` needs a token that a fork's build may have, and there is no app to make one.
+    /// Whether `run` is of a fork and needs a token, and there is no app that could create one.
     pub(super) fn lacks_foreign_token(&self, run: &Run) -> bool {
         let is_private = run.github.as_ref().is_some_and(|github| github.is_private);
         run.from_fork && is_private && !self.github.has_app()

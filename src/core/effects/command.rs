@@ -1,4 +1,4 @@
-//! Asks GitHub whether the author of a command may give it.
+//! Checks at GitHub whether the author of a command has the permission for it.
 
 use std::time::Duration;
 
@@ -14,7 +14,6 @@ use crate::core::retry::RetryPolicy;
 const PERMISSION_RETRIES: RetryPolicy =
     RetryPolicy::new(Duration::from_secs(1), Duration::from_mins(1)).jitter();
 
-/// Checks whether the authors of commands may give them.
 #[derive(Debug)]
 pub(crate) struct CommandChecker {
     pub(crate) records: SharedRecords,
@@ -22,7 +21,7 @@ pub(crate) struct CommandChecker {
 }
 
 impl CommandChecker {
-    /// Asks until GitHub answers.
+    /// Repeats the request until GitHub answers.
     pub(super) async fn check(&self, environment: EnvironmentId, command: Command) -> Event {
         let verdict = self.verdict(environment, &command).await;
         let verdict = verdict.unwrap_or_else(|reason| CommandVerdict::Rejected { reason });

@@ -1,4 +1,4 @@
-//! Asks the provider for a machine.
+//! Launches a machine at its provider.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,21 +20,19 @@ use crate::core::records::SharedRecords;
 use crate::core::retry::{Retry, RetryPolicy};
 use crate::core::secrets::SecretStore;
 
-/// Most attempts that end without a clear answer. A provider that only throttles is asked until [`RETRIES`]
-/// give up.
+/// Most attempts that end without a clear answer. Throttled attempts are repeated until [`RETRIES`] gives up.
 const UNCLEAR_MAX: usize = 5;
 
-/// The last attempt begins at most this long after the first.
+/// The longest time between the beginnings of the first and the last attempt.
 const RETRY_LIMIT: Duration = Duration::from_mins(3);
 
 const RETRIES: RetryPolicy = RetryPolicy::new(Duration::from_secs(1), Duration::from_secs(30))
     .jitter()
     .time_limit(RETRY_LIMIT);
 
-/// How long one attempt may take, over all its candidates.
+/// The time limit of one attempt with all its candidates.
 const ATTEMPT_LIMIT: Duration = Duration::from_mins(3);
 
-/// Launches machines.
 #[derive(Debug)]
 pub(crate) struct Launcher {
     pub(crate) config: Arc<Config>,
@@ -45,7 +43,7 @@ pub(crate) struct Launcher {
 }
 
 impl Launcher {
-    /// Launches `machine` and says what came of it.
+    /// Launches `machine` and returns the outcome.
     pub(super) async fn launch(&self, machine: MachineId) -> Event {
         match self.try_launch(machine).await {
             Ok(placement) => {
@@ -86,7 +84,7 @@ impl Launcher {
         launched.map_err(|error| error.failure(unclear_count > 0))
     }
 
-    /// Fails if the machine is not to be launched any more: core may have been away, or the job may be cancelled.
+    /// Fails if the machine is no longer wanted: core may have been down, or the job may be cancelled.
     fn check_wanted(&self, machine: MachineId) -> Result<(), AttemptError> {
         let records = self.records.read();
         match records.machines.get(&machine) {
@@ -101,7 +99,7 @@ impl Launcher {
         }
     }
 
-    /// The agent's program, for a stock image to fetch. Without one the machine would be of no use.
+    /// The agent's program, which a stock image downloads.
     async fn binary(
         &self,
         provider: &dyn Provider,
@@ -143,7 +141,7 @@ impl Launcher {
     }
 }
 
-/// Why one attempt launched nothing.
+/// The error of one attempt.
 #[derive(Debug, Error)]
 enum AttemptError {
     #[error("{0}")]
@@ -210,7 +208,7 @@ mod tests {
     use crate::core::records::Records;
     use crate::core::store::Store;
 
-    /// Gives the scripted answers, one after the other, and then says that there is no capacity.
+    /// Returns the scripted answers in order, and then that there is no capacity.
     #[derive(Default)]
     struct ScriptedProvider {
         answers: Mutex<VecDeque<LaunchError>>,
@@ -252,7 +250,7 @@ mod tests {
         fixtures::effects(folder.path(), config, store, records).launcher
     }
 
-    /// Launches `machine`, and how long the provider was asked after the first time.
+    /// Launches `machine`. Also returns the time from the first attempt to the last.
     async fn launch(machine: Machine, answers: Vec<LaunchError>) -> (LaunchFailure, Vec<Duration>) {
         let folder = tempfile::tempdir().unwrap();
         let mut records = Records::default();

@@ -1,4 +1,4 @@
-//! Reads a run's `stagely.yaml` at its commit and makes the plan.
+//! Plans a run: reads `stagely.yaml` at its commit.
 
 mod base;
 mod failure;
@@ -38,10 +38,10 @@ const FORK_OF_PRIVATE: &str = "the build of a fork of a private repository takes
                                repository alone, and only a GitHub App makes such: set github.app-id and \
                                github.private-key-file, and install the app for the repository";
 
-/// How long one request to GitHub may take, with all its repetitions.
+/// The time limit of one request to GitHub with all its attempts.
 const GITHUB_LIMIT: Duration = Duration::from_secs(100);
 
-/// The run to plan, and what it belongs to.
+/// The run to plan, with its project and environment.
 #[derive(Clone)]
 struct Subject {
     run: Run,
@@ -66,7 +66,6 @@ impl Subject {
     }
 }
 
-/// Plans runs.
 #[derive(Debug)]
 pub(crate) struct Planner {
     registry_url: String,
@@ -80,7 +79,7 @@ pub(crate) struct Planner {
 }
 
 impl Planner {
-    /// Makes the part. Its short-lived checkouts lie in `scratch`.
+    /// `scratch` is the folder for short-lived checkouts.
     pub(crate) fn new(
         config: &Config,
         scratch: &Path,
@@ -105,7 +104,7 @@ impl Planner {
     /// Plans `run`. Stops early when the run has ended.
     pub(super) async fn plan(&self, run: RunId) -> Event {
         let cancel = CancellationToken::new();
-        // It may be cancelled, or its planning may have taken too long.
+        // The run may be cancelled, or its planning may have timed out.
         let has_ended =
             |records: &Records| records.runs.get(&run).is_none_or(|run| run.state.is_final());
         let mut planning = pin!(self.try_plan(run, &cancel));
@@ -133,7 +132,7 @@ impl Planner {
         run: RunId,
         cancel: &CancellationToken,
     ) -> Result<PlannedRun, NotPlanned> {
-        // A checkout could take what the records need.
+        // A checkout could use up the space that the records need.
         self.disk.check_reserve().await.map_err(|full| failed(FailureReason::DiskFull, full))?;
         let subject = self.subject(run)?;
         let own_token = self.secrets.open_run(run).map_err(anyhow::Error::from)?.clone_token;
@@ -165,8 +164,8 @@ impl Planner {
         }
     }
 
-    /// Plans without git: GitHub's API has the file, and everything else is known. `None` where the changes since
-    /// other commits matter, which only git can tell.
+    /// Plans without git, with the file from GitHub's API. `None` if the changes since other commits matter, which only
+    /// git can find out.
     async fn plan_by_api(
         &self,
         subject: &Subject,
@@ -179,7 +178,7 @@ impl Planner {
             let advice = "add one to the top of the repository";
             failed(FailureReason::Manifest, format!("{file} is missing at {commit}: {advice}"))
         })?;
-        // The agents check contexts and Dockerfiles: they have the files.
+        // The agents check contexts and Dockerfiles, because they have the files.
         let manifest = stagely_manifest::parse(file, &bytes)
             .map_err(|problems| failed(FailureReason::Manifest, problems))?;
         if manifest.builds.iter().any(|build| build.paths.is_some()) {
@@ -228,7 +227,7 @@ impl Planner {
         let source = Source { subject: &subject, resolved: &resolved, token, cancel };
         let comparison = self.compare(&source, &manifest, &checkout.objects()).await?;
         let registry = self.registry_url.clone();
-        // Many patterns and many changed files take a while.
+        // Matching many patterns with many changed files takes long.
         spawn_blocking(move || make_plan(&manifest, &registry, &subject, &resolved, &comparison))
             .await
             .map_err(anyhow::Error::from)?

@@ -1,4 +1,4 @@
-//! Lets the run-independent reference of a build name its newest image.
+//! Moves a build's run-independent reference to its newest image.
 
 use std::sync::Arc;
 
@@ -9,7 +9,6 @@ use tracing::{info, warn};
 use crate::core::records::{Records, SharedRecords};
 use crate::core::registry::Registry;
 
-/// Moves the tags that people pull.
 #[derive(Debug)]
 pub(crate) struct Tagger {
     pub(crate) records: SharedRecords,
@@ -18,8 +17,8 @@ pub(crate) struct Tagger {
 
 impl Tagger {
     /// Moves the tag to the digest that the environment's record has for `variant`, unless its run is
-    /// superseded first. A registry that does not answer is waited for. `None` where the record has gone
-    /// meanwhile, and its tag is nobody's.
+    /// superseded first. Repeats the requests while the registry does not respond. `None` if the record is gone
+    /// meanwhile.
     pub(super) async fn tag(
         &self,
         environment: EnvironmentId,

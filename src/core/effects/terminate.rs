@@ -1,4 +1,4 @@
-//! Terminates a machine, and repeats the request until the provider has agreed.
+//! Terminates a machine, and repeats the request until it succeeds.
 
 use std::time::Duration;
 
@@ -13,14 +13,13 @@ use crate::core::retry::{Retry, RetryPolicy};
 use crate::core::sessions::Sessions;
 use crate::core::sweep::within;
 
-/// A machine that is not terminated costs money, so the provider is asked until it agrees.
+/// A machine that is not terminated costs money, so the request is repeated without limit.
 const RETRIES: RetryPolicy = RetryPolicy::new(Duration::from_secs(1), Duration::from_mins(1));
 
-/// How long an agent may take to end its work, in seconds. The machine may be gone earlier: the provider is
-/// asked at the same time.
+/// The time for an agent to end its work, in seconds. The machine may be gone earlier, because the provider gets its
+/// request at the same time.
 const GRACE_SECONDS: u64 = 10;
 
-/// Terminates machines.
 #[derive(Debug)]
 pub(crate) struct Terminator {
     pub(crate) records: SharedRecords,
@@ -29,7 +28,7 @@ pub(crate) struct Terminator {
 }
 
 impl Terminator {
-    /// Ends `machine`. Asks the provider again until it has agreed.
+    /// Terminates `machine`. Repeats the request until it succeeds.
     pub(super) async fn terminate(&self, machine: MachineId) -> Event {
         let reason = "its work is done or not wanted any more".to_owned();
         let message = CoreMessage::Terminate(Terminate { reason, grace: GRACE_SECONDS });
@@ -38,7 +37,7 @@ impl Terminator {
         if let Some(provider) = provider.and_then(|name| self.providers.get(name)) {
             let what = format!("the termination of {machine}");
             let terminate = || within(TERMINATE_LIMIT, provider.terminate(machine));
-            // Without a limit it ends with success only.
+            // Without a limit it ends only with success.
             let _ = RETRIES.run(what, |_| Retry::Soon, terminate).await;
         }
         self.sessions.end(machine);

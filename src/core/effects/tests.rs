@@ -22,8 +22,7 @@ const ENVIRONMENT: EnvironmentId = EnvironmentId::from_bits(1);
 
 type Calls = Arc<Mutex<Vec<String>>>;
 
-/// A registry that has every tag, lists two of each repository, deletes what it is asked to, and has no
-/// digest.
+/// A registry that has every tag, lists two tags of each repository, accepts every deletion, and returns no digest.
 async fn registry() -> (String, Calls) {
     let calls = Calls::default();
     let answer = async |Shared(calls): Shared<Calls>, request: Request| {
@@ -39,7 +38,7 @@ async fn registry() -> (String, Calls) {
     (address.to_string(), calls)
 }
 
-/// Effects of a core whose one environment is as `change` makes it.
+/// The effects of a core with one environment, changed by `change`.
 fn effects(registry: &str, change: impl FnOnce(&mut Environment)) -> (Effects, TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let (store, _) = Store::open(&folder.path().join("core.redb")).unwrap();

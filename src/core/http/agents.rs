@@ -1,7 +1,7 @@
 //! `/v1/agent/connect`: the WebSocket that agents dial.
 //!
-//! Each session is its own task with bounded queues: an agent that sends faster than the store
-//! writes is not read from, one that does not read is closed, and neither is felt by the others.
+//! Each session is a task with bounded queues. Core stops reading from an agent that sends faster than the store
+//! writes, and closes the connection of an agent that does not read. Neither delays other agents.
 
 mod reports;
 mod session;
@@ -31,17 +31,17 @@ use crate::core::records::SharedRecords;
 use crate::core::secrets::SecretStore;
 use crate::core::sessions::Sessions;
 
-/// How long an agent may take from the connection to HELLO.
+/// The time limit from the connection to HELLO.
 const HELLO_LIMIT: Duration = Duration::from_secs(10);
 
-/// How long an agent may take to read one message.
+/// The time limit for sending one message to an agent.
 const SEND_LIMIT: Duration = Duration::from_secs(30);
 
-/// The socket's buffer for reading. With the default of 128 KiB a thousand idle agents would hold
-/// 134 MB; this costs a tenth of the throughput of one connection.
+/// The size of a socket's read buffer. With the default of 128 KiB a thousand idle agents would use 134 MB. This size
+/// costs a tenth of the throughput of one connection.
 const READ_BUFFER_BYTES: usize = 4 * 1024;
 
-/// Most jobs that one agent may hold. It gets one at a time; further ones are those that it has yet to stop.
+/// Most jobs of one agent. It gets one at a time; the others are jobs that it must still stop.
 const HELD_JOBS_MAX: usize = 64;
 
 /// Serves the connections of agents.
@@ -90,7 +90,7 @@ impl AgentEndpoint {
         info!(%machine, version = hello.version, "an agent has connected");
         let mut session = AgentSession::new(&self, machine, socket);
         let session = stop.run_until_cancelled(session.run(hello, &mut entry));
-        // Without this a machine would count as connected for ever after a panic.
+        // Otherwise a machine would stay connected after a panic.
         if let Ok(end) = AssertUnwindSafe(session).catch_unwind().await {
             let end = end.unwrap_or(Err(ShuttingDown.into())).err().map(|end| end.to_string());
             info!(%machine, end, "an agent's session has ended");
@@ -98,7 +98,7 @@ impl AgentEndpoint {
             error!(%machine, "an agent's session has panicked");
         }
         self.sessions.close(&entry);
-        // The machine may have a newer session by now. The state compares the numbers.
+        // The machine may have a newer session now. The state compares the numbers.
         let gone = Event::AgentDisconnected { machine, session: entry.id };
         let _ = self.events.store(gone).await;
     }
@@ -132,7 +132,7 @@ impl AgentEndpoint {
     }
 }
 
-/// Takes an agent's connection.
+/// Accepts an agent's connection.
 async fn connect(State(endpoint): State<AgentEndpoint>, upgrade: WebSocketUpgrade) -> Response {
     let upgrade = upgrade
         .read_buffer_size(READ_BUFFER_BYTES)

@@ -1,4 +1,4 @@
-//! Bearer tokens and what they may do.
+//! Bearer tokens and their roles.
 
 use std::collections::HashMap;
 use std::io::{self, Write as _};
@@ -20,7 +20,7 @@ use crate::core::clock::now;
 use crate::core::store::{ApiToken, Store, StoreError};
 use crate::core::tokens::{TokenHash, random_token};
 
-/// The API's tokens, by their hash. Looking a hash up tells nothing of the tokens by its time.
+/// The API's tokens, by their hash. The duration of a lookup by hash discloses nothing about the tokens.
 #[derive(Clone, Debug)]
 pub(crate) struct ApiTokens {
     store: Store,
@@ -28,12 +28,11 @@ pub(crate) struct ApiTokens {
 }
 
 impl ApiTokens {
-    /// Begins with what the store holds.
     pub(crate) fn new(store: Store, stored: Vec<(TokenHash, ApiToken)>) -> Self {
         Self { store, known: Arc::new(RwLock::new(stored.into_iter().collect())) }
     }
 
-    /// Makes a token and stores its hash.
+    /// Creates a token and stores its hash.
     pub(crate) async fn create(&self, name: &str, role: Role) -> Result<SecretString, StoreError> {
         let token = random_token("stagely_");
         let record = ApiToken { name: name.to_owned(), role, created_at: now() };
@@ -41,7 +40,7 @@ impl ApiTokens {
         Ok(token)
     }
 
-    /// Stores the hash of a token that is there already.
+    /// Stores the hash of an existing token.
     pub(crate) async fn add(
         &self,
         token: &SecretString,
@@ -56,7 +55,7 @@ impl ApiTokens {
         Ok(())
     }
 
-    /// What `token` may do; `None` if it is not one of ours.
+    /// The role of `token`; `None` if it is unknown.
     pub(crate) fn role_of(&self, token: &SecretString) -> Option<Role> {
         self.find(token).map(|token| token.role)
     }
@@ -67,7 +66,7 @@ impl ApiTokens {
     }
 }
 
-/// Reads the admin token that an earlier start wrote to `path`, or makes one.
+/// Reads the admin token that an earlier start wrote to `path`, or creates one.
 ///
 /// # Errors
 /// The file cannot be read or written, or the store fails.
@@ -103,18 +102,15 @@ fn write_token(path: &Path, token: &SecretString) -> io::Result<()> {
     writeln!(file, "{}", token.expose_secret())
 }
 
-/// Proof that the request's token may do what `MINIMUM` (a [`Role`] as number) may.
+/// Proof that the request's token has at least the role `MINIMUM` (a [`Role`] as number).
 #[derive(Debug)]
 pub(super) struct Authorized<const MINIMUM: u8> {
     /// The token's name, for people.
     pub(super) name: String,
 }
 
-/// May read.
 pub(super) type Reader = Authorized<{ Role::Read as u8 }>;
-/// May write.
 pub(super) type Writer = Authorized<{ Role::Write as u8 }>;
-/// May do all.
 pub(super) type Admin = Authorized<{ Role::Admin as u8 }>;
 
 impl<const MINIMUM: u8> FromRequestParts<ApiState> for Authorized<MINIMUM> {

@@ -1,4 +1,4 @@
-//! `/v1/agent/binary/{arch}`: the agent's program, for stock images that boot.
+//! `/v1/agent/binary/{arch}`: the agent's program, for booting machines with stock images.
 
 use axum::body::Body;
 use axum::extract::State;
@@ -12,7 +12,7 @@ use super::{ApiError, ApiPath};
 use crate::api::ErrorBody;
 use crate::core::binaries::{Binaries, BinaryError};
 
-/// What is read of the file at once.
+/// The bytes that are read from the file at a time.
 const CHUNK_BYTES: usize = 64 * 1024;
 
 /// The SHA-256 of the program, in hexadecimal digits.
@@ -20,8 +20,8 @@ const CHECKSUM: HeaderName = HeaderName::from_static("x-checksum-sha256");
 
 /// Serves the agent's program for an arch.
 ///
-/// It is the program of a release, which anybody may have, so no token is needed: a machine that fetches it
-/// has none of the API.
+/// No token is needed, because it is the public program of a release, and the machine that downloads it has no token of
+/// the API.
 #[utoipa::path(get, path = "/v1/agent/binary/{arch}", params(("arch" = String, Path)), security(()),
     responses(
         (status = 200, content_type = "application/octet-stream", headers(

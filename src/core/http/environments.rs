@@ -28,8 +28,8 @@ pub(super) async fn list(
     Json(all.filter(is_wanted).collect())
 }
 
-/// Closes an environment: its runs are cancelled, and the cache refs that only it writes deleted. The
-/// next run in it opens it again.
+/// Closes an environment: its runs are cancelled, and its own cache refs are deleted. The next run in it opens it
+/// again.
 #[utoipa::path(post, path = "/environments/{id}/close", params(("id" = String, Path)), responses(
     (status = 200, body = EnvironmentView), (status = 404, body = ErrorBody),
 ))]

@@ -1,4 +1,4 @@
-//! What goes back to a caller whose request cannot be served.
+//! The responses to requests that cannot be served.
 
 use std::convert::Infallible;
 
@@ -15,7 +15,7 @@ use crate::core::intake::projects::LinkError;
 use crate::core::intake::rebuild::RebuildError;
 use crate::core::orchestrator::ShuttingDown;
 
-/// A refusal: status, a word for programs, and a sentence that says what to do.
+/// A refusal: the status, a code for programs, and a sentence with advice.
 #[derive(Debug)]
 pub(super) struct ApiError {
     status: StatusCode,
@@ -28,39 +28,39 @@ impl ApiError {
         Self { status, code, message: message.into() }
     }
 
-    /// 400: the request says something that cannot be.
+    /// 400: the request is invalid.
     pub(super) fn invalid(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "invalid_request", message)
     }
 
-    /// 404: there is no such thing.
+    /// 404: there is no such resource.
     pub(super) fn not_found(what: &str, id: &str) -> Self {
         Self::new(StatusCode::NOT_FOUND, "not_found", format!("there is no {what} {id}"))
     }
 
-    /// 404: it could be there, and is not; the sentence says what to do.
+    /// 404: the resource could exist, and the sentence has the advice.
     pub(super) fn missing(message: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, "not_found", message)
     }
 
-    /// 405: the address is right, the method is not.
+    /// 405: the path exists, but not with this method.
     pub(super) fn method_not_allowed() -> Self {
         let message = "this address does not take this method; see /api/v1/openapi.json";
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
     }
 
-    /// 413: the body is longer than anything that makes sense.
+    /// 413: the body is too long.
     pub(super) fn too_large(bytes_max: usize) -> Self {
         let message = format!("the body is longer than {bytes_max} bytes");
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message)
     }
 
-    /// 409: it is there, but not in a state for this.
+    /// 409: the resource's state does not allow the request.
     pub(super) fn conflict(message: impl Into<String>) -> Self {
         Self::new(StatusCode::CONFLICT, "conflict", message)
     }
 
-    /// 401: no token, or none that is known.
+    /// 401: no token, or an unknown one.
     pub(super) fn unauthorized() -> Self {
         let message = "send a token that `stagely token create` made, as `Authorization: Bearer …`";
         Self::new(StatusCode::UNAUTHORIZED, "unauthorized", message)
@@ -71,12 +71,12 @@ impl ApiError {
         Self::new(StatusCode::UNAUTHORIZED, "bad_signature", message)
     }
 
-    /// 408: the body did not come.
+    /// 408: the body did not arrive in time.
     pub(super) fn too_slow() -> Self {
         Self::new(StatusCode::REQUEST_TIMEOUT, "too_slow", "the body did not come in time")
     }
 
-    /// 503: too much at once.
+    /// 503: too many requests at once.
     pub(super) fn busy() -> Self {
         Self::new(
             StatusCode::SERVICE_UNAVAILABLE,
@@ -85,17 +85,17 @@ impl ApiError {
         )
     }
 
-    /// 403: the token may not do this.
+    /// 403: the token's role does not allow the request.
     pub(super) fn forbidden(message: impl Into<String>) -> Self {
         Self::new(StatusCode::FORBIDDEN, "forbidden", message)
     }
 
-    /// 503: not now.
+    /// 503: core cannot serve the request now.
     pub(super) fn unavailable(message: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", message)
     }
 
-    /// 500: the log has the reason, the caller does not.
+    /// 500: the log has the reason, and the response does not.
     pub(super) fn internal(error: &(dyn std::error::Error + 'static)) -> Self {
         error!(error, "a request failed");
         let message = "core failed to serve this request; its log says why";

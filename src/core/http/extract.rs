@@ -30,7 +30,7 @@ impl<T: DeserializeOwned> FromRequest<ApiState> for ApiJson<T> {
     }
 }
 
-/// A JSON body that may be left out.
+/// An optional JSON body.
 impl<T: DeserializeOwned> OptionalFromRequest<ApiState> for ApiJson<T> {
     type Rejection = ApiError;
 
@@ -55,7 +55,7 @@ impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for ApiPath
     }
 }
 
-/// The parameters behind the `?`.
+/// The parameters of the query.
 #[derive(Debug)]
 pub(super) struct ApiQuery<T>(pub(super) T);
 

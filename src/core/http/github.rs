@@ -10,7 +10,7 @@ use crate::config::GithubCredentials;
 use crate::core::github::Github;
 use crate::core::github::reconcile::status::ReconcileStatus;
 
-/// The parts of core that deal with GitHub, as far as their health is shown.
+/// The parts whose health is shown.
 #[derive(Clone, Debug)]
 pub(crate) struct GithubStatus {
     pub(crate) client: Github,

@@ -1,4 +1,4 @@
-//! `/jobs`: look, and read or follow a log.
+//! `/jobs`: show a job, and read or follow its log.
 
 use axum::Json;
 use axum::body::{Body, Bytes};
@@ -16,7 +16,7 @@ use super::{ApiError, ApiPath, ApiQuery, ApiState, views};
 use crate::api::{ErrorBody, FollowMessage, FollowedLine, JobStatus, JobView, LogRange};
 use crate::core::logs::{LogError, StoredLine};
 
-/// Lines that are read from the store at a time, for one reader.
+/// Most lines that are read from the store at a time for one reader.
 const PAGE_LINES: usize = 2_000;
 
 /// Shows a job.
@@ -32,7 +32,7 @@ pub(super) async fn get(
     Ok(Json(views::job(&api.records.read(), &job)))
 }
 
-/// Reads a job's log as plain text, ANSI sequences kept.
+/// Reads a job's log as plain text with its ANSI sequences.
 #[utoipa::path(get, path = "/jobs/{id}/logs", params(("id" = String, Path), LogRange), responses(
     (status = 200, content_type = "text/plain", body = String), (status = 404, body = ErrorBody),
 ))]
@@ -45,8 +45,8 @@ pub(super) async fn logs(
     let job = find(&api, id)?;
     let attempt = Attempt { job: id, number: range.attempt.unwrap_or(job.attempt) };
     let from = range.from.unwrap_or(0);
-    // Pages are read as the reader takes them, so a long log never lies in memory as a whole.
-    // An error breaks the transfer off: a log of which a part is missing must not look complete.
+    // Pages are read as fast as the client takes them, so a long log is never in memory as a whole.
+    // An error breaks off the transfer, because an incomplete log must not look complete.
     let pages = stream::try_unfold(from, move |from| {
         let logs = api.logs.clone();
         async move {
@@ -71,8 +71,8 @@ fn text_of(lines: &[StoredLine]) -> Bytes {
     text.into()
 }
 
-/// Follows a job's log over a WebSocket: what is there, then what comes, then how the job ended. A
-/// job that is tried again goes on with its next attempt.
+/// Follows a job's log over a WebSocket: the stored lines, then the new ones, then the job's end. A job that is tried
+/// again continues with its next attempt.
 #[utoipa::path(get, path = "/jobs/{id}/logs/follow", params(("id" = String, Path), LogRange), responses(
     (status = 101, description = "Text messages: `lines` with attempt, first and lines; at last `end`."),
     (status = 404, body = ErrorBody),
@@ -96,7 +96,7 @@ struct Follower {
     socket: WebSocket,
 }
 
-/// The viewer has gone, or core is going.
+/// The viewer has disconnected, or core is stopping.
 struct Gone;
 
 impl Follower {
@@ -139,7 +139,7 @@ impl Follower {
         let mut pings = self.api.sockets.pings();
         loop {
             changes.mark_unchanged();
-            // Asked before the lines are read: all lines up to the end are in the store then.
+            // Checked before the lines are read, so that all lines of an ended attempt are in the store.
             let over = self.is_over(attempt);
             next = self.send_stored(attempt, next).await?;
             if over {
@@ -147,11 +147,11 @@ impl Follower {
             }
             tokio::select! {
                 () = stored.more_than(next) => {}
-                changed = changes.changed() => if changed.is_err() { return Err(Gone) },
+                notified = changes.changed() => if notified.is_err() { return Err(Gone) },
                 _ = pings.tick() => {
                     self.socket.send(Message::Ping(Bytes::new())).await.map_err(|_| Gone)?;
                 }
-                // Nothing is expected from the viewer: whatever comes is its going away.
+                // The viewer sends nothing, so any other message ends the connection.
                 received = self.socket.recv() => {
                     if !matches!(received, Some(Ok(Message::Pong(_) | Message::Ping(_)))) {
                         return Err(Gone);
@@ -162,15 +162,14 @@ impl Follower {
         }
     }
 
-    /// Whether the attempt logs nothing more. Of a job that has completed its agent may still
-    /// export the cache.
+    /// Whether the attempt logs nothing more. The agent of a completed job may still export the cache.
     fn is_over(&self, attempt: Attempt) -> bool {
         let records = self.api.records.read();
         let Some(job) = records.jobs.get(&self.id) else { return true };
         job.attempt > attempt.number || (job.state.is_final() && !records.is_exporting(attempt))
     }
 
-    /// Sends what is stored from `next` on; returns the number of the line after.
+    /// Sends the stored lines from `next` on. Returns the number of the following line.
     async fn send_stored(&mut self, attempt: Attempt, mut next: u64) -> Result<u64, Gone> {
         loop {
             let lines = self

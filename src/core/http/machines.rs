@@ -1,4 +1,4 @@
-//! `/machines` and `/queue`: what is there, what waits, and registering machines of one's own.
+//! `/machines` and `/queue`: machines, waiting jobs, and the registration of machines.
 
 use axum::Json;
 use axum::extract::State;
@@ -16,7 +16,7 @@ use crate::core::clock::now;
 /// The longest name of a registered machine, in characters.
 const NAME_CHARS_MAX: usize = 100;
 
-/// Lists the machines that are there, or all that are remembered; the oldest first.
+/// Lists the live machines, or all recorded ones, the oldest first.
 #[utoipa::path(get, path = "/machines", params(ListMachines),
     responses((status = 200, body = Vec<MachineView>)))]
 pub(super) async fn list(
@@ -33,14 +33,14 @@ pub(super) async fn list(
     })
 }
 
-/// Shows the jobs that wait, in the order in which they will be served.
+/// Shows the waiting jobs, in the order in which they will be assigned.
 #[utoipa::path(get, path = "/queue", responses((status = 200, body = QueueView)))]
 pub(super) async fn queue(State(api): State<ApiState>, _: Reader) -> Json<QueueView> {
     let records = api.records.read();
     Json(views::queue(&records, api.config.builders.max_concurrent.get()))
 }
 
-/// Registers a machine that is there already, and makes the `agent.json` for it.
+/// Registers an existing machine, and creates its `agent.json`.
 #[utoipa::path(post, path = "/machines", request_body = AddMachine, responses(
     (status = 201, body = AddedMachine), (status = 400, body = ErrorBody),
 ))]
@@ -68,7 +68,7 @@ pub(super) async fn add(
     Ok((StatusCode::CREATED, Json(AddedMachine { id: machine, agent_json })))
 }
 
-/// Takes a registered machine back. Its job, if it has one, goes elsewhere.
+/// Removes a registered machine. Its job, if it has one, moves to another machine.
 #[utoipa::path(delete, path = "/machines/{id}", params(("id" = String, Path)), responses(
     (status = 204),
     (status = 404, body = ErrorBody),

@@ -13,14 +13,14 @@ use super::{ApiError, ApiJson, ApiPath, ApiState, views};
 use crate::api::{AddProject, ErrorBody, ProjectView};
 use crate::core::intake::projects::LinkProject;
 
-/// Lists projects, the oldest first, with those that only runs have made.
+/// Lists projects, the oldest first, with those that were created by runs.
 #[utoipa::path(get, path = "/projects", responses((status = 200, body = Vec<ProjectView>)))]
 pub(super) async fn list(State(api): State<ApiState>, _: Reader) -> Json<Vec<ProjectView>> {
     let records = api.records.read();
     Json(records.projects.values().map(|project| views::project(&api.secrets, project)).collect())
 }
 
-/// Links a repository, whose pull requests are built from now on. Changes a project that is linked already.
+/// Links a repository, whose pull requests are built from now on, or changes a linked project.
 #[utoipa::path(post, path = "/projects", request_body = AddProject, responses(
     (status = 201, body = ProjectView),
     (status = 200, body = ProjectView, description = "The project was linked before and is changed."),
@@ -71,7 +71,7 @@ pub(super) async fn remove(
         let message = format!("stagely.toml has the project {name}; remove it there");
         return Err(ApiError::conflict(message));
     }
-    // Before the project, so that a crash in between leaves no token for a later project.
+    // The token is deleted before the project, so that a crash in between leaves no token for a later project.
     set_token(&api, project, None).await?;
     api.events.store(Event::ProjectRemoved { project }).await?;
     Ok(StatusCode::NO_CONTENT)

@@ -1,4 +1,4 @@
-//! `/runs`: create, list, look, cancel, approve, rebuild, follow.
+//! `/runs`: create, list, show, cancel, approve, rebuild and follow runs.
 
 use axum::Json;
 use axum::body::Bytes;
@@ -19,8 +19,8 @@ const LIST_MAX: usize = 1_000;
 
 /// Starts a run.
 ///
-/// The answer comes when the run is stored; its plan is made after that, so errors of `stagely.yaml`
-/// are in the run and not in this answer.
+/// The response is sent when the run is stored. Its plan is made after that, so errors of `stagely.yaml` are in the run
+/// and not in this response.
 #[utoipa::path(post, path = "/runs", request_body = CreateRun, responses(
     (status = 201, body = RunView),
     (status = 400, body = ErrorBody, description = "A field cannot be what it is."),
@@ -75,7 +75,7 @@ pub(super) async fn jobs(
     find(&api, id).map(|run| Json(run.jobs))
 }
 
-/// Stops a run. A run that has ended stays as it is.
+/// Cancels a run. A run that has ended does not change.
 #[utoipa::path(post, path = "/runs/{id}/cancel", params(("id" = String, Path)), responses(
     (status = 200, body = RunView), (status = 404, body = ErrorBody),
 ))]
@@ -89,7 +89,7 @@ pub(super) async fn cancel(
     find(&api, id).map(Json)
 }
 
-/// Approves a run of a fork's commit, which waits for that.
+/// Approves a run of a fork's commit.
 #[utoipa::path(post, path = "/runs/{id}/approve", params(("id" = String, Path)), responses(
     (status = 200, body = RunView), (status = 404, body = ErrorBody),
     (status = 409, body = ErrorBody, description = "It does not wait for approval."),
@@ -161,11 +161,11 @@ async fn send_changes(api: ApiState, id: RunId, mut socket: WebSocket) {
             break;
         }
         tokio::select! {
-            changed = changes.changed() => if changed.is_err() { break },
+            notified = changes.changed() => if notified.is_err() { break },
             _ = pings.tick() => if socket.send(Message::Ping(Bytes::new())).await.is_err() { return },
-            // Nothing is expected from the viewer: whatever comes is its going away.
+            // The viewer sends nothing, so any other message ends the connection.
             received = socket.recv() => if !matches!(received, Some(Ok(Message::Pong(_) | Message::Ping(_)))) { return },
-            // The core of `stagely run` stops when its run is over, so everyone else must get this event first.
+            // The core of `stagely run` stops when its run is over, and other viewers must get the last state first.
             () = api.sockets.stop.cancelled() => is_stopping = true,
         }
     }

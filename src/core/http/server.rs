@@ -1,4 +1,4 @@
-//! Serves the endpoints until core stops, and joins the connections that are open then.
+//! Serves the endpoints until core stops, and then joins the open connections.
 
 use std::future::IntoFuture as _;
 use std::time::Duration;
@@ -16,8 +16,8 @@ use tracing::debug;
 
 use super::Endpoints;
 
-/// How long open requests and WebSocket connections may take after the order to stop. Their changes are
-/// stored within milliseconds.
+/// The time limit of open requests and WebSocket connections at shutdown. Their changes are stored within
+/// milliseconds.
 const DRAIN_LIMIT: Duration = Duration::from_secs(2);
 
 /// The HTTP server.
@@ -36,16 +36,16 @@ impl Server {
     /// Serves until core stops.
     ///
     /// # Errors
-    /// Those of the listener.
+    /// The listener failed.
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         let WebSockets { stop, open, .. } = self.sockets;
-        // Small messages follow each other closely: the second would wait until the first is acknowledged.
+        // Small messages follow each other closely, and the second would wait for the acknowledgement of the first.
         let listener = self.listener.tap_io(|connection| {
-            // It works without, only later.
+            // Without it messages only arrive later.
             let _ = connection.set_nodelay(true);
         });
         let stopped = stop.clone();
-        // The router itself as the service would be copied for every connection, route by route.
+        // Otherwise the router would be copied for every connection, route by route.
         let server = axum::serve(listener, self.router.into_make_service())
             .with_graceful_shutdown(async move { stopped.cancelled().await })
             .into_future();
@@ -60,7 +60,7 @@ impl Server {
             open.wait().await;
             ended
         };
-        // A client that does not read its answer, or sent half a request, does not delay the end of core.
+        // A client that does not read its response, or sends half a request, does not delay the shutdown.
         timeout(DRAIN_LIMIT, drained).await.unwrap_or_else(|_| {
             debug!("connections were still open at the end");
             Ok(())
@@ -83,7 +83,7 @@ impl WebSockets {
         Self { stop, open: TaskTracker::new(), ping_interval }
     }
 
-    /// Accepts the WebSocket that `upgrade` asks for and serves it in a task of its own.
+    /// Accepts the WebSocket of `upgrade` and serves it in a task of its own.
     pub(super) fn open<F: Future<Output = ()> + Send>(
         &self,
         upgrade: WebSocketUpgrade,
@@ -96,8 +96,8 @@ impl WebSockets {
         })
     }
 
-    /// When to send a ping to a peer. Every WebSocket library answers it, and the system notices that a peer has
-    /// vanished only while something is sent to it.
+    /// The times of pings to a peer. Every WebSocket library answers them, and the system notices only during sending
+    /// that a peer has vanished.
     pub(super) fn pings(&self) -> Interval {
         let mut pings = interval_at(Instant::now() + self.ping_interval, self.ping_interval);
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -1,4 +1,4 @@
-//! `/sweep`: what the providers have against what the records say.
+//! `/sweep`: the comparison of the providers' lists with the records.
 
 use axum::Json;
 use axum::extract::State;
@@ -10,13 +10,13 @@ use super::auth::{Admin, Reader};
 use crate::api::{ProviderSweepView, SweepAction, SweepView, SweptMachine};
 use crate::core::sweep::{Finding, ListComparison, Outcome, Verdict};
 
-/// Shows what a sweep would do now.
+/// Shows the actions that a sweep would take now.
 #[utoipa::path(get, path = "/sweep", responses((status = 200, body = SweepView)))]
 pub(super) async fn plan(State(api): State<ApiState>, _: Reader) -> Json<SweepView> {
     sweep_all(&api, true).await
 }
 
-/// Sweeps now, as core does by itself again and again, and shows what was done.
+/// Sweeps now, as core does at intervals, and shows the actions.
 #[utoipa::path(post, path = "/sweep", responses((status = 200, body = SweepView)))]
 pub(super) async fn sweep(State(api): State<ApiState>, _: Admin) -> Json<SweepView> {
     sweep_all(&api, false).await
@@ -54,13 +54,13 @@ fn machine(finding: &Finding) -> SweptMachine {
     let (action, reason) = words(finding.verdict, finding.outcome == Outcome::Done);
     let error = match &finding.outcome {
         Outcome::Failed(error) => Some(error.clone()),
-        Outcome::Left | Outcome::Done => None,
+        Outcome::NoAction | Outcome::Done => None,
     };
     let done = finding.outcome == Outcome::Done;
     SweptMachine { machine_id: finding.machine, action, reason: reason.to_owned(), done, error }
 }
 
-/// What follows from a verdict, and why, for people.
+/// The action for a verdict, and the reason for people.
 const fn words(verdict: Verdict, is_done: bool) -> (SweepAction, &'static str) {
     match verdict {
         Verdict::EndUnknown => (SweepAction::End, "it is there and has no record"),

@@ -1,4 +1,4 @@
-//! `/tokens`: makes bearer tokens.
+//! `/tokens`: creates bearer tokens.
 
 use axum::Json;
 use axum::extract::State;
@@ -11,7 +11,7 @@ use crate::api::{CreateToken, CreatedToken, ErrorBody};
 /// The longest name of a token, in characters.
 const NAME_CHARS_MAX: usize = 100;
 
-/// Makes a token. It is shown only here; core keeps its hash.
+/// Creates a token. It is shown only here, because core stores its hash.
 #[utoipa::path(post, path = "/tokens", request_body = CreateToken, responses(
     (status = 201, body = CreatedToken), (status = 400, body = ErrorBody),
 ))]

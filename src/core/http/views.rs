@@ -1,4 +1,4 @@
-//! Records as the API shows them.
+//! Converts records into the JSON of the API.
 
 mod environments;
 mod jobs;

@@ -32,11 +32,11 @@ pub(super) async fn create(
     Ok((StatusCode::CREATED, Json(runs::find(&api, id)?)))
 }
 
-/// Shows what is warmed up, and when next.
+/// Shows the schedule of warm-ups, and the time of the next ones.
 #[utoipa::path(get, path = "/warm-up", responses((status = 200, body = WarmUpView)))]
 pub(super) async fn schedule(State(api): State<ApiState>, _: Reader) -> Json<WarmUpView> {
     let config = &api.config.warm_up;
-    // It was checked at the start.
+    // The schedule was checked at the start.
     let schedule = config.schedule().ok().flatten();
     Json(WarmUpView {
         schedule: config.schedule.clone(),

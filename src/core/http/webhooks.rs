@@ -1,6 +1,6 @@
-//! `/webhooks/github`: what GitHub delivers.
+//! `/webhooks/github`: GitHub's deliveries.
 //!
-//! Anybody may send to this address. Therefore nothing of a body is read before its signature is checked, and
+//! Anybody may send requests to this path. Therefore no part of a body is parsed before its signature is checked, and
 //! the memory for bodies is limited.
 
 use std::error::Error as _;
@@ -28,19 +28,18 @@ use crate::core::intake::{IngestOutcome, Intake};
 /// GitHub's own limit.
 const WEBHOOK_BYTES_MAX: usize = 25 * 1024 * 1024;
 
-/// Most bodies are not larger than this. Larger ones have memory of their own, so that the others do not wait
-/// for them.
+/// Most bodies are not larger than this. Larger ones have separate memory, so that the others do not wait for them.
 const SMALL_BYTES_MAX: usize = 256 * 1024;
 
 /// The memory for bodies of each kind, in bytes: enough for 1,000 of GitHub's usual 30 KiB.
 const MEMORY_BYTES_MAX: usize = 64 * 1024 * 1024;
 
-/// How long a delivery waits for memory. GitHub gives one up after 10 s.
+/// The time limit for memory. GitHub gives up a delivery after 10 s.
 const MEMORY_WAIT: Duration = Duration::from_secs(5);
 
 const BODY_WAIT: Duration = Duration::from_secs(10);
 
-/// Takes deliveries. Clones share its memory.
+/// Accepts deliveries. Clones share its memory.
 #[derive(Clone, Debug)]
 pub(crate) struct WebhookEndpoint {
     config: Arc<Config>,
@@ -57,7 +56,7 @@ impl WebhookEndpoint {
         Ok(Self { config: Arc::clone(config), secret, memory: WebhookMemory::default(), intake })
     }
 
-    /// Whether there is a secret, without which no delivery is taken.
+    /// Whether a secret is configured, without which no delivery is accepted.
     pub(crate) const fn has_secret(&self) -> bool {
         self.secret.is_some()
     }
@@ -87,7 +86,7 @@ impl WebhookMemory {
     }
 }
 
-/// Takes a delivery from GitHub. The response is sent when the delivery is stored; its effects follow later.
+/// Accepts a delivery from GitHub. The response is sent when the delivery is stored; its effects follow later.
 #[utoipa::path(post, path = "/webhooks/github", security(()),
     request_body(content = String, content_type = "application/json"), responses(
         (status = 202, body = DeliveryView),

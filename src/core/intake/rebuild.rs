@@ -262,9 +262,9 @@ mod tests {
         let (records, id) =
             records_of(CreateRun { set: set.into(), ..app() }, |run| run.state = failed());
 
-        let given =
+        let request =
             RebuildRun { set: [("MODE".to_owned(), secret())].into(), ..Default::default() };
-        let error = rebuild(&records, id, given).unwrap_err();
+        let error = rebuild(&records, id, request).unwrap_err();
         assert!(
             matches!(&error, RebuildError::Invalid(invalid) if invalid.field == "set"),
             "{error}"
@@ -272,8 +272,8 @@ mod tests {
         assert!(error.to_string().contains("given TOKEN,"), "{error}");
 
         let set = ["TOKEN", "MODE"].map(|name| (name.to_owned(), secret()));
-        let given = RebuildRun { set: set.into(), ..Default::default() };
-        let made = rebuild(&records, id, given).unwrap();
+        let request = RebuildRun { set: set.into(), ..Default::default() };
+        let made = rebuild(&records, id, request).unwrap();
         assert_eq!(made.run.set_names, records.runs[&id].set_names);
     }
 

@@ -1,9 +1,9 @@
-//! Lines as they are shown outside of a terminal.
+//! Log lines for readers without a terminal.
 
 use console::strip_ansi_codes;
 
-/// `line` without colours and without characters that nobody sees or that change the order of others: what
-/// a build prints is anybody's.
+/// `line` without colours, without invisible characters, and without those that reorder others, because anybody may
+/// write a build's output.
 pub(crate) fn readable(line: &str) -> String {
     let stripped = strip_ansi_codes(line);
     stripped.chars().filter(|&c| c == '\t' || !is_hidden(c)).collect()

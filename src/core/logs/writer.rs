@@ -15,16 +15,15 @@ use super::chunk::{Chunk, GROW_BYTES_MAX};
 use super::tables::{CHUNKS, ChunkKey, EXTENTS, Extent, Tables, extent_key};
 use super::{AppendError, Followed, LogError, LogSettings, StoredLine, lock};
 
-/// Commands taken into one group. A group of full batches is then some 10 MB of text.
+/// Most commands in one group, which is about 10 MB of text if all batches are full.
 const GROUP_MAX: usize = 256;
 
-/// Chunks deleted in one transaction.
+/// Most chunks that one transaction deletes.
 const FORGET_CHUNKS: usize = 1_000;
 
 /// The wait before the database is opened anew after a failed write.
 const REOPEN_WAIT: Duration = Duration::from_millis(250);
 
-/// A command to the writer.
 #[derive(Debug)]
 pub(super) enum Command {
     Append(Append),
@@ -37,14 +36,14 @@ pub(super) enum Command {
     Close,
 }
 
-/// A chunk to be stored.
+/// A chunk to store.
 #[derive(Debug)]
 pub(super) struct Append {
     pub(super) attempt: Attempt,
-    /// The number of its first line; `None`: it follows the stored lines.
+    /// The number of its first line. Without one the chunk follows the stored lines.
     pub(super) first: Option<u64>,
     pub(super) chunk: Chunk,
-    /// Is told the number of the next line that the store wants.
+    /// Gets the number of the next line that the store wants.
     pub(super) stored: oneshot::Sender<Result<u64, AppendError>>,
 }
 
@@ -56,11 +55,11 @@ pub(super) struct Writer {
     followed: Followed,
     /// Whether the last group found the disk nearly full.
     is_disk_low: bool,
-    /// Of logs that were written to lately, as in the store.
+    /// The stored extents of the logs that were written last.
     extents: HashMap<Attempt, Extent>,
 }
 
-/// Extents that are kept in memory.
+/// Most extents in memory.
 const EXTENTS_MAX: usize = 10_000;
 
 type Answer = (oneshot::Sender<Result<u64, AppendError>>, Result<u64, AppendError>);
@@ -70,7 +69,7 @@ impl Writer {
         Self { tables, settings, followed, is_disk_low: false, extents: HashMap::new() }
     }
 
-    /// Writes until it is to close, or every sender is gone.
+    /// Writes until it must close, or every sender is gone.
     pub(super) fn run(mut self, mut commands: mpsc::Receiver<Command>) {
         let mut group = Vec::new();
         let mut is_closing = false;
@@ -80,9 +79,9 @@ impl Writer {
                 match command {
                     Command::Append(append) => appends.push(append),
                     Command::Forget { job, done } => {
-                        // Lines that were handed over before must not come after.
+                        // Earlier lines must not be stored after the deletion.
                         self.append(mem::take(&mut appends));
-                        // The caller may have been dropped; the logs are gone all the same.
+                        // The caller may be gone; the logs are deleted.
                         let _ = done.send(self.forget(job));
                     }
                     Command::Close => is_closing = true,
@@ -106,7 +105,7 @@ impl Writer {
                 }
                 self.notify_followers(&group);
                 for (stored, answer) in group.answers {
-                    // The session may have ended; its agent will ask again.
+                    // The session may have ended; its agent repeats the lines.
                     let _ = stored.send(answer);
                 }
             }
@@ -120,7 +119,7 @@ impl Writer {
         }
     }
 
-    /// Checks whether `appends` fit on the disk: if it filled up in the middle of a commit, the records of runs and
+    /// Checks that `appends` fit on the disk. If the disk were full in the middle of a commit, the records of runs and
     /// machines could not be written either.
     fn check_disk(&mut self, appends: &[Append]) {
         let new: u64 = appends.iter().map(|append| append.chunk.bytes.len() as u64).sum();
@@ -142,7 +141,7 @@ impl Writer {
         {
             let mut chunks = write.open_table(CHUNKS)?;
             for Append { attempt, first, chunk, stored } in appends {
-                // The answer is prepared before anything can fail, so that no caller waits for ever.
+                // The answer is prepared before anything can fail, so that every caller gets one.
                 group.answers.push((stored, Err(AppendError::NotStored(String::new()))));
                 let answer = self.append_one(group, &mut chunks, attempt, first, chunk)?;
                 if let Some(last) = group.answers.last_mut() {
@@ -225,7 +224,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Why a log may not grow to `text_bytes`, if it may not.
+    /// The reason why a log may not grow to `text_bytes`, if there is one.
     fn cut_reason(&self, text_bytes: u64) -> Option<String> {
         if self.is_disk_low {
             return Some("core's disk is nearly full".to_owned());
@@ -243,7 +242,7 @@ impl Writer {
         }
     }
 
-    /// Opens the database anew; until that succeeds every append fails and its agent keeps its lines.
+    /// Opens the database again. Until that succeeds, every append fails, and the agents keep their lines.
     fn recover(&mut self) {
         self.extents.clear();
         // Reads that are under way finish during the wait.
@@ -262,7 +261,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Deletes some chunks of a log, and its extent with the last; returns whether there are more.
+    /// Deletes some chunks of a log, and its extent with the last one. Returns whether there are more.
     fn forget_some(&self, attempt: Attempt) -> Result<bool, LogError> {
         let (job, number) = extent_key(attempt);
         let mut write = self.tables.database()?.begin_write()?;

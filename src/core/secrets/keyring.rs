@@ -13,13 +13,12 @@ use thiserror::Error;
 
 const NONCE_BYTES: usize = 24;
 
-/// Sealed bytes that this key does not open: another key made them, or they were changed.
+/// Sealed bytes of another key, or changed ones.
 #[derive(Debug, Error)]
 #[error("a stored secret cannot be opened; was secrets.key replaced?")]
 pub struct SealBroken;
 
-/// Seals and opens secrets that must outlive a restart, so that a copy of the database alone gives
-/// none of them away.
+/// Seals and opens secrets that must outlive a restart, so that a copy of the database alone discloses none of them.
 #[derive(Clone)]
 pub struct Keyring {
     cipher: XChaCha20Poly1305,
@@ -32,11 +31,10 @@ impl fmt::Debug for Keyring {
 }
 
 impl Keyring {
-    /// Reads the key from `path`, or makes one there with mode 0600. Nobody else may do so at the same
-    /// time.
+    /// Reads the key from `path`, or creates one there with mode 0600. No other process may do so at the same time.
     ///
     /// # Errors
-    /// Those of the file; [`io::ErrorKind::InvalidData`] if it does not hold 32 bytes.
+    /// The file cannot be read or written; [`io::ErrorKind::InvalidData`] if it does not have 32 bytes.
     pub fn open(path: &Path) -> io::Result<Self> {
         let key = match File::open(path) {
             Ok(file) => read_key(file)?,
@@ -46,7 +44,7 @@ impl Keyring {
         Ok(Self { cipher: XChaCha20Poly1305::new(&key.into()) })
     }
 
-    /// Seals `text` for `owner`; only the same owner opens it again.
+    /// Seals `text` for `owner`. Only the same owner can open it.
     pub fn seal(&self, owner: &str, text: &[u8]) -> Vec<u8> {
         let nonce: [u8; NONCE_BYTES] = rand::random();
         let sealed = self
@@ -56,7 +54,7 @@ impl Keyring {
         [&nonce[..], &sealed].concat()
     }
 
-    /// Opens what [`seal`](Self::seal) made.
+    /// Opens the bytes of [`seal`](Self::seal).
     ///
     /// # Errors
     /// [`SealBroken`].
@@ -76,7 +74,7 @@ fn read_key(file: File) -> io::Result<[u8; 32]> {
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it does not hold 32 bytes"))
 }
 
-/// Makes a key at `path`, whole or not at all: half a key would keep every later core from starting.
+/// Creates a key at `path` atomically, because half a key would prevent every later start of core.
 fn make_key(path: &Path) -> io::Result<[u8; 32]> {
     let key: [u8; 32] = rand::random();
     let mut unfinished = OsString::from(path);
@@ -86,7 +84,7 @@ fn make_key(path: &Path) -> io::Result<[u8; 32]> {
     file.write_all(&key)?;
     file.sync_all()?;
     fs::rename(&unfinished, path)?;
-    // What is sealed from now on must not outlive the name of its key.
+    // The key's directory entry must be on the disk before anything is sealed with it.
     File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()?;
     Ok(key)
 }

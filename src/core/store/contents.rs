@@ -56,15 +56,16 @@ impl StoreContents {
             },
             run_secrets: reader.sealed(RUN_SECRETS, RunId::from_bits)?,
             project_secrets: reader.sealed(PROJECT_SECRETS, ProjectId::from_bits)?,
-            machine_tokens: reader.rows(MACHINE_TOKENS, MachineId::from_bits, token_hashes)?,
+            machine_tokens: reader
+                .rows(MACHINE_TOKENS, MachineId::from_bits, |bytes| Ok(token_hashes(bytes)))?,
             api_tokens: reader.json(API_TOKENS, TokenHash)?,
         })
     }
 }
 
-fn token_hashes(bytes: &[u8]) -> Result<Vec<TokenHash>, serde_json::Error> {
+fn token_hashes(bytes: &[u8]) -> Vec<TokenHash> {
     let (hashes, _) = bytes.as_chunks::<32>();
-    Ok(hashes.iter().copied().map(TokenHash).collect())
+    hashes.iter().copied().map(TokenHash).collect()
 }
 
 struct Reader<'a>(&'a Database);

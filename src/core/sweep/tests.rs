@@ -169,7 +169,7 @@ async fn what_cannot_be_ended_keeps_nothing_else_waiting_and_few_are_ended_at_on
 
     let planned = core.sweep().compare().await.unwrap();
     assert_eq!((planned.listed, planned.recorded, planned.findings.len()), (20, 1, 21));
-    assert!(planned.findings.iter().all(|finding| finding.outcome == Outcome::Left));
+    assert!(planned.findings.iter().all(|finding| finding.outcome == Outcome::NoAction));
     assert_eq!(core.cloud.has().len(), 21, "a dry run changes nothing");
 
     let found = core.sweep_now().await;
@@ -192,7 +192,7 @@ async fn a_machine_counts_as_gone_when_it_is_missing_from_two_lists_of_different
     // Two lists of the same moment are one piece of evidence.
     for _ in 0..2 {
         let found = core.sweep_now().await;
-        assert_eq!(found[0], (id, Verdict::Missing, Outcome::Left));
+        assert_eq!(found[0], (id, Verdict::Missing, Outcome::NoAction));
     }
     // It was there after all, so what was missing before counts no more.
     core.cloud.lists(&[(2, ListedState::Live)]);
@@ -204,7 +204,7 @@ async fn a_machine_counts_as_gone_when_it_is_missing_from_two_lists_of_different
     let found = core.sweep_now().await;
 
     assert_eq!(found[0], (id, Verdict::Missing, Outcome::Done));
-    assert_eq!(found[1], (MachineId::from_bits(2), Verdict::Missing, Outcome::Left));
+    assert_eq!(found[1], (MachineId::from_bits(2), Verdict::Missing, Outcome::NoAction));
     assert_eq!(core.state_of(1), MachineState::Terminated);
     assert_eq!(core.state_of(2), MachineState::Ready);
     core.stop().await;
@@ -275,7 +275,7 @@ async fn an_agent_that_comes_back_while_its_machine_is_being_judged_keeps_it() {
     });
     let finding = comparison.findings.remove(0);
     let settled = core.sweep().settle(finding, comparison.asked_at).await;
-    assert_eq!(settled.outcome, Outcome::Left);
+    assert_eq!(settled.outcome, Outcome::NoAction);
     assert_eq!(core.cloud.has(), [1], "it is not ended");
     core.stop().await;
 }

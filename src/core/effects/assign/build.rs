@@ -78,7 +78,7 @@ pub(super) struct TooLong {
     bytes: usize,
 }
 
-/// Adds what only serves explanations. It is left out where the message would be too long for the agent.
+/// Adds the data for explanations, unless the message would be too long for the agent.
 ///
 /// # Errors
 /// [`TooLong`], also without them.
@@ -117,7 +117,7 @@ fn used_images(
     uses.iter().map(|(variant, used)| Ok((variant.clone(), image(used)?))).collect()
 }
 
-/// The image of a completed job, by digest where it is known.
+/// The image of a completed job, by digest if it is known.
 pub(super) fn image_of(job: &Job) -> anyhow::Result<ImageRef> {
     let JobState::Completed { digest } = &job.state else {
         anyhow::bail!("{} is not completed", job.name);

@@ -29,7 +29,6 @@ pub(super) struct BaseComparison {
     pub(super) base: Option<Base>,
 }
 
-/// Access to a run's repository.
 pub(super) struct Source<'a> {
     pub(super) subject: &'a Subject,
     pub(super) resolved: &'a ResolvedRef,
@@ -46,8 +45,8 @@ struct FoundBase {
 }
 
 impl Planner {
-    /// Finds the base and compares with it. `objects` are those of the run's commit. Whatever fails but
-    /// the search for a base that the caller named leads to no more than that everything is built.
+    /// Finds the base and compares with it. `objects` are those of the run's commit. After a failure everything is
+    /// built, unless the caller named a base that cannot be found.
     pub(super) async fn compare(
         &self,
         source: &Source<'_>,
@@ -61,7 +60,7 @@ impl Planner {
         if commits.is_empty() {
             return Ok(BaseComparison { good_images, base: None });
         }
-        // The rest of the time is for building everything instead.
+        // The rest of the time is left for a plan that builds everything.
         let limit = self.planning_limit / 2;
         let comparing = timeout(limit, changes(source, &base, commits, objects));
         let changed = comparing.await.unwrap_or_else(|_| {
@@ -105,9 +104,8 @@ impl Planner {
         }
     }
 
-    /// The newest good images that may stand in: those of the base's branch, and of the environment of
-    /// runs that name no branch if that is the default one. A warm-up takes those of its own
-    /// environment before others.
+    /// The newest good images that may stand in: of the base's branch, and, if that is the default branch, of the
+    /// environment of runs without a branch. A warm-up prefers the images of its own environment.
     fn good_images(
         &self,
         source: &Source<'_>,
@@ -135,8 +133,8 @@ impl Planner {
     }
 }
 
-/// The newest images of `environments`, by variant. An image that was made with build arguments that
-/// its caller set is not what the files of its commit give.
+/// The newest images of `environments`, by variant. Images with build arguments of their caller are left out, because
+/// their commit's files alone would give other images.
 fn newest<'a>(
     environments: impl IntoIterator<Item = &'a Environment>,
 ) -> BTreeMap<VariantName, GoodImage> {
@@ -158,7 +156,7 @@ fn commits_to_compare(
     good_images: &BTreeMap<VariantName, GoodImage>,
 ) -> BTreeSet<CommitSha> {
     let run = &subject.run;
-    // What the caller sets makes another image than the base's.
+    // The caller's arguments make another image than the base's.
     if run.trigger == Trigger::WarmUp || !run.set_names.is_empty() {
         return BTreeSet::new();
     }
@@ -168,7 +166,7 @@ fn commits_to_compare(
     images.map(|image| image.commit.clone()).collect()
 }
 
-/// The paths that changed since each commit; `None` where the base could not be compared with.
+/// The paths that changed since each commit; `None` if the comparison with the base failed.
 async fn changes(
     source: &Source<'_>,
     base: &FoundBase,

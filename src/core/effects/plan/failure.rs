@@ -11,10 +11,9 @@ use tracing::warn;
 use crate::core::clock::now;
 use crate::core::github::GithubError;
 
-/// How long planning is put off where GitHub does not answer. Its client has repeated the request itself.
+/// The delay of planning when GitHub does not answer. Its client has repeated the request by then.
 pub(super) const GITHUB_WAIT: Duration = Duration::from_secs(15);
 
-/// Why there is no plan.
 pub(super) enum NotPlanned {
     Failed(PlanFailure),
     /// GitHub does not answer: planning is repeated after this moment, and other runs are planned meanwhile.
@@ -58,7 +57,7 @@ impl From<GithubError> for NotPlanned {
     }
 }
 
-/// A plan that there will not be.
+/// The failure of a plan.
 pub(super) fn failed(reason: FailureReason, message: impl Display) -> NotPlanned {
     NotPlanned::Failed(PlanFailure { reason, message: message.to_string() })
 }

@@ -1,4 +1,4 @@
-//! Reads a run's repository with git. Requests are repeated where the network is at fault.
+//! Reads a run's repository with git. Requests are repeated after network errors.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::core::retry::{Retry, RetryPolicy};
 
-/// A repository's server that does not answer is asked again 1, 4, 16 and 45 seconds later.
+/// Attempts follow after 1, 4, 16 and 45 seconds.
 const GIT_RETRIES: RetryPolicy =
     RetryPolicy::new(Duration::from_secs(1), Duration::from_secs(45)).factor(4.0).retries_max(4);
 
@@ -25,7 +25,7 @@ impl Checkout {
         self.folder.path().join("src")
     }
 
-    /// The objects that were received of the repository, for comparing.
+    /// The received objects, for comparisons.
     pub(super) fn objects(&self) -> PathBuf {
         self.folder.path().join("objects")
     }
@@ -75,7 +75,7 @@ impl Git {
     }
 }
 
-/// Repeats `attempt` where the network is at fault.
+/// Repeats `attempt` after network errors.
 async fn retry<T, F: Future<Output = Result<T, CloneError>>>(
     what: &str,
     cancel: &CancellationToken,

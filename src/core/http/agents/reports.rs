@@ -1,5 +1,4 @@
-//! An agent's words as the state takes them. What goes into the records is cut: lists by their entries, texts in
-//! characters.
+//! Converts an agent's reports into events. Lists and texts are cut to the limits of the records.
 
 use stagely_protocol::{
     CHANGED_FILES_MAX, CacheMiss, ChangedFile, FailureReason, MissCause, Status, StatusState, Step,

@@ -20,8 +20,8 @@ use crate::core::clock::now;
 use crate::core::logs::{AppendError, Receipt};
 use crate::core::sessions::SessionEntry;
 
-/// LOG batches of one session that may wait for the store. With more of them the session is not
-/// read from, so that the rest stays in the agent's own spool.
+/// Most LOG batches of one session that wait for the store. Then core stops reading from the session, and the rest
+/// stays in the agent's spool.
 const APPENDS_MAX: usize = 16;
 
 /// A LOG that is not stored yet.
@@ -43,8 +43,8 @@ impl<'a> AgentSession<'a> {
         Self { endpoint, machine, socket, appends: VecDeque::new() }
     }
 
-    /// Serves the agent until its session ends. May be dropped at any await: the agent repeats what was not
-    /// acknowledged.
+    /// Serves the agent until its session ends. May be dropped at any `await`, because the agent repeats unacknowledged
+    /// messages.
     pub(super) async fn run(
         &mut self,
         hello: Hello,
@@ -72,7 +72,7 @@ impl<'a> AgentSession<'a> {
                     if self.appends.len() < APPENDS_MAX && received_at.elapsed() > interval * 3 {
                         return Err(SessionEnd::Silent);
                     }
-                    // The answer shows that an agent without HEARTBEAT is there.
+                    // The answer shows that an agent without HEARTBEAT is alive.
                     self.send_raw(Message::Ping(Bytes::new())).await?;
                 }
             }
@@ -90,8 +90,8 @@ impl<'a> AgentSession<'a> {
             holds: holds.clone(),
         };
         self.endpoint.events.store(event).await?;
-        // Also jobs that are not wanted any more: a registered machine is not free before its agent has reported
-        // their end. Their lines are dropped.
+        // Also unwanted jobs, because a registered machine is free only when its agent has reported their end. Their
+        // lines are dropped.
         let mut jobs = Vec::new();
         for attempt in holds {
             let next_line = self.endpoint.logs.next_line(attempt).await?;
@@ -106,8 +106,8 @@ impl<'a> AgentSession<'a> {
         .await
     }
 
-    /// Seconds that are left of the machine's lease. When it is over, core ends the machine itself, after the agent
-    /// has had time to report: so the machine's dead-man switch waits a little longer.
+    /// The remaining seconds of the machine's lease. At its end core terminates the machine, after the agent has had
+    /// time to report, so the machine's dead-man switch waits a little longer.
     fn lease_seconds(&self) -> Option<u64> {
         let until = self.endpoint.records.read().machines.get(&self.machine)?.lease_until?;
         Some(until.since(now()).max(self.endpoint.job_grace).as_secs())
@@ -147,7 +147,7 @@ impl<'a> AgentSession<'a> {
     async fn store_log(&mut self, log: &Log<'_>) -> Result<(), SessionEnd> {
         let attempt: Option<Attempt> = log.job_id.as_str().parse().ok();
         let Some(attempt) = attempt.filter(|attempt| self.has(*attempt)) else {
-            // These lines are not wanted any more. The acknowledgement removes them from the agent's spool.
+            // These lines are no longer wanted. The acknowledgement removes them from the agent's spool.
             let lines = log.first.unwrap_or(0).saturating_add(log.lines.len() as u64);
             let ack = LogAck { job_id: log.job_id.clone(), lines };
             return self.send(&CoreMessage::LogAck(ack)).await;
@@ -210,7 +210,7 @@ impl<'a> AgentSession<'a> {
     }
 }
 
-/// Waits until the oldest append is stored; for ever without one.
+/// Waits until the oldest append is stored; without end if there is none.
 async fn next_stored(appends: &mut VecDeque<Append>) -> Result<(WireId, u64), AppendError> {
     let Some(oldest) = appends.front_mut() else { return pending().await };
     let lines = oldest.receipt.stored().await;

@@ -5,7 +5,6 @@ use stagely_state::{Environment, Project};
 use crate::api::{EnvironmentImage, EnvironmentView};
 use crate::core::records::Records;
 
-/// An environment.
 pub(in crate::core::http) fn environment(
     records: &Records,
     environment: &Environment,
@@ -33,7 +32,7 @@ pub(in crate::core::http) fn environment(
     }
 }
 
-/// Where people read the comment.
+/// The URL of the comment.
 fn comment_url(project: &Project, environment: &Environment) -> Option<String> {
     let (number, comment) = (environment.pull_request?, environment.report.comment?);
     project.github.as_ref()?;

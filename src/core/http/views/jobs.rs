@@ -7,7 +7,6 @@ use super::machines::queue_reason;
 use crate::api::{JobKindView, JobStatus, JobView, LostAttempt, QueuePosition};
 use crate::core::records::Records;
 
-/// A job.
 pub(in crate::core::http) fn job(records: &Records, job: &Job) -> JobView {
     let (kind, platforms, image): (_, Vec<Platform>, _) = match &job.kind {
         JobKind::Build { platform, image, .. } => (JobKindView::Build, vec![*platform], image),
@@ -55,13 +54,12 @@ pub(in crate::core::http) fn job(records: &Records, job: &Job) -> JobView {
     }
 }
 
-/// Where a job is in the queue, if it waits there.
+/// The position of a waiting job in the queue.
 fn queue_place(records: &Records, job: &Job) -> Option<QueuePosition> {
     let (index, queued) = records.queued(job.id)?;
     Some(QueuePosition { position: index + 1, reason: queue_reason(records, &queued.reason) })
 }
 
-/// How far a job is.
 pub(in crate::core::http) const fn job_status(state: &JobState) -> JobStatus {
     match state {
         JobState::Queued { .. } | JobState::Postponed { .. } => JobStatus::Queued,
@@ -73,7 +71,7 @@ pub(in crate::core::http) const fn job_status(state: &JobState) -> JobStatus {
     }
 }
 
-/// What only an ended job has.
+/// The fields that only an ended job has.
 #[derive(Default)]
 struct End {
     digest: Option<stagely_protocol::Digest>,
@@ -101,8 +99,8 @@ impl End {
     }
 }
 
-/// How many times longer the job took than natively; `None` where it did not run under emulation, or
-/// nothing native is known to compare with.
+/// The duration of an emulated job relative to a native build; `None` if it was not emulated, or if no native build is
+/// known.
 fn slow_down_of(records: &Records, job: &Job) -> Option<f64> {
     if !job.emulated || job.steps.is_empty() {
         return None;
@@ -118,7 +116,7 @@ mod tests {
     use super::*;
     use crate::core::fixtures;
 
-    /// Jobs 1, 2 and 3 of one run, of which 3 and then 2 wait.
+    /// Jobs 1, 2 and 3 of one run. The queue has 3 and then 2.
     fn records() -> Records {
         let mut records = Records::default();
         for id in 1..=3 {

@@ -5,7 +5,7 @@ use stagely_state::{Machine, MachineKind, MachineState, QueueReason, Timestamp};
 use crate::api::{MachineStatus, MachineView, QueueView, QueuedJobView};
 use crate::core::records::Records;
 
-/// A machine as it is `now`.
+/// A machine at the time `now`.
 pub(in crate::core::http) fn machine(machine: &Machine, now: Timestamp) -> MachineView {
     let placement = machine.placement.as_ref();
     let until = machine.terminated_at.unwrap_or(now);
@@ -46,14 +46,13 @@ pub(in crate::core::http) fn machine(machine: &Machine, now: Timestamp) -> Machi
     }
 }
 
-/// Below zero when the lease is over and the machine is there all the same.
+/// Negative if the lease is over and the machine is still alive.
 fn lease_left(machine: &Machine, now: Timestamp) -> Option<i64> {
     let lease = machine.lease_until.filter(|_| !machine.state.is_terminated())?;
     let (left, over) = (lease.since(now).as_secs(), now.since(lease).as_secs());
     Some(i64::try_from(left).unwrap_or(i64::MAX) - i64::try_from(over).unwrap_or(i64::MAX))
 }
 
-/// The queue.
 pub(in crate::core::http) fn queue(records: &Records, max_concurrent: u32) -> QueueView {
     let jobs = records.queue().iter().enumerate().filter_map(|(index, queued)| {
         let job = records.jobs.get(&queued.job)?;
@@ -71,7 +70,7 @@ pub(in crate::core::http) fn queue(records: &Records, max_concurrent: u32) -> Qu
     QueueView { max_concurrent, live_machines: launched.count(), jobs: jobs.collect() }
 }
 
-/// What a job waits for, in words.
+/// The reason why a job waits, for people.
 pub(super) fn queue_reason(records: &Records, reason: &QueueReason) -> String {
     match reason {
         QueueReason::Jobs(jobs) => {
@@ -122,7 +121,7 @@ mod tests {
         queue_reason(&records, reason)
     }
 
-    /// A machine of 0.17 dollars an hour that was asked for at 0, with a lease of an hour.
+    /// A machine for 0.17 dollars an hour, requested at the time 0, with a lease of an hour.
     fn launched() -> Machine {
         let machine =
             Machine::new(MachineId::from_bits(1), MachineKind::Launched, Arch::Amd64, Timestamp(0));

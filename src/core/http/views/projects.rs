@@ -5,7 +5,6 @@ use stagely_state::Project;
 use crate::api::ProjectView;
 use crate::core::secrets::SecretStore;
 
-/// A project.
 pub(in crate::core::http) fn project(secrets: &SecretStore, project: &Project) -> ProjectView {
     let link = project.github.as_ref();
     ProjectView {
@@ -16,7 +15,7 @@ pub(in crate::core::http) fn project(secrets: &SecretStore, project: &Project) -
         forks: link.map(|link| link.forks),
         max_concurrent: project.max_concurrent,
         configured: link.is_some_and(|link| link.is_configured),
-        // One that cannot be opened is there all the same.
+        // A token that cannot be opened counts too.
         has_token: !matches!(secrets.project_token(project.id), Ok(None)),
     }
 }

@@ -6,7 +6,7 @@ use super::job;
 use crate::api::{RunStatus, RunView, SkippedBuildView};
 use crate::core::records::Records;
 
-/// A run without its jobs, as lists show it.
+/// A run without its jobs, for lists.
 pub(in crate::core::http) fn run_summary(records: &Records, run: &Run) -> RunView {
     let project = records.projects.get(&run.project);
     let environment = records.environments.get(&run.environment);
@@ -54,7 +54,7 @@ pub(in crate::core::http) fn run(records: &Records, run: &Run) -> RunView {
     RunView { jobs, ..run_summary(records, run) }
 }
 
-/// A build that a run does without, with the reason in words.
+/// A skipped build with the reason for people.
 fn skipped(skipped: &SkippedBuild) -> SkippedBuildView {
     let image = match &skipped.reason {
         SkipReason::PathsUnchanged { image, .. } => Some(image.clone()),

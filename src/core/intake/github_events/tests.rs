@@ -153,8 +153,8 @@ fn closings_and_commands_need_an_environment() {
         at: Timestamp(4),
     };
     let event = outcome(&with, &command(Ok(CommandKind::Cancel))).unwrap();
-    let Event::CommandGiven { command: given, .. } = event else { panic!("{event:?}") };
-    assert_eq!((given.comment, &*given.author), (Some(3), "carol"));
+    let Event::CommandGiven { command: stored, .. } = event else { panic!("{event:?}") };
+    assert_eq!((stored.comment, &*stored.author), (Some(3), "carol"));
     let unknown = UnknownCommand::of("dance");
     let message = unknown.to_string();
     let error = outcome(&with, &command(Err(unknown))).unwrap_err();
