@@ -52,7 +52,7 @@ impl Step<'_> {
             if exports && is_completed {
                 self.begin_export(machine, attempt);
             }
-            if !self.hand_over(machine, attempt.job) {
+            if !self.assign_merge_to_builder(machine, attempt.job) {
                 self.release(machine);
             }
         } else if !exports {

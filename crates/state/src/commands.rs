@@ -6,7 +6,7 @@ use super::{CancelReason, Command, CommandKind, CommandVerdict, Effect, RunState
 use crate::ids::{EnvironmentId, RunId};
 
 impl Step<'_> {
-    pub(super) fn give_command(&mut self, id: EnvironmentId, command: Command) {
+    pub(super) fn check_command(&mut self, id: EnvironmentId, command: Command) {
         let Some(environment) = self.state.environments.get(&id) else { return };
         // The command of an older comment was followed already, or is outdated.
         if environment.state.is_closed()
@@ -23,7 +23,7 @@ impl Step<'_> {
         }
     }
 
-    pub(super) fn command_checked(
+    pub(super) fn follow_command(
         &mut self,
         id: EnvironmentId,
         command: Command,

@@ -13,7 +13,7 @@ pub(super) const ABSENT_BUILDER_GRACE: Duration = Duration::from_secs(10);
 impl Step<'_> {
     /// Assigns the merge that only waited for `finished` to the machine that has just finished it. Returns false if
     /// there is no such merge, or the machine cannot do it.
-    pub(super) fn hand_over(&mut self, id: MachineId, finished: JobId) -> bool {
+    pub(super) fn assign_merge_to_builder(&mut self, id: MachineId, finished: JobId) -> bool {
         let machine = self.state.machines.get(&id);
         let will_do = machine.is_some_and(|machine| self.state.can_merge(machine));
         let merge = self.state.ready_merge_of(finished).filter(|_| will_do);
@@ -24,7 +24,7 @@ impl Step<'_> {
     }
 
     /// Assigns waiting merges to builders of their build that still export a cache.
-    pub(super) fn give_merges_to_builders(&mut self) {
+    pub(super) fn assign_merges_to_builders(&mut self) {
         while let Some((merge, machine, finished)) = self.state.next_to_take_over() {
             self.take_over(machine, merge, finished);
         }

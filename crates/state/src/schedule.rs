@@ -290,7 +290,7 @@ impl Step<'_> {
         while let Some((job, arch)) = self.state.next_without_arch() {
             self.refuse_emulation(job, arch);
         }
-        self.give_merges_to_builders();
+        self.assign_merges_to_builders();
         while let Some((project, job, assignment)) = self.next_to_serve() {
             self.state.note_served(project);
             match assignment {

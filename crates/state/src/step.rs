@@ -61,9 +61,11 @@ impl Step<'_> {
             Event::PullRequestClosed { environment, at } => {
                 self.close_pull_request(environment, at);
             }
-            Event::CommandGiven { environment, command } => self.give_command(environment, command),
+            Event::CommandGiven { environment, command } => {
+                self.check_command(environment, command)
+            }
             Event::CommandChecked { environment, command, verdict } => {
-                self.command_checked(environment, command, verdict);
+                self.follow_command(environment, command, verdict);
                 self.forget_empty_environments(BTreeSet::from([environment]));
             }
             Event::RunApproved { run, by } => self.approve_run(run, &by),

@@ -1,4 +1,4 @@
-//! The subtle transitions, one at a time. `tests/simulation` mixes them all.
+//! Tests of single steps. `tests/simulation` mixes them all.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -14,11 +14,11 @@ mod commands;
 mod environments;
 mod exports;
 mod fingerprints;
+mod head_updates;
 mod heads;
 mod interruptions;
 mod machines;
 mod merges;
-mod news;
 mod projects;
 mod queue;
 mod records;
@@ -31,12 +31,12 @@ mod transitions;
 
 const TIMEOUT: Duration = Duration::from_mins(30);
 
-/// A core, its clock, and a source of ids that ascend.
+/// A core, its clock, and a source of ascending ids.
 struct Core {
     state: State,
     now: Timestamp,
     last_id: u128,
-    /// The newest of all agents.
+    /// The newest session of all agents.
     session: SessionId,
 }
 
@@ -73,7 +73,6 @@ impl Core {
         self.outcome_of(event).effects
     }
 
-    /// All that the step decides.
     fn outcome_of(&mut self, event: Event) -> Outcome {
         let last_id = &mut self.last_id;
         let mut new_machine = || {
@@ -96,7 +95,7 @@ impl Core {
         self.step(Event::Tick)
     }
 
-    /// Requests a run of the project's only environment, which has the project's number.
+    /// Requests a run of the project's only environment, which has the same number as the project.
     fn request(&mut self, project: u128) -> RunId {
         self.request_as(project, |_| {})
     }
@@ -187,7 +186,7 @@ impl Core {
         self.step(Event::JobReported { machine, attempt: self::attempt(job, attempt), report })
     }
 
-    /// Reports the image, and that the export of the cache goes on.
+    /// Reports the image before the export of the cache.
     fn report_early(&mut self, machine: MachineId, job: JobId, attempt: u32) -> Vec<Effect> {
         let report = JobReport { exporting_cache: true, ..JobReport::new(PUSHED) };
         self.step(Event::JobReported { machine, attempt: self::attempt(job, attempt), report })
@@ -201,7 +200,7 @@ impl Core {
         self.step(Event::CancelRequested { run, reason: CancelReason::Requested })
     }
 
-    /// A job at work on a machine that was launched for it.
+    /// A job that runs on a machine that was launched for it.
     fn running(&mut self) -> (RunId, JobId, MachineId) {
         let (run, jobs) = self.run(1, 1);
         let machine = self.launched(jobs[0]);
@@ -210,7 +209,7 @@ impl Core {
         (run, jobs[0], machine)
     }
 
-    /// A job at work on a registered machine.
+    /// A job that runs on a registered machine.
     fn running_on_registered(&mut self) -> (RunId, JobId, MachineId) {
         let machine = self.registered_machine(Arch::Amd64);
         self.connect(machine, &[]);
@@ -251,13 +250,12 @@ fn without_provider() -> Core {
     Core::new(0, &[])
 }
 
-/// Both platforms natively.
+/// A core that can launch both arches.
 fn both(max_concurrent: u32) -> Core {
     Core::new(max_concurrent, &Arch::ALL)
 }
 
-/// A build of two platforms and its merge, planned; the machines of both builds are there and have
-/// connected.
+/// A planned build of two platforms with its merge. The machines of both builds have connected.
 struct TwoPlatforms {
     run: RunId,
     builds: [JobId; 2],

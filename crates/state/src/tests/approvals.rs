@@ -1,6 +1,6 @@
-//! Runs of forks' commits: nothing is done for them before somebody agrees to that commit.
+//! Runs of forks' commits are not planned before their approval.
 
-use super::news::*;
+use super::head_updates::*;
 use super::*;
 
 fn approve(core: &mut Core, run: RunId) -> Vec<Effect> {
@@ -19,7 +19,7 @@ fn approval(core: &Core, run: RunId) -> &Approval {
 fn a_run_that_awaits_approval_is_told_of_and_not_planned() {
     let mut core = Core::linked();
 
-    let (run, event) = core.news(News::first("a", 1).of_fork());
+    let (run, event) = core.head_event(HeadUpdate::first("a", 1).of_fork());
 
     assert_eq!(core.step(event), [REPORT]);
     assert_eq!(
@@ -31,7 +31,7 @@ fn a_run_that_awaits_approval_is_told_of_and_not_planned() {
 #[test]
 fn nothing_comes_of_a_run_that_awaits_approval_with_time_or_after_a_restart() {
     let mut core = Core::linked();
-    let run = core.heard(News::first("a", 1).of_fork());
+    let run = core.new_run_of(HeadUpdate::first("a", 1).of_fork());
     core.report_all();
 
     assert_eq!(core.wait(Duration::from_hours(24)), []);
@@ -45,7 +45,7 @@ fn nothing_comes_of_a_run_that_awaits_approval_with_time_or_after_a_restart() {
 #[test]
 fn a_plan_of_a_run_that_awaits_approval_is_not_taken() {
     let mut core = Core::linked();
-    let run = core.heard(News::first("a", 1).of_fork());
+    let run = core.new_run_of(HeadUpdate::first("a", 1).of_fork());
     let build = core.build(Arch::Amd64);
 
     core.plan(run, &[build]);
@@ -58,7 +58,7 @@ fn a_plan_of_a_run_that_awaits_approval_is_not_taken() {
 fn a_run_that_awaits_approval_holds_up_nobody() {
     let mut core = Core::linked();
     core.state.limits.planned_at_once = 1;
-    core.hear(News::first("a", 1).of_fork());
+    core.update_head(HeadUpdate::first("a", 1).of_fork());
 
     let other = core.request(2);
 
@@ -68,7 +68,7 @@ fn a_run_that_awaits_approval_holds_up_nobody() {
 #[test]
 fn an_approved_run_is_planned_at_once_and_told_of() {
     let mut core = Core::linked();
-    let run = core.heard(News::first("a", 1).of_fork());
+    let run = core.new_run_of(HeadUpdate::first("a", 1).of_fork());
     core.report_all();
 
     assert_eq!(approve(&mut core, run), [Effect::Plan { run }, REPORT]);
@@ -81,7 +81,7 @@ fn an_approved_run_is_planned_at_once_and_told_of() {
 #[test]
 fn a_run_is_approved_once() {
     let mut core = Core::linked();
-    let run = core.heard(News::first("a", 1).of_fork());
+    let run = core.new_run_of(HeadUpdate::first("a", 1).of_fork());
     approve(&mut core, run);
     core.report_all();
 
@@ -93,7 +93,7 @@ fn a_run_is_approved_once() {
 #[test]
 fn a_run_that_needs_no_approval_gets_none() {
     let mut core = Core::linked();
-    let run = core.heard(News::first("a", 1));
+    let run = core.new_run_of(HeadUpdate::first("a", 1));
     core.report_all();
 
     assert_eq!(approve(&mut core, run), []);
@@ -106,10 +106,10 @@ fn a_run_that_needs_no_approval_gets_none() {
 #[test]
 fn a_newer_commit_of_a_fork_needs_an_approval_of_its_own() {
     let mut core = Core::linked();
-    let first = core.heard(News::first("a", 1).of_fork());
+    let first = core.new_run_of(HeadUpdate::first("a", 1).of_fork());
     approve(&mut core, first);
 
-    let second = core.heard(News::pushed("a", "b", 2).of_fork());
+    let second = core.new_run_of(HeadUpdate::pushed("a", "b", 2).of_fork());
 
     assert_eq!(approval(&core, second), &Approval::Awaited);
     assert!(!core.is_in_outbox(&Effect::Plan { run: second }));
@@ -119,11 +119,11 @@ fn a_newer_commit_of_a_fork_needs_an_approval_of_its_own() {
 #[test]
 fn an_approved_commit_that_is_pushed_again_needs_no_second_approval() {
     let mut core = Core::linked();
-    let first = core.heard(News::first("a", 1).of_fork());
+    let first = core.new_run_of(HeadUpdate::first("a", 1).of_fork());
     approve(&mut core, first);
-    core.heard(News::pushed("a", "b", 2).of_fork());
+    core.new_run_of(HeadUpdate::pushed("a", "b", 2).of_fork());
 
-    let again = core.heard(News::pushed("b", "a", 3).of_fork());
+    let again = core.new_run_of(HeadUpdate::pushed("b", "a", 3).of_fork());
 
     assert_eq!(approval(&core, again), &given());
     assert!(core.is_in_outbox(&Effect::Plan { run: again }));
@@ -132,11 +132,11 @@ fn an_approved_commit_that_is_pushed_again_needs_no_second_approval() {
 #[test]
 fn an_approved_commit_is_built_when_its_pull_request_is_opened_again() {
     let mut core = Core::linked();
-    let first = core.heard(News::first("a", 1).of_fork());
+    let first = core.new_run_of(HeadUpdate::first("a", 1).of_fork());
     approve(&mut core, first);
     core.close(2);
 
-    let again = core.heard(News::opened("a", 3).of_fork());
+    let again = core.new_run_of(HeadUpdate::opened("a", 3).of_fork());
 
     assert_eq!(approval(&core, again), &given());
 }
@@ -144,8 +144,8 @@ fn an_approved_commit_is_built_when_its_pull_request_is_opened_again() {
 #[test]
 fn a_run_that_awaits_approval_ends_with_a_newer_commit() {
     let mut core = Core::linked();
-    let first = core.heard(News::first("a", 1).of_fork());
-    core.heard(News::pushed("a", "b", 2).of_fork());
+    let first = core.new_run_of(HeadUpdate::first("a", 1).of_fork());
+    core.new_run_of(HeadUpdate::pushed("a", "b", 2).of_fork());
     core.report_all();
 
     assert_eq!(approve(&mut core, first), [], "somebody looked at the older commit");
@@ -157,7 +157,7 @@ fn a_run_that_awaits_approval_ends_with_a_newer_commit() {
 #[test]
 fn a_run_that_awaits_approval_ends_with_its_pull_request() {
     let mut core = Core::linked();
-    let run = core.heard(News::first("a", 1).of_fork());
+    let run = core.new_run_of(HeadUpdate::first("a", 1).of_fork());
     core.close(2);
     core.report_all();
 
@@ -169,7 +169,7 @@ fn a_run_that_awaits_approval_ends_with_its_pull_request() {
 #[test]
 fn a_run_that_awaits_approval_may_be_cancelled() {
     let mut core = Core::linked();
-    let run = core.heard(News::first("a", 1).of_fork());
+    let run = core.new_run_of(HeadUpdate::first("a", 1).of_fork());
     core.report_all();
 
     assert_eq!(core.cancel(run), [REPORT]);

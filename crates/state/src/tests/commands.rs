@@ -1,6 +1,6 @@
-//! What people ask for in comments and with labels.
+//! Commands in comments and labels.
 
-use super::news::*;
+use super::head_updates::*;
 use super::*;
 
 const REBUILD: CommandKind = CommandKind::Rebuild { failed_only: false };
@@ -61,7 +61,7 @@ fn rebuild_of(core: &mut Core, repeated: RunId) -> Run {
 #[test]
 fn a_command_is_followed_after_github_was_asked_and_people_are_told() {
     let mut core = Core::linked();
-    let run = core.heard(News::first("a", 1));
+    let run = core.new_run_of(HeadUpdate::first("a", 1));
     core.report_all();
 
     assert_eq!(give(&mut core, &cancel(1)), [check(&cancel(1))]);
@@ -76,7 +76,7 @@ fn a_command_is_followed_after_github_was_asked_and_people_are_told() {
 #[test]
 fn a_command_of_somebody_who_may_not_is_not_followed_and_people_are_told_why() {
     let mut core = Core::linked();
-    let run = core.heard(News::first("a", 1));
+    let run = core.new_run_of(HeadUpdate::first("a", 1));
     core.report_all();
     give(&mut core, &cancel(1));
 
@@ -92,7 +92,7 @@ fn a_command_of_somebody_who_may_not_is_not_followed_and_people_are_told_why() {
 #[test]
 fn a_comment_is_followed_once_and_an_older_one_not_any_more() {
     let mut core = Core::linked();
-    core.hear(News::first("a", 1));
+    core.update_head(HeadUpdate::first("a", 1));
     follow(&mut core, &cancel(5), None);
 
     assert_eq!(give(&mut core, &cancel(5)), []);
@@ -106,9 +106,9 @@ fn a_comment_is_followed_once_and_an_older_one_not_any_more() {
 #[test]
 fn a_label_is_no_comment_and_is_checked_once_at_a_time() {
     let mut core = Core::linked();
-    core.hear(News::first("a", 1).of_fork());
+    core.update_head(HeadUpdate::first("a", 1).of_fork());
     follow(&mut core, &cancel(5), None);
-    core.hear(News::pushed("a", "b", 2).of_fork());
+    core.update_head(HeadUpdate::pushed("a", "b", 2).of_fork());
     let kind = CommandKind::Approve { commit: Some("b".repeat(40)) };
     let label = Command { comment: None, ..command(0, kind, 9) };
 
@@ -123,7 +123,7 @@ fn a_label_is_no_comment_and_is_checked_once_at_a_time() {
 #[test]
 fn an_answer_that_nobody_waits_for_changes_nothing() {
     let mut core = Core::linked();
-    let run = core.heard(News::first("a", 1));
+    let run = core.new_run_of(HeadUpdate::first("a", 1));
     core.report_all();
 
     assert_eq!(answer(&mut core, &cancel(1), CommandVerdict::Accepted), []);
@@ -135,7 +135,7 @@ fn an_answer_that_nobody_waits_for_changes_nothing() {
 #[test]
 fn a_crash_before_the_answer_loses_no_command() {
     let mut core = Core::linked();
-    let run = core.heard(News::first("a", 1));
+    let run = core.new_run_of(HeadUpdate::first("a", 1));
     give(&mut core, &cancel(1));
 
     core.restart();
@@ -149,7 +149,7 @@ fn a_crash_before_the_answer_loses_no_command() {
 fn nobody_commands_what_is_closed_or_unknown() {
     let mut core = Core::linked();
     assert_eq!(give(&mut core, &cancel(1)), []);
-    core.hear(News::first("a", 1));
+    core.update_head(HeadUpdate::first("a", 1));
     core.close(2);
 
     assert_eq!(give(&mut core, &cancel(1)), []);
@@ -158,7 +158,7 @@ fn nobody_commands_what_is_closed_or_unknown() {
 #[test]
 fn a_pull_request_that_is_closed_before_the_answer_follows_nothing() {
     let mut core = Core::linked();
-    let first = core.heard(News::first("a", 1));
+    let first = core.new_run_of(HeadUpdate::first("a", 1));
     let rebuild = command(1, REBUILD, 2);
     let again = rebuild_of(&mut core, first);
     let id = again.id;
@@ -177,7 +177,7 @@ fn a_pull_request_that_is_closed_before_the_answer_follows_nothing() {
 #[test]
 fn all_runs_that_go_on_are_cancelled() {
     let mut core = Core::linked();
-    let run = core.heard(News::first("a", 1));
+    let run = core.new_run_of(HeadUpdate::first("a", 1));
     core.plan_tagged(run);
 
     follow(&mut core, &cancel(1), None);
@@ -188,7 +188,7 @@ fn all_runs_that_go_on_are_cancelled() {
 #[test]
 fn people_are_told_that_nothing_is_there_to_be_cancelled() {
     let mut core = Core::linked();
-    let run = core.heard(News::first("a", 1));
+    let run = core.new_run_of(HeadUpdate::first("a", 1));
     core.plan(run, &[]);
 
     let note = follow(&mut core, &cancel(1), None);
@@ -201,7 +201,7 @@ fn people_are_told_that_nothing_is_there_to_be_cancelled() {
 #[test]
 fn a_rebuild_starts_the_newest_run_once_more_and_takes_its_place() {
     let mut core = Core::linked();
-    let first = core.heard(News::first("a", 1));
+    let first = core.new_run_of(HeadUpdate::first("a", 1));
     let again = rebuild_of(&mut core, first);
     let id = again.id;
 
@@ -216,12 +216,12 @@ fn a_rebuild_starts_the_newest_run_once_more_and_takes_its_place() {
 #[test]
 fn a_rebuild_of_what_is_not_the_newest_any_more_is_refused() {
     let mut core = Core::linked();
-    let first = core.heard(News::first("a", 1));
+    let first = core.new_run_of(HeadUpdate::first("a", 1));
     let rebuild = command(1, REBUILD, 2);
     let again = rebuild_of(&mut core, first);
     let id = again.id;
     give(&mut core, &rebuild);
-    let newer = core.heard(News::pushed("a", "b", 3));
+    let newer = core.new_run_of(HeadUpdate::pushed("a", "b", 3));
 
     answer(&mut core, &rebuild, CommandVerdict::Rebuild(Box::new(again)));
 
@@ -233,7 +233,7 @@ fn a_rebuild_of_what_is_not_the_newest_any_more_is_refused() {
 #[test]
 fn a_rebuild_without_a_run_is_refused() {
     let mut core = Core::linked();
-    core.hear(News::first("a", 1));
+    core.update_head(HeadUpdate::first("a", 1));
     let kind = CommandKind::Rebuild { failed_only: true };
 
     let note = follow(&mut core, &command(1, kind, 2), None);
@@ -245,7 +245,7 @@ fn a_rebuild_without_a_run_is_refused() {
 #[test]
 fn a_rebuild_keeps_the_approval_of_its_commit() {
     let mut core = Core::linked();
-    let first = core.heard(News::first("a", 1).of_fork());
+    let first = core.new_run_of(HeadUpdate::first("a", 1).of_fork());
     core.step(Event::RunApproved { run: first, by: "dave".to_owned() });
     let again = rebuild_of(&mut core, first);
     let id = again.id;
@@ -259,7 +259,7 @@ fn a_rebuild_keeps_the_approval_of_its_commit() {
 #[test]
 fn a_rebuild_of_what_waits_for_approval_waits_too() {
     let mut core = Core::linked();
-    let first = core.heard(News::first("a", 1).of_fork());
+    let first = core.new_run_of(HeadUpdate::first("a", 1).of_fork());
     let again = rebuild_of(&mut core, first);
     let id = again.id;
 
@@ -285,7 +285,7 @@ fn is_approved(core: &Core, run: RunId) -> bool {
 #[test]
 fn a_first_commit_is_approved_by_any_comment() {
     let mut core = Core::linked();
-    let run = core.heard(News::first("a", 5).of_fork());
+    let run = core.new_run_of(HeadUpdate::first("a", 5).of_fork());
 
     let note = follow(&mut core, &approve(1, None, 5), None);
 
@@ -296,8 +296,8 @@ fn a_first_commit_is_approved_by_any_comment() {
 #[test]
 fn a_later_commit_is_approved_by_a_comment_that_was_written_after_it() {
     let mut core = Core::linked();
-    core.hear(News::first("a", 1).of_fork());
-    let run = core.heard(News::pushed("a", "b", 5).of_fork());
+    core.update_head(HeadUpdate::first("a", 1).of_fork());
+    let run = core.new_run_of(HeadUpdate::pushed("a", "b", 5).of_fork());
 
     let why = follow(&mut core, &approve(1, None, 5), None);
 
@@ -311,9 +311,9 @@ fn a_later_commit_is_approved_by_a_comment_that_was_written_after_it() {
 #[test]
 fn a_commit_that_was_pushed_after_the_comment_is_not_approved() {
     let mut core = Core::linked();
-    core.hear(News::first("a", 1).of_fork());
+    core.update_head(HeadUpdate::first("a", 1).of_fork());
     give(&mut core, &approve(1, None, 3));
-    let run = core.heard(News::pushed("a", "b", 4).of_fork());
+    let run = core.new_run_of(HeadUpdate::pushed("a", "b", 4).of_fork());
 
     answer(&mut core, &approve(1, None, 3), CommandVerdict::Accepted);
 
@@ -324,8 +324,8 @@ fn a_commit_that_was_pushed_after_the_comment_is_not_approved() {
 #[test]
 fn digits_approve_the_commit_that_has_them_at_any_time() {
     let mut core = Core::linked();
-    core.hear(News::first("a", 1).of_fork());
-    let run = core.heard(News::pushed("a", "b", 5).of_fork());
+    core.update_head(HeadUpdate::first("a", 1).of_fork());
+    let run = core.new_run_of(HeadUpdate::pushed("a", "b", 5).of_fork());
 
     let why = follow(&mut core, &approve(1, Some("aaaaaaa"), 9), None);
     assert!(why.contains("a newer commit is there"), "{why}");
@@ -342,12 +342,12 @@ fn an_approval_needs_something_that_waits_for_it() {
         let note = follow(core, &approve(comment, None, 99), None);
         assert!(note.ends_with("was not followed: nothing waits for approval"), "{note}");
     };
-    core.hear(News::first("a", 1));
+    core.update_head(HeadUpdate::first("a", 1));
     refused(&mut core, 1);
-    core.hear(News::pushed("a", "b", 2).of_fork());
+    core.update_head(HeadUpdate::pushed("a", "b", 2).of_fork());
     follow(&mut core, &approve(2, None, 9), None);
     refused(&mut core, 3);
-    let ended = core.heard(News::pushed("b", "c", 4).of_fork());
+    let ended = core.new_run_of(HeadUpdate::pushed("b", "c", 4).of_fork());
     core.cancel(ended);
     refused(&mut core, 4);
 }
@@ -355,8 +355,8 @@ fn an_approval_needs_something_that_waits_for_it() {
 #[test]
 fn a_run_of_no_certain_commit_is_not_approved_by_a_comment() {
     let mut core = Core::linked();
-    core.hear(News::first("a", 1));
-    let (id, event) = core.news(News::opened("a", 2).of_fork());
+    core.update_head(HeadUpdate::first("a", 1));
+    let (id, event) = core.head_event(HeadUpdate::opened("a", 2).of_fork());
     let Event::HeadMoved { run, environment, .. } = event else { unreachable!() };
     let run = Box::new(Run { requested_ref: Some("main".to_owned()), ..*run });
     core.step(Event::RunRequested { run, project: linked_project(), environment });

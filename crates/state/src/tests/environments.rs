@@ -1,4 +1,4 @@
-//! Environments: opened by runs, closed, and what is deleted then.
+//! Opening, closing and cleaning up environments.
 
 use super::*;
 

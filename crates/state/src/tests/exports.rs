@@ -1,4 +1,4 @@
-//! Exports of layer caches: the image is reported first, and the machine is kept for the rest.
+//! Exports of layer caches after the image was reported.
 
 use super::*;
 

@@ -1,6 +1,6 @@
-//! What is news, and what becomes of the runs of older commits.
+//! Which updates of a head count, and which runs they supersede.
 
-use super::news::*;
+use super::head_updates::*;
 use super::*;
 
 // What is news.
@@ -9,7 +9,7 @@ use super::*;
 fn what_github_says_of_an_unknown_pull_request_is_news() {
     let mut core = Core::linked();
 
-    let (run, event) = core.news(News::first("a", 1));
+    let (run, event) = core.head_event(HeadUpdate::first("a", 1));
     let effects = core.step(event);
 
     assert_eq!(effects, [Effect::Plan { run }, REPORT]);
@@ -20,11 +20,11 @@ fn what_github_says_of_an_unknown_pull_request_is_news() {
 #[test]
 fn a_commit_that_is_told_of_twice_is_built_once() {
     let mut core = Core::linked();
-    core.hear(News::first("a", 1));
+    core.update_head(HeadUpdate::first("a", 1));
 
-    assert_eq!(core.hear(News::first("a", 1)), None);
-    assert_eq!(core.hear(News::pushed("b", "a", 1)), None);
-    assert_eq!(core.hear(News::opened("a", 2)), None, "it is ready for review");
+    assert_eq!(core.update_head(HeadUpdate::first("a", 1)), None);
+    assert_eq!(core.update_head(HeadUpdate::pushed("b", "a", 1)), None);
+    assert_eq!(core.update_head(HeadUpdate::opened("a", 2)), None, "it is ready for review");
 
     assert_eq!(core.state.runs.len(), 1);
 }
@@ -32,7 +32,7 @@ fn a_commit_that_is_told_of_twice_is_built_once() {
 #[test]
 fn a_run_that_is_there_is_not_started_again() {
     let mut core = Core::linked();
-    let (run, event) = core.news(News::first("a", 1));
+    let (run, event) = core.head_event(HeadUpdate::first("a", 1));
     core.step(event.clone());
     core.close_by_hand();
     core.report_all();
@@ -46,11 +46,11 @@ fn a_run_that_is_there_is_not_started_again() {
 #[test]
 fn a_push_that_another_has_overtaken_is_no_news() {
     let mut core = Core::linked();
-    core.hear(News::first("a", 1));
-    let last = core.heard(News::pushed("b", "c", 3));
+    core.update_head(HeadUpdate::first("a", 1));
+    let last = core.new_run_of(HeadUpdate::pushed("b", "c", 3));
 
-    assert_eq!(core.hear(News::pushed("a", "b", 2)), None);
-    assert_eq!(core.hear(News::first("a", 1)), None);
+    assert_eq!(core.update_head(HeadUpdate::pushed("a", "b", 2)), None);
+    assert_eq!(core.update_head(HeadUpdate::first("a", 1)), None);
 
     assert_eq!((core.head(), core.stopped(last)), ((commit("c"), true), None));
 }
@@ -58,10 +58,10 @@ fn a_push_that_another_has_overtaken_is_no_news() {
 #[test]
 fn of_two_pushes_within_a_second_the_one_that_follows_the_other_stays() {
     let mut core = Core::linked();
-    core.hear(News::first("a", 1));
-    core.heard(News::pushed("a", "b", 2));
+    core.update_head(HeadUpdate::first("a", 1));
+    core.new_run_of(HeadUpdate::pushed("a", "b", 2));
 
-    core.heard(News::pushed("b", "c", 2));
+    core.new_run_of(HeadUpdate::pushed("b", "c", 2));
 
     assert_eq!(core.head(), (commit("c"), true));
 }
@@ -69,10 +69,10 @@ fn of_two_pushes_within_a_second_the_one_that_follows_the_other_stays() {
 #[test]
 fn of_two_pushes_within_a_second_the_one_that_comes_late_is_no_news() {
     let mut core = Core::linked();
-    core.hear(News::first("a", 1));
-    core.heard(News::pushed("b", "c", 2));
+    core.update_head(HeadUpdate::first("a", 1));
+    core.new_run_of(HeadUpdate::pushed("b", "c", 2));
 
-    assert_eq!(core.hear(News::pushed("a", "b", 2)), None);
+    assert_eq!(core.update_head(HeadUpdate::pushed("a", "b", 2)), None);
 
     assert_eq!(core.head(), (commit("c"), true));
 }
@@ -80,9 +80,9 @@ fn of_two_pushes_within_a_second_the_one_that_comes_late_is_no_news() {
 #[test]
 fn of_commits_of_one_second_that_nobody_joins_the_last_one_heard_of_stays() {
     let mut core = Core::linked();
-    core.hear(News::on_branch("a", 1));
+    core.update_head(HeadUpdate::on_branch("a", 1));
 
-    core.heard(News::on_branch("b", 1));
+    core.new_run_of(HeadUpdate::on_branch("b", 1));
 
     assert_eq!(core.head(), (commit("b"), true));
 }
@@ -90,10 +90,10 @@ fn of_commits_of_one_second_that_nobody_joins_the_last_one_heard_of_stays() {
 #[test]
 fn a_branch_that_is_pushed_away_and_back_is_built_each_time() {
     let mut core = Core::linked();
-    core.hear(News::first("a", 1));
+    core.update_head(HeadUpdate::first("a", 1));
 
-    core.heard(News::pushed("a", "b", 2));
-    core.heard(News::pushed("b", "a", 3));
+    core.new_run_of(HeadUpdate::pushed("a", "b", 2));
+    core.new_run_of(HeadUpdate::pushed("b", "a", 3));
 
     assert_eq!(core.head(), (commit("a"), true));
     assert_eq!(core.state.runs.len(), 3);
@@ -102,10 +102,10 @@ fn a_branch_that_is_pushed_away_and_back_is_built_each_time() {
 #[test]
 fn a_push_away_that_comes_after_the_push_back_is_no_news() {
     let mut core = Core::linked();
-    let run = core.heard(News::first("a", 1));
-    assert_eq!(core.hear(News::pushed("b", "a", 3)), None, "it is at that commit");
+    let run = core.new_run_of(HeadUpdate::first("a", 1));
+    assert_eq!(core.update_head(HeadUpdate::pushed("b", "a", 3)), None, "it is at that commit");
 
-    assert_eq!(core.hear(News::pushed("a", "b", 2)), None);
+    assert_eq!(core.update_head(HeadUpdate::pushed("a", "b", 2)), None);
 
     assert_eq!((core.head(), core.stopped(run)), ((commit("a"), true), None));
 }
@@ -113,10 +113,10 @@ fn a_push_away_that_comes_after_the_push_back_is_no_news() {
 #[test]
 fn a_push_away_and_back_within_a_second_ends_where_it_began() {
     let mut core = Core::linked();
-    core.hear(News::first("a", 1));
-    core.heard(News::pushed("a", "b", 2));
+    core.update_head(HeadUpdate::first("a", 1));
+    core.new_run_of(HeadUpdate::pushed("a", "b", 2));
 
-    core.heard(News::pushed("b", "a", 2));
+    core.new_run_of(HeadUpdate::pushed("b", "a", 2));
 
     assert_eq!(core.head(), (commit("a"), true));
 }
@@ -124,10 +124,10 @@ fn a_push_away_and_back_within_a_second_ends_where_it_began() {
 #[test]
 fn what_is_told_of_the_present_commit_later_never_turns_its_clock_back() {
     let mut core = Core::linked();
-    core.hear(News::first("a", 5));
-    core.hear(News::opened("a", 3));
+    core.update_head(HeadUpdate::first("a", 5));
+    core.update_head(HeadUpdate::opened("a", 3));
 
-    assert_eq!(core.hear(News::pushed("a", "b", 4)), None);
+    assert_eq!(core.update_head(HeadUpdate::pushed("a", "b", 4)), None);
 
     assert!(core.environment().head.as_ref().unwrap().is_first);
 }
@@ -137,7 +137,7 @@ fn nobody_listens_to_a_project_without_a_repository_at_github() {
     let mut core = Core::linked();
     core.step(Event::ProjectRemoved { project: PROJECT });
 
-    assert_eq!(core.hear(News::first("a", 1)), None);
+    assert_eq!(core.update_head(HeadUpdate::first("a", 1)), None);
 
     assert!(core.state.environments.is_empty());
 }
@@ -147,11 +147,11 @@ fn nobody_listens_to_a_project_without_a_repository_at_github() {
 #[test]
 fn a_push_that_was_overtaken_by_the_closing_does_not_open_the_pull_request() {
     let mut core = Core::linked();
-    core.hear(News::first("a", 1));
+    core.update_head(HeadUpdate::first("a", 1));
     core.close(3);
 
-    assert_eq!(core.hear(News::pushed("a", "b", 2)), None);
-    assert_eq!(core.hear(News::pushed("a", "b", 3)), None);
+    assert_eq!(core.update_head(HeadUpdate::pushed("a", "b", 2)), None);
+    assert_eq!(core.update_head(HeadUpdate::pushed("a", "b", 3)), None);
 
     assert_eq!(core.head(), (commit("a"), false));
 }
@@ -159,23 +159,23 @@ fn a_push_that_was_overtaken_by_the_closing_does_not_open_the_pull_request() {
 #[test]
 fn a_push_after_the_opening_opens_a_pull_request_whose_opening_is_late() {
     let mut core = Core::linked();
-    core.hear(News::first("a", 1));
+    core.update_head(HeadUpdate::first("a", 1));
     core.close(2);
 
-    core.heard(News::pushed("a", "b", 4));
+    core.new_run_of(HeadUpdate::pushed("a", "b", 4));
 
-    assert_eq!(core.hear(News::opened("a", 3)), None);
+    assert_eq!(core.update_head(HeadUpdate::opened("a", 3)), None);
     assert_eq!(core.head(), (commit("b"), true));
 }
 
 #[test]
 fn a_pull_request_that_is_opened_again_with_the_same_commit_is_built_again() {
     let mut core = Core::linked();
-    let first = core.heard(News::first("a", 1));
+    let first = core.new_run_of(HeadUpdate::first("a", 1));
     core.close(2);
     assert_eq!(core.stopped(first), Some(CancelReason::EnvironmentClosed));
 
-    let again = core.heard(News::opened("a", 3));
+    let again = core.new_run_of(HeadUpdate::opened("a", 3));
 
     assert_eq!((core.head(), core.stopped(again)), ((commit("a"), true), None));
 }
@@ -183,10 +183,10 @@ fn a_pull_request_that_is_opened_again_with_the_same_commit_is_built_again() {
 #[test]
 fn a_pull_request_may_be_closed_and_opened_within_a_second() {
     let mut core = Core::linked();
-    core.hear(News::first("a", 1));
+    core.update_head(HeadUpdate::first("a", 1));
     core.close(2);
 
-    core.heard(News::opened("a", 2));
+    core.new_run_of(HeadUpdate::opened("a", 2));
 
     assert_eq!(core.head(), (commit("a"), true));
 }
@@ -194,10 +194,10 @@ fn a_pull_request_may_be_closed_and_opened_within_a_second() {
 #[test]
 fn an_opening_from_before_the_closing_opens_nothing() {
     let mut core = Core::linked();
-    core.hear(News::first("b", 2));
+    core.update_head(HeadUpdate::first("b", 2));
     core.close(4);
 
-    assert_eq!(core.hear(News::opened("a", 3)), None);
+    assert_eq!(core.update_head(HeadUpdate::opened("a", 3)), None);
 
     assert_eq!(core.head(), (commit("b"), false));
 }
@@ -205,8 +205,12 @@ fn an_opening_from_before_the_closing_opens_nothing() {
 #[test]
 fn an_opening_that_overtakes_the_closing_leaves_the_pull_request_open() {
     let mut core = Core::linked();
-    let run = core.heard(News::first("a", 1));
-    assert_eq!(core.hear(News::opened("a", 3)), None, "core did not know that it was closed");
+    let run = core.new_run_of(HeadUpdate::first("a", 1));
+    assert_eq!(
+        core.update_head(HeadUpdate::opened("a", 3)),
+        None,
+        "core did not know that it was closed"
+    );
 
     assert_eq!(core.close(2), []);
 
@@ -225,24 +229,28 @@ fn a_closing_of_something_unknown_changes_nothing() {
 #[test]
 fn what_was_closed_by_hand_opens_with_a_new_commit_only() {
     let mut core = Core::linked();
-    core.hear(News::first("a", 1));
+    core.update_head(HeadUpdate::first("a", 1));
     core.close_by_hand();
 
-    assert_eq!(core.hear(News::listed(None, "a", 1)), None);
-    assert_eq!(core.hear(News::listed(None, "a", 9)), None, "somebody wrote a comment");
-    assert_eq!(core.hear(News::pushed("b", "a", 1)), None);
+    assert_eq!(core.update_head(HeadUpdate::listed(None, "a", 1)), None);
+    assert_eq!(
+        core.update_head(HeadUpdate::listed(None, "a", 9)),
+        None,
+        "somebody wrote a comment"
+    );
+    assert_eq!(core.update_head(HeadUpdate::pushed("b", "a", 1)), None);
 
-    core.heard(News::listed(None, "b", 9));
+    core.new_run_of(HeadUpdate::listed(None, "b", 9));
     assert_eq!(core.head(), (commit("b"), true));
 }
 
 #[test]
 fn what_was_closed_by_hand_opens_with_a_push_too() {
     let mut core = Core::linked();
-    core.hear(News::first("a", 1));
+    core.update_head(HeadUpdate::first("a", 1));
     core.close_by_hand();
 
-    core.heard(News::pushed("a", "b", 2));
+    core.new_run_of(HeadUpdate::pushed("a", "b", 2));
 
     assert_eq!(core.head(), (commit("b"), true));
 }
@@ -250,12 +258,12 @@ fn what_was_closed_by_hand_opens_with_a_push_too() {
 #[test]
 fn what_is_closed_by_hand_after_github_had_opened_it_again_stays_closed() {
     let mut core = Core::linked();
-    core.hear(News::first("a", 1));
+    core.update_head(HeadUpdate::first("a", 1));
     core.close(2);
-    core.hear(News::opened("a", 3));
+    core.update_head(HeadUpdate::opened("a", 3));
     core.close_by_hand();
 
-    assert_eq!(core.hear(News::listed(None, "a", 9)), None);
+    assert_eq!(core.update_head(HeadUpdate::listed(None, "a", 9)), None);
 }
 
 // Lists.
@@ -264,8 +272,8 @@ fn what_is_closed_by_hand_after_github_had_opened_it_again_stays_closed() {
 fn what_is_missing_is_found_in_a_list() {
     let mut core = Core::linked();
 
-    core.heard(News::listed(None, "a", 1));
-    core.heard(News::listed(Some("a"), "b", 2));
+    core.new_run_of(HeadUpdate::listed(None, "a", 1));
+    core.new_run_of(HeadUpdate::listed(Some("a"), "b", 2));
 
     assert_eq!(core.head(), (commit("b"), true));
 }
@@ -273,9 +281,9 @@ fn what_is_missing_is_found_in_a_list() {
 #[test]
 fn a_list_in_which_nothing_is_new_changes_nothing() {
     let mut core = Core::linked();
-    let run = core.heard(News::first("a", 1));
+    let run = core.new_run_of(HeadUpdate::first("a", 1));
 
-    assert_eq!(core.hear(News::listed(Some("a"), "a", 9)), None);
+    assert_eq!(core.update_head(HeadUpdate::listed(Some("a"), "a", 9)), None);
 
     assert_eq!(core.stopped(run), None);
     assert_eq!(core.environment().head.as_ref().unwrap().at, second(1), "no delivery said so");
@@ -284,11 +292,11 @@ fn a_list_in_which_nothing_is_new_changes_nothing() {
 #[test]
 fn a_list_is_outdated_once_something_else_was_heard() {
     let mut core = Core::linked();
-    core.hear(News::first("a", 1));
-    core.hear(News::pushed("a", "b", 2));
+    core.update_head(HeadUpdate::first("a", 1));
+    core.update_head(HeadUpdate::pushed("a", "b", 2));
 
-    assert_eq!(core.hear(News::listed(Some("a"), "c", 9)), None);
-    assert_eq!(core.hear(News::listed(None, "c", 9)), None);
+    assert_eq!(core.update_head(HeadUpdate::listed(Some("a"), "c", 9)), None);
+    assert_eq!(core.update_head(HeadUpdate::listed(None, "c", 9)), None);
 
     assert_eq!(core.head(), (commit("b"), true));
 }
@@ -296,10 +304,10 @@ fn a_list_is_outdated_once_something_else_was_heard() {
 #[test]
 fn a_list_from_before_the_closing_opens_nothing() {
     let mut core = Core::linked();
-    core.hear(News::first("a", 1));
+    core.update_head(HeadUpdate::first("a", 1));
     core.close(2);
 
-    assert_eq!(core.hear(News::listed(Some("a"), "b", 9)), None);
+    assert_eq!(core.update_head(HeadUpdate::listed(Some("a"), "b", 9)), None);
 
     assert_eq!(core.head(), (commit("a"), false));
 }
@@ -307,24 +315,28 @@ fn a_list_from_before_the_closing_opens_nothing() {
 #[test]
 fn what_github_closed_is_open_as_soon_as_a_list_says_so() {
     let mut core = Core::linked();
-    core.hear(News::first("a", 1));
+    core.update_head(HeadUpdate::first("a", 1));
     core.close(2);
 
-    assert_eq!(core.hear(News::listed(None, "a", 1)), None, "the list is older than the closing");
+    assert_eq!(
+        core.update_head(HeadUpdate::listed(None, "a", 1)),
+        None,
+        "the list is older than the closing"
+    );
 
-    core.heard(News::listed(None, "a", 3));
+    core.new_run_of(HeadUpdate::listed(None, "a", 3));
     assert_eq!(core.head(), (commit("a"), true));
 }
 
 #[test]
 fn a_list_finds_what_was_opened_within_the_second_of_its_closing() {
     let mut core = Core::linked();
-    core.hear(News::first("a", 1));
-    core.hear(News::opened("a", 2));
+    core.update_head(HeadUpdate::first("a", 1));
+    core.update_head(HeadUpdate::opened("a", 2));
     core.close(2);
     assert_eq!(core.head(), (commit("a"), false), "nobody can tell which came first");
 
-    core.heard(News::listed(None, "a", 2));
+    core.new_run_of(HeadUpdate::listed(None, "a", 2));
 
     assert_eq!(core.head(), (commit("a"), true));
 }
@@ -332,9 +344,9 @@ fn a_list_finds_what_was_opened_within_the_second_of_its_closing() {
 #[test]
 fn a_list_may_say_a_commit_of_an_earlier_second() {
     let mut core = Core::linked();
-    core.hear(News::first("a", 5));
+    core.update_head(HeadUpdate::first("a", 5));
 
-    core.heard(News::listed(Some("a"), "b", 4));
+    core.new_run_of(HeadUpdate::listed(Some("a"), "b", 4));
 
     assert_eq!(core.head(), (commit("b"), true));
 }
@@ -345,9 +357,9 @@ fn a_list_may_say_a_commit_of_an_earlier_second() {
 fn a_delivery_counts_once() {
     let mut core = Core::linked();
     let delivery = DeliveryId(1);
-    let (first, event) = core.news(News::first("a", 1));
+    let (first, event) = core.head_event(HeadUpdate::first("a", 1));
     core.step(Event::Delivered { delivery, event: Some(Box::new(event)) });
-    let (second, event) = core.news(News::pushed("a", "b", 2));
+    let (second, event) = core.head_event(HeadUpdate::pushed("a", "b", 2));
 
     let effects = core.step(Event::Delivered { delivery, event: Some(Box::new(event)) });
 
@@ -362,7 +374,7 @@ fn a_delivery_that_core_has_no_use_for_is_noted_until_it_is_forgotten() {
     let mut core = Core::linked();
     let delivery = DeliveryId(1);
     assert_eq!(core.step(Event::Delivered { delivery, event: None }), []);
-    let (run, event) = core.news(News::first("a", 1));
+    let (run, event) = core.head_event(HeadUpdate::first("a", 1));
     core.step(Event::Delivered { delivery, event: Some(Box::new(event.clone())) });
     assert!(!core.state.runs.contains_key(&run));
 
@@ -377,7 +389,7 @@ fn a_delivery_that_core_has_no_use_for_is_noted_until_it_is_forgotten() {
 
 /// Moves the head to a newer commit, and completes the reports.
 fn supersede(core: &mut Core, older: RunId) -> (RunId, Vec<Effect>) {
-    let (newer, event) = core.news(News::pushed("a", "b", 9));
+    let (newer, event) = core.head_event(HeadUpdate::pushed("a", "b", 9));
     let effects = core.step(event);
     assert_eq!(core.stopped(older), Some(CancelReason::Superseded));
     assert_eq!(core.environment().report.run, Some(newer));
@@ -390,7 +402,7 @@ const SUPERSEDED: Option<CancelReason> = Some(CancelReason::Superseded);
 #[test]
 fn a_run_that_is_planned_ends_with_a_newer_commit_and_gets_no_jobs() {
     let mut core = Core::linked();
-    let older = core.heard(News::first("a", 1));
+    let older = core.new_run_of(HeadUpdate::first("a", 1));
     let (newer, effects) = supersede(&mut core, older);
     assert!(effects.contains(&Effect::Plan { run: newer }));
     assert!(!core.is_in_outbox(&Effect::Plan { run: older }));
@@ -404,7 +416,7 @@ fn a_run_that_is_planned_ends_with_a_newer_commit_and_gets_no_jobs() {
 #[test]
 fn a_run_whose_planning_waits_for_github_ends_with_a_newer_commit() {
     let mut core = Core::linked();
-    let older = core.heard(News::first("a", 1));
+    let older = core.new_run_of(HeadUpdate::first("a", 1));
     let until = core.now.after(Duration::from_mins(1));
     core.step(Event::PlanDeferred { run: older, until });
     supersede(&mut core, older);
@@ -417,7 +429,7 @@ fn a_run_whose_planning_waits_for_github_ends_with_a_newer_commit() {
 fn queued_jobs_are_dropped_with_a_newer_commit() {
     let mut core = Core::linked();
     core.state.limits.max_concurrent = 0;
-    let older = core.heard(News::first("a", 1));
+    let older = core.new_run_of(HeadUpdate::first("a", 1));
     let job = core.plan_tagged(older);
 
     supersede(&mut core, older);
@@ -429,7 +441,7 @@ fn queued_jobs_are_dropped_with_a_newer_commit() {
 #[test]
 fn running_jobs_are_stopped_and_their_late_reports_change_nothing() {
     let mut core = Core::linked();
-    let older = core.heard(News::first("a", 1));
+    let older = core.new_run_of(HeadUpdate::first("a", 1));
     let (job, machine) = core.build_tagged(older);
     let (_, effects) = supersede(&mut core, older);
     assert!(effects.contains(&Effect::Terminate { machine }), "{effects:?}");
@@ -447,7 +459,7 @@ fn running_jobs_are_stopped_and_their_late_reports_change_nothing() {
 #[test]
 fn a_merge_under_way_is_stopped_and_its_late_report_changes_nothing() {
     let mut core = Core::linked();
-    let older = core.heard(News::first("a", 1));
+    let older = core.new_run_of(HeadUpdate::first("a", 1));
     let one = core.build(Arch::Amd64);
     let tag = Some("registry/app:latest".parse().unwrap());
     let merge = PlannedJob { tag, ..core.merge(&[&one]) };
@@ -473,7 +485,7 @@ fn a_merge_under_way_is_stopped_and_its_late_report_changes_nothing() {
 #[test]
 fn an_export_under_way_is_ended_and_its_late_report_changes_nothing() {
     let mut core = Core::linked();
-    let older = core.heard(News::first("a", 1));
+    let older = core.new_run_of(HeadUpdate::first("a", 1));
     let (one, other) = (core.build(Arch::Amd64), core.build(Arch::Amd64));
     core.plan(older, &[one.clone(), other.clone()]);
     let machine = core.launched(one.id);
@@ -494,7 +506,7 @@ fn an_export_under_way_is_ended_and_its_late_report_changes_nothing() {
 #[test]
 fn a_tag_under_way_ends_and_says_nothing_of_the_older_run() {
     let mut core = Core::linked();
-    let older = core.heard(News::first("a", 1));
+    let older = core.new_run_of(HeadUpdate::first("a", 1));
     let (job, machine) = core.build_tagged(older);
     core.report(machine, job, 1, pushed("a"));
     let (environment, variant) = (ENVIRONMENT, VariantName::from("app"));
@@ -512,11 +524,11 @@ fn a_tag_under_way_ends_and_says_nothing_of_the_older_run() {
 #[test]
 fn a_run_that_has_ended_stays_as_it_is() {
     let mut core = Core::linked();
-    let older = core.heard(News::first("a", 1));
+    let older = core.new_run_of(HeadUpdate::first("a", 1));
     core.plan(older, &[]);
     assert_eq!(core.run_state(older), &RunState::Completed);
 
-    core.heard(News::pushed("a", "b", 2));
+    core.new_run_of(HeadUpdate::pushed("a", "b", 2));
 
     assert_eq!(core.run_state(older), &RunState::Completed);
 }
@@ -537,12 +549,12 @@ fn start_by_hand(core: &mut Core, pull_request: Option<u64>, trigger: Trigger) -
 #[test]
 fn on_a_branch_a_push_and_what_people_start_go_side_by_side() {
     let mut core = Core::linked();
-    let push = core.heard(News::on_branch("a", 1));
+    let push = core.new_run_of(HeadUpdate::on_branch("a", 1));
     let own = start_by_hand(&mut core, None, Trigger::Manual);
     assert_eq!(core.stopped(push), None);
     assert_eq!(core.environment().report.run, Some(push), "only pushes are reported");
 
-    let next = core.heard(News::on_branch("b", 2));
+    let next = core.new_run_of(HeadUpdate::on_branch("b", 2));
 
     assert_eq!(core.stopped(push), Some(CancelReason::Superseded));
     assert_eq!((core.stopped(own), core.stopped(next)), (None, None));
@@ -551,12 +563,12 @@ fn on_a_branch_a_push_and_what_people_start_go_side_by_side() {
 #[test]
 fn in_a_pull_request_the_newest_run_takes_the_place_of_all_others() {
     let mut core = Core::linked();
-    let first = core.heard(News::first("a", 1));
+    let first = core.new_run_of(HeadUpdate::first("a", 1));
     let own = start_by_hand(&mut core, Some(7), Trigger::Manual);
     assert_eq!(core.stopped(first), Some(CancelReason::Superseded));
     assert_eq!(core.environment().report.run, Some(own));
 
-    let next = core.heard(News::pushed("a", "b", 2));
+    let next = core.new_run_of(HeadUpdate::pushed("a", "b", 2));
 
     assert_eq!(core.stopped(own), Some(CancelReason::Superseded));
     assert_eq!(core.stopped(next), None);
@@ -565,10 +577,10 @@ fn in_a_pull_request_the_newest_run_takes_the_place_of_all_others() {
 #[test]
 fn a_warm_up_takes_the_place_of_nothing_and_nothing_takes_its_place() {
     let mut core = Core::linked();
-    let push = core.heard(News::on_branch("a", 1));
+    let push = core.new_run_of(HeadUpdate::on_branch("a", 1));
     let warm_up = start_by_hand(&mut core, None, Trigger::WarmUp);
 
-    core.heard(News::on_branch("b", 2));
+    core.new_run_of(HeadUpdate::on_branch("b", 2));
 
     assert_eq!(core.stopped(push), Some(CancelReason::Superseded));
     assert_eq!(core.stopped(warm_up), None);
@@ -577,9 +589,9 @@ fn a_warm_up_takes_the_place_of_nothing_and_nothing_takes_its_place() {
 #[test]
 fn a_rebuild_of_an_older_run_takes_the_place_of_nothing() {
     let mut core = Core::linked();
-    let older = core.heard(News::first("a", 1));
-    let newest = core.heard(News::pushed("a", "b", 2));
-    let (again, event) = core.news(News::opened("a", 3));
+    let older = core.new_run_of(HeadUpdate::first("a", 1));
+    let newest = core.new_run_of(HeadUpdate::pushed("a", "b", 2));
+    let (again, event) = core.head_event(HeadUpdate::opened("a", 3));
     let Event::HeadMoved { run, environment, .. } = event else { unreachable!() };
     let run = Box::new(Run { rebuilds: Some(older), trigger: Trigger::Retry, ..*run });
 

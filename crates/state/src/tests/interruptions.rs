@@ -1,4 +1,4 @@
-//! The cloud wants a machine back.
+//! Interruptions of machines.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! Merges: a builder of the same build does them, if one is still there.
+//! Merges run on a builder of the same build if one is still there.
 
 use super::*;
 

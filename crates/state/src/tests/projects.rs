@@ -1,8 +1,8 @@
-//! Projects whose repositories are listened to.
+//! Adding and removing projects.
 
 use std::num::NonZeroU32;
 
-use super::news::*;
+use super::head_updates::*;
 use super::*;
 
 fn remove(core: &mut Core) -> Vec<Effect> {
@@ -41,7 +41,7 @@ fn a_higher_limit_of_a_project_lets_its_queued_jobs_begin() {
 #[test]
 fn a_removed_project_keeps_its_record_and_its_pull_requests_are_closed() {
     let mut core = Core::linked();
-    let run = core.heard(News::first("a", 1));
+    let run = core.new_run_of(HeadUpdate::first("a", 1));
     let (_, machine) = core.build_tagged(run);
     core.report_all();
 
@@ -58,7 +58,7 @@ fn a_removed_project_keeps_its_record_and_its_pull_requests_are_closed() {
 #[test]
 fn the_branches_of_a_removed_project_stay_open() {
     let mut core = Core::linked();
-    let run = core.heard(News::on_branch("a", 1));
+    let run = core.new_run_of(HeadUpdate::on_branch("a", 1));
 
     remove(&mut core);
 
@@ -70,7 +70,7 @@ fn other_projects_do_not_notice_that_one_is_removed() {
     let mut core = Core::linked();
     let other = core.request(2);
     let id = EnvironmentId::from_bits(2);
-    core.hear(News::first("a", 1));
+    core.update_head(HeadUpdate::first("a", 1));
 
     remove(&mut core);
 
@@ -92,24 +92,24 @@ fn what_is_not_listened_to_cannot_be_removed() {
 #[test]
 fn a_project_that_is_added_again_builds_its_next_commits() {
     let mut core = Core::linked();
-    core.hear(News::first("a", 1));
+    core.update_head(HeadUpdate::first("a", 1));
     remove(&mut core);
-    assert_eq!(core.hear(News::pushed("a", "b", 2)), None);
+    assert_eq!(core.update_head(HeadUpdate::pushed("a", "b", 2)), None);
 
     core.step(Event::ProjectSet { project: linked_project() });
 
-    let run = core.heard(News::listed(None, "b", 2));
+    let run = core.new_run_of(HeadUpdate::listed(None, "b", 2));
     assert_eq!((core.head(), core.stopped(run)), ((commit("b"), true), None));
 }
 
 #[test]
 fn a_project_that_is_added_again_builds_its_open_pull_requests() {
     let mut core = Core::linked();
-    core.hear(News::first("a", 1));
+    core.update_head(HeadUpdate::first("a", 1));
     remove(&mut core);
     core.step(Event::ProjectSet { project: linked_project() });
 
-    core.heard(News::listed(None, "a", 1));
+    core.new_run_of(HeadUpdate::listed(None, "a", 1));
 
     assert_eq!(core.head(), (commit("a"), true));
 }
@@ -117,10 +117,10 @@ fn a_project_that_is_added_again_builds_its_open_pull_requests() {
 #[test]
 fn what_was_closed_by_hand_stays_closed_when_its_project_is_added_again() {
     let mut core = Core::linked();
-    core.hear(News::first("a", 1));
+    core.update_head(HeadUpdate::first("a", 1));
     core.close_by_hand();
     remove(&mut core);
     core.step(Event::ProjectSet { project: linked_project() });
 
-    assert_eq!(core.hear(News::listed(None, "a", 1)), None);
+    assert_eq!(core.update_head(HeadUpdate::listed(None, "a", 1)), None);
 }

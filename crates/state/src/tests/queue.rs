@@ -1,4 +1,4 @@
-//! Who is served next.
+//! The order of the queue.
 
 use super::*;
 

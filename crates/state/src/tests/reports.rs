@@ -1,6 +1,6 @@
 //! Reports to GitHub.
 
-use super::news::*;
+use super::head_updates::*;
 use super::*;
 
 /// The number of the newest change, and that of the newest published one.
@@ -12,7 +12,7 @@ fn counts(core: &Core) -> (u64, u64) {
 #[test]
 fn a_change_is_told_once() {
     let mut core = Core::linked();
-    let run = core.heard(News::first("a", 1));
+    let run = core.new_run_of(HeadUpdate::first("a", 1));
     assert_eq!((core.is_in_outbox(&REPORT), counts(&core)), (true, (1, 0)));
 
     assert_eq!(core.report_all(), []);
@@ -25,7 +25,7 @@ fn a_change_is_told_once() {
 #[test]
 fn changes_during_a_telling_are_told_by_one_more() {
     let mut core = Core::linked();
-    let run = core.heard(News::first("a", 1));
+    let run = core.new_run_of(HeadUpdate::first("a", 1));
     let (job, machine) = core.build_tagged(run);
     core.report(machine, job, 1, users_fault());
     let (wanted, _) = counts(&core);
@@ -43,7 +43,7 @@ fn changes_during_a_telling_are_told_by_one_more() {
 #[test]
 fn what_github_was_told_is_kept_for_the_next_time() {
     let mut core = Core::linked();
-    core.hear(News::first("a", 1));
+    core.update_head(HeadUpdate::first("a", 1));
     let status = CommitStatus {
         state: StatusState::Pending,
         description: "planned".to_owned(),
@@ -71,7 +71,7 @@ fn what_github_was_told_is_kept_for_the_next_time() {
 #[test]
 fn a_telling_that_nobody_waits_for_changes_nothing() {
     let mut core = Core::linked();
-    core.hear(News::first("a", 1));
+    core.update_head(HeadUpdate::first("a", 1));
     core.report_all();
     let published = PublishedReport { comment: Some(3), ..PublishedReport::default() };
 
@@ -83,7 +83,7 @@ fn a_telling_that_nobody_waits_for_changes_nothing() {
 #[test]
 fn a_telling_that_was_under_way_when_core_ended_is_not_lost() {
     let mut core = Core::linked();
-    core.hear(News::first("a", 1));
+    core.update_head(HeadUpdate::first("a", 1));
 
     core.restart();
 
@@ -95,14 +95,14 @@ fn a_telling_that_was_under_way_when_core_ended_is_not_lost() {
 #[test]
 fn what_github_refused_is_told_again_with_the_next_change() {
     let mut core = Core::linked();
-    let run = core.heard(News::first("a", 1));
+    let run = core.new_run_of(HeadUpdate::first("a", 1));
     core.reported(1, Ok(PublishedReport { comment: Some(3), ..PublishedReport::default() }));
     core.cancel(run);
     assert_eq!(core.reported(2, Err("no permission".to_owned())), [], "it would refuse again");
     let report = &core.environment().report;
     assert_eq!((report.problem.as_deref(), report.comment), (Some("no permission"), Some(3)));
 
-    core.heard(News::pushed("a", "b", 2));
+    core.new_run_of(HeadUpdate::pushed("a", "b", 2));
 
     assert!(core.is_in_outbox(&REPORT));
     core.report_all();
@@ -112,7 +112,7 @@ fn what_github_refused_is_told_again_with_the_next_change() {
 #[test]
 fn what_github_refused_is_told_again_when_core_starts() {
     let mut core = Core::linked();
-    core.hear(News::first("a", 1));
+    core.update_head(HeadUpdate::first("a", 1));
     core.reported(1, Err("no permission".to_owned()));
 
     assert_eq!(core.restart(), [REPORT]);
@@ -125,7 +125,7 @@ fn what_github_refused_is_told_again_when_core_starts() {
 #[test]
 fn without_a_repository_at_github_nothing_is_told() {
     let mut core = amd64(1);
-    let (run, event) = core.news(News::first("a", 1));
+    let (run, event) = core.head_event(HeadUpdate::first("a", 1));
     let Event::HeadMoved { run: requested, environment, .. } = event else { unreachable!() };
     let project = Project { github: None, ..linked_project() };
 
@@ -138,7 +138,7 @@ fn without_a_repository_at_github_nothing_is_told() {
 #[test]
 fn a_project_that_is_not_listened_to_any_more_is_not_told_of() {
     let mut core = Core::linked();
-    let run = core.heard(News::on_branch("a", 1));
+    let run = core.new_run_of(HeadUpdate::on_branch("a", 1));
     core.step(Event::ProjectRemoved { project: PROJECT });
 
     assert_eq!(core.cancel(run), []);
@@ -155,7 +155,7 @@ fn a_project_that_is_not_listened_to_any_more_is_not_told_of() {
 #[test]
 fn what_people_start_on_a_branch_is_their_own_affair() {
     let mut core = Core::linked();
-    let push = core.heard(News::on_branch("a", 1));
+    let push = core.new_run_of(HeadUpdate::on_branch("a", 1));
     core.report_all();
 
     let own = core.request(1);
@@ -169,10 +169,10 @@ fn what_people_start_on_a_branch_is_their_own_affair() {
 #[test]
 fn the_end_of_a_superseded_run_is_told_by_the_newer_one_alone() {
     let mut core = Core::linked();
-    let older = core.heard(News::first("a", 1));
+    let older = core.new_run_of(HeadUpdate::first("a", 1));
     core.report_all();
 
-    let newer = core.heard(News::pushed("a", "b", 2));
+    let newer = core.new_run_of(HeadUpdate::pushed("a", "b", 2));
 
     assert_eq!(core.stopped(older), Some(CancelReason::Superseded));
     assert_eq!(core.environment().report.run, Some(newer));
@@ -182,7 +182,7 @@ fn the_end_of_a_superseded_run_is_told_by_the_newer_one_alone() {
 #[test]
 fn the_end_of_a_closed_pull_request_is_told() {
     let mut core = Core::linked();
-    core.hear(News::first("a", 1));
+    core.update_head(HeadUpdate::first("a", 1));
     core.report_all();
 
     assert_eq!(core.close(2), [REPORT]);
@@ -191,7 +191,7 @@ fn the_end_of_a_closed_pull_request_is_told() {
 #[test]
 fn an_environment_stays_until_github_has_answered() {
     let mut core = Core::linked();
-    let run = core.heard(News::first("a", 1));
+    let run = core.new_run_of(HeadUpdate::first("a", 1));
     core.close(2);
     core.step(Event::Forgotten { runs: vec![run], machines: Vec::new(), deliveries: Vec::new() });
     assert!(core.state.environments.contains_key(&ENVIRONMENT), "a report is under way");
@@ -204,7 +204,7 @@ fn an_environment_stays_until_github_has_answered() {
 #[test]
 fn an_environment_stays_until_its_last_command_is_answered() {
     let mut core = Core::linked();
-    let run = core.heard(News::first("a", 1));
+    let run = core.new_run_of(HeadUpdate::first("a", 1));
     core.report_all();
     let kind = CommandKind::Cancel;
     let (comment, author, at) = (Some(1), "carol".to_owned(), second(2));

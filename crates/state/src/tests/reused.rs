@@ -1,4 +1,4 @@
-//! Runs that keep what an earlier one has done.
+//! Rebuilds that reuse completed jobs.
 
 use super::*;
 

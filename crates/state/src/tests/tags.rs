@@ -1,4 +1,4 @@
-//! Run-independent references: only the newest run of an environment moves one.
+//! Run-independent references: only the environment's newest run moves them.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! The arrows of the life cycles.
+//! Which transitions are legal.
 
 use super::*;
 

@@ -42,7 +42,7 @@ pub(crate) struct Branch {
 }
 
 #[derive(Clone, Debug)]
-pub(crate) enum News {
+pub(crate) enum DeliveryContent {
     Head { pull_request: PullRequest, before: Option<CommitSha>, is_push: bool },
     Closed { number: u64, at: Timestamp },
     Push { commit: CommitSha, before: Option<CommitSha>, at: Timestamp },
@@ -53,7 +53,7 @@ pub(crate) enum News {
 pub(crate) struct Delivery {
     pub(crate) id: DeliveryId,
     pub(crate) project: ProjectId,
-    pub(crate) news: News,
+    pub(crate) content: DeliveryContent,
 }
 
 /// What GitHub shows of an environment.
@@ -123,8 +123,8 @@ impl Github {
         format!("{:040x}", self.commits).parse().expect("40 digits")
     }
 
-    fn send(&mut self, rng: &mut Rng, project: ProjectId, news: News) {
-        self.travelling.push(Delivery { id: DeliveryId(rng.id()), project, news });
+    fn send(&mut self, rng: &mut Rng, project: ProjectId, content: DeliveryContent) {
+        self.travelling.push(Delivery { id: DeliveryId(rng.id()), project, content });
     }
 
     /// Somebody changes something at GitHub.
@@ -162,7 +162,11 @@ impl Github {
         };
         self.pull_requests.push(pull_request.clone());
         let project = pull_request.project;
-        self.send(rng, project, News::Head { pull_request, before: None, is_push: false });
+        self.send(
+            rng,
+            project,
+            DeliveryContent::Head { pull_request, before: None, is_push: false },
+        );
     }
 
     /// Pushes a new commit, or sometimes an earlier one. GitHub makes no delivery for a closed pull request.
@@ -180,7 +184,7 @@ impl Github {
         pull_request.updated_at = at;
         if pull_request.is_open {
             let (project, pull_request) = (pull_request.project, pull_request.clone());
-            self.send(rng, project, News::Head { pull_request, before, is_push: true });
+            self.send(rng, project, DeliveryContent::Head { pull_request, before, is_push: true });
         }
     }
 
@@ -191,7 +195,7 @@ impl Github {
             pull_request.is_open = false;
             (pull_request.closed_at, pull_request.updated_at) = (at, at);
             let (project, number) = (pull_request.project, pull_request.number);
-            self.send(rng, project, News::Closed { number, at });
+            self.send(rng, project, DeliveryContent::Closed { number, at });
         }
     }
 
@@ -203,7 +207,11 @@ impl Github {
             pull_request.is_open = true;
             pull_request.updated_at = at;
             let (project, pull_request) = (pull_request.project, pull_request.clone());
-            self.send(rng, project, News::Head { pull_request, before: None, is_push: false });
+            self.send(
+                rng,
+                project,
+                DeliveryContent::Head { pull_request, before: None, is_push: false },
+            );
         }
     }
 
@@ -216,7 +224,7 @@ impl Github {
         let before = known.and_then(|branch| branch.head.clone());
         let is_second = known.is_some_and(|branch| branch.at == at);
         self.branches.insert(project, Branch { head: Some(commit.clone()), at, is_second });
-        self.send(rng, project, News::Push { commit, before, at });
+        self.send(rng, project, DeliveryContent::Push { commit, before, at });
     }
 
     /// Writes a command, or attaches the label.
@@ -240,7 +248,7 @@ impl Github {
             self.seen.insert(self.comments, pull_request.heads.iter().cloned().collect());
         }
         let command = Command { comment, author: "somebody".to_owned(), kind, at, is_late: false };
-        self.send(rng, project, News::Command { number, command });
+        self.send(rng, project, DeliveryContent::Command { number, command });
     }
 
     /// The commits that an approval may be for.

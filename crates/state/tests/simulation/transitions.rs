@@ -26,7 +26,7 @@ pub(crate) struct Before {
     /// The live machines, and since when they should have stopped their attempts.
     machines: Vec<(Machine, Option<Timestamp>)>,
     /// The job of the event.
-    spoken_of: Option<Job>,
+    reported_job: Option<Job>,
     /// The open runs.
     open_runs: Vec<RunId>,
     /// The runs that were being planned, and since when.
@@ -97,7 +97,7 @@ impl Before {
         Self {
             work: work.collect(),
             machines: machines.collect(),
-            spoken_of: match event {
+            reported_job: match event {
                 Event::JobStarted { attempt, .. } | Event::JobReported { attempt, .. } => {
                     core.jobs.get(&attempt.job).cloned()
                 }
@@ -200,7 +200,7 @@ impl Before {
         let is_current = self.had(id, attempt);
         let is_completed = matches!(report.outcome, JobOutcome::Completed { .. });
         let is_complete = is_completed && !report.exporting_cache;
-        match self.spoken_of.as_ref().map(|job| &job.kind) {
+        match self.reported_job.as_ref().map(|job| &job.kind) {
             Some(JobKind::Build { cache_to, .. })
                 if is_complete && (is_current || is_exporting) =>
             {
@@ -285,7 +285,7 @@ impl Before {
     }
 
     fn check_started(&self, world: &World, machine: MachineId, attempt: Attempt) {
-        let (Some(before), Some(after)) = (&self.spoken_of, world.core.jobs.get(&attempt.job))
+        let (Some(before), Some(after)) = (&self.reported_job, world.core.jobs.get(&attempt.job))
         else {
             return;
         };
@@ -305,7 +305,7 @@ impl Before {
         attempt: Attempt,
         report: &JobReport,
     ) {
-        let Some(before) = &self.spoken_of else { return };
+        let Some(before) = &self.reported_job else { return };
         let after = &world.core.jobs[&attempt.job];
         if before.state.attempt_on(machine) != Some(attempt.number) {
             return assert_unmoved(before, after);

@@ -62,7 +62,7 @@ impl Settled {
     fn check(&self, core: &State) {
         let after = &core.environments[&self.environment];
         let is_left = after.head == self.head && after.state.is_closed() == self.is_closed;
-        assert!(is_left, "old news moves {}", after.id);
+        assert!(is_left, "an outdated event moves {}", after.id);
     }
 }
 

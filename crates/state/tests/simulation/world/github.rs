@@ -13,7 +13,7 @@ use stagely_state::{
 };
 
 use super::{Action, World, action};
-use crate::github::{self, Delivery, LINKED, News, PullRequest, ReportContent, Write};
+use crate::github::{self, Delivery, DeliveryContent, LINKED, PullRequest, ReportContent, Write};
 
 /// A comparison of a project with its repository.
 pub(crate) struct Listing {
@@ -92,38 +92,38 @@ impl World {
 
     /// Heads and closings that core read again are ignored, because a list of pull requests is newer.
     fn take_delivery(&mut self, delivery: Delivery, is_listed: bool) {
-        let Delivery { id, project, news } = delivery.clone();
-        let event = match news {
-            News::Head { .. } | News::Closed { .. } if is_listed => None,
+        let Delivery { id, project, content } = delivery.clone();
+        let event = match content {
+            DeliveryContent::Head { .. } | DeliveryContent::Closed { .. } if is_listed => None,
             _ if !self.is_linked(project) => {
                 self.github.unlinked.insert(project);
                 None
             }
-            news => self.event_of(project, news),
+            content => self.event_of(project, content),
         };
         self.github.sent.push(delivery);
         self.deliver(Event::Delivered { delivery: id, event: event.map(Box::new) });
     }
 
-    fn event_of(&mut self, project: ProjectId, news: News) -> Option<Event> {
-        match news {
-            News::Head { pull_request, before, is_push } => {
+    fn event_of(&mut self, project: ProjectId, content: DeliveryContent) -> Option<Event> {
+        match content {
+            DeliveryContent::Head { pull_request, before, is_push } => {
                 let trigger = if is_push { Trigger::PrSynchronized } else { Trigger::PrOpened };
                 let source = HeadSource::Delivery;
                 Some(self.moved(&pull_request, before, trigger, is_push, source))
             }
-            News::Closed { number, at } => {
+            DeliveryContent::Closed { number, at } => {
                 let environment = self.built(project, number)?;
                 Some(Event::PullRequestClosed { environment, at })
             }
-            News::Push { commit, before, at } => {
+            DeliveryContent::Push { commit, before, at } => {
                 let environment = self.environment(project, None);
                 let head = Head { commit: commit.clone(), before, at, is_first: false };
                 let run = self.run(&environment, &commit, Trigger::Push);
                 let source = HeadSource::Delivery;
                 Some(Event::HeadMoved { run: Box::new(run), environment, head, source })
             }
-            News::Command { number, command } => {
+            DeliveryContent::Command { number, command } => {
                 let environment = self.built(project, number)?;
                 Some(Event::CommandGiven { environment, command })
             }

@@ -1,4 +1,4 @@
-//! What GitHub says in these tests: of one pull request, or of the default branch, of project 1.
+//! Updates of the head of one pull request, or of the default branch, of project 1.
 
 use super::*;
 
@@ -16,9 +16,9 @@ pub(super) fn commit(digit: &str) -> CommitSha {
     digit.repeat(40).parse().unwrap()
 }
 
-/// News of a head.
+/// The contents of [`Event::HeadMoved`].
 #[derive(Clone)]
-pub(super) struct News {
+pub(super) struct HeadUpdate {
     head: Head,
     trigger: Trigger,
     source: HeadSource,
@@ -26,8 +26,8 @@ pub(super) struct News {
     from_fork: bool,
 }
 
-impl News {
-    /// The pull request was opened, opened again, or is ready for review.
+impl HeadUpdate {
+    /// The pull request was opened, reopened, or marked as ready for review.
     pub(super) fn opened(digit: &str, at: u64) -> Self {
         let head = Head { commit: commit(digit), before: None, at: second(at), is_first: false };
         Self {
@@ -41,16 +41,16 @@ impl News {
 
     /// The pull request is new.
     pub(super) fn first(digit: &str, at: u64) -> Self {
-        let mut news = Self::opened(digit, at);
-        news.head.is_first = true;
-        news
+        let mut update = Self::opened(digit, at);
+        update.head.is_first = true;
+        update
     }
 
     /// Commits were pushed to the pull request.
     pub(super) fn pushed(before: &str, digit: &str, at: u64) -> Self {
-        let mut news = Self { trigger: Trigger::PrSynchronized, ..Self::opened(digit, at) };
-        news.head.before = Some(commit(before));
-        news
+        let mut update = Self { trigger: Trigger::PrSynchronized, ..Self::opened(digit, at) };
+        update.head.before = Some(commit(before));
+        update
     }
 
     /// Commits were pushed to the default branch.
@@ -58,7 +58,7 @@ impl News {
         Self { trigger: Trigger::Push, pull_request: None, ..Self::opened(digit, at) }
     }
 
-    /// Core found the pull request in GitHub's list, and believed it to be at `believed`.
+    /// Core found the pull request in GitHub's list. It knew the head `believed` before.
     pub(super) fn listed(believed: Option<&str>, digit: &str, at: u64) -> Self {
         let source = HeadSource::Listing { believed: believed.map(commit) };
         Self { source, ..Self::opened(digit, at) }
@@ -70,49 +70,50 @@ impl News {
 }
 
 impl Core {
-    /// With a project that listens to its repository.
+    /// A core with a linked project.
     pub(super) fn linked() -> Self {
         let mut core = amd64(5);
         core.step(Event::ProjectSet { project: linked_project() });
         core
     }
 
-    /// The news as an event, and the run that it makes.
-    pub(super) fn news(&mut self, news: News) -> (RunId, Event) {
+    /// The event of the update, and its run.
+    pub(super) fn head_event(&mut self, update: HeadUpdate) -> (RunId, Event) {
         let id = RunId::from_bits(self.id());
         let mut environment = Environment::new(ENVIRONMENT, PROJECT, "pr-7".to_owned());
-        environment.pull_request = news.pull_request;
+        environment.pull_request = update.pull_request;
         let github = GithubRun { default_branch: "main".to_owned(), is_private: false };
-        let approval = if news.from_fork { Approval::Awaited } else { Approval::NotNeeded };
+        let approval = if update.from_fork { Approval::Awaited } else { Approval::NotNeeded };
         let run = Run {
-            trigger: news.trigger,
-            requested_ref: Some(news.head.commit.to_string()),
-            from_fork: news.from_fork,
+            trigger: update.trigger,
+            requested_ref: Some(update.head.commit.to_string()),
+            from_fork: update.from_fork,
             github: Some(github),
             ..Run::new(id, &environment, String::new(), self.now)
         };
-        let (run, head, source) = (Box::new(run.with_approval(approval)), news.head, news.source);
+        let (run, head, source) =
+            (Box::new(run.with_approval(approval)), update.head, update.source);
         (id, Event::HeadMoved { run, environment, head, source })
     }
 
-    /// The run that the news makes; `None` where it is no news.
-    pub(super) fn hear(&mut self, news: News) -> Option<RunId> {
-        let (run, event) = self.news(news);
+    /// The new run of the update; `None` if the update is outdated or known.
+    pub(super) fn update_head(&mut self, update: HeadUpdate) -> Option<RunId> {
+        let (run, event) = self.head_event(update);
         self.step(event);
         self.state.runs.contains_key(&run).then_some(run)
     }
 
-    /// The run of what is news for certain.
-    pub(super) fn heard(&mut self, news: News) -> RunId {
-        self.hear(news).expect("it is news")
+    /// The new run of an update that counts.
+    pub(super) fn new_run_of(&mut self, update: HeadUpdate) -> RunId {
+        self.update_head(update).expect("the update counts")
     }
 
-    /// GitHub says that the pull request was closed.
+    /// GitHub closes the pull request.
     pub(super) fn close(&mut self, at: u64) -> Vec<Effect> {
         self.step(Event::PullRequestClosed { environment: ENVIRONMENT, at: second(at) })
     }
 
-    /// Somebody closes the environment by hand.
+    /// Closes the environment by request.
     pub(super) fn close_by_hand(&mut self) {
         self.step(Event::EnvironmentClosed { environment: ENVIRONMENT });
     }
@@ -121,13 +122,13 @@ impl Core {
         &self.state.environments[&ENVIRONMENT]
     }
 
-    /// The commit that the pull request is at, as far as core knows, and whether it is open.
+    /// The known head, and whether the environment is open.
     pub(super) fn head(&self) -> (CommitSha, bool) {
         let environment = self.environment();
         (environment.head.as_ref().unwrap().commit.clone(), !environment.state.is_closed())
     }
 
-    /// Why the run was stopped, if it was.
+    /// Why the run was cancelled, if it was.
     pub(super) fn stopped(&self, run: RunId) -> Option<CancelReason> {
         match self.run_state(run) {
             RunState::Cancelled { reason } => Some(*reason),
@@ -153,7 +154,7 @@ impl Core {
         self.step(Event::Reported { environment: ENVIRONMENT, wanted, result })
     }
 
-    /// A planned and reported run of one build, with a reference that is the same in each run.
+    /// Plans a run of one build with a run-independent reference.
     pub(super) fn plan_tagged(&mut self, run: RunId) -> JobId {
         let tag = Some("registry/app:latest".parse().unwrap());
         let build = PlannedJob { tag, ..self.build(Arch::Amd64) };
@@ -161,7 +162,7 @@ impl Core {
         build.id
     }
 
-    /// As [`plan_tagged`](Self::plan_tagged), at work.
+    /// As [`plan_tagged`](Self::plan_tagged), and starts the job.
     pub(super) fn build_tagged(&mut self, run: RunId) -> (JobId, MachineId) {
         let job = self.plan_tagged(run);
         let machine = self.launched(job);
