@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn what_happens_while_the_provider_makes_its_list_is_no_evidence() {
+    fn events_after_the_request_of_a_list_are_no_evidence() {
         let later = Timestamp(ASKED_AT.0 + 1);
         assert_eq!(
             verdict(&[ListedState::Live], Some(record(Terminated, false, later)), LONG_AGO),

@@ -99,7 +99,7 @@ fn environments_are_read() {
 }
 
 #[test]
-fn jobs_are_read_and_those_that_wait_for_capacity_are_told_from_others() {
+fn jobs_are_read_and_postponed_ones_are_recognized() {
     let jobs = read::<Job>("jobs", |_| {});
 
     let expected = [
@@ -115,7 +115,7 @@ fn jobs_are_read_and_those_that_wait_for_capacity_are_told_from_others() {
 }
 
 #[test]
-fn machines_are_read_and_stopping_exports_are_told_from_running_ones() {
+fn machines_are_read_and_stopping_exports_are_recognized() {
     let machines = read::<Machine>("machines", |_| {});
 
     let exports = machines.iter().filter_map(|machine| machine.exporting);

@@ -16,7 +16,7 @@ fn approval(core: &Core, run: RunId) -> &Approval {
 }
 
 #[test]
-fn a_run_that_awaits_approval_is_told_of_and_not_planned() {
+fn a_run_that_awaits_approval_is_reported_and_not_planned() {
     let mut core = Core::linked();
 
     let (run, event) = core.head_event(HeadUpdate::first("a", 1).of_fork());
@@ -29,7 +29,7 @@ fn a_run_that_awaits_approval_is_told_of_and_not_planned() {
 }
 
 #[test]
-fn nothing_comes_of_a_run_that_awaits_approval_with_time_or_after_a_restart() {
+fn a_run_awaits_approval_without_a_time_limit_and_over_restarts() {
     let mut core = Core::linked();
     let run = core.new_run_of(HeadUpdate::first("a", 1).of_fork());
     core.report_all();
@@ -43,7 +43,7 @@ fn nothing_comes_of_a_run_that_awaits_approval_with_time_or_after_a_restart() {
 }
 
 #[test]
-fn a_plan_of_a_run_that_awaits_approval_is_not_taken() {
+fn a_plan_of_a_run_that_awaits_approval_is_ignored() {
     let mut core = Core::linked();
     let run = core.new_run_of(HeadUpdate::first("a", 1).of_fork());
     let build = core.build(Arch::Amd64);
@@ -55,7 +55,7 @@ fn a_plan_of_a_run_that_awaits_approval_is_not_taken() {
 }
 
 #[test]
-fn a_run_that_awaits_approval_holds_up_nobody() {
+fn a_run_that_awaits_approval_does_not_block_others() {
     let mut core = Core::linked();
     core.state.limits.planned_at_once = 1;
     core.update_head(HeadUpdate::first("a", 1).of_fork());
@@ -66,7 +66,7 @@ fn a_run_that_awaits_approval_holds_up_nobody() {
 }
 
 #[test]
-fn an_approved_run_is_planned_at_once_and_told_of() {
+fn an_approved_run_is_planned_and_reported_at_once() {
     let mut core = Core::linked();
     let run = core.new_run_of(HeadUpdate::first("a", 1).of_fork());
     core.report_all();

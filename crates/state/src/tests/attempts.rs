@@ -17,7 +17,7 @@ fn an_agent_that_returns_with_its_job_goes_on_with_it() {
 }
 
 #[test]
-fn an_agent_that_dials_anew_is_not_cut_off_by_the_end_of_its_older_session() {
+fn the_end_of_an_older_session_does_not_disconnect_a_reconnected_agent() {
     let mut core = amd64(1);
     let (_, job, machine) = core.running();
     let older = core.session;
@@ -79,7 +79,7 @@ fn an_agent_may_connect_before_the_provider_has_answered() {
 }
 
 #[test]
-fn an_agent_that_only_reports_the_end_is_understood() {
+fn an_agent_that_reports_only_the_end_completes_its_job() {
     let mut core = amd64(1);
     let (run, jobs) = core.run(1, 1);
     let machine = core.launched(jobs[0]);

@@ -59,7 +59,7 @@ fn rebuild_of(core: &mut Core, repeated: RunId) -> Run {
 // Which are taken.
 
 #[test]
-fn a_command_is_followed_after_github_was_asked_and_people_are_told() {
+fn a_command_is_followed_after_its_check_and_its_outcome_is_reported() {
     let mut core = Core::linked();
     let run = core.new_run_of(HeadUpdate::first("a", 1));
     core.report_all();
@@ -74,7 +74,7 @@ fn a_command_is_followed_after_github_was_asked_and_people_are_told() {
 }
 
 #[test]
-fn a_command_of_somebody_who_may_not_is_not_followed_and_people_are_told_why() {
+fn a_rejected_command_is_not_followed_and_the_reason_is_reported() {
     let mut core = Core::linked();
     let run = core.new_run_of(HeadUpdate::first("a", 1));
     core.report_all();
@@ -90,7 +90,7 @@ fn a_command_of_somebody_who_may_not_is_not_followed_and_people_are_told_why() {
 }
 
 #[test]
-fn a_comment_is_followed_once_and_an_older_one_not_any_more() {
+fn a_comment_is_followed_once_and_an_older_comment_is_not() {
     let mut core = Core::linked();
     core.update_head(HeadUpdate::first("a", 1));
     follow(&mut core, &cancel(5), None);
@@ -121,7 +121,7 @@ fn a_label_is_no_comment_and_is_checked_once_at_a_time() {
 }
 
 #[test]
-fn an_answer_that_nobody_waits_for_changes_nothing() {
+fn an_outcome_of_an_effect_that_is_not_in_the_outbox_changes_nothing() {
     let mut core = Core::linked();
     let run = core.new_run_of(HeadUpdate::first("a", 1));
     core.report_all();
@@ -146,7 +146,7 @@ fn a_crash_before_the_answer_loses_no_command() {
 }
 
 #[test]
-fn nobody_commands_what_is_closed_or_unknown() {
+fn a_command_in_a_closed_or_unknown_environment_changes_nothing() {
     let mut core = Core::linked();
     assert_eq!(give(&mut core, &cancel(1)), []);
     core.update_head(HeadUpdate::first("a", 1));
@@ -156,7 +156,7 @@ fn nobody_commands_what_is_closed_or_unknown() {
 }
 
 #[test]
-fn a_pull_request_that_is_closed_before_the_answer_follows_nothing() {
+fn a_command_is_not_followed_if_its_pull_request_was_closed_before_the_verdict() {
     let mut core = Core::linked();
     let first = core.new_run_of(HeadUpdate::first("a", 1));
     let rebuild = command(1, REBUILD, 2);
@@ -175,7 +175,7 @@ fn a_pull_request_that_is_closed_before_the_answer_follows_nothing() {
 // Cancel.
 
 #[test]
-fn all_runs_that_go_on_are_cancelled() {
+fn cancel_cancels_all_open_runs() {
     let mut core = Core::linked();
     let run = core.new_run_of(HeadUpdate::first("a", 1));
     core.plan_tagged(run);
@@ -186,7 +186,7 @@ fn all_runs_that_go_on_are_cancelled() {
 }
 
 #[test]
-fn people_are_told_that_nothing_is_there_to_be_cancelled() {
+fn cancel_without_an_open_run_is_reported_as_not_followed() {
     let mut core = Core::linked();
     let run = core.new_run_of(HeadUpdate::first("a", 1));
     core.plan(run, &[]);
@@ -199,7 +199,7 @@ fn people_are_told_that_nothing_is_there_to_be_cancelled() {
 // Rebuild.
 
 #[test]
-fn a_rebuild_starts_the_newest_run_once_more_and_takes_its_place() {
+fn a_rebuild_repeats_the_newest_run_and_supersedes_it() {
     let mut core = Core::linked();
     let first = core.new_run_of(HeadUpdate::first("a", 1));
     let again = rebuild_of(&mut core, first);
@@ -214,7 +214,7 @@ fn a_rebuild_starts_the_newest_run_once_more_and_takes_its_place() {
 }
 
 #[test]
-fn a_rebuild_of_what_is_not_the_newest_any_more_is_refused() {
+fn a_rebuild_of_a_superseded_run_is_not_followed() {
     let mut core = Core::linked();
     let first = core.new_run_of(HeadUpdate::first("a", 1));
     let rebuild = command(1, REBUILD, 2);
@@ -231,7 +231,7 @@ fn a_rebuild_of_what_is_not_the_newest_any_more_is_refused() {
 }
 
 #[test]
-fn a_rebuild_without_a_run_is_refused() {
+fn a_rebuild_without_a_run_is_not_followed() {
     let mut core = Core::linked();
     core.update_head(HeadUpdate::first("a", 1));
     let kind = CommandKind::Rebuild { failed_only: true };
@@ -257,7 +257,7 @@ fn a_rebuild_keeps_the_approval_of_its_commit() {
 }
 
 #[test]
-fn a_rebuild_of_what_waits_for_approval_waits_too() {
+fn a_rebuild_of_a_run_without_approval_needs_one_too() {
     let mut core = Core::linked();
     let first = core.new_run_of(HeadUpdate::first("a", 1).of_fork());
     let again = rebuild_of(&mut core, first);
@@ -322,7 +322,7 @@ fn a_commit_that_was_pushed_after_the_comment_is_not_approved() {
 }
 
 #[test]
-fn digits_approve_the_commit_that_has_them_at_any_time() {
+fn an_approval_with_digits_approves_the_commit_that_begins_with_them() {
     let mut core = Core::linked();
     core.update_head(HeadUpdate::first("a", 1).of_fork());
     let run = core.new_run_of(HeadUpdate::pushed("a", "b", 5).of_fork());
@@ -336,7 +336,7 @@ fn digits_approve_the_commit_that_has_them_at_any_time() {
 }
 
 #[test]
-fn an_approval_needs_something_that_waits_for_it() {
+fn an_approval_without_a_waiting_run_is_not_followed() {
     let mut core = Core::linked();
     let refused = |core: &mut Core, comment| {
         let note = follow(core, &approve(comment, None, 99), None);
@@ -353,7 +353,7 @@ fn an_approval_needs_something_that_waits_for_it() {
 }
 
 #[test]
-fn a_run_of_no_certain_commit_is_not_approved_by_a_comment() {
+fn a_run_without_a_requested_commit_is_not_approved_by_a_comment() {
     let mut core = Core::linked();
     core.update_head(HeadUpdate::first("a", 1));
     let (id, event) = core.head_event(HeadUpdate::opened("a", 2).of_fork());

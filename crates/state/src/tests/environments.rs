@@ -49,7 +49,7 @@ fn closing_an_environment_cancels_its_runs_and_deletes_its_caches_once_nobody_wr
 }
 
 #[test]
-fn an_export_is_waited_for_before_the_caches_are_deleted() {
+fn caches_are_deleted_after_the_export_has_ended() {
     let mut core = amd64(1);
     let (_, job, machine) = running(&mut core, &[ONE]);
     core.report_early(machine, job, 1);
@@ -86,7 +86,7 @@ fn a_new_run_opens_the_environment_and_keeps_its_caches() {
 }
 
 #[test]
-fn what_is_written_after_a_deletion_began_is_deleted_with_the_next() {
+fn a_cache_that_is_written_during_a_clean_up_is_deleted_by_the_next() {
     let mut core = amd64(1);
     let (_, job, machine) = running(&mut core, &[ONE]);
     core.report(machine, job, 1, PUSHED);
@@ -103,7 +103,7 @@ fn what_is_written_after_a_deletion_began_is_deleted_with_the_next() {
 }
 
 #[test]
-fn a_machine_that_was_taken_for_gone_may_have_written_what_is_being_deleted() {
+fn a_machine_that_returns_during_a_clean_up_makes_it_outdated() {
     let mut core = amd64(1);
     let (_, _, machine) = running(&mut core, &[ONE]);
     close(&mut core);
@@ -169,7 +169,7 @@ fn an_environment_stays_open_until_its_last_run_is_forgotten() {
 }
 
 #[test]
-fn an_environment_that_lost_its_runs_goes_when_the_last_tag_is_moved() {
+fn an_environment_without_runs_is_removed_when_its_last_tag_is_moved() {
     let mut core = amd64(1);
     let run = core.request(1);
     let build =
@@ -202,7 +202,7 @@ fn the_pull_request_is_that_of_the_newest_request() {
 }
 
 #[test]
-fn an_answer_that_comes_after_the_environment_was_opened_and_closed_again_deletes_nothing() {
+fn an_outdated_clean_up_removes_no_ref_from_the_record() {
     let mut core = amd64(1);
     let (_, job, machine) = running(&mut core, &[ONE]);
     core.report(machine, job, 1, PUSHED);

@@ -81,7 +81,7 @@ fn an_export_has_a_limit_and_a_lease_that_covers_it() {
 }
 
 #[test]
-fn a_registered_machine_that_exports_for_too_long_is_told_to_stop_and_then_disconnected() {
+fn a_registered_machine_that_exports_too_long_is_asked_to_stop_and_then_disconnected() {
     let mut core = without_provider();
     let (_, job, machine) = core.running_on_registered();
     core.report_early(machine, job, 1);

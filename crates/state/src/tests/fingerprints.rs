@@ -80,7 +80,7 @@ fn the_fingerprint_of_an_exported_cache_is_stored_at_the_end_of_the_export() {
 }
 
 #[test]
-fn a_cancelled_build_that_completes_all_the_same_stores_no_fingerprint() {
+fn a_cancelled_build_that_completes_later_stores_no_fingerprint() {
     let mut core = without_provider();
     let (run, job, machine) = caching(&mut core);
     core.cancel(run);

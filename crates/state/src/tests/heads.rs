@@ -6,7 +6,7 @@ use super::*;
 // What is news.
 
 #[test]
-fn what_github_says_of_an_unknown_pull_request_is_news() {
+fn the_first_head_of_a_pull_request_counts() {
     let mut core = Core::linked();
 
     let (run, event) = core.head_event(HeadUpdate::first("a", 1));
@@ -18,7 +18,7 @@ fn what_github_says_of_an_unknown_pull_request_is_news() {
 }
 
 #[test]
-fn a_commit_that_is_told_of_twice_is_built_once() {
+fn a_commit_that_is_delivered_twice_is_built_once() {
     let mut core = Core::linked();
     core.update_head(HeadUpdate::first("a", 1));
 
@@ -30,7 +30,7 @@ fn a_commit_that_is_told_of_twice_is_built_once() {
 }
 
 #[test]
-fn a_run_that_is_there_is_not_started_again() {
+fn a_known_run_is_not_started_again() {
     let mut core = Core::linked();
     let (run, event) = core.head_event(HeadUpdate::first("a", 1));
     core.step(event.clone());
@@ -44,7 +44,7 @@ fn a_run_that_is_there_is_not_started_again() {
 }
 
 #[test]
-fn a_push_that_another_has_overtaken_is_no_news() {
+fn a_push_that_another_has_overtaken_does_not_count() {
     let mut core = Core::linked();
     core.update_head(HeadUpdate::first("a", 1));
     let last = core.new_run_of(HeadUpdate::pushed("b", "c", 3));
@@ -67,7 +67,7 @@ fn of_two_pushes_within_a_second_the_one_that_follows_the_other_stays() {
 }
 
 #[test]
-fn of_two_pushes_within_a_second_the_one_that_comes_late_is_no_news() {
+fn of_two_pushes_within_a_second_the_older_one_does_not_count() {
     let mut core = Core::linked();
     core.update_head(HeadUpdate::first("a", 1));
     core.new_run_of(HeadUpdate::pushed("b", "c", 2));
@@ -78,7 +78,7 @@ fn of_two_pushes_within_a_second_the_one_that_comes_late_is_no_news() {
 }
 
 #[test]
-fn of_commits_of_one_second_that_nobody_joins_the_last_one_heard_of_stays() {
+fn of_unrelated_commits_within_a_second_the_last_delivery_counts() {
     let mut core = Core::linked();
     core.update_head(HeadUpdate::on_branch("a", 1));
 
@@ -100,7 +100,7 @@ fn a_branch_that_is_pushed_away_and_back_is_built_each_time() {
 }
 
 #[test]
-fn a_push_away_that_comes_after_the_push_back_is_no_news() {
+fn a_push_away_that_arrives_after_the_push_back_does_not_count() {
     let mut core = Core::linked();
     let run = core.new_run_of(HeadUpdate::first("a", 1));
     assert_eq!(core.update_head(HeadUpdate::pushed("b", "a", 3)), None, "it is at that commit");
@@ -122,7 +122,7 @@ fn a_push_away_and_back_within_a_second_ends_where_it_began() {
 }
 
 #[test]
-fn what_is_told_of_the_present_commit_later_never_turns_its_clock_back() {
+fn a_late_delivery_of_the_present_commit_does_not_set_its_time_back() {
     let mut core = Core::linked();
     core.update_head(HeadUpdate::first("a", 5));
     core.update_head(HeadUpdate::opened("a", 3));
@@ -133,7 +133,7 @@ fn what_is_told_of_the_present_commit_later_never_turns_its_clock_back() {
 }
 
 #[test]
-fn nobody_listens_to_a_project_without_a_repository_at_github() {
+fn deliveries_of_a_project_without_a_link_change_nothing() {
     let mut core = Core::linked();
     core.step(Event::ProjectRemoved { project: PROJECT });
 
@@ -227,7 +227,7 @@ fn a_closing_of_something_unknown_changes_nothing() {
 }
 
 #[test]
-fn what_was_closed_by_hand_opens_with_a_new_commit_only() {
+fn an_environment_that_was_closed_by_request_opens_only_with_a_new_commit() {
     let mut core = Core::linked();
     core.update_head(HeadUpdate::first("a", 1));
     core.close_by_hand();
@@ -245,7 +245,7 @@ fn what_was_closed_by_hand_opens_with_a_new_commit_only() {
 }
 
 #[test]
-fn what_was_closed_by_hand_opens_with_a_push_too() {
+fn an_environment_that_was_closed_by_request_opens_with_a_push() {
     let mut core = Core::linked();
     core.update_head(HeadUpdate::first("a", 1));
     core.close_by_hand();
@@ -256,7 +256,7 @@ fn what_was_closed_by_hand_opens_with_a_push_too() {
 }
 
 #[test]
-fn what_is_closed_by_hand_after_github_had_opened_it_again_stays_closed() {
+fn an_environment_that_is_closed_by_request_after_its_reopening_stays_closed() {
     let mut core = Core::linked();
     core.update_head(HeadUpdate::first("a", 1));
     core.close(2);
@@ -269,7 +269,7 @@ fn what_is_closed_by_hand_after_github_had_opened_it_again_stays_closed() {
 // Lists.
 
 #[test]
-fn what_is_missing_is_found_in_a_list() {
+fn a_missed_head_is_found_in_a_list() {
     let mut core = Core::linked();
 
     core.new_run_of(HeadUpdate::listed(None, "a", 1));
@@ -279,7 +279,7 @@ fn what_is_missing_is_found_in_a_list() {
 }
 
 #[test]
-fn a_list_in_which_nothing_is_new_changes_nothing() {
+fn a_list_without_a_new_head_changes_nothing() {
     let mut core = Core::linked();
     let run = core.new_run_of(HeadUpdate::first("a", 1));
 
@@ -290,7 +290,7 @@ fn a_list_in_which_nothing_is_new_changes_nothing() {
 }
 
 #[test]
-fn a_list_is_outdated_once_something_else_was_heard() {
+fn a_list_is_ignored_after_a_newer_delivery() {
     let mut core = Core::linked();
     core.update_head(HeadUpdate::first("a", 1));
     core.update_head(HeadUpdate::pushed("a", "b", 2));
@@ -313,7 +313,7 @@ fn a_list_from_before_the_closing_opens_nothing() {
 }
 
 #[test]
-fn what_github_closed_is_open_as_soon_as_a_list_says_so() {
+fn an_environment_that_github_closed_is_opened_by_a_list() {
     let mut core = Core::linked();
     core.update_head(HeadUpdate::first("a", 1));
     core.close(2);
@@ -329,7 +329,7 @@ fn what_github_closed_is_open_as_soon_as_a_list_says_so() {
 }
 
 #[test]
-fn a_list_finds_what_was_opened_within_the_second_of_its_closing() {
+fn a_list_opens_a_pull_request_that_was_reopened_within_the_second_of_its_closing() {
     let mut core = Core::linked();
     core.update_head(HeadUpdate::first("a", 1));
     core.update_head(HeadUpdate::opened("a", 2));
@@ -342,7 +342,7 @@ fn a_list_finds_what_was_opened_within_the_second_of_its_closing() {
 }
 
 #[test]
-fn a_list_may_say_a_commit_of_an_earlier_second() {
+fn a_list_may_have_a_commit_of_an_earlier_second() {
     let mut core = Core::linked();
     core.update_head(HeadUpdate::first("a", 5));
 
@@ -370,7 +370,7 @@ fn a_delivery_counts_once() {
 }
 
 #[test]
-fn a_delivery_that_core_has_no_use_for_is_noted_until_it_is_forgotten() {
+fn a_delivery_without_an_event_is_noted_until_it_is_forgotten() {
     let mut core = Core::linked();
     let delivery = DeliveryId(1);
     assert_eq!(core.step(Event::Delivered { delivery, event: None }), []);
@@ -400,7 +400,7 @@ fn supersede(core: &mut Core, older: RunId) -> (RunId, Vec<Effect>) {
 const SUPERSEDED: Option<CancelReason> = Some(CancelReason::Superseded);
 
 #[test]
-fn a_run_that_is_planned_ends_with_a_newer_commit_and_gets_no_jobs() {
+fn a_run_being_planned_is_superseded_and_gets_no_jobs() {
     let mut core = Core::linked();
     let older = core.new_run_of(HeadUpdate::first("a", 1));
     let (newer, effects) = supersede(&mut core, older);
@@ -414,7 +414,7 @@ fn a_run_that_is_planned_ends_with_a_newer_commit_and_gets_no_jobs() {
 }
 
 #[test]
-fn a_run_whose_planning_waits_for_github_ends_with_a_newer_commit() {
+fn a_run_with_deferred_planning_is_superseded() {
     let mut core = Core::linked();
     let older = core.new_run_of(HeadUpdate::first("a", 1));
     let until = core.now.after(Duration::from_mins(1));
@@ -504,7 +504,7 @@ fn an_export_under_way_is_ended_and_its_late_report_changes_nothing() {
 }
 
 #[test]
-fn a_tag_under_way_ends_and_says_nothing_of_the_older_run() {
+fn the_outcome_of_a_tag_under_way_does_not_change_a_superseded_run() {
     let mut core = Core::linked();
     let older = core.new_run_of(HeadUpdate::first("a", 1));
     let (job, machine) = core.build_tagged(older);
@@ -547,7 +547,7 @@ fn start_by_hand(core: &mut Core, pull_request: Option<u64>, trigger: Trigger) -
 }
 
 #[test]
-fn on_a_branch_a_push_and_what_people_start_go_side_by_side() {
+fn on_a_branch_pushes_and_manual_runs_do_not_supersede_each_other() {
     let mut core = Core::linked();
     let push = core.new_run_of(HeadUpdate::on_branch("a", 1));
     let own = start_by_hand(&mut core, None, Trigger::Manual);
@@ -561,7 +561,7 @@ fn on_a_branch_a_push_and_what_people_start_go_side_by_side() {
 }
 
 #[test]
-fn in_a_pull_request_the_newest_run_takes_the_place_of_all_others() {
+fn in_a_pull_request_the_newest_run_supersedes_all_others() {
     let mut core = Core::linked();
     let first = core.new_run_of(HeadUpdate::first("a", 1));
     let own = start_by_hand(&mut core, Some(7), Trigger::Manual);
@@ -575,7 +575,7 @@ fn in_a_pull_request_the_newest_run_takes_the_place_of_all_others() {
 }
 
 #[test]
-fn a_warm_up_takes_the_place_of_nothing_and_nothing_takes_its_place() {
+fn a_warm_up_supersedes_no_run_and_is_not_superseded() {
     let mut core = Core::linked();
     let push = core.new_run_of(HeadUpdate::on_branch("a", 1));
     let warm_up = start_by_hand(&mut core, None, Trigger::WarmUp);
@@ -587,7 +587,7 @@ fn a_warm_up_takes_the_place_of_nothing_and_nothing_takes_its_place() {
 }
 
 #[test]
-fn a_rebuild_of_an_older_run_takes_the_place_of_nothing() {
+fn a_rebuild_of_an_older_run_supersedes_no_run() {
     let mut core = Core::linked();
     let older = core.new_run_of(HeadUpdate::first("a", 1));
     let newest = core.new_run_of(HeadUpdate::pushed("a", "b", 2));

@@ -83,7 +83,7 @@ fn a_build_that_usually_ends_in_time_goes_on() {
 }
 
 #[test]
-fn a_build_that_would_end_in_time_only_by_luck_does_not_go_on() {
+fn a_build_without_enough_margin_goes_to_another_machine() {
     let mut core = amd64(2);
     let (job, machine) = core.running_as_before(Duration::from_secs(80));
 
@@ -94,7 +94,7 @@ fn a_build_that_would_end_in_time_only_by_luck_does_not_go_on() {
 }
 
 #[test]
-fn a_build_that_takes_longer_than_ever_is_not_trusted_to_end_in_time() {
+fn a_build_that_overran_its_usual_time_goes_to_another_machine() {
     let mut core = amd64(2);
     let (job, machine) = core.running_as_before(Duration::from_secs(80));
     core.now = core.now.after(Duration::from_secs(101));
@@ -105,7 +105,7 @@ fn a_build_that_takes_longer_than_ever_is_not_trusted_to_end_in_time() {
 }
 
 #[test]
-fn what_another_environment_took_says_nothing() {
+fn the_usual_time_is_that_of_the_same_environment() {
     let mut core = amd64(2);
     let (_, machine) = core.running_as_before(Duration::from_secs(1));
     core.step(Event::MachineGone { machine, taken_back: false });
@@ -122,7 +122,7 @@ fn what_another_environment_took_says_nothing() {
 }
 
 #[test]
-fn a_build_that_has_no_more_time_than_the_machine_goes_on() {
+fn a_build_whose_deadline_is_before_the_interruption_goes_on() {
     let mut core = amd64(2);
     let (_, job, machine) = core.running();
     core.now = core.now.after(TIMEOUT);
@@ -133,7 +133,7 @@ fn a_build_that_has_no_more_time_than_the_machine_goes_on() {
 }
 
 #[test]
-fn a_build_that_was_to_end_in_time_and_does_not_is_lost_to_the_interruption() {
+fn a_build_that_does_not_end_before_the_interruption_is_lost() {
     let mut core = amd64(2);
     let (job, machine) = core.running_as_before(Duration::from_secs(80));
     core.take_back_in(machine, NOTICE);
@@ -147,7 +147,7 @@ fn a_build_that_was_to_end_in_time_and_does_not_is_lost_to_the_interruption() {
 }
 
 #[test]
-fn what_was_to_end_while_core_was_away_may_still_be_reported() {
+fn a_build_that_ended_while_core_was_down_may_still_be_reported() {
     let mut core = amd64(2);
     let (job, machine) = core.running_as_before(Duration::from_secs(80));
     core.take_back_in(machine, NOTICE);
@@ -185,7 +185,7 @@ fn a_merge_that_has_begun_goes_on() {
 }
 
 #[test]
-fn a_merge_has_no_time_on_a_machine_that_is_gone_in_a_moment() {
+fn a_merge_does_not_begin_on_a_machine_that_is_taken_back_at_once() {
     let mut core = both(3);
     let (two, machine) = core.merging();
 
@@ -290,7 +290,7 @@ fn an_export_that_begins_after_the_notice_ends_with_its_machine_too() {
 }
 
 #[test]
-fn a_registered_machine_stops_gets_nothing_new_and_is_there_again_after_its_hello() {
+fn an_interrupted_registered_machine_gets_no_job_until_its_next_hello() {
     let mut core = without_provider();
     let (_, job, machine) = core.running_on_registered();
 
@@ -322,7 +322,7 @@ fn an_idle_registered_machine_that_is_likely_interrupted_gets_no_job() {
 }
 
 #[test]
-fn a_registered_machine_that_stops_a_cancelled_job_is_not_free_because_of_a_notice() {
+fn a_notice_does_not_free_a_registered_machine_that_stops_a_cancelled_job() {
     let mut core = without_provider();
     let (run, job, machine) = core.running_on_registered();
     core.cancel(run);
@@ -333,7 +333,7 @@ fn a_registered_machine_that_stops_a_cancelled_job_is_not_free_because_of_a_noti
 }
 
 #[test]
-fn nobody_waits_for_a_registered_machine_that_the_cloud_wants_back() {
+fn no_job_waits_for_an_interrupted_registered_machine() {
     let mut core = amd64(1);
     let machine = core.registered_machine(Arch::Arm64);
     core.connect(machine, &[]);
@@ -347,7 +347,7 @@ fn nobody_waits_for_a_registered_machine_that_the_cloud_wants_back() {
 }
 
 #[test]
-fn a_machine_that_the_cloud_took_back_without_a_word_is_lost_to_the_interruption() {
+fn a_machine_that_is_taken_back_without_a_notice_is_lost_to_the_interruption() {
     let mut core = amd64(2);
     let (_, job, machine) = core.running();
 
@@ -357,7 +357,7 @@ fn a_machine_that_the_cloud_took_back_without_a_word_is_lost_to_the_interruption
 }
 
 #[test]
-fn whatever_is_lost_after_a_certain_notice_is_lost_to_the_interruption() {
+fn every_loss_after_a_certain_notice_is_a_loss_to_the_interruption() {
     let after_notice = |lose: &dyn Fn(&mut Core, JobId, MachineId)| {
         let mut core = amd64(2);
         let (job, machine) = core.running_as_before(Duration::from_secs(80));

@@ -33,7 +33,7 @@ fn a_launch_without_capacity_is_tried_again_later_with_another_machine() {
 }
 
 #[test]
-fn a_launch_that_will_always_be_refused_fails_the_job_at_once() {
+fn a_permanent_launch_failure_fails_the_job_at_once() {
     let mut core = amd64(1);
     let (_, jobs) = core.run(1, 1);
     let machine = core.machine_of(jobs[0]);
@@ -115,7 +115,7 @@ fn a_job_that_its_agent_does_not_end_is_ended_by_core() {
 }
 
 #[test]
-fn nobody_times_out_because_core_was_away() {
+fn no_timeout_fires_because_core_was_down() {
     let mut core = amd64(1);
     let (_, job, machine) = core.running();
     core.now = core.now.after(Duration::from_hours(5));
@@ -129,7 +129,7 @@ fn nobody_times_out_because_core_was_away() {
 }
 
 #[test]
-fn what_begins_after_a_restart_has_no_more_time_than_usual() {
+fn work_that_begins_after_a_restart_has_the_usual_time_limit() {
     let mut core = amd64(1);
     core.restart();
     core.now = core.now.after(Duration::from_secs(1));
@@ -142,7 +142,7 @@ fn what_begins_after_a_restart_has_no_more_time_than_usual() {
 }
 
 #[test]
-fn a_restart_does_not_ask_for_anything_twice() {
+fn a_restart_emits_no_effect_twice() {
     let mut core = amd64(1);
     core.run(1, 2);
     let outbox = core.state.outbox.clone();
@@ -153,7 +153,7 @@ fn a_restart_does_not_ask_for_anything_twice() {
 }
 
 #[test]
-fn an_agent_of_a_machine_that_is_not_ours_is_sent_away() {
+fn an_agent_of_an_unknown_machine_is_disconnected() {
     let mut core = amd64(1);
     let machine = MachineId::from_bits(core.id());
 
@@ -217,7 +217,7 @@ fn a_job_that_waits_for_capacity_is_cancelled_with_its_run() {
 }
 
 #[test]
-fn a_job_that_waits_for_capacity_holds_up_nobody() {
+fn a_job_that_waits_for_capacity_does_not_block_others() {
     let mut core = amd64(1);
     let (_, jobs) = core.run(1, 2);
     refuse(&mut core, jobs[0]);
@@ -233,7 +233,7 @@ fn a_job_that_waits_for_capacity_holds_up_nobody() {
 }
 
 #[test]
-fn a_merge_that_waits_for_capacity_takes_a_builder_that_is_there_after_all() {
+fn a_merge_that_waits_for_capacity_takes_a_builder_over_that_becomes_free() {
     let mut core = both(2);
     let two = TwoPlatforms::begun(&mut core);
     core.report_early(two.machines[0], two.builds[0], 1);
@@ -278,7 +278,7 @@ fn a_machine_costs_from_its_request_until_it_is_gone() {
 }
 
 #[test]
-fn a_machine_is_its_providers_who_is_known_from_its_record() {
+fn a_machines_record_has_its_provider() {
     let mut core = both(2);
     core.state.limits.launchable = BTreeMap::from([
         (Arch::Amd64, ProviderName::DigitalOcean),

@@ -99,7 +99,7 @@ fn a_merge_does_not_wait_for_minutes_for_a_builder_that_left_before_it_began() {
 }
 
 #[test]
-fn a_merge_without_attempts_left_is_patient_and_so_is_one_that_has_begun() {
+fn a_merge_without_attempts_left_or_already_begun_waits_for_the_reconnect_grace() {
     for (max_attempts, begins) in [(1, false), (3, true)] {
         let mut core = both(4);
         core.state.limits.max_attempts = max_attempts;

@@ -66,7 +66,7 @@ fn the_branches_of_a_removed_project_stay_open() {
 }
 
 #[test]
-fn other_projects_do_not_notice_that_one_is_removed() {
+fn removing_a_project_does_not_change_others() {
     let mut core = Core::linked();
     let other = core.request(2);
     let id = EnvironmentId::from_bits(2);
@@ -79,7 +79,7 @@ fn other_projects_do_not_notice_that_one_is_removed() {
 }
 
 #[test]
-fn what_is_not_listened_to_cannot_be_removed() {
+fn removing_an_unlinked_project_changes_nothing() {
     let mut core = amd64(1);
     let run = core.request(1);
 
@@ -115,7 +115,7 @@ fn a_project_that_is_added_again_builds_its_open_pull_requests() {
 }
 
 #[test]
-fn what_was_closed_by_hand_stays_closed_when_its_project_is_added_again() {
+fn an_environment_that_was_closed_by_request_stays_closed_when_its_project_is_added_again() {
     let mut core = Core::linked();
     core.update_head(HeadUpdate::first("a", 1));
     core.close_by_hand();

@@ -15,7 +15,7 @@ fn serve_all(core: &mut Core) -> Vec<JobId> {
 }
 
 #[test]
-fn projects_are_served_in_turns_and_jobs_of_one_project_in_order() {
+fn projects_take_turns_and_jobs_of_one_project_keep_their_order() {
     let mut core = without_provider();
     let (_, a) = core.run(1, 3);
     let (_, b) = core.run(2, 2);
@@ -44,7 +44,7 @@ fn a_project_that_was_just_served_lets_the_others_go_first() {
 }
 
 #[test]
-fn a_project_is_not_passed_by_because_machines_differ() {
+fn a_project_does_not_starve_because_machines_differ() {
     let mut core = amd64(1);
     let arm64 = core.registered_machine(Arch::Arm64);
     core.connect(arm64, &[]);
@@ -65,7 +65,7 @@ fn a_project_is_not_passed_by_because_machines_differ() {
 }
 
 #[test]
-fn a_job_that_is_tried_again_keeps_its_place() {
+fn a_further_attempt_keeps_its_position() {
     let mut core = amd64(1);
     let (_, jobs) = core.run(1, 2);
     let machine = core.launched(jobs[0]);
@@ -113,7 +113,7 @@ fn a_registered_machine_is_used_before_another_is_launched() {
 }
 
 #[test]
-fn an_arch_that_nobody_has_is_emulated() {
+fn an_arch_without_a_machine_is_emulated() {
     let mut core = amd64(5);
     let run = core.request(1);
     let build = core.build(Arch::Arm64);
@@ -123,7 +123,7 @@ fn an_arch_that_nobody_has_is_emulated() {
 }
 
 #[test]
-fn an_arch_that_a_connected_machine_has_is_waited_for() {
+fn a_job_waits_for_a_connected_machine_of_its_arch() {
     let mut core = amd64(5);
     let machine = core.registered_machine(Arch::Arm64);
     core.connect(machine, &[]);
@@ -158,7 +158,7 @@ fn a_job_knows_whether_it_is_emulated() {
 }
 
 #[test]
-fn a_job_that_must_not_be_emulated_fails_at_once_where_nobody_has_its_arch() {
+fn a_job_that_must_not_be_emulated_fails_at_once_without_a_machine_of_its_arch() {
     let mut core = amd64(5);
     let run = core.request(1);
     let (native, foreign) =
@@ -292,7 +292,7 @@ fn is_queued(core: &Core, job: JobId) -> bool {
 }
 
 #[test]
-fn what_people_ask_for_goes_before_pull_requests_and_these_before_the_default_branch() {
+fn manual_runs_go_before_pull_requests_and_these_before_the_default_branch() {
     let mut core = without_provider();
     let warm = run_by(&mut core, 1, Trigger::WarmUp, 1);
     let push = run_by(&mut core, 1, Trigger::Push, 1);
@@ -326,7 +326,7 @@ fn priorities_hold_over_all_projects_and_within_one_the_projects_take_turns() {
 }
 
 #[test]
-fn changed_priorities_hold_for_what_waits_already() {
+fn changed_priorities_hold_for_queued_jobs() {
     let mut core = without_provider();
     let pull = run_by(&mut core, 1, Trigger::PrOpened, 1);
     let manual = run_by(&mut core, 1, Trigger::Manual, 1);
@@ -339,7 +339,7 @@ fn changed_priorities_hold_for_what_waits_already() {
 }
 
 #[test]
-fn a_job_of_high_priority_that_fits_nowhere_holds_up_nobody() {
+fn a_job_of_high_priority_without_a_machine_does_not_block_others() {
     let mut core = without_provider();
     core.registered_machine(Arch::Arm64);
     let run = core.request(1);
@@ -352,7 +352,7 @@ fn a_job_of_high_priority_that_fits_nowhere_holds_up_nobody() {
 }
 
 #[test]
-fn a_job_that_is_tried_again_keeps_its_place_within_its_priority() {
+fn a_further_attempt_keeps_its_position_within_its_priority() {
     let mut core = amd64(1);
     let pull = run_by(&mut core, 1, Trigger::PrOpened, 2);
     let machine = core.launched(pull[0]);
@@ -366,7 +366,7 @@ fn a_job_that_is_tried_again_keeps_its_place_within_its_priority() {
 }
 
 #[test]
-fn a_project_has_no_more_machines_than_it_may_and_the_others_have_the_rest() {
+fn a_project_has_no_more_machines_than_its_limit_and_others_get_the_rest() {
     let mut core = amd64(4);
     limit(&mut core, 1, 2);
     let limited = run_by(&mut core, 1, Trigger::Manual, 3);
@@ -490,7 +490,7 @@ fn an_arch_that_its_provider_lacks_is_emulated_until_it_has_it() {
 }
 
 #[test]
-fn what_one_provider_lacks_says_nothing_of_another() {
+fn an_arch_that_one_provider_lacks_may_be_launched_by_another() {
     let mut core = both(9);
     core.state.limits.launchable.insert(Arch::Arm64, ProviderName::Aws);
 
@@ -513,7 +513,7 @@ fn a_job_that_must_not_be_emulated_fails_when_its_provider_turns_out_to_lack_the
 }
 
 #[test]
-fn a_provider_that_has_nothing_is_asked_all_the_same_since_its_refusal_says_what_to_change() {
+fn a_provider_without_any_arch_is_still_asked_to_launch() {
     let mut core = both(9);
     describe(&mut core, ProviderName::Local, &[Arch::Amd64]);
 
@@ -524,7 +524,7 @@ fn a_provider_that_has_nothing_is_asked_all_the_same_since_its_refusal_says_what
 }
 
 #[test]
-fn what_a_provider_has_is_asked_anew_after_a_restart() {
+fn the_arches_of_a_provider_are_forgotten_at_a_restart() {
     let mut core = both(9);
     describe(&mut core, ProviderName::Local, &[Arch::Amd64]);
 

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn only_what_has_ended_is_forgotten_and_the_changes_name_it() {
+fn only_ended_records_are_forgotten_and_the_changes_name_them() {
     let mut core = without_provider();
     let (run, job, machine) = core.running_on_registered();
     let forgotten =

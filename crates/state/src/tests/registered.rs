@@ -36,7 +36,7 @@ fn a_registered_machine_that_does_not_stop_is_disconnected() {
 }
 
 #[test]
-fn a_registered_machine_whose_job_takes_too_long_is_told_why_it_must_stop() {
+fn a_registered_machine_whose_job_overruns_gets_the_reason_to_stop() {
     let mut core = without_provider();
     let (_, job, machine) = core.running_on_registered();
 
@@ -47,7 +47,7 @@ fn a_registered_machine_whose_job_takes_too_long_is_told_why_it_must_stop() {
 }
 
 #[test]
-fn a_registered_machine_gets_nothing_new_before_it_has_stopped_what_it_lost() {
+fn a_registered_machine_gets_no_job_before_it_has_stopped_its_lost_attempt() {
     let mut core = without_provider();
     let (_, job, machine) = core.running_on_registered();
     core.disconnect(machine);
@@ -98,7 +98,7 @@ fn a_registered_machine_is_free_when_its_agent_has_stopped_all_that_it_held() {
 }
 
 #[test]
-fn an_agent_that_returns_to_a_machine_that_is_ending_is_told_to_stop() {
+fn an_agent_of_a_terminating_machine_is_asked_to_stop() {
     let mut core = amd64(1);
     let (run, job, machine) = core.running();
     core.disconnect(machine);
@@ -126,7 +126,7 @@ fn an_agent_that_never_begins_loses_the_job() {
 }
 
 #[test]
-fn a_registered_machine_that_is_taken_back_leaves_its_job_to_others() {
+fn the_job_of_an_unregistered_machine_goes_to_another() {
     let mut core = without_provider();
     let (_, job, machine) = core.running_on_registered();
 

@@ -10,7 +10,7 @@ fn counts(core: &Core) -> (u64, u64) {
 }
 
 #[test]
-fn a_change_is_told_once() {
+fn a_change_is_reported_once() {
     let mut core = Core::linked();
     let run = core.new_run_of(HeadUpdate::first("a", 1));
     assert_eq!((core.is_in_outbox(&REPORT), counts(&core)), (true, (1, 0)));
@@ -23,7 +23,7 @@ fn a_change_is_told_once() {
 }
 
 #[test]
-fn changes_during_a_telling_are_told_by_one_more() {
+fn changes_during_a_report_are_in_one_further_report() {
     let mut core = Core::linked();
     let run = core.new_run_of(HeadUpdate::first("a", 1));
     let (job, machine) = core.build_tagged(run);
@@ -41,7 +41,7 @@ fn changes_during_a_telling_are_told_by_one_more() {
 }
 
 #[test]
-fn what_github_was_told_is_kept_for_the_next_time() {
+fn the_published_report_is_recorded() {
     let mut core = Core::linked();
     core.update_head(HeadUpdate::first("a", 1));
     let status = CommitStatus {
@@ -69,7 +69,7 @@ fn what_github_was_told_is_kept_for_the_next_time() {
 }
 
 #[test]
-fn a_telling_that_nobody_waits_for_changes_nothing() {
+fn the_outcome_of_an_unknown_report_changes_nothing() {
     let mut core = Core::linked();
     core.update_head(HeadUpdate::first("a", 1));
     core.report_all();
@@ -81,7 +81,7 @@ fn a_telling_that_nobody_waits_for_changes_nothing() {
 }
 
 #[test]
-fn a_telling_that_was_under_way_when_core_ended_is_not_lost() {
+fn a_report_under_way_survives_a_restart() {
     let mut core = Core::linked();
     core.update_head(HeadUpdate::first("a", 1));
 
@@ -93,7 +93,7 @@ fn a_telling_that_was_under_way_when_core_ended_is_not_lost() {
 }
 
 #[test]
-fn what_github_refused_is_told_again_with_the_next_change() {
+fn a_failed_report_is_tried_again_with_the_next_change() {
     let mut core = Core::linked();
     let run = core.new_run_of(HeadUpdate::first("a", 1));
     core.reported(1, Ok(PublishedReport { comment: Some(3), ..PublishedReport::default() }));
@@ -110,7 +110,7 @@ fn what_github_refused_is_told_again_with_the_next_change() {
 }
 
 #[test]
-fn what_github_refused_is_told_again_when_core_starts() {
+fn a_failed_report_is_tried_again_when_core_starts() {
     let mut core = Core::linked();
     core.update_head(HeadUpdate::first("a", 1));
     core.reported(1, Err("no permission".to_owned()));
@@ -123,7 +123,7 @@ fn what_github_refused_is_told_again_when_core_starts() {
 }
 
 #[test]
-fn without_a_repository_at_github_nothing_is_told() {
+fn a_project_without_a_link_is_not_reported() {
     let mut core = amd64(1);
     let (run, event) = core.head_event(HeadUpdate::first("a", 1));
     let Event::HeadMoved { run: requested, environment, .. } = event else { unreachable!() };
@@ -136,7 +136,7 @@ fn without_a_repository_at_github_nothing_is_told() {
 }
 
 #[test]
-fn a_project_that_is_not_listened_to_any_more_is_not_told_of() {
+fn a_removed_project_is_not_reported() {
     let mut core = Core::linked();
     let run = core.new_run_of(HeadUpdate::on_branch("a", 1));
     core.step(Event::ProjectRemoved { project: PROJECT });
@@ -153,7 +153,7 @@ fn a_project_that_is_not_listened_to_any_more_is_not_told_of() {
 }
 
 #[test]
-fn what_people_start_on_a_branch_is_their_own_affair() {
+fn manual_runs_on_a_branch_are_not_reported() {
     let mut core = Core::linked();
     let push = core.new_run_of(HeadUpdate::on_branch("a", 1));
     core.report_all();
@@ -167,7 +167,7 @@ fn what_people_start_on_a_branch_is_their_own_affair() {
 }
 
 #[test]
-fn the_end_of_a_superseded_run_is_told_by_the_newer_one_alone() {
+fn a_superseded_run_is_not_reported_beside_the_newer_one() {
     let mut core = Core::linked();
     let older = core.new_run_of(HeadUpdate::first("a", 1));
     core.report_all();
@@ -180,7 +180,7 @@ fn the_end_of_a_superseded_run_is_told_by_the_newer_one_alone() {
 }
 
 #[test]
-fn the_end_of_a_closed_pull_request_is_told() {
+fn the_end_of_a_closed_pull_request_is_reported() {
     let mut core = Core::linked();
     core.update_head(HeadUpdate::first("a", 1));
     core.report_all();

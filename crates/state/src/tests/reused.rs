@@ -59,7 +59,7 @@ fn rebuild(core: &mut Core, reuses: RunId) -> (RunId, Pair) {
 }
 
 #[test]
-fn what_completed_is_kept_and_what_failed_is_done_again() {
+fn completed_jobs_are_reused_and_failed_ones_run_again() {
     let mut core = both(5);
     let (first, old) = half_done(&mut core);
 
@@ -74,7 +74,7 @@ fn what_completed_is_kept_and_what_failed_is_done_again() {
 }
 
 #[test]
-fn a_job_that_was_kept_twice_names_the_one_that_was_built() {
+fn a_job_that_is_reused_twice_names_the_job_that_was_built() {
     let mut core = both(5);
     let (first, old) = half_done(&mut core);
     let (second, new) = rebuild(&mut core, first);
@@ -86,7 +86,7 @@ fn a_job_that_was_kept_twice_names_the_one_that_was_built() {
 }
 
 #[test]
-fn a_run_of_which_everything_is_kept_completes_when_its_tag_is_moved() {
+fn a_run_with_only_reused_jobs_completes_when_its_tag_is_moved() {
     let mut core = both(5);
     let (first, _) = half_done(&mut core);
     let (second, new) = rebuild(&mut core, first);
@@ -110,7 +110,7 @@ fn a_run_of_which_everything_is_kept_completes_when_its_tag_is_moved() {
 }
 
 #[test]
-fn a_merge_is_done_again_if_one_of_its_builds_is() {
+fn a_merge_runs_again_if_one_of_its_builds_does() {
     let mut core = both(5);
     let (first, _) = half_done(&mut core);
     let (second, new) = rebuild(&mut core, first);
@@ -128,7 +128,7 @@ fn a_merge_is_done_again_if_one_of_its_builds_is() {
 }
 
 #[test]
-fn nothing_is_kept_of_another_commit_or_without_a_digest() {
+fn no_job_is_reused_of_another_commit_or_without_a_digest() {
     let mut core = both(5);
     let (first, old) = half_done(&mut core);
     core.state.change_run(first, |run| run.commit = Some("d".repeat(40).parse().unwrap()));
@@ -157,7 +157,7 @@ fn planned_on(core: &mut Core, run: RunId, image: &str) -> [PlannedJob; 2] {
 }
 
 #[test]
-fn a_build_is_kept_only_if_it_uses_the_same_images() {
+fn a_build_is_reused_only_if_it_uses_the_same_images() {
     let mut core = amd64(5);
     let first = core.request(1);
     let [base, app] = planned_on(&mut core, first, "registry/tools:1");
@@ -176,7 +176,7 @@ fn a_build_is_kept_only_if_it_uses_the_same_images() {
 }
 
 #[test]
-fn what_pushes_nothing_is_never_kept() {
+fn a_build_that_pushes_no_image_is_never_reused() {
     let mut core = both(5);
     let (first, _) = half_done(&mut core);
     let run = core.request_as(1, |run| run.reuses = Some(first));

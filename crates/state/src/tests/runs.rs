@@ -80,7 +80,7 @@ fn a_run_whose_planning_takes_too_long_fails_and_says_why() {
 }
 
 #[test]
-fn a_run_that_waits_for_its_planning_is_not_late_and_other_projects_go_first() {
+fn waiting_for_planning_has_no_time_limit_and_projects_take_turns() {
     let mut core = amd64(1);
     let (first, second, third) = (core.request(1), core.request(1), core.request(1));
     let other = core.request(2);
@@ -118,7 +118,7 @@ fn defer(core: &mut Core, run: RunId, wait: Duration) -> Vec<Effect> {
 const MINUTE: Duration = Duration::from_mins(1);
 
 #[test]
-fn a_planning_that_waits_for_github_goes_on_at_its_time() {
+fn a_deferred_planning_resumes_at_its_time() {
     let mut core = amd64(1);
     let run = core.request(1);
 
@@ -134,7 +134,7 @@ fn a_planning_that_waits_for_github_goes_on_at_its_time() {
 }
 
 #[test]
-fn others_are_planned_while_a_planning_waits_for_github() {
+fn other_runs_are_planned_while_one_is_deferred() {
     let mut core = amd64(1);
     core.state.limits.planned_at_once = 1;
     let (first, second) = (core.request(1), core.request(1));
@@ -146,7 +146,7 @@ fn others_are_planned_while_a_planning_waits_for_github() {
 }
 
 #[test]
-fn the_time_that_a_planning_waits_for_github_does_not_count() {
+fn deferred_time_does_not_count_as_planning_time() {
     let mut core = amd64(1);
     let run = core.request(1);
     for _ in 0..3 {
@@ -160,7 +160,7 @@ fn the_time_that_a_planning_waits_for_github_does_not_count() {
 }
 
 #[test]
-fn plannings_that_wait_go_on_together_and_only_when_they_are_due() {
+fn deferred_plannings_resume_only_when_they_are_due() {
     let mut core = amd64(1);
     let runs = [core.request(1), core.request(2), core.request(3)];
     defer(&mut core, runs[0], MINUTE);
@@ -175,7 +175,7 @@ fn plannings_that_wait_go_on_together_and_only_when_they_are_due() {
 }
 
 #[test]
-fn a_run_that_is_cancelled_while_its_planning_waits_is_not_planned() {
+fn a_deferred_run_that_is_cancelled_is_not_planned() {
     let mut core = amd64(1);
     let run = core.request(1);
     defer(&mut core, run, MINUTE);
@@ -187,7 +187,7 @@ fn a_run_that_is_cancelled_while_its_planning_waits_is_not_planned() {
 }
 
 #[test]
-fn a_planning_waits_on_after_a_restart() {
+fn a_planning_stays_deferred_after_a_restart() {
     let mut core = amd64(1);
     let run = core.request(1);
     defer(&mut core, run, MINUTE);
@@ -199,7 +199,7 @@ fn a_planning_waits_on_after_a_restart() {
 }
 
 #[test]
-fn a_planning_that_came_due_while_core_was_away_goes_on_at_once() {
+fn a_deferred_planning_that_came_due_while_core_was_down_resumes_at_once() {
     let mut core = amd64(1);
     let run = core.request(1);
     defer(&mut core, run, MINUTE);
@@ -226,7 +226,7 @@ fn only_what_is_planned_can_be_deferred() {
 }
 
 #[test]
-fn a_plan_that_comes_after_its_deferral_is_not_taken() {
+fn a_plan_after_its_deferral_is_ignored() {
     let mut core = amd64(1);
     let run = core.request(1);
     defer(&mut core, run, MINUTE);

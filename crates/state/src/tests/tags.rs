@@ -93,7 +93,7 @@ fn an_older_run_moves_nothing_from_the_moment_a_newer_one_is_requested() {
 }
 
 #[test]
-fn a_warm_up_moves_no_reference_and_need_not_say_so() {
+fn a_warm_up_moves_no_reference_and_gets_no_warning() {
     let mut core = amd64(2);
     tagged_run(&mut core, |_| {});
     let (_, job, machine) = tagged_run(&mut core, |run| run.trigger = Trigger::WarmUp);
@@ -154,7 +154,7 @@ fn the_rebuild_of_the_newest_run_is_the_newest_and_so_is_one_of_that() {
 }
 
 #[test]
-fn one_tag_is_moved_at_a_time_and_the_last_word_is_that_of_the_newest_run() {
+fn one_tag_is_moved_at_a_time_and_the_newest_run_is_last() {
     let mut core = amd64(2);
     let (older, job, machine) = tagged_run(&mut core, |_| {});
     core.report(machine, job, 1, pushed("a"));
@@ -184,7 +184,7 @@ fn a_tag_that_cannot_be_moved_is_a_warning() {
 }
 
 #[test]
-fn a_refusal_that_speaks_of_an_older_image_is_no_warning() {
+fn a_failed_tag_of_an_older_image_gives_no_warning() {
     let mut core = amd64(2);
     let (_, job, machine) = tagged_run(&mut core, |_| {});
     core.report(machine, job, 1, pushed("a"));
@@ -223,7 +223,7 @@ fn without_a_digest_nothing_is_tagged() {
 }
 
 #[test]
-fn an_answer_that_nobody_waits_for_changes_nothing() {
+fn an_outcome_of_an_effect_that_is_not_in_the_outbox_changes_nothing() {
     let mut core = amd64(2);
     let (_, job, machine) = tagged_run(&mut core, |_| {});
     core.report(machine, job, 1, pushed("a"));

@@ -13,7 +13,7 @@ fn apply<S: Clone, E: Clone, T>(
 }
 
 #[test]
-fn only_the_arrows_of_a_run_can_be_taken() {
+fn a_run_takes_only_its_legal_transitions() {
     let (at, reason) = (Timestamp(1), CancelReason::Requested);
     let error = PlanFailure { reason: FailureReason::Manifest, message: String::new() };
     let events = [
@@ -42,7 +42,7 @@ fn only_the_arrows_of_a_run_can_be_taken() {
 }
 
 #[test]
-fn only_the_arrows_of_a_job_can_be_taken() {
+fn a_job_takes_only_its_legal_transitions() {
     let (machine, until) = (MachineId::from_bits(1), Timestamp(1));
     let failed = JobEvent::Failed(JobFailure {
         reason: FailureReason::DiskFull,
@@ -86,7 +86,7 @@ fn a_lost_attempt_is_followed_by_the_next_at_once_or_later() {
 }
 
 #[test]
-fn only_the_arrows_of_a_machine_can_be_taken() {
+fn a_machine_takes_only_its_legal_transitions() {
     let attempt = attempt(JobId::from_bits(1), 1);
     let events = [
         MachineEvent::Launched,
@@ -106,7 +106,7 @@ fn only_the_arrows_of_a_machine_can_be_taken() {
 }
 
 #[test]
-fn only_the_arrows_of_an_environment_can_be_taken() {
+fn an_environment_takes_only_its_legal_transitions() {
     use {Cleanup as C, ClosedBy as B, EnvironmentEvent as E, EnvironmentState as S};
     let events = [
         E::Opened { is_cleaning_up: false },
@@ -159,7 +159,7 @@ fn an_export_is_shortened_by_its_machines_end_and_stops_once() {
 }
 
 #[test]
-fn a_refused_transition_returns_state_and_event() {
+fn an_illegal_transition_returns_state_and_event() {
     let error = RunState::Completed.transition(RunEvent::Planned).unwrap_err();
 
     let text = error.to_string();

@@ -385,7 +385,7 @@ fn the_projects_of_a_full_queue_take_turns_and_what_is_urgent_goes_first() {
 }
 
 #[test]
-fn a_project_with_a_limit_holds_up_nobody_and_all_of_it_ends() {
+fn a_project_with_a_limit_does_not_block_others_and_its_jobs_end() {
     let mut crowd = Crowd::new();
     crowd.limit(1, 5);
     crowd.run(1, Trigger::Manual, 60);
