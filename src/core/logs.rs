@@ -1,7 +1,8 @@
 //! The logs of jobs in redb: compressed chunks, keyed by job, attempt and first line.
 //!
-//! Callers compress. One writer thread commits all waiting batches as one group, and then acknowledges them. Measured on 2 cores with 100-byte lines: a row a line costs 135 bytes and 5,000 to
-//! 500,000 lines/s; compressed chunks of batches 17 bytes and 1.5 million lines/s.
+//! Callers compress. One writer thread commits all waiting batches as one group, and then acknowledges them. Measured
+//! on 2 cores with 100-byte lines: a row a line costs 135 bytes and 5,000 to 500,000 lines/s; compressed chunks of
+//! batches 17 bytes and 1.5 million lines/s.
 
 mod chunk;
 mod tables;
@@ -29,13 +30,13 @@ use crate::config::Config;
 
 pub(crate) use text::{is_hidden, readable};
 
-/// Commands that may wait for the writer. With more, appenders wait, and so do their agents.
+/// Most commands that wait for the writer. Then appenders wait, and so do their agents.
 const WAITING_MAX: usize = 256;
 
 /// The settings of the log store.
 #[derive(Clone, Copy, Debug)]
 pub struct LogSettings {
-    /// The most text kept of one attempt of a job, in bytes; what follows is counted and dropped.
+    /// The most stored text of one attempt of a job, in bytes. Further lines are counted and dropped.
     pub job_bytes_max: u64,
     /// Memory for cached pages, in bytes.
     pub cache_bytes: usize,
@@ -77,7 +78,7 @@ impl<E: Into<redb::Error>> From<E> for LogError {
 /// Lines that were not stored.
 #[derive(Clone, Debug, Error)]
 pub enum AppendError {
-    /// Lines are missing before these: the agent must go back.
+    /// Lines before these are missing, so the agent must send them first.
     #[error("line {expected} is missing")]
     Gap {
         /// The next line that the store wants.
@@ -88,7 +89,7 @@ pub enum AppendError {
     NotStored(String),
 }
 
-/// A line as it is stored.
+/// A stored line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredLine {
     /// Milliseconds since the Unix epoch when the agent read it; 0 if unknown.
@@ -97,7 +98,7 @@ pub struct StoredLine {
     pub data: String,
 }
 
-/// For each log that somebody follows, the number of lines that are stored.
+/// The number of stored lines of each followed log.
 type Followed = Arc<Mutex<HashMap<Attempt, watch::Sender<u64>>>>;
 
 /// Stores and reads logs. Clones share the database and the writer.
@@ -126,7 +127,7 @@ impl Receipt {
 }
 
 impl LogStore {
-    /// Opens the database at `path`, or makes it, and starts the writer. Blocks.
+    /// Opens or creates the database at `path`, and starts the writer. Blocks.
     ///
     /// # Errors
     /// [`LogError`].
@@ -142,8 +143,8 @@ impl LogStore {
         Ok(Self { tables, writer, followed, thread: Arc::new(Mutex::new(Some(thread))) })
     }
 
-    /// Commits the batches that were handed over, joins the writer's thread, and closes the file. Calls that
-    /// follow fail, also those of clones.
+    /// Commits the waiting batches, joins the writer's thread, and closes the file. Later calls fail, also those of
+    /// clones.
     pub async fn close(&self) {
         let thread = lock(&self.thread).take();
         let Some(thread) = thread else { return };
@@ -156,9 +157,8 @@ impl LogStore {
         self.tables.close();
     }
 
-    /// Hands `lines` over to be stored; waits only while the writer is far behind. `first` is the
-    /// number of the first line; without it the lines follow the stored ones. Lines that are stored
-    /// already are skipped.
+    /// Passes `lines` to the writer, and waits only while the writer is far behind. `first` is the number of the first
+    /// line; without it the lines follow the stored ones. Lines that are stored already are skipped.
     ///
     /// # Errors
     /// [`AppendError::NotStored`] when the store is closed.
@@ -190,8 +190,8 @@ impl LogStore {
         }
     }
 
-    /// Reads at most about `lines_max` lines or half a megabyte of text from line `from` on; empty when
-    /// there are no more.
+    /// Reads at most about `lines_max` lines or half a megabyte of text from line `from` on. Empty at the end of the
+    /// log.
     ///
     /// # Errors
     /// [`LogError`].
@@ -207,8 +207,8 @@ impl LogStore {
             .unwrap_or(Err(LogError::Closed))
     }
 
-    /// Reads the last `lines_max` lines, or fewer where they are long: half a megabyte of text, and what
-    /// one chunk has beyond it. Also the number of the first of them.
+    /// Reads the last `lines_max` lines, or fewer long ones: half a megabyte of text, and the rest of one chunk. Also
+    /// returns the number of the first of them.
     ///
     /// # Errors
     /// [`LogError`].
@@ -223,7 +223,7 @@ impl LogStore {
             .unwrap_or(Err(LogError::Closed))
     }
 
-    /// Notifies of lines that are stored after this call. Read the log after it, for the lines before.
+    /// Notifies of lines that are stored after this call. Callers read earlier lines after it.
     pub fn watch(&self, attempt: Attempt) -> StoredLines {
         let mut followed = lock(&self.followed);
         followed.retain(|_, sender| !sender.is_closed());

@@ -114,7 +114,7 @@ impl From<PullRequestPayload> for PullRequest {
             number: payload.number,
             is_open: payload.state == PullRequestState::Open,
             is_draft: payload.draft,
-            // A deleted repository counts as a fork, because nobody knows whose it was.
+            // A deleted repository counts as a fork, because its owner is unknown.
             is_from_fork: head.repo != Some(base.repo),
             head: head.sha,
             head_branch: head.branch,

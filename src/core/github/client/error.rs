@@ -1,4 +1,4 @@
-//! The failures of a request to GitHub, as callers tell them apart.
+//! The failures of a request to GitHub that callers distinguish.
 
 use stagely_state::Timestamp;
 use thiserror::Error;

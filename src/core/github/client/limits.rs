@@ -1,4 +1,4 @@
-//! How many requests may be sent: GitHub's rate limits as its responses tell them, and our own limit for writes.
+//! The limits of requests: GitHub's rate limits, from its responses, and core's own limit for writes.
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
@@ -181,7 +181,7 @@ impl Limits {
     }
 }
 
-/// Spreads writes over time. GitHub limits them too, and does not tell how many are left.
+/// Spreads writes over time. GitHub limits them too, and does not report how many are left.
 pub(super) struct WriteLimiter {
     writes: DefaultDirectRateLimiter,
     comments: DefaultDirectRateLimiter,

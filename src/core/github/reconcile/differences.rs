@@ -11,7 +11,7 @@ use crate::core::github::PullRequest;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct KnownPullRequest {
     pub(super) environment: EnvironmentId,
-    /// `None` if no delivery and no list has told it.
+    /// `None` if no delivery and no list contained it.
     pub(super) head: Option<CommitSha>,
     pub(super) is_closed: bool,
 }
