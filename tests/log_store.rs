@@ -104,7 +104,7 @@ async fn single_lines_without_numbers_follow_one_another() {
 }
 
 #[tokio::test]
-async fn a_gap_is_refused_and_says_what_is_missing() {
+async fn a_gap_is_refused_with_the_next_expected_line() {
     let database = Database::new();
     let store = database.open();
     append(&store, FIRST, Some(0), &lines(&["a", "b"])).await.unwrap();
@@ -228,7 +228,7 @@ async fn a_disk_that_fills_up_cuts_logs_before_it_is_full_and_agents_go_on() {
 }
 
 #[tokio::test]
-async fn who_follows_a_log_is_told_of_lines_that_can_be_read_and_of_no_others() {
+async fn followers_of_a_log_are_notified_of_readable_lines_only() {
     let database = Database::new();
     let store = open(&database.path, 100);
     let mut watcher = store.watch(FIRST);

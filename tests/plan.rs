@@ -278,7 +278,7 @@ fn the_hash_follows_project_environment_and_commit_and_nothing_else() {
 }
 
 #[test]
-fn only_the_builds_asked_for_are_planned() {
+fn only_the_requested_builds_are_planned() {
     let jobs = PlanInputs { only_builds: vec!["app".into()], ..PlanInputs::pull_request() }.jobs();
     assert_eq!(names(&jobs), ["app_amd64", "app_arm64", "app_merge"]);
 }
@@ -392,7 +392,7 @@ builds:
 ";
 
 #[test]
-fn a_build_that_is_asked_for_brings_along_what_it_depends_on_and_comes_after_it() {
+fn a_requested_build_comes_after_the_builds_that_it_depends_on() {
     let inputs = PlanInputs { only_builds: vec!["app".into()], ..PlanInputs::pull_request() };
     let plan = inputs.of(CHAIN);
     let [base, app] =
@@ -441,7 +441,7 @@ fn a_build_is_skipped_if_nothing_that_it_is_made_of_changed() {
 }
 
 #[test]
-fn what_cannot_be_compared_or_has_no_image_is_built() {
+fn builds_that_cannot_be_compared_or_have_no_image_are_made() {
     let base = commit('b');
     let text = "builds: {a: {context: ., paths: [a], matrix: {X: [1, 2]}}}";
     let one = || PlanInputs::pull_request().with_image("a-x-1", &base);

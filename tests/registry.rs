@@ -141,7 +141,7 @@ async fn a_tag_moves_to_a_digest_byte_for_byte_and_back() {
 }
 
 #[tokio::test]
-async fn of_two_tags_of_one_manifest_only_the_one_that_is_deleted_goes() {
+async fn deleting_one_of_two_tags_of_a_manifest_leaves_the_other() {
     let real = RealRegistry::start(true).await;
     let (digest, bytes) = real.push(&["app", "app.pr-7"], "shared").await;
     let registry = real.client("password");
@@ -184,7 +184,7 @@ async fn the_tags_of_a_repository_are_listed_over_all_pages_and_can_all_be_delet
 }
 
 #[tokio::test]
-async fn a_next_page_of_tags_that_lies_elsewhere_is_not_asked_for() {
+async fn a_next_page_of_tags_at_another_host_is_refused() {
     let page =
         || async { ([("Link", "<http://127.0.0.2:9/v2/x>; rel=\"next\"")], "{\"tags\":[]}") };
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -198,7 +198,7 @@ async fn a_next_page_of_tags_that_lies_elsewhere_is_not_asked_for() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_is_said_at_once_and_without_the_password() {
+async fn permanent_errors_come_at_once_and_without_the_password() {
     let real = RealRegistry::start(true).await;
     let (digest, _) = real.push(&["app"], "app").await;
     fs::write(real.server.folder().join("wrong"), "not-the-password").unwrap();
@@ -215,7 +215,7 @@ async fn what_cannot_be_is_said_at_once_and_without_the_password() {
 }
 
 #[tokio::test]
-async fn a_registry_that_is_away_for_a_while_is_waited_for() {
+async fn requests_are_repeated_while_the_registry_is_down() {
     let mut real = RealRegistry::start(true).await;
     let (digest, bytes) = real.push(&["run-1"], "app").await;
     let (registry, app) = (real.client("password"), real.image("app"));
@@ -285,7 +285,7 @@ async fn answer(State(registry): State<TokenRegistry>, request: Request) -> Resp
 }
 
 #[tokio::test]
-async fn a_registry_that_deletes_tags_is_asked_to_with_a_token_for_that() {
+async fn a_tag_is_deleted_with_a_token_for_deletion() {
     let fake = TokenRegistry::start().await;
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("password"), PASSWORD).unwrap();
@@ -312,7 +312,7 @@ async fn a_registry_that_deletes_tags_is_asked_to_with_a_token_for_that() {
 }
 
 #[tokio::test]
-async fn a_write_that_is_sent_elsewhere_is_no_success() {
+async fn a_redirected_write_is_an_error() {
     let redirect = |request: Request| async move {
         match request.method().as_str() {
             "DELETE" => (StatusCode::FOUND, [("Location", "/elsewhere")]).into_response(),

@@ -15,6 +15,7 @@ use stagely_agent::git::{
 };
 use stagely_protocol::CommitSha;
 use stagely_test_support::git::{GitServer, Repository, TOKEN};
+use stagely_test_support::wait::eventually;
 use tokio_util::sync::CancellationToken;
 
 fn request(url: String, commit: &CommitSha) -> FetchRequest {
@@ -283,7 +284,10 @@ async fn a_clone_that_hangs_is_cancelled() {
     let request = request(server.url("hang", "app/.git"), &commit);
     let started = Instant::now();
     let (result, ()) = tokio::join!(fetch_commit(request, folder.path(), &cancel), async {
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        eventually("the clone's request hangs", async || {
+            (!server.requests().is_empty()).then_some(())
+        })
+        .await;
         cancel.cancel();
     });
     assert!(matches!(result, Err(CloneError::Cancelled)));

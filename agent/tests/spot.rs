@@ -119,7 +119,7 @@ async fn invalid_responses_are_no_notices_and_the_service_is_asked_again() {
 }
 
 #[tokio::test]
-async fn a_service_that_is_not_up_yet_is_asked_until_it_answers() {
+async fn a_service_that_is_not_up_yet_is_polled_until_it_answers() {
     let imds = Imds::start().await;
     imds.script().action = Some(action("terminate"));
     // The port of a listener that is gone.

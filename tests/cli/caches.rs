@@ -78,7 +78,7 @@ fn built(person: &Person) {
 }
 
 #[test]
-fn an_embedded_core_is_awaited_and_ctrl_c_leaves_with_the_exit_code_of_the_run() {
+fn the_command_waits_for_an_embedded_core_and_ctrl_c_leaves_with_the_exit_code_of_the_run() {
     let person = Person::new("cache");
     built(&person);
     let proxy = HoldingProxy::start();

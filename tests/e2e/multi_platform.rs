@@ -131,7 +131,7 @@ async fn a_build_that_forbids_emulation_fails_where_there_is_no_machine_of_its_k
 }
 
 #[tokio::test]
-async fn only_what_failed_is_built_again() {
+async fn only_failed_builds_are_made_again() {
     let core = Core::start(STAGELY, "rebuild", "").await;
     let dockerfile = format!(
         "FROM busybox\nARG MODE\nRUN : {}; [ \"$MODE-$(uname -m)\" != broken-aarch64 ]\n",

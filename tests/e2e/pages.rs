@@ -100,7 +100,7 @@ async fn an_invalid_manifest_is_shown_with_its_markup_as_text() {
 }
 
 #[tokio::test]
-async fn where_logs_are_not_open_a_page_asks_for_a_token_as_browsers_know_it() {
+async fn without_open_logs_a_page_requests_basic_authentication() {
     let core = Core::start(STAGELY, "pages-closed", "[core]\nopen-logs = false\n").await;
     let manifest = "builds: { app: { context: . } }\n";
     let files = [("Dockerfile", "FROM scratch\nCOPY stagely.yaml /\n"), ("stagely.yaml", manifest)];

@@ -86,7 +86,7 @@ async fn while_github_answers_502_builds_go_on_and_all_is_told_later() {
 }
 
 #[tokio::test]
-async fn what_was_delivered_while_core_was_down_is_found_at_its_start() {
+async fn deliveries_that_core_missed_are_found_at_its_start() {
     let mut conversation = Conversation::start("down").await;
     let known = conversation.opened("known").await;
     conversation.is_built(&known).await;

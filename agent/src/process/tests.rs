@@ -44,7 +44,7 @@ async fn a_slow_reader_loses_nothing() {
 }
 
 #[tokio::test]
-async fn a_process_that_left_the_group_and_goes_on_writing_is_not_waited_for() {
+async fn a_process_outside_the_group_that_still_writes_delays_nothing() {
     let stop = CancellationToken::new();
     let run = shell("setsid sh -c 'exec 2>/dev/null; while echo 7918; do :; done' & exit 0");
     timeout(Duration::from_mins(1), run.run(Duration::ZERO, &stop, |_, _| {}))

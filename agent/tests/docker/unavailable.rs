@@ -16,7 +16,7 @@ async fn proxy(listener: TcpListener, to: String) {
 }
 
 #[tokio::test]
-async fn a_registry_that_restarts_is_waited_for() {
+async fn a_job_waits_for_a_registry_that_restarts() {
     let setup = Setup::new("restart");
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -43,7 +43,7 @@ fn engine_socket() -> String {
 }
 
 #[tokio::test]
-async fn an_engine_that_is_still_starting_is_waited_for() {
+async fn a_job_waits_for_an_engine_that_is_starting() {
     let setup = Setup::new("starting");
     let socket = setup.work_dir.path().join("docker.sock");
     let setup = Setup { docker_host: Some(format!("unix://{}", socket.display())), ..setup };

@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_provider_that_is_asked_too_often_is_asked_again_when_it_says() {
+    async fn a_throttled_launch_is_repeated_after_the_wait_of_the_provider() {
         let second = Duration::from_secs(1);
         let (failure, asked) =
             launch(requested(), vec![throttled(Some(70 * second)), throttled(None)]).await;
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_may_have_started_is_told_so_whatever_comes_after() {
+    async fn a_launch_that_may_have_started_a_machine_stays_unclear() {
         let unclear = || LaunchError::Unclear("no answer".into());
         let (failure, asked) = launch(requested(), vec![unclear()]).await;
         assert_eq!(failure, LaunchFailure::Unclear("none left".to_owned()));
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_machine_that_is_not_wanted_any_more_is_not_asked_for() {
+    async fn an_unwanted_machine_is_not_launched() {
         let late = Machine { lease_until: Some(Timestamp(1)), ..requested() };
         let cancelled = Machine { state: MachineState::Terminating, ..requested() };
         for machine in [late, cancelled] {

@@ -96,7 +96,7 @@ mod tests {
     use crate::core::intake::fixtures::{app, records_of};
 
     #[test]
-    fn a_pull_request_has_an_environment_of_its_own_that_says_so() {
+    fn a_pull_request_has_an_environment_with_its_number() {
         let create = CreateRun { pull_request: Some(7), from_fork: true, ..app() };
         let RequestedRun { run, environment, .. } =
             super::run(&Records::default(), create).unwrap();

@@ -93,7 +93,7 @@ fn completed() -> JobOutcome {
 }
 
 #[tokio::test]
-async fn what_a_completed_build_was_made_of_is_kept_with_its_cache_until_that_is_deleted() {
+async fn a_fingerprint_is_stored_until_its_cache_is_deleted() {
     let core = Core::start(|_, _| {});
     core.report(2, completed(), "second").await;
     assert_eq!(core.fingerprint(), Some(print("second")));

@@ -53,7 +53,7 @@ fn full_batch() -> Batch {
 }
 
 #[test]
-fn what_was_committed_is_there_when_it_is_opened_again() {
+fn committed_records_are_read_when_the_store_is_opened_again() {
     let folder = Folder::new();
     let (store, new) = folder.open().unwrap();
     assert_eq!(new.state, Snapshot::default());

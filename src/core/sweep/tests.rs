@@ -160,7 +160,7 @@ fn lost(id: u128, ago: Duration) -> Machine {
 const LONG: Duration = Duration::from_mins(10);
 
 #[tokio::test(start_paused = true)]
-async fn what_cannot_be_ended_keeps_nothing_else_waiting_and_few_are_ended_at_once() {
+async fn a_machine_that_cannot_be_ended_delays_no_other_and_few_are_ended_at_once() {
     let core = Core::start(vec![lost(50, LONG)]);
     let gone = ListedState::Gone { taken_back: true };
     let unknown: Vec<(u128, ListedState)> = (1..=20).map(|id| (id, ListedState::Live)).collect();
@@ -211,7 +211,7 @@ async fn a_machine_counts_as_gone_when_it_is_missing_from_two_lists_of_different
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_provider_that_does_not_answer_is_given_up_and_asked_again() {
+async fn a_list_that_times_out_is_requested_again() {
     let core = Core::start(Vec::new());
     core.cloud.hangs.store(true, Ordering::SeqCst);
     let comparisons = core.sweeps.sweep_all(true).await;
@@ -266,7 +266,7 @@ async fn the_next_sweep_comes_sooner_where_more_may_be_known() {
 }
 
 #[tokio::test]
-async fn an_agent_that_comes_back_while_its_machine_is_being_judged_keeps_it() {
+async fn an_agent_that_connects_during_a_sweep_saves_its_machine() {
     let core = Core::start(vec![lost(1, LONG)]);
     core.cloud.lists(&[(1, ListedState::Gone { taken_back: false })]);
     let mut comparison = core.sweep().compare().await.unwrap();

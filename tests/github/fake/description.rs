@@ -328,7 +328,7 @@ fn to_json_schema(schema: &Value) -> Value {
 }
 
 #[test]
-fn what_the_description_does_not_know_is_refused() {
+fn requests_outside_the_description_are_refused() {
     let description = Description::get();
     let check = |method, path, query: &[(&str, &str)], body: &str| {
         let owned = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());

@@ -70,7 +70,7 @@ async fn its_answers_are_those_of_githubs_description() {
 }
 
 #[tokio::test]
-async fn its_pages_faults_and_limits_are_as_asked() {
+async fn its_pages_faults_and_limits_follow_the_request() {
     let github = GitHub::start_at("").await;
     github.has_repository("acme/web", &[("a", "b")]);
     github.has_token("pat", &["acme/web"]);

@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_that_would_be_too_long_goes_without_its_history() {
+    fn a_message_that_would_be_too_long_has_no_history() {
         let app = job(1, RUN, "app", "linux/amd64");
         let records = records(vec![app.clone()]);
         let sent = |letters: &str| {

@@ -322,7 +322,7 @@ async fn the_first_comment_that_begins_with_the_marker_is_found() {
 }
 
 #[tokio::test]
-async fn a_missing_file_and_a_missing_commit_are_told_apart() {
+async fn a_missing_file_and_a_missing_commit_are_distinguished() {
     let server = Server::start().await;
     let (github, _folder) = with_token(&server);
     let not_found = json!({ "message": "Not Found" });

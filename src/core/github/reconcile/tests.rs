@@ -419,7 +419,7 @@ async fn an_unreadable_failed_delivery_does_not_stop_the_others() {
 }
 
 #[tokio::test]
-async fn an_unavailable_github_is_not_asked_for_all_failed_deliveries() {
+async fn an_unavailable_github_ends_the_reading_of_failed_deliveries() {
     let core = Core::start();
     for id in 10..20 {
         core.fail(id, id.into(), Err(|| GithubError::Unavailable("502".to_owned())));

@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn other_events_of_pull_requests_are_told_apart() {
+    fn other_events_of_pull_requests_are_distinguished() {
         let closed = read("pull_request", &pull_request_event("closed"));
         assert!(matches!(closed, WebhookEvent::PullRequestClosed { .. }), "{closed:?}");
         let mut payload = pull_request_event("labeled");

@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn the_queue_and_the_job_say_the_same() {
+    fn the_queue_and_the_job_show_the_same_position() {
         let records = records();
 
         let queue = super::super::queue(&records, 50);

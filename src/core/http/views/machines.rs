@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_is_told_with_its_number_and_where_it_is_a_project_s_with_its_name() {
+    fn a_reached_limit_is_shown_with_its_number_and_its_project() {
         let builder = QueueReason::Builder { max_concurrent: 50 };
         assert_eq!(reason(&builder), "waiting for 1 of 50 builders");
         let project = ProjectId::from_bits(1);
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_registered_machine_is_told_with_its_arch_where_no_other_will_do() {
+    fn a_job_that_waits_for_a_registered_machine_shows_the_arch() {
         let arm64 = QueueReason::RegisteredMachine { arch: Some(Arch::Arm64) };
         assert_eq!(reason(&arm64), "waiting for a registered arm64 machine");
         let any = QueueReason::RegisteredMachine { arch: None };

@@ -185,7 +185,7 @@ fn head_of(event: Event) -> (Head, HeadSource) {
 }
 
 #[test]
-fn a_head_says_when_it_moved_from_where_and_whether_it_is_the_first() {
+fn a_head_has_its_time_its_predecessor_and_whether_it_is_the_first() {
     let records = records(ForkPolicy::Approval);
     let head = |news: &WebhookEvent| head_of(outcome(&records, news).unwrap());
     let new = PullRequest { updated_at: Timestamp(1_000), ..pull_request() };

@@ -258,7 +258,7 @@ async fn statuses_do_not_wait_for_the_comment_and_both_have_the_end() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn after_a_lost_response_there_is_no_second_comment_and_the_pause_is_kept() {
+async fn after_a_lost_response_there_is_no_second_comment_and_the_pause_lasts() {
     let core = Core::new(ReportFixture::many(1));
     core.target.state().failures = [Failure::ResponseLost, Failure::ResponseLost].into();
     core.publish_all().await;
