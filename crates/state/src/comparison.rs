@@ -240,10 +240,10 @@ mod tests {
                     verdict(&listed, Some(record(state, connected, contact_at)), LONG_AGO)
                 };
                 assert_eq!(of(LONG_AGO), expected, "{case}");
-                // What is listed needs no grace; what is not, does.
+                // Only machines that are not listed need a grace.
                 let within = if listed.is_empty() { absent_within_grace } else { expected };
                 assert_eq!(of(RECENTLY), within, "{case}, within the grace");
-                // A core that has just started knows as little of what an earlier one launched.
+                // After a start of core the grace begins anew.
                 let fresh = verdict(&listed, Some(record(state, connected, LONG_AGO)), RECENTLY);
                 assert_eq!(fresh, within, "{case}, of a fresh core");
             }

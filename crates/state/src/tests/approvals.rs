@@ -148,7 +148,7 @@ fn a_run_that_awaits_approval_ends_with_a_newer_commit() {
     core.new_run_of(HeadUpdate::pushed("a", "b", 2).of_fork());
     core.report_all();
 
-    assert_eq!(approve(&mut core, first), [], "somebody looked at the older commit");
+    assert_eq!(approve(&mut core, first), [], "the approval is for the older commit");
 
     assert_eq!(core.stopped(first), Some(CancelReason::Superseded));
     assert_eq!(core.environment().approved, None);

@@ -32,7 +32,7 @@ fn answer(core: &mut Core, command: &Command, verdict: CommandVerdict) -> Vec<Ef
     core.step(Event::CommandChecked { environment: ENVIRONMENT, command, verdict })
 }
 
-/// Gives the command, of somebody who may, and returns the note in the report.
+/// Gives the command, accepts it, and returns the note in the report.
 fn follow(core: &mut Core, command: &Command, run: Option<Run>) -> String {
     assert_eq!(give(core, command), [check(command)]);
     let accepted = CommandVerdict::Accepted;
@@ -56,7 +56,7 @@ fn rebuild_of(core: &mut Core, repeated: RunId) -> Run {
     run.with_approval(if repeated.from_fork { Approval::Awaited } else { Approval::NotNeeded })
 }
 
-// Which are taken.
+// Checks.
 
 #[test]
 fn a_command_is_followed_after_its_check_and_its_outcome_is_reported() {
@@ -65,7 +65,7 @@ fn a_command_is_followed_after_its_check_and_its_outcome_is_reported() {
     core.report_all();
 
     assert_eq!(give(&mut core, &cancel(1)), [check(&cancel(1))]);
-    assert_eq!(core.stopped(run), None, "nobody knows yet whether they may");
+    assert_eq!(core.stopped(run), None, "the verdict is not known yet");
 
     assert_eq!(answer(&mut core, &cancel(1), CommandVerdict::Accepted), [REPORT]);
     assert_eq!(core.stopped(run), Some(CancelReason::Requested));
@@ -98,7 +98,7 @@ fn a_comment_is_followed_once_and_an_older_comment_is_not() {
     assert_eq!(give(&mut core, &cancel(5)), []);
     assert_eq!(give(&mut core, &command(4, REBUILD, 9)), []);
     core.restart();
-    assert_eq!(give(&mut core, &cancel(5)), [], "it is remembered");
+    assert_eq!(give(&mut core, &cancel(5)), [], "the last command is stored");
 
     assert_eq!(give(&mut core, &cancel(6)), [check(&cancel(6))]);
 }
@@ -117,7 +117,11 @@ fn a_label_is_no_comment_and_is_checked_once_at_a_time() {
 
     assert_eq!(core.environment().last_command, 5);
     answer(&mut core, &label, CommandVerdict::Accepted);
-    assert_eq!(give(&mut core, &label), [check(&label)], "it was taken away and put back");
+    assert_eq!(
+        give(&mut core, &label),
+        [check(&label)],
+        "the label was removed and attached again"
+    );
 }
 
 #[test]

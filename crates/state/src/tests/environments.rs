@@ -131,12 +131,12 @@ fn an_environment_is_not_forgotten_before_its_caches_are_gone() {
         deliveries: Vec::new(),
     });
 
-    assert_eq!(effects, [DELETE], "nobody need close it");
+    assert_eq!(effects, [DELETE], "its last run is forgotten");
     assert!(core.state.environments[&ENVIRONMENT].state.is_closed());
     assert_eq!(refs(&core), [ONE]);
     deleted(&mut core, &[ONE]);
 
-    assert!(core.state.environments.is_empty(), "nothing speaks of it any more");
+    assert!(core.state.environments.is_empty(), "no record of the environment is left");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use super::head_updates::*;
 use super::*;
 
-// What is news.
+// Which updates count.
 
 #[test]
 fn the_first_head_of_a_pull_request_counts() {
@@ -37,7 +37,7 @@ fn a_known_run_is_not_started_again() {
     core.close_by_hand();
     core.report_all();
 
-    assert_eq!(core.step(event), [], "it is the same news");
+    assert_eq!(core.step(event), [], "the update is known");
 
     assert_eq!(core.stopped(run), Some(CancelReason::EnvironmentClosed));
     assert_eq!(core.head(), (commit("a"), false));
@@ -334,7 +334,7 @@ fn a_list_opens_a_pull_request_that_was_reopened_within_the_second_of_its_closin
     core.update_head(HeadUpdate::first("a", 1));
     core.update_head(HeadUpdate::opened("a", 2));
     core.close(2);
-    assert_eq!(core.head(), (commit("a"), false), "nobody can tell which came first");
+    assert_eq!(core.head(), (commit("a"), false), "the order within the second is not known");
 
     core.new_run_of(HeadUpdate::listed(None, "a", 2));
 
@@ -533,9 +533,9 @@ fn a_run_that_has_ended_stays_as_it_is() {
     assert_eq!(core.run_state(older), &RunState::Completed);
 }
 
-// What people start beside.
+// Manual runs.
 
-/// What somebody starts in the environment through the API.
+/// A run that is requested through the API.
 fn start_by_hand(core: &mut Core, pull_request: Option<u64>, trigger: Trigger) -> RunId {
     let id = RunId::from_bits(core.id());
     let mut environment = Environment::new(ENVIRONMENT, PROJECT, String::new());

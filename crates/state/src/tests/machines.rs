@@ -258,7 +258,7 @@ fn a_machine_costs_from_its_request_until_it_is_gone() {
     let mut core = amd64(1);
     let (_, jobs) = core.run(1, 1);
     let machine = core.machine_of(jobs[0]);
-    assert_eq!(core.state.machines[&machine].cost(core.now), None, "nobody knows its price");
+    assert_eq!(core.state.machines[&machine].cost(core.now), None, "its price is not known");
     let placement = Placement {
         provider_id: "i-0abc".to_owned(),
         instance_type: "c6g.xlarge".to_owned(),

@@ -20,7 +20,7 @@ fn only_ended_records_are_forgotten_and_the_changes_name_them() {
     assert_eq!(changes.runs, BTreeSet::from([run]));
     assert_eq!(changes.jobs, BTreeSet::from([job]));
     assert_eq!(changes.machines, BTreeSet::from([machine]));
-    assert_eq!(changes.environments.len(), 1, "that of its last run goes with it");
+    assert_eq!(changes.environments.len(), 1, "the environment of the last run changes as well");
     assert!(core.state.runs.is_empty() && core.state.jobs.is_empty());
     assert!(core.state.environments.is_empty());
     assert_eq!(core.state.projects.len(), 1, "a project reuses its name");

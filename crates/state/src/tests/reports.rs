@@ -98,7 +98,11 @@ fn a_failed_report_is_tried_again_with_the_next_change() {
     let run = core.new_run_of(HeadUpdate::first("a", 1));
     core.reported(1, Ok(PublishedReport { comment: Some(3), ..PublishedReport::default() }));
     core.cancel(run);
-    assert_eq!(core.reported(2, Err("no permission".to_owned())), [], "it would refuse again");
+    assert_eq!(
+        core.reported(2, Err("no permission".to_owned())),
+        [],
+        "the report would fail again"
+    );
     let report = &core.environment().report;
     assert_eq!((report.problem.as_deref(), report.comment), (Some("no permission"), Some(3)));
 
@@ -143,7 +147,7 @@ fn a_removed_project_is_not_reported() {
 
     assert_eq!(core.cancel(run), []);
     assert_eq!(
-        core.reported(0, Err("nobody listens".to_owned())),
+        core.reported(0, Err("the project is not linked".to_owned())),
         [],
         "there would be more to report"
     );

@@ -102,7 +102,7 @@ fn a_machine_takes_only_its_legal_transitions() {
     assert_eq!(legal(MachineState::Ready), [1, 2, 3, 4]);
     assert_eq!(legal(MachineState::Busy { attempt }), [1, 2, 3, 4]);
     assert_eq!(legal(MachineState::Terminating), [3, 4]);
-    assert_eq!(legal(MachineState::Terminated), [3, 4], "it may be there after all");
+    assert_eq!(legal(MachineState::Terminated), [3, 4], "a list may still have it");
 }
 
 #[test]

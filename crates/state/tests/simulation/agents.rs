@@ -102,7 +102,7 @@ impl Agent {
                 Progress::Begun if rng.chance(50) => {}
                 Progress::Begun => session.to_core.push_back(self.started(*attempt)),
                 Progress::Exporting { is_acknowledged: false, .. } | Progress::Ended => {
-                    let outcome = work.outcome.clone().expect("it was reported");
+                    let outcome = work.outcome.clone().expect("the outcome was reported");
                     let is_early = work.progress != Progress::Ended;
                     session.to_core.push_back(reported(self.machine, *attempt, outcome, is_early));
                 }

@@ -37,7 +37,7 @@ pub(crate) struct Cloud {
     /// not visible when they were terminated.
     pub(crate) strays: BTreeSet<MachineId>,
     /// Launch requests of a crashed core that have not arrived.
-    pub(crate) travelling: Vec<(MachineId, ProviderName)>,
+    pub(crate) in_transit: Vec<(MachineId, ProviderName)>,
     /// The time since the beginning. Core's clock may be set back.
     elapsed: Duration,
 }

@@ -249,7 +249,7 @@ impl Crowd {
             if let Effect::Launch { machine } = effect {
                 let job = &self.core.jobs[&self.core.machines[&machine]
                     .requested_for
-                    .expect("it is launched for a job")];
+                    .expect("a launched machine has a job")];
                 self.served.push((job.id, project_of(&self.core, job)));
             }
         }
@@ -379,7 +379,7 @@ fn the_projects_of_a_full_queue_take_turns_and_what_is_urgent_goes_first() {
     assert_eq!(jobs(&later[..2]), manual);
     for turns in later[2..32].chunks(3) {
         let projects: BTreeSet<ProjectId> = turns.iter().map(|(_, project)| *project).collect();
-        assert_eq!(projects.len(), 3, "somebody is served twice: {turns:?}");
+        assert_eq!(projects.len(), 3, "a project is served twice: {turns:?}");
     }
     assert_eq!(jobs(&later[32..]), branches);
 }

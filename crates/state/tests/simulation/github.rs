@@ -93,7 +93,7 @@ pub(crate) struct Github {
     /// Projects with deliveries while they were not linked.
     pub(crate) unlinked: BTreeSet<ProjectId>,
     /// Deliveries under way. They arrive in any order.
-    pub(crate) travelling: Vec<Delivery>,
+    pub(crate) in_transit: Vec<Delivery>,
     /// Deliveries that did not arrive. Core may read them later.
     pub(crate) lost: Vec<Delivery>,
     /// Deliveries that arrived. Core may crash before it has committed them.
@@ -124,7 +124,7 @@ impl Github {
     }
 
     fn send(&mut self, rng: &mut Rng, project: ProjectId, content: DeliveryContent) {
-        self.travelling.push(Delivery { id: DeliveryId(rng.id()), project, content });
+        self.in_transit.push(Delivery { id: DeliveryId(rng.id()), project, content });
     }
 
     /// Somebody changes something at GitHub.

@@ -50,7 +50,7 @@ fn check_machines(world: &World) {
         let record = core.machines.get(&id);
         assert!(
             record.is_some_and(|machine| !machine.state.is_terminated()),
-            "{id} is alive unknown"
+            "{id} is alive without a live record"
         );
     }
     core.live_machines().for_each(|machine| check_machine(core, machine));
@@ -147,7 +147,7 @@ fn check_queue(core: &State) {
         let has_any = core.launchable().next().is_some()
             || live.any(|machine| machine.kind == MachineKind::Registered);
         let may_be_served = !has_any || fairness::has_native(core, job);
-        assert!(!is_queued || may_be_served, "{} waits for an arch that nobody has", job.id);
+        assert!(!is_queued || may_be_served, "{} waits for an arch without a machine", job.id);
     }
     for job in core.jobs.values().filter(|job| fairness::is_ready(core, job)) {
         assert!(!idle(job), "{} waits beside an idle machine", job.id);
@@ -333,7 +333,7 @@ fn check_outbox(core: &State) {
             Effect::Assign { .. } | Effect::Cancel { .. } | Effect::Disconnect { .. } => false,
         };
         assert_eq!(count(effect), 1, "{effect:?} is asked for twice");
-        assert!(is_wanted, "nobody waits for {effect:?}");
+        assert!(is_wanted, "no record waits for {effect:?}");
     }
 }
 
@@ -385,7 +385,7 @@ pub(crate) fn check_leases(world: &World, round: u32) {
     const SWEEP: Duration = Duration::from_secs(10);
     for id in world.cloud.alive().filter(|_| round >= ROUNDS) {
         let record = world.core.machines.get(&id);
-        assert!(record.is_some(), "{id} is alive, and nobody knows");
+        assert!(record.is_some(), "{id} is alive without a record");
         let lease = record.and_then(|record| record.lease_until);
         // No agent could report while core was down.
         let limits = &world.core.limits;

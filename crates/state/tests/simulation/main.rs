@@ -52,11 +52,11 @@ fn every_invariant_holds_in_every_schedule() {
                 {
                     add(&mut counts, &play_or_explain(seed, &next));
                 }
-                add(&mut all.lock().expect("nobody fails while holding it"), &counts);
+                add(&mut all.lock().expect("no thread panics while holding it"), &counts);
             });
         }
     });
-    let all = all.into_inner().expect("nobody fails while holding it");
+    let all = all.into_inner().expect("no thread panics while holding it");
     println!("{schedules} schedules: {all:#?}");
 }
 

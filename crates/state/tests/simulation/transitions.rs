@@ -400,7 +400,7 @@ fn assert_unmoved(before: &Job, after: &Job) {
         ) => {
             assert_eq!(old, new);
         }
-        _ => assert_eq!(before, after, "somebody else's report counted"),
+        _ => assert_eq!(before, after, "the report of another attempt counted"),
     }
 }
 

@@ -133,7 +133,7 @@ impl Memory {
         } else if run.from_fork {
             let commit = run.requested_commit().expect("a fork's run has a commit");
             let is_agreed = self.agreed.contains(&(run.environment, commit));
-            assert!(is_agreed, "nobody agreed to {run:?}");
+            assert!(is_agreed, "{run:?} was not approved");
         }
     }
 
@@ -162,7 +162,7 @@ impl Memory {
             }
             if self.is_published(world, environment) {
                 let target = (environment.project, environment.pull_request);
-                let run = &world.core.runs[&environment.report.run.expect("it is reported")];
+                let run = &world.core.runs[&environment.report.run.expect("the run is reported")];
                 assert_eq!(
                     world.github.shown.get(&target),
                     Some(&ReportContent::of(run)),
@@ -208,8 +208,8 @@ fn check_report(core: &State, environment: &Environment) {
     let report = Effect::Report { environment: environment.id };
     let is_reporting = core.outbox.values().any(|effect| *effect == report);
     let is_published = environment.report.published == environment.report.wanted;
-    assert!(is_reporting || is_published, "nobody tells of {}", environment.id);
-    assert!(environment.report.wanted > 0, "nobody wants to tell of {}", environment.id);
+    assert!(is_reporting || is_published, "{} is not reported", environment.id);
+    assert!(environment.report.wanted > 0, "{} has nothing to report", environment.id);
 }
 
 /// The last push wins. An environment that was closed by request stays closed until there is a new commit.

@@ -145,7 +145,7 @@ impl Export {
         let export = machine.exporting?;
         let ExportState::Running { deadline } = export.state else { return None };
         let job = core.jobs.get(&export.attempt.job)?;
-        let limit = Limit { since: job.ended_at.expect("it completed"), at: deadline };
+        let limit = Limit { since: job.ended_at.expect("the job completed"), at: deadline };
         let machine = machine.clone();
         Some(Self { machine, attempt: export.attempt, run: job.run, limit })
     }

@@ -29,9 +29,9 @@ impl World {
         }
         let mut is_mended = false;
         for number in 0..ROUNDS_MAX {
-            let is_quiet = self.round();
+            let is_idle = self.round();
             invariants::check_leases(self, number);
-            if is_quiet && invariants::is_over(self) {
+            if is_idle && invariants::is_over(self) {
                 if self.reconcile() {
                     continue;
                 }
@@ -48,19 +48,19 @@ impl World {
                 self.memory.check_at_rest(self);
                 return registry::check_at_rest(self);
             }
-            self.pass_time_after(is_quiet);
+            self.pass_time_after(is_idle);
         }
         panic!("not everything ends: {:?} {:?}", self.core.queue(), self.core.outbox);
     }
 
     /// Lets everybody do all pending work. Returns true if there was none.
     fn round(&mut self) -> bool {
-        while !self.cloud.travelling.is_empty() {
+        while !self.cloud.in_transit.is_empty() {
             self.arrive();
         }
         self.sweep();
         let effects = mem::take(&mut self.volatile.in_flight);
-        let mut is_quiet =
+        let mut is_idle =
             effects.is_empty() && self.volatile.answers.is_empty() && self.github.writes.is_empty();
         for effect in effects {
             self.perform(&effect);
@@ -80,15 +80,15 @@ impl World {
         let machines: Vec<MachineId> = self.agents.keys().copied().collect();
         for machine in machines {
             while self.go_on(machine) {
-                is_quiet = false;
+                is_idle = false;
             }
         }
-        is_quiet
+        is_idle
     }
 
-    fn pass_time_after(&mut self, is_quiet: bool) {
+    fn pass_time_after(&mut self, is_idle: bool) {
         self.pass(Duration::from_secs(1));
-        if is_quiet && let Some(next) = self.core.next_deadline() {
+        if is_idle && let Some(next) = self.core.next_deadline() {
             self.pass(next.since(self.now));
         }
         if self.core.next_deadline().is_some_and(|next| next <= self.now) {

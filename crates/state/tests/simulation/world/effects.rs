@@ -32,7 +32,9 @@ impl World {
             Effect::Launch { machine } => self.launch(machine),
             Effect::Terminate { machine } => self.terminate(machine),
             Effect::Assign { machine, attempt } => self.assign(machine, attempt),
-            Effect::Cancel { machine, attempt, .. } => self.tell(machine, Order::Stop(attempt)),
+            Effect::Cancel { machine, attempt, .. } => {
+                self.send_order(machine, Order::Stop(attempt))
+            }
             Effect::Disconnect { machine } => self.break_session(machine),
         }
     }
@@ -187,11 +189,11 @@ impl World {
             };
             // Core tracks the caches of this attempt again.
             self.lost_attempts.remove(&(machine, attempt));
-            self.tell(machine, Order::Begin(attempt, task));
+            self.send_order(machine, Order::Begin(attempt, task));
         }
     }
 
-    pub(super) fn tell(&mut self, machine: MachineId, order: Order) {
+    pub(super) fn send_order(&mut self, machine: MachineId, order: Order) {
         let session = self.agents.get_mut(&machine).and_then(|agent| agent.session.as_mut());
         if let Some(session) = session.filter(|session| session.is_open) {
             session.to_agent.push_back(order);

@@ -74,14 +74,14 @@ impl World {
     // Deliveries.
 
     fn let_github_deliver(&mut self) {
-        if self.github.travelling.is_empty() {
+        if self.github.in_transit.is_empty() {
             return;
         }
-        let index = self.rng.below(self.github.travelling.len() as u64);
+        let index = self.rng.below(self.github.in_transit.len() as u64);
         let index = usize::try_from(index).expect("small");
-        let delivery = self.github.travelling[index].clone();
+        let delivery = self.github.in_transit[index].clone();
         if !self.fault(15) {
-            self.github.travelling.swap_remove(index);
+            self.github.in_transit.swap_remove(index);
         }
         if self.fault(15) {
             self.github.lost.push(delivery);
@@ -271,7 +271,7 @@ impl World {
     /// Makes all deliveries, and compares all projects with GitHub. Returns false if nothing changed.
     pub(super) fn reconcile(&mut self) -> bool {
         let before = (self.core.environments.clone(), self.core.runs.clone());
-        while !self.github.travelling.is_empty() {
+        while !self.github.in_transit.is_empty() {
             self.let_github_deliver();
         }
         while !self.volatile.listings.is_empty() {

@@ -90,7 +90,7 @@ impl World {
     }
 
     pub(super) fn arrive(&mut self) {
-        if let Some((machine, provider)) = self.cloud.travelling.pop() {
+        if let Some((machine, provider)) = self.cloud.in_transit.pop() {
             self.trace(|_| format!("a late request launches {machine}"));
             if !self.cloud.has_launched(machine) {
                 self.count("a launch request of a crashed core arrives late");

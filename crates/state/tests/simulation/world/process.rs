@@ -146,7 +146,7 @@ impl World {
         self.volatile.in_flight.append(&mut self.volatile.uncommitted);
         self.check_effects_in_flight();
         for (machine, acknowledgement) in mem::take(&mut self.volatile.acknowledgements) {
-            self.tell(machine, acknowledgement);
+            self.send_order(machine, acknowledgement);
         }
     }
 
@@ -203,7 +203,7 @@ impl World {
                     // The request was sent before the crash.
                     if self.rng.chance(20) {
                         let provider = self.disk.machines[&machine].provider;
-                        self.cloud.travelling.push((machine, provider));
+                        self.cloud.in_transit.push((machine, provider));
                     }
                 }
                 Effect::Terminate { .. } => {
