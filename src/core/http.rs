@@ -3,6 +3,7 @@
 mod agents;
 mod auth;
 mod binaries;
+mod connections;
 mod environments;
 mod error;
 mod extract;

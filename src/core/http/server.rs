@@ -1,36 +1,48 @@
 //! Serves the endpoints until core stops, and then joins the open connections.
 
-use std::future::IntoFuture as _;
+use std::pin::pin;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use axum::Router;
 use axum::extract::ws::{WebSocket, WebSocketUpgrade};
 use axum::response::Response;
-use axum::serve::ListenerExt as _;
-use tokio::net::TcpListener;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout};
+use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
 use super::Endpoints;
+use super::connections::ConnectionLimits;
 
 /// The time limit of open requests and WebSocket connections at shutdown. Their changes are stored within
 /// milliseconds.
 const DRAIN_LIMIT: Duration = Duration::from_secs(2);
+
+const TIME_LIMITS: TimeLimits =
+    TimeLimits { head: Duration::from_secs(30), write: Duration::from_mins(1) };
+
+/// The most headers of a request.
+const HEADERS_MAX: usize = 100;
 
 /// The HTTP server.
 pub(crate) struct Server {
     listener: TcpListener,
     router: Router,
     sockets: WebSockets,
+    limits: ConnectionLimits,
 }
 
 impl Server {
     pub(crate) fn new(listener: TcpListener, endpoints: Endpoints) -> Self {
         let sockets = endpoints.api.sockets.clone();
-        Self { listener, router: super::router(endpoints), sockets }
+        let limits = ConnectionLimits::of_this_process();
+        Self { listener, router: super::router(endpoints), sockets, limits }
     }
 
     /// Serves until core stops.
@@ -38,34 +50,64 @@ impl Server {
     /// # Errors
     /// The listener failed.
     pub(crate) async fn run(self) -> anyhow::Result<()> {
-        let WebSockets { stop, open, .. } = self.sockets;
-        // Small messages follow each other closely, and the second would wait for the acknowledgement of the first.
-        let listener = self.listener.tap_io(|connection| {
-            // Without it messages only arrive later.
-            let _ = connection.set_nodelay(true);
-        });
-        let stopped = stop.clone();
-        // Otherwise the router would be copied for every connection, route by route.
-        let server = axum::serve(listener, self.router.into_make_service())
-            .with_graceful_shutdown(async move { stopped.cancelled().await })
-            .into_future();
-        let mut server = std::pin::pin!(server);
-        tokio::select! {
-            ended = &mut server => return ended.context("the HTTP server failed"),
-            () = stop.cancelled() => {}
+        let Self { listener, router, sockets: WebSockets { stop, open, .. }, limits } = self;
+        let connections = TaskTracker::new();
+        while let Some(accepted) = stop.run_until_cancelled(limits.accept(&listener)).await {
+            let (stream, permit) = accepted.context("the HTTP server failed")?;
+            let (router, stop) = (router.clone(), stop.clone());
+            connections.spawn(async move {
+                serve_connection(stream, router, TIME_LIMITS, &stop).await;
+                drop(permit);
+            });
         }
+        drop(listener);
         open.close();
-        let drained = async {
-            let ended = server.await;
-            open.wait().await;
-            ended
-        };
-        // A client that does not read its response, or sends half a request, does not delay the shutdown.
-        timeout(DRAIN_LIMIT, drained).await.unwrap_or_else(|_| {
+        connections.close();
+        let drained = async { tokio::join!(connections.wait(), open.wait()) };
+        // A client that does not read its answer, or sent half a request, does not delay the end of core.
+        if timeout(DRAIN_LIMIT, drained).await.is_err() {
             debug!("connections were still open at the end");
-            Ok(())
-        })?;
+        }
         Ok(())
+    }
+}
+
+/// How long a client may take.
+#[derive(Clone, Copy)]
+struct TimeLimits {
+    /// A connection whose request's head is not complete after this time is closed, and so is one without a request.
+    head: Duration,
+    /// A client that does not accept any byte of a response for this long is disconnected.
+    write: Duration,
+}
+
+async fn serve_connection(
+    stream: TcpStream,
+    router: Router,
+    limits: TimeLimits,
+    stop: &CancellationToken,
+) {
+    // Small messages follow each other closely: the second would wait until the first is acknowledged. The server also
+    // works without it.
+    let _ = stream.set_nodelay(true);
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(limits.write));
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.head)
+        .max_headers(HEADERS_MAX)
+        .serve_connection(TokioIo::new(Box::pin(stream)), TowerToHyperService::new(router))
+        .with_upgrades();
+    let mut connection = pin!(connection);
+    let result = tokio::select! {
+        result = connection.as_mut() => result,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = result {
+        debug!(%error, "a connection broke");
     }
 }
 
@@ -102,5 +144,66 @@ impl WebSockets {
         let mut pings = interval_at(Instant::now() + self.ping_interval, self.ping_interval);
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
         pings
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::get;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::task::JoinHandle;
+
+    use super::*;
+
+    const LIMITS: TimeLimits =
+        TimeLimits { head: Duration::from_millis(200), write: Duration::from_millis(200) };
+
+    /// A client of a server with short limits, and the task that serves it.
+    async fn client() -> (TcpStream, JoinHandle<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let router = Router::new()
+            .route("/small", get(async || "a response"))
+            .route("/large", get(async || vec![0_u8; 64 * 1024 * 1024]));
+        let served = tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            serve_connection(stream, router, LIMITS, &CancellationToken::new()).await;
+        });
+        (TcpStream::connect(address).await.unwrap(), served)
+    }
+
+    /// Reads until the server closes the connection. A reset closes it as well.
+    async fn rest(client: &mut TcpStream) -> usize {
+        let (mut buffer, mut bytes) = (vec![0; 64 * 1024], 0);
+        loop {
+            match client.read(&mut buffer).await {
+                Ok(0) | Err(_) => return bytes,
+                Ok(count) => bytes += count,
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_without_a_whole_head_is_closed() {
+        for sent in ["", "GET /small HTTP/1.1\r\nhost: a\r\n"] {
+            let (mut client, _) = client().await;
+            client.write_all(sent.as_bytes()).await.unwrap();
+            rest(&mut client).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn an_idle_connection_is_closed_after_its_response() {
+        let (mut client, _) = client().await;
+        client.write_all(b"GET /small HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        assert!(rest(&mut client).await > "a response".len());
+    }
+
+    #[tokio::test]
+    async fn a_client_that_does_not_read_is_disconnected() {
+        let (mut client, served) = client().await;
+        client.write_all(b"GET /large HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        served.await.unwrap();
+        assert!(rest(&mut client).await < 64 * 1024 * 1024);
     }
 }

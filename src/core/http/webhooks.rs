@@ -3,15 +3,15 @@
 //! Anybody may send requests to this path. Therefore no part of a body is parsed before its signature is checked, and
 //! the memory for bodies is limited.
 
-use std::error::Error as _;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::body::{Body, Bytes, HttpBody as _, to_bytes};
+use axum::body::{Body, Bytes, HttpBody as _};
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
-use http_body_util::LengthLimitError;
+use bytes::BytesMut;
+use http_body_util::BodyExt as _;
 use secrecy::SecretString;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::spawn_blocking;
@@ -77,9 +77,28 @@ impl Default for WebhookMemory {
 }
 
 impl WebhookMemory {
-    /// Waits for memory for a body of `bytes`.
-    async fn reserve(&self, bytes: usize) -> Result<OwnedSemaphorePermit, ApiError> {
-        let memory = if bytes <= SMALL_BYTES_MAX { &self.small } else { &self.large };
+    /// Reads `body`. Takes memory only for what has arrived: nobody proves who they are before the body is complete.
+    async fn read(&self, mut body: Body) -> Result<(Bytes, Vec<OwnedSemaphorePermit>), ApiError> {
+        let (mut bytes, mut permits) = (BytesMut::new(), Vec::new());
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|_| ApiError::invalid("the body broke off"))?;
+            let Ok(data) = frame.into_data() else { continue };
+            if bytes.len() + data.len() > WEBHOOK_BYTES_MAX {
+                return Err(ApiError::too_large(WEBHOOK_BYTES_MAX));
+            }
+            let is_small = bytes.len() + data.len() <= SMALL_BYTES_MAX;
+            permits.push(self.reserve(data.len(), is_small).await?);
+            bytes.extend_from_slice(&data);
+        }
+        Ok((bytes.freeze(), permits))
+    }
+
+    async fn reserve(
+        &self,
+        bytes: usize,
+        is_small: bool,
+    ) -> Result<OwnedSemaphorePermit, ApiError> {
+        let memory = if is_small { &self.small } else { &self.large };
         let permits = u32::try_from(bytes).unwrap_or(u32::MAX);
         let reserved = timeout(MEMORY_WAIT, Arc::clone(memory).acquire_many_owned(permits)).await;
         reserved.ok().and_then(Result::ok).ok_or_else(ApiError::busy)
@@ -109,18 +128,17 @@ pub(super) async fn take(
     let (parts, body) = request.into_parts();
     // Checked first, so that a request without a signature takes no memory.
     delivery::check_signed(&parts.headers)?;
-    let length = body.size_hint().upper().and_then(|upper| usize::try_from(upper).ok());
-    let length = length.unwrap_or(WEBHOOK_BYTES_MAX);
-    if length > WEBHOOK_BYTES_MAX {
+    if body.size_hint().lower() > WEBHOOK_BYTES_MAX as u64 {
         return Err(ApiError::too_large(WEBHOOK_BYTES_MAX));
     }
-    let memory = endpoint.memory.reserve(length).await?;
-    let body = read_body(body).await?;
+    let read = timeout(BODY_WAIT, endpoint.memory.read(body)).await;
+    let (body, memory) = read.map_err(|_| ApiError::too_slow())??;
+    let is_large = body.len() > SMALL_BYTES_MAX;
     let read = move || {
         let _memory = memory;
         Delivery::read(&secret, &parts.headers, body)
     };
-    let Delivery { name, event } = if length > SMALL_BYTES_MAX {
+    let Delivery { name, event } = if is_large {
         // The signature and the JSON of megabytes take long.
         spawn_blocking(read).await.map_err(|error| ApiError::internal(&error))??
     } else {
@@ -137,17 +155,6 @@ pub(super) async fn take(
         IngestOutcome::Repeated => (DeliveryOutcome::Repeated, "it came before".to_owned()),
     };
     Ok((StatusCode::ACCEPTED, Json(DeliveryView { delivery: name, outcome, detail })))
-}
-
-async fn read_body(body: Body) -> Result<Bytes, ApiError> {
-    let read = timeout(BODY_WAIT, to_bytes(body, WEBHOOK_BYTES_MAX)).await;
-    read.map_err(|_| ApiError::too_slow())?.map_err(|error| {
-        if error.source().is_some_and(<dyn std::error::Error>::is::<LengthLimitError>) {
-            ApiError::too_large(WEBHOOK_BYTES_MAX)
-        } else {
-            ApiError::invalid("the body broke off")
-        }
-    })
 }
 
 impl From<DeliveryError> for ApiError {
