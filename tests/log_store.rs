@@ -185,6 +185,56 @@ impl Drop for Disk {
 }
 
 #[tokio::test]
+async fn empty_lines_count_and_can_be_read_back() {
+    let database = Database::new();
+    let store = open(&database.path, 8 * MIB);
+    let batch: Vec<_> = (0..170_000).map(|_| line(0, Stream::Stdout, "")).collect();
+    for number in 0..4 {
+        append(&store, FIRST, Some(number * 170_000), &batch).await.unwrap();
+    }
+
+    let page = store.read(FIRST, 0, 10).await.unwrap();
+    assert!(page.len() < 50_000, "{} lines at once", page.len());
+    let all = read_all(&store, FIRST, 1_000).await;
+    let (last, lines) = all.split_last().unwrap();
+    assert!(last.data.starts_with("[log cut: more than 8 MiB"), "{last:?}");
+    assert!(lines.iter().all(|line| line.data.is_empty()));
+    assert!((340_000..680_000).contains(&lines.len()), "{}", lines.len());
+    store.close().await;
+}
+
+#[tokio::test]
+async fn the_damage_of_one_log_is_that_of_its_job_alone() {
+    const CHUNKS: redb::TableDefinition<'static, (u128, u32, u64), &[u8]> =
+        redb::TableDefinition::new("chunks");
+    let database = Database::new();
+    let store = database.open();
+    append(&store, FIRST, Some(0), &lines(&["before"])).await.unwrap();
+    store.close().await;
+    let raw = redb::Database::open(&database.path).unwrap();
+    let write = raw.begin_write().unwrap();
+    let key = (JOB.bits(), 1, 0);
+    write.open_table(CHUNKS).unwrap().insert(key, &b"not a chunk"[..]).unwrap();
+    write.commit().unwrap();
+    drop(raw);
+    let store = database.open();
+    let other = JobId::from_bits(8);
+
+    let (damaged, whole) = (lines(&["after"]), lines(&["of another job"]));
+    let stored = tokio::join!(
+        append(&store, FIRST, Some(1), &damaged),
+        append(&store, first_of(other), Some(0), &whole),
+    );
+
+    assert_eq!((stored.0.unwrap(), stored.1.unwrap()), (2, 1));
+    assert_eq!(texts(&store, other).await, ["of another job"]);
+    let after = store.read(FIRST, 1, 10).await.unwrap();
+    assert_eq!(after[0].data, "after");
+    assert!(store.read(FIRST, 0, 10).await.is_err());
+    store.close().await;
+}
+
+#[tokio::test]
 async fn a_disk_that_fills_up_cuts_logs_before_it_is_full_and_agents_go_on() {
     const RESERVE: u64 = 2 * MIB;
     let disk = Disk::of("8m");

@@ -169,8 +169,8 @@ impl LogStore {
         lines: &[LogLine<'_>],
     ) -> Result<Receipt, AppendError> {
         let (stored, receipt) = oneshot::channel();
-        let chunk = Chunk::of(lines);
-        let command = Command::Append(Append { attempt, first, chunk, stored });
+        let chunks = Chunk::several_of(lines);
+        let command = Command::Append(Append { attempt, first, chunks, stored });
         let closed = |_| AppendError::NotStored("it is closed".into());
         self.writer.send(command).await.map_err(closed)?;
         Ok(Receipt(receipt))

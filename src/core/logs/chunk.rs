@@ -25,6 +25,12 @@ pub(super) const GROW_BYTES_MAX: usize = 16 * 1024 - 128;
 /// And up to this much text, in bytes, however well it shrinks: a reader takes a chunk as a whole.
 const GROW_TEXT_BYTES_MAX: u64 = 256 * 1024;
 
+/// A message is cut into chunks of so much text, in bytes: an agent's usual batch is one chunk.
+const PIECE_TEXT_BYTES_MAX: usize = 512 * 1024;
+
+/// A line counts as its text and so many bytes more, since an empty line takes time and memory as well.
+const LINE_BYTES: usize = 16;
+
 /// A part with less text than this, in bytes, is compressed anew together with the lines that follow,
 /// so that the lines of an agent that sends each by itself shrink as others do.
 const JOIN_BELOW_BYTES: u32 = 8 * 1024;
@@ -42,7 +48,7 @@ thread_local! {
 pub(super) struct Chunk {
     /// How many lines.
     pub(super) lines: u64,
-    /// Their text, in bytes.
+    /// Their text as it counts, in bytes.
     pub(super) text_bytes: u64,
     /// What is stored.
     pub(super) bytes: Vec<u8>,
@@ -69,7 +75,7 @@ pub(super) struct Damaged;
 
 impl Chunk {
     /// Compresses `lines`, each cut at the longest that is kept: not every agent cuts its own.
-    pub(super) fn of(lines: &[LogLine<'_>]) -> Self {
+    fn of(lines: &[LogLine<'_>]) -> Self {
         let cut: Vec<_> = lines.iter().map(|line| cut_line(&line.data)).collect();
         let parts = lines.iter().zip(&cut).map(|(line, data)| (line.t, line.stream, &**data));
         Self::from_parts(parts)
@@ -91,7 +97,7 @@ impl Chunk {
             text.push_str(data);
             text.push('\n');
             before = t;
-            text_bytes += data.len();
+            text_bytes += counted_bytes(data);
             has_line_feed |= data.contains('\n');
         }
         if !has_line_feed {
@@ -106,6 +112,21 @@ impl Chunk {
         let mut bytes = Vec::with_capacity(Part::HEADER_BYTES + frame.len());
         part.write(&mut bytes);
         Self { lines: count as u64, text_bytes: text_bytes as u64, bytes }
+    }
+
+    /// Compresses `lines` into as many chunks as their text needs.
+    pub(super) fn several_of(lines: &[LogLine<'_>]) -> Vec<Self> {
+        let (mut chunks, mut start, mut text_bytes) = (Vec::new(), 0, 0);
+        for (index, line) in lines.iter().enumerate() {
+            let line_bytes = counted_bytes(&line.data);
+            if text_bytes + line_bytes > PIECE_TEXT_BYTES_MAX && index > start {
+                chunks.push(Self::of(&lines[start..index]));
+                (start, text_bytes) = (index, 0);
+            }
+            text_bytes += line_bytes;
+        }
+        chunks.push(Self::of(&lines[start..]));
+        chunks
     }
 
     /// Reads a chunk back, without its first `skip` lines.
@@ -219,6 +240,11 @@ fn parts(mut bytes: &[u8]) -> impl Iterator<Item = Result<Part<'_>, Damaged>> {
         }
         Some(part)
     })
+}
+
+/// The bytes that a line counts, wherever text is limited.
+pub(super) const fn counted_bytes(text: &str) -> usize {
+    text.len() + LINE_BYTES
 }
 
 /// Sizes come from messages, which are smaller by far.

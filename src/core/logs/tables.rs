@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use stagely_state::Attempt;
 use stagely_state::ids::JobId;
 
-use super::chunk::Chunk;
+use super::chunk::{Chunk, counted_bytes};
 use super::{LogError, StoredLine};
 use crate::core::disk;
 
@@ -125,7 +125,8 @@ impl Tables {
             let first = chunk_key.value().2;
             let stored = Chunk::read(bytes.value(), from.saturating_sub(first))
                 .map_err(|_| LogError::Damaged { job: attempt.job })?;
-            lines.extend(stored.into_iter().inspect(|line| text_bytes += line.data.len()));
+            lines
+                .extend(stored.into_iter().inspect(|line| text_bytes += counted_bytes(&line.data)));
             if lines.len() >= lines_max || text_bytes >= READ_BYTES {
                 break;
             }
@@ -149,7 +150,7 @@ impl Tables {
             let stored = Chunk::read(bytes.value(), 0)
                 .map_err(|_| LogError::Damaged { job: attempt.job })?;
             for line in stored.into_iter().rev() {
-                text_bytes += line.data.len();
+                text_bytes += counted_bytes(&line.data);
                 lines.push_front(line);
             }
             if lines.len() >= lines_max || text_bytes >= READ_BYTES {

@@ -36,13 +36,13 @@ pub(super) enum Command {
     Close,
 }
 
-/// A chunk to store.
+/// Chunks to store, one after the other.
 #[derive(Debug)]
 pub(super) struct Append {
     pub(super) attempt: Attempt,
-    /// The number of its first line. Without one the chunk follows the stored lines.
+    /// The number of their first line. Without one they follow the stored lines.
     pub(super) first: Option<u64>,
-    pub(super) chunk: Chunk,
+    pub(super) chunks: Vec<Chunk>,
     /// Gets the number of the next line that the store wants.
     pub(super) stored: oneshot::Sender<Result<u64, AppendError>>,
 }
@@ -122,7 +122,11 @@ impl Writer {
     /// Checks that `appends` fit on the disk. If the disk were full in the middle of a commit, the records of runs and
     /// machines could not be written either.
     fn check_disk(&mut self, appends: &[Append]) {
-        let new: u64 = appends.iter().map(|append| append.chunk.bytes.len() as u64).sum();
+        let new: u64 = appends
+            .iter()
+            .flat_map(|append| &append.chunks)
+            .map(|chunk| chunk.bytes.len() as u64)
+            .sum();
         let min = self.settings.disk_free_min_bytes;
         let free = self.tables.disk_free_bytes();
         let is_low = free.is_some_and(|free| free.saturating_sub(new) < min);
@@ -140,10 +144,17 @@ impl Writer {
         write.set_quick_repair(true);
         {
             let mut chunks = write.open_table(CHUNKS)?;
-            for Append { attempt, first, chunk, stored } in appends {
+            for Append { attempt, first, chunks: new, stored } in appends {
                 // The answer is prepared before anything can fail, so that every caller gets one.
                 group.answers.push((stored, Err(AppendError::NotStored(String::new()))));
-                let answer = self.append_one(group, &mut chunks, attempt, first, chunk)?;
+                let answer = match self.append_all(group, &mut chunks, attempt, first, new) {
+                    // The damage is that of one job, whose agent keeps its lines. The others' lines are stored.
+                    Err(error @ LogError::Damaged { .. }) => {
+                        error!(%error, "log lines were not stored");
+                        Err(AppendError::NotStored(error.to_string()))
+                    }
+                    answer => answer?,
+                };
                 if let Some(last) = group.answers.last_mut() {
                     last.1 = answer;
                 }
@@ -156,6 +167,26 @@ impl Writer {
         }
         write.commit()?;
         Ok(())
+    }
+
+    fn append_all(
+        &self,
+        group: &mut Group,
+        table: &mut Table<'_, ChunkKey, &'static [u8]>,
+        attempt: Attempt,
+        mut first: Option<u64>,
+        chunks: Vec<Chunk>,
+    ) -> Result<Result<u64, AppendError>, LogError> {
+        let mut answer = Ok(0);
+        for chunk in chunks {
+            let after = first.map(|first| first + chunk.lines);
+            answer = self.append_one(group, table, attempt, first, chunk)?;
+            if answer.is_err() {
+                break;
+            }
+            first = after;
+        }
+        Ok(answer)
     }
 
     fn append_one(
@@ -211,10 +242,14 @@ impl Writer {
         if let Some(growing) = extent.growing_from
             && let Some(before) = chunks.get((job, number, growing))?
         {
-            grown = chunk
-                .added_to(before.value())
-                .map_err(|_| LogError::Damaged { job: attempt.job })?
-                .inspect(|_| first = growing);
+            // A damaged chunk stays as it is, and the log goes on in a new one.
+            grown = chunk.added_to(before.value()).unwrap_or_else(|_| {
+                error!(job = %attempt.job, line = growing, "a stored chunk of a log is damaged");
+                None
+            });
+            if grown.is_some() {
+                first = growing;
+            }
         }
         let bytes = grown.as_ref().unwrap_or(&chunk.bytes);
         chunks.insert((job, number, first), bytes.as_slice())?;
