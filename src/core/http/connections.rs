@@ -70,10 +70,10 @@ impl ConnectionLimits {
                     continue;
                 }
             };
-            match self.admit(client_address(peer.ip()), one_of_all) {
-                Some(permit) => return Ok((stream, permit)),
-                None => debug!(%peer, "too many connections from one address"),
+            if let Some(permit) = self.admit(client_address(peer.ip()), one_of_all) {
+                return Ok((stream, permit));
             }
+            debug!(%peer, "too many connections from one address");
         }
     }
 
