@@ -62,7 +62,7 @@ impl Step<'_> {
                 self.close_pull_request(environment, at);
             }
             Event::CommandGiven { environment, command } => {
-                self.check_command(environment, command)
+                self.check_command(environment, command);
             }
             Event::CommandChecked { environment, command, verdict } => {
                 self.follow_command(environment, command, verdict);

@@ -33,7 +33,7 @@ impl World {
             Effect::Terminate { machine } => self.terminate(machine),
             Effect::Assign { machine, attempt } => self.assign(machine, attempt),
             Effect::Cancel { machine, attempt, .. } => {
-                self.send_order(machine, Order::Stop(attempt))
+                self.send_order(machine, Order::Stop(attempt));
             }
             Effect::Disconnect { machine } => self.break_session(machine),
         }
