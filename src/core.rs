@@ -53,6 +53,7 @@ use url::Url;
 
 use self::binaries::Binaries;
 use self::data_folder::DataFolder;
+pub use self::data_folder::FolderCheck;
 use self::disk::DiskGuard;
 use self::effects::{
     Assigner, Cleaner, CloneTokens, CommandChecker, Effects, Launcher, Planner, Reporter, Tagger,
@@ -139,9 +140,9 @@ impl Running {
 /// Starts core: when this returns, it listens.
 ///
 /// # Errors
-/// A data folder that is in use or cannot be written, an address that is taken, a registry password
+/// A data folder that is in use, was used elsewhere (unless `check` allows it) or cannot be written, an address that is taken, a registry password
 /// that cannot be read.
-pub async fn start(mut config: Config) -> anyhow::Result<Running> {
+pub async fn start(mut config: Config, check: FolderCheck) -> anyhow::Result<Running> {
     config.check()?;
     config.registry.password()?;
     let listener = TcpListener::bind(config.core.listen)
@@ -150,7 +151,7 @@ pub async fn start(mut config: Config) -> anyhow::Result<Running> {
     // Port 0 requests any free port, and agents need the actual one.
     config.core.listen = listener.local_addr()?;
     let config = Arc::new(config);
-    let mut folder = DataFolder::open(&config).await?;
+    let mut folder = DataFolder::open(&config, check).await?;
     let known_tokens = std::mem::take(&mut folder.contents.api_tokens);
     let tokens = ApiTokens::new(folder.store.clone(), known_tokens);
     let admin_token = http::admin_token(&folder.path.join(ADMIN_TOKEN_FILE), &tokens).await?;

@@ -15,7 +15,7 @@ use stagely::cli::{
     approve, cancel, doctor, environments, explain, fleets, github, jobs, logs, machines, project,
     queue, rebuild, run, runs, schema, sweep, token, validate, warm,
 };
-use stagely::core;
+use stagely::core::{self, FolderCheck};
 use stagely_agent::exec::exec;
 use tracing_subscriber::EnvFilter;
 
@@ -80,6 +80,12 @@ enum Command {
 struct CoreArgs {
     #[command(flatten)]
     service: ServiceArgs,
+    /// Use a data folder that was moved or restored, once: the core that used it is gone
+    ///
+    /// Two cores with copies of one data folder would end each other's machines, so core refuses a folder that was used
+    /// on another host or at another path.
+    #[arg(long)]
+    moved: bool,
     #[command(flatten)]
     settings: SettingsArgs,
 }
@@ -193,7 +199,8 @@ async fn run_core(arguments: &CoreArgs) -> anyhow::Result<ExitCode> {
     let mut config = arguments.settings.read()?;
     arguments.service.apply(&mut config);
     let stop = stop_token()?;
-    core::start(config).await?.until(stop).await?;
+    let check = if arguments.moved { FolderCheck::Moved } else { FolderCheck::SamePlace };
+    core::start(config, check).await?.until(stop).await?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -14,7 +14,7 @@ use crate::api::ListRuns;
 use crate::client::Client;
 use crate::config::Config;
 use crate::core::store::StoreError;
-use crate::core::{self, Running};
+use crate::core::{self, FolderCheck, Running};
 
 /// The time after which an agent without contact to core exits. It limits how long builds continue if
 /// this process is killed.
@@ -46,7 +46,7 @@ impl Embedded {
         config.core.public_url = None;
         config.builders.provider = Some(ProviderName::Local);
         config.agents.give_up_after = config.agents.give_up_after.min(GIVE_UP_AFTER);
-        let core = match Box::pin(core::start(config)).await {
+        let core = match Box::pin(core::start(config, FolderCheck::None)).await {
             Ok(core) => Box::new(core),
             Err(error) if is_in_use(&error) => return Ok(None),
             Err(error) => return Err(error),

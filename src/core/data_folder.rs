@@ -1,7 +1,9 @@
 //! The data folder: opens its databases and its key, and empties its folder for checkouts.
 
+mod binding;
+
 use std::os::unix::fs::DirBuilderExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use anyhow::Context as _;
@@ -12,8 +14,21 @@ use super::secrets::keyring::Keyring;
 use super::store::{Store, StoreContents};
 use crate::config::Config;
 
+use self::binding::{Binding, BindingError};
+
 /// The folder of short-lived checkouts. It is emptied at every start.
 const SCRATCH: &str = "scratch";
+
+/// Whether a core may use a data folder that was used elsewhere before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FolderCheck {
+    /// Yes: it launches machines on this host alone, as the core inside a command does.
+    None,
+    /// No.
+    SamePlace,
+    /// Once: the folder was moved or restored, and the core that used it is gone.
+    Moved,
+}
 
 /// An open data folder, which no other core uses.
 pub(super) struct DataFolder {
@@ -29,17 +44,22 @@ impl DataFolder {
     ///
     /// # Errors
     /// It is in use by another core, or cannot be read or written.
-    pub(super) async fn open(config: &Config) -> anyhow::Result<Self> {
+    pub(super) async fn open(config: &Config, check: FolderCheck) -> anyhow::Result<Self> {
         let (path, settings) = (config.core.data_dir.clone(), LogSettings::from(config));
-        spawn_blocking(move || Self::open_blocking(path, settings)).await?
+        spawn_blocking(move || Self::open_blocking(path, settings, check)).await?
     }
 
-    fn open_blocking(path: PathBuf, settings: LogSettings) -> anyhow::Result<Self> {
+    fn open_blocking(
+        path: PathBuf,
+        settings: LogSettings,
+        check: FolderCheck,
+    ) -> anyhow::Result<Self> {
         let unusable = || format!("cannot use the data folder {}", path.display());
         let mut private = fs::DirBuilder::new();
         private.recursive(true).mode(0o700).create(&path).with_context(unusable)?;
         let (store, contents) = Store::open(&path.join("core.redb"))
             .with_context(|| format!("cannot open the database in {}", path.display()))?;
+        bind(&path, &store, check).with_context(unusable)?;
         // The database is open, so no other core works here. A killed core may have left checkouts.
         let scratch = path.join(SCRATCH);
         match fs::remove_dir_all(&scratch) {
@@ -58,4 +78,19 @@ impl DataFolder {
     pub(super) fn scratch(&self) -> PathBuf {
         self.path.join(SCRATCH)
     }
+}
+
+/// Checks where the folder was used before, and binds it to this place. A database of an older version is bound without a
+/// check.
+fn bind(path: &Path, store: &Store, check: FolderCheck) -> anyhow::Result<()> {
+    if check == FolderCheck::None {
+        return Ok(());
+    }
+    let here = Binding::here(path).map_err(BindingError::from)?;
+    if store.is_bound()? && check == FolderCheck::SamePlace {
+        let stored = Binding::stored(path).map_err(BindingError::from)?;
+        here.check(stored.as_ref())?;
+    }
+    here.store().map_err(BindingError::from)?;
+    Ok(store.set_bound()?)
 }

@@ -27,6 +27,9 @@ pub use batch::{Batch, RecordTable};
 pub use contents::{ApiToken, StoreContents};
 pub use error::StoreError;
 
+/// The key of [`Store::is_bound`] in the table of properties.
+const BOUND: &str = "bound";
+
 /// The database. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Store {
@@ -79,6 +82,27 @@ impl Store {
         }
         write.commit()?;
         Ok(core_id)
+    }
+
+    /// Whether the database belongs to one host and path, which a file beside it names.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn is_bound(&self) -> Result<bool, StoreError> {
+        let read = self.database.begin_read()?;
+        Ok(read.open_table(META)?.get(BOUND)?.is_some())
+    }
+
+    /// Records that the database belongs to one host and path.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn set_bound(&self) -> Result<(), StoreError> {
+        let mut write = self.database.begin_write()?;
+        write.set_quick_repair(true);
+        write.open_table(META)?.insert(BOUND, "yes")?;
+        write.commit()?;
+        Ok(())
     }
 
     /// Writes `batch` in one durable transaction. Blocks until it is on the disk.
