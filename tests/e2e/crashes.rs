@@ -1,9 +1,11 @@
 //! Processes that die at the worst moment.
 
 use std::fs;
+use std::process::Stdio;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use reqwest::Method;
 use stagely::api::{JobKindView, JobStatus, RunStatus};
 use stagely_protocol::FailureReason;
@@ -205,6 +207,43 @@ async fn a_data_folder_belongs_to_one_core_alone() {
     let output = second.args(["core", "--config"]).arg(core.path("second.toml")).output().unwrap();
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success() && error.contains("in use by another"), "{error}");
+    core.finish().await;
+}
+
+#[tokio::test]
+async fn a_copy_of_a_data_folder_is_refused_until_it_is_said_to_be_moved() {
+    let mut core = Core::start(STAGELY, "copied", "").await;
+    core.shut_down().await;
+    let copied = program::command("cp")
+        .arg("-a")
+        .args([core.path("data"), core.path("copy")])
+        .status()
+        .unwrap();
+    assert!(copied.success());
+    let text = fs::read_to_string(core.path("stagely.toml")).unwrap();
+    let port = core.url.rsplit(':').next().unwrap();
+    let (data, copy) = (core.path("data"), core.path("copy"));
+    let text = text.replace(port, "0").replace(data.to_str().unwrap(), copy.to_str().unwrap());
+    let settings = core.path("copy.toml");
+    fs::write(&settings, text).unwrap();
+    let start = |option: &[&str]| {
+        let mut command = program::command(STAGELY);
+        command.args(["core", "--config"]).arg(&settings).args(option);
+        command
+    };
+
+    let output = start(&[]).output().unwrap();
+
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success(), "{error}");
+    assert!(error.contains(&format!("was used at {} before", data.display())), "{error}");
+    for option in [&["--moved"][..], &[]] {
+        let mut moved = start(option).stderr(Stdio::null()).spawn().unwrap();
+        eventually("the copy is used", async || copy.join("core.url").exists().then_some(())).await;
+        kill(Pid::from_raw(moved.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
+        assert!(moved.wait().unwrap().success());
+    }
+    core.launch().await;
     core.finish().await;
 }
 
