@@ -4,12 +4,16 @@ mod display;
 mod follow;
 mod git_server;
 pub mod outcome;
+mod promised_objects;
 mod registry;
 mod revision;
 mod served_repository;
 mod source;
 pub mod start;
+mod user_git;
+mod user_repository;
 mod watch;
+mod working_tree;
 
 use std::process::ExitCode;
 

@@ -35,6 +35,7 @@ use tower_http::limit::RequestBodyLimitLayer;
 use tracing::warn;
 use url::Url;
 
+use super::user_git::UserGit;
 use crate::core::tokens::{TokenHash, random_token};
 
 /// The largest request of a client: enough for a repository with a hundred thousand references.
@@ -59,9 +60,8 @@ impl GitServer {
     /// Serves the bare repository `repository` as `/{name}.git`.
     ///
     /// # Errors
-    /// Git is not installed, or no port is free.
+    /// No port is free.
     pub(super) async fn start(repository: PathBuf, name: &str) -> anyhow::Result<Self> {
-        check_git().await?;
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
         let listener = listener.context("cannot serve the repository on loopback")?;
         let url = format!("http://{}/{name}.git", listener.local_addr()?).parse()?;
@@ -86,14 +86,6 @@ impl GitServer {
         });
         Ok(Self { url, token, _task: AbortOnDropHandle::new(task) })
     }
-}
-
-async fn check_git() -> anyhow::Result<()> {
-    let git = Command::new("git").arg("--version").stdout(Stdio::null()).status().await;
-    let status =
-        git.context("cannot start git, which serves the folder to the builders; install it")?;
-    anyhow::ensure!(status.success(), "`git --version` failed");
-    Ok(())
 }
 
 /// Checks the password, because other users of this machine can reach the port.
@@ -124,12 +116,33 @@ async fn refs(State(state): State<ServerState>, Query(service): Query<Service>) 
     match output {
         Ok(output) if output.status.success() => {
             let mut body = b"001e# service=git-upload-pack\n0000".to_vec();
-            body.extend(output.stdout);
+            body.extend(without_shallow(&output.stdout));
             respond("application/x-git-upload-pack-advertisement", body)
         }
         Ok(output) => failed(&String::from_utf8_lossy(&output.stderr)),
         Err(error) => failed(&error.to_string()),
     }
+}
+
+/// The advertised references without the `shallow` lines of a shallow clone, which libgit2 cannot read. Clients ask for
+/// a depth, so they learn from the response where the history ends.
+///
+/// Source: Git documentation, `gitprotocol-pack`, "Reference Discovery".
+fn without_shallow(advertisement: &[u8]) -> Vec<u8> {
+    let mut kept = Vec::with_capacity(advertisement.len());
+    let mut rest = advertisement;
+    while let Some((length, _)) = rest.split_at_checked(4) {
+        let length = std::str::from_utf8(length).ok();
+        let length = length.and_then(|text| usize::from_str_radix(text, 16).ok());
+        // 0000 ends the list.
+        let line = length.and_then(|length| rest.split_at_checked(length.max(4)));
+        let Some((line, after)) = line else { break };
+        if !line[4..].starts_with(b"shallow ") {
+            kept.extend_from_slice(line);
+        }
+        rest = after;
+    }
+    kept
 }
 
 async fn upload_pack(State(state): State<ServerState>, request: Bytes) -> Response {
@@ -152,8 +165,10 @@ async fn upload_pack(State(state): State<ServerState>, request: Bytes) -> Respon
 }
 
 fn git_upload_pack(state: &ServerState, options: &[&str]) -> Command {
-    let mut command = Command::new("git");
-    command.args(["upload-pack", "--stateless-rpc"]).args(options).arg(&*state.repository);
+    let mut arguments = vec!["upload-pack", "--stateless-rpc"];
+    arguments.extend(options);
+    arguments.push(".");
+    let mut command = Command::from(UserGit::isolated(&state.repository).command(&arguments));
     command.kill_on_drop(true);
     command
 }

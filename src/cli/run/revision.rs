@@ -1,10 +1,9 @@
-//! Revisions of a local repository: names → commits.
+//! Revisions of the user's repository: names → commits.
 
-use std::io;
-use std::path::{Path, PathBuf};
+use stagely_protocol::CommitSha;
 
-use git2::{Commit, ErrorCode, ObjectType, Repository};
-use thiserror::Error;
+use super::user_git::GitError;
+use super::user_repository::{FolderError, UserRepository};
 
 /// The revision of a repository to build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,112 +17,79 @@ pub(super) enum Revision<'a> {
 }
 
 /// A commit, and the full name of its branch or tag.
-pub(super) struct ResolvedRef<'a> {
-    pub(super) commit: Commit<'a>,
+pub(super) struct ResolvedRef {
+    pub(super) commit: CommitSha,
     pub(super) name: Option<String>,
 }
 
-/// Why a folder cannot be built from.
-#[derive(Debug, Error)]
-pub(super) enum FolderError {
-    #[error("{0} is not in a Git repository; `git init` and commit, or give the address of one")]
-    NoRepository(PathBuf),
-    /// Git does not read repositories of other users.
-    #[error(
-        "{0} belongs to another user; if you trust it: git config --global --add safe.directory {0}"
-    )]
-    OtherOwner(PathBuf),
-    #[error("{0} has no commit yet: commit first, or build the uncommitted files with --dirty")]
-    NoCommit(PathBuf),
-    #[error("{folder} has no branch, tag or commit {name:?}")]
-    NoSuchRef { folder: PathBuf, name: String },
-    #[error(
-        "{} changed and not committed: {}; commit them, include them with --dirty, or name a commit \
-         with --ref", files(*count), names.join(", ")
-    )]
-    Uncommitted {
-        count: usize,
-        /// The first changed files.
-        names: Vec<String>,
-    },
-    /// `--dirty` for a repository without a working tree.
-    #[error("{0} is a bare repository, which has no uncommitted changes")]
-    Bare(PathBuf),
-    #[error("cannot read the repository")]
-    Git(#[from] git2::Error),
-    #[error("cannot create a temporary repository")]
-    Io(#[from] io::Error),
-}
-
-fn files(count: usize) -> String {
-    if count == 1 { "1 file is".to_owned() } else { format!("{count} files are") }
-}
-
-pub(super) fn head<'a>(
-    user: &'a Repository,
-    origin: &Path,
-) -> Result<ResolvedRef<'a>, FolderError> {
-    match user.head() {
-        Ok(head) => {
-            Ok(ResolvedRef { commit: head.peel_to_commit()?, name: checked_out_branch(user) })
-        }
-        Err(error) if error.code() == ErrorCode::UnbornBranch => {
-            Err(FolderError::NoCommit(origin.to_owned()))
-        }
-        Err(error) => Err(error.into()),
-    }
+/// The checked-out commit and its branch.
+pub(super) fn head(user: &UserRepository) -> Result<ResolvedRef, FolderError> {
+    let Some(commit) = commit_of(user, "HEAD")? else {
+        return Err(FolderError::NoCommit(user.root.clone()));
+    };
+    Ok(ResolvedRef { commit, name: checked_out_branch(user)? })
 }
 
 /// The checked-out branch, also a branch without a commit.
-pub(super) fn checked_out_branch(user: &Repository) -> Option<String> {
-    let head = user.find_reference("HEAD").ok()?;
-    let branch = head.symbolic_target().ok().flatten()?;
-    branch.starts_with("refs/heads/").then(|| branch.to_owned())
+pub(super) fn checked_out_branch(user: &UserRepository) -> Result<Option<String>, GitError> {
+    let head = user.git.ask(&["symbolic-ref", "--quiet", "HEAD"])?;
+    Ok(head.filter(|branch| branch.starts_with("refs/heads/")))
 }
 
 /// Finds a branch, a tag or a commit by its name.
-pub(super) fn find<'a>(
-    user: &'a Repository,
-    origin: &Path,
-    name: &str,
-) -> Result<ResolvedRef<'a>, FolderError> {
-    let unknown = |_| FolderError::NoSuchRef { folder: origin.to_owned(), name: name.to_owned() };
-    if let Ok(reference) = user.resolve_reference_from_short_name(name) {
-        let full_name = reference
-            .name()
-            .ok()
-            .filter(|name| name.starts_with("refs/heads/") || name.starts_with("refs/tags/"));
-        return Ok(ResolvedRef {
-            commit: reference.peel_to_commit().map_err(unknown)?,
-            name: full_name.map(str::to_owned),
-        });
+pub(super) fn find(user: &UserRepository, name: &str) -> Result<ResolvedRef, FolderError> {
+    match commit_of(user, name)? {
+        Some(commit) => {
+            let name = full_name(user, name)?
+                .filter(|name| name.starts_with("refs/heads/") || name.starts_with("refs/tags/"));
+            Ok(ResolvedRef { commit, name })
+        }
+        None => {
+            let folder = user.root.clone();
+            Err(FolderError::NoSuchRef { folder, name: name.to_owned() })
+        }
     }
-    let object = user.revparse_single(name).map_err(unknown)?;
-    let commit = object.peel(ObjectType::Commit).map_err(unknown)?;
-    Ok(ResolvedRef {
-        commit: commit.into_commit().expect("the object was peeled to a commit"),
-        name: None,
-    })
 }
 
 /// The local name of a remote branch: `refs/heads/main` of `origin/main`.
-pub(super) fn branch_of_remote(user: &Repository, name: &str) -> Option<String> {
-    let reference = user.resolve_reference_from_short_name(name).ok()?;
-    let branch = reference.name().ok()?.strip_prefix("refs/remotes/")?.split_once('/')?.1;
-    Some(format!("refs/heads/{branch}"))
+pub(super) fn branch_of_remote(
+    user: &UserRepository,
+    name: &str,
+) -> Result<Option<String>, GitError> {
+    let name = full_name(user, name)?;
+    let branch = name.as_deref().and_then(|name| name.strip_prefix("refs/remotes/"));
+    Ok(branch
+        .and_then(|name| name.split_once('/'))
+        .map(|(_, branch)| format!("refs/heads/{branch}")))
 }
 
 /// The default branch of `origin` when it was cloned, as a local branch.
-pub(super) fn default_branch_of_origin(user: &Repository) -> Option<String> {
-    let head = user.find_reference("refs/remotes/origin/HEAD").ok()?;
-    let target = head.symbolic_target().ok().flatten()?;
-    let branch = target.strip_prefix("refs/remotes/origin/")?;
-    Some(format!("refs/heads/{branch}"))
+pub(super) fn default_branch_of_origin(user: &UserRepository) -> Result<Option<String>, GitError> {
+    let target = user.git.ask(&["symbolic-ref", "--quiet", "refs/remotes/origin/HEAD"])?;
+    let branch = target.as_deref().and_then(|name| name.strip_prefix("refs/remotes/origin/"));
+    Ok(branch.map(|branch| format!("refs/heads/{branch}")))
 }
 
 /// The commit of `branch`, `refs/heads/main`: that of the local branch, or else of the remote branch.
-pub(super) fn tip_of(user: &Repository, branch: &str) -> Option<git2::Oid> {
+pub(super) fn tip_of(user: &UserRepository, branch: &str) -> Result<Option<CommitSha>, GitError> {
     let of_remote = branch.replacen("refs/heads/", "refs/remotes/origin/", 1);
-    let tip = |name: &str| Some(user.find_reference(name).ok()?.peel_to_commit().ok()?.id());
-    tip(branch).or_else(|| tip(&of_remote))
+    match commit_of(user, branch)? {
+        Some(commit) => Ok(Some(commit)),
+        None => commit_of(user, &of_remote),
+    }
+}
+
+fn commit_of(user: &UserRepository, name: &str) -> Result<Option<CommitSha>, GitError> {
+    // An option of git's, which no name is.
+    if name.starts_with('-') {
+        return Ok(None);
+    }
+    let commit = user.git.ask(&["rev-parse", "--verify", "--quiet", &format!("{name}^{{commit}}")]);
+    Ok(commit?.and_then(|commit| commit.parse().ok()))
+}
+
+/// The full name of a reference; `None` for a commit.
+fn full_name(user: &UserRepository, name: &str) -> Result<Option<String>, GitError> {
+    let name = user.git.ask(&["rev-parse", "--verify", "--quiet", "--symbolic-full-name", name])?;
+    Ok(name.filter(|name| !name.is_empty()))
 }

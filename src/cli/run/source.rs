@@ -3,15 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use git2::Repository;
 use secrecy::SecretString;
 use stagely_protocol::CommitSha;
 use stagely_state::Name;
 use url::{Host, Url};
 
 use super::git_server::GitServer;
-use super::revision::Revision;
+use super::revision::{ResolvedRef, Revision, branch_of_remote, find, head};
 use super::served_repository::ServedRepository;
+use super::user_repository::{FolderError, UserRepository};
 use crate::core::intake::names::environment_of;
 
 /// The repository named on the command line.
@@ -99,9 +99,9 @@ impl RunSource {
         revision: Revision<'_>,
         base: Option<&str>,
     ) -> anyhow::Result<Self> {
-        let mut repository = ServedRepository::new(folder, revision)?;
+        let repository = ServedRepository::new(folder, revision)?;
         let base = base.map(|base| repository.add_base(base)).transpose()?;
-        let name = Name::nearest(&folder_name(&repository.origin));
+        let name = Name::nearest(&folder_name(repository.origin()));
         let server = GitServer::start(repository.path().to_owned(), name.as_str()).await?;
         let reference = repository.name.clone().unwrap_or_else(|| repository.commit.to_string());
         Ok(Self {
@@ -131,24 +131,30 @@ impl RunSource {
                  cloned from elsewhere"
             );
         }
-        let mut repository = ServedRepository::new(folder, revision)?;
-        let base = base.map(|base| repository.add_base(base)).transpose()?;
-        let user = Repository::open(&repository.origin)?;
-        let origin = user.find_remote("origin").context(
+        let user = UserRepository::open(folder)?;
+        let ResolvedRef { commit, name } = match revision {
+            Revision::Ref(name) => find(&user, name)?,
+            _ => {
+                user.refuse_uncommitted()?;
+                head(&user)?
+            }
+        };
+        let base = base.map(|base| base_on_remote(&user, base)).transpose()?;
+        // With the user's `insteadOf`.
+        let address = user.git.line(&["remote", "get-url", "origin"]).context(
             "the builders cannot clone from this folder, and it has no remote `origin`; give the \
              address of the repository instead of a folder",
         )?;
-        let address = origin.url().context("the address of the remote `origin` is not text")?;
-        let RepositoryLocation::Address(url) = RepositoryLocation::parse(address)? else {
+        let RepositoryLocation::Address(url) = RepositoryLocation::parse(&address)? else {
             bail!("the remote `origin` is {address}, which the builders cannot reach");
         };
-        if !is_pushed(&user, &repository.commit)? {
-            bail!("commit {} is on no branch of `origin`: push it first", repository.commit);
+        if !is_pushed(&user, &commit)? {
+            bail!("commit {commit} is on no branch of `origin`: push it first");
         }
-        let branch = repository.name.as_deref().and_then(|name| name.strip_prefix("refs/heads/"));
+        let branch = name.as_deref().and_then(|name| name.strip_prefix("refs/heads/"));
         Ok(Self {
             environment: branch.map(environment_of),
-            ..Self::at(&url, Some(repository.commit.to_string()), clone_token).compared_with(base)
+            ..Self::at(&url, Some(commit.to_string()), clone_token).compared_with(base)
         })
     }
 }
@@ -182,33 +188,23 @@ fn https_of_ssh(text: &str) -> Option<Url> {
     format!("https://{host}/{}", path.trim_start_matches('/')).parse().ok()
 }
 
-fn is_pushed(user: &Repository, commit: &CommitSha) -> Result<bool, git2::Error> {
-    let commit = git2::Oid::from_str(commit.as_str())?;
-    for reference in user.references_glob("refs/remotes/origin/*")? {
-        let Some(tip) = reference?.resolve()?.target() else { continue };
-        if tip == commit || user.graph_descendant_of(tip, commit)? {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+/// The name of `base` on the remote: its branch, which is `main` for `origin/main` too, or else the commit.
+fn base_on_remote(user: &UserRepository, base: &str) -> Result<String, FolderError> {
+    let found = find(user, base)?;
+    let branch = match found.name {
+        Some(name) => Some(name),
+        None => branch_of_remote(user, base)?,
+    };
+    let branch = branch.as_deref().and_then(|name| name.strip_prefix("refs/heads/"));
+    Ok(branch.map_or_else(|| found.commit.to_string(), str::to_owned))
+}
+
+fn is_pushed(user: &UserRepository, commit: &CommitSha) -> Result<bool, FolderError> {
+    let contains = format!("--contains={commit}");
+    let branch =
+        user.git.line(&["for-each-ref", "--count=1", &contains, "refs/remotes/origin/"])?;
+    Ok(!branch.is_empty())
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn folders_and_addresses_are_distinguished() {
-        let address = |text| match RepositoryLocation::parse(text).unwrap() {
-            RepositoryLocation::Address(url) => url.to_string(),
-            RepositoryLocation::Folder(path) => format!("folder {}", path.display()),
-        };
-        assert_eq!(address("https://host/o/r"), "https://host/o/r");
-        assert_eq!(address("git@host:o/r.git"), "https://host/o/r.git");
-        assert_eq!(address("ssh://git@host:22/o/r"), "https://host/o/r");
-        assert_eq!(address("."), "folder .");
-        assert_eq!(address("a:b"), "folder a:b");
-        assert_eq!(address("file:///srv/r"), "folder /srv/r");
-        assert!(RepositoryLocation::parse("ftp://host/r").is_err());
-    }
-}
+mod tests;

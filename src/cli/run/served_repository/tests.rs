@@ -2,6 +2,8 @@
 
 use std::process::Command;
 
+use tempfile::TempDir;
+
 use super::*;
 
 fn git(folder: &Path, arguments: &[&str]) -> String {
@@ -80,7 +82,7 @@ fn the_base_is_served_under_its_branch_if_no_other_commit_has_that_name() {
     git(path, &["checkout", "--quiet", "-b", "feature"]);
     git(path, &["commit", "--quiet", "--allow-empty", "--message", "two"]);
     let base_of = |name| {
-        let mut served = ServedRepository::new(path, Revision::Head).unwrap();
+        let served = ServedRepository::new(path, Revision::Head).unwrap();
         let base = served.add_base(name).unwrap();
         assert_eq!(git(served.path(), &["rev-parse", &base]), first, "{name}");
         base
@@ -91,7 +93,7 @@ fn the_base_is_served_under_its_branch_if_no_other_commit_has_that_name() {
     assert_eq!(base_of(&first), first);
     // The branch that is built and its remote branch have the same name.
     git(path, &["checkout", "--quiet", "-B", "main"]);
-    let mut ahead = ServedRepository::new(path, Revision::Head).unwrap();
+    let ahead = ServedRepository::new(path, Revision::Head).unwrap();
     assert_eq!(ahead.add_base("origin/main").unwrap(), first);
     assert_ne!(git(ahead.path(), &["rev-parse", "main"]), first);
     let error = ahead.add_base("nowhere").unwrap_err().to_string();

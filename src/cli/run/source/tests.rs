@@ -1,0 +1,234 @@
+//! What an agent gets from folders of all kinds that Git makes.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use stagely_agent::git::{FetchRequest, fetch_commit, resolve_ref};
+use stagely_test_support::git::{Repository, git};
+use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+
+#[test]
+fn folders_and_addresses_are_distinguished() {
+    let address = |text| match RepositoryLocation::parse(text).unwrap() {
+        RepositoryLocation::Address(url) => url.to_string(),
+        RepositoryLocation::Folder(path) => format!("folder {}", path.display()),
+    };
+    assert_eq!(address("https://host/o/r"), "https://host/o/r");
+    assert_eq!(address("git@host:o/r.git"), "https://host/o/r.git");
+    assert_eq!(address("ssh://git@host:22/o/r"), "https://host/o/r");
+    assert_eq!(address("."), "folder .");
+    assert_eq!(address("a:b"), "folder a:b");
+    assert_eq!(address("file:///srv/r"), "folder /srv/r");
+    assert!(RepositoryLocation::parse("ftp://host/r").is_err());
+}
+
+/// A folder for repositories, and the repository `app` in it.
+fn app() -> (TempDir, Repository) {
+    let folder = tempfile::tempdir().unwrap();
+    let app = Repository::create(folder.path().join("app"));
+    app.commit(&[("app/main", "main"), ("shared/library", "library"), ("top", "top")]);
+    (folder, app)
+}
+
+/// Clones `origin` with `options`, as from another machine.
+fn clone(origin: &Repository, options: &[&str]) -> Repository {
+    let path = origin.path.with_file_name("clone");
+    let url = format!("file://{}", origin.path.display());
+    let mut arguments = vec!["clone", "--quiet"];
+    arguments.extend(options);
+    arguments.extend([url.as_str(), path.to_str().unwrap()]);
+    git(&origin.path, &["config", "uploadpack.allowFilter", "true"]);
+    git(&origin.path, &["config", "uploadpack.allowAnySHA1InWant", "true"]);
+    git(&origin.path, &arguments);
+    Repository { path }
+}
+
+/// The files that an agent gets, and the commit.
+async fn built(folder: &Path, revision: Revision<'_>) -> (BTreeMap<String, String>, CommitSha) {
+    let source = RunSource::serve(folder, revision, None).await.unwrap();
+    let (dest, cancel) = (tempfile::tempdir().unwrap(), CancellationToken::new());
+    let name = source.reference.as_deref().unwrap();
+    let (url, token) = (&source.repository, source.clone_token.clone());
+    let commit =
+        resolve_ref(url, token, name, &std::env::temp_dir(), &cancel).await.unwrap().commit;
+    let request = FetchRequest {
+        url: source.repository.clone(),
+        commit: commit.clone(),
+        branch: None,
+        token: source.clone_token.clone(),
+        submodules: true,
+    };
+    fetch_commit(request, dest.path(), &cancel).await.unwrap();
+    let mut files = BTreeMap::new();
+    let mut folders = vec![dest.path().to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                let name = path.strip_prefix(dest.path()).unwrap().to_str().unwrap().to_owned();
+                files.insert(name, fs::read_to_string(path).unwrap());
+            }
+        }
+    }
+    (files, commit)
+}
+
+/// Builds the clean `folder` with and without `--dirty`: all its files and the checked-out commit.
+async fn assert_complete(folder: &Path, what: &str) {
+    let head = git(folder, &["rev-parse", "HEAD"]);
+    for revision in [Revision::Head, Revision::Dirty] {
+        let (files, commit) = built(folder, revision).await;
+        let texts: Vec<&str> = files.values().map(String::as_str).collect();
+        assert_eq!(texts, ["main", "library", "top"], "{what} {revision:?}");
+        assert_eq!(commit.as_str(), head, "{what} {revision:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_clean_folder_gives_its_commit_however_it_was_cloned() {
+    let cases: [(&str, &[&str]); 6] = [
+        ("shallow", &["--depth=1"]),
+        ("without blobs", &["--filter=blob:none", "--no-checkout"]),
+        ("without trees", &["--filter=tree:0", "--no-checkout"]),
+        ("sparse", &["--sparse"]),
+        ("sparse and without blobs", &["--filter=blob:none", "--sparse"]),
+        ("shared", &["--shared"]),
+    ];
+    for (what, options) in cases {
+        let (_folder, origin) = app();
+        origin.commit(&[]);
+        let clone = clone(&origin, options);
+        if options.contains(&"--no-checkout") {
+            clone.git(&["sparse-checkout", "set", "--cone", "app"]);
+            clone.git(&["checkout", "--quiet"]);
+        }
+        assert_eq!(clone.git(&["status", "--short"]), "", "{what}");
+        assert_complete(&clone.path, what).await;
+    }
+}
+
+#[tokio::test]
+async fn a_clean_folder_gives_its_commit_whatever_its_index_is() {
+    let cases: [(&str, &[&[&str]]); 6] = [
+        ("cone", &[&["sparse-checkout", "set", "--cone", "app"]]),
+        ("no cone", &[&["sparse-checkout", "set", "--no-cone", "/app/"]]),
+        ("sparse index", &[&["sparse-checkout", "set", "--cone", "--sparse-index", "app"]]),
+        ("split index", &[&["update-index", "--split-index"]]),
+        ("detached", &[&["checkout", "--quiet", "--detach"]]),
+        ("packed", &[&["gc", "--quiet"]]),
+    ];
+    for (what, commands) in cases {
+        let (_folder, app) = app();
+        for command in commands {
+            app.git(command);
+        }
+        assert_complete(&app.path, what).await;
+    }
+}
+
+#[tokio::test]
+async fn worktrees_reftables_and_bare_repositories_are_read() {
+    let (folder, app) = app();
+    app.git(&["worktree", "add", "--quiet", "../tree"]);
+    assert_complete(&folder.path().join("tree"), "worktree").await;
+    app.git(&["clone", "--quiet", "--bare", ".", "../bare.git"]);
+    let (files, _) = built(&folder.path().join("bare.git"), Revision::Head).await;
+    assert_eq!(files.len(), 3);
+    let reftable = folder.path().join("reftable");
+    if is_supported(
+        folder.path(),
+        &["clone", "--quiet", "--ref-format=reftable", "app", "reftable"],
+    ) {
+        assert_complete(&reftable, "reftable").await;
+    }
+}
+
+/// Runs `git` in `folder`. An older one knows fewer options.
+fn is_supported(folder: &Path, arguments: &[&str]) -> bool {
+    let output = std::process::Command::new("git").arg("-C").arg(folder).args(arguments).output();
+    output.unwrap().status.success()
+}
+
+#[tokio::test]
+async fn dirty_keeps_what_is_not_checked_out_and_adds_what_is_new() {
+    for options in
+        [&["--cone", "app"][..], &["--cone", "--sparse-index", "app"], &["--no-cone", "/app/"]]
+    {
+        let (_folder, app) = app();
+        app.git(&[&["sparse-checkout", "set"], options].concat());
+        app.write(&[("app/main", "changed"), ("app/new", "new"), ("other/new", "outside")]);
+        let before = app.git(&["count-objects"]);
+
+        let (files, _) = built(&app.path, Revision::Dirty).await;
+
+        let expected = [
+            ("app/main", "changed"),
+            ("app/new", "new"),
+            ("other/new", "outside"),
+            ("shared/library", "library"),
+            ("top", "top"),
+        ];
+        let files: Vec<_> =
+            files.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
+        assert_eq!(files, expected, "{options:?}");
+        assert_eq!(app.git(&["count-objects"]), before);
+    }
+}
+
+#[tokio::test]
+async fn the_files_of_a_split_index_stay_in_the_users_repository() {
+    let (_folder, app) = app();
+    app.git(&["config", "core.splitIndex", "true"]);
+    app.git(&["update-index", "--split-index"]);
+    app.write(&[("new", "new")]);
+    let files_of_git = || fs::read_dir(app.path.join(".git")).unwrap().count();
+    let before = files_of_git();
+    let (files, _) = built(&app.path, Revision::Dirty).await;
+    assert_eq!((files.len(), files_of_git()), (4, before));
+}
+
+#[tokio::test]
+async fn a_file_that_is_changed_right_after_it_was_added_is_noticed() {
+    let (_folder, app) = app();
+    // The same length, within the same tick of the clock.
+    app.git(&["add", "--all"]);
+    app.write(&[("top", "pot")]);
+    let (files, _) = built(&app.path, Revision::Dirty).await;
+    assert_eq!(files["top"], "pot");
+}
+
+#[tokio::test]
+async fn filters_of_the_user_apply_to_uncommitted_files() {
+    let (_folder, app) = app();
+    app.git(&["config", "filter.upper.clean", "tr a-z A-Z"]);
+    app.commit(&[(".gitattributes", "loud filter=upper\n"), ("loud", "said")]);
+    let (clean, _) = built(&app.path, Revision::Head).await;
+    let (dirty, _) = built(&app.path, Revision::Dirty).await;
+    assert_eq!(clean["loud"], "SAID");
+    assert_eq!(dirty, clean);
+}
+
+#[tokio::test]
+async fn a_missing_promised_object_is_an_error_in_gits_words() {
+    let (_folder, origin) = app();
+    let clone = clone(&origin, &["--filter=blob:none", "--no-checkout"]);
+    clone.git(&["sparse-checkout", "set", "--cone", "app"]);
+    clone.git(&["checkout", "--quiet"]);
+    fs::rename(&origin.path, origin.path.with_file_name("gone")).unwrap();
+    let error = RunSource::serve(&clone.path, Revision::Head, None).await.unwrap_err();
+    let error = format!("{error:#}");
+    assert!(error.contains("git fetch` failed: fatal: "), "{error}");
+}
+
+#[test]
+fn sha256_repositories_are_refused_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    git(folder.path(), &["init", "--quiet", "--object-format=sha256"]);
+    let error = UserRepository::open(folder.path()).unwrap_err().to_string();
+    assert!(error.contains("with sha256 object names"), "{error}");
+}
