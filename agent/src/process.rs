@@ -20,6 +20,7 @@ use tokio::process::{ChildStdin, Command};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::environment::is_inherited;
 use self::group::{ChildExit, ProcessGroup, wait_for_exit};
 pub(crate) use self::leftovers::kill_leftovers;
 use self::outputs::Outputs;

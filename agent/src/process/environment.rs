@@ -42,6 +42,11 @@ const INHERITED: [&str; 25] = [
     CORE_VARIABLE,
 ];
 
+/// Whether `name` means something to child processes.
+pub(crate) fn is_inherited(name: &str) -> bool {
+    INHERITED.contains(&name)
+}
+
 /// The inherited variables that are set.
 pub(super) fn inherited() -> Vec<(OsString, OsString)> {
     let passed = env::var(PASSED_VARIABLE).unwrap_or_default();

@@ -6,7 +6,7 @@ use stagely_protocol::ImageRef;
 
 use super::BuildRequest;
 use crate::mask::is_secret_name;
-use crate::process::Invocation;
+use crate::process::{Invocation, is_inherited};
 
 pub(super) fn invocation(request: &BuildRequest, metadata: &Path) -> Invocation {
     let config = &request.config;
@@ -26,11 +26,11 @@ pub(super) fn invocation(request: &BuildRequest, metadata: &Path) -> Invocation 
         command = command.arg(format!("--build-context={name}=docker-image://{image}"));
     }
     for (name, value) in &config.build_args.0 {
-        command = if is_secret_name(name) {
-            // Every user of the machine can read arguments, but only the owner can read the environment.
-            command.arg(format!("--build-arg={name}")).env(name, value)
-        } else {
+        // Every user of the machine can read arguments, but only the owner can read the environment.
+        command = if is_read_by_the_client(name) && !is_secret_name(name) {
             command.arg(format!("--build-arg={name}={value}"))
+        } else {
+            command.arg(format!("--build-arg={name}")).env(name, value)
         };
     }
     if let Some(target) = &config.target {
@@ -43,6 +43,12 @@ pub(super) fn invocation(request: &BuildRequest, metadata: &Path) -> Invocation 
         .arg(&request.files.dockerfile)
         .arg("--")
         .arg(&request.files.context)
+}
+
+/// Whether a variable of this name would change what the `docker` command itself does.
+fn is_read_by_the_client(name: &str) -> bool {
+    let prefixes = ["DOCKER_", "BUILDX_", "BUILDKIT_", "OTEL_", "EXPERIMENTAL_BUILDKIT_"];
+    is_inherited(name) || prefixes.iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// A build that pushes no image exports its layer cache alone.

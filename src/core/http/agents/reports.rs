@@ -12,6 +12,10 @@ const STEPS_MAX: usize = 1_000;
 const STEP_CHARS_MAX: usize = 1_000;
 const WARNINGS_MAX: usize = 100;
 const WARNING_CHARS_MAX: usize = 2_000;
+/// All texts of a list together.
+const LIST_CHARS_MAX: usize = 64_000;
+/// What stays of each text of a list that is too long.
+const CHARS_AT_LEAST: usize = 40;
 const MISS_NAMES_MAX: usize = 100;
 const MISS_CHARS_MAX: usize = 1_000;
 const SYSTEM_CHARS_MAX: usize = 255;
@@ -35,16 +39,49 @@ pub(super) fn status_event(machine: MachineId, attempt: Attempt, status: Status)
             JobOutcome::Failed(JobFailure { reason: cut_reason(reason), message, exit_code })
         }
     };
-    let steps = status.steps.into_iter().take(STEPS_MAX);
-    let warnings = status.warnings.into_iter().take(WARNINGS_MAX);
     let report = JobReport {
         outcome,
-        steps: steps.map(|step| Step { name: cut(step.name, STEP_CHARS_MAX), ..step }).collect(),
-        warnings: warnings.map(|warning| cut(warning, WARNING_CHARS_MAX)).collect(),
+        steps: cut_steps(status.steps),
+        warnings: cut_warnings(status.warnings),
         cache_miss: status.cache_miss.map(cut_cache_miss),
         exporting_cache: status.exporting_cache,
     };
     Event::JobReported { machine, attempt, report }
+}
+
+/// Cuts names more where all of them together are long: a run's records stay in memory.
+fn cut_steps(steps: Vec<Step>) -> Vec<Step> {
+    let mut budget = TextBudget::new(STEP_CHARS_MAX);
+    let steps = steps.into_iter().take(STEPS_MAX);
+    let cut_step = |step: Step| {
+        // Not every agent's clock goes forward, and not every number is a time.
+        let seconds = if step.seconds.is_finite() { step.seconds.max(0.0) } else { 0.0 };
+        Step { name: budget.cut(step.name), seconds, ..step }
+    };
+    steps.map(cut_step).collect()
+}
+
+fn cut_warnings(warnings: Vec<String>) -> Vec<String> {
+    let mut budget = TextBudget::new(WARNING_CHARS_MAX);
+    warnings.into_iter().take(WARNINGS_MAX).map(|warning| budget.cut(warning)).collect()
+}
+
+/// Cuts texts one after the other, so that all of them together stay small.
+struct TextBudget {
+    each_max: usize,
+    left: usize,
+}
+
+impl TextBudget {
+    const fn new(each_max: usize) -> Self {
+        Self { each_max, left: LIST_CHARS_MAX }
+    }
+
+    fn cut(&mut self, text: String) -> String {
+        let text = cut(text, self.each_max.min(self.left.max(CHARS_AT_LEAST)));
+        self.left = self.left.saturating_sub(text.chars().count());
+        text
+    }
 }
 
 fn cut(mut text: String, chars_max: usize) -> String {
