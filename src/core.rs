@@ -36,6 +36,7 @@ mod configured_projects;
 mod data_folder;
 mod provider_set;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,8 +45,9 @@ use anyhow::Context as _;
 use secrecy::SecretString;
 use stagely_provider::Providers;
 use stagely_state::State;
+use stagely_state::ids::RunId;
 use tokio::net::TcpListener;
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -56,8 +58,8 @@ use self::data_folder::DataFolder;
 pub use self::data_folder::FolderCheck;
 use self::disk::DiskGuard;
 use self::effects::{
-    Assigner, Cleaner, CloneTokens, CommandChecker, Effects, Launcher, Planner, Reporter, Tagger,
-    Terminator,
+    Assigner, Cleaner, CloneTokens, CommandChecker, Effects, InterruptedReads, Launcher, Planner,
+    Reporter, RepositoryReader, Tagger, Terminator,
 };
 use self::github::Github;
 use self::github::reconcile::Reconciler;
@@ -94,6 +96,7 @@ pub struct Running {
     pub admin_token: SecretString,
     stop: CancellationToken,
     tasks: JoinSet<anyhow::Result<()>>,
+    store: Store,
     logs: LogStore,
     shutdown_limit: Duration,
     address_file: PathBuf,
@@ -125,8 +128,11 @@ impl Running {
             while let Some(ended) = self.tasks.join_next().await {
                 result = result.and(ended.context("a task of core panicked")?);
             }
+            // Core stops by itself, so no repository is the cause.
+            let store = self.store.clone();
+            let forgotten = spawn_blocking(move || store.forget_reads()).await?;
             self.logs.close().await;
-            result
+            Ok(forgotten?).and(result)
         });
         let joined = joined.await;
         // The file of a killed core stays, and clients report that core does not answer.
@@ -157,14 +163,14 @@ pub async fn start(mut config: Config, check: FolderCheck) -> anyhow::Result<Run
     let admin_token = http::admin_token(&folder.path.join(ADMIN_TOKEN_FILE), &tokens).await?;
     let address_file = folder.path.join(ADDRESS_FILE);
     let (parts, state) = Parts::new(Arc::clone(&config), folder).await?;
-    let (stop, logs) = (parts.stop.clone(), parts.logs.clone());
+    let (stop, store, logs) = (parts.stop.clone(), parts.store.clone(), parts.logs.clone());
     let tasks = parts.spawn(state, listener, tokens).await?;
     std::fs::write(&address_file, format!("http://{}\n", config.core.listen))
         .with_context(|| format!("cannot write {}", address_file.display()))?;
     let url = config.core.url();
     info!(%url, data_dir = %config.core.data_dir.display(), "core is up");
     let shutdown_limit = config.core.shutdown_limit;
-    Ok(Running { url, admin_token, stop, tasks, logs, shutdown_limit, address_file })
+    Ok(Running { url, admin_token, stop, tasks, store, logs, shutdown_limit, address_file })
 }
 
 /// The parts that other parts use.
@@ -183,6 +189,7 @@ struct Parts {
     github: Github,
     providers: Providers,
     intake: Intake,
+    interrupted_reads: BTreeMap<RunId, u32>,
     stop: CancellationToken,
 }
 
@@ -220,6 +227,7 @@ impl Parts {
             disk,
             providers,
             intake,
+            interrupted_reads: contents.interrupted_reads,
         };
         Ok((parts, state))
     }
@@ -270,10 +278,13 @@ impl Parts {
             .context("cannot set up TLS for the registry")?;
         let registry = Arc::new(registry);
         let clone_tokens = CloneTokens { github: self.github.clone() };
+        let kills = self.interrupted_reads.clone();
+        let interrupted = InterruptedReads::new(self.store.clone(), kills);
+        let reader = RepositoryReader::new(&self.scratch, interrupted);
         Ok(Effects {
             planner: Planner::new(
                 &self.config,
-                &self.scratch,
+                reader,
                 &self.records,
                 &self.secrets,
                 &self.github,

@@ -20,7 +20,7 @@ pub(crate) use clean_up::Cleaner;
 pub(crate) use clone_token::CloneTokens;
 pub(crate) use command::CommandChecker;
 pub(crate) use launch::Launcher;
-pub(crate) use plan::Planner;
+pub(crate) use plan::{InterruptedReads, Planner, RepositoryReader};
 pub(crate) use report::Reporter;
 pub(crate) use tag::Tagger;
 pub(crate) use terminate::Terminator;

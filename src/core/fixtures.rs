@@ -1,5 +1,6 @@
 //! Records and parts for the tests of other modules.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,8 +18,8 @@ use tokio_util::sync::CancellationToken;
 use super::binaries::Binaries;
 use super::disk::DiskGuard;
 use super::effects::{
-    Assigner, Cleaner, CloneTokens, CommandChecker, Effects, Launcher, Planner, Reporter, Tagger,
-    Terminator,
+    Assigner, Cleaner, CloneTokens, CommandChecker, Effects, InterruptedReads, Launcher, Planner,
+    Reporter, RepositoryReader, Tagger, Terminator,
 };
 use super::github::Github;
 use super::github::report::queue::ReportQueue;
@@ -97,8 +98,17 @@ pub(super) fn effects(
     let registry = Arc::new(Registry::new(config.registry.clone()).unwrap());
     let (sessions, providers) = (Sessions::default(), Providers::default());
     let disk = DiskGuard::new(folder.to_owned(), 0);
+    let interrupted = InterruptedReads::new(store.clone(), BTreeMap::new());
     Effects {
-        planner: Planner::new(&config, folder, &records, &secrets, &github, &clone_tokens, &disk),
+        planner: Planner::new(
+            &config,
+            RepositoryReader::new(folder, interrupted),
+            &records,
+            &secrets,
+            &github,
+            &clone_tokens,
+            &disk,
+        ),
         terminator: Terminator {
             records: records.clone(),
             sessions: sessions.clone(),

@@ -12,15 +12,16 @@ mod error;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use redb::{Database, Durability, ReadableDatabase as _, ReadableTable as _};
 use stagely_protocol::{Fingerprint, ImageRef};
-use stagely_state::ids::CoreId;
+use stagely_state::ids::{CoreId, RunId};
 
 use self::batch::encode;
-use self::tables::{API_TOKENS, FINGERPRINTS, ID_TABLES, LAYOUT, META, OUTBOX};
+use self::tables::{API_TOKENS, FINGERPRINTS, ID_TABLES, LAYOUT, META, OUTBOX, READS};
 use super::tokens::TokenHash;
 
 pub use batch::{Batch, RecordTable};
@@ -46,7 +47,8 @@ impl Store {
         let database = Database::builder().set_cache_size(8 * 1024 * 1024).create(path)?;
         let store = Self { database: Arc::new(database) };
         let core_id = store.prepare()?;
-        let contents = StoreContents::read(&store.database, core_id)?;
+        let mut contents = StoreContents::read(&store.database, core_id)?;
+        contents.interrupted_reads = store.interrupted_reads()?;
         Ok((store, contents))
     }
 
@@ -62,6 +64,7 @@ impl Store {
             write.open_table(OUTBOX)?;
             write.open_table(API_TOKENS)?;
             write.open_table(FINGERPRINTS)?;
+            write.open_table(READS)?;
             let mut meta = write.open_table(META)?;
             let layout = meta.get("layout")?.map(|layout| layout.value().to_owned());
             match layout {
@@ -101,6 +104,59 @@ impl Store {
         let mut write = self.database.begin_write()?;
         write.set_quick_repair(true);
         write.open_table(META)?.insert(BOUND, "yes")?;
+        write.commit()?;
+        Ok(())
+    }
+
+    /// The runs whose repository was being read when core was killed, each with how often that has happened.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn interrupted_reads(&self) -> Result<BTreeMap<RunId, u32>, StoreError> {
+        let read = self.database.begin_read()?;
+        let reads = read.open_table(READS)?;
+        let kills = reads.iter()?.map(|row| {
+            let (run, kills) = row?;
+            Ok((RunId::from_bits(run.value()), kills.value() + 1))
+        });
+        let kills = kills.collect::<Result<_, redb::StorageError>>()?;
+        self.forget_reads()?;
+        Ok(kills)
+    }
+
+    /// Records durably that the repository of `run` is going to be read. `kills` says how often core was killed during
+    /// that before.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn reading_begins(&self, run: RunId, kills: u32) -> Result<(), StoreError> {
+        self.change_reads(|reads| Ok(reads.insert(run.bits(), kills).map(drop)?))
+    }
+
+    /// Records that the repository of `run` is not being read any more.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn reading_ends(&self, run: RunId) -> Result<(), StoreError> {
+        self.change_reads(|reads| Ok(reads.remove(run.bits()).map(drop)?))
+    }
+
+    /// Records that no repository is being read.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn forget_reads(&self) -> Result<(), StoreError> {
+        self.change_reads(|reads| Ok(reads.retain(|_, _| false)?))
+    }
+
+    fn change_reads(
+        &self,
+        change: impl FnOnce(&mut redb::Table<'_, u128, u32>) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let mut write = self.database.begin_write()?;
+        write.set_durability(Durability::Immediate)?;
+        write.set_quick_repair(true);
+        change(&mut write.open_table(READS)?)?;
         write.commit()?;
         Ok(())
     }

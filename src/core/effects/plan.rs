@@ -2,6 +2,7 @@
 
 mod base;
 mod failure;
+mod interrupted;
 mod repository;
 
 use std::path::Path;
@@ -21,7 +22,8 @@ use tracing::info;
 
 use self::base::{BaseComparison, Source};
 use self::failure::{GITHUB_WAIT, NotPlanned, failed};
-use self::repository::Git;
+pub(crate) use self::interrupted::InterruptedReads;
+pub(crate) use self::repository::RepositoryReader;
 use super::CloneTokens;
 use crate::config::Config;
 use crate::core::clock::{new_id, now};
@@ -75,14 +77,13 @@ pub(crate) struct Planner {
     github: Github,
     clone_tokens: CloneTokens,
     disk: DiskGuard,
-    git: Git,
+    reader: RepositoryReader,
 }
 
 impl Planner {
-    /// `scratch` is the folder for short-lived checkouts.
     pub(crate) fn new(
         config: &Config,
-        scratch: &Path,
+        reader: RepositoryReader,
         records: &SharedRecords,
         secrets: &SecretStore,
         github: &Github,
@@ -97,7 +98,7 @@ impl Planner {
             github: github.clone(),
             clone_tokens: clone_tokens.clone(),
             disk: disk.clone(),
-            git: Git { scratch: scratch.to_owned() },
+            reader,
         }
     }
 
@@ -154,7 +155,10 @@ impl Planner {
             }
         };
         let is_githubs = known_to_github(&subject).is_some();
-        match self.plan_by_git(subject, token, cancel).await {
+        let reading = self.reader.interrupted.begin(run).await?;
+        let planned = self.plan_by_git(subject, token, cancel).await;
+        self.reader.interrupted.end(reading).await?;
+        match planned {
             // GitHub does not answer.
             Err(NotPlanned::Failed(PlanFailure {
                 reason: FailureReason::Clone { problem: CloneProblem::Network },
@@ -202,13 +206,13 @@ impl Planner {
     ) -> Result<PlannedRun, NotPlanned> {
         let wanted = subject.run.requested_ref.clone().unwrap_or_else(|| "HEAD".to_owned());
         let url = subject.run.repository.clone();
-        let mut resolved = self.git.resolve(&url, &wanted, token.clone(), cancel).await?;
+        let mut resolved = self.reader.resolve(&url, &wanted, token.clone(), cancel).await?;
         // A commit is not looked up, so no branch is known yet.
         if let Some(github) = &subject.run.github {
             resolved.default_branch.get_or_insert_with(|| github.default_branch.clone());
         }
         if resolved.default_branch.is_none() && subject.run.branch.is_some() {
-            let head = self.git.resolve(&url, "HEAD", token.clone(), cancel).await?;
+            let head = self.reader.resolve(&url, "HEAD", token.clone(), cancel).await?;
             resolved.default_branch = head.default_branch;
         }
         let request = FetchRequest {
@@ -219,7 +223,7 @@ impl Planner {
             // Only a build needs them.
             submodules: false,
         };
-        let checkout = self.git.check_out(request, cancel).await?;
+        let checkout = self.reader.check_out(request, cancel).await?;
         let (root, commit) = (checkout.root(), resolved.commit.clone());
         let manifest = spawn_blocking(move || read_manifest(&root, &commit))
             .await

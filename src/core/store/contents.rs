@@ -38,6 +38,8 @@ pub struct StoreContents {
     pub project_secrets: Vec<(ProjectId, Vec<u8>)>,
     pub machine_tokens: Vec<(MachineId, Vec<TokenHash>)>,
     pub api_tokens: Vec<(TokenHash, ApiToken)>,
+    /// The runs whose repository was being read when core was killed, each with how often that has happened.
+    pub interrupted_reads: BTreeMap<RunId, u32>,
 }
 
 impl StoreContents {
@@ -59,6 +61,7 @@ impl StoreContents {
             machine_tokens: reader
                 .rows(MACHINE_TOKENS, MachineId::from_bits, |bytes| Ok(token_hashes(bytes)))?,
             api_tokens: reader.json(API_TOKENS, TokenHash)?,
+            interrupted_reads: BTreeMap::new(),
         })
     }
 }

@@ -25,6 +25,8 @@ pub(super) const API_TOKENS: TableDefinition<'static, [u8; 32], &[u8]> =
     TableDefinition::new("api_tokens");
 /// The time of each of GitHub's deliveries.
 pub(super) const DELIVERIES: IdTable = TableDefinition::new("deliveries");
+/// The runs whose repository is being read, each with how often core was killed during that.
+pub(super) const READS: TableDefinition<'static, u128, u32> = TableDefinition::new("reads");
 pub(super) const META: TableDefinition<'static, &str, &str> = TableDefinition::new("meta");
 
 /// The tables that are keyed by ids.

@@ -90,7 +90,7 @@ impl Planner {
         }
         let (url, token) = (&subject.run.repository, token.clone());
         let wanted = named.unwrap_or("HEAD");
-        match git::resolve_ref(url, token, wanted, &self.git.scratch, cancel).await {
+        match git::resolve_ref(url, token, wanted, &self.reader.scratch, cancel).await {
             Ok(found) => {
                 let default_branch = found.default_branch.clone();
                 let default_branch = default_branch.or_else(|| resolved.default_branch.clone());

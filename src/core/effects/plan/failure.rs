@@ -14,6 +14,7 @@ use crate::core::github::GithubError;
 /// The delay of planning when GitHub does not answer. Its client has repeated the request by then.
 pub(super) const GITHUB_WAIT: Duration = Duration::from_secs(15);
 
+#[derive(Debug)]
 pub(super) enum NotPlanned {
     Failed(PlanFailure),
     /// GitHub does not answer: planning is repeated after this moment, and other runs are planned meanwhile.

@@ -1,6 +1,6 @@
 //! Reads a run's repository with git. Requests are repeated after network errors.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use secrecy::SecretString;
@@ -8,6 +8,7 @@ use stagely_agent::git::{self, CloneError, FetchRequest, ResolvedRef};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
+use super::interrupted::InterruptedReads;
 use crate::core::retry::{Retry, RetryPolicy};
 
 /// Attempts follow after 1, 4, 16 and 45 seconds.
@@ -33,11 +34,17 @@ impl Checkout {
 
 /// Fetches into folders of `scratch`.
 #[derive(Debug)]
-pub(super) struct Git {
+pub(crate) struct RepositoryReader {
     pub(super) scratch: PathBuf,
+    pub(super) interrupted: InterruptedReads,
 }
 
-impl Git {
+impl RepositoryReader {
+    /// `scratch` is the folder for short-lived checkouts.
+    pub(crate) fn new(scratch: &Path, interrupted: InterruptedReads) -> Self {
+        Self { scratch: scratch.to_owned(), interrupted }
+    }
+
     pub(super) async fn resolve(
         &self,
         url: &str,
