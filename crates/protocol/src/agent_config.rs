@@ -1,4 +1,4 @@
-//! `agent.json`: everything one agent is told before it dials out.
+//! `agent.json`: the configuration that an agent reads before it dials out.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,35 +9,35 @@ use url::Url;
 
 use crate::WireId;
 
-/// Where an agent looks for its configuration unless `--config` names another file.
+/// The agent's configuration file unless `--config` names another one.
 pub const DEFAULT_PATH: &str = "/etc/stagely/agent.json";
 
-/// The configuration of one agent, good for one machine. The file is written with mode 0600.
+/// The configuration of the agent of one machine. The file is written with mode 0600.
 ///
-/// Unknown fields are ignored, as on the wire: a golden image may hold an older agent than core is.
+/// Unknown fields are ignored, as on the wire: the agent of a golden image may be older than core.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct AgentConfig {
     /// Core's base address, `http://…` or `https://…`; the WebSocket path is added to it.
     pub core_url: Url,
     /// The machine's id (`vm_…`), sent in HELLO.
     pub agent_id: WireId,
-    /// Opens the session. Core keeps its hash only.
+    /// Authenticates the agent in HELLO. Core stores only its hash.
     #[serde(serialize_with = "crate::expose_secret")]
     pub token: SecretString,
-    /// Holds the spool and one folder a job. Default: `/var/lib/stagely`.
+    /// Holds the spool, and one folder for each job. Default: `/var/lib/stagely`.
     #[serde(default = "default_work_dir")]
     pub work_dir: PathBuf,
-    /// The Docker engine's address (`unix:///…`). Default: what `DOCKER_HOST` or Docker's own default says.
+    /// The Docker engine's address (`unix:///…`). Default: `DOCKER_HOST`, or else Docker's own default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub docker_host: Option<String>,
-    /// Where it says when it was last in contact with core and when the machine's lease ends, for the
-    /// machine's dead-man switch. Default: nowhere.
+    /// The folder of two times that the machine's dead-man timer reads: the last contact with core, and the end
+    /// of the lease. Default: not written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_dir: Option<PathBuf>,
-    /// The machine is of EC2's spot market: its metadata service is asked whether it is taken back.
+    /// Whether EC2's metadata service is polled for interruption notices of a spot machine.
     #[serde(default, skip_serializing_if = "is_false")]
     pub watch_spot: bool,
-    /// Without contact with core for this long the agent stops its work and exits. Default: 15m.
+    /// The agent stops its work and exits after this time without contact with core. Default: 15m.
     #[serde(default = "default_give_up_after", with = "humantime_serde")]
     pub give_up_after: Duration,
     /// Time between SIGTERM and SIGKILL for the agent's child processes. Default: 10s.
@@ -45,14 +45,13 @@ pub struct AgentConfig {
     pub kill_grace: Duration,
 }
 
-/// Where an agent works unless its configuration says otherwise.
 pub const DEFAULT_WORK_DIR: &str = "/var/lib/stagely";
 
 fn default_work_dir() -> PathBuf {
     PathBuf::from(DEFAULT_WORK_DIR)
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands out a reference")]
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference to the field")]
 const fn is_false(value: &bool) -> bool {
     !*value
 }

@@ -1,4 +1,4 @@
-//! Why a build's layers did not come from the cache, and what the next build compares itself with.
+//! Why a build's layers did not come from the cache, and the fingerprint that this is found out with.
 
 use std::fmt;
 
@@ -12,13 +12,12 @@ pub const FINGERPRINT_BYTES_MAX: usize = 768 * 1024;
 /// The most changed files that a [`MissCause::Files`] names.
 pub const CHANGED_FILES_MAX: usize = 20;
 
-/// The first step of a build that did not come from the cache. All that follow it in its stage were
-/// built again because of it.
+/// The first step of a build that did not come from the cache. The steps after it in its stage were built
+/// again as a consequence.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CacheMiss {
-    /// As `BuildKit` names it: `[3/5] COPY src ./src`.
+    /// `BuildKit`'s name of the step: `[3/5] COPY src ./src`.
     pub step: String,
-    /// Why, as far as it can be known.
     pub cause: MissCause,
 }
 
@@ -26,53 +25,41 @@ pub struct CacheMiss {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum MissCause {
-    /// No cache could be imported: there is none yet, or it could not be read.
+    /// No cache could be imported: none exists yet, or it could not be read.
     NoCache,
-    /// The instruction is new, or not what it was.
+    /// The instruction is new or was changed.
     Instruction,
-    /// These build arguments are not what they were.
-    BuildArgs {
-        /// Their names.
-        names: Vec<String>,
-    },
-    /// The base image is another.
-    BaseImage {
-        /// The reference and digest it had.
-        was: String,
-        /// Those it has.
-        is: String,
-    },
-    /// Files that the step copies are not what they were.
+    /// Build arguments were changed.
+    BuildArgs { names: Vec<String> },
+    /// The base image was changed. Both values are references with digests.
+    BaseImage { was: String, is: String },
+    /// Files that the step copies were changed.
     Files {
-        /// How many.
         count: usize,
         /// The first of them by path, at most [`CHANGED_FILES_MAX`].
         files: Vec<ChangedFile>,
     },
-    /// Nothing that Stagely compares is different. The cache may not hold the step any more; or what
-    /// is different is a secret argument, what ADD fetches, a folder's mode, or in a context too large
-    /// to read.
+    /// Everything that Stagely compares is unchanged. Either the cache does not hold the step any more, or
+    /// something that is not compared was changed: a secret argument, a file that ADD downloads, a folder's
+    /// mode, or a file of a context that is too large to read.
     Unknown,
 }
 
-/// A file of the context that is not what it was.
+/// A changed file of the context.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChangedFile {
     /// Relative to the context.
     pub path: String,
-    /// What became of it.
     pub change: FileChange,
 }
 
-/// What became of a file.
+/// How a file was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FileChange {
-    /// It is new.
     Added,
-    /// Its content or mode is another.
+    /// In content or mode.
     Changed,
-    /// It is gone.
     Removed,
 }
 
@@ -111,14 +98,13 @@ impl fmt::Display for MissCause {
     }
 }
 
-/// What a build was made of: digests of its context's files, its instructions, arguments and base
-/// images. Only agents look inside; core keeps it with the cache and gives it back.
+/// The inputs of a build: digests of its context's files, its instructions, arguments and base images.
+/// Only agents read the content; core stores it with the cache and sends it with the next build.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct Fingerprint(String);
 
 impl Fingerprint {
-    /// The text.
     pub fn as_str(&self) -> &str {
         &self.0
     }

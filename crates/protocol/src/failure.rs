@@ -1,96 +1,92 @@
-//! Why a job failed, and whose fault it was.
+//! Why a job failed, whose fault that is, and whether another attempt may succeed.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// Why a job failed. Sent in STATUS and kept in the job's record.
+/// Why a job failed. Sent in STATUS and stored in the job's record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum FailureReason {
     /// A step of the Dockerfile failed, or the Dockerfile itself is wrong.
     User {
-        /// The failing step, as `BuildKit` names it (`[2/5] RUN npm install`); empty if there is none.
+        /// `BuildKit`'s name of the failed step (`[2/5] RUN npm install`); empty if none is known.
         #[serde(default)]
         step: String,
-        /// The exit code of the step's command; `1` where `BuildKit` gives none.
+        /// The exit code of the step's command; 1 if `BuildKit` reports none.
         exit_code: i32,
     },
-    /// There is no `stagely.yaml`, it is not valid, or it lacks the builds that were asked for.
+    /// `stagely.yaml` is missing or not valid, or lacks the requested builds.
     Manifest,
     /// The job, or the planning of its run, took longer than its limit.
     Timeout {
-        /// The limit.
         limit_seconds: u64,
     },
-    /// Somebody cancelled the run.
+    /// A person cancelled the run.
     Cancelled,
-    /// A newer commit took the run's place.
+    /// A newer commit replaced the run.
     Superseded,
-    /// A job that this one waits for did not complete.
+    /// A job that this one depends on did not complete.
     DependencyFailed {
-        /// The name of that job.
+        /// The name of the other job.
         job: String,
     },
-    /// The cloud took the machine back.
+    /// The cloud reclaimed the machine.
     SpotInterruption,
-    /// The machine or its agent vanished.
+    /// The machine, or the contact with its agent, was lost.
     MachineLost,
     /// The machine's agent did not connect in time.
     BootTimeout,
-    /// No provider would start a machine.
+    /// No provider had a machine available.
     NoCapacity,
-    /// The provider refused for a reason that trying again cannot mend (permission, configuration).
+    /// The provider refused the launch for a permanent reason (permission, configuration).
     Provider,
     /// The registry refused or did not answer.
     Registry {
-        /// What went wrong.
         problem: RegistryProblem,
     },
     /// The repository or the commit could not be fetched.
     Clone {
-        /// What went wrong.
         problem: CloneProblem,
     },
-    /// The machine's disk is full.
     DiskFull,
     /// The Docker engine of the machine does not answer, or cannot do what the build needs.
     Engine,
     /// No machine builds the platform natively, and emulation is forbidden or impossible.
     Emulation,
-    /// A fault of Stagely's own, or one that fits nowhere else.
+    /// A fault of Stagely itself, or one that no other case describes.
     Internal,
 }
 
-/// What a registry did.
+/// Why a registry could not be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RegistryProblem {
-    /// User name or password were refused.
+    /// The registry refused the user name or password.
     Authentication,
-    /// It did not answer, or answered with an error of its own.
+    /// The registry did not answer, or answered with a server error.
     Unavailable,
 }
 
-/// What hindered a clone.
+/// Why a clone failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CloneProblem {
-    /// There is no such repository, or the token may not see it.
+    /// The repository does not exist, or the token gives no access to it.
     NotFound,
-    /// The token was refused, or one is needed.
+    /// The token was refused, or a token is required.
     Authentication,
-    /// The repository has no such commit (force-pushed away, or never there).
+    /// The repository does not have the commit, for instance after a force push.
     CommitGone,
-    /// The server did not answer or the connection broke.
+    /// The server did not answer, or the connection broke.
     Network,
 }
 
 impl FailureReason {
-    /// Whether a change to what is built would have helped.
+    /// Whether the user can fix the failure by a change to the repository.
     pub const fn is_users(&self) -> bool {
         match self {
-            // Emulation: `emulation: forbid` of stagely.yaml, or a platform of it that nothing here emulates.
+            // Emulation: stagely.yaml says `emulation: forbid`, or has a platform that no machine can emulate.
             Self::User { .. } | Self::Timeout { .. } | Self::Manifest | Self::Emulation => true,
             Self::SpotInterruption
             | Self::MachineLost

@@ -1,8 +1,8 @@
 //! The wire between agents and core: JSON text messages over one WebSocket, each with a `type`.
 //!
-//! This module and its children are the wire's only home. Unknown fields are ignored; an unknown
-//! `type` is a [`ParseError::UnknownType`], which the receiver answers with ERROR. LOG is parsed
-//! without copying its lines, because core reads a million of them a second.
+//! No other code knows the JSON form. Unknown fields are ignored; an unknown `type` is a
+//! [`ParseError::UnknownType`], which the receiver answers with ERROR. LOG is parsed without copying
+//! its lines, because core reads up to a million of them a second.
 
 pub mod agent_config;
 pub mod paths;
@@ -31,20 +31,20 @@ pub use messages::{
 pub use steps::slow_down;
 pub use values::{Arch, CommitSha, Digest, Emulation, ImageRef, InvalidValue, Platform, WireId};
 
-/// The environment variable that every process of an agent carries, with the agent's id. An agent that takes
-/// over a machine finds by it what a killed one has left.
+/// The environment variable that holds the agent's id in each of its processes. A restarted agent finds the processes
+/// of a killed one by it.
 pub const MACHINE_VARIABLE: &str = "STAGELY_MACHINE";
 
-/// Has the core's id in the environment of every process that a core on the same host has started.
+/// The environment variable that holds core's id in each process that core starts on its own host.
 pub const CORE_VARIABLE: &str = "STAGELY_CORE";
 
-/// The path of the agent WebSocket below core's base address.
+/// The path of the agents' WebSocket, relative to core's base address.
 pub const CONNECT_PATH: &str = "/v1/agent/connect";
 
-/// The longest line kept whole, in bytes; a longer one is cut and marked with [`CUT_MARK`].
+/// A longer line, in bytes, is cut and marked with [`CUT_MARK`].
 pub const LINE_BYTES_MAX: usize = 64 * 1024;
 
-/// Ends a line that was cut at [`LINE_BYTES_MAX`].
+/// Ends a line that was cut.
 pub const CUT_MARK: &str = " [line cut]";
 
 /// `line`, cut between two characters and marked if it is longer than [`LINE_BYTES_MAX`].
@@ -62,6 +62,6 @@ pub const BATCH_LINES_MAX: usize = 1_000;
 /// The most text in one LOG batch, in bytes, before JSON escaping.
 pub const BATCH_BYTES_MAX: usize = 256 * 1024;
 
-/// The largest message either side accepts, in bytes. A full batch of lines whose every byte is
-/// escaped (`\u0001`, six bytes for one) and one line over the limit still fit.
+/// The largest message that either side accepts, in bytes. A full batch still fits if each byte of its lines is
+/// escaped (`\u0001`, six bytes for one), and so does one line over the limit.
 pub const MESSAGE_BYTES_MAX: usize = 2 * 1024 * 1024;

@@ -1,6 +1,6 @@
 //! Finds a build's context and Dockerfile, and keeps both inside the repository.
 //!
-//! The agent asks after every checkout; `stagely validate` asks the same before a commit exists.
+//! Used by the agent after each checkout, and by `stagely validate` before a commit exists.
 
 use std::io;
 use std::path::{Component, Path, PathBuf};
@@ -15,48 +15,38 @@ const IGNORE_FILE: &str = ".dockerignore";
 pub struct BuildPaths {
     /// The folder that is sent to the engine.
     pub context: PathBuf,
-    /// The Dockerfile.
     pub dockerfile: DockerfilePaths,
 }
 
 /// A Dockerfile and its ignore file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DockerfilePaths {
-    /// The Dockerfile.
     pub file: PathBuf,
-    /// `NAME.dockerignore` beside the Dockerfile, or else the context's `.dockerignore`. Docker takes the name and
-    /// the folder that were asked for, also if a symlink there leads to another file.
+    /// `NAME.dockerignore` beside the Dockerfile, or else the context's `.dockerignore`. Docker takes the requested
+    /// name and folder, even if a symlink there leads to another file.
     pub ignore_file: Option<PathBuf>,
 }
 
-/// A context or Dockerfile that cannot be used. Paths are shown as `stagely.yaml` has them.
+/// A context or Dockerfile that cannot be used. Paths are shown as in `stagely.yaml`.
 #[derive(Debug, Error)]
 pub enum PathError {
-    /// The path starts with `/`.
     #[error("`{0}` is absolute: paths are relative to the repository's root")]
     Absolute(String),
     /// `..` or a symlink leads out of the repository.
     #[error("`{0}` leads out of the repository")]
     Outside(String),
-    /// There is no such folder.
     #[error("the context `{0}` is not in the repository")]
     NoContext(String),
-    /// The context is a file.
     #[error("the context `{0}` is not a folder")]
     NotAFolder(String),
-    /// The Dockerfile is in neither place.
     #[error("no Dockerfile: {} a file of the repository", are_not(places))]
     NoDockerfile {
-        /// The places that were looked at, from the repository's root: two, or one where both are
-        /// the same.
+        /// The candidates, relative to the repository's root: two, or one if both are the same.
         places: Vec<PathBuf>,
     },
-    /// The file system failed.
     #[error("cannot look at `{path}`")]
     Io {
-        /// The path.
         path: String,
-        /// Why.
         #[source]
         source: io::Error,
     },
@@ -76,8 +66,6 @@ pub fn locate(
     Ok(BuildPaths { context, dockerfile })
 }
 
-/// Finds the context alone.
-///
 /// # Errors
 /// [`PathError`].
 pub fn find_context(checkout_root: &Path, context_path: &str) -> Result<PathBuf, PathError> {
@@ -87,8 +75,7 @@ pub fn find_context(checkout_root: &Path, context_path: &str) -> Result<PathBuf,
     if context.is_dir() { Ok(context) } else { Err(PathError::NotAFolder(context_path.to_owned())) }
 }
 
-/// Finds the Dockerfile alone: in the context, then from the repository's root. Like Docker, takes `dockerfile` where
-/// there is no `Dockerfile`.
+/// Looks in the context, then in the repository's root. Like Docker, accepts `dockerfile` if there is no `Dockerfile`.
 ///
 /// # Errors
 /// [`PathError`].
@@ -126,7 +113,7 @@ fn find_ignore_file(root: &Path, names: &[PathBuf]) -> Result<Option<PathBuf>, P
     Ok(None)
 }
 
-/// The name of the own ignore file of `dockerfile`.
+/// The ignore file of `dockerfile` alone, beside it.
 pub fn ignore_file_of(dockerfile: &Path) -> PathBuf {
     let mut name = dockerfile.as_os_str().to_owned();
     name.push(IGNORE_FILE);
@@ -145,7 +132,7 @@ fn are_not(places: &[PathBuf]) -> String {
     }
 }
 
-/// Takes `.` and `..` out of `path` by its text alone.
+/// Resolves `.` and `..` in the text of `path`, without the file system.
 ///
 /// # Errors
 /// [`PathError::Absolute`] and [`PathError::Outside`].
@@ -156,8 +143,8 @@ pub fn normalize(path: &str) -> Result<PathBuf, PathError> {
     fold(Path::new(path)).ok_or_else(|| PathError::Outside(path.to_owned()))
 }
 
-/// The places where a Dockerfile is looked for, in this order. `../Dockerfile` may be inside the
-/// repository when seen from the context and outside when seen from the root: that is one place.
+/// The paths at which a Dockerfile is looked for, in this order. `../Dockerfile` may lie inside the repository
+/// relative to the context, and outside relative to the root: then there is one candidate.
 ///
 /// # Errors
 /// [`PathError::Absolute`], and [`PathError::Outside`] when no place is left.
@@ -172,7 +159,7 @@ pub fn dockerfile_places(context_path: &str, dockerfile: &str) -> Result<Vec<Pat
     if places.is_empty() { Err(PathError::Outside(dockerfile.to_owned())) } else { Ok(places) }
 }
 
-/// `None`: the path is absolute, or `..` climbs above where it starts.
+/// `None`: the path is absolute, or `..` leads above its start.
 fn fold(path: &Path) -> Option<PathBuf> {
     let mut folded = PathBuf::new();
     for component in path.components() {
@@ -190,7 +177,7 @@ fn canonical(root: &Path) -> Result<PathBuf, PathError> {
     root.canonicalize().map_err(|source| PathError::Io { path: ".".to_owned(), source })
 }
 
-/// Follows symlinks. `None`: there is nothing at `path`.
+/// Follows symlinks. `None`: `path` does not exist.
 fn resolve(root: &Path, path: &Path, shown: &str) -> Result<Option<PathBuf>, PathError> {
     match root.join(path).canonicalize() {
         Ok(found) if found.starts_with(root) => Ok(Some(found)),
@@ -254,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_leads_out() {
+    fn no_path_leads_out_of_the_repository() {
         let folder = checkout(&["api/Dockerfile"]);
         symlink("/etc", folder.path().join("etc")).unwrap();
         symlink("/etc/passwd", folder.path().join("api/passwd")).unwrap();
@@ -304,7 +291,7 @@ mod tests {
         symlink("Dockerfile.prod", at("app/Dockerfile.web")).unwrap();
         let web = paths("app/Dockerfile.prod", "docker/prod.dockerignore");
         assert_eq!(found("app", "Dockerfile.web"), web);
-        // Docker ignores an ignore file that leads out of the context, without a word.
+        // Docker silently skips an ignore file that leads out of the context.
         symlink("../docker/prod.dockerignore", at("app/.dockerignore")).unwrap();
         fs::copy(at("docker/prod"), at("app/plain")).unwrap();
         assert_eq!(found("app", "plain"), paths("app/plain", "docker/prod.dockerignore"));

@@ -1,14 +1,14 @@
-//! What the steps of two builds say of each other.
+//! Compares the durations of the steps of two builds.
 
 use std::collections::HashMap;
 
 use super::Step;
 
-/// Less than this says nothing: starting a container takes as long.
+/// A shorter time is mostly that of starting a container.
 const NATIVE_SECONDS_MIN: f64 = 0.1;
 
-/// How many times as long the steps of `emulated` took as those of `native`. Only steps count that ran
-/// in both, by name; `None`: there are none, or they took next to no time.
+/// How many times as long the steps of `emulated` took as those of `native`. Only steps that ran in both
+/// builds count, by name. `None` if there are none, or they took less than [`NATIVE_SECONDS_MIN`].
 pub fn slow_down(native: &[Step], emulated: &[Step]) -> Option<f64> {
     let ran = |steps: &'_ [Step]| {
         steps
@@ -33,7 +33,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_ran_in_both_is_compared() {
+    fn only_steps_that_ran_in_both_builds_are_compared() {
         let native = [
             step("[1/4] RUN a", 1.0, false),
             step("[2/4] RUN b", 3.0, false),
@@ -49,7 +49,6 @@ mod tests {
         assert_eq!(slow_down(&native, &emulated), Some(5.0));
         assert_eq!(slow_down(&native[..1], &[step("[1/4] RUN a", 0.0, true)]), None);
         assert_eq!(slow_down(&[], &emulated), None);
-        // Of nothing there is no multiple.
         let nothing = [step("[1/4] RUN a", 0.01, false)];
         assert_eq!(slow_down(&nothing, &emulated), None);
     }

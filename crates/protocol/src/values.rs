@@ -7,13 +7,13 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// A text that is not what its type asks for.
+/// A text that its type does not accept.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[error("{text:?} is not {expected}")]
 pub struct InvalidValue {
     /// The text, shortened to 80 characters.
     pub text: String,
-    /// What was expected, as words that follow "is not".
+    /// The expected form, as words that follow "is not".
     pub expected: &'static str,
 }
 
@@ -24,7 +24,7 @@ impl InvalidValue {
     }
 }
 
-/// Gives a checked text type its conversions; `$check` says whether a text is one.
+/// Defines a text type whose values pass `$check`, and its conversions.
 macro_rules! checked_text {
     ($(#[$doc:meta])* $name:ident, $expected:literal, $check:expr) => {
         $(#[$doc])*
@@ -33,7 +33,6 @@ macro_rules! checked_text {
         pub struct $name(Arc<str>);
 
         impl $name {
-            /// The text.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -111,7 +110,7 @@ checked_text! {
         (1..=512).contains(&text.len())
             && text.starts_with(|first: char| first.is_ascii_alphanumeric() || first == '[')
             && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-/:@[]+".contains(&byte))
-            // `https://registry/app` is an address, and no reference.
+            // `https://registry/app` is an address, not a reference.
             && !text.contains("//")
     }
 }
@@ -152,10 +151,10 @@ pub enum Arch {
 }
 
 impl Arch {
-    /// All of them, in the order of their names.
+    /// In alphabetical order.
     pub const ALL: [Self; 2] = [Self::Amd64, Self::Arm64];
 
-    /// Docker's word for it.
+    /// Docker's name of the arch.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Amd64 => "amd64",
@@ -163,7 +162,7 @@ impl Arch {
         }
     }
 
-    /// The arch this program was compiled for.
+    /// The arch that this program was compiled for.
     pub const fn of_this_program() -> Self {
         if cfg!(target_arch = "aarch64") { Self::Arm64 } else { Self::Amd64 }
     }
@@ -232,15 +231,14 @@ impl From<Platform> for String {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Emulation {
-    /// It may, where no machine of its own arch can be had.
+    /// Emulated only if no machine of the build's own arch is available.
     #[default]
     Allow,
-    /// It fails instead.
+    /// The build fails instead.
     Forbid,
 }
 
 impl Emulation {
-    /// Whether emulation is allowed.
     pub const fn is_allowed(&self) -> bool {
         matches!(self, Self::Allow)
     }
