@@ -1,5 +1,5 @@
-//! The form in which lines are stored: a chunk is a row of parts, each some lines as postcard, then
-//! zstd, behind a header that lets a reader skip it.
+//! The stored form of lines. A chunk is a sequence of parts. A part is a header, by which a reader can skip the part,
+//! and lines that are serialized with postcard and compressed with zstd.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -11,70 +11,69 @@ use zstd::zstd_safe::get_frame_content_size;
 
 use super::StoredLine;
 
-/// Costs little next to the commit and takes 3 % less than level 1. Real logs shrink 3 to 8 times.
+/// Takes little time compared with the commit. The result is 3 % smaller than with level 1; real logs shrink to between a
+/// third and an eighth.
 const LEVEL: i32 = 3;
 
-/// No part is larger once it is decompressed, in bytes: the text of a message, and some bytes a line.
+/// The largest decompressed part, in bytes: the text of one message, and a few bytes for each line.
 const PLAIN_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
-/// Parts are added to a chunk up to this size, in bytes. redb keeps a value that does not fit into
-/// 4 KiB in pages of 8, 16, 32… KiB, alone; so a chunk of 100 lines by itself wastes up to half of
-/// its page, and one just below 16 KiB nothing.
+/// Parts are added to a chunk up to this size, in bytes. redb gives each value of more than 4 KiB a page of its own, of
+/// 8, 16, 32… KiB. A chunk of 100 lines would waste up to half of its page; one just below 16 KiB wastes nothing.
 pub(super) const GROW_BYTES_MAX: usize = 16 * 1024 - 128;
 
-/// And up to this much text, in bytes, however well it shrinks: a reader takes a chunk as a whole.
+/// Parts are added to a chunk up to this much uncompressed text, in bytes, because a reader decompresses whole chunks.
 const GROW_TEXT_BYTES_MAX: u64 = 256 * 1024;
 
-/// A message is cut into chunks of so much text, in bytes: an agent's usual batch is one chunk.
+/// A message is split into chunks of at most this much text, in bytes. A usual batch of an agent is one chunk.
 const PIECE_TEXT_BYTES_MAX: usize = 512 * 1024;
 
-/// A line counts as its text and so many bytes more, since an empty line takes time and memory as well.
+/// Counted for each line in addition to its text, because an empty line takes time and memory, too.
 const LINE_BYTES: usize = 16;
 
-/// A part with less text than this, in bytes, is compressed anew together with the lines that follow,
-/// so that the lines of an agent that sends each by itself shrink as others do.
+/// A part with less text than this, in bytes, is compressed again together with the next lines. Otherwise the lines of
+/// an agent that sends them one by one would hardly shrink.
 const JOIN_BELOW_BYTES: u32 = 8 * 1024;
 
 thread_local! {
-    // Setting one up takes longer than to compress 100 lines.
+    // Kept, because creating a compressor takes longer than compressing 100 lines.
     static COMPRESSOR: RefCell<Compressor<'static>> =
-        RefCell::new(Compressor::new(LEVEL).expect("the level is one of zstd's"));
+        RefCell::new(Compressor::new(LEVEL).expect("zstd has this level"));
     static DECOMPRESSOR: RefCell<Decompressor<'static>> =
-        RefCell::new(Decompressor::new().expect("there is memory for it"));
+        RefCell::new(Decompressor::new().expect("the allocator never fails"));
 }
 
-/// Lines, compressed: those of one message, so 2 MiB of text at most.
+/// Compressed lines of one message.
 #[derive(Debug)]
 pub(super) struct Chunk {
-    /// How many lines.
     pub(super) lines: u64,
-    /// Their text as it counts, in bytes.
+    /// The sum of [`counted_bytes`].
     pub(super) text_bytes: u64,
-    /// What is stored.
+    /// The stored form.
     pub(super) bytes: Vec<u8>,
 }
 
-/// The lines of a part, in columns: 100-byte lines shrink to 17 bytes so, and to 20 with the small
-/// numbers between the texts.
+/// The lines of a part, in columns. A line of 100 bytes shrinks to 17 bytes in this form, and to 20 bytes if the small
+/// numbers stand between the texts.
 #[derive(Default, Serialize, Deserialize)]
 struct Columns<'a> {
-    /// Milliseconds after the line before; the first line's are those since the epoch. Wraps, since
-    /// clocks go backwards.
+    /// Milliseconds since the previous line; those of the first line count from the epoch. Wraps, because clocks may
+    /// be set back.
     after: Vec<u64>,
     streams: Vec<Stream>,
-    /// The lengths of the texts, in bytes, where one of them holds a line feed.
+    /// The lengths of the texts, in bytes. Empty if no text contains a line feed.
     lengths: Vec<u32>,
-    /// The texts, a line feed behind each.
+    /// The texts, each followed by a line feed.
     #[serde(borrow)]
     text: Cow<'a, str>,
 }
 
-/// A chunk that was not written by this program, or has been damaged.
+/// A chunk that this program has not written, or that has been damaged since.
 #[derive(Debug)]
 pub(super) struct Damaged;
 
 impl Chunk {
-    /// Compresses `lines`, each cut at the longest that is kept: not every agent cuts its own.
+    /// Compresses `lines`. Cuts long ones, because not every agent does.
     fn of(lines: &[LogLine<'_>]) -> Self {
         let cut: Vec<_> = lines.iter().map(|line| cut_line(&line.data)).collect();
         let parts = lines.iter().zip(&cut).map(|(line, data)| (line.t, line.stream, &**data));
@@ -144,8 +143,7 @@ impl Chunk {
         Ok(stored)
     }
 
-    /// What is stored when this chunk's lines are added to the chunk `before`; `None` if there is no
-    /// room for them.
+    /// The stored form of the chunk `before` with the lines of this one added; `None` if they do not fit.
     pub(super) fn added_to(&self, before: &[u8]) -> Result<Option<Vec<u8>>, Damaged> {
         let kept = parts(before).collect::<Result<Vec<_>, _>>()?;
         let text_bytes: u64 = kept.iter().map(|part| u64::from(part.text_bytes)).sum();
@@ -173,7 +171,7 @@ impl Chunk {
 /// A part of a chunk.
 struct Part<'a> {
     lines: u32,
-    /// The text of the lines, in bytes.
+    /// The sum of [`counted_bytes`].
     text_bytes: u32,
     frame: &'a [u8],
 }
@@ -181,7 +179,7 @@ struct Part<'a> {
 impl<'a> Part<'a> {
     const HEADER_BYTES: usize = 12;
 
-    /// Takes the first part off the front of `bytes`.
+    /// Removes the first part from `bytes`.
     fn take(bytes: &mut &'a [u8]) -> Result<Self, Damaged> {
         let mut number = || {
             let (number, rest) = bytes.split_first_chunk().ok_or(Damaged)?;
@@ -205,7 +203,7 @@ impl<'a> Part<'a> {
         self.text_bytes < JOIN_BELOW_BYTES
     }
 
-    /// Adds its lines to `stored`, without the first `skip`.
+    /// Appends the lines of the part to `stored`, without the first `skip`.
     fn read(&self, skip: usize, stored: &mut Vec<StoredLine>) -> Result<(), Damaged> {
         let plain = decompress(self.frame)?;
         let columns: Columns<'_> = postcard::from_bytes(&plain).map_err(|_| Damaged)?;
@@ -228,7 +226,7 @@ impl<'a> Part<'a> {
     }
 }
 
-/// The parts of a chunk; ends after one that is damaged.
+/// The parts of a chunk. Ends after a damaged part.
 fn parts(mut bytes: &[u8]) -> impl Iterator<Item = Result<Part<'_>, Damaged>> {
     std::iter::from_fn(move || {
         if bytes.is_empty() {
@@ -242,12 +240,11 @@ fn parts(mut bytes: &[u8]) -> impl Iterator<Item = Result<Part<'_>, Damaged>> {
     })
 }
 
-/// The bytes that a line counts, wherever text is limited.
+/// The size of a line, in bytes, for all limits of text.
 pub(super) const fn counted_bytes(text: &str) -> usize {
     text.len() + LINE_BYTES
 }
 
-/// Sizes come from messages, which are smaller by far.
 fn small(size: usize) -> u32 {
     u32::try_from(size).expect("a message is smaller than 4 GiB")
 }
@@ -277,7 +274,7 @@ mod tests {
         })
     }
 
-    /// Adds batches to a chunk while there is room.
+    /// Adds batches to a chunk until one does not fit.
     fn grown(batches: &[Vec<StoredLine>]) -> (Vec<u8>, Vec<StoredLine>) {
         let mut bytes = Vec::new();
         let mut lines = Vec::new();
@@ -293,7 +290,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn lines_come_back_as_they_were_however_they_were_added(
+        fn lines_are_read_as_they_were_written_for_any_batches(
             batches in vec(vec(line(), 1..60), 1..12),
             skip in 0..400_usize,
         ) {
@@ -303,7 +300,7 @@ mod tests {
         }
 
         #[test]
-        fn a_chunk_that_is_cut_off_is_damaged(
+        fn a_truncated_chunk_is_damaged(
             batches in vec(vec(line(), 1..60), 1..12),
             cut in 1..12_usize,
         ) {
@@ -313,14 +310,16 @@ mod tests {
     }
 
     #[test]
-    fn a_chunk_grows_to_its_page_and_to_so_much_text_and_no_further() {
+    fn a_chunk_grows_up_to_one_page_and_to_the_limit_of_text() {
         let line = |data: String| StoredLine { t: 0, stream: Stream::Stdout, data };
-        let same: Vec<_> = (0..100).map(|_| line("x".repeat(100))).collect();
-        let unlikely = |n: u64| format!("{:x}", n.wrapping_mul(0x9E37_79B9_7F4A_7C15));
-        let unlike: Vec<_> = (0..100)
-            .map(|n| line((n * 8..n * 8 + 8).map(unlikely).collect::<Vec<_>>().concat()))
+        let repeated: Vec<_> = (0..100).map(|_| line("x".repeat(100))).collect();
+        let random_word = |n: u64| format!("{:x}", n.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        let incompressible: Vec<_> = (0..100)
+            .map(|n| line((n * 8..n * 8 + 8).map(random_word).collect::<Vec<_>>().concat()))
             .collect();
-        for (batch, text_bytes_max) in [(same, GROW_TEXT_BYTES_MAX), (unlike, 64 * 1024)] {
+        for (batch, text_bytes_max) in
+            [(repeated, GROW_TEXT_BYTES_MAX), (incompressible, 64 * 1024)]
+        {
             let (bytes, lines) = grown(&vec![batch; 1_000]);
             assert!(bytes.len() <= GROW_BYTES_MAX);
             let text_bytes: usize = lines.iter().map(|line| line.data.len()).sum();

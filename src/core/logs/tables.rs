@@ -25,25 +25,25 @@ pub(super) const fn extent_key(attempt: Attempt) -> (u128, u32) {
     (attempt.job.bits(), attempt.number)
 }
 
-/// Text read at once, in bytes, and what the last chunk has beyond it: a page of a log whose lines are
-/// long fits into one message, too.
+/// A read ends with the chunk that reaches this much text, in bytes, so that a page of long lines still fits into one
+/// message.
 const READ_BYTES: usize = 512 * 1024;
 
-/// How far a log goes.
+/// The length of one attempt's log, and where it grows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Extent {
-    /// The number of the next line that is wanted: lines taken so far.
+    /// The number of the next line. Dropped lines are counted.
     pub(super) next_line: u64,
-    /// Text stored so far, in bytes.
+    /// The size of the stored text, in bytes.
     pub(super) text_bytes: u64,
-    /// How many lines are stored, if the limit was reached and those that follow are dropped.
+    /// The number of stored lines if the limit was reached. Later lines are dropped.
     pub(super) cut_after: Option<u64>,
-    /// The last chunk's first line, if it may grow.
+    /// The first line of the last chunk, if lines may be added to that chunk.
     pub(super) growing_from: Option<u64>,
 }
 
 impl Extent {
-    /// How many lines can be read.
+    /// The number of readable lines.
     pub(super) fn lines(&self) -> u64 {
         self.cut_after.unwrap_or(self.next_line)
     }
@@ -54,7 +54,7 @@ impl Extent {
 pub(super) struct Tables {
     path: PathBuf,
     cache_bytes: usize,
-    /// `None` while it is opened anew, and once it is closed.
+    /// `None` while the file is reopened, and after it is closed.
     database: Arc<RwLock<Option<Arc<Database>>>>,
 }
 
@@ -65,7 +65,7 @@ impl Tables {
         Ok(tables)
     }
 
-    /// Opens the database anew. After a failed write (a full disk) redb takes no more of them.
+    /// Reopens the database, because redb refuses all writes after a failed one (a full disk).
     pub(super) fn reopen(&self) -> Result<(), LogError> {
         let mut slot = self.database.write().unwrap_or_else(PoisonError::into_inner);
         *slot = None;
@@ -79,9 +79,9 @@ impl Tables {
         Ok(())
     }
 
-    /// What is free on the database's disk, in bytes, if it can be asked.
+    /// The free space of the database's file system, in bytes; `None` if the system call fails.
     pub(super) fn disk_free_bytes(&self) -> Option<u64> {
-        // Asked of the file, since its path may be a bare name.
+        // The file, not its folder: the path may be a bare name.
         disk::free_bytes(&self.path)
     }
 
@@ -90,7 +90,7 @@ impl Tables {
         slot.clone().ok_or(LogError::Closed)
     }
 
-    /// Closes the file as soon as the reads that are under way have ended.
+    /// Closes the file after the reads in progress have ended.
     pub(super) fn close(&self) {
         *self.database.write().unwrap_or_else(PoisonError::into_inner) = None;
     }
@@ -134,7 +134,7 @@ impl Tables {
         Ok(lines)
     }
 
-    /// The last lines, and the number of the first of them. Only the end of a log is read.
+    /// The last lines, and the number of the first of them. Reads only the end of the log.
     pub(super) fn tail(
         &self,
         attempt: Attempt,
@@ -201,10 +201,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_tail_is_the_end_of_the_log_whatever_the_batches_were() {
+    async fn the_tail_is_the_end_of_the_log_for_any_batches() {
         let folder = tempfile::tempdir().unwrap();
         let store = open(folder.path());
-        // Texts that do not shrink, so that they take several chunks.
+        // Incompressible texts, so that they fill several chunks.
         let text = |n: u64| format!("{n} {:x}", n.wrapping_mul(0x9E37_79B9_7F4A_7C15)).repeat(8);
         let all: Vec<String> = (0..3_000).map(text).collect();
         for batch in all.chunks(170) {
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_tail_is_of_one_attempt_of_one_job() {
+    async fn a_tail_holds_lines_of_one_attempt_alone() {
         let folder = tempfile::tempdir().unwrap();
         let store = open(folder.path());
         let lines = |text: &str| vec![text.to_owned()];
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn of_long_lines_the_tail_has_fewer() {
+    async fn a_tail_of_long_lines_has_fewer_lines() {
         let folder = tempfile::tempdir().unwrap();
         let store = open(folder.path());
         for number in 0..64 {
