@@ -121,7 +121,6 @@ impl Config {
         Ok(())
     }
 
-    /// The configuration of `machine`'s agent.
     pub fn agent_config(&self, machine: MachineId, token: SecretString) -> AgentConfig {
         AgentConfig {
             core_url: self.core.url(),
@@ -165,7 +164,6 @@ impl Config {
         launchable.collect()
     }
 
-    /// The settings of all providers.
     pub fn provider_tables(&self) -> ProviderTables<'_> {
         ProviderTables {
             local: &self.local,

@@ -36,21 +36,16 @@ pub enum ExecError {
     /// The file cannot be read, or the work folder cannot be created.
     #[error("cannot use {path}")]
     Io {
-        /// The file or folder.
         path: PathBuf,
-        /// The error of the file system.
         #[source]
         source: io::Error,
     },
-    /// The file holds no message.
     #[error("{path} holds no message")]
     Parse {
         path: PathBuf,
-        /// The error of the parser.
         #[source]
         source: ParseError,
     },
-    /// The file holds another message than BUILD and MERGE.
     #[error("{path} holds neither BUILD nor MERGE")]
     NotAJob { path: PathBuf },
     /// The agent's own id is invalid, which is a bug.

@@ -52,7 +52,6 @@ pub enum JobRequest {
 /// How this agent runs jobs.
 #[derive(Clone, Debug)]
 pub struct JobSettings {
-    /// The machine's id.
     pub machine: WireId,
     /// Holds one folder for each job.
     pub work_dir: PathBuf,
@@ -65,7 +64,6 @@ pub struct JobSettings {
 }
 
 impl JobRequest {
-    /// The job's id.
     pub const fn job_id(&self) -> &WireId {
         match self {
             Self::Build(build) => &build.job_id,

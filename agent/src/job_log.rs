@@ -36,7 +36,6 @@ impl LineSink for Spool {
     }
 }
 
-/// The log of one job.
 pub struct JobLog {
     sink: Arc<dyn LineSink>,
     masker: Masker,
@@ -52,7 +51,6 @@ impl JobLog {
         Self { sink, masker, stop, failure: OnceLock::new(), warnings: Mutex::default() }
     }
 
-    /// The masker of the job's secrets.
     pub const fn masker(&self) -> &Masker {
         &self.masker
     }
@@ -85,7 +83,6 @@ impl JobLog {
         }
     }
 
-    /// Adds lines that are masked already.
     pub fn append_masked(&self, lines: &[(Stream, String)]) {
         if lines.is_empty() {
             return;
@@ -102,7 +99,6 @@ impl JobLog {
         self.failure.get().cloned()
     }
 
-    /// All warnings so far.
     pub fn warnings(&self) -> Vec<String> {
         self.lock_warnings().clone()
     }

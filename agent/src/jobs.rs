@@ -26,7 +26,6 @@ use crate::spool::{Spool, SpoolError};
 /// The folder of all spools, in the work folder.
 const SPOOLS_FOLDER: &str = "spool";
 
-/// The jobs of one agent.
 pub(crate) struct Jobs {
     settings: JobSettings,
     /// Notified when a job has something to send.

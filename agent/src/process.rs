@@ -31,25 +31,20 @@ pub enum ProcessError {
     /// The program is missing or may not be executed.
     #[error("cannot start `{program}`")]
     Spawn {
-        /// The program's name.
         program: String,
-        /// The error of the operating system.
         #[source]
         source: io::Error,
     },
     /// Reading an output or waiting for the end failed.
     #[error("lost `{program}`")]
     Io {
-        /// The program's name.
         program: String,
-        /// The error of the operating system.
         #[source]
         source: io::Error,
     },
     /// The caller stopped it. No process of its group is left.
     #[error("`{program}` was stopped")]
     Stopped {
-        /// The program's name.
         program: String,
         /// When the process group got SIGTERM.
         stopped_at: Instant,

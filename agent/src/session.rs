@@ -71,15 +71,12 @@ impl AgentExit {
 /// Why an agent cannot start.
 #[derive(Debug, Error)]
 pub enum AgentError {
-    /// The work folder cannot be used.
     #[error("cannot use the work folder {path}")]
     WorkDir {
         path: String,
-        /// The error of the file system.
         #[source]
         source: io::Error,
     },
-    /// Another agent that runs uses the folder.
     #[error("another agent works in {path}; give this one a `work_dir` of its own")]
     Busy { path: String },
 }

@@ -237,7 +237,6 @@ impl Spool {
         self.lock().phase.is_pushed()
     }
 
-    /// Whether the job has ended.
     pub fn is_finished(&self) -> bool {
         self.lock().phase.final_status().is_some()
     }
@@ -250,7 +249,6 @@ impl Spool {
         (state.segments.acknowledged() >= lines).then(|| status.clone())
     }
 
-    /// Removes the spool from disk.
     pub fn remove(&self) {
         if let Err(error) = fs::remove_dir_all(&self.folder) {
             tracing::warn!(folder = %self.folder.display(), %error, "cannot remove a spool");

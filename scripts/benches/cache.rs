@@ -138,7 +138,6 @@ struct Times {
     image: f64,
     /// Stagely, until the builder and core have exited.
     gone: f64,
-    /// The script.
     raw: f64,
 }
 

@@ -36,7 +36,6 @@ const LINE_MILLIS: u64 = 3;
 pub(crate) struct Load {
     pub(crate) agents: usize,
     pub(crate) lines_of_batch: usize,
-    /// The batches of each agent.
     pub(crate) batches: usize,
     /// The most batches of one agent that wait for their `LOG_ACK`.
     pub(crate) window: usize,

@@ -11,7 +11,6 @@ pub(crate) struct Row {
     pub(crate) stagely: String,
     /// The value for the raw alternative.
     pub(crate) raw: String,
-    /// The ratio of the two.
     pub(crate) ratio: String,
     /// The required value.
     pub(crate) aim: String,
@@ -49,7 +48,6 @@ pub(crate) fn quantile(values: &[f64], share: f64) -> f64 {
     sorted.get(index).copied().unwrap_or(f64::NAN)
 }
 
-/// The median.
 pub(crate) fn median(values: &[f64]) -> f64 {
     quantile(values, 0.5)
 }

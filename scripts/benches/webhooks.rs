@@ -98,7 +98,6 @@ struct Used {
     again: u64,
 }
 
-/// The responses to one burst.
 #[derive(Debug)]
 struct BurstResponses {
     seconds: f64,

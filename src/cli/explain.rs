@@ -99,7 +99,6 @@ fn names(jobs: &[JobView]) -> String {
     jobs.iter().map(|job| &*job.name).collect::<Vec<_>>().join(", ")
 }
 
-/// The explanation of a job.
 fn explanation(run: &RunView, job: &JobView) -> String {
     let mut parts = vec![headline(run, job)];
     if !job.steps.is_empty() {

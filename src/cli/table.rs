@@ -22,7 +22,6 @@ pub(super) struct Column {
     pub(super) header: &'static str,
     /// The column with the highest rank is dropped first. A column without a rank is never dropped.
     pub(super) rank: Option<u8>,
-    /// One cell for each row.
     pub(super) cells: Vec<String>,
 }
 

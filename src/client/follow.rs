@@ -14,7 +14,6 @@ use crate::api::{FollowMessage, FollowedLine, JobStatus, JobView, LogRange, RunV
 /// The wait before a closed connection is opened again, in case each one is closed at once.
 const REDIAL_WAIT: Duration = Duration::from_millis(100);
 
-/// An event of a followed log.
 #[derive(Debug)]
 pub enum LogEvent {
     /// Lines of one attempt, in order, each once.

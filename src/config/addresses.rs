@@ -49,7 +49,6 @@ impl Config {
 mod tests {
     use super::*;
 
-    /// The problem of a configuration.
     fn problem(text: &str) -> Option<String> {
         let config: Config = toml::from_str(text).unwrap();
         config.check().err().map(|error| error.to_string())

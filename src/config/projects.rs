@@ -11,7 +11,6 @@ use stagely_state::{ForkPolicy, GithubRepository, Name};
 use super::error::ConfigError;
 use super::secrets::read_secret;
 
-/// One of `[[projects]]`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ProjectConfig {

@@ -43,7 +43,6 @@ pub(crate) struct Effects {
 }
 
 impl Effects {
-    /// Performs `effect`, and returns its outcome.
     pub(crate) async fn perform(&self, effect: Effect) -> Option<Event> {
         match effect {
             Effect::Plan { run } => Some(self.planner.plan(run).await),

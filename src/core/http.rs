@@ -97,7 +97,6 @@ impl utoipa::Modify for BearerTokens {
     }
 }
 
-/// All routes.
 pub(super) fn router(endpoints: Endpoints) -> Router {
     let Endpoints { api, agents, binaries, webhooks } = endpoints;
     let (documented, description) = OpenApiRouter::with_openapi(Description::openapi())

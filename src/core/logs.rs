@@ -33,7 +33,6 @@ pub(crate) use text::{is_hidden, readable};
 /// Most commands that wait for the writer. Then appenders wait, and so do their agents.
 const WAITING_MAX: usize = 256;
 
-/// The settings of the log store.
 #[derive(Clone, Copy, Debug)]
 pub struct LogSettings {
     /// The most stored text of one attempt of a job, in bytes. Further lines are counted and dropped.
@@ -58,7 +57,6 @@ impl From<&Config> for LogSettings {
 /// A log store that cannot be used.
 #[derive(Debug, Error)]
 pub enum LogError {
-    /// redb failed.
     #[error("the log database failed")]
     Database(#[source] Box<redb::Error>),
     /// A stored chunk cannot be read.
@@ -75,7 +73,6 @@ impl<E: Into<redb::Error>> From<E> for LogError {
     }
 }
 
-/// Lines that were not stored.
 #[derive(Clone, Debug, Error)]
 pub enum AppendError {
     /// Lines before these are missing, so the agent must send them first.
@@ -89,7 +86,6 @@ pub enum AppendError {
     NotStored(String),
 }
 
-/// A stored line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredLine {
     /// Milliseconds since the Unix epoch when the agent read it; 0 if unknown.

@@ -86,7 +86,6 @@ impl Records {
         }
     }
 
-    /// Updates the indexes of live machines.
     fn update_live(&mut self, id: MachineId) {
         let is_live = self.machines.get(&id).is_some_and(|machine| !machine.state.is_terminated());
         if is_live == self.live.contains_key(&id) {

@@ -16,13 +16,11 @@ use super::tokens::{TokenHash, random_token};
 /// The secrets in the request for a run.
 #[derive(Debug, Default)]
 pub struct RunSecrets {
-    /// The token for the repository.
     pub clone_token: Option<SecretString>,
     /// Build arguments for every build.
     pub set: BTreeMap<String, SecretString>,
 }
 
-/// The sealed form of [`RunSecrets`].
 #[derive(Serialize, Deserialize)]
 struct SealedForm {
     clone_token: Option<String>,

@@ -25,7 +25,6 @@ struct Inner {
     newest: SessionId,
 }
 
-/// Core's side of a session.
 #[derive(Debug)]
 struct SessionHandle {
     id: SessionId,

@@ -10,7 +10,6 @@ use subtle::ConstantTimeEq as _;
 pub struct TokenHash(pub [u8; 32]);
 
 impl TokenHash {
-    /// Hashes `token`.
     pub fn of(token: &SecretString) -> Self {
         Self(Sha256::digest(token.expose_secret().as_bytes()).into())
     }

@@ -32,7 +32,6 @@ const BODY_BYTES_MAX: usize = 1024 * 1024;
 /// One account.
 pub(crate) type Shared = Arc<Mutex<World>>;
 
-/// A fault of one request.
 #[derive(Clone, Debug)]
 pub(crate) enum Fault {
     /// The response has this status, message and headers, and nothing is done.

@@ -327,7 +327,6 @@ impl World {
     }
 }
 
-/// The one VPC.
 pub(crate) const VPC: &str = "760e09ef-dc84-11e8-981e-3cfdfeaae000";
 
 /// The API's times have no fractions.

@@ -20,7 +20,6 @@ use crate::machines::Machines;
 /// The repository of most conversations.
 pub(crate) const WEB: &str = "acme/web";
 
-/// A manifest with one build.
 pub(crate) const MANIFEST: &str = "builds: { app: { context: . } }\n";
 
 /// A manifest with one build for two platforms.

@@ -97,7 +97,6 @@ impl GitHub {
         self.shared.world()
     }
 
-    /// The URL of the API.
     pub(crate) fn api(&self) -> String {
         self.world().api()
     }

@@ -38,7 +38,6 @@ pub(crate) struct Job {
     registry: Registry,
 }
 
-/// The messages of an agent.
 #[derive(Default)]
 struct Agent {
     /// Statuses that core has not acknowledged, by job.
@@ -106,7 +105,6 @@ impl Machines {
         self.jobs_of(commit, "BUILD", 1).await.remove(0)
     }
 
-    /// Waits for a merge.
     pub(crate) async fn merge(&self) -> Job {
         eventually("a machine gets a MERGE", async || {
             self.all().into_iter().find(|job| job.message["type"] == "MERGE")

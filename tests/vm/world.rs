@@ -241,7 +241,6 @@ impl Guest {
         Self { id, console, started: Instant::now(), measured: Cell::default() }
     }
 
-    /// The output on its console.
     pub(crate) fn console(&mut self) -> String {
         let mut text = Vec::new();
         self.console.rewind().unwrap();

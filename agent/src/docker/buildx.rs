@@ -27,20 +27,16 @@ use super::vertex::BaseImage;
 use crate::job_log::JobLog;
 use crate::process::ProcessError;
 
-/// The parameters of one build.
 #[derive(Clone)]
 pub struct BuildRequest {
-    /// The settings of the `docker` command.
     pub docker: DockerCommand,
     /// The build, as core sent it.
     pub config: BuildConfig,
-    /// The context and the Dockerfile.
     pub files: BuildFiles,
     /// Whether the engine has the containerd image store, without which it exports no cache.
     pub containerd_store: bool,
     /// The job's private folder.
     pub folder: PathBuf,
-    /// Gets the output.
     pub log: Arc<JobLog>,
 }
 
@@ -58,42 +54,31 @@ pub struct BuildOutcome {
     pub digest: Option<Digest>,
     /// The steps, in `BuildKit`'s order.
     pub steps: Vec<Step>,
-    /// The images that the build used.
     pub base_images: Vec<BaseImage>,
-    /// Whether any cache was imported.
     pub has_imported_cache: bool,
 }
 
 /// Why a build made no image.
 #[derive(Debug, Error)]
 pub enum BuildError {
-    /// The command could not be run.
     #[error(transparent)]
     Process(#[from] ProcessError),
-    /// The build failed.
     #[error("{message}")]
     Failed {
-        /// The reason that core gets.
         reason: FailureReason,
         /// The error, after the last lines of the failing step. Masked.
         message: String,
-        /// The steps that have ended.
         steps: Vec<Step>,
     },
     /// The engine has built the image, but its report did not arrive in time, so the digest and the end of the log
     /// are missing. A further build comes from the engine's own cache.
     #[error("the engine's report did not arrive in time")]
-    ReportLost {
-        /// The steps that were reported.
-        steps: Vec<Step>,
-    },
-    /// `buildx` succeeded, but it did not report the digest.
+    ReportLost { steps: Vec<Step> },
     #[error("buildx did not report the digest of the image that it pushed")]
     NoDigest,
 }
 
 impl BuildError {
-    /// The reason that core gets.
     pub fn reason(&self) -> FailureReason {
         match self {
             Self::Process(ProcessError::Spawn { .. }) => FailureReason::Engine,

@@ -10,7 +10,6 @@ use crate::process::Invocation;
 /// The settings of every `docker` command of one job.
 #[derive(Clone, Debug)]
 pub struct DockerCommand {
-    /// The machine that the command runs for.
     pub machine: WireId,
     /// The engine's address; `None`: Docker's own default.
     pub host: Option<String>,

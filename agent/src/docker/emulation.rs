@@ -29,10 +29,8 @@ const IMAGE_LIMIT: Duration = Duration::from_mins(2);
 /// Why an engine does not run programs of an arch.
 #[derive(Debug, Error)]
 pub enum EmulationError {
-    /// The `docker` command could not be run.
     #[error(transparent)]
     Process(#[from] ProcessError),
-    /// The engine did not say which platforms it runs.
     #[error("cannot ask the Docker engine which platforms it runs: {0}")]
     Inspect(String),
     /// The kernel has a handler that an administrator disabled. Stagely leaves it so.
@@ -42,22 +40,17 @@ pub enum EmulationError {
         .handler.display()
     )]
     Disabled {
-        /// The arch of the machine.
         own: Arch,
-        /// The arch to emulate.
         wanted: Arch,
         /// The kernel's file of the handler.
         handler: PathBuf,
     },
-    /// No way to register QEMU succeeded.
     #[error(
         "this {own} machine does not emulate {wanted}: `apt-get install qemu-user-static` on it, or \
          `docker run --privileged --rm {BINFMT_IMAGE} --install {wanted}` ({attempts})"
     )]
     Impossible {
-        /// The arch of the machine.
         own: Arch,
-        /// The arch to emulate.
         wanted: Arch,
         /// Each attempt, and why it failed.
         attempts: String,

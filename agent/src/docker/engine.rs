@@ -12,12 +12,10 @@ const RESPONSE_LIMIT: Duration = Duration::from_secs(20);
 /// The properties of an engine that a build depends on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Engine {
-    /// The engine's version.
     pub version: String,
     /// Whether the engine has the containerd image store: it exports caches and keeps images of other
     /// platforms.
     pub containerd_store: bool,
-    /// The arch of the engine's machine.
     pub arch: Arch,
 }
 

@@ -36,23 +36,19 @@ fn user_plugins() -> Option<PathBuf> {
 /// Why a login failed.
 #[derive(Debug, Error)]
 pub enum LoginError {
-    /// The `docker` command could not be run.
     #[error(transparent)]
     Process(#[from] ProcessError),
-    /// `docker login` failed.
     #[error("cannot log in to {registry}: {detail}")]
     Failed {
         /// The registry's host and port.
         registry: String,
         /// The last line of Docker's output.
         detail: String,
-        /// The reason that core gets.
         reason: FailureReason,
     },
 }
 
 impl LoginError {
-    /// The reason that core gets.
     pub fn reason(&self) -> FailureReason {
         match self {
             Self::Process(_) => FailureReason::Engine,

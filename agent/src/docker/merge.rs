@@ -16,37 +16,24 @@ use crate::process::ProcessError;
 /// Why an index was not pushed.
 #[derive(Debug, Error)]
 pub enum MergeError {
-    /// The `docker` command could not be run.
     #[error(transparent)]
     Process(#[from] ProcessError),
-    /// `imagetools` failed.
     #[error("cannot make {target}: {detail}")]
     Failed {
         target: ImageRef,
         /// The last line of Docker's output.
         detail: String,
-        /// The reason that core gets.
         reason: FailureReason,
     },
-    /// The output of `imagetools` is not an index.
     #[error("cannot read {image}")]
     Unreadable {
         /// The index, or one of its sources.
         image: ImageRef,
-        /// The error of the JSON parser.
         #[source]
         source: serde_json::Error,
     },
-    /// The index has other platforms than core asked for.
     #[error("{target} holds {found:?} instead of {wanted:?}")]
-    WrongPlatforms {
-        target: ImageRef,
-        /// The platforms of the index.
-        found: Vec<String>,
-        /// The platforms that core asked for.
-        wanted: Vec<String>,
-    },
-    /// The index lacks one of its source images.
+    WrongPlatforms { target: ImageRef, found: Vec<String>, wanted: Vec<String> },
     #[error("{target} does not hold {missing}")]
     MissingSource {
         target: ImageRef,
@@ -56,7 +43,6 @@ pub enum MergeError {
 }
 
 impl MergeError {
-    /// The reason that core gets.
     pub fn reason(&self) -> FailureReason {
         match self {
             Self::Process(ProcessError::Spawn { .. }) => FailureReason::Engine,

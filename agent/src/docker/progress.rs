@@ -54,7 +54,6 @@ pub(crate) struct Progress {
 /// The step that made a build fail. All texts are masked.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct FailedStep {
-    /// The step's name.
     pub name: String,
     /// `BuildKit`'s error.
     pub error: String,
@@ -153,7 +152,6 @@ impl Progress {
         self.vertexes.values().filter_map(|vertex| BaseImage::parse(&vertex.name)).collect()
     }
 
-    /// Whether any cache was imported.
     pub(crate) fn has_imported_cache(&self) -> bool {
         let mut imports =
             self.vertexes.values().filter(|vertex| vertex.name.starts_with(CACHE_IMPORT));

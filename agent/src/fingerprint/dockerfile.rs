@@ -169,7 +169,6 @@ impl Dockerfile {
 pub(crate) enum NameUse {
     /// No stage has the name.
     Free,
-    /// A stage.
     Stage,
     /// A stage, and also an image that is not a stage: `FROM base AS base`.
     Both,
@@ -335,12 +334,10 @@ impl Scope {
     }
 }
 
-/// The names of the variables in `text`.
 fn variables(text: &str) -> impl Iterator<Item = String> {
     VARIABLE.captures_iter(text).map(|variable| variable_name(&variable).to_owned())
 }
 
-/// The name in a match of [`VARIABLE`].
 fn variable_name<'a>(variable: &Captures<'a>) -> &'a str {
     variable.get(1).or(variable.get(4)).map_or("", |name| name.as_str())
 }

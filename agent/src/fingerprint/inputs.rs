@@ -85,7 +85,6 @@ impl BuildInputs {
         &self.dockerfile.0
     }
 
-    /// Adds the images that the build reported.
     pub fn add_images(&mut self, images: &[BaseImage]) {
         for image in images {
             let name = match &image.used_by {

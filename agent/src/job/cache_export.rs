@@ -17,7 +17,6 @@ pub(super) struct CacheExporter {
     pub(super) cache: ImageRef,
     /// The command, which has pushed the image.
     pub(super) running: RunningBuild,
-    /// Stops the command.
     pub(super) stop: CancellationToken,
 }
 

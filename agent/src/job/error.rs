@@ -9,7 +9,6 @@ use crate::docker::{BuildError, EmulationError, LoginError, MergeError};
 use crate::git::CloneError;
 use crate::process::ProcessError;
 
-/// The failure of a job.
 #[derive(Debug)]
 pub(super) struct JobError {
     pub(super) reason: FailureReason,

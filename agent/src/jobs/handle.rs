@@ -18,7 +18,6 @@ const BATCH_DELAY: Duration = Duration::from_millis(50);
 /// full batches keep it busy for that time.
 const UNACKNOWLEDGED_BATCHES_MAX: usize = 16;
 
-/// One job of an agent.
 pub(super) struct JobHandle {
     pub(super) spool: Arc<Spool>,
     pub(super) cancel: CancellationToken,

@@ -8,9 +8,7 @@ pub(super) const HEADER_BYTES: usize = 13;
 /// Lines in the form that they have on disk.
 #[derive(Debug)]
 pub struct LineBatch {
-    /// The number of the first line.
     pub first: u64,
-    /// The number of lines.
     pub count: u64,
     pub(super) bytes: Vec<u8>,
 }

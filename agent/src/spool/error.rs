@@ -9,22 +9,17 @@ use thiserror::Error;
 /// Why lines cannot be kept or sent.
 #[derive(Debug, Error)]
 pub enum SpoolError {
-    /// The disk or the quota is full.
     #[error("no space is left for the log")]
     DiskFull,
-    /// The file system failed.
     #[error("cannot use the log's file {path}")]
     Io {
-        /// The file or folder.
         path: PathBuf,
-        /// The error of the file system.
         #[source]
         source: io::Error,
     },
     /// Core asks for a line that it has acknowledged, or that is not written.
     #[error("core asks for line {wanted} of the log, which has lines {first} to {end}")]
     NoLine {
-        /// The number of the line.
         wanted: u64,
         /// The number of the first line on disk.
         first: u64,
@@ -44,7 +39,6 @@ impl SpoolError {
         }
     }
 
-    /// The reason that core gets.
     pub const fn reason(&self) -> FailureReason {
         match self {
             Self::DiskFull => FailureReason::DiskFull,

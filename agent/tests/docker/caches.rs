@@ -81,12 +81,10 @@ impl Setup {
         message
     }
 
-    /// Waits for the STATUS of the push.
     async fn pushed(&self) -> Status {
         eventually("the push is reported", async || self.lines.pushed.lock().unwrap().clone()).await
     }
 
-    /// Whether the registry has `tag`.
     fn is_in_registry(&self, tag: &str) -> bool {
         let user = format!("user = \"{}:{}\"", setting("STAGELY_REGISTRY_USERNAME"), self.password);
         // Not through a proxy, whose task cannot run while this thread waits.

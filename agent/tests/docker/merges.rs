@@ -25,7 +25,6 @@ impl Setup {
         images
     }
 
-    /// Merges `images` into `app`.
     pub(crate) async fn merge(&self, images: &[String], platforms: &[&str]) -> Status {
         let message = json!({
             "type": "MERGE", "job_id": "job_merge_xk82", "source_images": images,

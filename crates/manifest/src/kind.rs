@@ -2,7 +2,6 @@
 
 use std::fmt;
 
-/// The kind of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ValueKind {
     Nothing,

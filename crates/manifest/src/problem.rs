@@ -89,12 +89,10 @@ impl Collector {
         self.problems.push(Problem { line, column, path, message });
     }
 
-    /// The number of problems so far.
     pub(super) const fn count(&self) -> usize {
         self.problems.len() + self.more
     }
 
-    /// Whether the value at `path` has a problem.
     pub(super) fn has(&self, path: &str) -> bool {
         self.problems.iter().any(|problem| problem.path == path)
     }

@@ -155,7 +155,6 @@ fn leading_count(text: &str, unit: char) -> Option<(Option<u64>, &str)> {
     if valid { Some((Some(digits.parse().ok()?), rest)) } else { None }
 }
 
-/// Checks a build argument's name.
 pub(super) fn check_build_arg_name(name: &str) -> Result<(), Mistake> {
     let starts_well = name.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_');
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
@@ -193,7 +192,6 @@ pub(super) fn target(field: &Field<'_>) -> Result<String, Mistake> {
     Ok(text.to_owned())
 }
 
-/// An image reference.
 pub(super) fn image_ref(field: &Field<'_>) -> Result<ImageRef, Mistake> {
     let text = field.text()?;
     text.parse().map_err(|_| Mistake::ImageRef(text.to_owned()))

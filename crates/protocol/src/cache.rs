@@ -53,7 +53,6 @@ pub struct ChangedFile {
     pub change: FileChange,
 }
 
-/// How a file was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FileChange {

@@ -39,7 +39,6 @@ pub(crate) struct Candidate {
 pub(crate) struct CatalogSettings<'a> {
     pub(crate) known: &'static [KnownType],
     pub(crate) defaults: &'static [DefaultTypes],
-    /// The instance types of each fleet.
     pub(crate) fleets: [(Fleet, &'static str, &'a FleetTypes); 3],
     /// Instance types that we do not know, and prices.
     pub(crate) instance_types: (&'static str, &'a BTreeMap<String, InstanceTypeSettings>),

@@ -383,7 +383,6 @@ impl DigitalOcean {
         Placement { price, ..placement }
     }
 
-    /// Removes useless tags once an interval.
     async fn remove_useless_tags(&self) -> Result<(), ApiError> {
         let tags_at = || self.tags_at.lock().unwrap_or_else(PoisonError::into_inner);
         if Instant::now() < *tags_at() {

@@ -58,7 +58,6 @@ struct Scan {
     found: Arc<ProcessesByMachine>,
 }
 
-/// The processes of one machine.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct MachineProcesses {
     all: Vec<Pid>,
@@ -215,7 +214,6 @@ impl Processes {
         self.remove_folder(machine).await
     }
 
-    /// Sends `signal` to all processes of `machine`.
     async fn signal(&self, machine: MachineId, signal: Signal) -> Result<(), ProcessError> {
         let found = self.scan().await?;
         for pid in found.get(&machine).into_iter().flat_map(|found| &found.all) {
@@ -225,7 +223,6 @@ impl Processes {
         Ok(())
     }
 
-    /// Whether all processes of `machine` end within `limit`.
     async fn ends_within(&self, machine: MachineId, limit: Duration) -> Result<bool, ProcessError> {
         let until = Instant::now() + limit;
         loop {

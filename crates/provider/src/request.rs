@@ -23,7 +23,6 @@ pub struct MachineSpec {
     pub max_price: Option<Usd>,
 }
 
-/// A request to start one machine.
 #[derive(Clone, Debug)]
 pub struct LaunchRequest {
     /// Our id of the machine, chosen before the provider is asked. It identifies the machine at the provider.

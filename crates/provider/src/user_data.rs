@@ -69,7 +69,6 @@ pub(crate) struct UserDataTooLarge {
     max: usize,
 }
 
-/// The cloud-config of `request`.
 pub(crate) fn cloud_config(request: &LaunchRequest, kind: ImageKind) -> String {
     let mut files = vec![agent_file(request), limits_file(request)];
     let mut config = json!({});

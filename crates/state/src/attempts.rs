@@ -22,7 +22,6 @@ impl Step<'_> {
         self.emit(Effect::Assign { machine, attempt });
     }
 
-    /// The attempt of `job` that `machine` has.
     pub(super) fn attempt_of(&self, job: JobId, machine: MachineId) -> Option<Attempt> {
         let number = self.job_state(job)?.attempt_on(machine)?;
         Some(Attempt { job, number })

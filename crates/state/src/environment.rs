@@ -165,7 +165,6 @@ pub enum EnvironmentEvent {
     },
     /// A machine that counted as terminated may have written to a cache since the clean-up began.
     CleanupInvalidated,
-    /// The clean-up has ended.
     CleanedUp,
 }
 

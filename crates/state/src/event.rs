@@ -20,7 +20,6 @@ use crate::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId, SessionId};
 pub enum CancelReason {
     /// A person or a script cancelled it.
     Requested,
-    /// The environment was closed.
     EnvironmentClosed,
     /// A newer run of the environment was requested.
     Superseded,
@@ -191,7 +190,6 @@ pub enum Event {
         head: Head,
         source: HeadSource,
     },
-    /// A pull request was closed or merged.
     PullRequestClosed {
         environment: EnvironmentId,
         /// By GitHub's clock.

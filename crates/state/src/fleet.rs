@@ -46,7 +46,6 @@ pub enum ProviderName {
     Local,
     /// Amazon EC2.
     Aws,
-    /// `DigitalOcean`.
     DigitalOcean,
     /// A machine is a guest of QEMU on core's own host.
     Qemu,

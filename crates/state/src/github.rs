@@ -127,7 +127,6 @@ pub struct Head {
     pub is_first: bool,
 }
 
-/// The source of a head.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HeadSource {
     /// A delivery. Deliveries may overtake each other.

@@ -128,7 +128,6 @@ impl State {
         });
     }
 
-    /// The open runs of the environment.
     pub(super) fn open_runs_of(&self, environment: EnvironmentId) -> Vec<RunId> {
         let is_open = |id: &&RunId| self.runs.get(id).is_some_and(|run| !run.state.is_final());
         let runs = self.index.environment_runs.get(&environment).into_iter().flatten();

@@ -130,7 +130,6 @@ pub enum JobState {
 }
 
 impl JobState {
-    /// Whether the job has ended.
     pub const fn is_final(&self) -> bool {
         match self {
             Self::Queued { .. }
@@ -146,7 +145,6 @@ impl JobState {
         matches!(self, Self::Queued { .. } | Self::Postponed { .. })
     }
 
-    /// The machine that has the job.
     pub const fn machine(&self) -> Option<MachineId> {
         match self {
             Self::Provisioning { machine, .. } | Self::Running { machine, .. } => Some(*machine),
@@ -158,7 +156,6 @@ impl JobState {
         }
     }
 
-    /// The attempt that `machine` has.
     pub fn attempt_on(&self, machine: MachineId) -> Option<u32> {
         match self {
             Self::Provisioning { attempt, machine: at }

@@ -240,7 +240,6 @@ impl Step<'_> {
         });
     }
 
-    /// The attempt that the machine has.
     pub(super) fn attempt_on(&self, id: MachineId) -> Option<Attempt> {
         let job = self.state.machines.get(&id)?.job()?;
         self.attempt_of(job, id)

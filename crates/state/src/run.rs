@@ -142,7 +142,6 @@ pub enum RunState {
 }
 
 impl RunState {
-    /// Whether the run has ended.
     pub const fn is_final(&self) -> bool {
         match self {
             Self::AwaitingApproval

@@ -28,7 +28,6 @@ pub enum QueueReason {
     ProjectLimit { project: ProjectId, max_concurrent: u32 },
     /// As many machines are launched as may be.
     Builder { max_concurrent: u32 },
-    /// A registered machine.
     RegisteredMachine {
         /// `None`: a machine of any arch can do the job, under emulation if need be.
         arch: Option<Arch>,

@@ -209,7 +209,6 @@ impl Core {
         (run, jobs[0], machine)
     }
 
-    /// A job that runs on a registered machine.
     fn running_on_registered(&mut self) -> (RunId, JobId, MachineId) {
         let machine = self.registered_machine(Arch::Amd64);
         self.connect(machine, &[]);

@@ -13,7 +13,6 @@ use super::{
 };
 use crate::ids::{JobId, MachineId, RunId};
 
-/// A timeout of a machine.
 #[derive(Clone, Copy)]
 enum Timeout {
     /// The agent did not connect after the launch.
@@ -32,7 +31,6 @@ enum Timeout {
     Export,
     /// The cloud has reclaimed the machine, and its job has not ended.
     TakenBack,
-    /// The lease is over.
     Lease,
 }
 

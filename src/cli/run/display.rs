@@ -21,7 +21,6 @@ const REDRAW: Duration = Duration::from_millis(100);
 /// The start of the agent's lines that are always shown.
 const WARNING: &str = "WARNING: ";
 
-/// The display of one run.
 #[derive(Debug)]
 pub(super) struct Display {
     screen: Screen,
@@ -46,7 +45,6 @@ struct JobProgress {
     /// The attempt of the step and the lines below.
     shown_attempt: u32,
     emulated: bool,
-    /// The present step.
     step: String,
     /// The numbers of `BuildKit` steps that have started.
     seen: BTreeSet<u32>,
@@ -62,7 +60,6 @@ impl Display {
         Self { screen, jobs: BTreeMap::new(), run_status: None }
     }
 
-    /// Prints a line.
     pub(super) fn print(&self, text: &str) {
         match &self.screen {
             // A closed terminal does not stop the run.
@@ -122,7 +119,6 @@ impl Display {
         }
     }
 
-    /// Shows log lines of a job.
     pub(super) fn show_lines(&mut self, job: JobId, attempt: u32, lines: &[FollowedLine]) {
         let Some(progress) = self.jobs.get_mut(&job) else { return };
         progress.switch_to(attempt);

@@ -31,7 +31,6 @@ pub const EXIT_FAILED: u8 = 4;
 /// The exit code of a cancelled run: 128 + SIGINT.
 pub const EXIT_CANCELLED: u8 = 130;
 
-/// The exit code of `run`.
 pub fn exit_code(run: &RunView) -> ExitCode {
     ExitCode::from(match run.status {
         RunStatus::Completed => 0,
@@ -156,7 +155,6 @@ fn caches_filled(run: &RunView) -> Option<String> {
     (!filled.is_empty()).then(|| format!("caches filled: {}", filled.join(", ")))
 }
 
-/// The jobs of a run as a table.
 fn jobs_table(jobs: &[JobView]) -> String {
     let rows = jobs.iter().map(|job| {
         [

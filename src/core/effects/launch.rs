@@ -43,7 +43,6 @@ pub(crate) struct Launcher {
 }
 
 impl Launcher {
-    /// Launches `machine` and returns the outcome.
     pub(super) async fn launch(&self, machine: MachineId) -> Event {
         match self.try_launch(machine).await {
             Ok(placement) => {
@@ -141,7 +140,6 @@ impl Launcher {
     }
 }
 
-/// The error of one attempt.
 #[derive(Debug, Error)]
 enum AttemptError {
     #[error("{0}")]

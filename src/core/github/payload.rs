@@ -7,7 +7,6 @@ use stagely_state::{GithubRepository, Timestamp};
 /// GitHub's name for the author whose account was deleted.
 const GHOST: &str = "ghost";
 
-/// A pull request.
 #[expect(clippy::struct_excessive_bools, reason = "GitHub has each of them as a field of its own")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PullRequest {
@@ -30,7 +29,6 @@ pub struct PullRequest {
     pub closed_at: Option<Timestamp>,
 }
 
-/// A repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Repository {
     pub full_name: GithubRepository,
@@ -101,7 +99,6 @@ struct RepositoryIdPayload {
     id: u64,
 }
 
-/// An account in JSON.
 #[derive(Clone, Debug, Deserialize)]
 pub(super) struct AccountPayload {
     pub(super) login: String,

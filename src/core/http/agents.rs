@@ -143,7 +143,6 @@ async fn connect(State(endpoint): State<AgentEndpoint>, upgrade: WebSocketUpgrad
     sockets.open(upgrade, move |socket| endpoint.serve(socket))
 }
 
-/// Why a session ended.
 #[derive(Debug, Error)]
 enum SessionEnd {
     #[error("no HELLO came in {HELLO_LIMIT:?}")]

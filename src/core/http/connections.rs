@@ -22,7 +22,6 @@ const OTHER_FILES: usize = 128;
 /// The delay before a further attempt if a connection cannot be accepted, for example because no file can be opened.
 const ACCEPT_DELAY: Duration = Duration::from_millis(100);
 
-/// Admits connections.
 #[derive(Clone, Debug)]
 pub(super) struct ConnectionLimits {
     all: Arc<Semaphore>,

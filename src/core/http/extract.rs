@@ -10,7 +10,6 @@ use serde::de::DeserializeOwned;
 
 use super::{ApiError, ApiState, BODY_BYTES_MAX};
 
-/// A JSON body.
 #[derive(Debug)]
 pub(super) struct ApiJson<T>(pub(super) T);
 
@@ -30,7 +29,6 @@ impl<T: DeserializeOwned> FromRequest<ApiState> for ApiJson<T> {
     }
 }
 
-/// An optional JSON body.
 impl<T: DeserializeOwned> OptionalFromRequest<ApiState> for ApiJson<T> {
     type Rejection = ApiError;
 
@@ -42,7 +40,6 @@ impl<T: DeserializeOwned> OptionalFromRequest<ApiState> for ApiJson<T> {
     }
 }
 
-/// The parameters of the path.
 #[derive(Debug)]
 pub(super) struct ApiPath<T>(pub(super) T);
 
@@ -55,7 +52,6 @@ impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for ApiPath
     }
 }
 
-/// The parameters of the query.
 #[derive(Debug)]
 pub(super) struct ApiQuery<T>(pub(super) T);
 

@@ -30,7 +30,6 @@ const TIME_LIMITS: TimeLimits =
 /// The most headers of a request.
 const HEADERS_MAX: usize = 100;
 
-/// The HTTP server.
 pub(crate) struct Server {
     listener: TcpListener,
     router: Router,
@@ -114,7 +113,6 @@ async fn serve_connection(
 /// The open WebSocket connections, those of agents and of viewers. Clones share them.
 #[derive(Clone, Debug)]
 pub(crate) struct WebSockets {
-    /// Fires when core stops.
     pub(super) stop: CancellationToken,
     open: TaskTracker,
     ping_interval: Duration,

@@ -168,7 +168,6 @@ impl Chunk {
     }
 }
 
-/// A part of a chunk.
 struct Part<'a> {
     lines: u32,
     /// The sum of [`counted_bytes`].

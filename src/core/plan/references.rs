@@ -19,7 +19,6 @@ pub(super) struct References<'a> {
     context: &'a PlanContext<'a>,
 }
 
-/// The caches of one job.
 pub(super) struct Caches {
     pub(super) from: Vec<ImageRef>,
     pub(super) to: Option<ImageRef>,

@@ -13,7 +13,6 @@ use super::tables::{
 };
 use crate::core::tokens::TokenHash;
 
-/// A table of records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RecordTable {
     Projects,

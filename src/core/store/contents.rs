@@ -16,7 +16,6 @@ use super::tables::{
 use crate::api::Role;
 use crate::core::tokens::TokenHash;
 
-/// The record of an API token.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ApiToken {
     /// The name that its owner gave it.
@@ -32,7 +31,6 @@ pub struct StoreContents {
     pub core_id: CoreId,
     /// The records and the outbox.
     pub state: Snapshot,
-    /// Sealed secrets of runs.
     pub run_secrets: Vec<(RunId, Vec<u8>)>,
     /// Sealed tokens of projects' repositories.
     pub project_secrets: Vec<(ProjectId, Vec<u8>)>,

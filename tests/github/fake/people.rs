@@ -24,12 +24,10 @@ pub(crate) struct PullRequest {
     pub(crate) branch: String,
 }
 
-/// A comment and its delivery.
 pub(crate) struct WrittenComment {
     pub(crate) delivery: Option<Delivery>,
 }
 
-/// Files of a commit.
 pub(crate) type Files<'a> = &'a [(&'a str, &'a str)];
 
 impl GitHub {
@@ -294,7 +292,6 @@ impl GitHub {
         self.world().comments.retain(|comment| comment.id != id);
     }
 
-    /// The head of the pull request.
     pub(crate) fn head(&self, pull: &PullRequest) -> String {
         self.world().pull(&pull.repository, pull.number).unwrap().head.clone()
     }

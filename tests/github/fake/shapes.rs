@@ -103,7 +103,6 @@ pub(crate) fn pull(world: &World, repo: &Repo, pull: &Pull) -> Value {
     laid(laid(example, fields), json!({ "merged": pull.is_merged }))
 }
 
-/// A pull request in a list.
 pub(crate) fn pull_in_list(world: &World, repo: &Repo, pull: &Pull) -> Value {
     let example = example(world, "pull-request-simple-items", repo)[0].clone();
     let fields = pull_fields(world, repo, pull, &example["head"]["repo"]);

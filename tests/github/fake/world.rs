@@ -21,9 +21,7 @@ pub(crate) struct World {
     pub(crate) statuses: Vec<Status>,
     pub(crate) tokens: BTreeMap<String, Token>,
     pub(crate) deliveries: Vec<Delivery>,
-    /// Every request to the API so far.
     pub(crate) requests: Vec<ApiRequest>,
-    /// Every request to Git so far.
     pub(crate) clones: Vec<GitRequest>,
     /// Mistakes in requests, or in this fake's answers.
     pub(crate) complaints: Vec<String>,
@@ -122,7 +120,6 @@ pub(crate) struct Delivery {
     pub(crate) answer: String,
 }
 
-/// A request to the API.
 #[derive(Clone, Debug)]
 #[expect(dead_code, reason = "some of it is only shown where a test fails")]
 pub(crate) struct ApiRequest {
@@ -152,7 +149,6 @@ pub(crate) struct Fault {
     pub(crate) kind: FaultKind,
 }
 
-/// The kind of a fault.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum FaultKind {
     /// The request has no effect, and gets this status.
@@ -161,7 +157,6 @@ pub(crate) enum FaultKind {
     Lost,
     /// The request has its effect, and gets this status.
     DoneBut(u16),
-    /// The answer is slow.
     Slow(Duration),
     /// The secondary rate limit.
     Secondary {
@@ -170,7 +165,6 @@ pub(crate) enum FaultKind {
     },
 }
 
-/// The rate limit.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limit {
     pub(crate) remaining: u64,

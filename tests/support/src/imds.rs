@@ -21,7 +21,6 @@ pub struct Script {
     pub is_broken: bool,
     /// The life of tokens, if it is not the requested one.
     pub token_seconds: Option<u64>,
-    /// The valid tokens.
     pub tokens: HashSet<String>,
     /// The method, path and status of every request.
     pub asked: Vec<String>,

@@ -58,7 +58,6 @@ impl Drop for ChildProcess {
     }
 }
 
-/// A process of this host.
 #[derive(Debug)]
 pub struct Process {
     pub pid: Pid,

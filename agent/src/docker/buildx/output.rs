@@ -130,7 +130,6 @@ impl<'a> BuildOutput<'a> {
         }
     }
 
-    /// The outcome so far.
     pub(super) fn outcome(&self, digest: Option<Digest>) -> BuildOutcome {
         BuildOutcome {
             digest,

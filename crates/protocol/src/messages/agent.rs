@@ -11,7 +11,6 @@ use crate::{Arch, CacheMiss, Digest, FailureReason, Fingerprint, ImageRef, WireI
 /// HELLO opens a session: who the agent is, and which jobs it still has.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Hello {
-    /// The agent's own version.
     pub version: String,
     /// The machine's id.
     pub agent_id: WireId,
@@ -153,7 +152,6 @@ pub enum StatusState {
 pub struct Status {
     pub job_id: WireId,
     pub state: StatusState,
-    /// The exit code of the build.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
     /// The image's reference.

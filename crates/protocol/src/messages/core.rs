@@ -17,7 +17,6 @@ pub struct HelloAck {
     pub lease_seconds: Option<u64>,
 }
 
-/// A job in `HELLO_ACK`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ResumedJob {
     pub job_id: WireId,

@@ -86,7 +86,6 @@ const fn advice(status: StatusCode) -> &'static str {
 }
 
 impl ApiError {
-    /// The status of a refusal.
     pub(super) const fn status(&self) -> Option<StatusCode> {
         match self {
             Self::Refused { status, .. } => Some(*status),
@@ -100,7 +99,6 @@ enum TokenSource {
     Variable(SecretString),
 }
 
-/// The client of the API.
 pub(super) struct ApiClient {
     base: Url,
     token: TokenSource,

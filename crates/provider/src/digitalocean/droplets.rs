@@ -8,7 +8,6 @@ use stagely_state::{Market, Placement, Usd};
 
 use super::tags;
 
-/// The response to the creation of a droplet.
 #[derive(Deserialize)]
 pub(super) struct CreateResponse {
     pub(super) droplet: Droplet,

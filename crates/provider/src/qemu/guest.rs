@@ -40,7 +40,6 @@ impl Resources {
 
 #[derive(Debug)]
 pub(super) struct Guest<'a> {
-    /// The name of the process.
     pub(super) name: &'a str,
     pub(super) arch: Arch,
     /// Whether it runs on the host's own processor, which has the same arch.

@@ -18,7 +18,6 @@ use crate::{fairness, transitions};
 
 pub(crate) use self::github::Memory;
 
-/// Checks the state after `event`.
 pub(crate) fn check(world: &World, event: &Event) {
     let core = &world.core;
     check_machines(world);

@@ -27,7 +27,6 @@ pub(crate) struct Before {
     machines: Vec<(Machine, Option<Timestamp>)>,
     /// The job of the event.
     reported_job: Option<Job>,
-    /// The open runs.
     open_runs: Vec<RunId>,
     /// The runs that were being planned, and since when.
     planned: Vec<(RunId, Timestamp)>,
@@ -128,7 +127,6 @@ impl Before {
         self.work.iter().any(|work| work.machine.id == machine && work.attempt == attempt)
     }
 
-    /// Checks the state after `event`.
     pub(crate) fn check(&self, world: &World, event: &Event, effects: &[Effect]) {
         let cancelled = self.cancelled(&world.core, event);
         for work in &self.work {

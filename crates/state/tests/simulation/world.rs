@@ -76,7 +76,6 @@ const ACTIONS: &[Action] = &[
     action(4, "interrupted machines are taken back", World::take_machines_back),
 ];
 
-/// The names of all actions.
 pub(crate) fn action_names() -> impl Iterator<Item = &'static str> {
     ACTIONS.iter().chain(GITHUB_ACTIONS).map(|action| action.name)
 }

@@ -58,7 +58,6 @@ impl From<GithubError> for NotPlanned {
     }
 }
 
-/// The failure of a plan.
 pub(super) fn failed(reason: FailureReason, message: impl Display) -> NotPlanned {
     NotPlanned::Failed(PlanFailure { reason, message: message.to_string() })
 }

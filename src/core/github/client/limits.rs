@@ -52,7 +52,6 @@ pub(super) enum Account {
     Project(ProjectId),
     /// The owner of the token that the configuration names for a repository.
     Repository(String),
-    /// The app itself.
     App,
     /// An installation of the app.
     Installation(u64),
@@ -60,7 +59,6 @@ pub(super) enum Account {
     Shared,
 }
 
-/// The rate limit of one account.
 #[derive(Debug, Default)]
 struct RateLimit {
     remaining: Option<u64>,
@@ -119,7 +117,6 @@ impl RateLimitHeaders {
     }
 }
 
-/// The rate limits of all accounts.
 #[derive(Debug, Default)]
 pub(super) struct Limits {
     accounts: Mutex<HashMap<Account, RateLimit>>,

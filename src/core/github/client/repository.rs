@@ -63,7 +63,6 @@ impl Github {
         }
     }
 
-    /// Checks that the repository has `commit`.
     async fn check_commit(&self, project: &Project, commit: &CommitSha) -> Result<(), GithubError> {
         let repository = repository_of(project)?;
         let address = repository_path(repository, ["commits", commit.as_str()]);

@@ -32,7 +32,6 @@ use crate::core::store::Store;
 
 const TOKEN: &str = "github_pat_0815";
 
-/// A request that the client sent.
 #[derive(Clone, Debug)]
 struct ReceivedRequest {
     /// Method, path and query.

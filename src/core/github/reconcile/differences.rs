@@ -17,7 +17,6 @@ pub(super) struct KnownPullRequest {
 }
 
 impl KnownPullRequest {
-    /// The head, if the pull request is open.
     pub(super) fn open_head(&self) -> Option<CommitSha> {
         self.head.clone().filter(|_| !self.is_closed)
     }

@@ -22,7 +22,6 @@ pub(crate) fn of(tail: &[StoredLine], step: &str) -> Vec<String> {
     excerpt[excess..].to_vec()
 }
 
-/// The number of the failed step.
 fn failed_number(lines: &[&str], step: &str) -> Option<u64> {
     let name_of = |number| {
         let mut numbered = lines.iter().filter_map(|line| numbered(line));

@@ -123,7 +123,6 @@ impl ReportFixture {
         self.records.environments.get_mut(&ENVIRONMENT).unwrap()
     }
 
-    /// The newest run.
     pub(crate) fn run(&mut self) -> &mut Run {
         let newest = self.environment().report.run.unwrap();
         self.records.runs.get_mut(&newest).unwrap()

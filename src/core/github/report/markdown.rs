@@ -124,7 +124,6 @@ fn span(words: &str) -> String {
     format!("{fence}{pad}{words}{pad}{fence}")
 }
 
-/// The length of the longest run of backticks.
 fn longest_run(words: &str) -> usize {
     words.split(|c| c != '`').map(str::len).max().unwrap_or(0)
 }

@@ -18,7 +18,6 @@ pub(crate) enum WebhookEvent {
         pull_request: PullRequest,
         /// Whether commits were pushed; otherwise the pull request was opened.
         is_push: bool,
-        /// The commit before the push.
         before: Option<CommitSha>,
     },
     /// `pull_request` with the action `closed`, merged or not.
@@ -37,7 +36,6 @@ pub(crate) enum WebhookEvent {
     BranchPushed {
         repository: Repository,
         head: CommitSha,
-        /// The commit before the push.
         before: Option<CommitSha>,
         at: Timestamp,
     },

@@ -21,7 +21,6 @@ const MISS_CHARS_MAX: usize = 1_000;
 const SYSTEM_CHARS_MAX: usize = 255;
 const EMULATED_MAX: usize = 32;
 
-/// The event of a STATUS.
 pub(super) fn status_event(machine: MachineId, attempt: Attempt, status: Status) -> Event {
     let outcome = match status.state {
         StatusState::Running => return Event::JobStarted { machine, attempt },

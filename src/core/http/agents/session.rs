@@ -30,7 +30,6 @@ struct Append {
     receipt: Receipt,
 }
 
-/// One agent's session.
 pub(super) struct AgentSession<'a> {
     endpoint: &'a AgentEndpoint,
     machine: MachineId,

@@ -32,7 +32,6 @@ pub(in crate::core::http) fn environment(
     }
 }
 
-/// The URL of the comment.
 fn comment_url(project: &Project, environment: &Environment) -> Option<String> {
     let (number, comment) = (environment.pull_request?, environment.report.comment?);
     project.github.as_ref()?;

@@ -48,7 +48,6 @@ pub(in crate::core::http) fn run_summary(records: &Records, run: &Run) -> RunVie
     }
 }
 
-/// A run with its jobs.
 pub(in crate::core::http) fn run(records: &Records, run: &Run) -> RunView {
     let jobs = records.jobs_of(run.id).map(|found| job(records, found)).collect();
     RunView { jobs, ..run_summary(records, run) }

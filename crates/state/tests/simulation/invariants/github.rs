@@ -89,7 +89,6 @@ impl Memory {
         }
     }
 
-    /// Checks the state after a step.
     pub(crate) fn check(&mut self, world: &World) {
         let core = &world.core;
         if let Some(settled) = self.settled.take() {

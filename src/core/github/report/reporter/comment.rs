@@ -24,7 +24,6 @@ pub(super) struct PublishedComment {
     pub(super) digest: Option<String>,
 }
 
-/// The comment as it should be.
 struct Draft {
     /// The [`Report::wanted`](stagely_state::Report::wanted) of its records.
     wanted: u64,

@@ -20,7 +20,6 @@ pub(super) struct PublishedStatuses {
     pub(super) by_context: BTreeMap<String, CommitStatus>,
 }
 
-/// The next status to write.
 struct NextStatus {
     commit: CommitSha,
     context: String,

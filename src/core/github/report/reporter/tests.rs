@@ -17,7 +17,6 @@ const INTERVAL: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Copy, Debug)]
 enum Failure {
-    /// The write succeeds, and its response is lost.
     ResponseLost,
     Refused,
 }
@@ -45,7 +44,6 @@ impl FakeTarget {
         self.0.lock().unwrap()
     }
 
-    /// The only comment.
     fn comment(&self) -> String {
         let state = self.state();
         assert_eq!(state.comments.len(), 1);
