@@ -1,9 +1,9 @@
-//! Core's two databases after a kill -9 in the middle of their work.
+//! Core's two databases after `kill -9` during writes.
 //!
-//! The writer is this test program itself, started again as a child with a folder in
-//! `STAGELY_TEST_WRITER`. It says on standard output what is in the store, and is killed while it
-//! goes on.
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
+//! The writer is this test program, which starts itself as a child with a folder in `STAGELY_TEST_WRITER`. The child
+//! prints how much is stored, and is killed while it writes.
+
+#![expect(clippy::unwrap_used, reason = "a helper's failure fails the test")]
 
 use std::env;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -20,10 +20,9 @@ const FOLDER_VARIABLE: &str = "STAGELY_TEST_WRITER";
 const SETTINGS: LogSettings =
     LogSettings { job_bytes_max: 1 << 30, cache_bytes: 1 << 20, disk_free_min_bytes: 0 };
 const FIRST: Attempt = Attempt { job: JobId::from_bits(7), number: 1 };
-/// Lines in one batch.
-const LINES: u64 = 10;
+const BATCH_LINES: u64 = 10;
 
-/// A child that writes for as long as it lives.
+/// A child process that writes until it is killed.
 struct Writer(Child);
 
 impl Writer {
@@ -50,7 +49,7 @@ impl Writer {
         }
         self.0.kill().unwrap();
         self.0.wait().unwrap();
-        // What it printed before it was killed is stored, too; a line that was cut is ignored.
+        // Counts that were printed before the kill are stored, too. A truncated line is ignored.
         output.map_while(Result::ok).filter_map(|line| stored(&line)).last().unwrap_or(printed)
     }
 }
@@ -110,13 +109,13 @@ async fn write_logs(folder: &Path) {
     loop {
         let mut receipts = Vec::new();
         for _ in 0..2 {
-            let texts: Vec<String> = (next..next + LINES).map(log_line).collect();
+            let texts: Vec<String> = (next..next + BATCH_LINES).map(log_line).collect();
             let lines: Vec<LogLine<'_>> = texts
                 .iter()
                 .map(|text| LogLine { t: 1, stream: Stream::Stdout, data: text.into() })
                 .collect();
             receipts.push(store.append(FIRST, Some(next), &lines).await.unwrap());
-            next += LINES;
+            next += BATCH_LINES;
         }
         for receipt in &mut receipts {
             say_stored(receipt.stored().await.unwrap());
@@ -153,8 +152,8 @@ fn effect(count: u64) -> Effect {
     Effect::Plan { run: RunId::from_bits(count.into()) }
 }
 
-/// Commits batches for ever: the project counts them, each adds an environment, and the outbox holds
-/// the effect of the last alone.
+/// Commits batches without end. The project's name counts them, each batch adds an environment, and the outbox holds
+/// only the effect of the last batch.
 fn write_records(folder: &Path) {
     let (store, stored) = Store::open(&folder.join("core.redb")).unwrap();
     let mut count = stored.state.environments.len() as u64;

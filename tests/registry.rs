@@ -1,4 +1,4 @@
-//! What core says to a registry, against a real one with a password, and against what only other
+//! Core's requests to a registry: against a real one with a password, and against a fake one that behaves as other
 //! registries do.
 
 #![expect(clippy::unwrap_used, reason = "a helper's failure fails the test")]
@@ -90,7 +90,7 @@ impl RealRegistry {
             .unwrap()
     }
 
-    /// Pushes an image of no layers under each of `tags`.
+    /// Pushes an image without layers under each of `tags`.
     async fn push(&self, tags: &[&str], name: &str) -> (Digest, Vec<u8>) {
         let config = format!("{{\"name\":\"{name}\"}}").into_bytes();
         let upload = self.ask("POST", "blobs/uploads/", Vec::new(), "text/plain").await;
@@ -98,7 +98,7 @@ impl RealRegistry {
         let place = format!("{place}&digest={}", digest_of(&config));
         let media_type = "application/octet-stream";
         assert_eq!(self.ask("PUT", &place, config.clone(), media_type).await.status(), 201);
-        // Spaced as no serializer would: whoever writes it anew changes the digest.
+        // With unusual spaces, so that a client that serializes the manifest again changes the digest.
         let manifest = format!(
             "{{ \"schemaVersion\" : 2,\n\t\"mediaType\" : \"{IMAGE}\", \"config\": {{\"size\": {}, \"digest\":\"{}\",\
              \"mediaType\":\"application/vnd.oci.image.config.v1+json\"}}, \"layers\": [ ] }}\n",
@@ -113,7 +113,7 @@ impl RealRegistry {
         (digest_of(&manifest), manifest)
     }
 
-    /// What `tag` names.
+    /// The manifest that `tag` points to.
     async fn manifest(&self, tag: &str) -> Option<Vec<u8>> {
         let response = self.ask("GET", &format!("manifests/{tag}"), Vec::new(), IMAGE).await;
         match response.status().as_u16() {

@@ -58,7 +58,7 @@ fn counts(expected: &[(&str, usize)]) -> BTreeMap<String, usize> {
     expected.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect()
 }
 
-/// What was stored of a planning that is over says nothing any more.
+/// Removes the fields that are read only while a run is pending.
 fn without_past_planning(run: &mut Map<String, Value>) {
     if run["state"]["status"] != "pending" {
         run.remove("planning_since");
