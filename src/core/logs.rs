@@ -78,11 +78,11 @@ pub enum AppendError {
     /// Lines before these are missing, so the agent must send them first.
     #[error("line {expected} is missing")]
     Gap {
-        /// The next line that the store wants.
+        /// The number of the first missing line.
         expected: u64,
     },
     /// The commit failed, or the store is closed. Nothing of the batch is stored.
-    #[error("the log database did not take the lines: {0}")]
+    #[error("cannot store lines of a log: {0}")]
     NotStored(String),
 }
 
@@ -112,13 +112,14 @@ pub struct LogStore {
 pub struct Receipt(oneshot::Receiver<Result<u64, AppendError>>);
 
 impl Receipt {
-    /// Waits for the commit; returns the number of the next line that the store wants. A call that was
-    /// dropped before it answered may be made again.
+    /// Waits for the commit, and returns the number of the next line. Cancel safe: it may be called again.
     ///
     /// # Errors
     /// [`AppendError`].
     pub async fn stored(&mut self) -> Result<u64, AppendError> {
-        (&mut self.0).await.unwrap_or_else(|_| Err(AppendError::NotStored("it is closed".into())))
+        (&mut self.0)
+            .await
+            .unwrap_or_else(|_| Err(AppendError::NotStored("the log store is closed".into())))
     }
 }
 
@@ -167,12 +168,12 @@ impl LogStore {
         let (stored, receipt) = oneshot::channel();
         let chunks = Chunk::several_of(lines);
         let command = Command::Append(Append { attempt, first, chunks, stored });
-        let closed = |_| AppendError::NotStored("it is closed".into());
+        let closed = |_| AppendError::NotStored("the log store is closed".into());
         self.writer.send(command).await.map_err(closed)?;
         Ok(Receipt(receipt))
     }
 
-    /// The number of the next line that the store wants.
+    /// The number of the next line. Dropped lines are counted.
     ///
     /// # Errors
     /// [`AppendError::NotStored`] when the database cannot be read.

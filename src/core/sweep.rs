@@ -158,7 +158,7 @@ impl Sweep {
         loop {
             let asked_at = now();
             if let Err(error) = self.sweep().await {
-                warn!(provider = %self.name, %error, "it cannot be compared with the records");
+                warn!(provider = %self.name, %error, "the provider's list cannot be compared with the records");
             }
             self.wait(asked_at, &mut changes).await;
         }
@@ -214,7 +214,7 @@ impl Sweep {
         let offers = match within(LIST_LIMIT, self.provider.describe()).await {
             Ok(offers) => offers,
             Err(error) => {
-                warn!(provider = %self.name, %error, "it does not say what it has");
+                warn!(provider = %self.name, %error, "the provider's instance types and images cannot be read");
                 return false;
             }
         };
@@ -358,10 +358,10 @@ impl Sweep {
                     warn!(%provider, %machine, ?verdict, error, "could not be done; trying again");
                 }
                 (Verdict::EndUnknown, Outcome::Done) => {
-                    info!(%provider, %machine, "a machine that nobody knows is ended");
+                    info!(%provider, %machine, "a machine without a record is terminated");
                 }
                 (Verdict::Returned, Outcome::Done) => {
-                    info!(%provider, %machine, "a machine that was taken for gone is there; it is ended");
+                    info!(%provider, %machine, "a machine that counted as gone is listed again and terminated");
                 }
                 (Verdict::Gone { .. } | Verdict::Missing, Outcome::Done) => {
                     let taken_back = *verdict == Verdict::Gone { taken_back: true };

@@ -39,7 +39,7 @@ pub(super) enum Mistake {
     Wanted { wanted: &'static str, found: ValueKind, hint: Option<&'static str> },
     #[error("a key must be text, but this is {0}")]
     KeyNotText(ValueKind),
-    #[error("`<<` wants a map or a list of maps, not {0}")]
+    #[error("`<<` must be a map or a list of maps, not {0}")]
     MergeNotMap(ValueKind),
     #[error("is given twice, first on line {first_line}")]
     DuplicateKey { first_line: usize },

@@ -8,7 +8,7 @@ use stagely_state::{Fleet, MachineSize, Market, Usd};
 use crate::MachineSpec;
 use crate::settings::{FleetTypes, InstanceTypeSettings, MarketPolicy, SettingError};
 
-/// An instance type that we know: its arch, and its price of an hour on demand, in millionths of a US dollar.
+/// A built-in instance type: its name, its arch, and its price of an hour on demand, in millionths of a US dollar.
 pub(crate) type KnownType = (&'static str, Arch, u64);
 
 /// The instance types of small, medium, large and xlarge machines.
@@ -34,13 +34,13 @@ pub(crate) struct Candidate {
     pub(crate) max_price: Option<Usd>,
 }
 
-/// A provider's machine types: those that we know, and the settings with their names.
+/// The inputs of a catalog: the built-in types, and the settings with their keys.
 #[derive(Debug)]
 pub(crate) struct CatalogSettings<'a> {
     pub(crate) known: &'static [KnownType],
     pub(crate) defaults: &'static [DefaultTypes],
     pub(crate) fleets: [(Fleet, &'static str, &'a FleetTypes); 3],
-    /// Instance types that we do not know, and prices.
+    /// Further instance types, and prices that replace the built-in ones.
     pub(crate) instance_types: (&'static str, &'a BTreeMap<String, InstanceTypeSettings>),
     /// The zones, regions or subnets of machines, in the order in which they are tried.
     pub(crate) zones: &'a [String],
@@ -56,7 +56,7 @@ pub struct Catalog {
 }
 
 impl Catalog {
-    /// Merges the types that we know with the settings.
+    /// Merges the built-in types with the settings.
     ///
     /// # Errors
     /// [`SettingError`] for an unknown instance type, and for a type of another arch than its setting.

@@ -219,7 +219,7 @@ impl DigitalOcean {
         for droplet in droplets {
             warn!(%machine, droplet = droplet.id, "a second droplet of the machine is ended");
             if let Err(error) = self.delete(&droplet).await {
-                warn!(%machine, droplet = droplet.id, %error, "it is not ended yet");
+                warn!(%machine, droplet = droplet.id, %error, "cannot delete the second droplet");
             }
         }
         oldest
@@ -299,7 +299,7 @@ impl DigitalOcean {
             sleep(wait).await;
             match self.find(machine).await {
                 Ok(Some(droplet)) => {
-                    info!(%machine, droplet = droplet.id, "it was created without a clear answer");
+                    info!(%machine, droplet = droplet.id, "a droplet was created without a clear response");
                     return Ok(droplet);
                 }
                 Ok(None) => {}

@@ -205,7 +205,7 @@ impl Processes {
         limit: Duration,
     ) -> Result<(), ProcessError> {
         if !self.ends_within(machine, limit).await? {
-            warn!(%machine, "it did not stop in time and is killed");
+            warn!(%machine, "a machine did not stop in time and is killed");
             self.signal(machine, Signal::SIGKILL).await?;
             if !self.ends_within(machine, KILL_LIMIT).await? {
                 return Err(ProcessError::Unkillable(machine));
@@ -265,7 +265,7 @@ impl Processes {
                 false
             }
             Err(error) => {
-                warn!(%machine, %error, "cannot ask for the process of a machine");
+                warn!(%machine, %error, "cannot read the status of a machine's process");
                 true
             }
         });

@@ -240,7 +240,7 @@ impl Provider for QemuProvider {
         let Err(error) = self.start(request).await else { return Ok(placement) };
         // Core does not end a machine that was not launched, so its folder is removed here.
         if let Err(error) = self.processes.remove_folder(request.machine).await {
-            warn!(machine = %request.machine, %error, "it was not started");
+            warn!(machine = %request.machine, %error, "cannot remove the folder of a machine that was not started");
         }
         Err(error)
     }

@@ -92,7 +92,7 @@ impl Binding {
         if stored.path != self.path {
             return other(format!("at {}", stored.path.display()));
         }
-        // A fact that one of them does not have says nothing.
+        // Only facts that both have are compared.
         let differs =
             |(name, value): (&String, &String)| self.host.get(name).is_some_and(|own| own != value);
         if stored.host.iter().any(differs) { other("on another host".to_owned()) } else { Ok(()) }

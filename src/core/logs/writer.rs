@@ -43,7 +43,7 @@ pub(super) struct Append {
     /// The number of their first line. Without one they follow the stored lines.
     pub(super) first: Option<u64>,
     pub(super) chunks: Vec<Chunk>,
-    /// Gets the number of the next line that the store wants.
+    /// Receives the number of the next line after the commit.
     pub(super) stored: oneshot::Sender<Result<u64, AppendError>>,
 }
 

@@ -52,7 +52,7 @@ pub(super) async fn read(mut response: Response, bytes_max: usize) -> Result<Byt
     while let Some(chunk) = response.chunk().await? {
         if body.len() + chunk.len() > bytes_max {
             return Err(RegistryError::InvalidResponse(format!(
-                "it is longer than {bytes_max} bytes"
+                "the body is longer than {bytes_max} bytes"
             )));
         }
         body.extend_from_slice(&chunk);

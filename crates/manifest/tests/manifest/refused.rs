@@ -136,7 +136,7 @@ fn keys_and_merges_of_a_wrong_type_are_refused() {
         problems("builds: {a: {context: ., ? [x] : y}}"),
         ["1:28: builds.a: a key must be text, but this is a list"]
     );
-    assert_eq!(problem_of_build("<<: 5"), "<<: `<<` wants a map or a list of maps, not a number");
+    assert_eq!(problem_of_build("<<: 5"), "<<: `<<` must be a map or a list of maps, not a number");
 }
 
 #[test]

@@ -75,7 +75,7 @@ impl AwsProvider {
                 warn!(%machine, id, "a second instance of one machine is ended");
                 // The next list contains it again.
                 if let Err(error) = self.terminate_instance(&surplus).await {
-                    warn!(%machine, id, %error, "it is not ended");
+                    warn!(%machine, id, %error, "cannot terminate the second instance");
                 }
             }
         }

@@ -62,7 +62,7 @@ pub(super) enum ApiError {
     #[error("DigitalOcean refuses {what} ({status}): {message}{}", advice(*.status))]
     Refused { what: String, status: StatusCode, message: String },
     /// The rate limit is reached. The API has done nothing.
-    #[error("DigitalOcean wants to be asked less often: again in {} s", wait.as_secs().max(1))]
+    #[error("DigitalOcean's rate limit is reached; next request in {} s", wait.as_secs().max(1))]
     Throttled { wait: Duration },
     /// There was no response, or one that does not say what was done.
     #[error("DigitalOcean gives no clear answer to {what}: {problem}")]

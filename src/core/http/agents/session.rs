@@ -78,7 +78,7 @@ impl<'a> AgentSession<'a> {
         }
     }
 
-    /// Reports the agent to the orchestrator, and acknowledges HELLO with the lines that the store wants next.
+    /// Reports the agent to the orchestrator, and acknowledges HELLO with the next line of each log.
     async fn greet(&mut self, hello: Hello, session: SessionId) -> Result<(), SessionEnd> {
         let holds: Vec<Attempt> =
             hello.jobs.iter().filter_map(|job| job.job_id.as_str().parse().ok()).collect();
@@ -121,7 +121,7 @@ impl<'a> AgentSession<'a> {
                 Ok(())
             }
             Ok(AgentMessage::Interrupted(interrupted)) => {
-                warn!(machine = %self.machine, ?interrupted, "the cloud wants the machine back");
+                warn!(machine = %self.machine, ?interrupted, "the agent reports an interruption notice");
                 let interruption = match interrupted.notice {
                     Notice::Likely => Interruption::Likely,
                     Notice::Certain => Interruption::Certain { at: Timestamp(interrupted.at) },
@@ -134,7 +134,7 @@ impl<'a> AgentSession<'a> {
                 Ok(())
             }
             Ok(AgentMessage::Hello(_)) => {
-                self.answer_error("unexpected_hello", "HELLO was said already").await
+                self.answer_error("unexpected_hello", "HELLO was sent already").await
             }
             Err(error @ ParseError::UnknownType(_)) => {
                 self.answer_error(error.code(), &error.to_string()).await
