@@ -26,6 +26,7 @@ mod registered;
 mod reports;
 mod reused;
 mod runs;
+mod superseded;
 mod tags;
 mod transitions;
 
