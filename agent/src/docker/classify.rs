@@ -1,6 +1,14 @@
 //! Finds the reason for a failure in Docker's messages. No other module interprets their text.
 
+use std::sync::LazyLock;
+
+use regex::Regex;
 use stagely_protocol::{FailureReason, RegistryProblem};
+
+/// The status of a response, as Docker and its libraries report it: `unexpected status from PUT request to URL: 413 …`.
+static STATUS: LazyLock<Regex> = LazyLock::new(|| {
+    Regex::new(r"(?:^|: |status |status code:? )([1-5]\d\d)(?:[ :]|$)").expect("a fixed pattern")
+});
 
 /// Messages of registries that refuse the user name or the password.
 const AUTHENTICATION: [&str; 8] = [
@@ -14,30 +22,30 @@ const AUTHENTICATION: [&str; 8] = [
     "insufficient_scope",
 ];
 
-/// Messages about connections that fail.
-const CONNECTION: [&str; 13] = [
+/// Messages about connections that fail. Another attempt may succeed.
+const CONNECTION: [&str; 11] = [
     "connection refused",
     "connection reset",
     NO_SUCH_HOST,
     "i/o timeout",
-    "tls handshake",
+    "tls handshake timeout",
     "network is unreachable",
     "no route to host",
     "unexpected eof",
     "broken pipe",
     "server misbehaving",
-    "context deadline exceeded",
-    "client.timeout exceeded",
-    "too many requests",
+    "timeout exceeded",
 ];
 
-/// Messages of registries that fail.
-const SERVER_ERROR: [&str; 5] = [
-    "500 internal server error",
-    "502 bad gateway",
-    "503 service unavailable",
-    "504 gateway timeout",
-    "unexpected status",
+/// Messages about limits, which pass.
+const LIMITED: [&str; 3] = ["context deadline exceeded", "too many requests", "toomanyrequests"];
+
+/// Messages about TLS that another attempt does not change.
+const TLS: [&str; 4] = [
+    "x509: ",
+    "server gave http response to https client",
+    "first record does not look like a tls handshake",
+    "tls: failed to verify certificate",
 ];
 
 /// Reported for a host name without an address, which is usually misspelled. The message for a name server that does
@@ -47,7 +55,8 @@ const NO_SUCH_HOST: &str = "no such host";
 const DISK_FULL: [&str; 2] = ["no space left on device", "disk quota exceeded"];
 
 /// Messages about an engine that does not answer.
-const ENGINE: [&str; 5] = [
+const ENGINE: [&str; 6] = [
+    "signal: killed",
     "dial unix",
     "cannot connect to the docker daemon",
     "is the docker daemon running",
@@ -60,6 +69,8 @@ const NOT_COMPLETED: &str = "did not complete successfully: ";
 
 const UNAVAILABLE: FailureReason =
     FailureReason::Registry { problem: RegistryProblem::Unavailable };
+
+const REFUSED: FailureReason = FailureReason::Registry { problem: RegistryProblem::Refused };
 
 /// Finds the reason for a failed `docker buildx build`. `step` is the vertex that failed, or empty if none did. `error`
 /// is the error of that vertex, or else of the client.
@@ -100,8 +111,20 @@ fn has(text: &str, messages: &[&str]) -> bool {
     messages.iter().any(|message| text.contains(message))
 }
 
+/// Whether another attempt may succeed.
 fn is_unavailable(text: &str) -> bool {
-    has(text, &CONNECTION) || has(text, &SERVER_ERROR)
+    let is_http_transient = http_status(text).is_some_and(is_transient_status);
+    !has(text, &TLS) && (has(text, &CONNECTION) || has(text, &LIMITED) || is_http_transient)
+}
+
+/// The status of a response that is the last word of a request: `500 Internal Server Error`, `status code 413`.
+fn http_status(text: &str) -> Option<u16> {
+    STATUS.captures_iter(text).last()?[1].parse().ok()
+}
+
+/// The statuses of servers that are overloaded or restarting.
+const fn is_transient_status(status: u16) -> bool {
+    matches!(status, 408 | 425 | 429 | 500..=599)
 }
 
 fn machine_failure(text: &str) -> Option<FailureReason> {
@@ -115,8 +138,14 @@ fn push_failure(text: &str) -> FailureReason {
     if has(text, &AUTHENTICATION) {
         return FailureReason::Registry { problem: RegistryProblem::Authentication };
     }
-    if is_unavailable(text) || text.contains("failed to push") {
+    if is_unavailable(text) {
         return UNAVAILABLE;
+    }
+    if has(text, &TLS)
+        || http_status(text).is_some()
+        || has(text, &["failed to push", "denied", "not found"])
+    {
+        return REFUSED;
     }
     FailureReason::Internal
 }
@@ -218,7 +247,36 @@ mod tests {
                  bridge: adding interface veth1 to bridge docker0 failed: Device does not exist",
                 FailureReason::Engine,
             ),
-            ("", "signal: killed", FailureReason::Internal),
+            ("", "signal: killed", FailureReason::Engine),
+            (
+                "exporting to image",
+                "failed to push r/a: unexpected status from POST request to http://r/v2/a/blobs/uploads/: 404 Not \
+                 Found",
+                REFUSED,
+            ),
+            (
+                "exporting to image",
+                "failed to push r/a: failed to copy: io: read/write on closed pipe: unexpected status from PUT request \
+                 to http://r/v2/a/blobs/uploads/1: 413 Request Entity Too Large",
+                REFUSED,
+            ),
+            (
+                "exporting to image",
+                "failed to push r/a: failed to do request: Head \"https://r/v2/\": tls: failed to verify certificate: \
+                 x509: certificate signed by unknown authority",
+                REFUSED,
+            ),
+            (
+                "exporting to image",
+                "failed to push r/a: failed to do request: Head \"https://r/v2/\": http: server gave HTTP response to \
+                 HTTPS client",
+                REFUSED,
+            ),
+            (
+                "exporting to image",
+                "failed to push r/a: tag 1 is immutable: denied: image tag already exists",
+                REFUSED,
+            ),
         ];
         for (step, error, reason) in cases {
             assert_eq!(build_failure(step, error), reason, "{error}");
@@ -279,7 +337,7 @@ mod tests {
         let cases = [
             ("unauthorized: authentication required", AUTHENTICATION),
             ("dial tcp 127.0.0.1:1: connect: connection refused", UNAVAILABLE),
-            ("r/a@sha256:00: not found", FailureReason::Internal),
+            ("r/a@sha256:00: not found", REFUSED),
             ("Error saving credentials: no space left on device", FailureReason::DiskFull),
             ("Cannot connect to the Docker daemon at unix:///x", FailureReason::Engine),
         ];

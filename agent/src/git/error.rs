@@ -28,6 +28,13 @@ pub enum CloneError {
         /// The error of libgit2.
         detail: String,
     },
+    /// The server or the repository cannot be used, and another attempt does not change that.
+    #[error("cannot fetch from {url}: {detail}")]
+    Refused {
+        url: String,
+        /// The error of libgit2.
+        detail: String,
+    },
     /// The address cannot be used.
     #[error("{url:?} cannot be cloned: {detail}")]
     Address {
@@ -58,6 +65,7 @@ impl CloneError {
             Self::Authentication { .. } => CloneProblem::Authentication,
             Self::CommitGone { .. } => CloneProblem::CommitGone,
             Self::Network { .. } => CloneProblem::Network,
+            Self::Refused { .. } => CloneProblem::Refused,
             Self::TooLarge(_) => {
                 return FailureReason::User { step: String::new(), exit_code: 1 };
             }
@@ -86,7 +94,12 @@ impl CloneError {
         } else {
             match error.class() {
                 ErrorClass::Net | ErrorClass::Http | ErrorClass::Ssl | ErrorClass::Os => {
-                    Self::Network { url, detail: error.message().to_owned() }
+                    let detail = error.message().to_owned();
+                    if is_transient(&text) {
+                        Self::Network { url, detail }
+                    } else {
+                        Self::Refused { url, detail }
+                    }
                 }
                 _ => Self::Internal(error.message().to_owned()),
             }
@@ -102,6 +115,39 @@ impl CloneError {
         }
         Self::Internal(error.message().to_owned())
     }
+}
+
+/// libgit2's messages about connections that fail. Another attempt may succeed.
+const CONNECTION: [&str; 17] = [
+    "failed to connect",
+    "failed to resolve",
+    "could not connect",
+    "connection refused",
+    "connection reset",
+    "connection closed",
+    "network is unreachable",
+    "no route to host",
+    "broken pipe",
+    "timed out",
+    "timeout",
+    "eof",
+    "disconnect",
+    "ended unexpectedly",
+    "error reading from",
+    "could not read",
+    "syscall",
+];
+
+/// The servers' statuses that pass, in libgit2's words.
+const TRANSIENT_STATUSES: [&str; 7] =
+    ["code: 408", "code: 425", "code: 429", "code: 500", "code: 502", "code: 503", "code: 504"];
+
+/// Whether another attempt may succeed. `text` is in lower case.
+fn is_transient(text: &str) -> bool {
+    // The name of a server may contain any of the words, but this only delays a failure.
+    !text.contains("certificate")
+        && (CONNECTION.iter().any(|words| text.contains(words))
+            || TRANSIENT_STATUSES.iter().any(|status| text.contains(status)))
 }
 
 /// libgit2's messages when a file cannot be written for lack of space.
@@ -121,4 +167,40 @@ pub(crate) fn without_credentials(url: &str) -> String {
     let _ = parsed.set_username("");
     parsed.set_query(None);
     parsed.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_connections_and_overloaded_servers_are_worth_another_attempt() {
+        let url: Url = "https://git.example/app".parse().unwrap();
+        let problem = |class, message: &str| {
+            let error = git2::Error::new(ErrorCode::GenericError, class, message);
+            CloneError::from_server(&error, &url).reason()
+        };
+        let transient = FailureReason::Clone { problem: CloneProblem::Network };
+        for (class, message) in [
+            (ErrorClass::Os, "failed to connect to git.example: Connection refused"),
+            (
+                ErrorClass::Net,
+                "failed to resolve address for git.example: Name or service not known",
+            ),
+            (ErrorClass::Http, "unexpected http status code: 502"),
+            (ErrorClass::Net, "early EOF"),
+            (ErrorClass::Ssl, "SSL error: syscall failure: Connection reset by peer"),
+        ] {
+            assert_eq!(problem(class, message), transient, "{message}");
+        }
+        let refused = FailureReason::Clone { problem: CloneProblem::Refused };
+        for (class, message) in [
+            (ErrorClass::Ssl, "the SSL certificate is invalid"),
+            (ErrorClass::Http, "unexpected http status code: 418"),
+            (ErrorClass::Net, "invalid packet line"),
+            (ErrorClass::Http, "proxy authentication required"),
+        ] {
+            assert_eq!(problem(class, message), refused, "{message}");
+        }
+    }
 }

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use stagely_protocol::paths;
 use stagely_protocol::{
-    Build, BuildArgs, BuildConfig, CacheMiss, FailureReason, Fingerprint, Step, slow_down,
+    Build, BuildArgs, BuildConfig, CacheMiss, FailureReason, Fingerprint, RegistryAuth, Step,
+    slow_down,
 };
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::timeout;
@@ -69,7 +70,8 @@ pub(super) async fn perform(
     let platforms = PlatformCheck::start(build, &files, docker, engine.arch);
     let inputs = InputsReader::start(&files, &config.build_args, stop);
     let build_stop = stop.child_token();
-    let (outcome, running) = build_with_retries(&request, &build_stop).await?;
+    let (outcome, running) =
+        build_with_retries(&request, build.registry_auth.as_ref(), &build_stop).await?;
     let explanation = timeout(EXPLAIN_LIMIT, explain(inputs, config, &outcome));
     let explanation = stop.run_until_cancelled(explanation).await;
     let (cache_miss, fingerprint) = explanation.and_then(Result::ok).unwrap_or_default();
@@ -196,14 +198,16 @@ async fn explain(
     explained.await.unwrap_or_default()
 }
 
-/// Builds, and builds again if the registry does not answer or, once, if the engine's report is lost. The command of
-/// the returned build may still export the cache.
+/// Builds, and builds again if the registry does not answer or, once each, if the engine's report is lost or a login
+/// that was accepted before is refused: it may have expired during a long build. The command of the returned build may
+/// still export the cache.
 async fn build_with_retries(
     request: &BuildRequest,
+    auth: Option<&RegistryAuth>,
     stop: &CancellationToken,
 ) -> Result<(BuildOutcome, RunningBuild), JobError> {
     let mut backoff = RegistryBackoff::new(&request.docker);
-    let (mut known_steps, mut was_report_lost) = (Vec::new(), false);
+    let (mut known_steps, mut was_report_lost, mut was_login_refused) = (Vec::new(), false, false);
     loop {
         let mut running = RunningBuild::start(request.clone(), stop.clone());
         let mut error = match running.pushed().await {
@@ -219,6 +223,12 @@ async fn build_with_retries(
             Err(error) => JobError::from(error),
         };
         restore_steps(&mut error.steps, &mut known_steps);
+        if error.is_refused_login() && auth.is_some() && !was_login_refused {
+            was_login_refused = true;
+            let registry = request.config.target_image.registry();
+            log_in(&request.docker, registry, auth, &request.log, stop).await?;
+            continue;
+        }
         backoff.wait_after(error, &request.log, stop).await?;
     }
 }

@@ -41,6 +41,11 @@ impl JobError {
         Self::with_message(reason, format!("{operation}: {error}"))
     }
 
+    /// Whether the registry refused the user name or the password.
+    pub(super) const fn is_refused_login(&self) -> bool {
+        matches!(self.reason, FailureReason::Registry { problem: RegistryProblem::Authentication })
+    }
+
     /// Whether a further attempt on this machine may succeed: the registry did not answer.
     pub(super) const fn is_transient(&self) -> bool {
         matches!(self.reason, FailureReason::Registry { problem: RegistryProblem::Unavailable })

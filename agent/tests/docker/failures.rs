@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use stagely_protocol::{FailureReason, RegistryProblem, StatusState};
+use stagely_test_support::registry::FaultyRegistry;
 
 use crate::setup::Setup;
 
@@ -59,4 +60,37 @@ async fn a_registry_that_refuses_and_one_that_does_not_answer_are_different_reas
     message.as_object_mut().unwrap().remove("registry_auth");
     let status = setup.run_with(message, retry_limit).await;
     assert_eq!(status.error, Some(FailureReason::Registry { problem }), "{}", setup.log());
+}
+
+/// The registry's answer is the last word, said once, and in the registry's own words.
+#[tokio::test]
+async fn a_registry_that_refuses_an_image_is_not_tried_again() {
+    let files = [("Dockerfile", "FROM debian:13-slim\nRUN head -c 300000 /dev/urandom > /file\n")];
+    for (fault, words) in
+        [("no-repository", "404 Not Found"), ("too-large", "413"), ("immutable", "400 Bad Request")]
+    {
+        let registry = FaultyRegistry::start(fault);
+        let setup = Setup { registry: registry.url.clone(), ..Setup::new(fault) };
+        let message = setup.build(&files, json!({}));
+
+        let status = setup.run_with(message, Duration::from_mins(1)).await;
+
+        let problem = RegistryProblem::Refused;
+        assert_eq!(status.error, Some(FailureReason::Registry { problem }), "{}", setup.log());
+        let message = status.error_message.unwrap();
+        assert!(message.contains(words), "{fault}: {message}");
+        assert!(!setup.log().contains("trying again"), "{}", setup.log());
+    }
+}
+
+#[tokio::test]
+async fn a_login_that_expires_during_a_build_is_renewed() {
+    let registry = FaultyRegistry::start("expired-login");
+    let setup = Setup { registry: registry.url.clone(), ..Setup::new("expired-login") };
+    let message = setup.build(&[("Dockerfile", "FROM debian:13-slim\n")], json!({}));
+
+    let status = setup.run(message).await;
+
+    assert_eq!(status.state, StatusState::Completed, "{status:?}\n{}", setup.log());
+    assert_eq!(setup.log().matches("Logging in").count(), 2, "{}", setup.log());
 }

@@ -58,12 +58,18 @@ pub enum FailureReason {
     Internal,
 }
 
+/// The exit code of a shell whose command got SIGKILL.
+const EXIT_KILLED: i32 = 137;
+
 /// Why a registry could not be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RegistryProblem {
     /// The registry refused the user name or password.
     Authentication,
+    /// The registry answered with an error that another attempt does not change: the repository does not exist, a layer
+    /// is too large, its certificate is not trusted.
+    Refused,
     /// The registry did not answer, or answered with a server error.
     Unavailable,
 }
@@ -80,6 +86,8 @@ pub enum CloneProblem {
     CommitGone,
     /// The server did not answer, or the connection broke.
     Network,
+    /// The server or the repository cannot be used: its certificate is not trusted, or it is of an unsupported kind.
+    Refused,
 }
 
 impl FailureReason {
@@ -113,7 +121,6 @@ impl FailureReason {
             | Self::NoCapacity
             | Self::DiskFull
             | Self::Engine
-            | Self::Internal
             | Self::Registry { problem: RegistryProblem::Unavailable }
             | Self::Clone { problem: CloneProblem::Network } => true,
             Self::User { .. }
@@ -124,10 +131,16 @@ impl FailureReason {
             | Self::DependencyFailed { .. }
             | Self::Provider
             | Self::Emulation
-            | Self::Registry { problem: RegistryProblem::Authentication }
+            | Self::Internal
+            | Self::Registry {
+                problem: RegistryProblem::Authentication | RegistryProblem::Refused,
+            }
             | Self::Clone {
                 problem:
-                    CloneProblem::NotFound | CloneProblem::Authentication | CloneProblem::CommitGone,
+                    CloneProblem::NotFound
+                    | CloneProblem::Authentication
+                    | CloneProblem::CommitGone
+                    | CloneProblem::Refused,
             } => false,
         }
     }
@@ -139,6 +152,11 @@ impl fmt::Display for FailureReason {
             Self::User { step, exit_code } if step.is_empty() => {
                 write!(f, "the build failed (exit code {exit_code})")
             }
+            Self::User { step, exit_code: EXIT_KILLED } => write!(
+                f,
+                "step `{step}` was killed (exit code {EXIT_KILLED}): memory probably ran out, and a larger \
+                 `machine` has more"
+            ),
             Self::User { step, exit_code } => {
                 write!(f, "step `{step}` failed with exit code {exit_code}")
             }
@@ -159,6 +177,9 @@ impl fmt::Display for FailureReason {
             Self::Registry { problem: RegistryProblem::Authentication } => {
                 f.write_str("the registry refused the user name or password")
             }
+            Self::Registry { problem: RegistryProblem::Refused } => {
+                f.write_str("the registry refused the request")
+            }
             Self::Registry { problem: RegistryProblem::Unavailable } => {
                 f.write_str("the registry did not answer")
             }
@@ -170,6 +191,9 @@ impl fmt::Display for FailureReason {
             }
             Self::Clone { problem: CloneProblem::CommitGone } => {
                 f.write_str("the repository has no such commit")
+            }
+            Self::Clone { problem: CloneProblem::Refused } => {
+                f.write_str("the repository cannot be cloned")
             }
             Self::Clone { problem: CloneProblem::Network } => {
                 f.write_str("the repository's server did not answer")

@@ -1,7 +1,7 @@
 //! Registries: the one that `scripts/setup` starts, and private ones of tests.
 
 use std::fs;
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -177,4 +177,24 @@ fn htpasswd(username: &str, password: &str) -> Vec<u8> {
         .unwrap();
     process.stdin.take().unwrap().write_all(password.as_bytes()).unwrap();
     process.wait_with_output().unwrap().stdout
+}
+
+/// A registry in front of the real one that refuses some requests, as `faulty_registry.py` describes.
+pub struct FaultyRegistry {
+    pub url: String,
+    _process: ChildProcess,
+}
+
+impl FaultyRegistry {
+    /// Starts it with one of the faults of `faulty_registry.py`.
+    pub fn start(fault: &str) -> Self {
+        let mut process = Command::new("python3")
+            .args(["-c", include_str!("faulty_registry.py"), &setting("STAGELY_REGISTRY"), fault])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("python3 starts");
+        let mut port = String::new();
+        BufReader::new(process.stdout.take().unwrap()).read_line(&mut port).unwrap();
+        Self { url: format!("127.0.0.1:{}", port.trim()), _process: ChildProcess::new(process) }
+    }
 }
