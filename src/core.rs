@@ -146,8 +146,8 @@ impl Running {
 /// Starts core: when this returns, it listens.
 ///
 /// # Errors
-/// A data folder that is in use, was used elsewhere (unless `check` allows it) or cannot be written, an address that is taken, a registry password
-/// that cannot be read.
+/// A data folder that is in use, was used elsewhere (unless `check` allows it) or cannot be written, an address that is
+/// taken, a registry password that cannot be read.
 pub async fn start(mut config: Config, check: FolderCheck) -> anyhow::Result<Running> {
     config.check()?;
     config.registry.password()?;

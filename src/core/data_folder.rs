@@ -80,8 +80,8 @@ impl DataFolder {
     }
 }
 
-/// Checks where the folder was used before, and binds it to this place. A database of an older version is bound without a
-/// check.
+/// Checks where the folder was used before, and binds it to this place. A database of an older version is bound without
+/// a check.
 fn bind(path: &Path, store: &Store, check: FolderCheck) -> anyhow::Result<()> {
     if check == FolderCheck::None {
         return Ok(());

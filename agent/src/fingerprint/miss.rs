@@ -122,8 +122,8 @@ fn changed_image(was: String, is: String) -> Option<MissCause> {
     (digest(&was) != digest(&is)).then_some(MissCause::BaseImage { was, is })
 }
 
-/// The instruction of a step. Its number alone does not determine it: FROM may count or not, and ONBUILD of a base image
-/// adds steps. So the numbering is chosen with which most steps of the stage match their instructions.
+/// The instruction of a step. Its number alone does not determine it: FROM may count or not, and ONBUILD of a base
+/// image adds steps. So the numbering is chosen with which most steps of the stage match their instructions.
 fn layer<'a>(dockerfile: &'a Dockerfile, steps: &[Step], name: StepName<'_>) -> Option<&'a Layer> {
     let layers = &dockerfile.stages.get(dockerfile.stage(name.stage)?)?.layers;
     let names = steps.iter().filter_map(|step| StepName::parse(&step.name));

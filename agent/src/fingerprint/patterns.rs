@@ -15,8 +15,8 @@ pub(super) struct Pattern {
 }
 
 impl Pattern {
-    /// Parses a line of `.dockerignore`, where `**` matches any number of folders. `None`: the line is not a pattern, or
-    /// the pattern is the context itself, which matches no file for Docker.
+    /// Parses a line of `.dockerignore`, where `**` matches any number of folders. `None`: the line is not a pattern,
+    /// or the pattern is the context itself, which matches no file for Docker.
     pub(super) fn ignore(text: &str) -> Option<Self> {
         Self::new(text, true).filter(|pattern| !pattern.is_all)
     }

@@ -140,7 +140,8 @@ async fn check_platform(
     Ok(Some(warning))
 }
 
-/// Fails if the build is for its cache alone and the engine cannot export one. Warns if it exports none beside the image.
+/// Fails if the build is for its cache alone and the engine cannot export one. Warns if it exports none beside the
+/// image.
 fn check_cache_export(config: &BuildConfig, engine: &Engine, log: &JobLog) -> Result<(), JobError> {
     if config.cache_to.is_none() || engine.containerd_store {
         return Ok(());

@@ -135,8 +135,8 @@ pub struct State {
     /// Effects without an outcome yet.
     pub outbox: Table<EffectId, Effect>,
     pub(super) index: Index,
-    /// The number of each project's last assignment. Assignments are counted over all projects from the start of core; the
-    /// count is not stored.
+    /// The number of each project's last assignment. Assignments are counted over all projects from the start of core;
+    /// the count is not stored.
     pub(super) served: BTreeMap<ProjectId, u64>,
     /// The newest session of each machine's agent with this core.
     pub(super) sessions: BTreeMap<MachineId, SessionId>,

@@ -14,8 +14,8 @@ use thiserror::Error;
 /// Beside the database. Backups may leave it out.
 const FILE: &str = "bound.json";
 
-/// Files whose content differs from host to host, also between a virtual machine and its clone. Those that only root can
-/// read are missing if core is not root.
+/// Files whose content differs from host to host, also between a virtual machine and its clone. Those that only root
+/// can read are missing if core is not root.
 const HOST_FACTS: [(&str, &str); 3] = [
     ("machine-id", "/etc/machine-id"),
     ("product-uuid", "/sys/class/dmi/id/product_uuid"),

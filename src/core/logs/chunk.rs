@@ -11,8 +11,8 @@ use zstd::zstd_safe::get_frame_content_size;
 
 use super::StoredLine;
 
-/// Takes little time compared with the commit. The result is 3 % smaller than with level 1; real logs shrink to between a
-/// third and an eighth.
+/// Takes little time compared with the commit. The result is 3 % smaller than with level 1; real logs shrink to between
+/// a third and an eighth.
 const LEVEL: i32 = 3;
 
 /// The largest decompressed part, in bytes: the text of one message, and a few bytes for each line.

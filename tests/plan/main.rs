@@ -1,0 +1,9 @@
+//! From `stagely.yaml` to the jobs of a run.
+
+#![expect(clippy::unwrap_used, reason = "a helper's failure fails the test")]
+
+mod fixtures;
+
+mod jobs;
+mod references;
+mod skipped;
