@@ -138,10 +138,10 @@ impl Progress {
             // With a named context, BuildKit solves a step in several vertexes of the same name.
             if let Some(step) = steps.iter_mut().find(|step| step.name == vertex.name) {
                 step.seconds = step.seconds.max(vertex.seconds);
-                step.cached &= vertex.cached;
+                step.cached &= vertex.is_cached();
             } else {
                 let (name, seconds) = (vertex.name.clone(), vertex.seconds);
-                steps.push(Step { name, seconds, cached: vertex.cached });
+                steps.push(Step { name, seconds, cached: vertex.is_cached() });
             }
         }
         steps
@@ -220,7 +220,7 @@ impl Progress {
         if progress.name.is_empty() {
             progress.name = name;
         }
-        progress.cached |= vertex.cached;
+        progress.report_cached(vertex.cached);
         progress.started = vertex.started.or(progress.started);
         progress.has_ended &= vertex.started.is_none() || vertex.completed.is_some();
         let ends_now = vertex.completed.is_some() && !progress.has_ended;
@@ -304,7 +304,7 @@ impl Progress {
         let was_logged = std::mem::replace(&mut vertex.is_end_logged, true);
         if vertex.error.is_empty() {
             vertex.tail = Vec::new();
-            let end = if vertex.cached {
+            let end = if vertex.is_cached() {
                 "CACHED".to_owned()
             } else {
                 format!("DONE {:.1}s", vertex.seconds)

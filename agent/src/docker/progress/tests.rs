@@ -161,3 +161,17 @@ fn a_line_that_is_overwritten_for_long_is_logged_every_few_seconds() {
     let lines = redrawn(&states);
     assert_eq!(lines, ["#1 5.000 4 s", "#1 10.000 9 s", "#1 13.000 13 s"]);
 }
+
+#[test]
+fn a_step_whose_layers_cannot_be_loaded_and_that_runs_is_not_cached() {
+    let vertex = |cached: bool| {
+        format!(
+            r#"{{"vertexes":[{{"digest":"b","name":"[2/2] RUN b","started":"2026-01-01T00:00:00Z","completed":"2026-01-01T00:00:01Z","cached":{cached}}}]}}"#
+        )
+    };
+    let data = STANDARD.encode("running\n");
+    let log = format!(r#"{{"logs":[{{"vertex":"b","stream":1,"data":"{data}"}}]}}"#);
+    let cached = |json: &[&str]| render(&json.join("\n"), "hunter22", 10_000).1.steps()[0].cached;
+    assert!(cached(&[&vertex(true), &vertex(false)]));
+    assert!(!cached(&[&vertex(true), &log, &vertex(false)]));
+}

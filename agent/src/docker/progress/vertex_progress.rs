@@ -27,7 +27,10 @@ pub(super) struct VertexProgress {
     pub(super) is_end_logged: bool,
     pub(super) started: Option<SystemTime>,
     pub(super) seconds: f64,
-    pub(super) cached: bool,
+    /// Whether a report says that it came from the cache.
+    cached: bool,
+    /// Whether it printed anything, which only a step that runs does.
+    has_output: bool,
     /// Masked; empty unless the vertex failed.
     pub(super) error: String,
     /// The last lines of its output, masked.
@@ -100,12 +103,24 @@ impl VertexProgress {
             started: None,
             seconds: 0.0,
             cached: false,
+            has_output: false,
             error: String::new(),
             tail: Vec::new(),
             statuses: HashMap::new(),
             stdout: buffer(),
             stderr: buffer(),
         }
+    }
+
+    /// Takes note of what a report says.
+    pub(super) fn report_cached(&mut self, cached: bool) {
+        self.cached |= cached;
+    }
+
+    /// Whether it came from the cache. A step also runs if its layers cannot be loaded, after a report that it came from
+    /// the cache.
+    pub(super) const fn is_cached(&self) -> bool {
+        self.cached && !self.has_output
     }
 
     fn buffer(&mut self, stream: Stream) -> &mut LineBuffer {
@@ -130,6 +145,7 @@ impl VertexProgress {
         let mut masked = Vec::with_capacity(data.len());
         buffer.masked.push(data, &mut masked);
         self.is_end_logged = false;
+        self.has_output = true;
         self.take_lines(stream, &masked, lines)
     }
 
