@@ -205,6 +205,11 @@ impl<'a> Fields<'a> {
         read_value(&self.take(key)?, read, problems)
     }
 
+    /// Takes the keys that begin with `x-`. As in Compose files, they hold what anchors share.
+    pub(super) fn take_extensions(&mut self) {
+        self.left.retain(|field| !field.key.starts_with("x-"));
+    }
+
     /// Notes every key that was not taken.
     pub(super) fn finish(self, problems: &mut Collector) {
         for field in self.left {

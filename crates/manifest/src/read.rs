@@ -68,6 +68,7 @@ fn manifest(root: &Field<'_>, problems: &mut Collector) -> Manifest {
     fields.value("version", values::version, problems);
     let name = fields.value("name", values::name, problems);
     let builds = fields.require("builds", "it maps names to builds", problems);
+    fields.take_extensions();
     fields.finish(problems);
     let builds = builds.map(|field| builds_and_jobs_of(&field, problems)).unwrap_or_default();
     names::check(&builds, problems);

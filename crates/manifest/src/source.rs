@@ -12,6 +12,12 @@ use super::limits::FILE_BYTES_MAX;
 /// The name of the file, at the repository's root.
 pub const FILE_NAME: &str = "stagely.yaml";
 
+/// A name that the file does not have, although many tools accept it.
+pub const MISNAMED: &str = "stagely.yml";
+
+/// The advice for a repository that has [`MISNAMED`] alone.
+pub const MISNAMED_ADVICE: &str = "there is a stagely.yml: rename it to stagely.yaml";
+
 /// Reads the manifest of the repository that is checked out at `root`.
 ///
 /// The repository's authors are not trusted: only a regular file below `root` is opened, so that a
@@ -23,7 +29,8 @@ pub const FILE_NAME: &str = "stagely.yaml";
 pub fn read_checkout(root: &Path) -> io::Result<Vec<u8>> {
     let root = root.canonicalize()?;
     let path = root.join(FILE_NAME);
-    let path = if path.symlink_metadata()?.is_symlink() {
+    let metadata = path.symlink_metadata().map_err(|error| advised(error, &path))?;
+    let path = if metadata.is_symlink() {
         let target = path.canonicalize().ok().filter(|target| target.starts_with(&root));
         target.ok_or_else(|| io::Error::other("it is a symlink to nothing in the repository"))?
     } else {
@@ -42,11 +49,41 @@ pub fn read_checkout(root: &Path) -> io::Result<Vec<u8>> {
 /// # Errors
 /// The file cannot be opened or read.
 pub fn read_file(path: &Path) -> io::Result<Vec<u8>> {
-    read(File::open(path)?)
+    read(File::open(path).map_err(|error| advised(error, path))?)
+}
+
+/// Adds the advice to the error about a missing file.
+fn advised(error: io::Error, path: &Path) -> io::Error {
+    let is_misnamed = error.kind() == io::ErrorKind::NotFound
+        && path.ends_with(FILE_NAME)
+        && path.with_file_name(MISNAMED).is_file();
+    if is_misnamed { io::Error::new(error.kind(), MISNAMED_ADVICE) } else { error }
 }
 
 fn read(file: File) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.take(FILE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_file_with_the_other_ending_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join(FILE_NAME);
+        let errors = || {
+            let checkout = read_checkout(folder.path()).unwrap_err().to_string();
+            (checkout, read_file(&file).unwrap_err().to_string())
+        };
+        assert!(!errors().0.contains("rename"));
+        fs::write(folder.path().join(MISNAMED), "builds: {}\n").unwrap();
+        assert_eq!(errors(), (MISNAMED_ADVICE.to_owned(), MISNAMED_ADVICE.to_owned()));
+        fs::write(&file, "builds:\n").unwrap();
+        assert_eq!(read_file(&file).unwrap(), b"builds:\n");
+    }
 }

@@ -20,6 +20,7 @@ pub(super) fn manifest_as_written(schema: &mut Schema) {
         json!({"description": "The version of this file's format.", "type": "integer", "const": 2}),
     );
     schema.insert("required".to_owned(), json!(["builds"]));
+    schema.insert("patternProperties".to_owned(), json!({"^x-": {}}));
 }
 
 /// `platform` is the short form of `platforms`, and only the context is required.

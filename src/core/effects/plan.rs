@@ -178,10 +178,15 @@ impl Planner {
     ) -> Result<Option<PlannedRun>, NotPlanned> {
         let (file, commit) = (stagely_manifest::FILE_NAME, &resolved.commit);
         let bytes = with_github_timeout(self.github.file(&subject.project, file, commit)).await?;
-        let bytes = bytes.ok_or_else(|| {
-            let advice = "add one to the top of the repository";
-            failed(FailureReason::Manifest, format!("{file} is missing at {commit}: {advice}"))
-        })?;
+        let Some(bytes) = bytes else {
+            let misnamed = self.github.file(&subject.project, stagely_manifest::MISNAMED, commit);
+            let advice = match with_github_timeout(misnamed).await? {
+                Some(_) => stagely_manifest::MISNAMED_ADVICE,
+                None => "add one to the top of the repository",
+            };
+            let message = format!("{file} is missing at {commit}: {advice}");
+            return Err(failed(FailureReason::Manifest, message));
+        };
         // The agents check contexts and Dockerfiles, because they have the files.
         let manifest = stagely_manifest::parse(file, &bytes)
             .map_err(|problems| failed(FailureReason::Manifest, problems))?;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use stagely_manifest::Build;
 use stagely_protocol::{Arch, Platform};
 use stagely_state::MachineSize;
 
@@ -100,4 +101,17 @@ fn keys_are_text_whatever_their_yaml_type() {
     let manifest = accepted("builds: {1: {context: .}, null: {context: .}, true: {context: .}}");
     let names: Vec<_> = manifest.builds.iter().map(|build| &*build.name).collect();
     assert_eq!(names, ["1", "null", "true"]);
+}
+
+#[test]
+fn keys_that_begin_with_x_hold_what_anchors_share() {
+    let text = "x-common: &common\n  timeout: 20m\n  build_args: &args\n    GO: \"1.20\"\n    CGO: \"0\"\n\
+        x-anything: [1, { a: ~ }]\nbuilds:\n  api:\n    <<: *common\n    context: .\n  web:\n    <<: *common\n    \
+        context: .\n    build_args:\n      <<: *args\n      GO: \"1.21\"\n";
+    let manifest = accepted(text);
+    let [api, web] = &manifest.builds[..] else { panic!("two builds") };
+    assert_eq!((api.timeout, web.timeout), (Duration::from_mins(20), Duration::from_mins(20)));
+    let arg = |build: &Build, name: &str| build.build_args[name].fill(|_| String::new());
+    assert_eq!((arg(api, "GO"), arg(web, "GO")), ("1.20".to_owned(), "1.21".to_owned()));
+    assert_eq!(arg(web, "CGO"), "0");
 }

@@ -153,3 +153,10 @@ fn manifest_text() -> impl Strategy<Value = String> {
     (head, prop::collection::vec(build, 1..4))
         .prop_map(|(head, builds)| format!("{head}builds:\n{}", builds.concat()))
 }
+
+#[test]
+fn the_schema_allows_extensions_at_the_top_alone() {
+    assert!(allows("x-any: { a: [1] }\nbuilds: { app: { context: . } }\n"));
+    assert!(!allows("builds: { app: { context: ., x-any: 1 } }\n"));
+    assert!(parse("stagely.yaml", b"builds: { app: { context: ., x-any: 1 } }\n").is_err());
+}
