@@ -7,23 +7,31 @@
 mod remote;
 mod submodules;
 
+mod lfs;
+mod pointer;
+
+mod filters;
+
+mod encoding;
 mod thread;
 mod tree;
 
 mod error;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use secrecy::SecretString;
-use stagely_protocol::{CloneContext, CommitSha};
+use stagely_protocol::{CloneContext, CommitSha, Submodules};
 use tokio_util::sync::CancellationToken;
 
-pub use self::error::CloneError;
 pub(crate) use self::error::without_credentials;
+pub use self::error::{CloneError, LargeFileProblem};
+pub use self::filters::UnappliedFilter;
 use self::remote::Access;
 pub use self::remote::ResolvedRef;
-use self::submodules::Submodules;
-use self::thread::run_on_thread;
+use self::submodules::{Contents, SubmoduleFetcher};
+use self::thread::{FetchMonitor, run_on_thread};
 
 /// The commit to fetch, and its repository.
 #[derive(Clone, Debug)]
@@ -35,8 +43,9 @@ pub struct FetchRequest {
     pub branch: Option<String>,
     /// The credential for the repository, and for submodules on the same server.
     pub token: Option<SecretString>,
-    /// Whether to fetch submodules too.
-    pub submodules: bool,
+    pub submodules: Submodules,
+    /// Whether to fetch the files that Git LFS keeps elsewhere.
+    pub large_files: bool,
 }
 
 impl From<CloneContext> for FetchRequest {
@@ -46,7 +55,8 @@ impl From<CloneContext> for FetchRequest {
             commit: context.commit_hash,
             branch: context.branch,
             token: context.clone_token,
-            submodules: true,
+            submodules: context.submodules,
+            large_files: true,
         }
     }
 }
@@ -60,8 +70,12 @@ pub struct Checkout {
     pub bytes: u64,
     /// The number of submodules that were checked out.
     pub submodules: u32,
+    /// The number of files that were fetched with Git LFS.
+    pub large_files: usize,
     /// The paths of submodules that are not in `.gitmodules`. Their folders are empty.
     pub without_address: Vec<String>,
+    /// The filters that only the user's Git has.
+    pub unapplied_filters: Vec<UnappliedFilter>,
 }
 
 /// Fetches one commit into `dest`, which must be empty or not exist.
@@ -99,23 +113,48 @@ async fn fetch(
     objects: Option<PathBuf>,
     cancel: &CancellationToken,
 ) -> Result<Checkout, CloneError> {
-    let dest = dest.to_owned();
-    run_on_thread(request.url.clone(), cancel, move |monitor| {
-        let access = Access::new(&request.url, request.token, monitor)?;
-        remote::fetch(&access, &request.commit, request.branch.as_deref(), &dest)?;
-        let Submodules { fetched, without_address } = if request.submodules {
-            submodules::fetch_all(&access, &dest)?
-        } else {
-            Submodules::default()
-        };
-        match objects {
-            Some(objects) => remote::move_repository(&access, &dest, &objects)?,
-            None => remote::remove_repository(&access, &dest)?,
+    let (root, url, with_large_files) = (dest.to_owned(), request.url.clone(), request.large_files);
+    let work = move |monitor| check_out(request, &root, objects.as_deref(), monitor);
+    let (mut bytes, contents) = run_on_thread(url, cancel, work).await?;
+    let mut large_files = 0;
+    if with_large_files {
+        for files in contents.large_files {
+            large_files += files.pointers.len();
+            let fetched = cancel.run_until_cancelled(lfs::fetch(files)).await;
+            bytes += fetched.unwrap_or(Err(CloneError::Cancelled))?;
         }
-        let bytes = access.monitor.bytes();
-        Ok(Checkout { root: dest, bytes, submodules: fetched, without_address })
+    }
+    Ok(Checkout {
+        root: dest.to_owned(),
+        bytes,
+        submodules: contents.submodules,
+        large_files,
+        without_address: contents.without_address,
+        unapplied_filters: contents.unapplied,
     })
-    .await
+}
+
+/// Checks out a commit and its submodules, without large files.
+fn check_out(
+    request: FetchRequest,
+    root: &Path,
+    objects: Option<&Path>,
+    monitor: Arc<FetchMonitor>,
+) -> Result<(u64, Contents), CloneError> {
+    let access = Access::new(&request.url, request.token, monitor)?;
+    let filtered = remote::fetch(&access, &request.commit, request.branch.as_deref(), true, root)?;
+    let mut contents = Contents::default();
+    contents.add(filtered, &access, root, Path::new(""));
+    if request.submodules != Submodules::None {
+        let has_search = request.submodules != Submodules::Shallow;
+        let mut fetcher = SubmoduleFetcher { root, has_search, contents: &mut contents };
+        fetcher.fetch_all(&access, Path::new(""), 0)?;
+    }
+    match objects {
+        Some(objects) => remote::move_repository(&access, root, objects)?,
+        None => remote::remove_repository(&access, root)?,
+    }
+    Ok((access.monitor.bytes(), contents))
 }
 
 /// The paths in which the commit of `request` differs from `head`, in no order: paths that only one of them has, and

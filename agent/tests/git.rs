@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -13,13 +14,20 @@ use secrecy::SecretString;
 use stagely_agent::git::{
     CloneError, FetchRequest, changed_paths, fetch_commit, fetch_commit_and_objects, resolve_ref,
 };
-use stagely_protocol::CommitSha;
+use stagely_protocol::{CommitSha, Submodules};
 use stagely_test_support::git::{GitServer, Repository, TOKEN};
 use stagely_test_support::wait::eventually;
 use tokio_util::sync::CancellationToken;
 
 fn request(url: String, commit: &CommitSha) -> FetchRequest {
-    FetchRequest { url, commit: commit.clone(), branch: None, token: None, submodules: true }
+    FetchRequest {
+        url,
+        commit: commit.clone(),
+        branch: None,
+        token: None,
+        submodules: Submodules::All,
+        large_files: true,
+    }
 }
 
 fn with_token(request: FetchRequest, token: &str) -> FetchRequest {
@@ -271,7 +279,7 @@ async fn submodules_are_fetched_also_nested_and_relative() {
     assert_eq!(text, "inner");
 
     let folder = tempfile::tempdir().unwrap();
-    let request = FetchRequest { submodules: false, ..request };
+    let request = FetchRequest { submodules: Submodules::None, ..request };
     fetch_commit(request, folder.path(), &CancellationToken::new()).await.unwrap();
     assert!(!folder.path().join("libs/middle/deep").exists());
 }
@@ -384,4 +392,208 @@ async fn comparing_with_a_missing_commit_is_an_error_of_its_own() {
 
         assert!(matches!(error, CloneError::CommitGone { .. }), "{error:?}");
     }
+}
+
+/// Makes git keep `*.bin` of `repository` with Git LFS, and fetch nothing on a checkout.
+fn with_lfs(repository: &Repository) {
+    repository.git(&["lfs", "install", "--local", "--skip-smudge"]);
+    repository.write(&[(".gitattributes", "*.bin filter=lfs diff=lfs merge=lfs -text\n")]);
+}
+
+#[tokio::test]
+async fn files_of_git_lfs_are_fetched_with_their_modes() {
+    let server = GitServer::start();
+    let app = server.repository("app", true);
+    with_lfs(&app);
+    // More than one batch, and two files with the same content.
+    let names: Vec<String> = (0..130).map(|number| format!("many/{number}.bin")).collect();
+    let files: Vec<_> = names.iter().map(|name| (name.as_str(), name.as_str())).collect();
+    app.write(&files);
+    app.write(&[("copy.bin", "many/7.bin"), ("run.bin", "#!/bin/sh\n"), ("empty.bin", "")]);
+    fs::set_permissions(app.path.join("run.bin"), fs::Permissions::from_mode(0o755)).unwrap();
+    let commit = app.commit(&[]);
+    assert!(app.git(&["show", "HEAD:run.bin"]).starts_with("version https://git-lfs"));
+    let request = with_token(request(server.url("private", "app/.git"), &commit), TOKEN);
+
+    let folder = tempfile::tempdir().unwrap();
+    let checkout = fetch_commit(request, folder.path(), &CancellationToken::new()).await.unwrap();
+
+    assert_eq!(checkout.large_files, 132);
+    let text = |name: &str| fs::read_to_string(folder.path().join(name)).unwrap();
+    assert!(names.iter().all(|name| text(name) == *name));
+    assert_eq!((&*text("copy.bin"), &*text("empty.bin")), ("many/7.bin", ""));
+    let mode = folder.path().join("run.bin").metadata().unwrap().permissions().mode();
+    assert_eq!((&*text("run.bin"), mode & 0o777), ("#!/bin/sh\n", 0o755));
+}
+
+#[tokio::test]
+async fn another_lfs_server_gets_no_token() {
+    let (server, other) = (GitServer::start(), GitServer::start());
+    let app = server.repository("app", true);
+    with_lfs(&app);
+    let url = other.url("open", "app/.git/info/lfs");
+    app.write(&[(".lfsconfig", &format!("[lfs]\n\turl = {url}\n"))]);
+    let commit = app.commit(&[("model.bin", "the model")]);
+    let elsewhere = other.repository("app", true).path.join(".git/lfs");
+    fs::rename(app.path.join(".git/lfs"), elsewhere).unwrap();
+    let request = with_token(request(server.url("private", "app/.git"), &commit), TOKEN);
+    assert_eq!(fetch(request.clone(), "model.bin").await.unwrap(), "the model");
+
+    // The server of the repository may name another port for an object.
+    app.git(&["rm", "--quiet", ".lfsconfig"]);
+    let commit = app.commit(&[]);
+    let href = other.url("private", "app/.git/info/lfs/objects/0123");
+    let answer = serde_json::json!({ "actions": { "download": { "href": href } } });
+    fs::write(server.folder().join("LFS_ANSWER"), answer.to_string()).unwrap();
+    let error = fetch(FetchRequest { commit, ..request }, "model.bin").await.unwrap_err();
+    assert!(error.to_string().contains("`model.bin` with Git LFS"), "{error}");
+
+    let requests = other.requests();
+    assert!(requests.contains("/objects/batch -") && requests.contains("/0123 -"), "{requests}");
+    assert!(requests.lines().all(|line| line.ends_with(" -")), "{requests}");
+}
+
+#[tokio::test]
+async fn a_missing_or_wrong_lfs_object_is_an_error_with_its_path() {
+    let server = GitServer::start();
+    let lib = server.repository("lib", true);
+    with_lfs(&lib);
+    lib.commit(&[("model.bin", "of the submodule")]);
+    let app = server.repository("app", true);
+    let url = server.url("open", "lib/.git");
+    app.git(&["-c", "filter.lfs.smudge=cat", "submodule", "--quiet", "add", &url, "libs/lib"]);
+    with_lfs(&app);
+    let commit = app.commit(&[("big/one.bin", "large")]);
+    let request = || request(server.url("open", "app/.git"), &commit);
+    assert_eq!(fetch(request(), "libs/lib/model.bin").await.unwrap(), "of the submodule");
+    assert_eq!(fetch(request(), "big/one.bin").await.unwrap(), "large");
+
+    let objects = |repository: &Repository| repository.path.join(".git/lfs/objects");
+    fs::rename(objects(&lib), lib.path.join("away")).unwrap();
+    let error = fetch(request(), "big/one.bin").await.unwrap_err();
+    let text = error.to_string();
+    assert!(text.starts_with("cannot fetch `libs/lib/model.bin` with Git LFS from http"), "{text}");
+    assert!(text.ends_with("/lib/.git/info/lfs: Object does not exist"), "{text}");
+    assert!(error.reason().is_users() && !error.reason().is_transient(), "{error:?}");
+    fs::rename(lib.path.join("away"), objects(&lib)).unwrap();
+
+    let id = app.git(&["lfs", "ls-files", "--long"]);
+    let id = id.split(' ').next().unwrap();
+    let file = objects(&app).join(&id[..2]).join(&id[2..4]).join(id);
+    fs::remove_file(&file).unwrap();
+    for (content, words) in [("wrong", "its SHA-256 is "), ("longer", "it has 6 bytes or more")] {
+        fs::write(&file, content).unwrap();
+        let error = fetch(request(), "big/one.bin").await.unwrap_err().to_string();
+        assert!(error.contains("big/one.bin") && error.contains(words), "{error}");
+    }
+
+    // Whoever reads only the manifest needs no large files.
+    let before = server.requests().lines().count();
+    let request = FetchRequest { large_files: false, ..request() };
+    assert!(fetch(request, "big/one.bin").await.unwrap().starts_with("version https://git-lfs"));
+    assert!(!server.requests().lines().skip(before).any(|line| line.contains("/lfs/")));
+}
+
+#[tokio::test]
+async fn encodings_of_attributes_are_applied_and_other_filters_reported() {
+    let server = GitServer::start();
+    let app = server.repository("app", true);
+    let attributes = "*.ps1 text working-tree-encoding=UTF-16LE-BOM eol=crlf\n\
+                      *.txt working-tree-encoding=latin1\nsecret/* filter=git-crypt\n";
+    app.write(&[(".gitattributes", attributes), ("secret/a", "encrypted"), ("secret/b", "too")]);
+    fs::write(app.path.join("run.ps1"), [0xff, 0xfe, 0xe9, 0, 0x0d, 0, 0x0a, 0]).unwrap();
+    fs::write(app.path.join("old.txt"), [0xe9]).unwrap();
+    let commit = app.commit(&[]);
+    assert_eq!(app.git(&["show", "HEAD:run.ps1"]), "é");
+    let folder = tempfile::tempdir().unwrap();
+    let (url, cancel) = (server.url("open", "app/.git"), CancellationToken::new());
+
+    let checkout = fetch_commit(request(url.clone(), &commit), folder.path(), &cancel).await;
+
+    for file in ["run.ps1", "old.txt"] {
+        let bytes = |root: &Path| fs::read(root.join(file)).unwrap();
+        assert_eq!(bytes(folder.path()), bytes(&app.path), "{file}");
+    }
+    let unapplied = checkout.unwrap().unapplied_filters;
+    let [unapplied] = &unapplied[..] else { panic!("{unapplied:?}") };
+    assert_eq!((&*unapplied.filter, &*unapplied.path), ("git-crypt", "secret/a"));
+
+    fs::write(app.path.join(".gitattributes"), "*.txt working-tree-encoding=klingon\n").unwrap();
+    app.git(&["update-index", "--add", ".gitattributes"]);
+    app.git(&["commit", "--quiet", "--message", "an unknown encoding"]);
+    let error = fetch(request(url, &app.head()), "old.txt").await.unwrap_err();
+    let words = "`old.txt` with `working-tree-encoding=klingon`: the encoding is not known";
+    assert!(error.to_string().ends_with(words), "{error}");
+    assert!(!error.reason().is_transient());
+}
+
+#[tokio::test]
+async fn a_repository_that_has_moved_on_its_server_is_followed() {
+    let server = GitServer::start();
+    server.repository("lib", true).commit(&[("text", "of the submodule")]);
+    let app = server.repository("app", true);
+    let here = |path: &str| server.url("open", path).replace("http://", "");
+    let moved = |path: &str| server.url("to", &here(path));
+    app.git(&["submodule", "--quiet", "add", &moved("lib/.git"), "lib"]);
+    let commit = app.commit(&[("file", "text")]);
+    let request = request(moved("app/.git"), &commit);
+    assert_eq!(fetch(request.clone(), "lib/text").await.unwrap(), "of the submodule");
+    let (scratch, cancel) = (std::env::temp_dir(), CancellationToken::new());
+    let resolved = resolve_ref(&request.url, None, "main", &scratch, &cancel).await.unwrap();
+    assert_eq!(resolved.commit, commit);
+}
+
+#[tokio::test]
+async fn the_token_does_not_follow_to_another_port() {
+    let (server, other) = (GitServer::start(), GitServer::start());
+    let commit = other.repository("app", true).commit(&[("file", "text")]);
+    let target = other.url("private", "app/.git");
+    // The second asks for the token before it redirects.
+    for area in ["to", "private-to"] {
+        let url = server.url(area, &target.replace("http://", ""));
+        let fetched = fetch(with_token(request(url.clone(), &commit), TOKEN), "file").await;
+        let (token, cancel) = (Some(SecretString::from(TOKEN)), CancellationToken::new());
+        let resolved = resolve_ref(&url, token, "main", &std::env::temp_dir(), &cancel).await;
+        for error in [fetched.unwrap_err(), resolved.unwrap_err()] {
+            assert!(!error.reason().is_transient());
+            let is_named =
+                error.to_string().contains(&format!("it has moved (redirected to {target}"));
+            assert!(is_named || area == "private-to", "{error}");
+        }
+    }
+    let requests = other.requests();
+    assert!(requests.lines().all(|line| line.ends_with(" -")), "{requests}");
+}
+
+#[tokio::test]
+async fn an_error_of_a_submodule_has_its_path_and_both_addresses() {
+    let server = GitServer::start();
+    let app = server.repository("app", true);
+    let lib = server.repository("lib", true);
+    lib.commit(&[("text", "text")]);
+    app.git(&["clone", "--quiet", lib.path.to_str().unwrap(), "libs/lib"]);
+    let modules = "[submodule \"lib\"]\n path = libs/lib\n url = ../../gone/.git\n";
+    let commit = app.commit(&[(".gitmodules", modules)]);
+    let error = fetch(request(server.url("open", "app/.git"), &commit), "file").await.unwrap_err();
+    let text = format!("{:#}", anyhow::Error::new(error));
+    let gone = server.url("open", "gone/.git");
+    let expected =
+        format!("cannot fetch the submodule `libs/lib` from ../../gone/.git: {gone} was not found");
+    assert_eq!(text, expected);
+}
+
+#[tokio::test]
+async fn a_shallow_submodule_is_not_searched_in_its_history() {
+    let server = GitServer::start();
+    let lib = server.repository("lib", false);
+    lib.commit(&[("text", "old")]);
+    let app = server.repository("app", true);
+    app.git(&["submodule", "--quiet", "add", &server.url("open", "lib/.git"), "lib"]);
+    let commit = app.commit(&[]);
+    lib.commit(&[("text", "new")]);
+    let request = request(server.url("open", "app/.git"), &commit);
+    assert_eq!(fetch(request.clone(), "lib/text").await.unwrap(), "old");
+    let request = FetchRequest { submodules: Submodules::Shallow, ..request };
+    let error = format!("{:#}", anyhow::Error::new(fetch(request, "lib/text").await.unwrap_err()));
+    assert!(error.contains("has no "), "{error}");
 }

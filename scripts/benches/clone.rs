@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use stagely_agent::git::{FetchRequest, fetch_commit};
+use stagely_protocol::Submodules;
 use stagely_test_support::git::{GitServer, git};
 use tokio_util::sync::CancellationToken;
 
@@ -77,7 +78,8 @@ async fn by_stagely(url: &str, commit: &str, folder: &Path) -> anyhow::Result<f6
         commit: commit.parse()?,
         branch: Some("main".to_owned()),
         token: None,
-        submodules: true,
+        submodules: Submodules::All,
+        large_files: true,
     };
     let begin = Instant::now();
     fetch_commit(request, folder, &CancellationToken::new()).await?;

@@ -7,7 +7,7 @@ PACKAGES_BUILD="cc:gcc /usr/include/stdlib.h:libc6-dev pkg-config:pkg-config
 PACKAGES_DEMO="git:git ss:iproute2 htpasswd:apache2-utils docker-registry:docker-registry setsid:util-linux
     mount:mount sg:login ps:procps"
 # openssh-client has ssh-keygen, for the user data of the qemu template.
-PACKAGES_TEST="python3:python3 jq:jq cloud-init:cloud-init shellcheck:shellcheck ssh-keygen:openssh-client
+PACKAGES_TEST="git-lfs:git-lfs python3:python3 jq:jq cloud-init:cloud-init shellcheck:shellcheck ssh-keygen:openssh-client
     mmdebstrap:mmdebstrap mkfs.ext4:e2fsprogs"
 # For the golden image that the tests boot, which is for AMD64.
 PACKAGES_TEST_AMD64="genisoimage:genisoimage qemu-system-x86_64:qemu-system-x86"

@@ -277,6 +277,7 @@ impl<'a> Planner<'a> {
             push: self.context.push,
             uses,
             emulation: build.emulation,
+            submodules: self.manifest.submodules,
             cache_from: caches.from,
             cache_to: caches.to,
         })

@@ -1,5 +1,8 @@
 //! Why a commit could not be fetched, and how libgit2's errors are classified.
 
+use std::io;
+use std::path::Path;
+
 use git2::{ErrorClass, ErrorCode};
 use stagely_protocol::{CloneProblem, FailureReason};
 use thiserror::Error;
@@ -43,6 +46,34 @@ pub enum CloneError {
         /// Why it cannot be used.
         detail: &'static str,
     },
+    /// Its server refers to another address, to which no token may go.
+    #[error("{url} cannot be cloned: it has moved ({detail}); use its new address")]
+    Moved {
+        url: String,
+        /// Where.
+        detail: String,
+    },
+    /// A submodule could not be fetched.
+    #[error("cannot fetch the submodule `{path}` from {address}")]
+    Submodule {
+        path: String,
+        /// The address in `.gitmodules`.
+        address: String,
+        #[source]
+        source: Box<CloneError>,
+    },
+    /// A file of Git LFS could not be fetched.
+    #[error("cannot fetch `{path}` with Git LFS from {url}: {detail}")]
+    LargeFile {
+        path: String,
+        /// The LFS server.
+        url: String,
+        detail: String,
+        problem: LargeFileProblem,
+    },
+    /// A file cannot have the encoding that its attributes ask for.
+    #[error("cannot write `{path}` with `working-tree-encoding={encoding}`: {detail}")]
+    Encoding { path: String, encoding: String, detail: String },
     /// The commit is more than Stagely checks out.
     #[error("the repository {0}")]
     TooLarge(String),
@@ -57,16 +88,37 @@ pub enum CloneError {
     Internal(String),
 }
 
+/// Why an object of Git LFS could not be fetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LargeFileProblem {
+    /// The server has no such object, or no Git LFS.
+    Missing,
+    /// The server refused the token, or needs one.
+    Authentication,
+    /// The server did not answer, or sent something else.
+    Network,
+}
+
 impl CloneError {
     /// The reason that core gets.
-    pub const fn reason(&self) -> FailureReason {
+    pub fn reason(&self) -> FailureReason {
         let problem = match self {
-            Self::NotFound { .. } | Self::Address { .. } => CloneProblem::NotFound,
-            Self::Authentication { .. } => CloneProblem::Authentication,
+            Self::NotFound { .. } | Self::Address { .. } | Self::Moved { .. } => {
+                CloneProblem::NotFound
+            }
+            Self::Authentication { .. }
+            | Self::LargeFile { problem: LargeFileProblem::Authentication, .. } => {
+                CloneProblem::Authentication
+            }
+            Self::Submodule { source, .. } => return source.reason(),
             Self::CommitGone { .. } => CloneProblem::CommitGone,
-            Self::Network { .. } => CloneProblem::Network,
+            Self::Network { .. } | Self::LargeFile { problem: LargeFileProblem::Network, .. } => {
+                CloneProblem::Network
+            }
             Self::Refused { .. } => CloneProblem::Refused,
-            Self::TooLarge(_) => {
+            Self::TooLarge(_)
+            | Self::Encoding { .. }
+            | Self::LargeFile { problem: LargeFileProblem::Missing, .. } => {
                 return FailureReason::User { step: String::new(), exit_code: 1 };
             }
             Self::Cancelled => return FailureReason::Cancelled,
@@ -88,7 +140,10 @@ impl CloneError {
         } else if has(&["code: 404", "code: 410", "repository not found", "not exported"]) {
             Self::NotFound { url }
         } else if has(&["redirect"]) {
-            Self::Address { url, detail: "it has moved; use its new address" }
+            Self::Moved { url, detail: error.message().to_owned() }
+        } else if text == "invalid packet line" {
+            let detail = "it is a shallow clone, which libgit2 cannot read; unshallow it";
+            Self::Address { url, detail }
         } else if has(&DISK_FULL) {
             Self::DiskFull
         } else {
@@ -103,6 +158,14 @@ impl CloneError {
                 }
                 _ => Self::Internal(error.message().to_owned()),
             }
+        }
+    }
+
+    /// Classifies an error of an operation on the file at `path`.
+    pub(super) fn from_file(operation: &str, path: &Path, error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::DiskFull,
+            _ => Self::Internal(format!("cannot {operation} `{}`: {error}", path.display())),
         }
     }
 

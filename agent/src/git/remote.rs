@@ -1,6 +1,7 @@
 //! Talks to one repository with libgit2. All functions block.
 
 use std::cell::Cell;
+use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -11,16 +12,17 @@ use git2::{
     FetchOptions, Oid, RemoteCallbacks, RemoteRedirect, Repository,
 };
 use secrecy::{ExposeSecret, SecretString};
-use stagely_protocol::CommitSha;
+use stagely_protocol::{CommitSha, SUBMODULE_ADDRESSES_REF};
 use tempfile::TempDir;
-use url::Url;
+use url::{Host, Url};
 
 use super::error::{CloneError, is_not_our_ref, without_credentials};
+use super::filters::{self, Filtered};
 use super::thread::FetchMonitor;
 use super::tree;
 
 /// The user name for tokens. GitHub accepts it with every kind of token; GitLab and Gitea accept any name.
-const TOKEN_USER: &str = "x-access-token";
+pub(super) const TOKEN_USER: &str = "x-access-token";
 
 /// The depths to which a branch is fetched in search of a commit. For git, the largest number means the whole branch.
 const DEPTHS: [i32; 4] = [1, 50, 1_000, i32::MAX];
@@ -48,6 +50,7 @@ impl ResolvedRef {
 }
 
 /// One repository, and the credential for it.
+#[derive(Clone)]
 pub(super) struct Access {
     pub(super) url: Url,
     pub(super) token: Option<SecretString>,
@@ -75,7 +78,13 @@ impl Access {
     fn callbacks(&self) -> RemoteCallbacks<'_> {
         let was_asked = Cell::new(false);
         let mut callbacks = RemoteCallbacks::new();
-        callbacks.credentials(move |_, _, allowed| {
+        callbacks.credentials(move |url, _, allowed| {
+            // libgit2 follows redirects to another port of the same host.
+            let target = Url::parse(url).ok().filter(|url| url.origin() != self.url.origin());
+            if let Some(target) = target {
+                let words = format!("redirected to {}", without_credentials(target.as_str()));
+                return Err(git2::Error::new(ErrorCode::GenericError, ErrorClass::Http, words));
+            }
             // libgit2 asks again whenever the server has refused the credential.
             let refused = || git2::Error::new(ErrorCode::Auth, ErrorClass::Http, "refused");
             if was_asked.replace(true) || !allowed.contains(CredentialType::USER_PASS_PLAINTEXT) {
@@ -99,11 +108,12 @@ impl Access {
         Self::isolated(create(path).map_err(CloneError::from_local)?)
     }
 
-    fn isolated(repository: Repository) -> Result<Repository, CloneError> {
+    pub(super) fn isolated(repository: Repository) -> Result<Repository, CloneError> {
         let config = repository.config().and_then(|config| config.open_level(ConfigLevel::Local));
-        repository
-            .set_config(&config.map_err(CloneError::from_local)?)
-            .map_err(CloneError::from_local)?;
+        let mut config = config.map_err(CloneError::from_local)?;
+        // The user's attributes would filter files.
+        config.set_str("core.attributesFile", "/dev/null").map_err(CloneError::from_local)?;
+        repository.set_config(&config).map_err(CloneError::from_local)?;
         Ok(repository)
     }
 
@@ -169,20 +179,24 @@ impl From<CloneError> for FetchSpecError {
     }
 }
 
-/// Fetches `commit` into a new repository at `dest` and checks it out.
+/// Fetches `commit` into a new repository at `dest` and checks it out. Without `has_search` at most one commit of each
+/// branch is fetched.
 pub(super) fn fetch(
     access: &Access,
     commit: &CommitSha,
     branch: Option<&str>,
+    has_search: bool,
     dest: &Path,
-) -> Result<(), CloneError> {
+) -> Result<Filtered, CloneError> {
     // Otherwise libgit2 looks up the parents and trees of each object before it writes it. The pack is checked as a
     // whole anyway.
     git2::opts::strict_object_creation(false);
     // Every object was hashed when the pack was received. Git does not hash it again on reading either.
     git2::opts::strict_hash_verification(false);
     let repository = Access::create(dest, false)?;
-    let id = fetch_objects(access, &repository, commit, &branch_specs(branch, true), &DEPTHS)?;
+    let depths = if has_search { &DEPTHS[..] } else { &DEPTHS[..1] };
+    let specs = branch_specs(branch, true);
+    let id = fetch_objects(access, &repository, commit, &specs, depths)?;
     check_out(access, &repository, id)
 }
 
@@ -255,9 +269,49 @@ fn gone(access: &Access, wanted: &str) -> CloneError {
     }
 }
 
-fn check_out(access: &Access, repository: &Repository, id: Oid) -> Result<(), CloneError> {
+fn check_out(access: &Access, repository: &Repository, id: Oid) -> Result<Filtered, CloneError> {
     let summary = tree::summarize(repository, id, &access.monitor)?;
-    write_files(access, repository, id, summary.has_attributes)
+    write_files(access, repository, id, summary.has_attributes)?;
+    if summary.has_filters {
+        access.monitor.on_disk(|| filters::apply(repository, &access.monitor))
+    } else {
+        Ok(Filtered::default())
+    }
+}
+
+/// The addresses of submodules that the server of a folder gives, by path; none of any other server.
+pub(super) fn submodule_addresses(
+    access: &Access,
+    repository: &Repository,
+) -> Result<HashMap<Vec<u8>, String>, CloneError> {
+    if !is_loopback(&access.url) {
+        return Ok(HashMap::new());
+    }
+    let spec = format!("+{SUBMODULE_ADDRESSES_REF}:{SUBMODULE_ADDRESSES_REF}");
+    match access.fetch_spec(repository, &spec, 1) {
+        Ok(()) => {}
+        Err(FetchSpecError::NotServed(_) | FetchSpecError::NoSuchCommit(_)) => {
+            return Ok(HashMap::new());
+        }
+        Err(FetchSpecError::Other(error)) => return Err(error),
+    }
+    let Ok(reference) = repository.find_reference(SUBMODULE_ADDRESSES_REF) else {
+        return Ok(HashMap::new());
+    };
+    let blob = reference.peel_to_blob().map_err(CloneError::from_local)?;
+    let parts: Vec<&[u8]> = blob.content().split(|byte| *byte == 0).collect();
+    let text = |part: &[u8]| String::from_utf8_lossy(part).into_owned();
+    Ok(parts.chunks_exact(2).map(|pair| (pair[0].to_vec(), text(pair[1]))).collect())
+}
+
+/// Whether a server is on this machine.
+pub(super) fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(domain)) => domain == "localhost",
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    }
 }
 
 fn write_files(
@@ -328,7 +382,10 @@ pub(super) fn changed_paths(
     let wanted = Oid::from_str(commit.as_str()).map_err(CloneError::from_local)?;
     let old = match repository.find_commit(wanted) {
         Ok(_) => wanted,
-        Err(_) => fetch_objects(access, &repository, commit, &branch_specs(branch, false), depths)?,
+        Err(_) => {
+            let specs = branch_specs(branch, false);
+            fetch_objects(access, &repository, commit, &specs, depths)?
+        }
     };
     access.monitor.on_disk(|| differing(&repository, old, head)).map_err(CloneError::from_local)
 }

@@ -1,69 +1,135 @@
 //! Fetches the submodules of a checkout, and theirs.
 
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
-use git2::{Repository, SubmoduleUpdate};
+use git2::{Repository, Submodule, SubmoduleUpdate};
 use url::Url;
 
 use super::error::{CloneError, without_credentials};
+use super::filters::{Filtered, UnappliedFilter};
+use super::lfs::LargeFiles;
 use super::remote::{self, Access};
 
 /// Deeper nesting counts as a circle.
-const DEPTH_MAX: u32 = 8;
+const DEPTH_MAX: usize = 8;
 
-/// The submodules of a checkout.
+/// What was found in a checkout and its submodules. Paths start at the root of the whole checkout.
 #[derive(Debug, Default)]
-pub(super) struct Submodules {
-    /// The number of those that were fetched.
-    pub(super) fetched: u32,
-    /// The paths, from the root of the repository that has them, of those without an address.
+pub(super) struct Contents {
+    pub(super) large_files: Vec<LargeFiles>,
+    pub(super) unapplied: Vec<UnappliedFilter>,
+    /// The number of submodules that were fetched.
+    pub(super) submodules: u32,
+    /// The submodules without an address.
     pub(super) without_address: Vec<String>,
 }
 
-/// Fetches all submodules of the checkout at `root`.
-pub(super) fn fetch_all(access: &Access, root: &Path) -> Result<Submodules, CloneError> {
-    let mut submodules = Submodules::default();
-    fetch_level(access, root, 0, &mut submodules)?;
-    Ok(submodules)
+impl Contents {
+    /// Adds what a checkout at `root` has, of the repository of `access`.
+    pub(super) fn add(&mut self, filtered: Filtered, access: &Access, root: &Path, prefix: &Path) {
+        if !filtered.pointers.is_empty() {
+            self.large_files.push(LargeFiles {
+                root: root.to_owned(),
+                prefix: prefix.to_owned(),
+                url: access.url.clone(),
+                token: access.token.clone(),
+                pointers: filtered.pointers,
+            });
+        }
+        self.unapplied.extend(filtered.unapplied.into_iter().map(|unapplied| {
+            let path = prefix.join(unapplied.path).display().to_string();
+            UnappliedFilter { path, ..unapplied }
+        }));
+    }
 }
 
-fn fetch_level(
-    parent: &Access,
-    root: &Path,
-    depth: u32,
-    submodules: &mut Submodules,
-) -> Result<(), CloneError> {
-    let repository = Repository::open(root).map_err(CloneError::from_local)?;
-    for module in repository.submodules().map_err(CloneError::from_local)? {
+/// Fetches submodules.
+pub(super) struct SubmoduleFetcher<'a> {
+    /// The whole checkout.
+    pub(super) root: &'a Path,
+    /// Whether a commit is searched in the history if the server does not serve single commits.
+    pub(super) has_search: bool,
+    pub(super) contents: &'a mut Contents,
+}
+
+impl SubmoduleFetcher<'_> {
+    /// Fetches all submodules of the checkout at `path`, which is empty for the whole checkout and has the address of
+    /// `parent`, and theirs. There are `depth` checkouts around it.
+    pub(super) fn fetch_all(
+        &mut self,
+        parent: &Access,
+        path: &Path,
+        depth: usize,
+    ) -> Result<(), CloneError> {
+        let repository = Repository::open(self.root.join(path)).map_err(CloneError::from_local)?;
+        let repository = Access::isolated(repository)?;
+        let modules = repository.submodules().map_err(CloneError::from_local)?;
+        if modules.is_empty() {
+            return Ok(());
+        }
+        let addresses = remote::submodule_addresses(parent, &repository)?;
+        for module in modules {
+            let address = addresses.get(module.path().as_os_str().as_bytes());
+            self.fetch(parent, path, &module, address.map(String::as_str), depth)?;
+        }
+        Ok(())
+    }
+
+    /// Fetches one submodule, from `address` if there is one, and from that of `.gitmodules` otherwise.
+    fn fetch(
+        &mut self,
+        parent: &Access,
+        parent_path: &Path,
+        module: &Submodule<'_>,
+        address: Option<&str>,
+        depth: usize,
+    ) -> Result<(), CloneError> {
+        let path = parent_path.join(module.path());
         // A module without an entry in the tree is only a line of .gitmodules. The path of an entry is a folder of
         // the tree, so it cannot lead out of the checkout.
-        let Some(commit) = module.head_id() else { continue };
+        let Some(commit) = module.head_id() else { return Ok(()) };
         if module.update_strategy() == SubmoduleUpdate::None {
-            continue;
+            return Ok(());
         }
         // Somebody has added a clone to the tree. Git leaves the folder empty, and so does `docker build`.
         let Some(url) = module.url().ok().flatten() else {
-            submodules.without_address.push(module.path().display().to_string());
-            continue;
+            self.contents.without_address.push(path.display().to_string());
+            return Ok(());
         };
-        if depth == DEPTH_MAX {
-            let detail = "its submodules are nested too deeply";
-            return Err(CloneError::Address {
-                url: without_credentials(parent.url.as_str()),
-                detail,
-            });
-        }
-        let access = access_to(parent, url)?;
-        let commit = commit.to_string().parse();
-        let commit = commit.map_err(|error| CloneError::Internal(format!("{error}")))?;
-        let dest = root.join(module.path());
-        remote::fetch(&access, &commit, module.branch().ok().flatten(), &dest)?;
-        submodules.fetched += 1;
-        fetch_level(&access, &dest, depth + 1, submodules)?;
-        remote::remove_repository(&access, &dest)?;
+        let result = access_to(parent, address.unwrap_or(url)).and_then(|access| {
+            if depth == DEPTH_MAX {
+                let url = without_credentials(access.url.as_str());
+                let detail = "submodules are nested too deeply";
+                return Err(CloneError::Address { url, detail });
+            }
+            let commit = commit.to_string().parse();
+            let commit = commit.map_err(|error| CloneError::Internal(format!("{error}")))?;
+            let (branch, dest) = (module.branch().ok().flatten(), self.root.join(&path));
+            let filtered = remote::fetch(&access, &commit, branch, self.has_search, &dest)?;
+            self.contents.add(filtered, &access, &dest, &path);
+            Ok((access, dest))
+        });
+        let (access, dest) = result.map_err(|error| in_submodule(error, &path, url))?;
+        self.contents.submodules += 1;
+        self.fetch_all(&access, &path, depth + 1)?;
+        remote::remove_repository(&access, &dest)
     }
-    Ok(())
+}
+
+/// Adds to an error which submodule has it.
+fn in_submodule(error: CloneError, path: &Path, url: &str) -> CloneError {
+    match error {
+        CloneError::Cancelled | CloneError::DiskFull => error,
+        error => {
+            // Relative addresses and those of SSH are no URLs, and have no credentials that Git would use.
+            let is_url = Url::parse(url).is_ok();
+            let address = if is_url { without_credentials(url) } else { url.to_owned() };
+            let path = path.display().to_string();
+            CloneError::Submodule { path, address, source: Box::new(error) }
+        }
+    }
 }
 
 /// Access to the submodule at `url`, which may be relative. It gets the token if it is on the same server.
@@ -73,6 +139,9 @@ fn access_to(parent: &Access, url: &str) -> Result<Access, CloneError> {
             let detail = "the relative address of a submodule leads nowhere";
             CloneError::Address { url: without_credentials(parent.url.as_str()), detail }
         })?
+    } else if url.starts_with('/') || url.starts_with("file:") {
+        let detail = "it is a folder; `git submodule update --init` checks it out for a local run";
+        return Err(CloneError::Address { url: url.to_owned(), detail });
     } else {
         without_user(over_https(url))
     };
@@ -92,7 +161,7 @@ fn join(base: &Url, relative: &str) -> Option<String> {
 }
 
 /// `git@host:path` and `ssh://git@host/path` as https: the machine has no SSH key, but the token may give access.
-fn over_https(url: &str) -> String {
+pub(super) fn over_https(url: &str) -> String {
     if let Some(rest) = url.strip_prefix("ssh://") {
         let rest = rest.split_once('@').map_or(rest, |(_, rest)| rest);
         return format!("https://{rest}");

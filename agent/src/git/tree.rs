@@ -16,13 +16,15 @@ const ENTRIES_MAX: usize = 1_000_000;
 const DEPTH_MAX: usize = 1_000;
 
 /// The most bytes of a checkout.
-const BYTES_MAX: u64 = 64 * 1024 * 1024 * 1024;
+pub(super) const BYTES_MAX: u64 = 64 * 1024 * 1024 * 1024;
 
 /// The properties of a commit's tree.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct TreeSummary {
     /// Whether a folder has a `.gitattributes`.
     pub(super) has_attributes: bool,
+    /// Whether one of them names a filter or an encoding.
+    pub(super) has_filters: bool,
     entries: usize,
     bytes: u64,
 }
@@ -53,7 +55,7 @@ pub(super) fn summarize(
             match entry.kind() {
                 Some(ObjectType::Tree) => folders.push((entry.id(), depth + 1)),
                 Some(ObjectType::Blob) => {
-                    summary.has_attributes |= entry.name_bytes() == b".gitattributes";
+                    let has_attributes = entry.name_bytes() == b".gitattributes";
                     let size = match sizes.entry(entry.id()) {
                         Entry::Occupied(known) => *known.get(),
                         Entry::Vacant(new) => {
@@ -62,6 +64,11 @@ pub(super) fn summarize(
                         }
                     };
                     summary.bytes += size;
+                    if has_attributes {
+                        summary.has_attributes = true;
+                        let text = objects.read(entry.id()).map_err(CloneError::from_local)?;
+                        summary.has_filters |= names_filters(text.data());
+                    }
                 }
                 _ => {}
             }
@@ -75,6 +82,12 @@ pub(super) fn summarize(
         }
     }
     Ok(summary)
+}
+
+/// Whether attributes name a filter or an encoding.
+fn names_filters(attributes: &[u8]) -> bool {
+    let has = |word: &[u8]| attributes.windows(word.len()).any(|part| part == word);
+    has(b"filter=") || has(b"working-tree-encoding=")
 }
 
 #[cfg(test)]
@@ -122,9 +135,12 @@ mod tests {
         let blob = made.repository.blob(b"12345").unwrap();
         let below = made.tree(&["a", ".gitattributes"], blob, FILE);
         let plain = made.summary_of(made.tree(&["a", "b", "c"], blob, FILE)).unwrap();
-        assert_eq!(plain, TreeSummary { has_attributes: false, entries: 3, bytes: 15 });
+        assert_eq!(plain, TreeSummary { entries: 3, bytes: 15, ..TreeSummary::default() });
         let nested = made.summary_of(made.tree(&["x", "y"], below, FOLDER)).unwrap();
-        assert_eq!(nested, TreeSummary { has_attributes: true, entries: 6, bytes: 20 });
+        assert_eq!(
+            nested,
+            TreeSummary { has_attributes: true, entries: 6, bytes: 20, ..TreeSummary::default() }
+        );
     }
 
     #[test]

@@ -108,9 +108,19 @@ async fn clone(
         count => format!(" with {count} submodules"),
     };
     let (kib, seconds) = (fetched.bytes.div_ceil(1024), started.elapsed().as_secs_f64());
-    log.info(&format!("Cloned{submodules}: {kib} KiB in {seconds:.1}s"));
+    let large_files = match fetched.large_files {
+        0 => String::new(),
+        1 => " and 1 file of Git LFS".to_owned(),
+        count => format!(" and {count} files of Git LFS"),
+    };
+    log.info(&format!("Cloned{submodules}{large_files}: {kib} KiB in {seconds:.1}s"));
     for path in &fetched.without_address {
         log.warn(&format!("the submodule `{path}` is not in .gitmodules: its folder is empty"));
+    }
+    for git::UnappliedFilter { filter, path } in &fetched.unapplied_filters {
+        log.warn(&format!(
+            "the filter `{filter}` of .gitattributes is not applied: `{path}` is as it is in Git"
+        ));
     }
     Ok(())
 }

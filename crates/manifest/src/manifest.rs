@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use schemars::JsonSchema;
-use stagely_protocol::{Emulation, ImageRef, Platform};
+use stagely_protocol::{Emulation, ImageRef, Platform, Submodules};
 use stagely_state::MachineSize;
 
 use super::globs::Globs;
@@ -13,12 +13,17 @@ use super::template::Template;
 use super::value_schemas;
 
 /// The builds of a repository. The file `stagely.yaml` is at the root of the repository.
-#[derive(Clone, Debug, PartialEq, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, JsonSchema)]
 #[schemars(title = "stagely.yaml", deny_unknown_fields, transform = value_schemas::manifest_as_written)]
 pub struct Manifest {
     /// The project's name for people; at most 100 characters.
     #[schemars(schema_with = "value_schemas::name")]
     pub name: Option<String>,
+    /// Which submodules are fetched: `true` all, and theirs; `false` none, so that their folders are
+    /// empty; `shallow` all, but never more of a submodule's history than the last commit of each
+    /// branch, where its server does not serve single commits.
+    #[schemars(schema_with = "value_schemas::submodules")]
+    pub submodules: Submodules,
     /// The images to build: a map of names to builds, at most 64. A name is made of letters,
     /// digits, `_` and `-`, does not start with `-`, and becomes part of job names and image tags.
     #[schemars(schema_with = "value_schemas::builds::<Build>")]

@@ -33,7 +33,7 @@ pub(super) fn file(bytes: &[u8], problems: &mut Collector) -> Manifest {
         Ok(node) => manifest(&Field::root(&node), problems),
         Err((at, mistake)) => {
             problems.add(at, "", mistake);
-            Manifest { name: None, builds: Vec::new() }
+            Manifest::default()
         }
     }
 }
@@ -63,17 +63,18 @@ fn position_after(valid: &[u8]) -> Position {
 
 fn manifest(root: &Field<'_>, problems: &mut Collector) -> Manifest {
     let Some(mut fields) = Fields::open(root, "a map with the key `builds`", problems) else {
-        return Manifest { name: None, builds: Vec::new() };
+        return Manifest::default();
     };
     fields.value("version", values::version, problems);
     let name = fields.value("name", values::name, problems);
+    let submodules = fields.value("submodules", values::submodules, problems).unwrap_or_default();
     let builds = fields.require("builds", "it maps names to builds", problems);
     fields.take_extensions();
     fields.finish(problems);
     let builds = builds.map(|field| builds_and_jobs_of(&field, problems)).unwrap_or_default();
     names::check(&builds, problems);
     order::check(&builds, problems);
-    Manifest { name, builds }
+    Manifest { name, submodules, builds }
 }
 
 /// Reads the builds, and notes if they make too many jobs together.

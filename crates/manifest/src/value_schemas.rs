@@ -148,6 +148,10 @@ pub(super) fn emulation(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
+pub(super) fn submodules(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"enum": [true, false, "shallow"], "default": true})
+}
+
 pub(super) fn target(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "string", "maxLength": NAME_CHARACTERS_MAX,

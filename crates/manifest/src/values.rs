@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use stagely_protocol::paths::normalize;
-use stagely_protocol::{Arch, Emulation, ImageRef, Platform};
+use stagely_protocol::{Arch, Emulation, ImageRef, Platform, Submodules};
 use stagely_state::MachineSize;
 use strsim::damerau_levenshtein;
 
 use super::fields::Field;
 use super::globs;
-use super::keywords::{EMULATIONS, MACHINE_SIZES};
+use super::keywords::{EMULATIONS, MACHINE_SIZES, SUBMODULES};
 use super::kind::ValueKind;
 use super::limits::{BUILD_ARG_BYTES_MAX, NAME_CHARACTERS_MAX, PATH_BYTES_MAX, TIMEOUT_MAX};
 use super::mistake::Mistake;
@@ -202,6 +202,17 @@ pub(super) fn emulation(field: &Field<'_>) -> Result<Emulation, Mistake> {
     let text = field.text()?;
     let known = EMULATIONS.into_iter().find(|(name, _)| *name == text);
     known.map(|(_, emulation)| emulation).ok_or_else(|| Mistake::Emulation(text.to_owned()))
+}
+
+/// `true`, `false` or `shallow`.
+pub(super) fn submodules(field: &Field<'_>) -> Result<Submodules, Mistake> {
+    let found = match (field.scalar(), field.kind()) {
+        (Some(text), ValueKind::Boolean) => SUBMODULES.iter().find(|(name, _)| *name == text),
+        (Some("shallow"), ValueKind::Text) => SUBMODULES.last(),
+        _ => None,
+    };
+    let wanted = || field.wanted("`true`, `false` or `shallow`", None);
+    found.map(|(_, submodules)| *submodules).ok_or_else(wanted)
 }
 
 /// A value of a matrix as it was written. It becomes part of names, so it is short and on one line.

@@ -29,7 +29,13 @@ pub use messages::{
     Terminate, expose_secret,
 };
 pub use steps::slow_down;
-pub use values::{Arch, CommitSha, Digest, Emulation, ImageRef, InvalidValue, Platform, WireId};
+pub use values::{
+    Arch, CommitSha, Digest, Emulation, ImageRef, InvalidValue, Platform, Submodules, WireId,
+};
+
+/// A reference that `stagely run` serves beside a folder's commit: a blob of pairs, each the path of a submodule and
+/// the address to fetch it from, every part ended by a NUL. Agents look for it on loopback only.
+pub const SUBMODULE_ADDRESSES_REF: &str = "refs/stagely/submodules";
 
 /// The environment variable that holds the agent's id in each of its processes. A restarted agent finds the processes
 /// of a killed one by it.

@@ -227,6 +227,26 @@ impl From<Platform> for String {
     }
 }
 
+/// Which submodules a clone includes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Submodules {
+    /// All of them, and theirs.
+    #[default]
+    All,
+    /// Like `All`, but never more of a submodule's history than one commit of each branch.
+    Shallow,
+    /// None: their folders are empty.
+    None,
+}
+
+impl Submodules {
+    /// Whether this is the default.
+    pub const fn is_all(&self) -> bool {
+        matches!(self, Self::All)
+    }
+}
+
 /// Whether a build may run on a machine of another arch, under QEMU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

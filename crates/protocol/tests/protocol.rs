@@ -178,6 +178,7 @@ fn a_build_without_the_later_fields_is_pushed_and_may_be_emulated() {
     };
     let config = build.build_config;
     assert!(config.push && config.emulation == Emulation::Allow);
+    assert!(build.context.submodules.is_all());
     assert!(config.build_contexts.is_empty() && config.native_steps.is_empty());
     assert!(config.previous_fingerprint.is_none());
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use stagely_protocol::{
-    BuildArgs, CacheMiss, Digest, Emulation, FailureReason, ImageRef, Platform, Step,
+    BuildArgs, CacheMiss, Digest, Emulation, FailureReason, ImageRef, Platform, Step, Submodules,
 };
 
 use super::{IllegalTransition, MachineSize, Timestamp, VariantName};
@@ -38,6 +38,8 @@ pub enum JobKind {
         uses: BTreeMap<String, UsedImage>,
         #[serde(default)]
         emulation: Emulation,
+        #[serde(default, skip_serializing_if = "Submodules::is_all")]
+        submodules: Submodules,
     },
     /// Joins the images of `needs` into one index.
     Merge {
@@ -68,6 +70,7 @@ impl JobKind {
             cache_to: None,
             uses: BTreeMap::new(),
             emulation: Emulation::Allow,
+            submodules: Submodules::All,
         }
     }
 

@@ -13,7 +13,7 @@ use anyhow::Context as _;
 use secrecy::SecretString;
 use stagely_agent::git::{FetchRequest, ResolvedRef};
 use stagely_manifest::Manifest;
-use stagely_protocol::{CloneProblem, CommitSha, FailureReason};
+use stagely_protocol::{CloneProblem, CommitSha, FailureReason, Submodules};
 use stagely_state::ids::{JobId, RunId};
 use stagely_state::{Environment, Event, PlanFailure, PlannedRun, Project, Run, Trigger};
 use tokio::task::spawn_blocking;
@@ -226,7 +226,8 @@ impl Planner {
             branch: subject.branch(&resolved).map(str::to_owned),
             token: token.clone(),
             // Only a build needs them.
-            submodules: false,
+            submodules: Submodules::None,
+            large_files: false,
         };
         let checkout = self.reader.check_out(request, cancel).await?;
         let (root, commit) = (checkout.root(), resolved.commit.clone());

@@ -8,12 +8,18 @@ The port is the only line on standard output; every request is one line on stand
     /open/…     serves FOLDER/…
     /private/…  the same, for whoever knows TOKEN
     /away/…     redirects to /private/… under another host name
+    /to/HOST:PORT/…  redirects to http://HOST:PORT/…
+    /private-to/HOST:PORT/…  the same, for whoever knows TOKEN
     /hang/…     never answers
     /status/N/… answers with the status N
+
+A repository's Git LFS objects are served from its own folder, as `git lfs` stores them there. The file LFS_ANSWER in
+FOLDER, if there is one, is the answer for each object.
 """
 
 import base64
 import http.server
+import json
 import os
 import subprocess
 import sys
@@ -45,10 +51,32 @@ class Handler(http.server.BaseHTTPRequestHandler):
         elif area == "away":
             port = self.server.server_address[1]
             self.answer(302, {"Location": f"http://localhost:{port}/private/{rest}"})
-        elif area == "private" and not self.knows_token(auth):
+        elif area in ("private", "private-to") and not self.knows_token(auth):
             self.answer(401, {"WWW-Authenticate": 'Basic realm="git"'})
+        elif area in ("to", "private-to"):
+            self.answer(302, {"Location": f"http://{rest}"})
+        elif "/info/lfs/objects/" in rest:
+            self.serve_large_files(*rest.split("/info/lfs/objects/"), body)
         else:
             self.run_git("/" + rest, body)
+
+    def serve_large_files(self, repository, request, body):
+        folder = os.path.join(FOLDER, repository, "lfs/objects")
+        path = lambda oid: os.path.join(folder, oid[:2], oid[2:4], oid)
+        if request != "batch":
+            return self.answer(200, {}, open(path(request), "rb").read())
+        here = f"http://{self.headers['Host']}{self.path.removesuffix('/batch')}"
+        objects = []
+        for wanted in json.loads(body)["objects"]:
+            if os.path.exists(os.path.join(FOLDER, "LFS_ANSWER")):
+                wanted.update(json.load(open(os.path.join(FOLDER, "LFS_ANSWER"))))
+            elif os.path.exists(path(wanted["oid"])):
+                wanted["actions"] = {"download": {"href": f"{here}/{wanted['oid']}"}}
+            else:
+                wanted["error"] = {"code": 404, "message": "Object does not exist"}
+            objects.append(wanted)
+        answer = {"transfer": "basic", "objects": objects}
+        self.answer(200, {"Content-Type": "application/vnd.git-lfs+json"}, json.dumps(answer).encode())
 
     def knows_token(self, auth):
         kind, _, value = auth.partition(" ")

@@ -1,5 +1,7 @@
 //! Dependencies between builds, and the conditions under which builds run.
 
+use stagely_protocol::Submodules;
+
 use super::{accepted, problem_of_build, problems};
 
 #[test]
@@ -14,6 +16,26 @@ fn dependencies_and_conditions_are_read() {
     assert!(b.paths.as_ref().unwrap().is_match("api/src/x"));
     assert!(!b.paths.as_ref().unwrap().is_match("docs/x.md"));
     assert!(a.emulation.is_allowed() && !b.emulation.is_allowed());
+}
+
+#[test]
+fn submodules_are_a_boolean_or_shallow() {
+    let text = |value: &str| format!("submodules: {value}\nbuilds: {{a: {{context: .}}}}\n");
+    let cases = [
+        ("true", Submodules::All),
+        ("false", Submodules::None),
+        ("shallow", Submodules::Shallow),
+        ("'shallow'", Submodules::Shallow),
+    ];
+    for (value, submodules) in cases {
+        assert_eq!(accepted(&text(value)).submodules, submodules, "{value}");
+    }
+    assert!(accepted("builds: {a: {context: .}}").submodules.is_all());
+    for value in ["recursive", "'true'", "1", "[]", "null"] {
+        let [problem] = &problems(&text(value))[..] else { panic!("one problem: {value}") };
+        assert!(problem.contains("submodules: "), "{problem}");
+        assert!(problem.contains("`true`, `false` or `shallow`"), "{problem}");
+    }
 }
 
 #[test]

@@ -149,7 +149,15 @@ fn manifest_text() -> impl Strategy<Value = String> {
     let name = "[a-zA-Z0-9_-]{1,8}";
     let build = (name, prop::collection::vec(pieces, 0..5))
         .prop_map(|(name, pieces)| format!("  {name}: {{context: ., {}}}\n", pieces.join(", ")));
-    let head = prop::sample::select(vec!["", "version: 2\n", "name: x\n", "version: 1\n"]);
+    let head = prop::sample::select(vec![
+        "",
+        "version: 2\n",
+        "name: x\n",
+        "version: 1\n",
+        "submodules: false\n",
+        "submodules: shallow\n",
+        "submodules: none\n",
+    ]);
     (head, prop::collection::vec(build, 1..4))
         .prop_map(|(head, builds)| format!("{head}builds:\n{}", builds.concat()))
 }

@@ -7,7 +7,7 @@ use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
 use super::{Step, expose_secret, expose_secret_option, is_true};
-use crate::{CommitSha, Emulation, Fingerprint, ImageRef, Platform, WireId};
+use crate::{CommitSha, Emulation, Fingerprint, ImageRef, Platform, Submodules, WireId};
 
 /// BUILD: clone a commit, build its image, and push it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -36,6 +36,8 @@ pub struct CloneContext {
         serialize_with = "expose_secret_option"
     )]
     pub clone_token: Option<SecretString>,
+    #[serde(default, skip_serializing_if = "Submodules::is_all")]
+    pub submodules: Submodules,
 }
 
 /// How one image is built, and where it is pushed.

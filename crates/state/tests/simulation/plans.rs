@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use stagely_protocol::{Arch, BuildArgs, CommitSha, Emulation, FailureReason, ImageRef, Platform};
+use stagely_protocol::{
+    Arch, BuildArgs, CommitSha, Emulation, FailureReason, ImageRef, Platform, Submodules,
+};
 use stagely_state::ids::{EnvironmentId, JobId, ProjectId, RunId};
 use stagely_state::{
     Environment, Event, JobKind, MachineSize, PlanFailure, PlannedJob, PlannedRun, Project, Run,
@@ -131,6 +133,7 @@ impl Planner<'_> {
             push: self.pushes(),
             uses: Self::uses(rng),
             emulation: if rng.chance(15) { Emulation::Forbid } else { Emulation::Allow },
+            submodules: Submodules::All,
         }
     }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use stagely_agent::git::{FetchRequest, fetch_commit, resolve_ref};
+use stagely_protocol::Submodules;
 use stagely_test_support::git::{Repository, git};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
@@ -59,7 +60,8 @@ async fn built(folder: &Path, revision: Revision<'_>) -> (BTreeMap<String, Strin
         commit: commit.clone(),
         branch: None,
         token: source.clone_token.clone(),
-        submodules: true,
+        submodules: Submodules::All,
+        large_files: true,
     };
     fetch_commit(request, dest.path(), &cancel).await.unwrap();
     let mut files = BTreeMap::new();

@@ -34,6 +34,7 @@ pub(super) fn message(
         push,
         uses,
         emulation,
+        submodules,
     } = &job.kind
     else {
         anyhow::bail!("{} is not a build job", job.name);
@@ -47,6 +48,7 @@ pub(super) fn message(
             commit_hash: run.commit.clone().context("the run has no commit")?,
             branch: run.branch.clone(),
             clone_token: secrets.clone_token,
+            submodules: *submodules,
         },
         build_config: BuildConfig {
             context_path: context.clone(),

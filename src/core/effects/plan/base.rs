@@ -7,7 +7,7 @@ use secrecy::SecretString;
 use stagely_agent::git::{self, CloneError, FetchRequest, ResolvedRef};
 use stagely_manifest::suggest::shown;
 use stagely_manifest::{Build, Manifest};
-use stagely_protocol::CommitSha;
+use stagely_protocol::{CommitSha, Submodules};
 use stagely_state::{Environment, GoodImage, Trigger, VariantName};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -180,7 +180,8 @@ async fn changes(
             commit: commit.clone(),
             branch: base.branch.clone(),
             token: token.clone(),
-            submodules: false,
+            submodules: Submodules::None,
+            large_files: false,
         };
         git::changed_paths(request, &resolved.commit, objects, cancel).await
     };
