@@ -10,6 +10,7 @@ mod revision;
 mod served_repository;
 mod source;
 pub mod start;
+mod submodules;
 mod user_git;
 mod user_repository;
 mod watch;

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
+use stagely_test_support::git::Repository;
 use stagely_test_support::processes::processes_with;
 use stagely_test_support::wait::eventually_blocking;
 
@@ -258,4 +259,35 @@ fn a_trace_log_contains_no_secret() {
     for secret in ["stagely_vm_", password.trim(), token.trim()] {
         assert!(!log.contains(secret), "{secret}");
     }
+}
+
+#[test]
+fn a_folder_is_built_whole_whatever_is_checked_out() {
+    let person = Person::new("whole");
+    let lib = Repository::create(person.path("lib"));
+    lib.commit(&[("text", "of the submodule")]);
+    person.git(&["lfs", "install", "--local"]);
+    person.git(&["-c", "protocol.file.allow=always", "submodule", "--quiet", "add", "../lib"]);
+    let dockerfile =
+        "FROM busybox\nCOPY . /src\nRUN cat /src/model.bin /src/shared/file /src/lib/text\n";
+    person.commit(&[
+        ("stagely.yaml", YAML),
+        ("Dockerfile", dockerfile),
+        (".gitattributes", "*.bin filter=lfs -text\n"),
+        ("model.bin", "the model, "),
+        ("shared/file", "the shared file, "),
+        ("app/file", ""),
+    ]);
+    person.git(&["sparse-checkout", "set", "--cone", "--sparse-index", "app"]);
+    assert!(!person.repository().join("shared").exists());
+    for arguments in [&["run"][..], &["run", "--dirty"]] {
+        let ended = person.does(arguments).with(0);
+        let whole = "the model, the shared file, of the submodule";
+        assert!(ended.stderr.contains(whole), "{arguments:?}: {}", ended.stderr);
+    }
+
+    let without = format!("submodules: false\n{YAML}");
+    person.write(&[("stagely.yaml", &without)]);
+    let ended = person.does(&["run", "--dirty"]).with(1);
+    assert!(ended.stderr.contains("can't open '/src/lib/text'"), "{}", ended.stderr);
 }

@@ -1,25 +1,25 @@
-//! Serves one bare repository over loopback by Git's smart HTTP protocol, to clients with its token.
+//! Serves a bare repository and its submodules over loopback, by Git's smart HTTP protocol, to clients with the token.
 //!
 //! Git's `upload-pack` does the work; this module adds HTTP.
 //!
 //! Source: Git documentation, `gitprotocol-http`.
 
+mod large_files;
+
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 
 use anyhow::Context as _;
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::{Query, Request, State};
+use axum::extract::{FromRequest as _, Query, Request, State};
 use axum::http::header::{
     AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, WWW_AUTHENTICATE,
 };
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, Method, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::{get, post};
 use axum::serve::ListenerExt as _;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -35,6 +35,7 @@ use tower_http::limit::RequestBodyLimitLayer;
 use tracing::warn;
 use url::Url;
 
+use super::served_repository::ServedPath;
 use super::user_git::UserGit;
 use crate::core::tokens::{TokenHash, random_token};
 
@@ -52,24 +53,36 @@ pub(super) struct GitServer {
 
 #[derive(Clone, Debug)]
 struct ServerState {
-    repository: Arc<Path>,
+    repositories: Arc<[ServedPath]>,
     token: TokenHash,
 }
 
+impl ServerState {
+    /// The repository of a request, and the rest of its path.
+    fn find<'a>(&self, path: &'a str) -> Option<(&ServedPath, &'a str)> {
+        // The addresses of submodules begin with that of the repository.
+        let rest = |served: &ServedPath| path.strip_prefix(&*served.address)?.strip_prefix('/');
+        let found = self.repositories.iter().filter_map(|served| Some((served, rest(served)?)));
+        found.min_by_key(|(_, rest)| rest.len())
+    }
+}
+
 impl GitServer {
-    /// Serves the bare repository `repository` as `/{name}.git`.
+    /// Serves `repositories`, of which the one at `address` is the main one.
     ///
     /// # Errors
     /// No port is free.
-    pub(super) async fn start(repository: PathBuf, name: &str) -> anyhow::Result<Self> {
+    pub(super) async fn start(
+        repositories: Vec<ServedPath>,
+        address: &str,
+    ) -> anyhow::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
         let listener = listener.context("cannot serve the repository on loopback")?;
-        let url = format!("http://{}/{name}.git", listener.local_addr()?).parse()?;
+        let url = format!("http://{}{address}", listener.local_addr()?).parse()?;
         let token = random_token("");
-        let state = ServerState { repository: repository.into(), token: TokenHash::of(&token) };
+        let state = ServerState { repositories: repositories.into(), token: TokenHash::of(&token) };
         let routes = Router::new()
-            .route(&format!("/{name}.git/info/refs"), get(refs))
-            .route(&format!("/{name}.git/git-upload-pack"), post(upload_pack))
+            .fallback(serve)
             .layer(RequestBodyLimitLayer::new(REQUEST_BYTES_MAX))
             .layer(RequestDecompressionLayer::new())
             .layer(middleware::from_fn_with_state(state.clone(), authorize))
@@ -108,11 +121,32 @@ struct Service {
     service: Option<String>,
 }
 
-async fn refs(State(state): State<ServerState>, Query(service): Query<Service>) -> Response {
+async fn serve(State(state): State<ServerState>, request: Request) -> Response {
+    let path = request.uri().path().to_owned();
+    let Some((served, service)) = state.find(&path) else {
+        return StatusCode::NOT_FOUND.into_response();
+    };
+    match (request.method(), service) {
+        (&Method::GET, "info/refs") => match Query::try_from_uri(request.uri()) {
+            Ok(Query(service)) => refs(served, &service).await,
+            Err(error) => error.into_response(),
+        },
+        (&Method::POST, "git-upload-pack") => match Bytes::from_request(request, &()).await {
+            Ok(body) => upload_pack(served, body),
+            Err(error) => error.into_response(),
+        },
+        _ => match service.strip_prefix("info/lfs/objects/") {
+            Some(object) => large_files::serve(served, object, request).await,
+            None => StatusCode::NOT_FOUND.into_response(),
+        },
+    }
+}
+
+async fn refs(served: &ServedPath, service: &Service) -> Response {
     if service.service.as_deref() != Some("git-upload-pack") {
         return (StatusCode::FORBIDDEN, "this repository is read-only").into_response();
     }
-    let output = git_upload_pack(&state, &["--advertise-refs"]).output().await;
+    let output = git_upload_pack(served, &["--advertise-refs"]).output().await;
     match output {
         Ok(output) if output.status.success() => {
             let mut body = b"001e# service=git-upload-pack\n0000".to_vec();
@@ -145,8 +179,8 @@ fn without_shallow(advertisement: &[u8]) -> Vec<u8> {
     kept
 }
 
-async fn upload_pack(State(state): State<ServerState>, request: Bytes) -> Response {
-    let mut command = git_upload_pack(&state, &[]);
+fn upload_pack(served: &ServedPath, request: Bytes) -> Response {
+    let mut command = git_upload_pack(served, &[]);
     let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
     let mut child = match child {
         Ok(child) => child,
@@ -164,11 +198,11 @@ async fn upload_pack(State(state): State<ServerState>, request: Bytes) -> Respon
     respond("application/x-git-upload-pack-result", Body::from_stream(ReaderStream::new(output)))
 }
 
-fn git_upload_pack(state: &ServerState, options: &[&str]) -> Command {
+fn git_upload_pack(served: &ServedPath, options: &[&str]) -> Command {
     let mut arguments = vec!["upload-pack", "--stateless-rpc"];
     arguments.extend(options);
     arguments.push(".");
-    let mut command = Command::from(UserGit::isolated(&state.repository).command(&arguments));
+    let mut command = Command::from(UserGit::isolated(&served.repository).command(&arguments));
     command.kill_on_drop(true);
     command
 }

@@ -26,6 +26,8 @@ pub(super) fn fetch_missing(
     for remote in &remotes {
         // Each round may find trees that name further objects.
         while !missing.is_empty() {
+            let count = missing.len();
+            eprintln!("Fetching {count} objects that the partial clone lacks from {remote}");
             fetch(user, remote, &missing)?;
             let left = missing_objects(bare, commit)?;
             if left == missing {

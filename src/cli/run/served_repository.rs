@@ -4,11 +4,13 @@
 //! commit's branch or tag and the default branch are visible. The user's repository is not changed, except that
 //! objects which a partial clone lacks are fetched into it; the commit of `--dirty` exists only here.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
 
-use stagely_protocol::CommitSha;
+use stagely_protocol::{CommitSha, SUBMODULE_ADDRESSES_REF};
 use tempfile::TempDir;
 
 use super::promised_objects::fetch_missing;
@@ -16,9 +18,10 @@ use super::revision::{
     ResolvedRef, Revision, branch_of_remote, checked_out_branch, default_branch_of_origin, find,
     head, tip_of,
 };
+use super::submodules::{self, ListedSubmodule};
 use super::user_git::{GitError, UserGit};
 use super::user_repository::{FolderError, UserRepository};
-use super::working_tree::commit_all;
+use super::working_tree::WorkingTree;
 
 /// The branch of a commit without a name: a server only serves commits of its references.
 const UNNAMED: &str = "refs/heads/stagely";
@@ -30,7 +33,18 @@ pub(super) struct ServedRepository {
     pub(super) commit: CommitSha,
     /// The full name of the commit's branch or tag, `refs/heads/main`; `None` for a commit without one.
     pub(super) name: Option<String>,
+    /// The submodules that are on this machine.
+    submodules: Vec<Self>,
     folder: TempDir,
+}
+
+/// A repository of a server: its path in addresses, and its places on the disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ServedPath {
+    pub(super) address: String,
+    pub(super) repository: PathBuf,
+    /// Folders of files that Git LFS keeps.
+    pub(super) large_files: Vec<PathBuf>,
 }
 
 impl ServedRepository {
@@ -41,22 +55,50 @@ impl ServedRepository {
     pub(super) fn new(folder: &Path, revision: Revision<'_>) -> Result<Self, FolderError> {
         let user = UserRepository::open(folder)?;
         let bare = borrow(&user)?;
+        let mut submodules = Submodules::of(&user);
         let ResolvedRef { commit, name } = match revision {
             Revision::Head => {
                 user.refuse_uncommitted()?;
                 head(&user)?
             }
             Revision::Ref(name) => find(&user, name)?,
-            Revision::Dirty => ResolvedRef {
-                commit: commit_all(&user, bare.path())?,
-                name: checked_out_branch(&user)?,
-            },
+            Revision::Dirty => {
+                let files = WorkingTree::read(&user, bare.path())?;
+                for submodule in files.submodules()? {
+                    if let Some(commit) = submodules.add_dirty(&submodule)? {
+                        files.set_submodule(&submodule.path, &commit)?;
+                    }
+                }
+                ResolvedRef { commit: files.commit()?, name: checked_out_branch(&user)? }
+            }
         };
         fetch_missing(&user, bare.path(), &commit)?;
-        let served = Self { user, commit, name, folder: bare };
+        let git = UserGit::isolated(bare.path());
+        for submodule in submodules::of_commit(&git, commit.as_str())? {
+            submodules.add(&submodule)?;
+        }
+        submodules.write_addresses(&git)?;
+        let submodules = submodules.served;
+        let served = Self { user, commit, name, submodules, folder: bare };
         served.set_reference(served.reference(), &served.commit)?;
         served.point_head()?;
         Ok(served)
+    }
+
+    /// What a server has at `address`: this repository and its submodules.
+    ///
+    /// # Errors
+    /// [`GitError`]
+    pub(super) fn paths(&self, address: &str) -> Result<Vec<ServedPath>, GitError> {
+        let mut large_files = vec![self.path().join("lfs/objects")];
+        large_files.extend(self.user.large_files()?);
+        let (address, repository) = (address.to_owned(), self.path().to_owned());
+        let mut paths = Vec::new();
+        for (number, submodule) in self.submodules.iter().enumerate() {
+            paths.extend(submodule.paths(&format!("{address}/{}", address_of_served(number)))?);
+        }
+        paths.push(ServedPath { address, repository, large_files });
+        Ok(paths)
     }
 
     /// Also serves the commit that `base` names in the user's repository. Returns the name to request: its
@@ -138,6 +180,95 @@ impl ServedRepository {
 
     fn set_head(&self, branch: &str) -> Result<(), GitError> {
         self.git().run(&["symbolic-ref", "HEAD", branch]).map(drop)
+    }
+}
+
+/// The submodules of one repository.
+struct Submodules<'a> {
+    user: &'a UserRepository,
+    served: Vec<ServedRepository>,
+    /// The address of each path.
+    addresses: BTreeMap<PathBuf, String>,
+}
+
+impl<'a> Submodules<'a> {
+    fn of(user: &'a UserRepository) -> Self {
+        Self { user, served: Vec::new(), addresses: BTreeMap::new() }
+    }
+
+    /// Serves the files of a checked-out submodule. Returns their commit.
+    fn add_dirty(&mut self, submodule: &ListedSubmodule) -> Result<Option<CommitSha>, FolderError> {
+        let Some(folder) = self.checkout(submodule) else { return Ok(None) };
+        let served = ServedRepository::new(&folder, Revision::Dirty)?;
+        let commit = served.commit.clone();
+        self.serve(submodule, served);
+        Ok(Some(commit))
+    }
+
+    /// Serves the commit of a submodule if it is on this machine. Otherwise agents fetch it from its address.
+    fn add(&mut self, submodule: &ListedSubmodule) -> Result<(), FolderError> {
+        if self.addresses.contains_key(&submodule.path) {
+            return Ok(());
+        }
+        let revision = Revision::Ref(&submodule.commit);
+        if let Some(folder) = self.checkout(submodule)
+            && let Some(served) = if_there(ServedRepository::new(&folder, revision))?
+        {
+            self.serve(submodule, served);
+            return Ok(());
+        }
+        let address = submodules::address_of(self.user, submodule)?;
+        if let Some(folder) = submodules::folder_of(&address).filter(|folder| folder.is_dir())
+            && let Some(served) = if_there(ServedRepository::new(folder, revision))?
+        {
+            self.serve(submodule, served);
+            return Ok(());
+        }
+        self.addresses.insert(submodule.path.clone(), address);
+        Ok(())
+    }
+
+    fn checkout(&self, submodule: &ListedSubmodule) -> Option<PathBuf> {
+        let folder = self.user.root.join(&submodule.path);
+        (!self.user.is_bare && folder.join(".git").exists()).then_some(folder)
+    }
+
+    fn serve(&mut self, submodule: &ListedSubmodule, served: ServedRepository) {
+        let address = format!("./{}", address_of_served(self.served.len()));
+        self.addresses.insert(submodule.path.clone(), address);
+        self.served.push(served);
+    }
+
+    /// Writes the addresses into the repository of `git`, see [`SUBMODULE_ADDRESSES_REF`].
+    fn write_addresses(&self, git: &UserGit) -> Result<(), GitError> {
+        if self.addresses.is_empty() {
+            return Ok(());
+        }
+        let mut text = Vec::new();
+        for (path, address) in &self.addresses {
+            for part in [path.as_os_str().as_bytes(), address.as_bytes()] {
+                text.extend_from_slice(part);
+                text.push(0);
+            }
+        }
+        let blob = git.feed(&["hash-object", "-w", "--stdin"], &text)?;
+        let blob = String::from_utf8_lossy(&blob);
+        git.run(&["update-ref", SUBMODULE_ADDRESSES_REF, blob.trim()]).map(drop)
+    }
+}
+
+/// The address of the submodule with this number, below that of the repository that has it.
+fn address_of_served(number: usize) -> String {
+    format!("modules/{number}.git")
+}
+
+/// `None` if the repository lacks the commit, or is none.
+fn if_there(
+    served: Result<ServedRepository, FolderError>,
+) -> Result<Option<ServedRepository>, FolderError> {
+    match served {
+        Err(FolderError::NoSuchRef { .. } | FolderError::NoRepository(_)) => Ok(None),
+        result => result.map(Some),
     }
 }
 

@@ -102,7 +102,8 @@ impl RunSource {
         let repository = ServedRepository::new(folder, revision)?;
         let base = base.map(|base| repository.add_base(base)).transpose()?;
         let name = Name::nearest(&folder_name(repository.origin()));
-        let server = GitServer::start(repository.path().to_owned(), name.as_str()).await?;
+        let address = format!("/{name}.git");
+        let server = GitServer::start(repository.paths(&address)?, &address).await?;
         let reference = repository.name.clone().unwrap_or_else(|| repository.commit.to_string());
         Ok(Self {
             repository: server.url.to_string(),

@@ -93,6 +93,18 @@ impl UserGit {
         Err(failed(arguments, &output))
     }
 
+    /// Like [`Self::run`], but an exit with 1, git's answer for "none", is an empty output.
+    ///
+    /// # Errors
+    /// [`GitError`]
+    pub(super) fn run_or_nothing(&self, arguments: &[&str]) -> Result<Vec<u8>, GitError> {
+        let output = self.output(arguments, b"")?;
+        match output.status.code() {
+            Some(0 | 1) => Ok(output.stdout),
+            _ => Err(failed(arguments, &output)),
+        }
+    }
+
     /// One line of output, or `None` if git exits with 1, its answer for "no".
     ///
     /// # Errors

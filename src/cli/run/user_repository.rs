@@ -1,6 +1,7 @@
 //! The user's repository that contains a folder.
 
 use std::ffi::OsString;
+use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
@@ -97,6 +98,21 @@ impl UserRepository {
     pub(super) fn git_path(&self, name: &str) -> Result<PathBuf, GitError> {
         let path = self.git.run(&["rev-parse", "--git-path", name])?;
         Ok(self.root.join(path_of(path)))
+    }
+
+    /// The folders in which Git LFS keeps files: of this repository, and of those whose objects this one borrows.
+    ///
+    /// # Errors
+    /// [`GitError`]
+    pub(super) fn large_files(&self) -> Result<Vec<PathBuf>, GitError> {
+        let common = self.root.join(path_of(self.git.run(&["rev-parse", "--git-common-dir"])?));
+        let storage = self.config(&["--type=path"], "lfs.storage")?;
+        let own = common.join(storage.unwrap_or_else(|| "lfs".to_owned()));
+        let borrowed = fs::read_to_string(common.join("objects/info/alternates"));
+        let borrowed = borrowed.unwrap_or_default();
+        let others =
+            borrowed.lines().filter_map(|objects| Some(Path::new(objects).parent()?.join("lfs")));
+        Ok(std::iter::once(own).chain(others).map(|folder| folder.join("objects")).collect())
     }
 
     /// One value of the configuration.

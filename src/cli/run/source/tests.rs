@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-use stagely_agent::git::{FetchRequest, fetch_commit, resolve_ref};
+use stagely_agent::git::{CloneError, FetchRequest, fetch_commit, resolve_ref};
 use stagely_protocol::Submodules;
-use stagely_test_support::git::{Repository, git};
+use stagely_test_support::git::{GitServer, Repository, git};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
@@ -49,6 +49,13 @@ fn clone(origin: &Repository, options: &[&str]) -> Repository {
 
 /// The files that an agent gets, and the commit.
 async fn built(folder: &Path, revision: Revision<'_>) -> (BTreeMap<String, String>, CommitSha) {
+    try_to_build(folder, revision).await.unwrap()
+}
+
+async fn try_to_build(
+    folder: &Path,
+    revision: Revision<'_>,
+) -> Result<(BTreeMap<String, String>, CommitSha), CloneError> {
     let source = RunSource::serve(folder, revision, None).await.unwrap();
     let (dest, cancel) = (tempfile::tempdir().unwrap(), CancellationToken::new());
     let name = source.reference.as_deref().unwrap();
@@ -63,7 +70,7 @@ async fn built(folder: &Path, revision: Revision<'_>) -> (BTreeMap<String, Strin
         submodules: Submodules::All,
         large_files: true,
     };
-    fetch_commit(request, dest.path(), &cancel).await.unwrap();
+    fetch_commit(request, dest.path(), &cancel).await?;
     let mut files = BTreeMap::new();
     let mut folders = vec![dest.path().to_owned()];
     while let Some(folder) = folders.pop() {
@@ -77,7 +84,7 @@ async fn built(folder: &Path, revision: Revision<'_>) -> (BTreeMap<String, Strin
             }
         }
     }
-    (files, commit)
+    Ok((files, commit))
 }
 
 /// Builds the clean `folder` with and without `--dirty`: all its files and the checked-out commit.
@@ -233,4 +240,100 @@ fn sha256_repositories_are_refused_at_once() {
     git(folder.path(), &["init", "--quiet", "--object-format=sha256"]);
     let error = UserRepository::open(folder.path()).unwrap_err().to_string();
     assert!(error.contains("with sha256 object names"), "{error}");
+}
+
+#[tokio::test]
+async fn files_of_git_lfs_come_from_the_folder() {
+    let (_folder, app) = app();
+    app.git(&["lfs", "install", "--local"]);
+    // Nobody answers there, and the folder has the file.
+    app.write(&[(".lfsconfig", "[lfs]\n\turl = http://127.0.0.1:1/lfs\n")]);
+    app.commit(&[(".gitattributes", "*.bin filter=lfs -text\n"), ("model.bin", "the model")]);
+    for revision in [Revision::Head, Revision::Dirty] {
+        assert_eq!(built(&app.path, revision).await.0["model.bin"], "the model");
+    }
+    app.git(&["worktree", "add", "--quiet", "../tree"]);
+    let tree = app.path.with_file_name("tree");
+    assert_eq!(built(&tree, Revision::Head).await.0["model.bin"], "the model");
+
+    let stored = || git(&app.path.join(".git"), &["count-objects", "-v"]);
+    let before = (stored(), fs::read_dir(app.path.join(".git/lfs/objects")).unwrap().count());
+    app.write(&[("model.bin", "a new model")]);
+    assert_eq!(built(&app.path, Revision::Dirty).await.0["model.bin"], "a new model");
+    let after = (stored(), fs::read_dir(app.path.join(".git/lfs/objects")).unwrap().count());
+    assert_eq!(before, after);
+
+    app.git(&["rm", "--quiet", "--cached", ".lfsconfig"]);
+    fs::remove_file(app.path.join(".lfsconfig")).unwrap();
+    app.commit(&[]);
+    fs::remove_dir_all(app.path.join(".git/lfs/objects")).unwrap();
+    let error = try_to_build(&app.path, Revision::Head).await.unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("`model.bin` with Git LFS"), "{text}");
+    assert!(text.ends_with("it is not in this clone: `git lfs fetch` gets it"), "{text}");
+    assert!(error.reason().is_users(), "{error:?}");
+}
+
+/// Adds the repository at `url` to `app` as the submodule `path`.
+fn add_submodule(app: &Repository, url: &str, path: &str) {
+    app.git(&["-c", "protocol.file.allow=always", "submodule", "--quiet", "add", url, path]);
+}
+
+#[tokio::test]
+async fn submodules_of_a_folder_come_from_the_folder() {
+    let (folder, app) = app();
+    let inner = Repository::create(folder.path().join("inner"));
+    inner.commit(&[("deep", "deep")]);
+    let lib = Repository::create(folder.path().join("lib"));
+    add_submodule(&lib, "../inner", "inner");
+    lib.commit(&[("text", "text")]);
+    add_submodule(&app, "../lib", "libs/lib");
+    app.git(&["-c", "protocol.file.allow=always", "submodule", "update", "--init", "--recursive"]);
+    app.commit(&[]);
+    assert_eq!(app.git(&["status", "--short"]), "");
+    // What is checked out is enough.
+    for gone in [&inner, &lib] {
+        fs::rename(&gone.path, gone.path.with_extension("gone")).unwrap();
+    }
+    let (files, commit) = built(&app.path, Revision::Head).await;
+    assert_eq!((&*files["libs/lib/text"], &*files["libs/lib/inner/deep"]), ("text", "deep"));
+    assert_eq!(built(&app.path, Revision::Dirty).await, (files, commit));
+
+    app.write(&[("libs/lib/text", "changed"), ("libs/lib/inner/new", "new")]);
+    let error = RunSource::serve(&app.path, Revision::Head, None).await.unwrap_err();
+    assert!(error.to_string().starts_with("1 file is changed and not committed: libs/lib"));
+    let (files, _) = built(&app.path, Revision::Dirty).await;
+    assert_eq!((&*files["libs/lib/text"], &*files["libs/lib/inner/new"]), ("changed", "new"));
+    let status = git(&app.path.join("libs/lib/inner"), &["status", "--short"]);
+    assert_eq!(status, "?? new", "nothing is added to the user's index");
+}
+
+#[tokio::test]
+async fn a_submodule_that_is_not_checked_out_is_fetched_where_git_would() {
+    let (folder, app) = app();
+    let lib = Repository::create(folder.path().join("lib"));
+    lib.commit(&[("text", "text")]);
+    let server = GitServer::start();
+    server.repository("remote", true).commit(&[("text", "remote")]);
+    add_submodule(&app, "../lib", "near");
+    let remote = server.folder().join("remote");
+    add_submodule(&app, remote.to_str().unwrap(), "far");
+    let url = "https://git.example/remote/.git";
+    app.git(&["config", "--file", ".gitmodules", "submodule.far.url", url]);
+    app.commit(&[]);
+    app.git(&["submodule", "--quiet", "deinit", "--all"]);
+    let base = server.url("open", "");
+    app.git(&["config", &format!("url.{base}.insteadOf"), "https://git.example/"]);
+
+    let (files, _) = built(&app.path, Revision::Head).await;
+    assert_eq!((&*files["near/text"], &*files["far/text"]), ("text", "remote"));
+
+    fs::rename(&lib.path, lib.path.with_extension("gone")).unwrap();
+    let error = try_to_build(&app.path, Revision::Head).await.unwrap_err();
+    let text = format!("{:#}", anyhow::Error::new(error));
+    assert!(text.starts_with("cannot fetch the submodule `near` from ../lib: "), "{text}");
+    assert!(
+        text.contains("/lib\" cannot be cloned: it is a folder; `git submodule update --init`"),
+        "{text}"
+    );
 }
