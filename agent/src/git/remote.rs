@@ -143,7 +143,7 @@ impl Access {
         result.map_err(|error| {
             let is_missing = is_not_our_ref(&error);
             match self.server_error(&error) {
-                error @ CloneError::Network { .. } if is_missing => {
+                error @ (CloneError::Network { .. } | CloneError::Refused { .. }) if is_missing => {
                     FetchSpecError::NoSuchCommit(error)
                 }
                 error => error.into(),
