@@ -4,8 +4,8 @@ use stagely_protocol::FailureReason;
 
 use super::step::Step;
 use super::{
-    Attempt, Effect, JobEvent, JobFailure, JobOutcome, JobReport, JobState, LostAttempt,
-    MachineEvent, MachineKind, MachineState, StopReason,
+    Attempt, Effect, ExportEvent, JobEvent, JobFailure, JobOutcome, JobReport, JobState,
+    LostAttempt, MachineEvent, MachineKind, MachineState, StopReason,
 };
 use crate::ids::{JobId, MachineId};
 
@@ -84,11 +84,13 @@ impl Step<'_> {
         let Some(machine) = self.state.machines.get(&id) else { return };
         let is_free = machine.state == MachineState::Busy { attempt: stopped };
         let has_exported = machine.exports(stopped);
-        if has_exported || machine.stopping.contains(&stopped) {
+        if machine.stopping.contains(&stopped) {
             self.state.change_machine(id, |machine| {
                 machine.stopping.remove(&stopped);
-                machine.exporting = machine.exporting.filter(|export| export.attempt != stopped);
             });
+        }
+        if has_exported {
+            self.move_export(id, ExportEvent::Ended);
         }
         // A registered machine may still have to stop a merge.
         let is_useless = has_exported && !self.is_registered(id) && self.attempt_on(id).is_none();

@@ -35,7 +35,7 @@ impl Step<'_> {
         let goes_on =
             |export: &CacheExport| holds.contains(&export.attempt) && !export.is_stopping();
         if machine.exporting.is_some_and(|export| !goes_on(&export)) {
-            self.state.change_machine(id, |machine| machine.exporting = None);
+            self.move_export(id, ExportEvent::Abandoned);
         }
     }
 
@@ -44,7 +44,7 @@ impl Step<'_> {
         if self.is_registered(id) {
             return self.stop_export(id, StopReason::ExportOverrun);
         }
-        self.state.change_machine(id, |machine| machine.exporting = None);
+        self.move_export(id, ExportEvent::Abandoned);
         if self.attempt_on(id).is_none() {
             self.release(id);
         }

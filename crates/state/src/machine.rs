@@ -174,22 +174,24 @@ pub enum ExportState {
 }
 
 impl ExportState {
-    /// Returns the state that follows `event`. Nothing else moves an export from state to state.
+    /// Returns the state that follows `event`; `None` after the end of the export. Nothing else moves an export from
+    /// state to state.
     ///
     /// # Errors
     /// [`IllegalTransition`], holding both, when the event does not apply.
     pub fn transition(
         self,
         event: ExportEvent,
-    ) -> Result<Self, IllegalTransition<Self, ExportEvent>> {
+    ) -> Result<Option<Self>, IllegalTransition<Self, ExportEvent>> {
         use {ExportEvent as E, ExportState as S};
         Ok(match (self, event) {
             (S::Running { deadline }, E::MachineReclaimed { at }) => {
-                S::Running { deadline: deadline.min(at) }
+                Some(S::Running { deadline: deadline.min(at) })
             }
-            (S::Running { .. }, E::StopRequested { at }) => S::Stopping { since: at },
+            (S::Running { .. }, E::StopRequested { at }) => Some(S::Stopping { since: at }),
             // It has no deadline any more that could move.
-            (S::Stopping { since }, E::MachineReclaimed { .. }) => S::Stopping { since },
+            (S::Stopping { since }, E::MachineReclaimed { .. }) => Some(S::Stopping { since }),
+            (S::Running { .. } | S::Stopping { .. }, E::Ended | E::Abandoned) => None,
             (state, event) => return Err(IllegalTransition::new(state, event)),
         })
     }
@@ -202,6 +204,10 @@ pub enum ExportEvent {
     MachineReclaimed { at: Timestamp },
     /// Core asks the agent to stop.
     StopRequested { at: Timestamp },
+    /// The agent reports the end.
+    Ended,
+    /// Core does not wait for the end any more: the export has overrun, or its agent or machine is gone.
+    Abandoned,
 }
 
 /// An export as it is stored. Of a stopping export, `until` is the moment of the request, and the stored machine has

@@ -6,8 +6,8 @@ use stagely_protocol::{Arch, FailureReason, SystemInfo};
 
 use super::step::Step;
 use super::{
-    Attempt, Effect, JobFailure, JobState, LaunchFailure, Machine, MachineEvent, MachineKind,
-    MachineState, Placement, StopReason, Timestamp,
+    Attempt, Effect, ExportEvent, JobFailure, JobState, LaunchFailure, Machine, MachineEvent,
+    MachineKind, MachineState, Placement, StopReason, Timestamp,
 };
 use crate::ids::{JobId, MachineId, SessionId};
 
@@ -191,10 +191,8 @@ impl Step<'_> {
 
     /// Drops what a disconnected agent has yet to stop or export. Its next HELLO lists what it still runs.
     pub(super) fn mark_lost(&mut self, id: MachineId) {
-        self.state.change_machine(id, |machine| {
-            machine.stopping.clear();
-            machine.exporting = None;
-        });
+        self.state.change_machine(id, |machine| machine.stopping.clear());
+        self.move_export(id, ExportEvent::Abandoned);
         self.release(id);
     }
 
@@ -211,10 +209,8 @@ impl Step<'_> {
         if !self.move_machine(id, MachineEvent::TerminationRequested) {
             return;
         }
-        self.state.change_machine(id, |machine| {
-            machine.exporting = None;
-            machine.terminated_at = None;
-        });
+        self.move_export(id, ExportEvent::Abandoned);
+        self.state.change_machine(id, |machine| machine.terminated_at = None);
         let terminate = Effect::Terminate { machine: id };
         // A launch under way could start the machine after its termination, so its outcome comes first.
         let is_launching = self.state.is_in_outbox(&Effect::Launch { machine: id });
@@ -233,8 +229,8 @@ impl Step<'_> {
     fn end_machine(&mut self, id: MachineId) {
         let now = self.now;
         self.move_machine(id, MachineEvent::Gone);
+        self.move_export(id, ExportEvent::Abandoned);
         self.state.change_machine(id, |machine| {
-            machine.exporting = None;
             machine.connected = false;
             machine.terminated_at = machine.terminated_at.or(Some(now));
         });

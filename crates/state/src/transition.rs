@@ -89,14 +89,14 @@ impl Step<'_> {
         }
     }
 
-    /// Moves the export of the machine. Returns false, and notes the anomaly, if it cannot take `event`.
+    /// Moves the export of the machine, and removes its record at its end. Returns false, and notes the anomaly, if it cannot take `event`.
     pub(super) fn move_export(&mut self, id: MachineId, event: ExportEvent) -> bool {
         let machine = self.state.machines.get(&id);
         let Some(export) = machine.and_then(|machine| machine.exporting) else { return false };
         match export.state.transition(event) {
             Ok(state) => {
-                let export = CacheExport { state, ..export };
-                self.state.change_machine(id, |machine| machine.exporting = Some(export));
+                let exporting = state.map(|state| CacheExport { state, ..export });
+                self.state.change_machine(id, |machine| machine.exporting = exporting);
                 true
             }
             Err(error) => self.note_anomaly(Anomaly::Export(id, error)),

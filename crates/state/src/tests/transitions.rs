@@ -149,13 +149,17 @@ fn an_export_is_shortened_by_its_machines_end_and_stops_once() {
     let running = S::Running { deadline: Timestamp(5) };
     let reclaimed = |at| E::MachineReclaimed { at: Timestamp(at) };
 
-    assert_eq!(running.transition(reclaimed(3)).unwrap(), S::Running { deadline: Timestamp(3) });
-    assert_eq!(running.transition(reclaimed(7)).unwrap(), running);
+    let shortened = S::Running { deadline: Timestamp(3) };
+    assert_eq!(running.transition(reclaimed(3)), Ok(Some(shortened)));
+    assert_eq!(running.transition(reclaimed(7)), Ok(Some(running)));
     let stop = E::StopRequested { at: Timestamp(9) };
-    let stopping = running.transition(stop).unwrap();
-    assert_eq!(stopping, S::Stopping { since: Timestamp(9) });
-    assert_eq!(stopping.transition(reclaimed(3)).unwrap(), stopping);
+    let stopping = S::Stopping { since: Timestamp(9) };
+    assert_eq!(running.transition(stop), Ok(Some(stopping)));
+    assert_eq!(stopping.transition(reclaimed(3)), Ok(Some(stopping)));
     assert!(stopping.transition(stop).is_err());
+    for end in [E::Ended, E::Abandoned] {
+        assert_eq!([running.transition(end), stopping.transition(end)], [Ok(None), Ok(None)]);
+    }
 }
 
 #[test]
