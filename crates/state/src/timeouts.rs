@@ -100,7 +100,7 @@ impl State {
         let own = job.filter(|job| job.state.attempt_on(machine.id) == Some(attempt.number));
         match own.map(|job| (job, &job.state)) {
             Some((job, JobState::Running { deadline, .. })) => {
-                let started_at = job.started_at.unwrap_or_default();
+                let started_at = job.started_at.expect("a job runs from its start on");
                 Some((self.due(started_at, *deadline), Timeout::Run(id)))
             }
             // Simple agents never report `running`, so the job's whole time limit applies.
@@ -111,12 +111,13 @@ impl State {
             }
             None if machine.exporting.is_some() && !machine.has_to_stop() => None,
             None => {
-                let ended_at = job.and_then(|job| job.ended_at).unwrap_or_default();
-                let asked_at = match machine.exporting.map(|export| export.state) {
-                    Some(ExportState::Stopping { since }) => since,
-                    Some(ExportState::Running { .. }) | None => Timestamp::default(),
+                let ended_at = job.and_then(|job| job.ended_at);
+                let requested_at = match machine.exporting.map(|export| export.state) {
+                    Some(ExportState::Stopping { since }) => Some(since),
+                    Some(ExportState::Running { .. }) | None => None,
                 };
-                let since = machine.contact_at.max(ended_at).max(asked_at);
+                let later = [ended_at, requested_at].into_iter().flatten();
+                let since = later.fold(machine.contact_at, Timestamp::max);
                 Some((self.due(since, since.after(grace)), Timeout::Stop))
             }
         }
@@ -125,8 +126,10 @@ impl State {
     fn export_timeout(&self, machine: &Machine) -> Option<(Timestamp, Timeout)> {
         let export = machine.exporting?;
         let ExportState::Running { deadline } = export.state else { return None };
-        let began_at = self.jobs.get(&export.attempt.job).and_then(|job| job.ended_at);
-        Some((self.due(began_at.unwrap_or_default(), deadline), Timeout::Export))
+        let job_ended_at = self.jobs.get(&export.attempt.job).and_then(|job| job.ended_at);
+        // The job's record may have been deleted. Its export is younger than its machine.
+        let began_at = job_ended_at.unwrap_or(machine.requested_at);
+        Some((self.due(began_at, deadline), Timeout::Export))
     }
 
     /// When a timeout that began at `since` and ends at `at` is due. Core grants `startup_grace_until` to what began
