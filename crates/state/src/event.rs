@@ -123,6 +123,8 @@ pub enum LaunchFailure {
     Permanent(String),
     /// The provider gave no clear answer: it may have started a machine.
     Unclear(String),
+    /// Core could not prepare the request, so the provider has not received it.
+    Internal(String),
 }
 
 /// One attempt of a job. A registered machine may get the same job twice, so its reports name the attempt.

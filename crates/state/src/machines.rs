@@ -270,7 +270,7 @@ impl Machine {
 impl LaunchFailure {
     const fn may_have_started(&self) -> bool {
         match self {
-            Self::NoCapacity(_) | Self::Permanent(_) => false,
+            Self::NoCapacity(_) | Self::Permanent(_) | Self::Internal(_) => false,
             Self::Unclear(_) => true,
         }
     }
@@ -285,6 +285,7 @@ impl From<LaunchFailure> for JobFailure {
                 Self::new(FailureReason::NoCapacity, why)
             }
             LaunchFailure::Permanent(why) => Self::new(FailureReason::Provider, why),
+            LaunchFailure::Internal(why) => Self::new(FailureReason::Internal, why),
         }
     }
 }

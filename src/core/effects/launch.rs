@@ -11,7 +11,7 @@ use stagely_state::{Event, LaunchFailure, Machine, MachineState, Placement};
 use thiserror::Error;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::config::Config;
 use crate::core::binaries::{self, Binaries};
@@ -65,10 +65,10 @@ impl Launcher {
             LaunchFailure::Permanent(problem)
         })?;
         let binary = self.binary(&**provider, &record).await?;
-        let request = self
-            .launch_request(record, binary)
-            .await
-            .map_err(|error| LaunchFailure::NoCapacity(format!("core cannot ask: {error:#}")))?;
+        let request = self.launch_request(record, binary).await.map_err(|error| {
+            error!(%machine, error = format!("{error:#}"), "cannot prepare the launch of a machine");
+            LaunchFailure::Internal(format!("core could not prepare the launch: {error:#}"))
+        })?;
         let launch = async || {
             self.check_wanted(machine)?;
             let launched = timeout(ATTEMPT_LIMIT, provider.launch(&request)).await;

@@ -86,11 +86,12 @@ fn a_seed_means_the_same_schedule_every_time() {
 }
 
 /// The faults that must happen in the schedules, since the invariants prove nothing about others.
-const FAULTS: [&str; 29] = [
+const FAULTS: [&str; 30] = [
     "a build goes on after a notice",
     "a certain interruption",
     "a launch finds no capacity",
     "a launch is repeated",
+    "a launch cannot be prepared",
     "a launch is refused for good",
     "an unclear launch has failed",
     "an unclear launch has succeeded",

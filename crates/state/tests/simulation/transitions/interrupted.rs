@@ -76,7 +76,7 @@ impl Before {
     /// The attempt whose launch found no capacity.
     fn refused(&self, event: &Event) -> Option<Attempt> {
         let Event::LaunchFailed { machine, failure } = event else { return None };
-        if matches!(failure, LaunchFailure::Permanent(_)) {
+        if matches!(failure, LaunchFailure::Permanent(_) | LaunchFailure::Internal(_)) {
             return None;
         }
         let work = self.work.iter().find(|work| work.machine.id == *machine);

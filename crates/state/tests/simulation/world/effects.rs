@@ -128,7 +128,7 @@ impl World {
             return self.deliver(Event::MachineLaunched { machine, placement });
         }
         let why = String::new();
-        let failure = match self.rng.below(4) {
+        let failure = match self.rng.below(5) {
             0 => {
                 self.count("a launch is refused for good");
                 LaunchFailure::Permanent(why)
@@ -141,6 +141,10 @@ impl World {
                     self.count("an unclear launch has failed");
                 }
                 LaunchFailure::Unclear(why)
+            }
+            2 => {
+                self.count("a launch cannot be prepared");
+                LaunchFailure::Internal(why)
             }
             _ => {
                 self.count("a launch finds no capacity");
