@@ -15,4 +15,4 @@ pub use client::deliveries::{DeliveryContent, FailedDelivery};
 pub use client::error::GithubError;
 pub use client::limits::GithubHealth;
 pub use client::repository::Permission;
-pub use payload::{PullRequest, Repository};
+pub use payload::{PullRequest, PullRequestState, Repository};

@@ -7,12 +7,10 @@ use stagely_state::{GithubRepository, Timestamp};
 /// GitHub's name for the author whose account was deleted.
 const GHOST: &str = "ghost";
 
-#[expect(clippy::struct_excessive_bools, reason = "GitHub has each of them as a field of its own")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PullRequest {
     pub number: u64,
-    pub is_open: bool,
-    pub is_draft: bool,
+    pub state: PullRequestState,
     /// The commit that is to be merged.
     pub head: CommitSha,
     /// The branch of that commit, in its own repository.
@@ -27,6 +25,14 @@ pub struct PullRequest {
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
     pub closed_at: Option<Timestamp>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PullRequestState {
+    Open,
+    /// Open, and not ready for review.
+    Draft,
+    Closed,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,7 +62,7 @@ impl From<RepositoryPayload> for Repository {
 #[derive(Clone, Debug, Deserialize)]
 pub(super) struct PullRequestPayload {
     number: u64,
-    state: PullRequestState,
+    state: StatePayload,
     #[serde(default)]
     draft: bool,
     head: HeadPayload,
@@ -72,7 +78,7 @@ pub(super) struct PullRequestPayload {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum PullRequestState {
+enum StatePayload {
     Open,
     Closed,
 }
@@ -109,8 +115,11 @@ impl From<PullRequestPayload> for PullRequest {
         let PullRequestPayload { head, base, .. } = payload;
         Self {
             number: payload.number,
-            is_open: payload.state == PullRequestState::Open,
-            is_draft: payload.draft,
+            state: match payload.state {
+                StatePayload::Closed => PullRequestState::Closed,
+                StatePayload::Open if payload.draft => PullRequestState::Draft,
+                StatePayload::Open => PullRequestState::Open,
+            },
             // A deleted repository counts as a fork, because its owner is unknown.
             is_from_fork: head.repo != Some(base.repo),
             head: head.sha,
@@ -164,8 +173,7 @@ mod tests {
         let read = pull_request(|_| ());
         let expected = PullRequest {
             number: 7,
-            is_open: true,
-            is_draft: true,
+            state: PullRequestState::Draft,
             head: "c".repeat(40).parse().unwrap(),
             head_branch: "fix".to_owned(),
             is_from_fork: false,
@@ -177,6 +185,20 @@ mod tests {
             closed_at: None,
         };
         assert_eq!(read, expected);
+    }
+
+    #[test]
+    fn a_closed_draft_is_closed() {
+        let of = |state: &str, is_draft: bool| {
+            let change = |json: &mut serde_json::Value| {
+                json["state"] = json!(state);
+                json["draft"] = json!(is_draft);
+            };
+            pull_request(change).state
+        };
+        assert_eq!(of("open", false), PullRequestState::Open);
+        assert_eq!(of("closed", true), PullRequestState::Closed);
+        assert_eq!(of("closed", false), PullRequestState::Closed);
     }
 
     #[test]

@@ -21,7 +21,7 @@ use tracing::{info, warn};
 use self::differences::{Differences, KnownPullRequest, differences};
 use self::reads::GithubReads;
 use self::status::{LastReconcile, ReconcileStatus};
-use super::{GithubError, PullRequest, Repository};
+use super::{GithubError, PullRequest, PullRequestState, Repository};
 use crate::config::Config;
 use crate::core::clock::now;
 use crate::core::intake::github_events::{self, Ignored};
@@ -157,7 +157,7 @@ impl<G: GithubReads> Reconciler<G> {
                 Err(GithubError::NotFound(_)) => continue,
                 response => response?,
             };
-            if !pull_request.is_open {
+            if pull_request.state == PullRequestState::Closed {
                 let environment = known[&number].environment;
                 let at = pull_request.closed_at.unwrap_or(pull_request.updated_at);
                 self.ingest(move |_| Ok(Event::PullRequestClosed { environment, at })).await?;

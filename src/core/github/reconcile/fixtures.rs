@@ -3,7 +3,7 @@
 use stagely_protocol::CommitSha;
 use stagely_state::Timestamp;
 
-use crate::core::github::PullRequest;
+use crate::core::github::{PullRequest, PullRequestState};
 
 pub(super) fn commit(digit: &str) -> CommitSha {
     digit.repeat(40).parse().unwrap()
@@ -12,8 +12,7 @@ pub(super) fn commit(digit: &str) -> CommitSha {
 pub(super) fn listed(number: u64, head: &str) -> PullRequest {
     PullRequest {
         number,
-        is_open: true,
-        is_draft: false,
+        state: PullRequestState::Open,
         head: commit(head),
         head_branch: "fix".to_owned(),
         is_from_fork: false,

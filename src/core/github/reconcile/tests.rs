@@ -207,7 +207,11 @@ async fn a_pull_request_without_a_delivery_is_found_and_so_is_its_next_commit() 
 async fn a_missing_pull_request_is_closed_only_if_github_shows_it_as_closed() {
     let core = Core::start();
     core.round(&[listed(1, "a"), listed(2, "a"), listed(3, "a")]).await;
-    let closed = PullRequest { is_open: false, closed_at: Some(Timestamp(9)), ..listed(1, "a") };
+    let closed = PullRequest {
+        state: PullRequestState::Closed,
+        closed_at: Some(Timestamp(9)),
+        ..listed(1, "a")
+    };
     core.github.responses().single = [(1, Ok(closed)), (2, Ok(listed(2, "a")))].into();
 
     core.round(&[]).await;
@@ -250,7 +254,11 @@ async fn an_opening_that_arrives_while_the_list_is_read_wins() {
     let core = Core::start();
     core.round(&[listed(1, "a")]).await;
     core.github.responses().meanwhile = Some(core.push("b", 9));
-    let closed = PullRequest { is_open: false, closed_at: Some(Timestamp(5)), ..listed(1, "a") };
+    let closed = PullRequest {
+        state: PullRequestState::Closed,
+        closed_at: Some(Timestamp(5)),
+        ..listed(1, "a")
+    };
     core.github.responses().single = [(1, Ok(closed))].into();
 
     core.round(&[]).await;

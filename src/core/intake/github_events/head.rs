@@ -8,7 +8,7 @@ use stagely_state::{
 use super::ignored::Ignored;
 use crate::config::GithubConfig;
 use crate::core::clock::{new_id, now};
-use crate::core::github::{PullRequest, Repository};
+use crate::core::github::{PullRequest, PullRequestState, Repository};
 use crate::core::intake::fields::check_reference;
 use crate::core::intake::names::{environment, environment_of};
 use crate::core::records::Records;
@@ -27,11 +27,10 @@ pub(super) fn pull_request_moved(
     pull_request: &PullRequest,
     change: HeadChange,
 ) -> Result<Event, Ignored> {
-    if !pull_request.is_open {
-        return Err(Ignored::ClosedPullRequest);
-    }
-    if pull_request.is_draft && !config.drafts {
-        return Err(Ignored::Draft);
+    match pull_request.state {
+        PullRequestState::Closed => return Err(Ignored::ClosedPullRequest),
+        PullRequestState::Draft if !config.drafts => return Err(Ignored::Draft),
+        PullRequestState::Draft | PullRequestState::Open => {}
     }
     check_reference("base", &pull_request.base_branch)?;
     check_reference("branch", &pull_request.head_branch)?;

@@ -4,6 +4,7 @@ use stagely_state::ids::{EnvironmentId, ProjectId};
 use stagely_state::{Approval, ForkPolicy, GithubLink, Run, Timestamp};
 
 use super::*;
+use crate::core::github::PullRequestState;
 use crate::core::github::webhook::command::UnknownCommand;
 use crate::core::github::webhook::event::Irrelevant;
 
@@ -28,8 +29,7 @@ fn repository() -> Repository {
 fn pull_request() -> PullRequest {
     PullRequest {
         number: 7,
-        is_open: true,
-        is_draft: false,
+        state: PullRequestState::Open,
         head: "b".repeat(40).parse().unwrap(),
         head_branch: "fix".to_owned(),
         is_from_fork: false,
@@ -105,12 +105,12 @@ fn the_project_decides_whether_a_fork_is_built() {
 #[test]
 fn drafts_closed_pull_requests_and_other_repositories_are_ignored() {
     let records = records(ForkPolicy::Approval);
-    let draft = PullRequest { is_draft: true, ..pull_request() };
+    let draft = PullRequest { state: PullRequestState::Draft, ..pull_request() };
     let error = outcome(&records, &opened(draft.clone())).unwrap_err();
     assert!(error.contains("github.drafts"), "{error}");
     let config = GithubConfig { drafts: true, ..GithubConfig::default() };
     assert!(event(&records, &config, &opened(draft)).is_ok());
-    let closed = PullRequest { is_open: false, ..pull_request() };
+    let closed = PullRequest { state: PullRequestState::Closed, ..pull_request() };
     assert!(outcome(&records, &opened(closed)).is_err());
     let odd = PullRequest { base_branch: "--upload-pack=x".to_owned(), ..pull_request() };
     assert!(outcome(&records, &opened(odd)).is_err());
@@ -228,7 +228,7 @@ fn a_listed_pull_request_makes_the_same_run_as_a_delivery_and_carries_the_known_
     assert!(!head_of(event.clone()).0.is_first, "a push may have followed within a second");
     assert_eq!(run_of(event).0.trigger, Trigger::PrOpened);
 
-    let draft = PullRequest { is_draft: true, ..pull_request() };
+    let draft = PullRequest { state: PullRequestState::Draft, ..pull_request() };
     assert!(of(&draft, None).is_err());
     let fork = PullRequest { is_from_fork: true, ..pull_request() };
     assert!(of(&fork, None).is_err(), "the project builds none");
