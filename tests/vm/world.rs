@@ -20,7 +20,7 @@ use stagely_test_support::ports::free_port;
 use stagely_test_support::processes::{Process, processes_with};
 use stagely_test_support::registry::PrivateRegistry;
 use stagely_test_support::settings::with_defaults;
-use stagely_test_support::wait::wait_for;
+use stagely_test_support::wait::eventually_within;
 use tempfile::TempDir;
 use tokio::sync::{Mutex, MutexGuard};
 
@@ -37,10 +37,6 @@ const QEMU: &str = "qemu-system-x86_64";
 
 /// Held while a guest boots, because two at once take more than twice as long.
 static BOOTING: Mutex<()> = Mutex::const_new(());
-
-async fn eventually<T>(what: &str, check: impl AsyncFnMut() -> Option<T>) -> T {
-    wait_for(LIMIT, check).await.unwrap_or_else(|| panic!("not within {LIMIT:?}: {what}"))
-}
 
 /// The registry, the Git server and the folder of a test. They end with the value.
 pub(crate) struct World {
@@ -168,7 +164,7 @@ impl Core {
     }
 
     pub(crate) async fn ended(&self, run: RunId) -> RunView {
-        eventually("the run ends", async || {
+        eventually_within(LIMIT, "the run ends", async || {
             let view: RunView = self.process.get(&format!("/runs/{run}")).await;
             view.status.is_final().then_some(view)
         })
@@ -194,8 +190,10 @@ impl Core {
 
     /// Waits until there is no machine, and checks that no process and no file is left.
     pub(crate) async fn nothing_is_left(&self) {
-        eventually("core has no machine", async || self.machines().await.is_empty().then_some(()))
-            .await;
+        eventually_within(LIMIT, "core has no machine", async || {
+            self.machines().await.is_empty().then_some(())
+        })
+        .await;
         let folder = self.data().join("machines");
         assert_eq!(processes_with(folder.to_str().unwrap()).len(), 0);
         assert_eq!(files_below(&folder), Vec::<PathBuf>::new());
@@ -229,7 +227,7 @@ impl Guest {
     /// # Panics
     /// At once if core could not launch it.
     pub(crate) async fn of(core: &Core, run: RunId) -> Self {
-        let (id, console) = eventually("a guest runs", async || {
+        let (id, console) = eventually_within(LIMIT, "a guest runs", async || {
             core.check_launch(run).await;
             let folder = core.data().join("machines");
             let machine = fs::read_dir(folder).ok()?.next()?.unwrap();
@@ -258,7 +256,7 @@ impl Guest {
 
     /// Waits for the HELLO of its agent.
     pub(crate) async fn says_hello(&mut self, core: &mut Core) {
-        eventually("the guest's agent says HELLO", async || {
+        eventually_within(LIMIT, "the guest's agent says HELLO", async || {
             let machines = core.machines().await;
             let mut machines = machines.iter();
             let is_connected =
@@ -272,7 +270,8 @@ impl Guest {
 
     /// Waits until the guest has powered itself off.
     pub(crate) async fn powers_off(&mut self) {
-        eventually("the guest powers off", async || (!runs(&self.id)).then_some(())).await;
+        eventually_within(LIMIT, "the guest powers off", async || (!runs(&self.id)).then_some(()))
+            .await;
         self.took("powered off");
         let console = self.console();
         assert!(

@@ -19,7 +19,19 @@ const FIRST_POLL: Duration = Duration::from_millis(5);
 /// # Panics
 /// After [`LIMIT`].
 pub async fn eventually<T>(what: &str, check: impl AsyncFnMut() -> Option<T>) -> T {
-    wait_for(LIMIT, check).await.unwrap_or_else(|| panic!("not within {LIMIT:?}: {what}"))
+    eventually_within(LIMIT, what, check).await
+}
+
+/// As [`eventually`], with another time limit.
+///
+/// # Panics
+/// After `limit`.
+pub async fn eventually_within<T>(
+    limit: Duration,
+    what: &str,
+    check: impl AsyncFnMut() -> Option<T>,
+) -> T {
+    wait_for(limit, check).await.unwrap_or_else(|| panic!("not within {limit:?}: {what}"))
 }
 
 /// As [`eventually`], in tests that have no runtime.
