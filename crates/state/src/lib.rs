@@ -72,6 +72,7 @@ pub use records::{Changes, Snapshot, State, Table};
 pub use run::{PlanFailure, Project, Run, RunEvent, RunState, SkipReason, SkippedBuild, Trigger};
 pub use schedule::{QueueReason, QueuedJob};
 pub use step::Outcome;
+pub use tags::tag_not_moved_warning;
 pub use transition::{Anomaly, IllegalTransition};
 
 /// A moment, in milliseconds since the Unix epoch.

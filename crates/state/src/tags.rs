@@ -1,11 +1,16 @@
 //! The run-independent reference of each build. It names the image of the environment's newest run, and never goes back
 //! to an older run's image.
 
-use stagely_protocol::Digest;
+use stagely_protocol::{Digest, ImageRef};
 
 use super::step::Step;
 use super::{Effect, GoodImage, Job, JobState, Run, Trigger, VariantName};
 use crate::ids::{EnvironmentId, JobId, RunId};
+
+/// The warning of a completed job whose reference stays at the image of a newer run.
+pub fn tag_not_moved_warning(tag: &ImageRef) -> String {
+    format!("a newer run of this environment is there, so {tag} was not moved")
+}
 
 impl Step<'_> {
     /// Records the image of a completed job if its run is the environment's newest. Otherwise the job gets a warning
@@ -23,8 +28,7 @@ impl Step<'_> {
         let Some(record) = self.state.environments.get(&environment) else { return };
         if record.newest_run != Some(run.id) {
             if run.trigger != Trigger::WarmUp {
-                let warning =
-                    format!("a newer run of this environment is there, so {tag} was not moved");
+                let warning = tag_not_moved_warning(tag);
                 self.state.change_job(id, |job| job.warnings.push(warning));
             }
             return;

@@ -6,6 +6,7 @@ use stagely_protocol::{Digest, ImageRef};
 use stagely_state::ids::{EnvironmentId, JobId, RunId};
 use stagely_state::{
     Attempt, Event, FingerprintChange, GoodImage, Job, JobState, Run, State, Trigger, VariantName,
+    tag_not_moved_warning,
 };
 
 use crate::world::World;
@@ -122,10 +123,10 @@ impl Expected {
         let environment = core.runs[&job.run].environment;
         let is_newest = self.newest.get(&environment) == Some(&job.run);
         if let JobState::Completed { digest: Some(digest) } = &job.state
-            && job.tag.is_some()
+            && let Some(tag) = &job.tag
         {
-            let is_told = job.warnings.iter().any(|warning| warning.contains("was not moved"));
-            assert_eq!(is_told, !is_newest, "{} says something else of its reference", job.id);
+            let has_warning = job.warnings.contains(&tag_not_moved_warning(tag));
+            assert_eq!(has_warning, !is_newest, "{}: wrong warnings about its reference", job.id);
             if is_newest {
                 let image = (job.run, digest.clone());
                 self.images.insert((environment, job.variant.clone()), image);

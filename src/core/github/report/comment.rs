@@ -287,9 +287,8 @@ fn warnings(view: &ReportView<'_>) -> Option<String> {
     let mut jobs_of: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
     let mut order = Vec::new();
     for job in view.jobs() {
-        // The agent of an ended job has warned of it, too.
-        let is_warned = job.warnings.iter().any(|warning| warning.contains("emulated"));
-        let lacks_warning = job.emulated && !is_warned;
+        // The warnings of an ended build include that of its agent. A reused build has the warnings of none.
+        let lacks_warning = job.emulated && (!job.state.is_final() || job.reused_from.is_some());
         let emulated =
             lacks_warning.then(|| "built under QEMU emulation, which is slow".to_owned());
         for warning in job.warnings.iter().cloned().chain(emulated) {
