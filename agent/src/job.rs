@@ -95,7 +95,7 @@ impl JobRequest {
         if let Some(auth) = auth {
             secrets.credential(auth.password.expose_secret());
         }
-        secrets.build().map_err(|error| JobError::new(FailureReason::Internal, error))
+        secrets.build().map_err(|error| JobError::new(FailureReason::Internal, &error))
     }
 }
 

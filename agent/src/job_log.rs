@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use stagely_protocol::{FailureReason, Status, Stream};
+use stagely_protocol::{ErrorChain, FailureReason, Status, Stream};
 use tokio_util::sync::CancellationToken;
 
 use crate::mask::Masker;
@@ -91,7 +91,7 @@ impl JobLog {
         // Later failures have the same cause, so the first reason is kept.
         let _ = self.failure.set(error.reason());
         self.stop.cancel();
-        tracing::error!("cannot keep the job's log: {:#}", anyhow::Error::new(error));
+        tracing::error!(error = %ErrorChain(&error), "cannot keep the job's log");
     }
 
     /// Why a line could not be kept, if one was lost.

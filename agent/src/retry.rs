@@ -10,7 +10,8 @@ use tokio_util::sync::CancellationToken;
 #[derive(Debug)]
 pub(crate) struct Backoff {
     delays: ExponentialBackoff,
-    deadline: Instant,
+    /// No attempt starts later.
+    deadline: Option<Instant>,
 }
 
 impl Backoff {
@@ -19,7 +20,16 @@ impl Backoff {
     pub(crate) fn exponential(first: Duration, longest: Duration, time_limit: Duration) -> Self {
         let delays = ExponentialBuilder::new().with_min_delay(first).with_max_delay(longest);
         let delays = delays.with_factor(2.0).without_max_times().build();
-        Self { delays, deadline: Instant::now() + time_limit }
+        Self { delays, deadline: Some(Instant::now() + time_limit) }
+    }
+
+    /// Waits `first` to twice `first` after the first failure and twice as long after each further one, up to
+    /// `longest` to twice `longest`. The delays are random, so that clients that failed together do not all come back
+    /// together. There is no time limit.
+    pub(crate) fn jittered(first: Duration, longest: Duration) -> Self {
+        let delays = ExponentialBuilder::new().with_min_delay(first).with_max_delay(longest);
+        let delays = delays.with_factor(2.0).without_max_times().with_jitter().build();
+        Self { delays, deadline: None }
     }
 
     /// Waits `delay` after each failure. No attempt starts later than `time_limit` from now.
@@ -34,7 +44,10 @@ impl Backoff {
         stop: &CancellationToken,
         before_delay: impl FnOnce(Duration),
     ) -> bool {
-        let delay = self.delays.next().filter(|delay| Instant::now() + *delay <= self.deadline);
+        let is_in_time = |delay: &Duration| {
+            self.deadline.is_none_or(|deadline| Instant::now() + *delay <= deadline)
+        };
+        let delay = self.delays.next().filter(is_in_time);
         let Some(delay) = delay.filter(|_| !stop.is_cancelled()) else { return false };
         before_delay(delay);
         stop.run_until_cancelled(sleep(delay)).await.is_some()
@@ -66,6 +79,17 @@ mod tests {
         assert_eq!(delays(constant, SECOND / 10).await, [1, 1]);
         let without_time = Backoff::constant(SECOND, Duration::ZERO);
         assert_eq!(delays(without_time, Duration::ZERO).await, [0; 0]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn jittered_delays_grow_to_twice_the_longest_without_an_end() {
+        let mut backoff = Backoff::jittered(SECOND, 30 * SECOND);
+        let stop = CancellationToken::new();
+        for shortest in [1, 2, 4, 8, 16, 30, 30, 30].map(Duration::from_secs) {
+            let mut waited = Duration::ZERO;
+            assert!(backoff.wait(&stop, |delay| waited = delay).await);
+            assert!(waited >= shortest && waited <= 2 * shortest, "{waited:?}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

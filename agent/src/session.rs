@@ -11,11 +11,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rand::RngExt as _;
 use stagely_protocol::agent_config::AgentConfig;
 use stagely_protocol::{
-    AgentMessage, Arch, CoreMessage, ErrorMessage, Heartbeat, Hello, HelloAck, ParseError, Status,
-    StatusState, SystemInfo,
+    AgentMessage, Arch, CoreMessage, ErrorChain, ErrorMessage, Heartbeat, Hello, HelloAck,
+    ParseError, Status, StatusState, SystemInfo,
 };
 use sysinfo::System;
 use thiserror::Error;
@@ -28,13 +27,14 @@ use crate::contact::ContactFiles;
 use crate::docker;
 use crate::job::{JobRequest, JobSettings, REGISTRY_RETRY_LIMIT};
 use crate::jobs::Jobs;
+use crate::retry::Backoff;
 use crate::spot::SpotWatch;
 
 /// The shortest delay between two attempts to connect.
-const BACKOFF_MIN: Duration = Duration::from_secs(1);
+const RECONNECT_DELAY_MIN: Duration = Duration::from_secs(1);
 
-/// The longest delay between two attempts to connect.
-const BACKOFF_MAX: Duration = Duration::from_mins(1);
+/// The longest delay between two attempts to connect, without its random part.
+const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(30);
 
 /// How long core may take to answer HELLO.
 const HELLO_ACK_LIMIT: Duration = Duration::from_secs(10);
@@ -170,7 +170,7 @@ enum SessionEnd {
 
 impl Agent {
     async fn serve(&mut self, stop: &CancellationToken) -> AgentExit {
-        let mut failures = 0;
+        let mut backoff = Backoff::jittered(RECONNECT_DELAY_MIN, RECONNECT_DELAY_MAX);
         loop {
             let give_up = self.last_contact + self.config.give_up_after;
             let connection = tokio::select! {
@@ -179,18 +179,23 @@ impl Agent {
             };
             match connection {
                 Err(_) => return AgentExit::GaveUp,
-                Ok(None) => failures += 1,
+                Ok(None) => {}
                 Ok(Some(connection)) => match self.run_session(connection, stop).await {
                     SessionEnd::Exit(exit) => return exit,
-                    SessionEnd::NotOpened => failures += 1,
-                    SessionEnd::Lost => failures = 1,
+                    SessionEnd::NotOpened => {}
+                    SessionEnd::Lost => {
+                        backoff = Backoff::jittered(RECONNECT_DELAY_MIN, RECONNECT_DELAY_MAX);
+                    }
                 },
             }
             let give_up = self.last_contact + self.config.give_up_after;
             tokio::select! {
-                () = stop.cancelled() => return AgentExit::Stopped,
                 () = sleep_until(give_up) => return AgentExit::GaveUp,
-                () = sleep(backoff(failures)) => {}
+                may_retry = backoff.wait(stop, |_| {}) => {
+                    if !may_retry {
+                        return AgentExit::Stopped;
+                    }
+                }
             }
         }
     }
@@ -226,7 +231,11 @@ impl Agent {
         if !version.is_empty() {
             self.docker_version = version;
         }
-        connection.inspect_err(|error| tracing::warn!(%error, "cannot connect to core")).ok()
+        connection
+            .inspect_err(
+                |error| tracing::warn!(error = %ErrorChain(error), "cannot connect to core"),
+            )
+            .ok()
     }
 
     fn hello(&self) -> AgentMessage<'static> {
@@ -410,7 +419,7 @@ impl Agent {
                     error_message: Some(error.to_string()),
                     ..Status::new(job_id.clone(), StatusState::Failed)
                 };
-                tracing::error!(job = %job_id, "cannot start this job: {:#}", anyhow::Error::new(error));
+                tracing::error!(job = %job_id, error = %ErrorChain(&error), "cannot start this job");
                 connection.send(&AgentMessage::Status(status))
             }
         }
@@ -443,25 +452,4 @@ fn send_error(
 ) -> Result<(), ConnectionLost> {
     tracing::warn!(code, message, "cannot handle a message of core");
     connection.send(&AgentMessage::Error(ErrorMessage { code: code.to_owned(), message }))
-}
-
-/// The delay after `failures` failures in a row: 1 to 2 s, 2 to 4 s, and so on up to 30 to 60 s. Half of the delay is
-/// random, so that the agents do not all connect at once when core is back.
-fn backoff(failures: u32) -> Duration {
-    let longest = BACKOFF_MIN.saturating_mul(2_u32.saturating_pow(failures.max(1)));
-    longest.min(BACKOFF_MAX).mul_f64(rand::rng().random_range(0.5..=1.0))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_delay_grows_to_a_minute() {
-        for (failures, seconds) in [(0, 2), (1, 2), (2, 4), (5, 32), (6, 60), (40, 60)] {
-            let (longest, delay) = (Duration::from_secs(seconds), backoff(failures));
-            assert!(delay <= longest && delay >= longest / 2, "{failures}: {delay:?}");
-            assert!(delay >= BACKOFF_MIN && delay <= BACKOFF_MAX, "{failures}: {delay:?}");
-        }
-    }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use reqwest::{Client, Method, Response, StatusCode};
 use serde::Deserialize;
-use stagely_protocol::{Interrupted, Notice};
+use stagely_protocol::{ErrorChain, Interrupted, Notice};
 use thiserror::Error;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -117,7 +117,9 @@ async fn poll(
                 }
             }
             // Logged once, because the service may be missing for as long as the machine runs.
-            Err(error) if has_failed => tracing::debug!(%error, "the metadata service"),
+            Err(error) if has_failed => {
+                tracing::debug!(error = %ErrorChain(&error), "the metadata service")
+            }
             Err(error) => {
                 has_failed = true;
                 let error = anyhow::Error::new(error);

@@ -11,7 +11,7 @@ use clap::{Args, Subcommand};
 use console::style;
 use serde::Serialize;
 use stagely_agent::docker::{self, DockerCommand, Engine, create_config};
-use stagely_protocol::{Arch, RegistryAuth};
+use stagely_protocol::{Arch, ErrorChain, RegistryAuth};
 use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 
@@ -147,7 +147,7 @@ async fn engine(config: &Config) -> Vec<Finding> {
         Err(error) => {
             let fix = "install Docker 26 or newer and start it (`systemctl start docker`), and add \
                        yourself to its group (`usermod -aG docker $USER`)";
-            return vec![Finding::error("docker", chain(error), fix)];
+            return vec![Finding::error("docker", ErrorChain(&error).to_string(), fix)];
         }
     };
     let cache = if engine.containerd_store {
@@ -211,7 +211,7 @@ async fn registry(config: &Config) -> Finding {
             log_in(config, host, RegistryAuth { username, password }).await
         }
         Ok(None) => ping(host).await,
-        Err(error) => Err(chain(error)),
+        Err(error) => Err(ErrorChain(&error).to_string()),
     };
     match result {
         Ok(how) => Finding::ok("registry", format!("{host}: {how}")),
@@ -232,7 +232,7 @@ fn registry_fix(registry: &RegistryConfig) -> &'static str {
 }
 
 async fn log_in(config: &Config, host: &str, auth: RegistryAuth) -> Result<String, String> {
-    let folder = tempfile::tempdir().map_err(chain)?;
+    let folder = tempfile::tempdir().map_err(|error| ErrorChain(&error).to_string())?;
     let docker = DockerCommand {
         machine: "doctor".parse().map_err(|_| "a name is wrong".to_owned())?,
         host: config.local.docker_host.clone(),
@@ -240,12 +240,12 @@ async fn log_in(config: &Config, host: &str, auth: RegistryAuth) -> Result<Strin
         grace: Duration::from_secs(1),
         registry_retry_limit: Duration::ZERO,
     };
-    create_config(&docker.config).map_err(chain)?;
+    create_config(&docker.config).map_err(|error| ErrorChain(&error).to_string())?;
     let stop = CancellationToken::new();
     let login = docker::login(&docker, host, &auth, &stop);
     match tokio::time::timeout(REGISTRY_LIMIT, login).await {
         Ok(Ok(())) => Ok(format!("login as {} works", auth.username)),
-        Ok(Err(error)) => Err(chain(error)),
+        Ok(Err(error)) => Err(ErrorChain(&error).to_string()),
         Err(_) => Err(format!("no answer within {REGISTRY_LIMIT:?}")),
     }
 }
@@ -256,7 +256,8 @@ async fn ping(host: &str) -> Result<String, String> {
     let scheme = if is_local { "http" } else { "https" };
     let request = reqwest::Client::new().get(format!("{scheme}://{host}/v2/"));
     let response = request.timeout(REGISTRY_LIMIT).send().await;
-    let response = response.map_err(|error| format!("it does not answer ({})", chain(error)))?;
+    let response =
+        response.map_err(|error| format!("it does not answer ({})", ErrorChain(&error)))?;
     match response.status().as_u16() {
         200 => Ok("it answers, without a login".to_owned()),
         401 => Err("it requires a login, and no user is configured".to_owned()),
@@ -281,7 +282,7 @@ async fn disk(config: &Config, data_dir: &Path) -> Finding {
     let folder = folder.unwrap_or_default();
     match DiskGuard::new(folder.clone(), config.core.disk_free_min_mib).check().await {
         Ok(()) => Finding::ok("disk", format!("enough free space at {}", data_dir.display())),
-        Err(error) => Finding::error("disk", chain(error), "free some space"),
+        Err(error) => Finding::error("disk", ErrorChain(&error).to_string(), "free some space"),
     }
 }
 
@@ -291,7 +292,7 @@ async fn server(arguments: &ServerArgs) -> Option<Finding> {
         Ok(None) => return None,
         Ok(Some(client)) => match client.runs(&which).await {
             Ok(_) => Ok(client.server().to_string()),
-            Err(error) => Err(chain(error)),
+            Err(error) => Err(ErrorChain(&error).to_string()),
         },
         Err(error) => Err(format!("{error:#}")),
     };
@@ -299,11 +300,6 @@ async fn server(arguments: &ServerArgs) -> Option<Finding> {
         Ok(server) => Finding::ok("server", format!("{server} accepts the token")),
         Err(error) => Finding::error("server", error, "check STAGELY_SERVER and the token"),
     })
-}
-
-/// An error with its causes, as one line.
-fn chain(error: impl std::error::Error + Send + Sync + 'static) -> String {
-    format!("{:#}", anyhow::Error::new(error))
 }
 
 /// Runs `program` and returns the first line of its output.

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use stagely_protocol::{LogLine, Stream};
+use stagely_protocol::{ErrorChain, LogLine, Stream};
 use stagely_state::Attempt;
 use stagely_state::ids::JobId;
 use thiserror::Error;
@@ -182,7 +182,7 @@ impl LogStore {
         let extent = spawn_blocking(move || tables.extent(attempt)).await;
         match extent {
             Ok(Ok(extent)) => Ok(extent.next_line),
-            Ok(Err(error)) => Err(AppendError::NotStored(error.to_string())),
+            Ok(Err(error)) => Err(AppendError::NotStored(ErrorChain(&error).to_string())),
             Err(error) => Err(AppendError::NotStored(error.to_string())),
         }
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use stagely_protocol::Fingerprint;
+use stagely_protocol::{ErrorChain, Fingerprint};
 use stagely_state::ids::{MachineId, RunId};
 use stagely_state::{Changes, Effect, Event, FingerprintChange, State};
 use tokio::sync::{mpsc, oneshot};
@@ -205,7 +205,7 @@ impl Orchestrator {
             let store = self.store.clone();
             spawn_blocking(move || store.commit(&batch))
                 .await?
-                .inspect_err(|error| error!(%error, "a transaction failed"))
+                .inspect_err(|error| error!(error = %ErrorChain(error), "a transaction failed"))
                 .context(
                     "cannot store what was decided; core stops, so that it can be started again",
                 )?;

@@ -1,9 +1,11 @@
 //! Repeats what failed for the moment: which failures, how soon, and for how long.
 
+use std::error::Error;
 use std::fmt::Display;
 use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
+use stagely_protocol::ErrorChain;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -59,7 +61,7 @@ impl RetryPolicy {
     ///
     /// # Errors
     /// The error of the last attempt.
-    pub(crate) async fn run<T, E: Display, F: Future<Output = Result<T, E>>>(
+    pub(crate) async fn run<T, E: Error + 'static, F: Future<Output = Result<T, E>>>(
         &self,
         what: impl Display,
         retry: impl FnMut(&E) -> Retry,
@@ -73,7 +75,7 @@ impl RetryPolicy {
     ///
     /// # Errors
     /// The error of the last attempt.
-    pub(crate) async fn run_until<T, E: Display, F: Future<Output = Result<T, E>>>(
+    pub(crate) async fn run_until<T, E: Error + 'static, F: Future<Output = Result<T, E>>>(
         &self,
         cancelled: &CancellationToken,
         what: impl Display,
@@ -87,7 +89,7 @@ impl RetryPolicy {
                 Err(error) => error,
             };
             let Some(wait) = backoff.next_wait(retry(&error)) else { return Err(error) };
-            warn!(%error, "{what} failed; trying again in {wait:?}");
+            warn!(error = %ErrorChain(&error), "{what} failed; trying again in {wait:?}");
             if cancelled.run_until_cancelled(sleep(wait)).await.is_none() {
                 return Err(error);
             }
@@ -140,23 +142,30 @@ impl Backoff {
 mod tests {
     use std::cell::RefCell;
 
+    use thiserror::Error;
+
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
+
+    #[derive(Debug, Error)]
+    #[error("attempt {0} failed")]
+    struct AttemptError(u32);
 
     /// Fails until `policy` gives up; returns when the attempts began, in seconds.
     async fn attempts(
         policy: RetryPolicy,
         cancelled: &CancellationToken,
-        retry: impl FnMut(&u32) -> Retry,
+        retry: impl FnMut(&AttemptError) -> Retry,
     ) -> (u32, Vec<u64>) {
         let (start, began_at) = (Instant::now(), RefCell::new(Vec::new()));
         let attempt = async || {
             began_at.borrow_mut().push(start.elapsed().as_secs());
-            Err::<(), u32>(u32::try_from(began_at.borrow().len()).unwrap())
+            Err::<(), _>(AttemptError(u32::try_from(began_at.borrow().len()).unwrap()))
         };
-        let error = policy.run_until(cancelled, "a test", retry, attempt).await.unwrap_err();
-        (error, began_at.into_inner())
+        let AttemptError(number) =
+            policy.run_until(cancelled, "a test", retry, attempt).await.unwrap_err();
+        (number, began_at.into_inner())
     }
 
     #[tokio::test(start_paused = true)]
@@ -175,7 +184,7 @@ mod tests {
     async fn the_other_side_may_ask_for_a_longer_wait_and_for_no_shorter_one() {
         let never = CancellationToken::new();
         let policy = RetryPolicy::new(2 * SECOND, 2 * SECOND);
-        let retry = |error: &u32| match error {
+        let retry = |error: &AttemptError| match error.0 {
             1 => Retry::After(5 * SECOND),
             2 => Retry::After(SECOND),
             _ => Retry::Never,
@@ -188,7 +197,7 @@ mod tests {
     async fn cancellation_ends_the_wait() {
         let cancelled = CancellationToken::new();
         let policy = RetryPolicy::new(SECOND, SECOND);
-        let retry = |_: &u32| {
+        let retry = |_: &AttemptError| {
             cancelled.cancel();
             Retry::Soon
         };

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt as _;
 use futures_util::future::join_all;
 use futures_util::stream;
+use stagely_protocol::ErrorChain;
 use stagely_provider::{Listing, Provider, ProviderError, Providers, TERMINATE_LIMIT};
 use stagely_state::comparison::{Comparison, Listed, ListedState, is_lost};
 use stagely_state::ids::MachineId;
@@ -158,7 +159,7 @@ impl Sweep {
         loop {
             let asked_at = now();
             if let Err(error) = self.sweep().await {
-                warn!(provider = %self.name, %error, "the provider's list cannot be compared with the records");
+                warn!(provider = %self.name, error = %ErrorChain(&error), "the provider's list cannot be compared with the records");
             }
             self.wait(asked_at, &mut changes).await;
         }
@@ -214,7 +215,7 @@ impl Sweep {
         let offers = match within(LIST_LIMIT, self.provider.describe()).await {
             Ok(offers) => offers,
             Err(error) => {
-                warn!(provider = %self.name, %error, "the provider's instance types and images cannot be read");
+                warn!(provider = %self.name, error = %ErrorChain(&error), "the provider's instance types and images cannot be read");
                 return false;
             }
         };

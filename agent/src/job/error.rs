@@ -3,7 +3,7 @@
 use std::io;
 
 use stagely_protocol::paths::PathError;
-use stagely_protocol::{FailureReason, RegistryProblem, Step};
+use stagely_protocol::{ErrorChain, FailureReason, RegistryProblem, Step};
 
 use crate::docker::{BuildError, EmulationError, LoginError, MergeError};
 use crate::git::CloneError;
@@ -25,11 +25,8 @@ impl JobError {
     }
 
     /// A failure whose message is `error` and its causes.
-    pub(super) fn new(
-        reason: FailureReason,
-        error: impl std::error::Error + Send + Sync + 'static,
-    ) -> Self {
-        Self::with_message(reason, format!("{:#}", anyhow::Error::new(error)))
+    pub(super) fn new(reason: FailureReason, error: &(dyn std::error::Error + 'static)) -> Self {
+        Self::with_message(reason, ErrorChain(error).to_string())
     }
 
     /// A failed file operation; `operation` says what could not be done.
@@ -54,7 +51,7 @@ impl JobError {
 
 impl From<CloneError> for JobError {
     fn from(error: CloneError) -> Self {
-        Self::new(error.reason(), error)
+        Self::new(error.reason(), &error)
     }
 }
 
@@ -70,13 +67,13 @@ impl From<PathError> for JobError {
                 FailureReason::User { step: String::new(), exit_code: 1 }
             }
         };
-        Self::new(reason, error)
+        Self::new(reason, &error)
     }
 }
 
 impl From<LoginError> for JobError {
     fn from(error: LoginError) -> Self {
-        Self::new(error.reason(), error)
+        Self::new(error.reason(), &error)
     }
 }
 
@@ -91,7 +88,7 @@ impl From<EmulationError> for JobError {
                 FailureReason::Emulation
             }
         };
-        Self::new(reason, error)
+        Self::new(reason, &error)
     }
 }
 
@@ -101,7 +98,7 @@ impl From<BuildError> for JobError {
         match error {
             BuildError::Failed { message, steps, .. } => Self { reason, message, steps },
             BuildError::Process(_) | BuildError::ReportLost { .. } | BuildError::NoDigest => {
-                Self::new(reason, error)
+                Self::new(reason, &error)
             }
         }
     }
@@ -109,6 +106,6 @@ impl From<BuildError> for JobError {
 
 impl From<MergeError> for JobError {
     fn from(error: MergeError) -> Self {
-        Self::new(error.reason(), error)
+        Self::new(error.reason(), &error)
     }
 }

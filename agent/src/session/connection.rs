@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::stream::SplitStream;
 use futures_util::{SinkExt as _, StreamExt as _};
-use stagely_protocol::{AgentMessage, CONNECT_PATH, MESSAGE_BYTES_MAX};
+use stagely_protocol::{AgentMessage, CONNECT_PATH, ErrorChain, MESSAGE_BYTES_MAX};
 use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc};
@@ -87,7 +87,7 @@ impl Connection {
                 // The library answers pings.
                 Ok(_) => {}
                 Err(error) => {
-                    tracing::warn!(%error, "the connection to core failed");
+                    tracing::warn!(error = %ErrorChain(&error), "the connection to core failed");
                     return None;
                 }
             }

@@ -8,6 +8,7 @@ pub mod agent_config;
 pub mod paths;
 
 mod cache;
+mod error_chain;
 mod failure;
 mod messages;
 mod steps;
@@ -21,6 +22,7 @@ pub use cache::{
     CHANGED_FILES_MAX, CacheMiss, ChangedFile, FINGERPRINT_BYTES_MAX, FileChange, Fingerprint,
     MissCause,
 };
+pub use error_chain::ErrorChain;
 pub use failure::{CloneProblem, FailureReason, RegistryProblem};
 pub use messages::{
     AgentMessage, Build, BuildArgs, BuildConfig, Cancel, CloneContext, CoreMessage, ErrorMessage,

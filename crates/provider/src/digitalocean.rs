@@ -24,7 +24,7 @@ use async_trait::async_trait;
 use reqwest::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use stagely_protocol::Arch;
+use stagely_protocol::{Arch, ErrorChain};
 use stagely_state::comparison::{Listed, ListedState};
 use stagely_state::ids::{CoreId, MachineId};
 use stagely_state::{Placement, Usd};
@@ -219,7 +219,7 @@ impl DigitalOcean {
         for droplet in droplets {
             warn!(%machine, droplet = droplet.id, "a second droplet of the machine is ended");
             if let Err(error) = self.delete(&droplet).await {
-                warn!(%machine, droplet = droplet.id, %error, "cannot delete the second droplet");
+                warn!(%machine, droplet = droplet.id, error = %ErrorChain(&error), "cannot delete the second droplet");
             }
         }
         oldest
@@ -457,7 +457,9 @@ impl Provider for DigitalOcean {
         }
         match timeout(TAGS_LIMIT, self.remove_useless_tags()).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => debug!(%error, "the tags of machines that are gone stay for now"),
+            Ok(Err(error)) => {
+                debug!(error = %ErrorChain(&error), "the tags of machines that are gone stay for now")
+            }
             Err(_) => debug!("the tags of machines that are gone stay for now: it takes too long"),
         }
         Ok(listed)

@@ -13,19 +13,20 @@ pub type BoxError = Box<dyn Error + Send + Sync>;
 pub enum LaunchError {
     /// No machine type is free at the moment, in any zone.
     #[error("no capacity: {0}")]
-    NoCapacity(BoxError),
+    NoCapacity(#[source] BoxError),
     /// The provider will refuse again until somebody changes something.
-    #[error("{0}")]
+    #[error(transparent)]
     Permanent(BoxError),
     /// The provider limits the rate of requests. Nothing was started.
     #[error("{cause}")]
     Throttled {
+        #[source]
         cause: BoxError,
         /// How long the provider refuses requests, if it says so.
         wait: Option<Duration>,
     },
     /// The provider gave no clear answer: a machine may have been started. Repeating the request is harmless.
-    #[error("{0}")]
+    #[error(transparent)]
     Unclear(BoxError),
 }
 
@@ -34,6 +35,6 @@ pub enum LaunchError {
 pub enum ProviderError {
     #[error("no answer within {0:?}")]
     TimedOut(Duration),
-    #[error("{0}")]
+    #[error(transparent)]
     Failed(BoxError),
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::Deserialize;
-use stagely_protocol::Arch;
+use stagely_protocol::{Arch, ErrorChain};
 use stagely_state::comparison::Listed;
 use stagely_state::ids::{CoreId, MachineId};
 use stagely_state::{Fleet, MachineSize, Market, Placement};
@@ -107,7 +107,7 @@ impl Provider for LocalProvider {
         let Err(error) = self.start(request) else { return Ok(placement) };
         // Core does not end a machine that was not launched, so its folder is removed here.
         if let Err(error) = self.processes.remove_folder(request.machine).await {
-            warn!(machine = %request.machine, %error, "cannot remove the folder of a machine that was not started");
+            warn!(machine = %request.machine, error = %ErrorChain(&error), "cannot remove the folder of a machine that was not started");
         }
         Err(self.launch_error(error))
     }

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use stagely_protocol::{CORE_VARIABLE, MACHINE_VARIABLE};
+use stagely_protocol::{CORE_VARIABLE, ErrorChain, MACHINE_VARIABLE};
 use stagely_state::comparison::{Listed, ListedState};
 use stagely_state::ids::{CoreId, MachineId};
 use thiserror::Error;
@@ -265,7 +265,7 @@ impl Processes {
                 false
             }
             Err(error) => {
-                warn!(%machine, %error, "cannot read the status of a machine's process");
+                warn!(%machine, error = %ErrorChain(&error), "cannot read the status of a machine's process");
                 true
             }
         });

@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use nix::sys::statvfs::statvfs;
-use stagely_protocol::Arch;
+use stagely_protocol::{Arch, ErrorChain};
 use stagely_state::comparison::Listed;
 use stagely_state::ids::{CoreId, MachineId};
 use stagely_state::{Fleet, MachineSize, Market, Placement};
@@ -180,7 +180,7 @@ impl QemuProvider {
             let console = self.processes.folder(*machine).join(CONSOLE);
             let is_large = fs::metadata(&console).is_ok_and(|file| file.len() > CONSOLE_BYTES_MAX);
             if is_large && let Err(error) = private_file(&console) {
-                warn!(%machine, %error, "its console cannot be cut");
+                warn!(%machine, error = %ErrorChain(&error), "its console cannot be cut");
             }
         }
     }
@@ -240,7 +240,7 @@ impl Provider for QemuProvider {
         let Err(error) = self.start(request).await else { return Ok(placement) };
         // Core does not end a machine that was not launched, so its folder is removed here.
         if let Err(error) = self.processes.remove_folder(request.machine).await {
-            warn!(machine = %request.machine, %error, "cannot remove the folder of a machine that was not started");
+            warn!(machine = %request.machine, error = %ErrorChain(&error), "cannot remove the folder of a machine that was not started");
         }
         Err(error)
     }

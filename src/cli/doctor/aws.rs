@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde::Serialize;
 use serde_json::Value;
-use stagely_protocol::Arch;
+use stagely_protocol::{Arch, ErrorChain};
 use stagely_provider::aws::{self, AwsProvider, ImageView, Permission, PermissionState};
 use stagely_provider::settings::MarketPolicy;
 use stagely_provider::{Offer, OfferProblem, Provider as _};
@@ -14,7 +14,7 @@ use stagely_state::Fleet;
 use super::super::output::print;
 use super::super::settings::SettingsArgs;
 use super::super::table::table;
-use super::{Finding, all_shown, chain, exit_code};
+use super::{Finding, all_shown, exit_code};
 
 /// The age at which a golden image should be built again for its security fixes.
 const IMAGE_AGE_MAX_DAYS: u64 = 90;
@@ -110,7 +110,11 @@ pub(super) async fn doctor(arguments: AwsArgs) -> anyhow::Result<ExitCode> {
     let offers: Vec<OfferRow> = match provider.describe().await {
         Ok(offers) => offers.into_iter().map(OfferRow::from).collect(),
         Err(error) => {
-            findings.push(Finding::error("offers", chain(error), "fix the problems above"));
+            findings.push(Finding::error(
+                "offers",
+                ErrorChain(&error).to_string(),
+                "fix the problems above",
+            ));
             Vec::new()
         }
     };

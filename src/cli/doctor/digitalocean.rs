@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use serde::Serialize;
-use stagely_protocol::Arch;
+use stagely_protocol::{Arch, ErrorChain};
 use stagely_provider::digitalocean::{Account, DigitalOcean};
 use stagely_provider::{Offer, Provider as _};
 use stagely_state::{Fleet, MachineSize, Usd};
@@ -12,7 +12,7 @@ use stagely_state::{Fleet, MachineSize, Usd};
 use super::super::output::print;
 use super::super::settings::SettingsArgs;
 use super::super::table::table;
-use super::{Finding, all_shown, chain, exit_code};
+use super::{Finding, all_shown, exit_code};
 
 /// The id of core in tags. This command creates no droplets.
 const CORE_ID: &str = "doctor";
@@ -83,7 +83,11 @@ async fn check(provider: &DigitalOcean) -> DigitalOceanChecks {
     let mut findings = vec![match provider.account().await {
         Ok(account) => account_finding(&account),
         Err(error) => {
-            let finding = Finding::error("account", chain(error), "give core a valid token");
+            let finding = Finding::error(
+                "account",
+                ErrorChain(&error).to_string(),
+                "give core a valid token",
+            );
             return DigitalOceanChecks { findings: vec![finding], sizes: Vec::new() };
         }
     }];
@@ -102,12 +106,12 @@ async fn check(provider: &DigitalOcean) -> DigitalOceanChecks {
                 }
             }
         })),
-        Err(error) => findings.push(failed("image", &chain(error))),
+        Err(error) => findings.push(failed("image", &ErrorChain(&error).to_string())),
     }
     let offers = match provider.describe().await {
         Ok(offers) => offers,
         Err(error) => {
-            findings.push(failed("sizes", &chain(error)));
+            findings.push(failed("sizes", &ErrorChain(&error).to_string()));
             Vec::new()
         }
     };

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use stagely_protocol::ErrorChain;
 use stagely_state::ids::RunId;
 
 use super::display::Display;
@@ -142,7 +143,7 @@ async fn exported_caches(client: &Client, run: &RunView) -> Vec<String> {
 fn cancel(client: Client, run: RunId) {
     tokio::spawn(async move {
         if let Err(error) = client.cancel(run).await {
-            eprintln!("error: the run is not cancelled: {:#}", anyhow::Error::new(error));
+            eprintln!("error: the run is not cancelled: {}", ErrorChain(&error));
         }
     });
 }

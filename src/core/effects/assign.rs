@@ -8,14 +8,14 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use secrecy::SecretString;
 use stagely_protocol::{
-    Build, CoreMessage, Digest, FailureReason, Fingerprint, ImageRef, Merge, RegistryAuth,
+    Build, CoreMessage, Digest, ErrorChain, FailureReason, Fingerprint, ImageRef, Merge,
+    RegistryAuth,
 };
 use stagely_state::ids::{JobId, MachineId};
 use stagely_state::{
     Attempt, Event, Job, JobFailure, JobKind, JobOutcome, JobReport, JobState, Project, Run,
 };
 use tokio::task::spawn_blocking;
-use tokio::time::sleep;
 use tracing::warn;
 
 use super::CloneTokens;
@@ -132,21 +132,15 @@ impl Assigner {
         if self.secrets.open_run(run.id)?.clone_token.is_some() {
             return Ok(Some(None));
         }
-        let mut backoff = CLONE_TOKEN_RETRIES.start();
-        loop {
-            let error = match self.clone_tokens.repository_token(&run, &project).await {
-                Ok(token) => return Ok(Some(token)),
-                Err(error) => error,
-            };
-            let Some(wait) = backoff.next_wait(retry_clone_token(&error)) else {
-                return Err(error).context("no token can be had for the clone");
-            };
-            warn!(%error, "no token for a clone; trying again in {wait:?}");
-            sleep(wait).await;
+        let request = async || {
             if attempted(&self.records.read(), machine, attempt).is_none() {
                 return Ok(None);
             }
-        }
+            self.clone_tokens.repository_token(&run, &project).await.map(Some)
+        };
+        let what = "the request for a token for a clone";
+        let token = CLONE_TOKEN_RETRIES.run(what, retry_clone_token, request).await;
+        token.context("no token can be had for the clone")
     }
 
     /// The run and the project of a build job, the only kind that clones.
@@ -189,7 +183,9 @@ impl Assigner {
         let store = self.store.clone();
         let read = spawn_blocking(move || store.fingerprint(&caches)).await;
         read.expect("reading does not panic")
-            .inspect_err(|error| warn!(%job, %error, "a fingerprint cannot be read"))
+            .inspect_err(
+                |error| warn!(%job, error = %ErrorChain(error), "a fingerprint cannot be read"),
+            )
             .ok()
             .flatten()
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use stagely_protocol::ImageRef;
+use stagely_protocol::{ErrorChain, ImageRef};
 use stagely_state::ids::EnvironmentId;
 use stagely_state::{Environment, Event};
 use tokio::time::sleep;
@@ -116,10 +116,10 @@ impl Cleaner {
 /// Whether further attempts after `error` are useless.
 fn gives_up(what: &str, error: &RegistryError, round: Round) -> bool {
     if round == Round::Early && may_succeed_later(error) {
-        warn!(what, %error, "not deleted yet");
+        warn!(what, error = %ErrorChain(error), "not deleted yet");
         return false;
     }
-    warn!(what, %error, "not deleted; delete it by hand");
+    warn!(what, error = %ErrorChain(error), "not deleted; delete it by hand");
     true
 }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use secrecy::SecretString;
+use stagely_protocol::ErrorChain;
 use stagely_state::{Project, Run};
 use tracing::warn;
 
@@ -48,7 +49,7 @@ impl CloneTokens {
         }
         match self.github.clone_token(project, run.from_fork).await {
             Err(error) if !error.is_transient() && is_private != Some(true) => {
-                warn!(run = %run.id, %error, "the repository is cloned without a token");
+                warn!(run = %run.id, error = %ErrorChain(&error), "the repository is cloned without a token");
                 Ok(None)
             }
             token => token,

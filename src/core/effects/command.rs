@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use stagely_protocol::ErrorChain;
 use stagely_state::ids::EnvironmentId;
 use stagely_state::{Command, CommandKind, CommandVerdict, Event, Project};
 use tracing::warn;
@@ -41,7 +42,7 @@ impl CommandChecker {
         };
         let project = project.ok_or("its environment is gone")?;
         let permission = self.permission_of(&project, &command.author).await.map_err(|error| {
-            warn!(%error, project = project.name, "a permission cannot be read");
+            warn!(error = %ErrorChain(&error), project = project.name, "a permission cannot be read");
             let why = error.public_message();
             format!("what they may do in the repository cannot be found out ({why})")
         })?;

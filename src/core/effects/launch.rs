@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use stagely_protocol::ErrorChain;
 use stagely_provider::settings::ImageKind;
 use stagely_provider::{AgentBinary, LaunchError, LaunchRequest, MachineSpec, Provider, Providers};
 use stagely_state::ids::MachineId;
@@ -175,14 +176,14 @@ impl AttemptError {
             // An attempt of an earlier core may have started one.
             Self::NotWanted(_) | Self::TimedOut => (LaunchFailure::Unclear, self.to_string()),
             Self::Provider(LaunchError::Unclear(cause)) => {
-                (LaunchFailure::Unclear, cause.to_string())
+                (LaunchFailure::Unclear, ErrorChain(&*cause).to_string())
             }
             Self::Provider(LaunchError::Permanent(cause)) => {
-                (LaunchFailure::Permanent, cause.to_string())
+                (LaunchFailure::Permanent, ErrorChain(&*cause).to_string())
             }
             Self::Provider(
                 LaunchError::NoCapacity(cause) | LaunchError::Throttled { cause, .. },
-            ) => (LaunchFailure::NoCapacity, cause.to_string()),
+            ) => (LaunchFailure::NoCapacity, ErrorChain(&*cause).to_string()),
         };
         if may_have_started { LaunchFailure::Unclear(message) } else { failure(message) }
     }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use stagely_protocol::ErrorChain;
 use stagely_state::ids::EnvironmentId;
 use stagely_state::{CancelReason, Event, RunState, VariantName};
 use tracing::{info, warn};
@@ -38,7 +39,7 @@ impl Tagger {
             () = self.records.wait_until(is_superseded) => {
                 Err("a newer run took the place of its own".to_owned())
             }
-            moved = self.registry.tag(&tag, &digest) => moved.map_err(|error| format!("{:#}", anyhow::Error::from(error))),
+            moved = self.registry.tag(&tag, &digest) => moved.map_err(|error| ErrorChain(&error).to_string()),
         };
         match &result {
             Ok(()) => info!(%tag, %digest, "tagged"),

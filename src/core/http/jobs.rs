@@ -7,6 +7,7 @@ use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse as _, Response};
 use futures_util::stream;
+use stagely_protocol::ErrorChain;
 use stagely_state::ids::JobId;
 use stagely_state::{Attempt, Job};
 use tracing::warn;
@@ -50,10 +51,9 @@ pub(super) async fn logs(
     let pages = stream::try_unfold(from, move |from| {
         let logs = api.logs.clone();
         async move {
-            let lines = logs
-                .read(attempt, from, PAGE_LINES)
-                .await
-                .inspect_err(|error| warn!(job = %id, %error, "a log cannot be read"))?;
+            let lines = logs.read(attempt, from, PAGE_LINES).await.inspect_err(
+                |error| warn!(job = %id, error = %ErrorChain(error), "a log cannot be read"),
+            )?;
             let next = from + lines.len() as u64;
             Ok::<_, LogError>((!lines.is_empty()).then(|| (text_of(&lines), next)))
         }
@@ -177,7 +177,7 @@ impl Follower {
                 .logs
                 .read(attempt, next, PAGE_LINES)
                 .await
-                .map_err(|error| warn!(job = %self.id, %error, "a log cannot be read"))
+                .map_err(|error| warn!(job = %self.id, error = %ErrorChain(&error), "a log cannot be read"))
                 .map_err(|()| Gone)?;
             if lines.is_empty() {
                 return Ok(next);

@@ -17,7 +17,7 @@ use base64::engine::general_purpose::STANDARD;
 use futures_util::stream;
 use secrecy::SecretString;
 use serde::Deserialize;
-use stagely_protocol::{FailureReason, Step};
+use stagely_protocol::{ErrorChain, FailureReason, Step};
 use stagely_state::ids::{JobId, RunId};
 use stagely_state::{Approval, Attempt};
 use tracing::{error, warn};
@@ -323,10 +323,9 @@ async fn log(State(api): State<ApiState>, _: Visitor, Id(id): Id, query: Attempt
     let pieces = stream::try_unfold(0, move |from| {
         let logs = api.logs.clone();
         async move {
-            let lines = logs
-                .read(attempt, from, CHUNK_LINES)
-                .await
-                .inspect_err(|error| warn!(job = %id, %error, "a log cannot be read"))?;
+            let lines = logs.read(attempt, from, CHUNK_LINES).await.inspect_err(
+                |error| warn!(job = %id, error = %ErrorChain(error), "a log cannot be read"),
+            )?;
             let next = from + lines.len() as u64;
             Ok::<_, LogError>((!lines.is_empty()).then(|| (text_of(&lines), next)))
         }
@@ -349,7 +348,7 @@ fn page(template: &impl Template) -> Response {
     match template.render() {
         Ok(html) => (security_headers(), Html(html)).into_response(),
         Err(error) => {
-            error!(%error, "a page cannot be written");
+            error!(error = %ErrorChain(&error), "a page cannot be written");
             StatusCode::INTERNAL_SERVER_ERROR.into_response()
         }
     }
@@ -363,7 +362,7 @@ fn not_found(what: &str) -> Response {
 }
 
 fn broken(job: JobId, error: &LogError) -> Response {
-    error!(%job, %error, "a log cannot be read");
+    error!(%job, error = %ErrorChain(error), "a log cannot be read");
     let advice = "Core's own log says why.";
     refused(StatusCode::INTERNAL_SERVER_ERROR, "The log cannot be read", advice)
 }

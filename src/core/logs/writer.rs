@@ -5,7 +5,7 @@ use std::mem;
 use std::time::Duration;
 
 use redb::{Durability, ReadableTable as _, Table};
-use stagely_protocol::Stream;
+use stagely_protocol::{ErrorChain, Stream};
 use stagely_state::Attempt;
 use stagely_state::ids::JobId;
 use tokio::sync::{mpsc, oneshot};
@@ -109,10 +109,11 @@ impl Writer {
                     let _ = stored.send(answer);
                 }
             }
-            Err(failure) => {
-                error!(error = %failure, "log lines were not stored");
+            Err(error) => {
+                let failure = ErrorChain(&error).to_string();
+                error!(error = failure, "log lines were not stored");
                 for (stored, _) in group.answers {
-                    let _ = stored.send(Err(AppendError::NotStored(failure.to_string())));
+                    let _ = stored.send(Err(AppendError::NotStored(failure.clone())));
                 }
                 self.recover();
             }
@@ -150,8 +151,8 @@ impl Writer {
                 let answer = match self.append_all(group, &mut chunks, attempt, first, new) {
                     // The damage is that of one job, whose agent keeps its lines. The others' lines are stored.
                     Err(error @ LogError::Damaged { .. }) => {
-                        error!(%error, "log lines were not stored");
-                        Err(AppendError::NotStored(error.to_string()))
+                        error!(error = %ErrorChain(&error), "log lines were not stored");
+                        Err(AppendError::NotStored(ErrorChain(&error).to_string()))
                     }
                     answer => answer?,
                 };
@@ -284,7 +285,7 @@ impl Writer {
         #[expect(clippy::disallowed_methods, reason = "this thread is not a runtime worker")]
         std::thread::sleep(REOPEN_WAIT);
         if let Err(failure) = self.tables.reopen() {
-            warn!(error = %failure, "the log database cannot be opened; trying again with the next lines");
+            warn!(error = %ErrorChain(&failure), "the log database cannot be opened; trying again with the next lines");
         }
     }
 

@@ -7,6 +7,7 @@ use std::fmt;
 
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
+use stagely_protocol::ErrorChain;
 
 use crate::{LaunchError, ProviderError};
 
@@ -71,7 +72,11 @@ impl<E: ProvideErrorMetadata + Error + 'static> From<SdkError<E>> for Ec2Error {
             Kind::Permanent | Kind::Throttled => "; `stagely doctor aws` checks the credentials",
             _ => "",
         };
-        Self { code: None, message: format!("cannot ask EC2: {}{advice}", chain(&error)), kind }
+        Self {
+            code: None,
+            message: format!("cannot ask EC2: {}{advice}", ErrorChain(&error)),
+            kind,
+        }
     }
 }
 
@@ -234,20 +239,6 @@ fn credentials_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Credent
         cause = error.source();
     }
     None
-}
-
-/// The messages of an error and of all its causes.
-fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut messages = vec![error.to_string()];
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let text = error.to_string();
-        if messages.last() != Some(&text) {
-            messages.push(text);
-        }
-        cause = error.source();
-    }
-    messages.join(": ")
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use aws_sdk_ec2::types::{Instance, InstanceStateName};
+use stagely_protocol::ErrorChain;
 use stagely_state::comparison::{Listed, ListedState};
 use stagely_state::ids::MachineId;
 use tracing::warn;
@@ -75,7 +76,7 @@ impl AwsProvider {
                 warn!(%machine, id, "a second instance of one machine is ended");
                 // The next list contains it again.
                 if let Err(error) = self.terminate_instance(&surplus).await {
-                    warn!(%machine, id, %error, "cannot terminate the second instance");
+                    warn!(%machine, id, error = %ErrorChain(&error), "cannot terminate the second instance");
                 }
             }
         }

@@ -14,6 +14,7 @@ use aws_sdk_ec2::types::{
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use sha2::{Digest as _, Sha256};
+use stagely_protocol::ErrorChain;
 use stagely_protocol::agent_config::AgentConfig;
 use stagely_state::ids::MachineId;
 use stagely_state::{Market, Placement, Usd};
@@ -71,7 +72,7 @@ impl AwsProvider {
                 self.unclear().remove(&machine);
             }
             if let Err(error) = &launched {
-                info!(%machine, ?candidate, %error, "not launched");
+                info!(%machine, ?candidate, error = %ErrorChain(error), "not launched");
             }
             match launched {
                 Ok(instance) if is_live(&instance) => return Ok(placement(&instance, &candidate)),

@@ -12,6 +12,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use stagely_protocol::ErrorChain;
 use thiserror::Error;
 use tokio::time::{Instant, sleep_until};
 use tracing::debug;
@@ -269,8 +270,8 @@ impl ApiClient {
         let request = request.bearer_auth(self.token().await?.expose_secret());
         let unclear = |error: reqwest::Error| {
             // `what` has the important part of the address, which is long.
-            let error = anyhow::Error::from(error.without_url());
-            ApiError::Unclear { what: what.to_owned(), problem: format!("{error:#}") }
+            let problem = ErrorChain(&error.without_url()).to_string();
+            ApiError::Unclear { what: what.to_owned(), problem }
         };
         let mut response = request.send().await.map_err(unclear)?;
         let status = response.status();

@@ -7,7 +7,7 @@ use secrecy::SecretString;
 use stagely_agent::git::{self, CloneError, FetchRequest, ResolvedRef};
 use stagely_manifest::suggest::shown;
 use stagely_manifest::{Build, Manifest};
-use stagely_protocol::{CommitSha, Submodules};
+use stagely_protocol::{CommitSha, ErrorChain, Submodules};
 use stagely_state::{Environment, GoodImage, Trigger, VariantName};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -218,7 +218,7 @@ fn skip_comparison(
             Err(failed(error.reason(), format!("the base `{base}` {problem}")))
         }
         (error, _) => {
-            warn!(run = %source.subject.run.id, %error, "the comparison failed; everything is built");
+            warn!(run = %source.subject.run.id, error = %ErrorChain(&error), "the comparison failed; everything is built");
             Ok(())
         }
     }

@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::time::Duration;
 
 use stagely_agent::git::CloneError;
-use stagely_protocol::{CloneProblem, FailureReason};
+use stagely_protocol::{CloneProblem, ErrorChain, FailureReason};
 use stagely_state::{PlanFailure, Timestamp};
 use tracing::warn;
 
@@ -53,7 +53,7 @@ impl From<GithubError> for NotPlanned {
                 CloneProblem::Authentication
             }
         };
-        warn!(%error, "a plan cannot be made: GitHub refuses a request");
+        warn!(error = %ErrorChain(&error), "a plan cannot be made: GitHub refuses a request");
         failed(FailureReason::Clone { problem }, error.public_message())
     }
 }

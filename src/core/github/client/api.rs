@@ -13,6 +13,7 @@ use octocrab::Octocrab;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use stagely_protocol::ErrorChain;
 use tokio::sync::OnceCell;
 use tokio::time::timeout;
 use url::Url;
@@ -281,16 +282,7 @@ fn refusal(status: StatusCode, message: &str, request: &ApiRequest) -> GithubErr
     }
 }
 
-/// Joins the messages of an error and its sources, without repetitions.
-fn unavailable(error: &dyn Error) -> GithubError {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        source = error.source();
-    }
+fn unavailable(error: &(dyn Error + 'static)) -> GithubError {
+    let text = ErrorChain(error).to_string();
     GithubError::Unavailable(text.lines().next().unwrap_or_default().to_owned())
 }

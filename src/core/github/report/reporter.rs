@@ -10,6 +10,7 @@ mod statuses;
 use std::time::Duration;
 
 use rand::RngExt as _;
+use stagely_protocol::ErrorChain;
 use stagely_state::ids::EnvironmentId;
 use stagely_state::{PublishedReport, Report};
 use tracing::warn;
@@ -130,7 +131,7 @@ impl<T: ReportTarget> EnvironmentReporter<T> {
             return Err(problem);
         };
         let wait = wait.max(self.interval);
-        warn!(%environment, %error, "{} was not written; trying again in {wait:?}", write.what);
+        warn!(%environment, error = %ErrorChain(&error), "{} was not written; trying again in {wait:?}", write.what);
         tokio::time::sleep(wait).await;
         Ok(())
     }

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use sha2::{Digest as _, Sha256};
-use stagely_protocol::FailureReason;
+use stagely_protocol::{ErrorChain, FailureReason};
 use stagely_state::{Attempt, Job, JobFailure, JobState};
 use tracing::{info, warn};
 
@@ -122,7 +122,7 @@ impl<T: ReportTarget> EnvironmentReporter<T> {
         match self.logs.tail(attempt, excerpt::SEARCHED_LINES).await {
             Ok((_, tail)) => excerpt::of(&tail, step),
             Err(error) => {
-                warn!(job = %attempt.job, %error, "the log cannot be read; the comment shows no lines of the step");
+                warn!(job = %attempt.job, error = %ErrorChain(&error), "the log cannot be read; the comment shows no lines of the step");
                 Vec::new()
             }
         }
