@@ -229,7 +229,8 @@ impl World {
         ok(json!({ key: entries, "links": links, "meta": { "total": total } }))
     }
 
-    fn create(&mut self, body: &Value) -> Answer {
+    /// Records a complaint for each field that the API does not have.
+    fn check_fields(&mut self, body: &Value) {
         const FIELDS: [&str; 10] = [
             "name",
             "size",
@@ -245,58 +246,68 @@ impl World {
         let unknown =
             body.as_object().unwrap().keys().filter(|field| !FIELDS.contains(&field.as_str()));
         self.complaints.extend(unknown.map(|field| format!("no field {field}")));
+    }
+
+    /// The droplet's tags, or the message of `DigitalOcean`'s refusal.
+    fn check_creation(&self, body: &Value) -> Result<Vec<String>, &'static str> {
         let text = |field: &str| body[field].as_str().unwrap_or_default().to_owned();
         let (name, slug, region) = (text("name"), text("size"), text("region"));
-        let problem = |message: &str| refuse(422, "unprocessable_entity", message);
         let is_allowed = |letter: char| letter.is_ascii_alphanumeric() || ".-".contains(letter);
         if name.is_empty() || !name.chars().all(is_allowed) {
-            return problem("Only valid hostname characters are allowed. (a-z, A-Z, 0-9, . and -)");
+            return Err("Only valid hostname characters are allowed. (a-z, A-Z, 0-9, . and -)");
         }
         if self.droplets.len() >= self.droplet_limit {
-            return problem("creating this/these droplet(s) will exceed your droplet limit");
+            return Err("creating this/these droplet(s) will exceed your droplet limit");
         }
         if !REGIONS.contains(&&*region) {
-            return problem("You specified an invalid region for Droplet creation.");
+            return Err("You specified an invalid region for Droplet creation.");
         }
         let Some(size) = self.sizes.iter().find(|size| size.slug == slug) else {
-            return problem("You specified an invalid size for Droplet creation.");
+            return Err("You specified an invalid size for Droplet creation.");
         };
         let is_full = self.full.iter().any(|full| *full == (&*slug, &*region));
         if !size.available || !size.regions.contains(&&*region) || is_full {
-            return problem("Size is not available in this region.");
+            return Err("Size is not available in this region.");
         }
-        let wanted = &body["image"];
-        let Some(image) = self.images.iter().find(|image| image.is_called(wanted)) else {
-            return problem("You specified an invalid image for Droplet creation.");
+        let Some(image) = self.images.iter().find(|image| image.is_called(&body["image"])) else {
+            return Err("You specified an invalid image for Droplet creation.");
         };
         if !image.regions.contains(&&*region) {
-            return problem("The image you specified is not available in the selected region.");
+            return Err("The image you specified is not available in the selected region.");
         }
         if body["vpc_uuid"] != Value::Null && text("vpc_uuid") != VPC {
-            return problem("Invalid VPC uuid.");
+            return Err("Invalid VPC uuid.");
         }
-        let user_data = text("user_data");
-        if user_data.len() > 64 * 1024 {
-            return problem("User data may not exceed 64 KiB.");
+        if text("user_data").len() > 64 * 1024 {
+            return Err("User data may not exceed 64 KiB.");
         }
         let tags: Vec<String> = serde_json::from_value(body["tags"].clone()).unwrap();
         let is_allowed = |letter: char| letter.is_ascii_alphanumeric() || ":-_".contains(letter);
         if tags.iter().any(|tag| tag.len() > 255 || !tag.chars().all(is_allowed)) {
-            return problem("Invalid tag.");
+            return Err("Invalid tag.");
         }
+        Ok(tags)
+    }
+
+    fn create(&mut self, body: &Value) -> Answer {
+        self.check_fields(body);
+        let tags = match self.check_creation(body) {
+            Ok(tags) => tags,
+            Err(problem) => return refuse(422, "unprocessable_entity", problem),
+        };
+        let text = |field: &str| body[field].as_str().unwrap_or_default().to_owned();
         self.last_id += 1;
-        let (id, image) = (self.last_id, wanted.clone());
-        let created_at = jiff::Timestamp::now();
+        let id = self.last_id;
         let droplet = Droplet {
             id,
-            name,
-            region,
-            size: slug,
-            image,
+            name: text("name"),
+            region: text("region"),
+            size: text("size"),
+            image: body["image"].clone(),
             tags: if self.tags_come_later { Vec::new() } else { tags.clone() },
             status: "new",
-            user_data,
-            created_at,
+            user_data: text("user_data"),
+            created_at: jiff::Timestamp::now(),
         };
         for tag in tags {
             if !self.tags.contains(&tag) {

@@ -19,7 +19,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{Request, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -178,23 +178,11 @@ async fn serve(State(shared): State<Shared>, request: Request) -> Response {
         headers: &parts.headers,
         body: &value,
     };
-    let answer = match fault {
-        Some(FaultKind::Status(status)) => Answer::error(status, "Server Error"),
-        Some(FaultKind::Secondary { retry_after }) => Answer::error(
-            403,
-            "You have exceeded a secondary rate limit. Please wait a few minutes.",
-        )
-        .with("retry-after", retry_after.as_secs()),
-        _ => world.answer_within_limit(&call),
-    };
-    if let Err(problem) = Description::get().check_answer(&operation, answer.status, &answer.body) {
-        let raw = parts
-            .headers
-            .get("accept")
-            .is_some_and(|value| value.as_bytes().ends_with(b"raw+json"));
-        if !raw {
-            world.complaints.push(format!("this fake lies: {problem}"));
-        }
+    let answer = world.answer_with_fault(&call, fault);
+    if let Err(problem) = Description::get().check_answer(&operation, answer.status, &answer.body)
+        && !is_raw(&parts.headers)
+    {
+        world.complaints.push(format!("an answer of this fake is wrong: {problem}"));
     }
     world.requests.push(ApiRequest {
         operation: operation.name.clone(),
@@ -210,6 +198,11 @@ async fn serve(State(shared): State<Shared>, request: Request) -> Response {
         }
         _ => into_response(&world, answer),
     }
+}
+
+/// Whether the client asked for the content of a file instead of JSON.
+fn is_raw(headers: &HeaderMap) -> bool {
+    headers.get("accept").is_some_and(|value| value.as_bytes().ends_with(b"raw+json"))
 }
 
 /// A connection that breaks before the answer.
@@ -246,6 +239,18 @@ impl World {
         fault.times -= 1;
         self.faults.retain(|fault| fault.times > 0);
         Some(kind)
+    }
+
+    fn answer_with_fault(&mut self, call: &Call, fault: Option<FaultKind>) -> Answer {
+        match fault {
+            Some(FaultKind::Status(status)) => Answer::error(status, "Server Error"),
+            Some(FaultKind::Secondary { retry_after }) => {
+                let message =
+                    "You have exceeded a secondary rate limit. Please wait a few minutes.";
+                Answer::error(403, message).with("retry-after", retry_after.as_secs())
+            }
+            _ => self.answer_within_limit(call),
+        }
     }
 
     fn answer_within_limit(&mut self, call: &Call) -> Answer {

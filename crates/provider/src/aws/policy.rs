@@ -8,32 +8,69 @@ use super::{CORE_TAG, MACHINE_TAG};
 /// `instance_profile`, a name or an ARN, it allows to pass the role of the same name to machines. AWS's console gives
 /// a profile and its role the same name.
 pub fn policy(region: &str, instance_profile: Option<&str>) -> Value {
-    let partition = match region {
-        _ if region.starts_with("cn-") => "aws-cn",
-        _ if region.starts_with("us-gov-") => "aws-us-gov",
-        _ => "aws",
-    };
-    let own = |kind: &str| format!("arn:{partition}:ec2:{region}:*:{kind}/*");
-    let shared = |kind: &str| format!("arn:{partition}:ec2:{region}::{kind}/*");
-    let mut statements = vec![
-        json!({
-            "Sid": "Look",
-            "Effect": "Allow",
-            "Action": [
-                "ec2:DescribeImages",
-                "ec2:DescribeInstances",
-                "ec2:DescribeInstanceTypes",
-                "ec2:DescribeSecurityGroups",
-                "ec2:DescribeSubnets"
-            ],
-            // These actions have no resources.
-            "Resource": "*"
-        }),
+    let arns = Arns::of(region);
+    let mut statements = vec![describe()];
+    statements.extend(launch(&arns));
+    statements.push(terminate(&arns));
+    statements.extend(instance_profile.map(|profile| pass_role(&arns, profile)));
+    json!({ "Version": "2012-10-17", "Statement": statements })
+}
+
+/// The resource names of a region.
+struct Arns<'a> {
+    partition: &'static str,
+    region: &'a str,
+}
+
+impl<'a> Arns<'a> {
+    fn of(region: &'a str) -> Self {
+        let partition = match region {
+            _ if region.starts_with("cn-") => "aws-cn",
+            _ if region.starts_with("us-gov-") => "aws-us-gov",
+            _ => "aws",
+        };
+        Self { partition, region }
+    }
+
+    /// The account's own resources of this kind.
+    fn own(&self, kind: &str) -> String {
+        format!("arn:{}:ec2:{}:*:{kind}/*", self.partition, self.region)
+    }
+
+    /// Resources of this kind that may belong to other accounts.
+    fn shared(&self, kind: &str) -> String {
+        format!("arn:{}:ec2:{}::{kind}/*", self.partition, self.region)
+    }
+
+    fn role(&self, role: &str) -> String {
+        format!("arn:{}:iam::*:role/{role}", self.partition)
+    }
+}
+
+fn describe() -> Value {
+    json!({
+        "Sid": "Look",
+        "Effect": "Allow",
+        "Action": [
+            "ec2:DescribeImages",
+            "ec2:DescribeInstances",
+            "ec2:DescribeInstanceTypes",
+            "ec2:DescribeSecurityGroups",
+            "ec2:DescribeSubnets"
+        ],
+        // These actions have no resources.
+        "Resource": "*"
+    })
+}
+
+/// Launching with core's tag, from any image and in any subnet.
+fn launch(arns: &Arns<'_>) -> [Value; 3] {
+    [
         json!({
             "Sid": "LaunchWithOurTag",
             "Effect": "Allow",
             "Action": "ec2:RunInstances",
-            "Resource": [own("instance"), own("volume")],
+            "Resource": [arns.own("instance"), arns.own("volume")],
             "Condition": { "Null": { format!("aws:RequestTag/{CORE_TAG}"): "false" } }
         }),
         json!({
@@ -41,45 +78,48 @@ pub fn policy(region: &str, instance_profile: Option<&str>) -> Value {
             "Effect": "Allow",
             "Action": "ec2:RunInstances",
             "Resource": [
-                shared("image"),
-                shared("snapshot"),
-                own("subnet"),
-                own("network-interface"),
-                own("security-group"),
-                own("spot-instances-request")
+                arns.shared("image"),
+                arns.shared("snapshot"),
+                arns.own("subnet"),
+                arns.own("network-interface"),
+                arns.own("security-group"),
+                arns.own("spot-instances-request")
             ]
         }),
         json!({
             "Sid": "TagAtLaunch",
             "Effect": "Allow",
             "Action": "ec2:CreateTags",
-            "Resource": [own("instance"), own("volume")],
+            "Resource": [arns.own("instance"), arns.own("volume")],
             "Condition": { "StringEquals": { "ec2:CreateAction": "RunInstances" } }
         }),
-        json!({
-            "Sid": "EndOurs",
-            "Effect": "Allow",
-            "Action": "ec2:TerminateInstances",
-            "Resource": own("instance"),
-            "Condition": {
-                "Null": {
-                    format!("aws:ResourceTag/{CORE_TAG}"): "false",
-                    format!("aws:ResourceTag/{MACHINE_TAG}"): "false"
-                }
+    ]
+}
+
+fn terminate(arns: &Arns<'_>) -> Value {
+    json!({
+        "Sid": "EndOurs",
+        "Effect": "Allow",
+        "Action": "ec2:TerminateInstances",
+        "Resource": arns.own("instance"),
+        "Condition": {
+            "Null": {
+                format!("aws:ResourceTag/{CORE_TAG}"): "false",
+                format!("aws:ResourceTag/{MACHINE_TAG}"): "false"
             }
-        }),
-    ];
-    if let Some(profile) = instance_profile {
-        let role = profile.rsplit('/').next().unwrap_or(profile);
-        statements.push(json!({
-            "Sid": "HandOverTheInstanceProfile",
-            "Effect": "Allow",
-            "Action": "iam:PassRole",
-            "Resource": format!("arn:{partition}:iam::*:role/{role}"),
-            "Condition": { "StringEquals": { "iam:PassedToService": "ec2.amazonaws.com" } }
-        }));
-    }
-    json!({ "Version": "2012-10-17", "Statement": statements })
+        }
+    })
+}
+
+fn pass_role(arns: &Arns<'_>, profile: &str) -> Value {
+    let role = profile.rsplit('/').next().unwrap_or(profile);
+    json!({
+        "Sid": "HandOverTheInstanceProfile",
+        "Effect": "Allow",
+        "Action": "iam:PassRole",
+        "Resource": arns.role(role),
+        "Condition": { "StringEquals": { "iam:PassedToService": "ec2.amazonaws.com" } }
+    })
 }
 
 #[cfg(test)]
