@@ -37,7 +37,7 @@ async fn no_request_is_sent_during_the_limit_of_an_hour() {
 
     let error = provider.launch(&request(machine)).await.unwrap_err();
     let LaunchError::Throttled { cause, .. } = error else { panic!("{error:?}") };
-    assert!(cause.to_string().contains("less often"), "{cause}");
-    assert!(provider.list().await.unwrap_err().to_string().contains("less often"));
+    assert!(cause.to_string().contains("rate limit is reached"), "{cause}");
+    assert!(provider.list().await.unwrap_err().to_string().contains("rate limit is reached"));
     assert_eq!((cloud.seen("GET droplets").len(), cloud.seen("DELETE droplets").len()), (0, 1));
 }
