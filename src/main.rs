@@ -199,7 +199,7 @@ async fn run_core(arguments: &CoreArgs) -> anyhow::Result<ExitCode> {
     let mut config = arguments.settings.read()?;
     arguments.service.apply(&mut config);
     let stop = stop_token()?;
-    let check = if arguments.moved { FolderCheck::Moved } else { FolderCheck::SamePlace };
+    let check = if arguments.moved { FolderCheck::Moved } else { FolderCheck::SameLocation };
     core::start(config, check).await?.until(stop).await?;
     Ok(ExitCode::SUCCESS)
 }

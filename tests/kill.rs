@@ -67,7 +67,7 @@ fn writers_folder() -> Option<PathBuf> {
     env::var_os(FOLDER_VARIABLE).map(PathBuf::from)
 }
 
-fn say_stored(count: u64) {
+fn print_stored(count: u64) {
     let mut output = std::io::stdout().lock();
     writeln!(output, "stored {count}").unwrap();
     output.flush().unwrap();
@@ -118,7 +118,7 @@ async fn write_logs(folder: &Path) {
             next += BATCH_LINES;
         }
         for receipt in &mut receipts {
-            say_stored(receipt.stored().await.unwrap());
+            print_stored(receipt.stored().await.unwrap());
         }
     }
 }
@@ -169,7 +169,7 @@ fn write_records(folder: &Path) {
         batch.effect(EffectId(count), Some(&effect(count)));
         batch.effect(EffectId(count - 1), None);
         store.commit(&batch).unwrap();
-        say_stored(count);
+        print_stored(count);
     }
 }
 

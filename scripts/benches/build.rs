@@ -50,8 +50,8 @@ pub(crate) async fn measure() -> anyhow::Result<()> {
         let (stagely, raw) = measure_pair(&core, &registry, &repository, pair, salt)?;
         cold.0.push((stagely.seconds, raw.seconds));
         around.0.push((stagely.around_steps(), raw.around_steps()));
-        tell("cold", &cold);
-        tell("cold, around the RUN steps", &around);
+        print_pairs("cold", &cold);
+        print_pairs("cold, around the RUN steps", &around);
     }
     let mut cached = Pairs::default();
     for pair in 0..=PAIRS_CACHED {
@@ -60,7 +60,7 @@ pub(crate) async fn measure() -> anyhow::Result<()> {
         // The first build fills the caches.
         if pair > 0 {
             cached.0.push((stagely.seconds, raw.seconds));
-            tell("cached", &cached);
+            print_pairs("cached", &cached);
         }
     }
     core.stop().await?;
@@ -68,7 +68,7 @@ pub(crate) async fn measure() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn tell(what: &str, pairs: &Pairs) {
+fn print_pairs(what: &str, pairs: &Pairs) {
     if let Some((stagely, raw)) = pairs.0.last() {
         eprintln!("build, {what}, pair {}: {stagely:.2} s, raw {raw:.2} s", pairs.0.len());
     }

@@ -26,7 +26,7 @@ pub(crate) async fn measure() -> anyhow::Result<()> {
         let mut measured = Pairs::default();
         // The first pair warms the page cache.
         for pair in 0..=pairs {
-            let folder = tempfile::tempdir_in(place())?;
+            let folder = tempfile::tempdir_in(repositories_folder())?;
             let (ours, theirs) = (folder.path().join("ours"), folder.path().join("theirs"));
             // The order alternates, because the second finds warm caches.
             let (stagely, raw) = if pair.is_multiple_of(2) {
@@ -51,7 +51,7 @@ pub(crate) async fn measure() -> anyhow::Result<()> {
 }
 
 /// A folder in memory, if there is one: otherwise writing thousands of files would measure the disk.
-fn place() -> PathBuf {
+fn repositories_folder() -> PathBuf {
     let memory = PathBuf::from("/dev/shm");
     if memory.is_dir() { memory } else { std::env::temp_dir() }
 }

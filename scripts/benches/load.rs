@@ -231,7 +231,7 @@ impl Session {
         while next < self.load.lines_of_agent() {
             let text = sim::text(&mut viewer).await?;
             let now = u64::try_from(self.begin.elapsed().as_nanos())?;
-            let shown: Shown<'_> = serde_json::from_str(&text)?;
+            let shown: LogView<'_> = serde_json::from_str(&text)?;
             ensure!(shown.first == next, "line {next} is missing: {} came", shown.first);
             for line in &shown.lines {
                 self.check(next, line)?;
@@ -246,7 +246,7 @@ impl Session {
         Ok(latencies)
     }
 
-    fn check(&self, number: u64, line: &ShownLine<'_>) -> anyhow::Result<()> {
+    fn check(&self, number: u64, line: &LineView<'_>) -> anyhow::Result<()> {
         let number = usize::try_from(number)?;
         let Load { lines_of_batch, .. } = self.load;
         let batch = self.pool.batch(self.number, number / lines_of_batch);
@@ -258,14 +258,14 @@ impl Session {
 
 /// A message to a viewer, read without copying: viewers share the machine with core.
 #[derive(Deserialize)]
-struct Shown<'a> {
+struct LogView<'a> {
     first: u64,
     #[serde(borrow)]
-    lines: Vec<ShownLine<'a>>,
+    lines: Vec<LineView<'a>>,
 }
 
 #[derive(Deserialize)]
-struct ShownLine<'a> {
+struct LineView<'a> {
     #[serde(borrow)]
     data: Cow<'a, str>,
 }

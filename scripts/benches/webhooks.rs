@@ -48,7 +48,7 @@ const PAIRS: usize = 3;
 const LIMIT: Duration = Duration::from_mins(3);
 
 /// The interval of reading core's machines.
-const LOOK: Duration = Duration::from_millis(1);
+const POLL: Duration = Duration::from_millis(1);
 
 pub(crate) async fn measure() -> anyhow::Result<()> {
     println!("webhooks of {} bytes; GitHub answers from memory", signed(1).body.len());
@@ -70,7 +70,7 @@ async fn one_by_one() -> anyhow::Result<Row> {
         webhook.send(&subject.http, &subject.hook).await?;
         while subject.core.client.machines(&ListMachines::default()).await?.len() <= known {
             ensure!(begin.elapsed() < LIMIT, "no machine was asked for in {LIMIT:?}");
-            sleep(LOOK).await;
+            sleep(POLL).await;
         }
         times.push(begin.elapsed().as_secs_f64() * 1e3);
     }

@@ -57,8 +57,8 @@ fn jobs_table(run: &RunView) -> String {
         job.error.as_ref().map(|error| format!("\n{} failed: {error}", job.name))
     });
     let waiting = run.jobs.iter().filter_map(|job| {
-        let place = job.queue.as_ref()?;
-        Some(format!("\n{} is number {} in the queue: {}", job.name, place.position, place.reason))
+        let queue = job.queue.as_ref()?;
+        Some(format!("\n{} is number {} in the queue: {}", job.name, queue.position, queue.reason))
     });
     let plan_error = run.error.as_ref().map(|error| format!("\n{error}"));
     let notes = notes(run).into_iter().map(|note| format!("\n{note}"));

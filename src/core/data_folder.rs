@@ -25,7 +25,7 @@ pub enum FolderCheck {
     /// Yes: it launches machines on this host alone, as the core inside a command does.
     None,
     /// No.
-    SamePlace,
+    SameLocation,
     /// Once: the folder was moved or restored, and the core that used it is gone.
     Moved,
 }
@@ -87,7 +87,7 @@ fn bind(path: &Path, store: &Store, check: FolderCheck) -> anyhow::Result<()> {
         return Ok(());
     }
     let here = Binding::here(path).map_err(BindingError::from)?;
-    if store.is_bound()? && check == FolderCheck::SamePlace {
+    if store.is_bound()? && check == FolderCheck::SameLocation {
         let stored = Binding::stored(path).map_err(BindingError::from)?;
         here.check(stored.as_ref())?;
     }

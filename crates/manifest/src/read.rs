@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use stagely_protocol::paths::dockerfile_places;
+use stagely_protocol::paths::dockerfile_candidates;
 use stagely_protocol::{Arch, Emulation, ImageRef, Platform};
 
 use super::fields::{Field, Fields, read_value};
@@ -220,7 +220,7 @@ fn paths(build: &Field<'_>, fields: &mut Fields<'_>, problems: &mut Collector) -
         .and_then(|field| read_value(&field, values::dockerfile, problems))
         .unwrap_or_else(|| "Dockerfile".to_owned());
     if let Some(context) = &context
-        && let Err(error) = dockerfile_places(context, &dockerfile)
+        && let Err(error) = dockerfile_candidates(context, &dockerfile)
     {
         problems.add(dockerfile_at, format!("{}.dockerfile", build.path), Mistake::Path(error));
     }

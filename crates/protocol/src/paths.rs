@@ -39,10 +39,10 @@ pub enum PathError {
     NoContext(String),
     #[error("the context `{0}` is not a folder")]
     NotAFolder(String),
-    #[error("no Dockerfile: {} a file of the repository", are_not(places))]
+    #[error("no Dockerfile: {} a file of the repository", are_not(candidates))]
     NoDockerfile {
         /// The candidates, relative to the repository's root: two, or one if both are the same.
-        places: Vec<PathBuf>,
+        candidates: Vec<PathBuf>,
     },
     #[error("cannot look at `{path}`")]
     Io {
@@ -85,22 +85,22 @@ pub fn find_dockerfile(
     dockerfile: &str,
 ) -> Result<DockerfilePaths, PathError> {
     let root = canonical(checkout_root)?;
-    let places = dockerfile_places(context_path, dockerfile)?;
-    for place in &places {
-        for name in [Some(place.clone()), in_lower_case(place)].into_iter().flatten() {
+    let candidates = dockerfile_candidates(context_path, dockerfile)?;
+    for candidate in &candidates {
+        for name in [Some(candidate.clone()), in_lower_case(candidate)].into_iter().flatten() {
             if let Some(file) = resolve_file(&root, &name, dockerfile)? {
                 let in_context = normalize(context_path)?.join(IGNORE_FILE);
-                let names = [ignore_file_of(place), ignore_file_of(&name), in_context];
+                let names = [ignore_file_of(candidate), ignore_file_of(&name), in_context];
                 let ignore_file = find_ignore_file(&root, &names)?;
                 return Ok(DockerfilePaths { file, ignore_file });
             }
         }
     }
-    Err(PathError::NoDockerfile { places })
+    Err(PathError::NoDockerfile { candidates })
 }
 
-fn in_lower_case(place: &Path) -> Option<PathBuf> {
-    place.ends_with("Dockerfile").then(|| place.with_file_name("dockerfile"))
+fn in_lower_case(candidate: &Path) -> Option<PathBuf> {
+    candidate.ends_with("Dockerfile").then(|| candidate.with_file_name("dockerfile"))
 }
 
 /// The first of `names` that is a file.
@@ -124,11 +124,11 @@ fn resolve_file(root: &Path, path: &Path, shown: &str) -> Result<Option<PathBuf>
     Ok(resolve(root, path, shown)?.filter(|found| found.is_file()))
 }
 
-fn are_not(places: &[PathBuf]) -> String {
-    let places: Vec<_> = places.iter().map(|place| format!("`{}`", place.display())).collect();
-    match &places[..] {
-        [place] => format!("{place} is not"),
-        places => format!("neither {} is", places.join(" nor ")),
+fn are_not(candidates: &[PathBuf]) -> String {
+    let candidates: Vec<_> = candidates.iter().map(|candidate| format!("`{}`", candidate.display())).collect();
+    match &candidates[..] {
+        [candidate] => format!("{candidate} is not"),
+        candidates => format!("neither {} is", candidates.join(" nor ")),
     }
 }
 
@@ -147,16 +147,16 @@ pub fn normalize(path: &str) -> Result<PathBuf, PathError> {
 /// relative to the context, and outside relative to the root: then there is one candidate.
 ///
 /// # Errors
-/// [`PathError::Absolute`], and [`PathError::Outside`] when no place is left.
-pub fn dockerfile_places(context_path: &str, dockerfile: &str) -> Result<Vec<PathBuf>, PathError> {
+/// [`PathError::Absolute`], and [`PathError::Outside`] when no candidate is left.
+pub fn dockerfile_candidates(context_path: &str, dockerfile: &str) -> Result<Vec<PathBuf>, PathError> {
     if Path::new(dockerfile).is_absolute() {
         return Err(PathError::Absolute(dockerfile.to_owned()));
     }
     let in_context = normalize(context_path)?.join(dockerfile);
-    let mut places: Vec<_> =
+    let mut candidates: Vec<_> =
         [&*in_context, Path::new(dockerfile)].into_iter().filter_map(fold).collect();
-    places.dedup();
-    if places.is_empty() { Err(PathError::Outside(dockerfile.to_owned())) } else { Ok(places) }
+    candidates.dedup();
+    if candidates.is_empty() { Err(PathError::Outside(dockerfile.to_owned())) } else { Ok(candidates) }
 }
 
 /// `None`: the path is absolute, or `..` leads above its start.

@@ -40,7 +40,7 @@ pub(crate) enum BindingError {
          other's machines: start this core with an empty folder. If the folder was moved or restored and the other core \
          is gone, start once with `stagely core --moved`"
     )]
-    OtherPlace { before: String },
+    OtherLocation { before: String },
 }
 
 impl Binding {
@@ -85,10 +85,10 @@ impl Binding {
     /// Checks that the folder was used here before. `stored` is `None` if the file is missing.
     ///
     /// # Errors
-    /// [`BindingError::OtherPlace`]
+    /// [`BindingError::OtherLocation`]
     pub(super) fn check(&self, stored: Option<&Self>) -> Result<(), BindingError> {
-        let other = |before: String| Err(BindingError::OtherPlace { before });
-        let Some(stored) = stored else { return other("at an unknown place".to_owned()) };
+        let other = |before: String| Err(BindingError::OtherLocation { before });
+        let Some(stored) = stored else { return other("at an unknown location".to_owned()) };
         if stored.path != self.path {
             return other(format!("at {}", stored.path.display()));
         }

@@ -69,10 +69,10 @@ impl Core {
     }
 
     async fn report(&self, attempt: u32, outcome: JobOutcome, text: &str) {
-        self.say(attempt, JobReport::new(outcome), text).await;
+        self.report_with_log(attempt, JobReport::new(outcome), text).await;
     }
 
-    async fn say(&self, attempt: u32, report: JobReport, text: &str) {
+    async fn report_with_log(&self, attempt: u32, report: JobReport, text: &str) {
         let attempt = Attempt { job: JOB, number: attempt };
         let event = Event::JobReported { machine: MACHINE, attempt, report };
         self.events.store_with_fingerprint(event, print(text)).await.unwrap();
@@ -136,7 +136,7 @@ async fn the_report_of_an_export_beside_the_ended_job_counts() {
 async fn a_cache_that_is_still_exported_has_no_fingerprint_until_the_last_report() {
     let core = Core::start(|_, _| {});
     let first = JobReport { exporting_cache: true, ..JobReport::new(completed()) };
-    core.say(2, first, "too early").await;
+    core.report_with_log(2, first, "too early").await;
     assert_eq!(core.fingerprint(), None);
     core.report(2, completed(), "exported").await;
     assert_eq!(core.fingerprint(), Some(print("exported")));

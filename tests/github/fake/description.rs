@@ -15,7 +15,7 @@ const ANSWERS_CHECKED: u32 = 12;
 const ALWAYS_POSSIBLE: [u16; 6] = [401, 403, 404, 422, 429, 304];
 
 /// The variable that names the description's file. `scripts/setup` sets it.
-fn read_paper(variable: &str) -> Value {
+fn read_description(variable: &str) -> Value {
     let path = std::env::var(variable)
         .unwrap_or_else(|_| panic!("{variable} is not set: run these tests through scripts/test"));
     let text = fs::read(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
@@ -30,8 +30,8 @@ pub(crate) fn deliveries(event: &str) -> &'static [Value] {
 
 /// GitHub's examples of deliveries: each event has a `name` and `examples`.
 pub(crate) fn all_deliveries() -> &'static [Value] {
-    static PAPER: OnceLock<Value> = OnceLock::new();
-    PAPER.get_or_init(|| read_paper("STAGELY_GITHUB_EXAMPLES")).as_array().unwrap()
+    static EXAMPLES: OnceLock<Value> = OnceLock::new();
+    EXAMPLES.get_or_init(|| read_description("STAGELY_GITHUB_EXAMPLES")).as_array().unwrap()
 }
 
 /// The first example of `event` with this `action`.
@@ -67,7 +67,7 @@ impl Description {
     pub(crate) fn get() -> &'static Self {
         static DESCRIPTION: OnceLock<Description> = OnceLock::new();
         DESCRIPTION.get_or_init(|| Self {
-            whole: read_paper("STAGELY_GITHUB_DESCRIPTION"),
+            whole: read_description("STAGELY_GITHUB_DESCRIPTION"),
             validators: Mutex::default(),
             checked: Mutex::default(),
         })

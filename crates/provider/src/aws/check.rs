@@ -143,7 +143,7 @@ impl AwsProvider {
             if let Some(name) = sizes.find_map(|(.., names)| names.first()) {
                 let candidate = Candidate {
                     instance_type: name.clone(),
-                    zone: self.config.places().first().cloned(),
+                    zone: self.config.zones_or_subnets().first().cloned(),
                     market: Market::OnDemand,
                     price: None,
                     max_price: None,

@@ -49,7 +49,7 @@ impl<'a> Arns<'a> {
 
 fn describe() -> Value {
     json!({
-        "Sid": "Look",
+        "Sid": "Describe",
         "Effect": "Allow",
         "Action": [
             "ec2:DescribeImages",

@@ -91,7 +91,7 @@ impl AwsSettings {
     }
 
     /// The subnets or zones of machines, in the order in which they are tried. Where there are none, EC2 chooses.
-    pub fn places(&self) -> &[String] {
+    pub fn zones_or_subnets(&self) -> &[String] {
         if self.subnets.is_empty() { &self.zones } else { &self.subnets }
     }
 
@@ -109,7 +109,7 @@ impl AwsSettings {
                 (Fleet::Tester, "aws.testers", &self.testers),
             ],
             instance_types: ("aws.instance-types", &self.instance_types),
-            zones: self.places(),
+            zones: self.zones_or_subnets(),
         })
     }
 }

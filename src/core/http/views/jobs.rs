@@ -47,7 +47,7 @@ pub(in crate::core::http) fn job(records: &Records, job: &Job) -> JobView {
         slow_down: slow_down_of(records, job),
         took_over: job.took_over,
         reused_from: job.reused_from,
-        queue: queue_place(records, job),
+        queue: queue_position(records, job),
         queued_at: job.queued_at,
         started_at: job.started_at,
         ended_at: job.ended_at,
@@ -55,7 +55,7 @@ pub(in crate::core::http) fn job(records: &Records, job: &Job) -> JobView {
 }
 
 /// The position of a waiting job in the queue.
-fn queue_place(records: &Records, job: &Job) -> Option<QueuePosition> {
+fn queue_position(records: &Records, job: &Job) -> Option<QueuePosition> {
     let (index, queued) = records.queued(job.id)?;
     Some(QueuePosition { position: index + 1, reason: queue_reason(records, &queued.reason) })
 }
