@@ -118,7 +118,7 @@ async fn poll(
             }
             // Logged once, because the service may be missing for as long as the machine runs.
             Err(error) if has_failed => {
-                tracing::debug!(error = %ErrorChain(&error), "the metadata service")
+                tracing::debug!(error = %ErrorChain(&error), "the metadata service");
             }
             Err(error) => {
                 has_failed = true;

@@ -24,7 +24,7 @@ use tracing::error;
 
 use self::chunk::Chunk;
 use self::tables::Tables;
-use self::writer::{Append, Command, Writer};
+use self::writer::{AppendCommand, Command, Writer};
 use super::disk::reserve_mib;
 use crate::config::Config;
 
@@ -167,7 +167,7 @@ impl LogStore {
     ) -> Result<Receipt, AppendError> {
         let (stored, receipt) = oneshot::channel();
         let chunks = Chunk::several_of(lines);
-        let command = Command::Append(Append { attempt, first, chunks, stored });
+        let command = Command::Append(AppendCommand { attempt, first, chunks, stored });
         let closed = |_| AppendError::NotStored("the log store is closed".into());
         self.writer.send(command).await.map_err(closed)?;
         Ok(Receipt(receipt))

@@ -94,12 +94,12 @@ pub(super) struct ListComparison {
 pub(super) struct Finding {
     pub(super) machine: MachineId,
     pub(super) verdict: Verdict,
-    pub(super) outcome: Outcome,
+    pub(super) outcome: EndOutcome,
 }
 
 /// The outcome of a verdict.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
+pub(super) enum EndOutcome {
     /// No action was taken: it is too early, or this is a dry run.
     NoAction,
     /// The action was taken.
@@ -268,7 +268,7 @@ impl Sweep {
         let findings = verdicts.into_iter().map(|(machine, verdict)| Finding {
             machine,
             verdict,
-            outcome: Outcome::NoAction,
+            outcome: EndOutcome::NoAction,
         });
         let findings = findings.collect();
         let own = records.live_machines().filter(|machine| {
@@ -310,37 +310,37 @@ impl Sweep {
             Verdict::Missing if self.is_missing_again(machine, asked_at) => {
                 self.forget(machine, false).await
             }
-            Verdict::Elsewhere | Verdict::Missing => Outcome::NoAction,
+            Verdict::Elsewhere | Verdict::Missing => EndOutcome::NoAction,
         };
         Finding { outcome, ..finding }
     }
 
-    async fn end(&self, machine: MachineId) -> Outcome {
+    async fn end(&self, machine: MachineId) -> EndOutcome {
         match within(TERMINATE_LIMIT, self.provider.terminate(machine)).await {
-            Ok(()) => Outcome::Done,
-            Err(error) => Outcome::Failed(error.to_string()),
+            Ok(()) => EndOutcome::Done,
+            Err(error) => EndOutcome::Failed(error.to_string()),
         }
     }
 
     /// Reports to the state that a machine is gone.
-    async fn forget(&self, machine: MachineId, taken_back: bool) -> Outcome {
+    async fn forget(&self, machine: MachineId, taken_back: bool) -> EndOutcome {
         // Its agent may have connected again meanwhile.
         let is_lost = |record| is_lost(record, self.name);
         if !self.records.read().machines.get(&machine).is_some_and(is_lost) {
-            return Outcome::NoAction;
+            return EndOutcome::NoAction;
         }
         // Its remains, processes or a folder, are removed too.
         match self.end(machine).await {
-            Outcome::Done => self.store(Event::MachineGone { machine, taken_back }).await,
+            EndOutcome::Done => self.store(Event::MachineGone { machine, taken_back }).await,
             other => other,
         }
     }
 
-    async fn store(&self, event: Event) -> Outcome {
+    async fn store(&self, event: Event) -> EndOutcome {
         match self.events.store(event).await {
-            Ok(()) => Outcome::Done,
+            Ok(()) => EndOutcome::Done,
             // The next core repeats it.
-            Err(error) => Outcome::Failed(error.to_string()),
+            Err(error) => EndOutcome::Failed(error.to_string()),
         }
     }
 
@@ -355,24 +355,24 @@ impl Sweep {
         let provider = self.name;
         for Finding { machine, verdict, outcome } in &comparison.findings {
             match (verdict, outcome) {
-                (_, Outcome::Failed(error)) => {
+                (_, EndOutcome::Failed(error)) => {
                     warn!(%provider, %machine, ?verdict, error, "could not be done; trying again");
                 }
-                (Verdict::EndUnknown, Outcome::Done) => {
+                (Verdict::EndUnknown, EndOutcome::Done) => {
                     info!(%provider, %machine, "a machine without a record is terminated");
                 }
-                (Verdict::Returned, Outcome::Done) => {
+                (Verdict::Returned, EndOutcome::Done) => {
                     info!(%provider, %machine, "a machine that counted as gone is listed again and terminated");
                 }
-                (Verdict::Gone { .. } | Verdict::Missing, Outcome::Done) => {
+                (Verdict::Gone { .. } | Verdict::Missing, EndOutcome::Done) => {
                     let taken_back = *verdict == Verdict::Gone { taken_back: true };
                     info!(%provider, %machine, taken_back, "a machine has vanished");
                 }
-                (Verdict::Elsewhere, Outcome::Done) | (_, Outcome::NoAction) => {}
+                (Verdict::Elsewhere, EndOutcome::Done) | (_, EndOutcome::NoAction) => {}
             }
         }
         let is_ended = |found: &&Finding| {
-            found.verdict == Verdict::EndUnknown && found.outcome == Outcome::Done
+            found.verdict == Verdict::EndUnknown && found.outcome == EndOutcome::Done
         };
         let ended = comparison.findings.iter().filter(is_ended).count();
         if ended > 1 {

@@ -16,7 +16,7 @@ pub struct BuildFiles {
 }
 
 impl BuildFiles {
-    /// Copies the Dockerfile, whose path in `stagely.yaml` is `asked`, and its ignore file into a new folder below
+    /// Copies the Dockerfile, whose path in `stagely.yaml` is `dockerfile`, and its ignore file into a new folder below
     /// `folder`.
     ///
     /// The engine gets a Dockerfile's folder only as far as it needs it, so a symlink that leads to another folder is
@@ -26,11 +26,11 @@ impl BuildFiles {
     ///
     /// # Errors
     /// Those of the file system.
-    pub fn stage(paths: &BuildPaths, asked: &str, folder: &Path) -> io::Result<Self> {
+    pub fn stage(paths: &BuildPaths, dockerfile: &str, folder: &Path) -> io::Result<Self> {
         let folder = folder.join("dockerfile");
         fs::create_dir(&folder)?;
         // It appears in error messages.
-        let name = Path::new(asked).file_name().unwrap_or("Dockerfile".as_ref());
+        let name = Path::new(dockerfile).file_name().unwrap_or("Dockerfile".as_ref());
         let dockerfile = folder.join(name);
         fs::copy(&paths.dockerfile.file, &dockerfile)?;
         if let Some(ignore_file) = &paths.dockerfile.ignore_file {

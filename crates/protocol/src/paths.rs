@@ -125,7 +125,8 @@ fn resolve_file(root: &Path, path: &Path, shown: &str) -> Result<Option<PathBuf>
 }
 
 fn are_not(candidates: &[PathBuf]) -> String {
-    let candidates: Vec<_> = candidates.iter().map(|candidate| format!("`{}`", candidate.display())).collect();
+    let candidates: Vec<_> =
+        candidates.iter().map(|candidate| format!("`{}`", candidate.display())).collect();
     match &candidates[..] {
         [candidate] => format!("{candidate} is not"),
         candidates => format!("neither {} is", candidates.join(" nor ")),
@@ -148,7 +149,10 @@ pub fn normalize(path: &str) -> Result<PathBuf, PathError> {
 ///
 /// # Errors
 /// [`PathError::Absolute`], and [`PathError::Outside`] when no candidate is left.
-pub fn dockerfile_candidates(context_path: &str, dockerfile: &str) -> Result<Vec<PathBuf>, PathError> {
+pub fn dockerfile_candidates(
+    context_path: &str,
+    dockerfile: &str,
+) -> Result<Vec<PathBuf>, PathError> {
     if Path::new(dockerfile).is_absolute() {
         return Err(PathError::Absolute(dockerfile.to_owned()));
     }
@@ -156,7 +160,11 @@ pub fn dockerfile_candidates(context_path: &str, dockerfile: &str) -> Result<Vec
     let mut candidates: Vec<_> =
         [&*in_context, Path::new(dockerfile)].into_iter().filter_map(fold).collect();
     candidates.dedup();
-    if candidates.is_empty() { Err(PathError::Outside(dockerfile.to_owned())) } else { Ok(candidates) }
+    if candidates.is_empty() {
+        Err(PathError::Outside(dockerfile.to_owned()))
+    } else {
+        Ok(candidates)
+    }
 }
 
 /// `None`: the path is absolute, or `..` leads above its start.

@@ -458,7 +458,7 @@ impl Provider for DigitalOcean {
         match timeout(TAGS_LIMIT, self.remove_useless_tags()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                debug!(error = %ErrorChain(&error), "the tags of machines that are gone stay for now")
+                debug!(error = %ErrorChain(&error), "the tags of machines that are gone stay for now");
             }
             Err(_) => debug!("the tags of machines that are gone stay for now: it takes too long"),
         }

@@ -114,7 +114,7 @@ impl Provider for LocalProvider {
 
     async fn terminate(&self, machine: MachineId) -> Result<(), ProviderError> {
         // The agent ends its own children, cleans up and exits.
-        self.processes.ask_to_stop(machine).await?;
+        self.processes.request_stop(machine).await?;
         Ok(self.processes.end(machine, AGENT_STOP_LIMIT).await?)
     }
 

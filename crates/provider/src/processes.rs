@@ -184,7 +184,7 @@ impl Processes {
     }
 
     /// Asks the main process of `machine` to stop.
-    pub(crate) async fn ask_to_stop(&self, machine: MachineId) -> Result<(), ProcessError> {
+    pub(crate) async fn request_stop(&self, machine: MachineId) -> Result<(), ProcessError> {
         let pid = self.children().get(&machine).and_then(Child::id);
         match pid.and_then(|pid| i32::try_from(pid).ok()) {
             Some(pid) => {

@@ -20,7 +20,7 @@ use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use self::base::{BaseComparison, Source};
+use self::base::{BaseComparison, PlanSource};
 use self::failure::{GITHUB_WAIT, NotPlanned, failed};
 pub(crate) use self::interrupted::InterruptedReads;
 pub(crate) use self::repository::RepositoryReader;
@@ -193,7 +193,7 @@ impl Planner {
         if manifest.builds.iter().any(|build| build.paths.is_some()) {
             return Ok(None);
         }
-        let source = Source { subject, resolved, token: None, cancel };
+        let source = PlanSource { subject, resolved, token: None, cancel };
         let comparison = self.without_comparing(&source);
         let registry = self.registry_url.clone();
         let (subject, resolved) = (subject.clone(), resolved.clone());
@@ -234,7 +234,7 @@ impl Planner {
         let manifest = spawn_blocking(move || read_manifest(&root, &commit))
             .await
             .map_err(anyhow::Error::from)??;
-        let source = Source { subject: &subject, resolved: &resolved, token, cancel };
+        let source = PlanSource { subject: &subject, resolved: &resolved, token, cancel };
         let comparison = self.compare(&source, &manifest, &checkout.objects()).await?;
         let registry = self.registry_url.clone();
         // Matching many patterns with many changed files takes long.

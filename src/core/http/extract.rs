@@ -60,6 +60,6 @@ impl<T: DeserializeOwned> FromRequestParts<ApiState> for ApiQuery<T> {
 
     async fn from_request_parts(parts: &mut Parts, api: &ApiState) -> Result<Self, ApiError> {
         let read = Query::<T>::from_request_parts(parts, api).await;
-        read.map(|Query(asked)| Self(asked)).map_err(|error| ApiError::invalid(error.body_text()))
+        read.map(|Query(query)| Self(query)).map_err(|error| ApiError::invalid(error.body_text()))
     }
 }

@@ -8,7 +8,7 @@ use stagely_state::ProviderName;
 use super::ApiState;
 use super::auth::{Admin, Reader};
 use crate::api::{ProviderSweepView, SweepAction, SweepView, SweptMachine};
-use crate::core::sweep::{Finding, ListComparison, Outcome, Verdict};
+use crate::core::sweep::{EndOutcome, Finding, ListComparison, Verdict};
 
 /// Shows the actions that a sweep would take now.
 #[utoipa::path(get, path = "/sweep", responses((status = 200, body = SweepView)))]
@@ -51,12 +51,12 @@ fn provider(
 }
 
 fn machine(finding: &Finding) -> SweptMachine {
-    let (action, reason) = words(finding.verdict, finding.outcome == Outcome::Done);
+    let (action, reason) = words(finding.verdict, finding.outcome == EndOutcome::Done);
     let error = match &finding.outcome {
-        Outcome::Failed(error) => Some(error.clone()),
-        Outcome::NoAction | Outcome::Done => None,
+        EndOutcome::Failed(error) => Some(error.clone()),
+        EndOutcome::NoAction | EndOutcome::Done => None,
     };
-    let done = finding.outcome == Outcome::Done;
+    let done = finding.outcome == EndOutcome::Done;
     SweptMachine { machine_id: finding.machine, action, reason: reason.to_owned(), done, error }
 }
 

@@ -26,7 +26,7 @@ const REOPEN_WAIT: Duration = Duration::from_millis(250);
 
 #[derive(Debug)]
 pub(super) enum Command {
-    Append(Append),
+    Append(AppendCommand),
     /// Delete all logs of a job.
     Forget {
         job: JobId,
@@ -38,7 +38,7 @@ pub(super) enum Command {
 
 /// Chunks to store, one after the other.
 #[derive(Debug)]
-pub(super) struct Append {
+pub(super) struct AppendCommand {
     pub(super) attempt: Attempt,
     /// The number of their first line. Without one they follow the stored lines.
     pub(super) first: Option<u64>,
@@ -62,7 +62,7 @@ pub(super) struct Writer {
 /// Most extents in memory.
 const EXTENTS_MAX: usize = 10_000;
 
-type Answer = (oneshot::Sender<Result<u64, AppendError>>, Result<u64, AppendError>);
+type AppendResponse = (oneshot::Sender<Result<u64, AppendError>>, Result<u64, AppendError>);
 
 impl Writer {
     pub(super) fn new(tables: Tables, settings: LogSettings, followed: Followed) -> Self {
@@ -91,7 +91,7 @@ impl Writer {
         }
     }
 
-    fn append(&mut self, appends: Vec<Append>) {
+    fn append(&mut self, appends: Vec<AppendCommand>) {
         if appends.is_empty() {
             return;
         }
@@ -122,7 +122,7 @@ impl Writer {
 
     /// Checks that `appends` fit on the disk. If the disk were full in the middle of a commit, the records of runs and
     /// machines could not be written either.
-    fn check_disk(&mut self, appends: &[Append]) {
+    fn check_disk(&mut self, appends: &[AppendCommand]) {
         let new: u64 = appends
             .iter()
             .flat_map(|append| &append.chunks)
@@ -137,7 +137,7 @@ impl Writer {
         self.is_disk_low = is_low;
     }
 
-    fn commit(&self, appends: Vec<Append>, group: &mut Group) -> Result<(), LogError> {
+    fn commit(&self, appends: Vec<AppendCommand>, group: &mut Group) -> Result<(), LogError> {
         let database = self.tables.database()?;
         let mut write = database.begin_write()?;
         write.set_durability(Durability::Immediate)?;
@@ -145,7 +145,7 @@ impl Writer {
         write.set_quick_repair(true);
         {
             let mut chunks = write.open_table(CHUNKS)?;
-            for Append { attempt, first, chunks: new, stored } in appends {
+            for AppendCommand { attempt, first, chunks: new, stored } in appends {
                 // The answer is prepared before anything can fail, so that every caller gets one.
                 group.answers.push((stored, Err(AppendError::NotStored(String::new()))));
                 let answer = match self.append_all(group, &mut chunks, attempt, first, new) {
@@ -327,7 +327,7 @@ impl Writer {
 #[derive(Debug)]
 struct Group {
     extents: HashMap<Attempt, Extent>,
-    answers: Vec<Answer>,
+    answers: Vec<AppendResponse>,
 }
 
 fn without_first(chunk: &Chunk, count: u64, job: JobId) -> Result<Chunk, LogError> {

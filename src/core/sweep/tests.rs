@@ -118,7 +118,7 @@ impl Core {
         self.sweeps.iter().next().unwrap()
     }
 
-    async fn sweep_now(&self) -> Vec<(MachineId, Verdict, Outcome)> {
+    async fn sweep_now(&self) -> Vec<(MachineId, Verdict, EndOutcome)> {
         let comparison = self.sweep().sweep().await.unwrap();
         comparison
             .findings
@@ -169,13 +169,13 @@ async fn a_machine_that_cannot_be_ended_delays_no_other_and_few_are_ended_at_onc
 
     let planned = core.sweep().compare().await.unwrap();
     assert_eq!((planned.listed, planned.recorded, planned.findings.len()), (20, 1, 21));
-    assert!(planned.findings.iter().all(|finding| finding.outcome == Outcome::NoAction));
+    assert!(planned.findings.iter().all(|finding| finding.outcome == EndOutcome::NoAction));
     assert_eq!(core.cloud.has().len(), 21, "a dry run changes nothing");
 
     let found = core.sweep_now().await;
 
     let failed: Vec<_> =
-        found.iter().filter(|(_, _, outcome)| matches!(outcome, Outcome::Failed(_))).collect();
+        found.iter().filter(|(_, _, outcome)| matches!(outcome, EndOutcome::Failed(_))).collect();
     assert_eq!(failed.len(), 1, "{found:?}");
     assert_eq!(failed[0].0, MachineId::from_bits(1));
     assert_eq!(core.cloud.has(), [1]);
@@ -192,7 +192,7 @@ async fn a_machine_counts_as_gone_when_it_is_missing_from_two_lists_of_different
     // Two lists of the same moment are one piece of evidence.
     for _ in 0..2 {
         let found = core.sweep_now().await;
-        assert_eq!(found[0], (id, Verdict::Missing, Outcome::NoAction));
+        assert_eq!(found[0], (id, Verdict::Missing, EndOutcome::NoAction));
     }
     // It was there after all, so what was missing before counts no more.
     core.cloud.lists(&[(2, ListedState::Live)]);
@@ -203,8 +203,8 @@ async fn a_machine_counts_as_gone_when_it_is_missing_from_two_lists_of_different
 
     let found = core.sweep_now().await;
 
-    assert_eq!(found[0], (id, Verdict::Missing, Outcome::Done));
-    assert_eq!(found[1], (MachineId::from_bits(2), Verdict::Missing, Outcome::NoAction));
+    assert_eq!(found[0], (id, Verdict::Missing, EndOutcome::Done));
+    assert_eq!(found[1], (MachineId::from_bits(2), Verdict::Missing, EndOutcome::NoAction));
     assert_eq!(core.state_of(1), MachineState::Terminated);
     assert_eq!(core.state_of(2), MachineState::Ready);
     core.stop().await;
@@ -275,7 +275,7 @@ async fn an_agent_that_connects_during_a_sweep_saves_its_machine() {
     });
     let finding = comparison.findings.remove(0);
     let settled = core.sweep().settle(finding, comparison.asked_at).await;
-    assert_eq!(settled.outcome, Outcome::NoAction);
+    assert_eq!(settled.outcome, EndOutcome::NoAction);
     assert_eq!(core.cloud.has(), [1], "it is not ended");
     core.stop().await;
 }

@@ -29,7 +29,7 @@ pub(super) struct BaseComparison {
     pub(super) base: Option<Base>,
 }
 
-pub(super) struct Source<'a> {
+pub(super) struct PlanSource<'a> {
     pub(super) subject: &'a Subject,
     pub(super) resolved: &'a ResolvedRef,
     pub(super) token: Option<SecretString>,
@@ -49,7 +49,7 @@ impl Planner {
     /// built, unless the caller named a base that cannot be found.
     pub(super) async fn compare(
         &self,
-        source: &Source<'_>,
+        source: &PlanSource<'_>,
         manifest: &Manifest,
         objects: &Path,
     ) -> Result<BaseComparison, NotPlanned> {
@@ -72,16 +72,16 @@ impl Planner {
     }
 
     /// Compares nothing: the images of the default branch may stand in.
-    pub(super) fn without_comparing(&self, source: &Source<'_>) -> BaseComparison {
+    pub(super) fn without_comparing(&self, source: &PlanSource<'_>) -> BaseComparison {
         BaseComparison { good_images: self.good_images(source, None), base: None }
     }
 
     async fn find_base(
         &self,
-        source: &Source<'_>,
+        source: &PlanSource<'_>,
         manifest: &Manifest,
     ) -> Result<Option<FoundBase>, NotPlanned> {
-        let Source { subject, resolved, token, cancel } = source;
+        let PlanSource { subject, resolved, token, cancel } = source;
         let named = subject.run.base.as_deref();
         let matters = |build: &Build| build.paths.is_some() || !build.depends_on.is_empty();
         let is_wanted = !subject.is_default_branch(resolved) && manifest.builds.iter().any(matters);
@@ -108,10 +108,10 @@ impl Planner {
     /// environment of runs without a branch. A warm-up prefers the images of its own environment.
     fn good_images(
         &self,
-        source: &Source<'_>,
+        source: &PlanSource<'_>,
         base: Option<&FoundBase>,
     ) -> BTreeMap<VariantName, GoodImage> {
-        let Source { subject, resolved, .. } = source;
+        let PlanSource { subject, resolved, .. } = source;
         let branch = match base {
             Some(base) => base.branch.as_deref(),
             None => resolved.default_branch.as_deref(),
@@ -168,12 +168,12 @@ fn commits_to_compare(
 
 /// The paths that changed since each commit; `None` if the comparison with the base failed.
 async fn changes(
-    source: &Source<'_>,
+    source: &PlanSource<'_>,
     base: &FoundBase,
     commits: BTreeSet<CommitSha>,
     objects: &Path,
 ) -> Result<Option<BTreeMap<CommitSha, Vec<String>>>, NotPlanned> {
-    let Source { subject, resolved, token, cancel } = source;
+    let PlanSource { subject, resolved, token, cancel } = source;
     let changed = async |commit: &CommitSha| {
         let request = FetchRequest {
             url: subject.run.repository.clone(),
@@ -206,7 +206,7 @@ async fn changes(
 /// Continues without a comparison that failed, unless the caller named a base that does not exist, or the planning
 /// is cancelled.
 fn skip_comparison(
-    source: &Source<'_>,
+    source: &PlanSource<'_>,
     named: Option<&str>,
     error: CloneError,
 ) -> Result<(), NotPlanned> {

@@ -52,10 +52,10 @@ impl RepositoryReader {
         token: Option<SecretString>,
         cancel: &CancellationToken,
     ) -> Result<ResolvedRef, CloneError> {
-        let asked =
+        let inputs =
             (url.to_owned(), token, wanted.to_owned(), self.scratch.clone(), cancel.clone());
         retry("looking up the commit", cancel, move || {
-            let (url, token, wanted, scratch, cancel) = asked.clone();
+            let (url, token, wanted, scratch, cancel) = inputs.clone();
             async move { git::resolve_ref(&url, token, &wanted, &scratch, &cancel).await }
         })
         .await

@@ -148,8 +148,8 @@ impl ApiClient {
         let mut path = request.path.clone();
         for _ in 0..=REDIRECTS_MAX {
             match self.send_once(account, bearer, request, &path).await? {
-                Outcome::Response(response) => return Ok(response),
-                Outcome::Redirect(to) => path = to,
+                ResponseOrRedirect::Response(response) => return Ok(response),
+                ResponseOrRedirect::Redirect(to) => path = to,
             }
         }
         let message = format!("{} was moved again and again", request.what);
@@ -162,7 +162,7 @@ impl ApiClient {
         bearer: &SecretString,
         request: &ApiRequest,
         path: &str,
-    ) -> Result<Outcome, GithubError> {
+    ) -> Result<ResponseOrRedirect, GithubError> {
         self.limits.check(account, now())?;
         let http_request = http_request(bearer, request, path)?;
         let exchange = async {
@@ -186,10 +186,10 @@ impl ApiClient {
             return Err(GithubError::RateLimited { until });
         }
         if status.is_success() {
-            return Ok(Outcome::Response(ApiResponse { headers, body: body? }));
+            return Ok(ResponseOrRedirect::Response(ApiResponse { headers, body: body? }));
         }
         if let Some(path) = self.redirect(status, &headers) {
-            return Ok(Outcome::Redirect(path));
+            return Ok(ResponseOrRedirect::Redirect(path));
         }
         Err(refusal(status, &message, request))
     }
@@ -208,7 +208,7 @@ impl ApiClient {
     }
 }
 
-enum Outcome {
+enum ResponseOrRedirect {
     Response(ApiResponse),
     Redirect(String),
 }
