@@ -204,8 +204,9 @@ impl Sweep {
 
     async fn describe_repeatedly(&self) {
         loop {
-            let is_told = self.describe().await;
-            let wait = if is_told { DESCRIBE_INTERVAL } else { self.provider.listing().interval };
+            let is_described = self.describe().await;
+            let wait =
+                if is_described { DESCRIBE_INTERVAL } else { self.provider.listing().interval };
             sleep(wait).await;
         }
     }

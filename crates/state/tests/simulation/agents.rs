@@ -32,7 +32,7 @@ pub(crate) struct Task {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Progress {
-    Given,
+    Assigned,
     Begun,
     /// The image is reported. An endless export has to be stopped.
     Exporting {
@@ -98,7 +98,7 @@ impl Agent {
         });
         for (attempt, work) in &self.work {
             match work.progress {
-                Progress::Given | Progress::Exporting { is_acknowledged: true, .. } => {}
+                Progress::Assigned | Progress::Exporting { is_acknowledged: true, .. } => {}
                 Progress::Begun if rng.chance(50) => {}
                 Progress::Begun => session.to_core.push_back(self.started(*attempt)),
                 Progress::Exporting { is_acknowledged: false, .. } | Progress::Ended => {
@@ -120,12 +120,12 @@ impl Agent {
     }
 
     /// The cloud sends a notice, and the agent reads it at once or later.
-    pub(crate) fn interrupt(&mut self, interruption: Interruption, is_heard: bool) {
+    pub(crate) fn interrupt(&mut self, interruption: Interruption, is_delivered: bool) {
         let is_certain = matches!(self.interruption, Some(Interruption::Certain { .. }));
         if !is_certain || interruption != Interruption::Likely {
             self.interruption = Some(interruption);
         }
-        if is_heard && !self.is_hung {
+        if is_delivered && !self.is_hung {
             self.send(self.interrupted(interruption));
         }
     }
@@ -182,13 +182,13 @@ impl Agent {
         let hinders = |(other, work): (&Attempt, &Work)| {
             *other != attempt
                 && match work.progress {
-                    Progress::Given | Progress::Begun => true,
+                    Progress::Assigned | Progress::Begun => true,
                     Progress::Exporting { .. } => !is_merge,
                     Progress::Ended => false,
                 }
         };
         assert!(!self.work.iter().any(hinders), "{} gets a second job", self.machine);
-        let work = Work { task, progress: Progress::Given, outcome: None };
+        let work = Work { task, progress: Progress::Assigned, outcome: None };
         self.work.entry(attempt).or_insert(work);
     }
 
@@ -198,7 +198,7 @@ impl Agent {
             return false;
         }
         let open = |work: &Work| match work.progress {
-            Progress::Given | Progress::Begun => true,
+            Progress::Assigned | Progress::Begun => true,
             Progress::Exporting { is_endless, .. } => !is_endless,
             Progress::Ended => false,
         };
@@ -207,7 +207,7 @@ impl Agent {
         let Some((attempt, progress)) = rng.pick(&open) else { return false };
         match progress {
             // Simple agents do not report the start.
-            Progress::Given if !rng.chance(5) => {
+            Progress::Assigned if !rng.chance(5) => {
                 self.set(attempt, Progress::Begun);
                 let started = self.started(attempt);
                 self.send(started);

@@ -17,12 +17,12 @@ use crate::transitions::{self, Before};
 
 /// The jobs that were passed over.
 #[derive(Default)]
-pub(crate) struct Turns {
+pub(crate) struct ServiceOrder {
     /// The waiting jobs, each with the projects that got a machine that the job could have used.
     passed_over: BTreeSet<(JobId, ProjectId)>,
 }
 
-impl Turns {
+impl ServiceOrder {
     pub(crate) fn restart(&mut self) {
         self.passed_over.clear();
     }
@@ -31,7 +31,7 @@ impl Turns {
     pub(crate) fn check(&mut self, core: &State, before: &Before, effects: &[Effect]) {
         let served: Vec<(&Machine, &Job)> =
             effects.iter().filter_map(|effect| served(core, before, effect)).collect();
-        check_told(core, before, &served);
+        check_assigned(core, before, &served);
         // A merge on a builder of its build takes no machine from another job.
         let served: Vec<(&Machine, &Job)> =
             served.into_iter().filter(|(_, job)| job.took_over.is_none()).collect();
@@ -94,7 +94,7 @@ fn served<'a>(core: &'a State, before: &Before, effect: &Effect) -> Option<(&'a 
 }
 
 /// Each new assignment has an effect.
-fn check_told(core: &State, before: &Before, served: &[(&Machine, &Job)]) {
+fn check_assigned(core: &State, before: &Before, served: &[(&Machine, &Job)]) {
     for machine in core.live_machines() {
         let attempt = transitions::current(core, machine);
         if let Some(attempt) = attempt.filter(|attempt| !before.had(machine.id, *attempt)) {

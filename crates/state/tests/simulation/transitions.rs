@@ -67,9 +67,9 @@ impl Limit {
     }
 
     /// The end of the limit, with the grace after a start of core.
-    fn with_patience(self, world: &World, patience: Duration) -> Timestamp {
+    fn with_grace(self, world: &World, grace: Duration) -> Timestamp {
         let was_there = self.since <= world.started_at;
-        if was_there { self.at.max(world.started_at.after(patience)) } else { self.at }
+        if was_there { self.at.max(world.started_at.after(grace)) } else { self.at }
     }
 
     fn lease_of(machine: &Machine) -> Self {
@@ -138,10 +138,10 @@ impl Before {
         self.check_merges(world, event, effects);
         self.check_announced(&world.core, event);
         self.check_postponed(world, event);
-        self.check_given(&world.core, effects);
-        for (machine, told_at) in &self.machines {
+        self.check_machines_of_assigned(&world.core, effects);
+        for (machine, stop_requested_at) in &self.machines {
             check_lease(world, machine, event);
-            self.check_contact(world, machine, *told_at, event);
+            self.check_contact(world, machine, *stop_requested_at, event);
             check_registered(&world.core, machine, event);
         }
         self.check_planning(world, event);
@@ -213,7 +213,7 @@ impl Before {
         &self,
         world: &World,
         before: &Machine,
-        told_at: Option<Timestamp>,
+        stop_requested_at: Option<Timestamp>,
         event: &Event,
     ) {
         let id = before.id;
@@ -232,7 +232,7 @@ impl Before {
                 assert!(!after.connected);
             }
             Event::Tick if before.connected => {
-                let due = told_at.map(|at| Limit::of(at, world.core.limits.job_grace));
+                let due = stop_requested_at.map(|at| Limit::of(at, world.core.limits.job_grace));
                 let must_go = due.is_some_and(|due| is_over(due, world));
                 assert!(!must_go || is_lost, "{id} need not stop");
                 let work = self.work.iter().find(|work| work.machine.id == id);
@@ -568,13 +568,13 @@ fn has_ended(core: &State, job: JobId) -> bool {
 /// Whether a limit has passed, even with the grace after a start of core.
 fn is_over(limit: Limit, world: &World) -> bool {
     let limits = &world.core.limits;
-    let patience = limits.reconnect_grace.saturating_add(limits.job_grace);
-    limit.with_patience(world, patience) <= world.now
+    let grace = limits.reconnect_grace.saturating_add(limits.job_grace);
+    limit.with_grace(world, grace) <= world.now
 }
 
 /// Whether a limit has not passed without that grace.
 fn is_coming(limit: Limit, world: &World) -> bool {
-    limit.with_patience(world, world.core.limits.reconnect_grace) > world.now
+    limit.with_grace(world, world.core.limits.reconnect_grace) > world.now
 }
 
 /// The attempt that the machine has.

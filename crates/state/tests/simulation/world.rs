@@ -23,7 +23,7 @@ use self::github::{GITHUB_ACTIONS, Listing};
 use self::machines::MachineList;
 use crate::agents::{Agent, Order};
 use crate::cloud::Cloud;
-use crate::fairness::Turns;
+use crate::fairness::ServiceOrder;
 use crate::github::Github;
 use crate::invariants::Memory;
 use crate::registry::{Expected, Fingerprints, Registry};
@@ -101,7 +101,7 @@ pub(crate) struct World {
     pub(crate) model: Model,
     committed_model: Model,
     memory: Memory,
-    turns: Turns,
+    service_order: ServiceOrder,
     strays: Strays,
     /// Attempts that core had marked lost before their agents reconnected. Core does not track the caches that such
     /// an attempt writes.
@@ -213,7 +213,7 @@ impl World {
             model: Model::default(),
             committed_model: Model::default(),
             memory: Memory::default(),
-            turns: Turns::default(),
+            service_order: ServiceOrder::default(),
             strays: Strays::default(),
             lost_attempts: BTreeSet::new(),
             swept: BTreeSet::new(),

@@ -84,7 +84,7 @@ impl Before {
     }
 
     /// Jobs get only machines without an interruption, and the last attempt gets one on demand.
-    pub(super) fn check_given(&self, core: &State, effects: &[Effect]) {
+    pub(super) fn check_machines_of_assigned(&self, core: &State, effects: &[Effect]) {
         for effect in effects {
             let (Effect::Launch { machine } | Effect::Assign { machine, .. }) = effect else {
                 continue;

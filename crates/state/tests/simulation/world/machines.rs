@@ -118,11 +118,11 @@ impl World {
             let seconds = if self.rng.chance(50) { 120 } else { self.rng.below(20_000) };
             Interruption::Certain { at: self.now.after(Duration::from_secs(seconds)) }
         };
-        let is_heard = !self.fault(10);
-        if !is_heard {
+        let is_delivered = !self.fault(10);
+        if !is_delivered {
             self.count("a notice is lost");
         }
-        agent.interrupt(interruption, is_heard);
+        agent.interrupt(interruption, is_delivered);
         self.agents.insert(machine, agent);
     }
 

@@ -90,7 +90,7 @@ impl World {
         before.check_fingerprints(event, &fingerprints);
         self.model.fingerprints.change(event, &fingerprints);
         before.note(self, event);
-        self.turns.check(&self.core, &before, &effects);
+        self.service_order.check(&self.core, &before, &effects);
         self.strays.check(&self.core, event);
         self.model.expected.check(&self.core, &were_completed);
         self.volatile.uncommitted.extend(effects);
@@ -225,7 +225,7 @@ impl World {
         self.started_at = self.now;
         self.cores += 1;
         let outbox: Vec<Effect> = self.core.outbox.values().cloned().collect();
-        self.turns.restart();
+        self.service_order.restart();
         self.step(&Event::CoreStarted);
         self.commit();
         self.volatile.in_flight.extend(outbox);
