@@ -597,3 +597,25 @@ async fn a_shallow_submodule_is_not_searched_in_its_history() {
     let error = format!("{:#}", anyhow::Error::new(fetch(request, "lib/text").await.unwrap_err()));
     assert!(error.contains("has no "), "{error}");
 }
+
+#[tokio::test]
+async fn repositories_that_libgit2_cannot_read_are_refused_at_once() {
+    let server = GitServer::start();
+    let app = server.repository("app", true);
+    app.commit(&[("file", "old")]);
+    let commit = app.commit(&[("file", "text")]);
+    let path = |name: &str| server.folder().join(name).to_str().unwrap().to_owned();
+    let url = format!("file://{}", app.path.display());
+    app.git(&["clone", "--quiet", "--depth=1", &url, &path("shallow")]);
+    app.git(&["init", "--quiet", "--object-format=sha256", &path("sha256")]);
+    for (name, words) in [("shallow", "it is a shallow clone"), ("sha256", "are not sha1")] {
+        let url = server.url("open", &format!("{name}/.git"));
+        let fetched = fetch(request(url.clone(), &commit), "file").await.unwrap_err();
+        let (scratch, cancel) = (std::env::temp_dir(), CancellationToken::new());
+        let resolved = resolve_ref(&url, None, "main", &scratch, &cancel).await.unwrap_err();
+        for error in [fetched, resolved] {
+            assert!(error.to_string().contains(words), "{error}");
+            assert!(!error.reason().is_transient());
+        }
+    }
+}

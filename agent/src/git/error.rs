@@ -91,11 +91,11 @@ pub enum CloneError {
 /// Why an object of Git LFS could not be fetched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LargeFileProblem {
-    /// The server has no such object, or no Git LFS.
+    /// The server has no such object, or no Git LFS, or something else instead.
     Missing,
     /// The server refused the token, or needs one.
     Authentication,
-    /// The server did not answer, or sent something else.
+    /// The server did not answer.
     Network,
 }
 
@@ -141,9 +141,12 @@ impl CloneError {
             Self::NotFound { url }
         } else if has(&["redirect"]) {
             Self::Moved { url, detail: error.message().to_owned() }
+        } else if has(&["unknown remote object format"]) {
+            let detail = "its object names are not sha1, and libgit2 reads no others";
+            Self::Refused { url, detail: detail.to_owned() }
         } else if text == "invalid packet line" {
             let detail = "it is a shallow clone, which libgit2 cannot read; unshallow it";
-            Self::Address { url, detail }
+            Self::Refused { url, detail: detail.to_owned() }
         } else if has(&DISK_FULL) {
             Self::DiskFull
         } else {

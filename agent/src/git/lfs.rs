@@ -2,7 +2,11 @@
 //!
 //! Source: Git LFS documentation, `docs/api/batch.md` and `docs/api/basic-transfers.md`.
 
+mod batch;
+mod servers;
+
 use std::collections::HashMap;
+use std::fmt::Write as _;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,7 +18,6 @@ use reqwest::header::{
 use reqwest::redirect::Policy;
 use reqwest::{Client, Method, Response, StatusCode};
 use secrecy::{ExposeSecret as _, SecretString};
-use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tokio::fs::{File, OpenOptions};
 use tokio::io::{AsyncWriteExt as _, BufWriter};
@@ -22,11 +25,15 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 use url::Url;
 
+use self::batch::{
+    Action, Actions, BatchRequest, BatchResponse, Failure, OfferedObject, RequestedObject,
+    ServerMessage,
+};
+use self::servers::endpoints;
 use super::error::{CloneError, LargeFileProblem, without_credentials};
 use super::filters::is_file_inside;
 use super::pointer::Pointer;
 use super::remote::{TOKEN_USER, is_loopback};
-use super::submodules::over_https;
 use super::tree::BYTES_MAX;
 
 /// The most objects of one request, as `git lfs` has it.
@@ -36,8 +43,7 @@ const BATCH_MAX: usize = 100;
 const DOWNLOADS_MAX: usize = 4;
 
 /// The waits before the further attempts, where the server is at fault.
-const RETRY_WAITS: [Duration; 3] =
-    [Duration::from_millis(500), Duration::from_secs(2), Duration::from_secs(5)];
+const RETRY_WAITS: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(1)];
 
 /// The most redirects of one request.
 const REDIRECTS_MAX: usize = 5;
@@ -46,7 +52,7 @@ const REDIRECTS_MAX: usize = 5;
 const ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// A server that sends nothing for this long counts as unreachable.
-const SILENCE_MAX: Duration = Duration::from_secs(60);
+const SILENCE_MAX: Duration = Duration::from_mins(1);
 
 const MEDIA_TYPE: &str = "application/vnd.git-lfs+json";
 
@@ -134,100 +140,6 @@ async fn next(downloads: &mut JoinSet<Result<(), CloneError>>) -> Result<(), Clo
 struct Wanted {
     pointer: Pointer,
     paths: Vec<PathBuf>,
-}
-
-#[derive(Serialize)]
-struct BatchRequest<'a> {
-    operation: &'static str,
-    transfers: [&'static str; 1],
-    objects: Vec<RequestedObject<'a>>,
-    hash_algo: &'static str,
-}
-
-#[derive(Serialize)]
-struct RequestedObject<'a> {
-    oid: &'a str,
-    size: u64,
-}
-
-#[derive(Deserialize)]
-struct BatchResponse {
-    #[serde(default)]
-    transfer: Option<String>,
-    objects: Vec<OfferedObject>,
-}
-
-#[derive(Deserialize)]
-struct OfferedObject {
-    oid: String,
-    #[serde(default)]
-    actions: Option<Actions>,
-    #[serde(default)]
-    error: Option<ObjectError>,
-}
-
-#[derive(Deserialize)]
-struct Actions {
-    download: Option<Action>,
-}
-
-#[derive(Clone, Deserialize)]
-struct Action {
-    href: String,
-    #[serde(default)]
-    header: HashMap<String, String>,
-}
-
-#[derive(Deserialize)]
-struct ObjectError {
-    code: u16,
-    #[serde(default)]
-    message: String,
-}
-
-/// What a server says about a failure.
-#[derive(Deserialize)]
-struct ServerMessage {
-    message: String,
-}
-
-/// A failed request.
-#[derive(Debug)]
-struct Failure {
-    problem: LargeFileProblem,
-    detail: String,
-}
-
-impl Failure {
-    fn network(error: &(dyn std::error::Error + 'static)) -> Self {
-        let mut detail = error.to_string();
-        let mut cause = error.source();
-        while let Some(error) = cause {
-            detail = format!("{detail}: {error}");
-            cause = error.source();
-        }
-        Self { problem: LargeFileProblem::Network, detail }
-    }
-
-    fn missing(detail: impl Into<String>) -> Self {
-        Self { problem: LargeFileProblem::Missing, detail: detail.into() }
-    }
-
-    fn of_status(status: StatusCode, words: &str) -> Self {
-        let problem = match status {
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => LargeFileProblem::Authentication,
-            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => {
-                LargeFileProblem::Network
-            }
-            status if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED => {
-                LargeFileProblem::Network
-            }
-            _ => LargeFileProblem::Missing,
-        };
-        let detail =
-            if words.is_empty() { format!("it answers {status}") } else { words.to_owned() };
-        Self { problem, detail }
-    }
 }
 
 struct Transfer {
@@ -376,12 +288,12 @@ impl Transfer {
         file.flush().await.map_err(failed)?;
         if size != pointer.size {
             let detail = format!("it has {size} bytes or more, not {}", pointer.size);
-            return Err(Failure { problem: LargeFileProblem::Network, detail }.into());
+            return Err(Failure::missing(detail).into());
         }
-        let digest = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let digest = hex(&hash.finalize());
         if digest != pointer.id {
             let detail = format!("its SHA-256 is {digest}, not {}", pointer.id);
-            return Err(Failure { problem: LargeFileProblem::Network, detail }.into());
+            return Err(Failure::missing(detail).into());
         }
         Ok(())
     }
@@ -465,6 +377,13 @@ impl Transfer {
     }
 }
 
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("a String takes every write");
+        text
+    })
+}
+
 /// Why an object is not in its files.
 enum GetError {
     Failed(Failure),
@@ -493,44 +412,4 @@ async fn read_limited(mut response: Response, limit: usize) -> Result<Vec<u8>, F
         bytes.extend_from_slice(&chunk);
     }
     Ok(bytes)
-}
-
-/// The LFS servers to ask: that of `.lfsconfig`, or else the one that belongs to the repository's address. On loopback
-/// both, because there the repository may be a folder that has the files.
-fn endpoints(files: &LargeFiles) -> Result<Vec<Url>, CloneError> {
-    let url = files.url.as_str().trim_end_matches('/');
-    let suffix = if url.ends_with(".git") { "/info/lfs" } else { ".git/info/lfs" };
-    // Servers for Git's own protocol have none of LFS.
-    let own = format!("{url}{suffix}").replacen("git://", "https://", 1);
-    let texts = match configured_endpoint(&files.root) {
-        Some(configured) if is_loopback(&files.url) => vec![own, over_https(&configured)],
-        Some(configured) => vec![over_https(&configured)],
-        None => vec![own],
-    };
-    texts.iter().map(|text| endpoint(text)).collect()
-}
-
-fn endpoint(text: &str) -> Result<Url, CloneError> {
-    let refused = |detail| CloneError::Address { url: without_credentials(text), detail };
-    let url: Url = text.parse().map_err(|_| refused("the lfs.url of .lfsconfig is not a URL"))?;
-    if !matches!(url.scheme(), "http" | "https") {
-        return Err(refused("Git LFS files are fetched by https or http"));
-    }
-    if url.password().is_some() || !url.username().is_empty() {
-        return Err(refused("it holds a user name or password; tokens are given apart"));
-    }
-    Ok(url)
-}
-
-/// The server that `.lfsconfig` names.
-///
-/// Source: Git LFS documentation, `git-lfs-config`.
-fn configured_endpoint(root: &Path) -> Option<String> {
-    let file = Path::new(".lfsconfig");
-    if !is_file_inside(root, file) {
-        return None;
-    }
-    let config = git2::Config::open(&root.join(file)).ok()?;
-    let names = ["lfs.url", "remote.origin.lfsurl"];
-    names.iter().find_map(|name| config.get_string(name).ok())
 }

@@ -380,12 +380,10 @@ pub(super) fn changed_paths(
     let head = Oid::from_str(head.as_str()).map_err(CloneError::from_local)?;
     let depths = DEPTHS.split_last().map_or(&[][..], |(_, limited)| limited);
     let wanted = Oid::from_str(commit.as_str()).map_err(CloneError::from_local)?;
+    let specs = branch_specs(branch, false);
     let old = match repository.find_commit(wanted) {
         Ok(_) => wanted,
-        Err(_) => {
-            let specs = branch_specs(branch, false);
-            fetch_objects(access, &repository, commit, &specs, depths)?
-        }
+        Err(_) => fetch_objects(access, &repository, commit, &specs, depths)?,
     };
     access.monitor.on_disk(|| differing(&repository, old, head)).map_err(CloneError::from_local)
 }

@@ -38,17 +38,13 @@ pub(super) fn checked_out_branch(user: &UserRepository) -> Result<Option<String>
 
 /// Finds a branch, a tag or a commit by its name.
 pub(super) fn find(user: &UserRepository, name: &str) -> Result<ResolvedRef, FolderError> {
-    match commit_of(user, name)? {
-        Some(commit) => {
-            let name = full_name(user, name)?
-                .filter(|name| name.starts_with("refs/heads/") || name.starts_with("refs/tags/"));
-            Ok(ResolvedRef { commit, name })
-        }
-        None => {
-            let folder = user.root.clone();
-            Err(FolderError::NoSuchRef { folder, name: name.to_owned() })
-        }
-    }
+    let Some(commit) = commit_of(user, name)? else {
+        let folder = user.root.clone();
+        return Err(FolderError::NoSuchRef { folder, name: name.to_owned() });
+    };
+    let name = full_name(user, name)?
+        .filter(|name| name.starts_with("refs/heads/") || name.starts_with("refs/tags/"));
+    Ok(ResolvedRef { commit, name })
 }
 
 /// The local name of a remote branch: `refs/heads/main` of `origin/main`.

@@ -133,12 +133,11 @@ impl RunSource {
             );
         }
         let user = UserRepository::open(folder)?;
-        let ResolvedRef { commit, name } = match revision {
-            Revision::Ref(name) => find(&user, name)?,
-            _ => {
-                user.refuse_uncommitted()?;
-                head(&user)?
-            }
+        let ResolvedRef { commit, name } = if let Revision::Ref(name) = revision {
+            find(&user, name)?
+        } else {
+            user.refuse_uncommitted()?;
+            head(&user)?
         };
         let base = base.map(|base| base_on_remote(&user, base)).transpose()?;
         // With the user's `insteadOf`.

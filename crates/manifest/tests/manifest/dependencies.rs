@@ -32,7 +32,7 @@ fn submodules_are_a_boolean_or_shallow() {
     }
     assert!(accepted("builds: {a: {context: .}}").submodules.is_all());
     for value in ["recursive", "'true'", "1", "[]", "null"] {
-        let [problem] = &problems(&text(value))[..] else { panic!("one problem: {value}") };
+        let [problem] = &problems(text(value))[..] else { panic!("one problem: {value}") };
         assert!(problem.contains("submodules: "), "{problem}");
         assert!(problem.contains("`true`, `false` or `shallow`"), "{problem}");
     }

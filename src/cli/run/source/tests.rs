@@ -242,6 +242,19 @@ fn sha256_repositories_are_refused_at_once() {
     assert!(error.contains("with sha256 object names"), "{error}");
 }
 
+#[test]
+fn a_repository_of_another_user_is_refused_with_what_to_do() {
+    // Only root can give a folder away.
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let (_folder, app) = app();
+    std::os::unix::fs::chown(&app.path, Some(65_534), None).unwrap();
+    let error = UserRepository::open(&app.path.join("app")).unwrap_err().to_string();
+    let advice = format!("git config --global --add safe.directory {}", app.path.display());
+    assert!(error.ends_with(&advice), "{error}");
+}
+
 #[tokio::test]
 async fn files_of_git_lfs_come_from_the_folder() {
     let (_folder, app) = app();
