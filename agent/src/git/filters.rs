@@ -16,6 +16,9 @@ use super::thread::FetchMonitor;
 const KIND: u32 = 0o170_000;
 const REGULAR_FILE: u32 = 0o100_000;
 
+/// The largest file that is encoded, which happens in memory.
+const ENCODED_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
 /// A filter that was not applied: the files are as they are in Git.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnappliedFilter {
@@ -118,6 +121,10 @@ fn encode(root: &Path, path: &Path, name: &str) -> Result<(), CloneError> {
         return Err(failed("it is no regular file".to_owned()));
     }
     let file = root.join(path);
+    let size = file.metadata().map_or(0, |metadata| metadata.len());
+    if size > ENCODED_BYTES_MAX {
+        return Err(failed(format!("it has more than {} MiB", ENCODED_BYTES_MAX >> 20)));
+    }
     let bytes = fs::read(&file).map_err(|error| CloneError::from_file("read", path, &error))?;
     let text = String::from_utf8(bytes).map_err(|error| failed(format!("in Git it is {error}")))?;
     let encoded = encoding.encode(&text);

@@ -18,6 +18,9 @@ const DEPTH_MAX: usize = 1_000;
 /// The most bytes of a checkout.
 pub(super) const BYTES_MAX: u64 = 64 * 1024 * 1024 * 1024;
 
+/// Git and libgit2 ignore a larger `.gitattributes`.
+const ATTRIBUTES_BYTES_MAX: u64 = 100 * 1024 * 1024;
+
 /// The properties of a commit's tree.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct TreeSummary {
@@ -66,8 +69,10 @@ pub(super) fn summarize(
                     summary.bytes += size;
                     if has_attributes {
                         summary.has_attributes = true;
-                        let text = objects.read(entry.id()).map_err(CloneError::from_local)?;
-                        summary.has_filters |= names_filters(text.data());
+                        if size <= ATTRIBUTES_BYTES_MAX && !summary.has_filters {
+                            let text = objects.read(entry.id()).map_err(CloneError::from_local)?;
+                            summary.has_filters = names_filters(text.data());
+                        }
                     }
                 }
                 _ => {}

@@ -148,7 +148,7 @@ impl UserGit {
                 command.env_remove(name);
             }
         }
-        // Not a beginning of a name: the options of a `git` that has started this command.
+        // The `-c` options of a git that has started this command.
         command.env_remove("GIT_CONFIG_PARAMETERS");
         command.envs(SET).envs(self.variables.iter().map(|(name, value)| (name, value)));
         command.arg("-C").arg(&self.folder).args(arguments);

@@ -84,7 +84,8 @@ impl UserRepository {
         let option = if is_bare { "--absolute-git-dir" } else { "--show-toplevel" };
         let root = path_of(git.run(&["rev-parse", option])?);
         let format = git.line(&["rev-parse", "--show-object-format"])?;
-        if format != "sha1" {
+        // Git before 2.25 does not know the question, and no other format.
+        if format == "sha256" {
             return Err(FolderError::ObjectFormat { folder: root, format });
         }
         let git = UserGit::in_folder(&root);
@@ -150,7 +151,8 @@ impl UserRepository {
 
 fn refused(error: GitError, folder: &Path) -> FolderError {
     let GitError::Failed { words, .. } = &error else { return error.into() };
-    if words.contains("not a git repository") {
+    // Without the parenthesis a `.git` is there and leads nowhere.
+    if words.contains("not a git repository (or any") {
         return FolderError::NoRepository(folder.to_owned());
     }
     match words.split_once("dubious ownership in repository at '") {
