@@ -263,7 +263,7 @@ mod tests {
         for (class, message) in [
             (ErrorClass::Ssl, "the SSL certificate is invalid"),
             (ErrorClass::Http, "unexpected http status code: 418"),
-            (ErrorClass::Net, "invalid packet line"),
+            (ErrorClass::Net, "unexpected packet type 7"),
             (ErrorClass::Http, "proxy authentication required"),
         ] {
             assert_eq!(problem(class, message), refused, "{message}");
