@@ -27,10 +27,7 @@ pub(super) struct VertexProgress {
     pub(super) is_end_logged: bool,
     pub(super) started: Option<SystemTime>,
     pub(super) seconds: f64,
-    /// Whether a report says that it came from the cache.
-    cached: bool,
-    /// Whether it printed anything, which only a step that runs does.
-    has_output: bool,
+    origin: Origin,
     /// Masked; empty unless the vertex failed.
     pub(super) error: String,
     /// The last lines of its output, masked.
@@ -39,6 +36,16 @@ pub(super) struct VertexProgress {
     pub(super) statuses: HashMap<String, bool>,
     stdout: LineBuffer,
     stderr: LineBuffer,
+}
+
+/// Where the result of a vertex comes from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    Unknown,
+    /// A report says so.
+    Cache,
+    /// It printed something, which only a step that runs does.
+    Run,
 }
 
 /// One output of one vertex: its unfinished line.
@@ -102,8 +109,7 @@ impl VertexProgress {
             is_end_logged: false,
             started: None,
             seconds: 0.0,
-            cached: false,
-            has_output: false,
+            origin: Origin::Unknown,
             error: String::new(),
             tail: Vec::new(),
             statuses: HashMap::new(),
@@ -114,13 +120,15 @@ impl VertexProgress {
 
     /// Takes note of what a report says.
     pub(super) fn report_cached(&mut self, cached: bool) {
-        self.cached |= cached;
+        if cached && self.origin == Origin::Unknown {
+            self.origin = Origin::Cache;
+        }
     }
 
     /// Whether it came from the cache. A step also runs if its layers cannot be loaded, after a report that it came from
     /// the cache.
-    pub(super) const fn is_cached(&self) -> bool {
-        self.cached && !self.has_output
+    pub(super) fn is_cached(&self) -> bool {
+        self.origin == Origin::Cache
     }
 
     fn buffer(&mut self, stream: Stream) -> &mut LineBuffer {
@@ -145,7 +153,7 @@ impl VertexProgress {
         let mut masked = Vec::with_capacity(data.len());
         buffer.masked.push(data, &mut masked);
         self.is_end_logged = false;
-        self.has_output = true;
+        self.origin = Origin::Run;
         self.take_lines(stream, &masked, lines)
     }
 
