@@ -286,7 +286,7 @@ async fn a_run_is_built_again_and_a_project_warmed_up_in_their_environments() {
 
     let body = json!({ "failed": true, "set": { "MODE": "y" } });
     let again: RunView = core.post(&format!("/runs/{}/rebuild", run.id), body).await;
-    assert_eq!((again.trigger, again.reuses), (Trigger::Retry, Some(run.id)));
+    assert_eq!((again.trigger, again.reuses), (Trigger::Rebuild, Some(run.id)));
     assert_eq!(again.environment_id, run.environment_id);
     let warm: RunView = core
         .post(&format!("/projects/{}/warm-ups", run.project), json!({ "branch": "main" }))

@@ -93,9 +93,9 @@ pub enum Trigger {
     Push,
     /// A request through the API.
     Manual,
-    /// A rebuild of an earlier run.
-    #[serde(alias = "rebuild")]
-    Retry,
+    /// A rebuild of an earlier run. The API and stored records say `retry`, and records of older versions `rebuild`.
+    #[serde(rename = "retry", alias = "rebuild")]
+    Rebuild,
     /// The schedule of `[warm-up]`, or `stagely warm`. Only caches are filled.
     WarmUp,
 }

@@ -421,7 +421,7 @@ impl Origin {
         match trigger {
             Trigger::Push | Trigger::WarmUp => Self::DefaultBranch,
             Trigger::PrOpened | Trigger::PrSynchronized => Self::PullRequest,
-            Trigger::Manual | Trigger::Retry => Self::Manual,
+            Trigger::Manual | Trigger::Rebuild => Self::Manual,
         }
     }
 

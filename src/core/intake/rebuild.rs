@@ -90,7 +90,7 @@ fn rebuild_of(
     check_arguments(earlier, &rebuild)?;
     let commit = earlier.commit.as_ref().map(ToString::to_string);
     let run = Run {
-        trigger: Trigger::Retry,
+        trigger: Trigger::Rebuild,
         requested_ref: commit.or_else(|| earlier.requested_ref.clone()),
         // The branch cannot be found from the commit, and the plan may depend on it.
         branch: earlier.branch.clone(),
@@ -184,7 +184,7 @@ mod tests {
 
         let (earlier, run) = (&records.runs[&id], made.run);
         assert_ne!(run.id, id);
-        assert_eq!((run.trigger, run.reuses, run.rebuilds), (Trigger::Retry, Some(id), Some(id)));
+        assert_eq!((run.trigger, run.reuses, run.rebuilds), (Trigger::Rebuild, Some(id), Some(id)));
         assert_eq!(run.requested_ref.as_deref(), Some(commit.as_str()));
         assert_eq!(run.branch.as_deref(), Some("main"));
         assert_eq!(
@@ -213,7 +213,7 @@ mod tests {
 
         let run = rebuild_environment(&records, environment, false).unwrap().run;
 
-        assert_eq!((run.rebuilds, run.reuses, run.trigger), (Some(id), None, Trigger::Retry));
+        assert_eq!((run.rebuilds, run.reuses, run.trigger), (Some(id), None, Trigger::Rebuild));
         assert_eq!(run.approval, Approval::Awaited, "a rebuild is no approval");
         let open = rebuild_environment(&records, environment, true).unwrap_err();
         assert!(open.to_string().contains("has not ended"), "{open}");

@@ -46,7 +46,7 @@ fn rebuild_of(core: &mut Core, repeated: RunId) -> Run {
     let repeated = &core.state.runs[&repeated];
     let run = Run::new(id, core.environment(), String::new(), core.now);
     let run = Run {
-        trigger: Trigger::Retry,
+        trigger: Trigger::Rebuild,
         rebuilds: Some(repeated.original()),
         requested_ref: repeated.requested_ref.clone(),
         github: repeated.github.clone(),

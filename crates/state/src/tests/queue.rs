@@ -299,7 +299,7 @@ fn manual_runs_go_before_pull_requests_and_these_before_the_default_branch() {
     let opened = run_by(&mut core, 1, Trigger::PrOpened, 1);
     let pushed = run_by(&mut core, 1, Trigger::PrSynchronized, 1);
     let manual = run_by(&mut core, 1, Trigger::Manual, 1);
-    let retry = run_by(&mut core, 1, Trigger::Retry, 1);
+    let retry = run_by(&mut core, 1, Trigger::Rebuild, 1);
 
     let promised: Vec<JobId> = core.state.queue().iter().map(|queued| queued.job).collect();
     let served = serve_all(&mut core);

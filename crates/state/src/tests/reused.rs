@@ -50,7 +50,7 @@ fn half_done(core: &mut Core) -> (RunId, Pair) {
 fn rebuild(core: &mut Core, reuses: RunId) -> (RunId, Pair) {
     let original = core.state.runs[&reuses].original();
     let run = core.request_as(1, |run| {
-        run.trigger = Trigger::Retry;
+        run.trigger = Trigger::Rebuild;
         run.rebuilds = Some(original);
         run.reuses = Some(reuses);
     });

@@ -211,7 +211,7 @@ fn a_rebuild_of_an_older_run_supersedes_no_run() {
     let newest = core.new_run_of(HeadUpdate::pushed("a", "b", 2));
     let (again, event) = core.head_event(HeadUpdate::opened("a", 3));
     let Event::HeadMoved { run, environment, .. } = event else { unreachable!() };
-    let run = Box::new(Run { rebuilds: Some(older), trigger: Trigger::Retry, ..*run });
+    let run = Box::new(Run { rebuilds: Some(older), trigger: Trigger::Rebuild, ..*run });
 
     core.step(Event::RunRequested { run, project: linked_project(), environment });
 

@@ -118,7 +118,7 @@ fn a_warm_up_is_no_newer_run() {
 fn rebuilt_run(core: &mut Core, repeated: RunId) -> (RunId, JobId, MachineId) {
     let original = core.state.runs[&repeated].original();
     tagged_run(core, |run| {
-        run.trigger = Trigger::Retry;
+        run.trigger = Trigger::Rebuild;
         run.rebuilds = Some(original);
     })
 }

@@ -113,7 +113,7 @@ fn priority(core: &State, job: &Job) -> u8 {
     match core.runs[&job.run].trigger {
         Trigger::Push | Trigger::WarmUp => priorities.default_branch,
         Trigger::PrOpened | Trigger::PrSynchronized => priorities.pull_request,
-        Trigger::Manual | Trigger::Retry => priorities.manual,
+        Trigger::Manual | Trigger::Rebuild => priorities.manual,
     }
 }
 

@@ -36,7 +36,7 @@ pub(crate) fn request(rng: &mut Rng, core: &State, now: Timestamp) -> Event {
     match rng.below(10) {
         0 => run.trigger = Trigger::WarmUp,
         1..6 => {
-            run.trigger = Trigger::Retry;
+            run.trigger = Trigger::Rebuild;
             let earlier = rng.pick(&earlier);
             run.rebuilds = earlier.map(Run::original);
             run.reuses = earlier.map(|earlier| earlier.id);

@@ -366,7 +366,7 @@ impl World {
         let newest = newest.filter(|_| !environment.state.is_closed()).ok_or("it may not be")?;
         let id = RunId::from_bits(self.rng.id());
         let run = Run {
-            trigger: Trigger::Retry,
+            trigger: Trigger::Rebuild,
             requested_ref: newest.requested_ref.clone(),
             from_fork: newest.from_fork,
             github: newest.github.clone(),
