@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::time::{Duration, SystemTime};
 
 use stagely_agent::git::{CloneError, FetchRequest, fetch_commit, resolve_ref};
 use stagely_protocol::Submodules;
@@ -278,6 +279,9 @@ async fn files_of_git_lfs_come_from_the_folder() {
 
     app.git(&["rm", "--quiet", "--cached", ".lfsconfig"]);
     fs::remove_file(app.path.join(".lfsconfig")).unwrap();
+    // A file that is as new as the index is read again by git, and Git LFS then stores its object again.
+    let model = fs::File::options().write(true).open(app.path.join("model.bin")).unwrap();
+    model.set_modified(SystemTime::now() - Duration::from_secs(10)).unwrap();
     app.commit(&[]);
     fs::remove_dir_all(app.path.join(".git/lfs/objects")).unwrap();
     let error = try_to_build(&app.path, Revision::Head).await.unwrap_err();
