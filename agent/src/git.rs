@@ -4,6 +4,7 @@
 //! thread of its own. Its callbacks stop it when the caller cancels; a thread that waits for a silent server is left
 //! behind.
 
+mod address;
 mod remote;
 mod submodules;
 

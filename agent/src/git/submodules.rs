@@ -7,6 +7,7 @@ use std::sync::Arc;
 use git2::{Repository, Submodule, SubmoduleUpdate};
 use url::Url;
 
+use super::address::over_https;
 use super::error::{CloneError, without_credentials};
 use super::filters::{Filtered, UnappliedFilter};
 use super::lfs::LargeFiles;
@@ -158,18 +159,6 @@ fn join(base: &Url, relative: &str) -> Option<String> {
     let path = format!("{}/", base.path().trim_end_matches('/'));
     base.set_path(&path);
     base.join(relative).ok().map(String::from)
-}
-
-/// `git@host:path` and `ssh://git@host/path` as https: the machine has no SSH key, but the token may give access.
-pub(super) fn over_https(url: &str) -> String {
-    if let Some(rest) = url.strip_prefix("ssh://") {
-        let rest = rest.split_once('@').map_or(rest, |(_, rest)| rest);
-        return format!("https://{rest}");
-    }
-    match url.strip_prefix("git@").and_then(|rest| rest.split_once(':')) {
-        Some((host, path)) => format!("https://{host}/{path}"),
-        None => url.to_owned(),
-    }
 }
 
 /// Bitbucket puts the name of the user who adds a submodule into its address.
