@@ -119,8 +119,10 @@ impl Store {
             let (run, kills) = row?;
             Ok((RunId::from_bits(run.value()), kills.value() + 1))
         });
-        let kills = kills.collect::<Result<_, redb::StorageError>>()?;
-        self.forget_reads()?;
+        let kills = kills.collect::<Result<BTreeMap<RunId, u32>, redb::StorageError>>()?;
+        if !kills.is_empty() {
+            self.forget_reads()?;
+        }
         Ok(kills)
     }
 
