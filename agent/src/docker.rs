@@ -9,6 +9,7 @@ mod emulation;
 
 mod binfmt;
 mod container;
+mod endpoint;
 mod engine;
 mod image_platforms;
 
@@ -18,12 +19,14 @@ mod progress;
 mod vertex;
 
 mod command;
+mod user_config;
 
 pub use self::binfmt::emulated_platforms;
 pub use self::build_files::BuildFiles;
 pub use self::buildx::{BuildError, BuildOutcome, BuildRequest, RunningBuild};
 pub use self::command::DockerCommand;
 pub use self::emulation::{EmulationError, ensure_emulation};
+pub use self::endpoint::{ContextOrigin, Endpoint, EndpointError};
 pub use self::engine::{Engine, version_within};
 pub use self::image_platforms::other_platform;
 pub use self::login::{LoginError, create_config, login};

@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::error::JobError;
 use self::report::JobOutput;
-use crate::docker::{self, DockerCommand};
+use crate::docker::{self, DockerCommand, Endpoint};
 use crate::job_log::{JobLog, LineSink};
 use crate::mask::{Masker, MaskerBuilder};
 
@@ -55,7 +55,7 @@ pub struct JobSettings {
     pub machine: WireId,
     /// Holds one folder for each job.
     pub work_dir: PathBuf,
-    /// The engine's address; `None`: Docker's own default.
+    /// The engine's address; `None`: that of `DOCKER_HOST`, or of the current Docker context.
     pub docker_host: Option<String>,
     /// Time between SIGTERM and SIGKILL for child processes.
     pub grace: Duration,
@@ -147,7 +147,9 @@ async fn perform(
     cancel: &CancellationToken,
     stop: &CancellationToken,
 ) -> Result<JobOutput, JobError> {
-    let docker = folder.docker(settings);
+    let endpoint = Endpoint::find(settings.docker_host.as_deref())
+        .map_err(|error| JobError::new(FailureReason::Internal, &error))?;
+    let docker = folder.docker(settings, endpoint);
     docker::create_config(&docker.config)
         .map_err(|error| JobError::io("cannot create the job's Docker configuration", &error))?;
     let work = async {
@@ -192,10 +194,10 @@ impl JobFolder {
     }
 
     /// The settings of the job's `docker` commands.
-    fn docker(&self, settings: &JobSettings) -> DockerCommand {
+    fn docker(&self, settings: &JobSettings, endpoint: Endpoint) -> DockerCommand {
         DockerCommand {
             machine: settings.machine.clone(),
-            host: settings.docker_host.clone(),
+            endpoint,
             config: self.0.join("docker"),
             grace: settings.grace,
             registry_retry_limit: settings.registry_retry_limit,

@@ -16,7 +16,7 @@ use secrecy::{ExposeSecret, SecretString};
 use stagely_protocol::{MACHINE_VARIABLE, Stream, WireId};
 use thiserror::Error;
 use tokio::io::AsyncWriteExt as _;
-use tokio::process::{ChildStdin, Command};
+use tokio::process::{Child, ChildStdin, Command};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -170,6 +170,27 @@ impl Invocation {
             .envs(self.variables.iter().map(|(name, value)| (name, value)));
         command
     }
+}
+
+/// Starts `program` with pipes for its input and its outputs. Dropping the child ends it.
+pub(crate) fn piped_child(
+    program: &str,
+    arguments: &[&str],
+    variables: &[(&'static str, String)],
+) -> io::Result<Child> {
+    #[expect(clippy::disallowed_methods, reason = "the one place where children start")]
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .kill_on_drop(true)
+        .env_clear()
+        .envs(environment::inherited())
+        .envs(variables.iter().map(|(name, value)| (name, value)))
+        .spawn()
 }
 
 async fn feed(stdin: Option<ChildStdin>, text: Option<&SecretString>) {

@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::json;
 use stagely_agent::docker::{
-    self, BuildFiles, BuildOutcome, BuildRequest, DockerCommand, Engine, RunningBuild,
+    self, BuildFiles, BuildOutcome, BuildRequest, DockerCommand, Endpoint, Engine, RunningBuild,
 };
 use stagely_agent::fingerprint::{BuildInputs, cache_miss};
 use stagely_agent::job_log::{JobLog, LineSink};
@@ -54,12 +54,12 @@ impl Setup {
         let folder = tempfile::tempdir().unwrap();
         let docker = DockerCommand {
             machine: "vm_cache_miss_test".parse().unwrap(),
-            host: None,
+            endpoint: Endpoint::find(None).unwrap(),
             config: folder.path().join("docker"),
             grace: Duration::from_secs(5),
             registry_retry_limit: Duration::from_secs(10),
         };
-        Engine::probe(None).await.expect("these tests need a Docker engine");
+        Engine::probe(&docker.endpoint).await.expect("these tests need a Docker engine");
         docker::create_config(&docker.config).unwrap();
         let password = fs::read_to_string(setting("STAGELY_REGISTRY_PASSWORD_FILE")).unwrap();
         let auth = json!({

@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use console::style;
 use serde::Serialize;
-use stagely_agent::docker::{self, DockerCommand, Engine, create_config};
+use stagely_agent::docker::{self, DockerCommand, Endpoint, Engine, create_config};
 use stagely_protocol::{Arch, ErrorChain, RegistryAuth};
 use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
@@ -142,12 +142,25 @@ fn shown(finding: &Finding) -> String {
 }
 
 async fn engine(config: &Config) -> Vec<Finding> {
-    let engine = match Engine::probe(config.local.docker_host.as_deref()).await {
+    let endpoint = match Endpoint::find(config.local.docker_host.as_deref()) {
+        Ok(endpoint) => endpoint,
+        Err(error) => {
+            let fix = "choose another one with `docker context use`, or unset DOCKER_CONTEXT";
+            return vec![Finding::error("docker", ErrorChain(&error).to_string(), fix)];
+        }
+    };
+    let engine = match Engine::probe(&endpoint).await {
         Ok(engine) => engine,
         Err(error) => {
-            let fix = "install Docker 26 or newer and start it (`systemctl start docker`), and add \
-                       yourself to its group (`usermod -aG docker $USER`)";
-            return vec![Finding::error("docker", ErrorChain(&error).to_string(), fix)];
+            let detail = format!("{}: {}", endpoint.description(), ErrorChain(&error));
+            let fix = if endpoint.is_on_this_machine() {
+                "install Docker 26 or newer and start it (`systemctl start docker`), and add \
+                 yourself to its group (`usermod -aG docker $USER`)"
+            } else {
+                "make `docker version` work with this engine, or choose another one with `docker \
+                 context use`"
+            };
+            return vec![Finding::error("docker", detail, fix)];
         }
     };
     let cache = if engine.containerd_store {
@@ -160,7 +173,10 @@ async fn engine(config: &Config) -> Vec<Finding> {
              restart Docker",
         )
     };
-    vec![Finding::ok("docker", format!("engine {}", engine.version)), cache]
+    vec![
+        Finding::ok("docker", format!("engine {} at {}", engine.version, endpoint.description())),
+        cache,
+    ]
 }
 
 async fn buildx() -> Finding {
@@ -233,9 +249,11 @@ fn registry_fix(registry: &RegistryConfig) -> &'static str {
 
 async fn log_in(config: &Config, host: &str, auth: RegistryAuth) -> Result<String, String> {
     let folder = tempfile::tempdir().map_err(|error| ErrorChain(&error).to_string())?;
+    let endpoint = Endpoint::find(config.local.docker_host.as_deref())
+        .map_err(|error| ErrorChain(&error).to_string())?;
     let docker = DockerCommand {
         machine: "doctor".parse().map_err(|_| "a name is wrong".to_owned())?,
-        host: config.local.docker_host.clone(),
+        endpoint,
         config: folder.path().join("docker"),
         grace: Duration::from_secs(1),
         registry_retry_limit: Duration::ZERO,

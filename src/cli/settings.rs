@@ -29,7 +29,8 @@ pub struct SettingsArgs {
         help_heading = "Core"
     )]
     pub registry_password_file: Option<PathBuf>,
-    /// The Docker Engine of local builders, unix:///…
+    /// The Docker Engine of local builders, unix:///…, tcp://… or ssh://…. Default: `DOCKER_HOST`, or
+    /// the current Docker context
     #[arg(long, value_name = "URL", env = "STAGELY_DOCKER_HOST", help_heading = "Core")]
     pub docker_host: Option<String>,
     /// The most builders at once. Further jobs wait

@@ -9,5 +9,6 @@ mod person;
 
 mod caches;
 mod commands;
+mod laptop;
 mod runs;
 mod servers;

@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use stagely_protocol::WireId;
 
+use super::endpoint::Endpoint;
 use crate::process::Invocation;
 
 /// The settings of every `docker` command of one job.
 #[derive(Clone, Debug)]
 pub struct DockerCommand {
     pub machine: WireId,
-    /// The engine's address; `None`: Docker's own default.
-    pub host: Option<String>,
+    pub endpoint: Endpoint,
     /// The job's private `DOCKER_CONFIG`.
     pub config: PathBuf,
     /// Time between SIGTERM and SIGKILL when the command is stopped.
@@ -27,10 +27,8 @@ impl DockerCommand {
         let docker = Invocation::new("docker", &self.machine)
             .env("DOCKER_CONFIG", &self.config)
             .env("DOCKER_CLI_HINTS", "false");
-        match &self.host {
-            Some(host) => docker.env("DOCKER_HOST", host),
-            None => docker,
-        }
+        let variables = self.endpoint.variables().iter();
+        variables.fold(docker, |docker, (name, value)| docker.env(name, value))
     }
 }
 

@@ -15,7 +15,6 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::command::DockerCommand;
-use super::engine::connect;
 
 /// Removing a container that has ended may take this long.
 const REMOVE_LIMIT: Duration = Duration::from_secs(10);
@@ -42,7 +41,7 @@ pub(super) async fn run_privileged(
     limit: Duration,
     stop: &CancellationToken,
 ) -> Result<(), ContainerError> {
-    let docker = connect(command.host.as_deref())?;
+    let docker = command.endpoint.connect()?;
     let pull = CreateImageOptionsBuilder::new().from_image(image).tag("latest").build();
     let pull = docker.create_image(Some(pull), None, None).try_for_each(|_| async { Ok(()) });
     within(limit, stop, pull).await?;

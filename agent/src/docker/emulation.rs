@@ -72,7 +72,7 @@ pub async fn ensure_emulation(
     if emulates(docker, wanted, stop).await? {
         return Ok(());
     }
-    let is_local = is_on_this_machine(docker);
+    let is_local = docker.endpoint.is_on_this_machine();
     let disabled = disabled_handler(&BinfmtFolders::default(), wanted);
     if let Some(handler) = disabled.filter(|_| is_local) {
         return Err(EmulationError::Disabled { own, wanted, handler });
@@ -94,12 +94,6 @@ pub async fn ensure_emulation(
         Err(error) => attempts.push(format!("{BINFMT_IMAGE}: {error}")),
     }
     Err(EmulationError::Impossible { own, wanted, attempts: attempts.join("; ") })
-}
-
-/// Whether the engine's socket is a file of this machine.
-fn is_on_this_machine(docker: &DockerCommand) -> bool {
-    let variable = std::env::var("DOCKER_HOST").ok();
-    docker.host.clone().or(variable).is_none_or(|host| host.starts_with("unix://"))
 }
 
 /// Whether the engine runs programs of `arch`. The engine finds out by running one.
@@ -143,13 +137,14 @@ fn lists_arch(inspect_output: &str, arch: Arch) -> Option<bool> {
 mod tests {
     use super::*;
     use crate::docker::container::ContainerError;
+    use crate::docker::endpoint::Endpoint;
 
     #[tokio::test]
     async fn an_engine_that_does_not_answer_is_an_error() {
         let stop = CancellationToken::new();
         let docker = DockerCommand {
             machine: "vm_test".parse().unwrap(),
-            host: Some("unix:///nowhere/docker.sock".to_owned()),
+            endpoint: Endpoint::find(Some("unix:///nowhere/docker.sock")).unwrap(),
             config: "/nowhere".into(),
             grace: Duration::from_secs(1),
             registry_retry_limit: Duration::ZERO,

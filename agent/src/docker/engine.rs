@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use bollard::Docker;
 use stagely_protocol::Arch;
 use tokio::time::timeout;
+
+use super::endpoint::Endpoint;
 
 /// A build needs an engine that answers within this time.
 const RESPONSE_LIMIT: Duration = Duration::from_secs(20);
@@ -20,12 +21,12 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Asks the engine at `host` (`None`: Docker's own default).
+    /// Asks the engine at `endpoint`.
     ///
     /// # Errors
     /// If no engine is there, or it does not answer within 20 s.
-    pub async fn probe(host: Option<&str>) -> Result<Self, bollard::errors::Error> {
-        let docker = connect(host)?;
+    pub async fn probe(endpoint: &Endpoint) -> Result<Self, bollard::errors::Error> {
+        let docker = endpoint.connect()?;
         let too_late = |_| bollard::errors::Error::RequestTimeoutError;
         let info = timeout(RESPONSE_LIMIT, docker.info()).await.map_err(too_late)??;
         let containerd_store = info.driver_status.unwrap_or_default().iter().any(|pair| {
@@ -41,17 +42,11 @@ impl Engine {
     }
 }
 
-/// The engine's version; empty if the engine does not answer within `limit`.
-pub async fn version_within(host: Option<&str>, limit: Duration) -> String {
-    let version = async { connect(host).ok()?.version().await.ok()?.version };
+/// The version of the engine at `setting`, or else of the user's own; empty if it does not answer within `limit`.
+pub async fn version_within(setting: Option<&str>, limit: Duration) -> String {
+    let version =
+        async { Endpoint::find(setting).ok()?.connect().ok()?.version().await.ok()?.version };
     timeout(limit, version).await.ok().flatten().unwrap_or_default()
-}
-
-pub(super) fn connect(host: Option<&str>) -> Result<Docker, bollard::errors::Error> {
-    match host {
-        Some(host) => Docker::connect_with_host(host),
-        None => Docker::connect_with_defaults(),
-    }
 }
 
 #[cfg(test)]
@@ -62,6 +57,6 @@ mod tests {
     async fn without_an_engine_the_version_is_empty() {
         let host = Some("unix:///nowhere/docker.sock");
         assert_eq!(version_within(host, Duration::from_millis(30)).await, "");
-        assert!(Engine::probe(host).await.is_err());
+        assert!(Engine::probe(&Endpoint::find(host).unwrap()).await.is_err());
     }
 }

@@ -6,7 +6,7 @@ use bollard::models::OciPlatform;
 use secrecy::ExposeSecret as _;
 use stagely_protocol::{Platform, RegistryAuth};
 
-use super::engine::connect;
+use super::endpoint::Endpoint;
 
 /// The platform of `image`, as `linux/arm64`, if it has only one and that is not `wanted`. `None` also if the registry
 /// does not say.
@@ -14,7 +14,7 @@ use super::engine::connect;
 /// `BuildKit` takes an image that is not an index whatever its platform is, without a word
 /// (<https://github.com/moby/buildkit/issues/2457>).
 pub async fn other_platform(
-    host: Option<&str>,
+    endpoint: &Endpoint,
     image: &str,
     auth: Option<&RegistryAuth>,
     wanted: Platform,
@@ -24,7 +24,7 @@ pub async fn other_platform(
     if !image.bytes().all(is_allowed) || image.contains("..") {
         return None;
     }
-    let docker: Docker = connect(host).ok()?;
+    let docker: Docker = endpoint.connect().ok()?;
     let credentials = auth.map(|auth| DockerCredentials {
         username: Some(auth.username.clone()),
         password: Some(auth.password.expose_secret().to_owned()),

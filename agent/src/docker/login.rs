@@ -3,7 +3,7 @@
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, symlink};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use stagely_protocol::{FailureReason, RegistryAuth, RegistryProblem};
 use thiserror::Error;
@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::classify::registry_failure;
 use super::command::{DockerCommand, last_line};
+use super::user_config;
 use crate::process::ProcessError;
 
 /// Creates a private `DOCKER_CONFIG` at `path` that only its owner can read. So no job sees the login of another job,
@@ -21,16 +22,13 @@ use crate::process::ProcessError;
 pub fn create_config(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)?;
     // Docker looks for the user's plugins only in its configuration folder.
-    if let Some(plugins) = user_plugins().filter(|plugins| plugins.is_dir()) {
+    if let Some(plugins) = user_config::folder()
+        .map(|folder| folder.join("cli-plugins"))
+        .filter(|plugins| plugins.is_dir())
+    {
         symlink(fs::canonicalize(plugins)?, path.join("cli-plugins"))?;
     }
     Ok(())
-}
-
-fn user_plugins() -> Option<PathBuf> {
-    let config = std::env::var_os("DOCKER_CONFIG").map(PathBuf::from);
-    let default = || std::env::home_dir().map(|home| home.join(".docker"));
-    Some(config.or_else(default)?.join("cli-plugins"))
 }
 
 /// Why a login failed.

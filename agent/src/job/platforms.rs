@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::docker::{BuildFiles, DockerCommand, other_platform};
+use crate::docker::{BuildFiles, DockerCommand, Endpoint, other_platform};
 use crate::fingerprint::{Dockerfile, read_dockerfile};
 use crate::job_log::JobLog;
 
@@ -30,8 +30,8 @@ impl PlatformCheck {
         docker: &DockerCommand,
         own_arch: Arch,
     ) -> Self {
-        let (build, dockerfile, host) =
-            (build.clone(), files.dockerfile.clone(), docker.host.clone());
+        let (build, dockerfile, endpoint) =
+            (build.clone(), files.dockerfile.clone(), docker.endpoint.clone());
         let check: JoinHandle<Vec<String>> = tokio::spawn(async move {
             let args = build.build_config.build_args.clone();
             let read = tokio::task::spawn_blocking(move || read_dockerfile(&dockerfile, &args));
@@ -39,7 +39,7 @@ impl PlatformCheck {
             let contexts = build.build_config.build_contexts.keys().map(String::as_str).collect();
             let images = dockerfile.images_of_target(&contexts);
             let last_stage = last_stage_warning(&build, &dockerfile, own_arch);
-            let mut warnings = base_image_warnings(&build, host.as_deref(), images).await;
+            let mut warnings = base_image_warnings(&build, &endpoint, images).await;
             warnings.extend(last_stage);
             warnings
         });
@@ -75,7 +75,7 @@ fn last_stage_warning(build: &Build, dockerfile: &Dockerfile, own_arch: Arch) ->
 
 async fn base_image_warnings(
     build: &Build,
-    host: Option<&str>,
+    endpoint: &Endpoint,
     images: BTreeSet<String>,
 ) -> Vec<String> {
     let wanted = build.build_config.platform;
@@ -83,7 +83,7 @@ async fn base_image_warnings(
     let checks = images.iter().map(async |image| {
         let is_own = image.split('/').next() == Some(own_registry);
         let auth = build.registry_auth.as_ref().filter(|_| is_own);
-        let platform = other_platform(host, image, auth, wanted).await?;
+        let platform = other_platform(endpoint, image, auth, wanted).await?;
         Some(format!(
             "the base image {image} is for {platform}, and this build is for {wanted}: its programs do not run \
              there"

@@ -32,7 +32,7 @@ pub(super) async fn wait_for_engine(
     let mut backoff = Backoff::constant(ENGINE_POLL_INTERVAL, ENGINE_START_LIMIT);
     let mut is_logged = false;
     loop {
-        let probe = stop.run_until_cancelled(Engine::probe(docker.host.as_deref())).await;
+        let probe = stop.run_until_cancelled(Engine::probe(&docker.endpoint)).await;
         let message = match probe {
             Some(Ok(engine)) => return Ok(engine),
             Some(Err(error)) => format!("the Docker engine does not answer: {error}"),

@@ -27,7 +27,8 @@ pub struct AgentConfig {
     /// Holds the spool, and one folder for each job. Default: `/var/lib/stagely`.
     #[serde(default = "default_work_dir")]
     pub work_dir: PathBuf,
-    /// The Docker engine's address (`unix:///…`). Default: `DOCKER_HOST`, or else Docker's own default.
+    /// The Docker engine's address (`unix:///…`). Default: `DOCKER_HOST`, or else that of the
+    /// current Docker context.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub docker_host: Option<String>,
     /// The folder of two times that the machine's dead-man timer reads: the last contact with core, and the end

@@ -33,7 +33,8 @@ const AGENT_STOP_LIMIT: Duration = Duration::from_secs(15);
 pub struct LocalSettings {
     /// The program to run as `PROGRAM agent`. Default: this one.
     pub agent_program: Option<PathBuf>,
-    /// The Docker engine that the agents use, `unix:///…`. Default: `DOCKER_HOST` or Docker's own default.
+    /// The Docker engine that the agents use, `unix:///…`. Default: the one that this user's
+    /// `docker` commands use.
     pub docker_host: Option<String>,
 }
 

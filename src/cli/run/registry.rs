@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use bollard::Docker;
 use bollard::errors::Error;
 use bollard::models::{
@@ -14,6 +14,7 @@ use bollard::query_parameters::{
     StartContainerOptions,
 };
 use futures_util::TryStreamExt as _;
+use stagely_agent::docker::Endpoint;
 
 use crate::client::retry::retry_until_started;
 
@@ -37,19 +38,22 @@ const CONTAINER_PORT: &str = "5000/tcp";
 ///
 /// # Errors
 /// Docker does not respond; the image cannot be pulled; the port is in use.
-pub(super) async fn ensure(docker_host: Option<&str>) -> anyhow::Result<String> {
-    start(docker_host).await.context(
+pub(super) async fn ensure(endpoint: &Endpoint) -> anyhow::Result<String> {
+    start(endpoint).await.context(
         "no registry is configured, and none can be started on this machine's Docker; name one \
          with --registry",
     )?;
     Ok(ADDRESS.to_owned())
 }
 
-async fn start(docker_host: Option<&str>) -> anyhow::Result<()> {
-    let docker = match docker_host {
-        Some(host) => Docker::connect_with_host(host),
-        None => Docker::connect_with_defaults(),
-    }?;
+async fn start(endpoint: &Endpoint) -> anyhow::Result<()> {
+    if !endpoint.is_on_this_machine() {
+        bail!(
+            "the engine is at {}, whose loopback addresses are not those of this machine",
+            endpoint.host()
+        );
+    }
+    let docker = endpoint.connect()?;
     let is_running = match docker.inspect_container(NAME, None::<InspectContainerOptions>).await {
         Ok(found) => found.state.and_then(|state| state.running).unwrap_or(false),
         Err(Error::DockerResponseServerError { status_code: 404, .. }) => {

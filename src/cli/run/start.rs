@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::bail;
 use clap::Args;
 use secrecy::SecretString;
+use stagely_agent::docker::Endpoint;
 
 use super::follow::{FollowEnd, follow};
 use super::outcome::report;
@@ -110,9 +111,9 @@ impl StartArgs {
         if self.settings.config.is_none() && self.settings.max_concurrent.is_none() {
             config.builders.max_concurrent = builders_of_this_machine();
         }
+        let endpoint = Endpoint::find(config.local.docker_host.as_deref())?;
         if config.registry == RegistryConfig::default() {
-            let host = config.local.docker_host.as_deref();
-            config.registry.url = registry::ensure(host).await?;
+            config.registry.url = registry::ensure(&endpoint).await?;
         }
         // Boxed, because starting core is a large future.
         let folder = state_folder()?;
