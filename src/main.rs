@@ -17,6 +17,9 @@ use stagely::cli::{
 };
 use stagely::core::{self, FolderCheck};
 use stagely_agent::exec::exec;
+use stagely_agent::{GUARD_COMMAND, Guard, guard_children};
+use stagely_protocol::WireId;
+use stagely_protocol::agent_config::AgentConfig;
 use tracing_subscriber::EnvFilter;
 
 /// The time limit for threads to end after the command has ended.
@@ -68,6 +71,12 @@ enum Command {
     Doctor(doctor::DoctorArgs),
     Core(CoreArgs),
     Agent(AgentArgs),
+    /// Kills the children of an agent that was killed. Agents start it.
+    #[command(name = GUARD_COMMAND, hide = true)]
+    Guard {
+        machine: WireId,
+        agent: u32,
+    },
     /// Prints the completion script for a shell
     Completions {
         /// The shell to complete for
@@ -163,6 +172,10 @@ async fn perform(command: Command) -> anyhow::Result<ExitCode> {
         Command::Doctor(arguments) => Box::pin(doctor::doctor(arguments)).await,
         Command::Core(arguments) => run_core(&arguments).await,
         Command::Agent(arguments) => run_agent(arguments).await,
+        Command::Guard { machine, agent } => {
+            guard_children(&machine, agent);
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "stagely", &mut script);
@@ -176,7 +189,9 @@ async fn perform(command: Command) -> anyhow::Result<ExitCode> {
 /// commands, which report errors themselves.
 fn start_log(command: &Command) -> anyhow::Result<()> {
     let default = match command {
-        Command::Core(_) | Command::Agent(AgentArgs { command: None, .. }) => "info",
+        Command::Core(_)
+        | Command::Agent(AgentArgs { command: None, .. })
+        | Command::Guard { .. } => "info",
         _ => "off",
     };
     let filter = match std::env::var("STAGELY_LOG") {
@@ -211,7 +226,9 @@ async fn run_agent(arguments: AgentArgs) -> anyhow::Result<ExitCode> {
     }
     let path = arguments.config;
     let text = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let config = serde_json::from_slice(&text).with_context(|| format!("{}", path.display()))?;
+    let config: AgentConfig =
+        serde_json::from_slice(&text).with_context(|| format!("{}", path.display()))?;
+    let _guard = Guard::start(&config.agent_id).context("cannot start the agent's guard")?;
     let exit = stagely_agent::run(config, stop).await?;
     Ok(ExitCode::from(exit.code()))
 }

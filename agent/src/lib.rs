@@ -5,6 +5,7 @@
 
 mod session;
 
+pub use process::{GUARD_COMMAND, Guard, guard_children};
 pub use session::{AgentError, AgentExit, run, run_watching};
 pub mod exec;
 pub mod spot;

@@ -2,6 +2,7 @@
 
 mod environment;
 mod group;
+mod guard;
 mod leftovers;
 mod outputs;
 
@@ -22,6 +23,8 @@ use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::environment::is_inherited;
 use self::group::{ChildExit, ProcessGroup, wait_for_exit};
+pub use self::guard::{GUARD_COMMAND, Guard, guard_children};
+use self::leftovers::AGENT_VARIABLE;
 pub(crate) use self::leftovers::kill_leftovers;
 use self::outputs::Outputs;
 
@@ -70,7 +73,10 @@ impl fmt::Debug for Invocation {
 impl Invocation {
     /// Runs `program` for the machine `machine`.
     pub(crate) fn new(program: impl Into<OsString>, machine: &WireId) -> Self {
-        let variables = vec![(MACHINE_VARIABLE.into(), machine.as_str().into())];
+        let variables = vec![
+            (MACHINE_VARIABLE.into(), machine.as_str().into()),
+            (AGENT_VARIABLE.into(), std::process::id().to_string().into()),
+        ];
         Self { program: program.into(), arguments: Vec::new(), variables, stdin: None }
     }
 

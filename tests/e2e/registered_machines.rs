@@ -7,9 +7,10 @@ use stagely::api::{JobStatus, LogRange, MachineStatus, RunStatus};
 use stagely::client::{Client, LogEvent};
 use stagely_protocol::FailureReason;
 use stagely_state::MachineKind;
+use stagely_state::ids::MachineId;
 use stagely_test_core::{Core, job};
 use stagely_test_support::breakpoint::Breakpoint;
-use stagely_test_support::processes::{Process, processes_with};
+use stagely_test_support::processes::processes_with;
 use stagely_test_support::wait::eventually;
 
 use crate::STAGELY;
@@ -21,6 +22,14 @@ async fn is(core: &Core, status: MachineStatus, connected: bool) {
     eventually(&what, async || {
         let machine = core.machines().await.pop()?;
         (machine.status == status && machine.connected == connected).then_some(())
+    })
+    .await;
+}
+
+/// Waits until no agent of the machine, nor a child of one, is left.
+async fn no_process_of(machine: MachineId) {
+    eventually("the machine's processes are gone", async || {
+        processes_with(&machine.to_string()).is_empty().then_some(())
     })
     .await;
 }
@@ -90,16 +99,11 @@ async fn a_registered_machine_whose_agent_dies_loses_its_job_and_gets_it_again_o
     drop(agent);
     let orphans = processes_with(&machine.id.to_string());
     assert!(orphans.iter().any(|process| process.arguments.contains(&"buildx".to_owned())));
+    // They would push an older image over that of the next attempt, and another machine may have that one.
+    no_process_of(machine.id).await;
     core.until(run, "the job waits again", |run| job(run, "app").status == JobStatus::Queued).await;
     let agent = core.start_agent("rack", STAGELY, &arguments);
     core.until(run, "it is tried again", |run| job(run, "app").attempt == 2).await;
-    // The processes of the killed agent would push an older image over the new one.
-    eventually("the old build is gone", async || {
-        let all = processes_with(&machine.id.to_string());
-        let is_left = |orphan: &Process| all.iter().any(|process| process.pid == orphan.pid);
-        (!orphans.iter().any(is_left)).then_some(())
-    })
-    .await;
     breakpoint.reached().await;
     breakpoint.resume();
     let run = core.ended(run).await;
@@ -120,6 +124,34 @@ async fn a_registered_machine_whose_agent_dies_loses_its_job_and_gets_it_again_o
         }
     }
     assert_eq!(attempts, BTreeSet::from([1, 2]));
+    assert!(agent.stop().await.success());
+    core.finish().await;
+}
+
+#[tokio::test]
+async fn restarts_of_a_registered_agent_cost_its_job_no_attempt() {
+    let settings = format!("{NO_PROVIDER}max-attempts = 1\n");
+    let core = Core::start(STAGELY, "rack-restarts", &settings).await;
+    let (machine, config) = core.add_machine("rack").await;
+    let arguments = ["agent".as_ref(), "--config".as_ref(), config.as_path()];
+    let mut agent = core.start_agent("rack", STAGELY, &arguments);
+    let (run, breakpoint) = core.run_to_breakpoint().await;
+
+    // As a service manager restarts it, and as the kernel ends it where memory is short.
+    assert!(agent.stop().await.success());
+    agent = core.start_agent("rack", STAGELY, &arguments);
+    core.until(run, "it is tried again", |run| job(run, "app").attempt == 2).await;
+    breakpoint.reached().await;
+    agent.kill();
+    no_process_of(machine.id).await;
+    let agent = core.start_agent("rack", STAGELY, &arguments);
+    core.until(run, "it is tried again", |run| job(run, "app").attempt == 3).await;
+    breakpoint.reached().await;
+    breakpoint.resume();
+    let run = core.ended(run).await;
+
+    let app = job(&run, "app");
+    assert_eq!((run.status, app.attempt), (RunStatus::Completed, 3), "{run:#?}");
     assert!(agent.stop().await.success());
     core.finish().await;
 }
