@@ -73,8 +73,7 @@ impl Step<'_> {
             JobOutcome::Failed(failure) => self.fail_attempt(id, failure),
             // The job is not cancelled, so the agent itself is being shut down.
             JobOutcome::Cancelled => {
-                let failure = self.loss_of(machine, "the agent was shut down");
-                self.fail_attempt(id, failure);
+                self.lose_to_restart(machine, id, "the agent was shut down");
             }
         }
     }
@@ -99,15 +98,25 @@ impl Step<'_> {
         }
     }
 
+    /// Fails the job's attempt because its agent was restarted. That uses up an attempt only if the cloud takes the
+    /// machine back, or if the job's agents were restarted too often.
+    pub(super) fn lose_to_restart(&mut self, machine: MachineId, id: JobId, message: &str) {
+        let failure = self.loss_of(machine, message);
+        if failure.reason == FailureReason::MachineLost {
+            self.state.change_job(id, |job| job.restarted_attempts.push(job.attempt));
+        }
+        self.fail_attempt(id, failure);
+    }
+
     /// Fails the job's attempt. The job is queued again if the failure is transient and attempts are left.
     pub(super) fn fail_attempt(&mut self, id: JobId, failure: JobFailure) {
+        let Some(job) = self.state.jobs.get(&id) else { return };
         let (JobState::Provisioning { attempt, .. } | JobState::Running { attempt, .. }) =
-            self.job_state(id).unwrap_or(&JobState::Cancelled)
+            job.state
         else {
             return;
         };
-        let attempt = *attempt;
-        if !failure.reason.is_transient() || attempt >= self.state.limits.max_attempts {
+        if !failure.reason.is_transient() || attempt >= job.last_attempt(&self.state.limits) {
             return self.fail_job(id, failure);
         }
         let JobFailure { reason, message, .. } = failure;

@@ -8,7 +8,7 @@ use stagely_protocol::{
     BuildArgs, CacheMiss, Digest, Emulation, FailureReason, ImageRef, Platform, Step, Submodules,
 };
 
-use super::{IllegalTransition, MachineSize, Timestamp, VariantName};
+use super::{IllegalTransition, Limits, MachineSize, Timestamp, VariantName};
 use crate::ids::{JobId, MachineId, RunId};
 
 /// The work of a job. All references are complete.
@@ -330,6 +330,9 @@ pub struct Job {
     pub attempt: u32,
     /// Earlier attempts, the oldest first.
     pub lost_attempts: Vec<LostAttempt>,
+    /// Those of `lost_attempts` whose agent was restarted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub restarted_attempts: Vec<u32>,
     pub queued_at: Timestamp,
     /// When the newest attempt was first sent to an agent.
     pub assigned_at: Option<Timestamp>,
@@ -350,6 +353,18 @@ pub struct Job {
     /// The job of an earlier run whose image this job reuses.
     #[serde(rename = "kept_from")]
     pub reused_from: Option<JobId>,
+}
+
+/// The most restarts of agents that do not use up an attempt of their job. Whoever updates an agent does not harm a job,
+/// and a job that kills its agent each time comes to an end.
+const UNCOUNTED_RESTARTS_MAX: usize = 2;
+
+impl Job {
+    /// The number of the job's last attempt.
+    pub fn last_attempt(&self, limits: &Limits) -> u32 {
+        let uncounted = self.restarted_attempts.iter().take(UNCOUNTED_RESTARTS_MAX);
+        uncounted.fold(limits.max_attempts, |last, _| last.saturating_add(1))
+    }
 }
 
 /// The outcome of an attempt in its agent's report.

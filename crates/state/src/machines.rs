@@ -140,8 +140,7 @@ impl Step<'_> {
             return Some(current);
         }
         if matches!(self.job_state(current.job), Some(JobState::Running { .. })) {
-            let failure = self.loss_of(id, "the agent lost the job");
-            self.fail_attempt(current.job, failure);
+            self.lose_to_restart(id, current.job, "the agent was restarted");
             return None;
         }
         self.assign(id, current.job);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::step::Step;
-use super::{Job, JobKind, JobState, Machine, MachineState, State};
+use super::{Job, JobKind, JobState, Limits, Machine, MachineState, State};
 use crate::ids::{JobId, MachineId};
 
 /// How long a merge waits for an agent that disconnected before it began. A merge takes a second on any machine, so it
@@ -77,8 +77,8 @@ impl State {
 
 impl Job {
     /// Whether the job is a merge that its agent has not begun, and attempts are left for another machine.
-    pub(super) fn may_leave_builder(&self, max_attempts: u32) -> bool {
+    pub(super) fn may_leave_builder(&self, limits: &Limits) -> bool {
         let is_assigned = matches!(self.state, JobState::Provisioning { .. });
-        self.took_over.is_some() && is_assigned && self.attempt < max_attempts
+        self.took_over.is_some() && is_assigned && self.attempt < self.last_attempt(limits)
     }
 }

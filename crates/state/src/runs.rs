@@ -184,6 +184,7 @@ impl Job {
             state: JobState::Queued { attempt: 1 },
             attempt: 0,
             lost_attempts: Vec::new(),
+            restarted_attempts: Vec::new(),
             queued_at: now,
             assigned_at: None,
             started_at: None,

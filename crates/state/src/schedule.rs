@@ -350,11 +350,11 @@ impl Step<'_> {
 
     fn launch(&mut self, id: MachineId, job: JobId, arch: Arch, provider: ProviderName) {
         let Some(job) = self.state.jobs.get(&job) else { return };
-        let attempts = self.state.limits.max_attempts;
+        let last = job.last_attempt(&self.state.limits);
         let machine = Machine {
             size: job.size,
             provider,
-            on_demand: matches!(job.state, JobState::Queued { attempt } if attempt >= attempts),
+            on_demand: matches!(job.state, JobState::Queued { attempt } if attempt >= last),
             requested_for: Some(job.id),
             lease_until: Some(self.lease_for(job)),
             ..Machine::new(id, MachineKind::Launched, arch, self.now)

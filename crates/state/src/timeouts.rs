@@ -85,7 +85,7 @@ impl State {
     fn reconnect_timeout(&self, machine: &Machine, id: JobId) -> (Timestamp, Timeout) {
         let left_at = machine.contact_at;
         let job = self.jobs.get(&id).filter(|job| job.state.attempt_on(machine.id).is_some());
-        if job.is_some_and(|job| job.may_leave_builder(self.limits.max_attempts)) {
+        if job.is_some_and(|job| job.may_leave_builder(&self.limits)) {
             let due = self.due(left_at, left_at.after(ABSENT_BUILDER_GRACE));
             return (due, Timeout::BuilderReconnect(id));
         }

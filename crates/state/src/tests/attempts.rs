@@ -53,6 +53,38 @@ fn an_agent_that_returns_without_the_job_it_had_begun_has_lost_it() {
 }
 
 #[test]
+fn restarts_of_agents_use_up_no_attempt_until_there_are_too_many() {
+    let mut core = without_provider();
+    let (_, job, machine) = core.running_on_registered();
+    for attempt in 1..=4 {
+        core.connect(machine, &[]);
+        core.start(machine, job, attempt + 1);
+        assert!(matches!(core.job_state(job), JobState::Running { .. }), "{attempt}");
+    }
+
+    core.connect(machine, &[]);
+
+    assert_eq!(core.failure(job), &FailureReason::MachineLost);
+    assert_eq!(core.state.jobs[&job].lost_attempts.len(), 4);
+}
+
+#[test]
+fn a_restart_does_not_take_the_place_of_an_attempt_that_failed() {
+    let mut core = without_provider();
+    let (_, job, machine) = core.running_on_registered();
+    for attempt in 1..=2 {
+        core.report(machine, job, attempt, failed(FailureReason::DiskFull));
+    }
+    core.start(machine, job, 3);
+    core.connect(machine, &[]);
+    assert!(matches!(core.job_state(job), JobState::Provisioning { attempt: 4, .. }));
+
+    core.report(machine, job, 4, failed(FailureReason::DiskFull));
+
+    assert_eq!(core.failure(job), &FailureReason::DiskFull);
+}
+
+#[test]
 fn an_agent_that_missed_its_job_gets_it_again() {
     let mut core = amd64(1);
     let (_, jobs) = core.run(1, 1);

@@ -172,7 +172,8 @@ fn check_postponed(core: &State, job: &Job, reason: &QueueReason) {
 fn check_job(core: &State, job: &Job) {
     let run = core.runs.get(&job.run).expect("a job has a run");
     assert_eq!(job.state.is_final(), job.ended_at.is_some());
-    assert!(job.attempt <= core.limits.max_attempts);
+    let last = job.last_attempt(&core.limits);
+    assert!(job.attempt <= last && last <= core.limits.max_attempts + 2);
     let lost = job.lost_attempts.iter().map(|lost| lost.attempt);
     assert!(lost.eq((1..).take(job.lost_attempts.len())), "{:?}", job.lost_attempts);
     assert!(job.lost_attempts.iter().all(|lost| lost.reason.is_transient()));
@@ -216,7 +217,7 @@ fn check_job(core: &State, job: &Job) {
         }
         // Before the last attempt, a job fails only for a reason that is not transient.
         JobState::Failed(JobFailure { reason, .. }) => {
-            let may_go_on = reason.is_transient() && job.attempt < core.limits.max_attempts;
+            let may_go_on = reason.is_transient() && job.attempt < last;
             assert!(!may_go_on, "{} has attempts left", job.id);
         }
     }

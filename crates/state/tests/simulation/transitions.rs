@@ -316,7 +316,7 @@ impl Before {
             JobOutcome::Failed(JobFailure { reason, .. }) => Some(reason),
             JobOutcome::Cancelled => None,
         };
-        let is_last = attempt.number >= world.core.limits.max_attempts;
+        let is_last = attempt.number >= after.last_attempt(&world.core.limits);
         if is_last || reported.is_some_and(|reason| !reason.is_transient()) {
             let JobState::Failed(JobFailure { reason, .. }) = &after.state else {
                 panic!("{after:?} goes on")
@@ -416,7 +416,7 @@ impl LiveWork {
             },
             is_hasty: job.took_over.is_some()
                 && matches!(job.state, JobState::Provisioning { .. })
-                && attempt.number < core.limits.max_attempts,
+                && attempt.number < job.last_attempt(&core.limits),
         })
     }
 

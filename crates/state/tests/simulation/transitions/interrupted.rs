@@ -97,7 +97,7 @@ impl Before {
             };
             assert_eq!(machine.interruption, None, "{} gets {attempt:?}", machine.id);
             if let Effect::Launch { .. } = effect {
-                let is_last = attempt.number >= core.limits.max_attempts;
+                let is_last = attempt.number >= core.jobs[&attempt.job].last_attempt(&core.limits);
                 assert_eq!(machine.on_demand, is_last, "{attempt:?} is on the wrong market");
                 let provider = core.launchable().find(|(arch, _)| *arch == machine.arch);
                 assert_eq!(provider, Some((machine.arch, machine.provider)), "{}", machine.id);
