@@ -14,6 +14,7 @@ mod queue;
 mod runs;
 mod sweep;
 mod tokens;
+mod wait;
 mod warm_up;
 
 use serde::{Deserialize, Serialize};
@@ -30,6 +31,7 @@ pub use queue::{QueuePosition, QueueView, QueuedJobView};
 pub use runs::{CreateRun, ListRuns, RebuildRun, RunStatus, RunView, SkippedBuildView};
 pub use sweep::{ProviderSweepView, SweepAction, SweepView, SweptMachine};
 pub use tokens::{CreateToken, CreatedToken, Role};
+pub use wait::WaitView;
 pub use warm_up::{CreateWarmUp, WarmUpView};
 
 /// The common path prefix of the API.

@@ -198,6 +198,7 @@ impl Config {
             priorities: self.priorities,
             launchable: self.launchable(),
             capacity_wait: self.builders.capacity_wait,
+            capacity_limit: self.builders.capacity_limit,
         }
     }
 }

@@ -5,6 +5,7 @@
 
 pub mod clock;
 pub(crate) mod retry;
+pub mod waits;
 
 pub mod plan;
 pub mod warm_up;
@@ -282,6 +283,7 @@ impl Parts {
         let interrupted = InterruptedReads::new(self.store.clone(), kills);
         let reader = RepositoryReader::new(&self.scratch, interrupted);
         Ok(Effects {
+            records: self.records.clone(),
             planner: Planner::new(
                 &self.config,
                 reader,

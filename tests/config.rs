@@ -244,6 +244,7 @@ fn fleets_use_the_providers_of_builders_by_default() {
     );
     let config = Config::default();
     assert_eq!(config.builders.capacity_wait, Duration::from_secs(30));
+    assert_eq!(config.builders.capacity_limit, Duration::from_hours(1));
     for fleet in Fleet::ALL {
         let fleet = config.fleet(fleet);
         assert_eq!((fleet.market, fleet.max_price), (MarketPolicy::OnDemand, None));

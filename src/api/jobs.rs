@@ -7,6 +7,7 @@ use stagely_state::ids::{JobId, MachineId, RunId};
 use utoipa::ToSchema;
 
 use super::queue::QueuePosition;
+use super::wait::WaitView;
 
 /// The status of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -137,6 +138,9 @@ pub struct JobView {
     #[schema(value_type = Option<String>)]
     #[serde(rename = "kept_from")]
     pub reused_from: Option<JobId>,
+    /// What the job waits for outside of core: capacity at a provider, or a provider that does not answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wait: Option<WaitView>,
     /// The job's position in the queue, while it waits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queue: Option<QueuePosition>,

@@ -11,6 +11,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::encoding::{expose, expose_all};
 use super::jobs::JobView;
+use super::wait::WaitView;
 
 /// `POST /runs`: builds a commit of a repository.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
@@ -201,6 +202,9 @@ pub struct RunView {
     pub saved_machines: usize,
     /// The number of machines launched for the run that still exist.
     pub live_machines: usize,
+    /// What the run waits for outside of core: a repository, GitHub or a registry that does not answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wait: Option<WaitView>,
     /// The jobs, in the order of the plan. Empty in lists of runs.
     pub jobs: Vec<JobView>,
 }

@@ -32,9 +32,12 @@ pub struct BuilderConfig {
     pub max_concurrent: NonZeroU32,
     /// The most attempts of a job. Only failures of machines and infrastructure are retried. Default: 3.
     pub max_attempts: NonZeroU32,
-    /// The wait after a launch that found no capacity, multiplied by the number of attempts. Default: 30s.
+    /// The wait after the first launch for a job that found no capacity. Later waits grow up to 5 minutes. Default: 30s.
     #[serde(with = "humantime_serde")]
     pub capacity_wait: Duration,
+    /// How long a job waits for capacity before it fails. Default: 1h.
+    #[serde(with = "humantime_serde")]
+    pub capacity_limit: Duration,
     /// The time limit from the launch of a machine to the HELLO of its agent. Default: 5m.
     #[serde(with = "humantime_serde")]
     pub boot_limit: Duration,
@@ -63,6 +66,7 @@ impl Default for BuilderConfig {
             max_concurrent: NonZeroU32::new(50).expect("50 is not zero"),
             max_attempts: NonZeroU32::new(3).expect("3 is not zero"),
             capacity_wait: Duration::from_secs(30),
+            capacity_limit: Duration::from_hours(1),
             boot_limit: Duration::from_mins(5),
             job_grace: Duration::from_mins(1),
             lease: Duration::from_hours(1),

@@ -13,7 +13,9 @@ mod terminate;
 use stagely_protocol::{Cancel, CoreMessage};
 use stagely_state::{Effect, Event};
 
+use super::records::SharedRecords;
 use super::sessions::Sessions;
+use super::waits;
 
 pub(crate) use assign::Assigner;
 pub(crate) use clean_up::Cleaner;
@@ -31,6 +33,7 @@ mod tests;
 /// The parts that perform effects.
 #[derive(Debug)]
 pub(crate) struct Effects {
+    pub(crate) records: SharedRecords,
     pub(crate) planner: Planner,
     pub(crate) launcher: Launcher,
     pub(crate) terminator: Terminator,
@@ -44,6 +47,11 @@ pub(crate) struct Effects {
 
 impl Effects {
     pub(crate) async fn perform(&self, effect: Effect) -> Option<Event> {
+        let performed = self.perform_unseen(effect.clone());
+        waits::shown(&self.records, &effect, performed).await
+    }
+
+    async fn perform_unseen(&self, effect: Effect) -> Option<Event> {
         match effect {
             Effect::Plan { run } => Some(self.planner.plan(run).await),
             Effect::Launch { machine } => Some(self.launcher.launch(machine).await),

@@ -100,6 +100,7 @@ pub(super) fn effects(
     let disk = DiskGuard::new(folder.to_owned(), 0);
     let interrupted = InterruptedReads::new(store.clone(), BTreeMap::new());
     Effects {
+        records: records.clone(),
         planner: Planner::new(
             &config,
             RepositoryReader::new(folder, interrupted),

@@ -1,7 +1,7 @@
 //! The committed records, for readers: the HTTP API, the sessions of agents, and effects.
 //!
 //! These records are in the store, so no reader acts on a decision that a crash could undo. The orchestrator is the
-//! only writer.
+//! only writer, except for `waits`.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -13,6 +13,8 @@ use stagely_state::{
     Run, State, Timestamp,
 };
 use tokio::sync::watch;
+
+use super::waits::{Subject, Wait};
 
 /// Most runs, of all projects, that are searched for earlier runs of a job's project. The durations of older steps
 /// say little about today's.
@@ -37,6 +39,8 @@ pub struct Records {
     pub live_of_run: BTreeMap<RunId, usize>,
     /// The arrival of each of GitHub's deliveries, while GitHub may repeat it.
     pub deliveries: BTreeMap<DeliveryId, Timestamp>,
+    /// What runs and jobs wait for outside of core.
+    pub waits: BTreeMap<Subject, Wait>,
     queue: Vec<QueuedJob>,
     /// The index of each job in `queue`. A run may have hundreds of jobs among thousands, and each view of the run
     /// needs the positions of all of them.

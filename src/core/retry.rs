@@ -10,6 +10,21 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+tokio::task_local! {
+    /// Gets the error of each failed attempt within the task, and the wait until the next one.
+    static OBSERVER: Observer;
+}
+
+type Observer = Box<dyn Fn(String, Duration) + Send + Sync>;
+
+/// Resolves like `work`. `observer` gets the error of each attempt that fails in it, and the wait until the next one.
+pub(crate) async fn observed<T>(
+    observer: impl Fn(String, Duration) + Send + Sync + 'static,
+    work: impl Future<Output = T>,
+) -> T {
+    OBSERVER.scope(Box::new(observer), work).await
+}
+
 /// How long to wait between two attempts, and when to give up.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RetryPolicy {
@@ -89,7 +104,10 @@ impl RetryPolicy {
                 Err(error) => error,
             };
             let Some(wait) = backoff.next_wait(retry(&error)) else { return Err(error) };
-            warn!(error = %ErrorChain(&error), "{what} failed; trying again in {wait:?}");
+            let reason = ErrorChain(&error).to_string();
+            warn!(error = reason, "{what} failed; trying again in {wait:?}");
+            // Most work has no observer.
+            let _ = OBSERVER.try_with(|observer| observer(reason, wait));
             if cancelled.run_until_cancelled(sleep(wait)).await.is_none() {
                 return Err(error);
             }

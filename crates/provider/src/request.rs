@@ -17,7 +17,7 @@ pub struct MachineSpec {
     pub arch: Arch,
     pub size: MachineSize,
     pub market: MarketPolicy,
-    /// Buys on demand whatever `market` says: this is the job's last attempt.
+    /// Buys on demand whatever `market` says: this is the job's last attempt, or spot had no capacity before.
     pub on_demand: bool,
     /// The highest price of an hour on the spot market.
     pub max_price: Option<Usd>,

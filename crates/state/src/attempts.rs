@@ -1,16 +1,22 @@
 //! The life of an attempt: assigned, started, reported, failed or cancelled, and what its end means for other jobs.
 
+use std::time::Duration;
+
 use stagely_protocol::FailureReason;
 
 use super::step::Step;
 use super::{
-    Attempt, Effect, ExportEvent, JobEvent, JobFailure, JobOutcome, JobReport, JobState,
-    LostAttempt, MachineEvent, MachineKind, MachineState, StopReason,
+    Attempt, Effect, ExportEvent, JobEvent, JobFailure, JobOutcome, JobReport, JobState, Limits,
+    LostAttempt, MachineEvent, MachineKind, MachineState, MissingCapacity, StopReason, Timestamp,
 };
 use crate::ids::{JobId, MachineId};
 
 /// Messages of lost attempts are cut after this many characters.
 const LOST_MESSAGE_CHARS_MAX: usize = 2_000;
+
+/// The longest wait between two launches for a job while there is no capacity, unless the configuration sets a longer
+/// one.
+const CAPACITY_WAIT_MAX: Duration = Duration::from_mins(5);
 
 impl Step<'_> {
     /// Sends the job to the agent of `machine`.
@@ -18,7 +24,10 @@ impl Step<'_> {
         let Some(attempt) = self.attempt_of(job, machine) else { return };
         let now = self.now;
         self.move_machine(machine, MachineEvent::Assigned { attempt });
-        self.state.change_job(job, |job| job.assigned_at = job.assigned_at.or(Some(now)));
+        self.state.change_job(job, |job| {
+            job.assigned_at = job.assigned_at.or(Some(now));
+            job.missing_capacity = None;
+        });
         self.emit(Effect::Assign { machine, attempt });
     }
 
@@ -116,23 +125,43 @@ impl Step<'_> {
         else {
             return;
         };
+        if failure.reason == FailureReason::NoCapacity && job.assigned_at.is_none() {
+            return self.wait_for_capacity(id, attempt, failure.message);
+        }
         if !failure.reason.is_transient() || attempt >= job.last_attempt(&self.state.limits) {
             return self.fail_job(id, failure);
         }
         let JobFailure { reason, message, .. } = failure;
-        // A launch at once would find no capacity either.
-        let wait = self.state.limits.capacity_wait * attempt;
-        let retry_at = (reason == FailureReason::NoCapacity).then(|| self.now.after(wait));
-        if !self.move_job(id, JobEvent::AttemptLost { retry_at }) {
+        if !self.move_job(id, JobEvent::AttemptLost) {
             return;
         }
+        let message = cut(&message);
         self.state.change_job(id, |job| {
-            let message = message.chars().take(LOST_MESSAGE_CHARS_MAX).collect();
             job.lost_attempts.push(LostAttempt { attempt, reason, message });
             job.assigned_at = None;
             job.started_at = None;
             job.took_over = None;
         });
+    }
+
+    /// Postpones a job whose machine could not be had, or fails the job if capacity has been missing for too long. No
+    /// attempt is lost, because no agent got the job.
+    fn wait_for_capacity(&mut self, id: JobId, attempt: u32, message: String) {
+        let Some(job) = self.state.jobs.get(&id) else { return };
+        let (since, launches) =
+            job.missing_capacity.as_ref().map_or((self.now, 0), |gap| (gap.since, gap.launches));
+        let retry_at = self.state.limits.next_launch(since, self.now);
+        // The machine never existed, and so the attempt has no log.
+        self.state.change_job(id, |job| job.attempt = attempt - 1);
+        let Some(retry_at) = retry_at else {
+            let waited = self.now.since(since);
+            let message = format!("{}{message}", waited_for_capacity(waited));
+            return self.fail_job(id, JobFailure::new(FailureReason::NoCapacity, message));
+        };
+        if self.move_job(id, JobEvent::CapacityMissing { retry_at }) {
+            let gap = MissingCapacity { since, launches: launches + 1, message: cut(&message) };
+            self.state.change_job(id, |job| job.missing_capacity = Some(gap));
+        }
     }
 
     /// Queues the jobs again whose wait for capacity is over.
@@ -210,4 +239,27 @@ impl Step<'_> {
             self.fail_job(job, JobFailure::new(reason.clone(), reason.to_string()));
         }
     }
+}
+
+impl Limits {
+    /// When the next machine is requested after a launch that found no capacity. The time between two launches grows
+    /// with the time that capacity has been missing. `None`: that is too long.
+    fn next_launch(&self, since: Timestamp, now: Timestamp) -> Option<Timestamp> {
+        let give_up_at = since.after(self.capacity_limit);
+        let shortest = self.capacity_wait;
+        let wait = now.since(since).clamp(shortest, shortest.max(CAPACITY_WAIT_MAX));
+        (now < give_up_at).then(|| now.after(wait).min(give_up_at))
+    }
+}
+
+fn waited_for_capacity(waited: Duration) -> String {
+    match waited.as_secs() {
+        0 => String::new(),
+        seconds @ 1..120 => format!("after {seconds} s of waiting for capacity: "),
+        seconds => format!("after {} min of waiting for capacity: ", seconds / 60),
+    }
+}
+
+fn cut(message: &str) -> String {
+    message.chars().take(LOST_MESSAGE_CHARS_MAX).collect()
 }

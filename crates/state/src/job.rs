@@ -187,10 +187,12 @@ impl JobState {
             (S::Provisioning { attempt, machine }, E::Started { deadline }) => {
                 S::Running { attempt, machine, deadline }
             }
-            (
-                S::Provisioning { attempt, .. } | S::Running { attempt, .. },
-                E::AttemptLost { retry_at },
-            ) => Self::waiting(attempt + 1, retry_at),
+            (S::Provisioning { attempt, .. } | S::Running { attempt, .. }, E::AttemptLost) => {
+                S::Queued { attempt: attempt + 1 }
+            }
+            (S::Provisioning { attempt, .. }, E::CapacityMissing { retry_at }) => {
+                S::Postponed { attempt, until: retry_at }
+            }
             (S::Provisioning { .. } | S::Running { .. }, E::Completed { digest })
             | (S::Queued { .. }, E::Reused { digest }) => S::Completed { digest },
             // A waiting job fails if a job that it needs has failed, or if no machine can do it.
@@ -205,10 +207,6 @@ impl JobState {
             (state, event) => return Err(IllegalTransition::new(state, event)),
         })
     }
-
-    fn waiting(attempt: u32, until: Option<Timestamp>) -> Self {
-        until.map_or(Self::Queued { attempt }, |until| Self::Postponed { attempt, until })
-    }
 }
 
 /// What moves a job to its next state.
@@ -220,9 +218,11 @@ pub enum JobEvent {
     Started {
         deadline: Timestamp,
     },
-    /// The attempt failed. The next one begins after `retry_at`, or as soon as there is a machine.
-    AttemptLost {
-        retry_at: Option<Timestamp>,
+    /// The attempt failed. The next one begins as soon as there is a machine.
+    AttemptLost,
+    /// The machine of the attempt could not be had. Another one is requested after `retry_at`.
+    CapacityMissing {
+        retry_at: Timestamp,
     },
     PostponementOver,
     Completed {
@@ -262,7 +262,12 @@ mod stored_state {
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<JobState, D::Error> {
         let StoredState { state, not_before } = StoredState::deserialize(from)?;
         Ok(match state {
-            JobState::Queued { attempt } => JobState::waiting(attempt, not_before),
+            JobState::Queued { attempt } => {
+                not_before.map_or(JobState::Queued { attempt }, |until| JobState::Postponed {
+                    attempt,
+                    until,
+                })
+            }
             state => state,
         })
     }
@@ -293,6 +298,17 @@ impl JobFailure {
         let message = reason.to_string();
         Self::new(reason, message)
     }
+}
+
+/// The launches for a job that found no capacity since its last attempt. They are no attempts, since no machine got the
+/// job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MissingCapacity {
+    /// When the first of them failed.
+    pub since: Timestamp,
+    pub launches: u32,
+    /// The provider's answer to the last of them, for people.
+    pub message: String,
 }
 
 /// An attempt that failed, after which the job was queued again.
@@ -333,6 +349,9 @@ pub struct Job {
     /// Those of `lost_attempts` whose agent was restarted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub restarted_attempts: Vec<u32>,
+    /// `None` once an agent has got the job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub missing_capacity: Option<MissingCapacity>,
     pub queued_at: Timestamp,
     /// When the newest attempt was first sent to an agent.
     pub assigned_at: Option<Timestamp>,

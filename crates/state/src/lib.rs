@@ -61,7 +61,8 @@ pub use github::{
     StatusState,
 };
 pub use job::{
-    Job, JobEvent, JobFailure, JobKind, JobOutcome, JobReport, JobState, LostAttempt, UsedImage,
+    Job, JobEvent, JobFailure, JobKind, JobOutcome, JobReport, JobState, LostAttempt,
+    MissingCapacity, UsedImage,
 };
 pub use machine::{
     CacheExport, ExportEvent, ExportState, Machine, MachineEvent, MachineKind, MachineSize,
@@ -119,8 +120,10 @@ pub struct Limits {
     pub priorities: Priorities,
     /// The provider of each arch; empty if no provider is configured.
     pub launchable: BTreeMap<Arch, ProviderName>,
-    /// How long a job waits after a launch that found no capacity, multiplied by the number of its attempts.
+    /// How long a job waits after the first launch that found no capacity. Later waits are longer.
     pub capacity_wait: Duration,
+    /// How long a job waits for capacity in all.
+    pub capacity_limit: Duration,
 }
 
 /// The `[priorities]` table of the configuration. Jobs of a higher priority go first.

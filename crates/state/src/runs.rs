@@ -185,6 +185,7 @@ impl Job {
             attempt: 0,
             lost_attempts: Vec::new(),
             restarted_attempts: Vec::new(),
+            missing_capacity: None,
             queued_at: now,
             assigned_at: None,
             started_at: None,

@@ -32,8 +32,9 @@ pub enum QueueReason {
         /// `None`: a machine of any arch can do the job, under emulation if need be.
         arch: Option<Arch>,
     },
-    /// The provider had no capacity; the next attempt begins after `until`.
-    Capacity { until: Timestamp },
+    /// The provider has had no capacity since `since`. The next machine is requested after `retry_at`. The job fails if
+    /// there is no capacity until `give_up_at`.
+    Capacity { since: Timestamp, retry_at: Timestamp, give_up_at: Timestamp },
     /// The next step assigns the job.
     Nothing,
 }
@@ -111,9 +112,9 @@ impl State {
                 }
             }
         }
-        queue.extend(self.index.postponed.iter().map(|(until, job)| QueuedJob {
+        queue.extend(self.index.postponed.iter().map(|(retry_at, job)| QueuedJob {
             job: *job,
-            reason: QueueReason::Capacity { until: *until },
+            reason: self.missing_capacity(*job, *retry_at),
         }));
         queue.extend(self.blocked_queue());
         queue
@@ -168,6 +169,14 @@ impl State {
             return QueueReason::ProjectLimit { project, max_concurrent: *max_concurrent };
         }
         self.find_machine(class, capacity).err().unwrap_or(QueueReason::Nothing)
+    }
+
+    fn missing_capacity(&self, job: JobId, retry_at: Timestamp) -> QueueReason {
+        let gap = self.jobs.get(&job).and_then(|job| job.missing_capacity.as_ref());
+        // Records of older versions do not say since when.
+        let since = gap.map_or(retry_at, |gap| gap.since);
+        let give_up_at = since.after(self.limits.capacity_limit);
+        QueueReason::Capacity { since, retry_at, give_up_at }
     }
 
     fn note_served(&mut self, project: ProjectId) {
@@ -350,11 +359,10 @@ impl Step<'_> {
 
     fn launch(&mut self, id: MachineId, job: JobId, arch: Arch, provider: ProviderName) {
         let Some(job) = self.state.jobs.get(&job) else { return };
-        let last = job.last_attempt(&self.state.limits);
         let machine = Machine {
             size: job.size,
             provider,
-            on_demand: matches!(job.state, JobState::Queued { attempt } if attempt >= last),
+            on_demand: job.is_last_launch(&self.state.limits),
             requested_for: Some(job.id),
             lease_until: Some(self.lease_for(job)),
             ..Machine::new(id, MachineKind::Launched, arch, self.now)
@@ -384,6 +392,14 @@ impl Job {
             jobs.get(id).is_some_and(|job| matches!(job.state, JobState::Completed { .. }))
         };
         self.needs.iter().copied().filter(move |needed| !is_completed(needed))
+    }
+
+    /// Whether as many machines were requested as there may be attempts, but for one. On demand there is more capacity,
+    /// and nothing takes the machine back.
+    fn is_last_launch(&self, limits: &Limits) -> bool {
+        let failed = self.missing_capacity.as_ref().map_or(0, |gap| gap.launches);
+        let last = self.last_attempt(limits);
+        matches!(self.state, JobState::Queued { attempt } if attempt + failed >= last)
     }
 
     /// The arch that the job runs on natively; `None`: any.

@@ -56,6 +56,7 @@ impl Core {
             priorities: Priorities::default(),
             launchable: launchable.iter().map(|arch| (*arch, ProviderName::Local)).collect(),
             capacity_wait: Duration::from_secs(30),
+            capacity_limit: Duration::from_hours(1),
         };
         Self {
             state: State::new(limits),

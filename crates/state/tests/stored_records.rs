@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
-use stagely_state::{Effect, Environment, Job, Machine, Project, Run};
+use stagely_state::{Effect, Environment, Job, Machine, MissingCapacity, Project, Run, Timestamp};
 
 const RECORDS: &str = include_str!("stored_records/layout-2.jsonl");
 
@@ -112,6 +112,18 @@ fn jobs_are_read_and_postponed_ones_are_recognized() {
         ("Running", 2),
     ];
     assert_eq!(variants(jobs.iter().map(|job| &job.state)), counts(&expected));
+}
+
+#[test]
+fn a_gap_in_capacity_is_read_as_it_is_stored() {
+    let mut job = read::<Job>("jobs", |_| {}).remove(0);
+    assert_eq!(job.missing_capacity, None);
+    let message = "no spot machine".to_owned();
+    job.missing_capacity = Some(MissingCapacity { since: Timestamp(7), launches: 2, message });
+
+    let stored = serde_json::to_string(&job).unwrap();
+
+    assert_eq!(serde_json::from_str::<Job>(&stored).unwrap(), job);
 }
 
 #[test]

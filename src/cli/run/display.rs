@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use console::{strip_ansi_codes, style};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use stagely_state::Timestamp;
 use stagely_state::ids::JobId;
 
 use super::outcome::{cached, duration_of, emulation, seconds, skipped};
-use crate::api::{FollowedLine, JobStatus, JobView, LostAttempt, RunStatus, RunView};
+use crate::api::{FollowedLine, JobStatus, JobView, LostAttempt, RunStatus, RunView, WaitView};
+use crate::core::clock::now;
 
 /// The last log lines of a failed job that are shown on a terminal.
 const TAIL_LINES: usize = 30;
@@ -26,6 +28,7 @@ pub(super) struct Display {
     screen: Screen,
     jobs: BTreeMap<JobId, JobProgress>,
     run_status: Option<RunStatus>,
+    run_wait: Option<WaitView>,
 }
 
 #[derive(Debug)]
@@ -40,6 +43,7 @@ struct JobProgress {
     /// Padded to the longest name.
     name: String,
     status: JobStatus,
+    wait: Option<WaitView>,
     /// The number of lost attempts that were reported.
     reported_losses: usize,
     /// The attempt of the step and the lines below.
@@ -57,7 +61,7 @@ impl Display {
     pub(super) fn new() -> Self {
         let screen =
             if stderr().is_terminal() { Screen::Live(MultiProgress::new()) } else { Screen::Plain };
-        Self { screen, jobs: BTreeMap::new(), run_status: None }
+        Self { screen, jobs: BTreeMap::new(), run_status: None, run_wait: None }
     }
 
     pub(super) fn print(&self, text: &str) {
@@ -72,6 +76,12 @@ impl Display {
     pub(super) fn show_run(&mut self, run: &RunView) {
         if self.run_status.replace(run.status) != Some(run.status) {
             self.announce(run);
+        }
+        if self.run_wait != run.wait {
+            self.run_wait.clone_from(&run.wait);
+            if let Some(wait) = run.wait.as_ref().and_then(waiting) {
+                self.print(&format!("Waiting: {wait}"));
+            }
         }
         let width = run.jobs.iter().map(|job| job.name.chars().count()).max().unwrap_or(0);
         for job in &run.jobs {
@@ -111,6 +121,7 @@ impl Display {
         progress.emulated = job.emulated;
         progress.draw(job);
         let mut lines = progress.new_losses(job);
+        lines.extend(progress.new_wait(job, matches!(screen, Screen::Live(_))));
         if old != job.status {
             lines.extend(progress.change(job, matches!(screen, Screen::Live(_))));
         }
@@ -164,6 +175,7 @@ impl JobProgress {
         Self {
             name,
             status: JobStatus::Queued,
+            wait: None,
             reported_losses: 0,
             shown_attempt: 0,
             emulated: false,
@@ -202,7 +214,10 @@ impl JobProgress {
     fn draw(&self, job: &JobView) {
         let mark = match job.status {
             JobStatus::Queued | JobStatus::Provisioning => {
-                return self.bar.set_message(job.status.as_str());
+                let reason = job.queue.as_ref().map(|queue| format!(": {}", queue.reason));
+                let wait = job.wait.as_ref().and_then(waiting).map(|wait| format!(": {wait}"));
+                let why = wait.or(reason).unwrap_or_default();
+                return self.bar.set_message(format!("{}{why}", job.status.as_str()));
             }
             JobStatus::Running if self.step.is_empty() || self.shown_attempt != job.attempt => {
                 return self.bar.set_message("starting");
@@ -230,6 +245,16 @@ impl JobProgress {
         messages
     }
 
+    /// A message about a try that has failed since the last call. On a terminal the job's own line has it.
+    fn new_wait(&mut self, job: &JobView, is_live: bool) -> Option<String> {
+        if self.wait == job.wait {
+            return None;
+        }
+        self.wait.clone_from(&job.wait);
+        let wait = job.wait.as_ref().and_then(waiting).filter(|_| !is_live)?;
+        Some(format!("{}: waiting: {wait}", job.name))
+    }
+
     /// Messages about a new status, beside the job's own line.
     fn change(&self, job: &JobView, is_live: bool) -> Vec<String> {
         let name = &job.name;
@@ -252,6 +277,20 @@ impl JobProgress {
         }
         lines
     }
+}
+
+/// A wait with the times that are left: `no spot machine; trying again in 30s, for 59m 30s at most`. `None` while a try
+/// is under way.
+fn waiting(wait: &WaitView) -> Option<String> {
+    let now = now();
+    let left = |at: Timestamp| {
+        let left = Duration::from_secs(at.0.saturating_sub(now.0).div_ceil(1_000));
+        humantime::format_duration(left)
+    };
+    let retry_at = left(wait.retry_at?);
+    let most = wait.give_up_at.map(|at| format!(", for {} at most", left(at))).unwrap_or_default();
+    let tries = if wait.tries > 1 { format!(" ({} tries)", wait.tries) } else { String::new() };
+    Some(format!("{}{tries}; trying again in {retry_at}{most}", wait.reason))
 }
 
 /// The result of a job: `completed 12.0s, 5/7 cached, QEMU emulation`.
@@ -307,6 +346,23 @@ mod tests {
         let earlier = JobId::from_bits(9);
         job.reused_from = Some(earlier);
         assert_eq!(ending(&job), format!("reused from {earlier}"));
+    }
+
+    #[test]
+    fn a_wait_is_shown_with_the_time_that_is_left() {
+        let at = |seconds| now().after(Duration::from_secs(seconds));
+        let wait = WaitView {
+            reason: "no spot machine".to_owned(),
+            since: now(),
+            tries: 1,
+            retry_at: Some(at(30)),
+            give_up_at: None,
+        };
+        assert_eq!(waiting(&wait).unwrap(), "no spot machine; trying again in 30s");
+        let later = WaitView { tries: 2, give_up_at: Some(at(3_570)), ..wait };
+        let text = "no spot machine (2 tries); trying again in 30s, for 59m 30s at most";
+        assert_eq!(waiting(&later).unwrap(), text);
+        assert_eq!(waiting(&WaitView { retry_at: None, ..later }), None);
     }
 
     #[test]

@@ -244,6 +244,7 @@ pub(in crate::cli) mod tests {
             slow_down: None,
             took_over: None,
             reused_from: None,
+            wait: None,
             queue: None,
             queued_at: stagely_state::Timestamp(0),
             started_at: Some(stagely_state::Timestamp(1_000)),
@@ -276,6 +277,7 @@ pub(in crate::cli) mod tests {
             skipped: Vec::new(),
             saved_machines: 0,
             live_machines: 0,
+            wait: None,
             jobs,
         }
     }

@@ -32,6 +32,7 @@ use crate::core::github::{Github, GithubError};
 use crate::core::plan::{Plan, PlanContext, plan};
 use crate::core::records::{Records, SharedRecords};
 use crate::core::secrets::SecretStore;
+use crate::core::waits;
 
 const AUTHENTICATION: FailureReason =
     FailureReason::Clone { problem: CloneProblem::Authentication };
@@ -117,7 +118,10 @@ impl Planner {
             }
         };
         let plan = match plan {
-            Err(NotPlanned::Later(until)) => return Event::PlanDeferred { run, until },
+            Err(NotPlanned::Later { retry_at, reason }) => {
+                waits::note(&self.records, waits::Subject::Run(run), reason, retry_at);
+                return Event::PlanDeferred { run, until: retry_at };
+            }
             Err(NotPlanned::Failed(failure)) => Err(failure),
             Ok(plan) => Ok(plan),
         };
@@ -162,8 +166,10 @@ impl Planner {
             // GitHub does not answer.
             Err(NotPlanned::Failed(PlanFailure {
                 reason: FailureReason::Clone { problem: CloneProblem::Network },
-                ..
-            })) if is_githubs => Err(NotPlanned::Later(now().after(GITHUB_WAIT))),
+                message,
+            })) if is_githubs => {
+                Err(NotPlanned::Later { retry_at: now().after(GITHUB_WAIT), reason: message })
+            }
             planned => planned,
         }
     }

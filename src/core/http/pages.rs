@@ -26,6 +26,7 @@ use super::{ApiState, views};
 use crate::api::{JobKindView, JobStatus, JobView, LostAttempt, RunStatus, RunView};
 use crate::core::github::report::view::seconds;
 use crate::core::logs::{LogError, StoredLine, readable};
+use crate::core::waits::Wait;
 
 /// Most lines of a log that a page shows.
 const PAGE_LINES: usize = 2_000;
@@ -137,6 +138,7 @@ struct Refused<'a> {
 struct RunPage {
     goes_on: bool,
     status: &'static str,
+    wait: Option<String>,
     took: Option<String>,
     reason: Option<String>,
     error: Option<String>,
@@ -154,6 +156,8 @@ struct JobRow {
     platforms: String,
     class: &'static str,
     state: String,
+    /// Empty for a job that does not wait.
+    waits_for: String,
     took: String,
     cached: String,
 }
@@ -165,6 +169,7 @@ struct JobPage {
     status: String,
     class: &'static str,
     platforms: String,
+    waits_for: String,
     took: String,
     reason: Option<String>,
     error: Option<String>,
@@ -187,9 +192,12 @@ async fn run(State(api): State<ApiState>, _: Visitor, Id(id): Id) -> Response {
     let run = {
         let records = api.records.read();
         let found = id.parse::<RunId>().ok().and_then(|id| records.runs.get(&id));
-        found.map(|run| (views::run(&records, run), run.approval.clone()))
+        found.map(|run| {
+            let wait = Wait::of_run(&records, run).map(|wait| readable(&wait.text()));
+            (views::run(&records, run), run.approval.clone(), wait)
+        })
     };
-    let Some((run, approval)) = run else { return not_found("run") };
+    let Some((run, approval, wait)) = run else { return not_found("run") };
     let awaits = approval == Approval::Awaited && !run.status.is_final();
     let status = match run.status {
         _ if awaits => "waits for approval",
@@ -199,6 +207,7 @@ async fn run(State(api): State<ApiState>, _: Visitor, Id(id): Id) -> Response {
     page(&RunPage {
         goes_on: !run.status.is_final(),
         status,
+        wait,
         took: run.ended_at.map(|ended| seconds(ended.since(run.created_at))),
         reason: run.reason.as_ref().map(|reason| readable(&reason.to_string())),
         error: run.error.as_deref().map(readable_lines),
@@ -225,9 +234,16 @@ fn row(job: &JobView) -> JobRow {
             Some(reason @ FailureReason::DependencyFailed { .. }) => reason.to_string(),
             _ => job_status(job).to_owned(),
         },
+        waits_for: waits_for(job),
         took: took(job),
         cached: if job.steps.is_empty() { String::new() } else { cached },
     }
+}
+
+fn waits_for(job: &JobView) -> String {
+    let wait = job.wait.as_ref().map(|wait| &wait.reason);
+    let reason = job.queue.as_ref().map(|queue| &queue.reason).or(wait);
+    reason.map(|reason| readable(reason)).unwrap_or_default()
 }
 
 fn job_status(job: &JobView) -> &'static str {
@@ -278,6 +294,7 @@ async fn job(State(api): State<ApiState>, _: Visitor, Id(id): Id, query: Attempt
         status: job_status(&job).to_owned(),
         class: job.status.as_str(),
         platforms: platforms(&job),
+        waits_for: waits_for(&job),
         took: took(&job),
         reason: job.reason.as_ref().map(|reason| readable(&reason.to_string())),
         error: job.error.as_deref().map(readable_lines),

@@ -5,6 +5,7 @@ mod jobs;
 mod machines;
 mod projects;
 mod runs;
+mod waits;
 
 pub(super) use environments::environment;
 pub(super) use jobs::{job, job_status};

@@ -23,13 +23,14 @@ fn a_launch_without_capacity_is_tried_again_later_with_another_machine() {
     core.step(Event::LaunchFailed { machine, failure });
 
     assert_eq!(core.machine_state(machine), MachineState::Terminated);
-    assert!(matches!(core.job_state(jobs[0]), JobState::Postponed { attempt: 2, .. }));
+    assert!(matches!(core.job_state(jobs[0]), JobState::Postponed { attempt: 1, .. }));
     let until = core.now.after(Duration::from_secs(30));
     assert_eq!(core.state.next_deadline(), Some(until));
-    assert_eq!(core.state.queue()[0].reason, QueueReason::Capacity { until });
+    let reason = &core.state.queue()[0].reason;
+    assert!(matches!(reason, QueueReason::Capacity { retry_at, .. } if *retry_at == until));
 
     core.wait(Duration::from_secs(30));
-    assert!(matches!(core.job_state(jobs[0]), JobState::Provisioning { attempt: 2, .. }));
+    assert!(matches!(core.job_state(jobs[0]), JobState::Provisioning { attempt: 1, .. }));
 }
 
 #[test]
@@ -167,24 +168,78 @@ fn refuse(core: &mut Core, job: JobId) -> MachineId {
     machine
 }
 
+/// The seconds between the launches for the job, all of which find no capacity, and whether each was on demand.
+fn launches_without_capacity(core: &mut Core, job: JobId) -> Vec<(u64, bool)> {
+    let (start, mut launches) = (core.now, Vec::new());
+    loop {
+        let machine = refuse(core, job);
+        let on_demand = core.state.machines[&machine].on_demand;
+        launches.push((core.now.since(start).as_secs(), on_demand));
+        let Some(next) = core.state.next_deadline() else { return launches };
+        core.now = next;
+        core.step(Event::Tick);
+    }
+}
+
 #[test]
-fn each_launch_without_capacity_is_waited_for_longer_and_the_last_ends_the_job() {
+fn launches_without_capacity_get_rarer_turn_to_on_demand_and_end_at_the_limit() {
     let mut core = amd64(1);
+    core.state.limits.capacity_limit = Duration::from_mins(20);
     let (run, jobs) = core.run(1, 1);
+
+    let launches = launches_without_capacity(&mut core, jobs[0]);
+
+    let spot = [(0, false), (30, false)];
+    let on_demand = [60, 120, 240, 480, 780, 1_080, 1_200].map(|seconds| (seconds, true));
+    assert_eq!(launches, [&spot[..], &on_demand].concat());
+    let JobState::Failed(failure) = core.job_state(jobs[0]) else { panic!("it goes on") };
+    assert_eq!(failure.reason, FailureReason::NoCapacity);
+    let message = "after 20 min of waiting for capacity: none in eu-central-1";
+    assert_eq!(failure.message, message);
+    assert_eq!(core.state.jobs[&jobs[0]].lost_attempts, []);
+    assert_eq!(core.run_state(run), &RunState::Failed { plan_error: None });
+}
+
+#[test]
+fn without_a_wait_the_first_launch_without_capacity_fails_the_job() {
+    let mut core = amd64(1);
+    core.state.limits.capacity_limit = Duration::ZERO;
+    let (_, jobs) = core.run(1, 1);
+
+    assert_eq!(launches_without_capacity(&mut core, jobs[0]).len(), 1);
+
+    let JobState::Failed(failure) = core.job_state(jobs[0]) else { panic!("it goes on") };
+    assert_eq!(failure.message, "none in eu-central-1");
+}
+
+#[test]
+fn a_gap_in_capacity_costs_no_attempt_and_ends_with_the_machine() {
+    let mut core = amd64(1);
+    let (_, jobs) = core.run(1, 1);
     refuse(&mut core, jobs[0]);
     core.wait(Duration::from_secs(30));
-    refuse(&mut core, jobs[0]);
+    let job = &core.state.jobs[&jobs[0]];
+    let gap = job.missing_capacity.clone().unwrap();
+    assert_eq!((gap.launches, &*gap.message), (1, "none in eu-central-1"));
 
-    let until = core.now.after(Duration::from_mins(1));
-    assert_eq!(core.job_state(jobs[0]), &JobState::Postponed { attempt: 3, until });
-    assert_eq!(core.wait(Duration::from_secs(59)), []);
-    core.wait(Duration::from_secs(1));
-    let last = refuse(&mut core, jobs[0]);
+    let machine = core.launched(jobs[0]);
+    // A machine that does not come up may have no capacity behind it.
+    assert!(core.state.jobs[&jobs[0]].missing_capacity.is_some());
+    core.connect(machine, &[]);
 
-    assert!(core.state.machines[&last].on_demand);
-    assert_eq!(core.failure(jobs[0]), &FailureReason::NoCapacity);
-    assert_eq!(core.run_state(run), &RunState::Failed { plan_error: None });
-    assert_eq!(core.state.next_deadline(), None);
+    assert_eq!(core.state.jobs[&jobs[0]].missing_capacity, None);
+    assert!(matches!(core.job_state(jobs[0]), JobState::Provisioning { attempt: 1, .. }));
+}
+
+#[test]
+fn an_agent_that_reports_missing_capacity_loses_its_attempt() {
+    let mut core = amd64(1);
+    let (_, job, machine) = core.running();
+
+    let failure = JobFailure::new(FailureReason::NoCapacity, "");
+    core.report(machine, job, 1, JobOutcome::Failed(failure));
+
+    assert_eq!(core.job_state(job), &JobState::Queued { attempt: 2 });
 }
 
 #[test]
@@ -196,7 +251,9 @@ fn a_job_that_waits_for_capacity_waits_on_after_a_restart() {
 
     assert_eq!(core.restart(), []);
 
-    let reason = QueueReason::Capacity { until };
+    let since = core.now;
+    let give_up_at = since.after(Duration::from_hours(1));
+    let reason = QueueReason::Capacity { since, retry_at: until, give_up_at };
     assert_eq!(core.state.queue(), [QueuedJob { job: jobs[0], reason }]);
     assert_eq!(core.state.next_deadline(), Some(until));
     assert!(matches!(core.wait(Duration::from_secs(30))[..], [Effect::Launch { .. }]));
@@ -229,7 +286,7 @@ fn a_job_that_waits_for_capacity_does_not_block_others() {
     assert_eq!(core.state.queue(), [QueuedJob { job: jobs[0], reason: builder }]);
 
     core.step(Event::MachineGone { machine, taken_back: false });
-    assert!(matches!(core.job_state(jobs[0]), JobState::Provisioning { attempt: 2, .. }));
+    assert!(matches!(core.job_state(jobs[0]), JobState::Provisioning { attempt: 1, .. }));
 }
 
 #[test]

@@ -52,18 +52,19 @@ fn a_job_takes_only_its_legal_transitions() {
     let events = [
         JobEvent::MachineFound { machine },
         JobEvent::Started { deadline: until },
-        JobEvent::AttemptLost { retry_at: None },
+        JobEvent::AttemptLost,
         JobEvent::PostponementOver,
         JobEvent::Completed { digest: None },
         JobEvent::Reused { digest: None },
         failed.clone(),
         JobEvent::Cancelled,
+        JobEvent::CapacityMissing { retry_at: until },
     ];
     let legal = |state: JobState| apply(&state, &events, JobState::transition);
 
     assert_eq!(legal(JobState::Queued { attempt: 1 }), [0, 5, 6, 7]);
     assert_eq!(legal(JobState::Postponed { attempt: 1, until }), [0, 3, 6, 7]);
-    assert_eq!(legal(JobState::Provisioning { attempt: 1, machine }), [1, 2, 4, 6, 7]);
+    assert_eq!(legal(JobState::Provisioning { attempt: 1, machine }), [1, 2, 4, 6, 7, 8]);
     let running = JobState::Running { attempt: 1, machine, deadline: until };
     assert_eq!(legal(running.clone()), [2, 4, 6, 7]);
     let failed = running.transition(failed).unwrap();
@@ -73,16 +74,13 @@ fn a_job_takes_only_its_legal_transitions() {
 }
 
 #[test]
-fn a_lost_attempt_is_followed_by_the_next_at_once_or_later() {
-    let machine = MachineId::from_bits(1);
-    let lost = |retry_at| {
-        let first = JobState::Provisioning { attempt: 1, machine };
-        first.transition(JobEvent::AttemptLost { retry_at }).unwrap()
-    };
-
-    assert_eq!(lost(None), JobState::Queued { attempt: 2 });
-    let until = Timestamp(7);
-    assert_eq!(lost(Some(until)), JobState::Postponed { attempt: 2, until });
+fn a_lost_attempt_is_followed_by_the_next_and_missing_capacity_by_the_same() {
+    let first = JobState::Provisioning { attempt: 1, machine: MachineId::from_bits(1) };
+    let lost = first.clone().transition(JobEvent::AttemptLost).unwrap();
+    assert_eq!(lost, JobState::Queued { attempt: 2 });
+    let retry_at = Timestamp(7);
+    let postponed = first.transition(JobEvent::CapacityMissing { retry_at }).unwrap();
+    assert_eq!(postponed, JobState::Postponed { attempt: 1, until: retry_at });
 }
 
 #[test]

@@ -222,6 +222,7 @@ impl Crowd {
             priorities: Priorities::default(),
             launchable: BTreeMap::from([(Arch::Amd64, ProviderName::Local)]),
             capacity_wait: Duration::from_secs(30),
+            capacity_limit: Duration::from_hours(1),
         };
         Self {
             core: State::new(limits),

@@ -4,7 +4,7 @@ mod github;
 
 use std::time::Duration;
 
-use stagely_protocol::{Arch, Digest};
+use stagely_protocol::{Arch, Digest, FailureReason};
 use stagely_state::ids::JobId;
 use stagely_state::{
     Approval, Attempt, Changes, Effect, Environment, Event, ExportState, Interruption, Job,
@@ -157,8 +157,10 @@ fn check_queue(core: &State) {
 /// The queue shows the jobs that wait for capacity, and their wait ends.
 fn check_postponed(core: &State, job: &Job, reason: &QueueReason) {
     match (transitions::postponed_until(job), reason) {
-        (Some(postponed), QueueReason::Capacity { until }) => {
-            assert_eq!(*until, postponed);
+        (Some(postponed), QueueReason::Capacity { since, retry_at, give_up_at }) => {
+            let gap = job.missing_capacity.as_ref().expect("it says since when");
+            let end = gap.since.after(core.limits.capacity_limit);
+            assert_eq!((*since, *retry_at, *give_up_at), (gap.since, postponed, end));
             assert!(core.next_deadline().is_some_and(|next| next <= postponed), "no timeout fires");
         }
         (postponed, reason) => {
@@ -215,7 +217,12 @@ fn check_job(core: &State, job: &Job) {
             let is_cancelled = matches!(run.state, RunState::Cancelled { .. });
             assert!(is_cancelled, "{} is stopped unasked", job.id);
         }
-        // Before the last attempt, a job fails only for a reason that is not transient.
+        // Before the last attempt, a job fails only for a reason that is not transient, or after a long wait for capacity.
+        JobState::Failed(JobFailure { reason: FailureReason::NoCapacity, .. }) => {
+            let gap = job.missing_capacity.as_ref().map_or(job.ended_at, |gap| Some(gap.since));
+            let limit = gap.map(|since| since.after(core.limits.capacity_limit));
+            assert!(limit <= job.ended_at, "{} could wait for longer", job.id);
+        }
         JobState::Failed(JobFailure { reason, .. }) => {
             let may_go_on = reason.is_transient() && job.attempt < last;
             assert!(!may_go_on, "{} has attempts left", job.id);

@@ -39,6 +39,8 @@ pub(crate) struct Before {
     checks: Vec<Effect>,
     /// The jobs that waited for capacity, and until when.
     postponed: BTreeMap<JobId, Timestamp>,
+    /// Since when the jobs lack capacity, and the launches since then.
+    missing_capacity: BTreeMap<JobId, (Timestamp, u32)>,
     /// The caches of environments with an outdated clean-up.
     outdated_deletions: BTreeMap<EnvironmentId, BTreeSet<ImageRef>>,
 }
@@ -112,6 +114,12 @@ impl Before {
                 .jobs
                 .values()
                 .filter_map(|job| Some((job.id, postponed_until(job)?)))
+                .collect(),
+            missing_capacity: core
+                .jobs
+                .values()
+                .filter_map(|job| Some((job.id, job.missing_capacity.as_ref()?)))
+                .map(|(job, gap)| (job, (gap.since, gap.launches)))
                 .collect(),
             outdated_deletions: core
                 .environments

@@ -179,7 +179,7 @@ fn limits(rng: &mut Rng) -> Limits {
             (Arch::Arm64, ProviderName::Aws),
         ]),
     };
-    Limits {
+    let limits = Limits {
         max_concurrent: u32::try_from(1 + rng.below(4)).expect("small"),
         max_attempts: u32::try_from(1 + rng.below(3)).expect("small"),
         boot: Duration::from_mins(5),
@@ -192,7 +192,10 @@ fn limits(rng: &mut Rng) -> Limits {
         priorities: Priorities::default(),
         launchable,
         capacity_wait: Duration::from_secs(rng.below(120)),
-    }
+        capacity_limit: Duration::ZERO,
+    };
+    // Three to five launches.
+    Limits { capacity_limit: limits.capacity_wait * 8, ..limits }
 }
 
 impl World {

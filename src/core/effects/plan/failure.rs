@@ -17,8 +17,12 @@ pub(super) const GITHUB_WAIT: Duration = Duration::from_secs(15);
 #[derive(Debug)]
 pub(super) enum NotPlanned {
     Failed(PlanFailure),
-    /// GitHub does not answer: planning is repeated after this moment, and other runs are planned meanwhile.
-    Later(Timestamp),
+    /// GitHub does not answer: planning is repeated after `retry_at`, and other runs are planned meanwhile.
+    Later {
+        retry_at: Timestamp,
+        /// For people.
+        reason: String,
+    },
 }
 
 impl From<PlanFailure> for NotPlanned {
@@ -43,8 +47,8 @@ impl From<GithubError> for NotPlanned {
     fn from(error: GithubError) -> Self {
         let retry_at = now().after(GITHUB_WAIT);
         let problem = match &error {
-            GithubError::Unavailable(_) => return Self::Later(retry_at),
-            GithubError::RateLimited { until } => return Self::Later(retry_at.max(*until)),
+            GithubError::Unavailable(_) => return later(retry_at, &error),
+            GithubError::RateLimited { until } => return later(retry_at.max(*until), &error),
             GithubError::NotFound(_) => CloneProblem::NotFound,
             GithubError::TooLarge { .. } => {
                 return failed(FailureReason::Manifest, error);
@@ -56,6 +60,10 @@ impl From<GithubError> for NotPlanned {
         warn!(error = %ErrorChain(&error), "a plan cannot be made: GitHub refuses a request");
         failed(FailureReason::Clone { problem }, error.public_message())
     }
+}
+
+fn later(retry_at: Timestamp, error: &GithubError) -> NotPlanned {
+    NotPlanned::Later { retry_at, reason: error.public_message() }
 }
 
 pub(super) fn failed(reason: FailureReason, message: impl Display) -> NotPlanned {

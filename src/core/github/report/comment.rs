@@ -13,6 +13,7 @@ use stagely_state::{CancelReason, Job, JobFailure, JobKind, JobState, RunState};
 use super::markdown::{code, first_lines, inline, last_lines};
 use super::view::{ReportView, platforms, seconds, short};
 use crate::core::github::webhook::command::OWN_COMMENT;
+use crate::core::waits::Wait;
 
 /// GitHub's limit is 65,536 characters. The limits of the sections below add up to less than this.
 const BODY_BYTES_MAX: usize = 60_000;
@@ -181,7 +182,16 @@ fn row(view: &ReportView<'_>, job: &Job) -> String {
     let log =
         if job.attempt > 0 { format!("[Log]({})", view.job_url(job.id)) } else { String::new() };
     let state = state(job);
-    format!("| {build}{merged} | {platforms}{emulated} | {state} | {cached} | {digest} | {log} |\n")
+    let wait = wait(view, job).unwrap_or_default();
+    format!(
+        "| {build}{merged} | {platforms}{emulated} | {state}{wait} | {cached} | {digest} | {log} |\n"
+    )
+}
+
+/// The job's wait for capacity, with the provider's answer.
+fn wait(view: &ReportView<'_>, job: &Job) -> Option<String> {
+    let wait = Wait::for_capacity(view.records, job)?;
+    Some(format!(", waits for capacity {}", inline(&wait.text(), WORDS_CHARS_MAX)))
 }
 
 /// The job's state, and how long its newest attempt took.

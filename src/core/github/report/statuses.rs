@@ -101,6 +101,11 @@ fn completed(view: &ReportView<'_>, took: &str) -> String {
 fn of_job(view: &ReportView<'_>, job: &Job) -> CommitStatus {
     let took = job.started_at.zip(job.ended_at).map(|(from, to)| seconds(to.since(from)));
     let (state, description) = match &job.state {
+        JobState::Queued { .. } | JobState::Postponed { .. } | JobState::Provisioning { .. }
+            if let Some(gap) = &job.missing_capacity =>
+        {
+            (StatusState::Pending, format!("Waits for capacity: {}", gap.message))
+        }
         JobState::Queued { .. }
         | JobState::Postponed { .. }
         | JobState::Provisioning { .. }

@@ -4,8 +4,10 @@ use stagely_protocol::{FailureReason, Platform, slow_down};
 use stagely_state::{Job, JobFailure, JobKind, JobState};
 
 use super::machines::queue_reason;
+use super::waits::wait;
 use crate::api::{JobKindView, JobStatus, JobView, LostAttempt, QueuePosition};
 use crate::core::records::Records;
+use crate::core::waits::Wait;
 
 pub(in crate::core::http) fn job(records: &Records, job: &Job) -> JobView {
     let (kind, platforms, image): (_, Vec<Platform>, _) = match &job.kind {
@@ -47,6 +49,7 @@ pub(in crate::core::http) fn job(records: &Records, job: &Job) -> JobView {
         slow_down: slow_down_of(records, job),
         took_over: job.took_over,
         reused_from: job.reused_from,
+        wait: Wait::of_job(records, job).map(wait),
         queue: queue_position(records, job),
         queued_at: job.queued_at,
         started_at: job.started_at,
@@ -57,7 +60,7 @@ pub(in crate::core::http) fn job(records: &Records, job: &Job) -> JobView {
 /// The position of a waiting job in the queue.
 fn queue_position(records: &Records, job: &Job) -> Option<QueuePosition> {
     let (index, queued) = records.queued(job.id)?;
-    Some(QueuePosition { position: index + 1, reason: queue_reason(records, &queued.reason) })
+    Some(QueuePosition { position: index + 1, reason: queue_reason(records, queued) })
 }
 
 pub(in crate::core::http) const fn job_status(state: &JobState) -> JobStatus {

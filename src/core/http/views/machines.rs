@@ -1,9 +1,10 @@
 //! Machines, and the queue of jobs for them.
 
-use stagely_state::{Machine, MachineKind, MachineState, QueueReason, Timestamp};
+use stagely_state::{Machine, MachineKind, MachineState, QueueReason, QueuedJob, Timestamp};
 
 use crate::api::{MachineStatus, MachineView, QueueView, QueuedJobView};
 use crate::core::records::Records;
+use crate::core::waits::Wait;
 
 /// A machine at the time `now`.
 pub(in crate::core::http) fn machine(machine: &Machine, now: Timestamp) -> MachineView {
@@ -63,7 +64,7 @@ pub(in crate::core::http) fn queue(records: &Records, max_concurrent: u32) -> Qu
             name: job.name.clone(),
             run_id: job.run,
             project: project.map(|project| project.name.clone()).unwrap_or_default(),
-            reason: queue_reason(records, &queued.reason),
+            reason: queue_reason(records, queued),
         })
     });
     let launched = records.live_machines().filter(|machine| machine.kind == MachineKind::Launched);
@@ -71,8 +72,8 @@ pub(in crate::core::http) fn queue(records: &Records, max_concurrent: u32) -> Qu
 }
 
 /// The reason why a job waits, for people.
-pub(super) fn queue_reason(records: &Records, reason: &QueueReason) -> String {
-    match reason {
+pub(super) fn queue_reason(records: &Records, queued: &QueuedJob) -> String {
+    match &queued.reason {
         QueueReason::Jobs(jobs) => {
             let names: Vec<&str> =
                 jobs.iter().filter_map(|job| Some(records.jobs.get(job)?.name.as_str())).collect();
@@ -88,11 +89,10 @@ pub(super) fn queue_reason(records: &Records, reason: &QueueReason) -> String {
         QueueReason::RegisteredMachine { arch: Some(arch) } => {
             format!("waiting for a registered {arch} machine")
         }
-        QueueReason::Capacity { until } => {
-            let until = i64::try_from(until.0).ok().map(jiff::Timestamp::from_millisecond);
-            let until =
-                until.and_then(Result::ok).map(|at| at.strftime("%H:%M:%S UTC").to_string());
-            format!("no machine could be had; next attempt at {}", until.unwrap_or_default())
+        QueueReason::Capacity { .. } => {
+            let wait =
+                records.jobs.get(&queued.job).and_then(|job| Wait::for_capacity(records, job));
+            format!("waiting for capacity {}", wait.map(|wait| wait.text()).unwrap_or_default())
         }
         QueueReason::RegisteredMachine { arch: None } => {
             "waiting for a registered machine".to_owned()
@@ -103,9 +103,13 @@ pub(super) fn queue_reason(records: &Records, reason: &QueueReason) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use stagely_protocol::Arch;
     use stagely_state::ids::{JobId, MachineId, ProjectId};
-    use stagely_state::{Market, Placement, Project, ProviderName, Usd};
+    use stagely_state::{
+        Job, JobState, Market, MissingCapacity, Placement, Project, ProviderName, Usd,
+    };
 
     use super::*;
     use crate::core::fixtures;
@@ -118,7 +122,8 @@ mod tests {
         }
         let project = Project::new(ProjectId::from_bits(1), "web".to_owned(), String::new());
         records.projects.insert(project.id, project);
-        queue_reason(&records, reason)
+        let reason = reason.clone();
+        queue_reason(&records, &QueuedJob { job: JobId::from_bits(1), reason })
     }
 
     /// A machine for 0.17 dollars an hour, requested at the time 0, with a lease of an hour.
@@ -190,6 +195,27 @@ mod tests {
         let project = ProjectId::from_bits(1);
         let limit = QueueReason::ProjectLimit { project, max_concurrent: 5 };
         assert_eq!(reason(&limit), "waiting for 1 of 5 builders, limit of project web");
+    }
+
+    #[test]
+    fn a_job_that_waits_for_capacity_shows_since_when_and_the_providers_answer() {
+        let mut records = Records::default();
+        let (since, retry_at) = (Timestamp(1_700_000_000_000), Timestamp(1_700_000_030_000));
+        let give_up_at = since.after(Duration::from_hours(1));
+        let message = "no spot machine".to_owned();
+        let job = Job {
+            missing_capacity: Some(MissingCapacity { since, launches: 1, message }),
+            state: JobState::Postponed { attempt: 1, until: retry_at },
+            ..fixtures::job(1, 1, "api", "linux/amd64")
+        };
+        let reason = QueueReason::Capacity { since, retry_at, give_up_at };
+        let queued = QueuedJob { job: job.id, reason };
+        records.set_queue(vec![queued.clone()]);
+        records.jobs.insert(job.id, job);
+
+        let text = "waiting for capacity since 22:13:20 UTC, next try at 22:13:50 UTC, until 23:13:20 UTC: \
+                    no spot machine";
+        assert_eq!(queue_reason(&records, &queued), text);
     }
 
     #[test]

@@ -14,6 +14,9 @@ use crate::world::World;
 /// The jobs of an interrupted machine fail this long after its time.
 const TAKEN_BACK_GRACE: Duration = Duration::from_secs(10);
 
+/// The longest wait between two launches without capacity.
+const CAPACITY_WAIT_MAX: Duration = Duration::from_mins(5);
+
 /// The longest time that a merge takes.
 const MERGE_TIME: Duration = Duration::from_secs(30);
 
@@ -63,14 +66,27 @@ impl Before {
             let Some(until) = postponed_until(job) else { continue };
             if !self.postponed.contains_key(&job.id) {
                 assert_eq!(refused.map(|attempt| attempt.job), Some(job.id), "{event:?}");
-                let wait = world.core.limits.capacity_wait * job.attempt;
-                assert_eq!(until, world.now.after(wait), "{} waits for too long", job.id);
+                self.check_wait(world, job, until);
             }
         }
         if let Some(job) = refused.and_then(|attempt| world.core.jobs.get(&attempt.job)) {
             let is_queued = matches!(job.state, JobState::Queued { .. });
             assert!(!is_queued, "{} is launched again at once", job.id);
         }
+    }
+
+    /// The wait grows with the time that capacity has been missing, and ends at the limit. No attempt is lost.
+    fn check_wait(&self, world: &World, job: &Job, until: Timestamp) {
+        let gap =
+            job.missing_capacity.as_ref().expect("a job that waits for capacity says since when");
+        let before = self.missing_capacity.get(&job.id);
+        let (since, launches) = before.copied().unwrap_or((world.now, 0));
+        assert_eq!((gap.since, gap.launches), (since, launches + 1), "{}", job.id);
+        let limits = &world.core.limits;
+        let give_up_at = since.after(limits.capacity_limit);
+        assert!(world.now < give_up_at, "{} waits for ever", job.id);
+        let wait = world.now.since(since).clamp(limits.capacity_wait, CAPACITY_WAIT_MAX);
+        assert_eq!(until, world.now.after(wait).min(give_up_at), "{} waits for too long", job.id);
     }
 
     /// The attempt whose launch found no capacity.
@@ -83,7 +99,8 @@ impl Before {
         work.map(|work| work.attempt)
     }
 
-    /// Jobs get only machines without an interruption, and the last attempt gets one on demand.
+    /// Jobs get only machines without an interruption, and the last attempt gets one on demand, as does a job for which
+    /// spot had no capacity.
     pub(super) fn check_machines_of_assigned(&self, core: &State, effects: &[Effect]) {
         for effect in effects {
             let (Effect::Launch { machine } | Effect::Assign { machine, .. }) = effect else {
@@ -97,7 +114,9 @@ impl Before {
             };
             assert_eq!(machine.interruption, None, "{} gets {attempt:?}", machine.id);
             if let Effect::Launch { .. } = effect {
-                let is_last = attempt.number >= core.jobs[&attempt.job].last_attempt(&core.limits);
+                let job = &core.jobs[&attempt.job];
+                let launches = job.missing_capacity.as_ref().map_or(0, |gap| gap.launches);
+                let is_last = attempt.number + launches >= job.last_attempt(&core.limits);
                 assert_eq!(machine.on_demand, is_last, "{attempt:?} is on the wrong market");
                 let provider = core.launchable().find(|(arch, _)| *arch == machine.arch);
                 assert_eq!(provider, Some((machine.arch, machine.provider)), "{}", machine.id);
@@ -117,6 +136,16 @@ impl Before {
                     (false, JobKind::Build { .. }) => "a build goes on after a notice",
                     (false, JobKind::Merge { .. }) => "a merge goes on after a notice",
                 });
+            }
+            Event::LaunchFailed { .. } => {
+                let refused =
+                    self.refused(event).and_then(|attempt| world.core.jobs.get(&attempt.job));
+                let gave_up = refused.is_some_and(|job| {
+                    matches!(job.state, JobState::Failed(_)) && job.missing_capacity.is_some()
+                });
+                if gave_up {
+                    world.count("a launch finds no capacity for too long");
+                }
             }
             Event::Tick => {
                 let is_late = |work: &LiveWork| {

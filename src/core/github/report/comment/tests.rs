@@ -1,6 +1,6 @@
 //! The text of the comment, word by word.
 
-use stagely_state::{Approval, PlanFailure, SkipReason, SkippedBuild};
+use stagely_state::{Approval, MissingCapacity, PlanFailure, SkipReason, SkippedBuild, Timestamp};
 
 use super::*;
 use crate::core::github::report::fixtures::{ReportFixture, commit, job_id, user_failure};
@@ -49,6 +49,21 @@ fn each_open_job_has_its_state() {
         log(1)
     );
     assert_text(&fixture, &expected);
+}
+
+#[test]
+fn a_job_without_capacity_says_since_when_and_why() {
+    let mut fixture = ReportFixture::many(1);
+    let job = fixture.job(1);
+    job.attempt = 0;
+    let since = Timestamp(1_700_000_000_000);
+    let message = "no `c5.xlarge` in eu-central-1".to_owned();
+    job.missing_capacity = Some(MissingCapacity { since, launches: 1, message });
+    let text = middle(&fixture, &Excerpts::new());
+    // GitHub shows `&#58;` as a colon.
+    let text = text.replace("&#58;", ":");
+    let state = "queued, waits for capacity since 22:13:20 UTC: no `c5.xlarge` in eu-central-1";
+    assert!(text.contains(state), "{text}");
 }
 
 #[test]
