@@ -8,6 +8,8 @@ mod address;
 mod remote;
 mod submodules;
 
+mod relay;
+
 mod lfs;
 mod pointer;
 

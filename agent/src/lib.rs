@@ -1,7 +1,7 @@
 //! The Stagely agent: it dials out to core, clones, builds, and reports what happened.
 //!
-//! Core uses [`git`], to read `stagely.yaml` at a commit, and nothing else of this crate. `stagely doctor`
-//! asks [`docker`] what this machine can do.
+//! Core uses [`git`], to read `stagely.yaml` at a commit, and its clients use [`proxy`]. `stagely doctor` asks [`docker`]
+//! what this machine can do.
 
 mod session;
 
@@ -24,4 +24,5 @@ pub mod git;
 
 pub mod mask;
 mod process;
+pub mod proxy;
 mod retry;

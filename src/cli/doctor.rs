@@ -272,7 +272,10 @@ async fn log_in(config: &Config, host: &str, auth: RegistryAuth) -> Result<Strin
 async fn ping(host: &str) -> Result<String, String> {
     let is_local = host.starts_with("127.") || host.starts_with("localhost");
     let scheme = if is_local { "http" } else { "https" };
-    let request = reqwest::Client::new().get(format!("{scheme}://{host}/v2/"));
+    let client = reqwest::Client::builder();
+    let client = if is_local { client.no_proxy() } else { client };
+    let client = client.build().map_err(|error| ErrorChain(&error).to_string())?;
+    let request = client.get(format!("{scheme}://{host}/v2/"));
     let response = request.timeout(REGISTRY_LIMIT).send().await;
     let response =
         response.map_err(|error| format!("it does not answer ({})", ErrorChain(&error)))?;

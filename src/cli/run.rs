@@ -20,10 +20,11 @@ use std::process::ExitCode;
 
 use anyhow::bail;
 use clap::Args;
+use stagely_agent::proxy::is_loopback;
 
 use self::outcome::EXIT_CODES;
 use self::revision::Revision;
-use self::source::{RepositoryLocation, RunSource, is_on_this_machine};
+use self::source::{RepositoryLocation, RunSource};
 use self::start::{CloneTokenArgs, SetArgs, StartArgs};
 use crate::api::CreateRun;
 use crate::client::Client;
@@ -101,7 +102,7 @@ impl RunArgs {
                 at.compared_with(self.base.clone())
             }
             RepositoryLocation::Folder(folder) => {
-                let is_local = server.is_none_or(|client| is_on_this_machine(client.server()));
+                let is_local = server.is_none_or(|client| is_loopback(client.server()));
                 if is_local && !self.start.detach {
                     RunSource::serve(&folder, revision, base).await?
                 } else {

@@ -1,5 +1,6 @@
 //! HTTP requests and WebSocket connections to one core.
 
+use std::io;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,13 +9,15 @@ use reqwest::{Method, RequestBuilder, Response};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use stagely_agent::proxy::{self, is_loopback};
+use stagely_protocol::ErrorChain;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::http::header::AUTHORIZATION;
 use tokio_tungstenite::tungstenite::http::{HeaderValue, StatusCode};
 use tokio_tungstenite::tungstenite::{self, Message};
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, client_async_tls};
 use url::Url;
 
 use super::error::ClientError;
@@ -47,13 +50,13 @@ impl Connection {
     pub(super) fn new(server: Url, token: SecretString) -> Result<Self, ClientError> {
         let http = reqwest::Client::builder()
             .connect_timeout(CONNECT_LIMIT)
-            .user_agent(concat!("stagely/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map_err(|error| ClientError::UnexpectedResponse {
-                server: server.clone(),
-                detail: error.to_string(),
-                status: None,
-            })?;
+            .user_agent(concat!("stagely/", env!("CARGO_PKG_VERSION")));
+        let http = if is_loopback(&server) { http.no_proxy() } else { http };
+        let http = http.build().map_err(|error| ClientError::UnexpectedResponse {
+            server: server.clone(),
+            detail: error.to_string(),
+            status: None,
+        })?;
         Ok(Self { http, server, token })
     }
 
@@ -134,6 +137,7 @@ impl Connection {
 
     async fn dial_once(&self, path: &str) -> Result<Socket, ClientError> {
         let url = self.url(path).replacen("http", "ws", 1);
+        let server: Url = url.parse().map_err(|error| self.unexpected(format!("{error}")))?;
         let mut request =
             url.into_client_request().map_err(|error| self.unexpected(error.to_string()))?;
         let bearer = HeaderValue::try_from(format!("Bearer {}", self.token.expose_secret()));
@@ -141,7 +145,13 @@ impl Connection {
             bearer.map_err(|_| self.unexpected("the token is not one of core's".to_owned()))?;
         bearer.set_sensitive(true);
         request.headers_mut().insert(AUTHORIZATION, bearer);
-        let dialed = timeout(CONNECT_LIMIT, connect_async(request)).await;
+        let dial = async {
+            let stream = proxy::connect(&server).await;
+            let stream =
+                stream.map_err(|error| io::Error::other(ErrorChain(&error).to_string()))?;
+            client_async_tls(request, stream).await
+        };
+        let dialed = timeout(CONNECT_LIMIT, dial).await;
         match dialed.map_err(|elapsed| self.unreachable(elapsed))? {
             Ok((socket, _)) => Ok(socket),
             Err(tungstenite::Error::Http(response)) => {

@@ -8,7 +8,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
+use openssl::asn1::Asn1Time;
+use openssl::hash::MessageDigest;
+use openssl::pkey::PKey;
+use openssl::rsa::Rsa;
+use openssl::x509::extension::SubjectAlternativeName;
+use openssl::x509::{X509, X509NameBuilder};
+use serde_json::Value;
+use stagely_protocol::Arch;
+use stagely_test_support::git::{GitServer, Repository};
+use stagely_test_support::http_proxy::{HttpProxy, PASSWORD};
+use stagely_test_support::wait::eventually_blocking;
+
 use crate::person::{Ended, Person};
+use crate::servers::Server;
 
 const YAML: &str = "builds: {app: {context: .}}\n";
 
@@ -93,4 +106,131 @@ fn a_docker_context_that_does_not_exist_is_an_error_at_once() {
     let mut run = person.stagely(&["run"]);
     let ended = Ended::from(run.env("DOCKER_CONTEXT", "elsewhere").output().unwrap()).with(4);
     assert!(ended.stderr.contains("no Docker context \"elsewhere\""), "{}", ended.stderr);
+}
+
+/// A repository that builds an image of two submodules.
+fn create_repository(server: &GitServer, person: &Person) -> Repository {
+    server.repository("lib", true).commit(&[("text", "of the submodule")]);
+    let repository = server.repository(&person.name, true);
+    let url = server.url("open", "lib/.git");
+    let lib = server.folder().join("lib").display().to_string();
+    repository.git(&[
+        "-c",
+        "protocol.file.allow=always",
+        "submodule",
+        "--quiet",
+        "add",
+        &lib,
+        "lib",
+    ]);
+    repository.git(&["submodule", "--quiet", "set-url", "lib", &url]);
+    repository.commit(&[
+        ("stagely.yaml", YAML),
+        ("Dockerfile", "FROM busybox\nCOPY lib/text /\nRUN grep submodule /text\n"),
+    ]);
+    repository
+}
+
+#[test]
+fn repositories_are_cloned_through_the_proxy_of_the_environment() {
+    let person = Person::new("proxy");
+    let proxy = HttpProxy::start();
+    // Only the proxy finds this name.
+    let server = GitServer::start_at("127.0.0.1", "git.invalid");
+    create_repository(&server, &person);
+    let url = server.url("open", &format!("{}/.git", person.name));
+    let run = |password: &str| {
+        let mut run = person.stagely(&["run", &url]);
+        run.env("HTTP_PROXY", proxy.url(password)).env("STAGELY_LOG", "trace");
+        Ended::from(run.output().unwrap())
+    };
+
+    let ended = run(PASSWORD).with(0);
+    let requests = proxy.requests();
+    assert!(requests.contains(&format!("POST {url}/git-upload-pack")), "{requests}");
+    assert!(requests.contains("/open/lib/.git/git-upload-pack"), "{requests}");
+    // Core and the registry are on this machine.
+    assert!(!requests.contains("127.0.0.1") && !requests.contains("localhost"), "{requests}");
+    assert!(!ended.stderr.contains(PASSWORD), "{}", ended.stderr);
+
+    let refused = run("wrong-password").with(3);
+    assert!(refused.stdout.contains("through the proxy 127.0.0.1:"), "{}", refused.stdout);
+    assert!(refused.stdout.contains("refuses its user name and password"), "{}", refused.stdout);
+    assert!(!(refused.stdout + &refused.stderr).contains("wrong-password"));
+    person.leaves_nothing();
+}
+
+#[test]
+fn an_agent_reaches_core_through_the_proxy_of_the_environment() {
+    let person = Person::new("agent-proxy");
+    let proxy = HttpProxy::start();
+    let server = Server::start_with(&person, &[]);
+    let admin = server.token("admin");
+    let arch = Arch::of_this_program().to_string();
+    let added =
+        server.does(&admin, &["machines", "add", "--arch", &arch, "--name", "desk"]).with(0);
+    let mut agent: Value = serde_json::from_str(&added.stdout).unwrap();
+    agent["core_url"] = server.url.replace("127.0.0.1", "core.invalid").into();
+    agent["work_dir"] = person.path("work").display().to_string().into();
+    let config = person.path("agent.json");
+    std::fs::write(&config, agent.to_string()).unwrap();
+    let mut command = person.stagely(&["agent", "--config", config.to_str().unwrap()]);
+    command.env("http_proxy", proxy.url(PASSWORD));
+    let running = person.starts_command(command);
+
+    eventually_blocking("the agent is connected", || {
+        let machines = server.does(&admin, &["machines", "--json"]).with(0).stdout;
+        let machines: Vec<Value> = serde_json::from_str(&machines).unwrap();
+        machines.iter().any(|machine| machine["connected"] == true).then_some(())
+    });
+    assert!(proxy.requests().starts_with("CONNECT core.invalid:"), "{}", proxy.requests());
+    assert!(!running.shown().contains(PASSWORD), "{}", running.shown());
+    drop(running);
+    server.ends();
+}
+
+/// Creates a key with a certificate for `host`, in one file, which is also its certificate authority.
+fn create_certificate(file: &Path, host: &str) {
+    let key = PKey::from_rsa(Rsa::generate(2048).unwrap()).unwrap();
+    let mut name = X509NameBuilder::new().unwrap();
+    name.append_entry_by_text("CN", "a private authority").unwrap();
+    let name = name.build();
+    let mut certificate = X509::builder().unwrap();
+    certificate.set_version(2).unwrap();
+    certificate.set_subject_name(&name).unwrap();
+    certificate.set_issuer_name(&name).unwrap();
+    certificate.set_pubkey(&key).unwrap();
+    certificate.set_not_before(&Asn1Time::days_from_now(0).unwrap()).unwrap();
+    certificate.set_not_after(&Asn1Time::days_from_now(2).unwrap()).unwrap();
+    let names =
+        SubjectAlternativeName::new().dns(host).build(&certificate.x509v3_context(None, None));
+    certificate.append_extension(names.unwrap()).unwrap();
+    certificate.sign(&key, MessageDigest::sha256()).unwrap();
+    let pem = [key.private_key_to_pem_pkcs8().unwrap(), certificate.build().to_pem().unwrap()];
+    std::fs::write(file, pem.concat()).unwrap();
+}
+
+#[test]
+fn a_private_certificate_authority_is_trusted_if_the_user_says_so() {
+    let person = Person::new("authority");
+    let certificate = person.path("certificate.pem");
+    create_certificate(&certificate, "git.invalid");
+    let server = GitServer::start_with_tls("git.invalid", &certificate);
+    let proxy = HttpProxy::start();
+    create_repository(&server, &person);
+    let url = server.url("open", &format!("{}/.git", person.name));
+    let run = |variable: Option<&str>| {
+        let mut run = person.stagely(&["run", &url]);
+        run.env("HTTPS_PROXY", proxy.url(PASSWORD));
+        run.envs(variable.map(|name| (name, &certificate)));
+        Ended::from(run.output().unwrap())
+    };
+
+    let refused = run(None).with(3);
+    assert!(refused.stdout.contains("certificate verify failed"), "{}", refused.stdout);
+    run(Some("SSL_CERT_FILE")).with(0);
+    assert!(proxy.requests().contains("CONNECT git.invalid:"), "{}", proxy.requests());
+    // Its environment names the file.
+    drop(server);
+    person.leaves_nothing();
 }

@@ -127,6 +127,10 @@ impl Person {
         Running::of(self.stagely(arguments))
     }
 
+    pub(crate) fn starts_command(&self, command: Command) -> Running {
+        Running::of(command)
+    }
+
     /// Checks that no process of this user's builds and no temporary file is left.
     pub(crate) fn leaves_nothing(&self) {
         eventually_blocking("no process is left", || {

@@ -16,7 +16,7 @@ use crate::person::{Ended, Person, Running};
 /// A core on a data folder of this user.
 pub(crate) struct Server<'a> {
     person: &'a Person,
-    url: String,
+    pub(crate) url: String,
     process: Running,
 }
 

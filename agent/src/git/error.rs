@@ -164,6 +164,16 @@ impl CloneError {
         }
     }
 
+    /// Classifies an error of the connection through a proxy to the server at `url`.
+    pub(super) fn from_proxy(detail: String, url: &Url) -> Self {
+        let url = without_credentials(url.as_str());
+        if is_transient(&detail.to_ascii_lowercase()) {
+            Self::Network { url, detail }
+        } else {
+            Self::Refused { url, detail }
+        }
+    }
+
     /// Classifies an error of an operation on the file at `path`.
     pub(super) fn from_file(operation: &str, path: &Path, error: &io::Error) -> Self {
         match error.kind() {

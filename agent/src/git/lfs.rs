@@ -33,8 +33,9 @@ use self::servers::endpoints;
 use super::error::{CloneError, LargeFileProblem, without_credentials};
 use super::filters::is_file_inside;
 use super::pointer::Pointer;
-use super::remote::{TOKEN_USER, is_loopback};
+use super::remote::TOKEN_USER;
 use super::tree::BYTES_MAX;
+use crate::proxy::is_loopback;
 
 /// The most objects of one request, as `git lfs` has it.
 const BATCH_MAX: usize = 100;

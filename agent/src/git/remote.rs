@@ -14,12 +14,14 @@ use git2::{
 use secrecy::{ExposeSecret, SecretString};
 use stagely_protocol::{CommitSha, SUBMODULE_ADDRESSES_REF};
 use tempfile::TempDir;
-use url::{Host, Url};
+use url::Url;
 
 use super::error::{CloneError, is_not_our_ref, without_credentials};
 use super::filters::{self, Filtered};
+use super::relay::Relay;
 use super::thread::FetchMonitor;
 use super::tree;
+use crate::proxy::{Proxy, is_loopback};
 
 /// The user name for tokens. GitHub accepts it with every kind of token; GitLab and Gitea accept any name.
 pub(super) const TOKEN_USER: &str = "x-access-token";
@@ -55,6 +57,8 @@ pub(super) struct Access {
     pub(super) url: Url,
     pub(super) token: Option<SecretString>,
     pub(super) monitor: Arc<FetchMonitor>,
+    /// Stands in for a server behind a proxy.
+    relay: Option<Arc<Relay>>,
 }
 
 impl Access {
@@ -72,7 +76,16 @@ impl Access {
         if parsed.password().is_some() || !parsed.username().is_empty() {
             return Err(refused("it holds a user name or password; tokens are given apart"));
         }
-        Ok(Self { url: parsed, token, monitor })
+        let refused = |detail| CloneError::Refused { url: without_credentials(url), detail };
+        let proxy = Proxy::of(&parsed).map_err(|error| refused(error.to_string()))?;
+        let relay = proxy.map(|proxy| Relay::start(&parsed, &proxy)).transpose();
+        let relay = relay.map_err(|error| CloneError::Internal(error.to_string()))?;
+        Ok(Self { url: parsed, token, monitor, relay: relay.map(Arc::new) })
+    }
+
+    /// The address for libgit2.
+    fn transport_url(&self) -> &Url {
+        self.relay.as_ref().map_or(&self.url, |relay| &relay.url)
     }
 
     fn callbacks(&self) -> RemoteCallbacks<'_> {
@@ -80,7 +93,8 @@ impl Access {
         let mut callbacks = RemoteCallbacks::new();
         callbacks.credentials(move |url, _, allowed| {
             // libgit2 follows redirects to another port of the same host.
-            let target = Url::parse(url).ok().filter(|url| url.origin() != self.url.origin());
+            let target =
+                Url::parse(url).ok().filter(|url| url.origin() != self.transport_url().origin());
             if let Some(target) = target {
                 let words = format!("redirected to {}", without_credentials(target.as_str()));
                 return Err(git2::Error::new(ErrorCode::GenericError, ErrorClass::Http, words));
@@ -136,7 +150,7 @@ impl Access {
         spec: &str,
         depth: i32,
     ) -> Result<(), FetchSpecError> {
-        let remote = repository.remote_anonymous(self.url.as_str());
+        let remote = repository.remote_anonymous(self.transport_url().as_str());
         let mut remote = remote.map_err(CloneError::from_local)?;
         let result = remote.fetch(&[spec], Some(&mut self.options(depth)), None);
         self.monitor.transfer_ended();
@@ -153,6 +167,9 @@ impl Access {
 
     fn server_error(&self, error: &git2::Error) -> CloneError {
         if self.monitor.may_continue() {
+            if let Some(problem) = self.relay.as_ref().and_then(|relay| relay.problem()) {
+                return CloneError::from_proxy(problem, &self.url);
+            }
             CloneError::from_server(error, &self.url)
         } else {
             CloneError::Cancelled
@@ -304,16 +321,6 @@ pub(super) fn submodule_addresses(
     Ok(parts.chunks_exact(2).map(|pair| (pair[0].to_vec(), text(pair[1]))).collect())
 }
 
-/// Whether a server is on this machine.
-pub(super) fn is_loopback(url: &Url) -> bool {
-    match url.host() {
-        Some(Host::Domain(domain)) => domain == "localhost",
-        Some(Host::Ipv4(address)) => address.is_loopback(),
-        Some(Host::Ipv6(address)) => address.is_loopback(),
-        None => false,
-    }
-}
-
 fn write_files(
     access: &Access,
     repository: &Repository,
@@ -412,8 +419,9 @@ pub(super) fn resolve(
     let repository = Access::create(folder.path(), true)?;
     let mut config = repository.config().map_err(CloneError::from_local)?;
     config.set_str("http.followRedirects", "false").map_err(CloneError::from_local)?;
-    let mut remote =
-        repository.remote_anonymous(access.url.as_str()).map_err(CloneError::from_local)?;
+    let mut remote = repository
+        .remote_anonymous(access.transport_url().as_str())
+        .map_err(CloneError::from_local)?;
     let connection = remote
         .connect_auth(Direction::Fetch, Some(access.callbacks()), None)
         .map_err(|error| access.server_error(&error))?;

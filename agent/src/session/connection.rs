@@ -13,8 +13,10 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{self, Message, Utf8Bytes};
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async_with_config};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, client_async_tls_with_config};
 use url::Url;
+
+use crate::proxy::{self, ProxyError};
 
 /// How long connecting may take, TLS and the upgrade included.
 const CONNECT_LIMIT: Duration = Duration::from_secs(15);
@@ -49,6 +51,8 @@ pub(super) enum ConnectError {
     #[error("no answer within {CONNECT_LIMIT:?}")]
     TimedOut,
     #[error(transparent)]
+    Connect(#[from] ProxyError),
+    #[error(transparent)]
     WebSocket(#[from] tungstenite::Error),
 }
 
@@ -68,7 +72,11 @@ impl Connection {
             .max_message_size(Some(MESSAGE_BYTES_MAX))
             .max_frame_size(Some(MESSAGE_BYTES_MAX))
             .read_buffer_size(READ_BUFFER_BYTES);
-        let connect = connect_async_with_config(url.as_str(), Some(config), true);
+        let connect = async {
+            let stream = proxy::connect(&url).await?;
+            let opened = client_async_tls_with_config(url.as_str(), stream, Some(config), None);
+            Ok::<_, ConnectError>(opened.await?)
+        };
         let connected = timeout(CONNECT_LIMIT, connect).await;
         let (socket, _) = connected.map_err(|_| ConnectError::TimedOut)??;
         let (sink, incoming) = socket.split();

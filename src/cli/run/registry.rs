@@ -67,7 +67,8 @@ async fn start(endpoint: &Endpoint) -> anyhow::Result<()> {
     if !is_running {
         docker.start_container(NAME, None::<StartContainerOptions>).await?;
     }
-    let ping = || reqwest::get(format!("http://{ADDRESS}/v2/"));
+    let client = reqwest::Client::builder().no_proxy().build()?;
+    let ping = || client.get(format!("http://{ADDRESS}/v2/")).send();
     retry_until_started(ping).await.with_context(|| format!("{NAME} does not respond"))?;
     Ok(())
 }

@@ -6,7 +6,7 @@ use anyhow::{Context as _, bail};
 use secrecy::SecretString;
 use stagely_protocol::CommitSha;
 use stagely_state::Name;
-use url::{Host, Url};
+use url::Url;
 
 use super::git_server::GitServer;
 use super::revision::{ResolvedRef, Revision, branch_of_remote, find, head};
@@ -156,16 +156,6 @@ impl RunSource {
             environment: branch.map(environment_of),
             ..Self::at(&url, Some(commit.to_string()), clone_token).compared_with(base)
         })
-    }
-}
-
-/// Whether agents of the core at `server` can reach loopback ports of this machine.
-pub(super) fn is_on_this_machine(server: &Url) -> bool {
-    match server.host() {
-        Some(Host::Domain(domain)) => domain == "localhost",
-        Some(Host::Ipv4(address)) => address.is_loopback(),
-        Some(Host::Ipv6(address)) => address.is_loopback(),
-        None => false,
     }
 }
 

@@ -16,6 +16,7 @@ pub const TOKEN: &str = "clone-token-4711";
 /// A server of the repositories in a folder. It ends with the value.
 pub struct GitServer {
     _process: ChildProcess,
+    scheme: &'static str,
     host: String,
     port: u16,
     folder: TempDir,
@@ -29,6 +30,16 @@ impl GitServer {
 
     /// Starts a server that listens at `address` and has the name `host` in its URLs.
     pub fn start_at(address: &str, host: &str) -> Self {
+        Self::start_with(address, host, None)
+    }
+
+    /// Starts a server on loopback with TLS and the name `host` in its URLs. `certificate` is a file with its key and its
+    /// certificate.
+    pub fn start_with_tls(host: &str, certificate: &Path) -> Self {
+        Self::start_with("127.0.0.1", host, Some(certificate))
+    }
+
+    fn start_with(address: &str, host: &str, certificate: Option<&Path>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let log = fs::File::create(folder.path().join("requests")).unwrap();
         let mut process = Command::new("python3")
@@ -36,6 +47,7 @@ impl GitServer {
             .arg(folder.path())
             .env("TOKEN", TOKEN)
             .env("ADDRESS", address)
+            .env("CERTIFICATE", certificate.unwrap_or(Path::new("")))
             .stdout(Stdio::piped())
             .stderr(log)
             .spawn()
@@ -43,12 +55,13 @@ impl GitServer {
         let mut line = String::new();
         BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let port = line.trim().parse().unwrap();
-        Self { _process: ChildProcess::new(process), host: host.to_owned(), port, folder }
+        let scheme = if certificate.is_some() { "https" } else { "http" };
+        Self { _process: ChildProcess::new(process), scheme, host: host.to_owned(), port, folder }
     }
 
     /// The URL of `repository` below `area` (see `git_http.py`).
     pub fn url(&self, area: &str, repository: &str) -> String {
-        format!("http://{}:{}/{area}/{repository}", self.host, self.port)
+        format!("{}://{}:{}/{area}/{repository}", self.scheme, self.host, self.port)
     }
 
     /// All requests so far, one a line.

@@ -1,6 +1,6 @@
 """Serves the repositories below a folder with git's own http-backend, on loopback unless ADDRESS says otherwise.
 
-    TOKEN=… [ADDRESS=…] git_http.py FOLDER
+    TOKEN=… [ADDRESS=…] [CERTIFICATE=FILE] git_http.py FOLDER
 
 The port is the only line on standard output; every request is one line on standard error:
 `METHOD host path auth`. First path segments with a meaning:
@@ -21,11 +21,14 @@ import base64
 import http.server
 import json
 import os
+import ssl
 import subprocess
 import sys
 import time
 
 FOLDER, TOKEN = sys.argv[1], os.environ["TOKEN"]
+CERTIFICATE = os.environ.get("CERTIFICATE")
+SCHEME = "https" if CERTIFICATE else "http"
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -65,7 +68,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         path = lambda oid: os.path.join(folder, oid[:2], oid[2:4], oid)
         if request != "batch":
             return self.answer(200, {}, open(path(request), "rb").read())
-        here = f"http://{self.headers['Host']}{self.path.removesuffix('/batch')}"
+        here = f"{SCHEME}://{self.headers['Host']}{self.path.removesuffix('/batch')}"
         objects = []
         for wanted in json.loads(body)["objects"]:
             if os.path.exists(os.path.join(FOLDER, "LFS_ANSWER")):
@@ -125,5 +128,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 server = http.server.ThreadingHTTPServer((os.environ.get("ADDRESS", "127.0.0.1"), 0), Handler)
 server.daemon_threads = True
+if CERTIFICATE:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(CERTIFICATE)
+    server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
 print(server.server_address[1], flush=True)
 server.serve_forever()

@@ -16,6 +16,7 @@ pub mod processes;
 
 pub mod engine;
 pub mod git;
+pub mod http_proxy;
 pub mod imds;
 pub mod proxy;
 pub mod registry;

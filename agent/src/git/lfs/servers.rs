@@ -8,7 +8,7 @@ use super::LargeFiles;
 use crate::git::address::over_https;
 use crate::git::error::{CloneError, without_credentials};
 use crate::git::filters::is_file_inside;
-use crate::git::remote::is_loopback;
+use crate::proxy::is_loopback;
 
 /// The LFS servers to ask: that of `.lfsconfig`, or else the one that belongs to the repository's address. On loopback
 /// both, because there the repository may be a folder that has the files.

@@ -10,9 +10,12 @@ use axum::http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri};
 use http_body_util::LengthLimitError;
 use octocrab::OctoBody;
 use octocrab::Octocrab;
+use reqwest::Client;
+use reqwest::redirect::Policy;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use stagely_agent::proxy::is_loopback;
 use stagely_protocol::ErrorChain;
 use tokio::sync::OnceCell;
 use tokio::time::timeout;
@@ -117,6 +120,7 @@ impl ApiResponse {
 /// Sends requests to the API at one address and keeps to its rate limits.
 pub(super) struct ApiClient {
     base: Uri,
+    is_loopback: bool,
     /// Built by the first request, because building needs a running runtime.
     http: OnceCell<Octocrab>,
     pub(super) limits: Limits,
@@ -124,18 +128,22 @@ pub(super) struct ApiClient {
 
 impl ApiClient {
     pub(super) fn new(base: &Url) -> anyhow::Result<Self> {
+        let is_loopback = is_loopback(base);
         let base = base.as_str().trim_end_matches('/').parse()?;
-        Ok(Self { base, http: OnceCell::new(), limits: Limits::default() })
+        Ok(Self { base, is_loopback, http: OnceCell::new(), limits: Limits::default() })
     }
 
     async fn http(&self) -> Result<&Octocrab, GithubError> {
         let build = async || {
-            Octocrab::builder()
-                .base_uri(self.base.clone())?
-                .set_connect_timeout(Some(CONNECT_LIMIT))
-                .build()
+            let http = Client::builder().connect_timeout(CONNECT_LIMIT).redirect(Policy::none());
+            let http = if self.is_loopback { http.no_proxy() } else { http };
+            let http = http.build().map_err(|error| unavailable(&error))?;
+            let octocrab = Octocrab::builder().base_uri(self.base.clone());
+            octocrab
+                .and_then(|octocrab| octocrab.build_with_reqwest(http))
+                .map_err(|error| unavailable(&error))
         };
-        self.http.get_or_try_init(build).await.map_err(|error| unavailable(&error))
+        self.http.get_or_try_init(build).await
     }
 
     /// Sends `request` with the token `bearer` of `account`, and follows redirects of renamed repositories.
