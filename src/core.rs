@@ -16,6 +16,7 @@ pub mod store;
 
 pub mod effects;
 pub mod github;
+pub(crate) mod history;
 pub mod registry;
 pub mod sessions;
 
@@ -66,6 +67,7 @@ use self::github::Github;
 use self::github::reconcile::Reconciler;
 use self::github::reconcile::status::ReconcileStatus;
 use self::github::report::queue::ReportQueue;
+use self::history::History;
 use self::http::{
     AgentEndpoint, ApiState, ApiTokens, Endpoints, GithubStatus, Server, WebSockets,
     WebhookEndpoint,
@@ -203,7 +205,6 @@ impl Parts {
         let secrets = SecretStore::new(
             keyring,
             store.clone(),
-            contents.run_secrets,
             contents.project_secrets,
             contents.machine_tokens,
         );
@@ -240,12 +241,13 @@ impl Parts {
         listener: TcpListener,
         tokens: ApiTokens,
     ) -> anyhow::Result<JoinSet<anyhow::Result<()>>> {
-        let sweeps = Sweeps::new(&self.providers, &self.records, &self.events);
+        let sweeps = Sweeps::new(&self.providers, &self.records, &self.history(), &self.events);
         let status = ReconcileStatus::default();
         let effects = self.effects()?;
         let warm_up = WarmUp::new(&self.config.warm_up, &self.records, &self.intake)?;
         let endpoints = self.endpoints(tokens, sweeps.clone(), status.clone())?;
         let Self { config, store, secrets, logs, records, events, intake, stop, .. } = self;
+        let retained = store.clone();
 
         let mut tasks = JoinSet::new();
         let orchestrator = Orchestrator::new(
@@ -257,7 +259,7 @@ impl Parts {
             self.inbox,
         );
         tasks.spawn(orchestrator.run(stop.clone()));
-        let retention = Retention::new(&config.retention, &records, &events, logs);
+        let retention = Retention::new(&config.retention, &records, retained, &events, logs);
         tasks.spawn(infallible(retention.run(stop.clone())));
         for sweep in sweeps.iter() {
             tasks.spawn(infallible(Arc::clone(sweep).run(stop.clone())));
@@ -272,6 +274,10 @@ impl Parts {
         tasks.spawn(infallible(reconciler.run(stop)));
         tasks.spawn(Server::new(listener, endpoints).run());
         Ok(tasks)
+    }
+
+    fn history(&self) -> History {
+        History::new(self.records.clone(), self.store.clone())
     }
 
     fn effects(&self) -> anyhow::Result<Effects> {
@@ -311,6 +317,7 @@ impl Parts {
                 sessions: self.sessions.clone(),
                 secrets: self.secrets.clone(),
                 store: self.store.clone(),
+                history: self.history(),
                 registry: Arc::clone(&registry),
                 clone_tokens,
             },
@@ -318,6 +325,7 @@ impl Parts {
             cleaner: Cleaner { records: self.records.clone(), registry },
             command_checker: CommandChecker {
                 records: self.records.clone(),
+                history: self.history(),
                 github: self.github.clone(),
             },
             reporter: Reporter {
@@ -351,6 +359,7 @@ impl Parts {
         let api = ApiState {
             config: Arc::clone(&self.config),
             records: self.records.clone(),
+            history: self.history(),
             events: self.events.clone(),
             intake: self.intake.clone(),
             logs: self.logs.clone(),

@@ -23,6 +23,7 @@ use super::effects::{
 };
 use super::github::Github;
 use super::github::report::queue::ReportQueue;
+use super::history::History;
 use super::logs::{LogSettings, LogStore};
 use super::orchestrator::{self, Events, Orchestrator};
 use super::records::{Records, SharedRecords};
@@ -89,7 +90,7 @@ pub(super) fn effects(
     records: SharedRecords,
 ) -> Effects {
     let keyring = Keyring::open(&folder.join("key")).unwrap();
-    let secrets = SecretStore::new(keyring, store.clone(), Vec::new(), Vec::new(), Vec::new());
+    let secrets = SecretStore::new(keyring, store.clone(), Vec::new(), Vec::new());
     let log_settings =
         LogSettings { job_bytes_max: 1024, cache_bytes: 1024, disk_free_min_bytes: 0 };
     let config = Arc::new(config);
@@ -98,6 +99,7 @@ pub(super) fn effects(
     let registry = Arc::new(Registry::new(config.registry.clone()).unwrap());
     let (sessions, providers) = (Sessions::default(), Providers::default());
     let disk = DiskGuard::new(folder.to_owned(), 0);
+    let history = History::new(records.clone(), store.clone());
     let interrupted = InterruptedReads::new(store.clone(), BTreeMap::new());
     Effects {
         records: records.clone(),
@@ -121,12 +123,17 @@ pub(super) fn effects(
             sessions: sessions.clone(),
             secrets: secrets.clone(),
             store,
+            history: history.clone(),
             registry: Arc::clone(&registry),
             clone_tokens,
         },
         tagger: Tagger { records: records.clone(), registry: Arc::clone(&registry) },
         cleaner: Cleaner { records: records.clone(), registry },
-        command_checker: CommandChecker { records: records.clone(), github: github.clone() },
+        command_checker: CommandChecker {
+            records: records.clone(),
+            history,
+            github: github.clone(),
+        },
         reporter: Reporter {
             config: Arc::clone(&config),
             logs: LogStore::open(&folder.join("effects-logs.redb"), log_settings).unwrap(),

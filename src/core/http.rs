@@ -33,6 +33,7 @@ use utoipa_axum::routes;
 
 use super::binaries::Binaries;
 use super::disk::DiskGuard;
+use super::history::History;
 use super::intake::Intake;
 use super::logs::LogStore;
 use super::orchestrator::Events;
@@ -59,6 +60,7 @@ const BODY_BYTES_MAX: usize = 1024 * 1024;
 pub(crate) struct ApiState {
     pub(crate) config: Arc<Config>,
     pub(crate) records: SharedRecords,
+    pub(crate) history: History,
     pub(crate) events: Events,
     pub(crate) intake: Intake,
     pub(crate) logs: LogStore,

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use stagely_protocol::{ErrorChain, Fingerprint};
 use stagely_state::ids::{MachineId, RunId};
-use stagely_state::{Changes, Effect, Event, FingerprintChange, State};
+use stagely_state::{Changes, Effect, Ended, Event, FingerprintChange, State};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinError, JoinSet, spawn_blocking};
 use tokio_util::sync::CancellationToken;
@@ -189,8 +189,10 @@ impl Orchestrator {
         let mut effects = Vec::new();
         let mut batch = Batch::default();
         let mut senders = Vec::new();
+        let mut recalled = Ended::default();
         for input in inputs {
             debug!(event = ?input.event, "step");
+            recalled.extend(self.recall_for(&input.event).await?);
             let outcome = self.state.step(input.event, now, &mut new_id::<MachineId>);
             for anomaly in &outcome.anomalies {
                 error!(%anomaly, count = self.state.anomalies, "an event does not apply to a record");
@@ -199,8 +201,11 @@ impl Orchestrator {
             effects.extend(outcome.effects);
             senders.extend(input.stored);
         }
+        let ended = self.state.take_ended();
         let changes = self.state.take_changes();
         self.fill(&mut batch, &changes);
+        batch.forget(self.deleted(recalled, &ended));
+        batch.end(ended);
         if !batch.is_empty() {
             let store = self.store.clone();
             spawn_blocking(move || store.commit(&batch))
@@ -217,6 +222,39 @@ impl Orchestrator {
         }
         self.spawn(effects);
         Ok(())
+    }
+
+    /// Recalls the ended records that `event` refers to, and returns them.
+    async fn recall_for(&mut self, event: &Event) -> anyhow::Result<Ended> {
+        let mut recalled = Ended::default();
+        loop {
+            let missing = self.state.missing_for(event);
+            if missing.is_empty() {
+                return Ok(recalled);
+            }
+            let store = self.store.clone();
+            let found = spawn_blocking(move || store.ended(&missing)).await?;
+            let found = found.context("cannot read what has ended")?;
+            if found.is_empty() {
+                return Ok(recalled);
+            }
+            self.state.recall(found.clone());
+            recalled.extend(found);
+        }
+    }
+
+    /// The recalled records that the steps have deleted.
+    fn deleted(&self, mut recalled: Ended, ended: &Ended) -> Ended {
+        let is_run = |id: RunId| {
+            self.state.runs.contains_key(&id) || ended.runs.iter().any(|ended| ended.run.id == id)
+        };
+        let is_machine = |id: MachineId| {
+            self.state.machines.contains_key(&id)
+                || ended.machines.iter().any(|machine| machine.id == id)
+        };
+        recalled.runs.retain(|recalled| !is_run(recalled.run.id));
+        recalled.machines.retain(|machine| !is_machine(machine.id));
+        recalled
     }
 
     fn fill(&self, batch: &mut Batch, changes: &Changes) {
@@ -259,11 +297,6 @@ impl Orchestrator {
             records.take_changes(state, changes);
             records.set_queue(state.queue());
         });
-        for id in &changes.runs {
-            if state.runs.get(id).is_none_or(|run| run.state.is_final()) {
-                self.secrets.forget_run(*id);
-            }
-        }
         for id in &changes.machines {
             if state.machines.get(id).is_none_or(|machine| machine.state.is_terminated()) {
                 self.secrets.forget_machine(*id);

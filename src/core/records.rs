@@ -9,21 +9,18 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use stagely_state::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId};
 use stagely_state::{
-    Attempt, Changes, DeliveryId, Environment, Job, JobKind, JobState, Machine, Project, QueuedJob,
-    Run, State, Timestamp,
+    Attempt, Changes, DeliveryId, EndedRun, Environment, Job, JobKind, JobState, Machine, Project,
+    QueuedJob, Run, State, Timestamp,
 };
 use tokio::sync::watch;
 
 use super::waits::{Subject, Wait};
 
-/// Most runs, of all projects, that are searched for earlier runs of a job's project. The durations of older steps
-/// say little about today's.
-const RUNS_MAX: usize = 500;
+/// Most runs of a project that are searched for a native build. The durations of older steps say little about today's.
+pub(super) const TWIN_RUNS_MAX: usize = 20;
 
-/// Most runs of a project that are searched for a native build. Each view of an emulated job searches them.
-const TWIN_RUNS_MAX: usize = 20;
-
-/// The records of one moment.
+/// The records of one moment, without those that have ended and that nothing refers to: see
+/// [`History`](super::history::History).
 #[derive(Debug, Default)]
 pub struct Records {
     pub projects: BTreeMap<ProjectId, Project>,
@@ -130,6 +127,21 @@ impl Records {
         self.queue = queue;
     }
 
+    /// Records of `ended` runs alone, with their projects and environments.
+    pub(super) fn with_ended(&self, ended: impl IntoIterator<Item = EndedRun>) -> Self {
+        let mut records = Self::default();
+        for EndedRun { run, jobs } in ended {
+            let project = self.projects.get(&run.project);
+            records.projects.extend(project.map(|project| (project.id, project.clone())));
+            let environment = self.environments.get(&run.environment);
+            records.environments.extend(environment.map(|found| (found.id, found.clone())));
+            records.run_jobs.insert(run.id, jobs.iter().map(|job| job.id).collect());
+            records.jobs.extend(jobs.into_iter().map(|job| (job.id, job)));
+            records.runs.insert(run.id, run);
+        }
+        records
+    }
+
     /// The jobs of `run`, in the order of the plan.
     pub fn jobs_of(&self, run: RunId) -> impl Iterator<Item = &Job> {
         self.run_jobs.get(&run).into_iter().flatten().filter_map(|job| self.jobs.get(job))
@@ -147,7 +159,7 @@ impl Records {
             let is_same = other.build == job.build && other.variant == job.variant;
             is_same && is_native && is_completed
         };
-        let earlier = self.runs.range(..job.run).rev().take(RUNS_MAX);
+        let earlier = self.runs.range(..job.run).rev();
         let earlier = earlier.filter(|(_, run)| run.project == project).map(|(id, _)| *id);
         let earlier = earlier.take(TWIN_RUNS_MAX);
         [job.run].into_iter().chain(earlier).find_map(|run| self.jobs_of(run).find(is_twin))

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use stagely_state::ids::{JobId, MachineId, RunId};
-use stagely_state::{DeliveryId, Event, MachineState, Run, Timestamp};
+use stagely_state::ids::{JobId, MachineId};
+use stagely_state::{DeliveryId, EndedRun, Event, Run, Timestamp};
+use tokio::task::spawn_blocking;
 use tokio::time::interval;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -13,6 +14,7 @@ use super::clock::now;
 use super::logs::LogStore;
 use super::orchestrator::Events;
 use super::records::{Records, SharedRecords};
+use super::store::{Store, StoreError};
 use crate::config::RetentionConfig;
 
 /// The time between two searches for old records.
@@ -26,8 +28,7 @@ const DELIVERIES_KEPT: Duration = Duration::from_hours(7 * 24);
 
 /// The records of one step.
 struct OldRecords {
-    runs: Vec<RunId>,
-    jobs: Vec<JobId>,
+    runs: Vec<EndedRun>,
     machines: Vec<MachineId>,
     deliveries: Vec<DeliveryId>,
 }
@@ -36,6 +37,7 @@ struct OldRecords {
 pub(super) struct Retention {
     config: RetentionConfig,
     records: SharedRecords,
+    store: Store,
     events: Events,
     logs: LogStore,
 }
@@ -44,10 +46,12 @@ impl Retention {
     pub(super) fn new(
         config: &RetentionConfig,
         records: &SharedRecords,
+        store: Store,
         events: &Events,
         logs: LogStore,
     ) -> Self {
-        Self { config: config.clone(), records: records.clone(), events: events.clone(), logs }
+        let (config, records, events) = (config.clone(), records.clone(), events.clone());
+        Self { config, records, store, events, logs }
     }
 
     /// Deletes old records until `stop` fires.
@@ -77,47 +81,45 @@ impl Retention {
     /// Deletes the records of one step, and returns their number. A machine's record may outlast that of its job, and
     /// the other way round, because ended records do not need each other.
     async fn step(&self) -> anyhow::Result<usize> {
-        let OldRecords { runs, jobs, machines, deliveries } = self.old();
+        let OldRecords { runs, machines, deliveries } = self.old().await?;
         let count = runs.len() + machines.len() + deliveries.len();
         if count > 0 {
+            let jobs = runs.iter().flat_map(|ended| &ended.jobs).map(|job| job.id);
+            let jobs: Vec<JobId> = jobs.collect();
             // Logs first, so that a crash in between leaves runs without logs and never logs without a run.
             self.logs.forget(&jobs).await.context("delete logs")?;
+            let runs = runs.into_iter().map(|ended| ended.run.id).collect();
             self.events.store(Event::Forgotten { runs, machines, deliveries }).await?;
         }
         Ok(count)
     }
 
-    fn old(&self) -> OldRecords {
-        let now = now();
-        let records = self.records.read();
-        let is_old = |ended: Option<Timestamp>, keep: Duration| {
-            ended.is_some_and(|ended| now.since(ended) > keep)
+    /// Records that something still refers to are not old.
+    async fn old(&self) -> anyhow::Result<OldRecords> {
+        let (store, records, config) =
+            (self.store.clone(), self.records.clone(), self.config.clone());
+        let read = move || {
+            let now = now();
+            let is_old = |ended: Option<Timestamp>, keep: Duration| {
+                ended.is_some_and(|ended| now.since(ended) > keep)
+            };
+            // What ended before that was requested before that, too.
+            let before = |keep: Duration| now.before(keep);
+            let runs = store.old_runs(before(config.runs), STEP_RECORDS_MAX, |run| {
+                is_old(run.ended_at, config.runs) && !is_of_open_pull_request(&records.read(), run)
+            })?;
+            let machines =
+                store.old_machines(before(config.machines), STEP_RECORDS_MAX, |machine| {
+                    is_old(machine.terminated_at, config.machines)
+                })?;
+            let deliveries = (records.read().deliveries.iter())
+                .filter(|(_, came_at)| now.since(**came_at) > DELIVERIES_KEPT)
+                .map(|(delivery, _)| *delivery)
+                .take(STEP_RECORDS_MAX)
+                .collect();
+            Ok::<_, StoreError>(OldRecords { runs, machines, deliveries })
         };
-        let runs: Vec<RunId> = records
-            .runs
-            .values()
-            .filter(|run| run.state.is_final() && is_old(run.ended_at, self.config.runs))
-            .filter(|run| !is_of_open_pull_request(&records, run))
-            .map(|run| run.id)
-            .take(STEP_RECORDS_MAX)
-            .collect();
-        let jobs = runs.iter().flat_map(|run| records.jobs_of(*run)).map(|job| job.id).collect();
-        let machines = records
-            .machines
-            .values()
-            .filter(|machine| machine.state == MachineState::Terminated)
-            .filter(|machine| is_old(machine.terminated_at, self.config.machines))
-            .map(|machine| machine.id)
-            .take(STEP_RECORDS_MAX)
-            .collect();
-        let deliveries = records
-            .deliveries
-            .iter()
-            .filter(|(_, came_at)| now.since(**came_at) > DELIVERIES_KEPT)
-            .map(|(delivery, _)| *delivery)
-            .take(STEP_RECORDS_MAX)
-            .collect();
-        OldRecords { runs, jobs, machines, deliveries }
+        Ok(spawn_blocking(read).await??)
     }
 }
 
@@ -138,10 +140,10 @@ mod tests {
     use std::time::Duration;
 
     use stagely_protocol::{LogLine, Stream};
-    use stagely_state::ids::{EnvironmentId, ProjectId};
+    use stagely_state::ids::{EnvironmentId, ProjectId, RunId};
     use stagely_state::{
-        Attempt, ClosedBy, Environment, EnvironmentState, Head, Job, JobState, Machine, RunState,
-        Snapshot, State,
+        Attempt, ClosedBy, Environment, EnvironmentState, Head, Job, JobState, Machine,
+        MachineState, RunState, Snapshot, State,
     };
     use tempfile::TempDir;
 
@@ -235,9 +237,14 @@ mod tests {
             };
             let logs = LogStore::open(&folder.path().join("logs.redb"), settings).unwrap();
             let RunningOrchestrator { records, events, stop, task, .. } =
-                fixtures::start_orchestrator(folder.path(), config.clone(), store, state);
-            let retention = Retention::new(&config.retention, &records, &events, logs);
+                fixtures::start_orchestrator(folder.path(), config.clone(), store.clone(), state);
+            let retention = Retention::new(&config.retention, &records, store, &events, logs);
             Self { folder, retention, stop, orchestrator: task }
+        }
+
+        /// Waits until the orchestrator has put the ended records away.
+        async fn ready(&self) {
+            self.retention.events.store(Event::Tick).await.unwrap();
         }
 
         async fn log(&self, job: JobId) {
@@ -252,7 +259,15 @@ mod tests {
             self.stop.cancel();
             self.orchestrator.await.unwrap().unwrap();
             drop(self.retention);
-            Store::open(&self.folder.path().join("core.redb")).unwrap().1.state
+            let (store, stored) = Store::open(&self.folder.path().join("core.redb")).unwrap();
+            let mut state = stored.state;
+            for ended in store.newest_ended_runs(None, usize::MAX).unwrap() {
+                state.jobs.extend(ended.jobs.into_iter().map(|job| (job.id, job)));
+                state.runs.insert(ended.run.id, ended.run);
+            }
+            let machines = store.newest_ended_machines(usize::MAX).unwrap();
+            state.machines.extend(machines.into_iter().map(|machine| (machine.id, machine)));
+            state
         }
     }
 
@@ -267,6 +282,7 @@ mod tests {
         let runs = old.into_iter().chain([recent, open]).collect();
         let machines = vec![machine(1, Some(ago(91))), machine(2, Some(ago(1))), machine(3, None)];
         let core = Core::start(runs, machines);
+        core.ready().await;
         core.log(old_job).await;
         core.log(recent_job).await;
 
@@ -326,7 +342,9 @@ mod tests {
         let state = State::load(config.limits(), snapshot);
         let core = Core::with(folder, &config, store, state);
 
-        let old = core.retention.old().runs;
+        core.ready().await;
+        let old = core.retention.old().await.unwrap().runs;
+        let old: Vec<RunId> = old.iter().map(|ended| ended.run.id).collect();
 
         assert_eq!(old, [3, 4, 5, 6].map(RunId::from_bits), "2 would be open again");
         core.stop().await;

@@ -1,4 +1,5 @@
-//! The secrets of runs and projects and the tokens of machines: in memory and, sealed or hashed, in the store.
+//! The secrets of runs, the tokens of projects and the tokens of machines: sealed or hashed in the store, and the tokens
+//! also in memory.
 
 pub mod keyring;
 
@@ -21,6 +22,15 @@ pub struct RunSecrets {
     pub set: BTreeMap<String, SecretString>,
 }
 
+/// The secrets of a run cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum RunSecretsError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Sealed(#[from] SealBroken),
+}
+
 #[derive(Serialize, Deserialize)]
 struct SealedForm {
     clone_token: Option<String>,
@@ -37,8 +47,6 @@ pub struct SecretStore {
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// Sealed, as in the store. They are opened only during use.
-    runs: HashMap<RunId, Vec<u8>>,
     /// Sealed, as in the store.
     projects: HashMap<ProjectId, Vec<u8>>,
     machines: HashMap<MachineId, Vec<TokenHash>>,
@@ -48,12 +56,10 @@ impl SecretStore {
     pub fn new(
         keyring: Keyring,
         store: Store,
-        runs: Vec<(RunId, Vec<u8>)>,
         projects: Vec<(ProjectId, Vec<u8>)>,
         machines: Vec<(MachineId, Vec<TokenHash>)>,
     ) -> Self {
         let inner = Inner {
-            runs: runs.into_iter().collect(),
             projects: projects.into_iter().collect(),
             machines: machines.into_iter().collect(),
         };
@@ -70,17 +76,16 @@ impl SecretStore {
                 .collect(),
         };
         let json = serde_json::to_vec(&form).expect("strings always serialize");
-        let sealed = self.keyring.seal(&run.to_string(), &json);
-        self.lock().runs.insert(run, sealed.clone());
-        sealed
+        self.keyring.seal(&run.to_string(), &json)
     }
 
-    /// Opens the secrets of a run, which may be empty.
+    /// Reads the secrets of a stored run, which may be empty. Blocks while the disk works: they may be large and are
+    /// seldom needed, so they are not kept in memory.
     ///
     /// # Errors
-    /// [`SealBroken`].
-    pub fn open_run(&self, run: RunId) -> Result<RunSecrets, SealBroken> {
-        let Some(sealed) = self.lock().runs.get(&run).cloned() else {
+    /// [`RunSecretsError`].
+    pub fn open_run(&self, run: RunId) -> Result<RunSecrets, RunSecretsError> {
+        let Some(sealed) = self.store.run_secrets(run)? else {
             return Ok(RunSecrets::default());
         };
         let json = self.keyring.open_sealed(&run.to_string(), &sealed)?;
@@ -89,11 +94,6 @@ impl SecretStore {
             clone_token: form.clone_token.map(SecretString::from),
             set: form.set.into_iter().map(|(name, value)| (name, value.into())).collect(),
         })
-    }
-
-    /// Forgets the secrets of a run that has ended; the orchestrator has deleted them from the store.
-    pub(super) fn forget_run(&self, run: RunId) {
-        self.lock().runs.remove(&run);
     }
 
     /// Stores the token for a project's repository, sealed, or deletes it. Blocks until that is on the disk.

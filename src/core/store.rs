@@ -1,13 +1,13 @@
 //! The records and the outbox in redb: what survives a crash.
 //!
-//! Everything but fingerprints is read once, at the start. Every batch is one durable transaction.
+//! What is open is read once, at the start; ended runs and machines, fingerprints and secrets when they are needed.
+//! Every batch is one durable transaction.
 
 mod batch;
 mod contents;
-
-mod tables;
-
 mod error;
+mod history;
+mod tables;
 
 #[cfg(test)]
 mod tests;
@@ -21,7 +21,9 @@ use stagely_protocol::{Fingerprint, ImageRef};
 use stagely_state::ids::{CoreId, RunId};
 
 use self::batch::encode;
-use self::tables::{API_TOKENS, FINGERPRINTS, ID_TABLES, LAYOUT, META, OUTBOX, READS};
+use self::tables::{
+    API_TOKENS, FINGERPRINTS, ID_TABLES, LAYOUT, META, OLD_LAYOUTS, OUTBOX, READS, RUN_SECRETS,
+};
 use super::tokens::TokenHash;
 
 pub use batch::{Batch, RecordTable};
@@ -43,11 +45,12 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub fn open(path: &Path) -> Result<(Self, StoreContents), StoreError> {
-        // All records are in memory anyway: the cache only serves the writing of changed pages.
+        // What is open is in memory anyway, and the system caches the file.
         let database = Database::builder().set_cache_size(8 * 1024 * 1024).create(path)?;
         let store = Self { database: Arc::new(database) };
         let core_id = store.prepare()?;
         let mut contents = StoreContents::read(&store.database, core_id)?;
+        contents.state.ended_runs = store.count_ended_runs()?;
         contents.interrupted_reads = store.interrupted_reads()?;
         Ok((store, contents))
     }
@@ -65,12 +68,15 @@ impl Store {
             write.open_table(API_TOKENS)?;
             write.open_table(FINGERPRINTS)?;
             write.open_table(READS)?;
+            history::prepare(&write)?;
             let mut meta = write.open_table(META)?;
             let layout = meta.get("layout")?.map(|layout| layout.value().to_owned());
             match layout {
-                Some(found) if found != LAYOUT => return Err(StoreError::Layout { found }),
-                Some(_) => {}
-                None => {
+                Some(found) if found == LAYOUT => {}
+                Some(found) if !OLD_LAYOUTS.contains(&found.as_str()) => {
+                    return Err(StoreError::Layout { found });
+                }
+                Some(_) | None => {
                     meta.insert("layout", LAYOUT)?;
                 }
             }
@@ -191,6 +197,15 @@ impl Store {
             }
         }
         Ok(None)
+    }
+
+    /// The sealed secrets of a run. Blocks.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn run_secrets(&self, run: RunId) -> Result<Option<Vec<u8>>, StoreError> {
+        let secrets = self.database.begin_read()?.open_table(RUN_SECRETS)?;
+        Ok(secrets.get(run.bits())?.map(|sealed| sealed.value().to_vec()))
     }
 
     /// Stores an API token by its hash. Blocks until it is on the disk.

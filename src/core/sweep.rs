@@ -16,15 +16,17 @@ use stagely_protocol::ErrorChain;
 use stagely_provider::{Listing, Provider, ProviderError, Providers, TERMINATE_LIMIT};
 use stagely_state::comparison::{Comparison, Listed, ListedState, is_lost};
 use stagely_state::ids::MachineId;
-use stagely_state::{Event, Fleet, MachineKind, ProviderName, Timestamp};
+use stagely_state::{Event, Fleet, Machine, MachineKind, ProviderName, Timestamp};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::clock::now;
+use super::history::History;
 use super::orchestrator::Events;
-use super::records::SharedRecords;
+use super::records::{Records, SharedRecords};
+use super::store::StoreError;
 
 pub(super) use stagely_state::comparison::Verdict;
 
@@ -45,13 +47,19 @@ const ENDED_AT_ONCE: usize = 8;
 pub(crate) struct Sweeps(Arc<[Arc<Sweep>]>);
 
 impl Sweeps {
-    pub(super) fn new(providers: &Providers, records: &SharedRecords, events: &Events) -> Self {
+    pub(super) fn new(
+        providers: &Providers,
+        records: &SharedRecords,
+        history: &History,
+        events: &Events,
+    ) -> Self {
         let started_at = now();
         let sweeps = providers.iter().map(|(name, provider)| {
             Arc::new(Sweep {
                 name,
                 provider: Arc::clone(provider),
                 records: records.clone(),
+                history: history.clone(),
                 events: events.clone(),
                 started_at,
                 memory: Mutex::default(),
@@ -69,13 +77,22 @@ impl Sweeps {
     pub(super) async fn sweep_all(
         &self,
         dry_run: bool,
-    ) -> Vec<(ProviderName, Result<ListComparison, ProviderError>)> {
+    ) -> Vec<(ProviderName, Result<ListComparison, SweepError>)> {
         let comparisons = self.iter().map(async |sweep| {
             let compared = if dry_run { sweep.compare().await } else { sweep.sweep().await };
             (sweep.name, compared)
         });
         join_all(comparisons).await
     }
+}
+
+/// A provider's list cannot be compared with the records.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SweepError {
+    #[error(transparent)]
+    Provider(#[from] ProviderError),
+    #[error("core cannot read the machines that have ended")]
+    Store(#[from] StoreError),
 }
 
 /// A provider's list, compared with the records.
@@ -131,6 +148,7 @@ pub(super) struct Sweep {
     name: ProviderName,
     provider: Arc<dyn Provider>,
     records: SharedRecords,
+    history: History,
     events: Events,
     started_at: Timestamp,
     memory: Mutex<Memory>,
@@ -251,14 +269,44 @@ impl Sweep {
     }
 
     /// Compares the provider's list with the records.
-    pub(super) async fn compare(&self) -> Result<ListComparison, ProviderError> {
-        let List { asked_at, machines, .. } = self.list().await?;
-        let records = self.records.read();
+    pub(super) async fn compare(&self) -> Result<ListComparison, SweepError> {
+        let list = self.list().await?;
+        let listed: BTreeSet<MachineId> = list.machines.iter().map(|found| found.machine).collect();
+        let (mut asked, mut ended) = (BTreeSet::new(), BTreeMap::new());
+        loop {
+            let unknown = {
+                let records = self.records.read();
+                let is_unknown =
+                    |id: &&MachineId| !records.machines.contains_key(id) && !asked.contains(*id);
+                let unknown: BTreeSet<MachineId> =
+                    listed.iter().filter(is_unknown).copied().collect();
+                if unknown.is_empty() {
+                    return Ok(self.compare_with(&records, ended, &list));
+                }
+                unknown
+            };
+            asked.extend(unknown.iter().copied());
+            let found = self.history.ended_machines(unknown).await?;
+            ended.extend(found.into_iter().map(|machine| (machine.id, machine)));
+        }
+    }
+
+    /// Compares the list with the records in memory and with those `ended` ones that it names.
+    fn compare_with(
+        &self,
+        records: &Records,
+        ended: BTreeMap<MachineId, Machine>,
+        list: &List,
+    ) -> ListComparison {
+        let List { asked_at, machines, .. } = list;
+        let asked_at = *asked_at;
+        let mut known = ended;
+        known.extend(records.machines.iter().map(|(id, machine)| (*id, machine.clone())));
         let comparison = Comparison {
             provider: self.name,
             grace: self.provider.listing().grace,
-            listed: &machines,
-            machines: &records.machines,
+            listed: machines,
+            machines: &known,
             live: records.live_machines().collect(),
             started_at: self.started_at,
             asked_at,
@@ -276,11 +324,11 @@ impl Sweep {
             machine.kind == MachineKind::Launched && machine.provider == self.name
         });
         let live = machines.iter().filter(|listed| listed.state == ListedState::Live);
-        Ok(ListComparison { listed: live.count(), recorded: own.count(), findings, asked_at })
+        ListComparison { listed: live.count(), recorded: own.count(), findings, asked_at }
     }
 
     /// Compares, and takes the actions. A failure of one machine does not delay the others.
-    pub(super) async fn sweep(&self) -> Result<ListComparison, ProviderError> {
+    pub(super) async fn sweep(&self) -> Result<ListComparison, SweepError> {
         let mut comparison = self.compare().await?;
         let asked_at = comparison.asked_at;
         let missing: BTreeSet<MachineId> = comparison

@@ -6,8 +6,9 @@ use stagely_protocol::FailureReason;
 
 use super::step::Step;
 use super::{
-    Attempt, Effect, ExportEvent, JobEvent, JobFailure, JobOutcome, JobReport, JobState, Limits,
-    LostAttempt, MachineEvent, MachineKind, MachineState, MissingCapacity, StopReason, Timestamp,
+    Attempt, BuildTime, Effect, ExportEvent, JobEvent, JobFailure, JobKind, JobOutcome, JobReport,
+    JobState, Limits, LostAttempt, MachineEvent, MachineKind, MachineState, MissingCapacity,
+    StopReason, Timestamp,
 };
 use crate::ids::{JobId, MachineId};
 
@@ -199,9 +200,29 @@ impl Step<'_> {
     /// Completes a job whose image was reported or is reused.
     pub(super) fn complete_job(&mut self, id: JobId, end: JobEvent) {
         if self.close_job(id, end) {
+            self.note_build_time(id);
             self.note_image(id);
             self.settle_run_of(id);
         }
+    }
+
+    /// Notes how long a build took, unless a newer run of the environment has built the same.
+    fn note_build_time(&mut self, id: JobId) {
+        let Some(job) = self.state.jobs.get(&id) else { return };
+        let Some(run) = self.state.runs.get(&job.run) else { return };
+        let (JobKind::Build { .. }, Some(from), Some(to)) =
+            (&job.kind, job.started_at, job.ended_at)
+        else {
+            return;
+        };
+        let noted = BuildTime { run: run.id, time: to.since(from), emulated: job.emulated };
+        let (environment, name) = (run.environment, job.name.clone());
+        self.state.change_environment(environment, |environment| {
+            let known = environment.build_times.get(&name);
+            if known.is_none_or(|known| known.run <= noted.run) {
+                environment.build_times.insert(name, noted);
+            }
+        });
     }
 
     /// Fails a job, and the jobs that need it.

@@ -1,6 +1,7 @@
 //! An environment: a pull request or branch of a project, whether it is open, and what was built in it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use stagely_protocol::{CommitSha, Digest, ImageRef};
@@ -25,6 +26,9 @@ pub struct Environment {
     /// The newest image of each build.
     #[serde(default)]
     pub images: BTreeMap<VariantName, GoodImage>,
+    /// How long each build took in the newest run that completed it, by the names of jobs.
+    #[serde(default)]
+    pub build_times: BTreeMap<String, BuildTime>,
     /// The cache refs that only this environment writes. They are deleted when it is closed.
     #[serde(default)]
     pub cache_refs: BTreeSet<ImageRef>,
@@ -55,6 +59,7 @@ impl Environment {
             state: EnvironmentState::OPEN,
             newest_run: None,
             images: BTreeMap::new(),
+            build_times: BTreeMap::new(),
             cache_refs: BTreeSet::new(),
             has_images: false,
             head: None,
@@ -193,6 +198,14 @@ impl From<EnvironmentState> for StoredState {
             deletion_outdated: state.has_outdated_cleanup(),
         }
     }
+}
+
+/// How long a build took.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BuildTime {
+    pub run: RunId,
+    pub time: Duration,
+    pub emulated: bool,
 }
 
 /// The newest image of a build in an environment.

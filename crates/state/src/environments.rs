@@ -104,10 +104,10 @@ impl Step<'_> {
     /// its images and caches in the registry, and another repository must not get it.
     pub(super) fn forget_empty_environments(&mut self, ids: BTreeSet<EnvironmentId>) {
         for id in ids {
-            let index = &self.state.index;
-            if index.environment_runs.contains_key(&id) {
+            if self.state.has_runs(id) {
                 continue;
             }
+            let index = &self.state.index;
             let environment = self.state.environments.get(&id);
             let has_leftovers = environment.is_some_and(Environment::has_leftovers);
             if has_leftovers || index.environment_effects.contains_key(&id) {
@@ -160,7 +160,7 @@ impl Environment {
 
 impl Machine {
     /// All jobs that its agent may work on.
-    fn jobs(&self) -> impl Iterator<Item = JobId> {
+    pub(super) fn jobs(&self) -> impl Iterator<Item = JobId> {
         let exporting = self.exporting.map(|export| export.attempt.job);
         let stopping = self.stopping.iter().map(|attempt| attempt.job);
         self.job().into_iter().chain(exporting).chain(stopping)

@@ -395,6 +395,22 @@ impl Effect {
         }
     }
 
+    /// The machine of the effect, if it has one.
+    pub const fn machine(&self) -> Option<MachineId> {
+        match self {
+            Self::Launch { machine }
+            | Self::Terminate { machine }
+            | Self::Assign { machine, .. }
+            | Self::Cancel { machine, .. }
+            | Self::Disconnect { machine } => Some(*machine),
+            Self::Plan { .. }
+            | Self::Tag { .. }
+            | Self::CleanUp { .. }
+            | Self::CheckCommand { .. }
+            | Self::Report { .. } => None,
+        }
+    }
+
     /// Whether the effect stays in the outbox until its outcome comes back.
     pub const fn is_durable(&self) -> bool {
         match self {

@@ -95,19 +95,11 @@ impl State {
         }
     }
 
-    /// The time of the same job when it last completed in the same environment.
+    /// The time of the same job in the newest run of the same environment that has completed it.
     fn usual_time(&self, job: &Job) -> Option<Duration> {
         let environment = self.runs.get(&job.run)?.environment;
-        let runs = self.index.environment_runs.get(&environment)?.iter().rev();
-        let mut jobs = runs.flat_map(|run| self.jobs_of(*run));
-        jobs.find_map(|earlier| {
-            let is_same = earlier.name == job.name
-                && earlier.emulated == job.emulated
-                && earlier.reused_from.is_none();
-            let is_completed = matches!(earlier.state, JobState::Completed { .. });
-            let (from, to) = (earlier.started_at?, earlier.ended_at?);
-            (is_same && is_completed).then(|| to.since(from))
-        })
+        let usual = self.environments.get(&environment)?.build_times.get(&job.name)?;
+        (usual.emulated == job.emulated).then_some(usual.time)
     }
 }
 

@@ -24,6 +24,7 @@ mod environments;
 mod exports;
 mod fingerprints;
 mod heads;
+mod history;
 mod interruptions;
 mod machines;
 mod merges;
@@ -47,7 +48,7 @@ use serde::{Deserialize, Serialize};
 use stagely_protocol::Arch;
 
 pub use environment::{
-    Cleanup, ClosedBy, Environment, EnvironmentEvent, EnvironmentState, GoodImage,
+    BuildTime, Cleanup, ClosedBy, Environment, EnvironmentEvent, EnvironmentState, GoodImage,
 };
 pub use event::{
     Attempt, CancelReason, Effect, EffectId, Event, LaunchFailure, PlannedJob, PlannedRun,
@@ -60,6 +61,7 @@ pub use github::{
     ForkPolicy, GithubLink, GithubRepository, GithubRun, Head, HeadSource, PublishedReport, Report,
     StatusState,
 };
+pub use history::{Ended, EndedRun, Missing};
 pub use job::{
     Job, JobEvent, JobFailure, JobKind, JobOutcome, JobReport, JobState, LostAttempt,
     MissingCapacity, UsedImage,
@@ -88,6 +90,12 @@ impl Timestamp {
     #[must_use]
     pub fn after(self, duration: Duration) -> Self {
         Self(self.0.saturating_add(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)))
+    }
+
+    /// The moment `duration` before this one; the epoch if that would be before it.
+    #[must_use]
+    pub fn before(self, duration: Duration) -> Self {
+        Self(self.0.saturating_sub(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)))
     }
 
     /// The time from `earlier` to this moment; zero if `earlier` is later.

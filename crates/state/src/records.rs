@@ -12,7 +12,7 @@ use stagely_protocol::Arch;
 
 use super::schedule::JobClass;
 use super::{
-    DeliveryId, Effect, EffectId, Environment, Job, JobState, Limits, Machine, Project,
+    DeliveryId, Effect, EffectId, EndedRun, Environment, Job, JobState, Limits, Machine, Project,
     ProviderName, Run, RunState, Timestamp,
 };
 use crate::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId, SessionId};
@@ -48,10 +48,10 @@ impl<K: Copy + Ord, V> Table<K, V> {
         }
     }
 
-    fn remove(&mut self, key: K) {
-        if self.rows.remove(&key).is_some() {
-            self.changed.insert(key);
-        }
+    fn remove(&mut self, key: K) -> Option<V> {
+        let row = self.rows.remove(&key)?;
+        self.changed.insert(key);
+        Some(row)
     }
 }
 
@@ -73,6 +73,8 @@ pub struct Snapshot {
     pub machines: BTreeMap<MachineId, Machine>,
     pub deliveries: BTreeMap<DeliveryId, Timestamp>,
     pub outbox: BTreeMap<EffectId, Effect>,
+    /// How many runs of each environment have left the state. No environment without one.
+    pub ended_runs: BTreeMap<EnvironmentId, u64>,
 }
 
 /// The ids of the records that were changed, added or removed. A removed record is not in the state any more.
@@ -94,8 +96,12 @@ pub(super) struct Index {
     pub(super) unplanned: BTreeSet<RunId>,
     /// Runs whose `stagely.yaml` is being read.
     pub(super) planning: BTreeSet<RunId>,
-    /// The runs of each environment. No environment without one.
+    /// The runs of each environment in the state. No environment without one.
     pub(super) environment_runs: BTreeMap<EnvironmentId, BTreeSet<RunId>>,
+    /// How many runs of each environment have left the state. No environment without one.
+    left_runs: BTreeMap<EnvironmentId, u64>,
+    /// Runs in a final state.
+    pub(super) ended_runs: BTreeSet<RunId>,
     /// The effects of each environment in the outbox, which are many while GitHub does not answer. No environment
     /// without one.
     pub(super) environment_effects: BTreeMap<EnvironmentId, BTreeSet<EffectId>>,
@@ -111,6 +117,7 @@ pub(super) struct Index {
     pub(super) blocked: BTreeMap<JobClass, BTreeSet<(Timestamp, JobId)>>,
     /// Machines that are not terminated.
     pub(super) live_machines: BTreeSet<MachineId>,
+    pub(super) terminated_machines: BTreeSet<MachineId>,
     /// Closed environments with cache refs or images that are to be deleted.
     pub(super) closing: BTreeSet<EnvironmentId>,
     /// Runs that this step has changed, or whose jobs it has changed.
@@ -125,10 +132,11 @@ pub struct State {
     pub limits: Limits,
     pub projects: Table<ProjectId, Project>,
     pub environments: Table<EnvironmentId, Environment>,
-    /// The runs that retention has left, and their jobs.
+    /// The open runs, and the ended ones that something refers to.
     pub runs: Table<RunId, Run>,
+    /// The jobs of these runs.
     pub jobs: Table<JobId, Job>,
-    /// The machines that retention has left.
+    /// The live machines, and the terminated ones that something refers to.
     pub machines: Table<MachineId, Machine>,
     /// When each delivery of GitHub came first. Deliveries that GitHub does not repeat any more are forgotten.
     pub deliveries: Table<DeliveryId, Timestamp>,
@@ -171,7 +179,7 @@ impl State {
             machines: Table::new(stored.machines),
             deliveries: Table::new(stored.deliveries),
             outbox: Table::new(stored.outbox),
-            index: Index::default(),
+            index: Index { left_runs: stored.ended_runs, ..Index::default() },
             served: BTreeMap::new(),
             sessions: BTreeMap::new(),
             started_at: Timestamp::default(),
@@ -208,6 +216,7 @@ impl State {
             machines: self.machines.rows.clone(),
             deliveries: self.deliveries.rows.clone(),
             outbox: self.outbox.rows.clone(),
+            ended_runs: self.index.left_runs.clone(),
         }
     }
 
@@ -388,29 +397,71 @@ impl State {
         ids.filter_map(|id| self.outbox.get(id))
     }
 
-    /// Removes a run in a final state, and its jobs.
+    /// Whether the environment has a run, in the state or not.
+    pub(super) fn has_runs(&self, environment: EnvironmentId) -> bool {
+        let index = &self.index;
+        index.environment_runs.contains_key(&environment)
+            || index.left_runs.contains_key(&environment)
+    }
+
+    /// Deletes a run in a final state, and its jobs.
     pub(super) fn forget_run(&mut self, id: RunId) {
-        if self.runs.get(&id).is_some_and(|run| run.state.is_final()) {
-            for job in self.index.run_jobs.remove(&id).unwrap_or_default() {
-                self.jobs.remove(job);
-            }
-            if let Some(run) = self.runs.get(&id) {
-                self.index.forget_run(run);
-            }
-            self.runs.remove(id);
+        if !self.index.ended_runs.contains(&id) {
+            return;
         }
+        if let Some(EndedRun { run, .. }) = self.remove_run(id) {
+            self.change_environment(run.environment, |environment| {
+                environment.report.run.take_if(|reported| *reported == id);
+            });
+        }
+    }
+
+    /// Removes a run that has not been deleted, and its jobs.
+    pub(super) fn take_run(&mut self, id: RunId) -> Option<EndedRun> {
+        let ended = self.remove_run(id)?;
+        *self.index.left_runs.entry(ended.run.environment).or_default() += 1;
+        Some(ended)
+    }
+
+    /// Inserts a run that [`take_run`](Self::take_run) has removed.
+    pub(super) fn insert_recalled(&mut self, run: Run, jobs: Vec<Job>) {
+        if let Entry::Occupied(mut left) = self.index.left_runs.entry(run.environment) {
+            *left.get_mut() -= 1;
+            if *left.get() == 0 {
+                left.remove();
+            }
+        }
+        self.index.note_run(&run);
+        self.runs.insert(run.id, run);
+        for job in jobs {
+            self.index.note_job(&job, &self.jobs, &self.runs);
+            self.jobs.insert(job.id, job);
+        }
+    }
+
+    fn remove_run(&mut self, id: RunId) -> Option<EndedRun> {
+        let run = self.runs.remove(id)?;
+        self.index.forget_run(&run);
+        let jobs = self.index.run_jobs.remove(&id).unwrap_or_default();
+        let jobs = jobs.into_iter().filter_map(|job| self.jobs.remove(job)).collect();
+        Some(EndedRun { run, jobs })
     }
 
     pub(super) fn remove_environment(&mut self, id: EnvironmentId) {
         self.environments.remove(id);
     }
 
-    /// Removes a machine that is terminated.
+    /// Deletes a machine that is terminated.
     pub(super) fn forget_machine(&mut self, id: MachineId) {
-        if self.machines.get(&id).is_some_and(|machine| machine.state.is_terminated()) {
-            self.machines.remove(id);
+        if self.index.terminated_machines.contains(&id) {
+            self.take_machine(id);
             self.sessions.remove(&id);
         }
+    }
+
+    pub(super) fn take_machine(&mut self, id: MachineId) -> Option<Machine> {
+        self.index.terminated_machines.remove(&id);
+        self.machines.remove(id)
     }
 }
 
@@ -422,6 +473,7 @@ impl Index {
 
     fn note_run(&mut self, run: &Run) {
         self.environment_runs.entry(run.environment).or_default().insert(run.id);
+        set(&mut self.ended_runs, run.id, run.state.is_final());
         set(&mut self.unplanned, run.id, run.state == RunState::Pending);
         set(&mut self.planning, run.id, matches!(run.state, RunState::Planning { .. }));
         if let RunState::Deferred { until } = run.state {
@@ -437,6 +489,7 @@ impl Index {
     }
 
     fn forget_run(&mut self, run: &Run) {
+        self.ended_runs.remove(&run.id);
         if let Entry::Occupied(mut runs) = self.environment_runs.entry(run.environment) {
             runs.get_mut().remove(&run.id);
             if runs.get().is_empty() {
@@ -483,7 +536,9 @@ impl Index {
     }
 
     fn note_machine(&mut self, machine: &Machine) {
-        set(&mut self.live_machines, machine.id, !machine.state.is_terminated());
+        let is_terminated = machine.state.is_terminated();
+        set(&mut self.live_machines, machine.id, !is_terminated);
+        set(&mut self.terminated_machines, machine.id, is_terminated);
     }
 }
 

@@ -91,7 +91,6 @@ impl State {
     fn is_reported(&self, id: EnvironmentId) -> bool {
         let Some(environment) = self.environments.get(&id) else { return false };
         let project = self.projects.get(&environment.project);
-        let has_run = environment.report.run.is_some_and(|run| self.runs.contains_key(&run));
-        has_run && project.is_some_and(|project| project.github.is_some())
+        environment.report.run.is_some() && project.is_some_and(|project| project.github.is_some())
     }
 }

@@ -9,9 +9,9 @@ use anyhow::Context as _;
 use secrecy::SecretString;
 use stagely_protocol::{
     Build, CoreMessage, Digest, ErrorChain, FailureReason, Fingerprint, ImageRef, Merge,
-    RegistryAuth,
+    RegistryAuth, Step,
 };
-use stagely_state::ids::{JobId, MachineId};
+use stagely_state::ids::{JobId, MachineId, RunId};
 use stagely_state::{
     Attempt, Event, Job, JobFailure, JobKind, JobOutcome, JobReport, JobState, Project, Run,
 };
@@ -21,9 +21,10 @@ use tracing::warn;
 use super::CloneTokens;
 use super::clone_token::{CLONE_TOKEN_RETRIES, retry_clone_token};
 use crate::config::RegistryConfig;
+use crate::core::history::History;
 use crate::core::records::{Records, SharedRecords};
 use crate::core::registry::Registry;
-use crate::core::secrets::SecretStore;
+use crate::core::secrets::{RunSecrets, SecretStore};
 use crate::core::sessions::Sessions;
 use crate::core::store::Store;
 
@@ -34,6 +35,7 @@ pub(crate) struct Assigner {
     pub(crate) sessions: Sessions,
     pub(crate) secrets: SecretStore,
     pub(crate) store: Store,
+    pub(crate) history: History,
     pub(crate) registry: Arc<Registry>,
     pub(crate) clone_tokens: CloneTokens,
 }
@@ -85,14 +87,21 @@ impl Assigner {
         attempt: Attempt,
         inputs: JobInputs,
     ) -> anyhow::Result<CoreMessage> {
-        let JobInputs { registry_auth, fingerprint, digests, clone_token } = inputs;
+        let JobInputs {
+            registry_auth,
+            fingerprint,
+            native_steps,
+            digests,
+            mut secrets,
+            clone_token,
+        } = inputs;
         match &job.kind {
             JobKind::Build { .. } => {
-                let mut secrets = self.secrets.open_run(job.run)?;
                 secrets.clone_token = secrets.clone_token.or(clone_token);
                 let build = build::message(records, job, attempt, secrets)?;
                 let build = Build { registry_auth, ..build };
-                Ok(build::with_history(build, records, job, fingerprint)?)
+                let native_steps = build::native_steps(records, job, native_steps);
+                Ok(build::with_history(build, native_steps, fingerprint)?)
             }
             JobKind::Merge { platforms, image } => Ok(CoreMessage::Merge(Merge {
                 job_id: attempt.wire(),
@@ -112,31 +121,48 @@ impl Assigner {
         attempt: Attempt,
     ) -> anyhow::Result<Option<JobInputs>> {
         let job = attempt.job;
-        let Some(clone_token) = self.clone_token(machine, attempt).await? else { return Ok(None) };
+        let cloned = self.cloned(job);
+        let secrets = match &cloned {
+            Some((run, _)) => self.run_secrets(run.id).await?,
+            None => RunSecrets::default(),
+        };
+        let clone_token = match cloned {
+            Some((run, project)) if secrets.clone_token.is_none() => {
+                let token = self.clone_token(machine, attempt, &run, &project).await?;
+                let Some(token) = token else { return Ok(None) };
+                token
+            }
+            _ => None,
+        };
         Ok(Some(JobInputs {
             registry_auth: self.registry_auth().await?,
             fingerprint: self.previous_fingerprint(job).await,
+            native_steps: self.history.earlier_native_steps(job).await?,
             digests: self.digests_to_merge(job).await?,
+            secrets,
             clone_token,
         }))
     }
 
-    /// A token for this job alone, if its run has none of its own. Repeats the request to a GitHub that does not
-    /// answer as long as the machine has the attempt.
+    async fn run_secrets(&self, run: RunId) -> anyhow::Result<RunSecrets> {
+        let secrets = self.secrets.clone();
+        Ok(spawn_blocking(move || secrets.open_run(run)).await??)
+    }
+
+    /// A token for this job alone, if core can have one. Repeats the request to a GitHub that does not answer as long as
+    /// the machine has the attempt; `None` if it has lost it.
     async fn clone_token(
         &self,
         machine: MachineId,
         attempt: Attempt,
+        run: &Run,
+        project: &Project,
     ) -> anyhow::Result<Option<Option<SecretString>>> {
-        let Some((run, project)) = self.cloned(attempt.job) else { return Ok(Some(None)) };
-        if self.secrets.open_run(run.id)?.clone_token.is_some() {
-            return Ok(Some(None));
-        }
         let request = async || {
             if attempted(&self.records.read(), machine, attempt).is_none() {
                 return Ok(None);
             }
-            self.clone_tokens.repository_token(&run, &project).await.map(Some)
+            self.clone_tokens.repository_token(run, project).await.map(Some)
         };
         let what = "the request for a token for a clone";
         let token = CLONE_TOKEN_RETRIES.run(what, retry_clone_token, request).await;
@@ -208,8 +234,11 @@ fn attempted(records: &Records, machine: MachineId, attempt: Attempt) -> Option<
 struct JobInputs {
     registry_auth: Option<RegistryAuth>,
     fingerprint: Option<Fingerprint>,
+    /// The steps of a native build in an earlier run, of an emulated job.
+    native_steps: Vec<Step>,
     /// The digests of a merge's images whose agents reported none.
     digests: BTreeMap<JobId, Digest>,
+    secrets: RunSecrets,
     /// For this job alone.
     clone_token: Option<SecretString>,
 }

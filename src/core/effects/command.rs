@@ -8,6 +8,7 @@ use stagely_state::{Command, CommandKind, CommandVerdict, Event, Project};
 use tracing::warn;
 
 use crate::core::github::{Github, GithubError, Permission};
+use crate::core::history::History;
 use crate::core::intake::rebuild::rebuild_environment;
 use crate::core::records::SharedRecords;
 use crate::core::retry::RetryPolicy;
@@ -18,6 +19,7 @@ const PERMISSION_RETRIES: RetryPolicy =
 #[derive(Debug)]
 pub(crate) struct CommandChecker {
     pub(crate) records: SharedRecords,
+    pub(crate) history: History,
     pub(crate) github: Github,
 }
 
@@ -52,7 +54,12 @@ impl CommandChecker {
         let CommandKind::Rebuild { failed_only } = command.kind else {
             return Ok(CommandVerdict::Accepted);
         };
-        let made = rebuild_environment(&self.records.read(), environment, failed_only);
+        let newest = self.history.newest_run_of(environment).await.map_err(|error| {
+            warn!(error = %ErrorChain(&error), %environment, "the newest run cannot be read");
+            "core cannot read the newest run".to_owned()
+        })?;
+        let records = self.records.read();
+        let made = rebuild_environment(&records, environment, newest.as_ref(), failed_only);
         made.map(|made| CommandVerdict::Rebuild(Box::new(made.run)))
             .map_err(|error| error.to_string())
     }

@@ -140,7 +140,10 @@ impl Planner {
         // A checkout could use up the space that the records need.
         self.disk.check_reserve().await.map_err(|full| failed(FailureReason::DiskFull, full))?;
         let subject = self.subject(run)?;
-        let own_token = self.secrets.open_run(run).map_err(anyhow::Error::from)?.clone_token;
+        let secrets = self.secrets.clone();
+        let secrets = spawn_blocking(move || secrets.open_run(run)).await;
+        let secrets = secrets.expect("reading secrets does not panic");
+        let own_token = secrets.map_err(anyhow::Error::from)?.clone_token;
         if own_token.is_none() && self.clone_tokens.lacks_foreign_token(&subject.run) {
             return Err(failed(AUTHENTICATION, FORK_OF_PRIVATE));
         }

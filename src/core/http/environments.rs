@@ -59,9 +59,10 @@ pub(super) async fn rebuild(
     rebuild: Option<ApiJson<RebuildEnvironment>>,
 ) -> Result<(StatusCode, Json<RunView>), ApiError> {
     let failed_only = rebuild.is_some_and(|ApiJson(rebuild)| rebuild.failed_only);
-    let make = move |records: &_| rebuild_environment(records, id, failed_only);
+    let newest = api.history.newest_run_of(id).await?;
+    let make = move |records: &_| rebuild_environment(records, id, newest.as_ref(), failed_only);
     let run = api.intake.take(make).await?;
-    Ok((StatusCode::CREATED, Json(runs::find(&api, run)?)))
+    Ok((StatusCode::CREATED, Json(runs::find(&api, run).await?)))
 }
 
 fn find(api: &ApiState, id: EnvironmentId) -> Result<EnvironmentView, ApiError> {

@@ -14,6 +14,7 @@ use crate::core::intake::fields::InvalidRequest;
 use crate::core::intake::projects::LinkError;
 use crate::core::intake::rebuild::RebuildError;
 use crate::core::orchestrator::ShuttingDown;
+use crate::core::store::StoreError;
 
 /// A refusal: the status, a code for programs, and a sentence with advice.
 #[derive(Debug)]
@@ -106,6 +107,12 @@ impl ApiError {
 impl From<ShuttingDown> for ApiError {
     fn from(error: ShuttingDown) -> Self {
         Self::unavailable(format!("{error}; try again when it is back"))
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        Self::internal(&error)
     }
 }
 

@@ -29,8 +29,8 @@ pub(super) async fn get(
     _: Reader,
     ApiPath(id): ApiPath<JobId>,
 ) -> Result<Json<JobView>, ApiError> {
-    let job = find(&api, id)?;
-    Ok(Json(views::job(&api.records.read(), &job)))
+    let found = api.history.with_job(id, views::job).await?;
+    found.map(Json).ok_or_else(|| ApiError::not_found("job", &id.to_string()))
 }
 
 /// Reads a job's log as plain text with its ANSI sequences.
@@ -43,7 +43,7 @@ pub(super) async fn logs(
     ApiPath(id): ApiPath<JobId>,
     ApiQuery(range): ApiQuery<LogRange>,
 ) -> Result<Response, ApiError> {
-    let job = find(&api, id)?;
+    let job = find(&api, id).await?;
     let attempt = Attempt { job: id, number: range.attempt.unwrap_or(job.attempt) };
     let from = range.from.unwrap_or(0);
     // Pages are read as fast as the client takes them, so a long log is never in memory as a whole.
@@ -84,7 +84,7 @@ pub(super) async fn follow(
     ApiQuery(range): ApiQuery<LogRange>,
     upgrade: WebSocketUpgrade,
 ) -> Result<Response, ApiError> {
-    find(&api, id)?;
+    find(&api, id).await?;
     let sockets = api.sockets.clone();
     Ok(sockets.open(upgrade, move |socket| Follower { api, id, socket }.run(range)))
 }
@@ -108,10 +108,13 @@ impl Follower {
 
     async fn send_all(&mut self, range: LogRange) -> Result<(), Gone> {
         let mut from = range.from.unwrap_or(0);
-        let mut attempt = range.attempt.unwrap_or_else(|| self.attempt().max(1));
+        let mut attempt = match range.attempt {
+            Some(attempt) => attempt,
+            None => find(&self.api, self.id).await.map_or(1, |job| job.attempt.max(1)),
+        };
         loop {
             self.send_attempt(Attempt { job: self.id, number: attempt }, from).await?;
-            match find(&self.api, self.id) {
+            match find(&self.api, self.id).await {
                 Ok(job) if range.attempt.is_none() && job.attempt > attempt => {
                     attempt = job.attempt;
                     from = 0;
@@ -126,10 +129,6 @@ impl Follower {
                 }
             }
         }
-    }
-
-    fn attempt(&self) -> u32 {
-        find(&self.api, self.id).map_or(0, |job| job.attempt)
     }
 
     /// Sends the lines of one attempt until it is over.
@@ -198,7 +197,7 @@ impl Follower {
     }
 }
 
-fn find(api: &ApiState, id: JobId) -> Result<Job, ApiError> {
-    let records = api.records.read();
-    records.jobs.get(&id).cloned().ok_or_else(|| ApiError::not_found("job", &id.to_string()))
+async fn find(api: &ApiState, id: JobId) -> Result<Job, ApiError> {
+    let found = api.history.with_job(id, |_, job| job.clone()).await?;
+    found.ok_or_else(|| ApiError::not_found("job", &id.to_string()))
 }

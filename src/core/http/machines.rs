@@ -13,24 +13,27 @@ use crate::api::{AddMachine, AddedMachine, ErrorBody, ListMachines, MachineView,
 use crate::core::clock::new_id;
 use crate::core::clock::now;
 
+/// Most ended machines in a list.
+const ENDED_MACHINES_MAX: usize = 1_000;
+
 /// The longest name of a registered machine, in characters.
 const NAME_CHARS_MAX: usize = 100;
 
-/// Lists the live machines, or all recorded ones, the oldest first.
+/// Lists the live machines, or also the 1,000 newest ones that have ended, the oldest first.
 #[utoipa::path(get, path = "/machines", params(ListMachines),
     responses((status = 200, body = Vec<MachineView>)))]
 pub(super) async fn list(
     State(api): State<ApiState>,
     _: Reader,
     ApiQuery(which): ApiQuery<ListMachines>,
-) -> Json<Vec<MachineView>> {
-    let (records, now) = (api.records.read(), now());
-    let view = |machine| views::machine(machine, now);
-    Json(if which.all {
-        records.machines.values().map(view).collect()
-    } else {
-        records.live_machines().map(view).collect()
-    })
+) -> Result<Json<Vec<MachineView>>, ApiError> {
+    let now = now();
+    let view = |machine: &_| views::machine(machine, now);
+    if which.all {
+        let machines = api.history.machines(ENDED_MACHINES_MAX).await?;
+        return Ok(Json(machines.iter().map(view).collect()));
+    }
+    Ok(Json(api.records.read().live_machines().map(view).collect()))
 }
 
 /// Shows the waiting jobs, in the order in which they will be assigned.

@@ -26,6 +26,7 @@ use super::{ApiState, views};
 use crate::api::{JobKindView, JobStatus, JobView, LostAttempt, RunStatus, RunView};
 use crate::core::github::report::view::seconds;
 use crate::core::logs::{LogError, StoredLine, readable};
+use crate::core::store::StoreError;
 use crate::core::waits::Wait;
 
 /// Most lines of a log that a page shows.
@@ -189,15 +190,16 @@ struct StepRow {
 }
 
 async fn run(State(api): State<ApiState>, _: Visitor, Id(id): Id) -> Response {
-    let run = {
-        let records = api.records.read();
-        let found = id.parse::<RunId>().ok().and_then(|id| records.runs.get(&id));
-        found.map(|run| {
-            let wait = Wait::of_run(&records, run).map(|wait| readable(&wait.text()));
-            (views::run(&records, run), run.approval.clone(), wait)
-        })
+    let Ok(id) = id.parse::<RunId>() else { return not_found("run") };
+    let found = api.history.with_run(id, |records, run| {
+        let wait = Wait::of_run(records, run).map(|wait| readable(&wait.text()));
+        (views::run(records, run), run.approval.clone(), wait)
+    });
+    let (run, approval, wait) = match found.await {
+        Ok(Some(found)) => found,
+        Ok(None) => return not_found("run"),
+        Err(error) => return unreadable(&error),
     };
-    let Some((run, approval, wait)) = run else { return not_found("run") };
     let awaits = approval == Approval::Awaited && !run.status.is_final();
     let status = match run.status {
         _ if awaits => "waits for approval",
@@ -283,7 +285,10 @@ fn images(run: &RunView) -> Vec<String> {
 }
 
 async fn job(State(api): State<ApiState>, _: Visitor, Id(id): Id, query: AttemptQuery) -> Response {
-    let Some(job) = find_job(&api, &id) else { return not_found("job") };
+    let job = match find_job(&api, &id).await {
+        Ok(job) => job,
+        Err(refused) => return refused,
+    };
     let Some(attempt) = query.attempt_of(&job) else { return not_found("attempt") };
     let (first_line, lines) = match api.logs.tail(attempt, PAGE_LINES).await {
         Ok(tail) => tail,
@@ -333,7 +338,10 @@ fn readable_lines(text: &str) -> String {
 
 /// A whole log as plain text, read from the store as fast as the client takes it.
 async fn log(State(api): State<ApiState>, _: Visitor, Id(id): Id, query: AttemptQuery) -> Response {
-    let Some(job) = find_job(&api, &id) else { return not_found("job") };
+    let job = match find_job(&api, &id).await {
+        Ok(job) => job,
+        Err(refused) => return refused,
+    };
     let Some(attempt) = query.attempt_of(&job) else { return not_found("attempt") };
     let id = job.id;
     // An error breaks off the transfer, because an incomplete log must not look complete.
@@ -355,10 +363,10 @@ fn text_of(lines: &[StoredLine]) -> Bytes {
     lines.iter().map(|line| readable(&line.data) + "\n").collect::<String>().into()
 }
 
-fn find_job(api: &ApiState, id: &str) -> Option<JobView> {
-    let records = api.records.read();
-    let job = records.jobs.get(&id.parse::<JobId>().ok()?)?;
-    Some(views::job(&records, job))
+async fn find_job(api: &ApiState, id: &str) -> Result<JobView, Response> {
+    let Ok(id) = id.parse::<JobId>() else { return Err(not_found("job")) };
+    let found = api.history.with_job(id, views::job).await.map_err(|error| unreadable(&error))?;
+    found.ok_or_else(|| not_found("job"))
 }
 
 fn page(template: &impl Template) -> Response {
@@ -376,6 +384,12 @@ fn not_found(what: &str) -> Response {
     let advice = "It may have been deleted: core keeps what has ended for a while only. Look at the \
                   newest commit of the pull request.";
     refused(StatusCode::NOT_FOUND, &title, advice)
+}
+
+fn unreadable(error: &StoreError) -> Response {
+    error!(error = %ErrorChain(error), "a record cannot be read");
+    let advice = "Core's own log says why.";
+    refused(StatusCode::INTERNAL_SERVER_ERROR, "This cannot be read", advice)
 }
 
 fn broken(job: JobId, error: &LogError) -> Response {

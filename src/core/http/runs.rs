@@ -32,7 +32,7 @@ pub(super) async fn create(
     ApiJson(create): ApiJson<CreateRun>,
 ) -> Result<(StatusCode, Json<RunView>), ApiError> {
     let id = api.intake.take(move |records| request::run(records, create)).await?;
-    Ok((StatusCode::CREATED, Json(find(&api, id)?)))
+    Ok((StatusCode::CREATED, Json(find(&api, id).await?)))
 }
 
 /// Lists runs, newest first.
@@ -41,14 +41,9 @@ pub(super) async fn list(
     State(api): State<ApiState>,
     _: Reader,
     ApiQuery(query): ApiQuery<ListRuns>,
-) -> Json<Vec<RunView>> {
+) -> Result<Json<Vec<RunView>>, ApiError> {
     let limit = query.limit.unwrap_or(LIST_DEFAULT).min(LIST_MAX);
-    let records = api.records.read();
-    let older = match query.before {
-        Some(before) => records.runs.range(..before),
-        None => records.runs.range(..),
-    };
-    Json(older.rev().take(limit).map(|(_, run)| views::run_summary(&records, run)).collect())
+    Ok(Json(api.history.newest_runs(query.before, limit, views::run_summary).await?))
 }
 
 /// Shows a run and its jobs.
@@ -60,7 +55,7 @@ pub(super) async fn get(
     _: Reader,
     ApiPath(id): ApiPath<RunId>,
 ) -> Result<Json<RunView>, ApiError> {
-    find(&api, id).map(Json)
+    find(&api, id).await.map(Json)
 }
 
 /// Lists the jobs of a run, in the order of the plan.
@@ -72,7 +67,7 @@ pub(super) async fn jobs(
     _: Reader,
     ApiPath(id): ApiPath<RunId>,
 ) -> Result<Json<Vec<JobView>>, ApiError> {
-    find(&api, id).map(|run| Json(run.jobs))
+    find(&api, id).await.map(|run| Json(run.jobs))
 }
 
 /// Cancels a run. A run that has ended does not change.
@@ -84,9 +79,9 @@ pub(super) async fn cancel(
     _: Writer,
     ApiPath(id): ApiPath<RunId>,
 ) -> Result<Json<RunView>, ApiError> {
-    find(&api, id)?;
+    find(&api, id).await?;
     api.events.store(Event::CancelRequested { run: id, reason: CancelReason::Requested }).await?;
-    find(&api, id).map(Json)
+    find(&api, id).await.map(Json)
 }
 
 /// Approves a run of a fork's commit.
@@ -99,12 +94,12 @@ pub(super) async fn approve(
     writer: Writer,
     ApiPath(id): ApiPath<RunId>,
 ) -> Result<Json<RunView>, ApiError> {
-    let run = find(&api, id)?;
+    let run = find(&api, id).await?;
     if run.approval != Approval::Awaited || run.status.is_final() {
         return Err(ApiError::conflict(format!("{id} does not wait for approval")));
     }
     api.events.store(Event::RunApproved { run: id, by: writer.name }).await?;
-    find(&api, id).map(Json)
+    find(&api, id).await.map(Json)
 }
 
 /// Builds a run's commit once more, as a new run in the same environment.
@@ -122,8 +117,10 @@ pub(super) async fn rebuild(
     ApiPath(id): ApiPath<RunId>,
     ApiJson(rebuild): ApiJson<RebuildRun>,
 ) -> Result<(StatusCode, Json<RunView>), ApiError> {
-    let id = api.intake.take(move |records| rebuild::rebuild(records, id, rebuild)).await?;
-    Ok((StatusCode::CREATED, Json(find(&api, id)?)))
+    let earlier = api.history.with_run(id, |_, run| run.clone()).await?;
+    let earlier = earlier.ok_or_else(|| ApiError::not_found("run", &id.to_string()))?;
+    let id = api.intake.take(move |records| rebuild::rebuild(records, &earlier, rebuild)).await?;
+    Ok((StatusCode::CREATED, Json(find(&api, id).await?)))
 }
 
 /// Follows a run over a WebSocket: its JSON at once and after each change, until it has ended and its
@@ -137,7 +134,7 @@ pub(super) async fn follow(
     ApiPath(id): ApiPath<RunId>,
     upgrade: WebSocketUpgrade,
 ) -> Result<Response, ApiError> {
-    find(&api, id)?;
+    find(&api, id).await?;
     let sockets = api.sockets.clone();
     Ok(sockets.open(upgrade, move |socket| send_changes(api, id, socket)))
 }
@@ -149,7 +146,7 @@ async fn send_changes(api: ApiState, id: RunId, mut socket: WebSocket) {
     let mut is_stopping = false;
     loop {
         changes.mark_unchanged();
-        let Ok(view) = find(&api, id) else { break };
+        let Ok(view) = find(&api, id).await else { break };
         let json = serde_json::to_string(&view).expect("a view has string keys");
         if json != sent {
             if socket.send(Message::Text(json.as_str().into())).await.is_err() {
@@ -172,8 +169,7 @@ async fn send_changes(api: ApiState, id: RunId, mut socket: WebSocket) {
     let _ = socket.send(Message::Close(None)).await;
 }
 
-pub(super) fn find(api: &ApiState, id: RunId) -> Result<RunView, ApiError> {
-    let records = api.records.read();
-    let run = records.runs.get(&id).ok_or_else(|| ApiError::not_found("run", &id.to_string()))?;
-    Ok(views::run(&records, run))
+pub(super) async fn find(api: &ApiState, id: RunId) -> Result<RunView, ApiError> {
+    let found = api.history.with_run(id, views::run).await?;
+    found.ok_or_else(|| ApiError::not_found("run", &id.to_string()))
 }

@@ -2,13 +2,12 @@
 
 use axum::Json;
 use axum::extract::State;
-use stagely_provider::ProviderError;
 use stagely_state::ProviderName;
 
 use super::ApiState;
 use super::auth::{Admin, Reader};
 use crate::api::{ProviderSweepView, SweepAction, SweepView, SweptMachine};
-use crate::core::sweep::{EndOutcome, Finding, ListComparison, Verdict};
+use crate::core::sweep::{EndOutcome, Finding, ListComparison, SweepError, Verdict};
 
 /// Shows the actions that a sweep would take now.
 #[utoipa::path(get, path = "/sweep", responses((status = 200, body = SweepView)))]
@@ -30,7 +29,7 @@ async fn sweep_all(api: &ApiState, dry_run: bool) -> Json<SweepView> {
 
 fn provider(
     provider: ProviderName,
-    compared: Result<ListComparison, ProviderError>,
+    compared: Result<ListComparison, SweepError>,
 ) -> ProviderSweepView {
     match compared {
         Ok(comparison) => ProviderSweepView {

@@ -29,7 +29,7 @@ pub(super) async fn create(
         made.ok_or_else(|| ApiError::not_found("project", &name))
     };
     let id = api.intake.take(make).await?;
-    Ok((StatusCode::CREATED, Json(runs::find(&api, id)?)))
+    Ok((StatusCode::CREATED, Json(runs::find(&api, id).await?)))
 }
 
 /// Shows the schedule of warm-ups, and the time of the next ones.

@@ -39,21 +39,20 @@ pub(crate) enum NotRebuildable {
     NoRun,
 }
 
-/// Makes the records of a rebuild of the run `id`.
+/// Makes the records of a rebuild of the run `earlier`.
 ///
 /// # Errors
 /// [`RebuildError`].
 pub(crate) fn rebuild(
     records: &Records,
-    id: RunId,
+    earlier: &Run,
     rebuild: RebuildRun,
 ) -> Result<RequestedRun, RebuildError> {
-    let earlier = records.runs.get(&id).ok_or(RebuildError::NotFound(id))?;
     check_rebuild(earlier, rebuild.failed)?;
     rebuild_of(records, earlier, rebuild)
 }
 
-/// Makes the records of a rebuild of an environment's newest run. If that run is still open, the rebuild
+/// Makes the records of a rebuild of an environment's `newest` run. If that run is still open, the rebuild
 /// supersedes it.
 ///
 /// # Errors
@@ -61,6 +60,7 @@ pub(crate) fn rebuild(
 pub(crate) fn rebuild_environment(
     records: &Records,
     id: EnvironmentId,
+    newest: Option<&Run>,
     failed_only: bool,
 ) -> Result<RequestedRun, RebuildError> {
     let environment = records.environments.get(&id).ok_or(RebuildError::NoEnvironment(id))?;
@@ -69,7 +69,6 @@ pub(crate) fn rebuild_environment(
     if environment.state.is_closed() && environment.pull_request.is_some() && is_linked {
         return Err(NotRebuildable::Closed { name: environment.name.clone() }.into());
     }
-    let newest = environment.newest_run.and_then(|run| records.runs.get(&run));
     let newest = newest.ok_or(NotRebuildable::NoRun)?;
     if newest.state.is_final() || failed_only {
         check_rebuild(newest, failed_only)?;
@@ -179,8 +178,12 @@ mod tests {
             run.branch = Some("main".to_owned());
         });
 
-        let made =
-            rebuild(&records, id, RebuildRun { failed: true, ..Default::default() }).unwrap();
+        let made = rebuild(
+            &records,
+            &records.runs[&id],
+            RebuildRun { failed: true, ..Default::default() },
+        )
+        .unwrap();
 
         let (earlier, run) = (&records.runs[&id], made.run);
         assert_ne!(run.id, id);
@@ -203,21 +206,21 @@ mod tests {
     #[test]
     fn the_newest_run_of_an_environment_is_rebuilt_also_while_it_is_open() {
         let create = CreateRun { pull_request: Some(7), from_fork: true, ..app() };
-        let (mut records, id) = records_of(create, |run| {
+        let (records, id) = records_of(create, |run| {
             *run = run.clone().with_approval(Approval::Awaited);
         });
         let environment = records.runs[&id].environment;
-        let none = rebuild_environment(&records, environment, false).unwrap_err();
+        let none = rebuild_environment(&records, environment, None, false).unwrap_err();
         assert!(none.to_string().contains("no run"), "{none}");
-        records.environments.get_mut(&environment).unwrap().newest_run = Some(id);
 
-        let run = rebuild_environment(&records, environment, false).unwrap().run;
+        let newest = records.runs.get(&id);
+        let run = rebuild_environment(&records, environment, newest, false).unwrap().run;
 
         assert_eq!((run.rebuilds, run.reuses, run.trigger), (Some(id), None, Trigger::Rebuild));
         assert_eq!(run.approval, Approval::Awaited, "a rebuild is no approval");
-        let open = rebuild_environment(&records, environment, true).unwrap_err();
+        let open = rebuild_environment(&records, environment, newest, true).unwrap_err();
         assert!(open.to_string().contains("has not ended"), "{open}");
-        let nowhere = rebuild_environment(&records, new_id::<EnvironmentId>(), false);
+        let nowhere = rebuild_environment(&records, new_id::<EnvironmentId>(), None, false);
         assert!(matches!(nowhere, Err(RebuildError::NoEnvironment(_))));
     }
 
@@ -229,7 +232,11 @@ mod tests {
             run.rebuilds = Some(first);
         });
 
-        let made = rebuild(&records, id, RebuildRun { failed: true, ..Default::default() });
+        let made = rebuild(
+            &records,
+            &records.runs[&id],
+            RebuildRun { failed: true, ..Default::default() },
+        );
 
         let run = made.unwrap().run;
         assert_eq!((run.rebuilds, run.reuses), (Some(first), Some(id)));
@@ -239,7 +246,8 @@ mod tests {
     fn a_refused_rebuild_has_a_reason() {
         let refused = |change: fn(&mut Run), failed| {
             let (records, id) = records_of(app(), change);
-            match rebuild(&records, id, RebuildRun { failed, ..Default::default() }) {
+            match rebuild(&records, &records.runs[&id], RebuildRun { failed, ..Default::default() })
+            {
                 Err(RebuildError::Conflict(reason)) => reason.to_string(),
                 other => panic!("{other:?}"),
             }
@@ -251,8 +259,6 @@ mod tests {
             run.trigger = Trigger::WarmUp;
         };
         assert!(refused(warm_up, false).contains("stagely warm"));
-        let unknown = rebuild(&Records::default(), new_id::<RunId>(), RebuildRun::default());
-        assert!(matches!(unknown, Err(RebuildError::NotFound(_))));
     }
 
     #[test]
@@ -264,7 +270,7 @@ mod tests {
 
         let request =
             RebuildRun { set: [("MODE".to_owned(), secret())].into(), ..Default::default() };
-        let error = rebuild(&records, id, request).unwrap_err();
+        let error = rebuild(&records, &records.runs[&id], request).unwrap_err();
         assert!(
             matches!(&error, RebuildError::Invalid(invalid) if invalid.field == "set"),
             "{error}"
@@ -273,7 +279,7 @@ mod tests {
 
         let set = ["TOKEN", "MODE"].map(|name| (name.to_owned(), secret()));
         let request = RebuildRun { set: set.into(), ..Default::default() };
-        let made = rebuild(&records, id, request).unwrap();
+        let made = rebuild(&records, &records.runs[&id], request).unwrap();
         assert_eq!(made.run.set_names, records.runs[&id].set_names);
     }
 
@@ -281,8 +287,13 @@ mod tests {
     fn a_rebuild_of_failed_jobs_takes_no_further_build_arguments() {
         let (records, id) = records_of(app(), |run| run.state = failed());
         let set = || [("MODE".to_owned(), SecretString::from("x"))].into();
-        let with =
-            |failed| rebuild(&records, id, RebuildRun { failed, set: set(), ..Default::default() });
+        let with = |failed| {
+            rebuild(
+                &records,
+                &records.runs[&id],
+                RebuildRun { failed, set: set(), ..Default::default() },
+            )
+        };
 
         let error = with(true).unwrap_err();
         assert!(

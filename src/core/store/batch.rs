@@ -4,9 +4,10 @@ use redb::WriteTransaction;
 use serde::Serialize;
 use stagely_protocol::{Fingerprint, ImageRef};
 use stagely_state::ids::{MachineId, ProjectId, RunId};
-use stagely_state::{DeliveryId, Effect, EffectId, Timestamp};
+use stagely_state::{DeliveryId, Effect, EffectId, Ended, Timestamp};
 
 use super::error::StoreError;
+use super::history;
 use super::tables::{
     DELIVERIES, ENVIRONMENTS, FINGERPRINTS, IdTable, JOBS, MACHINE_TOKENS, MACHINES, OUTBOX,
     PROJECT_SECRETS, PROJECTS, RUN_SECRETS, RUNS,
@@ -40,15 +41,29 @@ pub struct Batch {
     rows: Vec<(IdTable, u128, Option<Vec<u8>>)>,
     outbox: Vec<(EffectId, Option<Vec<u8>>)>,
     fingerprints: Vec<(ImageRef, Option<String>)>,
+    history: history::Changes,
 }
 
 impl Batch {
     pub fn is_empty(&self) -> bool {
-        self.rows.is_empty() && self.outbox.is_empty() && self.fingerprints.is_empty()
+        self.rows.is_empty()
+            && self.outbox.is_empty()
+            && self.fingerprints.is_empty()
+            && self.history.is_empty()
     }
 
     pub fn record(&mut self, table: RecordTable, key: u128, record: Option<&impl Serialize>) {
         self.rows.push((table.definition(), key, record.map(encode)));
+    }
+
+    /// Adds records that have left the state to those that core reads when somebody asks for them.
+    pub fn end(&mut self, records: Ended) {
+        self.history.add(records);
+    }
+
+    /// Deletes records that had left the state.
+    pub fn forget(&mut self, records: Ended) {
+        self.history.delete(records);
     }
 
     pub fn effect(&mut self, id: EffectId, effect: Option<&Effect>) {
@@ -87,6 +102,7 @@ impl Batch {
                 None => table.remove(key)?,
             };
         }
+        self.history.write_to(write)?;
         let mut outbox = write.open_table(OUTBOX)?;
         for (id, effect) in &self.outbox {
             match effect {

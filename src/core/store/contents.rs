@@ -11,7 +11,7 @@ use stagely_state::{DeliveryId, EffectId, Snapshot, Timestamp};
 use super::error::StoreError;
 use super::tables::{
     API_TOKENS, DELIVERIES, ENVIRONMENTS, IdTable, JOBS, MACHINE_TOKENS, MACHINES, OUTBOX,
-    PROJECT_SECRETS, PROJECTS, RUN_SECRETS, RUNS,
+    PROJECT_SECRETS, PROJECTS, RUNS,
 };
 use crate::api::Role;
 use crate::core::tokens::TokenHash;
@@ -24,14 +24,13 @@ pub struct ApiToken {
     pub created_at: Timestamp,
 }
 
-/// Everything in the store but fingerprints.
+/// What core keeps in memory.
 #[derive(Debug, Default)]
 pub struct StoreContents {
     /// The name of this core at its provider: every machine that it launches is tagged with it.
     pub core_id: CoreId,
     /// The records and the outbox.
     pub state: Snapshot,
-    pub run_secrets: Vec<(RunId, Vec<u8>)>,
     /// Sealed tokens of projects' repositories.
     pub project_secrets: Vec<(ProjectId, Vec<u8>)>,
     pub machine_tokens: Vec<(MachineId, Vec<TokenHash>)>,
@@ -53,8 +52,8 @@ impl StoreContents {
                 machines: reader.records(MACHINES, MachineId::from_bits)?,
                 deliveries: reader.records(DELIVERIES, DeliveryId)?,
                 outbox: reader.json(OUTBOX, EffectId)?.into_iter().collect(),
+                ended_runs: BTreeMap::new(),
             },
-            run_secrets: reader.sealed(RUN_SECRETS, RunId::from_bits)?,
             project_secrets: reader.sealed(PROJECT_SECRETS, ProjectId::from_bits)?,
             machine_tokens: reader
                 .rows(MACHINE_TOKENS, MachineId::from_bits, |bytes| Ok(token_hashes(bytes)))?,

@@ -27,6 +27,17 @@ pub(super) const API_TOKENS: TableDefinition<'static, [u8; 32], &[u8]> =
 pub(super) const DELIVERIES: IdTable = TableDefinition::new("deliveries");
 /// The runs whose repository is being read, each with how often core was killed during that.
 pub(super) const READS: TableDefinition<'static, u128, u32> = TableDefinition::new("reads");
+/// Ended runs, which core does not read at its start. A run that came back into the state is here, too, and among the
+/// runs; the latter counts.
+pub(super) const ENDED_RUNS: IdTable = TableDefinition::new("ended_runs");
+/// The run of each job of an ended run.
+pub(super) const ENDED_JOBS: TableDefinition<'static, u128, u128> =
+    TableDefinition::new("ended_jobs");
+/// The environment of each ended run, by project and run.
+pub(super) const RUNS_OF_PROJECTS: TableDefinition<'static, (u128, u128), u128> =
+    TableDefinition::new("runs_of_projects");
+/// As [`ENDED_RUNS`].
+pub(super) const ENDED_MACHINES: IdTable = TableDefinition::new("ended_machines");
 pub(super) const META: TableDefinition<'static, &str, &str> = TableDefinition::new("meta");
 
 /// The tables that are keyed by ids.
@@ -42,6 +53,9 @@ pub(super) const ID_TABLES: [IdTable; 9] = [
     DELIVERIES,
 ];
 
-/// The version of the tables' layout. A store of another version is refused. New fields of records that have a
-/// default need no new version.
-pub(super) const LAYOUT: &str = "2";
+/// The version of the tables' layout. A store of a newer version is refused. New fields of records that have a default
+/// need no new version.
+pub(super) const LAYOUT: &str = "3";
+
+/// Layouts from which core begins as it is: ended records leave the tables of open ones with its first step.
+pub(super) const OLD_LAYOUTS: [&str; 1] = ["2"];

@@ -2,13 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use stagely_state::ids::{EnvironmentId, MachineId, ProjectId, RunId};
-use stagely_state::{Effect, EffectId, Environment, Project, Snapshot, Timestamp};
+use stagely_state::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId};
+use stagely_state::{
+    Effect, EffectId, Ended, EndedRun, Environment, Missing, Project, Run, RunState, Snapshot,
+    Timestamp,
+};
 use tempfile::TempDir;
 
 use super::tables::JOBS;
 use super::*;
 use crate::api::Role;
+use crate::core::fixtures;
 
 struct Folder(TempDir);
 
@@ -62,14 +66,14 @@ fn committed_records_are_read_when_the_store_is_opened_again() {
     store.add_api_token(TokenHash([9; 32]), &token).unwrap();
     drop(store);
 
-    let (_, stored) = folder.open().unwrap();
+    let (store, stored) = folder.open().unwrap();
 
     assert_eq!(stored.core_id, new.core_id, "machines are found by it");
     assert_eq!(stored.state.projects[&ProjectId::from_bits(1)], project("app"));
     assert_eq!(stored.state.environments[&environment().id], environment());
     let plan = Effect::Plan { run: RunId::from_bits(2) };
     assert_eq!(stored.state.outbox, BTreeMap::from([(EffectId(3), plan)]));
-    assert_eq!(stored.run_secrets, [(RunId::from_bits(2), vec![1, 2, 3])]);
+    assert_eq!(store.run_secrets(RunId::from_bits(2)).unwrap(), Some(vec![1, 2, 3]));
     let hashes = vec![TokenHash([1; 32]), TokenHash([2; 32])];
     assert_eq!(stored.machine_tokens, [(MachineId::from_bits(4), hashes)]);
     assert_eq!(stored.api_tokens, [(TokenHash([9; 32]), token)]);
@@ -88,11 +92,11 @@ fn a_batch_changes_and_deletes_rows_and_leaves_the_others_alone() {
     store.commit(&batch).unwrap();
     drop(store);
 
-    let (_, stored) = folder.open().unwrap();
+    let (store, stored) = folder.open().unwrap();
 
     assert_eq!(stored.state.projects[&ProjectId::from_bits(1)], project("renamed"));
     assert!(stored.state.environments.is_empty() && stored.state.outbox.is_empty());
-    assert!(stored.run_secrets.is_empty());
+    assert_eq!(store.run_secrets(RunId::from_bits(2)).unwrap(), None);
     assert_eq!(stored.machine_tokens.len(), 1);
 }
 
@@ -159,4 +163,71 @@ fn a_record_that_cannot_be_read_is_named_by_its_table() {
     let Err(StoreError::Record { table, .. }) = folder.open() else { panic!("it is read") };
 
     assert_eq!(table, "jobs");
+}
+
+/// A run of `project`, with one job and the project's number as environment.
+fn ended(number: u128, project: u128) -> EndedRun {
+    let project = ProjectId::from_bits(project);
+    let environment =
+        Environment::new(EnvironmentId::from_bits(project.bits()), project, "main".to_owned());
+    let id = RunId::from_bits(number);
+    let run = Run::new(id, &environment, String::new(), Timestamp(0));
+    let job = fixtures::job(number + 1_000, number, "app", "linux/amd64");
+    EndedRun { run: Run { state: RunState::Completed, ..run }, jobs: vec![job] }
+}
+
+#[test]
+fn ended_records_are_counted_at_the_start_and_read_by_their_ids() {
+    let folder = Folder::new();
+    let (store, _) = folder.open().unwrap();
+    let machine = fixtures::machine(7);
+    let mut batch = Batch::default();
+    let runs = vec![ended(1, 1), ended(2, 2), ended(3, 1)];
+    batch.end(Ended { runs, machines: vec![machine.clone()] });
+    // An event needed this one, so it is among the others again.
+    batch.record(RecordTable::Runs, 3, Some(&ended(3, 1).run));
+    store.commit(&batch).unwrap();
+    drop(store);
+
+    let (store, stored) = folder.open().unwrap();
+
+    let environment = EnvironmentId::from_bits;
+    assert_eq!(stored.state.ended_runs, [(environment(1), 1), (environment(2), 1)].into());
+    assert_eq!(stored.state.runs.len(), 1);
+    let missing = Missing {
+        runs: [RunId::from_bits(1), RunId::from_bits(9)].into(),
+        jobs: [JobId::from_bits(1_002)].into(),
+        machines: [machine.id, MachineId::from_bits(8)].into(),
+    };
+    let runs = vec![ended(1, 1), ended(2, 2)];
+    assert_eq!(store.ended(&missing).unwrap(), Ended { runs, machines: vec![machine] });
+}
+
+#[test]
+fn ended_runs_are_listed_from_the_newest_and_deleted_from_the_oldest() {
+    let folder = Folder::new();
+    let (store, _) = folder.open().unwrap();
+    let mut batch = Batch::default();
+    let runs = (1..=6).map(|number| ended(number, number % 2)).collect();
+    batch.end(Ended { runs, machines: Vec::new() });
+    store.commit(&batch).unwrap();
+    let numbers = |runs: Result<Vec<EndedRun>, StoreError>| {
+        runs.unwrap().iter().map(|ended| ended.run.id.bits()).collect::<Vec<_>>()
+    };
+
+    let run = RunId::from_bits;
+    assert_eq!(numbers(store.newest_ended_runs(None, 2)), [6, 5]);
+    assert_eq!(numbers(store.newest_ended_runs(Some(run(5)), 2)), [4, 3]);
+    let odd = ProjectId::from_bits(1);
+    assert_eq!(numbers(store.ended_runs_of(odd, run(5), 9)), [3, 1]);
+    let later = Timestamp(1);
+    assert_eq!(numbers(store.old_runs(later, 2, |run| run.project == odd)), [1, 3]);
+    assert!(store.old_runs(Timestamp(0), 9, |_| true).unwrap().is_empty(), "none is so old");
+
+    let mut batch = Batch::default();
+    batch.forget(Ended { runs: vec![ended(6, 0)], machines: Vec::new() });
+    store.commit(&batch).unwrap();
+    assert_eq!(numbers(store.newest_ended_runs(None, 1)), [5]);
+    let missing = Missing { jobs: [JobId::from_bits(1_006)].into(), ..Missing::default() };
+    assert!(store.ended(&missing).unwrap().is_empty());
 }

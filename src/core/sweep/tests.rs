@@ -98,13 +98,14 @@ impl Core {
         let machines = machines.into_iter().map(|machine| (machine.id, machine)).collect();
         let state = State::load(config.limits(), Snapshot { machines, ..Snapshot::default() });
         let RunningOrchestrator { records, events, stop, task, .. } =
-            fixtures::start_orchestrator(folder.path(), config, store, state);
+            fixtures::start_orchestrator(folder.path(), config, store.clone(), state);
         let cloud = Arc::new(Cloud::default());
         let provider: Arc<dyn Provider> = Arc::clone(&cloud) as _;
         let sweep = Sweep {
             name: ProviderName::Aws,
             provider,
             records: records.clone(),
+            history: History::new(records.clone(), store.clone()),
             events,
             started_at: Timestamp(0),
             memory: Mutex::default(),
@@ -127,8 +128,11 @@ impl Core {
             .collect()
     }
 
-    fn state_of(&self, id: u128) -> MachineState {
-        self.records.read().machines[&MachineId::from_bits(id)].state
+    /// A terminated machine is not in memory any more.
+    async fn state_of(&self, id: u128) -> MachineState {
+        let id = MachineId::from_bits(id);
+        let machines = self.sweep().history.machines(usize::MAX).await.unwrap();
+        machines.iter().find(|machine| machine.id == id).unwrap().state
     }
 
     async fn stop(self) {
@@ -179,7 +183,7 @@ async fn a_machine_that_cannot_be_ended_delays_no_other_and_few_are_ended_at_onc
     assert_eq!(failed.len(), 1, "{found:?}");
     assert_eq!(failed[0].0, MachineId::from_bits(1));
     assert_eq!(core.cloud.has(), [1]);
-    assert_eq!(core.state_of(50), MachineState::Terminated);
+    assert_eq!(core.state_of(50).await, MachineState::Terminated);
     assert_eq!(core.cloud.most_ending.load(Ordering::SeqCst), ENDED_AT_ONCE);
     core.stop().await;
 }
@@ -205,8 +209,8 @@ async fn a_machine_counts_as_gone_when_it_is_missing_from_two_lists_of_different
 
     assert_eq!(found[0], (id, Verdict::Missing, EndOutcome::Done));
     assert_eq!(found[1], (MachineId::from_bits(2), Verdict::Missing, EndOutcome::NoAction));
-    assert_eq!(core.state_of(1), MachineState::Terminated);
-    assert_eq!(core.state_of(2), MachineState::Ready);
+    assert_eq!(core.state_of(1).await, MachineState::Terminated);
+    assert_eq!(core.state_of(2).await, MachineState::Ready);
     core.stop().await;
 }
 

@@ -116,6 +116,7 @@ const FAULTS: [&str; 31] = [
     "an interrupted registered machine comes back",
     "core crashes between a launch and its answer",
     "core crashes between a termination and its answer",
+    "core crashes with ended runs out of memory",
     "the answer to a launch is lost",
     "the answer to a termination is lost",
 ];

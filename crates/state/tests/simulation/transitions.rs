@@ -319,6 +319,9 @@ impl Before {
         let reported = match &report.outcome {
             JobOutcome::Completed { digest } => {
                 assert_eq!(after.state, JobState::Completed { digest: digest.clone() });
+                if matches!(after.kind, JobKind::Build { .. }) {
+                    interrupted::check_build_time(&world.core, after);
+                }
                 return;
             }
             JobOutcome::Failed(JobFailure { reason, .. }) => Some(reason),

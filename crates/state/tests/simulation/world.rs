@@ -5,6 +5,7 @@ mod agents;
 mod drain;
 mod effects;
 mod github;
+mod lean;
 mod machines;
 mod process;
 mod requests;
@@ -20,6 +21,7 @@ use stagely_state::{
 };
 
 use self::github::{GITHUB_ACTIONS, Listing};
+use self::lean::LeanCore;
 use self::machines::MachineList;
 use crate::agents::{Agent, Order};
 use crate::cloud::Cloud;
@@ -85,6 +87,7 @@ pub(crate) type Counts = BTreeMap<&'static str, u64>;
 
 pub(crate) struct World {
     pub(crate) core: State,
+    lean: LeanCore,
     /// The committed records. Only they survive a crash.
     pub(crate) disk: Snapshot,
     pub(crate) volatile: Volatile,
@@ -166,6 +169,7 @@ pub(crate) fn play(seed: u64, is_traced: bool) -> (Snapshot, Counts) {
         world.act(ACTIONS);
     }
     world.drain();
+    world.lean.check(&world.core);
     (world.disk, world.counts)
 }
 
@@ -201,9 +205,10 @@ fn limits(rng: &mut Rng) -> Limits {
 impl World {
     fn new(seed: u64, is_traced: bool) -> Self {
         let mut rng = Rng::new(seed);
-        let core = State::new(limits(&mut rng));
+        let limits = limits(&mut rng);
         let mut world = Self {
-            core,
+            lean: LeanCore::load(&limits, Snapshot::default()),
+            core: State::new(limits),
             disk: Snapshot::default(),
             volatile: Volatile::default(),
             now: Timestamp(1_700_000_000_000),

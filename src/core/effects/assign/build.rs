@@ -7,7 +7,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use stagely_manifest::image_argument;
 use stagely_protocol::{
     Build, BuildArgs, BuildConfig, CloneContext, CoreMessage, Fingerprint, ImageRef,
-    MESSAGE_BYTES_MAX,
+    MESSAGE_BYTES_MAX, Step,
 };
 use stagely_state::{Attempt, Job, JobKind, JobState, UsedImage};
 use thiserror::Error;
@@ -80,18 +80,23 @@ pub(super) struct TooLong {
     bytes: usize,
 }
 
+/// The steps with which an emulated job is compared: of a native build in memory, or else of an `earlier` one.
+pub(super) fn native_steps(records: &Records, job: &Job, earlier: Vec<Step>) -> Vec<Step> {
+    match records.native_twin(job) {
+        Some(twin) if job.emulated => twin.steps.clone(),
+        _ => earlier,
+    }
+}
+
 /// Adds the data for explanations, unless the message would be too long for the agent.
 ///
 /// # Errors
 /// [`TooLong`], also without them.
 pub(super) fn with_history(
     build: Build,
-    records: &Records,
-    job: &Job,
+    native_steps: Vec<Step>,
     previous_fingerprint: Option<Fingerprint>,
 ) -> Result<CoreMessage, TooLong> {
-    let twin = if job.emulated { records.native_twin(job) } else { None };
-    let native_steps = twin.map(|twin| twin.steps.clone()).unwrap_or_default();
     if !native_steps.is_empty() || previous_fingerprint.is_some() {
         let config =
             BuildConfig { native_steps, previous_fingerprint, ..build.build_config.clone() };
@@ -226,8 +231,9 @@ mod tests {
         assert!(error.to_string().contains("base is not completed"), "{error}");
     }
 
-    fn native_steps(records: &Records, job: &Job) -> Vec<String> {
-        let message = with_history(build(records, job, &[]).unwrap(), records, job, None).unwrap();
+    fn compared_with(records: &Records, job: &Job) -> Vec<String> {
+        let steps = native_steps(records, job, Vec::new());
+        let message = with_history(build(records, job, &[]).unwrap(), steps, None).unwrap();
         let CoreMessage::Build(build) = message else { panic!("{message:?}") };
         build.build_config.native_steps.into_iter().map(|step| step.name).collect()
     }
@@ -239,7 +245,7 @@ mod tests {
         let same = completed(job(3, RUN, "app", "linux/amd64"), &[("same", false)]);
         let cached = completed(same.clone(), &[("same", true)]);
         let emulated = Job { emulated: true, ..job(4, RUN, "app", "linux/arm64") };
-        let of = |jobs: Vec<Job>| native_steps(&records(jobs), &emulated);
+        let of = |jobs: Vec<Job>| compared_with(&records(jobs), &emulated);
 
         assert_eq!(of(vec![earlier.clone(), same.clone(), emulated.clone()]), ["same"]);
         assert_eq!(of(vec![earlier.clone(), cached, emulated.clone()]), ["earlier"]);
@@ -247,7 +253,7 @@ mod tests {
         let slow = Job { emulated: true, ..earlier.clone() };
         assert!(of(vec![slow, emulated.clone()]).is_empty());
         let native = Job { emulated: false, ..emulated.clone() };
-        assert!(native_steps(&records(vec![earlier, native.clone()]), &native).is_empty());
+        assert!(compared_with(&records(vec![earlier, native.clone()]), &native).is_empty());
     }
 
     #[test]
@@ -257,7 +263,7 @@ mod tests {
         let sent = |letters: &str| {
             let fingerprint = Fingerprint::try_from(letters.to_owned()).unwrap();
             let build = build(&records, &app, &[]).unwrap();
-            match with_history(build, &records, &app, Some(fingerprint)).unwrap() {
+            match with_history(build, Vec::new(), Some(fingerprint)).unwrap() {
                 CoreMessage::Build(build) => build.build_config.previous_fingerprint.is_some(),
                 other => panic!("{other:?}"),
             }
@@ -267,7 +273,7 @@ mod tests {
 
         let long = "x".repeat(MESSAGE_BYTES_MAX);
         let build = build(&records, &app, &[("LONG", &long)]).unwrap();
-        let error = with_history(build, &records, &app, None).unwrap_err();
+        let error = with_history(build, Vec::new(), None).unwrap_err();
         assert!(error.bytes > MESSAGE_BYTES_MAX, "{error}");
     }
 }

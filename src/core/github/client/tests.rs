@@ -105,7 +105,7 @@ fn client(server: &Server, app_id: Option<u64>, variables: Variables) -> (Github
     let folder = tempfile::tempdir().unwrap();
     let (store, _) = Store::open(&folder.path().join("core.redb")).unwrap();
     let keyring = Keyring::open(&folder.path().join("key")).unwrap();
-    let secrets = SecretStore::new(keyring, store, Vec::new(), Vec::new(), Vec::new());
+    let secrets = SecretStore::new(keyring, store, Vec::new(), Vec::new());
     let mut config = Config::default();
     config.github.api_url = server.url.parse().unwrap();
     config.github.app_id = app_id;

@@ -246,16 +246,18 @@ impl LiveWork {
     }
 }
 
-/// How long the same job took when it last completed in the same environment.
+/// How long the same job took in the newest run of the environment that completed it.
 pub(super) fn usual_time(core: &State, job: &Job) -> Option<Duration> {
     let environment = core.runs.get(&job.run)?.environment;
-    let earlier = core.jobs.values().filter(|earlier| {
-        core.runs[&earlier.run].environment == environment
-            && (&earlier.name, earlier.emulated) == (&job.name, job.emulated)
-            && matches!(earlier.state, JobState::Completed { .. })
-            && earlier.reused_from.is_none()
-            && earlier.started_at.is_some()
-    });
-    let last = earlier.max_by_key(|earlier| earlier.run)?;
-    Some(last.ended_at?.since(last.started_at?))
+    let usual = core.environments[&environment].build_times.get(&job.name)?;
+    (usual.emulated == job.emulated).then_some(usual.time)
+}
+
+/// The environment has the time of a build that has just completed, or that of a newer run.
+pub(super) fn check_build_time(core: &State, job: &Job) {
+    let (Some(from), Some(to)) = (job.started_at, job.ended_at) else { return };
+    let environment = core.runs[&job.run].environment;
+    let noted = &core.environments[&environment].build_times[&job.name];
+    let expected = (to.since(from), job.emulated);
+    assert!(noted.run > job.run || (noted.time, noted.emulated) == expected, "{noted:?}");
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use stagely_state::ids::{EnvironmentId, MachineId};
 use stagely_state::{Changes, Effect, Event, JobKind, Outcome, Snapshot, State, Table};
 
+use super::lean::LeanCore;
 use super::{Volatile, World};
 use crate::agents::Order;
 use crate::invariants;
@@ -65,9 +66,16 @@ impl World {
             self.lost_attempts.extend(strays);
         }
         let rng = &mut self.rng;
-        let mut new_machine = || MachineId::from_bits(rng.id());
-        let Outcome { effects, fingerprints, anomalies } =
-            self.core.step(event.clone(), self.now, &mut new_machine);
+        let mut new_machines = Vec::new();
+        let mut new_machine = || {
+            let id = MachineId::from_bits(rng.id());
+            new_machines.push(id);
+            id
+        };
+        let outcome = self.core.step(event.clone(), self.now, &mut new_machine);
+        let decided = self.lean.step(event.clone(), self.now, &new_machines);
+        assert_eq!(decided, outcome, "a core without ended records decides otherwise on {event:?}");
+        let Outcome { effects, fingerprints, anomalies } = outcome;
         assert_eq!(anomalies, [], "{event:?}");
         self.trace(|world| format!("{} {event:?} -> {effects:?}", world.now.0));
         if let Some(run) = before.started(&self.core) {
@@ -190,6 +198,10 @@ impl World {
     pub(super) fn crash(&mut self) {
         self.trace(|_| "core crashes".to_owned());
         self.count("core crashes");
+        self.lean.check(&self.core);
+        if self.lean.ended_runs() > 0 {
+            self.count("core crashes with ended runs out of memory");
+        }
         let Volatile { in_flight, .. } = mem::take(&mut self.volatile);
         self.forget_github();
         self.model = self.committed_model.clone();
@@ -218,6 +230,7 @@ impl World {
         let downtime = if self.rng.chance(30) { self.rng.below(8_000_000) } else { 1_000 };
         self.pass(Duration::from_millis(downtime));
         self.core = State::load(self.core.limits.clone(), self.disk.clone());
+        self.lean = LeanCore::load(&self.core.limits, self.disk.clone());
         self.restart();
     }
 
