@@ -11,6 +11,7 @@ mod core;
 mod export;
 mod git;
 mod github;
+mod history;
 mod idle;
 mod load;
 mod logs;
@@ -39,6 +40,7 @@ async fn main() -> anyhow::Result<()> {
         ["clone"] => clone::measure().await,
         ["core"] => idle::measure().await,
         ["export"] => export::measure().await,
+        ["history"] => history::measure().await,
         ["logs"] => logs::measure().await,
         ["queue"] => queue::measure(),
         ["webhooks"] => webhooks::measure().await,

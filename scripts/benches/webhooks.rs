@@ -18,6 +18,7 @@ use redb::{Database, TableDefinition};
 use reqwest::Client;
 use sha2::Sha256;
 use stagely::api::{DeliveryOutcome, DeliveryView, ListMachines, ListRuns, RunStatus};
+use stagely_state::MachineKind;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::task::{JoinSet, spawn_blocking};
@@ -64,15 +65,7 @@ async fn one_by_one() -> anyhow::Result<Row> {
     let mut times = Vec::new();
     // The first connects and warms up, and is not counted.
     for number in 0..=ONE_BY_ONE {
-        let (webhook, known) = (signed(number + 1), usize::try_from(number)?);
-        subject.github.opens(number + 1);
-        let begin = Instant::now();
-        webhook.send(&subject.http, &subject.hook).await?;
-        while subject.core.client.machines(&ListMachines::default()).await?.len() <= known {
-            ensure!(begin.elapsed() < LIMIT, "no machine was asked for in {LIMIT:?}");
-            sleep(POLL).await;
-        }
-        times.push(begin.elapsed().as_secs_f64() * 1e3);
+        times.push(subject.time_to_machine(number + 1).await? * 1e3);
     }
     times.remove(0);
     let (p50, p99) = (median(&times), quantile(&times, 0.99));
@@ -247,8 +240,8 @@ async fn burst(hook: &Url, first: u64) -> anyhow::Result<BurstResponses> {
 }
 
 /// A core with a fake GitHub. Its machines are idle processes.
-struct Subject {
-    core: Core,
+pub(crate) struct Subject {
+    pub(crate) core: Core,
     github: FakeGithub,
     http: Client,
     hook: Url,
@@ -256,8 +249,12 @@ struct Subject {
 
 impl Subject {
     async fn start(machines: u64) -> anyhow::Result<Self> {
+        Self::start_in(tempfile::tempdir()?, machines).await
+    }
+
+    /// Starts core in the folder `data`, which may hold its database already.
+    pub(crate) async fn start_in(data: TempDir, machines: u64) -> anyhow::Result<Self> {
         let github = FakeGithub::start().await?;
-        let data = tempfile::tempdir()?;
         let program = idle_machine(&data)?;
         let secret = data.path().join("webhook-secret");
         let token = data.path().join("token");
@@ -276,6 +273,23 @@ impl Subject {
         let core = Core::start_in(data, &settings).await?;
         let hook = core.url.join("/api/v1/webhooks/github")?;
         Ok(Self { core, github, http: Client::new(), hook })
+    }
+
+    /// Opens a pull request. Returns the seconds until a machine is requested that was not there before.
+    pub(crate) async fn time_to_machine(&self, number: u64) -> anyhow::Result<f64> {
+        let launched = async || -> anyhow::Result<usize> {
+            let machines = self.core.client.machines(&ListMachines::default()).await?;
+            Ok(machines.iter().filter(|machine| machine.kind == MachineKind::Launched).count())
+        };
+        let (webhook, known) = (signed(number), launched().await?);
+        self.github.opens(number);
+        let begin = Instant::now();
+        webhook.send(&self.http, &self.hook).await?;
+        while launched().await? <= known {
+            ensure!(begin.elapsed() < LIMIT, "no machine was asked for in {LIMIT:?}");
+            sleep(POLL).await;
+        }
+        Ok(begin.elapsed().as_secs_f64())
     }
 }
 

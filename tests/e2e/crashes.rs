@@ -155,6 +155,8 @@ async fn a_core_that_is_killed_again_and_again_loses_nothing_and_repeats_nothing
     let manifest = "builds:\n  one: { context: ., build_args: { N: \"1\" } }\n  \
         two: { context: ., build_args: { N: \"2\" }, platforms: [linux/amd64, linux/arm64] }\n";
     let run = core.run_of(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]).await;
+    // A repository during whose reading core is killed twice is not read again.
+    core.until(run, "it is planned", |run| !run.jobs.is_empty()).await;
     for _ in 0..12 {
         core.crash();
         core.launch().await;
