@@ -86,7 +86,7 @@ fn a_seed_means_the_same_schedule_every_time() {
 }
 
 /// The faults that must happen in the schedules, since the invariants prove nothing about others.
-const FAULTS: [&str; 31] = [
+const FAULTS: [&str; 32] = [
     "a build goes on after a notice",
     "a certain interruption",
     "a launch finds no capacity",
