@@ -168,7 +168,7 @@ fn fill(folder: &TempDir, runs: u64) -> anyhow::Result<(RunId, u64)> {
     let (store, _) = Store::open(&path)?;
     let now = std::time::SystemTime::UNIX_EPOCH.elapsed()?;
     let age = BETWEEN_RUNS * u32::try_from(runs)?;
-    let oldest = Timestamp(u64::try_from((now - age.min(now)).as_millis())?);
+    let oldest = Timestamp(u64::try_from(now.saturating_sub(age).as_millis())?);
     let project =
         Project::new(ProjectId::from_bits(1), "ended".to_owned(), "https://h/r".to_owned());
     for begin in (0..runs).step_by(usize::try_from(BATCH_RUNS)?) {

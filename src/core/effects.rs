@@ -47,7 +47,8 @@ pub(crate) struct Effects {
 
 impl Effects {
     pub(crate) async fn perform(&self, effect: Effect) -> Option<Event> {
-        let performed = self.perform_unseen(effect.clone());
+        // Planning is a large future.
+        let performed = Box::pin(self.perform_unseen(effect.clone()));
         waits::shown(&self.records, &effect, performed).await
     }
 

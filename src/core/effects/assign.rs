@@ -75,13 +75,12 @@ impl Assigner {
     ) -> anyhow::Result<()> {
         let records = self.records.read();
         if let Some(job) = attempted(&records, machine, attempt) {
-            self.sessions.send(machine, self.message(&records, job, attempt, inputs)?);
+            self.sessions.send(machine, Self::message(&records, job, attempt, inputs)?);
         }
         Ok(())
     }
 
     fn message(
-        &self,
         records: &Records,
         job: &Job,
         attempt: Attempt,

@@ -149,7 +149,7 @@ impl Store {
         limit: usize,
     ) -> Result<Vec<EndedRun>, StoreError> {
         let runs = self.database.begin_read()?.open_table(ENDED_RUNS)?;
-        let end = before.map_or(u128::MAX, |run| run.bits());
+        let end = before.map_or(u128::MAX, RunId::bits);
         let rows = runs.range(..end)?.rev().take(limit);
         rows.map(|row| decompressed(&runs, row?.1.value())).collect()
     }
