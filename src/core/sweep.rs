@@ -13,7 +13,7 @@ use futures_util::StreamExt as _;
 use futures_util::future::join_all;
 use futures_util::stream;
 use stagely_protocol::ErrorChain;
-use stagely_provider::{Listing, Provider, ProviderError, Providers, TERMINATE_LIMIT};
+use stagely_provider::{LaunchError, Listing, Provider, ProviderError, Providers, TERMINATE_LIMIT};
 use stagely_state::comparison::{Comparison, Listed, ListedState, is_lost};
 use stagely_state::ids::MachineId;
 use stagely_state::{Event, Fleet, Machine, MachineKind, ProviderName, Timestamp};
@@ -32,6 +32,9 @@ pub(super) use stagely_state::comparison::Verdict;
 
 /// The wait before the first sweep after an agent has disconnected, but at most half of the provider's interval.
 const RECHECK_DELAY: Duration = Duration::from_secs(5);
+
+/// How long machines without an agent are looked for at short intervals after their launch.
+const LAUNCH_WATCH: Duration = Duration::from_mins(1);
 
 /// The time between two requests for a provider's offers.
 const DESCRIBE_INTERVAL: Duration = Duration::from_hours(1);
@@ -208,6 +211,13 @@ impl Sweep {
             // A booting machine was launched too recently to be lost.
             is_lost(machine, self.name) && machine.system_info.is_some()
         });
+        // A provider may end a machine seconds after its launch, and say why.
+        let mut booting = records
+            .live_machines()
+            .filter(|machine| is_lost(machine, self.name) && machine.system_info.is_none());
+        if booting.any(|machine| machine.contact_at.after(LAUNCH_WATCH) > last) {
+            return soonest;
+        }
         let news = absent.flat_map(|machine| {
             let in_list_at = machine.contact_at.max(self.started_at).after(grace);
             [machine.contact_at.after(RECHECK_DELAY), Timestamp(in_list_at.0.saturating_add(1))]
@@ -378,11 +388,32 @@ impl Sweep {
         if !self.records.read().machines.get(&machine).is_some_and(is_lost) {
             return EndOutcome::NoAction;
         }
+        let problem = match self.launch_problem(machine, taken_back).await {
+            Ok(problem) => problem,
+            Err(error) => return EndOutcome::Failed(error.to_string()),
+        };
+        let gone = match problem {
+            Some(problem) => Event::EndedAtLaunch { machine, failure: problem.into() },
+            None => Event::MachineGone { machine, taken_back },
+        };
         // Its remains, processes or a folder, are removed too.
         match self.end(machine).await {
-            EndOutcome::Done => self.store(Event::MachineGone { machine, taken_back }).await,
+            EndOutcome::Done => self.store(gone).await,
             other => other,
         }
+    }
+
+    /// Why the provider ended a machine whose agent never connected.
+    async fn launch_problem(
+        &self,
+        machine: MachineId,
+        taken_back: bool,
+    ) -> Result<Option<LaunchError>, ProviderError> {
+        let has_agent = |machine: &Machine| machine.system_info.is_some();
+        if taken_back || self.records.read().machines.get(&machine).is_none_or(has_agent) {
+            return Ok(None);
+        }
+        within(LIST_LIMIT, self.provider.launch_problem(machine)).await
     }
 
     async fn store(&self, event: Event) -> EndOutcome {

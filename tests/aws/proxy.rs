@@ -25,6 +25,8 @@ pub(crate) enum Fate {
     ResponseLost,
     /// moto answers, and the client waits without end.
     ResponseHeld,
+    /// In the response, all instances have ended with this code.
+    Ended(&'static str),
 }
 
 struct Rule {
@@ -147,6 +149,10 @@ async fn answer(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Byt
             shared.held.send_modify(|held| *held += 1);
             std::future::pending().await
         }
+        Some(Fate::Ended(code)) => {
+            let body = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
+            xml(StatusCode::OK, ended(&String::from_utf8_lossy(&body), code))
+        }
         _ => response,
     }
 }
@@ -212,6 +218,23 @@ impl Shared {
 
 const NO_INSTANCES: &str = "<DescribeInstancesResponse xmlns=\"http://ec2.amazonaws.com/doc/2016-11-15/\">\
      <requestId>behind</requestId><reservationSet/></DescribeInstancesResponse>";
+
+/// The instances of a list, as EC2 shows those that it has ended at their launch.
+fn ended(list: &str, code: &str) -> String {
+    let reason = format!(
+        "<name>terminated</name></instanceState>\
+         <stateReason><code>{code}</code><message>{code}: Client error on launch</message></stateReason>"
+    );
+    let mut text = String::new();
+    let mut rest = list;
+    while let Some((before, state)) = rest.split_once("<name>running</name>") {
+        let (_, after) = state.split_once("</instanceState>").unwrap();
+        text.push_str(before);
+        text.push_str(&reason);
+        rest = after;
+    }
+    text + rest
+}
 
 fn refusal(code: &str, status: u16) -> Response {
     // As EC2 does, the message names the permission and ends with an encoded part.

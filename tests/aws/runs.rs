@@ -26,16 +26,21 @@ struct Setup {
     hypervisor: Hypervisor,
 }
 
+/// A core whose builders are instances of `cloud`.
+async fn core_at(cloud: &Cloud, name: &str, builders: &str) -> Core {
+    let endpoint = &cloud.proxy.url;
+    let settings = format!(
+        "[builders]\nprovider = \"aws\"\n{builders}\n[aws]\nregion = \"{REGION}\"\nendpoint = \"{endpoint}\"\n"
+    );
+    let credentials = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"];
+    let environment = credentials.map(|name| (name, "test".to_owned())).to_vec();
+    Core::start_in(STAGELY, name, Registry::real(), &settings, environment).await
+}
+
 impl Setup {
     async fn start(name: &str, builders: &str) -> Self {
         let cloud = Arc::new(Cloud::start().await);
-        let endpoint = &cloud.proxy.url;
-        let settings = format!(
-            "[builders]\nprovider = \"aws\"\n{builders}\n[aws]\nregion = \"{REGION}\"\nendpoint = \"{endpoint}\"\n"
-        );
-        let credentials = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"];
-        let environment = credentials.map(|name| (name, "test".to_owned())).to_vec();
-        let core = Core::start_in(STAGELY, name, Registry::real(), &settings, environment).await;
+        let core = core_at(&cloud, name, builders).await;
         let hypervisor = Hypervisor::start(&cloud);
         Self { core, cloud, hypervisor }
     }
@@ -155,6 +160,56 @@ async fn a_machine_that_somebody_else_ends_is_replaced() {
     assert_eq!(job(&run, "app").attempt, 2);
     assert_eq!(setup.cloud.instances().await.len(), 2);
     setup.finish().await;
+}
+
+#[tokio::test]
+async fn a_gap_in_capacity_is_shown_and_waited_for() {
+    let setup = Setup::start("aws-gap", "capacity-wait = \"1s\"").await;
+    let none = Fate::Refused("InsufficientInstanceCapacity", 500);
+    setup.cloud.proxy.next(usize::MAX, "RunInstances", none);
+    let dockerfile = format!("FROM busybox\nRUN : {}\n", setup.core.name);
+    let id = setup.run_of(&dockerfile).await;
+
+    // More launches than a job has attempts.
+    let waits = |run: &RunView| {
+        let wait = run.jobs.first().and_then(|job| job.wait.as_ref());
+        wait.is_some_and(|wait| wait.tries >= 4 && wait.retry_at.is_some())
+    };
+    let run = setup.core.until(id, "the job waits for capacity", waits).await;
+    let app = job(&run, "app");
+    let wait = app.wait.as_ref().unwrap();
+    assert!(wait.reason.contains("InsufficientInstanceCapacity"), "{wait:?}");
+    assert_eq!(wait.give_up_at.unwrap().since(wait.since).as_secs(), 3_600, "{wait:?}");
+    let queue = &app.queue.as_ref().unwrap().reason;
+    assert!(queue.starts_with("waiting for capacity since "), "{queue}");
+
+    setup.cloud.proxy.behave();
+    let run = setup.core.ended(id).await;
+
+    assert_eq!(run.status, RunStatus::Completed, "{run:#?}");
+    let app = job(&run, "app");
+    assert_eq!((app.attempt, app.lost_attempts.len(), &app.wait), (1, 0, &None), "{app:#?}");
+    setup.finish().await;
+}
+
+#[tokio::test]
+async fn an_instance_that_ec2_ends_at_its_launch_fails_the_job_with_ec2s_words_at_once() {
+    let cloud = Cloud::start().await;
+    cloud.proxy.next(usize::MAX, "DescribeInstances", Fate::Ended("Client.InternalError"));
+    let mut core = core_at(&cloud, "aws-kms", "").await;
+    let files = [("Dockerfile", "FROM busybox\n"), ("stagely.yaml", MANIFEST)];
+    let started = std::time::Instant::now();
+    let run = core.run_of(&files).await;
+    let run = core.until(run, "the run fails", is_over).await;
+
+    let app = job(&run, "app");
+    assert_eq!(app.reason, Some(FailureReason::Provider), "{app:#?}");
+    let error = app.error.as_ref().unwrap();
+    assert!(error.starts_with("Client.InternalError: Client error on launch; "), "{error}");
+    assert!(error.contains("kms:CreateGrant"), "{error}");
+    assert_eq!(cloud.proxy.seen("RunInstances").len(), 1, "several machines are bought");
+    assert!(started.elapsed() < std::time::Duration::from_secs(20), "{:?}", started.elapsed());
+    assert!(core.shut_down().await.success());
 }
 
 #[tokio::test]

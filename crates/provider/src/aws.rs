@@ -7,6 +7,7 @@ mod client;
 mod error;
 mod http;
 
+mod ended;
 mod images;
 mod instances;
 mod launch;
@@ -93,6 +94,13 @@ impl Provider for AwsProvider {
 
     async fn list(&self) -> Result<Vec<Listed>, ProviderError> {
         self.list_machines().await
+    }
+
+    async fn launch_problem(
+        &self,
+        machine: MachineId,
+    ) -> Result<Option<LaunchError>, ProviderError> {
+        Ok(ended::problem(&self.find(machine).await?))
     }
 
     fn image_kind(&self) -> ImageKind {

@@ -3,6 +3,8 @@
 use std::error::Error;
 use std::time::Duration;
 
+use stagely_protocol::ErrorChain;
+use stagely_state::LaunchFailure;
 use thiserror::Error;
 
 /// An error of one provider, for people.
@@ -28,6 +30,29 @@ pub enum LaunchError {
     /// The provider gave no clear answer: a machine may have been started. Repeating the request is harmless.
     #[error(transparent)]
     Unclear(BoxError),
+}
+
+impl LaunchError {
+    /// The provider's own error.
+    pub fn cause(&self) -> &(dyn Error + 'static) {
+        match self {
+            Self::NoCapacity(cause)
+            | Self::Permanent(cause)
+            | Self::Throttled { cause, .. }
+            | Self::Unclear(cause) => &**cause,
+        }
+    }
+}
+
+impl From<LaunchError> for LaunchFailure {
+    fn from(error: LaunchError) -> Self {
+        let message = ErrorChain(error.cause()).to_string();
+        match error {
+            LaunchError::NoCapacity(_) | LaunchError::Throttled { .. } => Self::NoCapacity(message),
+            LaunchError::Permanent(_) => Self::Permanent(message),
+            LaunchError::Unclear(_) => Self::Unclear(message),
+        }
+    }
 }
 
 /// A provider did not do what it was asked. Repeating the request is harmless.

@@ -57,6 +57,11 @@ pub trait Provider: Send + Sync {
     /// process.
     async fn list(&self) -> Result<Vec<Listed>, ProviderError>;
 
+    /// Why a machine that was launched ended before its agent connected. `None` if the provider does not say.
+    async fn launch_problem(&self, _: MachineId) -> Result<Option<LaunchError>, ProviderError> {
+        Ok(None)
+    }
+
     /// How far [`list`](Self::list) can be trusted.
     fn listing(&self) -> Listing;
 

@@ -259,6 +259,11 @@ pub enum Event {
         machine: MachineId,
         failure: LaunchFailure,
     },
+    /// The provider ended a machine before its agent connected, and says why.
+    EndedAtLaunch {
+        machine: MachineId,
+        failure: LaunchFailure,
+    },
     /// The machine is gone. This is the outcome of [`Effect::Terminate`], or the provider's list says so.
     MachineGone {
         machine: MachineId,

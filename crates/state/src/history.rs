@@ -103,6 +103,7 @@ impl State {
             }
             Event::MachineLaunched { machine, .. }
             | Event::LaunchFailed { machine, .. }
+            | Event::EndedAtLaunch { machine, .. }
             | Event::MachineGone { machine, .. }
             | Event::MachineInterrupted { machine, .. }
             | Event::AgentDisconnected { machine, .. }

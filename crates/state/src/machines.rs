@@ -70,17 +70,29 @@ impl Step<'_> {
         }
     }
 
+    pub(super) fn ended_at_launch(&mut self, id: MachineId, failure: LaunchFailure) {
+        let has_agent = |machine: &Machine| machine.system_info.is_some();
+        if self.state.machines.get(&id).is_none_or(has_agent) {
+            return self.machine_gone(id, false);
+        }
+        self.end_gone(id, failure.into());
+    }
+
     pub(super) fn machine_gone(&mut self, id: MachineId, taken_back: bool) {
+        let failure = if taken_back {
+            JobFailure::taken_back()
+        } else {
+            self.loss_of(id, "the provider ended the machine")
+        };
+        self.end_gone(id, failure);
+    }
+
+    fn end_gone(&mut self, id: MachineId, failure: JobFailure) {
         // While the launch has no outcome, a list without the machine proves nothing.
         let is_launching = self.state.is_in_outbox(&Effect::Launch { machine: id });
         let is_launched = self.kind(id) == Some(MachineKind::Launched);
         if is_launched && !is_launching {
             self.state.remove_from_outbox(&Effect::Terminate { machine: id });
-            let failure = if taken_back {
-                JobFailure::taken_back()
-            } else {
-                self.loss_of(id, "the provider ended the machine")
-            };
             self.lose_job(id, failure);
             self.end_machine(id);
         }

@@ -82,6 +82,7 @@ impl Step<'_> {
                 self.machine_launched(machine, placement);
             }
             Event::LaunchFailed { machine, failure } => self.launch_failed(machine, failure),
+            Event::EndedAtLaunch { machine, failure } => self.ended_at_launch(machine, failure),
             Event::MachineGone { machine, taken_back } => self.machine_gone(machine, taken_back),
             Event::MachineInterrupted { machine, interruption } => {
                 self.machine_interrupted(machine, interruption);

@@ -172,20 +172,14 @@ impl AttemptError {
 
     /// The outcome of the launch. A machine that an attempt may have started is found by its tags and ended.
     fn failure(self, may_have_started: bool) -> LaunchFailure {
-        let (failure, message): (fn(String) -> LaunchFailure, String) = match self {
+        match self {
             // An attempt of an earlier core may have started one.
-            Self::NotWanted(_) | Self::TimedOut => (LaunchFailure::Unclear, self.to_string()),
-            Self::Provider(LaunchError::Unclear(cause)) => {
-                (LaunchFailure::Unclear, ErrorChain(&*cause).to_string())
+            Self::NotWanted(_) | Self::TimedOut => LaunchFailure::Unclear(self.to_string()),
+            Self::Provider(error) if may_have_started => {
+                LaunchFailure::Unclear(ErrorChain(error.cause()).to_string())
             }
-            Self::Provider(LaunchError::Permanent(cause)) => {
-                (LaunchFailure::Permanent, ErrorChain(&*cause).to_string())
-            }
-            Self::Provider(
-                LaunchError::NoCapacity(cause) | LaunchError::Throttled { cause, .. },
-            ) => (LaunchFailure::NoCapacity, ErrorChain(&*cause).to_string()),
-        };
-        if may_have_started { LaunchFailure::Unclear(message) } else { failure(message) }
+            Self::Provider(error) => error.into(),
+        }
     }
 }
 

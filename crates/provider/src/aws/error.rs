@@ -40,6 +40,7 @@ pub(super) enum Kind {
 impl fmt::Display for Ec2Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.code {
+            Some(code) if self.message.is_empty() => f.write_str(code),
             Some(code) => write!(f, "{code}: {}", self.message),
             None => f.write_str(&self.message),
         }
@@ -87,9 +88,17 @@ impl Ec2Error {
         let message = message.split(" Encoded authorization failure").next().unwrap_or_default();
         let mut message = message.trim_end_matches(['.', ' ']).to_owned();
         if let Some(advice) = advice(code) {
-            message = format!("{message}; {advice}");
+            let separator = if message.is_empty() { "" } else { "; " };
+            message = format!("{message}{separator}{advice}");
         }
         Self { code: Some(code.to_owned()), message, kind }
+    }
+
+    /// EC2 has ended the instance at its launch.
+    pub(super) fn at_launch(code: &str, message: &str) -> Self {
+        // The message repeats the code.
+        let message = message.strip_prefix(code).unwrap_or(message);
+        Self::new(code, message.trim_start_matches([':', ' ']), 400)
     }
 
     pub(super) fn unclear(message: &str) -> Self {
@@ -225,6 +234,16 @@ fn advice(code: &str) -> Option<&'static str> {
         }
         "InvalidBlockDeviceMapping" => {
             "check `volume-gib` in [aws]: a volume cannot be smaller than its image"
+        }
+        "Client.InternalError" | "Client.InvalidKMSKey.InvalidState" => {
+            "the volume is encrypted with a KMS key that cannot be used: enable the key, and let it allow core's \
+             credentials kms:CreateGrant, kms:Decrypt, kms:DescribeKey and kms:GenerateDataKeyWithoutPlaintext"
+        }
+        "Client.VolumeLimitExceeded" => {
+            "ask AWS for a higher limit of volumes, or lower builders.max-concurrent or aws.volume-gib"
+        }
+        "Client.InvalidSnapshot.NotFound" => {
+            "a snapshot of the image is gone: check image-amd64 and image-arm64 in [aws]"
         }
         _ => return None,
     })

@@ -77,7 +77,7 @@ impl AwsProvider {
             match launched {
                 Ok(instance) if is_live(&instance) => return Ok(placement(&instance, &candidate)),
                 // The response to an earlier request with this token.
-                Ok(_) => return Err(ended(machine)),
+                Ok(instance) => return Err(ended(machine, &[instance])),
                 Err(error) if error.kind == Kind::Capacity => {
                     refused.push(format!("{} ({error})", label(&candidate)));
                 }
@@ -123,12 +123,11 @@ impl AwsProvider {
                 tokio::time::sleep(SEARCH_INTERVAL).await;
             }
             let found = self.find(machine).await.map_err(Ec2Error::into_search_error)?;
-            let is_known = !found.is_empty();
-            if let Some(placement) = self.oldest_live(candidates, found) {
+            if let Some(placement) = self.oldest_live(candidates, found.clone()) {
                 return Ok(placement);
             }
-            if is_known {
-                return Err(ended(machine));
+            if !found.is_empty() {
+                return Err(ended(machine, &found));
             }
         }
         Err(LaunchError::Unclear(LaunchProblem::NotShown(machine).into()))
@@ -315,8 +314,9 @@ fn label(candidate: &Candidate) -> String {
     format!("{} {} in {zone}", candidate.market, candidate.instance_type)
 }
 
-fn ended(machine: MachineId) -> LaunchError {
-    LaunchError::NoCapacity(LaunchProblem::Ended(machine).into())
+fn ended(machine: MachineId, instances: &[Instance]) -> LaunchError {
+    let unknown = || LaunchError::NoCapacity(LaunchProblem::Ended(machine).into());
+    super::ended::problem(instances).unwrap_or_else(unknown)
 }
 
 #[cfg(test)]

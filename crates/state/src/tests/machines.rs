@@ -34,6 +34,37 @@ fn a_launch_without_capacity_is_tried_again_later_with_another_machine() {
 }
 
 #[test]
+fn a_machine_that_its_provider_ends_at_launch_has_the_providers_reason() {
+    let reasons = [
+        (LaunchFailure::Permanent("the key may not be used".to_owned()), FailureReason::Provider),
+        (LaunchFailure::NoCapacity("none left".to_owned()), FailureReason::NoCapacity),
+    ];
+    for (failure, reason) in reasons {
+        let mut core = amd64(1);
+        core.state.limits.capacity_limit = Duration::ZERO;
+        let (_, jobs) = core.run(1, 1);
+        let machine = core.launched(jobs[0]);
+
+        core.step(Event::EndedAtLaunch { machine, failure });
+
+        assert_eq!(core.failure(jobs[0]), &reason);
+        assert_eq!(core.machine_state(machine), MachineState::Terminated);
+    }
+}
+
+#[test]
+fn a_machine_whose_agent_was_there_did_not_end_at_launch() {
+    let mut core = amd64(1);
+    let (_, job, machine) = core.running();
+    core.disconnect(machine);
+
+    let failure = LaunchFailure::Permanent("the key may not be used".to_owned());
+    core.step(Event::EndedAtLaunch { machine, failure });
+
+    assert_eq!(core.state.jobs[&job].lost_attempts[0].reason, FailureReason::MachineLost);
+}
+
+#[test]
 fn a_permanent_launch_failure_fails_the_job_at_once() {
     let mut core = amd64(1);
     let (_, jobs) = core.run(1, 1);

@@ -86,7 +86,7 @@ fn a_seed_means_the_same_schedule_every_time() {
 }
 
 /// The faults that must happen in the schedules, since the invariants prove nothing about others.
-const FAULTS: [&str; 32] = [
+const FAULTS: [&str; 33] = [
     "a build goes on after a notice",
     "a certain interruption",
     "a launch finds no capacity",
@@ -104,6 +104,7 @@ const FAULTS: [&str; 32] = [
     "a notice ends work",
     "a notice finds no work",
     "a notice is lost",
+    "a provider ends a machine at launch",
     "a provider is described",
     "a launch request of a crashed core arrives late",
     "a sweep",

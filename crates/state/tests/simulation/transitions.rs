@@ -476,9 +476,9 @@ impl LiveWork {
             Event::AgentConnected { machine, holds, .. } => {
                 *machine == id && self.is_running() && !holds.contains(&self.attempt)
             }
-            Event::MachineGone { machine, .. } | Event::MachineUnregistered { machine } => {
-                *machine == id
-            }
+            Event::EndedAtLaunch { machine, .. }
+            | Event::MachineGone { machine, .. }
+            | Event::MachineUnregistered { machine } => *machine == id,
             Event::MachineInterrupted { .. } => self.is_cut(event, world),
             _ => cancelled.contains(&self.job.run),
         }

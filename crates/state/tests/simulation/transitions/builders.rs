@@ -63,9 +63,9 @@ impl Before {
             Event::AgentConnected { machine, holds, .. } => {
                 *machine == id && !holds.contains(&attempt)
             }
-            Event::MachineGone { machine, .. } | Event::MachineUnregistered { machine } => {
-                *machine == id
-            }
+            Event::EndedAtLaunch { machine, .. }
+            | Event::MachineGone { machine, .. }
+            | Event::MachineUnregistered { machine } => *machine == id,
             // A launched machine is terminated with the work that it has beside the export.
             Event::MachineInterrupted { machine, .. } => {
                 *machine == id && work.is_some_and(|work| work.is_cut(event, world))

@@ -91,7 +91,11 @@ impl Before {
 
     /// The attempt whose launch found no capacity.
     fn refused(&self, event: &Event) -> Option<Attempt> {
-        let Event::LaunchFailed { machine, failure } = event else { return None };
+        let (Event::LaunchFailed { machine, failure } | Event::EndedAtLaunch { machine, failure }) =
+            event
+        else {
+            return None;
+        };
         if matches!(failure, LaunchFailure::Permanent(_) | LaunchFailure::Internal(_)) {
             return None;
         }
@@ -137,7 +141,7 @@ impl Before {
                     (false, JobKind::Merge { .. }) => "a merge goes on after a notice",
                 });
             }
-            Event::LaunchFailed { .. } => {
+            Event::LaunchFailed { .. } | Event::EndedAtLaunch { .. } => {
                 let refused =
                     self.refused(event).and_then(|attempt| world.core.jobs.get(&attempt.job));
                 let gave_up = refused.is_some_and(|job| {

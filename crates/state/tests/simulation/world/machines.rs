@@ -9,7 +9,8 @@ use stagely_state::comparison::Listed;
 use stagely_state::comparison::{Comparison, Verdict};
 use stagely_state::ids::MachineId;
 use stagely_state::{
-    Event, Interruption, JobKind, MachineKind, Market, Placement, ProviderName, Timestamp, Usd,
+    Event, Interruption, JobKind, LaunchFailure, MachineKind, Market, Placement, ProviderName,
+    Timestamp, Usd,
 };
 
 use super::World;
@@ -270,7 +271,22 @@ impl World {
     /// 2. A sweep reports a machine as gone only if it is.
     fn report_gone(&mut self, machine: MachineId, taken_back: bool) {
         assert!(!self.cloud.is_alive(machine), "a sweep ends {machine} alive");
-        self.deliver(Event::MachineGone { machine, taken_back });
+        let had_agent =
+            self.disk.machines.get(&machine).is_none_or(|machine| machine.system_info.is_some());
+        // No draw, so that the schedules of known seeds stay the same.
+        let failure = match machine.bits() % 3 {
+            _ if taken_back || had_agent => None,
+            0 => Some(LaunchFailure::Permanent(String::new())),
+            1 => Some(LaunchFailure::NoCapacity(String::new())),
+            _ => None,
+        };
+        match failure {
+            Some(failure) => {
+                self.count("a provider ends a machine at launch");
+                self.deliver(Event::EndedAtLaunch { machine, failure });
+            }
+            None => self.deliver(Event::MachineGone { machine, taken_back }),
+        }
     }
 
     /// The verdicts by the committed records.
