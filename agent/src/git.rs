@@ -21,6 +21,8 @@ mod tree;
 
 mod error;
 
+mod ended_server;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 

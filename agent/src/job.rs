@@ -148,7 +148,7 @@ async fn perform(
     stop: &CancellationToken,
 ) -> Result<JobOutput, JobError> {
     let endpoint = Endpoint::find(settings.docker_host.as_deref())
-        .map_err(|error| JobError::new(FailureReason::Internal, &error))?;
+        .map_err(|error| JobError::new(FailureReason::EngineSettings, &error))?;
     let docker = folder.docker(settings, endpoint);
     docker::create_config(&docker.config)
         .map_err(|error| JobError::io("cannot create the job's Docker configuration", &error))?;

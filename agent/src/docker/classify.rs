@@ -92,8 +92,14 @@ pub(super) fn build_failure(step: &str, error: &str) -> FailureReason {
     if is_push(step, &text) {
         return push_failure(&text);
     }
-    if is_pull(step) && is_unavailable(&text) && !text.contains(NO_SUCH_HOST) {
-        return UNAVAILABLE;
+    if is_pull(step) {
+        // A registry without an address is misspelled, or the machine has no network: another attempt is of no use.
+        if text.contains(NO_SUCH_HOST) || has(&text, &TLS) {
+            return REFUSED;
+        }
+        if is_unavailable(&text) {
+            return UNAVAILABLE;
+        }
     }
     if step.is_empty() && !has(&text, &["failed to solve", "dockerfile"]) {
         return FailureReason::Internal;
@@ -305,10 +311,6 @@ mod tests {
                 "Get \"https://example.com/x\": dial tcp 192.0.2.1:443: i/o timeout".to_owned(),
             ),
             (
-                "[internal] load metadata for typo.example/x:1",
-                format!("failed to do request: Head \"https://typo.example/v2/x/manifests/1\": {dial}"),
-            ),
-            (
                 "[auth] library/nothing:pull token for registry-1.docker.io",
                 "401 Unauthorized".to_owned(),
             ),
@@ -328,6 +330,15 @@ mod tests {
         ] {
             for error in ["dial tcp 192.0.2.1:443: i/o timeout", "429 Too Many Requests"] {
                 assert_eq!(build_failure(step, error), UNAVAILABLE, "{step}: {error}");
+            }
+            for error in [
+                "failed to do request: Head \"https://typo.example/v2/x/manifests/1\": dial tcp: lookup \
+                 typo.example on 10.0.0.2:53: no such host",
+                "failed to do request: Head \"https://r/v2/\": tls: failed to verify certificate: x509: \
+                 certificate signed by unknown authority",
+                "failed to do request: Head \"https://r/v2/\": http: server gave HTTP response to HTTPS client",
+            ] {
+                assert_eq!(build_failure(step, error), REFUSED, "{step}: {error}");
             }
         }
     }

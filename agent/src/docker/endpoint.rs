@@ -24,6 +24,7 @@ use thiserror::Error;
 use tokio::io::AsyncReadExt as _;
 use tokio::process::ChildStderr;
 use tokio::time::timeout;
+use url::Url;
 
 use super::command::last_line;
 use super::user_config::{self, ConfigFile};
@@ -55,6 +56,17 @@ pub enum EndpointError {
     },
     #[error("the Docker context {name:?} has no Docker endpoint")]
     NoEndpoint { name: String },
+    #[error("{host:?} ({origin}) is no address of a Docker engine: unix:///…, tcp://… or ssh://…")]
+    Address { host: String, origin: &'static str },
+    #[error(
+        "DOCKER_TLS_VERIFY is set, and {file} cannot be read: name the folder with ca.pem, cert.pem and key.pem in \
+         DOCKER_CERT_PATH"
+    )]
+    Certificate {
+        file: String,
+        #[source]
+        source: io::Error,
+    },
 }
 
 /// Where the name of a context comes from.
@@ -124,10 +136,12 @@ impl Endpoint {
     pub fn find(setting: Option<&str>) -> Result<Self, EndpointError> {
         let variable = |name| env::var(name).ok().filter(|value| !value.is_empty());
         if let Some(host) = setting {
-            return Ok(Self::at(host.to_owned(), Source::Setting));
+            let endpoint = Self::at(host.to_owned(), Source::Setting);
+            return endpoint.checked("Stagely's setting", verified_by(variable));
         }
         if let Some(host) = variable("DOCKER_HOST") {
-            return Ok(Self::at(host, Source::Variable));
+            let endpoint = Self::at(host, Source::Variable);
+            return endpoint.checked("DOCKER_HOST", verified_by(variable));
         }
         let Some(folder) = user_config::folder() else { return Ok(Self::of_default()) };
         let named = match variable("DOCKER_CONTEXT") {
@@ -142,6 +156,29 @@ impl Endpoint {
                 Self::of_context(&folder.join("contexts"), name, origin)
             }
             _ => Ok(Self::of_default()),
+        }
+    }
+
+    /// Checks what another attempt does not change: the address, and that there is a certificate to check a remote
+    /// engine with. `certificates` is the folder of the user's, if engines must be checked.
+    fn checked(
+        self,
+        origin: &'static str,
+        certificates: Option<PathBuf>,
+    ) -> Result<Self, EndpointError> {
+        if !is_address(&self.host) {
+            return Err(EndpointError::Address { host: self.host, origin });
+        }
+        // As the `docker` command does, which takes no certificate for a socket either.
+        let Some(folder) = certificates.filter(|_| self.host.starts_with("tcp://")) else {
+            return Ok(self);
+        };
+        let file = folder.join("ca.pem");
+        match fs::File::open(&file) {
+            Ok(_) => Ok(self),
+            Err(source) => {
+                Err(EndpointError::Certificate { file: file.display().to_string(), source })
+            }
         }
     }
 
@@ -239,6 +276,22 @@ impl Endpoint {
             REQUEST_SECONDS,
             API_DEFAULT_VERSION,
         )
+    }
+}
+
+/// The folder of the certificates with which `variable` says that engines must be checked.
+fn verified_by(variable: impl Fn(&'static str) -> Option<String>) -> Option<PathBuf> {
+    variable("DOCKER_TLS_VERIFY")?;
+    variable("DOCKER_CERT_PATH").map(PathBuf::from).or_else(user_config::folder)
+}
+
+fn is_address(host: &str) -> bool {
+    match host.split_once("://") {
+        Some(("unix", path)) => path.starts_with('/'),
+        Some(("tcp" | "http" | "https" | "ssh", _)) => {
+            Url::parse(host).is_ok_and(|url| url.host_str().is_some_and(|host| !host.is_empty()))
+        }
+        _ => false,
     }
 }
 
@@ -347,6 +400,36 @@ mod tests {
         assert!(secured.has_tls);
         assert!(secured.variables.contains(&("DOCKER_TLS_VERIFY", "1".to_owned())));
         assert!(secured.variables.contains(&("DOCKER_CERT_PATH", tls.display().to_string())));
+    }
+
+    #[test]
+    fn nonsense_is_no_address_of_an_engine() {
+        for host in ["nonsense", "", "tcp://", "ftp://engine", "unix://engine.sock", "tcp://a b"] {
+            let error =
+                Endpoint::at(host.to_owned(), Source::Variable).checked("DOCKER_HOST", None);
+            let error = error.unwrap_err().to_string();
+            assert!(error.starts_with(&format!("{host:?} (DOCKER_HOST)")), "{error}");
+        }
+        for host in
+            ["unix:///run/docker.sock", "tcp://engine:2376", "tcp://[::1]:1", "ssh://me@engine"]
+        {
+            let endpoint = Endpoint::at(host.to_owned(), Source::Variable);
+            assert!(endpoint.checked("DOCKER_HOST", None).is_ok(), "{host}");
+        }
+    }
+
+    #[test]
+    fn an_engine_that_must_be_checked_needs_a_certificate() {
+        let folder = tempfile::tempdir().unwrap();
+        let checked = |host: &str| {
+            let endpoint = Endpoint::at(host.to_owned(), Source::Variable);
+            endpoint.checked("DOCKER_HOST", Some(folder.path().to_owned()))
+        };
+        let error = checked("tcp://engine:2376").unwrap_err().to_string();
+        assert!(error.contains("DOCKER_TLS_VERIFY") && error.contains("ca.pem"), "{error}");
+        assert!(checked("unix:///run/docker.sock").is_ok());
+        fs::write(folder.path().join("ca.pem"), "").unwrap();
+        assert!(checked("tcp://engine:2376").is_ok());
     }
 
     #[test]

@@ -24,7 +24,7 @@ use crate::docker::{
     self, BuildError, BuildFiles, BuildOutcome, BuildRequest, DockerCommand, Engine, RunningBuild,
 };
 use crate::fingerprint::{BuildInputs, cache_miss};
-use crate::git;
+use crate::git::{self, CloneError};
 use crate::job_log::JobLog;
 
 /// After a build, the report waits this long for the build's inputs, which are read while it runs.
@@ -101,7 +101,8 @@ async fn clone(
     let url = git::without_credentials(&context.repo_url);
     log.info(&format!("Cloning {url} at {}", context.commit_hash));
     let started = Instant::now();
-    let fetched = git::fetch_commit(context.clone().into(), checkout, stop).await?;
+    let fetched = git::fetch_commit(context.clone().into(), checkout, stop).await;
+    let fetched = fetched.map_err(CloneError::or_ended_server)?;
     let submodules = match fetched.submodules {
         0 => String::new(),
         1 => " with 1 submodule".to_owned(),

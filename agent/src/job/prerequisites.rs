@@ -1,8 +1,10 @@
 //! Waits for an engine that is still starting, logs in to the registry, and retries a registry that does not answer.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use stagely_protocol::{FailureReason, RegistryAuth};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::error::JobError;
@@ -16,6 +18,9 @@ const ENGINE_START_LIMIT: Duration = Duration::from_mins(3);
 
 /// The delay before an engine that does not answer is asked again.
 const ENGINE_POLL_INTERVAL: Duration = Duration::from_millis(250);
+
+/// The longest time without a line about a wait.
+const SILENCE_MAX: Duration = Duration::from_secs(2);
 
 /// The first delay before a registry that does not answer is tried again; each further one is twice as long.
 const REGISTRY_DELAY_MIN: Duration = Duration::from_secs(1);
@@ -31,19 +36,27 @@ pub(super) async fn wait_for_engine(
 ) -> Result<Engine, JobError> {
     let mut backoff = Backoff::constant(ENGINE_POLL_INTERVAL, ENGINE_START_LIMIT);
     let mut is_logged = false;
+    let mut log_once = |why: &str| {
+        if !std::mem::replace(&mut is_logged, true) {
+            let limit = humantime::format_duration(ENGINE_START_LIMIT);
+            log.info(&format!("Waiting for the Docker engine, for {limit} at most: {why}"));
+        }
+    };
     loop {
-        let probe = stop.run_until_cancelled(Engine::probe(&docker.endpoint)).await;
+        let mut probe = pin!(stop.run_until_cancelled(Engine::probe(&docker.endpoint)));
+        let probe = match timeout(SILENCE_MAX, &mut probe).await {
+            Ok(probe) => probe,
+            Err(_) => {
+                log_once("no answer yet");
+                probe.await
+            }
+        };
         let message = match probe {
             Some(Ok(engine)) => return Ok(engine),
             Some(Err(error)) => format!("the Docker engine does not answer: {error}"),
             None => "stopped before the Docker engine answered".to_owned(),
         };
-        let log_once = |_| {
-            if !std::mem::replace(&mut is_logged, true) {
-                log.info("Waiting for the Docker engine");
-            }
-        };
-        if !backoff.wait(stop, log_once).await {
+        if !backoff.wait(stop, |_| log_once(&message)).await {
             return Err(JobError::with_message(FailureReason::Engine, message));
         }
     }

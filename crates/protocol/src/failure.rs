@@ -52,6 +52,8 @@ pub enum FailureReason {
     DiskFull,
     /// The Docker engine of the machine does not answer, or cannot do what the build needs.
     Engine,
+    /// The settings of the machine's Docker engine are wrong: its address, its context or its certificates.
+    EngineSettings,
     /// No machine builds the platform natively, and emulation is forbidden or impossible.
     Emulation,
     /// A fault of Stagely itself, or one that no other case describes.
@@ -102,6 +104,7 @@ impl FailureReason {
             | Self::NoCapacity
             | Self::DiskFull
             | Self::Engine
+            | Self::EngineSettings
             | Self::Internal
             | Self::Registry { .. }
             | Self::Clone { .. }
@@ -130,6 +133,7 @@ impl FailureReason {
             | Self::Superseded
             | Self::DependencyFailed { .. }
             | Self::Provider
+            | Self::EngineSettings
             | Self::Emulation
             | Self::Internal
             | Self::Registry {
@@ -200,6 +204,7 @@ impl fmt::Display for FailureReason {
             }
             Self::DiskFull => f.write_str("the machine's disk is full"),
             Self::Engine => f.write_str("the Docker engine of the machine cannot do this build"),
+            Self::EngineSettings => f.write_str("the settings of the Docker engine are wrong"),
             Self::Emulation => f.write_str("no machine can build this platform"),
             Self::Internal => f.write_str("an internal error"),
         }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 use stagely_agent::git::{self, CloneError, FetchRequest, ResolvedRef};
+use stagely_protocol::{CloneProblem, FailureReason};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
@@ -86,11 +87,14 @@ impl RepositoryReader {
 async fn retry<T, F: Future<Output = Result<T, CloneError>>>(
     what: &str,
     cancel: &CancellationToken,
-    attempt: impl FnMut() -> F,
+    mut attempt: impl FnMut() -> F,
 ) -> Result<T, CloneError> {
-    let is_transient = |error: &CloneError| {
-        Retry::if_transient(matches!(error, CloneError::Network { .. } | CloneError::Internal(_)))
+    let attempt = || {
+        let attempt = attempt();
+        async { attempt.await.map_err(CloneError::or_ended_server) }
     };
+    let network = FailureReason::Clone { problem: CloneProblem::Network };
+    let is_transient = |error: &CloneError| Retry::if_transient(error.reason() == network);
     let result = GIT_RETRIES.run_until(cancel, what, is_transient, attempt).await;
     result.map_err(|error| if cancel.is_cancelled() { CloneError::Cancelled } else { error })
 }
