@@ -9,6 +9,7 @@ mod person;
 
 mod caches;
 mod commands;
+mod environment;
 mod laptop;
 mod runs;
 mod servers;
