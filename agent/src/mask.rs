@@ -133,6 +133,8 @@ struct Patterns {
     longest_bytes: usize,
     /// For each byte, whether a pattern begins with it.
     first_bytes: [bool; 256],
+    /// For each two bytes, whether a pattern begins with them.
+    first_pairs: Vec<bool>,
 }
 
 impl Masker {
@@ -148,11 +150,16 @@ impl Masker {
         let automaton = AhoCorasick::builder().match_kind(MatchKind::Standard).build(&sorted)?;
         let longest_bytes = sorted.iter().map(Vec::len).max().unwrap_or(0);
         let mut first_bytes = [false; 256];
+        let mut first_pairs = vec![false; 1 << 16];
         for pattern in &sorted {
             first_bytes[usize::from(pattern[0])] = true;
+            if let [first, second, ..] = pattern[..] {
+                first_pairs[pair(first, second)] = true;
+            }
         }
         let folded = FoldedSecrets::new(foldable);
-        let patterns = Patterns { automaton, folded, sorted, longest_bytes, first_bytes };
+        let patterns =
+            Patterns { automaton, folded, sorted, longest_bytes, first_bytes, first_pairs };
         Ok(Self(Some(Arc::new(patterns))))
     }
 
@@ -211,6 +218,10 @@ impl MaskedStream {
     }
 }
 
+fn pair(first: u8, second: u8) -> usize {
+    usize::from(first) << 8 | usize::from(second)
+}
+
 impl Patterns {
     /// The secrets in `text` that line breaks cut, and the start of the end of `text` that has to be held back.
     fn find_folded(&self, text: &[u8]) -> (Vec<(usize, usize)>, usize) {
@@ -223,10 +234,17 @@ impl Patterns {
     fn hold_position(&self, text: &[u8]) -> usize {
         let earliest = text.len().saturating_sub(self.longest_bytes.saturating_sub(1));
         (earliest..text.len())
-            .find(|&start| {
-                self.first_bytes[usize::from(text[start])] && self.begins_secret(&text[start..])
-            })
+            .find(|&start| self.may_begin(&text[start..]) && self.begins_secret(&text[start..]))
             .unwrap_or(text.len())
+    }
+
+    /// A quick check, which most ends of a text do not pass.
+    fn may_begin(&self, end: &[u8]) -> bool {
+        match *end {
+            [first, second, ..] => self.first_pairs[pair(first, second)],
+            [first] => self.first_bytes[usize::from(first)],
+            [] => false,
+        }
     }
 
     fn begins_secret(&self, end: &[u8]) -> bool {
