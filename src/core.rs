@@ -35,6 +35,7 @@ mod retention;
 pub mod sweep;
 
 mod configured_projects;
+pub mod damage;
 mod data_folder;
 mod provider_set;
 

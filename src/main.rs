@@ -15,6 +15,7 @@ use stagely::cli::{
     approve, cancel, doctor, environments, explain, fleets, github, jobs, logs, machines, project,
     queue, rebuild, run, runs, schema, sweep, token, validate, warm,
 };
+use stagely::core::damage::DamagedDatabase;
 use stagely::core::{self, FolderCheck};
 use stagely_agent::exec::exec;
 use stagely_agent::{GUARD_COMMAND, Guard, guard_children};
@@ -24,6 +25,9 @@ use tracing_subscriber::EnvFilter;
 
 /// The time limit for threads to end after the command has ended.
 const RUNTIME_END_LIMIT: Duration = Duration::from_secs(2);
+
+/// The exit code of a core whose database is damaged. A service manager must not start it again.
+const EXIT_DAMAGED: u8 = 5;
 
 /// Libraries that log their traffic, including tokens and passwords. Only their warnings are logged,
 /// whatever the value of `STAGELY_LOG`.
@@ -144,6 +148,9 @@ fn main() -> ExitCode {
 
 fn report(error: &anyhow::Error) -> ExitCode {
     eprintln!("error: {error:#}");
+    if error.chain().any(|cause| cause.is::<DamagedDatabase>()) {
+        return ExitCode::from(EXIT_DAMAGED);
+    }
     ExitCode::from(EXIT_FAILED)
 }
 

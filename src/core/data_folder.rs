@@ -9,12 +9,16 @@ use std::{fs, io};
 use anyhow::Context as _;
 use tokio::task::spawn_blocking;
 
+use super::damage::DamagedDatabase;
 use super::logs::{LogSettings, LogStore};
 use super::secrets::keyring::Keyring;
 use super::store::{Store, StoreContents};
 use crate::config::Config;
 
 use self::binding::{Binding, BindingError};
+
+pub(super) const RECORDS_FILE: &str = "core.redb";
+pub(super) const LOGS_FILE: &str = "logs.redb";
 
 /// The folder of short-lived checkouts. It is emptied at every start.
 const SCRATCH: &str = "scratch";
@@ -57,7 +61,8 @@ impl DataFolder {
         let unusable = || format!("cannot use the data folder {}", path.display());
         let mut private = fs::DirBuilder::new();
         private.recursive(true).mode(0o700).create(&path).with_context(unusable)?;
-        let (store, contents) = Store::open(&path.join("core.redb"))
+        let records = path.join(RECORDS_FILE);
+        let (store, contents) = DamagedDatabase::or_opened(&records, || Store::open(&records))
             .with_context(|| format!("cannot open the database in {}", path.display()))?;
         bind(&path, &store, check).with_context(unusable)?;
         // The database is open, so no other core works here. A killed core may have left checkouts.
@@ -68,7 +73,8 @@ impl DataFolder {
             }
             _ => private.create(&scratch).with_context(unusable)?,
         }
-        let logs = LogStore::open(&path.join("logs.redb"), settings)
+        let logs = path.join(LOGS_FILE);
+        let logs = DamagedDatabase::or_opened(&logs, || LogStore::open(&logs, settings))
             .with_context(|| format!("cannot open the logs in {}", path.display()))?;
         let keyring = Keyring::open(&path.join("secrets.key"))
             .with_context(|| format!("cannot open the key in {}", path.display()))?;

@@ -25,6 +25,7 @@ use tracing::error;
 use self::chunk::Chunk;
 use self::tables::Tables;
 use self::writer::{AppendCommand, Command, Writer};
+use super::damage::DamagedDatabase;
 use super::disk::reserve_mib;
 use crate::config::Config;
 
@@ -62,6 +63,8 @@ pub enum LogError {
     /// A stored chunk cannot be read.
     #[error("a stored chunk of the log of {job} is damaged")]
     Damaged { job: JobId },
+    #[error(transparent)]
+    DamagedFile(DamagedDatabase),
     /// The store was closed.
     #[error("the log store is closed")]
     Closed,
@@ -179,7 +182,7 @@ impl LogStore {
     /// [`AppendError::NotStored`] when the database cannot be read.
     pub async fn next_line(&self, attempt: Attempt) -> Result<u64, AppendError> {
         let tables = self.tables.clone();
-        let extent = spawn_blocking(move || tables.extent(attempt)).await;
+        let extent = spawn_blocking(move || tables.checked(|tables| tables.extent(attempt))).await;
         match extent {
             Ok(Ok(extent)) => Ok(extent.next_line),
             Ok(Err(error)) => Err(AppendError::NotStored(ErrorChain(&error).to_string())),
@@ -199,7 +202,7 @@ impl LogStore {
         lines_max: usize,
     ) -> Result<Vec<StoredLine>, LogError> {
         let tables = self.tables.clone();
-        spawn_blocking(move || tables.read(attempt, from, lines_max))
+        spawn_blocking(move || tables.checked(|tables| tables.read(attempt, from, lines_max)))
             .await
             .unwrap_or(Err(LogError::Closed))
     }
@@ -215,7 +218,7 @@ impl LogStore {
         lines_max: usize,
     ) -> Result<(u64, Vec<StoredLine>), LogError> {
         let tables = self.tables.clone();
-        spawn_blocking(move || tables.tail(attempt, lines_max))
+        spawn_blocking(move || tables.checked(|tables| tables.tail(attempt, lines_max)))
             .await
             .unwrap_or(Err(LogError::Closed))
     }

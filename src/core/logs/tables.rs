@@ -11,6 +11,7 @@ use stagely_state::ids::JobId;
 
 use super::chunk::{Chunk, counted_bytes};
 use super::{LogError, StoredLine};
+use crate::core::damage::DamagedDatabase;
 use crate::core::disk;
 
 /// Job, attempt, number of the chunk's first line.
@@ -77,6 +78,15 @@ impl Tables {
         write.commit()?;
         *slot = Some(Arc::new(database));
         Ok(())
+    }
+
+    /// Calls `access`, and recognizes that the file is damaged.
+    pub(super) fn checked<T>(
+        &self,
+        access: impl FnOnce(&Self) -> Result<T, LogError>,
+    ) -> Result<T, LogError> {
+        DamagedDatabase::or_result_of(&self.path, || access(self))
+            .unwrap_or_else(|damage| Err(LogError::DamagedFile(damage)))
     }
 
     /// The free space of the database's file system, in bytes; `None` if the system call fails.

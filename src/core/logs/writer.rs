@@ -55,6 +55,8 @@ pub(super) struct Writer {
     followed: Followed,
     /// Whether the last group found the disk nearly full.
     is_disk_low: bool,
+    /// Whether redb has met damaged pages.
+    is_damaged: bool,
     /// The stored extents of the logs that were written last.
     extents: HashMap<Attempt, Extent>,
 }
@@ -66,7 +68,8 @@ type AppendResponse = (oneshot::Sender<Result<u64, AppendError>>, Result<u64, Ap
 
 impl Writer {
     pub(super) fn new(tables: Tables, settings: LogSettings, followed: Followed) -> Self {
-        Self { tables, settings, followed, is_disk_low: false, extents: HashMap::new() }
+        let extents = HashMap::new();
+        Self { tables, settings, followed, is_disk_low: false, is_damaged: false, extents }
     }
 
     /// Writes until it must close, or every sender is gone.
@@ -82,7 +85,8 @@ impl Writer {
                         // Earlier lines must not be stored after the deletion.
                         self.append(mem::take(&mut appends));
                         // The caller may be gone; the logs are deleted.
-                        let _ = done.send(self.forget(job));
+                        let tables = self.tables.clone();
+                        let _ = done.send(tables.checked(|_| self.forget(job)));
                     }
                     Command::Close => is_closing = true,
                 }
@@ -92,12 +96,18 @@ impl Writer {
     }
 
     fn append(&mut self, appends: Vec<AppendCommand>) {
-        if appends.is_empty() {
-            return;
+        if self.is_damaged {
+            // Only the logs that lie in damaged pages fail.
+            appends.into_iter().for_each(|append| self.append_group(vec![append]));
+        } else if !appends.is_empty() {
+            self.append_group(appends);
         }
+    }
+
+    fn append_group(&mut self, appends: Vec<AppendCommand>) {
         self.check_disk(&appends);
         let mut group = Group { extents: HashMap::new(), answers: Vec::new() };
-        match self.commit(appends, &mut group) {
+        match self.tables.checked(|_| self.commit(appends, &mut group)) {
             Ok(()) => {
                 self.extents.extend(group.extents.iter());
                 if self.extents.len() > EXTENTS_MAX {
@@ -112,6 +122,7 @@ impl Writer {
             Err(error) => {
                 let failure = ErrorChain(&error).to_string();
                 error!(error = failure, "log lines were not stored");
+                self.is_damaged |= matches!(error, LogError::DamagedFile(_));
                 for (stored, _) in group.answers {
                     let _ = stored.send(Err(AppendError::NotStored(failure.clone())));
                 }
