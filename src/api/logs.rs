@@ -1,5 +1,7 @@
 //! `/jobs/{id}/logs`: parts of logs, and the messages of a followed log.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 use stagely_protocol::Stream;
 use utoipa::IntoParams;
@@ -21,14 +23,14 @@ pub struct LogRange {
 /// One message of `GET /jobs/{id}/logs/follow` (WebSocket).
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "lowercase")]
-pub enum FollowMessage {
+pub enum FollowMessage<'a> {
     /// Lines of the log, in order, each once.
     Lines {
         /// The attempt of the lines.
         attempt: u32,
         /// The number of the first line.
         first: u64,
-        lines: Vec<FollowedLine>,
+        lines: Vec<FollowedLine<'a>>,
     },
     /// The last message: every line was sent, and the job or the requested attempt has ended.
     End {
@@ -41,10 +43,10 @@ pub enum FollowMessage {
 
 /// One line of a followed log.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct FollowedLine {
+pub struct FollowedLine<'a> {
     /// The time at which the agent read the line, in milliseconds since the Unix epoch.
     pub t: u64,
     pub stream: Stream,
     /// The text, including ANSI sequences.
-    pub data: String,
+    pub data: Cow<'a, str>,
 }

@@ -17,7 +17,7 @@ const REDIAL_WAIT: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub enum LogEvent {
     /// Lines of one attempt, in order, each once.
-    Lines { attempt: u32, lines: Vec<FollowedLine> },
+    Lines { attempt: u32, lines: Vec<FollowedLine<'static>> },
     /// The job has ended, and every line was sent.
     End(JobStatus),
 }

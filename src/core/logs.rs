@@ -5,11 +5,11 @@
 //! batches 17 bytes and 1.5 million lines/s.
 
 mod chunk;
+mod live;
 mod tables;
 mod text;
 mod writer;
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -18,17 +18,19 @@ use stagely_protocol::{ErrorChain, LogLine, Stream};
 use stagely_state::Attempt;
 use stagely_state::ids::JobId;
 use thiserror::Error;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_blocking;
 use tracing::error;
 
 use self::chunk::Chunk;
+use self::live::Followed;
 use self::tables::Tables;
 use self::writer::{AppendCommand, Command, Writer};
 use super::damage::DamagedDatabase;
 use super::disk::reserve_mib;
 use crate::config::Config;
 
+pub use live::{LiveLines, NewLines};
 pub(crate) use text::{is_hidden, readable};
 
 /// Most commands that wait for the writer. Then appenders wait, and so do their agents.
@@ -97,9 +99,6 @@ pub struct StoredLine {
     pub data: String,
 }
 
-/// The number of stored lines of each followed log.
-type Followed = Arc<Mutex<HashMap<Attempt, watch::Sender<u64>>>>;
-
 /// Stores and reads logs. Clones share the database and the writer.
 #[derive(Clone, Debug)]
 pub struct LogStore {
@@ -135,7 +134,7 @@ impl LogStore {
         let tables = Tables::open(PathBuf::from(path), settings.cache_bytes)?;
         let followed = Followed::default();
         let (writer, commands) = mpsc::channel(WAITING_MAX);
-        let thread = Writer::new(tables.clone(), settings, Arc::clone(&followed));
+        let thread = Writer::new(tables.clone(), settings, followed.clone());
         let thread = std::thread::Builder::new()
             .name("log-writer".to_owned())
             .spawn(move || thread.run(commands))
@@ -170,7 +169,8 @@ impl LogStore {
     ) -> Result<Receipt, AppendError> {
         let (stored, receipt) = oneshot::channel();
         let chunks = Chunk::several_of(lines);
-        let command = Command::Append(AppendCommand { attempt, first, chunks, stored });
+        let message = self.followed.encode(attempt, first, lines);
+        let command = Command::Append(AppendCommand { attempt, first, chunks, message, stored });
         let closed = |_| AppendError::NotStored("the log store is closed".into());
         self.writer.send(command).await.map_err(closed)?;
         Ok(Receipt(receipt))
@@ -224,11 +224,8 @@ impl LogStore {
     }
 
     /// Notifies of lines that are stored after this call. Callers read earlier lines after it.
-    pub fn watch(&self, attempt: Attempt) -> StoredLines {
-        let mut followed = lock(&self.followed);
-        followed.retain(|_, sender| !sender.is_closed());
-        let sender = followed.entry(attempt).or_insert_with(|| watch::Sender::new(0));
-        StoredLines(sender.subscribe())
+    pub fn follow(&self, attempt: Attempt) -> LiveLines {
+        self.followed.follow(attempt)
     }
 
     /// Deletes the logs of all attempts of `jobs`, in small transactions.
@@ -243,19 +240,6 @@ impl LogStore {
             forgotten.await.map_err(|_| LogError::Closed)??;
         }
         Ok(())
-    }
-}
-
-/// Notifies of further stored lines of one log.
-#[derive(Debug)]
-pub struct StoredLines(watch::Receiver<u64>);
-
-impl StoredLines {
-    /// Resolves when more than `lines` lines can be read.
-    pub async fn more_than(&mut self, lines: u64) {
-        if self.0.wait_for(|stored| *stored > lines).await.is_err() {
-            std::future::pending::<()>().await;
-        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use stagely::core::logs::AppendError;
+use stagely::core::logs::{AppendError, NewLines};
 use stagely_protocol::{CUT_MARK, LINE_BYTES_MAX};
 use stagely_state::Attempt;
 use stagely_state::ids::JobId;
@@ -55,19 +55,51 @@ async fn a_line_that_its_agent_did_not_cut_is_cut_and_marked() {
 async fn followers_of_a_log_are_notified_of_readable_lines_only() {
     let database = Database::new();
     let store = open(&database.path, 100);
-    let mut watcher = store.watch(FIRST);
+    let mut live = store.follow(FIRST);
     append(&store, FIRST, None, &lines(&["a"])).await.unwrap();
-    watcher.more_than(0).await;
+    assert_eq!(live.after(0).await, NewLines::Stored);
 
     let text = "x".repeat(101);
     for _ in 0..3 {
         append(&store, FIRST, None, &lines(&[&text, &text])).await.unwrap();
     }
 
-    watcher.more_than(1).await;
+    assert_eq!(live.after(1).await, NewLines::Stored);
     assert_eq!(texts(&store, JOB).await.len(), 2, "one line, and the notice that the rest is cut");
-    let more = tokio::time::timeout(Duration::from_millis(50), watcher.more_than(2)).await;
+    let more = tokio::time::timeout(Duration::from_millis(50), live.after(2)).await;
     assert!(more.is_err(), "there is nothing more to read");
+}
+
+#[tokio::test]
+async fn followers_get_numbered_lines_encoded_and_once_unless_they_are_cut_or_behind() {
+    let database = Database::new();
+    let store = open(&database.path, 1 << 20);
+    let mut live = store.follow(FIRST);
+    append(&store, FIRST, Some(0), &lines(&["a\u{1b}[0m", "\"b\""])).await.unwrap();
+    let NewLines::Encoded { message, end: 2 } = live.after(0).await else { panic!("two lines") };
+    let json: serde_json::Value = serde_json::from_str(&message).unwrap();
+    assert_eq!(
+        (&json["type"], &json["attempt"], &json["first"]),
+        (&"lines".into(), &1.into(), &0.into())
+    );
+    let text = |line: usize| json["lines"][line]["data"].as_str().unwrap();
+    assert_eq!((text(0), text(1)), ("a\u{1b}[0m", "\"b\""));
+
+    // The agent repeats a line after a reconnect: only the new one counts, and must be read.
+    append(&store, FIRST, Some(1), &lines(&["\"b\"", "c"])).await.unwrap();
+    assert_eq!(live.after(2).await, NewLines::Stored);
+    append(&store, FIRST, Some(1), &lines(&["\"b\""])).await.unwrap();
+    let long = "x".repeat(LINE_BYTES_MAX + 1);
+    append(&store, FIRST, Some(3), &lines(&[&long])).await.unwrap();
+    assert_eq!(live.after(3).await, NewLines::Stored, "a cut line is not encoded");
+
+    for number in 4..40 {
+        append(&store, FIRST, Some(number), &lines(&["d"])).await.unwrap();
+    }
+    assert_eq!(live.after(4).await, NewLines::Stored, "it is far behind");
+    assert_eq!(texts(&store, JOB).await.len(), 40);
+    let NewLines::Encoded { end, .. } = live.after(24).await else { panic!("the newest 16") };
+    assert_eq!(end, 25);
 }
 
 #[tokio::test]

@@ -130,7 +130,7 @@ impl Display {
         }
     }
 
-    pub(super) fn show_lines(&mut self, job: JobId, attempt: u32, lines: &[FollowedLine]) {
+    pub(super) fn show_lines(&mut self, job: JobId, attempt: u32, lines: &[FollowedLine<'_>]) {
         let Some(progress) = self.jobs.get_mut(&job) else { return };
         progress.switch_to(attempt);
         let mut printed = Vec::new();

@@ -20,7 +20,7 @@ pub(super) enum Update {
     /// The run has changed.
     Run(Box<RunView>),
     /// A job has further log lines.
-    Lines { job: JobId, attempt: u32, lines: Vec<FollowedLine> },
+    Lines { job: JobId, attempt: u32, lines: Vec<FollowedLine<'static>> },
     /// The run has ended, and its log lines until then were returned. Its machines may still export
     /// caches.
     Ended,

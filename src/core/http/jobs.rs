@@ -3,19 +3,20 @@
 use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
-use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
+use axum::extract::ws::{Message, Utf8Bytes, WebSocket, WebSocketUpgrade};
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse as _, Response};
 use futures_util::stream;
 use stagely_protocol::ErrorChain;
 use stagely_state::ids::JobId;
 use stagely_state::{Attempt, Job};
+use tokio::sync::watch;
 use tracing::warn;
 
 use super::auth::Reader;
 use super::{ApiError, ApiPath, ApiQuery, ApiState, views};
 use crate::api::{ErrorBody, FollowMessage, FollowedLine, JobStatus, JobView, LogRange};
-use crate::core::logs::{LogError, StoredLine};
+use crate::core::logs::{LiveLines, LogError, NewLines, StoredLine};
 
 /// Most lines that are read from the store at a time for one reader.
 const PAGE_LINES: usize = 2_000;
@@ -134,8 +135,7 @@ impl Follower {
     /// Sends the lines of one attempt until it is over.
     async fn send_attempt(&mut self, attempt: Attempt, mut next: u64) -> Result<(), Gone> {
         let mut changes = self.api.records.changes();
-        let mut stored = self.api.logs.watch(attempt);
-        let mut pings = self.api.sockets.pings();
+        let mut live = self.api.logs.follow(attempt);
         loop {
             changes.mark_unchanged();
             // Checked before the lines are read, so that all lines of an ended attempt are in the store.
@@ -144,9 +144,35 @@ impl Follower {
             if over {
                 return Ok(());
             }
+            next = self.send_live(attempt, next, &mut live, &mut changes).await?;
+        }
+    }
+
+    /// Sends new lines as long as they need not be read, and the attempt may go on. Returns the number of the following
+    /// line.
+    async fn send_live(
+        &mut self,
+        attempt: Attempt,
+        mut next: u64,
+        live: &mut LiveLines,
+        changes: &mut watch::Receiver<u64>,
+    ) -> Result<u64, Gone> {
+        let mut pings = self.api.sockets.pings();
+        loop {
             tokio::select! {
-                () = stored.more_than(next) => {}
-                notified = changes.changed() => if notified.is_err() { return Err(Gone) },
+                lines = live.after(next) => match lines {
+                    NewLines::Encoded { message, end } => {
+                        self.send_text(message).await?;
+                        next = end;
+                    }
+                    NewLines::Stored => return Ok(next),
+                },
+                notified = changes.changed() => {
+                    notified.map_err(|_| Gone)?;
+                    if self.is_over(attempt) {
+                        return Ok(next);
+                    }
+                }
                 _ = pings.tick() => {
                     self.socket.send(Message::Ping(Bytes::new())).await.map_err(|_| Gone)?;
                 }
@@ -185,15 +211,19 @@ impl Follower {
             next += lines.len() as u64;
             let lines = lines
                 .into_iter()
-                .map(|line| FollowedLine { t: line.t, stream: line.stream, data: line.data })
+                .map(|line| FollowedLine { t: line.t, stream: line.stream, data: line.data.into() })
                 .collect();
             self.send(&FollowMessage::Lines { attempt: attempt.number, first, lines }).await?;
         }
     }
 
-    async fn send(&mut self, message: &FollowMessage) -> Result<(), Gone> {
+    async fn send(&mut self, message: &FollowMessage<'_>) -> Result<(), Gone> {
         let json = serde_json::to_string(message).expect("a message has string keys");
-        self.socket.send(Message::Text(json.into())).await.map_err(|_| Gone)
+        self.send_text(json.into()).await
+    }
+
+    async fn send_text(&mut self, json: Utf8Bytes) -> Result<(), Gone> {
+        self.socket.send(Message::Text(json)).await.map_err(|_| Gone)
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::mem;
 use std::time::Duration;
 
+use axum::extract::ws::Utf8Bytes;
 use redb::{Durability, ReadableTable as _, Table};
 use stagely_protocol::{ErrorChain, Stream};
 use stagely_state::Attempt;
@@ -12,8 +13,9 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{error, warn};
 
 use super::chunk::{Chunk, GROW_BYTES_MAX};
+use super::live::{Committed, Followed};
 use super::tables::{CHUNKS, ChunkKey, EXTENTS, Extent, Tables, extent_key};
-use super::{AppendError, Followed, LogError, LogSettings, StoredLine, lock};
+use super::{AppendError, LogError, LogSettings, StoredLine};
 
 /// Most commands in one group, which is about 10 MB of text if all batches are full.
 const GROUP_MAX: usize = 256;
@@ -43,6 +45,8 @@ pub(super) struct AppendCommand {
     /// The number of their first line. Without one they follow the stored lines.
     pub(super) first: Option<u64>,
     pub(super) chunks: Vec<Chunk>,
+    /// The lines of all chunks for viewers.
+    pub(super) message: Option<Utf8Bytes>,
     /// Receives the number of the next line after the commit.
     pub(super) stored: oneshot::Sender<Result<u64, AppendError>>,
 }
@@ -106,14 +110,14 @@ impl Writer {
 
     fn append_group(&mut self, appends: Vec<AppendCommand>) {
         self.check_disk(&appends);
-        let mut group = Group { extents: HashMap::new(), answers: Vec::new() };
+        let mut group = Group::default();
         match self.tables.checked(|_| self.commit(appends, &mut group)) {
             Ok(()) => {
                 self.extents.extend(group.extents.iter());
                 if self.extents.len() > EXTENTS_MAX {
                     self.extents.clear();
                 }
-                self.notify_followers(&group);
+                self.followed.notify(group.committed);
                 for (stored, answer) in group.answers {
                     // The session may have ended; its agent repeats the lines.
                     let _ = stored.send(answer);
@@ -156,9 +160,10 @@ impl Writer {
         write.set_quick_repair(true);
         {
             let mut chunks = write.open_table(CHUNKS)?;
-            for AppendCommand { attempt, first, chunks: new, stored } in appends {
+            for AppendCommand { attempt, first, chunks: new, message, stored } in appends {
                 // The answer is prepared before anything can fail, so that every caller gets one.
                 group.answers.push((stored, Err(AppendError::NotStored(String::new()))));
+                let before = self.extent(group, attempt);
                 let answer = match self.append_all(group, &mut chunks, attempt, first, new) {
                     // The damage is that of one job, whose agent keeps its lines. The others' lines are stored.
                     Err(error @ LogError::Damaged { .. }) => {
@@ -169,6 +174,9 @@ impl Writer {
                 };
                 if let Some(last) = group.answers.last_mut() {
                     last.1 = answer;
+                }
+                if let Ok(before) = before {
+                    group.note_committed(attempt, before, first, message);
                 }
             }
             let mut extents = write.open_table(EXTENTS)?;
@@ -201,6 +209,14 @@ impl Writer {
         Ok(answer)
     }
 
+    /// The extent of a log with the changes of `group`.
+    fn extent(&self, group: &Group, attempt: Attempt) -> Result<Extent, LogError> {
+        match group.extents.get(&attempt).or_else(|| self.extents.get(&attempt)) {
+            Some(extent) => Ok(*extent),
+            None => self.tables.extent(attempt),
+        }
+    }
+
     fn append_one(
         &self,
         group: &mut Group,
@@ -209,10 +225,7 @@ impl Writer {
         first: Option<u64>,
         mut chunk: Chunk,
     ) -> Result<Result<u64, AppendError>, LogError> {
-        let mut extent = match group.extents.get(&attempt).or_else(|| self.extents.get(&attempt)) {
-            Some(extent) => *extent,
-            None => self.tables.extent(attempt)?,
-        };
+        let mut extent = self.extent(group, attempt)?;
         let next = extent.next_line;
         let first = first.unwrap_or(next);
         if first > next {
@@ -280,15 +293,6 @@ impl Writer {
         (text_bytes > max).then(|| format!("more than {} MiB", max >> 20))
     }
 
-    fn notify_followers(&self, group: &Group) {
-        let followed = lock(&self.followed);
-        for (attempt, extent) in &group.extents {
-            if let Some(sender) = followed.get(attempt) {
-                sender.send_replace(extent.lines());
-            }
-        }
-    }
-
     /// Opens the database again. Until that succeeds, every append fails, and the agents keep their lines.
     fn recover(&mut self) {
         self.extents.clear();
@@ -334,11 +338,32 @@ impl Writer {
     }
 }
 
-/// One transaction: the extents that it changes, and the answers that follow its commit.
-#[derive(Debug)]
+/// One transaction: the extents that it changes, and the notices and answers that follow its commit.
+#[derive(Debug, Default)]
 struct Group {
     extents: HashMap<Attempt, Extent>,
+    committed: Vec<(Attempt, Committed)>,
     answers: Vec<AppendResponse>,
+}
+
+impl Group {
+    /// Notes what was added to a log with the extent `before`. The message counts only if its lines were stored as they
+    /// are, and no others.
+    fn note_committed(
+        &mut self,
+        attempt: Attempt,
+        before: Extent,
+        first: Option<u64>,
+        message: Option<Utf8Bytes>,
+    ) {
+        let Some(after) = self.extents.get(&attempt) else { return };
+        let (begin, end) = (before.lines(), after.lines());
+        if begin < end {
+            let is_exact = after.cut_after.is_none() && first == Some(begin);
+            let message = message.filter(|_| is_exact);
+            self.committed.push((attempt, Committed { first: begin, end, message }));
+        }
+    }
 }
 
 fn without_first(chunk: &Chunk, count: u64, job: JobId) -> Result<Chunk, LogError> {

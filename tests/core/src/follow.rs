@@ -12,7 +12,7 @@ pub struct Follower(pub Socket);
 
 impl Follower {
     /// The next message; `None` when core has closed the connection.
-    pub async fn next(&mut self) -> Option<FollowMessage> {
+    pub async fn next(&mut self) -> Option<FollowMessage<'static>> {
         loop {
             match timeout(LIMIT, self.0.next()).await.unwrap() {
                 Some(Ok(Message::Text(text))) => return Some(serde_json::from_str(&text).unwrap()),
@@ -50,6 +50,6 @@ impl Follower {
     }
 }
 
-fn texts(lines: Vec<FollowedLine>) -> impl Iterator<Item = String> {
-    lines.into_iter().map(|line| line.data)
+fn texts(lines: Vec<FollowedLine<'static>>) -> impl Iterator<Item = String> {
+    lines.into_iter().map(|line| line.data.into_owned())
 }
