@@ -1,8 +1,10 @@
 //! Commands without a run: help, completions, mistakes on the command line, `doctor`.
 
+use std::time::{Duration, Instant};
+
 use serde_json::Value;
 
-use crate::person::Person;
+use crate::person::{Ended, Person};
 
 #[test]
 fn every_command_has_help() {
@@ -108,6 +110,27 @@ fn a_folder_that_cannot_be_built_is_reported() {
     let error = run(".");
     assert!(error.contains("1 file is changed and not committed: more"), "{error}");
     assert!(error.contains("--dirty"), "{error}");
+}
+
+#[test]
+fn wrong_settings_of_the_engine_are_reported_at_once() {
+    let person = Person::new("engine");
+    person.commit(&[("stagely.yaml", "builds: {a: {context: .}}\n"), ("Dockerfile", "FROM a\n")]);
+    let missing = person.path("no-certificates");
+    let missing = missing.to_str().unwrap();
+    let tls = [("DOCKER_TLS_VERIFY", "1"), ("DOCKER_HOST", "tcp://127.0.0.1:2376")];
+    let cases = [
+        (vec![("DOCKER_HOST", "nonsense")], "\"nonsense\" (DOCKER_HOST) is no address"),
+        (tls.to_vec(), "DOCKER_CERT_PATH"),
+        ([&tls[..], &[("DOCKER_CERT_PATH", missing)]].concat(), missing),
+    ];
+    for (variables, words) in cases {
+        let started = Instant::now();
+        let mut command = person.stagely(&["run"]);
+        let ended = Ended::from(command.envs(variables).output().unwrap()).with(4);
+        assert!(ended.stderr.contains(words), "{}", ended.stderr);
+        assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    }
 }
 
 #[test]

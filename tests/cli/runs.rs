@@ -55,6 +55,23 @@ fn a_folder_is_built_pushed_and_reported() {
 }
 
 #[test]
+fn a_folders_run_that_is_rebuilt_after_its_command_has_ended_fails_at_once() {
+    let person = Person::new("rebuilt");
+    person.commit(&[("stagely.yaml", YAML), ("Dockerfile", "FROM busybox\nRUN false\n")]);
+    person.does(&["run"]).with(1);
+    let runs: Value =
+        serde_json::from_str(&person.does(&["runs", "--json"]).with(0).stdout).unwrap();
+    let started = Instant::now();
+
+    let ended = person.does(&["rebuild", runs[0]["id"].as_str().unwrap()]).with(3);
+
+    let words = "The run was made from a folder, by a command that has ended: start it again with `stagely run`";
+    assert!(ended.stdout.contains(words), "{}\n{}", ended.stdout, ended.stderr);
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    person.leaves_nothing();
+}
+
+#[test]
 fn an_unknown_base_is_reported_before_core_starts() {
     let person = Person::new("base");
     person.commit(&[("stagely.yaml", YAML), ("Dockerfile", "FROM busybox\n")]);

@@ -1,7 +1,9 @@
 //! Builds that fail, take too long, or are not wanted any more.
 
 use std::fs;
+use std::time::Duration;
 
+use reqwest::Method;
 use stagely::api::{JobStatus, RunStatus};
 use stagely_protocol::FailureReason;
 use stagely_test_core::{Core, job};
@@ -90,6 +92,29 @@ async fn a_cancelled_run_stops_its_builds_and_starts_none_of_those_that_wait() {
     // A second cancellation changes nothing.
     core.post::<serde_json::Value>(&format!("/runs/{run}/cancel"), serde_json::json!({})).await;
     assert_eq!(core.view(run).await.status, RunStatus::Cancelled);
+    core.finish().await;
+}
+
+#[tokio::test]
+async fn a_repository_that_does_not_answer_is_waited_for_visibly() {
+    let core = Core::start(STAGELY, "waits", "").await;
+    let mut request = core.request();
+    request.repository = core.git.url("status", "503/app/.git");
+    let id = core.run(request).await;
+
+    let run = core.until(id, "the run waits", |run| run.wait.is_some()).await;
+
+    let wait = run.wait.unwrap();
+    let noticed = wait.since.since(run.created_at);
+    assert!(noticed < Duration::from_secs(2), "{noticed:?}");
+    assert!(wait.reason.contains("503"), "{wait:?}");
+    assert!(wait.retry_at.is_some_and(|at| at > wait.since) && wait.tries > 0, "{wait:?}");
+    let page =
+        core.call(Some(&core.admin_token()), Method::GET, &format!("/runs/{id}"), None).await;
+    assert!(page.1.contains("Trying again since "), "{page:?}");
+    core.post::<serde_json::Value>(&format!("/runs/{id}/cancel"), serde_json::json!({})).await;
+    let run = core.ended(id).await;
+    assert_eq!((run.status, run.wait), (RunStatus::Cancelled, None));
     core.finish().await;
 }
 

@@ -44,12 +44,11 @@ pub(super) async fn wait_for_engine(
     };
     loop {
         let mut probe = pin!(stop.run_until_cancelled(Engine::probe(&docker.endpoint)));
-        let probe = match timeout(SILENCE_MAX, &mut probe).await {
-            Ok(probe) => probe,
-            Err(_) => {
-                log_once("no answer yet");
-                probe.await
-            }
+        let probe = if let Ok(probe) = timeout(SILENCE_MAX, &mut probe).await {
+            probe
+        } else {
+            log_once("no answer yet");
+            probe.await
         };
         let message = match probe {
             Some(Ok(engine)) => return Ok(engine),

@@ -127,7 +127,7 @@ impl Step<'_> {
             return;
         };
         if failure.reason == FailureReason::NoCapacity && job.assigned_at.is_none() {
-            return self.wait_for_capacity(id, attempt, failure.message);
+            return self.wait_for_capacity(id, attempt, &failure.message);
         }
         if !failure.reason.is_transient() || attempt >= job.last_attempt(&self.state.limits) {
             return self.fail_job(id, failure);
@@ -147,7 +147,7 @@ impl Step<'_> {
 
     /// Postpones a job whose machine could not be had, or fails the job if capacity has been missing for too long. No
     /// attempt is lost, because no agent got the job.
-    fn wait_for_capacity(&mut self, id: JobId, attempt: u32, message: String) {
+    fn wait_for_capacity(&mut self, id: JobId, attempt: u32, message: &str) {
         let Some(job) = self.state.jobs.get(&id) else { return };
         let (since, launches) =
             job.missing_capacity.as_ref().map_or((self.now, 0), |gap| (gap.since, gap.launches));
@@ -160,7 +160,7 @@ impl Step<'_> {
             return self.fail_job(id, JobFailure::new(FailureReason::NoCapacity, message));
         };
         if self.move_job(id, JobEvent::CapacityMissing { retry_at }) {
-            let gap = MissingCapacity { since, launches: launches + 1, message: cut(&message) };
+            let gap = MissingCapacity { since, launches: launches + 1, message: cut(message) };
             self.state.change_job(id, |job| job.missing_capacity = Some(gap));
         }
     }

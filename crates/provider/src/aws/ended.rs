@@ -36,7 +36,7 @@ fn reason(instance: &Instance) -> Option<(String, String)> {
     let code = state.and_then(|reason| reason.code()).filter(|code| !code.is_empty());
     // Some ends have only the older field: `Server.InternalError: Error message`.
     let older = instance.state_transition_reason().unwrap_or_default();
-    let code = code.map_or_else(|| older.split(':').next().unwrap_or_default(), |code| code);
+    let code = code.unwrap_or_else(|| older.split(':').next().unwrap_or_default());
     let message = state.and_then(|reason| reason.message()).unwrap_or(older);
     let is_code = ["Client.", "Server."].iter().any(|start| code.starts_with(start));
     is_code.then(|| (code.to_owned(), message.to_owned()))
