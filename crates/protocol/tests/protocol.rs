@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 
+use proptest::prelude::*;
 use serde_json::Value;
 use stagely_protocol::{AgentMessage, CoreMessage, Emulation, Notice, ParseError, StatusState};
 
@@ -204,4 +205,55 @@ fn who_knows_nothing_of_the_later_fields_sees_a_completed_job() {
     }
     let status: OldStatus = serde_json::from_str(&example("status_exporting")).unwrap();
     assert!(status.state == "completed" && status.digest.starts_with("sha256:"));
+}
+
+/// What stands in the place of some bytes of a damaged message.
+const TOKENS: [&str; 22] = [
+    "null",
+    "-1",
+    "1e999",
+    "18446744073709551616",
+    "\"\\u0000\"",
+    "\"\\ud800\"",
+    "[[[[[[[[",
+    "{{{{",
+    "}",
+    "]",
+    ",",
+    ":",
+    "\"",
+    "\\",
+    "true",
+    "0.0000001",
+    "\n",
+    "\r",
+    "\"type\":",
+    "\u{202e}",
+    "=",
+    "AAAA",
+];
+
+proptest! {
+    /// `PROPTEST_CASES` sets how many messages are tried.
+    #[test]
+    fn a_damaged_message_is_read_or_refused(
+        example in prop::sample::select([&FROM_AGENT[..], &FROM_CORE, &FROM_SIMPLE_AGENTS].concat()),
+        damage in prop::collection::vec(
+            (any::<prop::sample::Index>(), 0..30_usize, prop::sample::select(&TOKENS[..])), 1..4,
+        ),
+    ) {
+        let mut text = fs::read_to_string(folder().join(format!("{example}.json"))).unwrap();
+        for (at, length, token) in damage {
+            let at = text.floor_char_boundary(at.index(text.len() + 1));
+            let end = text.ceil_char_boundary(text.len().min(at + length));
+            text.replace_range(at..end, token);
+        }
+        // What is read is written again in a form that is read.
+        if let Ok(message) = AgentMessage::parse(&text) {
+            prop_assert!(AgentMessage::parse(&message.to_json()).is_ok(), "{}", text);
+        }
+        if let Ok(message) = CoreMessage::parse(&text) {
+            prop_assert!(CoreMessage::parse(&message.to_json()).is_ok(), "{}", text);
+        }
+    }
 }

@@ -289,6 +289,31 @@ mod tests {
 
     proptest! {
         #[test]
+        fn a_damaged_chunk_is_read_or_refused(
+            lines in vec((any::<u64>(), "[ -~\n]{0,60}"), 1..40),
+            damage in vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+            end: prop::sample::Index,
+            skip in 0..50_u64,
+        ) {
+            let line = |(t, data): &(u64, String)| {
+                StoredLine { t: *t, stream: Stream::Stdout, data: data.clone() }
+            };
+            let chunk = Chunk::of_stored(&lines.iter().map(line).collect::<Vec<_>>());
+            let mut bytes = chunk.bytes.clone();
+            for (at, byte) in damage {
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+            }
+            for bytes in [&bytes[..], &bytes[..end.index(bytes.len())], &[&*bytes, &bytes].concat()] {
+                if let Ok(read) = Chunk::read(bytes, skip) {
+                    let text: usize = read.iter().map(|line| line.data.len()).sum();
+                    prop_assert!(text as u64 <= 2 * PLAIN_BYTES_MAX);
+                }
+                let _ = chunk.added_to(bytes);
+            }
+        }
+
+        #[test]
         fn lines_are_read_as_they_were_written_for_any_batches(
             batches in vec(vec(line(), 1..60), 1..12),
             skip in 0..400_usize,

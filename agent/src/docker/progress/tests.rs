@@ -1,5 +1,6 @@
 //! Tests that render rawjson output as log lines.
 
+use proptest::prelude::*;
 use stagely_protocol::LINE_BYTES_MAX;
 
 use super::*;
@@ -174,4 +175,30 @@ fn a_step_whose_layers_cannot_be_loaded_and_that_runs_is_not_cached() {
     let cached = |json: &[&str]| render(&json.join("\n"), "hunter22", 10_000).1.steps()[0].cached;
     assert!(cached(&[&vertex(true), &vertex(false)]));
     assert!(!cached(&[&vertex(true), &log, &vertex(false)]));
+}
+
+proptest! {
+    /// Nothing panics, and the log is not much longer than the output.
+    #[test]
+    fn damaged_output_is_shown(
+        damage in prop::collection::vec(
+            (
+                any::<prop::sample::Index>(),
+                0..60_usize,
+                "null|-1|1e999|18446744073709551616|\"\"|\\[|\\{|\\}|,|:|\"|\n|\r|9999-01-01|\\\\u0000|[a-zA-Z0-9+/=]{1,9}",
+            ),
+            1..6,
+        ),
+        piece in 1..300_usize,
+    ) {
+        let mut text = example();
+        for (at, length, token) in damage {
+            let at = at.index(text.len() + 1);
+            text.replace_range(at..text.len().min(at + length), &token);
+        }
+        let (lines, progress) = render(&text, "hunter22", piece);
+        let bytes: usize = lines.iter().map(String::len).sum();
+        prop_assert!(bytes <= 4 * text.len() + 1_000, "{} bytes of {}", bytes, text);
+        prop_assert!(progress.steps().iter().all(|step| step.seconds >= 0.0));
+    }
 }

@@ -17,6 +17,22 @@ proptest! {
         let _ = parse("", format!("builds: {{a: {{context: ., build_args: {{A: {text}}}}}}}").as_bytes());
     }
 
+    /// Pieces of a valid file in another order, with anchors, aliases and other signs of YAML between them.
+    #[test]
+    fn a_file_of_pieces_is_read_or_refused(
+        pieces in prop::collection::vec(
+            (0..FULL.len(), 0..120_usize, "(&a |\\*a|<<: \\*a\n|- |: |\n  |\\[|\\{|'|\"|!!binary |\\|\n|%|\\? )?"), 1..8,
+        ),
+    ) {
+        let mut text = String::new();
+        for (at, length, sign) in pieces {
+            let at = FULL.floor_char_boundary(at);
+            text += &FULL[at..FULL.floor_char_boundary((at + length).min(FULL.len()))];
+            text += &sign;
+        }
+        let _ = parse("stagely.yaml", text.as_bytes());
+    }
+
     /// Each problem of a damaged file is one line, and its position is inside the file.
     #[test]
     fn a_damaged_file_gives_problems_with_a_position(

@@ -380,7 +380,12 @@ mod tests {
         }
 
         #[test]
-        fn a_damaged_payload_is_read_or_refused_without_a_panic(at in 0_usize..400, byte: u8) {
+        fn a_damaged_payload_is_read_or_refused_without_a_panic(
+            at: prop::sample::Index,
+            byte: u8,
+            length in 0..40_usize,
+            token in "null|-1|1e999|18446744073709551616|\"\"|\\[|\\{|\\}|,|:|\"|\\\\ud800|[a-z]{1,9}",
+        ) {
             let payloads = [
                 ("pull_request", pull_request_event("synchronize")),
                 ("push", push_event()),
@@ -388,10 +393,13 @@ mod tests {
             ];
             for (event, payload) in payloads {
                 let mut body = payload.to_string().into_bytes();
-                let at = at % body.len();
+                let at = at.index(body.len());
+                let end = body.len().min(at + length);
+                let spliced = [&body[..at], token.as_bytes(), &body[end..]].concat();
+                let _ = parse(event, &spliced);
+                let _ = parse(event, &body[..at]);
                 body[at] = byte;
                 let _ = parse(event, &body);
-                let _ = parse(event, &body[..at]);
             }
         }
     }

@@ -7,18 +7,19 @@ use stagely_protocol::{
 use stagely_state::ids::MachineId;
 use stagely_state::{Attempt, Event, JobFailure, JobOutcome, JobReport};
 
-const ERROR_CHARS_MAX: usize = 8_000;
+// All sizes are in bytes, because a run's records may stay in memory.
+const ERROR_BYTES_MAX: usize = 8_000;
 const STEPS_MAX: usize = 1_000;
-const STEP_CHARS_MAX: usize = 1_000;
+const STEP_BYTES_MAX: usize = 1_000;
 const WARNINGS_MAX: usize = 100;
-const WARNING_CHARS_MAX: usize = 2_000;
+const WARNING_BYTES_MAX: usize = 2_000;
 /// All texts of a list together.
-const LIST_CHARS_MAX: usize = 64_000;
+const LIST_BYTES_MAX: usize = 64_000;
 /// What stays of each text of a list that is too long.
-const CHARS_AT_LEAST: usize = 40;
+const BYTES_AT_LEAST: usize = 40;
 const MISS_NAMES_MAX: usize = 100;
-const MISS_CHARS_MAX: usize = 1_000;
-const SYSTEM_CHARS_MAX: usize = 255;
+const MISS_BYTES_MAX: usize = 1_000;
+const SYSTEM_BYTES_MAX: usize = 256;
 const EMULATED_MAX: usize = 32;
 
 pub(super) fn status_event(machine: MachineId, attempt: Attempt, status: Status) -> Event {
@@ -34,7 +35,7 @@ pub(super) fn status_event(machine: MachineId, attempt: Attempt, status: Status)
                 None => FailureReason::Internal,
             });
             let message = status.error_message.unwrap_or_else(|| reason.to_string());
-            let message = cut(message, ERROR_CHARS_MAX);
+            let message = cut(message, ERROR_BYTES_MAX);
             JobOutcome::Failed(JobFailure { reason: cut_reason(reason), message, exit_code })
         }
     };
@@ -48,9 +49,9 @@ pub(super) fn status_event(machine: MachineId, attempt: Attempt, status: Status)
     Event::JobReported { machine, attempt, report }
 }
 
-/// Cuts names more where all of them together are long: a run's records stay in memory.
+/// Cuts names more where all of them together are long.
 fn cut_steps(steps: Vec<Step>) -> Vec<Step> {
-    let mut budget = TextBudget::new(STEP_CHARS_MAX);
+    let mut budget = TextBudget::new(STEP_BYTES_MAX);
     let steps = steps.into_iter().take(STEPS_MAX);
     let cut_step = |step: Step| {
         // Not every agent's clock goes forward, and not every number is a time.
@@ -61,7 +62,7 @@ fn cut_steps(steps: Vec<Step>) -> Vec<Step> {
 }
 
 fn cut_warnings(warnings: Vec<String>) -> Vec<String> {
-    let mut budget = TextBudget::new(WARNING_CHARS_MAX);
+    let mut budget = TextBudget::new(WARNING_BYTES_MAX);
     warnings.into_iter().take(WARNINGS_MAX).map(|warning| budget.cut(warning)).collect()
 }
 
@@ -73,30 +74,28 @@ struct TextBudget {
 
 impl TextBudget {
     const fn new(each_max: usize) -> Self {
-        Self { each_max, left: LIST_CHARS_MAX }
+        Self { each_max, left: LIST_BYTES_MAX }
     }
 
     fn cut(&mut self, text: String) -> String {
-        let text = cut(text, self.each_max.min(self.left.max(CHARS_AT_LEAST)));
-        self.left = self.left.saturating_sub(text.chars().count());
+        let text = cut(text, self.each_max.min(self.left.max(BYTES_AT_LEAST)));
+        self.left = self.left.saturating_sub(text.len());
         text
     }
 }
 
-fn cut(mut text: String, chars_max: usize) -> String {
-    if let Some((end, _)) = text.char_indices().nth(chars_max) {
-        text.truncate(end);
-    }
+fn cut(mut text: String, bytes_max: usize) -> String {
+    text.truncate(text.floor_char_boundary(bytes_max));
     text
 }
 
 fn cut_reason(reason: FailureReason) -> FailureReason {
     match reason {
         FailureReason::User { step, exit_code } => {
-            FailureReason::User { step: cut(step, STEP_CHARS_MAX), exit_code }
+            FailureReason::User { step: cut(step, STEP_BYTES_MAX), exit_code }
         }
         FailureReason::DependencyFailed { job } => {
-            FailureReason::DependencyFailed { job: cut(job, STEP_CHARS_MAX) }
+            FailureReason::DependencyFailed { job: cut(job, STEP_BYTES_MAX) }
         }
         reason => reason,
     }
@@ -106,31 +105,31 @@ fn cut_cache_miss(miss: CacheMiss) -> CacheMiss {
     let cause = match miss.cause {
         MissCause::BuildArgs { names } => {
             let names = names.into_iter().take(MISS_NAMES_MAX);
-            MissCause::BuildArgs { names: names.map(|name| cut(name, MISS_CHARS_MAX)).collect() }
+            MissCause::BuildArgs { names: names.map(|name| cut(name, MISS_BYTES_MAX)).collect() }
         }
         MissCause::BaseImage { was, is } => {
-            MissCause::BaseImage { was: cut(was, MISS_CHARS_MAX), is: cut(is, MISS_CHARS_MAX) }
+            MissCause::BaseImage { was: cut(was, MISS_BYTES_MAX), is: cut(is, MISS_BYTES_MAX) }
         }
         MissCause::Files { count, files } => {
             let files = files.into_iter().take(CHANGED_FILES_MAX);
             let files = files.map(|file| {
-                let path = cut(file.path, MISS_CHARS_MAX);
+                let path = cut(file.path, MISS_BYTES_MAX);
                 ChangedFile { path, change: file.change }
             });
             MissCause::Files { count, files: files.collect() }
         }
         cause @ (MissCause::NoCache | MissCause::Instruction | MissCause::Unknown) => cause,
     };
-    CacheMiss { step: cut(miss.step, STEP_CHARS_MAX), cause }
+    CacheMiss { step: cut(miss.step, STEP_BYTES_MAX), cause }
 }
 
 pub(super) fn cut_system_info(info: SystemInfo) -> SystemInfo {
     let emulated = info.emulated.into_iter().take(EMULATED_MAX);
     SystemInfo {
-        hostname: cut(info.hostname, SYSTEM_CHARS_MAX),
+        hostname: cut(info.hostname, SYSTEM_BYTES_MAX),
         architecture: info.architecture,
-        docker_version: cut(info.docker_version, SYSTEM_CHARS_MAX),
-        emulated: emulated.map(|platform| cut(platform, SYSTEM_CHARS_MAX)).collect(),
+        docker_version: cut(info.docker_version, SYSTEM_BYTES_MAX),
+        emulated: emulated.map(|platform| cut(platform, SYSTEM_BYTES_MAX)).collect(),
     }
 }
 
@@ -147,14 +146,14 @@ mod tests {
         let attempt: Attempt = "job_00000000000000000000000001".parse().unwrap();
         let name = "[stage-1 12/34] RUN ".to_owned() + &"x".repeat(380);
         let step = Step { name, seconds: 1.0, cached: false };
-        let file = ChangedFile { path: "p".repeat(MISS_CHARS_MAX), change: FileChange::Changed };
+        let file = ChangedFile { path: "p".repeat(MISS_BYTES_MAX), change: FileChange::Changed };
         let files = vec![file; CHANGED_FILES_MAX];
         let status = Status {
-            error_message: Some("e".repeat(ERROR_CHARS_MAX)),
+            error_message: Some("e".repeat(ERROR_BYTES_MAX)),
             steps: vec![step; STEPS_MAX],
-            warnings: vec!["w".repeat(WARNING_CHARS_MAX); WARNINGS_MAX],
+            warnings: vec!["w".repeat(WARNING_BYTES_MAX); WARNINGS_MAX],
             cache_miss: Some(CacheMiss {
-                step: "s".repeat(STEP_CHARS_MAX),
+                step: "s".repeat(STEP_BYTES_MAX),
                 cause: MissCause::Files { count: 1_000_000, files },
             }),
             fingerprint: Some(Fingerprint::try_from("/".repeat(FINGERPRINT_BYTES_MAX)).unwrap()),
@@ -171,18 +170,37 @@ mod tests {
 
         let file = ChangedFile { path: long.clone(), change: FileChange::Added };
         let files = cut(MissCause::Files { count: 500, files: vec![file; 500] });
-        assert_eq!(files.step.chars().count(), STEP_CHARS_MAX);
+        assert_eq!(files.step.len(), STEP_BYTES_MAX);
         let MissCause::Files { count, files } = files.cause else { panic!("{files:?}") };
         assert_eq!((count, files.len()), (500, CHANGED_FILES_MAX));
-        assert_eq!(files[0].path.chars().count(), MISS_CHARS_MAX);
+        assert_eq!(files[0].path.len(), MISS_BYTES_MAX);
 
         let names = cut(MissCause::BuildArgs { names: vec![long.clone(); 500] });
         let MissCause::BuildArgs { names } = names.cause else { panic!("{names:?}") };
-        assert_eq!((names.len(), names[0].chars().count()), (MISS_NAMES_MAX, MISS_CHARS_MAX));
+        assert_eq!((names.len(), names[0].len()), (MISS_NAMES_MAX, MISS_BYTES_MAX));
 
         let base = cut(MissCause::BaseImage { was: long.clone(), is: long.clone() });
         let MissCause::BaseImage { was, is } = base.cause else { panic!("{base:?}") };
-        assert_eq!((was.chars().count(), is.chars().count()), (MISS_CHARS_MAX, MISS_CHARS_MAX));
+        assert_eq!((was.len(), is.len()), (MISS_BYTES_MAX, MISS_BYTES_MAX));
+    }
+
+    #[test]
+    fn a_report_of_two_megabytes_becomes_small() {
+        let attempt: Attempt = "job_00000000000000000000000001".parse().unwrap();
+        let long = "\u{1f980}".repeat(250);
+        let step = Step { name: long.clone(), seconds: -1.0, cached: false };
+        let status = Status {
+            steps: vec![step; 2_000],
+            warnings: vec![long; 200],
+            ..Status::new(attempt.wire(), StatusState::Completed)
+        };
+        let event = status_event(MachineId::from_bits(1), attempt, status);
+        let Event::JobReported { report, .. } = event else { panic!("{event:?}") };
+        let steps: usize = report.steps.iter().map(|step| step.name.len()).sum();
+        let warnings: usize = report.warnings.iter().map(String::len).sum();
+        assert!(steps <= LIST_BYTES_MAX + STEPS_MAX * BYTES_AT_LEAST, "{steps}");
+        assert!(warnings <= LIST_BYTES_MAX + WARNINGS_MAX * BYTES_AT_LEAST, "{warnings}");
+        assert!(report.steps.iter().all(|step| step.seconds == 0.0 && step.name.len() >= 40));
     }
 
     #[test]
@@ -205,21 +223,21 @@ mod tests {
         let event = status_event(MachineId::from_bits(1), attempt, status);
         let Event::JobReported { report, .. } = event else { panic!("{event:?}") };
         assert_eq!((report.steps.len(), report.warnings.len()), (STEPS_MAX, WARNINGS_MAX));
-        assert_eq!(report.steps[0].name.chars().count(), STEP_CHARS_MAX);
-        assert_eq!(report.warnings[0].chars().count(), WARNING_CHARS_MAX);
+        assert_eq!(report.steps[0].name.len(), STEP_BYTES_MAX);
+        assert_eq!(report.warnings[0].len(), WARNING_BYTES_MAX);
         let JobOutcome::Failed(JobFailure { reason, message, .. }) = report.outcome else {
             panic!("failed")
         };
-        assert_eq!(message.chars().count(), ERROR_CHARS_MAX);
+        assert_eq!(message.len(), ERROR_BYTES_MAX);
         let FailureReason::User { step, .. } = reason else { panic!("{reason:?}") };
-        assert_eq!(step.chars().count(), STEP_CHARS_MAX);
+        assert_eq!(step.len(), STEP_BYTES_MAX);
         let info = cut_system_info(SystemInfo {
             hostname: long.clone(),
             architecture: stagely_protocol::Arch::Amd64,
             docker_version: "26.1.5".to_owned(),
             emulated: vec![long; 100],
         });
-        assert_eq!(info.hostname.chars().count(), SYSTEM_CHARS_MAX);
+        assert_eq!(info.hostname.len(), SYSTEM_BYTES_MAX);
         assert_eq!((&*info.docker_version, info.emulated.len()), ("26.1.5", EMULATED_MAX));
     }
 }
