@@ -37,7 +37,7 @@ pub use error::ConfigError;
 pub use fleets::FleetConfig;
 pub use github::{GithubConfig, GithubCredentials};
 pub use projects::ProjectConfig;
-pub use registry::RegistryConfig;
+pub use registry::{RegistryConfig, check_registry};
 pub use schedule::Schedule;
 pub use storage::{LogsConfig, RetentionConfig};
 pub use warm_up::WarmUpConfig;

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::Args;
 use url::Url;
 
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, check_registry};
 
 /// Options of `stagely core` and of a core inside `stagely run`.
 #[derive(Args, Debug, Default)]
@@ -16,7 +16,13 @@ pub struct SettingsArgs {
     #[arg(long, value_name = "FILE", env = "STAGELY_CONFIG", help_heading = "Core")]
     pub config: Option<PathBuf>,
     /// The registry for images: HOST:PORT, optionally with a path
-    #[arg(long, value_name = "REGISTRY", env = "STAGELY_REGISTRY", help_heading = "Core")]
+    #[arg(
+        long,
+        value_name = "REGISTRY",
+        env = "STAGELY_REGISTRY",
+        value_parser = parse_registry,
+        help_heading = "Core"
+    )]
     pub registry: Option<String>,
     /// The registry's user
     #[arg(long, value_name = "NAME", env = "STAGELY_REGISTRY_USERNAME", help_heading = "Core")]
@@ -50,6 +56,10 @@ pub struct ServiceArgs {
     /// The folder of the databases, the key of stored secrets and the first admin token
     #[arg(long, value_name = "FOLDER", env = "STAGELY_DATA_DIR")]
     pub data_dir: Option<PathBuf>,
+}
+
+fn parse_registry(text: &str) -> Result<String, String> {
+    check_registry(text).map(|()| text.to_owned())
 }
 
 impl SettingsArgs {

@@ -234,3 +234,16 @@ fn a_private_certificate_authority_is_trusted_if_the_user_says_so() {
     drop(server);
     person.leaves_nothing();
 }
+
+#[test]
+fn a_registry_that_cannot_hold_images_is_refused_when_it_is_read() {
+    let person = Person::new("registry");
+    let registry = "127.0.0.1:5000/Team";
+    let error = person.does(&["run", "--registry", registry]).with(2).stderr;
+    assert!(error.contains("names of repositories are in lower case; write \"team\""), "{error}");
+    let config = person.path("stagely.toml");
+    std::fs::write(&config, format!("[registry]\nurl = \"{registry}\"\n")).unwrap();
+    let mut run = person.stagely(&["run", "--config", config.to_str().unwrap()]);
+    let error = Ended::from(run.env_remove("STAGELY_REGISTRY").output().unwrap()).with(4).stderr;
+    assert!(error.contains("registry.url: ") && error.contains("lower case"), "{error}");
+}
