@@ -27,7 +27,7 @@ pub mod validate;
 pub mod connect;
 mod core_handle;
 pub mod embedded;
-mod output;
+pub mod output;
 pub mod settings;
 pub mod signals;
 mod table;

@@ -129,6 +129,7 @@ impl Config {
             work_dir: PathBuf::from(stagely_protocol::agent_config::DEFAULT_WORK_DIR),
             docker_host: None,
             run_dir: None,
+            parent: None,
             watch_spot: false,
             give_up_after: self.agents.give_up_after,
             kill_grace: self.agents.kill_grace,

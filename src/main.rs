@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
+use stagely::cli::output::{is_broken_pipe, note};
 use stagely::cli::run::outcome::EXIT_FAILED;
 use stagely::cli::settings::{ServiceArgs, SettingsArgs};
 use stagely::cli::signals::stop_token;
@@ -147,7 +148,7 @@ fn main() -> ExitCode {
 }
 
 fn report(error: &anyhow::Error) -> ExitCode {
-    eprintln!("error: {error:#}");
+    note(&format!("error: {error:#}"));
     if error.chain().any(|cause| cause.is::<DamagedDatabase>()) {
         return ExitCode::from(EXIT_DAMAGED);
     }
@@ -206,7 +207,7 @@ fn start_log(command: &Command) -> anyhow::Result<()> {
         Err(_) => EnvFilter::new(default),
     };
     let log = tracing_subscriber::fmt().with_writer(io::stderr).with_env_filter(filter);
-    log.with_ansi(io::stderr().is_terminal()).init();
+    log.log_internal_errors(false).with_ansi(io::stderr().is_terminal()).init();
     Ok(())
 }
 
@@ -238,11 +239,4 @@ async fn run_agent(arguments: AgentArgs) -> anyhow::Result<ExitCode> {
     let _guard = Guard::start(&config.agent_id).context("cannot start the agent's guard")?;
     let exit = stagely_agent::run(config, stop).await?;
     Ok(ExitCode::from(exit.code()))
-}
-
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    let kind = |cause: &(dyn std::error::Error + 'static)| {
-        cause.downcast_ref::<io::Error>().map(io::Error::kind)
-    };
-    error.chain().any(|cause| kind(cause) == Some(io::ErrorKind::BrokenPipe))
 }

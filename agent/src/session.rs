@@ -21,6 +21,7 @@ use thiserror::Error;
 use tokio::sync::Notify;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use self::connection::{Connection, ConnectionLost};
 use crate::contact::ContactFiles;
@@ -45,6 +46,9 @@ const ENGINE_LIMIT: Duration = Duration::from_millis(30);
 /// A session in which nothing arrives for this many heartbeat intervals is lost. Core answers at least the ping
 /// that is sent with each heartbeat.
 const SILENT_HEARTBEATS_MAX: u32 = 3;
+
+/// The interval of checks whether the parent process has ended.
+const PARENT_POLL: Duration = Duration::from_millis(250);
 
 /// Why an agent exited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,6 +106,10 @@ pub async fn run_watching(
     spot: SpotWatch,
     stop: CancellationToken,
 ) -> Result<AgentExit, AgentError> {
+    let stop = stop.child_token();
+    let _watch = config
+        .parent
+        .map(|parent| AbortOnDropHandle::new(tokio::spawn(end_with(parent, stop.clone()))));
     let wake = Arc::new(Notify::new());
     let settings = JobSettings {
         machine: config.agent_id.clone(),
@@ -129,6 +137,15 @@ pub async fn run_watching(
     let exit = agent.serve(&stop).await;
     agent.stop_work(exit).await;
     Ok(exit)
+}
+
+/// Fires `stop` when this process is no longer a child of `parent`, which has ended then.
+async fn end_with(parent: u32, stop: CancellationToken) {
+    while std::os::unix::process::parent_id() == parent {
+        sleep(PARENT_POLL).await;
+    }
+    tracing::warn!("the process of core has ended");
+    stop.cancel();
 }
 
 /// Creates the work folder, and locks it against other agents until the value is dropped or the process ends.

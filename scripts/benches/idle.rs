@@ -121,6 +121,7 @@ async fn bare(agents: usize) -> anyhow::Result<u64> {
         token: SecretString::from("a token of this measurement"),
         work_dir: "/nonexistent".into(),
         run_dir: None,
+        parent: None,
         watch_spot: false,
         docker_host: None,
         give_up_after: SETTLE,

@@ -26,7 +26,14 @@ pub struct CancelArgs {
 /// # Errors
 /// Core cannot be reached or refuses; standard output cannot be written.
 pub async fn cancel(arguments: CancelArgs) -> anyhow::Result<ExitCode> {
-    let client = arguments.server.running()?;
+    let mut clients = arguments.server.all_running()?;
+    let mut client = clients.remove(0);
+    // The core of another command may have the run. An unknown run is an error of the first one.
+    for other in clients {
+        if other.run(arguments.run).await.is_ok() {
+            client = other;
+        }
+    }
     let mut follower = client.follow_run(arguments.run);
     if !arguments.no_wait {
         // An unknown run or an unreachable core is an error here. The follower would wait for core.

@@ -1,6 +1,8 @@
 //! Finds the core for a command: by address, by data folder, or in a `stagely run` of this user.
 
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
@@ -9,6 +11,9 @@ use url::Url;
 
 use crate::client::Client;
 use crate::core::{ADDRESS_FILE, ADMIN_TOKEN_FILE};
+
+/// The time limit of a connection to a core of this machine.
+const CONNECT_LIMIT: Duration = Duration::from_secs(1);
 
 /// The address of core and the token for it.
 #[derive(Args, Debug, Default)]
@@ -65,8 +70,63 @@ impl ServerArgs {
             return Ok(client);
         }
         let folder = state_folder()?;
-        running_on(&folder)?.with_context(|| no_core(&folder))
+        running_of_this_user()?.into_iter().next().with_context(|| no_core(&folder))
     }
+
+    /// The core named by the options, or those in all `stagely run` of this user.
+    ///
+    /// # Errors
+    /// There is no such core.
+    pub fn all_running(&self) -> anyhow::Result<Vec<Client>> {
+        if let Some(client) = self.named()? {
+            return Ok(vec![client]);
+        }
+        let running = running_of_this_user()?;
+        if running.is_empty() {
+            bail!(no_core(&state_folder()?));
+        }
+        Ok(running)
+    }
+}
+
+/// The data folder of the core inside the `number`th of several `stagely run` at the same time, from 1.
+///
+/// # Errors
+/// The user has no home directory.
+pub(super) fn parallel_folder(number: usize) -> anyhow::Result<PathBuf> {
+    let first = state_folder()?;
+    Ok(if number == 1 { first } else { first.join("parallel").join(number.to_string()) })
+}
+
+/// The data folders that cores inside `stagely run` have used.
+///
+/// # Errors
+/// The user has no home directory.
+pub(super) fn used_folders() -> anyhow::Result<Vec<PathBuf>> {
+    let mut folders = vec![state_folder()?];
+    for number in 2.. {
+        let folder = parallel_folder(number)?;
+        if !folder.exists() {
+            break;
+        }
+        folders.push(folder);
+    }
+    Ok(folders)
+}
+
+/// The cores in all `stagely run` of this user.
+fn running_of_this_user() -> anyhow::Result<Vec<Client>> {
+    let mut running = Vec::new();
+    for folder in used_folders()? {
+        // The file of a command that was killed is still there.
+        running.extend(running_on(&folder)?.filter(|client| listens(client.server())));
+    }
+    Ok(running)
+}
+
+fn listens(server: &Url) -> bool {
+    let addresses = server.socket_addrs(|| None).unwrap_or_default();
+    addresses.iter().any(|address| TcpStream::connect_timeout(address, CONNECT_LIMIT).is_ok())
 }
 
 fn no_core(folder: &Path) -> String {
@@ -103,8 +163,7 @@ pub(super) fn read_token(path: &Path) -> anyhow::Result<SecretString> {
     Ok(text.trim_end().into())
 }
 
-/// The data folder of the core inside `stagely run`: `$XDG_STATE_HOME/stagely`, or the system's
-/// equivalent.
+/// The first data folder of cores inside `stagely run`: `$XDG_STATE_HOME/stagely`, or the system's equivalent.
 ///
 /// # Errors
 /// The user has no home directory.

@@ -5,12 +5,14 @@ use std::num::NonZeroU32;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use stagely_state::ProviderName;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tracing::info;
 
+use super::connect::parallel_folder;
 use crate::api::ListRuns;
+use crate::cli::output::note;
 use crate::client::Client;
 use crate::config::Config;
 use crate::core::store::StoreError;
@@ -19,6 +21,12 @@ use crate::core::{self, FolderCheck, Running};
 /// The time after which an agent without contact to core exits. It limits how long builds continue if
 /// this process is killed.
 const GIVE_UP_AFTER: Duration = Duration::from_mins(1);
+
+/// How long core may take to stop when the user does not wait for its machines.
+const LEAVE_LIMIT: Duration = Duration::from_secs(1);
+
+/// The most cores inside commands of one user at the same time.
+const PARALLEL_MAX: usize = 100;
 
 /// The interval of checking whether the data folder is free.
 const POLL: Duration = Duration::from_millis(500);
@@ -45,6 +53,7 @@ impl Embedded {
         config.core.listen = (Ipv4Addr::LOCALHOST, 0).into();
         config.core.public_url = None;
         config.builders.provider = Some(ProviderName::Local);
+        config.local.is_embedded = true;
         config.agents.give_up_after = config.agents.give_up_after.min(GIVE_UP_AFTER);
         let core = match Box::pin(core::start(config, FolderCheck::None)).await {
             Ok(core) => Box::new(core),
@@ -55,6 +64,20 @@ impl Embedded {
         let embedded = Self { client, core };
         embedded.cancel_open_runs().await?;
         Ok(Some(embedded))
+    }
+
+    /// Starts a core like [`start`](Self::start), on the first data folder of this user that no other command uses.
+    ///
+    /// # Errors
+    /// Core cannot start.
+    pub async fn start_beside_others(config: Config) -> anyhow::Result<Self> {
+        for number in 1..=PARALLEL_MAX {
+            let folder = parallel_folder(number)?;
+            if let Some(embedded) = Self::start(config.clone(), &folder).await? {
+                return Ok(embedded);
+            }
+        }
+        bail!("{PARALLEL_MAX} other stagely commands of this user run already")
     }
 
     /// Starts a core like [`start`](Self::start), after waiting while another process has a core there.
@@ -68,7 +91,7 @@ impl Embedded {
                 return Ok(embedded);
             }
             if !is_reported {
-                eprintln!("Waiting for another stagely command of this user to end…");
+                note("Waiting for another stagely command of this user to end…");
                 is_reported = true;
             }
             sleep(POLL).await;
@@ -78,7 +101,8 @@ impl Embedded {
     async fn cancel_open_runs(&self) -> anyhow::Result<()> {
         let newest = ListRuns { limit: Some(100), before: None };
         let runs = self.client.runs(&newest).await?;
-        for run in runs.into_iter().filter(|run| !run.status.is_final() || run.live_machines > 0) {
+        // The agents have ended with the earlier process.
+        for run in runs.into_iter().filter(|run| !run.status.is_final()) {
             info!(run = %run.id, "cancelling an open run of an earlier process");
             self.client.cancel(run.id).await?;
             // A short command would otherwise exit before the builders have ended.
@@ -86,6 +110,12 @@ impl Embedded {
             while follower.next().await?.is_some() {}
         }
         Ok(())
+    }
+
+    /// Stops core while its machines still work. Their agents end with this process.
+    pub async fn leave(self) {
+        // A core that does not stop is no reason to wait, because the next one on its folder finds the same records.
+        let _ = timeout(LEAVE_LIMIT, self.core.stop()).await;
     }
 
     /// Stops core.

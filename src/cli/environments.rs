@@ -1,5 +1,7 @@
 //! `stagely environments`: lists environments, and closes them.
 
+use std::cmp::Reverse;
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::{Write as _, stdout};
 use std::process::ExitCode;
@@ -14,6 +16,7 @@ use super::core_handle::CoreHandle;
 use super::output::print;
 use super::table::table;
 use crate::api::{EnvironmentView, ListEnvironments};
+use crate::client::Client;
 
 /// The width of an environment's images in the list. --json prints all of them.
 const IMAGES_COLUMNS: usize = 20;
@@ -73,10 +76,18 @@ pub async fn environments(arguments: EnvironmentsArgs) -> anyhow::Result<ExitCod
         return close(which).await;
     }
     let ListArgs { project, json, server } = arguments.list;
-    let core = CoreHandle::open(&server).await?;
-    let environments = core.client().environments(&ListEnvironments { project }).await;
-    core.close().await?;
-    print(json, &environments?, |environments| environments_table(environments))
+    let which = ListEnvironments { project };
+    let list = async |client: &Client| client.environments(&which).await;
+    let mut environments = CoreHandle::collect(&server, list).await?;
+    // Several cores of a user may know an environment. The one with its newest run counts.
+    environments.sort_by_key(|environment| Reverse(environment.newest_run));
+    let mut known = BTreeSet::new();
+    environments.retain(|environment| {
+        known.insert((environment.project.clone(), environment.name.clone()))
+    });
+    environments
+        .sort_by(|one, other| (&one.project, &one.name).cmp(&(&other.project, &other.name)));
+    print(json, &environments, |environments| environments_table(environments))
 }
 
 fn environments_table(environments: &[EnvironmentView]) -> String {

@@ -62,23 +62,18 @@ impl std::str::FromStr for JobOrRun {
 /// # Errors
 /// Core cannot be reached; the job does not exist; standard output cannot be written.
 pub async fn explain(arguments: ExplainArgs) -> anyhow::Result<ExitCode> {
-    let core = CoreHandle::open(&arguments.server).await?;
-    let found = find(core.client(), arguments.target, arguments.name.as_deref()).await;
+    let get = async |client: &Client| match arguments.target {
+        JobOrRun::Job(job) => client.run(client.job(job).await?.run_id).await,
+        JobOrRun::Run(run) => client.run(run).await,
+    };
+    let (core, run) = CoreHandle::find(&arguments.server, get).await?;
     core.close().await?;
-    let (run, job) = found?;
+    let job = find(&run, arguments.target, arguments.name.as_deref())?;
     print(arguments.json, &job, |job| explanation(&run, job))
 }
 
-/// Gets the job and its run, which contains the names of the other jobs.
-async fn find(
-    client: &Client,
-    target: JobOrRun,
-    name: Option<&str>,
-) -> anyhow::Result<(RunView, JobView)> {
-    let run = match target {
-        JobOrRun::Job(job) => client.run(client.job(job).await?.run_id).await?,
-        JobOrRun::Run(run) => client.run(run).await?,
-    };
+/// Finds the job in its run.
+fn find(run: &RunView, target: JobOrRun, name: Option<&str>) -> anyhow::Result<JobView> {
     let job = match (target, name, &run.jobs[..]) {
         (JobOrRun::Job(id), ..) => {
             run.jobs.iter().find(|job| job.id == id).context("the job no longer exists")?
@@ -91,8 +86,7 @@ async fn find(
         (JobOrRun::Run(_), None, []) => bail!("{} has no jobs", run.id),
         (JobOrRun::Run(_), None, jobs) => bail!("name one job of {}: {}", run.id, names(jobs)),
     };
-    let job = job.clone();
-    Ok((run, job))
+    Ok(job.clone())
 }
 
 fn names(jobs: &[JobView]) -> String {

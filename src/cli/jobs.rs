@@ -11,6 +11,7 @@ use super::output::print;
 use super::run::outcome::{cached, duration_of, notes, platforms, seconds, status};
 use super::table::table;
 use crate::api::RunView;
+use crate::client::Client;
 
 /// Lists the jobs of a run
 #[derive(Args, Debug)]
@@ -30,10 +31,9 @@ pub struct JobsArgs {
 /// # Errors
 /// Core cannot be reached; standard output cannot be written.
 pub async fn jobs(arguments: JobsArgs) -> anyhow::Result<ExitCode> {
-    let core = CoreHandle::open(&arguments.server).await?;
-    let run = core.client().run(arguments.run).await;
+    let get = async |client: &Client| client.run(arguments.run).await;
+    let (core, run) = CoreHandle::find(&arguments.server, get).await?;
     core.close().await?;
-    let run = run?;
     if arguments.json {
         return print(true, &run.jobs, |_| String::new());
     }

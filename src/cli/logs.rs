@@ -10,6 +10,7 @@ use stagely_state::ids::JobId;
 
 use super::connect::ServerArgs;
 use super::core_handle::CoreHandle;
+use super::output::note;
 use crate::api::{JobStatus, LogRange};
 use crate::client::{Client, LogEvent};
 
@@ -37,7 +38,8 @@ pub struct LogsArgs {
 /// # Errors
 /// Core cannot be reached; standard output cannot be written.
 pub async fn logs(arguments: LogsArgs) -> anyhow::Result<ExitCode> {
-    let core = CoreHandle::open(&arguments.server).await?;
+    let get = async |client: &Client| client.job(arguments.job).await;
+    let (core, _) = CoreHandle::find(&arguments.server, get).await?;
     let range = LogRange { from: arguments.from, attempt: arguments.attempt };
     let printed = if arguments.follow {
         follow(core.client(), arguments.job, range).await
@@ -60,8 +62,6 @@ async fn copy(client: &Client, job: JobId, range: &LogRange) -> anyhow::Result<E
 
 /// Prints lines as they arrive. The exit code is 0 if the job completes, otherwise 1.
 async fn follow(client: &Client, job: JobId, range: LogRange) -> anyhow::Result<ExitCode> {
-    // An unknown job is an error here. The follower would wait for core instead.
-    client.job(job).await?;
     let mut follower = client.follow_log(job, range);
     let mut code = ExitCode::SUCCESS;
     while let Some(event) = follower.next().await? {
@@ -74,7 +74,7 @@ async fn follow(client: &Client, job: JobId, range: LogRange) -> anyhow::Result<
                 out.flush()?;
             }
             LogEvent::End(status) => {
-                eprintln!("The job is {}.", status.as_str());
+                note(&format!("The job is {}.", status.as_str()));
                 if status != JobStatus::Completed {
                     code = ExitCode::FAILURE;
                 }

@@ -74,7 +74,10 @@ pub async fn machines(arguments: MachinesArgs) -> anyhow::Result<ExitCode> {
     match arguments.command {
         None => {
             let ListArgs { all, json, server } = arguments.list;
-            let machines = server.running()?.machines(&ListMachines { all }).await?;
+            let mut machines = Vec::new();
+            for client in server.all_running()? {
+                machines.extend(client.machines(&ListMachines { all }).await?);
+            }
             print(json, &machines, |machines| machines_text(machines, terminal_width()))
         }
         Some(MachinesCommand::Add { arch, name, server }) => {

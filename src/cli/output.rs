@@ -1,6 +1,6 @@
 //! Prints results to standard output.
 
-use std::io::{Write as _, stdout};
+use std::io::{self, Write as _, stderr, stdout};
 use std::process::ExitCode;
 
 use jiff::tz::TimeZone;
@@ -16,6 +16,19 @@ pub(super) fn print<T: Serialize>(
     let text = if json { serde_json::to_string_pretty(value)? } else { text(value) };
     writeln!(stdout(), "{text}")?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Prints a line to standard error. Unlike `eprintln!`, does not panic if nobody reads it.
+pub fn note(text: &str) {
+    let _ = writeln!(stderr(), "{text}");
+}
+
+/// Whether an error says that nobody reads the output any more.
+pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let kind = |cause: &(dyn std::error::Error + 'static)| {
+        cause.downcast_ref::<io::Error>().map(io::Error::kind)
+    };
+    error.chain().any(|cause| kind(cause) == Some(io::ErrorKind::BrokenPipe))
 }
 
 /// Formats a time in this machine's time zone: `2026-11-24 13:05:07`.

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::Args;
 
 use super::connect::ServerArgs;
@@ -24,7 +25,15 @@ pub struct QueueArgs {
 /// # Errors
 /// Core cannot be reached; standard output cannot be written.
 pub async fn queue(arguments: QueueArgs) -> anyhow::Result<ExitCode> {
-    let queue = arguments.server.running()?.queue().await?;
+    let mut clients = arguments.server.all_running()?.into_iter();
+    let first = clients.next().context("no core runs")?;
+    let mut queue = first.queue().await?;
+    for client in clients {
+        let other = client.queue().await?;
+        queue.max_concurrent += other.max_concurrent;
+        queue.live_machines += other.live_machines;
+        queue.jobs.extend(other.jobs);
+    }
     print(arguments.json, &queue, queue_table)
 }
 

@@ -10,7 +10,7 @@ use stagely_state::ids::{EnvironmentId, RunId};
 
 use super::run::outcome::EXIT_CODES;
 use super::run::start::{CloneTokenArgs, SetArgs, StartArgs};
-use crate::api::{RebuildEnvironment, RebuildRun};
+use crate::api::{ListEnvironments, RebuildEnvironment, RebuildRun};
 use crate::client::Client;
 
 /// The run to build again.
@@ -66,7 +66,14 @@ pub async fn rebuild(arguments: RebuildArgs) -> anyhow::Result<ExitCode> {
     if matches!(arguments.run, RebuildTarget::Environment(_)) && has_arguments {
         bail!("tokens and build arguments need a run: name the environment's newest run, run_…");
     }
-    let core = arguments.start.core(arguments.start.named()?).await?;
+    let is_known = async |client: &Client| match arguments.run {
+        RebuildTarget::Run(run) => Ok(client.run(run).await.is_ok()),
+        RebuildTarget::Environment(id) => {
+            let known = client.environments(&ListEnvironments::default()).await?;
+            Ok(known.iter().any(|environment| environment.id == id))
+        }
+    };
+    let core = arguments.start.core_with(arguments.start.named()?, is_known).await?;
     let rebuild = async |client: &Client| match arguments.run {
         RebuildTarget::Run(run) => client.rebuild(run, &request).await,
         RebuildTarget::Environment(environment) => {

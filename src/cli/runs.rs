@@ -1,5 +1,6 @@
 //! `stagely runs`: lists runs.
 
+use std::cmp::Reverse;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -11,6 +12,7 @@ use super::output::{local_time, print};
 use super::run::outcome::seconds;
 use super::table::table;
 use crate::api::{ListRuns, RunView};
+use crate::client::Client;
 
 /// The digits of a commit hash in the list.
 const COMMIT_DIGITS: usize = 12;
@@ -33,11 +35,12 @@ pub struct RunsArgs {
 /// # Errors
 /// Core cannot be reached; standard output cannot be written.
 pub async fn runs(arguments: RunsArgs) -> anyhow::Result<ExitCode> {
-    let core = CoreHandle::open(&arguments.server).await?;
     let which = ListRuns { limit: Some(arguments.limit), before: None };
-    let runs = core.client().runs(&which).await;
-    core.close().await?;
-    print(arguments.json, &runs?, |runs| runs_table(runs))
+    let list = async |client: &Client| client.runs(&which).await;
+    let mut runs = CoreHandle::collect(&arguments.server, list).await?;
+    runs.sort_by_key(|run| Reverse(run.id));
+    runs.truncate(arguments.limit);
+    print(arguments.json, &runs, |runs| runs_table(runs))
 }
 
 fn runs_table(runs: &[RunView]) -> String {

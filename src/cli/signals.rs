@@ -1,18 +1,26 @@
-//! SIGINT and SIGTERM, for commands that shut down cleanly.
+//! SIGINT and SIGTERM, and outputs that nobody reads any more, for commands that shut down cleanly.
 
 use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 /// The exit code of a service after a second signal: 128 + SIGINT.
 const EXIT_INTERRUPTED: i32 = 130;
 
-/// Counts SIGINT and SIGTERM signals.
+/// The interval of checks whether somebody reads the outputs.
+const OUTPUT_POLL: Duration = Duration::from_millis(200);
+
+/// Counts SIGINT and SIGTERM signals. The end of the reader of standard output or standard error (`| head`) counts as one.
 #[derive(Debug)]
 pub struct Interrupts {
     interrupt: Signal,
     terminate: Signal,
+    is_output_closed: bool,
     count: u32,
 }
 
@@ -25,6 +33,7 @@ impl Interrupts {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
+            is_output_closed: false,
             count: 0,
         })
     }
@@ -34,9 +43,23 @@ impl Interrupts {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
+            () = output_closed(), if !self.is_output_closed => self.is_output_closed = true,
         }
         self.count += 1;
         self.count
+    }
+}
+
+/// Returns when an output is a pipe without a reader.
+async fn output_closed() {
+    let is_closed = |output: BorrowedFd<'_>| {
+        let mut outputs = [PollFd::new(output, PollFlags::empty())];
+        let polled = poll(&mut outputs, PollTimeout::ZERO);
+        polled.is_ok_and(|count| count > 0)
+            && outputs[0].revents().is_some_and(|events| events.contains(PollFlags::POLLERR))
+    };
+    while !is_closed(io::stdout().as_fd()) && !is_closed(io::stderr().as_fd()) {
+        sleep(OUTPUT_POLL).await;
     }
 }
 

@@ -44,7 +44,11 @@ pub async fn warm(arguments: WarmArgs) -> anyhow::Result<ExitCode> {
     };
     let request =
         CreateWarmUp { branch: arguments.branch, clone_token: arguments.clone_token.read()? };
-    let core = arguments.start.core(arguments.start.named()?).await?;
+    let is_known = async |client: &Client| {
+        let known = client.projects().await?;
+        Ok(known.iter().any(|known| known.name == *project))
+    };
+    let core = arguments.start.core_with(arguments.start.named()?, is_known).await?;
     let fill = async |client: &Client| client.create_warm_up(project, &request).await;
     arguments.start.carry_out(core, fill).await
 }

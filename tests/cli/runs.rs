@@ -202,6 +202,10 @@ fn the_next_run_cancels_a_killed_run() {
     run.says(" asleep");
     run.send(Signal::SIGKILL);
     run.ends();
+    // Builders end with their command.
+    eventually_blocking("the builder is ended", || {
+        processes_with(&person.name).is_empty().then_some(())
+    });
     person.commit(&[("Dockerfile", "FROM busybox\n")]);
     person.does(&["run"]).with(0);
     let runs: Value =
@@ -210,31 +214,63 @@ fn the_next_run_cancels_a_killed_run() {
         (&runs[0]["status"], &runs[1]["status"]),
         (&"completed".into(), &"cancelled".into())
     );
-    eventually_blocking("the builder is ended", || {
-        processes_with(&person.name).is_empty().then_some(())
-    });
 }
 
 #[test]
-fn a_second_run_waits_for_the_first_which_can_be_listed_and_cancelled() {
+fn a_run_whose_output_nobody_reads_any_more_is_cancelled() {
+    let person = Person::new("pipe");
+    sleeping(&person);
+    // Standard output has no line before the end of the run.
+    for rest in ["2>&1 | head -c 1", "2>/dev/null | sleep 4"] {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("{} run {rest}", env!("CARGO_BIN_EXE_stagely"))]);
+        for (name, value) in person.stagely(&[]).get_envs() {
+            shell.env(name, value.unwrap_or_default());
+        }
+        let begun = Instant::now();
+        shell.current_dir(person.repository()).output().unwrap();
+        assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+        person.leaves_nothing();
+        let runs = person.does(&["runs", "--json"]).with(0).stdout;
+        let runs: Value = serde_json::from_str(&runs).unwrap();
+        assert_eq!(runs[0]["status"], "cancelled");
+    }
+}
+
+#[test]
+fn runs_of_one_folder_at_the_same_time_can_be_listed_and_cancelled_and_are_found_later() {
     let person = Person::new("two");
     sleeping(&person);
     let first = person.starts(&["run"]);
     first.says(" asleep");
     let second = person.starts(&["run"]);
-    second.says("Waiting for another stagely command");
-    let runs: Value =
-        serde_json::from_str(&person.does(&["runs", "--json"]).with(0).stdout).unwrap();
-    assert_eq!(runs[0]["status"], "building");
-    let machines = person.does(&["machines"]).with(0).stdout;
-    assert!(machines.contains("busy") && machines.contains("connected"), "{machines}");
-    assert!(person.does(&["queue"]).with(0).stdout.contains("1 of "));
-    let cancelled = person.does(&["cancel", runs[0]["id"].as_str().unwrap()]).with(0).stdout;
-    assert!(cancelled.contains("is cancelled"), "{cancelled}");
-    first.ends().with(130);
     second.says(" asleep");
-    second.send(Signal::SIGTERM);
+    let runs = || -> Vec<Value> {
+        serde_json::from_str(&person.does(&["runs", "--json"]).with(0).stdout).unwrap()
+    };
+    let both = runs();
+    assert_eq!(both.len(), 2);
+    assert!(both.iter().all(|run| run["status"] == "building"), "{both:?}");
+    let machines = person.does(&["machines"]).with(0).stdout;
+    assert_eq!(machines.matches("connected").count(), 2, "{machines}");
+    assert!(person.does(&["queue"]).with(0).stdout.contains("2 of "));
+    // The newest is that of the second command, whose core is not the first one's.
+    let cancelled = person.does(&["cancel", both[0]["id"].as_str().unwrap()]).with(0).stdout;
+    assert!(cancelled.contains("is cancelled"), "{cancelled}");
     second.ends().with(130);
+    first.send(Signal::SIGTERM);
+    first.ends().with(130);
+
+    for run in runs() {
+        assert_eq!(run["status"], "cancelled");
+        let jobs = person.does(&["jobs", run["id"].as_str().unwrap(), "--json"]).with(0).stdout;
+        let jobs: Value = serde_json::from_str(&jobs).unwrap();
+        let job = jobs[0]["id"].as_str().unwrap();
+        assert!(person.does(&["logs", job]).with(0).stdout.contains(" asleep"));
+        person.does(&["explain", job]).with(0);
+    }
+    let unknown = person.does(&["jobs", "run_01k9x3v5c8q2m4n6p8r0s2t4v6"]).with(4).stderr;
+    assert!(unknown.contains("there is no run"), "{unknown}");
     person.leaves_nothing();
 }
 

@@ -35,6 +35,9 @@ pub struct AgentConfig {
     /// of the lease. Default: not written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_dir: Option<PathBuf>,
+    /// The process whose child the agent is, and with which it ends. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<u32>,
     /// Whether EC2's metadata service is polled for interruption notices of a spot machine.
     #[serde(default, skip_serializing_if = "is_false")]
     pub watch_spot: bool,

@@ -30,6 +30,7 @@ pub(crate) fn agent_config(machine: MachineId, token: &str) -> AgentConfig {
         work_dir: PathBuf::from(DEFAULT_WORK_DIR),
         docker_host: None,
         run_dir: None,
+        parent: None,
         watch_spot: false,
         give_up_after: Duration::from_mins(15),
         kill_grace: Duration::from_secs(5),

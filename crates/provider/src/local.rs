@@ -27,6 +27,9 @@ const INSTANCE_TYPE: &str = "host";
 /// The time between SIGTERM and SIGKILL. In it the agent stops its own children.
 const AGENT_STOP_LIMIT: Duration = Duration::from_secs(15);
 
+/// The time between SIGTERM and SIGKILL for the machines of an earlier command. Its end has stopped them already.
+const EARLIER_STOP_LIMIT: Duration = Duration::from_secs(1);
+
 /// The `[local]` table.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -36,6 +39,9 @@ pub struct LocalSettings {
     /// The Docker engine that the agents use, `unix:///…`. Default: the one that this user's
     /// `docker` commands use.
     pub docker_host: Option<String>,
+    /// Whether core runs inside a command. Its agents end with the command.
+    #[serde(skip)]
+    pub is_embedded: bool,
 }
 
 /// Launches machines as processes of this host.
@@ -43,6 +49,7 @@ pub struct LocalSettings {
 pub struct LocalProvider {
     program: PathBuf,
     docker_host: Option<String>,
+    is_embedded: bool,
     processes: Processes,
 }
 
@@ -55,7 +62,17 @@ impl LocalProvider {
         docker_host: Option<String>,
     ) -> Self {
         let processes = Processes::new(core_id, folder, AGENT_CONFIG);
-        Self { program, docker_host, processes }
+        Self { program, docker_host, is_embedded: false, processes }
+    }
+
+    /// Ends the machines of earlier processes of this core, and lets further ones end with this process.
+    ///
+    /// # Errors
+    /// Processes cannot be listed, or outlive SIGKILL.
+    pub(crate) async fn embedded(mut self) -> Result<Self, ProviderError> {
+        self.is_embedded = true;
+        self.processes.end_all(EARLIER_STOP_LIMIT).await?;
+        Ok(self)
     }
 
     fn start(&self, request: &LaunchRequest) -> io::Result<()> {
@@ -63,6 +80,7 @@ impl LocalProvider {
         let mut agent = request.agent.clone();
         agent.work_dir = folder.join("work");
         agent.docker_host.clone_from(&self.docker_host);
+        agent.parent = self.is_embedded.then(std::process::id);
         let config_path = folder.join(AGENT_CONFIG);
         private_file(&config_path)?.write_all(&serde_json::to_vec_pretty(&agent)?)?;
         let log = private_log(&folder.join("agent.log"))?;

@@ -214,6 +214,23 @@ impl Processes {
         self.remove_folder(machine).await
     }
 
+    /// Ends all machines of this core, those that are left after `limit` by SIGKILL, and removes all their folders.
+    pub(crate) async fn end_all(&self, limit: Duration) -> Result<(), ProcessError> {
+        let found = self.scan().await?;
+        for machine in found.keys() {
+            self.signal(*machine, Signal::SIGTERM).await?;
+        }
+        let until = Instant::now() + limit;
+        for machine in found.keys() {
+            self.end(*machine, until.saturating_duration_since(Instant::now())).await?;
+        }
+        // The folders of machines without a process.
+        match tokio::fs::remove_dir_all(&self.folder).await {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(ProcessError::List(error)),
+            _ => Ok(()),
+        }
+    }
+
     async fn signal(&self, machine: MachineId, signal: Signal) -> Result<(), ProcessError> {
         let found = self.scan().await?;
         for pid in found.get(&machine).into_iter().flat_map(|found| &found.all) {

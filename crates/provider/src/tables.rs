@@ -116,7 +116,9 @@ impl ProviderTables<'_> {
                 };
                 let folder = std::path::absolute(data_dir.join("machines"))?;
                 let docker_host = self.local.docker_host.clone();
-                Ok(Arc::new(LocalProvider::new(core_id.clone(), program, folder, docker_host)))
+                let provider = LocalProvider::new(core_id.clone(), program, folder, docker_host);
+                let is_embedded = self.local.is_embedded;
+                Ok(Arc::new(if is_embedded { provider.embedded().await? } else { provider }))
             }
             ProviderName::Qemu => {
                 let folder = self.qemu.folder.clone().unwrap_or_else(|| data_dir.join("machines"));

@@ -9,6 +9,7 @@ use super::display::Display;
 use super::outcome::{EXIT_CANCELLED, exit_code};
 use super::watch::{Update, Watch};
 use crate::api::{ListMachines, RunStatus, RunView};
+use crate::cli::output::{is_broken_pipe, note};
 use crate::cli::signals::Interrupts;
 use crate::client::Client;
 
@@ -24,7 +25,7 @@ pub(super) enum FollowEnd {
 /// Shows `run` until it has ended, calls `print` with the result, and waits until its machines are
 /// terminated.
 ///
-/// The first Ctrl-C cancels the run and waits for the clean-up; the second leaves at once. Ctrl-C after the
+/// The first Ctrl-C, or the end of whoever reads the output, cancels the run and waits for the clean-up; the second leaves at once. Ctrl-C after the
 /// end of the run leaves with the run's exit code. If core `keeps_running`, the command does not wait for
 /// the export of caches.
 ///
@@ -43,7 +44,10 @@ pub(super) async fn follow(
         return Ok(FollowEnd::Left(ExitCode::from(EXIT_CANCELLED)));
     }
     // Printed before the clean-up, because the images are available now.
-    print(&run)?;
+    match print(&run) {
+        Err(error) if !is_broken_pipe(&error) => return Err(error),
+        _ => {}
+    }
     let code = exit_code(&run);
     if was_left {
         return Ok(FollowEnd::Left(code));
@@ -81,11 +85,11 @@ async fn wait_for_machines(
                     continue;
                 }
                 if keeps_running && newest.live_machines <= caches.len() {
-                    eprintln!("Core still exports the cache of {}", caches.join(", "));
+                    note(&format!("Core still exports the cache of {}", caches.join(", ")));
                     return Ok(FollowEnd::Finished(code));
                 }
                 if reported != caches {
-                    eprintln!("Waiting for the cache export of {}; press Ctrl-C to leave", caches.join(", "));
+                    note(&format!("Waiting for the cache export of {}; press Ctrl-C to leave", caches.join(", ")));
                     reported = caches;
                 }
             }
@@ -143,7 +147,7 @@ async fn exported_caches(client: &Client, run: &RunView) -> Vec<String> {
 fn cancel(client: Client, run: RunId) {
     tokio::spawn(async move {
         if let Err(error) = client.cancel(run).await {
-            eprintln!("error: the run is not cancelled: {}", ErrorChain(&error));
+            note(&format!("error: the run is not cancelled: {}", ErrorChain(&error)));
         }
     });
 }

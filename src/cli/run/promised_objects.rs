@@ -6,6 +6,7 @@ use stagely_protocol::CommitSha;
 
 use super::user_git::{GitError, UserGit};
 use super::user_repository::{FolderError, UserRepository};
+use crate::cli::output::note;
 
 /// Fetches the objects of the tree of `commit` that the user's partial clone lacks, from the remote that promised them.
 /// The repository at `bare` borrows the user's objects.
@@ -27,7 +28,7 @@ pub(super) fn fetch_missing(
         // Each round may find trees that name further objects.
         while !missing.is_empty() {
             let count = missing.len();
-            eprintln!("Fetching {count} objects that the partial clone lacks from {remote}");
+            note(&format!("Fetching {count} objects that the partial clone lacks from {remote}"));
             fetch(user, remote, &missing)?;
             let left = missing_objects(bare, commit)?;
             if left == missing {

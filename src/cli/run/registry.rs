@@ -16,6 +16,7 @@ use bollard::query_parameters::{
 use futures_util::TryStreamExt as _;
 use stagely_agent::docker::Endpoint;
 
+use crate::cli::output::note;
 use crate::client::retry::retry_until_started;
 
 /// The name of the container and of its volume.
@@ -57,7 +58,7 @@ async fn start(endpoint: &Endpoint) -> anyhow::Result<()> {
     let is_running = match docker.inspect_container(NAME, None::<InspectContainerOptions>).await {
         Ok(found) => found.state.and_then(|state| state.running).unwrap_or(false),
         Err(Error::DockerResponseServerError { status_code: 404, .. }) => {
-            eprintln!("No registry is configured: starting one in the container {NAME}");
+            note(&format!("No registry is configured: starting one in the container {NAME}"));
             pull(&docker).await?;
             create(&docker).await?;
             false
@@ -98,6 +99,9 @@ async fn create(docker: &Docker) -> anyhow::Result<()> {
         ..ContainerCreateBody::default()
     };
     let name = CreateContainerOptionsBuilder::new().name(NAME).build();
-    docker.create_container(Some(name), body).await.context("cannot create the container")?;
-    Ok(())
+    match docker.create_container(Some(name), body).await {
+        // Another command of this moment has created it.
+        Err(Error::DockerResponseServerError { status_code: 409, .. }) => Ok(()),
+        created => created.map(drop).context("cannot create the container"),
+    }
 }

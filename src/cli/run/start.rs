@@ -19,7 +19,7 @@ use crate::cli::embedded::{Embedded, builders_of_this_machine};
 use crate::cli::output::print;
 use crate::cli::settings::SettingsArgs;
 use crate::client::{Client, ClientError};
-use crate::config::RegistryConfig;
+use crate::config::{Config, RegistryConfig};
 
 /// The token for the repository.
 #[derive(Args, Debug)]
@@ -107,6 +107,35 @@ impl StartArgs {
         if let Some(client) = server {
             return Ok(CoreHandle::Running(client));
         }
+        // Boxed, because starting core is a large future.
+        let embedded = Box::pin(Embedded::start_beside_others(self.embedded_config().await?));
+        Ok(CoreHandle::Embedded(embedded.await?))
+    }
+
+    /// As [`core`](Self::core), but the core inside this process is the one of this user for which `is_wanted` returns true.
+    ///
+    /// # Errors
+    /// Core cannot start.
+    pub(in crate::cli) async fn core_with(
+        &self,
+        server: Option<Client>,
+        is_wanted: impl AsyncFn(&Client) -> Result<bool, ClientError>,
+    ) -> anyhow::Result<CoreHandle> {
+        if let Some(client) = server {
+            return Ok(CoreHandle::Running(client));
+        }
+        let folder = match Box::pin(CoreHandle::folder_with(is_wanted)).await? {
+            Some(folder) => folder,
+            // Its answer is the error.
+            None => state_folder()?,
+        };
+        let config = self.embedded_config().await?;
+        let embedded = Box::pin(Embedded::start_when_free(config, &folder));
+        Ok(CoreHandle::Embedded(embedded.await?))
+    }
+
+    /// The configuration of a core inside this process.
+    async fn embedded_config(&self) -> anyhow::Result<Config> {
         let mut config = self.settings.read()?;
         if self.settings.config.is_none() && self.settings.max_concurrent.is_none() {
             config.builders.max_concurrent = builders_of_this_machine();
@@ -115,10 +144,7 @@ impl StartArgs {
         if config.registry == RegistryConfig::default() {
             config.registry.url = registry::ensure(&endpoint).await?;
         }
-        // Boxed, because starting core is a large future.
-        let folder = state_folder()?;
-        let embedded = Box::pin(Embedded::start_when_free(config, &folder));
-        Ok(CoreHandle::Embedded(embedded.await?))
+        Ok(config)
     }
 
     /// Starts a run with `start`, and follows it to its end.
@@ -131,8 +157,10 @@ impl StartArgs {
         start: impl AsyncFnOnce(&Client) -> Result<RunView, ClientError>,
     ) -> anyhow::Result<ExitCode> {
         match self.start_and_follow(&core, start).await {
-            // Builders of an embedded core notice within a minute that it has exited, and end.
-            Ok(FollowEnd::Left(exit_code)) => Ok(exit_code),
+            Ok(FollowEnd::Left(exit_code)) => {
+                core.leave().await;
+                Ok(exit_code)
+            }
             Ok(FollowEnd::Finished(exit_code)) => core.close().await.map(|()| exit_code),
             Err(error) => {
                 // Only the first error is reported.
