@@ -68,6 +68,26 @@ async fn when_no_candidate_is_left_the_error_names_all_candidates() {
 }
 
 #[tokio::test]
+async fn types_that_no_zone_has_are_not_waited_for() {
+    let cloud = Cloud::start().await;
+    let provider = provider(&cloud, TWO_TYPES);
+    cloud.proxy.next(2, "RunInstances", Fate::Refused("Unsupported", 400));
+    let error = provider.launch(&amd64()).await.unwrap_err();
+    assert!(matches!(error, LaunchError::Permanent(_)), "{error:?}");
+
+    cloud.proxy.next(1, "RunInstances", Fate::Refused("Unsupported", 400));
+    cloud.proxy.next(1, "RunInstances", Fate::Refused("InsufficientInstanceCapacity", 500));
+    let error = provider.launch(&amd64()).await.unwrap_err();
+    assert!(matches!(error, LaunchError::NoCapacity(_)), "{error:?}");
+
+    // The first launches on spot alone are followed by one on demand.
+    cloud.proxy.next(2, "RunInstances", Fate::Refused("Unsupported", 400));
+    let spot = request(spec(Arch::Amd64, MarketPolicy::Spot));
+    let error = provider.launch(&spot).await.unwrap_err();
+    assert!(matches!(error, LaunchError::NoCapacity(_)), "{error:?}");
+}
+
+#[tokio::test]
 async fn too_many_requests_and_missing_permissions_stop_at_the_first_candidate() {
     let cloud = Cloud::start().await;
     let provider = provider(&cloud, TWO_TYPES);

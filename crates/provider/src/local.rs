@@ -15,7 +15,7 @@ use thiserror::Error;
 use tokio::process::Command;
 use tracing::warn;
 
-use crate::processes::{Processes, private_file, private_log};
+use crate::processes::{Processes, is_lack, private_file, private_log};
 use crate::{LaunchError, LaunchRequest, Listing, Offer, Provider, ProviderError};
 
 /// The agent's configuration, in its machine's folder.
@@ -95,7 +95,8 @@ impl LocalProvider {
                 let program = self.program.clone();
                 LaunchError::Permanent(StartError::Program { program, error }.into())
             }
-            _ => LaunchError::NoCapacity(StartError::Other(error).into()),
+            _ if is_lack(&error) => LaunchError::NoCapacity(StartError::Other(error).into()),
+            _ => LaunchError::Permanent(StartError::Other(error).into()),
         }
     }
 }
@@ -254,5 +255,19 @@ mod tests {
         provider.terminate(machine).await.unwrap();
 
         assert!(host.is_deserted(&provider).await);
+    }
+
+    #[test]
+    fn only_a_lack_of_something_that_comes_back_is_waited_for() {
+        use nix::libc::{EACCES, EAGAIN, EMFILE, ENOENT, ENOEXEC};
+        let host = Host::with("true");
+        let provider = host.provider();
+        let of = |errno| provider.launch_error(io::Error::from_raw_os_error(errno));
+        for errno in [EAGAIN, EMFILE] {
+            assert!(matches!(of(errno), LaunchError::NoCapacity(_)), "{errno}");
+        }
+        for errno in [EACCES, ENOENT, ENOEXEC] {
+            assert!(matches!(of(errno), LaunchError::Permanent(_)), "{errno}");
+        }
     }
 }

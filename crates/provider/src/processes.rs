@@ -327,6 +327,15 @@ fn variable<'a>(environment: &'a [u8], name: &str) -> Option<&'a str> {
     })
 }
 
+/// Whether a process was not started for want of something that comes back: memory, space, processes, open files.
+pub(crate) fn is_lack(error: &io::Error) -> bool {
+    use nix::libc::{EAGAIN, EDQUOT, EMFILE, ENFILE, ENOMEM, ENOSPC, ETXTBSY};
+    matches!(
+        error.raw_os_error(),
+        Some(EAGAIN | EDQUOT | EMFILE | ENFILE | ENOMEM | ENOSPC | ETXTBSY)
+    )
+}
+
 /// Creates an empty file that only this user can read.
 pub(crate) fn private_file(path: &Path) -> io::Result<fs::File> {
     fs::OpenOptions::new().create(true).mode(0o600).write(true).truncate(true).open(path)

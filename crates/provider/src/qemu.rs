@@ -37,7 +37,7 @@ use self::guest::{CONSOLE, Guest, Resources};
 use self::image::Image;
 use self::memory::Memory;
 use self::seed::SeedProgram;
-use crate::processes::{KILL_LIMIT, Processes, ProcessesByMachine, private_file};
+use crate::processes::{KILL_LIMIT, Processes, ProcessesByMachine, is_lack, private_file};
 use crate::settings::ImageKind;
 use crate::user_data::cloud_config;
 use crate::{
@@ -139,7 +139,10 @@ impl QemuProvider {
         let starting = self.starting.lock().await;
         let others = self.processes.scan().await;
         let others = others.map_err(|error| no_capacity(GuestError::OtherGuests(error)))?;
-        let cannot_start = |error: io::Error| no_capacity(GuestError::Start(error));
+        let cannot_start = |error: io::Error| {
+            let problem = if is_lack(&error) { no_capacity } else { permanent };
+            problem(GuestError::Start(error))
+        };
         let folder = self.processes.create_folder(machine).map_err(cannot_start)?;
         check_room(resources, &parts.image, &folder, &others).map_err(no_capacity)?;
         let user_data = cloud_config(request, ImageKind::Golden);

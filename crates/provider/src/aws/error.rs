@@ -115,6 +115,11 @@ impl Ec2Error {
         &self.message
     }
 
+    /// Whether the zone does not have the type of machine or volume, so that waiting is of no use.
+    pub(super) fn is_of_zone(&self) -> bool {
+        matches!(self.code(), Some("Unsupported" | "VolumeTypeNotAvailableInZone"))
+    }
+
     /// Whether EC2 rejects the image.
     pub(super) fn is_of_image(&self) -> bool {
         self.code().is_some_and(|code| code.starts_with("InvalidAMIID"))

@@ -26,6 +26,7 @@ use super::images::{Image, ImageError};
 use super::instances::{is_live, sort_by_age};
 use super::{AwsProvider, CORE_TAG, JOB_TAG, MACHINE_TAG};
 use crate::catalog::Candidate;
+use crate::settings::MarketPolicy;
 use crate::{LaunchError, LaunchRequest, user_data};
 
 /// The searches for an instance that EC2 has launched and does not show yet, and the time between two of them.
@@ -63,7 +64,7 @@ impl AwsProvider {
             ImageError::Missing(_) => LaunchError::Permanent(error.into()),
         })?;
         let user_data = self.user_data(request, &candidates)?;
-        let mut refused = Vec::new();
+        let (mut refused, mut may_pass) = (Vec::new(), false);
         for candidate in self.in_order(machine, candidates.clone()) {
             // Core may give up before EC2 answers.
             self.unclear().insert(machine, candidate.clone());
@@ -79,6 +80,7 @@ impl AwsProvider {
                 // The response to an earlier request with this token.
                 Ok(instance) => return Err(ended(machine, &[instance])),
                 Err(error) if error.kind == Kind::Capacity => {
+                    may_pass |= !error.is_of_zone();
                     refused.push(format!("{} ({error})", label(&candidate)));
                 }
                 Err(error) if error.kind == Kind::TokenUsed => {
@@ -87,7 +89,10 @@ impl AwsProvider {
                 Err(error) => return Err(self.launch_error(request, error).await),
             }
         }
-        Err(LaunchError::NoCapacity(LaunchProblem::NoCapacity(refused).into()))
+        // A later launch may be on demand.
+        may_pass |= request.spec.market == MarketPolicy::Spot && !request.spec.on_demand;
+        let problem = if may_pass { LaunchError::NoCapacity } else { LaunchError::Permanent };
+        Err(problem(LaunchProblem::NoCapacity(refused).into()))
     }
 
     /// The error after which no other candidate is tried.
