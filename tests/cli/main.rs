@@ -8,6 +8,7 @@
 mod person;
 
 mod caches;
+mod cases;
 mod commands;
 mod environment;
 mod laptop;
