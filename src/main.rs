@@ -149,7 +149,7 @@ fn main() -> ExitCode {
 
 fn report(error: &anyhow::Error) -> ExitCode {
     note(&format!("error: {error:#}"));
-    if error.chain().any(|cause| cause.is::<DamagedDatabase>()) {
+    if error.chain().any(<dyn std::error::Error>::is::<DamagedDatabase>) {
         return ExitCode::from(EXIT_DAMAGED);
     }
     ExitCode::from(EXIT_FAILED)

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::person::{Ended, Person};
 
-/// Variables that change what `docker`, buildx, BuildKit or Git do, with values that break a build or change an image.
+/// Variables that change what `docker`, `buildx`, `BuildKit` or Git do, with values that break a build or change an image.
 const HOSTILE: [(&str, &str); 26] = [
     // What Nix, Debian's tools and many Makefiles set.
     ("SOURCE_DATE_EPOCH", "315532800"),

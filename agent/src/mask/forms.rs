@@ -95,8 +95,10 @@ fn shell_forms(secret: &str) -> [String; 4] {
 
 /// The bytes of `secret` as hexadecimal digits, in upper and lower case.
 pub(super) fn hex_forms(secret: &str) -> [Vec<u8>; 2] {
-    let lower: String = secret.bytes().map(|byte| format!("{byte:02x}")).collect();
-    [lower.to_ascii_uppercase().into(), lower.into()]
+    let digits =
+        |byte: u8| [byte >> 4, byte & 15].map(|half| b"0123456789abcdef"[usize::from(half)]);
+    let lower: Vec<u8> = secret.bytes().flat_map(digits).collect();
+    [lower.to_ascii_uppercase(), lower]
 }
 
 /// The characters that `secret` determines in a base64 text in which it begins `shift` bytes after a multiple of

@@ -27,10 +27,6 @@ impl Guard {
     /// # Errors
     /// If the program cannot be started.
     pub fn start(machine: &WireId) -> io::Result<Self> {
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "it outlives the agent, unlike its other children"
-        )]
         // Also if the program was replaced by a newer one meanwhile.
         let mut command = Command::new("/proc/self/exe");
         command.args([GUARD_COMMAND, machine.as_str(), &std::process::id().to_string()]);

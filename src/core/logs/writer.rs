@@ -102,7 +102,9 @@ impl Writer {
     fn append(&mut self, appends: Vec<AppendCommand>) {
         if self.is_damaged {
             // Only the logs that lie in damaged pages fail.
-            appends.into_iter().for_each(|append| self.append_group(vec![append]));
+            for append in appends {
+                self.append_group(vec![append]);
+            }
         } else if !appends.is_empty() {
             self.append_group(appends);
         }

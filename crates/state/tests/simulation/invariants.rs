@@ -174,8 +174,8 @@ fn check_postponed(core: &State, job: &Job, reason: &QueueReason) {
 fn check_job(core: &State, job: &Job) {
     let run = core.runs.get(&job.run).expect("a job has a run");
     assert_eq!(job.state.is_final(), job.ended_at.is_some());
-    let last = job.last_attempt(&core.limits);
-    assert!(job.attempt <= last && last <= core.limits.max_attempts + 2);
+    let attempts_max = job.last_attempt(&core.limits);
+    assert!(job.attempt <= attempts_max && attempts_max <= core.limits.max_attempts + 2);
     let lost = job.lost_attempts.iter().map(|lost| lost.attempt);
     assert!(lost.eq((1..).take(job.lost_attempts.len())), "{:?}", job.lost_attempts);
     assert!(job.lost_attempts.iter().all(|lost| lost.reason.is_transient()));
@@ -224,7 +224,7 @@ fn check_job(core: &State, job: &Job) {
             assert!(limit <= job.ended_at, "{} could wait for longer", job.id);
         }
         JobState::Failed(JobFailure { reason, .. }) => {
-            let may_go_on = reason.is_transient() && job.attempt < last;
+            let may_go_on = reason.is_transient() && job.attempt < attempts_max;
             assert!(!may_go_on, "{} has attempts left", job.id);
         }
     }
