@@ -130,6 +130,7 @@ impl Config {
             docker_host: None,
             run_dir: None,
             parent: None,
+            user_logins: false,
             watch_spot: false,
             give_up_after: self.agents.give_up_after,
             kill_grace: self.agents.kill_grace,

@@ -29,7 +29,7 @@ pub use self::emulation::{EmulationError, ensure_emulation};
 pub use self::endpoint::{ContextOrigin, Endpoint, EndpointError};
 pub use self::engine::{Engine, version_within};
 pub use self::image_platforms::other_platform;
-pub use self::login::{LoginError, create_config, login};
+pub use self::login::{LoginError, add_user_logins, create_config, login};
 pub use self::merge::{MergeError, merge};
 pub(crate) use self::vertex::StepName;
 pub use self::vertex::{BaseImage, ImageUse};

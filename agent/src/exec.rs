@@ -73,6 +73,7 @@ pub async fn exec(
         machine: format!("exec_{}", std::process::id()).parse()?,
         work_dir: folder.path().to_owned(),
         docker_host,
+        user_logins: false,
         grace: GRACE,
         registry_retry_limit: job::REGISTRY_RETRY_LIMIT,
     };

@@ -57,6 +57,8 @@ pub struct JobSettings {
     pub work_dir: PathBuf,
     /// The engine's address; `None`: that of `DOCKER_HOST`, or of the current Docker context.
     pub docker_host: Option<String>,
+    /// Whether base images are pulled with the logins of this user's Docker.
+    pub user_logins: bool,
     /// Time between SIGTERM and SIGKILL for child processes.
     pub grace: Duration,
     /// How long an operation is tried again while the registry does not answer: [`REGISTRY_RETRY_LIMIT`].
@@ -69,6 +71,15 @@ impl JobRequest {
             Self::Build(build) => &build.job_id,
             Self::Merge(merge) => &merge.job_id,
         }
+    }
+
+    /// The registry that core has a login for.
+    fn own_registry(&self) -> Option<&str> {
+        let (target, auth) = match self {
+            Self::Build(build) => (&build.build_config.target_image, &build.registry_auth),
+            Self::Merge(merge) => (&merge.target_image, &merge.registry_auth),
+        };
+        auth.as_ref().map(|_| target.registry())
     }
 
     fn limit(&self) -> Duration {
@@ -152,6 +163,10 @@ async fn perform(
     let docker = folder.docker(settings, endpoint);
     docker::create_config(&docker.config)
         .map_err(|error| JobError::io("cannot create the job's Docker configuration", &error))?;
+    if settings.user_logins {
+        let added = docker::add_user_logins(&docker, request.own_registry(), stop).await;
+        added.map_err(|error| JobError::io("cannot use the user's Docker logins", &error))?;
+    }
     let work = async {
         match request {
             JobRequest::Build(build) => build::perform(build, &docker, &folder.0, log, stop).await,
@@ -239,6 +254,7 @@ mod tests {
             machine: "vm_test".parse().unwrap(),
             work_dir: work_dir.to_owned(),
             docker_host: Some("unix:///nowhere/docker.sock".to_owned()),
+            user_logins: false,
             grace: Duration::from_secs(1),
             registry_retry_limit: Duration::ZERO,
         }

@@ -110,7 +110,7 @@ impl Proxy {
         let mut request = format!("CONNECT {server} HTTP/1.1\r\nHost: {server}\r\n");
         if let Some((user, password)) = &self.credentials {
             let pair = BASE64_STANDARD.encode(format!("{user}:{password}"));
-            request.push_str(&format!("Proxy-Authorization: Basic {pair}\r\n"));
+            request.extend(["Proxy-Authorization: Basic ", &pair, "\r\n"]);
         }
         request.push_str("\r\n");
         stream.write_all(request.as_bytes()).await.map_err(broken)?;

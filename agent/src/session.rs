@@ -115,6 +115,7 @@ pub async fn run_watching(
         machine: config.agent_id.clone(),
         work_dir: config.work_dir.clone(),
         docker_host: config.docker_host.clone(),
+        user_logins: config.user_logins,
         // The rest of the grace is for removing folders and closing the connection.
         grace: config.kill_grace.mul_f64(0.75),
         registry_retry_limit: REGISTRY_RETRY_LIMIT,

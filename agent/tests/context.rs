@@ -56,6 +56,7 @@ async fn build(git: &GitServer, commit: &str) -> Status {
         machine: "vm_context_test".parse().unwrap(),
         work_dir: work_dir.path().to_owned(),
         docker_host: None,
+        user_logins: false,
         grace: Duration::from_secs(5),
         registry_retry_limit: REGISTRY_RETRY_LIMIT,
     };

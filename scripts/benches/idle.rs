@@ -122,6 +122,7 @@ async fn bare(agents: usize) -> anyhow::Result<u64> {
         work_dir: "/nonexistent".into(),
         run_dir: None,
         parent: None,
+        user_logins: false,
         watch_spot: false,
         docker_host: None,
         give_up_after: SETTLE,

@@ -54,7 +54,7 @@ impl Effects {
 
     async fn perform_unseen(&self, effect: Effect) -> Option<Event> {
         match effect {
-            Effect::Plan { run } => Some(self.planner.plan(run).await),
+            Effect::Plan { run } => Some(Box::pin(self.planner.plan(run)).await),
             Effect::Launch { machine } => Some(self.launcher.launch(machine).await),
             Effect::Terminate { machine } => Some(self.terminator.terminate(machine).await),
             Effect::Assign { machine, attempt } => self.assigner.assign(machine, attempt).await,

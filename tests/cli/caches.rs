@@ -14,13 +14,13 @@ use crate::person::Person;
 use crate::servers::Server;
 
 /// A proxy of the registry that holds the uploads of caches until it is released or dropped.
-struct HoldingProxy {
-    address: String,
+pub(crate) struct HoldingProxy {
+    pub(crate) address: String,
     is_released: Arc<(Mutex<bool>, Condvar)>,
 }
 
 impl HoldingProxy {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let is_released = Arc::new((Mutex::new(false), Condvar::new()));

@@ -20,7 +20,8 @@ use stagely_test_support::git::{GitServer, Repository};
 use stagely_test_support::http_proxy::{HttpProxy, PASSWORD};
 use stagely_test_support::wait::eventually_blocking;
 
-use crate::person::{Ended, Person};
+use crate::caches::HoldingProxy;
+use crate::person::{Ended, Person, Running};
 use crate::servers::Server;
 
 const YAML: &str = "builds: {app: {context: .}}\n";
@@ -176,7 +177,7 @@ fn an_agent_reaches_core_through_the_proxy_of_the_environment() {
     std::fs::write(&config, agent.to_string()).unwrap();
     let mut command = person.stagely(&["agent", "--config", config.to_str().unwrap()]);
     command.env("http_proxy", proxy.url(PASSWORD));
-    let running = person.starts_command(command);
+    let running = Running::of(command);
 
     eventually_blocking("the agent is connected", || {
         let machines = server.does(&admin, &["machines", "--json"]).with(0).stdout;
@@ -246,4 +247,32 @@ fn a_registry_that_cannot_hold_images_is_refused_when_it_is_read() {
     let mut run = person.stagely(&["run", "--config", config.to_str().unwrap()]);
     let error = Ended::from(run.env_remove("STAGELY_REGISTRY").output().unwrap()).with(4).stderr;
     assert!(error.contains("registry.url: ") && error.contains("lower case"), "{error}");
+}
+
+#[test]
+fn base_images_are_pulled_with_the_logins_of_the_users_docker() {
+    let person = Person::new("logins");
+    // The tests' registry under another name, so a second registry with a login.
+    let other = HoldingProxy::start().address.clone();
+    let setting = |name: &str| std::env::var(name).unwrap();
+    let base = format!("{other}/{}/base:1", person.name);
+    let password = std::fs::read_to_string(setting("STAGELY_REGISTRY_PASSWORD_FILE")).unwrap();
+    let user = setting("STAGELY_REGISTRY_USERNAME");
+    docker(&person, &["login", "--username", &user, "--password", password.trim(), &other]);
+    docker(&person, &["tag", "busybox", &base]);
+    docker(&person, &["push", "--quiet", &base]);
+    docker(&person, &["rmi", &base]);
+    let dockerfile = format!("FROM {base}\nRUN true\n");
+    person.commit(&[("stagely.yaml", YAML), ("Dockerfile", &dockerfile)]);
+
+    let ended = person.does(&["run"]).with(0);
+    assert!(!ended.stderr.contains(password.trim()), "{}", ended.stderr);
+    docker(&person, &["logout", &other]);
+    // The engine may have the image already, so another one is asked for.
+    let dockerfile = format!("FROM {base}-of-nobody\nRUN true\n");
+    person.commit(&[("Dockerfile", &dockerfile)]);
+    let refused = person.does(&["run"]).with(3).stdout;
+    let advice = format!("{other} needs a login for this image: `docker login {other}`");
+    assert!(refused.contains(&advice), "{refused}");
+    person.leaves_nothing();
 }

@@ -127,10 +127,6 @@ impl Person {
         Running::of(self.stagely(arguments))
     }
 
-    pub(crate) fn starts_command(&self, command: Command) -> Running {
-        Running::of(command)
-    }
-
     /// Checks that no process of this user's builds and no temporary file is left.
     pub(crate) fn leaves_nothing(&self) {
         eventually_blocking("no process is left", || {
@@ -152,7 +148,7 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    fn of(mut command: Command) -> Self {
+    pub(crate) fn of(mut command: Command) -> Self {
         let mut child = command.spawn().unwrap();
         let mut pipe = child.stderr.take().unwrap();
         let stderr = std::sync::Arc::new(std::sync::Mutex::new(String::new()));

@@ -229,7 +229,7 @@ fn a_run_whose_output_nobody_reads_any_more_is_cancelled() {
         }
         let begun = Instant::now();
         shell.current_dir(person.repository()).output().unwrap();
-        assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+        assert!(begun.elapsed() < Duration::from_mins(1), "{:?}", begun.elapsed());
         person.leaves_nothing();
         let runs = person.does(&["runs", "--json"]).with(0).stdout;
         let runs: Value = serde_json::from_str(&runs).unwrap();

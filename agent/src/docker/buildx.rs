@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Deserialize;
-use stagely_protocol::{BuildConfig, Digest, FailureReason, ImageRef, Step};
+use stagely_protocol::{BuildConfig, Digest, FailureReason, ImageRef, RegistryProblem, Step};
 use thiserror::Error;
 use tokio::sync::oneshot;
 use tokio::task::JoinError;
@@ -70,6 +70,9 @@ pub enum BuildError {
         message: String,
         steps: Vec<Step>,
     },
+    /// A registry serves a base image only with a login, and there is none.
+    #[error("{message}")]
+    LoginMissing { registry: String, message: String, steps: Vec<Step> },
     /// The engine has built the image, but its report did not arrive in time, so the digest and the end of the log
     /// are missing. A further build comes from the engine's own cache.
     #[error("the engine's report did not arrive in time")]
@@ -84,6 +87,9 @@ impl BuildError {
             Self::Process(ProcessError::Spawn { .. }) => FailureReason::Engine,
             Self::Process(_) | Self::ReportLost { .. } | Self::NoDigest => FailureReason::Internal,
             Self::Failed { reason, .. } => reason.clone(),
+            Self::LoginMissing { .. } => {
+                FailureReason::Registry { problem: RegistryProblem::Authentication }
+            }
         }
     }
 }

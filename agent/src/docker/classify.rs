@@ -92,6 +92,9 @@ pub(super) fn build_failure(step: &str, error: &str) -> FailureReason {
     if is_push(step, &text) {
         return push_failure(&text);
     }
+    if missing_login(step, &text).is_some() {
+        return FailureReason::Registry { problem: RegistryProblem::Authentication };
+    }
     if is_pull(step) {
         // A registry without an address is misspelled, or the machine has no network: another attempt is of no use.
         if text.contains(NO_SUCH_HOST) || has(&text, &TLS) {
@@ -105,6 +108,21 @@ pub(super) fn build_failure(step: &str, error: &str) -> FailureReason {
         return FailureReason::Internal;
     }
     FailureReason::User { step: step.to_owned(), exit_code: 1 }
+}
+
+/// The registry that refuses to serve an image without a login. `None` also where the image may not exist.
+pub(super) fn missing_login(step: &str, error: &str) -> Option<String> {
+    let text = error.to_ascii_lowercase();
+    if !is_pull(step) || !has(&text, &["401 unauthorized", "no basic auth credentials"]) {
+        return None;
+    }
+    if let Some((_, registry)) = step.split_once(" token for ") {
+        return Some(registry.trim().to_owned());
+    }
+    let image = step.rsplit(' ').next()?.trim_start_matches("docker-image://");
+    let host = image.split('/').next()?;
+    let is_host = host.contains(['.', ':']) || host == "localhost";
+    Some(if is_host { host.to_owned() } else { "docker.io".to_owned() })
 }
 
 /// Finds the reason for a failed command that uses only a registry.
@@ -310,10 +328,6 @@ mod tests {
                 "[1/1] ADD https://example.com/x /",
                 "Get \"https://example.com/x\": dial tcp 192.0.2.1:443: i/o timeout".to_owned(),
             ),
-            (
-                "[auth] library/nothing:pull token for registry-1.docker.io",
-                "401 Unauthorized".to_owned(),
-            ),
         ];
         for (step, error) in cases {
             let user = FailureReason::User { step: step.to_owned(), exit_code: 1 };
@@ -341,6 +355,32 @@ mod tests {
                 assert_eq!(build_failure(step, error), REFUSED, "{step}: {error}");
             }
         }
+    }
+
+    #[test]
+    fn a_missing_login_names_its_registry() {
+        for (step, error, registry) in [
+            (
+                "[auth] library/a:pull token for registry-1.docker.io",
+                "401 Unauthorized",
+                "registry-1.docker.io",
+            ),
+            (
+                "[internal] load metadata for 127.0.0.1:5932/team/base:1",
+                "failed to authorize: no basic auth credentials",
+                "127.0.0.1:5932",
+            ),
+            (
+                "[1/2] FROM ghcr.io/acme/base:1",
+                "unexpected status from HEAD request to https://ghcr.io/v2/acme/base/manifests/1: 401 Unauthorized",
+                "ghcr.io",
+            ),
+        ] {
+            assert_eq!(missing_login(step, error).as_deref(), Some(registry), "{step}");
+            assert_eq!(build_failure(step, error), AUTHENTICATION, "{step}");
+        }
+        // The step does not pull.
+        assert_eq!(missing_login("[2/2] ADD https://example.com/x /", "401 Unauthorized"), None);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! `cli/context/store`.
 
 use std::env;
+use std::fmt::Write as _;
 use std::fs;
 use std::future::ready;
 use std::io;
@@ -144,13 +145,12 @@ impl Endpoint {
             return endpoint.checked("DOCKER_HOST", verified_by(variable));
         }
         let Some(folder) = user_config::folder() else { return Ok(Self::of_default()) };
-        let named = match variable("DOCKER_CONTEXT") {
-            Some(name) => Some((name, ContextOrigin::Variable)),
-            None => {
-                let current = ConfigFile::read(&folder).current_context;
-                current.map(|name| (name, ContextOrigin::ConfigFile))
-            }
+        let current = || {
+            let current = ConfigFile::read(&folder).current_context;
+            current.map(|name| (name, ContextOrigin::ConfigFile))
         };
+        let variable = variable("DOCKER_CONTEXT").map(|name| (name, ContextOrigin::Variable));
+        let named = variable.or_else(current);
         match named {
             Some((name, origin)) if !name.is_empty() && name != DEFAULT => {
                 Self::of_context(&folder.join("contexts"), name, origin)
@@ -220,7 +220,7 @@ impl Endpoint {
         let tls = contexts.join("tls").join(&id).join("docker");
         let has_files = fs::read_dir(&tls).is_ok_and(|mut files| files.next().is_some());
         Ok(Self {
-            variables: tls_variables(&host, has_files.then_some(tls), skip_tls_verify),
+            variables: tls_variables(&host, has_files.then_some(&*tls), skip_tls_verify),
             has_tls: has_files || skip_tls_verify,
             source: Source::Context(name, origin),
             host,
@@ -297,13 +297,9 @@ fn is_address(host: &str) -> bool {
 
 /// The variables of `docker` commands for an engine of a context, whose files for TLS are in `tls`. An empty variable
 /// counts as not set.
-fn tls_variables(
-    host: &str,
-    tls: Option<PathBuf>,
-    skip_verify: bool,
-) -> Vec<(&'static str, String)> {
+fn tls_variables(host: &str, tls: Option<&Path>, skip_verify: bool) -> Vec<(&'static str, String)> {
     let switch = |is_on: bool| if is_on { "1".to_owned() } else { String::new() };
-    let path = tls.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
+    let path = tls.map(|path| path.display().to_string()).unwrap_or_default();
     vec![
         ("DOCKER_HOST", host.to_owned()),
         ("DOCKER_TLS_VERIFY", switch(tls.is_some() && !skip_verify)),
@@ -361,7 +357,10 @@ async fn explained(error: hyper::Error, stderr: Option<ChildStderr>) -> EngineEr
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("a String takes every write");
+        text
+    })
 }
 
 #[cfg(test)]

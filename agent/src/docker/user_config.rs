@@ -13,7 +13,7 @@ pub(super) fn folder() -> Option<PathBuf> {
 }
 
 /// The parts of `config.json` that builds depend on.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub(super) struct ConfigFile {
     pub(super) current_context: Option<String>,
@@ -23,6 +23,8 @@ pub(super) struct ConfigFile {
     pub(super) creds_store: Option<String>,
     /// The programs that store the logins of single registries.
     pub(super) cred_helpers: Map<String, Value>,
+    /// The proxies that builds and containers get as variables.
+    pub(super) proxies: Value,
 }
 
 impl ConfigFile {

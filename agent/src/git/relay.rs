@@ -70,8 +70,8 @@ impl Relay {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let stopping = stop.clone();
         let serve = move || {
-            let served = serve(listener, Arc::new(forwarder));
-            runtime.block_on(stopping.run_until_cancelled_owned(served));
+            let serving = serve(listener, Arc::new(forwarder));
+            runtime.block_on(stopping.run_until_cancelled_owned(serving));
         };
         std::thread::Builder::new().name("git-relay".to_owned()).spawn(serve)?;
         Ok(Self { url: own, problem, _stop: stop.drop_guard() })

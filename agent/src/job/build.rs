@@ -232,6 +232,11 @@ async fn build_with_retries(
                 restore_steps(&mut steps, &mut known_steps);
                 continue;
             }
+            Err(error @ BuildError::LoginMissing { .. }) if !is_own(request, &error) => {
+                let mut error = JobError::from(error);
+                restore_steps(&mut error.steps, &mut known_steps);
+                return Err(error);
+            }
             Err(error) => JobError::from(error),
         };
         restore_steps(&mut error.steps, &mut known_steps);
@@ -243,6 +248,12 @@ async fn build_with_retries(
         }
         backoff.wait_after(error, &request.log, stop).await?;
     }
+}
+
+/// Whether the login that is missing is that of the registry to which the image is pushed.
+fn is_own(request: &BuildRequest, error: &BuildError) -> bool {
+    let own = request.config.target_image.registry();
+    matches!(error, BuildError::LoginMissing { registry, .. } if registry == own)
 }
 
 /// Replaces each step that this attempt found in the cache by its result in the attempts before, `known_steps`.

@@ -96,7 +96,8 @@ impl From<BuildError> for JobError {
     fn from(error: BuildError) -> Self {
         let reason = error.reason();
         match error {
-            BuildError::Failed { message, steps, .. } => Self { reason, message, steps },
+            BuildError::Failed { message, steps, .. }
+            | BuildError::LoginMissing { message, steps, .. } => Self { reason, message, steps },
             BuildError::Process(_) | BuildError::ReportLost { .. } | BuildError::NoDigest => {
                 Self::new(reason, &error)
             }

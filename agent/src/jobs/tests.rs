@@ -17,6 +17,7 @@ async fn exporting(work_dir: &Path) -> (Jobs, Arc<Spool>) {
         machine: "vm_test".parse().unwrap(),
         work_dir: work_dir.to_owned(),
         docker_host: None,
+        user_logins: false,
         grace: Duration::from_secs(1),
         registry_retry_limit: Duration::ZERO,
     };

@@ -12,7 +12,7 @@ use stagely_protocol::CORE_VARIABLE;
 /// Names further variables to inherit, with commas between them.
 const PASSED_VARIABLE: &str = "STAGELY_PASS_ENV";
 
-const INHERITED: [&str; 25] = [
+const INHERITED: [&str; 30] = [
     "PATH",
     "HOME",
     "USER",
@@ -38,6 +38,12 @@ const INHERITED: [&str; 25] = [
     "DOCKER_CERT_PATH",
     // For an engine that is reached over SSH.
     "SSH_AUTH_SOCK",
+    // For the credential helpers of the user's Docker.
+    "DBUS_SESSION_BUS_ADDRESS",
+    "GNUPGHOME",
+    "PASSWORD_STORE_DIR",
+    "AWS_PROFILE",
+    "CLOUDSDK_CONFIG",
     // Marks the processes of one core.
     CORE_VARIABLE,
 ];

@@ -125,6 +125,7 @@ impl Setup {
             machine: "vm_docker_test".parse().unwrap(),
             work_dir: self.work_dir.path().to_owned(),
             docker_host: self.docker_host.clone(),
+            user_logins: false,
             grace: Duration::from_secs(5),
             registry_retry_limit,
         };

@@ -38,6 +38,9 @@ pub struct AgentConfig {
     /// The process whose child the agent is, and with which it ends. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<u32>,
+    /// Whether base images are pulled with the logins of this user's Docker.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub user_logins: bool,
     /// Whether EC2's metadata service is polled for interruption notices of a spot machine.
     #[serde(default, skip_serializing_if = "is_false")]
     pub watch_spot: bool,

@@ -31,6 +31,7 @@ pub(crate) fn agent_config(machine: MachineId, token: &str) -> AgentConfig {
         docker_host: None,
         run_dir: None,
         parent: None,
+        user_logins: false,
         watch_spot: false,
         give_up_after: Duration::from_mins(15),
         kill_grace: Duration::from_secs(5),

@@ -39,7 +39,7 @@ pub struct LocalSettings {
     /// The Docker engine that the agents use, `unix:///…`. Default: the one that this user's
     /// `docker` commands use.
     pub docker_host: Option<String>,
-    /// Whether core runs inside a command. Its agents end with the command.
+    /// Whether core runs inside a command. Its agents end with the command, and build for its user alone.
     #[serde(skip)]
     pub is_embedded: bool,
 }
@@ -81,6 +81,7 @@ impl LocalProvider {
         agent.work_dir = folder.join("work");
         agent.docker_host.clone_from(&self.docker_host);
         agent.parent = self.is_embedded.then(std::process::id);
+        agent.user_logins = self.is_embedded;
         let config_path = folder.join(AGENT_CONFIG);
         private_file(&config_path)?.write_all(&serde_json::to_vec_pretty(&agent)?)?;
         let log = private_log(&folder.join("agent.log"))?;

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::super::abandoned;
-use super::super::classify::build_failure;
+use super::super::classify::{build_failure, missing_login};
 use super::super::progress::{FailedStep, OutputItem, Progress, RawJsonDecoder};
 use super::arguments::invocation;
 use super::{BuildError, BuildOutcome, BuildRequest};
@@ -192,6 +192,14 @@ impl<'a> BuildOutput<'a> {
             None => "buildx was killed".to_owned(),
         });
         tail.push(if error.is_empty() { last_text } else { format!("{name}: {error}") });
-        BuildError::Failed { reason, message: tail.join("\n"), steps: self.progress.steps() }
+        let steps = self.progress.steps();
+        let Some(registry) = missing_login(&name, &error) else {
+            return BuildError::Failed { reason, message: tail.join("\n"), steps };
+        };
+        tail.push(format!(
+            "{registry} needs a login for this image: `docker login {registry}` on this machine, for `stagely run`; \
+             core itself logs in to its own registry alone"
+        ));
+        BuildError::LoginMissing { registry, message: tail.join("\n"), steps }
     }
 }
