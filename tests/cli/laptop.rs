@@ -239,6 +239,7 @@ fn a_private_certificate_authority_is_trusted_if_the_user_says_so() {
 #[test]
 fn a_registry_that_cannot_hold_images_is_refused_when_it_is_read() {
     let person = Person::new("registry");
+    person.commit(&[("stagely.yaml", YAML), ("Dockerfile", "FROM busybox\n")]);
     let registry = "127.0.0.1:5000/Team";
     let error = person.does(&["run", "--registry", registry]).with(2).stderr;
     assert!(error.contains("names of repositories are in lower case; write \"team\""), "{error}");
