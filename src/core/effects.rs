@@ -48,11 +48,11 @@ pub(crate) struct Effects {
 impl Effects {
     pub(crate) async fn perform(&self, effect: Effect) -> Option<Event> {
         // Planning is a large future.
-        let performed = Box::pin(self.perform_unseen(effect.clone()));
+        let performed = Box::pin(self.outcome_of(effect.clone()));
         waits::shown(&self.records, &effect, performed).await
     }
 
-    async fn perform_unseen(&self, effect: Effect) -> Option<Event> {
+    async fn outcome_of(&self, effect: Effect) -> Option<Event> {
         match effect {
             Effect::Plan { run } => Some(Box::pin(self.planner.plan(run)).await),
             Effect::Launch { machine } => Some(self.launcher.launch(machine).await),

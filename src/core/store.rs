@@ -16,7 +16,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use redb::{Database, Durability, ReadableDatabase as _, ReadableTable as _};
+use redb::{
+    Database, Durability, ReadTransaction, ReadableDatabase as _, ReadableTable as _,
+    WriteTransaction,
+};
 use stagely_protocol::{Fingerprint, ImageRef};
 use stagely_state::ids::{CoreId, RunId};
 
@@ -24,6 +27,7 @@ use self::batch::encode;
 use self::tables::{
     API_TOKENS, FINGERPRINTS, ID_TABLES, LAYOUT, META, OLD_LAYOUTS, OUTBOX, READS, RUN_SECRETS,
 };
+use super::damage::DamagedDatabase;
 use super::tokens::TokenHash;
 
 pub use batch::{Batch, RecordTable};
@@ -37,6 +41,7 @@ const BOUND: &str = "bound";
 #[derive(Clone, Debug)]
 pub struct Store {
     database: Arc<Database>,
+    path: Arc<Path>,
 }
 
 impl Store {
@@ -47,7 +52,7 @@ impl Store {
     pub fn open(path: &Path) -> Result<(Self, StoreContents), StoreError> {
         // What is open is in memory anyway, and the system caches the file.
         let database = Database::builder().set_cache_size(8 * 1024 * 1024).create(path)?;
-        let store = Self { database: Arc::new(database) };
+        let store = Self { database: Arc::new(database), path: path.into() };
         let core_id = store.prepare()?;
         let mut contents = StoreContents::read(&store.database, core_id)?;
         contents.state.ended_runs = store.count_ended_runs()?;
@@ -55,12 +60,36 @@ impl Store {
         Ok((store, contents))
     }
 
+    /// Calls `read` with the records of one moment, and recognizes that the file is damaged.
+    fn read<T>(
+        &self,
+        read: impl FnOnce(&ReadTransaction) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        DamagedDatabase::or_result_of(&self.path, || read(&self.database.begin_read()?))
+            .unwrap_or_else(|damage| Err(StoreError::Damaged(damage)))
+    }
+
+    /// Performs `change` in one durable transaction, and recognizes that the file is damaged.
+    fn write<T>(
+        &self,
+        change: impl FnOnce(&WriteTransaction) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let write = || {
+            let mut write = self.database.begin_write()?;
+            write.set_durability(Durability::Immediate)?;
+            // Otherwise redb would read the whole file after a kill, to find its free pages.
+            write.set_quick_repair(true);
+            let changed = change(&write)?;
+            write.commit()?;
+            Ok(changed)
+        };
+        DamagedDatabase::or_result_of(&self.path, write)
+            .unwrap_or_else(|damage| Err(StoreError::Damaged(damage)))
+    }
+
     /// Creates the tables, checks the layout, and returns the id of this core.
     fn prepare(&self) -> Result<CoreId, StoreError> {
-        let mut write = self.database.begin_write()?;
-        write.set_quick_repair(true);
-        let core_id;
-        {
+        self.write(|write| {
             for table in ID_TABLES {
                 write.open_table(table)?;
             }
@@ -68,7 +97,7 @@ impl Store {
             write.open_table(API_TOKENS)?;
             write.open_table(FINGERPRINTS)?;
             write.open_table(READS)?;
-            history::prepare(&write)?;
+            history::prepare(write)?;
             let mut meta = write.open_table(META)?;
             let layout = meta.get("layout")?.map(|layout| layout.value().to_owned());
             match layout {
@@ -81,16 +110,13 @@ impl Store {
                 }
             }
             let known = meta.get("core_id")?.map(|id| CoreId::from(id.value()));
-            core_id = if let Some(id) = known {
-                id
-            } else {
-                let id = ulid::Ulid::generate().to_string().to_ascii_lowercase();
-                meta.insert("core_id", id.as_str())?;
-                CoreId::from(id.as_str())
-            };
-        }
-        write.commit()?;
-        Ok(core_id)
+            if let Some(id) = known {
+                return Ok(id);
+            }
+            let id = ulid::Ulid::generate().to_string().to_ascii_lowercase();
+            meta.insert("core_id", id.as_str())?;
+            Ok(CoreId::from(id.as_str()))
+        })
     }
 
     /// Whether the database belongs to one host and path, which a file beside it names.
@@ -98,8 +124,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub fn is_bound(&self) -> Result<bool, StoreError> {
-        let read = self.database.begin_read()?;
-        Ok(read.open_table(META)?.get(BOUND)?.is_some())
+        self.read(|read| Ok(read.open_table(META)?.get(BOUND)?.is_some()))
     }
 
     /// Records that the database belongs to one host and path.
@@ -107,11 +132,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub fn set_bound(&self) -> Result<(), StoreError> {
-        let mut write = self.database.begin_write()?;
-        write.set_quick_repair(true);
-        write.open_table(META)?.insert(BOUND, "yes")?;
-        write.commit()?;
-        Ok(())
+        self.write(|write| Ok(write.open_table(META)?.insert(BOUND, "yes").map(drop)?))
     }
 
     /// The runs whose repository was being read when core was killed, each with how often that has happened.
@@ -119,13 +140,14 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     fn interrupted_reads(&self) -> Result<BTreeMap<RunId, u32>, StoreError> {
-        let read = self.database.begin_read()?;
-        let reads = read.open_table(READS)?;
-        let kills = reads.iter()?.map(|row| {
-            let (run, kills) = row?;
-            Ok((RunId::from_bits(run.value()), kills.value() + 1))
-        });
-        let kills = kills.collect::<Result<BTreeMap<RunId, u32>, redb::StorageError>>()?;
+        let kills = self.read(|read| {
+            let reads = read.open_table(READS)?;
+            let kills = reads.iter()?.map(|row| {
+                let (run, kills) = row?;
+                Ok((RunId::from_bits(run.value()), kills.value() + 1))
+            });
+            kills.collect::<Result<BTreeMap<RunId, u32>, StoreError>>()
+        })?;
         if !kills.is_empty() {
             self.forget_reads()?;
         }
@@ -161,12 +183,7 @@ impl Store {
         &self,
         change: impl FnOnce(&mut redb::Table<'_, u128, u32>) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
-        let mut write = self.database.begin_write()?;
-        write.set_durability(Durability::Immediate)?;
-        write.set_quick_repair(true);
-        change(&mut write.open_table(READS)?)?;
-        write.commit()?;
-        Ok(())
+        self.write(|write| change(&mut write.open_table(READS)?))
     }
 
     /// Writes `batch` in one durable transaction. Blocks until it is on the disk.
@@ -174,13 +191,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`]; then nothing of the batch is stored.
     pub fn commit(&self, batch: &Batch) -> Result<(), StoreError> {
-        let mut write = self.database.begin_write()?;
-        write.set_durability(Durability::Immediate)?;
-        // Otherwise redb would read the whole file after a kill, to find its free pages.
-        write.set_quick_repair(true);
-        batch.write_to(&write)?;
-        write.commit()?;
-        Ok(())
+        self.write(|write| batch.write_to(write))
     }
 
     /// The fingerprint of the build whose layers are in the first of `caches` that has one. Blocks.
@@ -188,15 +199,16 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub fn fingerprint(&self, caches: &[ImageRef]) -> Result<Option<Fingerprint>, StoreError> {
-        let read = self.database.begin_read()?;
-        let table = read.open_table(FINGERPRINTS)?;
-        for cache in caches {
-            if let Some(text) = table.get(cache.as_str())? {
-                // A fingerprint of another version only makes an explanation poorer.
-                return Ok(Fingerprint::try_from(text.value().to_owned()).ok());
+        self.read(|read| {
+            let table = read.open_table(FINGERPRINTS)?;
+            for cache in caches {
+                if let Some(text) = table.get(cache.as_str())? {
+                    // A fingerprint of another version only makes an explanation poorer.
+                    return Ok(Fingerprint::try_from(text.value().to_owned()).ok());
+                }
             }
-        }
-        Ok(None)
+            Ok(None)
+        })
     }
 
     /// The sealed secrets of a run. Blocks.
@@ -204,8 +216,10 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub fn run_secrets(&self, run: RunId) -> Result<Option<Vec<u8>>, StoreError> {
-        let secrets = self.database.begin_read()?.open_table(RUN_SECRETS)?;
-        Ok(secrets.get(run.bits())?.map(|sealed| sealed.value().to_vec()))
+        self.read(|read| {
+            let secrets = read.open_table(RUN_SECRETS)?;
+            Ok(secrets.get(run.bits())?.map(|sealed| sealed.value().to_vec()))
+        })
     }
 
     /// Stores an API token by its hash. Blocks until it is on the disk.
@@ -213,10 +227,11 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub fn add_api_token(&self, hash: TokenHash, token: &ApiToken) -> Result<(), StoreError> {
-        let mut write = self.database.begin_write()?;
-        write.set_quick_repair(true);
-        write.open_table(API_TOKENS)?.insert(&hash.0, encode(token).as_slice())?;
-        write.commit()?;
-        Ok(())
+        let token = encode(token);
+        let insert = |write: &WriteTransaction| {
+            write.open_table(API_TOKENS)?.insert(&hash.0, token.as_slice())?;
+            Ok(())
+        };
+        self.write(insert)
     }
 }

@@ -4,6 +4,7 @@ use redb::TableHandle;
 use thiserror::Error;
 
 use super::tables::LAYOUT;
+use crate::core::damage::DamagedDatabase;
 
 #[derive(Debug, Error)]
 pub enum StoreError {
@@ -22,6 +23,8 @@ pub enum StoreError {
         #[source]
         source: serde_json::Error,
     },
+    #[error(transparent)]
+    Damaged(DamagedDatabase),
     #[error("the database failed")]
     Database(#[source] Box<redb::Error>),
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use redb::{ReadableDatabase as _, ReadableTable as _, TableHandle, WriteTransaction};
+use redb::{ReadableTable as _, TableHandle, WriteTransaction};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use stagely_state::ids::{EnvironmentId, MachineId, ProjectId, RunId};
@@ -99,18 +99,19 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub(super) fn count_ended_runs(&self) -> Result<BTreeMap<EnvironmentId, u64>, StoreError> {
-        let read = self.database.begin_read()?;
-        let in_state = read.open_table(RUNS)?;
-        let mut counts = BTreeMap::new();
-        for row in read.open_table(RUNS_OF_PROJECTS)?.iter()? {
-            let (key, environment) = row?;
-            let (_, run) = key.value();
-            // A run that an event needed is in the state again.
-            if in_state.get(run)?.is_none() {
-                *counts.entry(EnvironmentId::from_bits(environment.value())).or_default() += 1;
+        self.read(|read| {
+            let in_state = read.open_table(RUNS)?;
+            let mut counts = BTreeMap::new();
+            for row in read.open_table(RUNS_OF_PROJECTS)?.iter()? {
+                let (key, environment) = row?;
+                let (_, run) = key.value();
+                // A run that an event needed is in the state again.
+                if in_state.get(run)?.is_none() {
+                    *counts.entry(EnvironmentId::from_bits(environment.value())).or_default() += 1;
+                }
             }
-        }
-        Ok(counts)
+            Ok(counts)
+        })
     }
 
     /// Those of the `missing` records that have ended.
@@ -118,25 +119,26 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub fn ended(&self, missing: &Missing) -> Result<Ended, StoreError> {
-        let read = self.database.begin_read()?;
-        let (runs, of_jobs) = (read.open_table(ENDED_RUNS)?, read.open_table(ENDED_JOBS)?);
-        let mut wanted: BTreeSet<u128> = missing.runs.iter().map(|run| run.bits()).collect();
-        for job in &missing.jobs {
-            wanted.extend(of_jobs.get(job.bits())?.map(|run| run.value()));
-        }
-        let mut ended = Ended::default();
-        for run in wanted {
-            if let Some(bytes) = runs.get(run)? {
-                ended.runs.push(decompressed(&runs, bytes.value())?);
+        self.read(|read| {
+            let (runs, of_jobs) = (read.open_table(ENDED_RUNS)?, read.open_table(ENDED_JOBS)?);
+            let mut wanted: BTreeSet<u128> = missing.runs.iter().map(|run| run.bits()).collect();
+            for job in &missing.jobs {
+                wanted.extend(of_jobs.get(job.bits())?.map(|run| run.value()));
             }
-        }
-        let machines = read.open_table(ENDED_MACHINES)?;
-        for machine in &missing.machines {
-            if let Some(bytes) = machines.get(machine.bits())? {
-                ended.machines.push(decompressed(&machines, bytes.value())?);
+            let mut ended = Ended::default();
+            for run in wanted {
+                if let Some(bytes) = runs.get(run)? {
+                    ended.runs.push(decompressed(&runs, bytes.value())?);
+                }
             }
-        }
-        Ok(ended)
+            let machines = read.open_table(ENDED_MACHINES)?;
+            for machine in &missing.machines {
+                if let Some(bytes) = machines.get(machine.bits())? {
+                    ended.machines.push(decompressed(&machines, bytes.value())?);
+                }
+            }
+            Ok(ended)
+        })
     }
 
     /// The newest ended runs, the newest first; those before `before` if it is given.
@@ -148,10 +150,12 @@ impl Store {
         before: Option<RunId>,
         limit: usize,
     ) -> Result<Vec<EndedRun>, StoreError> {
-        let runs = self.database.begin_read()?.open_table(ENDED_RUNS)?;
-        let end = before.map_or(u128::MAX, RunId::bits);
-        let rows = runs.range(..end)?.rev().take(limit);
-        rows.map(|row| decompressed(&runs, row?.1.value())).collect()
+        self.read(|read| {
+            let runs = read.open_table(ENDED_RUNS)?;
+            let end = before.map_or(u128::MAX, RunId::bits);
+            let rows = runs.range(..end)?.rev().take(limit);
+            rows.map(|row| decompressed(&runs, row?.1.value())).collect()
+        })
     }
 
     /// The newest ended runs of a project before `before`, the newest first.
@@ -164,18 +168,19 @@ impl Store {
         before: RunId,
         limit: usize,
     ) -> Result<Vec<EndedRun>, StoreError> {
-        let read = self.database.begin_read()?;
-        let (runs, of_projects) =
-            (read.open_table(ENDED_RUNS)?, read.open_table(RUNS_OF_PROJECTS)?);
-        let (project, before) = (project.bits(), before.bits());
-        let mut found = Vec::new();
-        for row in of_projects.range((project, 0)..(project, before))?.rev().take(limit) {
-            let (_, run) = row?.0.value();
-            if let Some(bytes) = runs.get(run)? {
-                found.push(decompressed(&runs, bytes.value())?);
+        self.read(|read| {
+            let (runs, of_projects) =
+                (read.open_table(ENDED_RUNS)?, read.open_table(RUNS_OF_PROJECTS)?);
+            let (project, before) = (project.bits(), before.bits());
+            let mut found = Vec::new();
+            for row in of_projects.range((project, 0)..(project, before))?.rev().take(limit) {
+                let (_, run) = row?.0.value();
+                if let Some(bytes) = runs.get(run)? {
+                    found.push(decompressed(&runs, bytes.value())?);
+                }
             }
-        }
-        Ok(found)
+            Ok(found)
+        })
     }
 
     /// At most `limit` ended runs that were requested before `time` and that `is_wanted`, the oldest first.
@@ -188,18 +193,20 @@ impl Store {
         limit: usize,
         is_wanted: impl Fn(&Run) -> bool,
     ) -> Result<Vec<EndedRun>, StoreError> {
-        let runs = self.database.begin_read()?.open_table(ENDED_RUNS)?;
-        let mut found = Vec::new();
-        for row in runs.range(..first_id_at(time))? {
-            let ended: EndedRun = decompressed(&runs, row?.1.value())?;
-            if is_wanted(&ended.run) {
-                found.push(ended);
+        self.read(|read| {
+            let runs = read.open_table(ENDED_RUNS)?;
+            let mut found = Vec::new();
+            for row in runs.range(..first_id_at(time))? {
+                let ended: EndedRun = decompressed(&runs, row?.1.value())?;
+                if is_wanted(&ended.run) {
+                    found.push(ended);
+                }
+                if found.len() == limit {
+                    break;
+                }
             }
-            if found.len() == limit {
-                break;
-            }
-        }
-        Ok(found)
+            Ok(found)
+        })
     }
 
     /// At most `limit` machines that have ended, the newest first.
@@ -207,9 +214,11 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub fn newest_ended_machines(&self, limit: usize) -> Result<Vec<Machine>, StoreError> {
-        let machines = self.database.begin_read()?.open_table(ENDED_MACHINES)?;
-        let rows = machines.iter()?.rev().take(limit);
-        rows.map(|row| decompressed(&machines, row?.1.value())).collect()
+        self.read(|read| {
+            let machines = read.open_table(ENDED_MACHINES)?;
+            let rows = machines.iter()?.rev().take(limit);
+            rows.map(|row| decompressed(&machines, row?.1.value())).collect()
+        })
     }
 
     /// At most `limit` machines that were requested before `time` and that `is_wanted`, the oldest first.
@@ -222,18 +231,20 @@ impl Store {
         limit: usize,
         is_wanted: impl Fn(&Machine) -> bool,
     ) -> Result<Vec<MachineId>, StoreError> {
-        let machines = self.database.begin_read()?.open_table(ENDED_MACHINES)?;
-        let mut found = Vec::new();
-        for row in machines.range(..first_id_at(time))? {
-            let machine: Machine = decompressed(&machines, row?.1.value())?;
-            if is_wanted(&machine) {
-                found.push(machine.id);
+        self.read(|read| {
+            let machines = read.open_table(ENDED_MACHINES)?;
+            let mut found = Vec::new();
+            for row in machines.range(..first_id_at(time))? {
+                let machine: Machine = decompressed(&machines, row?.1.value())?;
+                if is_wanted(&machine) {
+                    found.push(machine.id);
+                }
+                if found.len() == limit {
+                    break;
+                }
             }
-            if found.len() == limit {
-                break;
-            }
-        }
-        Ok(found)
+            Ok(found)
+        })
     }
 }
 
