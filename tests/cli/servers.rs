@@ -1,7 +1,7 @@
 //! The commands with a core in a process of its own.
 
 use std::fs;
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
@@ -99,8 +99,9 @@ fn a_run_can_be_started_followed_and_cancelled_by_separate_commands() {
     person.commit(&[("stagely.yaml", "builds: {app: {context: .}}\n")]);
     let refused = server.does(&admin, &["run", "--detach"]).with(4).stderr;
     assert!(refused.contains("no remote `origin`"), "{refused}");
-    // No server listens at this address; the run waits until it is cancelled.
-    let address = format!("http://127.0.0.1:{}/r.git", free_port());
+    // This server takes connections and answers none, so the run waits until it is cancelled.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}/r.git", silent.local_addr().unwrap());
     let started = server.does(&admin, &["run", &address, "--detach"]).with(0);
     let run = started.stdout.trim();
     assert!(run.starts_with("run_"), "{run}");
