@@ -237,6 +237,28 @@ fn a_private_certificate_authority_is_trusted_if_the_user_says_so() {
 }
 
 #[test]
+fn requests_to_clouds_go_through_the_proxy_of_the_environment() {
+    let person = Person::new("clouds");
+    let proxy = HttpProxy::start();
+    let config = person.path("stagely.toml");
+    let text = "[aws]\nregion = \"eu-central-1\"\nendpoint = \"https://ec2.invalid:1\"\n[digitalocean]\n\
+                api-url = \"https://digitalocean.invalid:1\"\nregions = [\"fra1\"]\n";
+    std::fs::write(&config, text).unwrap();
+    for cloud in ["aws", "digitalocean"] {
+        let mut doctor = person.stagely(&["doctor", cloud, "--config", config.to_str().unwrap()]);
+        doctor.env("HTTP_PROXY", proxy.url(PASSWORD)).env("HTTPS_PROXY", proxy.url(PASSWORD));
+        doctor.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test");
+        doctor.env("AWS_MAX_ATTEMPTS", "1");
+        let ended = Ended::from(doctor.env("DIGITALOCEAN_TOKEN", "test").output().unwrap());
+        assert!(!(ended.stdout + &ended.stderr).contains(PASSWORD));
+    }
+    let requests = proxy.requests();
+    for server in ["ec2", "digitalocean"] {
+        assert!(requests.contains(&format!("CONNECT {server}.invalid:1")), "{requests}");
+    }
+}
+
+#[test]
 fn a_registry_that_cannot_hold_images_is_refused_when_it_is_read() {
     let person = Person::new("registry");
     person.commit(&[("stagely.yaml", YAML), ("Dockerfile", "FROM busybox\n")]);

@@ -14,6 +14,9 @@ use aws_smithy_runtime_api::http::StatusCode;
 use aws_smithy_types::body::SdkBody;
 use reqwest::redirect::Policy;
 use reqwest::{Client, Method};
+use url::{Host, Url};
+
+use crate::settings::is_this_host;
 
 /// The longest response, in bytes. A page of `DescribeInstances` has some 100 KiB.
 const RESPONSE_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -41,28 +44,63 @@ impl HttpClient for Http {
 }
 
 #[derive(Debug)]
-struct Connector(Result<Client, String>);
+struct Connector(Result<Clients, String>);
+
+/// Clients with and without the proxies of the environment.
+#[derive(Clone, Debug)]
+struct Clients {
+    proxied: Client,
+    direct: Client,
+}
 
 impl Connector {
     fn new((connect, read): Limits) -> Self {
-        // The addresses of metadata services are link-local, so a proxy cannot reach those of this host.
-        let mut client = Client::builder().redirect(Policy::none()).no_proxy();
-        if let Some(limit) = connect {
-            client = client.connect_timeout(limit);
-        }
-        if let Some(limit) = read {
-            client = client.read_timeout(limit);
-        }
-        Self(client.build().map_err(|error| format!("cannot set up TLS: {error}")))
+        let client = || {
+            let mut client = Client::builder().redirect(Policy::none());
+            if let Some(limit) = connect {
+                client = client.connect_timeout(limit);
+            }
+            if let Some(limit) = read {
+                client = client.read_timeout(limit);
+            }
+            client
+        };
+        let clients = client().build().and_then(|proxied| {
+            let direct = client().no_proxy().build()?;
+            Ok(Clients { proxied, direct })
+        });
+        Self(clients.map_err(|error| format!("cannot set up TLS: {error}")))
     }
+}
+
+impl Clients {
+    /// The client for a request to `uri`.
+    fn for_uri(&self, uri: &str) -> &Client {
+        let is_direct = Url::parse(uri).is_ok_and(|url| is_never_proxied(&url));
+        if is_direct { &self.direct } else { &self.proxied }
+    }
+}
+
+/// Whether a server is on this host, or is a metadata service. A proxy would use its own metadata service.
+fn is_never_proxied(url: &Url) -> bool {
+    let host = url.host();
+    let is_metadata = match host {
+        Some(Host::Ipv4(address)) => address.is_link_local(),
+        // fd00:ec2::/32
+        Some(Host::Ipv6(address)) => {
+            address.segments()[..2] == [0xfd00, 0x0ec2] || address.is_unicast_link_local()
+        }
+        Some(Host::Domain(_)) | None => false,
+    };
+    is_metadata || is_this_host(host)
 }
 
 impl HttpConnector for Connector {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
-        let client = self.0.clone();
+        let clients = self.0.clone();
         HttpConnectorFuture::new(async move {
-            let client = client.map_err(|problem| ConnectorError::other(problem.into(), None))?;
-            send(&client, request).await
+            let clients = clients.map_err(|problem| ConnectorError::other(problem.into(), None))?;
+            send(clients.for_uri(request.uri()), request).await
         })
     }
 }
@@ -107,5 +145,25 @@ fn failure(error: reqwest::Error) -> ConnectorError {
         ConnectorError::user(error.into())
     } else {
         ConnectorError::io(error.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metadata_services_and_this_host_are_never_behind_a_proxy() {
+        for (uri, is_direct) in [
+            ("http://169.254.169.254/latest/api/token", true),
+            ("http://169.254.170.2/v2/credentials", true),
+            ("http://[fd00:ec2::254]/latest/api/token", true),
+            ("http://127.0.0.1:5000/", true),
+            ("http://localhost:5000/", true),
+            ("https://ec2.eu-central-1.amazonaws.com/", false),
+            ("https://10.0.0.7/", false),
+        ] {
+            assert_eq!(is_never_proxied(&uri.parse().unwrap()), is_direct, "{uri}");
+        }
     }
 }
