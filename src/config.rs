@@ -69,6 +69,21 @@ pub struct Config {
     pub projects: Vec<ProjectConfig>,
 }
 
+/// `error`, which shows a line of `text`, with asterisks in place of passwords in URLs.
+fn without_passwords(mut error: toml::de::Error, text: &str) -> toml::de::Error {
+    let mut shown = String::with_capacity(text.len());
+    for part in text.split_inclusive(['"', '\'', '\n']) {
+        let start = part.find("://").map_or(0, |scheme| scheme + "://".len());
+        match part.rfind('@').filter(|at| *at > start) {
+            // The same number of bytes, because the error's position counts them.
+            Some(at) => shown.extend([&part[..start], &"*".repeat(at - start), &part[at..]]),
+            None => shown.push_str(part),
+        }
+    }
+    error.set_input(Some(&shown));
+    error
+}
+
 impl Config {
     /// Reads and checks `path`.
     ///
@@ -79,7 +94,7 @@ impl Config {
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         let config: Self = toml::from_str(&text).map_err(|source| ConfigError::Parse {
             path: path.to_owned(),
-            source: Box::new(source),
+            source: Box::new(without_passwords(source, &text)),
         })?;
         config.check()?;
         Ok(config)

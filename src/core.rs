@@ -306,6 +306,7 @@ impl Parts {
                 secrets: self.secrets.clone(),
                 providers: self.providers.clone(),
                 binaries: self.binaries.clone(),
+                authorities: self.config.agents.read_authorities()?,
             },
             terminator: Terminator {
                 records: self.records.clone(),

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use stagely::config::{Config, ConfigError};
 use stagely_protocol::Arch;
+use stagely_provider::AgentEnvironment;
 use stagely_provider::settings::MarketPolicy;
 use stagely_state::{Fleet, ProviderName, Usd};
 
@@ -63,6 +64,8 @@ fn the_examples_in_the_sample_are_valid_settings() {
         config.local.agent_program.is_none(),
         config.local.docker_host.is_none(),
         config.agents.binaries.is_none(),
+        config.agents.environment == AgentEnvironment::default(),
+        config.agents.certificate_authorities.is_none(),
         config.builders.amd64.is_none(),
         config.builders.arm64.is_none(),
         config.builders.max_price.is_none(),
@@ -215,6 +218,49 @@ fn mistakes_are_reported_with_the_file_and_the_line_or_the_setting() {
         assert!(price.starts_with(&format!("{table}.max-price: must be more")), "{price}");
     }
     assert!(error("[nowhere]\n").contains("nowhere"));
+}
+
+#[test]
+fn wrong_variables_of_agents_are_refused_without_their_passwords() {
+    let environment =
+        |variables: &str| error(&format!("[agents]\nenvironment = {{ {variables} }}\n"));
+    let right = "HTTPS_PROXY = \"http://me:pass-1147@proxy.example:3128\"";
+    let name = environment(&format!("{right}, LD_PRELOAD = \"/x.so\""));
+    assert!(name.starts_with("agents.environment: \"LD_PRELOAD\" cannot be set"), "{name}");
+    assert!(name.contains("NO_PROXY, SSL_CERT_FILE"), "{name}");
+    let proxy = environment("https_proxy = \"socks5://me:pass-1147@proxy.example\"");
+    assert!(proxy.contains("https_proxy must be http://"), "{proxy}");
+    // These errors show the line.
+    let wrong_type = environment(&format!("{right}, NO_PROXY = 3"));
+    assert!(wrong_type.contains("line 2") && wrong_type.contains("proxy.example"), "{wrong_type}");
+    let syntax = environment("HTTP_PROXY = 'me:pass-1147@proxy.example', NO_PROXY");
+    assert!(syntax.contains("line 2") && syntax.contains("HTTP_PROXY"), "{syntax}");
+    for error in [name, proxy, wrong_type, syntax] {
+        assert!(!error.contains("pass-1147"), "{error}");
+    }
+    let config = read(&format!("[agents]\nenvironment = {{ {right} }}\n")).unwrap();
+    assert!(!format!("{config:?}").contains("pass-1147"), "{config:?}");
+    let both =
+        "[agents]\ncertificate-authorities = \"/a.pem\"\nenvironment.SSL_CERT_FILE = \"/b\"\n";
+    assert!(error(both).starts_with("agents.certificate-authorities: "), "{}", error(both));
+}
+
+#[test]
+fn files_without_certificate_authorities_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("company.pem");
+    let agents = format!("[agents]\ncertificate-authorities = \"{}\"\n", path.display());
+    let config = read(&agents).unwrap();
+    let problem = || config.agents.read_authorities().unwrap_err().to_string();
+    assert!(problem().contains("company.pem, which cannot be read"), "{}", problem());
+    for (content, reason) in [
+        (&b"\x30\x82\x05\xa4"[..], "holds no certificate in PEM"),
+        (b"-----BEGIN CERTIFICATE-----\nAAAA\n", "is cut off"),
+        (b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "number 1"),
+    ] {
+        fs::write(&path, content).unwrap();
+        assert!(problem().contains("company.pem") && problem().contains(reason), "{}", problem());
+    }
 }
 
 /// The providers of each fleet, for AMD64 and ARM64.

@@ -1,11 +1,19 @@
 //! The `[agents]` table.
 
+use std::fs::File;
+use std::io::Read as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
+use stagely_provider::{AgentEnvironment, CertificateAuthorities};
 
 use super::error::ConfigError;
+
+const AUTHORITIES: &str = "agents.certificate-authorities";
+
+/// The most of that file that is read. All authorities of a system take 250 KiB.
+const AUTHORITIES_BYTES_MAX: u64 = 1 << 20;
 
 /// The `[agents]` table.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -27,6 +35,12 @@ pub struct AgentsConfig {
     /// A folder with `stagely-linux-amd64` and `stagely-linux-arm64` of a release, for stock images with
     /// another processor than core's. Default: none.
     pub binaries: Option<PathBuf>,
+    /// Variables of the agents of launched machines, and of the Docker engines there: proxies, and where certificate
+    /// authorities are. Default: none.
+    pub environment: AgentEnvironment,
+    /// A file with certificates (PEM) of authorities that launched machines trust besides those of their system.
+    /// Default: none.
+    pub certificate_authorities: Option<PathBuf>,
 }
 
 impl Default for AgentsConfig {
@@ -37,6 +51,8 @@ impl Default for AgentsConfig {
             give_up_after: Duration::from_mins(15),
             kill_grace: Duration::from_secs(5),
             binaries: None,
+            environment: AgentEnvironment::default(),
+            certificate_authorities: None,
         }
     }
 }
@@ -50,6 +66,33 @@ impl AgentsConfig {
                 problem: "must be whole seconds, at least 1s".to_owned(),
             });
         }
-        Ok(())
+        if self.certificate_authorities.is_some() && self.environment.has_certificates() {
+            let problem = "cannot be used together with SSL_CERT_FILE or SSL_CERT_DIR of \
+                           agents.environment, which replace the authorities of a machine";
+            return Err(ConfigError::Value { key: AUTHORITIES, problem: problem.to_owned() });
+        }
+        Ok(self.environment.check()?)
+    }
+
+    /// Reads the file of `certificate-authorities`.
+    ///
+    /// # Errors
+    /// [`ConfigError`], naming the file: it cannot be read, or holds no certificates.
+    pub fn read_authorities(&self) -> Result<CertificateAuthorities, ConfigError> {
+        let Some(path) = &self.certificate_authorities else {
+            return Ok(CertificateAuthorities::default());
+        };
+        let mut content = Vec::new();
+        let read = File::open(path)
+            .and_then(|file| file.take(AUTHORITIES_BYTES_MAX).read_to_end(&mut content));
+        read.map_err(|source| ConfigError::SecretFile {
+            key: AUTHORITIES,
+            path: path.clone(),
+            source,
+        })?;
+        CertificateAuthorities::parse(&String::from_utf8_lossy(&content)).map_err(|error| {
+            let problem = format!("{} {error}", path.display());
+            ConfigError::Value { key: AUTHORITIES, problem }
+        })
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use stagely_protocol::{Arch, Digest, Platform};
-use stagely_provider::Providers;
+use stagely_provider::{CertificateAuthorities, Providers};
 use stagely_state::ids::{JobId, MachineId, RunId};
 use stagely_state::{
     Job, JobKind, Machine, MachineKind, MachineState, PlannedJob, State, Timestamp,
@@ -141,7 +141,14 @@ pub(super) fn effects(
             queue: ReportQueue::new(&records),
             records: records.clone(),
         },
-        launcher: Launcher { config, records, secrets, providers, binaries: Binaries::new(None) },
+        launcher: Launcher {
+            config,
+            records,
+            secrets,
+            providers,
+            binaries: Binaries::new(None),
+            authorities: CertificateAuthorities::default(),
+        },
         sessions,
     }
 }

@@ -11,7 +11,10 @@ use stagely_protocol::agent_config::AgentConfig;
 use stagely_provider::aws::AwsSettings;
 use stagely_provider::aws::{AwsProvider, CORE_TAG};
 use stagely_provider::settings::MarketPolicy;
-use stagely_provider::{LaunchError, LaunchRequest, MachineSpec, Provider as _};
+use stagely_provider::{
+    AgentEnvironment, CertificateAuthorities, LaunchError, LaunchRequest, MachineSpec,
+    Provider as _,
+};
 use stagely_state::comparison::{Listed, ListedState};
 use stagely_state::ids::{JobId, MachineId};
 use stagely_state::{Fleet, MachineSize, Market, Usd};
@@ -50,6 +53,8 @@ pub(crate) fn request(spec: MachineSpec) -> LaunchRequest {
         job: Some(JOB),
         spec,
         agent: Config::default().agent_config(machine, "a-secret-token".into()),
+        environment: AgentEnvironment::default(),
+        authorities: CertificateAuthorities::default(),
         lease: Duration::from_hours(1),
         insecure_registry: None,
         binary: None,

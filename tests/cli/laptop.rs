@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
+use nix::sys::signal::Signal;
 use openssl::asn1::Asn1Time;
 use openssl::hash::MessageDigest;
 use openssl::pkey::PKey;
@@ -18,6 +19,7 @@ use serde_json::Value;
 use stagely_protocol::Arch;
 use stagely_test_support::git::{GitServer, Repository};
 use stagely_test_support::http_proxy::{HttpProxy, PASSWORD};
+use stagely_test_support::ports::free_port;
 use stagely_test_support::wait::eventually_blocking;
 
 use crate::caches::HoldingProxy;
@@ -234,6 +236,60 @@ fn a_private_certificate_authority_is_trusted_if_the_user_says_so() {
     // Its environment names the file.
     drop(server);
     person.leaves_nothing();
+}
+
+#[test]
+fn launched_agents_use_the_proxy_of_the_settings() {
+    let person = Person::new("settings");
+    let certificate = person.path("certificate.pem");
+    create_certificate(&certificate, "git.invalid");
+    let server = GitServer::start_with_tls("git.invalid", &certificate);
+    create_repository(&server, &person);
+    let url = server.url("open", &format!("{}/.git", person.name));
+    let (of_core, of_agents) = (HttpProxy::start(), HttpProxy::start());
+    let port = free_port();
+    let settings = |authorities: &str| {
+        let config = person.path("stagely.toml");
+        let text = format!(
+            "[core]\nlisten = \"127.0.0.1:{port}\"\npublic-url = \"http://core.invalid:{port}\"\n[agents]\n\
+             environment = {{ HTTP_PROXY = \"{proxy}\", HTTPS_PROXY = \"{proxy}\" }}\n{authorities}",
+            proxy = of_agents.url(PASSWORD)
+        );
+        std::fs::write(&config, text).unwrap();
+        config.to_str().unwrap().to_owned()
+    };
+    let authorities = |file: &Path| format!("certificate-authorities = \"{}\"\n", file.display());
+    let start = |config: &str| {
+        let data = person.path("data");
+        let arguments = ["core", "--config", config, "--data-dir", data.to_str().unwrap()];
+        let mut core = person.stagely(&arguments);
+        core.env("HTTPS_PROXY", of_core.url(PASSWORD)).env("SSL_CERT_FILE", &certificate);
+        Running::of(core)
+    };
+
+    let none = person.path("none.pem");
+    std::fs::write(&none, "no certificate").unwrap();
+    let refused = start(&settings(&authorities(&none))).ends();
+    assert!(refused.code != 0 && refused.stderr.contains("none.pem holds no certificate"));
+
+    let core = start(&settings(&authorities(&certificate)));
+    let admin_file = person.path("data/admin.token");
+    let admin = eventually_blocking("core is up", || {
+        person.path("data/core.url").exists().then(|| std::fs::read_to_string(&admin_file).unwrap())
+    });
+    let mut run = person.stagely(&["run", &url]);
+    run.env("STAGELY_SERVER", format!("http://127.0.0.1:{port}"))
+        .env("STAGELY_TOKEN", admin.trim());
+    let ended = Ended::from(run.output().unwrap()).with(0);
+    let requests = of_agents.requests();
+    for server in ["core.invalid:", "git.invalid:"] {
+        assert!(requests.contains(&format!("CONNECT {server}")), "{requests}");
+    }
+    core.send(Signal::SIGTERM);
+    let core = core.ends().with(0);
+    for shown in [ended.stdout, ended.stderr, core.stdout, core.stderr] {
+        assert!(!shown.contains(PASSWORD), "{shown}");
+    }
 }
 
 #[test]

@@ -16,7 +16,7 @@ use stagely_protocol::Arch;
 use stagely_provider::digitalocean::DigitalOcean;
 use stagely_provider::digitalocean::DigitalOceanSettings;
 use stagely_provider::settings::MarketPolicy;
-use stagely_provider::{LaunchRequest, MachineSpec};
+use stagely_provider::{AgentEnvironment, CertificateAuthorities, LaunchRequest, MachineSpec};
 use stagely_state::ids::MachineId;
 use stagely_state::{Fleet, MachineSize};
 use tempfile::TempDir;
@@ -179,6 +179,8 @@ pub(crate) fn request(machine: MachineId) -> LaunchRequest {
         job: Some(new_id()),
         spec: spec(Arch::Amd64),
         agent: Config::default().agent_config(machine, "the machine's token".into()),
+        environment: AgentEnvironment::default(),
+        authorities: CertificateAuthorities::default(),
         lease: Duration::from_hours(1),
         insecure_registry: None,
         binary: None,

@@ -14,7 +14,22 @@ use ulid::Ulid;
 
 use crate::processes::Processes;
 use crate::settings::MarketPolicy;
-use crate::{LaunchRequest, MachineSpec, Provider};
+use crate::{AgentEnvironment, CertificateAuthorities, LaunchRequest, MachineSpec, Provider};
+
+/// A certificate of an authority.
+pub(crate) const CERTIFICATE: &str = "\
+-----BEGIN CERTIFICATE-----
+MIIBkjCCATmgAwIBAgIUNefStYhf/kanfoj04fliLjgQho4wCgYIKoZIzj0EAwIw
+HjEcMBoGA1UEAwwTYSBwcml2YXRlIGF1dGhvcml0eTAgFw0yNjExMzAwMjU3MTFa
+GA8yMTI2MTEwNjAyNTcxMVowHjEcMBoGA1UEAwwTYSBwcml2YXRlIGF1dGhvcml0
+eTBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABEygYnkuQ5RWBXzPcgK5zg8L0A11
+WlPFDGcNP0d3gSh4BeOhdLVoe47O1RTwie1qzw4/s6JjSEDKWbmHdX5hd42jUzBR
+MB0GA1UdDgQWBBT0vrQkQ8kdj73wUeK/3UsTZ0xl5TAfBgNVHSMEGDAWgBT0vrQk
+Q8kdj73wUeK/3UsTZ0xl5TAPBgNVHRMBAf8EBTADAQH/MAoGCCqGSM49BAMCA0cA
+MEQCIGcnrXlllVwqjKKPAnh6HKM8CKzXybLx21LpkELQ/tSDAiB5XFDiqgUj6PFy
+UHZchKI6pYWefmtUR3IkRljcQB3ZQg==
+-----END CERTIFICATE-----
+";
 
 /// A new id. As in all ids of core, its first bits are the time.
 pub(crate) fn machine_id() -> MachineId {
@@ -57,6 +72,8 @@ pub(crate) fn request(machine: MachineId, spec: MachineSpec, token: &str) -> Lau
         job: None,
         spec,
         agent: agent_config(machine, token),
+        environment: AgentEnvironment::default(),
+        authorities: CertificateAuthorities::default(),
         lease: Duration::from_hours(1),
         insecure_registry: None,
         binary: None,

@@ -2,6 +2,7 @@
 
 pub mod settings;
 
+mod agent_environment;
 mod request;
 
 mod error;
@@ -34,6 +35,7 @@ use stagely_state::comparison::Listed;
 use stagely_state::ids::MachineId;
 use stagely_state::{Fleet, MachineSize, Placement, Usd};
 
+pub use agent_environment::{AgentEnvironment, CertificateAuthorities};
 pub use error::{BoxError, LaunchError, ProviderError};
 pub use providers::Providers;
 pub use request::{AgentBinary, LaunchRequest, MachineSpec};

@@ -1,8 +1,9 @@
 //! Machines that are processes of this host: each is a `stagely agent` with a folder and an `agent.json`, which it
 //! reads as on a VM.
 
+use std::fs;
 use std::io::{self, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -16,10 +17,15 @@ use tokio::process::Command;
 use tracing::warn;
 
 use crate::processes::{Processes, is_lack, private_file, private_log};
-use crate::{LaunchError, LaunchRequest, Listing, Offer, Provider, ProviderError};
+use crate::{
+    CertificateAuthorities, LaunchError, LaunchRequest, Listing, Offer, Provider, ProviderError,
+};
 
 /// The agent's configuration, in its machine's folder.
 const AGENT_CONFIG: &str = "agent.json";
+
+/// The certificate authorities of this host and those that core adds, in the machine's folder.
+const AUTHORITIES: &str = "authorities.pem";
 
 /// The name of the only instance type: the host itself.
 const INSTANCE_TYPE: &str = "host";
@@ -86,7 +92,14 @@ impl LocalProvider {
         private_file(&config_path)?.write_all(&serde_json::to_vec_pretty(&agent)?)?;
         let log = private_log(&folder.join("agent.log"))?;
         let mut command = Command::new(&self.program);
-        command.arg("agent").arg("--config").arg(&config_path);
+        command
+            .arg("agent")
+            .arg("--config")
+            .arg(&config_path)
+            .envs(request.environment.variables());
+        if let Some(file) = write_authorities(&request.authorities, &folder)? {
+            command.env("SSL_CERT_FILE", file);
+        }
         self.processes.start(request.machine, command, log)
     }
 
@@ -100,6 +113,27 @@ impl LocalProvider {
             _ => LaunchError::Permanent(StartError::Other(error).into()),
         }
     }
+}
+
+/// Writes `authorities` behind those of this host, because `SSL_CERT_FILE` replaces these. `None` if there is nothing to add.
+fn write_authorities(
+    authorities: &CertificateAuthorities,
+    folder: &Path,
+) -> io::Result<Option<PathBuf>> {
+    if authorities.certificates().is_empty() {
+        return Ok(None);
+    }
+    let mut text = match openssl_probe::probe().cert_file {
+        Some(file) => fs::read(file)?,
+        None => Vec::new(),
+    };
+    for certificate in authorities.certificates() {
+        text.push(b'\n');
+        text.extend_from_slice(certificate.as_bytes());
+    }
+    let path = folder.join(AUTHORITIES);
+    fs::write(&path, text)?;
+    Ok(Some(path))
 }
 
 /// An agent that cannot be started.
@@ -165,14 +199,15 @@ impl Provider for LocalProvider {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
     use std::os::unix::fs::PermissionsExt as _;
     use std::sync::Arc;
 
     use tempfile::TempDir;
 
     use super::*;
-    use crate::fixtures::{self, check_is_found_again, check_is_gone, machine_id, spec};
+    use crate::fixtures::{
+        self, CERTIFICATE, check_is_found_again, check_is_gone, machine_id, spec,
+    };
 
     /// A script in the place of the agent.
     struct Host {
@@ -225,6 +260,32 @@ mod tests {
 
         assert!(host.is_deserted(&next).await);
         check_is_gone(machine, &next).await;
+    }
+
+    #[tokio::test]
+    async fn an_agent_gets_the_variables_and_certificate_authorities_of_the_settings() {
+        let host = Host::with("echo \"$http_proxy\"; cat \"$SSL_CERT_FILE\"; sleep 1000 & wait");
+        let provider = host.provider();
+        let machine = machine_id();
+        let launched = LaunchRequest {
+            environment: serde_json::from_str(r#"{"HTTP_PROXY": "http://proxy:1"}"#).unwrap(),
+            authorities: CertificateAuthorities::parse(CERTIFICATE).unwrap(),
+            ..request(machine)
+        };
+        provider.launch(&launched).await.unwrap();
+
+        let log = host.folder.path().join(format!("machines/{machine}/agent.log"));
+        let mut text = String::new();
+        while !text.ends_with(CERTIFICATE) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            text = fs::read_to_string(&log).unwrap();
+        }
+        let mut own = String::new();
+        if let Some(file) = openssl_probe::probe().cert_file {
+            own = fs::read_to_string(file).unwrap();
+        }
+        assert_eq!(text, format!("http://proxy:1\n{own}\n{CERTIFICATE}"));
+        provider.terminate(machine).await.unwrap();
     }
 
     #[tokio::test]

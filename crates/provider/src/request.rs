@@ -9,6 +9,7 @@ use stagely_state::{Fleet, MachineSize, Usd};
 use url::Url;
 
 use crate::settings::MarketPolicy;
+use crate::{AgentEnvironment, CertificateAuthorities};
 
 /// The kind of machine that is wanted. A provider derives the machine types and zones from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +33,9 @@ pub struct LaunchRequest {
     pub spec: MachineSpec,
     /// The configuration of the machine's agent.
     pub agent: AgentConfig,
+    /// Of the agent's process, and of the machine's Docker engine.
+    pub environment: AgentEnvironment,
+    pub authorities: CertificateAuthorities,
     /// The machine's lifetime unless core extends it.
     pub lease: Duration,
     /// The host of a registry without TLS. The machine's Docker engine must be configured for it.

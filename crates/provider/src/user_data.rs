@@ -1,6 +1,6 @@
 //! The user data of machines: cloud-config, which cloud-init applies at the first boot.
 //!
-//! A golden image gets two files, for the first of which the agent's unit waits, and nothing that takes time. A stock
+//! A golden image gets a few files, for the first of which the agent's unit waits, and nothing that takes time. A stock
 //! image also gets the files of a golden image, and a script that installs the rest.
 
 use std::io::{self, Write as _};
@@ -19,6 +19,9 @@ const EC2_BYTES_MAX: usize = 16 * 1024;
 
 /// The folder in which the agent writes the time of the last contact with core, for the dead-man switch.
 const RUN_DIR: &str = "/run/stagely";
+
+/// The variables of `agents.environment`, for the units of the agent and of Docker.
+const ENVIRONMENT: &str = "/etc/stagely/environment";
 
 /// The limits of the dead-man switch as long as the agent has written nothing.
 const LIMITS: &str = "/etc/stagely/limits";
@@ -71,7 +74,13 @@ pub(crate) struct UserDataTooLarge {
 
 pub(crate) fn cloud_config(request: &LaunchRequest, kind: ImageKind) -> String {
     let mut files = vec![agent_file(request), limits_file(request)];
+    let environment = &request.environment;
+    files.extend((!environment.is_empty()).then(|| file(ENVIRONMENT, "0600", &environment.file())));
     let mut config = json!({});
+    let certificates = request.authorities.certificates();
+    if !certificates.is_empty() {
+        config["ca_certs"] = json!({ "trusted": certificates });
+    }
     match kind {
         ImageKind::Golden => {
             let registry = request.insecure_registry.as_deref();
@@ -150,6 +159,7 @@ mod tests {
     use stagely_state::MachineSize;
 
     use super::*;
+    use crate::CertificateAuthorities;
     use crate::fixtures::{self, machine_id, spec};
 
     fn request() -> LaunchRequest {
@@ -216,6 +226,37 @@ mod tests {
                 assert_eq!(&engine[key], value);
             }
         }
+    }
+
+    #[test]
+    fn machines_get_proxies_and_certificate_authorities_for_the_agent_and_for_docker() {
+        let text = r#"{"HTTPS_PROXY": "http://me:pass-1147@proxy:3128", "SSL_CERT_FILE": "/a"}"#;
+        let request = LaunchRequest {
+            environment: serde_json::from_str(text).unwrap(),
+            authorities: CertificateAuthorities::parse(fixtures::CERTIFICATE).unwrap(),
+            ..request()
+        };
+        assert!(!format!("{request:?}").contains("pass-1147"), "{request:?}");
+        for kind in [ImageKind::Golden, ImageKind::Stock] {
+            let config = read(&cloud_config(&request, kind));
+            assert_eq!(config["ca_certs"], json!({ "trusted": [fixtures::CERTIFICATE] }));
+            let file = *files(&config).iter().find(|file| file.0 == ENVIRONMENT).unwrap();
+            let expected = "HTTPS_PROXY='http://me:pass-1147@proxy:3128'\nSSL_CERT_FILE='/a'\n\
+                            https_proxy='http://me:pass-1147@proxy:3128'\n";
+            let sorted = |text: &str| {
+                let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
+                lines.sort_unstable();
+                lines
+            };
+            assert_eq!((file.1, sorted(file.2)), ("0600", sorted(expected)));
+        }
+        // Both units read the file, and so does the script; golden images apply the certificates.
+        for unit in [BAKED[0].2, BAKED[4].2] {
+            assert!(unit.contains(&format!("\nEnvironmentFile=-{ENVIRONMENT}\n")), "{unit}");
+        }
+        assert!(include_str!("stock-setup").contains(&format!("file={ENVIRONMENT}\n")));
+        let golden = include_str!("../../../packer/files/image/cloud-init.cfg");
+        assert!(golden.contains(" write_files, ca_certs,"), "{golden}");
     }
 
     #[test]
@@ -290,7 +331,12 @@ mod tests {
     fn cloud_init_accepts_the_user_data() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("user-data");
-        let request = LaunchRequest { insecure_registry: Some("r:5000".to_owned()), ..request() };
+        let request = LaunchRequest {
+            insecure_registry: Some("r:5000".to_owned()),
+            environment: serde_json::from_str(r#"{"HTTP_PROXY": "http://proxy:3128"}"#).unwrap(),
+            authorities: CertificateAuthorities::parse(fixtures::CERTIFICATE).unwrap(),
+            ..request()
+        };
         let check = |text: &str| {
             std::fs::write(&path, text).unwrap();
             let mut check = Command::new("cloud-init");

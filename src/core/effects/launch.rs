@@ -6,7 +6,10 @@ use std::time::Duration;
 use anyhow::Context as _;
 use stagely_protocol::ErrorChain;
 use stagely_provider::settings::ImageKind;
-use stagely_provider::{AgentBinary, LaunchError, LaunchRequest, MachineSpec, Provider, Providers};
+use stagely_provider::{
+    AgentBinary, CertificateAuthorities, LaunchError, LaunchRequest, MachineSpec, Provider,
+    Providers,
+};
 use stagely_state::ids::MachineId;
 use stagely_state::{Event, LaunchFailure, Machine, MachineState, Placement};
 use thiserror::Error;
@@ -41,6 +44,7 @@ pub(crate) struct Launcher {
     pub(crate) secrets: SecretStore,
     pub(crate) providers: Providers,
     pub(crate) binaries: Binaries,
+    pub(crate) authorities: CertificateAuthorities,
 }
 
 impl Launcher {
@@ -134,6 +138,8 @@ impl Launcher {
             job: requested_for,
             spec: MachineSpec { fleet, arch, size, market, on_demand, max_price },
             agent: self.config.agent_config(id, token),
+            environment: self.config.agents.environment.clone(),
+            authorities: self.authorities.clone(),
             lease: lease_until.context("a launched machine has a lease")?.since(now()),
             binary,
             insecure_registry: registry.insecure.then(|| registry.host().to_owned()),
