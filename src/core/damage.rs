@@ -31,34 +31,22 @@ fn advice(file: &Path) -> &'static str {
 }
 
 impl DamagedDatabase {
-    /// Opens the database `file` with `open`.
+    /// Calls `access`, which uses the database `file`. Its panics are damage, and so are its errors about what it read.
     ///
     /// # Errors
-    /// [`DamagedDatabase`], or the error of `open`.
-    pub(super) fn or_opened<T, E>(
+    /// Those of `access`, or `damaged` with what is wrong.
+    pub(super) fn checked<T, E: Error + 'static>(
         file: &Path,
-        open: impl FnOnce() -> Result<T, E>,
-    ) -> anyhow::Result<T>
-    where
-        E: Error + Send + Sync + 'static,
-    {
-        Self::or_result_of(file, open)?.map_err(|error| {
-            if is_damage(&error) {
-                let what = ErrorChain(&error).to_string();
-                return Self { file: file.to_owned(), what }.into();
-            }
-            error.into()
-        })
-    }
-
-    /// Calls `access`, which uses the database `file`. A panic is damage.
-    ///
-    /// # Errors
-    /// [`DamagedDatabase`].
-    pub(super) fn or_result_of<T>(file: &Path, access: impl FnOnce() -> T) -> Result<T, Self> {
+        damaged: impl FnOnce(Self) -> E,
+        access: impl FnOnce() -> Result<T, E>,
+    ) -> Result<T, E> {
         // What is left half done is a transaction that is not committed.
-        catch_unwind(AssertUnwindSafe(access))
-            .map_err(|panic| Self { file: file.to_owned(), what: words(&*panic) })
+        let what = match catch_unwind(AssertUnwindSafe(access)) {
+            Ok(Err(error)) if is_damage(&error) => ErrorChain(&error).to_string(),
+            Ok(result) => return result,
+            Err(panic) => words(&*panic),
+        };
+        Err(damaged(Self { file: file.to_owned(), what }))
     }
 }
 

@@ -39,8 +39,13 @@ impl History {
             }
         }
         let missing = Missing { runs: BTreeSet::from([id]), ..Missing::default() };
-        let records = self.ended_records(missing).await?;
-        Ok(records.runs.get(&id).map(|run| read(&records, run)))
+        let ended = self.ended_records(missing).await?;
+        // An event may have needed it meanwhile.
+        let records = self.records.read();
+        let found = [&ended, &*records]
+            .into_iter()
+            .find_map(|records| Some((records, records.runs.get(&id)?)));
+        Ok(found.map(|(records, run)| read(records, run)))
     }
 
     /// The newest run of an environment; `None` if it has none, or is not there.
@@ -69,8 +74,12 @@ impl History {
             }
         }
         let missing = Missing { jobs: BTreeSet::from([id]), ..Missing::default() };
-        let records = self.ended_records(missing).await?;
-        Ok(records.jobs.get(&id).map(|job| read(&records, job)))
+        let ended = self.ended_records(missing).await?;
+        let records = self.records.read();
+        let found = [&ended, &*records]
+            .into_iter()
+            .find_map(|records| Some((records, records.jobs.get(&id)?)));
+        Ok(found.map(|(records, job)| read(records, job)))
     }
 
     /// The records of ended runs, with the earlier runs in which emulated jobs look for a native build.
@@ -98,19 +107,32 @@ impl History {
         limit: usize,
         read: impl Fn(&Records, &Run) -> T + Send,
     ) -> Result<Vec<T>, StoreError> {
-        let ended = self.read(move |store| store.newest_ended_runs(before, limit)).await?;
-        let records = self.records.read();
-        let ended = records.with_ended(ended);
-        let all = [&ended, &*records];
-        // A run that is in both counts as it is in memory.
-        let runs: BTreeMap<RunId, (&Records, &Run)> = all
-            .into_iter()
-            .flat_map(|records| {
-                let older = records.runs.range(..before.unwrap_or(RunId::from_bits(u128::MAX)));
-                older.rev().take(limit).map(move |(id, run)| (*id, (records, run)))
-            })
-            .collect();
-        Ok(runs.into_values().rev().take(limit).map(|(records, run)| read(records, run)).collect())
+        let end = before.unwrap_or(RunId::from_bits(u128::MAX));
+        let mut open: BTreeSet<RunId> = self.records.read().runs.keys().copied().collect();
+        let mut ended = self.read(move |store| store.newest_ended_runs(before, limit)).await?;
+        loop {
+            let left: BTreeSet<RunId> = {
+                let records = self.records.read();
+                let left = open.iter().filter(|run| !records.runs.contains_key(run)).copied();
+                let left: BTreeSet<RunId> = left.collect();
+                if left.is_empty() {
+                    let ended = records.with_ended(ended);
+                    let all = [&ended, &*records].into_iter().flat_map(|records| {
+                        let older = records.runs.range(..end).rev().take(limit);
+                        older.map(move |(id, run)| (*id, (records, run)))
+                    });
+                    // A run that is in both counts as it is in memory.
+                    let runs: BTreeMap<RunId, (&Records, &Run)> = all.collect();
+                    let newest = runs.into_values().rev().take(limit);
+                    return Ok(newest.map(|(records, run)| read(records, run)).collect());
+                }
+                left
+            };
+            // They have left the memory since the store was read.
+            open.retain(|run| !left.contains(run));
+            let missing = Missing { runs: left, ..Missing::default() };
+            ended.extend(self.read(move |store| store.ended(&missing)).await?.runs);
+        }
     }
 
     /// All live machines and at most `limit` ended ones, the oldest first.
@@ -118,12 +140,25 @@ impl History {
     /// # Errors
     /// [`StoreError`].
     pub(crate) async fn machines(&self, limit: usize) -> Result<Vec<Machine>, StoreError> {
-        let ended = self.read(move |store| store.newest_ended_machines(limit)).await?;
-        let mut machines: BTreeMap<MachineId, Machine> =
-            ended.into_iter().map(|machine| (machine.id, machine)).collect();
-        let records = self.records.read();
-        machines.extend(records.machines.iter().map(|(id, machine)| (*id, machine.clone())));
-        Ok(machines.into_values().collect())
+        let mut live: BTreeSet<MachineId> = self.records.read().machines.keys().copied().collect();
+        let mut ended = self.read(move |store| store.newest_ended_machines(limit)).await?;
+        loop {
+            let left: BTreeSet<MachineId> = {
+                let records = self.records.read();
+                let left = live.iter().filter(|id| !records.machines.contains_key(id)).copied();
+                let left: BTreeSet<MachineId> = left.collect();
+                if left.is_empty() {
+                    let mut machines: BTreeMap<MachineId, Machine> =
+                        ended.into_iter().map(|machine| (machine.id, machine)).collect();
+                    let live = records.machines.iter();
+                    machines.extend(live.map(|(id, machine)| (*id, machine.clone())));
+                    return Ok(machines.into_values().collect());
+                }
+                left
+            };
+            live.retain(|machine| !left.contains(machine));
+            ended.extend(self.ended_machines(left).await?);
+        }
     }
 
     /// Those of `machines` that have ended and left the memory.

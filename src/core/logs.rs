@@ -65,8 +65,8 @@ pub enum LogError {
     /// A stored chunk cannot be read.
     #[error("a stored chunk of the log of {job} is damaged")]
     Damaged { job: JobId },
-    #[error(transparent)]
-    DamagedFile(DamagedDatabase),
+    #[error("the log database cannot be used")]
+    DamagedFile(#[source] DamagedDatabase),
     /// The store was closed.
     #[error("the log store is closed")]
     Closed,

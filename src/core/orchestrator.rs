@@ -204,7 +204,7 @@ impl Orchestrator {
         let ended = self.state.take_ended();
         let changes = self.state.take_changes();
         self.fill(&mut batch, &changes);
-        batch.forget(self.deleted(recalled, &ended));
+        batch.recall(recalled);
         batch.end(ended);
         if !batch.is_empty() {
             let store = self.store.clone();
@@ -239,22 +239,10 @@ impl Orchestrator {
                 return Ok(recalled);
             }
             self.state.recall(found.clone());
+            // They are stored, and must not be missing for readers when they have left the store's history.
+            self.records.write(|records| records.take_changes(&self.state, &found.ids()));
             recalled.extend(found);
         }
-    }
-
-    /// The recalled records that the steps have deleted.
-    fn deleted(&self, mut recalled: Ended, ended: &Ended) -> Ended {
-        let is_run = |id: RunId| {
-            self.state.runs.contains_key(&id) || ended.runs.iter().any(|ended| ended.run.id == id)
-        };
-        let is_machine = |id: MachineId| {
-            self.state.machines.contains_key(&id)
-                || ended.machines.iter().any(|machine| machine.id == id)
-        };
-        recalled.runs.retain(|recalled| !is_run(recalled.run.id));
-        recalled.machines.retain(|machine| !is_machine(machine.id));
-        recalled
     }
 
     fn fill(&self, batch: &mut Batch, changes: &Changes) {

@@ -65,8 +65,8 @@ impl Store {
         &self,
         read: impl FnOnce(&ReadTransaction) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        DamagedDatabase::or_result_of(&self.path, || read(&self.database.begin_read()?))
-            .unwrap_or_else(|damage| Err(StoreError::Damaged(damage)))
+        let read = || read(&self.database.begin_read()?);
+        DamagedDatabase::checked(&self.path, StoreError::Damaged, read)
     }
 
     /// Performs `change` in one durable transaction, and recognizes that the file is damaged.
@@ -83,8 +83,7 @@ impl Store {
             write.commit()?;
             Ok(changed)
         };
-        DamagedDatabase::or_result_of(&self.path, write)
-            .unwrap_or_else(|damage| Err(StoreError::Damaged(damage)))
+        DamagedDatabase::checked(&self.path, StoreError::Damaged, write)
     }
 
     /// Creates the tables, checks the layout, and returns the id of this core.

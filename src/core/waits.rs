@@ -20,9 +20,9 @@ pub enum Subject {
 /// A wait for the next try.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wait {
-    /// The error of the last try, for people.
+    /// The error of the last try, or what takes long, for people.
     pub reason: String,
-    /// When the first try failed.
+    /// When the first try failed, or when it was seen to take long.
     pub since: Timestamp,
     /// The tries that failed.
     pub tries: u32,
@@ -140,6 +140,20 @@ pub(super) fn note(records: &SharedRecords, subject: Subject, reason: String, re
         (wait.reason, wait.retry_at) = (reason, Some(retry_at));
         wait.tries += 1;
         records.waits = waits;
+    });
+}
+
+/// Shows that the work of `subject` goes on until `give_up_at` at the latest. `work` is shown if nothing has failed yet.
+pub(super) fn note_slow(
+    records: &SharedRecords,
+    subject: Subject,
+    work: &str,
+    give_up_at: Timestamp,
+) {
+    records.write(|records| {
+        let reason = work.to_owned();
+        let slow = Wait { reason, since: now(), tries: 0, retry_at: None, give_up_at: None };
+        records.waits.entry(subject).or_insert(slow).give_up_at = Some(give_up_at);
     });
 }
 

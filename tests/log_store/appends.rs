@@ -98,8 +98,8 @@ async fn followers_get_numbered_lines_encoded_and_once_unless_they_are_cut_or_be
     }
     assert_eq!(live.after(4).await, NewLines::Stored, "it is far behind");
     assert_eq!(texts(&store, JOB).await.len(), 40);
-    let NewLines::Encoded { end, .. } = live.after(24).await else { panic!("the newest 16") };
-    assert_eq!(end, 25);
+    let NewLines::Encoded { end, .. } = live.after(32).await else { panic!("the newest 8") };
+    assert_eq!(end, 33);
 }
 
 #[tokio::test]

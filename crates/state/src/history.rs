@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::{CommandVerdict, Effect, Event, Job, Machine, Run, State, Trigger};
+use super::{Changes, CommandVerdict, Effect, Event, Job, Machine, Run, State, Trigger};
 use crate::ids::{EnvironmentId, JobId, MachineId, RunId};
 
 /// A run in a final state.
@@ -34,6 +34,17 @@ impl Ended {
 
     pub const fn is_empty(&self) -> bool {
         self.runs.is_empty() && self.machines.is_empty()
+    }
+
+    /// The ids of all of them.
+    pub fn ids(&self) -> Changes {
+        let jobs = self.runs.iter().flat_map(|ended| &ended.jobs);
+        Changes {
+            runs: self.runs.iter().map(|ended| ended.run.id).collect(),
+            jobs: jobs.map(|job| job.id).collect(),
+            machines: self.machines.iter().map(|machine| machine.id).collect(),
+            ..Changes::default()
+        }
     }
 }
 

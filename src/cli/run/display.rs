@@ -279,16 +279,19 @@ impl JobProgress {
     }
 }
 
-/// A wait with the times that are left: `no spot machine; trying again in 30s, for 59m 30s at most`. `None` while a try
-/// is under way.
+/// A wait with the times that are left: `no spot machine; trying again in 30s, for 59m 30s at most`. `None` while a
+/// further try is under way.
 fn waiting(wait: &WaitView) -> Option<String> {
     let now = now();
     let left = |at: Timestamp| {
         let left = Duration::from_secs(at.0.saturating_sub(now.0).div_ceil(1_000));
         humantime::format_duration(left)
     };
-    let retry_at = left(wait.retry_at?);
     let most = wait.give_up_at.map(|at| format!(", for {} at most", left(at))).unwrap_or_default();
+    if wait.tries == 0 {
+        return Some(format!("{}{most}", wait.reason));
+    }
+    let retry_at = left(wait.retry_at?);
     let tries = if wait.tries > 1 { format!(" ({} tries)", wait.tries) } else { String::new() };
     Some(format!("{}{tries}; trying again in {retry_at}{most}", wait.reason))
 }
@@ -362,7 +365,10 @@ mod tests {
         let later = WaitView { tries: 2, give_up_at: Some(at(3_570)), ..wait };
         let text = "no spot machine (2 tries); trying again in 30s, for 59m 30s at most";
         assert_eq!(waiting(&later).unwrap(), text);
-        assert_eq!(waiting(&WaitView { retry_at: None, ..later }), None);
+        let slow = WaitView { retry_at: None, ..later };
+        assert_eq!(waiting(&slow), None);
+        let first = WaitView { tries: 0, ..slow };
+        assert_eq!(waiting(&first).unwrap(), "no spot machine, for 59m 30s at most");
     }
 
     #[test]

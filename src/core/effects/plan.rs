@@ -5,6 +5,8 @@ mod failure;
 mod interrupted;
 mod repository;
 
+use std::convert::Infallible;
+use std::future::pending;
 use std::path::Path;
 use std::pin::pin;
 use std::time::Duration;
@@ -17,6 +19,7 @@ use stagely_protocol::{CloneProblem, CommitSha, FailureReason, Submodules};
 use stagely_state::ids::{JobId, RunId};
 use stagely_state::{Environment, Event, PlanFailure, PlannedRun, Project, Run, Trigger};
 use tokio::task::spawn_blocking;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -69,6 +72,10 @@ impl Subject {
     }
 }
 
+/// Reading that takes longer is shown as a wait, because the other side may not answer at all.
+const SHOWN_AFTER: Duration = Duration::from_millis(1_500);
+const READING: &str = "reading stagely.yaml from the repository";
+
 #[derive(Debug)]
 pub(crate) struct Planner {
     registry_url: String,
@@ -110,12 +117,19 @@ impl Planner {
         let has_ended =
             |records: &Records| records.runs.get(&run).is_none_or(|run| run.state.is_final());
         let mut planning = pin!(self.try_plan(run, &cancel));
+        let give_up_at = now().after(self.planning_limit);
+        let shown = async {
+            sleep(SHOWN_AFTER).await;
+            waits::note_slow(&self.records, waits::Subject::Run(run), READING, give_up_at);
+            pending::<Infallible>().await
+        };
         let plan = tokio::select! {
             plan = &mut planning => plan,
             () = self.records.wait_until(has_ended) => {
                 cancel.cancel();
                 planning.await
             }
+            never = shown => match never {},
         };
         let plan = match plan {
             Err(NotPlanned::Later { retry_at, reason }) => {

@@ -124,10 +124,11 @@ impl Follower {
                     let status = views::job_status(&job.state);
                     return self.send(&FollowMessage::End { status, attempt: job.attempt }).await;
                 }
-                Err(_) => {
+                Err(error) if error.is_not_found() => {
                     let status = JobStatus::Failed;
                     return self.send(&FollowMessage::End { status, attempt }).await;
                 }
+                Err(_) => return Err(Gone),
             }
         }
     }

@@ -14,10 +14,11 @@ use super::lock;
 use crate::api::{FollowMessage, FollowedLine};
 
 /// Most batches that a viewer may be behind. One that is further behind reads from the store.
-const BATCHES_MAX: usize = 16;
+const BATCHES_MAX: usize = 8;
 
-/// The longest encoded batch, in bytes. Viewers read larger ones from the store.
-const BATCH_BYTES_MAX: usize = 64 * 1024;
+/// The longest encoded batch, in bytes: one of our agent, which holds at most 256 KiB of text. Viewers read larger ones
+/// from the store.
+const ENCODED_BYTES_MAX: usize = 384 * 1024;
 
 /// The senders of each followed log.
 #[derive(Clone, Debug, Default)]
@@ -51,7 +52,9 @@ impl Followed {
     ) -> Option<Utf8Bytes> {
         let first = first?;
         let text_bytes: usize = lines.iter().map(|line| line.data.len()).sum();
-        if text_bytes > BATCH_BYTES_MAX || !lock(&self.0).contains_key(&attempt) {
+        let is_followed =
+            || lock(&self.0).get(&attempt).is_some_and(|sender| sender.receiver_count() > 0);
+        if text_bytes > ENCODED_BYTES_MAX || !is_followed() {
             return None;
         }
         let lines = lines.iter().map(|line| {
@@ -62,7 +65,7 @@ impl Followed {
         let lines = lines.collect::<Option<_>>()?;
         let message = FollowMessage::Lines { attempt: attempt.number, first, lines };
         let json = serde_json::to_string(&message).expect("a message has string keys");
-        (json.len() <= BATCH_BYTES_MAX).then(|| json.into())
+        (json.len() <= ENCODED_BYTES_MAX).then(|| json.into())
     }
 
     pub(super) fn notify(&self, committed: impl IntoIterator<Item = (Attempt, Committed)>) {

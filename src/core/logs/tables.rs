@@ -85,8 +85,7 @@ impl Tables {
         &self,
         access: impl FnOnce(&Self) -> Result<T, LogError>,
     ) -> Result<T, LogError> {
-        DamagedDatabase::or_result_of(&self.path, || access(self))
-            .unwrap_or_else(|damage| Err(LogError::DamagedFile(damage)))
+        DamagedDatabase::checked(&self.path, LogError::DamagedFile, || access(self))
     }
 
     /// The free space of the database's file system, in bytes; `None` if the system call fails.

@@ -61,8 +61,8 @@ impl Batch {
         self.history.add(records);
     }
 
-    /// Deletes records that had left the state.
-    pub fn forget(&mut self, records: Ended) {
+    /// Deletes records from those: they are in the state again, or forgotten.
+    pub fn recall(&mut self, records: Ended) {
         self.history.delete(records);
     }
 

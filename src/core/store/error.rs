@@ -13,7 +13,7 @@ pub enum StoreError {
     InUse,
     /// Another version of Stagely wrote it.
     #[error(
-        "the database has layout {found}, and this version of stagely knows {LAYOUT} only; use the \
+        "the database has layout {found}, and this version of stagely knows 2 and {LAYOUT} only; use the \
          version that made it, or move the folder away to begin anew"
     )]
     Layout { found: String },
@@ -23,8 +23,8 @@ pub enum StoreError {
         #[source]
         source: serde_json::Error,
     },
-    #[error(transparent)]
-    Damaged(DamagedDatabase),
+    #[error("the database cannot be used")]
+    Damaged(#[source] DamagedDatabase),
     #[error("the database failed")]
     Database(#[source] Box<redb::Error>),
 }

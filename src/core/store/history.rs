@@ -10,7 +10,7 @@ use stagely_state::{Ended, EndedRun, Machine, Missing, Run, Timestamp};
 
 use super::Store;
 use super::error::StoreError;
-use super::tables::{ENDED_JOBS, ENDED_MACHINES, ENDED_RUNS, RUNS, RUNS_OF_PROJECTS};
+use super::tables::{ENDED_JOBS, ENDED_MACHINES, ENDED_RUNS, RUNS_OF_PROJECTS};
 
 /// A record shrinks to a third or less; further levels take longer and save little.
 const LEVEL: i32 = 3;
@@ -27,7 +27,7 @@ impl Changes {
         self.added.is_empty() && self.deleted.is_empty()
     }
 
-    /// Adds records, or replaces them.
+    /// Adds records. Those that are deleted in the same transaction are deleted before.
     pub(super) fn add(&mut self, records: Ended) {
         self.added.extend(records);
     }
@@ -44,6 +44,16 @@ impl Changes {
         let mut run_of_jobs = write.open_table(ENDED_JOBS)?;
         let mut of_projects = write.open_table(RUNS_OF_PROJECTS)?;
         let mut machines = write.open_table(ENDED_MACHINES)?;
+        for EndedRun { run, jobs } in &self.deleted.runs {
+            runs.remove(run.id.bits())?;
+            of_projects.remove((run.project.bits(), run.id.bits()))?;
+            for job in jobs {
+                run_of_jobs.remove(job.id.bits())?;
+            }
+        }
+        for machine in &self.deleted.machines {
+            machines.remove(machine.id.bits())?;
+        }
         for ended in &self.added.runs {
             let EndedRun { run, jobs } = ended;
             runs.insert(run.id.bits(), compressed(ended).as_slice())?;
@@ -54,16 +64,6 @@ impl Changes {
         }
         for machine in &self.added.machines {
             machines.insert(machine.id.bits(), compressed(machine).as_slice())?;
-        }
-        for EndedRun { run, jobs } in &self.deleted.runs {
-            runs.remove(run.id.bits())?;
-            of_projects.remove((run.project.bits(), run.id.bits()))?;
-            for job in jobs {
-                run_of_jobs.remove(job.id.bits())?;
-            }
-        }
-        for machine in &self.deleted.machines {
-            machines.remove(machine.id.bits())?;
         }
         Ok(())
     }
@@ -100,15 +100,10 @@ impl Store {
     /// [`StoreError`].
     pub(super) fn count_ended_runs(&self) -> Result<BTreeMap<EnvironmentId, u64>, StoreError> {
         self.read(|read| {
-            let in_state = read.open_table(RUNS)?;
             let mut counts = BTreeMap::new();
             for row in read.open_table(RUNS_OF_PROJECTS)?.iter()? {
-                let (key, environment) = row?;
-                let (_, run) = key.value();
-                // A run that an event needed is in the state again.
-                if in_state.get(run)?.is_none() {
-                    *counts.entry(EnvironmentId::from_bits(environment.value())).or_default() += 1;
-                }
+                let environment = EnvironmentId::from_bits(row?.1.value());
+                *counts.entry(environment).or_default() += 1;
             }
             Ok(counts)
         })

@@ -27,8 +27,7 @@ pub(super) const API_TOKENS: TableDefinition<'static, [u8; 32], &[u8]> =
 pub(super) const DELIVERIES: IdTable = TableDefinition::new("deliveries");
 /// The runs whose repository is being read, each with how often core was killed during that.
 pub(super) const READS: TableDefinition<'static, u128, u32> = TableDefinition::new("reads");
-/// Ended runs, which core does not read at its start. A run that came back into the state is here, too, and among the
-/// runs; the latter counts.
+/// Ended runs, which core does not read at its start. A run is either here or among the others.
 pub(super) const ENDED_RUNS: IdTable = TableDefinition::new("ended_runs");
 /// The run of each job of an ended run.
 pub(super) const ENDED_JOBS: TableDefinition<'static, u128, u128> =

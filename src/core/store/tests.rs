@@ -182,17 +182,21 @@ fn ended_records_are_counted_at_the_start_and_read_by_their_ids() {
     let (store, _) = folder.open().unwrap();
     let machine = fixtures::machine(7);
     let mut batch = Batch::default();
-    let runs = vec![ended(1, 1), ended(2, 2), ended(3, 1)];
+    let runs = vec![ended(1, 1), ended(2, 2), ended(3, 1), ended(4, 1)];
     batch.end(Ended { runs, machines: vec![machine.clone()] });
-    // An event needed this one, so it is among the others again.
+    store.commit(&batch).unwrap();
+    // Events needed two of them. One stays in the state, and the other leaves it at once.
+    let mut batch = Batch::default();
     batch.record(RecordTable::Runs, 3, Some(&ended(3, 1).run));
+    batch.end(Ended { runs: vec![ended(4, 1)], machines: Vec::new() });
+    batch.recall(Ended { runs: vec![ended(3, 1), ended(4, 1)], machines: Vec::new() });
     store.commit(&batch).unwrap();
     drop(store);
 
     let (store, stored) = folder.open().unwrap();
 
     let environment = EnvironmentId::from_bits;
-    assert_eq!(stored.state.ended_runs, [(environment(1), 1), (environment(2), 1)].into());
+    assert_eq!(stored.state.ended_runs, [(environment(1), 2), (environment(2), 1)].into());
     assert_eq!(stored.state.runs.len(), 1);
     let missing = Missing {
         runs: [RunId::from_bits(1), RunId::from_bits(9)].into(),
@@ -225,7 +229,7 @@ fn ended_runs_are_listed_from_the_newest_and_deleted_from_the_oldest() {
     assert!(store.old_runs(Timestamp(0), 9, |_| true).unwrap().is_empty(), "none is so old");
 
     let mut batch = Batch::default();
-    batch.forget(Ended { runs: vec![ended(6, 0)], machines: Vec::new() });
+    batch.recall(Ended { runs: vec![ended(6, 0)], machines: Vec::new() });
     store.commit(&batch).unwrap();
     assert_eq!(numbers(store.newest_ended_runs(None, 1)), [5]);
     let missing = Missing { jobs: [JobId::from_bits(1_006)].into(), ..Missing::default() };
