@@ -41,6 +41,13 @@ impl Config {
             );
             return Err(ConfigError::Value { key: "registry.url", problem });
         }
+        if let Some(name) = self.agents.environment.proxy_of_this_host() {
+            let problem = format!(
+                "machines of {provider} cannot reach the proxy of {name}, an address of this host alone; set an \
+                 address that they can reach"
+            );
+            return Err(ConfigError::Value { key: "agents.environment", problem });
+        }
         Ok(())
     }
 }
@@ -72,6 +79,17 @@ mod tests {
             "registry.url: machines of aws cannot reach 127.0.0.1:5000",
         );
         assert_eq!(problem(&format!("{aws}\n{public}\n{registry}")), None);
+        let with = |proxy: &str| {
+            format!("{aws}\n{public}\n{registry}\nagents.environment.https_proxy = \"{proxy}\"")
+        };
+        assert_eq!(problem(&with("http://10.0.0.1:3128")), None);
+        for proxy in ["http://me:secret@127.0.0.1:3128", "localhost:3128"] {
+            has(
+                &with(proxy),
+                "agents.environment: machines of aws cannot reach the proxy of https_proxy",
+            );
+            assert!(!problem(&with(proxy)).unwrap().contains("secret"));
+        }
         let own = format!(
             "{registry}\ncore.listen = \"192.0.2.1:80\"\ntesters.provider = \"digitalocean\""
         );

@@ -21,6 +21,7 @@ use stagely_test_support::git::{GitServer, Repository};
 use stagely_test_support::http_proxy::{HttpProxy, PASSWORD};
 use stagely_test_support::ports::free_port;
 use stagely_test_support::wait::eventually_blocking;
+use url::Url;
 
 use crate::caches::HoldingProxy;
 use crate::person::{Ended, Person, Running};
@@ -293,25 +294,42 @@ fn launched_agents_use_the_proxy_of_the_settings() {
 }
 
 #[test]
-fn requests_to_clouds_go_through_the_proxy_of_the_environment() {
+fn requests_to_clouds_use_the_proxy_and_the_authorities_of_the_environment() {
     let person = Person::new("clouds");
     let proxy = HttpProxy::start();
+    let certificate = person.path("certificate.pem");
+    create_certificate(&certificate, "cloud.invalid");
+    // It answers 404 to requests for the APIs.
+    let server = GitServer::start_with_tls("cloud.invalid", &certificate);
+    let url: Url = server.url("", "").parse().unwrap();
+    let url = url.origin().ascii_serialization();
     let config = person.path("stagely.toml");
-    let text = "[aws]\nregion = \"eu-central-1\"\nendpoint = \"https://ec2.invalid:1\"\n[digitalocean]\n\
-                api-url = \"https://digitalocean.invalid:1\"\nregions = [\"fra1\"]\n";
+    let text = format!(
+        "[aws]\nregion = \"eu-central-1\"\nendpoint = \"{url}\"\n[digitalocean]\napi-url = \"{url}\"\n\
+         regions = [\"fra1\"]\n"
+    );
     std::fs::write(&config, text).unwrap();
     for cloud in ["aws", "digitalocean"] {
-        let mut doctor = person.stagely(&["doctor", cloud, "--config", config.to_str().unwrap()]);
-        doctor.env("HTTP_PROXY", proxy.url(PASSWORD)).env("HTTPS_PROXY", proxy.url(PASSWORD));
-        doctor.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test");
-        doctor.env("AWS_MAX_ATTEMPTS", "1");
-        let ended = Ended::from(doctor.env("DIGITALOCEAN_TOKEN", "test").output().unwrap());
-        assert!(!(ended.stdout + &ended.stderr).contains(PASSWORD));
+        let before = proxy.requests().len();
+        let shown = |authorities: Option<&Path>| {
+            let arguments = ["doctor", cloud, "--config", config.to_str().unwrap()];
+            let mut doctor = person.stagely(&arguments);
+            doctor.env("HTTPS_PROXY", proxy.url(PASSWORD)).env("AWS_MAX_ATTEMPTS", "1");
+            doctor.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test");
+            doctor.env("AWS_ENDPOINT_URL_STS", &url).env("DIGITALOCEAN_TOKEN", "test");
+            doctor.envs(authorities.map(|file| ("SSL_CERT_FILE", file)));
+            let ended = Ended::from(doctor.output().unwrap());
+            ended.stdout + &ended.stderr
+        };
+        let (refused, trusted) = (shown(None), shown(Some(&certificate)));
+        assert!(refused.contains("certificate verify failed"), "{refused}");
+        assert!(!trusted.contains("certificate verify failed"), "{trusted}");
+        assert!(!refused.contains(PASSWORD) && !trusted.contains(PASSWORD), "{trusted}");
+        let requests = &proxy.requests()[before..];
+        assert!(requests.starts_with("CONNECT cloud.invalid:"), "{requests}");
     }
-    let requests = proxy.requests();
-    for server in ["ec2", "digitalocean"] {
-        assert!(requests.contains(&format!("CONNECT {server}.invalid:1")), "{requests}");
-    }
+    // Its environment names the file.
+    drop(server);
 }
 
 #[test]

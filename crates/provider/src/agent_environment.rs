@@ -9,7 +9,7 @@ use serde::Deserialize;
 use thiserror::Error;
 use url::Url;
 
-use crate::settings::SettingError;
+use crate::settings::{SettingError, is_this_host};
 
 /// The name of the setting in errors.
 const KEY: &str = "agents.environment";
@@ -61,6 +61,16 @@ impl AgentEnvironment {
         CERTIFICATES.iter().any(|name| self.0.contains_key(*name))
     }
 
+    /// A proxy at an address of this host alone.
+    pub fn proxy_of_this_host(&self) -> Option<&str> {
+        let is_here = |(name, value): &(&String, &SecretString)| {
+            let proxy = of_a_proxy(name) && !name.eq_ignore_ascii_case(NO_PROXY);
+            let url = proxy.then(|| proxy_url(value.expose_secret())).flatten();
+            url.is_some_and(|url| is_this_host(url.host()))
+        };
+        self.0.iter().find(is_here).map(|(name, _)| name.as_str())
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -109,17 +119,18 @@ fn problem(name: &str, value: &str) -> Option<String> {
         let problem = format!("{name} must be an absolute path on the machine");
         return (!value.starts_with('/')).then_some(problem);
     }
-    if name.eq_ignore_ascii_case(NO_PROXY) || value.is_empty() || is_proxy(value) {
+    if name.eq_ignore_ascii_case(NO_PROXY) || value.is_empty() || proxy_url(value).is_some() {
         return None;
     }
     Some(format!("{name} must be http://HOST:PORT, or http://USER:PASSWORD@HOST:PORT"))
 }
 
-fn is_proxy(value: &str) -> bool {
+fn proxy_url(value: &str) -> Option<Url> {
     // `Url` would overlook further slashes and spaces.
     let rest = value.strip_prefix("http://").unwrap_or(value);
     let is_clean = !rest.starts_with('/') && !rest.contains("://") && !rest.contains(' ');
-    is_clean && Url::parse(&format!("http://{rest}")).is_ok_and(|url| url.has_host())
+    let url = is_clean.then(|| Url::parse(&format!("http://{rest}")).ok()).flatten();
+    url.filter(Url::has_host)
 }
 
 /// Certificates of authorities that machines trust besides those of their system, each in PEM.
