@@ -100,7 +100,8 @@ impl Before {
             return None;
         }
         let work = self.work.iter().find(|work| work.machine.id == *machine);
-        work.map(|work| work.attempt)
+        // A machine whose agent has connected was there.
+        work.filter(|work| work.machine.system_info.is_none()).map(|work| work.attempt)
     }
 
     /// Jobs get only machines without an interruption, and the last attempt gets one on demand, as does a job for which
