@@ -73,8 +73,13 @@ impl World {
             id
         };
         let outcome = self.core.step(event.clone(), self.now, &mut new_machine);
-        let decided = self.lean.step(event.clone(), self.now, &new_machines);
-        assert_eq!(decided, outcome, "a core without ended records decides otherwise on {event:?}");
+        if let Some(lean) = &mut self.lean {
+            let decided = lean.step(event.clone(), self.now, &new_machines);
+            assert_eq!(
+                decided, outcome,
+                "a core without ended records decides otherwise on {event:?}"
+            );
+        }
         let Outcome { effects, fingerprints, anomalies } = outcome;
         assert_eq!(anomalies, [], "{event:?}");
         self.trace(|world| format!("{} {event:?} -> {effects:?}", world.now.0));
@@ -198,9 +203,11 @@ impl World {
     pub(super) fn crash(&mut self) {
         self.trace(|_| "core crashes".to_owned());
         self.count("core crashes");
-        self.lean.check(&self.core);
-        if self.lean.ended_runs() > 0 {
-            self.count("core crashes with ended runs out of memory");
+        if let Some(lean) = &self.lean {
+            lean.check(&self.core);
+            if lean.ended_runs() > 0 {
+                self.count("core crashes with ended runs out of memory");
+            }
         }
         let Volatile { in_flight, .. } = mem::take(&mut self.volatile);
         self.forget_github();
@@ -230,7 +237,9 @@ impl World {
         let downtime = if self.rng.chance(30) { self.rng.below(8_000_000) } else { 1_000 };
         self.pass(Duration::from_millis(downtime));
         self.core = State::load(self.core.limits.clone(), self.disk.clone());
-        self.lean = LeanCore::load(&self.core.limits, self.disk.clone());
+        if let Some(lean) = &mut self.lean {
+            *lean = LeanCore::load(&self.core.limits, self.disk.clone());
+        }
         self.restart();
     }
 
