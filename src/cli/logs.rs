@@ -1,6 +1,7 @@
 //! `stagely logs`: prints and follows the log of a job.
 
 use std::io::{BufWriter, Write as _, stdout};
+use std::pin::pin;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -11,6 +12,7 @@ use stagely_state::ids::JobId;
 use super::connect::ServerArgs;
 use super::core_handle::CoreHandle;
 use super::output::note;
+use super::signals::output_closed;
 use crate::api::{JobStatus, LogRange};
 use crate::client::{Client, LogEvent};
 
@@ -64,7 +66,14 @@ async fn copy(client: &Client, job: JobId, range: &LogRange) -> anyhow::Result<E
 async fn follow(client: &Client, job: JobId, range: LogRange) -> anyhow::Result<ExitCode> {
     let mut follower = client.follow_log(job, range);
     let mut code = ExitCode::SUCCESS;
-    while let Some(event) = follower.next().await? {
+    let mut closed = pin!(output_closed());
+    loop {
+        let event = tokio::select! {
+            event = follower.next() => event?,
+            // A job may be silent for long after the reader has ended.
+            () = &mut closed => return Ok(code),
+        };
+        let Some(event) = event else { return Ok(code) };
         match event {
             LogEvent::Lines { lines, .. } => {
                 let mut out = BufWriter::new(stdout());
@@ -81,5 +90,4 @@ async fn follow(client: &Client, job: JobId, range: LogRange) -> anyhow::Result<
             }
         }
     }
-    Ok(code)
 }

@@ -15,12 +15,11 @@ const EXIT_INTERRUPTED: i32 = 130;
 /// The interval of checks whether somebody reads the outputs.
 const OUTPUT_POLL: Duration = Duration::from_millis(200);
 
-/// Counts SIGINT and SIGTERM signals. The end of the reader of standard output or standard error (`| head`) counts as one.
+/// Counts SIGINT and SIGTERM signals.
 #[derive(Debug)]
 pub struct Interrupts {
     interrupt: Signal,
     terminate: Signal,
-    is_output_closed: bool,
     count: u32,
 }
 
@@ -33,7 +32,6 @@ impl Interrupts {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
-            is_output_closed: false,
             count: 0,
         })
     }
@@ -43,15 +41,15 @@ impl Interrupts {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
-            () = output_closed(), if !self.is_output_closed => self.is_output_closed = true,
         }
         self.count += 1;
         self.count
     }
 }
 
-/// Returns when an output is a pipe without a reader.
-async fn output_closed() {
+/// Returns when standard output or standard error is a pipe without a reader (`| head`). For commands whose only purpose is
+/// their output: services go on without a reader of their log. Cancel safe.
+pub(super) async fn output_closed() {
     let is_closed = |output: BorrowedFd<'_>| {
         let mut outputs = [PollFd::new(output, PollFlags::empty())];
         let polled = poll(&mut outputs, PollTimeout::ZERO);

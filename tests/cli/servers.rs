@@ -112,6 +112,24 @@ fn a_run_can_be_started_followed_and_cancelled_by_separate_commands() {
     server.ends();
 }
 
+#[test]
+fn a_core_goes_on_without_a_reader_of_its_log() {
+    let person = Person::new("unread");
+    let data = person.path("data");
+    let mut core = person.stagely(&["core", "--listen", "127.0.0.1:0", "--data-dir"]);
+    let mut core = core.arg(&data).spawn().unwrap();
+    // As in `stagely core 2>&1 | logger` after the end of `logger`.
+    drop((core.stdout.take(), core.stderr.take()));
+    eventually_blocking("core listens", || fs::read_to_string(person.path("data/core.url")).ok());
+    // Long enough for several checks of a reader.
+    for _ in 0..10 {
+        person.does(&["runs", "--data-dir", data.to_str().unwrap()]).with(0);
+    }
+    let pid = Pid::from_raw(i32::try_from(core.id()).unwrap());
+    kill(pid, Signal::SIGTERM).unwrap();
+    assert_eq!(core.wait().unwrap().code(), Some(0));
+}
+
 /// Serves the repositories in a user's home with Git's own server, until it is dropped.
 struct GitDaemon(Child, u16);
 

@@ -1,5 +1,6 @@
 //! Follows a run to its end, prints its result, and waits for its machines.
 
+use std::pin::pin;
 use std::process::ExitCode;
 
 use stagely_protocol::ErrorChain;
@@ -10,7 +11,7 @@ use super::outcome::{EXIT_CANCELLED, exit_code};
 use super::watch::{Update, Watch};
 use crate::api::{ListMachines, RunStatus, RunView};
 use crate::cli::output::{is_broken_pipe, note};
-use crate::cli::signals::Interrupts;
+use crate::cli::signals::{Interrupts, output_closed};
 use crate::client::Client;
 
 /// How following a run ends.
@@ -25,9 +26,10 @@ pub(super) enum FollowEnd {
 /// Shows `run` until it has ended, calls `print` with the result, and waits until its machines are
 /// terminated.
 ///
-/// The first Ctrl-C, or the end of whoever reads the output, cancels the run and waits for the clean-up; the second leaves at once. Ctrl-C after the
-/// end of the run leaves with the run's exit code. If core `keeps_running`, the command does not wait for
-/// the export of caches.
+/// The first Ctrl-C, or the end of the reader of the output, cancels the run and waits for the clean-up; the next Ctrl-C
+/// leaves at once. Ctrl-C after the end of the run leaves with the run's exit code, and a missing reader changes nothing:
+/// `stagely run | head -1` exports caches, too. If core `keeps_running`, the command does not wait for the export of
+/// caches.
 ///
 /// # Errors
 /// The run cannot be followed to its end; the result cannot be printed.
@@ -107,6 +109,8 @@ async fn show_until_ended(
 ) -> anyhow::Result<(RunView, bool)> {
     let mut display = Display::new();
     let mut newest = run;
+    let mut is_cancelling = false;
+    let mut closed = pin!(output_closed());
     let was_left = loop {
         tokio::select! {
             update = watch.next() => match update? {
@@ -119,10 +123,15 @@ async fn show_until_ended(
                 }
                 Some(Update::Ended) | None => break false,
             },
-            count = interrupts.next() => {
-                if count > 1 || newest.status.is_final() {
+            () = &mut closed, if !is_cancelling && !newest.status.is_final() => {
+                is_cancelling = true;
+                cancel(client.clone(), newest.id);
+            }
+            _ = interrupts.next() => {
+                if is_cancelling || newest.status.is_final() {
                     break true;
                 }
+                is_cancelling = true;
                 display.print("Cancelling the run and waiting for the clean-up; press Ctrl-C again to leave at once");
                 cancel(client.clone(), newest.id);
             }
