@@ -124,7 +124,8 @@ fn running_of_this_user() -> anyhow::Result<Vec<Client>> {
     Ok(running)
 }
 
-fn listens(server: &Url) -> bool {
+/// Whether something accepts connections at the address of a core on this machine.
+pub(super) fn listens(server: &Url) -> bool {
     let addresses = server.socket_addrs(|| None).unwrap_or_default();
     addresses.iter().any(|address| TcpStream::connect_timeout(address, CONNECT_LIMIT).is_ok())
 }

@@ -1,16 +1,25 @@
 //! Cores to send requests to: running ones, or ones inside this process.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use tokio::time::sleep;
 
-use super::connect::{ServerArgs, running_on, used_folders};
+use super::connect::{ServerArgs, listens, running_on, used_folders};
 use super::embedded::Embedded;
+use super::output::note;
 use crate::client::{Client, ClientError};
 use crate::config::Config;
 
 /// The status of an answer about something that a core does not have.
 const NOT_FOUND: u16 = 404;
+
+/// How long a core of another command may take to start or end before it is skipped.
+const START_LIMIT: Duration = Duration::from_secs(2);
+
+/// The interval of checks of such a core.
+const POLL: Duration = Duration::from_millis(100);
 
 /// A core to send requests to.
 #[derive(Debug)]
@@ -22,13 +31,28 @@ pub(super) enum CoreHandle {
 }
 
 impl CoreHandle {
-    /// Finds the core that runs on the data folder `folder`, or starts one to read its records.
-    async fn on(folder: &Path) -> anyhow::Result<Self> {
-        match Embedded::start(Config::default(), folder).await? {
-            Some(embedded) => Ok(Self::Embedded(embedded)),
-            None => running_on(folder)?
-                .map(Self::Running)
-                .context("another stagely command is starting or ending; try again"),
+    /// Finds the core that runs on the data folder `folder`, or starts one to read its records. `None`, after a line on
+    /// standard error, if the core there is starting or ending for longer than [`START_LIMIT`].
+    async fn on(folder: &Path) -> anyhow::Result<Option<Self>> {
+        let deadline = Instant::now() + START_LIMIT;
+        loop {
+            if let Some(embedded) = Embedded::start(Config::default(), folder).await? {
+                return Ok(Some(Self::Embedded(embedded)));
+            }
+            // A core that is starting has no address yet, or that of a killed one before it.
+            if let Ok(Some(client)) = running_on(folder)
+                && listens(client.server())
+            {
+                return Ok(Some(Self::Running(client)));
+            }
+            if Instant::now() >= deadline {
+                let folder = folder.display();
+                note(&format!(
+                    "Skipping {folder}: another stagely command is starting or ending there"
+                ));
+                return Ok(None);
+            }
+            sleep(POLL).await;
         }
     }
 
@@ -47,7 +71,7 @@ impl CoreHandle {
         }
         let mut first_error = None;
         for folder in used_folders()? {
-            let core = Self::on(&folder).await?;
+            let Some(core) = Self::on(&folder).await? else { continue };
             let error = match get(core.client()).await {
                 Ok(found) => return Ok((core, found)),
                 Err(error) => error,
@@ -58,7 +82,7 @@ impl CoreHandle {
             }
             first_error.get_or_insert(error);
         }
-        Err(first_error.context("this user has no data folder")?.into())
+        Err(first_error.context("no core of this user answers; try again")?.into())
     }
 
     /// The data folder of the core of this user for which `is_wanted` returns true.
@@ -69,7 +93,7 @@ impl CoreHandle {
         is_wanted: impl AsyncFn(&Client) -> Result<bool, ClientError>,
     ) -> anyhow::Result<Option<PathBuf>> {
         for folder in used_folders()? {
-            let core = Self::on(&folder).await?;
+            let Some(core) = Self::on(&folder).await? else { continue };
             let found = is_wanted(core.client()).await;
             core.close().await?;
             if found? {
@@ -92,7 +116,7 @@ impl CoreHandle {
         }
         let mut all = Vec::new();
         for folder in used_folders()? {
-            let core = Self::on(&folder).await?;
+            let Some(core) = Self::on(&folder).await? else { continue };
             let listed = list(core.client()).await;
             core.close().await?;
             all.extend(listed?);
@@ -122,5 +146,34 @@ impl CoreHandle {
             Self::Running(_) => Ok(()),
             Self::Embedded(embedded) => embedded.stop().await,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::core::ADDRESS_FILE;
+
+    #[tokio::test]
+    async fn a_core_that_has_no_address_yet_is_skipped_after_a_while() {
+        let folder = tempfile::tempdir().unwrap();
+        let starting = Embedded::start(Config::default(), folder.path()).await.unwrap().unwrap();
+        let address = fs::read_to_string(folder.path().join(ADDRESS_FILE)).unwrap();
+        fs::remove_file(folder.path().join(ADDRESS_FILE)).unwrap();
+        assert!(CoreHandle::on(folder.path()).await.unwrap().is_none());
+        // The address of a core that was killed.
+        fs::write(folder.path().join(ADDRESS_FILE), "http://127.0.0.1:1/").unwrap();
+        assert!(CoreHandle::on(folder.path()).await.unwrap().is_none());
+
+        let finding = CoreHandle::on(folder.path());
+        let started = async {
+            sleep(POLL * 2).await;
+            fs::write(folder.path().join(ADDRESS_FILE), address).unwrap();
+        };
+        let (found, ()) = tokio::join!(finding, started);
+        assert!(matches!(found.unwrap(), Some(CoreHandle::Running(_))));
+        starting.stop().await.unwrap();
     }
 }

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::io::{Write as _, stdout};
 use std::process::ExitCode;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use clap::{Args, Subcommand};
 use console::truncate_str;
 use stagely_state::ids::EnvironmentId;
@@ -109,15 +109,36 @@ fn environments_table(environments: &[EnvironmentView]) -> String {
 }
 
 async fn close(which: CloseArgs) -> anyhow::Result<ExitCode> {
-    let client = which.server.running()?;
-    let environments = client.environments(&ListEnvironments::default()).await?;
-    let found = find(environments, &which.project, which.environment.as_deref())?;
+    let (client, found) = find_in_all(which.server.all_running()?, &which).await?;
     // Printed first, so that it can be read even if the response is lost.
     if !which.json {
         writeln!(stdout(), "{}", closing_text(&found))?;
     }
     let closed = client.close_environment(found.id).await?;
     print(which.json, &closed, |closed| format!("{} of {} is closed", closed.name, closed.project))
+}
+
+/// Finds the environment in the cores `clients`, and the core that has its newest run.
+async fn find_in_all(
+    clients: Vec<Client>,
+    which: &CloseArgs,
+) -> anyhow::Result<(Client, EnvironmentView)> {
+    let mut newest: Option<(Client, EnvironmentView)> = None;
+    let mut first_error = None;
+    for client in clients {
+        let environments = client.environments(&ListEnvironments::default()).await?;
+        match find(environments, &which.project, which.environment.as_deref()) {
+            Ok(found) => {
+                let is_older =
+                    newest.as_ref().is_some_and(|(_, newest)| found.newest_run < newest.newest_run);
+                if !is_older {
+                    newest = Some((client, found));
+                }
+            }
+            Err(error) => first_error = first_error.or(Some(error)),
+        }
+    }
+    newest.ok_or_else(|| first_error.unwrap_or_else(|| anyhow!("no core of this user runs")))
 }
 
 /// Finds the environment by its id, or by its project and name.
