@@ -137,6 +137,7 @@ fn main() -> ExitCode {
         Err(error) => return report(&error.into()),
     };
     let result = runtime.block_on(perform(arguments.command));
+    let is_core = matches!(arguments.command, Command::Core(_));
     // A thread that is blocked, for example by a hanging disk, does not keep the process alive.
     runtime.shutdown_timeout(RUNTIME_END_LIMIT);
     match result {
@@ -144,14 +145,19 @@ fn main() -> ExitCode {
         // The reader of the output has closed it.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => report(&error),
+        Err(error) if is_core && is_damage(&error) => {
+            report(&error);
+            ExitCode::from(EXIT_DAMAGED)
+        }
     }
 }
 
 fn report(error: &anyhow::Error) -> ExitCode {
+fn is_damage(error: &anyhow::Error) -> bool {
+    error.chain().any(<dyn std::error::Error>::is::<DamagedDatabase>)
+}
+
     note(&format!("error: {error:#}"));
-    if error.chain().any(<dyn std::error::Error>::is::<DamagedDatabase>) {
-        return ExitCode::from(EXIT_DAMAGED);
-    }
     ExitCode::from(EXIT_FAILED)
 }
 
