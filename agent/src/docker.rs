@@ -27,7 +27,7 @@ pub use self::buildx::{BuildError, BuildOutcome, BuildRequest, RunningBuild};
 pub use self::command::DockerCommand;
 pub use self::emulation::{EmulationError, ensure_emulation};
 pub use self::endpoint::{ContextOrigin, Endpoint, EndpointError};
-pub use self::engine::{Engine, version_within};
+pub use self::engine::{Engine, ProbeError, version_within};
 pub use self::image_platforms::other_platform;
 pub use self::login::{LoginError, add_user_logins, create_config, login};
 pub use self::merge::{MergeError, merge};

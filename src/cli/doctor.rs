@@ -10,10 +10,14 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use console::style;
 use serde::Serialize;
-use stagely_agent::docker::{self, DockerCommand, Endpoint, Engine, create_config};
+use stagely_agent::docker::{
+    self, ContextOrigin, DockerCommand, Endpoint, EndpointError, Engine, ProbeError, create_config,
+};
+use stagely_agent::proxy::is_loopback;
 use stagely_protocol::{Arch, ErrorChain, RegistryAuth};
 use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
+use url::Url;
 
 use super::connect::{ServerArgs, state_folder};
 use super::output::print;
@@ -145,15 +149,20 @@ async fn engine(config: &Config) -> Vec<Finding> {
     let endpoint = match Endpoint::find(config.local.docker_host.as_deref()) {
         Ok(endpoint) => endpoint,
         Err(error) => {
-            let fix = "choose another one with `docker context use`, or unset DOCKER_CONTEXT";
-            return vec![Finding::error("docker", ErrorChain(&error).to_string(), fix)];
+            return vec![Finding::error(
+                "docker",
+                ErrorChain(&error).to_string(),
+                endpoint_fix(&error),
+            )];
         }
     };
     let engine = match Engine::probe(&endpoint).await {
         Ok(engine) => engine,
         Err(error) => {
             let detail = format!("{}: {}", endpoint.description(), ErrorChain(&error));
-            let fix = if endpoint.is_on_this_machine() {
+            let fix = if let ProbeError::Refused { advice, .. } = error {
+                advice
+            } else if endpoint.is_on_this_machine() {
                 "install Docker 26 or newer and start it (`systemctl start docker`), and add \
                  yourself to its group (`usermod -aG docker $USER`)"
             } else {
@@ -177,6 +186,30 @@ async fn engine(config: &Config) -> Vec<Finding> {
         Finding::ok("docker", format!("engine {} at {}", engine.version, endpoint.description())),
         cache,
     ]
+}
+
+fn endpoint_fix(error: &EndpointError) -> &'static str {
+    match error {
+        EndpointError::NoSuchContext { origin: ContextOrigin::Variable, .. } => {
+            "set DOCKER_CONTEXT to a context of `docker context ls`, or unset it"
+        }
+        EndpointError::NoSuchContext { origin: ContextOrigin::ConfigFile, .. } => {
+            "choose another one with `docker context use`"
+        }
+        EndpointError::Unreadable { .. } => {
+            "make the files of the context readable, or create it again with `docker context create`"
+        }
+        EndpointError::NoEndpoint { .. } => {
+            "give it one with `docker context update --docker host=…`, or choose another context \
+             with `docker context use`"
+        }
+        EndpointError::Address { .. } => {
+            "correct DOCKER_HOST or the setting (`unix:///var/run/docker.sock`), or unset it"
+        }
+        EndpointError::Certificate { .. } => {
+            "set DOCKER_CERT_PATH to the folder of the certificates, or unset DOCKER_TLS_VERIFY"
+        }
+    }
 }
 
 async fn buildx() -> Finding {
@@ -270,12 +303,15 @@ async fn log_in(config: &Config, host: &str, auth: RegistryAuth) -> Result<Strin
 
 /// Contacts a registry without a password. Docker uses plain HTTP only with registries on this machine.
 async fn ping(host: &str) -> Result<String, String> {
-    let is_local = host.starts_with("127.") || host.starts_with("localhost");
-    let scheme = if is_local { "http" } else { "https" };
+    let mut url = Url::parse(&format!("https://{host}/v2/")).map_err(|error| error.to_string())?;
+    let is_local = is_loopback(&url);
+    if is_local {
+        url = Url::parse(&format!("http://{host}/v2/")).map_err(|error| error.to_string())?;
+    }
     let client = reqwest::Client::builder();
     let client = if is_local { client.no_proxy() } else { client };
     let client = client.build().map_err(|error| ErrorChain(&error).to_string())?;
-    let request = client.get(format!("{scheme}://{host}/v2/"));
+    let request = client.get(url);
     let response = request.timeout(REGISTRY_LIMIT).send().await;
     let response =
         response.map_err(|error| format!("it does not answer ({})", ErrorChain(&error)))?;

@@ -66,6 +66,19 @@ const ENGINE: [&str; 6] = [
 
 /// Stands between the command of a failed step and `exit code: 42`.
 const NOT_COMPLETED: &str = "did not complete successfully: ";
+/// Messages of an engine, of TLS, or of ssh that another attempt does not change: the user may not use the socket, the
+/// certificates do not match, a key is refused.
+const ENGINE_REFUSALS: [&str; 8] = [
+    "permission denied",
+    "x509: ",
+    "tls: ",
+    "server gave http response to https client",
+    "client sent an http request to an https server",
+    "host key verification failed",
+    "too many authentication failures",
+    "status code 403",
+];
+
 
 const UNAVAILABLE: FailureReason =
     FailureReason::Registry { problem: RegistryProblem::Unavailable };
@@ -110,7 +123,13 @@ pub(super) fn build_failure(step: &str, error: &str) -> FailureReason {
     FailureReason::User { step: step.to_owned(), exit_code: 1 }
 }
 
-/// The registry that refuses to serve an image without a login. `None` also where the image may not exist.
+/// Whether an engine that did not answer a request refuses this user for good.
+pub(super) fn is_engine_refusal(error: &str) -> bool {
+    has(&error.to_ascii_lowercase(), &ENGINE_REFUSALS)
+}
+
+/// The registry that refuses to serve an image without a login. `None` also where the image may not exist, and for pushes,
+/// whose login is core's.
 pub(super) fn missing_login(step: &str, error: &str) -> Option<String> {
     let text = error.to_ascii_lowercase();
     if !is_pull(step) || !has(&text, &["401 unauthorized", "no basic auth credentials"]) {
@@ -395,5 +414,30 @@ mod tests {
         for (error, reason) in cases {
             assert_eq!(registry_failure(error), reason, "{error}");
         }
+    #[test]
+    fn only_an_engine_that_refuses_for_good_is_not_asked_again() {
+        for error in [
+            "Error in the hyper legacy client: client error (Connect): Permission denied (os error 13)",
+            "command [ssh -l me engine -- docker system dial-stdio] has exited with exit status 255, make sure the URL \
+             is valid: stderr=me@engine: Permission denied (publickey).",
+            "stderr=Host key verification failed.",
+            "error during connect: tls: failed to verify certificate: x509: certificate signed by unknown authority",
+            "remote error: tls: certificate required",
+            "Docker responded with status code 400: Client sent an HTTP request to an HTTPS server.",
+        ] {
+            assert!(is_engine_refusal(error), "{error}");
+        }
+        for error in [
+            "Socket not found: /var/run/docker.sock",
+            "client error (Connect): Connection refused (os error 111)",
+            "net/http: TLS handshake timeout",
+            "Timeout error",
+            "stderr=ssh: connect to host engine port 22: Connection timed out",
+            "Docker responded with status code 503: starting",
+        ] {
+            assert!(!is_engine_refusal(error), "{error}");
+        }
+    }
+
     }
 }

@@ -30,6 +30,7 @@ use url::Url;
 use super::command::last_line;
 use super::user_config::{self, ConfigFile};
 use crate::process::piped_child;
+use crate::proxy::is_loopback;
 
 /// The name of the context without an entry, for Docker's own default.
 const DEFAULT: &str = "default";
@@ -186,8 +187,9 @@ impl Endpoint {
         Self { variables: Vec::new(), ..Self::at(DEFAULT_HOST.to_owned(), Source::Default) }
     }
 
-    /// The engine at `host`. Children inherit the variables about TLS.
+    /// The engine at `host`, which may lack `tcp://`, as for Docker. Children inherit the variables about TLS.
     fn at(host: String, source: Source) -> Self {
+        let host = if has_only_port(&host) { format!("tcp://{host}") } else { host };
         let is_set = |name| env::var_os(name).is_some_and(|value| !value.is_empty());
         let has_tls = is_set("DOCKER_TLS_VERIFY") || is_set("DOCKER_TLS");
         Self { variables: vec![("DOCKER_HOST", host.clone())], host, source, has_tls }
@@ -232,9 +234,16 @@ impl Endpoint {
         &self.host
     }
 
-    /// Whether the engine's socket is a file of this machine.
+    /// Whether the engine's socket is a file or a port of this machine.
     pub fn is_on_this_machine(&self) -> bool {
-        self.host.starts_with("unix://")
+        match self.host.split_once("://") {
+            Some(("unix", _)) => true,
+            // The parser knows IP addresses only in URLs of HTTP.
+            Some(("tcp" | "http" | "https", rest)) => {
+                Url::parse(&format!("http://{rest}")).is_ok_and(|url| is_loopback(&url))
+            }
+            _ => false,
+        }
     }
 
     /// Which engine it is and why, for people.
@@ -283,6 +292,14 @@ impl Endpoint {
 fn verified_by(variable: impl Fn(&'static str) -> Option<String>) -> Option<PathBuf> {
     variable("DOCKER_TLS_VERIFY")?;
     variable("DOCKER_CERT_PATH").map(PathBuf::from).or_else(user_config::folder)
+}
+
+/// Whether `host` is like `127.0.0.1:2375`.
+fn has_only_port(host: &str) -> bool {
+    !host.contains("://")
+        && host
+            .rsplit_once(':')
+            .is_some_and(|(name, port)| !name.is_empty() && port.parse::<u16>().is_ok())
 }
 
 fn is_address(host: &str) -> bool {
@@ -409,12 +426,37 @@ mod tests {
             let error = error.unwrap_err().to_string();
             assert!(error.starts_with(&format!("{host:?} (DOCKER_HOST)")), "{error}");
         }
-        for host in
-            ["unix:///run/docker.sock", "tcp://engine:2376", "tcp://[::1]:1", "ssh://me@engine"]
-        {
+        for host in [
+            "unix:///run/docker.sock",
+            "tcp://engine:2376",
+            "tcp://[::1]:1",
+            "ssh://me@engine",
+            "127.0.0.1:2375",
+        ] {
             let endpoint = Endpoint::at(host.to_owned(), Source::Variable);
             assert!(endpoint.checked("DOCKER_HOST", None).is_ok(), "{host}");
         }
+    }
+
+    #[test]
+    fn an_engine_on_loopback_is_on_this_machine() {
+        let endpoint = |host: &str| Endpoint::at(host.to_owned(), Source::Variable);
+        for host in [
+            "unix:///run/docker.sock",
+            "tcp://127.0.0.1:2375",
+            "tcp://localhost:2376",
+            "tcp://[::1]:1",
+            "127.0.0.1:2375",
+        ] {
+            assert!(endpoint(host).is_on_this_machine(), "{host}");
+        }
+        for host in
+            ["tcp://engine:2375", "10.0.0.2:2375", "ssh://localhost", "tcp://localhost.example:1"]
+        {
+            assert!(!endpoint(host).is_on_this_machine(), "{host}");
+        }
+        let variables = [("DOCKER_HOST", "tcp://127.0.0.1:2375".to_owned())];
+        assert_eq!(endpoint("127.0.0.1:2375").variables, variables);
     }
 
     #[test]

@@ -2,13 +2,49 @@
 
 use std::time::Duration;
 
-use stagely_protocol::Arch;
+use bollard::errors::Error as EngineError;
+use stagely_protocol::{Arch, ErrorChain};
+use thiserror::Error;
 use tokio::time::timeout;
 
+use super::classify::is_engine_refusal;
 use super::endpoint::Endpoint;
 
 /// A build needs an engine that answers within this time.
 const RESPONSE_LIMIT: Duration = Duration::from_secs(20);
+
+/// Why an engine does not say what it can do.
+#[derive(Debug, Error)]
+pub enum ProbeError {
+    /// No engine is there yet, or it does not answer within 20 s.
+    #[error("the Docker engine does not answer")]
+    Unavailable(#[source] EngineError),
+    /// Another attempt changes nothing.
+    #[error("the Docker engine refuses this user: {advice}")]
+    Refused {
+        /// What the user can do.
+        advice: &'static str,
+        #[source]
+        source: EngineError,
+    },
+}
+
+/// What a user can do whom the engine at `host` refuses.
+fn advice(host: &str) -> &'static str {
+    match host.split_once("://") {
+        Some(("unix", _)) => {
+            "add the user to the group of its socket (`sudo usermod -aG docker $USER`) and log in again, or choose \
+             another engine with `docker context use`"
+        }
+        Some(("ssh", _)) => {
+            "make `ssh` to this host work without a question (its host key is known, and it accepts a key of this \
+             user, who may use Docker there)"
+        }
+        _ => {
+            "its certificates must match those of the context or of DOCKER_CERT_PATH, with DOCKER_TLS_VERIFY=1"
+        }
+    }
+}
 
 /// The properties of an engine that a build depends on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,11 +60,18 @@ impl Engine {
     /// Asks the engine at `endpoint`.
     ///
     /// # Errors
-    /// If no engine is there, or it does not answer within 20 s.
-    pub async fn probe(endpoint: &Endpoint) -> Result<Self, bollard::errors::Error> {
-        let docker = endpoint.connect()?;
-        let too_late = |_| bollard::errors::Error::RequestTimeoutError;
-        let info = timeout(RESPONSE_LIMIT, docker.info()).await.map_err(too_late)??;
+    /// [`ProbeError`]
+    pub async fn probe(endpoint: &Endpoint) -> Result<Self, ProbeError> {
+        let asked = async { endpoint.connect()?.info().await };
+        let info = match timeout(RESPONSE_LIMIT, asked).await {
+            Ok(Ok(info)) => info,
+            Ok(Err(error)) if is_engine_refusal(&ErrorChain(&error).to_string()) => {
+                let advice = advice(endpoint.host());
+                return Err(ProbeError::Refused { advice, source: error });
+            }
+            Ok(Err(error)) => return Err(ProbeError::Unavailable(error)),
+            Err(_) => return Err(ProbeError::Unavailable(EngineError::RequestTimeoutError)),
+        };
         let containerd_store = info.driver_status.unwrap_or_default().iter().any(|pair| {
             matches!(&pair[..], [name, value]
                 if name == "driver-type" && value.starts_with("io.containerd.snapshotter"))
@@ -51,12 +94,37 @@ pub async fn version_within(setting: Option<&str>, limit: Duration) -> String {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
     use super::*;
 
     #[tokio::test]
     async fn without_an_engine_the_version_is_empty() {
         let host = Some("unix:///nowhere/docker.sock");
         assert_eq!(version_within(host, Duration::from_millis(30)).await, "");
-        assert!(Engine::probe(&Endpoint::find(host).unwrap()).await.is_err());
+        let probed = Engine::probe(&Endpoint::find(host).unwrap()).await;
+        assert!(matches!(probed, Err(ProbeError::Unavailable(_))), "{probed:?}");
+    }
+
+    #[tokio::test]
+    async fn an_engine_that_refuses_this_user_is_not_asked_again() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let host = format!("tcp://{}", listener.local_addr().unwrap());
+        let answered = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let bytes = stream.read(&mut [0; 4096]).await.unwrap();
+            assert!(bytes > 0);
+            // As an engine behind TLS answers.
+            let text = "Client sent an HTTP request to an HTTPS server.\n";
+            let head =
+                format!("HTTP/1.1 400 Bad Request\r\nContent-Length: {}\r\n\r\n", text.len());
+            stream.write_all(format!("{head}{text}").as_bytes()).await.unwrap();
+            stream
+        };
+        let endpoint = Endpoint::find(Some(&host)).unwrap();
+        let (probed, _) = tokio::join!(Engine::probe(&endpoint), answered);
+        let error = ErrorChain(&probed.unwrap_err()).to_string();
+        assert!(error.contains("DOCKER_TLS_VERIFY") && error.contains("HTTPS server"), "{error}");
     }
 }

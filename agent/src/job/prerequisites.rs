@@ -3,12 +3,12 @@
 use std::pin::pin;
 use std::time::Duration;
 
-use stagely_protocol::{FailureReason, RegistryAuth};
+use stagely_protocol::{ErrorChain, FailureReason, RegistryAuth};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::error::JobError;
-use crate::docker::{self, DockerCommand, Engine};
+use crate::docker::{self, DockerCommand, Engine, ProbeError};
 use crate::job_log::JobLog;
 use crate::retry::Backoff;
 
@@ -52,7 +52,10 @@ pub(super) async fn wait_for_engine(
         };
         let message = match probe {
             Some(Ok(engine)) => return Ok(engine),
-            Some(Err(error)) => format!("the Docker engine does not answer: {error}"),
+            Some(Err(error @ ProbeError::Refused { .. })) => {
+                return Err(JobError::new(FailureReason::EngineSettings, &error));
+            }
+            Some(Err(error)) => ErrorChain(&error).to_string(),
             None => "stopped before the Docker engine answered".to_owned(),
         };
         if !backoff.wait(stop, |_| log_once(&message)).await {

@@ -1,8 +1,8 @@
 //! Where the registry's API is, and whether it is reached without TLS.
 
-use std::net::IpAddr;
-
+use stagely_agent::proxy;
 use stagely_protocol::ImageRef;
+use url::Url;
 
 use super::error::RegistryError;
 use crate::config::RegistryConfig;
@@ -28,12 +28,7 @@ pub(super) fn url(
 
 /// Whether `host`, with or without a port, is this machine. Docker, too, uses plain HTTP there.
 pub(super) fn is_loopback(host: &str) -> bool {
-    let name = match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
-        _ => host,
-    };
-    let name = name.trim_start_matches('[').trim_end_matches(']');
-    name == "localhost" || name.parse().is_ok_and(|address: IpAddr| address.is_loopback())
+    Url::parse(&format!("http://{host}/")).is_ok_and(|url| proxy::is_loopback(&url))
 }
 
 #[cfg(test)]
