@@ -31,6 +31,7 @@ pub use self::engine::{Engine, ProbeError, version_within};
 pub use self::image_platforms::other_platform;
 pub use self::login::{LoginError, add_user_logins, create_config, login};
 pub use self::merge::{MergeError, merge};
+pub(crate) use self::user_config::{is_same_registry, proxies};
 pub(crate) use self::vertex::StepName;
 pub use self::vertex::{BaseImage, ImageUse};
 

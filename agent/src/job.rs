@@ -89,8 +89,12 @@ impl JobRequest {
         }
     }
 
-    fn masker(&self) -> Result<Masker, JobError> {
+    /// Masks the job's secrets, and those of `proxies`, which builds get as variables.
+    fn masker(&self, proxies: &[String]) -> Result<Masker, JobError> {
         let mut secrets = MaskerBuilder::default();
+        for proxy in proxies {
+            secrets.proxy(proxy);
+        }
         let auth = match self {
             Self::Build(build) => {
                 if let Some(token) = &build.context.clone_token {
@@ -122,7 +126,8 @@ pub async fn run(
     cancel: &CancellationToken,
 ) -> Status {
     let (job_id, stop) = (request.job_id(), cancel.child_token());
-    let masker = match request.masker() {
+    let proxies = if settings.user_logins { docker::proxies() } else { Vec::new() };
+    let masker = match request.masker(&proxies) {
         Ok(masker) => masker,
         Err(error) => return report::failed(job_id, error, Vec::new()),
     };

@@ -51,6 +51,11 @@ pub(crate) fn is_secret_name(name: &str) -> bool {
     SECRET_WORDS.iter().any(|word| name.contains(word))
 }
 
+/// The password of `url`, as it has it and as a program uses it.
+fn passwords(url: &Url) -> Option<[String; 2]> {
+    url.password().map(|password| [password.to_owned(), percent_decoded(password)])
+}
+
 /// Collects the secrets of a [`Masker`].
 #[derive(Default)]
 pub struct MaskerBuilder {
@@ -67,19 +72,31 @@ impl MaskerBuilder {
         }
     }
 
+    /// Adds the password of a proxy's address.
+    pub fn proxy(&mut self, address: &str) {
+        let url = if address.contains("://") { address } else { &format!("http://{address}") };
+        if let Some(passwords) = Url::parse(url).ok().as_ref().and_then(passwords) {
+            for password in &passwords {
+                self.credential(password);
+            }
+        }
+    }
+
     /// Adds a build argument's value if the argument's name suggests that it is secret, and the password of a URL in any
-    /// argument.
+    /// argument. A password that is also the user's name is none that anyone keeps: `postgres:postgres@db` must not mask
+    /// `FROM postgres`.
     pub fn build_arg(&mut self, name: &str, value: &str) {
         let value = value.trim();
         if is_secret_name(name) && value.len() >= BUILD_ARG_BYTES_MIN {
             self.add(value);
         }
         if let Ok(url) = Url::parse(value)
-            && let Some(password) = url.password()
+            && url.password() != Some(url.username())
+            && let Some(passwords) = passwords(&url)
         {
-            // As the URL has it, and as a program uses it.
-            self.credential(password);
-            self.credential(&percent_decoded(password));
+            for password in passwords.iter().filter(|text| text.len() >= BUILD_ARG_BYTES_MIN) {
+                self.add(password);
+            }
         }
     }
 

@@ -5,6 +5,8 @@ use std::sync::LazyLock;
 use regex::Regex;
 use stagely_protocol::{FailureReason, RegistryProblem};
 
+use super::user_config::registry_name;
+
 /// The status of a response, as Docker and its libraries report it: `unexpected status from PUT request to URL: 413 …`.
 static STATUS: LazyLock<Regex> = LazyLock::new(|| {
     Regex::new(r"(?:^|: |status |status code:? )([1-5]\d\d)(?:[ :]|$)").expect("a fixed pattern")
@@ -64,8 +66,6 @@ const ENGINE: [&str; 6] = [
     "error reading from server: eof",
 ];
 
-/// Stands between the command of a failed step and `exit code: 42`.
-const NOT_COMPLETED: &str = "did not complete successfully: ";
 /// Messages of an engine, of TLS, or of ssh that another attempt does not change: the user may not use the socket, the
 /// certificates do not match, a key is refused.
 const ENGINE_REFUSALS: [&str; 8] = [
@@ -79,6 +79,8 @@ const ENGINE_REFUSALS: [&str; 8] = [
     "status code 403",
 ];
 
+/// Stands between the command of a failed step and `exit code: 42`.
+const NOT_COMPLETED: &str = "did not complete successfully: ";
 
 const UNAVAILABLE: FailureReason =
     FailureReason::Registry { problem: RegistryProblem::Unavailable };
@@ -132,16 +134,17 @@ pub(super) fn is_engine_refusal(error: &str) -> bool {
 /// whose login is core's.
 pub(super) fn missing_login(step: &str, error: &str) -> Option<String> {
     let text = error.to_ascii_lowercase();
-    if !is_pull(step) || !has(&text, &["401 unauthorized", "no basic auth credentials"]) {
+    let is_missing = has(&text, &["401 unauthorized", "no basic auth credentials"]);
+    if !is_missing || !is_pull(step) || is_push(step, &text) {
         return None;
     }
     if let Some((_, registry)) = step.split_once(" token for ") {
-        return Some(registry.trim().to_owned());
+        return Some(registry_name(registry.trim()));
     }
     let image = step.rsplit(' ').next()?.trim_start_matches("docker-image://");
     let host = image.split('/').next()?;
     let is_host = host.contains(['.', ':']) || host == "localhost";
-    Some(if is_host { host.to_owned() } else { "docker.io".to_owned() })
+    Some(registry_name(if is_host { host } else { "docker.io" }))
 }
 
 /// Finds the reason for a failed command that uses only a registry.
@@ -382,7 +385,12 @@ mod tests {
             (
                 "[auth] library/a:pull token for registry-1.docker.io",
                 "401 Unauthorized",
-                "registry-1.docker.io",
+                "docker.io",
+            ),
+            (
+                "[internal] load metadata for index.docker.io/team/base:1",
+                "failed to authorize: no basic auth credentials",
+                "docker.io",
             ),
             (
                 "[internal] load metadata for 127.0.0.1:5932/team/base:1",
@@ -398,22 +406,14 @@ mod tests {
             assert_eq!(missing_login(step, error).as_deref(), Some(registry), "{step}");
             assert_eq!(build_failure(step, error), AUTHENTICATION, "{step}");
         }
+        // Core logs in to the registry of pushes.
+        let step = "[auth] shop/main:pull,push token for registry.internal";
+        assert_eq!(missing_login(step, "401 Unauthorized"), None);
+        assert_eq!(build_failure(step, "401 Unauthorized"), AUTHENTICATION);
         // The step does not pull.
         assert_eq!(missing_login("[2/2] ADD https://example.com/x /", "401 Unauthorized"), None);
     }
 
-    #[test]
-    fn failures_of_a_login_have_the_machine_or_the_registry_as_reason() {
-        let cases = [
-            ("unauthorized: authentication required", AUTHENTICATION),
-            ("dial tcp 127.0.0.1:1: connect: connection refused", UNAVAILABLE),
-            ("r/a@sha256:00: not found", REFUSED),
-            ("Error saving credentials: no space left on device", FailureReason::DiskFull),
-            ("Cannot connect to the Docker daemon at unix:///x", FailureReason::Engine),
-        ];
-        for (error, reason) in cases {
-            assert_eq!(registry_failure(error), reason, "{error}");
-        }
     #[test]
     fn only_an_engine_that_refuses_for_good_is_not_asked_again() {
         for error in [
@@ -439,5 +439,17 @@ mod tests {
         }
     }
 
+    #[test]
+    fn failures_of_a_login_have_the_machine_or_the_registry_as_reason() {
+        let cases = [
+            ("unauthorized: authentication required", AUTHENTICATION),
+            ("dial tcp 127.0.0.1:1: connect: connection refused", UNAVAILABLE),
+            ("r/a@sha256:00: not found", REFUSED),
+            ("Error saving credentials: no space left on device", FailureReason::DiskFull),
+            ("Cannot connect to the Docker daemon at unix:///x", FailureReason::Engine),
+        ];
+        for (error, reason) in cases {
+            assert_eq!(registry_failure(error), reason, "{error}");
+        }
     }
 }

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::classify::registry_failure;
 use super::command::{DockerCommand, last_line};
-use super::user_config::{self, ConfigFile};
+use super::user_config::{self, ConfigFile, is_same_registry};
 use crate::process::{Invocation, ProcessError};
 
 /// How long a credential helper may take to list its registries.
@@ -93,17 +93,6 @@ async fn stored_registries(
     let registries: Map<String, Value> =
         if is_done { serde_json::from_slice(&output).unwrap_or_default() } else { Map::new() };
     registries.into_iter().map(|(registry, _)| registry).collect()
-}
-
-/// Whether the key of a login is for the registry at `host`: `host`, `https://host/v1/`, and for Docker Hub its index.
-fn is_same_registry(key: &str, host: &str) -> bool {
-    let key = key.trim_start_matches("https://").trim_start_matches("http://");
-    let key = key.split('/').next().unwrap_or_default();
-    let name = |host: &str| match host {
-        "index.docker.io" | "registry-1.docker.io" => "docker.io".to_owned(),
-        host => host.to_ascii_lowercase(),
-    };
-    name(key) == name(host)
 }
 
 /// Why a login failed.

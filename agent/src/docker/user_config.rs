@@ -37,3 +37,50 @@ impl ConfigFile {
         })
     }
 }
+
+/// The addresses of proxies, with their passwords, that builds get from the user's Docker configuration.
+pub(crate) fn proxies() -> Vec<String> {
+    folder().map(|folder| proxies_of(&ConfigFile::read(&folder))).unwrap_or_default()
+}
+
+fn proxies_of(config: &ConfigFile) -> Vec<String> {
+    let engines = config.proxies.as_object().into_iter().flatten();
+    let settings = engines.filter_map(|(_, settings)| settings.as_object()).flatten();
+    settings.filter_map(|(_, value)| value.as_str()).map(str::to_owned).collect()
+}
+
+/// The name of the registry at `host` in images and logins. Docker Hub has several hosts.
+pub(super) fn registry_name(host: &str) -> String {
+    match host.to_ascii_lowercase().as_str() {
+        "index.docker.io" | "registry-1.docker.io" => "docker.io".to_owned(),
+        host => host.to_owned(),
+    }
+}
+
+/// Whether the key of a login is for the registry at `host`: `host`, `https://host/v1/`, and for Docker Hub its index.
+pub(crate) fn is_same_registry(key: &str, host: &str) -> bool {
+    let key = key.trim_start_matches("https://").trim_start_matches("http://");
+    let key = key.split('/').next().unwrap_or_default();
+    registry_name(key) == registry_name(host)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_login_of_docker_hub_has_many_names() {
+        for key in ["docker.io", "https://index.docker.io/v1/", "registry-1.docker.io"] {
+            assert!(is_same_registry(key, "docker.io"), "{key}");
+        }
+        assert!(is_same_registry("https://R.example:5000", "r.example:5000"));
+        assert!(!is_same_registry("r.example", "r.example:5000"));
+    }
+
+    #[test]
+    fn the_proxies_of_all_engines_are_found() {
+        let config = r#"{"proxies": {"default": {"httpProxy": "http://a:b@p:1"}, "tcp://e": {"allProxy": "p:2"}}}"#;
+        let config = serde_json::from_str(config).unwrap();
+        assert_eq!(proxies_of(&config), ["http://a:b@p:1", "p:2"]);
+    }
+}

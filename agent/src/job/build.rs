@@ -253,7 +253,7 @@ async fn build_with_retries(
 /// Whether the login that is missing is that of the registry to which the image is pushed.
 fn is_own(request: &BuildRequest, error: &BuildError) -> bool {
     let own = request.config.target_image.registry();
-    matches!(error, BuildError::LoginMissing { registry, .. } if registry == own)
+    matches!(error, BuildError::LoginMissing { registry, .. } if docker::is_same_registry(registry, own))
 }
 
 /// Replaces each step that this attempt found in the cache by its result in the attempts before, `known_steps`.

@@ -85,6 +85,26 @@ fn the_password_of_a_url_in_any_build_argument_is_masked() {
 }
 
 #[test]
+fn a_short_password_of_a_url_or_one_like_the_user_stays() {
+    let mut secrets = MaskerBuilder::default();
+    secrets.build_arg("DATABASE_URL", "postgres://postgres:postgres@db/app");
+    secrets.build_arg("CACHE_URL", "redis://cache:redis@redis:6379");
+    let text = "FROM postgres:16, FROM redis:7";
+    assert_eq!(secrets.build().unwrap().mask(text), text);
+}
+
+#[test]
+fn the_password_of_a_proxy_is_masked() {
+    let mut secrets = MaskerBuilder::default();
+    secrets.proxy("http://me:se%40cret@proxy:3128");
+    secrets.proxy("me:pass@proxy:3128");
+    secrets.proxy("proxy:3128");
+    secrets.proxy("localhost,127.0.0.0/8");
+    let text = "se@cret se%40cret pass me proxy";
+    assert_eq!(secrets.build().unwrap().mask(text), "*** *** *** me proxy");
+}
+
+#[test]
 fn a_secret_in_lines_of_four_characters_or_more_is_masked() {
     let secret = "correct-horse-battery";
     let masker = masker(&[secret]);
