@@ -76,11 +76,12 @@ enum Command {
     Doctor(doctor::DoctorArgs),
     Core(CoreArgs),
     Agent(AgentArgs),
-    /// Kills the children of an agent that was killed. Agents start it.
+    /// Kills the children of an agent that was killed, and removes its logins. Agents start it.
     #[command(name = GUARD_COMMAND, hide = true)]
     Guard {
         machine: WireId,
         agent: u32,
+        work_dir: PathBuf,
     },
     /// Prints the completion script for a shell
     Completions {
@@ -136,27 +137,27 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return report(&error.into()),
     };
-    let result = runtime.block_on(perform(arguments.command));
     let is_core = matches!(arguments.command, Command::Core(_));
+    let result = runtime.block_on(perform(arguments.command));
     // A thread that is blocked, for example by a hanging disk, does not keep the process alive.
     runtime.shutdown_timeout(RUNTIME_END_LIMIT);
     match result {
         Ok(code) => code,
         // The reader of the output has closed it.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
-        Err(error) => report(&error),
         Err(error) if is_core && is_damage(&error) => {
             report(&error);
             ExitCode::from(EXIT_DAMAGED)
         }
+        Err(error) => report(&error),
     }
 }
 
-fn report(error: &anyhow::Error) -> ExitCode {
 fn is_damage(error: &anyhow::Error) -> bool {
     error.chain().any(<dyn std::error::Error>::is::<DamagedDatabase>)
 }
 
+fn report(error: &anyhow::Error) -> ExitCode {
     note(&format!("error: {error:#}"));
     ExitCode::from(EXIT_FAILED)
 }
@@ -186,8 +187,8 @@ async fn perform(command: Command) -> anyhow::Result<ExitCode> {
         Command::Doctor(arguments) => Box::pin(doctor::doctor(arguments)).await,
         Command::Core(arguments) => run_core(&arguments).await,
         Command::Agent(arguments) => run_agent(arguments).await,
-        Command::Guard { machine, agent } => {
-            guard_children(&machine, agent);
+        Command::Guard { machine, agent, work_dir } => {
+            guard_children(&machine, agent, &work_dir);
             Ok(ExitCode::SUCCESS)
         }
         Command::Completions { shell } => {
@@ -242,7 +243,8 @@ async fn run_agent(arguments: AgentArgs) -> anyhow::Result<ExitCode> {
     let text = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let config: AgentConfig =
         serde_json::from_slice(&text).with_context(|| format!("{}", path.display()))?;
-    let _guard = Guard::start(&config.agent_id).context("cannot start the agent's guard")?;
+    let _guard = Guard::start(&config.agent_id, &config.work_dir)
+        .context("cannot start the agent's guard")?;
     let exit = stagely_agent::run(config, stop).await?;
     Ok(ExitCode::from(exit.code()))
 }

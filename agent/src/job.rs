@@ -199,6 +199,21 @@ async fn perform(
     })
 }
 
+/// The name of the Docker configuration of a job of the agent with the process id `agent`. It holds logins.
+fn docker_config_of(agent: u32) -> String {
+    format!("docker-{agent}")
+}
+
+/// Removes the Docker configurations of the jobs of the agent with the process id `agent`, which was killed, in
+/// `work_dir`. A new agent may have jobs there already.
+pub(crate) fn remove_docker_configs(work_dir: &Path, agent: u32) {
+    let Ok(jobs) = fs::read_dir(work_dir.join(JOBS_FOLDER)) else { return };
+    for job in jobs.flatten() {
+        // A job of another agent has none.
+        let _ = fs::remove_dir_all(job.path().join(docker_config_of(agent)));
+    }
+}
+
 /// A job's private folder.
 struct JobFolder(PathBuf);
 
@@ -218,7 +233,7 @@ impl JobFolder {
         DockerCommand {
             machine: settings.machine.clone(),
             endpoint,
-            config: self.0.join("docker"),
+            config: self.0.join(docker_config_of(std::process::id())),
             grace: settings.grace,
             registry_retry_limit: settings.registry_retry_limit,
         }
@@ -268,6 +283,20 @@ mod tests {
     fn merge() -> JobRequest {
         let text = r#"{"job_id":"job_1","source_images":["r/a:1"],"target_image":"r/a:2"}"#;
         JobRequest::Merge(serde_json::from_str(text).unwrap())
+    }
+
+    #[test]
+    fn the_logins_of_a_killed_agent_are_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let jobs = folder.path().join(JOBS_FOLDER);
+        let of = |agent| jobs.join("job_1").join(docker_config_of(agent));
+        for agent in [7, 8] {
+            docker::create_config(&of(agent)).unwrap();
+            fs::write(of(agent).join("config.json"), "{}").unwrap();
+        }
+        remove_docker_configs(folder.path(), 7);
+        assert!(!of(7).exists() && of(8).join("config.json").exists());
+        remove_docker_configs(&folder.path().join("nothing"), 7);
     }
 
     #[tokio::test]
