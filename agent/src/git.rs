@@ -30,6 +30,7 @@ use secrecy::SecretString;
 use stagely_protocol::{CloneContext, CommitSha, Submodules};
 use tokio_util::sync::CancellationToken;
 
+pub use self::ended_server::SERVED_FOLDER;
 pub(crate) use self::error::without_credentials;
 pub use self::error::{CloneError, LargeFileProblem};
 pub use self::filters::UnappliedFilter;

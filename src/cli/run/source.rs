@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use secrecy::SecretString;
+use stagely_agent::git::SERVED_FOLDER;
 use stagely_protocol::CommitSha;
 use stagely_state::Name;
 use url::Url;
@@ -102,7 +103,7 @@ impl RunSource {
         let repository = ServedRepository::new(folder, revision)?;
         let base = base.map(|base| repository.add_base(base)).transpose()?;
         let name = Name::nearest(&folder_name(repository.origin()));
-        let address = format!("/{name}.git");
+        let address = format!("/{SERVED_FOLDER}/{name}.git");
         let server = GitServer::start(repository.paths(&address)?, &address).await?;
         let reference = repository.name.clone().unwrap_or_else(|| repository.commit.to_string());
         Ok(Self {
