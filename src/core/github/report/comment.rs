@@ -13,7 +13,6 @@ use stagely_state::{CancelReason, Job, JobFailure, JobKind, JobState, RunState};
 use super::markdown::{code, first_lines, inline, last_lines};
 use super::view::{ReportView, platforms, seconds, short};
 use crate::core::github::webhook::command::OWN_COMMENT;
-use crate::core::waits::Wait;
 
 /// GitHub's limit is 65,536 characters. The limits of the sections below add up to less than this.
 const BODY_BYTES_MAX: usize = 60_000;
@@ -190,7 +189,7 @@ fn row(view: &ReportView<'_>, job: &Job) -> String {
 
 /// The job's wait for capacity, with the provider's answer.
 fn wait(view: &ReportView<'_>, job: &Job) -> Option<String> {
-    let wait = Wait::for_capacity(view.records, job)?;
+    let wait = view.capacity_wait(job)?;
     Some(format!(", waits for capacity {}", inline(&wait.text(), WORDS_CHARS_MAX)))
 }
 

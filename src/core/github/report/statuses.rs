@@ -102,9 +102,9 @@ fn of_job(view: &ReportView<'_>, job: &Job) -> CommitStatus {
     let took = job.started_at.zip(job.ended_at).map(|(from, to)| seconds(to.since(from)));
     let (state, description) = match &job.state {
         JobState::Queued { .. } | JobState::Postponed { .. } | JobState::Provisioning { .. }
-            if let Some(gap) = &job.missing_capacity =>
+            if let Some(wait) = view.capacity_wait(job) =>
         {
-            (StatusState::Pending, format!("Waits for capacity: {}", gap.message))
+            (StatusState::Pending, format!("Waits for capacity: {}", wait.reason))
         }
         JobState::Queued { .. }
         | JobState::Postponed { .. }

@@ -4,11 +4,12 @@ use std::fmt;
 use std::time::Duration;
 
 use stagely_protocol::{CommitSha, FailureReason};
-use stagely_state::ids::{EnvironmentId, JobId};
-use stagely_state::{Environment, Job, JobFailure, JobKind, JobState, Run, RunState};
+use stagely_state::ids::{EnvironmentId, JobId, MachineId};
+use stagely_state::{Environment, Job, JobFailure, JobKind, JobState, MachineState, Run, RunState};
 use url::Url;
 
 use crate::core::records::Records;
+use crate::core::waits::Wait;
 
 /// An environment and its newest run, as the records have them at one time.
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +49,16 @@ impl<'a> ReportView<'a> {
             }
             _ => false,
         })
+    }
+
+    /// The wait of a job whose last launch found no capacity, unless its next machine has been launched.
+    pub(crate) fn capacity_wait(&self, job: &Job) -> Option<Wait> {
+        let is_requested = |machine: MachineId| {
+            let machine = self.records.machines.get(&machine);
+            machine.is_some_and(|machine| machine.state == MachineState::Requested)
+        };
+        Wait::for_capacity(self.records, job)
+            .filter(|_| job.state.machine().is_none_or(is_requested))
     }
 
     /// The commit of the plan, or before planning the requested one.

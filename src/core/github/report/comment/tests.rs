@@ -1,6 +1,11 @@
 //! The text of the comment, word by word.
 
-use stagely_state::{Approval, MissingCapacity, PlanFailure, SkipReason, SkippedBuild, Timestamp};
+use stagely_protocol::Arch;
+use stagely_state::ids::MachineId;
+use stagely_state::{
+    Approval, Machine, MachineKind, MachineState, MissingCapacity, PlanFailure, SkipReason,
+    SkippedBuild, Timestamp,
+};
 
 use super::*;
 use crate::core::github::report::fixtures::{ReportFixture, commit, job_id, user_failure};
@@ -64,6 +69,16 @@ fn a_job_without_capacity_says_since_when_and_why() {
     let text = text.replace("&#58;", ":");
     let state = "queued, waits for capacity since 22:13:20 UTC: no `c5.xlarge` in eu-central-1";
     assert!(text.contains(state), "{text}");
+
+    // The next launch.
+    let id = MachineId::from_bits(9);
+    let machine = Machine::new(id, MachineKind::Launched, Arch::Amd64, Timestamp(0));
+    fixture.job(1).state = JobState::Provisioning { attempt: 1, machine: id };
+    for (state, waits) in [(MachineState::Requested, true), (MachineState::Booting, false)] {
+        fixture.records.machines.insert(id, Machine { state, ..machine.clone() });
+        let text = middle(&fixture, &Excerpts::new());
+        assert_eq!(text.contains("starting, waits for capacity"), waits, "{text}");
+    }
 }
 
 #[test]
