@@ -1,7 +1,7 @@
 //! The Stagely agent: it dials out to core, clones, builds, and reports what happened.
 //!
-//! Core uses [`git`], to read `stagely.yaml` at a commit, and its clients use [`proxy`]. `stagely doctor` asks [`docker`]
-//! what this machine can do.
+//! Core uses [`git`], to read `stagely.yaml` at a commit, and, as its clients do, [`proxy`]. `stagely run` and `stagely
+//! doctor` ask [`docker`] for this machine's engine. The program's `main` uses [`run`], [`exec`] and the guard.
 
 mod session;
 

@@ -18,8 +18,8 @@ use crate::config::Config;
 use crate::core::store::StoreError;
 use crate::core::{self, FolderCheck, Running};
 
-/// The time after which an agent without contact to core exits. It limits how long builds continue if
-/// this process is killed.
+/// The time after which an agent without contact to core exits. Agents end with this process, their parent; the limit is
+/// for a core that hangs.
 const GIVE_UP_AFTER: Duration = Duration::from_mins(1);
 
 /// How long core may take to stop when the user does not wait for its machines.
