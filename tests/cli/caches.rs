@@ -1,6 +1,6 @@
 //! `stagely run` while core still exports the cache of an ended run.
 
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
@@ -117,4 +117,29 @@ fn a_core_that_keeps_running_exports_the_cache_without_the_command() {
         machines.iter().all(|machine| machine["exporting_cache_of"].is_null()).then_some(())
     });
     server.ends();
+}
+
+#[test]
+fn a_command_whose_output_is_not_read_after_the_result_exports_the_cache() {
+    let person = Person::new("cache-unread");
+    built(&person);
+    let proxy = HoldingProxy::start();
+    let mut run = person.stagely(&["run", "--registry", &proxy.address]).spawn().unwrap();
+    // As `stagely run | head -1` does.
+    let mut line = String::new();
+    BufReader::new(run.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let mut stderr = BufReader::new(run.stderr.take().unwrap());
+    let mut shown = String::new();
+    while !shown.contains("Waiting for the cache export of app") {
+        assert!(stderr.read_line(&mut shown).unwrap() > 0, "{shown}");
+    }
+    // Long enough for several checks of a reader.
+    for _ in 0..10 {
+        person.does(&["runs"]).with(0);
+    }
+    assert!(run.try_wait().unwrap().is_none(), "it did not wait for the export");
+    proxy.release();
+    stderr.read_to_string(&mut shown).unwrap();
+    assert_eq!(run.wait().unwrap().code(), Some(0), "{shown}");
+    person.leaves_nothing();
 }
