@@ -5,6 +5,7 @@
 
 pub mod clock;
 pub(crate) mod retry;
+pub mod wait;
 pub mod waits;
 
 pub mod plan;

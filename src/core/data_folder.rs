@@ -9,10 +9,9 @@ use std::{fs, io};
 use anyhow::Context as _;
 use tokio::task::spawn_blocking;
 
-use super::damage::DamagedDatabase;
-use super::logs::{LogError, LogSettings, LogStore};
+use super::logs::{LogSettings, LogStore};
 use super::secrets::keyring::Keyring;
-use super::store::{Store, StoreContents, StoreError};
+use super::store::{Store, StoreContents};
 use crate::config::Config;
 
 use self::binding::{Binding, BindingError};
@@ -62,9 +61,8 @@ impl DataFolder {
         let mut private = fs::DirBuilder::new();
         private.recursive(true).mode(0o700).create(&path).with_context(unusable)?;
         let records = path.join(RECORDS_FILE);
-        let (store, contents) =
-            DamagedDatabase::checked(&records, StoreError::Damaged, || Store::open(&records))
-                .with_context(|| format!("cannot open the database in {}", path.display()))?;
+        let (store, contents) = Store::open(&records)
+            .with_context(|| format!("cannot open the database in {}", path.display()))?;
         bind(&path, &store, check).with_context(unusable)?;
         // The database is open, so no other core works here. A killed core may have left checkouts.
         let scratch = path.join(SCRATCH);
@@ -75,10 +73,8 @@ impl DataFolder {
             _ => private.create(&scratch).with_context(unusable)?,
         }
         let logs = path.join(LOGS_FILE);
-        let logs = DamagedDatabase::checked(&logs, LogError::DamagedFile, || {
-            LogStore::open(&logs, settings)
-        })
-        .with_context(|| format!("cannot open the logs in {}", path.display()))?;
+        let logs = LogStore::open(&logs, settings)
+            .with_context(|| format!("cannot open the logs in {}", path.display()))?;
         let keyring = Keyring::open(&path.join("secrets.key"))
             .with_context(|| format!("cannot open the key in {}", path.display()))?;
         Ok(Self { path, store, contents, logs, keyring })
@@ -103,3 +99,6 @@ fn bind(path: &Path, store: &Store, check: FolderCheck) -> anyhow::Result<()> {
     here.store().map_err(BindingError::from)?;
     Ok(store.set_bound()?)
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,11 +10,11 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use stagely_state::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId};
 use stagely_state::{
     Attempt, Changes, DeliveryId, EndedRun, Environment, Job, JobKind, JobState, Machine, Project,
-    QueuedJob, Run, State, Timestamp,
+    QueueReason, QueuedJob, Run, State, Timestamp,
 };
 use tokio::sync::watch;
 
-use super::waits::{Subject, Wait};
+use super::wait::{Wait, Waiter};
 
 /// Most runs of a project that are searched for a native build. The durations of older steps say little about today's.
 pub(super) const TWIN_RUNS_MAX: usize = 20;
@@ -37,7 +37,7 @@ pub struct Records {
     /// The arrival of each of GitHub's deliveries, while GitHub may repeat it.
     pub deliveries: BTreeMap<DeliveryId, Timestamp>,
     /// What runs and jobs wait for outside of core.
-    pub waits: BTreeMap<Subject, Wait>,
+    pub waits: BTreeMap<Waiter, Wait>,
     queue: Vec<QueuedJob>,
     /// The index of each job in `queue`. A run may have hundreds of jobs among thousands, and each view of the run
     /// needs the positions of all of them.
@@ -140,6 +140,30 @@ impl Records {
             records.runs.insert(run.id, run);
         }
         records
+    }
+
+    /// What a run waits for: a repository, GitHub or a registry that does not answer.
+    pub(crate) fn wait_of_run(&self, run: &Run) -> Option<Wait> {
+        self.waits.get(&Waiter::Run(run.id)).filter(|_| !run.state.is_final()).cloned()
+    }
+
+    /// What a job waits for: capacity, or a provider that does not answer.
+    pub(crate) fn wait_of_job(&self, job: &Job) -> Option<Wait> {
+        let wait = self.waits.get(&Waiter::Job(job.id)).filter(|_| !job.state.is_final());
+        wait.cloned().or_else(|| self.wait_for_capacity(job))
+    }
+
+    /// The wait of a job whose last launch found no capacity.
+    pub(crate) fn wait_for_capacity(&self, job: &Job) -> Option<Wait> {
+        let gap = job.missing_capacity.as_ref().filter(|_| !job.state.is_final())?;
+        let (retry_at, give_up_at) = match self.queued(job.id).map(|(_, queued)| &queued.reason) {
+            Some(QueueReason::Capacity { retry_at, give_up_at, .. }) => {
+                (Some(*retry_at), Some(*give_up_at))
+            }
+            _ => (None, None),
+        };
+        let (reason, tries) = (gap.message.clone(), gap.launches);
+        Some(Wait { reason, since: gap.since, tries, retry_at, give_up_at })
     }
 
     /// The jobs of `run`, in the order of the plan.

@@ -5,6 +5,8 @@
 
 mod batch;
 mod contents;
+mod encoding;
+mod ended;
 mod error;
 mod history;
 mod tables;
@@ -23,7 +25,7 @@ use redb::{
 use stagely_protocol::{Fingerprint, ImageRef};
 use stagely_state::ids::{CoreId, RunId};
 
-use self::batch::encode;
+use self::encoding::encode;
 use self::tables::{
     API_TOKENS, FINGERPRINTS, ID_TABLES, LAYOUT, META, OLD_LAYOUTS, OUTBOX, READS, RUN_SECRETS,
 };
@@ -33,6 +35,9 @@ use super::tokens::TokenHash;
 pub use batch::{Batch, RecordTable};
 pub use contents::{ApiToken, StoreContents};
 pub use error::StoreError;
+
+/// What to do if the file is damaged, for people.
+const ADVICE: &str = "restore the data folder from a backup";
 
 /// The key of [`Store::is_bound`] in the table of properties.
 const BOUND: &str = "bound";
@@ -50,6 +55,10 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub fn open(path: &Path) -> Result<(Self, StoreContents), StoreError> {
+        DamagedDatabase::checked(path, ADVICE, StoreError::Damaged, || Self::open_file(path))
+    }
+
+    fn open_file(path: &Path) -> Result<(Self, StoreContents), StoreError> {
         // What is open is in memory anyway, and the system caches the file.
         let database = Database::builder().set_cache_size(8 * 1024 * 1024).create(path)?;
         let store = Self { database: Arc::new(database), path: path.into() };
@@ -66,7 +75,7 @@ impl Store {
         read: impl FnOnce(&ReadTransaction) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let read = || read(&self.database.begin_read()?);
-        DamagedDatabase::checked(&self.path, StoreError::Damaged, read)
+        DamagedDatabase::checked(&self.path, ADVICE, StoreError::Damaged, read)
     }
 
     /// Performs `change` in one durable transaction, and recognizes that the file is damaged.
@@ -83,7 +92,7 @@ impl Store {
             write.commit()?;
             Ok(changed)
         };
-        DamagedDatabase::checked(&self.path, StoreError::Damaged, write)
+        DamagedDatabase::checked(&self.path, ADVICE, StoreError::Damaged, write)
     }
 
     /// Creates the tables, checks the layout, and returns the id of this core.
@@ -96,7 +105,7 @@ impl Store {
             write.open_table(API_TOKENS)?;
             write.open_table(FINGERPRINTS)?;
             write.open_table(READS)?;
-            history::prepare(write)?;
+            ended::prepare(write)?;
             let mut meta = write.open_table(META)?;
             let layout = meta.get("layout")?.map(|layout| layout.value().to_owned());
             match layout {

@@ -35,6 +35,7 @@ use crate::core::github::{Github, GithubError};
 use crate::core::plan::{Plan, PlanContext, plan};
 use crate::core::records::{Records, SharedRecords};
 use crate::core::secrets::SecretStore;
+use crate::core::wait::Waiter;
 use crate::core::waits;
 
 const AUTHENTICATION: FailureReason =
@@ -120,7 +121,7 @@ impl Planner {
         let give_up_at = now().after(self.planning_limit);
         let shown = async {
             sleep(SHOWN_AFTER).await;
-            waits::note_slow(&self.records, waits::Subject::Run(run), READING, give_up_at);
+            waits::note_slow(&self.records, Waiter::Run(run), READING, give_up_at);
             pending::<Infallible>().await
         };
         let plan = tokio::select! {
@@ -133,7 +134,7 @@ impl Planner {
         };
         let plan = match plan {
             Err(NotPlanned::Later { retry_at, reason }) => {
-                waits::note(&self.records, waits::Subject::Run(run), reason, retry_at);
+                waits::note(&self.records, Waiter::Run(run), reason, retry_at);
                 return Event::PlanDeferred { run, until: retry_at };
             }
             Err(NotPlanned::Failed(failure)) => Err(failure),

@@ -27,7 +27,6 @@ use crate::api::{JobKindView, JobStatus, JobView, LostAttempt, RunStatus, RunVie
 use crate::core::github::report::view::seconds;
 use crate::core::logs::{LogError, StoredLine, readable};
 use crate::core::store::StoreError;
-use crate::core::waits::Wait;
 
 /// Most lines of a log that a page shows.
 const PAGE_LINES: usize = 2_000;
@@ -192,7 +191,7 @@ struct StepRow {
 async fn run(State(api): State<ApiState>, _: Visitor, Id(id): Id) -> Response {
     let Ok(id) = id.parse::<RunId>() else { return not_found("run") };
     let found = api.history.with_run(id, |records, run| {
-        let wait = Wait::of_run(records, run).map(|wait| readable(&wait.text()));
+        let wait = records.wait_of_run(run).map(|wait| readable(&wait.text()));
         (views::run(records, run), run.approval.clone(), wait)
     });
     let (run, approval, wait) = match found.await {

@@ -14,6 +14,10 @@ use super::{LogError, StoredLine};
 use crate::core::damage::DamagedDatabase;
 use crate::core::disk;
 
+/// What to do if the file is damaged, for people.
+pub(super) const ADVICE: &str =
+    "move it away, and core begins with empty logs and keeps everything else";
+
 /// Job, attempt, number of the chunk's first line.
 pub(super) type ChunkKey = (u128, u32, u64);
 
@@ -62,7 +66,7 @@ pub(super) struct Tables {
 impl Tables {
     pub(super) fn open(path: PathBuf, cache_bytes: usize) -> Result<Self, LogError> {
         let tables = Self { path, cache_bytes, database: Arc::default() };
-        tables.reopen()?;
+        tables.checked(Self::reopen)?;
         Ok(tables)
     }
 
@@ -85,7 +89,7 @@ impl Tables {
         &self,
         access: impl FnOnce(&Self) -> Result<T, LogError>,
     ) -> Result<T, LogError> {
-        DamagedDatabase::checked(&self.path, LogError::DamagedFile, || access(self))
+        DamagedDatabase::checked(&self.path, ADVICE, LogError::DamagedFile, || access(self))
     }
 
     /// The free space of the database's file system, in bytes; `None` if the system call fails.

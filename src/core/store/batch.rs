@@ -6,8 +6,9 @@ use stagely_protocol::{Fingerprint, ImageRef};
 use stagely_state::ids::{MachineId, ProjectId, RunId};
 use stagely_state::{DeliveryId, Effect, EffectId, Ended, Timestamp};
 
+use super::encoding::encode;
+use super::ended::Changes;
 use super::error::StoreError;
-use super::history;
 use super::tables::{
     DELIVERIES, ENVIRONMENTS, FINGERPRINTS, IdTable, JOBS, MACHINE_TOKENS, MACHINES, OUTBOX,
     PROJECT_SECRETS, PROJECTS, RUN_SECRETS, RUNS,
@@ -41,7 +42,7 @@ pub struct Batch {
     rows: Vec<(IdTable, u128, Option<Vec<u8>>)>,
     outbox: Vec<(EffectId, Option<Vec<u8>>)>,
     fingerprints: Vec<(ImageRef, Option<String>)>,
-    history: history::Changes,
+    history: Changes,
 }
 
 impl Batch {
@@ -119,8 +120,4 @@ impl Batch {
         }
         Ok(())
     }
-}
-
-pub(super) fn encode(record: &impl Serialize) -> Vec<u8> {
-    serde_json::to_vec(record).expect("a record has string keys and no failing serializer")
 }

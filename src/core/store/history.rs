@@ -1,96 +1,15 @@
-//! Ended runs and machines: written when they leave the state, and read when somebody asks for them.
+//! Reads ended runs and machines, which core does not keep in memory.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use redb::{ReadableTable as _, TableHandle, WriteTransaction};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use redb::ReadableTable as _;
 use stagely_state::ids::{EnvironmentId, MachineId, ProjectId, RunId};
 use stagely_state::{Ended, EndedRun, Machine, Missing, Run, Timestamp};
 
 use super::Store;
+use super::encoding::decompressed;
 use super::error::StoreError;
 use super::tables::{ENDED_JOBS, ENDED_MACHINES, ENDED_RUNS, RUNS_OF_PROJECTS};
-
-/// A record shrinks to a third or less; further levels take longer and save little.
-const LEVEL: i32 = 3;
-
-/// The changes of one transaction.
-#[derive(Debug, Default)]
-pub(super) struct Changes {
-    added: Ended,
-    deleted: Ended,
-}
-
-impl Changes {
-    pub(super) const fn is_empty(&self) -> bool {
-        self.added.is_empty() && self.deleted.is_empty()
-    }
-
-    /// Adds records. Those that are deleted in the same transaction are deleted before.
-    pub(super) fn add(&mut self, records: Ended) {
-        self.added.extend(records);
-    }
-
-    pub(super) fn delete(&mut self, records: Ended) {
-        self.deleted.extend(records);
-    }
-
-    pub(super) fn write_to(&self, write: &WriteTransaction) -> Result<(), StoreError> {
-        if self.is_empty() {
-            return Ok(());
-        }
-        let mut runs = write.open_table(ENDED_RUNS)?;
-        let mut run_of_jobs = write.open_table(ENDED_JOBS)?;
-        let mut of_projects = write.open_table(RUNS_OF_PROJECTS)?;
-        let mut machines = write.open_table(ENDED_MACHINES)?;
-        for EndedRun { run, jobs } in &self.deleted.runs {
-            runs.remove(run.id.bits())?;
-            of_projects.remove((run.project.bits(), run.id.bits()))?;
-            for job in jobs {
-                run_of_jobs.remove(job.id.bits())?;
-            }
-        }
-        for machine in &self.deleted.machines {
-            machines.remove(machine.id.bits())?;
-        }
-        for ended in &self.added.runs {
-            let EndedRun { run, jobs } = ended;
-            runs.insert(run.id.bits(), compressed(ended).as_slice())?;
-            of_projects.insert((run.project.bits(), run.id.bits()), run.environment.bits())?;
-            for job in jobs {
-                run_of_jobs.insert(job.id.bits(), run.id.bits())?;
-            }
-        }
-        for machine in &self.added.machines {
-            machines.insert(machine.id.bits(), compressed(machine).as_slice())?;
-        }
-        Ok(())
-    }
-}
-
-fn compressed(record: &impl Serialize) -> Vec<u8> {
-    let json = super::encode(record);
-    zstd::bulk::compress(&json, LEVEL).expect("a vector takes every byte")
-}
-
-fn decompressed<T: DeserializeOwned>(
-    table: &impl TableHandle,
-    bytes: &[u8],
-) -> Result<T, StoreError> {
-    let json = zstd::decode_all(bytes).map_err(serde_json::Error::io);
-    json.and_then(|json| serde_json::from_slice(&json))
-        .map_err(|source| StoreError::record(table, source))
-}
-
-/// Creates the tables.
-pub(super) fn prepare(write: &WriteTransaction) -> Result<(), StoreError> {
-    write.open_table(ENDED_RUNS)?;
-    write.open_table(ENDED_JOBS)?;
-    write.open_table(RUNS_OF_PROJECTS)?;
-    write.open_table(ENDED_MACHINES)?;
-    Ok(())
-}
 
 /// All methods block.
 impl Store {

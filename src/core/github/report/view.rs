@@ -9,7 +9,7 @@ use stagely_state::{Environment, Job, JobFailure, JobKind, JobState, MachineStat
 use url::Url;
 
 use crate::core::records::Records;
-use crate::core::waits::Wait;
+use crate::core::wait::Wait;
 
 /// An environment and its newest run, as the records have them at one time.
 #[derive(Clone, Copy, Debug)]
@@ -57,7 +57,7 @@ impl<'a> ReportView<'a> {
             let machine = self.records.machines.get(&machine);
             machine.is_some_and(|machine| machine.state == MachineState::Requested)
         };
-        Wait::for_capacity(self.records, job)
+        self.records.wait_for_capacity(job)
             .filter(|_| job.state.machine().is_none_or(is_requested))
     }
 

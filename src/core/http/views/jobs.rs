@@ -7,7 +7,6 @@ use super::machines::queue_reason;
 use super::waits::wait;
 use crate::api::{JobKindView, JobStatus, JobView, LostAttempt, QueuePosition};
 use crate::core::records::Records;
-use crate::core::waits::Wait;
 
 pub(in crate::core::http) fn job(records: &Records, job: &Job) -> JobView {
     let (kind, platforms, image): (_, Vec<Platform>, _) = match &job.kind {
@@ -49,7 +48,7 @@ pub(in crate::core::http) fn job(records: &Records, job: &Job) -> JobView {
         slow_down: slow_down_of(records, job),
         took_over: job.took_over,
         reused_from: job.reused_from,
-        wait: Wait::of_job(records, job).map(wait),
+        wait: records.wait_of_job(job).map(wait),
         queue: queue_position(records, job),
         queued_at: job.queued_at,
         started_at: job.started_at,

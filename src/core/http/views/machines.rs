@@ -4,7 +4,6 @@ use stagely_state::{Machine, MachineKind, MachineState, QueueReason, QueuedJob, 
 
 use crate::api::{MachineStatus, MachineView, QueueView, QueuedJobView};
 use crate::core::records::Records;
-use crate::core::waits::Wait;
 
 /// A machine at the time `now`.
 pub(in crate::core::http) fn machine(machine: &Machine, now: Timestamp) -> MachineView {
@@ -90,8 +89,7 @@ pub(super) fn queue_reason(records: &Records, queued: &QueuedJob) -> String {
             format!("waiting for a registered {arch} machine")
         }
         QueueReason::Capacity { .. } => {
-            let wait =
-                records.jobs.get(&queued.job).and_then(|job| Wait::for_capacity(records, job));
+            let wait = records.jobs.get(&queued.job).and_then(|job| records.wait_for_capacity(job));
             format!("waiting for capacity {}", wait.map(|wait| wait.text()).unwrap_or_default())
         }
         QueueReason::RegisteredMachine { arch: None } => {

@@ -6,7 +6,6 @@ use super::job;
 use super::waits::wait;
 use crate::api::{RunStatus, RunView, SkippedBuildView};
 use crate::core::records::Records;
-use crate::core::waits::Wait;
 
 /// A run without its jobs, for lists.
 pub(in crate::core::http) fn run_summary(records: &Records, run: &Run) -> RunView {
@@ -46,7 +45,7 @@ pub(in crate::core::http) fn run_summary(records: &Records, run: &Run) -> RunVie
         skipped: run.skipped.iter().map(skipped).collect(),
         saved_machines: records.jobs_of(run.id).filter(|job| job.took_over.is_some()).count(),
         live_machines: records.live_of_run.get(&run.id).copied().unwrap_or_default(),
-        wait: Wait::of_run(records, run).map(wait),
+        wait: records.wait_of_run(run).map(wait),
         jobs: Vec::new(),
     }
 }

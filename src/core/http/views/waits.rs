@@ -2,7 +2,7 @@
 
 use crate::api::WaitView;
 use crate::core::clock::now;
-use crate::core::waits::Wait;
+use crate::core::wait::Wait;
 
 pub(super) fn wait(wait: Wait) -> WaitView {
     let Wait { reason, since, tries, retry_at, give_up_at } = wait;
