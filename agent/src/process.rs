@@ -27,6 +27,7 @@ pub use self::guard::{GUARD_COMMAND, Guard, guard_children};
 use self::leftovers::AGENT_VARIABLE;
 pub(crate) use self::leftovers::kill_leftovers;
 use self::outputs::Outputs;
+pub(crate) use self::outputs::last_line;
 
 /// Why a child process did not run to its end.
 #[derive(Debug, Error)]

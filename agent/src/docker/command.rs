@@ -31,9 +31,3 @@ impl DockerCommand {
         variables.fold(docker, |docker, (name, value)| docker.env(name, value))
     }
 }
-
-/// The last line of `output` that is not blank.
-pub(super) fn last_line(output: &[u8]) -> String {
-    let output = String::from_utf8_lossy(output);
-    output.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default().to_owned()
-}

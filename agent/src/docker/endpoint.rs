@@ -27,9 +27,8 @@ use tokio::process::ChildStderr;
 use tokio::time::timeout;
 use url::Url;
 
-use super::command::last_line;
 use super::user_config::{self, ConfigFile};
-use crate::process::piped_child;
+use crate::process::{last_line, piped_child};
 use crate::proxy::is_loopback;
 
 /// The name of the context without an entry, for Docker's own default.

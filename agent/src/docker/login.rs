@@ -13,9 +13,9 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::classify::registry_failure;
-use super::command::{DockerCommand, last_line};
+use super::command::DockerCommand;
 use super::user_config::{self, ConfigFile, is_same_registry};
-use crate::process::{Invocation, ProcessError};
+use crate::process::{Invocation, ProcessError, last_line};
 
 /// How long a credential helper may take to list its registries.
 const HELPER_LIMIT: Duration = Duration::from_secs(5);

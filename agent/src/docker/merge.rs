@@ -10,8 +10,8 @@ use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
 use super::classify::registry_failure;
-use super::command::{DockerCommand, last_line};
-use crate::process::ProcessError;
+use super::command::DockerCommand;
+use crate::process::{ProcessError, last_line};
 
 /// Why an index was not pushed.
 #[derive(Debug, Error)]

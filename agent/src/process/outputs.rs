@@ -87,3 +87,9 @@ impl Outputs {
         Ok(())
     }
 }
+
+/// The last line of `output` that is not blank.
+pub(crate) fn last_line(output: &[u8]) -> String {
+    let output = String::from_utf8_lossy(output);
+    output.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default().to_owned()
+}

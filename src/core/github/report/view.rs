@@ -57,8 +57,7 @@ impl<'a> ReportView<'a> {
             let machine = self.records.machines.get(&machine);
             machine.is_some_and(|machine| machine.state == MachineState::Requested)
         };
-        self.records.wait_for_capacity(job)
-            .filter(|_| job.state.machine().is_none_or(is_requested))
+        self.records.wait_for_capacity(job).filter(|_| job.state.machine().is_none_or(is_requested))
     }
 
     /// The commit of the plan, or before planning the requested one.
