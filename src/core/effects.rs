@@ -49,7 +49,11 @@ impl Effects {
     pub(crate) async fn perform(&self, effect: Effect) -> Option<Event> {
         // Planning is a large future.
         let performed = Box::pin(self.outcome_of(effect.clone()));
-        waits::shown(&self.records, &effect, performed).await
+        let give_up_at = match effect {
+            Effect::Plan { .. } => Some(self.planner.give_up_at()),
+            _ => None,
+        };
+        waits::shown(&self.records, &effect, give_up_at, performed).await
     }
 
     async fn outcome_of(&self, effect: Effect) -> Option<Event> {

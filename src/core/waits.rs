@@ -39,17 +39,19 @@ impl Waiter {
     }
 }
 
-/// Performs an effect, and shows the waits between its tries in `records`.
+/// Performs an effect, and shows the waits between its tries in `records`. The effect ends at `give_up_at` at the latest,
+/// if that is known.
 pub(super) async fn shown(
     records: &SharedRecords,
     effect: &Effect,
+    give_up_at: Option<Timestamp>,
     performed: impl Future<Output = Option<Event>>,
 ) -> Option<Event> {
     let waiter = Waiter::of(effect, &records.read());
     let Some(waiter) = waiter else { return performed.await };
     let shared = records.clone();
     let note = move |error: String, wait: Duration| {
-        note(&shared, waiter, error, now().after(wait));
+        note(&shared, waiter, error, now().after(wait), give_up_at);
     };
     let event = retry::observed(note, performed).await;
     // The planning of a deferred run goes on later, with the same wait.
@@ -60,19 +62,20 @@ pub(super) async fn shown(
     event
 }
 
-/// Shows that `waiter` waits until `retry_at`, because its last try failed with `reason`.
-pub(super) fn note(records: &SharedRecords, waiter: Waiter, reason: String, retry_at: Timestamp) {
+/// Shows that `waiter` waits until `retry_at`, because its last try failed with `reason`, and gives up at `give_up_at`.
+pub(super) fn note(
+    records: &SharedRecords,
+    waiter: Waiter,
+    reason: String,
+    retry_at: Timestamp,
+    give_up_at: Option<Timestamp>,
+) {
     records.write(|records| {
         let mut waits = std::mem::take(&mut records.waits);
         // Deferred runs may have been cancelled.
         waits.retain(|waiter, _| waiter.is_open(records));
-        let first = Wait {
-            reason: String::new(),
-            since: now(),
-            tries: 0,
-            retry_at: None,
-            give_up_at: None,
-        };
+        let first =
+            Wait { reason: String::new(), since: now(), tries: 0, retry_at: None, give_up_at };
         let wait = waits.entry(waiter).or_insert(first);
         (wait.reason, wait.retry_at) = (reason, Some(retry_at));
         wait.tries += 1;
@@ -80,7 +83,7 @@ pub(super) fn note(records: &SharedRecords, waiter: Waiter, reason: String, retr
     });
 }
 
-/// Shows that the work of `waiter` goes on until `give_up_at` at the latest. `work` is shown if nothing has failed yet.
+/// Shows that the `work` of `waiter` takes long, until `give_up_at` at the latest, unless its failures are shown.
 pub(super) fn note_slow(
     records: &SharedRecords,
     waiter: Waiter,
@@ -89,7 +92,8 @@ pub(super) fn note_slow(
 ) {
     records.write(|records| {
         let reason = work.to_owned();
-        let slow = Wait { reason, since: now(), tries: 0, retry_at: None, give_up_at: None };
-        records.waits.entry(waiter).or_insert(slow).give_up_at = Some(give_up_at);
+        let give_up_at = Some(give_up_at);
+        let slow = Wait { reason, since: now(), tries: 0, retry_at: None, give_up_at };
+        records.waits.entry(waiter).or_insert(slow);
     });
 }

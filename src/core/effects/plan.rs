@@ -17,7 +17,9 @@ use stagely_agent::git::{FetchRequest, ResolvedRef};
 use stagely_manifest::Manifest;
 use stagely_protocol::{CloneProblem, CommitSha, FailureReason, Submodules};
 use stagely_state::ids::{JobId, RunId};
-use stagely_state::{Environment, Event, PlanFailure, PlannedRun, Project, Run, Trigger};
+use stagely_state::{
+    Environment, Event, PlanFailure, PlannedRun, Project, Run, Timestamp, Trigger,
+};
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -111,6 +113,11 @@ impl Planner {
         }
     }
 
+    /// When a planning that begins now ends at the latest.
+    pub(super) fn give_up_at(&self) -> Timestamp {
+        now().after(self.planning_limit)
+    }
+
     /// Plans `run`. Stops early when the run has ended.
     pub(super) async fn plan(&self, run: RunId) -> Event {
         let cancel = CancellationToken::new();
@@ -118,7 +125,7 @@ impl Planner {
         let has_ended =
             |records: &Records| records.runs.get(&run).is_none_or(|run| run.state.is_final());
         let mut planning = pin!(self.try_plan(run, &cancel));
-        let give_up_at = now().after(self.planning_limit);
+        let give_up_at = self.give_up_at();
         let shown = async {
             sleep(SHOWN_AFTER).await;
             waits::note_slow(&self.records, Waiter::Run(run), READING, give_up_at);
@@ -134,7 +141,7 @@ impl Planner {
         };
         let plan = match plan {
             Err(NotPlanned::Later { retry_at, reason }) => {
-                waits::note(&self.records, Waiter::Run(run), reason, retry_at);
+                waits::note(&self.records, Waiter::Run(run), reason, retry_at, None);
                 return Event::PlanDeferred { run, until: retry_at };
             }
             Err(NotPlanned::Failed(failure)) => Err(failure),
