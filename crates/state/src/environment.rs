@@ -27,7 +27,7 @@ pub struct Environment {
     #[serde(default)]
     pub images: BTreeMap<VariantName, GoodImage>,
     /// How long each build took in the newest run that completed it, by the names of jobs.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub build_times: BTreeMap<String, BuildTime>,
     /// The cache refs that only this environment writes. They are deleted when it is closed.
     #[serde(default)]
