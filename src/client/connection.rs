@@ -24,6 +24,9 @@ use super::error::ClientError;
 use super::retry::retry;
 use crate::api::{BASE_PATH, ErrorBody};
 
+/// Core closes connections that are idle for 30 seconds. A request on one that is just being closed would fail.
+const IDLE_MAX: Duration = Duration::from_secs(20);
+
 /// The time limit of opening a connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
@@ -49,6 +52,7 @@ pub(super) struct Connection {
 impl Connection {
     pub(super) fn new(server: Url, token: SecretString) -> Result<Self, ClientError> {
         let http = reqwest::Client::builder()
+            .pool_idle_timeout(IDLE_MAX)
             .connect_timeout(CONNECT_LIMIT)
             .user_agent(concat!("stagely/", env!("CARGO_PKG_VERSION")));
         let http = if is_loopback(&server) { http.no_proxy() } else { http };

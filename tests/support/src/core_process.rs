@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use reqwest::{Method, StatusCode};
@@ -67,7 +68,9 @@ impl CoreProcess {
         for private in ["home", "tmp"] {
             fs::create_dir(folder.join(private)).unwrap();
         }
-        let http = reqwest::Client::new();
+        // Core closes connections that are idle for 30 seconds, and a test that blocks its thread does not notice.
+        let http = reqwest::Client::builder().pool_idle_timeout(Duration::from_secs(20));
+        let http = http.build().unwrap();
         let (program, environment) = (program.to_owned(), Vec::new());
         Self { url, program, folder, environment, process: None, http }
     }
