@@ -9,7 +9,7 @@ use stagely_state::{
 };
 use tempfile::TempDir;
 
-use super::tables::JOBS;
+use super::tables::{ENDED_RUNS, JOBS};
 use super::*;
 use crate::api::Role;
 use crate::core::fixtures;
@@ -136,6 +136,31 @@ fn a_database_that_is_open_is_in_use() {
 
     drop(store);
     folder.open().unwrap();
+}
+
+#[test]
+fn the_last_layout_is_taken_over_and_a_further_start_finds_the_new_one() {
+    let folder = Folder::new();
+    let (store, _) = folder.open().unwrap();
+    let run = ended(1, 1);
+    let mut batch = Batch::default();
+    batch.record(RecordTable::Runs, 1, Some(&run.run));
+    store.commit(&batch).unwrap();
+    drop(store);
+    folder.tamper(|write| {
+        write.open_table(META).unwrap().insert("layout", "2").unwrap();
+        write.delete_table(ENDED_RUNS).unwrap();
+    });
+
+    let (store, stored) = folder.open().unwrap();
+
+    // The first step of core moves it to the ended ones.
+    assert_eq!(stored.state.runs.into_values().collect::<Vec<_>>(), [run.run]);
+    drop(store);
+    folder.tamper(|write| {
+        let meta = write.open_table(META).unwrap();
+        assert_eq!(meta.get("layout").unwrap().unwrap().value(), LAYOUT);
+    });
 }
 
 #[test]
