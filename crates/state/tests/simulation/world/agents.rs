@@ -95,6 +95,13 @@ impl World {
             let is_early = self.rng.chance(30);
             let pushed = agents::pushed(attempt, true);
             self.deliver(agents::reported(reporter, attempt, pushed, is_early));
+            // It must not come again when the reporter has got the attempt, whose cache it has not written.
+            self.repeatable.retain(|event| {
+                let Event::JobReported { machine, attempt: claimed, .. } = event else {
+                    return true;
+                };
+                (*machine, *claimed) != (reporter, attempt)
+            });
         }
     }
 
