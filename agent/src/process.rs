@@ -163,20 +163,27 @@ impl Invocation {
     }
 
     fn command(&self) -> Command {
-        #[expect(clippy::disallowed_methods, reason = "the one place where children start")]
-        let mut command = Command::new(&self.program);
+        let mut command = piped(&self.program);
         command
             .args(&self.arguments)
             .stdin(if self.stdin.is_some() { Stdio::piped() } else { Stdio::null() })
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .process_group(0)
-            .kill_on_drop(true)
-            .env_clear()
-            .envs(environment::inherited())
             .envs(self.variables.iter().map(|(name, value)| (name, value)));
         command
     }
+}
+
+/// A command with pipes for its outputs, the variables that children inherit, and a process group of its own.
+fn piped(program: impl AsRef<OsStr>) -> Command {
+    #[expect(clippy::disallowed_methods, reason = "the one place where children start")]
+    let mut command = Command::new(program);
+    command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .kill_on_drop(true)
+        .env_clear()
+        .envs(environment::inherited());
+    command
 }
 
 /// Starts `program` with pipes for its input and its outputs. Dropping the child ends it.
@@ -185,17 +192,10 @@ pub(crate) fn piped_child(
     arguments: &[&str],
     variables: &[(&'static str, String)],
 ) -> io::Result<Child> {
-    #[expect(clippy::disallowed_methods, reason = "the one place where children start")]
-    let mut command = Command::new(program);
+    let mut command = piped(program);
     command
         .args(arguments)
         .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .process_group(0)
-        .kill_on_drop(true)
-        .env_clear()
-        .envs(environment::inherited())
         .envs(variables.iter().map(|(name, value)| (name, value)))
         .spawn()
 }
