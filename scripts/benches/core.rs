@@ -75,6 +75,10 @@ impl Core {
         Memory::of(self.process.id())
     }
 
+    pub(crate) fn processor_time(&self) -> anyhow::Result<Duration> {
+        processor_time(self.process.id())
+    }
+
     /// Resets the peak of the resident memory.
     pub(crate) fn forget_peak(&self) -> anyhow::Result<()> {
         Ok(fs::write(format!("/proc/{}/clear_refs", self.process.id()), "5")?)
@@ -112,6 +116,16 @@ impl Memory {
         let text = fs::read_to_string(format!("/proc/{process}/smaps_rollup"))?;
         Ok(Self { rss: bytes_of(&text, "Rss:")?, pss: bytes_of(&text, "Pss:")? })
     }
+}
+
+/// The processor time that a process has used, in hundredths of a second.
+pub(crate) fn processor_time(process: u32) -> anyhow::Result<Duration> {
+    let text = fs::read_to_string(format!("/proc/{process}/stat"))?;
+    // The second field, the program's name in parentheses, may contain spaces.
+    let (_, fields) = text.rsplit_once(") ").context("no name")?;
+    let mut ticks = fields.split(' ').skip(11).map(str::parse::<u64>);
+    let mut next = || ticks.next().context("too few fields")?.context("not a number");
+    Ok(Duration::from_millis((next()? + next()?) * 10))
 }
 
 /// Reads a field in KiB of a file in `/proc`, and returns bytes.

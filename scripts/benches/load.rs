@@ -58,6 +58,8 @@ impl Load {
 pub(crate) struct Outcome {
     /// The time from the first batch until every line was acknowledged and shown.
     pub(crate) seconds: f64,
+    /// The processor time that core used, in seconds.
+    pub(crate) processor_seconds: f64,
     /// The times from sending a batch to its last line at the viewer, in milliseconds.
     pub(crate) latencies: Vec<f64>,
     /// The size of the log database on the disk.
@@ -144,6 +146,7 @@ pub(crate) async fn run(load: Load, pool: &Arc<Pool>) -> anyhow::Result<Outcome>
             sockets: Some((agent, viewer)),
         });
     }
+    let used_before = core.processor_time()?;
     let begin = Instant::now();
     let mut tasks = JoinSet::new();
     for mut session in sessions {
@@ -155,9 +158,10 @@ pub(crate) async fn run(load: Load, pool: &Arc<Pool>) -> anyhow::Result<Outcome>
         latencies.extend(ended??);
     }
     let seconds = begin.elapsed().as_secs_f64();
+    let processor_seconds = (core.processor_time()? - used_before).as_secs_f64();
     core.stop().await?;
     let bytes = bytes_on_disk(&core.log_database())?;
-    Ok(Outcome { seconds, latencies, bytes })
+    Ok(Outcome { seconds, processor_seconds, latencies, bytes })
 }
 
 /// One agent and its viewer.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use redb::{Database, Durability, TableDefinition};
 use stagely_protocol::Stream;
 
+use crate::core::processor_time;
 use crate::load::{self, Load, Outcome, Pool, RawLine, as_f64};
 use crate::repair;
 use crate::report::{Pairs, Row, median, print, quantile};
@@ -35,29 +36,36 @@ async fn measure_throughput(
     pool: &Arc<Pool>,
     rows: &mut Vec<Row>,
 ) -> anyhow::Result<()> {
-    let mut pairs = Pairs::default();
+    let (mut pairs, mut processor_pairs) = (Pairs::default(), Pairs::default());
     let mut outcomes = Vec::new();
     for pair in 0..PAIRS {
         let outcome = load::run(load, pool).await?;
         let pool = Arc::clone(pool);
         let raw = tokio::task::spawn_blocking(move || write_directly(load, &pool)).await??;
         let speed = |seconds: f64| as_f64(load.lines()) / seconds / 1e6;
+        let micros_of_100 = |seconds: f64| seconds * 1e6 / as_f64(load.lines()) * 100.0;
         eprintln!(
             "logs, {} agents, pair {}: {:.2} M lines/s, raw {:.2}",
             load.agents,
             pair + 1,
             speed(outcome.seconds),
-            speed(raw),
+            speed(raw.seconds),
         );
-        pairs.0.push((speed(outcome.seconds), speed(raw)));
+        pairs.0.push((speed(outcome.seconds), speed(raw.seconds)));
+        processor_pairs
+            .0
+            .push((micros_of_100(outcome.processor_seconds), micros_of_100(raw.processor_seconds)));
         outcomes.push(outcome);
     }
-    rows.extend(rows_of(load, &pairs, &outcomes));
+    rows.extend(rows_of(load, &pairs, &processor_pairs, &outcomes));
     Ok(())
 }
 
-fn rows_of(load: Load, pairs: &Pairs, outcomes: &[Outcome]) -> Vec<Row> {
+fn rows_of(load: Load, pairs: &Pairs, processor_pairs: &Pairs, outcomes: &[Outcome]) -> Vec<Row> {
     let (stagely, raw) = pairs.medians();
+    let (processor, raw_processor) = processor_pairs.medians();
+    // Raw does the same work in as much time if the ratio is 1; core may take 1/0.6 of it.
+    let share = raw_processor / processor;
     let has_aim = load.agents > 1;
     let agents = match load.agents {
         1 => "1 agent".to_owned(),
@@ -79,10 +87,18 @@ fn rows_of(load: Load, pairs: &Pairs, outcomes: &[Outcome]) -> Vec<Row> {
             is_met: has_aim.then_some(stagely >= 0.8),
         },
         Row {
+            what: format!("processor time of core for 100 lines, {agents} (ratio: raw to core)"),
+            stagely: format!("{processor:.0} µs"),
+            raw: format!("{raw_processor:.0} µs"),
+            ratio: format!("{share:.2}"),
+            aim: if_aimed("≥ 0.6 of raw"),
+            is_met: has_aim.then_some(share >= 0.6),
+        },
+        Row {
             what: format!("sent to visible under that load, {agents}, p50 / p99"),
             stagely: format!("{p50:.1} / {p99:.1} ms"),
-            aim: if_aimed("p99 ≤ 100 ms"),
-            is_met: has_aim.then_some(p99 <= 100.0),
+            aim: if_aimed("p50 ≤ 25 ms"),
+            is_met: has_aim.then_some(p50 <= 25.0),
             ..Row::default()
         },
         Row {
@@ -113,14 +129,22 @@ async fn paced() -> anyhow::Result<Row> {
 type ChunkKey = (u128, u32, u64);
 const CHUNKS: TableDefinition<'static, ChunkKey, &[u8]> = TableDefinition::new("chunks");
 
-/// Compresses and stores the same batches without core; returns the seconds.
+/// What the raw alternative took.
+struct Raw {
+    seconds: f64,
+    processor_seconds: f64,
+}
+
+/// Compresses and stores the same batches without core.
 ///
 /// One thread for each processor compresses, and one commits all waiting chunks together.
-fn write_directly(load: Load, pool: &Arc<Pool>) -> anyhow::Result<f64> {
+fn write_directly(load: Load, pool: &Arc<Pool>) -> anyhow::Result<Raw> {
     let folder = tempfile::tempdir()?;
     let database = Database::create(folder.path().join("raw.redb"))?;
     let (chunks, waiting) = sync_channel(load.agents * load.window);
     let compressing = std::thread::available_parallelism()?.get().min(load.agents);
+    // Core has ended, and nothing else happens in this process.
+    let used_before = processor_time(std::process::id())?;
     let begin = Instant::now();
     std::thread::scope(|scope| {
         for thread in 0..compressing {
@@ -130,7 +154,9 @@ fn write_directly(load: Load, pool: &Arc<Pool>) -> anyhow::Result<f64> {
         drop(chunks);
         commit(&database, load.agents * load.window, &waiting)
     })?;
-    Ok(begin.elapsed().as_secs_f64())
+    let seconds = begin.elapsed().as_secs_f64();
+    let used = processor_time(std::process::id())? - used_before;
+    Ok(Raw { seconds, processor_seconds: used.as_secs_f64() })
 }
 
 /// Compresses the batches of every `step`th agent, one of each in turn.
