@@ -49,6 +49,10 @@ pub enum FailureReason {
     Clone {
         problem: CloneProblem,
     },
+    /// The preview does not start, and a change to the repository is needed.
+    Deploy {
+        problem: DeployProblem,
+    },
     DiskFull,
     /// The Docker engine of the machine does not answer, or cannot do what the build needs.
     Engine,
@@ -92,12 +96,34 @@ pub enum CloneProblem {
     Refused,
 }
 
+/// Why a preview does not start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeployProblem {
+    /// The compose file is not valid, or lacks a service that `stagely.yaml` names.
+    Compose,
+    /// The compose file asks for access to the host that previews do not get.
+    Forbidden,
+    /// `migrate` failed.
+    Migrate,
+    /// `seed` failed.
+    Seed,
+    /// A service ended or was not healthy in time.
+    Service,
+    /// An endpoint did not answer its health check in time.
+    Health,
+}
+
 impl FailureReason {
     /// Whether the user can fix the failure by a change to the repository.
     pub const fn is_users(&self) -> bool {
         match self {
             // Emulation: stagely.yaml says `emulation: forbid`, or has a platform that no machine can emulate.
-            Self::User { .. } | Self::Timeout { .. } | Self::Manifest | Self::Emulation => true,
+            Self::User { .. }
+            | Self::Timeout { .. }
+            | Self::Manifest
+            | Self::Emulation
+            | Self::Deploy { .. } => true,
             Self::SpotInterruption
             | Self::MachineLost
             | Self::BootTimeout
@@ -135,6 +161,7 @@ impl FailureReason {
             | Self::Provider
             | Self::EngineSettings
             | Self::Emulation
+            | Self::Deploy { .. }
             | Self::Internal
             | Self::Registry {
                 problem: RegistryProblem::Authentication | RegistryProblem::Refused,
@@ -202,6 +229,14 @@ impl fmt::Display for FailureReason {
             Self::Clone { problem: CloneProblem::Network } => {
                 f.write_str("the repository's server did not answer")
             }
+            Self::Deploy { problem } => f.write_str(match problem {
+                DeployProblem::Compose => "the compose file is not valid",
+                DeployProblem::Forbidden => "the compose file asks for access to the host",
+                DeployProblem::Migrate => "`migrate` failed",
+                DeployProblem::Seed => "`seed` failed",
+                DeployProblem::Service => "a service did not start",
+                DeployProblem::Health => "an endpoint was not healthy in time",
+            }),
             Self::DiskFull => f.write_str("the machine's disk is full"),
             Self::Engine => f.write_str("the Docker engine of the machine cannot do this build"),
             Self::EngineSettings => f.write_str("the settings of the Docker engine are wrong"),

@@ -12,6 +12,7 @@ mod error_chain;
 mod failure;
 mod messages;
 mod steps;
+mod tunnel;
 mod values;
 
 use std::borrow::Cow;
@@ -23,14 +24,18 @@ pub use cache::{
     MissCause,
 };
 pub use error_chain::ErrorChain;
-pub use failure::{CloneProblem, FailureReason, RegistryProblem};
+pub use failure::{CloneProblem, DeployProblem, FailureReason, RegistryProblem};
 pub use messages::{
-    AgentMessage, Build, BuildArgs, BuildConfig, Cancel, CloneContext, CoreMessage, ErrorMessage,
-    Heartbeat, Hello, HelloAck, Interrupted, Log, LogAck, LogLine, Merge, Notice, ParseError,
-    RegistryAuth, ResumedJob, RunningJob, Status, StatusAck, StatusState, Step, Stream, SystemInfo,
-    Terminate, expose_secret,
+    AgentMessage, Build, BuildArgs, BuildConfig, Cancel, CloneContext, CoreMessage, Deploy, Dial,
+    Endpoint, EndpointAddress, ErrorMessage, HealthCheck, Heartbeat, Hello, HelloAck, Interrupted,
+    Log, LogAck, LogLine, Merge, Notice, ParseError, Preview, PreviewState, RegistryAuth,
+    ResumedJob, RunningJob, RunningPreview, Secrets, ServiceCommand, ServiceState, Sleep, Status,
+    StatusAck, StatusState, Step, Stream, SystemInfo, Terminate, expose_secret,
 };
 pub use steps::slow_down;
+pub use tunnel::{
+    MACHINE_HEADER, TUNNEL_BYTES_MAX, TUNNEL_PATH, TUNNELS_IDLE, TUNNELS_MAX, TunnelMessage,
+};
 pub use values::{
     Arch, CommitSha, Digest, Emulation, ImageRef, InvalidValue, Platform, Submodules, WireId,
 };

@@ -3,6 +3,8 @@
 mod agent;
 mod build;
 mod core;
+mod deploy;
+mod preview;
 
 use std::borrow::Cow;
 
@@ -18,6 +20,8 @@ pub use agent::{
     Stream, SystemInfo,
 };
 pub use build::{Build, BuildArgs, BuildConfig, CloneContext, Merge, RegistryAuth};
+pub use deploy::{Deploy, Dial, Endpoint, HealthCheck, Secrets, ServiceCommand, Sleep};
+pub use preview::{EndpointAddress, Preview, PreviewState, RunningPreview, ServiceState};
 
 /// A message that could not be read. The error quotes no value of the message, because a secret may
 /// stand in the wrong field.
@@ -78,6 +82,7 @@ pub enum AgentMessage<'a> {
     Status(Status),
     Heartbeat(Heartbeat),
     Interrupted(Interrupted),
+    Preview(Preview),
     Error(ErrorMessage),
 }
 
@@ -99,6 +104,7 @@ impl<'a> AgentMessage<'a> {
             "HEARTBEAT" => Self::Heartbeat(from_str(text)?),
             "HELLO" => Self::Hello(from_str(text)?),
             "INTERRUPTED" => Self::Interrupted(from_str(text)?),
+            "PREVIEW" => Self::Preview(from_str(text)?),
             "ERROR" => Self::Error(from_str(text)?),
             _ => return Err(ParseError::UnknownType(tag.r#type.chars().take(80).collect())),
         })
@@ -116,6 +122,9 @@ pub enum CoreMessage {
     HelloAck(HelloAck),
     Build(Box<Build>),
     Merge(Merge),
+    Deploy(Box<Deploy>),
+    Sleep(Sleep),
+    Dial(Dial),
     LogAck(LogAck),
     StatusAck(StatusAck),
     Cancel(Cancel),
@@ -134,6 +143,9 @@ impl CoreMessage {
             "HELLO_ACK" => Self::HelloAck(from_str(text)?),
             "BUILD" => Self::Build(from_str(text)?),
             "MERGE" => Self::Merge(from_str(text)?),
+            "DEPLOY" => Self::Deploy(from_str(text)?),
+            "SLEEP" => Self::Sleep(from_str(text)?),
+            "DIAL" => Self::Dial(from_str(text)?),
             "LOG_ACK" => Self::LogAck(from_str(text)?),
             "STATUS_ACK" => Self::StatusAck(from_str(text)?),
             "CANCEL" => Self::Cancel(from_str(text)?),

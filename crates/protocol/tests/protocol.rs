@@ -8,29 +8,40 @@ use std::path::PathBuf;
 
 use proptest::prelude::*;
 use serde_json::Value;
-use stagely_protocol::{AgentMessage, CoreMessage, Emulation, Notice, ParseError, StatusState};
+use stagely_protocol::{
+    AgentMessage, CoreMessage, Emulation, HealthCheck, Notice, ParseError, StatusState,
+    TunnelMessage,
+};
 
-const FROM_AGENT: [&str; 10] = [
+const FROM_AGENT: [&str; 14] = [
     "error",
     "heartbeat",
     "hello",
+    "hello_preview",
     "interrupted",
     "log",
+    "preview_archived",
+    "preview_degraded",
     "status_cancelled",
     "status_completed",
+    "status_deployed",
     "status_exporting",
     "status_failed",
     "status_running",
 ];
 
-const FROM_CORE: [&str; 9] = [
+const FROM_CORE: [&str; 13] = [
     "build",
     "build_full",
     "cancel",
+    "deploy",
+    "deploy_full",
+    "dial",
     "error",
     "hello_ack",
     "log_ack",
     "merge",
+    "sleep",
     "status_ack",
     "terminate",
 ];
@@ -66,6 +77,37 @@ fn messages_of_core_come_back_the_same() {
         let message = CoreMessage::parse(&text).unwrap();
         assert_eq!(json(&message.to_json()), json(&text), "{name}");
     }
+}
+
+/// An agent that knows only one image and one port can run it, and a DEPLOY of an earlier version has nothing else.
+#[test]
+fn a_deploy_with_only_an_image_has_defaults() {
+    let deploy = r#"{"type":"DEPLOY","job_id":"j","preview_id":"p","image":"r/a:b","endpoints":[{"name":"app","port":80}]}"#;
+    let CoreMessage::Deploy(deploy) = CoreMessage::parse(deploy).unwrap() else { panic!() };
+    assert_eq!(deploy.endpoints[0].health, HealthCheck::default());
+    assert_eq!((deploy.timeout_seconds, deploy.fresh, deploy.generation), (1800, false, 0));
+}
+
+#[test]
+fn secrets_of_a_preview_stay_out_of_debug() {
+    let message = CoreMessage::parse(&example("deploy_full")).unwrap();
+    let debug = format!("{message:?}");
+    assert!(debug.contains("STRIPE_TEST_KEY") && !debug.contains("sk_test"), "{debug}");
+    assert!(!debug.contains("ghs_") && !debug.contains("preview.example.com"), "{debug}");
+}
+
+#[test]
+fn messages_of_tunnels_come_back_the_same() {
+    let messages = [
+        r#"{"type":"OPEN","preview_id":"prev_01jd7q","endpoint":"web"}"#,
+        r#"{"type":"OPENED"}"#,
+        r#"{"type":"REFUSED","message":"web does not listen"}"#,
+        r#"{"type":"END"}"#,
+    ];
+    for text in messages {
+        assert_eq!(TunnelMessage::parse(text).unwrap().to_json(), text);
+    }
+    assert!(TunnelMessage::parse(r#"{"type":"OPEN"}"#).is_err());
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
-use super::{ParseError, expose_secret, is_false};
+use super::{EndpointAddress, ParseError, RunningPreview, expose_secret, is_false};
 use crate::{Arch, CacheMiss, Digest, FailureReason, Fingerprint, ImageRef, WireId};
 
 /// HELLO opens a session: who the agent is, and which jobs it still has.
@@ -21,6 +21,9 @@ pub struct Hello {
     /// The jobs that the agent still runs, or whose end core has not acknowledged.
     #[serde(default)]
     pub jobs: Vec<RunningJob>,
+    /// The previews whose containers run on the machine.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub previews: Vec<RunningPreview>,
 }
 
 /// The properties of a machine.
@@ -139,7 +142,7 @@ fn trim_line_end(text: &mut Cow<'_, str>) {
 #[serde(rename_all = "snake_case")]
 pub enum StatusState {
     Running,
-    /// The image is pushed.
+    /// The image is pushed, or the preview serves.
     Completed,
     /// The reason is in `error`.
     Failed,
@@ -180,6 +183,9 @@ pub struct Status {
     /// The next build with this cache is compared with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fingerprint: Option<Fingerprint>,
+    /// The endpoints of a deployed preview, in the order of DEPLOY.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub endpoints: Vec<EndpointAddress>,
 }
 
 impl Status {
@@ -198,6 +204,7 @@ impl Status {
             exporting_cache: false,
             cache_miss: None,
             fingerprint: None,
+            endpoints: Vec::new(),
         }
     }
 }

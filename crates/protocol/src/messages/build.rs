@@ -101,6 +101,12 @@ const fn default_push() -> bool {
 #[serde(transparent)]
 pub struct BuildArgs(pub BTreeMap<String, String>);
 
+impl BuildArgs {
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
 impl fmt::Debug for BuildArgs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_set().entries(self.0.keys()).finish()
