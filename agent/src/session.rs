@@ -268,6 +268,7 @@ impl Agent {
                 emulated: docker::emulated_platforms(),
             },
             jobs: self.jobs.running(),
+            previews: Vec::new(),
         })
     }
 
@@ -406,6 +407,10 @@ impl Agent {
                 let grace = Duration::from_secs(terminate.grace);
                 self.terminate_grace = Some(grace).filter(|grace| !grace.is_zero());
                 return Ok(Some(AgentExit::Terminated));
+            }
+            CoreMessage::Deploy(_) | CoreMessage::Sleep(_) | CoreMessage::Dial(_) => {
+                let message = "this agent has no previews".to_owned();
+                send_error(connection, "unsupported_message", message)?;
             }
             CoreMessage::HelloAck(_) => tracing::warn!("a second HELLO_ACK is ignored"),
             CoreMessage::Error(error) => {

@@ -129,6 +129,10 @@ impl<'a> AgentSession<'a> {
                 let event = Event::MachineInterrupted { machine: self.machine, interruption };
                 Ok(self.endpoint.events.store(event).await?)
             }
+            Ok(AgentMessage::Preview(preview)) => {
+                debug!(machine = %self.machine, ?preview, "the state of a preview");
+                Ok(())
+            }
             Ok(AgentMessage::Error(error)) => {
                 warn!(machine = %self.machine, ?error, "the agent could not use a message");
                 Ok(())
