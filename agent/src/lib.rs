@@ -6,9 +6,12 @@
 mod session;
 
 pub use process::{GUARD_COMMAND, Guard, guard_children};
-pub use session::{AgentError, AgentExit, run, run_watching};
+pub use session::{AgentError, AgentExit, run, run_with};
 pub mod exec;
 pub mod spot;
+
+pub mod endpoints;
+mod tunnel;
 
 mod contact;
 
@@ -26,3 +29,4 @@ pub mod mask;
 mod process;
 pub mod proxy;
 mod retry;
+mod websocket;

@@ -37,6 +37,14 @@ impl Backoff {
         Self::exponential(delay, delay, time_limit)
     }
 
+    /// The delay before the next attempt. `None`: there is no time for another one.
+    pub(crate) fn delay(&mut self) -> Option<Duration> {
+        let is_in_time = |delay: &Duration| {
+            self.deadline.is_none_or(|deadline| Instant::now() + *delay <= deadline)
+        };
+        self.delays.next().filter(is_in_time)
+    }
+
     /// Calls `before_delay` and waits for the next attempt. `false`: there is no time for another attempt, or
     /// `stop` has fired.
     pub(crate) async fn wait(
@@ -44,11 +52,7 @@ impl Backoff {
         stop: &CancellationToken,
         before_delay: impl FnOnce(Duration),
     ) -> bool {
-        let is_in_time = |delay: &Duration| {
-            self.deadline.is_none_or(|deadline| Instant::now() + *delay <= deadline)
-        };
-        let delay = self.delays.next().filter(is_in_time);
-        let Some(delay) = delay.filter(|_| !stop.is_cancelled()) else { return false };
+        let Some(delay) = self.delay().filter(|_| !stop.is_cancelled()) else { return false };
         before_delay(delay);
         stop.run_until_cancelled(sleep(delay)).await.is_some()
     }

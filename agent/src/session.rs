@@ -26,10 +26,12 @@ use tokio_util::task::AbortOnDropHandle;
 use self::connection::{Connection, ConnectionLost};
 use crate::contact::ContactFiles;
 use crate::docker;
+use crate::endpoints::Endpoints;
 use crate::job::{JobRequest, JobSettings, REGISTRY_RETRY_LIMIT};
 use crate::jobs::Jobs;
 use crate::retry::Backoff;
 use crate::spot::SpotWatch;
+use crate::tunnel::Tunnels;
 
 /// The shortest delay between two attempts to connect.
 const RECONNECT_DELAY_MIN: Duration = Duration::from_secs(1);
@@ -94,16 +96,17 @@ pub enum AgentError {
 /// [`AgentError`], before any work starts.
 pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<AgentExit, AgentError> {
     let spot = if config.watch_spot { SpotWatch::of_this_machine() } else { SpotWatch::none() };
-    run_watching(config, spot, stop).await
+    run_with(config, spot, Endpoints::default(), stop).await
 }
 
-/// As [`run`], with another source of interruption notices.
+/// As [`run`], with another source of interruption notices, and previews that run already.
 ///
 /// # Errors
 /// [`AgentError`], before any work starts.
-pub async fn run_watching(
+pub async fn run_with(
     config: AgentConfig,
     spot: SpotWatch,
+    endpoints: Endpoints,
     stop: CancellationToken,
 ) -> Result<AgentExit, AgentError> {
     let stop = stop.child_token();
@@ -127,6 +130,7 @@ pub async fn run_watching(
     })?;
     let mut agent = Agent {
         contact: ContactFiles::new(config.run_dir.clone()),
+        tunnels: Tunnels::start(&config, endpoints),
         config,
         jobs,
         wake,
@@ -170,6 +174,7 @@ struct Agent {
     wake: Arc<Notify>,
     spot: SpotWatch,
     contact: ContactFiles,
+    tunnels: Tunnels,
     /// The version that the engine reported last.
     docker_version: String,
     last_contact: Instant,
@@ -291,6 +296,7 @@ impl Agent {
         tracing::info!(jobs = ack.jobs.len(), "connected to core");
         self.contact.record_lease(ack.lease_seconds);
         self.jobs.resume(&ack.jobs);
+        self.tunnels.set_connected(true);
         // A notice of an earlier session is repeated: core may not have stored it.
         if let Some(notice) = self.spot.notice()
             && connection.send(&AgentMessage::Interrupted(notice)).is_err()
@@ -299,6 +305,7 @@ impl Agent {
         }
         let heartbeat_interval = Duration::from_secs(ack.heartbeat_interval.max(1));
         let exit = self.exchange_messages(&mut connection, heartbeat_interval, stop).await;
+        self.tunnels.set_connected(false);
         connection.close().await;
         exit.map_or(SessionEnd::Lost, SessionEnd::Exit)
     }
@@ -408,7 +415,8 @@ impl Agent {
                 self.terminate_grace = Some(grace).filter(|grace| !grace.is_zero());
                 return Ok(Some(AgentExit::Terminated));
             }
-            CoreMessage::Deploy(_) | CoreMessage::Sleep(_) | CoreMessage::Dial(_) => {
+            CoreMessage::Dial(dial) => self.tunnels.dial(dial.connections),
+            CoreMessage::Deploy(_) | CoreMessage::Sleep(_) => {
                 let message = "this agent has no previews".to_owned();
                 send_error(connection, "unsupported_message", message)?;
             }

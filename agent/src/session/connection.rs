@@ -7,19 +7,14 @@ use futures_util::stream::SplitStream;
 use futures_util::{SinkExt as _, StreamExt as _};
 use stagely_protocol::{AgentMessage, CONNECT_PATH, ErrorChain, MESSAGE_BYTES_MAX};
 use thiserror::Error;
-use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{self, Message, Utf8Bytes};
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, client_async_tls_with_config};
 use url::Url;
 
-use crate::proxy::{self, ProxyError};
-
-/// How long connecting may take, TLS and the upgrade included.
-const CONNECT_LIMIT: Duration = Duration::from_secs(15);
+use crate::websocket::{self, ConnectError, Socket};
 
 /// How long one write may take. If core reads nothing for this time, the connection is lost.
 const WRITE_LIMIT: Duration = Duration::from_secs(30);
@@ -36,25 +31,10 @@ const QUEUED_MESSAGES_MAX: usize = 32;
 /// The part of the queue that log batches leave to answers and heartbeats.
 const RESERVED_MESSAGES: usize = 8;
 
-type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
-
 /// The connection can no longer be used.
 #[derive(Debug, Error)]
 #[error("the connection to core is lost")]
 pub(super) struct ConnectionLost;
-
-/// Why core could not be reached.
-#[derive(Debug, Error)]
-pub(super) enum ConnectError {
-    #[error("{0} is not an http address")]
-    Address(Url),
-    #[error("no answer within {CONNECT_LIMIT:?}")]
-    TimedOut,
-    #[error(transparent)]
-    Connect(#[from] ProxyError),
-    #[error(transparent)]
-    WebSocket(#[from] tungstenite::Error),
-}
 
 /// An open connection. Sending never waits, because a task of its own writes.
 pub(super) struct Connection {
@@ -67,18 +47,11 @@ pub(super) struct Connection {
 impl Connection {
     /// Connects to core. `wake` is notified when the queue has free slots again.
     pub(super) async fn open(core: &Url, wake: Arc<Notify>) -> Result<Self, ConnectError> {
-        let url = connect_url(core).ok_or_else(|| ConnectError::Address(core.clone()))?;
         let config = WebSocketConfig::default()
             .max_message_size(Some(MESSAGE_BYTES_MAX))
             .max_frame_size(Some(MESSAGE_BYTES_MAX))
             .read_buffer_size(READ_BUFFER_BYTES);
-        let connect = async {
-            let stream = proxy::connect(&url).await?;
-            let opened = client_async_tls_with_config(url.as_str(), stream, Some(config), None);
-            Ok::<_, ConnectError>(opened.await?)
-        };
-        let connected = timeout(CONNECT_LIMIT, connect).await;
-        let (socket, _) = connected.map_err(|_| ConnectError::TimedOut)??;
+        let socket = websocket::connect(core, CONNECT_PATH, Vec::new(), config).await?;
         let (sink, incoming) = socket.split();
         let (outgoing, queue) = mpsc::channel(QUEUED_MESSAGES_MAX);
         let writer = tokio::spawn(write(sink, queue, wake));
@@ -164,30 +137,4 @@ async fn write(
         }
     }
     let _ = sink.close().await;
-}
-
-/// `https://core.example/base` → `wss://core.example/base/v1/agent/connect`.
-fn connect_url(core: &Url) -> Option<Url> {
-    let mut url = core.clone();
-    let scheme = match core.scheme() {
-        "https" | "wss" => "wss",
-        "http" | "ws" => "ws",
-        _ => return None,
-    };
-    url.set_scheme(scheme).ok()?;
-    url.set_path(&format!("{}{CONNECT_PATH}", core.path().trim_end_matches('/')));
-    Some(url)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_path_is_added_to_cores_address() {
-        let url = |core: &str| connect_url(&core.parse().unwrap()).map(String::from);
-        assert_eq!(url("http://c:8080").unwrap(), "ws://c:8080/v1/agent/connect");
-        assert_eq!(url("https://c/base/").unwrap(), "wss://c/base/v1/agent/connect");
-        assert_eq!(url("ftp://c"), None);
-    }
 }

@@ -4,8 +4,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};
+use stagely_agent::endpoints::Endpoints;
 use stagely_agent::spot::SpotWatch;
-use stagely_agent::{AgentExit, run, run_watching};
+use stagely_agent::{AgentExit, run, run_with};
 use stagely_protocol::agent_config::AgentConfig;
 use stagely_protocol::{AgentMessage, Hello, Interrupted, Status, Stream};
 use stagely_test_support::wait::eventually;
@@ -48,7 +49,7 @@ pub(crate) fn spawn_watching(
     stop: &CancellationToken,
 ) -> JoinHandle<AgentExit> {
     let stop = stop.clone();
-    tokio::spawn(async move { run_watching(config, spot, stop).await.unwrap() })
+    tokio::spawn(async move { run_with(config, spot, Endpoints::default(), stop).await.unwrap() })
 }
 
 pub(crate) fn spawn(config: AgentConfig, stop: &CancellationToken) -> JoinHandle<AgentExit> {

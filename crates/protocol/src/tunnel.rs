@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{ParseError, WireId};
 
-/// The path of the tunnels' WebSockets, relative to core's base address.
+/// The path of tunnels, relative to core's base address.
 pub const TUNNEL_PATH: &str = "/v1/agent/tunnel";
 
 /// The header of a tunnel's request that names the machine. Its token is the bearer token of the request.
