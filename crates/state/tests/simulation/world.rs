@@ -110,9 +110,6 @@ pub(crate) struct World {
     memory: Memory,
     service_order: ServiceOrder,
     strays: Strays,
-    /// Attempts that core had marked lost before their agents reconnected. Core does not track the caches that such
-    /// an attempt writes.
-    lost_attempts: BTreeSet<(MachineId, Attempt)>,
     /// Machines that core had recorded as terminated when a provider's list still had them.
     pub(crate) swept: BTreeSet<MachineId>,
     /// The runs in the order of their requests, each with the run that it repeats, or itself.
@@ -161,6 +158,9 @@ pub(crate) struct Volatile {
 pub(crate) struct Model {
     expected: Expected,
     pub(crate) fingerprints: Fingerprints,
+    /// Attempts that core had marked lost before their agents reconnected. Core does not track the caches that such
+    /// an attempt writes.
+    lost_attempts: BTreeSet<(MachineId, Attempt)>,
 }
 
 /// Plays one schedule from its beginning until everything has ended.
@@ -231,7 +231,6 @@ impl World {
             memory: Memory::default(),
             service_order: ServiceOrder::default(),
             strays: Strays::default(),
-            lost_attempts: BTreeSet::new(),
             swept: BTreeSet::new(),
             requested: Vec::new(),
             given: BTreeMap::new(),

@@ -49,7 +49,7 @@ impl World {
         let written = mem::take(&mut agent.written);
         for (attempt, cache) in written {
             let is_known = self.knows(machine, attempt.job);
-            if is_known && !self.lost_attempts.contains(&(machine, attempt)) {
+            if is_known && !self.model.lost_attempts.contains(&(machine, attempt)) {
                 self.registry.caches.insert(cache);
             }
         }

@@ -191,8 +191,10 @@ impl World {
                 }
                 JobKind::Merge { .. } => Task { pushes: true, cache: None },
             };
-            // Core tracks the caches of this attempt again.
-            self.lost_attempts.remove(&(machine, attempt));
+            // Core tracks the caches of this attempt again, also after a crash, since its assignment is committed.
+            for model in [&mut self.model, &mut self.committed_model] {
+                model.lost_attempts.remove(&(machine, attempt));
+            }
             self.send_order(machine, Order::Begin(attempt, task));
         }
     }

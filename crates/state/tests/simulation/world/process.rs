@@ -63,7 +63,7 @@ impl World {
         if let Event::AgentConnected { machine, holds, .. } = event {
             let strays = holds.iter().filter(|held| !self.knows(*machine, held.job));
             let strays: Vec<_> = strays.map(|held| (*machine, *held)).collect();
-            self.lost_attempts.extend(strays);
+            self.model.lost_attempts.extend(strays);
         }
         let rng = &mut self.rng;
         let mut new_machines = Vec::new();
