@@ -9,7 +9,7 @@ use serde::Serialize;
 use stagely_manifest::{Build, FILE_NAME, Manifest, Problem, Problems};
 
 /// Checks the file `path` (or `stagely.yaml` in the folder `path`) and prints every problem to
-/// standard output. Contexts and Dockerfiles are looked up from the repository's root.
+/// standard output. Contexts, Dockerfiles and the compose file are looked up from the repository's root.
 ///
 /// The exit code is 0 for a valid file and 1 for a file with problems.
 ///
@@ -50,7 +50,8 @@ fn result_text(path: &Path, result: &Result<Manifest, Problems>) -> String {
             } else {
                 format!(", {}", counted(jobs, "job"))
             };
-            format!("{} is valid: {builds}{jobs}", path.display())
+            let preview = if manifest.preview.is_some() { ", a preview" } else { "" };
+            format!("{} is valid: {builds}{jobs}{preview}", path.display())
         }
         Err(problems) => problems.to_string(),
     }
@@ -117,6 +118,23 @@ mod tests {
         fs::write(&path, text).unwrap();
         let text = result_text(&path, &check(&path).unwrap());
         assert!(text.ends_with("is valid: 1 build, 6 jobs"), "{text}");
+    }
+
+    #[test]
+    fn the_compose_file_is_looked_up_from_the_root_of_the_repository() {
+        let folder = repository();
+        let path = folder.path().join("ci/stagely.yaml");
+        let text = "builds: {api: {context: api}}\npreview:\n  compose: compose.yaml\n  endpoints: \
+                    {web: {service: web, port: 80}}\n";
+        fs::write(&path, text).unwrap();
+        let problem = result_text(&path, &check(&path).unwrap());
+        let missing = ":3:12: preview.compose: the compose file `compose.yaml` is not a file of the \
+                       repository";
+        assert!(problem.ends_with(missing), "{problem}");
+
+        fs::write(folder.path().join("compose.yaml"), "services: {}\n").unwrap();
+        let text = result_text(&path, &check(&path).unwrap());
+        assert!(text.ends_with("is valid: 1 build, a preview"), "{text}");
     }
 
     #[test]

@@ -309,7 +309,7 @@ impl<'a> Planner<'a> {
 }
 
 fn build_args(build: &Build, variant: &Variant, context: &PlanContext<'_>) -> BuildArgs {
-    let value = |variable| match variable {
+    let value = |variable: &Variable| match variable {
         Variable::CommitHash => context.commit.to_string(),
         Variable::Branch => context.branch.unwrap_or_default().to_owned(),
         Variable::PrNumber => context.pull_request.map(|n| n.to_string()).unwrap_or_default(),

@@ -63,7 +63,8 @@ impl From<PathError> for JobError {
             | PathError::Outside(_)
             | PathError::NoContext(_)
             | PathError::NotAFolder(_)
-            | PathError::NoDockerfile { .. } => {
+            | PathError::NoDockerfile { .. }
+            | PathError::NoComposeFile(_) => {
                 FailureReason::User { step: String::new(), exit_code: 1 }
             }
         };

@@ -11,30 +11,36 @@ mod matrix;
 mod mistake;
 mod names;
 mod order;
+mod preview;
 mod problem;
 mod read;
 mod schema;
 mod source;
 pub mod suggest;
 mod template;
+mod times;
 mod tree;
 mod value_schemas;
 mod values;
 
 use std::path::Path;
 
-use stagely_protocol::paths::{find_context, find_dockerfile};
+use stagely_protocol::paths::{find_compose_file, find_context, find_dockerfile};
 
 use mistake::Mistake;
 use problem::Collector;
 
 pub use globs::Globs;
 pub use limits::{
-    BUILD_ARGS_MAX, BUILDS_MAX, CACHE_FROM_MAX, DEFAULT_TIMEOUT, FILE_BYTES_MAX, FILE_JOBS_MAX,
-    GLOBS_MAX, JOBS_MAX,
+    BUILD_ARGS_MAX, BUILDS_MAX, CACHE_FROM_MAX, DEFAULT_TIMEOUT, ENDPOINT_NAME_CHARACTERS_MAX,
+    ENDPOINTS_MAX, FILE_BYTES_MAX, FILE_JOBS_MAX, GLOBS_MAX, JOBS_MAX,
 };
 pub use manifest::{Build, Manifest, Variant};
 pub use order::image_argument;
+pub use preview::{
+    Endpoint, Health, Preview, PreviewAccess, PreviewSource, PreviewTrigger, PreviewVariable,
+    SINGLE_SERVICE, ServiceCommand,
+};
 pub use problem::{Position, Problem, Problems};
 pub use schema::json_schema;
 pub use source::{FILE_NAME, MISNAMED, MISNAMED_ADVICE, read_checkout, read_file};
@@ -50,7 +56,7 @@ pub fn parse(file_name: &str, bytes: &[u8]) -> Result<Manifest, Problems> {
     problems.into_result(file_name, manifest)
 }
 
-/// Checks that the contexts and Dockerfiles of a manifest exist below `root`.
+/// Checks that the contexts, Dockerfiles and the compose file of a manifest exist below `root`.
 ///
 /// # Errors
 /// [`Problems`]: every path that is missing or leads out of `root`, also through symlinks.
@@ -60,8 +66,8 @@ pub fn check_paths(manifest: &Manifest, root: &Path, file_name: &str) -> Result<
     problems.into_result(file_name, ())
 }
 
-/// Reads a manifest and checks its contexts and Dockerfiles below `root`, even if other values are
-/// wrong.
+/// Reads a manifest and checks its contexts, Dockerfiles and compose file below `root`, even if other
+/// values are wrong.
 ///
 /// # Errors
 /// [`Problems`]: those of [`parse`] and of [`check_paths`].
@@ -88,5 +94,12 @@ fn find_paths(manifest: &Manifest, root: &Path, problems: &mut Collector) {
         {
             problems.add(build.dockerfile_at, dockerfile, Mistake::Path(error));
         }
+    }
+    if let Some(Preview { source: PreviewSource::Compose { path, .. }, compose_at, .. }) =
+        &manifest.preview
+        && !path.is_empty()
+        && let Err(error) = find_compose_file(root, path)
+    {
+        problems.add(*compose_at, "preview.compose", Mistake::Path(error));
     }
 }

@@ -72,3 +72,47 @@ pub(super) const DEPENDS_ON_MAX: usize = 32;
 
 /// The most images that one build may use. Each of its jobs names all of them.
 pub(super) const USED_IMAGES_MAX: usize = 64;
+
+/// The most endpoints of a preview. Each has a host name of its own.
+pub const ENDPOINTS_MAX: usize = 8;
+
+/// The longest name of an endpoint, in characters. It becomes part of a DNS label, which has at most 63.
+pub const ENDPOINT_NAME_CHARACTERS_MAX: usize = 20;
+
+/// The most variables of one `env`.
+pub(super) const ENV_MAX: usize = 128;
+
+/// The most secrets of one preview.
+pub(super) const SECRETS_MAX: usize = 64;
+
+/// The most texts of one command: the program and its arguments.
+pub(super) const COMMAND_TEXTS_MAX: usize = 64;
+
+/// The most `public_paths`.
+pub(super) const PUBLIC_PATHS_MAX: usize = 32;
+
+/// The default of a health check's `timeout`, and the largest.
+pub(super) const DEFAULT_HEALTH_TIMEOUT: Duration = Duration::from_mins(2);
+pub(super) const HEALTH_TIMEOUT_MAX: Duration = Duration::from_mins(15);
+
+/// The default of the `timeout` of `migrate` and `seed`, and the largest.
+pub(super) const DEFAULT_COMMAND_TIMEOUT: Duration = Duration::from_mins(10);
+pub(super) const COMMAND_TIMEOUT_MAX: Duration = Duration::from_hours(1);
+
+/// The default of `sleep_after`, the smallest and the largest.
+pub(super) const DEFAULT_SLEEP_AFTER: Duration = Duration::from_mins(20);
+pub(super) const SLEEP_AFTER_MIN: Duration = Duration::from_mins(5);
+pub(super) const SLEEP_AFTER_MAX: Duration = Duration::from_hours(24);
+
+/// The default of `ttl`, the smallest and the largest.
+pub(super) const DEFAULT_TTL: Duration = Duration::from_hours(7 * 24);
+pub(super) const TTL_MIN: Duration = Duration::from_hours(1);
+pub(super) const TTL_MAX: Duration = Duration::from_hours(30 * 24);
+
+/// One GiB, the unit of `disk`.
+pub(super) const GIB_BYTES: u64 = 1 << 30;
+
+/// The default of `disk`, the smallest and the largest.
+pub(super) const DEFAULT_DISK_GIB: u64 = 20;
+pub(super) const DISK_GIB_MIN: u64 = 10;
+pub(super) const DISK_GIB_MAX: u64 = 200;

@@ -8,6 +8,7 @@ use stagely_protocol::{Emulation, ImageRef, Platform, Submodules};
 use stagely_state::MachineSize;
 
 use super::globs::Globs;
+use super::preview::{self, Preview};
 use super::problem::Position;
 use super::template::Template;
 use super::value_schemas;
@@ -28,6 +29,9 @@ pub struct Manifest {
     /// digits, `_` and `-`, does not start with `-`, and becomes part of job names and image tags.
     #[schemars(schema_with = "value_schemas::builds::<Build>")]
     pub builds: Vec<Build>,
+    /// How the images are deployed for people to look at, each pull request on a machine of its own.
+    #[schemars(schema_with = "preview::schema")]
+    pub preview: Option<Preview>,
 }
 
 /// One image.

@@ -6,7 +6,7 @@ use super::fields::{Field, read_value};
 use super::limits::{
     COMBINATIONS_MAX, JOBS_MAX, MATRIX_ENTRIES_MAX, MATRIX_KEYS_MAX, MATRIX_VALUES_MAX,
 };
-use super::lists::{distinct, limit};
+use super::lists::{self, distinct, limit};
 use super::manifest::Variant;
 use super::mistake::Mistake;
 use super::problem::Collector;
@@ -205,11 +205,7 @@ impl<'a> Matrix<'a> {
 impl<'a> Axis<'a> {
     fn read(field: &Field<'a>, owner: &Owner<'_>, problems: &mut Collector) -> Option<Self> {
         check_key(field, owner, problems);
-        let Some(mut items) = field.list() else {
-            let hint = field.scalar().map(|_| "write `[…]` around it");
-            problems.add(field.at(), &*field.path, field.wanted("a list of values", hint));
-            return None;
-        };
+        let mut items = lists::open(field, "a list of values", problems)?;
         if items.is_empty() {
             problems.add(field.at(), &*field.path, Mistake::EmptyList { what: "value" });
         }
@@ -219,10 +215,10 @@ impl<'a> Axis<'a> {
 }
 
 fn check_key(field: &Field<'_>, owner: &Owner<'_>, problems: &mut Collector) {
-    if let Err(mistake) = values::check_build_arg_name(field.key) {
+    if let Err(mistake) = values::check_variable_name(field.key, values::BUILD_ARG_NAME) {
         problems.add(field.key_at, &*field.path, mistake);
     } else if owner.build_args.contains_key(field.key) {
-        problems.add(field.key_at, &*field.path, Mistake::SetTwice);
+        problems.add(field.key_at, &*field.path, Mistake::SetTwice { other: "build_args" });
     }
 }
 

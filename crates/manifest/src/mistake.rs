@@ -112,20 +112,21 @@ pub(super) enum Mistake {
     )]
     UnknownMachine(String),
     #[error("`{0}` has no unit; write `{0}m` for minutes or `{0}s` for seconds")]
-    TimeoutUnit(String),
+    TimeUnit(String),
     #[error("`{}` is not a time; write it like `45m`, `1h30m` or `90s`", shown(.0))]
-    Timeout(String),
+    Time(String),
+    #[error("`{}` is neither `never` nor a time such as `20m`", shown(.0))]
+    TimeOrNever(String),
     #[error("must be more than nothing; write it like `45m`, `1h30m` or `90s`")]
-    TimeoutZero,
-    #[error("`{0}` is longer than 24h, the most that a build may take")]
-    TimeoutTooLong(String),
-    #[error(
-        "a build argument's name is made of letters (a-z, A-Z), digits and `_`, and starts with no \
-         digit"
-    )]
-    BuildArgName,
+    TimeZero,
+    #[error("`{text}` is shorter than {min}, the least that is possible")]
+    TimeTooShort { text: String, min: String },
+    #[error("`{text}` is longer than {max}, the most that {max_of}")]
+    TimeTooLong { text: String, max: String, max_of: &'static str },
+    #[error("{what} is made of letters (a-z, A-Z), digits and `_`, and starts with no digit")]
+    VariableName { what: &'static str },
     #[error("has no value; write `\"\"` for an empty one")]
-    BuildArgNull,
+    NoValue,
     #[error("{0}")]
     Template(TemplateError),
     #[error("`{}` is not the name of a build stage", shown(.0))]
@@ -137,6 +138,8 @@ pub(super) enum Mistake {
     ImageRef(String),
     #[error("{}", spelled_out(.0))]
     Path(PathError),
+    #[error("`{}` is not possible here; {}", shown(text), meant(suggestion.as_deref(), known))]
+    Keyword { text: String, suggestion: Option<String>, known: Vec<String> },
     #[error("`{}` is neither {}", shown(.0), EMULATIONS.map(|(name, _)| format!("`{name}`")).join(" nor "))]
     Emulation(String),
     #[error("names no {what}; leave it out instead")]
@@ -154,8 +157,8 @@ pub(super) enum Mistake {
         "names no build argument; map one to a list of values, such as `NODE_VERSION: [18, 20]`"
     )]
     EmptyMatrix,
-    #[error("is in `build_args` too; keep one")]
-    SetTwice,
+    #[error("is in `{other}` too; keep one")]
+    SetTwice { other: &'static str },
     #[error("is not in the lists of this matrix; {}", meant(suggestion.as_deref(), known))]
     UnknownMatrixKey { suggestion: Option<String>, known: Vec<String> },
     #[error("excludes nothing: no combination of the lists has these values")]
@@ -211,6 +214,55 @@ pub(super) enum Mistake {
          one"
     )]
     SameImageArgument { argument: String, first: String, second: String },
+
+    // The preview.
+    #[error("needs `compose` with `endpoints`, or `image` with `port`")]
+    NoPreviewSource,
+    #[error("`compose` and `image` are both given; keep one")]
+    BothPreviewSources,
+    #[error("goes with `{form}` alone; {hint}")]
+    OtherPreviewForm { form: &'static str, hint: &'static str },
+    #[error(
+        "`{}` has a matrix and makes several images; name one of them, such as `{}`",
+        shown(name),
+        shown(example)
+    )]
+    ImageOfMatrix { name: String, example: String },
+    #[error(
+        "`{}` is not the name of a compose service: letters (a-z, A-Z), digits, `_`, `.` and `-`, \
+         and no `-` first",
+        shown(.0)
+    )]
+    ServiceName(String),
+    #[error("with `image` there is one service, `{only}`; leave this out")]
+    OtherService { only: &'static str },
+    #[error(
+        "an endpoint's name is made of lower-case letters (a-z), digits and `-`, and neither starts \
+         nor ends with `-`"
+    )]
+    EndpointName,
+    #[error("needs at least one endpoint; the first is the preview's URL")]
+    NoEndpoints,
+    #[error("`{}` is not a port: a number from 1 to 65535", shown(.0))]
+    Port(String),
+    #[error(
+        "`{}` is neither a status nor a range of them: write `200` or `200-399`, with numbers from \
+         100 to 599",
+        shown(.0)
+    )]
+    Status(String),
+    #[error("the first number of `{0}` is larger than the second")]
+    StatusOrder(String),
+    #[error("`{}` does not start with `/`", shown(.0))]
+    UrlPathStart(String),
+    #[error("`{}` cannot stand here in the path of an address; write it percent-encoded", shown(.0))]
+    UrlPathCharacter(String),
+    #[error("`*` can only be the last character")]
+    StarInside,
+    #[error("`{}` is not a size; write it like `20GiB`", shown(.0))]
+    Disk(String),
+    #[error("`{}` is not between {min}GiB and {max}GiB", shown(text))]
+    DiskRange { text: String, min: u64, max: u64 },
 }
 
 impl Mistake {

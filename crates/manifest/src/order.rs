@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::fields::{Field, read_value};
 use super::limits::{DEPENDS_ON_MAX, USED_IMAGES_MAX};
-use super::lists::limit;
+use super::lists::{self, limit};
 use super::manifest::Build;
 use super::mistake::Mistake;
 use super::problem::Collector;
@@ -23,9 +23,7 @@ pub(super) fn depends_on(
     known: &[&str],
     problems: &mut Collector,
 ) -> Vec<String> {
-    let Some(mut items) = field.list() else {
-        let hint = field.scalar().map(|_| "write `[…]` around it");
-        problems.add(field.at(), &*field.path, field.wanted("a list of builds", hint));
+    let Some(mut items) = lists::open(field, "a list of builds", problems) else {
         return Vec::new();
     };
     limit(field, &mut items, DEPENDS_ON_MAX, problems);

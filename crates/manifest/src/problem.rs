@@ -97,6 +97,10 @@ impl Collector {
         self.problems.iter().any(|problem| problem.path == path)
     }
 
+    pub(super) fn has_below(&self, path: &str) -> bool {
+        self.problems.iter().any(|problem| problem.path.starts_with(path))
+    }
+
     pub(super) fn into_result<T>(mut self, file_name: &str, value: T) -> Result<T, Problems> {
         if self.problems.is_empty() {
             return Ok(value);

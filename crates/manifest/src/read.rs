@@ -10,20 +10,20 @@ use stagely_protocol::paths::dockerfile_candidates;
 use stagely_protocol::{Arch, Emulation, ImageRef, Platform};
 
 use super::fields::{Field, Fields, read_value};
-use super::globs::Globs;
 use super::kind::ValueKind;
 use super::limits::{
     BUILD_ARGS_MAX, BUILDS_MAX, CACHE_FROM_MAX, DEFAULT_TIMEOUT, FILE_BYTES_MAX, FILE_JOBS_MAX,
-    GLOBS_MAX,
 };
-use super::lists::{distinct, limit};
+use super::lists::{branch_patterns, distinct, limit, path_patterns, templates};
 use super::manifest::{Build, Manifest, Variant};
 use super::matrix::{self, Owner};
 use super::mistake::Mistake;
 use super::names;
 use super::order;
+use super::preview;
 use super::problem::{Collector, Position};
-use super::template::Template;
+use super::template::{Template, Variable};
+use super::times;
 use super::tree::{self, Node};
 use super::values;
 
@@ -69,12 +69,14 @@ fn manifest(root: &Field<'_>, problems: &mut Collector) -> Manifest {
     let name = fields.value("name", values::name, problems);
     let submodules = fields.value("submodules", values::submodules, problems).unwrap_or_default();
     let builds = fields.require("builds", "it maps names to builds", problems);
+    let preview = fields.take("preview");
     fields.take_extensions();
     fields.finish(problems);
     let builds = builds.map(|field| builds_and_jobs_of(&field, problems)).unwrap_or_default();
     names::check(&builds, problems);
     order::check(&builds, problems);
-    Manifest { name, submodules, builds }
+    let preview = preview.and_then(|field| preview::read(&field, &builds, problems));
+    Manifest { name, submodules, builds, preview }
 }
 
 /// Reads the builds, and notes if they make too many jobs together.
@@ -124,7 +126,7 @@ fn build(field: &Field<'_>, names: &[&str], problems: &mut Collector) -> Option<
         machine,
         build_args,
         target: fields.value("target", values::target, problems),
-        timeout: fields.value("timeout", values::timeout, problems).unwrap_or(DEFAULT_TIMEOUT),
+        timeout: fields.value("timeout", times::build_timeout, problems).unwrap_or(DEFAULT_TIMEOUT),
         cache_from: fields
             .take("cache_from")
             .map(|field| cache_from(&field, problems))
@@ -166,40 +168,12 @@ fn variants_and_conditions(
         build.depends_on = order::depends_on(&field, &build.name, names, problems);
     }
     if let Some(field) = fields.take("only_branches") {
-        let texts = patterns(&field, values::branch_glob, problems);
-        build.only_branches = globs(&field, &texts, Globs::of_branches, problems);
+        build.only_branches = branch_patterns(&field, problems);
     }
     if let Some(field) = fields.take("paths") {
-        let texts = patterns(&field, values::path_glob, problems);
-        build.paths = globs(&field, &texts, Globs::of_paths, problems);
+        build.paths = path_patterns(&field, problems);
     }
     build.emulation = fields.value("emulation", values::emulation, problems).unwrap_or_default();
-}
-
-fn patterns(
-    field: &Field<'_>,
-    read: fn(&Field<'_>) -> Result<String, Mistake>,
-    problems: &mut Collector,
-) -> Vec<String> {
-    let Some(mut items) = field.list() else {
-        let hint = field.scalar().map(|_| "write `[…]` around it");
-        problems.add(field.at(), &*field.path, field.wanted("a list of patterns", hint));
-        return Vec::new();
-    };
-    if items.is_empty() {
-        problems.add(field.at(), &*field.path, Mistake::EmptyList { what: "pattern" });
-    }
-    limit(field, &mut items, GLOBS_MAX, problems);
-    distinct(&items, read, problems)
-}
-
-fn globs(
-    field: &Field<'_>,
-    texts: &[String],
-    make: fn(&[String]) -> Result<Globs, Mistake>,
-    problems: &mut Collector,
-) -> Option<Globs> {
-    make(texts).map_err(|mistake| problems.add(field.at(), &*field.path, mistake)).ok()
 }
 
 struct Paths {
@@ -266,32 +240,8 @@ fn platform_list(field: &Field<'_>, problems: &mut Collector) -> Vec<Platform> {
 }
 
 fn build_args_of(field: &Field<'_>, problems: &mut Collector) -> BTreeMap<String, Template> {
-    let Some(mut entries) = field.map(problems) else {
-        let hint = (field.kind() == ValueKind::List)
-            .then_some("write `NAME: value` instead of `- NAME=value`");
-        problems.add(field.at(), &*field.path, field.wanted("a map of names to values", hint));
-        return BTreeMap::new();
-    };
-    limit(field, &mut entries, BUILD_ARGS_MAX, problems);
-    entries.iter().filter_map(|entry| build_arg(entry, problems)).collect()
-}
-
-fn build_arg(field: &Field<'_>, problems: &mut Collector) -> Option<(String, Template)> {
-    if let Err(mistake) = values::check_build_arg_name(field.key) {
-        problems.add(field.key_at, &*field.path, mistake);
-    }
-    let text = values::build_arg(field)
-        .map_err(|mistake| problems.add(field.at(), &*field.path, mistake))
-        .ok()?;
-    match Template::parse(text) {
-        Ok(template) => Some((field.key.to_owned(), template)),
-        Err(errors) => {
-            for error in errors {
-                problems.add(field.at(), &*field.path, Mistake::Template(error));
-            }
-            None
-        }
-    }
+    let known = Variable::by_name();
+    templates(field, BUILD_ARGS_MAX, values::BUILD_ARG_NAME, &known, problems)
 }
 
 fn cache_from(field: &Field<'_>, problems: &mut Collector) -> Vec<ImageRef> {

@@ -1,4 +1,6 @@
-//! The text of a build argument and its variables.
+//! Texts with variables, such as the values of build arguments.
+
+use std::sync::Arc;
 
 use thiserror::Error;
 
@@ -36,8 +38,9 @@ impl Variable {
         }
     }
 
-    fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|variable| variable.as_str() == name)
+    /// All variables by name.
+    pub(super) fn by_name() -> Vec<(String, Self)> {
+        Self::ALL.map(|variable| (variable.as_str().to_owned(), variable)).to_vec()
     }
 }
 
@@ -45,41 +48,47 @@ impl Variable {
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum TemplateError {
     /// No variable has this name.
-    #[error("unknown variable `${{{}}}`; {}", shown(.0), advice(.0))]
-    UnknownVariable(String),
+    #[error("unknown variable `${{{}}}`; {}", shown(name), advice(name, known))]
+    UnknownVariable {
+        /// The name between the braces.
+        name: String,
+        /// The names that there are, for messages.
+        known: Arc<[String]>,
+    },
     /// The closing brace is missing.
     #[error("`${{` is never closed; write `$${{` for the two characters themselves")]
     Unclosed,
 }
 
-fn advice(name: &str) -> String {
-    let names = Variable::ALL.map(Variable::as_str);
-    match closest(name, names) {
+fn advice(name: &str, known: &[String]) -> String {
+    let names = || known.iter().map(String::as_str);
+    match closest(name, names()) {
         Some(variable) => format!("did you mean `${{{variable}}}`?"),
-        None => format!("the variables are {}; write `$${{` for a literal `${{`", listed(names)),
+        None => format!("the variables are {}; write `$${{` for a literal `${{`", listed(names())),
     }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Part {
+enum Part<V> {
     Text(String),
-    Variable(Variable),
+    Variable(V),
 }
 
 /// A text with variables, written `${NAME}`. Directly before `{`, `$$` stands for one `$`, so
 /// `$${NAME}` is the text `${NAME}`. Elsewhere `$` stands for itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Template {
-    parts: Vec<Part>,
+pub struct Template<V = Variable> {
+    parts: Vec<Part<V>>,
 }
 
-impl Template {
-    /// Reads the text of a build argument.
+impl<V: Clone> Template<V> {
+    /// Reads a text whose variables are `known`, by name.
     ///
     /// # Errors
     /// All [`TemplateError`]s, in the order of the text.
-    pub fn parse(text: &str) -> Result<Self, Vec<TemplateError>> {
+    pub(super) fn parse(text: &str, known: &[(String, V)]) -> Result<Self, Vec<TemplateError>> {
         let (mut parts, mut errors) = (Vec::new(), Vec::new());
+        let mut names_of_known: Option<Arc<[String]>> = None;
         let mut rest = text;
         while let Some(brace) = next_opening(rest) {
             let before = &rest[..brace];
@@ -96,9 +105,12 @@ impl Template {
                 errors.push(TemplateError::Unclosed);
                 break;
             };
-            match Variable::named(name) {
-                Some(variable) => parts.push(Part::Variable(variable)),
-                None => errors.push(TemplateError::UnknownVariable(name.to_owned())),
+            if let Some((_, variable)) = known.iter().find(|(known, _)| known == name) {
+                parts.push(Part::Variable(variable.clone()));
+            } else {
+                let names = || known.iter().map(|(known, _)| shown(known)).collect();
+                let known = Arc::clone(names_of_known.get_or_insert_with(names));
+                errors.push(TemplateError::UnknownVariable { name: name.to_owned(), known });
             }
             rest = after;
         }
@@ -107,12 +119,18 @@ impl Template {
     }
 
     /// Returns the text with every variable replaced by the result of `value`.
-    pub fn fill(&self, value: impl Fn(Variable) -> String) -> String {
-        let fill = |part: &Part| match part {
+    pub fn fill(&self, value: impl Fn(&V) -> String) -> String {
+        let fill = |part: &Part<V>| match part {
             Part::Text(text) => text.clone(),
-            Part::Variable(variable) => value(*variable),
+            Part::Variable(variable) => value(variable),
         };
         self.parts.iter().map(fill).collect()
+    }
+}
+
+impl<V> Default for Template<V> {
+    fn default() -> Self {
+        Self { parts: Vec::new() }
     }
 }
 
@@ -121,7 +139,7 @@ fn next_opening(text: &str) -> Option<usize> {
     text.find("${").map(|dollar| dollar + 1)
 }
 
-fn push_text(parts: &mut Vec<Part>, text: &str) {
+fn push_text<V>(parts: &mut Vec<Part<V>>, text: &str) {
     match parts.last_mut() {
         _ if text.is_empty() => {}
         Some(Part::Text(last)) => last.push_str(text),
@@ -133,8 +151,12 @@ fn push_text(parts: &mut Vec<Part>, text: &str) {
 mod tests {
     use super::*;
 
+    fn parse(text: &str) -> Result<Template, Vec<TemplateError>> {
+        Template::parse(text, &Variable::by_name())
+    }
+
     fn filled(text: &str) -> String {
-        let template = Template::parse(text).unwrap();
+        let template = parse(text).unwrap();
         template.fill(|variable| format!("<{}>", variable.as_str()))
     }
 
@@ -163,13 +185,13 @@ mod tests {
 
     #[test]
     fn values_are_not_searched_for_variables() {
-        let template = Template::parse("${BRANCH}").unwrap();
+        let template = parse("${BRANCH}").unwrap();
         assert_eq!(template.fill(|_| "${COMMIT_HASH}".to_owned()), "${COMMIT_HASH}");
     }
 
     #[test]
     fn every_mistake_is_reported() {
-        let errors = Template::parse("${branch} ${HOME} ${} ${BRANCH").unwrap_err();
+        let errors = parse("${branch} ${HOME} ${} ${BRANCH").unwrap_err();
         let errors: Vec<_> = errors.iter().map(ToString::to_string).collect();
         assert_eq!(errors.len(), 4);
         assert_eq!(errors[0], "unknown variable `${branch}`; did you mean `${BRANCH}`?");

@@ -12,6 +12,12 @@ use super::limits::{
 /// The pattern of a build's name.
 const BUILD_NAME: &str = "^[a-zA-Z0-9_][a-zA-Z0-9_-]*$";
 
+/// The pattern of a path that is relative to the repository's root.
+pub(super) const PATH: &str = r"^[^/\x00-\x1f\x7f][^\x00-\x1f\x7f]*$";
+
+/// The pattern of a variable's name.
+pub(super) const VARIABLE_NAME: &str = "^[A-Za-z_][A-Za-z0-9_]*$";
+
 /// `version` has one value, so the type `Manifest` does not keep it.
 pub(super) fn manifest_as_written(schema: &mut Schema) {
     add_property(
@@ -37,7 +43,7 @@ pub(super) fn build_as_written(schema: &mut Schema) {
     schema.insert("not".to_owned(), json!({"required": ["platform", "platforms"]}));
 }
 
-fn add_property(schema: &mut Schema, key: &str, property: Value) {
+pub(super) fn add_property(schema: &mut Schema, key: &str, property: Value) {
     if let Some(Value::Object(properties)) = schema.get_mut("properties") {
         properties.insert(key.to_owned(), property);
     }
@@ -62,7 +68,7 @@ pub(super) fn builds<Build: JsonSchema>(generator: &mut SchemaGenerator) -> Sche
 pub(super) fn path(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "string", "minLength": 1, "maxLength": PATH_BYTES_MAX,
-        "pattern": r"^[^/\x00-\x1f\x7f][^\x00-\x1f\x7f]*$",
+        "pattern": PATH,
     })
 }
 
@@ -88,16 +94,16 @@ pub(super) fn machine(_: &mut SchemaGenerator) -> Schema {
 pub(super) fn build_args(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "object", "maxProperties": BUILD_ARGS_MAX,
-        "propertyNames": build_arg_name(),
+        "propertyNames": variable_name(),
         "additionalProperties": scalar(),
     })
 }
 
-fn build_arg_name() -> Value {
-    json!({"pattern": "^[A-Za-z_][A-Za-z0-9_]*$", "maxLength": NAME_CHARACTERS_MAX})
+pub(super) fn variable_name() -> Value {
+    json!({"pattern": VARIABLE_NAME, "maxLength": NAME_CHARACTERS_MAX})
 }
 
-fn scalar() -> Value {
+pub(super) fn scalar() -> Value {
     json!({"type": ["string", "number", "boolean"]})
 }
 
@@ -107,13 +113,13 @@ pub(super) fn matrix(_: &mut SchemaGenerator) -> Schema {
         "type": "array", "minItems": 1, "maxItems": MATRIX_ENTRIES_MAX,
         "items": {
             "type": "object", "minProperties": 1, "maxProperties": MATRIX_KEYS_MAX,
-            "propertyNames": build_arg_name(), "additionalProperties": scalar(),
+            "propertyNames": variable_name(), "additionalProperties": scalar(),
         },
     });
     json_schema!({
         "type": "object", "minProperties": 1, "maxProperties": MATRIX_KEYS_MAX + 2,
         "properties": {"include": combinations, "exclude": combinations},
-        "propertyNames": build_arg_name(),
+        "propertyNames": variable_name(),
         "additionalProperties": {
             "type": "array", "minItems": 1, "maxItems": MATRIX_VALUES_MAX, "items": scalar(),
         },
@@ -160,9 +166,14 @@ pub(super) fn target(_: &mut SchemaGenerator) -> Schema {
 }
 
 pub(super) fn timeout(_: &mut SchemaGenerator) -> Schema {
+    time("30m")
+}
+
+/// A time with this default.
+pub(super) fn time(default: &str) -> Schema {
     json_schema!({
-        "type": "string", "default": "30m",
-        "pattern": "^([0-9]{1,6}h([0-9]{1,6}m)?([0-9]{1,6}s)?|[0-9]{1,6}m([0-9]{1,6}s)?|[0-9]{1,6}s)$",
+        "type": "string", "default": default, "minLength": 2,
+        "pattern": "^([0-9]{1,6}d)?([0-9]{1,6}h)?([0-9]{1,6}m)?([0-9]{1,6}s)?$",
     })
 }
 

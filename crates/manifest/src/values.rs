@@ -1,6 +1,4 @@
-//! Reads and checks single values: paths, platforms, times.
-
-use std::time::Duration;
+//! Reads and checks single values: paths, platforms, names.
 
 use stagely_protocol::paths::normalize;
 use stagely_protocol::{Arch, Emulation, ImageRef, Platform, Submodules};
@@ -11,9 +9,9 @@ use super::fields::Field;
 use super::globs;
 use super::keywords::{EMULATIONS, MACHINE_SIZES, SUBMODULES};
 use super::kind::ValueKind;
-use super::limits::{BUILD_ARG_BYTES_MAX, NAME_CHARACTERS_MAX, PATH_BYTES_MAX, TIMEOUT_MAX};
+use super::limits::{BUILD_ARG_BYTES_MAX, NAME_CHARACTERS_MAX, PATH_BYTES_MAX};
 use super::mistake::Mistake;
-use super::suggest::{closest, shown};
+use super::suggest::closest;
 
 /// `version: 2`.
 pub(super) fn version(field: &Field<'_>) -> Result<(), Mistake> {
@@ -53,7 +51,7 @@ pub(super) fn check_build_name(name: &str) -> Result<(), Mistake> {
     if name.starts_with('-') { Err(Mistake::BuildNameDash) } else { Ok(()) }
 }
 
-/// A folder, from the repository's root.
+/// A folder, relative to the repository's root.
 pub(super) fn context(field: &Field<'_>) -> Result<String, Mistake> {
     let path = path(field, Some("write `.` for the repository's root"))?;
     normalize(&path).map_err(Mistake::Path)?;
@@ -63,6 +61,13 @@ pub(super) fn context(field: &Field<'_>) -> Result<String, Mistake> {
 /// A file. Its location depends on the context, so it is checked later.
 pub(super) fn dockerfile(field: &Field<'_>) -> Result<String, Mistake> {
     path(field, None)
+}
+
+/// A file, relative to the repository's root.
+pub(super) fn file(field: &Field<'_>) -> Result<String, Mistake> {
+    let path = path(field, None)?;
+    normalize(&path).map_err(Mistake::Path)?;
+    Ok(path)
 }
 
 fn path(field: &Field<'_>, hint: Option<&'static str>) -> Result<String, Mistake> {
@@ -116,50 +121,15 @@ pub(super) fn machine(field: &Field<'_>) -> Result<MachineSize, Mistake> {
     })
 }
 
-/// `45m`, `1h30m`, `90s`: more than zero and at most [`TIMEOUT_MAX`].
-pub(super) fn timeout(field: &Field<'_>) -> Result<Duration, Mistake> {
-    let (Some(text), ValueKind::Text | ValueKind::Number) = (field.scalar(), field.kind()) else {
-        return Err(field.wanted("a time such as `45m`", None));
-    };
-    if !text.is_empty() && text.len() < 10 && text.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err(Mistake::TimeoutUnit(text.to_owned()));
-    }
-    let duration = parse_timeout(text).ok_or_else(|| Mistake::Timeout(text.to_owned()))?;
-    if duration.is_zero() {
-        return Err(Mistake::TimeoutZero);
-    }
-    if duration > TIMEOUT_MAX {
-        return Err(Mistake::TimeoutTooLong(shown(text)));
-    }
-    Ok(duration)
-}
+/// Messages about the name of a build argument start with this.
+pub(super) const BUILD_ARG_NAME: &str = "a build argument's name";
 
-/// Parses hours, minutes and seconds, in this order and each at most once.
-fn parse_timeout(text: &str) -> Option<Duration> {
-    let (hours, text) = leading_count(text, 'h')?;
-    let (minutes, text) = leading_count(text, 'm')?;
-    let (seconds, text) = leading_count(text, 's')?;
-    if !text.is_empty() || hours.or(minutes).or(seconds).is_none() {
-        return None;
-    }
-    let seconds_of = |count: Option<u64>, unit: u64| count.unwrap_or(0) * unit;
-    let sum = seconds_of(hours, 3600) + seconds_of(minutes, 60) + seconds_of(seconds, 1);
-    Some(Duration::from_secs(sum))
-}
-
-/// Splits `12h30m` at `h` into 12 and `30m`. Without the unit there is no count; before the unit there
-/// must be 1 to 6 digits.
-fn leading_count(text: &str, unit: char) -> Option<(Option<u64>, &str)> {
-    let Some((digits, rest)) = text.split_once(unit) else { return Some((None, text)) };
-    let valid = (1..=6).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_digit());
-    if valid { Some((Some(digits.parse().ok()?), rest)) } else { None }
-}
-
-pub(super) fn check_build_arg_name(name: &str) -> Result<(), Mistake> {
+/// Checks the name of a build argument, a variable or a secret. `what` names it in messages.
+pub(super) fn check_variable_name(name: &str, what: &'static str) -> Result<(), Mistake> {
     let starts_well = name.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_');
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
     if !starts_well || !name.bytes().all(allowed) {
-        return Err(Mistake::BuildArgName);
+        return Err(Mistake::VariableName { what });
     }
     if name.len() > NAME_CHARACTERS_MAX {
         return Err(Mistake::TooLong { max: NAME_CHARACTERS_MAX, unit: "characters" });
@@ -167,10 +137,10 @@ pub(super) fn check_build_arg_name(name: &str) -> Result<(), Mistake> {
     Ok(())
 }
 
-/// A build argument as it was written: `1.10` stays `1.10`, and `true` stays `true`.
-pub(super) fn build_arg<'a>(field: &Field<'a>) -> Result<&'a str, Mistake> {
+/// The value of a variable as it was written: `1.10` stays `1.10`, and `true` stays `true`.
+pub(super) fn variable_value<'a>(field: &Field<'a>) -> Result<&'a str, Mistake> {
     let text = match (field.scalar(), field.kind()) {
-        (_, ValueKind::Nothing) => return Err(Mistake::BuildArgNull),
+        (_, ValueKind::Nothing) => return Err(Mistake::NoValue),
         (Some(text), _) => text,
         _ => return Err(field.wanted("text, a number or a boolean", None)),
     };
@@ -217,7 +187,7 @@ pub(super) fn submodules(field: &Field<'_>) -> Result<Submodules, Mistake> {
 
 /// A value of a matrix as it was written. It becomes part of names, so it is short and on one line.
 pub(super) fn matrix_value(field: &Field<'_>) -> Result<String, Mistake> {
-    let text = build_arg(field)?;
+    let text = variable_value(field)?;
     if text.chars().nth(NAME_CHARACTERS_MAX).is_some() {
         return Err(Mistake::TooLong { max: NAME_CHARACTERS_MAX, unit: "characters" });
     }

@@ -1,4 +1,4 @@
-//! Finds a build's context and Dockerfile, and keeps both inside the repository.
+//! Finds a build's context and Dockerfile and a preview's compose file, and keeps them inside the repository.
 //!
 //! Used by the agent after each checkout, and by `stagely validate` before a commit exists.
 
@@ -27,7 +27,7 @@ pub struct DockerfilePaths {
     pub ignore_file: Option<PathBuf>,
 }
 
-/// A context or Dockerfile that cannot be used. Paths are shown as in `stagely.yaml`.
+/// A context, Dockerfile or compose file that cannot be used. Paths are shown as in `stagely.yaml`.
 #[derive(Debug, Error)]
 pub enum PathError {
     #[error("`{0}` is absolute: paths are relative to the repository's root")]
@@ -44,6 +44,8 @@ pub enum PathError {
         /// The candidates, relative to the repository's root: two, or one if both are the same.
         candidates: Vec<PathBuf>,
     },
+    #[error("the compose file `{0}` is not a file of the repository")]
+    NoComposeFile(String),
     #[error("cannot look at `{path}`")]
     Io {
         path: String,
@@ -97,6 +99,16 @@ pub fn find_dockerfile(
         }
     }
     Err(PathError::NoDockerfile { candidates })
+}
+
+/// Finds a compose file, which may be a symlink inside the checkout.
+///
+/// # Errors
+/// [`PathError`].
+pub fn find_compose_file(checkout_root: &Path, path: &str) -> Result<PathBuf, PathError> {
+    let root = canonical(checkout_root)?;
+    let found = resolve_file(&root, &normalize(path)?, path)?;
+    found.ok_or_else(|| PathError::NoComposeFile(path.to_owned()))
 }
 
 fn in_lower_case(candidate: &Path) -> Option<PathBuf> {

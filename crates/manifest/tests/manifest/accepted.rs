@@ -47,7 +47,7 @@ fn the_examples_of_the_manual_are_valid() {
 }
 
 #[test]
-fn times_are_hours_minutes_and_seconds() {
+fn times_are_days_hours_minutes_and_seconds() {
     let seconds = |timeout: &str| build(&format!("timeout: {timeout}")).timeout.as_secs();
     assert_eq!(seconds("45m"), 2_700);
     assert_eq!(seconds("\"1h30m\""), 5_400);
@@ -55,6 +55,7 @@ fn times_are_hours_minutes_and_seconds() {
     assert_eq!(seconds("1h0m1s"), 3_601);
     assert_eq!(seconds("24h"), 86_400);
     assert_eq!(seconds("1440m"), 86_400);
+    assert_eq!(seconds("1d"), 86_400);
 }
 
 #[test]

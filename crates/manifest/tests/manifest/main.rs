@@ -7,11 +7,13 @@ mod dependencies;
 mod hostile;
 mod matrices;
 mod paths;
+mod previews;
 mod random;
 mod refused;
+mod refused_previews;
 mod schema;
 
-use stagely_manifest::{Build, Manifest, parse};
+use stagely_manifest::{Build, Manifest, Preview, parse};
 
 const FULL: &str = "\
 version: 2
@@ -31,6 +33,28 @@ builds:
   app:
     context: .
     platforms: [linux/amd64, linux/arm64]
+preview:
+  compose: deploy/compose.yaml
+  images: {web: app, worker: app}
+  endpoints:
+    web:
+      service: web
+      port: 8080
+      health: {path: /healthz?full=1, status: 200-299, timeout: 90s}
+    mail-box: {service: mail, port: 8025}
+  env: {APP_URL: \"${PREVIEW_URL}/${BRANCH}\", MAIL: \"${PREVIEW_URL_MAIL_BOX}\", DEBUG: 1.10}
+  secrets: [STRIPE_TEST_KEY, _x]
+  migrate: {service: web, command: [bin/migrate, --all], timeout: 20m}
+  seed: {service: web, command: [sh, -c, \"bin/seed \\\"$SIZE\\\"\"]}
+  reset_when: [\"db/migrate/**\"]
+  on: label
+  branches: [main, \"release/*\"]
+  machine: small
+  disk: 40GiB
+  access: token
+  public_paths: [/webhooks/*, /status]
+  sleep_after: never
+  ttl: 2d12h
 ";
 
 fn accepted(text: &str) -> Manifest {
@@ -48,6 +72,25 @@ fn problem_of_build(rest: &str) -> String {
     let lines = problems(format!("builds: {{a: {{context: ., {rest}}}}}"));
     let [line] = &lines[..] else { panic!("not one problem: {lines:?}") };
     line.split_once("builds.a.").unwrap().1.to_owned()
+}
+
+/// The start of a valid section with a compose file, to which keys can be added.
+const PREVIEW: &str = "\
+builds: {app: {context: .}}
+preview:
+  compose: compose.yaml
+  endpoints: {web: {service: web, port: 80}}
+";
+
+fn preview(rest: &str) -> Preview {
+    accepted(&format!("{PREVIEW}  {rest}\n")).preview.unwrap()
+}
+
+/// The problem of a section with `rest`, without position and path.
+fn problem_of_preview(rest: &str) -> String {
+    let lines = problems(format!("{PREVIEW}  {rest}\n"));
+    let [line] = &lines[..] else { panic!("not one problem: {lines:?}") };
+    line.split_once("preview.").unwrap().1.to_owned()
 }
 
 fn build(rest: &str) -> Build {

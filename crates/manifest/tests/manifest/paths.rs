@@ -1,4 +1,4 @@
-//! Contexts, Dockerfiles and the file itself inside a checkout.
+//! Contexts, Dockerfiles, compose files and the file itself inside a checkout.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -79,6 +79,43 @@ fn symlinks_out_of_the_repository_are_refused() {
             "stagely.yaml:2:16: builds.a.context: `away` leads out of the repository",
             "stagely.yaml:3:33: builds.b.dockerfile: `away` leads out of the repository",
         ]
+    );
+}
+
+#[test]
+fn the_compose_file_must_be_a_file_of_the_repository() {
+    let outside = repository(&["compose.yaml"]);
+    let root = repository(&["Dockerfile", "deploy/compose.yaml"]);
+    let at = |name: &str| root.path().join(name);
+    symlink("deploy/compose.yaml", at("inside.yaml")).unwrap();
+    symlink(outside.path().join("compose.yaml"), at("outside.yaml")).unwrap();
+    symlink(outside.path(), at("away")).unwrap();
+    mkfifo(&at("fifo"), Mode::S_IRWXU).unwrap();
+    let text = |path: &str| {
+        format!(
+            "builds: {{a: {{context: .}}}}\npreview:\n  compose: {path}\n  endpoints: {{web: \
+             {{service: web, port: 80}}}}\n"
+        )
+    };
+    for path in ["deploy/compose.yaml", "./deploy/../inside.yaml"] {
+        check_paths(&accepted(&text(path)), root.path(), "stagely.yaml").unwrap();
+    }
+    for path in ["compose.yaml", "deploy", "fifo", "deploy/compose.yaml/x"] {
+        let problem = format!("the compose file `{path}` is not a file of the repository");
+        assert_eq!(
+            problems(&text(path), root.path()),
+            [format!("stagely.yaml:3:12: preview.compose: {problem}")]
+        );
+    }
+    for path in ["outside.yaml", "away/compose.yaml"] {
+        assert_eq!(
+            problems(&text(path), root.path()),
+            [format!("stagely.yaml:3:12: preview.compose: `{path}` leads out of the repository")]
+        );
+    }
+    assert_eq!(
+        problems("builds: {a: {context: .}}\npreview: {image: b, port: 80}\n", root.path()),
+        ["stagely.yaml:2:18: preview.image: there is no build `b`; did you mean `a`?"]
     );
 }
 

@@ -15,6 +15,7 @@ proptest! {
     fn yaml_punctuation_of_any_kind_is_read_or_refused(text in "[-a:{}\\[\\]&*!|>'\"%@`,?#~<$ \t\n0.]{0,80}") {
         let _ = parse("", text.as_bytes());
         let _ = parse("", format!("builds: {{a: {{context: ., build_args: {{A: {text}}}}}}}").as_bytes());
+        let _ = parse("", format!("preview: {{compose: c, endpoints: {text}, {text}}}").as_bytes());
     }
 
     /// Pieces of a valid file in another order, with anchors, aliases and other signs of YAML between them.

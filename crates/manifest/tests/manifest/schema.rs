@@ -6,6 +6,9 @@ use stagely_manifest::{json_schema, parse};
 
 use super::{FULL, problems};
 
+const BUILDS: &str = "builds: {a: {context: .}, b: {context: ., matrix: {N: [1]}}}\n";
+const ENDPOINTS: &str = "  endpoints: {web: {service: web, port: 80}}\n";
+
 fn allows(yaml: &str) -> bool {
     let schema = serde_json::to_value(json_schema()).unwrap();
     let instance: Value = serde_saphyr::from_str(yaml).unwrap();
@@ -16,7 +19,9 @@ fn allows(yaml: &str) -> bool {
 fn the_schema_is_valid_and_describes_every_key() {
     let schema = serde_json::to_value(json_schema()).unwrap();
     jsonschema::meta::validate(&schema).unwrap();
-    for part in [&schema, &schema["$defs"]["Build"]] {
+    let definitions = schema["$defs"].as_object().unwrap();
+    assert_eq!(definitions.len(), 5);
+    for part in definitions.values().chain([&schema]) {
         assert_eq!(part["additionalProperties"], false);
         for (key, property) in part["properties"].as_object().unwrap() {
             let description = property["description"].as_str().unwrap();
@@ -45,6 +50,18 @@ fn the_schema_has_exactly_the_keys_of_the_parser() {
     build.sort();
     assert_eq!(file, known(&problems("builds: {a: {context: .}}\nzzzzzz: 1")));
     assert_eq!(build, known(&problems("builds: {a: {context: ., zzzzzz: 1}}")));
+    for (definition, unknown) in [
+        ("Preview", "  zzzzzz: 1"),
+        ("Endpoint", "  <<: {endpoints: {web: {service: s, port: 80, zzzzzz: 1}}}"),
+        ("Health", "  <<: {endpoints: {web: {service: s, port: 80, health: {zzzzzz: 1}}}}"),
+        ("ServiceCommand", "  seed: {service: s, command: [x], zzzzzz: 1}"),
+    ] {
+        let endpoints = if unknown.contains("endpoints") { "" } else { ENDPOINTS };
+        let text = format!("{BUILDS}preview:\n  compose: c\n{endpoints}{unknown}\n");
+        let mut keys = keys_of(&schema["$defs"][definition]);
+        keys.sort();
+        assert_eq!(keys, known(&problems(text)), "{definition}");
+    }
 }
 
 #[test]
@@ -105,7 +122,70 @@ fn the_schema_refuses_what_a_schema_can_express() {
     }
 }
 
+#[test]
+fn the_schema_refuses_previews_that_it_can_express() {
+    let refused = |text: &str| {
+        assert!(!allows(text), "{text}");
+        assert!(parse("", text.as_bytes()).is_err(), "{text}");
+    };
+    for section in [
+        "{}",
+        "{compose: c}",
+        "{image: a}",
+        "{image: a, port: 80, compose: c}",
+        "{image: a, port: 80, images: {}}",
+        "{image: a, port: 80, migrate: {service: web, command: [x]}}",
+        "{compose: c, endpoints: {}}",
+        "{compose: c, endpoints: {-a: {service: web, port: 80}}}",
+        "{compose: c, endpoints: {a: {service: web}}}",
+        "{compose: c, endpoints: {a: {port: 80}}}",
+        "{image: a, port: 0}",
+        "{image: a, port: '80'}",
+        "{image: a, port: 80, health: {path: x}}",
+        "{image: a, port: 80, health: {status: 99}}",
+        "{image: a, port: 80, health: {timeout: 5}}",
+    ] {
+        refused(&format!("{BUILDS}preview: {section}\n"));
+    }
+    for rest in [
+        "port: 80",
+        "health: {}",
+        "images: {-x: a}",
+        "env: {A: []}",
+        "env: {A-B: x}",
+        "secrets: [A, A]",
+        "secrets: [1A]",
+        "migrate: {command: [x]}",
+        "seed: {service: web}",
+        "seed: {service: web, command: []}",
+        "seed: {service: web, command: x}",
+        "seed: {service: web, command: [1]}",
+        "reset_when: []",
+        "on: push",
+        "branches: ['!x']",
+        "machine: huge",
+        "disk: 9GiB",
+        "disk: 201GiB",
+        "access: all",
+        "public_paths: [x]",
+        "public_paths: [/*/x]",
+        "public_paths: ['/x y']",
+        "sleep_after: 5",
+        "ttl: never",
+        "zzzzzz: 1",
+    ] {
+        refused(&format!("{BUILDS}preview:\n  compose: c\n{ENDPOINTS}  {rest}\n"));
+    }
+}
+
 proptest! {
+    #[test]
+    fn the_schema_allows_every_preview_that_the_parser_accepts(text in preview_text()) {
+        if parse("", text.as_bytes()).is_ok() {
+            prop_assert!(allows(&text), "{}", text);
+        }
+    }
+
     /// The schema validates the file as read by serde, in which numbers are numbers.
     #[test]
     fn the_schema_allows_everything_that_the_parser_accepts(text in manifest_text()) {
@@ -160,6 +240,47 @@ fn manifest_text() -> impl Strategy<Value = String> {
     ]);
     (head, prop::collection::vec(build, 1..4))
         .prop_map(|(head, builds)| format!("{head}builds:\n{}", builds.concat()))
+}
+
+/// A section of plausible pieces, some of them wrong.
+fn preview_text() -> impl Strategy<Value = String> {
+    let form = prop::sample::select(vec![
+        "compose: c, endpoints: {web: {service: web, port: 80}}",
+        "compose: a/../c, images: {x.y: a, z: b-n-1}, endpoints: {a-1: {service: _, port: 65535}}",
+        "compose: c, endpoints: {a: {service: b, port: 1, health: {path: '/?a=*', status: '200'}}}",
+        "image: a, port: 8080",
+        "image: b-n-1, port: 1, health: {status: 200-399, timeout: 15m}",
+        "image: b, port: 1",
+        "compose: c",
+    ]);
+    let pieces = prop::sample::select(vec![
+        "env: {A: 1e3, B: '${PREVIEW_URL}', C: true}",
+        "env: {}",
+        "secrets: [TOKEN, _a1]",
+        "secrets: []",
+        "migrate: {service: app, command: [a, 'b c']}",
+        "seed: {command: [\"é\\n\"], timeout: 60m}",
+        "reset_when: ['db/**', .]",
+        "on: manual",
+        "'on': label",
+        "branches: [main]",
+        "machine: xlarge",
+        "disk: 10GiB",
+        "disk: 99GiB",
+        "disk: 200GiB",
+        "disk: 10240MiB",
+        "access: public",
+        "public_paths: [/, /*, \"/a/%20~!$&'()+,;=:@-._*\"]",
+        "public_paths: []",
+        "sleep_after: never",
+        "sleep_after: 1d",
+        "ttl: 7d",
+        "ttl: 29d23h59m60s",
+        "ttl: 1h1d",
+        "<<: {machine: small}",
+    ]);
+    (form, prop::collection::vec(pieces, 0..6))
+        .prop_map(|(form, pieces)| format!("{BUILDS}preview: {{{form}, {}}}\n", pieces.join(", ")))
 }
 
 #[test]
