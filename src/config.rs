@@ -9,6 +9,7 @@ mod core;
 mod error;
 mod fleets;
 mod github;
+mod previews;
 mod projects;
 mod registry;
 mod schedule;
@@ -36,6 +37,7 @@ pub use core::CoreConfig;
 pub use error::ConfigError;
 pub use fleets::FleetConfig;
 pub use github::{GithubConfig, GithubCredentials};
+pub use previews::PreviewConfig;
 pub use projects::ProjectConfig;
 pub use registry::{RegistryConfig, check_registry};
 pub use schedule::Schedule;
@@ -53,7 +55,7 @@ pub struct Config {
     pub core: CoreConfig,
     pub registry: RegistryConfig,
     pub builders: BuilderConfig,
-    pub previews: FleetConfig,
+    pub previews: PreviewConfig,
     pub testers: FleetConfig,
     pub agents: AgentsConfig,
     pub local: LocalSettings,
@@ -106,6 +108,7 @@ impl Config {
     /// [`ConfigError::Value`], naming the setting.
     pub fn check(&self) -> Result<(), ConfigError> {
         self.agents.check()?;
+        self.previews.check()?;
         self.registry.check()?;
         self.provider_tables().check()?;
         self.check_reachable()?;
@@ -164,7 +167,7 @@ impl Config {
         };
         match fleet {
             Fleet::Builder => builders,
-            Fleet::Preview => self.previews.or(&builders),
+            Fleet::Preview => self.previews.fleet().or(&builders),
             Fleet::Tester => self.testers.or(&builders),
         }
     }

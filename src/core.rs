@@ -12,6 +12,7 @@ pub mod plan;
 pub mod warm_up;
 
 pub mod orchestrator;
+pub mod previews;
 pub mod records;
 pub mod store;
 
@@ -71,12 +72,13 @@ use self::github::reconcile::status::ReconcileStatus;
 use self::github::report::queue::ReportQueue;
 use self::history::History;
 use self::http::{
-    AgentEndpoint, ApiState, ApiTokens, Endpoints, GithubStatus, Server, WebSockets,
-    WebhookEndpoint,
+    AgentEndpoint, ApiState, ApiTokens, Endpoints, GithubStatus, PreviewParts, PreviewProxy,
+    Server, Tunnels, WebSockets, WebhookEndpoint,
 };
 use self::intake::Intake;
 use self::logs::LogStore;
 use self::orchestrator::{Events, Orchestrator};
+use self::previews::{PreviewActivity, PreviewHosts, PreviewRoutes};
 use self::records::{Records, SharedRecords};
 use self::registry::Registry;
 use self::retention::Retention;
@@ -99,6 +101,8 @@ pub struct Running {
     pub url: Url,
     /// A token of role admin.
     pub admin_token: SecretString,
+    pub preview_routes: PreviewRoutes,
+    pub preview_activity: PreviewActivity,
     stop: CancellationToken,
     tasks: JoinSet<anyhow::Result<()>>,
     store: Store,
@@ -169,13 +173,25 @@ pub async fn start(mut config: Config, check: FolderCheck) -> anyhow::Result<Run
     let address_file = folder.path.join(ADDRESS_FILE);
     let (parts, state) = Parts::new(Arc::clone(&config), folder).await?;
     let (stop, store, logs) = (parts.stop.clone(), parts.store.clone(), parts.logs.clone());
+    let PreviewParts { routes, activity, .. } = parts.previews.clone();
     let tasks = parts.spawn(state, listener, tokens).await?;
     std::fs::write(&address_file, format!("http://{}\n", config.core.listen))
         .with_context(|| format!("cannot write {}", address_file.display()))?;
     let url = config.core.url();
     info!(%url, data_dir = %config.core.data_dir.display(), "core is up");
     let shutdown_limit = config.core.shutdown_limit;
-    Ok(Running { url, admin_token, stop, tasks, store, logs, shutdown_limit, address_file })
+    Ok(Running {
+        url,
+        admin_token,
+        preview_routes: routes,
+        preview_activity: activity,
+        stop,
+        tasks,
+        store,
+        logs,
+        shutdown_limit,
+        address_file,
+    })
 }
 
 /// The parts that other parts use.
@@ -194,6 +210,7 @@ struct Parts {
     github: Github,
     providers: Providers,
     intake: Intake,
+    previews: PreviewParts,
     interrupted_reads: BTreeMap<RunId, u32>,
     stop: CancellationToken,
 }
@@ -219,6 +236,11 @@ impl Parts {
             github: Github::new(Arc::clone(&config), secrets.clone())?,
             binaries: Binaries::new(config.agents.binaries.clone()),
             sessions: Sessions::default(),
+            previews: PreviewParts {
+                hosts: PreviewHosts::new(&config),
+                routes: PreviewRoutes::default(),
+                activity: PreviewActivity::default(),
+            },
             stop: CancellationToken::new(),
             config,
             scratch,
@@ -359,6 +381,9 @@ impl Parts {
             self.secrets.clone(),
             sockets.clone(),
         );
+        let tunnels = Tunnels::new(self.secrets.clone(), self.sessions.clone(), sockets.clone());
+        let previews =
+            PreviewProxy::new(self.previews.clone(), tokens.clone(), tunnels, sockets.clone());
         let api = ApiState {
             config: Arc::clone(&self.config),
             records: self.records.clone(),
@@ -377,7 +402,7 @@ impl Parts {
             sweeps,
             sockets,
         };
-        Ok(Endpoints { api, agents, binaries: self.binaries.clone(), webhooks })
+        Ok(Endpoints { api, agents, binaries: self.binaries.clone(), webhooks, previews })
     }
 }
 

@@ -69,6 +69,7 @@ fn the_examples_in_the_sample_are_valid_settings() {
         config.builders.amd64.is_none(),
         config.builders.arm64.is_none(),
         config.builders.max_price.is_none(),
+        config.previews.domain.is_none(),
         config.aws.region.is_none(),
         config.aws.profile.is_none(),
         config.aws.endpoint.is_none(),
@@ -91,7 +92,7 @@ fn the_examples_in_the_sample_are_valid_settings() {
         config.projects.is_empty(),
     ];
     assert!(!unset.contains(&true), "{unset:?} in\n{text}");
-    for fleet in [&config.previews, &config.testers] {
+    for fleet in [&config.previews.fleet(), &config.testers] {
         let is_set = fleet.provider.is_some() && fleet.amd64.is_some() && fleet.arm64.is_some();
         assert!(is_set && fleet.max_price.is_some(), "{fleet:?}");
     }
@@ -218,6 +219,30 @@ fn mistakes_are_reported_with_the_file_and_the_line_or_the_setting() {
         assert!(price.starts_with(&format!("{table}.max-price: must be more")), "{price}");
     }
     assert!(error("[nowhere]\n").contains("nowhere"));
+}
+
+#[test]
+fn a_domain_of_previews_is_a_plain_name() {
+    for right in ["preview.example.com", "previews", "a-1.b"] {
+        assert!(read(&format!("previews.domain = \"{right}\"\n")).is_ok(), "{right}");
+    }
+    let long = "a.".repeat(95) + "example";
+    let wrong = [
+        "",
+        "*.example.com",
+        "https://example.com",
+        "example.com:80",
+        "Example.com",
+        "a..b",
+        "example.com.",
+        "-a.b",
+        "10.1.2.3",
+        &long,
+    ];
+    for domain in wrong {
+        let error = error(&format!("previews.domain = {domain:?}\n"));
+        assert!(error.starts_with("previews.domain: ") && error.contains(domain), "{error}");
+    }
 }
 
 #[test]

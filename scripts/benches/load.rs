@@ -158,7 +158,7 @@ pub(crate) async fn run(load: Load, pool: &Arc<Pool>) -> anyhow::Result<Outcome>
         latencies.extend(ended??);
     }
     let seconds = begin.elapsed().as_secs_f64();
-    let processor_seconds = (core.processor_time()? - used_before).as_secs_f64();
+    let processor_seconds = core.processor_time()?.saturating_sub(used_before).as_secs_f64();
     core.stop().await?;
     let bytes = bytes_on_disk(&core.log_database())?;
     Ok(Outcome { seconds, processor_seconds, latencies, bytes })

@@ -155,7 +155,7 @@ fn write_directly(load: Load, pool: &Arc<Pool>) -> anyhow::Result<Raw> {
         commit(&database, load.agents * load.window, &waiting)
     })?;
     let seconds = begin.elapsed().as_secs_f64();
-    let used = processor_time(std::process::id())? - used_before;
+    let used = processor_time(std::process::id())?.saturating_sub(used_before);
     Ok(Raw { seconds, processor_seconds: used.as_secs_f64() })
 }
 

@@ -1,4 +1,4 @@
-//! The `[previews]` and `[testers]` tables: the providers and the pricing of a fleet.
+//! The providers and the pricing of a fleet. The `[testers]` table has nothing else.
 
 use std::str::FromStr as _;
 

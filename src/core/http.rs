@@ -1,4 +1,4 @@
-//! The HTTP endpoints: the API and its description, the agents' WebSocket, webhooks, pages, and health.
+//! The HTTP endpoints: the API and its description, the agents' WebSocket, webhooks, pages, health, and the previews' proxy.
 
 mod agents;
 mod auth;
@@ -7,10 +7,12 @@ mod connections;
 mod environments;
 mod error;
 mod extract;
+mod front;
 mod github;
 mod jobs;
 mod machines;
 mod pages;
+mod previews;
 mod projects;
 mod runs;
 mod server;
@@ -22,7 +24,6 @@ mod webhooks;
 
 use std::sync::Arc;
 
-use axum::Router;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::routing::get;
@@ -45,10 +46,12 @@ use crate::config::Config;
 
 use error::ApiError;
 use extract::{ApiJson, ApiPath, ApiQuery};
+use front::Front;
 
 pub(crate) use agents::AgentEndpoint;
 pub(crate) use auth::{ApiTokens, admin_token};
 pub(crate) use github::GithubStatus;
+pub(crate) use previews::{PreviewParts, PreviewProxy, Tunnels};
 pub(crate) use server::{Server, WebSockets};
 pub(crate) use webhooks::WebhookEndpoint;
 
@@ -78,6 +81,7 @@ pub(crate) struct Endpoints {
     pub(crate) agents: AgentEndpoint,
     pub(crate) binaries: Binaries,
     pub(crate) webhooks: WebhookEndpoint,
+    pub(crate) previews: PreviewProxy,
 }
 
 #[derive(OpenApi)]
@@ -99,8 +103,8 @@ impl utoipa::Modify for BearerTokens {
     }
 }
 
-pub(super) fn router(endpoints: Endpoints) -> Router {
-    let Endpoints { api, agents, binaries, webhooks } = endpoints;
+fn front(endpoints: Endpoints) -> Front {
+    let Endpoints { api, agents, binaries, webhooks, previews } = endpoints;
     let (documented, description) = OpenApiRouter::with_openapi(Description::openapi())
         .nest(
             BASE_PATH,
@@ -132,16 +136,18 @@ pub(super) fn router(endpoints: Endpoints) -> Router {
         )
         .merge(OpenApiRouter::new().routes(routes!(binaries::get)).with_state(binaries))
         .split_for_parts();
-    documented
+    let router = documented
         .route(&format!("{BASE_PATH}/openapi.json"), get(async move || axum::Json(description)))
         .merge(agents.router())
+        .merge(previews.router())
         .merge(pages::router())
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
         .fallback(async || ApiError::not_found("page", "at this address"))
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
-        .with_state(api)
+        .with_state(api);
+    Front::new(router, previews)
 }
 
 /// Ready while new work can be stored.

@@ -134,6 +134,16 @@ struct Refused<'a> {
 }
 
 #[derive(Template)]
+#[template(path = "login.html")]
+struct Login<'a> {
+    title: &'a str,
+    advice: &'a str,
+    goes_on: bool,
+    action: &'a str,
+    next: &'a str,
+}
+
+#[derive(Template)]
 #[template(path = "run.html")]
 struct RunPage {
     goes_on: bool,
@@ -397,7 +407,24 @@ fn broken(job: JobId, error: &LogError) -> Response {
     refused(StatusCode::INTERNAL_SERVER_ERROR, "The log cannot be read", advice)
 }
 
-fn refused(status: StatusCode, title: &str, advice: &str) -> Response {
+/// A page that asks for a token, which the browser sends to `action`.
+pub(super) fn login(
+    status: StatusCode,
+    title: &str,
+    advice: &str,
+    action: &str,
+    next: &str,
+) -> Response {
+    let mut response = page(&Login { title, advice, goes_on: false, action, next });
+    *response.status_mut() = status;
+    let policy = POLICY.replace("form-action 'none'", "form-action 'self'");
+    let policy = axum::http::HeaderValue::try_from(policy).expect("it was a header's value before");
+    response.headers_mut().insert(CONTENT_SECURITY_POLICY, policy);
+    response
+}
+
+/// A page that says why there is nothing else to show.
+pub(super) fn refused(status: StatusCode, title: &str, advice: &str) -> Response {
     let mut response = page(&Refused { title, advice, goes_on: false });
     *response.status_mut() = status;
     response

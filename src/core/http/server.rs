@@ -1,15 +1,18 @@
 //! Serves the endpoints until core stops, and then joins the open connections.
 
+use std::convert::Infallible;
 use std::pin::pin;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use axum::Router;
 use axum::extract::ws::{WebSocket, WebSocketUpgrade};
 use axum::response::Response;
+use hyper::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout};
 use tokio_io_timeout::TimeoutStream;
@@ -19,6 +22,7 @@ use tracing::debug;
 
 use super::Endpoints;
 use super::connections::ConnectionLimits;
+use super::front::Front;
 
 /// The time limit of open requests and WebSocket connections at shutdown. Their changes are stored within
 /// milliseconds.
@@ -30,9 +34,19 @@ const TIME_LIMITS: TimeLimits =
 /// The most headers of a request.
 const HEADERS_MAX: usize = 100;
 
+/// The longest head of a request. A connection holds as much of a response that the client has not accepted yet, and
+/// reads up to twice as much before it gives up a head.
+pub(super) const HEAD_BYTES_MAX: usize = 64 * 1024;
+
+/// The system asks a silent client after this time, and then as often, whether it is still there.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+
+/// A client that does not answer so often is gone.
+const KEEPALIVE_RETRIES: u32 = 4;
+
 pub(crate) struct Server {
     listener: TcpListener,
-    router: Router,
+    front: Front,
     sockets: WebSockets,
     limits: ConnectionLimits,
 }
@@ -41,7 +55,7 @@ impl Server {
     pub(crate) fn new(listener: TcpListener, endpoints: Endpoints) -> Self {
         let sockets = endpoints.api.sockets.clone();
         let limits = ConnectionLimits::of_this_process();
-        Self { listener, router: super::router(endpoints), sockets, limits }
+        Self { listener, front: super::front(endpoints), sockets, limits }
     }
 
     /// Serves until core stops.
@@ -49,13 +63,18 @@ impl Server {
     /// # Errors
     /// The listener failed.
     pub(crate) async fn run(self) -> anyhow::Result<()> {
-        let Self { listener, router, sockets: WebSockets { stop, open, .. }, limits } = self;
+        let Self { listener, front, sockets: WebSockets { stop, open, .. }, limits } = self;
         let connections = TaskTracker::new();
         while let Some(accepted) = stop.run_until_cancelled(limits.accept(&listener)).await {
             let (stream, permit) = accepted.context("the HTTP server failed")?;
-            let (router, stop) = (router.clone(), stop.clone());
+            let (front, stop) = (front.clone(), stop.clone());
             connections.spawn(async move {
-                serve_connection(stream, router, TIME_LIMITS, &stop).await;
+                let Ok(peer) = stream.peer_addr() else { return };
+                let service = service_fn(move |request| {
+                    let front = front.clone();
+                    async move { Ok::<_, Infallible>(front.serve(request, peer.ip()).await) }
+                });
+                serve_connection(stream, service, TIME_LIMITS, &stop).await;
                 drop(permit);
             });
         }
@@ -80,22 +99,32 @@ struct TimeLimits {
     write: Duration,
 }
 
-async fn serve_connection(
+async fn serve_connection<S>(
     stream: TcpStream,
-    router: Router,
+    service: S,
     limits: TimeLimits,
     stop: &CancellationToken,
-) {
+) where
+    S: Service<Request<Incoming>, Response = Response, Error = Infallible>,
+    S::Future: Send + 'static,
+{
     // Small messages follow each other closely: the second would wait until the first is acknowledged. The server also
     // works without it.
     let _ = stream.set_nodelay(true);
+    // A client that has vanished shows only when something is sent to it, or by this.
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE_INTERVAL)
+        .with_interval(KEEPALIVE_INTERVAL)
+        .with_retries(KEEPALIVE_RETRIES);
+    let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive);
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(limits.write));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.head)
         .max_headers(HEADERS_MAX)
-        .serve_connection(TokioIo::new(Box::pin(stream)), TowerToHyperService::new(router))
+        .max_buf_size(HEAD_BYTES_MAX)
+        .serve_connection(TokioIo::new(Box::pin(stream)), service)
         .with_upgrades();
     let mut connection = pin!(connection);
     let result = tokio::select! {
@@ -136,6 +165,14 @@ impl WebSockets {
         })
     }
 
+    /// Runs `exchange`, that of a WebSocket of a preview, until it ends or core stops.
+    pub(super) fn spawn(&self, exchange: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        self.open.spawn(async move {
+            stop.run_until_cancelled(exchange).await;
+        });
+    }
+
     /// The times of pings to a peer. Every WebSocket library answers them, and the system notices only during sending
     /// that a peer has vanished.
     pub(super) fn pings(&self) -> Interval {
@@ -147,7 +184,9 @@ impl WebSockets {
 
 #[cfg(test)]
 mod tests {
+    use axum::Router;
     use axum::routing::get;
+    use hyper_util::service::TowerToHyperService;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::task::JoinHandle;
 
@@ -165,7 +204,8 @@ mod tests {
             .route("/large", get(async || vec![0_u8; 64 * 1024 * 1024]));
         let served = tokio::spawn(async move {
             let (stream, _) = listener.accept().await.unwrap();
-            serve_connection(stream, router, LIMITS, &CancellationToken::new()).await;
+            let service = TowerToHyperService::new(router);
+            serve_connection(stream, service, LIMITS, &CancellationToken::new()).await;
         });
         (TcpStream::connect(address).await.unwrap(), served)
     }

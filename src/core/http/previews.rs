@@ -1,0 +1,336 @@
+//! The previews' proxy: requests to the hosts of previews go to the apps, through tunnels.
+
+mod access;
+mod answers;
+mod body;
+mod headers;
+mod login;
+mod tls_ask;
+mod tunnel_stream;
+mod tunnels;
+mod upstream;
+
+use std::error::Error;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::request::Parts;
+use axum::http::uri::PathAndQuery;
+use axum::http::{Method, StatusCode};
+use axum::response::Response;
+use hyper::Request;
+use hyper::body::{Body as _, Incoming};
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use stagely_protocol::ErrorChain;
+use stagely_state::ids::MachineId;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep_until, timeout};
+use tracing::debug;
+
+use self::access::Decision;
+use self::answers::Answer;
+use self::body::{RequestBody, Sender};
+use self::tunnels::TunnelError;
+use self::upstream::{Destination, Upstream};
+use super::auth::ApiTokens;
+use super::server::WebSockets;
+use crate::core::previews::{PreviewActivity, PreviewHosts, PreviewRoutes, PreviewState, Route};
+
+pub(super) use self::headers::Client;
+pub(crate) use self::tunnels::Tunnels;
+
+/// How long a request waits for a preview that is deployed or wakes.
+const HOLD_LIMIT: Duration = Duration::from_mins(1);
+
+/// The most requests that wait at the same time.
+const HELD_MAX: usize = 256;
+
+/// How long an app may take to answer after the browser has sent something last.
+const ANSWER_LIMIT: Duration = Duration::from_mins(10);
+
+/// The parts that core and its previews' proxy share.
+#[derive(Clone, Debug)]
+pub(crate) struct PreviewParts {
+    pub(crate) hosts: PreviewHosts,
+    pub(crate) routes: PreviewRoutes,
+    pub(crate) activity: PreviewActivity,
+}
+
+/// Forwards requests to previews. Clones share its connections.
+#[derive(Clone, Debug)]
+pub(crate) struct PreviewProxy {
+    parts: PreviewParts,
+    tokens: ApiTokens,
+    tunnels: Tunnels,
+    upstream: Upstream,
+    sockets: WebSockets,
+    held: Arc<Semaphore>,
+}
+
+/// A request to a host of previews.
+pub(super) struct PreviewRequest {
+    pub(super) label: String,
+    pub(super) client: Client,
+    pub(super) request: Request<Incoming>,
+}
+
+impl PreviewProxy {
+    pub(crate) fn new(
+        parts: PreviewParts,
+        tokens: ApiTokens,
+        tunnels: Tunnels,
+        sockets: WebSockets,
+    ) -> Self {
+        let upstream = Upstream::new(tunnels.clone(), parts.routes.clone());
+        let held = Arc::new(Semaphore::new(HELD_MAX));
+        Self { parts, tokens, tunnels, upstream, sockets, held }
+    }
+
+    /// The endpoints on core's own host.
+    pub(super) fn router<S: Clone + Send + Sync + 'static>(&self) -> Router<S> {
+        self.tunnels.clone().router().merge(tls_ask::router(self.parts.clone()))
+    }
+
+    pub(super) fn hosts(&self) -> &PreviewHosts {
+        &self.parts.hosts
+    }
+
+    /// Answers a request to a host of previews.
+    pub(super) async fn serve(&self, request: PreviewRequest) -> Response {
+        let PreviewRequest { label, client, request } = request;
+        let (mut head, body) = request.into_parts();
+        let wants_page = answers::wants_page(&head);
+        let answered = self.answer(&label, &client, &mut head, body).await;
+        let mut response = answered.unwrap_or_else(|answer| answer.into_response(wants_page));
+        headers::hide_from_search(response.headers_mut());
+        response
+    }
+
+    async fn answer(
+        &self,
+        label: &str,
+        client: &Client,
+        head: &mut Parts,
+        body: Incoming,
+    ) -> Result<Response, Answer> {
+        let route = self.parts.routes.find(label).ok_or(Answer::Unknown)?;
+        let target = head.uri.path_and_query().filter(|target| target.path().starts_with('/'));
+        let target = access::without_key(target.ok_or(Answer::BadTarget)?);
+        if login::is_login(&route, head) {
+            return login::log_in(&route, client, &self.tokens, body).await;
+        }
+        let is_authorized = match access::decide(&route, head, &self.tokens) {
+            Decision::Pass { is_authorized } => is_authorized,
+            Decision::Enter => return login::enter(&route, client, target.as_str()),
+            Decision::Refuse => {
+                let next = if head.method == Method::GET { target.as_str() } else { "/" };
+                return Err(Answer::refused(route.access, next));
+            }
+        };
+        let serving = self.serving(label, route, is_authorized, answers::wants_page(head)).await?;
+        let activity =
+            is_authorized.then(|| (self.parts.activity.clone(), serving.route.preview.clone()));
+        let sender = Sender::new(activity);
+        sender.has_sent();
+        self.forward(&serving, client, head, &target, body, sender).await
+    }
+
+    /// Waits until the preview serves, if the request is one that waits.
+    async fn serving(
+        &self,
+        label: &str,
+        route: Arc<Route>,
+        is_authorized: bool,
+        wants_page: bool,
+    ) -> Result<Serving, Answer> {
+        let route = match Serving::try_from(route) {
+            Ok(serving) => return Ok(serving),
+            Err(route) => route,
+        };
+        if is_authorized {
+            self.parts.activity.request_wake(&route.preview);
+        }
+        let wakes = is_authorized || route.state != PreviewState::Asleep;
+        if wants_page || !wakes || !route.state.is_about_to_serve() {
+            return Err(Answer::NotServing(route.state.clone()));
+        }
+        let _held = self.held.try_acquire().map_err(|_| Answer::NotServing(route.state.clone()))?;
+        let is_settled =
+            |route: &Route| route.state.serving().is_some() || !route.state.is_about_to_serve();
+        let settled = timeout(HOLD_LIMIT, self.parts.routes.wait_for(label, is_settled)).await;
+        let route = settled.map_err(|_| Answer::NotServing(route.state.clone()))?;
+        Serving::try_from(route.ok_or(Answer::Unknown)?)
+            .map_err(|route| Answer::NotServing(route.state.clone()))
+    }
+
+    async fn forward(
+        &self,
+        serving: &Serving,
+        client: &Client,
+        head: &mut Parts,
+        target: &PathAndQuery,
+        body: Incoming,
+        sender: Sender,
+    ) -> Result<Response, Answer> {
+        let upgrade = headers::is_upgrade(&head.headers);
+        let browser = head.extensions.remove::<OnUpgrade>().filter(|_| upgrade);
+        access::remove_credentials(&mut head.headers);
+        headers::forward_request(&mut head.headers, client);
+        head.uri = serving.destination().uri(target.clone()).ok_or(Answer::BadTarget)?;
+        head.version = axum::http::Version::HTTP_11;
+        head.extensions.clear();
+        // An app may close a connection in the moment in which it gets a request. Repeating these does no harm.
+        let is_repeatable =
+            body.is_end_stream() && matches!(head.method, Method::GET | Method::HEAD);
+        let repeated = is_repeatable.then(|| head.clone());
+        let head = std::mem::replace(head, Request::new(()).into_parts().0);
+        let body = if body.is_end_stream() {
+            Body::empty()
+        } else {
+            Body::new(RequestBody::new(body, sender.clone()))
+        };
+        let mut sent = self.send(Request::from_parts(head, body), &sender).await;
+        if let (Err(Answer::AppClosed), Some(head)) = (&sent, repeated) {
+            sent = self.send(Request::from_parts(head, Body::empty()), &sender).await;
+        }
+        let mut response = sent?;
+        let is_upgraded = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        if is_upgraded {
+            let app = hyper::upgrade::on(&mut response);
+            let browser = browser.ok_or(Answer::BadUpgrade)?;
+            self.sockets.spawn(exchange(browser, app, sender));
+        }
+        headers::forward_response(response.headers_mut(), is_upgraded);
+        Ok(response.map(Body::new))
+    }
+
+    async fn send(
+        &self,
+        request: Request<Body>,
+        sender: &Sender,
+    ) -> Result<hyper::Response<Incoming>, Answer> {
+        let mut sent = pin!(self.upstream.send(request));
+        loop {
+            let limit = sender.last() + ANSWER_LIMIT;
+            tokio::select! {
+                sent = &mut sent => return sent.map_err(|error| {
+                    debug!(error = %ErrorChain(&error), "a preview did not answer");
+                    answer_of(&error)
+                }),
+                () = sleep_until(limit) => if sender.last() + ANSWER_LIMIT <= Instant::now() {
+                    return Err(Answer::Slow);
+                },
+            }
+        }
+    }
+}
+
+/// What a client gets after an error.
+fn answer_of(error: &(dyn Error + 'static)) -> Answer {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<TunnelError>() {
+            return Answer::Tunnel(error.clone());
+        }
+        if let Some(error) = error.downcast_ref::<std::io::Error>()
+            && error.kind() == std::io::ErrorKind::TimedOut
+        {
+            return Answer::StalledBody;
+        }
+        if let Some(error) = error.downcast_ref::<hyper::Error>() {
+            if error.is_incomplete_message() {
+                return Answer::AppClosed;
+            }
+            if error.is_parse() {
+                return Answer::NotHttp;
+            }
+        }
+        cause = error.source();
+    }
+    Answer::ConnectionLost
+}
+
+/// A route and where it leads.
+struct Serving {
+    route: Arc<Route>,
+    machine: MachineId,
+    generation: u64,
+}
+
+impl TryFrom<Arc<Route>> for Serving {
+    type Error = Arc<Route>;
+
+    fn try_from(route: Arc<Route>) -> Result<Self, Arc<Route>> {
+        match route.state.serving() {
+            Some((machine, generation)) => Ok(Self { route, machine, generation }),
+            None => Err(route),
+        }
+    }
+}
+
+impl Serving {
+    fn destination(&self) -> Destination<'_> {
+        Destination {
+            machine: self.machine,
+            preview: &self.route.preview,
+            generation: self.generation,
+            endpoint: &self.route.endpoint,
+        }
+    }
+}
+
+/// Passes the bytes of a WebSocket on, in both directions.
+async fn exchange(browser: OnUpgrade, app: OnUpgrade, sender: Sender) {
+    let (browser, app) = match tokio::try_join!(browser, app) {
+        Ok(both) => both,
+        Err(error) => return debug!(error = %ErrorChain(&error), "a WebSocket was not opened"),
+    };
+    let mut browser = Watched { inner: TokioIo::new(browser), sender };
+    if let Err(error) = copy_bidirectional(&mut browser, &mut TokioIo::new(app)).await {
+        debug!(error = %ErrorChain(&error), "a WebSocket of a preview broke");
+    }
+}
+
+/// Notes what a browser sends.
+struct Watched<S> {
+    inner: S,
+    sender: Sender,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        let read = Pin::new(&mut self.inner).poll_read(cx, buffer);
+        if read.is_ready() {
+            self.sender.has_sent();
+        }
+        read
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, data)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,11 @@
+//! Requests to previews: a real core, a real agent and real apps, in this process.
+
+#![expect(clippy::unwrap_used, reason = "a helper's failure fails the test")]
+
+mod app;
+mod world;
+
+mod access;
+mod states;
+mod traffic;
+mod upgrades;
