@@ -2,12 +2,17 @@
 //!
 //! Source: Dockerfile reference, and `BuildKit`'s `frontend/dockerfile/{parser,dockerfile2llb}`.
 
+mod instructions;
+mod words;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
 use regex::{Captures, Regex};
 use stagely_protocol::BuildArgs;
 
+use self::instructions::{Instruction, instructions};
+use self::words::{flags, unquoted};
 use super::files::{ShortDigest, short_digest};
 use crate::mask::is_secret_name;
 
@@ -16,26 +21,10 @@ static VARIABLE: LazyLock<Regex> = LazyLock::new(|| {
     Regex::new(r"\$(?:\{(\w+)(?::?([-+])([^}]*))?\}|(\w+))").expect("a fixed pattern")
 });
 
-/// `<<EOF`, `<<-"EOF"`, but not `<<<`. A match without groups is quoted text, which contains no here-document.
-static HEREDOC: LazyLock<Regex> = LazyLock::new(|| {
-    let quoted = r#"\\.|"(?:[^"\\]|\\.)*"|'[^']*'"#;
-    let heredoc = r#"(?:^|\s)\d*<<(-?)["']?([A-Za-z_.]\w*)["']?"#;
-    Regex::new(&format!("{quoted}|{heredoc}")).expect("a fixed pattern")
-});
-
 /// `NAME=value` in ARG and ENV.
 static ASSIGNMENT: LazyLock<Regex> = LazyLock::new(|| {
     Regex::new(r#"(\w+)=("(?:[^"\\]|\\.)*"|'[^']*'|\S*)"#).expect("a fixed pattern")
 });
-
-/// One instruction, with its continuation lines joined.
-#[derive(Debug)]
-struct Instruction {
-    /// In upper case.
-    keyword: String,
-    /// The arguments, with their here-documents.
-    text: String,
-}
 
 /// An instruction that makes a step.
 #[derive(Clone, Debug)]
@@ -50,11 +39,25 @@ pub(super) struct Layer {
 }
 
 impl Layer {
-    /// The stage or image that COPY copies from.
-    fn source(&self) -> Option<&str> {
-        let mut flags = self.text.split_whitespace().take_while(|word| word.starts_with("--"));
-        flags.find_map(|flag| flag.strip_prefix("--from=")).filter(|_| self.keyword == "COPY")
+    /// The stages and images whose files the step uses.
+    fn sources(&self) -> Vec<String> {
+        let (flags, _) = flags(&self.text);
+        let values = |name: &str| -> Vec<String> {
+            flags.iter().filter_map(|flag| flag.strip_prefix(name)).map(str::to_owned).collect()
+        };
+        match self.keyword.as_str() {
+            "COPY" => values("--from="),
+            "RUN" => values("--mount=").iter().filter_map(|mount| mount_source(mount)).collect(),
+            _ => Vec::new(),
+        }
     }
+}
+
+/// The stage or image that `mount` shows: `type=bind,from=base,target=/base`.
+fn mount_source(mount: &str) -> Option<String> {
+    let options = mount.split(',').filter_map(|option| option.split_once('='));
+    let mut sources = options.filter(|(name, _)| name.trim().eq_ignore_ascii_case("from"));
+    sources.next_back().map(|(_, source)| source.to_owned())
 }
 
 #[derive(Clone, Debug, Default)]
@@ -121,7 +124,8 @@ impl Dockerfile {
         else {
             return NameUse::Free;
         };
-        let is_outside = |stage: &Stage| stage.parent.is_none() && stage.image == name;
+        let is_outside =
+            |stage: &Stage| stage.parent.is_none() && is_same_image(&stage.image, name);
         if self.stages[..=index].iter().any(is_outside) { NameUse::Both } else { NameUse::Stage }
     }
 
@@ -144,18 +148,19 @@ impl Dockerfile {
     /// contexts.
     pub(crate) fn images_of_target(&self, contexts: &BTreeSet<&str>) -> BTreeSet<String> {
         let bases = self.stages.iter().filter(|stage| stage.is_for_target());
-        let copied = self.stages.iter().flat_map(|stage| &stage.layers).filter_map(Layer::source);
-        let names = bases.map(|stage| stage.image.as_str()).chain(copied);
-        let is_image = |name: &&str| {
+        let layers = self.stages.iter().flat_map(|stage| &stage.layers);
+        let names = bases.map(|stage| stage.image.clone()).chain(layers.flat_map(Layer::sources));
+        let is_image = |name: &String| {
             let is_index = name.bytes().all(|byte| byte.is_ascii_digit());
-            let is_stage = self.stages.iter().any(|stage| stage.name.as_deref() == Some(name));
-            *name != "scratch"
+            let lower = name.to_ascii_lowercase();
+            let is_stage = self.stages.iter().any(|stage| stage.name.as_ref() == Some(&lower));
+            name != "scratch"
                 && !is_index
                 && !is_stage
                 && !name.contains('$')
-                && !contexts.contains(name)
+                && !contexts.iter().any(|context| is_same_image(name, context))
         };
-        names.filter(is_image).map(str::to_owned).collect()
+        names.filter(is_image).collect()
     }
 
     /// Whether `name`, in `--from`, names a stage, and neither an image nor a named context.
@@ -212,12 +217,11 @@ impl<'a> Parser<'a> {
     }
 
     fn begin_stage(&mut self, text: &str, stage_count: usize) {
-        let (flags, rest): (Vec<&str>, Vec<&str>) =
-            text.split_whitespace().partition(|word| word.starts_with("--"));
+        let (flags, rest) = flags(text);
         let platform = flags.iter().find_map(|flag| flag.strip_prefix("--platform="));
         let platform = platform.map(|platform| expand_known(platform, &self.global));
-        let mut words = rest.into_iter();
-        let image = expand(words.next().unwrap_or_default(), &self.global);
+        let mut words = rest.split_whitespace();
+        let image = unquoted(&expand(words.next().unwrap_or_default(), &self.global));
         let name = words.next().filter(|word| word.eq_ignore_ascii_case("as"));
         let name = name.and_then(|_| words.next()).map(str::to_ascii_lowercase);
         let index = self.stages.len();
@@ -334,6 +338,13 @@ impl Scope {
     }
 }
 
+/// Whether `BuildKit` takes the image that a context is named after for `image`.
+fn is_same_image(image: &str, context: &str) -> bool {
+    let image = image.strip_prefix("docker.io/").unwrap_or(image);
+    let image = image.strip_prefix("library/").unwrap_or(image);
+    image.strip_suffix(":latest").unwrap_or(image) == context
+}
+
 fn variables(text: &str) -> impl Iterator<Item = String> {
     VARIABLE.captures_iter(text).map(|variable| variable_name(&variable).to_owned())
 }
@@ -364,52 +375,43 @@ fn expand_known(text: &str, values: &BTreeMap<String, String>) -> String {
     if is_known { expand(text, values) } else { text.to_owned() }
 }
 
-fn instructions(text: &str) -> Vec<Instruction> {
-    let escape = escape_character(text);
-    let (mut instructions, mut lines) = (Vec::new(), text.lines());
-    let mut joined = String::new();
-    while let Some(line) = lines.next() {
-        if line.trim().is_empty() || line.trim_start().starts_with('#') {
-            continue;
-        }
-        if let Some(continued) = line.trim_end().strip_suffix(escape) {
-            joined.push_str(continued);
-            continue;
-        }
-        joined.push_str(line);
-        let whole = std::mem::take(&mut joined);
-        let (keyword, rest) = whole.trim().split_once(char::is_whitespace).unwrap_or((&whole, ""));
-        let keyword = keyword.to_ascii_uppercase();
-        let mut text = rest.trim().to_owned();
-        if matches!(keyword.as_str(), "RUN" | "COPY" | "ADD") {
-            take_heredocs(&mut text, &mut lines);
-        }
-        instructions.push(Instruction { keyword, text });
-    }
-    instructions
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn take_heredocs<'a>(text: &mut String, lines: &mut impl Iterator<Item = &'a str>) {
-    let heredocs = HEREDOC.captures_iter(text).filter_map(|heredoc| {
-        let strips_tabs = heredoc.get(1)?.as_str() == "-";
-        Some((strips_tabs, heredoc.get(2)?.as_str().to_owned()))
-    });
-    for (strips_tabs, end) in heredocs.collect::<Vec<_>>() {
-        for line in lines.by_ref() {
-            text.push('\n');
-            text.push_str(line);
-            let line = if strips_tabs { line.trim_start_matches('\t') } else { line };
-            if line == end {
-                break;
-            }
+    fn parsed(text: &str) -> Dockerfile {
+        Dockerfile::parse(text, &BuildArgs::default())
+    }
+
+    #[test]
+    fn a_stage_is_found_however_the_lines_before_it_are_written() {
+        for before in [
+            "\u{feff}",
+            "FROM a\nRUN <<EOF-1\nFROM x AS y\nEOF-1\n",
+            "FROM a\nRUN <<\"MY EOF\"\ntext \\\nMY EOF\n",
+            "FROM a\nONBUILD RUN <<EOF\ntext \\\nEOF\n",
+            "FROM a\nRUN <<NEVER\n",
+        ] {
+            let dockerfile = parsed(&format!("{before}FROM b AS base\nFROM base\n"));
+            assert_eq!(dockerfile.name_use("base"), NameUse::Stage, "{before}");
         }
     }
-}
 
-/// The escape character. `# escape=` among the first lines changes it, for Windows paths.
-fn escape_character(text: &str) -> char {
-    let directives = text.lines().map_while(|line| line.trim().strip_prefix('#'));
-    let mut pairs = directives.map_while(|line| line.split_once('='));
-    let escape = pairs.find(|(name, _)| name.trim().eq_ignore_ascii_case("escape"));
-    escape.and_then(|(_, value)| value.trim().chars().next()).unwrap_or('\\')
+    #[test]
+    fn the_name_of_a_stage_may_also_be_that_of_an_image() {
+        for image in ["base", "\"base\"", "base:latest", "docker.io/library/base"] {
+            let dockerfile = parsed(&format!("FROM {image} AS base\n"));
+            assert_eq!(dockerfile.name_use("base"), NameUse::Both, "{image}");
+        }
+        assert_eq!(parsed("FROM base:1 AS base").name_use("base"), NameUse::Stage);
+    }
+
+    #[test]
+    fn all_images_whose_files_are_used_are_compared() {
+        let text = "FROM \"a:1\" AS One\nCOPY --from=\"b:1\" / /\nCOPY --from=ONE / /\n\
+            RUN --network=none --mount=type=bind,from=c:1,target=/c --mount=type=cache,target=/d,from=d:1 true\n\
+            COPY --from=0 / /\nFROM context:latest\nRUN echo --mount=from=e:1\n";
+        let images = parsed(text).images_of_target(&["context"].into());
+        assert_eq!(images, ["a:1", "b:1", "c:1", "d:1"].map(String::from).into());
+    }
 }
