@@ -57,7 +57,8 @@ pub struct JobSettings {
     pub work_dir: PathBuf,
     /// The engine's address; `None`: that of `DOCKER_HOST`, or of the current Docker context.
     pub docker_host: Option<String>,
-    /// Whether base images are pulled with the logins of this user's Docker.
+    /// Whether the agent works for a command of this user: base images are pulled with the logins of the user's Docker,
+    /// and an engine whose socket is missing is an error, not one that is booting.
     pub user_logins: bool,
     /// Time between SIGTERM and SIGKILL for child processes.
     pub grace: Duration,
@@ -236,6 +237,7 @@ impl JobFolder {
             config: self.0.join(docker_config_of(std::process::id())),
             grace: settings.grace,
             registry_retry_limit: settings.registry_retry_limit,
+            engine_may_start: !settings.user_logins,
         }
     }
 

@@ -58,6 +58,7 @@ impl Setup {
             config: folder.path().join("docker"),
             grace: Duration::from_secs(5),
             registry_retry_limit: Duration::from_secs(10),
+            engine_may_start: true,
         };
         Engine::probe(&docker.endpoint).await.expect("these tests need a Docker engine");
         docker::create_config(&docker.config).unwrap();

@@ -160,7 +160,7 @@ async fn engine(config: &Config) -> Vec<Finding> {
         Ok(engine) => engine,
         Err(error) => {
             let detail = format!("{}: {}", endpoint.description(), ErrorChain(&error));
-            let fix = if let ProbeError::Refused { advice, .. } = error {
+            let fix = if let ProbeError::Unusable { advice, .. } = error {
                 advice
             } else if endpoint.is_on_this_machine() {
                 "install Docker 26 or newer and start it (`systemctl start docker`), and add \
@@ -290,6 +290,7 @@ async fn log_in(config: &Config, host: &str, auth: RegistryAuth) -> Result<Strin
         config: folder.path().join("docker"),
         grace: Duration::from_secs(1),
         registry_retry_limit: Duration::ZERO,
+        engine_may_start: true,
     };
     create_config(&docker.config).map_err(|error| ErrorChain(&error).to_string())?;
     let stop = CancellationToken::new();

@@ -13,14 +13,13 @@ static STATUS: LazyLock<Regex> = LazyLock::new(|| {
 });
 
 /// Messages of registries that refuse the user name or the password.
-const AUTHENTICATION: [&str; 8] = [
+const AUTHENTICATION: [&str; 7] = [
     "401 unauthorized",
     "unauthorized:",
     "authentication required",
     "incorrect username or password",
     "no basic auth credentials",
     "authorization failed",
-    "403 forbidden",
     "insufficient_scope",
 ];
 
@@ -28,7 +27,6 @@ const AUTHENTICATION: [&str; 8] = [
 const CONNECTION: [&str; 11] = [
     "connection refused",
     "connection reset",
-    NO_SUCH_HOST,
     "i/o timeout",
     "tls handshake timeout",
     "network is unreachable",
@@ -36,6 +34,7 @@ const CONNECTION: [&str; 11] = [
     "unexpected eof",
     "broken pipe",
     "server misbehaving",
+    "temporary failure in name resolution",
     "timeout exceeded",
 ];
 
@@ -66,17 +65,23 @@ const ENGINE: [&str; 6] = [
     "error reading from server: eof",
 ];
 
-/// Messages of an engine, of TLS, or of ssh that another attempt does not change: the user may not use the socket, the
-/// certificates do not match, a key is refused.
-const ENGINE_REFUSALS: [&str; 8] = [
-    "permission denied",
-    "x509: ",
-    "tls: ",
-    "server gave http response to https client",
-    "client sent an http request to an https server",
-    "host key verification failed",
-    "too many authentication failures",
-    "status code 403",
+/// Messages about an engine that is starting, restarting or overloaded. All other messages are final: a wrong address, a
+/// file that is missing, a server that is no engine, a user or a key that is refused.
+const ENGINE_STARTING: [&str; 14] = [
+    "socket not found",
+    "connection refused",
+    "connection reset",
+    "connection closed",
+    "connection timed out",
+    "broken pipe",
+    "eof",
+    "timeout",
+    "deadline exceeded",
+    "network is unreachable",
+    "no route to host",
+    "temporary failure in name resolution",
+    "server misbehaving",
+    "is the docker daemon running",
 ];
 
 /// Stands between the command of a failed step and `exit code: 42`.
@@ -111,8 +116,7 @@ pub(super) fn build_failure(step: &str, error: &str) -> FailureReason {
         return FailureReason::Registry { problem: RegistryProblem::Authentication };
     }
     if is_pull(step) {
-        // A registry without an address is misspelled, or the machine has no network: another attempt is of no use.
-        if text.contains(NO_SUCH_HOST) || has(&text, &TLS) {
+        if is_final_without_response(&text) {
             return REFUSED;
         }
         if is_unavailable(&text) {
@@ -125,9 +129,18 @@ pub(super) fn build_failure(step: &str, error: &str) -> FailureReason {
     FailureReason::User { step: step.to_owned(), exit_code: 1 }
 }
 
-/// Whether an engine that did not answer a request refuses this user for good.
-pub(super) fn is_engine_refusal(error: &str) -> bool {
-    has(&error.to_ascii_lowercase(), &ENGINE_REFUSALS)
+/// Whether an engine that did not answer a request may answer the next one. `error` is what a client of the engine says.
+pub(super) fn is_engine_starting(error: &str) -> bool {
+    let text = error.to_ascii_lowercase();
+    // `docker` writes this line about each address that it cannot use, before the cause.
+    let is_final = has(&text, &[NO_SUCH_HOST, "name or service not known"]) || has(&text, &TLS);
+    let is_starting = has(&text, &ENGINE_STARTING) || is_missing_socket(&text);
+    !is_final && (is_starting || http_status(&text).is_some_and(is_transient_status))
+}
+
+/// Whether `docker` did not find the socket of an engine.
+fn is_missing_socket(text: &str) -> bool {
+    text.contains("dial unix") && text.contains("no such file or directory")
 }
 
 /// The registry that refuses to serve an image without a login. `None` also where the image may not exist, and for pushes,
@@ -157,10 +170,17 @@ fn has(text: &str, messages: &[&str]) -> bool {
     messages.iter().any(|message| text.contains(message))
 }
 
+/// Whether a registry cannot be reached, and another attempt changes nothing: its name has no address, because it is
+/// misspelled or the machine has no network, or its certificate is not trusted.
+fn is_final_without_response(text: &str) -> bool {
+    text.contains(NO_SUCH_HOST) || has(text, &TLS)
+}
+
 /// Whether another attempt may succeed.
 fn is_unavailable(text: &str) -> bool {
     let is_http_transient = http_status(text).is_some_and(is_transient_status);
-    !has(text, &TLS) && (has(text, &CONNECTION) || has(text, &LIMITED) || is_http_transient)
+    !is_final_without_response(text)
+        && (has(text, &CONNECTION) || has(text, &LIMITED) || is_http_transient)
 }
 
 /// The status of a response that is the last word of a request: `500 Internal Server Error`, `status code 413`.
@@ -187,7 +207,7 @@ fn push_failure(text: &str) -> FailureReason {
     if is_unavailable(text) {
         return UNAVAILABLE;
     }
-    if has(text, &TLS)
+    if is_final_without_response(text)
         || http_status(text).is_some()
         || has(text, &["failed to push", "denied", "not found"])
     {
@@ -323,6 +343,16 @@ mod tests {
                 "failed to push r/a: tag 1 is immutable: denied: image tag already exists",
                 REFUSED,
             ),
+            (
+                "exporting to image",
+                "failed to push r/a: unexpected status from HEAD request to https://r/v2/a/blobs/sha256:0: 403 Forbidden",
+                REFUSED,
+            ),
+            (
+                "exporting to image",
+                "failed to push r/a: failed to do request: Head \"https://r/v2/\": dial tcp: lookup r: no such host",
+                REFUSED,
+            ),
         ];
         for (step, error, reason) in cases {
             assert_eq!(build_failure(step, error), reason, "{error}");
@@ -415,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn only_an_engine_that_refuses_for_good_is_not_asked_again() {
+    fn only_an_engine_that_may_be_starting_is_asked_again() {
         for error in [
             "Error in the hyper legacy client: client error (Connect): Permission denied (os error 13)",
             "command [ssh -l me engine -- docker system dial-stdio] has exited with exit status 255, make sure the URL \
@@ -424,8 +454,15 @@ mod tests {
             "error during connect: tls: failed to verify certificate: x509: certificate signed by unknown authority",
             "remote error: tls: certificate required",
             "Docker responded with status code 400: Client sent an HTTP request to an HTTPS server.",
+            "unable to resolve docker endpoint: open /root/.docker/ca.pem: no such file or directory",
+            "Docker responded with status code 404: <html>nope</html>",
+            "Failed to deserialize JSON: expected value at line 1 column 1",
+            "client error (Connect): dns error: failed to lookup address information: Name or service not known",
+            "Cannot connect to the Docker daemon at tcp://typo:2375. Is the docker daemon running? dial tcp: lookup typo: no \
+             such host",
+            "permission denied while trying to connect to the docker API at unix:///var/run/docker.sock",
         ] {
-            assert!(is_engine_refusal(error), "{error}");
+            assert!(!is_engine_starting(error), "{error}");
         }
         for error in [
             "Socket not found: /var/run/docker.sock",
@@ -434,8 +471,12 @@ mod tests {
             "Timeout error",
             "stderr=ssh: connect to host engine port 22: Connection timed out",
             "Docker responded with status code 503: starting",
+            "dns error: failed to lookup address information: Temporary failure in name resolution",
+            "failed to connect to the docker API at unix:///var/run/docker.sock: dial unix /var/run/docker.sock: connect: no \
+             such file or directory",
+            "connection closed before message completed",
         ] {
-            assert!(!is_engine_refusal(error), "{error}");
+            assert!(is_engine_starting(error), "{error}");
         }
     }
 
@@ -445,6 +486,15 @@ mod tests {
             ("unauthorized: authentication required", AUTHENTICATION),
             ("dial tcp 127.0.0.1:1: connect: connection refused", UNAVAILABLE),
             ("r/a@sha256:00: not found", REFUSED),
+            (
+                "Get \"https://typo.example/v2/\": dial tcp: lookup typo.example: no such host",
+                REFUSED,
+            ),
+            ("dial tcp: lookup r.example: Temporary failure in name resolution", UNAVAILABLE),
+            ("dial tcp: lookup r.example on 10.0.0.2:53: server misbehaving", UNAVAILABLE),
+            ("dial tcp: lookup r.example: i/o timeout", UNAVAILABLE),
+            ("login attempt to https://r/v2/ failed with status: 403 Forbidden", REFUSED),
+            ("login attempt to https://r/v2/ failed with status: 401 Unauthorized", AUTHENTICATION),
             ("Error saving credentials: no space left on device", FailureReason::DiskFull),
             ("Cannot connect to the Docker daemon at unix:///x", FailureReason::Engine),
         ];

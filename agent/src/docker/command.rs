@@ -19,6 +19,8 @@ pub struct DockerCommand {
     pub grace: Duration,
     /// How long a registry that does not answer is tried again.
     pub registry_retry_limit: Duration,
+    /// Whether the engine may start later than the agent, so that its socket may not be there yet.
+    pub engine_may_start: bool,
 }
 
 impl DockerCommand {

@@ -148,6 +148,7 @@ mod tests {
             config: "/nowhere".into(),
             grace: Duration::from_secs(1),
             registry_retry_limit: Duration::ZERO,
+            engine_may_start: true,
         };
         let limit = Duration::from_secs(5);
         let error = run_privileged(&docker, BINFMT_IMAGE, &[], limit, &stop).await.unwrap_err();

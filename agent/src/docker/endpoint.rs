@@ -245,6 +245,11 @@ impl Endpoint {
         }
     }
 
+    /// Whether the engine's socket is there, as far as this is known without a connection.
+    pub fn has_socket(&self) -> bool {
+        self.host.strip_prefix("unix://").is_none_or(|path| Path::new(path).exists())
+    }
+
     /// Which engine it is and why, for people.
     pub fn description(&self) -> String {
         let host = &self.host;

@@ -7,7 +7,7 @@ use stagely_protocol::{Arch, ErrorChain};
 use thiserror::Error;
 use tokio::time::timeout;
 
-use super::classify::is_engine_refusal;
+use super::classify::is_engine_starting;
 use super::endpoint::Endpoint;
 
 /// A build needs an engine that answers within this time.
@@ -20,8 +20,8 @@ pub enum ProbeError {
     #[error("the Docker engine does not answer")]
     Unavailable(#[source] EngineError),
     /// Another attempt changes nothing.
-    #[error("the Docker engine refuses this user: {advice}")]
-    Refused {
+    #[error("the Docker engine cannot be used: {advice}")]
+    Unusable {
         /// What the user can do.
         advice: &'static str,
         #[source]
@@ -29,10 +29,12 @@ pub enum ProbeError {
     },
 }
 
-/// What a user can do whom the engine at `host` refuses.
-fn advice(host: &str) -> &'static str {
+/// What a user can do who cannot use the engine at `host`, because of `error`.
+fn advice(host: &str, error: &str) -> &'static str {
+    let error = error.to_ascii_lowercase();
+    let has = |words: &[&str]| words.iter().any(|word| error.contains(word));
     match host.split_once("://") {
-        Some(("unix", _)) => {
+        Some(("unix", _)) if has(&["permission denied"]) => {
             "add the user to the group of its socket (`sudo usermod -aG docker $USER`) and log in again, or choose \
              another engine with `docker context use`"
         }
@@ -40,9 +42,10 @@ fn advice(host: &str) -> &'static str {
             "make `ssh` to this host work without a question (its host key is known, and it accepts a key of this \
              user, who may use Docker there)"
         }
-        _ => {
+        Some((scheme, _)) if scheme != "unix" && has(&["x509", "tls", "https", ".pem", "403"]) => {
             "its certificates must match those of the context or of DOCKER_CERT_PATH, with DOCKER_TLS_VERIFY=1"
         }
+        _ => "its address must be that of a Docker engine (DOCKER_HOST, or `docker context ls`)",
     }
 }
 
@@ -65,11 +68,14 @@ impl Engine {
         let asked = async { endpoint.connect()?.info().await };
         let info = match timeout(RESPONSE_LIMIT, asked).await {
             Ok(Ok(info)) => info,
-            Ok(Err(error)) if is_engine_refusal(&ErrorChain(&error).to_string()) => {
-                let advice = advice(endpoint.host());
-                return Err(ProbeError::Refused { advice, source: error });
+            Ok(Err(error)) => {
+                let words = ErrorChain(&error).to_string();
+                return Err(if is_engine_starting(&words) {
+                    ProbeError::Unavailable(error)
+                } else {
+                    ProbeError::Unusable { advice: advice(endpoint.host(), &words), source: error }
+                });
             }
-            Ok(Err(error)) => return Err(ProbeError::Unavailable(error)),
             Err(_) => return Err(ProbeError::Unavailable(EngineError::RequestTimeoutError)),
         };
         let containerd_store = info.driver_status.unwrap_or_default().iter().any(|pair| {
@@ -107,24 +113,43 @@ mod tests {
         assert!(matches!(probed, Err(ProbeError::Unavailable(_))), "{probed:?}");
     }
 
-    #[tokio::test]
-    async fn an_engine_that_refuses_this_user_is_not_asked_again() {
+    /// The error of a probe of an engine that answers with `head` and `text`.
+    async fn error_of(head: &str, text: &str) -> ProbeError {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let host = format!("tcp://{}", listener.local_addr().unwrap());
         let answered = async {
             let (mut stream, _) = listener.accept().await.unwrap();
             let bytes = stream.read(&mut [0; 4096]).await.unwrap();
             assert!(bytes > 0);
-            // As an engine behind TLS answers.
-            let text = "Client sent an HTTP request to an HTTPS server.\n";
-            let head =
-                format!("HTTP/1.1 400 Bad Request\r\nContent-Length: {}\r\n\r\n", text.len());
+            let head = format!("HTTP/1.1 {head}\r\nContent-Length: {}\r\n\r\n", text.len());
             stream.write_all(format!("{head}{text}").as_bytes()).await.unwrap();
             stream
         };
         let endpoint = Endpoint::find(Some(&host)).unwrap();
         let (probed, _) = tokio::join!(Engine::probe(&endpoint), answered);
-        let error = ErrorChain(&probed.unwrap_err()).to_string();
+        probed.unwrap_err()
+    }
+
+    #[tokio::test]
+    async fn an_engine_behind_tls_is_not_asked_again() {
+        let error =
+            error_of("400 Bad Request", "Client sent an HTTP request to an HTTPS server.\n").await;
+        assert!(matches!(error, ProbeError::Unusable { .. }), "{error:?}");
+        let error = ErrorChain(&error).to_string();
         assert!(error.contains("DOCKER_TLS_VERIFY") && error.contains("HTTPS server"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_no_engine_is_not_asked_again() {
+        for (head, text) in
+            [("404 Not Found", "<html>nope</html>"), ("200 OK", "<html>hello</html>")]
+        {
+            let error = error_of(head, text).await;
+            assert!(matches!(error, ProbeError::Unusable { .. }), "{error:?}");
+            let error = ErrorChain(&error).to_string();
+            assert!(error.contains("its address must be that of a Docker engine"), "{error}");
+        }
+        let error = error_of("503 Service Unavailable", "starting").await;
+        assert!(matches!(error, ProbeError::Unavailable(_)), "{error:?}");
     }
 }

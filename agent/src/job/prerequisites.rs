@@ -52,7 +52,10 @@ pub(super) async fn wait_for_engine(
         };
         let message = match probe {
             Some(Ok(engine)) => return Ok(engine),
-            Some(Err(error @ ProbeError::Refused { .. })) => {
+            Some(Err(error @ ProbeError::Unusable { .. })) => {
+                return Err(JobError::new(FailureReason::EngineSettings, &error));
+            }
+            Some(Err(error)) if !docker.engine_may_start && !docker.endpoint.has_socket() => {
                 return Err(JobError::new(FailureReason::EngineSettings, &error));
             }
             Some(Err(error)) => ErrorChain(&error).to_string(),
