@@ -11,6 +11,7 @@ mod front;
 mod github;
 mod jobs;
 mod machines;
+mod paced_stream;
 mod pages;
 mod previews;
 mod projects;

@@ -5,8 +5,11 @@ use std::pin::pin;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use axum::body::Body;
 use axum::extract::ws::{WebSocket, WebSocketUpgrade};
+use axum::http::StatusCode;
 use axum::response::Response;
+use http_body_util::BodyExt as _;
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -15,21 +18,24 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout};
-use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
 use super::Endpoints;
-use super::connections::ConnectionLimits;
+use super::connections::{Activity, ConnectionLimits};
 use super::front::Front;
+use super::paced_stream::PacedStream;
 
 /// The time limit of open requests and WebSocket connections at shutdown. Their changes are stored within
 /// milliseconds.
 const DRAIN_LIMIT: Duration = Duration::from_secs(2);
 
-const TIME_LIMITS: TimeLimits =
-    TimeLimits { head: Duration::from_secs(30), write: Duration::from_mins(1) };
+const TIME_LIMITS: TimeLimits = TimeLimits {
+    head: Duration::from_secs(5),
+    idle: Duration::from_secs(30),
+    write: Duration::from_mins(1),
+};
 
 /// The most headers of a request.
 const HEADERS_MAX: usize = 100;
@@ -74,7 +80,7 @@ impl Server {
                     let front = front.clone();
                     async move { Ok::<_, Infallible>(front.serve(request, peer.ip()).await) }
                 });
-                serve_connection(stream, service, TIME_LIMITS, &stop).await;
+                serve_connection(stream, service, TIME_LIMITS, permit.activity(), &stop).await;
                 drop(permit);
             });
         }
@@ -93,9 +99,11 @@ impl Server {
 /// How long a client may take.
 #[derive(Clone, Copy)]
 struct TimeLimits {
-    /// A connection whose request's head is not complete after this time is closed, and so is one without a request.
+    /// A connection whose first request's head is not complete after this time is closed.
     head: Duration,
-    /// A client that does not accept any byte of a response for this long is disconnected.
+    /// The same for each further head, counted from the response before.
+    idle: Duration,
+    /// How long a response may be blocked by a client that accepts next to nothing.
     write: Duration,
 }
 
@@ -103,6 +111,7 @@ async fn serve_connection<S>(
     stream: TcpStream,
     service: S,
     limits: TimeLimits,
+    activity: &Activity,
     stop: &CancellationToken,
 ) where
     S: Service<Request<Incoming>, Response = Response, Error = Infallible>,
@@ -117,18 +126,37 @@ async fn serve_connection<S>(
         .with_interval(KEEPALIVE_INTERVAL)
         .with_retries(KEEPALIVE_RETRIES);
     let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive);
-    let mut stream = TimeoutStream::new(stream);
-    stream.set_write_timeout(Some(limits.write));
+    let stream = PacedStream::new(stream, limits.write);
+    let service = service_fn(|request| {
+        let busy = activity.begin_request();
+        let response = service.call(request);
+        async move {
+            let response = response.await?;
+            if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                busy.forever();
+                return Ok::<_, Infallible>(response);
+            }
+            // The body goes when it is sent.
+            Ok(response.map(|body| {
+                Body::new(body.map_err(move |error| {
+                    let _busy = &busy;
+                    error
+                }))
+            }))
+        }
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(limits.head)
+        .header_read_timeout(limits.idle)
         .max_headers(HEADERS_MAX)
         .max_buf_size(HEAD_BYTES_MAX)
-        .serve_connection(TokioIo::new(Box::pin(stream)), service)
+        .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     let mut connection = pin!(connection);
     let result = tokio::select! {
         result = connection.as_mut() => result,
+        () = activity.closed() => return debug!("a connection without a request made room"),
+        () = activity.no_request_within(limits.head) => return debug!("a connection sent no request"),
         () = stop.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.await
@@ -192,11 +220,16 @@ mod tests {
 
     use super::*;
 
-    const LIMITS: TimeLimits =
-        TimeLimits { head: Duration::from_millis(200), write: Duration::from_millis(200) };
+    const SHORT: Duration = Duration::from_millis(200);
+
+    const LIMITS: TimeLimits = TimeLimits { head: SHORT, idle: SHORT, write: SHORT };
 
     /// A client of a server with short limits, and the task that serves it.
     async fn client() -> (TcpStream, JoinHandle<()>) {
+        client_with(LIMITS).await
+    }
+
+    async fn client_with(limits: TimeLimits) -> (TcpStream, JoinHandle<()>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let router = Router::new()
@@ -205,7 +238,8 @@ mod tests {
         let served = tokio::spawn(async move {
             let (stream, _) = listener.accept().await.unwrap();
             let service = TowerToHyperService::new(router);
-            serve_connection(stream, service, LIMITS, &CancellationToken::new()).await;
+            let (activity, stop) = (Activity::default(), CancellationToken::new());
+            serve_connection(stream, service, limits, &activity, &stop).await;
         });
         (TcpStream::connect(address).await.unwrap(), served)
     }
@@ -228,6 +262,20 @@ mod tests {
             client.write_all(sent.as_bytes()).await.unwrap();
             rest(&mut client).await;
         }
+    }
+
+    #[tokio::test]
+    async fn a_connection_may_be_idle_for_longer_after_its_first_request() {
+        let limits = TimeLimits { idle: Duration::from_mins(1), ..LIMITS };
+        let (mut client, _) = client_with(limits).await;
+        for _ in 0..2 {
+            client.write_all(b"GET /small HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+            let mut response = vec![0; 1024];
+            assert!(client.read(&mut response).await.unwrap() > "a response".len());
+            tokio::time::sleep(2 * SHORT).await;
+        }
+        let (mut client, _) = client_with(limits).await;
+        assert_eq!(timeout(10 * SHORT, rest(&mut client)).await, Ok(0));
     }
 
     #[tokio::test]
