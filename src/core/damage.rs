@@ -23,6 +23,11 @@ pub struct DamagedDatabase {
 }
 
 impl DamagedDatabase {
+    /// `what` says what is wrong, and `advice` what to do, for people.
+    pub(super) fn new(file: &Path, what: impl Into<String>, advice: &'static str) -> Self {
+        Self { file: file.to_owned(), what: what.into(), advice }
+    }
+
     /// Calls `access`, which uses the database `file`. Its panics are damage, and so are its errors about what it read.
     /// `advice` says what to do then.
     ///
@@ -40,7 +45,7 @@ impl DamagedDatabase {
             Ok(result) => return result,
             Err(panic) => words(&*panic),
         };
-        Err(damaged(Self { file: file.to_owned(), what, advice }))
+        Err(damaged(Self::new(file, what, advice)))
     }
 }
 

@@ -11,13 +11,14 @@ use tokio::task::spawn_blocking;
 
 use super::logs::{LogSettings, LogStore};
 use super::secrets::keyring::Keyring;
-use super::store::{Store, StoreContents};
+use super::store::{Store, StoreContents, StoreError};
 use crate::config::Config;
 
 use self::binding::{Binding, BindingError};
 
 pub(super) const RECORDS_FILE: &str = "core.redb";
 pub(super) const LOGS_FILE: &str = "logs.redb";
+const KEY_FILE: &str = "secrets.key";
 
 /// The folder of short-lived checkouts. It is emptied at every start.
 const SCRATCH: &str = "scratch";
@@ -61,7 +62,8 @@ impl DataFolder {
         let mut private = fs::DirBuilder::new();
         private.recursive(true).mode(0o700).create(&path).with_context(unusable)?;
         let records = path.join(RECORDS_FILE);
-        let (store, contents) = Store::open(&records)
+        let (store, contents) = check_not_lost(&path, &records)
+            .and_then(|()| Store::open(&records))
             .with_context(|| format!("cannot open the database in {}", path.display()))?;
         bind(&path, &store, check).with_context(unusable)?;
         // The database is open, so no other core works here. A killed core may have left checkouts.
@@ -75,7 +77,7 @@ impl DataFolder {
         let logs = path.join(LOGS_FILE);
         let logs = LogStore::open(&logs, settings)
             .with_context(|| format!("cannot open the logs in {}", path.display()))?;
-        let keyring = Keyring::open(&path.join("secrets.key"))
+        let keyring = Keyring::open(&path.join(KEY_FILE))
             .with_context(|| format!("cannot open the key in {}", path.display()))?;
         Ok(Self { path, store, contents, logs, keyring })
     }
@@ -83,6 +85,21 @@ impl DataFolder {
     pub(super) fn scratch(&self) -> PathBuf {
         self.path.join(SCRATCH)
     }
+}
+
+/// Refuses a database that is empty or missing beside files that core makes after it. A new one would not know the
+/// machines of the old one.
+fn check_not_lost(folder: &Path, records: &Path) -> Result<(), StoreError> {
+    let what = match fs::metadata(records) {
+        Ok(file) if file.is_file() && file.len() == 0 => "the file is empty",
+        Err(error) if error.kind() == io::ErrorKind::NotFound => "the file is missing",
+        _ => return Ok(()),
+    };
+    let others = [binding::FILE, LOGS_FILE, KEY_FILE];
+    if others.iter().any(|name| folder.join(name).exists()) {
+        return Err(StoreError::lost(records, what));
+    }
+    Ok(())
 }
 
 /// Checks where the folder was used before, and binds it to this place. A database of an older version is bound without

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// Beside the database. Backups may leave it out.
-const FILE: &str = "bound.json";
+pub(super) const FILE: &str = "bound.json";
 
 /// Files whose content differs from host to host, also between a virtual machine and its clone. Those that only root
 /// can read are missing if core is not root.

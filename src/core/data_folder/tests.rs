@@ -68,3 +68,28 @@ async fn damage_names_the_file_and_what_to_do() {
     fs::remove_file(folder.path().join(LOGS_FILE)).unwrap();
     assert_eq!(use_all(&config, JOBS).await, [""; 0]);
 }
+
+#[tokio::test]
+async fn a_database_that_is_gone_is_not_begun_anew() {
+    for remaining in [&[KEY_FILE][..], &[LOGS_FILE], &["bound.json"], &[KEY_FILE, LOGS_FILE]] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = Config::default();
+        config.core.data_dir = folder.path().to_owned();
+        for name in remaining {
+            fs::write(folder.path().join(name), "").unwrap();
+        }
+        let records = folder.path().join(RECORDS_FILE);
+        for what in ["the file is missing", "the file is empty"] {
+            let [error] = &use_all(&config, 1).await[..] else { panic!("{remaining:?} {what}") };
+            let is_named = error.contains(&format!("{} is damaged ({what})", records.display()));
+            assert!(is_named && error.contains("restore the data folder"), "{error}");
+            fs::write(&records, "").unwrap();
+        }
+    }
+    // A first start that was interrupted.
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join(RECORDS_FILE), "").unwrap();
+    let mut config = Config::default();
+    config.core.data_dir = folder.path().to_owned();
+    assert_eq!(use_all(&config, 1).await, [""; 0]);
+}

@@ -1,8 +1,11 @@
 //! Why a store cannot be used.
 
+use std::path::Path;
+
 use redb::TableHandle;
 use thiserror::Error;
 
+use super::ADVICE;
 use super::tables::LAYOUT;
 use crate::core::damage::DamagedDatabase;
 
@@ -30,6 +33,11 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// The database at `path` does not hold anything any more. `what` says why.
+    pub(in crate::core) fn lost(path: &Path, what: &str) -> Self {
+        Self::Damaged(DamagedDatabase::new(path, what, ADVICE))
+    }
+
     pub(super) fn record(table: &impl TableHandle, source: serde_json::Error) -> Self {
         Self::Record { table: table.name().to_owned(), source }
     }
