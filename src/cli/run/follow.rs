@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use stagely_protocol::ErrorChain;
 use stagely_state::ids::RunId;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::display::Display;
 use super::outcome::{EXIT_CANCELLED, exit_code};
@@ -32,7 +33,7 @@ pub(super) enum FollowEnd {
 /// caches.
 ///
 /// # Errors
-/// The run cannot be followed to its end; the result cannot be printed.
+/// The run cannot be followed to its end.
 pub(super) async fn follow(
     client: &Client,
     run: RunView,
@@ -47,7 +48,9 @@ pub(super) async fn follow(
     }
     // Printed before the clean-up, because the images are available now.
     match print(&run) {
-        Err(error) if !is_broken_pipe(&error) => return Err(error),
+        Err(error) if !is_broken_pipe(&error) => {
+            note(&format!("error: the result cannot be printed: {error:#}"));
+        }
         _ => {}
     }
     let code = exit_code(&run);
@@ -109,7 +112,8 @@ async fn show_until_ended(
 ) -> anyhow::Result<(RunView, bool)> {
     let mut display = Display::new();
     let mut newest = run;
-    let mut is_cancelling = false;
+    // Core may end before it has answered a request that has done its work, so the request ends with this function.
+    let mut cancelling = None;
     let mut closed = pin!(output_closed());
     let was_left = loop {
         tokio::select! {
@@ -123,17 +127,15 @@ async fn show_until_ended(
                 }
                 Some(Update::Ended) | None => break false,
             },
-            () = &mut closed, if !is_cancelling && !newest.status.is_final() => {
-                is_cancelling = true;
-                cancel(client.clone(), newest.id);
+            () = &mut closed, if cancelling.is_none() && !newest.status.is_final() => {
+                cancelling = Some(cancel(client.clone(), newest.id));
             }
             _ = interrupts.next() => {
-                if is_cancelling || newest.status.is_final() {
+                if cancelling.is_some() || newest.status.is_final() {
                     break true;
                 }
-                is_cancelling = true;
                 display.print("Cancelling the run and waiting for the clean-up; press Ctrl-C again to leave at once");
-                cancel(client.clone(), newest.id);
+                cancelling = Some(cancel(client.clone(), newest.id));
             }
         }
     };
@@ -153,10 +155,10 @@ async fn exported_caches(client: &Client, run: &RunView) -> Vec<String> {
 }
 
 /// Cancels the run in a task of its own, so that the display goes on.
-fn cancel(client: Client, run: RunId) {
-    tokio::spawn(async move {
+fn cancel(client: Client, run: RunId) -> AbortOnDropHandle<()> {
+    AbortOnDropHandle::new(tokio::spawn(async move {
         if let Err(error) = client.cancel(run).await {
             note(&format!("error: the run is not cancelled: {}", ErrorChain(&error)));
         }
-    });
+    }))
 }
