@@ -11,7 +11,7 @@ mod patterns;
 #[cfg(test)]
 mod recorded;
 
-pub(crate) use self::dockerfile::{Dockerfile, NameUse};
+pub(crate) use self::dockerfile::{Dockerfile, NameUse, Target};
 pub use self::inputs::BuildInputs;
 pub(crate) use self::inputs::read_dockerfile;
 pub use self::miss::cache_miss;

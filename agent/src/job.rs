@@ -9,6 +9,7 @@ mod prerequisites;
 mod cache_export;
 mod contexts;
 mod report;
+mod target;
 
 mod error;
 

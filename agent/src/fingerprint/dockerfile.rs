@@ -129,14 +129,31 @@ impl Dockerfile {
         if self.stages[..=index].iter().any(is_outside) { NameUse::Both } else { NameUse::Stage }
     }
 
+    /// The stage `target`, by its name or number; `None`: the last one.
+    fn target_stage(&self, target: Option<&str>) -> Option<&Stage> {
+        let Some(target) = target else { return self.stages.last() };
+        let name = target.to_ascii_lowercase();
+        let named = self.stages.iter().find(|stage| stage.name.as_ref() == Some(&name));
+        // No name begins with a digit.
+        named.or_else(|| self.stages.get(target.parse::<usize>().ok()?))
+    }
+
+    /// `target` as `BuildKit` takes it, which finds stages by their names alone.
+    pub(crate) fn target(&self, target: &str) -> Target {
+        let Some(stage) = self.target_stage(Some(target)) else {
+            return Target::Stage(target.to_owned());
+        };
+        let is_last = self.stages.last().is_some_and(|last| std::ptr::eq(last, stage));
+        match &stage.name {
+            Some(name) => Target::Stage(name.clone()),
+            None if is_last => Target::Last,
+            None => Target::Unnamed,
+        }
+    }
+
     /// The platform that the base of the stage `target` names; `None`: the last stage.
     pub(crate) fn platform_of_target(&self, target: Option<&str>) -> Option<&str> {
-        let named =
-            |name: &str| self.stages.iter().find(|stage| stage.name.as_deref() == Some(name));
-        let mut stage = match target {
-            Some(name) => named(&name.to_ascii_lowercase()),
-            None => self.stages.last(),
-        }?;
+        let mut stage = self.target_stage(target)?;
         while let Some(parent) = stage.parent {
             stage = &self.stages[parent];
         }
@@ -177,6 +194,17 @@ pub(crate) enum NameUse {
     Stage,
     /// A stage, and also an image that is not a stage: `FROM base AS base`.
     Both,
+}
+
+/// How `BuildKit` is asked for a stage.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Target {
+    /// By this name, which the Dockerfile may lack.
+    Stage(String),
+    /// Without a name, because it is the last stage.
+    Last,
+    /// In no way: another stage than the last one has no name.
+    Unnamed,
 }
 
 struct Parser<'a> {
@@ -413,5 +441,23 @@ mod tests {
             COPY --from=0 / /\nFROM context:latest\nRUN echo --mount=from=e:1\n";
         let images = parsed(text).images_of_target(&["context"].into());
         assert_eq!(images, ["a:1", "b:1", "c:1", "d:1"].map(String::from).into());
+    }
+
+    #[test]
+    fn a_stage_is_also_found_by_its_number() {
+        let dockerfile =
+            parsed("FROM --platform=linux/arm64 a AS One\nFROM --platform=linux/amd64 b\nFROM c\n");
+        for (target, found) in [
+            ("0", Target::Stage("one".to_owned())),
+            ("ONE", Target::Stage("one".to_owned())),
+            ("1", Target::Unnamed),
+            ("2", Target::Last),
+            ("3", Target::Stage("3".to_owned())),
+            ("two", Target::Stage("two".to_owned())),
+        ] {
+            assert_eq!(dockerfile.target(target), found, "{target}");
+        }
+        assert_eq!(dockerfile.platform_of_target(Some("1")), Some("linux/amd64"));
+        assert_eq!(dockerfile.platform_of_target(None), None);
     }
 }

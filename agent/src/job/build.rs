@@ -20,6 +20,7 @@ use super::error::JobError;
 use super::platforms::PlatformCheck;
 use super::prerequisites::{RegistryBackoff, log_in, wait_for_engine};
 use super::report::JobOutput;
+use super::target::named_target;
 use crate::docker::{
     self, BuildError, BuildFiles, BuildOutcome, BuildRequest, DockerCommand, Engine, RunningBuild,
 };
@@ -60,6 +61,7 @@ pub(super) async fn perform(
         docker: docker.clone(),
         config: BuildConfig {
             build_contexts: usable_contexts(config, &files.dockerfile, log)?,
+            target: named_target(config, &files.dockerfile)?,
             ..config.clone()
         },
         files: files.clone(),
