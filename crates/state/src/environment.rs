@@ -32,6 +32,9 @@ pub struct Environment {
     /// The cache refs that only this environment writes. They are deleted when it is closed.
     #[serde(default)]
     pub cache_refs: BTreeSet<ImageRef>,
+    /// The cache refs that were deleted when it was closed. A machine that counted as terminated may write them again.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub deleted_cache_refs: BTreeSet<ImageRef>,
     /// Whether images were pushed that are deleted when it is closed. Images of branches stay.
     #[serde(default)]
     pub has_images: bool,
@@ -61,6 +64,7 @@ impl Environment {
             images: BTreeMap::new(),
             build_times: BTreeMap::new(),
             cache_refs: BTreeSet::new(),
+            deleted_cache_refs: BTreeSet::new(),
             has_images: false,
             head: None,
             approved: None,

@@ -9,7 +9,7 @@ use super::{
     CancelReason, ClosedBy, Effect, Environment, EnvironmentEvent, FingerprintChange, Machine, Run,
     State, Trigger,
 };
-use crate::ids::{EnvironmentId, JobId, RunId};
+use crate::ids::{EnvironmentId, JobId, MachineId, RunId};
 
 impl Step<'_> {
     /// Opens the environment for `run`, and makes `run` its newest and reported run if it is.
@@ -53,9 +53,10 @@ impl Step<'_> {
         }
     }
 
-    /// Marks clean-ups under way as outdated, because a machine that counted as terminated exists and may have
-    /// written to a cache since the clean-up began.
-    pub(super) fn invalidate_cleanup(&mut self) {
+    /// Marks clean-ups as outdated, because the machine, which counted as terminated, exists and may have written to a
+    /// cache since the clean-up began.
+    pub(super) fn invalidate_cleanup(&mut self, machine: MachineId) {
+        self.repeat_cleanup(machine);
         let closing = self.state.index.closing.iter().copied();
         let is_written = |id: &EnvironmentId| {
             self.state.is_in_outbox(&Effect::CleanUp { environment: *id })
@@ -64,6 +65,20 @@ impl Step<'_> {
         let written: Vec<EnvironmentId> = closing.filter(is_written).collect();
         for environment in written {
             self.move_environment(environment, EnvironmentEvent::CleanupInvalidated);
+        }
+    }
+
+    /// Has the environments that the machine has worked for cleaned up again when they are closed.
+    fn repeat_cleanup(&mut self, machine: MachineId) {
+        let Some(machine) = self.state.machines.get(&machine) else { return };
+        let jobs = machine.jobs().filter_map(|job| self.state.jobs.get(&job));
+        let runs = jobs.filter_map(|job| self.state.runs.get(&job.run));
+        let environments: BTreeSet<EnvironmentId> = runs.map(|run| run.environment).collect();
+        for id in environments {
+            self.state.change_environment(id, |environment| {
+                environment.cache_refs.append(&mut environment.deleted_cache_refs);
+                environment.has_images |= environment.pull_request.is_some();
+            });
         }
     }
 
@@ -90,6 +105,7 @@ impl Step<'_> {
         }
         self.state.change_environment(id, |environment| {
             environment.cache_refs.retain(|cache| !refs.contains(cache));
+            environment.deleted_cache_refs.extend(refs.iter().cloned());
             // Images of a branch stay.
             if environment.has_images {
                 environment.has_images = false;

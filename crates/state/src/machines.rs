@@ -40,7 +40,7 @@ impl Step<'_> {
             // Its job ended before the provider answered, or it was recorded as terminated by mistake.
             MachineState::Terminating | MachineState::Terminated => {
                 self.terminate(id);
-                self.invalidate_cleanup();
+                self.invalidate_cleanup(id);
             }
             // Its agent connected before the provider answered.
             MachineState::Booting | MachineState::Ready | MachineState::Busy { .. } => {}

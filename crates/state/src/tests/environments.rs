@@ -103,6 +103,21 @@ fn a_cache_that_is_written_during_a_clean_up_is_deleted_by_the_next() {
 }
 
 #[test]
+fn a_machine_that_returns_after_a_clean_up_has_it_repeated() {
+    let mut core = amd64(1);
+    let (_, _, machine) = running(&mut core, &[ONE]);
+    close(&mut core);
+    assert_eq!(core.step(Event::MachineGone { machine, taken_back: false }), [DELETE]);
+    assert_eq!(deleted(&mut core, &[ONE]), []);
+
+    let found = core.step(Event::MachineLaunched { machine, placement: None });
+    assert_eq!(found, [Effect::Terminate { machine }]);
+    assert_eq!(core.step(Event::MachineGone { machine, taken_back: false }), [DELETE]);
+    assert_eq!(deleted(&mut core, &[ONE]), []);
+    assert_eq!(refs(&core), [""; 0]);
+}
+
+#[test]
 fn a_machine_that_returns_during_a_clean_up_makes_it_outdated() {
     let mut core = amd64(1);
     let (_, _, machine) = running(&mut core, &[ONE]);
