@@ -242,7 +242,7 @@ async fn build_with_retries(
             Err(error) => JobError::from(error),
         };
         restore_steps(&mut error.steps, &mut known_steps);
-        if error.is_refused_login() && auth.is_some() && !was_login_refused {
+        if error.may_be_an_expired_login() && auth.is_some() && !was_login_refused {
             was_login_refused = true;
             let registry = request.config.target_image.registry();
             log_in(&request.docker, registry, auth, &request.log, stop).await?;

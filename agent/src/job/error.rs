@@ -38,9 +38,16 @@ impl JobError {
         Self::with_message(reason, format!("{operation}: {error}"))
     }
 
-    /// Whether the registry refused the user name or the password.
-    pub(super) const fn is_refused_login(&self) -> bool {
-        matches!(self.reason, FailureReason::Registry { problem: RegistryProblem::Authentication })
+    /// Whether a new login may help: the registry refused the user name or the password, or it said 403, as some
+    /// registries do when a login has expired.
+    pub(super) fn may_be_an_expired_login(&self) -> bool {
+        match self.reason {
+            FailureReason::Registry { problem: RegistryProblem::Authentication } => true,
+            FailureReason::Registry { problem: RegistryProblem::Refused } => {
+                self.message.contains("403 Forbidden")
+            }
+            _ => false,
+        }
     }
 
     /// Whether a further attempt on this machine may succeed: the registry did not answer.

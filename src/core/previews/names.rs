@@ -78,8 +78,12 @@ fn hashed(environment: &str, project: &str, endpoint: Option<&str>) -> String {
         }
     }
     let readable = readable.trim_end_matches('-');
-    // A label begins with a letter or digit.
-    if readable.is_empty() { format!("preview{end}") } else { format!("{readable}{end}") }
+    // A label begins with a letter or digit. The hash's mark must not be its third and fourth character.
+    match readable.len() {
+        0 => format!("preview{end}"),
+        1 | 2 => format!("preview-{readable}{end}"),
+        _ => format!("{readable}{end}"),
+    }
 }
 
 #[cfg(test)]
