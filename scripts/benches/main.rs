@@ -15,6 +15,7 @@ mod history;
 mod idle;
 mod load;
 mod logs;
+mod preview;
 mod queue;
 mod repair;
 mod report;
@@ -42,11 +43,13 @@ async fn main() -> anyhow::Result<()> {
         ["export"] => export::measure().await,
         ["history"] => history::measure().await,
         ["logs"] => logs::measure().await,
+        ["preview"] => preview::measure().await,
         ["queue"] => queue::measure(),
         ["webhooks"] => webhooks::measure().await,
         // Roles of the processes that the benchmarks start.
         [repair::FILL_ROLE, path] => repair::fill(path.as_ref()).await,
         [repair::FILL_PLAIN_ROLE, path] => repair::fill_plain(path.as_ref()),
+        [preview::CORE_ROLE, folder] => preview::core(folder.as_ref()).await,
         [idle::BARE_SERVER_ROLE] => idle::bare_server().await,
         [webhooks::BARE_HOOK_ROLE, folder] => webhooks::bare_server(folder.as_ref()).await,
         // `cargo bench` without a name, or Cargo's test of this target.
