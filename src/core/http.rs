@@ -22,6 +22,7 @@ mod tokens;
 mod views;
 mod warm_ups;
 mod webhooks;
+mod websockets;
 
 use std::sync::Arc;
 
@@ -53,8 +54,9 @@ pub(crate) use agents::AgentEndpoint;
 pub(crate) use auth::{ApiTokens, admin_token};
 pub(crate) use github::GithubStatus;
 pub(crate) use previews::{PreviewParts, PreviewProxy, Tunnels};
-pub(crate) use server::{Server, WebSockets};
+pub(crate) use server::Server;
 pub(crate) use webhooks::WebhookEndpoint;
+pub(crate) use websockets::WebSockets;
 
 /// The largest request body, in bytes.
 const BODY_BYTES_MAX: usize = 1024 * 1024;

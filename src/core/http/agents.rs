@@ -23,7 +23,7 @@ use tokio::time::timeout;
 use tracing::{debug, error, info};
 
 use self::session::AgentSession;
-use super::server::WebSockets;
+use super::websockets::WebSockets;
 use crate::config::Config;
 use crate::core::logs::{AppendError, LogStore};
 use crate::core::orchestrator::{Events, ShuttingDown};

@@ -16,8 +16,11 @@ use url::Url;
 use super::error::ApiError;
 use super::pages;
 use super::previews::{Client, PreviewProxy, PreviewRequest};
-use super::server::HEAD_BYTES_MAX;
 use crate::core::previews::Host;
+
+/// The longest head of a request. A connection holds as much of a response that the client has not accepted yet, and
+/// reads up to twice as much before it gives up a head.
+pub(super) const HEAD_BYTES_MAX: usize = 64 * 1024;
 
 /// Everything that the server serves.
 #[derive(Clone)]

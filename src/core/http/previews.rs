@@ -3,6 +3,7 @@
 mod access;
 mod answers;
 mod body;
+mod cookie_names;
 mod headers;
 mod login;
 mod tls_ask;
@@ -39,7 +40,7 @@ use self::body::{RequestBody, Sender};
 use self::tunnels::TunnelError;
 use self::upstream::{Destination, Upstream};
 use super::auth::ApiTokens;
-use super::server::WebSockets;
+use super::websockets::WebSockets;
 use crate::core::previews::{PreviewActivity, PreviewHosts, PreviewRoutes, PreviewState, Route};
 
 pub(super) use self::headers::Client;

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use axum::body::Body;
-use axum::extract::ws::{WebSocket, WebSocketUpgrade};
 use axum::http::StatusCode;
 use axum::response::Response;
 use http_body_util::BodyExt as _;
@@ -17,15 +16,16 @@ use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
 use super::Endpoints;
 use super::connections::{Activity, ConnectionLimits};
-use super::front::Front;
+use super::front::{Front, HEAD_BYTES_MAX};
 use super::paced_stream::PacedStream;
+use super::websockets::WebSockets;
 
 /// The time limit of open requests and WebSocket connections at shutdown. Their changes are stored within
 /// milliseconds.
@@ -39,10 +39,6 @@ const TIME_LIMITS: TimeLimits = TimeLimits {
 
 /// The most headers of a request.
 const HEADERS_MAX: usize = 100;
-
-/// The longest head of a request. A connection holds as much of a response that the client has not accepted yet, and
-/// reads up to twice as much before it gives up a head.
-pub(super) const HEAD_BYTES_MAX: usize = 64 * 1024;
 
 /// The system asks a silent client after this time, and then as often, whether it is still there.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
@@ -164,49 +160,6 @@ async fn serve_connection<S>(
     };
     if let Err(error) = result {
         debug!(%error, "a connection broke");
-    }
-}
-
-/// The open WebSocket connections, those of agents and of viewers. Clones share them.
-#[derive(Clone, Debug)]
-pub(crate) struct WebSockets {
-    pub(super) stop: CancellationToken,
-    open: TaskTracker,
-    ping_interval: Duration,
-}
-
-impl WebSockets {
-    pub(crate) fn new(stop: CancellationToken, ping_interval: Duration) -> Self {
-        Self { stop, open: TaskTracker::new(), ping_interval }
-    }
-
-    /// Accepts the WebSocket of `upgrade` and serves it in a task of its own.
-    pub(super) fn open<F: Future<Output = ()> + Send>(
-        &self,
-        upgrade: WebSocketUpgrade,
-        serve: impl FnOnce(WebSocket) -> F + Send + 'static,
-    ) -> Response {
-        let is_open = self.open.token();
-        upgrade.on_upgrade(async move |socket| {
-            serve(socket).await;
-            drop(is_open);
-        })
-    }
-
-    /// Runs `exchange`, that of a WebSocket of a preview, until it ends or core stops.
-    pub(super) fn spawn(&self, exchange: impl Future<Output = ()> + Send + 'static) {
-        let stop = self.stop.clone();
-        self.open.spawn(async move {
-            stop.run_until_cancelled(exchange).await;
-        });
-    }
-
-    /// The times of pings to a peer. Every WebSocket library answers them, and the system notices only during sending
-    /// that a peer has vanished.
-    pub(super) fn pings(&self) -> Interval {
-        let mut pings = interval_at(Instant::now() + self.ping_interval, self.ping_interval);
-        pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        pings
     }
 }
 

@@ -8,6 +8,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use url::form_urlencoded;
 
 use super::super::auth::ApiTokens;
+use super::cookie_names::{PLAIN_COOKIE, SECURE_COOKIE, is_access_cookie};
 use super::headers::is_upgrade;
 use crate::core::previews::{Access, Route};
 use crate::core::tokens::TokenHash;
@@ -17,12 +18,6 @@ pub(super) const ACCESS_HEADER: &str = "x-stagely-access";
 
 /// The parameter of a URL that holds the key of a preview.
 const ACCESS_PARAMETER: &str = "stagely-access";
-
-/// The name of the cookie where TLS protects it. Browsers accept a name with this prefix from its own host alone.
-const SECURE_COOKIE: &str = "__Host-stagely-access";
-
-/// The name of the cookie without TLS. Not every browser takes a secure cookie from `http://…localhost`.
-const PLAIN_COOKIE: &str = "stagely-access";
 
 /// How long a browser keeps the cookie, in seconds.
 const COOKIE_SECONDS: u32 = 7 * 24 * 60 * 60;
@@ -88,14 +83,6 @@ pub(super) fn access_cookie_header(route: &Route, scheme: &str) -> Option<Header
     let cookie =
         format!("{name}={key}; Path=/;{secure} HttpOnly; SameSite=Lax; Max-Age={COOKIE_SECONDS}");
     HeaderValue::try_from(cookie).ok()
-}
-
-/// Whether a cookie's name is one of ours. Browsers send a cookie without a name as its value alone, which may look like
-/// a name.
-pub(super) fn is_access_cookie(name: &[u8]) -> bool {
-    let name = name.trim_ascii_start();
-    let name = name.strip_prefix(b"=").unwrap_or(name).trim_ascii();
-    [SECURE_COOKIE, PLAIN_COOKIE].iter().any(|ours| name.eq_ignore_ascii_case(ours.as_bytes()))
 }
 
 /// The cookies of a header's value, without surrounding spaces.

@@ -8,7 +8,7 @@ use axum::http::header::{
 };
 use axum::http::{HeaderMap, HeaderValue};
 
-use super::access::is_access_cookie;
+use super::cookie_names::is_access_cookie;
 
 /// The headers of one connection, which do not pass, besides those that `Connection` lists. Core answers `Expect` itself.
 const HOP_BY_HOP: [HeaderName; 11] = [

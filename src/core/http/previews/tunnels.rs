@@ -24,7 +24,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::debug;
 
 use super::super::error::ApiError;
-use super::super::server::WebSockets;
+use super::super::websockets::WebSockets;
 use crate::core::secrets::SecretStore;
 use crate::core::sessions::Sessions;
 
