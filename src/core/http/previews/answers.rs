@@ -11,6 +11,9 @@ use super::super::pages;
 use super::tunnels::TunnelError;
 use crate::core::previews::{Access, PreviewState};
 
+/// Where the form sends a token. Apps do not get requests to this path.
+pub(super) const LOGIN_PATH: &str = "/.well-known/stagely-access";
+
 /// The page of a preview that does not serve yet is loaded again after so many seconds.
 const REFRESH_SECONDS: u8 = 2;
 
@@ -139,7 +142,7 @@ impl Answer {
         let status = self.status();
         let mut response = match &self {
             Self::NeedsToken { next, .. } if wants_page => {
-                pages::login(status, title, &advice, super::login::LOGIN_PATH, next)
+                pages::login(status, title, &advice, LOGIN_PATH, next)
             }
             _ if wants_page => pages::refused(status, title, &advice),
             _ => {

@@ -14,12 +14,9 @@ use url::form_urlencoded;
 
 use super::super::auth::ApiTokens;
 use super::access::access_cookie_header;
-use super::answers::Answer;
+use super::answers::{Answer, LOGIN_PATH};
 use super::headers::Client;
 use crate::core::previews::{Access, Route};
-
-/// Where the form sends a token. Apps do not get requests to this path.
-pub(super) const LOGIN_PATH: &str = "/.well-known/stagely-access";
 
 /// The largest form.
 const FORM_BYTES_MAX: usize = 16 * 1024;
