@@ -9,9 +9,11 @@ mod github;
 mod jobs;
 mod logs;
 mod machines;
+mod previews;
 mod projects;
 mod queue;
 mod runs;
+mod secrets;
 mod sweep;
 mod tokens;
 mod wait;
@@ -26,9 +28,14 @@ pub use github::{DeliveryOutcome, DeliveryView, GithubView, ReconciledView};
 pub use jobs::{JobKindView, JobStatus, JobView, LostAttempt};
 pub use logs::{FollowMessage, FollowedLine, LogRange};
 pub use machines::{AddMachine, AddedMachine, ListMachines, MachineStatus, MachineView};
+pub use previews::{
+    ArchiveView, DataLossView, DeploymentView, ExecRequest, ExtendPreview, ListPreviews,
+    PreviewLogRange, PreviewStatus, PreviewView,
+};
 pub use projects::{AddProject, ProjectView};
 pub use queue::{QueuePosition, QueueView, QueuedJobView};
 pub use runs::{CreateRun, ListRuns, RebuildRun, RunStatus, RunView, SkippedBuildView};
+pub use secrets::{SECRET_BYTES_MAX, SecretView, SetSecret};
 pub use sweep::{ProviderSweepView, SweepAction, SweepView, SweptMachine};
 pub use tokens::{CreateToken, CreatedToken, Role};
 pub use wait::WaitView;

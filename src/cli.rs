@@ -15,8 +15,10 @@ pub mod environments;
 pub mod fleets;
 pub mod github;
 pub mod machines;
+pub mod previews;
 pub mod project;
 pub mod queue;
+pub mod secret;
 pub mod sweep;
 pub mod token;
 
@@ -28,6 +30,7 @@ pub mod connect;
 mod core_handle;
 pub mod embedded;
 pub mod output;
+mod prompt;
 pub mod settings;
 pub mod signals;
 mod table;

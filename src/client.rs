@@ -2,6 +2,7 @@
 
 mod connection;
 mod error;
+mod exec;
 mod follow;
 pub(crate) mod retry;
 
@@ -9,19 +10,21 @@ use std::time::Duration;
 
 use reqwest::{Method, Response};
 use secrecy::SecretString;
-use stagely_state::ids::{EnvironmentId, JobId, MachineId, RunId};
+use stagely_state::ids::{EnvironmentId, JobId, MachineId, PreviewId, RunId};
 use url::{Url, form_urlencoded};
 
 use crate::api::{
     AddMachine, AddProject, AddedMachine, CreateRun, CreateToken, CreateWarmUp, CreatedToken,
-    EnvironmentView, GithubView, JobView, ListEnvironments, ListMachines, ListRuns, LogRange,
-    MachineView, ProjectView, QueueView, RebuildEnvironment, RebuildRun, RunView, SweepView,
-    WarmUpView,
+    EnvironmentView, ExecRequest, ExtendPreview, GithubView, JobView, ListEnvironments,
+    ListMachines, ListPreviews, ListRuns, LogRange, MachineView, PreviewLogRange, PreviewView,
+    ProjectView, QueueView, RebuildEnvironment, RebuildRun, RunView, SecretView, SetSecret,
+    SweepView, WarmUpView,
 };
 use connection::{Connection, REQUEST_LIMIT};
 
 pub use error::ClientError;
-pub use follow::{LogEvent, LogFollower, RunFollower};
+pub use exec::{ExecEvent, ExecInput, ExecOutput};
+pub use follow::{LogEvent, LogFollower, RunFollower, ServiceLogFollower};
 
 /// The time limit of a sweep, which reads all pages of the providers' lists and ends machines.
 const SWEEP_LIMIT: Duration = Duration::from_mins(10);
@@ -39,6 +42,13 @@ impl Client {
     /// [`ClientError::UnexpectedResponse`] if TLS cannot be set up on this machine.
     pub fn new(server: Url, token: SecretString) -> Result<Self, ClientError> {
         Ok(Self { connection: Connection::new(server, token)? })
+    }
+
+    /// This client, which gives `print` a line when it waits for core.
+    #[must_use]
+    pub fn with_waits_printed(mut self, print: fn(&str)) -> Self {
+        self.connection.waits.print = print;
+        self
     }
 
     /// Core's address.
@@ -150,6 +160,99 @@ impl Client {
         self.connection.post(&format!("runs/{id}/approve"), &()).await
     }
 
+    /// Lists previews, the oldest first.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn previews(&self, which: &ListPreviews) -> Result<Vec<PreviewView>, ClientError> {
+        let request = self.connection.request(Method::GET, "previews").query(which);
+        self.connection.json(request.timeout(REQUEST_LIMIT)).await
+    }
+
+    /// Gets a preview, also from a core that restarts.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn preview(&self, id: PreviewId) -> Result<PreviewView, ClientError> {
+        let path = format!("previews/{id}");
+        self.connection.waits.retry(|| self.connection.get(&path)).await
+    }
+
+    /// Puts a preview to sleep.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn sleep_preview(&self, id: PreviewId) -> Result<PreviewView, ClientError> {
+        self.connection.post(&format!("previews/{id}/sleep"), &()).await
+    }
+
+    /// Wakes a preview.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn wake_preview(&self, id: PreviewId) -> Result<PreviewView, ClientError> {
+        self.connection.post(&format!("previews/{id}/wake"), &()).await
+    }
+
+    /// Deploys what a preview shows once more, with fresh data.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn reset_preview(&self, id: PreviewId) -> Result<PreviewView, ClientError> {
+        self.connection.post(&format!("previews/{id}/reset"), &()).await
+    }
+
+    /// Lets a preview stay unused for longer.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn extend_preview(
+        &self,
+        id: PreviewId,
+        extend: &ExtendPreview,
+    ) -> Result<PreviewView, ClientError> {
+        self.connection.post(&format!("previews/{id}/extend"), extend).await
+    }
+
+    /// Ends a preview.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn end_preview(&self, id: PreviewId) -> Result<PreviewView, ClientError> {
+        let request = self.connection.request(Method::DELETE, &format!("previews/{id}"));
+        self.connection.json(request.timeout(REQUEST_LIMIT)).await
+    }
+
+    /// Reads the log of a preview's services as text.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn service_log(
+        &self,
+        id: PreviewId,
+        range: &PreviewLogRange,
+    ) -> Result<Response, ClientError> {
+        let request = self.connection.request(Method::GET, &format!("previews/{id}/logs"));
+        self.connection.send(request.query(range)).await
+    }
+
+    /// Follows the log of a preview's services.
+    pub fn follow_service_log(&self, id: PreviewId, range: PreviewLogRange) -> ServiceLogFollower {
+        ServiceLogFollower::new(self.connection.clone(), id, range)
+    }
+
+    /// Starts a command in the container of a preview.
+    ///
+    /// # Errors
+    /// [`ClientError`], also if the agent cannot start it.
+    pub async fn exec(
+        &self,
+        id: PreviewId,
+        request: &ExecRequest,
+    ) -> Result<(ExecInput, ExecOutput), ClientError> {
+        exec::exec(self.connection.clone(), id, request).await
+    }
+
     /// Lists projects.
     ///
     /// # Errors
@@ -173,6 +276,37 @@ impl Client {
     pub async fn remove_project(&self, name: &str) -> Result<(), ClientError> {
         let request =
             self.connection.request(Method::DELETE, &format!("projects/{}", path_part(name)));
+        self.connection.send(request.timeout(REQUEST_LIMIT)).await.map(drop)
+    }
+
+    /// Lists the secrets of a project, without their values.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn secrets(&self, project: &str) -> Result<Vec<SecretView>, ClientError> {
+        self.connection.get(&format!("projects/{}/secrets", path_part(project))).await
+    }
+
+    /// Sets a secret of a project.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn set_secret(
+        &self,
+        project: &str,
+        name: &str,
+        secret: &SetSecret,
+    ) -> Result<SecretView, ClientError> {
+        let request = self.connection.request(Method::PUT, &secret_path(project, name));
+        self.connection.json(request.timeout(REQUEST_LIMIT).json(secret)).await
+    }
+
+    /// Removes a secret of a project.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn remove_secret(&self, project: &str, name: &str) -> Result<(), ClientError> {
+        let request = self.connection.request(Method::DELETE, &secret_path(project, name));
         self.connection.send(request.timeout(REQUEST_LIMIT)).await.map(drop)
     }
 
@@ -269,6 +403,10 @@ impl Client {
     pub fn follow_log(&self, id: JobId, range: LogRange) -> LogFollower {
         LogFollower::new(self.connection.clone(), id, range)
     }
+}
+
+fn secret_path(project: &str, name: &str) -> String {
+    format!("projects/{}/secrets/{}", path_part(project), path_part(name))
 }
 
 /// Encodes text as one component of a path. Paths write a space as `%20`, forms as `+`.

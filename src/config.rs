@@ -14,6 +14,7 @@ mod projects;
 mod registry;
 mod schedule;
 pub(crate) mod secrets;
+mod sizes;
 mod storage;
 mod warm_up;
 
@@ -41,6 +42,7 @@ pub use previews::PreviewConfig;
 pub use projects::ProjectConfig;
 pub use registry::{RegistryConfig, check_registry};
 pub use schedule::Schedule;
+pub use sizes::ByteSize;
 pub use storage::{LogsConfig, RetentionConfig};
 pub use warm_up::WarmUpConfig;
 
@@ -120,9 +122,10 @@ impl Config {
     }
 
     fn check_qemu(&self) -> Result<(), ConfigError> {
-        let builders = self.fleet(Fleet::Builder);
-        for provider in Arch::ALL.into_iter().filter_map(|arch| builders.provider_of(arch)) {
-            self.provider_tables().check_builders(provider)?;
+        for fleet in [Fleet::Builder, Fleet::Preview].map(|fleet| self.fleet(fleet)) {
+            for provider in Arch::ALL.into_iter().filter_map(|arch| fleet.provider_of(arch)) {
+                self.provider_tables().check_launches(provider)?;
+            }
         }
         Ok(())
     }
@@ -172,14 +175,12 @@ impl Config {
         }
     }
 
-    /// The provider of builders for each arch that can be launched, as far as the configuration tells.
-    fn launchable(&self) -> BTreeMap<Arch, ProviderName> {
-        let builders = self.fleet(Fleet::Builder);
+    /// The provider of `fleet` for each arch that can be launched, as far as the configuration tells.
+    fn launchable(&self, fleet: Fleet) -> BTreeMap<Arch, ProviderName> {
+        let machines = self.fleet(fleet);
         let launchable = Arch::ALL.into_iter().filter_map(|arch| {
-            let provider = builders.provider_of(arch)?;
-            self.provider_tables()
-                .can_launch(provider, Fleet::Builder, arch)
-                .then_some((arch, provider))
+            let provider = machines.provider_of(arch)?;
+            self.provider_tables().can_launch(provider, fleet, arch).then_some((arch, provider))
         });
         launchable.collect()
     }
@@ -216,9 +217,11 @@ impl Config {
             planned_at_once: PLANNED_AT_ONCE,
             planning: self.builders.planning_limit,
             priorities: self.priorities,
-            launchable: self.launchable(),
+            launchable: self.launchable(Fleet::Builder),
+            launchable_previews: self.launchable(Fleet::Preview),
             capacity_wait: self.builders.capacity_wait,
             capacity_limit: self.builders.capacity_limit,
+            previews: self.previews.limits(self.agents.give_up_after),
         }
     }
 }

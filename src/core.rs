@@ -24,6 +24,9 @@ pub mod sessions;
 
 pub mod logs;
 
+pub(crate) mod archives;
+pub(crate) mod blobs;
+
 pub mod secrets;
 pub mod tokens;
 
@@ -41,7 +44,7 @@ pub mod damage;
 mod data_folder;
 mod provider_set;
 
-use std::collections::BTreeMap;
+use std::error::Error;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,21 +53,21 @@ use anyhow::Context as _;
 use secrecy::SecretString;
 use stagely_provider::Providers;
 use stagely_state::State;
-use stagely_state::ids::RunId;
 use tokio::net::TcpListener;
-use tokio::task::{JoinSet, spawn_blocking};
+use tokio::task::{JoinError, JoinSet, spawn_blocking};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 use url::Url;
 
+use self::archives::Archives;
 use self::binaries::Binaries;
 use self::data_folder::DataFolder;
 pub use self::data_folder::FolderCheck;
 use self::disk::DiskGuard;
 use self::effects::{
-    Assigner, Cleaner, CloneTokens, CommandChecker, Effects, InterruptedReads, Launcher, Planner,
-    Reporter, RepositoryReader, Tagger, Terminator,
+    Assigner, Cleaner, CloneTokens, CommandChecker, EditedFiles, Effects, InterruptedWork,
+    Launcher, Planner, Reporter, RepositoryReader, Tagger, Terminator,
 };
 use self::github::Github;
 use self::github::reconcile::Reconciler;
@@ -72,13 +75,15 @@ use self::github::reconcile::status::ReconcileStatus;
 use self::github::report::queue::ReportQueue;
 use self::history::History;
 use self::http::{
-    AgentEndpoint, ApiState, ApiTokens, Endpoints, GithubStatus, PreviewParts, PreviewProxy,
-    Server, Tunnels, WebSockets, WebhookEndpoint,
+    AgentEndpoint, ApiState, ApiTokens, Endpoints, GithubStatus, LogReaders, PreviewParts,
+    PreviewProxy, Server, Tunnels, WebSockets, WebhookEndpoint,
 };
 use self::intake::Intake;
 use self::logs::LogStore;
 use self::orchestrator::{Events, Orchestrator};
-use self::previews::{PreviewActivity, PreviewHosts, PreviewRoutes};
+use self::previews::{
+    PreviewActivity, PreviewFollower, PreviewHosts, PreviewLinks, PreviewReports, PreviewRoutes,
+};
 use self::records::{Records, SharedRecords};
 use self::registry::Registry;
 use self::retention::Retention;
@@ -119,10 +124,9 @@ impl Running {
     pub async fn until(mut self, stop: CancellationToken) -> anyhow::Result<()> {
         let ended = tokio::select! {
             () = stop.cancelled() => Ok(()),
-            Some(ended) = self.tasks.join_next() => ended.context("a task of core panicked")?,
+            Some(ended) = self.tasks.join_next() => outcome_of(ended),
         };
-        let stopped = self.stop().await;
-        ended.and(stopped)
+        self.end(ended).await
     }
 
     /// Stops core, and joins its tasks, its connections and the writer of logs. Machines go on, and the next core on
@@ -130,18 +134,25 @@ impl Running {
     ///
     /// # Errors
     /// A task failed, or did not end within `core.shutdown-limit`.
-    pub async fn stop(mut self) -> anyhow::Result<()> {
+    pub async fn stop(self) -> anyhow::Result<()> {
+        self.end(Ok(())).await
+    }
+
+    /// As [`stop`](Self::stop), after one task has ended with `result`.
+    async fn end(mut self, mut result: anyhow::Result<()>) -> anyhow::Result<()> {
         self.stop.cancel();
         let joined = timeout(self.shutdown_limit, async {
-            let mut result = Ok(());
             while let Some(ended) = self.tasks.join_next().await {
-                result = result.and(ended.context("a task of core panicked")?);
+                result = result.and(outcome_of(ended));
             }
-            // Core stops by itself, so no repository is the cause.
-            let store = self.store.clone();
-            let forgotten = spawn_blocking(move || store.forget_reads()).await?;
+            let stored = if result.as_ref().is_err_and(is_panic) {
+                Ok(())
+            } else {
+                let store = self.store.clone();
+                spawn_blocking(move || store.stops_by_itself()).await?
+            };
             self.logs.close().await;
-            Ok(forgotten?).and(result)
+            result.and(stored.map_err(anyhow::Error::from))
         });
         let joined = joined.await;
         // The file of a killed core stays, and clients report that core does not answer.
@@ -152,6 +163,18 @@ impl Running {
     }
 }
 
+fn outcome_of(ended: Result<anyhow::Result<()>, JoinError>) -> anyhow::Result<()> {
+    ended.context("a task of core panicked")?
+}
+
+/// Whether core ends because of a panic. An effect may be the cause.
+fn is_panic(error: &anyhow::Error) -> bool {
+    let panicked = |cause: &(dyn Error + 'static)| {
+        cause.downcast_ref::<JoinError>().is_some_and(JoinError::is_panic)
+    };
+    error.chain().any(panicked)
+}
+
 /// Starts core: when this returns, it listens.
 ///
 /// # Errors
@@ -160,9 +183,12 @@ impl Running {
 pub async fn start(mut config: Config, check: FolderCheck) -> anyhow::Result<Running> {
     config.check()?;
     config.registry.password()?;
-    let listener = TcpListener::bind(config.core.listen)
-        .await
-        .with_context(|| format!("cannot listen on {}", config.core.listen))?;
+    let listener = TcpListener::bind(config.core.listen).await.with_context(|| {
+        format!(
+            "cannot listen on {}; choose another address with --listen or core.listen",
+            config.core.listen
+        )
+    })?;
     // Port 0 requests any free port, and agents need the actual one.
     config.core.listen = listener.local_addr()?;
     let config = Arc::new(config);
@@ -171,10 +197,10 @@ pub async fn start(mut config: Config, check: FolderCheck) -> anyhow::Result<Run
     let tokens = ApiTokens::new(folder.store.clone(), known_tokens);
     let admin_token = http::admin_token(&folder.path.join(ADMIN_TOKEN_FILE), &tokens).await?;
     let address_file = folder.path.join(ADDRESS_FILE);
-    let (parts, state) = Parts::new(Arc::clone(&config), folder).await?;
+    let (parts, state) = Box::pin(Parts::new(Arc::clone(&config), folder)).await?;
     let (stop, store, logs) = (parts.stop.clone(), parts.store.clone(), parts.logs.clone());
     let PreviewParts { routes, activity, .. } = parts.previews.clone();
-    let tasks = parts.spawn(state, listener, tokens).await?;
+    let tasks = Box::pin(parts.spawn(state, listener, tokens)).await?;
     std::fs::write(&address_file, format!("http://{}\n", config.core.listen))
         .with_context(|| format!("cannot write {}", address_file.display()))?;
     let url = config.core.url();
@@ -200,6 +226,7 @@ struct Parts {
     scratch: PathBuf,
     store: Store,
     logs: LogStore,
+    archives: Archives,
     secrets: SecretStore,
     records: SharedRecords,
     events: Events,
@@ -211,7 +238,8 @@ struct Parts {
     providers: Providers,
     intake: Intake,
     previews: PreviewParts,
-    interrupted_reads: BTreeMap<RunId, u32>,
+    preview_reports: PreviewReports,
+    interrupted: InterruptedWork,
     stop: CancellationToken,
 }
 
@@ -220,18 +248,20 @@ impl Parts {
     async fn new(config: Arc<Config>, folder: DataFolder) -> anyhow::Result<(Self, State)> {
         let providers = provider_set::make(&config, &folder.contents).await?;
         let scratch = folder.scratch();
-        let DataFolder { path, store, contents, logs, keyring } = folder;
+        let DataFolder { path, store, contents, logs, keyring, archives } = folder;
         let secrets = SecretStore::new(
             keyring,
             store.clone(),
-            contents.project_secrets,
+            contents.project_tokens,
             contents.machine_tokens,
         );
         let state = State::load(config.limits(), contents.state);
         let records = SharedRecords::new(Records::of(&state));
         let (events, inbox) = orchestrator::inbox();
         let disk = DiskGuard::new(path, config.core.disk_free_min_mib);
+        let archives = Archives::new(archives, records.clone(), disk.clone(), &config);
         let intake = Intake::new(records.clone(), events.clone(), secrets.clone(), disk.clone());
+        let interrupted = InterruptedWork::new(store.clone(), contents.kills);
         let parts = Self {
             github: Github::new(Arc::clone(&config), secrets.clone())?,
             binaries: Binaries::new(config.agents.binaries.clone()),
@@ -241,11 +271,13 @@ impl Parts {
                 routes: PreviewRoutes::default(),
                 activity: PreviewActivity::default(),
             },
+            preview_reports: PreviewReports::default(),
             stop: CancellationToken::new(),
             config,
             scratch,
             store,
             logs,
+            archives,
             secrets,
             records,
             events,
@@ -253,7 +285,7 @@ impl Parts {
             disk,
             providers,
             intake,
-            interrupted_reads: contents.interrupted_reads,
+            interrupted,
         };
         Ok((parts, state))
     }
@@ -270,7 +302,9 @@ impl Parts {
         let effects = self.effects()?;
         let warm_up = WarmUp::new(&self.config.warm_up, &self.records, &self.intake)?;
         let endpoints = self.endpoints(tokens, sweeps.clone(), status.clone())?;
-        let Self { config, store, secrets, logs, records, events, intake, stop, .. } = self;
+        let follower = self.preview_follower();
+        let Self { config, store, secrets, logs, archives, records, events, intake, stop, .. } =
+            self;
         let retained = store.clone();
 
         let mut tasks = JoinSet::new();
@@ -285,9 +319,11 @@ impl Parts {
         tasks.spawn(orchestrator.run(stop.clone()));
         let retention = Retention::new(&config.retention, &records, retained, &events, logs);
         tasks.spawn(infallible(retention.run(stop.clone())));
+        tasks.spawn(infallible(archives.run(stop.clone())));
         for sweep in sweeps.iter() {
             tasks.spawn(infallible(Arc::clone(sweep).run(stop.clone())));
         }
+        tasks.spawn(infallible(follower.run(stop.clone())));
         if let Some(warm_up) = warm_up {
             tasks.spawn(infallible(warm_up.run(stop.clone())));
         }
@@ -304,19 +340,33 @@ impl Parts {
         History::new(self.records.clone(), self.store.clone())
     }
 
+    fn preview_links(&self) -> PreviewLinks {
+        PreviewLinks::new(self.previews.hosts.clone(), self.secrets.clone())
+    }
+
+    fn preview_follower(&self) -> PreviewFollower {
+        let PreviewParts { routes, activity, .. } = self.previews.clone();
+        PreviewFollower {
+            records: self.records.clone(),
+            links: self.preview_links(),
+            routes,
+            activity,
+            events: self.events.clone(),
+        }
+    }
+
     fn effects(&self) -> anyhow::Result<Effects> {
         let registry = Registry::new(self.config.registry.clone())
             .context("cannot set up TLS for the registry")?;
         let registry = Arc::new(registry);
         let clone_tokens = CloneTokens { github: self.github.clone() };
-        let kills = self.interrupted_reads.clone();
-        let interrupted = InterruptedReads::new(self.store.clone(), kills);
-        let reader = RepositoryReader::new(&self.scratch, interrupted);
+        let reader = Arc::new(RepositoryReader::new(&self.scratch, self.disk.clone()));
         Ok(Effects {
             records: self.records.clone(),
+            interrupted: self.interrupted.clone(),
             planner: Planner::new(
                 &self.config,
-                reader,
+                Arc::clone(&reader),
                 &self.records,
                 &self.secrets,
                 &self.github,
@@ -345,6 +395,8 @@ impl Parts {
                 history: self.history(),
                 registry: Arc::clone(&registry),
                 clone_tokens,
+                edited_files: EditedFiles { reader, interrupted: self.interrupted.clone() },
+                allow_privileged: self.config.previews.allow_privileged,
             },
             tagger: Tagger { records: self.records.clone(), registry: Arc::clone(&registry) },
             cleaner: Cleaner { records: self.records.clone(), registry },
@@ -358,9 +410,11 @@ impl Parts {
                 records: self.records.clone(),
                 logs: self.logs.clone(),
                 github: self.github.clone(),
+                links: PreviewLinks::new(PreviewHosts::new(&self.config), self.secrets.clone()),
                 queue: ReportQueue::new(&self.records),
             },
             sessions: self.sessions.clone(),
+            archive_bytes_max: self.config.previews.archive_max.0,
         })
     }
 
@@ -372,18 +426,25 @@ impl Parts {
     ) -> anyhow::Result<Endpoints> {
         let sockets = WebSockets::new(self.stop.clone(), self.config.agents.heartbeat_interval);
         let webhooks = WebhookEndpoint::new(&self.config, self.intake.clone())?;
-        let agents = AgentEndpoint::new(
-            &self.config,
-            self.records.clone(),
-            self.events.clone(),
-            self.logs.clone(),
-            self.sessions.clone(),
-            self.secrets.clone(),
+        let agents = AgentEndpoint {
+            heartbeat_interval: self.config.agents.heartbeat_interval,
+            job_grace: self.config.builders.job_grace,
+            records: self.records.clone(),
+            events: self.events.clone(),
+            logs: self.logs.clone(),
+            sessions: self.sessions.clone(),
+            secrets: self.secrets.clone(),
+            preview_reports: self.preview_reports.clone(),
+            archives: self.archives.clone(),
+            sockets: sockets.clone(),
+        };
+        let tunnels = Tunnels::new(self.secrets.clone(), self.sessions.clone(), sockets.clone());
+        let previews = PreviewProxy::new(
+            self.previews.clone(),
+            tokens.clone(),
+            tunnels.clone(),
             sockets.clone(),
         );
-        let tunnels = Tunnels::new(self.secrets.clone(), self.sessions.clone(), sockets.clone());
-        let previews =
-            PreviewProxy::new(self.previews.clone(), tokens.clone(), tunnels, sockets.clone());
         let api = ApiState {
             config: Arc::clone(&self.config),
             records: self.records.clone(),
@@ -391,6 +452,7 @@ impl Parts {
             events: self.events.clone(),
             intake: self.intake.clone(),
             logs: self.logs.clone(),
+            log_readers: LogReaders::default(),
             secrets: self.secrets.clone(),
             tokens,
             disk: self.disk.clone(),
@@ -400,6 +462,10 @@ impl Parts {
                 has_webhook_secret: webhooks.has_secret(),
             },
             sweeps,
+            preview_links: self.preview_links(),
+            preview_reports: self.preview_reports.clone(),
+            preview_activity: self.previews.activity.clone(),
+            tunnels,
             sockets,
         };
         Ok(Endpoints { api, agents, binaries: self.binaries.clone(), webhooks, previews })

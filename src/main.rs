@@ -1,7 +1,7 @@
 //! Arguments → core, agent or a client command.
 
 use std::io::{self, IsTerminal as _, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -13,16 +13,19 @@ use stagely::cli::run::outcome::EXIT_FAILED;
 use stagely::cli::settings::{ServiceArgs, SettingsArgs};
 use stagely::cli::signals::stop_token;
 use stagely::cli::{
-    approve, cancel, doctor, environments, explain, fleets, github, jobs, logs, machines, project,
-    queue, rebuild, run, runs, schema, sweep, token, validate, warm,
+    approve, cancel, doctor, environments, explain, fleets, github, jobs, logs, machines, previews,
+    project, queue, rebuild, run, runs, schema, secret, sweep, token, validate, warm,
 };
 use stagely::core::damage::DamagedDatabase;
 use stagely::core::{self, FolderCheck};
 use stagely_agent::exec::exec;
-use stagely_agent::{GUARD_COMMAND, Guard, guard_children};
+use stagely_agent::{GUARD_COMMAND, Guard, clean_up, guard_children};
 use stagely_protocol::WireId;
 use stagely_protocol::agent_config::AgentConfig;
-use tracing_subscriber::EnvFilter;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// The time limit for threads to end after the command has ended.
 const RUNTIME_END_LIMIT: Duration = Duration::from_secs(2);
@@ -35,7 +38,7 @@ const EXIT_DAMAGED: u8 = 5;
 const WIRE_LOGS: [&str; 6] =
     ["tungstenite", "tokio_tungstenite", "hyper", "h2", "reqwest", "bollard"];
 
-/// Builds the container images of pull requests, each on a machine launched for that build
+/// Builds the container images of pull requests, each on a machine of its own, and runs them as previews
 #[derive(Parser)]
 #[command(name = "stagely", version, propagate_version = true, arg_required_else_help = true)]
 struct Arguments {
@@ -66,8 +69,10 @@ enum Command {
     Cancel(cancel::CancelArgs),
     Approve(approve::ApproveArgs),
     Project(project::ProjectArgs),
+    Secret(secret::SecretArgs),
     Github(github::GithubArgs),
     Environments(environments::EnvironmentsArgs),
+    Previews(previews::PreviewsArgs),
     Machines(machines::MachinesArgs),
     Sweep(sweep::SweepArgs),
     Fleets(fleets::FleetsArgs),
@@ -118,9 +123,9 @@ struct AgentArgs {
 
 #[derive(Subcommand)]
 enum AgentCommand {
-    /// Runs the job of one BUILD or MERGE message, without core
+    /// Runs the job of one BUILD, MERGE or DEPLOY message, without core
     ///
-    /// Uses this machine's Docker. Prints the log and, as the last line, the STATUS message.
+    /// Uses this machine's Docker. Prints the log and, as the last line, the STATUS message. A preview serves until Ctrl-C.
     Exec {
         /// A file with the message, as JSON
         #[arg(value_name = "MESSAGE.JSON")]
@@ -128,6 +133,14 @@ enum AgentCommand {
         /// The Docker Engine, unix:///…
         #[arg(long, value_name = "URL", env = "STAGELY_DOCKER_HOST")]
         docker_host: Option<String>,
+    },
+    /// Removes what the previews of an agent left on the Docker engine
+    ///
+    /// For an agent that is gone for good: that of a machine that is no longer registered, say. Needs no core.
+    CleanUp {
+        /// The agent's configuration
+        #[arg(long, value_name = "FILE", default_value = stagely_protocol::agent_config::DEFAULT_PATH)]
+        config: PathBuf,
     },
 }
 
@@ -165,7 +178,7 @@ fn report(error: &anyhow::Error) -> ExitCode {
 async fn perform(command: Command) -> anyhow::Result<ExitCode> {
     start_log(&command)?;
     match command {
-        Command::Run(arguments) => run::run(*arguments).await,
+        Command::Run(arguments) => Box::pin(run::run(*arguments)).await,
         Command::Rebuild(arguments) => rebuild::rebuild(*arguments).await,
         Command::Warm(arguments) => warm::warm(*arguments).await,
         Command::Validate { file, json } => validate::validate(file, json),
@@ -175,9 +188,11 @@ async fn perform(command: Command) -> anyhow::Result<ExitCode> {
         Command::Logs(arguments) => logs::logs(arguments).await,
         Command::Explain(arguments) => explain::explain(arguments).await,
         Command::Environments(arguments) => environments::environments(arguments).await,
+        Command::Previews(arguments) => previews::previews(arguments).await,
         Command::Cancel(arguments) => cancel::cancel(arguments).await,
         Command::Approve(arguments) => approve::approve(arguments).await,
         Command::Project(arguments) => project::project(arguments).await,
+        Command::Secret(arguments) => secret::secret(arguments).await,
         Command::Github(arguments) => github::github(arguments).await,
         Command::Machines(arguments) => machines::machines(arguments).await,
         Command::Sweep(arguments) => sweep::sweep(arguments).await,
@@ -185,8 +200,8 @@ async fn perform(command: Command) -> anyhow::Result<ExitCode> {
         Command::Queue(arguments) => queue::queue(arguments).await,
         Command::Token(arguments) => token::token(arguments).await,
         Command::Doctor(arguments) => Box::pin(doctor::doctor(arguments)).await,
-        Command::Core(arguments) => run_core(&arguments).await,
-        Command::Agent(arguments) => run_agent(arguments).await,
+        Command::Core(arguments) => Box::pin(run_core(&arguments)).await,
+        Command::Agent(arguments) => Box::pin(run_agent(arguments)).await,
         Command::Guard { machine, agent, work_dir } => {
             guard_children(&machine, agent, &work_dir);
             Ok(ExitCode::SUCCESS)
@@ -206,23 +221,20 @@ fn start_log(command: &Command) -> anyhow::Result<()> {
     let default = match command {
         Command::Core(_)
         | Command::Agent(AgentArgs { command: None, .. })
-        | Command::Guard { .. } => "info",
-        _ => "off",
+        | Command::Guard { .. } => LevelFilter::INFO,
+        _ => LevelFilter::OFF,
     };
     let filter = match std::env::var("STAGELY_LOG") {
-        Ok(filter) => limit_wire_logs(filter.parse().context("STAGELY_LOG is not a filter")?)?,
-        Err(_) => EnvFilter::new(default),
+        Ok(filter) => {
+            let filter: Targets = filter.parse().context("STAGELY_LOG is not a filter")?;
+            filter.with_targets(WIRE_LOGS.map(|library| (library, LevelFilter::WARN)))
+        }
+        Err(_) => Targets::new().with_default(default),
     };
-    let log = tracing_subscriber::fmt().with_writer(io::stderr).with_env_filter(filter);
-    log.log_internal_errors(false).with_ansi(io::stderr().is_terminal()).init();
+    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+    let lines = lines.log_internal_errors(false).with_ansi(io::stderr().is_terminal());
+    tracing_subscriber::registry().with(lines).with(filter).init();
     Ok(())
-}
-
-fn limit_wire_logs(mut filter: EnvFilter) -> anyhow::Result<EnvFilter> {
-    for library in WIRE_LOGS {
-        filter = filter.add_directive(format!("{library}=warn").parse()?);
-    }
-    Ok(filter)
 }
 
 async fn run_core(arguments: &CoreArgs) -> anyhow::Result<ExitCode> {
@@ -236,15 +248,24 @@ async fn run_core(arguments: &CoreArgs) -> anyhow::Result<ExitCode> {
 
 async fn run_agent(arguments: AgentArgs) -> anyhow::Result<ExitCode> {
     let stop = stop_token()?;
-    if let Some(AgentCommand::Exec { message, docker_host }) = arguments.command {
-        return Ok(ExitCode::from(exec(&message, docker_host, stop).await?));
+    match arguments.command {
+        Some(AgentCommand::Exec { message, docker_host }) => {
+            return Ok(ExitCode::from(exec(&message, docker_host, stop).await?));
+        }
+        Some(AgentCommand::CleanUp { config }) => {
+            clean_up(agent_config(&config)?).await?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        None => {}
     }
-    let path = arguments.config;
-    let text = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let config: AgentConfig =
-        serde_json::from_slice(&text).with_context(|| format!("{}", path.display()))?;
+    let config = agent_config(&arguments.config)?;
     let _guard = Guard::start(&config.agent_id, &config.work_dir)
         .context("cannot start the agent's guard")?;
     let exit = stagely_agent::run(config, stop).await?;
     Ok(ExitCode::from(exit.code()))
+}
+
+fn agent_config(path: &Path) -> anyhow::Result<AgentConfig> {
+    let text = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    serde_json::from_slice(&text).with_context(|| format!("{}", path.display()))
 }

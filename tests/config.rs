@@ -6,11 +6,11 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use stagely::config::{Config, ConfigError};
+use stagely::config::{ByteSize, Config, ConfigError};
 use stagely_protocol::Arch;
 use stagely_provider::AgentEnvironment;
 use stagely_provider::settings::MarketPolicy;
-use stagely_state::{Fleet, ProviderName, Usd};
+use stagely_state::{Fleet, PreviewLimits, ProviderName, Usd};
 
 fn sample() -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("stagely.sample.toml");
@@ -59,6 +59,7 @@ fn the_examples_in_the_sample_are_valid_settings() {
     let config = read(&text).unwrap();
     let unset = [
         config.core.public_url.is_none(),
+        config.registry.url.is_none(),
         config.registry.username.is_none(),
         config.registry.password_file.is_none(),
         config.local.agent_program.is_none(),
@@ -246,6 +247,41 @@ fn a_domain_of_previews_is_a_plain_name() {
 }
 
 #[test]
+fn limits_of_previews_are_read_and_wrong_ones_are_named() {
+    let settings = "[previews]\nmax-concurrent = 3\nmax-per-project = 2\narchive-max = \"500MiB\"\n\
+                    archive-limit = \"5m\"\nlease = \"7days\"\nallow-privileged = true\n";
+    let config = read(settings).unwrap();
+    let limits = config.limits().previews;
+    assert_eq!((limits.max_concurrent, limits.max_of_project), (3, 2));
+    assert_eq!(limits.archive, Duration::from_mins(5));
+    assert_eq!(limits.lease, Duration::from_hours(7 * 24));
+    assert_eq!(config.previews.archive_max, ByteSize(500 << 20));
+    assert!(config.previews.allow_privileged);
+
+    let defaults = Config::default();
+    assert_eq!(defaults.limits().previews, PreviewLimits::default());
+
+    for (setting, words) in [
+        ("archive-max = \"0GiB\"", "previews.archive-max: must be more than 0"),
+        ("archive-limit = \"0s\"", "previews.archive-limit: must be more than 0"),
+        ("lease = \"15m\"", "previews.lease: must be longer than previews.archive-limit"),
+    ] {
+        let error = error(&format!("[previews]\n{setting}\n"));
+        assert!(error.starts_with(words), "{error}");
+    }
+    for (setting, words) in [
+        ("archive-max = \"2GB\"", "\"2GB\" is not a size"),
+        ("archive-max = 2", "archive-max"),
+        ("max-concurrent = 0", "max-concurrent"),
+        ("max-per-project = 0", "max-per-project"),
+        ("allow-privileged = \"yes\"", "allow-privileged"),
+    ] {
+        let error = error(&format!("[previews]\n{setting}\n"));
+        assert!(error.contains("line 2") && error.contains(words), "{error}");
+    }
+}
+
+#[test]
 fn wrong_variables_of_agents_are_refused_without_their_passwords() {
     let environment =
         |variables: &str| error(&format!("[agents]\nenvironment = {{ {variables} }}\n"));
@@ -304,7 +340,10 @@ fn fleets_use_the_providers_of_builders_by_default() {
     assert_eq!(providers_of_fleets(""), [[Some(Local); 2]; 3]);
     let aws = "[builders]\nprovider = \"aws\"\namd64 = \"digitalocean\"\n";
     assert_eq!(providers_of_fleets(aws), [[Some(DigitalOcean), Some(Aws)]; 3]);
-    let previews = format!("{aws}[previews]\nprovider = \"qemu\"\n[testers]\narm64 = \"local\"\n");
+    let previews = format!(
+        "{aws}[previews]\nprovider = \"qemu\"\n[testers]\narm64 = \"local\"\n\
+                            [qemu]\nimage-arm64 = \"/image\"\n"
+    );
     assert_eq!(
         providers_of_fleets(&previews),
         [
@@ -316,9 +355,10 @@ fn fleets_use_the_providers_of_builders_by_default() {
     let config = Config::default();
     assert_eq!(config.builders.capacity_wait, Duration::from_secs(30));
     assert_eq!(config.builders.capacity_limit, Duration::from_hours(1));
-    for fleet in Fleet::ALL {
+    let markets = [MarketPolicy::OnDemand, MarketPolicy::SpotFirst, MarketPolicy::OnDemand];
+    for (fleet, market) in Fleet::ALL.into_iter().zip(markets) {
         let fleet = config.fleet(fleet);
-        assert_eq!((fleet.market, fleet.max_price), (MarketPolicy::OnDemand, None));
+        assert_eq!((fleet.market, fleet.max_price), (market, None));
     }
     // Each fleet has pricing of its own.
     let config = read("[builders]\nmarket = \"spot\"\nmax-price = 1\n").unwrap();
@@ -334,6 +374,14 @@ fn qemu_requires_an_image_and_launches_only_its_arch() {
     let config = read(&format!("{qemu}[qemu]\nimage-amd64 = \"/image\"\n")).unwrap();
     let launchable = config.limits().launchable;
     assert_eq!(launchable.into_iter().collect::<Vec<_>>(), [(Arch::Amd64, ProviderName::Qemu)]);
+
+    let previews = &format!("{REACHED}[previews]\nprovider = \"qemu\"\n");
+    assert!(error(previews).starts_with("qemu.image-amd64: is missing"), "{}", error(previews));
+    let config = read(&format!("{previews}[qemu]\nimage-arm64 = \"/image\"\n")).unwrap();
+    let limits = config.limits();
+    let launchable = limits.launchable_previews.into_iter().collect::<Vec<_>>();
+    assert_eq!(launchable, [(Arch::Arm64, ProviderName::Qemu)]);
+    assert_eq!(limits.launchable.values().next(), Some(&ProviderName::Local));
 }
 
 #[test]

@@ -91,7 +91,7 @@ async fn killed_logs_hold_every_acknowledged_line_once_and_go_on() {
 
         let store = LogStore::open(&folder.path().join("logs.redb"), SETTINGS).unwrap();
         let next = store.next_line(FIRST).await.unwrap();
-        let stored = store.read(FIRST, 0, usize::MAX).await.unwrap();
+        let (_, stored) = store.read(FIRST, 0, usize::MAX).await.unwrap();
 
         assert!(next >= acknowledged, "{acknowledged} were acknowledged, {next} are there");
         let expected: Vec<String> = (0..next).map(log_line).collect();

@@ -55,7 +55,7 @@ impl RealRegistry {
 
     fn client(&self, password_file: &str) -> Registry {
         Registry::new(RegistryConfig {
-            url: self.address.to_string(),
+            url: Some(self.address.to_string()),
             username: Some(USER.to_owned()),
             password_file: Some(self.server.folder().join(password_file)),
             insecure: false,
@@ -190,7 +190,7 @@ async fn a_next_page_of_tags_at_another_host_is_refused() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move { axum::serve(listener, Router::new().fallback(page)).await });
-    let config = RegistryConfig { url: address.to_string(), ..RegistryConfig::default() };
+    let config = RegistryConfig { url: Some(address.to_string()), ..RegistryConfig::default() };
 
     let error = Registry::new(config).unwrap().tags(&format!("{address}/app/pr-7")).await;
 
@@ -290,7 +290,7 @@ async fn a_tag_is_deleted_with_a_token_for_deletion() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("password"), PASSWORD).unwrap();
     let registry = Registry::new(RegistryConfig {
-        url: fake.address().to_string(),
+        url: Some(fake.address().to_string()),
         username: Some(USER.to_owned()),
         password_file: Some(folder.path().join("password")),
         insecure: false,
@@ -323,7 +323,7 @@ async fn a_redirected_write_is_an_error() {
     let address = listener.local_addr().unwrap();
     let app = Router::new().fallback(redirect);
     tokio::spawn(async move { axum::serve(listener, app).await });
-    let config = RegistryConfig { url: address.to_string(), ..RegistryConfig::default() };
+    let config = RegistryConfig { url: Some(address.to_string()), ..RegistryConfig::default() };
 
     let tag: ImageRef = format!("{address}/app/cache:app.pr-7").parse().unwrap();
     let error = Registry::new(config).unwrap().delete(&tag).await.unwrap_err();

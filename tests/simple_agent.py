@@ -4,7 +4,8 @@
     simple_agent.py [--pretend] AGENT_JSON
 
 It sends LOG messages of a single line without numbers, and STATUS with nothing but a state, an exit
-code and the image's name. With --pretend it builds nothing and says `completed` all the same.
+code and the image's name. With --pretend it builds nothing and says `completed` all the same. Of DEPLOY it
+reads only the image and the port of its first endpoint, and runs one container.
 """
 
 import base64
@@ -30,11 +31,11 @@ class Closed(Exception):
 
 
 class WebSocket:
-    """The client's side of RFC 6455, as far as text messages need it."""
+    """The client's side of RFC 6455, as far as core needs it."""
 
-    TEXT, CLOSE, PING, PONG = 1, 8, 9, 10
+    TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 
-    def __init__(self, base, path):
+    def __init__(self, base, path, headers=()):
         url = urllib.parse.urlsplit(base)
         self.socket = socket.create_connection((url.hostname, url.port or 80))
         self.stream = self.socket.makefile("rb")
@@ -43,8 +44,9 @@ class WebSocket:
         request = (
             f"GET {url.path.rstrip('/')}{path} HTTP/1.1\r\nHost: {url.netloc}\r\n"
             "Upgrade: websocket\r\nConnection: Upgrade\r\n"
-            f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n"
+            f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n"
         )
+        request += "".join(f"{name}: {value}\r\n" for name, value in headers) + "\r\n"
         self.socket.sendall(request.encode())
         status = self.stream.readline().split()
         headers = {}
@@ -73,8 +75,8 @@ class WebSocket:
             self.socket.sendall(head + mask + masked)
 
     def receive(self):
-        """The next message; answers pings on the way."""
-        text = b""
+        """The next message, parsed if it is text; answers pings on the way."""
+        data, is_text = b"", True
         while True:
             first, second = self.read(2)
             length = second & 0x7F
@@ -88,9 +90,10 @@ class WebSocket:
             elif kind == self.CLOSE:
                 raise Closed("core says goodbye")
             elif kind != self.PONG:
-                text += payload
+                data += payload
+                is_text = kind == self.TEXT if kind else is_text
                 if first & 0x80:
-                    return json.loads(text)
+                    return json.loads(data) if is_text else data
 
     def read(self, count):
         data = self.stream.read(count)
@@ -100,7 +103,7 @@ class WebSocket:
 
 
 class Job:
-    """One BUILD or MERGE."""
+    """One BUILD, MERGE or DEPLOY."""
 
     def __init__(self, message, connection, pretends):
         self.message, self.connection, self.pretends = message, connection, pretends
@@ -114,10 +117,13 @@ class Job:
             code = self.work(folder)
         status = {"type": "STATUS", "job_id": job_id, "state": "failed", "exit_code": code}
         if code == 0:
-            status |= {"state": "completed", "artifact_url": self.target()}
+            status |= {"state": "completed"}
+            status |= {} if self.message["type"] == "DEPLOY" else {"artifact_url": self.target()}
         self.connection.send(status)
 
     def target(self):
+        if self.message["type"] == "DEPLOY":
+            return self.message["image"]
         return self.message.get("build_config", self.message)["target_image"]
 
     def work(self, folder):
@@ -125,7 +131,10 @@ class Job:
             self.say(f"pretending to make {self.target()}")
             return 0
         environment = {**os.environ, "DOCKER_CONFIG": folder + "/docker"}
-        steps = self.build(folder) if self.message["type"] == "BUILD" else self.merge()
+        if self.message["type"] == "BUILD":
+            steps = self.build(folder)
+        else:
+            steps = self.merge() if self.message["type"] == "MERGE" else self.deploy()
         for command, extra, stdin in [self.login(), *steps]:
             code = self.execute(command, {**environment, **extra}, stdin)
             if code != 0:
@@ -162,6 +171,11 @@ class Job:
             (build, config["build_args"], ""),
         ]
 
+    def deploy(self):
+        remove_preview(self.message["preview_id"])
+        run = ["docker", "run", "--detach", f"--name={self.message['preview_id']}"]
+        return [(run + [f"--publish=127.0.0.1::{self.message['endpoints'][0]['port']}", self.target()], {}, "")]
+
     def merge(self):
         create = ["docker", "buildx", "imagetools", "create", "--tag", self.target()]
         return [(create + self.message["source_images"], {}, "")]
@@ -189,10 +203,44 @@ class Job:
             os.killpg(self.process.pid, signal.SIGTERM)
 
 
+def remove_preview(name):
+    subprocess.run(["docker", "rm", "--force", "--volumes", name], stdout=subprocess.DEVNULL, check=True)
+
+
+def address_of(name):
+    """Where the only published port of a container is."""
+    ports = subprocess.run(["docker", "port", name], capture_output=True, text=True, check=True)
+    host, port = ports.stdout.split()[2].rsplit(":", 1)
+    return host, int(port)
+
+
+def forward(config):
+    """Opens a tunnel, waits for a connection of core, and forwards it to the preview's container."""
+    headers = [("Authorization", f"Bearer {config['token']}"), ("X-Stagely-Machine", config["agent_id"])]
+    try:
+        tunnel = WebSocket(config["core_url"], "/v1/agent/tunnel", headers)
+        with socket.create_connection(address_of(tunnel.receive()["preview_id"])) as app:
+            tunnel.send({"type": "OPENED"})
+            threading.Thread(target=forward_answer, args=[app, tunnel], daemon=True).start()
+            while isinstance(data := tunnel.receive(), bytes):
+                app.sendall(data)
+            app.shutdown(socket.SHUT_WR)
+            tunnel.receive()
+    except (Closed, OSError):
+        pass
+
+
+def forward_answer(app, tunnel):
+    while data := app.recv(1 << 16):
+        tunnel.frame(WebSocket.BINARY, data)
+    tunnel.send({"type": "END"})
+
+
 class Agent:
     """Says HELLO and does what core says, one job after the other."""
 
     def __init__(self, config, pretends):
+        self.config = config
         self.connection = WebSocket(config["core_url"], "/v1/agent/connect")
         self.pretends = pretends
         self.jobs = {}
@@ -214,12 +262,19 @@ class Agent:
         while True:
             message = self.connection.receive()
             kind = message["type"]
-            if kind in ("BUILD", "MERGE"):
+            if kind in ("BUILD", "MERGE", "DEPLOY"):
                 job = Job(message, self.connection, self.pretends)
                 self.jobs[message["job_id"]] = job
                 self.waiting.put(job)
             elif kind == "CANCEL" and message["job_id"] in self.jobs:
                 self.jobs[message["job_id"]].cancel()
+            elif kind == "DIAL":
+                for _ in range(message["connections"]):
+                    threading.Thread(target=forward, args=[self.config], daemon=True).start()
+            elif kind == "SLEEP":
+                preview = message["preview_id"]
+                remove_preview(preview)
+                self.connection.send({"type": "PREVIEW", "preview_id": preview, "state": "archived"})
             elif kind == "TERMINATE":
                 return
             elif kind == "ERROR":

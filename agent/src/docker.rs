@@ -2,8 +2,11 @@
 
 mod build_files;
 mod buildx;
+mod compose;
 mod login;
 mod merge;
+mod proxies;
+mod pull;
 
 mod emulation;
 
@@ -24,13 +27,17 @@ mod user_config;
 pub use self::binfmt::emulated_platforms;
 pub use self::build_files::BuildFiles;
 pub use self::buildx::{BuildError, BuildOutcome, BuildRequest, RunningBuild};
+pub(crate) use self::classify::container_start_failure;
 pub use self::command::DockerCommand;
+pub use self::compose::{ComposeError, ComposeProject};
 pub use self::emulation::{EmulationError, ensure_emulation};
 pub use self::endpoint::{ContextOrigin, Endpoint, EndpointError};
 pub use self::engine::{Engine, ProbeError, version_within};
 pub use self::image_platforms::other_platform;
 pub use self::login::{LoginError, add_user_logins, create_config, login};
 pub use self::merge::{MergeError, merge};
+pub use self::proxies::set_proxies;
+pub use self::pull::{PullError, has_image, pull};
 pub(crate) use self::user_config::{is_same_registry, proxies};
 pub(crate) use self::vertex::StepName;
 pub use self::vertex::{BaseImage, ImageUse};

@@ -1,4 +1,4 @@
-//! Runs one BUILD or MERGE message with the local engine, without core: `stagely agent exec`.
+//! Runs one BUILD, MERGE or DEPLOY message with the local engine, without core: `stagely agent exec`.
 
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -6,13 +6,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use stagely_protocol::{
-    CoreMessage, FailureReason, InvalidValue, ParseError, Status, StatusState, Stream,
+    CoreMessage, FailureReason, InvalidValue, ParseError, Status, StatusState, Stream, WireId,
 };
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
+use crate::endpoints::Endpoints;
 use crate::job::{self, JobRequest, JobSettings};
 use crate::job_log::LineSink;
+use crate::preview::{PreviewSettings, Previews};
 use crate::spool::SpoolError;
 
 /// Time between SIGTERM and SIGKILL for child processes. Short, because a person waits at a terminal.
@@ -46,7 +48,7 @@ pub enum ExecError {
         #[source]
         source: ParseError,
     },
-    #[error("{path} holds neither BUILD nor MERGE")]
+    #[error("{path} holds neither BUILD, MERGE nor DEPLOY")]
     NotAJob { path: PathBuf },
     /// The agent's own id is invalid, which is a bug.
     #[error(transparent)]
@@ -56,7 +58,7 @@ pub enum ExecError {
 /// Runs the message in `message_file` and returns the exit code.
 ///
 /// The log goes to standard output line by line, and the last line is the STATUS, as JSON. When `stop` fires the
-/// job is cancelled. The exit code is 0 for a completed job, the exit code of the step (1 to 123) if a step
+/// job is cancelled. A preview serves until then, and is removed. The exit code is 0 for a completed job, the exit code of the step (1 to 123) if a step
 /// failed, and otherwise one of this module's constants.
 ///
 /// # Errors
@@ -69,8 +71,20 @@ pub async fn exec(
     let request = read_request(message_file)?;
     let folder = tempfile::Builder::new().prefix("stagely-exec-").tempdir();
     let folder = folder.map_err(|source| ExecError::Io { path: std::env::temp_dir(), source })?;
+    let machine: WireId = format!("exec_{}", std::process::id()).parse()?;
+    let previews = PreviewSettings {
+        machine: machine.clone(),
+        work_dir: folder.path().to_owned(),
+        docker_host: docker_host.clone(),
+        grace: GRACE,
+        core: None,
+        endpoints: Endpoints::default(),
+    };
+    let previews = Previews::new(previews, Arc::default());
+    let is_deployment = matches!(request, JobRequest::Deploy(_));
     let settings = JobSettings {
-        machine: format!("exec_{}", std::process::id()).parse()?,
+        previews: Arc::clone(&previews),
+        machine,
         work_dir: folder.path().to_owned(),
         docker_host,
         user_logins: false,
@@ -79,6 +93,12 @@ pub async fn exec(
     };
     let status = job::run(request, &settings, Arc::new(Terminal), &stop).await;
     print(serde_json::to_string(&status).as_deref().unwrap_or_default());
+    if is_deployment {
+        if status.state == StatusState::Completed {
+            stop.cancelled().await;
+        }
+        previews.remove_all().await;
+    }
     Ok(exit_code(&status))
 }
 
@@ -88,6 +108,7 @@ fn read_request(path: &Path) -> Result<JobRequest, ExecError> {
     match CoreMessage::parse(&text) {
         Ok(CoreMessage::Build(build)) => Ok(JobRequest::Build(build)),
         Ok(CoreMessage::Merge(merge)) => Ok(JobRequest::Merge(merge)),
+        Ok(CoreMessage::Deploy(deploy)) => Ok(JobRequest::Deploy(deploy)),
         Ok(_) => Err(ExecError::NotAJob { path: path.to_owned() }),
         Err(source) => Err(ExecError::Parse { path: path.to_owned(), source }),
     }

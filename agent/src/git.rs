@@ -25,6 +25,7 @@ mod ended_server;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use secrecy::SecretString;
 use stagely_protocol::{CloneContext, CommitSha, Submodules};
@@ -37,7 +38,8 @@ pub use self::filters::UnappliedFilter;
 use self::remote::Access;
 pub use self::remote::ResolvedRef;
 use self::submodules::{Contents, SubmoduleFetcher};
-use self::thread::{FetchMonitor, run_on_thread};
+pub use self::thread::BYTES_MAX;
+use self::thread::{FetchMonitor, SILENCE_MAX, run_on_thread};
 
 /// The commit to fetch, and its repository.
 #[derive(Clone, Debug)]
@@ -52,6 +54,9 @@ pub struct FetchRequest {
     pub submodules: Submodules,
     /// Whether to fetch the files that Git LFS keeps elsewhere.
     pub large_files: bool,
+    /// The most bytes that may be received, and the most that may be written, submodules included. [`BYTES_MAX`] is the
+    /// limit of every fetch.
+    pub bytes_max: u64,
 }
 
 impl From<CloneContext> for FetchRequest {
@@ -63,6 +68,7 @@ impl From<CloneContext> for FetchRequest {
             token: context.clone_token,
             submodules: context.submodules,
             large_files: true,
+            bytes_max: BYTES_MAX,
         }
     }
 }
@@ -96,7 +102,35 @@ pub async fn fetch_commit(
     dest: &Path,
     cancel: &CancellationToken,
 ) -> Result<Checkout, CloneError> {
-    fetch(request, dest, None, cancel).await
+    fetch(request, dest, None, |_| {}, cancel).await
+}
+
+/// A wait for a server, which ends when the server sends nothing for [`limit`](Self::limit).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FetchWait {
+    /// The server has sent nothing for a while.
+    Silence,
+    /// So many files of Git LFS are being fetched.
+    LargeFiles(usize),
+}
+
+impl FetchWait {
+    pub const fn limit(self) -> Duration {
+        SILENCE_MAX
+    }
+}
+
+/// Like [`fetch_commit`], and reports waits to `on_wait`.
+///
+/// # Errors
+/// [`CloneError`]; then `dest` may hold a part of the commit, or may not exist.
+pub async fn fetch_commit_and_report(
+    request: FetchRequest,
+    dest: &Path,
+    on_wait: impl Fn(FetchWait),
+    cancel: &CancellationToken,
+) -> Result<Checkout, CloneError> {
+    fetch(request, dest, None, on_wait, cancel).await
 }
 
 /// Like [`fetch_commit`], but keeps the received objects in the folder `objects`, for [`changed_paths`]. The folder
@@ -110,20 +144,28 @@ pub async fn fetch_commit_and_objects(
     objects: &Path,
     cancel: &CancellationToken,
 ) -> Result<Checkout, CloneError> {
-    fetch(request, dest, Some(objects.to_owned()), cancel).await
+    fetch(request, dest, Some(objects.to_owned()), |_| {}, cancel).await
 }
 
 async fn fetch(
     request: FetchRequest,
     dest: &Path,
     objects: Option<PathBuf>,
+    on_wait: impl Fn(FetchWait),
     cancel: &CancellationToken,
 ) -> Result<Checkout, CloneError> {
     let (root, url, with_large_files) = (dest.to_owned(), request.url.clone(), request.large_files);
+    let bytes_max = request.bytes_max;
     let work = move |monitor| check_out(request, &root, objects.as_deref(), monitor);
-    let (mut bytes, contents) = run_on_thread(url, cancel, work).await?;
+    let on_silence = || on_wait(FetchWait::Silence);
+    let (mut bytes, contents) = run_on_thread(url, bytes_max, on_silence, cancel, work).await?;
     let mut large_files = 0;
     if with_large_files {
+        lfs::check_size(&contents.large_files)?;
+        let count = contents.large_files.iter().map(|files| files.pointers.len()).sum();
+        if count > 0 {
+            on_wait(FetchWait::LargeFiles(count));
+        }
         for files in contents.large_files {
             large_files += files.pointers.len();
             let fetched = cancel.run_until_cancelled(lfs::fetch(files)).await;
@@ -163,9 +205,17 @@ fn check_out(
     Ok((access.monitor.bytes(), contents))
 }
 
-/// The paths in which the commit of `request` differs from `head`, in no order: paths that only one of them has, and
-/// paths whose content or mode differs. `objects` is the folder that [`fetch_commit_and_objects`] made for
-/// `head`; the other commit is fetched into it.
+/// A path in which two commits differ: its content, its mode, or that only one of them has it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ChangedPath {
+    /// From the repository's root. That of a submodule ends in `/`: any file in it may differ.
+    pub path: String,
+    /// Whether only the newer commit has it.
+    pub is_added: bool,
+}
+
+/// The paths in which the commit of `request` differs from the newer commit `head`, in no order. `objects` is the folder
+/// that [`fetch_commit_and_objects`] made for `head`; the other commit is fetched into it.
 ///
 /// If the server does not serve single commits, only the last 1000 commits of `branch` are searched.
 ///
@@ -176,13 +226,19 @@ pub async fn changed_paths(
     head: &CommitSha,
     objects: &Path,
     cancel: &CancellationToken,
-) -> Result<Vec<String>, CloneError> {
+) -> Result<Vec<ChangedPath>, CloneError> {
     let (head, objects) = (head.clone(), objects.to_owned());
-    run_on_thread(request.url.clone(), cancel, move |monitor| {
-        let access = Access::new(&request.url, request.token, monitor)?;
-        let branch = request.branch.as_deref();
-        remote::changed_paths(&access, &objects, &request.commit, branch, &head)
-    })
+    run_on_thread(
+        request.url.clone(),
+        request.bytes_max,
+        || {},
+        cancel,
+        move |monitor| {
+            let access = Access::new(&request.url, request.token, monitor)?;
+            let branch = request.branch.as_deref();
+            remote::changed_paths(&access, &objects, &request.commit, branch, &head)
+        },
+    )
     .await
 }
 
@@ -203,8 +259,12 @@ pub async fn resolve_ref(
         return Ok(ResolvedRef { commit, name: None, default_branch: None });
     }
     let (address, name, scratch) = (url.to_owned(), name.to_owned(), scratch.to_owned());
-    run_on_thread(url.to_owned(), cancel, move |monitor| {
-        remote::resolve(&Access::new(&address, token, monitor)?, &name, &scratch)
-    })
+    run_on_thread(
+        url.to_owned(),
+        BYTES_MAX,
+        || {},
+        cancel,
+        move |monitor| remote::resolve(&Access::new(&address, token, monitor)?, &name, &scratch),
+    )
     .await
 }

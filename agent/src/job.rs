@@ -1,7 +1,10 @@
 //! Runs one job from its message to its final STATUS, in a folder that is removed afterwards.
 
 mod build;
+mod deploy;
 mod merge;
+
+mod clone;
 
 mod platforms;
 mod prerequisites;
@@ -21,7 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use secrecy::ExposeSecret;
-use stagely_protocol::{Build, FailureReason, Merge, Status, WireId};
+use stagely_protocol::{Build, Deploy, FailureReason, Merge, Status, WireId};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
@@ -30,6 +33,7 @@ use self::report::JobOutput;
 use crate::docker::{self, DockerCommand, Endpoint};
 use crate::job_log::{JobLog, LineSink};
 use crate::mask::{Masker, MaskerBuilder};
+use crate::preview::Previews;
 
 /// The folder of all jobs, in the work folder.
 pub const JOBS_FOLDER: &str = "jobs";
@@ -48,6 +52,8 @@ pub enum JobRequest {
     Build(Box<Build>),
     /// Join images.
     Merge(Merge),
+    /// Run images as a preview.
+    Deploy(Box<Deploy>),
 }
 
 /// How this agent runs jobs.
@@ -65,6 +71,7 @@ pub struct JobSettings {
     pub grace: Duration,
     /// How long an operation is tried again while the registry does not answer: [`REGISTRY_RETRY_LIMIT`].
     pub registry_retry_limit: Duration,
+    pub previews: Arc<Previews>,
 }
 
 impl JobRequest {
@@ -72,6 +79,7 @@ impl JobRequest {
         match self {
             Self::Build(build) => &build.job_id,
             Self::Merge(merge) => &merge.job_id,
+            Self::Deploy(deploy) => &deploy.job_id,
         }
     }
 
@@ -80,6 +88,7 @@ impl JobRequest {
         let (target, auth) = match self {
             Self::Build(build) => (&build.build_config.target_image, &build.registry_auth),
             Self::Merge(merge) => (&merge.target_image, &merge.registry_auth),
+            Self::Deploy(deploy) => (&deploy.image, &deploy.registry_auth),
         };
         auth.as_ref().map(|_| target.registry())
     }
@@ -88,6 +97,7 @@ impl JobRequest {
         match self {
             Self::Build(build) => Duration::from_secs(build.build_config.timeout_seconds),
             Self::Merge(_) => MERGE_LIMIT,
+            Self::Deploy(deploy) => Duration::from_secs(deploy.timeout_seconds),
         }
     }
 
@@ -108,6 +118,19 @@ impl JobRequest {
                 &build.registry_auth
             }
             Self::Merge(merge) => &merge.registry_auth,
+            Self::Deploy(deploy) => {
+                let context = deploy.context.as_ref();
+                if let Some(token) = context.and_then(|context| context.clone_token.as_ref()) {
+                    secrets.credential(token.expose_secret());
+                }
+                for (name, value) in &deploy.env.0 {
+                    secrets.build_arg(name, value);
+                }
+                for secret in deploy.secrets.0.values() {
+                    secrets.credential(secret.expose_secret());
+                }
+                &deploy.registry_auth
+            }
         };
         if let Some(auth) = auth {
             secrets.credential(auth.password.expose_secret());
@@ -178,6 +201,9 @@ async fn perform(
         match request {
             JobRequest::Build(build) => build::perform(build, &docker, &folder.0, log, stop).await,
             JobRequest::Merge(merge) => merge::perform(merge, &docker, log, stop).await,
+            JobRequest::Deploy(deploy) => {
+                deploy::perform(deploy, settings, &docker, log, stop).await
+            }
         }
     };
     let (mut work, limit) = (pin!(work), request.limit());
@@ -261,6 +287,8 @@ mod tests {
     use stagely_protocol::{StatusState, Stream};
 
     use super::*;
+    use crate::endpoints::Endpoints;
+    use crate::preview::PreviewSettings;
     use crate::spool::SpoolError;
 
     /// A sink without space for a line.
@@ -273,7 +301,16 @@ mod tests {
     }
 
     fn settings(work_dir: &Path) -> JobSettings {
+        let previews = PreviewSettings {
+            machine: "vm_test".parse().unwrap(),
+            work_dir: work_dir.to_owned(),
+            docker_host: None,
+            grace: Duration::from_secs(1),
+            core: None,
+            endpoints: Endpoints::default(),
+        };
         JobSettings {
+            previews: Previews::new(previews, Arc::default()),
             machine: "vm_test".parse().unwrap(),
             work_dir: work_dir.to_owned(),
             docker_host: Some("unix:///nowhere/docker.sock".to_owned()),

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use stagely_protocol::{ErrorChain, FailureReason, Status, Stream};
 use tokio_util::sync::CancellationToken;
 
-use crate::mask::Masker;
+use crate::mask::{MaskedStream, Masker};
 use crate::spool::{Spool, SpoolError};
 
 /// Stores or prints the lines of a job.
@@ -105,5 +105,122 @@ impl JobLog {
 
     fn lock_warnings(&self) -> MutexGuard<'_, Vec<String>> {
         self.warnings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The most bytes of a line of a command. A longer one becomes several.
+const LINE_BYTES_MAX: usize = 16 * 1024;
+
+/// Turns the output of a command into lines of a job's log.
+pub(crate) struct CommandLog<'a> {
+    log: &'a JobLog,
+    stdout: LineStream,
+    stderr: LineStream,
+}
+
+/// Turns masked bytes into lines.
+pub(crate) struct LineStream {
+    masked: MaskedStream,
+    /// The beginning of a line whose end has not been read, masked.
+    begun: Vec<u8>,
+}
+
+impl<'a> CommandLog<'a> {
+    pub(crate) fn new(log: &'a JobLog) -> Self {
+        let stream = || LineStream::new(log.masker());
+        Self { log, stdout: stream(), stderr: stream() }
+    }
+
+    pub(crate) fn push(&mut self, stream: Stream, bytes: &[u8]) {
+        let lines = match stream {
+            Stream::Stdout => &mut self.stdout,
+            Stream::Stderr => &mut self.stderr,
+        };
+        let lines = lines.push(bytes);
+        self.append(stream, lines);
+    }
+
+    /// The command has ended.
+    pub(crate) fn finish(mut self) {
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            let lines = match stream {
+                Stream::Stdout => &mut self.stdout,
+                Stream::Stderr => &mut self.stderr,
+            };
+            let lines = lines.finish();
+            self.append(stream, lines);
+        }
+    }
+
+    fn append(&self, stream: Stream, lines: Vec<String>) {
+        let lines: Vec<_> = lines.into_iter().map(|line| (stream, line)).collect();
+        self.log.append_masked(&lines);
+    }
+}
+
+impl LineStream {
+    pub(crate) fn new(masker: &Masker) -> Self {
+        Self { masked: masker.stream(), begun: Vec::new() }
+    }
+
+    /// Adds bytes, and returns the lines that are complete.
+    pub(crate) fn push(&mut self, bytes: &[u8]) -> Vec<String> {
+        self.masked.push(bytes, &mut self.begun);
+        self.take_lines(false)
+    }
+
+    /// The last lines: the stream has ended.
+    pub(crate) fn finish(&mut self) -> Vec<String> {
+        self.masked.finish(&mut self.begun);
+        self.take_lines(true)
+    }
+
+    fn take_lines(&mut self, is_last: bool) -> Vec<String> {
+        let mut lines = Vec::new();
+        loop {
+            let end = self.begun.iter().take(LINE_BYTES_MAX).position(|&byte| byte == b'\n');
+            let (length, skipped) = match end {
+                Some(end) => (end, 1),
+                None if self.begun.len() >= LINE_BYTES_MAX => (LINE_BYTES_MAX, 0),
+                None if is_last && !self.begun.is_empty() => (self.begun.len(), 0),
+                None => return lines,
+            };
+            let line = String::from_utf8_lossy(&self.begun[..length]);
+            lines.push(line.trim_end_matches('\r').to_owned());
+            self.begun.drain(..length + skipped);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mask::MaskerBuilder;
+
+    #[derive(Default)]
+    struct Kept(Mutex<Vec<String>>);
+
+    impl LineSink for Kept {
+        fn append(&self, lines: &[(Stream, String)]) -> Result<(), SpoolError> {
+            self.0.lock().unwrap().extend(lines.iter().map(|(_, line)| line.clone()));
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn output_becomes_masked_lines_however_it_is_cut() {
+        let (kept, mut secrets) = (Arc::new(Kept::default()), MaskerBuilder::default());
+        secrets.credential("hunter2hunter2");
+        let sink: Arc<dyn LineSink> = Arc::clone(&kept) as _;
+        let log = JobLog::new(sink, secrets.build().unwrap(), CancellationToken::new());
+        let mut command = CommandLog::new(&log);
+        for piece in ["one\r\nkey hunter2", "hunter2 end\n\n", "last"] {
+            command.push(Stream::Stdout, piece.as_bytes());
+        }
+        command.push(Stream::Stderr, "e".repeat(LINE_BYTES_MAX + 1).as_bytes());
+        command.finish();
+        let lines = kept.0.lock().unwrap().clone();
+        let cut = "e".repeat(LINE_BYTES_MAX);
+        assert_eq!(lines, ["one", "key *** end", "", &cut, "last", "e"]);
     }
 }

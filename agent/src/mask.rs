@@ -13,6 +13,7 @@ mod folded;
 mod forms;
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::sync::Arc;
 
 use aho_corasick::{AhoCorasick, MatchKind};
@@ -141,6 +142,12 @@ impl MaskerBuilder {
 /// Masks the secrets of a job. Cheap to clone.
 #[derive(Clone)]
 pub struct Masker(Option<Arc<Patterns>>);
+
+impl fmt::Debug for Masker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Masker")
+    }
+}
 
 struct Patterns {
     automaton: AhoCorasick,

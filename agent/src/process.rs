@@ -9,6 +9,7 @@ mod outputs;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::io;
+use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -60,7 +61,10 @@ pub(crate) struct Invocation {
     program: OsString,
     arguments: Vec<OsString>,
     variables: Vec<(OsString, OsString)>,
+    /// The only variables that it inherits; `None`: those that all children inherit.
+    inherits: Option<&'static [&'static str]>,
     stdin: Option<SecretString>,
+    current_directory: Option<PathBuf>,
 }
 
 /// Shows neither variables nor arguments: a variable may be secret, and so may an argument by mistake.
@@ -78,7 +82,14 @@ impl Invocation {
             (MACHINE_VARIABLE.into(), machine.as_str().into()),
             (AGENT_VARIABLE.into(), std::process::id().to_string().into()),
         ];
-        Self { program: program.into(), arguments: Vec::new(), variables, stdin: None }
+        Self {
+            program: program.into(),
+            arguments: Vec::new(),
+            variables,
+            inherits: None,
+            stdin: None,
+            current_directory: None,
+        }
     }
 
     #[must_use]
@@ -103,10 +114,24 @@ impl Invocation {
         self
     }
 
+    /// Inherits none of the variables that children inherit but these.
+    #[must_use]
+    pub(crate) const fn inherit_only(mut self, names: &'static [&'static str]) -> Self {
+        self.inherits = Some(names);
+        self
+    }
+
     /// Writes `text` to its standard input. All passwords are passed this way.
     #[must_use]
     pub(crate) fn stdin(mut self, text: SecretString) -> Self {
         self.stdin = Some(text);
+        self
+    }
+
+    /// Runs the program in `directory`, not in the agent's own current directory.
+    #[must_use]
+    pub(crate) fn current_directory(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.current_directory = Some(directory.into());
         self
     }
 
@@ -164,10 +189,18 @@ impl Invocation {
 
     fn command(&self) -> Command {
         let mut command = piped(&self.program);
+        if let Some(names) = self.inherits {
+            let is_wanted = |name: &OsStr| names.iter().any(|wanted| *wanted == name);
+            let all = environment::inherited().into_iter();
+            command.env_clear().envs(all.filter(|(name, _)| is_wanted(name)));
+        }
         command
             .args(&self.arguments)
             .stdin(if self.stdin.is_some() { Stdio::piped() } else { Stdio::null() })
             .envs(self.variables.iter().map(|(name, value)| (name, value)));
+        if let Some(directory) = &self.current_directory {
+            command.current_dir(directory);
+        }
         command
     }
 }

@@ -37,6 +37,11 @@ impl Backoff {
         Self::exponential(delay, delay, time_limit)
     }
 
+    /// How long further attempts follow at most. `None`: without an end.
+    pub(crate) fn time_left(&self) -> Option<Duration> {
+        self.deadline.map(|deadline| deadline.duration_since(Instant::now()))
+    }
+
     /// The delay before the next attempt. `None`: there is no time for another one.
     pub(crate) fn delay(&mut self) -> Option<Duration> {
         let is_in_time = |delay: &Duration| {

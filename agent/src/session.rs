@@ -14,7 +14,7 @@ use std::time::Duration;
 use stagely_protocol::agent_config::AgentConfig;
 use stagely_protocol::{
     AgentMessage, Arch, CoreMessage, ErrorChain, ErrorMessage, Heartbeat, Hello, HelloAck,
-    ParseError, Status, StatusState, SystemInfo,
+    ParseError, RunningPreview, Status, StatusState, SystemInfo, UNKNOWN_PREVIEW,
 };
 use sysinfo::System;
 use thiserror::Error;
@@ -29,6 +29,7 @@ use crate::docker;
 use crate::endpoints::Endpoints;
 use crate::job::{JobRequest, JobSettings, REGISTRY_RETRY_LIMIT};
 use crate::jobs::Jobs;
+use crate::preview::{PreviewSettings, Previews};
 use crate::retry::Backoff;
 use crate::spot::SpotWatch;
 use crate::tunnel::Tunnels;
@@ -104,38 +105,56 @@ pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<AgentEx
 /// # Errors
 /// [`AgentError`], before any work starts.
 pub async fn run_with(
-    config: AgentConfig,
+    mut config: AgentConfig,
     spot: SpotWatch,
     endpoints: Endpoints,
     stop: CancellationToken,
 ) -> Result<AgentExit, AgentError> {
     let stop = stop.child_token();
+    // Not all child processes run in the agent's current directory.
+    config.work_dir = std::path::absolute(&config.work_dir).map_err(|source| {
+        AgentError::WorkDir { path: config.work_dir.display().to_string(), source }
+    })?;
     let _watch = config
         .parent
         .map(|parent| AbortOnDropHandle::new(tokio::spawn(end_with(parent, stop.clone()))));
     let wake = Arc::new(Notify::new());
+    // The rest of the grace is for removing folders and closing the connection.
+    let grace = config.kill_grace.mul_f64(0.75);
+    let previews = PreviewSettings {
+        machine: config.agent_id.clone(),
+        work_dir: config.work_dir.clone(),
+        docker_host: config.docker_host.clone(),
+        grace,
+        core: Some((config.core_url.clone(), config.token.clone())),
+        endpoints: endpoints.clone(),
+    };
+    let previews = Previews::new(previews, Arc::clone(&wake));
     let settings = JobSettings {
         machine: config.agent_id.clone(),
         work_dir: config.work_dir.clone(),
         docker_host: config.docker_host.clone(),
         user_logins: config.user_logins,
-        // The rest of the grace is for removing folders and closing the connection.
-        grace: config.kill_grace.mul_f64(0.75),
+        grace,
         registry_retry_limit: REGISTRY_RETRY_LIMIT,
+        previews: Arc::clone(&previews),
     };
     let _lock = lock(&config.work_dir)?;
     let jobs = Jobs::recover(settings, Arc::clone(&wake)).map_err(|source| {
         let path = config.work_dir.display().to_string();
         AgentError::WorkDir { path, source }
     })?;
+    let _watch_previews = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&previews).watch()));
     let mut agent = Agent {
+        previews: Arc::clone(&previews),
         contact: ContactFiles::new(config.run_dir.clone()),
-        tunnels: Tunnels::start(&config, endpoints),
+        tunnels: Tunnels::start(&config, endpoints, previews),
         config,
         jobs,
         wake,
         spot,
         docker_version: String::new(),
+        running_previews: Vec::new(),
         last_contact: Instant::now(),
         terminate_grace: None,
     };
@@ -154,7 +173,7 @@ async fn end_with(parent: u32, stop: CancellationToken) {
 }
 
 /// Creates the work folder, and locks it against other agents until the value is dropped or the process ends.
-fn lock(work_dir: &Path) -> Result<File, AgentError> {
+pub(crate) fn lock(work_dir: &Path) -> Result<File, AgentError> {
     let path = work_dir.display().to_string();
     // The lock is on the folder itself, so that no lock file is left behind.
     let folder = match fs::create_dir_all(work_dir).and_then(|()| File::open(work_dir)) {
@@ -171,6 +190,9 @@ fn lock(work_dir: &Path) -> Result<File, AgentError> {
 struct Agent {
     config: AgentConfig,
     jobs: Jobs,
+    previews: Arc<Previews>,
+    /// The previews that ran when the agent last connected.
+    running_previews: Vec<RunningPreview>,
     wake: Arc<Notify>,
     spot: SpotWatch,
     contact: ContactFiles,
@@ -227,10 +249,15 @@ impl Agent {
     async fn stop_work(&mut self, exit: AgentExit) {
         tracing::info!(?exit, "stopping all work");
         let grace = self.terminate_grace;
+        // An agent that was only stopped starts again, unless it is one of an embedded core, which has ended.
+        let has_no_successor = exit != AgentExit::Stopped || self.config.parent.is_some();
         let clean_up = async {
-            self.jobs.stop_all().await;
+            tokio::join!(self.jobs.stop_all(), self.previews.stop());
             if exit == AgentExit::Terminated {
                 self.jobs.remove_all().await;
+            }
+            if has_no_successor {
+                self.previews.remove_all().await;
             }
         };
         let grace_over = async {
@@ -249,8 +276,10 @@ impl Agent {
     /// Connects to core, and asks the engine for its version at the same time.
     async fn connect(&mut self) -> Option<Connection> {
         let version = docker::version_within(self.config.docker_host.as_deref(), ENGINE_LIMIT);
+        let previews = self.previews.running(ENGINE_LIMIT);
         let connect = Connection::open(&self.config.core_url, Arc::clone(&self.wake));
-        let (connection, version) = tokio::join!(connect, version);
+        let (connection, version, previews) = tokio::join!(connect, version, previews);
+        self.running_previews = previews;
         if !version.is_empty() {
             self.docker_version = version;
         }
@@ -273,7 +302,7 @@ impl Agent {
                 emulated: docker::emulated_platforms(),
             },
             jobs: self.jobs.running(),
-            previews: Vec::new(),
+            previews: Some(self.running_previews.clone()),
         })
     }
 
@@ -297,6 +326,7 @@ impl Agent {
         self.contact.record_lease(ack.lease_seconds);
         self.jobs.resume(&ack.jobs);
         self.tunnels.set_connected(true);
+        self.previews.resume(&ack.jobs);
         // A notice of an earlier session is repeated: core may not have stored it.
         if let Some(notice) = self.spot.notice()
             && connection.send(&AgentMessage::Interrupted(notice)).is_err()
@@ -342,10 +372,13 @@ impl Agent {
         let mut heartbeat = interval(heartbeat_interval);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let (messages, next) = self.jobs.due(connection.free_slots());
-            for message in messages {
+            let slots = connection.free_slots();
+            let (messages, next_of_jobs) = self.jobs.due(slots);
+            let (of_previews, next_of_previews) = self.previews.due(slots - messages.len());
+            for message in messages.into_iter().chain(of_previews) {
                 connection.send_text(message).ok()?;
             }
+            let next = [next_of_jobs, next_of_previews].into_iter().flatten().min();
             let next = next.unwrap_or_else(|| Instant::now() + heartbeat_interval);
             tokio::select! {
                 () = stop.cancelled() => return Some(AgentExit::Stopped),
@@ -397,7 +430,19 @@ impl Agent {
         match message {
             CoreMessage::Build(build) => self.start(JobRequest::Build(build), connection)?,
             CoreMessage::Merge(merge) => self.start(JobRequest::Merge(merge), connection)?,
-            CoreMessage::LogAck(ack) => self.jobs.acknowledge(&ack),
+            CoreMessage::Deploy(deploy) => self.start(JobRequest::Deploy(deploy), connection)?,
+            CoreMessage::Sleep(sleep) => {
+                let preview = sleep.preview_id.clone();
+                if !self.previews.sleep(sleep) {
+                    let message = format!("there is no preview {preview}");
+                    send_error(connection, UNKNOWN_PREVIEW, message)?;
+                }
+            }
+            CoreMessage::LogAck(ack) => {
+                if !self.previews.acknowledge(&ack) {
+                    self.jobs.acknowledge(&ack);
+                }
+            }
             CoreMessage::StatusAck(ack) => {
                 self.contact.record_lease(ack.lease_seconds);
                 self.jobs.acknowledge_status(&ack.job_id);
@@ -416,10 +461,6 @@ impl Agent {
                 return Ok(Some(AgentExit::Terminated));
             }
             CoreMessage::Dial(dial) => self.tunnels.dial(dial.connections),
-            CoreMessage::Deploy(_) | CoreMessage::Sleep(_) => {
-                let message = "this agent has no previews".to_owned();
-                send_error(connection, "unsupported_message", message)?;
-            }
             CoreMessage::HelloAck(_) => tracing::warn!("a second HELLO_ACK is ignored"),
             CoreMessage::Error(error) => {
                 tracing::warn!(code = error.code, message = error.message, "core reports an error");

@@ -1,11 +1,13 @@
-//! The tunnels of this machine, through which core forwards connections to previews.
+//! The tunnels of this machine, through which core forwards connections to previews, and runs commands in them.
 //!
 //! Each tunnel carries one connection, so a slow one holds up no other.
 
+mod exec;
 mod forward;
 mod idle;
 
 use std::future::pending;
+use std::sync::Arc;
 use std::time::Duration;
 
 use secrecy::SecretString;
@@ -17,9 +19,11 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
 use url::Url;
 
+use self::exec::exec;
 use self::forward::forward;
 use self::idle::Idle;
 use crate::endpoints::Endpoints;
+use crate::preview::Previews;
 use crate::retry::Backoff;
 
 /// The shortest delay before tunnels are opened again after one was lost or refused.
@@ -47,7 +51,11 @@ enum Command {
 }
 
 impl Tunnels {
-    pub(crate) fn start(config: &AgentConfig, endpoints: Endpoints) -> Self {
+    pub(crate) fn start(
+        config: &AgentConfig,
+        endpoints: Endpoints,
+        previews: Arc<Previews>,
+    ) -> Self {
         let (commands, queue) = mpsc::unbounded_channel();
         let core = Core {
             url: config.core_url.clone(),
@@ -57,6 +65,7 @@ impl Tunnels {
         let pool = Pool {
             core,
             endpoints,
+            previews,
             is_connected: false,
             idle: JoinSet::new(),
             open: JoinSet::new(),
@@ -93,6 +102,7 @@ struct Core {
 struct Pool {
     core: Core,
     endpoints: Endpoints,
+    previews: Arc<Previews>,
     is_connected: bool,
     /// Tunnels that are being opened or wait for a connection.
     idle: JoinSet<Idle>,
@@ -160,6 +170,10 @@ impl Pool {
             Ok(Idle::Opened { socket, preview, endpoint }) => {
                 self.backoff = new_backoff();
                 self.open.spawn(forward(*socket, self.endpoints.clone(), preview, endpoint));
+            }
+            Ok(Idle::Exec { socket, command }) => {
+                self.backoff = new_backoff();
+                self.open.spawn(exec(*socket, Arc::clone(&self.previews), command));
             }
             // `fill` has aborted it.
             Ok(Idle::Expired) | Err(_) => {}

@@ -7,8 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
+use stagely_agent::endpoints::Endpoints;
 use stagely_agent::job::{self, JobRequest, JobSettings, REGISTRY_RETRY_LIMIT};
 use stagely_agent::job_log::LineSink;
+use stagely_agent::preview::{PreviewSettings, Previews};
 use stagely_agent::spool::SpoolError;
 use stagely_protocol::{CoreMessage, Status, StatusState, Stream};
 use stagely_test_support::git::{GitServer, TOKEN};
@@ -52,7 +54,16 @@ async fn build(git: &GitServer, commit: &str) -> Status {
     let Ok(CoreMessage::Build(build)) = CoreMessage::parse(&message.to_string()) else {
         panic!("{message}")
     };
+    let previews = PreviewSettings {
+        machine: "vm_context_test".parse().unwrap(),
+        work_dir: work_dir.path().to_owned(),
+        docker_host: None,
+        grace: Duration::from_secs(5),
+        core: None,
+        endpoints: Endpoints::default(),
+    };
     let settings = JobSettings {
+        previews: Previews::new(previews, Arc::default()),
         machine: "vm_context_test".parse().unwrap(),
         work_dir: work_dir.path().to_owned(),
         docker_host: None,

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper's failure fails the test")]
 
+use std::cell::RefCell;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -12,7 +13,8 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::{Mode, umask};
 use secrecy::SecretString;
 use stagely_agent::git::{
-    CloneError, FetchRequest, changed_paths, fetch_commit, fetch_commit_and_objects, resolve_ref,
+    BYTES_MAX, ChangedPath, CloneError, FetchRequest, FetchWait, changed_paths, fetch_commit,
+    fetch_commit_and_objects, fetch_commit_and_report, resolve_ref,
 };
 use stagely_protocol::{CommitSha, Submodules};
 use stagely_test_support::git::{GitServer, Repository, TOKEN};
@@ -27,6 +29,7 @@ fn request(url: String, commit: &CommitSha) -> FetchRequest {
         token: None,
         submodules: Submodules::All,
         large_files: true,
+        bytes_max: BYTES_MAX,
     }
 }
 
@@ -304,6 +307,27 @@ async fn a_clone_that_hangs_is_cancelled() {
 }
 
 #[tokio::test]
+async fn a_silent_server_is_reported_within_two_seconds() {
+    let server = GitServer::start();
+    let commit = server.repository("app", true).commit(&[("file", "text")]);
+    let (cancel, folder) = (CancellationToken::new(), tempfile::tempdir().unwrap());
+    let request = request(server.url("hang", "app/.git"), &commit);
+    let started = Instant::now();
+    let waits = RefCell::new(Vec::new());
+    let on_wait = |wait| {
+        waits.borrow_mut().push((wait, started.elapsed()));
+        cancel.cancel();
+    };
+    let result = fetch_commit_and_report(request, folder.path(), on_wait, &cancel).await;
+    assert!(matches!(result, Err(CloneError::Cancelled)), "{result:?}");
+    let waits = waits.into_inner();
+    let [(FetchWait::Silence, after)] = waits[..] else { panic!("{waits:?}") };
+    let expected = Duration::from_millis(1_400)..Duration::from_millis(2_500);
+    assert!(expected.contains(&after), "{after:?}");
+    assert_eq!(FetchWait::Silence.limit(), Duration::from_mins(1));
+}
+
+#[tokio::test]
 async fn names_are_resolved_to_commits() {
     let server = GitServer::start();
     let repository = server.repository("app", true);
@@ -333,7 +357,7 @@ async fn names_are_resolved_to_commits() {
     assert!(matches!(error, CloneError::Authentication { .. }), "{error:?}");
 }
 
-/// What changed from each of `olds` to `head`, sorted; the checkout of `head` has no `.git`.
+/// What changed from each of `olds` to `head`, sorted, with a `+` before added paths; the checkout of `head` has no `.git`.
 async fn changes(url: &str, head: &CommitSha, olds: &[&CommitSha]) -> Vec<Vec<String>> {
     let (folder, cancel) = (tempfile::tempdir().unwrap(), CancellationToken::new());
     let (dest, objects) = (folder.path().join("src"), folder.path().join("objects"));
@@ -343,7 +367,10 @@ async fn changes(url: &str, head: &CommitSha, olds: &[&CommitSha]) -> Vec<Vec<St
     let mut all = Vec::new();
     for old in olds {
         let request = FetchRequest { commit: (*old).clone(), ..head_request.clone() };
-        let mut paths = changed_paths(request, head, &objects, &cancel).await.unwrap();
+        let paths = changed_paths(request, head, &objects, &cancel).await.unwrap();
+        let mark = |changed: &ChangedPath| if changed.is_added { "+" } else { "" };
+        let mut paths: Vec<_> =
+            paths.iter().map(|changed| format!("{}{}", mark(changed), changed.path)).collect();
         paths.sort();
         all.push(paths);
     }
@@ -367,11 +394,79 @@ async fn changed_paths_are_found_without_the_commits_between() {
         let url = server.url("open", &format!("{name}/.git"));
         let changes = changes(&url, &head, &[&second, &first, &head, &newer]).await;
 
-        let since_second = ["README", "gone", "web/a", "web/\u{e9}"];
+        let since_second = ["+README", "+web/\u{e9}", "gone", "web/a"];
         assert_eq!(changes[0], since_second, "{name}");
-        assert_eq!(changes[1], ["README", "api/main.c", "gone", "web/a", "web/\u{e9}"], "{name}");
+        assert_eq!(changes[1], ["+README", "+web/\u{e9}", "api/main.c", "gone", "web/a"], "{name}");
         assert!(changes[2].is_empty(), "{changes:?}");
         assert_eq!(changes[3], ["later"], "{name}");
+    }
+}
+
+#[tokio::test]
+async fn comparing_with_a_commit_of_countless_files_is_refused() {
+    let server = GitServer::start();
+    let repository = server.repository("bomb", true);
+    // Ten folders that are the same folder, ten levels deep.
+    let mut entry = format!("blob {}", repository.git(&["hash-object", "-w", "/dev/null"]).trim());
+    for _ in 0..11 {
+        let mode = if entry.starts_with("blob") { "100644" } else { "40000" };
+        let names = (0..10).map(|name| format!("{mode} {entry}\t{name}\n"));
+        let listed = names.collect::<String>();
+        let path = repository.path.join("listed");
+        fs::write(&path, listed).unwrap();
+        let tree = Command::new("git")
+            .arg("mktree")
+            .current_dir(&repository.path)
+            .stdin(fs::File::open(&path).unwrap())
+            .output()
+            .unwrap();
+        entry = format!("tree {}", String::from_utf8(tree.stdout).unwrap().trim());
+    }
+    let tree = entry.strip_prefix("tree ").unwrap();
+    let bomb: CommitSha = repository.git(&["commit-tree", tree, "-m", "x"]).trim().parse().unwrap();
+    repository.git(&["branch", "bomb", bomb.as_str()]);
+    let head = repository.commit(&[("file", "text")]);
+    let folder = tempfile::tempdir().unwrap();
+    let (dest, objects) = (folder.path().join("src"), folder.path().join("objects"));
+    let (url, cancel) = (server.url("open", "bomb/.git"), CancellationToken::new());
+    let fetched = request(url.clone(), &head);
+    fetch_commit_and_objects(fetched, &dest, &objects, &cancel).await.unwrap();
+
+    let error = changed_paths(request(url, &bomb), &head, &objects, &cancel).await.unwrap_err();
+
+    assert_eq!(error.to_string(), "the repository has more than 1000000 files");
+}
+
+#[tokio::test]
+async fn a_fetch_ends_when_it_has_received_or_would_write_too_much() {
+    let server = GitServer::start();
+    let repository = server.repository("large", true);
+    let noise: Vec<u8> = (0..3_000_000).map(|_| rand::random()).collect();
+    fs::write(repository.path.join("noise"), noise).unwrap();
+    let large_commit = repository.commit(&[]);
+    let module = server.repository("module", true);
+    // The packs are small, and each checkout for itself has less than the limit.
+    module.commit(&[("zeros", &"0".repeat(60_000))]);
+    let parent = server.repository("parent", true);
+    let url = server.url("open", "module/.git");
+    parent.git(&["-c", "protocol.allow=always", "submodule", "--quiet", "add", &url, "module"]);
+    let split = parent.commit(&[("zeros", &"0".repeat(60_000))]);
+
+    for (name, commit) in [("large", &large_commit), ("parent", &split)] {
+        let folder = tempfile::tempdir().unwrap();
+        let request = request(server.url("open", &format!("{name}/.git")), commit);
+        let limited = FetchRequest { bytes_max: 100_000, ..request.clone() };
+        let cancel = CancellationToken::new();
+        let error = fetch_commit(limited, &folder.path().join("one"), &cancel).await.unwrap_err();
+        assert!(matches!(innermost(&error), CloneError::DiskFull), "{name}: {error:?}");
+        fetch_commit(request, &folder.path().join("two"), &cancel).await.unwrap();
+    }
+}
+
+fn innermost(error: &CloneError) -> &CloneError {
+    match error {
+        CloneError::Submodule { source, .. } => innermost(source),
+        error => error,
     }
 }
 

@@ -34,11 +34,18 @@ install_missing() {
     $apt update -o APT::Update::Error-Mode=any
     here=''
     for package in $missing; do
+        [ "$package" != docker-compose ] || package="$(compose_package)"
         # shellcheck disable=SC2086  # words
         if apt-cache $sources show "$package" >/dev/null 2>&1; then here="$here $package"; else echo "this release has no $package"; fi
     done
     # shellcheck disable=SC2086  # words
     $apt install -y --no-install-recommends $here
+}
+
+# Ubuntu's docker-compose is the program that came before the plugin.
+compose_package() {
+    # shellcheck disable=SC2086  # words
+    if apt-cache $sources show docker-compose-v2 >/dev/null 2>&1; then echo docker-compose-v2; else echo docker-compose; fi
 }
 
 # Debian's archive as it was at one moment, for these packages and in place of what the image asks otherwise. Its
@@ -61,6 +68,7 @@ SOURCES
 check() {
     docker --version
     docker buildx version || fail "no docker buildx: take Debian 13, Ubuntu 24.04, or later"
+    docker compose version || fail "no docker compose: take Debian 13, Ubuntu 24.04, or later"
     git --version
     cloud-init --version
     command -v growpart

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use stagely_agent::git::{FetchRequest, fetch_commit};
+use stagely_agent::git::{BYTES_MAX, FetchRequest, fetch_commit};
 use stagely_protocol::Submodules;
 use stagely_test_support::git::{GitServer, git};
 use tokio_util::sync::CancellationToken;
@@ -80,6 +80,7 @@ async fn by_stagely(url: &str, commit: &str, folder: &Path) -> anyhow::Result<f6
         token: None,
         submodules: Submodules::All,
         large_files: true,
+        bytes_max: BYTES_MAX,
     };
     let begin = Instant::now();
     fetch_commit(request, folder, &CancellationToken::new()).await?;

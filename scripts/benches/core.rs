@@ -48,7 +48,7 @@ impl Core {
 
     /// Registers a machine and returns the configuration of its agent.
     pub(crate) async fn add_machine(&self) -> anyhow::Result<AgentConfig> {
-        let machine = AddMachine { arch: Arch::of_this_program(), name: None };
+        let machine = AddMachine::new(Arch::of_this_program());
         let added = self.client.add_machine(&machine).await?;
         Ok(serde_json::from_value(added.agent_json)?)
     }

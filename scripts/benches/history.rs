@@ -153,7 +153,7 @@ impl Measured {
     }
 
     async fn add_machine(&self) -> anyhow::Result<f64> {
-        let machine = AddMachine { arch: Arch::of_this_program(), name: None };
+        let machine = AddMachine::new(Arch::of_this_program());
         let begin = Instant::now();
         self.subject.core.client.add_machine(&machine).await?;
         Ok(begin.elapsed().as_secs_f64())

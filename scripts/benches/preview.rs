@@ -1,6 +1,8 @@
-//! Requests to a preview through core, against the same requests to the app.
+//! Requests to a preview through core, against the same requests to the app; and its deployment.
 //!
 //! Core is a process of its own; the agent, the app and the clients are in this one.
+
+mod life;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -103,6 +105,8 @@ pub(crate) async fn measure() -> anyhow::Result<()> {
         is_met: Some(memory <= 64.0),
         ..Row::default()
     });
+    drop(setup);
+    rows.extend(life::measure().await?);
     print(rows);
     Ok(())
 }
@@ -132,7 +136,7 @@ impl Setup {
         let url: url::Url = line.trim().parse()?;
         let token = std::fs::read_to_string(folder.path().join(ADMIN_TOKEN_FILE))?;
         let client = Client::new(url.clone(), SecretString::from(token.trim()))?;
-        let machine = AddMachine { arch: Arch::of_this_program(), name: None };
+        let machine = AddMachine::new(Arch::of_this_program());
         let added = client.add_machine(&machine).await?;
         let mut config: AgentConfig = serde_json::from_value(added.agent_json)?;
         config.work_dir = folder.path().join("work");
@@ -304,7 +308,7 @@ pub(crate) async fn core(folder: &Path) -> anyhow::Result<()> {
         public_paths: Vec::new(),
         state: PreviewState::Serving { machine: machine.trim().parse()?, generation: 1 },
     };
-    core.preview_routes.replace(BTreeMap::from([(LABEL.to_owned(), route)]));
+    core.preview_routes.change(&[], BTreeMap::from([(LABEL.to_owned(), route)]));
     println!("ready");
     core.until(CancellationToken::new()).await
 }

@@ -14,7 +14,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use stagely::config::Config;
 use stagely_protocol::{Arch, Platform, SystemInfo};
-use stagely_state::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId, SessionId};
+use stagely_state::ids::{EnvironmentId, JobId, ProjectId, RunId, SessionId};
 use stagely_state::{
     Effect, Environment, Event, JobKind, JobOutcome, JobReport, JobState, Limits, PlannedJob,
     PlannedRun, Project, ProviderName, Run, State, Timestamp, Trigger,
@@ -261,12 +261,12 @@ impl<'a> Simulation<'a> {
 
     fn step(&mut self, event: Event) -> anyhow::Result<()> {
         let last_id = &mut self.last_id;
-        let mut new_machine = || {
+        let mut new_id = || {
             *last_id += 1;
-            MachineId::from_bits(*last_id)
+            *last_id
         };
         let begin = Instant::now();
-        let outcome = self.core.step(event, self.now, &mut new_machine);
+        let outcome = self.core.step(event, self.now, &mut new_id);
         self.steps.push(begin.elapsed());
         for effect in outcome.effects {
             self.perform(effect)?;
@@ -291,8 +291,13 @@ impl<'a> Simulation<'a> {
                     docker_version: String::new(),
                     emulated: Vec::new(),
                 };
-                let connected =
-                    Event::AgentConnected { machine, session, system_info, holds: Vec::new() };
+                let connected = Event::AgentConnected {
+                    machine,
+                    session,
+                    system_info,
+                    holds: Vec::new(),
+                    previews: None,
+                };
                 self.after(launch, Event::MachineLaunched { machine, placement: None });
                 self.after(launch, connected);
             }
@@ -426,7 +431,7 @@ fn waiting_rows() -> Vec<Row> {
             let (run, environment) = (RunId::from_bits(id()), EnvironmentId::from_bits(id()));
             let (event, plan) = pull_request(project, run, environment, jobs, now);
             for event in [event, Event::RunPlanned { run, plan: Ok(plan) }] {
-                core.step(event, now, &mut || MachineId::from_bits(id()));
+                core.step(event, now, &mut id);
             }
         }
     }
@@ -438,7 +443,7 @@ fn waiting_rows() -> Vec<Row> {
         };
         (0..WAITING_STEPS).map(once).collect()
     };
-    let no_machine = || -> MachineId { unreachable!("all slots are taken") };
+    let no_machine = || -> u128 { unreachable!("all slots are taken") };
     let steps = measure(Box::new(move |core| {
         core.step(Event::Tick, now, &mut { no_machine });
     }));

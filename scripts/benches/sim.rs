@@ -40,7 +40,7 @@ pub(crate) async fn connect(agent: &AgentConfig) -> anyhow::Result<Socket> {
             emulated: Vec::new(),
         },
         jobs: Vec::new(),
-        previews: Vec::new(),
+        previews: None,
     });
     socket.send(Message::text(hello.to_json())).await?;
     match CoreMessage::parse(&text(&mut socket).await?)? {

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# The Docker engine with buildx: from the distribution, from Docker's own packages, or from a newer Debian.
+# The Docker engine with buildx and compose: from the distribution, from Docker's own packages, or from a newer Debian.
 
 BUILDX_MIN=0.13
 DAEMON_JSON=/etc/docker/daemon.json
@@ -11,10 +11,11 @@ DOCKER_SOURCE=/etc/apt/sources.list.d/stagely-docker.sources
 engine_todo() {
     if engine_answers; then
         buildx_is_new_enough || say "install Docker's buildx $BUILDX_MIN or newer, $(describe_engine_source)"
-    elif has dockerd && buildx_is_new_enough; then
+        has_compose || say "install Docker's compose, $(describe_engine_source)"
+    elif has dockerd && plugins_are_there; then
         say "start the Docker engine"
     else
-        say "install a Docker engine with buildx $BUILDX_MIN or newer, $(describe_engine_source)"
+        say "install a Docker engine with buildx $BUILDX_MIN or newer and compose, $(describe_engine_source)"
         [ -e "$DAEMON_JSON" ] || say "write $DAEMON_JSON, which chooses the containerd store"
         say "start the Docker engine"
     fi
@@ -22,17 +23,17 @@ engine_todo() {
 
 engine_do() {
     if engine_answers; then
-        install_docker docker-buildx docker-buildx-plugin
+        install_docker "docker-buildx $(compose_package)" "docker-buildx-plugin docker-compose-plugin"
         return
     fi
     enter_docker_group
-    { has dockerd && buildx_is_new_enough; } || install_engine
+    { has dockerd && plugins_are_there; } || install_engine
     [ -e "$DAEMON_JSON" ] || engine_has_data || write_daemon_json
     start_engine
 }
 
 engine_report() {
-    ok "Docker $(docker version -f '{{.Server.Version}}'), buildx $(buildx_version)"
+    ok "Docker $(docker version -f '{{.Server.Version}}'), buildx $(buildx_version), compose $(docker compose version --short)"
     docker info -f '{{.DriverStatus}}' | grep -q io.containerd.snapshotter ||
         warn "this engine does not use the containerd store, so build caches cannot be exported: set {\"features\":{\"containerd-snapshotter\":true}} in $DAEMON_JSON and restart it"
 }
@@ -40,6 +41,14 @@ engine_report() {
 buildx_version() { docker buildx version 2>/dev/null | grep -oE '[0-9]+\.[0-9]+\.[0-9]+' | head -n 1; }
 
 buildx_is_new_enough() { has docker && version_at_least "$(buildx_version || echo 0)" "$BUILDX_MIN"; }
+
+# Previews need it. Old programs called docker-compose are no plugins.
+has_compose() { has docker && docker compose version >/dev/null 2>&1; }
+
+plugins_are_there() { buildx_is_new_enough && has_compose; }
+
+# Ubuntu's docker-compose is such an old program.
+compose_package() { if [ "$DISTRIBUTION" = ubuntu ]; then echo docker-compose-v2; else echo docker-compose; fi; }
 
 engine_answers() { has docker && timeout 20 docker info >/dev/null 2>&1; }
 
@@ -58,9 +67,10 @@ enter_docker_group() {
 
 install_engine() {
     # Ubuntu's docker.io is the client too.
-    local packages="docker.io docker-buildx"
+    local packages
+    packages="docker.io docker-buildx $(compose_package)"
     [ "$DISTRIBUTION" = ubuntu ] || packages+=" docker-cli"
-    install_docker "$packages" "docker-ce docker-ce-cli containerd.io docker-buildx-plugin"
+    install_docker "$packages" "docker-ce docker-ce-cli containerd.io docker-buildx-plugin docker-compose-plugin"
 }
 
 # install_docker DEBIAN_PACKAGES DOCKER_PACKAGES
@@ -77,6 +87,7 @@ install_docker() {
     none) die "this release has no docker-buildx $BUILDX_MIN, and $DOCKER_URL does not answer" "install Docker from its own packages, then run this again" ;;
     esac
     buildx_is_new_enough || die "docker buildx $BUILDX_MIN or newer is needed, found '$(buildx_version)'" "which -a docker"
+    has_compose || die "docker compose is needed and was not installed" "docker compose version"
 }
 
 # Prints which of the sources is used: the first one that has a buildx that is new enough.

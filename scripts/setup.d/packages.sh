@@ -8,9 +8,9 @@ PACKAGES_DEMO="git:git ss:iproute2 htpasswd:apache2-utils docker-registry:docker
     mount:mount sg:login ps:procps"
 # openssh-client has ssh-keygen, for the user data of the qemu template.
 PACKAGES_TEST="git-lfs:git-lfs python3:python3 jq:jq cloud-init:cloud-init shellcheck:shellcheck ssh-keygen:openssh-client
-    mmdebstrap:mmdebstrap mkfs.ext4:e2fsprogs"
+    mmdebstrap:mmdebstrap mkfs.ext4:e2fsprogs caddy:caddy pebble:pebble"
 # For the golden image that the tests boot, which is for AMD64.
-PACKAGES_TEST_AMD64="genisoimage:genisoimage qemu-system-x86_64:qemu-system-x86"
+PACKAGES_TEST_AMD64="genisoimage:genisoimage qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils"
 
 packages_todo() {
     local missing
@@ -24,7 +24,7 @@ packages_do() {
     apt_update
     # shellcheck disable=SC2046  # the packages are words
     apt_install $(missing_packages)
-    disable_packaged_registry
+    disable_packaged_servers
 }
 
 packages_report() {
@@ -36,13 +36,22 @@ packages_report() {
 missing_packages() {
     local pair pairs="$PACKAGES_BUILD"
     [ "$PURPOSE" = build ] || pairs+=" $PACKAGES_DEMO"
-    [ "$PURPOSE" != test ] || pairs+=" $PACKAGES_TEST"
+    [ "$PURPOSE" != test ] || pairs+=" $PACKAGES_TEST $(browser_packages)"
     [ "$PURPOSE/$ARCH" != test/amd64 ] || pairs+=" $PACKAGES_TEST_AMD64"
     for pair in $pairs; do
         is_there "${pair%%:*}" || say "${pair##*:}"
     done
     [ "$PURPOSE" = build ] || find_qemu "$OTHER_MACHINE" >/dev/null || say qemu-user-static
     [ "$PURPOSE" != test ] || python3 -c 'import ensurepip, venv' 2>/dev/null || say python3-venv
+}
+
+# Ubuntu's packages install a snap.
+browser_packages() {
+    if [ "$DISTRIBUTION" = ubuntu ]; then
+        say "chromium-browser:chromium-browser chromedriver:chromium-chromedriver"
+    else
+        say "chromium:chromium chromedriver:chromium-driver"
+    fi
 }
 
 # is_there COMMAND_OR_FILE
@@ -53,7 +62,10 @@ is_there() {
     esac
 }
 
-# The package's own registry has no password and would take our port at the next boot.
-disable_packaged_registry() {
-    ! has_systemd || as_root systemctl disable --quiet docker-registry 2>/dev/null || true
+# The package's own registry has no password and would take our port at the next boot. Caddy would take port 80.
+disable_packaged_servers() {
+    local server
+    ! has_systemd || for server in docker-registry caddy; do
+        as_root systemctl disable --quiet "$server" 2>/dev/null || true
+    done
 }

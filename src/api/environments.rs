@@ -71,4 +71,8 @@ pub struct RebuildEnvironment {
     /// Default: false.
     #[serde(default)]
     pub failed_only: bool,
+    /// Whether to deploy a preview although `on` of `stagely.yaml` is `label` or `manual`. With `failed_only`, a run
+    /// that completed may be rebuilt. Default: that of the newest run.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub preview: bool,
 }

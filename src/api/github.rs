@@ -58,4 +58,7 @@ pub struct ReconciledView {
     pub reconciled_at: Option<Timestamp>,
     /// Why the comparison failed.
     pub problem: Option<String>,
+    /// Why core writes no deployments of previews there. Null if it does, or has not tried.
+    #[serde(default)]
+    pub deployments_problem: Option<String>,
 }

@@ -57,6 +57,8 @@ pub enum JobKindView {
     Build,
     /// Joins the images of several platforms into an image index.
     Merge,
+    /// Runs the images as the preview of the environment.
+    Deploy,
 }
 
 /// An attempt that failed because of its machine or the infrastructure, not because of the build.
@@ -100,9 +102,10 @@ pub struct JobView {
     /// The machine that runs the job.
     #[schema(value_type = Option<String>)]
     pub machine_id: Option<MachineId>,
-    /// The image reference that the job pushes.
-    #[schema(value_type = String)]
-    pub image: ImageRef,
+    /// The image reference that the job pushes. A deployment pushes none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub image: Option<ImageRef>,
     /// The image's digest, once it is pushed.
     #[schema(value_type = Option<String>)]
     pub digest: Option<Digest>,

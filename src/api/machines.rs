@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use stagely_protocol::{Arch, SystemInfo};
-use stagely_state::ids::{JobId, MachineId};
+use stagely_state::ids::{JobId, MachineId, PreviewId};
 use stagely_state::{
     Fleet, Interruption, MachineKind, MachineSize, Market, ProviderName, Timestamp, Usd,
 };
@@ -99,6 +99,9 @@ pub struct MachineView {
     /// The job whose cache the machine still exports after reporting the image.
     #[schema(value_type = Option<String>)]
     pub exporting_cache_of: Option<JobId>,
+    /// The preview that the machine serves.
+    #[schema(value_type = Option<String>)]
+    pub preview_id: Option<PreviewId>,
     /// The time at which the machine was recorded.
     #[schema(value_type = u64)]
     pub requested_at: Timestamp,
@@ -139,6 +142,17 @@ pub struct AddMachine {
     /// A name for people. Default: the machine's id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// What the machine works for: `builder` or `preview`. Default: `builder`.
+    #[serde(default)]
+    #[schema(value_type = Option<String>, example = "builder")]
+    pub fleet: Fleet,
+}
+
+impl AddMachine {
+    /// A builder without a name.
+    pub const fn new(arch: Arch) -> Self {
+        Self { arch, name: None, fleet: Fleet::Builder }
+    }
 }
 
 /// The response to `POST /machines`.

@@ -52,6 +52,9 @@ pub struct CreateRun {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty", serialize_with = "expose_all")]
     #[schema(value_type = BTreeMap<String, String>)]
     pub set: BTreeMap<String, SecretString>,
+    /// Whether to deploy a preview, whatever `on` and `branches` of `stagely.yaml` say. Default: as they say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preview: Option<bool>,
 }
 
 impl CreateRun {
@@ -68,6 +71,7 @@ impl CreateRun {
             base: None,
             builds: Vec::new(),
             set: BTreeMap::new(),
+            preview: None,
         }
     }
 }
@@ -89,6 +93,10 @@ pub struct RebuildRun {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty", serialize_with = "expose_all")]
     #[schema(value_type = BTreeMap<String, String>)]
     pub set: BTreeMap<String, SecretString>,
+    /// Whether to deploy a preview although `on` of `stagely.yaml` is `label` or `manual`. With `failed`, a run that
+    /// completed may be rebuilt. Default: that of the earlier run.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub preview: bool,
 }
 
 /// `GET /runs`: the page of the list.
@@ -112,6 +120,8 @@ pub enum RunStatus {
     Pending,
     /// Its jobs wait or run.
     Building,
+    /// All images are there, and the preview is not.
+    Deploying,
     /// All jobs completed.
     Completed,
     /// A job failed, or the run could not be planned.
@@ -124,7 +134,7 @@ impl RunStatus {
     /// Whether the status can no longer change.
     pub const fn is_final(self) -> bool {
         match self {
-            Self::Pending | Self::Building => false,
+            Self::Pending | Self::Building | Self::Deploying => false,
             Self::Completed | Self::Failed | Self::Cancelled => true,
         }
     }
@@ -134,6 +144,7 @@ impl RunStatus {
         match self {
             Self::Pending => "pending",
             Self::Building => "building",
+            Self::Deploying => "deploying",
             Self::Completed => "completed",
             Self::Failed => "failed",
             Self::Cancelled => "cancelled",

@@ -9,6 +9,7 @@ use clap::Args;
 use secrecy::SecretString;
 use url::Url;
 
+use super::output::note;
 use crate::client::Client;
 use crate::core::{ADDRESS_FILE, ADMIN_TOKEN_FILE};
 
@@ -44,7 +45,7 @@ impl ServerArgs {
         if !matches!(server.scheme(), "http" | "https") {
             bail!("--server {server}: must start with https:// or http://");
         }
-        Ok(Some(Client::new(server.clone(), self.token()?)?))
+        Ok(Some(Client::new(server.clone(), self.token()?)?.with_waits_printed(note)))
     }
 
     fn token(&self) -> anyhow::Result<SecretString> {
@@ -151,7 +152,8 @@ pub fn running_on(data_dir: &Path) -> anyhow::Result<Option<Client>> {
         }
     };
     let server = address.trim().parse().with_context(|| format!("{}", path.display()))?;
-    Ok(Some(Client::new(server, read_token(&data_dir.join(ADMIN_TOKEN_FILE))?)?))
+    let token = read_token(&data_dir.join(ADMIN_TOKEN_FILE))?;
+    Ok(Some(Client::new(server, token)?.with_waits_printed(note)))
 }
 
 /// Reads the token in a file.

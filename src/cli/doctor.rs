@@ -2,6 +2,7 @@
 
 mod aws;
 mod digitalocean;
+mod domains;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -11,7 +12,8 @@ use clap::{Args, Subcommand};
 use console::style;
 use serde::Serialize;
 use stagely_agent::docker::{
-    self, ContextOrigin, DockerCommand, Endpoint, EndpointError, Engine, ProbeError, create_config,
+    self, ComposeProject, ContextOrigin, DockerCommand, Endpoint, EndpointError, Engine,
+    ProbeError, create_config,
 };
 use stagely_agent::proxy::is_loopback;
 use stagely_protocol::{Arch, ErrorChain, RegistryAuth};
@@ -22,7 +24,7 @@ use url::Url;
 use super::connect::{ServerArgs, state_folder};
 use super::output::print;
 use super::settings::SettingsArgs;
-use crate::api::ListRuns;
+use crate::api::{ListRuns, ReconciledView};
 use crate::config::{Config, RegistryConfig};
 use crate::core::disk::DiskGuard;
 
@@ -31,6 +33,12 @@ const BUILDX_MIN: (u32, u32) = (0, 13);
 
 /// The time limit of a request to the registry.
 const REGISTRY_LIMIT: Duration = Duration::from_secs(10);
+
+const COMPOSE_LIMIT: Duration = Duration::from_secs(10);
+
+/// A compose file with a service of a profile.
+const COMPOSE_FILE: &str =
+    "services: { web: { image: busybox, profiles: [all], ports: ['127.0.0.1::8080'] } }\n";
 
 /// Checks this machine and core, and says how to fix problems
 #[derive(Args, Debug)]
@@ -112,15 +120,18 @@ pub async fn doctor(arguments: DoctorArgs) -> anyhow::Result<ExitCode> {
     let data_dir = state_folder()?;
     let mut findings = engine(&config).await;
     findings.push(buildx().await);
+    findings.push(compose(&config).await);
     findings.push(emulation());
     findings.push(if config.registry == RegistryConfig::default() {
         Finding::ok("registry", "none is configured; `stagely run` starts one in a container")
     } else {
         registry(&config).await
     });
+    findings.extend(domains::domains(&config));
     findings.push(git().await);
     findings.push(disk(&config, &data_dir).await);
     findings.extend(server(&arguments.server).await);
+    findings.extend(github(&arguments.server).await);
     print(arguments.json, &findings, |findings| all_shown(findings))?;
     Ok(exit_code(&findings))
 }
@@ -224,6 +235,36 @@ async fn buildx() -> Finding {
     }
 }
 
+/// Has compose read a file as for a preview, because versions do not tell what it can do.
+async fn compose(config: &Config) -> Finding {
+    let fix = "previews need Docker's compose plugin: install the package docker-compose (Debian 13), \
+               docker-compose-v2 (Ubuntu) or docker-compose-plugin";
+    let version = match first_line("docker", &["compose", "version"]).await {
+        Ok(line) => line,
+        Err(error) => return Finding::warning("compose", error, fix),
+    };
+    match resolve_compose_file(config).await {
+        Ok(()) => Finding::ok("compose", version),
+        Err(error) => Finding::warning("compose", format!("{version}: {error}"), fix),
+    }
+}
+
+async fn resolve_compose_file(config: &Config) -> Result<(), String> {
+    let folder = tempfile::tempdir().map_err(|error| ErrorChain(&error).to_string())?;
+    let docker = docker_command(config, folder.path())?;
+    let file = folder.path().join("compose.yaml");
+    std::fs::write(&file, COMPOSE_FILE).map_err(|error| ErrorChain(&error).to_string())?;
+    let project = ComposeProject::new(docker, "stagely-doctor".to_owned(), file);
+    let stop = CancellationToken::new();
+    let resolved = tokio::time::timeout(COMPOSE_LIMIT, project.config(&stop)).await;
+    let resolved = resolved.map_err(|_| format!("no answer within {COMPOSE_LIMIT:?}"))?;
+    let resolved = resolved.map_err(|error| ErrorChain(&error).to_string())?;
+    if resolved["services"]["web"]["ports"][0]["host_ip"] == "127.0.0.1" {
+        return Ok(());
+    }
+    Err("it does not print a compose file as JSON with all defaults".to_owned())
+}
+
 /// The major and minor version in `github.com/docker/buildx v0.13.1 …`.
 fn version_of(line: &str) -> Option<(u32, u32)> {
     line.split_whitespace().find_map(|word| {
@@ -253,7 +294,7 @@ fn emulation() -> Finding {
 
 async fn registry(config: &Config) -> Finding {
     let registry = &config.registry;
-    let host = registry.url.split('/').next().unwrap_or_default();
+    let host = registry.host();
     let result = match registry.password() {
         Ok(Some(password)) => {
             let username = registry.username.clone().unwrap_or_default();
@@ -282,17 +323,7 @@ fn registry_fix(registry: &RegistryConfig) -> &'static str {
 
 async fn log_in(config: &Config, host: &str, auth: RegistryAuth) -> Result<String, String> {
     let folder = tempfile::tempdir().map_err(|error| ErrorChain(&error).to_string())?;
-    let endpoint = Endpoint::find(config.local.docker_host.as_deref())
-        .map_err(|error| ErrorChain(&error).to_string())?;
-    let docker = DockerCommand {
-        machine: "doctor".parse().map_err(|_| "a name is wrong".to_owned())?,
-        endpoint,
-        config: folder.path().join("docker"),
-        grace: Duration::from_secs(1),
-        registry_retry_limit: Duration::ZERO,
-        engine_may_start: true,
-    };
-    create_config(&docker.config).map_err(|error| ErrorChain(&error).to_string())?;
+    let docker = docker_command(config, folder.path())?;
     let stop = CancellationToken::new();
     let login = docker::login(&docker, host, &auth, &stop);
     match tokio::time::timeout(REGISTRY_LIMIT, login).await {
@@ -300,6 +331,22 @@ async fn log_in(config: &Config, host: &str, auth: RegistryAuth) -> Result<Strin
         Ok(Err(error)) => Err(ErrorChain(&error).to_string()),
         Err(_) => Err(format!("no answer within {REGISTRY_LIMIT:?}")),
     }
+}
+
+/// `docker` with a configuration of its own in `folder`.
+fn docker_command(config: &Config, folder: &Path) -> Result<DockerCommand, String> {
+    let endpoint = Endpoint::find(config.local.docker_host.as_deref())
+        .map_err(|error| ErrorChain(&error).to_string())?;
+    let docker = DockerCommand {
+        machine: "doctor".parse().map_err(|_| "a name is wrong".to_owned())?,
+        endpoint,
+        config: folder.join("docker"),
+        grace: Duration::from_secs(1),
+        registry_retry_limit: Duration::ZERO,
+        engine_may_start: true,
+    };
+    create_config(&docker.config).map_err(|error| ErrorChain(&error).to_string())?;
+    Ok(docker)
 }
 
 /// Contacts a registry without a password. Docker uses plain HTTP only with registries on this machine.
@@ -360,6 +407,23 @@ async fn server(arguments: &ServerArgs) -> Option<Finding> {
     })
 }
 
+/// What core's credentials at GitHub lack.
+async fn github(arguments: &ServerArgs) -> Vec<Finding> {
+    let Ok(Some(client)) = arguments.named() else { return Vec::new() };
+    // A server that does not answer is a finding already.
+    let Ok(view) = client.github().await else { return Vec::new() };
+    view.projects.iter().filter_map(deployments).collect()
+}
+
+fn deployments(project: &ReconciledView) -> Option<Finding> {
+    let problem = project.deployments_problem.as_ref()?;
+    let detail =
+        format!("previews of {} have no deployments at GitHub: {problem}", project.project);
+    let fix = "give the app or token the permission `Deployments: write`; without it, comments and \
+               commit statuses show previews all the same";
+    Some(Finding::warning("github", detail, fix))
+}
+
 /// Runs `program` and returns the first line of its output.
 async fn first_line(program: &str, arguments: &[&str]) -> Result<String, String> {
     let output = Command::new(program).args(arguments).output().await;
@@ -375,6 +439,21 @@ async fn first_line(program: &str, arguments: &[&str]) -> Result<String, String>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_missing_permission_for_deployments_is_a_warning() {
+        let mut project = ReconciledView {
+            project: "shop".to_owned(),
+            reconciled_at: None,
+            problem: None,
+            deployments_problem: None,
+        };
+        assert!(deployments(&project).is_none());
+        project.deployments_problem = Some("GitHub refuses (403)".to_owned());
+        let finding = deployments(&project).unwrap();
+        assert_eq!(finding.verdict, Verdict::Warning);
+        assert!(finding.detail.contains("previews of shop"), "{}", finding.detail);
+    }
 
     #[test]
     fn the_version_of_buildx_is_parsed() {

@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use stagely_state::ProviderName;
+use stagely_state::ids::PreviewId;
 use tokio::time::{sleep, timeout};
 use tracing::info;
 
 use super::connect::parallel_folder;
-use crate::api::ListRuns;
+use crate::api::{ListPreviews, ListRuns, PreviewStatus};
 use crate::cli::output::note;
 use crate::client::Client;
 use crate::config::Config;
@@ -28,7 +29,10 @@ const LEAVE_LIMIT: Duration = Duration::from_secs(1);
 /// The most cores inside commands of one user at the same time.
 const PARALLEL_MAX: usize = 100;
 
-/// The interval of checking whether the data folder is free.
+/// How long the end of previews of earlier processes may take before the command goes on.
+const END_LIMIT: Duration = Duration::from_secs(30);
+
+/// The interval of checking whether the data folder is free, and whether previews have ended.
 const POLL: Duration = Duration::from_millis(500);
 
 /// A core inside this process.
@@ -42,8 +46,8 @@ pub struct Embedded {
 impl Embedded {
     /// Starts a core on `data_dir`. Returns `None` if another process has a core there.
     ///
-    /// Cancels open runs of earlier processes and ends their builders, because the earlier process served
-    /// the files to build.
+    /// Ends the previews of earlier processes, cancels their open runs and ends their builders, because the earlier
+    /// process served the files to build.
     ///
     /// # Errors
     /// Core cannot start.
@@ -52,6 +56,9 @@ impl Embedded {
         // The configuration file may be written for a server.
         config.core.listen = (Ipv4Addr::LOCALHOST, 0).into();
         config.core.public_url = None;
+        config.previews.domain = None;
+        (config.previews.amd64, config.previews.arm64) = (None, None);
+        config.previews.provider = Some(Some(ProviderName::Local));
         config.builders.provider = Some(ProviderName::Local);
         config.local.is_embedded = true;
         config.agents.give_up_after = config.agents.give_up_after.min(GIVE_UP_AFTER);
@@ -62,7 +69,10 @@ impl Embedded {
         };
         let client = Client::new(core.url.clone(), core.admin_token.clone())?;
         let embedded = Self { client, core };
+        // Before the runs: one of them may wake a preview.
+        let previews = embedded.end_previews().await?;
         embedded.cancel_open_runs().await?;
+        embedded.wait_until_ended(previews).await?;
         Ok(Some(embedded))
     }
 
@@ -96,6 +106,35 @@ impl Embedded {
             }
             sleep(POLL).await;
         }
+    }
+
+    /// Begins to end the previews of earlier processes, and returns them.
+    async fn end_previews(&self) -> anyhow::Result<Vec<PreviewId>> {
+        let all = ListPreviews { all: true, ..ListPreviews::default() };
+        let mut ending = Vec::new();
+        for preview in self.client.previews(&all).await? {
+            if preview.status == PreviewStatus::Ended {
+                continue;
+            }
+            info!(preview = %preview.id, "ending a preview of an earlier process");
+            self.client.end_preview(preview.id).await?;
+            ending.push(preview.id);
+        }
+        Ok(ending)
+    }
+
+    /// Waits until nothing is left of `previews`, but at most [`END_LIMIT`]: their machines' records stay until they are
+    /// gone.
+    async fn wait_until_ended(&self, previews: Vec<PreviewId>) -> anyhow::Result<()> {
+        let ended = async {
+            for preview in previews {
+                while self.client.preview(preview).await?.status != PreviewStatus::Ended {
+                    sleep(POLL).await;
+                }
+            }
+            anyhow::Ok(())
+        };
+        timeout(END_LIMIT, ended).await.unwrap_or(Ok(()))
     }
 
     async fn cancel_open_runs(&self) -> anyhow::Result<()> {

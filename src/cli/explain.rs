@@ -327,6 +327,7 @@ mod tests {
         let base = MissCause::BaseImage { was: "a@sha256:1".into(), is: "a@sha256:2".into() };
         for (cause, advice) in [
             (MissCause::NoCache, "`stagely warm shop` fills it"),
+            (MissCause::NotRecorded, "The next build is compared with this one"),
             (MissCause::Instruction, "Put instructions that change often last"),
             (MissCause::BuildArgs { names }, "Declare `ARG VERSION` just before"),
             (base, "by digest in FROM"),

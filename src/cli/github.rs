@@ -55,9 +55,10 @@ fn github_text(view: &GithubView) -> String {
             project.project.clone(),
             project.reconciled_at.map_or_else(|| "not yet".to_owned(), local_time),
             project.problem.clone().unwrap_or_default(),
+            if project.deployments_problem.is_some() { "not permitted" } else { "" }.to_owned(),
         ]
     });
-    let _ = write!(text, "\n\n{}", table(["PROJECT", "COMPARED", "PROBLEM"], rows));
+    let _ = write!(text, "\n\n{}", table(["PROJECT", "COMPARED", "PROBLEM", "DEPLOYMENTS"], rows));
     text
 }
 
@@ -85,8 +86,12 @@ mod tests {
         view.blocked_until = Some(Timestamp(1_795_000_000_000));
         let project = "shop".to_owned();
         let problem = Some("not shown to these credentials".to_owned());
-        view.projects.push(ReconciledView { project, reconciled_at: None, problem });
+        let deployments_problem = Some("GitHub refuses (403): not you".to_owned());
+        let compared =
+            ReconciledView { project, reconciled_at: None, problem, deployments_problem };
+        view.projects.push(compared);
         let text = github_text(&view);
         assert!(text.contains("blocked until") && text.contains("not shown"), "{text}");
+        assert!(text.contains("not permitted"), "{text}");
     }
 }

@@ -7,13 +7,14 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::Args;
 use futures_util::TryStreamExt as _;
+use reqwest::Response;
 use stagely_state::ids::JobId;
 
 use super::connect::ServerArgs;
 use super::core_handle::CoreHandle;
 use super::output::note;
 use super::signals::output_closed;
-use crate::api::{JobStatus, LogRange};
+use crate::api::{FollowedLine, JobStatus, LogRange};
 use crate::client::{Client, LogEvent};
 
 /// Prints the log of a job
@@ -53,13 +54,26 @@ pub async fn logs(arguments: LogsArgs) -> anyhow::Result<ExitCode> {
 }
 
 async fn copy(client: &Client, job: JobId, range: &LogRange) -> anyhow::Result<ExitCode> {
-    let mut text = client.log(job, range).await?.bytes_stream();
+    print_text(client.log(job, range).await?).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints a log as it arrives.
+pub(super) async fn print_text(log: Response) -> anyhow::Result<()> {
+    let mut text = log.bytes_stream();
     let mut out = BufWriter::new(stdout());
     while let Some(bytes) = text.try_next().await.context("the log was interrupted")? {
         out.write_all(&bytes)?;
     }
-    out.flush()?;
-    Ok(ExitCode::SUCCESS)
+    Ok(out.flush()?)
+}
+
+pub(super) fn print_lines(lines: &[FollowedLine<'_>]) -> std::io::Result<()> {
+    let mut out = BufWriter::new(stdout());
+    for line in lines {
+        writeln!(out, "{}", line.data)?;
+    }
+    out.flush()
 }
 
 /// Prints lines as they arrive. The exit code is 0 if the job completes, otherwise 1.
@@ -75,13 +89,7 @@ async fn follow(client: &Client, job: JobId, range: LogRange) -> anyhow::Result<
         };
         let Some(event) = event else { return Ok(code) };
         match event {
-            LogEvent::Lines { lines, .. } => {
-                let mut out = BufWriter::new(stdout());
-                for line in lines {
-                    writeln!(out, "{}", line.data)?;
-                }
-                out.flush()?;
-            }
+            LogEvent::Lines { lines, .. } => print_lines(&lines)?,
             LogEvent::End(status) => {
                 note(&format!("The job is {}.", status.as_str()));
                 if status != JobStatus::Completed {

@@ -6,10 +6,10 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use stagely_protocol::Arch;
 use stagely_state::ids::MachineId;
-use stagely_state::{Interruption, MachineKind, Market, Usd};
+use stagely_state::{Fleet, Interruption, MachineKind, Market, Usd};
 
 use super::connect::ServerArgs;
-use super::output::{local_time, print};
+use super::output::{local_time, print, short_time};
 use super::table::{Column, fitted, terminal_width};
 use crate::api::{AddMachine, ListMachines, MachineStatus, MachineView};
 
@@ -45,7 +45,7 @@ struct ListArgs {
 enum MachinesCommand {
     /// Registers an existing machine and prints its agent.json
     ///
-    /// Its agent runs one job at a time, and core never terminates the machine.
+    /// Its agent runs one job or one preview at a time, and core never terminates the machine.
     Add {
         /// The machine's processor: amd64 or arm64
         #[arg(long, value_name = "ARCH")]
@@ -53,10 +53,13 @@ enum MachinesCommand {
         /// A name for people. Default: the machine's id
         #[arg(long, value_name = "NAME")]
         name: Option<String>,
+        /// What the machine works for: builds, or one preview at a time
+        #[arg(long, value_enum, value_name = "FLEET", default_value = "builder")]
+        fleet: FleetName,
         #[command(flatten)]
         server: ServerArgs,
     },
-    /// Removes a registered machine. Its job moves to another machine
+    /// Removes a registered machine. Its job or its preview moves to another machine
     Remove {
         /// The machine, vm_…
         #[arg(value_name = "MACHINE")]
@@ -64,6 +67,22 @@ enum MachinesCommand {
         #[command(flatten)]
         server: ServerArgs,
     },
+}
+
+/// The fleets of registered machines.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum FleetName {
+    Builder,
+    Preview,
+}
+
+impl From<FleetName> for Fleet {
+    fn from(name: FleetName) -> Self {
+        match name {
+            FleetName::Builder => Self::Builder,
+            FleetName::Preview => Self::Preview,
+        }
+    }
 }
 
 /// Runs `stagely machines`.
@@ -80,8 +99,9 @@ pub async fn machines(arguments: MachinesArgs) -> anyhow::Result<ExitCode> {
             }
             print(json, &machines, |machines| machines_text(machines, terminal_width()))
         }
-        Some(MachinesCommand::Add { arch, name, server }) => {
-            let added = server.running()?.add_machine(&AddMachine { arch, name }).await?;
+        Some(MachinesCommand::Add { arch, name, fleet, server }) => {
+            let machine = AddMachine { arch, name, fleet: fleet.into() };
+            let added = server.running()?.add_machine(&machine).await?;
             eprintln!(
                 "{} is registered. Save this as /etc/stagely/agent.json on that machine, with mode \
                  0600, and run `stagely agent` there. It contains the machine's token, which is \
@@ -115,27 +135,35 @@ fn columns(machines: &[MachineView]) -> Vec<Column> {
         cells: machines.iter().map(cell).collect(),
     };
     let text = |text: Option<&dyn ToString>| text.map(ToString::to_string).unwrap_or_default();
+    let has_others = machines.iter().any(|machine| machine.fleet != Fleet::Builder);
     vec![
         column("MACHINE", None, &|machine| machine.id.to_string()),
-        column("NAME", Some(3), &|machine| machine.name.clone()),
-        column("PROVIDER", Some(7), &|machine| {
+        column("NAME", Some(4), &|machine| machine.name.clone()),
+        column("PROVIDER", Some(8), &|machine| {
             text(machine.provider.as_ref().map(|name| name as _))
         }),
         column("TYPE", Some(1), &machine_type),
-        column("MARKET", Some(4), &|machine| {
+        column("MARKET", Some(5), &|machine| {
             text(machine.market.as_ref().map(|market| market as _))
         }),
-        column("ARCH", Some(6), &|machine| machine.arch.to_string()),
+        column("ARCH", Some(7), &|machine| machine.arch.to_string()),
         column("STATUS", None, &|machine| machine.status.as_str().to_owned()),
-        column("AGENT", Some(5), &|machine| {
+        // Most owners have builders alone.
+        column("FLEET", Some(3), &|machine| {
+            if has_others { machine.fleet.to_string() } else { String::new() }
+        }),
+        column("AGENT", Some(6), &|machine| {
             if machine.connected { "connected" } else { "" }.to_owned()
         }),
         column("AGE", Some(1), &|machine| short_time(machine.age_seconds)),
         column("LEASE", Some(2), &lease),
         column("COST", None, &cost),
-        column("ZONE", Some(8), &|machine| machine.zone.clone().unwrap_or_default()),
-        column("JOB", Some(9), &|machine| text(machine.job_id.as_ref().map(|job| job as _))),
-        column("SINCE", Some(10), &|machine| local_time(machine.requested_at)),
+        column("ZONE", Some(9), &|machine| machine.zone.clone().unwrap_or_default()),
+        column("JOB", Some(10), &|machine| text(machine.job_id.as_ref().map(|job| job as _))),
+        column("PREVIEW", Some(11), &|machine| {
+            text(machine.preview_id.as_ref().map(|preview| preview as _))
+        }),
+        column("SINCE", Some(12), &|machine| local_time(machine.requested_at)),
     ]
 }
 
@@ -161,18 +189,6 @@ fn lease(machine: &MachineView) -> String {
 fn cost(machine: &MachineView) -> String {
     let bound = if machine.market == Some(Market::Spot) { "≤" } else { "" };
     machine.cost_usd.map_or_else(|| "-".to_owned(), |cost| format!("{bound}{cost}"))
-}
-
-/// Formats a time in at most five characters: `45s`, `12m`, `3h05m`, `2d04h`, `12d`.
-fn short_time(seconds: u64) -> String {
-    let (minutes, hours, days) = (seconds / 60, seconds / 3_600, seconds / 86_400);
-    match (days, hours, minutes) {
-        (0, 0, 0) => format!("{seconds}s"),
-        (0, 0, minutes) => format!("{minutes}m"),
-        (0, hours, minutes) => format!("{hours}h{:02}m", minutes % 60),
-        (days @ ..10, hours, _) => format!("{days}d{:02}h", hours % 24),
-        (days, ..) => format!("{days}d"),
-    }
 }
 
 /// A note on a machine that needs attention.
@@ -218,7 +234,7 @@ fn total(machines: &[MachineView]) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use stagely_state::{Fleet, MachineSize, ProviderName, Timestamp};
+    use stagely_state::{MachineSize, ProviderName, Timestamp};
 
     use super::*;
 
@@ -244,6 +260,7 @@ mod tests {
             connected: true,
             job_id: Some(stagely_state::ids::JobId::from_bits(1)),
             exporting_cache_of: None,
+            preview_id: None,
             requested_at: Timestamp(0),
             lease_until: Some(Timestamp(3_600_000)),
             lease_left_seconds: Some(3_000),
@@ -314,6 +331,16 @@ mod tests {
     }
 
     #[test]
+    fn fleets_and_previews_are_shown_once_there_are_several() {
+        assert!(!machines_text(&all(), None).contains("FLEET"));
+        let preview_id = Some(stagely_state::ids::PreviewId::from_bits(1));
+        let serving = MachineView { fleet: Fleet::Preview, preview_id, ..view(4) };
+        let text = machines_text(&[view(1), serving], None);
+        assert!(text.contains("  builder  ") && text.contains("  preview  "), "{text}");
+        assert!(text.contains("PREVIEW") && text.contains("prev_0000000000"), "{text}");
+    }
+
+    #[test]
     fn machines_that_need_attention_are_listed_below_the_table() {
         let late = MachineView { lease_left_seconds: Some(-720), ..view(1) };
         let at = Timestamp(1_000);
@@ -325,11 +352,5 @@ mod tests {
         assert!(text.contains("will be interrupted by the cloud at "), "{text}");
         let ending = MachineView { lease_left_seconds: Some(-30), ..view(1) };
         assert!(!machines_text(&[ending], None).contains("warning"));
-    }
-
-    #[test]
-    fn times_have_at_most_five_characters() {
-        let shown = [45, 720, 11_100, 187_200, 1_040_000].map(short_time);
-        assert_eq!(shown, ["45s", "12m", "3h05m", "2d04h", "12d"]);
     }
 }

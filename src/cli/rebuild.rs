@@ -44,6 +44,9 @@ pub struct RebuildArgs {
     /// Build only the jobs that did not complete, and reuse the images of completed jobs
     #[arg(long)]
     failed: bool,
+    /// Deploy a preview although `on` of stagely.yaml is `label` or `manual`
+    #[arg(long)]
+    preview: bool,
     #[command(flatten)]
     set: SetArgs,
     #[command(flatten)]
@@ -61,6 +64,7 @@ pub async fn rebuild(arguments: RebuildArgs) -> anyhow::Result<ExitCode> {
         failed: arguments.failed,
         clone_token: arguments.clone_token.read()?,
         set: arguments.set.map(),
+        preview: arguments.preview,
     };
     let has_arguments = !request.set.is_empty() || request.clone_token.is_some();
     if matches!(arguments.run, RebuildTarget::Environment(_)) && has_arguments {
@@ -77,9 +81,10 @@ pub async fn rebuild(arguments: RebuildArgs) -> anyhow::Result<ExitCode> {
     let rebuild = async |client: &Client| match arguments.run {
         RebuildTarget::Run(run) => client.rebuild(run, &request).await,
         RebuildTarget::Environment(environment) => {
-            let request = RebuildEnvironment { failed_only: request.failed };
+            let request =
+                RebuildEnvironment { failed_only: request.failed, preview: request.preview };
             client.rebuild_environment(environment, &request).await
         }
     };
-    arguments.start.carry_out(core, rebuild).await
+    arguments.start.carry_out(core, false, rebuild).await
 }

@@ -4,6 +4,7 @@ mod display;
 mod follow;
 mod git_server;
 pub mod outcome;
+mod preview;
 mod promised_objects;
 mod registry;
 mod revision;
@@ -23,6 +24,7 @@ use clap::Args;
 use stagely_agent::proxy::is_loopback;
 
 use self::outcome::EXIT_CODES;
+use self::preview::PreviewArgs;
 use self::revision::Revision;
 use self::source::{RepositoryLocation, RunSource};
 use self::start::{CloneTokenArgs, SetArgs, StartArgs};
@@ -32,7 +34,8 @@ use crate::client::Client;
 /// Builds the images of a repository and shows the progress
 ///
 /// Without --server, core runs inside this process, and its builders use this machine's Docker.
-/// Progress and logs go to standard error, the result to standard output.
+/// Progress and logs go to standard error, the result to standard output. If stagely.yaml has a
+/// preview, it runs until Ctrl-C, or ends with the command where there is no terminal.
 #[derive(Args, Debug)]
 #[command(after_help = EXIT_CODES)]
 pub struct RunArgs {
@@ -66,6 +69,8 @@ pub struct RunArgs {
     #[arg(long, value_name = "REF")]
     base: Option<String>,
     #[command(flatten)]
+    preview: PreviewArgs,
+    #[command(flatten)]
     clone_token: CloneTokenArgs,
     #[command(flatten)]
     start: StartArgs,
@@ -79,9 +84,12 @@ pub async fn run(arguments: RunArgs) -> anyhow::Result<ExitCode> {
     let server = arguments.start.named()?;
     // Checked first, so that mistakes are reported before core starts.
     let source = arguments.source(server.as_ref()).await?;
+    let is_embedded = server.is_none();
     let core = arguments.start.core(server).await?;
-    let request = arguments.request(&source);
-    arguments.start.carry_out(core, async |client| client.create_run(&request).await).await
+    let request = arguments.request(&source, is_embedded);
+    let keeps_preview = arguments.preview.is_kept();
+    let start = async |client: &Client| client.create_run(&request).await;
+    arguments.start.carry_out(core, keeps_preview, start).await
 }
 
 impl RunArgs {
@@ -118,7 +126,7 @@ impl RunArgs {
         Ok(source)
     }
 
-    fn request(&self, source: &RunSource) -> CreateRun {
+    fn request(&self, source: &RunSource, is_embedded: bool) -> CreateRun {
         CreateRun {
             reference: source.reference.clone(),
             clone_token: source.clone_token.clone(),
@@ -129,6 +137,7 @@ impl RunArgs {
             base: source.base.clone(),
             builds: self.builds.clone(),
             set: self.set.map(),
+            preview: self.preview.choice(is_embedded),
             ..CreateRun::new(source.repository.clone())
         }
     }

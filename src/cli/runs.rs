@@ -62,6 +62,6 @@ fn runs_table(runs: &[RunView]) -> String {
     table(["RUN", "PROJECT", "ENVIRONMENT", "COMMIT", "STATUS", "CREATED", "TIME"], rows)
 }
 
-fn short(commit: &CommitSha) -> String {
+pub(super) fn short(commit: &CommitSha) -> String {
     commit.as_str().chars().take(COMMIT_DIGITS).collect()
 }

@@ -73,7 +73,7 @@ impl SettingsArgs {
             None => Config::default(),
         };
         if let Some(registry) = &self.registry {
-            config.registry.url.clone_from(registry);
+            config.registry.url = Some(registry.clone());
         }
         if let Some(username) = &self.registry_username {
             config.registry.username = Some(username.clone());

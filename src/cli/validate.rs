@@ -1,14 +1,17 @@
 //! `stagely validate`: checks the `stagely.yaml` of a working tree.
 
+use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
 use serde::Serialize;
-use stagely_manifest::{Build, FILE_NAME, Manifest, Problem, Problems};
+use stagely_manifest::{
+    Build, FILE_NAME, Manifest, PreviewSource, Problem, Problems, WritableMount,
+};
 
-/// Checks the file `path` (or `stagely.yaml` in the folder `path`) and prints every problem to
+/// Checks the file `path` (or `stagely.yaml` in the folder `path`) and prints every problem and warning to
 /// standard output. Contexts, Dockerfiles and the compose file are looked up from the repository's root.
 ///
 /// The exit code is 0 for a valid file and 1 for a file with problems.
@@ -18,16 +21,41 @@ use stagely_manifest::{Build, FILE_NAME, Manifest, Problem, Problems};
 pub fn validate(path: Option<PathBuf>, json: bool) -> anyhow::Result<ExitCode> {
     let path = path.unwrap_or_else(|| PathBuf::from(FILE_NAME));
     let path = if path.is_dir() { path.join(FILE_NAME) } else { path };
-    let result = check(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let text = if json { json_text(&path, &result)? } else { result_text(&path, &result) };
+    let checked = check(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text = if json { json_text(&path, &checked)? } else { result_text(&path, &checked) };
     writeln!(io::stdout().lock(), "{text}")?;
-    Ok(if result.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if checked.result.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn check(path: &Path) -> io::Result<Result<Manifest, Problems>> {
+struct Checked {
+    result: Result<Manifest, Problems>,
+    warnings: Vec<String>,
+}
+
+fn check(path: &Path) -> io::Result<Checked> {
     let bytes = stagely_manifest::read_file(path)?;
     let root = repository_root(path)?;
-    Ok(stagely_manifest::validate(&path.display().to_string(), &bytes, &root))
+    let result = stagely_manifest::validate(&path.display().to_string(), &bytes, &root);
+    let warnings = result.as_ref().map(|manifest| mounts(manifest, &root)).unwrap_or_default();
+    Ok(Checked { result, warnings })
+}
+
+/// Warnings about folders of the repository that the services of the preview write to.
+fn mounts(manifest: &Manifest, root: &Path) -> Vec<String> {
+    let source = manifest.preview.as_ref().map(|preview| &preview.source);
+    let Some(PreviewSource::Compose { path, .. }) = source else { return Vec::new() };
+    let file = root.join(path);
+    let (Ok(text), Some(folder)) = (fs::read_to_string(&file), file.parent()) else {
+        return Vec::new();
+    };
+    let warning = |WritableMount { at, service, source }: WritableMount| {
+        format!(
+            "{path}:{}:{}: the service `{service}` can write to `{source}`, which is new with each deployment: what it \
+             writes there is lost with the next push; use a named volume, or mount it read-only with `:ro`",
+            at.line, at.column
+        )
+    };
+    stagely_manifest::writable_mounts(&text, folder).into_iter().map(warning).collect()
 }
 
 /// The nearest parent folder that contains `.git` (a file, in a linked worktree), or else the file's own
@@ -39,8 +67,8 @@ fn repository_root(path: &Path) -> io::Result<PathBuf> {
     Ok(root.unwrap_or(&folder).to_owned())
 }
 
-fn result_text(path: &Path, result: &Result<Manifest, Problems>) -> String {
-    match result {
+fn result_text(path: &Path, checked: &Checked) -> String {
+    match &checked.result {
         Ok(manifest) => {
             let builds = counted(manifest.builds.len(), "build");
             let jobs = manifest.builds.iter().map(Build::job_count).sum();
@@ -51,7 +79,9 @@ fn result_text(path: &Path, result: &Result<Manifest, Problems>) -> String {
                 format!(", {}", counted(jobs, "job"))
             };
             let preview = if manifest.preview.is_some() { ", a preview" } else { "" };
-            format!("{} is valid: {builds}{jobs}{preview}", path.display())
+            let valid = format!("{} is valid: {builds}{jobs}{preview}", path.display());
+            let warnings = checked.warnings.iter().map(|warning| format!("warning: {warning}"));
+            [valid].into_iter().chain(warnings).collect::<Vec<_>>().join("\n")
         }
         Err(problems) => problems.to_string(),
     }
@@ -69,21 +99,21 @@ struct ValidationView<'a> {
     problems: &'a [Problem],
     /// The number of further problems.
     more: usize,
+    warnings: &'a [String],
 }
 
-fn json_text(path: &Path, result: &Result<Manifest, Problems>) -> serde_json::Result<String> {
-    let (problems, more) = match result {
+fn json_text(path: &Path, checked: &Checked) -> serde_json::Result<String> {
+    let (problems, more) = match &checked.result {
         Ok(_) => (&[][..], 0),
         Err(problems) => (&problems.problems[..], problems.more),
     };
     let file = path.display().to_string();
-    serde_json::to_string_pretty(&ValidationView { file, valid: result.is_ok(), problems, more })
+    let (valid, warnings) = (checked.result.is_ok(), &*checked.warnings);
+    serde_json::to_string_pretty(&ValidationView { file, valid, problems, more, warnings })
 }
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
 
     /// `repo/.git`, `repo/api/Dockerfile`, and `stagely.yaml` in `repo/ci` with the context `api`.
@@ -132,9 +162,26 @@ mod tests {
                        repository";
         assert!(problem.ends_with(missing), "{problem}");
 
-        fs::write(folder.path().join("compose.yaml"), "services: {}\n").unwrap();
+        fs::write(folder.path().join("compose.yaml"), "services: {webb: {image: a}}\n").unwrap();
+        let problem = result_text(&path, &check(&path).unwrap());
+        let missing = "preview.endpoints.web.service: the compose file `compose.yaml` has no service \
+                       `web`; did you mean `webb`?";
+        assert!(problem.ends_with(missing), "{problem}");
+
+        fs::write(folder.path().join("compose.yaml"), "services: {web: {image: a}}\n").unwrap();
         let text = result_text(&path, &check(&path).unwrap());
         assert!(text.ends_with("is valid: 1 build, a preview"), "{text}");
+
+        let compose = "services: {web: {volumes: ['./data:/data']}}\n";
+        fs::write(folder.path().join("compose.yaml"), compose).unwrap();
+        let checked = check(&path).unwrap();
+        let text = result_text(&path, &checked);
+        let warning =
+            "a preview\nwarning: compose.yaml:1:28: the service `web` can write to `./data`";
+        assert!(text.contains(warning), "{text}");
+        let json: serde_json::Value =
+            serde_json::from_str(&json_text(&path, &checked).unwrap()).unwrap();
+        assert_eq!((&json["valid"], json["warnings"].as_array().unwrap().len()), (&true.into(), 1));
     }
 
     #[test]

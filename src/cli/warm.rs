@@ -50,7 +50,7 @@ pub async fn warm(arguments: WarmArgs) -> anyhow::Result<ExitCode> {
     };
     let core = arguments.start.core_with(arguments.start.named()?, is_known).await?;
     let fill = async |client: &Client| client.create_warm_up(project, &request).await;
-    arguments.start.carry_out(core, fill).await
+    arguments.start.carry_out(core, false, fill).await
 }
 
 fn schedule_text(warm_up: &WarmUpView) -> String {

@@ -21,7 +21,7 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, client_async_tls};
 use url::Url;
 
 use super::error::ClientError;
-use super::retry::retry;
+use super::retry::Waits;
 use crate::api::{BASE_PATH, ErrorBody};
 
 /// Core closes connections that are idle for 30 seconds. A request on one that is just being closed would fail.
@@ -47,6 +47,7 @@ pub(super) struct Connection {
     http: reqwest::Client,
     server: Url,
     token: SecretString,
+    pub(super) waits: Waits,
 }
 
 impl Connection {
@@ -61,7 +62,8 @@ impl Connection {
             detail: error.to_string(),
             status: None,
         })?;
-        Ok(Self { http, server, token })
+        let waits = Waits::new(server.clone(), |_| {});
+        Ok(Self { http, server, token, waits })
     }
 
     pub(super) const fn server(&self) -> &Url {
@@ -103,7 +105,10 @@ impl Connection {
     }
 
     pub(super) async fn send(&self, request: RequestBuilder) -> Result<Response, ClientError> {
-        let response = request.send().await.map_err(|error| self.unreachable(error))?;
+        let request = request.build().map_err(|error| self.unexpected(error.to_string()))?;
+        let limit = request.timeout().copied();
+        let response = self.waits.shown(limit, self.http.execute(request)).await;
+        let response = response.map_err(|error| self.unreachable(error))?;
         let status = response.status();
         if status.is_success() {
             return Ok(response);
@@ -130,13 +135,13 @@ impl Connection {
         ClientError::Unreachable { server: self.server.clone(), source: Box::new(source) }
     }
 
-    fn unexpected(&self, detail: String) -> ClientError {
+    pub(super) fn unexpected(&self, detail: String) -> ClientError {
         ClientError::UnexpectedResponse { server: self.server.clone(), detail, status: None }
     }
 
     /// Opens a WebSocket; repeats the attempt while core is away.
     pub(super) async fn dial(&self, path: &str) -> Result<Socket, ClientError> {
-        retry(|| self.dial_once(path)).await
+        self.waits.retry(|| self.dial_once(path)).await
     }
 
     async fn dial_once(&self, path: &str) -> Result<Socket, ClientError> {

@@ -3,13 +3,15 @@
 use std::time::Duration;
 
 use reqwest::Method;
-use stagely_state::ids::{JobId, RunId};
+use stagely_state::ids::{JobId, PreviewId, RunId};
 use tokio::time::{sleep, timeout};
 
 use super::connection::{Connection, REQUEST_LIMIT, Socket};
 use super::error::ClientError;
-use super::retry::retry;
-use crate::api::{FollowMessage, FollowedLine, JobStatus, JobView, LogRange, RunView};
+use crate::api::{
+    FollowMessage, FollowedLine, JobStatus, JobView, LogRange, PreviewLogRange, PreviewView,
+    RunView,
+};
 
 /// The wait before a closed connection is opened again, in case each one is closed at once.
 const REDIAL_WAIT: Duration = Duration::from_millis(100);
@@ -128,7 +130,7 @@ impl LogFollower {
     /// # Errors
     /// [`ClientError`]
     pub async fn end_with_stored(&mut self) -> Result<(), ClientError> {
-        let until = retry(async || {
+        let until = self.connection.waits.retry(async || {
             let stored_until = timeout(REQUEST_LIMIT, self.stored_until()).await;
             stored_until.map_err(|elapsed| self.connection.unreachable(elapsed))?
         });
@@ -157,6 +159,76 @@ impl LogFollower {
     fn position(&self) -> Position {
         (self.range.attempt, self.range.from.unwrap_or(0))
     }
+}
+
+/// Follows the log of a preview's services, also across restarts of core and new deployments. Returns each line once.
+#[derive(Debug)]
+pub struct ServiceLogFollower {
+    connection: Connection,
+    id: PreviewId,
+    /// The next lines to return.
+    range: PreviewLogRange,
+    /// Whether it ends with one deployment.
+    is_one: bool,
+    socket: Option<Socket>,
+    is_over: bool,
+}
+
+impl ServiceLogFollower {
+    pub(super) const fn new(connection: Connection, id: PreviewId, range: PreviewLogRange) -> Self {
+        let is_one = range.generation.is_some();
+        Self { connection, id, range, is_one, socket: None, is_over: false }
+    }
+
+    /// Returns the next lines; `None` after the end of the preview or of the wanted deployment. Cancel safe.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn next(&mut self) -> Result<Option<Vec<FollowedLine<'static>>>, ClientError> {
+        while !self.is_over {
+            let socket = if let Some(socket) = &mut self.socket {
+                socket
+            } else {
+                let query = query_of_services(&self.range);
+                let path = format!("previews/{}/logs/follow{query}", self.id);
+                self.socket.insert(self.connection.dial(&path).await?)
+            };
+            match self.connection.next(socket).await? {
+                Some(FollowMessage::Lines { attempt, first, lines }) => {
+                    let from = Some(first + lines.len() as u64);
+                    let generation = Some(attempt.into());
+                    self.range = PreviewLogRange { generation, from, tail: None };
+                    return Ok(Some(lines));
+                }
+                Some(FollowMessage::End { .. }) => self.is_over = true,
+                None => self.find_next().await?,
+            }
+        }
+        Ok(None)
+    }
+
+    /// The connection has ended: finds out where to go on.
+    async fn find_next(&mut self) -> Result<(), ClientError> {
+        self.socket = None;
+        sleep(REDIAL_WAIT).await;
+        let path = format!("previews/{}", self.id);
+        let get = || self.connection.get::<PreviewView>(&path);
+        let preview = self.connection.waits.retry(get).await?;
+        let followed = self.range.generation;
+        if preview.generation > followed && followed.is_some() {
+            self.is_over = self.is_one;
+            self.range = PreviewLogRange { generation: preview.generation, ..Default::default() };
+        }
+        self.is_over |= !preview.status.is_open();
+        Ok(())
+    }
+}
+
+fn query_of_services(range: &PreviewLogRange) -> String {
+    let parameters = [("generation", range.generation), ("from", range.from), ("tail", range.tail)];
+    let parameters = parameters.into_iter().filter_map(|(name, value)| Some((name, value?)));
+    let query: Vec<String> = parameters.map(|(name, value)| format!("{name}={value}")).collect();
+    if query.is_empty() { String::new() } else { format!("?{}", query.join("&")) }
 }
 
 fn query_of(range: &LogRange) -> String {

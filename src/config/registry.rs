@@ -10,12 +10,16 @@ use serde::Deserialize;
 use super::error::ConfigError;
 use super::secrets::read_secret;
 
+/// The registry of a core that is given none.
+const DEFAULT_URL: &str = "127.0.0.1:5000";
+
 /// The `[registry]` table.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct RegistryConfig {
-    /// Host and port, and optionally a path for the images. Default: `127.0.0.1:5000`.
-    pub url: String,
+    /// Host and port, and optionally a path for the images. Default: `127.0.0.1:5000`, and in `stagely run` a registry
+    /// that the command starts.
+    pub url: Option<String>,
     /// The user. Default: none; core does not log in.
     pub username: Option<String>,
     /// A file with the user's password, read for each job. Default: none.
@@ -25,21 +29,15 @@ pub struct RegistryConfig {
     pub insecure: bool,
 }
 
-impl Default for RegistryConfig {
-    fn default() -> Self {
-        Self {
-            url: "127.0.0.1:5000".to_owned(),
-            username: None,
-            password_file: None,
-            insecure: false,
-        }
-    }
-}
-
 impl RegistryConfig {
+    /// Host and port, and the path if there is one.
+    pub fn url(&self) -> &str {
+        self.url.as_deref().unwrap_or(DEFAULT_URL)
+    }
+
     /// Host and port, without the path.
     pub fn host(&self) -> &str {
-        self.url.split_once('/').map_or(&*self.url, |(host, _)| host)
+        self.url().split_once('/').map_or(self.url(), |(host, _)| host)
     }
 
     /// Reads the password; `None` if no user is configured.
@@ -61,7 +59,7 @@ impl RegistryConfig {
 
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         // Checked here, so that a wrong registry does not fail the first build.
-        check_registry(&self.url)
+        check_registry(self.url())
             .map_err(|problem| ConfigError::Value { key: "registry.url", problem })
     }
 }

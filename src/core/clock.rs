@@ -14,5 +14,10 @@ pub fn now() -> Timestamp {
 
 /// Makes a new id from the clock and the system's randomness.
 pub fn new_id<I: Id>() -> I {
-    I::from_bits(Ulid::generate().0)
+    I::from_bits(new_bits())
+}
+
+/// The bits of a new id.
+pub fn new_bits() -> u128 {
+    Ulid::generate().0
 }

@@ -1,4 +1,4 @@
-//! The data folder: opens its databases and its key, and empties its folder for checkouts.
+//! The data folder: opens its databases, its key and its archives, and empties its folder for checkouts.
 
 mod binding;
 
@@ -9,6 +9,7 @@ use std::{fs, io};
 use anyhow::Context as _;
 use tokio::task::spawn_blocking;
 
+use super::blobs::BlobStore;
 use super::logs::{LogSettings, LogStore};
 use super::secrets::keyring::Keyring;
 use super::store::{Store, StoreContents, StoreError};
@@ -19,6 +20,9 @@ use self::binding::{Binding, BindingError};
 pub(super) const RECORDS_FILE: &str = "core.redb";
 pub(super) const LOGS_FILE: &str = "logs.redb";
 const KEY_FILE: &str = "secrets.key";
+
+/// The folder of previews' archives.
+const ARCHIVES: &str = "archives";
 
 /// The folder of short-lived checkouts. It is emptied at every start.
 const SCRATCH: &str = "scratch";
@@ -41,6 +45,7 @@ pub(super) struct DataFolder {
     pub(super) contents: StoreContents,
     pub(super) logs: LogStore,
     pub(super) keyring: Keyring,
+    pub(super) archives: BlobStore,
 }
 
 impl DataFolder {
@@ -79,7 +84,9 @@ impl DataFolder {
             .with_context(|| format!("cannot open the logs in {}", path.display()))?;
         let keyring = Keyring::open(&path.join(KEY_FILE))
             .with_context(|| format!("cannot open the key in {}", path.display()))?;
-        Ok(Self { path, store, contents, logs, keyring })
+        let archives = BlobStore::open(path.join(ARCHIVES))
+            .with_context(|| format!("cannot open the archives in {}", path.display()))?;
+        Ok(Self { path, store, contents, logs, keyring, archives })
     }
 
     pub(super) fn scratch(&self) -> PathBuf {
@@ -95,7 +102,7 @@ fn check_not_lost(folder: &Path, records: &Path) -> Result<(), StoreError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => "the file is missing",
         _ => return Ok(()),
     };
-    let others = [binding::FILE, LOGS_FILE, KEY_FILE];
+    let others = [binding::FILE, LOGS_FILE, KEY_FILE, ARCHIVES];
     if others.iter().any(|name| folder.join(name).exists()) {
         return Err(StoreError::lost(records, what));
     }

@@ -50,6 +50,13 @@ impl DiskGuard {
         self.require(reserve_mib(self.min_mib)).await
     }
 
+    /// The bytes that work under way may use at most.
+    pub(crate) async fn free_above_reserve(&self) -> u64 {
+        let folder = self.folder.clone();
+        let free = spawn_blocking(move || free_bytes(&folder)).await.ok().flatten();
+        free.map_or(u64::MAX, |free| free.saturating_sub(reserve_mib(self.min_mib) << 20))
+    }
+
     async fn require(&self, required_mib: u64) -> Result<(), DiskNearlyFull> {
         let folder = self.folder.clone();
         let free = spawn_blocking(move || free_bytes(&folder)).await;
@@ -106,6 +113,8 @@ mod tests {
         assert!(between.check().await.is_err());
         between.check_reserve().await.unwrap();
 
+        assert_eq!(guard(free_mib * 4).free_above_reserve().await, 0);
+        assert!(guard(free_mib).free_above_reserve().await > 0);
         let error = guard(free_mib * 4).check_reserve().await.unwrap_err().to_string();
         assert!(error.contains(&format!("asks for {}", free_mib * 4)), "{error}");
     }

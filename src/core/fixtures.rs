@@ -5,11 +5,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use stagely_protocol::{Arch, Digest, Platform};
+use stagely_protocol::{Arch, BuildArgs, Digest, Platform, Submodules};
 use stagely_provider::{CertificateAuthorities, Providers};
 use stagely_state::ids::{JobId, MachineId, RunId};
 use stagely_state::{
-    Job, JobKind, Machine, MachineKind, MachineState, PlannedJob, State, Timestamp,
+    Access, Deployment, Job, JobKind, Machine, MachineKind, MachineState, PlannedJob,
+    PreviewSettings, State, Timestamp, UsedImage,
 };
 
 use tokio::task::JoinHandle;
@@ -18,14 +19,15 @@ use tokio_util::sync::CancellationToken;
 use super::binaries::Binaries;
 use super::disk::DiskGuard;
 use super::effects::{
-    Assigner, Cleaner, CloneTokens, CommandChecker, Effects, InterruptedReads, Launcher, Planner,
-    Reporter, RepositoryReader, Tagger, Terminator,
+    Assigner, Cleaner, CloneTokens, CommandChecker, EditedFiles, Effects, InterruptedWork,
+    Launcher, Planner, Reporter, RepositoryReader, Tagger, Terminator,
 };
 use super::github::Github;
 use super::github::report::queue::ReportQueue;
 use super::history::History;
 use super::logs::{LogSettings, LogStore};
 use super::orchestrator::{self, Events, Orchestrator};
+use super::previews::{PreviewHosts, PreviewLinks};
 use super::records::{Records, SharedRecords};
 use super::registry::Registry;
 use super::secrets::SecretStore;
@@ -46,6 +48,32 @@ pub(super) fn job(id: u128, run: u128, variant: &str, platform: &str) -> Job {
     let kind = JobKind::build(platform, image);
     let planned = PlannedJob::new(JobId::from_bits(id), variant, kind, Duration::from_mins(30));
     Job { attempt: 1, ..Job::queued(planned, RunId::from_bits(run), Timestamp(0)) }
+}
+
+/// A deployment of one image, without endpoints.
+pub(super) fn deployment() -> Deployment {
+    let image = format!("r/shop/pr-7@{}", digest()).parse().unwrap();
+    Deployment {
+        compose: None,
+        images: BTreeMap::from([("app".to_owned(), UsedImage::Image { image })]),
+        default_images: BTreeMap::new(),
+        endpoints: Vec::new(),
+        env: BuildArgs::default(),
+        submodules: Submodules::default(),
+        secrets: Vec::new(),
+        migrate: None,
+        seed: None,
+        fresh: false,
+        reset_when: Vec::new(),
+        disk_gib: 20,
+        settings: PreviewSettings {
+            on_request: false,
+            access: Access::Link,
+            public_paths: Vec::new(),
+            sleep_after: None,
+            ttl: Duration::from_hours(1),
+        },
+    }
 }
 
 /// A registered machine that has nothing to do.
@@ -100,12 +128,14 @@ pub(super) fn effects(
     let (sessions, providers) = (Sessions::default(), Providers::default());
     let disk = DiskGuard::new(folder.to_owned(), 0);
     let history = History::new(records.clone(), store.clone());
-    let interrupted = InterruptedReads::new(store.clone(), BTreeMap::new());
+    let interrupted = InterruptedWork::new(store.clone(), BTreeMap::new());
+    let reader = Arc::new(RepositoryReader::new(folder, disk.clone()));
     Effects {
         records: records.clone(),
+        interrupted: interrupted.clone(),
         planner: Planner::new(
             &config,
-            RepositoryReader::new(folder, interrupted),
+            Arc::clone(&reader),
             &records,
             &secrets,
             &github,
@@ -126,6 +156,8 @@ pub(super) fn effects(
             history: history.clone(),
             registry: Arc::clone(&registry),
             clone_tokens,
+            edited_files: EditedFiles { reader, interrupted: interrupted.clone() },
+            allow_privileged: config.previews.allow_privileged,
         },
         tagger: Tagger { records: records.clone(), registry: Arc::clone(&registry) },
         cleaner: Cleaner { records: records.clone(), registry },
@@ -138,9 +170,11 @@ pub(super) fn effects(
             config: Arc::clone(&config),
             logs: LogStore::open(&folder.join("effects-logs.redb"), log_settings).unwrap(),
             github,
+            links: PreviewLinks::new(PreviewHosts::new(&config), secrets.clone()),
             queue: ReportQueue::new(&records),
             records: records.clone(),
         },
+        archive_bytes_max: config.previews.archive_max.0,
         launcher: Launcher {
             config,
             records,

@@ -12,6 +12,7 @@ mod payload;
 
 pub use client::Github;
 pub use client::deliveries::{DeliveryContent, FailedDelivery};
+pub use client::deployments::NewDeployment;
 pub use client::error::GithubError;
 pub use client::limits::GithubHealth;
 pub use client::repository::Permission;

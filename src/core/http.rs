@@ -3,19 +3,25 @@
 mod agents;
 mod auth;
 mod binaries;
+mod client_body;
 mod connections;
 mod environments;
 mod error;
 mod extract;
 mod front;
 mod github;
+mod half_closed;
 mod jobs;
+mod log_streams;
 mod machines;
 mod paced_stream;
 mod pages;
+mod preview_exec;
 mod previews;
+mod previews_api;
 mod projects;
 mod runs;
+mod secrets;
 mod server;
 mod sweep;
 mod tokens;
@@ -26,8 +32,10 @@ mod websockets;
 
 use std::sync::Arc;
 
+use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
 use axum::routing::get;
 use utoipa::OpenApi;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
@@ -40,19 +48,22 @@ use super::history::History;
 use super::intake::Intake;
 use super::logs::LogStore;
 use super::orchestrator::Events;
-use super::records::SharedRecords;
+use super::previews::{PreviewActivity, PreviewLinks, PreviewReports};
+use super::records::{Records, SharedRecords};
 use super::secrets::SecretStore;
 use super::sweep::Sweeps;
-use crate::api::BASE_PATH;
+use crate::api::{BASE_PATH, Role};
 use crate::config::Config;
 
 use error::ApiError;
 use extract::{ApiJson, ApiPath, ApiQuery};
 use front::Front;
+use views::Previews;
 
 pub(crate) use agents::AgentEndpoint;
 pub(crate) use auth::{ApiTokens, admin_token};
 pub(crate) use github::GithubStatus;
+pub(crate) use log_streams::LogReaders;
 pub(crate) use previews::{PreviewParts, PreviewProxy, Tunnels};
 pub(crate) use server::Server;
 pub(crate) use webhooks::WebhookEndpoint;
@@ -70,12 +81,29 @@ pub(crate) struct ApiState {
     pub(crate) events: Events,
     pub(crate) intake: Intake,
     pub(crate) logs: LogStore,
+    pub(crate) log_readers: LogReaders,
     pub(crate) secrets: SecretStore,
     pub(crate) tokens: ApiTokens,
     pub(crate) disk: DiskGuard,
     pub(crate) github: GithubStatus,
     pub(crate) sweeps: Sweeps,
+    pub(crate) preview_links: PreviewLinks,
+    pub(crate) preview_reports: PreviewReports,
+    pub(crate) preview_activity: PreviewActivity,
+    pub(crate) tunnels: Tunnels,
     pub(crate) sockets: WebSockets,
+}
+
+impl ApiState {
+    /// The previews in `records` as somebody with a token of this role may see them.
+    fn previews<'a>(&'a self, records: &'a Records, role: Option<Role>) -> Previews<'a> {
+        Previews {
+            records,
+            links: &self.preview_links,
+            reports: &self.preview_reports,
+            with_keys: role >= Some(Role::Write),
+        }
+    }
 }
 
 /// The endpoints, each with the parts that it uses.
@@ -129,8 +157,19 @@ fn front(endpoints: Endpoints) -> Front {
                 .routes(routes!(environments::list))
                 .routes(routes!(environments::close))
                 .routes(routes!(environments::rebuild))
+                .routes(routes!(previews_api::list))
+                .routes(routes!(previews_api::get, previews_api::end))
+                .routes(routes!(previews_api::sleep))
+                .routes(routes!(previews_api::wake))
+                .routes(routes!(previews_api::reset))
+                .routes(routes!(previews_api::extend))
+                .routes(routes!(previews_api::logs))
+                .routes(routes!(previews_api::follow))
+                .routes(routes!(preview_exec::exec))
                 .routes(routes!(projects::list, projects::add))
                 .routes(routes!(projects::remove))
+                .routes(routes!(secrets::list))
+                .routes(routes!(secrets::set, secrets::remove))
                 .routes(routes!(github::get))
                 .merge(OpenApiRouter::new().routes(routes!(webhooks::take)).with_state(webhooks))
                 .routes(routes!(warm_ups::create))
@@ -139,8 +178,11 @@ fn front(endpoints: Endpoints) -> Front {
         )
         .merge(OpenApiRouter::new().routes(routes!(binaries::get)).with_state(binaries))
         .split_for_parts();
+    // As text, which takes a tenth of the memory.
+    let description = Bytes::from(description.to_json().expect("its keys are strings"));
+    let describe = async move || ([(CONTENT_TYPE, "application/json")], description);
     let router = documented
-        .route(&format!("{BASE_PATH}/openapi.json"), get(async move || axum::Json(description)))
+        .route(&format!("{BASE_PATH}/openapi.json"), get(describe))
         .merge(agents.router())
         .merge(previews.router())
         .merge(pages::router())

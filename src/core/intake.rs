@@ -195,6 +195,7 @@ const fn meaning(event: &Event) -> &'static str {
         Event::HeadMoved { .. } => "a run of this commit, if it is news",
         Event::PullRequestClosed { .. } => "the end of its environment",
         Event::CommandGiven { .. } => "a command, if its author may give it",
+        Event::PreviewLabelRemoved { .. } => "the end of a preview that depends on the label",
         _ => "stored",
     }
 }

@@ -1,22 +1,25 @@
-//! The logs of jobs in redb: compressed chunks, keyed by job, attempt and first line.
+//! The logs of jobs, and of the services of previews, in redb: compressed chunks, keyed by attempt or deployment, and first
+//! line.
 //!
 //! Callers compress. One writer thread commits all waiting batches as one group, and then acknowledges them. Measured
 //! on 2 cores with 100-byte lines: a row a line costs 135 bytes and 5,000 to 500,000 lines/s; compressed chunks of
 //! batches 17 bytes and 1.5 million lines/s.
 
 mod chunk;
+mod id;
 mod live;
 mod tables;
 mod text;
 mod writer;
 
+use std::collections::BTreeSet;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use stagely_protocol::{ErrorChain, LogLine, Stream};
-use stagely_state::Attempt;
-use stagely_state::ids::JobId;
+use stagely_state::ids::{JobId, PreviewId};
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_blocking;
@@ -24,17 +27,21 @@ use tracing::error;
 
 use self::chunk::Chunk;
 use self::live::Followed;
-use self::tables::Tables;
+use self::tables::{LogKey, Tables};
 use self::writer::{AppendCommand, Command, Writer};
 use super::damage::DamagedDatabase;
 use super::disk::reserve_mib;
 use crate::config::Config;
 
+pub use id::LogId;
 pub use live::{LiveLines, NewLines};
 pub(crate) use text::{is_hidden, readable};
 
 /// Most commands that wait for the writer. Then appenders wait, and so do their agents.
 const WAITING_MAX: usize = 256;
+
+/// The most stored text of the services of a preview since a deployment, in bytes. The oldest lines are dropped.
+pub const SERVICES_BYTES_MAX: u64 = 16 << 20;
 
 #[derive(Clone, Copy, Debug)]
 pub struct LogSettings {
@@ -63,8 +70,8 @@ pub enum LogError {
     #[error("the log database failed")]
     Database(#[source] Box<redb::Error>),
     /// A stored chunk cannot be read.
-    #[error("a stored chunk of the log of {job} is damaged")]
-    Damaged { job: JobId },
+    #[error("a stored chunk of the log {log} is damaged")]
+    Damaged { log: LogId },
     #[error("the log database cannot be used")]
     DamagedFile(#[source] DamagedDatabase),
     /// The store was closed.
@@ -163,14 +170,15 @@ impl LogStore {
     /// [`AppendError::NotStored`] when the store is closed.
     pub async fn append(
         &self,
-        attempt: Attempt,
+        log: impl Into<LogId>,
         first: Option<u64>,
         lines: &[LogLine<'_>],
     ) -> Result<Receipt, AppendError> {
+        let log = log.into();
         let (stored, receipt) = oneshot::channel();
         let chunks = Chunk::several_of(lines);
-        let message = self.followed.encode(attempt, first, lines);
-        let command = Command::Append(AppendCommand { attempt, first, chunks, message, stored });
+        let message = self.followed.encode(log, first, lines);
+        let command = Command::Append(AppendCommand { log, first, chunks, message, stored });
         let closed = |_| AppendError::NotStored("the log store is closed".into());
         self.writer.send(command).await.map_err(closed)?;
         Ok(Receipt(receipt))
@@ -180,9 +188,9 @@ impl LogStore {
     ///
     /// # Errors
     /// [`AppendError::NotStored`] when the database cannot be read.
-    pub async fn next_line(&self, attempt: Attempt) -> Result<u64, AppendError> {
-        let tables = self.tables.clone();
-        let extent = spawn_blocking(move || tables.checked(|tables| tables.extent(attempt))).await;
+    pub async fn next_line(&self, log: impl Into<LogId>) -> Result<u64, AppendError> {
+        let (tables, log) = (self.tables.clone(), log.into());
+        let extent = spawn_blocking(move || tables.checked(|tables| tables.extent(log))).await;
         match extent {
             Ok(Ok(extent)) => Ok(extent.next_line),
             Ok(Err(error)) => Err(AppendError::NotStored(ErrorChain(&error).to_string())),
@@ -190,19 +198,19 @@ impl LogStore {
         }
     }
 
-    /// Reads at most about `lines_max` lines or half a megabyte of text from line `from` on. Empty at the end of the
-    /// log.
+    /// Reads at most about `lines_max` lines or half a megabyte of text from line `from` on, or from the first one that
+    /// is still there. Empty at the end of the log. Also returns the number of the first of them.
     ///
     /// # Errors
     /// [`LogError`].
     pub async fn read(
         &self,
-        attempt: Attempt,
+        log: impl Into<LogId>,
         from: u64,
         lines_max: usize,
-    ) -> Result<Vec<StoredLine>, LogError> {
-        let tables = self.tables.clone();
-        spawn_blocking(move || tables.checked(|tables| tables.read(attempt, from, lines_max)))
+    ) -> Result<(u64, Vec<StoredLine>), LogError> {
+        let (tables, log) = (self.tables.clone(), log.into());
+        spawn_blocking(move || tables.checked(|tables| tables.read(log, from, lines_max)))
             .await
             .unwrap_or(Err(LogError::Closed))
     }
@@ -214,18 +222,18 @@ impl LogStore {
     /// [`LogError`].
     pub async fn tail(
         &self,
-        attempt: Attempt,
+        log: impl Into<LogId>,
         lines_max: usize,
     ) -> Result<(u64, Vec<StoredLine>), LogError> {
-        let tables = self.tables.clone();
-        spawn_blocking(move || tables.checked(|tables| tables.tail(attempt, lines_max)))
+        let (tables, log) = (self.tables.clone(), log.into());
+        spawn_blocking(move || tables.checked(|tables| tables.tail(log, lines_max)))
             .await
             .unwrap_or(Err(LogError::Closed))
     }
 
     /// Notifies of lines that are stored after this call. Callers read earlier lines after it.
-    pub fn follow(&self, attempt: Attempt) -> LiveLines {
-        self.followed.follow(attempt)
+    pub fn follow(&self, log: impl Into<LogId>) -> LiveLines {
+        self.followed.follow(log.into())
     }
 
     /// Deletes the logs of all attempts of `jobs`, in small transactions.
@@ -234,12 +242,39 @@ impl LogStore {
     /// [`LogError`].
     pub async fn forget(&self, jobs: &[JobId]) -> Result<(), LogError> {
         for job in jobs {
-            let (done, forgotten) = oneshot::channel();
-            let command = Command::Forget { job: *job, done };
-            self.writer.send(command).await.map_err(|_| LogError::Closed)?;
-            forgotten.await.map_err(|_| LogError::Closed)??;
+            self.forget_logs(LogId::of_job(*job)).await?;
         }
         Ok(())
+    }
+
+    /// Deletes the logs of the services of `preview` before those of a deployment.
+    ///
+    /// # Errors
+    /// [`LogError`].
+    pub async fn forget_services(
+        &self,
+        preview: PreviewId,
+        generation: u64,
+    ) -> Result<(), LogError> {
+        self.forget_logs(LogId::of_services_before(preview, generation)).await
+    }
+
+    /// The previews that have logs.
+    ///
+    /// # Errors
+    /// [`LogError`].
+    pub async fn logged_previews(&self) -> Result<BTreeSet<PreviewId>, LogError> {
+        let tables = self.tables.clone();
+        spawn_blocking(move || tables.checked(Tables::previews))
+            .await
+            .unwrap_or(Err(LogError::Closed))
+    }
+
+    async fn forget_logs(&self, keys: Range<LogKey>) -> Result<(), LogError> {
+        let (done, forgotten) = oneshot::channel();
+        let command = Command::Forget { keys, done };
+        self.writer.send(command).await.map_err(|_| LogError::Closed)?;
+        forgotten.await.map_err(|_| LogError::Closed)?
     }
 }
 

@@ -10,18 +10,20 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use stagely_protocol::{ErrorChain, Fingerprint};
-use stagely_state::ids::{MachineId, RunId};
-use stagely_state::{Changes, Effect, Ended, Event, FingerprintChange, State};
+use stagely_state::ids::{PreviewId, RunId};
+use stagely_state::{
+    Changes, Effect, EffectId, Ended, Event, FingerprintChange, PreviewState, Run, State,
+};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinError, JoinSet, spawn_blocking};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
-use super::clock::{new_id, now};
-use super::effects::Effects;
+use super::clock::{new_bits, now};
+use super::effects::{Effects, Verdict};
 use super::records::SharedRecords;
 use super::secrets::SecretStore;
-use super::store::{Batch, RecordTable, Store};
+use super::store::{Batch, RecordTable, Store, Work};
 
 /// Most events that wait, so a burst of 1,000 webhooks fits. The senders of further events wait.
 const INBOX_EVENTS: usize = 1_024;
@@ -161,11 +163,21 @@ impl Orchestrator {
         }
     }
 
-    /// Starts the effects that the former process has not completed.
+    /// Starts the effects that the former process has not completed, and gives up those that have killed it too often.
     async fn start(&mut self) -> anyhow::Result<()> {
-        let outbox: Vec<Effect> = self.state.outbox.values().cloned().collect();
+        let outbox = self.state.outbox.clone();
         self.take_event(Event::CoreStarted).await?;
-        self.spawn(outbox);
+        for (id, effect) in outbox {
+            let verdict = self.effects.interrupted.verdict(Work::Effect(id));
+            match (verdict, self.effects.given_up(&effect)) {
+                (Verdict::Begins, _) | (_, None) => self.spawn(vec![effect]),
+                (Verdict::BeginsAlone, Some(_)) => self.spawn_alone(id, effect),
+                (Verdict::GivenUp, Some(event)) => {
+                    error!(?effect, "given up, because core was killed during it again and again");
+                    self.take_event(event).await?;
+                }
+            }
+        }
         Ok(())
     }
 
@@ -193,7 +205,7 @@ impl Orchestrator {
         for input in inputs {
             debug!(event = ?input.event, "step");
             recalled.extend(self.recall_for(&input.event).await?);
-            let outcome = self.state.step(input.event, now, &mut new_id::<MachineId>);
+            let outcome = self.state.step(input.event, now, &mut new_bits);
             for anomaly in &outcome.anomalies {
                 error!(%anomaly, count = self.state.anomalies, "an event does not apply to a record");
             }
@@ -204,11 +216,18 @@ impl Orchestrator {
         let ended = self.state.take_ended();
         let changes = self.state.take_changes();
         self.fill(&mut batch, &changes);
+        let shown = self.shown_runs(&changes, &ended);
         batch.recall(recalled);
         batch.end(ended);
         if !batch.is_empty() {
-            let store = self.store.clone();
-            spawn_blocking(move || store.commit(&batch))
+            let (store, secrets) = (self.store.clone(), self.secrets.clone());
+            let commit = move || {
+                for (run, preview) in shown {
+                    secrets.keep_clone_token(&mut batch, run, preview)?;
+                }
+                store.commit(&batch)
+            };
+            spawn_blocking(commit)
                 .await?
                 .inspect_err(|error| error!(error = %ErrorChain(error), "a transaction failed"))
                 .context(
@@ -270,12 +289,27 @@ impl Orchestrator {
                 batch.machine_tokens(*id, None);
             }
         }
+        for id in &changes.previews {
+            let preview = state.previews.get(id);
+            batch.record(RecordTable::Previews, id.bits(), preview);
+            if preview.is_none_or(|preview| preview.state.is_over()) {
+                batch.preview_secrets(*id, None);
+            }
+        }
         for id in &changes.deliveries {
             batch.delivery(*id, state.deliveries.get(id));
         }
         for id in &changes.outbox {
             batch.effect(*id, state.outbox.get(id));
         }
+    }
+
+    /// The changed runs that have ended and whose images a preview shows. Those of `left` have just left the state.
+    fn shown_runs(&self, changes: &Changes, left: &Ended) -> Vec<(RunId, PreviewId)> {
+        let runs = changes.runs.iter().filter_map(|id| self.state.runs.get(id));
+        let runs = runs.chain(left.runs.iter().map(|ended| &ended.run));
+        let ended = runs.filter(|run| run.state.is_final());
+        ended.filter_map(|run| Some((run.id, shown_by(&self.state, left, run)?))).collect()
     }
 
     /// Shows the committed records to readers.
@@ -297,6 +331,14 @@ impl Orchestrator {
             let performer = Arc::clone(&self.effects);
             self.running.spawn(async move { performer.perform(effect).await });
         }
+    }
+
+    fn spawn_alone(&mut self, id: EffectId, effect: Effect) {
+        let performer = Arc::clone(&self.effects);
+        self.running.spawn(async move {
+            let interrupted = performer.interrupted.clone();
+            interrupted.alone(Work::Effect(id), performer.perform(effect)).await
+        });
     }
 
     fn wake_at(&self) -> Option<Duration> {
@@ -338,3 +380,18 @@ fn attach(batch: &mut Batch, attached: Option<Attached>, changes: &[FingerprintC
 
 #[cfg(test)]
 mod tests;
+
+/// The preview that shows the images of `run`, or would show them if its first deployment had not failed: both may be
+/// deployed again.
+fn shown_by(state: &State, left: &Ended, run: &Run) -> Option<PreviewId> {
+    let preview = state.preview_of(run.environment).filter(|_| !run.trigger.is_for_preview())?;
+    let shown = match (&preview.shown, preview.state) {
+        (Some(shown), _) => shown.run,
+        (None, PreviewState::Failed { job }) => {
+            let mut of_left = left.runs.iter().flat_map(|ended| &ended.jobs);
+            state.jobs.get(&job).or_else(|| of_left.find(|left| left.id == job))?.run
+        }
+        (None, _) => return None,
+    };
+    (shown == run.id).then_some(preview.id)
+}

@@ -1,6 +1,7 @@
 //! Turns one `stagely.yaml` into build jobs, one for each platform and variant, and the merge jobs that wait for
 //! them.
 
+mod preview;
 mod references;
 mod skip;
 
@@ -18,6 +19,7 @@ use stagely_state::{
 };
 use thiserror::Error;
 
+pub use self::preview::PreviewContext;
 use self::references::{CACHE_REPOSITORY, References};
 use self::skip::{Selection, dependencies, select, stand_ins};
 
@@ -50,6 +52,7 @@ pub struct PlanContext<'a> {
     pub good_images: &'a BTreeMap<VariantName, GoodImage>,
     /// Builds whose `paths` are unchanged since this base are skipped. `None`: no build is skipped for its paths.
     pub base: Option<&'a Base>,
+    pub preview: PreviewContext<'a>,
 }
 
 /// The base with which a run's commit is compared.
@@ -95,14 +98,21 @@ pub enum PlanError {
     /// The configured registry cannot be part of an image reference.
     #[error("the registry's name is wrong: {0}")]
     BadRegistry(#[from] InvalidValue),
+    /// No machine runs all images of the preview.
+    #[error(
+        "the images of `preview` have no platform in common: add a platform to one of {}",
+        listed(words(builds))
+    )]
+    NoCommonPlatform { builds: Vec<String> },
 }
 
 impl PlanError {
     pub const fn reason(&self) -> FailureReason {
         match self {
-            Self::UnknownBuilds { .. } | Self::BadName { .. } | Self::ReservedName => {
-                FailureReason::Manifest
-            }
+            Self::UnknownBuilds { .. }
+            | Self::BadName { .. }
+            | Self::ReservedName
+            | Self::NoCommonPlatform { .. } => FailureReason::Manifest,
             Self::BadRegistry(_) => FailureReason::Internal,
         }
     }
@@ -146,6 +156,7 @@ pub fn plan(
             planner.add_variant(build, variant)?;
         }
     }
+    planner.add_preview()?;
     Ok(planner.plan)
 }
 
@@ -309,16 +320,20 @@ impl<'a> Planner<'a> {
 }
 
 fn build_args(build: &Build, variant: &Variant, context: &PlanContext<'_>) -> BuildArgs {
-    let value = |variable: &Variable| match variable {
+    let value = |variable: &Variable| value_of(context, *variable);
+    let filled = |(name, template): (&String, &Template)| (name.clone(), template.fill(value));
+    let of_matrix = variant.values.clone();
+    BuildArgs(build.build_args.iter().map(filled).chain(of_matrix).collect())
+}
+
+fn value_of(context: &PlanContext<'_>, variable: Variable) -> String {
+    match variable {
         Variable::CommitHash => context.commit.to_string(),
         Variable::Branch => context.branch.unwrap_or_default().to_owned(),
         Variable::PrNumber => context.pull_request.map(|n| n.to_string()).unwrap_or_default(),
         Variable::ProjectId => context.project.id.to_string(),
         Variable::StagelyHash => stagely_hash(context),
-    };
-    let filled = |(name, template): (&String, &Template)| (name.clone(), template.fill(value));
-    let of_matrix = variant.values.clone();
-    BuildArgs(build.build_args.iter().map(filled).chain(of_matrix).collect())
+    }
 }
 
 /// The first 12 hexadecimal digits of the SHA-256 over project id, environment name and commit, each followed by a

@@ -5,12 +5,13 @@
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::mem;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-use stagely_state::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId};
+use stagely_state::ids::{EnvironmentId, JobId, MachineId, PreviewId, ProjectId, RunId};
 use stagely_state::{
-    Attempt, Changes, DeliveryId, EndedRun, Environment, Job, JobKind, JobState, Machine, Project,
-    QueueReason, QueuedJob, Run, State, Timestamp,
+    Attempt, Changes, DeliveryId, EndedRun, Environment, Job, JobKind, JobState, Machine, Preview,
+    Project, QueueReason, QueuedJob, Run, State, Timestamp,
 };
 use tokio::sync::watch;
 
@@ -30,9 +31,12 @@ pub struct Records {
     /// The jobs of each run, in the order of the plan.
     pub run_jobs: BTreeMap<RunId, Vec<JobId>>,
     pub machines: BTreeMap<MachineId, Machine>,
-    /// The machines that are not terminated, each with the run that it was launched for.
+    pub previews: BTreeMap<PreviewId, Preview>,
+    /// The previews that have changed since their follower last looked.
+    changed_previews: BTreeSet<PreviewId>,
+    /// The machines that are not terminated, each with the run that it was launched for; `None` if it serves a preview.
     pub live: BTreeMap<MachineId, Option<RunId>>,
-    /// The number of live machines of each run that has some.
+    /// The number of live machines of each run that has some, without those that serve previews.
     pub live_of_run: BTreeMap<RunId, usize>,
     /// The arrival of each of GitHub's deliveries, while GitHub may repeat it.
     pub deliveries: BTreeMap<DeliveryId, Timestamp>,
@@ -53,6 +57,7 @@ impl Records {
             runs: state.runs.keys().copied().collect(),
             jobs: state.jobs.keys().copied().collect(),
             machines: state.machines.keys().copied().collect(),
+            previews: state.previews.keys().copied().collect(),
             deliveries: state.deliveries.keys().copied().collect(),
             ..Changes::default()
         };
@@ -68,6 +73,8 @@ impl Records {
         copy(&mut self.runs, &state.runs, &changes.runs);
         copy(&mut self.machines, &state.machines, &changes.machines);
         copy(&mut self.jobs, &state.jobs, &changes.jobs);
+        copy(&mut self.previews, &state.previews, &changes.previews);
+        self.changed_previews.extend(&changes.previews);
         copy(&mut self.deliveries, &state.deliveries, &changes.deliveries);
         for id in &changes.machines {
             self.update_live(*id);
@@ -88,18 +95,25 @@ impl Records {
     }
 
     fn update_live(&mut self, id: MachineId) {
-        let is_live = self.machines.get(&id).is_some_and(|machine| !machine.state.is_terminated());
-        if is_live == self.live.contains_key(&id) {
+        let before = self.live.get(&id).copied();
+        let machine = self.machines.get(&id).filter(|machine| !machine.state.is_terminated());
+        let after = machine.map(|machine| match before {
+            // It does not end with its run.
+            _ if machine.serves.is_some() => None,
+            Some(run) => run,
+            None => Some(self.jobs.get(&machine.requested_for?)?.run),
+        });
+        if before == after {
             return;
         }
-        if is_live {
-            let job = self.machines.get(&id).and_then(|machine| machine.requested_for);
-            let run = job.and_then(|job| self.jobs.get(&job)).map(|job| job.run);
-            self.live.insert(id, run);
-            if let Some(run) = run {
-                *self.live_of_run.entry(run).or_default() += 1;
-            }
-        } else if let Some(Some(run)) = self.live.remove(&id)
+        match after {
+            Some(run) => self.live.insert(id, run),
+            None => self.live.remove(&id),
+        };
+        if let Some(Some(run)) = after {
+            *self.live_of_run.entry(run).or_default() += 1;
+        }
+        if let Some(Some(run)) = before
             && let Entry::Occupied(mut count) = self.live_of_run.entry(run)
         {
             *count.get_mut() -= 1;
@@ -164,6 +178,11 @@ impl Records {
         };
         let (reason, tries) = (gap.message.clone(), gap.launches);
         Some(Wait { reason, since: gap.since, tries, retry_at, give_up_at })
+    }
+
+    /// The environment's preview, whatever its state.
+    pub fn preview_of(&self, environment: EnvironmentId) -> Option<&Preview> {
+        self.previews.values().find(|preview| preview.environment == environment)
     }
 
     /// The jobs of `run`, in the order of the plan.
@@ -238,6 +257,15 @@ impl SharedRecords {
     pub(super) fn write(&self, change: impl FnOnce(&mut Records)) {
         change(&mut self.records.write().unwrap_or_else(PoisonError::into_inner));
         self.version.send_modify(|version| *version += 1);
+    }
+
+    /// The previews that have changed since the last call. For one reader alone.
+    pub(super) fn take_changed_previews(&self) -> BTreeSet<PreviewId> {
+        if self.read().changed_previews.is_empty() {
+            return BTreeSet::new();
+        }
+        let mut records = self.records.write().unwrap_or_else(PoisonError::into_inner);
+        mem::take(&mut records.changed_previews)
     }
 
     /// Waits until `condition` holds for the committed records.

@@ -80,7 +80,7 @@ impl Registry {
 
     /// The prefix of all images: a host, and a path if one is configured.
     pub(crate) fn image_prefix(&self) -> &str {
-        &self.client.config().url
+        self.client.config().url()
     }
 
     /// Moves `tag` to the manifest that `digest` names in the same repository, byte for byte. Repeats the

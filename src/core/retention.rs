@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
+use stagely_protocol::ErrorChain;
 use stagely_state::ids::{JobId, MachineId};
 use stagely_state::{DeliveryId, EndedRun, Event, Run, Timestamp};
 use tokio::task::spawn_blocking;
@@ -11,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::clock::now;
-use super::logs::LogStore;
+use super::logs::{LogError, LogStore};
 use super::orchestrator::Events;
 use super::records::{Records, SharedRecords};
 use super::store::{Store, StoreError};
@@ -75,7 +76,20 @@ impl Retention {
                     return;
                 }
             }
+            if let Err(error) = self.forget_service_logs().await {
+                warn!(error = %ErrorChain(&error), "the logs of previews cannot be forgotten");
+            }
         }
+    }
+
+    /// Deletes the logs of previews that are forgotten.
+    async fn forget_service_logs(&self) -> Result<(), LogError> {
+        for preview in self.logs.logged_previews().await? {
+            if !self.records.read().previews.contains_key(&preview) {
+                self.logs.forget_services(preview, u64::MAX).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Deletes the records of one step, and returns their number. A machine's record may outlast that of its job, and

@@ -9,7 +9,9 @@ mod encoding;
 mod ended;
 mod error;
 mod history;
+mod project_secrets;
 mod tables;
+mod work;
 
 #[cfg(test)]
 mod tests;
@@ -23,11 +25,13 @@ use redb::{
     WriteTransaction,
 };
 use stagely_protocol::{Fingerprint, ImageRef};
-use stagely_state::ids::{CoreId, RunId};
+use stagely_state::EffectId;
+use stagely_state::ids::{CoreId, PreviewId, RunId};
 
 use self::encoding::encode;
 use self::tables::{
-    API_TOKENS, FINGERPRINTS, ID_TABLES, LAYOUT, META, OLD_LAYOUTS, OUTBOX, READS, RUN_SECRETS,
+    API_TOKENS, FINGERPRINTS, ID_TABLES, INTERRUPTED_WORK, LAYOUT, META, OLD_LAYOUTS, OUTBOX,
+    PREVIEW_SECRETS, PROJECT_SECRETS, RUN_SECRETS,
 };
 use super::damage::DamagedDatabase;
 use super::tokens::TokenHash;
@@ -35,12 +39,17 @@ use super::tokens::TokenHash;
 pub use batch::{Batch, RecordTable};
 pub use contents::{ApiToken, StoreContents};
 pub use error::StoreError;
+pub use project_secrets::{SecretEntry, SetOutcome};
+pub use work::Work;
 
 /// What to do if the file is damaged, for people.
 const ADVICE: &str = "restore the data folder from a backup";
 
 /// The key of [`Store::is_bound`] in the table of properties.
 const BOUND: &str = "bound";
+
+/// The key of a core that runs, or was killed, in the table of properties.
+const RUNNING: &str = "running";
 
 /// The database. Clones share it.
 #[derive(Clone, Debug)]
@@ -65,7 +74,7 @@ impl Store {
         let core_id = store.prepare()?;
         let mut contents = StoreContents::read(&store.database, core_id)?;
         contents.state.ended_runs = store.count_ended_runs()?;
-        contents.interrupted_reads = store.interrupted_reads()?;
+        contents.kills = store.count_kills()?;
         Ok((store, contents))
     }
 
@@ -104,7 +113,7 @@ impl Store {
             write.open_table(OUTBOX)?;
             write.open_table(API_TOKENS)?;
             write.open_table(FINGERPRINTS)?;
-            write.open_table(READS)?;
+            write.open_table(PROJECT_SECRETS)?;
             ended::prepare(write)?;
             let mut meta = write.open_table(META)?;
             let layout = meta.get("layout")?.map(|layout| layout.value().to_owned());
@@ -143,55 +152,72 @@ impl Store {
         self.write(|write| Ok(write.open_table(META)?.insert(BOUND, "yes").map(drop)?))
     }
 
-    /// The runs whose repository was being read when core was killed, each with how often that has happened.
+    /// Counts a kill for all work that was under way, unless the former core stopped by itself. Returns how often core was
+    /// killed during each.
+    fn count_kills(&self) -> Result<BTreeMap<Work, u32>, StoreError> {
+        self.write(|write| {
+            let was_killed = write.open_table(META)?.insert(RUNNING, "yes")?.is_some();
+            // Effects of the outbox begin with core, unless core was killed during them before.
+            let mut counted: BTreeMap<Work, (u32, bool)> = BTreeMap::new();
+            for row in write.open_table(OUTBOX)?.iter()? {
+                counted.insert(Work::Effect(EffectId(row?.0.value())), (0, true));
+            }
+            let mut table = write.open_table(INTERRUPTED_WORK)?;
+            for row in table.iter()? {
+                let (key, value) = row?;
+                match Work::of_key(key.value()) {
+                    Work::Effect(id) => {
+                        if let Some(effect) = counted.get_mut(&Work::Effect(id)) {
+                            *effect = value.value();
+                        }
+                    }
+                    work @ Work::Comparison(_) => {
+                        counted.insert(work, value.value());
+                    }
+                }
+            }
+            table.retain(|_, _| false)?;
+            let mut kills = BTreeMap::new();
+            for (work, (before, has_begun)) in counted {
+                let now = before + u32::from(was_killed && has_begun);
+                if now > 0 {
+                    table.insert(work.key(), (now, false))?;
+                    kills.insert(work, now);
+                }
+            }
+            Ok(kills)
+        })
+    }
+
+    /// Records durably that work begins.
     ///
     /// # Errors
     /// [`StoreError`].
-    fn interrupted_reads(&self) -> Result<BTreeMap<RunId, u32>, StoreError> {
-        let kills = self.read(|read| {
-            let reads = read.open_table(READS)?;
-            let kills = reads.iter()?.map(|row| {
-                let (run, kills) = row?;
-                Ok((RunId::from_bits(run.value()), kills.value() + 1))
-            });
-            kills.collect::<Result<BTreeMap<RunId, u32>, StoreError>>()
-        })?;
-        if !kills.is_empty() {
-            self.forget_reads()?;
-        }
-        Ok(kills)
+    pub fn work_begins(&self, work: Work) -> Result<(), StoreError> {
+        self.write(|write| {
+            let mut table = write.open_table(INTERRUPTED_WORK)?;
+            let kills = table.get(work.key())?.map_or(0, |known| known.value().0);
+            Ok(table.insert(work.key(), (kills, true)).map(drop)?)
+        })
     }
 
-    /// Records durably that the repository of `run` is going to be read. `kills` says how often core was killed during
-    /// that before.
+    /// Records that work has ended.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn reading_begins(&self, run: RunId, kills: u32) -> Result<(), StoreError> {
-        self.change_reads(|reads| Ok(reads.insert(run.bits(), kills).map(drop)?))
+    pub fn work_ends(&self, work: Work) -> Result<(), StoreError> {
+        self.write(|write| Ok(write.open_table(INTERRUPTED_WORK)?.remove(work.key()).map(drop)?))
     }
 
-    /// Records that the repository of `run` is not being read any more.
+    /// Records that core stops by itself, so no work is the cause.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn reading_ends(&self, run: RunId) -> Result<(), StoreError> {
-        self.change_reads(|reads| Ok(reads.remove(run.bits()).map(drop)?))
-    }
-
-    /// Records that no repository is being read.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub fn forget_reads(&self) -> Result<(), StoreError> {
-        self.change_reads(|reads| Ok(reads.retain(|_, _| false)?))
-    }
-
-    fn change_reads(
-        &self,
-        change: impl FnOnce(&mut redb::Table<'_, u128, u32>) -> Result<(), StoreError>,
-    ) -> Result<(), StoreError> {
-        self.write(|write| change(&mut write.open_table(READS)?))
+    pub fn stops_by_itself(&self) -> Result<(), StoreError> {
+        self.write(|write| {
+            write.open_table(META)?.remove(RUNNING)?;
+            Ok(write.open_table(INTERRUPTED_WORK)?.retain(|_, _| false)?)
+        })
     }
 
     /// Writes `batch` in one durable transaction. Blocks until it is on the disk.
@@ -227,6 +253,22 @@ impl Store {
         self.read(|read| {
             let secrets = read.open_table(RUN_SECRETS)?;
             Ok(secrets.get(run.bits())?.map(|sealed| sealed.value().to_vec()))
+        })
+    }
+
+    /// The secrets that were kept for a preview, with the run that they were sealed for. Blocks.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn preview_secrets(
+        &self,
+        preview: PreviewId,
+    ) -> Result<Option<(RunId, Vec<u8>)>, StoreError> {
+        self.read(|read| {
+            let secrets = read.open_table(PREVIEW_SECRETS)?;
+            let Some(row) = secrets.get(preview.bits())? else { return Ok(None) };
+            let Some((run, sealed)) = row.value().split_first_chunk() else { return Ok(None) };
+            Ok(Some((RunId::from_bits(u128::from_be_bytes(*run)), sealed.to_vec())))
         })
     }
 

@@ -27,6 +27,8 @@ impl Waiter {
             | Effect::CheckCommand { .. }
             | Effect::Report { .. }
             | Effect::Cancel { .. }
+            | Effect::Sleep { .. }
+            | Effect::Retire { .. }
             | Effect::Disconnect { .. } => None,
         }
     }

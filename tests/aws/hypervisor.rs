@@ -12,6 +12,7 @@ use stagely_test_support::files::write_private;
 use stagely_test_support::imds::Imds;
 use stagely_test_support::processes::{ChildProcess, Process, processes_with};
 use stagely_test_support::program;
+use stagely_test_support::wait::eventually;
 use tempfile::TempDir;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -52,6 +53,14 @@ impl Hypervisor {
             }
         });
         Self { machines, folder, _task: AbortOnDropHandle::new(task) }
+    }
+
+    /// Waits until all instances have ended, with what ran on them.
+    pub(crate) async fn is_idle(&self) {
+        eventually("all instances have ended", async || {
+            self.machines.lock().unwrap().is_empty().then_some(())
+        })
+        .await;
     }
 
     /// The metadata service of an instance.
@@ -118,5 +127,9 @@ async fn boot(cloud: &Cloud, instance: &Instance, folder: &Path) -> Machine {
 fn end(id: &str, mut machine: Machine) {
     machine.agent.kill();
     processes_with(id).iter().for_each(Process::kill);
+    // The engine of an instance ends with it, and here all share one.
+    let mut clean_up = program::command(STAGELY);
+    clean_up.args(["agent", "clean-up", "--config"]).arg(machine.folder.join("agent.json"));
+    assert!(clean_up.status().unwrap().success());
     let _ = fs::remove_dir_all(&machine.folder);
 }

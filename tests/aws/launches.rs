@@ -16,7 +16,7 @@ use stagely_provider::{
     Provider as _,
 };
 use stagely_state::comparison::{Listed, ListedState};
-use stagely_state::ids::{JobId, MachineId};
+use stagely_state::ids::{JobId, MachineId, PreviewId};
 use stagely_state::{Fleet, MachineSize, Market, Usd};
 
 use crate::moto::{
@@ -43,6 +43,7 @@ pub(crate) fn spec(arch: Arch, market: MarketPolicy) -> MachineSpec {
         market,
         on_demand: false,
         max_price: (market != MarketPolicy::OnDemand).then_some(Usd(50_000)),
+        disk_gib: None,
     }
 }
 
@@ -51,6 +52,7 @@ pub(crate) fn request(spec: MachineSpec) -> LaunchRequest {
     LaunchRequest {
         machine,
         job: Some(JOB),
+        preview: None,
         spec,
         agent: Config::default().agent_config(machine, "a-secret-token".into()),
         environment: AgentEnvironment::default(),
@@ -103,6 +105,7 @@ async fn a_machine_and_its_volume_have_the_configured_properties_and_tags() {
         ("stagely:core", CORE),
         ("stagely:machine", &machine),
         ("stagely:job", &job),
+        ("stagely:fleet", "builder"),
         ("Name", &name),
     ]);
     assert_eq!(tags(instance.tags()), wanted);
@@ -123,6 +126,49 @@ async fn a_machine_and_its_volume_have_the_configured_properties_and_tags() {
     assert_eq!((&*sent["MinCount"], &*sent["MaxCount"]), ("1", "1"));
     assert!(!sent.keys().any(|name| name.starts_with("InstanceMarketOptions")), "{sent:#?}");
     assert!(!sent.keys().any(|name| name.starts_with("IamInstanceProfile")), "{sent:#?}");
+}
+
+#[tokio::test]
+async fn a_machine_of_previews_has_the_tags_the_market_and_the_volume_of_its_preview() {
+    let cloud = Cloud::start().await;
+    let provider = provider(&cloud, "volume-gib = 77");
+    let preview = PreviewId::from_bits(2);
+    let spec = MachineSpec {
+        fleet: Fleet::Preview,
+        disk_gib: Some(30),
+        ..spec(Arch::Amd64, MarketPolicy::SpotFirst)
+    };
+    let request = LaunchRequest { preview: Some(preview), ..request(spec) };
+    // The spot market has nothing left.
+    cloud.proxy.next(1, "RunInstances", Fate::Refused("InsufficientInstanceCapacity", 500));
+
+    let placement = provider.launch(&request).await.unwrap();
+
+    assert_eq!((&*placement.instance_type, placement.market), ("t3.medium", Market::OnDemand));
+    let sent = cloud.proxy.seen("RunInstances");
+    assert_eq!(sent[0]["InstanceMarketOptions.MarketType"], "spot");
+    assert_eq!(sent[1].get("InstanceMarketOptions.MarketType"), None);
+    let instance = only(&cloud).await;
+    let (name, machine) = (format!("stagely preview {}", request.machine), request.machine);
+    let (machine, job, preview) = (machine.to_string(), JOB.to_string(), preview.to_string());
+    let wanted = BTreeMap::from([
+        ("stagely:core", CORE),
+        ("stagely:machine", &machine),
+        ("stagely:fleet", "preview"),
+        ("stagely:job", &job),
+        ("stagely:preview", &preview),
+        ("Name", &name),
+    ]);
+    assert_eq!(tags(instance.tags()), wanted);
+    let volumes = cloud.volumes().await;
+    let is_attached = |volume: &&aws_sdk_ec2::types::Volume| {
+        let mut attachments = volume.attachments().iter();
+        attachments.any(|attachment| attachment.instance_id() == instance.instance_id())
+    };
+    let volume = volumes.iter().find(is_attached).unwrap();
+    assert_eq!((tags(volume.tags()), volume.size()), (wanted, Some(30)));
+    // The agent watches for notices: another machine of the preview may be on the spot market.
+    assert_eq!(agent_json(&cloud.user_data(&instance).await)["watch_spot"], true);
 }
 
 #[tokio::test]

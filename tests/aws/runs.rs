@@ -1,11 +1,13 @@
 //! Whole runs: a real core, moto, and real agents that start with the user data that moto returns.
 
+use std::collections::BTreeMap;
+use std::process::Command;
 use std::sync::Arc;
 
-use aws_sdk_ec2::types::InstanceLifecycleType;
+use aws_sdk_ec2::types::{Instance, InstanceLifecycleType};
 use jiff::Timestamp;
 use reqwest::Method;
-use stagely::api::{JobView, RunStatus, RunView};
+use stagely::api::{JobView, MachineView, RunStatus, RunView};
 use stagely_protocol::FailureReason;
 use stagely_test_core::{Core, is_over, job};
 use stagely_test_support::breakpoint::Breakpoint;
@@ -61,6 +63,7 @@ impl Setup {
     /// Checks that nothing is left, neither at EC2 nor here.
     async fn finish(self) {
         assert_eq!(self.cloud.live().await, []);
+        self.hypervisor.is_idle().await;
         self.core.finish().await;
         drop(self.hypervisor);
     }
@@ -85,7 +88,7 @@ async fn a_build_on_an_instance_completes_and_leaves_none() {
     assert_eq!(run.status, RunStatus::Completed, "{run:#?}");
     let app = job(&run, "app");
     assert_eq!(app.attempt, 1, "{app:#?}");
-    setup.core.registry.manifest(&app.image.to_string());
+    setup.core.registry.manifest(&app.image.as_ref().unwrap().to_string());
     assert_eq!(setup.cloud.instances().await.len(), 1);
     setup.finish().await;
 }
@@ -255,6 +258,56 @@ async fn a_build_whose_spot_machine_is_interrupted_ends_on_another() {
     }
     assert_eq!(setup.cloud.instances().await.len(), 2);
     setup.finish().await;
+}
+
+#[tokio::test]
+async fn a_preview_whose_spot_machine_is_interrupted_serves_on_another_with_its_data() {
+    let setup = Setup::start("aws-preview", "").await;
+    setup.core.preview_of("one").await;
+    let machine = setup.core.preview_machine().await;
+    // The builder's instance may still be there.
+    let mut live = setup.cloud.live().await.into_iter();
+    let first =
+        live.find(|instance| tags_of(instance).get("stagely:fleet") == Some(&"preview")).unwrap();
+    assert_eq!(first.instance_lifecycle(), Some(&InstanceLifecycleType::Spot));
+    assert_eq!(first.instance_type().unwrap().as_str(), "t3.small");
+    let tags = tags_of(&first);
+    assert!(tags["stagely:preview"].starts_with("prev_"), "{tags:?}");
+    let builder = setup.cloud.instances().await;
+    assert!(builder.iter().any(|instance| instance.instance_lifecycle().is_none()), "{builder:?}");
+    let volumes = setup.cloud.volumes().await;
+    assert!(volumes.iter().any(|volume| volume.size() == Some(20)), "{volumes:?}");
+    in_container(&machine, "echo a row >/data/row");
+
+    let at = Timestamp::now() + jiff::SignedDuration::from_secs(120);
+    let action = format!("{{\"action\":\"terminate\",\"time\":\"{at:.0}\"}}");
+    setup.hypervisor.metadata_of(&first).script().action = Some(action);
+    let is_gone = async || {
+        let live = setup.cloud.live().await;
+        live.iter().all(|instance| instance.instance_id() != first.instance_id()).then_some(())
+    };
+    eventually("the first machine is ended", is_gone).await;
+    assert!(Timestamp::now() < at, "the machine was kept until the interruption");
+    setup.core.serves("one").await;
+
+    let second = setup.core.preview_machine().await;
+    assert_ne!(second.id, machine.id);
+    assert_eq!(in_container(&second, "cat /data/row"), "a row\n");
+    setup.core.end_preview().await;
+    setup.finish().await;
+}
+
+fn tags_of(instance: &Instance) -> BTreeMap<&str, &str> {
+    instance.tags().iter().filter_map(|tag| Some((tag.key()?, tag.value()?))).collect()
+}
+
+/// The output of a command in the preview's only container.
+fn in_container(machine: &MachineView, command: &str) -> String {
+    let label = format!("label=stagely.machine={}", machine.id);
+    let script = format!("docker exec $(docker ps --quiet --filter {label}) sh -c '{command}'");
+    let output = Command::new("sh").args(["-c", &script]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
 }
 
 #[tokio::test]

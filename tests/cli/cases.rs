@@ -29,6 +29,21 @@ fn names_that_docker_refuses_for_contexts_are_built() {
     person.commit(&[("stagely.yaml", yaml), ("base/Dockerfile", &base), ("app/Dockerfile", &app)]);
     person.does(&["validate"]).with(0);
     person.does(&["run"]).with(0);
+    for (used, instead) in [
+        ("Base", "write `base`"),
+        // The builds make the same image, so each of their arguments names it.
+        ("base_", "`${STAGELY_IMAGE_"),
+        ("lang-of-c--", "`${STAGELY_IMAGE_"),
+    ] {
+        let app = format!("FROM {used}\nRUN : {}\n", person.name);
+        person.commit(&[("app/Dockerfile", &app)]);
+        let ended = person.does(&["run"]).with(1);
+        let words = format!(
+            "the Dockerfile uses the build `{used}` as an image, and Docker takes no image of that name"
+        );
+        assert!(ended.stdout.contains(&words), "{} {}", ended.stdout, ended.stderr);
+        assert!(ended.stdout.contains(instead), "{}", ended.stdout);
+    }
 }
 
 #[test]

@@ -1,10 +1,11 @@
 //! Commands without a run: help, completions, mistakes on the command line, `doctor`.
 
+use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::person::{Ended, Person};
+use crate::person::{Ended, Person, Running};
 
 #[test]
 fn every_command_has_help() {
@@ -30,9 +31,11 @@ fn every_command_has_help() {
         "cancel",
         "approve",
         "project",
+        "secret",
         "github",
         "environments",
         "machines",
+        "previews",
         "sweep",
         "fleets",
         "doctor",
@@ -75,7 +78,13 @@ fn mistakes_on_the_command_line_exit_with_2() {
         &["environments", "close"],
         &["cancel"],
         &["machines", "add", "--arch", "mips"],
+        &["machines", "add", "--arch", "amd64", "--fleet", "tester"],
+        &["previews", "sleep"],
+        &["previews", "logs", "pr-7", "--tail", "all"],
         &["token", "create", "ci", "--role", "owner"],
+        &["secret", "set", "shop"],
+        &["secret", "set", "shop", "KEY", "value"],
+        &["secret", "list"],
     ] {
         let error = person.does(arguments).with(2).stderr;
         assert!(error.starts_with("error: "), "{arguments:?}: {error}");
@@ -162,7 +171,9 @@ fn doctor_reports_working_and_broken_parts() {
         finding["verdict"].as_str().unwrap().to_owned()
     };
     let found = findings(&[], 0);
-    for check in ["docker", "buildx", "cache export", "emulation", "registry", "git", "disk"] {
+    for check in
+        ["docker", "buildx", "compose", "cache export", "emulation", "registry", "git", "disk"]
+    {
         assert_eq!(verdict(&found, check), "ok", "{found:#?}");
     }
     let wrong = ["--docker-host", "unix:///nowhere.sock", "--registry", "127.0.0.1:1"];
@@ -176,6 +187,22 @@ fn doctor_reports_working_and_broken_parts() {
     );
     let text = person.does(&["doctor"]).with(0).stdout;
     assert!(text.contains("ok       docker"), "{text}");
+}
+
+#[test]
+fn a_silent_core_is_waited_for_with_a_word() {
+    let person = Person::new("silent");
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let server = format!("http://{}", silent.local_addr().unwrap());
+    let mut command = person.stagely(&["runs", "--server", &server]);
+    command.env("STAGELY_TOKEN", "token");
+    let begun = Instant::now();
+    let run = Running::of(command);
+    run.says(&format!("Waiting for core at {server}/, for 1m at most"));
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    drop(silent);
+    let ended = run.ends().with(4);
+    assert!(ended.stderr.contains("cannot reach core"), "{}", ended.stderr);
 }
 
 #[test]

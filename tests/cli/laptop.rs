@@ -9,21 +9,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use nix::sys::signal::Signal;
-use openssl::asn1::Asn1Time;
-use openssl::hash::MessageDigest;
-use openssl::pkey::PKey;
-use openssl::rsa::Rsa;
-use openssl::x509::extension::SubjectAlternativeName;
-use openssl::x509::{X509, X509NameBuilder};
 use serde_json::Value;
 use stagely_protocol::Arch;
+use stagely_test_support::certificates::SelfSigned;
 use stagely_test_support::git::{GitServer, Repository};
 use stagely_test_support::http_proxy::{HttpProxy, PASSWORD};
 use stagely_test_support::ports::free_port;
 use stagely_test_support::wait::eventually_blocking;
 use url::Url;
 
-use crate::caches::HoldingProxy;
 use crate::person::{Ended, Person, Running};
 use crate::servers::Server;
 
@@ -65,7 +59,7 @@ fn copy(mut from: UnixStream, mut to: UnixStream) {
 }
 
 /// `docker` with the home of `person`.
-fn docker(person: &Person, arguments: &[&str]) {
+pub(crate) fn docker(person: &Person, arguments: &[&str]) {
     let mut docker = Command::new("docker");
     docker.args(arguments).env("HOME", person.path(""));
     let output = docker.output().unwrap();
@@ -193,32 +187,11 @@ fn an_agent_reaches_core_through_the_proxy_of_the_environment() {
     server.ends();
 }
 
-/// Creates a key with a certificate for `host`, in one file, which is also its certificate authority.
-fn create_certificate(file: &Path, host: &str) {
-    let key = PKey::from_rsa(Rsa::generate(2048).unwrap()).unwrap();
-    let mut name = X509NameBuilder::new().unwrap();
-    name.append_entry_by_text("CN", "a private authority").unwrap();
-    let name = name.build();
-    let mut certificate = X509::builder().unwrap();
-    certificate.set_version(2).unwrap();
-    certificate.set_subject_name(&name).unwrap();
-    certificate.set_issuer_name(&name).unwrap();
-    certificate.set_pubkey(&key).unwrap();
-    certificate.set_not_before(&Asn1Time::days_from_now(0).unwrap()).unwrap();
-    certificate.set_not_after(&Asn1Time::days_from_now(2).unwrap()).unwrap();
-    let names =
-        SubjectAlternativeName::new().dns(host).build(&certificate.x509v3_context(None, None));
-    certificate.append_extension(names.unwrap()).unwrap();
-    certificate.sign(&key, MessageDigest::sha256()).unwrap();
-    let pem = [key.private_key_to_pem_pkcs8().unwrap(), certificate.build().to_pem().unwrap()];
-    std::fs::write(file, pem.concat()).unwrap();
-}
-
 #[test]
 fn a_private_certificate_authority_is_trusted_if_the_user_says_so() {
     let person = Person::new("authority");
     let certificate = person.path("certificate.pem");
-    create_certificate(&certificate, "git.invalid");
+    std::fs::write(&certificate, SelfSigned::for_host("git.invalid").pem()).unwrap();
     let server = GitServer::start_with_tls("git.invalid", &certificate);
     let proxy = HttpProxy::start();
     create_repository(&server, &person);
@@ -243,7 +216,7 @@ fn a_private_certificate_authority_is_trusted_if_the_user_says_so() {
 fn launched_agents_use_the_proxy_of_the_settings() {
     let person = Person::new("settings");
     let certificate = person.path("certificate.pem");
-    create_certificate(&certificate, "git.invalid");
+    std::fs::write(&certificate, SelfSigned::for_host("git.invalid").pem()).unwrap();
     let server = GitServer::start_with_tls("git.invalid", &certificate);
     create_repository(&server, &person);
     let url = server.url("open", &format!("{}/.git", person.name));
@@ -298,7 +271,7 @@ fn requests_to_clouds_use_the_proxy_and_the_authorities_of_the_environment() {
     let person = Person::new("clouds");
     let proxy = HttpProxy::start();
     let certificate = person.path("certificate.pem");
-    create_certificate(&certificate, "cloud.invalid");
+    std::fs::write(&certificate, SelfSigned::for_host("cloud.invalid").pem()).unwrap();
     // It answers 404 to requests for the APIs.
     let server = GitServer::start_with_tls("cloud.invalid", &certificate);
     let url: Url = server.url("", "").parse().unwrap();
@@ -347,29 +320,55 @@ fn a_registry_that_cannot_hold_images_is_refused_when_it_is_read() {
 }
 
 #[test]
-fn base_images_are_pulled_with_the_logins_of_the_users_docker() {
-    let person = Person::new("logins");
-    // The tests' registry under another name, so a second registry with a login.
-    let other = HoldingProxy::start().address.clone();
-    let setting = |name: &str| std::env::var(name).unwrap();
-    let base = format!("{other}/{}/base:1", person.name);
-    let password = std::fs::read_to_string(setting("STAGELY_REGISTRY_PASSWORD_FILE")).unwrap();
-    let user = setting("STAGELY_REGISTRY_USERNAME");
-    docker(&person, &["login", "--username", &user, "--password", password.trim(), &other]);
-    docker(&person, &["tag", "busybox", &base]);
-    docker(&person, &["push", "--quiet", &base]);
-    docker(&person, &["rmi", &base]);
-    let dockerfile = format!("FROM {base}\nRUN true\n");
-    person.commit(&[("stagely.yaml", YAML), ("Dockerfile", &dockerfile)]);
+fn a_named_registry_is_used_also_at_the_address_that_is_the_default_of_core() {
+    let person = Person::new("named-registry");
+    person.commit(&[("stagely.yaml", YAML), ("Dockerfile", "FROM scratch\nCOPY stagely.yaml /\n")]);
+    let config = person.path("stagely.toml");
+    std::fs::write(&config, "registry.url = \"127.0.0.1:5000\"\n").unwrap();
+    let without_registry = |arguments: &[&str]| {
+        let mut command = person.stagely(arguments);
+        for setting in ["", "_USERNAME", "_PASSWORD_FILE"] {
+            command.env_remove(format!("STAGELY_REGISTRY{setting}"));
+        }
+        command
+    };
+    let mut by_variable = without_registry(&["doctor"]);
+    by_variable.env("STAGELY_REGISTRY", "127.0.0.1:5000");
+    let by_option = without_registry(&["doctor", "--registry", "127.0.0.1:5000"]);
+    let by_file = without_registry(&["doctor", "--config", config.to_str().unwrap()]);
+    for mut command in [by_variable, by_option, by_file] {
+        let shown = Ended::from(command.output().unwrap()).stdout;
+        assert!(shown.contains("registry      127.0.0.1:5000: "), "{shown}");
+    }
+    let ended = Ended::from(without_registry(&["doctor"]).output().unwrap()).stdout;
+    assert!(ended.contains("none is configured"), "{ended}");
 
-    let ended = person.does(&["run"]).with(0);
-    assert!(!ended.stderr.contains(password.trim()), "{}", ended.stderr);
-    docker(&person, &["logout", &other]);
-    // The engine may have the image already, so another one is asked for.
-    let dockerfile = format!("FROM {base}-of-nobody\nRUN true\n");
-    person.commit(&[("Dockerfile", &dockerfile)]);
-    let refused = person.does(&["run"]).with(3).stdout;
-    let advice = format!("{other} needs a login for this image: `docker login {other}`");
-    assert!(refused.contains(&advice), "{refused}");
-    person.leaves_nothing();
+    // The registry of the tests wants a login, and none is configured here.
+    let registry = std::env::var("STAGELY_REGISTRY").unwrap();
+    let ended = without_registry(&["run", "--registry", &registry]).output().unwrap();
+    let ended = Ended::from(ended).with(3);
+    assert!(!ended.stderr.contains("starting one"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("with --registry-username and"), "{}", ended.stderr);
+}
+
+#[test]
+fn a_registry_or_an_engine_that_cannot_be_reached_is_found_before_the_build() {
+    let person = Person::new("unreachable");
+    person.commit(&[("stagely.yaml", YAML), ("Dockerfile", "FROM scratch\nCOPY stagely.yaml /\n")]);
+    let registry = format!("127.0.0.1:{}", free_port());
+    let error = person.does(&["run", "--registry", &registry]).with(4).stderr;
+    assert!(error.contains(&format!("the registry {registry} cannot be reached")), "{error}");
+    assert!(!error.contains("Building"), "{error}");
+    let socket = format!("unix://{}", person.path("no.sock").display());
+    let mut run = person.stagely(&["run", "--docker-host", &socket]);
+    let error = Ended::from(
+        run.env_remove("STAGELY_REGISTRY")
+            .env_remove("STAGELY_REGISTRY_USERNAME")
+            .env_remove("STAGELY_REGISTRY_PASSWORD_FILE")
+            .output()
+            .unwrap(),
+    )
+    .with(4)
+    .stderr;
+    assert!(error.contains("stagely doctor") && !error.contains("--registry"), "{error}");
 }

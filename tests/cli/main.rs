@@ -12,5 +12,8 @@ mod cases;
 mod commands;
 mod environment;
 mod laptop;
+mod logins;
+mod previews;
 mod runs;
+mod secrets;
 mod servers;

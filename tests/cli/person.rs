@@ -1,7 +1,7 @@
 //! A user with a home folder, a repository in it, and a shell.
 
 use std::fs;
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
@@ -104,16 +104,26 @@ impl Person {
     pub(crate) fn starts_at_terminal(&self, arguments: &str) -> Running {
         let stagely = env!("CARGO_BIN_EXE_stagely");
         let line = format!("stty cols 100 rows 30; exec {stagely} {arguments}");
+        self.terminal(&line, Stdio::null())
+    }
+
+    /// Runs a line of a shell on a terminal of its own, on which the test types. The output of the terminal is standard error
+    /// here.
+    pub(crate) fn opens_terminal(&self, line: &str) -> Running {
+        self.terminal(line, Stdio::piped())
+    }
+
+    fn terminal(&self, line: &str, stdin: Stdio) -> Running {
         let mut script = Command::new("sh");
         script.args([
             "-c",
             "exec script --quiet --return --flush --command \"$0\" /dev/null >&2",
-            &line,
+            line,
         ]);
         for (name, value) in self.stagely(&[]).get_envs() {
             script.env(name, value.unwrap_or_default());
         }
-        script.env("TERM", "xterm").current_dir(self.repository()).stdin(Stdio::null());
+        script.env("TERM", "xterm").current_dir(self.repository()).stdin(stdin);
         script.stdout(Stdio::piped()).stderr(Stdio::piped());
         Running::of(script)
     }
@@ -175,6 +185,11 @@ impl Running {
 
     pub(crate) fn send(&self, signal: Signal) {
         kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).unwrap();
+    }
+
+    /// Types on the terminal of [`Person::opens_terminal`].
+    pub(crate) fn types(&mut self, text: &str) {
+        self.child.stdin.as_mut().unwrap().write_all(text.as_bytes()).unwrap();
     }
 
     /// Sends the signal of Ctrl-C to a command that [`Person::starts_at_terminal`] started.

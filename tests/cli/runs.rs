@@ -1,5 +1,6 @@
 //! `stagely run` without a server: core and the folder's Git server inside the command.
 
+use std::fs::OpenOptions;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -51,6 +52,17 @@ fn a_folder_is_built_pushed_and_reported() {
     assert!(error.contains("has no job \"web\""), "{error}");
     let later = person.does(&["logs", "--from", "3", job]).with(0).stdout;
     assert_eq!(later.lines().next(), log.lines().nth(3));
+    person.leaves_nothing();
+}
+
+#[test]
+fn a_completed_run_whose_result_cannot_be_printed_is_no_success() {
+    let person = Person::new("full");
+    person.commit(&[("stagely.yaml", YAML), ("Dockerfile", "FROM busybox\n")]);
+    let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut run = person.stagely(&["run", "--json"]);
+    let ended = Ended::from(run.stdout(full).output().unwrap()).with(4);
+    assert!(ended.stderr.contains("error: the result cannot be printed: "), "{}", ended.stderr);
     person.leaves_nothing();
 }
 
@@ -138,6 +150,20 @@ fn the_exit_code_depends_on_the_cause_of_a_failure() {
     assert!(ended.stdout.contains("exit code: 9"), "{}", ended.stdout);
     assert!(ended.stdout.contains("stagely logs job_"), "{}", ended.stdout);
     assert!(ended.stdout.contains("good  linux/amd64  completed"), "{}", ended.stdout);
+
+    person.commit(&[("bad/Dockerfile", "FROM busybox\nRUN exit 137\n")]);
+    let killed = person.does(&["run", "--build", "bad"]).with(1).stdout;
+    assert!(
+        killed.contains("memory probably ran out, and a larger `machine` has more"),
+        "{killed}"
+    );
+
+    // Nobody's registry, so neither a user's mistake nor worth a wait.
+    person.commit(&[("bad/Dockerfile", "FROM registry.invalid/team/base:1\n")]);
+    let begun = Instant::now();
+    let away = person.does(&["run", "--build", "bad"]).with(3).stdout;
+    assert!(away.contains("registry.invalid"), "{away}");
+    assert!(begun.elapsed() < Duration::from_mins(1), "{:?}", begun.elapsed());
 
     let ended = person.does(&["run", "--build", "god"]).with(1);
     assert!(ended.stdout.contains("did you mean `good`"), "{}", ended.stdout);

@@ -21,16 +21,19 @@ pub(crate) struct Server<'a> {
 }
 
 impl<'a> Server<'a> {
-    fn start(person: &'a Person) -> Self {
+    pub(crate) fn start(person: &'a Person) -> Self {
         Self::start_with(person, &[])
     }
 
     pub(crate) fn start_with(person: &'a Person, arguments: &[&str]) -> Self {
-        let data = person.path("data");
-        let (data, port) = (data.to_str().unwrap(), free_port());
-        let listen = format!("127.0.0.1:{port}");
-        let core = ["core", "--listen", &listen, "--data-dir", data];
-        let process = person.starts(&[&core, arguments].concat());
+        Self::start_as(person, person.stagely(&[&["core"], arguments].concat()))
+    }
+
+    /// Starts `core`, a command without an address and a data folder.
+    pub(crate) fn start_as(person: &'a Person, mut core: Command) -> Self {
+        let listen = format!("127.0.0.1:{}", free_port());
+        core.args(["--listen", &listen, "--data-dir"]).arg(person.path("data"));
+        let process = Running::of(core);
         eventually_blocking("core listens", || {
             fs::read_to_string(person.path("data/core.url")).ok()
         });
@@ -46,14 +49,18 @@ impl<'a> Server<'a> {
     }
 
     pub(crate) fn does(&self, token: &str, arguments: &[&str]) -> Ended {
-        let mut command = self.person.stagely(arguments);
-        command.env("STAGELY_SERVER", &self.url).env("STAGELY_TOKEN", token);
-        command.output().unwrap().into()
+        self.stagely(token, arguments).output().unwrap().into()
     }
 
-    pub(crate) fn ends(self) {
+    pub(crate) fn stagely(&self, token: &str, arguments: &[&str]) -> Command {
+        let mut command = self.person.stagely(arguments);
+        command.env("STAGELY_SERVER", &self.url).env("STAGELY_TOKEN", token);
+        command
+    }
+
+    pub(crate) fn ends(self) -> Ended {
         self.process.send(Signal::SIGTERM);
-        self.process.ends().with(0);
+        self.process.ends().with(0)
     }
 }
 
@@ -131,10 +138,10 @@ fn a_core_goes_on_without_a_reader_of_its_log() {
 }
 
 /// Serves the repositories in a user's home with Git's own server, until it is dropped.
-struct GitDaemon(Child, u16);
+pub(crate) struct GitDaemon(Child, u16);
 
 impl GitDaemon {
-    fn of(person: &Person) -> Self {
+    pub(crate) fn of(person: &Person) -> Self {
         let port = free_port();
         person.git(&["config", "uploadpack.allowAnySHA1InWant", "true"]);
         let mut daemon = Command::new("git");
@@ -147,7 +154,7 @@ impl GitDaemon {
         daemon
     }
 
-    fn url(&self, person: &Person) -> String {
+    pub(crate) fn url(&self, person: &Person) -> String {
         format!("git://127.0.0.1:{}/{}", self.1, person.name)
     }
 }
@@ -248,6 +255,13 @@ fn machines_are_registered_and_removed() {
     assert_eq!(agent["core_url"].as_str().unwrap().trim_end_matches('/'), server.url);
     let listed = server.does(&admin, &["machines"]).with(0).stdout;
     assert!(listed.contains(id) && listed.contains("desk") && listed.contains("arm64"), "{listed}");
+    assert!(!listed.contains("FLEET"), "{listed}");
+    let arguments = ["machines", "add", "--arch", "amd64", "--fleet", "preview"];
+    let preview: Value =
+        serde_json::from_str(&server.does(&admin, &arguments).with(0).stdout).unwrap();
+    let listed = server.does(&admin, &["machines"]).with(0).stdout;
+    assert!(listed.contains("  preview") && listed.contains("  builder"), "{listed}");
+    server.does(&admin, &["machines", "remove", preview["agent_id"].as_str().unwrap()]).with(0);
     server.does(&admin, &["machines", "remove", id]).with(0);
     assert_eq!(server.does(&admin, &["machines"]).with(0).stdout, "no machines\n");
     let all = server.does(&admin, &["machines", "--all"]).with(0).stdout;

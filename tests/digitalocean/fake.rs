@@ -169,6 +169,7 @@ pub(crate) fn spec(arch: Arch) -> MachineSpec {
         market: MarketPolicy::OnDemand,
         on_demand: false,
         max_price: None,
+        disk_gib: None,
     }
 }
 
@@ -177,6 +178,7 @@ pub(crate) fn request(machine: MachineId) -> LaunchRequest {
     LaunchRequest {
         machine,
         job: Some(new_id()),
+        preview: None,
         spec: spec(Arch::Amd64),
         agent: Config::default().agent_config(machine, "the machine's token".into()),
         environment: AgentEnvironment::default(),

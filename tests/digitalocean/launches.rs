@@ -14,7 +14,7 @@ use stagely_provider::{
 };
 use stagely_state::comparison::{Listed, ListedState};
 use stagely_state::ids::MachineId;
-use stagely_state::{Market, ProviderName, Usd};
+use stagely_state::{Fleet, Market, ProviderName, Usd};
 
 use crate::fake::{Cloud, Fault, request, spec};
 use crate::world::VPC;
@@ -46,7 +46,8 @@ async fn a_machine_is_launched_once_and_the_next_core_finds_and_ends_it() {
     let job = request.job.as_ref().unwrap();
     let (machine_tag, job_tag) =
         (format!("stagely:machine:{machine}"), format!("stagely:job:{job}"));
-    let tags = ["stagely", "stagely:core:core1", &machine_tag, &job_tag];
+    let fleet_tag = "stagely:fleet:builder";
+    let tags = ["stagely", "stagely:core:core1", &machine_tag, fleet_tag, &job_tag];
     {
         let world = cloud.world();
         assert_eq!(placement.provider_id, world.droplets[0].id.to_string());
@@ -70,6 +71,42 @@ async fn a_machine_is_launched_once_and_the_next_core_finds_and_ends_it() {
     assert_eq!(next.list().await.unwrap(), []);
     next.terminate(machine).await.unwrap();
     next.terminate(new_id::<MachineId>()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_machine_of_previews_has_their_tags_and_the_smallest_size_whose_disk_is_enough() {
+    let cloud = Cloud::start().await;
+    let provider = cloud.provider("previews.amd64.large = [\"c-4\", \"c-8\"]");
+    let request_of = |disk_gib| LaunchRequest {
+        preview: Some(new_id()),
+        spec: MachineSpec { fleet: Fleet::Preview, disk_gib: Some(disk_gib), ..spec(Arch::Amd64) },
+        ..request(new_id())
+    };
+    // The fake's sizes have disks of 80, 50 and 100 GiB. Those of larger machines come after those of the wanted one.
+    for (disk_gib, size) in [(20, "s-2vcpu-4gb"), (80, "s-2vcpu-4gb"), (81, "c-8"), (100, "c-8")] {
+        let request = request_of(disk_gib);
+        let placement = provider.launch(&request).await.unwrap();
+        assert_eq!(placement.instance_type, size, "{disk_gib} GiB");
+        let tags = cloud.world().droplets.last().unwrap().tags.clone();
+        let preview = format!("stagely:preview:{}", request.preview.unwrap());
+        assert!(tags.contains(&"stagely:fleet:preview".to_owned()), "{tags:?}");
+        assert!(tags.contains(&preview), "{tags:?}");
+    }
+    // The sizes are read once.
+    assert_eq!(cloud.seen("GET sizes").len(), 2, "two pages");
+
+    let provider =
+        cloud.provider("previews.amd64.large = [\"c-8\"]\npreviews.amd64.xlarge = [\"c-8\"]");
+    let before = cloud.seen("POST droplets").len();
+    let error = provider.launch(&request_of(101)).await.unwrap_err();
+    let LaunchError::Permanent(cause) = error else { panic!("{error:?}") };
+    let text = cause.to_string();
+    assert!(text.contains("preview.disk asks for 101 GiB"), "{text}");
+    assert!(
+        text.contains("100 GiB") && text.contains("digitalocean.previews.amd64.medium"),
+        "{text}"
+    );
+    assert_eq!(cloud.seen("POST droplets").len(), before);
 }
 
 #[tokio::test]

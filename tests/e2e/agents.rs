@@ -1,13 +1,16 @@
 //! Agents of other makes: one that knows only the documented messages, and hostile ones.
 
 use std::path::Path;
+use std::process::Command;
 
 use futures_util::{SinkExt as _, StreamExt as _};
+use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
-use stagely::api::{AddedMachine, JobStatus, RunStatus};
+use stagely::api::{AddedMachine, CreateRun, JobStatus, RunStatus};
 use stagely_protocol::{Arch, CONNECT_PATH, FailureReason, MESSAGE_BYTES_MAX};
+use stagely_state::Fleet;
 use stagely_state::ids::RunId;
-use stagely_test_core::{Core, job};
+use stagely_test_core::{Core, is_over, job};
 use stagely_test_support::core_process::Socket;
 use stagely_test_support::processes::ChildProcess;
 use stagely_test_support::wait::{LIMIT, eventually};
@@ -47,7 +50,7 @@ async fn an_agent_that_knows_only_the_documented_messages_builds_and_joins_image
     assert_eq!(run.status, RunStatus::Completed);
     assert!(core.log(job(&run, "app_arm64")).await.contains(" the value\n"));
     let merged = job(&run, "app_merge");
-    let index = core.registry.manifest(&merged.image.to_string());
+    let index = core.registry.manifest(&merged.image.as_ref().unwrap().to_string());
     assert_eq!(index["manifests"].as_array().unwrap().len(), 2, "{index:#}");
     drop(agents);
     core.finish().await;
@@ -64,8 +67,80 @@ async fn a_bare_completed_completes_a_job() {
     let run = core.ended(run).await;
     assert_eq!(run.status, RunStatus::Completed, "{run:#?}");
     let app = job(&run, "app");
-    assert_eq!(core.log(app).await, format!("pretending to make {}\n", app.image));
+    assert_eq!(
+        core.log(app).await,
+        format!("pretending to make {}\n", app.image.as_ref().unwrap())
+    );
     drop(agent);
+    core.finish().await;
+}
+
+#[tokio::test]
+async fn an_agent_that_reads_only_the_image_of_a_deployment_serves_it_as_one_container() {
+    let core = Core::start(STAGELY, "simple-preview", NO_PROVIDER).await;
+    let (_, builder) = core.add_machine("builder").await;
+    let (_, preview) = core.add_machine_for(Fleet::Preview, "preview").await;
+    let agents = [&builder, &preview].map(|config| start_simple_agent(&core, &[config]));
+
+    core.preview_of("one").await;
+    // An update.
+    core.preview_of("two").await;
+
+    core.end_preview().await;
+    eventually("its container is removed", async || {
+        let listed = Command::new("docker").args(["ps", "--all"]).output().unwrap();
+        (!String::from_utf8(listed.stdout).unwrap().contains(&core.name)).then_some(())
+    })
+    .await;
+    drop(agents);
+    core.finish().await;
+}
+
+#[tokio::test]
+async fn an_agent_writes_no_log_of_a_deployment_that_it_invents() {
+    let core = Core::start(STAGELY, "invented", NO_PROVIDER).await;
+    let (_, config) = core.add_machine("builder").await;
+    let builder = start_simple_agent(&core, &[&config]);
+    let (machine, _) = core.add_machine_for(Fleet::Preview, "fake").await;
+    let mut socket = admitted(&core, &machine).await;
+    let manifest = "builds: { app: { context: . } }\npreview: { image: app, port: 80 }\n";
+    let dockerfile = format!("FROM busybox\nRUN : {}\n", core.name);
+    core.repository.commit(&[("Dockerfile", &*dockerfile), ("stagely.yaml", manifest)]);
+    let run = core.run(CreateRun { preview: Some(true), ..core.request() }).await;
+    let deploy = next(&mut socket).await;
+    assert_eq!(deploy["type"], "DEPLOY");
+    let preview = deploy["preview_id"].as_str().unwrap();
+    assert_eq!(deploy["generation"], 1);
+    let status = |state: &str| {
+        text(&json!({ "type": "STATUS", "job_id": deploy["job_id"], "state": state }))
+    };
+    socket.send(status("running")).await.unwrap();
+    assert_eq!(next(&mut socket).await["type"], "STATUS_ACK");
+    let write = async |socket: &mut Socket, generation: u64| {
+        let job_id = format!("{preview}-{generation}");
+        let lines = json!([{ "data": "app | a line" }]);
+        let log = json!({ "type": "LOG", "job_id": job_id, "first": 0, "lines": lines });
+        socket.send(text(&log)).await.unwrap();
+        assert_eq!(next(socket).await["type"], "LOG_ACK");
+        let path = format!("/previews/{preview}/logs?generation={generation}");
+        core.request_text(Method::GET, &path, None).await
+    };
+    assert_eq!(write(&mut socket, 1).await, "app | a line\n");
+    for invented in [0, 2, 1_000] {
+        assert_eq!(write(&mut socket, invented).await, "");
+    }
+    socket.send(status("completed")).await.unwrap();
+    eventually("it is deployed", async || is_over(&core.view(run).await).then_some(())).await;
+
+    // The run's page is open to everybody, and links to that of the preview.
+    for path in [format!("/previews/{preview}"), format!("/previews/{preview}/log")] {
+        let request = || reqwest::Client::new().get(format!("{}{path}", core.url));
+        assert_eq!(request().send().await.unwrap().status(), StatusCode::UNAUTHORIZED, "{path}");
+        let answer = request().basic_auth("me", Some(core.admin_token())).send().await.unwrap();
+        assert!(answer.text().await.unwrap().contains("app | a line"), "{path}");
+    }
+    core.request_text(Method::DELETE, &format!("/previews/{preview}"), None).await;
+    drop((socket, builder));
     core.finish().await;
 }
 

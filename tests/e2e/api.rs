@@ -5,7 +5,7 @@ use std::process::Command;
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
-use stagely::api::{CreatedToken, EnvironmentView, ErrorBody, RunView, WarmUpView};
+use stagely::api::{CreatedToken, EnvironmentView, ErrorBody, RunView, SecretView, WarmUpView};
 use stagely_protocol::Arch;
 use stagely_state::Trigger;
 use stagely_test_core::Core;
@@ -39,7 +39,7 @@ async fn token_of(core: &Core, role: &str) -> String {
 #[tokio::test]
 async fn each_role_has_its_permissions_and_others_have_none() {
     let core = Core::start(STAGELY, "roles", "").await;
-    let (get, post, delete) = (Method::GET, Method::POST, Method::DELETE);
+    let (get, post, put, delete) = (Method::GET, Method::POST, Method::PUT, Method::DELETE);
     let run = json!({ "repository": "http://127.0.0.1:1/open/app" });
     let token = json!({ "name": "mine", "role": "admin" });
     let machine = json!({ "arch": "amd64" });
@@ -62,8 +62,20 @@ async fn each_role_has_its_permissions_and_others_have_none() {
         ("write", &post, paths("runs/run_ID/rebuild"), Some(json!({ "failed": true })), 404),
         ("read", &get, paths("environments?project=nobody"), None, 200),
         ("write", &post, paths("environments/env_ID/close"), None, 404),
+        ("read", &get, paths("previews"), None, 200),
+        ("read", &get, paths("previews?status=live&pull_request=7&all=true"), None, 200),
+        ("read", &get, paths("previews/prev_ID"), None, 404),
+        ("read", &get, paths("previews/prev_ID/logs?tail=10"), None, 404),
+        ("write", &post, paths("previews/prev_ID/sleep"), None, 404),
+        ("write", &post, paths("previews/prev_ID/wake"), None, 404),
+        ("write", &post, paths("previews/prev_ID/reset"), None, 404),
+        ("write", &post, paths("previews/prev_ID/extend"), Some(json!({ "seconds": 60 })), 404),
+        ("write", &delete, paths("previews/prev_ID"), None, 404),
         ("read", &get, paths("warm-up"), None, 200),
         ("write", &post, paths("projects/ID/warm-ups"), Some(json!({})), 404),
+        ("write", &get, paths("projects/ID/secrets"), None, 404),
+        ("write", &put, paths("projects/ID/secrets/KEY"), Some(json!({ "value": "x" })), 404),
+        ("write", &delete, paths("projects/ID/secrets/KEY"), None, 404),
         ("admin", &post, paths("machines"), Some(machine), 201),
         ("admin", &delete, paths("machines/vm_ID"), None, 404),
         ("admin", &post, paths("tokens"), Some(token), 201),
@@ -122,6 +134,9 @@ async fn invalid_requests_are_refused_with_the_same_errors_everywhere() {
         ("projects/a/warm-ups", json!({ "branch": "a".repeat(40) }), "branch"),
         ("machines", json!({ "arch": "sparc" }), "sparc"),
         ("machines", json!({ "arch": "arm64", "name": "" }), "name"),
+        ("machines", json!({ "arch": "arm64", "fleet": "tester" }), "fleet"),
+        ("machines", json!({ "arch": "arm64", "fleet": "web" }), "web"),
+        ("previews/prev_01jd7q3f5m8z9x2c4v6b8n0a1s/extend", json!({ "seconds": 0 }), "seconds"),
         ("tokens", json!({ "name": "x", "role": "king" }), "king"),
         ("tokens", json!({ "name": "x", "role": "read", "for": "me" }), "for"),
     ];
@@ -137,6 +152,9 @@ async fn invalid_requests_are_refused_with_the_same_errors_everywhere() {
         "jobs/nonsense",
         "jobs/nonsense/logs",
         "runs?limit=many",
+        "previews/nonsense",
+        "previews?state=live",
+        "previews?status=sleeping",
         "runs?befor=run_1",
         "jobs/job_01jd7q3f5m8z9x2c4v6b8n0a1s/logs?from=-1",
     ] {
@@ -151,14 +169,23 @@ async fn invalid_requests_are_refused_with_the_same_errors_everywhere() {
     let large = json!({ "repository": "x".repeat(2 << 20) });
     let too_large = (413, "too_large");
     refused(&core, Some(&admin), (&Method::POST, "/api/v1/runs"), Some(large), too_large).await;
-    let follow = "/api/v1/jobs/job_01jd7q3f5m8z9x2c4v6b8n0a1s/logs/follow";
-    for (token, status) in [(None, 401), (Some(admin.as_str()), 404)] {
-        let Err(tokio_tungstenite::tungstenite::Error::Http(answer)) =
-            core.socket(follow, token).await
-        else {
-            panic!("somebody may follow");
-        };
-        assert_eq!(answer.status().as_u16(), status);
+    let reader = token_of(&core, "read").await;
+    let nothing = "01jd7q3f5m8z9x2c4v6b8n0a1s";
+    for (path, as_reader) in [
+        (format!("jobs/job_{nothing}/logs/follow"), 404),
+        (format!("previews/prev_{nothing}/logs/follow"), 404),
+        (format!("previews/prev_{nothing}/exec"), 403),
+    ] {
+        let path = format!("/api/v1/{path}");
+        for (token, status) in [(None, 401), (Some(&reader), as_reader), (Some(&admin), 404)] {
+            let token = token.map(String::as_str);
+            let Err(tokio_tungstenite::tungstenite::Error::Http(answer)) =
+                core.socket(&path, token).await
+            else {
+                panic!("{path} is opened");
+            };
+            assert_eq!(answer.status().as_u16(), status, "{path}");
+        }
     }
     core.finish().await;
 }
@@ -186,6 +213,8 @@ async fn the_api_serves_its_description_and_its_health() {
         "environments/{id}/close",
         "warm-up",
         "projects/{name}/warm-ups",
+        "projects/{name}/secrets",
+        "projects/{name}/secrets/{secret}",
         "jobs/{id}",
         "jobs/{id}/logs",
         "jobs/{id}/logs/follow",
@@ -311,6 +340,83 @@ async fn a_run_is_built_again_and_a_project_warmed_up_in_their_environments() {
 }
 
 #[tokio::test]
+async fn secrets_of_a_project_are_set_listed_and_removed_and_never_shown() {
+    const VALUE: &str = "value-of-nobody-else";
+    let core = Core::start(STAGELY, "secrets", "[builders]\nprovider = \"none\"").await;
+    let writer = token_of(&core, "write").await;
+    // No server listens at port 1.
+    let request = json!({ "repository": "http://127.0.0.1:1/owner/shop.git", "project": "shop" });
+    let run: RunView = core.post("/runs", request).await;
+    core.post::<RunView>(&format!("/runs/{}/cancel", run.id), json!({})).await;
+    let path = |name: &str| format!("/api/v1/projects/shop/secrets/{name}");
+    let set = async |name: &str, value: &str| {
+        let body = Some(json!({ "value": value }));
+        core.call(Some(&writer), Method::PUT, &path(name), body).await
+    };
+    let list = async || {
+        let (status, text) =
+            core.call(Some(&writer), Method::GET, "/api/v1/projects/shop/secrets", None).await;
+        assert_eq!(status, StatusCode::OK, "{text}");
+        text
+    };
+    let names = async || -> Vec<String> {
+        let secrets: Vec<SecretView> = serde_json::from_str(&list().await).unwrap();
+        secrets.into_iter().map(|secret| secret.name).collect()
+    };
+    assert_eq!(list().await, "[]");
+
+    let (status, text) = set("KEY", VALUE).await;
+    assert_eq!(status, StatusCode::CREATED, "{text}");
+    let created: SecretView = serde_json::from_str(&text).unwrap();
+    let (status, text) = set("KEY", &VALUE.repeat(2)).await;
+    assert_eq!(status, StatusCode::OK, "{text}");
+    let replaced: SecretView = serde_json::from_str(&text).unwrap();
+    assert!(replaced.set_at >= created.set_at && replaced.name == "KEY", "{text}");
+    let (status, _) = set("_2", &"x".repeat(64 * 1024)).await;
+    assert_eq!(status, StatusCode::CREATED);
+    assert_eq!(names().await, ["KEY", "_2"]);
+    assert!(!list().await.contains(VALUE));
+
+    let invalid = (400, "invalid_request");
+    for (name, value, words) in [
+        ("2KEY", "x".to_owned(), "secret: \"2KEY\" is not the name"),
+        ("A-B", "x".to_owned(), "secret: \"A-B\" is not the name"),
+        (&*"A".repeat(101), "x".to_owned(), "secret: is longer than 100"),
+        ("KEY", String::new(), "value: is empty"),
+        ("KEY", "a\0b".to_owned(), "value: has a NUL"),
+        ("KEY", "x".repeat(64 * 1024 + 1), "value: is longer than 64 KiB"),
+    ] {
+        let (path, body) = (path(name), Some(json!({ "value": value })));
+        let message = refused(&core, Some(&writer), (&Method::PUT, &path), body, invalid).await;
+        assert!(message.contains(words), "{message}");
+    }
+    let key = path("KEY");
+    let unknown = Some(json!({ "value": VALUE, "for": "me" }));
+    let message = refused(&core, Some(&writer), (&Method::PUT, &key), unknown, invalid).await;
+    assert!(message.contains("for") && !message.contains(VALUE), "{message}");
+
+    for number in 2..100 {
+        assert_eq!(set(&format!("S{number}"), "x").await.0, StatusCode::CREATED);
+    }
+    let (more, body) = (path("ONE_MORE"), Some(json!({ "value": "x" })));
+    let conflict = (409, "conflict");
+    let message = refused(&core, Some(&writer), (&Method::PUT, &more), body, conflict).await;
+    assert!(message.contains("shop has 100 secrets"), "{message}");
+    let (status, _) = core.call(Some(&writer), Method::DELETE, &key, None).await;
+    assert_eq!(status, StatusCode::NO_CONTENT);
+    let not_found = (404, "not_found");
+    let message = refused(&core, Some(&writer), (&Method::DELETE, &key), None, not_found).await;
+    assert!(message.contains("KEY"), "{message}");
+    assert_eq!(names().await.len(), 99);
+    for file in ["core.redb", "logs.redb"] {
+        let bytes = fs::read(core.path(&format!("data/{file}"))).unwrap();
+        let found = bytes.windows(VALUE.len()).any(|window| window == VALUE.as_bytes());
+        assert!(!found, "{file} has the value");
+    }
+    core.finish().await;
+}
+
+#[tokio::test]
 async fn concurrent_requests_create_one_project_of_a_name() {
     let core = Core::start(STAGELY, "same-moment", "[builders]\nprovider = \"none\"").await;
     let request = async |host: &str| -> RunView {
@@ -333,5 +439,37 @@ async fn concurrent_requests_create_one_project_of_a_name() {
     let mut names = [all[0].project.as_str(), all[1].project.as_str()];
     names.sort_unstable();
     assert_eq!(names, ["owner-repository", "owner-repository-2"]);
+    core.finish().await;
+}
+
+#[tokio::test]
+async fn large_set_values_of_open_runs_are_not_kept_in_memory() {
+    const RUNS: u64 = 80;
+    const VALUES: usize = 14;
+    const BYTES: usize = 64_000;
+    let core = Core::start(STAGELY, "set-values", "[builders]\nprovider = \"none\"\n").await;
+    let dockerfile = "FROM busybox\n";
+    let yaml = "builds: { app: { context: . } }\n";
+    core.repository.commit(&[("Dockerfile", dockerfile), ("stagely.yaml", yaml)]);
+    let large = |number: u64| {
+        let mut request = core.request();
+        request.environment = Some(format!("env-{number}"));
+        for name in 0..VALUES {
+            let value = (number % 10).to_string().repeat(BYTES);
+            request.set.insert(format!("LARGE_{name}"), value.into());
+        }
+        request
+    };
+    // Buffers and arenas that stay.
+    let mut runs = vec![core.run(large(0)).await];
+    let before = core.resident_bytes();
+    for number in 1..RUNS {
+        runs.push(core.run(large(number)).await);
+    }
+    let grown = core.resident_bytes().saturating_sub(before);
+    assert!(grown < RUNS * (VALUES * BYTES) as u64 / 2, "{grown} bytes more");
+    for run in runs {
+        core.post::<Value>(&format!("/runs/{run}/cancel"), Value::Null).await;
+    }
     core.finish().await;
 }

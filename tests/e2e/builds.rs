@@ -42,7 +42,7 @@ async fn three_services_are_built_at_the_same_time_and_two_platforms_joined() {
     let names: Vec<&str> = run.jobs.iter().map(|job| job.name.as_str()).collect();
     assert_eq!(names, ["api", "worker_amd64", "worker_arm64", "worker_merge", "web"]);
     assert!(run.jobs.iter().all(|job| job.attempt == 1 && job.digest.is_some()), "{run:#?}");
-    let image = &job(&run, "worker_merge").image.to_string();
+    let image = &job(&run, "worker_merge").image.as_ref().unwrap().to_string();
     let index = core.registry.manifest(image);
     let platforms =
         index["manifests"].as_array().unwrap().iter().map(|manifest| &manifest["platform"]);

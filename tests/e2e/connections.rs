@@ -1,13 +1,16 @@
 //! Networks that break between an agent and core.
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use stagely::api::RunStatus;
 use stagely_test_core::{Core, lines, numbers};
 use stagely_test_support::breakpoint::Breakpoint;
 use stagely_test_support::proxy::Proxy;
 use stagely_test_support::wait::eventually;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 use crate::STAGELY;
 
@@ -82,5 +85,31 @@ async fn a_frozen_connection_is_closed_and_another_one_opened() {
         breakpoint.resume();
     })
     .await;
+    core.finish().await;
+}
+
+#[tokio::test]
+async fn stalled_connections_neither_stop_core_from_answering_nor_live_on() {
+    let core = Core::start(STAGELY, "stalled", "[builders]\nprovider = \"none\"\n").await;
+    let address = core.url.strip_prefix("http://").unwrap();
+    let mut stalled = Vec::new();
+    for number in 0..256 {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        if number % 2 == 0 {
+            stream.write_all(b"GET / HTTP/1.1\r\nHost: core\r\n").await.unwrap();
+        }
+        stalled.push(stream);
+    }
+
+    let begun = Instant::now();
+    assert!(core.machines().await.is_empty());
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+
+    // Core closes them all.
+    for mut stream in stalled {
+        let rest = timeout(Duration::from_secs(20), stream.read_to_end(&mut Vec::new())).await;
+        let _: usize = rest.expect("core closes it").unwrap_or_default();
+    }
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
     core.finish().await;
 }

@@ -7,13 +7,15 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use reqwest::Method;
-use stagely::api::{JobKindView, JobStatus, RunStatus};
+use stagely::api::{CreateRun, JobKindView, JobStatus, RunStatus};
 use stagely_protocol::FailureReason;
 use stagely_test_core::{Core, job, lines, numbers};
 use stagely_test_support::breakpoint::Breakpoint;
 use stagely_test_support::processes::processes_with;
 use stagely_test_support::program;
 use stagely_test_support::wait::eventually;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
 
 use crate::STAGELY;
 
@@ -247,6 +249,48 @@ async fn a_copy_of_a_data_folder_is_refused_until_it_is_said_to_be_moved() {
     }
     core.launch().await;
     core.finish().await;
+}
+
+#[tokio::test]
+async fn a_repository_during_whose_reading_core_is_killed_twice_is_not_read_again() {
+    let mut core = Core::start(STAGELY, "deadly", "").await;
+    let (deadly, harmless) = (silent_server().await, silent_server().await);
+    let [deadly_run, harmless_run] = [&deadly, &harmless]
+        .map(|server| CreateRun::new(format!("http://{}/app.git", server.local_addr().unwrap())));
+    let deadly_run = core.run(deadly_run).await;
+    let first = deadly.accept().await.unwrap();
+    let harmless_run = core.run(harmless_run).await;
+    let second = harmless.accept().await.unwrap();
+
+    core.crash();
+    drop((first, second));
+    let answers = tokio::spawn(answer_not_found(harmless));
+    core.launch().await;
+    let _open = deadly.accept().await.unwrap();
+    core.crash();
+    core.launch().await;
+
+    let error_of = async |run| core.ended(run).await.error.unwrap();
+    let error = error_of(deadly_run).await;
+    assert!(error.contains("core ended unexpectedly twice"), "{error}");
+    let error = error_of(harmless_run).await;
+    assert!(error.contains("was not found"), "{error}");
+    answers.abort();
+    core.finish().await;
+}
+
+async fn answer_not_found(server: TcpListener) {
+    loop {
+        let (mut client, _) = server.accept().await.unwrap();
+        let answer = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+        let _ = client.read(&mut [0; 1_024]).await;
+        let _ = client.write_all(answer).await;
+    }
+}
+
+/// A server that accepts connections and sends nothing.
+async fn silent_server() -> TcpListener {
+    TcpListener::bind("127.0.0.1:0").await.unwrap()
 }
 
 #[tokio::test]

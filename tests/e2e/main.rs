@@ -25,12 +25,16 @@ mod connections;
 mod crashes;
 mod engines;
 
+mod isolation;
+mod preview_kills;
+mod preview_machines;
 mod queue;
 mod registered_machines;
 
 mod agents;
 mod api;
 mod pages;
+mod previews;
 mod retention;
 mod sweep;
 

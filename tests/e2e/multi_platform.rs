@@ -75,7 +75,7 @@ async fn a_run_that_ends_after_a_newer_one_moves_no_tag() {
     assert_eq!(core.registry.digest(&tag).await.as_deref(), Some(newer.digest_text()));
     // Each run's own reference names its image.
     for merge in [newer, older] {
-        let own = merge.image.as_str();
+        let own = merge.image.as_ref().unwrap().as_str();
         assert_eq!(core.registry.digest(own).await.as_deref(), Some(merge.digest_text()));
     }
     core.finish().await;

@@ -64,8 +64,17 @@ async fn the_pages_of_a_run_and_its_jobs_escape_all_markup() {
     }
     assert!(log.contains(PRINTED) && !log.contains(['\u{1b}', '\u{202e}']));
 
+    // A list would show ids that only those know who were given a link.
+    assert!(page(&core, "/previews", 401).await.contains("A token is needed"));
+    let request = reqwest::Client::new().get(format!("{}/previews", core.url));
+    let answer = request.basic_auth("me", Some(core.admin_token())).send().await.unwrap();
+    assert!(text_of(answer, 200, "text/html").await.contains("There are none."));
+
     let nothing = "01jd7q3f5m8z9x2c4v6b8n0a1s";
     for path in [
+        format!("/previews/prev_{nothing}"),
+        format!("/previews/prev_{nothing}/log"),
+        "/previews/x".to_owned(),
         format!("/runs/run_{nothing}"),
         "/runs/x".to_owned(),
         "/runs/%ff".to_owned(),

@@ -70,6 +70,7 @@ impl GitHub {
             repositories: std::collections::BTreeMap::new(),
             comments: Vec::new(),
             statuses: Vec::new(),
+            deployments: Vec::new(),
             tokens: std::collections::BTreeMap::new(),
             deliveries: Vec::new(),
             requests: Vec::new(),

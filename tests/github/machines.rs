@@ -31,7 +31,7 @@ type Jobs = Arc<Mutex<Vec<Job>>>;
 /// A job that core has assigned to a machine.
 #[derive(Clone)]
 pub(crate) struct Job {
-    /// The BUILD or MERGE of core.
+    /// The BUILD, MERGE or DEPLOY of core.
     pub(crate) message: Value,
     pub(crate) machine: String,
     agent: Arc<Agent>,
@@ -105,6 +105,17 @@ impl Machines {
         self.jobs_of(commit, "BUILD", 1).await.remove(0)
     }
 
+    /// Waits for the DEPLOY of this generation.
+    pub(crate) async fn deployment(&self, generation: u64) -> Job {
+        eventually(&format!("a machine gets DEPLOY {generation}"), async || {
+            let of = |job: &Job| {
+                job.message["type"] == "DEPLOY" && job.message["generation"] == generation
+            };
+            self.all().into_iter().find(of)
+        })
+        .await
+    }
+
     pub(crate) async fn merge(&self) -> Job {
         eventually("a machine gets a MERGE", async || {
             self.all().into_iter().find(|job| job.message["type"] == "MERGE")
@@ -116,6 +127,22 @@ impl Machines {
 impl Job {
     fn is_of(&self, commit: &str) -> bool {
         self.message["type"] == "MERGE" || self.message["context"]["commit_hash"] == commit
+    }
+
+    /// Reports that the preview serves.
+    pub(crate) fn serves(&self) {
+        self.agent.send(json!({
+            "type": "STATUS", "job_id": self.id(), "state": "completed",
+            "endpoints": [{ "name": "web", "address": "127.0.0.1:1" }],
+        }));
+    }
+
+    /// Reports that the preview cannot be deployed.
+    pub(crate) fn is_not_healthy(&self, message: &str) {
+        self.agent.send(json!({
+            "type": "STATUS", "job_id": self.id(), "state": "failed", "error_message": message,
+            "error": { "kind": "deploy", "problem": "service" },
+        }));
     }
 
     fn id(&self) -> &str {
@@ -251,7 +278,7 @@ impl Job {
 fn handle(message: &Value, machine: &str, agent: &Arc<Agent>, jobs: &Jobs) {
     let id = &message["job_id"];
     match message["type"].as_str().unwrap() {
-        "BUILD" | "MERGE" => {
+        "BUILD" | "MERGE" | "DEPLOY" => {
             let mut jobs = jobs.lock().unwrap();
             if jobs.iter().any(|job| job.message["job_id"] == *id) {
                 return;
@@ -281,6 +308,10 @@ fn handle(message: &Value, machine: &str, agent: &Arc<Agent>, jobs: &Jobs) {
             }
         }
         "CANCEL" => agent.send(json!({ "type": "STATUS", "job_id": id, "state": "cancelled" })),
+        // It has no volumes.
+        "SLEEP" => agent.send(json!({
+            "type": "PREVIEW", "preview_id": message["preview_id"], "state": "archived",
+        })),
         "ERROR" => panic!("core does not understand the stand-in: {message}"),
         _ => {}
     }

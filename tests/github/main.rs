@@ -15,6 +15,8 @@ mod pulls;
 
 mod forks;
 
+mod previews;
+
 mod deliveries;
 mod misfortunes;
 

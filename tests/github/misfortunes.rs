@@ -10,6 +10,7 @@ use crate::fake::people::Opened;
 use crate::fake::world::FaultKind;
 
 const COMMENTING: &str = "POST /repos/{owner}/{repo}/issues/{issue_number}/comments";
+const READING: &str = "GET /repos/{owner}/{repo}/contents/{path}";
 
 #[tokio::test]
 async fn a_core_that_is_killed_before_its_comment_is_known_writes_one_all_the_same() {
@@ -31,6 +32,30 @@ async fn a_core_that_is_killed_before_its_comment_is_known_writes_one_all_the_sa
     conversation.comment_says(&pull, "✅").await;
     assert_eq!(conversation.github.reports(&pull).len(), 1);
     conversation.status_is(&conversation.github.head(&pull), "stagely", "success").await;
+    conversation.ends().await;
+}
+
+#[tokio::test]
+async fn a_run_during_whose_planning_core_is_killed_twice_fails_with_that_reason() {
+    let mut conversation = Conversation::start("deadly").await;
+    let slow = FaultKind::Slow(Duration::from_mins(5));
+    conversation.github.fails(READING, 2, slow);
+    let pull = conversation.opened("deadly").await;
+    for left in [1, 0] {
+        eventually("the file is read", async || {
+            let faults = &conversation.github.world().faults;
+            (faults.iter().map(|fault| fault.times).sum::<u32>() == left).then_some(())
+        })
+        .await;
+        conversation.core.crash();
+        conversation.core.launch().await;
+    }
+
+    let run = conversation.run_when(&pull, "it fails", |run| run.status == RunStatus::Failed).await;
+
+    let message = run.error.unwrap();
+    assert!(message.contains("core ended unexpectedly twice"), "{message}");
+    conversation.comment_says(&pull, "core ended unexpectedly twice").await;
     conversation.ends().await;
 }
 

@@ -105,7 +105,7 @@ async fn a_pull_request_that_is_closed_leaves_no_machine_no_tag_and_no_cache() {
     let conversation = Conversation::start("closed").await;
     let pull = conversation.opened("short-lived").await;
     let run = conversation.is_built(&pull).await;
-    let image = run.jobs[0].image.to_string();
+    let image = run.jobs[0].image.as_ref().unwrap().to_string();
     let moved = run.jobs[0].tag.as_ref().unwrap().to_string();
     let registry = conversation.core.registry.clone();
     assert!(registry.digest(&image).await.is_some());

@@ -169,7 +169,7 @@ async fn damage_of_one_log_affects_only_its_job() {
 
     assert_eq!((stored.0.unwrap(), stored.1.unwrap()), (2, 1));
     assert_eq!(texts(&store, other).await, ["of another job"]);
-    let after = store.read(FIRST, 1, 10).await.unwrap();
+    let (_, after) = store.read(FIRST, 1, 10).await.unwrap();
     assert_eq!(after[0].data, "after");
     assert!(store.read(FIRST, 0, 10).await.is_err());
     store.close().await;

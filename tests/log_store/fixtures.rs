@@ -49,7 +49,7 @@ pub(crate) async fn append(
 pub(crate) async fn read_all(store: &LogStore, attempt: Attempt, page: usize) -> Vec<StoredLine> {
     let mut all: Vec<StoredLine> = Vec::new();
     loop {
-        let lines = store.read(attempt, all.len() as u64, page).await.unwrap();
+        let (_, lines) = store.read(attempt, all.len() as u64, page).await.unwrap();
         if lines.is_empty() {
             return all;
         }

@@ -2,9 +2,9 @@
 
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
-use stagely::core::logs::LogSettings;
+use stagely::core::logs::{LogId, LogSettings, LogStore, SERVICES_BYTES_MAX};
 use stagely_protocol::Stream;
-use stagely_state::ids::JobId;
+use stagely_state::ids::{JobId, PreviewId};
 
 use crate::fixtures::{
     Database, FIRST, JOB, MIB, append, first_of, line, lines, open, open_with, read_all, texts,
@@ -44,7 +44,7 @@ async fn empty_lines_count_and_can_be_read_back() {
         append(&store, FIRST, Some(number * 170_000), &batch).await.unwrap();
     }
 
-    let page = store.read(FIRST, 0, 10).await.unwrap();
+    let (_, page) = store.read(FIRST, 0, 10).await.unwrap();
     assert!(page.len() < 50_000, "{} lines at once", page.len());
     let all = read_all(&store, FIRST, 1_000).await;
     let (last, lines) = all.split_last().unwrap();
@@ -52,6 +52,63 @@ async fn empty_lines_count_and_can_be_read_back() {
     assert!(lines.iter().all(|line| line.data.is_empty()));
     assert!((340_000..680_000).contains(&lines.len()), "{}", lines.len());
     store.close().await;
+}
+
+const SERVICES: LogId = LogId::Services { preview: PreviewId::from_bits(7), generation: 3 };
+
+/// Appends `count` lines of 60,000 bytes, each of which begins with its number.
+async fn append_long(store: &LogStore, first: u64, count: u64) {
+    let texts: Vec<String> =
+        (first..first + count).map(|number| format!("{number} {}", "x".repeat(60_000))).collect();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let receipt = store.append(SERVICES, Some(first), &lines(&texts)).await;
+    assert_eq!(receipt.unwrap().stored().await.unwrap(), first + count);
+}
+
+/// The numbers of the lines that are kept.
+async fn kept_lines(store: &LogStore) -> std::ops::Range<u64> {
+    let (first, mut next) = (store.read(SERVICES, 0, 1).await.unwrap().0, 0);
+    loop {
+        let (from, lines) = store.read(SERVICES, next, 10).await.unwrap();
+        for (number, line) in (from..).zip(&lines) {
+            assert!(line.data.starts_with(&format!("{number} ")), "{number}");
+        }
+        if lines.is_empty() {
+            return first..next;
+        }
+        next = from + lines.len() as u64;
+    }
+}
+
+#[tokio::test]
+async fn a_log_of_services_loses_its_oldest_lines_and_goes_on() {
+    let database = Database::new();
+    let mut store = open(&database.path, MIB);
+    for number in 0..200 {
+        if number == 150 {
+            store.close().await;
+            store = open(&database.path, MIB);
+        }
+        append_long(&store, number * 4, 4).await;
+    }
+    append(&store, FIRST, None, &lines(&["of a job"])).await.unwrap();
+
+    let kept = kept_lines(&store).await;
+
+    assert_eq!(kept.end, 800);
+    let bytes = (kept.end - kept.start) * 60_000;
+    assert!((SERVICES_BYTES_MAX - MIB..SERVICES_BYTES_MAX).contains(&bytes), "{kept:?}");
+    let (first, tail) = store.tail(SERVICES, 3).await.unwrap();
+    assert_eq!((first, tail.len()), (797, 3));
+    let previews = store.logged_previews().await.unwrap();
+    assert_eq!(previews.into_iter().collect::<Vec<_>>(), [PreviewId::from_bits(7)]);
+
+    store.forget_services(PreviewId::from_bits(7), 3).await.unwrap();
+    assert_eq!(store.next_line(SERVICES).await.unwrap(), 800, "only older ones are forgotten");
+    store.forget_services(PreviewId::from_bits(7), 4).await.unwrap();
+    assert_eq!(store.next_line(SERVICES).await.unwrap(), 0);
+    assert!(store.logged_previews().await.unwrap().is_empty());
+    assert_eq!(texts(&store, JOB).await, ["of a job"]);
 }
 
 /// A small file system for one test.
@@ -112,6 +169,13 @@ async fn a_disk_that_fills_up_cuts_logs_before_it_is_full_and_agents_go_on() {
     assert_eq!(last, "[log cut: core's disk is nearly full; the rest is not kept]");
     let sent: Vec<String> = (0..).flat_map(texts_of).take(kept.len()).collect();
     assert!(!kept.is_empty() && kept == sent, "the stored lines are those that were sent");
+    assert!(disk.free_bytes() > RESERVE / 2, "{} bytes are free", disk.free_bytes());
+
+    // The services of previews go on, in the space that their lines have.
+    for number in 0..20 {
+        append_long(&store, number * 4, 4).await;
+    }
+    assert_eq!(kept_lines(&store).await.end, 80);
     assert!(disk.free_bytes() > RESERVE / 2, "{} bytes are free", disk.free_bytes());
 
     // When there is room again, other logs are stored. The cut log is not continued.

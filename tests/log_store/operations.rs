@@ -96,7 +96,8 @@ async fn check_operation(store: &LogStore, logs: &mut [Vec<StoredLine>; 3], oper
         Operation::Read { log, from, page } => {
             let (attempt, known) = (LOGS[log], &logs[log]);
             let from = from.index(known.len() + 1);
-            let read = store.read(attempt, from as u64, page).await.unwrap();
+            let (first, read) = store.read(attempt, from as u64, page).await.unwrap();
+            assert_eq!(first, from as u64);
             assert!(read.len() >= page.min(known.len() - from));
             assert_eq!(read, known[from..from + read.len()]);
         }

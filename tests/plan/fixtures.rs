@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use stagely::core::plan::{Base, Plan, PlanContext, PlanError, plan};
+use stagely::config::Config;
+use stagely::core::plan::{Base, Plan, PlanContext, PlanError, PreviewContext, plan};
+use stagely::core::previews::PreviewHosts;
 use stagely_manifest::{Manifest, parse};
 use stagely_protocol::CommitSha;
 use stagely_state::ids::{EnvironmentId, JobId, ProjectId, RunId};
@@ -42,6 +44,14 @@ pub(crate) struct PlanInputs {
     pub(crate) only_builds: Vec<String>,
     pub(crate) good_images: BTreeMap<VariantName, GoodImage>,
     pub(crate) base: Option<Base>,
+    pub(crate) hosts: PreviewHosts,
+    pub(crate) preview: PreviewInputs,
+}
+
+/// The inputs of a plan that only the preview depends on.
+#[derive(Default)]
+pub(crate) struct PreviewInputs {
+    pub(crate) requested: Option<bool>,
 }
 
 impl PlanInputs {
@@ -60,6 +70,8 @@ impl PlanInputs {
             only_builds: Vec::new(),
             good_images: BTreeMap::new(),
             base: None,
+            hosts: PreviewHosts::new(&Config::default()),
+            preview: PreviewInputs::default(),
         }
     }
 
@@ -109,6 +121,11 @@ impl PlanInputs {
             only_builds: &self.only_builds,
             good_images: &self.good_images,
             base: self.base.as_ref(),
+            preview: PreviewContext {
+                hosts: &self.hosts,
+                requested: self.preview.requested,
+                is_open: false,
+            },
         };
         let mut ids = 0;
         plan(manifest, &context, &mut || {
@@ -139,6 +156,7 @@ pub(crate) fn references(job: &PlannedJob) -> (String, Vec<String>, Option<Strin
             cache_to.as_ref().map(ToString::to_string),
         ),
         JobKind::Merge { image, .. } => (image.to_string(), Vec::new(), None),
+        JobKind::Deploy { .. } => panic!("{} makes no image", job.name),
     }
 }
 

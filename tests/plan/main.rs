@@ -5,5 +5,6 @@
 mod fixtures;
 
 mod jobs;
+mod preview;
 mod references;
 mod skipped;

@@ -6,6 +6,10 @@ mod app;
 mod world;
 
 mod access;
+mod certificates;
+mod hostile;
+mod recorder;
 mod states;
 mod traffic;
+mod tunnel;
 mod upgrades;

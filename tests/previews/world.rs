@@ -71,7 +71,7 @@ impl World {
         let config: Config = toml::from_str(&settings).unwrap();
         let core = stagely::core::start(config, FolderCheck::None).await.unwrap();
         let client = Client::new(core.url.clone(), core.admin_token.clone()).unwrap();
-        let machine = AddMachine { arch: Arch::of_this_program(), name: None };
+        let machine = AddMachine::new(Arch::of_this_program());
         let added = client.add_machine(&machine).await.unwrap();
         let mut agent_config: AgentConfig = serde_json::from_value(added.agent_json).unwrap();
         agent_config.work_dir = folder.path().join("work");
@@ -103,6 +103,16 @@ impl World {
         self.agent = None;
     }
 
+    /// Makes the agent reach core at `address` from now on.
+    pub(crate) async fn reach_core_at(&mut self, address: SocketAddr) {
+        self.agent_config.core_url = format!("http://{address}").parse().unwrap();
+        if let Some(agent) = self.agent.take() {
+            agent.abort();
+            agent.await.unwrap_err();
+        }
+        self.start_agent();
+    }
+
     /// Makes the agent forward connections to `address`.
     pub(crate) fn listen_at(&self, address: SocketAddr) {
         self.endpoints.set(preview_id(), BTreeMap::from([(ENDPOINT.to_owned(), address)]));
@@ -124,10 +134,10 @@ impl World {
             access: Access::Link,
             access_key: KEY.into(),
             public_paths: vec!["/webhooks/*".to_owned()],
-            state: PreviewState::Deploying,
+            state: PreviewState::Deploying { progress: String::new() },
         });
         change(route);
-        self.core.preview_routes.replace(self.routes.clone());
+        self.core.preview_routes.change(&[], self.routes.clone());
     }
 
     /// Adds the route of another preview.
@@ -135,12 +145,12 @@ impl World {
         let mut route = self.routes[LABEL].clone();
         change(&mut route);
         self.routes.insert(label.to_owned(), route);
-        self.core.preview_routes.replace(self.routes.clone());
+        self.core.preview_routes.change(&[], self.routes.clone());
     }
 
     pub(crate) fn remove_route(&mut self) {
         self.routes.remove(LABEL);
-        self.core.preview_routes.replace(self.routes.clone());
+        self.core.preview_routes.change(&[LABEL.to_owned()], BTreeMap::new());
     }
 
     pub(crate) fn address(&self) -> SocketAddr {

@@ -26,7 +26,7 @@ async fn a_guest_builds_and_pushes_and_powers_off_when_core_ends_it() {
     assert_eq!(view.status, RunStatus::Completed, "{view:#?}");
     let job = &view.jobs[0];
     assert_eq!(job.status, JobStatus::Completed, "{view:#?}");
-    let pushed = digest(&job.image.to_string(), None).await;
+    let pushed = digest(&job.image.as_ref().unwrap().to_string(), None).await;
     assert_eq!(pushed, job.digest.as_ref().map(ToString::to_string), "{view:#?}");
     assert!(core.log_of(job.id).await.contains("built by a guest"), "{view:#?}");
 
@@ -63,4 +63,29 @@ async fn a_guest_without_an_agent_is_powered_off_by_its_dead_man_switch() {
     guest.powers_off().await;
     let console = guest.console();
     assert!(console.contains("stagely-deadman: no contact with core for "), "{console}");
+}
+
+#[tokio::test]
+async fn a_preview_in_a_guest_is_reached_through_its_tunnel_and_ends_when_its_core_is_gone() {
+    let world = World::new("preview");
+    world.commit_preview();
+    // Shorter than usual, and longer than the boot of a guest takes here: the dead-man switch counts from there.
+    let mut core = Core::start(&world, "[agents]\ngive-up-after = \"3m\"").await;
+    let run = core.run_of_main_branch().await;
+    let mut builder = Guest::of(&core, run).await;
+    builder.says_hello(&mut core).await;
+    let mut guest = Guest::after(&core, run, Some(&builder)).await;
+    guest.says_hello(&mut core).await;
+
+    let view = core.ended(run).await;
+    guest.took("the preview is deployed");
+    assert_eq!(view.status, RunStatus::Completed, "{view:#?}");
+    let disk_kib: u64 = core.page(&view, "/cgi-bin/disk").await.trim().parse().unwrap();
+    guest.took("a page");
+    // The golden image has 10 GiB, and stagely.yaml says 12.
+    assert!(disk_kib > 11 << 20, "{disk_kib} KiB");
+
+    core.crash();
+
+    guest.powers_off().await;
 }

@@ -12,6 +12,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::unistd::geteuid;
 use reqwest::Method;
 use stagely::api::{CreateRun, MachineView, RunView};
+use stagely::core::previews::preview_label;
 use stagely_state::ids::{JobId, RunId};
 use stagely_test_support::core_process::CoreProcess;
 use stagely_test_support::files::{files_below, write_program};
@@ -42,8 +43,7 @@ static BOOTING: Mutex<()> = Mutex::const_new(());
 pub(crate) struct World {
     registry: PrivateRegistry,
     git: GitServer,
-    /// Owns the repository's files.
-    _repository: Repository,
+    repository: Repository,
     folder: TempDir,
     image: PathBuf,
 }
@@ -63,7 +63,24 @@ impl World {
         fill(&repository);
         let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, free_port()));
         let registry = PrivateRegistry::start(address, None, true);
-        Self { registry, git, _repository: repository, folder, image: image.into() }
+        Self { registry, git, repository, folder, image: image.into() }
+    }
+
+    /// Commits a preview of the main branch. Its page `/cgi-bin/disk` shows the size of its disk in KiB.
+    pub(crate) fn commit_preview(&self) {
+        let dockerfile = "FROM scratch\nCOPY busybox /bin/busybox\nCOPY --chmod=755 disk /www/cgi-bin/disk\n\
+            CMD [\"/bin/busybox\", \"httpd\", \"-f\", \"-p\", \"8080\", \"-h\", \"/www\"]\n";
+        let disk = "#!/bin/busybox sh\necho; /bin/busybox df -P -k / | /bin/busybox awk 'END { print $2 }'\n";
+        let manifest = "builds: { app: { context: ., machine: small } }\n\
+            preview:\n  compose: compose.yaml\n  machine: small\n  disk: 12GiB\n  access: public\n  branches: [main]\n  \
+            endpoints: { web: { service: app, port: 8080, health: { path: /cgi-bin/disk, timeout: 5m } } }\n";
+        let compose = "services: { app: { build: . } }\n";
+        self.repository.commit(&[
+            ("Dockerfile", dockerfile),
+            ("disk", disk),
+            ("compose.yaml", compose),
+            ("stagely.yaml", manifest),
+        ]);
     }
 
     /// The registry's address for core and guests.
@@ -159,8 +176,27 @@ impl Core {
     }
 
     pub(crate) async fn run(&self) -> RunId {
-        let request = serde_json::to_value(CreateRun::new(self.repository.clone())).unwrap();
+        self.request(CreateRun::new(self.repository.clone())).await
+    }
+
+    pub(crate) async fn run_of_main_branch(&self) -> RunId {
+        let reference = Some("main".to_owned());
+        self.request(CreateRun { reference, ..CreateRun::new(self.repository.clone()) }).await
+    }
+
+    async fn request(&self, request: CreateRun) -> RunId {
+        let request = serde_json::to_value(request).unwrap();
         self.process.post::<RunView>("/runs", request).await.id
+    }
+
+    /// The page at `path` of the preview of `run`'s main branch, through core.
+    pub(crate) async fn page(&self, run: &RunView, path: &str) -> String {
+        let label = preview_label("main", &run.project, None);
+        let port = self.process.url.rsplit_once(':').unwrap().1;
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let request = client.get(format!("{}{path}", self.process.url));
+        let response = request.header("host", format!("{label}.localhost:{port}")).send().await;
+        response.unwrap().error_for_status().unwrap().text().await.unwrap()
     }
 
     pub(crate) async fn ended(&self, run: RunId) -> RunView {
@@ -227,10 +263,18 @@ impl Guest {
     /// # Panics
     /// At once if core could not launch it.
     pub(crate) async fn of(core: &Core, run: RunId) -> Self {
+        Self::after(core, run, None).await
+    }
+
+    /// As [`of`](Self::of), for a guest that follows `former`.
+    pub(crate) async fn after(core: &Core, run: RunId, former: Option<&Self>) -> Self {
         let (id, console) = eventually_within(LIMIT, "a guest runs", async || {
             core.check_launch(run).await;
             let folder = core.data().join("machines");
-            let machine = fs::read_dir(folder).ok()?.next()?.unwrap();
+            let mut machines = fs::read_dir(folder).ok()?.map(Result::unwrap);
+            let is_former = |name: &str| former.is_some_and(|former| former.id == name);
+            let machine =
+                machines.find(|entry| !entry.file_name().to_str().is_some_and(is_former))?;
             let console = fs::File::open(machine.path().join("serial.log")).ok()?;
             let id = machine.file_name().into_string().unwrap();
             runs(&id).then_some((id, console))

@@ -22,6 +22,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use self::output::BuildOutput;
 use super::build_files::BuildFiles;
+use super::classify::may_lack_layers;
 use super::command::DockerCommand;
 use super::vertex::BaseImage;
 use crate::job_log::JobLog;
@@ -82,6 +83,11 @@ pub enum BuildError {
 }
 
 impl BuildError {
+    /// Whether the same build, which then comes from the engine's cache, may send a layer that the registry lacks.
+    pub fn may_lack_layers(&self) -> bool {
+        matches!(self, Self::Failed { reason, message, .. } if may_lack_layers(reason, message))
+    }
+
     pub fn reason(&self) -> FailureReason {
         match self {
             Self::Process(ProcessError::Spawn { .. }) => FailureReason::Engine,
@@ -167,7 +173,7 @@ async fn run(
     let result = output.run(request, &metadata, stop).await;
     let status = result?;
     if !status.success() {
-        return Err(output.into_error(status.code()));
+        return Err(output.into_error(status.code(), &request.config.target_image));
     }
     let digest = if request.config.push {
         Some(read_digest(&metadata).ok_or(BuildError::NoDigest)?)

@@ -3,9 +3,10 @@
 use std::sync::LazyLock;
 
 use regex::Regex;
-use stagely_protocol::{FailureReason, RegistryProblem};
+use stagely_protocol::{FailureReason, ImageRef, RegistryProblem};
 
 use super::user_config::registry_name;
+use crate::transient::{is_transient_status, is_unknown_host};
 
 /// The status of a response, as Docker and its libraries report it: `unexpected status from PUT request to URL: 413 …`.
 static STATUS: LazyLock<Regex> = LazyLock::new(|| {
@@ -49,10 +50,6 @@ const TLS: [&str; 4] = [
     "tls: failed to verify certificate",
 ];
 
-/// Reported for a host name without an address, which is usually misspelled. The message for a name server that does
-/// not answer is different.
-const NO_SUCH_HOST: &str = "no such host";
-
 const DISK_FULL: [&str; 2] = ["no space left on device", "disk quota exceeded"];
 
 /// Messages about an engine that does not answer.
@@ -64,6 +61,10 @@ const ENGINE: [&str; 6] = [
     "failed to connect to the docker api",
     "error reading from server: eof",
 ];
+
+/// Messages of an engine that cannot start a container, whatever the container is.
+const ENGINE_START: [&str; 3] =
+    ["failed to set up container networking", "failed to create endpoint", "failed to start shim"];
 
 /// Messages about an engine that is starting, restarting or overloaded. All other messages are final: a wrong address, a
 /// file that is missing, a server that is no engine, a user or a key that is refused.
@@ -84,6 +85,13 @@ const ENGINE_STARTING: [&str; 14] = [
     "is the docker daemon running",
 ];
 
+/// Messages of a `docker` without the plugin `compose`.
+const COMPOSE_MISSING: [&str; 3] = [
+    "'compose' is not a docker command",
+    "unknown command: docker compose",
+    "unknown flag: --ansi",
+];
+
 /// Stands between the command of a failed step and `exit code: 42`.
 const NOT_COMPLETED: &str = "did not complete successfully: ";
 
@@ -91,6 +99,11 @@ const UNAVAILABLE: FailureReason =
     FailureReason::Registry { problem: RegistryProblem::Unavailable };
 
 const REFUSED: FailureReason = FailureReason::Registry { problem: RegistryProblem::Refused };
+
+const MISSING: FailureReason = FailureReason::Registry { problem: RegistryProblem::Missing };
+
+/// Messages about an image that the registry does not have. The last one ends a line of containerd.
+const NOT_THERE: [&str; 3] = ["manifest unknown", "name unknown", ": not found"];
 
 /// Finds the reason for a failed `docker buildx build`. `step` is the vertex that failed, or empty if none did. `error`
 /// is the error of that vertex, or else of the client.
@@ -133,7 +146,7 @@ pub(super) fn build_failure(step: &str, error: &str) -> FailureReason {
 pub(super) fn is_engine_starting(error: &str) -> bool {
     let text = error.to_ascii_lowercase();
     // `docker` writes this line about each address that it cannot use, before the cause.
-    let is_final = has(&text, &[NO_SUCH_HOST, "name or service not known"]) || has(&text, &TLS);
+    let is_final = is_unknown_host(&text) || has(&text, &TLS);
     let is_starting = has(&text, &ENGINE_STARTING) || is_missing_socket(&text);
     !is_final && (is_starting || http_status(&text).is_some_and(is_transient_status))
 }
@@ -163,7 +176,77 @@ pub(super) fn missing_login(step: &str, error: &str) -> Option<String> {
 /// Finds the reason for a failed command that uses only a registry.
 pub(super) fn registry_failure(error: &str) -> FailureReason {
     let text = error.to_ascii_lowercase();
-    machine_failure(&text).unwrap_or_else(|| push_failure(&text))
+    machine_failure(&text).unwrap_or_else(|| match push_failure(&text) {
+        REFUSED | FailureReason::Internal
+            if has(&text, &NOT_THERE) && !text.contains("failed to push") =>
+        {
+            MISSING
+        }
+        reason => reason,
+    })
+}
+
+/// Whether a registry may have refused the manifest because it lacks a layer: it answers 400 then, as to a manifest that is
+/// not valid. `BuildKit` does not send a layer that another build of the same engine is sending to the same repository, and
+/// may send the manifest before that layer is there.
+pub(super) fn may_lack_layers(reason: &FailureReason, error: &str) -> bool {
+    let text = error.to_ascii_lowercase();
+    *reason == REFUSED && text.contains("/manifests/") && text.contains("400 bad request")
+}
+
+/// What to do about a registry that refuses to take `image`, if the error of the vertex `step` says enough.
+pub(super) fn push_advice(step: &str, error: &str, image: &ImageRef) -> Option<String> {
+    let text = error.to_ascii_lowercase();
+    if !is_push(step, &text) || push_failure(&text) != REFUSED {
+        return None;
+    }
+    let (registry, repository) = (image.registry(), image.repository());
+    let status = http_status(&text);
+    if text.contains("server gave http response to https client") {
+        Some(format!(
+            "{registry} has no TLS: name it in `insecure-registries` of the engine's daemon.json, or give it a certificate"
+        ))
+    } else if has(&text, &TLS) {
+        Some(format!(
+            "the engine does not trust the certificate of {registry}: put that of its authority into \
+             /etc/docker/certs.d/{registry}/ca.crt on the machine"
+        ))
+    } else if is_unknown_host(&text) {
+        Some(format!("{registry} has no address: look at the spelling in `registry.url`"))
+    } else if status == Some(413) {
+        Some(format!(
+            "{registry}, or a proxy in front of it, takes no upload of this size: raise its limit (nginx: \
+             `client_max_body_size`), or make the layers smaller"
+        ))
+    } else if status == Some(404) || has(&text, &["name_unknown", "name unknown"]) {
+        Some(format!(
+            "{registry} does not create the repository {repository} by itself: create it there, or let the registry \
+             create repositories at the first push"
+        ))
+    } else if status == Some(403) || text.contains("denied") {
+        Some(format!(
+            "the login of core may not push to {repository}: look at its permissions there"
+        ))
+    } else {
+        None
+    }
+}
+
+/// The machine's fault in the error of a command that uses the engine, if it is the machine's.
+pub(super) fn machine_failure_of(error: &str) -> Option<FailureReason> {
+    machine_failure(&error.to_ascii_lowercase())
+}
+
+/// The machine's fault in the engine's words about a container that it could not start, if it is the machine's.
+pub(crate) fn container_start_failure(error: &str) -> Option<FailureReason> {
+    let text = error.to_ascii_lowercase();
+    let is_engine = || has(&text, &ENGINE_START).then_some(FailureReason::Engine);
+    machine_failure(&text).or_else(is_engine)
+}
+
+/// Whether `docker` has no plugin `compose`. Then it takes the arguments for its own.
+pub(super) fn is_compose_missing(error: &str) -> bool {
+    has(&error.to_ascii_lowercase(), &COMPOSE_MISSING)
 }
 
 fn has(text: &str, messages: &[&str]) -> bool {
@@ -173,7 +256,7 @@ fn has(text: &str, messages: &[&str]) -> bool {
 /// Whether a registry cannot be reached, and another attempt changes nothing: its name has no address, because it is
 /// misspelled or the machine has no network, or its certificate is not trusted.
 fn is_final_without_response(text: &str) -> bool {
-    text.contains(NO_SUCH_HOST) || has(text, &TLS)
+    is_unknown_host(text) || has(text, &TLS)
 }
 
 /// Whether another attempt may succeed.
@@ -186,11 +269,6 @@ fn is_unavailable(text: &str) -> bool {
 /// The status of a response that is the last word of a request: `500 Internal Server Error`, `status code 413`.
 fn http_status(text: &str) -> Option<u16> {
     STATUS.captures_iter(text).last()?[1].parse().ok()
-}
-
-/// The statuses of servers that are overloaded or restarting.
-const fn is_transient_status(status: u16) -> bool {
-    matches!(status, 408 | 425 | 429 | 500..=599)
 }
 
 fn machine_failure(text: &str) -> Option<FailureReason> {
@@ -216,6 +294,7 @@ fn push_failure(text: &str) -> FailureReason {
     FailureReason::Internal
 }
 
+/// Whether the step pushes the image, or nothing is known but that a push failed.
 fn is_push(step: &str, text: &str) -> bool {
     match step.strip_prefix("[auth] ") {
         // `[auth] app:pull,push token for registry.internal`
@@ -346,6 +425,29 @@ mod tests {
         ];
         for (step, error, reason) in cases {
             assert_eq!(build_failure(step, error), reason, "{error}");
+        }
+    }
+
+    #[test]
+    fn a_container_that_cannot_start_is_the_users_fault_unless_the_machine_is_named() {
+        for (error, reason) in [
+            (
+                "failed to create task for container: failed to create shim task: OCI runtime create failed: runc \
+                 create failed: unable to start container process: exec: \"x\": executable file not found in $PATH",
+                None,
+            ),
+            ("unable to find user app: no matching entries in passwd file", None),
+            (
+                "failed to create endpoint a on network b: adding interface veth1 to bridge br-1 failed: Device does \
+                 not exist",
+                Some(FailureReason::Engine),
+            ),
+            (
+                "error creating overlay mount: no space left on device",
+                Some(FailureReason::DiskFull),
+            ),
+        ] {
+            assert_eq!(container_start_failure(error), reason, "{error}");
         }
     }
 
@@ -485,7 +587,14 @@ mod tests {
         let cases = [
             ("unauthorized: authentication required", AUTHENTICATION),
             ("dial tcp 127.0.0.1:1: connect: connection refused", UNAVAILABLE),
-            ("r/a@sha256:00: not found", REFUSED),
+            ("r/a@sha256:00: not found", MISSING),
+            (
+                "Error response from daemon: manifest for r/a@sha256:00 not found: manifest unknown: manifest unknown",
+                MISSING,
+            ),
+            ("failed to resolve reference \"r/a@sha256:00\": r/a@sha256:00: not found", MISSING),
+            ("name unknown: repository name not known to registry", MISSING),
+            ("failed to push r/a: not found", REFUSED),
             (
                 "Get \"https://typo.example/v2/\": dial tcp: lookup typo.example: no such host",
                 REFUSED,

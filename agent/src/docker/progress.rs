@@ -47,8 +47,18 @@ pub(crate) struct Progress {
     /// Lines of the client. The next report, or the end of the output, shows where they belong.
     client_lines: Vec<String>,
     is_clipped: bool,
-    /// The digest of the image that is pushed.
-    pushed: Option<Digest>,
+    /// The image whose manifest was sent to the registry.
+    sent: Option<SentImage>,
+}
+
+/// An image whose manifest was sent. Only the end of its vertex says whether the registry took it: `BuildKit` completes the
+/// status also after a refusal.
+///
+/// Source: `BuildKit`, `util/progress/progress.go`, `OneOff`.
+struct SentImage {
+    /// The digest of the vertex that pushes it.
+    vertex: String,
+    digest: Digest,
 }
 
 /// The step that made a build fail. All texts are masked.
@@ -70,7 +80,7 @@ impl Progress {
             unlogged_ends: Vec::new(),
             client_lines: Vec::new(),
             is_clipped: false,
-            pushed: None,
+            sent: None,
         }
     }
 
@@ -185,9 +195,11 @@ impl Progress {
         Some(&failed.error)
     }
 
-    /// The digest of the pushed image. `BuildKit` reports it before it exports the cache.
-    pub(super) const fn pushed_digest(&self) -> Option<&Digest> {
-        self.pushed.as_ref()
+    /// The digest of the image that the registry has. The vertex that pushes it ends before the cache is exported.
+    pub(super) fn pushed_digest(&self) -> Option<&Digest> {
+        let sent = self.sent.as_ref()?;
+        let vertex = self.vertexes.get(&sent.vertex)?;
+        (vertex.has_ended && vertex.error.is_empty()).then_some(&sent.digest)
     }
 
     /// Whether the report of a failed build ends before the failure. Buildx waits 3 s for the rest of the report and
@@ -256,7 +268,8 @@ impl Progress {
         let is_done = status.completed.is_some();
         if let Some(image) = status.id.strip_prefix(PUSHING_MANIFEST).filter(|_| is_done) {
             let digest = image.rsplit_once('@').and_then(|(_, digest)| digest.parse().ok());
-            self.pushed = digest.or(self.pushed.take());
+            let sent = digest.map(|digest| SentImage { vertex: status.vertex.clone(), digest });
+            self.sent = sent.or(self.sent.take());
         }
         let vertex = self.vertex(&status.vertex);
         let was_done = vertex.statuses.insert(id.clone(), is_done);

@@ -129,6 +129,14 @@ impl Dockerfile {
         if self.stages[..=index].iter().any(is_outside) { NameUse::Both } else { NameUse::Stage }
     }
 
+    /// How `name`, in any case, is written as the image of a stage, or as an image to copy or mount from.
+    pub(crate) fn spelling(&self, name: &str) -> Option<String> {
+        let layers = self.stages.iter().flat_map(|stage| &stage.layers);
+        let bases = self.stages.iter().filter(|stage| stage.parent.is_none());
+        let images = bases.map(|stage| stage.image.clone()).chain(layers.flat_map(Layer::sources));
+        images.into_iter().find(|image| image.eq_ignore_ascii_case(name))
+    }
+
     /// The stage `target`, by its name or number; `None`: the last one.
     fn target_stage(&self, target: Option<&str>) -> Option<&Stage> {
         let Some(target) = target else { return self.stages.last() };
@@ -432,6 +440,21 @@ mod tests {
             assert_eq!(dockerfile.name_use("base"), NameUse::Both, "{image}");
         }
         assert_eq!(parsed("FROM base:1 AS base").name_use("base"), NameUse::Stage);
+    }
+
+    #[test]
+    fn images_are_found_as_they_are_written() {
+        for text in [
+            "FROM Base",
+            "FROM a\nCOPY --from=Base / /",
+            "FROM a\nRUN --mount=from=Base,target=/b true",
+        ] {
+            assert_eq!(parsed(text).spelling("base").as_deref(), Some("Base"), "{text}");
+        }
+        assert_eq!(
+            parsed("FROM a AS Base\nFROM base\nCOPY --from=b Base /").spelling("base"),
+            None
+        );
     }
 
     #[test]

@@ -34,7 +34,7 @@ pub fn cache_miss(
             MissCause::NoCache
         }
         Some(previous) => MissedStep { previous, current, steps, name }.cause(),
-        None if has_imported_cache => MissCause::Unknown,
+        None if has_imported_cache => MissCause::NotRecorded,
         None => MissCause::NoCache,
     };
     Some(CacheMiss { step: step.name.clone(), cause })

@@ -102,6 +102,8 @@ fn the_first_miss_is_found_in_the_dockerfiles_order() {
     assert_eq!(miss(&was, &was, &report("one.fresh")), None);
     let none = cache_miss(None, &was, &first.steps(), false);
     assert_eq!(none, Some(of(copy, MissCause::NoCache)));
+    let of_others = cache_miss(None, &was, &first.steps(), true);
+    assert_eq!(of_others, Some(of(copy, MissCause::NotRecorded)));
 
     fs::write(context.path().join("src/a.c"), "two").unwrap();
     fs::write(context.path().join("README"), "not a source of that step").unwrap();

@@ -8,6 +8,8 @@ use stagely_protocol::{CloneProblem, FailureReason};
 use thiserror::Error;
 use url::Url;
 
+use crate::transient::{is_connection_failure, is_transient_status};
+
 /// Why a commit could not be fetched. Messages contain no credentials.
 #[derive(Debug, Error)]
 pub enum CloneError {
@@ -193,37 +195,11 @@ impl CloneError {
     }
 }
 
-/// libgit2's messages about connections that fail. Another attempt may succeed.
-const CONNECTION: [&str; 17] = [
-    "failed to connect",
-    "failed to resolve",
-    "could not connect",
-    "connection refused",
-    "connection reset",
-    "connection closed",
-    "network is unreachable",
-    "no route to host",
-    "broken pipe",
-    "timed out",
-    "timeout",
-    "eof",
-    "disconnect",
-    "ended unexpectedly",
-    "error reading from",
-    "could not read",
-    "syscall",
-];
-
-/// The servers' statuses that pass, in libgit2's words.
-const TRANSIENT_STATUSES: [&str; 7] =
-    ["code: 408", "code: 425", "code: 429", "code: 500", "code: 502", "code: 503", "code: 504"];
-
 /// Whether another attempt may succeed. `text` is in lower case.
 fn is_transient(text: &str) -> bool {
-    // The name of a server may contain any of the words, but this only delays a failure.
-    !text.contains("certificate")
-        && (CONNECTION.iter().any(|words| text.contains(words))
-            || TRANSIENT_STATUSES.iter().any(|status| text.contains(status)))
+    // libgit2 reports a status as `unexpected http status code: 502`.
+    let status = text.rsplit_once("code: ").and_then(|(_, status)| status.get(..3)?.parse().ok());
+    is_connection_failure(text) || status.is_some_and(is_transient_status)
 }
 
 /// libgit2's messages when a file cannot be written for lack of space.
@@ -261,9 +237,14 @@ mod tests {
             (ErrorClass::Os, "failed to connect to git.example: Connection refused"),
             (
                 ErrorClass::Net,
-                "failed to resolve address for git.example: Name or service not known",
+                "failed to resolve address for git.example: Temporary failure in name resolution",
             ),
+            (ErrorClass::Http, "unexpected http status code: 408"),
+            (ErrorClass::Http, "unexpected http status code: 425"),
+            (ErrorClass::Http, "unexpected http status code: 429"),
             (ErrorClass::Http, "unexpected http status code: 502"),
+            (ErrorClass::Http, "unexpected http status code: 507"),
+            (ErrorClass::Http, "unexpected http status code: 520"),
             (ErrorClass::Net, "early EOF"),
             (ErrorClass::Ssl, "SSL error: syscall failure: Connection reset by peer"),
         ] {
@@ -271,6 +252,10 @@ mod tests {
         }
         let refused = FailureReason::Clone { problem: CloneProblem::Refused };
         for (class, message) in [
+            (
+                ErrorClass::Net,
+                "failed to resolve address for git.example: Name or service not known",
+            ),
             (ErrorClass::Ssl, "the SSL certificate is invalid"),
             (ErrorClass::Http, "unexpected http status code: 418"),
             (ErrorClass::Net, "unexpected packet type 7"),

@@ -34,7 +34,8 @@ use super::error::{CloneError, LargeFileProblem, without_credentials};
 use super::filters::is_file_inside;
 use super::pointer::Pointer;
 use super::remote::TOKEN_USER;
-use super::tree::BYTES_MAX;
+use super::thread::BYTES_MAX;
+use super::thread::SILENCE_MAX;
 use crate::proxy::is_loopback;
 
 /// The most objects of one request, as `git lfs` has it.
@@ -52,9 +53,6 @@ const REDIRECTS_MAX: usize = 5;
 /// The largest answer to a batch request. An object takes some 1,000 bytes, most of them in a signed address.
 const ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// A server that sends nothing for this long counts as unreachable.
-const SILENCE_MAX: Duration = Duration::from_mins(1);
-
 const MEDIA_TYPE: &str = "application/vnd.git-lfs+json";
 
 /// The large files of one checkout.
@@ -71,6 +69,20 @@ pub(super) struct LargeFiles {
     pub(super) pointers: Vec<(PathBuf, Pointer)>,
 }
 
+/// Checks how much would be written for all checkouts of a commit and its submodules. Several files may have one object.
+///
+/// # Errors
+/// [`CloneError::TooLarge`]
+pub(super) fn check_size(checkouts: &[LargeFiles]) -> Result<(), CloneError> {
+    let pointers = checkouts.iter().flat_map(|files| &files.pointers);
+    let bytes = pointers.map(|(_, pointer)| pointer.size).fold(0, u64::saturating_add);
+    if bytes > BYTES_MAX {
+        let gib = BYTES_MAX >> 30;
+        return Err(CloneError::TooLarge(format!("has more than {gib} GiB of Git LFS files")));
+    }
+    Ok(())
+}
+
 /// Replaces the pointers by the files. Returns the number of bytes received.
 ///
 /// # Errors
@@ -80,11 +92,7 @@ pub(super) async fn fetch(files: LargeFiles) -> Result<u64, CloneError> {
     for (path, pointer) in files.pointers.clone() {
         paths.entry(pointer).or_default().push(path);
     }
-    let bytes: u64 = paths.keys().map(|pointer| pointer.size).fold(0, u64::saturating_add);
-    if bytes > BYTES_MAX {
-        let gib = BYTES_MAX >> 30;
-        return Err(CloneError::TooLarge(format!("has more than {gib} GiB of Git LFS files")));
-    }
+    let bytes = paths.keys().map(|pointer| pointer.size).sum();
     // In a fixed order, so that the same file is named in an error each time.
     let mut objects: Vec<Wanted> =
         paths.into_iter().map(|(pointer, paths)| Wanted { pointer, paths }).collect();
@@ -413,4 +421,34 @@ async fn read_limited(mut response: Response, limit: usize) -> Result<Vec<u8>, F
         bytes.extend_from_slice(&chunk);
     }
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_files_of_all_checkouts_have_one_limit() {
+        let checkout = |paths: &[&str]| LargeFiles {
+            root: PathBuf::new(),
+            prefix: PathBuf::new(),
+            url: "https://git.example/app".parse().unwrap(),
+            token: None,
+            pointers: paths
+                .iter()
+                .map(|path| {
+                    let pointer = Pointer { id: "0".repeat(64), size: BYTES_MAX / 2 };
+                    (PathBuf::from(path), pointer)
+                })
+                .collect(),
+        };
+        check_size(&[checkout(&["one"]), checkout(&["two"])]).unwrap();
+        for checkouts in [
+            &[checkout(&["one", "two", "three"])][..],
+            &[checkout(&["one", "two"]), checkout(&["three"])],
+        ] {
+            let error = check_size(checkouts).unwrap_err().to_string();
+            assert_eq!(error, "the repository has more than 64 GiB of Git LFS files");
+        }
+    }
 }

@@ -20,7 +20,7 @@ use super::error::{CloneError, is_not_our_ref, without_credentials};
 use super::filters::{self, Filtered};
 use super::relay::Relay;
 use super::thread::FetchMonitor;
-use super::tree;
+use super::{ChangedPath, tree};
 use crate::proxy::{Proxy, is_loopback};
 
 /// The user name for tokens. GitHub accepts it with every kind of token; GitLab and Gitea accept any name.
@@ -107,10 +107,8 @@ impl Access {
             let token = self.token.as_ref().ok_or_else(refused)?;
             Cred::userpass_plaintext(TOKEN_USER, token.expose_secret())
         });
-        callbacks.transfer_progress(|progress| {
-            self.monitor.received(progress.received_bytes() as u64);
-            self.monitor.may_continue()
-        });
+        callbacks
+            .transfer_progress(|progress| self.monitor.received(progress.received_bytes() as u64));
         callbacks.sideband_progress(|_| self.monitor.may_continue());
         callbacks
     }
@@ -154,6 +152,7 @@ impl Access {
         let mut remote = remote.map_err(CloneError::from_local)?;
         let result = remote.fetch(&[spec], Some(&mut self.options(depth)), None);
         self.monitor.transfer_ended();
+        self.monitor.check_received()?;
         result.map_err(|error| {
             let is_missing = is_not_our_ref(&error);
             match self.server_error(&error) {
@@ -374,15 +373,14 @@ fn open_objects(objects: &Path) -> Result<Repository, CloneError> {
     Access::isolated(Repository::open_bare(objects).map_err(CloneError::from_local)?)
 }
 
-/// The paths in which `head`, which is in `objects`, differs from `commit`, which is fetched. The path of a submodule
-/// ends in `/`: any file in it may differ.
+/// The paths in which `head`, which is in `objects`, differs from `commit`, which is fetched.
 pub(super) fn changed_paths(
     access: &Access,
     objects: &Path,
     commit: &CommitSha,
     branch: Option<&str>,
     head: &CommitSha,
-) -> Result<Vec<String>, CloneError> {
+) -> Result<Vec<ChangedPath>, CloneError> {
     let repository = open_objects(objects)?;
     let head = Oid::from_str(head.as_str()).map_err(CloneError::from_local)?;
     let depths = DEPTHS.split_last().map_or(&[][..], |(_, limited)| limited);
@@ -392,17 +390,20 @@ pub(super) fn changed_paths(
         Ok(_) => wanted,
         Err(_) => fetch_objects(access, &repository, commit, &specs, depths)?,
     };
+    // The comparison can neither be stopped nor limited. `head` was looked through when it was checked out.
+    tree::summarize(&repository, old, &access.monitor)?;
     access.monitor.on_disk(|| differing(&repository, old, head)).map_err(CloneError::from_local)
 }
 
-fn differing(repository: &Repository, old: Oid, new: Oid) -> Result<Vec<String>, git2::Error> {
+fn differing(repository: &Repository, old: Oid, new: Oid) -> Result<Vec<ChangedPath>, git2::Error> {
     let tree = |id| repository.find_commit(id)?.tree();
     let diff = repository.diff_tree_to_tree(Some(&tree(old)?), Some(&tree(new)?), None)?;
     // Renames are not detected, so each difference has one path.
     let path = |delta: git2::DiffDelta<'_>| {
         let path = String::from_utf8_lossy(delta.new_file().path_bytes()?).into_owned();
         let modes = [delta.old_file().mode(), delta.new_file().mode()];
-        Some(if modes.contains(&git2::FileMode::Commit) { path + "/" } else { path })
+        let path = if modes.contains(&git2::FileMode::Commit) { path + "/" } else { path };
+        Some(ChangedPath { path, is_added: delta.status() == git2::Delta::Added })
     };
     Ok(diff.deltas().filter_map(path).collect())
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use git2::{Repository, Submodule, SubmoduleUpdate};
+use stagely_protocol::SUBMODULE_LEFT_EMPTY;
 use url::Url;
 
 use super::address::over_https;
@@ -91,7 +92,8 @@ impl SubmoduleFetcher<'_> {
         // A module without an entry in the tree is only a line of .gitmodules. The path of an entry is a folder of
         // the tree, so it cannot lead out of the checkout.
         let Some(commit) = module.head_id() else { return Ok(()) };
-        if module.update_strategy() == SubmoduleUpdate::None {
+        let is_left_empty = address == Some(SUBMODULE_LEFT_EMPTY);
+        if is_left_empty || module.update_strategy() == SubmoduleUpdate::None {
             return Ok(());
         }
         // Somebody has added a clone to the tree. Git leaves the folder empty, and so does `docker build`.

@@ -9,14 +9,8 @@ use git2::{ObjectType, Oid, Repository};
 use super::error::CloneError;
 use super::thread::FetchMonitor;
 
-/// The most files and folders of a commit. The largest public monorepos have half a million.
-const ENTRIES_MAX: usize = 1_000_000;
-
 /// The deepest nesting of folders. A path of Linux has at most 4,096 bytes.
 const DEPTH_MAX: usize = 1_000;
-
-/// The most bytes of a checkout.
-pub(super) const BYTES_MAX: u64 = 64 * 1024 * 1024 * 1024;
 
 /// Git and libgit2 ignore a larger `.gitattributes`.
 const ATTRIBUTES_BYTES_MAX: u64 = 100 * 1024 * 1024;
@@ -28,11 +22,9 @@ pub(super) struct TreeSummary {
     pub(super) has_attributes: bool,
     /// Whether one of them names a filter or an encoding.
     pub(super) has_filters: bool,
-    entries: usize,
-    bytes: u64,
 }
 
-/// Looks through the tree of `commit`, without recursion.
+/// Looks through the tree of `commit`, without recursion, and counts its files and bytes.
 ///
 /// # Errors
 /// [`CloneError::TooLarge`]; [`CloneError::Cancelled`] soon after the caller cancels.
@@ -47,6 +39,7 @@ pub(super) fn summarize(
     let mut sizes: HashMap<Oid, u64> = HashMap::new();
     let mut folders = vec![(root, 0)];
     while let Some((folder, depth)) = folders.pop() {
+        let (mut entries, mut bytes) = (0, 0_u64);
         if !monitor.may_continue() {
             return Err(CloneError::Cancelled);
         }
@@ -54,7 +47,7 @@ pub(super) fn summarize(
             return Err(CloneError::TooLarge(format!("nests folders more than {DEPTH_MAX} deep")));
         }
         for entry in &repository.find_tree(folder).map_err(CloneError::from_local)? {
-            summary.entries += 1;
+            entries += 1;
             match entry.kind() {
                 Some(ObjectType::Tree) => folders.push((entry.id(), depth + 1)),
                 Some(ObjectType::Blob) => {
@@ -66,7 +59,7 @@ pub(super) fn summarize(
                             *new.insert(header.map_err(CloneError::from_local)?.0 as u64)
                         }
                     };
-                    summary.bytes += size;
+                    bytes = bytes.saturating_add(size);
                     if has_attributes {
                         summary.has_attributes = true;
                         if size <= ATTRIBUTES_BYTES_MAX && !summary.has_filters {
@@ -78,13 +71,7 @@ pub(super) fn summarize(
                 _ => {}
             }
         }
-        if summary.entries > ENTRIES_MAX {
-            return Err(CloneError::TooLarge(format!("has more than {ENTRIES_MAX} files")));
-        }
-        if summary.bytes > BYTES_MAX {
-            let gib = BYTES_MAX >> 30;
-            return Err(CloneError::TooLarge(format!("has more than {gib} GiB of files")));
-        }
+        monitor.check_out(entries, bytes)?;
     }
     Ok(summary)
 }
@@ -101,6 +88,7 @@ mod tests {
 
     use tempfile::TempDir;
 
+    use super::super::thread::ENTRIES_MAX;
     use super::*;
 
     struct Made {
@@ -135,17 +123,14 @@ mod tests {
     const FOLDER: i32 = 0o040_000;
 
     #[test]
-    fn files_are_counted_and_attributes_found_in_any_folder() {
+    fn attributes_are_found_in_any_folder() {
         let made = Made::new();
         let blob = made.repository.blob(b"12345").unwrap();
         let below = made.tree(&["a", ".gitattributes"], blob, FILE);
         let plain = made.summary_of(made.tree(&["a", "b", "c"], blob, FILE)).unwrap();
-        assert_eq!(plain, TreeSummary { entries: 3, bytes: 15, ..TreeSummary::default() });
+        assert_eq!(plain, TreeSummary::default());
         let nested = made.summary_of(made.tree(&["x", "y"], below, FOLDER)).unwrap();
-        assert_eq!(
-            nested,
-            TreeSummary { has_attributes: true, entries: 6, bytes: 20, ..TreeSummary::default() }
-        );
+        assert_eq!(nested, TreeSummary { has_attributes: true, ..TreeSummary::default() });
     }
 
     #[test]
@@ -168,6 +153,25 @@ mod tests {
             tree = made.tree(&names, tree, FOLDER);
         }
         let error = made.summary_of(tree).unwrap_err();
+        assert_eq!(error.to_string(), "the repository has more than 1000000 files");
+    }
+
+    #[test]
+    fn several_checkouts_have_one_limit_of_files_and_bytes() {
+        let made = Made::new();
+        let blob = made.repository.blob(&[b'a'; 600]).unwrap();
+        let tree = made.tree(&["f"], blob, FILE);
+        let author = git2::Signature::now("Tester", "tester@example.org").unwrap();
+        let tree = made.repository.find_tree(tree).unwrap();
+        let commit = made.repository.commit(None, &author, &author, "c", &tree, &[]).unwrap();
+        let monitor = FetchMonitor::new(1_000);
+        summarize(&made.repository, commit, &monitor).unwrap();
+        let error = summarize(&made.repository, commit, &monitor).unwrap_err();
+        assert!(matches!(error, CloneError::DiskFull), "{error}");
+
+        let monitor = FetchMonitor::default();
+        monitor.check_out(ENTRIES_MAX, 0).unwrap();
+        let error = summarize(&made.repository, commit, &monitor).unwrap_err();
         assert_eq!(error.to_string(), "the repository has more than 1000000 files");
     }
 

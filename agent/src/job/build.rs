@@ -15,6 +15,7 @@ use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::cache_export::CacheExporter;
+use super::clone::clone;
 use super::contexts::usable_contexts;
 use super::error::JobError;
 use super::platforms::PlatformCheck;
@@ -25,7 +26,6 @@ use crate::docker::{
     self, BuildError, BuildFiles, BuildOutcome, BuildRequest, DockerCommand, Engine, RunningBuild,
 };
 use crate::fingerprint::{BuildInputs, cache_miss};
-use crate::git::{self, CloneError};
 use crate::job_log::JobLog;
 
 /// After a build, the report waits this long for the build's inputs, which are read while it runs.
@@ -44,7 +44,7 @@ pub(super) async fn perform(
 ) -> Result<JobOutput, JobError> {
     let config = &build.build_config;
     let checkout = folder.join("src");
-    clone(build, &checkout, log, stop).await?;
+    clone(&build.context, &checkout, log, stop).await?;
     let paths = paths::locate(&checkout, &config.context_path, &config.dockerfile)?;
     let files = BuildFiles::stage(&paths, &config.dockerfile, folder)
         .map_err(|error| JobError::io("cannot copy the Dockerfile", &error))?;
@@ -69,7 +69,9 @@ pub(super) async fn perform(
         folder: folder.to_owned(),
         log: Arc::clone(log),
     };
-    let platforms = PlatformCheck::start(build, &files, docker, engine.arch);
+    docker::set_proxies(&docker.config, &config.build_args)
+        .map_err(|error| JobError::io("cannot write the Docker configuration", &error))?;
+    let platforms = PlatformCheck::start(build, &files, docker, engine.arch, stop);
     let inputs = InputsReader::start(&files, &config.build_args, stop);
     let build_stop = stop.child_token();
     let (outcome, running) =
@@ -89,43 +91,9 @@ pub(super) async fn perform(
         steps,
         cache_miss,
         fingerprint,
+        endpoints: Vec::new(),
         cache_exporter: cache.map(|cache| CacheExporter { cache, running, stop: build_stop }),
     })
-}
-
-async fn clone(
-    build: &Build,
-    checkout: &Path,
-    log: &JobLog,
-    stop: &CancellationToken,
-) -> Result<(), JobError> {
-    let context = &build.context;
-    let url = git::without_credentials(&context.repo_url);
-    log.info(&format!("Cloning {url} at {}", context.commit_hash));
-    let started = Instant::now();
-    let fetched = git::fetch_commit(context.clone().into(), checkout, stop).await;
-    let fetched = fetched.map_err(CloneError::or_ended_server)?;
-    let submodules = match fetched.submodules {
-        0 => String::new(),
-        1 => " with 1 submodule".to_owned(),
-        count => format!(" with {count} submodules"),
-    };
-    let (kib, seconds) = (fetched.bytes.div_ceil(1024), started.elapsed().as_secs_f64());
-    let large_files = match fetched.large_files {
-        0 => String::new(),
-        1 => " and 1 file of Git LFS".to_owned(),
-        count => format!(" and {count} files of Git LFS"),
-    };
-    log.info(&format!("Cloned{submodules}{large_files}: {kib} KiB in {seconds:.1}s"));
-    for path in &fetched.without_address {
-        log.warn(&format!("the submodule `{path}` is not in .gitmodules: its folder is empty"));
-    }
-    for git::UnappliedFilter { filter, path } in &fetched.unapplied_filters {
-        log.warn(&format!(
-            "the filter `{filter}` of .gitattributes is not applied: `{path}` is as it is in Git"
-        ));
-    }
-    Ok(())
 }
 
 /// Makes sure that the engine can build for the platform. Returns the warning if the engine emulates it.
@@ -212,9 +180,9 @@ async fn explain(
     explained.await.unwrap_or_default()
 }
 
-/// Builds, and builds again if the registry does not answer or, once each, if the engine's report is lost or a login
-/// that was accepted before is refused: it may have expired during a long build. The command of the returned build may
-/// still export the cache.
+/// Builds, and builds again if the registry does not answer or, once each, if the engine's report is lost, the registry
+/// may lack a layer, or a login that was accepted before is refused: it may have expired during a long build. The command
+/// of the returned build may still export the cache.
 async fn build_with_retries(
     request: &BuildRequest,
     auth: Option<&RegistryAuth>,
@@ -222,6 +190,7 @@ async fn build_with_retries(
 ) -> Result<(BuildOutcome, RunningBuild), JobError> {
     let mut backoff = RegistryBackoff::new(&request.docker);
     let (mut known_steps, mut was_report_lost, mut was_login_refused) = (Vec::new(), false, false);
+    let mut was_manifest_refused = false;
     loop {
         let mut running = RunningBuild::start(request.clone(), stop.clone());
         let mut error = match running.pushed().await {
@@ -232,6 +201,15 @@ async fn build_with_retries(
             Err(BuildError::ReportLost { mut steps }) if !was_report_lost => {
                 was_report_lost = true;
                 restore_steps(&mut steps, &mut known_steps);
+                continue;
+            }
+            Err(error) if error.may_lack_layers() && !was_manifest_refused => {
+                was_manifest_refused = true;
+                request.log.info(
+                    "The registry refused the manifest. The image is pushed once more, in case a layer was missing that \
+                     another build was pushing",
+                );
+                restore_steps(&mut JobError::from(error).steps, &mut known_steps);
                 continue;
             }
             Err(error @ BuildError::LoginMissing { .. }) if !is_own(request, &error) => {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use stagely_protocol::{BuildConfig, FailureReason, ImageRef};
+use stagely_protocol::{BuildArgs, BuildConfig, FailureReason, ImageRef};
 
 use super::error::JobError;
 use crate::fingerprint::{NameUse, read_dockerfile};
@@ -16,7 +16,7 @@ use crate::job_log::JobLog;
 /// left out if there is such a stage. A name that is not the name of a repository is an error of `buildx`.
 ///
 /// # Errors
-/// The Dockerfile cannot be read, or uses one name for a stage and for another build.
+/// The Dockerfile cannot be read, uses one name for a stage and for another build, or writes a name that Docker refuses.
 pub(super) fn usable_contexts(
     config: &BuildConfig,
     dockerfile: &Path,
@@ -28,7 +28,7 @@ pub(super) fn usable_contexts(
     let dockerfile = read_dockerfile(dockerfile, &config.build_args)
         .map_err(|error| JobError::io("cannot read the Dockerfile", &error))?;
     let mut usable = config.build_contexts.clone();
-    for name in config.build_contexts.keys() {
+    for (name, image) in &config.build_contexts {
         match dockerfile.name_use(name) {
             NameUse::Both => return Err(same_name(name)),
             NameUse::Stage => {
@@ -38,10 +38,15 @@ pub(super) fn usable_contexts(
                 ));
                 usable.remove(name);
             }
-            NameUse::Free if !is_repository_name(name) => {
-                usable.remove(name);
+            NameUse::Free => {
+                let spelling = dockerfile.spelling(name);
+                if let Some(refused) = spelling.filter(|spelling| !is_repository_name(spelling)) {
+                    return Err(refused_name(&refused, name, image, &config.build_args));
+                }
+                if !is_repository_name(name) {
+                    usable.remove(name);
+                }
             }
-            NameUse::Free => {}
         }
     }
     Ok(usable)
@@ -52,6 +57,25 @@ fn same_name(name: &str) -> JobError {
         "the Dockerfile uses the name `{name}` both for a stage and for the build `{name}`: give the stage \
          another name"
     );
+    of_dockerfile(message)
+}
+
+/// The error of a Dockerfile that writes `refused` for the context `name`, which is the build's `image`.
+fn refused_name(refused: &str, name: &str, image: &ImageRef, build_args: &BuildArgs) -> JobError {
+    let mut args = build_args.0.iter();
+    let instead = match args.find(|(_, value)| *value == image.as_str()) {
+        _ if is_repository_name(name) => format!("write `{name}`"),
+        Some((arg, _)) => {
+            format!("write `ARG {arg}` before the first FROM, and `${{{arg}}}` instead of the name")
+        }
+        None => "give the build another name".to_owned(),
+    };
+    of_dockerfile(format!(
+        "the Dockerfile uses the build `{refused}` as an image, and Docker takes no image of that name: {instead}"
+    ))
+}
+
+fn of_dockerfile(message: String) -> JobError {
     JobError::with_message(FailureReason::User { step: String::new(), exit_code: 1 }, message)
 }
 

@@ -1,5 +1,6 @@
 //! Why a job failed: the reason for core, and the message for people.
 
+use std::borrow::Cow;
 use std::io;
 
 use stagely_protocol::paths::PathError;
@@ -54,6 +55,16 @@ impl JobError {
     pub(super) const fn is_transient(&self) -> bool {
         matches!(self.reason, FailureReason::Registry { problem: RegistryProblem::Unavailable })
     }
+}
+
+/// The text, or at most `bytes_max` bytes from its end behind a mark: the cause of a failure is usually at the end.
+pub(super) fn end_of(text: &str, bytes_max: usize) -> Cow<'_, str> {
+    const MARK: &str = "…";
+    if text.len() <= bytes_max {
+        return Cow::Borrowed(text);
+    }
+    let start = text.ceil_char_boundary(text.len() + MARK.len() - bytes_max);
+    Cow::Owned(format!("{MARK}{}", &text[start..]))
 }
 
 impl From<CloneError> for JobError {

@@ -106,10 +106,12 @@ impl RegistryBackoff {
         log: &JobLog,
         stop: &CancellationToken,
     ) -> Result<(), JobError> {
+        let time_left = self.0.time_left().unwrap_or_default().as_secs_f64().round();
+        let time_left = humantime::format_duration(Duration::from_secs_f64(time_left));
         let log_retry = |delay| {
             let last_line = error.message.lines().last().unwrap_or_default();
             log.info(&format!(
-                "The registry does not answer, trying again in {delay:?}: {last_line}"
+                "The registry does not answer, trying again in {delay:?}, for {time_left} at most: {last_line}"
             ));
         };
         if error.is_transient() && self.0.wait(stop, log_retry).await {

@@ -3,14 +3,15 @@
 use std::time::Duration;
 
 use stagely_protocol::{
-    CacheMiss, Digest, FailureReason, Fingerprint, ImageRef, Status, StatusState, Step, WireId,
+    CacheMiss, Digest, EndpointAddress, FailureReason, Fingerprint, ImageRef, Status, StatusState,
+    Step, WireId,
 };
 
 use super::cache_export::CacheExporter;
-use super::error::JobError;
+use super::error::{JobError, end_of};
 use crate::job_log::JobLog;
 
-/// The longest error message, in bytes. A longer one loses its beginning: the cause is usually at its end.
+/// The longest error message, in bytes. A longer one loses its beginning.
 const MESSAGE_BYTES_MAX: usize = 4 * 1024;
 
 /// The result of a job that succeeded.
@@ -24,6 +25,8 @@ pub(super) struct JobOutput {
     pub(super) fingerprint: Option<Fingerprint>,
     /// The layer cache that is being exported.
     pub(super) cache_exporter: Option<CacheExporter>,
+    /// The endpoints of a preview.
+    pub(super) endpoints: Vec<EndpointAddress>,
 }
 
 /// Writes the last lines of the log and returns the final STATUS.
@@ -42,6 +45,7 @@ pub(super) fn report(job_id: &WireId, result: Result<JobOutput, JobError>, log: 
                 warnings: log.warnings(),
                 cache_miss: output.cache_miss,
                 fingerprint: output.fingerprint,
+                endpoints: output.endpoints,
                 ..Status::new(job_id.clone(), StatusState::Completed)
             }
         }
@@ -68,9 +72,7 @@ pub(super) fn failed(job_id: &WireId, error: JobError, warnings: Vec<String>) ->
         FailureReason::User { exit_code, .. } => Some(exit_code),
         _ => None,
     };
-    let excess_bytes = error.message.len().saturating_sub(MESSAGE_BYTES_MAX);
-    let start = error.message.ceil_char_boundary(excess_bytes);
-    let message = error.message[start..].to_owned();
+    let message = end_of(&error.message, MESSAGE_BYTES_MAX).into_owned();
     Status {
         exit_code,
         error: Some(error.reason),
@@ -93,8 +95,13 @@ fn failure_line(error: &JobError) -> String {
 /// The last lines of a successful job's log.
 fn summary(output: &JobOutput) -> Vec<String> {
     let cached = output.steps.iter().filter(|step| step.cached).count();
+    let serves = |EndpointAddress { name, address }: &_| format!("{name} at {address}");
     let pushed = match &output.pushed {
         Some((image, digest)) => format!("pushed {image} ({digest})"),
+        None if !output.endpoints.is_empty() => {
+            let endpoints: Vec<_> = output.endpoints.iter().map(serves).collect();
+            format!("serving {}", endpoints.join(", "))
+        }
         None => "nothing to push".to_owned(),
     };
     let steps = match output.steps.len() {
@@ -154,6 +161,7 @@ mod tests {
         let message = format!("{}the end", "ü".repeat(MESSAGE_BYTES_MAX));
         let error = JobError::with_message(FailureReason::Internal, message);
         let message = failed(&"job_1".parse().unwrap(), error, Vec::new()).error_message.unwrap();
-        assert!(message.ends_with("the end") && message.len() <= MESSAGE_BYTES_MAX);
+        assert!(message.starts_with('…') && message.ends_with("the end"));
+        assert!(message.len() <= MESSAGE_BYTES_MAX, "{}", message.len());
     }
 }

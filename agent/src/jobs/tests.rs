@@ -8,12 +8,23 @@ use stagely_protocol::Stream;
 
 use super::leftovers::move_leftovers;
 use super::*;
+use crate::endpoints::Endpoints;
+use crate::preview::{PreviewSettings, Previews};
 
 const JOB: &str = "job_1";
 
 /// An agent with one job that has written one line and pushed its image, and that exports its cache.
 async fn exporting(work_dir: &Path) -> (Jobs, Arc<Spool>) {
+    let previews = PreviewSettings {
+        machine: "vm_test".parse().unwrap(),
+        work_dir: work_dir.to_owned(),
+        docker_host: None,
+        grace: Duration::from_secs(1),
+        core: None,
+        endpoints: Endpoints::default(),
+    };
     let settings = JobSettings {
+        previews: Previews::new(previews, Arc::default()),
         machine: "vm_test".parse().unwrap(),
         work_dir: work_dir.to_owned(),
         docker_host: None,

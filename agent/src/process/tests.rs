@@ -1,5 +1,7 @@
 //! Tests with real child processes.
 
+use std::collections::BTreeSet;
+
 use tokio::time::timeout;
 
 use super::outputs::DRAIN_LIMIT;
@@ -12,6 +14,21 @@ fn shell(script: &str) -> Invocation {
 fn is_running(marker: &str) -> bool {
     let output = std::process::Command::new("pgrep").args(["-f", marker]).output().unwrap();
     output.status.success()
+}
+
+#[tokio::test]
+async fn a_program_can_inherit_less_than_others() {
+    let mut output = Vec::new();
+    let env = Invocation::new("env", &"vm_test".parse().unwrap()).inherit_only(&["PATH"]);
+    let stop = CancellationToken::new();
+    let ended = env.env("OWN", "1").run(Duration::from_secs(5), &stop, |_, bytes| {
+        output.extend_from_slice(bytes);
+    });
+    assert!(ended.await.unwrap().success());
+    let output = String::from_utf8(output).unwrap();
+    let names: BTreeSet<&str> =
+        output.lines().filter_map(|line| Some(line.split_once('=')?.0)).collect();
+    assert_eq!(names, BTreeSet::from(["OWN", "PATH", AGENT_VARIABLE, MACHINE_VARIABLE]));
 }
 
 #[tokio::test]

@@ -43,7 +43,7 @@ pub(super) async fn forward(
     preview: WireId,
     endpoint: String,
 ) {
-    let (answer, app) = match connect(endpoints.address(&preview, &endpoint)).await {
+    let (answer, app) = match connect(endpoints.address(&preview, &endpoint).await).await {
         Ok(app) => (TunnelMessage::Opened, Some(app)),
         Err(problem) => {
             tracing::debug!(%preview, endpoint, problem, "a connection is refused");
@@ -65,7 +65,7 @@ pub(super) async fn forward(
 }
 
 async fn connect(address: Option<SocketAddr>) -> Result<TcpStream, String> {
-    let address = address.ok_or("is not of a preview on this machine")?;
+    let address = address.ok_or("has no container here that can be reached")?;
     let connected = timeout(CONNECT_LIMIT, TcpStream::connect(address)).await;
     let stream = connected
         .map_err(|_| format!("did not accept a connection within {CONNECT_LIMIT:?}"))?

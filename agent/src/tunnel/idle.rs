@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures_util::{SinkExt as _, StreamExt as _};
 use secrecy::ExposeSecret as _;
 use stagely_protocol::{
-    ErrorChain, MACHINE_HEADER, TUNNEL_BYTES_MAX, TUNNEL_PATH, TunnelMessage, WireId,
+    ErrorChain, ExecCommand, MACHINE_HEADER, TUNNEL_BYTES_MAX, TUNNEL_PATH, TunnelMessage, WireId,
 };
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_tungstenite::tungstenite::Message;
@@ -33,6 +33,8 @@ const READ_BUFFER_BYTES: usize = 16 * 1024;
 pub(super) enum Idle {
     /// Core has a connection for it.
     Opened { socket: Box<Socket>, preview: WireId, endpoint: String },
+    /// Core has a command for it.
+    Exec { socket: Box<Socket>, command: ExecCommand },
     /// Core did not use it in time.
     Expired,
     /// Core cannot be reached, or has closed it.
@@ -85,11 +87,17 @@ pub(super) async fn wait(core: Core, idle_limit: Option<Duration>) -> Idle {
 }
 
 fn opened(socket: Socket, text: &str) -> Idle {
-    if let Ok(TunnelMessage::Open { preview_id, endpoint }) = TunnelMessage::parse(text) {
-        return Idle::Opened { socket: Box::new(socket), preview: preview_id, endpoint };
+    let socket = Box::new(socket);
+    match TunnelMessage::parse(text) {
+        Ok(TunnelMessage::Open { preview_id, endpoint }) => {
+            Idle::Opened { socket, preview: preview_id, endpoint }
+        }
+        Ok(TunnelMessage::Exec(command)) => Idle::Exec { socket, command },
+        Ok(_) | Err(_) => {
+            tracing::warn!("core sent something other than OPEN and EXEC through an idle tunnel");
+            Idle::Lost
+        }
     }
-    tracing::warn!("core sent something other than OPEN through an idle tunnel");
-    Idle::Lost
 }
 
 /// The headers that authorize the machine; `None` if its token is no header's value.

@@ -44,15 +44,19 @@ async fn a_build_is_pushed_and_its_repeat_is_cached() {
 async fn secrets_are_neither_logged_nor_arguments() {
     let setup = Setup::new("secrets");
     let secret = "s3cr3t-value-0815";
-    let dockerfile = "FROM debian:13-slim\nARG NPM_TOKEN\nARG MODE\n\
-        ARG DOCKER_HOST\n\
-        RUN echo plain $NPM_TOKEN; echo $NPM_TOKEN | base64; echo mode=$MODE; sleep 2; \
-        test $DOCKER_HOST = tcp://nowhere:1\n";
-    let args = json!({ "build_args": { "NPM_TOKEN": secret, "MODE": "fast-mode-0815", "PATH": "/sbin:/bin:/usr/bin", "DOCKER_HOST": "tcp://nowhere:1" } });
-    let message = setup.build(&[("Dockerfile", dockerfile)], args);
+    let dockerfile = format!(
+        "FROM debian:13-slim\nARG NPM_TOKEN\nARG MODE\nARG DOCKER_HOST\n\
+         RUN : {}; echo plain $NPM_TOKEN; echo $NPM_TOKEN | base64; echo mode=$MODE; sleep 2; \
+         test $DOCKER_HOST = tcp://nowhere:1; test $HTTPS_PROXY = $https_proxy; \
+         test ${{#HTTPS_PROXY}} = 39\n",
+        setup.name
+    );
+    let proxy = "http://joe:pr0xy-pass-0815@proxy.test:1";
+    let args = json!({ "build_args": { "NPM_TOKEN": secret, "MODE": "fast-mode-0815", "PATH": "/sbin:/bin:/usr/bin", "DOCKER_HOST": "tcp://nowhere:1", "HTTPS_PROXY": proxy } });
+    let message = setup.build(&[("Dockerfile", &dockerfile)], args);
     let (status, ()) = tokio::join!(setup.run(message), async {
         setup.log_has("mode=fast-mode-0815").await;
-        for secret in [secret, "fast-mode-0815", &setup.password, TOKEN] {
+        for secret in [secret, "fast-mode-0815", "pr0xy-pass-0815", &setup.password, TOKEN] {
             // pgrep does not find itself.
             assert!(!runs_on_host(secret), "{secret} is an argument of a process");
         }

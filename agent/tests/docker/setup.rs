@@ -6,8 +6,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use stagely_agent::endpoints::Endpoints;
 use stagely_agent::job::{self, JobRequest, JobSettings, REGISTRY_RETRY_LIMIT};
 use stagely_agent::job_log::LineSink;
+use stagely_agent::preview::{PreviewSettings, Previews};
 use stagely_agent::spool::SpoolError;
 use stagely_protocol::{Arch, CoreMessage, Status, Stream};
 use stagely_test_support::git::{GitServer, Repository, TOKEN};
@@ -121,7 +123,16 @@ impl Setup {
             CoreMessage::Merge(merge) => JobRequest::Merge(merge),
             other => panic!("{other:?}"),
         };
+        let previews = PreviewSettings {
+            machine: "vm_docker_test".parse().unwrap(),
+            work_dir: self.work_dir.path().to_owned(),
+            docker_host: self.docker_host.clone(),
+            grace: Duration::from_secs(5),
+            core: None,
+            endpoints: Endpoints::default(),
+        };
         let settings = JobSettings {
+            previews: Previews::new(previews, Arc::default()),
             machine: "vm_docker_test".parse().unwrap(),
             work_dir: self.work_dir.path().to_owned(),
             docker_host: self.docker_host.clone(),

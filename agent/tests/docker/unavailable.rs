@@ -25,7 +25,8 @@ async fn a_job_waits_for_a_registry_that_restarts() {
     let message = away.build(&[("Dockerfile", "FROM debian:13-slim\n")], json!({}));
     let registry = setting("STAGELY_REGISTRY");
     let back = async {
-        away.log_has("trying again").await;
+        away.log_has("trying again in 1s, for ").await;
+        away.log_has(" at most: ").await;
         proxy(TcpListener::bind(address).await.unwrap(), registry).await;
     };
     let status = tokio::select! {

@@ -14,6 +14,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::harness::{Setup, config, spawn_watching};
 
+#[test]
+fn a_golden_image_starts_a_killed_agent_again_and_kills_no_container_with_it() {
+    let unit = include_str!("../../../packer/files/stagely-agent.service");
+    // An end by a signal is a failure. Containers are in the control groups of Docker, not in that of the agent.
+    let lines = ["Restart=on-failure", "StartLimitIntervalSec=0", "KillMode=mixed"];
+    assert!(lines.iter().all(|wanted| unit.lines().any(|line| line == *wanted)), "{unit}");
+}
+
 #[tokio::test]
 async fn an_interruption_is_reported_at_once_and_in_every_session() {
     let imds = Imds::start().await;

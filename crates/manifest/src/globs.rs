@@ -23,6 +23,16 @@ impl Globs {
         Self::new(texts, globs)
     }
 
+    /// Compiles patterns of paths that were [`patterns`](Self::patterns) of a manifest. `None` if they are none.
+    pub fn of_known_paths(texts: &[String]) -> Option<Self> {
+        Self::of_paths(texts).ok()
+    }
+
+    /// The patterns as they stand in `stagely.yaml`.
+    pub fn patterns(&self) -> &[String] {
+        &self.texts
+    }
+
     /// Compiles patterns of paths from the repository's root. A folder stands for everything in it.
     pub(super) fn of_paths(texts: &[String]) -> Result<Self, Mistake> {
         let globs = texts.iter().flat_map(|text| path_globs(text)).collect::<Result<Vec<_>, _>>();

@@ -1,5 +1,6 @@
 //! `stagely.yaml`: what a repository wants built, read and checked as a whole.
 
+mod compose;
 mod fields;
 mod globs;
 mod keywords;
@@ -30,6 +31,7 @@ use stagely_protocol::paths::{find_compose_file, find_context, find_dockerfile};
 use mistake::Mistake;
 use problem::Collector;
 
+pub use compose::{WritableMount, writable_mounts};
 pub use globs::Globs;
 pub use limits::{
     BUILD_ARGS_MAX, BUILDS_MAX, CACHE_FROM_MAX, DEFAULT_TIMEOUT, ENDPOINT_NAME_CHARACTERS_MAX,
@@ -98,8 +100,47 @@ fn find_paths(manifest: &Manifest, root: &Path, problems: &mut Collector) {
     if let Some(Preview { source: PreviewSource::Compose { path, .. }, compose_at, .. }) =
         &manifest.preview
         && !path.is_empty()
-        && let Err(error) = find_compose_file(root, path)
     {
-        problems.add(*compose_at, "preview.compose", Mistake::Path(error));
+        match find_compose_file(root, path) {
+            Ok(file) => find_services(manifest, &file, path, problems),
+            Err(error) => problems.add(*compose_at, "preview.compose", Mistake::Path(error)),
+        }
+    }
+}
+
+/// Checks that the compose file at `file` has the services that the preview names. A file that cannot be read here is left
+/// to Docker Compose, which says why.
+fn find_services(manifest: &Manifest, file: &Path, compose: &str, problems: &mut Collector) {
+    let Some(preview) = &manifest.preview else { return };
+    let text = read_file(file).ok().filter(|bytes| bytes.len() <= FILE_BYTES_MAX);
+    let text = text.and_then(|bytes| String::from_utf8(bytes).ok());
+    let Some(services) = text.and_then(|text| compose::services(&text)) else { return };
+    let endpoints = preview.endpoints.iter().map(|endpoint| {
+        (format!("preview.endpoints.{}.service", endpoint.name), &endpoint.service)
+    });
+    let images = match &preview.source {
+        PreviewSource::Compose { images, .. } => Some(images.keys()),
+        PreviewSource::Image { .. } => None,
+    };
+    let images = images.into_iter().flatten();
+    let images = images.map(|service| ("preview.images".to_owned(), service));
+    let commands = [("migrate", &preview.migrate), ("seed", &preview.seed)];
+    let commands = commands.into_iter().filter_map(|(key, command)| {
+        Some((format!("preview.{key}.service"), &command.as_ref()?.service))
+    });
+    for (path, service) in endpoints.chain(images).chain(commands) {
+        // An empty name is a mistake of its own.
+        if service.is_empty() || services.contains(service) {
+            continue;
+        }
+        let known = services.iter().map(String::as_str);
+        let suggestion = suggest::closest(service, known).map(str::to_owned);
+        let mistake = Mistake::NoService {
+            service: service.clone(),
+            compose: compose.to_owned(),
+            suggestion,
+            known: services.clone(),
+        };
+        problems.add(preview.compose_at, path, mistake);
     }
 }

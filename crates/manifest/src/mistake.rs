@@ -138,6 +138,11 @@ pub(super) enum Mistake {
     ImageRef(String),
     #[error("{}", spelled_out(.0))]
     Path(PathError),
+    #[error(
+        "the compose file `{}` has no service `{}`; {}",
+        shown(compose), shown(service), meant(suggestion.as_deref(), known)
+    )]
+    NoService { service: String, compose: String, suggestion: Option<String>, known: Vec<String> },
     #[error("`{}` is not possible here; {}", shown(text), meant(suggestion.as_deref(), known))]
     Keyword { text: String, suggestion: Option<String>, known: Vec<String> },
     #[error("`{}` is neither {}", shown(.0), EMULATIONS.map(|(name, _)| format!("`{name}`")).join(" nor "))]

@@ -54,6 +54,9 @@ pub struct AgentConfig {
 
 pub const DEFAULT_WORK_DIR: &str = "/var/lib/stagely";
 
+/// The folder in an agent's work folder that exists while the Docker engine may have something of its previews.
+pub const PREVIEWS_FOLDER: &str = "previews";
+
 fn default_work_dir() -> PathBuf {
     PathBuf::from(DEFAULT_WORK_DIR)
 }

@@ -27,6 +27,8 @@ pub struct CacheMiss {
 pub enum MissCause {
     /// No cache could be imported: none exists yet, or it could not be read.
     NoCache,
+    /// A cache was imported, and no earlier build's fingerprint came with the message: nothing can be compared.
+    NotRecorded,
     /// The instruction is new or was changed.
     Instruction,
     /// Build arguments were changed.
@@ -76,6 +78,9 @@ impl fmt::Display for MissCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoCache => f.write_str("no cache of this build could be imported"),
+            Self::NotRecorded => f.write_str(
+                "core has no record of the build that wrote the cache, so nothing can be compared",
+            ),
             Self::Instruction => f.write_str("the instruction is new or was changed"),
             Self::BuildArgs { names } => write!(f, "build arguments changed: {}", names.join(", ")),
             Self::BaseImage { was, is } => write!(f, "the base image changed from {was} to {is}"),

@@ -49,7 +49,7 @@ pub enum FailureReason {
     Clone {
         problem: CloneProblem,
     },
-    /// The preview does not start, and a change to the repository is needed.
+    /// The preview does not start, and the user has to change something.
     Deploy {
         problem: DeployProblem,
     },
@@ -73,9 +73,11 @@ const EXIT_KILLED: i32 = 137;
 pub enum RegistryProblem {
     /// The registry refused the user name or password.
     Authentication,
-    /// The registry answered with an error that another attempt does not change: the repository does not exist, a layer
-    /// is too large, its certificate is not trusted.
+    /// The registry answered with an error that another attempt does not change: a layer is too large, its certificate
+    /// is not trusted.
     Refused,
+    /// The registry does not have the image, or not any more.
+    Missing,
     /// The registry did not answer, or answered with a server error.
     Unavailable,
 }
@@ -112,6 +114,8 @@ pub enum DeployProblem {
     Service,
     /// An endpoint did not answer its health check in time.
     Health,
+    /// A secret that `stagely.yaml` names is not set.
+    Secret,
 }
 
 impl FailureReason {
@@ -141,6 +145,26 @@ impl FailureReason {
         }
     }
 
+    /// Whether a deployment that fails for this reason has not touched the data of its preview.
+    pub const fn precedes_deployment(&self) -> bool {
+        matches!(
+            self,
+            Self::Registry { .. }
+                | Self::Clone { .. }
+                | Self::Manifest
+                | Self::Deploy {
+                    problem: DeployProblem::Compose
+                        | DeployProblem::Forbidden
+                        | DeployProblem::Secret,
+                }
+        )
+    }
+
+    /// Whether a step was killed, as it is when memory runs out. Docker's own words do not say so.
+    pub const fn is_out_of_memory(&self) -> bool {
+        matches!(self, Self::User { exit_code: EXIT_KILLED, .. })
+    }
+
     /// Whether another attempt on another machine may succeed.
     pub const fn is_transient(&self) -> bool {
         match self {
@@ -164,7 +188,10 @@ impl FailureReason {
             | Self::Deploy { .. }
             | Self::Internal
             | Self::Registry {
-                problem: RegistryProblem::Authentication | RegistryProblem::Refused,
+                problem:
+                    RegistryProblem::Authentication
+                    | RegistryProblem::Refused
+                    | RegistryProblem::Missing,
             }
             | Self::Clone {
                 problem:
@@ -180,14 +207,21 @@ impl FailureReason {
 impl fmt::Display for FailureReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::User { step, exit_code } if step.is_empty() => {
+            Self::User { step, exit_code } if step.is_empty() && *exit_code != EXIT_KILLED => {
                 write!(f, "the build failed (exit code {exit_code})")
             }
-            Self::User { step, exit_code: EXIT_KILLED } => write!(
-                f,
-                "step `{step}` was killed (exit code {EXIT_KILLED}): memory probably ran out, and a larger \
-                 `machine` has more"
-            ),
+            Self::User { step, exit_code: EXIT_KILLED } => {
+                if step.is_empty() {
+                    f.write_str("the build")?;
+                } else {
+                    write!(f, "step `{step}`")?;
+                }
+                write!(
+                    f,
+                    " was killed (exit code {EXIT_KILLED}): memory probably ran out, and a larger `machine` has \
+                     more"
+                )
+            }
             Self::User { step, exit_code } => {
                 write!(f, "step `{step}` failed with exit code {exit_code}")
             }
@@ -210,6 +244,9 @@ impl fmt::Display for FailureReason {
             }
             Self::Registry { problem: RegistryProblem::Refused } => {
                 f.write_str("the registry refused the request")
+            }
+            Self::Registry { problem: RegistryProblem::Missing } => {
+                f.write_str("an image is not in the registry")
             }
             Self::Registry { problem: RegistryProblem::Unavailable } => {
                 f.write_str("the registry did not answer")
@@ -236,6 +273,7 @@ impl fmt::Display for FailureReason {
                 DeployProblem::Seed => "`seed` failed",
                 DeployProblem::Service => "a service did not start",
                 DeployProblem::Health => "an endpoint was not healthy in time",
+                DeployProblem::Secret => "a secret of the project is not set",
             }),
             Self::DiskFull => f.write_str("the machine's disk is full"),
             Self::Engine => f.write_str("the Docker engine of the machine cannot do this build"),
@@ -243,5 +281,23 @@ impl fmt::Display for FailureReason {
             Self::Emulation => f.write_str("no machine can build this platform"),
             Self::Internal => f.write_str("an internal error"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_code_137_says_that_memory_ran_out_and_names_the_machine() {
+        for (step, what) in [("[2/3] RUN make", "step `[2/3] RUN make`"), ("", "the build")] {
+            let reason = FailureReason::User { step: step.to_owned(), exit_code: 137 };
+            let words = "was killed (exit code 137): memory probably ran out, and a larger `machine` has more";
+            assert_eq!(reason.to_string(), format!("{what} {words}"));
+            assert!(reason.is_out_of_memory());
+        }
+        let other = FailureReason::User { step: "[2/3] RUN make".to_owned(), exit_code: 2 };
+        assert_eq!(other.to_string(), "step `[2/3] RUN make` failed with exit code 2");
+        assert!(!other.is_out_of_memory());
     }
 }

@@ -7,6 +7,7 @@
 pub mod agent_config;
 pub mod paths;
 
+mod archive;
 mod cache;
 mod error_chain;
 mod failure;
@@ -19,6 +20,7 @@ use std::borrow::Cow;
 
 pub use agent_config::AgentConfig;
 
+pub use archive::{ARCHIVES_PATH, StoredArchive};
 pub use cache::{
     CHANGED_FILES_MAX, CacheMiss, ChangedFile, FINGERPRINT_BYTES_MAX, FileChange, Fingerprint,
     MissCause,
@@ -30,11 +32,13 @@ pub use messages::{
     Endpoint, EndpointAddress, ErrorMessage, HealthCheck, Heartbeat, Hello, HelloAck, Interrupted,
     Log, LogAck, LogLine, Merge, Notice, ParseError, Preview, PreviewState, RegistryAuth,
     ResumedJob, RunningJob, RunningPreview, Secrets, ServiceCommand, ServiceState, Sleep, Status,
-    StatusAck, StatusState, Step, Stream, SystemInfo, Terminate, expose_secret,
+    StatusAck, StatusState, Step, Stream, SystemInfo, Terminate, UNKNOWN_PREVIEW, expose_secret,
+    service_log, service_log_id,
 };
 pub use steps::slow_down;
 pub use tunnel::{
-    MACHINE_HEADER, TUNNEL_BYTES_MAX, TUNNEL_PATH, TUNNELS_IDLE, TUNNELS_MAX, TunnelMessage,
+    EXEC_STDERR, EXEC_STDOUT, ExecCommand, MACHINE_HEADER, TUNNEL_BYTES_MAX, TUNNEL_PATH,
+    TUNNELS_IDLE, TUNNELS_MAX, TerminalSize, TunnelMessage,
 };
 pub use values::{
     Arch, CommitSha, Digest, Emulation, ImageRef, InvalidValue, Platform, Submodules, WireId,
@@ -43,6 +47,9 @@ pub use values::{
 /// A reference that `stagely run` serves beside a folder's commit: a blob of pairs, each the path of a submodule and
 /// the address to fetch it from, every part ended by a NUL. Agents look for it on loopback only.
 pub const SUBMODULE_ADDRESSES_REF: &str = "refs/stagely/submodules";
+
+/// Stands for the address of a submodule whose folder stays empty, because the user's Git would not fetch it.
+pub const SUBMODULE_LEFT_EMPTY: &str = "";
 
 /// The environment variable that holds the agent's id in each of its processes. A restarted agent finds the processes
 /// of a killed one by it.

@@ -21,7 +21,10 @@ pub use agent::{
 };
 pub use build::{Build, BuildArgs, BuildConfig, CloneContext, Merge, RegistryAuth};
 pub use deploy::{Deploy, Dial, Endpoint, HealthCheck, Secrets, ServiceCommand, Sleep};
-pub use preview::{EndpointAddress, Preview, PreviewState, RunningPreview, ServiceState};
+pub use preview::{
+    EndpointAddress, Preview, PreviewState, RunningPreview, ServiceState, UNKNOWN_PREVIEW,
+    service_log, service_log_id,
+};
 
 /// A message that could not be read. The error quotes no value of the message, because a secret may
 /// stand in the wrong field.

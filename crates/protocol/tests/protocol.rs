@@ -13,13 +13,14 @@ use stagely_protocol::{
     TunnelMessage,
 };
 
-const FROM_AGENT: [&str; 14] = [
+const FROM_AGENT: [&str; 15] = [
     "error",
     "heartbeat",
     "hello",
     "hello_preview",
     "interrupted",
     "log",
+    "log_services",
     "preview_archived",
     "preview_degraded",
     "status_cancelled",
@@ -30,7 +31,7 @@ const FROM_AGENT: [&str; 14] = [
     "status_running",
 ];
 
-const FROM_CORE: [&str; 13] = [
+const FROM_CORE: [&str; 14] = [
     "build",
     "build_full",
     "cancel",
@@ -39,6 +40,7 @@ const FROM_CORE: [&str; 13] = [
     "dial",
     "error",
     "hello_ack",
+    "hello_ack_services",
     "log_ack",
     "merge",
     "sleep",
@@ -93,7 +95,7 @@ fn secrets_of_a_preview_stay_out_of_debug() {
     let message = CoreMessage::parse(&example("deploy_full")).unwrap();
     let debug = format!("{message:?}");
     assert!(debug.contains("STRIPE_TEST_KEY") && !debug.contains("sk_test"), "{debug}");
-    assert!(!debug.contains("ghs_") && !debug.contains("preview.example.com"), "{debug}");
+    assert!(!debug.contains("ghs_") && !debug.contains("https://pr-7-app"), "{debug}");
 }
 
 #[test]
@@ -103,6 +105,10 @@ fn messages_of_tunnels_come_back_the_same() {
         r#"{"type":"OPENED"}"#,
         r#"{"type":"REFUSED","message":"web does not listen"}"#,
         r#"{"type":"END"}"#,
+        r#"{"type":"EXEC","preview_id":"prev_01jd7q","service":"web","command":["ls","-l"]}"#,
+        r#"{"type":"EXEC","preview_id":"prev_01jd7q","service":"web","command":["sh"],"terminal":{"columns":80,"rows":24}}"#,
+        r#"{"type":"RESIZE","columns":100,"rows":30}"#,
+        r#"{"type":"EXITED","code":7}"#,
     ];
     for text in messages {
         assert_eq!(TunnelMessage::parse(text).unwrap().to_json(), text);

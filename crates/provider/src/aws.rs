@@ -44,6 +44,10 @@ pub const CORE_TAG: &str = "stagely:core";
 pub const MACHINE_TAG: &str = "stagely:machine";
 /// The tag with the id of the job that caused the launch.
 pub const JOB_TAG: &str = "stagely:job";
+/// The tag with the fleet: `builder`, `preview` or `tester`.
+pub const FLEET_TAG: &str = "stagely:fleet";
+/// The tag with the id of the preview that a machine was launched for.
+pub const PREVIEW_TAG: &str = "stagely:preview";
 /// The tag of golden images. Its value is their version.
 pub const IMAGE_TAG: &str = "stagely:golden-image";
 

@@ -27,7 +27,7 @@ use serde_json::{Value, json};
 use stagely_protocol::{Arch, ErrorChain};
 use stagely_state::comparison::{Listed, ListedState};
 use stagely_state::ids::{CoreId, MachineId};
-use stagely_state::{Placement, Usd};
+use stagely_state::{MachineSize, Placement, Usd};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
@@ -80,8 +80,8 @@ pub struct DigitalOcean {
     creations: Semaphore,
     /// The account's own images, and the time of the request for them.
     images: tokio::sync::Mutex<Option<(Instant, Arc<Vec<Image>>)>>,
-    /// The price of an hour of each size, from the last response of the API.
-    prices: Mutex<BTreeMap<String, Usd>>,
+    /// All sizes by name, from the last response of the API.
+    sizes: Mutex<Arc<BTreeMap<String, Size>>>,
     /// The time of the next search for useless tags.
     tags_at: Mutex<Instant>,
 }
@@ -144,7 +144,7 @@ impl DigitalOcean {
             core_id,
             creations: Semaphore::new(CREATIONS_MAX),
             images: tokio::sync::Mutex::default(),
-            prices: Mutex::default(),
+            sizes: Mutex::default(),
             tags_at: Mutex::new(Instant::now()),
         })
     }
@@ -270,7 +270,7 @@ impl DigitalOcean {
             "name": name_of(request.machine),
             "size": candidate.instance_type,
             "image": image,
-            "tags": tags::of_machine(&self.core_id, request.machine, request.job),
+            "tags": tags::of_machine(&self.core_id, request),
             "user_data": user_data,
             "backups": false,
             "monitoring": false,
@@ -345,10 +345,35 @@ impl DigitalOcean {
         first_problem
     }
 
-    /// The candidates for `spec`. `DigitalOcean` has no spot market, so all are on demand.
-    fn candidates(&self, spec: &MachineSpec) -> Vec<Candidate> {
-        let on_demand = MachineSpec { market: MarketPolicy::OnDemand, max_price: None, ..*spec };
-        self.catalog.candidates(&on_demand)
+    /// The candidates for `spec`. `DigitalOcean` has no spot market, so all are on demand. A droplet has the disk of its
+    /// size, so where that is too small, those of a larger machine are taken.
+    async fn candidates(&self, spec: &MachineSpec) -> Result<Vec<Candidate>, LaunchError> {
+        let of = |size| {
+            let market = MarketPolicy::OnDemand;
+            self.catalog.candidates(&MachineSpec { size, market, max_price: None, ..*spec })
+        };
+        let usual = of(spec.size);
+        if usual.is_empty() {
+            return Err(self.no_candidates(spec));
+        }
+        let Some(wanted_gib) = spec.disk_gib else { return Ok(usual) };
+        let known = self.known_sizes().await?;
+        // A size that the API does not list is tried. Its refusal says what to change.
+        let disk = |candidate: &Candidate| {
+            known.get(&candidate.instance_type).map_or(u64::MAX, |size| size.disk)
+        };
+        let mut largest_gib = 0;
+        for size in MachineSize::ALL.into_iter().filter(|size| *size >= spec.size) {
+            let mut candidates = of(size);
+            largest_gib = candidates.iter().map(disk).max().unwrap_or(0).max(largest_gib);
+            candidates.retain(|candidate| disk(candidate) >= u64::from(wanted_gib));
+            if !candidates.is_empty() {
+                return Ok(candidates);
+            }
+        }
+        let problem =
+            LaunchProblem::NoDisk { wanted_gib, largest_gib, setting: size_setting(spec) };
+        Err(LaunchError::Permanent(problem.into()))
     }
 
     /// The error of a launch that has no candidates.
@@ -361,8 +386,22 @@ impl DigitalOcean {
         LaunchError::NoCapacity(LaunchProblem::NoArch { spec: *spec, setting }.into())
     }
 
-    fn prices(&self) -> MutexGuard<'_, BTreeMap<String, Usd>> {
-        self.prices.lock().unwrap_or_else(PoisonError::into_inner)
+    fn sizes(&self) -> MutexGuard<'_, Arc<BTreeMap<String, Size>>> {
+        self.sizes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The sizes of the last response of the API, or of a new one if there was none.
+    async fn known_sizes(&self) -> Result<Arc<BTreeMap<String, Size>>, ApiError> {
+        let known = Arc::clone(&self.sizes());
+        if known.is_empty() { self.read_sizes().await } else { Ok(known) }
+    }
+
+    async fn read_sizes(&self) -> Result<Arc<BTreeMap<String, Size>>, ApiError> {
+        let sizes: Vec<Size> = self.api.list("sizes", "sizes", &[]).await?;
+        let sizes = sizes.into_iter().map(|size| (size.slug.clone(), size)).collect();
+        let sizes = Arc::new(sizes);
+        *self.sizes() = Arc::clone(&sizes);
+        Ok(sizes)
     }
 
     fn configured_price(&self, size: &str) -> Option<Usd> {
@@ -371,7 +410,7 @@ impl DigitalOcean {
 
     /// The price of an hour: from the configuration, else from the API, else from the catalog.
     fn price(&self, size: &str) -> Option<Usd> {
-        let current = || self.prices().get(size).copied();
+        let current = || self.sizes().get(size)?.price();
         let known = || self.catalog.instance_type(size)?.price;
         self.configured_price(size).or_else(current).or_else(known)
     }
@@ -408,10 +447,7 @@ impl Provider for DigitalOcean {
         if let Some(droplet) = self.find(request.machine).await? {
             return Ok(self.placement(&droplet));
         }
-        let candidates = self.candidates(&request.spec);
-        if candidates.is_empty() {
-            return Err(self.no_candidates(&request.spec));
-        }
+        let candidates = self.candidates(&request.spec).await?;
         let mut tried = Tried(Vec::new());
         for candidate in &candidates {
             let region = candidate.zone.as_deref().unwrap_or("any region");
@@ -476,14 +512,12 @@ impl Provider for DigitalOcean {
     }
 
     async fn describe(&self) -> Result<Vec<Offer>, ProviderError> {
-        let sizes: Vec<Size> = self.api.list("sizes", "sizes", &[]).await?;
+        let sizes = self.read_sizes().await?;
         let images = self.all_images().await?;
-        let priced = sizes.iter().filter_map(|size| Some((size.slug.clone(), size.price()?)));
-        *self.prices() = priced.collect();
         let mut offers = Vec::new();
         for (fleet, arch, size, names) in self.catalog.sizes() {
             for name in names {
-                let found = sizes.iter().find(|size| size.slug == *name);
+                let found = sizes.get(name);
                 offers.push(Offer {
                     fleet,
                     arch,

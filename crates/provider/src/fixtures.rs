@@ -62,6 +62,7 @@ pub(crate) fn spec(arch: Arch, size: MachineSize) -> MachineSpec {
         market: MarketPolicy::OnDemand,
         on_demand: false,
         max_price: None,
+        disk_gib: None,
     }
 }
 
@@ -70,6 +71,7 @@ pub(crate) fn request(machine: MachineId, spec: MachineSpec, token: &str) -> Lau
     LaunchRequest {
         machine,
         job: None,
+        preview: None,
         spec,
         agent: agent_config(machine, token),
         environment: AgentEnvironment::default(),

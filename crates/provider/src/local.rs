@@ -4,25 +4,32 @@
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::Deserialize;
+use stagely_protocol::agent_config::PREVIEWS_FOLDER;
 use stagely_protocol::{Arch, ErrorChain};
 use stagely_state::comparison::Listed;
 use stagely_state::ids::{CoreId, MachineId};
 use stagely_state::{Fleet, MachineSize, Market, Placement};
 use thiserror::Error;
 use tokio::process::Command;
+use tokio::time::timeout;
 use tracing::warn;
 
-use crate::processes::{Processes, is_lack, private_file, private_log};
+use crate::processes::{KILL_LIMIT, Processes, is_lack, private_file, private_log};
 use crate::{
     CertificateAuthorities, LaunchError, LaunchRequest, Listing, Offer, Provider, ProviderError,
+    TERMINATE_LIMIT,
 };
 
 /// The agent's configuration, in its machine's folder.
 const AGENT_CONFIG: &str = "agent.json";
+
+/// The agent's work folder, in its machine's folder.
+const WORK_FOLDER: &str = "work";
 
 /// The certificate authorities of this host and those that core adds, in the machine's folder.
 const AUTHORITIES: &str = "authorities.pem";
@@ -35,6 +42,15 @@ const AGENT_STOP_LIMIT: Duration = Duration::from_secs(15);
 
 /// The time between SIGTERM and SIGKILL for the machines of an earlier command. Its end has stopped them already.
 const EARLIER_STOP_LIMIT: Duration = Duration::from_secs(1);
+
+/// The time limit for removing what previews have left on the engine.
+const CLEAN_UP_LIMIT: Duration = Duration::from_secs(30);
+
+// Core repeats a request after TERMINATE_LIMIT.
+const _: () = assert!(
+    AGENT_STOP_LIMIT.as_secs() + KILL_LIMIT.as_secs() + CLEAN_UP_LIMIT.as_secs()
+        < TERMINATE_LIMIT.as_secs()
+);
 
 /// The `[local]` table.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -77,14 +93,46 @@ impl LocalProvider {
     /// Processes cannot be listed, or outlive SIGKILL.
     pub(crate) async fn embedded(mut self) -> Result<Self, ProviderError> {
         self.is_embedded = true;
-        self.processes.end_all(EARLIER_STOP_LIMIT).await?;
+        self.processes.stop_all(EARLIER_STOP_LIMIT).await?;
+        for machine in self.processes.with_folder() {
+            // The next command tries again.
+            if let Err(error) = self.remove(machine).await {
+                warn!(%machine, error = %ErrorChain(&error), "something is left of an earlier machine");
+            }
+        }
         Ok(self)
+    }
+
+    /// Removes what is left of a machine whose processes have ended: what its previews have on the engine, and its folder.
+    /// No agent follows that would go on with its previews.
+    async fn remove(&self, machine: MachineId) -> Result<(), ProviderError> {
+        let folder = self.processes.folder(machine);
+        if folder.join(WORK_FOLDER).join(PREVIEWS_FOLDER).exists() {
+            self.remove_previews(&folder.join(AGENT_CONFIG))
+                .await
+                .map_err(|error| ProviderError::Failed(error.into()))?;
+        }
+        Ok(self.processes.remove_folder(machine).await?)
+    }
+
+    async fn remove_previews(&self, agent_config: &Path) -> Result<(), CleanUpError> {
+        let mut command = Command::new(&self.program);
+        command.args(["agent", "clean-up", "--config"]).arg(agent_config);
+        let output = command.stdin(Stdio::null()).kill_on_drop(true).output();
+        let output =
+            timeout(CLEAN_UP_LIMIT, output).await.map_err(|_| CleanUpError::TimedOut)??;
+        if output.status.success() {
+            return Ok(());
+        }
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        let last_line = stderr.trim().lines().last().unwrap_or_default().to_owned();
+        Err(CleanUpError::Exit { status: output.status, last_line })
     }
 
     fn start(&self, request: &LaunchRequest) -> io::Result<()> {
         let folder = self.processes.create_folder(request.machine)?;
         let mut agent = request.agent.clone();
-        agent.work_dir = folder.join("work");
+        agent.work_dir = folder.join(WORK_FOLDER);
         agent.docker_host.clone_from(&self.docker_host);
         agent.parent = self.is_embedded.then(std::process::id);
         agent.user_logins = self.is_embedded;
@@ -145,6 +193,17 @@ enum StartError {
     Other(io::Error),
 }
 
+/// What previews have left on the engine was not removed.
+#[derive(Debug, Error)]
+enum CleanUpError {
+    #[error("cannot start `agent clean-up`: {0}")]
+    Start(#[from] io::Error),
+    #[error("`agent clean-up` has ended with {status}: {last_line}")]
+    Exit { status: ExitStatus, last_line: String },
+    #[error("`agent clean-up` did not end within {CLEAN_UP_LIMIT:?}")]
+    TimedOut,
+}
+
 #[async_trait]
 impl Provider for LocalProvider {
     async fn launch(&self, request: &LaunchRequest) -> Result<Placement, LaunchError> {
@@ -168,9 +227,10 @@ impl Provider for LocalProvider {
     }
 
     async fn terminate(&self, machine: MachineId) -> Result<(), ProviderError> {
-        // The agent ends its own children, cleans up and exits.
+        // The agent ends its own children and exits.
         self.processes.request_stop(machine).await?;
-        Ok(self.processes.end(machine, AGENT_STOP_LIMIT).await?)
+        self.processes.stop(machine, AGENT_STOP_LIMIT).await?;
+        self.remove(machine).await
     }
 
     async fn list(&self) -> Result<Vec<Listed>, ProviderError> {
@@ -317,6 +377,36 @@ mod tests {
         provider.terminate(machine).await.unwrap();
 
         assert!(host.is_deserted(&provider).await);
+    }
+
+    /// An agent that has previews, and whose clean-up fails while the file `broken` exists.
+    const PREVIEW_AGENT: &str = "\
+        if [ \"$2\" = clean-up ]; then\n  \
+          test ! -e \"${0%/*}/broken\" || { echo 'the engine is away' >&2; exit 1; }\n  \
+          exec rm -r \"${4%/*}/work/previews\"\n\
+        fi\n\
+        mkdir -p \"${3%/*}/work/previews\"; sleep 1000 & wait";
+
+    #[tokio::test]
+    async fn what_previews_have_left_is_removed_before_the_folder_of_their_machine() {
+        let host = Host::with(PREVIEW_AGENT);
+        let provider = host.provider();
+        let machine = host.launch(&provider).await;
+        let folder = host.folder.path().join(format!("machines/{machine}"));
+        while !folder.join("work/previews").exists() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        fs::write(host.folder.path().join("broken"), "").unwrap();
+        let error = provider.terminate(machine).await.unwrap_err();
+        assert!(ErrorChain(&error).to_string().contains("the engine is away"), "{error}");
+        assert!(folder.join(AGENT_CONFIG).exists());
+        // A machine of an earlier command: it can be removed later.
+        let next = host.provider().embedded().await.unwrap();
+        assert!(folder.exists());
+
+        fs::remove_file(host.folder.path().join("broken")).unwrap();
+        next.terminate(machine).await.unwrap();
+        assert!(host.is_deserted(&next).await);
     }
 
     #[test]

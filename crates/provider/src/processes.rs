@@ -95,6 +95,11 @@ impl Processes {
         }
     }
 
+    /// The folder of all machines' folders.
+    pub(crate) fn all_folders(&self) -> &Path {
+        &self.folder
+    }
+
     /// The folder of `machine`. It exists from before the machine's start until after its end.
     pub(crate) fn folder(&self, machine: MachineId) -> PathBuf {
         self.folder.join(machine.to_string())
@@ -197,9 +202,18 @@ impl Processes {
         }
     }
 
-    /// Waits until no process of `machine` is left, kills those that are left after `limit`, and removes its
-    /// folder.
+    /// As [`stop`](Self::stop). Then removes the machine's folder.
     pub(crate) async fn end(
+        &self,
+        machine: MachineId,
+        limit: Duration,
+    ) -> Result<(), ProcessError> {
+        self.stop(machine, limit).await?;
+        self.remove_folder(machine).await
+    }
+
+    /// Waits until no process of `machine` is left, and kills those that are left after `limit`.
+    pub(crate) async fn stop(
         &self,
         machine: MachineId,
         limit: Duration,
@@ -211,24 +225,27 @@ impl Processes {
                 return Err(ProcessError::Unkillable(machine));
             }
         }
-        self.remove_folder(machine).await
+        Ok(())
     }
 
-    /// Ends all machines of this core, those that are left after `limit` by SIGKILL, and removes all their folders.
-    pub(crate) async fn end_all(&self, limit: Duration) -> Result<(), ProcessError> {
+    /// Stops all machines of this core, those that are left after `limit` by SIGKILL.
+    pub(crate) async fn stop_all(&self, limit: Duration) -> Result<(), ProcessError> {
         let found = self.scan().await?;
         for machine in found.keys() {
             self.signal(*machine, Signal::SIGTERM).await?;
         }
         let until = Instant::now() + limit;
         for machine in found.keys() {
-            self.end(*machine, until.saturating_duration_since(Instant::now())).await?;
+            self.stop(*machine, until.saturating_duration_since(Instant::now())).await?;
         }
-        // The folders of machines without a process.
-        match tokio::fs::remove_dir_all(&self.folder).await {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(ProcessError::List(error)),
-            _ => Ok(()),
-        }
+        Ok(())
+    }
+
+    /// The machines that have a folder.
+    pub(crate) fn with_folder(&self) -> Vec<MachineId> {
+        let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+        names.filter_map(|name| name.parse().ok()).collect()
     }
 
     async fn signal(&self, machine: MachineId, signal: Signal) -> Result<(), ProcessError> {

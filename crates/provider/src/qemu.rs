@@ -6,12 +6,14 @@
 
 mod settings;
 
+mod disk;
 mod guest;
 mod image;
 mod seed;
 
 mod memory;
 mod programs;
+mod resources;
 
 mod error;
 
@@ -32,10 +34,12 @@ use stagely_state::{Fleet, MachineSize, Market, Placement};
 use tokio::process::Command;
 use tracing::warn;
 
+use self::disk::Disk;
 use self::error::GuestError;
-use self::guest::{CONSOLE, Guest, Resources};
+use self::guest::{CONSOLE, Guest};
 use self::image::Image;
 use self::memory::Memory;
+use self::resources::Resources;
 use self::seed::SeedProgram;
 use crate::processes::{KILL_LIMIT, Processes, ProcessesByMachine, is_lack, private_file};
 use crate::settings::ImageKind;
@@ -105,12 +109,17 @@ impl QemuProvider {
         Resources::of(size, self.host_cpus)
     }
 
+    fn program(
+        &self,
+        (name, package): (&'static str, &'static str),
+    ) -> Result<PathBuf, GuestError> {
+        programs::find(&self.path, name).ok_or(GuestError::NoProgram { name, package })
+    }
+
     fn parts(&self, arch: Arch) -> Result<GuestParts, GuestError> {
         let folder = self.config.image(arch).ok_or(GuestError::NoImageNamed(arch))?;
         let image = Image::open(folder, arch)?;
-        let (name, package) = guest::program(arch);
-        let program =
-            programs::find(&self.path, name).ok_or(GuestError::NoProgram { name, package })?;
+        let program = self.program(guest::program(arch))?;
         let seed_program = SeedProgram::find(&self.path)?;
         // KVM runs the host's own arch and no other.
         let kvm = self.config.accelerator == Accelerator::Kvm && arch == Arch::of_this_program();
@@ -131,6 +140,33 @@ impl QemuProvider {
         }
     }
 
+    /// Checks that there is room for one more guest even if the others take all of their memory and disks.
+    fn check_room(
+        &self,
+        resources: Resources,
+        image: &Image,
+        disk_bytes: u64,
+        others: &ProcessesByMachine,
+    ) -> Result<(), GuestError> {
+        let guests = || others.iter().filter_map(|(id, processes)| Some((*id, processes.main?)));
+        let promised = guests().map(|(_, process)| memory::not_yet_taken(process)).sum();
+        let host = Memory::of_host().map_err(GuestError::Start)?;
+        host.check(resources.memory_mib, promised)?;
+        // A guest's writes may be in a file without a name, which cannot be measured. They count as not yet written.
+        let usual = image.disk_bytes().map_err(GuestError::Start)?;
+        let of_others = guests()
+            .map(|(id, _)| disk::larger_disk_bytes(&self.processes.folder(id)).unwrap_or(usual));
+        let needed = disk_bytes + of_others.sum::<u64>();
+        let folder = self.processes.all_folders();
+        let free =
+            statvfs(folder).map_or(u64::MAX, |disk| disk.blocks_available() * disk.fragment_size());
+        if free < needed {
+            let (free_mib, needed_mib) = (free >> 20, needed >> 20);
+            return Err(GuestError::NoDisk { free_mib, needed_mib, folder: folder.to_owned() });
+        }
+        Ok(())
+    }
+
     async fn start(&self, request: &LaunchRequest) -> Result<(), LaunchError> {
         let (machine, arch, size) = (request.machine, request.spec.arch, request.spec.size);
         let parts = self.parts(arch).map_err(permanent)?;
@@ -144,14 +180,18 @@ impl QemuProvider {
             problem(GuestError::Start(error))
         };
         let folder = self.processes.create_folder(machine).map_err(cannot_start)?;
-        check_room(resources, &parts.image, &folder, &others).map_err(no_capacity)?;
+        let GuestParts { image, .. } = &parts;
+        let bytes = disk_bytes(image, request.spec.disk_gib).map_err(no_capacity)?;
+        self.check_room(resources, image, bytes, &others).map_err(no_capacity)?;
+        let disk = self.make_disk(image, &folder, bytes).await?;
         let user_data = cloud_config(request, ImageKind::Golden);
         let guest = Guest {
             name: &machine.to_string(),
             arch,
             kvm: parts.kvm,
             resources,
-            image: &parts.image,
+            kernel: &image.kernel,
+            disk: &disk,
             seed: &parts
                 .seed_program
                 .write(&folder, machine, &user_data)
@@ -177,6 +217,20 @@ impl QemuProvider {
         Ok(())
     }
 
+    async fn make_disk(
+        &self,
+        image: &Image,
+        folder: &Path,
+        bytes: u64,
+    ) -> Result<Disk, LaunchError> {
+        let usual = image.disk_bytes().map_err(|error| no_capacity(GuestError::Start(error)))?;
+        if bytes <= usual {
+            return Ok(Disk::Image(image.disk.clone()));
+        }
+        let program = self.program(disk::PROGRAM).map_err(permanent)?;
+        disk::make_larger(&program, image, folder, bytes).await.map_err(no_capacity)
+    }
+
     /// Truncates large consoles.
     fn bound_consoles(&self, listed: &[Listed]) {
         for Listed { machine, .. } in listed {
@@ -197,27 +251,10 @@ fn no_capacity(error: GuestError) -> LaunchError {
     LaunchError::NoCapacity(error.into())
 }
 
-/// Checks that there is room for one more guest even if the `others` take all of their memory and disks.
-fn check_room(
-    resources: Resources,
-    image: &Image,
-    folder: &Path,
-    others: &ProcessesByMachine,
-) -> Result<(), GuestError> {
-    let guests = || others.values().filter_map(|processes| processes.main);
-    let promised = guests().map(memory::not_yet_taken).sum();
-    let host = Memory::of_host().map_err(GuestError::Start)?;
-    host.check(resources.memory_mib, promised)?;
-    // A guest's writes are in a file without a name, which cannot be measured. They count as not yet written.
-    let disk = image.disk_bytes().map_err(GuestError::Start)?;
-    let needed = disk * (guests().count() as u64 + 1);
-    let free =
-        statvfs(folder).map_or(u64::MAX, |disk| disk.blocks_available() * disk.fragment_size());
-    if free < needed {
-        let (free_mib, needed_mib) = (free >> 20, needed >> 20);
-        return Err(GuestError::NoDisk { free_mib, needed_mib, folder: folder.to_owned() });
-    }
-    Ok(())
+/// The size of a guest's disk, in bytes.
+fn disk_bytes(image: &Image, disk_gib: Option<u32>) -> Result<u64, GuestError> {
+    let of_image = image.disk_bytes().map_err(GuestError::Start)?;
+    Ok(disk_gib.map_or(of_image, |gib| of_image.max(u64::from(gib) << 30)))
 }
 
 /// Checks that this process can use the kernel's virtual machines.
@@ -270,7 +307,14 @@ impl Provider for QemuProvider {
             if self.config.image(arch).is_none() {
                 continue;
             }
-            let problem = self.parts(arch).err().map(|error| OfferProblem::Host(error.to_string()));
+            let host = |error: GuestError| OfferProblem::Host(error.to_string());
+            let problem = self.parts(arch).err().map(host);
+            let of_disk = self.program(disk::PROGRAM).err().map(host);
+            let problem_of = |fleet| match fleet {
+                // Their disks have the size that stagely.yaml says.
+                Fleet::Preview => problem.clone().or(of_disk.clone()),
+                Fleet::Builder | Fleet::Tester => problem.clone(),
+            };
             // A host has no sizes that are larger than itself.
             for size in MachineSize::ALL.into_iter().filter(|size| self.check_size(*size).is_ok()) {
                 let instance_type = self.resources(size).name();
@@ -282,7 +326,7 @@ impl Provider for QemuProvider {
                     price: None,
                     spot: false,
                     exists: true,
-                    problem: problem.clone(),
+                    problem: problem_of(fleet),
                 }));
             }
         }
@@ -297,6 +341,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
+    use crate::MachineSpec;
     use crate::fixtures::{self, check_is_found_again, check_is_gone, machine_id, spec};
 
     /// A host with a golden image, and a script in the place of QEMU.
@@ -406,6 +451,33 @@ mod tests {
         let arguments = String::from_utf8(arguments.unwrap()).unwrap();
         assert!(!arguments.contains("the token"), "{arguments}");
         provider.processes.end(machine, Duration::ZERO).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_guest_of_previews_has_the_disk_of_its_preview_and_room_for_it() {
+        let host = Host::with("sleep 1000");
+        let provider = host.provider();
+        let preview = |machine, disk_gib| {
+            let request = request(machine);
+            let spec = MachineSpec { fleet: Fleet::Preview, disk_gib, ..request.spec };
+            LaunchRequest { spec, ..request }
+        };
+        let machine = machine_id();
+        provider.launch(&preview(machine, Some(2))).await.unwrap();
+        let folder = provider.processes.folder(machine);
+        assert_eq!(disk::larger_disk_bytes(&folder), Some(2 << 30));
+        let found = provider.processes.scan().await.unwrap();
+        let arguments = fs::read(format!("/proc/{}/cmdline", found[&machine].main.unwrap()));
+        let arguments = String::from_utf8(arguments.unwrap()).unwrap();
+        assert!(arguments.contains("/root.qcow2,id=root,format=qcow2"), "{arguments}");
+
+        // More than any disk here.
+        let refused = provider.launch(&preview(machine_id(), Some(1 << 30))).await.unwrap_err();
+        let LaunchError::NoCapacity(cause) = refused else { panic!("{refused:?}") };
+        let needed_mib = ((1_u64 << 30) + 2) << 10;
+        assert!(cause.to_string().contains(&needed_mib.to_string()), "{cause}");
+        provider.processes.end(machine, Duration::ZERO).await.unwrap();
+        assert!(host.is_deserted(&provider).await);
     }
 
     #[tokio::test]

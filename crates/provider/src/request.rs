@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use stagely_protocol::Arch;
 use stagely_protocol::agent_config::AgentConfig;
-use stagely_state::ids::{JobId, MachineId};
+use stagely_state::ids::{JobId, MachineId, PreviewId};
 use stagely_state::{Fleet, MachineSize, Usd};
 use url::Url;
 
@@ -22,6 +22,8 @@ pub struct MachineSpec {
     pub on_demand: bool,
     /// The highest price of an hour on the spot market.
     pub max_price: Option<Usd>,
+    /// The smallest disk that is enough, in GiB. `None`: the provider's usual one.
+    pub disk_gib: Option<u32>,
 }
 
 #[derive(Clone, Debug)]
@@ -30,6 +32,8 @@ pub struct LaunchRequest {
     pub machine: MachineId,
     /// The job that caused the launch. The provider's own lists show it to people.
     pub job: Option<JobId>,
+    /// The preview that is to be deployed. It may move to other machines later.
+    pub preview: Option<PreviewId>,
     pub spec: MachineSpec,
     /// The configuration of the machine's agent.
     pub agent: AgentConfig,

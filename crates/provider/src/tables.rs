@@ -49,11 +49,11 @@ impl ProviderTables<'_> {
         self.digitalocean.check()
     }
 
-    /// Checks that `provider`, which is to launch builders, has the settings for at least one arch.
+    /// Checks that `provider`, which is to launch machines, has the settings for at least one arch.
     ///
     /// # Errors
     /// [`SettingError`], naming the setting.
-    pub fn check_builders(&self, provider: ProviderName) -> Result<(), SettingError> {
+    pub fn check_launches(&self, provider: ProviderName) -> Result<(), SettingError> {
         match provider {
             ProviderName::Qemu => self.qemu.check_images(),
             ProviderName::Local | ProviderName::Aws | ProviderName::DigitalOcean => Ok(()),

@@ -29,6 +29,7 @@ impl Step<'_> {
             job.assigned_at = job.assigned_at.or(Some(now));
             job.missing_capacity = None;
         });
+        self.note_generation(job);
         self.emit(Effect::Assign { machine, attempt });
     }
 
@@ -44,7 +45,7 @@ impl Step<'_> {
             return;
         }
         let now = self.now;
-        let deadline = now.after(job.timeout).after(self.state.limits.job_grace);
+        let deadline = now.after(job.timeout).after(self.state.limits.grace_of(job));
         if !self.move_job(id, JobEvent::Started { deadline }) {
             return;
         }
@@ -66,7 +67,8 @@ impl Step<'_> {
             }
         } else if !exports {
             // Otherwise another report of the attempt follows.
-            self.stopped(machine, attempt);
+            let is_completed = matches!(report.outcome, JobOutcome::Completed { .. });
+            self.stopped(machine, attempt, is_completed);
         }
     }
 
@@ -78,6 +80,7 @@ impl Step<'_> {
         });
         match report.outcome {
             JobOutcome::Completed { digest } => {
+                self.deployed(id, machine);
                 self.complete_job(id, JobEvent::Completed { digest });
             }
             JobOutcome::Failed(failure) => self.fail_attempt(id, failure),
@@ -89,9 +92,13 @@ impl Step<'_> {
     }
 
     /// The agent has ended an attempt that is not current any more, or an export; or it repeats an earlier report.
-    fn stopped(&mut self, id: MachineId, stopped: Attempt) {
+    fn stopped(&mut self, id: MachineId, stopped: Attempt, is_completed: bool) {
         let Some(machine) = self.state.machines.get(&id) else { return };
         let is_free = machine.state == MachineState::Busy { attempt: stopped };
+        if let Some(preview) = machine.serves.filter(|_| is_free && is_completed) {
+            // A deployment that was stopped too late: the machine runs what the preview does not show.
+            self.preview_requests.restore.push(preview);
+        }
         let has_exported = machine.exports(stopped);
         if machine.stopping.contains(&stopped) {
             self.state.change_machine(id, |machine| {
@@ -136,6 +143,7 @@ impl Step<'_> {
         if !self.move_job(id, JobEvent::AttemptLost) {
             return;
         }
+        self.update_interrupted(id);
         let message = cut(&message);
         self.state.change_job(id, |job| {
             job.lost_attempts.push(LostAttempt { attempt, reason, message });
@@ -162,6 +170,7 @@ impl Step<'_> {
         if self.move_job(id, JobEvent::CapacityMissing { retry_at }) {
             let gap = MissingCapacity { since, launches: launches + 1, message: cut(message) };
             self.state.change_job(id, |job| job.missing_capacity = Some(gap));
+            self.update_interrupted(id);
         }
     }
 
@@ -188,8 +197,9 @@ impl Step<'_> {
     pub(super) fn stop_work(&mut self, machine: MachineId, job: JobId, reason: StopReason) {
         let Some(record) = self.state.machines.get(&machine) else { return };
         match record.kind {
-            MachineKind::Launched => self.terminate(machine),
-            MachineKind::Registered => {
+            MachineKind::Launched if record.serves.is_none() => self.terminate(machine),
+            // It goes on serving what it served before.
+            MachineKind::Launched | MachineKind::Registered => {
                 if let Some(attempt) = self.attempt_of(job, machine) {
                     self.emit(Effect::Cancel { machine, attempt, reason });
                 }
@@ -244,6 +254,7 @@ impl Step<'_> {
         if is_closed {
             let now = self.now;
             self.state.change_job(id, |job| job.ended_at = Some(now));
+            self.deployment_closed(id);
         }
         is_closed
     }

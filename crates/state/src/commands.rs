@@ -89,6 +89,7 @@ impl Step<'_> {
                     Ok("cancelled".to_owned())
                 }
             }
+            CommandKind::Preview { action } => self.follow_preview(id, *action, run),
             CommandKind::Approve { commit } => {
                 let run = self.state.to_approve(id, command, commit.as_deref())?;
                 self.approve_run(run, &command.author);

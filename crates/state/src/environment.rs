@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use stagely_protocol::{CommitSha, Digest, ImageRef};
 
-use super::{ApprovedCommit, Head, IllegalTransition, Report, VariantName};
+use super::{ApprovedCommit, Head, IllegalTransition, Report, Timestamp, VariantName};
 use crate::ids::{EnvironmentId, ProjectId, RunId};
 
 /// A pull request or branch of a project.
@@ -47,6 +47,9 @@ pub struct Environment {
     /// The newest comment whose command was checked. Commands of older comments are not followed any more.
     #[serde(default)]
     pub last_command: u64,
+    /// When the label of previews was last removed from its pull request. Rebuilds of earlier runs do not ask for a preview.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label_removed_at: Option<Timestamp>,
     #[serde(default)]
     pub report: Report,
 }
@@ -69,6 +72,7 @@ impl Environment {
             head: None,
             approved: None,
             last_command: 0,
+            label_removed_at: None,
             report: Report::default(),
         }
     }

@@ -7,7 +7,7 @@ use stagely_protocol::ImageRef;
 use super::step::Step;
 use super::{
     CancelReason, ClosedBy, Effect, Environment, EnvironmentEvent, FingerprintChange, Machine, Run,
-    State, Trigger,
+    State,
 };
 use crate::ids::{EnvironmentId, JobId, MachineId, RunId};
 
@@ -38,6 +38,7 @@ impl Step<'_> {
         for run in self.state.open_runs_of(id) {
             self.cancel_run(run, CancelReason::EnvironmentClosed);
         }
+        self.end_preview_of(id);
     }
 
     /// Starts the clean-up of closed environments that no machine can write to any more.
@@ -115,12 +116,13 @@ impl Step<'_> {
         self.forget_empty_environments(BTreeSet::from([id]));
     }
 
-    /// Closes environments that have no run any more, so that their cache refs are deleted, and removes them once
+    /// Closes environments that have no run and no preview any more, so that their cache refs are deleted, and removes them once
     /// nothing in the registry is to be deleted and no effect is under way. The project stays: its name is part of
     /// its images and caches in the registry, and another repository must not get it.
     pub(super) fn forget_empty_environments(&mut self, ids: BTreeSet<EnvironmentId>) {
         for id in ids {
-            if self.state.has_runs(id) {
+            let has_preview = self.state.preview_of(id).is_some_and(|preview| !preview.has_ended());
+            if self.state.has_runs(id) || has_preview {
                 continue;
             }
             let index = &self.state.index;
@@ -139,7 +141,7 @@ impl State {
     /// Whether the new run `run` becomes the newest of its environment. A warm-up does not, because it pushes no
     /// images. The rebuild of an older run does not, because it must not move tags back.
     pub(super) fn is_newest(&self, run: &Run) -> bool {
-        if run.trigger == Trigger::WarmUp {
+        if !run.trigger.builds() {
             return false;
         }
         let newest =

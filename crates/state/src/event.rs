@@ -9,11 +9,11 @@ use serde::{Deserialize, Serialize};
 use stagely_protocol::{Arch, CommitSha, Digest, ImageRef, InvalidValue, SystemInfo, WireId};
 
 use super::{
-    Command, CommandVerdict, DeliveryId, Environment, Head, HeadSource, Interruption, JobKind,
-    JobReport, MachineSize, Placement, PlanFailure, Project, ProviderName, PublishedReport, Run,
-    SkippedBuild, Timestamp, VariantName,
+    Archive, Command, CommandVerdict, DeliveryId, Environment, Fleet, Head, HeadSource,
+    Interruption, JobKind, JobReport, MachineSize, Placement, PlanFailure, Project, ProviderName,
+    PublishedReport, Run, SkippedBuild, Timestamp, VariantName,
 };
-use crate::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId, SessionId};
+use crate::ids::{EnvironmentId, JobId, MachineId, PreviewId, ProjectId, RunId, SessionId};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -125,6 +125,8 @@ pub enum LaunchFailure {
     Unclear(String),
     /// Core could not prepare the request, so the provider has not received it.
     Internal(String),
+    /// Secrets that the deployment needs are not set, so the provider was not asked.
+    MissingSecrets(String),
 }
 
 /// One attempt of a job. A registered machine may get the same job twice, so its reports name the attempt.
@@ -289,6 +291,8 @@ pub enum Event {
         system_info: SystemInfo,
         /// The attempts that the agent still runs, or whose end core has not acknowledged.
         holds: Vec<Attempt>,
+        /// The previews whose containers run on the machine; `None` if the agent does not say.
+        previews: Option<BTreeSet<PreviewId>>,
     },
     AgentDisconnected {
         machine: MachineId,
@@ -302,6 +306,11 @@ pub enum Event {
         machine: MachineId,
         attempt: Attempt,
         report: JobReport,
+    },
+    /// The outcome of [`Effect::Assign`] instead of a DEPLOY: files of `reset_when` that were deployed before were edited.
+    FilesNeedReset {
+        machine: MachineId,
+        attempt: Attempt,
     },
     /// The outcome of [`Effect::Tag`].
     ImageTagged {
@@ -327,10 +336,58 @@ pub enum Event {
         machine: MachineId,
         name: String,
         arch: Arch,
+        fleet: Fleet,
     },
-    /// The owner took the machine back. Its job is queued again.
+    /// The owner takes the machine back. Its job is queued again. A machine that serves a preview stays, because the data of
+    /// the preview is there.
     MachineUnregistered {
         machine: MachineId,
+    },
+    /// An authorised request for the preview. A sleeping one wakes, unless it failed to do so a moment ago.
+    PreviewRequested {
+        preview: PreviewId,
+        at: Timestamp,
+    },
+    /// A person wakes the preview.
+    PreviewWakeRequested {
+        preview: PreviewId,
+    },
+    /// A person sends the preview to sleep.
+    PreviewSleepRequested {
+        preview: PreviewId,
+    },
+    /// A person ends the preview. Runs under way do not start it again; the next one does.
+    PreviewEndRequested {
+        preview: PreviewId,
+    },
+    /// A person wants the preview with fresh data. It changes nothing while a deployment is under way.
+    PreviewResetRequested {
+        preview: PreviewId,
+    },
+    /// A person wants the preview to stay for longer, at most [`PREVIEW_EXTENSION_MAX`](super::PREVIEW_EXTENSION_MAX)
+    /// from now.
+    PreviewExtended {
+        preview: PreviewId,
+        by: Duration,
+    },
+    /// The label of previews was removed from the pull request.
+    PreviewLabelRemoved {
+        environment: EnvironmentId,
+    },
+    /// The other outcome of [`Effect::Sleep`]: the agent could not archive the preview, which serves again.
+    PreviewArchiveFailed {
+        machine: MachineId,
+        preview: PreviewId,
+        problem: String,
+    },
+    /// The outcome of [`Effect::Sleep`]: the agent has removed the preview.
+    PreviewArchived {
+        machine: MachineId,
+        preview: PreviewId,
+        /// `None` if there are no volumes, or if they were not archived.
+        archive: Option<Archive>,
+        /// Why the volumes were not archived, for people.
+        problem: Option<String>,
     },
     Forgotten {
         /// Runs in a final state; their jobs are deleted as well. An environment is closed with its last run, and
@@ -379,6 +436,11 @@ pub enum Effect {
     Assign { machine: MachineId, attempt: Attempt },
     /// Ask the agent to stop the job. Not in the outbox, for the same reason.
     Cancel { machine: MachineId, attempt: Attempt, reason: StopReason },
+    /// Have the agent archive the preview and remove it, and answer with [`Event::PreviewArchived`]. Not in the outbox:
+    /// a HELLO that still names the preview repeats it.
+    Sleep { machine: MachineId, preview: PreviewId },
+    /// Have the agent remove a preview without an archive. Not in the outbox, for the same reason.
+    Retire { machine: MachineId, preview: PreviewId },
     /// End the agent's session. Not in the outbox.
     Disconnect { machine: MachineId },
 }
@@ -396,6 +458,8 @@ impl Effect {
             | Self::Terminate { .. }
             | Self::Assign { .. }
             | Self::Cancel { .. }
+            | Self::Sleep { .. }
+            | Self::Retire { .. }
             | Self::Disconnect { .. } => None,
         }
     }
@@ -407,6 +471,8 @@ impl Effect {
             | Self::Terminate { machine }
             | Self::Assign { machine, .. }
             | Self::Cancel { machine, .. }
+            | Self::Sleep { machine, .. }
+            | Self::Retire { machine, .. }
             | Self::Disconnect { machine } => Some(*machine),
             Self::Plan { .. }
             | Self::Tag { .. }
@@ -426,7 +492,11 @@ impl Effect {
             | Self::CleanUp { .. }
             | Self::CheckCommand { .. }
             | Self::Report { .. } => true,
-            Self::Assign { .. } | Self::Cancel { .. } | Self::Disconnect { .. } => false,
+            Self::Assign { .. }
+            | Self::Cancel { .. }
+            | Self::Sleep { .. }
+            | Self::Retire { .. }
+            | Self::Disconnect { .. } => false,
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use stagely_protocol::{CommitSha, InvalidValue};
@@ -200,6 +201,44 @@ pub enum CommandKind {
         /// The first digits of the commit, at least 7; `None`: the head.
         commit: Option<String>,
     },
+    Preview {
+        action: PreviewCommand,
+    },
+}
+
+/// A command about the preview.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PreviewCommand {
+    /// `/stagely preview`, or the label: deploys it, or wakes it.
+    Start,
+    /// `/stagely preview stop`: ends it.
+    Stop,
+    /// `/stagely preview sleep`
+    Sleep,
+    /// `/stagely preview reset`: fresh data.
+    Reset,
+    /// `/stagely preview extend 3d`: it stays for longer.
+    Extend { by: Duration },
+}
+
+impl fmt::Display for PreviewCommand {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("/stagely preview")?;
+        match self {
+            Self::Start => Ok(()),
+            Self::Stop => f.write_str(" stop"),
+            Self::Sleep => f.write_str(" sleep"),
+            Self::Reset => f.write_str(" reset"),
+            Self::Extend { by } => {
+                let seconds = by.as_secs();
+                let units = [(86_400, 'd'), (3_600, 'h'), (60, 'm')];
+                let unit = units.into_iter().find(|(unit, _)| seconds.is_multiple_of(*unit));
+                let (unit, letter) = unit.unwrap_or((1, 's'));
+                write!(f, " extend {}{letter}", seconds / unit)
+            }
+        }
+    }
 }
 
 impl fmt::Display for CommandKind {
@@ -210,6 +249,7 @@ impl fmt::Display for CommandKind {
             Self::Cancel => f.write_str("/stagely cancel"),
             Self::Approve { commit: None } => f.write_str("/stagely approve"),
             Self::Approve { commit: Some(commit) } => write!(f, "/stagely approve {commit}"),
+            Self::Preview { action } => action.fmt(f),
         }
     }
 }
@@ -219,7 +259,7 @@ impl fmt::Display for CommandKind {
 pub enum CommandVerdict {
     /// The author may give it.
     Accepted,
-    /// The author may give it, and it starts this run.
+    /// The author may give it, and it starts this run, if a run is needed.
     Rebuild(Box<Run>),
     /// The author may not give it, or it has no effect. The reason is for people.
     Rejected { reason: String },
@@ -244,6 +284,9 @@ pub struct Report {
     pub commit: Option<CommitSha>,
     /// The statuses, by their contexts.
     pub statuses: BTreeMap<String, CommitStatus>,
+    /// The deployments that are not inactive, and those of previews that sleep.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub deployments: Vec<PublishedDeployment>,
     /// The outcome of the last command, for people.
     pub note: Option<String>,
     /// Why the last report failed, for people. The next change is reported again.
@@ -257,6 +300,39 @@ pub struct CommitStatus {
     pub description: String,
     /// The run's page.
     pub target_url: String,
+}
+
+/// A deployment of GitHub: a commit in the environment of a preview.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublishedDeployment {
+    pub id: u64,
+    pub commit: CommitSha,
+    /// `None` before its first status.
+    pub status: Option<DeploymentStatus>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeploymentStatus {
+    pub state: DeploymentState,
+    /// At most 140 characters.
+    pub description: String,
+    /// The page of the run or of the job.
+    pub log_url: String,
+    /// The address of the preview, without its key.
+    pub environment_url: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeploymentState {
+    InProgress,
+    Success,
+    /// The user caused the failure.
+    Failure,
+    /// Something else failed.
+    Error,
+    /// It sleeps, has ended, or a newer commit has taken its place.
+    Inactive,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -281,4 +357,5 @@ pub struct PublishedReport {
     pub commit: Option<CommitSha>,
     /// The statuses, by their contexts.
     pub statuses: BTreeMap<String, CommitStatus>,
+    pub deployments: Vec<PublishedDeployment>,
 }

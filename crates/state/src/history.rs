@@ -8,8 +8,10 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Changes, CommandVerdict, Effect, Event, Job, Machine, Run, State, Trigger};
-use crate::ids::{EnvironmentId, JobId, MachineId, RunId};
+use super::{
+    Changes, CommandVerdict, Effect, Event, Job, JobOutcome, Machine, PreviewState, Run, State,
+};
+use crate::ids::{EnvironmentId, JobId, MachineId, PreviewId, RunId};
 
 /// A run in a final state.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -89,8 +91,12 @@ impl State {
                 self.collect_of_request(run, missing);
             }
             Event::CommandChecked { environment, verdict, .. } => {
-                // Its outcome is reported with the reported run.
+                // Its outcome is reported with the reported run, and a preview is that of the newest run.
                 missing.runs.extend(self.reported_run(*environment));
+                let found = self.environments.get(environment);
+                missing.runs.extend(found.and_then(|environment| environment.newest_run));
+                let preview = self.preview_of(*environment).map(|preview| preview.id);
+                missing.jobs.extend(preview.and_then(|preview| self.failed_job_of(preview)));
                 if let CommandVerdict::Rebuild(run) = verdict {
                     self.collect_of_request(run, missing);
                 }
@@ -103,10 +109,19 @@ impl State {
             Event::RunPlanned { run, .. } => {
                 missing.runs.extend(self.runs.get(run).and_then(|run| run.reuses));
             }
-            Event::JobStarted { machine, attempt }
-            | Event::JobReported { machine, attempt, .. } => {
+            Event::JobStarted { machine, attempt } | Event::FilesNeedReset { machine, attempt } => {
                 missing.machines.insert(*machine);
                 missing.jobs.insert(attempt.job);
+            }
+            Event::JobReported { machine, attempt, report } => {
+                missing.machines.insert(*machine);
+                missing.jobs.insert(attempt.job);
+                let run = self.jobs.get(&attempt.job).and_then(|job| self.runs.get(&job.run));
+                if let (JobOutcome::Failed(failure), Some(run)) = (&report.outcome, run)
+                    && failure.lacks_image()
+                {
+                    self.collect_newest(run.environment, missing);
+                }
             }
             Event::AgentConnected { machine, holds, .. } => {
                 missing.machines.insert(*machine);
@@ -118,9 +133,18 @@ impl State {
             | Event::MachineGone { machine, .. }
             | Event::MachineInterrupted { machine, .. }
             | Event::AgentDisconnected { machine, .. }
+            | Event::PreviewArchived { machine, .. }
+            | Event::PreviewArchiveFailed { machine, .. }
             | Event::MachineRegistered { machine, .. }
             | Event::MachineUnregistered { machine } => {
                 missing.machines.insert(*machine);
+            }
+            Event::PreviewResetRequested { preview } => {
+                missing.jobs.extend(self.failed_job_of(*preview));
+            }
+            Event::PreviewLabelRemoved { environment } => {
+                let preview = self.preview_of(*environment).map(|preview| preview.id);
+                missing.jobs.extend(preview.and_then(|preview| self.failed_job_of(preview)));
             }
             Event::Forgotten { runs, machines, .. } => {
                 missing.runs.extend(runs);
@@ -136,6 +160,11 @@ impl State {
             | Event::ImageTagged { .. }
             | Event::EnvironmentClosed { .. }
             | Event::CleanedUp { .. }
+            | Event::PreviewRequested { .. }
+            | Event::PreviewWakeRequested { .. }
+            | Event::PreviewSleepRequested { .. }
+            | Event::PreviewEndRequested { .. }
+            | Event::PreviewExtended { .. }
             | Event::ProjectSet { .. }
             | Event::ProjectRemoved { .. }
             | Event::ProviderDescribed { .. }
@@ -143,18 +172,31 @@ impl State {
         }
     }
 
-    /// A repeated request changes nothing, and a rebuild is compared with the newest and the reported run.
+    /// A repeated request changes nothing.
     fn collect_of_request(&self, run: &Run, missing: &mut Missing) {
         missing.runs.insert(run.id);
-        if run.rebuilds.is_some() && run.trigger != Trigger::WarmUp {
-            let environment = self.environments.get(&run.environment);
-            missing.runs.extend(environment.and_then(|environment| environment.newest_run));
-            missing.runs.extend(self.reported_run(run.environment));
+        if run.rebuilds.is_some() && run.trigger.builds() {
+            self.collect_newest(run.environment, missing);
         }
+    }
+
+    /// The runs with which a rebuild is compared.
+    fn collect_newest(&self, environment: EnvironmentId, missing: &mut Missing) {
+        let found = self.environments.get(&environment);
+        missing.runs.extend(found.and_then(|environment| environment.newest_run));
+        missing.runs.extend(self.reported_run(environment));
     }
 
     fn reported_run(&self, environment: EnvironmentId) -> Option<RunId> {
         self.environments.get(&environment)?.report.run
+    }
+
+    /// The first deployment of a preview if it failed. A reset repeats it, and it says whether the preview depends on a label.
+    fn failed_job_of(&self, preview: PreviewId) -> Option<JobId> {
+        match self.previews.get(&preview)?.state {
+            PreviewState::Failed { job } => Some(job),
+            _ => None,
+        }
     }
 
     /// Takes records back that have left the state. They count as changed, so the caller stores them again.
@@ -174,7 +216,9 @@ impl State {
             return Ended::default();
         }
         let at_work: BTreeSet<RunId> = self.runs_at_work().collect();
-        let runs = runs.iter().filter(|run| !at_work.contains(run) && !self.has_effects(**run));
+        let runs = runs.iter().filter(|run| {
+            !at_work.contains(run) && !self.has_effects(**run) && !self.is_shown(**run)
+        });
         let runs: Vec<RunId> = runs.copied().collect();
         let awaited: BTreeSet<MachineId> =
             self.outbox.values().filter_map(Effect::machine).collect();
@@ -193,6 +237,15 @@ impl State {
         let jobs =
             self.live_machines().flat_map(|machine| machine.jobs().chain(machine.requested_for));
         jobs.filter_map(|job| self.jobs.get(&job)).map(|job| job.run)
+    }
+
+    /// Whether the run is reported together with an open preview, which may change at any time.
+    fn is_shown(&self, run: RunId) -> bool {
+        let environment = self.runs.get(&run).map(|run| run.environment);
+        environment.is_some_and(|environment| {
+            self.reported_run(environment) == Some(run)
+                && self.preview_of(environment).is_some_and(|preview| !preview.has_ended())
+        })
     }
 
     /// Whether an effect of the run's environment is under way, which may read the run.

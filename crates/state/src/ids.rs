@@ -1,4 +1,4 @@
-//! Prefixed ULIDs: `proj_`, `env_`, `run_`, `job_`, `vm_`. They sort by the time they were made.
+//! Prefixed ULIDs: `proj_`, `env_`, `run_`, `job_`, `vm_`, `prev_`. They sort by the time they were made.
 
 use std::fmt;
 use std::str::FromStr;
@@ -99,6 +99,10 @@ id! {
     /// that a machine that outlives a crash of core can be found again.
     MachineId, "vm"
 }
+id! {
+    /// Names the preview of an environment.
+    PreviewId, "prev"
+}
 
 /// Names one core to its providers: every machine that it launches is tagged with it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -136,6 +140,13 @@ impl SessionId {
 }
 
 impl MachineId {
+    /// The id as the wire carries it.
+    pub fn wire(self) -> WireId {
+        self.to_string().parse().expect("a prefixed ULID is letters, digits and `_`")
+    }
+}
+
+impl PreviewId {
     /// The id as the wire carries it.
     pub fn wire(self) -> WireId {
         self.to_string().parse().expect("a prefixed ULID is letters, digits and `_`")

@@ -32,6 +32,10 @@ impl Step<'_> {
         self.state.change_machine(id, |machine| machine.interruption = Some(interruption));
         if let Interruption::Certain { at } = interruption {
             self.clear_by(id, at);
+            let preview = self.state.preview_on(id).map(|preview| preview.id);
+            if let Some(preview) = preview {
+                self.send_to_sleep(preview, true);
+            }
         }
     }
 
@@ -91,7 +95,7 @@ impl State {
                 // A build that already takes longer than expected has no known end.
                 *deadline <= at || expected.is_some_and(|end| now <= end && end <= at)
             }
-            (JobKind::Build { .. }, _) => false,
+            (JobKind::Build { .. } | JobKind::Deploy { .. }, _) => false,
         }
     }
 

@@ -1,14 +1,15 @@
-//! A job of a run: the build of one platform, or the merge of several.
+//! A job of a run: the build of one platform, the merge of several, or the deployment of the images.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use stagely_protocol::{
-    BuildArgs, CacheMiss, Digest, Emulation, FailureReason, ImageRef, Platform, Step, Submodules,
+    Arch, BuildArgs, CacheMiss, Digest, Emulation, FailureReason, ImageRef, Platform,
+    RegistryProblem, Step, Submodules,
 };
 
-use super::{IllegalTransition, Limits, MachineSize, Timestamp, VariantName};
+use super::{Deployment, IllegalTransition, Limits, MachineSize, Timestamp, VariantName};
 use crate::ids::{JobId, MachineId, RunId};
 
 /// The work of a job. All references are complete.
@@ -48,6 +49,12 @@ pub enum JobKind {
         /// The reference of the index. No other run pushes it.
         image: ImageRef,
     },
+    /// Runs the images as the preview of the environment.
+    Deploy {
+        /// Of the machine; `None` if the images are for both.
+        arch: Option<Arch>,
+        deployment: Box<Deployment>,
+    },
 }
 
 /// The default for jobs that were stored before there were warm-ups.
@@ -74,17 +81,23 @@ impl JobKind {
         }
     }
 
-    /// The reference that is pushed. No other run pushes it.
-    pub const fn image(&self) -> &ImageRef {
+    /// The reference that is pushed, if the job pushes one. No other run pushes it.
+    pub const fn image(&self) -> Option<&ImageRef> {
         match self {
-            Self::Build { image, .. } | Self::Merge { image, .. } => image,
+            Self::Build { image, .. } | Self::Merge { image, .. } => Some(image),
+            Self::Deploy { .. } => None,
         }
     }
 
-    pub(super) const fn image_mut(&mut self) -> &mut ImageRef {
+    pub(super) const fn image_mut(&mut self) -> Option<&mut ImageRef> {
         match self {
-            Self::Build { image, .. } | Self::Merge { image, .. } => image,
+            Self::Build { image, .. } | Self::Merge { image, .. } => Some(image),
+            Self::Deploy { .. } => None,
         }
+    }
+
+    pub const fn is_deploy(&self) -> bool {
+        matches!(self, Self::Deploy { .. })
     }
 }
 
@@ -123,9 +136,9 @@ pub enum JobState {
         machine: MachineId,
         deadline: Timestamp,
     },
-    /// The image is pushed.
+    /// The image is pushed, or the preview serves.
     Completed {
-        /// `None` if a simple agent reported none.
+        /// `None` for a deployment, or if a simple agent reported none.
         digest: Option<Digest>,
     },
     Failed(JobFailure),
@@ -289,6 +302,11 @@ impl JobFailure {
         Self { reason, message: message.into(), exit_code: None }
     }
 
+    /// Whether an image of the job is not in the registry any more.
+    pub(super) const fn lacks_image(&self) -> bool {
+        matches!(self.reason, FailureReason::Registry { problem: RegistryProblem::Missing })
+    }
+
     pub(super) fn machine_lost(message: &str) -> Self {
         Self::new(FailureReason::MachineLost, message)
     }
@@ -389,7 +407,7 @@ impl Job {
 /// The outcome of an attempt in its agent's report.
 #[derive(Clone, Debug, PartialEq)]
 pub enum JobOutcome {
-    /// The image is pushed.
+    /// The image is pushed, or the preview serves.
     Completed {
         digest: Option<Digest>,
     },

@@ -12,6 +12,7 @@ mod fleet;
 mod github;
 mod job;
 mod machine;
+mod preview;
 mod run;
 
 mod records;
@@ -28,6 +29,8 @@ mod history;
 mod interruptions;
 mod machines;
 mod merges;
+mod preview_requests;
+mod previews;
 mod projects;
 mod reports;
 mod reused;
@@ -58,8 +61,8 @@ pub use fingerprints::FingerprintChange;
 pub use fleet::{Fleet, Interruption, Market, Placement, ProviderName, Usd};
 pub use github::{
     Approval, ApprovedCommit, Command, CommandKind, CommandVerdict, CommitStatus, DeliveryId,
-    ForkPolicy, GithubLink, GithubRepository, GithubRun, Head, HeadSource, PublishedReport, Report,
-    StatusState,
+    DeploymentState, DeploymentStatus, ForkPolicy, GithubLink, GithubRepository, GithubRun, Head,
+    HeadSource, PreviewCommand, PublishedDeployment, PublishedReport, Report, StatusState,
 };
 pub use history::{Ended, EndedRun, Missing};
 pub use job::{
@@ -71,11 +74,18 @@ pub use machine::{
     MachineState,
 };
 pub use names::{BranchName, InvalidName, NAME_CHARS_MAX, Name, Reference, VariantName};
+pub use preview::{
+    Access, Archive, CommitSource, DataLoss, Deployment, FailedWakes, Generation, Preview,
+    PreviewEvent, PreviewSettings, PreviewState,
+};
+pub use preview_requests::{PREVIEW_EXTENSION_MAX, PreviewStart};
+pub use previews::DEPLOY_JOB;
 pub use records::{Changes, Snapshot, State, Table};
 pub use run::{PlanFailure, Project, Run, RunEvent, RunState, SkipReason, SkippedBuild, Trigger};
 pub use schedule::{QueueReason, QueuedJob};
 pub use step::Outcome;
 pub use tags::tag_not_moved_warning;
+pub use timeouts::DEPLOYMENT_RETURN;
 pub use transition::{Anomaly, IllegalTransition};
 
 /// A moment, in milliseconds since the Unix epoch.
@@ -126,12 +136,42 @@ pub struct Limits {
     /// The time limit of planning a run, over all its tries.
     pub planning: Duration,
     pub priorities: Priorities,
-    /// The provider of each arch; empty if no provider is configured.
+    /// The provider of builders of each arch; empty if no provider is configured.
     pub launchable: BTreeMap<Arch, ProviderName>,
+    /// The same for preview machines.
+    pub launchable_previews: BTreeMap<Arch, ProviderName>,
     /// How long a job waits after the first launch that found no capacity. Later waits are longer.
     pub capacity_wait: Duration,
     /// How long a job waits for capacity in all.
     pub capacity_limit: Duration,
+    pub previews: PreviewLimits,
+}
+
+/// The limits of previews.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PreviewLimits {
+    /// The most launched machines of previews at once, over all projects.
+    pub max_concurrent: u32,
+    /// The most previews of a project that have a machine.
+    pub max_of_project: u32,
+    /// The longest life of a machine that serves a preview. The preview sleeps before its end.
+    pub lease: Duration,
+    /// The time limit of archiving a preview.
+    pub archive: Duration,
+    /// A machine that serves is given up after this time without its agent, which has given up itself by then.
+    pub reconnect: Duration,
+}
+
+impl Default for PreviewLimits {
+    fn default() -> Self {
+        Self {
+            max_concurrent: 20,
+            max_of_project: 5,
+            lease: Duration::from_hours(31 * 24),
+            archive: Duration::from_mins(15),
+            reconnect: Duration::from_mins(15),
+        }
+    }
 }
 
 /// The `[priorities]` table of the configuration. Jobs of a higher priority go first.

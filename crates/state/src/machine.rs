@@ -9,7 +9,7 @@ use stagely_protocol::{Arch, SystemInfo};
 use super::{
     Attempt, Fleet, IllegalTransition, Interruption, Placement, ProviderName, Timestamp, Usd,
 };
-use crate::ids::{JobId, MachineId};
+use crate::ids::{JobId, MachineId, PreviewId};
 
 /// The size of machine that a job needs. Each provider chooses its instance types.
 #[derive(
@@ -260,6 +260,12 @@ pub struct Machine {
     pub stopping: BTreeSet<Attempt>,
     /// The export of a layer cache, beside other work. A launched machine is not terminated before it ends.
     pub exporting: Option<CacheExport>,
+    /// The preview that it serves. It is not terminated before the preview sleeps or ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serves: Option<PreviewId>,
+    /// The preview that a launched machine served until it was to be terminated. The preview has not ended before that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub served: Option<PreviewId>,
     /// The job that a launched machine was requested for.
     pub requested_for: Option<JobId>,
     pub requested_at: Timestamp,
@@ -321,6 +327,8 @@ impl Machine {
             state: MachineState::Requested,
             stopping: BTreeSet::new(),
             exporting: None,
+            serves: None,
+            served: None,
             requested_for: None,
             requested_at: now,
             lease_until: None,

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use stagely_protocol::{Arch, FailureReason, SystemInfo};
+use stagely_protocol::{Arch, DeployProblem, FailureReason, SystemInfo};
 
 use super::step::Step;
 use super::{
-    Attempt, Effect, ExportEvent, JobFailure, JobState, LaunchFailure, Machine, MachineEvent,
-    MachineKind, MachineState, Placement, StopReason, Timestamp,
+    Attempt, Effect, ExportEvent, Fleet, JobFailure, JobState, LaunchFailure, Machine,
+    MachineEvent, MachineKind, MachineState, Placement, StopReason, Timestamp,
 };
 use crate::ids::{JobId, MachineId, SessionId};
 
@@ -22,6 +22,8 @@ impl Step<'_> {
         for machine in connected {
             self.disconnect(machine);
         }
+        // No agent could report an archive meanwhile.
+        self.state.note_previews();
         self.retry_reports();
     }
 
@@ -174,16 +176,23 @@ impl Step<'_> {
         });
     }
 
-    pub(super) fn register_machine(&mut self, id: MachineId, name: String, arch: Arch) {
+    pub(super) fn register_machine(
+        &mut self,
+        id: MachineId,
+        name: String,
+        arch: Arch,
+        fleet: Fleet,
+    ) {
         if self.state.machines.contains_key(&id) {
             return;
         }
         let machine = Machine::new(id, MachineKind::Registered, arch, self.now);
-        self.state.insert_machine(Machine { name, state: MachineState::Ready, ..machine });
+        self.state.insert_machine(Machine { name, fleet, state: MachineState::Ready, ..machine });
     }
 
     pub(super) fn unregister_machine(&mut self, id: MachineId) {
-        if self.is_registered(id) {
+        let serves = self.state.machines.get(&id).and_then(|machine| machine.serves);
+        if self.is_registered(id) && serves.is_none() {
             self.lose_job(id, JobFailure::machine_lost("the machine's owner took it back"));
             self.end_machine(id);
             self.emit(Effect::Disconnect { machine: id });
@@ -193,7 +202,8 @@ impl Step<'_> {
     /// The machine has no job any more. A launched one is terminated, unless it exports the cache of its job.
     pub(super) fn release(&mut self, id: MachineId) {
         let Some(machine) = self.state.machines.get(&id) else { return };
-        if machine.kind == MachineKind::Launched && machine.exporting.is_none() {
+        let is_launched = machine.kind == MachineKind::Launched;
+        if is_launched && machine.exporting.is_none() && machine.serves.is_none() {
             return self.terminate(id);
         }
         let stopping = machine.yet_to_stop();
@@ -220,6 +230,7 @@ impl Step<'_> {
         if !self.move_machine(id, MachineEvent::TerminationRequested) {
             return;
         }
+        self.lose_preview(id);
         self.move_export(id, ExportEvent::Abandoned);
         self.state.change_machine(id, |machine| machine.terminated_at = None);
         let terminate = Effect::Terminate { machine: id };
@@ -240,6 +251,7 @@ impl Step<'_> {
     fn end_machine(&mut self, id: MachineId) {
         let now = self.now;
         self.move_machine(id, MachineEvent::Gone);
+        self.lose_preview(id);
         self.move_export(id, ExportEvent::Abandoned);
         self.state.change_machine(id, |machine| {
             machine.connected = false;
@@ -281,7 +293,10 @@ impl Machine {
 impl LaunchFailure {
     const fn may_have_started(&self) -> bool {
         match self {
-            Self::NoCapacity(_) | Self::Permanent(_) | Self::Internal(_) => false,
+            Self::NoCapacity(_)
+            | Self::Permanent(_)
+            | Self::Internal(_)
+            | Self::MissingSecrets(_) => false,
             Self::Unclear(_) => true,
         }
     }
@@ -297,6 +312,9 @@ impl From<LaunchFailure> for JobFailure {
             }
             LaunchFailure::Permanent(why) => Self::new(FailureReason::Provider, why),
             LaunchFailure::Internal(why) => Self::new(FailureReason::Internal, why),
+            LaunchFailure::MissingSecrets(why) => {
+                Self::new(FailureReason::Deploy { problem: DeployProblem::Secret }, why)
+            }
         }
     }
 }

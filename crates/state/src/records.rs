@@ -12,10 +12,10 @@ use stagely_protocol::Arch;
 
 use super::schedule::JobClass;
 use super::{
-    DeliveryId, Effect, EffectId, EndedRun, Environment, Job, JobState, Limits, Machine, Project,
-    ProviderName, Run, RunState, Timestamp,
+    DeliveryId, Effect, EffectId, EndedRun, Environment, Job, JobState, Limits, Machine, Preview,
+    Project, ProviderName, Run, RunState, Timestamp,
 };
-use crate::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId, SessionId};
+use crate::ids::{EnvironmentId, JobId, MachineId, PreviewId, ProjectId, RunId, SessionId};
 
 /// Records by their ids. Only [`State::step`] changes them.
 #[derive(Debug)]
@@ -71,6 +71,7 @@ pub struct Snapshot {
     pub runs: BTreeMap<RunId, Run>,
     pub jobs: BTreeMap<JobId, Job>,
     pub machines: BTreeMap<MachineId, Machine>,
+    pub previews: BTreeMap<PreviewId, Preview>,
     pub deliveries: BTreeMap<DeliveryId, Timestamp>,
     pub outbox: BTreeMap<EffectId, Effect>,
     /// How many runs of each environment have left the state. No environment without one.
@@ -85,6 +86,7 @@ pub struct Changes {
     pub runs: BTreeSet<RunId>,
     pub jobs: BTreeSet<JobId>,
     pub machines: BTreeSet<MachineId>,
+    pub previews: BTreeSet<PreviewId>,
     pub deliveries: BTreeSet<DeliveryId>,
     pub outbox: BTreeSet<EffectId>,
 }
@@ -115,6 +117,15 @@ pub(super) struct Index {
     pub(super) postponed: BTreeSet<(Timestamp, JobId)>,
     /// Queued jobs that wait for other jobs, the oldest first. No class without one.
     pub(super) blocked: BTreeMap<JobClass, BTreeSet<(Timestamp, JobId)>>,
+    /// Queued deploy jobs whose images are there, the oldest first.
+    pub(super) deployments: BTreeSet<(Timestamp, JobId)>,
+    pub(super) environment_previews: BTreeMap<EnvironmentId, PreviewId>,
+    /// Previews to which a machine may belong.
+    pub(super) active_previews: BTreeSet<PreviewId>,
+    /// When something happens to each preview without an event.
+    pub(super) due_previews: BTreeSet<(Timestamp, PreviewId)>,
+    /// The entry of each preview in `due_previews`.
+    preview_dues: BTreeMap<PreviewId, Timestamp>,
     /// Machines that are not terminated.
     pub(super) live_machines: BTreeSet<MachineId>,
     pub(super) terminated_machines: BTreeSet<MachineId>,
@@ -138,6 +149,8 @@ pub struct State {
     pub jobs: Table<JobId, Job>,
     /// The live machines, and the terminated ones that something refers to.
     pub machines: Table<MachineId, Machine>,
+    /// The preview of each environment that has had one.
+    pub previews: Table<PreviewId, Preview>,
     /// When each delivery of GitHub came first. Deliveries that GitHub does not repeat any more are forgotten.
     pub deliveries: Table<DeliveryId, Timestamp>,
     /// Effects without an outcome yet.
@@ -177,6 +190,7 @@ impl State {
             runs: Table::new(stored.runs),
             jobs: Table::new(stored.jobs),
             machines: Table::new(stored.machines),
+            previews: Table::new(stored.previews),
             deliveries: Table::new(stored.deliveries),
             outbox: Table::new(stored.outbox),
             index: Index { left_runs: stored.ended_runs, ..Index::default() },
@@ -203,6 +217,10 @@ impl State {
         for machine in state.machines.rows.values() {
             state.index.note_machine(machine);
         }
+        for preview in state.previews.rows.values() {
+            state.index.environment_previews.insert(preview.environment, preview.id);
+        }
+        state.note_previews();
         state
     }
 
@@ -214,6 +232,7 @@ impl State {
             runs: self.runs.rows.clone(),
             jobs: self.jobs.rows.clone(),
             machines: self.machines.rows.clone(),
+            previews: self.previews.rows.clone(),
             deliveries: self.deliveries.rows.clone(),
             outbox: self.outbox.rows.clone(),
             ended_runs: self.index.left_runs.clone(),
@@ -228,6 +247,7 @@ impl State {
             runs: mem::take(&mut self.runs.changed),
             jobs: mem::take(&mut self.jobs.changed),
             machines: mem::take(&mut self.machines.changed),
+            previews: mem::take(&mut self.previews.changed),
             deliveries: mem::take(&mut self.deliveries.changed),
             outbox: mem::take(&mut self.outbox.changed),
         }
@@ -239,9 +259,21 @@ impl State {
         ids.filter_map(|id| self.jobs.get(id))
     }
 
-    /// The configured provider of each arch, except for arches that the provider lacks.
+    /// The configured provider of builders of each arch, except for arches that the provider lacks.
     pub fn launchable(&self) -> impl Iterator<Item = (Arch, ProviderName)> {
-        let configured = self.limits.launchable.iter().map(|(arch, provider)| (*arch, *provider));
+        self.offered_of(&self.limits.launchable)
+    }
+
+    /// The same for preview machines.
+    pub fn launchable_previews(&self) -> impl Iterator<Item = (Arch, ProviderName)> {
+        self.offered_of(&self.limits.launchable_previews)
+    }
+
+    fn offered_of<'a>(
+        &'a self,
+        configured: &'a BTreeMap<Arch, ProviderName>,
+    ) -> impl Iterator<Item = (Arch, ProviderName)> {
+        let configured = configured.iter().map(|(arch, provider)| (*arch, *provider));
         configured.filter(|(arch, provider)| {
             self.offered.get(provider).is_none_or(|arches| arches.contains(arch))
         })
@@ -363,6 +395,59 @@ impl State {
             change(machine);
             index.note_machine(machine);
         });
+        // A preview sleeps before the lease of its machine ends.
+        if let Some(preview) = self.machines.get(&id).and_then(|machine| machine.serves) {
+            self.note_preview(preview);
+        }
+    }
+
+    pub(super) fn insert_preview(&mut self, preview: Preview) {
+        let id = preview.id;
+        self.index.environment_previews.insert(preview.environment, id);
+        self.previews.insert(id, preview);
+        self.note_preview(id);
+    }
+
+    /// Changes the preview, and has its environment reported.
+    pub(super) fn change_preview(&mut self, id: PreviewId, change: impl FnOnce(&mut Preview)) {
+        let index = &mut self.index;
+        self.previews.change(id, |preview| {
+            change(preview);
+            index.environments_to_report.insert(preview.environment);
+        });
+        self.note_preview(id);
+    }
+
+    /// Notes a request for the preview, which is not worth a report.
+    pub(super) fn note_activity(&mut self, id: PreviewId, at: Timestamp) {
+        self.previews.change(id, |preview| preview.active_at = preview.active_at.max(at));
+        self.note_preview(id);
+    }
+
+    /// Updates the index for all previews.
+    pub(super) fn note_previews(&mut self) {
+        let all: Vec<PreviewId> = self.previews.rows.keys().copied().collect();
+        for id in all {
+            self.note_preview(id);
+        }
+    }
+
+    /// Updates the index for a preview that was changed or removed, or whose machine was changed.
+    fn note_preview(&mut self, id: PreviewId) {
+        let preview = self.previews.get(&id);
+        let is_active = preview.is_some_and(|preview| preview.state.has_machine());
+        let due = preview.and_then(|preview| self.preview_due(preview));
+        set(&mut self.index.active_previews, id, is_active);
+        let before = match due {
+            Some(due) => self.index.preview_dues.insert(id, due),
+            None => self.index.preview_dues.remove(&id),
+        };
+        if before != due {
+            self.index.due_previews.extend(due.map(|due| (due, id)));
+            if let Some(before) = before {
+                self.index.due_previews.remove(&(before, id));
+            }
+        }
     }
 
     pub(super) fn add_to_outbox(&mut self, effect: Effect) {
@@ -449,6 +534,10 @@ impl State {
 
     pub(super) fn remove_environment(&mut self, id: EnvironmentId) {
         self.environments.remove(id);
+        if let Some(preview) = self.index.environment_previews.remove(&id) {
+            self.previews.remove(preview);
+            self.note_preview(preview);
+        }
     }
 
     /// Deletes a machine that is terminated.
@@ -521,6 +610,11 @@ impl Index {
         }
         let is_queued = matches!(job.state, JobState::Queued { .. });
         let is_ready = job.missing_needs(jobs).next().is_none();
+        // Its machine depends on the preview, so it has a queue of its own.
+        if job.kind.is_deploy() {
+            let position = (job.queued_at, job.id);
+            return set(&mut self.deployments, position, is_queued && is_ready);
+        }
         let class = JobClass::of(job, run);
         // A further attempt has the position of the first, so it goes before younger jobs.
         let position = (job.queued_at, job.id);

@@ -49,6 +49,7 @@ impl Step<'_> {
                     report.comment_digest = published.comment_digest;
                     report.commit = published.commit;
                     report.statuses = published.statuses;
+                    report.deployments = published.deployments;
                     report.problem = None;
                 }
                 Err(problem) => report.problem = Some(problem),

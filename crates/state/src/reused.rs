@@ -30,7 +30,9 @@ impl Step<'_> {
         }
         self.state.change_job(id, |job| {
             // The image stays at the reference to which the old job pushed it.
-            *job.kind.image_mut() = old.kind.image().clone();
+            if let (Some(image), Some(old)) = (job.kind.image_mut(), old.kind.image()) {
+                image.clone_from(old);
+            }
             job.reused_from = old.reused_from.or(Some(old.id));
             job.steps = old.steps;
             job.cache_miss = old.cache_miss;
@@ -88,8 +90,10 @@ fn is_same(old: &Job, planned: &Job) -> bool {
     let has_same_kind = match (&old.kind, &planned.kind) {
         (JobKind::Build { .. }, JobKind::Build { push, .. }) => *push,
         (JobKind::Merge { .. }, JobKind::Merge { .. }) => true,
-        (JobKind::Build { .. }, JobKind::Merge { .. })
-        | (JobKind::Merge { .. }, JobKind::Build { .. }) => false,
+        // A deployment runs again, since it makes no image.
+        (JobKind::Build { .. }, JobKind::Merge { .. } | JobKind::Deploy { .. })
+        | (JobKind::Merge { .. }, JobKind::Build { .. } | JobKind::Deploy { .. })
+        | (JobKind::Deploy { .. }, _) => false,
     };
     has_same_kind
         && old.variant == planned.variant

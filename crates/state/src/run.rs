@@ -98,6 +98,37 @@ pub enum Trigger {
     Rebuild,
     /// The schedule of `[warm-up]`, or `stagely warm`. Only caches are filled.
     WarmUp,
+    /// A sleeping preview is started again, with the images that it had.
+    Wake,
+    /// A preview is deployed again with fresh data, with the images that it had.
+    Reset,
+    /// The images of a preview are built again, because the registry has lost them.
+    ImagesGone,
+}
+
+impl Trigger {
+    /// Whether the run makes images of a commit.
+    pub const fn builds(self) -> bool {
+        match self {
+            Self::PrOpened
+            | Self::PrSynchronized
+            | Self::Push
+            | Self::Manual
+            | Self::Rebuild
+            | Self::ImagesGone => true,
+            Self::WarmUp | Self::Wake | Self::Reset => false,
+        }
+    }
+
+    /// Whether core has made the run for a preview, without secrets of its own.
+    pub const fn is_for_preview(self) -> bool {
+        matches!(self, Self::Wake | Self::Reset | Self::ImagesGone)
+    }
+
+    /// Whether the run only starts a preview again.
+    pub const fn is_of_preview(self) -> bool {
+        matches!(self, Self::Wake | Self::Reset)
+    }
 }
 
 /// Why a run could not be planned.
@@ -128,6 +159,8 @@ pub enum RunState {
     },
     /// Jobs wait or run, or a run-independent reference is yet to be moved to an image of the run.
     Building,
+    /// All images are there, and the preview is not.
+    Deploying,
     /// All jobs completed. A run without jobs completes at once.
     Completed,
     /// A job failed, or the run could not be planned.
@@ -148,7 +181,8 @@ impl RunState {
             | Self::Pending
             | Self::Deferred { .. }
             | Self::Planning { .. }
-            | Self::Building => false,
+            | Self::Building
+            | Self::Deploying => false,
             Self::Completed | Self::Failed { .. } | Self::Cancelled { .. } => true,
         }
     }
@@ -167,14 +201,16 @@ impl RunState {
             (S::Planning { .. }, E::PlanningDeferred { until }) => S::Deferred { until },
             (S::Planning { .. }, E::Planned) => S::Building,
             (S::Planning { .. }, E::PlanFailed(error)) => S::Failed { plan_error: Some(error) },
-            (S::Building, E::JobsCompleted) => S::Completed,
-            (S::Building, E::JobFailed) => S::Failed { plan_error: None },
+            (S::Building, E::BuildsCompleted) => S::Deploying,
+            (S::Building | S::Deploying, E::JobsCompleted) => S::Completed,
+            (S::Building | S::Deploying, E::JobFailed) => S::Failed { plan_error: None },
             (
                 S::AwaitingApproval
                 | S::Pending
                 | S::Deferred { .. }
                 | S::Planning { .. }
-                | S::Building,
+                | S::Building
+                | S::Deploying,
                 E::Cancelled { reason },
             ) => S::Cancelled { reason },
             (state, event) => return Err(IllegalTransition::new(state, event)),
@@ -196,6 +232,8 @@ pub enum RunEvent {
     PlanningResumed,
     Planned,
     PlanFailed(PlanFailure),
+    /// All jobs but the deployment completed.
+    BuildsCompleted,
     JobsCompleted,
     /// All jobs have ended, and at least one did not complete.
     JobFailed,
@@ -277,6 +315,12 @@ pub struct Run {
     /// The names of the build arguments that the caller set.
     #[serde(default)]
     pub set_names: BTreeSet<String>,
+    /// Whether it gets a preview, whatever `on` of `stagely.yaml` says; `None`: as it says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub with_preview: Option<bool>,
+    /// Whether its preview gets fresh data, whatever `reset_when` of `stagely.yaml` says.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub with_fresh_data: bool,
     /// `None` for a run that GitHub did not cause.
     #[serde(default)]
     pub github: Option<GithubRun>,
@@ -335,7 +379,7 @@ impl Run {
     /// the runs of a branch that GitHub caused. Other runs of a branch do not supersede each other, since they may
     /// build other commits or other builds.
     pub(super) fn is_of_github(&self, pull_request: Option<u64>) -> bool {
-        self.trigger != Trigger::WarmUp && (pull_request.is_some() || self.github.is_some())
+        self.trigger.builds() && (pull_request.is_some() || self.github.is_some())
     }
 
     /// The run that it repeats, or itself.
@@ -361,6 +405,8 @@ impl Run {
             base: None,
             from_fork: false,
             set_names: BTreeSet::new(),
+            with_preview: None,
+            with_fresh_data: false,
             github: None,
             approval: Approval::NotNeeded,
             rebuilds: None,

@@ -7,8 +7,8 @@ use stagely_protocol::FailureReason;
 
 use super::step::Step;
 use super::{
-    Approval, CancelReason, Effect, Environment, Job, JobState, PlanFailure, PlannedJob,
-    PlannedRun, Project, Run, RunEvent, State, Timestamp, Trigger,
+    Approval, CancelReason, Effect, Environment, Job, JobKind, JobState, PlanFailure, PlannedJob,
+    PlannedRun, Project, Run, RunEvent, RunState, State, Timestamp,
 };
 use crate::ids::{JobId, RunId};
 
@@ -77,7 +77,7 @@ impl Step<'_> {
         self.state.remove_from_outbox(&Effect::Plan { run: id });
         let Some(run) = self.state.runs.get(&id) else { return };
         let (environment, reuses) = (run.environment, run.reuses);
-        let trigger = run.trigger;
+        let (trigger, fresh) = (run.trigger, run.with_fresh_data);
         if !self.move_run(id, RunEvent::Planned) {
             return;
         }
@@ -86,13 +86,19 @@ impl Step<'_> {
             run.branch = plan.branch;
             run.skipped = plan.skipped;
         });
-        let pushes = !plan.jobs.is_empty() && trigger != Trigger::WarmUp;
+        let mut jobs = plan.jobs;
+        jobs.retain(|job| !self.state.is_unwanted(id, job));
+        let pushes = !jobs.is_empty() && trigger.builds();
         self.state.change_environment(environment, |environment| {
             environment.cache_refs.extend(plan.own_cache_refs);
             environment.has_images |= pushes && environment.pull_request.is_some();
         });
-        for planned in plan.jobs {
-            self.state.insert_job(Job::queued(planned, id, self.now));
+        for planned in jobs {
+            let mut job = Job::queued(planned, id, self.now);
+            if let JobKind::Deploy { deployment, .. } = &mut job.kind {
+                deployment.fresh |= fresh;
+            }
+            self.state.insert_job(job);
         }
         if let Some(earlier) = reuses {
             self.reuse_completed(id, earlier);
@@ -117,17 +123,34 @@ impl Step<'_> {
     /// Ends the run if all its jobs have ended and no reference is yet to be moved to an image of it.
     pub(super) fn settle_run(&mut self, id: RunId) {
         let run = self.state.runs.get(&id).filter(|run| !run.state.is_final());
+        if run.is_some_and(|run| self.has_built(run)) {
+            self.move_run(id, RunEvent::BuildsCompleted);
+        }
+        let run = self.state.runs.get(&id).filter(|run| !run.state.is_final());
         if let Some(end) = run.and_then(|run| self.end_of(run)) {
             self.end_run(id, end);
         }
     }
 
+    /// Whether only the deployment is left.
+    fn has_built(&self, run: &Run) -> bool {
+        let mut jobs = self.state.jobs_of(run.id).filter(|job| !job.state.is_final()).peekable();
+        run.state == RunState::Building
+            && jobs.peek().is_some()
+            && jobs.all(|job| {
+                job.kind.is_deploy() && job.missing_needs(&self.state.jobs).next().is_none()
+            })
+    }
+
     fn end_of(&self, run: &Run) -> Option<RunEvent> {
-        let jobs = || self.state.jobs_of(run.id).map(|job| &job.state);
-        if !jobs().all(JobState::is_final) || self.waits_for_tag(run) {
+        let jobs = || self.state.jobs_of(run.id);
+        if !jobs().all(|job| job.state.is_final()) || self.waits_for_tag(run) {
             return None;
         }
-        let all_completed = jobs().all(|job| matches!(job, JobState::Completed { .. }));
+        // A deployment that nobody wants any more is no failure of the run.
+        let is_dropped = |job: &Job| job.kind.is_deploy() && job.state == JobState::Cancelled;
+        let all_completed =
+            jobs().all(|job| matches!(job.state, JobState::Completed { .. }) || is_dropped(job));
         Some(if all_completed { RunEvent::JobsCompleted } else { RunEvent::JobFailed })
     }
 

@@ -8,7 +8,7 @@ use stagely_protocol::{Arch, Emulation, FailureReason};
 
 use super::step::Step;
 use super::{
-    Effect, Job, JobEvent, JobFailure, JobKind, JobState, Limits, Machine, MachineKind,
+    Effect, Fleet, Job, JobEvent, JobFailure, JobKind, JobState, Limits, Machine, MachineKind,
     MachineState, Priorities, ProviderName, Run, State, Timestamp, Trigger,
 };
 use crate::ids::{JobId, MachineId, ProjectId};
@@ -35,6 +35,14 @@ pub enum QueueReason {
     /// The provider has had no capacity since `since`. The next machine is requested after `retry_at`. The job fails if
     /// there is no capacity until `give_up_at`.
     Capacity { since: Timestamp, retry_at: Timestamp, give_up_at: Timestamp },
+    /// Another deployment of the same preview, or a preview that is sent to sleep.
+    Preview,
+    /// As many previews have a machine as may, and each of them is in use or never sleeps.
+    PreviewLimit {
+        /// The project whose limit it is; `None`: that of all previews.
+        project: Option<ProjectId>,
+        max_concurrent: u32,
+    },
     /// The next step assigns the job.
     Nothing,
 }
@@ -91,7 +99,8 @@ impl State {
     pub fn queue(&self) -> Vec<QueuedJob> {
         // This is called after each event, mostly with an empty queue.
         let index = &self.index;
-        if index.ready.is_empty() && index.blocked.is_empty() && index.postponed.is_empty() {
+        let is_empty = index.ready.is_empty() && index.blocked.is_empty();
+        if is_empty && index.postponed.is_empty() && index.deployments.is_empty() {
             return Vec::new();
         }
         let capacity = self.capacity();
@@ -116,6 +125,7 @@ impl State {
             job: *job,
             reason: self.missing_capacity(*job, *retry_at),
         }));
+        queue.extend(self.deploy_queue().map(|(job, reason)| QueuedJob { job, reason }));
         queue.extend(self.blocked_queue());
         queue
     }
@@ -195,7 +205,8 @@ impl State {
 
     fn capacity(&self) -> Capacity {
         let limits = &self.limits;
-        let launched = self.live_machines().filter(|machine| machine.kind == MachineKind::Launched);
+        let builders = || self.live_machines().filter(|machine| machine.fleet == Fleet::Builder);
+        let launched = builders().filter(|machine| machine.kind == MachineKind::Launched);
         let launchable: Vec<(Arch, ProviderName)> = self.launchable().collect();
         let has_slot = !launchable.is_empty() && launched.count() < limits.max_concurrent as usize;
         // A machine that the cloud is about to reclaim gets no further job.
@@ -203,7 +214,7 @@ impl State {
             let is_there = machine.connected && machine.interruption.is_none();
             machine.kind == MachineKind::Registered && is_there
         };
-        let registered = || self.live_machines().filter(takes_work);
+        let registered = || builders().filter(takes_work);
         let idle = registered().filter(|machine| machine.state == MachineState::Ready);
         Capacity {
             idle: idle.map(|machine| (machine.arch, machine.id)).collect(),
@@ -219,7 +230,7 @@ impl State {
     /// end, since it costs money all the time; a registered machine counts while it is busy.
     fn at_limit(&self) -> BTreeMap<ProjectId, u32> {
         let mut in_use: BTreeMap<ProjectId, u32> = BTreeMap::new();
-        for machine in self.live_machines() {
+        for machine in self.live_machines().filter(|machine| machine.fleet == Fleet::Builder) {
             let job = machine.job().and_then(|job| self.jobs.get(&job));
             if let Some(run) = job.and_then(|job| self.runs.get(&job.run)) {
                 *in_use.entry(run.project).or_default() += 1;
@@ -249,8 +260,9 @@ impl State {
 
     /// The arches that can be launched or that a registered machine has, connected or not.
     fn available(&self) -> BTreeSet<Arch> {
-        let registered =
-            self.live_machines().filter(|machine| machine.kind == MachineKind::Registered);
+        let registered = self.live_machines().filter(|machine| {
+            machine.kind == MachineKind::Registered && machine.fleet == Fleet::Builder
+        });
         let launchable = self.launchable().map(|(arch, _)| arch);
         registered.map(|machine| machine.arch).chain(launchable).collect()
     }
@@ -294,7 +306,7 @@ fn longest_waiting_first<T>(projects: &BTreeMap<ProjectId, T>, served: &Served) 
 
 impl Step<'_> {
     /// Assigns queued jobs to machines while both are there.
-    pub(super) fn schedule(&mut self, new_machine: &mut dyn FnMut() -> MachineId) {
+    pub(super) fn schedule(&mut self, new_id: &mut dyn FnMut() -> u128) {
         while let Some((job, arch)) = self.state.next_without_arch() {
             self.refuse_emulation(job, arch);
         }
@@ -307,7 +319,7 @@ impl Step<'_> {
                     self.assign(machine, job);
                 }
                 Assignment::Launch(arch, provider) => {
-                    self.launch(new_machine(), job, arch, provider);
+                    self.launch(MachineId::from_bits(new_id()), job, arch, provider);
                 }
             }
         }
@@ -357,10 +369,11 @@ impl Step<'_> {
         });
     }
 
-    fn launch(&mut self, id: MachineId, job: JobId, arch: Arch, provider: ProviderName) {
+    pub(super) fn launch(&mut self, id: MachineId, job: JobId, arch: Arch, provider: ProviderName) {
         let Some(job) = self.state.jobs.get(&job) else { return };
         let machine = Machine {
             size: job.size,
+            fleet: if job.kind.is_deploy() { Fleet::Preview } else { Fleet::Builder },
             provider,
             on_demand: job.is_last_launch(&self.state.limits),
             requested_for: Some(job.id),
@@ -377,7 +390,7 @@ impl Step<'_> {
     fn lease_for(&self, job: &Job) -> Timestamp {
         let limits = &self.state.limits;
         let work = self.now.after(limits.boot).after(job.timeout);
-        let grace = limits.job_grace;
+        let grace = limits.grace_of(job);
         self.now.after(limits.lease).max(work.after(grace).after(grace))
     }
 }
@@ -403,9 +416,10 @@ impl Job {
     }
 
     /// The arch that the job runs on natively; `None`: any.
-    const fn arch(&self) -> Option<Arch> {
+    pub(super) const fn arch(&self) -> Option<Arch> {
         match &self.kind {
             JobKind::Build { platform, .. } => Some(platform.arch()),
+            JobKind::Deploy { arch, .. } => *arch,
             JobKind::Merge { .. } => None,
         }
     }
@@ -413,7 +427,7 @@ impl Job {
     const fn must_be_native(&self) -> bool {
         match &self.kind {
             JobKind::Build { emulation, .. } => matches!(emulation, Emulation::Forbid),
-            JobKind::Merge { .. } => false,
+            JobKind::Merge { .. } | JobKind::Deploy { .. } => false,
         }
     }
 }
@@ -437,7 +451,11 @@ impl Origin {
         match trigger {
             Trigger::Push | Trigger::WarmUp => Self::DefaultBranch,
             Trigger::PrOpened | Trigger::PrSynchronized => Self::PullRequest,
-            Trigger::Manual | Trigger::Rebuild => Self::Manual,
+            Trigger::Manual
+            | Trigger::Rebuild
+            | Trigger::Wake
+            | Trigger::Reset
+            | Trigger::ImagesGone => Self::Manual,
         }
     }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::{
     Anomaly, ClosedBy, DeliveryId, Effect, Event, FingerprintChange, JobState, State, Timestamp,
 };
-use crate::ids::{JobId, MachineId, RunId};
+use crate::ids::{JobId, MachineId, PreviewId, RunId};
 
 /// The decisions of a step, beside the changed records.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -18,11 +18,27 @@ pub struct Outcome {
     pub anomalies: Vec<Anomaly>,
 }
 
+/// Previews that the rest of a step has to look at.
+#[derive(Debug, Default)]
+pub(super) struct PreviewRequests {
+    /// Sleeping previews that were requested.
+    pub(super) wake: Vec<PreviewId>,
+    /// Previews that get fresh data.
+    pub(super) reset: Vec<PreviewId>,
+    /// Deploy jobs whose images are gone from the registry.
+    pub(super) lost_images: Vec<JobId>,
+    /// Previews whose time was over while they were deployed in vain.
+    pub(super) end: Vec<PreviewId>,
+    /// Previews whose machine runs something else than they show.
+    pub(super) restore: Vec<PreviewId>,
+}
+
 /// One call of [`State::step`]: its methods apply one event to the records and collect what follows from it.
 pub(super) struct Step<'a> {
     pub(super) state: &'a mut State,
     pub(super) now: Timestamp,
     pub(super) outcome: Outcome,
+    pub(super) preview_requests: PreviewRequests,
 }
 
 impl State {
@@ -30,16 +46,20 @@ impl State {
     ///
     /// The effects may run once the changed records and the outbox are stored. [Durable](Effect::is_durable) effects
     /// stay in the [`outbox`](Self::outbox) until their outcome arrives. Repeated and late events change nothing.
+    /// `new_id` makes the bits of ids for new records.
     pub fn step(
         &mut self,
         event: Event,
         now: Timestamp,
-        new_machine: &mut dyn FnMut() -> MachineId,
+        new_id: &mut dyn FnMut() -> u128,
     ) -> Outcome {
-        let mut step = Step { state: self, now, outcome: Outcome::default() };
+        let (outcome, preview_requests) = (Outcome::default(), PreviewRequests::default());
+        let mut step = Step { state: self, now, outcome, preview_requests };
         step.apply(event);
+        step.build_lost_images(new_id);
         step.begin_plannings();
-        step.schedule(new_machine);
+        step.schedule(new_id);
+        step.schedule_previews(new_id);
         step.clean_up();
         step.report_changes();
         step.outcome
@@ -90,8 +110,9 @@ impl Step<'_> {
             Event::ProviderDescribed { provider, arches } => {
                 self.state.note_offered(provider, arches);
             }
-            Event::AgentConnected { machine, session, system_info, holds } => {
+            Event::AgentConnected { machine, session, system_info, holds, previews } => {
                 self.agent_connected(machine, session, system_info, &holds);
+                self.resume_preview(machine, session, previews.as_ref());
             }
             Event::AgentDisconnected { machine, session } => {
                 self.agent_disconnected(machine, session);
@@ -100,8 +121,9 @@ impl Step<'_> {
             Event::JobReported { machine, attempt, report } => {
                 self.report_job(machine, attempt, report);
             }
-            Event::MachineRegistered { machine, name, arch } => {
-                self.register_machine(machine, name, arch);
+            Event::FilesNeedReset { machine, attempt } => self.reset_by_files(machine, attempt),
+            Event::MachineRegistered { machine, name, arch, fleet } => {
+                self.register_machine(machine, name, arch, fleet);
             }
             Event::MachineUnregistered { machine } => self.unregister_machine(machine),
             Event::ImageTagged { environment, variant, digest, result } => {
@@ -110,6 +132,27 @@ impl Step<'_> {
             }
             Event::EnvironmentClosed { environment } => {
                 self.close_environment(environment, ClosedBy::Request);
+            }
+            Event::PreviewRequested { preview, at } => self.preview_requested(preview, at),
+            Event::PreviewArchiveFailed { machine, preview, problem } => {
+                self.archive_failed(machine, preview, problem);
+            }
+            Event::PreviewWakeRequested { preview } => self.preview_wake_requested(preview),
+            Event::PreviewSleepRequested { preview } => {
+                self.send_to_sleep(preview, false);
+            }
+            Event::PreviewEndRequested { preview } => {
+                if let Some(preview) = self.state.previews.get(&preview) {
+                    self.stop_preview(preview.environment);
+                }
+            }
+            Event::PreviewResetRequested { preview } => self.preview_requests.reset.push(preview),
+            Event::PreviewExtended { preview, by } => {
+                self.extend_preview(preview, by);
+            }
+            Event::PreviewLabelRemoved { environment } => self.remove_preview_label(environment),
+            Event::PreviewArchived { machine, preview, archive, problem } => {
+                self.preview_archived(machine, preview, archive, problem);
             }
             Event::CleanedUp { environment, refs } => self.cleaned_up(environment, &refs),
             Event::Forgotten { runs, machines, deliveries } => {

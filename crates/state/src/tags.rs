@@ -4,7 +4,7 @@
 use stagely_protocol::{Digest, ImageRef};
 
 use super::step::Step;
-use super::{Effect, GoodImage, Job, JobState, Run, Trigger, VariantName};
+use super::{Effect, GoodImage, Job, JobState, Run, VariantName};
 use crate::ids::{EnvironmentId, JobId, RunId};
 
 /// The warning of a completed job whose reference stays at the image of a newer run.
@@ -19,15 +19,15 @@ impl Step<'_> {
     pub(super) fn note_image(&mut self, id: JobId) {
         let Some(job) = self.state.jobs.get(&id) else { return };
         let Some(run) = self.state.runs.get(&job.run) else { return };
-        let (JobState::Completed { digest: Some(digest) }, Some(tag), Some(commit)) =
-            (&job.state, &job.tag, &run.commit)
+        let (JobState::Completed { digest: Some(digest) }, Some(image), Some(tag), Some(commit)) =
+            (&job.state, job.kind.image(), &job.tag, &run.commit)
         else {
             return;
         };
         let environment = run.environment;
         let Some(record) = self.state.environments.get(&environment) else { return };
         if record.newest_run != Some(run.id) {
-            if run.trigger != Trigger::WarmUp {
+            if run.trigger.builds() {
                 let warning = tag_not_moved_warning(tag);
                 self.state.change_job(id, |job| job.warnings.push(warning));
             }
@@ -37,7 +37,7 @@ impl Step<'_> {
         let image = GoodImage {
             run: run.id,
             commit: commit.clone(),
-            image: job.kind.image().clone(),
+            image: image.clone(),
             digest: digest.clone(),
             tag: tag.clone(),
             with_set: !run.set_names.is_empty(),

@@ -19,6 +19,13 @@ mod heads;
 mod interruptions;
 mod machines;
 mod merges;
+mod preview_archives;
+mod preview_commands;
+mod preview_data;
+mod preview_ends;
+mod preview_images;
+mod preview_machines;
+mod previews;
 mod projects;
 mod queue;
 mod records;
@@ -43,6 +50,8 @@ struct Core {
 
 impl Core {
     fn new(max_concurrent: u32, launchable: &[Arch]) -> Self {
+        let launchable: BTreeMap<_, _> =
+            launchable.iter().map(|arch| (*arch, ProviderName::Local)).collect();
         let limits = Limits {
             max_concurrent,
             max_attempts: 3,
@@ -54,9 +63,11 @@ impl Core {
             planned_at_once: 2,
             planning: Duration::from_mins(10),
             priorities: Priorities::default(),
-            launchable: launchable.iter().map(|arch| (*arch, ProviderName::Local)).collect(),
+            launchable_previews: launchable.clone(),
+            launchable,
             capacity_wait: Duration::from_secs(30),
             capacity_limit: Duration::from_hours(1),
+            previews: PreviewLimits::default(),
         };
         Self {
             state: State::new(limits),
@@ -77,11 +88,11 @@ impl Core {
 
     fn outcome_of(&mut self, event: Event) -> Outcome {
         let last_id = &mut self.last_id;
-        let mut new_machine = || {
+        let mut new_id = || {
             *last_id += 1;
-            MachineId::from_bits(*last_id)
+            *last_id
         };
-        let outcome = self.state.step(event, self.now, &mut new_machine);
+        let outcome = self.state.step(event, self.now, &mut new_id);
         assert_eq!(outcome.anomalies, []);
         outcome
     }
@@ -146,7 +157,12 @@ impl Core {
 
     fn registered_machine(&mut self, arch: Arch) -> MachineId {
         let machine = MachineId::from_bits(self.id());
-        self.step(Event::MachineRegistered { machine, name: "rack 1".to_owned(), arch });
+        self.step(Event::MachineRegistered {
+            machine,
+            name: "rack 1".to_owned(),
+            arch,
+            fleet: Fleet::Builder,
+        });
         machine
     }
 
@@ -166,7 +182,7 @@ impl Core {
         let holds = holds.iter().map(|(job, number)| attempt(*job, *number)).collect();
         self.session = self.session.next();
         let session = self.session;
-        self.step(Event::AgentConnected { machine, session, system_info, holds })
+        self.step(Event::AgentConnected { machine, session, system_info, holds, previews: None })
     }
 
     fn disconnect(&mut self, machine: MachineId) -> Vec<Effect> {

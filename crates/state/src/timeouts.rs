@@ -1,15 +1,17 @@
 //! The timeouts of machines and of plannings: when each is due, and what it does.
 //!
 //! They are computed from the records at each tick. Only live machines and runs that are being planned have one, so
-//! this is cheap, and no timer outlives its record.
+//! this is cheap, and no timer outlives its record. The previews, most of which sleep, have an index of theirs.
+
+use std::time::Duration;
 
 use stagely_protocol::FailureReason;
 
 use super::merges::ABSENT_BUILDER_GRACE;
 use super::step::Step;
 use super::{
-    Attempt, Effect, ExportState, JobFailure, JobState, Machine, MachineState, RunState, State,
-    StopReason, Timestamp,
+    Attempt, Effect, ExportState, Fleet, Job, JobFailure, JobState, Limits, Machine, MachineState,
+    RunState, State, StopReason, Timestamp,
 };
 use crate::ids::{JobId, MachineId, RunId};
 
@@ -34,6 +36,21 @@ enum Timeout {
     Lease,
 }
 
+/// An agent may take this long to start again what served before a deployment that failed or was stopped.
+pub const DEPLOYMENT_RETURN: Duration = Duration::from_mins(3);
+
+impl Limits {
+    /// Core ends a job itself this long after the job's own time limit, or after its agent was asked to stop it.
+    pub const fn grace_of(&self, job: &Job) -> Duration {
+        if job.kind.is_deploy() { self.deployment_grace() } else { self.job_grace }
+    }
+
+    /// The grace of a deployment, whose agent may have to go back to what served before.
+    const fn deployment_grace(&self) -> Duration {
+        self.job_grace.saturating_add(DEPLOYMENT_RETURN)
+    }
+}
+
 impl State {
     /// The next moment at which [`Event::Tick`](super::Event::Tick) changes something.
     pub fn next_deadline(&self) -> Option<Timestamp> {
@@ -41,7 +58,10 @@ impl State {
         let timeouts = self.live_machines().filter_map(|machine| self.next_timeout(machine));
         let deferred = self.index.deferred.first().map(|(after, _)| *after);
         let postponed = self.index.postponed.first().map(|(until, _)| *until);
-        planning.chain(timeouts.map(|(due, _)| due)).chain(deferred).chain(postponed).min()
+        let previews = self.index.due_previews.first().map(|(due, _)| *due);
+        let machines = timeouts.map(|(due, _)| due);
+        let others = [deferred, postponed, previews, self.next_eviction()].into_iter().flatten();
+        planning.chain(machines).chain(others).min()
     }
 
     fn planning_limits(&self) -> impl Iterator<Item = (Timestamp, RunId)> {
@@ -70,6 +90,9 @@ impl State {
                 Some(self.reconnect_timeout(machine, attempt.job))
             }
             MachineState::Busy { attempt } => self.work_timeout(machine, attempt),
+            MachineState::Ready if machine.serves.is_some() => {
+                (!machine.connected).then(|| self.serving_timeout(machine))
+            }
             MachineState::Ready | MachineState::Terminating | MachineState::Terminated => {
                 return None;
             }
@@ -81,9 +104,13 @@ impl State {
         timeouts.into_iter().flatten().min_by_key(|(due, _)| *due)
     }
 
-    /// The timeout of a busy machine whose agent is disconnected.
+    /// The timeout of a busy machine whose agent is disconnected. One that serves a preview stays for as long as if it were
+    /// idle, because its containers go on.
     fn reconnect_timeout(&self, machine: &Machine, id: JobId) -> (Timestamp, Timeout) {
         let left_at = machine.contact_at;
+        if machine.serves.is_some() {
+            return self.serving_timeout(machine);
+        }
         let job = self.jobs.get(&id).filter(|job| job.state.attempt_on(machine.id).is_some());
         if job.is_some_and(|job| job.may_leave_builder(&self.limits)) {
             let due = self.due(left_at, left_at.after(ABSENT_BUILDER_GRACE));
@@ -92,11 +119,21 @@ impl State {
         (self.due(left_at, left_at.after(self.limits.reconnect_grace)), Timeout::Reconnect)
     }
 
+    /// The timeout of a machine that serves a preview and whose agent is disconnected.
+    fn serving_timeout(&self, machine: &Machine) -> (Timestamp, Timeout) {
+        let left_at = machine.contact_at;
+        (self.due(left_at, left_at.after(self.limits.previews.reconnect)), Timeout::Reconnect)
+    }
+
     /// The timeout of a busy machine whose agent is connected.
     fn work_timeout(&self, machine: &Machine, attempt: Attempt) -> Option<(Timestamp, Timeout)> {
         let id = attempt.job;
-        let grace = self.limits.job_grace;
         let job = self.jobs.get(&id);
+        let grace = if machine.fleet == Fleet::Preview {
+            self.limits.deployment_grace()
+        } else {
+            self.limits.job_grace
+        };
         let own = job.filter(|job| job.state.attempt_on(machine.id) == Some(attempt.number));
         match own.map(|job| (job, &job.state)) {
             Some((job, JobState::Running { deadline, .. })) => {
@@ -134,7 +171,7 @@ impl State {
 
     /// When a timeout that began at `since` and ends at `at` is due. Core grants `startup_grace_until` to what began
     /// before it started, because nobody could report meanwhile.
-    fn due(&self, since: Timestamp, at: Timestamp) -> Timestamp {
+    pub(super) fn due(&self, since: Timestamp, at: Timestamp) -> Timestamp {
         if since <= self.started_at { at.max(self.startup_grace_until) } else { at }
     }
 }
@@ -149,10 +186,15 @@ impl Step<'_> {
         for run in planning {
             self.give_up_planning(run);
         }
-        // An export and the work beside it have timeouts of their own, so one pass is not enough.
-        while let due @ [_, ..] = &self.state.due_timeouts(now)[..] {
-            for (machine, timeout) in due {
+        // An export and the work beside it have timeouts of their own, and a preview whose deployment is given up may be
+        // idle for long, so one pass is not enough. A machine whose lease is over is not kept for an archive.
+        loop {
+            let due = self.state.due_timeouts(now);
+            for (machine, timeout) in &due {
                 self.fire(*machine, *timeout);
+            }
+            if due.is_empty() && !self.fire_preview_timeouts() {
+                return;
             }
         }
     }
@@ -168,6 +210,7 @@ impl Step<'_> {
                 let message = "the machine's agent was out of contact for too long";
                 let failure = self.loss_of(machine, message);
                 self.lose_job(machine, failure);
+                self.lose_preview(machine);
                 self.mark_lost(machine);
             }
             Timeout::BuilderReconnect(job) => {

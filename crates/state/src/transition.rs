@@ -1,13 +1,13 @@
-//! Applies the `transition` functions of runs, jobs, machines, environments and exports, and collects illegal ones.
+//! Applies the `transition` functions of runs, jobs, machines, environments, previews and exports, and collects illegal ones.
 
 use std::fmt;
 
 use super::step::Step;
 use super::{
     CacheExport, EnvironmentEvent, EnvironmentState, ExportEvent, ExportState, JobEvent, JobState,
-    MachineEvent, MachineState, RunEvent, RunState,
+    MachineEvent, MachineState, PreviewEvent, PreviewState, RunEvent, RunState,
 };
-use crate::ids::{EnvironmentId, JobId, MachineId, RunId};
+use crate::ids::{EnvironmentId, JobId, MachineId, PreviewId, RunId};
 
 /// An event that does not apply to the state.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +38,7 @@ pub enum Anomaly {
     Machine(MachineId, IllegalTransition<MachineState, MachineEvent>),
     Export(MachineId, IllegalTransition<ExportState, ExportEvent>),
     Environment(EnvironmentId, IllegalTransition<EnvironmentState, EnvironmentEvent>),
+    Preview(PreviewId, IllegalTransition<PreviewState, PreviewEvent>),
 }
 
 impl fmt::Display for Anomaly {
@@ -48,6 +49,7 @@ impl fmt::Display for Anomaly {
             Self::Machine(id, error) => write!(f, "{id}: {error}"),
             Self::Export(id, error) => write!(f, "export of {id}: {error}"),
             Self::Environment(id, error) => write!(f, "{id}: {error}"),
+            Self::Preview(id, error) => write!(f, "{id}: {error}"),
         }
     }
 }
@@ -112,6 +114,18 @@ impl Step<'_> {
                 true
             }
             Err(error) => self.note_anomaly(Anomaly::Environment(id, error)),
+        }
+    }
+
+    /// Moves the preview. Returns false, and notes the anomaly, if it cannot take `event`.
+    pub(super) fn move_preview(&mut self, id: PreviewId, event: PreviewEvent) -> bool {
+        let Some(preview) = self.state.previews.get(&id) else { return false };
+        match preview.state.transition(event) {
+            Ok(state) => {
+                self.state.change_preview(id, |preview| preview.state = state);
+                true
+            }
+            Err(error) => self.note_anomaly(Anomaly::Preview(id, error)),
         }
     }
 

@@ -9,7 +9,7 @@ use stagely_protocol::{Arch, ErrorChain};
 use stagely_provider::aws::{self, AwsProvider, ImageView, Permission, PermissionState};
 use stagely_provider::settings::MarketPolicy;
 use stagely_provider::{Offer, OfferProblem, Provider as _};
-use stagely_state::Fleet;
+use stagely_state::{Fleet, ProviderName};
 
 use super::super::output::print;
 use super::super::settings::SettingsArgs;
@@ -77,8 +77,13 @@ impl From<Offer> for OfferRow {
 /// Runs the command. The exit code is 1 if a check found an error.
 pub(super) async fn doctor(arguments: AwsArgs) -> anyhow::Result<ExitCode> {
     let settings = arguments.settings.read()?;
-    let spot =
-        Fleet::ALL.iter().any(|fleet| settings.fleet(*fleet).market != MarketPolicy::OnDemand);
+    let buys_spot = |fleet: Fleet| {
+        let bought = settings.fleet(fleet);
+        let is_here =
+            Arch::ALL.iter().any(|arch| bought.provider_of(*arch) == Some(ProviderName::Aws));
+        is_here && bought.market != MarketPolicy::OnDemand
+    };
+    let spot = Fleet::ALL.into_iter().any(buys_spot);
     let config = settings.aws;
     let (client, shared) = aws::connect(&config).await?;
     let region = shared.region().map(|region| region.as_ref().to_owned()).unwrap_or_default();

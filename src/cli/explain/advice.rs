@@ -44,6 +44,10 @@ fn advice_on_miss(run: &RunView, job: &JobView, miss: &CacheMiss) -> String {
              fills it in advance.",
             run.project
         ),
+        (MissCause::NotRecorded, _) => format!(
+            "Nothing: the cache is from another core, or from a build whose record is gone. The next build is \
+             compared with this one. {because}"
+        ),
         (MissCause::Instruction, _) => format!(
             "A changed instruction repeats all instructions after it in its stage. Put instructions that \
              change often last. {because}"

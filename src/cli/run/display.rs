@@ -105,6 +105,7 @@ impl Display {
                     self.print(&skipped(build));
                 }
             }
+            RunStatus::Deploying => self.print("Deploying the preview"),
             RunStatus::Completed | RunStatus::Failed | RunStatus::Cancelled => {}
         }
     }

@@ -8,7 +8,8 @@ use stagely_state::ids::RunId;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::display::Display;
-use super::outcome::{EXIT_CANCELLED, exit_code};
+use super::outcome::{EXIT_CANCELLED, EXIT_FAILED, exit_code};
+use super::preview::{self, RunResult, preview_of};
 use super::watch::{Update, Watch};
 use crate::api::{ListMachines, RunStatus, RunView};
 use crate::cli::output::{is_broken_pipe, note};
@@ -24,21 +25,31 @@ pub(super) enum FollowEnd {
     Left(ExitCode),
 }
 
+/// What becomes of core and of a preview after the run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum After {
+    /// Core goes on, and the preview with it.
+    CoreStays,
+    /// Core ends with this command, and ends the preview before.
+    CoreEnds,
+    /// As [`CoreEnds`](Self::CoreEnds), but after the user has looked at the preview.
+    PreviewStays,
+}
+
 /// Shows `run` until it has ended, calls `print` with the result, and waits until its machines are
 /// terminated.
 ///
 /// The first Ctrl-C, or the end of the reader of the output, cancels the run and waits for the clean-up; the next Ctrl-C
 /// leaves at once. Ctrl-C after the end of the run leaves with the run's exit code, and a missing reader changes nothing:
-/// `stagely run | head -1` exports caches, too. If core `keeps_running`, the command does not wait for the export of
-/// caches.
+/// `stagely run | head -1` exports caches, too. If core stays, the command does not wait for the export of caches.
 ///
 /// # Errors
 /// The run cannot be followed to its end.
 pub(super) async fn follow(
     client: &Client,
     run: RunView,
-    keeps_running: bool,
-    print: impl Fn(&RunView) -> anyhow::Result<()>,
+    after: After,
+    print: impl Fn(&RunResult) -> anyhow::Result<()>,
 ) -> anyhow::Result<FollowEnd> {
     let mut watch = Watch::start(client.clone(), run.id);
     let mut interrupts = Interrupts::new()?;
@@ -47,17 +58,36 @@ pub(super) async fn follow(
         return Ok(FollowEnd::Left(ExitCode::from(EXIT_CANCELLED)));
     }
     // Printed before the clean-up, because the images are available now.
-    match print(&run) {
-        Err(error) if !is_broken_pipe(&error) => {
-            note(&format!("error: the result cannot be printed: {error:#}"));
+    let preview = preview_of(client, &run).await.unwrap_or_else(|error| {
+        note(&format!("warning: core does not say where the preview is: {}", ErrorChain(&error)));
+        None
+    });
+    let result = RunResult { run, preview };
+    let lost = print(&result).err().filter(|error| !is_broken_pipe(error));
+    let RunResult { run, preview } = result;
+    let mut code = exit_code(&run);
+    if let Some(error) = lost {
+        note(&format!("error: the result cannot be printed: {error:#}"));
+        if run.status == RunStatus::Completed {
+            code = ExitCode::from(EXIT_FAILED);
         }
-        _ => {}
     }
-    let code = exit_code(&run);
     if was_left {
         return Ok(FollowEnd::Left(code));
     }
-    wait_for_machines(client, &mut watch, &mut interrupts, run, keeps_running, code).await
+    let keeps_running = after == After::CoreStays;
+    let end =
+        wait_for_machines(client, &mut watch, &mut interrupts, run, keeps_running, code).await?;
+    let (FollowEnd::Finished(_), Some(preview)) = (&end, preview) else { return Ok(end) };
+    match after {
+        After::CoreStays => return Ok(end),
+        After::PreviewStays => preview::keep(client, &preview, &mut interrupts).await,
+        After::CoreEnds => {
+            note("There is no terminal, so the preview ends now; --keep-preview keeps it");
+        }
+    }
+    let has_ended = preview::end(client, &preview, &mut interrupts).await?;
+    Ok(if has_ended { end } else { FollowEnd::Left(code) })
 }
 
 /// Waits until the machines of an ended run are terminated.

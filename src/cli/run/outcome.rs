@@ -35,7 +35,7 @@ pub fn exit_code(run: &RunView) -> ExitCode {
     ExitCode::from(match run.status {
         RunStatus::Completed => 0,
         RunStatus::Cancelled => EXIT_CANCELLED,
-        RunStatus::Pending | RunStatus::Building => EXIT_FAILED,
+        RunStatus::Pending | RunStatus::Building | RunStatus::Deploying => EXIT_FAILED,
         RunStatus::Failed => {
             let mut reasons =
                 run.jobs.iter().filter_map(|job| job.reason.as_ref()).chain(&run.reason);
@@ -61,6 +61,9 @@ pub fn report(run: &RunView) -> String {
     for job in run.jobs.iter().filter(|job| job.status == JobStatus::Failed) {
         if let Some(error) = &job.error {
             let _ = writeln!(text, "{} failed: {error}", job.name);
+        }
+        if let Some(reason) = job.reason.as_ref().filter(|reason| reason.is_out_of_memory()) {
+            let _ = writeln!(text, "  {reason}");
         }
         if job.attempt > 0 {
             let _ = writeln!(text, "  its log: stagely logs {}", job.id);
@@ -143,7 +146,7 @@ fn images(run: &RunView) -> Vec<String> {
         job.kind == JobKindView::Merge || !merges.any(|merge| merge.variant == job.variant)
     };
     let named = |job: &JobView| {
-        let reference = job.tag.as_ref().unwrap_or(&job.image);
+        let reference = job.tag.as_ref().or(job.image.as_ref())?;
         Some(format!("{reference}@{}", job.digest.as_ref()?))
     };
     run.jobs.iter().filter(is_joined).filter_map(named).collect()
@@ -230,7 +233,7 @@ pub(in crate::cli) mod tests {
             attempt: 1,
             lost_attempts: Vec::new(),
             machine_id: None,
-            image: format!("registry:5000/shop/main:{name}.run").parse().unwrap(),
+            image: Some(format!("registry:5000/shop/main:{name}.run").parse().unwrap()),
             digest: Some(format!("sha256:{}", format!("{number:02x}").repeat(32)).parse().unwrap()),
             reason: None,
             error: None,

@@ -1,7 +1,9 @@
-//! Starts a registry in a container of this machine, for runs without a configured registry. The container
-//! keeps running, so that its images can be pulled and the next run finds its caches.
+//! The registry of a run without a server: checks that the configured one accepts connections, or else starts one in a
+//! container of this machine. The container keeps running, so that its images can be pulled and the next run finds its
+//! caches.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use bollard::Docker;
@@ -15,9 +17,13 @@ use bollard::query_parameters::{
 };
 use futures_util::TryStreamExt as _;
 use stagely_agent::docker::Endpoint;
+use stagely_agent::proxy;
+use tokio::time::timeout;
+use url::Url;
 
 use crate::cli::output::note;
 use crate::client::retry::retry_until_started;
+use crate::config::RegistryConfig;
 
 /// The name of the container and of its volume.
 const NAME: &str = "stagely-registry";
@@ -35,32 +41,71 @@ const PORT: &str = "7781";
 /// The port inside the container.
 const CONTAINER_PORT: &str = "5000/tcp";
 
-/// Ensures that the registry runs, and returns its address.
+/// The time limit of a connection to the configured registry.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+
+/// Checks that the configured registry accepts connections, so that a wrong address is an error before anything is built.
+/// Another machine's engine may reach a registry that this machine does not.
+///
+/// # Errors
+/// The registry has no address, or refuses the connection.
+pub(super) async fn check(config: &RegistryConfig, endpoint: &Endpoint) -> anyhow::Result<()> {
+    if !endpoint.is_on_this_machine() {
+        return Ok(());
+    }
+    // The host of Docker Hub's API is not the host in the names of its images.
+    let host = if config.host() == "docker.io" { "registry-1.docker.io" } else { config.host() };
+    let scheme = if config.insecure { "http" } else { "https" };
+    let mut url = Url::parse(&format!("{scheme}://{host}/"))?;
+    if proxy::is_loopback(&url) {
+        url = Url::parse(&format!("http://{host}/"))?;
+    }
+    let advice = || {
+        format!(
+            "the registry {host} cannot be reached: look at the spelling in --registry or STAGELY_REGISTRY, and whether \
+             it runs"
+        )
+    };
+    match timeout(CONNECT_LIMIT, proxy::connect(&url)).await {
+        Ok(connected) => connected.map(drop).with_context(advice),
+        Err(_) => bail!("{} (no answer within {CONNECT_LIMIT:?})", advice()),
+    }
+}
+
+/// Ensures that a registry runs in a container, and returns its address.
 ///
 /// # Errors
 /// Docker does not respond; the image cannot be pulled; the port is in use.
 pub(super) async fn ensure(endpoint: &Endpoint) -> anyhow::Result<String> {
-    start(endpoint).await.context(
+    if !endpoint.is_on_this_machine() {
+        bail!(
+            "no registry is configured, and none can be started: the engine is at {}, whose loopback addresses are not \
+             those of this machine; name one with --registry",
+            endpoint.host()
+        );
+    }
+    let no_engine = || {
+        format!(
+            "the Docker engine at {} does not answer; `stagely doctor` says what to do",
+            endpoint.description()
+        )
+    };
+    let docker = endpoint.connect().with_context(no_engine)?;
+    docker.ping().await.with_context(no_engine)?;
+    start(&docker).await.context(
         "no registry is configured, and none can be started on this machine's Docker; name one \
          with --registry",
     )?;
     Ok(ADDRESS.to_owned())
 }
 
-async fn start(endpoint: &Endpoint) -> anyhow::Result<()> {
-    if !endpoint.is_on_this_machine() {
-        bail!(
-            "the engine is at {}, whose loopback addresses are not those of this machine",
-            endpoint.host()
-        );
-    }
-    let docker = endpoint.connect()?;
+async fn start(docker: &Docker) -> anyhow::Result<()> {
     let is_running = match docker.inspect_container(NAME, None::<InspectContainerOptions>).await {
         Ok(found) => found.state.and_then(|state| state.running).unwrap_or(false),
         Err(Error::DockerResponseServerError { status_code: 404, .. }) => {
             note(&format!("No registry is configured: starting one in the container {NAME}"));
-            pull(&docker).await?;
-            create(&docker).await?;
+            pull(docker).await?;
+            create(docker).await?;
             false
         }
         Err(error) => return Err(error).context("Docker does not respond"),

@@ -10,7 +10,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use stagely_protocol::{CommitSha, SUBMODULE_ADDRESSES_REF};
+use stagely_protocol::{CommitSha, SUBMODULE_ADDRESSES_REF, SUBMODULE_LEFT_EMPTY};
 use tempfile::TempDir;
 
 use super::promised_objects::fetch_missing;
@@ -215,6 +215,10 @@ impl<'a> Submodules<'a> {
             && let Some(served) = if_there(ServedRepository::new(&folder, revision))?
         {
             self.serve(submodule, served);
+            return Ok(());
+        }
+        if !submodules::is_fetched(self.user, submodule)? {
+            self.addresses.insert(submodule.path.clone(), SUBMODULE_LEFT_EMPTY.to_owned());
             return Ok(());
         }
         let address = submodules::address_of(self.user, submodule)?;

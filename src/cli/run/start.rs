@@ -8,15 +8,16 @@ use anyhow::bail;
 use clap::Args;
 use secrecy::SecretString;
 use stagely_agent::docker::Endpoint;
+use stagely_protocol::{FailureReason, RegistryProblem};
 
-use super::follow::{FollowEnd, follow};
-use super::outcome::report;
+use super::follow::{After, FollowEnd, follow};
+use super::preview::RunResult;
 use super::registry;
 use crate::api::RunView;
 use crate::cli::connect::{ServerArgs, read_token, state_folder};
 use crate::cli::core_handle::CoreHandle;
 use crate::cli::embedded::{Embedded, builders_of_this_machine};
-use crate::cli::output::print;
+use crate::cli::output::{note, print};
 use crate::cli::settings::SettingsArgs;
 use crate::client::{Client, ClientError};
 use crate::config::{Config, RegistryConfig};
@@ -142,21 +143,25 @@ impl StartArgs {
         }
         let endpoint = Endpoint::find(config.local.docker_host.as_deref())?;
         if config.registry == RegistryConfig::default() {
-            config.registry.url = registry::ensure(&endpoint).await?;
+            config.registry.url = Some(registry::ensure(&endpoint).await?);
+        } else {
+            registry::check(&config.registry, &endpoint).await?;
         }
         Ok(config)
     }
 
-    /// Starts a run with `start`, and follows it to its end.
+    /// Starts a run with `start`, and follows it to its end. A preview stays until Ctrl-C if core ends with this command and
+    /// `keeps_preview`.
     ///
     /// # Errors
     /// The run cannot start, or cannot be followed to its end.
     pub(in crate::cli) async fn carry_out(
         &self,
         core: CoreHandle,
+        keeps_preview: bool,
         start: impl AsyncFnOnce(&Client) -> Result<RunView, ClientError>,
     ) -> anyhow::Result<ExitCode> {
-        match self.start_and_follow(&core, start).await {
+        match self.start_and_follow(&core, keeps_preview, start).await {
             Ok(FollowEnd::Left(exit_code)) => {
                 core.leave().await;
                 Ok(exit_code)
@@ -170,9 +175,23 @@ impl StartArgs {
         }
     }
 
+    /// Names the options of the registry's user if the registry asked for one and none is configured.
+    fn name_missing_login(&self, run: &RunView) {
+        let refused = FailureReason::Registry { problem: RegistryProblem::Authentication };
+        let is_refused = run.jobs.iter().any(|job| job.reason.as_ref() == Some(&refused));
+        if is_refused && self.settings.read().is_ok_and(|config| config.registry.username.is_none())
+        {
+            note(
+                "No user of the registry is configured: name one with --registry-username and \
+                 --registry-password-file",
+            );
+        }
+    }
+
     async fn start_and_follow(
         &self,
         core: &CoreHandle,
+        keeps_preview: bool,
         start: impl AsyncFnOnce(&Client) -> Result<RunView, ClientError>,
     ) -> anyhow::Result<FollowEnd> {
         let run = start(core.client()).await?;
@@ -180,8 +199,18 @@ impl StartArgs {
             print(self.json, &run, |run| run.id.to_string())?;
             return Ok(FollowEnd::Finished(ExitCode::SUCCESS));
         }
-        let keeps_running = matches!(core, CoreHandle::Running(_));
-        let print_report = |run: &RunView| print(self.json, run, report).map(drop);
-        follow(core.client(), run, keeps_running, print_report).await
+        let after = match core {
+            CoreHandle::Running(_) => After::CoreStays,
+            CoreHandle::Embedded(_) if keeps_preview => After::PreviewStays,
+            CoreHandle::Embedded(_) => After::CoreEnds,
+        };
+        let print_report = |result: &RunResult| {
+            let printed = print(self.json, result, RunResult::text).map(drop);
+            if matches!(core, CoreHandle::Embedded(_)) {
+                self.name_missing_login(&result.run);
+            }
+            printed
+        };
+        follow(core.client(), run, after, print_report).await
     }
 }

@@ -85,6 +85,24 @@ fn listed(
     Ok(modules.into_iter().filter_map(submodule).collect())
 }
 
+/// Whether the user's git would fetch a submodule. The configuration of the user's repository has precedence over
+/// `.gitmodules`.
+///
+/// Source: Git documentation, `gitsubmodules`, "Active submodules", and `git-config`, `submodule.<name>.update`.
+///
+/// # Errors
+/// [`GitError`]
+pub(super) fn is_fetched(
+    user: &UserRepository,
+    submodule: &ListedSubmodule,
+) -> Result<bool, GitError> {
+    let setting = |options: &[&str], name: &str| {
+        user.config(options, &format!("submodule.{}.{name}", submodule.name))
+    };
+    Ok(setting(&[], "update")?.as_deref() != Some("none")
+        && setting(&["--type=bool"], "active")?.as_deref() != Some("false"))
+}
+
 /// The address from which the user's git would fetch a submodule: with the user's configuration, resolved if it is
 /// relative, and with `insteadOf`.
 ///

@@ -71,7 +71,9 @@ async fn damage_names_the_file_and_what_to_do() {
 
 #[tokio::test]
 async fn a_database_that_is_gone_is_not_begun_anew() {
-    for remaining in [&[KEY_FILE][..], &[LOGS_FILE], &["bound.json"], &[KEY_FILE, LOGS_FILE]] {
+    for remaining in
+        [&[KEY_FILE][..], &[LOGS_FILE], &["bound.json"], &[ARCHIVES], &[KEY_FILE, LOGS_FILE]]
+    {
         let folder = tempfile::tempdir().unwrap();
         let mut config = Config::default();
         config.core.data_dir = folder.path().to_owned();

@@ -1,6 +1,7 @@
 //! Assigns a job to the agent of its machine.
 
 mod build;
+mod deploy;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,23 +9,26 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use secrecy::SecretString;
 use stagely_protocol::{
-    Build, CoreMessage, Digest, ErrorChain, FailureReason, Fingerprint, ImageRef, Merge,
-    RegistryAuth, Step,
+    Build, CoreMessage, DeployProblem, Digest, ErrorChain, FailureReason, Fingerprint, ImageRef,
+    Merge, RegistryAuth, Secrets, Step,
 };
-use stagely_state::ids::{JobId, MachineId, RunId};
+use stagely_state::ids::{JobId, MachineId};
 use stagely_state::{
     Attempt, Event, Job, JobFailure, JobKind, JobOutcome, JobReport, JobState, Project, Run,
 };
 use tokio::task::spawn_blocking;
 use tracing::warn;
 
-use super::CloneTokens;
+use self::deploy::DeployInputs;
 use super::clone_token::{CLONE_TOKEN_RETRIES, retry_clone_token};
+use super::edited_files::Comparison;
+use super::project_secrets::{self, MissingSecrets};
+use super::{CloneTokens, EditedFiles};
 use crate::config::RegistryConfig;
 use crate::core::history::History;
 use crate::core::records::{Records, SharedRecords};
 use crate::core::registry::Registry;
-use crate::core::secrets::{RunSecrets, SecretStore};
+use crate::core::secrets::{RunSecrets, SecretStore, SecretsOf};
 use crate::core::sessions::Sessions;
 use crate::core::store::Store;
 
@@ -38,25 +42,28 @@ pub(crate) struct Assigner {
     pub(crate) history: History,
     pub(crate) registry: Arc<Registry>,
     pub(crate) clone_tokens: CloneTokens,
+    pub(crate) edited_files: EditedFiles,
+    /// `previews.allow-privileged`.
+    pub(crate) allow_privileged: bool,
 }
 
 impl Assigner {
-    /// Sends the job to the agent. An agent that has gone gets it after its next HELLO.
+    /// Sends the job to the agent. An agent that has gone gets it after its next HELLO. A deployment whose data has to be
+    /// deleted is not sent before that is recorded.
     pub(super) async fn assign(&self, machine: MachineId, attempt: Attempt) -> Option<Event> {
         let assigned = async {
-            let Some(inputs) = self.inputs(machine, attempt).await? else { return Ok(()) };
-            self.send_job(machine, attempt, inputs)
+            let Some(inputs) = self.inputs(machine, attempt).await? else { return Ok(None) };
+            if inputs.needs_reset {
+                return Ok(Some(Event::FilesNeedReset { machine, attempt }));
+            }
+            self.send_job(machine, attempt, inputs).map(|()| None)
         };
         match assigned.await {
-            Ok(()) => None,
+            Ok(event) => event,
             Err(error) => {
                 let message = format!("{error:#}");
                 warn!(%attempt, message, "a job cannot be assigned to its agent");
-                let reason = if error.is::<build::TooLong>() {
-                    FailureReason::Manifest
-                } else {
-                    FailureReason::Internal
-                };
+                let reason = failure_reason(&error);
                 let outcome = JobOutcome::Failed(JobFailure { reason, message, exit_code: None });
                 let report = JobReport::new(outcome);
                 Some(Event::JobReported { machine, attempt, report })
@@ -93,6 +100,9 @@ impl Assigner {
             digests,
             mut secrets,
             clone_token,
+            project_secrets,
+            allow_privileged,
+            needs_reset: _,
         } = inputs;
         match &job.kind {
             JobKind::Build { .. } => {
@@ -109,6 +119,12 @@ impl Assigner {
                 platforms: platforms.clone(),
                 registry_auth,
             })),
+            JobKind::Deploy { .. } => {
+                let clone_token = secrets.clone_token.or(clone_token);
+                let secrets = project_secrets;
+                let inputs = DeployInputs { registry_auth, clone_token, secrets, allow_privileged };
+                deploy::message(records, job, attempt, inputs)
+            }
         }
     }
 
@@ -122,7 +138,11 @@ impl Assigner {
         let job = attempt.job;
         let cloned = self.cloned(job);
         let secrets = match &cloned {
-            Some((run, _)) => self.run_secrets(run.id).await?,
+            Some((run, _)) => {
+                let of_run = SecretsOf::run(&self.records.read(), run);
+                let secrets = self.secrets.clone();
+                spawn_blocking(move || secrets.open(of_run)).await??
+            }
             None => RunSecrets::default(),
         };
         let clone_token = match cloned {
@@ -133,6 +153,14 @@ impl Assigner {
             }
             _ => None,
         };
+        let comparison = Comparison::of(&self.records.read(), job);
+        let needs_reset = match comparison {
+            Some(comparison) => {
+                let token = secrets.clone_token.clone().or_else(|| clone_token.clone());
+                self.edited_files.need_reset(&comparison, token).await
+            }
+            None => false,
+        };
         Ok(Some(JobInputs {
             registry_auth: self.registry_auth().await?,
             fingerprint: self.previous_fingerprint(job).await,
@@ -140,12 +168,17 @@ impl Assigner {
             digests: self.digests_to_merge(job).await?,
             secrets,
             clone_token,
+            project_secrets: project_secrets::open(&self.records, &self.secrets, job).await?,
+            allow_privileged: self.allows_privileged(machine),
+            needs_reset,
         }))
     }
 
-    async fn run_secrets(&self, run: RunId) -> anyhow::Result<RunSecrets> {
-        let secrets = self.secrets.clone();
-        Ok(spawn_blocking(move || secrets.open_run(run)).await??)
+    /// Whether a compose file may ask for access to its host: a virtual machine of this preview alone.
+    fn allows_privileged(&self, machine: MachineId) -> bool {
+        let records = self.records.read();
+        let machine = records.machines.get(&machine);
+        self.allow_privileged && machine.is_some_and(deploy::is_own_virtual_machine)
     }
 
     /// A token for this job alone, if core can have one. Repeats the request to a GitHub that does not answer as long as
@@ -168,11 +201,17 @@ impl Assigner {
         token.context("no token can be had for the clone")
     }
 
-    /// The run and the project of a build job, the only kind that clones.
+    /// The run and the project of a job that clones.
     fn cloned(&self, job: JobId) -> Option<(Run, Project)> {
         let records = self.records.read();
-        let is_build = |job: &&Job| matches!(job.kind, JobKind::Build { .. });
-        let job = records.jobs.get(&job).filter(is_build)?;
+        let clones = |job: &&Job| match &job.kind {
+            JobKind::Build { .. } => true,
+            JobKind::Deploy { deployment, .. } => {
+                deployment.compose.is_some() || !deployment.reset_when.is_empty()
+            }
+            JobKind::Merge { .. } => false,
+        };
+        let job = records.jobs.get(&job).filter(clones)?;
         let run = records.runs.get(&job.run)?;
         Some((run.clone(), records.projects.get(&run.project)?.clone()))
     }
@@ -187,7 +226,7 @@ impl Assigner {
             let needed = merge.into_iter().flat_map(|merge| &merge.needs);
             let needed = needed.filter_map(|id| records.jobs.get(id));
             let unknown = needed.filter(|job| job.state == JobState::Completed { digest: None });
-            unknown.map(|job| (job.id, job.kind.image().clone())).collect()
+            unknown.filter_map(|job| Some((job.id, job.kind.image()?.clone()))).collect()
         };
         let mut digests = BTreeMap::new();
         for (job, image) in unknown {
@@ -203,7 +242,7 @@ impl Assigner {
     async fn previous_fingerprint(&self, job: JobId) -> Option<Fingerprint> {
         let caches = match &self.records.read().jobs.get(&job)?.kind {
             JobKind::Build { cache_from, .. } => cache_from.clone(),
-            JobKind::Merge { .. } => return None,
+            JobKind::Merge { .. } | JobKind::Deploy { .. } => return None,
         };
         let store = self.store.clone();
         let read = spawn_blocking(move || store.fingerprint(&caches)).await;
@@ -240,6 +279,22 @@ struct JobInputs {
     secrets: RunSecrets,
     /// For this job alone.
     clone_token: Option<SecretString>,
+    /// Of a deployment.
+    project_secrets: Secrets,
+    allow_privileged: bool,
+    /// Whether a file was edited that `reset_when` names.
+    needs_reset: bool,
+}
+
+/// Why a job whose message cannot be made fails.
+fn failure_reason(error: &anyhow::Error) -> FailureReason {
+    if error.is::<build::TooLong>() || error.is::<deploy::TooLong>() {
+        FailureReason::Manifest
+    } else if error.is::<MissingSecrets>() {
+        FailureReason::Deploy { problem: DeployProblem::Secret }
+    } else {
+        FailureReason::Internal
+    }
 }
 
 /// The images that a merge joins, by digest: a tag may have moved.
@@ -251,7 +306,10 @@ fn sources(
     let source = |id: &JobId| {
         let needed = records.jobs.get(id).context("a job that is merged has no record")?;
         match digests.get(id) {
-            Some(digest) => Ok(needed.kind.image().at_digest(digest)),
+            Some(digest) => {
+                let image = needed.kind.image().context("a deployment makes no image")?;
+                Ok(image.at_digest(digest))
+            }
             None => build::image_of(needed),
         }
     };

@@ -126,6 +126,7 @@ fn gives_up(what: &str, error: &RegistryError, round: Round) -> bool {
 const fn may_succeed_later(error: &RegistryError) -> bool {
     match error {
         RegistryError::Unreachable(_)
+        | RegistryError::Unusable(_)
         | RegistryError::TimedOut
         | RegistryError::Unavailable { .. }
         | RegistryError::AccessDenied { .. }

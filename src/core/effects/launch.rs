@@ -10,13 +10,14 @@ use stagely_provider::{
     AgentBinary, CertificateAuthorities, LaunchError, LaunchRequest, MachineSpec, Provider,
     Providers,
 };
-use stagely_state::ids::MachineId;
-use stagely_state::{Event, LaunchFailure, Machine, MachineState, Placement};
+use stagely_state::ids::{JobId, MachineId, PreviewId};
+use stagely_state::{Event, JobKind, LaunchFailure, Machine, MachineState, Placement};
 use thiserror::Error;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tracing::{error, info, warn};
 
+use super::project_secrets::{self, MissingSecrets};
 use crate::config::Config;
 use crate::core::binaries::{self, Binaries};
 use crate::core::clock::now;
@@ -56,7 +57,7 @@ impl Launcher {
                 Event::MachineLaunched { machine, placement: Some(placement) }
             }
             Err(failure) => {
-                warn!(%machine, ?failure, "not launched");
+                warn!(%machine, failure = message(&failure), "not launched");
                 Event::LaunchFailed { machine, failure }
             }
         }
@@ -65,6 +66,7 @@ impl Launcher {
     async fn try_launch(&self, machine: MachineId) -> Result<Placement, LaunchFailure> {
         let unknown = || LaunchFailure::Permanent(format!("{machine} has no record"));
         let record = self.records.read().machines.get(&machine).cloned().ok_or_else(unknown)?;
+        self.check_secrets(&record).await?;
         let provider = self.providers.get(record.provider).ok_or_else(|| {
             let problem = format!("core has no provider {} (builders.provider)", record.provider);
             LaunchFailure::Permanent(problem)
@@ -86,6 +88,18 @@ impl Launcher {
         };
         let launched = RETRIES.run(format!("the launch of {machine}"), retry, launch).await;
         launched.map_err(|error| error.failure(unclear_count > 0))
+    }
+
+    /// Fails if the machine is for a deployment whose secrets are not set.
+    async fn check_secrets(&self, machine: &Machine) -> Result<(), LaunchFailure> {
+        let Some(job) = machine.requested_for else { return Ok(()) };
+        match project_secrets::open(&self.records, &self.secrets, job).await {
+            // The assignment fails for other reasons, too.
+            Err(error) if error.is::<MissingSecrets>() => {
+                Err(LaunchFailure::MissingSecrets(error.to_string()))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Fails if the machine is no longer wanted: core may have been down, or the job may be cancelled.
@@ -133,10 +147,12 @@ impl Launcher {
         let bought = self.config.fleet(fleet);
         let (market, max_price) = (bought.market, bought.max_price);
         let registry = &self.config.registry;
+        let (preview, disk_gib) = requested_for.and_then(|job| self.deployment(job)).unzip();
         Ok(LaunchRequest {
             machine: id,
             job: requested_for,
-            spec: MachineSpec { fleet, arch, size, market, on_demand, max_price },
+            preview,
+            spec: MachineSpec { fleet, arch, size, market, on_demand, max_price, disk_gib },
             agent: self.config.agent_config(id, token),
             environment: self.config.agents.environment.clone(),
             authorities: self.authorities.clone(),
@@ -144,6 +160,15 @@ impl Launcher {
             binary,
             insecure_registry: registry.insecure.then(|| registry.host().to_owned()),
         })
+    }
+
+    /// The preview of a deploy job, and the disk that it needs, in GiB.
+    fn deployment(&self, job: JobId) -> Option<(PreviewId, u32)> {
+        let records = self.records.read();
+        let job = records.jobs.get(&job)?;
+        let JobKind::Deploy { deployment, .. } = &job.kind else { return None };
+        let run = records.runs.get(&job.run)?;
+        Some((records.preview_of(run.environment)?.id, deployment.disk_gib))
     }
 }
 
@@ -155,6 +180,17 @@ enum AttemptError {
     TimedOut,
     #[error(transparent)]
     Provider(LaunchError),
+}
+
+/// What a failure says to people.
+fn message(failure: &LaunchFailure) -> &str {
+    match failure {
+        LaunchFailure::NoCapacity(message)
+        | LaunchFailure::Permanent(message)
+        | LaunchFailure::Unclear(message)
+        | LaunchFailure::Internal(message)
+        | LaunchFailure::MissingSecrets(message) => message,
+    }
 }
 
 impl AttemptError {

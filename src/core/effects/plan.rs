@@ -2,13 +2,14 @@
 
 mod base;
 mod failure;
-mod interrupted;
+mod preview;
 mod repository;
 
 use std::convert::Infallible;
 use std::future::pending;
 use std::path::Path;
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -27,7 +28,7 @@ use tracing::info;
 
 use self::base::{BaseComparison, PlanSource};
 use self::failure::{GITHUB_WAIT, NotPlanned, failed};
-pub(crate) use self::interrupted::InterruptedReads;
+use self::preview::PreviewInputs;
 pub(crate) use self::repository::RepositoryReader;
 use super::CloneTokens;
 use crate::config::Config;
@@ -35,8 +36,9 @@ use crate::core::clock::{new_id, now};
 use crate::core::disk::DiskGuard;
 use crate::core::github::{Github, GithubError};
 use crate::core::plan::{Plan, PlanContext, plan};
+use crate::core::previews::PreviewHosts;
 use crate::core::records::{Records, SharedRecords};
-use crate::core::secrets::SecretStore;
+use crate::core::secrets::{SecretStore, SecretsOf};
 use crate::core::wait::Waiter;
 use crate::core::waits;
 
@@ -82,19 +84,20 @@ const READING: &str = "reading stagely.yaml from the repository";
 #[derive(Debug)]
 pub(crate) struct Planner {
     registry_url: String,
+    hosts: PreviewHosts,
     planning_limit: Duration,
     records: SharedRecords,
     secrets: SecretStore,
     github: Github,
     clone_tokens: CloneTokens,
     disk: DiskGuard,
-    reader: RepositoryReader,
+    reader: Arc<RepositoryReader>,
 }
 
 impl Planner {
     pub(crate) fn new(
         config: &Config,
-        reader: RepositoryReader,
+        reader: Arc<RepositoryReader>,
         records: &SharedRecords,
         secrets: &SecretStore,
         github: &Github,
@@ -102,7 +105,8 @@ impl Planner {
         disk: &DiskGuard,
     ) -> Self {
         Self {
-            registry_url: config.registry.url.clone(),
+            registry_url: config.registry.url().to_owned(),
+            hosts: PreviewHosts::new(config),
             planning_limit: config.builders.planning_limit,
             records: records.clone(),
             secrets: secrets.clone(),
@@ -162,8 +166,9 @@ impl Planner {
         // A checkout could use up the space that the records need.
         self.disk.check_reserve().await.map_err(|full| failed(FailureReason::DiskFull, full))?;
         let subject = self.subject(run)?;
+        let of_run = SecretsOf::run(&self.records.read(), &subject.run);
         let secrets = self.secrets.clone();
-        let secrets = spawn_blocking(move || secrets.open_run(run)).await;
+        let secrets = spawn_blocking(move || secrets.open(of_run)).await;
         let secrets = secrets.expect("reading secrets does not panic");
         let own_token = secrets.map_err(anyhow::Error::from)?.clone_token;
         if own_token.is_none() && self.clone_tokens.lacks_foreign_token(&subject.run) {
@@ -184,10 +189,7 @@ impl Planner {
             }
         };
         let is_githubs = known_to_github(&subject).is_some();
-        let reading = self.reader.interrupted.begin(run).await?;
-        let planned = self.plan_by_git(subject, token, cancel).await;
-        self.reader.interrupted.end(reading).await?;
-        match planned {
+        match self.plan_by_git(subject, token, cancel).await {
             // GitHub does not answer.
             Err(NotPlanned::Failed(PlanFailure {
                 reason: FailureReason::Clone { problem: CloneProblem::Network },
@@ -221,15 +223,16 @@ impl Planner {
         // The agents check contexts and Dockerfiles, because they have the files.
         let manifest = stagely_manifest::parse(file, &bytes)
             .map_err(|problems| failed(FailureReason::Manifest, problems))?;
+        let preview = PreviewInputs::new(&self.hosts, &self.records, subject);
         if manifest.builds.iter().any(|build| build.paths.is_some()) {
             return Ok(None);
         }
-        let source = PlanSource { subject, resolved, token: None, cancel };
+        let source = PlanSource { subject, resolved, token: None, bytes_max: 0, cancel };
         let comparison = self.without_comparing(&source);
         let registry = self.registry_url.clone();
         let (subject, resolved) = (subject.clone(), resolved.clone());
         let plan = spawn_blocking(move || {
-            make_plan(&manifest, &registry, &subject, &resolved, &comparison)
+            make_plan(&manifest, &registry, &subject, &resolved, &comparison, &preview)
         });
         Ok(Some(plan.await.map_err(anyhow::Error::from)??))
     }
@@ -251,6 +254,7 @@ impl Planner {
             let head = self.reader.resolve(&url, "HEAD", token.clone(), cancel).await?;
             resolved.default_branch = head.default_branch;
         }
+        let bytes_max = self.reader.bytes_max().await;
         let request = FetchRequest {
             url,
             commit: resolved.commit.clone(),
@@ -259,19 +263,23 @@ impl Planner {
             // Only a build needs them.
             submodules: Submodules::None,
             large_files: false,
+            bytes_max,
         };
         let checkout = self.reader.check_out(request, cancel).await?;
         let (root, commit) = (checkout.root(), resolved.commit.clone());
         let manifest = spawn_blocking(move || read_manifest(&root, &commit))
             .await
             .map_err(anyhow::Error::from)??;
-        let source = PlanSource { subject: &subject, resolved: &resolved, token, cancel };
+        let source =
+            PlanSource { subject: &subject, resolved: &resolved, token, bytes_max, cancel };
         let comparison = self.compare(&source, &manifest, &checkout.objects()).await?;
+        let preview = PreviewInputs::new(&self.hosts, &self.records, &subject);
         let registry = self.registry_url.clone();
         // Matching many patterns with many changed files takes long.
-        spawn_blocking(move || make_plan(&manifest, &registry, &subject, &resolved, &comparison))
-            .await
-            .map_err(anyhow::Error::from)?
+        let plan = spawn_blocking(move || {
+            make_plan(&manifest, &registry, &subject, &resolved, &comparison, &preview)
+        });
+        plan.await.map_err(anyhow::Error::from)?
     }
 
     fn subject(&self, id: RunId) -> anyhow::Result<Subject> {
@@ -320,6 +328,7 @@ fn make_plan(
     subject: &Subject,
     resolved: &ResolvedRef,
     comparison: &BaseComparison,
+    preview: &PreviewInputs,
 ) -> Result<PlannedRun, NotPlanned> {
     let Subject { run, project, environment } = subject;
     let context = PlanContext {
@@ -336,6 +345,7 @@ fn make_plan(
         only_builds: &run.only_builds,
         good_images: &comparison.good_images,
         base: comparison.base.as_ref(),
+        preview: preview.context(),
     };
     let Plan { jobs, skipped, own_cache_refs } = plan(manifest, &context, &mut job_ids())
         .map_err(|error| failed(error.reason(), format!("{error:#}")))?;

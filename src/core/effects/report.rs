@@ -11,6 +11,7 @@ use crate::core::github::report::queue::ReportQueue;
 use crate::core::github::report::reporter::{EnvironmentReporter, published};
 use crate::core::github::report::target::GithubTarget;
 use crate::core::logs::LogStore;
+use crate::core::previews::PreviewLinks;
 use crate::core::records::SharedRecords;
 
 /// Reports environments to GitHub.
@@ -20,6 +21,7 @@ pub(crate) struct Reporter {
     pub(crate) records: SharedRecords,
     pub(crate) logs: LogStore,
     pub(crate) github: Github,
+    pub(crate) links: PreviewLinks,
     pub(crate) queue: ReportQueue,
 }
 
@@ -39,6 +41,7 @@ impl Reporter {
             logs: self.logs.clone(),
             public_url: self.config.core.url(),
             approval_label: self.config.github.approval_label.clone(),
+            links: self.links.clone(),
             queue: self.queue.clone(),
             interval: self.config.github.report_interval,
         };

@@ -1,6 +1,6 @@
 //! The requests to the registry, and the events that follow. `tests/registry.rs` asks a real registry.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use axum::Router;
@@ -49,7 +49,7 @@ fn effects(registry: &str, change: impl FnOnce(&mut Environment)) -> (Effects, T
     let project = Project::new(ProjectId::from_bits(1), "app".to_owned(), String::new());
     records.projects.insert(project.id, project);
     let mut config = Config::default();
-    config.registry.url = registry.to_owned();
+    config.registry.url = Some(registry.to_owned());
     let records = SharedRecords::new(records);
     (fixtures::effects(folder.path(), config, store, records), folder)
 }
@@ -85,9 +85,39 @@ async fn a_tag_that_cannot_be_moved_is_an_outcome_too() {
 }
 
 #[tokio::test]
+async fn all_effects_but_those_of_machines_can_be_given_up_with_a_reason() {
+    let refs = BTreeSet::from([image("registry.example", "cache:app.pr-7")]);
+    let (effects, _folder) = effects("registry.example", |environment| {
+        environment.cache_refs = refs.clone();
+        environment.report.wanted = 3;
+    });
+    let (environment, run) = (ENVIRONMENT, RunId::from_bits(1));
+    let given_up = |effect| effects.given_up(&effect);
+
+    let Some(Event::RunPlanned { plan: Err(failure), .. }) = given_up(Effect::Plan { run }) else {
+        panic!("planned")
+    };
+    assert!(failure.message.contains("twice"), "{failure:?}");
+    let Some(Event::CleanedUp { refs: gone, .. }) = given_up(Effect::CleanUp { environment })
+    else {
+        panic!("cleaned")
+    };
+    assert_eq!(gone, refs);
+    let Some(Event::Reported { wanted: 3, result: Err(reason), .. }) =
+        given_up(Effect::Report { environment })
+    else {
+        panic!("reported")
+    };
+    assert!(reason.contains("twice"), "{reason}");
+    let machine = MachineId::from_bits(1);
+    assert!(given_up(Effect::Terminate { machine }).is_none());
+    assert!(given_up(Effect::Launch { machine }).is_none());
+}
+
+#[tokio::test]
 async fn the_caches_of_a_closed_environment_are_deleted_and_those_of_an_open_one_are_not() {
     let (registry, calls) = registry().await;
-    let refs: std::collections::BTreeSet<ImageRef> = [
+    let refs: BTreeSet<ImageRef> = [
         image(&registry, "cache:app.pr-7"),
         // Written before another registry was configured: nobody can delete it here.
         "elsewhere.example/app/cache:app.pr-7".parse().unwrap(),

@@ -3,6 +3,7 @@
 //! Only this module sends requests to GitHub.
 
 pub(super) mod deliveries;
+pub(super) mod deployments;
 pub(super) mod error;
 pub(super) mod limits;
 pub(super) mod repository;
@@ -23,8 +24,9 @@ use stagely_state::{GithubRepository, Project};
 use tracing::debug;
 
 use self::api::{ApiClient, ApiRequest, ApiResponse, path};
-use self::app::{Installations, with_advice};
+use self::app::{Installations, TokenUse, with_advice};
 use self::credentials::{App, Credential, Credentials, Variables};
+use self::deployments::DeploymentPermissions;
 use self::error::GithubError;
 use self::limits::{Account, GithubHealth, WriteLimiter};
 use crate::config::Config;
@@ -50,6 +52,7 @@ struct Inner {
     credentials: Credentials,
     installations: Installations,
     write_limiter: WriteLimiter,
+    deployments: DeploymentPermissions,
     /// The last failure; `None` after a success.
     problem: Mutex<Option<String>>,
 }
@@ -87,6 +90,7 @@ impl Github {
             write_limiter: WriteLimiter::new(&config.github),
             credentials: Credentials::new(config, secrets, variables),
             installations: Installations::default(),
+            deployments: DeploymentPermissions::default(),
             problem: Mutex::default(),
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -205,8 +209,19 @@ impl Github {
         repository: &GithubRepository,
         request: &ApiRequest,
     ) -> Result<ApiResponse, GithubError> {
+        self.send_for(project, repository, TokenUse::Core, request).await
+    }
+
+    /// Sends a request with a token for this use.
+    async fn send_for(
+        &self,
+        project: &Project,
+        repository: &GithubRepository,
+        token_use: TokenUse,
+        request: &ApiRequest,
+    ) -> Result<ApiResponse, GithubError> {
         let Authorization { account, bearer, setting } =
-            self.authorization(project, repository).await?;
+            self.authorization(project, repository, token_use).await?;
         let response = self.inner.api.send(&account, &bearer, request).await;
         match (response, setting) {
             (Err(GithubError::Refused { status: 401, message }), Some(setting)) => {
@@ -217,7 +232,7 @@ impl Github {
             // The installation's token was revoked early. GitHub did nothing, so a write may be repeated.
             (Err(GithubError::Refused { status: 401, .. }), None) => {
                 self.inner.installations.forget(repository).await;
-                let renewed = self.authorization(project, repository).await?;
+                let renewed = self.authorization(project, repository, token_use).await?;
                 self.inner.api.send(&renewed.account, &renewed.bearer, request).await
             }
             (response, _) => response,
@@ -228,6 +243,7 @@ impl Github {
         &self,
         project: &Project,
         repository: &GithubRepository,
+        token_use: TokenUse,
     ) -> Result<Authorization, GithubError> {
         match self.inner.credentials.of(project, repository).await? {
             Credential::Token(token) => Ok(Authorization {
@@ -237,7 +253,7 @@ impl Github {
             }),
             Credential::App(app) => {
                 let Inner { api, installations, .. } = &*self.inner;
-                let own = installations.own_token(api, &app, repository).await?;
+                let own = installations.token(api, &app, repository, token_use).await?;
                 let account = Account::Installation(own.installation);
                 Ok(Authorization { account, bearer: own.token, setting: None })
             }

@@ -21,6 +21,7 @@ pub struct PullRequest {
     pub author: String,
     /// Whether GitHub knows the author as a member or a contributor of the repository.
     pub is_known_contributor: bool,
+    pub labels: Vec<String>,
     /// By GitHub's clock, as the other times.
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
@@ -70,6 +71,8 @@ pub(super) struct PullRequestPayload {
     user: Option<AccountPayload>,
     #[serde(default)]
     author_association: String,
+    #[serde(default)]
+    labels: Vec<LabelPayload>,
     created_at: jiff::Timestamp,
     updated_at: jiff::Timestamp,
     #[serde(default)]
@@ -106,6 +109,11 @@ struct RepositoryIdPayload {
 }
 
 #[derive(Clone, Debug, Deserialize)]
+pub(super) struct LabelPayload {
+    pub(super) name: String,
+}
+
+#[derive(Clone, Debug, Deserialize)]
 pub(super) struct AccountPayload {
     pub(super) login: String,
 }
@@ -127,6 +135,7 @@ impl From<PullRequestPayload> for PullRequest {
             base_branch: base.branch,
             author: payload.user.map_or_else(|| GHOST.to_owned(), |user| user.login),
             is_known_contributor: is_known(&payload.author_association),
+            labels: payload.labels.into_iter().map(|label| label.name).collect(),
             created_at: timestamp(payload.created_at),
             updated_at: timestamp(payload.updated_at),
             closed_at: payload.closed_at.map(timestamp),
@@ -160,6 +169,7 @@ mod tests {
             "base": { "ref": "main", "repo": { "id": 1 } },
             "user": { "login": "alice" },
             "author_association": "FIRST_TIME_CONTRIBUTOR",
+            "labels": [{ "name": "bug" }],
             "created_at": "1970-01-01T00:00:01Z",
             "updated_at": "1970-01-01T00:00:02Z",
             "closed_at": null,
@@ -180,6 +190,7 @@ mod tests {
             base_branch: "main".to_owned(),
             author: "alice".to_owned(),
             is_known_contributor: false,
+            labels: vec!["bug".to_owned()],
             created_at: Timestamp(1_000),
             updated_at: Timestamp(2_000),
             closed_at: None,

@@ -1,4 +1,5 @@
-//! What GitHub shows of an environment: the comment on its pull request, and the statuses of its commit.
+//! What GitHub shows of an environment: the comment on its pull request, the statuses of its commit, and the deployments
+//! of its preview.
 
 pub(crate) mod reporter;
 
@@ -8,6 +9,7 @@ pub(crate) mod target;
 pub(crate) mod view;
 
 mod comment;
+mod deployments;
 mod statuses;
 
 mod excerpt;

@@ -1,17 +1,19 @@
-//! `/v1/agent/connect`: the WebSocket that agents dial.
+//! `/v1/agent`: what agents dial: the WebSocket of their session, and the archives of previews.
 //!
 //! Each session is a task with bounded queues. Core stops reading from an agent that sends faster than the store
 //! writes, and closes the connection of an agent that does not read. Neither delays other agents.
 
+mod archives;
 mod reports;
 mod session;
 
+use std::io;
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::State;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
+use axum::extract::{FromRef, State};
 use axum::response::Response;
 use axum::routing::get;
 use futures_util::FutureExt as _;
@@ -24,9 +26,10 @@ use tracing::{debug, error, info};
 
 use self::session::AgentSession;
 use super::websockets::WebSockets;
-use crate::config::Config;
+use crate::core::archives::Archives;
 use crate::core::logs::{AppendError, LogStore};
 use crate::core::orchestrator::{Events, ShuttingDown};
+use crate::core::previews::PreviewReports;
 use crate::core::records::SharedRecords;
 use crate::core::secrets::SecretStore;
 use crate::core::sessions::Sessions;
@@ -41,49 +44,47 @@ const SEND_LIMIT: Duration = Duration::from_secs(30);
 /// costs a tenth of the throughput of one connection.
 const READ_BUFFER_BYTES: usize = 4 * 1024;
 
-/// Most jobs of one agent. It gets one at a time; the others are jobs that it must still stop.
+/// Most jobs of one agent. It gets one at a time; the others are jobs that it must still stop. As many previews have logs.
 const HELD_JOBS_MAX: usize = 64;
 
 /// Serves the connections of agents.
 #[derive(Clone, Debug)]
 pub(crate) struct AgentEndpoint {
-    heartbeat_interval: Duration,
-    job_grace: Duration,
-    records: SharedRecords,
-    events: Events,
-    logs: LogStore,
-    sessions: Sessions,
-    secrets: SecretStore,
-    sockets: WebSockets,
+    pub(crate) heartbeat_interval: Duration,
+    pub(crate) job_grace: Duration,
+    pub(crate) records: SharedRecords,
+    pub(crate) events: Events,
+    pub(crate) logs: LogStore,
+    pub(crate) sessions: Sessions,
+    pub(crate) secrets: SecretStore,
+    pub(crate) preview_reports: PreviewReports,
+    pub(crate) archives: Archives,
+    pub(crate) sockets: WebSockets,
+}
+
+impl FromRef<AgentEndpoint> for SecretStore {
+    fn from_ref(endpoint: &AgentEndpoint) -> Self {
+        endpoint.secrets.clone()
+    }
 }
 
 impl AgentEndpoint {
-    pub(crate) fn new(
-        config: &Config,
-        records: SharedRecords,
-        events: Events,
-        logs: LogStore,
-        sessions: Sessions,
-        secrets: SecretStore,
-        sockets: WebSockets,
-    ) -> Self {
-        let heartbeat_interval = config.agents.heartbeat_interval;
-        let job_grace = config.builders.job_grace;
-        Self { heartbeat_interval, job_grace, records, events, logs, sessions, secrets, sockets }
-    }
-
     pub(super) fn router<S: Clone + Send + Sync + 'static>(self) -> Router<S> {
-        Router::new().route(stagely_protocol::CONNECT_PATH, get(connect)).with_state(self)
+        Router::new()
+            .route(stagely_protocol::CONNECT_PATH, get(connect))
+            .merge(archives::router())
+            .with_state(self)
     }
 
     /// Serves one connection until it ends or core stops.
     async fn serve(self, mut socket: WebSocket) {
         let stop = self.sockets.stop.clone();
-        let hello = timeout(HELLO_LIMIT, self.receive_hello(&mut socket));
+        // What is done once is in boxes, because the size of this future is that of an idle session.
+        let hello = timeout(HELLO_LIMIT, Box::pin(self.receive_hello(&mut socket)));
         let (machine, hello) = match stop.run_until_cancelled(hello).await {
             Some(Ok(Ok(hello))) => hello,
-            Some(Ok(Err(end))) => return refuse(&mut socket, &end).await,
-            Some(Err(_)) => return refuse(&mut socket, &SessionEnd::NoHello).await,
+            Some(Ok(Err(end))) => return Box::pin(refuse(&mut socket, &end)).await,
+            Some(Err(_)) => return Box::pin(refuse(&mut socket, &SessionEnd::NoHello)).await,
             None => return,
         };
         let mut entry = self.sessions.open(machine);
@@ -100,7 +101,7 @@ impl AgentEndpoint {
         self.sessions.close(&entry);
         // The machine may have a newer session now. The state compares the numbers.
         let gone = Event::AgentDisconnected { machine, session: entry.id };
-        let _ = self.events.store(gone).await;
+        let _ = Box::pin(self.events.store(gone)).await;
     }
 
     async fn receive_hello(
@@ -163,6 +164,8 @@ enum SessionEnd {
     ShuttingDown(#[from] ShuttingDown),
     #[error("its log cannot be stored: {0}")]
     Log(#[from] AppendError),
+    #[error("the archive of a preview cannot be looked for: {0}")]
+    Archive(#[source] io::Error),
 }
 
 /// Sends the reason, for the agent's log, and closes the connection.

@@ -7,16 +7,19 @@ use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use anyhow::Context as _;
-use axum::extract::FromRequestParts;
+use axum::extract::{FromRef, FromRequestParts};
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
 use secrecy::{ExposeSecret as _, SecretString};
+use stagely_protocol::MACHINE_HEADER;
+use stagely_state::ids::MachineId;
 use tokio::task::spawn_blocking;
 use tracing::warn;
 
 use super::{ApiError, ApiState};
 use crate::api::Role;
 use crate::core::clock::now;
+use crate::core::secrets::SecretStore;
 use crate::core::store::{ApiToken, Store, StoreError};
 use crate::core::tokens::{TokenHash, random_token};
 
@@ -107,6 +110,7 @@ fn write_token(path: &Path, token: &SecretString) -> io::Result<()> {
 pub(super) struct Authorized<const MINIMUM: u8> {
     /// The token's name, for people.
     pub(super) name: String,
+    pub(super) role: Role,
 }
 
 pub(super) type Reader = Authorized<{ Role::Read as u8 }>;
@@ -117,19 +121,42 @@ impl<const MINIMUM: u8> FromRequestParts<ApiState> for Authorized<MINIMUM> {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, api: &ApiState) -> Result<Self, ApiError> {
-        let token = parts
-            .headers
-            .get(AUTHORIZATION)
-            .and_then(|value| value.to_str().ok())
-            .and_then(|value| value.strip_prefix("Bearer "))
-            .map(SecretString::from)
-            .ok_or_else(ApiError::unauthorized)?;
+        let token = bearer_token(parts).ok_or_else(ApiError::unauthorized)?;
         let ApiToken { name, role, .. } =
             api.tokens.find(&token).ok_or_else(ApiError::unauthorized)?;
         if role as u8 >= MINIMUM {
-            Ok(Self { name })
+            Ok(Self { name, role })
         } else {
             Err(ApiError::forbidden(format!("a token of role `{role}` may not do this")))
         }
     }
+}
+
+/// The machine whose agent sends the request.
+#[derive(Debug)]
+pub(super) struct AgentMachine(pub(super) MachineId);
+
+impl<S: Sync> FromRequestParts<S> for AgentMachine
+where
+    SecretStore: FromRef<S>,
+{
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let machine = parts.headers.get(MACHINE_HEADER).and_then(|id| id.to_str().ok());
+        let machine: Option<MachineId> = machine.and_then(|id| id.parse().ok());
+        // An unknown machine and a wrong token get the same answer, so that guessing reveals nothing.
+        let (Some(machine), Some(token)) = (machine, bearer_token(parts)) else {
+            return Err(ApiError::unauthorized());
+        };
+        if !SecretStore::from_ref(state).is_machine_token(machine, &token) {
+            return Err(ApiError::unauthorized());
+        }
+        Ok(Self(machine))
+    }
+}
+
+fn bearer_token(parts: &Parts) -> Option<SecretString> {
+    let value = parts.headers.get(AUTHORIZATION)?.to_str().ok()?;
+    value.strip_prefix("Bearer ").map(SecretString::from)
 }

@@ -58,9 +58,9 @@ pub(super) async fn rebuild(
     ApiPath(id): ApiPath<EnvironmentId>,
     rebuild: Option<ApiJson<RebuildEnvironment>>,
 ) -> Result<(StatusCode, Json<RunView>), ApiError> {
-    let failed_only = rebuild.is_some_and(|ApiJson(rebuild)| rebuild.failed_only);
+    let rebuild = rebuild.map(|ApiJson(rebuild)| rebuild).unwrap_or_default();
     let newest = api.history.newest_run_of(id).await?;
-    let make = move |records: &_| rebuild_environment(records, id, newest.as_ref(), failed_only);
+    let make = move |records: &_| rebuild_environment(records, id, newest.as_ref(), rebuild);
     let run = api.intake.take(make).await?;
     Ok((StatusCode::CREATED, Json(runs::find(&api, run).await?)))
 }

@@ -1,6 +1,7 @@
 //! The responses to requests that cannot be served.
 
 use std::convert::Infallible;
+use std::io;
 
 use axum::Json;
 use axum::http::StatusCode;
@@ -8,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 use tracing::error;
 
 use crate::api::ErrorBody;
+use crate::core::archives::ArchiveError;
 use crate::core::disk::DiskNearlyFull;
 use crate::core::intake::IntakeError;
 use crate::core::intake::fields::InvalidRequest;
@@ -90,6 +92,14 @@ impl ApiError {
         )
     }
 
+    pub(super) fn too_many_log_readers() -> Self {
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "busy",
+            "too many clients read logs at the moment; try again",
+        )
+    }
+
     /// 403: the token's role does not allow the request.
     pub(super) fn forbidden(message: impl Into<String>) -> Self {
         Self::new(StatusCode::FORBIDDEN, "forbidden", message)
@@ -105,6 +115,25 @@ impl ApiError {
         error!(error, "a request failed");
         let message = "core failed to serve this request; its log says why";
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", message)
+    }
+}
+
+impl From<ArchiveError> for ApiError {
+    fn from(error: ArchiveError) -> Self {
+        let message = error.to_string();
+        match error {
+            ArchiveError::NotArchiving(_) | ArchiveError::NotNamed(_) => Self::forbidden(message),
+            ArchiveError::Superseded => Self::conflict(message),
+            ArchiveError::TooLarge { .. } => {
+                Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message)
+            }
+            ArchiveError::Missing(_) => Self::missing(message),
+            ArchiveError::DiskNearlyFull(error) => error.into(),
+            ArchiveError::Disk(error) if error.kind() == io::ErrorKind::StorageFull => {
+                Self::new(StatusCode::INSUFFICIENT_STORAGE, "disk_nearly_full", message)
+            }
+            ArchiveError::Disk(_) => Self::internal(&error),
+        }
     }
 }
 

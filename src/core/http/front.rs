@@ -9,10 +9,10 @@ use axum::http::request::Parts;
 use axum::http::uri::Authority;
 use axum::http::{HeaderValue, Request, StatusCode};
 use axum::response::{IntoResponse as _, Response};
-use hyper::body::Incoming;
 use tower_service::Service as _;
 use url::Url;
 
+use super::client_body::ClientBody;
 use super::error::ApiError;
 use super::pages;
 use super::previews::{Client, PreviewProxy, PreviewRequest};
@@ -34,7 +34,7 @@ impl Front {
         Self { router, previews }
     }
 
-    pub(super) async fn serve(mut self, request: Request<Incoming>, peer: IpAddr) -> Response {
+    pub(super) async fn serve(mut self, request: Request<ClientBody>, peer: IpAddr) -> Response {
         let (head, body) = request.into_parts();
         if bytes_of(&head) > HEAD_BYTES_MAX {
             return StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE.into_response();
@@ -82,9 +82,10 @@ impl Front {
 /// The length of a request's head, without separators.
 fn bytes_of(head: &Parts) -> usize {
     let target = head.uri.path_and_query().map_or(0, |target| target.as_str().len());
+    let first_line = head.method.as_str().len() + target;
     head.headers
         .iter()
-        .fold(target, |bytes, (name, value)| bytes + name.as_str().len() + value.len())
+        .fold(first_line, |bytes, (name, value)| bytes + name.as_str().len() + value.len())
 }
 
 /// The host that a request names; `None` if it names none.

@@ -36,6 +36,7 @@ pub(super) async fn get(State(api): State<ApiState>, _: Reader) -> Json<GithubVi
             project: project.name.clone(),
             reconciled_at: last.as_ref().map(|last| last.at),
             problem: last.and_then(|last| last.problem),
+            deployments_problem: api.github.client.deployments_problem(project),
         }
     });
     Json(GithubView {

@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use stagely_state::ids::MachineId;
-use stagely_state::{Event, MachineKind};
+use stagely_state::{Event, Fleet, MachineKind};
 use tokio::task::spawn_blocking;
 
 use super::auth::{Admin, Reader};
@@ -12,6 +12,7 @@ use super::{ApiError, ApiJson, ApiPath, ApiQuery, ApiState, views};
 use crate::api::{AddMachine, AddedMachine, ErrorBody, ListMachines, MachineView, QueueView};
 use crate::core::clock::new_id;
 use crate::core::clock::now;
+use crate::core::records::Records;
 
 /// Most ended machines in a list.
 const ENDED_MACHINES_MAX: usize = 1_000;
@@ -60,22 +61,27 @@ pub(super) async fn add(
     {
         return Err(ApiError::invalid("name: must be 1 to 100 printable characters"));
     }
+    if add.fleet == Fleet::Tester {
+        return Err(ApiError::invalid("fleet: must be `builder` or `preview`"));
+    }
     let secrets = api.secrets.clone();
     let token = spawn_blocking(move || secrets.add_machine_token(machine))
         .await
         .expect("storing a token does not panic")
         .map_err(|error| ApiError::internal(&error))?;
-    api.events.store(Event::MachineRegistered { machine, name, arch: add.arch }).await?;
+    api.events
+        .store(Event::MachineRegistered { machine, name, arch: add.arch, fleet: add.fleet })
+        .await?;
     let agent_json = serde_json::to_value(api.config.agent_config(machine, token))
         .map_err(|error| ApiError::internal(&error))?;
     Ok((StatusCode::CREATED, Json(AddedMachine { id: machine, agent_json })))
 }
 
-/// Removes a registered machine. Its job, if it has one, moves to another machine.
+/// Removes a registered machine. Its job moves to another machine.
 #[utoipa::path(delete, path = "/machines/{id}", params(("id" = String, Path)), responses(
     (status = 204),
     (status = 404, body = ErrorBody),
-    (status = 409, body = ErrorBody, description = "It was launched, not registered."),
+    (status = 409, body = ErrorBody, description = "It was launched, not registered, or it serves a preview."),
 ))]
 pub(super) async fn remove(
     State(api): State<ApiState>,
@@ -91,7 +97,55 @@ pub(super) async fn remove(
         ))),
         Some(MachineKind::Registered) => {
             api.events.store(Event::MachineUnregistered { machine: id }).await?;
-            Ok(StatusCode::NO_CONTENT)
+            // It stays if it serves a preview.
+            match serving(&api.records.read(), id) {
+                Some(sentence) => Err(ApiError::conflict(sentence)),
+                None => Ok(StatusCode::NO_CONTENT),
+            }
         }
+    }
+}
+
+/// Why a registered machine was not removed: it has the data of a preview.
+fn serving(records: &Records, id: MachineId) -> Option<String> {
+    let machine = records.live_machines().find(|machine| machine.id == id)?;
+    let preview = records.previews.get(&machine.serves?)?;
+    let environment = records.environments.get(&preview.environment);
+    let project = records.projects.get(&preview.project);
+    let environment = environment.map_or("", |environment| &environment.name);
+    let project = project.map_or("", |project| &project.name);
+    let preview = preview.id;
+    Some(format!(
+        "{id} serves the preview {preview} ({environment} of {project}), whose data is there: `stagely previews sleep \
+         {preview}` archives the data, `stagely previews end {preview}` deletes it; then remove the machine"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use stagely_state::ids::{EnvironmentId, PreviewId, ProjectId};
+    use stagely_state::{Environment, Machine, Preview, Project, Timestamp};
+
+    use super::*;
+    use crate::core::fixtures;
+
+    #[test]
+    fn a_machine_that_serves_a_preview_is_kept_with_a_sentence_that_says_what_helps() {
+        let (project, environment) = (ProjectId::from_bits(1), EnvironmentId::from_bits(2));
+        let preview = Preview::new(PreviewId::from_bits(3), project, environment, Timestamp(0));
+        let machine = Machine { serves: Some(preview.id), ..fixtures::machine(4) };
+        let mut records = Records::default();
+        let project = Project::new(project, "app".to_owned(), String::new());
+        let environment = Environment::new(environment, project.id, "pr-7".to_owned());
+        records.live.insert(machine.id, None);
+        records.projects.insert(project.id, project);
+        records.environments.insert(environment.id, environment);
+        let (id, preview_id) = (machine.id, preview.id);
+        records.machines.insert(id, machine);
+        assert_eq!(serving(&records, id), None, "its preview is not known");
+        records.previews.insert(preview_id, preview);
+        let sentence = serving(&records, id).unwrap();
+        assert!(sentence.contains("pr-7 of app"), "{sentence}");
+        assert!(sentence.contains(&format!("`stagely previews sleep {preview_id}`")), "{sentence}");
     }
 }

@@ -1,8 +1,11 @@
-//! The HTML pages that comments and commit statuses link to: a run, a job, and a job's log.
+//! The HTML pages that comments and commit statuses link to: a run, a job, a preview, and their logs.
+
+mod previews;
+
+use std::borrow::Cow;
 
 use askama::Template;
 use axum::Router;
-use axum::body::{Body, Bytes};
 use axum::extract::{FromRequestParts, Path, Query, State};
 use axum::http::header::{
     AUTHORIZATION, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY,
@@ -14,25 +17,23 @@ use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use futures_util::stream;
 use secrecy::SecretString;
 use serde::Deserialize;
 use stagely_protocol::{ErrorChain, FailureReason, Step};
-use stagely_state::ids::{JobId, RunId};
+use stagely_state::ids::{EnvironmentId, JobId, RunId};
 use stagely_state::{Approval, Attempt};
-use tracing::{error, warn};
+use tracing::error;
 
-use super::{ApiState, views};
-use crate::api::{JobKindView, JobStatus, JobView, LostAttempt, RunStatus, RunView};
+use super::{ApiState, log_streams, views};
+use crate::api::{
+    JobKindView, JobStatus, JobView, LostAttempt, PreviewView, Role, RunStatus, RunView,
+};
 use crate::core::github::report::view::seconds;
-use crate::core::logs::{LogError, StoredLine, readable};
+use crate::core::logs::{LogError, LogId, StoredLine, readable};
 use crate::core::store::StoreError;
 
 /// Most lines of a log that a page shows.
 const PAGE_LINES: usize = 2_000;
-
-/// Most lines that are read from the store at a time for one reader.
-const CHUNK_LINES: usize = 2_000;
 
 /// The longest line of a page, in characters. The plain text has whole lines.
 const LINE_CHARS_MAX: usize = 2_000;
@@ -46,10 +47,16 @@ pub(super) fn router() -> Router<ApiState> {
         .route("/runs/{id}", get(run))
         .route("/jobs/{id}", get(job))
         .route("/jobs/{id}/log", get(log))
+        .route("/previews", get(previews::list))
+        .route("/previews/{id}", get(previews::show))
+        .route("/previews/{id}/log", get(previews::log))
 }
 
-/// Proof that the client may read pages.
-struct Visitor;
+/// Proof that the client may read the pages of records whose ids it knows.
+struct Visitor {
+    /// The role of the client's token, if it has sent one.
+    role: Option<Role>,
+}
 
 impl FromRequestParts<ApiState> for Visitor {
     type Rejection = Response;
@@ -57,18 +64,34 @@ impl FromRequestParts<ApiState> for Visitor {
     async fn from_request_parts(parts: &mut Parts, api: &ApiState) -> Result<Self, Response> {
         let token = || parts.headers.get(AUTHORIZATION)?.to_str().ok().and_then(token_of);
         // Every role may read.
-        if api.config.core.open_logs
-            || token().is_some_and(|token| api.tokens.role_of(&token).is_some())
-        {
-            return Ok(Self);
+        let role = token().and_then(|token| api.tokens.role_of(&token));
+        if api.config.core.open_logs || role.is_some() {
+            return Ok(Self { role });
         }
-        let advice =
-            "Give a token that `stagely token create` made as password, and any user name.";
-        let mut response = refused(StatusCode::UNAUTHORIZED, "A token is needed", advice);
-        let challenge = axum::http::HeaderValue::from_static("Basic realm=\"stagely\"");
-        response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
-        Err(response)
+        Err(needs_token())
     }
+}
+
+/// Proof that the client has a token.
+struct Member {
+    role: Role,
+}
+
+impl FromRequestParts<ApiState> for Member {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, api: &ApiState) -> Result<Self, Response> {
+        let role = Visitor::from_request_parts(parts, api).await?.role;
+        role.map(|role| Self { role }).ok_or_else(needs_token)
+    }
+}
+
+fn needs_token() -> Response {
+    let advice = "Give a token that `stagely token create` made as password, and any user name.";
+    let mut response = refused(StatusCode::UNAUTHORIZED, "A token is needed", advice);
+    let challenge = axum::http::HeaderValue::from_static("Basic realm=\"stagely\"");
+    response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
+    response
 }
 
 /// The token of a browser (Basic) or of a program (Bearer).
@@ -157,6 +180,9 @@ struct RunPage {
     skipped: Vec<(String, String)>,
     images: Vec<String>,
     warnings: Vec<String>,
+    /// The environment's preview, and what it shows if that is another commit.
+    preview: Option<PreviewView>,
+    other_commit: Option<String>,
     run: RunView,
 }
 
@@ -190,6 +216,7 @@ struct JobPage {
     attempt: u32,
     first_line: u64,
     log: Vec<String>,
+    preview: Option<PreviewView>,
     job: JobView,
 }
 
@@ -198,7 +225,7 @@ struct StepRow {
     took: String,
 }
 
-async fn run(State(api): State<ApiState>, _: Visitor, Id(id): Id) -> Response {
+async fn run(State(api): State<ApiState>, visitor: Visitor, Id(id): Id) -> Response {
     let Ok(id) = id.parse::<RunId>() else { return not_found("run") };
     let found = api.history.with_run(id, |records, run| {
         let wait = records.wait_of_run(run).map(|wait| readable(&wait.text()));
@@ -209,6 +236,10 @@ async fn run(State(api): State<ApiState>, _: Visitor, Id(id): Id) -> Response {
         Ok(None) => return not_found("run"),
         Err(error) => return unreadable(&error),
     };
+    let preview = preview_of(&api, run.environment_id, &visitor);
+    let shown = preview.as_ref().and_then(|preview| preview.commit.as_ref());
+    let other_commit =
+        shown.filter(|shown| run.commit.as_ref() != Some(*shown)).map(ToString::to_string);
     let awaits = approval == Approval::Awaited && !run.status.is_final();
     let status = match run.status {
         _ if awaits => "waits for approval",
@@ -230,8 +261,22 @@ async fn run(State(api): State<ApiState>, _: Visitor, Id(id): Id) -> Response {
             .collect(),
         images: images(&run),
         warnings: run.jobs.iter().flat_map(named_warnings).collect(),
+        preview,
+        other_commit,
         run,
     })
+}
+
+/// The preview of an environment, unless it is over.
+fn preview_of(
+    api: &ApiState,
+    environment: EnvironmentId,
+    visitor: &Visitor,
+) -> Option<PreviewView> {
+    let records = api.records.read();
+    let preview = records.preview_of(environment)?;
+    let view = api.previews(&records, visitor.role).view(preview);
+    view.status.is_open().then_some(view)
 }
 
 fn row(job: &JobView) -> JobRow {
@@ -287,13 +332,18 @@ fn images(run: &RunView) -> Vec<String> {
             && run.jobs.iter().any(|other| is_merge(other) && other.variant == job.variant)
     };
     let named = |job: &JobView| {
-        let reference = job.tag.as_ref().unwrap_or(&job.image);
+        let reference = job.tag.as_ref().or(job.image.as_ref())?;
         Some(format!("{reference}@{}", job.digest.as_ref()?))
     };
     run.jobs.iter().filter(|job| !is_joined(job)).filter_map(named).collect()
 }
 
-async fn job(State(api): State<ApiState>, _: Visitor, Id(id): Id, query: AttemptQuery) -> Response {
+async fn job(
+    State(api): State<ApiState>,
+    visitor: Visitor,
+    Id(id): Id,
+    query: AttemptQuery,
+) -> Response {
     let job = match find_job(&api, &id).await {
         Ok(job) => job,
         Err(refused) => return refused,
@@ -301,7 +351,11 @@ async fn job(State(api): State<ApiState>, _: Visitor, Id(id): Id, query: Attempt
     let Some(attempt) = query.attempt_of(&job) else { return not_found("attempt") };
     let (first_line, lines) = match api.logs.tail(attempt, PAGE_LINES).await {
         Ok(tail) => tail,
-        Err(error) => return broken(job.id, &error),
+        Err(error) => return broken(attempt.into(), &error),
+    };
+    let preview = match job.kind {
+        JobKindView::Deploy => preview_of_run(&api, job.run_id, &visitor).await,
+        JobKindView::Build | JobKindView::Merge => None,
     };
     page(&JobPage {
         goes_on: !job.status.is_final(),
@@ -317,9 +371,15 @@ async fn job(State(api): State<ApiState>, _: Visitor, Id(id): Id, query: Attempt
         lost: job.lost_attempts.iter().map(lost_attempt).collect(),
         attempt: attempt.number,
         first_line,
-        log: lines.iter().map(|line| shown_line(&line.data)).collect(),
+        log: shown_lines(&lines),
+        preview,
         job,
     })
+}
+
+async fn preview_of_run(api: &ApiState, run: RunId, visitor: &Visitor) -> Option<PreviewView> {
+    let environment = api.history.with_run(run, |_, run| run.environment).await.ok().flatten()?;
+    preview_of(api, environment, visitor)
 }
 
 fn lost_attempt(lost: &LostAttempt) -> (u32, String) {
@@ -331,6 +391,10 @@ fn lost_attempt(lost: &LostAttempt) -> (u32, String) {
 fn step_row(step: &Step) -> StepRow {
     let took = if step.cached { "cached".to_owned() } else { format!("{:.1}s", step.seconds) };
     StepRow { name: readable(&step.name), took }
+}
+
+fn shown_lines(lines: &[StoredLine]) -> Vec<String> {
+    lines.iter().map(|line| shown_line(&line.data)).collect()
 }
 
 fn shown_line(line: &str) -> String {
@@ -352,24 +416,21 @@ async fn log(State(api): State<ApiState>, _: Visitor, Id(id): Id, query: Attempt
         Err(refused) => return refused,
     };
     let Some(attempt) = query.attempt_of(&job) else { return not_found("attempt") };
-    let id = job.id;
-    // An error breaks off the transfer, because an incomplete log must not look complete.
-    let pieces = stream::try_unfold(0, move |from| {
-        let logs = api.logs.clone();
-        async move {
-            let lines = logs.read(attempt, from, CHUNK_LINES).await.inspect_err(
-                |error| warn!(job = %id, error = %ErrorChain(error), "a log cannot be read"),
-            )?;
-            let next = from + lines.len() as u64;
-            Ok::<_, LogError>((!lines.is_empty()).then(|| (text_of(&lines), next)))
-        }
-    });
-    let kind = [(CONTENT_TYPE, "text/plain; charset=utf-8")];
-    (security_headers(), kind, Body::from_stream(pieces)).into_response()
+    plain_log(&api, attempt)
 }
 
-fn text_of(lines: &[StoredLine]) -> Bytes {
-    lines.iter().map(|line| readable(&line.data) + "\n").collect::<String>().into()
+fn plain_log(api: &ApiState, log: impl Into<LogId>) -> Response {
+    let reader = match api.log_readers.page() {
+        Ok(reader) => reader,
+        Err(refused) => return refused.into_response(),
+    };
+    let kind = [(CONTENT_TYPE, "text/plain; charset=utf-8")];
+    let text = log_streams::text(&api.logs, reader, log, 0, readable_text);
+    (security_headers(), kind, text).into_response()
+}
+
+fn readable_text(line: &str) -> Cow<'_, str> {
+    readable(line).into()
 }
 
 async fn find_job(api: &ApiState, id: &str) -> Result<JobView, Response> {
@@ -401,8 +462,8 @@ fn unreadable(error: &StoreError) -> Response {
     refused(StatusCode::INTERNAL_SERVER_ERROR, "This cannot be read", advice)
 }
 
-fn broken(job: JobId, error: &LogError) -> Response {
-    error!(%job, error = %ErrorChain(error), "a log cannot be read");
+fn broken(log: LogId, error: &LogError) -> Response {
+    error!(%log, error = %ErrorChain(error), "a log cannot be read");
     let advice = "Core's own log says why.";
     refused(StatusCode::INTERNAL_SERVER_ERROR, "The log cannot be read", advice)
 }

@@ -2,10 +2,16 @@
 
 mod access;
 mod answers;
+mod automatic;
 mod body;
 mod cookie_names;
 mod headers;
+mod holding;
+mod keyless_tunnels;
 mod login;
+mod origin;
+mod places;
+
 mod tls_ask;
 mod tunnel_stream;
 mod tunnels;
@@ -23,6 +29,7 @@ use axum::http::request::Parts;
 use axum::http::uri::PathAndQuery;
 use axum::http::{Method, StatusCode};
 use axum::response::Response;
+use http_body_util::BodyExt as _;
 use hyper::Request;
 use hyper::body::{Body as _, Incoming};
 use hyper::upgrade::OnUpgrade;
@@ -30,27 +37,23 @@ use hyper_util::rt::TokioIo;
 use stagely_protocol::ErrorChain;
 use stagely_state::ids::MachineId;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional};
-use tokio::sync::Semaphore;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
 use self::access::Decision;
 use self::answers::Answer;
-use self::body::{RequestBody, Sender};
+use self::body::{BodyError, BrowserActivity, RequestBody};
+use self::holding::{Holding, Visit};
+use self::keyless_tunnels::KeylessTunnels;
 use self::tunnels::TunnelError;
 use self::upstream::{Destination, Upstream};
 use super::auth::ApiTokens;
+use super::client_body::ClientBody;
 use super::websockets::WebSockets;
-use crate::core::previews::{PreviewActivity, PreviewHosts, PreviewRoutes, PreviewState, Route};
+use crate::core::previews::{Access, PreviewActivity, PreviewHosts, PreviewRoutes, Route};
 
 pub(super) use self::headers::Client;
 pub(crate) use self::tunnels::Tunnels;
-
-/// How long a request waits for a preview that is deployed or wakes.
-const HOLD_LIMIT: Duration = Duration::from_mins(1);
-
-/// The most requests that wait at the same time.
-const HELD_MAX: usize = 256;
 
 /// How long an app may take to answer after the browser has sent something last.
 const ANSWER_LIMIT: Duration = Duration::from_mins(10);
@@ -71,14 +74,15 @@ pub(crate) struct PreviewProxy {
     tunnels: Tunnels,
     upstream: Upstream,
     sockets: WebSockets,
-    held: Arc<Semaphore>,
+    holding: Holding,
+    keyless_tunnels: KeylessTunnels,
 }
 
 /// A request to a host of previews.
 pub(super) struct PreviewRequest {
     pub(super) label: String,
     pub(super) client: Client,
-    pub(super) request: Request<Incoming>,
+    pub(super) request: Request<ClientBody>,
 }
 
 impl PreviewProxy {
@@ -89,8 +93,16 @@ impl PreviewProxy {
         sockets: WebSockets,
     ) -> Self {
         let upstream = Upstream::new(tunnels.clone(), parts.routes.clone());
-        let held = Arc::new(Semaphore::new(HELD_MAX));
-        Self { parts, tokens, tunnels, upstream, sockets, held }
+        let holding = Holding::new(parts.clone());
+        Self {
+            parts,
+            tokens,
+            tunnels,
+            upstream,
+            sockets,
+            holding,
+            keyless_tunnels: KeylessTunnels::default(),
+        }
     }
 
     /// The endpoints on core's own host.
@@ -118,7 +130,7 @@ impl PreviewProxy {
         label: &str,
         client: &Client,
         head: &mut Parts,
-        body: Incoming,
+        body: ClientBody,
     ) -> Result<Response, Answer> {
         let route = self.parts.routes.find(label).ok_or(Answer::Unknown)?;
         let target = head.uri.path_and_query().filter(|target| target.path().starts_with('/'));
@@ -126,48 +138,35 @@ impl PreviewProxy {
         if login::is_login(&route, head) {
             return login::log_in(&route, client, &self.tokens, body).await;
         }
-        let is_authorized = match access::decide(&route, head, &self.tokens) {
+        if access::is_forbidden_worker(&route, head) {
+            return Err(Answer::ServiceWorker);
+        }
+        let may_use_cookie = origin::may_use_cookie(&self.parts, &route, head);
+        let is_authorized = match access::decide(&route, head, &self.tokens, may_use_cookie) {
             Decision::Pass { is_authorized } => is_authorized,
+            Decision::Foreign => return Err(Answer::ForeignOrigin),
             Decision::Enter => return login::enter(&route, client, target.as_str()),
             Decision::Refuse => {
                 let next = if head.method == Method::GET { target.as_str() } else { "/" };
                 return Err(Answer::refused(route.access, next));
             }
         };
-        let serving = self.serving(label, route, is_authorized, answers::wants_page(head)).await?;
-        let activity =
-            is_authorized.then(|| (self.parts.activity.clone(), serving.route.preview.clone()));
-        let sender = Sender::new(activity);
+        let is_use = is_authorized && !automatic::is_automatic(head);
+        // Everybody passes where the preview is public.
+        let is_stranger = !is_authorized || route.access == Access::Public;
+        let visit = Visit { is_authorized, is_use, wants_page: answers::wants_page(head) };
+        let serving = self.holding.serving(label, route, visit).await;
+        let serving =
+            serving.map_err(|answer| if is_stranger { answer.for_strangers() } else { answer })?;
+        let share = if is_authorized {
+            None
+        } else {
+            Some(self.keyless_tunnels.take(serving.machine).await?)
+        };
+        let activity = is_use.then(|| (self.parts.activity.clone(), serving.route.preview.clone()));
+        let sender = BrowserActivity::new(activity, share);
         sender.has_sent();
         self.forward(&serving, client, head, &target, body, sender).await
-    }
-
-    /// Waits until the preview serves, if the request is one that waits.
-    async fn serving(
-        &self,
-        label: &str,
-        route: Arc<Route>,
-        is_authorized: bool,
-        wants_page: bool,
-    ) -> Result<Serving, Answer> {
-        let route = match Serving::try_from(route) {
-            Ok(serving) => return Ok(serving),
-            Err(route) => route,
-        };
-        if is_authorized {
-            self.parts.activity.request_wake(&route.preview);
-        }
-        let wakes = is_authorized || route.state != PreviewState::Asleep;
-        if wants_page || !wakes || !route.state.is_about_to_serve() {
-            return Err(Answer::NotServing(route.state.clone()));
-        }
-        let _held = self.held.try_acquire().map_err(|_| Answer::NotServing(route.state.clone()))?;
-        let is_settled =
-            |route: &Route| route.state.serving().is_some() || !route.state.is_about_to_serve();
-        let settled = timeout(HOLD_LIMIT, self.parts.routes.wait_for(label, is_settled)).await;
-        let route = settled.map_err(|_| Answer::NotServing(route.state.clone()))?;
-        Serving::try_from(route.ok_or(Answer::Unknown)?)
-            .map_err(|route| Answer::NotServing(route.state.clone()))
     }
 
     async fn forward(
@@ -176,8 +175,8 @@ impl PreviewProxy {
         client: &Client,
         head: &mut Parts,
         target: &PathAndQuery,
-        body: Incoming,
-        sender: Sender,
+        body: ClientBody,
+        sender: BrowserActivity,
     ) -> Result<Response, Answer> {
         let upgrade = headers::is_upgrade(&head.headers);
         let browser = head.extensions.remove::<OnUpgrade>().filter(|_| upgrade);
@@ -205,16 +204,22 @@ impl PreviewProxy {
         if is_upgraded {
             let app = hyper::upgrade::on(&mut response);
             let browser = browser.ok_or(Answer::BadUpgrade)?;
-            self.sockets.spawn(exchange(browser, app, sender));
+            self.sockets.spawn(exchange(browser, app, sender.clone()));
         }
         headers::forward_response(response.headers_mut(), is_upgraded);
-        Ok(response.map(Body::new))
+        // The connection to the app is in use until the body has ended.
+        Ok(response.map(|body| {
+            Body::new(body.map_err(move |error| {
+                let _sender = &sender;
+                error
+            }))
+        }))
     }
 
     async fn send(
         &self,
         request: Request<Body>,
-        sender: &Sender,
+        sender: &BrowserActivity,
     ) -> Result<hyper::Response<Incoming>, Answer> {
         let mut sent = pin!(self.upstream.send(request));
         loop {
@@ -239,10 +244,10 @@ fn answer_of(error: &(dyn Error + 'static)) -> Answer {
         if let Some(error) = error.downcast_ref::<TunnelError>() {
             return Answer::Tunnel(error.clone());
         }
-        if let Some(error) = error.downcast_ref::<std::io::Error>()
-            && error.kind() == std::io::ErrorKind::TimedOut
-        {
-            return Answer::StalledBody;
+        match error.downcast_ref::<BodyError>() {
+            Some(BodyError::Stalled) => return Answer::StalledBody,
+            Some(BodyError::Invalid(_)) => return Answer::InvalidBody,
+            None => {}
         }
         if let Some(error) = error.downcast_ref::<hyper::Error>() {
             if error.is_incomplete_message() {
@@ -287,7 +292,7 @@ impl Serving {
 }
 
 /// Passes the bytes of a WebSocket on, in both directions.
-async fn exchange(browser: OnUpgrade, app: OnUpgrade, sender: Sender) {
+async fn exchange(browser: OnUpgrade, app: OnUpgrade, sender: BrowserActivity) {
     let (browser, app) = match tokio::try_join!(browser, app) {
         Ok(both) => both,
         Err(error) => return debug!(error = %ErrorChain(&error), "a WebSocket was not opened"),
@@ -301,7 +306,7 @@ async fn exchange(browser: OnUpgrade, app: OnUpgrade, sender: Sender) {
 /// Notes what a browser sends.
 struct Watched<S> {
     inner: S,
-    sender: Sender,
+    sender: BrowserActivity,
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {

@@ -49,7 +49,8 @@ pub(super) async fn add(
     Ok((status, Json(views::project(&api.secrets, &project))))
 }
 
-/// Unlinks a project's repository and closes the environments of its pull requests. Images and the name stay.
+/// Unlinks a project's repository and closes the environments of its pull requests. Its secrets are deleted. Images and
+/// the name stay.
 #[utoipa::path(delete, path = "/projects/{name}", params(("name" = String, Path)), responses(
     (status = 204),
     (status = 404, body = ErrorBody),
@@ -71,10 +72,19 @@ pub(super) async fn remove(
         let message = format!("stagely.toml has the project {name}; remove it there");
         return Err(ApiError::conflict(message));
     }
-    // The token is deleted before the project, so that a crash in between leaves no token for a later project.
+    // They are deleted before the link, so that a crash in between leaves nothing for a later one.
     set_token(&api, project, None).await?;
+    remove_secrets(&api, project).await?;
     api.events.store(Event::ProjectRemoved { project }).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+async fn remove_secrets(api: &ApiState, project: ProjectId) -> Result<(), ApiError> {
+    let secrets = api.secrets.clone();
+    spawn_blocking(move || secrets.remove_project_secrets(project))
+        .await
+        .map_err(|error| ApiError::internal(&error))?
+        .map_err(|error| ApiError::internal(&error))
 }
 
 async fn set_token(

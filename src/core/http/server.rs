@@ -22,8 +22,10 @@ use tokio_util::task::TaskTracker;
 use tracing::debug;
 
 use super::Endpoints;
+use super::client_body::ClientBody;
 use super::connections::{Activity, ConnectionLimits};
 use super::front::{Front, HEAD_BYTES_MAX};
+use super::half_closed::{HalfClosedStream, Responding};
 use super::paced_stream::PacedStream;
 use super::websockets::WebSockets;
 
@@ -35,6 +37,7 @@ const TIME_LIMITS: TimeLimits = TimeLimits {
     head: Duration::from_secs(5),
     idle: Duration::from_secs(30),
     write: Duration::from_mins(1),
+    half_closed: Duration::from_secs(10),
 };
 
 /// The most headers of a request.
@@ -101,6 +104,9 @@ struct TimeLimits {
     idle: Duration,
     /// How long a response may be blocked by a client that accepts next to nothing.
     write: Duration,
+    /// How long a client that has closed its direction waits for the next byte of its response. One that has disconnected
+    /// looks the same.
+    half_closed: Duration,
 }
 
 async fn serve_connection<S>(
@@ -110,7 +116,7 @@ async fn serve_connection<S>(
     activity: &Activity,
     stop: &CancellationToken,
 ) where
-    S: Service<Request<Incoming>, Response = Response, Error = Infallible>,
+    S: Service<Request<ClientBody>, Response = Response, Error = Infallible>,
     S::Future: Send + 'static,
 {
     // Small messages follow each other closely: the second would wait until the first is acknowledged. The server also
@@ -122,10 +128,13 @@ async fn serve_connection<S>(
         .with_interval(KEEPALIVE_INTERVAL)
         .with_retries(KEEPALIVE_RETRIES);
     let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive);
+    let responding = Responding::default();
     let stream = PacedStream::new(stream, limits.write);
-    let service = service_fn(|request| {
+    let stream = HalfClosedStream::new(stream, responding.clone(), limits.half_closed);
+    let service = service_fn(|request: Request<Incoming>| {
         let busy = activity.begin_request();
-        let response = service.call(request);
+        let responds = responding.begin();
+        let response = service.call(ClientBody::of(request));
         async move {
             let response = response.await?;
             if response.status() == StatusCode::SWITCHING_PROTOCOLS {
@@ -135,7 +144,7 @@ async fn serve_connection<S>(
             // The body goes when it is sent.
             Ok(response.map(|body| {
                 Body::new(body.map_err(move |error| {
-                    let _busy = &busy;
+                    let _until_sent = (&busy, &responds);
                     error
                 }))
             }))
@@ -166,7 +175,7 @@ async fn serve_connection<S>(
 #[cfg(test)]
 mod tests {
     use axum::Router;
-    use axum::routing::get;
+    use axum::routing::{get, post};
     use hyper_util::service::TowerToHyperService;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::task::JoinHandle;
@@ -175,7 +184,8 @@ mod tests {
 
     const SHORT: Duration = Duration::from_millis(200);
 
-    const LIMITS: TimeLimits = TimeLimits { head: SHORT, idle: SHORT, write: SHORT };
+    const LIMITS: TimeLimits =
+        TimeLimits { head: SHORT, idle: SHORT, write: SHORT, half_closed: SHORT };
 
     /// A client of a server with short limits, and the task that serves it.
     async fn client() -> (TcpStream, JoinHandle<()>) {
@@ -187,6 +197,15 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let router = Router::new()
             .route("/small", get(async || "a response"))
+            .route("/refused", post(async || StatusCode::PAYLOAD_TOO_LARGE))
+            .route("/never", get(std::future::pending::<()>))
+            .route(
+                "/slow",
+                get(async || {
+                    tokio::time::sleep(SHORT / 2).await;
+                    "a late response"
+                }),
+            )
             .route("/large", get(async || vec![0_u8; 64 * 1024 * 1024]));
         let served = tokio::spawn(async move {
             let (stream, _) = listener.accept().await.unwrap();
@@ -239,10 +258,63 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_client_sees_its_response_and_goes_on_although_nobody_reads_its_body() {
+        const BODY_BYTES: usize = 16 * 1024 * 1024;
+        let limits = TimeLimits { idle: Duration::from_mins(1), ..LIMITS };
+        let (mut client, _) = client_with(limits).await;
+        for _ in 0..3 {
+            let head = format!(
+                "POST /refused HTTP/1.1\r\nhost: a\r\ncontent-length: {BODY_BYTES}\r\n\r\n"
+            );
+            client.write_all(head.as_bytes()).await.unwrap();
+            client.write_all(&vec![b'x'; BODY_BYTES]).await.unwrap();
+            let mut response = vec![0; 1024];
+            let bytes = client.read(&mut response).await.unwrap();
+            assert!(response[..bytes].starts_with(b"HTTP/1.1 413 "));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_that_was_not_asked_for_is_not_waited_for() {
+        let (mut client, served) = client().await;
+        let head = "POST /refused HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\nexpect: 100-continue\r\n\r\n";
+        client.write_all(head.as_bytes()).await.unwrap();
+        let mut response = String::new();
+        client.read_to_string(&mut response).await.unwrap();
+        assert!(response.starts_with("HTTP/1.1 413 "), "{response}");
+        timeout(Duration::from_secs(5), served).await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
     async fn a_client_that_does_not_read_is_disconnected() {
         let (mut client, served) = client().await;
         client.write_all(b"GET /large HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
         served.await.unwrap();
         assert!(rest(&mut client).await < 64 * 1024 * 1024);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_has_closed_its_direction_gets_its_response() {
+        let limits = TimeLimits { idle: Duration::from_mins(1), ..LIMITS };
+        for (path, least) in [("small", 10), ("slow", 15), ("large", 64 * 1024 * 1024)] {
+            let (mut client, served) = client_with(limits).await;
+            let request = format!("GET /{path} HTTP/1.1\r\nhost: a\r\n\r\n");
+            client.write_all(request.as_bytes()).await.unwrap();
+            client.shutdown().await.unwrap();
+            let bytes = rest(&mut client).await;
+            assert!(bytes > least, "{path}: {bytes}");
+            // The connection does not wait for another request.
+            timeout(Duration::from_secs(20), served).await.unwrap().unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_disconnects_does_not_wait_for_its_response() {
+        let limits = TimeLimits { idle: Duration::from_mins(1), ..LIMITS };
+        let (mut client, served) = client_with(limits).await;
+        client.write_all(b"GET /never HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        tokio::time::sleep(SHORT).await;
+        drop(client);
+        timeout(Duration::from_secs(20), served).await.unwrap().unwrap();
     }
 }

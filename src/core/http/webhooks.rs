@@ -171,3 +171,59 @@ impl From<DeliveryError> for ApiError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use futures_util::{StreamExt as _, stream};
+    use tokio::task::JoinSet;
+
+    use super::*;
+
+    /// A body of which `bytes` have arrived, and which does not end.
+    fn unfinished(bytes: usize) -> Body {
+        let chunks = vec![Ok::<_, Infallible>(Bytes::from(vec![b'x'; bytes]))];
+        Body::from_stream(stream::iter(chunks).chain(stream::pending()))
+    }
+
+    /// Begins to read `count` unfinished bodies.
+    async fn read_unfinished(memory: &WebhookMemory, count: usize, bytes: usize) -> JoinSet<()> {
+        let mut reading = JoinSet::new();
+        for _ in 0..count {
+            let memory = memory.clone();
+            reading.spawn(async move {
+                let _ = memory.read(unfinished(bytes)).await;
+            });
+        }
+        // The paused clock moves on when all have read what has arrived.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        reading
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn unfinished_bodies_take_memory_only_for_what_has_arrived() {
+        let memory = WebhookMemory::default();
+        let _reading = read_unfinished(&memory, 10_000, 1_024).await;
+
+        let taken = MEMORY_BYTES_MAX - memory.small.available_permits();
+        assert_eq!(taken, 10_000 * 1_024);
+        // A complete delivery of either kind does not wait.
+        for bytes in [30 * 1_024, 20 * 1_024 * 1_024] {
+            let read = timeout(Duration::from_millis(1), memory.read(Body::from(vec![0; bytes])));
+            let (body, permits) = read.await.expect("it does not wait").unwrap();
+            assert_eq!(body.len(), bytes);
+            drop(permits);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn small_deliveries_pass_while_large_unfinished_ones_use_up_their_memory() {
+        let memory = WebhookMemory::default();
+        let _reading = read_unfinished(&memory, 10, 10 * 1_024 * 1_024).await;
+        let small = memory.read(Body::from(vec![0; 30 * 1_024])).await;
+        assert_eq!(small.unwrap().0.len(), 30 * 1_024);
+        let refused = memory.read(Body::from(vec![0; 20 * 1_024 * 1_024])).await;
+        assert!(refused.is_err(), "more memory is used than allowed");
+    }
+}

@@ -7,11 +7,16 @@ use stagely_state::{BranchName, InvalidName, Name, Reference};
 use thiserror::Error;
 use url::Url;
 
+use crate::api::SECRET_BYTES_MAX;
+
 /// The most entries of a map or a list.
 const ENTRIES_MAX: usize = 128;
 const TEXT_BYTES_MAX: usize = 4 * 1024;
 
 const ARGUMENT_BYTES_MAX: usize = 64 * 1024;
+
+/// As in `stagely.yaml`.
+const SECRET_NAME_CHARS_MAX: usize = 100;
 
 /// A field of a request has a value that cannot be used.
 #[derive(Debug, PartialEq, Eq, Error)]
@@ -89,16 +94,53 @@ pub(super) fn check_set(set: &BTreeMap<String, SecretString>) -> Result<(), Inva
         return Err(invalid("set", format!("has more than {ENTRIES_MAX} entries")));
     }
     for (name, value) in set {
-        let good = !name.is_empty()
-            && !name.starts_with(|first: char| first.is_ascii_digit())
-            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
-        if !good {
+        if !is_variable_name(name) {
             let problem = format!("{name:?} is not the name of a build argument");
             return Err(invalid("set", problem));
         }
         if value.expose_secret().len() > ARGUMENT_BYTES_MAX {
             return Err(invalid("set", format!("the value of {name} is longer than 64 KiB")));
         }
+    }
+    Ok(())
+}
+
+fn is_variable_name(name: &str) -> bool {
+    !name.is_empty()
+        && !name.starts_with(|first: char| first.is_ascii_digit())
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+}
+
+/// Checks the name of a project's secret.
+pub(crate) fn check_secret_name(name: &str) -> Result<(), InvalidRequest> {
+    if name.len() > SECRET_NAME_CHARS_MAX {
+        let problem = format!("is longer than {SECRET_NAME_CHARS_MAX} characters");
+        return Err(invalid("secret", problem));
+    }
+    if !is_variable_name(name) {
+        let problem = format!(
+            "{name:?} is not the name of an environment variable; use letters, digits and `_`, and begin with \
+             none of the digits"
+        );
+        return Err(invalid("secret", problem));
+    }
+    Ok(())
+}
+
+/// Checks the value of a project's secret, which becomes an environment variable.
+pub(crate) fn check_secret_value(value: &SecretString) -> Result<(), InvalidRequest> {
+    let value = value.expose_secret();
+    if value.is_empty() {
+        return Err(invalid("value", "is empty"));
+    }
+    if value.len() > SECRET_BYTES_MAX {
+        return Err(invalid("value", format!("is longer than {} KiB", SECRET_BYTES_MAX / 1024)));
+    }
+    if value.contains('\0') {
+        return Err(invalid(
+            "value",
+            "has a NUL character, which no environment variable can have",
+        ));
     }
     Ok(())
 }

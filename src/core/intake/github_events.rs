@@ -7,7 +7,9 @@ mod ignored;
 mod tests;
 
 use stagely_protocol::CommitSha;
-use stagely_state::{Command, CommandKind, Environment, Event, Head, HeadSource, Project, Trigger};
+use stagely_state::{
+    Command, CommandKind, Environment, Event, Head, HeadSource, PreviewCommand, Project, Trigger,
+};
 
 use self::head::{HeadChange, branch_moved, pull_request_moved};
 use crate::config::GithubConfig;
@@ -16,6 +18,9 @@ use crate::core::github::{PullRequest, Repository};
 use crate::core::records::Records;
 
 pub(crate) use ignored::Ignored;
+
+/// The label with which a pull request gets a preview although `on` of `stagely.yaml` is not `pull_requests`.
+pub(crate) const PREVIEW_LABEL: &str = "stagely-preview";
 
 /// Makes the event of a delivery.
 ///
@@ -49,6 +54,9 @@ pub(crate) fn event(
         }
         WebhookEvent::Labeled { repository, pull_request, label, sender } => {
             let project = linked(records, repository)?;
+            if label.eq_ignore_ascii_case(PREVIEW_LABEL) {
+                return preview_labeled(records, config, project, repository, pull_request, sender);
+            }
             if !label.eq_ignore_ascii_case(&config.approval_label) {
                 return Err(Ignored::OtherLabel);
             }
@@ -65,6 +73,14 @@ pub(crate) fn event(
             };
             Ok(Event::CommandGiven { environment, command })
         }
+        WebhookEvent::Unlabeled { repository, pull_request, label } => {
+            let project = linked(records, repository)?;
+            if !label.eq_ignore_ascii_case(PREVIEW_LABEL) {
+                return Err(Ignored::OtherLabel);
+            }
+            let environment = built(records, project, pull_request.number)?.id;
+            Ok(Event::PreviewLabelRemoved { environment })
+        }
         WebhookEvent::BranchPushed { repository, head, before, at } => {
             let project = linked(records, repository)?;
             let head =
@@ -80,6 +96,31 @@ pub(crate) fn event(
             Ok(Event::CommandGiven { environment, command })
         }
     }
+}
+
+/// Makes the event of the label of previews. The delivery of the opening may come later.
+fn preview_labeled(
+    records: &Records,
+    config: &GithubConfig,
+    project: &Project,
+    repository: &Repository,
+    pull_request: &PullRequest,
+    sender: &str,
+) -> Result<Event, Ignored> {
+    let Ok(environment) = built(records, project, pull_request.number) else {
+        let (commit, at) = (pull_request.head.clone(), pull_request.updated_at);
+        let head = Head { commit, before: None, at, is_first: false };
+        let change = HeadChange { head, trigger: Trigger::PrOpened, source: HeadSource::Delivery };
+        return pull_request_moved(records, config, project, repository, pull_request, change);
+    };
+    let command = Command {
+        comment: None,
+        author: sender.to_owned(),
+        kind: CommandKind::Preview { action: PreviewCommand::Start },
+        at: pull_request.updated_at,
+        is_late: false,
+    };
+    Ok(Event::CommandGiven { environment: environment.id, command })
 }
 
 /// Makes the event of a delivery that was read long after it was sent.

@@ -1,12 +1,12 @@
 //! Makes the records of a rebuild: a new run of an earlier run's commit.
 
 use stagely_state::ids::{EnvironmentId, RunId};
-use stagely_state::{Run, RunState, Trigger};
+use stagely_state::{Environment, Run, RunState, Trigger};
 use thiserror::Error;
 
 use super::fields::{InvalidRequest, check_foreign_set, check_set, invalid};
 use super::request::RequestedRun;
-use crate::api::RebuildRun;
+use crate::api::{RebuildEnvironment, RebuildRun};
 use crate::core::clock::{new_id, now};
 use crate::core::records::Records;
 use crate::core::secrets::RunSecrets;
@@ -31,6 +31,8 @@ pub(crate) enum NotRebuildable {
     Open(RunId),
     #[error("{0} is a warm-up; start another with `stagely warm`")]
     WarmUp(RunId),
+    #[error("{0} only started a preview again; rebuild the run whose images it had")]
+    OfPreview(RunId),
     #[error("nothing failed in {0}; without `failed` all of it is built again")]
     NothingFailed(RunId),
     #[error("{name} is closed")]
@@ -48,7 +50,7 @@ pub(crate) fn rebuild(
     earlier: &Run,
     rebuild: RebuildRun,
 ) -> Result<RequestedRun, RebuildError> {
-    check_rebuild(earlier, rebuild.failed)?;
+    check_rebuild(earlier, rebuild.failed && !rebuild.preview)?;
     rebuild_of(records, earlier, rebuild)
 }
 
@@ -61,19 +63,41 @@ pub(crate) fn rebuild_environment(
     records: &Records,
     id: EnvironmentId,
     newest: Option<&Run>,
-    failed_only: bool,
+    rebuild: RebuildEnvironment,
 ) -> Result<RequestedRun, RebuildError> {
+    check_open(records, id)?;
+    let newest = newest.ok_or(NotRebuildable::NoRun)?;
+    let RebuildEnvironment { failed_only, preview } = rebuild;
+    if newest.state.is_final() || failed_only {
+        check_rebuild(newest, failed_only && !preview)?;
+    }
+    let rebuild = RebuildRun { failed: failed_only, preview, ..RebuildRun::default() };
+    rebuild_of(records, newest, rebuild)
+}
+
+/// Makes the records of a run that deploys the commit of an environment's `newest` run. Images that are there already
+/// are reused.
+///
+/// # Errors
+/// [`RebuildError`].
+pub(crate) fn deploy_newest(
+    records: &Records,
+    id: EnvironmentId,
+    newest: &Run,
+) -> Result<RequestedRun, RebuildError> {
+    check_open(records, id)?;
+    rebuild_of(records, newest, RebuildRun { failed: true, preview: true, ..RebuildRun::default() })
+}
+
+/// Checks that the environment exists, and is not that of a closed pull request.
+fn check_open(records: &Records, id: EnvironmentId) -> Result<(), RebuildError> {
     let environment = records.environments.get(&id).ok_or(RebuildError::NoEnvironment(id))?;
     let project = records.projects.get(&environment.project);
     let is_linked = project.is_some_and(|project| project.github.is_some());
     if environment.state.is_closed() && environment.pull_request.is_some() && is_linked {
         return Err(NotRebuildable::Closed { name: environment.name.clone() }.into());
     }
-    let newest = newest.ok_or(NotRebuildable::NoRun)?;
-    if newest.state.is_final() || failed_only {
-        check_rebuild(newest, failed_only)?;
-    }
-    rebuild_of(records, newest, RebuildRun { failed: failed_only, ..RebuildRun::default() })
+    Ok(())
 }
 
 /// Makes the records of a rebuild of `earlier`, which [`check_rebuild`] allows.
@@ -98,6 +122,11 @@ fn rebuild_of(
         from_fork: earlier.from_fork,
         github: earlier.github.clone(),
         set_names: rebuild.set.keys().cloned().collect(),
+        with_preview: if rebuild.preview {
+            Some(true)
+        } else {
+            inherited_preview(earlier, environment)
+        },
         rebuilds: Some(earlier.original()),
         reuses: rebuild.failed.then_some(id),
         ..Run::new(new_id::<RunId>(), environment, earlier.repository.clone(), now())
@@ -105,6 +134,13 @@ fn rebuild_of(
     let run = run.with_approval(earlier.approval.clone());
     let secrets = RunSecrets { clone_token: rebuild.clone_token, set: rebuild.set };
     Ok(RequestedRun { run, project: project.clone(), environment: environment.clone(), secrets })
+}
+
+/// What `earlier` says about a preview, unless it says so because of a label that was removed since.
+fn inherited_preview(earlier: &Run, environment: &Environment) -> Option<bool> {
+    let is_outdated =
+        environment.label_removed_at.is_some_and(|removed_at| earlier.created_at <= removed_at);
+    earlier.with_preview.filter(|is_wanted| !is_wanted || !is_outdated)
 }
 
 /// Checks that the build arguments of `earlier` are given again, and, if jobs are reused, no others.
@@ -140,6 +176,9 @@ fn check_rebuild(earlier: &Run, only_failed: bool) -> Result<(), NotRebuildable>
     }
     if earlier.trigger == Trigger::WarmUp {
         return Err(NotRebuildable::WarmUp(id));
+    }
+    if earlier.trigger.is_of_preview() {
+        return Err(NotRebuildable::OfPreview(id));
     }
     if only_failed && earlier.state == RunState::Completed {
         return Err(NotRebuildable::NothingFailed(id));
@@ -210,17 +249,19 @@ mod tests {
             *run = run.clone().with_approval(Approval::Awaited);
         });
         let environment = records.runs[&id].environment;
-        let none = rebuild_environment(&records, environment, None, false).unwrap_err();
+        let all = RebuildEnvironment::default();
+        let none = rebuild_environment(&records, environment, None, all).unwrap_err();
         assert!(none.to_string().contains("no run"), "{none}");
 
         let newest = records.runs.get(&id);
-        let run = rebuild_environment(&records, environment, newest, false).unwrap().run;
+        let run = rebuild_environment(&records, environment, newest, all).unwrap().run;
 
         assert_eq!((run.rebuilds, run.reuses, run.trigger), (Some(id), None, Trigger::Rebuild));
         assert_eq!(run.approval, Approval::Awaited, "a rebuild is no approval");
-        let open = rebuild_environment(&records, environment, newest, true).unwrap_err();
+        let failed = RebuildEnvironment { failed_only: true, ..all };
+        let open = rebuild_environment(&records, environment, newest, failed).unwrap_err();
         assert!(open.to_string().contains("has not ended"), "{open}");
-        let nowhere = rebuild_environment(&records, new_id::<EnvironmentId>(), None, false);
+        let nowhere = rebuild_environment(&records, new_id::<EnvironmentId>(), None, all);
         assert!(matches!(nowhere, Err(RebuildError::NoEnvironment(_))));
     }
 
@@ -259,6 +300,41 @@ mod tests {
             run.trigger = Trigger::WarmUp;
         };
         assert!(refused(warm_up, false).contains("stagely warm"));
+        let wake = |run: &mut Run| {
+            run.state = RunState::Completed;
+            run.trigger = Trigger::Wake;
+        };
+        assert!(refused(wake, false).contains("only started a preview"));
+    }
+
+    #[test]
+    fn a_preview_is_deployed_with_the_images_of_a_completed_run() {
+        let create = CreateRun { pull_request: Some(7), ..app() };
+        let (records, id) = records_of(create, |run| run.state = RunState::Completed);
+        let newest = &records.runs[&id];
+        let preview = RebuildRun { failed: true, preview: true, ..Default::default() };
+        let rebuilt = rebuild(&records, newest, preview).unwrap().run;
+        let deployed = deploy_newest(&records, newest.environment, newest).unwrap().run;
+        for run in [&rebuilt, &deployed] {
+            assert_eq!(
+                (run.with_preview, run.reuses, run.rebuilds),
+                (Some(true), Some(id), Some(id))
+            );
+        }
+        // The next rebuild has it, too, unless its label was removed since.
+        let (mut records, id) = records_of(app(), |run| {
+            run.state = RunState::Completed;
+            run.with_preview = Some(true);
+        });
+        let again = |records: &Records| {
+            rebuild(records, &records.runs[&id], RebuildRun::default()).unwrap().run.with_preview
+        };
+        assert_eq!(again(&records), Some(true));
+        let run = &records.runs[&id];
+        let (environment, removed_at) = (run.environment, run.created_at);
+        let environment = records.environments.get_mut(&environment).unwrap();
+        environment.label_removed_at = Some(removed_at);
+        assert_eq!(again(&records), None);
     }
 
     #[test]

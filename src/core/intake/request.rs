@@ -57,6 +57,7 @@ pub(crate) fn run(records: &Records, create: CreateRun) -> Result<RequestedRun, 
         base: create.base,
         from_fork: create.from_fork,
         set_names: create.set.keys().cloned().collect(),
+        with_preview: create.preview,
         ..Run::new(new_id::<RunId>(), &environment, repository.to_string(), now())
     };
     let secrets = RunSecrets { clone_token: create.clone_token, set: create.set };

@@ -143,6 +143,11 @@ impl Chunk {
         Ok(stored)
     }
 
+    /// The text of a stored chunk, as far as it can be read: the sum of [`counted_bytes`].
+    pub(super) fn text_bytes_of(bytes: &[u8]) -> u64 {
+        parts(bytes).map_while(Result::ok).map(|part| u64::from(part.text_bytes)).sum()
+    }
+
     /// The stored form of the chunk `before` with the lines of this one added; `None` if they do not fit.
     pub(super) fn added_to(&self, before: &[u8]) -> Result<Option<Vec<u8>>, Damaged> {
         let kept = parts(before).collect::<Result<Vec<_>, _>>()?;

@@ -6,11 +6,10 @@ use std::sync::{Arc, Mutex};
 
 use axum::extract::ws::Utf8Bytes;
 use stagely_protocol::{LogLine, cut_line};
-use stagely_state::Attempt;
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
 
-use super::lock;
+use super::{LogId, lock};
 use crate::api::{FollowMessage, FollowedLine};
 
 /// Most batches that a viewer may be behind. One that is further behind reads from the store.
@@ -22,7 +21,7 @@ const ENCODED_BYTES_MAX: usize = 384 * 1024;
 
 /// The senders of each followed log.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Followed(Arc<Mutex<HashMap<Attempt, broadcast::Sender<Committed>>>>);
+pub(super) struct Followed(Arc<Mutex<HashMap<LogId, broadcast::Sender<Committed>>>>);
 
 /// Lines that are stored and can be read.
 #[derive(Clone, Debug)]
@@ -36,24 +35,24 @@ pub(super) struct Committed {
 }
 
 impl Followed {
-    pub(super) fn follow(&self, attempt: Attempt) -> LiveLines {
+    pub(super) fn follow(&self, log: LogId) -> LiveLines {
         let mut followed = lock(&self.0);
         followed.retain(|_, sender| sender.receiver_count() > 0);
-        let sender = followed.entry(attempt).or_insert_with(|| broadcast::Sender::new(BATCHES_MAX));
+        let sender = followed.entry(log).or_insert_with(|| broadcast::Sender::new(BATCHES_MAX));
         LiveLines(sender.subscribe())
     }
 
     /// The message for viewers of `lines`, if there are viewers, and if the lines are stored as they are.
     pub(super) fn encode(
         &self,
-        attempt: Attempt,
+        log: LogId,
         first: Option<u64>,
         lines: &[LogLine<'_>],
     ) -> Option<Utf8Bytes> {
         let first = first?;
         let text_bytes: usize = lines.iter().map(|line| line.data.len()).sum();
         let is_followed =
-            || lock(&self.0).get(&attempt).is_some_and(|sender| sender.receiver_count() > 0);
+            || lock(&self.0).get(&log).is_some_and(|sender| sender.receiver_count() > 0);
         if text_bytes > ENCODED_BYTES_MAX || !is_followed() {
             return None;
         }
@@ -63,15 +62,15 @@ impl Followed {
             is_whole.then_some(FollowedLine { t: line.t, stream: line.stream, data })
         });
         let lines = lines.collect::<Option<_>>()?;
-        let message = FollowMessage::Lines { attempt: attempt.number, first, lines };
+        let message = FollowMessage::Lines { attempt: log.number(), first, lines };
         let json = serde_json::to_string(&message).expect("a message has string keys");
         (json.len() <= ENCODED_BYTES_MAX).then(|| json.into())
     }
 
-    pub(super) fn notify(&self, committed: impl IntoIterator<Item = (Attempt, Committed)>) {
+    pub(super) fn notify(&self, committed: impl IntoIterator<Item = (LogId, Committed)>) {
         let followed = lock(&self.0);
-        for (attempt, committed) in committed {
-            if let Some(sender) = followed.get(&attempt) {
+        for (log, committed) in committed {
+            if let Some(sender) = followed.get(&log) {
                 // Without a receiver nobody follows it any more.
                 let _ = sender.send(committed);
             }

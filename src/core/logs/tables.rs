@@ -1,16 +1,16 @@
 //! The tables of the log database, and reading from them.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use redb::{Database, ReadableDatabase as _, TableDefinition};
+use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 use serde::{Deserialize, Serialize};
-use stagely_state::Attempt;
-use stagely_state::ids::JobId;
+use stagely_state::ids::PreviewId;
 
 use super::chunk::{Chunk, counted_bytes};
-use super::{LogError, StoredLine};
+use super::{LogError, LogId, StoredLine};
 use crate::core::damage::DamagedDatabase;
 use crate::core::disk;
 
@@ -18,23 +18,20 @@ use crate::core::disk;
 pub(super) const ADVICE: &str =
     "move it away, and core begins with empty logs and keeps everything else";
 
-/// Job, attempt, number of the chunk's first line.
+/// Job or preview, attempt or deployment: the key of an extent.
+pub(super) type LogKey = (u128, u32);
+
+/// The same, and the number of the chunk's first line.
 pub(super) type ChunkKey = (u128, u32, u64);
 
 pub(super) const CHUNKS: TableDefinition<'static, ChunkKey, &[u8]> = TableDefinition::new("chunks");
-pub(super) const EXTENTS: TableDefinition<'static, (u128, u32), &[u8]> =
-    TableDefinition::new("extents");
-
-/// The key of an attempt's extent, and the first two fields of the keys of its chunks.
-pub(super) const fn extent_key(attempt: Attempt) -> (u128, u32) {
-    (attempt.job.bits(), attempt.number)
-}
+pub(super) const EXTENTS: TableDefinition<'static, LogKey, &[u8]> = TableDefinition::new("extents");
 
 /// A read ends with the chunk that reaches this much text, in bytes, so that a page of long lines still fits into one
 /// message.
 const READ_BYTES: usize = 512 * 1024;
 
-/// The length of one attempt's log, and where it grows.
+/// The length of a log, and where it grows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Extent {
     /// The number of the next line. Dropped lines are counted.
@@ -108,23 +105,24 @@ impl Tables {
         *self.database.write().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    pub(super) fn extent(&self, attempt: Attempt) -> Result<Extent, LogError> {
+    pub(super) fn extent(&self, log: LogId) -> Result<Extent, LogError> {
         let read = self.database()?.begin_read()?;
-        let row = read.open_table(EXTENTS)?.get(extent_key(attempt))?;
+        let row = read.open_table(EXTENTS)?.get(log.key())?;
         match row {
             None => Ok(Extent::default()),
-            Some(bytes) => postcard::from_bytes(bytes.value())
-                .map_err(|_| LogError::Damaged { job: attempt.job }),
+            Some(bytes) => {
+                postcard::from_bytes(bytes.value()).map_err(|_| LogError::Damaged { log })
+            }
         }
     }
 
     pub(super) fn read(
         &self,
-        attempt: Attempt,
+        log: LogId,
         from: u64,
         lines_max: usize,
-    ) -> Result<Vec<StoredLine>, LogError> {
-        let (job, number) = extent_key(attempt);
+    ) -> Result<(u64, Vec<StoredLine>), LogError> {
+        let (job, number) = log.key();
         let read = self.database()?.begin_read()?;
         let chunks = read.open_table(CHUNKS)?;
         // The chunk that holds `from` begins at or before it.
@@ -132,36 +130,38 @@ impl Tables {
             Some(chunk) => chunk?.0.value().2,
             None => from,
         };
-        let (mut lines, mut text_bytes) = (Vec::new(), 0);
+        let (mut lines, mut text_bytes, mut first_read) = (Vec::new(), 0, from);
         for chunk in chunks.range((job, number, begin)..=(job, number, u64::MAX))? {
             let (chunk_key, bytes) = chunk?;
             let first = chunk_key.value().2;
+            if lines.is_empty() {
+                first_read = from.max(first);
+            }
             let stored = Chunk::read(bytes.value(), from.saturating_sub(first))
-                .map_err(|_| LogError::Damaged { job: attempt.job })?;
+                .map_err(|_| LogError::Damaged { log })?;
             lines
                 .extend(stored.into_iter().inspect(|line| text_bytes += counted_bytes(&line.data)));
             if lines.len() >= lines_max || text_bytes >= READ_BYTES {
                 break;
             }
         }
-        Ok(lines)
+        Ok((first_read, lines))
     }
 
     /// The last lines, and the number of the first of them. Reads only the end of the log.
     pub(super) fn tail(
         &self,
-        attempt: Attempt,
+        log: LogId,
         lines_max: usize,
     ) -> Result<(u64, Vec<StoredLine>), LogError> {
-        let (job, number) = extent_key(attempt);
+        let (job, number) = log.key();
         let read = self.database()?.begin_read()?;
         let chunks = read.open_table(CHUNKS)?;
         let (mut lines, mut text_bytes, mut first) = (VecDeque::new(), 0, 0);
         for chunk in chunks.range((job, number, 0)..=(job, number, u64::MAX))?.rev() {
             let (chunk_key, bytes) = chunk?;
             first = chunk_key.value().2;
-            let stored = Chunk::read(bytes.value(), 0)
-                .map_err(|_| LogError::Damaged { job: attempt.job })?;
+            let stored = Chunk::read(bytes.value(), 0).map_err(|_| LogError::Damaged { log })?;
             for line in stored.into_iter().rev() {
                 text_bytes += counted_bytes(&line.data);
                 lines.push_front(line);
@@ -175,12 +175,23 @@ impl Tables {
         Ok((first + excess as u64, lines.into()))
     }
 
-    /// The attempts of a job that have a log.
-    pub(super) fn attempts(&self, job: JobId) -> Result<Vec<Attempt>, LogError> {
+    /// The keys of the logs that are there.
+    pub(super) fn logs(&self, keys: Range<LogKey>) -> Result<Vec<LogKey>, LogError> {
         let read = self.database()?.begin_read()?;
         let extents = read.open_table(EXTENTS)?;
-        let rows = extents.range((job.bits(), 0)..=(job.bits(), u32::MAX))?;
-        rows.map(|row| Ok(Attempt { job, number: row?.0.value().1 })).collect()
+        let rows = extents.range(keys)?;
+        rows.map(|row| Ok(row?.0.value())).collect()
+    }
+
+    /// The previews that have logs.
+    pub(super) fn previews(&self) -> Result<BTreeSet<PreviewId>, LogError> {
+        let read = self.database()?.begin_read()?;
+        let extents = read.open_table(EXTENTS)?;
+        let mut previews = BTreeSet::new();
+        for row in extents.iter()? {
+            previews.extend(LogId::preview_of(row?.0.value()));
+        }
+        Ok(previews)
     }
 }
 

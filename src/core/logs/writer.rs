@@ -2,20 +2,19 @@
 
 use std::collections::HashMap;
 use std::mem;
+use std::ops::Range;
 use std::time::Duration;
 
 use axum::extract::ws::Utf8Bytes;
 use redb::{Durability, ReadableTable as _, Table};
 use stagely_protocol::{ErrorChain, Stream};
-use stagely_state::Attempt;
-use stagely_state::ids::JobId;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, warn};
 
 use super::chunk::{Chunk, GROW_BYTES_MAX};
 use super::live::{Committed, Followed};
-use super::tables::{CHUNKS, ChunkKey, EXTENTS, Extent, Tables, extent_key};
-use super::{AppendError, LogError, LogSettings, StoredLine};
+use super::tables::{CHUNKS, ChunkKey, EXTENTS, Extent, LogKey, Tables};
+use super::{AppendError, LogError, LogId, LogSettings, SERVICES_BYTES_MAX, StoredLine};
 
 /// Most commands in one group, which is about 10 MB of text if all batches are full.
 const GROUP_MAX: usize = 256;
@@ -29,9 +28,9 @@ const REOPEN_WAIT: Duration = Duration::from_millis(250);
 #[derive(Debug)]
 pub(super) enum Command {
     Append(AppendCommand),
-    /// Delete all logs of a job.
+    /// Delete the logs with these keys.
     Forget {
-        job: JobId,
+        keys: Range<LogKey>,
         done: oneshot::Sender<Result<(), LogError>>,
     },
     /// End the thread.
@@ -41,7 +40,7 @@ pub(super) enum Command {
 /// Chunks to store, one after the other.
 #[derive(Debug)]
 pub(super) struct AppendCommand {
-    pub(super) attempt: Attempt,
+    pub(super) log: LogId,
     /// The number of their first line. Without one they follow the stored lines.
     pub(super) first: Option<u64>,
     pub(super) chunks: Vec<Chunk>,
@@ -62,7 +61,7 @@ pub(super) struct Writer {
     /// Whether redb has met damaged pages.
     is_damaged: bool,
     /// The stored extents of the logs that were written last.
-    extents: HashMap<Attempt, Extent>,
+    extents: HashMap<LogKey, Extent>,
 }
 
 /// Most extents in memory.
@@ -85,12 +84,12 @@ impl Writer {
             for command in group.drain(..) {
                 match command {
                     Command::Append(append) => appends.push(append),
-                    Command::Forget { job, done } => {
+                    Command::Forget { keys, done } => {
                         // Earlier lines must not be stored after the deletion.
                         self.append(mem::take(&mut appends));
                         // The caller may be gone; the logs are deleted.
                         let tables = self.tables.clone();
-                        let _ = done.send(tables.checked(|_| self.forget(job)));
+                        let _ = done.send(tables.checked(|_| self.forget(keys)));
                     }
                     Command::Close => is_closing = true,
                 }
@@ -162,11 +161,11 @@ impl Writer {
         write.set_quick_repair(true);
         {
             let mut chunks = write.open_table(CHUNKS)?;
-            for AppendCommand { attempt, first, chunks: new, message, stored } in appends {
+            for AppendCommand { log, first, chunks: new, message, stored } in appends {
                 // The answer is prepared before anything can fail, so that every caller gets one.
                 group.answers.push((stored, Err(AppendError::NotStored(String::new()))));
-                let before = self.extent(group, attempt);
-                let answer = match self.append_all(group, &mut chunks, attempt, first, new) {
+                let before = self.extent(group, log);
+                let answer = match self.append_all(group, &mut chunks, log, first, new) {
                     // The damage is that of one job, whose agent keeps its lines. The others' lines are stored.
                     Err(error @ LogError::Damaged { .. }) => {
                         error!(error = %ErrorChain(&error), "log lines were not stored");
@@ -178,13 +177,13 @@ impl Writer {
                     last.1 = answer;
                 }
                 if let Ok(before) = before {
-                    group.note_committed(attempt, before, first, message);
+                    group.note_committed(log, before, first, message);
                 }
             }
             let mut extents = write.open_table(EXTENTS)?;
-            for (attempt, extent) in &group.extents {
+            for (key, extent) in &group.extents {
                 let bytes = postcard::to_stdvec(extent).expect("a vector takes every extent");
-                extents.insert(extent_key(*attempt), bytes.as_slice())?;
+                extents.insert(key, bytes.as_slice())?;
             }
         }
         write.commit()?;
@@ -195,14 +194,14 @@ impl Writer {
         &self,
         group: &mut Group,
         table: &mut Table<'_, ChunkKey, &'static [u8]>,
-        attempt: Attempt,
+        log: LogId,
         mut first: Option<u64>,
         chunks: Vec<Chunk>,
     ) -> Result<Result<u64, AppendError>, LogError> {
         let mut answer = Ok(0);
         for chunk in chunks {
             let after = first.map(|first| first + chunk.lines);
-            answer = self.append_one(group, table, attempt, first, chunk)?;
+            answer = self.append_one(group, table, log, first, chunk)?;
             if answer.is_err() {
                 break;
             }
@@ -212,10 +211,11 @@ impl Writer {
     }
 
     /// The extent of a log with the changes of `group`.
-    fn extent(&self, group: &Group, attempt: Attempt) -> Result<Extent, LogError> {
-        match group.extents.get(&attempt).or_else(|| self.extents.get(&attempt)) {
+    fn extent(&self, group: &Group, log: LogId) -> Result<Extent, LogError> {
+        let key = log.key();
+        match group.extents.get(&key).or_else(|| self.extents.get(&key)) {
             Some(extent) => Ok(*extent),
-            None => self.tables.extent(attempt),
+            None => self.tables.extent(log),
         }
     }
 
@@ -223,11 +223,11 @@ impl Writer {
         &self,
         group: &mut Group,
         chunks: &mut Table<'_, ChunkKey, &'static [u8]>,
-        attempt: Attempt,
+        log: LogId,
         first: Option<u64>,
         mut chunk: Chunk,
     ) -> Result<Result<u64, AppendError>, LogError> {
-        let mut extent = self.extent(group, attempt)?;
+        let mut extent = self.extent(group, log)?;
         let next = extent.next_line;
         let first = first.unwrap_or(next);
         if first > next {
@@ -238,14 +238,14 @@ impl Writer {
             return Ok(Ok(next));
         }
         if repeated > 0 {
-            chunk = without_first(&chunk, repeated, attempt.job)?;
+            chunk = without_first(&chunk, repeated, log)?;
         }
         if extent.cut_after.is_some() {
             extent.next_line += chunk.lines;
         } else {
-            self.put(chunks, attempt, &mut extent, chunk)?;
+            self.put(chunks, log, &mut extent, chunk)?;
         }
-        group.extents.insert(attempt, extent);
+        group.extents.insert(log.key(), extent);
         Ok(Ok(extent.next_line))
     }
 
@@ -253,25 +253,27 @@ impl Writer {
     fn put(
         &self,
         chunks: &mut Table<'_, ChunkKey, &'static [u8]>,
-        attempt: Attempt,
+        log: LogId,
         extent: &mut Extent,
         mut chunk: Chunk,
     ) -> Result<(), LogError> {
         let (lines, text_bytes) = (chunk.lines, chunk.text_bytes);
-        if let Some(reason) = self.cut_reason(extent.text_bytes + text_bytes) {
+        if let LogId::Services { .. } = log {
+            self.drop_oldest(chunks, log, extent, text_bytes)?;
+        } else if let Some(reason) = self.cut_reason(extent.text_bytes + text_bytes) {
             extent.cut_after = Some(extent.next_line + 1);
             let data = format!("[log cut: {reason}; the rest is not kept]");
             chunk = Chunk::of_stored(&[StoredLine { t: 0, stream: Stream::Stderr, data }]);
         }
-        let (job, number) = extent_key(attempt);
+        let (owner, number) = log.key();
         let mut first = extent.next_line;
         let mut grown = None;
         if let Some(growing) = extent.growing_from
-            && let Some(before) = chunks.get((job, number, growing))?
+            && let Some(before) = chunks.get((owner, number, growing))?
         {
             // A damaged chunk stays as it is, and the log goes on in a new one.
             grown = chunk.added_to(before.value()).unwrap_or_else(|_| {
-                error!(job = %attempt.job, line = growing, "a stored chunk of a log is damaged");
+                error!(%log, line = growing, "a stored chunk of a log is damaged");
                 None
             });
             if grown.is_some() {
@@ -279,10 +281,36 @@ impl Writer {
             }
         }
         let bytes = grown.as_ref().unwrap_or(&chunk.bytes);
-        chunks.insert((job, number, first), bytes.as_slice())?;
+        chunks.insert((owner, number, first), bytes.as_slice())?;
         extent.growing_from = (bytes.len() < GROW_BYTES_MAX).then_some(first);
         extent.next_line += lines;
         extent.text_bytes += text_bytes;
+        Ok(())
+    }
+
+    /// Drops the oldest chunks of a log, so that it stays below its limit with `new_bytes` of text added. While the disk
+    /// is nearly full, a log does not grow.
+    fn drop_oldest(
+        &self,
+        chunks: &mut Table<'_, ChunkKey, &'static [u8]>,
+        log: LogId,
+        extent: &mut Extent,
+        new_bytes: u64,
+    ) -> Result<(), LogError> {
+        let (owner, number) = log.key();
+        let max = if self.is_disk_low { extent.text_bytes } else { SERVICES_BYTES_MAX };
+        while extent.text_bytes > 0 && extent.text_bytes + new_bytes > max {
+            let oldest = {
+                let mut stored = chunks.range((owner, number, 0)..=(owner, number, u64::MAX))?;
+                let Some(oldest) = stored.next() else { break };
+                let (key, bytes) = oldest?;
+                (key.value(), Chunk::text_bytes_of(bytes.value()))
+            };
+            let (key, text_bytes) = oldest;
+            chunks.remove(key)?;
+            extent.text_bytes = extent.text_bytes.saturating_sub(text_bytes);
+            extent.growing_from = extent.growing_from.filter(|first| *first != key.2);
+        }
         Ok(())
     }
 
@@ -306,24 +334,23 @@ impl Writer {
         }
     }
 
-    fn forget(&mut self, job: JobId) -> Result<(), LogError> {
-        for attempt in self.tables.attempts(job)? {
-            while self.forget_some(attempt)? {}
-            self.extents.remove(&attempt);
+    fn forget(&mut self, keys: Range<LogKey>) -> Result<(), LogError> {
+        for key in self.tables.logs(keys)? {
+            while self.forget_some(key)? {}
+            self.extents.remove(&key);
         }
         Ok(())
     }
 
     /// Deletes some chunks of a log, and its extent with the last one. Returns whether there are more.
-    fn forget_some(&self, attempt: Attempt) -> Result<bool, LogError> {
-        let (job, number) = extent_key(attempt);
+    fn forget_some(&self, (owner, number): LogKey) -> Result<bool, LogError> {
         let mut write = self.tables.database()?.begin_write()?;
         write.set_quick_repair(true);
         let is_more;
         {
             let mut chunks = write.open_table(CHUNKS)?;
             let keys: Vec<ChunkKey> = chunks
-                .range((job, number, 0)..=(job, number, u64::MAX))?
+                .range((owner, number, 0)..=(owner, number, u64::MAX))?
                 .take(FORGET_CHUNKS)
                 .map(|chunk| Ok::<_, LogError>(chunk?.0.value()))
                 .collect::<Result<_, _>>()?;
@@ -332,7 +359,7 @@ impl Writer {
                 chunks.remove(key)?;
             }
             if !is_more {
-                write.open_table(EXTENTS)?.remove((job, number))?;
+                write.open_table(EXTENTS)?.remove((owner, number))?;
             }
         }
         write.commit()?;
@@ -343,8 +370,8 @@ impl Writer {
 /// One transaction: the extents that it changes, and the notices and answers that follow its commit.
 #[derive(Debug, Default)]
 struct Group {
-    extents: HashMap<Attempt, Extent>,
-    committed: Vec<(Attempt, Committed)>,
+    extents: HashMap<LogKey, Extent>,
+    committed: Vec<(LogId, Committed)>,
     answers: Vec<AppendResponse>,
 }
 
@@ -353,22 +380,22 @@ impl Group {
     /// are, and no others.
     fn note_committed(
         &mut self,
-        attempt: Attempt,
+        log: LogId,
         before: Extent,
         first: Option<u64>,
         message: Option<Utf8Bytes>,
     ) {
-        let Some(after) = self.extents.get(&attempt) else { return };
+        let Some(after) = self.extents.get(&log.key()) else { return };
         let (begin, end) = (before.lines(), after.lines());
         if begin < end {
             let is_exact = after.cut_after.is_none() && first == Some(begin);
             let message = message.filter(|_| is_exact);
-            self.committed.push((attempt, Committed { first: begin, end, message }));
+            self.committed.push((log, Committed { first: begin, end, message }));
         }
     }
 }
 
-fn without_first(chunk: &Chunk, count: u64, job: JobId) -> Result<Chunk, LogError> {
-    let lines = Chunk::read(&chunk.bytes, count).map_err(|_| LogError::Damaged { job })?;
+fn without_first(chunk: &Chunk, count: u64, log: LogId) -> Result<Chunk, LogError> {
+    let lines = Chunk::read(&chunk.bytes, count).map_err(|_| LogError::Damaged { log })?;
     Ok(Chunk::of_stored(&lines))
 }

@@ -1,19 +1,23 @@
-//! Fingerprints go to the store in the transaction of their event.
+//! Fingerprints and secrets go to the store in the transaction of their event.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
-use stagely_protocol::ImageRef;
+use secrecy::ExposeSecret as _;
+use stagely_protocol::{Arch, DeployProblem, FailureReason, ImageRef, SystemInfo};
 use stagely_state::Timestamp;
-use stagely_state::ids::{EnvironmentId, JobId, ProjectId};
+use stagely_state::ids::{EnvironmentId, JobId, MachineId, ProjectId, SessionId};
 use stagely_state::{
-    Attempt, CacheExport, Environment, ExportState, Job, JobKind, JobOutcome, JobReport, JobState,
-    Machine, MachineState, Run, RunState, Snapshot,
+    Attempt, CacheExport, Environment, ExportState, Fleet, Job, JobFailure, JobKind, JobOutcome,
+    JobReport, JobState, Machine, MachineState, PlannedJob, Preview, Project, Run, RunState,
+    Snapshot, Trigger,
 };
 use tempfile::TempDir;
 
 use super::*;
 use crate::config::Config;
 use crate::core::fixtures::{self, RunningOrchestrator};
+use crate::core::secrets::{RunSecrets, SecretsOf};
 
 const JOB: JobId = JobId::from_bits(1);
 const MACHINE: MachineId = MachineId::from_bits(1);
@@ -141,4 +145,79 @@ async fn a_cache_that_is_still_exported_has_no_fingerprint_until_the_last_report
     core.report(2, completed(), "exported").await;
     assert_eq!(core.fingerprint(), Some(print("exported")));
     core.stop().await;
+}
+
+/// A run with a clone token of its own deploys a preview, whose first deployment fails.
+#[tokio::test]
+async fn a_failed_preview_keeps_the_clone_token_with_which_it_is_deployed_again() {
+    let project = Project::new(ProjectId::from_bits(1), "shop".to_owned(), String::new());
+    let environment = Environment::new(EnvironmentId::from_bits(1), project.id, String::new());
+    let run = Run::new(RunId::from_bits(1), &environment, String::new(), now());
+    let commit = Some("c".repeat(40).parse().unwrap());
+    let run = Run { state: RunState::Deploying, commit, ..run };
+    let kind = JobKind::Deploy { arch: None, deployment: Box::new(fixtures::deployment()) };
+    let planned = PlannedJob::new(JOB, "deploy", kind, Duration::from_mins(1));
+    let deadline = Timestamp(now().0 + 3_600_000);
+    let state = JobState::Running { attempt: 1, machine: MACHINE, deadline };
+    let started_at = Some(now());
+    let job = Job { state, attempt: 1, started_at, ..Job::queued(planned, run.id, now()) };
+    let attempt = Attempt { job: JOB, number: 1 };
+    let machine = Machine {
+        state: MachineState::Busy { attempt },
+        fleet: Fleet::Preview,
+        ..fixtures::machine(1)
+    };
+    let id = PreviewId::from_bits(1);
+    let preview = Preview::new(id, project.id, environment.id, now());
+    let preview = Preview { state: PreviewState::Deploying { job: JOB }, ..preview };
+
+    let folder = tempfile::tempdir().unwrap();
+    let (store, _) = Store::open(&folder.path().join("core.redb")).unwrap();
+    let mut config = Config::default();
+    config.builders.provider = None;
+    let snapshot = Snapshot {
+        projects: [(project.id, project)].into(),
+        environments: [(environment.id, environment)].into(),
+        runs: [(run.id, run)].into(),
+        jobs: [(job.id, job)].into(),
+        machines: [(machine.id, machine)].into(),
+        previews: [(id, preview)].into(),
+        ..Snapshot::default()
+    };
+    let state = State::load(config.limits(), snapshot);
+    let core = fixtures::start_orchestrator(folder.path(), config, store.clone(), state);
+    let mut batch = Batch::default();
+    let own = RunSecrets { clone_token: Some("the token".into()), ..RunSecrets::default() };
+    batch.run_secrets(RunId::from_bits(1), Some(core.secrets.seal_run(RunId::from_bits(1), &own)));
+    store.commit(&batch).unwrap();
+
+    let system_info = SystemInfo {
+        hostname: String::new(),
+        architecture: Arch::Amd64,
+        docker_version: String::new(),
+        emulated: Vec::new(),
+    };
+    let session = SessionId::default().next();
+    let (machine, holds, previews) = (MACHINE, vec![attempt], None);
+    let connected = Event::AgentConnected { machine, session, system_info, holds, previews };
+    core.events.store(connected).await.unwrap();
+    let reason = FailureReason::Deploy { problem: DeployProblem::Health };
+    let failure = JobFailure { reason, message: "no answer".to_owned(), exit_code: None };
+    let report = JobReport::new(JobOutcome::Failed(failure));
+    core.events.store(Event::JobReported { machine: MACHINE, attempt, report }).await.unwrap();
+    core.events.store(Event::PreviewResetRequested { preview: id }).await.unwrap();
+
+    let token = {
+        let records = core.records.read();
+        assert!(
+            matches!(records.previews[&id].state, PreviewState::Deploying { job } if job != JOB)
+        );
+        let reset = records.runs.values().find(|run| run.trigger == Trigger::Reset).unwrap();
+        core.secrets.open(SecretsOf::run(&records, reset)).unwrap().clone_token
+    };
+    assert_eq!(token.unwrap().expose_secret(), "the token");
+    core.events.store(Event::PreviewEndRequested { preview: id }).await.unwrap();
+    assert!(store.preview_secrets(id).unwrap().is_none(), "an ended preview keeps nothing");
+    core.stop.cancel();
+    core.task.await.unwrap().unwrap();
 }

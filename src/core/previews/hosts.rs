@@ -40,7 +40,7 @@ impl PreviewHosts {
 
     /// Whose `host` is, a name without a port.
     pub fn find(&self, host: &str) -> Host {
-        let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+        let host = host.trim_end_matches('.').to_ascii_lowercase();
         if matches!(self.core.host(), Some(UrlHost::Domain(core)) if core == host) {
             return Host::Core;
         }
@@ -104,6 +104,7 @@ mod tests {
         );
         assert_eq!(hosts.find("PR-7-app.Example.com."), preview("pr-7-app", "https"));
         assert_eq!(hosts.find("pr-7-app.localhost"), preview("pr-7-app", "http"));
+        assert_eq!(hosts.find("pr-7-app.localhost.."), preview("pr-7-app", "http"));
         for core in ["stagely.example.com", "example.com", "localhost", "127.0.0.1", "[::1]", "a.b"]
         {
             assert_eq!(hosts.find(core), Host::Core, "{core}");

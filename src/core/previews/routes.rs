@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use secrecy::SecretString;
 use stagely_protocol::WireId;
+pub use stagely_state::Access;
 use stagely_state::ids::MachineId;
 use tokio::sync::watch;
 
@@ -22,16 +23,6 @@ pub struct Route {
     pub state: PreviewState,
 }
 
-/// Who may open a preview.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
-    Public,
-    /// Whoever has the link with the key.
-    Link,
-    /// Whoever has a token of core's API.
-    Token,
-}
-
 /// Whether a preview takes requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PreviewState {
@@ -39,8 +30,13 @@ pub enum PreviewState {
         machine: MachineId,
         generation: u64,
     },
-    Deploying,
-    Waking,
+    Deploying {
+        /// How far it has come, as a sentence for people; empty if nothing is known.
+        progress: String,
+    },
+    Waking {
+        progress: String,
+    },
     Asleep,
     /// Holds a sentence for people.
     Failed {
@@ -53,14 +49,31 @@ impl PreviewState {
     pub(crate) const fn serving(&self) -> Option<(MachineId, u64)> {
         match self {
             Self::Serving { machine, generation } => Some((*machine, *generation)),
-            Self::Deploying | Self::Waking | Self::Asleep | Self::Failed { .. } => None,
+            Self::Deploying { .. } | Self::Waking { .. } | Self::Asleep | Self::Failed { .. } => {
+                None
+            }
+        }
+    }
+
+    /// The same without the words of the deployment, its log and the queue.
+    pub(crate) fn without_details(self) -> Self {
+        let progress = String::new();
+        match self {
+            Self::Deploying { .. } => Self::Deploying { progress },
+            Self::Waking { .. } => Self::Waking { progress },
+            Self::Failed { .. } => {
+                Self::Failed { message: "Its page in Stagely says why.".to_owned() }
+            }
+            state @ (Self::Serving { .. } | Self::Asleep) => state,
         }
     }
 
     /// Whether waiting may help.
     pub(crate) const fn is_about_to_serve(&self) -> bool {
         match self {
-            Self::Serving { .. } | Self::Deploying | Self::Waking | Self::Asleep => true,
+            Self::Serving { .. } | Self::Deploying { .. } | Self::Waking { .. } | Self::Asleep => {
+                true
+            }
             Self::Failed { .. } => false,
         }
     }
@@ -73,11 +86,14 @@ pub struct PreviewRoutes(Arc<watch::Sender<Routes>>);
 type Routes = BTreeMap<String, Arc<Route>>;
 
 impl PreviewRoutes {
-    /// Replaces all routes.
-    pub fn replace(&self, routes: BTreeMap<String, Route>) {
-        let routes = routes.into_iter().map(|(label, route)| (label, Arc::new(route))).collect();
-        // Also without receivers.
-        self.0.send_replace(routes);
+    /// Removes the routes of the labels `removed`, and adds or replaces those of `added`.
+    pub fn change(&self, removed: &[String], added: BTreeMap<String, Route>) {
+        self.0.send_modify(|routes| {
+            for label in removed {
+                routes.remove(label);
+            }
+            routes.extend(added.into_iter().map(|(label, route)| (label, Arc::new(route))));
+        });
     }
 
     pub(crate) fn find(&self, label: &str) -> Option<Arc<Route>> {

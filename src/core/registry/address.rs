@@ -36,7 +36,7 @@ mod tests {
     use super::*;
 
     fn registry(url: &str) -> RegistryConfig {
-        RegistryConfig { url: url.to_owned(), ..RegistryConfig::default() }
+        RegistryConfig { url: Some(url.to_owned()), ..RegistryConfig::default() }
     }
 
     #[test]

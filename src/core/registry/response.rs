@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use reqwest::{Response, StatusCode};
+use stagely_agent::transient::is_transient_status;
 use stagely_protocol::ImageRef;
 
 use super::error::RegistryError;
@@ -39,7 +40,7 @@ pub(super) async fn checked(response: Response) -> Result<Response, RegistryErro
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
             RegistryError::AccessDenied { status: status.as_u16(), detail }
         }
-        _ if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() => {
+        _ if is_transient_status(status.as_u16()) => {
             RegistryError::Unavailable { status: status.as_u16(), detail }
         }
         _ => RegistryError::InvalidResponse(format!("status {}: {detail}", status.as_u16())),
@@ -58,4 +59,33 @@ pub(super) async fn read(mut response: Response, bytes_max: usize) -> Result<Byt
         body.extend_from_slice(&chunk);
     }
     Ok(body.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn refusals_are_final_but_for_a_short_list_and_have_the_registrys_words() {
+        for (status, is_transient) in [
+            (400, false),
+            (401, false),
+            (403, false),
+            (405, false),
+            (408, true),
+            (409, false),
+            (413, false),
+            (425, true),
+            (429, true),
+            (500, true),
+            (503, true),
+            (507, true),
+        ] {
+            let response =
+                axum::http::Response::builder().status(status).body("its words").unwrap();
+            let error = checked(Response::from(response)).await.unwrap_err();
+            assert_eq!(error.is_transient(), is_transient, "{status}");
+            assert!(error.to_string().contains("its words"), "{error}");
+        }
+    }
 }

@@ -9,6 +9,9 @@ use std::path::Path;
 
 use chacha20poly1305::aead::{Aead, KeyInit, Payload};
 use chacha20poly1305::{XChaCha20Poly1305, XNonce};
+use hmac::{Hmac, Mac as _};
+use secrecy::SecretString;
+use sha2::Sha256;
 use thiserror::Error;
 
 const NONCE_BYTES: usize = 24;
@@ -22,6 +25,8 @@ pub struct SealBroken;
 #[derive(Clone)]
 pub struct Keyring {
     cipher: XChaCha20Poly1305,
+    /// Keyed like the cipher. Only [`derive`](Self::derive) uses it.
+    mac: Hmac<Sha256>,
 }
 
 impl fmt::Debug for Keyring {
@@ -41,7 +46,18 @@ impl Keyring {
             Err(error) if error.kind() == io::ErrorKind::NotFound => make_key(path)?,
             Err(error) => return Err(error),
         };
-        Ok(Self { cipher: XChaCha20Poly1305::new(&key.into()) })
+        let mac = Hmac::new_from_slice(&key).expect("HMAC takes a key of any length");
+        Ok(Self { cipher: XChaCha20Poly1305::new(&key.into()), mac })
+    }
+
+    /// A secret of 128 bits in hexadecimal digits, always the same one for `purpose`. It says nothing about the key.
+    pub fn derive(&self, purpose: &str) -> SecretString {
+        let mut mac = self.mac.clone();
+        mac.update(purpose.as_bytes());
+        let digest = mac.finalize().into_bytes();
+        let text =
+            digest.iter().take(16).fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
+        text.into()
     }
 
     /// Seals `text` for `owner`. Only the same owner can open it.
@@ -91,6 +107,8 @@ fn make_key(path: &Path) -> io::Result<[u8; 32]> {
 
 #[cfg(test)]
 mod tests {
+    use secrecy::ExposeSecret as _;
+
     use super::*;
 
     #[test]
@@ -104,6 +122,18 @@ mod tests {
         assert_eq!(reopened.open_sealed("run_1", &sealed).unwrap(), b"token");
         assert!(reopened.open_sealed("run_2", &sealed).is_err());
         assert!(reopened.open_sealed("run_1", &sealed[..20]).is_err());
+    }
+
+    #[test]
+    fn a_derived_secret_depends_on_the_key_and_the_purpose_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = |name: &str| Keyring::open(&folder.path().join(name)).unwrap();
+        let derive =
+            |name: &str, purpose: &str| open(name).derive(purpose).expose_secret().to_owned();
+        assert_eq!(derive("a", "one"), derive("a", "one"));
+        assert_eq!(derive("a", "one").len(), 32);
+        assert_ne!(derive("a", "one"), derive("a", "two"));
+        assert_ne!(derive("a", "one"), derive("b", "one"));
     }
 
     #[test]

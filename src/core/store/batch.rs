@@ -3,7 +3,7 @@
 use redb::WriteTransaction;
 use serde::Serialize;
 use stagely_protocol::{Fingerprint, ImageRef};
-use stagely_state::ids::{MachineId, ProjectId, RunId};
+use stagely_state::ids::{MachineId, PreviewId, ProjectId, RunId};
 use stagely_state::{DeliveryId, Effect, EffectId, Ended, Timestamp};
 
 use super::encoding::encode;
@@ -11,7 +11,7 @@ use super::ended::Changes;
 use super::error::StoreError;
 use super::tables::{
     DELIVERIES, ENVIRONMENTS, FINGERPRINTS, IdTable, JOBS, MACHINE_TOKENS, MACHINES, OUTBOX,
-    PROJECT_SECRETS, PROJECTS, RUN_SECRETS, RUNS,
+    PREVIEW_SECRETS, PREVIEWS, PROJECT_TOKENS, PROJECTS, RUN_SECRETS, RUNS,
 };
 use crate::core::tokens::TokenHash;
 
@@ -22,6 +22,7 @@ pub enum RecordTable {
     Runs,
     Jobs,
     Machines,
+    Previews,
 }
 
 impl RecordTable {
@@ -32,6 +33,7 @@ impl RecordTable {
             Self::Runs => RUNS,
             Self::Jobs => JOBS,
             Self::Machines => MACHINES,
+            Self::Previews => PREVIEWS,
         }
     }
 }
@@ -75,12 +77,18 @@ impl Batch {
         self.rows.push((RUN_SECRETS, run.bits(), sealed));
     }
 
+    /// What a preview needs of the secrets of the run that it shows, sealed for that run.
+    pub fn preview_secrets(&mut self, preview: PreviewId, secrets: Option<(RunId, &[u8])>) {
+        let row = secrets.map(|(run, sealed)| [&run.bits().to_be_bytes()[..], sealed].concat());
+        self.rows.push((PREVIEW_SECRETS, preview.bits(), row));
+    }
+
     pub fn delivery(&mut self, delivery: DeliveryId, at: Option<&Timestamp>) {
         self.rows.push((DELIVERIES, delivery.0, at.map(encode)));
     }
 
-    pub fn project_secret(&mut self, project: ProjectId, sealed: Option<Vec<u8>>) {
-        self.rows.push((PROJECT_SECRETS, project.bits(), sealed));
+    pub fn project_token(&mut self, project: ProjectId, sealed: Option<Vec<u8>>) {
+        self.rows.push((PROJECT_TOKENS, project.bits(), sealed));
     }
 
     /// The fingerprint of the build whose layers `cache` holds.

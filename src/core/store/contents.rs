@@ -5,14 +5,15 @@ use std::collections::BTreeMap;
 use redb::{Database, Key, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use stagely_state::ids::{CoreId, EnvironmentId, JobId, MachineId, ProjectId, RunId};
+use stagely_state::ids::{CoreId, EnvironmentId, JobId, MachineId, PreviewId, ProjectId, RunId};
 use stagely_state::{DeliveryId, EffectId, Snapshot, Timestamp};
 
 use super::error::StoreError;
 use super::tables::{
     API_TOKENS, DELIVERIES, ENVIRONMENTS, IdTable, JOBS, MACHINE_TOKENS, MACHINES, OUTBOX,
-    PROJECT_SECRETS, PROJECTS, RUNS,
+    PREVIEWS, PROJECT_TOKENS, PROJECTS, RUNS,
 };
+use super::work::Work;
 use crate::api::Role;
 use crate::core::tokens::TokenHash;
 
@@ -32,11 +33,11 @@ pub struct StoreContents {
     /// The records and the outbox.
     pub state: Snapshot,
     /// Sealed tokens of projects' repositories.
-    pub project_secrets: Vec<(ProjectId, Vec<u8>)>,
+    pub project_tokens: Vec<(ProjectId, Vec<u8>)>,
     pub machine_tokens: Vec<(MachineId, Vec<TokenHash>)>,
     pub api_tokens: Vec<(TokenHash, ApiToken)>,
-    /// The runs whose repository was being read when core was killed, each with how often that has happened.
-    pub interrupted_reads: BTreeMap<RunId, u32>,
+    /// How often core was killed during work.
+    pub kills: BTreeMap<Work, u32>,
 }
 
 impl StoreContents {
@@ -50,15 +51,16 @@ impl StoreContents {
                 runs: reader.records(RUNS, RunId::from_bits)?,
                 jobs: reader.records(JOBS, JobId::from_bits)?,
                 machines: reader.records(MACHINES, MachineId::from_bits)?,
+                previews: reader.records(PREVIEWS, PreviewId::from_bits)?,
                 deliveries: reader.records(DELIVERIES, DeliveryId)?,
                 outbox: reader.json(OUTBOX, EffectId)?.into_iter().collect(),
                 ended_runs: BTreeMap::new(),
             },
-            project_secrets: reader.sealed(PROJECT_SECRETS, ProjectId::from_bits)?,
+            project_tokens: reader.sealed(PROJECT_TOKENS, ProjectId::from_bits)?,
             machine_tokens: reader
                 .rows(MACHINE_TOKENS, MachineId::from_bits, |bytes| Ok(token_hashes(bytes)))?,
             api_tokens: reader.json(API_TOKENS, TokenHash)?,
-            interrupted_reads: BTreeMap::new(),
+            kills: BTreeMap::new(),
         })
     }
 }

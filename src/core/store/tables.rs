@@ -10,11 +10,18 @@ pub(super) const ENVIRONMENTS: IdTable = TableDefinition::new("environments");
 pub(super) const RUNS: IdTable = TableDefinition::new("runs");
 pub(super) const JOBS: IdTable = TableDefinition::new("jobs");
 pub(super) const MACHINES: IdTable = TableDefinition::new("machines");
+pub(super) const PREVIEWS: IdTable = TableDefinition::new("previews");
 pub(super) const OUTBOX: TableDefinition<'static, u64, &[u8]> = TableDefinition::new("outbox");
 /// Sealed by the keyring. A row is deleted when its run has ended.
 pub(super) const RUN_SECRETS: IdTable = TableDefinition::new("run_secrets");
-/// Tokens of projects' repositories, sealed by the keyring.
-pub(super) const PROJECT_SECRETS: IdTable = TableDefinition::new("project_secrets");
+/// The secrets of the run that an open preview shows, which it needs to be deployed again: the run's id in 16 bytes, and
+/// what was sealed for the run.
+pub(super) const PREVIEW_SECRETS: IdTable = TableDefinition::new("preview_secrets");
+/// Tokens of projects' repositories, sealed by the keyring. The table's name is older than secrets of projects.
+pub(super) const PROJECT_TOKENS: IdTable = TableDefinition::new("project_secrets");
+/// Secrets of projects by project and name: when each was set, and its value, sealed by the keyring.
+pub(super) const PROJECT_SECRETS: TableDefinition<'static, (u128, &str), (u64, &[u8])> =
+    TableDefinition::new("secrets_of_projects");
 /// The hashes, 32 bytes each, of the tokens that a machine may use for HELLO.
 pub(super) const MACHINE_TOKENS: IdTable = TableDefinition::new("machine_tokens");
 /// Fingerprints of builds by the cache ref that holds their layers. Up to 768 KiB each, so they are read when they
@@ -25,8 +32,9 @@ pub(super) const API_TOKENS: TableDefinition<'static, [u8; 32], &[u8]> =
     TableDefinition::new("api_tokens");
 /// The time of each of GitHub's deliveries.
 pub(super) const DELIVERIES: IdTable = TableDefinition::new("deliveries");
-/// The runs whose repository is being read, each with how often core was killed during that.
-pub(super) const READS: TableDefinition<'static, u128, u32> = TableDefinition::new("reads");
+/// How often core was killed during work, and whether the work has begun since.
+pub(super) const INTERRUPTED_WORK: TableDefinition<'static, (bool, u128), (u32, bool)> =
+    TableDefinition::new("interrupted_work");
 /// Ended runs, which core does not read at its start. A run is either here or among the others.
 pub(super) const ENDED_RUNS: IdTable = TableDefinition::new("ended_runs");
 /// The run of each job of an ended run.
@@ -40,14 +48,16 @@ pub(super) const ENDED_MACHINES: IdTable = TableDefinition::new("ended_machines"
 pub(super) const META: TableDefinition<'static, &str, &str> = TableDefinition::new("meta");
 
 /// The tables that are keyed by ids.
-pub(super) const ID_TABLES: [IdTable; 9] = [
+pub(super) const ID_TABLES: [IdTable; 11] = [
     PROJECTS,
     ENVIRONMENTS,
     RUNS,
     JOBS,
     MACHINES,
+    PREVIEWS,
     RUN_SECRETS,
-    PROJECT_SECRETS,
+    PREVIEW_SECRETS,
+    PROJECT_TOKENS,
     MACHINE_TOKENS,
     DELIVERIES,
 ];

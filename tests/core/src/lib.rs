@@ -5,16 +5,20 @@
 
 mod finish;
 mod follow;
+mod preview;
 
+use std::fs;
+use std::net::Ipv4Addr;
 use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::unistd::geteuid;
 use reqwest::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 use stagely::api::{AddedMachine, CreateRun, JobView, MachineView, RunView};
 use stagely_protocol::{Arch, CommitSha};
+use stagely_state::Fleet;
 use stagely_state::ids::{JobId, RunId};
 use stagely_test_support::breakpoint::Breakpoint;
 use stagely_test_support::core_process::CoreProcess;
@@ -93,6 +97,19 @@ impl Core {
         }
         process.launch().await;
         Self { name, git, repository, registry, process, _folder: folder }
+    }
+
+    /// Makes core listen at all addresses from now on. Its address for agents is that of `host`.
+    pub async fn listen_for(&mut self, host: Ipv4Addr) {
+        assert!(self.shut_down().await.success());
+        let path = self.path("stagely.toml");
+        let mut config: toml::Table = fs::read_to_string(&path).unwrap().parse().unwrap();
+        let port = self.url.rsplit_once(':').unwrap().1;
+        let core = config["core"].as_table_mut().unwrap();
+        core.insert("listen".to_owned(), format!("0.0.0.0:{port}").into());
+        core.insert("public-url".to_owned(), format!("http://{host}:{port}").into());
+        fs::write(path, config.to_string()).unwrap();
+        self.launch().await;
     }
 
     /// A request for a run of the private repository, with its token.
@@ -192,8 +209,17 @@ impl Core {
     }
 
     pub async fn add_machine_of(&self, arch: Arch, name: &str) -> (AddedMachine, PathBuf) {
-        let mut added: AddedMachine =
-            self.post("/machines", json!({ "arch": arch, "name": name })).await;
+        self.register(json!({ "arch": arch, "name": name }), name).await
+    }
+
+    /// As [`add_machine`](Self::add_machine), for `fleet`.
+    pub async fn add_machine_for(&self, fleet: Fleet, name: &str) -> (AddedMachine, PathBuf) {
+        let arch = Arch::of_this_program();
+        self.register(json!({ "arch": arch, "name": name, "fleet": fleet }), name).await
+    }
+
+    async fn register(&self, request: Value, name: &str) -> (AddedMachine, PathBuf) {
+        let mut added: AddedMachine = self.post("/machines", request).await;
         added.agent_json["work_dir"] = json!(self.path(&format!("work-{name}")));
         let path = self.path(&format!("{name}.json"));
         write_private(&path, &added.agent_json.to_string());

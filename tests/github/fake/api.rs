@@ -6,7 +6,10 @@ use axum::http::HeaderMap;
 use serde_json::{Value, json};
 
 use super::shapes;
-use super::world::{Comment, Permissions, Pull, Repo, Status, Token, World, now};
+use super::world::{
+    Comment, DEPLOYMENT_STATUSES_MAX, Deployment, DeploymentStatus, Permissions, Pull, Repo,
+    Status, Token, World, now,
+};
 
 pub(crate) struct Answer {
     pub(crate) status: u16,
@@ -88,6 +91,11 @@ fn needs(operation: &str) -> &'static [(&'static str, &'static str)] {
             &[("issues", "write"), ("pull_requests", "write")]
         }
         "POST /repos/{owner}/{repo}/statuses/{sha}" => &[("statuses", "write")],
+        "GET /repos/{owner}/{repo}/deployments" => &[("deployments", "read")],
+        "POST /repos/{owner}/{repo}/deployments"
+        | "POST /repos/{owner}/{repo}/deployments/{deployment_id}/statuses" => {
+            &[("deployments", "write")]
+        }
         "GET /repos/{owner}/{repo}/commits/{ref}/statuses" => &[("statuses", "read")],
         _ => &[("metadata", "read")],
     }
@@ -182,6 +190,11 @@ impl World {
             }
             "PATCH /repos/{owner}/{repo}/issues/comments/{comment_id}" => self.edit_comment(call),
             "POST /repos/{owner}/{repo}/statuses/{sha}" => self.set_status(call),
+            "GET /repos/{owner}/{repo}/deployments" => self.list_deployments(call),
+            "POST /repos/{owner}/{repo}/deployments" => self.create_deployment(call),
+            "POST /repos/{owner}/{repo}/deployments/{deployment_id}/statuses" => {
+                self.set_deployment_status(call)
+            }
             "GET /rate_limit" => {
                 let (limit, left) = (super::world::REQUESTS_PER_HOUR, self.limit.remaining);
                 let reset = self.limit.resets_at.as_second();
@@ -401,6 +414,117 @@ impl World {
         }
         self.statuses.push(status.clone());
         self.with_repo(call, |world, repo| Answer::new(201, &shapes::status(world, repo, &status)))
+    }
+}
+
+/// Deployments.
+impl World {
+    fn list_deployments(&self, call: &Call) -> Answer {
+        self.with_repo(call, |world, repo| {
+            let is_wanted = |deployment: &&Deployment| {
+                let is =
+                    |name: &str, value: &str| call.query(name).is_none_or(|text| text == value);
+                deployment.repository == repo.full_name
+                    && is("sha", &deployment.commit)
+                    && is("environment", &deployment.environment)
+            };
+            let newest = world.deployments.iter().rev().filter(is_wanted);
+            let shown = newest.map(|deployment| shapes::deployment(world, repo, deployment));
+            paged(world, call, &shown.collect::<Vec<_>>())
+        })
+    }
+
+    fn create_deployment(&mut self, call: &Call) -> Answer {
+        let repository = call.repository().unwrap();
+        let repo = self.repository(&repository).unwrap();
+        let text = |name: &str, usual: &str| call.body[name].as_str().unwrap_or(usual).to_owned();
+        let commit = text("ref", "");
+        if !repo.has_commit(&commit) {
+            return Answer::error(422, &format!("No ref found for: {commit}"));
+        }
+        // A deployment of what is behind the default branch is merged instead.
+        if call.body["auto_merge"] != false {
+            return Answer::error(409, "Conflict merging main into the ref");
+        }
+        let statuses = self.statuses.iter().filter(|status| status.commit == commit);
+        let last: std::collections::BTreeMap<&str, &str> =
+            statuses.map(|status| (&*status.context, &*status.state)).collect();
+        let required: Vec<&str> = match call.body["required_contexts"].as_array() {
+            Some(named) => named.iter().filter_map(Value::as_str).collect(),
+            None => last.keys().copied().collect(),
+        };
+        if required.iter().any(|context| last.get(context) != Some(&"success")) {
+            return Answer::error(409, "Conflict: Commit status checks failed");
+        }
+        let deployment = Deployment {
+            id: 0,
+            repository: repo.full_name.clone(),
+            commit,
+            environment: text("environment", "production"),
+            is_transient: call.body["transient_environment"] == true,
+            payload: call.body["payload"].clone(),
+            statuses: Vec::new(),
+            at: now(),
+        };
+        if deployment.environment.chars().count() > 255 {
+            return Answer::error(422, "Validation Failed: environment is too long");
+        }
+        let deployment = Deployment { id: self.next_id(), ..deployment };
+        self.deployments.push(deployment.clone());
+        self.with_repo(call, |world, repo| {
+            Answer::new(201, &shapes::deployment(world, repo, &deployment))
+        })
+    }
+
+    fn set_deployment_status(&mut self, call: &Call) -> Answer {
+        let text = |name: &str| call.body[name].as_str().unwrap_or_default().to_owned();
+        let status = DeploymentStatus {
+            id: self.next_id(),
+            state: text("state"),
+            description: text("description"),
+            log_url: text("log_url"),
+            environment_url: text("environment_url"),
+            at: now(),
+        };
+        if status.description.chars().count() > 140 {
+            return Answer::error(
+                422,
+                "Validation Failed: description is too long (maximum is 140 characters)",
+            );
+        }
+        let repository = call.repository().unwrap();
+        let repository = self.repository(&repository).unwrap().full_name.clone();
+        let found = self.deployments.iter_mut().find(|deployment| {
+            deployment.id == call.number(4) && deployment.repository == repository
+        });
+        let Some(found) = found else { return Answer::not_found() };
+        if found.statuses.len() >= DEPLOYMENT_STATUSES_MAX {
+            return Answer::error(
+                422,
+                "Validation Failed: This deployment has reached the maximum number of statuses.",
+            );
+        }
+        found.statuses.push(status.clone());
+        let deployment = found.clone();
+        if status.state == "success" && call.body["auto_inactive"] != false {
+            self.make_others_inactive(&deployment);
+        }
+        self.with_repo(call, |world, repo| {
+            Answer::new(201, &shapes::deployment_status(world, repo, &deployment, &status))
+        })
+    }
+
+    /// As GitHub does, for environments that are not transient.
+    fn make_others_inactive(&mut self, newest: &Deployment) {
+        for other in &mut self.deployments {
+            let is_same = other.repository == newest.repository
+                && other.environment == newest.environment
+                && other.id != newest.id;
+            let is_live = other.statuses.last().filter(|status| status.state == "success").cloned();
+            if let Some(live) = is_live.filter(|_| is_same && !other.is_transient) {
+                other.statuses.push(DeploymentStatus { state: "inactive".to_owned(), ..live });
+            }
+        }
     }
 }
 

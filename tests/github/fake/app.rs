@@ -34,6 +34,7 @@ impl App {
             ("pull_requests", "write"),
             ("issues", "write"),
             ("statuses", "write"),
+            ("deployments", "write"),
         ];
         let allowed = allowed.map(|(name, level)| (name.to_owned(), level.to_owned()));
         Self {

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use stagely_test_support::git::Repository;
 
 use super::people::WRITER;
-use super::world::FaultKind;
+use super::world::{DEPLOYMENT_STATUSES_MAX, FaultKind};
 use super::{ENTERPRISE, GitHub};
 
 struct Client<'a>(&'a GitHub, &'static str);
@@ -58,6 +58,32 @@ async fn its_answers_are_those_of_githubs_description() {
     let statuses = format!("/repos/acme/web/statuses/{head}");
     assert_eq!(client.ask(Method::POST, &statuses, Some(light)).await.0, 201);
     assert_eq!(github.statuses(&head)["stagely"].state, "pending");
+    let deployments = "/repos/acme/web/deployments";
+    let refused = json!({ "ref": head, "auto_merge": false });
+    assert_eq!(client.ask(Method::POST, deployments, Some(refused)).await.0, 409, "it is pending");
+    let unmerged = json!({ "ref": head, "required_contexts": [] });
+    assert_eq!(client.ask(Method::POST, deployments, Some(unmerged)).await.0, 409);
+    let unknown = json!({ "ref": "gone", "auto_merge": false, "required_contexts": [] });
+    assert_eq!(client.ask(Method::POST, deployments, Some(unknown)).await.0, 422);
+    let wanted = json!({
+        "ref": head, "auto_merge": false, "required_contexts": [], "environment": "pr-1",
+        "transient_environment": true, "payload": { "stagely": "env_1" },
+    });
+    let (status, made) = client.ask(Method::POST, deployments, Some(wanted)).await;
+    assert_eq!((status, &made["payload"]["stagely"]), (StatusCode::CREATED, &json!("env_1")));
+    let (_, list) = client.get(&format!("{deployments}?sha={head}&environment=pr-1")).await;
+    assert_eq!(list.as_array().unwrap().len(), 1);
+    let (_, none) = client.get(&format!("{deployments}?environment=pr-2")).await;
+    assert_eq!(none, json!([]));
+    let of = format!("{deployments}/{}/statuses", made["id"]);
+    for (number, expected) in (0..=DEPLOYMENT_STATUSES_MAX)
+        .map(|number| (number, if number < DEPLOYMENT_STATUSES_MAX { 201 } else { 422 }))
+    {
+        let live = json!({ "state": "success", "log_url": "https://core.example/runs/1" });
+        assert_eq!(client.ask(Method::POST, &of, Some(live)).await.0, expected, "{number}");
+    }
+    let long = json!({ "state": "inactive", "description": "x".repeat(141) });
+    assert_eq!(client.ask(Method::POST, &of, Some(long)).await.0, 422);
     github.has_no_complaints();
 
     // Repositories outside the token's scope are not found, and unknown requests are complaints.

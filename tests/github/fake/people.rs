@@ -8,7 +8,7 @@ use serde_json::json;
 use stagely_test_support::git::Repository;
 
 use super::GitHub;
-use super::world::{Comment, Delivery, Pull, Repo, Status, Token, now};
+use super::world::{Comment, Delivery, Deployment, Pull, Repo, Status, Token, now};
 use super::{shapes, world};
 
 /// An account with write permission to the tests' repositories.
@@ -237,6 +237,13 @@ impl GitHub {
         self.delivers("pull_request", payload).await;
     }
 
+    pub(crate) async fn detaches(&self, pull: &PullRequest, label: &str, who: &str) {
+        self.change(pull, |found| found.labels.retain(|attached| attached != label));
+        let mut payload = self.pull_payload(pull, "unlabeled", who);
+        payload["label"]["name"] = json!(label);
+        self.delivers("pull_request", payload).await;
+    }
+
     fn change(&self, pull: &PullRequest, change: impl FnOnce(&mut Pull)) {
         let mut world = self.world();
         let found = world.repository_mut(&pull.repository).pulls.get_mut(&pull.number).unwrap();
@@ -302,6 +309,16 @@ impl GitHub {
         let of = world.comments.iter().filter(|comment| {
             let is_here = comment.repository == pull.repository && comment.number == pull.number;
             is_here && comment.body.contains("<!-- stagely ")
+        });
+        of.cloned().collect()
+    }
+
+    /// The deployments of a pull request's environment, the oldest first.
+    pub(crate) fn deployments(&self, pull: &PullRequest) -> Vec<Deployment> {
+        let environment = format!("pr-{}", pull.number);
+        let world = self.world();
+        let of = world.deployments.iter().filter(|deployment| {
+            deployment.repository == pull.repository && deployment.environment == environment
         });
         of.cloned().collect()
     }

@@ -3,7 +3,9 @@
 use serde_json::{Value, json};
 
 use super::description::{self, Description};
-use super::world::{Comment, Delivery, Pull, Repo, Status, Token, World, written};
+use super::world::{
+    Comment, Delivery, Deployment, DeploymentStatus, Pull, Repo, Status, Token, World, written,
+};
 
 /// An example of the API's description, with the URLs of this fake and this repository.
 fn example(world: &World, name: &str, repo: &Repo) -> Value {
@@ -126,6 +128,46 @@ pub(crate) fn status(world: &World, repo: &Repo, status: &Status) -> Value {
         "created_at": written(status.at), "updated_at": written(status.at),
     });
     laid(example(world, "status", repo), fields)
+}
+
+pub(crate) fn deployment(world: &World, repo: &Repo, deployment: &Deployment) -> Value {
+    let fields = json!({
+        "id": deployment.id, "sha": deployment.commit, "ref": deployment.commit,
+        "environment": deployment.environment, "original_environment": deployment.environment,
+        "transient_environment": deployment.is_transient, "production_environment": false,
+        "created_at": written(deployment.at), "updated_at": written(deployment.at),
+        "url": deployment_url(world, repo, deployment),
+    });
+    let mut value = laid(example(world, "deployment", repo), fields);
+    // Not merged with the example's payload.
+    value["payload"] = deployment.payload.clone();
+    value
+}
+
+pub(crate) fn deployment_status(
+    world: &World,
+    repo: &Repo,
+    deployment: &Deployment,
+    status: &DeploymentStatus,
+) -> Value {
+    let fields = json!({
+        "id": status.id, "state": status.state, "description": status.description,
+        "log_url": status.log_url, "target_url": status.log_url,
+        "environment": deployment.environment,
+        "deployment_url": deployment_url(world, repo, deployment),
+        "created_at": written(status.at), "updated_at": written(status.at),
+    });
+    let mut value = laid(example(world, "deployment-status", repo), fields);
+    if status.environment_url.is_empty() {
+        value.as_object_mut().unwrap().remove("environment_url");
+    } else {
+        value["environment_url"] = json!(status.environment_url);
+    }
+    value
+}
+
+fn deployment_url(world: &World, repo: &Repo, deployment: &Deployment) -> String {
+    format!("{}/repos/{}/deployments/{}", world.api(), repo.full_name, deployment.id)
 }
 
 pub(crate) fn installation(world: &World, repo: &Repo) -> Value {

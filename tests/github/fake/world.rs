@@ -19,6 +19,7 @@ pub(crate) struct World {
     pub(crate) repositories: BTreeMap<String, Repo>,
     pub(crate) comments: Vec<Comment>,
     pub(crate) statuses: Vec<Status>,
+    pub(crate) deployments: Vec<Deployment>,
     pub(crate) tokens: BTreeMap<String, Token>,
     pub(crate) deliveries: Vec<Delivery>,
     pub(crate) requests: Vec<ApiRequest>,
@@ -95,6 +96,32 @@ pub(crate) struct Status {
     pub(crate) target_url: String,
     pub(crate) at: Timestamp,
 }
+
+/// A commit in an environment.
+#[derive(Clone, Debug)]
+pub(crate) struct Deployment {
+    pub(crate) id: u64,
+    pub(crate) repository: String,
+    pub(crate) commit: String,
+    pub(crate) environment: String,
+    pub(crate) is_transient: bool,
+    pub(crate) payload: Value,
+    pub(crate) statuses: Vec<DeploymentStatus>,
+    pub(crate) at: Timestamp,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct DeploymentStatus {
+    pub(crate) id: u64,
+    pub(crate) state: String,
+    pub(crate) description: String,
+    pub(crate) log_url: String,
+    pub(crate) environment_url: String,
+    pub(crate) at: Timestamp,
+}
+
+/// GitHub's limit of a deployment's statuses is not documented. The tests reach this one.
+pub(crate) const DEPLOYMENT_STATUSES_MAX: usize = 100;
 
 /// A token and its permissions.
 #[derive(Clone, Debug)]

@@ -43,6 +43,14 @@ pub struct CoreProcess {
 }
 
 impl CoreProcess {
+    /// The resident memory of the process, in bytes.
+    pub fn resident_bytes(&self) -> u64 {
+        let id = self.process.as_ref().expect("core runs").id();
+        let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    }
+
     /// Prepares a core in `folder`, whose address for others is `host`. `settings` is TOML that goes before the
     /// defaults.
     pub fn new(program: &str, folder: PathBuf, host: &str, settings: &str) -> Self {

@@ -10,6 +10,7 @@ use nix::unistd::geteuid;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::network::IsolatedNetwork;
 use crate::processes::{ChildProcess, Process, processes_with};
 use crate::program;
 use crate::wait::eventually;
@@ -18,18 +19,35 @@ use crate::wait::eventually;
 /// value.
 pub struct PrivateEngine {
     folder: TempDir,
-    bridge: String,
+    place: Place,
     process: Option<ChildProcess>,
+}
+
+/// The network of an engine.
+enum Place {
+    /// The host's, with a bridge of its own, because with `--bridge none` it would delete the `docker0` of the host's
+    /// engine. Its containers reach nothing.
+    Host { bridge: String },
+    /// Another one, in which it does all that an engine does. `path` names it.
+    Inside { path: PathBuf },
 }
 
 impl PrivateEngine {
     pub async fn start() -> Self {
-        assert!(geteuid().is_root(), "only root may start Docker engines");
-        let folder = tempfile::Builder::new().prefix("test-dockerd-").tempdir().unwrap();
-        // It has a bridge, because with `--bridge none` it would delete the `docker0` of the host's engine.
         let bridge = format!("test{:x}", rand::random_range(0x1000_0000..u32::MAX));
         ip(&["link", "add", &bridge, "type", "bridge"]);
-        let mut engine = Self { folder, bridge, process: None };
+        Self::start_at(Place::Host { bridge }).await
+    }
+
+    /// Starts an engine inside `network`, which must live longer.
+    pub async fn start_in(network: &IsolatedNetwork) -> Self {
+        Self::start_at(Place::Inside { path: network.path() }).await
+    }
+
+    async fn start_at(place: Place) -> Self {
+        assert!(geteuid().is_root(), "only root may start Docker engines");
+        let folder = tempfile::Builder::new().prefix("test-dockerd-").tempdir().unwrap();
+        let mut engine = Self { folder, place, process: None };
         engine.launch().await;
         engine
     }
@@ -48,15 +66,25 @@ impl PrivateEngine {
         fs::write(self.path("daemon.json"), configuration().to_string()).unwrap();
         let log = fs::OpenOptions::new().create(true).append(true).open(self.path("dockerd.log"));
         let flag = |name: &str, file: &str| format!("--{name}={}", self.path(file).display());
-        let mut command = Command::new("dockerd");
+        let (mut command, flags) = match &self.place {
+            Place::Host { bridge } => {
+                let off = ["--iptables=false", "--ip-forward=false", "--ip-masq=false"];
+                let flags = off.map(str::to_owned).into_iter();
+                (Command::new("dockerd"), flags.chain([format!("--bridge={bridge}")]).collect())
+            }
+            Place::Inside { path } => {
+                let mut command = Command::new("nsenter");
+                command.arg(format!("--net={}", path.display())).arg("dockerd");
+                (command, Vec::new())
+            }
+        };
         command
             .arg(flag("config-file", "daemon.json"))
             .arg(flag("data-root", "data"))
             .arg(flag("exec-root", "exec"))
             .arg(flag("pidfile", "dockerd.pid"))
             .arg(format!("--host={}", self.host()))
-            .arg(format!("--bridge={}", self.bridge))
-            .args(["--iptables=false", "--ip-forward=false", "--ip-masq=false"]);
+            .args(flags);
         self.process = Some(program::start(&mut command, log.unwrap()));
         eventually("the private engine answers", async || {
             let ended = self.process.as_mut().unwrap().status();
@@ -85,10 +113,30 @@ impl PrivateEngine {
         process.ended().await;
     }
 
+    /// Replaces the engine by one without images, layers and caches, at the same address.
+    pub async fn replace(&mut self) {
+        self.stop().await;
+        self.kill_containers();
+        self.unmount();
+        for folder in ["data", "exec"] {
+            fs::remove_dir_all(self.path(folder)).unwrap();
+        }
+        self.launch().await;
+    }
+
     /// Kills containerd and the containers, which all have the folder in their arguments.
     fn kill_containers(&self) {
         let folder = self.folder.path().to_str().unwrap();
         processes_with(folder).iter().for_each(Process::kill);
+    }
+
+    /// Network namespaces and layers are still mounted when the processes have ended.
+    fn unmount(&self) {
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        let below = |mount: &&str| Path::new(mount).starts_with(self.folder.path());
+        for mount in mounts.lines().rev().filter_map(|line| line.split(' ').nth(1)).filter(below) {
+            let _ = umount2(mount, MntFlags::MNT_DETACH);
+        }
     }
 }
 
@@ -96,13 +144,10 @@ impl Drop for PrivateEngine {
     fn drop(&mut self) {
         self.process = None;
         self.kill_containers();
-        // Network namespaces and layers are still mounted.
-        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-        let below = |mount: &&str| Path::new(mount).starts_with(self.folder.path());
-        for mount in mounts.lines().rev().filter_map(|line| line.split(' ').nth(1)).filter(below) {
-            let _ = umount2(mount, MntFlags::MNT_DETACH);
+        self.unmount();
+        if let Place::Host { bridge } = &self.place {
+            ip(&["link", "delete", bridge]);
         }
-        ip(&["link", "delete", &self.bridge]);
     }
 }
 

@@ -4,6 +4,9 @@ usage: faulty_registry.py REGISTRY FAULT; prints its port. Faults, as registries
   no-repository   an upload begins with 404 NAME_UNKNOWN, as where repositories must be created first
   too-large       a proxy takes no upload of more than 100 KB: 413
   immutable       manifests are refused: 400 TAG_INVALID
+  denied          manifests are refused: 403 DENIED, the login may not push
+  lacks-layer     the first manifest is refused: 400 MANIFEST_BLOB_UNKNOWN, another build was sending its layer
+  broken          manifests are answered with 500
   expired-login   the first manifest is refused: 403 DENIED, the token has expired
 """
 
@@ -17,6 +20,9 @@ ANSWERS = {
     "no-repository": (404, "NAME_UNKNOWN", "The repository does not exist in the registry"),
     "too-large": (413, "SIZE_INVALID", "request entity too large"),
     "immutable": (400, "TAG_INVALID", "The image tag already exists and is immutable"),
+    "denied": (403, "DENIED", "requested access to the resource is denied"),
+    "lacks-layer": (400, "MANIFEST_BLOB_UNKNOWN", "blob unknown to registry"),
+    "broken": (500, "UNKNOWN", "unknown error"),
     "expired-login": (403, "DENIED", "Your authorization token has expired"),
 }
 refused = 0
@@ -39,6 +45,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             "no-repository": self.command == "POST",
             "too-large": self.command in ("PUT", "PATCH") and length > 100_000,
             "immutable": manifest,
+            "denied": manifest,
+            "broken": manifest,
+            "lacks-layer": manifest and refused == 0,
             "expired-login": manifest and refused == 0,
         }[FAULT]
 

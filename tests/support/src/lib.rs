@@ -10,6 +10,8 @@ pub mod program;
 pub mod settings;
 
 pub mod breakpoint;
+pub mod browser;
+pub mod certificates;
 pub mod files;
 pub mod ports;
 pub mod processes;
@@ -18,5 +20,8 @@ pub mod engine;
 pub mod git;
 pub mod http_proxy;
 pub mod imds;
+pub mod network;
+pub mod previews;
 pub mod proxy;
 pub mod registry;
+pub mod slow_proxy;

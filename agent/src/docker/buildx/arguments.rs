@@ -4,6 +4,7 @@ use std::path::Path;
 
 use stagely_protocol::ImageRef;
 
+use super::super::proxies::is_proxy;
 use super::BuildRequest;
 use crate::mask::is_secret_name;
 use crate::process::{Invocation, is_inherited};
@@ -25,7 +26,7 @@ pub(super) fn invocation(request: &BuildRequest, metadata: &Path) -> Invocation 
     for (name, image) in &config.build_contexts {
         command = command.arg(format!("--build-context={name}=docker-image://{image}"));
     }
-    for (name, value) in &config.build_args.0 {
+    for (name, value) in config.build_args.0.iter().filter(|(name, _)| !is_proxy(name)) {
         // Every user of the machine can read arguments, but only the owner can read the environment.
         command = if is_read_by_the_client(name) && !is_secret_name(name) {
             command.arg(format!("--build-arg={name}={value}"))

@@ -4,12 +4,12 @@ use std::path::Path;
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use stagely_protocol::{Digest, FailureReason, RegistryProblem, Stream};
+use stagely_protocol::{Digest, FailureReason, ImageRef, RegistryProblem, Stream};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::super::abandoned;
-use super::super::classify::{build_failure, missing_login};
+use super::super::classify::{build_failure, missing_login, push_advice};
 use super::super::progress::{FailedStep, OutputItem, Progress, RawJsonDecoder};
 use super::arguments::invocation;
 use super::{BuildError, BuildOutcome, BuildRequest};
@@ -170,8 +170,8 @@ impl<'a> BuildOutput<'a> {
         Some(BuildError::Failed { reason, message, steps: self.progress.steps() })
     }
 
-    /// Why the command failed.
-    pub(super) fn into_error(self, exit_code: Option<i32>) -> BuildError {
+    /// Why the command that was to push `image` failed.
+    pub(super) fn into_error(self, exit_code: Option<i32>, image: &ImageRef) -> BuildError {
         let text = self.client_lines.join("\n");
         let is_report_lost = text.contains(REPORT_LOST);
         if (is_report_lost || self.progress.is_cut_off()) && !self.is_pushed {
@@ -185,13 +185,14 @@ impl<'a> BuildOutput<'a> {
         }
         let failed = self.progress.failed_step().unwrap_or_default();
         let FailedStep { name, error, mut tail } = failed;
-        let reason =
-            build_failure(&name, if error.is_empty() { client_error(&text) } else { &error });
+        let cause = if error.is_empty() { client_error(&text) } else { &error };
+        let (reason, advice) = (build_failure(&name, cause), push_advice(&name, cause, image));
         let last_text = self.client_lines.last().cloned().unwrap_or_else(|| match exit_code {
             Some(code) => format!("buildx ended with exit code {code}"),
             None => "buildx was killed".to_owned(),
         });
         tail.push(if error.is_empty() { last_text } else { format!("{name}: {error}") });
+        tail.extend(advice);
         let steps = self.progress.steps();
         let Some(registry) = missing_login(&name, &error) else {
             return BuildError::Failed { reason, message: tail.join("\n"), steps };

@@ -1,11 +1,14 @@
 //! The messages of the batch API, and what a failed request means.
 
 use std::collections::HashMap;
+use std::error::Error;
 
 use reqwest::StatusCode;
 use serde::{Deserialize, Serialize};
+use stagely_protocol::ErrorChain;
 
 use crate::git::error::LargeFileProblem;
+use crate::transient::{is_transient_error, is_transient_status};
 
 #[derive(Serialize)]
 pub(super) struct BatchRequest<'a> {
@@ -70,18 +73,11 @@ pub(super) struct Failure {
 }
 
 impl Failure {
-    pub(super) fn network(error: &(dyn std::error::Error + 'static)) -> Self {
-        let mut detail = error.to_string();
-        let mut cause = error.source();
-        while let Some(error) = cause {
-            detail = format!("{detail}: {error}");
-            cause = error.source();
-        }
-        // Another attempt finds the same certificate.
-        let is_permanent = detail.contains("certificate");
+    pub(super) fn network(error: &(dyn Error + 'static)) -> Self {
+        let is_transient = is_transient_error(error);
         let problem =
-            if is_permanent { LargeFileProblem::Missing } else { LargeFileProblem::Network };
-        Self { problem, detail }
+            if is_transient { LargeFileProblem::Network } else { LargeFileProblem::Missing };
+        Self { problem, detail: ErrorChain(error).to_string() }
     }
 
     pub(super) fn missing(detail: impl Into<String>) -> Self {
@@ -91,16 +87,46 @@ impl Failure {
     pub(super) fn of_status(status: StatusCode, words: &str) -> Self {
         let problem = match status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => LargeFileProblem::Authentication,
-            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => {
-                LargeFileProblem::Network
-            }
-            status if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED => {
-                LargeFileProblem::Network
-            }
+            status if is_transient_status(status.as_u16()) => LargeFileProblem::Network,
             _ => LargeFileProblem::Missing,
         };
         let detail =
             if words.is_empty() { format!("it answers {status}") } else { words.to_owned() };
         Self { problem, detail }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn only_servers_that_are_away_or_overloaded_are_asked_again() {
+        let cases = [
+            (401, LargeFileProblem::Authentication),
+            (403, LargeFileProblem::Authentication),
+            (404, LargeFileProblem::Missing),
+            (408, LargeFileProblem::Network),
+            (410, LargeFileProblem::Missing),
+            (422, LargeFileProblem::Missing),
+            (425, LargeFileProblem::Network),
+            (429, LargeFileProblem::Network),
+            (500, LargeFileProblem::Network),
+            (507, LargeFileProblem::Network),
+        ];
+        for (status, problem) in cases {
+            let failure = Failure::of_status(StatusCode::from_u16(status).unwrap(), "its words");
+            assert_eq!((failure.problem, &*failure.detail), (problem, "its words"), "{status}");
+        }
+        for (words, problem) in [
+            ("connection refused", LargeFileProblem::Network),
+            ("certificate verify failed", LargeFileProblem::Missing),
+            ("Name or service not known", LargeFileProblem::Missing),
+        ] {
+            let failure = Failure::network(&io::Error::other(words));
+            assert_eq!((failure.problem, &*failure.detail), (problem, words));
+        }
     }
 }

@@ -21,9 +21,9 @@ pub struct Hello {
     /// The jobs that the agent still runs, or whose end core has not acknowledged.
     #[serde(default)]
     pub jobs: Vec<RunningJob>,
-    /// The previews whose containers run on the machine.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub previews: Vec<RunningPreview>,
+    /// The previews whose containers run on the machine. Absent if the agent does not keep account of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previews: Option<Vec<RunningPreview>>,
 }
 
 /// The properties of a machine.

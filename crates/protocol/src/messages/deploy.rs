@@ -20,9 +20,12 @@ pub struct Deploy {
     pub generation: u64,
     /// The image of the first endpoint's service, by digest. Without `compose_path` it is the whole preview.
     pub image: ImageRef,
-    /// The images of the services that this run built, by digest.
+    /// The images of the services that `stagely.yaml` names, by digest. The compose file must have these services.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub images: BTreeMap<String, ImageRef>,
+    /// The images of builds, by name. A further service of the same name runs it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub default_images: BTreeMap<String, ImageRef>,
     /// The commit that contains the compose file. Absent without one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub context: Option<CloneContext>,
@@ -31,7 +34,7 @@ pub struct Deploy {
     pub compose_path: Option<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub endpoints: Vec<Endpoint>,
-    /// Variables of all services that this run built.
+    /// Variables of the services that run these images.
     #[serde(default, skip_serializing_if = "BuildArgs::is_empty")]
     pub env: BuildArgs,
     /// Like `env`, and masked in logs.
@@ -72,6 +75,9 @@ pub struct Endpoint {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub service: String,
     pub port: u16,
+    /// The host name under which browsers reach it. Health checks name it, because many applications refuse other names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
     #[serde(default)]
     pub health: HealthCheck,
 }
@@ -159,7 +165,7 @@ impl Serialize for Secrets {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Sleep {
     pub preview_id: WireId,
-    /// A larger archive is given up, in bytes of the volumes. Default: 2 GiB.
+    /// A larger archive is given up, in bytes of the volumes. 0: the preview ends, and is removed at once. Default: 2 GiB.
     #[serde(default = "default_archive_bytes_max")]
     pub archive_bytes_max: u64,
 }

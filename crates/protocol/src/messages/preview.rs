@@ -1,8 +1,12 @@
-//! Agent → core: PREVIEW, the state of a preview.
+//! Agent → core: PREVIEW, the state of a preview, and the id under which LOG carries the lines of its services.
 
 use serde::{Deserialize, Serialize};
 
+use super::is_false;
 use crate::{Digest, WireId};
+
+/// The code of ERROR after a SLEEP for a preview that is not on the machine.
+pub const UNKNOWN_PREVIEW: &str = "unknown_preview";
 
 /// PREVIEW: the state of a preview has changed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,9 +27,29 @@ pub struct Preview {
     /// Of the file system that holds the engine's data.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk_free_bytes: Option<u64>,
+    /// Whether this answers SLEEP: the volumes could not be archived, and the preview serves again.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub archive_failed: bool,
     /// Sentences for people about the state. Masked.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub messages: Vec<String>,
+}
+
+impl Preview {
+    /// A report of a state alone.
+    pub const fn new(preview_id: WireId, generation: u64, state: PreviewState) -> Self {
+        Self {
+            preview_id,
+            generation,
+            state,
+            services: Vec::new(),
+            archive: None,
+            archive_bytes: None,
+            archive_failed: false,
+            disk_free_bytes: None,
+            messages: Vec::new(),
+        }
+    }
 }
 
 /// The state of a preview in PREVIEW.
@@ -69,4 +93,32 @@ pub struct EndpointAddress {
     pub name: String,
     /// Where it listens on the machine: `127.0.0.1:32768`.
     pub address: String,
+}
+
+/// The `job_id` in LOG, `LOG_ACK` and `HELLO_ACK` of the lines that a preview's services write from the deployment
+/// `generation` to the next one: `prev_…-3`. `None` if the preview's id is too long for that.
+pub fn service_log_id(preview: &WireId, generation: u64) -> Option<WireId> {
+    format!("{preview}-{generation}").parse().ok()
+}
+
+/// The preview and the generation of such an id; `None` for the id of a job.
+pub fn service_log(id: &WireId) -> Option<(&str, u64)> {
+    let (preview, generation) = id.as_str().rsplit_once('-')?;
+    let generation = generation.parse().ok()?;
+    preview.starts_with("prev_").then_some((preview, generation))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn logs_of_services_have_other_ids_than_those_of_attempts() {
+        let preview: WireId = "prev_01k9x3v5c8q2m4n6p8r0s2t4v6".parse().unwrap();
+        let id = service_log_id(&preview, u64::MAX).unwrap();
+        assert_eq!(service_log(&id), Some((preview.as_str(), u64::MAX)));
+        for other in ["job_01k9x3v5c8q2m4n6p8r0s2t4v6-2", "prev_01k9x3v5c8q2m4n6p8r0s2t4v6"] {
+            assert_eq!(service_log(&other.parse().unwrap()), None, "{other}");
+        }
+    }
 }

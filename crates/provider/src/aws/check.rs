@@ -121,7 +121,7 @@ impl AwsProvider {
             Ok((candidate, image)) => {
                 let tags = [tag(CORE_TAG, self.core_id.as_str()), tag("Name", "stagely doctor")];
                 let candidate = Candidate { market, ..candidate };
-                let request = self.run_instances(&candidate, &image, &tags);
+                let request = self.run_instances(&candidate, &image, None, &tags);
                 permission_state(request.dry_run(true).send().await)
             }
             Err(why) => PermissionState::Unknown(why),

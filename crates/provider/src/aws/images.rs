@@ -24,6 +24,8 @@ pub(crate) struct Image {
     pub(crate) id: String,
     /// The device name of its root volume.
     pub(crate) root_device: String,
+    /// The smallest root volume that it fits on, in GiB.
+    pub(crate) root_gib: u32,
     /// The creation time, in EC2's own form.
     pub(crate) created: String,
     /// The version of a golden image.
@@ -134,11 +136,16 @@ impl Images {
 
 fn bootable(image: Described) -> Image {
     let version = image.tags().iter().find(|tag| tag.key() == Some(IMAGE_TAG));
+    // The name in images of Amazon and Debian.
+    let root_device = image.root_device_name().unwrap_or("/dev/xvda").to_owned();
+    let mut devices = image.block_device_mappings().iter();
+    let root = devices.find(|device| device.device_name() == Some(&root_device));
+    let root_gib = root.and_then(|device| device.ebs()?.volume_size());
     Image {
         version: version.and_then(|tag| tag.value()).map(str::to_owned),
+        root_gib: root_gib.and_then(|gib| u32::try_from(gib).ok()).unwrap_or(0),
+        root_device,
         id: image.image_id.unwrap_or_default(),
-        // The name in images of Amazon and Debian.
-        root_device: image.root_device_name.unwrap_or_else(|| "/dev/xvda".to_owned()),
         created: image.creation_date.unwrap_or_default(),
     }
 }

@@ -24,7 +24,7 @@ use tracing::info;
 use super::error::{Ec2Error, Kind};
 use super::images::{Image, ImageError};
 use super::instances::{is_live, sort_by_age};
-use super::{AwsProvider, CORE_TAG, JOB_TAG, MACHINE_TAG};
+use super::{AwsProvider, CORE_TAG, FLEET_TAG, JOB_TAG, MACHINE_TAG, PREVIEW_TAG};
 use crate::catalog::Candidate;
 use crate::settings::MarketPolicy;
 use crate::{LaunchError, LaunchRequest, user_data};
@@ -182,7 +182,7 @@ impl AwsProvider {
     ) -> Result<Instance, Ec2Error> {
         let tags = self.tags(request);
         let request_builder = self
-            .run_instances(candidate, image, &tags)
+            .run_instances(candidate, image, request.spec.disk_gib, &tags)
             .client_token(client_token(request.machine, candidate))
             .user_data(user_data);
         // Core retries itself. The SDK would also retry after a lack of capacity, which has status 500.
@@ -192,17 +192,21 @@ impl AwsProvider {
         instance.ok_or_else(|| Ec2Error::unclear("EC2 has answered without an instance"))
     }
 
-    /// The request for an instance without the client token and the user data of a machine.
+    /// The request for an instance without the client token and the user data of a machine. `disk_gib`: the wanted
+    /// size of its volume, if it is not the usual one.
     pub(super) fn run_instances(
         &self,
         candidate: &Candidate,
         image: &Image,
+        disk_gib: Option<u32>,
         tags: &[Tag],
     ) -> RunInstancesFluentBuilder {
         let settings = &self.config;
+        // EC2 refuses a volume that is smaller than the image.
+        let volume_gib = disk_gib.unwrap_or(settings.volume_gib.get()).max(image.root_gib);
         let volume = EbsBlockDevice::builder()
             .volume_type(VolumeType::Gp3)
-            .volume_size(i32::try_from(settings.volume_gib.get()).unwrap_or(i32::MAX))
+            .volume_size(i32::try_from(volume_gib).unwrap_or(i32::MAX))
             .delete_on_termination(true)
             .build();
         let root =
@@ -245,9 +249,11 @@ impl AwsProvider {
         let mut tags = vec![
             tag(CORE_TAG, self.core_id.as_str()),
             tag(MACHINE_TAG, &request.machine.to_string()),
+            tag(FLEET_TAG, &request.spec.fleet.to_string()),
             tag("Name", &name),
         ];
         tags.extend(request.job.map(|job| tag(JOB_TAG, &job.to_string())));
+        tags.extend(request.preview.map(|preview| tag(PREVIEW_TAG, &preview.to_string())));
         tags
     }
 }

@@ -41,7 +41,7 @@ pub(super) struct Size {
     pub(super) available: bool,
     #[serde(default)]
     pub(super) regions: Vec<String>,
-    /// In GB.
+    /// In GiB, although the API's description says gigabytes.
     pub(super) disk: u64,
 }
 

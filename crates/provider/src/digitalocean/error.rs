@@ -32,6 +32,11 @@ pub(super) enum LaunchProblem {
     UserDataTooLarge { bytes: usize, max: usize },
     #[error("no size is named for it: set {0}")]
     NoSize(String),
+    #[error(
+        "preview.disk asks for {wanted_gib} GiB, and the largest disk of the sizes for it has {largest_gib} GiB: lower \
+         preview.disk in stagely.yaml, or add a larger size to {setting}"
+    )]
+    NoDisk { wanted_gib: u32, largest_gib: u64, setting: String },
     #[error("DigitalOcean has no machines of {}, unless {setting} names one", .spec.arch)]
     NoArch { spec: MachineSpec, setting: String },
     #[error("{unclear}; and then: {search}")]

@@ -6,22 +6,28 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Deserialize;
-use stagely_state::ids::{CoreId, JobId, MachineId};
+use stagely_state::ids::{CoreId, JobId, MachineId, PreviewId};
+
+use crate::LaunchRequest;
 
 /// The tag of all droplets of all cores.
 const TAG: &str = "stagely";
 const CORE_TAG: &str = "stagely:core:";
 const MACHINE_TAG: &str = "stagely:machine:";
+const FLEET_TAG: &str = "stagely:fleet:";
 const JOB_TAG: &str = "stagely:job:";
+const PREVIEW_TAG: &str = "stagely:preview:";
 
 /// A tag without droplets is only removed when its machine or job is older than this. The API does not count a droplet
 /// that is being created.
 const AGE_MIN: Duration = Duration::from_hours(1);
 
-/// All tags of a machine's droplet.
-pub(super) fn of_machine(core_id: &CoreId, machine: MachineId, job: Option<JobId>) -> Vec<String> {
-    let mut tags = vec![TAG.to_owned(), of_core(core_id), machine_tag(machine)];
-    tags.extend(job.map(|job| format!("{JOB_TAG}{job}")));
+/// All tags of the droplet of a request's machine.
+pub(super) fn of_machine(core_id: &CoreId, request: &LaunchRequest) -> Vec<String> {
+    let fleet = format!("{FLEET_TAG}{}", request.spec.fleet);
+    let mut tags = vec![TAG.to_owned(), of_core(core_id), machine_tag(request.machine), fleet];
+    tags.extend(request.job.map(|job| format!("{JOB_TAG}{job}")));
+    tags.extend(request.preview.map(|preview| format!("{PREVIEW_TAG}{preview}")));
     tags
 }
 
@@ -51,10 +57,12 @@ struct Resources {
 }
 
 impl Tag {
-    /// Whether it belongs to a machine or job whose droplet is gone.
+    /// Whether it belongs to a machine, job or preview whose droplet is gone. A preview that wakes gets its tag again.
     pub(super) fn is_left_over(&self, now: SystemTime) -> bool {
         let job = || self.name.strip_prefix(JOB_TAG)?.parse().ok().map(JobId::bits);
-        let Some(id) = machine(&self.name).map(MachineId::bits).or_else(job) else { return false };
+        let preview = || self.name.strip_prefix(PREVIEW_TAG)?.parse().ok().map(PreviewId::bits);
+        let id = machine(&self.name).map(MachineId::bits).or_else(job).or_else(preview);
+        let Some(id) = id else { return false };
         let created = UNIX_EPOCH + Duration::from_millis(ulid::Ulid(id).timestamp_ms());
         let age = now.duration_since(created).unwrap_or_default();
         self.resources.count == 0 && age > AGE_MIN
@@ -63,8 +71,11 @@ impl Tag {
 
 #[cfg(test)]
 mod tests {
+    use stagely_protocol::Arch;
+    use stagely_state::MachineSize;
+
     use super::*;
-    use crate::fixtures::machine_id;
+    use crate::fixtures::{machine_id, request, spec};
 
     #[test]
     fn only_old_tags_of_machines_and_jobs_are_left_over() {
@@ -73,13 +84,16 @@ mod tests {
         let (now, later) = (SystemTime::now(), SystemTime::now() + 2 * AGE_MIN);
 
         assert!(tag(&machine_tag(machine), 0).is_left_over(later));
-        assert!(
-            tag(&format!("{JOB_TAG}{}", JobId::from_bits(machine_id().bits())), 0)
-                .is_left_over(later)
-        );
+        let (job, preview) =
+            (JobId::from_bits(machine.bits()), PreviewId::from_bits(machine.bits()));
+        for name in [format!("{JOB_TAG}{job}"), format!("{PREVIEW_TAG}{preview}")] {
+            assert!(tag(&name, 0).is_left_over(later), "{name}");
+        }
         assert!(!tag(&machine_tag(machine), 0).is_left_over(now));
         assert!(!tag(&machine_tag(machine), 1).is_left_over(later));
-        for other in ["stagely", "stagely:core:01abc", "stagely:machine:mine", "web"] {
+        let others =
+            ["stagely", "stagely:core:01abc", "stagely:machine:mine", "stagely:fleet:preview"];
+        for other in others.into_iter().chain(["web"]) {
             assert!(!tag(other, 0).is_left_over(later), "{other}");
         }
     }
@@ -87,8 +101,13 @@ mod tests {
     #[test]
     fn tags_have_only_allowed_characters() {
         let core_id = CoreId::from(&*ulid::Ulid::generate().to_string().to_lowercase());
-        let job = JobId::from_bits(machine_id().bits());
-        for tag in of_machine(&core_id, machine_id(), Some(job)) {
+        let machine = machine_id();
+        let request = LaunchRequest {
+            job: Some(JobId::from_bits(machine.bits())),
+            preview: Some(PreviewId::from_bits(machine.bits())),
+            ..request(machine, spec(Arch::Amd64, MachineSize::Small), "")
+        };
+        for tag in of_machine(&core_id, &request) {
             let is_allowed =
                 |letter: char| letter.is_ascii_alphanumeric() || ":-_".contains(letter);
             assert!(tag.len() <= 255 && tag.chars().all(is_allowed), "{tag}");

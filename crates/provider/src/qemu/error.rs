@@ -8,8 +8,8 @@ use stagely_protocol::Arch;
 use stagely_state::MachineSize;
 use thiserror::Error;
 
-use super::guest::Resources;
 use super::image::ImageError;
+use super::resources::Resources;
 use crate::processes::ProcessError;
 
 #[derive(Debug, Error)]
@@ -46,7 +46,7 @@ pub(super) enum GuestError {
     #[error("no seed made: {0}")]
     Seed(io::Error),
     #[error("{}: {status}: {last_line}", .program.display())]
-    SeedProgram { program: PathBuf, status: ExitStatus, last_line: String },
+    Program { program: PathBuf, status: ExitStatus, last_line: String },
     #[error("{} ended at once: {last_line}", .program.display())]
     EndedAtOnce { program: PathBuf, last_line: String },
 }

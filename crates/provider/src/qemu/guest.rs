@@ -4,39 +4,12 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use stagely_protocol::Arch;
-use stagely_state::MachineSize;
 
-use super::image::Image;
+use super::disk::Disk;
+use super::resources::Resources;
 
 /// The file of the console in the guest's folder.
 pub(super) const CONSOLE: &str = "serial.log";
-
-/// A guest's share of its host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Resources {
-    pub(super) cpus: usize,
-    pub(super) memory_mib: u64,
-}
-
-impl Resources {
-    /// The share of `size` on a host with `host_cpus` processors. A guest with more processors than its host would
-    /// be slower.
-    pub(super) fn of(size: MachineSize, host_cpus: usize) -> Self {
-        let (cpus, gib) = match size {
-            MachineSize::Small => (2, 3),
-            MachineSize::Medium => (4, 8),
-            MachineSize::Large => (8, 16),
-            MachineSize::Xlarge => (16, 32),
-        };
-        Self { cpus: cpus.min(host_cpus), memory_mib: gib * 1024 }
-    }
-
-    /// The name that stands for an instance type.
-    pub(super) fn name(self) -> String {
-        let Self { cpus, memory_mib } = self;
-        format!("{cpus} cpu{}, {} GiB", if cpus == 1 { "" } else { "s" }, memory_mib / 1024)
-    }
-}
 
 #[derive(Debug)]
 pub(super) struct Guest<'a> {
@@ -45,7 +18,8 @@ pub(super) struct Guest<'a> {
     /// Whether it runs on the host's own processor, which has the same arch.
     pub(super) kvm: bool,
     pub(super) resources: Resources,
-    pub(super) image: &'a Image,
+    pub(super) kernel: &'a Path,
+    pub(super) disk: &'a Disk,
     pub(super) seed: &'a Path,
     /// Holds the console.
     pub(super) folder: &'a Path,
@@ -78,8 +52,13 @@ impl Guest<'_> {
         add("-nic", "user,model=virtio-net-pci");
         // The image's kernel has NVMe built in, so there is no initrd. Writes go to a file that is deleted with the
         // process, so QEMU does not wait until they are on the disk.
-        let disk = escape_commas(&self.image.disk);
-        let drive = "format=raw,if=none,cache=unsafe,discard=unmap,snapshot=on";
+        let (disk, drive) = match self.disk {
+            Disk::Image(file) => {
+                (file, "format=raw,if=none,cache=unsafe,discard=unmap,snapshot=on")
+            }
+            Disk::Overlay(file) => (file, "format=qcow2,if=none,cache=unsafe,discard=unmap"),
+        };
+        let disk = escape_commas(disk);
         add("-drive", &format!("file={disk},id=root,{drive}"));
         add("-device", "nvme,drive=root,serial=root");
         // Two NVMe disks would appear in any order, so this one is a virtio disk. Its driver is a module, and the disk
@@ -91,7 +70,7 @@ impl Guest<'_> {
         let console = escape_commas(&self.folder.join(CONSOLE));
         add("-chardev", &format!("file,id=console,append=on,path={console}"));
         add("-serial", "chardev:console");
-        add("-kernel", &self.image.kernel.display().to_string());
+        add("-kernel", &self.kernel.display().to_string());
         add("-append", &self.kernel_line());
         all.extend(["-nodefaults".into(), "-no-user-config".into(), "-no-reboot".into()]);
         all
@@ -126,16 +105,22 @@ fn escape_commas(file: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
+    use stagely_state::MachineSize;
+
     use super::*;
 
     fn arguments(arch: Arch, kvm: bool) -> String {
-        let image = Image { disk: "/i/root.img".into(), kernel: "/i/vmlinuz".into() };
+        arguments_of(arch, kvm, &Disk::Image("/i/root.img".into()))
+    }
+
+    fn arguments_of(arch: Arch, kvm: bool, disk: &Disk) -> String {
         let guest = Guest {
             name: "vm_1",
             arch,
             kvm,
             resources: Resources::of(MachineSize::Small, 2),
-            image: &image,
+            kernel: Path::new("/i/vmlinuz"),
+            disk,
             seed: Path::new("/m/vm_1/seed.iso"),
             folder: Path::new("/m/vm_1"),
         };
@@ -172,21 +157,15 @@ mod tests {
     }
 
     #[test]
-    fn a_comma_in_a_file_name_is_escaped() {
-        assert_eq!(escape_commas(Path::new("/a,b/root.img")), "/a,,b/root.img");
+    fn a_larger_disk_keeps_the_writes_in_its_own_file() {
+        let disk = Disk::Overlay("/m/vm_1/root.qcow2".into());
+        let arguments = arguments_of(Arch::Amd64, false, &disk);
+        let drive = "-drive file=/m/vm_1/root.qcow2,id=root,format=qcow2,if=none,cache=unsafe,discard=unmap ";
+        assert!(arguments.contains(drive) && !arguments.contains("snapshot"), "{arguments}");
     }
 
     #[test]
-    fn a_guest_never_has_more_processors_than_its_host() {
-        let names = |host| MachineSize::ALL.map(|size| Resources::of(size, host).name());
-        assert_eq!(
-            names(64),
-            ["2 cpus, 3 GiB", "4 cpus, 8 GiB", "8 cpus, 16 GiB", "16 cpus, 32 GiB"]
-        );
-        assert_eq!(
-            names(6),
-            ["2 cpus, 3 GiB", "4 cpus, 8 GiB", "6 cpus, 16 GiB", "6 cpus, 32 GiB"]
-        );
-        assert_eq!(names(1)[0], "1 cpu, 3 GiB");
+    fn a_comma_in_a_file_name_is_escaped() {
+        assert_eq!(escape_commas(Path::new("/a,b/root.img")), "/a,,b/root.img");
     }
 }

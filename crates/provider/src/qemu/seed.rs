@@ -69,7 +69,7 @@ impl SeedProgram {
         let stderr = String::from_utf8_lossy(&output.stderr);
         let last_line = stderr.trim().lines().last().unwrap_or_default().to_owned();
         let (program, status) = (self.program.clone(), output.status);
-        Err(GuestError::SeedProgram { program, status, last_line })
+        Err(GuestError::Program { program, status, last_line })
     }
 }
 

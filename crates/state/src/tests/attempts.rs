@@ -85,6 +85,15 @@ fn a_restart_does_not_take_the_place_of_an_attempt_that_failed() {
 }
 
 #[test]
+fn a_fault_of_stagely_itself_is_not_tried_again() {
+    let mut core = without_provider();
+    let (_, job, machine) = core.running_on_registered();
+    core.report(machine, job, 1, failed(FailureReason::Internal));
+    assert_eq!(core.failure(job), &FailureReason::Internal);
+    assert!(core.state.jobs[&job].lost_attempts.is_empty());
+}
+
+#[test]
 fn an_agent_that_missed_its_job_gets_it_again() {
     let mut core = amd64(1);
     let (_, jobs) = core.run(1, 1);

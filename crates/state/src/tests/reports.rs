@@ -54,6 +54,7 @@ fn the_published_report_is_recorded() {
         comment_digest: Some("0".repeat(64)),
         commit: Some(commit("a")),
         statuses: BTreeMap::from([("stagely".to_owned(), status)]),
+        deployments: vec![PublishedDeployment { id: 5, commit: commit("a"), status: None }],
     };
 
     core.reported(1, Ok(published.clone()));
@@ -65,6 +66,7 @@ fn the_published_report_is_recorded() {
         (published.comment, &published.comment_digest)
     );
     assert_eq!((&report.commit, &report.statuses), (&published.commit, &published.statuses));
+    assert_eq!(report.deployments, published.deployments);
     assert_eq!(report.problem, None);
 }
 

@@ -14,12 +14,12 @@ impl Pair {
         let mut builds = [core.build(Arch::Amd64), core.build(Arch::Arm64)];
         for (build, name) in builds.iter_mut().zip(["app_amd64", "app_arm64"]) {
             build.name = name.to_owned();
-            *build.kind.image_mut() = image(name);
+            *build.kind.image_mut().unwrap() = image(name);
         }
         let mut merge = core.merge(&[&builds[0], &builds[1]]);
         merge.name = "app_merge".to_owned();
         merge.tag = Some("registry/app:latest".parse().unwrap());
-        *merge.kind.image_mut() = image("app");
+        *merge.kind.image_mut().unwrap() = image("app");
         let pair = Self { builds, merge };
         let [one, other] = pair.builds.clone();
         core.plan(run, &[one, other, pair.merge.clone()]);

@@ -1,11 +1,13 @@
 //! Agents: they connect, begin, report, repeat reports, lose their work, hang, and export caches after they have
 //! reported the image.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use stagely_protocol::{Arch, Digest, FailureReason, ImageRef, RegistryProblem, SystemInfo};
-use stagely_state::ids::{MachineId, SessionId};
-use stagely_state::{Attempt, Event, Interruption, JobFailure, JobOutcome, JobReport};
+use stagely_state::ids::{MachineId, PreviewId, SessionId};
+use stagely_state::{
+    Archive, Attempt, Event, Interruption, JobFailure, JobOutcome, JobReport, Timestamp,
+};
 
 use crate::rng::Rng;
 
@@ -14,6 +16,10 @@ use crate::rng::Rng;
 pub(crate) enum Order {
     Begin(Attempt, Task),
     Stop(Attempt),
+    /// Archive and remove the preview.
+    Sleep(PreviewId),
+    /// Remove the preview.
+    Retire(PreviewId),
     /// A report of this attempt is committed: of the image before the export, or of the end.
     Acknowledge {
         attempt: Attempt,
@@ -28,6 +34,8 @@ pub(crate) struct Task {
     pub(crate) pushes: bool,
     /// The cache that a build writes. A merge has none.
     pub(crate) cache: Option<ImageRef>,
+    /// The preview that a deployment starts.
+    pub(crate) deploys: Option<PreviewId>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -67,6 +75,8 @@ pub(crate) struct Agent {
     pub(crate) is_hung: bool,
     /// The cloud's notice.
     interruption: Option<Interruption>,
+    /// The previews whose containers run.
+    previews: BTreeSet<PreviewId>,
     /// The caches that were written since the last check.
     pub(crate) written: Vec<(Attempt, ImageRef)>,
 }
@@ -79,6 +89,7 @@ impl Agent {
             session: None,
             is_hung: false,
             interruption: None,
+            previews: BTreeSet::new(),
             written: Vec::new(),
         }
     }
@@ -95,6 +106,7 @@ impl Agent {
             session: number,
             system_info: system_info(),
             holds: self.work.keys().copied().collect(),
+            previews: Some(self.previews.clone()),
         });
         for (attempt, work) in &self.work {
             match work.progress {
@@ -139,6 +151,7 @@ impl Agent {
         self.crash();
         self.is_hung = false;
         self.interruption = None;
+        self.previews.clear();
     }
 
     /// The agent's process dies and restarts.
@@ -148,7 +161,7 @@ impl Agent {
     }
 
     /// Reads one order. Returns false if there is none.
-    pub(crate) fn take_order(&mut self) -> bool {
+    pub(crate) fn take_order(&mut self, rng: &mut Rng, has_faults: bool) -> bool {
         if self.is_hung {
             return false;
         }
@@ -159,6 +172,26 @@ impl Agent {
                 if self.work.get(&attempt).is_some_and(|work| work.progress != Progress::Ended) {
                     self.end(attempt, JobOutcome::Cancelled);
                 }
+            }
+            Some(Order::Sleep(preview))
+                if has_faults && self.previews.contains(&preview) && rng.chance(30) =>
+            {
+                let (machine, problem) = (self.machine, "the disk is full".to_owned());
+                self.send(Event::PreviewArchiveFailed { machine, preview, problem });
+            }
+            Some(Order::Sleep(preview)) => {
+                let held = self.previews.remove(&preview);
+                let archive = held.then(|| Archive {
+                    digest: format!("sha256:{:064x}", preview.bits()).parse().expect("64 digits"),
+                    bytes: 1,
+                    made_at: Timestamp::default(),
+                });
+                let machine = self.machine;
+                let problem = (!held).then(|| "it is not here".to_owned());
+                self.send(Event::PreviewArchived { machine, preview, archive, problem });
+            }
+            Some(Order::Retire(preview)) => {
+                self.previews.remove(&preview);
             }
             Some(Order::Acknowledge { attempt, is_early: true }) => {
                 if let Some(Work {
@@ -178,7 +211,7 @@ impl Agent {
 
     /// Begins a job. Beside an export only a merge may begin.
     fn begin(&mut self, attempt: Attempt, task: Task) {
-        let is_merge = task.cache.is_none();
+        let is_merge = task.cache.is_none() && task.deploys.is_none();
         let hinders = |(other, work): (&Attempt, &Work)| {
             *other != attempt
                 && match work.progress {
@@ -223,10 +256,19 @@ impl Agent {
         let Work { task, progress, .. } = &self.work[&attempt];
         let pushed = pushed(attempt, task.pushes);
         let may_export = task.cache.is_some() && !matches!(progress, Progress::Exporting { .. });
-        let outcome = if has_faults { any_outcome(pushed, rng) } else { pushed };
+        // Most deployments come when there are no faults any more.
+        let lacks_image = task.deploys.is_some() && rng.chance(10);
+        let outcome = match has_faults {
+            _ if lacks_image => {
+                failed(FailureReason::Registry { problem: RegistryProblem::Missing })
+            }
+            true => any_outcome(pushed, rng),
+            false => pushed,
+        };
         let is_completed = matches!(outcome, JobOutcome::Completed { .. });
         if is_completed {
             self.write_cache(attempt);
+            self.previews.extend(self.work[&attempt].task.deploys);
         }
         if is_completed && may_export && rng.chance(60) {
             self.set(
@@ -300,6 +342,10 @@ fn any_outcome(pushed: JobOutcome, rng: &mut Rng) -> JobOutcome {
         16 => FailureReason::Registry { problem: RegistryProblem::Unavailable },
         _ => FailureReason::User { step: "[2/5] RUN false".to_owned(), exit_code: 1 },
     };
+    failed(reason)
+}
+
+fn failed(reason: FailureReason) -> JobOutcome {
     let message = reason.to_string();
     JobOutcome::Failed(JobFailure { reason, message, exit_code: Some(1) })
 }

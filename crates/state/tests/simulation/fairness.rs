@@ -6,11 +6,11 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use stagely_protocol::{Arch, Emulation, Platform, SystemInfo};
-use stagely_state::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId, SessionId};
+use stagely_state::ids::{EnvironmentId, JobId, ProjectId, RunId, SessionId};
 use stagely_state::{
-    Effect, Environment, Event, Job, JobKind, JobOutcome, JobReport, JobState, Limits, Machine,
-    MachineKind, MachineState, PlannedJob, PlannedRun, Priorities, Project, ProviderName, Run,
-    State, Timestamp, Trigger,
+    Effect, Environment, Event, Fleet, Job, JobKind, JobOutcome, JobReport, JobState, Limits,
+    Machine, MachineKind, MachineState, PlannedJob, PlannedRun, PreviewLimits, Priorities, Project,
+    ProviderName, Run, State, Timestamp, Trigger,
 };
 
 use crate::transitions::{self, Before};
@@ -89,13 +89,16 @@ fn served<'a>(core: &'a State, before: &Before, effect: &Effect) -> Option<(&'a 
         _ => return None,
     };
     let attempt = transitions::current(core, machine)?;
+    if machine.fleet != Fleet::Builder {
+        return None;
+    }
     let is_new = !before.had(machine.id, attempt);
     is_new.then(|| core.jobs.get(&attempt.job).map(|job| (machine, job)))?
 }
 
 /// Each new assignment has an effect.
 fn check_assigned(core: &State, before: &Before, served: &[(&Machine, &Job)]) {
-    for machine in core.live_machines() {
+    for machine in builders(core) {
         let attempt = transitions::current(core, machine);
         if let Some(attempt) = attempt.filter(|attempt| !before.had(machine.id, *attempt)) {
             let count = served.iter().filter(|(_, job)| job.id == attempt.job).count();
@@ -113,7 +116,11 @@ fn priority(core: &State, job: &Job) -> u8 {
     match core.runs[&job.run].trigger {
         Trigger::Push | Trigger::WarmUp => priorities.default_branch,
         Trigger::PrOpened | Trigger::PrSynchronized => priorities.pull_request,
-        Trigger::Manual | Trigger::Rebuild => priorities.manual,
+        Trigger::Manual
+        | Trigger::Rebuild
+        | Trigger::Wake
+        | Trigger::Reset
+        | Trigger::ImagesGone => priorities.manual,
     }
 }
 
@@ -123,7 +130,12 @@ fn machines_of(core: &State, project: ProjectId) -> usize {
         let job = machine.job().and_then(|job| core.jobs.get(&job));
         job.is_some_and(|job| core.runs.get(&job.run).is_some_and(|run| run.project == project))
     };
-    core.live_machines().filter(is_its_own).count()
+    builders(core).filter(is_its_own).count()
+}
+
+/// The machines of the builder fleet. Deployments have machines of their own.
+pub(crate) fn builders(core: &State) -> impl Iterator<Item = &Machine> {
+    core.live_machines().filter(|machine| machine.fleet == Fleet::Builder)
 }
 
 fn is_at_limit(core: &State, project: ProjectId) -> bool {
@@ -131,10 +143,12 @@ fn is_at_limit(core: &State, project: ProjectId) -> bool {
     limit.is_some_and(|limit| machines_of(core, project) >= limit.get() as usize)
 }
 
-/// Whether the job only waits for a machine.
+/// Whether the job only waits for a builder.
 pub(crate) fn is_ready(core: &State, job: &Job) -> bool {
     let is_completed = |id| matches!(core.jobs[id].state, JobState::Completed { .. });
-    matches!(job.state, JobState::Queued { .. }) && job.needs.iter().all(is_completed)
+    !job.kind.is_deploy()
+        && matches!(job.state, JobState::Queued { .. })
+        && job.needs.iter().all(is_completed)
 }
 
 /// Whether `machine` can do the job.
@@ -155,16 +169,14 @@ pub(crate) fn may_emulate(core: &State, job: &Job) -> bool {
 
 /// Whether a registered machine, or one that may be launched, has the job's arch.
 pub(crate) fn has_native(core: &State, job: &Job) -> bool {
-    let mut registered =
-        core.live_machines().filter(|machine| machine.kind == MachineKind::Registered);
+    let mut registered = builders(core).filter(|machine| machine.kind == MachineKind::Registered);
     core.launchable().any(|(arch, _)| is_native(job, arch))
         || registered.any(|machine| is_native(job, machine.arch))
 }
 
 /// Whether a machine may be launched for the job: one of its arch, or another one if no machine has its arch.
 pub(crate) fn may_launch(core: &State, job: &Job) -> bool {
-    let mut registered =
-        core.live_machines().filter(|machine| machine.kind == MachineKind::Registered);
+    let mut registered = builders(core).filter(|machine| machine.kind == MachineKind::Registered);
     let has_native = registered.any(|machine| {
         machine.connected && machine.interruption.is_none() && is_native(job, machine.arch)
     });
@@ -187,6 +199,7 @@ pub(crate) fn is_native(job: &Job, arch: Arch) -> bool {
     match &job.kind {
         JobKind::Build { platform, .. } => platform.arch() == arch,
         JobKind::Merge { .. } => true,
+        JobKind::Deploy { arch: wanted, .. } => wanted.is_none_or(|wanted| wanted == arch),
     }
 }
 
@@ -221,8 +234,10 @@ impl Crowd {
             planning: Duration::from_mins(10),
             priorities: Priorities::default(),
             launchable: BTreeMap::from([(Arch::Amd64, ProviderName::Local)]),
+            launchable_previews: BTreeMap::new(),
             capacity_wait: Duration::from_secs(30),
             capacity_limit: Duration::from_hours(1),
+            previews: PreviewLimits::default(),
         };
         Self {
             core: State::new(limits),
@@ -242,11 +257,11 @@ impl Crowd {
 
     fn step(&mut self, event: Event) {
         let last_id = &mut self.last_id;
-        let mut new_machine = || {
+        let mut new_id = || {
             *last_id += 1;
-            MachineId::from_bits(*last_id)
+            *last_id
         };
-        for effect in self.core.step(event, self.now, &mut new_machine).effects {
+        for effect in self.core.step(event, self.now, &mut new_id).effects {
             if let Effect::Launch { machine } = effect {
                 let job = &self.core.jobs[&self.core.machines[&machine]
                     .requested_for
@@ -306,7 +321,8 @@ impl Crowd {
                         docker_version: String::new(),
                         emulated: Vec::new(),
                     };
-                    Event::AgentConnected { machine, session, system_info, holds: Vec::new() }
+                    let (holds, previews) = (Vec::new(), None);
+                    Event::AgentConnected { machine, session, system_info, holds, previews }
                 }
                 MachineState::Busy { attempt } => {
                     let report = JobReport::new(JobOutcome::Completed { digest: None });

@@ -1,12 +1,13 @@
 //! GitHub: its pull requests and branches, its deliveries, and the reports that it shows.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use stagely_protocol::CommitSha;
 use stagely_state::ids::{EnvironmentId, ProjectId, RunId};
 use stagely_state::{
-    Approval, Command, CommandKind, DeliveryId, ForkPolicy, GithubLink, Project, Run, RunState,
-    Timestamp,
+    Approval, Command, CommandKind, DeliveryId, ForkPolicy, GithubLink, PreviewCommand, Project,
+    Run, RunState, Timestamp,
 };
 
 use crate::rng::Rng;
@@ -24,6 +25,8 @@ pub(crate) struct PullRequest {
     pub(crate) number: u64,
     pub(crate) is_fork: bool,
     pub(crate) is_open: bool,
+    /// Whether it has the label of previews.
+    pub(crate) is_labeled: bool,
     pub(crate) head: CommitSha,
     /// All its heads, the oldest first.
     heads: Vec<CommitSha>,
@@ -47,6 +50,7 @@ pub(crate) enum DeliveryContent {
     Closed { number: u64, at: Timestamp },
     Push { commit: CommitSha, before: Option<CommitSha>, at: Timestamp },
     Command { number: u64, command: Command },
+    LabelRemoved { number: u64 },
 }
 
 #[derive(Clone, Debug)]
@@ -111,6 +115,16 @@ pub(crate) fn linked(id: ProjectId) -> Project {
     Project { github: Some(link), ..Project::new(id, String::new(), String::new()) }
 }
 
+fn preview_command(rng: &mut Rng) -> PreviewCommand {
+    match rng.below(6) {
+        0 => PreviewCommand::Stop,
+        1 => PreviewCommand::Sleep,
+        2 => PreviewCommand::Reset,
+        3 => PreviewCommand::Extend { by: Duration::from_hours(rng.below(1_000)) },
+        _ => PreviewCommand::Start,
+    }
+}
+
 impl Github {
     /// Advances GitHub's clock, which has whole seconds, so several changes may have the same time.
     fn pass(&mut self, rng: &mut Rng, seconds_min: u64) -> Timestamp {
@@ -137,7 +151,8 @@ impl Github {
         if index >= self.pull_requests.len() {
             return self.open(rng);
         }
-        match rng.below(12) {
+        match rng.below(13) {
+            12 => self.remove_label(rng, index),
             0..5 => self.push(rng, index),
             5..7 => self.close(rng, index),
             7..9 => self.reopen(rng, index),
@@ -154,6 +169,7 @@ impl Github {
             number: 1 + self.pull_requests.len() as u64,
             is_fork: rng.chance(40),
             is_open: true,
+            is_labeled: rng.chance(20),
             heads: vec![head.clone()],
             head,
             created_at: at,
@@ -227,7 +243,17 @@ impl Github {
         self.send(rng, project, DeliveryContent::Push { commit, before, at });
     }
 
-    /// Writes a command, or attaches the label.
+    fn remove_label(&mut self, rng: &mut Rng, index: usize) {
+        let at = self.pass(rng, 0);
+        let pull_request = &mut self.pull_requests[index];
+        if std::mem::take(&mut pull_request.is_labeled) {
+            pull_request.updated_at = at;
+            let (project, number) = (pull_request.project, pull_request.number);
+            self.send(rng, project, DeliveryContent::LabelRemoved { number });
+        }
+    }
+
+    /// Writes a command, or attaches a label.
     fn comment(&mut self, rng: &mut Rng, index: usize) {
         let at = self.pass(rng, 0);
         let pull_request = &mut self.pull_requests[index];
@@ -235,10 +261,15 @@ impl Github {
         let commit = rng.chance(50).then(|| pull_request.head.to_string());
         let is_label = rng.chance(20);
         let (project, number) = (pull_request.project, pull_request.number);
-        let kind = match rng.below(6) {
+        let kind = match rng.below(10) {
+            number if is_label && number < 3 => {
+                pull_request.is_labeled = true;
+                CommandKind::Preview { action: PreviewCommand::Start }
+            }
             _ if is_label => CommandKind::Approve { commit: Some(pull_request.head.to_string()) },
             0 => CommandKind::Cancel,
             1 | 2 => CommandKind::Rebuild { failed_only: rng.chance(50) },
+            6..10 => CommandKind::Preview { action: preview_command(rng) },
             _ => CommandKind::Approve { commit },
         };
         let mut comment = None;

@@ -1,13 +1,14 @@
 //! The invariants that must hold after every step. Numbers are those of the design.
 
 mod github;
+mod previews;
 
 use std::time::Duration;
 
 use stagely_protocol::{Arch, Digest, FailureReason};
 use stagely_state::ids::JobId;
 use stagely_state::{
-    Approval, Attempt, Changes, Effect, Environment, Event, ExportState, Interruption, Job,
+    Approval, Attempt, Changes, Effect, Environment, Event, ExportState, Fleet, Interruption, Job,
     JobFailure, JobKind, JobState, Machine, MachineKind, MachineState, ProviderName, QueueReason,
     Run, RunState, Snapshot, State, Timestamp,
 };
@@ -27,6 +28,7 @@ pub(crate) fn check(world: &World, event: &Event) {
     check_outbox(core);
     check_queue(core);
     check_launchable(world);
+    previews::check(core);
     if matches!(event, Event::Tick) {
         let next = core.next_deadline();
         assert!(next.is_none_or(|next| next > world.now), "a tick leaves {next:?} undone");
@@ -38,13 +40,19 @@ fn check_machines(world: &World) {
     let core = &world.core;
     let recorded = core.machines.values().filter(|machine| !machine.state.is_terminated());
     assert!(recorded.map(|machine| machine.id).eq(core.live_machines().map(|machine| machine.id)));
-    let max = core.limits.max_concurrent as usize;
-    let launched = core.live_machines().filter(|machine| machine.kind == MachineKind::Launched);
+    let (builders, previews) = (core.limits.max_concurrent, core.limits.previews.max_concurrent);
+    let launched = || core.live_machines().filter(|machine| machine.kind == MachineKind::Launched);
+    let recorded = launched().filter(|machine| !world.swept.contains(&machine.id));
+    let recorded = recorded.filter(|machine| machine.fleet == Fleet::Preview).count();
+    assert!(recorded <= previews as usize, "{recorded} preview machines, and {previews} allowed");
+    let launched = launched().filter(|machine| machine.fleet == Fleet::Builder);
+    let max = builders as usize;
     let counted = launched.filter(|machine| !world.swept.contains(&machine.id)).count();
     assert!(counted <= max, "{counted} machines are recorded, and {max} allowed");
     let strays = &world.cloud.strays;
     let expected = world.cloud.alive().filter(|id| !strays.contains(id)).collect::<Vec<_>>();
-    assert!(expected.len() <= max, "{expected:?} exist, and {max} are allowed");
+    let all = max + previews as usize;
+    assert!(expected.len() <= all, "{expected:?} exist, and {all} are allowed");
     for id in expected {
         let record = core.machines.get(&id);
         assert!(
@@ -62,9 +70,12 @@ fn check_machine(core: &State, machine: &Machine) {
     let is_launched = machine.kind == MachineKind::Launched;
     match machine.state {
         MachineState::Requested | MachineState::Booting => assert!(is_launched && has_work),
-        MachineState::Ready => assert!(!is_launched && !has_work),
+        MachineState::Ready => {
+            assert!(!has_work && (!is_launched || machine.serves.is_some()), "{id} idles");
+        }
         MachineState::Busy { .. } => {
-            assert!(has_work || !is_launched || machine.exporting.is_some(), "{id} idles");
+            let may_idle = machine.exporting.is_some() || machine.serves.is_some();
+            assert!(has_work || !is_launched || may_idle, "{id} idles");
         }
         MachineState::Terminating => assert!(is_launched && !has_work),
         MachineState::Terminated => assert!(!has_work),
@@ -97,10 +108,13 @@ fn check_machine(core: &State, machine: &Machine) {
 /// 1. A lease ends, and 2. not before the work must.
 fn check_lease(core: &State, machine: &Machine, job: &Job, lease: Timestamp) {
     let limits = &core.limits;
-    let (work, grace) = (job.timeout.saturating_add(limits.job_grace), limits.job_grace);
-    let latest_end = match job.took_over {
-        Some(_) => job.assigned_at.expect("its agent was there").after(work),
-        None => machine.requested_at.after(limits.boot).after(work),
+    let grace = transitions::grace_of(limits, machine);
+    let work = job.timeout.saturating_add(grace);
+    let was_there = job.took_over.is_some() || machine.serves.is_some();
+    let latest_end = if was_there {
+        job.assigned_at.expect("its agent was there").after(work)
+    } else {
+        machine.requested_at.after(limits.boot).after(work)
     };
     assert!(lease >= latest_end, "{} is swept alive", machine.id);
     let mut longest = machine.requested_at.after(limits.lease).max(latest_end.after(grace));
@@ -115,7 +129,23 @@ fn check_lease(core: &State, machine: &Machine, job: &Job, lease: Timestamp) {
         assert!(lease >= deadline, "{} is swept alive", machine.id);
         longest = longest.max(deadline.after(grace));
     }
-    assert!(lease <= longest, "{} is paid for too long", machine.id);
+    if let Some(preview) = machine.serves.and_then(|preview| core.previews.get(&preview)) {
+        longest = longest.max(preview.active_at.after(limits.previews.lease).after(grace));
+        // Its earlier deployments had leases of their own, and those of forgotten runs are shorter than the preview's.
+        let is_earlier = |other: &&Job| {
+            let run = core.runs.get(&other.run);
+            other.kind.is_deploy() && run.is_some_and(|run| run.environment == preview.environment)
+        };
+        let first = machine.requested_at.after(limits.boot);
+        for other in core.jobs.values().filter(is_earlier) {
+            let began = other.started_at.unwrap_or_default().max(first);
+            longest = longest.max(began.after(other.timeout).after(grace));
+            let deployed = other.ended_at.unwrap_or_default();
+            longest = longest.max(deployed.after(limits.previews.lease));
+        }
+        longest = longest.after(grace).after(grace).after(grace);
+    }
+    assert!(lease <= longest, "{} is paid for too long: {lease:?}, not {longest:?}", machine.id);
 }
 
 /// An arch can be launched if it is configured, unless its provider has only other arches.
@@ -134,15 +164,16 @@ fn check_queue(core: &State) {
         assert_ne!(queued.reason, QueueReason::Nothing, "{} could be served", queued.job);
         check_postponed(core, &core.jobs[&queued.job], &queued.reason);
     }
-    let launched = core.live_machines().filter(|machine| machine.kind == MachineKind::Launched);
+    let builders = || fairness::builders(core);
+    let launched = builders().filter(|machine| machine.kind == MachineKind::Launched);
     let has_slot = launched.count() < core.limits.max_concurrent as usize;
     let idle = |job: &Job| {
-        let mut ready = core.live_machines().filter(|machine| machine.state == MachineState::Ready);
+        let mut ready = builders().filter(|machine| machine.state == MachineState::Ready);
         ready.any(|machine| machine.connected && fairness::could_use(core, job, machine))
     };
     for job in core.jobs.values().filter(|job| fairness::must_be_native(job)) {
         let is_queued = matches!(job.state, JobState::Queued { .. });
-        let mut live = core.live_machines();
+        let mut live = builders();
         let has_any = core.launchable().next().is_some()
             || live.any(|machine| machine.kind == MachineKind::Registered);
         let may_be_served = !has_any || fairness::has_native(core, job);
@@ -184,7 +215,8 @@ fn check_job(core: &State, job: &Job) {
     match &job.state {
         JobState::Queued { attempt } | JobState::Postponed { attempt, .. } => {
             assert_eq!((*attempt, job.attempt), (lost + 1, lost));
-            assert_eq!(run.state, RunState::Building);
+            let is_open = matches!(run.state, RunState::Building | RunState::Deploying);
+            assert!(is_open, "{} waits in a run that has ended", job.id);
             let is_hopeless =
                 |state: &JobState| state.is_final() && !matches!(state, JobState::Completed { .. });
             assert!(!needed.any(is_hopeless), "{} waits in vain", job.id);
@@ -208,14 +240,15 @@ fn check_job(core: &State, job: &Job) {
             assert_eq!(job.emulated, !is_native, "{}", job.id);
             if let JobState::Running { deadline, .. } = job.state {
                 let started_at = job.started_at.expect("a running job has started");
-                let time = started_at.after(job.timeout).after(core.limits.job_grace);
+                let grace = transitions::grace_of(&core.limits, machine);
+                let time = started_at.after(job.timeout).after(grace);
                 assert_eq!(deadline, time, "{} gets more time, or less", job.id);
             }
         }
         JobState::Completed { digest: pushed } => check_completed(core, job, pushed.as_ref()),
         JobState::Cancelled => {
             let is_cancelled = matches!(run.state, RunState::Cancelled { .. });
-            assert!(is_cancelled, "{} is stopped unasked", job.id);
+            assert!(is_cancelled || job.kind.is_deploy(), "{} is stopped unasked", job.id);
         }
         // Before the last attempt, a job fails only for a reason that is not transient, or after a long wait for capacity.
         JobState::Failed(JobFailure { reason: FailureReason::NoCapacity, .. }) => {
@@ -245,7 +278,8 @@ fn check_completed(core: &State, job: &Job, pushed: Option<&Digest>) {
         }
         return;
     }
-    let has_image = !matches!(job.kind, JobKind::Build { push: false, .. });
+    let has_image =
+        !matches!(job.kind, JobKind::Build { push: false, .. } | JobKind::Deploy { .. });
     assert_eq!(
         pushed,
         has_image.then(|| digest(Attempt { job: job.id, number: job.attempt })).as_ref(),
@@ -275,10 +309,18 @@ fn check_run(core: &State, run: &Run) {
     assert!(is_cancelled || is_awaited == (run.state == RunState::AwaitingApproval), "{}", run.id);
     let all_ended = core.jobs_of(run.id).all(|job| job.state.is_final());
     let has_jobs = core.jobs_of(run.id).next().is_some();
-    let all_completed =
-        || core.jobs_of(run.id).all(|job| matches!(job.state, JobState::Completed { .. }));
+    // A deployment that nobody wants any more is no failure.
+    let is_dropped = |job: &Job| job.kind.is_deploy() && job.state == JobState::Cancelled;
+    let is_completed =
+        |job: &Job| matches!(job.state, JobState::Completed { .. }) || is_dropped(job);
+    let all_completed = || core.jobs_of(run.id).all(is_completed);
     match &run.state {
         RunState::Building => assert!(has_jobs && (!all_ended || waits_for_tag(core, run))),
+        RunState::Deploying => {
+            let mut open = core.jobs_of(run.id).filter(|job| !job.state.is_final()).peekable();
+            let waits = open.peek().is_some() || waits_for_tag(core, run);
+            assert!(waits && open.all(|job| job.kind.is_deploy()), "{} builds", run.id);
+        }
         RunState::Completed => assert!(all_completed() && !waits_for_tag(core, run)),
         RunState::AwaitingApproval
         | RunState::Pending
@@ -317,6 +359,9 @@ fn check_outbox(core: &State) {
             MachineState::Requested => assert_eq!((launches, ends), (1, 0)),
             MachineState::Terminating => assert_eq!(launches + ends, 1),
             MachineState::Busy { .. } => assert!(launches <= 1 && ends == 0),
+            MachineState::Ready if machine.serves.is_some() => {
+                assert!(launches <= 1 && ends == 0);
+            }
             MachineState::Booting | MachineState::Ready | MachineState::Terminated => {
                 assert_eq!((launches, ends), (0, 0));
             }
@@ -337,7 +382,11 @@ fn check_outbox(core: &State) {
             | Effect::CheckCommand { environment, .. } => {
                 core.environments.contains_key(environment)
             }
-            Effect::Assign { .. } | Effect::Cancel { .. } | Effect::Disconnect { .. } => false,
+            Effect::Assign { .. }
+            | Effect::Cancel { .. }
+            | Effect::Sleep { .. }
+            | Effect::Retire { .. }
+            | Effect::Disconnect { .. } => false,
         };
         assert_eq!(count(effect), 1, "{effect:?} is asked for twice");
         assert!(is_wanted, "no record waits for {effect:?}");
@@ -381,6 +430,7 @@ pub(crate) fn check_disk(disk: &Snapshot, core: &State) {
     assert_eq!(disk.runs, *core.runs);
     assert_eq!(disk.jobs, *core.jobs);
     assert_eq!(disk.machines, *core.machines);
+    assert_eq!(disk.previews, *core.previews);
     assert_eq!(disk.deliveries, *core.deliveries);
     assert_eq!(disk.outbox, *core.outbox);
 }
@@ -416,6 +466,7 @@ pub(crate) fn is_over(world: &World) -> bool {
         && core.outbox.is_empty()
         && core.environments.values().all(is_clean)
         && core.live_machines().all(|machine| machine.kind == MachineKind::Registered)
+        && previews::are_at_rest(core)
         && core.live_machines().all(|machine| machine.exporting.is_none())
         && world.cloud.alive().next().is_none()
 }

@@ -86,8 +86,16 @@ fn a_seed_means_the_same_schedule_every_time() {
 }
 
 /// The faults that must happen in the schedules, since the invariants prove nothing about others.
-const FAULTS: [&str; 33] = [
+const FAULTS: [&str; 43] = [
     "a build goes on after a notice",
+    "a deployment is cancelled",
+    "a failed preview ends",
+    "a preview moves",
+    "a preview sleeps for another one",
+    "a preview takes over another machine",
+    "an archive fails and the preview serves on",
+    "an archive fails that is not needed",
+    "an update ends in vain",
     "a certain interruption",
     "a launch finds no capacity",
     "a launch finds no capacity for too long",
@@ -118,6 +126,8 @@ const FAULTS: [&str; 33] = [
     "core crashes between a launch and its answer",
     "core crashes between a termination and its answer",
     "core crashes with ended runs out of memory",
+    "lost images are built again",
+    "files need a reset",
     "the answer to a launch is lost",
     "the answer to a termination is lost",
 ];
@@ -126,7 +136,7 @@ const FAULTS: [&str; 33] = [
 fn the_schedules_reach_every_kind_of_end() {
     let mut counts = Counts::new();
     let mut reached = BTreeSet::new();
-    for seed in 0..300 {
+    for seed in 0..800 {
         let (disk, of_schedule) = play(seed, false);
         add(&mut counts, &of_schedule);
         reached.extend(ends(&disk));
@@ -154,6 +164,12 @@ fn the_schedules_reach_every_kind_of_end() {
         "command `/stagely cancel`: cancelled",
         "command `/stagely rebuild`: started",
         "command refused",
+        "command `/stagely preview`: started",
+        "preview command: ended",
+        "preview command: it is deployed again with fresh data",
+        "preview command: it is deployed when the commit is approved",
+        "preview command: it is deployed when its images are there",
+        "preview command: it wakes",
         "job Completed at attempt 1",
         "job Completed at attempt 2",
         "job Completed at attempt 3",
@@ -225,7 +241,16 @@ fn github_ends(disk: &Snapshot) -> Vec<String> {
             let is = |text: &str| note.contains(text);
             match note {
                 _ if is("not followed") => "command refused".to_owned(),
-                _ if is("was started") => "command `/stagely rebuild`: started".to_owned(),
+                _ if is("rebuild") && is("was started") => {
+                    "command `/stagely rebuild`: started".to_owned()
+                }
+                _ if is("preview` by") && is("was started") => {
+                    "command `/stagely preview`: started".to_owned()
+                }
+                _ if is("/stagely preview") => {
+                    let what = note.rsplit(": ").next().unwrap_or_default();
+                    format!("preview command: {what}")
+                }
                 _ if is("approved") => "command `/stagely approve`: approved".to_owned(),
                 _ if is("cancelled") => "command `/stagely cancel`: cancelled".to_owned(),
                 _ => format!("command {command}"),

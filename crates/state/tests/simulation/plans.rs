@@ -8,8 +8,8 @@ use stagely_protocol::{
 };
 use stagely_state::ids::{EnvironmentId, JobId, ProjectId, RunId};
 use stagely_state::{
-    Environment, Event, JobKind, MachineSize, PlanFailure, PlannedJob, PlannedRun, Project, Run,
-    State, Timestamp, Trigger, UsedImage,
+    Access, DEPLOY_JOB, Deployment, Environment, Event, JobKind, MachineSize, PlanFailure,
+    PlannedJob, PlannedRun, PreviewSettings, Project, Run, State, Timestamp, Trigger, UsedImage,
 };
 
 use crate::registry::caches_of;
@@ -57,13 +57,20 @@ pub(crate) fn request(rng: &mut Rng, core: &State, now: Timestamp) -> Event {
 }
 
 /// Up to three builds, each of one or two platforms, with the merges. Sometimes one needs another. Empty if every build
-/// is skipped.
-pub(crate) fn plan(rng: &mut Rng, run: &Run) -> PlannedRun {
+/// is skipped. Fewer if the schedule is about previews.
+pub(crate) fn plan(rng: &mut Rng, run: &Run, is_about_previews: bool) -> PlannedRun {
     let commit = if rng.chance(90) { "c" } else { "d" };
     let commit = run.requested_commit().unwrap_or_else(|| sha(commit));
     let mut planner = Planner { run, plan: PlannedRun::new(commit, Vec::new()) };
-    for number in 0..rng.below(4) {
+    let preview_percent = if is_about_previews { 90 } else { 50 };
+    let builds = if is_about_previews { u64::from(rng.chance(20)) } else { rng.below(4) };
+    for number in 0..builds {
         planner.plan_build(rng, number);
+    }
+    if run.trigger != Trigger::WarmUp
+        && (rng.chance(preview_percent) || run.with_preview == Some(true))
+    {
+        planner.plan_deployment(rng);
     }
     planner.plan
 }
@@ -110,6 +117,43 @@ impl Planner<'_> {
         }
         self.plan.own_cache_refs.insert(cache);
         self.plan.jobs.extend(jobs);
+    }
+
+    /// A deployment of the images of all builds.
+    fn plan_deployment(&mut self, rng: &mut Rng) {
+        let is_needed =
+            |job: &PlannedJob| !self.plan.jobs.iter().any(|other| other.needs.contains(&job.id));
+        let needs: Vec<JobId> =
+            self.plan.jobs.iter().filter(|job| is_needed(job)).map(|job| job.id).collect();
+        let images = needs.iter().map(|job| (job.to_string(), UsedImage::Job { job: *job }));
+        let settings = PreviewSettings {
+            access: Access::Link,
+            public_paths: Vec::new(),
+            on_request: rng.chance(30),
+            sleep_after: rng.chance(80).then(|| Duration::from_secs(300 + rng.below(3_000))),
+            ttl: Duration::from_secs(3_600 + rng.below(100_000)),
+        };
+        let deployment = Deployment {
+            compose: None,
+            images: images.collect(),
+            default_images: BTreeMap::new(),
+            endpoints: Vec::new(),
+            env: BuildArgs::default(),
+            submodules: Submodules::default(),
+            secrets: Vec::new(),
+            migrate: None,
+            seed: None,
+            fresh: rng.chance(20),
+            reset_when: Vec::new(),
+            disk_gib: if rng.chance(90) { 20 } else { 40 },
+            settings,
+        };
+        let arch = rng.pick(&[Some(Arch::Amd64), Some(Arch::Amd64), None, Some(Arch::Arm64)]);
+        let arch = arch.flatten();
+        let kind = JobKind::Deploy { arch, deployment: Box::new(deployment) };
+        let size = if rng.chance(80) { MachineSize::Medium } else { MachineSize::Small };
+        let job = planned(rng, DEPLOY_JOB.to_owned(), DEPLOY_JOB, kind, needs);
+        self.plan.jobs.push(PlannedJob { size, ..job });
     }
 
     fn pushes(&self) -> bool {

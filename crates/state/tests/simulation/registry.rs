@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use stagely_protocol::{Digest, ImageRef};
 use stagely_state::ids::{EnvironmentId, JobId, RunId};
 use stagely_state::{
-    Attempt, Event, FingerprintChange, GoodImage, Job, JobState, Run, State, Trigger, VariantName,
+    Attempt, Event, FingerprintChange, GoodImage, Job, JobState, Run, State, VariantName,
     tag_not_moved_warning,
 };
 
@@ -95,7 +95,7 @@ impl Expected {
                 run.rebuilds != Some(*id)
                     && core.runs.get(id).is_none_or(|newest| newest.rebuilds != run.rebuilds)
             });
-        if run.trigger != Trigger::WarmUp && !is_older {
+        if run.trigger.builds() && !is_older {
             self.newest.insert(run.environment, run.id);
         }
     }
@@ -152,7 +152,10 @@ pub(crate) fn check_at_rest(world: &World) {
     for environment in world.core.environments.values() {
         let mut runs = world.core.runs.values();
         let has_run = runs.any(|run| run.environment == environment.id);
-        assert!(has_run, "{} outlives its runs", environment.id);
+        let mut previews = world.core.previews.values();
+        let has_preview =
+            previews.any(|preview| preview.environment == environment.id && !preview.has_ended());
+        assert!(has_run || has_preview, "{} outlives its runs", environment.id);
         environment.images.values().for_each(|image| world.registry.check(image));
     }
     for cache in &world.registry.caches {

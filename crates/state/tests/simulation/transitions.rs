@@ -3,15 +3,17 @@
 mod builders;
 mod cancelled;
 mod interrupted;
+mod previews;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use stagely_protocol::{FailureReason, ImageRef};
-use stagely_state::ids::{EnvironmentId, JobId, MachineId, RunId};
+use stagely_state::ids::{EnvironmentId, JobId, MachineId, PreviewId, RunId};
 use stagely_state::{
-    Attempt, Effect, Event, ExportState, FingerprintChange, Job, JobFailure, JobKind, JobOutcome,
-    JobReport, JobState, Machine, MachineKind, MachineState, RunState, State, Timestamp,
+    Attempt, DEPLOYMENT_RETURN, Effect, Event, ExportState, FingerprintChange, Fleet, Job,
+    JobFailure, JobKind, JobOutcome, JobReport, JobState, Limits, Machine, MachineKind,
+    MachineState, Preview, RunState, State, Timestamp,
 };
 
 use self::builders::Export;
@@ -37,6 +39,8 @@ pub(crate) struct Before {
     runs: BTreeSet<RunId>,
     /// The checks of commands under way.
     checks: Vec<Effect>,
+    previews: BTreeMap<PreviewId, Preview>,
+    ended_jobs: BTreeSet<JobId>,
     /// The jobs that waited for capacity, and until when.
     postponed: BTreeMap<JobId, Timestamp>,
     /// Since when the jobs lack capacity, and the launches since then.
@@ -109,6 +113,13 @@ impl Before {
             exports: exports.collect(),
             environments,
             runs: core.runs.keys().copied().collect(),
+            previews: core.previews.clone(),
+            ended_jobs: core
+                .jobs
+                .values()
+                .filter(|job| job.state.is_final())
+                .map(|job| job.id)
+                .collect(),
             checks: core.outbox.values().filter(|effect| is_check(effect)).cloned().collect(),
             postponed: core
                 .jobs
@@ -153,6 +164,7 @@ impl Before {
             check_registered(&world.core, machine, event);
         }
         self.check_planning(world, event);
+        self.check_previews(world, event);
         for run in &self.open_runs {
             assert!(world.core.runs.contains_key(run), "{run} is forgotten alive");
         }
@@ -240,7 +252,8 @@ impl Before {
                 assert!(!after.connected);
             }
             Event::Tick if before.connected => {
-                let due = stop_requested_at.map(|at| Limit::of(at, world.core.limits.job_grace));
+                let grace = grace_of(&world.core.limits, before);
+                let due = stop_requested_at.map(|at| Limit::of(at, grace));
                 let must_go = due.is_some_and(|due| is_over(due, world));
                 assert!(!must_go || is_lost, "{id} need not stop");
                 let work = self.work.iter().find(|work| work.machine.id == id);
@@ -342,6 +355,11 @@ impl Before {
                 // If its arch is not available any more, it fails in the same step.
                 JobState::Failed(JobFailure { reason: FailureReason::Emulation, .. }) => {
                     fairness::must_be_native(after) && !fairness::has_native(&world.core, after)
+                }
+                // A newer run has taken its place, or no machine for previews is left.
+                JobState::Cancelled
+                | JobState::Failed(JobFailure { reason: FailureReason::Provider, .. }) => {
+                    after.kind.is_deploy()
                 }
                 _ => false,
             };
@@ -468,7 +486,13 @@ impl LiveWork {
         match event {
             Event::Tick => self.limits(world).into_iter().any(|limit| !is_coming(limit, world)),
             Event::JobReported { machine, attempt, .. } => {
-                *machine == id && self.attempt == *attempt
+                let is_its_own = *machine == id && self.attempt == *attempt;
+                is_its_own || cancelled.contains(&self.job.run)
+            }
+            // What serves goes on until another machine takes over.
+            Event::FilesNeedReset { machine, attempt } => {
+                let is_its_own = *machine == id && self.attempt == *attempt;
+                is_its_own && self.machine.serves.is_some() && !self.is_running()
             }
             Event::LaunchFailed { machine, .. } => {
                 *machine == id && self.machine.state == MachineState::Requested
@@ -480,7 +504,7 @@ impl LiveWork {
             | Event::MachineGone { machine, .. }
             | Event::MachineUnregistered { machine } => *machine == id,
             Event::MachineInterrupted { .. } => self.is_cut(event, world),
-            _ => cancelled.contains(&self.job.run),
+            _ => cancelled.contains(&self.job.run) || self.is_dropped(event, world),
         }
     }
 
@@ -500,13 +524,17 @@ impl LiveWork {
     fn limits(&self, world: &World) -> Vec<Limit> {
         let limits = &world.core.limits;
         let machine = &self.machine;
-        let work = self.job.timeout.saturating_add(limits.job_grace);
+        let work = self.job.timeout.saturating_add(grace_of(limits, machine));
         let limit = match (machine.state, &self.job.state) {
             (MachineState::Requested | MachineState::Booting, _) => {
                 Limit::of(machine.requested_at, limits.boot)
             }
             _ if !machine.connected && self.is_hasty => {
                 Limit::of(machine.contact_at, Duration::from_secs(10))
+            }
+            // Its containers go on.
+            _ if !machine.connected && machine.serves.is_some() => {
+                Limit::of(machine.contact_at, limits.previews.reconnect)
             }
             _ if !machine.connected => Limit::of(machine.contact_at, limits.reconnect_grace),
             (_, JobState::Running { .. }) => {
@@ -515,6 +543,15 @@ impl LiveWork {
             _ => Limit::of(self.job.assigned_at.expect("a busy machine's job is assigned"), work),
         };
         [limit, Limit::lease_of(machine)].into_iter().chain(self.taken_back()).collect()
+    }
+}
+
+/// How long the agent of the machine may take to end a job that should have ended.
+pub(crate) fn grace_of(limits: &Limits, machine: &Machine) -> Duration {
+    match machine.fleet {
+        Fleet::Builder | Fleet::Tester => limits.job_grace,
+        // It goes back to what served before.
+        Fleet::Preview => limits.job_grace.saturating_add(DEPLOYMENT_RETURN),
     }
 }
 
@@ -563,9 +600,9 @@ fn check_registered(core: &State, before: &Machine, event: &Event) {
     }
     let is_its_own = match event {
         Event::JobReported { machine, attempt, .. } => (*machine, *attempt) == (id, busy_with),
-        Event::AgentConnected { machine, .. } | Event::MachineUnregistered { machine } => {
-            *machine == id
-        }
+        Event::AgentConnected { machine, .. }
+        | Event::FilesNeedReset { machine, .. }
+        | Event::MachineUnregistered { machine } => *machine == id,
         Event::Tick => !before.connected,
         _ => false,
     };

@@ -16,8 +16,8 @@ use std::time::Duration;
 use stagely_protocol::Arch;
 use stagely_state::ids::{MachineId, RunId, SessionId};
 use stagely_state::{
-    Attempt, CancelReason, Effect, Event, Limits, Priorities, ProviderName, Run, RunState,
-    Snapshot, State, Timestamp,
+    Attempt, CancelReason, Effect, Event, Limits, PreviewLimits, Priorities, ProviderName, Run,
+    RunState, Snapshot, State, Timestamp,
 };
 
 use self::github::{GITHUB_ACTIONS, Listing};
@@ -34,6 +34,12 @@ use crate::transitions::Strays;
 
 /// Actions before the faults stop.
 const ACTIONS_PER_SCHEDULE: u64 = 200;
+
+/// One in so many schedules is mostly about previews, which otherwise seldom get far. It is longer.
+const PREVIEW_SCHEDULES: u64 = 4;
+
+/// How often such a schedule takes one of the [`PREVIEW_ACTIONS`], in percent.
+const PREVIEW_ACTIONS_PERCENT: u64 = 85;
 
 /// One in so many schedules has a second core without ended records.
 const LEAN_SCHEDULES: u64 = 4;
@@ -61,9 +67,14 @@ const ACTIONS: &[Action] = &[
     action(8, "a run is requested", World::request_run),
     action(2, "a run is cancelled", World::cancel_any_run),
     action(2, "an environment is closed", World::close_an_environment),
-    action(2, "a machine is registered", |world| world.register_machine(None)),
+    action(2, "a machine is registered", World::register_any_machine),
     action(1, "a machine is unregistered", World::unregister_machine),
     action(1, "records are forgotten", World::forget),
+    action(4, "a preview is requested", World::request_preview),
+    action(1, "a preview is sent to sleep", World::send_a_preview_to_sleep),
+    action(1, "a preview is ended", World::end_a_preview),
+    action(1, "a preview is reset", World::reset_a_preview),
+    action(1, "a preview is extended", World::extend_a_preview),
     // Providers.
     action(7, "core requests a provider's list", World::request_list),
     action(8, "core compares a provider's list", World::compare_machines),
@@ -81,8 +92,22 @@ const ACTIONS: &[Action] = &[
     action(4, "interrupted machines are taken back", World::take_machines_back),
 ];
 
+/// What happens more often in a schedule that is mostly about previews.
+const PREVIEW_ACTIONS: &[Action] = &[
+    action(10, "an agent acts", World::let_an_agent_act),
+    action(50, "an agent of a preview acts", World::let_a_preview_act),
+    action(20, "core performs an effect", World::perform_any),
+    action(10, "GitHub acts", |world| world.act(GITHUB_ACTIONS)),
+    action(4, "a run is requested", World::request_run),
+    action(4, "a preview is requested", World::request_preview),
+    action(4, "a preview is sent to sleep", World::send_a_preview_to_sleep),
+    action(1, "a preview is ended", World::end_a_preview),
+    action(4, "a preview is reset", World::reset_a_preview),
+    action(2, "time passes", World::let_time_pass),
+];
+
 pub(crate) fn action_names() -> impl Iterator<Item = &'static str> {
-    ACTIONS.iter().chain(GITHUB_ACTIONS).map(|action| action.name)
+    ACTIONS.iter().chain(PREVIEW_ACTIONS).chain(GITHUB_ACTIONS).map(|action| action.name)
 }
 
 /// What has happened in a schedule, and how often. A fault that never happens proves nothing.
@@ -120,6 +145,7 @@ pub(crate) struct World {
     repeatable: Vec<Event>,
     rng: Rng,
     has_faults: bool,
+    is_about_previews: bool,
     runs: u64,
     registered_machines: u64,
     counts: Counts,
@@ -169,8 +195,10 @@ pub(crate) struct Model {
 /// When an invariant is broken.
 pub(crate) fn play(seed: u64, is_traced: bool) -> (Snapshot, Counts) {
     let mut world = World::new(seed, is_traced);
-    for _ in 0..ACTIONS_PER_SCHEDULE {
-        world.act(ACTIONS);
+    let factor = if world.is_about_previews { 2 } else { 1 };
+    for _ in 0..ACTIONS_PER_SCHEDULE * factor {
+        let is_of_preview = world.is_about_previews && world.rng.chance(PREVIEW_ACTIONS_PERCENT);
+        world.act(if is_of_preview { PREVIEW_ACTIONS } else { ACTIONS });
     }
     world.drain();
     if let Some(lean) = &world.lean {
@@ -200,9 +228,17 @@ fn limits(rng: &mut Rng) -> Limits {
         planned_at_once: usize::try_from(1 + rng.below(3)).expect("small"),
         planning: Duration::from_mins(10),
         priorities: Priorities::default(),
+        launchable_previews: launchable.clone(),
         launchable,
         capacity_wait: Duration::from_secs(rng.below(120)),
         capacity_limit: Duration::ZERO,
+        previews: PreviewLimits {
+            max_concurrent: u32::try_from(1 + rng.below(3)).expect("small"),
+            max_of_project: u32::try_from(1 + rng.below(2)).expect("small"),
+            lease: Duration::from_mins(30 + rng.below(600)),
+            archive: Duration::from_mins(15),
+            reconnect: Duration::from_mins(15),
+        },
     };
     // Three to five launches.
     Limits { capacity_limit: limits.capacity_wait * 8, ..limits }
@@ -237,6 +273,7 @@ impl World {
             repeatable: Vec::new(),
             rng,
             has_faults: true,
+            is_about_previews: seed % PREVIEW_SCHEDULES == 1,
             runs: 0,
             registered_machines: 0,
             counts: Counts::new(),

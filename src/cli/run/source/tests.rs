@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::time::{Duration, SystemTime};
 
-use stagely_agent::git::{CloneError, FetchRequest, fetch_commit, resolve_ref};
+use stagely_agent::git::{BYTES_MAX, CloneError, FetchRequest, fetch_commit, resolve_ref};
 use stagely_protocol::Submodules;
 use stagely_test_support::git::{GitServer, Repository, git};
 use tempfile::TempDir;
@@ -70,6 +70,7 @@ async fn try_to_build(
         token: source.clone_token.clone(),
         submodules: Submodules::All,
         large_files: true,
+        bytes_max: BYTES_MAX,
     };
     fetch_commit(request, dest.path(), &cancel).await?;
     let mut files = BTreeMap::new();
@@ -323,6 +324,33 @@ async fn submodules_of_a_folder_come_from_the_folder() {
     assert_eq!((&*files["libs/lib/text"], &*files["libs/lib/inner/new"]), ("changed", "new"));
     let status = git(&app.path.join("libs/lib/inner"), &["status", "--short"]);
     assert_eq!(status, "?? new", "nothing is added to the user's index");
+}
+
+#[tokio::test]
+async fn submodules_that_the_users_git_does_not_fetch_stay_empty() {
+    let (folder, app) = app();
+    let lib = Repository::create(folder.path().join("lib"));
+    lib.commit(&[("text", "text")]);
+    for path in ["fetched", "in-gitmodules", "in-config", "inactive", "checked-out"] {
+        add_submodule(&app, "../lib", path);
+    }
+    app.git(&["config", "--file", ".gitmodules", "submodule.in-gitmodules.update", "none"]);
+    app.commit(&[]);
+    app.git(&["submodule", "--quiet", "deinit", "--all"]);
+    let update = ["submodule", "--quiet", "update", "--init", "checked-out"];
+    app.git(&[&["-c", "protocol.file.allow=always"][..], &update].concat());
+    for (key, value) in
+        [("in-config.update", "none"), ("inactive.active", "off"), ("checked-out.update", "none")]
+    {
+        app.git(&["config", &format!("submodule.{key}"), value]);
+    }
+
+    for revision in [Revision::Head, Revision::Dirty] {
+        let (files, _) = built(&app.path, revision).await;
+        let modules: Vec<&str> =
+            files.keys().filter_map(|path| path.strip_suffix("/text")).collect();
+        assert_eq!(modules, ["checked-out", "fetched"]);
+    }
 }
 
 #[tokio::test]

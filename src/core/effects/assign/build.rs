@@ -129,7 +129,7 @@ pub(super) fn image_of(job: &Job) -> anyhow::Result<ImageRef> {
     let JobState::Completed { digest } = &job.state else {
         anyhow::bail!("{} is not completed", job.name);
     };
-    let image = job.kind.image();
+    let image = job.kind.image().context("a deployment makes no image")?;
     Ok(digest.as_ref().map_or_else(|| image.clone(), |digest| image.at_digest(digest)))
 }
 
@@ -213,7 +213,7 @@ mod tests {
 
         let config = build(&records, &app, &[]).unwrap().build_config;
 
-        let image = base.kind.image().at_digest(&digest());
+        let image = base.kind.image().unwrap().at_digest(&digest());
         assert_eq!(config.build_contexts["base"], image);
         assert_eq!(config.build_contexts["tools-go"], skipped);
         assert_eq!(config.build_args.0["STAGELY_IMAGE_BASE"], image.as_str());

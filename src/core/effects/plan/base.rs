@@ -33,6 +33,8 @@ pub(super) struct PlanSource<'a> {
     pub(super) subject: &'a Subject,
     pub(super) resolved: &'a ResolvedRef,
     pub(super) token: Option<SecretString>,
+    /// The most bytes that one fetch may receive.
+    pub(super) bytes_max: u64,
     pub(super) cancel: &'a CancellationToken,
 }
 
@@ -81,7 +83,7 @@ impl Planner {
         source: &PlanSource<'_>,
         manifest: &Manifest,
     ) -> Result<Option<FoundBase>, NotPlanned> {
-        let PlanSource { subject, resolved, token, cancel } = source;
+        let PlanSource { subject, resolved, token, cancel, .. } = source;
         let named = subject.run.base.as_deref();
         let matters = |build: &Build| build.paths.is_some() || !build.depends_on.is_empty();
         let is_wanted = !subject.is_default_branch(resolved) && manifest.builds.iter().any(matters);
@@ -157,7 +159,9 @@ fn commits_to_compare(
 ) -> BTreeSet<CommitSha> {
     let run = &subject.run;
     // The caller's arguments make another image than the base's.
-    if run.trigger == Trigger::WarmUp || !run.set_names.is_empty() {
+    // Neither does an image that may be gone stand in.
+    let is_all_built = matches!(run.trigger, Trigger::WarmUp | Trigger::ImagesGone);
+    if is_all_built || !run.set_names.is_empty() {
         return BTreeSet::new();
     }
     let with_paths = manifest.builds.iter().filter(|build| build.paths.is_some());
@@ -173,7 +177,7 @@ async fn changes(
     commits: BTreeSet<CommitSha>,
     objects: &Path,
 ) -> Result<Option<BTreeMap<CommitSha, Vec<String>>>, NotPlanned> {
-    let PlanSource { subject, resolved, token, cancel } = source;
+    let PlanSource { subject, resolved, token, cancel, .. } = source;
     let changed = async |commit: &CommitSha| {
         let request = FetchRequest {
             url: subject.run.repository.clone(),
@@ -182,8 +186,10 @@ async fn changes(
             token: token.clone(),
             submodules: Submodules::None,
             large_files: false,
+            bytes_max: source.bytes_max,
         };
-        git::changed_paths(request, &resolved.commit, objects, cancel).await
+        let paths = git::changed_paths(request, &resolved.commit, objects, cancel).await?;
+        Ok(paths.into_iter().map(|changed| changed.path).collect())
     };
     let mut all = BTreeMap::new();
     match changed(&base.commit).await {

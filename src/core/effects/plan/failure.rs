@@ -15,7 +15,7 @@ use crate::core::github::GithubError;
 pub(super) const GITHUB_WAIT: Duration = Duration::from_secs(15);
 
 #[derive(Debug)]
-pub(super) enum NotPlanned {
+pub(in crate::core::effects) enum NotPlanned {
     Failed(PlanFailure),
     /// GitHub does not answer: planning is repeated after `retry_at`, and other runs are planned meanwhile.
     Later {
@@ -50,6 +50,7 @@ impl From<GithubError> for NotPlanned {
             GithubError::Unavailable(_) => return later(retry_at, &error),
             GithubError::RateLimited { until } => return later(retry_at.max(*until), &error),
             GithubError::NotFound(_) => CloneProblem::NotFound,
+            GithubError::Unusable(_) => CloneProblem::Refused,
             GithubError::TooLarge { .. } => {
                 return failed(FailureReason::Manifest, error);
             }

@@ -9,7 +9,7 @@ use stagely_protocol::{CloneProblem, FailureReason};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
-use super::interrupted::InterruptedReads;
+use crate::core::disk::DiskGuard;
 use crate::core::retry::{Retry, RetryPolicy};
 
 /// Attempts follow after 1, 4, 16 and 45 seconds.
@@ -17,7 +17,7 @@ const GIT_RETRIES: RetryPolicy =
     RetryPolicy::new(Duration::from_secs(1), Duration::from_secs(45)).factor(4.0).retries_max(4);
 
 /// A commit on the disk.
-pub(super) struct Checkout {
+pub(in crate::core::effects) struct Checkout {
     /// Deleted with the value.
     folder: TempDir,
 }
@@ -28,7 +28,7 @@ impl Checkout {
     }
 
     /// The received objects, for comparisons.
-    pub(super) fn objects(&self) -> PathBuf {
+    pub(in crate::core::effects) fn objects(&self) -> PathBuf {
         self.folder.path().join("objects")
     }
 }
@@ -37,13 +37,18 @@ impl Checkout {
 #[derive(Debug)]
 pub(crate) struct RepositoryReader {
     pub(super) scratch: PathBuf,
-    pub(super) interrupted: InterruptedReads,
+    disk: DiskGuard,
 }
 
 impl RepositoryReader {
     /// `scratch` is the folder for short-lived checkouts.
-    pub(crate) fn new(scratch: &Path, interrupted: InterruptedReads) -> Self {
-        Self { scratch: scratch.to_owned(), interrupted }
+    pub(crate) fn new(scratch: &Path, disk: DiskGuard) -> Self {
+        Self { scratch: scratch.to_owned(), disk }
+    }
+
+    /// The most bytes that one fetch may receive, and the most that it may write: together they may take up the free space.
+    pub(in crate::core::effects) async fn bytes_max(&self) -> u64 {
+        self.disk.free_above_reserve().await / 2
     }
 
     pub(super) async fn resolve(
@@ -62,7 +67,7 @@ impl RepositoryReader {
         .await
     }
 
-    pub(super) async fn check_out(
+    pub(in crate::core::effects) async fn check_out(
         &self,
         request: FetchRequest,
         cancel: &CancellationToken,

@@ -16,6 +16,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use stagely_agent::proxy::is_loopback;
+use stagely_agent::transient::{is_transient_error, is_transient_status};
 use stagely_protocol::ErrorChain;
 use tokio::sync::OnceCell;
 use tokio::time::timeout;
@@ -285,12 +286,61 @@ fn refusal(status: StatusCode, message: &str, request: &ApiRequest) -> GithubErr
     let what = &request.what;
     match status {
         404 | 410 => GithubError::NotFound(what.clone()),
-        408 | 500..=599 => GithubError::Unavailable(format!("status {status} for {what}")),
+        _ if is_transient_status(status) => {
+            GithubError::Unavailable(format!("status {status} for {what}"))
+        }
         _ => GithubError::Refused { status, message: format!("{what}: {message}") },
     }
 }
 
+/// The error of a request without a response.
 fn unavailable(error: &(dyn Error + 'static)) -> GithubError {
     let text = ErrorChain(error).to_string();
-    GithubError::Unavailable(text.lines().next().unwrap_or_default().to_owned())
+    let line = text.lines().next().unwrap_or_default().to_owned();
+    if is_transient_error(error) {
+        GithubError::Unavailable(line)
+    } else {
+        GithubError::Unusable(line)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn only_a_github_that_is_away_or_overloaded_is_asked_again() {
+        let request = ApiRequest::get("/".to_owned(), "a file");
+        for (status, is_transient) in [
+            (400, false),
+            (401, false),
+            (403, false),
+            (404, false),
+            (408, true),
+            (409, false),
+            (410, false),
+            (422, false),
+            (425, true),
+            (429, true),
+            (500, true),
+            (502, true),
+            (599, true),
+        ] {
+            let error = refusal(StatusCode::from_u16(status).unwrap(), "its words", &request);
+            assert_eq!(error.is_transient(), is_transient, "{status}: {error}");
+        }
+        for (words, is_transient) in [
+            ("Connection refused (os error 111)", true),
+            ("operation timed out", true),
+            ("Temporary failure in name resolution", true),
+            ("Name or service not known", false),
+            ("certificate verify failed", false),
+        ] {
+            let error = unavailable(&io::Error::other(words));
+            assert_eq!(error.is_transient(), is_transient, "{error}");
+            assert!(error.to_string().contains(words), "{error}");
+        }
+    }
 }

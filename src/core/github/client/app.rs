@@ -31,7 +31,31 @@ pub(super) struct InstallationToken {
 #[derive(Default)]
 struct Installation {
     id: Option<u64>,
-    own_token: Option<InstallationToken>,
+    tokens: HashMap<TokenUse, InstallationToken>,
+}
+
+/// What core uses a token of the app for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum TokenUse {
+    /// Everything but deployments.
+    Core,
+    /// The permission is optional, and GitHub makes no token at all that asks for one that the app lacks.
+    Deployments,
+}
+
+impl TokenUse {
+    fn permissions(self) -> Value {
+        match self {
+            Self::Core => json!({
+                "contents": "read",
+                "issues": "write",
+                "metadata": "read",
+                "pull_requests": "write",
+                "statuses": "write",
+            }),
+            Self::Deployments => json!({ "deployments": "write" }),
+        }
+    }
 }
 
 /// The app's installations, by repository.
@@ -53,28 +77,30 @@ struct TokenPayload {
 
 impl Installations {
     /// Core's own token for `repository`.
-    pub(super) async fn own_token(
+    ///
+    /// # Errors
+    /// [`GithubError::Refused`] with the status 422 if the app may not do what the token is for.
+    pub(super) async fn token(
         &self,
         api: &ApiClient,
         app: &App,
         repository: &GithubRepository,
+        token_use: TokenUse,
     ) -> Result<InstallationToken, GithubError> {
         let installation = self.of(repository);
         let mut installation = installation.lock().await;
-        if let Some(token) = &installation.own_token
+        if let Some(token) = installation.tokens.get(&token_use)
             && token.expires_at > now().after(EXPIRY_MARGIN)
         {
             return Ok(token.clone());
         }
-        let permissions = json!({
-            "contents": "read",
-            "issues": "write",
-            "metadata": "read",
-            "pull_requests": "write",
-            "statuses": "write",
-        });
-        let token = create_token(api, app, &mut installation, repository, permissions).await?;
-        installation.own_token = Some(token.clone());
+        let permissions = token_use.permissions();
+        let token = create_token(api, app, &mut installation, repository, permissions).await;
+        let token = token.map_err(|error| match token_use {
+            TokenUse::Core => with_permissions(error, repository),
+            TokenUse::Deployments => error,
+        })?;
+        installation.tokens.insert(token_use, token.clone());
         Ok(token)
     }
 
@@ -89,13 +115,13 @@ impl Installations {
         // The lock is held while the installation is looked up, and not while the token is made: tokens
         // for several jobs are made at the same time.
         let id = find_installation(api, app, &mut *shared.lock().await, repository).await?;
-        let mut installation = Installation { id: Some(id), own_token: None };
+        let mut installation = Installation { id: Some(id), tokens: HashMap::new() };
         let permissions = json!({ "contents": "read" });
         let token = create_token(api, app, &mut installation, repository, permissions).await;
         if installation.id.is_none() {
             shared.lock().await.id = None;
         }
-        Ok(token?.token)
+        Ok(token.map_err(|error| with_permissions(error, repository))?.token)
     }
 
     /// Drops the token and the installation of `repository`, which GitHub has refused.
@@ -157,14 +183,19 @@ async fn create_token(
             installation.id = None;
             Err(GithubError::Unavailable(format!("there is no {what} any more")))
         }
-        Err(GithubError::Refused { status: 422, message }) => {
-            Err(GithubError::Credentials(format!(
-                "GitHub makes no token for {repository} ({message}): the app needs the permissions \
-                 contents: read, issues: write, pull requests: write and commit statuses: write, and its \
-                 installation must include the repository"
-            )))
-        }
         Err(error) => Err(with_advice(error, app)),
+    }
+}
+
+/// Adds to a refusal of a token which permissions the app needs.
+fn with_permissions(error: GithubError, repository: &GithubRepository) -> GithubError {
+    match error {
+        GithubError::Refused { status: 422, message } => GithubError::Credentials(format!(
+            "GitHub makes no token for {repository} ({message}): the app needs the permissions \
+             contents: read, issues: write, pull requests: write and commit statuses: write, and its \
+             installation must include the repository"
+        )),
+        error => error,
     }
 }
 

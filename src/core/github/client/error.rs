@@ -9,9 +9,12 @@ use crate::core::retry::Retry;
 /// A request to GitHub has failed.
 #[derive(Debug, Error)]
 pub enum GithubError {
-    /// No response, or one with a status of 5xx.
+    /// No response, or one of a server that is overloaded or restarting.
     #[error("GitHub does not answer: {0}")]
     Unavailable(String),
+    /// No connection can be made: a wrong certificate, a name without an address.
+    #[error("GitHub cannot be reached: {0}")]
+    Unusable(String),
     /// A rate limit is used up until this moment.
     #[error("GitHub allows no more requests until {}", display(*until))]
     RateLimited { until: Timestamp },
@@ -38,6 +41,7 @@ impl GithubError {
                     .to_owned()
             }
             Self::Unavailable(_)
+            | Self::Unusable(_)
             | Self::RateLimited { .. }
             | Self::NotFound(_)
             | Self::TooLarge { .. }
@@ -49,7 +53,8 @@ impl GithubError {
     pub const fn is_transient(&self) -> bool {
         match self {
             Self::Unavailable(_) | Self::RateLimited { .. } => true,
-            Self::NotFound(_)
+            Self::Unusable(_)
+            | Self::NotFound(_)
             | Self::TooLarge { .. }
             | Self::Refused { .. }
             | Self::Credentials(_) => false,

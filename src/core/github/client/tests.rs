@@ -1,6 +1,6 @@
 //! The client against a server on loopback.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -23,6 +23,7 @@ use tempfile::TempDir;
 use tokio::net::TcpListener;
 
 use super::credentials::Variables;
+use super::deployments::NewDeployment;
 use super::*;
 use crate::config::Config;
 use crate::core::clock::now;
@@ -258,6 +259,71 @@ async fn every_clone_gets_its_own_token_which_only_reads_this_repository() {
     assert_eq!(requests.len(), 3);
     let scope = json!({ "repositories": ["shop"], "permissions": { "contents": "read" } });
     assert_eq!((&requests[1].body, &requests[2].body), (&scope, &scope));
+}
+
+fn new_deployment() -> NewDeployment {
+    NewDeployment {
+        commit: "a".repeat(40).parse().unwrap(),
+        environment: "pr-7".to_owned(),
+        is_transient: true,
+        marker: "env_1".to_owned(),
+        replaced: BTreeSet::new(),
+    }
+}
+
+#[tokio::test]
+async fn deployments_have_a_token_of_their_own_and_are_created_once() {
+    let server = Server::start().await;
+    server.respond_json(200, &json!({ "id": 42 }));
+    server.respond_json(201, &minted("ghs_deploy", HOUR));
+    server.respond_json(200, &json!([{ "id": 5, "payload": "{\"other\":1}" }]));
+    server.respond_json(201, &json!({ "id": 6, "payload": { "stagely": "env_1" } }));
+    server.respond_json(200, &json!([{ "id": 6, "payload": { "stagely": "env_1" } }]));
+    let (github, _folder) = with_app(&server, &new_key());
+
+    for _ in 0..2 {
+        assert_eq!(github.create_deployment(&project(), &new_deployment()).await.unwrap(), 6);
+    }
+
+    let requests = server.requests();
+    assert_eq!(requests.len(), 5);
+    let scope = json!({ "repositories": ["shop"], "permissions": { "deployments": "write" } });
+    assert_eq!((&requests[1].body, requests[3].bearer()), (&scope, "ghs_deploy"));
+    let body = &requests[3].body;
+    assert_eq!((&body["auto_merge"], &body["required_contexts"]), (&json!(false), &json!([])));
+    assert_eq!(github.deployments_problem(&project()), None);
+}
+
+#[tokio::test]
+async fn a_missing_permission_for_deployments_is_remembered_and_is_no_failure_of_core() {
+    let refused = json!({ "message": "The permissions requested are not granted." });
+    let server = Server::start().await;
+    server.respond_json(200, &json!({ "id": 42 }));
+    server.respond_json(422, &refused);
+    let (github, _folder) = with_app(&server, &new_key());
+    github.create_deployment(&project(), &new_deployment()).await.unwrap_err();
+    let problem = github.deployments_problem(&project()).unwrap();
+    assert!(problem.contains("not granted"), "{problem}");
+    assert_eq!(github.health().problem, None);
+
+    // A person's token may read deployments, and not create them.
+    for status in [403, 404] {
+        let server = Server::start().await;
+        server.respond_json(200, &json!([]));
+        server.respond_json(status, &json!({ "message": "Resource not accessible" }));
+        let (github, _folder) = with_token(&server);
+        github.create_deployment(&project(), &new_deployment()).await.unwrap_err();
+        assert!(github.deployments_problem(&project()).is_some());
+    }
+    // Other refusals say nothing about permissions.
+    for status in [409, 422, 500] {
+        let server = Server::start().await;
+        server.respond_json(200, &json!([]));
+        server.respond_json(status, &json!({ "message": "No ref found" }));
+        let (github, _folder) = with_token(&server);
+        github.create_deployment(&project(), &new_deployment()).await.unwrap_err();
+        assert_eq!(github.deployments_problem(&project()), None, "{status}");
+    }
 }
 
 #[tokio::test]

@@ -86,7 +86,9 @@ impl UnreadDeliveries {
                 self.unavailable += 1;
                 self.unavailable < UNAVAILABLE_MAX
             }
-            GithubError::RateLimited { .. } | GithubError::Credentials(_) => false,
+            GithubError::Unusable(_)
+            | GithubError::RateLimited { .. }
+            | GithubError::Credentials(_) => false,
         };
         if !may_continue {
             return Err(error.into());

@@ -19,6 +19,7 @@ pub(super) fn listed(number: u64, head: &str) -> PullRequest {
         base_branch: "main".to_owned(),
         author: "alice".to_owned(),
         is_known_contributor: false,
+        labels: Vec::new(),
         created_at: Timestamp(1),
         updated_at: Timestamp(1),
         closed_at: None,

@@ -3,6 +3,8 @@
 //! The same records give the same text, so that nothing is written twice. Therefore the text does not depend on
 //! the time of day, and only ended jobs have a duration.
 
+mod preview;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
@@ -11,7 +13,7 @@ use stagely_state::ids::{EnvironmentId, JobId};
 use stagely_state::{CancelReason, Job, JobFailure, JobKind, JobState, RunState};
 
 use super::markdown::{code, first_lines, inline, last_lines};
-use super::view::{ReportView, platforms, seconds, short};
+use super::view::{ReportView, platforms, seconds, short, warnings_of};
 use crate::core::github::webhook::command::OWN_COMMENT;
 
 /// GitHub's limit is 65,536 characters. The limits of the sections below add up to less than this.
@@ -50,6 +52,7 @@ pub(crate) fn render(view: &ReportView<'_>, excerpts: &Excerpts) -> String {
     let mut body = marker(view.environment.id);
     let sections = [
         Some(headline(view)),
+        preview::section(view),
         approval(view),
         problems(view),
         table(view),
@@ -77,6 +80,7 @@ fn headline(view: &ReportView<'_>) -> String {
         | RunState::Deferred { .. }
         | RunState::Planning { .. }
         | RunState::Building => "⏳ Building…".to_owned(),
+        RunState::Deploying => "⏳ Deploying…".to_owned(),
         RunState::Completed => "✅ Build completed".to_owned(),
         RunState::Failed { .. } => format!("❌ Build failed [View Logs]({})", logs_url(view)),
         RunState::Cancelled { reason } => format!("⏹ Build cancelled{}", why(*reason)),
@@ -278,7 +282,7 @@ fn images(view: &ReportView<'_>) -> Option<String> {
     };
     let named = |job: &&Job| match &job.state {
         JobState::Completed { digest: Some(digest) } => {
-            let reference = job.tag.as_ref().unwrap_or_else(|| job.kind.image());
+            let reference = job.tag.as_ref().or(job.kind.image())?;
             Some(format!("{reference}@{digest}"))
         }
         _ => None,
@@ -296,11 +300,7 @@ fn warnings(view: &ReportView<'_>) -> Option<String> {
     let mut jobs_of: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
     let mut order = Vec::new();
     for job in view.jobs() {
-        // The warnings of an ended build include that of its agent. A reused build has the warnings of none.
-        let lacks_warning = job.emulated && (!job.state.is_final() || job.reused_from.is_some());
-        let emulated =
-            lacks_warning.then(|| "built under QEMU emulation, which is slow".to_owned());
-        for warning in job.warnings.iter().cloned().chain(emulated) {
+        for warning in warnings_of(job) {
             let jobs = jobs_of.entry(warning.clone()).or_default();
             if jobs.is_empty() {
                 order.push(warning);

@@ -1,24 +1,90 @@
 //! A pull request with a run of one commit, for the tests of its report.
 
-use stagely_protocol::{CommitSha, Digest, FailureReason, Platform, Step};
-use stagely_state::ids::{EnvironmentId, JobId, MachineId, ProjectId, RunId};
+use std::collections::BTreeMap;
+use std::fs;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use secrecy::ExposeSecret as _;
+use stagely_protocol::{
+    Arch, BuildArgs, CommitSha, Digest, Endpoint, FailureReason, HealthCheck, Platform, Step,
+    Submodules,
+};
+use stagely_state::ids::{EnvironmentId, JobId, MachineId, PreviewId, ProjectId, RunId};
 use stagely_state::{
-    Environment, GithubRun, Job, JobFailure, JobKind, JobState, Project, Run, RunState, Timestamp,
+    Access, CommitSource, DEPLOY_JOB, Deployment, Environment, Generation, GithubRun, Job,
+    JobFailure, JobKind, JobState, MachineSize, Preview, PreviewSettings, PreviewState, Project,
+    Run, RunState, Timestamp,
 };
 use url::Url;
 
 use super::view::ReportView;
 use crate::core::fixtures::job as build;
+use crate::core::previews::{PreviewHosts, PreviewLinks};
 use crate::core::records::Records;
+use crate::core::secrets::SecretStore;
+use crate::core::secrets::keyring::Keyring;
+use crate::core::store::Store;
 
 pub(crate) const ENVIRONMENT: EnvironmentId = EnvironmentId::from_bits(2);
 const PROJECT: ProjectId = ProjectId::from_bits(1);
 const RUN: u128 = 3;
+const PREVIEW: PreviewId = PreviewId::from_bits(6);
+/// The job of [`ReportFixture::add_deployment`].
+pub(crate) const DEPLOY: u128 = 20;
+/// The machine of the preview.
+pub(crate) const MACHINE: MachineId = MachineId::from_bits(30);
 
 /// Records, and the rest of a [`ReportView`].
 pub(crate) struct ReportFixture {
     pub(crate) records: Records,
     url: Url,
+}
+
+/// The addresses of previews.
+pub(crate) fn links() -> &'static PreviewLinks {
+    static LINKS: OnceLock<PreviewLinks> = OnceLock::new();
+    LINKS.get_or_init(|| {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("key"), [7; 32]).unwrap();
+        let keyring = Keyring::open(&folder.path().join("key")).unwrap();
+        let (store, _) = Store::open(&folder.path().join("core.redb")).unwrap();
+        let secrets = SecretStore::new(keyring, store, Vec::new(), Vec::new());
+        let settings =
+            "core.public-url = \"https://core.example\"\npreviews.domain = \"preview.example\"\n";
+        PreviewLinks::new(PreviewHosts::new(&toml::from_str(settings).unwrap()), secrets)
+    })
+}
+
+fn deployment() -> Deployment {
+    let endpoint = |name: &str, port| Endpoint {
+        name: name.to_owned(),
+        service: name.to_owned(),
+        port,
+        host: None,
+        health: HealthCheck::default(),
+    };
+    Deployment {
+        compose: Some("compose.yaml".to_owned()),
+        images: BTreeMap::new(),
+        default_images: BTreeMap::new(),
+        endpoints: vec![endpoint("web", 8080), endpoint("mail", 8025)],
+        env: BuildArgs::default(),
+        submodules: Submodules::default(),
+        secrets: Vec::new(),
+        migrate: None,
+        seed: None,
+        fresh: false,
+        reset_when: Vec::new(),
+        disk_gib: 20,
+        settings: PreviewSettings {
+            access: Access::Link,
+            public_paths: Vec::new(),
+            on_request: false,
+            sleep_after: None,
+            ttl: Duration::from_hours(24),
+        },
+    }
 }
 
 pub(crate) fn commit() -> CommitSha {
@@ -119,6 +185,55 @@ impl ReportFixture {
         self.records.jobs.insert(job.id, job);
     }
 
+    /// Adds a deploy job to the run, which waits for its images.
+    pub(crate) fn add_deployment(&mut self) {
+        let run = self.run().id;
+        let kind = JobKind::Deploy { arch: Some(Arch::Amd64), deployment: Box::new(deployment()) };
+        let mut job = build(DEPLOY, run.bits(), DEPLOY_JOB, "linux/amd64");
+        job.kind = kind;
+        self.add(job);
+    }
+
+    /// Adds the preview, or moves it to this state. It shows the run's commit, unless it shows one already or nothing
+    /// was deployed yet.
+    pub(crate) fn preview(&mut self, state: PreviewState) -> &mut Preview {
+        let run = self.run().clone();
+        let generation = Generation {
+            number: 1,
+            run: run.id,
+            commit: run.commit.unwrap(),
+            source: CommitSource {
+                repository: run.repository,
+                branch: None,
+                from_fork: false,
+                github: None,
+            },
+            requested_at: Timestamp(0),
+            deployment: deployment(),
+            arch: Arch::Amd64,
+            size: MachineSize::default(),
+            timeout: Duration::from_mins(30),
+        };
+        let shows = match state {
+            PreviewState::Deploying { .. }
+            | PreviewState::Ending
+            | PreviewState::Ended
+            | PreviewState::Failed { .. } => None,
+            _ => Some(generation),
+        };
+        let new = Preview::new(PREVIEW, PROJECT, ENVIRONMENT, Timestamp(0));
+        let preview = self.records.previews.entry(PREVIEW).or_insert(new);
+        preview.state = state;
+        preview.shown = shows.map(|new| preview.shown.take().unwrap_or(new));
+        preview
+    }
+
+    /// The key of the preview.
+    pub(crate) fn key(&self) -> String {
+        let preview = &self.records.previews[&PREVIEW];
+        links().access_key(preview, Access::Link).expose_secret().to_owned()
+    }
+
     pub(crate) fn environment(&mut self) -> &mut Environment {
         self.records.environments.get_mut(&ENVIRONMENT).unwrap()
     }
@@ -166,6 +281,6 @@ impl ReportFixture {
     }
 
     pub(crate) fn view(&self) -> ReportView<'_> {
-        ReportView::find(&self.records, ENVIRONMENT, &self.url, "ok-to-build").unwrap()
+        ReportView::find(&self.records, ENVIRONMENT, &self.url, "ok-to-build", links()).unwrap()
     }
 }

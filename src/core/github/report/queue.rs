@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use stagely_protocol::CommitSha;
 use stagely_state::ids::EnvironmentId;
 use stagely_state::{PublishedReport, RunState};
 use tokio::sync::oneshot;
@@ -34,6 +35,8 @@ struct Inner {
     written_at: HashMap<EnvironmentId, Instant>,
     /// The published part of reports of which GitHub refused another part.
     partly_published: HashMap<EnvironmentId, PublishedReport>,
+    /// The commits of which GitHub makes no deployment.
+    refused_deployments: HashMap<EnvironmentId, CommitSha>,
 }
 
 impl ReportQueue {
@@ -76,6 +79,20 @@ impl ReportQueue {
 
     pub(super) fn remembered(&self, environment: EnvironmentId) -> Option<PublishedReport> {
         lock(&self.inner).partly_published.get(&environment).cloned()
+    }
+
+    /// Notes that GitHub makes no deployment of a commit.
+    pub(super) fn refuse_deployment(&self, environment: EnvironmentId, commit: CommitSha) {
+        let refused = &mut lock(&self.inner).refused_deployments;
+        // Those of environments that are gone are not worth an index.
+        if refused.len() >= TIMES_MAX {
+            refused.clear();
+        }
+        refused.insert(environment, commit);
+    }
+
+    pub(super) fn refused_deployment(&self, environment: EnvironmentId) -> Option<CommitSha> {
+        lock(&self.inner).refused_deployments.get(&environment).cloned()
     }
 
     /// Waits for a permit to write the environment's comment.

@@ -1,10 +1,11 @@
-//! Publishes an environment's comment and statuses.
+//! Publishes an environment's comment, statuses and deployments.
 //!
 //! The records are read right before each write, and the digest of the written text is kept. So the last state
 //! is published whatever happens meanwhile and however long GitHub does not answer, and nothing is written
 //! twice.
 
 mod comment;
+mod deployments;
 mod statuses;
 
 use std::time::Duration;
@@ -23,6 +24,7 @@ use super::target::ReportTarget;
 use super::view::ReportView;
 use crate::core::github::GithubError;
 use crate::core::logs::LogStore;
+use crate::core::previews::PreviewLinks;
 use crate::core::records::{Records, SharedRecords};
 use crate::core::retry::{Backoff, Retry, RetryPolicy};
 
@@ -46,6 +48,7 @@ pub(crate) struct EnvironmentReporter<T> {
     pub(crate) logs: LogStore,
     pub(crate) public_url: Url,
     pub(crate) approval_label: String,
+    pub(crate) links: PreviewLinks,
     pub(crate) queue: ReportQueue,
     /// The shortest time between two writes.
     pub(crate) interval: Duration,
@@ -73,7 +76,11 @@ impl<T: ReportTarget> EnvironmentReporter<T> {
         self.queue.pause(self.environment, self.interval).await;
         let before = self.published_before();
         let mut comment = PublishedComment { id: before.comment, digest: before.comment_digest };
-        let mut statuses = PublishedStatuses { commit: before.commit, by_context: before.statuses };
+        let mut statuses = PublishedStatuses {
+            commit: before.commit,
+            by_context: before.statuses,
+            deployments: before.deployments,
+        };
         let (comment_result, statuses_result) = {
             let publishing_comment = self.publish_comment(&mut comment);
             self.publish_statuses_beside(&mut statuses, publishing_comment).await
@@ -83,6 +90,7 @@ impl<T: ReportTarget> EnvironmentReporter<T> {
             comment_digest: comment.digest,
             commit: statuses.commit,
             statuses: statuses.by_context,
+            deployments: statuses.deployments,
         };
         match (comment_result, statuses_result) {
             (Ok(of_comment), Ok(of_statuses)) => {
@@ -104,7 +112,8 @@ impl<T: ReportTarget> EnvironmentReporter<T> {
     }
 
     fn view<'a>(&'a self, records: &'a Records) -> Option<ReportView<'a>> {
-        ReportView::find(records, self.environment, &self.public_url, &self.approval_label)
+        let Self { environment, public_url, approval_label, links, .. } = self;
+        ReportView::find(records, *environment, public_url, approval_label, links)
     }
 
     /// Waits before the next attempt of a failed write.
@@ -145,8 +154,8 @@ pub(crate) fn published(
     let records = records.read();
     let environment = records.environments.get(&environment);
     let report = environment.map(|environment| environment.report.clone()).unwrap_or_default();
-    let Report { wanted, comment, comment_digest, commit, statuses, .. } = report;
-    (wanted, PublishedReport { comment, comment_digest, commit, statuses })
+    let Report { wanted, comment, comment_digest, commit, statuses, deployments, .. } = report;
+    (wanted, PublishedReport { comment, comment_digest, commit, statuses, deployments })
 }
 
 /// The problem of a refused write, with what the operator can do.

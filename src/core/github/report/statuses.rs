@@ -11,10 +11,10 @@ use stagely_state::{
 };
 
 use super::markdown::{cut, one_line};
-use super::view::{ReportView, platforms, seconds};
+use super::view::{ReportView, platforms, seconds, warnings_of};
 
-/// GitHub's own limit.
-const DESCRIPTION_CHARS_MAX: usize = 140;
+/// GitHub's own limit, also for the statuses of deployments.
+pub(super) const DESCRIPTION_CHARS_MAX: usize = 140;
 
 /// GitHub's own limit is 255.
 const CONTEXT_CHARS_MAX: usize = 200;
@@ -25,6 +25,8 @@ const JOBS_MAX: usize = 40;
 
 /// The context of the run's status.
 const RUN_CONTEXT: &str = "stagely";
+
+const PREVIEW_CONTEXT: &str = "stagely/preview";
 
 /// The statuses by their contexts; `None` if the commit is not known, or is not at GitHub.
 pub(crate) fn of(view: &ReportView<'_>) -> Option<(CommitSha, BTreeMap<String, CommitStatus>)> {
@@ -38,10 +40,12 @@ pub(crate) fn of(view: &ReportView<'_>) -> Option<(CommitSha, BTreeMap<String, C
     let are_few = view.jobs().count() <= JOBS_MAX;
     let mut failed = 0;
     for job in view.jobs() {
-        let (context, status) = (context(job), of_job(view, job));
+        let is_deploy = job.kind.is_deploy();
+        let status = if is_deploy { of_deployment(view, job) } else { of_job(view, job) };
+        let context = context(job);
         let is_first_failures = matches!(job.state, JobState::Failed(_)) && failed < JOBS_MAX;
         failed += usize::from(is_first_failures);
-        if are_few || is_first_failures || is_published(&context) {
+        if are_few || is_first_failures || is_deploy || is_published(&context) {
             statuses.insert(context, status);
         }
     }
@@ -52,6 +56,7 @@ fn context(job: &Job) -> String {
     let what = match &job.kind {
         JobKind::Build { .. } => platforms(job),
         JobKind::Merge { .. } => "merge".to_owned(),
+        JobKind::Deploy { .. } => return PREVIEW_CONTEXT.to_owned(),
     };
     cut(&format!("{RUN_CONTEXT}/{} ({what})", job.variant), CONTEXT_CHARS_MAX)
 }
@@ -67,6 +72,7 @@ fn of_run(view: &ReportView<'_>, commit: &CommitSha) -> CommitStatus {
         | RunState::Deferred { .. }
         | RunState::Planning { .. }
         | RunState::Building => (StatusState::Pending, "Building".to_owned()),
+        RunState::Deploying => (StatusState::Pending, "Deploying".to_owned()),
         RunState::Completed => (StatusState::Success, completed(view, &took)),
         RunState::Failed { plan_error: Some(error) } => {
             let state = fault(error.reason.is_users());
@@ -94,7 +100,22 @@ fn of_run(view: &ReportView<'_>, commit: &CommitSha) -> CommitStatus {
 fn completed(view: &ReportView<'_>, took: &str) -> String {
     match view.jobs().count() {
         0 => "All builds are skipped".to_owned(),
-        _ => format!("Completed in {took}"),
+        _ => with_warnings(format!("Completed in {took}"), view.jobs().flat_map(warnings_of)),
+    }
+}
+
+/// Adds the number of different warnings and the first of them.
+fn with_warnings(outcome: String, warnings: impl Iterator<Item = String>) -> String {
+    let mut different = Vec::new();
+    for warning in warnings {
+        if !different.contains(&warning) {
+            different.push(warning);
+        }
+    }
+    match &different[..] {
+        [] => outcome,
+        [one] => format!("{outcome}, 1 warning: {one}"),
+        [first, ..] => format!("{outcome}, {} warnings: {first}", different.len()),
     }
 }
 
@@ -111,11 +132,12 @@ fn of_job(view: &ReportView<'_>, job: &Job) -> CommitStatus {
         | JobState::Provisioning { .. }
         | JobState::Running { .. } => (StatusState::Pending, "Building".to_owned()),
         JobState::Completed { .. } if job.reused_from.is_some() => {
-            (StatusState::Success, "Reused from an earlier run".to_owned())
+            let reused = "Reused from an earlier run".to_owned();
+            (StatusState::Success, with_warnings(reused, warnings_of(job)))
         }
         JobState::Completed { .. } => {
             let took = took.map(|took| format!(" in {took}")).unwrap_or_default();
-            (StatusState::Success, format!("Completed{took}"))
+            (StatusState::Success, with_warnings(format!("Completed{took}"), warnings_of(job)))
         }
         JobState::Failed(JobFailure { reason, .. }) => {
             (fault(view.is_users_job(job)), reason.to_string())
@@ -123,6 +145,44 @@ fn of_job(view: &ReportView<'_>, job: &Job) -> CommitStatus {
         JobState::Cancelled => (StatusState::Error, "Cancelled".to_owned()),
     };
     status(state, &description, view.job_url(job.id))
+}
+
+/// The status of the job that deploys the preview. Its target is the preview once that is there.
+fn of_deployment(view: &ReportView<'_>, job: &Job) -> CommitStatus {
+    let page = view.job_url(job.id);
+    match &job.state {
+        JobState::Queued { .. } | JobState::Postponed { .. } | JobState::Provisioning { .. }
+            if view.capacity_wait(job).is_some() =>
+        {
+            of_job(view, job)
+        }
+        JobState::Queued { .. } | JobState::Postponed { .. }
+            if view.run.state == RunState::Building =>
+        {
+            status(StatusState::Pending, "Waits for its images", page)
+        }
+        JobState::Queued { .. } | JobState::Postponed { .. } => {
+            status(StatusState::Pending, "Waits for a machine", page)
+        }
+        JobState::Provisioning { .. } | JobState::Running { .. } => {
+            status(StatusState::Pending, "Deploying", page)
+        }
+        JobState::Completed { .. } => {
+            let took = job.started_at.zip(job.ended_at).map(|(from, to)| seconds(to.since(from)));
+            let took = took.map(|took| format!(" in {took}")).unwrap_or_default();
+            let url = view.preview_url().map_or(page, String::from);
+            let description = with_warnings(format!("Deployed{took}"), warnings_of(job));
+            status(StatusState::Success, &description, url)
+        }
+        JobState::Failed(JobFailure { reason, message, .. }) => {
+            let state = fault(view.is_users_job(job));
+            let reason = reason.to_string();
+            let first = message.lines().find(|line| !line.trim().is_empty() && **line != *reason);
+            let detail = first.map(|line| format!(": {line}")).unwrap_or_default();
+            status(state, &format!("{reason}{detail}"), page)
+        }
+        JobState::Cancelled => status(StatusState::Error, "Cancelled", page),
+    }
 }
 
 const fn fault(is_users: bool) -> StatusState {
@@ -136,11 +196,11 @@ fn status(state: StatusState, description: &str, target_url: String) -> CommitSt
 
 #[cfg(test)]
 mod tests {
-    use stagely_protocol::FailureReason;
+    use stagely_protocol::{DeployProblem, FailureReason};
     use stagely_state::{Approval, PlanFailure};
 
     use super::*;
-    use crate::core::github::report::fixtures::{self, ReportFixture, user_failure};
+    use crate::core::github::report::fixtures::{self, DEPLOY, ReportFixture, user_failure};
 
     fn described(fixture: &ReportFixture) -> BTreeMap<String, (StatusState, String)> {
         let (commit, statuses) = of(&fixture.view()).unwrap();
@@ -252,6 +312,82 @@ mod tests {
         assert_eq!(statuses["stagely/app (linux/arm64)"].0, StatusState::Error);
         assert_eq!(statuses["stagely/app (merge)"].0, StatusState::Error);
         assert_eq!(statuses[RUN_CONTEXT].0, StatusState::Error);
+    }
+
+    #[test]
+    fn warnings_stand_in_the_statuses_of_their_job_and_of_the_run() {
+        let mut fixture = ReportFixture::many(3);
+        for job in 1..=3 {
+            fixture.completed(job, 63);
+        }
+        let platform = "the base image busybox exists for linux/amd64 alone";
+        fixture.job(1).warnings = vec![platform.to_owned()];
+        fixture.job(2).warnings = vec![platform.to_owned(), "x\ny".repeat(100)];
+        fixture.end_run(RunState::Completed);
+        let statuses = described(&fixture);
+        let of = |context: &str| statuses[context].1.clone();
+        assert_eq!(
+            of("stagely/job1 (linux/amd64)"),
+            format!("Completed in 1m 3s, 1 warning: {platform}")
+        );
+        assert_eq!(
+            of("stagely/job2 (linux/amd64)"),
+            format!("Completed in 1m 3s, 2 warnings: {platform}")
+        );
+        assert_eq!(of("stagely/job3 (linux/amd64)"), "Completed in 1m 3s");
+        assert_eq!(of(RUN_CONTEXT), format!("Completed in 1m 30s, 2 warnings: {platform}"));
+        assert_eq!(statuses[RUN_CONTEXT].0, StatusState::Success);
+
+        fixture.job(1).warnings = vec!["y".repeat(200)];
+        let statuses = described(&fixture);
+        let words = &statuses["stagely/job1 (linux/amd64)"].1;
+        assert!(
+            words.starts_with("Completed in 1m 3s, 1 warning: yyy") && words.ends_with('…'),
+            "{words}"
+        );
+
+        fixture.job(3).reused_from = Some(fixtures::job_id(9));
+        fixture.job(3).emulated = true;
+        let words = &described(&fixture)["stagely/job3 (linux/amd64)"].1;
+        assert!(words.contains(", 1 warning: built under QEMU emulation"), "{words}");
+    }
+
+    #[test]
+    fn each_state_of_a_deployment_has_its_status() {
+        let mut fixture = ReportFixture::many(41);
+        fixture.add_deployment();
+        let of = |fixture: &ReportFixture| described_preview(fixture);
+        let (pending, page) = (StatusState::Pending, "https://core.example/jobs/");
+        let waits = (pending, "Waits for its images".to_owned());
+        assert_eq!(of(&fixture).0, waits, "also among many jobs");
+        fixture.run().state = RunState::Deploying;
+        assert_eq!(of(&fixture).0, (pending, "Waits for a machine".to_owned()));
+        fixture.running(DEPLOY);
+        assert_eq!(of(&fixture).0, (pending, "Deploying".to_owned()));
+        assert!(of(&fixture).1.starts_with(page));
+        fixture.completed(DEPLOY, 63);
+        let deployed = (StatusState::Success, "Deployed in 1m 3s".to_owned());
+        assert_eq!(of(&fixture), (deployed, "https://pr-7-app.preview.example/".to_owned()));
+        let health = FailureReason::Deploy { problem: DeployProblem::Service };
+        fixture.failed(
+            DEPLOY,
+            health,
+            "the service `web` ended with exit code 3; its last line: x",
+        );
+        let failed =
+            "a service did not start: the service `web` ended with exit code 3; its last line: x";
+        assert_eq!(of(&fixture).0, (StatusState::Failure, failed.to_owned()));
+        assert!(of(&fixture).1.starts_with(page));
+        fixture.failed(DEPLOY, FailureReason::MachineLost, "the machine was lost");
+        assert_eq!(of(&fixture).0, (StatusState::Error, "the machine was lost".to_owned()));
+        fixture.job(DEPLOY).state = JobState::Cancelled;
+        assert_eq!(of(&fixture).0, (StatusState::Error, "Cancelled".to_owned()));
+    }
+
+    fn described_preview(fixture: &ReportFixture) -> ((StatusState, String), String) {
+        let (_, mut statuses) = of(&fixture.view()).unwrap();
+        let status = statuses.remove(PREVIEW_CONTEXT).unwrap();
+        ((status.state, status.description), status.target_url)
     }
 
     #[test]

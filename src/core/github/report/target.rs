@@ -1,9 +1,9 @@
 //! The requests that a report sends, behind a trait: the tests let them fail as GitHub does.
 
 use stagely_protocol::CommitSha;
-use stagely_state::{CommitStatus, Project};
+use stagely_state::{CommitStatus, DeploymentStatus, Project};
 
-use crate::core::github::{Github, GithubError};
+use crate::core::github::{Github, GithubError, NewDeployment};
 
 /// A pull request and the commits of its repository.
 pub(crate) trait ReportTarget: Sync {
@@ -33,6 +33,21 @@ pub(crate) trait ReportTarget: Sync {
         commit: &CommitSha,
         context: &str,
         status: &CommitStatus,
+    ) -> impl Future<Output = Result<(), GithubError>> + Send;
+
+    /// Whether deployments may be written, as far as is known.
+    fn may_deploy(&self) -> bool;
+
+    /// Creates a deployment, or finds the one that an earlier attempt created. Returns its id.
+    fn create_deployment(
+        &self,
+        deployment: &NewDeployment,
+    ) -> impl Future<Output = Result<u64, GithubError>> + Send;
+
+    fn set_deployment_status(
+        &self,
+        deployment: u64,
+        status: &DeploymentStatus,
     ) -> impl Future<Output = Result<(), GithubError>> + Send;
 }
 
@@ -78,5 +93,21 @@ impl ReportTarget for GithubTarget {
         status: &CommitStatus,
     ) -> Result<(), GithubError> {
         self.github.set_status(&self.project, commit, context, status).await
+    }
+
+    fn may_deploy(&self) -> bool {
+        self.github.deployments_problem(&self.project).is_none()
+    }
+
+    async fn create_deployment(&self, deployment: &NewDeployment) -> Result<u64, GithubError> {
+        self.github.create_deployment(&self.project, deployment).await
+    }
+
+    async fn set_deployment_status(
+        &self,
+        deployment: u64,
+        status: &DeploymentStatus,
+    ) -> Result<(), GithubError> {
+        self.github.set_deployment_status(&self.project, deployment, status).await
     }
 }

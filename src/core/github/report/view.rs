@@ -3,11 +3,14 @@
 use std::fmt;
 use std::time::Duration;
 
-use stagely_protocol::{CommitSha, FailureReason};
+use stagely_protocol::{CommitSha, FailureReason, Platform};
 use stagely_state::ids::{EnvironmentId, JobId, MachineId};
-use stagely_state::{Environment, Job, JobFailure, JobKind, JobState, MachineState, Run, RunState};
+use stagely_state::{
+    Environment, Job, JobFailure, JobKind, JobState, MachineState, Preview, Run, RunState,
+};
 use url::Url;
 
+use crate::core::previews::PreviewLinks;
 use crate::core::records::Records;
 use crate::core::wait::Wait;
 
@@ -21,6 +24,7 @@ pub(crate) struct ReportView<'a> {
     pub(crate) public_url: &'a Url,
     /// `github.approval-label`.
     pub(crate) approval_label: &'a str,
+    pub(crate) links: &'a PreviewLinks,
 }
 
 impl<'a> ReportView<'a> {
@@ -30,10 +34,11 @@ impl<'a> ReportView<'a> {
         environment: EnvironmentId,
         public_url: &'a Url,
         approval_label: &'a str,
+        links: &'a PreviewLinks,
     ) -> Option<Self> {
         let environment = records.environments.get(&environment)?;
         let run = records.runs.get(&environment.report.run?)?;
-        Some(Self { records, environment, run, public_url, approval_label })
+        Some(Self { records, environment, run, public_url, approval_label, links })
     }
 
     /// The jobs, in the order of the plan.
@@ -49,6 +54,26 @@ impl<'a> ReportView<'a> {
             }
             _ => false,
         })
+    }
+
+    /// The run's job that deploys the preview.
+    pub(crate) fn deploy_job(&self) -> Option<&'a Job> {
+        self.jobs().find(|job| job.kind.is_deploy())
+    }
+
+    /// The preview of the environment.
+    pub(crate) fn preview(&self) -> Option<&'a Preview> {
+        self.records.preview_of(self.environment.id)
+    }
+
+    /// The preview's address, without its key.
+    pub(crate) fn preview_url(&self) -> Option<Url> {
+        self.links.address(self.records, self.environment.id)
+    }
+
+    /// The commit that a job of any run works with.
+    pub(crate) fn commit_of(&self, job: JobId) -> Option<&'a CommitSha> {
+        self.records.runs.get(&self.records.jobs.get(&job)?.run)?.commit.as_ref()
     }
 
     /// The wait of a job whose last launch found no capacity, unless its next machine has been launched.
@@ -102,7 +127,7 @@ impl<'a> ReportView<'a> {
         self.page("jobs", &job)
     }
 
-    fn page(&self, kind: &str, id: &dyn fmt::Display) -> String {
+    pub(super) fn page(&self, kind: &str, id: &dyn fmt::Display) -> String {
         format!("{}/{kind}/{id}", self.public_url.as_str().trim_end_matches('/'))
     }
 }
@@ -114,7 +139,18 @@ pub(super) fn platforms(job: &Job) -> String {
         JobKind::Merge { platforms, .. } => {
             platforms.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
         }
+        JobKind::Deploy { arch, .. } => {
+            arch.map(|arch| Platform(arch).to_string()).unwrap_or_default()
+        }
     }
+}
+
+/// The warnings of a job, each for people.
+pub(super) fn warnings_of(job: &Job) -> impl Iterator<Item = String> {
+    // The warnings of an ended build include that of its agent. A reused build has the warnings of none.
+    let lacks_warning = job.emulated && (!job.state.is_final() || job.reused_from.is_some());
+    let emulated = lacks_warning.then(|| "built under QEMU emulation, which is slow".to_owned());
+    job.warnings.iter().cloned().chain(emulated)
 }
 
 /// The digits of a commit that people read, and write after `/stagely approve`.

@@ -1,6 +1,8 @@
 //! Commands in comments: `/stagely` at the start of a line.
 
-use stagely_state::CommandKind;
+use std::time::Duration;
+
+use stagely_state::{CommandKind, PreviewCommand};
 use thiserror::Error;
 
 const COMMAND: &str = "/stagely";
@@ -18,8 +20,9 @@ pub(crate) const OWN_COMMENT: &str = "<!-- stagely ";
 /// A line that begins with `/stagely` and is none of the commands.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error(
-    "{0:?} is no command; there are `/stagely rebuild`, `/stagely rebuild failed`, `/stagely cancel` and \
-     `/stagely approve`, with a commit's first {COMMIT_DIGITS_MIN} digits or more"
+    "{0:?} is no command; there are `/stagely rebuild`, `/stagely rebuild failed`, `/stagely cancel`, \
+     `/stagely approve`, with a commit's first {COMMIT_DIGITS_MIN} digits or more, and `/stagely preview`, alone \
+     or with `stop`, `sleep`, `reset` or `extend 3d`"
 )]
 pub(crate) struct UnknownCommand(String);
 
@@ -46,6 +49,7 @@ pub(super) fn read(comment: &str) -> Option<Result<CommandKind, UnknownCommand>>
     })?;
     let words: Vec<String> = arguments.split_whitespace().map(str::to_ascii_lowercase).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let preview = |action| Ok(CommandKind::Preview { action });
     Some(match words[..] {
         ["rebuild"] => Ok(CommandKind::Rebuild { failed_only: false }),
         ["rebuild", "failed"] => Ok(CommandKind::Rebuild { failed_only: true }),
@@ -54,8 +58,20 @@ pub(super) fn read(comment: &str) -> Option<Result<CommandKind, UnknownCommand>>
         ["approve", commit] if is_commit(commit) => {
             Ok(CommandKind::Approve { commit: Some(commit.to_owned()) })
         }
+        ["preview"] => preview(PreviewCommand::Start),
+        ["preview", "stop"] => preview(PreviewCommand::Stop),
+        ["preview", "sleep"] => preview(PreviewCommand::Sleep),
+        ["preview", "reset"] => preview(PreviewCommand::Reset),
+        ["preview", "extend", ref time @ ..] if let Some(by) = extension(&time.concat()) => {
+            preview(PreviewCommand::Extend { by })
+        }
         _ => Err(UnknownCommand::of(arguments)),
     })
+}
+
+/// A time such as `3d` or `12h`.
+fn extension(text: &str) -> Option<Duration> {
+    humantime::parse_duration(text).ok().filter(|time| time.as_secs() > 0)
 }
 
 fn is_commit(text: &str) -> bool {
@@ -81,9 +97,27 @@ mod tests {
         assert_eq!(known("/stagely approve"), CommandKind::Approve { commit: None });
         let commit = Some("abcdef0".to_owned());
         assert_eq!(known("/stagely approve ABCDEF0"), CommandKind::Approve { commit });
-        for unknown in
-            ["/stagely", "/stagely dance", "/stagely approve abc", "/stagely approve main-1"]
-        {
+        let preview = |action| CommandKind::Preview { action };
+        assert_eq!(known("/stagely preview"), preview(PreviewCommand::Start));
+        assert_eq!(known("/stagely preview stop"), preview(PreviewCommand::Stop));
+        assert_eq!(known("/stagely preview sleep"), preview(PreviewCommand::Sleep));
+        assert_eq!(known("/stagely preview reset"), preview(PreviewCommand::Reset));
+        for (time, hours) in [("3d", 72), ("3 days", 72), ("36h", 36), ("1d 12h", 36)] {
+            let by = Duration::from_hours(hours);
+            let command = format!("/stagely preview extend {time}");
+            assert_eq!(known(&command), preview(PreviewCommand::Extend { by }));
+        }
+        for unknown in [
+            "/stagely",
+            "/stagely dance",
+            "/stagely approve abc",
+            "/stagely approve main-1",
+            "/stagely preview now",
+            "/stagely preview extend",
+            "/stagely preview extend 3",
+            "/stagely preview extend 0d",
+            "/stagely preview extend soon",
+        ] {
             let error = read(unknown).unwrap().unwrap_err().to_string();
             assert!(error.contains("`/stagely rebuild`"), "{error}");
         }

@@ -32,6 +32,12 @@ pub(crate) enum WebhookEvent {
         label: String,
         sender: String,
     },
+    /// `pull_request` with the action `unlabeled`.
+    Unlabeled {
+        repository: Repository,
+        pull_request: PullRequest,
+        label: String,
+    },
     /// `push` to the default branch.
     BranchPushed {
         repository: Repository,

@@ -9,7 +9,7 @@ use super::command;
 use super::event::{InvalidPayload, Irrelevant, WebhookEvent};
 use crate::core::github::Repository;
 use crate::core::github::payload::{
-    AccountPayload, PullRequestPayload, RepositoryPayload, timestamp,
+    AccountPayload, LabelPayload, PullRequestPayload, RepositoryPayload, timestamp,
 };
 
 /// Reads the payload of `event`.
@@ -42,18 +42,14 @@ struct PullRequestEvent {
     sender: AccountPayload,
     /// With the action `synchronize`.
     before: Option<CommitSha>,
-    /// With the action `labeled`.
+    /// With the actions `labeled` and `unlabeled`.
     label: Option<LabelPayload>,
-}
-
-#[derive(Deserialize)]
-struct LabelPayload {
-    name: String,
 }
 
 fn pull_request(body: &[u8]) -> serde_json::Result<WebhookEvent> {
     let ActionPayload { action } = read(body)?;
-    let used = ["opened", "reopened", "ready_for_review", "synchronize", "closed", "labeled"];
+    let used =
+        ["opened", "reopened", "ready_for_review", "synchronize", "closed", "labeled", "unlabeled"];
     if !used.contains(&&*action) {
         return Ok(WebhookEvent::Irrelevant(Irrelevant::Action));
     }
@@ -65,7 +61,10 @@ fn pull_request(body: &[u8]) -> serde_json::Result<WebhookEvent> {
             let (label, sender) = (label.name, event.sender.login);
             WebhookEvent::Labeled { repository, pull_request, label, sender }
         }
-        ("labeled", None) => WebhookEvent::Irrelevant(Irrelevant::NoLabel),
+        ("unlabeled", Some(label)) => {
+            WebhookEvent::Unlabeled { repository, pull_request, label: label.name }
+        }
+        ("labeled" | "unlabeled", None) => WebhookEvent::Irrelevant(Irrelevant::NoLabel),
         _ => {
             let is_push = action == "synchronize";
             let before = event.before.filter(|_| is_push);
@@ -280,6 +279,15 @@ mod tests {
             panic!()
         };
         assert_eq!((&*label, &*sender), ("stagely-approve", "bob"));
+        let mut payload = pull_request_event("unlabeled");
+        assert!(is_irrelevant("pull_request", &payload));
+        payload["label"] = json!({ "name": "stagely-preview" });
+        payload["pull_request"]["labels"] = json!([{ "name": "bug" }]);
+        let WebhookEvent::Unlabeled { label, pull_request, .. } = read("pull_request", &payload)
+        else {
+            panic!()
+        };
+        assert_eq!((&*label, pull_request.labels), ("stagely-preview", vec!["bug".to_owned()]));
         assert!(is_irrelevant("pull_request", &json!({ "action": "edited" })));
         assert!(is_irrelevant("star", &json!({})));
         assert_eq!(

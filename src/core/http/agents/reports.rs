@@ -1,11 +1,13 @@
 //! Converts an agent's reports into events. Lists and texts are cut to the limits of the records.
 
 use stagely_protocol::{
-    CHANGED_FILES_MAX, CacheMiss, ChangedFile, FailureReason, MissCause, Status, StatusState, Step,
-    SystemInfo,
+    CHANGED_FILES_MAX, CacheMiss, ChangedFile, CloneProblem, FailureReason, MissCause, Preview,
+    ServiceState, Status, StatusState, Step, SystemInfo,
 };
 use stagely_state::ids::MachineId;
 use stagely_state::{Attempt, Event, JobFailure, JobOutcome, JobReport};
+
+use crate::core::previews::PreviewReport;
 
 // All sizes are in bytes, because a run's records may stay in memory.
 const ERROR_BYTES_MAX: usize = 8_000;
@@ -21,6 +23,20 @@ const MISS_NAMES_MAX: usize = 100;
 const MISS_BYTES_MAX: usize = 1_000;
 const SYSTEM_BYTES_MAX: usize = 256;
 const EMULATED_MAX: usize = 32;
+const SERVICES_MAX: usize = 100;
+const SERVICE_BYTES_MAX: usize = 256;
+
+const NEW_TOKEN: &str = "; a new run (a push, or `stagely rebuild`) renews the token";
+
+/// Adds to the failure of a preview that was to start again what to do if the token of its run is no longer valid.
+pub(super) fn advise_new_token(status: &mut Status) {
+    let refused = FailureReason::Clone { problem: CloneProblem::Authentication };
+    if status.error.as_ref() == Some(&refused) {
+        let message = status.error_message.take().unwrap_or_else(|| refused.to_string());
+        let message = cut(message, ERROR_BYTES_MAX - NEW_TOKEN.len());
+        status.error_message = Some(message + NEW_TOKEN);
+    }
+}
 
 pub(super) fn status_event(machine: MachineId, attempt: Attempt, status: Status) -> Event {
     let outcome = match status.state {
@@ -47,6 +63,12 @@ pub(super) fn status_event(machine: MachineId, attempt: Attempt, status: Status)
         exporting_cache: status.exporting_cache,
     };
     Event::JobReported { machine, attempt, report }
+}
+
+/// Why the data of a preview was not archived.
+pub(super) fn archive_problem(preview: &Preview) -> Option<String> {
+    let problem = cut(preview.messages.join("; "), ERROR_BYTES_MAX);
+    (!problem.is_empty()).then_some(problem)
 }
 
 /// Cuts names more where all of them together are long.
@@ -118,7 +140,10 @@ fn cut_cache_miss(miss: CacheMiss) -> CacheMiss {
             });
             MissCause::Files { count, files: files.collect() }
         }
-        cause @ (MissCause::NoCache | MissCause::Instruction | MissCause::Unknown) => cause,
+        cause @ (MissCause::NoCache
+        | MissCause::NotRecorded
+        | MissCause::Instruction
+        | MissCause::Unknown) => cause,
     };
     CacheMiss { step: cut(miss.step, STEP_BYTES_MAX), cause }
 }
@@ -130,6 +155,22 @@ pub(super) fn cut_system_info(info: SystemInfo) -> SystemInfo {
         architecture: info.architecture,
         docker_version: cut(info.docker_version, SYSTEM_BYTES_MAX),
         emulated: emulated.map(|platform| cut(platform, SYSTEM_BYTES_MAX)).collect(),
+    }
+}
+
+pub(super) fn preview_report(machine: MachineId, preview: Preview) -> PreviewReport {
+    let cut_service = |service: ServiceState| ServiceState {
+        name: cut(service.name, SERVICE_BYTES_MAX),
+        state: cut(service.state, SERVICE_BYTES_MAX),
+        health: service.health.map(|health| cut(health, SERVICE_BYTES_MAX)),
+        exit_code: service.exit_code,
+    };
+    PreviewReport {
+        machine,
+        generation: preview.generation,
+        services: preview.services.into_iter().take(SERVICES_MAX).map(cut_service).collect(),
+        disk_free_bytes: preview.disk_free_bytes,
+        messages: cut_warnings(preview.messages),
     }
 }
 
@@ -161,6 +202,28 @@ mod tests {
         };
         let json = AgentMessage::Status(status).to_json();
         assert!(json.len() < MESSAGE_BYTES_MAX, "{}", json.len());
+    }
+
+    #[test]
+    fn a_refused_token_of_a_wake_is_renewed_by_a_new_run() {
+        let attempt: Attempt = "job_00000000000000000000000001".parse().unwrap();
+        let failed = |problem, message: Option<&str>| {
+            let mut status = Status {
+                error: Some(FailureReason::Clone { problem }),
+                error_message: message.map(str::to_owned),
+                ..Status::new(attempt.wire(), StatusState::Failed)
+            };
+            advise_new_token(&mut status);
+            status.error_message
+        };
+        for message in [None, Some("https://git.example refused the token, or needs one")] {
+            let message = failed(CloneProblem::Authentication, message).unwrap();
+            assert!(message.contains(" refused the token"), "{message}");
+            assert!(message.ends_with("`stagely rebuild`) renews the token"), "{message}");
+        }
+        let long = failed(CloneProblem::Authentication, Some(&"ä".repeat(10_000))).unwrap();
+        assert!(long.len() <= ERROR_BYTES_MAX && long.ends_with(NEW_TOKEN), "{long}");
+        assert_eq!(failed(CloneProblem::Network, None), None);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Who may open a preview, and what core removes from a request so that the app does not see it.
 
-use axum::http::header::COOKIE;
+use axum::http::header::{COOKIE, HeaderName, REFERER};
 use axum::http::request::Parts;
 use axum::http::uri::PathAndQuery;
 use axum::http::{HeaderMap, HeaderValue, Method};
@@ -10,14 +10,14 @@ use url::form_urlencoded;
 use super::super::auth::ApiTokens;
 use super::cookie_names::{PLAIN_COOKIE, SECURE_COOKIE, is_access_cookie};
 use super::headers::is_upgrade;
-use crate::core::previews::{Access, Route};
+use crate::core::previews::{ACCESS_PARAMETER, Access, Route};
 use crate::core::tokens::TokenHash;
 
 /// The header that holds the key of a preview, or a token of the API.
 pub(super) const ACCESS_HEADER: &str = "x-stagely-access";
 
-/// The parameter of a URL that holds the key of a preview.
-const ACCESS_PARAMETER: &str = "stagely-access";
+/// Browsers send it with the request for the script of a service worker.
+const SERVICE_WORKER: HeaderName = HeaderName::from_static("service-worker");
 
 /// How long a browser keeps the cookie, in seconds.
 const COOKIE_SECONDS: u32 = 7 * 24 * 60 * 60;
@@ -32,11 +32,23 @@ pub(super) enum Decision {
     },
     /// Its URL has the key: the browser gets the cookie, and the URL without the key.
     Enter,
+    /// The cookie would open it, but a page of another origin sent the request.
+    Foreign,
     Refuse,
 }
 
+/// Whether a page wants to install a service worker where people type tokens of the API. It would see what the form sends.
+pub(super) fn is_forbidden_worker(route: &Route, request: &Parts) -> bool {
+    route.access == Access::Token && request.headers.contains_key(SERVICE_WORKER)
+}
+
 /// Decides about a request to the preview of `route`.
-pub(super) fn decide(route: &Route, request: &Parts, tokens: &ApiTokens) -> Decision {
+pub(super) fn decide(
+    route: &Route,
+    request: &Parts,
+    tokens: &ApiTokens,
+    may_use_cookie: bool,
+) -> Decision {
     let Parts { method, uri, headers, .. } = request;
     let query = uri.query().unwrap_or_default();
     let has_key_in_url = route.access == Access::Link
@@ -60,10 +72,13 @@ pub(super) fn decide(route: &Route, request: &Parts, tokens: &ApiTokens) -> Deci
             .filter_map(access_cookie)
             .any(|value| std::str::from_utf8(value).is_ok_and(|value| is_key(route, value)))
     };
-    if route.access == Access::Public || has_key_in_url || has_header() || has_cookie() {
+    let is_open = route.access == Access::Public || has_key_in_url || has_header();
+    if is_open || may_use_cookie && has_cookie() {
         Decision::Pass { is_authorized: true }
     } else if is_public(&route.public_paths, uri.path()) {
         Decision::Pass { is_authorized: false }
+    } else if has_cookie() {
+        Decision::Foreign
     } else {
         Decision::Refuse
     }
@@ -98,9 +113,10 @@ fn access_cookie(cookie: &[u8]) -> Option<&[u8]> {
     is_access_cookie(name).then(|| value.trim_ascii())
 }
 
-/// Removes our cookie and header.
+/// Removes our cookie and header, and our parameter from the address of the page that the browser comes from.
 pub(super) fn remove_credentials(headers: &mut HeaderMap) {
     headers.remove(ACCESS_HEADER);
+    remove_key_of_referer(headers);
     let is_ours = |cookie: &[u8]| access_cookie(cookie).is_some() || is_access_cookie(cookie);
     let values: Vec<HeaderValue> = headers.get_all(COOKIE).into_iter().cloned().collect();
     if !values.iter().any(|value| cookies(value.as_bytes()).any(is_ours)) {
@@ -116,6 +132,18 @@ pub(super) fn remove_credentials(headers: &mut HeaderMap) {
         {
             headers.append(COOKIE, value);
         }
+    }
+}
+
+fn remove_key_of_referer(headers: &mut HeaderMap) {
+    let mut referers = headers.get_all(REFERER).into_iter();
+    let has_key = |referer: &HeaderValue| {
+        let referer = referer.to_str().unwrap_or_default();
+        let query = referer.split_once('?').map(|(_, query)| query).unwrap_or_default();
+        parameters(query).any(|(_, key)| key.is_some())
+    };
+    if referers.any(has_key) {
+        headers.remove(REFERER);
     }
 }
 
@@ -149,7 +177,8 @@ fn parameters(query: &str) -> impl Iterator<Item = (&str, Option<String>)> {
 }
 
 /// Whether a path is one of those that need no access. An unclear path is none: apps and servers do not agree on what
-/// it names.
+/// it names. What `*` stands for is printable ASCII, because some servers take overlong UTF-8 and full-width characters
+/// for the ASCII ones that they look like: `%c0%ae` and `%ef%bc%8e` are dots then.
 fn is_public(public_paths: &[String], path: &str) -> bool {
     let Some(path) = plain_path(path) else { return false };
     public_paths.iter().any(|public| {
@@ -158,7 +187,10 @@ fn is_public(public_paths: &[String], path: &str) -> bool {
             None => (public.as_str(), false),
         };
         decoded(public).is_some_and(|public| {
-            if is_prefix { path.starts_with(&public) } else { path == public }
+            path.strip_prefix(public.as_slice()).is_some_and(|rest| {
+                let is_plain = rest.iter().all(|byte| matches!(byte, b' '..=b'~'));
+                rest.is_empty() || is_prefix && is_plain
+            })
         })
     })
 }
@@ -236,6 +268,15 @@ mod tests {
             "/webhooks/%zz",
             "/webhooks/%",
             "/webhooks/%0d%0a",
+            "/webhooks/%c0%ae%c0%ae/env",
+            "/webhooks/%c0%af",
+            "/webhooks/%e0%80%ae%e0%80%ae/env",
+            "/webhooks/%ef%bc%8e%ef%bc%8e/env",
+            "/webhooks/a%ef%bc%8fb",
+            "/webhooks/%e2%80%a4%e2%80%a4/env",
+            "/webhooks/a%e2%88%95b",
+            "/webhooks/%ff%2e",
+            "/webhooks/caf%c3%a9",
             "*",
             "",
         ] {
@@ -269,6 +310,20 @@ mod tests {
         let left: Vec<_> = headers.get_all(COOKIE).iter().collect();
         assert_eq!(left, ["a=1; b=\"2", "c=3"]);
         assert_eq!(headers.len(), 2);
+    }
+
+    #[test]
+    fn an_address_with_the_key_is_no_referer() {
+        for (referer, stays) in [
+            ("http://pr-7-app.localhost/a?b=1&stagely-access=k", false),
+            ("http://pr-7-app.localhost/a?stagely%2Daccess=k#x", false),
+            ("http://pr-7-app.localhost/stagely-access?a=1", true),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(REFERER, HeaderValue::from_static(referer));
+            remove_credentials(&mut headers);
+            assert_eq!(headers.contains_key(REFERER), stays, "{referer}");
+        }
     }
 
     #[test]

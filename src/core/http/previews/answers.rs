@@ -35,6 +35,10 @@ pub(super) enum Answer {
         next: String,
         was_wrong: bool,
     },
+    /// A page of another origin sent the request with the cookie of the browser.
+    ForeignOrigin,
+    /// A preview that opens with a token has no service workers.
+    ServiceWorker,
     NotServing(PreviewState),
     Tunnel(TunnelError),
     /// The app closed the connection without an answer.
@@ -48,6 +52,8 @@ pub(super) enum Answer {
     Slow,
     /// The client did not send its request in time.
     StalledBody,
+    /// The body of the request is not one of HTTP/1.1, or too long.
+    InvalidBody,
 }
 
 impl Answer {
@@ -58,11 +64,20 @@ impl Answer {
         }
     }
 
+    /// What a client may know that has not shown that it may open the preview.
+    pub(super) fn for_strangers(self) -> Self {
+        match self {
+            Self::NotServing(state) => Self::NotServing(state.without_details()),
+            other => other,
+        }
+    }
+
     const fn status(&self) -> StatusCode {
         match self {
             Self::Unknown => StatusCode::NOT_FOUND,
-            Self::BadTarget => StatusCode::BAD_REQUEST,
+            Self::BadTarget | Self::InvalidBody => StatusCode::BAD_REQUEST,
             Self::NeedsLink | Self::NeedsToken { .. } => StatusCode::UNAUTHORIZED,
+            Self::ForeignOrigin | Self::ServiceWorker => StatusCode::FORBIDDEN,
             Self::NotServing(_) | Self::Tunnel(TunnelError::Busy) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
@@ -81,12 +96,12 @@ impl Answer {
         let (title, advice) = match self {
             Self::Unknown => (
                 "There is no such preview",
-                "It has ended, or it never was. Look at the comment of the pull request.",
+                "It has ended, or it never was. The comment of the pull request, or the command that started it, has its address.",
             ),
             Self::BadTarget => ("This address is not right", "It must begin with a slash."),
             Self::NeedsLink => (
                 "This preview opens with its link",
-                "Open it with the link in the comment of the pull request.",
+                "Open it with the link in the comment of the pull request, or with the one that `stagely run` printed.",
             ),
             Self::NeedsToken { was_wrong: false, .. } => (
                 "This preview opens with a token",
@@ -96,29 +111,43 @@ impl Answer {
             Self::NeedsToken { was_wrong: true, .. } => {
                 ("This token is not known", "Give one that `stagely token create` made.")
             }
+            Self::ForeignOrigin => (
+                "A page of another origin may not use this preview",
+                "Its cookie counts for requests of its own pages. Give others the header `x-stagely-access`, or name \
+                 the path in `public_paths` of stagely.yaml.",
+            ),
+            Self::ServiceWorker => (
+                "This preview may not have a service worker",
+                "One could read the tokens that people type. Previews with `access: link` may have them.",
+            ),
             Self::NotServing(PreviewState::Failed { message }) => {
                 return ("This preview does not run", message.clone());
             }
-            Self::NotServing(PreviewState::Deploying) => {
-                ("This preview is being deployed", "The page appears as soon as the app answers.")
+            Self::NotServing(PreviewState::Deploying { progress }) => {
+                return ("This preview is being deployed", soon(progress));
+            }
+            Self::NotServing(PreviewState::Waking { progress }) => {
+                return ("This preview wakes up", soon(progress));
             }
             Self::NotServing(PreviewState::Asleep) => (
                 "This preview sleeps",
                 "Whoever has access wakes it by opening it. The page appears as soon as the app answers.",
             ),
-            Self::NotServing(PreviewState::Waking | PreviewState::Serving { .. }) => {
-                ("This preview wakes up", "The page appears as soon as the app answers.")
+            Self::NotServing(PreviewState::Serving { .. }) => {
+                return ("This preview wakes up", soon(""));
             }
             Self::Tunnel(error) => {
                 return ("The preview does not answer", format!("Stagely reports: {error}."));
             }
             Self::AppClosed => (
                 "The preview does not answer",
-                "The app closed the connection before it had answered. Its log may say why.",
+                "The app closed the connection before it had answered. Its log may say why: `stagely previews logs`.",
             ),
-            Self::NotHttp => {
-                ("The preview does not answer", "What the app sent is no answer of HTTP/1.1.")
-            }
+            Self::NotHttp => (
+                "The preview does not answer",
+                "What the app sent is no answer of HTTP/1.1. Look whether the port in stagely.yaml is that of a web \
+                     server without TLS.",
+            ),
             Self::BadUpgrade => (
                 "The preview does not answer",
                 "The app switched to another protocol, which the request did not ask for.",
@@ -127,12 +156,17 @@ impl Answer {
                 "The preview does not answer",
                 "The connection to the preview's machine was lost. Try again.",
             ),
-            Self::Slow => {
-                ("The preview does not answer", "The app has not answered within 10 minutes.")
-            }
+            Self::Slow => (
+                "The preview does not answer",
+                "The app has not answered within 10 minutes. Its log may say why: `stagely previews logs`.",
+            ),
             Self::StalledBody => {
-                ("The request did not arrive", "Nothing more of it came for a minute.")
+                ("The request did not arrive", "Nothing more of it came for too long.")
             }
+            Self::InvalidBody => (
+                "The request is not right",
+                "Its body is not one of HTTP/1.1, is too long, or broke off.",
+            ),
         };
         (title, advice.to_owned())
     }
@@ -165,6 +199,12 @@ impl Answer {
         }
         response
     }
+}
+
+/// The progress, and when the page appears.
+fn soon(progress: &str) -> String {
+    let text = format!("{progress} The page appears as soon as the app answers.");
+    text.trim_start().to_owned()
 }
 
 /// Whether a browser wants a page to show.

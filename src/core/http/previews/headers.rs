@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use axum::http::header::{
-    CONNECTION, EXPECT, HOST, HeaderName, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SET_COOKIE, TE,
-    TRAILER, TRANSFER_ENCODING, UPGRADE,
+    ALT_SVC, CONNECTION, EXPECT, HOST, HeaderName, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION,
+    SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 use axum::http::{HeaderMap, HeaderValue};
 
@@ -28,6 +28,7 @@ const HOP_BY_HOP: [HeaderName; 11] = [
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const CLEAR_SITE_DATA: HeaderName = HeaderName::from_static("clear-site-data");
 const ROBOTS_TAG: HeaderName = HeaderName::from_static("x-robots-tag");
 
 /// Who sent a request, and how.
@@ -71,6 +72,9 @@ pub(super) fn forward_request(headers: &mut HeaderMap, client: &Client) {
 /// Prepares the headers of the app's answer for the browser. `upgrade`: the answer begins a WebSocket.
 pub(super) fn forward_response(headers: &mut HeaderMap, upgrade: bool) {
     remove_hop_by_hop(headers);
+    // It would lead the browser past core.
+    headers.remove(ALT_SVC);
+    keep_cookies(headers);
     if upgrade {
         set_upgrade(headers);
     }
@@ -92,6 +96,26 @@ pub(super) fn forward_response(headers: &mut HeaderMap, upgrade: bool) {
     headers.insert(ROBOTS_TAG, HeaderValue::from_static("noindex"));
 }
 
+/// Removes the app's request to clear the cookies: browsers would clear those of the whole domain, with the keys of all
+/// previews.
+fn keep_cookies(headers: &mut HeaderMap) {
+    let values = headers.get_all(CLEAR_SITE_DATA).into_iter();
+    let values = values.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
+    let kept: Vec<&str> = values
+        .map(|kind| match kind.trim() {
+            "\"*\"" => "\"cache\", \"storage\", \"executionContexts\"",
+            "\"cookies\"" => "",
+            other => other,
+        })
+        .filter(|kind| !kind.is_empty())
+        .collect();
+    let kept = HeaderValue::try_from(kept.join(", "));
+    headers.remove(CLEAR_SITE_DATA);
+    if let Some(kept) = kept.ok().filter(|kept| !kept.is_empty()) {
+        headers.insert(CLEAR_SITE_DATA, kept);
+    }
+}
+
 /// Search engines must not list previews.
 pub(super) fn hide_from_search(headers: &mut HeaderMap) {
     headers.insert(ROBOTS_TAG, HeaderValue::from_static("noindex"));
@@ -110,6 +134,19 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
+/// Headers that frameworks take for the path of the request. It would not be the one whose access core has checked.
+const OTHER_PATHS: [&str; 9] = [
+    "path-info",
+    "script-name",
+    "x-envoy-original-path",
+    "x-original-path",
+    "x-original-uri",
+    "x-original-url",
+    "x-rewrite-uri",
+    "x-rewrite-url",
+    "x-script-name",
+];
+
 /// Removes what a client says about itself that an app would take for core's word, also with `_`, which many apps do not
 /// tell from `-`.
 fn remove_claims(headers: &mut HeaderMap) {
@@ -117,6 +154,7 @@ fn remove_claims(headers: &mut HeaderMap) {
         let name = name.as_str().replace('_', "-");
         name.starts_with("x-forwarded-")
             || matches!(name.as_str(), "forwarded" | "x-real-ip" | "x-stagely-access")
+            || OTHER_PATHS.contains(&name.as_str())
     };
     let claims: Vec<HeaderName> = headers.keys().filter(|name| is_claim(name)).cloned().collect();
     for name in claims {
@@ -169,6 +207,12 @@ mod tests {
             ("x-forwarded-user", "admin"),
             ("forwarded", "for=1.2.3.4"),
             ("x-real-ip", "1.2.3.4"),
+            ("x-original-url", "/admin"),
+            ("x_original_uri", "/admin"),
+            ("x-rewrite-url", "/admin"),
+            ("x-forwarded-path", "/admin"),
+            ("x-forwarded-prefix", "/admin"),
+            ("script_name", "/admin"),
             ("x-app", "stays"),
         ]);
         forward_request(&mut request, &client("203.0.113.9"));
@@ -204,6 +248,32 @@ mod tests {
         assert!(!is_upgrade(&headers(&[("connection", "upgrade"), ("upgrade", "h2c")])));
         assert!(!is_upgrade(&headers(&[("connection", "upgrade"), ("upgrade", "websocket, h2c")])));
         assert!(!is_upgrade(&headers(&[("upgrade", "websocket")])));
+    }
+
+    #[test]
+    fn an_app_clears_no_cookies_and_names_no_other_way() {
+        let mut response = headers(&[
+            ("clear-site-data", "\"cache\", \"cookies\""),
+            ("clear-site-data", "\"storage\""),
+            ("alt-svc", "h3=\":443\""),
+            ("strict-transport-security", "max-age=1"),
+        ]);
+        forward_response(&mut response, false);
+        let expected = headers(&[
+            ("clear-site-data", "\"cache\", \"storage\""),
+            ("strict-transport-security", "max-age=1"),
+            ("x-robots-tag", "noindex"),
+        ]);
+        assert_eq!(response, expected);
+        for (value, kept) in [
+            ("\"cookies\"", None),
+            ("\"*\"", Some("\"cache\", \"storage\", \"executionContexts\"")),
+        ] {
+            let mut response = headers(&[("clear-site-data", value)]);
+            forward_response(&mut response, false);
+            let kept = kept.map(HeaderValue::from_static);
+            assert_eq!(response.get(CLEAR_SITE_DATA), kept.as_ref(), "{value}");
+        }
     }
 
     #[test]

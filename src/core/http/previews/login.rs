@@ -6,13 +6,13 @@ use axum::http::request::Parts;
 use axum::http::{HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use http_body_util::{BodyExt as _, Limited};
-use hyper::body::Incoming;
 use secrecy::SecretString;
 use std::time::Duration;
 use tokio::time::timeout;
 use url::form_urlencoded;
 
 use super::super::auth::ApiTokens;
+use super::super::client_body::ClientBody;
 use super::access::access_cookie_header;
 use super::answers::{Answer, LOGIN_PATH};
 use super::headers::Client;
@@ -41,10 +41,10 @@ pub(super) async fn log_in(
     route: &Route,
     client: &Client,
     tokens: &ApiTokens,
-    body: Incoming,
+    body: ClientBody,
 ) -> Result<Response, Answer> {
     let form = timeout(FORM_LIMIT, Limited::new(body, FORM_BYTES_MAX).collect()).await;
-    let form = form.map_err(|_| Answer::StalledBody)?.map_err(|_| Answer::StalledBody)?.to_bytes();
+    let form = form.map_err(|_| Answer::StalledBody)?.map_err(|_| Answer::InvalidBody)?.to_bytes();
     let field = |wanted: &str| {
         form_urlencoded::parse(&form).find(|(name, _)| name == wanted).map(|(_, value)| value)
     };

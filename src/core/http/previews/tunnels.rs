@@ -7,15 +7,11 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
-use axum::extract::{FromRequestParts, State};
-use axum::http::header::AUTHORIZATION;
-use axum::http::request::Parts;
+use axum::extract::{FromRef, State};
 use axum::response::Response;
 use axum::routing::get;
-use secrecy::SecretString;
 use stagely_protocol::{
-    CoreMessage, Dial, MACHINE_HEADER, TUNNEL_BYTES_MAX, TUNNEL_PATH, TUNNELS_MAX, TunnelMessage,
-    WireId,
+    CoreMessage, Dial, TUNNEL_BYTES_MAX, TUNNEL_PATH, TUNNELS_MAX, TunnelMessage, WireId,
 };
 use stagely_state::ids::MachineId;
 use thiserror::Error;
@@ -23,16 +19,16 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::debug;
 
-use super::super::error::ApiError;
+use super::super::auth::AgentMachine;
 use super::super::websockets::WebSockets;
 use crate::core::secrets::SecretStore;
 use crate::core::sessions::Sessions;
 
 /// How long a request waits for a tunnel.
-const TUNNEL_LIMIT: Duration = Duration::from_secs(10);
+pub(super) const TUNNEL_LIMIT: Duration = Duration::from_secs(10);
 
-/// How long the agent may take to connect to the app. It gives up after 10 seconds itself.
-const OPEN_LIMIT: Duration = Duration::from_secs(15);
+/// How long the agent may take to connect to the app. It waits for a minute itself while containers are replaced.
+const OPEN_LIMIT: Duration = Duration::from_secs(75);
 
 /// How long an idle tunnel may take to accept a ping.
 const PING_LIMIT: Duration = Duration::from_secs(10);
@@ -46,12 +42,16 @@ const DIAL_LIMIT: Duration = Duration::from_secs(3);
 /// A larger buffer reads downloads with fewer system calls.
 const READ_BUFFER_BYTES: usize = 16 * 1024;
 
-/// Why a connection to an endpoint cannot be opened. The messages are for people.
+/// Why a connection to an endpoint cannot be opened, or a command not be started. The messages are for people.
 #[derive(Clone, Debug, Error)]
-pub(super) enum TunnelError {
-    #[error("the preview's machine is not connected")]
+pub(in crate::core::http) enum TunnelError {
+    #[error(
+        "the preview's machine is not connected; it may be back in a moment, and `stagely machines` shows it"
+    )]
     Disconnected,
-    #[error("all {TUNNELS_MAX} connections to the preview's machine are in use")]
+    #[error(
+        "all {TUNNELS_MAX} connections to the preview's machine are in use; try again when some have ended"
+    )]
     Busy,
     #[error("the preview's machine did not connect to the app within {OPEN_LIMIT:?}")]
     TimedOut,
@@ -114,7 +114,7 @@ impl MachineTunnels {
 
 /// Counts one open tunnel of a machine.
 #[derive(Debug)]
-pub(super) struct OpenTunnel {
+pub(in crate::core::http) struct OpenTunnel {
     machine: MachineId,
     machines: Arc<Mutex<HashMap<MachineId, MachineTunnels>>>,
 }
@@ -148,12 +148,20 @@ impl Tunnels {
         preview: &WireId,
         endpoint: &str,
     ) -> Result<(WebSocket, OpenTunnel), TunnelError> {
+        let (preview_id, endpoint) = (preview.clone(), endpoint.to_owned());
+        self.request(machine, &TunnelMessage::Open { preview_id, endpoint }).await
+    }
+
+    /// Sends a request through a tunnel of the machine, and returns the tunnel once the agent has accepted it.
+    pub(in crate::core::http) async fn request(
+        &self,
+        machine: MachineId,
+        request: &TunnelMessage,
+    ) -> Result<(WebSocket, OpenTunnel), TunnelError> {
         let limit = Instant::now() + TUNNEL_LIMIT;
         // A tunnel may have broken without anybody noticing. Nothing was sent through it then.
         loop {
             let (mut socket, open) = self.take(machine, limit).await?;
-            let request =
-                TunnelMessage::Open { preview_id: preview.clone(), endpoint: endpoint.to_owned() };
             let answer = async {
                 socket.send(Message::text(request.to_json())).await.ok()?;
                 receive(&mut socket).await
@@ -293,31 +301,16 @@ async fn receive(socket: &mut WebSocket) -> Option<TunnelMessage> {
     }
 }
 
-/// The machine whose agent sends the request.
-struct Machine(MachineId);
-
-impl FromRequestParts<Tunnels> for Machine {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(parts: &mut Parts, tunnels: &Tunnels) -> Result<Self, ApiError> {
-        let header = |name: &str| parts.headers.get(name)?.to_str().ok();
-        let machine = header(MACHINE_HEADER).and_then(|id| id.parse().ok());
-        let token = header(AUTHORIZATION.as_str()).and_then(|value| value.strip_prefix("Bearer "));
-        // An unknown machine and a wrong token get the same answer, so that guessing reveals nothing.
-        let (Some(machine), Some(token)) = (machine, token) else {
-            return Err(ApiError::unauthorized());
-        };
-        if !tunnels.secrets.is_machine_token(machine, &SecretString::from(token)) {
-            return Err(ApiError::unauthorized());
-        }
-        Ok(Self(machine))
+impl FromRef<Tunnels> for SecretStore {
+    fn from_ref(tunnels: &Tunnels) -> Self {
+        tunnels.secrets.clone()
     }
 }
 
 /// Accepts a tunnel.
 async fn accept(
     State(tunnels): State<Tunnels>,
-    Machine(machine): Machine,
+    AgentMachine(machine): AgentMachine,
     upgrade: WebSocketUpgrade,
 ) -> Response {
     let upgrade = upgrade

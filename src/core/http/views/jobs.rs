@@ -10,8 +10,13 @@ use crate::core::records::Records;
 
 pub(in crate::core::http) fn job(records: &Records, job: &Job) -> JobView {
     let (kind, platforms, image): (_, Vec<Platform>, _) = match &job.kind {
-        JobKind::Build { platform, image, .. } => (JobKindView::Build, vec![*platform], image),
-        JobKind::Merge { platforms, image } => (JobKindView::Merge, platforms.clone(), image),
+        JobKind::Build { platform, image, .. } => {
+            (JobKindView::Build, vec![*platform], Some(image))
+        }
+        JobKind::Merge { platforms, image } => (JobKindView::Merge, platforms.clone(), Some(image)),
+        JobKind::Deploy { arch, .. } => {
+            (JobKindView::Deploy, arch.iter().copied().map(Platform).collect(), None)
+        }
     };
     let end = End::of(&job.state);
     JobView {
@@ -34,7 +39,7 @@ pub(in crate::core::http) fn job(records: &Records, job: &Job) -> JobView {
             })
             .collect(),
         machine_id: job.state.machine(),
-        image: image.clone(),
+        image: image.cloned(),
         digest: end.digest,
         reason: end.reason,
         error: end.error,

@@ -3,6 +3,7 @@
 use stagely_state::{Machine, MachineKind, MachineState, QueueReason, QueuedJob, Timestamp};
 
 use crate::api::{MachineStatus, MachineView, QueueView, QueuedJobView};
+use crate::core::previews::reason_of_wait;
 use crate::core::records::Records;
 
 /// A machine at the time `now`.
@@ -37,6 +38,7 @@ pub(in crate::core::http) fn machine(machine: &Machine, now: Timestamp) -> Machi
         connected: machine.connected,
         job_id: machine.job(),
         exporting_cache_of: machine.exporting.map(|export| export.attempt.job),
+        preview_id: machine.serves,
         requested_at: machine.requested_at,
         lease_until: machine.lease_until,
         lease_left_seconds: lease_left(machine, now),
@@ -72,6 +74,12 @@ pub(in crate::core::http) fn queue(records: &Records, max_concurrent: u32) -> Qu
 
 /// The reason why a job waits, for people.
 pub(super) fn queue_reason(records: &Records, queued: &QueuedJob) -> String {
+    let job = records.jobs.get(&queued.job);
+    if let Some(reason) =
+        job.filter(|job| job.kind.is_deploy()).and_then(|job| reason_of_wait(records, job))
+    {
+        return format!("waiting: {reason}");
+    }
     match &queued.reason {
         QueueReason::Jobs(jobs) => {
             let names: Vec<&str> =
@@ -94,6 +102,9 @@ pub(super) fn queue_reason(records: &Records, queued: &QueuedJob) -> String {
         }
         QueueReason::RegisteredMachine { arch: None } => {
             "waiting for a registered machine".to_owned()
+        }
+        QueueReason::Preview | QueueReason::PreviewLimit { .. } => {
+            "waiting for the preview".to_owned()
         }
         QueueReason::Nothing => "next".to_owned(),
     }

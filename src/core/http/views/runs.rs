@@ -17,6 +17,7 @@ pub(in crate::core::http) fn run_summary(records: &Records, run: &Run) -> RunVie
         | RunState::Deferred { .. }
         | RunState::Planning { .. } => (RunStatus::Pending, None, None),
         RunState::Building => (RunStatus::Building, None, None),
+        RunState::Deploying => (RunStatus::Deploying, None, None),
         RunState::Completed => (RunStatus::Completed, None, None),
         RunState::Failed { plan_error } => (RunStatus::Failed, plan_error.clone(), None),
         RunState::Cancelled { reason } => (RunStatus::Cancelled, None, Some(*reason)),

@@ -5,6 +5,7 @@ use stagely_state::{
     Approval, Environment, Event, ForkPolicy, GithubRun, Head, HeadSource, Project, Run, Trigger,
 };
 
+use super::PREVIEW_LABEL;
 use super::ignored::Ignored;
 use crate::config::GithubConfig;
 use crate::core::clock::{new_id, now};
@@ -37,12 +38,15 @@ pub(super) fn pull_request_moved(
     let approval = approval(project, pull_request)?;
     let number = pull_request.number;
     let environment = environment(records, project, format!("pr-{number}"), Some(number))?;
+    let is_label = |label: &String| label.eq_ignore_ascii_case(PREVIEW_LABEL);
+    let is_labeled = pull_request.labels.iter().any(is_label);
     let run = Run {
         trigger: change.trigger,
         requested_ref: Some(pull_request.head.to_string()),
         branch: Some(pull_request.head_branch.clone()),
         base: Some(pull_request.base_branch.clone()),
         from_fork: pull_request.is_from_fork,
+        with_preview: is_labeled.then_some(true),
         github: Some(github_run(repository)),
         ..new_run(project, &environment)
     };

@@ -24,7 +24,7 @@ pub(crate) enum Ignored {
     Draft,
     #[error("pull requests from forks are not built in this project")]
     Fork,
-    #[error("the label is not github.approval-label")]
+    #[error("the label is neither github.approval-label nor `stagely-preview`")]
     OtherLabel,
     #[error("only a commit of a fork is approved with a label")]
     LabelWithoutFork,

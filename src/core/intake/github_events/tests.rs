@@ -36,6 +36,7 @@ fn pull_request() -> PullRequest {
         base_branch: "release".to_owned(),
         author: "alice".to_owned(),
         is_known_contributor: false,
+        labels: Vec::new(),
         created_at: Timestamp(1_000),
         updated_at: Timestamp(2_000),
         closed_at: None,
@@ -177,6 +178,43 @@ fn a_label_approves_the_head_at_that_time() {
     assert_eq!((command.comment, command.kind), (None, CommandKind::Approve { commit }));
     assert!(outcome(&with, &labeled("bug", true)).is_err());
     assert!(outcome(&with, &labeled("stagely-approve", false)).is_err());
+}
+
+#[test]
+fn the_label_of_previews_starts_one_and_its_removal_ends_it() {
+    let without = records(ForkPolicy::Approval);
+    let with = with_environment(records(ForkPolicy::Approval));
+    let of_label = || PullRequest { labels: vec!["Stagely-Preview".to_owned()], ..pull_request() };
+    let labeled = || WebhookEvent::Labeled {
+        repository: repository(),
+        pull_request: of_label(),
+        label: "Stagely-Preview".to_owned(),
+        sender: "carol".to_owned(),
+    };
+    let event = outcome(&with, &labeled()).unwrap();
+    let Event::CommandGiven { command, .. } = event else { panic!("{event:?}") };
+    let action = PreviewCommand::Start;
+    assert_eq!((command.comment, command.kind), (None, CommandKind::Preview { action }));
+
+    // It may come before the delivery of the opening, and later heads have the label.
+    for news in [labeled(), opened(of_label())] {
+        assert_eq!(run_of(outcome(&without, &news).unwrap()).0.with_preview, Some(true));
+    }
+    assert_eq!(run_of(outcome(&without, &opened(pull_request())).unwrap()).0.with_preview, None);
+
+    let unlabeled = |label: &str| WebhookEvent::Unlabeled {
+        repository: repository(),
+        pull_request: pull_request(),
+        label: label.to_owned(),
+    };
+    let event = outcome(&with, &unlabeled("stagely-preview")).unwrap();
+    let environment = EnvironmentId::from_bits(9);
+    assert!(
+        matches!(event, Event::PreviewLabelRemoved { environment: id } if id == environment),
+        "{event:?}"
+    );
+    assert!(outcome(&with, &unlabeled("bug")).is_err());
+    assert!(outcome(&without, &unlabeled("stagely-preview")).is_err());
 }
 
 fn head_of(event: Event) -> (Head, HeadSource) {

@@ -58,7 +58,8 @@ impl Before {
         let may_end = match event {
             Event::Tick => limits().any(|limit| !is_coming(limit, world)),
             Event::JobReported { machine, attempt: reported, report } => {
-                (*machine, *reported) == (id, attempt) && !report.exporting_cache
+                let is_its_own = (*machine, *reported) == (id, attempt);
+                is_cancelled || (is_its_own && !report.exporting_cache)
             }
             Event::AgentConnected { machine, holds, .. } => {
                 *machine == id && !holds.contains(&attempt)

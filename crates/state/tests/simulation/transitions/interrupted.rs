@@ -140,6 +140,7 @@ impl Before {
                     (true, _) => "a notice ends work",
                     (false, JobKind::Build { .. }) => "a build goes on after a notice",
                     (false, JobKind::Merge { .. }) => "a merge goes on after a notice",
+                    (false, JobKind::Deploy { .. }) => "a deployment goes on after a notice",
                 });
             }
             Event::LaunchFailed { .. } | Event::EndedAtLaunch { .. } => {

@@ -3,7 +3,7 @@
 use std::mem;
 
 use stagely_state::ids::{JobId, MachineId};
-use stagely_state::{Attempt, Event, Machine};
+use stagely_state::{Attempt, Event, Fleet, Machine};
 
 use super::World;
 use crate::agents::{self, Agent};
@@ -20,6 +20,16 @@ impl World {
             90..94 => self.change_agent(machine, Agent::crash),
             94..96 => self.change_agent(machine, |agent| agent.is_hung = true),
             _ => {}
+        }
+    }
+
+    /// Lets the agent of a machine for previews take a few steps.
+    pub(super) fn let_a_preview_act(&mut self) {
+        let machines = self.core.live_machines().filter(|machine| machine.fleet == Fleet::Preview);
+        let machines: Vec<MachineId> = machines.map(|machine| machine.id).collect();
+        let Some(machine) = self.rng.pick(&machines) else { return };
+        for _ in 0..self.rng.below(5) {
+            self.go_on(machine);
         }
     }
 
@@ -45,7 +55,8 @@ impl World {
             return true;
         }
         let Some(agent) = self.agents.get_mut(&machine) else { return false };
-        let has_acted = agent.take_order() || agent.work(&mut self.rng, self.has_faults);
+        let has_acted = agent.take_order(&mut self.rng, self.has_faults)
+            || agent.work(&mut self.rng, self.has_faults);
         let written = mem::take(&mut agent.written);
         for (attempt, cache) in written {
             let is_known = self.knows(machine, attempt.job);

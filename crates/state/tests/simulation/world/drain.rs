@@ -4,8 +4,8 @@ use std::mem;
 use std::time::Duration;
 
 use stagely_protocol::Arch;
-use stagely_state::Event;
-use stagely_state::ids::MachineId;
+use stagely_state::ids::{MachineId, PreviewId};
+use stagely_state::{Event, Fleet, Preview, PreviewState};
 
 use super::World;
 use crate::invariants;
@@ -24,7 +24,13 @@ impl World {
         self.describe_all();
         if self.core.limits.launchable.is_empty() {
             for arch in Arch::ALL {
-                self.register_machine(Some(arch));
+                self.register_machine(arch, Fleet::Builder);
+            }
+        }
+        // Deployments are not emulated.
+        for arch in Arch::ALL {
+            if !self.core.launchable_previews().any(|(launchable, _)| launchable == arch) {
+                self.register_machine(arch, Fleet::Preview);
             }
         }
         let mut is_mended = false;
@@ -47,6 +53,9 @@ impl World {
                 }
                 self.memory.check_at_rest(self);
                 return registry::check_at_rest(self);
+            }
+            if is_idle {
+                self.send_restless_previews_to_sleep();
             }
             self.pass_time_after(is_idle);
         }
@@ -84,6 +93,20 @@ impl World {
             }
         }
         is_idle
+    }
+
+    /// Previews that never sleep would move from machine to machine for weeks.
+    fn send_restless_previews_to_sleep(&mut self) {
+        let is_restless = |preview: &&Preview| {
+            let settings = preview.settings();
+            matches!(preview.state, PreviewState::Live { .. })
+                && settings.is_some_and(|settings| settings.sleep_after.is_none())
+        };
+        let restless = self.core.previews.values().filter(is_restless);
+        let restless: Vec<PreviewId> = restless.map(|preview| preview.id).collect();
+        for preview in restless {
+            self.deliver(Event::PreviewSleepRequested { preview });
+        }
     }
 
     fn pass_time_after(&mut self, is_idle: bool) {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use stagely_state::ids::{EnvironmentId, MachineId, RunId};
-use stagely_state::{Attempt, Effect, Event, JobKind, LaunchFailure, VariantName};
+use stagely_state::{Attempt, Effect, Event, JobKind, JobState, LaunchFailure, VariantName};
 
 use super::{World, is_superseded};
 use crate::agents::{Order, Task};
@@ -35,6 +35,8 @@ impl World {
             Effect::Cancel { machine, attempt, .. } => {
                 self.send_order(machine, Order::Stop(attempt));
             }
+            Effect::Sleep { machine, preview } => self.send_order(machine, Order::Sleep(preview)),
+            Effect::Retire { machine, preview } => self.send_order(machine, Order::Retire(preview)),
             Effect::Disconnect { machine } => self.break_session(machine),
         }
     }
@@ -51,7 +53,7 @@ impl World {
         let plan = if self.has_faults && self.rng.chance(10) {
             Err(plans::failure())
         } else {
-            Ok(plans::plan(&mut self.rng, record))
+            Ok(plans::plan(&mut self.rng, record, self.is_about_previews))
         };
         self.deliver(Event::RunPlanned { run, plan });
     }
@@ -180,16 +182,25 @@ impl World {
 
     /// Sends the job, unless the committed record says that the machine does not have it any more.
     fn assign(&mut self, machine: MachineId, attempt: Attempt) {
+        if self.fault(10) && self.needs_reset(machine, attempt) {
+            self.count("files need a reset");
+            return self.deliver(Event::FilesNeedReset { machine, attempt });
+        }
         let holder = *self.given.entry(attempt).or_insert(machine);
         assert_eq!(holder, machine, "{attempt:?} is given to a second machine");
         let stored = self.disk.jobs.get(&attempt.job);
         let on_disk = stored.and_then(|job| job.state.attempt_on(machine));
         if let Some(job) = stored.filter(|_| on_disk == Some(attempt.number)) {
+            let environment = self.disk.runs.get(&job.run).map(|run| run.environment);
+            let mut previews = self.disk.previews.values();
+            let preview = previews.find(|preview| Some(preview.environment) == environment);
+            let preview = preview.map(|preview| preview.id);
             let task = match &job.kind {
                 JobKind::Build { push, cache_to, .. } => {
-                    Task { pushes: *push, cache: cache_to.clone() }
+                    Task { pushes: *push, cache: cache_to.clone(), deploys: None }
                 }
-                JobKind::Merge { .. } => Task { pushes: true, cache: None },
+                JobKind::Merge { .. } => Task { pushes: true, cache: None, deploys: None },
+                JobKind::Deploy { .. } => Task { pushes: false, cache: None, deploys: preview },
             };
             // Core tracks the caches of this attempt again, also after a crash, since its assignment is committed.
             for model in [&mut self.model, &mut self.committed_model] {
@@ -197,6 +208,18 @@ impl World {
             }
             self.send_order(machine, Order::Begin(attempt, task));
         }
+    }
+
+    /// Whether files of `reset_when` may have been edited since the last deployment.
+    fn needs_reset(&self, machine: MachineId, attempt: Attempt) -> bool {
+        let job = self.disk.jobs.get(&attempt.job);
+        job.is_some_and(|job| {
+            let is_fresh = match &job.kind {
+                JobKind::Deploy { deployment, .. } => deployment.fresh,
+                JobKind::Build { .. } | JobKind::Merge { .. } => true,
+            };
+            !is_fresh && job.state == JobState::Provisioning { attempt: attempt.number, machine }
+        })
     }
 
     pub(super) fn send_order(&mut self, machine: MachineId, order: Order) {

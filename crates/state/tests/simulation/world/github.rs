@@ -9,7 +9,7 @@ use stagely_protocol::CommitSha;
 use stagely_state::ids::{EnvironmentId, ProjectId, RunId};
 use stagely_state::{
     Approval, Command, CommandKind, CommandVerdict, Effect, Environment, Event, GithubRun, Head,
-    HeadSource, PublishedReport, Run, Trigger,
+    HeadSource, PreviewCommand, PublishedReport, Run, Trigger,
 };
 
 use super::{Action, World, action};
@@ -127,6 +127,10 @@ impl World {
                 let environment = self.built(project, number)?;
                 Some(Event::CommandGiven { environment, command })
             }
+            DeliveryContent::LabelRemoved { number } => {
+                let environment = self.built(project, number)?;
+                Some(Event::PreviewLabelRemoved { environment })
+            }
         }
     }
 
@@ -138,11 +142,12 @@ impl World {
         is_push: bool,
         source: HeadSource,
     ) -> Event {
-        let PullRequest { project, number, head, is_fork, updated_at, created_at, .. } =
-            pull_request.clone();
+        let PullRequest { project, number, head, is_fork, is_labeled, .. } = pull_request.clone();
+        let PullRequest { updated_at, created_at, .. } = *pull_request;
         let environment = self.environment(project, Some(number));
         let approval = if is_fork { Approval::Awaited } else { Approval::NotNeeded };
-        let run = Run { from_fork: is_fork, ..self.run(&environment, &head, trigger) };
+        let run = self.run(&environment, &head, trigger);
+        let run = Run { from_fork: is_fork, with_preview: is_labeled.then_some(true), ..run };
         let run = run.with_approval(approval);
         let is_delivered = source == HeadSource::Delivery;
         let is_first = is_delivered && !is_push && updated_at == created_at;
@@ -351,6 +356,11 @@ impl World {
                 Ok(run) => CommandVerdict::Rebuild(Box::new(run)),
                 Err(reason) => CommandVerdict::Rejected { reason },
             }
+        } else if command.kind == (CommandKind::Preview { action: PreviewCommand::Start }) {
+            let reuses = self.rng.chance(80);
+            let run = self.rebuilt(environment, reuses);
+            let run = run.map(|run| Box::new(Run { with_preview: Some(true), ..run }));
+            run.map_or(CommandVerdict::Accepted, CommandVerdict::Rebuild)
         } else {
             CommandVerdict::Accepted
         };

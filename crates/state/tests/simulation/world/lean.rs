@@ -28,12 +28,7 @@ impl LeanCore {
         lean
     }
 
-    pub(super) fn step(
-        &mut self,
-        event: Event,
-        now: Timestamp,
-        new_machines: &[MachineId],
-    ) -> Outcome {
+    pub(super) fn step(&mut self, event: Event, now: Timestamp, new_ids: &[u128]) -> Outcome {
         loop {
             let recalled = self.recalled_for(&event);
             if recalled.is_empty() {
@@ -41,10 +36,10 @@ impl LeanCore {
             }
             self.state.recall(recalled);
         }
-        let mut new_machines = new_machines.iter().copied();
-        let mut new_machine = || new_machines.next().expect("it launches no other machines");
-        let outcome = self.state.step(event, now, &mut new_machine);
-        assert_eq!(new_machines.next(), None, "it launches as many machines");
+        let mut new_ids = new_ids.iter().copied();
+        let mut new_id = || new_ids.next().expect("it makes no other records");
+        let outcome = self.state.step(event, now, &mut new_id);
+        assert_eq!(new_ids.next(), None, "it makes as many records");
         self.put_away();
         outcome
     }
@@ -86,6 +81,7 @@ impl LeanCore {
         check_rows(&all.runs, &full.runs);
         check_rows(&all.jobs, &full.jobs);
         check_rows(&all.machines, &full.machines);
+        check_rows(&all.previews, &full.previews);
         check_rows(&all.deliveries, &full.deliveries);
         check_rows(&all.outbox, &full.outbox);
     }

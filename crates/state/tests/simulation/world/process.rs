@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
 use std::time::Duration;
 
-use stagely_state::ids::{EnvironmentId, MachineId};
-use stagely_state::{Changes, Effect, Event, JobKind, Outcome, Snapshot, State, Table};
+use stagely_state::ids::EnvironmentId;
+use stagely_state::{Changes, Effect, Event, JobKind, Outcome, Snapshot, State, Table, Trigger};
 
 use super::lean::LeanCore;
 use super::{Volatile, World};
@@ -66,15 +66,15 @@ impl World {
             self.model.lost_attempts.extend(strays);
         }
         let rng = &mut self.rng;
-        let mut new_machines = Vec::new();
-        let mut new_machine = || {
-            let id = MachineId::from_bits(rng.id());
-            new_machines.push(id);
+        let mut new_ids = Vec::new();
+        let mut new_id = || {
+            let id = rng.id();
+            new_ids.push(id);
             id
         };
-        let outcome = self.core.step(event.clone(), self.now, &mut new_machine);
+        let outcome = self.core.step(event.clone(), self.now, &mut new_id);
         if let Some(lean) = &mut self.lean {
-            let decided = lean.step(event.clone(), self.now, &new_machines);
+            let decided = lean.step(event.clone(), self.now, &new_ids);
             assert_eq!(
                 decided, outcome,
                 "a core without ended records decides otherwise on {event:?}"
@@ -84,6 +84,9 @@ impl World {
         assert_eq!(anomalies, [], "{event:?}");
         self.trace(|world| format!("{} {event:?} -> {effects:?}", world.now.0));
         if let Some(run) = before.started(&self.core) {
+            if run.trigger == Trigger::ImagesGone {
+                *self.counts.entry("lost images are built again").or_default() += 1;
+            }
             self.requested.push((run.id, run.original()));
             self.model.expected.note_request(&self.core, run);
         }
@@ -103,6 +106,7 @@ impl World {
         before.check_fingerprints(event, &fingerprints);
         self.model.fingerprints.change(event, &fingerprints);
         before.note(self, event);
+        before.note_previews(self, event);
         self.service_order.check(&self.core, &before, &effects);
         self.strays.check(&self.core, event);
         self.model.expected.check(&self.core, &were_completed);
@@ -260,6 +264,7 @@ fn store(disk: &mut Snapshot, core: &State, changes: &Changes) {
     copy(&mut disk.runs, &core.runs, &changes.runs);
     copy(&mut disk.jobs, &core.jobs, &changes.jobs);
     copy(&mut disk.machines, &core.machines, &changes.machines);
+    copy(&mut disk.previews, &core.previews, &changes.previews);
     copy(&mut disk.deliveries, &core.deliveries, &changes.deliveries);
     copy(&mut disk.outbox, &core.outbox, &changes.outbox);
 }

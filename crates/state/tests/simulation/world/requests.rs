@@ -1,8 +1,10 @@
 //! Requests of people and scripts, and of retention.
 
+use std::time::Duration;
+
 use stagely_protocol::Arch;
-use stagely_state::ids::{EnvironmentId, MachineId, RunId};
-use stagely_state::{CancelReason, Event, MachineKind};
+use stagely_state::ids::{EnvironmentId, MachineId, PreviewId, RunId};
+use stagely_state::{CancelReason, Event, Fleet, MachineKind, Timestamp};
 
 use super::World;
 use crate::agents::Agent;
@@ -34,16 +36,63 @@ impl World {
         }
     }
 
-    pub(super) fn register_machine(&mut self, arch: Option<Arch>) {
-        if arch.is_some() || self.registered_machines < REGISTERED_MACHINES_MAX {
-            self.registered_machines += 1;
-            let machine = MachineId::from_bits(self.rng.id());
-            let arch = arch.or_else(|| self.rng.pick(&Arch::ALL)).expect("there are arches");
-            self.agents.insert(machine, Agent::new(machine));
-            self.deliver(Event::MachineRegistered { machine, name: String::new(), arch });
-            // Its owner has got the token, so the record is committed.
-            self.commit();
+    pub(super) fn register_any_machine(&mut self) {
+        if self.registered_machines < REGISTERED_MACHINES_MAX {
+            let arch = self.rng.pick(&Arch::ALL).expect("there are arches");
+            let fleet = if self.rng.chance(30) { Fleet::Preview } else { Fleet::Builder };
+            self.register_machine(arch, fleet);
         }
+    }
+
+    pub(super) fn register_machine(&mut self, arch: Arch, fleet: Fleet) {
+        self.registered_machines += 1;
+        let machine = MachineId::from_bits(self.rng.id());
+        self.agents.insert(machine, Agent::new(machine));
+        self.deliver(Event::MachineRegistered { machine, name: String::new(), arch, fleet });
+        // Its owner has got the token, so the record is committed.
+        self.commit();
+    }
+
+    pub(super) fn request_preview(&mut self) {
+        let at = Timestamp(self.now.0 - self.rng.below(20_000));
+        if let Some(preview) = self.any_preview() {
+            let by_person = self.rng.chance(20);
+            self.deliver(if by_person {
+                Event::PreviewWakeRequested { preview }
+            } else {
+                Event::PreviewRequested { preview, at }
+            });
+        }
+    }
+
+    pub(super) fn send_a_preview_to_sleep(&mut self) {
+        if let Some(preview) = self.any_preview() {
+            self.deliver(Event::PreviewSleepRequested { preview });
+        }
+    }
+
+    pub(super) fn end_a_preview(&mut self) {
+        if let Some(preview) = self.any_preview() {
+            self.deliver(Event::PreviewEndRequested { preview });
+        }
+    }
+
+    pub(super) fn reset_a_preview(&mut self) {
+        if let Some(preview) = self.any_preview() {
+            self.deliver(Event::PreviewResetRequested { preview });
+        }
+    }
+
+    pub(super) fn extend_a_preview(&mut self) {
+        let by = Duration::from_hours(self.rng.below(1_000));
+        if let Some(preview) = self.any_preview() {
+            self.deliver(Event::PreviewExtended { preview, by });
+        }
+    }
+
+    fn any_preview(&mut self) -> Option<PreviewId> {
+        let previews: Vec<PreviewId> = self.core.previews.keys().copied().collect();
+        self.rng.pick(&previews)
     }
 
     pub(super) fn unregister_machine(&mut self) {

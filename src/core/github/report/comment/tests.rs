@@ -1,14 +1,16 @@
 //! The text of the comment, word by word.
 
-use stagely_protocol::Arch;
+use stagely_protocol::{Arch, DeployProblem};
 use stagely_state::ids::MachineId;
 use stagely_state::{
-    Approval, Machine, MachineKind, MachineState, MissingCapacity, PlanFailure, SkipReason,
-    SkippedBuild, Timestamp,
+    Access, Approval, ClosedBy, DataLoss, EnvironmentState, Machine, MachineKind, MachineState,
+    MissingCapacity, PlanFailure, PreviewState, SkipReason, SkippedBuild, Timestamp,
 };
 
 use super::*;
-use crate::core::github::report::fixtures::{ReportFixture, commit, job_id, user_failure};
+use crate::core::github::report::fixtures::{
+    DEPLOY, MACHINE, ReportFixture, commit, job_id, user_failure,
+};
 
 /// The comment without its marker and footer, which are the same in each.
 fn middle(fixture: &ReportFixture, excerpts: &Excerpts) -> String {
@@ -16,9 +18,12 @@ fn middle(fixture: &ReportFixture, excerpts: &Excerpts) -> String {
     assert_eq!(body, render(&fixture.view(), excerpts), "the same records give the same text");
     let rest = body.strip_prefix("<!-- stagely env_00000000000000000000000002 -->\n\n").unwrap();
     let (middle, footer) = rest.rsplit_once("\n\n").unwrap();
-    let run = "run_00000000000000000000000003";
-    let begin =
-        format!("<sub>Run [`{run}`](https://core.example/runs/{run}) · commit `aaaaaaaaaaaa`");
+    let view = fixture.view();
+    let (run, commit) = (view.run.id, view.commit().unwrap());
+    let begin = format!(
+        "<sub>Run [`{run}`](https://core.example/runs/{run}) · commit `{}`",
+        &commit.as_str()[..12]
+    );
     assert!(footer.starts_with(&begin) && footer.ends_with("</sub>\n"), "{footer}");
     middle.to_owned()
 }
@@ -367,4 +372,184 @@ fn the_body_keeps_to_its_limit_also_with_long_texts() {
     let body = render(&fixture.view(), &excerpts);
     assert!(body.encode_utf16().count() <= 65_536, "{}", body.len());
     assert!(body.contains("(the rest is on the run's page)") && body.contains("<sub>"));
+}
+
+const LIVE: PreviewState = PreviewState::Live { machine: MACHINE };
+
+/// The section about the preview. The key is written as KEY.
+fn preview_section(fixture: &ReportFixture) -> String {
+    let text = middle(fixture, &Excerpts::new()).replace(&fixture.key(), "KEY");
+    let begin = text.find("**Preview**").expect("there is a section");
+    let end = text[begin..].find("\n\n| Build").map_or(text.len(), |end| begin + end);
+    text[begin..end].to_owned()
+}
+
+const LINK: &str =
+    "[`pr-7-app.preview.example`](https://pr-7-app.preview.example/?stagely-access=KEY)";
+const MAIL: &str =
+    "Further endpoints: [`mail`](https://pr-7-app-mail.preview.example/?stagely-access=KEY)";
+
+#[test]
+fn a_live_preview_has_its_addresses_and_its_commit() {
+    let mut fixture = ReportFixture::many(1);
+    fixture.completed(1, 1);
+    fixture.end_run(RunState::Completed);
+    fixture.preview(LIVE);
+    let text = format!("**Preview**: 🟢 {LINK} shows commit `aaaaaaaaaaaa`.\n\n{MAIL}");
+    assert_eq!(preview_section(&fixture), text);
+    let body = middle(&fixture, &Excerpts::new());
+    assert!(body.starts_with("### ✅ Build completed\n\n**Preview**: 🟢 ["), "{body}");
+
+    let settings = |fixture: &mut ReportFixture, access| {
+        let shown = fixture.preview(LIVE).shown.as_mut().unwrap();
+        shown.deployment.settings.access = access;
+    };
+    settings(&mut fixture, Access::Public);
+    assert!(!preview_section(&fixture).contains("KEY"));
+    settings(&mut fixture, Access::Token);
+    let text = preview_section(&fixture);
+    assert!(text.contains("example/) (with a token of Stagely) shows") && !text.contains("KEY"));
+}
+
+#[test]
+fn each_state_of_a_preview_has_its_sentence() {
+    let job = job_id(DEPLOY);
+    let since = Timestamp(0);
+    let states = [
+        (
+            PreviewState::Deploying { job },
+            format!("⏳ {LINK} is being deployed with commit `aaaaaaaaaaaa`."),
+        ),
+        (
+            PreviewState::Updating { machine: MACHINE, job },
+            format!("🟢 {LINK} shows commit `aaaaaaaaaaaa`, and is being deployed again."),
+        ),
+        (
+            PreviewState::Archiving { machine: MACHINE, since, wakes: false },
+            format!("💤 {LINK} goes to sleep with commit `aaaaaaaaaaaa`."),
+        ),
+        (
+            PreviewState::Archiving { machine: MACHINE, since, wakes: true },
+            format!("⏳ {LINK} moves to another machine with commit `aaaaaaaaaaaa`."),
+        ),
+        (
+            PreviewState::Asleep,
+            format!(
+                "💤 {LINK} sleeps with commit `aaaaaaaaaaaa`. Whoever opens it wakes it, and so does \
+                 `/stagely preview`."
+            ),
+        ),
+        (PreviewState::Waking { job }, format!("⏳ {LINK} starts with commit `aaaaaaaaaaaa`.")),
+        (PreviewState::Ended, "⏹ ended. `/stagely preview` brings it back.".to_owned()),
+        (
+            PreviewState::Failed { job },
+            "❌ commit `aaaaaaaaaaaa` could not be deployed. `/stagely preview` tries again."
+                .to_owned(),
+        ),
+    ];
+    for (state, sentence) in states {
+        let mut fixture = ReportFixture::new();
+        fixture.add_deployment();
+        fixture.preview(state);
+        let text = preview_section(&fixture);
+        assert_eq!(text.lines().next(), Some(&*format!("**Preview**: {sentence}")));
+    }
+    let mut fixture = ReportFixture::new();
+    fixture.preview(PreviewState::Ended);
+    fixture.environment().state = EnvironmentState::closed(ClosedBy::Github);
+    assert_eq!(preview_section(&fixture), "**Preview**: ⏹ ended with the pull request.");
+}
+
+#[test]
+fn while_a_newer_commit_is_on_its_way_the_section_names_both() {
+    let mut fixture = ReportFixture::new();
+    fixture.preview(LIVE);
+    fixture.start_run(4, "b".repeat(40).parse().unwrap());
+    let first = |fixture: &ReportFixture| {
+        let text = preview_section(fixture);
+        let line = text.lines().next().unwrap().to_owned();
+        line.strip_prefix(&format!("**Preview**: 🟢 {LINK} shows commit `aaaaaaaaaaaa`"))
+            .unwrap()
+            .to_owned()
+    };
+    assert_eq!(first(&fixture), "; commit `bbbbbbbbbbbb` follows.");
+    fixture.add_deployment();
+    fixture.preview(PreviewState::Updating { machine: MACHINE, job: job_id(DEPLOY) });
+    assert_eq!(first(&fixture), " while commit `bbbbbbbbbbbb` is being deployed.");
+    let reason = FailureReason::Deploy { problem: DeployProblem::Service };
+    let message = "the service `web` ended with exit code 3; its last line: no database";
+    fixture.failed(DEPLOY, reason, message);
+    fixture.end_run(RunState::Failed { plan_error: None });
+    fixture.preview(LIVE).problem = Some(message.to_owned());
+    assert_eq!(first(&fixture), ". ❌ The deployment of commit `bbbbbbbbbbbb` failed.");
+    let body =
+        middle(&fixture, &Excerpts::from([(job_id(DEPLOY), vec!["listening on 8080".to_owned()])]));
+    let failure = format!(
+        "**`deploy`**: a service did not start · [Log]({})\n\n```text\n{message}\n```\n\n\
+         ```text\nlistening on 8080\n```",
+        log(DEPLOY)
+    );
+    assert!(body.ends_with(&failure), "{body}");
+    assert_eq!(body.matches("no database").count(), 1, "{body}");
+    fixture.job(DEPLOY).state = JobState::Cancelled;
+    assert_eq!(first(&fixture), ". Commit `bbbbbbbbbbbb` is not deployed.");
+}
+
+#[test]
+fn problems_of_a_preview_are_shown_with_what_became_of_its_data() {
+    let mut fixture = ReportFixture::new();
+    let preview = fixture.preview(PreviewState::Asleep);
+    preview.problem = Some("the service `web` was not healthy within 120 s".to_owned());
+    preview.data_loss = Some(DataLoss {
+        at: Timestamp(1_795_000_000_000),
+        archived_at: Some(Timestamp(1_794_900_000_000)),
+        reason: "its machine was lost".to_owned(),
+    });
+    preview.extended_until = Some(Timestamp(1_795_100_000_000));
+    let expected = "\n\n❌ It could not be started:\n\n```text\nthe service `web` was not healthy within 120 s\n```\n\n\
+        ⚠️ Its machine was lost (2026-11-18 11:06 UTC). The data is that of 2026-11-17 07:20 UTC.\n\n\
+        It stays at least until 2026-11-19 14:53 UTC.";
+    let text = preview_section(&fixture);
+    assert!(text.ends_with(expected), "{text}");
+
+    let loss = DataLoss {
+        at: Timestamp(1_795_000_000_000),
+        archived_at: None,
+        reason: "the data was not archived: it is larger than 2 GiB".to_owned(),
+    };
+    let preview = fixture.preview(PreviewState::Asleep);
+    preview.problem = Some(loss.reason.clone());
+    preview.data_loss = Some(loss);
+    preview.extended_until = None;
+    let text = preview_section(&fixture);
+    let expected = "\n\n⚠️ The data was not archived&#58; it is larger than 2 GiB (2026-11-18 11:06 UTC). \
+        There is no archive, so the data is fresh.";
+    assert!(text.ends_with(expected) && !text.contains("❌"), "{text}");
+}
+
+#[test]
+fn a_preview_that_was_asked_for_in_vain_is_explained() {
+    let mut fixture = ReportFixture::many(1);
+    fixture.run().with_preview = Some(true);
+    fixture.completed(1, 1);
+    assert!(!middle(&fixture, &Excerpts::new()).contains("**Preview**"));
+    fixture.end_run(RunState::Completed);
+    let text = middle(&fixture, &Excerpts::new());
+    assert!(text.contains("**Preview**: there is none, because `stagely.yaml`"), "{text}");
+}
+
+#[test]
+fn hostile_texts_of_a_preview_make_no_markup() {
+    let mut fixture = ReportFixture::new();
+    let preview = fixture.preview(LIVE);
+    preview.problem = Some(HOSTILE.to_owned());
+    preview.data_loss =
+        Some(DataLoss { at: Timestamp(0), archived_at: None, reason: format!("{HOSTILE}!") });
+    let endpoints = &mut preview.shown.as_mut().unwrap().deployment.endpoints;
+    HOSTILE.clone_into(&mut endpoints[1].name);
+    let body = render(&fixture.view(), &Excerpts::new());
+    let visible = without_code(&body);
+    for markup in ["@everyone", "](http://evil", "www.evil", "<img", "\n# big"] {
+        assert!(!visible.contains(markup), "{markup}: {visible}");
+    }
 }

@@ -4,13 +4,19 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use stagely_protocol::CommitSha;
-use stagely_state::{CommitStatus, Environment, RunState, StatusState};
+use stagely_state::{
+    CommitStatus, DeploymentState, DeploymentStatus, Environment, PreviewState, RunState,
+    StatusState,
+};
 use tempfile::TempDir;
 use tokio::time::Instant;
 
 use super::*;
 use crate::core::clock::now;
-use crate::core::github::report::fixtures::{ENVIRONMENT, ReportFixture, commit, user_failure};
+use crate::core::github::NewDeployment;
+use crate::core::github::report::fixtures::{
+    DEPLOY, ENVIRONMENT, MACHINE, ReportFixture, commit, job_id, links, user_failure,
+};
 use crate::core::logs::LogSettings;
 
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -34,6 +40,29 @@ struct TargetState {
     comments_allowed_at: Option<Instant>,
     /// The failures of the next attempts to write a comment.
     failures: VecDeque<Failure>,
+    deployments: BTreeMap<u64, FakeDeployment>,
+    /// The failures of the next requests about deployments.
+    deployment_failures: VecDeque<DeploymentFailure>,
+    /// Requests about deployments.
+    deployment_requests: usize,
+    may_not_deploy: bool,
+}
+
+#[derive(Debug)]
+struct FakeDeployment {
+    commit: CommitSha,
+    states: Vec<DeploymentState>,
+    /// Whether it has had too many statuses.
+    is_full: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum DeploymentFailure {
+    ResponseLost,
+    /// The app lacks the permission.
+    Forbidden,
+    /// GitHub knows no such commit.
+    NoRef,
 }
 
 #[derive(Clone, Default)]
@@ -73,6 +102,31 @@ impl FakeTarget {
 }
 
 impl TargetState {
+    /// The states that GitHub shows, by the first digit of the commit.
+    fn shown_deployments(&self) -> Vec<(String, Option<DeploymentState>)> {
+        let shown = self.deployments.values().map(|deployment| {
+            let digit = deployment.commit.as_str()[..1].to_owned();
+            (digit, deployment.states.last().copied())
+        });
+        shown.collect()
+    }
+
+    fn deployment_failure(&mut self) -> Result<bool, GithubError> {
+        self.deployment_requests += 1;
+        self.check()?;
+        let refused = |status, message: &str| {
+            Err(GithubError::Refused { status, message: message.to_owned() })
+        };
+        match self.deployment_failures.pop_front() {
+            None => Ok(false),
+            Some(DeploymentFailure::ResponseLost) => Ok(true),
+            Some(DeploymentFailure::Forbidden) => {
+                self.may_not_deploy = true;
+                refused(403, "Resource not accessible by integration")
+            }
+            Some(DeploymentFailure::NoRef) => refused(422, "No ref found"),
+        }
+    }
     fn check(&self) -> Result<(), GithubError> {
         if self.down_until.is_some_and(|until| Instant::now() < until) {
             return Err(GithubError::Unavailable("502".to_owned()));
@@ -126,6 +180,56 @@ impl ReportTarget for FakeTarget {
         state.statuses.insert((commit.clone(), context.to_owned()), status.clone());
         Ok(())
     }
+
+    fn may_deploy(&self) -> bool {
+        !self.state().may_not_deploy
+    }
+
+    async fn create_deployment(&self, new: &NewDeployment) -> Result<u64, GithubError> {
+        let mut state = self.state();
+        let is_lost = state.deployment_failure()?;
+        assert_eq!((&*new.environment, new.is_transient), ("pr-7", true));
+        let known = state
+            .deployments
+            .iter()
+            .find(|(id, known)| known.commit == new.commit && !new.replaced.contains(id));
+        let id = known.map_or(500 + state.deployments.len() as u64, |(id, _)| *id);
+        let commit = new.commit.clone();
+        state.deployments.entry(id).or_insert(FakeDeployment {
+            commit,
+            states: Vec::new(),
+            is_full: false,
+        });
+        lost(is_lost, id)
+    }
+
+    async fn set_deployment_status(
+        &self,
+        deployment: u64,
+        status: &DeploymentStatus,
+    ) -> Result<(), GithubError> {
+        let mut state = self.state();
+        let is_lost = state.deployment_failure()?;
+        let Some(known) = state.deployments.get_mut(&deployment) else {
+            return Err(GithubError::NotFound("deployment".to_owned()));
+        };
+        if known.is_full {
+            let message = "the maximum number of statuses".to_owned();
+            return Err(GithubError::Refused { status: 422, message });
+        }
+        let url = status.environment_url.as_deref();
+        let is_live = status.state == DeploymentState::Success;
+        assert_eq!(url, is_live.then_some("https://pr-7-app.preview.example/"));
+        known.states.push(status.state);
+        lost(is_lost, ())
+    }
+}
+
+fn lost<T>(is_lost: bool, value: T) -> Result<T, GithubError> {
+    if is_lost {
+        return Err(GithubError::Unavailable("the connection broke".to_owned()));
+    }
+    Ok(value)
 }
 
 /// Records with a pull request, and its reporter.
@@ -177,6 +281,7 @@ impl Core {
             logs: self.logs.clone(),
             public_url: "https://core.example/".parse().unwrap(),
             approval_label: "ok-to-build".to_owned(),
+            links: links().clone(),
             queue: self.queue.clone(),
             interval: INTERVAL,
         }
@@ -193,6 +298,7 @@ impl Core {
                 report.comment_digest = published.comment_digest.clone();
                 report.commit = published.commit.clone();
                 report.statuses = published.statuses.clone();
+                report.deployments = published.deployments.clone();
             }
         });
         result.map(|_| ())
@@ -424,4 +530,172 @@ async fn reports_of_ended_runs_go_first() {
     // All permits have been returned.
     let all = futures_util::future::join_all((0..3).map(|_| queue.comment_permit(busy)));
     tokio::time::timeout(Duration::from_secs(1), all).await.expect("permits are free");
+}
+
+const LIVE: PreviewState = PreviewState::Live { machine: MACHINE };
+
+/// A pull request whose preview is live.
+async fn live() -> Core {
+    let mut fixture = ReportFixture::many(1);
+    end(&mut fixture);
+    fixture.add_deployment();
+    fixture.running(DEPLOY);
+    fixture.preview(PreviewState::Deploying { job: job_id(DEPLOY) });
+    let core = Core::new(fixture);
+    core.publish_all().await;
+    core.change(|fixture| {
+        fixture.completed(DEPLOY, 5);
+        fixture.preview(LIVE);
+    });
+    core.publish_all().await;
+    core
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_preview_has_a_deployment_for_each_commit_that_it_shows() {
+    let core = live().await;
+    let of = |core: &Core| {
+        core.target.state().deployments.values().map(|of| of.states.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(of(&core), [[DeploymentState::InProgress, DeploymentState::Success]]);
+    let target = "https://pr-7-app.preview.example/";
+    let status = (commit(), "stagely/preview".to_owned());
+    assert_eq!(core.target.state().statuses[&status].target_url, target);
+
+    core.change(|fixture| {
+        fixture.preview(PreviewState::Asleep);
+    });
+    core.publish_all().await;
+    core.change(|fixture| {
+        fixture.preview(LIVE);
+    });
+    core.publish_all().await;
+    let first = of(&core).remove(0);
+    assert_eq!(first[2..], [DeploymentState::Inactive, DeploymentState::Success]);
+
+    // A newer commit takes its place once it is live.
+    let newer: CommitSha = "b".repeat(40).parse().unwrap();
+    core.change(|fixture| {
+        fixture.start_run(4, newer);
+        fixture.add_deployment();
+        fixture.preview(PreviewState::Updating { machine: MACHINE, job: job_id(DEPLOY) });
+    });
+    core.publish_all().await;
+    let shown = |core: &Core| core.target.state().shown_deployments();
+    let (a, b) = ("a".to_owned(), "b".to_owned());
+    let both = [
+        (a.clone(), Some(DeploymentState::Success)),
+        (b.clone(), Some(DeploymentState::InProgress)),
+    ];
+    assert_eq!(shown(&core), both);
+    core.change(|fixture| {
+        fixture.completed(DEPLOY, 5);
+        fixture.preview(LIVE).shown = None;
+        fixture.preview(LIVE);
+    });
+    core.publish_all().await;
+    let replaced =
+        [(a.clone(), Some(DeploymentState::Inactive)), (b.clone(), Some(DeploymentState::Success))];
+    assert_eq!(shown(&core), replaced);
+    assert_eq!(core.environment().report.deployments.len(), 1);
+
+    core.change(|fixture| {
+        fixture.preview(PreviewState::Ended);
+    });
+    core.publish_all().await;
+    assert_eq!(shown(&core)[1], (b, Some(DeploymentState::Inactive)));
+    assert_eq!(core.environment().report.deployments, []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_update_that_failed_leaves_the_former_deployment_active() {
+    let core = live().await;
+    let newer: CommitSha = "b".repeat(40).parse().unwrap();
+    core.change(|fixture| {
+        fixture.start_run(4, newer);
+        fixture.add_deployment();
+        fixture.preview(PreviewState::Updating { machine: MACHINE, job: job_id(DEPLOY) });
+    });
+    core.publish_all().await;
+    core.change(|fixture| {
+        fixture.failed(DEPLOY, user_failure("", 1), "web ended");
+        fixture.end_run(RunState::Failed { plan_error: None });
+        fixture.preview(LIVE);
+    });
+    core.publish_all().await;
+    let shown = core.target.state().shown_deployments();
+    let states: Vec<_> = shown.into_iter().filter_map(|(_, state)| state).collect();
+    assert_eq!(states, [DeploymentState::Success, DeploymentState::Failure]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_the_permission_there_are_statuses_alone() {
+    let core = Core::new(ReportFixture::many(1));
+    core.target.state().deployment_failures = [DeploymentFailure::Forbidden].into();
+    core.change(|fixture| {
+        end(fixture);
+        fixture.add_deployment();
+        fixture.completed(DEPLOY, 5);
+        fixture.preview(LIVE);
+    });
+    core.publish_all().await;
+    core.change(|fixture| {
+        fixture.preview(PreviewState::Asleep);
+    });
+    core.publish_all().await;
+    let state = core.target.state();
+    assert_eq!((state.deployment_requests, state.deployments.len()), (1, 0));
+    let status = (commit(), "stagely/preview".to_owned());
+    assert_eq!(state.statuses[&status].state, StatusState::Success);
+    drop(state);
+    assert_eq!(core.environment().report.problem, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_commit_without_a_deployment_is_tried_once() {
+    let core = Core::new(ReportFixture::many(1));
+    core.target.state().deployment_failures = [DeploymentFailure::NoRef].into();
+    for _ in 0..3 {
+        core.change(|fixture| {
+            end(fixture);
+            fixture.preview(LIVE);
+        });
+        core.publish_all().await;
+    }
+    assert_eq!(core.target.state().deployment_requests, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn lost_responses_and_full_deployments_lead_to_one_active_deployment() {
+    let core = Core::new(ReportFixture::many(1));
+    core.target.state().deployment_failures =
+        [DeploymentFailure::ResponseLost, DeploymentFailure::ResponseLost].into();
+    core.change(|fixture| {
+        end(fixture);
+        fixture.preview(LIVE);
+    });
+    core.publish_all().await;
+    assert_eq!(core.target.state().deployments.len(), 1);
+
+    core.target.state().deployments.get_mut(&500).unwrap().is_full = true;
+    core.change(|fixture| {
+        fixture.preview(PreviewState::Asleep);
+    });
+    core.publish_all().await;
+    core.change(|fixture| {
+        fixture.preview(LIVE);
+    });
+    core.publish_all().await;
+    let shown = core.target.state().shown_deployments();
+    assert_eq!(shown.len(), 2, "{shown:?}");
+    assert_eq!(shown[1].1, Some(DeploymentState::Success));
+
+    // Somebody deletes it.
+    core.target.state().deployments.clear();
+    core.change(|fixture| {
+        fixture.preview(PreviewState::Archiving { machine: MACHINE, since: now(), wakes: true });
+    });
+    core.publish_all().await;
+    let shown = core.target.state().shown_deployments();
+    assert_eq!(shown, [("a".to_owned(), Some(DeploymentState::InProgress))]);
 }
