@@ -95,10 +95,10 @@ async fn a_registered_machine_whose_agent_dies_loses_its_job_and_gets_it_again_o
     let agent = core.start_agent("rack", STAGELY, &arguments);
     let (run, breakpoint) = core.run_to_breakpoint().await;
 
+    let children = processes_with(&machine.id.to_string());
+    assert!(children.iter().any(|process| process.arguments.contains(&"buildx".to_owned())));
     // The agent is killed, so it reports nothing.
     drop(agent);
-    let orphans = processes_with(&machine.id.to_string());
-    assert!(orphans.iter().any(|process| process.arguments.contains(&"buildx".to_owned())));
     // They would push an older image over that of the next attempt, and another machine may have that one.
     no_process_of(machine.id).await;
     core.until(run, "the job waits again", |run| job(run, "app").status == JobStatus::Queued).await;
