@@ -22,9 +22,15 @@ packages_do() {
     # cloud-init only checks user data here. At the next boot it would take this machine for a new one.
     [ "$PURPOSE" != test ] || has cloud-init || as_root install -D -m 0644 /dev/null /etc/cloud/cloud-init.disabled
     apt_update
+    install_missing_packages
+    # Packages of one source can demand equal versions: apt removes one that is there for one that is missing.
+    [ -z "$(missing_packages)" ] || install_missing_packages
+    disable_packaged_servers
+}
+
+install_missing_packages() {
     # shellcheck disable=SC2046  # the packages are words
     apt_install $(missing_packages)
-    disable_packaged_servers
 }
 
 packages_report() {

@@ -1,6 +1,7 @@
 //! The lines and the STATUS of jobs, from their start to the last acknowledgement.
 
 use std::fs;
+use std::os::unix::fs::FileExt as _;
 use std::time::Instant;
 
 use stagely_protocol::agent_config::AgentConfig;
@@ -48,10 +49,11 @@ async fn a_log_that_cannot_be_sent_fails_its_job_at_once() {
     peer.status().await;
     drop(peer);
 
-    // job_1 has ended, and never had the requested line. job_2 still runs, and its file is truncated.
-    let cut = setup.work_dir.path().join("spool/job_2/00000000000000000000.log");
-    setup.disk_shows(|_| fs::metadata(&cut).is_ok_and(|file| file.len() > 0)).await;
-    fs::File::options().write(true).open(&cut).unwrap().set_len(1).unwrap();
+    // job_1 has ended, and never had the requested line. job_2 still runs, and its first line has a length that no
+    // line can have, also after more lines are written.
+    let damaged = setup.work_dir.path().join("spool/job_2/00000000000000000000.log");
+    setup.disk_shows(|_| fs::metadata(&damaged).is_ok_and(|file| file.len() > 0)).await;
+    fs::File::options().write(true).open(&damaged).unwrap().write_all_at(&[0xff; 4], 0).unwrap();
     let mut peer = setup.session(&[("job_1", lines.len() as u64 + 1), ("job_2", 0)]).await;
     for _ in 0..2 {
         let status = peer.status().await;
