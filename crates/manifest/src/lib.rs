@@ -45,7 +45,7 @@ pub use preview::{
 };
 pub use problem::{Position, Problem, Problems};
 pub use schema::json_schema;
-pub use source::{FILE_NAME, MISNAMED, MISNAMED_ADVICE, read_checkout, read_file};
+pub use source::{FILE_NAME, MISNAMED, MISNAMED_ADVICE, MISSING_ADVICE, read_checkout, read_file};
 pub use template::{Template, TemplateError, Variable};
 
 /// Reads a manifest. `file_name` only appears in problems.

@@ -18,6 +18,10 @@ pub const MISNAMED: &str = "stagely.yml";
 /// The advice for a repository that has [`MISNAMED`] alone.
 pub const MISNAMED_ADVICE: &str = "there is a stagely.yml: rename it to stagely.yaml";
 
+/// The advice for a repository that has neither.
+pub const MISSING_ADVICE: &str = "there is none: commit one at the top of the repository; \
+    `builds: { app: { context: . } }` builds the Dockerfile beside it";
+
 /// Reads the manifest of the repository that is checked out at `root`.
 ///
 /// The repository's authors are not trusted: only a regular file below `root` is opened, so that a
@@ -54,10 +58,11 @@ pub fn read_file(path: &Path) -> io::Result<Vec<u8>> {
 
 /// Adds the advice to the error about a missing file.
 fn advised(error: io::Error, path: &Path) -> io::Error {
-    let is_misnamed = error.kind() == io::ErrorKind::NotFound
-        && path.ends_with(FILE_NAME)
-        && path.with_file_name(MISNAMED).is_file();
-    if is_misnamed { io::Error::new(error.kind(), MISNAMED_ADVICE) } else { error }
+    if error.kind() != io::ErrorKind::NotFound || !path.ends_with(FILE_NAME) {
+        return error;
+    }
+    let is_misnamed = path.with_file_name(MISNAMED).is_file();
+    io::Error::new(error.kind(), if is_misnamed { MISNAMED_ADVICE } else { MISSING_ADVICE })
 }
 
 fn read(file: File) -> io::Result<Vec<u8>> {
@@ -73,14 +78,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_with_the_other_ending_is_named() {
+    fn a_missing_file_gets_advice() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join(FILE_NAME);
         let errors = || {
             let checkout = read_checkout(folder.path()).unwrap_err().to_string();
             (checkout, read_file(&file).unwrap_err().to_string())
         };
-        assert!(!errors().0.contains("rename"));
+        assert_eq!(errors(), (MISSING_ADVICE.to_owned(), MISSING_ADVICE.to_owned()));
         fs::write(folder.path().join(MISNAMED), "builds: {}\n").unwrap();
         assert_eq!(errors(), (MISNAMED_ADVICE.to_owned(), MISNAMED_ADVICE.to_owned()));
         fs::write(&file, "builds:\n").unwrap();

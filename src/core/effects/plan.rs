@@ -215,9 +215,9 @@ impl Planner {
             let misnamed = self.github.file(&subject.project, stagely_manifest::MISNAMED, commit);
             let advice = match with_github_timeout(misnamed).await? {
                 Some(_) => stagely_manifest::MISNAMED_ADVICE,
-                None => "add one to the top of the repository",
+                None => stagely_manifest::MISSING_ADVICE,
             };
-            let message = format!("{file} is missing at {commit}: {advice}");
+            let message = format!("{file} cannot be read at {commit}: {advice}");
             return Err(failed(FailureReason::Manifest, message));
         };
         // The agents check contexts and Dockerfiles, because they have the files.
