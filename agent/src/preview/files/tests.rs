@@ -1,5 +1,6 @@
 //! What compose files may name, and how they are written again.
 
+use std::fmt::Write as _;
 use std::os::unix::fs::symlink;
 
 use super::*;
