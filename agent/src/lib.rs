@@ -1,7 +1,7 @@
 //! The Stagely agent: it dials out to core, clones, builds, and reports what happened.
 //!
 //! Core uses [`git`], to read `stagely.yaml` at a commit, [`transient`], and, as its clients do, [`proxy`]. `stagely run` and `stagely
-//! doctor` ask [`docker`] for this machine's engine. The program's `main` uses [`run`], [`exec`], [`clean_up`] and the guard.
+//! doctor` ask [`docker`] for this machine's engine, and `stagely validate` asks [`preview`] what a compose file may not have. The program's `main` uses [`run`], [`exec`], [`clean_up`] and the guard.
 
 mod session;
 

@@ -41,7 +41,8 @@ use tokio_util::task::TaskTracker;
 use url::Url;
 
 use self::archive::Archives;
-pub(crate) use self::check::{lost_writes, missing_sources, violations};
+pub use self::check::violations;
+pub(crate) use self::check::{lost_writes, missing_sources};
 use self::containers::{ServiceContainer, project_name};
 pub(crate) use self::exec::{CommandControl, RunningCommand};
 pub(crate) use self::files::{ComposeFiles, FilesError, find as find_compose_files};

@@ -36,18 +36,39 @@ fn check(path: &Path) -> io::Result<Checked> {
     let bytes = stagely_manifest::read_file(path)?;
     let root = repository_root(path)?;
     let result = stagely_manifest::validate(&path.display().to_string(), &bytes, &root);
-    let warnings = result.as_ref().map(|manifest| mounts(manifest, &root)).unwrap_or_default();
+    let warnings =
+        result.as_ref().map(|manifest| compose_warnings(manifest, &root)).unwrap_or_default();
     Ok(Checked { result, warnings })
 }
 
-/// Warnings about folders of the repository that the services of the preview write to.
-fn mounts(manifest: &Manifest, root: &Path) -> Vec<String> {
+/// Warnings about the compose file of the preview.
+fn compose_warnings(manifest: &Manifest, root: &Path) -> Vec<String> {
     let source = manifest.preview.as_ref().map(|preview| &preview.source);
     let Some(PreviewSource::Compose { path, .. }) = source else { return Vec::new() };
     let file = root.join(path);
     let (Ok(text), Some(folder)) = (fs::read_to_string(&file), file.parent()) else {
         return Vec::new();
     };
+    let mut warnings = refused(path, &text, folder, root);
+    warnings.extend(lost_writes(path, &text, folder));
+    warnings
+}
+
+/// What a deployment refuses, as far as it is known before Docker Compose has read the file.
+fn refused(path: &str, text: &str, folder: &Path, root: &Path) -> Vec<String> {
+    let Some(mut model) = stagely_manifest::compose_model(text, folder) else { return Vec::new() };
+    let found = stagely_agent::preview::violations(&mut model, root).into_iter();
+    found
+        .map(|sentence| {
+            format!(
+                "{path}: {sentence}; previews refuse it, unless `previews.allow-privileged` is set"
+            )
+        })
+        .collect()
+}
+
+/// What services write to folders of the repository.
+fn lost_writes(path: &str, text: &str, folder: &Path) -> Vec<String> {
     let warning = |WritableMount { at, service, source }: WritableMount| {
         format!(
             "{path}:{}:{}: the service `{service}` can write to `{source}`, which is new with each deployment: what it \
@@ -55,7 +76,7 @@ fn mounts(manifest: &Manifest, root: &Path) -> Vec<String> {
             at.line, at.column
         )
     };
-    stagely_manifest::writable_mounts(&text, folder).into_iter().map(warning).collect()
+    stagely_manifest::writable_mounts(text, folder).into_iter().map(warning).collect()
 }
 
 /// The nearest parent folder that contains `.git` (a file, in a linked worktree), or else the file's own
@@ -182,6 +203,28 @@ mod tests {
         let json: serde_json::Value =
             serde_json::from_str(&json_text(&path, &checked).unwrap()).unwrap();
         assert_eq!((&json["valid"], json["warnings"].as_array().unwrap().len()), (&true.into(), 1));
+    }
+
+    #[test]
+    fn what_a_deployment_refuses_is_a_warning() {
+        let folder = repository();
+        let path = folder.path().join("ci/stagely.yaml");
+        let text = "builds: {api: {context: api}}\npreview:\n  compose: compose.yaml\n  endpoints: \
+                    {web: {service: web, port: 80}}\n";
+        fs::write(&path, text).unwrap();
+        let compose = "services: {web: {image: a, privileged: true, volumes: ['/run/docker.sock:/s', \
+                       './api:/api:ro']}}\n";
+        fs::write(folder.path().join("compose.yaml"), compose).unwrap();
+
+        let warnings = check(&path).unwrap().warnings;
+
+        let refused = ["volumes: /run/docker.sock", "privileged"].map(|field| {
+            format!(
+                "compose.yaml: the service `web` has `{field}`: it gives access to the machine; previews refuse it, unless \
+                 `previews.allow-privileged` is set"
+            )
+        });
+        assert_eq!(warnings, refused);
     }
 
     #[test]

@@ -99,7 +99,7 @@ const LOG_DRIVERS: [&str; 3] = ["json-file", "local", "none"];
 ///
 /// Replaces the paths of the file by those without symlinks that were checked: a container may change a symlink before the
 /// engine follows it.
-pub(crate) fn violations(file: &mut Value, checkout: &Path) -> Vec<String> {
+pub fn violations(file: &mut Value, checkout: &Path) -> Vec<String> {
     let mut check = Check { checkout, found: Vec::new(), binds: Vec::new() };
     for (name, service) in entries_mut(file, "services") {
         if let Some(service) = service.as_object_mut() {

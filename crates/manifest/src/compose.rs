@@ -1,8 +1,12 @@
-//! What is known about a compose file without Docker: its services, and folders of the repository that they write to.
+//! What is known about a compose file without Docker: its services, folders of the repository that they write to, and what
+//! it asks for.
+
+mod model;
 
 use std::path::Path;
 use std::rc::Rc;
 
+pub use self::model::model;
 use super::problem::Position;
 use super::tree::{self, Node, Value};
 

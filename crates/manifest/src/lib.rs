@@ -31,7 +31,7 @@ use stagely_protocol::paths::{find_compose_file, find_context, find_dockerfile};
 use mistake::Mistake;
 use problem::Collector;
 
-pub use compose::{WritableMount, writable_mounts};
+pub use compose::{WritableMount, model as compose_model, writable_mounts};
 pub use globs::Globs;
 pub use limits::{
     BUILD_ARGS_MAX, BUILDS_MAX, CACHE_FROM_MAX, DEFAULT_TIMEOUT, ENDPOINT_NAME_CHARACTERS_MAX,
