@@ -53,6 +53,14 @@ pub enum FailureReason {
     Deploy {
         problem: DeployProblem,
     },
+    /// Cases of a test failed, or its command did.
+    Test {
+        /// How many cases failed; 0 if the test did not say so.
+        #[serde(default)]
+        failed: u64,
+        /// The exit code of the test's command, which may be 0 although cases failed.
+        exit_code: i32,
+    },
     DiskFull,
     /// The Docker engine of the machine does not answer, or cannot do what the build needs.
     Engine,
@@ -127,7 +135,8 @@ impl FailureReason {
             | Self::Timeout { .. }
             | Self::Manifest
             | Self::Emulation
-            | Self::Deploy { .. } => true,
+            | Self::Deploy { .. }
+            | Self::Test { .. } => true,
             Self::SpotInterruption
             | Self::MachineLost
             | Self::BootTimeout
@@ -160,9 +169,13 @@ impl FailureReason {
         )
     }
 
-    /// Whether a step was killed, as it is when memory runs out. Docker's own words do not say so.
+    /// Whether a step, or a test, was killed, as it is when memory runs out. Docker's own words do not say so.
     pub const fn is_out_of_memory(&self) -> bool {
-        matches!(self, Self::User { exit_code: EXIT_KILLED, .. })
+        matches!(
+            self,
+            Self::User { exit_code: EXIT_KILLED, .. }
+                | Self::Test { failed: 0, exit_code: EXIT_KILLED }
+        )
     }
 
     /// Whether another attempt on another machine may succeed.
@@ -186,6 +199,7 @@ impl FailureReason {
             | Self::EngineSettings
             | Self::Emulation
             | Self::Deploy { .. }
+            | Self::Test { .. }
             | Self::Internal
             | Self::Registry {
                 problem:
@@ -275,6 +289,16 @@ impl fmt::Display for FailureReason {
                 DeployProblem::Health => "an endpoint was not healthy in time",
                 DeployProblem::Secret => "a secret of the project is not set",
             }),
+            Self::Test { failed: 0, exit_code: EXIT_KILLED } => write!(
+                f,
+                "the test was killed (exit code {EXIT_KILLED}): memory probably ran out, and a larger `machine` has \
+                 more"
+            ),
+            Self::Test { failed: 0, exit_code } => {
+                write!(f, "the test failed with exit code {exit_code}")
+            }
+            Self::Test { failed: 1, .. } => f.write_str("1 test failed"),
+            Self::Test { failed, .. } => write!(f, "{failed} tests failed"),
             Self::DiskFull => f.write_str("the machine's disk is full"),
             Self::Engine => f.write_str("the Docker engine of the machine cannot do this build"),
             Self::EngineSettings => f.write_str("the settings of the Docker engine are wrong"),
@@ -299,5 +323,19 @@ mod tests {
         let other = FailureReason::User { step: "[2/3] RUN make".to_owned(), exit_code: 2 };
         assert_eq!(other.to_string(), "step `[2/3] RUN make` failed with exit code 2");
         assert!(!other.is_out_of_memory());
+    }
+
+    #[test]
+    fn a_failed_test_is_the_users_and_says_how_many_cases_failed() {
+        let test = |failed, exit_code| FailureReason::Test { failed, exit_code };
+        for (reason, expected) in [
+            (test(0, 3), "the test failed with exit code 3"),
+            (test(1, 1), "1 test failed"),
+            (test(7, 0), "7 tests failed"),
+        ] {
+            assert_eq!(reason.to_string(), expected);
+            assert!(reason.is_users() && !reason.is_transient() && !reason.is_out_of_memory());
+        }
+        assert!(test(0, 137).is_out_of_memory() && test(0, 137).to_string().contains("`machine`"));
     }
 }

@@ -8,6 +8,7 @@ pub mod agent_config;
 pub mod paths;
 
 mod archive;
+mod artifacts;
 mod cache;
 mod error_chain;
 mod failure;
@@ -21,6 +22,10 @@ use std::borrow::Cow;
 pub use agent_config::AgentConfig;
 
 pub use archive::{ARCHIVES_PATH, StoredArchive};
+pub use artifacts::{
+    ARTIFACT_BYTES_MAX, ARTIFACT_FILES_MAX, ARTIFACT_PIECE_BYTES_MAX, ARTIFACTS_PATH,
+    DIGEST_HEADER, OFFSET_HEADER,
+};
 pub use cache::{
     CHANGED_FILES_MAX, CacheMiss, ChangedFile, FINGERPRINT_BYTES_MAX, FileChange, Fingerprint,
     MissCause,
@@ -28,12 +33,15 @@ pub use cache::{
 pub use error_chain::ErrorChain;
 pub use failure::{CloneProblem, DeployProblem, FailureReason, RegistryProblem};
 pub use messages::{
-    AgentMessage, Build, BuildArgs, BuildConfig, Cancel, CloneContext, CoreMessage, Deploy, Dial,
-    Endpoint, EndpointAddress, ErrorMessage, HealthCheck, Heartbeat, Hello, HelloAck, Interrupted,
-    Log, LogAck, LogLine, Merge, Notice, ParseError, Preview, PreviewState, RegistryAuth,
-    ResumedJob, RunningJob, RunningPreview, Secrets, ServiceCommand, ServiceState, Sleep, Status,
-    StatusAck, StatusState, Step, Stream, SystemInfo, Terminate, UNKNOWN_PREVIEW, expose_secret,
-    service_log, service_log_id,
+    AgentMessage, Build, BuildArgs, BuildConfig, CASE_LINE_BYTES_MAX, CASE_LINES_MAX,
+    CASE_MESSAGE_BYTES_MAX, CASE_NAME_BYTES_MAX, CASES_BYTES_MAX, CASES_MAX, COMMENT_IMAGES_MAX,
+    Cancel, CaseOutcome, CloneContext, CoreMessage, Deploy, Dial, Endpoint, EndpointAddress,
+    ErrorMessage, HealthCheck, Heartbeat, Hello, HelloAck, Interrupted, Log, LogAck, LogLine,
+    Merge, Notice, ParseError, Preview, PreviewState, RegistryAuth, ResumedJob, RunningJob,
+    RunningPreview, Secrets, ServiceCommand, ServiceState, Shard, Sleep, Status, StatusAck,
+    StatusState, Step, StoredArtifacts, Stream, SystemInfo, TEST_REPORT_SECONDS_MAX, Terminate,
+    Test, TestCase, TestResults, TestedPreview, UNKNOWN_PREVIEW, expose_secret, service_log,
+    service_log_id,
 };
 pub use steps::slow_down;
 pub use tunnel::{

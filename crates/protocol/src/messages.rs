@@ -5,6 +5,7 @@ mod build;
 mod core;
 mod deploy;
 mod preview;
+mod test;
 
 use std::borrow::Cow;
 
@@ -24,6 +25,11 @@ pub use deploy::{Deploy, Dial, Endpoint, HealthCheck, Secrets, ServiceCommand, S
 pub use preview::{
     EndpointAddress, Preview, PreviewState, RunningPreview, ServiceState, UNKNOWN_PREVIEW,
     service_log, service_log_id,
+};
+pub use test::{
+    CASE_LINE_BYTES_MAX, CASE_LINES_MAX, CASE_MESSAGE_BYTES_MAX, CASE_NAME_BYTES_MAX,
+    CASES_BYTES_MAX, CASES_MAX, COMMENT_IMAGES_MAX, CaseOutcome, Shard, StoredArtifacts,
+    TEST_REPORT_SECONDS_MAX, Test, TestCase, TestResults, TestedPreview,
 };
 
 /// A message that could not be read. The error quotes no value of the message, because a secret may
@@ -77,6 +83,7 @@ struct Tag<'a> {
 }
 
 /// Agent → core.
+#[expect(clippy::large_enum_variant, reason = "a message is handled at once, and none is kept")]
 #[derive(Debug, Serialize)]
 #[serde(tag = "type", rename_all = "UPPERCASE")]
 pub enum AgentMessage<'a> {
@@ -126,6 +133,7 @@ pub enum CoreMessage {
     Build(Box<Build>),
     Merge(Merge),
     Deploy(Box<Deploy>),
+    Test(Box<Test>),
     Sleep(Sleep),
     Dial(Dial),
     LogAck(LogAck),
@@ -147,6 +155,7 @@ impl CoreMessage {
             "BUILD" => Self::Build(from_str(text)?),
             "MERGE" => Self::Merge(from_str(text)?),
             "DEPLOY" => Self::Deploy(from_str(text)?),
+            "TEST" => Self::Test(from_str(text)?),
             "SLEEP" => Self::Sleep(from_str(text)?),
             "DIAL" => Self::Dial(from_str(text)?),
             "LOG_ACK" => Self::LogAck(from_str(text)?),

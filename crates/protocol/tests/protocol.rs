@@ -9,11 +9,11 @@ use std::path::PathBuf;
 use proptest::prelude::*;
 use serde_json::Value;
 use stagely_protocol::{
-    AgentMessage, CoreMessage, Emulation, HealthCheck, Notice, ParseError, StatusState,
+    AgentMessage, CoreMessage, Emulation, HealthCheck, Notice, ParseError, Shard, StatusState,
     TunnelMessage,
 };
 
-const FROM_AGENT: [&str; 15] = [
+const FROM_AGENT: [&str; 17] = [
     "error",
     "heartbeat",
     "hello",
@@ -29,9 +29,11 @@ const FROM_AGENT: [&str; 15] = [
     "status_exporting",
     "status_failed",
     "status_running",
+    "status_test_failed",
+    "status_tested",
 ];
 
-const FROM_CORE: [&str; 14] = [
+const FROM_CORE: [&str; 16] = [
     "build",
     "build_full",
     "cancel",
@@ -46,6 +48,8 @@ const FROM_CORE: [&str; 14] = [
     "sleep",
     "status_ack",
     "terminate",
+    "test",
+    "test_full",
 ];
 
 /// What other agents send, and ours does not.
@@ -88,6 +92,23 @@ fn a_deploy_with_only_an_image_has_defaults() {
     let CoreMessage::Deploy(deploy) = CoreMessage::parse(deploy).unwrap() else { panic!() };
     assert_eq!(deploy.endpoints[0].health, HealthCheck::default());
     assert_eq!((deploy.timeout_seconds, deploy.fresh, deploy.generation), (1800, false, 0));
+}
+
+#[test]
+fn a_test_with_only_an_image_has_defaults() {
+    let test = r#"{"type":"TEST","job_id":"j","image":"r/a:b"}"#;
+    let CoreMessage::Test(test) = CoreMessage::parse(test).unwrap() else { panic!() };
+    assert_eq!((test.timeout_seconds, test.retries, test.shard), (1800, 0, Shard::ALL));
+    assert!(test.command.is_empty() && test.preview.is_none() && test.artifacts.is_empty());
+}
+
+#[test]
+fn secrets_of_a_test_stay_out_of_debug() {
+    let debug = format!("{:?}", CoreMessage::parse(&example("test_full")).unwrap());
+    assert!(debug.contains("STRIPE_TEST_KEY") && debug.contains("x-stagely-access"), "{debug}");
+    for secret in ["sk_test", "access-key", "staging", "reg_token"] {
+        assert!(!debug.contains(secret), "{debug}");
+    }
 }
 
 #[test]

@@ -5,7 +5,10 @@ use std::borrow::Cow;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
-use super::{EndpointAddress, ParseError, RunningPreview, expose_secret, is_false};
+use super::{
+    EndpointAddress, ParseError, RunningPreview, StoredArtifacts, TestResults, expose_secret,
+    is_false,
+};
 use crate::{Arch, CacheMiss, Digest, FailureReason, Fingerprint, ImageRef, WireId};
 
 /// HELLO opens a session: who the agent is, and which jobs it still has.
@@ -142,7 +145,7 @@ fn trim_line_end(text: &mut Cow<'_, str>) {
 #[serde(rename_all = "snake_case")]
 pub enum StatusState {
     Running,
-    /// The image is pushed, or the preview serves.
+    /// The image is pushed, the preview serves, or the test has passed.
     Completed,
     /// The reason is in `error`.
     Failed,
@@ -186,6 +189,12 @@ pub struct Status {
     /// The endpoints of a deployed preview, in the order of DEPLOY.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub endpoints: Vec<EndpointAddress>,
+    /// The results of a test job, also of one that failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tests: Option<TestResults>,
+    /// The files of a test job that core has. Absent if there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub artifacts: Option<StoredArtifacts>,
 }
 
 impl Status {
@@ -205,6 +214,8 @@ impl Status {
             cache_miss: None,
             fingerprint: None,
             endpoints: Vec::new(),
+            tests: None,
+            artifacts: None,
         }
     }
 }
