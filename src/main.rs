@@ -123,7 +123,7 @@ struct AgentArgs {
 
 #[derive(Subcommand)]
 enum AgentCommand {
-    /// Runs the job of one BUILD, MERGE or DEPLOY message, without core
+    /// Runs the job of one BUILD, MERGE, DEPLOY or TEST message, without core
     ///
     /// Uses this machine's Docker. Prints the log and, as the last line, the STATUS message. A preview serves until Ctrl-C.
     Exec {

@@ -1,4 +1,4 @@
-//! Runs one BUILD, MERGE or DEPLOY message with the local engine, without core: `stagely agent exec`.
+//! Runs one BUILD, MERGE, DEPLOY or TEST message with the local engine, without core: `stagely agent exec`.
 
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -48,7 +48,7 @@ pub enum ExecError {
         #[source]
         source: ParseError,
     },
-    #[error("{path} holds neither BUILD, MERGE nor DEPLOY")]
+    #[error("{path} holds none of BUILD, MERGE, DEPLOY and TEST")]
     NotAJob { path: PathBuf },
     /// The agent's own id is invalid, which is a bug.
     #[error(transparent)]
@@ -58,8 +58,8 @@ pub enum ExecError {
 /// Runs the message in `message_file` and returns the exit code.
 ///
 /// The log goes to standard output line by line, and the last line is the STATUS, as JSON. When `stop` fires the
-/// job is cancelled. A preview serves until then, and is removed. The exit code is 0 for a completed job, the exit code of the step (1 to 123) if a step
-/// failed, and otherwise one of this module's constants.
+/// job is cancelled. A preview serves until then, and is removed. The exit code is 0 for a completed job, the exit code of the step or the test (1 to 123) if
+/// that failed, and otherwise one of this module's constants.
 ///
 /// # Errors
 /// [`ExecError`], before the job starts.
@@ -109,6 +109,7 @@ fn read_request(path: &Path) -> Result<JobRequest, ExecError> {
         Ok(CoreMessage::Build(build)) => Ok(JobRequest::Build(build)),
         Ok(CoreMessage::Merge(merge)) => Ok(JobRequest::Merge(merge)),
         Ok(CoreMessage::Deploy(deploy)) => Ok(JobRequest::Deploy(deploy)),
+        Ok(CoreMessage::Test(job)) => Ok(JobRequest::Test(job)),
         Ok(_) => Err(ExecError::NotAJob { path: path.to_owned() }),
         Err(source) => Err(ExecError::Parse { path: path.to_owned(), source }),
     }
@@ -117,7 +118,10 @@ fn read_request(path: &Path) -> Result<JobRequest, ExecError> {
 fn exit_code(status: &Status) -> u8 {
     match (status.state, &status.error) {
         (StatusState::Completed, _) => 0,
-        (_, Some(FailureReason::User { exit_code, .. })) => match u8::try_from(*exit_code) {
+        (
+            _,
+            Some(FailureReason::User { exit_code, .. } | FailureReason::Test { exit_code, .. }),
+        ) => match u8::try_from(*exit_code) {
             Ok(code @ 1..=123) => code,
             _ => EXIT_OTHER_USER_FAILURE,
         },
@@ -158,6 +162,9 @@ mod tests {
         assert_eq!(code(StatusState::Failed, user(42)), 42);
         assert_eq!(code(StatusState::Failed, user(255)), 125);
         assert_eq!(code(StatusState::Failed, user(0)), 125);
+        let test = |exit_code| Some(FailureReason::Test { failed: 2, exit_code });
+        assert_eq!(code(StatusState::Failed, test(3)), 3);
+        assert_eq!(code(StatusState::Failed, test(0)), 125);
         let timeout = FailureReason::Timeout { limit_seconds: 1 };
         assert_eq!(code(StatusState::Failed, Some(timeout)), 124);
         assert_eq!(code(StatusState::Cancelled, Some(FailureReason::Cancelled)), 130);

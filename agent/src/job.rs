@@ -3,6 +3,7 @@
 mod build;
 mod deploy;
 mod merge;
+mod test;
 
 mod clone;
 
@@ -24,7 +25,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use secrecy::ExposeSecret;
-use stagely_protocol::{Build, Deploy, FailureReason, Merge, Status, WireId};
+use stagely_protocol::{
+    Build, Deploy, FailureReason, Merge, Status, TEST_REPORT_SECONDS_MAX, Test, WireId,
+};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
@@ -34,6 +37,7 @@ use crate::docker::{self, DockerCommand, Endpoint};
 use crate::job_log::{JobLog, LineSink};
 use crate::mask::{Masker, MaskerBuilder};
 use crate::preview::Previews;
+use crate::retry::Backoff;
 
 /// The folder of all jobs, in the work folder.
 pub const JOBS_FOLDER: &str = "jobs";
@@ -45,6 +49,10 @@ const MERGE_LIMIT: Duration = Duration::from_mins(5);
 /// restart. A build that is tried again comes from the engine's own cache.
 pub const REGISTRY_RETRY_LIMIT: Duration = Duration::from_secs(90);
 
+/// How long, and how often, an engine is asked for what a killed agent has left. The next test asks again.
+const LEFTOVERS_LIMIT: Duration = Duration::from_mins(5);
+const LEFTOVERS_INTERVAL: Duration = Duration::from_secs(2);
+
 /// What a job is to do.
 #[derive(Clone, Debug)]
 pub enum JobRequest {
@@ -54,6 +62,8 @@ pub enum JobRequest {
     Merge(Merge),
     /// Run images as a preview.
     Deploy(Box<Deploy>),
+    /// Run a command and read its results.
+    Test(Box<Test>),
 }
 
 /// How this agent runs jobs.
@@ -80,6 +90,7 @@ impl JobRequest {
             Self::Build(build) => &build.job_id,
             Self::Merge(merge) => &merge.job_id,
             Self::Deploy(deploy) => &deploy.job_id,
+            Self::Test(test) => &test.job_id,
         }
     }
 
@@ -89,6 +100,7 @@ impl JobRequest {
             Self::Build(build) => (&build.build_config.target_image, &build.registry_auth),
             Self::Merge(merge) => (&merge.target_image, &merge.registry_auth),
             Self::Deploy(deploy) => (&deploy.image, &deploy.registry_auth),
+            Self::Test(test) => (&test.image, &test.registry_auth),
         };
         auth.as_ref().map(|_| target.registry())
     }
@@ -98,6 +110,10 @@ impl JobRequest {
             Self::Build(build) => Duration::from_secs(build.build_config.timeout_seconds),
             Self::Merge(_) => MERGE_LIMIT,
             Self::Deploy(deploy) => Duration::from_secs(deploy.timeout_seconds),
+            // The test itself sees to its limit, so that it can report what it has of a command that is late.
+            Self::Test(test) => {
+                Duration::from_secs(test.timeout_seconds.saturating_add(TEST_REPORT_SECONDS_MAX))
+            }
         }
     }
 
@@ -130,6 +146,16 @@ impl JobRequest {
                     secrets.credential(secret.expose_secret());
                 }
                 &deploy.registry_auth
+            }
+            Self::Test(test) => {
+                for (name, value) in &test.env.0 {
+                    secrets.build_arg(name, value);
+                }
+                let headers = test.preview.iter().flat_map(|preview| preview.headers.0.values());
+                for secret in test.secrets.0.values().chain(headers) {
+                    secrets.credential(secret.expose_secret());
+                }
+                &test.registry_auth
             }
         };
         if let Some(auth) = auth {
@@ -204,6 +230,9 @@ async fn perform(
             JobRequest::Deploy(deploy) => {
                 deploy::perform(deploy, settings, &docker, log, stop).await
             }
+            JobRequest::Test(test) => {
+                test::perform(test, settings, &docker, &folder.0, log, stop).await
+            }
         }
     };
     let (mut work, limit) = (pin!(work), request.limit());
@@ -225,6 +254,23 @@ async fn perform(
         }
         None => error,
     })
+}
+
+/// Removes the containers of tests that a killed agent has left. The engine may start later than this agent.
+pub(crate) async fn remove_leftovers(settings: JobSettings) {
+    let mut backoff = Backoff::constant(LEFTOVERS_INTERVAL, LEFTOVERS_LIMIT);
+    let never = CancellationToken::new();
+    loop {
+        let removed = async {
+            let engine = Endpoint::find(settings.docker_host.as_deref())?.connect()?;
+            anyhow::Ok(test::remove_leftovers(&engine, &settings.machine).await?)
+        };
+        let Err(error) = removed.await else { return };
+        tracing::debug!("cannot look for containers of a killed agent: {error:#}");
+        if !backoff.wait(&never, |_| {}).await {
+            return;
+        }
+    }
 }
 
 /// The name of the Docker configuration of a job of the agent with the process id `agent`. It holds logins.

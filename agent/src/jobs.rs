@@ -16,6 +16,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use self::handle::{JobHandle, SentStatus};
 use self::leftovers::{move_leftovers, remove};
@@ -33,6 +34,8 @@ pub(crate) struct Jobs {
     handles: BTreeMap<WireId, JobHandle>,
     /// Removes the folders of a former agent.
     cleanup: JoinHandle<()>,
+    /// Removes the containers of a former agent.
+    _container_cleanup: Option<AbortOnDropHandle<()>>,
 }
 
 impl Jobs {
@@ -49,10 +52,21 @@ impl Jobs {
         if !leftovers.is_empty() {
             process::kill_leftovers(&settings.machine);
         }
+        let has_leftovers = !leftovers.is_empty();
+        let container_cleanup = has_leftovers.then(|| {
+            let remove = job::remove_leftovers(settings.clone());
+            AbortOnDropHandle::new(tokio::spawn(remove))
+        });
         // In the background: checkouts are large, and core waits for HELLO.
         let remove_all = move || leftovers.iter().for_each(|path| remove(path));
         let cleanup = tokio::task::spawn_blocking(remove_all);
-        let mut jobs = Self { settings, wake, handles: BTreeMap::new(), cleanup };
+        let mut jobs = Self {
+            settings,
+            wake,
+            handles: BTreeMap::new(),
+            cleanup,
+            _container_cleanup: container_cleanup,
+        };
         jobs.recover_spools()?;
         Ok(jobs)
     }

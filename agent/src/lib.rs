@@ -17,6 +17,9 @@ mod tunnel;
 
 mod contact;
 
+mod core_client;
+mod pieces;
+
 mod jobs;
 
 pub mod job;

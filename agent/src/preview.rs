@@ -50,6 +50,7 @@ use self::folder::{Deployment, DeploymentFolder, PreviewFolder};
 use self::logs::ServiceLogs;
 pub(crate) use self::masked_values::MaskedValues;
 use self::reports::Report;
+use crate::core_client::CoreClient;
 use crate::docker::{self, ComposeProject, DockerCommand, Endpoint};
 use crate::endpoints::Endpoints;
 
@@ -67,7 +68,7 @@ pub struct PreviewSettings {
     pub docker_host: Option<String>,
     /// Time between SIGTERM and SIGKILL for child processes.
     pub grace: Duration,
-    /// Core's address and the machine's token: where archives are. `None`: there are no archives.
+    /// Core's address and the machine's token: where archives and artifacts are. `None`: there are none.
     pub core: Option<(Url, SecretString)>,
     /// Gets the endpoints of the previews that run.
     pub endpoints: Endpoints,
@@ -80,7 +81,7 @@ pub struct Previews {
     folder: PathBuf,
     docker_host: Option<String>,
     grace: Duration,
-    archives: Option<Archives>,
+    core: Option<CoreClient>,
     endpoints: Endpoints,
     logs: Arc<ServiceLogs>,
     /// Notified when a preview has changed.
@@ -118,13 +119,13 @@ impl Previews {
     /// `wake` is notified when [`due`](Self::due) has messages.
     pub fn new(settings: PreviewSettings, wake: Arc<Notify>) -> Arc<Self> {
         let PreviewSettings { machine, work_dir, docker_host, grace, core, endpoints } = settings;
-        let archives = core.map(|(url, token)| Archives::new(url, machine.clone(), token));
+        let core = core.map(|(url, token)| CoreClient::new(url, machine.clone(), token));
         let previews = Self {
             machine,
             folder: work_dir.join(PREVIEWS_FOLDER),
             docker_host,
             grace,
-            archives,
+            core,
             endpoints,
             logs: ServiceLogs::new(Arc::clone(&wake)),
             changed: Notify::new(),
@@ -142,8 +143,13 @@ impl Previews {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) const fn archives(&self) -> Option<&Archives> {
-        self.archives.as_ref()
+    /// Core, if this agent has one that keeps archives and artifacts.
+    pub(crate) const fn core(&self) -> Option<&CoreClient> {
+        self.core.as_ref()
+    }
+
+    pub(crate) fn archives(&self) -> Option<Archives<'_>> {
+        self.core().map(|core| Archives { core })
     }
 
     pub(crate) fn preview_folder(&self, preview: &WireId) -> PreviewFolder {

@@ -431,10 +431,7 @@ impl Agent {
             CoreMessage::Build(build) => self.start(JobRequest::Build(build), connection)?,
             CoreMessage::Merge(merge) => self.start(JobRequest::Merge(merge), connection)?,
             CoreMessage::Deploy(deploy) => self.start(JobRequest::Deploy(deploy), connection)?,
-            CoreMessage::Test(test) => {
-                let message = format!("this agent runs no tests, and {} is one", test.job_id);
-                send_error(connection, "unsupported", message)?;
-            }
+            CoreMessage::Test(job) => self.start(JobRequest::Test(job), connection)?,
             CoreMessage::Sleep(sleep) => {
                 let preview = sleep.preview_id.clone();
                 if !self.previews.sleep(sleep) {

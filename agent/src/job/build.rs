@@ -91,8 +91,8 @@ pub(super) async fn perform(
         steps,
         cache_miss,
         fingerprint,
-        endpoints: Vec::new(),
         cache_exporter: cache.map(|cache| CacheExporter { cache, running, stop: build_stop }),
+        ..JobOutput::default()
     })
 }
 

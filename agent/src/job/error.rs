@@ -6,6 +6,7 @@ use std::io;
 use stagely_protocol::paths::PathError;
 use stagely_protocol::{ErrorChain, FailureReason, RegistryProblem, Step};
 
+use super::report::TestReport;
 use crate::docker::{BuildError, EmulationError, LoginError, MergeError};
 use crate::git::CloneError;
 use crate::process::ProcessError;
@@ -17,12 +18,14 @@ pub(super) struct JobError {
     pub(super) message: String,
     /// The steps that ended before the failure.
     pub(super) steps: Vec<Step>,
+    /// What is known of a test that failed.
+    pub(super) test: Option<Box<TestReport>>,
 }
 
 impl JobError {
     /// A failure with a message of the agent's own.
     pub(super) fn with_message(reason: FailureReason, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into(), steps: Vec::new() }
+        Self { reason, message: message.into(), steps: Vec::new(), test: None }
     }
 
     /// A failure whose message is `error` and its causes.
@@ -116,7 +119,9 @@ impl From<BuildError> for JobError {
         let reason = error.reason();
         match error {
             BuildError::Failed { message, steps, .. }
-            | BuildError::LoginMissing { message, steps, .. } => Self { reason, message, steps },
+            | BuildError::LoginMissing { message, steps, .. } => {
+                Self { steps, ..Self::with_message(reason, message) }
+            }
             BuildError::Process(_) | BuildError::ReportLost { .. } | BuildError::NoDigest => {
                 Self::new(reason, &error)
             }

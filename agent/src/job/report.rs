@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use stagely_protocol::{
     CacheMiss, Digest, EndpointAddress, FailureReason, Fingerprint, ImageRef, Status, StatusState,
-    Step, WireId,
+    Step, StoredArtifacts, TestResults, WireId,
 };
 
 use super::cache_export::CacheExporter;
 use super::error::{JobError, end_of};
+use super::test;
 use crate::job_log::JobLog;
 
 /// The longest error message, in bytes. A longer one loses its beginning.
@@ -27,6 +28,16 @@ pub(super) struct JobOutput {
     pub(super) cache_exporter: Option<CacheExporter>,
     /// The endpoints of a preview.
     pub(super) endpoints: Vec<EndpointAddress>,
+    /// Of a test.
+    pub(super) test: Option<TestReport>,
+}
+
+/// What a test leaves behind.
+#[derive(Debug, Default)]
+pub(super) struct TestReport {
+    pub(super) results: Option<TestResults>,
+    /// What core has.
+    pub(super) artifacts: Option<StoredArtifacts>,
 }
 
 /// Writes the last lines of the log and returns the final STATUS.
@@ -37,7 +48,10 @@ pub(super) fn report(job_id: &WireId, result: Result<JobOutput, JobError>, log: 
                 log.info(&line);
             }
             let (artifact_url, digest) = output.pushed.unzip();
+            let TestReport { results, artifacts } = output.test.unwrap_or_default();
             Status {
+                tests: results,
+                artifacts,
                 exit_code: Some(0),
                 artifact_url,
                 digest,
@@ -69,11 +83,16 @@ pub(super) fn failed(job_id: &WireId, error: JobError, warnings: Vec<String>) ->
         _ => StatusState::Failed,
     };
     let exit_code = match error.reason {
-        FailureReason::User { exit_code, .. } => Some(exit_code),
+        FailureReason::User { exit_code, .. } | FailureReason::Test { exit_code, .. } => {
+            Some(exit_code)
+        }
         _ => None,
     };
     let message = end_of(&error.message, MESSAGE_BYTES_MAX).into_owned();
+    let TestReport { results, artifacts } = error.test.map(|report| *report).unwrap_or_default();
     Status {
+        tests: results,
+        artifacts,
         exit_code,
         error: Some(error.reason),
         error_message: Some(message),
@@ -87,7 +106,10 @@ pub(super) fn failed(job_id: &WireId, error: JobError, warnings: Vec<String>) ->
 fn failure_line(error: &JobError) -> String {
     match &error.reason {
         reason @ FailureReason::User { step, .. } if !step.is_empty() => reason.to_string(),
-        reason @ (FailureReason::Cancelled | FailureReason::Timeout { .. }) => reason.to_string(),
+        // Of a failed test the log has the names or the last lines.
+        reason @ (FailureReason::Cancelled
+        | FailureReason::Timeout { .. }
+        | FailureReason::Test { .. }) => reason.to_string(),
         reason => format!("{reason}: {}", error.message.lines().last().unwrap_or_default()),
     }
 }
@@ -102,7 +124,11 @@ fn summary(output: &JobOutput) -> Vec<String> {
             let endpoints: Vec<_> = output.endpoints.iter().map(serves).collect();
             format!("serving {}", endpoints.join(", "))
         }
-        None => "nothing to push".to_owned(),
+        None => match &output.test {
+            Some(TestReport { results: Some(results), .. }) => test::counts(results),
+            Some(TestReport { results: None, .. }) => "the test passed".to_owned(),
+            None => "nothing to push".to_owned(),
+        },
     };
     let steps = match output.steps.len() {
         0 => String::new(),

@@ -11,28 +11,20 @@ use std::time::Duration;
 use bollard::errors::Error as EngineError;
 use bytes::Bytes;
 use futures_util::stream;
-use reqwest::{Body, Client, StatusCode};
-use secrecy::{ExposeSecret as _, SecretString};
+use reqwest::{Body, Method, StatusCode};
 use sha2::{Digest as _, Sha256};
-use stagely_protocol::{ARCHIVES_PATH, Digest, MACHINE_HEADER, StoredArchive, WireId};
+use stagely_protocol::{ARCHIVES_PATH, Digest, StoredArchive, WireId};
 use thiserror::Error;
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use url::Url;
 
-use self::format::{Frame, PieceReader, compress, digest_of, send, unpack};
+use self::format::{Frame, compress, send, unpack};
 use self::volumes::Budget;
+use crate::core_client::{CoreClient, SILENCE_LIMIT};
+use crate::pieces::{PIECES_MAX, PieceReader, digest_of};
 use crate::retry::Backoff;
-
-/// Pieces that wait between two steps. They have at most 128 KiB.
-const PIECES_MAX: usize = 16;
-
-const CONNECT_LIMIT: Duration = Duration::from_secs(10);
-
-/// How long core may leave bytes unacknowledged, or send none.
-const SILENCE_LIMIT: Duration = Duration::from_mins(1);
 
 /// How long an archive is sent again while core does not answer. The machine may have two minutes left.
 const RETRY_LIMIT: Duration = Duration::from_secs(90);
@@ -88,37 +80,15 @@ pub(crate) struct Stored {
 }
 
 /// Core, as the place where archives are.
-#[derive(Clone, Debug)]
-pub(crate) struct Archives {
-    core: Url,
-    machine: WireId,
-    token: SecretString,
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Archives<'a> {
+    pub(crate) core: &'a CoreClient,
 }
 
-impl Archives {
-    pub(crate) const fn new(core: Url, machine: WireId, token: SecretString) -> Self {
-        Self { core, machine, token }
-    }
-
-    fn url(&self, preview: &WireId, digest: Option<&Digest>) -> Url {
-        let mut url = self.core.clone();
-        let base = self.core.path().trim_end_matches('/');
+impl Archives<'_> {
+    fn path(preview: &WireId, digest: Option<&Digest>) -> String {
         let digest = digest.map(|digest| format!("/{digest}")).unwrap_or_default();
-        url.set_path(&format!("{base}{ARCHIVES_PATH}/{preview}{digest}"));
-        url
-    }
-
-    fn request(
-        &self,
-        builder: impl FnOnce(&Client) -> reqwest::RequestBuilder,
-    ) -> Result<reqwest::RequestBuilder, reqwest::Error> {
-        let client = Client::builder()
-            .connect_timeout(CONNECT_LIMIT)
-            .tcp_keepalive(SILENCE_LIMIT / 4)
-            .tcp_user_timeout(SILENCE_LIMIT)
-            .build()?;
-        let request = builder(&client).bearer_auth(self.token.expose_secret());
-        Ok(request.header(MACHINE_HEADER, self.machine.as_str()))
+        format!("{ARCHIVES_PATH}/{preview}{digest}")
     }
 
     /// Stores `names`, the volumes by name in the compose file with the engine's names. Tries again while core does not
@@ -161,8 +131,9 @@ impl Archives {
             let piece = body.recv().await?;
             Some((piece, body))
         });
-        let url = self.url(volumes.preview, None);
-        let request = self.request(|client| client.put(url))?.body(Body::wrap_stream(body));
+        let path = Self::path(volumes.preview, None);
+        let request = self.core.request(&CoreClient::http()?, Method::PUT, &path);
+        let request = request.body(Body::wrap_stream(body));
         let read = async {
             let mut left = Budget::new(bytes_max);
             let frames = frames;
@@ -226,8 +197,9 @@ impl Archives {
         volumes: &Volumes<'_>,
         digest: &Digest,
     ) -> Result<Vec<String>, ArchiveError> {
-        let url = self.url(volumes.preview, Some(digest));
-        let mut response = checked(self.request(|client| client.get(url))?.send().await?).await?;
+        let path = Self::path(volumes.preview, Some(digest));
+        let request = self.core.request(&CoreClient::http()?, Method::GET, &path);
+        let mut response = checked(request.send().await?).await?;
         let (received, waiting) = mpsc::channel::<Bytes>(PIECES_MAX);
         let (found, mut volumes_found) = mpsc::channel(1);
         let unpacked = spawn_blocking(move || unpack(PieceReader::new(waiting), &found));

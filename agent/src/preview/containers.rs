@@ -318,6 +318,18 @@ pub(crate) async fn volumes(
     Ok(named.collect())
 }
 
+/// The ids of the networks of a preview of `machine`.
+pub(crate) async fn networks(
+    engine: &Docker,
+    machine: &WireId,
+    preview: &WireId,
+) -> Result<Vec<String>, EngineError> {
+    let labels = [(PREVIEW_LABEL, preview.as_str()), (MACHINE_LABEL, machine.as_str())];
+    let options = ListNetworksOptionsBuilder::new().filters(&filter_all(&labels)).build();
+    let listed = engine.list_networks(Some(options)).await?;
+    Ok(listed.into_iter().filter_map(|network| network.id).collect())
+}
+
 /// The engine's name of a volume of a compose project.
 pub(crate) fn volume_name(project: &str, volume: &str) -> String {
     format!("{project}_{volume}")
@@ -390,7 +402,10 @@ pub(super) async fn remove_helper(engine: &Docker, id: &str) -> Result<(), Engin
     remove_container(engine, Some(id.to_owned())).await
 }
 
-async fn remove_container(engine: &Docker, id: Option<String>) -> Result<(), EngineError> {
+pub(crate) async fn remove_container(
+    engine: &Docker,
+    id: Option<String>,
+) -> Result<(), EngineError> {
     let Some(id) = id else { return Ok(()) };
     let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
     gone(engine.remove_container(&id, Some(options)).await)

@@ -184,7 +184,7 @@ impl Previews {
             return Ok(report);
         }
         let volumes = Volumes { engine, machine: &self.machine, preview, project: &project, image };
-        let archives = self.archives.as_ref().ok_or(ArchiveError::NoCore)?;
+        let archives = self.archives().ok_or(ArchiveError::NoCore)?;
         match archives.store(&volumes, &names, request.archive_bytes_max, &self.stop).await {
             Ok(stored) => {
                 report.archive = Some(stored.digest);

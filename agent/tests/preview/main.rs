@@ -12,6 +12,7 @@ mod faults;
 mod features;
 mod forbidden;
 mod single_image;
+mod tested;
 mod updates;
 
 mod core;

@@ -155,9 +155,12 @@ impl Setup {
         message
     }
 
+    /// Runs DEPLOY or TEST.
     pub(crate) async fn run(&self, message: Value) -> Status {
-        let CoreMessage::Deploy(deploy) = CoreMessage::parse(&message.to_string()).unwrap() else {
-            panic!("{message}")
+        let request = match CoreMessage::parse(&message.to_string()).unwrap() {
+            CoreMessage::Deploy(deploy) => JobRequest::Deploy(deploy),
+            CoreMessage::Test(test) => JobRequest::Test(test),
+            _ => panic!("{message}"),
         };
         let settings = JobSettings {
             machine: self.machine.clone(),
@@ -169,7 +172,7 @@ impl Setup {
             previews: Arc::clone(&self.previews),
         };
         let (sink, cancel) = (Arc::clone(&self.lines) as _, &self.cancel);
-        let status = job::run(JobRequest::Deploy(deploy), &settings, sink, cancel).await;
+        let status = job::run(request, &settings, sink, cancel).await;
         let jobs = fs::read_dir(self.work_dir.path().join("jobs")).unwrap();
         assert_eq!(jobs.count(), 0, "the job's folder is left behind");
         status

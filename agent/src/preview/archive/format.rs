@@ -5,7 +5,6 @@
 //! `volume`, then an empty frame. An empty frame in place of a name ends the archive. The tar archives are the engine's own,
 //! so owners, modes and links stay, those of the volume's folder as well.
 
-use std::fmt::Write as _;
 use std::io::{self, Read, Write};
 
 use bytes::Bytes;
@@ -13,7 +12,8 @@ use sha2::{Digest as _, Sha256};
 use stagely_protocol::Digest;
 use tokio::sync::mpsc;
 
-use super::{ArchiveError, PIECES_MAX};
+use super::ArchiveError;
+use crate::pieces::{PIECES_MAX, digest_of};
 
 /// The level of zstd's own command. Higher ones are several times slower for a few percent.
 const LEVEL: i32 = 3;
@@ -29,16 +29,6 @@ pub(super) enum Frame {
 
 pub(super) async fn send(frames: &mpsc::Sender<Frame>, frame: Frame) -> Result<(), ArchiveError> {
     frames.send(frame).await.map_err(|_| ArchiveError::Stopped)
-}
-
-#[expect(clippy::expect_used, reason = "32 bytes in hexadecimal are a digest")]
-pub(super) fn digest_of(hash: Sha256) -> Digest {
-    let mut text = "sha256:".to_owned();
-    for byte in hash.finalize() {
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{byte:02x}");
-    }
-    text.parse().expect("a digest")
 }
 
 /// Compresses frames into pieces of the archive. Returns its digest and its size. Without [`Frame::Finished`] the last piece
@@ -129,32 +119,6 @@ impl Write for PieceWriter {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
-    }
-}
-
-/// Reads the pieces that arrive.
-pub(super) struct PieceReader {
-    pieces: mpsc::Receiver<Bytes>,
-    current: Bytes,
-}
-
-impl PieceReader {
-    pub(super) const fn new(pieces: mpsc::Receiver<Bytes>) -> Self {
-        Self { pieces, current: Bytes::new() }
-    }
-}
-
-impl Read for PieceReader {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.current.is_empty() {
-            match self.pieces.blocking_recv() {
-                Some(piece) => self.current = piece,
-                None => return Ok(0),
-            }
-        }
-        let length = buffer.len().min(self.current.len());
-        buffer[..length].copy_from_slice(&self.current.split_to(length));
-        Ok(length)
     }
 }
 

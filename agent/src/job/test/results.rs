@@ -1,0 +1,247 @@
+//! The attempts of a test → its results, and why it failed.
+
+use stagely_protocol::{CaseOutcome, FailureReason, Test, TestCase, TestResults};
+
+use super::JobError;
+use super::cases::{Case, Cases};
+use super::container::Ended;
+
+/// The most failed cases that the log and the message name.
+const LOGGED_MAX: usize = 20;
+const NAMED_MAX: usize = 3;
+
+/// One run of the command.
+pub(super) struct Attempt {
+    ended: Ended,
+    /// `None`: there were no `JUnit` files.
+    cases: Option<Cases>,
+}
+
+impl Attempt {
+    pub(super) const fn new(ended: Ended, cases: Option<Cases>) -> Self {
+        Self { ended, cases }
+    }
+
+    pub(super) fn is_failed(&self) -> bool {
+        self.ended.exit_code != 0 || self.failed_count() > 0
+    }
+
+    fn failed_count(&self) -> u64 {
+        self.cases.as_ref().map_or(0, |cases| self.failed().count() as u64 + cases.more_failed)
+    }
+
+    fn cases(&self) -> impl Iterator<Item = &Cases> {
+        self.cases.iter()
+    }
+
+    /// The cases that count as failed. A test runner that tried a case again and is content has listed it twice.
+    fn failed(&self) -> impl Iterator<Item = &Case> {
+        let failed = self.cases().flat_map(|cases| &cases.failed);
+        failed.filter(|case| !self.is_retried(case))
+    }
+
+    fn is_retried(&self, case: &Case) -> bool {
+        case.passed_later && self.ended.exit_code == 0
+    }
+}
+
+/// The results of all attempts: those of the last one, with the failures of earlier ones as flaky. `None`: nothing is known of
+/// single cases.
+pub(super) fn attempts_results(test: &Test, attempts: &[Attempt]) -> Option<TestResults> {
+    let (last, earlier) = attempts.split_last()?;
+    let Some(cases) = &last.cases else {
+        return whole_test_flaky(test, last, earlier);
+    };
+    let retried = cases.failed.iter().filter(|case| last.is_retried(case));
+    let mut flaky: Vec<&Case> = cases.flaky.iter().chain(retried).collect();
+    // Those that passed later are among the passed ones.
+    let mut also_passed = flaky.len() - cases.flaky.len();
+    for case in earlier.iter().rev().flat_map(Attempt::failed) {
+        let is_known = flaky.iter().any(|known| known.key == case.key)
+            || last.failed().any(|failed| failed.key == case.key);
+        if !is_known && cases.has_passed(case.key) {
+            flaky.push(case);
+            also_passed += 1;
+        }
+    }
+    let failed = last.failed().map(|case| result(case, CaseOutcome::Failed));
+    let listed = failed.chain(flaky.iter().map(|case| result(case, CaseOutcome::Flaky)));
+    Some(TestResults {
+        passed: cases.passed.saturating_sub(also_passed as u64),
+        failed: last.failed_count(),
+        skipped: cases.skipped,
+        flaky: flaky.len() as u64 + cases.more_flaky,
+        cases: listed.collect(),
+    })
+}
+
+/// A test without cases that passed when it was tried again is a flaky case by itself.
+fn whole_test_flaky(test: &Test, last: &Attempt, earlier: &[Attempt]) -> Option<TestResults> {
+    let failed = earlier.last().filter(|_| !last.is_failed())?;
+    let name = match test.command.join(" ") {
+        command if command.is_empty() => "the command of the image".to_owned(),
+        command => command,
+    };
+    let case = TestCase {
+        suite: String::new(),
+        name,
+        outcome: CaseOutcome::Flaky,
+        message: format!("exit code {} at attempt {}", failed.ended.exit_code, earlier.len()),
+        lines: failed.ended.last_lines.clone(),
+        seconds: 0.0,
+    };
+    Some(TestResults { flaky: 1, cases: vec![case], ..TestResults::default() })
+}
+
+fn result(case: &Case, outcome: CaseOutcome) -> TestCase {
+    TestCase {
+        suite: case.suite.clone(),
+        name: case.name.clone(),
+        outcome,
+        message: case.message.clone(),
+        lines: case.lines.clone(),
+        seconds: case.seconds,
+    }
+}
+
+/// Why the last attempt failed. `None`: it passed.
+pub(super) fn failure(attempts: &[Attempt], results: Option<&TestResults>) -> Option<JobError> {
+    let last = attempts.last().filter(|last| last.is_failed())?;
+    let exit_code = last.ended.exit_code;
+    let reason = FailureReason::Test { failed: last.failed_count(), exit_code };
+    let message = if let Some(results) = results.filter(|results| results.failed > 0) {
+        let named: Vec<_> = failed_cases(results).take(NAMED_MAX).map(title).collect();
+        let more = results.failed.saturating_sub(named.len() as u64);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        format!("{reason}: {}{more}", named.join("; "))
+    } else {
+        let memory = if last.ended.was_out_of_memory { " (it ran out of memory)" } else { "" };
+        let lines = last.ended.last_lines.join("\n");
+        let lines = if lines.is_empty() { lines } else { format!("; its last lines:\n{lines}") };
+        format!("{reason}{memory}{lines}")
+    };
+    Some(JobError::with_message(reason, message))
+}
+
+fn failed_cases(results: &TestResults) -> impl Iterator<Item = &TestCase> {
+    results.cases.iter().filter(|case| case.outcome == CaseOutcome::Failed)
+}
+
+/// `login.spec.ts › remembers me: expected 200`
+fn title(case: &TestCase) -> String {
+    let suite = if case.suite.is_empty() { String::new() } else { format!("{} › ", case.suite) };
+    let colon = if case.message.is_empty() { "" } else { ": " };
+    format!("{suite}{}{colon}{}", case.name, case.message)
+}
+
+/// The failed cases, for the log.
+pub(super) fn failed_lines(results: &TestResults) -> Vec<String> {
+    failed_cases(results).take(LOGGED_MAX).map(|case| format!("FAILED {}", title(case))).collect()
+}
+
+/// `34 passed, 1 failed, 2 flaky`
+pub(in crate::job) fn counts(results: &TestResults) -> String {
+    let TestResults { passed, failed, skipped, flaky, .. } = *results;
+    let others = [(failed, "failed"), (flaky, "flaky"), (skipped, "skipped")];
+    let others = others.into_iter().filter(|(count, _)| *count > 0);
+    let parts = [(passed, "passed")].into_iter().chain(others);
+    parts.map(|(count, word)| format!("{count} {word}")).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::cases::{Outcome, ReadCase};
+    use super::*;
+    use crate::mask::MaskerBuilder;
+
+    fn test() -> Test {
+        serde_json::from_str(r#"{"job_id":"j","image":"r/a:b","command":["npm","test"]}"#).unwrap()
+    }
+
+    fn attempt(exit_code: i32, outcomes: &[(&str, Outcome)]) -> Attempt {
+        let mut cases = Cases::new(MaskerBuilder::default().build().unwrap());
+        for (name, outcome) in outcomes {
+            let message = format!("{name} at exit {exit_code}");
+            let (suite, name) = ("a.spec".to_owned(), (*name).to_owned());
+            cases.add(*outcome, &ReadCase { suite, name, message, ..ReadCase::default() });
+        }
+        Attempt { cases: Some(cases), ..without_cases(exit_code) }
+    }
+
+    fn without_cases(exit_code: i32) -> Attempt {
+        let last_lines = vec!["first".to_owned(), "last".to_owned()];
+        let ended = Ended { exit_code, was_out_of_memory: false, is_late: false, last_lines };
+        Attempt { ended, cases: None }
+    }
+
+    fn of(attempts: &[Attempt]) -> (Option<String>, Option<String>) {
+        let results = attempts_results(&test(), attempts);
+        let failure = failure(attempts, results.as_ref()).map(|error| error.message);
+        (results.as_ref().map(counts), failure)
+    }
+
+    #[test]
+    fn a_case_that_passes_at_a_further_attempt_is_flaky() {
+        use Outcome::{Failed, Flaky, Passed, Skipped};
+        let attempts = [
+            attempt(1, &[("a", Failed), ("b", Failed), ("c", Passed), ("d", Skipped)]),
+            attempt(
+                0,
+                &[("a", Passed), ("b", Passed), ("c", Passed), ("d", Skipped), ("e", Flaky)],
+            ),
+        ];
+        assert_eq!(of(&attempts), (Some("1 passed, 3 flaky, 1 skipped".to_owned()), None));
+        let results = attempts_results(&test(), &attempts).unwrap();
+        let messages: Vec<_> = results.cases.iter().map(|case| &*case.message).collect();
+        assert_eq!(messages, ["e at exit 0", "a at exit 1", "b at exit 1"]);
+    }
+
+    #[test]
+    fn a_case_that_fails_again_is_failed_and_one_that_does_not_run_again_is_not_flaky() {
+        use Outcome::{Failed, Passed};
+        let attempts = [
+            attempt(1, &[("a", Failed), ("b", Failed), ("gone", Failed)]),
+            attempt(1, &[("a", Failed), ("b", Passed)]),
+        ];
+        let (counts, failure) = of(&attempts);
+        assert_eq!(counts.unwrap(), "0 passed, 1 failed, 1 flaky");
+        assert_eq!(failure.unwrap(), "1 test failed: a.spec › a: a at exit 1");
+    }
+
+    #[test]
+    fn failed_cases_fail_a_test_that_exits_with_0() {
+        let names: Vec<_> = (0..5).map(|number| number.to_string()).collect();
+        let failed: Vec<_> = names.iter().map(|name| (&**name, Outcome::Failed)).collect();
+        let attempts = [attempt(0, &failed)];
+        let failure = failure(&attempts, attempts_results(&test(), &attempts).as_ref()).unwrap();
+        assert_eq!(failure.reason, FailureReason::Test { failed: 5, exit_code: 0 });
+        assert!(failure.message.starts_with("5 tests failed: a.spec › 0: 0 at exit 0; "));
+        assert!(failure.message.ends_with("2 at exit 0 and 2 more"), "{}", failure.message);
+    }
+
+    #[test]
+    fn a_case_that_the_runner_lists_again_as_passed_is_flaky_if_the_runner_is_content() {
+        let twice = [("a", Outcome::Failed), ("a", Outcome::Passed), ("b", Outcome::Passed)];
+        assert_eq!(of(&[attempt(0, &twice)]), (Some("1 passed, 1 flaky".to_owned()), None));
+        let (counts, failure) = of(&[attempt(1, &twice)]);
+        assert_eq!(counts.unwrap(), "2 passed, 1 failed");
+        assert!(failure.is_some());
+    }
+
+    #[test]
+    fn an_exit_code_fails_a_test_whose_cases_passed() {
+        let (counts, failure) = of(&[attempt(3, &[("a", Outcome::Passed)])]);
+        assert_eq!(counts.unwrap(), "1 passed");
+        let expected = "the test failed with exit code 3; its last lines:\nfirst\nlast";
+        assert_eq!(failure.unwrap(), expected);
+    }
+
+    #[test]
+    fn a_test_without_cases_is_one_flaky_case_if_it_passes_later() {
+        let results = attempts_results(&test(), &[without_cases(7), without_cases(0)]).unwrap();
+        assert_eq!((results.flaky, &*results.cases[0].name), (1, "npm test"));
+        assert_eq!(results.cases[0].message, "exit code 7 at attempt 1");
+        assert_eq!(of(&[without_cases(0)]), (None, None));
+        assert_eq!(of(&[without_cases(7), without_cases(8)]).0, None);
+    }
+}
