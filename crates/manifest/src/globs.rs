@@ -91,6 +91,17 @@ pub(super) fn check_path(text: &str) -> Result<(), Mistake> {
     Ok(())
 }
 
+/// Checks one pattern of files in a container, relative to a working folder or absolute.
+pub(super) fn check_file(text: &str) -> Result<(), Mistake> {
+    check(text, "file")?;
+    let relative = text.trim_start_matches('/');
+    normalize(relative).map_err(Mistake::Path)?;
+    for glob in path_globs(relative) {
+        glob.map_err(|error| bad_glob(text, &error))?;
+    }
+    Ok(())
+}
+
 fn check(text: &str, what: &'static str) -> Result<(), Mistake> {
     if text.is_empty() {
         return Err(Mistake::EmptyText { hint: None });

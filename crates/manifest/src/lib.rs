@@ -19,6 +19,7 @@ mod schema;
 mod source;
 pub mod suggest;
 mod template;
+mod test;
 mod times;
 mod tree;
 mod value_schemas;
@@ -35,7 +36,7 @@ pub use compose::{WritableMount, model as compose_model, writable_mounts};
 pub use globs::Globs;
 pub use limits::{
     BUILD_ARGS_MAX, BUILDS_MAX, CACHE_FROM_MAX, DEFAULT_TIMEOUT, ENDPOINT_NAME_CHARACTERS_MAX,
-    ENDPOINTS_MAX, FILE_BYTES_MAX, FILE_JOBS_MAX, GLOBS_MAX, JOBS_MAX,
+    ENDPOINTS_MAX, FILE_BYTES_MAX, FILE_JOBS_MAX, GLOBS_MAX, JOBS_MAX, TESTS_MAX,
 };
 pub use manifest::{Build, Manifest, Variant};
 pub use order::image_argument;
@@ -47,6 +48,7 @@ pub use problem::{Position, Problem, Problems};
 pub use schema::json_schema;
 pub use source::{FILE_NAME, MISNAMED, MISNAMED_ADVICE, MISSING_ADVICE, read_checkout, read_file};
 pub use template::{Template, TemplateError, Variable};
+pub use test::{Test, TestImage, TestPlace};
 
 /// Reads a manifest. `file_name` only appears in problems.
 ///

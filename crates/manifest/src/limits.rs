@@ -88,6 +88,15 @@ pub(super) const SECRETS_MAX: usize = 64;
 /// The most texts of one command: the program and its arguments.
 pub(super) const COMMAND_TEXTS_MAX: usize = 64;
 
+/// The most tests of one file.
+pub const TESTS_MAX: usize = 16;
+
+/// The most shards of one test. Each has a machine of its own.
+pub(super) const TEST_SHARDS_MAX: u32 = 16;
+
+/// The most retries of one test.
+pub(super) const TEST_RETRIES_MAX: u32 = 3;
+
 /// The most `public_paths`.
 pub(super) const PUBLIC_PATHS_MAX: usize = 32;
 

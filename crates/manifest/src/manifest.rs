@@ -11,6 +11,7 @@ use super::globs::Globs;
 use super::preview::{self, Preview};
 use super::problem::Position;
 use super::template::Template;
+use super::test::{self, Test};
 use super::value_schemas;
 
 /// The builds of a repository. The file `stagely.yaml` is at the root of the repository.
@@ -32,6 +33,10 @@ pub struct Manifest {
     /// How the images are deployed for people to look at, each pull request on a machine of its own.
     #[schemars(schema_with = "preview::schema")]
     pub preview: Option<Preview>,
+    /// Commands that test the images and the preview: a map of names to tests, at most 16. They are not
+    /// run yet: a file with this section is refused.
+    #[schemars(rename = "test", schema_with = "test::schema")]
+    pub tests: Vec<Test>,
 }
 
 /// One image.

@@ -268,6 +268,22 @@ pub(super) enum Mistake {
     Disk(String),
     #[error("`{}` is not between {min}GiB and {max}GiB", shown(text))]
     DiskRange { text: String, min: u64, max: u64 },
+
+    // Tests.
+    #[error(
+        "a test's name is made of letters (a-z, A-Z), digits, `_` and `-`, and does not start with `-`"
+    )]
+    TestName,
+    #[error("there is no section `preview`; leave this out")]
+    NoPreviewToTest,
+    #[error("goes with `on: tester` alone; leave this out")]
+    OnlyOnTester,
+    #[error("must be a number from {min} to {max}")]
+    NumberRange { min: u32, max: u32 },
+    #[error("is a variable that Stagely sets; call yours otherwise")]
+    ReservedVariable,
+    #[error("tests are not run yet; leave this section out")]
+    TestsNotRun,
 }
 
 impl Mistake {

@@ -18,8 +18,12 @@ use super::problem::Position;
 use super::template::{Template, Variable};
 use super::value_schemas;
 
-pub(super) use read::preview as read;
-pub(super) use schemas::section as schema;
+pub(super) use read::{command_texts, preview as read, secret_names};
+pub(super) use schemas::{
+    command as command_schema, env as env_schema, secrets as secrets_schema, section as schema,
+};
+pub(super) use source::variant;
+pub(super) use values::keyword;
 
 /// The name of the service, and of the endpoint, of a preview that is one container.
 pub const SINGLE_SERVICE: &str = "app";
@@ -202,7 +206,7 @@ pub enum PreviewVariable {
 
 impl PreviewVariable {
     /// All variables of a preview with these endpoints, by name.
-    fn by_name<'a>(endpoints: impl IntoIterator<Item = &'a str>) -> Vec<(String, Self)> {
+    pub(super) fn by_name<'a>(endpoints: impl IntoIterator<Item = &'a str>) -> Vec<(String, Self)> {
         let of_run = Variable::by_name().into_iter();
         let of_run = of_run.map(|(name, variable)| (name, Self::Run(variable)));
         let own = [("PREVIEW_URL".to_owned(), Self::Url), ("PREVIEW_HOST".to_owned(), Self::Host)];

@@ -23,6 +23,7 @@ use super::order;
 use super::preview;
 use super::problem::{Collector, Position};
 use super::template::{Template, Variable};
+use super::test;
 use super::times;
 use super::tree::{self, Node};
 use super::values;
@@ -69,14 +70,18 @@ fn manifest(root: &Field<'_>, problems: &mut Collector) -> Manifest {
     let name = fields.value("name", values::name, problems);
     let submodules = fields.value("submodules", values::submodules, problems).unwrap_or_default();
     let builds = fields.require("builds", "it maps names to builds", problems);
-    let preview = fields.take("preview");
+    let (preview, tests) = (fields.take("preview"), fields.take("test"));
     fields.take_extensions();
     fields.finish(problems);
     let builds = builds.map(|field| builds_and_jobs_of(&field, problems)).unwrap_or_default();
     names::check(&builds, problems);
     order::check(&builds, problems);
     let preview = preview.and_then(|field| preview::read(&field, &builds, problems));
-    Manifest { name, submodules, builds, preview }
+    let tests = tests.map(|field| {
+        problems.add(field.key_at, &*field.path, Mistake::TestsNotRun);
+        test::read(&field, &builds, preview.as_ref(), problems)
+    });
+    Manifest { name, submodules, builds, preview, tests: tests.unwrap_or_default() }
 }
 
 /// Reads the builds, and notes if they make too many jobs together.

@@ -24,6 +24,11 @@ pub(super) fn build_timeout(field: &Field<'_>) -> Result<Duration, Mistake> {
     time(field, &Limits { min: Duration::ZERO, max: TIMEOUT_MAX, max_of: "a build may take" })
 }
 
+/// The time limit of a test.
+pub(super) fn test_timeout(field: &Field<'_>) -> Result<Duration, Mistake> {
+    time(field, &Limits { min: Duration::ZERO, max: TIMEOUT_MAX, max_of: "a test may take" })
+}
+
 /// The time until an endpoint is healthy.
 pub(super) fn health_timeout(field: &Field<'_>) -> Result<Duration, Mistake> {
     let max_of = "a health check may take";

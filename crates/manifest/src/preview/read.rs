@@ -1,5 +1,7 @@
 //! The tree of the section `preview` → a preview and all its mistakes.
 
+use std::collections::BTreeMap;
+
 use super::source::{Deployed, Form};
 use super::{Preview, PreviewVariable, SINGLE_SERVICE, ServiceCommand, values};
 use crate::fields::{Field, Fields, read_value};
@@ -11,6 +13,7 @@ use crate::lists::{self, branch_patterns, distinct, limit, path_patterns, templa
 use crate::manifest::Build;
 use crate::mistake::Mistake;
 use crate::problem::Collector;
+use crate::template::Template;
 use crate::times;
 use crate::values::machine;
 
@@ -53,20 +56,25 @@ pub(crate) fn preview(
         compose_at,
     };
     if let Some(field) = fields.take("secrets") {
-        preview.secrets = secrets(&field, &preview, problems);
+        preview.secrets = secret_names(&field, &preview.env, problems);
     }
     fields.finish(problems);
     Some(preview)
 }
 
-fn secrets(field: &Field<'_>, preview: &Preview, problems: &mut Collector) -> Vec<String> {
+/// Reads the names of secrets, which are not those of `env`.
+pub(crate) fn secret_names(
+    field: &Field<'_>,
+    env: &BTreeMap<String, Template<PreviewVariable>>,
+    problems: &mut Collector,
+) -> Vec<String> {
     let Some(mut items) = lists::open(field, "a list of names", problems) else {
         return Vec::new();
     };
     limit(field, &mut items, SECRETS_MAX, problems);
     let names = distinct(&items, values::secret_name, problems);
     for item in &items {
-        if item.scalar().is_some_and(|name| preview.env.contains_key(name)) {
+        if item.scalar().is_some_and(|name| env.contains_key(name)) {
             problems.add(item.at(), &*item.path, Mistake::SetTwice { other: "env" });
         }
     }
@@ -100,7 +108,11 @@ fn command(field: &Field<'_>, form: Form, problems: &mut Collector) -> Option<Se
     let hint = "it is a list of the program and its arguments";
     let command = fields
         .require("command", hint, problems)
-        .map(|field| command_texts(&field, problems))
+        .map(|field| {
+            let hint =
+                "write a list of the program and its arguments, such as `[bin/migrate, --all]`";
+            command_texts(&field, hint, problems)
+        })
         .unwrap_or_default();
     let timeout = fields.value("timeout", times::command_timeout, problems);
     fields.finish(problems);
@@ -111,9 +123,13 @@ fn command(field: &Field<'_>, form: Form, problems: &mut Collector) -> Option<Se
     })
 }
 
-fn command_texts(field: &Field<'_>, problems: &mut Collector) -> Vec<String> {
+/// Reads a program and its arguments. `hint` is for a text in place of the list.
+pub(crate) fn command_texts(
+    field: &Field<'_>,
+    hint: &'static str,
+    problems: &mut Collector,
+) -> Vec<String> {
     let Some(mut items) = field.list() else {
-        let hint = "write a list of the program and its arguments, such as `[bin/migrate, --all]`";
         let hint = field.scalar().map(|_| hint);
         problems.add(field.at(), &*field.path, field.wanted("a list of texts", hint));
         return Vec::new();

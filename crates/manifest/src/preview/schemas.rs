@@ -113,14 +113,14 @@ pub(super) fn endpoints(generator: &mut SchemaGenerator) -> Schema {
     })
 }
 
-pub(super) fn env(_: &mut SchemaGenerator) -> Schema {
+pub(crate) fn env(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "object", "maxProperties": ENV_MAX,
         "propertyNames": value_schemas::variable_name(), "additionalProperties": scalar(),
     })
 }
 
-pub(super) fn secrets(_: &mut SchemaGenerator) -> Schema {
+pub(crate) fn secrets(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "array", "maxItems": SECRETS_MAX, "uniqueItems": true,
         "items": {"type": "string", "pattern": VARIABLE_NAME, "maxLength": NAME_CHARACTERS_MAX},
@@ -156,7 +156,7 @@ pub(super) fn status(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
-pub(super) fn command(_: &mut SchemaGenerator) -> Schema {
+pub(crate) fn command(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "array", "minItems": 1, "maxItems": COMMAND_TEXTS_MAX,
         "items": {"type": "string", "minLength": 1, "maxLength": BUILD_ARG_BYTES_MAX},

@@ -155,7 +155,11 @@ fn images_of(
 }
 
 /// Reads the name of a build, or of one combination of its matrix.
-fn variant(field: &Field<'_>, builds: &[Build], problems: &mut Collector) -> Option<String> {
+pub(crate) fn variant(
+    field: &Field<'_>,
+    builds: &[Build],
+    problems: &mut Collector,
+) -> Option<String> {
     let name = read_value(field, values::variant, problems)?;
     // A build with a mistake may be missing in `builds` or lack its combinations, and a file without builds
     // has a mistake.

@@ -23,7 +23,8 @@ pub(super) fn access(field: &Field<'_>) -> Result<PreviewAccess, Mistake> {
     keyword(field, &PreviewAccess::NAMES)
 }
 
-fn keyword<T: Copy>(field: &Field<'_>, known: &[(&str, T)]) -> Result<T, Mistake> {
+/// One of the words `known`.
+pub(crate) fn keyword<T: Copy>(field: &Field<'_>, known: &[(&str, T)]) -> Result<T, Mistake> {
     let text = field.text()?;
     if let Some((_, value)) = known.iter().find(|(name, _)| *name == text) {
         return Ok(*value);

@@ -126,10 +126,8 @@ fn unknown_keys_are_refused_with_a_suggestion() {
     );
     assert_eq!(
         problems("builds: {a: {context: .}}\nservices: {}"),
-        [
-            "2:1: services: unknown key; known here are `version`, `name`, `submodules`, `builds` and \
-          `preview`"
-        ]
+        ["2:1: services: unknown key; known here are `version`, `name`, `submodules`, `builds`, \
+          `preview` and `test`"]
     );
 }
 

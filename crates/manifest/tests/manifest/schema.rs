@@ -20,7 +20,7 @@ fn the_schema_is_valid_and_describes_every_key() {
     let schema = serde_json::to_value(json_schema()).unwrap();
     jsonschema::meta::validate(&schema).unwrap();
     let definitions = schema["$defs"].as_object().unwrap();
-    assert_eq!(definitions.len(), 5);
+    assert_eq!(definitions.len(), 6);
     for part in definitions.values().chain([&schema]) {
         assert_eq!(part["additionalProperties"], false);
         for (key, property) in part["properties"].as_object().unwrap() {
@@ -36,7 +36,8 @@ fn the_schema_is_valid_and_describes_every_key() {
 fn the_schema_has_exactly_the_keys_of_the_parser() {
     let schema = serde_json::to_value(json_schema()).unwrap();
     let known = |lines: &[String]| -> Vec<String> {
-        let (_, list) = lines[0].split_once("known here are ").unwrap();
+        let mut lists = lines.iter().filter_map(|line| line.split_once("known here are "));
+        let (_, list) = lists.next().unwrap();
         let mut keys: Vec<_> = list.split('`').skip(1).step_by(2).map(str::to_owned).collect();
         keys.sort();
         keys
@@ -50,6 +51,10 @@ fn the_schema_has_exactly_the_keys_of_the_parser() {
     build.sort();
     assert_eq!(file, known(&problems("builds: {a: {context: .}}\nzzzzzz: 1")));
     assert_eq!(build, known(&problems("builds: {a: {context: ., zzzzzz: 1}}")));
+    let mut of_test = keys_of(&schema["$defs"]["Test"]);
+    of_test.sort();
+    let section = "test: {t: {image: a, zzzzzz: 1}}";
+    assert_eq!(of_test, known(&problems(format!("{BUILDS}{section}\n"))));
     for (definition, unknown) in [
         ("Preview", "  zzzzzz: 1"),
         ("Endpoint", "  <<: {endpoints: {web: {service: s, port: 80, zzzzzz: 1}}}"),
@@ -175,6 +180,46 @@ fn the_schema_refuses_previews_that_it_can_express() {
         "zzzzzz: 1",
     ] {
         refused(&format!("{BUILDS}preview:\n  compose: c\n{ENDPOINTS}  {rest}\n"));
+    }
+}
+
+#[test]
+fn the_schema_describes_tests() {
+    let of = |test: &str| format!("{BUILDS}test: {{t: {{{test}}}}}\n");
+    for test in [
+        "image: a",
+        "image: docker.io/library/node:24, command: [npm, test], on: tester, machine: large, shards: 16, retries: 3",
+        "image: a, timeout: 1h, env: {A: 1, B: x}, secrets: [C], junit: ['r/*.xml'], artifacts: [/out], \
+         comment_images: []",
+        "image: a, 'on': preview",
+    ] {
+        assert!(allows(&of(test)), "{test}");
+        // All other mistakes would be listed.
+        let refused = ["2:1: test: tests are not run yet; leave this section out"];
+        let no_preview = test.contains("preview");
+        assert_eq!(problems(of(test)).len(), refused.len() + usize::from(no_preview), "{test}");
+        assert_eq!(problems(of(test))[..1], refused, "{test}");
+    }
+    for test in [
+        "command: [x]",
+        "image: ''",
+        "image: a, command: []",
+        "image: a, command: x",
+        "image: a, on: cloud",
+        "image: a, on: preview, shards: 2",
+        "image: a, on: preview, machine: small",
+        "image: a, shards: 0",
+        "image: a, shards: 17",
+        "image: a, retries: 4",
+        "image: a, timeout: 5",
+        "image: a, env: {A-B: x}",
+        "image: a, secrets: [A, A]",
+        "image: a, junit: x",
+        "image: a, junit: ['!x']",
+        "image: a, zzzzzz: 1",
+    ] {
+        assert!(!allows(&of(test)), "{test}");
+        assert!(problems(of(test)).len() > 1, "{test}");
     }
 }
 
